@@ -1,0 +1,255 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The certificate table of an extended guest request.
+
+Source: GHCB (56421) section "SNP Extended Guest Request". The table starts with
+24-byte entries {GUID 16, offset u32, length u32}, little-endian, ended by 24
+zero bytes; offsets count from byte 0 of the table. GUIDs are written in RFC
+4122 byte order (google/go-sev-guest issue 157 has AMD's word on it).
+
+A table comes from a host that a guest does not trust, so decoding is bounded:
+at most :data:`MAX_ENTRIES` entries, no blob inside the header, past the end or
+over another blob. The bytes copied are thus never more than the input's.
+"""
+
+from __future__ import annotations
+
+import struct
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Self
+
+from snpcerts.abi.cstruct import Buffer
+from snpcerts.errors import FormatError
+
+WHAT = "certificate table"
+PAGE_SIZE = 4096
+ENTRY_SIZE = 24
+
+VCEK_GUID = uuid.UUID("63da758d-e664-4564-adc5-f4b93be8accd")
+VLEK_GUID = uuid.UUID("a8074bc2-a25a-483e-aae6-39c045a0b8a1")
+ASK_GUID = uuid.UUID("4ab7b379-bbac-4fe4-a02f-05aef327c782")  # the ASVK's too
+ARK_GUID = uuid.UUID("c0b406a4-a803-4952-9743-3fb6014cd0ae")
+CRL_GUID = uuid.UUID("92f81bc3-5811-4d3d-97ff-d19f88dc67ea")  # as virtee/sev has it
+
+GUID_NAMES: dict[uuid.UUID, str] = {
+    VCEK_GUID: "vcek",
+    VLEK_GUID: "vlek",
+    ASK_GUID: "ask",
+    ARK_GUID: "ark",
+    CRL_GUID: "crl",
+}
+# Not certificates; named so that people can tell them apart.
+OTHER_NAMES: dict[uuid.UUID, str] = {
+    uuid.UUID("ecae0c0f-9502-43b1-afa2-0ae2e0d565b6"): "platform-info (go-sev-guest)",
+    uuid.UUID("9f4116cd-c503-4f5a-8f6f-fb68882f4ce2"): "firmware endorsement (Google)",
+}
+
+# A Linux guest hands over at most this much (SEV_FW_BLOB_MAX_SIZE, arch/x86/include/asm/sev.h).
+LINUX_GUEST_LIMIT = 0x4000
+# As many entries as the header of a table of that size could hold.
+MAX_ENTRIES = LINUX_GUEST_LIMIT // ENTRY_SIZE
+# No table comes near this; a bound for those who read one from a file.
+MAX_SIZE = 1 << 20
+
+EMPTY = bytes(ENTRY_SIZE)
+
+_ENTRY = struct.Struct("<16sII")
+_KNOWN = frozenset(GUID_NAMES) | frozenset(OTHER_NAMES)
+
+
+def pages_of(size: int) -> int:
+    """How many 4 KiB pages ``size`` bytes take."""
+    return -(-size // PAGE_SIZE)
+
+
+@dataclass(frozen=True, slots=True)
+class TableEntry:
+    """One blob and its GUID."""
+
+    guid: uuid.UUID
+    data: bytes
+
+    @property
+    def name(self) -> str:
+        """``vcek``, ``ask``..., or the GUID in its text form."""
+        return GUID_NAMES.get(self.guid, str(self.guid))
+
+
+@dataclass(frozen=True, slots=True)
+class TableProblem:
+    """One thing wrong with a table: what, in which entry, at which byte."""
+
+    message: str
+    entry: int
+    offset: int
+
+    def __str__(self) -> str:
+        return f"entry {self.entry} at offset {self.offset:#x}: {self.message}"
+
+
+@dataclass(frozen=True, slots=True)
+class CertTable:
+    """A certificate table: entries in order, unknown GUIDs included.
+
+    ``warnings`` says what was tolerated while decoding; it does not take part
+    in comparison and is not written.
+    """
+
+    entries: tuple[TableEntry, ...] = ()
+    warnings: tuple[str, ...] = field(default=(), compare=False)
+
+    def __iter__(self) -> Iterator[TableEntry]:
+        return iter(self.entries)
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def get(self, guid: uuid.UUID) -> bytes | None:
+        """The blob of ``guid``, or None."""
+        return next((entry.data for entry in self.entries if entry.guid == guid), None)
+
+    @property
+    def size(self) -> int:
+        """Bytes of :meth:`encode`."""
+        return ENTRY_SIZE * (len(self.entries) + 1) + sum(len(e.data) for e in self.entries)
+
+    @property
+    def pages(self) -> int:
+        """4 KiB pages a guest must hand over to receive this table."""
+        return pages_of(self.size)
+
+    def encode(self) -> bytes:
+        """The table as bytes: header, terminator, blobs back to back.
+
+        Raises :class:`FormatError` for what other readers choke on: an empty
+        blob, a GUID twice, the zero GUID, too many entries, more than
+        :data:`MAX_SIZE` bytes.
+        """
+        if len(self.entries) > MAX_ENTRIES:
+            raise FormatError(WHAT, f"{len(self.entries)} entries, at most {MAX_ENTRIES}")
+        if self.size > MAX_SIZE:
+            raise FormatError(WHAT, f"{self.size} bytes, at most {MAX_SIZE}")
+        header, blobs = bytearray(), bytearray()
+        position = ENTRY_SIZE * (len(self.entries) + 1)
+        seen: set[uuid.UUID] = set()
+        for index, entry in enumerate(self.entries):
+            if entry.guid.int == 0:
+                raise FormatError(WHAT, "the zero GUID ends a table", field=f"entry {index}")
+            if not entry.data:
+                raise FormatError(WHAT, f"{entry.name} is empty", field=f"entry {index}")
+            if entry.guid in seen:
+                raise FormatError(WHAT, f"{entry.name} is there twice", field=f"entry {index}")
+            seen.add(entry.guid)
+            header += _ENTRY.pack(entry.guid.bytes, position + len(blobs), len(entry.data))
+            blobs += entry.data
+        return bytes(header + EMPTY + blobs)
+
+    @classmethod
+    def decode(cls, data: Buffer) -> Self:
+        """Read a table; what follows the last blob is padding and ignored.
+
+        Raises :class:`FormatError`, with the entry's index and offset, at the
+        first thing wrong.
+        """
+        table, problems = cls.decode_lenient(data)
+        if problems:
+            problem = min(problems, key=lambda each: each.entry)
+            raise FormatError(
+                WHAT, problem.message, field=f"entry {problem.entry}", offset=problem.offset
+            )
+        return table
+
+    @classmethod
+    def decode_lenient(cls, data: Buffer) -> tuple[Self, tuple[TableProblem, ...]]:
+        """Read what can be read, and say what is wrong with the rest. Never raises."""
+        view = memoryview(data)
+        headers, problems = _read_header(view)
+        sound, unsound = _sound_headers(headers, len(view))
+        entries: list[TableEntry] = []
+        warnings: list[str] = []
+        for header in sound:
+            if header.swapped:
+                warnings.append(
+                    f"entry {header.index}: GUID {header.guid} is stored in mixed-endian order; "
+                    "RFC 4122 order is the rule"
+                )
+            blob = bytes(view[header.offset : header.offset + header.length])
+            entries.append(TableEntry(header.guid, blob))
+        return cls(tuple(entries), tuple(warnings)), tuple(problems + unsound)
+
+
+@dataclass(frozen=True, slots=True)
+class _Header:
+    index: int
+    guid: uuid.UUID
+    swapped: bool  # the GUID was in mixed-endian order
+    offset: int
+    length: int
+
+    def problem(self, message: str) -> TableProblem:
+        return TableProblem(message, self.index, self.index * ENTRY_SIZE)
+
+
+def _guid(stored: bytes) -> tuple[uuid.UUID, bool]:
+    """The GUID of 16 stored bytes, and whether they are a known one's mixed-endian form."""
+    guid = uuid.UUID(bytes=stored)
+    swapped = uuid.UUID(bytes_le=stored)
+    if guid not in _KNOWN and swapped in _KNOWN:
+        return swapped, True
+    return guid, False
+
+
+def _read_header(view: memoryview) -> tuple[list[_Header], list[TableProblem]]:
+    """The entries up to the terminator, as they stand."""
+    headers: list[_Header] = []
+    for index in range(MAX_ENTRIES + 1):
+        at = index * ENTRY_SIZE
+        if at + ENTRY_SIZE > len(view):
+            problem = f"the table ends after {len(view)} bytes without its terminator"
+            return headers, [TableProblem(problem, index, at)]
+        if view[at : at + ENTRY_SIZE] == EMPTY:
+            return headers, []
+        if index < MAX_ENTRIES:
+            stored, offset, length = _ENTRY.unpack_from(view, at)
+            headers.append(_Header(index, *_guid(stored), offset, length))
+    problem = f"more than {MAX_ENTRIES} entries"
+    return headers, [TableProblem(problem, MAX_ENTRIES, MAX_ENTRIES * ENTRY_SIZE)]
+
+
+def _sound_headers(headers: list[_Header], size: int) -> tuple[list[_Header], list[TableProblem]]:
+    """Split entries into those that may be copied and what is wrong with the others."""
+    header_end = ENTRY_SIZE * (len(headers) + 1)
+    in_range: list[_Header] = []
+    problems: list[TableProblem] = []
+    seen: set[uuid.UUID] = set()
+    for header in headers:
+        end = header.offset + header.length  # Python integers: cannot wrap
+        if header.guid.int == 0:
+            message = "zero GUID with a non-zero offset or length"
+        elif header.length == 0:
+            message = f"{header.guid} has length 0"
+        elif header.offset < header_end:
+            message = f"offset {header.offset:#x} is inside the {header_end}-byte header"
+        elif end > size:
+            message = f"blob {header.offset:#x}..{end:#x} ends after the table's {size} bytes"
+        elif header.guid in seen:
+            message = f"GUID {header.guid} is there twice"
+        else:
+            seen.add(header.guid)
+            in_range.append(header)
+            continue
+        problems.append(header.problem(message))
+    overlapping: dict[int, int] = {}
+    last: _Header | None = None
+    for header in sorted(in_range, key=lambda each: (each.offset, each.index)):
+        if last is not None and header.offset < last.offset + last.length:
+            overlapping[header.index] = last.index
+        else:
+            last = header
+    for header in in_range:
+        if header.index in overlapping:
+            problems.append(
+                header.problem(f"blob overlaps that of entry {overlapping[header.index]}")
+            )
+    return [header for header in in_range if header.index not in overlapping], problems

@@ -1,0 +1,145 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Fixed-size little-endian structures, declared with their offsets.
+
+A structure is a frozen dataclass whose fields carry the offset at which the C
+structure has them. Nothing is computed from the order of fields, so a reader
+can hold the class against the specification line by line, and a test can hold
+it against a compiler.
+
+>>> from dataclasses import dataclass
+>>> @dataclass(frozen=True, slots=True)
+... class Pair(CStruct):
+...     SIZE = 12
+...     a: int = u32(0)
+...     b: int = u64(4)
+>>> Pair(a=1, b=2).pack().hex()
+'010000000200000000000000'
+>>> Pair.unpack(bytes(12))
+Pair(a=0, b=0)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import struct
+from typing import Any, ClassVar, Self
+
+from snpcerts.errors import FormatError
+
+Buffer = bytes | bytearray | memoryview
+
+_OFFSET = "snpcerts.offset"
+_CODEC = "snpcerts.codec"
+
+
+def _scalar(offset: int, code: str) -> Any:
+    return dataclasses.field(
+        default=0, metadata={_OFFSET: offset, _CODEC: struct.Struct("<" + code)}
+    )
+
+
+def u8(offset: int) -> Any:
+    """An unsigned byte at ``offset``."""
+    return _scalar(offset, "B")
+
+
+def u16(offset: int) -> Any:
+    """An unsigned 16-bit integer, little-endian, at ``offset``."""
+    return _scalar(offset, "H")
+
+
+def s16(offset: int) -> Any:
+    """A signed 16-bit integer, little-endian, at ``offset``."""
+    return _scalar(offset, "h")
+
+
+def u32(offset: int) -> Any:
+    """An unsigned 32-bit integer, little-endian, at ``offset``."""
+    return _scalar(offset, "I")
+
+
+def s32(offset: int) -> Any:
+    """A signed 32-bit integer, little-endian, at ``offset``."""
+    return _scalar(offset, "i")
+
+
+def u64(offset: int) -> Any:
+    """An unsigned 64-bit integer, little-endian, at ``offset``."""
+    return _scalar(offset, "Q")
+
+
+def s64(offset: int) -> Any:
+    """A signed 64-bit integer, little-endian, at ``offset``."""
+    return _scalar(offset, "q")
+
+
+def raw(offset: int, size: int) -> Any:
+    """``size`` bytes at ``offset``, zero unless given."""
+    return dataclasses.field(
+        default=bytes(size), metadata={_OFFSET: offset, _CODEC: struct.Struct(f"{size}s")}
+    )
+
+
+class CStruct:
+    """Base of every declared structure.
+
+    ``SIZE`` is the size of the C structure in bytes, padding included;
+    ``C_NAME`` is its name in the header it comes from, empty where there is no
+    such header.
+    """
+
+    __slots__ = ()
+    SIZE: ClassVar[int]
+    C_NAME: ClassVar[str] = ""
+
+    @classmethod
+    def layout(cls) -> dict[str, tuple[int, int]]:
+        """Map each field's name to its (offset, size) in bytes."""
+        return {name: (offset, codec.size) for name, offset, codec in _members(cls)}
+
+    @classmethod
+    def unpack(cls, data: Buffer) -> Self:
+        """Read the structure from the first ``SIZE`` bytes of ``data``.
+
+        Raises :class:`FormatError` when ``data`` is shorter than that.
+        """
+        if len(data) < cls.SIZE:
+            raise FormatError(
+                cls.C_NAME or cls.__name__, f"needs {cls.SIZE} bytes, found {len(data)}"
+            )
+        return cls(
+            **{name: codec.unpack_from(data, offset)[0] for name, offset, codec in _members(cls)}
+        )
+
+    def pack(self) -> bytes:
+        """Write the structure as ``SIZE`` bytes; bytes of no field are zero.
+
+        Raises :class:`FormatError` when a value does not fit its field.
+        """
+        out = bytearray(self.SIZE)
+        for name, offset, codec in _members(type(self)):
+            value = getattr(self, name)
+            try:
+                if isinstance(value, bytes) and len(value) != codec.size:
+                    raise struct.error(f"{len(value)} bytes given")
+                codec.pack_into(out, offset, value)
+            except struct.error:
+                raise FormatError(
+                    self.C_NAME or type(self).__name__,
+                    f"{value!r} does not fit {codec.size} bytes",
+                    field=name,
+                    offset=offset,
+                ) from None
+        return bytes(out)
+
+
+_cache: dict[type[CStruct], tuple[tuple[str, int, struct.Struct], ...]] = {}
+
+
+def _members(cls: type[CStruct]) -> tuple[tuple[str, int, struct.Struct], ...]:
+    found = _cache.get(cls)
+    if found is None:
+        fields = dataclasses.fields(cls)  # type: ignore[arg-type]  # subclasses are dataclasses
+        found = tuple((f.name, f.metadata[_OFFSET], f.metadata[_CODEC]) for f in fields)
+        _cache[cls] = found
+    return found

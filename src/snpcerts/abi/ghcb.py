@@ -1,0 +1,166 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The GHCB page, its exit codes, and the GHCB MSR protocol.
+
+Source: GHCB (56421) sections 2.3, 2.6 and 4; Linux ``arch/x86/include/asm/svm.h``
+(struct ghcb_save_area), ``asm/sev-common.h`` and ``uapi/asm/svm.h``.
+"""
+
+from __future__ import annotations
+
+import enum
+from typing import Final
+
+PAGE_SIZE = 4096
+MSR_GHCB = 0xC001_0130
+
+SHARED_BUFFER = 0x800
+SHARED_BUFFER_SIZE = 2032
+PROTOCOL_VERSION = 0xFFA  # u16
+USAGE = 0xFFC  # u32; 0 is the standard layout, the only one KVM takes
+VALID_BITMAP = 0x3F0
+VALID_BITMAP_SIZE = 16
+
+
+class Field(enum.IntEnum):
+    """Offset of each eight-byte field of the save area that this path uses."""
+
+    RAX = 0x1F8
+    RCX = 0x308
+    RDX = 0x310
+    RBX = 0x318
+    SW_EXITCODE = 0x390
+    SW_EXITINFO1 = 0x398
+    SW_EXITINFO2 = 0x3A0
+    SW_SCRATCH = 0x3A8
+
+    @property
+    def valid_byte(self) -> int:
+        """Offset in the page of the valid-bitmap byte for this field."""
+        return VALID_BITMAP + self // 64
+
+    @property
+    def valid_mask(self) -> int:
+        """The field's bit in that byte."""
+        return 1 << (self // 8 % 8)
+
+
+class ExitCode(enum.IntEnum):
+    """SW_EXITCODE of the non-automatic exits."""
+
+    MMIO_READ = 0x8000_0001
+    MMIO_WRITE = 0x8000_0002
+    NMI_COMPLETE = 0x8000_0003
+    AP_HLT_LOOP = 0x8000_0004
+    AP_JUMP_TABLE = 0x8000_0005
+    PSC = 0x8000_0010
+    SNP_GUEST_REQUEST = 0x8000_0011
+    SNP_EXT_GUEST_REQUEST = 0x8000_0012
+    AP_CREATION = 0x8000_0013
+    HV_FEATURES = 0x8000_FFFD
+    TERM_REQUEST = 0x8000_FFFE
+    UNSUPPORTED_EVENT = 0x8000_FFFF
+
+
+class ResponseCode(enum.IntEnum):
+    """Low half of SW_EXITINFO1 on return."""
+
+    NO_ACTION = 0
+    ISSUE_EXCEPTION = 1
+    MALFORMED_INPUT = 2
+
+
+class InputErrorCode(enum.IntEnum):
+    """SW_EXITINFO2 when SW_EXITINFO1 says malformed input (GHCB_ERR_*)."""
+
+    NOT_REGISTERED = 1
+    INVALID_USAGE = 2
+    INVALID_SCRATCH_AREA = 3
+    MISSING_INPUT = 4
+    INVALID_INPUT = 5
+    INVALID_EVENT = 6
+
+
+class VmmError(enum.IntEnum):
+    """High half of SW_EXITINFO2 after a guest request."""
+
+    NONE = 0
+    INVALID_LEN = 1
+    BUSY = 2
+    GENERIC = 0xFFFF_FFFF  # KVM's own choice for "any other error"
+
+
+def guest_err(vmm: int, firmware: int) -> int:
+    """SW_EXITINFO2 of a guest request: VMM error above, firmware status below."""
+    return vmm << 32 | firmware & 0xFFFF_FFFF
+
+
+# GHCB MSR protocol: low 12 bits are the information code, the rest is data.
+MSR_CODE_MASK: Final = 0xFFF
+HV_FEATURES_SUPPORTED = 0b11  # SNP, AP creation: what KVM answers
+
+
+class MsrCode(enum.IntEnum):
+    """Information codes of the GHCB MSR protocol (GHCB section 2.3.1)."""
+
+    SEV_INFO_RSP = 0x001
+    SEV_INFO_REQ = 0x002
+    CPUID_REQ = 0x004
+    CPUID_RSP = 0x005
+    AP_RESET_HOLD_REQ = 0x006
+    AP_RESET_HOLD_RSP = 0x007
+    PREFERRED_GPA_REQ = 0x010
+    PREFERRED_GPA_RSP = 0x011
+    REGISTER_GPA_REQ = 0x012
+    REGISTER_GPA_RSP = 0x013
+    PSC_REQ = 0x014
+    PSC_RSP = 0x015
+    HV_FEATURES_REQ = 0x080
+    HV_FEATURES_RSP = 0x081
+    TERMINATE = 0x100
+
+
+class GhcbPage:
+    """A view of one GHCB page in writable memory of 4096 bytes.
+
+    Reads and writes go straight to the memory: two reads may see two values.
+    """
+
+    __slots__ = ("_page",)
+
+    def __init__(self, page: bytearray | memoryview) -> None:
+        self._page = memoryview(page)
+
+    def get(self, field: Field) -> int:
+        """The field's value, valid or not."""
+        return int.from_bytes(self._page[field : field + 8], "little")
+
+    def put(self, field: Field, value: int) -> None:
+        """Write the field and set its valid bit."""
+        self._page[field : field + 8] = value.to_bytes(8, "little")
+        self._page[field.valid_byte] |= field.valid_mask
+
+    def is_valid(self, field: Field) -> bool:
+        """Whether the field's bit in the valid bitmap is set."""
+        return bool(self._page[field.valid_byte] & field.valid_mask)
+
+    def clear_valid_bitmap(self) -> None:
+        """Clear every valid bit."""
+        self._page[VALID_BITMAP : VALID_BITMAP + VALID_BITMAP_SIZE] = bytes(VALID_BITMAP_SIZE)
+
+    @property
+    def usage(self) -> int:
+        """GHCB_USAGE."""
+        return int.from_bytes(self._page[USAGE : USAGE + 4], "little")
+
+    @usage.setter
+    def usage(self, value: int) -> None:
+        self._page[USAGE : USAGE + 4] = value.to_bytes(4, "little")
+
+    @property
+    def protocol_version(self) -> int:
+        """PROTOCOL_VERSION."""
+        return int.from_bytes(self._page[PROTOCOL_VERSION : PROTOCOL_VERSION + 2], "little")
+
+    @protocol_version.setter
+    def protocol_version(self, value: int) -> None:
+        self._page[PROTOCOL_VERSION : PROTOCOL_VERSION + 2] = value.to_bytes(2, "little")

@@ -1,0 +1,35 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How Linux makes ioctl request numbers on x86-64 (``asm-generic/ioctl.h``)."""
+
+from __future__ import annotations
+
+_NONE, _WRITE, _READ = 0, 1, 2
+
+
+def _number(direction: int, kind: int, number: int, size: int) -> int:
+    return direction << 30 | size << 16 | kind << 8 | number
+
+
+def io(kind: int, number: int) -> int:
+    """``_IO``: no argument structure."""
+    return _number(_NONE, kind, number, 0)
+
+
+def iow(kind: int, number: int, size: int) -> int:
+    """``_IOW``: the kernel reads ``size`` bytes."""
+    return _number(_WRITE, kind, number, size)
+
+
+def ior(kind: int, number: int, size: int) -> int:
+    """``_IOR``: the kernel writes ``size`` bytes."""
+    return _number(_READ, kind, number, size)
+
+
+def iowr(kind: int, number: int, size: int) -> int:
+    """``_IOWR``: the kernel reads and writes ``size`` bytes."""
+    return _number(_READ | _WRITE, kind, number, size)
+
+
+def type_of(request: int) -> int:
+    """The type byte of a request number."""
+    return request >> 8 & 0xFF

@@ -1,0 +1,345 @@
+# SPDX-License-Identifier: Apache-2.0
+"""KVM's user interface on the path of a certificate request.
+
+Source: kvm.h of Linux 7.0; the exit, the command and the attribute for
+certificates as merged in kvm-x86/linux fa9893fadbc2 and 20c3c4108d58. There is
+no capability for certificate fetching: the device attribute is the only way to
+find out.
+"""
+
+from __future__ import annotations
+
+import enum
+import struct
+from dataclasses import dataclass
+from typing import ClassVar
+
+from snpcerts.abi.cstruct import CStruct, raw, u8, u16, u32, u64
+from snpcerts.abi.ioctl import io, ior, iow, iowr
+
+KVMIO = 0xAE
+API_VERSION = 12
+
+
+class VmType(enum.IntEnum):
+    """KVM_CREATE_VM's argument on x86 (KVM_X86_*_VM)."""
+
+    DEFAULT = 0
+    SW_PROTECTED = 1
+    SEV = 2
+    SEV_ES = 3
+    SNP = 4
+    TDX = 5
+
+
+class Cap(enum.IntEnum):
+    """KVM_CHECK_EXTENSION numbers."""
+
+    USER_MEMORY = 3
+    DEVICE_CTRL = 89
+    IMMEDIATE_EXIT = 136
+    EXIT_HYPERCALL = 201
+    SYS_ATTRIBUTES = 209
+    USER_MEMORY2 = 231
+    MEMORY_FAULT_INFO = 232
+    MEMORY_ATTRIBUTES = 233
+    GUEST_MEMFD = 234
+    VM_TYPES = 235
+
+
+class ExitReason(enum.IntEnum):
+    """kvm_run.exit_reason."""
+
+    UNKNOWN = 0
+    EXCEPTION = 1
+    IO = 2
+    HYPERCALL = 3
+    DEBUG = 4
+    HLT = 5
+    MMIO = 6
+    IRQ_WINDOW_OPEN = 7
+    SHUTDOWN = 8
+    FAIL_ENTRY = 9
+    INTR = 10
+    INTERNAL_ERROR = 17
+    SYSTEM_EVENT = 24
+    MEMORY_FAULT = 39
+    TDX = 40
+    ARM_SEA = 41
+    SNP_REQ_CERTS = 42
+
+
+SYSTEM_EVENT_SEV_TERM = 6
+
+
+class SevCommand(enum.IntEnum):
+    """kvm_sev_cmd.id for KVM_MEMORY_ENCRYPT_OP."""
+
+    INIT = 0
+    ES_INIT = 1
+    LAUNCH_START = 2
+    GUEST_STATUS = 16
+    GET_ATTESTATION_REPORT = 20
+    SEND_CANCEL = 21
+    INIT2 = 22
+    SNP_LAUNCH_START = 100
+    SNP_LAUNCH_UPDATE = 101
+    SNP_LAUNCH_FINISH = 102
+    SNP_ENABLE_REQ_CERTS = 103
+
+
+SEV_COMMAND_SNP_FIRST = 100
+
+# Device attributes of /dev/kvm.
+GROUP_SEV = 1  # KVM_X86_GRP_SEV
+ATTR_SEV_VMSA_FEATURES = 0
+ATTR_SNP_POLICY_BITS = 1
+ATTR_SNP_REQ_CERTS = 2  # KVM_X86_SEV_SNP_REQ_CERTS
+
+MEM_LOG_DIRTY_PAGES = 1
+MEM_READONLY = 2
+MEM_GUEST_MEMFD = 4
+MEMORY_ATTRIBUTE_PRIVATE = 8
+
+
+class PageType(enum.IntEnum):
+    """kvm_sev_snp_launch_update.type."""
+
+    NORMAL = 1
+    ZERO = 3
+    UNMEASURED = 4
+    SECRETS = 5
+    CPUID = 6
+
+
+@dataclass(frozen=True, slots=True)
+class SevCmd(CStruct):
+    """Argument of KVM_MEMORY_ENCRYPT_OP."""
+
+    SIZE: ClassVar[int] = 24
+    C_NAME: ClassVar[str] = "struct kvm_sev_cmd"
+    id: int = u32(0)
+    data: int = u64(8)  # user pointer to the command's own structure
+    error: int = u32(16)  # out: firmware status
+    sev_fd: int = u32(20)
+
+
+@dataclass(frozen=True, slots=True)
+class SevInit(CStruct):
+    """Data of INIT2."""
+
+    SIZE: ClassVar[int] = 48
+    C_NAME: ClassVar[str] = "struct kvm_sev_init"
+    vmsa_features: int = u64(0)
+    flags: int = u32(8)
+    ghcb_version: int = u16(12)
+
+
+@dataclass(frozen=True, slots=True)
+class SnpLaunchStart(CStruct):
+    """Data of SNP_LAUNCH_START."""
+
+    SIZE: ClassVar[int] = 64
+    C_NAME: ClassVar[str] = "struct kvm_sev_snp_launch_start"
+    policy: int = u64(0)
+    gosvw: bytes = raw(8, 16)
+    flags: int = u16(24)
+
+
+@dataclass(frozen=True, slots=True)
+class SnpLaunchUpdate(CStruct):
+    """Data of SNP_LAUNCH_UPDATE; gfn_start, len and uaddr are advanced on return."""
+
+    SIZE: ClassVar[int] = 64
+    C_NAME: ClassVar[str] = "struct kvm_sev_snp_launch_update"
+    gfn_start: int = u64(0)
+    uaddr: int = u64(8)
+    len: int = u64(16)
+    type: int = u8(24)
+    flags: int = u16(26)
+
+
+@dataclass(frozen=True, slots=True)
+class SnpLaunchFinish(CStruct):
+    """Data of SNP_LAUNCH_FINISH."""
+
+    SIZE: ClassVar[int] = 88
+    C_NAME: ClassVar[str] = "struct kvm_sev_snp_launch_finish"
+    id_block_uaddr: int = u64(0)
+    id_auth_uaddr: int = u64(8)
+    id_block_en: int = u8(16)
+    auth_key_en: int = u8(17)
+    vcek_disabled: int = u8(18)
+    host_data: bytes = raw(19, 32)
+    flags: int = u16(54)
+
+
+@dataclass(frozen=True, slots=True)
+class UserspaceMemoryRegion(CStruct):
+    """Argument of KVM_SET_USER_MEMORY_REGION."""
+
+    SIZE: ClassVar[int] = 32
+    C_NAME: ClassVar[str] = "struct kvm_userspace_memory_region"
+    slot: int = u32(0)
+    flags: int = u32(4)
+    guest_phys_addr: int = u64(8)
+    memory_size: int = u64(16)
+    userspace_addr: int = u64(24)
+
+
+@dataclass(frozen=True, slots=True)
+class UserspaceMemoryRegion2(CStruct):
+    """Argument of KVM_SET_USER_MEMORY_REGION2."""
+
+    SIZE: ClassVar[int] = 160
+    C_NAME: ClassVar[str] = "struct kvm_userspace_memory_region2"
+    slot: int = u32(0)
+    flags: int = u32(4)
+    guest_phys_addr: int = u64(8)
+    memory_size: int = u64(16)
+    userspace_addr: int = u64(24)
+    guest_memfd_offset: int = u64(32)
+    guest_memfd: int = u32(40)
+
+
+@dataclass(frozen=True, slots=True)
+class CreateGuestMemfd(CStruct):
+    """Argument of KVM_CREATE_GUEST_MEMFD."""
+
+    SIZE: ClassVar[int] = 64
+    C_NAME: ClassVar[str] = "struct kvm_create_guest_memfd"
+    size: int = u64(0)
+    flags: int = u64(8)
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryAttributes(CStruct):
+    """Argument of KVM_SET_MEMORY_ATTRIBUTES."""
+
+    SIZE: ClassVar[int] = 32
+    C_NAME: ClassVar[str] = "struct kvm_memory_attributes"
+    address: int = u64(0)
+    size: int = u64(8)
+    attributes: int = u64(16)
+    flags: int = u64(24)
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceAttr(CStruct):
+    """Argument of KVM_HAS_DEVICE_ATTR and KVM_GET_DEVICE_ATTR."""
+
+    SIZE: ClassVar[int] = 24
+    C_NAME: ClassVar[str] = "struct kvm_device_attr"
+    flags: int = u32(0)
+    group: int = u32(4)
+    attr: int = u64(8)
+    addr: int = u64(16)  # user pointer to the attribute's value
+
+
+@dataclass(frozen=True, slots=True)
+class EncRegion(CStruct):
+    """Argument of KVM_MEMORY_ENCRYPT_REG_REGION and UNREG_REGION."""
+
+    SIZE: ClassVar[int] = 16
+    C_NAME: ClassVar[str] = "struct kvm_enc_region"
+    addr: int = u64(0)
+    size: int = u64(8)
+
+
+class Ioctl(enum.IntEnum):
+    """ioctl request numbers."""
+
+    GET_API_VERSION = io(KVMIO, 0x00)
+    CREATE_VM = io(KVMIO, 0x01)
+    CHECK_EXTENSION = io(KVMIO, 0x03)
+    GET_VCPU_MMAP_SIZE = io(KVMIO, 0x04)
+    CREATE_VCPU = io(KVMIO, 0x41)
+    SET_USER_MEMORY_REGION = iow(KVMIO, 0x46, UserspaceMemoryRegion.SIZE)
+    SET_USER_MEMORY_REGION2 = iow(KVMIO, 0x49, UserspaceMemoryRegion2.SIZE)
+    RUN = io(KVMIO, 0x80)
+    ENABLE_CAP = iow(KVMIO, 0xA3, 104)
+    MEMORY_ENCRYPT_OP = iowr(KVMIO, 0xBA, 8)  # the size field says 8, the structure has 24
+    MEMORY_ENCRYPT_REG_REGION = ior(KVMIO, 0xBB, EncRegion.SIZE)
+    MEMORY_ENCRYPT_UNREG_REGION = ior(KVMIO, 0xBC, EncRegion.SIZE)
+    SET_MEMORY_ATTRIBUTES = iow(KVMIO, 0xD2, MemoryAttributes.SIZE)
+    CREATE_GUEST_MEMFD = iowr(KVMIO, 0xD4, CreateGuestMemfd.SIZE)
+    SET_DEVICE_ATTR = iow(KVMIO, 0xE1, DeviceAttr.SIZE)
+    GET_DEVICE_ATTR = iow(KVMIO, 0xE2, DeviceAttr.SIZE)
+    HAS_DEVICE_ATTR = iow(KVMIO, 0xE3, DeviceAttr.SIZE)
+
+
+# struct kvm_run, the first page of a vCPU's shared memory.
+RUN_SIZE = 2352
+VCPU_MMAP_SIZE = 12288  # on x86: kvm_run, port I/O and coalesced MMIO pages
+RUN_REQUEST_INTERRUPT_WINDOW = 0
+RUN_IMMEDIATE_EXIT = 1
+RUN_EXIT_REASON = 8
+RUN_IF_FLAG = 13
+RUN_FLAGS = 14
+RUN_EXIT = 32  # the union of what each exit says
+RUN_EXIT_SIZE = 256
+RUN_VALID_REGS = 288
+RUN_DIRTY_REGS = 296
+
+# struct kvm_exit_snp_req_certs inside the union.
+RUN_SNP_GPA = RUN_EXIT
+RUN_SNP_NPAGES = RUN_EXIT + 8
+RUN_SNP_RET = RUN_EXIT + 16
+
+
+class RunView:
+    """``struct kvm_run`` in shared memory, as far as this path needs it.
+
+    ``memory`` is a writable buffer of at least :data:`RUN_SIZE` bytes, such as
+    the mapping of a vCPU's descriptor. Fields are read and written in place.
+    """
+
+    __slots__ = ("_memory",)
+
+    _U32 = struct.Struct("<I")
+    _CERTS = struct.Struct("<QQQ")
+    _U64 = struct.Struct("<Q")
+
+    def __init__(self, memory: bytearray | memoryview) -> None:
+        view = memoryview(memory)
+        if view.readonly or view.nbytes < RUN_SIZE:
+            raise ValueError(f"kvm_run needs {RUN_SIZE} writable bytes")
+        self._memory = view.cast("B")
+
+    @property
+    def immediate_exit(self) -> int:
+        """KVM reads this byte once, early in KVM_RUN, and never clears it."""
+        return self._memory[RUN_IMMEDIATE_EXIT]
+
+    @immediate_exit.setter
+    def immediate_exit(self, value: int) -> None:
+        self._memory[RUN_IMMEDIATE_EXIT] = value
+
+    @property
+    def exit_reason(self) -> int:
+        """Valid only after a KVM_RUN that returned 0; stale after EINTR."""
+        return int(self._U32.unpack_from(self._memory, RUN_EXIT_REASON)[0])
+
+    @exit_reason.setter
+    def exit_reason(self, value: int) -> None:
+        self._U32.pack_into(self._memory, RUN_EXIT_REASON, value)
+
+    @property
+    def snp_req_certs(self) -> tuple[int, int, int]:
+        """(gpa, npages, ret) of KVM_EXIT_SNP_REQ_CERTS."""
+        gpa, npages, ret = self._CERTS.unpack_from(self._memory, RUN_SNP_GPA)
+        return gpa, npages, ret
+
+    @snp_req_certs.setter
+    def snp_req_certs(self, value: tuple[int, int, int]) -> None:
+        self._CERTS.pack_into(self._memory, RUN_SNP_GPA, *value)
+
+    def answer_req_certs(self, ret: int, npages: int | None = None) -> None:
+        """Set ``ret`` (a positive errno or 0) and, where given, ``npages``."""
+        if npages is not None:
+            self._U64.pack_into(self._memory, RUN_SNP_NPAGES, npages)
+        self._U64.pack_into(self._memory, RUN_SNP_RET, ret)
+
+    def clear_exit(self) -> None:
+        """Zero the union, as a fresh exit finds it."""
+        self._memory[RUN_EXIT : RUN_EXIT + RUN_EXIT_SIZE] = bytes(RUN_EXIT_SIZE)

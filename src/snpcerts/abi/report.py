@@ -1,0 +1,211 @@
+# SPDX-License-Identifier: Apache-2.0
+"""ATTESTATION_REPORT, versions 2 to 5.
+
+Source: SNP ABI (56860) table "ATTESTATION_REPORT Structure", held against
+genuine reports of Milan, Genoa and Turin. All integers are little-endian. The
+report is 1184 bytes in every version; the signature covers the first 672.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+from typing import ClassVar, Self
+
+from snpcerts.abi.cstruct import Buffer, CStruct, raw, u8, u32, u64
+from snpcerts.abi.product import Product, product_of_cpuid
+from snpcerts.errors import FormatError
+
+WHAT = "attestation report"
+REPORT_SIZE = 0x4A0
+SIGNED_SIZE = 0x2A0
+VERSIONS = (2, 3, 4, 5)
+
+SIGNATURE_OFFSET = 0x2A0
+SIGNATURE_SIZE = 0x200
+SIGNATURE_PART_SIZE = 72  # R, then S, each little-endian and zero-extended
+CURVE_SIZE = 48  # bytes of a P-384 integer
+
+SIGNATURE_ALGO_ECDSA_P384_SHA384 = 1
+VMPL_HOST = 0xFFFF_FFFF  # in a report that the host asked for
+
+POLICY_RESERVED_ONE = 1 << 17
+POLICY_KNOWN = (1 << 26) - 1
+FLAGS_KNOWN = (1 << 5) - 1
+
+
+class SigningKey(enum.IntEnum):
+    """SIGNING_KEY, bits 4:2 of the flags word at 0x48."""
+
+    VCEK = 0
+    VLEK = 1
+    NONE = 7
+
+
+@dataclass(frozen=True, slots=True)
+class ReportLayout(CStruct):
+    """The report's fields where they are. Use :class:`Report` to read one."""
+
+    SIZE: ClassVar[int] = REPORT_SIZE
+    version: int = u32(0x000)
+    guest_svn: int = u32(0x004)
+    policy: int = u64(0x008)
+    family_id: bytes = raw(0x010, 16)
+    image_id: bytes = raw(0x020, 16)
+    vmpl: int = u32(0x030)
+    signature_algo: int = u32(0x034)
+    current_tcb: bytes = raw(0x038, 8)
+    platform_info: int = u64(0x040)
+    flags: int = u32(0x048)
+    report_data: bytes = raw(0x050, 64)
+    measurement: bytes = raw(0x090, 48)
+    host_data: bytes = raw(0x0C0, 32)
+    id_key_digest: bytes = raw(0x0E0, 48)
+    author_key_digest: bytes = raw(0x110, 48)
+    report_id: bytes = raw(0x140, 32)
+    report_id_ma: bytes = raw(0x160, 32)
+    reported_tcb: bytes = raw(0x180, 8)
+    cpuid_family: int = u8(0x188)  # version 3 and later
+    cpuid_model: int = u8(0x189)
+    cpuid_stepping: int = u8(0x18A)
+    chip_id: bytes = raw(0x1A0, 64)
+    committed_tcb: bytes = raw(0x1E0, 8)
+    current_build: int = u8(0x1E8)
+    current_minor: int = u8(0x1E9)
+    current_major: int = u8(0x1EA)
+    committed_build: int = u8(0x1EC)
+    committed_minor: int = u8(0x1ED)
+    committed_major: int = u8(0x1EE)
+    launch_tcb: bytes = raw(0x1F0, 8)
+    launch_mit_vector: int = u64(0x1F8)  # version 5
+    current_mit_vector: int = u64(0x200)
+    signature: bytes = raw(SIGNATURE_OFFSET, SIGNATURE_SIZE)
+
+
+# (first version, last version, offset, end): bytes that are zero in those versions.
+_RESERVED = (
+    (2, 5, 0x04C, 0x050),
+    (2, 2, 0x188, 0x18B),
+    (2, 5, 0x18B, 0x1A0),
+    (2, 5, 0x1EB, 0x1EC),
+    (2, 5, 0x1EF, 0x1F0),
+    # Sources differ on whether version 4 already has the mitigation vectors.
+    (2, 3, 0x1F8, 0x208),
+    (2, 5, 0x208, 0x2A0),
+    (2, 5, SIGNATURE_OFFSET + 48, SIGNATURE_OFFSET + 72),
+    (2, 5, SIGNATURE_OFFSET + 72 + 48, SIGNATURE_OFFSET + 144),
+    (2, 5, SIGNATURE_OFFSET + 144, REPORT_SIZE),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """A report: its bytes, and its fields under their specification's names.
+
+    The TCB fields stay eight raw bytes: which layout they have depends on the
+    product, which a version 2 report does not name.
+    """
+
+    raw: bytes
+    fields: ReportLayout
+
+    @classmethod
+    def unpack(cls, data: Buffer) -> Self:
+        """Read a report of exactly 1184 bytes.
+
+        Raises :class:`FormatError` on another size. Nothing else is judged:
+        :func:`malformations` lists what a sound report would not have.
+        """
+        if len(data) != REPORT_SIZE:
+            raise FormatError(WHAT, f"must be {REPORT_SIZE} bytes, found {len(data)}")
+        copy = bytes(data)
+        return cls(copy, ReportLayout.unpack(copy))
+
+    @property
+    def signed_bytes(self) -> bytes:
+        """The 672 bytes under the signature."""
+        return self.raw[:SIGNED_SIZE]
+
+    @property
+    def signature(self) -> tuple[int, int]:
+        """(R, S) as integers, read over their whole 72 bytes each."""
+        part = self.fields.signature
+        split = SIGNATURE_PART_SIZE
+        return (
+            int.from_bytes(part[:split], "little"),
+            int.from_bytes(part[split : 2 * split], "little"),
+        )
+
+    @property
+    def signing_key(self) -> SigningKey | None:
+        """Which key signed, or None for a reserved value."""
+        value = self.fields.flags >> 2 & 7
+        return SigningKey(value) if value in set(SigningKey) else None
+
+    @property
+    def author_key_en(self) -> bool:
+        """AUTHOR_KEY_EN, bit 0 of the flags word."""
+        return bool(self.fields.flags & 1)
+
+    @property
+    def mask_chip_key(self) -> bool:
+        """MASK_CHIP_KEY, bit 1 of the flags word: neither VCEK nor VLEK signed."""
+        return bool(self.fields.flags & 2)
+
+    @property
+    def chip_id_masked(self) -> bool:
+        """Whether the chip ID is 64 zero bytes (MASK_CHIP_ID, or a VLEK provider's choice)."""
+        return not any(self.fields.chip_id)
+
+    @property
+    def product(self) -> Product | None:
+        """The product by the CPUID fields; None in version 2 and for unknown models."""
+        if self.fields.version < 3:
+            return None
+        return product_of_cpuid(self.fields.cpuid_family, self.fields.cpuid_model)
+
+
+@dataclass(frozen=True, slots=True)
+class Malformation:
+    """A field whose value no sound report has."""
+
+    field: str
+    offset: int
+    message: str
+
+    def __str__(self) -> str:
+        return f"{self.field} at offset {self.offset:#x}: {self.message}"
+
+
+def malformations(report: Report) -> tuple[Malformation, ...]:
+    """What is wrong with a report by its layout alone, in order of offset.
+
+    A report of unknown version yields that one finding: nothing further can be
+    said about its fields.
+    """
+    fields = report.fields
+    if fields.version not in VERSIONS:
+        known = f"{VERSIONS[0]} to {VERSIONS[-1]}"
+        return (Malformation("VERSION", 0, f"{fields.version} is not one of {known}"),)
+    found: list[Malformation] = []
+    if not fields.policy & POLICY_RESERVED_ONE:
+        found.append(Malformation("POLICY", 0x08, "bit 17 must be one"))
+    if fields.policy & ~POLICY_KNOWN:
+        found.append(Malformation("POLICY", 0x08, f"reserved bits set in {fields.policy:#x}"))
+    if fields.signature_algo != SIGNATURE_ALGO_ECDSA_P384_SHA384:
+        found.append(
+            Malformation(
+                "SIGNATURE_ALGO",
+                0x34,
+                f"{fields.signature_algo} is not 1 (ECDSA P-384 with SHA-384)",
+            )
+        )
+    if fields.flags & ~FLAGS_KNOWN:
+        found.append(Malformation("FLAGS", 0x48, f"reserved bits set in {fields.flags:#x}"))
+    if report.signing_key is None:
+        found.append(Malformation("SIGNING_KEY", 0x48, f"{fields.flags >> 2 & 7} is reserved"))
+    for first, last, start, end in _RESERVED:
+        if first <= fields.version <= last and any(report.raw[start:end]):
+            at = next(i for i in range(start, end) if report.raw[i])
+            found.append(Malformation("RESERVED", at, f"byte is {report.raw[at]:#04x}, must be 0"))
+    return tuple(sorted(found, key=lambda each: each.offset))

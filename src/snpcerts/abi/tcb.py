@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: Apache-2.0
+"""TCB_VERSION: eight security patch levels in eight bytes.
+
+Source: SNP ABI (56860) section 2.2; the layout of Turin as in virtee/sev and in
+genuine Turin certificates. Nothing in the eight bytes says which layout they
+follow: the product must be known from elsewhere.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+from typing import Self
+
+from snpcerts.errors import FormatError
+
+TCB_SIZE = 8
+
+
+class TcbLayout(enum.Enum):
+    """Which byte of a TCB_VERSION holds which component."""
+
+    MILAN = "milan"  # Milan and Genoa (with Bergamo, Siena)
+    TURIN = "turin"
+
+
+# Byte index of each component; the bytes not named are reserved and zero.
+_BYTES: dict[TcbLayout, dict[str, int]] = {
+    TcbLayout.MILAN: {"bootloader": 0, "tee": 1, "snp": 6, "microcode": 7},
+    TcbLayout.TURIN: {"fmc": 0, "bootloader": 1, "tee": 2, "snp": 3, "microcode": 7},
+}
+
+
+@dataclass(frozen=True, slots=True)
+class TcbVersion:
+    """The components of a TCB_VERSION, each 0 to 255.
+
+    ``fmc`` is None exactly where the product has no such component (Milan,
+    Genoa). TCBs have no total order: use :meth:`covers`.
+    """
+
+    bootloader: int
+    tee: int
+    snp: int
+    microcode: int
+    fmc: int | None = None
+
+    def __post_init__(self) -> None:
+        for name, value in self.components().items():
+            if not 0 <= value <= 255:
+                raise FormatError("TCB_VERSION", f"{value} is not 0 to 255", field=name)
+
+    @property
+    def layout(self) -> TcbLayout:
+        """The layout this value has when written."""
+        return TcbLayout.MILAN if self.fmc is None else TcbLayout.TURIN
+
+    def components(self) -> dict[str, int]:
+        """Component names and values; ``fmc`` first, and only where it exists."""
+        named = {} if self.fmc is None else {"fmc": self.fmc}
+        return named | {
+            "bootloader": self.bootloader,
+            "tee": self.tee,
+            "snp": self.snp,
+            "microcode": self.microcode,
+        }
+
+    @classmethod
+    def unpack(cls, data: bytes, layout: TcbLayout) -> Self:
+        """Read eight bytes; :class:`FormatError` on another size or a reserved byte set."""
+        if len(data) != TCB_SIZE:
+            raise FormatError("TCB_VERSION", f"needs {TCB_SIZE} bytes, found {len(data)}")
+        places = _BYTES[layout]
+        for index, value in enumerate(data):
+            if value and index not in places.values():
+                raise FormatError(
+                    "TCB_VERSION",
+                    f"reserved byte is {value:#04x}, must be 0 in the {layout.value} layout",
+                    offset=index,
+                    hint="the value may belong to another product",
+                )
+        return cls(**{name: data[index] for name, index in places.items()})
+
+    def pack(self) -> bytes:
+        """The eight bytes, in this value's own layout."""
+        out = bytearray(TCB_SIZE)
+        for name, value in self.components().items():
+            out[_BYTES[self.layout][name]] = value
+        return bytes(out)
+
+    def covers(self, other: TcbVersion) -> bool:
+        """Whether every component is at least the other's.
+
+        Raises :class:`FormatError` when the two have different layouts, which
+        no comparison can bridge.
+        """
+        if self.layout is not other.layout:
+            raise FormatError("TCB_VERSION", "cannot compare values of two products")
+        mine, theirs = self.components(), other.components()
+        return all(mine[name] >= theirs[name] for name in mine)
+
+    def __str__(self) -> str:
+        return " ".join(f"{name}={value}" for name, value in self.components().items())

@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The memory of a process that made a system call, as the kernel sees it."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+from typing import Protocol
+
+
+class UserMemory(Protocol):
+    """Addresses of one process. Every access may fail with ``OSError(EFAULT)``."""
+
+    def read(self, address: int, size: int) -> bytes:
+        """Exactly ``size`` bytes, or EFAULT."""
+
+    def write(self, address: int, data: bytes) -> None:
+        """All of ``data``, or EFAULT."""
+
+
+class _Iovec(ctypes.Structure):
+    _fields_ = (("base", ctypes.c_void_p), ("length", ctypes.c_size_t))
+
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_ADDRESS_LIMIT = 1 << 64
+
+
+class ProcessMemory:
+    """A live process's memory through process_vm_readv(2), this one's included.
+
+    A bad address is EFAULT, never a crash; a process that is gone is ESRCH.
+    """
+
+    __slots__ = ("pid",)
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+
+    def read(self, address: int, size: int) -> bytes:
+        """Exactly ``size`` bytes at ``address``."""
+        buffer = ctypes.create_string_buffer(size)
+        self._move(_libc.process_vm_readv, buffer, address, size)
+        return buffer.raw
+
+    def write(self, address: int, data: bytes) -> None:
+        """All of ``data`` at ``address``; after EFAULT a leading part may be written."""
+        buffer = ctypes.create_string_buffer(data, len(data))
+        self._move(_libc.process_vm_writev, buffer, address, len(data))
+
+    def _move(
+        self,
+        call: ctypes._NamedFuncPointer,
+        buffer: ctypes.Array[ctypes.c_char],
+        address: int,
+        size: int,
+    ) -> None:
+        if size == 0:
+            return
+        if address + size > _ADDRESS_LIMIT:
+            raise OSError(errno.EFAULT, os.strerror(errno.EFAULT))
+        local = _Iovec(ctypes.addressof(buffer), size)
+        remote = _Iovec(address, size)
+        moved = call(self.pid, ctypes.byref(local), 1, ctypes.byref(remote), 1, 0)
+        if moved == size:
+            return
+        code = ctypes.get_errno() if moved < 0 else errno.EFAULT
+        raise OSError(code, os.strerror(code))
