@@ -149,12 +149,12 @@ class CertTable:
     def decode(cls, data: Buffer) -> Self:
         """Read a table; what follows the last blob is padding and ignored.
 
-        Raises :class:`FormatError`, with the entry's index and offset, at the
+        Raises :class:`FormatError`, with the entry's index and offset, for the
         first thing wrong.
         """
         table, problems = cls.decode_lenient(data)
         if problems:
-            problem = min(problems, key=lambda each: each.entry)
+            problem = problems[0]
             raise FormatError(
                 WHAT, problem.message, field=f"entry {problem.entry}", offset=problem.offset
             )
@@ -176,6 +176,7 @@ class CertTable:
                 )
             blob = bytes(view[header.offset : header.offset + header.length])
             entries.append(TableEntry(header.guid, blob))
+        unsound.sort(key=lambda problem: problem.entry)
         return cls(tuple(entries), tuple(warnings)), tuple(problems + unsound)
 
 

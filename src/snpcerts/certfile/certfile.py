@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The certificate file as its users see it: serve a request, or update it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+from snpcerts.abi.cert_table import MAX_SIZE, CertTable
+from snpcerts.certfile import reader, system, writer
+from snpcerts.certfile.holders import holders_of
+from snpcerts.certfile.step import Performer
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class CertFile:
+    """One certificate file, by its path.
+
+    Nothing is kept open between calls, so an instance may be shared by threads.
+    ``perform`` runs the protocol's steps.
+    """
+
+    path: str
+    perform: Performer = system.perform
+
+    def serve(
+        self,
+        *,
+        deliver: Callable[[reader.Found], None],
+        handshake: Callable[[], T],
+        lock_wait: float = reader.DEFAULT_LOCK_WAIT,
+        size_limit: int = MAX_SIZE,
+    ) -> T:
+        """Serve one request under the shared lock; see :func:`snpcerts.certfile.reader.serve`."""
+        steps = reader.serve(
+            self.path,
+            deliver=deliver,
+            handshake=handshake,
+            lock_wait=lock_wait,
+            size_limit=size_limit,
+        )
+        result: T = self.perform(steps)
+        return result
+
+    def update(
+        self,
+        change: Callable[[], CertTable],
+        *,
+        strategy: writer.Strategy = writer.Strategy.SWAP,
+        lock_wait: float = writer.DEFAULT_LOCK_WAIT,
+    ) -> writer.Update:
+        """Change the firmware and the table as one; see :func:`snpcerts.certfile.writer.update`."""
+        return self._update(lambda: change().encode(), strategy, lock_wait)
+
+    def publish(
+        self,
+        table: CertTable,
+        *,
+        strategy: writer.Strategy = writer.Strategy.SWAP,
+        lock_wait: float = writer.DEFAULT_LOCK_WAIT,
+    ) -> writer.Update:
+        """Put ``table`` into the file; for when the firmware stays as it is.
+
+        The table is encoded before anything is touched, so one that cannot be
+        encoded changes nothing.
+        """
+        data = table.encode()
+        return self._update(lambda: data, strategy, lock_wait)
+
+    def _update(
+        self, change: Callable[[], bytes], strategy: writer.Strategy, lock_wait: float
+    ) -> writer.Update:
+        steps = writer.update(self.path, change, strategy=strategy, lock_wait=lock_wait)
+        try:
+            result: writer.Update = self.perform(steps)
+        except writer.LockHeldError as error:
+            holders = tuple(str(holder) for holder in holders_of(error.path))
+            raise writer.LockHeldError(error.path, error.waited, holders) from None
+        return result

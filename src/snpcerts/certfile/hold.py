@@ -1,0 +1,59 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Hold the certificate file's lock without doing anything with it."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import stat
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from snpcerts.abi.lock import EXCLUSIVE, F_OFD_SETLK, SHARED
+from snpcerts.certfile.holders import holders_of
+from snpcerts.certfile.writer import LockHeldError
+from snpcerts.errors import InputError
+
+
+class Elapsed:
+    """Whole seconds since the lock was had."""
+
+    def __init__(self) -> None:
+        self._start = time.monotonic()
+
+    def ticks(self, limit: float | None) -> Iterator[int]:
+        """Wait for each second to be over and yield its number; end at ``limit`` seconds."""
+        second = 0
+        while True:
+            second += 1
+            if limit is not None and second > limit:
+                time.sleep(max(0.0, self._start + limit - time.monotonic()))
+                return
+            time.sleep(max(0.0, self._start + second - time.monotonic()))
+            yield second
+
+
+@contextmanager
+def hold(path: str, *, shared: bool) -> Iterator[Elapsed]:
+    """Hold a lock on the whole file, taken at once or not at all.
+
+    Raises :class:`LockHeldError` naming the holders, or :class:`InputError`.
+    """
+    flags = os.O_RDONLY if shared else os.O_RDWR
+    try:
+        fd = os.open(path, flags | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise InputError(f"{path}: {reason}") from None
+    try:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            raise InputError(f"{path}: is not a regular file", hint="name the certificate file")
+        try:
+            fcntl.fcntl(fd, F_OFD_SETLK, SHARED if shared else EXCLUSIVE)
+        except BlockingIOError:
+            holders = tuple(str(holder) for holder in holders_of(path))
+            raise LockHeldError(path, 0, holders) from None
+        yield Elapsed()
+    finally:
+        os.close(fd)

@@ -1,0 +1,146 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The reader's side of the protocol: what a VMM does for one certificate request.
+
+Source: Linux ``Documentation/virt/kvm/x86/amd-memory-encryption.rst``, section
+KVM_SEV_SNP_ENABLE_REQ_CERTS, which asks for a lock from before the file is read
+until the firmware has the request; made precise here:
+
+1. open by path, for each request; a description of one's own, so that no other
+   vCPU's unlock can drop this lock;
+2. shared OFD lock, tried until the limit; then the answer is "busy";
+3. compare device and inode of what is locked with what the path names now, and
+   start again where they differ: a lock on a replaced file protects nothing;
+4. read, deliver, re-enter KVM_RUN with ``immediate_exit``;
+5. close, which drops the lock, whatever came before.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+from snpcerts.abi.cert_table import EMPTY, MAX_SIZE
+from snpcerts.certfile import step
+from snpcerts.certfile.step import Steps
+
+T = TypeVar("T")
+
+DEFAULT_LOCK_WAIT = 0.1
+# Pauses between tries for the lock: updates take milliseconds.
+_FIRST_PAUSE = 0.0005
+_LONGEST_PAUSE = 0.005
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """The file holds a table; the shared lock is held."""
+
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Empty:
+    """The file holds the empty table: there is nothing to hand over."""
+
+
+@dataclass(frozen=True, slots=True)
+class Busy:
+    """The lock was not to be had within the limit: someone is updating."""
+
+    waited: float  # seconds
+
+
+@dataclass(frozen=True, slots=True)
+class Unreadable:
+    """There is no table to be had from this path, and waiting will not mend it."""
+
+    problem: str
+
+
+Found = Table | Empty | Busy | Unreadable
+
+
+def serve(
+    path: str,
+    *,
+    deliver: Callable[[Found], None],
+    handshake: Callable[[], T],
+    lock_wait: float = DEFAULT_LOCK_WAIT,
+    size_limit: int = MAX_SIZE,
+) -> Steps[T]:
+    """One request from start to end; returns what ``handshake`` returned.
+
+    ``deliver`` is called once with what was found; with a :class:`Table` the
+    lock is held from before its first byte was read until ``handshake`` is
+    over, however that ends. ``lock_wait`` is in seconds, ``size_limit`` in
+    bytes. Raises only what the two callables raise.
+    """
+    fd, found = yield from _find(path, lock_wait, size_limit)
+    try:
+        yield step.Deliver(deliver, found)
+        result: T = yield step.Handshake(handshake, fd)
+    finally:
+        if fd is not None:
+            yield step.Close(fd)
+    return result
+
+
+def _find(path: str, lock_wait: float, size_limit: int) -> Steps[tuple[int | None, Found]]:
+    """Lock and read the file; the descriptor only with a table."""
+    start: float | None = None
+    pause = _FIRST_PAUSE
+    while True:
+        try:
+            fd: int = yield step.OpenRead(path)
+        except (OSError, ValueError) as error:
+            return None, Unreadable(_problem(error))
+        keep = False
+        try:
+            found = yield from _locked_content(path, fd, size_limit)
+            keep = isinstance(found, Table)
+        finally:
+            if not keep:
+                yield step.Close(fd)
+        if found is not None:
+            return (fd if keep else None), found
+        now: float = yield step.Now()
+        if start is None:
+            start = now
+        left = start + lock_wait - now
+        if left <= 0:
+            return None, Busy(now - start)
+        yield step.Pause(min(pause, left))
+        pause = min(2 * pause, _LONGEST_PAUSE)
+
+
+def _locked_content(path: str, fd: int, size_limit: int) -> Steps[Found | None]:
+    """What the open file holds, read under the lock; None means try again."""
+    try:
+        if not (yield step.LockShared(fd)):
+            return None
+        mine: step.FileStat = yield step.Stat(fd)
+        there: step.FileStat = yield step.StatPath(path)
+        if mine.identity != there.identity:
+            return None
+        if not mine.regular:
+            return Unreadable("is not a regular file")
+        if mine.size > size_limit:
+            return Unreadable(f"has {mine.size} bytes, at most {size_limit} are served")
+        data: bytes = yield step.Read(fd, mine.size)
+    except OSError as error:
+        return Unreadable(_problem(error))
+    if len(data) != mine.size:
+        return Unreadable("shrank while it was read: someone writes without the lock")
+    # A leading terminator ends the table whatever follows: an update may have
+    # been cut off between the table's body and its first entry.
+    if not data.startswith(EMPTY) and data:
+        return Table(data)
+    return Empty()
+
+
+def _problem(error: OSError | ValueError) -> str:
+    if isinstance(error, OSError) and error.errno is not None:
+        return os.strerror(error.errno)
+    return str(error)

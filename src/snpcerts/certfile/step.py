@@ -1,0 +1,186 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The steps that the certificate file's protocol is made of.
+
+The protocol is written once, as generators that yield steps and are sent their
+results (:mod:`snpcerts.certfile.reader`, :mod:`snpcerts.certfile.writer`). Who
+performs the steps is another matter: :mod:`snpcerts.certfile.system` does them
+as system calls. A step fails by ``OSError``, thrown into the generator.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+from typing import Any, NamedTuple, TypeVar
+
+T = TypeVar("T")
+
+
+class FileStat(NamedTuple):
+    """What a stat tells that the protocol needs."""
+
+    device: int
+    inode: int
+    size: int
+    regular: bool
+
+    @property
+    def identity(self) -> tuple[int, int]:
+        """Device and inode: an inode number alone means nothing across file systems."""
+        return self.device, self.inode
+
+
+class Now(NamedTuple):
+    """Monotonic seconds -> float."""
+
+
+class Pause(NamedTuple):
+    """Wait a moment -> None."""
+
+    seconds: float
+
+
+class Resolve(NamedTuple):
+    """The path with every symbolic link followed -> str."""
+
+    path: str
+
+
+class OpenRead(NamedTuple):
+    """Open for reading -> descriptor. Never blocks, whatever the path is."""
+
+    path: str
+
+
+class OpenWrite(NamedTuple):
+    """Open an existing file for reading and writing -> descriptor."""
+
+    path: str
+
+
+class Create(NamedTuple):
+    """Open for reading and writing a file that must not exist yet -> descriptor."""
+
+    path: str
+    mode: int
+
+
+class OpenOrCreate(NamedTuple):
+    """Open for reading and writing, creating the file where needed -> descriptor."""
+
+    path: str
+    mode: int
+
+
+class Close(NamedTuple):
+    """Close -> None. With the description's last descriptor, its locks go."""
+
+    fd: int
+
+
+class LockShared(NamedTuple):
+    """Try a shared OFD lock on the whole file -> whether it was had."""
+
+    fd: int
+
+
+class LockExclusive(NamedTuple):
+    """Try an exclusive OFD lock on the whole file -> whether it was had."""
+
+    fd: int
+
+
+class Stat(NamedTuple):
+    """Stat the open file -> FileStat."""
+
+    fd: int
+
+
+class StatPath(NamedTuple):
+    """Stat what the path names now -> FileStat."""
+
+    path: str
+
+
+class Read(NamedTuple):
+    """Read up to ``size`` bytes from the start -> bytes; shorter only at the file's end."""
+
+    fd: int
+    size: int
+
+
+class Write(NamedTuple):
+    """Write all of ``data`` at ``offset`` -> None."""
+
+    fd: int
+    data: bytes
+    offset: int
+
+
+class Truncate(NamedTuple):
+    """Set the file's size -> None."""
+
+    fd: int
+    size: int
+
+
+class Sync(NamedTuple):
+    """Make the file's content durable -> None."""
+
+    fd: int
+
+
+class SyncDirectory(NamedTuple):
+    """Make the entries of the directory that holds ``path`` durable -> None."""
+
+    path: str
+
+
+class CopyAttributes(NamedTuple):
+    """Give one open file the owner, mode and extended attributes of another -> None."""
+
+    source: int
+    target: int
+
+
+class Link(NamedTuple):
+    """Give the file at ``path`` a second name -> None."""
+
+    path: str
+    second: str
+
+
+class Rename(NamedTuple):
+    """Put the file at ``source`` in place of ``target`` -> None."""
+
+    source: str
+    target: str
+
+
+class Unlink(NamedTuple):
+    """Remove a name if it is there -> None."""
+
+    path: str
+
+
+class Change(NamedTuple):
+    """What the exclusive lock is held for: change the firmware, return the table -> bytes."""
+
+    call: Callable[[], bytes]
+
+
+class Deliver(NamedTuple):
+    """Hand what was found to the guest's buffer and set the answer -> None."""
+
+    call: Callable[[Any], None]
+    found: object
+
+
+class Handshake(NamedTuple):
+    """Re-enter KVM_RUN so that the firmware gets the request -> whatever that yields."""
+
+    call: Callable[[], Any]
+    fd: int | None  # the descriptor under whose lock it happens, if any
+
+
+Steps = Generator[Any, Any, T]
+Performer = Callable[[Steps[Any]], Any]

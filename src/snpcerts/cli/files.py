@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reading what a command is given and writing what it makes, with errors for people."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+import tempfile
+
+from snpcerts.errors import InputError, RefusedError
+
+INPUT_LIMIT = 1 << 20
+
+
+def read_input(path: str, *, limit: int = INPUT_LIMIT) -> bytes:
+    """The bytes of a regular file, at most ``limit`` of them and at least one.
+
+    Raises :class:`InputError` naming the path for everything else.
+    """
+    try:
+        # Non-blocking, so that a FIFO cannot hold the command up.
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: {_reason(error)}") from None
+    with os.fdopen(fd, "rb") as file:
+        status = os.fstat(fd)
+        if not stat.S_ISREG(status.st_mode):
+            kind = "a directory" if stat.S_ISDIR(status.st_mode) else "not a regular file"
+            raise InputError(f"{path}: is {kind}", hint="name a file")
+        try:
+            data = file.read(limit + 1)
+        except OSError as error:
+            raise InputError(f"{path}: {_reason(error)}") from None
+    if not data:
+        raise InputError(f"{path}: is empty")
+    if len(data) > limit:
+        raise InputError(f"{path}: is larger than {limit} bytes")
+    return data
+
+
+def write_output(path: str, data: bytes) -> None:
+    """Put ``data`` at ``path`` all at once: the old file or the new one, nothing between.
+
+    Raises :class:`RefusedError` naming the path; nothing is left behind then.
+    """
+    folder = os.path.dirname(path) or "."
+    try:
+        if os.path.isdir(path):
+            raise IsADirectoryError(21, "Is a directory")
+        fd, temporary = tempfile.mkstemp(prefix=".snpcerts-", dir=folder)
+        try:
+            with os.fdopen(fd, "wb") as file:
+                file.write(data)
+                os.fchmod(fd, 0o666 & ~_umask())
+            os.replace(temporary, path)
+        except BaseException:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(temporary)
+            raise
+    except (OSError, ValueError) as error:
+        raise RefusedError(f"{path}: cannot write: {_reason(error)}") from None
+
+
+def make_directory(path: str) -> None:
+    """Create ``path`` as a directory unless it is one already."""
+    try:
+        os.makedirs(path, exist_ok=True)
+    except OSError as error:
+        raise RefusedError(f"{path}: cannot create directory: {_reason(error)}") from None
+
+
+def _umask() -> int:
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask
+
+
+def _reason(error: OSError | ValueError) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return str(error)

@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The ``snpcerts`` command: finds the subcommand, imports it then, and reports errors.
+
+A subcommand is a module of this package with a click command named ``command``.
+Its one-line help stands here, so that ``--help`` imports nothing else.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+import click
+
+from snpcerts import __version__
+from snpcerts.errors import SnpCertsError
+
+COMMANDS: dict[str, tuple[str, str]] = {
+    "table": ("table", "Build, show and take apart certificate tables."),
+    "verify": ("verify", "Verify an attestation report with its certificates."),
+    "lock": ("lock", "Hold the certificate file's lock, as an update does."),
+    "demo": ("demo", "Watch guests, firmware and updates work together, without SNP hardware."),
+}
+
+
+class _LateGroup(click.Group):
+    """A group whose commands are imported when they are called."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 (click's signature)
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
+        if cmd_name not in COMMANDS:
+            return None
+        module = importlib.import_module(f"snpcerts.cli.{COMMANDS[cmd_name][0]}")
+        command = module.command
+        if not isinstance(command, click.Command):
+            raise TypeError(f"{module.__name__}.command is not a click command")
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
+
+
+@click.group(
+    cls=_LateGroup,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog="Exit codes: 0 done, 1 refused or failed, 2 wrong usage or unreadable input, "
+    "3 try again later.",
+)
+@click.version_option(__version__, prog_name="snpcerts")
+def cli() -> None:
+    """Certificates for SEV-SNP guests that match the key the firmware signs with."""
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run one command; return its exit code. Errors are one line on standard error."""
+    try:
+        result = cli.main(args=list(arguments), prog_name="snpcerts", standalone_mode=False)
+    except SnpCertsError as error:
+        click.echo(f"snpcerts: {error}", err=True)
+        return error.exit_code
+    except click.ClickException as error:
+        error.show()
+        return 2
+    except (click.Abort, KeyboardInterrupt):
+        return 130
+    except BrokenPipeError:
+        # Whoever read our output has gone. Leave nothing for Python to flush.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except OSError as error:
+        place = f"{error.filename}: " if error.filename else ""
+        click.echo(f"snpcerts: {place}{error.strerror or error}", err=True)
+        return 1
+    return result if isinstance(result, int) else 0
+
+
+def run() -> NoReturn:
+    """Entry point of the console script."""
+    sys.exit(main(sys.argv[1:]))
+
+
+if __name__ == "__main__":
+    run()

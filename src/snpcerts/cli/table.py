@@ -1,0 +1,214 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``snpcerts table``: build, show and take apart certificate tables."""
+
+from __future__ import annotations
+
+import json
+import os
+import uuid
+from collections.abc import Iterable
+
+import click
+
+from snpcerts.abi import cert_table
+from snpcerts.abi.cert_table import CertTable, TableEntry, TableProblem
+from snpcerts.cli.files import make_directory, read_input, write_output
+from snpcerts.errors import FormatError, InputError, RefusedError, UsageError
+
+_GUIDS = {name: guid for guid, name in cert_table.GUID_NAMES.items()}
+# VLEK before ASK: snphost's export names the ASK entry "asvk" only in that order.
+_SLOTS = ("vcek", "vlek", "ask", "ark", "crl")
+
+
+@click.group()
+def command() -> None:
+    """Build, show and take apart certificate tables.
+
+    A certificate table is what a host hands to a guest with an attestation
+    report: GUIDs, offsets and certificates in one blob, as the GHCB
+    specification lays it out.
+    """
+
+
+@command.command()
+@click.option("-o", "--output", required=True, metavar="FILE", help="Where the table goes.")
+@click.option("--vcek", metavar="F", help="VCEK certificate.")
+@click.option("--vlek", metavar="F", help="VLEK certificate.")
+@click.option("--ask", metavar="F", help="ASK certificate, or the ASVK with a VLEK.")
+@click.option("--ark", metavar="F", help="ARK certificate.")
+@click.option("--crl", metavar="F", help="Certificate revocation list.")
+@click.option(
+    "--entry",
+    "entries",
+    multiple=True,
+    metavar="GUID=F",
+    help="Another entry, its file taken as it is. May be given several times.",
+)
+@click.option("--oversize", is_flag=True, help="Allow more than a Linux guest can fetch (16 KiB).")
+def build(output: str, entries: tuple[str, ...], oversize: bool, **slots: str | None) -> None:
+    """Build a certificate table from certificates in DER or PEM.
+
+    The table carries DER. FILE is replaced under its lock, so it may be one
+    that VMMs are serving.
+    """
+    parts = [
+        TableEntry(_GUIDS[slot], _der(slot, path))
+        for slot in _SLOTS
+        if (path := slots[slot]) is not None
+    ]
+    parts += [_entry(text) for text in entries]
+    if not parts:
+        raise UsageError("nothing to put into the table", hint="give --vcek, --ask, --ark ...")
+    table = CertTable(tuple(parts))
+    data = table.encode()
+    if len(data) > cert_table.LINUX_GUEST_LIMIT and not oversize:
+        raise RefusedError(
+            f"the table would have {len(data)} bytes; a Linux guest fetches at most "
+            f"{cert_table.LINUX_GUEST_LIMIT}",
+            hint="leave entries out, or give --oversize",
+        )
+    from snpcerts.certfile.certfile import CertFile
+
+    CertFile(output).publish(table)
+    click.echo(f"{output}: {len(table)} entries, {len(data)} bytes, {table.pages} pages")
+
+
+@command.command()
+@click.argument("file")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@click.option("--lenient", is_flag=True, help="Show what can be read of a malformed table.")
+def show(file: str, as_json: bool, lenient: bool) -> None:
+    """Show what a certificate table holds."""
+    data = read_input(file)
+    problems: tuple[TableProblem, ...] = ()
+    if lenient:
+        table, problems = CertTable.decode_lenient(data)
+    else:
+        table = _decode(file, data)
+    rows = [(entry, _describe(entry)) for entry in table]
+    if as_json:
+        click.echo(json.dumps(_to_json(table, data, rows, problems)))
+    else:
+        click.echo(f"{file}: {len(table)} entries, {len(data)} bytes, {table.pages} pages")
+        for entry, text in rows:
+            click.echo(f"  {entry.name:<8} {len(entry.data):>6} bytes  {text}")
+        for warning in table.warnings:
+            click.echo(f"  warning: {warning}", err=True)
+        for problem in problems:
+            click.echo(f"  problem: {problem}", err=True)
+    if problems:
+        raise InputError(f"{file}: malformed, {len(problems)} problem(s); shown is what is sound")
+
+
+@command.command()
+@click.argument("file")
+@click.argument("directory")
+@click.option(
+    "--encoding",
+    type=click.Choice(["der", "pem"]),
+    default="der",
+    show_default=True,
+    help="Encoding of the certificates written.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def extract(file: str, directory: str, encoding: str, as_json: bool) -> None:
+    """Write a table's entries into a directory, one file each.
+
+    Certificates and CRLs are written in the encoding asked for; entries of
+    other GUIDs as they are, named by their GUID.
+    """
+    table = _decode(file, read_input(file))
+    # Everything is converted before anything is written.
+    outputs = [_output(file, table, entry, encoding) for entry in table]
+    make_directory(directory)
+    for name, data in outputs:
+        write_output(os.path.join(directory, name), data)
+    if as_json:
+        click.echo(json.dumps({"directory": directory, "files": [name for name, _ in outputs]}))
+    else:
+        for name, data in outputs:
+            click.echo(f"{os.path.join(directory, name)}: {len(data)} bytes")
+
+
+def _decode(file: str, data: bytes) -> CertTable:
+    try:
+        table = CertTable.decode(data)
+    except FormatError as error:
+        raise InputError(
+            f"{file}: {error.message}", hint="--lenient of 'table show' shows what is sound"
+        ) from None
+    return table
+
+
+def _der(slot: str, path: str) -> bytes:
+    """The DER form of a certificate or CRL file; :class:`InputError` when it is neither."""
+    from snpcerts.endorsement.encoding import to_der
+
+    return to_der(read_input(path), crl=slot == "crl", what=path)
+
+
+def _entry(text: str) -> TableEntry:
+    guid, equals, path = text.partition("=")
+    try:
+        parsed = uuid.UUID(guid)
+    except ValueError:
+        parsed = None
+    if not equals or parsed is None or not path:
+        raise UsageError(f"--entry {text}: is not GUID=FILE")
+    return TableEntry(parsed, read_input(path))
+
+
+def _output(file: str, table: CertTable, entry: TableEntry, encoding: str) -> tuple[str, bytes]:
+    if entry.guid not in cert_table.GUID_NAMES:
+        return f"{entry.guid}.bin", entry.data
+    from snpcerts.endorsement.encoding import to_der, to_pem
+
+    crl = entry.guid == cert_table.CRL_GUID
+    what = f"{file}, entry {entry.name}"
+    data = to_der(entry.data, crl=crl, what=what)
+    if encoding == "pem":
+        data = to_pem(data, crl=crl)
+    return f"{_file_name(table, entry)}.{encoding}", data
+
+
+def _file_name(table: CertTable, entry: TableEntry) -> str:
+    """``ask`` and ``asvk`` share a GUID: it is the ASVK where only a VLEK is in the table."""
+    if entry.guid == cert_table.ASK_GUID:
+        has_vlek = table.get(cert_table.VLEK_GUID) is not None
+        has_vcek = table.get(cert_table.VCEK_GUID) is not None
+        return "asvk" if has_vlek and not has_vcek else "ask"
+    return entry.name
+
+
+def _describe(entry: TableEntry) -> str:
+    if entry.guid not in cert_table.GUID_NAMES:
+        return cert_table.OTHER_NAMES.get(entry.guid, "unknown GUID, kept as it is")
+    from snpcerts.endorsement.encoding import describe
+
+    return describe(entry.data, crl=entry.guid == cert_table.CRL_GUID)
+
+
+def _to_json(
+    table: CertTable,
+    data: bytes,
+    rows: Iterable[tuple[TableEntry, str]],
+    problems: Iterable[TableProblem],
+) -> dict[str, object]:
+    return {
+        "size": len(data),
+        "pages": table.pages,
+        "entries": [
+            {
+                "guid": str(entry.guid),
+                "name": cert_table.GUID_NAMES.get(entry.guid),
+                "size": len(entry.data),
+                "description": text,
+            }
+            for entry, text in rows
+        ],
+        "warnings": list(table.warnings),
+        "problems": [
+            {"entry": each.entry, "offset": each.offset, "message": each.message}
+            for each in problems
+        ],
+    }

@@ -1,0 +1,57 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Finding out whether KVM can ask for certificates, and making it do so.
+
+Source: Linux ``x86/amd-memory-encryption.rst``, KVM_SEV_SNP_ENABLE_REQ_CERTS and
+"Device attribute API". There is no capability; KVM_HAS_DEVICE_ATTR says yes even
+where SNP is off, so the attribute's value is what counts.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import fcntl
+from collections.abc import Callable
+
+from snpcerts.abi import kvm
+from snpcerts.errors import RefusedError
+
+IoctlCall = Callable[[int, int, bytearray], object]
+
+
+def supports_req_certs(kvm_fd: int, ioctl: IoctlCall = fcntl.ioctl) -> bool:
+    """Whether KVM on this host can exit with KVM_EXIT_SNP_REQ_CERTS.
+
+    ``kvm_fd`` is an open ``/dev/kvm``. False on kernels before 7.0 and where
+    SNP is off; other failures are ``OSError``.
+    """
+    value = ctypes.c_uint64()
+    attr = kvm.DeviceAttr(
+        group=kvm.GROUP_SEV, attr=kvm.ATTR_SNP_REQ_CERTS, addr=ctypes.addressof(value)
+    )
+    try:
+        ioctl(kvm_fd, kvm.Ioctl.GET_DEVICE_ATTR, bytearray(attr.pack()))
+    except OSError as error:
+        if error.errno in (errno.ENXIO, errno.ENOTTY, errno.EINVAL):
+            return False
+        raise
+    return value.value == 1
+
+
+def enable_req_certs(vm_fd: int, ioctl: IoctlCall = fcntl.ioctl) -> None:
+    """Turn the exit on for an SNP VM: after INIT2, before its first vCPU.
+
+    Raises :class:`RefusedError` when KVM says that the order of calls or the
+    type of the VM is wrong.
+    """
+    command = bytearray(kvm.SevCmd(id=kvm.SevCommand.SNP_ENABLE_REQ_CERTS).pack())
+    try:
+        ioctl(vm_fd, kvm.Ioctl.MEMORY_ENCRYPT_OP, command)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        raise RefusedError(
+            "KVM_SEV_SNP_ENABLE_REQ_CERTS: KVM refused with EINVAL",
+            hint="the VM must be of type SNP, initialised with INIT2, and have no vCPU yet; "
+            "the kernel must be 7.0 or later",
+        ) from None

@@ -1,0 +1,204 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The service of KVM_EXIT_SNP_REQ_CERTS, for any VMM written in Python.
+
+Source: Linux ``Documentation/virt/kvm/api.rst``, KVM_EXIT_SNP_REQ_CERTS, and
+``x86/amd-memory-encryption.rst``, KVM_SEV_SNP_ENABLE_REQ_CERTS.
+
+In a vCPU's loop::
+
+    service = ExitService(CertFile("/var/lib/snpcerts/certs.bin"))
+    ...
+    if run.exit_reason == ExitReason.SNP_REQ_CERTS:
+        served = service.serve(run, memory, kvm_run)
+
+where ``kvm_run`` issues the vCPU's KVM_RUN and raises ``OSError`` as the ioctl
+fails. The service re-enters the guest once, with ``immediate_exit`` set, so
+that the firmware has the request before the lock is dropped.
+
+**Failing gently.** A Linux guest that gets EIO destroys its VMPCK: it cannot
+attest again until it reboots. So a file that is missing or unreadable yields an
+empty table, with which a guest falls back to fetching certificates itself, and
+only a buffer outside the guest's memory yields EIO. ``on_error="eio"`` gives
+EIO for an unreadable file too; choose it only where a guest must not run
+without certificates.
+"""
+
+from __future__ import annotations
+
+import enum
+import errno
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from snpcerts.abi.cert_table import EMPTY, MAX_SIZE, PAGE_SIZE, pages_of
+from snpcerts.abi.kvm import RunView
+from snpcerts.certfile import reader
+from snpcerts.certfile.certfile import CertFile
+from snpcerts.errors import UsageError
+from snpcerts.vmm.guest_memory import GuestMemory, GuestMemoryError
+
+log = logging.getLogger(__name__)
+
+OnError = Literal["empty", "eio"]
+
+
+class Outcome(enum.Enum):
+    """What one request came to."""
+
+    SERVED = "served"
+    EMPTY = "empty"
+    TOO_SMALL = "too-small"
+    BUSY = "busy"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """The outcome of one request, for logs and metrics.
+
+    ``ret`` is the positive errno KVM was given (0 for success). ``size`` is the
+    bytes written to the guest; ``needed_pages`` is set for TOO_SMALL; ``detail``
+    says why a request failed, or why a table is empty that should not be.
+    ``run_errno`` is the errno of the re-entry: EINTR when all went well. 0 means
+    that KVM_RUN returned with an exit of its own, which is the VMM's to handle.
+    Anything else means that the request is lost; most VMMs end the VM then.
+    """
+
+    outcome: Outcome
+    ret: int
+    size: int = 0
+    needed_pages: int | None = None
+    detail: str | None = None
+    run_errno: int = 0
+
+    def to_json(self) -> dict[str, object]:
+        """Plain values, for a JSON line."""
+        return {
+            "outcome": self.outcome.value,
+            "ret": self.ret,
+            "size": self.size,
+            "needed_pages": self.needed_pages,
+            "detail": self.detail,
+            "run_errno": self.run_errno,
+        }
+
+
+class ExitService:
+    """Serves certificate requests of any number of vCPUs from one certificate file.
+
+    Safe to share by threads: each request opens the file anew, so no vCPU can
+    drop another's lock.
+    """
+
+    def __init__(
+        self,
+        certs: CertFile,
+        *,
+        lock_wait: float = reader.DEFAULT_LOCK_WAIT,
+        on_error: OnError = "empty",
+        size_limit: int = MAX_SIZE,
+    ) -> None:
+        """``lock_wait`` is in seconds; after it the guest is told BUSY and comes back 2 s later."""
+        if on_error not in ("empty", "eio"):
+            raise UsageError(f"on_error is {on_error!r}", hint="'empty' or 'eio'")
+        if not 0 <= lock_wait < 60:
+            # A Linux guest gives its VMPCK up after 60 s of BUSY.
+            raise UsageError(f"lock_wait is {lock_wait} s", hint="0 to less than 60")
+        self._certs = certs
+        self._lock_wait = lock_wait
+        self._on_error = on_error
+        self._size_limit = size_limit
+
+    def serve(self, run: RunView, memory: GuestMemory, kvm_run: Callable[[], object]) -> Served:
+        """Answer the request in ``run`` and re-enter the guest once.
+
+        ``immediate_exit`` is afterwards what it was before. If another thread
+        set it to kick this vCPU meanwhile, that cannot be seen here: check your
+        own kick flag after every request, as after any EINTR.
+
+        Raises nothing that the guest or the file causes; what ``kvm_run`` raises
+        other than ``OSError`` is let through, with the lock dropped.
+        """
+        gpa, npages, _ = run.snp_req_certs
+        answer: list[Served] = []
+
+        def deliver(found: reader.Found) -> None:
+            answer.append(self._answer(found, gpa, npages, run, memory))
+
+        def handshake() -> int:
+            before = run.immediate_exit
+            run.immediate_exit = 1
+            try:
+                kvm_run()
+            except OSError as error:
+                return error.errno or errno.EIO
+            finally:
+                run.immediate_exit = before
+            return 0
+
+        run_errno = self._certs.serve(
+            deliver=deliver,
+            handshake=handshake,
+            lock_wait=self._lock_wait,
+            size_limit=self._size_limit,
+        )
+        first = answer[0]
+        served = Served(
+            first.outcome, first.ret, first.size, first.needed_pages, first.detail, run_errno
+        )
+        self._report(served)
+        return served
+
+    def _answer(
+        self, found: reader.Found, gpa: int, npages: int, run: RunView, memory: GuestMemory
+    ) -> Served:
+        """Fill the guest's buffer and set ``ret``; no KVM_RUN yet."""
+        match found:
+            case reader.Table(data):
+                served = _deliver(data, Outcome.SERVED, gpa, npages, memory)
+            case reader.Empty():
+                served = _deliver_empty(gpa, npages, memory, None)
+            case reader.Busy(waited):
+                detail = f"an update held the lock for {waited * 1000:.0f} ms"
+                served = Served(Outcome.BUSY, errno.EAGAIN, detail=detail)
+            case reader.Unreadable(problem) if self._on_error == "eio":
+                served = Served(Outcome.FAILED, errno.EIO, detail=self._place(problem))
+            case reader.Unreadable(problem):
+                served = _deliver_empty(gpa, npages, memory, self._place(problem))
+        run.answer_req_certs(served.ret, served.needed_pages)
+        return served
+
+    def _place(self, problem: str) -> str:
+        return f"{self._certs.path}: {problem}"
+
+    def _report(self, served: Served) -> None:
+        """One line for the operator where something is not as it should be."""
+        if served.run_errno not in (0, errno.EINTR):
+            log.error("certificate request lost: KVM_RUN failed with errno %d", served.run_errno)
+        if served.detail is not None:
+            level = logging.INFO if served.outcome is Outcome.BUSY else logging.WARNING
+            log.log(level, "certificate request %s: %s", served.outcome.value, served.detail)
+
+
+def _deliver(data: bytes, outcome: Outcome, gpa: int, npages: int, memory: GuestMemory) -> Served:
+    if len(data) > npages * PAGE_SIZE:
+        return Served(Outcome.TOO_SMALL, errno.ENOSPC, needed_pages=pages_of(len(data)))
+    if gpa % PAGE_SIZE:  # KVM checks this; a VMM under test may not run on KVM
+        return Served(Outcome.FAILED, errno.EIO, detail=f"guest address {gpa:#x} is not aligned")
+    try:
+        memory.write(gpa, data)
+    except GuestMemoryError as error:
+        return Served(Outcome.FAILED, errno.EIO, detail=error.message)
+    return Served(outcome, 0, size=len(data))
+
+
+def _deliver_empty(gpa: int, npages: int, memory: GuestMemory, detail: str | None) -> Served:
+    """The empty table, as KVM itself writes it: nothing at all into a buffer of no pages."""
+    if npages == 0:
+        return Served(Outcome.EMPTY, 0, detail=detail)
+    served = _deliver(EMPTY, Outcome.EMPTY, gpa, npages, memory)
+    if detail is None or served.outcome is not Outcome.EMPTY:
+        return served
+    return Served(Outcome.EMPTY, 0, size=served.size, detail=detail)
