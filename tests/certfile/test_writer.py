@@ -1,0 +1,327 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Updating the certificate file: order of events, crashes, readers that keep coming."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from snpcerts.abi.cert_table import EMPTY, VCEK_GUID, CertTable, TableEntry
+from snpcerts.abi.lock import F_OFD_SETLK, SHARED
+from snpcerts.certfile import step
+from snpcerts.certfile.certfile import CertFile
+from snpcerts.certfile.reader import Found, Table
+from snpcerts.certfile.writer import LockHeldError, Strategy
+from snpcerts.errors import InputError, RefusedError, SnpCertsError
+
+from .relay import relay
+
+OLD = CertTable((TableEntry(VCEK_GUID, b"the old key's certificate"),))
+NEW = CertTable((TableEntry(VCEK_GUID, b"the new key's certificate, which is longer"),))
+STRATEGIES = pytest.mark.parametrize("strategy", Strategy, ids=lambda each: each.value)
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "certs.bin"
+    path.write_bytes(OLD.encode())
+    path.chmod(0o640)
+    return path
+
+
+@contextlib.contextmanager
+def locked(path: Path, flock: bytes) -> Iterator[int]:
+    fd = os.open(path, os.O_RDWR)
+    try:
+        fcntl.fcntl(fd, F_OFD_SETLK, flock)
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def served(path: Path, lock_wait: float = 0) -> Found:
+    seen: list[Found] = []
+    CertFile(str(path)).serve(deliver=seen.append, handshake=lambda: None, lock_wait=lock_wait)
+    return seen[0]
+
+
+@STRATEGIES
+def test_while_the_firmware_changes_nobody_is_served(file: Path, strategy: Strategy) -> None:
+    during: list[object] = []
+
+    def change() -> CertTable:
+        during.append(served(file))
+        during.append(file.read_bytes())
+        return NEW
+
+    CertFile(str(file)).update(change, strategy=strategy)
+    assert type(during[0]).__name__ == "Busy"
+    assert during[1] == EMPTY
+    assert served(file) == Table(NEW.encode())
+
+
+@STRATEGIES
+def test_the_firmware_does_not_change_while_a_request_is_on_its_way(
+    file: Path, strategy: Strategy
+) -> None:
+    """The update is refused in time, and everything is as it was."""
+    changed: list[bool] = []
+
+    def change() -> CertTable:
+        changed.append(True)
+        return NEW
+
+    with locked(file, SHARED), pytest.raises(LockHeldError, match=f"pid {os.getpid()}"):
+        CertFile(str(file)).update(change, strategy=strategy, lock_wait=0.02)
+    assert not changed
+    assert served(file) == Table(OLD.encode())
+    assert {path.name for path in file.parent.iterdir()} == {"certs.bin", ".certs.bin.turn"}
+
+
+@STRATEGIES
+def test_owner_mode_and_attributes_survive(file: Path, strategy: Strategy) -> None:
+    file.chmod(0o604)
+    with contextlib.suppress(PermissionError):
+        os.chown(file, 12, 34)
+    try:
+        os.setxattr(file, "user.label", b"kept")
+    except OSError as error:
+        if error.errno != errno.EOPNOTSUPP:
+            raise
+        pytest.skip("no extended attributes here")
+    before = file.stat()
+    CertFile(str(file)).publish(NEW, strategy=strategy)
+    after = file.stat()
+    assert (after.st_uid, after.st_gid, after.st_mode) == (
+        before.st_uid,
+        before.st_gid,
+        before.st_mode,
+    )
+    assert os.getxattr(file, "user.label") == b"kept"
+
+
+def test_swap_leaves_the_old_file_empty_for_those_that_keep_it_open(file: Path) -> None:
+    fd = os.open(file, os.O_RDONLY)
+    try:
+        CertFile(str(file)).publish(NEW)
+        assert os.pread(fd, 4096, 0) == EMPTY
+    finally:
+        os.close(fd)
+
+
+def test_in_place_keeps_the_inode(file: Path) -> None:
+    before = file.stat().st_ino
+    CertFile(str(file)).publish(NEW, strategy=Strategy.IN_PLACE)
+    assert file.stat().st_ino == before
+    assert file.read_bytes() == NEW.encode()
+
+
+@STRATEGIES
+def test_a_shorter_table_leaves_nothing_of_the_longer_one(file: Path, strategy: Strategy) -> None:
+    CertFile(str(file)).publish(NEW, strategy=strategy)
+    CertFile(str(file)).publish(OLD, strategy=strategy)
+    assert file.read_bytes() == OLD.encode()
+
+
+@STRATEGIES
+def test_a_missing_file_is_created(tmp_path: Path, strategy: Strategy) -> None:
+    path = tmp_path / "new.bin"
+    CertFile(str(path)).publish(NEW, strategy=strategy)
+    assert path.read_bytes() == NEW.encode()
+    assert path.stat().st_mode & 0o137 == 0
+
+
+@STRATEGIES
+def test_a_symbolic_link_stays_one(file: Path, strategy: Strategy) -> None:
+    link = file.with_name("link")
+    link.symlink_to(file.name)
+    CertFile(str(link)).publish(NEW, strategy=strategy)
+    assert link.is_symlink()
+    assert file.read_bytes() == NEW.encode()
+
+
+@STRATEGIES
+def test_a_failed_change_leaves_the_empty_table(file: Path, strategy: Strategy) -> None:
+    def change() -> CertTable:
+        raise RefusedError("firmware said no")
+
+    with pytest.raises(RefusedError, match="firmware said no"):
+        CertFile(str(file)).update(change, strategy=strategy)
+    assert file.read_bytes() == EMPTY
+    CertFile(str(file)).publish(NEW, strategy=strategy)
+    assert file.read_bytes() == NEW.encode()
+
+
+def test_a_table_that_cannot_be_encoded_changes_nothing(file: Path) -> None:
+    with pytest.raises(SnpCertsError):
+        CertFile(str(file)).publish(CertTable((TableEntry(VCEK_GUID, b""),)))
+    assert file.read_bytes() == OLD.encode()
+    assert [path.name for path in file.parent.iterdir()] == ["certs.bin"]
+
+
+@STRATEGIES
+def test_the_first_entry_is_written_last_and_after_a_sync(file: Path, strategy: Strategy) -> None:
+    log: list[str] = []
+
+    def note(action: object) -> None:
+        match action:
+            case step.Write(_, data, 0) if data == EMPTY:
+                log.append("empty")
+            case step.Write(_, _, 0):
+                log.append("first entry")
+            case step.Write():
+                log.append("rest")
+            case step.Sync():
+                log.append("sync")
+            case step.Change():
+                log.append("change")
+
+    CertFile(str(file), relay(before=note)).publish(NEW, strategy=strategy)
+    change = log.index("change")
+    assert "empty" in log[:change]
+    assert log[change - 1] == "sync"
+    assert log[change:] == ["change", "rest", "sync", "first entry", "sync"]
+
+
+def _steps_of(strategy: Strategy, folder: Path) -> int:
+    path = folder / "count.bin"
+    path.write_bytes(OLD.encode())
+    count: list[object] = []
+    CertFile(str(path), relay(before=count.append)).publish(NEW, strategy=strategy)
+    return len(count)
+
+
+@STRATEGIES
+def test_a_crash_before_any_step_leaves_the_empty_or_the_right_table(
+    tmp_path: Path, strategy: Strategy
+) -> None:
+    """A child process ends, without any clean-up, before its first, second, ... last step.
+
+    ``key`` stands for the firmware: what it says is what a table must match.
+    """
+    crashed = 0
+    for stop in range(_steps_of(strategy, tmp_path)):
+        folder = tmp_path / str(stop)
+        folder.mkdir()
+        file, key = folder / "certs.bin", folder / "key"
+        file.write_bytes(OLD.encode())
+        key.write_bytes(OLD.encode())
+        pid = os.fork()
+        if pid == 0:
+            left = [stop]
+
+            def crash(_: object, left: list[int] = left) -> None:
+                if left[0] == 0:
+                    os._exit(9)
+                left[0] -= 1
+
+            def change(key: Path = key) -> CertTable:
+                key.write_bytes(NEW.encode())
+                return NEW
+
+            CertFile(str(file), relay(before=crash)).update(change, strategy=strategy)
+            os._exit(0)
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 9
+        crashed += 1
+        assert file.read_bytes()[:24] == bytes(24) or file.read_bytes() == key.read_bytes()
+        CertFile(str(file)).publish(NEW, strategy=strategy)
+        assert file.read_bytes() == NEW.encode()
+        assert {each.name for each in folder.iterdir()} == {"certs.bin", ".certs.bin.turn", "key"}
+    assert crashed > 10
+
+
+def test_swap_gets_through_while_readers_overlap(file: Path) -> None:
+    """Readers of which one always holds the lock: none of them waits for the writer's gap."""
+    stop = threading.Event()
+    holding = threading.Barrier(3)
+
+    def read_for_ever() -> None:
+        turn = threading.Event()
+
+        def hold() -> None:
+            turn.wait(0.003)
+
+        first = True
+        while not stop.is_set():
+            CertFile(str(file)).serve(deliver=lambda _: None, handshake=hold)
+            if first:
+                holding.wait()
+                first = False
+
+    readers = [threading.Thread(target=read_for_ever) for _ in range(2)]
+    for each in readers:
+        each.start()
+    try:
+        holding.wait()
+        for table in (NEW, OLD, NEW):
+            CertFile(str(file)).publish(table)
+            assert served(file, lock_wait=1) == Table(table.encode())
+    finally:
+        stop.set()
+        for each in readers:
+            each.join()
+
+
+def test_a_second_writer_waits_for_the_first_and_names_it(file: Path) -> None:
+    program = (
+        "import sys\n"
+        "from snpcerts.certfile.certfile import CertFile\n"
+        "def change():\n"
+        "    print('changing', flush=True)\n"
+        "    sys.stdin.readline()\n"
+        "    raise SystemExit\n"
+        f"CertFile({str(file)!r}).update(change)\n"
+    )
+    first = subprocess.Popen(
+        [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert first.stdout is not None
+        assert first.stdout.readline() == "changing\n"
+        with pytest.raises(LockHeldError, match=f"pid {first.pid} .*exclusive OFD lock"):
+            CertFile(str(file)).publish(NEW, lock_wait=0.02)
+    finally:
+        first.communicate("\n")
+    CertFile(str(file)).publish(NEW)
+    assert file.read_bytes() == NEW.encode()
+
+
+@STRATEGIES
+def test_a_directory_is_not_a_certificate_file(tmp_path: Path, strategy: Strategy) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    with pytest.raises(InputError, match="directory"):
+        CertFile(str(folder)).publish(NEW, strategy=strategy)
+
+
+@STRATEGIES
+def test_a_fifo_is_not_a_certificate_file(tmp_path: Path, strategy: Strategy) -> None:
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    with pytest.raises(InputError, match="not a regular file"):
+        CertFile(str(fifo)).publish(NEW, strategy=strategy)
+
+
+def test_a_missing_directory_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="existing directory"):
+        CertFile(str(tmp_path / "no" / "certs.bin")).publish(NEW)
+
+
+@STRATEGIES
+def test_a_full_disk_leaves_the_empty_table(file: Path, strategy: Strategy) -> None:
+    def full(action: object) -> None:
+        if isinstance(action, step.Write) and action.offset:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with pytest.raises(RefusedError, match="No space left"):
+        CertFile(str(file), relay(before=full)).publish(NEW, strategy=strategy)
+    assert file.read_bytes() == EMPTY
