@@ -23,15 +23,17 @@ def read_input(path: str, *, limit: int = INPUT_LIMIT) -> bytes:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: {_reason(error)}") from None
-    with os.fdopen(fd, "rb") as file:
+    try:
         status = os.fstat(fd)
         if not stat.S_ISREG(status.st_mode):
             kind = "a directory" if stat.S_ISDIR(status.st_mode) else "not a regular file"
             raise InputError(f"{path}: is {kind}", hint="name a file")
-        try:
+        with open(fd, "rb", closefd=False) as file:
             data = file.read(limit + 1)
-        except OSError as error:
-            raise InputError(f"{path}: {_reason(error)}") from None
+    except OSError as error:
+        raise InputError(f"{path}: {_reason(error)}") from None
+    finally:
+        os.close(fd)
     if not data:
         raise InputError(f"{path}: is empty")
     if len(data) > limit:
