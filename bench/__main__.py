@@ -1,0 +1,34 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``python -m bench [NAME...]``: run all benchmarks, or those named."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+import sys
+from pathlib import Path
+
+from bench.compare import Skip
+
+
+def main(names: list[str]) -> int:
+    """Run the benchmarks; 2 for a name there is none of."""
+    folder = Path(__file__).parent
+    known = [
+        module.name
+        for module in pkgutil.iter_modules([str(folder)])
+        if module.name not in ("__main__", "compare")
+    ]
+    if unknown := set(names) - set(known):
+        print(f"no benchmark {', '.join(sorted(unknown))}; there are {', '.join(known)}")
+        return 2
+    for name in names or known:
+        try:
+            importlib.import_module(f"bench.{name}").main()
+        except Skip as reason:
+            print(f"{name}: skipped, {reason}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
