@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The cipher of guest messages: AES-256-GCM under a VMPCK.
+
+Source: SNP ABI (56860) chapter 7; the parameters held against a vector dumped
+from genuine firmware. Both the firmware and the guest's driver seal and open.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+from snpcerts.abi.guest_message import (
+    AAD_END,
+    AAD_START,
+    ALGO_AES_256_GCM,
+    HEADER_SIZE,
+    HEADER_VERSION,
+    MAX_PAYLOAD,
+    MESSAGE_SIZE,
+    TAG_SIZE,
+    VMPCK_SIZE,
+    MessageHeader,
+    iv_of,
+)
+from snpcerts.errors import RefusedError, UsageError
+
+
+class SealError(RefusedError):
+    """A page is no message under this key: too large, or its tag does not verify."""
+
+    code = "seal"
+
+
+def header_for(msg_type: int, seqno: int, vmpck: int, *, msg_version: int = 1) -> MessageHeader:
+    """A header as Linux writes it: AES-256-GCM, header version 1, reserved fields zero.
+
+    The tag and ``msg_sz`` are left to :func:`seal`.
+    """
+    return MessageHeader(
+        msg_seqno=seqno,
+        algo=ALGO_AES_256_GCM,
+        hdr_version=HEADER_VERSION,
+        hdr_sz=HEADER_SIZE,
+        msg_type=msg_type,
+        msg_version=msg_version,
+        msg_vmpck=vmpck,
+    )
+
+
+def seal(key: bytes, header: MessageHeader, payload: bytes) -> bytes:
+    """A whole message page of 4096 bytes, zero after the payload.
+
+    ``key`` is a VMPCK of 32 bytes. ``msg_sz`` and the tag are filled in; every
+    other field of ``header`` goes into the page as it is, right or wrong.
+    Raises :class:`UsageError` for a key or payload of impossible size.
+    """
+    if len(payload) > MAX_PAYLOAD:
+        raise UsageError(f"a guest message holds {MAX_PAYLOAD} bytes, not {len(payload)}")
+    plain = replace(header, msg_sz=len(payload), authtag=bytes(32)).pack()
+    sealed = _cipher(key).encrypt(iv_of(header.msg_seqno), payload, plain[AAD_START:AAD_END])
+    ciphertext, tag = sealed[:-TAG_SIZE], sealed[-TAG_SIZE:]
+    return (tag + plain[TAG_SIZE:] + ciphertext).ljust(MESSAGE_SIZE, b"\0")
+
+
+def open_sealed(key: bytes, page: bytes) -> tuple[MessageHeader, bytes]:
+    """The header and the decrypted payload of a message page.
+
+    The header fields under the tag are authenticated as they stand in the page;
+    ``msg_seqno`` is, being the nonce; the rest of the first 48 bytes is not.
+    Whether the values make sense is the caller's to judge. Raises
+    :class:`SealError` when the page is not 4096 bytes, says it holds more than
+    4000, or has a tag that does not verify; :class:`UsageError` for a key that
+    is not 32 bytes.
+    """
+    if len(page) != MESSAGE_SIZE:
+        raise SealError(f"a guest message is a page of {MESSAGE_SIZE} bytes, found {len(page)}")
+    page = bytes(page)
+    header = MessageHeader.unpack(page)
+    if header.msg_sz > MAX_PAYLOAD:
+        raise SealError(f"msg_sz is {header.msg_sz}, more than the {MAX_PAYLOAD} a page holds")
+    ciphertext = page[HEADER_SIZE : HEADER_SIZE + header.msg_sz]
+    try:
+        payload = _cipher(key).decrypt(
+            iv_of(header.msg_seqno), ciphertext + page[:TAG_SIZE], page[AAD_START:AAD_END]
+        )
+    except InvalidTag:
+        raise SealError(
+            f"the tag of message {header.msg_seqno} does not verify",
+            hint="another VMPCK, a changed header or a damaged payload",
+        ) from None
+    return header, payload
+
+
+def _cipher(key: bytes) -> AESGCM:
+    if len(key) != VMPCK_SIZE:
+        raise UsageError(f"a VMPCK is {VMPCK_SIZE} bytes, not {len(key)}")
+    return AESGCM(key)

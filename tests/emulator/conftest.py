@@ -1,0 +1,32 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Authorities and platforms; RSA keys are slow to make, so one set serves the session."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+
+import pytest
+
+from snpcerts.abi.product import Product
+from snpcerts.emulator.authority import EmulatedAuthority
+from snpcerts.emulator.chip import Chip
+from snpcerts.emulator.firmware import Firmware
+
+
+@pytest.fixture(scope="session")
+def authority_of() -> Callable[[Product], EmulatedAuthority]:
+    """The session's authority of each product."""
+    return cache(EmulatedAuthority.create)
+
+
+@pytest.fixture(scope="session")
+def authority(authority_of: Callable[[Product], EmulatedAuthority]) -> EmulatedAuthority:
+    """The session's authority for Milan."""
+    return authority_of(Product.MILAN)
+
+
+@pytest.fixture
+def firmware() -> Firmware:
+    """A new Milan platform."""
+    return Firmware(Chip.create(Product.MILAN))

@@ -1,0 +1,334 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``/dev/sev`` answers as the kernel's driver does: errno, firmware status, copy-back."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from snpcerts.abi.cstruct import CStruct
+from snpcerts.abi.product import Product
+from snpcerts.abi.psp import (
+    SEV_ISSUE_CMD,
+    Command,
+    GetId2,
+    IssueCmd,
+    PlatformStatus,
+    SnpConfig,
+    SnpPlatformStatus,
+    SnpVlekLoad,
+    Status,
+)
+from snpcerts.emulator.chip import Chip, CloudProvider
+from snpcerts.emulator.device import Caller, Device
+from snpcerts.emulator.firmware import ApiVersion, Firmware
+from snpcerts.emulator.memory import ProcessMemory
+from snpcerts.emulator.platform_state import DEFAULT_TCB
+from snpcerts.emulator.sev_device import GET_ID_SIZE, MAX_ALLOCATION, SEV_MAX, SevDevice
+
+PROVIDER = CloudProvider("CN=cc-us-east-2.amazonaws.com", bytes(range(32)))
+OWN = 0x5A5A5A5A  # what the caller leaves in ``error`` before the call
+KEY_COMMANDS = (
+    Command.FACTORY_RESET,
+    Command.PEK_GEN,
+    Command.PEK_CSR,
+    Command.PDH_GEN,
+    Command.PEK_CERT_IMPORT,
+)
+
+
+class FlatMemory:
+    """Some bytes at 0x1000; every other address is EFAULT, as is a read-only one for writing."""
+
+    BASE, SIZE = 0x1000, 0x4000
+
+    def __init__(self) -> None:
+        self.bytes = bytearray(self.SIZE)
+        self.read_only: range = range(0)
+
+    def read(self, address: int, size: int) -> bytes:
+        start = self._at(address, size)
+        return bytes(self.bytes[start : start + size])
+
+    def write(self, address: int, data: bytes) -> None:
+        start = self._at(address, len(data))
+        if address in self.read_only:
+            raise OSError(errno.EFAULT, "read-only")
+        self.bytes[start : start + len(data)] = data
+
+    def _at(self, address: int, size: int) -> int:
+        start = address - self.BASE
+        if not 0 <= start <= self.SIZE - size:
+            raise OSError(errno.EFAULT, "unmapped")
+        return start
+
+
+COMMAND_AT, DATA_AT, BLOB_AT = 0x1000, 0x2000, 0x3000
+
+
+class Host:
+    """A host program with one descriptor on ``/dev/sev``."""
+
+    def __init__(self, firmware: Firmware) -> None:
+        self.firmware = firmware
+        self.device = SevDevice(firmware)
+        self.memory = FlatMemory()
+
+    def issue(
+        self, cmd: int, data: CStruct | None = None, *, at: int = DATA_AT, writable: bool = True
+    ) -> tuple[int, int]:
+        """(errno or 0, ``error`` afterwards)."""
+        if data is not None:
+            self.memory.write(DATA_AT, data.pack())
+        self.memory.write(COMMAND_AT, IssueCmd(cmd=cmd, data=at, error=OWN).pack())
+        caller = Caller(self.memory, find=lambda _fd: None, writable=writable)
+        try:
+            assert self.device.ioctl(caller, SEV_ISSUE_CMD, COMMAND_AT) == 0
+            code = 0
+        except OSError as no:
+            code = no.errno or -1
+        back = IssueCmd.unpack(self.memory.read(COMMAND_AT, IssueCmd.SIZE))
+        assert (back.cmd, back.data) == (cmd, at)
+        return code, back.error
+
+    def vlek_load(self, blob: bytes, **change: int) -> tuple[int, int]:
+        self.memory.write(BLOB_AT, blob)
+        load = SnpVlekLoad(len=16, vlek_wrapped_address=BLOB_AT)
+        return self.issue(Command.SNP_VLEK_LOAD, replace(load, **change))
+
+
+@pytest.fixture
+def host(firmware: Firmware) -> Host:
+    return Host(firmware)
+
+
+def test_it_is_a_device(host: Host) -> None:
+    assert isinstance(host.device, Device)
+    host.device.close()
+    assert host.issue(Command.SNP_COMMIT) == (0, 0)
+
+
+def test_any_other_request_is_refused(host: Host) -> None:
+    caller = Caller(host.memory, find=lambda _fd: None)
+    for request in (0, SEV_ISSUE_CMD + 1, 0xAE00, SEV_ISSUE_CMD - (1 << 16)):
+        with pytest.raises(OSError) as caught:
+            host.device.ioctl(caller, request, COMMAND_AT)
+        assert caught.value.errno == errno.EINVAL
+
+
+@pytest.mark.parametrize("cmd", [13, 14, 2**32 - 1])
+def test_unknown_commands_are_refused_without_copy_back(cmd: int, host: Host) -> None:
+    host.memory.read_only = range(COMMAND_AT, COMMAND_AT + 16)
+    host.memory.bytes[:16] = IssueCmd(cmd=cmd, error=OWN).pack()
+    caller = Caller(host.memory, find=lambda _fd: None)
+    with pytest.raises(OSError) as caught:
+        host.device.ioctl(caller, SEV_ISSUE_CMD, COMMAND_AT)
+    assert caught.value.errno == errno.EINVAL  # EFAULT had there been a copy
+
+
+def test_the_command_structure_must_be_readable(host: Host) -> None:
+    caller = Caller(host.memory, find=lambda _fd: None)
+    for argument in (0, 0x4FF8, 2**64 - 8):
+        with pytest.raises(OSError) as caught:
+            host.device.ioctl(caller, SEV_ISSUE_CMD, argument)
+        assert caught.value.errno == errno.EFAULT
+
+
+def test_a_fault_in_the_copy_back_takes_the_place_of_any_result(host: Host) -> None:
+    """Both of a success and of a refusal; what the firmware did is done."""
+    low = replace(DEFAULT_TCB[Product.MILAN], snp=1)
+    caller = Caller(host.memory, find=lambda _fd: None)
+    host.memory.write(DATA_AT, SnpConfig(reported_tcb=low.pack()).pack())
+    for cmd, data in ((Command.SNP_SET_CONFIG, DATA_AT), (Command.SNP_SET_CONFIG, 0)):
+        host.memory.read_only = range(0)
+        host.memory.write(COMMAND_AT, IssueCmd(cmd=cmd, data=data, error=OWN).pack())
+        host.memory.read_only = range(COMMAND_AT, COMMAND_AT + 16)
+        with pytest.raises(OSError) as caught:
+            host.device.ioctl(caller, SEV_ISSUE_CMD, COMMAND_AT)
+        assert caught.value.errno == errno.EFAULT
+    assert host.firmware.state.reported == low
+
+
+def test_the_status_commands_write_their_structures(host: Host) -> None:
+    assert host.issue(Command.SNP_PLATFORM_STATUS, writable=False) == (0, 0)
+    snp = SnpPlatformStatus.unpack(host.memory.read(DATA_AT, 32))
+    assert snp == host.firmware.snp_platform_status()
+    assert host.issue(Command.PLATFORM_STATUS, writable=False) == (0, 0)
+    assert PlatformStatus.unpack(host.memory.read(DATA_AT, 12)).build == 29
+
+
+@pytest.mark.parametrize("at", [0, 0x4FFF, 2**64 - 1])
+def test_bad_output_addresses_are_efault_after_the_firmwares_success(at: int, host: Host) -> None:
+    """Only SNP_PLATFORM_STATUS looks for NULL, and calls it EINVAL before the firmware is asked."""
+    for cmd in (Command.PLATFORM_STATUS, Command.GET_ID, Command.SNP_PLATFORM_STATUS):
+        null_checked = at == 0 and cmd is Command.SNP_PLATFORM_STATUS
+        assert host.issue(cmd, at=at) == (
+            (errno.EINVAL, OWN) if null_checked else (errno.EFAULT, 0)
+        )
+    assert host.issue(Command.GET_ID2, at=at) == (errno.EFAULT, OWN)
+
+
+@pytest.mark.parametrize("product", Product)
+def test_the_chip_id_comes_with_its_length(product: Product) -> None:
+    host = Host(Firmware(Chip.create(product)))
+    identity = host.firmware.get_id()
+    assert host.issue(Command.GET_ID2, GetId2(address=BLOB_AT, length=64), writable=False) == (0, 0)
+    assert GetId2.unpack(host.memory.read(DATA_AT, 12)).length == len(identity)
+    assert host.memory.read(BLOB_AT, 64) == identity.ljust(64, b"\0")
+    host.memory.write(DATA_AT, b"\xff" * GET_ID_SIZE)
+    assert host.issue(Command.GET_ID) == (0, 0)
+    assert host.memory.read(DATA_AT, GET_ID_SIZE) == identity.ljust(GET_ID_SIZE, b"\0")
+
+
+@pytest.mark.parametrize(
+    ("address", "length"), [(0, 0), (0, 64), (BLOB_AT, 0), (BLOB_AT, 63), (0, 2**32 - 1)]
+)
+def test_without_room_for_the_chip_id_its_length_is_told(
+    address: int, length: int, host: Host
+) -> None:
+    asked = GetId2(address=address, length=length)
+    assert host.issue(Command.GET_ID2, asked) == (errno.EIO, Status.INVALID_LEN)
+    assert GetId2.unpack(host.memory.read(DATA_AT, 12)) == replace(asked, length=64)
+    assert not any(host.memory.read(BLOB_AT, 64))
+
+
+def test_get_id2_faults_and_limits(host: Host) -> None:
+    huge = GetId2(address=BLOB_AT, length=MAX_ALLOCATION + 1)
+    assert host.issue(Command.GET_ID2, huge) == (errno.ENOMEM, OWN)
+    assert host.issue(Command.GET_ID2, GetId2(address=8, length=64)) == (errno.EFAULT, 0)
+    old = Host(Firmware(Chip.create(Product.MILAN), version=ApiVersion(0, 15, 0)))
+    assert old.issue(Command.GET_ID2, GetId2()) == (524, OWN)
+
+
+def test_commit_needs_neither_write_mode_nor_data(host: Host) -> None:
+    tcb = DEFAULT_TCB[Product.MILAN]
+    newer = replace(tcb, snp=tcb.snp + 1)
+    host.firmware.update(newer)
+    assert host.issue(Command.SNP_COMMIT, at=0, writable=False) == (0, 0)
+    assert host.firmware.state.committed == newer
+    host.firmware.snp_shutdown()
+    assert host.issue(Command.SNP_COMMIT, at=1, writable=False) == (0, 0)
+
+
+@pytest.mark.parametrize("cmd", [Command.SNP_SET_CONFIG, Command.SNP_VLEK_LOAD])
+def test_the_changing_commands_check_in_the_drivers_order(cmd: Command, host: Host) -> None:
+    """NULL, then write mode, then SNP initialised, then the copy."""
+    host.firmware.snp_shutdown()
+    assert host.issue(cmd, at=0, writable=False) == (errno.EINVAL, OWN)
+    assert host.issue(cmd, at=8, writable=False) == (errno.EPERM, OWN)
+    assert host.issue(cmd, at=8) == (errno.ENODEV, OWN)
+    host.firmware.snp_init()
+    assert host.issue(cmd, at=8) == (errno.EFAULT, OWN)
+
+
+def test_set_config_reaches_the_firmware(host: Host) -> None:
+    low = replace(DEFAULT_TCB[Product.MILAN], snp=1)
+    assert host.issue(Command.SNP_SET_CONFIG, SnpConfig(reported_tcb=low.pack(), flags=1)) == (0, 0)
+    assert host.firmware.state.reported == low
+    assert host.firmware.state.mask_chip_id
+    assert host.issue(Command.SNP_SET_CONFIG, SnpConfig(flags=4)) == (
+        errno.EIO,
+        Status.INVALID_PARAM,
+    )
+    assert host.firmware.state.reported == low
+
+
+def test_vlek_load_reaches_the_firmware(host: Host) -> None:
+    tcb = host.firmware.state.reported
+    blob = PROVIDER.hashstick_for(host.firmware.chip, tcb)
+    assert host.vlek_load(blob[:-1] + bytes((blob[-1] ^ 1,))) == (
+        errno.EIO,
+        Status.BAD_MEASUREMENT,
+    )
+    assert host.vlek_load(blob) == (0, 0)
+    assert host.firmware.signing_public_key() == PROVIDER.vlek_key(tcb).public_key()
+
+
+@pytest.mark.parametrize(
+    ("change", "code"),
+    [
+        ({"len": 15}, errno.EINVAL),
+        ({"len": 432}, errno.EINVAL),
+        ({"vlek_wrapped_version": 1}, errno.EINVAL),
+        ({"vlek_wrapped_address": 0}, errno.EINVAL),
+        ({"vlek_wrapped_address": 8}, errno.EFAULT),
+        ({"vlek_wrapped_address": 0x5000 - 431}, errno.EFAULT),
+    ],
+)
+def test_vlek_loads_fields_are_the_drivers_to_check(
+    change: dict[str, int], code: int, host: Host
+) -> None:
+    blob = PROVIDER.hashstick_for(host.firmware.chip, host.firmware.state.reported)
+    assert host.vlek_load(blob, **change) == (code, OWN)
+    assert host.firmware.state.vlek is None
+
+
+def test_key_commands_end_after_the_write_check(host: Host) -> None:
+    wrong_state = (errno.EIO, Status.INVALID_PLATFORM_STATE)
+    for cmd in KEY_COMMANDS:
+        assert host.issue(cmd, writable=False) == (errno.EPERM, OWN)
+        assert host.issue(cmd) == wrong_state
+    assert host.issue(Command.PDH_CERT_EXPORT, writable=False) == wrong_state
+    host.firmware.snp_shutdown()
+    assert host.issue(Command.PDH_CERT_EXPORT, writable=False) == (errno.EPERM, OWN)
+
+
+_ADDRESS = st.one_of(
+    st.sampled_from([0, COMMAND_AT, DATA_AT, BLOB_AT, 0x5000 - 12, 2**64 - 1]),
+    st.integers(0, 2**64 - 1),
+)
+
+
+@given(
+    request_=st.just(SEV_ISSUE_CMD) | st.integers(0, 2**32 - 1),
+    argument=_ADDRESS,
+    cmd=st.integers(0, SEV_MAX) | st.integers(0, 2**32 - 1),
+    data=_ADDRESS,
+    contents=st.binary(max_size=64),
+    inner=_ADDRESS,
+    writable=st.booleans(),
+    initialized=st.booleans(),
+)
+def test_random_calls_end_in_zero_or_an_errno(
+    request_: int,
+    argument: int,
+    cmd: int,
+    data: int,
+    contents: bytes,
+    inner: int,
+    writable: bool,
+    initialized: bool,
+) -> None:
+    firmware = Firmware(_CHIP, initialized=initialized)
+    memory = FlatMemory()
+    memory.write(DATA_AT, contents)
+    memory.write(BLOB_AT, SnpVlekLoad(len=16, vlek_wrapped_address=inner).pack())
+    memory.write(COMMAND_AT, IssueCmd(cmd=cmd, data=data).pack())
+    caller = Caller(memory, find=lambda _fd: None, writable=writable)
+    code: int | None = 0
+    try:
+        assert SevDevice(firmware).ioctl(caller, request_, argument) == 0
+    except OSError as no:
+        code = no.errno
+    assert code in (0, *errno.errorcode)
+    assert firmware.state.committed.covers(firmware.state.reported)
+
+
+_CHIP = Chip(Product.MILAN, bytes(32))
+
+
+def test_a_live_process_is_served_at_its_own_addresses(host: Host) -> None:
+    """The layout a program has on its stack, through the real memory model."""
+    status = ctypes.create_string_buffer(32)
+    command = ctypes.create_string_buffer(
+        IssueCmd(cmd=Command.SNP_PLATFORM_STATUS, data=ctypes.addressof(status)).pack(), 16
+    )
+    caller = Caller(ProcessMemory(os.getpid()), find=lambda _fd: None)
+    assert host.device.ioctl(caller, SEV_ISSUE_CMD, ctypes.addressof(command)) == 0
+    assert SnpPlatformStatus.unpack(status.raw) == host.firmware.snp_platform_status()
