@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Trust anchors: the AMD Root Keys (ARK), pinned by their public key.
+
+A pin is the SHA-384 of the key's DER SubjectPublicKeyInfo, so a root that is
+issued again for the same key stays trusted and nothing else ever is. The
+values were computed from the roots of the key server's certificate chains, and
+agree with the copies in virtee/sev and google/go-sev-guest.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+from snpcerts.abi.product import Product
+from snpcerts.endorsement.ca_name import CaRole, parse_ca_name
+from snpcerts.endorsement.certificate import common_name
+from snpcerts.errors import InputError
+
+
+@dataclass(frozen=True, slots=True)
+class Anchor:
+    """A root key that is trusted for one product.
+
+    ``spki_sha384`` is the 48-byte SHA-384 of its DER SubjectPublicKeyInfo;
+    ``name`` is for people.
+    """
+
+    product: Product
+    spki_sha384: bytes
+    name: str
+
+
+def _amd(product: Product, spki_sha384: str) -> Anchor:
+    return Anchor(product, bytes.fromhex(spki_sha384), f"ARK-{product.value}")
+
+
+AMD_ANCHORS: tuple[Anchor, ...] = (
+    _amd(
+        Product.MILAN,
+        "1249f67f15cf229a4069195e1a9ce537d1765ef706a1f4a1"
+        "23c36be9518786515d25ecc007f366b564d2b3f31c48082e",
+    ),
+    _amd(
+        Product.GENOA,
+        "32ab53a6ce5ec14926207396e5c475ae768a6a9831b7e860"
+        "b5acf2e1c1dff222bc5a8bfc43eb5e06393189c1f246d880",
+    ),
+    _amd(
+        Product.TURIN,
+        "3475f08a9727f8ac9a1deaea5f2a2097aa59d64d05c2a678"
+        "c229c873e6359d3a6926287a2a22cd5f88a385e333a2fcc5",
+    ),
+)
+
+
+def spki_sha384(certificate: x509.Certificate) -> bytes:
+    """SHA-384 of the DER SubjectPublicKeyInfo of the certificate's key."""
+    spki = certificate.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    return hashlib.sha384(spki).digest()
+
+
+def anchor_from_certificate(certificate: x509.Certificate) -> Anchor:
+    """Trust the key of this root, for the product its common name gives.
+
+    Raises :class:`InputError` when the common name is not that of an ARK.
+    """
+    cn = common_name(certificate.subject)
+    name = parse_ca_name(cn)
+    if cn is None or name is None or name.role is not CaRole.ARK:
+        known = ", ".join(f"ARK-{product.value}" for product in Product)
+        raise InputError(
+            f"the root's common name is {cn!r}, must be one of {known}",
+            hint="trust a root certificate (ARK), not an intermediate or a leaf",
+        )
+    return Anchor(name.product, spki_sha384(certificate), cn)

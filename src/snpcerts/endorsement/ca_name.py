@@ -1,0 +1,44 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the common name of an AMD certificate authority says.
+
+``ARK-Milan`` is the root of Milan, ``SEV-Milan`` its intermediate (ASK) for
+VCEKs, ``SEV-VLEK-Milan`` the one (ASVK) for VLEKs. Further words may follow the
+product: authorities that are not AMD's say there what they are.
+
+Source: the certificates that the key server (57230) hands out.
+"""
+
+from __future__ import annotations
+
+import enum
+import re
+from dataclasses import dataclass
+
+from snpcerts.abi.product import Product
+
+
+class CaRole(enum.Enum):
+    """Which authority a certificate is. The value is the common name's prefix."""
+
+    ARK = "ARK"
+    ASK = "SEV"
+    ASVK = "SEV-VLEK"
+
+
+@dataclass(frozen=True, slots=True)
+class CaName:
+    """Role and product of an authority."""
+
+    role: CaRole
+    product: Product
+
+
+_PATTERN = re.compile(
+    f"({'|'.join(role.value for role in CaRole)})-({'|'.join(p.value for p in Product)})(?: .+)?"
+)
+
+
+def parse_ca_name(name: str | None) -> CaName | None:
+    """Read a common name; None where it is not that of an AMD-style authority."""
+    match = _PATTERN.fullmatch(name or "")
+    return match and CaName(CaRole(match[1]), Product(match[2]))

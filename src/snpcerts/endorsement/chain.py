@@ -1,0 +1,399 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The chain of an endorsement key: VCEK or VLEK, ASK or ASVK, ARK.
+
+Everything is checked that can be, and all that is wrong is listed: a person
+who has three things to mend should not learn of them one at a time. What holds
+at all times (:func:`check_chain`) is kept apart from what time decides
+(:func:`window_of`), so that the first can be remembered.
+
+The signature algorithm is that of AMD and nothing else: RSASSA-PSS with
+SHA-384, MGF1 with SHA-384 and 48 bytes of salt, over RSA keys of at least 4096
+bits. Revocation is not judged here.
+
+Sources: KDS (57230) chapter 3; RFC 5280 sections 4.2.1 and 6.1; RFC 4055
+section 3.1 for the algorithm's parameters.
+"""
+
+from __future__ import annotations
+
+import enum
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import padding, rsa
+from cryptography.hazmat.primitives.serialization import Encoding
+
+from snpcerts.abi.product import Product
+from snpcerts.endorsement.anchors import Anchor, spki_sha384
+from snpcerts.endorsement.ca_name import CaName, CaRole, parse_ca_name
+from snpcerts.endorsement.certificate import common_name
+from snpcerts.endorsement.der import read_element
+from snpcerts.endorsement.vek import VekKind, is_amd_extension
+
+MIN_RSA_BITS = 4096
+MAX_RSA_BITS = 16384  # above this a check costs a hostile host nothing and us much
+SALT_SIZE = 48
+
+
+class Place(enum.Enum):
+    """A certificate's place in the chain. The value starts its fault codes."""
+
+    LEAF = "leaf"
+    INTERMEDIATE = "ask"
+    ROOT = "ark"
+
+
+class ChainFault(enum.StrEnum):
+    """What can be wrong with a chain."""
+
+    LEAF_KIND = "leaf-kind"
+    LEAF_EXTENSIONS = "leaf-extensions"
+    LEAF_SIGNATURE_ALGORITHM = "leaf-signature-algorithm"
+    LEAF_ISSUER = "leaf-issuer"
+    LEAF_SIGNATURE = "leaf-signature"
+    LEAF_NOT_YET_VALID = "leaf-not-yet-valid"
+    LEAF_EXPIRED = "leaf-expired"
+    ASK_NAME = "ask-name"
+    ASK_KEY = "ask-key"
+    ASK_CA = "ask-ca"
+    ASK_EXTENSIONS = "ask-extensions"
+    ASK_SIGNATURE_ALGORITHM = "ask-signature-algorithm"
+    ASK_ISSUER = "ask-issuer"
+    ASK_SIGNATURE = "ask-signature"
+    ASK_NOT_YET_VALID = "ask-not-yet-valid"
+    ASK_EXPIRED = "ask-expired"
+    ARK_NAME = "ark-name"
+    ARK_KEY = "ark-key"
+    ARK_CA = "ark-ca"
+    ARK_EXTENSIONS = "ark-extensions"
+    ARK_SIGNATURE_ALGORITHM = "ark-signature-algorithm"
+    ARK_ISSUER = "ark-issuer"
+    ARK_SIGNATURE = "ark-signature"
+    ARK_UNTRUSTED = "ark-untrusted"
+    ARK_NOT_YET_VALID = "ark-not-yet-valid"
+    ARK_EXPIRED = "ark-expired"
+    CHAIN_PRODUCT = "chain-product"
+
+
+@dataclass(frozen=True, slots=True)
+class ChainProblem:
+    """One thing wrong with a chain."""
+
+    fault: ChainFault
+    message: str
+
+    def __str__(self) -> str:
+        return f"{self.fault.value}: {self.message}"
+
+
+@dataclass(frozen=True, slots=True)
+class Chain:
+    """Three certificates that should belong together; None where one is not at hand.
+
+    ``kind`` is the kind of leaf wanted, ``leaf_product`` what the leaf's
+    extensions say, where they could be read.
+    """
+
+    kind: VekKind
+    leaf: x509.Certificate | None
+    intermediate: x509.Certificate | None
+    root: x509.Certificate | None
+    leaf_product: Product | None = None
+
+    def label(self, place: Place) -> str:
+        """VCEK, ASK, ...: what the certificate in that place is called."""
+        if place is Place.LEAF:
+            return self.kind.name
+        return self.role(place).name
+
+    def role(self, place: Place) -> CaRole:
+        """Which authority belongs in that place of such a chain."""
+        if place is Place.ROOT:
+            return CaRole.ARK
+        return CaRole.ASK if self.kind is VekKind.VCEK else CaRole.ASVK
+
+
+def check_chain(chain: Chain, anchors: Sequence[Anchor]) -> tuple[ChainProblem, ...]:
+    """Everything wrong with a chain at any time, leaf first.
+
+    A certificate that is None is not a problem here, and what would need it is
+    left out: the caller knows why it is missing, and must not trust the chain.
+    """
+    found = itertools.chain(_leaf(chain), _intermediate(chain), _root(chain, anchors))
+    return (*found, *_products(chain))
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """From when to when a certificate is valid, both inclusive, in UTC."""
+
+    place: Place
+    label: str
+    not_before: datetime
+    not_after: datetime
+
+    def problem_at(self, at: datetime) -> ChainProblem | None:
+        """What is wrong with the certificate at that time; ``at`` has a time zone."""
+        if at < self.not_before:
+            return ChainProblem(
+                ChainFault(f"{self.place.value}-not-yet-valid"),
+                f"the {self.label} is valid from {self.not_before:%Y-%m-%dT%H:%M:%SZ}, "
+                f"judged at {at.isoformat()}",
+            )
+        if at > self.not_after:
+            return ChainProblem(
+                ChainFault(f"{self.place.value}-expired"),
+                f"the {self.label} was valid until {self.not_after:%Y-%m-%dT%H:%M:%SZ}, "
+                f"judged at {at.isoformat()}",
+            )
+        return None
+
+
+def windows_of(chain: Chain) -> tuple[Window, ...]:
+    """The validity of each certificate at hand, leaf first."""
+    placed = zip(Place, (chain.leaf, chain.intermediate, chain.root), strict=True)
+    return tuple(
+        Window(
+            place,
+            chain.label(place),
+            certificate.not_valid_before_utc,
+            certificate.not_valid_after_utc,
+        )
+        for place, certificate in placed
+        if certificate is not None
+    )
+
+
+def _leaf(chain: Chain) -> Iterator[ChainProblem]:
+    if chain.leaf is None:
+        return
+    cn = common_name(chain.leaf.subject)
+    if cn != chain.kind.common_name:
+        yield ChainProblem(
+            ChainFault.LEAF_KIND,
+            f"the leaf's common name is {cn!r}, must be {chain.kind.common_name!r}",
+        )
+    yield from _critical(chain, Place.LEAF, chain.leaf)
+    yield from _issued(chain, Place.LEAF, chain.leaf, chain.intermediate)
+
+
+def _intermediate(chain: Chain) -> Iterator[ChainProblem]:
+    if chain.intermediate is None:
+        return
+    yield from _authority(chain, Place.INTERMEDIATE, chain.intermediate, below=0)
+    yield from _issued(chain, Place.INTERMEDIATE, chain.intermediate, chain.root)
+
+
+def _root(chain: Chain, anchors: Sequence[Anchor]) -> Iterator[ChainProblem]:
+    if chain.root is None:
+        return
+    yield from _authority(chain, Place.ROOT, chain.root, below=1)
+    yield from _issued(chain, Place.ROOT, chain.root, chain.root)
+    pin = spki_sha384(chain.root)
+    pinned = [anchor.product for anchor in anchors if anchor.spki_sha384 == pin]
+    name = _ca_name(chain.root)
+    if not pinned:
+        trusted = ", ".join(anchor.name for anchor in anchors) or "none"
+        yield ChainProblem(
+            ChainFault.ARK_UNTRUSTED,
+            f"the ARK's key (SHA-384 {pin.hex()}) is not a trusted root's (trusted: {trusted})",
+        )
+    elif name is not None and name.product not in pinned:
+        yield ChainProblem(
+            ChainFault.ARK_UNTRUSTED,
+            f"the ARK's key is trusted, but not for {name.product.value}",
+        )
+
+
+def _ca_name(certificate: x509.Certificate) -> CaName | None:
+    return parse_ca_name(common_name(certificate.subject))
+
+
+def _authority(
+    chain: Chain, place: Place, certificate: x509.Certificate, *, below: int
+) -> Iterator[ChainProblem]:
+    """What makes a certificate an authority with ``below`` authorities under it."""
+    label, code = chain.label(place), place.value
+    role = chain.role(place)
+    name = _ca_name(certificate)
+    if name is None or name.role is not role:
+        cn = common_name(certificate.subject)
+        yield ChainProblem(
+            ChainFault(f"{code}-name"),
+            f"the {label}'s common name is {cn!r}, must be '{role.value}-' and a product",
+        )
+    if _signing_key(certificate) is None:
+        key = certificate.public_key()
+        bits = f" of {key.key_size} bits" if isinstance(key, rsa.RSAPublicKey) else ""
+        yield ChainProblem(
+            ChainFault(f"{code}-key"),
+            f"the {label}'s key is {type(key).__name__}{bits}, "
+            f"must be RSA of {MIN_RSA_BITS} to {MAX_RSA_BITS} bits",
+        )
+    for message in _authority_flags(certificate, below):
+        yield ChainProblem(ChainFault(f"{code}-ca"), f"the {label} {message}")
+    yield from _critical(chain, place, certificate)
+
+
+def _authority_flags(certificate: x509.Certificate, below: int) -> Iterator[str]:
+    by_oid = {extension.oid: extension.value for extension in certificate.extensions}
+    constraints = by_oid.get(x509.BasicConstraints.oid)
+    if not isinstance(constraints, x509.BasicConstraints) or not constraints.ca:
+        yield "is not marked as an authority (basicConstraints)"
+    elif constraints.path_length is not None and constraints.path_length < below:
+        yield f"has path length {constraints.path_length}, needs {below} (basicConstraints)"
+    usage = by_oid.get(x509.KeyUsage.oid)
+    if not isinstance(usage, x509.KeyUsage) or not usage.key_cert_sign:
+        yield "may not sign certificates (keyUsage)"
+
+
+# Extensions whose demands are met by what is checked here.
+_EVALUATED = frozenset({x509.BasicConstraints.oid, x509.KeyUsage.oid})
+
+
+def _critical(chain: Chain, place: Place, certificate: x509.Certificate) -> Iterator[ChainProblem]:
+    """RFC 5280: a critical extension that is not evaluated must not be passed over."""
+    for extension in certificate.extensions:
+        if place is Place.LEAF:
+            evaluated = is_amd_extension(extension.oid)
+        else:
+            evaluated = extension.oid in _EVALUATED
+        if extension.critical and not evaluated:
+            yield ChainProblem(
+                ChainFault(f"{place.value}-extensions"),
+                f"the {chain.label(place)} has a critical extension "
+                f"{extension.oid.dotted_string} that is not known here",
+            )
+
+
+def _issued(
+    chain: Chain, place: Place, certificate: x509.Certificate, issuer: x509.Certificate | None
+) -> Iterator[ChainProblem]:
+    """Whether ``issuer`` issued ``certificate``: algorithm, name, signature."""
+    label, code = chain.label(place), place.value
+    anatomy = _anatomy(certificate)
+    inner, outer = anatomy.inner_algorithm, anatomy.outer_algorithm
+    if inner != outer:
+        yield ChainProblem(
+            ChainFault(f"{code}-signature-algorithm"),
+            f"the {label} names two signature algorithms: {_short(inner)} inside and "
+            f"{_short(outer)} outside its signed part",
+        )
+    elif outer not in _SIGNATURE_ALGORITHMS:
+        yield ChainProblem(
+            ChainFault(f"{code}-signature-algorithm"),
+            f"the {label}'s signature algorithm is {_short(outer)}, must be RSASSA-PSS with "
+            f"SHA-384, MGF1 with SHA-384 and {SALT_SIZE} bytes of salt",
+        )
+    if issuer is None:
+        return
+    by = chain.label(Place.ROOT if place is not Place.LEAF else Place.INTERMEDIATE)
+    if certificate.issuer != issuer.subject:
+        yield ChainProblem(
+            ChainFault(f"{code}-issuer"),
+            f"the {label}'s issuer is {common_name(certificate.issuer)!r}, "
+            f"the {by}'s subject is {common_name(issuer.subject)!r}",
+        )
+    key = _signing_key(issuer)
+    if key is not None and not _signed_by(certificate, key):
+        yield ChainProblem(
+            ChainFault(f"{code}-signature"), f"the {label} is not signed by the {by}'s key"
+        )
+
+
+def _signing_key(certificate: x509.Certificate) -> rsa.RSAPublicKey | None:
+    key = certificate.public_key()
+    if isinstance(key, rsa.RSAPublicKey) and MIN_RSA_BITS <= key.key_size <= MAX_RSA_BITS:
+        return key
+    return None
+
+
+def _signed_by(certificate: x509.Certificate, key: rsa.RSAPublicKey) -> bool:
+    """Whether the signature is the key's, by AMD's algorithm whatever the certificate names."""
+    pss = padding.PSS(mgf=padding.MGF1(hashes.SHA384()), salt_length=SALT_SIZE)
+    try:
+        key.verify(certificate.signature, certificate.tbs_certificate_bytes, pss, hashes.SHA384())
+    except InvalidSignature:
+        return False
+    # The library passes over the count of unused bits: with it, two certificates
+    # of different bytes could bear the same signature.
+    return _anatomy(certificate).signature == b"\0" + certificate.signature
+
+
+@dataclass(frozen=True, slots=True)
+class _Anatomy:
+    """Parts of a certificate's DER: two AlgorithmIdentifiers, content of the BIT STRING."""
+
+    inner_algorithm: bytes
+    outer_algorithm: bytes
+    signature: bytes
+
+
+def _anatomy(certificate: x509.Certificate) -> _Anatomy:
+    """Take a version 3 certificate apart.
+
+    RFC 5280 section 4.1: Certificate is {tbsCertificate, signatureAlgorithm,
+    signature}; tbsCertificate of version 3 starts with [0] version,
+    serialNumber and signature.
+    """
+    what = "certificate"
+    whole = read_element(certificate.public_bytes(Encoding.DER), 0, what).content
+    signed = read_element(whole, 0, what)
+    outer = read_element(whole, signed.end, what)
+    signature = read_element(whole, outer.end, what)
+    version = read_element(signed.content, 0, what)
+    serial = read_element(signed.content, version.end, what)
+    inner = read_element(signed.content, serial.end, what)
+    return _Anatomy(
+        signed.content[inner.start : inner.end],
+        whole[outer.start : outer.end],
+        signature.content,
+    )
+
+
+def _short(algorithm: bytes) -> str:
+    text = algorithm[:80].hex()
+    return f"{text}..." if len(algorithm) > 80 else text
+
+
+def _algorithm_encodings() -> Iterator[bytes]:
+    """Every DER form of the one algorithm: hash parameters and trailer may be left out."""
+
+    def der(tag: int, *parts: bytes) -> bytes:
+        content = b"".join(parts)
+        return bytes((tag, len(content))) + content
+
+    pss, mgf1, sha384 = (
+        bytes.fromhex(oid)
+        for oid in ("06092a864886f70d01010a", "06092a864886f70d010108", "0609608648016503040202")
+    )
+    salt = der(0xA2, der(0x02, bytes((SALT_SIZE,))))
+    for null, trailer in itertools.product((b"\x05\x00", b""), (der(0xA3, b"\x02\x01\x01"), b"")):
+        digest = der(0x30, sha384, null)
+        mask = der(0xA1, der(0x30, mgf1, digest))
+        yield der(0x30, pss, der(0x30, der(0xA0, digest), mask, salt, trailer))
+
+
+_SIGNATURE_ALGORITHMS = frozenset(_algorithm_encodings())
+
+
+def _products(chain: Chain) -> Iterator[ChainProblem]:
+    """All certificates must be of one product."""
+    said: list[tuple[str, Product]] = []
+    if chain.leaf_product is not None:
+        said.append((chain.label(Place.LEAF), chain.leaf_product))
+    for place, certificate in (
+        (Place.INTERMEDIATE, chain.intermediate),
+        (Place.ROOT, chain.root),
+    ):
+        name = None if certificate is None else _ca_name(certificate)
+        if name is not None:
+            said.append((chain.label(place), name.product))
+    if len({product for _, product in said}) > 1:
+        listed = ", ".join(f"{label} {product.value}" for label, product in said)
+        yield ChainProblem(ChainFault.CHAIN_PRODUCT, f"products differ: {listed}")

@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The little DER that certificates need beyond what the X.509 library reads.
+
+AMD's extension values are a bare INTEGER or IA5String, and the two algorithm
+identifiers of a certificate are compared as bytes. Nothing else is read here.
+
+Source: X.690 sections 8.1 (tag, length) and 10.1 (definite, shortest lengths).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from snpcerts.errors import FormatError
+
+INTEGER = 0x02
+OCTET_STRING = 0x04
+IA5_STRING = 0x16
+
+_LONG_FORM = 0x80
+_MAX_LENGTH_BYTES = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Element:
+    """One tag-length-value: its tag byte, its content, and where it starts and ends."""
+
+    tag: int
+    content: bytes
+    start: int
+    end: int
+
+
+def read_element(data: bytes, at: int, what: str) -> Element:
+    """The element that starts at byte ``at`` of ``data``.
+
+    Raises :class:`FormatError`, with the offset, when the bytes end too early,
+    the tag has more than one byte, or the length is not in its shortest form.
+    """
+    if at + 2 > len(data):
+        raise FormatError(what, "ends before a whole DER tag and length", offset=at)
+    tag, length = data[at], data[at + 1]
+    start = at + 2
+    if tag & 0x1F == 0x1F:
+        raise FormatError(what, f"DER tag {tag:#04x} has more than one byte", offset=at)
+    if length >= _LONG_FORM:
+        count = length - _LONG_FORM
+        encoded = data[start : start + count]
+        if not 1 <= count <= _MAX_LENGTH_BYTES or len(encoded) != count:
+            raise FormatError(what, "DER length cannot be read", offset=at + 1)
+        length = int.from_bytes(encoded, "big")
+        if length < _LONG_FORM or encoded[0] == 0:
+            raise FormatError(what, "DER length is not in its shortest form", offset=at + 1)
+        start += count
+    end = start + length
+    if end > len(data):
+        raise FormatError(
+            what, f"DER length is {length}, {len(data) - start} bytes follow", offset=at
+        )
+    return Element(tag, data[start:end], at, end)
+
+
+def _read_whole(data: bytes, tag: int, name: str, what: str) -> bytes:
+    element = read_element(data, 0, what)
+    if element.tag != tag:
+        raise FormatError(what, f"DER tag is {element.tag:#04x}, must be {tag:#04x} ({name})")
+    if element.end != len(data):
+        raise FormatError(what, f"{len(data) - element.end} bytes follow the {name}")
+    return element.content
+
+
+def read_byte_integer(data: bytes, what: str) -> int:
+    """The INTEGER, 0 to 255, that ``data`` is; :class:`FormatError` for anything else."""
+    content = _read_whole(data, INTEGER, "INTEGER", what)
+    if not content:
+        raise FormatError(what, "INTEGER has no content")
+    value = int.from_bytes(content, "big", signed=True)
+    shortest = (value if value >= 0 else ~value).bit_length() // 8 + 1
+    if len(content) != shortest:
+        raise FormatError(what, f"INTEGER {content[:8].hex()} is not in its shortest form")
+    if not 0 <= value <= 255:
+        raise FormatError(what, f"INTEGER {content[:8].hex()} is not 0 to 255")
+    return value
+
+
+def read_ia5_string(data: bytes, what: str) -> str:
+    """The IA5String (7-bit text) that ``data`` is; :class:`FormatError` for anything else."""
+    content = _read_whole(data, IA5_STRING, "IA5String", what)
+    if not content.isascii():
+        raise FormatError(what, "IA5String has bytes above 0x7f")
+    return content.decode("ascii")
+
+
+def read_octet_string(data: bytes, what: str) -> bytes:
+    """The content of the OCTET STRING that ``data`` is; :class:`FormatError` for anything else."""
+    return _read_whole(data, OCTET_STRING, "OCTET STRING", what)

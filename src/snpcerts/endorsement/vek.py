@@ -1,0 +1,230 @@
+# SPDX-License-Identifier: Apache-2.0
+"""VCEK and VLEK certificates: whose key, on which product, at which TCB.
+
+Source: KDS (57230) chapter 3, "VCEK certificate format" and its VLEK sibling,
+held against genuine certificates. The values are X.509 extensions below
+1.3.6.1.4.1.3704.1:
+
+=======  ============  =========================================
+suffix   name          value
+=======  ============  =========================================
+.1       structVersion INTEGER: 0 (Milan, Genoa) or 1 (Turin)
+.2       productName   IA5String
+.3.1     blSPL         INTEGER 0 to 255, as all SPLs
+.3.2     teeSPL
+.3.3     snpSPL
+.3.4     SPL4          always 0; structVersion 0 only
+.3.5-7   SPL5 to SPL7  always 0
+.3.8     ucodeSPL
+.3.9     fmcSPL        structVersion 1 only
+.4       hwID          bare bytes, 64 or 8 (Turin); VCEK only
+.5       cspID         IA5String; VLEK only
+=======  ============  =========================================
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Self
+
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from snpcerts.abi.product import Product, product_of_name
+from snpcerts.abi.tcb import TcbLayout, TcbVersion
+from snpcerts.endorsement.certificate import common_name, load_certificate
+from snpcerts.endorsement.der import read_byte_integer, read_ia5_string, read_octet_string
+from snpcerts.errors import FormatError
+
+AMD_ARC = "1.3.6.1.4.1.3704.1"
+
+STRUCT_VERSION = f"{AMD_ARC}.1"
+PRODUCT_NAME = f"{AMD_ARC}.2"
+HWID = f"{AMD_ARC}.4"
+CSP_ID = f"{AMD_ARC}.5"
+
+_NAMES = {
+    STRUCT_VERSION: "structVersion",
+    PRODUCT_NAME: "productName",
+    f"{AMD_ARC}.3.1": "blSPL",
+    f"{AMD_ARC}.3.2": "teeSPL",
+    f"{AMD_ARC}.3.3": "snpSPL",
+    f"{AMD_ARC}.3.4": "SPL4",
+    f"{AMD_ARC}.3.5": "SPL5",
+    f"{AMD_ARC}.3.6": "SPL6",
+    f"{AMD_ARC}.3.7": "SPL7",
+    f"{AMD_ARC}.3.8": "ucodeSPL",
+    f"{AMD_ARC}.3.9": "fmcSPL",
+    HWID: "hwID",
+    CSP_ID: "cspID",
+}
+_COMPONENTS = {
+    "blSPL": "bootloader",
+    "teeSPL": "tee",
+    "snpSPL": "snp",
+    "ucodeSPL": "microcode",
+    "fmcSPL": "fmc",
+}
+# The SPLs of each structVersion, and the TCB layout that has them.
+_SPLS = {
+    0: ("blSPL", "teeSPL", "snpSPL", "SPL4", "SPL5", "SPL6", "SPL7", "ucodeSPL"),
+    1: ("fmcSPL", "blSPL", "teeSPL", "snpSPL", "SPL5", "SPL6", "SPL7", "ucodeSPL"),
+}
+_LAYOUTS = {0: TcbLayout.MILAN, 1: TcbLayout.TURIN}
+
+# Names nobody needs to be longer; kept in verdicts and logs.
+_MAX_TEXT = 256
+
+
+class VekKind(enum.Enum):
+    """Which endorsement key a leaf certifies."""
+
+    VCEK = "vcek"  # of one chip
+    VLEK = "vlek"  # of one cloud provider
+
+    @property
+    def common_name(self) -> str:
+        """The subject common name of such a leaf."""
+        return f"SEV-{self.name}"
+
+
+@dataclass(frozen=True, slots=True)
+class EndorsementCert:
+    """A VCEK or VLEK certificate, read.
+
+    ``hwid`` is the chip's ID (64 bytes, 8 on Turin), there exactly for a VCEK;
+    ``csp_id`` names the cloud provider, exactly for a VLEK. Nothing here says
+    that the certificate is genuine: see :mod:`snpcerts.endorsement.chain`.
+    """
+
+    certificate: x509.Certificate
+    kind: VekKind
+    product: Product
+    product_name: str
+    tcb: TcbVersion
+    hwid: bytes | None
+    csp_id: str | None
+    public_key: ec.EllipticCurvePublicKey
+
+    @classmethod
+    def from_bytes(cls, data: bytes, what: str = "VCEK or VLEK") -> Self:
+        """Read DER or PEM; :class:`FormatError` as for its two steps."""
+        return cls.from_certificate(load_certificate(data, what))
+
+    @classmethod
+    def from_certificate(cls, certificate: x509.Certificate) -> Self:
+        """Read the AMD extensions of a loaded certificate.
+
+        Raises :class:`FormatError`, naming the extension, for one that is
+        missing, of another type, out of range, out of place, or unknown below
+        AMD's arc; and for a key that is not on P-384.
+        """
+        kind = _kind(certificate)
+        what = kind.name
+        values = _amd_extensions(certificate, what)
+
+        def required(name: str) -> bytes:
+            if name not in values:
+                raise FormatError(what, "extension is missing", field=name)
+            return values.pop(name)
+
+        def text(name: str) -> str:
+            value = read_ia5_string(required(name), f"{what} {name}")
+            if len(value) > _MAX_TEXT:
+                raise FormatError(what, f"{len(value)} characters, at most {_MAX_TEXT}", field=name)
+            return value
+
+        product_name = text("productName")
+        product = product_of_name(product_name)
+        if product is None:
+            raise FormatError(what, f"unknown product {product_name!r}", field="productName")
+        tcb = _tcb(required, product, what)
+        hwid = csp_id = None
+        if kind is VekKind.VCEK:
+            hwid = _hwid(required("hwID"), product, what)
+        else:
+            csp_id = text("cspID")
+        for name in values:
+            raise FormatError(
+                what, f"extension does not belong on a {product.value} {what}", field=name
+            )
+        return cls(
+            certificate,
+            kind,
+            product,
+            product_name,
+            tcb,
+            hwid,
+            csp_id,
+            p384_key(certificate, what),
+        )
+
+
+def p384_key(certificate: x509.Certificate, what: str) -> ec.EllipticCurvePublicKey:
+    """The certificate's key; :class:`FormatError` unless it is an EC key on P-384."""
+    key = certificate.public_key()
+    if isinstance(key, ec.EllipticCurvePublicKey) and isinstance(key.curve, ec.SECP384R1):
+        return key
+    found = key.curve.name if isinstance(key, ec.EllipticCurvePublicKey) else type(key).__name__
+    raise FormatError(what, f"key is {found}, must be EC P-384", field="public key")
+
+
+def is_amd_extension(oid: x509.ObjectIdentifier) -> bool:
+    """Whether the extension is one of AMD's for endorsement keys."""
+    return oid.dotted_string.startswith(AMD_ARC + ".")
+
+
+def _kind(certificate: x509.Certificate) -> VekKind:
+    cn = common_name(certificate.subject)
+    for kind in VekKind:
+        if cn == kind.common_name:
+            return kind
+    names = " or ".join(kind.common_name for kind in VekKind)
+    raise FormatError("leaf certificate", f"common name is {cn!r}, must be {names}")
+
+
+def _amd_extensions(certificate: x509.Certificate, what: str) -> dict[str, bytes]:
+    """Raw values by name. The library has refused duplicates already."""
+    values: dict[str, bytes] = {}
+    for extension in certificate.extensions:
+        if not is_amd_extension(extension.oid):
+            continue
+        oid = extension.oid.dotted_string
+        if oid not in _NAMES or not isinstance(extension.value, x509.UnrecognizedExtension):
+            raise FormatError(what, "unknown AMD extension", field=oid)
+        values[_NAMES[oid]] = extension.value.value
+    return values
+
+
+def _tcb(required: Callable[[str], bytes], product: Product, what: str) -> TcbVersion:
+    version = read_byte_integer(required("structVersion"), f"{what} structVersion")
+    if _LAYOUTS.get(version) is not product.tcb_layout:
+        raise FormatError(
+            what, f"{version} is not that of a {product.value} certificate", field="structVersion"
+        )
+    components: dict[str, int] = {}
+    for name in _SPLS[version]:
+        value = read_byte_integer(required(name), f"{what} {name}")
+        if name in _COMPONENTS:
+            components[_COMPONENTS[name]] = value
+        elif value:
+            raise FormatError(what, f"is {value}, must be 0", field=name)
+    return TcbVersion(**components)
+
+
+def _hwid(value: bytes, product: Product, what: str) -> bytes:
+    """The chip's ID: bare bytes, or an OCTET STRING that holds as many.
+
+    The length decides, never the first byte: a bare ID may start with any.
+    """
+    size = product.hwid_size
+    if len(value) == size:
+        return value
+    inner = read_octet_string(value, f"{what} hwID")
+    if len(inner) != size:
+        raise FormatError(
+            what, f"{len(inner)} bytes, must be {size} on {product.value}", field="hwID"
+        )
+    return inner

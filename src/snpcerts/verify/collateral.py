@@ -1,0 +1,35 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The certificates that come with a report, as bytes nobody has judged yet."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Self
+
+from snpcerts.abi.cert_table import ARK_GUID, ASK_GUID, CRL_GUID, VCEK_GUID, VLEK_GUID, CertTable
+
+
+@dataclass(frozen=True, slots=True)
+class Collateral:
+    """Certificates by slot, each DER or PEM; None for what is not supplied.
+
+    ``ask`` holds the ASK of a VCEK or the ASVK of a VLEK, which share a slot in
+    certificate tables too. ``crl`` is carried and not judged.
+    """
+
+    vcek: bytes | None = None
+    vlek: bytes | None = None
+    ask: bytes | None = None
+    ark: bytes | None = None
+    crl: bytes | None = None
+
+    @classmethod
+    def from_table(cls, table: CertTable) -> Self:
+        """The known entries of a certificate table; others are left aside."""
+        return cls(
+            vcek=table.get(VCEK_GUID),
+            vlek=table.get(VLEK_GUID),
+            ask=table.get(ASK_GUID),
+            ark=table.get(ARK_GUID),
+            crl=table.get(CRL_GUID),
+        )

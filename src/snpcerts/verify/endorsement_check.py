@@ -1,0 +1,141 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Judge the certificates behind a report, and remember what does not change.
+
+A host serves the same three certificates with every report, and reading and
+checking them costs several times what checking one report does. So what was
+found is remembered by content: the digest of each certificate and the anchors.
+Only findings that no clock can change are kept; validity is judged each time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from snpcerts.endorsement.anchors import Anchor
+from snpcerts.endorsement.certificate import load_certificate
+from snpcerts.endorsement.chain import Chain, Window, check_chain, windows_of
+from snpcerts.endorsement.vek import EndorsementCert, VekKind, p384_key
+from snpcerts.errors import FormatError
+from snpcerts.verify.collateral import Collateral
+from snpcerts.verify.reason import Reason, ReasonCode
+
+# A fleet has one chain per chip and TCB. Only the leaf is kept, some KB each.
+REMEMBERED = 256
+
+_Key = tuple[VekKind, tuple[bytes | None, ...], tuple[Anchor, ...]]
+
+
+@dataclass(frozen=True, slots=True)
+class EndorsementFindings:
+    """What holds of a set of certificates at all times.
+
+    ``key`` is the leaf's, there whenever a P-384 key could be read: a report
+    signed with it is worth telling from one that is not, whatever else is
+    wrong. It says nothing about trust; ``reasons`` does.
+    """
+
+    leaf: EndorsementCert | None
+    key: ec.EllipticCurvePublicKey | None
+    reasons: tuple[Reason, ...]
+    windows: tuple[Window, ...]
+
+    def reasons_at(self, at: datetime) -> tuple[Reason, ...]:
+        """Everything wrong at that time, which has a time zone."""
+        problems = (window.problem_at(at) for window in self.windows)
+        timed = (Reason(ReasonCode(p.fault.value), p.message) for p in problems if p)
+        return (*self.reasons, *timed)
+
+
+class EndorsementMemory:
+    """Findings about the chains seen last. Bounded, and safe to share among threads."""
+
+    def __init__(self, limit: int = REMEMBERED) -> None:
+        self._limit = limit
+        self._lock = threading.Lock()
+        self._known: OrderedDict[_Key, EndorsementFindings] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._known)
+
+    def findings(
+        self, kind: VekKind, collateral: Collateral, anchors: Sequence[Anchor]
+    ) -> EndorsementFindings:
+        """As :func:`find`, from memory where the same was asked before."""
+        key = (kind, tuple(_digest(part) for part in _parts(kind, collateral)), tuple(anchors))
+        with self._lock:
+            known = self._known.get(key)
+            if known is not None:
+                self._known.move_to_end(key)
+                return known
+        # Two threads may find out the same thing at once: both get it right.
+        found = find(kind, collateral, anchors)
+        with self._lock:
+            self._known[key] = found
+            self._known.move_to_end(key)
+            while len(self._known) > self._limit:
+                self._known.popitem(last=False)
+        return found
+
+
+def find(kind: VekKind, collateral: Collateral, anchors: Sequence[Anchor]) -> EndorsementFindings:
+    """Read and judge the certificates that should endorse a key of that kind."""
+    reasons: list[Reason] = []
+    leaf_bytes, ask_bytes, ark_bytes = _parts(kind, collateral)
+    loaded = _load(leaf_bytes, kind.value, kind.name, reasons)
+    ask_name = "ASK" if kind is VekKind.VCEK else "ASVK"
+    ask = _load(ask_bytes, "ask", ask_name, reasons)
+    ark = _load(ark_bytes, "ark", "ARK", reasons)
+    leaf, key = (None, None) if loaded is None else _read_leaf(loaded, kind, reasons)
+    chain = Chain(kind, loaded, ask, ark, None if leaf is None else leaf.product)
+    reasons += (
+        Reason(ReasonCode(problem.fault.value), problem.message)
+        for problem in check_chain(chain, anchors)
+    )
+    return EndorsementFindings(leaf, key, tuple(reasons), windows_of(chain))
+
+
+def _parts(
+    kind: VekKind, collateral: Collateral
+) -> tuple[bytes | None, bytes | None, bytes | None]:
+    leaf = collateral.vcek if kind is VekKind.VCEK else collateral.vlek
+    return leaf, collateral.ask, collateral.ark
+
+
+def _digest(data: bytes | None) -> bytes | None:
+    return None if data is None else hashlib.sha256(data).digest()
+
+
+def _load(
+    data: bytes | None, slot: str, name: str, reasons: list[Reason]
+) -> x509.Certificate | None:
+    if data is None:
+        reasons.append(Reason(ReasonCode(f"{slot}-missing"), f"the {name} is not supplied"))
+        return None
+    try:
+        return load_certificate(data, name)
+    except FormatError as error:
+        reasons.append(Reason(ReasonCode(f"{slot}-unreadable"), str(error)))
+        return None
+
+
+def _read_leaf(
+    certificate: x509.Certificate, kind: VekKind, reasons: list[Reason]
+) -> tuple[EndorsementCert | None, ec.EllipticCurvePublicKey | None]:
+    try:
+        key = p384_key(certificate, kind.name)
+    except FormatError as error:
+        reasons.append(Reason(ReasonCode.LEAF_KEY, str(error)))
+        return None, None
+    try:
+        return EndorsementCert.from_certificate(certificate), key
+    except FormatError as error:
+        reasons.append(Reason(ReasonCode.LEAF_PROFILE, str(error)))
+        return None, key

@@ -1,0 +1,138 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The report by itself, and the report against the leaf that should endorse it.
+
+Source: SNP ABI (56860) table "ATTESTATION_REPORT Structure"; KDS (57230)
+chapter 3 for the leaf.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
+
+from snpcerts.abi.product import Product, hwid_of_chip_id
+from snpcerts.abi.report import Report, malformations
+from snpcerts.abi.tcb import TcbVersion
+from snpcerts.endorsement.vek import EndorsementCert, VekKind
+from snpcerts.errors import FormatError
+from snpcerts.verify.reason import Reason, ReasonCode
+from snpcerts.verify.verdict import ReportTcbs
+
+# The order of P-384's base point (FIPS 186-5, SP 800-186 section 3.2.1.4).
+P384_ORDER = int(
+    "ffffffffffffffffffffffffffffffffffffffffffffffff"
+    "c7634d81f4372ddf581a0db248b0a77aecec196accc52973",
+    16,
+)
+
+_MALFORMED = {
+    "VERSION": ReasonCode.REPORT_VERSION,
+    "POLICY": ReasonCode.REPORT_POLICY,
+    "SIGNATURE_ALGO": ReasonCode.REPORT_SIGNATURE_ALGORITHM,
+    "FLAGS": ReasonCode.REPORT_FLAGS,
+    "SIGNING_KEY": ReasonCode.REPORT_SIGNING_KEY,
+    "RESERVED": ReasonCode.REPORT_RESERVED,
+}
+
+
+def check_layout(report: Report) -> Iterator[Reason]:
+    """What no sound report has, in order of offset."""
+    for malformation in malformations(report):
+        yield Reason(_MALFORMED[malformation.field], str(malformation))
+
+
+def read_tcbs(report: Report, product: Product) -> tuple[ReportTcbs, tuple[Reason, ...]]:
+    """The report's TCBs as that product writes them, and what cannot be read."""
+    read: dict[str, TcbVersion] = {}
+    reasons: list[Reason] = []
+    fields = report.fields
+    for name, data in (
+        ("current", fields.current_tcb),
+        ("reported", fields.reported_tcb),
+        ("committed", fields.committed_tcb),
+        ("launch", fields.launch_tcb),
+    ):
+        try:
+            read[name] = TcbVersion.unpack(data, product.tcb_layout)
+        except FormatError as error:
+            reasons.append(Reason(ReasonCode.REPORT_TCB, f"{name.upper()}_TCB: {error}"))
+    return ReportTcbs(**read), tuple(reasons)
+
+
+def check_product(report: Report, leaf: EndorsementCert) -> Iterator[Reason]:
+    """The processor that the report names (version 3 and later) must be the leaf's."""
+    fields = report.fields
+    if fields.version < 3:
+        return
+    if report.product is None:
+        yield Reason(
+            ReasonCode.PRODUCT_UNKNOWN,
+            f"CPUID family {fields.cpuid_family:#x} model {fields.cpuid_model:#x} "
+            "is of no product known here",
+        )
+    elif report.product is not leaf.product:
+        yield Reason(
+            ReasonCode.PRODUCT_MISMATCH,
+            f"the report is from {report.product.value}, "
+            f"the {leaf.kind.name} is for {leaf.product.value}",
+        )
+
+
+def check_chip_id(report: Report, leaf: EndorsementCert) -> Iterator[Reason]:
+    """A VCEK is of one chip, and that must be the report's. A VLEK is of no chip."""
+    if leaf.kind is not VekKind.VCEK or leaf.hwid is None:
+        return
+    chip_id = report.fields.chip_id
+    if report.chip_id_masked:
+        yield Reason(
+            ReasonCode.CHIP_ID_MASKED,
+            "CHIP_ID is all zero (MASK_CHIP_ID is in force on the host): "
+            "the VCEK's hwID has nothing to be compared with",
+        )
+    elif hwid_of_chip_id(chip_id, leaf.product) != leaf.hwid:
+        yield Reason(
+            ReasonCode.CHIP_ID_MISMATCH,
+            f"CHIP_ID starts {chip_id[:8].hex()}, the VCEK's hwID starts {leaf.hwid[:8].hex()}",
+        )
+    elif any(chip_id[leaf.product.hwid_size :]):
+        yield Reason(
+            ReasonCode.CHIP_ID_MISMATCH,
+            f"CHIP_ID must be zero after its first {leaf.product.hwid_size} bytes "
+            f"on {leaf.product.value}",
+        )
+
+
+def check_reported_tcb(reported: TcbVersion | None, leaf: EndorsementCert) -> Iterator[Reason]:
+    """Every component of REPORTED_TCB must be the leaf's: another TCB, another key.
+
+    None, for a TCB that could not be read, has been refused before.
+    """
+    if reported is None:
+        return
+    certified = leaf.tcb.components()
+    for name, value in reported.components().items():
+        if value != certified[name]:
+            yield Reason(
+                ReasonCode.TCB_MISMATCH,
+                f"{name}: the report has {value}, the {leaf.kind.name} is for {certified[name]}",
+            )
+
+
+def check_signature(report: Report, key: ec.EllipticCurvePublicKey) -> Iterator[Reason]:
+    """ECDSA P-384 with SHA-384 over the report's first 672 bytes."""
+    r, s = report.signature
+    for name, value in (("R", r), ("S", s)):
+        if not 1 <= value < P384_ORDER:
+            yield Reason(
+                ReasonCode.REPORT_SIGNATURE,
+                f"{name} of the signature is not from 1 to the order of P-384",
+            )
+            return
+    try:
+        key.verify(encode_dss_signature(r, s), report.signed_bytes, ec.ECDSA(hashes.SHA384()))
+    except InvalidSignature:
+        yield Reason(ReasonCode.REPORT_SIGNATURE, "the leaf's key did not sign these 672 bytes so")

@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The answer of a verification: verified, or refused and why."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+from snpcerts.abi.product import Product
+from snpcerts.abi.report import Report, SigningKey
+from snpcerts.abi.tcb import TcbVersion
+from snpcerts.endorsement.vek import EndorsementCert
+from snpcerts.verify.reason import Reason
+
+
+class Status(enum.Enum):
+    """The two answers there are."""
+
+    VERIFIED = "verified"
+    REFUSED = "refused"
+
+
+@dataclass(frozen=True, slots=True)
+class ReportTcbs:
+    """The four TCBs of a report; None where the bytes cannot be read."""
+
+    current: TcbVersion | None = None
+    reported: TcbVersion | None = None
+    committed: TcbVersion | None = None
+    launch: TcbVersion | None = None
+
+    def named(self) -> dict[str, TcbVersion | None]:
+        """Names and values, in the order above."""
+        return {
+            "current": self.current,
+            "reported": self.reported,
+            "committed": self.committed,
+            "launch": self.launch,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """Whether a report is genuine, why not, and what it says.
+
+    Read ``status``. The other fields hold what was read of the evidence, also
+    when it is refused: then they are claims that nothing backs. ``chip_id`` is
+    the report's 64 bytes (zero when masked); ``report`` and ``leaf`` are None
+    where they could not be read.
+    """
+
+    status: Status
+    reasons: tuple[Reason, ...]
+    product: Product | None = None
+    chip_id: bytes | None = None
+    signing_key: SigningKey | None = None
+    tcbs: ReportTcbs = ReportTcbs()
+    report: Report | None = None
+    leaf: EndorsementCert | None = None
+
+    def __post_init__(self) -> None:
+        complete = self.report is not None and self.leaf is not None
+        if self.status is Status.VERIFIED and (self.reasons or not complete):
+            raise ValueError("a verified report has no reasons, and has its report and leaf")
+        if self.status is Status.REFUSED and not self.reasons:
+            raise ValueError("a refusal needs a reason")
+
+    def __bool__(self) -> NoReturn:
+        raise TypeError("a verdict is not a truth value: compare its .status with Status.VERIFIED")
+
+    def to_json(self) -> dict[str, Any]:
+        """The verdict as JSON values; bytes as lower-case hex, null for what is not known."""
+        fields = None if self.report is None else self.report.fields
+        return {
+            "verdict": self.status.value,
+            "reasons": [
+                {"code": reason.code.value, "message": reason.message} for reason in self.reasons
+            ],
+            "product": None if self.product is None else self.product.value,
+            "chip_id": None if self.chip_id is None else self.chip_id.hex(),
+            "signing_key": None if self.signing_key is None else self.signing_key.name.lower(),
+            "tcb": {
+                name: None if tcb is None else tcb.components()
+                for name, tcb in self.tcbs.named().items()
+            },
+            "report_version": None if fields is None else fields.version,
+            "vmpl": None if fields is None else fields.vmpl,
+            "measurement": None if fields is None else fields.measurement.hex(),
+            "report_data": None if fields is None else fields.report_data.hex(),
+        }

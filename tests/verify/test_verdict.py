@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A verdict cannot be taken for what it is not."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from snpcerts.abi.report import Report
+from snpcerts.endorsement.vek import EndorsementCert
+from snpcerts.verify.reason import Reason, ReasonCode
+from snpcerts.verify.verdict import Status, Verdict
+from tests.endorsement.small_ca import SmallCa
+
+CA = SmallCa()
+REASON = Reason(ReasonCode.REPORT_SIZE, "too short")
+
+
+def test_a_verdict_is_no_truth_value() -> None:
+    with pytest.raises(TypeError, match="status"):
+        bool(Verdict(Status.REFUSED, (REASON,)))
+
+
+def test_status_and_reasons_cannot_disagree() -> None:
+    report = Report.unpack(CA.report())
+    leaf = EndorsementCert.from_bytes(CA.leaf.make())
+    Verdict(Status.VERIFIED, (), report=report, leaf=leaf)
+    with pytest.raises(ValueError, match="refusal"):
+        Verdict(Status.REFUSED, ())
+    with pytest.raises(ValueError, match="verified"):
+        Verdict(Status.VERIFIED, (REASON,), report=report, leaf=leaf)
+    with pytest.raises(ValueError, match="verified"):
+        Verdict(Status.VERIFIED, (), report=report)
+    with pytest.raises(ValueError, match="verified"):
+        Verdict(Status.VERIFIED, (), leaf=leaf)
+
+
+def test_a_refusal_of_nothing_readable_is_json_with_nulls() -> None:
+    assert json.loads(json.dumps(Verdict(Status.REFUSED, (REASON,)).to_json())) == {
+        "verdict": "refused",
+        "reasons": [{"code": "report-size", "message": "too short"}],
+        "product": None,
+        "chip_id": None,
+        "signing_key": None,
+        "tcb": {"current": None, "reported": None, "committed": None, "launch": None},
+        "report_version": None,
+        "vmpl": None,
+        "measurement": None,
+        "report_data": None,
+    }
