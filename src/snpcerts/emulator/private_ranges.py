@@ -1,0 +1,43 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which guest addresses a VMM has marked private (KVM_SET_MEMORY_ATTRIBUTES)."""
+
+from __future__ import annotations
+
+
+class PrivateRanges:
+    """A set of addresses as sorted ranges that neither touch nor overlap."""
+
+    __slots__ = ("_ranges",)
+
+    def __init__(self) -> None:
+        self._ranges: list[tuple[int, int]] = []  # start, end
+
+    def __len__(self) -> int:
+        return len(self._ranges)
+
+    def add(self, start: int, end: int) -> None:
+        """Everything from ``start`` up to ``end`` is private."""
+        self._change(start, end, private=True)
+
+    def remove(self, start: int, end: int) -> None:
+        """Everything from ``start`` up to ``end`` is shared."""
+        self._change(start, end, private=False)
+
+    def covers(self, start: int, end: int) -> bool:
+        """Whether all of it is private."""
+        return any(low <= start and end <= high for low, high in self._ranges)
+
+    def _change(self, start: int, end: int, *, private: bool) -> None:
+        kept: list[tuple[int, int]] = []
+        for low, high in self._ranges:
+            if high < start or low > end or (not private and (high == start or low == end)):
+                kept.append((low, high))
+            elif private:
+                start, end = min(start, low), max(end, high)
+            else:
+                kept += [
+                    (a, b) for a, b in ((low, min(high, start)), (max(low, end), high)) if a < b
+                ]
+        if private:
+            kept.append((start, end))
+        self._ranges = sorted(kept)
