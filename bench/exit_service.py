@@ -22,7 +22,6 @@ from snpcerts.vmm.exit_service import ExitService
 from snpcerts.vmm.guest_memory import MappedMemory
 
 COUNT = 5000
-_INTERRUPTED = InterruptedError(errno.EINTR, os.strerror(errno.EINTR))
 
 
 def main() -> None:
@@ -50,7 +49,7 @@ def main() -> None:
 
             def kvm_run() -> None:
                 os.getppid()
-                raise _INTERRUPTED
+                raise InterruptedError(errno.EINTR, os.strerror(errno.EINTR))
 
             start = time.perf_counter()
             for _ in range(COUNT):

@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Performers that watch or disturb a protocol between its real system calls."""
+"""Disturb a protocol between its real system calls."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
 
-from snpcerts.certfile import step, system
+from snpcerts.certfile import step
+from snpcerts.certfile.relay import relay as through_relay
 
 
 def relay(
@@ -16,26 +17,12 @@ def relay(
 ) -> step.Performer:
     """Perform steps for real, calling ``before`` and ``after`` around each.
 
-    An ``OSError`` from ``before`` stands for one from the step.
-
-    ``after`` returns the result that the protocol is given.
+    An ``OSError`` from ``before`` stands for one from the step; ``after``
+    returns the result that the protocol is given.
     """
 
-    def perform(steps: step.Steps[Any]) -> Any:
-        return system.perform(relayed(steps))
+    def through(action: Any) -> step.Steps[Any]:
+        before(action)
+        return after(action, (yield action))
 
-    def relayed(steps: step.Steps[Any]) -> step.Steps[Any]:
-        try:
-            action = next(steps)
-            while True:
-                try:
-                    before(action)
-                    result = yield action
-                except OSError as error:
-                    action = steps.throw(error)
-                else:
-                    action = steps.send(after(action, result))
-        except StopIteration as end:
-            return end.value
-
-    return perform
+    return through_relay(through)

@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``snpcerts demo``: guests, firmware and updates at work, without SNP hardware."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import click
+
+from snpcerts.errors import RefusedError
+
+_BREAKS = ["no-lock", "no-handshake"]
+
+
+@click.command()
+@click.option("--guests", type=click.IntRange(1, 64), default=4, show_default=True)
+@click.option("--updates", type=click.IntRange(0, 100_000), default=20, show_default=True)
+@click.option("--seconds", type=click.FloatRange(0.1, 86_400), default=5.0, show_default=True)
+@click.option("--seed", type=int, default=0, show_default=True, help="Order of keys and delays.")
+@click.option("--json", "as_json", is_flag=True, help="Print only the counts, as one JSON object.")
+@click.option("--break", "broken", type=click.Choice(_BREAKS), hidden=True)
+def command(
+    guests: int, updates: int, seconds: float, seed: int, as_json: bool, broken: str | None
+) -> int:
+    """Watch guests, firmware and updates work together, without SNP hardware.
+
+    An emulated host runs guests that ask for attestation reports with
+    certificates, all at once, while a writer changes the firmware's key again
+    and again. Every report is verified with the table that came with it.
+    Exits 1 if one does not match.
+    """
+    from snpcerts.abi.product import Product
+    from snpcerts.certfile import system
+    from snpcerts.demo.broken import READERS
+    from snpcerts.demo.event import Answered, Attested, Failed, Updated
+    from snpcerts.demo.host import EmulatedHost
+    from snpcerts.demo.stage import Script, Stage
+    from snpcerts.demo.tally import Tally
+    from snpcerts.vmm.exit_service import Outcome
+
+    say: Callable[[str], object] = (lambda _text: None) if as_json else click.echo
+    say("making an emulated AMD root, a Milan chip and its certificates ...")
+    host = EmulatedHost.create(Product.MILAN)
+    readers = system.perform if broken is None else READERS[broken]()
+    script = Script(guests, updates, seconds, seed)
+    tally = Tally()
+    since: Counter[tuple[str, str]] = Counter()
+    with tempfile.TemporaryDirectory(prefix="snpcerts-demo-") as folder:
+        path = str(Path(folder) / "certs.bin")
+        say(f"{guests} guests ask; {updates} updates in {seconds:g} s; table at {path}")
+        for event in Stage(host, path, script, readers).play():
+            judgement = tally.count(event, host)
+            match event:
+                case Updated():
+                    _say_reports(say, since)
+                    say(
+                        f"{event.at:8.3f} s  writer   update {event.number}: readers done after "
+                        f"{event.update.waited * 1000:.1f} ms, lock held "
+                        f"{event.update.held * 1000:.1f} ms, now {event.key}"
+                    )
+                case Answered(served=served) if served.outcome not in (
+                    Outcome.SERVED,
+                    Outcome.TOO_SMALL,
+                ):
+                    told = served.outcome.value + (f": {served.detail}" if served.detail else "")
+                    say(f"{event.at:8.3f} s  guest {event.guest}  told {told}")
+                case Attested() if judgement is not None:
+                    since[judgement.key, judgement.result] += 1
+                    if judgement.result in ("mismatched", "failed"):
+                        say(
+                            f"{event.at:8.3f} s  guest {event.guest}  {judgement.result.upper()}: "
+                            f"{judgement.key} {', '.join(judgement.reasons)}"
+                        )
+                case Failed():
+                    raise RefusedError(f"the demo broke off: {event.error}")
+    _say_reports(say, since)
+    click.echo(json.dumps(tally.to_json()) if as_json else str(tally))
+    return 1 if tally.mismatched else 0
+
+
+def _say_reports(say: Callable[[str], object], since: Counter[tuple[str, str]]) -> None:
+    """One line for each key that signed since the last update, then start anew."""
+    for (key, result), count in sorted(since.items()):
+        say(f"            guests   {count} reports signed with the {key}: {result}")
+    since.clear()

@@ -1,0 +1,44 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Readers that do one thing wrong, to see that a check of the promise can fail.
+
+Each performs the shipped protocol's steps; none is a second protocol.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+from snpcerts.certfile import step
+from snpcerts.certfile.relay import relay
+from snpcerts.certfile.step import Performer, Steps
+
+
+def no_lock() -> Performer:
+    """Believe that the shared lock was had without asking for it."""
+
+    def through(action: Any) -> Steps[Any]:
+        if isinstance(action, step.LockShared):
+            return True
+        return (yield action)
+
+    return relay(through)
+
+
+def no_handshake() -> Performer:
+    """Drop the lock before the firmware has the request."""
+    closed = threading.local()  # one performer serves many vCPUs at once
+
+    def through(action: Any) -> Steps[Any]:
+        if isinstance(action, step.Handshake) and action.fd is not None:
+            yield step.Close(action.fd)
+            closed.fd = action.fd
+        elif isinstance(action, step.Close) and action.fd == getattr(closed, "fd", None):
+            closed.fd = None
+            return None
+        return (yield action)
+
+    return relay(through)
+
+
+READERS = {"no-lock": no_lock, "no-handshake": no_handshake}
