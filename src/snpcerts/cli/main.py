@@ -22,6 +22,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "table": ("table", "Build, show and take apart certificate tables."),
     "verify": ("verify", "Verify an attestation report with its certificates."),
     "lock": ("lock", "Hold the certificate file's lock, as an update does."),
+    "guest": ("guest", "Attest from inside an SNP guest."),
+    "emulate": ("emulate", "Run programs on an emulated SNP platform, unmodified."),
     "demo": ("demo", "Watch guests, firmware and updates work together, without SNP hardware."),
 }
 

@@ -1,0 +1,199 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``snpcerts emulate``: run programs on an emulated SNP platform."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from snpcerts.cli.files import make_directory, write_output
+from snpcerts.errors import InputError, UsageError
+
+if TYPE_CHECKING:
+    from snpcerts.abi.product import Product
+    from snpcerts.emulator.home import PlatformHome
+
+_PROGRAM = {"ignore_unknown_options": True, "allow_interspersed_args": False}
+
+
+class _Chosen:
+    """Which platform: the options before the subcommand."""
+
+    def __init__(self, platform: str | None, product: str | None) -> None:
+        self._platform = platform
+        self._product = product
+
+    @property
+    def product(self) -> Product | None:
+        from snpcerts.abi.product import Product
+
+        return None if self._product is None else Product[self._product.upper()]
+
+    def home(self) -> PlatformHome:
+        """The platform, made if it is not there; a throw-away one if none was named."""
+        from snpcerts.emulator.enter import throw_away
+        from snpcerts.emulator.home import PlatformHome
+
+        if self._platform is None:
+            return throw_away(self.product)
+        home = PlatformHome(Path(self._platform).absolute())
+        home.prepare(self.product)
+        return home
+
+    def lasting_home(self) -> PlatformHome:
+        """A platform that was named."""
+        if self._platform is None:
+            raise UsageError("which platform?", hint="give --platform DIR before the subcommand")
+        return self.home()
+
+
+@click.group()
+@click.option(
+    "--platform",
+    metavar="DIR",
+    envvar="SNPCERTS_PLATFORM",
+    help="The machine that DIR describes, made if it is not there. [default: a throw-away one]",
+)
+@click.option("--product", type=click.Choice(["milan", "genoa", "turin"]), help="[default: milan]")
+@click.pass_context
+def command(ctx: click.Context, platform: str | None, product: str | None) -> None:
+    """Run programs on an emulated SNP platform, unmodified.
+
+    What they open as /dev/sev, /dev/kvm or /dev/sev-guest is emulated, at the
+    system call. Commands that name the same DIR share one machine: its chip,
+    TCBs and running VMs.
+    """
+    ctx.obj = _Chosen(platform, product)
+
+
+@command.command(context_settings=_PROGRAM)
+@click.option(
+    "--requests",
+    type=click.IntRange(0, 10_000_000),
+    help="Extended reports each vCPU of a VM asks for before it ends. [default: 1]",
+)
+@click.option("--pages", type=click.IntRange(0, 64), help="Buffer of a guest's first request.")
+@click.option(
+    "--pause", type=click.FloatRange(0, 3600), default=0.0, help="Seconds between requests."
+)
+@click.option(
+    "--busy-delay",
+    type=click.FloatRange(0, 3600),
+    default=2.0,
+    show_default=True,
+    help="Seconds a guest waits after BUSY.",
+)
+@click.option(
+    "--outcomes", metavar="FILE", help="Append a JSON line for each report a guest asked for."
+)
+@click.option("--serve", is_flag=True, help="VMs stay up, for programs under 'emulate guest'.")
+@click.argument("program", nargs=-1, required=True)
+@click.pass_obj
+def host(
+    chosen: _Chosen,
+    requests: int | None,
+    pages: int | None,
+    pause: float,
+    busy_delay: float,
+    outcomes: str | None,
+    serve: bool,
+    program: tuple[str, ...],
+) -> None:
+    """Run PROGRAM on the host: it sees /dev/sev and /dev/kvm."""
+    from snpcerts.emulator.enter import become_host_program
+    from snpcerts.emulator.guest_script import GuestScript
+
+    if serve and requests is not None:
+        raise UsageError("--serve and --requests exclude each other")
+    script = GuestScript(
+        requests=1 if requests is None else requests,
+        serve=serve,
+        pages=pages,
+        pause=pause,
+        busy_delay=busy_delay,
+        outcomes=None if outcomes is None else os.path.abspath(outcomes),
+    )
+    become_host_program(chosen.home(), program, script)
+
+
+@command.command(context_settings=_PROGRAM)
+@click.option("--vm", metavar="NAME", help="The VM. [default: the only one that serves programs]")
+@click.option("--certs", metavar="FILE", help="Start a VM whose VMM serves this certificate file.")
+@click.argument("program", nargs=-1, required=True)
+@click.pass_obj
+def guest(chosen: _Chosen, vm: str | None, certs: str | None, program: tuple[str, ...]) -> None:
+    """Run PROGRAM in a guest: it sees /dev/sev-guest."""
+    from snpcerts.emulator.enter import become_guest_program, start_reference_vm
+
+    if vm is not None and certs is not None:
+        raise UsageError("--vm and --certs exclude each other")
+    if certs is not None and not os.path.exists(certs):
+        raise InputError(f"{certs}: No such file or directory")
+    home = chosen.lasting_home() if certs is None else chosen.home()
+    if certs is not None:
+        vm = start_reference_vm(home, os.path.abspath(certs))
+    become_guest_program(home, program, vm)
+
+
+@command.command()
+@click.argument("directory")
+@click.option("--vlek", metavar="CSP", help="Also those of a VLEK of the provider CSP.")
+@click.pass_obj
+def certificates(chosen: _Chosen, directory: str, vlek: str | None) -> None:
+    """Write what the emulated AMD issues for the key in use into DIRECTORY.
+
+    vcek.der, ask.der, ark.der and table.bin; with --vlek also vlek.der,
+    asvk.der, table-vlek.bin, and hashstick.bin for the firmware's VLEK_LOAD.
+    """
+    from snpcerts.abi.tcb import TcbVersion
+    from snpcerts.emulator.issued import vcek_of, vlek_of
+
+    home = chosen.lasting_home()
+    firmware, authority = home.firmware(), home.authority()
+    status = firmware.snp_platform_status()
+    tcb = TcbVersion.unpack(status.reported_tcb, firmware.product.tcb_layout)
+    issued = vcek_of(authority, firmware.chip, tcb)
+    files = {
+        "vcek.der": issued.leaf,
+        "ask.der": issued.intermediate,
+        "ark.der": issued.root,
+        "table.bin": issued.table().encode(),
+    }
+    if vlek is not None:
+        provider = home.provider(vlek)
+        of_vlek = vlek_of(authority, provider, tcb)
+        files |= {
+            "vlek.der": of_vlek.leaf,
+            "asvk.der": of_vlek.intermediate,
+            "table-vlek.bin": of_vlek.table(vlek=True).encode(),
+            "hashstick.bin": provider.hashstick_for(firmware.chip, tcb),
+        }
+    make_directory(directory)
+    for name, data in files.items():
+        write_output(os.path.join(directory, name), data)
+        click.echo(f"{os.path.join(directory, name)}: {len(data)} bytes")
+
+
+@command.command()
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@click.pass_obj
+def status(chosen: _Chosen, as_json: bool) -> None:
+    """Show the machine: product, TCBs, running VMs."""
+    from snpcerts.emulator.enter import ask
+
+    home = chosen.lasting_home()
+    answer = ask(home, {"ask": "status"})
+    if as_json:
+        click.echo(json.dumps(answer))
+        return
+    click.echo(f"{home.path}: emulated {answer['product']} platform")
+    click.echo(f"  chip ID       {answer['chip_id']}")
+    click.echo(f"  current TCB   {answer['current_tcb']}")
+    click.echo(f"  reported TCB  {answer['reported_tcb']}")
+    for vm in answer["vms"]:
+        serves = "serves programs" if vm["serves"] else "busy with its own requests"
+        click.echo(f"  VM {vm['name']}, pid {vm['pid']}, {serves}")

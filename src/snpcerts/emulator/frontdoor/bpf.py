@@ -1,0 +1,165 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which system calls come to the supervisor: the classic BPF program for seccomp.
+
+======================================  ============================================
+call                                    decision
+======================================  ============================================
+ioctl with type byte 0xAE or 'S'        supervisor
+open, openat                            supervisor, but for O_DIRECTORY (no device
+                                        opens as one)
+openat2, creat                          supervisor
+stat, lstat, newfstatat, statx, access, supervisor, where what the machine has is not
+faccessat, faccessat2, readlink(at),    what the door has; with AT_EMPTY_PATH (fstat)
+(l)getxattr, (l)listxattr               the kernel
+io_uring_setup, _enter, _register       ENOSYS: it opens files without a system call
+open_by_handle_at                       EPERM: opens without a path
+32-bit and x32 calls                    ENOSYS: other numbers for the same things
+everything else                         the kernel, at no cost
+======================================  ============================================
+
+BPF sees the argument words, not what they point to: which file a path means is
+for the supervisor to find out (:mod:`snpcerts.emulator.frontdoor.paths`).
+Sources: ``linux/filter.h``, ``linux/bpf_common.h``, ``linux/audit.h``,
+``asm/unistd_64.h``; struct seccomp_data of ``linux/seccomp.h``.
+"""
+
+from __future__ import annotations
+
+import enum
+import errno
+import os
+import struct
+from typing import Final
+
+from snpcerts.abi.kvm import KVMIO
+from snpcerts.emulator.frontdoor.seccomp import (
+    SECCOMP_RET_ALLOW,
+    SECCOMP_RET_ERRNO,
+    SECCOMP_RET_USER_NOTIF,
+)
+
+SEV_TYPE: Final = ord("S")  # of /dev/sev's and /dev/sev-guest's ioctls
+
+AUDIT_ARCH_X86_64: Final = 0xC000003E
+X32_BIT: Final = 0x40000000
+AT_EMPTY_PATH: Final = 0x1000
+
+
+class Call(enum.IntEnum):
+    """System call numbers of x86-64."""
+
+    OPEN = 2
+    STAT = 4
+    LSTAT = 6
+    IOCTL = 16
+    ACCESS = 21
+    CREAT = 85
+    READLINK = 89
+    GETXATTR = 191
+    LGETXATTR = 192
+    LISTXATTR = 194
+    LLISTXATTR = 195
+    OPENAT = 257
+    NEWFSTATAT = 262
+    READLINKAT = 267
+    FACCESSAT = 269
+    OPEN_BY_HANDLE_AT = 304
+    STATX = 332
+    IO_URING_SETUP = 425
+    IO_URING_ENTER = 426
+    IO_URING_REGISTER = 427
+    OPENAT2 = 437
+    FACCESSAT2 = 439
+
+
+_LOAD: Final = 0x20  # BPF_LD | BPF_W | BPF_ABS
+_AND: Final = 0x54  # BPF_ALU | BPF_AND | BPF_K
+_IF_EQUAL: Final = 0x15  # BPF_JMP | BPF_JEQ | BPF_K
+_IF_AT_LEAST: Final = 0x35  # BPF_JMP | BPF_JGE | BPF_K
+_IF_BITS: Final = 0x45  # BPF_JMP | BPF_JSET | BPF_K
+_RETURN: Final = 0x06  # BPF_RET | BPF_K
+
+_NR: Final = 0
+_ARCH: Final = 4
+
+
+def _argument(index: int) -> int:
+    """Where the low half of an argument word lies; flags and ioctl numbers fit in it."""
+    return 16 + 8 * index
+
+
+_instruction = struct.Struct("<HBBI")
+
+
+def _op(code: int, value: int, if_true: int = 0, if_false: int = 0) -> bytes:
+    return _instruction.pack(code, if_true, if_false, value)
+
+
+def _fails(code: int) -> bytes:
+    return _op(_RETURN, SECCOMP_RET_ERRNO | code)
+
+
+_TRAP = _op(_RETURN, SECCOMP_RET_USER_NOTIF)
+_ALLOW = _op(_RETURN, SECCOMP_RET_ALLOW)
+
+
+def _when(call: Call, body: bytes) -> bytes:
+    """``body``, which returns on every way through it, for one system call."""
+    return _op(_IF_EQUAL, call, 0, len(body) // _instruction.size) + body
+
+
+def _unless_flags(index: int, flags: int) -> bytes:
+    """Trap, but for calls that have one of ``flags`` in an argument."""
+    return _op(_LOAD, _argument(index)) + _op(_IF_BITS, flags, 0, 1) + _ALLOW + _TRAP
+
+
+def program(*, look: bool) -> bytes:
+    """The filter; ``look`` says whether the calls that only look at a path are trapped too."""
+    parts = [
+        _op(_LOAD, _ARCH),
+        _op(_IF_EQUAL, AUDIT_ARCH_X86_64, 1, 0),
+        _fails(errno.ENOSYS),
+        _op(_LOAD, _NR),
+        _op(_IF_AT_LEAST, X32_BIT, 0, 1),
+        _fails(errno.ENOSYS),
+        _when(
+            Call.IOCTL,
+            _op(_LOAD, _argument(1))
+            + _op(_AND, 0xFF00)
+            + _op(_IF_EQUAL, KVMIO << 8, 1, 0)
+            + _op(_IF_EQUAL, SEV_TYPE << 8, 0, 1)
+            + _TRAP
+            + _ALLOW,
+        ),
+        _when(Call.OPENAT, _unless_flags(2, os.O_DIRECTORY)),
+        _when(Call.OPEN, _unless_flags(1, os.O_DIRECTORY)),
+        _when(Call.OPENAT2, _TRAP),
+        _when(Call.CREAT, _TRAP),
+    ]
+    if look:
+        parts += [
+            _when(Call.NEWFSTATAT, _unless_flags(3, AT_EMPTY_PATH)),
+            _when(Call.STATX, _unless_flags(2, AT_EMPTY_PATH)),
+            _when(Call.FACCESSAT2, _unless_flags(3, AT_EMPTY_PATH)),
+        ]
+        others = (
+            Call.STAT,
+            Call.LSTAT,
+            Call.ACCESS,
+            Call.FACCESSAT,
+            Call.READLINK,
+            Call.READLINKAT,
+            Call.GETXATTR,
+            Call.LGETXATTR,
+            Call.LISTXATTR,
+            Call.LLISTXATTR,
+        )
+        parts += [_when(call, _TRAP) for call in others]
+    parts += [
+        _when(Call.IO_URING_SETUP, _fails(errno.ENOSYS)),
+        _when(Call.IO_URING_ENTER, _fails(errno.ENOSYS)),
+        _when(Call.IO_URING_REGISTER, _fails(errno.ENOSYS)),
+        _when(Call.OPEN_BY_HANDLE_AT, _fails(errno.EPERM)),
+        _ALLOW,
+    ]
+    return b"".join(parts)

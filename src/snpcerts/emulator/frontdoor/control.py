@@ -1,0 +1,210 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How launchers reach a server that owns the devices: a Unix socket beside its state.
+
+Each message is one packet (SOCK_SEQPACKET) with a JSON object, and may carry
+descriptors; each gets one JSON object back. A server's socket has mode 0600,
+and only its own user and root are heard.
+"""
+
+from __future__ import annotations
+
+import array
+import contextlib
+import errno
+import json
+import os
+import socket
+import struct
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from snpcerts.emulator.frontdoor.supervisor import Supervisor
+from snpcerts.errors import InputError, RefusedError, SnpCertsError, UsageError
+
+MESSAGE_MAX: Final = 65536  # bytes
+DESCRIPTORS_MAX: Final = 4
+CONNECTIONS_MAX: Final = 256
+PATIENCE: Final = 10.0  # seconds for a server's answer
+_SUN_PATH: Final = 107  # bytes of a socket's path
+_UCRED = struct.Struct("<iII")  # SO_PEERCRED: pid, uid, gid
+
+
+@dataclass(frozen=True, slots=True)
+class Hello:
+    """A message as the server gets it. ``descriptors`` are the handler's to close."""
+
+    message: dict[str, Any]
+    descriptors: tuple[int, ...]
+    pid: int
+    uid: int
+
+
+def send(
+    peer: socket.socket, message: Mapping[str, object], descriptors: tuple[int, ...] = ()
+) -> None:
+    """One message; the descriptors stay ours as well."""
+    socket.send_fds(peer, [json.dumps(message).encode()], list(descriptors))
+
+
+def receive(peer: socket.socket) -> tuple[dict[str, Any], tuple[int, ...]] | None:
+    """One message, None at the end; InputError for anything but a JSON object."""
+    room = socket.CMSG_SPACE(DESCRIPTORS_MAX * 4)
+    data, ancillary, flags, _ = peer.recvmsg(MESSAGE_MAX, room, socket.MSG_CMSG_CLOEXEC)
+    descriptors = array.array("i")
+    for level, kind, content in ancillary:
+        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+            descriptors.frombytes(content[: len(content) - len(content) % 4])
+    if not data and not descriptors:
+        return None
+    try:
+        if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
+            raise ValueError("too long")
+        message = json.loads(data)
+        if not isinstance(message, dict):
+            raise TypeError("not an object")
+    except (ValueError, TypeError, RecursionError) as error:
+        for descriptor in descriptors:
+            os.close(descriptor)
+        raise InputError(
+            f"message on the control socket: expected one JSON object of at most"
+            f" {MESSAGE_MAX} bytes ({error})"
+        ) from error
+    return message, tuple(descriptors)
+
+
+def connect(path: Path) -> socket.socket:
+    """A connection to the server at ``path``; RefusedError when none listens."""
+    address = _address(path)
+    peer = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    peer.settimeout(PATIENCE)
+    try:
+        peer.connect(address)
+    except OSError as error:
+        peer.close()
+        raise RefusedError(
+            f"no emulator answers at {path} ({error.strerror})", hint="start one first"
+        ) from error
+    return peer
+
+
+def _address(path: Path) -> str:
+    if len(os.fsencode(path)) > _SUN_PATH:
+        raise UsageError(
+            f"the path of the control socket has more than {_SUN_PATH} bytes: {path}",
+            hint="use a shorter directory",
+        )
+    return str(path)
+
+
+class ControlSocket:
+    """A server's end, in the supervisor's loop.
+
+    ``handler`` gets each :class:`Hello` and returns the answer; a
+    :class:`SnpCertsError` it raises is answered as ``{"error": ..., "code": ...}``.
+    A socket left by a dead server is replaced; a live one is RefusedError.
+    """
+
+    def __init__(self, path: Path, handler: Callable[[Hello], Mapping[str, object]]) -> None:
+        self.path = path
+        self._handler = handler
+        self._supervisor: Supervisor | None = None
+        self._peers: dict[int, socket.socket] = {}
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
+        try:
+            self._bind(_address(path))
+        except BaseException:
+            self._socket.close()
+            raise
+
+    def _bind(self, address: str) -> None:
+        # The mode of the file is what umask leaves of the socket's own mode.
+        os.fchmod(self._socket.fileno(), 0o600)
+        try:
+            self._socket.bind(address)
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                raise InputError(f"cannot listen at {address}: {error.strerror}") from error
+            with contextlib.suppress(RefusedError):
+                connect(self.path).close()
+                raise UsageError(
+                    f"another emulator listens at {address}", hint="use that one, or stop it"
+                ) from error
+            os.unlink(address)
+            self._socket.bind(address)
+        self._socket.listen(16)
+
+    @property
+    def connected(self) -> bool:
+        """Whether a launcher is connected."""
+        return bool(self._peers)
+
+    def attach(self, supervisor: Supervisor) -> None:
+        """Be served by that loop from now on."""
+        self._supervisor = supervisor
+        supervisor.add_reader(self._socket.fileno(), self._accept)
+
+    def close(self) -> None:
+        """Hang up, and remove the socket's file."""
+        for peer in list(self._peers.values()):
+            self._hang_up(peer)
+        if self._supervisor is not None:
+            self._supervisor.remove_reader(self._socket.fileno())
+        self._socket.close()
+        self.path.unlink(missing_ok=True)
+
+    def _accept(self) -> None:
+        try:
+            peer, _ = self._socket.accept()
+        except OSError:  # gone again, or no descriptor left: it can ask once more
+            return
+        _, uid, _ = _credentials(peer)
+        if uid not in (0, os.geteuid()) or len(self._peers) >= CONNECTIONS_MAX:
+            peer.close()
+            return
+        peer.setblocking(False)
+        self._peers[peer.fileno()] = peer
+        if self._supervisor is not None:
+            self._supervisor.add_reader(peer.fileno(), lambda: self._hear(peer))
+
+    def _hear(self, peer: socket.socket) -> None:
+        try:
+            received = receive(peer)
+        except BlockingIOError:
+            return
+        except OSError:
+            self._hang_up(peer)
+            return
+        except InputError as error:
+            self._reply(peer, {"error": str(error), "code": error.code})
+            return
+        if received is None:
+            self._hang_up(peer)
+            return
+        pid, uid, _ = _credentials(peer)
+        try:
+            answer = self._handler(Hello(*received, pid, uid))
+        except SnpCertsError as error:
+            answer = {"error": str(error), "code": error.code}
+        self._reply(peer, answer)
+
+    def _reply(self, peer: socket.socket, answer: Mapping[str, object]) -> None:
+        try:
+            send(peer, answer)
+        except OSError:  # it does not read its answers, or is gone
+            self._hang_up(peer)
+
+    def _hang_up(self, peer: socket.socket) -> None:
+        if self._peers.pop(peer.fileno(), None) is None:
+            return
+        if self._supervisor is not None:
+            self._supervisor.remove_reader(peer.fileno())
+        peer.close()
+
+
+def _credentials(peer: socket.socket) -> tuple[int, int, int]:
+    pid, uid, gid = _UCRED.unpack(
+        peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
+    )
+    return pid, uid, gid

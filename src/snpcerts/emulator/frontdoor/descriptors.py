@@ -1,0 +1,176 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which descriptors are emulated devices, and when the last one of an open is gone.
+
+Behind every emulated open stands a memfd of its own. Its identity, (device,
+inode), is what stat of ``/proc/TID/fd/N`` shows, and it survives dup, fork,
+exec and a passage over a socket.
+
+The end is exact, without looking through anyone's descriptor table. The program
+gets a second open file of the memfd, on which a lock (flock(2)) lies, and this
+process keeps the first. When the last descriptor and the last mapping of the
+second are gone, by close, exec or death, the kernel tells it by inotify and
+frees the lock. The lock is what counts: someone else's open and close of the
+file through ``/proc`` also makes an event.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import fcntl
+import os
+import struct
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from snpcerts.emulator.device import Device
+from snpcerts.emulator.frontdoor.door import Content, Key
+from snpcerts.emulator.frontdoor.seccomp import FrontDoorUnavailableError
+
+_IN_CLOSE: Final = 0x8 | 0x10  # linux/inotify.h: IN_CLOSE_WRITE, IN_CLOSE_NOWRITE
+_IN_Q_OVERFLOW: Final = 0x4000
+_EVENT = struct.Struct("<iIII")  # struct inotify_event without a name
+_EVENTS_MAX: Final = 256 * _EVENT.size
+
+# fcntl.h: seals of a memfd
+_F_ADD_SEALS: Final = 1033
+_ALL_SEALS: Final = 0xF
+
+# The event comes a little before the lock is free.
+RECHECK: Final = 0.001  # seconds
+_SUSPECT_FOR: Final = 0.1  # seconds
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+@dataclass(slots=True)
+class Open:
+    """An emulated device that is open.
+
+    ``path`` is what it was opened by, None for one made by an ioctl; ``keeper``
+    this process's own descriptor of its memfd.
+    """
+
+    device: Device
+    path: bytes | None
+    writable: bool
+    key: Key
+    keeper: int
+    watch: int
+
+
+class Descriptors:
+    """All emulated opens of a supervisor. ``open`` maps identities to them."""
+
+    def __init__(self) -> None:
+        self.open: dict[Key, Open] = {}
+        self._watches: dict[int, Open] = {}
+        self._suspects: dict[Key, float] = {}
+        self._inotify = _libc.inotify_init1(os.O_CLOEXEC | os.O_NONBLOCK)
+        if self._inotify < 0:
+            raise FrontDoorUnavailableError(
+                f"no inotify instance is to be had ({os.strerror(ctypes.get_errno())})",
+                hint="raise fs.inotify.max_user_instances",
+            )
+
+    def fileno(self) -> int:
+        """Readable when an open may have ended."""
+        return int(self._inotify)
+
+    def admit(
+        self, device: Device, *, path: bytes | None, flags: int, shared: int | None
+    ) -> tuple[Open, int]:
+        """Register a device; return it with the descriptor to give to the program.
+
+        The caller closes that descriptor once it is given. ``shared`` is the
+        memfd that the program shall be able to map, or None.
+        """
+        name = os.fsdecode(path) if path is not None else type(device).__name__
+        keeper = os.dup(shared) if shared is not None else os.memfd_create(name, os.MFD_CLOEXEC)
+        try:
+            link = f"/proc/self/fd/{keeper}"
+            watch = _libc.inotify_add_watch(self._inotify, link.encode(), _IN_CLOSE)
+            if watch < 0:
+                raise OSError(errno.ENFILE, "no inotify watch left")
+            status = os.fstat(keeper)
+            given = os.open(link, flags & (os.O_ACCMODE | os.O_NONBLOCK) | os.O_CLOEXEC)
+        except OSError:
+            os.close(keeper)
+            raise
+        try:
+            fcntl.flock(given, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            os.close(given)
+            os.close(keeper)
+            raise
+        entry = Open(
+            device=device,
+            path=path,
+            writable=flags & os.O_ACCMODE != os.O_RDONLY,
+            key=(status.st_dev, status.st_ino),
+            keeper=keeper,
+            watch=watch,
+        )
+        self.open[entry.key] = entry
+        self._watches[watch] = entry
+        return entry, given
+
+    def reap(self) -> list[Open]:
+        """The opens that have ended since; they are forgotten here."""
+        now = time.monotonic()
+        try:
+            events = os.read(self._inotify, _EVENTS_MAX)
+        except BlockingIOError:
+            events = b""
+        for watch, mask, _, _ in _EVENT.iter_unpack(events):
+            if mask & _IN_Q_OVERFLOW:
+                self._suspects = dict.fromkeys(self.open, now)
+            elif mask & _IN_CLOSE and (entry := self._watches.get(watch)) is not None:
+                self._suspects[entry.key] = now
+        ended = [self.open[key] for key in self._suspects if _is_gone(self.open[key])]
+        for entry in ended:
+            self.forget(entry)
+        self._suspects = {
+            key: since for key, since in self._suspects.items() if now - since < _SUSPECT_FOR
+        }
+        return ended
+
+    @property
+    def has_suspects(self) -> bool:
+        """Whether to reap again after :data:`RECHECK` seconds, event or not."""
+        return bool(self._suspects)
+
+    def forget(self, entry: Open) -> None:
+        """Drop an open; its device is the caller's to close."""
+        _libc.inotify_rm_watch(self._inotify, entry.watch)
+        self._watches.pop(entry.watch, None)
+        self._suspects.pop(entry.key, None)
+        del self.open[entry.key]
+        os.close(entry.keeper)
+
+    def close(self) -> None:
+        """Let go of the kernel's side; nothing may be open any more."""
+        os.close(self._inotify)
+
+
+def _is_gone(entry: Open) -> bool:
+    try:
+        fcntl.flock(entry.keeper, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def file_with(path: bytes, content: Content) -> int:
+    """A sealed memfd with that content, open for reading at its start."""
+    pieces: Mapping[int, bytes] = {0: content} if isinstance(content, bytes) else content
+    writer = os.memfd_create(os.fsdecode(path), os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    try:
+        for offset, piece in pieces.items():
+            os.pwrite(writer, piece, offset)
+        fcntl.fcntl(writer, _F_ADD_SEALS, _ALL_SEALS)
+        return os.open(f"/proc/self/fd/{writer}", os.O_RDONLY | os.O_CLOEXEC)
+    finally:
+        os.close(writer)

@@ -1,0 +1,205 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which paths are ours, and what stands behind them.
+
+Every open of the program comes here, so the common case must be cheap: read the
+path, stat it once through ``/proc/TID``, compare numbers. Only a path that may
+be one of ours under another name is resolved in full: its last component is
+one of our names, it passes ``/proc/self`` or ``/dev/fd``, or a link at its end
+leads to nothing.
+
+What escapes this (a path changed by another thread between look and use, a link
+to a link in ``/proc/self/fd``) reaches at worst a real device on which no
+device ioctl is ever let through: the supervisor answers each of them itself.
+"""
+
+from __future__ import annotations
+
+import enum
+import os
+import re
+import stat
+from collections.abc import Callable, Container, Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from snpcerts.emulator.device import Device
+from snpcerts.emulator.frontdoor import paths
+
+# Real devices a program behind a door never talks to, whether the door has its own or not.
+GUARDED: Final = (b"/dev/kvm", b"/dev/sev", b"/dev/sev-guest")
+KVM_RDEV: Final = os.makedev(10, 232)  # linux/miscdevice.h: KVM_MINOR
+
+# Components that mean something else to each process that follows them.
+_RELATIVE_TO_PROCESS = re.compile(rb"(?:^|/)(?:self|thread-self|fd|stdin|stdout|stderr)(?:/|\Z)")
+
+Content = bytes | Mapping[int, bytes]
+Key = tuple[int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class OpenInfo:
+    """How a device was opened: its path, the flags of open(2), the process."""
+
+    path: str
+    flags: int
+    pid: int
+
+    @property
+    def writable(self) -> bool:
+        """Opened for writing."""
+        return self.flags & os.O_ACCMODE in (os.O_WRONLY, os.O_RDWR)
+
+
+class Kind(enum.Enum):
+    """What a path of ours is."""
+
+    DEVICE = "an emulated device"
+    FILE = "a virtual file"
+    DIRECTORY = "a directory above one of ours that the machine does not have"
+    BARRED = "a real device for which this door has no emulated one"
+    OPEN = "an emulated device that is open already, by its descriptor in /proc"
+
+
+@dataclass(frozen=True, slots=True)
+class Match:
+    """A path of ours. ``real`` tells whether the machine itself has something there."""
+
+    kind: Kind
+    path: bytes
+    real: bool = False
+    key: Key | None = None
+
+    @property
+    def is_barred(self) -> bool:
+        """The machine may have it; to the program it does not exist."""
+        return self.kind is Kind.BARRED
+
+
+class Door:
+    """What a program sees.
+
+    ``devices`` maps absolute paths to what opens them; the function gets the
+    :class:`OpenInfo` and may raise ``OSError``. ``files`` maps absolute paths to
+    the content of a read-only file, made anew for each open: bytes, or a mapping
+    of offsets to bytes for a sparse one (``/dev/cpu/0/msr``: the offset is the
+    register's number).
+
+    ``look`` tells whether calls that only look at a path (stat, access,
+    readlink) find what an open would find. Where the machine itself has every
+    path of ours, and no device but ours, that needs no trap and none is set.
+    """
+
+    def __init__(
+        self,
+        devices: Mapping[str, Callable[[OpenInfo], Device]],
+        files: Mapping[str, Callable[[], Content]] | None = None,
+        *,
+        look: bool = True,
+    ) -> None:
+        self.devices = {os.fsencode(path): opener for path, opener in devices.items()}
+        self.files = {os.fsencode(path): content for path, content in (files or {}).items()}
+        ours = {*self.devices, *self.files}
+        for path in ours:
+            if not path.startswith(b"/") or os.path.normpath(path) != path:
+                raise ValueError(f"{os.fsdecode(path)!r}: a door's paths are absolute and plain")
+        exists = {path: os.path.exists(path) for path in {*ours, *GUARDED}}
+        self.look = look and any(there != (path in ours) for path, there in exists.items())
+        self._guarded = {*GUARDED, *self.devices}
+        self._directories = {above for path in ours for above in _above(path)}
+        self._names = {os.path.basename(path) for path in self._guarded | ours}
+        self._directory_names = {os.path.basename(path) for path in self._directories}
+        self._rdevs = {KVM_RDEV: b"/dev/kvm"}
+        self._real_files: dict[Key, bytes] = {}
+        for path in self._guarded | ours:
+            try:
+                status = os.stat(path)
+            except OSError:
+                continue
+            if path in self.files:
+                self._real_files[status.st_dev, status.st_ino] = path
+            elif stat.S_ISCHR(status.st_mode):
+                self._rdevs[status.st_rdev] = path
+
+    def is_guarded(self, status: os.stat_result) -> bool:
+        """Whether this is a real device that programs behind a door never talk to."""
+        return status.st_rdev in self._rdevs and stat.S_ISCHR(status.st_mode)
+
+    def recognise(
+        self,
+        tid: int,
+        dirfd: int,
+        path: bytes,
+        opened: Container[Key],
+        *,
+        follow: bool,
+        confined: bool = False,
+    ) -> Match | None:
+        """What ``path`` is to the thread ``tid``; None when it is none of our business.
+
+        ``opened`` are the identities (device, inode) of emulated descriptors.
+        """
+        name = path.rpartition(b"/")[2]
+        if confined or _RELATIVE_TO_PROCESS.search(path) or name in self._names:
+            return self._resolve(tid, dirfd, path, opened, follow, confined)
+        start = paths.start(tid, dirfd, path)
+        try:
+            status = os.stat(start) if follow else os.lstat(start)
+        except FileNotFoundError:
+            if name in self._directory_names or (follow and _is_link(start)):
+                return self._resolve(tid, dirfd, path, opened, follow, confined)
+            return None
+        except OSError:
+            return None
+        return self._by_identity(status, opened)
+
+    def _resolve(
+        self,
+        tid: int,
+        dirfd: int,
+        path: bytes,
+        opened: Container[Key],
+        follow: bool,
+        confined: bool,
+    ) -> Match | None:
+        place = paths.resolve(tid, dirfd, path, follow=follow, confined=confined)
+        if place is None:
+            return None
+        status, found = place.status, place.path
+        if status is not None and (match := self._by_identity(status, opened)) is not None:
+            return match
+        real = status is not None
+        if found in self._directories:
+            return None if real else Match(Kind.DIRECTORY, found)
+        if path.endswith(b"/") or (status is not None and stat.S_ISLNK(status.st_mode)):
+            return None
+        return self._by_name(found, real)
+
+    def _by_name(self, path: bytes, real: bool) -> Match | None:
+        if path in self.devices:
+            return Match(Kind.DEVICE, path, real)
+        if path in self.files:
+            return Match(Kind.FILE, path, real)
+        return Match(Kind.BARRED, path, real) if path in self._guarded else None
+
+    def _by_identity(self, status: os.stat_result, opened: Container[Key]) -> Match | None:
+        if status.st_rdev:
+            if not self.is_guarded(status):
+                return None
+            return self._by_name(self._rdevs[status.st_rdev], real=True)
+        key = (status.st_dev, status.st_ino)
+        if key in opened:
+            return Match(Kind.OPEN, b"", key=key)
+        path = self._real_files.get(key)
+        return None if path is None else self._by_name(path, real=True)
+
+
+def _above(path: bytes) -> list[bytes]:
+    parts = path.split(b"/")
+    return [b"/".join(parts[:count]) for count in range(2, len(parts))]
+
+
+def _is_link(path: bytes) -> bool:
+    try:
+        return stat.S_ISLNK(os.lstat(path).st_mode)
+    except OSError:
+        return False

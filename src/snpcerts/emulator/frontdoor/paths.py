@@ -1,0 +1,194 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which file a path means to the thread that uses it.
+
+A path is resolved as the kernel would: from the thread's root, working
+directory or a directory descriptor, through links, ``..``, ``/proc/self`` and
+the links of ``/proc/PID`` that lead to files without a name. What does not
+exist is followed to its end by name, so that a file of ours in a directory that
+is missing (``/sys/module/kvm_amd/parameters/sev``) is found as well.
+
+All of it goes through ``/proc/TID``, which costs a system call or two for each
+component: the door asks only where a plain stat leaves doubt.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import re
+import stat
+from dataclasses import dataclass
+from typing import Final
+
+from snpcerts.emulator.frontdoor.tasks import task
+
+AT_FDCWD: Final = -100
+PATH_MAX: Final = 4096  # bytes, with the terminating zero
+_PAGE: Final = 4096
+_ADDRESS_LIMIT: Final = 1 << 64
+_LINKS_MAX: Final = 40  # the kernel's own limit, MAXSYMLINKS
+_ENOENT: Final = frozenset((errno.ENOENT, errno.ENOTDIR))
+
+# Links that the kernel follows to an open file rather than to a name.
+_MAGIC_LINK = re.compile(rb"proc/\d+(/task/\d+)?/(fd/\d+|cwd|root|exe)\Z")
+
+
+class _Iovec(ctypes.Structure):
+    _fields_ = (("base", ctypes.c_void_p), ("length", ctypes.c_size_t))
+
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_read = ctypes.CFUNCTYPE(
+    ctypes.c_ssize_t,
+    *(ctypes.c_int, ctypes.c_void_p, ctypes.c_ulong),
+    *(ctypes.c_void_p, ctypes.c_ulong, ctypes.c_ulong),
+)(("process_vm_readv", _libc))
+_text = ctypes.create_string_buffer(PATH_MAX + 1)  # the last byte stays zero
+_local = _Iovec(ctypes.addressof(_text), PATH_MAX)
+_remote = _Iovec()
+_local_address, _remote_address = ctypes.addressof(_local), ctypes.addressof(_remote)
+
+
+def read_path(tid: int, address: int) -> bytes | None:
+    """The zero-terminated path at ``address``; None where the kernel would find none.
+
+    That is: EFAULT, ENAMETOOLONG, or memory this process may not read.
+    """
+    # As far as the page's end first: the kernel stops at the zero, the next page may be missing.
+    size = _PAGE - address % _PAGE
+    path = _read_text(tid, address, size)
+    if path is None or len(path) < size:
+        return path
+    rest = _read_text(tid, address + size, PATH_MAX - size) if size < PATH_MAX else None
+    if rest is None or len(rest) == PATH_MAX - size:
+        return None
+    return path + rest
+
+
+def _read_text(tid: int, address: int, size: int) -> bytes | None:
+    """Bytes up to the first zero, ``size`` where there is none."""
+    if address + size > _ADDRESS_LIMIT:
+        return None
+    _remote.base = address
+    _remote.length = size
+    got = _read(tid, _local_address, 1, _remote_address, 1, 0)
+    if got < 0:
+        return None
+    _text[got] = b"\0"
+    return _text.value
+
+
+def start(tid: int, dirfd: int, path: bytes) -> bytes:
+    """The same file as this process can name it, links into ``/proc/self`` aside."""
+    if path.startswith(b"/"):
+        return b"/proc/%d/root%b" % (tid, path)
+    if dirfd == AT_FDCWD:
+        return b"/proc/%d/cwd/%b" % (tid, path)
+    return b"/proc/%d/fd/%d/%b" % (tid, dirfd, path)
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """What a path means.
+
+    ``path`` is absolute, free of links and ``..``, as the thread's root shows
+    it; for a file without a name, what its link in ``/proc`` says. ``status``
+    is None when nothing is there.
+    """
+
+    path: bytes
+    status: os.stat_result | None
+
+
+def resolve(
+    tid: int, dirfd: int, path: bytes, *, follow: bool, confined: bool = False
+) -> Place | None:
+    """Where ``path`` leads; None when it leads nowhere (too many links, no such start).
+
+    ``follow`` tells whether a link at the end is followed; ``confined`` makes the
+    start the root too, as RESOLVE_IN_ROOT does.
+    """
+    root = b"/proc/%d/root/" % tid
+    try:
+        return _walk(root, _start_of(tid, root, dirfd, path, confined), tid, follow)
+    except OSError:
+        return None
+
+
+@dataclass(slots=True)
+class _Walk:
+    """A walk at some point: components done, components to do (last first), the floor of ``..``."""
+
+    done: list[bytes]
+    todo: list[bytes]
+    floor: int = 0
+
+
+def _parts(path: bytes) -> list[bytes]:
+    return [part for part in path.split(b"/") if part not in (b"", b".")]
+
+
+def _start_of(tid: int, root: bytes, dirfd: int, path: bytes, confined: bool) -> _Walk:
+    todo = _parts(path)[::-1]
+    if path.startswith(b"/") and not confined:
+        return _Walk([], todo)
+    link = b"/proc/%d/cwd" % tid if dirfd == AT_FDCWD else b"/proc/%d/fd/%d" % (tid, dirfd)
+    done = _parts(_inside(root, os.readlink(link)))
+    return _Walk(done, todo, len(done) if confined else 0)
+
+
+def _inside(root: bytes, path: bytes) -> bytes:
+    """A path that this process sees, as a thread with that root sees it."""
+    top = os.readlink(root.rstrip(b"/"))
+    inside = top != b"/" and (path == top or path.startswith(top + b"/"))
+    return (path[len(top) :] or b"/") if inside else path
+
+
+def _walk(root: bytes, walk: _Walk, tid: int, follow: bool) -> Place | None:
+    links = 0
+    while walk.todo:
+        part = walk.todo.pop()
+        if part == b"..":
+            if len(walk.done) > walk.floor:
+                walk.done.pop()
+            continue
+        name = b"/".join((*walk.done, part))
+        if walk.todo or follow:
+            if _MAGIC_LINK.match(name):
+                text = _inside(root, os.readlink(root + name))
+                status = os.stat(root + name)
+                if not walk.todo or not stat.S_ISDIR(status.st_mode):
+                    return Place(text, status)
+            else:
+                text = _link(root, name, tid)
+            if text:
+                links += 1
+                if links > _LINKS_MAX:
+                    return None
+                walk.todo += _parts(text)[::-1]
+                if text.startswith(b"/"):
+                    del walk.done[walk.floor :]
+                continue
+        walk.done.append(part)
+    name = b"/".join(walk.done)
+    try:
+        return Place(b"/" + name, os.lstat(root + name))
+    except OSError as error:
+        if error.errno not in _ENOENT:
+            raise
+        return Place(b"/" + name, None)
+
+
+def _link(root: bytes, name: bytes, tid: int) -> bytes:
+    """Where the link leads; empty for what is not a link or not there."""
+    # To these the answer depends on who asks.
+    if name in (b"proc/self", b"proc/thread-self") and (asking := task(tid)) is not None:
+        own = b"%d" % asking.process
+        return own if name == b"proc/self" else b"%b/task/%d" % (own, tid)
+    try:
+        return os.readlink(root + name)
+    except OSError as error:
+        if error.errno == errno.EINVAL or error.errno in _ENOENT:
+            return b""
+        raise

@@ -1,0 +1,532 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Serving the trapped calls: one thread, one loop, answers in any order.
+
+A call that has to wait (a vCPU that has nothing to do) stays unanswered while
+others are served, so one thread serves any number of vCPUs. With
+WAIT_KILLABLE_RECV a signal does not wake the caller of a received call; while
+calls wait, the loop looks every :data:`SIGNAL_INTERVAL` whether one has a
+signal or has died. That is the longest a signal takes to break a KVM_RUN.
+
+What must hold, whatever a program does:
+
+- A KVM ioctl, or one of the four that the SEV drivers know, never reaches the
+  kernel, whatever the descriptor: it is answered here (ENODEV on a real device,
+  ENOTTY on anything else). So it does not matter who opened what, and when.
+- Once this process is gone every trapped call fails with ENOSYS.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import select
+import stat
+import struct
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+from snpcerts.abi.ioctl import iowr, type_of
+from snpcerts.abi.kvm import KVMIO
+from snpcerts.emulator.device import Caller, Device, NewDescriptor, Pending
+from snpcerts.emulator.frontdoor import seccomp, status
+from snpcerts.emulator.frontdoor.bpf import SEV_TYPE, Call
+from snpcerts.emulator.frontdoor.descriptors import RECHECK, Descriptors, Open, file_with
+from snpcerts.emulator.frontdoor.door import Door, Kind, Match, OpenInfo
+from snpcerts.emulator.frontdoor.paths import AT_FDCWD, read_path
+from snpcerts.emulator.frontdoor.seccomp import Notification
+from snpcerts.emulator.frontdoor.tasks import task
+from snpcerts.emulator.memory import ProcessMemory
+
+SIGNAL_INTERVAL: Final = 0.005  # seconds
+_TASKS_MAX: Final = 4096  # threads whose process is remembered
+
+# SEV_ISSUE_CMD of psp-sev.h; SNP_GET_REPORT, _GET_DERIVED_KEY, _GET_EXT_REPORT of sev-guest.h.
+_SEV_REQUESTS: Final = frozenset(
+    (
+        iowr(SEV_TYPE, 0, 16),
+        iowr(SEV_TYPE, 0, 32),
+        iowr(SEV_TYPE, 1, 32),
+        iowr(SEV_TYPE, 2, 32),
+    )
+)
+
+_OPEN_HOW = struct.Struct("<QQQ")  # struct open_how of linux/openat2.h: flags, mode, resolve
+_RESOLVE_IN_ROOT: Final = 0x10
+_O_PATH: Final = os.O_PATH
+_AT_SYMLINK_NOFOLLOW: Final = 0x100
+_U32: Final = (1 << 32) - 1
+
+
+def _signed(word: int) -> int:
+    """The low half of an argument word as the C int that the kernel takes it for."""
+    word &= _U32
+    return word - (1 << 32) if word >> 31 else word
+
+
+@dataclass(slots=True)
+class _Listener:
+    descriptor: int
+    door: Door
+    on_end: Callable[[], None]
+
+
+@dataclass(slots=True)
+class _Waiting:
+    """A call that waits. ``seen`` tells that the last look found a signal for the process."""
+
+    listener: _Listener
+    notification: Notification
+    pending: Pending
+    seen: bool = False
+
+
+class _Interrupted:
+    """Whether a signal waits for a thread: asked often, looked up once in a while."""
+
+    __slots__ = ("_answer", "_tid", "_until")
+
+    def __init__(self, tid: int) -> None:
+        self._tid = tid
+        self._until = 0.0
+        self._answer = False
+
+    def __call__(self) -> bool:
+        now = time.monotonic()
+        if now >= self._until:
+            found = task(self._tid)
+            self._until = now + SIGNAL_INTERVAL
+            # Of several threads another may be about to take a signal to the process.
+            self._answer = found is not None and bool(
+                found.own or (found.shared and found.threads == 1)
+            )
+        return self._answer
+
+
+class Supervisor:
+    """Serves any number of listeners, each with its door.
+
+    Everything runs in the thread that calls :meth:`step` or :meth:`run`; so do
+    the devices.
+    """
+
+    def __init__(self) -> None:
+        self._epoll = select.epoll()
+        self._descriptors = Descriptors()
+        self._listeners: dict[int, _Listener] = {}
+        self._readers: dict[int, Callable[[], None]] = {}
+        self._waiting: dict[tuple[int, int], _Waiting] = {}
+        self._processes: dict[int, int] = {}
+        self._next_look = 0.0
+        self._changed = False
+        self.add_reader(self._descriptors.fileno(), self._reap)
+
+    def add_listener(
+        self, descriptor: int, door: Door, on_end: Callable[[], None] = lambda: None
+    ) -> None:
+        """Serve a seccomp listener, which is ours from now on.
+
+        ``on_end`` is called when the last process behind it is gone.
+        """
+        seccomp.wake_synchronously(descriptor)
+        self._listeners[descriptor] = _Listener(descriptor, door, on_end)
+        self._epoll.register(descriptor, select.EPOLLIN)
+
+    def add_reader(self, descriptor: int, ready: Callable[[], None]) -> None:
+        """Call ``ready`` whenever a descriptor, which stays the caller's, is readable."""
+        self._readers[descriptor] = ready
+        self._epoll.register(descriptor, select.EPOLLIN)
+
+    def remove_reader(self, descriptor: int) -> None:
+        """Undo :meth:`add_reader`; to be called before the descriptor is closed."""
+        del self._readers[descriptor]
+        self._epoll.unregister(descriptor)
+
+    @property
+    def devices(self) -> list[Device]:
+        """The emulated devices that are open."""
+        return [entry.device for entry in self._descriptors.open.values()]
+
+    def run(self, until: Callable[[], bool]) -> None:
+        """Serve until ``until`` says so; it is asked after each round."""
+        while not until():
+            self.step(None)
+
+    def step(self, timeout: float | None = None) -> None:
+        """One round: wait at most ``timeout`` seconds for something to do, and do it."""
+        for descriptor, events in self._epoll.poll(self._patience(timeout)):
+            if (listener := self._listeners.get(descriptor)) is not None:
+                if events & select.EPOLLIN:
+                    self._serve(listener)
+                elif events & (select.EPOLLHUP | select.EPOLLERR):
+                    self._end(listener)
+            elif (ready := self._readers.get(descriptor)) is not None:
+                ready()
+        if self._descriptors.has_suspects:
+            self._reap()
+        if self._waiting and (self._changed or time.monotonic() >= self._due()):
+            self._look_after_waiting()
+        self._changed = False
+
+    def close(self) -> None:
+        """Stop serving: waiting calls are forgotten, devices closed, callers get ENOSYS."""
+        for waiting in list(self._waiting.values()):
+            waiting.pending.cancel()
+        self._waiting.clear()
+        for descriptor in self._listeners:
+            os.close(descriptor)
+        self._listeners.clear()
+        for entry in list(self._descriptors.open.values()):
+            self._descriptors.forget(entry)
+            entry.device.close()
+        self._descriptors.close()
+        self._epoll.close()
+
+    def __enter__(self) -> Supervisor:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _patience(self, timeout: float | None) -> float | None:
+        limit = timeout
+        if self._descriptors.has_suspects:
+            limit = RECHECK if limit is None else min(limit, RECHECK)
+        if self._waiting:
+            left = max(0.0, self._due() - time.monotonic())
+            limit = left if limit is None else min(limit, left)
+        return limit
+
+    def _due(self) -> float:
+        """When to look after the calls that wait, whatever happens."""
+        deadlines = (waiting.pending.deadline for waiting in self._waiting.values())
+        return min((self._next_look, *(at for at in deadlines if at is not None)))
+
+    def _end(self, listener: _Listener) -> None:
+        self._epoll.unregister(listener.descriptor)
+        del self._listeners[listener.descriptor]
+        os.close(listener.descriptor)
+        for key, waiting in list(self._waiting.items()):
+            if waiting.listener is listener:
+                del self._waiting[key]
+                waiting.pending.cancel()
+        listener.on_end()
+
+    def _reap(self) -> None:
+        for entry in self._descriptors.reap():
+            entry.device.close()
+            self._changed = True
+
+    # Waiting calls
+
+    def _look_after_waiting(self) -> None:
+        now = time.monotonic()
+        for waiting in list(self._waiting.values()):
+            self._poll(waiting)
+        if now < self._next_look:
+            return
+        self._next_look = now + SIGNAL_INTERVAL
+        for waiting in list(self._waiting.values()):
+            descriptor, number = waiting.listener.descriptor, waiting.notification.id
+            if not seccomp.is_waiting(descriptor, number):
+                waiting.pending.cancel()
+                del self._waiting[descriptor, number]
+            elif self._is_signalled(waiting):
+                waiting.pending.cancel()
+                self._finish(waiting, -errno.EINTR)
+
+    def _poll(self, waiting: _Waiting) -> None:
+        try:
+            result = waiting.pending.poll()
+        except OSError as error:
+            result = -(error.errno or errno.EIO)
+        if result is not None:
+            self._finish(waiting, result)
+
+    def _finish(self, waiting: _Waiting, result: int) -> None:
+        descriptor, number = waiting.listener.descriptor, waiting.notification.id
+        del self._waiting[descriptor, number]
+        seccomp.answer(descriptor, number, result)
+
+    @staticmethod
+    def _is_signalled(waiting: _Waiting) -> bool:
+        found = task(waiting.notification.tid)
+        if found is None:
+            return False
+        if found.own:
+            return True
+        # Another thread may be about to take a signal to the process: believe it the second time.
+        believed = waiting.seen or found.threads == 1
+        waiting.seen = bool(found.shared)
+        return waiting.seen and believed
+
+    # Calls
+
+    def _serve(self, listener: _Listener) -> None:
+        notification = seccomp.receive(listener.descriptor)
+        if notification is None:
+            return
+        number = notification.number
+        if number == Call.IOCTL:
+            self._ioctl(listener, notification)
+        elif number in _OPENS:
+            self._open(listener, notification)
+        else:
+            self._look(listener, notification)
+
+    def _ioctl(self, listener: _Listener, notification: Notification) -> None:
+        number, request = _signed(notification.arguments[0]), notification.arguments[1] & _U32
+        process, found = self._descriptor(notification.tid, number)
+        entry = None if found is None else self._descriptors.open.get((found.st_dev, found.st_ino))
+        if entry is None:
+            if type_of(request) == KVMIO or request in _SEV_REQUESTS:
+                code = self._refusal(listener, notification.tid, number, found)
+                seccomp.answer(listener.descriptor, notification.id, -code)
+            else:
+                seccomp.proceed(listener.descriptor, notification.id)
+            return
+        # Everything so far was found by thread number: it must still be the caller's.
+        if not seccomp.is_waiting(listener.descriptor, notification.id):
+            return
+        tid = notification.tid
+        caller = Caller(
+            memory=ProcessMemory(tid),
+            find=lambda other: self._device(tid, other),
+            writable=entry.writable,
+            pid=process,
+            interrupted=_Interrupted(tid),
+        )
+        self._changed = True
+        try:
+            result = entry.device.ioctl(caller, request, notification.arguments[2])
+        except OSError as error:
+            result = -(error.errno or errno.EIO)
+        if isinstance(result, int):
+            seccomp.answer(listener.descriptor, notification.id, result)
+        elif isinstance(result, NewDescriptor):
+            self._give_device(
+                listener,
+                notification,
+                result.device,
+                path=None,
+                flags=os.O_RDWR | os.O_CLOEXEC,
+                shared=result.shared,
+            )
+        else:
+            if not self._waiting:
+                self._next_look = time.monotonic() + SIGNAL_INTERVAL
+            waiting = _Waiting(listener, notification, result)
+            self._waiting[listener.descriptor, notification.id] = waiting
+
+    @staticmethod
+    def _refusal(listener: _Listener, tid: int, number: int, found: os.stat_result | None) -> int:
+        """Why a device ioctl on something that is not ours fails."""
+        if found is None:
+            return errno.EBADF
+        if listener.door.is_guarded(found):
+            return errno.ENODEV
+        if not stat.S_IFMT(found.st_mode):  # an anonymous inode has no type
+            with contextlib.suppress(OSError):
+                if os.readlink(f"/proc/{tid}/fd/{number}").startswith("anon_inode:kvm"):
+                    return errno.ENODEV
+        return errno.ENOTTY
+
+    def _descriptor(self, tid: int, number: int) -> tuple[int, os.stat_result | None]:
+        """The thread's process, and what its descriptor ``number`` is, None for closed."""
+        process = self._processes.get(tid, 0)
+        for _ in range(2):
+            with contextlib.suppress(OSError):
+                # By way of the process, so that a thread number used anew is noticed.
+                return process, os.stat(f"/proc/{process}/task/{tid}/fd/{number}")
+            process = self._process(tid)
+        return process, None
+
+    def _process(self, tid: int) -> int:
+        found = task(tid)
+        if found is None:
+            return 0
+        if len(self._processes) >= _TASKS_MAX:
+            self._processes.clear()
+        self._processes[tid] = found.process
+        return found.process
+
+    def _device(self, tid: int, number: int) -> Device | None:
+        _, found = self._descriptor(tid, number)
+        if found is None:
+            return None
+        entry = self._descriptors.open.get((found.st_dev, found.st_ino))
+        return None if entry is None else entry.device
+
+    def _open(self, listener: _Listener, notification: Notification) -> None:
+        arguments, tid, how = notification.arguments, notification.tid, 0
+        number = notification.number
+        dirfd, address, flags = AT_FDCWD, arguments[0], arguments[1]
+        if number == Call.CREAT:
+            flags = os.O_CREAT | os.O_WRONLY | os.O_TRUNC
+        elif number != Call.OPEN:
+            dirfd, address, flags = _signed(arguments[0]), arguments[1], arguments[2]
+        if number == Call.OPENAT2:
+            try:
+                flags, _, how = _OPEN_HOW.unpack(ProcessMemory(tid).read(flags, _OPEN_HOW.size))
+            except OSError:
+                seccomp.proceed(listener.descriptor, notification.id)
+                return
+        path = read_path(tid, address)
+        match = None
+        if path:
+            match = listener.door.recognise(
+                tid,
+                dirfd,
+                path,
+                self._descriptors.open,
+                follow=not flags & os.O_NOFOLLOW,
+                confined=bool(how & _RESOLVE_IN_ROOT),
+            )
+        if match is None or match.kind is Kind.DIRECTORY:
+            seccomp.proceed(listener.descriptor, notification.id)
+        elif seccomp.is_waiting(listener.descriptor, notification.id):
+            self._open_ours(listener, notification, match, flags)
+
+    def _open_ours(
+        self, listener: _Listener, notification: Notification, match: Match, flags: int
+    ) -> None:
+        if flags & _O_PATH and match.real and not match.is_barred:
+            # Such a descriptor allows nothing that would not come here again.
+            seccomp.proceed(listener.descriptor, notification.id)
+            return
+        path = match.path
+        if match.kind is Kind.OPEN and match.key is not None:
+            path = self._descriptors.open[match.key].path or b""
+        try:
+            if flags & _O_PATH or match.is_barred:
+                raise OSError(errno.ENOENT, "not here")
+            if flags & os.O_CREAT and flags & os.O_EXCL:
+                raise OSError(errno.EEXIST, "there already")
+            if flags & os.O_DIRECTORY:
+                raise OSError(errno.ENOTDIR, "not a directory")
+            if match.kind is Kind.FILE:
+                self._give_file(listener, notification, path, flags)
+                return
+            if path not in listener.door.devices:
+                raise OSError(errno.ENXIO, "a descriptor made by an ioctl cannot be opened anew")
+            info = OpenInfo(os.fsdecode(path), flags, self._process(notification.tid))
+            device = listener.door.devices[path](info)
+        except OSError as error:
+            seccomp.answer(listener.descriptor, notification.id, -(error.errno or errno.EIO))
+            return
+        self._give_device(listener, notification, device, path=path, flags=flags, shared=None)
+
+    def _give_file(
+        self, listener: _Listener, notification: Notification, path: bytes, flags: int
+    ) -> None:
+        if flags & os.O_ACCMODE != os.O_RDONLY:
+            raise OSError(errno.EACCES, "read-only")
+        descriptor = file_with(path, listener.door.files[path]())
+        try:
+            self._give(listener, notification, descriptor, flags)
+        finally:
+            os.close(descriptor)
+
+    def _give_device(
+        self,
+        listener: _Listener,
+        notification: Notification,
+        device: Device,
+        *,
+        path: bytes | None,
+        flags: int,
+        shared: int | None,
+    ) -> None:
+        entry: Open | None = None
+        try:
+            entry, given = self._descriptors.admit(device, path=path, flags=flags, shared=shared)
+            try:
+                self._give(listener, notification, given, flags)
+            finally:
+                os.close(given)
+        except OSError as error:
+            if entry is not None:
+                self._descriptors.forget(entry)
+            device.close()
+            seccomp.answer(listener.descriptor, notification.id, -(error.errno or errno.EIO))
+
+    @staticmethod
+    def _give(listener: _Listener, notification: Notification, descriptor: int, flags: int) -> None:
+        seccomp.answer_with_descriptor(
+            listener.descriptor,
+            notification.id,
+            descriptor,
+            cloexec=bool(flags & os.O_CLOEXEC),
+        )
+
+    def _look(self, listener: _Listener, notification: Notification) -> None:
+        arguments, tid, call = notification.arguments, notification.tid, Call(notification.number)
+        at = call in _LOOKS_AT
+        dirfd, address = (_signed(arguments[0]), arguments[1]) if at else (AT_FDCWD, arguments[0])
+        path = read_path(tid, address)
+        match = None
+        if path:
+            match = listener.door.recognise(
+                tid,
+                dirfd,
+                path,
+                self._descriptors.open,
+                follow=_follows(call, arguments),
+            )
+        if match is None or match.kind is Kind.OPEN or (match.real and not match.is_barred):
+            seccomp.proceed(listener.descriptor, notification.id)
+            return
+        if not seccomp.is_waiting(listener.descriptor, notification.id):
+            return
+        try:
+            self._show(tid, call, arguments, match)
+        except OSError as error:
+            seccomp.answer(listener.descriptor, notification.id, -(error.errno or errno.EIO))
+        else:
+            seccomp.answer(listener.descriptor, notification.id, 0)
+
+    @staticmethod
+    def _show(tid: int, call: Call, arguments: tuple[int, ...], match: Match) -> None:
+        memory = ProcessMemory(tid)
+        if match.is_barred:
+            raise OSError(errno.ENOENT, "not here")
+        if call in (Call.STAT, Call.LSTAT):
+            memory.write(arguments[1], status.stat_of(match))
+        elif call is Call.NEWFSTATAT:
+            memory.write(arguments[2], status.stat_of(match))
+        elif call is Call.STATX:
+            memory.write(arguments[4], status.statx_of(match))
+        elif call in (Call.READLINK, Call.READLINKAT):
+            raise OSError(errno.EINVAL, "not a link")
+        elif call in (Call.GETXATTR, Call.LGETXATTR):
+            raise OSError(errno.ENODATA, "no such attribute")
+        elif call in (Call.LISTXATTR, Call.LLISTXATTR):
+            return  # an empty list
+        else:
+            mode = arguments[1] if call is Call.ACCESS else arguments[2]
+            if mode & os.X_OK and match.kind is not Kind.DIRECTORY:
+                raise OSError(errno.EACCES, "not executable")
+            if mode & os.W_OK and match.kind is not Kind.DEVICE:
+                raise OSError(errno.EACCES, "not writable")
+
+
+_OPENS: Final = frozenset((Call.OPEN, Call.OPENAT, Call.OPENAT2, Call.CREAT))
+_LOOKS_AT: Final = frozenset(
+    (Call.NEWFSTATAT, Call.STATX, Call.FACCESSAT, Call.FACCESSAT2, Call.READLINKAT)
+)
+
+
+_LOOKS_AT_LINKS: Final = frozenset(
+    (Call.LSTAT, Call.READLINK, Call.READLINKAT, Call.LGETXATTR, Call.LLISTXATTR)
+)
+
+
+def _follows(call: Call, arguments: tuple[int, ...]) -> bool:
+    """Whether a call that looks at a path follows a link at its end."""
+    if call in (Call.NEWFSTATAT, Call.FACCESSAT2):
+        return not arguments[3] & _AT_SYMLINK_NOFOLLOW
+    if call is Call.STATX:
+        return not arguments[2] & _AT_SYMLINK_NOFOLLOW
+    return call not in _LOOKS_AT_LINKS

@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the kernel says of a thread: its process, and the signals that wait for it.
+
+Source: proc_pid_status(5). Threads are named by their id (``tid``) in this
+process's pid namespace.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+_STATUS_MAX: Final = 8192  # bytes; a status file has about 1500
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """A thread. The masks have bit ``signal - 1`` set for each signal.
+
+    ``own`` are deliverable signals sent to this thread, ``shared`` those sent
+    to the process, which another of its ``threads`` may take.
+    """
+
+    process: int
+    threads: int
+    own: int
+    shared: int
+
+
+def task(tid: int) -> Task | None:
+    """The thread as it is now; None when it is gone or may not be looked at."""
+    try:
+        with open(f"/proc/{tid}/status", "rb", buffering=0) as file:
+            text = file.read(_STATUS_MAX)
+    except OSError:
+        return None
+    blocked = _field(text, b"\nSigBlk:", 16)
+    return Task(
+        process=_field(text, b"\nTgid:", 10),
+        threads=_field(text, b"\nThreads:", 10),
+        own=_field(text, b"\nSigPnd:", 16) & ~blocked,
+        shared=_field(text, b"\nShdPnd:", 16) & ~blocked,
+    )
+
+
+def _field(text: bytes, name: bytes, base: int) -> int:
+    start = text.find(name)
+    if start < 0:
+        return 0
+    start += len(name)
+    return int(text[start : text.find(b"\n", start)], base)

@@ -1,0 +1,169 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The process that is an emulated machine: it owns the firmware and every VM.
+
+Launchers (:mod:`snpcerts.emulator.enter`) hand it the seccomp listeners of the
+programs they start; it serves them all in one loop, and ends when the last is
+gone. Started as ``python -m snpcerts.emulator.server DIRECTORY``; with
+``--throw-away`` it removes the directory at its end.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Final
+
+from snpcerts.emulator.frontdoor.control import ControlSocket, Hello
+from snpcerts.emulator.frontdoor.door import Door
+from snpcerts.emulator.frontdoor.supervisor import Supervisor
+from snpcerts.emulator.guest_script import GuestScript
+from snpcerts.emulator.home import PlatformHome
+from snpcerts.emulator.kvm_device import KvmDevice
+from snpcerts.emulator.linux_guest import LinuxGuest
+from snpcerts.emulator.platform import Platform
+from snpcerts.emulator.sev_device import SevDevice
+from snpcerts.emulator.sev_guest_device import SevGuestDevice
+from snpcerts.emulator.virtual_files import guest_files, host_files
+from snpcerts.errors import InputError, RefusedError, SnpCertsError
+
+log = logging.getLogger(__name__)
+
+# How long to go on with nobody there: a launcher may be about to connect.
+IDLE_SECONDS: Final = 1.0
+
+
+class Server:
+    """One platform, served until nobody uses it."""
+
+    def __init__(self, home: PlatformHome) -> None:
+        self._home = home
+        self._platform = Platform(home.firmware())
+        self._saved = self._platform.firmware.state
+        self._supervisor = Supervisor()
+        self._programs = 0
+        self._control = ControlSocket(home.control, self._hear)
+        self._control.attach(self._supervisor)
+
+    def run(self) -> None:
+        """Serve; return when there was nobody for a while."""
+        busy = time.monotonic()
+        try:
+            while time.monotonic() - busy < IDLE_SECONDS:
+                self._supervisor.step(IDLE_SECONDS / 4)
+                self._save()
+                if self._programs or self._control.connected:
+                    busy = time.monotonic()
+        finally:
+            self._control.close()
+            self._supervisor.close()
+            self._save()
+
+    def _save(self) -> None:
+        state = self._platform.firmware.state
+        if state is not self._saved:
+            self._home.save(self._platform.firmware)
+            self._saved = state
+
+    def _hear(self, hello: Hello) -> Mapping[str, object]:
+        """Answer one message; its descriptors are ours."""
+        try:
+            ask = hello.message.get("ask")
+            if ask == "status":
+                return self._status()
+            if ask in ("host", "guest"):
+                door = self._host(hello.message) if ask == "host" else self._guest(hello.message)
+                return self._let_in(hello, door)
+            raise InputError(f"control message asks for {ask!r}")
+        except BaseException:
+            for descriptor in hello.descriptors:
+                os.close(descriptor)
+            raise
+
+    def _let_in(self, hello: Hello, door: Door) -> Mapping[str, object]:
+        if len(hello.descriptors) != 1:
+            raise InputError(f"control message has {len(hello.descriptors)} descriptors, not 1")
+        self._supervisor.add_listener(hello.descriptors[0], door, self._left)
+        self._programs += 1
+        return {"ok": True}
+
+    def _left(self) -> None:
+        self._programs -= 1
+
+    def _status(self) -> Mapping[str, object]:
+        firmware = self._platform.firmware
+        status = firmware.snp_platform_status()
+        return {
+            "product": firmware.product.value,
+            "chip_id": firmware.chip.chip_id.hex(),
+            "current_tcb": status.current_tcb.hex(),
+            "reported_tcb": status.reported_tcb.hex(),
+            "programs": self._programs,
+            "vms": [
+                {"name": vm.name, "pid": vm.owner, "serves": _serves(vm.guest)}
+                for vm in self._platform.vms.values()
+            ],
+        }
+
+    def _host(self, message: Mapping[str, Any]) -> Door:
+        script = GuestScript.from_json(message.get("guest", {}))
+        # The same machine, with guests as this launcher wants them.
+        platform = replace(self._platform, guest=script.guest)
+        return Door(
+            {
+                "/dev/kvm": lambda _: KvmDevice(platform),
+                "/dev/sev": lambda _: SevDevice(platform.firmware),
+            },
+            host_files(),
+        )
+
+    def _guest(self, message: Mapping[str, Any]) -> Door:
+        vms = self._platform.vms
+        name = message.get("vm")
+        if name is None:
+            serving = [vm.name for vm in vms.values() if _serves(vm.guest)]
+            if len(serving) != 1:
+                running = ", ".join(serving) or "none"
+                raise RefusedError(
+                    f"which VM? Those that serve programs: {running}",
+                    hint="give --vm NAME, or start one: host --serve, or guest --certs FILE",
+                )
+            name = serving[0]
+        vm = vms.get(name)
+        if vm is None:
+            raise RefusedError(f"no VM {name!r}", hint="'snpcerts emulate status' lists them")
+        return Door({"/dev/sev-guest": lambda _: SevGuestDevice(vm)}, guest_files())
+
+
+def _serves(guest: object) -> bool:
+    # A scripted guest is a Linux guest too, one with no time for others.
+    return type(guest) is LinuxGuest
+
+
+def main(arguments: list[str]) -> int:
+    """Serve the platform in the directory named; say so on standard output when ready."""
+    home = PlatformHome(Path(arguments[0]))
+    throw_away = "--throw-away" in arguments[1:]
+    logging.basicConfig(format="%(asctime)s %(message)s", level=logging.INFO)
+    try:
+        server = Server(home)
+        print("ready", flush=True)
+        os.close(1)
+        os.open(os.devnull, os.O_WRONLY)
+        server.run()
+    except SnpCertsError as error:
+        print(error, flush=True)
+        return error.exit_code
+    finally:
+        if throw_away:
+            shutil.rmtree(home.path, ignore_errors=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

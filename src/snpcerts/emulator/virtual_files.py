@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Files that tools read to find out whether they are on an SNP host or in an SNP guest.
+
+Sources: virtee/snphost ``src/ok`` and virtee/snpguest ``src/ok.rs`` for who reads
+what; AMD64 Architecture Programmer's Manual volume 2 for the MSRs (SYSCFG
+C001_0010, SEV_STATUS C001_0131, RMP_BASE C001_0132, RMP_END C001_0133); msr(4)
+for the file: eight bytes at the offset that is the register's number. What
+tools ask of the CPUID instruction cannot be answered here: it is not a system
+call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+Content = bytes | Mapping[int, bytes]
+
+_SYSCFG, _SEV_STATUS, _RMP_BASE, _RMP_END = 0xC001_0010, 0xC001_0131, 0xC001_0132, 0xC001_0133
+_SME_ENABLED, _SNP_ENABLED = 1 << 23, 1 << 24
+_SEV, _SEV_ES, _SEV_SNP = 1 << 0, 1 << 1, 1 << 2
+_MSRS = "/dev/cpu/0/msr"
+
+
+def host_files() -> dict[str, Callable[[], Content]]:
+    """What an SNP host shows."""
+    parameters = {
+        f"/sys/module/kvm_amd/parameters/{name}": lambda: b"Y\n"
+        for name in ("sev", "sev_es", "sev_snp")
+    }
+    registers = {
+        _SYSCFG: _register(_SME_ENABLED | _SNP_ENABLED),
+        _RMP_BASE: _register(0x1_0000_0000),
+        _RMP_END: _register(0x1_3FFF_FFFF),
+    }
+    return {**parameters, _MSRS: lambda: registers}
+
+
+def guest_files() -> dict[str, Callable[[], Content]]:
+    """What an SNP guest running at VMPL 0 shows."""
+    return {
+        _MSRS: lambda: {_SEV_STATUS: _register(_SEV | _SEV_ES | _SEV_SNP)},
+        "/sys/devices/system/cpu/sev/vmpl": lambda: b"0\n",
+        "/sys/devices/platform/sev-guest/uevent": lambda: b"DRIVER=sev-guest\n",
+    }
+
+
+def _register(value: int) -> bytes:
+    return value.to_bytes(8, "little")

@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Report clients for programs inside an SNP guest."""

@@ -1,0 +1,222 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reports, and the certificates that come with them, from ``/dev/sev-guest``.
+
+Source: Linux ``Documentation/virt/coco/sev-guest.rst`` and
+``drivers/virt/coco/sev-guest/sev-guest.c``. The driver writes ``exitinfo2`` only
+where it is not zero, so it is cleared before each call. A request that fails
+for another reason than too small a buffer has cost the guest its VMPCK: errors
+here say so.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import fcntl
+import os
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Final, Self
+
+from snpcerts.abi import sev_guest
+from snpcerts.abi.cert_table import CertTable
+from snpcerts.abi.ghcb import VmmError
+from snpcerts.abi.guest_message import (
+    REPORT_AT,
+    VMPL_MAX,
+    KeySelect,
+    ReportRequest,
+    ReportResponse,
+    ResponseStatus,
+)
+from snpcerts.abi.report import REPORT_SIZE
+from snpcerts.abi.sev_guest import (
+    CERTS_MAX_SIZE,
+    REPORT_RESPONSE_SIZE,
+    SNP_GET_EXT_REPORT,
+    SNP_GET_REPORT,
+    ExtReportReq,
+    GuestRequestIoctl,
+)
+from snpcerts.errors import FormatError, RefusedError, SnpCertsError, UsageError
+
+DEVICE: Final = "/dev/sev-guest"
+REPORT_DATA_SIZE: Final = 64
+_MSG_VERSION: Final = 1
+
+
+class GuestRequestError(RefusedError):
+    """The guest's kernel, its host or the firmware refused a request.
+
+    ``errno`` is the ioctl's; ``vmm_error`` and ``fw_error`` are the two halves of
+    ``exitinfo2``, 0 where there was none.
+    """
+
+    code = "guest-request"
+
+    def __init__(self, message: str, number: int, exitinfo2: int, hint: str | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.errno = number
+        self.vmm_error = exitinfo2 >> 32
+        self.fw_error = exitinfo2 & 0xFFFF_FFFF
+
+
+@dataclass(frozen=True, slots=True)
+class ExtendedReport:
+    """A report of 1184 bytes, and the host's certificate table as it came.
+
+    ``table`` is the whole buffer, zero bytes behind the table included; it is the
+    host's word and nothing more.
+    """
+
+    report: bytes
+    table: bytes
+
+    def certificates(self) -> CertTable:
+        """The table, parsed; :class:`FormatError` when the host sent nonsense."""
+        return CertTable.decode(self.table) if self.table else CertTable()
+
+
+class SevGuest:
+    """An open ``/dev/sev-guest``; a context manager."""
+
+    def __init__(self, path: str = DEVICE) -> None:
+        """Raises :class:`RefusedError` when there is no such device or no permission."""
+        try:
+            self._fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        except OSError as error:
+            hint = "run this inside an SEV-SNP guest, with its sev-guest driver loaded"
+            if error.errno in (errno.EACCES, errno.EPERM):
+                hint = "run this as root, or give this user the device"
+            raise RefusedError(f"{path}: {error.strerror}", hint=hint) from None
+        self._path = path
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the device."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    def report(
+        self, report_data: bytes, *, vmpl: int = 0, key: KeySelect = KeySelect.DEFAULT
+    ) -> bytes:
+        """An attestation report over 64 bytes of ``report_data``, without certificates.
+
+        ``vmpl`` is at least the VMPL this guest's kernel runs at. Raises
+        :class:`GuestRequestError`.
+        """
+        request = _report_request(report_data, vmpl, key)
+        response, exitinfo2, failed = self._issue(SNP_GET_REPORT, request)
+        if failed is not None:
+            raise _refusal(self._path, failed, exitinfo2)
+        return _report_of(response)
+
+    def extended_report(
+        self, report_data: bytes, *, vmpl: int = 0, key: KeySelect = KeySelect.DEFAULT
+    ) -> ExtendedReport:
+        """A report together with the certificates the host has for it.
+
+        The buffer is as large as the driver takes (16 KiB), so one call does.
+        """
+        certs = (ctypes.c_char * CERTS_MAX_SIZE)()
+        request = bytearray(
+            ExtReportReq(
+                data=bytes(_report_request(report_data, vmpl, key)),
+                certs_address=ctypes.addressof(certs),
+                certs_len=CERTS_MAX_SIZE,
+            ).pack()
+        )
+        response, exitinfo2, failed = self._issue(SNP_GET_EXT_REPORT, request)
+        if failed is None:
+            return ExtendedReport(_report_of(response), certs.raw)
+        if exitinfo2 >> 32 == VmmError.INVALID_LEN:
+            needed = ExtReportReq.unpack(request).certs_len
+            raise GuestRequestError(
+                f"{self._path}: the host's certificate table has {needed} bytes, "
+                f"a Linux guest fetches at most {CERTS_MAX_SIZE}",
+                failed,
+                exitinfo2,
+                "ask the operator for a smaller table; reports without certificates still work",
+            )
+        raise _refusal(self._path, failed, exitinfo2)
+
+    def _issue(self, number: int, request: bytearray) -> tuple[bytes, int, int | None]:
+        """(response, exitinfo2, errno or None)."""
+        response = (ctypes.c_char * REPORT_RESPONSE_SIZE)()
+        view = (ctypes.c_char * len(request)).from_buffer(request)
+        outer = bytearray(
+            GuestRequestIoctl(
+                msg_version=_MSG_VERSION,
+                req_data=ctypes.addressof(view),
+                resp_data=ctypes.addressof(response),
+            ).pack()
+        )
+        failed: int | None = None
+        try:
+            # Positive: the VMGEXIT itself was not taken, which is no success either.
+            if fcntl.ioctl(self._fd, number, outer) > 0:
+                failed = errno.EIO
+        except OSError as error:
+            failed = error.errno or errno.EIO
+        del view
+        return response.raw, GuestRequestIoctl.unpack(outer).exitinfo2, failed
+
+
+def _report_request(report_data: bytes, vmpl: int, key: KeySelect) -> bytearray:
+    if len(report_data) != REPORT_DATA_SIZE:
+        raise UsageError(f"report data has {len(report_data)} bytes, must be {REPORT_DATA_SIZE}")
+    if not 0 <= vmpl <= VMPL_MAX:
+        raise UsageError(f"VMPL {vmpl} is not 0 to {VMPL_MAX}")
+    return bytearray(ReportRequest(report_data=report_data, vmpl=vmpl, key_sel=key).pack())
+
+
+def _report_of(response: bytes) -> bytes:
+    header = ReportResponse.unpack(response)
+    if header.status != ResponseStatus.SUCCESS:
+        known = {
+            ResponseStatus.INVALID_PARAM: "invalid parameters, perhaps a VMPL above the guest's",
+            ResponseStatus.INVALID_KEY: "the key asked for is not there",
+        }
+        reason = known.get(ResponseStatus(header.status)) if header.status in known else None
+        raise RefusedError(
+            f"the firmware answered status {header.status:#x}: {reason or 'unknown'}"
+        )
+    if header.report_size != REPORT_SIZE:
+        raise FormatError(
+            "MSG_REPORT_RSP",
+            f"is {header.report_size}, expected {REPORT_SIZE}",
+            field="REPORT_SIZE",
+            offset=4,
+        )
+    return response[REPORT_AT : REPORT_AT + REPORT_SIZE]
+
+
+def _refusal(path: str, number: int, exitinfo2: int) -> SnpCertsError:
+    lost = "this guest's VMPCK is gone: it cannot attest again until it reboots"
+    vmm, firmware = exitinfo2 >> 32, exitinfo2 & 0xFFFF_FFFF
+    if number == errno.ENOTTY:
+        text, hint = "the VMPCK is disabled", "an earlier request failed; reboot the guest"
+    elif number == errno.ETIMEDOUT:
+        text, hint = "the host was busy for a minute", lost
+    elif number == errno.EBADMSG:
+        text, hint = "the answer is not from the firmware", lost
+    elif exitinfo2 == sev_guest.EXITINFO2_NOT_SENT:
+        text, hint = "the host did not take the request", lost
+    elif vmm:
+        text, hint = f"the host answered error {vmm:#x}", lost
+    elif firmware and number == errno.EIO:
+        text, hint = f"the firmware answered status {firmware:#x}", lost
+    else:
+        text, hint = os.strerror(number), "see the guest's kernel log"
+    return GuestRequestError(f"{path}: {text}", number, exitinfo2, hint)
