@@ -14,7 +14,9 @@ import pytest
 from snpcerts.abi.cert_table import CertTable
 from snpcerts.abi.kvm import ExitReason
 from snpcerts.abi.product import Product
+from snpcerts.abi.psp import SnpConfig
 from snpcerts.abi.report import Report
+from snpcerts.abi.tcb import TcbVersion
 from snpcerts.certfile.certfile import CertFile
 from snpcerts.cli.main import main
 from snpcerts.demo.host import EmulatedHost
@@ -34,6 +36,12 @@ from snpcerts.vmm.guest_memory import MappedMemory
 @pytest.fixture(scope="module")
 def host() -> EmulatedHost:
     return EmulatedHost.create(Product.MILAN, tcbs=2)
+
+
+def report_as(host: EmulatedHost, tcb: TcbVersion) -> CertTable:
+    """Make the firmware report ``tcb``; the table for what it reports then."""
+    host.firmware.snp_set_config(SnpConfig(reported_tcb=tcb.pack()))
+    return host.table()
 
 
 class Vm:
@@ -97,7 +105,7 @@ def test_the_key_changes_underneath_and_the_next_report_still_matches(
     def update(_: Served) -> None:
         now = host.reported_tcb()
         other = next(tcb for tcb in host.tcbs if tcb != now)
-        certs.update(lambda: host.report_as(other))
+        certs.update(lambda: report_as(host, other))
 
     vm.play(update)
     assert [verdict_of(outcome, host) for outcome in vm.outcomes] == [Status.VERIFIED] * 4
@@ -110,7 +118,7 @@ def test_a_stale_table_is_noticed(host: EmulatedHost, tmp_path: Path) -> None:
     CertFile(str(path)).publish(host.table())
     vm = Vm(host, path, reports=1)
     now = host.reported_tcb()
-    host.report_as(next(tcb for tcb in host.tcbs if tcb != now))
+    report_as(host, next(tcb for tcb in host.tcbs if tcb != now))
     vm.play()
     assert verdict_of(vm.outcomes[0], host) is Status.REFUSED
 

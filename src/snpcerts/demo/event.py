@@ -1,49 +1,44 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What happens on the demo's stage, as those who watch it are told."""
+"""What happens on the demo's stage, as those who watch it are told.
+
+``at`` is seconds since all guests were up.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-
-from snpcerts.certfile.writer import Update
-from snpcerts.emulator.scripted_guest import ReportOutcome
-from snpcerts.vmm.exit_service import Served
 
 
 @dataclass(frozen=True, slots=True)
 class Answered:
     """A VMM answered a certificate request of its guest."""
 
-    at: float  # seconds since the start
+    at: float
     guest: int
-    served: Served
+    outcome: str  # a value of vmm.exit_service.Outcome
+    detail: str | None
 
 
 @dataclass(frozen=True, slots=True)
 class Attested:
-    """A guest got an answer to one report request, or an error."""
+    """A guest got an answer to one report request; ``report`` is empty if it was an error."""
 
     at: float
     guest: int
-    outcome: ReportOutcome
+    errno: int
+    report: bytes
+    table: bytes
 
 
 @dataclass(frozen=True, slots=True)
 class Updated:
-    """The writer changed the key and the table; ``key`` names the new one."""
+    """The writer changed key and table; ``tcb`` is the eight bytes now reported."""
 
     at: float
     number: int
-    key: str
-    update: Update
+    tcb: bytes
+    waited: float  # seconds
+    held: float  # seconds
 
 
-@dataclass(frozen=True, slots=True)
-class Failed:
-    """A part of the stage ended by an error; the demo ends with it."""
-
-    at: float
-    error: BaseException
-
-
-Event = Answered | Attested | Updated | Failed
+Event = Answered | Attested | Updated

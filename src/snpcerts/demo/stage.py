@@ -1,42 +1,39 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Run guests, their VMMs and a writer at once, each in its thread, on one emulated host.
+"""Guests, their VMMs and a writer as processes on one emulated platform.
 
-Every part is the one that ships: the VMMs use the exit service, the writer the
-certificate file's update. Only what is below the system call is emulated.
+Every part is the one that ships, and makes real system calls: the VMMs use the
+exit service, the writer ``/dev/sev`` and the certificate file's update. Only
+what is below the system call is emulated.
 """
 
 from __future__ import annotations
 
-import queue
-import random
-import threading
+import base64
+import json
+import os
+import selectors
+import subprocess
+import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import partial
+from pathlib import Path
+from typing import IO, Any, Final
 
-from snpcerts.abi.kvm import ExitReason
-from snpcerts.certfile import system
+from snpcerts.abi.product import Product
 from snpcerts.certfile.certfile import CertFile
-from snpcerts.certfile.step import Performer
-from snpcerts.demo.event import Answered, Attested, Event, Failed, Updated
+from snpcerts.demo.event import Answered, Attested, Event, Updated
 from snpcerts.demo.host import EmulatedHost
-from snpcerts.emulator.guest_program import LaunchedVm
-from snpcerts.emulator.machine import Machine
-from snpcerts.emulator.platform import Platform
-from snpcerts.emulator.reference_vmm import ReferenceVm, build_vm
-from snpcerts.emulator.scripted_guest import ReportOutcome, ScriptedGuest
-from snpcerts.errors import SnpCertsError
-from snpcerts.vmm.exit_service import ExitService
-from snpcerts.vmm.guest_memory import MappedMemory
+from snpcerts.emulator.enter import host_program
+from snpcerts.emulator.guest_script import REQUESTS_MAX, GuestScript
+from snpcerts.emulator.home import PlatformHome
+from snpcerts.errors import RefusedError
 
-_GUEST_PAUSE = 0.005  # between two reports of one guest
-_BUSY_DELAY = 0.05  # a Linux guest waits 2 s; nobody would watch that
-# Between a VMM's answer and its KVM_RUN: a vCPU thread may be kept from running
-# at any point, and at this one a lock that is not held would matter.
-_DETOUR, _LONG_DETOUR, _LONG_SHARE = 0.002, 0.03, 0.25
-_WITHOUT_END = 1 << 60
+_GUEST_PAUSE: Final = 0.005  # seconds between two reports of one guest
+_BUSY_DELAY: Final = 0.05  # a Linux guest waits 2 s; nobody would watch that
+_LOOK: Final = 0.02  # seconds between looks at what the guests got
+_START_LIMIT: Final = 60.0  # seconds for all guests to be up
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,122 +41,148 @@ class Script:
     """What is to happen: how many guests and updates, for how many seconds.
 
     ``seed`` decides the order of keys and how long VMM threads are kept from
-    running; the interleaving of threads remains the machine's.
+    running; the interleaving of processes remains the machine's. ``broken`` is
+    a name of :data:`snpcerts.demo.broken.READERS`.
     """
 
     guests: int = 4
     updates: int = 20
     seconds: float = 5.0
     seed: int = 0
+    broken: str | None = None
 
 
 class Stage:
-    """One run. ``path`` is where the certificate file goes, in a directory of its own."""
+    """One run, in ``folder``, which must exist and be empty."""
 
-    def __init__(
-        self,
-        host: EmulatedHost,
-        path: str,
-        script: Script,
-        readers: Performer = system.perform,
-    ) -> None:
-        self._host = host
+    def __init__(self, folder: Path, script: Script) -> None:
+        self._home = PlatformHome(folder / "platform")
+        self._home.prepare(Product.MILAN)
+        self.host = EmulatedHost.of(self._home.firmware(), self._home.authority())
+        self.path = folder / "certs.bin"
+        self._tables = folder / "tables"
+        self._outcomes = [folder / f"guest-{number}.jsonl" for number in range(script.guests)]
         self._script = script
-        self._readers = readers
-        self._certs = CertFile(path)
-        self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
-        self._stop = threading.Event()
-        self._start = time.monotonic()
-        self._machine = Machine(Platform(host.firmware, guest=self._boot))
-        self._booting = 0
+        self._start = 0.0
 
     def play(self) -> Iterator[Event]:
         """Publish the first table, run everything, and tell what happens as it happens."""
-        self._certs.publish(self._host.table())
-        vms = [self._launch(number) for number in range(self._script.guests)]
-        workers = [
-            threading.Thread(target=self._guarded, args=(self._run_vmm, number, vm), daemon=True)
-            for number, vm in enumerate(vms)
-        ]
-        workers.append(threading.Thread(target=self._guarded, args=(self._write,), daemon=True))
-        self._start = time.monotonic()
-        for worker in workers:
-            worker.start()
-        with self._stopping(workers):
-            while (left := self._start + self._script.seconds - time.monotonic()) > 0:
-                try:
-                    yield self._events.get(timeout=left)
-                except queue.Empty:
-                    break
-            workers[-1].join()  # an update that has begun is seen to its end
-        while not self._events.empty():
-            yield self._events.get()
+        self._tables.mkdir()
+        for tcb, table in self.host.tables.items():
+            (self._tables / f"{tcb.pack().hex()}.bin").write_bytes(table.encode())
+        CertFile(str(self.path)).publish(self.host.table())
+        with ExitStack() as stack:
+            watch = stack.enter_context(selectors.DefaultSelector())
+            vmms = [self._vmm(number) for number in range(self._script.guests)]
+            writer = self._writer()
+            for process in (*vmms, writer):
+                stack.callback(_end, process)
+            sources = [_Lines(open(path, "rb")) for path in self._outcomes]  # noqa: SIM115 (below)
+            for source in sources:
+                stack.callback(source.file.close)
+            for number, process in enumerate((*vmms, writer)):
+                if process.stdout is not None:
+                    os.set_blocking(process.stdout.fileno(), False)
+                    watch.register(process.stdout, selectors.EVENT_READ, number)
+            pipes = [_Lines(process.stdout) for process in (*vmms, writer) if process.stdout]
+            yield from self._until_all_are_up(vmms, sources)
+            if writer.stdin is not None:
+                writer.stdin.write(b"go\n")
+                writer.stdin.flush()
+            end = self._start + self._script.seconds
+            while time.monotonic() < end or writer.poll() is None:
+                for key, _ in watch.select(_LOOK):
+                    lines = list(pipes[key.data])
+                    if not lines and pipes[key.data].ended:
+                        watch.unregister(key.fileobj)
+                    yield from (self._from_process(key.data, line) for line in lines)
+                yield from self._from_guests(sources)
+                self._check(vmms)
+            if writer.returncode:
+                raise RefusedError(f"the demo's writer ended with exit code {writer.returncode}")
+        # Whoever was in the middle of a request has been ended; what is written counts.
 
-    @contextmanager
-    def _stopping(self, workers: list[threading.Thread]) -> Iterator[None]:
-        try:
-            yield
-        finally:
-            self._stop.set()
-            for worker in workers:
-                worker.join()
+    def _until_all_are_up(
+        self, vmms: list[subprocess.Popen[bytes]], sources: list[_Lines]
+    ) -> Iterator[Event]:
+        limit = time.monotonic() + _START_LIMIT
+        waiting = set(range(len(sources)))
+        self._start = time.monotonic()
+        while waiting:
+            for event in self._from_guests(sources):
+                if isinstance(event, Attested):
+                    waiting.discard(event.guest)
+                yield event
+            self._check(vmms)
+            if time.monotonic() > limit:
+                raise RefusedError(f"{len(waiting)} guests are not up after {_START_LIMIT:g} s")
+            time.sleep(_LOOK)
+        self._start = time.monotonic()
+
+    def _check(self, vmms: list[subprocess.Popen[bytes]]) -> None:
+        for number, vmm in enumerate(vmms):
+            if vmm.poll() is not None:
+                raise RefusedError(f"the VMM of guest {number} ended: exit code {vmm.returncode}")
+
+    def _vmm(self, number: int) -> subprocess.Popen[bytes]:
+        script = GuestScript(
+            requests=REQUESTS_MAX,
+            pause=_GUEST_PAUSE,
+            busy_delay=_BUSY_DELAY,
+            outcomes=str(self._outcomes[number]),
+        )
+        self._outcomes[number].touch()
+        words = ["snpcerts.demo.vmm", str(self.path), f"{self._script.seed} vmm {number}"]
+        return self._process(script, words + ([self._script.broken] if self._script.broken else []))
+
+    def _writer(self) -> subprocess.Popen[bytes]:
+        script = self._script
+        words = ["snpcerts.demo.writer", str(self.path), str(self._tables)]
+        words += [str(script.updates), str(script.seconds), f"{script.seed} writer"]
+        return self._process(GuestScript(), words)
+
+    def _process(self, script: GuestScript, words: list[str]) -> subprocess.Popen[bytes]:
+        command = host_program(self._home, [sys.executable, "-P", "-m", *words], script)
+        return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
 
     def _now(self) -> float:
         return time.monotonic() - self._start
 
-    def _guarded(self, part: Callable[..., None], *arguments: object) -> None:
+    def _from_process(self, number: int, line: dict[str, Any]) -> Event:
+        if number < self._script.guests:
+            return Answered(self._now(), number, line["outcome"], line["detail"])
+        tcb = bytes.fromhex(line["tcb"])
+        return Updated(self._now(), line["number"], tcb, line["waited"], line["held"])
+
+    def _from_guests(self, sources: list[_Lines]) -> Iterator[Event]:
+        for number, source in enumerate(sources):
+            for line in source:
+                report, table = (base64.b64decode(line[name]) for name in ("report", "table"))
+                yield Attested(self._now(), number, line["errno"], report, table)
+
+
+class _Lines:
+    """JSON lines of a pipe or a file that grows: each iteration yields what is there by now."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self.file = file
+        self.ended = False
+        self._rest = b""
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        while data := self._read():
+            *lines, self._rest = (self._rest + data).split(b"\n")
+            yield from map(json.loads, lines)
+
+    def _read(self) -> bytes:
         try:
-            part(*arguments)
-        except (SnpCertsError, OSError) as error:
-            self._events.put(Failed(self._now(), error))
+            data = os.read(self.file.fileno(), 1 << 20)
+        except BlockingIOError:
+            return b""
+        self.ended = not data
+        return data
 
-    def _launch(self, number: int) -> ReferenceVm:
-        self._booting = number
-        return build_vm(self._machine)
 
-    def _boot(self, vm: LaunchedVm) -> ScriptedGuest:
-        guest = self._booting
-
-        def tell(outcome: ReportOutcome) -> None:
-            self._events.put(Attested(self._now(), guest, outcome))
-
-        return ScriptedGuest(
-            vm,
-            reports=_WITHOUT_END,
-            pause=_GUEST_PAUSE,
-            busy_delay=_BUSY_DELAY,
-            on_report=tell,
-        )
-
-    def _run_vmm(self, number: int, vm: ReferenceVm) -> None:
-        """A VMM's loop for its one vCPU."""
-        delays = random.Random(f"{self._script.seed} vmm {number}")  # noqa: S311 (a schedule)
-        service = ExitService(CertFile(self._certs.path, self._readers))
-        memory = MappedMemory([(vm.base, memoryview(vm.memory))])
-        run = vm.runs[0]
-
-        def delayed_run() -> None:
-            longest = _LONG_DETOUR if delays.random() < _LONG_SHARE else _DETOUR
-            time.sleep(delays.uniform(0, longest))
-            vm.run()
-
-        while not self._stop.is_set():
-            vm.run()
-            if run.exit_reason != ExitReason.SNP_REQ_CERTS:
-                return
-            if not self._stop.is_set():
-                served = service.serve(run, memory, delayed_run)
-                self._events.put(Answered(self._now(), number, served))
-
-    def _write(self) -> None:
-        """An operator who moves the reported TCB at regular times."""
-        script = self._script
-        choice = random.Random(f"{script.seed} writer")  # noqa: S311 (a schedule)
-        for number in range(1, script.updates + 1):
-            due = self._start + script.seconds * number / (script.updates + 1)
-            if self._stop.wait(max(0.0, due - time.monotonic())):
-                return
-            now = self._host.reported_tcb()
-            tcb = choice.choice([each for each in self._host.tcbs if each != now])
-            update = self._certs.update(partial(self._host.report_as, tcb))
-            self._events.put(Updated(self._now(), number, self._host.key_name(tcb), update))
+def _end(process: subprocess.Popen[bytes]) -> None:
+    process.kill()
+    process.communicate()

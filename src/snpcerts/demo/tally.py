@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from snpcerts.abi.cert_table import CertTable
 from snpcerts.abi.report import Report
 from snpcerts.demo.event import Answered, Attested, Event, Updated
-from snpcerts.demo.host import EmulatedHost
+from snpcerts.demo.host import EmulatedHost, key_name
 from snpcerts.errors import FormatError
 from snpcerts.verify.collateral import Collateral
 from snpcerts.verify.verdict import Status
@@ -43,14 +43,14 @@ class Tally:
     def count(self, event: Event, host: EmulatedHost) -> Judgement | None:
         """Take one event in; what a report was worth, if it was one."""
         match event:
-            case Answered(served=served):
-                self.busy += served.outcome is Outcome.BUSY
-            case Updated(update=update):
+            case Answered(outcome=outcome):
+                self.busy += outcome == Outcome.BUSY.value
+            case Updated(waited=waited, held=held):
                 self.updates += 1
-                self.writer_wait_ms_max = max(self.writer_wait_ms_max, update.waited * 1000)
-                self.writer_hold_ms_max = max(self.writer_hold_ms_max, update.held * 1000)
-            case Attested(outcome=outcome):
-                judgement = self._judge(outcome.report, outcome.table, outcome.errno, host)
+                self.writer_wait_ms_max = max(self.writer_wait_ms_max, waited * 1000)
+                self.writer_hold_ms_max = max(self.writer_hold_ms_max, held * 1000)
+            case Attested():
+                judgement = self._judge(event.report, event.table, event.errno, host)
                 self.reports += judgement.result != "failed"
                 setattr(self, judgement.result, getattr(self, judgement.result) + 1)
                 return judgement
@@ -59,7 +59,7 @@ class Tally:
     def _judge(self, report: bytes, table: bytes, errno: int, host: EmulatedHost) -> Judgement:
         if not report:
             return Judgement("failed", reasons=(f"errno {errno}",))
-        key = host.key_name(host.tcb_of(Report.unpack(report)))
+        key = key_name(host.tcb_of(Report.unpack(report)))
         try:
             parsed = CertTable.decode(table)
         except FormatError as error:

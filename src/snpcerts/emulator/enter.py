@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import subprocess
 import sys
@@ -53,12 +54,19 @@ def become_guest_program(home: PlatformHome, argv: Sequence[str], vm: str | None
     _become(home, argv, {"ask": "guest", "vm": vm})
 
 
+def host_program(home: PlatformHome, argv: Sequence[str], script: GuestScript) -> list[str]:
+    """The command line of a process that becomes ``argv`` on the platform's host."""
+    words = [sys.executable, "-P", "-m", __name__, str(home.path), json.dumps(script.to_json())]
+    return [*words, *argv]
+
+
 def start_reference_vm(home: PlatformHome, certs: str) -> str:
     """Start the built-in VMM, which serves the file ``certs``; return its VM's name.
 
     The VMM is a process of its own and ends with the calling one.
     """
-    words = [sys.executable, "-P", "-m", "snpcerts.emulator.vmm_program", str(home.path), certs]
+    program = [sys.executable, "-P", "-m", "snpcerts.emulator.vmm_program", certs]
+    words = host_program(home, program, GuestScript(serve=True))
     vmm = subprocess.Popen(words, stdin=subprocess.DEVNULL)
     limit = time.monotonic() + PATIENCE
     while time.monotonic() < limit:
@@ -120,3 +128,17 @@ def _log(home: PlatformHome) -> Iterator[int]:
         yield fd
     finally:
         os.close(fd)
+
+
+def _main(arguments: Sequence[str]) -> int:
+    directory, script, *argv = arguments
+    home = PlatformHome(Path(directory))
+    try:
+        become_host_program(home, argv, GuestScript.from_json(json.loads(script)))
+    except SnpCertsError as error:
+        print(f"snpcerts: {error}", file=sys.stderr)
+        return error.exit_code
+
+
+if __name__ == "__main__":
+    sys.exit(_main(sys.argv[1:]))

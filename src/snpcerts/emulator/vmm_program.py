@@ -2,9 +2,8 @@
 """The built-in VMM as a process: one SNP VM whose certificates come from a file.
 
 It makes the same system calls as any VMM, through the same library that VMMs in
-Python use. Started as ``python -m snpcerts.emulator.vmm_program DIRECTORY FILE``,
-it goes behind the platform's front door and ends with the process that started
-it.
+Python use. Started behind the front door as
+``python -m snpcerts.emulator.vmm_program FILE``; ends with its parent.
 """
 
 from __future__ import annotations
@@ -15,20 +14,15 @@ import mmap
 import os
 import signal
 import sys
-from pathlib import Path
+from collections.abc import Callable
 
 from snpcerts.abi.kvm import VCPU_MMAP_SIZE, ExitReason
 from snpcerts.certfile.certfile import CertFile
-from snpcerts.emulator.enter import become_host_program
-from snpcerts.emulator.guest_script import GuestScript
-from snpcerts.emulator.home import PlatformHome
 from snpcerts.emulator.reference_vmm import build_vm
-from snpcerts.errors import SnpCertsError
-from snpcerts.vmm.exit_service import ExitService
+from snpcerts.vmm.exit_service import ExitService, Served
 from snpcerts.vmm.guest_memory import MappedMemory
 
 _PR_SET_PDEATHSIG = 1
-_SERVE = "--serve"
 
 
 class SystemCalls:
@@ -51,12 +45,25 @@ class SystemCalls:
         os.close(fd)
 
 
-def serve(path: str) -> None:
-    """Run one VM until it shuts down, serving the certificate file at ``path``."""
+def run_vm(
+    service: ExitService,
+    *,
+    before_reentry: Callable[[], None] = lambda: None,
+    after: Callable[[Served], None] = lambda _: None,
+) -> None:
+    """Run one VM of one vCPU until it shuts down, its certificates served by ``service``.
+
+    ``before_reentry`` is called between an answer and its KVM_RUN, ``after``
+    when the request is over.
+    """
     vm = build_vm(SystemCalls())
-    service = ExitService(CertFile(path))
     memory = MappedMemory([(vm.base, memoryview(vm.memory))])
     run = vm.runs[0]
+
+    def reenter() -> None:
+        before_reentry()
+        vm.run()
+
     while True:
         try:
             vm.run()
@@ -64,23 +71,14 @@ def serve(path: str) -> None:
             continue
         if run.exit_reason != ExitReason.SNP_REQ_CERTS:
             return
-        service.serve(run, memory, vm.run)
+        after(service.serve(run, memory, reenter))
 
 
-def main(arguments: list[str]) -> int:
-    """Go behind the door, come back as the VMM."""
-    if arguments[0] == _SERVE:
-        serve(arguments[1])
-        return 0
+def main(arguments: list[str]) -> None:
+    """Serve the certificate file named; end with the process that started us."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-    directory, path = arguments
-    words = [sys.executable, "-P", "-m", __spec__.name, _SERVE, path]
-    try:
-        become_host_program(PlatformHome(Path(directory)), words, GuestScript(serve=True))
-    except SnpCertsError as error:
-        print(f"snpcerts: {error}", file=sys.stderr)
-        return error.exit_code
+    run_vm(ExitService(CertFile(arguments[0])))
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    main(sys.argv[1:])

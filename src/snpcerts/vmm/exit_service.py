@@ -73,6 +73,14 @@ class Served:
     detail: str | None = None
     run_errno: int = 0
 
+    def __str__(self) -> str:
+        text = self.outcome.value
+        if self.needed_pages is not None:
+            text += f", {self.needed_pages} pages needed"
+        if self.size:
+            text += f", {self.size} bytes"
+        return text if self.detail is None else f"{text}: {self.detail}"
+
     def to_json(self) -> dict[str, object]:
         """Plain values, for a JSON line."""
         return {
@@ -174,12 +182,14 @@ class ExitService:
         return f"{self._certs.path}: {problem}"
 
     def _report(self, served: Served) -> None:
-        """One line for the operator where something is not as it should be."""
+        """One line for each request; louder where something is not as it should be."""
         if served.run_errno not in (0, errno.EINTR):
             log.error("certificate request lost: KVM_RUN failed with errno %d", served.run_errno)
+        level = logging.DEBUG
         if served.detail is not None:
             level = logging.INFO if served.outcome is Outcome.BUSY else logging.WARNING
-            log.log(level, "certificate request %s: %s", served.outcome.value, served.detail)
+        if log.isEnabledFor(level):
+            log.log(level, "certificate request %s", served)
 
 
 def _deliver(data: bytes, outcome: Outcome, gpa: int, npages: int, memory: GuestMemory) -> Served:

@@ -1,0 +1,45 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A VMM of the demo, as a process: one guest, certificates served by the exit service.
+
+Started behind the front door as ``python -m snpcerts.demo.vmm FILE SEED [BREAK]``;
+prints a JSON line for each request it answered.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import random
+import sys
+import time
+
+from snpcerts.certfile import system
+from snpcerts.certfile.certfile import CertFile
+from snpcerts.demo.broken import READERS
+from snpcerts.emulator.vmm_program import run_vm
+from snpcerts.vmm.exit_service import ExitService, Served
+
+# Between the answer and KVM_RUN: a vCPU thread may be kept from running at any
+# point, and at this one a lock that is not held would matter.
+_DETOUR, _LONG_DETOUR, _LONG_SHARE = 0.002, 0.03, 0.25
+
+
+def main(arguments: list[str]) -> None:
+    """Run one VM until it, or whoever started us, ends."""
+    path, seed, *broken = arguments
+    delays = random.Random(seed)  # noqa: S311 (a schedule)
+    performer = READERS[broken[0]]() if broken else system.perform
+    logging.disable()  # what there is to say is in the lines below
+
+    def detour() -> None:
+        longest = _LONG_DETOUR if delays.random() < _LONG_SHARE else _DETOUR
+        time.sleep(delays.uniform(0, longest))
+
+    def tell(served: Served) -> None:
+        print(json.dumps(served.to_json()), flush=True)
+
+    run_vm(ExitService(CertFile(path, performer)), before_reentry=detour, after=tell)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The demo's operator, as a process: moves the reported TCB, and the table with it.
+
+Started behind the front door as ``python -m snpcerts.demo.writer FILE TABLES
+UPDATES SECONDS SEED``. ``TABLES`` is a directory of certificate tables named by
+the TCB they are for (16 hexadecimal digits). Begins when it reads a line, and
+prints a JSON line for each update.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import sys
+import time
+from pathlib import Path
+
+from snpcerts.abi.cert_table import CertTable
+from snpcerts.abi.psp import SnpConfig
+from snpcerts.certfile.certfile import CertFile
+from snpcerts.host.sev import Sev
+
+
+def main(arguments: list[str]) -> None:
+    """Make the updates, evenly over the time given."""
+    path, folder, updates, seconds, seed = arguments
+    tables = {
+        bytes.fromhex(file.stem): CertTable.decode(file.read_bytes())
+        for file in sorted(Path(folder).iterdir())
+    }
+    certs = CertFile(path)
+    choice = random.Random(seed)  # noqa: S311 (a schedule)
+    with Sev() as sev:
+        sys.stdin.readline()
+        start = time.monotonic()
+        for number in range(1, int(updates) + 1):
+            due = start + float(seconds) * number / (int(updates) + 1)
+            time.sleep(max(0.0, due - time.monotonic()))
+            now = sev.snp_platform_status().reported_tcb
+            tcb = choice.choice([each for each in tables if each != now])
+
+            def change(tcb: bytes = tcb) -> CertTable:
+                sev.snp_set_config(SnpConfig(reported_tcb=tcb))
+                # What the firmware says counts, not what it was asked for.
+                return tables[sev.snp_platform_status().reported_tcb]
+
+            update = certs.update(change)
+            line = {
+                "number": number,
+                "tcb": tcb.hex(),
+                "waited": update.waited,
+                "held": update.held,
+            }
+            print(json.dumps(line), flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

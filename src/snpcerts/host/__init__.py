@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The host's side: the firmware behind ``/dev/sev``."""

@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A client of ``/dev/sev``: what the firmware is, and the commands that change its key.
+
+Source: Linux ``include/uapi/linux/psp-sev.h``, ``drivers/crypto/ccp/sev-dev.c``.
+EIO with a status means that the firmware said no; any other errno is the
+driver's own.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import fcntl
+import os
+from types import TracebackType
+from typing import Final, Self
+
+from snpcerts.abi import psp
+from snpcerts.abi.cstruct import CStruct
+from snpcerts.errors import RefusedError
+
+DEVICE: Final = "/dev/sev"
+_ID_SIZE: Final = 64
+
+
+class SevError(RefusedError):
+    """A command failed. ``status`` is the firmware's, or None when the driver refused."""
+
+    code = "sev"
+
+    def __init__(self, command: psp.Command, number: int, status: int) -> None:
+        self.errno = number
+        self.status = status if number == errno.EIO and status else None
+        if self.status is None:
+            text = f"the driver refused: {os.strerror(number)}"
+        else:
+            known = self.status in psp.Status.__members__.values()
+            name = psp.Status(self.status).name if known else "unknown"
+            text = f"the firmware answered {self.status:#x} ({name})"
+        hints = {
+            errno.ENODEV: "SNP is not initialised on this host",
+            errno.EPERM: "open the device for writing",
+        }
+        super().__init__(f"{command.name}: {text}", hint=hints.get(number))
+
+
+class Sev:
+    """An open ``/dev/sev``; a context manager."""
+
+    def __init__(self, path: str = DEVICE) -> None:
+        """Raises :class:`RefusedError` when there is no such device or no permission."""
+        try:
+            self._fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        except OSError as error:
+            hint = "run this on an SEV-SNP host, with its ccp driver loaded"
+            if error.errno in (errno.EACCES, errno.EPERM):
+                hint = "run this as root"
+            raise RefusedError(f"{path}: {error.strerror}", hint=hint) from None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the device."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    def snp_platform_status(self) -> psp.SnpPlatformStatus:
+        """SNP_PLATFORM_STATUS: current and reported TCB, and what else there is."""
+        out = self._issue(psp.Command.SNP_PLATFORM_STATUS, psp.SnpPlatformStatus())
+        return psp.SnpPlatformStatus.unpack(out)
+
+    def hwid(self) -> bytes:
+        """GET_ID2: the chip's ID as the key server knows it, 64 bytes, or 8 on Turin."""
+        buffer = (ctypes.c_char * _ID_SIZE)()
+        request = psp.GetId2(address=ctypes.addressof(buffer), length=_ID_SIZE)
+        out = psp.GetId2.unpack(self._issue(psp.Command.GET_ID2, request))
+        return buffer.raw[: out.length]
+
+    def snp_commit(self) -> None:
+        """SNP_COMMIT: the reported TCB becomes the current one, for good; a VLEK is dropped."""
+        self._issue(psp.Command.SNP_COMMIT, None)
+
+    def snp_set_config(self, config: psp.SnpConfig) -> None:
+        """SNP_SET_CONFIG: an all-zero ``reported_tcb`` means reset."""
+        self._issue(psp.Command.SNP_SET_CONFIG, config)
+
+    def snp_vlek_load(self, hashstick: bytes) -> None:
+        """SNP_VLEK_LOAD of a wrapped hashstick, 432 bytes."""
+        size = psp.WrappedVlekHashstick.SIZE
+        if len(hashstick) != size:
+            raise RefusedError(f"a wrapped VLEK hashstick has {size} bytes, not {len(hashstick)}")
+        buffer = ctypes.create_string_buffer(hashstick, size)
+        load = psp.SnpVlekLoad(
+            len=psp.SnpVlekLoad.SIZE, vlek_wrapped_address=ctypes.addressof(buffer)
+        )
+        self._issue(psp.Command.SNP_VLEK_LOAD, load)
+
+    def _issue(self, command: psp.Command, argument: CStruct | None) -> bytes:
+        """Issue a command; the argument structure as it came back."""
+        data = bytearray(b"" if argument is None else argument.pack())
+        view = (ctypes.c_char * len(data)).from_buffer(data) if data else None
+        pointer = 0 if view is None else ctypes.addressof(view)
+        issue = bytearray(psp.IssueCmd(cmd=command, data=pointer).pack())
+        try:
+            fcntl.ioctl(self._fd, psp.SEV_ISSUE_CMD, issue)
+        except OSError as error:
+            status = psp.IssueCmd.unpack(issue).error
+            raise SevError(command, error.errno or errno.EIO, status) from None
+        finally:
+            del view
+        return bytes(data)
