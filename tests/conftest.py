@@ -8,6 +8,11 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from snpcerts.emulator.frontdoor import seccomp
+from snpcerts.errors import SnpCertsError
+
+from .emulated import Emulated
+
 # A slow machine is not a broken promise.
 settings.register_profile("snpcerts", deadline=None, print_blob=True)
 settings.load_profile("snpcerts")
@@ -22,3 +27,16 @@ def vectors() -> Path:
     if not path.is_dir():
         pytest.skip("genuine reports are not part of the project and are not on this machine")
     return path
+
+
+@pytest.fixture(scope="module")
+def emulated(tmp_path_factory: pytest.TempPathFactory) -> Emulated:
+    """A platform that lasts for a module's tests."""
+    try:
+        seccomp.check()
+    except SnpCertsError as error:
+        pytest.skip(str(error))
+    folder = tmp_path_factory.mktemp("platform")
+    platform = Emulated(folder / "platform", folder / "certs")
+    platform.issue_certificates()
+    return platform

@@ -84,8 +84,8 @@ def _check(name: str, value: object, kind: type, limit: float) -> None:
 
 
 def _without_empty_pages(table: bytes) -> bytes:
-    # Whole pages, for a certificate may end in a zero byte.
-    return table[: pages_of(len(table.rstrip(b"\0"))) * PAGE_SIZE]
+    # Whole pages, for a certificate may end in a zero byte; the empty table has one.
+    return table[: max(1, pages_of(len(table.rstrip(b"\0")))) * PAGE_SIZE]
 
 
 def _teller(vm: str, path: str | None) -> Callable[[ReportOutcome], None]:

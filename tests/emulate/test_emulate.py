@@ -1,0 +1,219 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``snpcerts emulate`` as a user runs it: real programs, one machine shared by many commands."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from snpcerts.cli.main import main
+
+from ..emulated import SNPCERTS, Emulated
+
+OPEN = "import os; print(os.open({path!r}, os.O_RDWR) >= 0)"
+STATUS = (
+    "from snpcerts.host.sev import Sev\n"
+    "with Sev() as sev: print(sev.snp_platform_status().reported_tcb.hex(), sev.hwid().hex())\n"
+)
+LOWER = (
+    "from dataclasses import replace\n"
+    "from snpcerts.abi.psp import SnpConfig\n"
+    "from snpcerts.host.sev import Sev\n"
+    "with Sev() as sev:\n"
+    "    tcb = bytearray(sev.snp_platform_status().reported_tcb)\n"
+    "    tcb[7] -= 1\n"
+    "    sev.snp_set_config(SnpConfig(reported_tcb=bytes(tcb)))\n"
+    "    print(sev.snp_platform_status().reported_tcb.hex())\n"
+)
+
+
+def test_the_machine_outlives_the_command(emulated: Emulated) -> None:
+    before = emulated.python(["host"], STATUS).stdout.split()
+    lowered = emulated.python(["host"], LOWER).stdout.split()
+    after = emulated.python(["host"], STATUS).stdout.split()
+    assert before[1] == after[1], "the same chip"
+    assert lowered[0] == after[0] != before[0]
+    shown = json.loads(emulated.run("status", "--json").stdout)
+    assert shown["reported_tcb"] == after[0]
+    assert shown["vms"] == []
+
+
+def test_a_throw_away_machine_leaves_nothing(tmp_path: Path) -> None:
+    environment = os.environ | {"TMPDIR": str(tmp_path)}
+    words = [*SNPCERTS, "emulate", "host", "--", sys.executable, "-c", STATUS]
+    made = subprocess.run(words, capture_output=True, text=True, env=environment, timeout=60)
+    assert made.returncode == 0, made.stderr
+    (home,) = tmp_path.iterdir()
+    # The server removes it when it has seen that nobody is left; its socket goes first.
+    pid = subprocess.run(
+        ["pgrep", "-f", str(home)], capture_output=True, text=True, check=False
+    ).stdout.split()
+    for each in pid:
+        _wait_for_end_of(int(each))
+    assert list(tmp_path.iterdir()) == []
+
+
+def _wait_for_end_of(pid: int) -> None:
+    try:
+        handle = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return
+    assert select.select([handle], [], [], 30)[0]
+    os.close(handle)
+
+
+def test_the_exit_code_is_the_programs(emulated: Emulated) -> None:
+    assert emulated.run("host", "--", "sh", "-c", "exit 7").returncode == 7
+
+
+def test_a_signal_ends_the_program_as_it_would_without(emulated: Emulated) -> None:
+    program = "import os, signal; os.kill(os.getpid(), signal.SIGTERM)"
+    assert emulated.python(["host"], program).returncode == -signal.SIGTERM
+
+
+@pytest.mark.parametrize(
+    ("role", "path", "there"),
+    [
+        ("host", "/dev/sev", True),
+        ("host", "/dev/kvm", True),
+        ("host", "/dev/sev-guest", False),
+    ],
+)
+def test_the_host_sees_the_hosts_devices(
+    emulated: Emulated, role: str, path: str, there: bool
+) -> None:
+    made = emulated.python([role], OPEN.format(path=path))
+    assert (made.returncode == 0) is there, made.stderr
+
+
+def test_a_guest_gets_a_report_with_the_certificates_its_vmm_serves(
+    emulated: Emulated, tmp_path: Path
+) -> None:
+    emulated.issue_certificates()
+    report, table = tmp_path / "report.bin", tmp_path / "table.bin"
+    words = ["guest", "report", "-o", str(report), "--table-out", str(table), "--report-data", "ab"]
+    served = str(emulated.certs / "table.bin")
+    made = emulated.run("guest", "--certs", served, "--", *SNPCERTS, *words)
+    assert made.returncode == 0, made.stderr
+    assert table.read_bytes() == (emulated.certs / "table.bin").read_bytes()
+    anchor = str(emulated.certs / "ark.der")
+    assert main(["verify", str(report), "--table", str(table), "--anchor", anchor]) == 0
+    # And nobody who was not told trusts it.
+    assert main(["verify", str(report), "--table", str(table)]) == 1
+
+
+def test_a_report_without_certificates_and_json(emulated: Emulated, tmp_path: Path) -> None:
+    report = tmp_path / "report.bin"
+    words = [*SNPCERTS, "guest", "report", "-o", str(report), "--json", "--vmpl", "2"]
+    served = str(emulated.certs / "table.bin")
+    made = emulated.run("guest", "--certs", served, "--", *words)
+    answer = json.loads(made.stdout)
+    assert report.read_bytes()[0x50:0x90].hex() == answer["report_data"]
+    assert report.read_bytes()[0x30] == 2
+    assert answer["table"] is None
+
+
+def test_a_guest_attaches_to_the_vm_of_a_vmm_in_another_terminal(
+    emulated: Emulated, tmp_path: Path
+) -> None:
+    emulated.issue_certificates()
+    served = str(emulated.certs / "table.bin")
+    program = [sys.executable, "-P", "-m", "snpcerts.emulator.vmm_program", served]
+    vmm = subprocess.Popen(emulated.command("host", "--serve", "--", *program))
+    try:
+        name = _vm_of(emulated, vmm)
+        report, table = tmp_path / "report.bin", tmp_path / "table.bin"
+        words = [*SNPCERTS, "guest", "report", "-o", str(report), "--table-out", str(table)]
+        made = emulated.run("guest", "--vm", name, "--", *words)
+        assert made.returncode == 0, made.stderr
+        assert table.read_bytes() == Path(served).read_bytes()
+    finally:
+        vmm.kill()
+        vmm.wait()
+    assert emulated.run("guest", "--vm", name, "--", "true").returncode == 1
+
+
+def _vm_of(emulated: Emulated, vmm: subprocess.Popen[bytes]) -> str:
+    for _ in range(200):
+        assert vmm.poll() is None
+        for vm in json.loads(emulated.run("status", "--json").stdout)["vms"]:
+            if vm["pid"] == vmm.pid and vm["serves"]:
+                return str(vm["name"])
+    raise AssertionError("the VMM has no VM")
+
+
+def test_a_killed_vmm_leaves_no_vm_and_no_lock(emulated: Emulated) -> None:
+    emulated.issue_certificates()
+    served = str(emulated.certs / "table.bin")
+    program = [sys.executable, "-P", "-m", "snpcerts.emulator.vmm_program", served]
+    vmm = subprocess.Popen(emulated.command("host", "--serve", "--", *program))
+    _vm_of(emulated, vmm)
+    vmm.kill()
+    vmm.wait()
+    for _ in range(200):
+        if not json.loads(emulated.run("status", "--json").stdout)["vms"]:
+            break
+    else:
+        pytest.fail("the VM is still there")
+    assert main(["lock", served, "--seconds", "0"]) == 0
+
+
+def test_scripted_guests_tell_what_they_got(emulated: Emulated, tmp_path: Path) -> None:
+    emulated.issue_certificates()
+    served, outcomes = str(emulated.certs / "table.bin"), tmp_path / "outcomes.jsonl"
+    program = [sys.executable, "-P", "-m", "snpcerts.emulator.vmm_program", served]
+    options = ["--requests", "3", "--pages", "0", "--pause", "0.001", "--outcomes", str(outcomes)]
+    made = emulated.run("host", *options, "--", *program)
+    assert made.returncode == 0, made.stderr
+    lines = [json.loads(line) for line in outcomes.read_text().splitlines()]
+    assert [line["errno"] for line in lines] == [0, 0, 0]
+    assert [line["tries"] for line in lines] == [2, 1, 1], "a buffer of no pages is too small"
+    table = Path(served).read_bytes()
+    assert all(base64.b64decode(line["table"]).startswith(table) for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        (["host"], 2, "Missing argument"),
+        (["host", "--", "no-such-program-at-all"], 2, "no such program"),
+        (["host", "--serve", "--requests", "1", "--", "true"], 2, "exclude each other"),
+        (["guest", "--", "true"], 1, "which VM"),
+        (["guest", "--vm", "nobody", "--", "true"], 1, "no VM 'nobody'"),
+        (["guest", "--certs", "missing", "--", "true"], 2, "No such file"),
+        (["guest", "--certs", "x", "--vm", "y", "--", "true"], 2, "exclude each other"),
+        (["certificates", "/dev/null/x"], 1, "cannot create"),
+    ],
+)
+def test_wrong_use_is_told_in_one_line(
+    emulated: Emulated, words: list[str], code: int, message: str
+) -> None:
+    made = emulated.run(*words)
+    assert made.returncode == code, made.stderr
+    assert message in made.stderr
+    assert "Traceback" not in made.stderr
+
+
+def test_another_product_than_the_machines_is_refused(emulated: Emulated) -> None:
+    words = [*SNPCERTS, "emulate", "--platform", str(emulated.directory), "--product", "turin"]
+    made = subprocess.run([*words, "status"], capture_output=True, text=True)
+    assert made.returncode == 2
+    assert "is a Milan platform, not Turin" in made.stderr
+
+
+@pytest.mark.parametrize("content", ["", "{}", "[]", "no json", '{"product": 7}'])
+def test_a_spoilt_platform_is_told_in_one_line(tmp_path: Path, content: str) -> None:
+    (tmp_path / "platform.json").write_text(content)
+    words = [*SNPCERTS, "emulate", "--platform", str(tmp_path), "status"]
+    made = subprocess.run(words, capture_output=True, text=True)
+    assert made.returncode in (1, 2)
+    assert "Traceback" not in made.stderr
+    assert made.stderr.startswith("snpcerts: ")

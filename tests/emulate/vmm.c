@@ -1,0 +1,170 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * A VMM of about 150 lines that serves certificates as the kernel's documentation
+ * recommends: vmm FILE VCPUS. Compiled with -DNO_LOCK it does everything but
+ * lock. Numbers by hand: the C library's headers may be older than the calls.
+ */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <fcntl.h>
+#include <pthread.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#define PAGE 4096ul
+#define MEMORY (PAGE * 512)
+#define RUN_SIZE 12288
+#define LOCK_TRIES 100 /* a millisecond each, then BUSY */
+
+#define KVM_RUN 0xAE80
+#define SET_REGION2 0x40A0AE49
+#define ENCRYPT_OP 0xC008AEBA
+#define GET_DEVICE_ATTR 0x4018AEE2
+#define SET_ATTRIBUTES 0x4020AED2
+#define CREATE_MEMFD 0xC040AED4
+
+struct run {
+	uint8_t window, immediate_exit, pad[6];
+	uint32_t exit_reason, more[5];
+	uint64_t gpa, npages, ret;
+};
+
+static const char *path;
+static int vm, sev;
+static uint8_t *memory;
+
+static long must(long result, const char *what)
+{
+	if (result < 0) {
+		perror(what);
+		exit(1);
+	}
+	return result;
+}
+
+static void command(uint32_t id, void *data)
+{
+	uint64_t issued[3] = { id, (uintptr_t)data, (uint64_t)sev << 32 };
+
+	must(ioctl(vm, ENCRYPT_OP, issued), "KVM_MEMORY_ENCRYPT_OP");
+}
+
+/* Open and lock the file that the path names now; -1 with errno. */
+static int locked_file(struct stat *mine)
+{
+	struct flock lock = { .l_type = F_RDLCK, .l_whence = SEEK_SET };
+	struct stat there;
+
+	for (int tries = 0; tries < LOCK_TRIES; tries++) {
+		int fd = open(path, O_RDONLY | O_CLOEXEC);
+
+		if (fd < 0)
+			return -1;
+#ifdef NO_LOCK
+		(void)lock;
+		if (!fstat(fd, mine))
+			return fd;
+#else
+		if (!fcntl(fd, F_OFD_SETLK, &lock) && !fstat(fd, mine) && !stat(path, &there) &&
+		    mine->st_dev == there.st_dev && mine->st_ino == there.st_ino)
+			return fd;
+#endif
+		(void)there;
+		close(fd);
+		usleep(1000);
+	}
+	errno = EAGAIN;
+	return -1;
+}
+
+static void serve(int vcpu, struct run *run, unsigned *seed)
+{
+	struct stat file;
+	int fd = locked_file(&file);
+	uint64_t pages = fd < 0 ? 0 : (file.st_size + PAGE - 1) / PAGE;
+
+	if (fd < 0) {
+		run->ret = errno == EAGAIN ? EAGAIN : EIO;
+	} else if (run->npages < pages) {
+		run->npages = pages;
+		run->ret = ENOSPC;
+	} else {
+		must(run->gpa + file.st_size <= MEMORY ? 0 : -1, "the guest's buffer");
+		must(pread(fd, memory + run->gpa, file.st_size, 0), path);
+		run->ret = 0;
+	}
+	/* A thread may be kept from running at any point; here it would matter. */
+	usleep(rand_r(seed) % 4 ? rand_r(seed) % 1000 : rand_r(seed) % 20000);
+	run->immediate_exit = 1;
+	if (ioctl(vcpu, KVM_RUN, 0) == 0 || errno != EINTR)
+		must(-1, "KVM_RUN with immediate_exit");
+	run->immediate_exit = 0;
+	if (fd >= 0)
+		close(fd);
+}
+
+static void *vcpu_thread(void *argument)
+{
+	int vcpu = (int)(intptr_t)argument;
+	unsigned seed = vcpu;
+	struct run *run = mmap(NULL, RUN_SIZE, PROT_READ | PROT_WRITE, MAP_SHARED, vcpu, 0);
+
+	must(run == MAP_FAILED ? -1 : 0, "mmap of kvm_run");
+	for (;;) {
+		if (ioctl(vcpu, KVM_RUN, 0) < 0 && errno == EINTR)
+			continue;
+		if (run->exit_reason == 42)
+			serve(vcpu, run, &seed);
+		else if (run->exit_reason == 8)
+			return NULL;
+		else
+			must(-1, "an exit this VMM does not know");
+	}
+}
+
+int main(int count, char **words)
+{
+	uint64_t supported = 0, attr[3] = { 1ul << 32, 2, (uintptr_t)&supported };
+	uint64_t init[6] = { 0, 2ul << 32 }, start[8] = { 3 << 16 }, finish[11] = { 0 };
+	uint64_t memfd[8] = { MEMORY }, private[4] = { 0, 2 * PAGE, 8 };
+	uint64_t region[20] = { 4ul << 32, 0, MEMORY };
+	int kvm, vcpus = count == 3 ? atoi(words[2]) : 0, fds[64];
+	pthread_t threads[64];
+
+	if (vcpus < 1 || vcpus > 64) {
+		fprintf(stderr, "usage: vmm FILE VCPUS\n");
+		return 2;
+	}
+	path = words[1];
+	kvm = must(open("/dev/kvm", O_RDWR | O_CLOEXEC), "/dev/kvm");
+	sev = must(open("/dev/sev", O_RDWR | O_CLOEXEC), "/dev/sev");
+	must(ioctl(kvm, GET_DEVICE_ATTR, attr), "KVM_X86_SEV_SNP_REQ_CERTS");
+	must(supported == 1 ? 0 : -1, "certificates are not supported");
+	vm = must(ioctl(kvm, 0xAE01, 4), "KVM_CREATE_VM");
+	command(22, init);
+	memory = mmap(NULL, MEMORY, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	region[3] = (uintptr_t)memory;
+	region[5] = must(ioctl(vm, CREATE_MEMFD, memfd), "KVM_CREATE_GUEST_MEMFD");
+	must(ioctl(vm, SET_REGION2, region), "KVM_SET_USER_MEMORY_REGION2");
+	must(ioctl(vm, SET_ATTRIBUTES, private), "KVM_SET_MEMORY_ATTRIBUTES");
+	command(103, NULL);
+	for (int i = 0; i < vcpus; i++)
+		fds[i] = must(ioctl(vm, 0xAE41, i), "KVM_CREATE_VCPU");
+	command(100, start);
+	for (uint64_t page = 0; page < 2; page++) {
+		uint64_t update[8] = { page, (uintptr_t)memory + page * PAGE, PAGE, page ? 5 : 1 };
+
+		command(101, update);
+	}
+	command(102, finish);
+	for (int i = 0; i < vcpus; i++)
+		pthread_create(&threads[i], NULL, vcpu_thread, (void *)(intptr_t)fds[i]);
+	for (int i = 0; i < vcpus; i++)
+		pthread_join(threads[i], NULL);
+	return 0;
+}

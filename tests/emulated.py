@@ -1,0 +1,39 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Programs run on an emulated platform, as a user runs them."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+SNPCERTS = (sys.executable, "-m", "snpcerts")
+
+
+@dataclass(frozen=True)
+class Emulated:
+    """``snpcerts emulate`` for one platform directory, with its certificates in ``certs``."""
+
+    directory: Path
+    certs: Path
+
+    def command(self, *words: str) -> list[str]:
+        return [*SNPCERTS, "emulate", "--platform", str(self.directory), *words]
+
+    def run(self, *words: str, **options: object) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            self.command(*words),
+            capture_output=True,
+            text=True,
+            timeout=120,
+            **options,  # type: ignore[call-overload]
+        )
+
+    def python(self, role: Sequence[str], program: str) -> subprocess.CompletedProcess[str]:
+        return self.run(*role, "--", sys.executable, "-c", program)
+
+    def issue_certificates(self) -> None:
+        made = self.run("certificates", str(self.certs))
+        assert made.returncode == 0, made.stderr
