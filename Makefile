@@ -6,7 +6,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 WORKERS ?= auto
 
-.PHONY: help demo test lint bench clean
+.PHONY: help demo test test-clients explore lint bench clean
 
 help: ## Say what there is
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -16,6 +16,12 @@ demo: $(VENV)/.run ## Guests, firmware and updates at work, without SNP hardware
 
 test: $(VENV)/.dev ## All tests
 	$(BIN)/pytest -n $(WORKERS) $(ARGS)
+
+test-clients: $(VENV)/.dev ## Programs of others, built from the registries, on the emulated platform
+	SNPCERTS_CLIENTS=1 $(BIN)/pytest tests/clients $(ARGS)
+
+explore: $(VENV)/.dev ## Every interleaving and crash of the certificate file's protocol
+	$(BIN)/python -m explore $(ARGS)
 
 lint: $(VENV)/.dev ## Style and types
 	$(BIN)/ruff format --check .
