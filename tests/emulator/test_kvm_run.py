@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import errno
 import mmap
+import os
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -122,6 +123,13 @@ def test_the_shared_memory_is_the_run_structure() -> None:
     mapped = mmap.mmap(vcpu.run_memfd, VCPU_MMAP_SIZE)
     assert process.run(vcpu) == 0
     assert RunView(memoryview(mapped)).snp_req_certs == (DATA, 4, 0)
+
+
+@pytest.mark.parametrize("size", [0, 4096, 1 << 20])
+def test_the_shared_memory_cannot_be_resized(size: int) -> None:
+    _, (vcpu,), _ = launch(asking())
+    with pytest.raises(PermissionError):
+        os.ftruncate(vcpu.run_memfd, size)
 
 
 def test_another_process_gets_eio_before_anything_else() -> None:

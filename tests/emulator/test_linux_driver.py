@@ -6,7 +6,7 @@ from __future__ import annotations
 import errno
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
@@ -34,6 +34,7 @@ from snpcerts.emulator.guest_program import (
     WaitUntil,
 )
 from snpcerts.emulator.linux_guest import LinuxGuest
+from snpcerts.emulator.message_seal import header_for, seal
 from snpcerts.emulator.sev_guest_device import SevGuestDevice
 from tests.emulator.kvm_rig import Arena, caller_with, make_platform
 
@@ -481,6 +482,34 @@ def test_a_response_that_does_not_answer_is_ebadmsg_and_wipes_the_key(
         rig.report(exitinfo2=5)
     assert rig.exitinfo2 == 5
     assert (rig.counter, rig.wiped) == (2, True)
+
+
+def test_a_replayed_response_is_ebadmsg_though_its_tag_is_good() -> None:
+    rig = Rig()
+    rig.report()
+    old = rig.memory.read(0x10000 - 5 * 4096, 4096)
+    rig.answers = [spoilt(_set(0, old))]
+    with raises(errno.EBADMSG):
+        rig.report()
+    assert rig.wiped
+
+
+@pytest.mark.parametrize("wrong", [{"msg_type": 4}, {"msg_version": 2}, {"msg_seqno": 4}])
+def test_a_sealed_response_to_something_else_is_ebadmsg(wrong: dict[str, int]) -> None:
+    rig = Rig()
+    sound = {"msg_type": 6, "msg_version": 1, "msg_seqno": 2}
+
+    def sealed(**fields: int) -> Answer:
+        header = replace(header_for(0, 0, 0), **{**sound, **fields})
+        return spoilt(_set(0, seal(rig.context.vmpcks[0], header, bytes(1216))))
+
+    rig.answers = [sealed()]
+    assert rig.report() == 0
+    rig = Rig()
+    rig.answers = [sealed(**wrong)]
+    with raises(errno.EBADMSG):
+        rig.report()
+    assert rig.wiped
 
 
 def test_counter_overflow_is_eio_and_keeps_the_key() -> None:

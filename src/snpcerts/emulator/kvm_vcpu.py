@@ -9,6 +9,7 @@ KVM_RUN's order is that of ``kvm_arch_vcpu_ioctl_run`` in Linux
 from __future__ import annotations
 
 import errno
+import fcntl
 import logging
 import mmap
 import os
@@ -120,8 +121,13 @@ class Vcpu:
     def __init__(self, vm: RunningVm, number: int, index: int, *, runnable: bool) -> None:
         self.vm = vm
         self.number = number
-        self.run_memfd = os.memfd_create(f"kvm-vcpu-{number}", os.MFD_CLOEXEC)
+        self.run_memfd = os.memfd_create(
+            f"kvm-vcpu-{number}", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING
+        )
         os.ftruncate(self.run_memfd, VCPU_MMAP_SIZE)
+        # A VMM that could shrink it would end the emulator with SIGBUS.
+        seals = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
+        fcntl.fcntl(self.run_memfd, fcntl.F_ADD_SEALS, seals)
         self.page = memoryview(mmap.mmap(self.run_memfd, VCPU_MMAP_SIZE))[:RUN_SIZE]
         self.run = RunView(self.page)
         self.requests = GhcbRequests(vm, self.page)
