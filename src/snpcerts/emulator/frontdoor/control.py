@@ -26,7 +26,7 @@ from snpcerts.errors import InputError, RefusedError, SnpCertsError, UsageError
 MESSAGE_MAX: Final = 65536  # bytes
 DESCRIPTORS_MAX: Final = 4
 CONNECTIONS_MAX: Final = 256
-PATIENCE: Final = 10.0  # seconds for a server's answer
+PATIENCE: Final = 30.0  # seconds for an answer
 _SUN_PATH: Final = 107  # bytes of a socket's path
 _UCRED = struct.Struct("<iII")  # SO_PEERCRED: pid, uid, gid
 

@@ -163,14 +163,14 @@ def _is_gone(entry: Open) -> bool:
     return True
 
 
-def file_with(path: bytes, content: Content) -> int:
-    """A sealed memfd with that content, open for reading at its start."""
+def file_with(path: bytes, content: Content, mode: int = os.O_RDONLY) -> int:
+    """A sealed memfd with that content, open at its start; writing to it is EPERM."""
     pieces: Mapping[int, bytes] = {0: content} if isinstance(content, bytes) else content
     writer = os.memfd_create(os.fsdecode(path), os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     try:
         for offset, piece in pieces.items():
             os.pwrite(writer, piece, offset)
         fcntl.fcntl(writer, _F_ADD_SEALS, _ALL_SEALS)
-        return os.open(f"/proc/self/fd/{writer}", os.O_RDONLY | os.O_CLOEXEC)
+        return os.open(f"/proc/self/fd/{writer}", mode | os.O_CLOEXEC)
     finally:
         os.close(writer)

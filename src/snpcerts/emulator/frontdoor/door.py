@@ -10,6 +10,15 @@ leads to nothing.
 What escapes this (a path changed by another thread between look and use, a link
 to a link in ``/proc/self/fd``) reaches at worst a real device on which no
 device ioctl is ever let through: the supervisor answers each of them itself.
+
+The price, measured with ``python -m bench frontdoor`` on a virtual machine of
+two cores: an open takes 22 to 34 us instead of 2, a trapped stat 22 to 33
+instead of 1, an ioctl on a device 18 to 25. Starting Python twenty times takes
+1.10 times as long with opens trapped, 1.31 times with looks trapped as well; a
+gcc run or arithmetic shows no difference beyond the noise of some 10 %. Looks
+are trapped all the same unless the door is told otherwise: tools that check
+for a device before they open it must find it, and those that stat much are not
+the ones that want a device.
 """
 
 from __future__ import annotations
@@ -85,8 +94,8 @@ class Door:
     register's number).
 
     ``look`` tells whether calls that only look at a path (stat, access,
-    readlink) find what an open would find. Where the machine itself has every
-    path of ours, and no device but ours, that needs no trap and none is set.
+    readlink) find what an open would find. Where the machine itself has, for
+    this user, every path of ours and no device but ours, none is trapped.
     """
 
     def __init__(
@@ -102,8 +111,11 @@ class Door:
         for path in ours:
             if not path.startswith(b"/") or os.path.normpath(path) != path:
                 raise ValueError(f"{os.fsdecode(path)!r}: a door's paths are absolute and plain")
-        exists = {path: os.path.exists(path) for path in {*ours, *GUARDED}}
-        self.look = look and any(there != (path in ours) for path, there in exists.items())
+        self.look = look and not (
+            all(os.access(path, os.R_OK | os.W_OK) for path in self.devices)
+            and all(os.access(path, os.R_OK) for path in self.files)
+            and not any(os.path.exists(path) for path in GUARDED if path not in ours)
+        )
         self._guarded = {*GUARDED, *self.devices}
         self._directories = {above for path in ours for above in _above(path)}
         self._names = {os.path.basename(path) for path in self._guarded | ours}
@@ -123,6 +135,16 @@ class Door:
     def is_guarded(self, status: os.stat_result) -> bool:
         """Whether this is a real device that programs behind a door never talk to."""
         return status.st_rdev in self._rdevs and stat.S_ISCHR(status.st_mode)
+
+    def opens_for_writing(self, path: bytes) -> bool:
+        """Whether an open of this path of ours for writing succeeds.
+
+        A file of registers opens, as msr(4) does, since tools open it for
+        reading and writing and then read; what is written to it is EPERM.
+        """
+        return path in self.devices or (
+            path in self.files and not isinstance(self.files[path](), bytes)
+        )
 
     def recognise(
         self,

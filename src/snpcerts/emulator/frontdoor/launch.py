@@ -134,10 +134,13 @@ def spawn(
             received = control.receive(ours)
             if received is not None:
                 control.send(ours, {"ok": True})
-        except (OSError, SnpCertsError):
+        except OSError as error:
             process.kill()
             process.wait()
-            raise
+            raise seccomp.FrontDoorUnavailableError(
+                f"{argv[0]} did not get as far as the front door ({error})",
+                hint="the machine may be overloaded: try again",
+            ) from error
     if received is not None:
         (listener,) = received[1]
         supervisor.add_listener(listener, door)

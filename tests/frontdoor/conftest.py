@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A program that shows what it sees, and a way to run it behind a door."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from snpcerts.emulator.frontdoor import seccomp
+from snpcerts.emulator.frontdoor.door import Door
+from snpcerts.emulator.frontdoor.launch import Program, spawn
+from snpcerts.emulator.frontdoor.supervisor import Supervisor
+
+from .toys import Toys
+
+LIMIT = 60.0  # seconds that anything here may take at most
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _kernel() -> None:
+    try:
+        seccomp.check()
+    except seccomp.FrontDoorUnavailableError as error:
+        pytest.skip(str(error))
+
+
+def build(directory: Path, name: str, *flags: str) -> Path:
+    """Compile a C file that lies beside this one; skip where that cannot be done."""
+    if shutil.which("gcc") is None:
+        pytest.skip("no gcc on this machine to build the programs with")
+    source = Path(__file__).with_name(name)
+    program = directory / source.stem
+    command = ["gcc", "-O1", "-pthread", *flags, "-o", str(program), str(source)]
+    built = subprocess.run(command, capture_output=True, text=True)
+    if built.returncode and "-static" in flags:
+        pytest.skip("this machine has no static C library")
+    assert built.returncode == 0, built.stderr
+    return program
+
+
+@pytest.fixture(scope="session")
+def probe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The probe, dynamically linked."""
+    return build(tmp_path_factory.mktemp("dynamic"), "probe.c")
+
+
+@pytest.fixture(scope="session")
+def static_probe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The probe without a dynamic linker or a library of anyone's."""
+    return build(tmp_path_factory.mktemp("static"), "probe.c", "-static")
+
+
+@dataclass
+class Stage:
+    """A supervisor with toys behind its door."""
+
+    probe: Path
+    supervisor: Supervisor
+    toys: Toys = field(default_factory=Toys)
+
+    def start(
+        self,
+        *steps: object,
+        program: Path | None = None,
+        door: Door | None = None,
+        stdin: int = subprocess.PIPE,
+    ) -> Program:
+        """Start the probe with those steps; its streams are pipes."""
+        return spawn(
+            [str(program or self.probe), *map(str, steps)],
+            self.supervisor,
+            door or self.toys.door(),
+            stdin=stdin,
+            stdout=subprocess.PIPE,
+        )
+
+    def serve(self, until: Callable[[], bool]) -> None:
+        """Serve until that holds."""
+        end = time.monotonic() + LIMIT
+        while not until():
+            assert time.monotonic() < end, "it did not come to pass"
+            self.supervisor.step(1.0)
+
+    def finish(self, running: Program) -> list[str]:
+        """Serve to the program's end; the words it printed."""
+        self.serve(lambda: running.exit_code is not None)
+        said, _ = running.process.communicate()
+        return said.decode().split()
+
+    def words(
+        self, *steps: object, program: Path | None = None, door: Door | None = None
+    ) -> list[str]:
+        """Start, serve, and what was printed."""
+        return self.finish(self.start(*steps, program=program, door=door))
+
+    def tell(self, running: Program) -> None:
+        """Let a probe go on that waits to be told."""
+        assert running.process.stdin is not None
+        running.process.stdin.write(b".")
+        running.process.stdin.flush()
+
+
+@pytest.fixture
+def stage(probe: Path) -> Iterator[Stage]:
+    """A fresh supervisor with toys."""
+    with Supervisor() as supervisor:
+        yield Stage(probe, supervisor)

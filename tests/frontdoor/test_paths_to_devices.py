@@ -1,0 +1,254 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every way to a device by path leads to the emulated one, and none to a real one."""
+
+from __future__ import annotations
+
+import errno
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from snpcerts.emulator.frontdoor.door import Door
+from snpcerts.emulator.frontdoor.launch import spawn
+
+from .conftest import Stage
+from .toys import MARKER
+
+HERE = ["0", str(MARKER)]
+ROOT_ONLY = pytest.mark.skipif(os.geteuid() != 0, reason="only root may do this")
+
+# With and without a real one: most machines that run this have no /dev/sev.
+DEVICES = pytest.mark.parametrize("device", ["/dev/kvm", "/dev/sev"])
+
+
+@DEVICES
+@pytest.mark.parametrize("call", ["open", "sysopen", "path-at-edge", "path-across"])
+def test_the_plain_path(stage: Stage, device: str, call: str) -> None:
+    assert stage.words(call, device, "api") == HERE
+
+
+@DEVICES
+def test_a_static_program(stage: Stage, static_probe: Path, device: str) -> None:
+    assert stage.words("open", device, "api", program=static_probe) == HERE
+
+
+@DEVICES
+@pytest.mark.parametrize(
+    "form",
+    [
+        "/dev/../dev/{}",
+        "//dev//./{}",
+        "/proc/self/root/dev/{}",
+        "/proc/thread-self/root/dev/{}",
+        "/proc/self/task/../root/dev/{}",
+        "/dev/fd/../root/dev/{}",
+        "/proc/self/cwd/dev/{}",
+        "/proc/{pid}/root/dev/{}",
+        "dev/{}",
+        "tmp/../dev/{}",
+    ],
+)
+def test_roundabout_paths(stage: Stage, device: str, form: str) -> None:
+    path = form.format(os.path.basename(device), pid=os.getpid())
+    assert stage.words("chdir", "/", "open", path, "api") == ["0", *HERE]
+
+
+@DEVICES
+def test_directory_descriptors(stage: Stage, device: str) -> None:
+    name = os.path.basename(device)
+    assert stage.words("at", "/dev", name, "api") == HERE
+    assert stage.words("at", "/usr/lib", f"../../dev/{name}", "api") == HERE
+    assert stage.words("at", "/usr", device, "api") == HERE
+
+
+@DEVICES
+def test_openat2(stage: Stage, device: str) -> None:
+    name = os.path.basename(device)
+    assert stage.words("openat2", "/dev", name, 0, "api") == HERE
+    in_root = 0x10
+    assert stage.words("openat2", "/", f"/../{device}", in_root, "api") == HERE
+
+
+@DEVICES
+def test_links(stage: Stage, tmp_path: Path, device: str) -> None:
+    (tmp_path / "plain").symlink_to(device)
+    (tmp_path / "chain").symlink_to("plain")
+    (tmp_path / "directory").symlink_to("/dev")
+    (tmp_path / "self").symlink_to(f"/proc/self/root{device}")
+    for name in ("plain", "chain", f"directory/{os.path.basename(device)}", "self"):
+        assert stage.words("open", tmp_path / name, "api") == HERE, name
+    nofollow = os.O_RDWR | os.O_NOFOLLOW
+    assert stage.words("flags", nofollow, tmp_path / "plain") == [str(-errno.ELOOP)]
+    assert stage.words("flags", nofollow, device, "api") == HERE
+
+
+def test_links_without_end(stage: Stage, tmp_path: Path) -> None:
+    (tmp_path / "sev").symlink_to("sev")
+    assert stage.words("open", tmp_path / "sev") == [str(-errno.ELOOP)]
+
+
+@ROOT_ONLY
+def test_another_node_of_the_same_device(stage: Stage, tmp_path: Path) -> None:
+    node = tmp_path / "unsuspicious"
+    assert stage.words("mknod", node, os.makedev(10, 232), "open", node, "api") == ["0", *HERE]
+
+
+@ROOT_ONLY
+def test_a_root_of_its_own(stage: Stage, tmp_path: Path, static_probe: Path) -> None:
+    (tmp_path / "dev").mkdir()
+    (tmp_path / "dev/link").symlink_to("/dev/sev")
+    steps = ("chroot", tmp_path, "chdir", "/", "open")
+    for path in ("/dev/sev", "dev/kvm", "/dev/../../dev/sev", "/dev/link"):
+        assert stage.words(*steps, path, "api", program=static_probe) == ["0", "0", *HERE], path
+
+
+@DEVICES
+def test_creating_what_is_there(stage: Stage, device: str) -> None:
+    assert stage.words("creat", device, "api") == HERE
+    exclusive = os.O_RDWR | os.O_CREAT | os.O_EXCL
+    assert stage.words("flags", exclusive, device) == [str(-errno.EEXIST)]
+    assert os.path.exists("/dev/kvm") or device != "/dev/kvm"
+    assert not Path(device).is_file(), "nothing was made on this machine"
+
+
+@DEVICES
+def test_a_device_is_no_directory(stage: Stage, device: str) -> None:
+    failed = stage.words("open", device + "/", "open", device + "/x")
+    assert set(failed) <= {str(-errno.ENOTDIR), str(-errno.ENOENT)}
+    assert stage.toys.opened == []
+
+
+def test_an_open_device_opened_anew(stage: Stage) -> None:
+    """By its link in /proc, as with a real node: a second open, not a second descriptor."""
+    assert stage.words("open", "/dev/sev", "again", "api", "devfd", "api") == [
+        *HERE[:1],
+        *HERE,
+        *HERE,
+    ]
+    assert [info.path for info in stage.toys.opened] == ["/dev/sev"] * 3
+    assert stage.words("open", "/dev/kvm", "plain", "again") == ["0", "0", str(-errno.ENXIO)]
+
+
+def test_flags_reach_the_device(stage: Stage) -> None:
+    words = stage.words("flags", os.O_RDONLY | os.O_CLOEXEC, "/dev/sev", "access-mode", "cloexec")
+    assert words == ["0", str(os.O_RDONLY), "1"]
+    assert not stage.toys.opened[0].writable
+    assert stage.words("flags", os.O_RDWR, "/dev/sev", "access-mode", "cloexec") == ["0", "2", "0"]
+    assert stage.toys.opened[1].writable
+
+
+def test_a_device_that_the_door_does_not_have(stage: Stage) -> None:
+    """A guest has no /dev/kvm, whatever the machine has."""
+    door = Door({"/dev/sev-guest": stage.toys.device})
+    words = stage.words("open", "/dev/kvm", "open", "/proc/self/root/dev/sev", door=door)
+    assert words == [str(-errno.ENOENT)] * 2
+    assert stage.words("open", "/dev/sev-guest", "api", door=door) == HERE
+    looks = ("stat", "/dev/kvm", "access", 0, "/dev/kvm", "flags", os.O_PATH, "/dev/kvm")
+    assert stage.words(*looks, door=door) == [str(-errno.ENOENT)] * 3
+
+
+def test_a_descriptor_from_behind_another_door(stage: Stage) -> None:
+    """It works as it is, but does not open anew what this door does not have."""
+    other = Door({"/dev/kvm": stage.toys.device})
+    holder = stage.start("open", "/dev/sev", "until-told")
+    stage.serve(lambda: len(stage.toys.open) == 1)
+    with open(f"/proc/{holder.pid}/fd/3", "rb") as passed:
+        running = stage.start("use", 0, "api", "again", door=other, stdin=passed.fileno())
+        assert stage.finish(running) == [str(MARKER), str(-errno.ENXIO)]
+    stage.tell(holder)
+    stage.finish(holder)
+
+
+def test_a_device_that_refuses_to_open(stage: Stage) -> None:
+    def busy(info: object) -> None:
+        raise OSError(errno.EBUSY, "one at a time")
+
+    door = Door({"/dev/sev": busy})  # type: ignore[dict-item]  # it returns in no way at all
+    assert stage.words("open", "/dev/sev", door=door) == [str(-errno.EBUSY)]
+
+
+def test_other_files_are_the_kernels(stage: Stage, tmp_path: Path) -> None:
+    (tmp_path / "kvm").write_bytes(b"mine")
+    assert stage.words("open", tmp_path / "kvm", "pread", 0) == ["0", "mine"]
+    assert stage.words("open", tmp_path / "absent") == [str(-errno.ENOENT)]
+    assert stage.words("bad-path") == [str(-errno.EFAULT)]
+    assert stage.words("open", "x" * 5000) == [str(-errno.ENAMETOOLONG)]
+
+
+def test_virtual_files(stage: Stage) -> None:
+    words = stage.words(
+        *("flags", os.O_RDONLY, "/sys/module/kvm_amd/parameters/sev", "pread", 0),
+        *("flags", os.O_RDONLY, "/dev/cpu/0/msr", "pread", 0xC0010131),
+        *("write", "flags", os.O_RDWR, "/sys/module/kvm_amd/parameters/sev"),
+    )
+    assert words == ["0", "Y", "0", "register", str(-errno.EBADF), str(-errno.EACCES)]
+
+
+def test_registers_open_for_writing_and_stay_as_they_are(stage: Stage) -> None:
+    """Tools open msr(4) for reading and writing, only to read."""
+    words = stage.words(
+        *("flags", os.O_RDWR, "/dev/cpu/0/msr", "write", "pread", 0xC0010131),
+    )
+    assert words == ["0", str(-errno.EPERM), "register"]
+
+
+@pytest.mark.parametrize("call", ["stat", "lstat", "sysstat", "statx"])
+def test_looking_at_a_device(stage: Stage, call: str) -> None:
+    words = stage.words(
+        *(call, "/dev/sev", call, "/dev/kvm", call, "/dev/sev-guest"),
+        *(call, "/sys/module/kvm_amd/parameters/sev", call, "/sys/module/kvm_amd"),
+    )
+    kvm = f"{os.stat('/dev/kvm').st_mode:o}" if os.path.exists("/dev/kvm") else "20600"
+    file, directory = ["100444", "0"], ["40755", "0"]
+    if os.path.exists("/sys/module/kvm_amd"):
+        pytest.skip("this machine has a real kvm_amd")
+    assert words == ["20600", "10", kvm, "10", str(-errno.ENOENT), *file, *directory]
+
+
+def test_asking_for_access(stage: Stage) -> None:
+    words = stage.words(
+        *("access", os.R_OK | os.W_OK, "/dev/sev", "faccessat2", os.F_OK, "/dev/sev"),
+        *("access", os.X_OK, "/dev/sev", "readlink", "/dev/sev"),
+        *("access", os.W_OK, "/sys/module/kvm_amd/parameters/sev"),
+        *("access", os.W_OK, "/dev/cpu/0/msr", "stat-into", 8, "/dev/sev"),
+    )
+    assert words == [
+        "0",
+        "0",
+        *(str(-code) for code in (errno.EACCES, errno.EINVAL)),
+        str(-errno.EACCES),
+        "0",
+        str(-errno.EFAULT),
+    ]
+
+
+def test_ls_and_test_and_cat(stage: Stage) -> None:
+    """What a shell script asks."""
+    script = "ls -l /dev/sev && test -c /dev/sev && cat /sys/module/kvm_amd/parameters/sev"
+    running = spawn(
+        ["/bin/sh", "-c", script],
+        stage.supervisor,
+        stage.toys.door(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+    said = stage.finish(running)
+    assert said[0] == "crw-------"
+    assert said[-2:] == ["/dev/sev", "Y"]
+
+
+def test_a_door_that_does_not_answer_looks(stage: Stage) -> None:
+    words = stage.words("stat", "/dev/sev", "open", "/dev/sev", door=stage.toys.door(look=False))
+    assert words == [str(-errno.ENOENT), "0"]
+
+
+def test_side_doors_are_shut(stage: Stage) -> None:
+    io_uring_setup, open_by_handle_at, x32_open = 425, 304, 0x40000002
+    words = stage.words(
+        "syscall", io_uring_setup, "syscall", open_by_handle_at, "syscall", x32_open
+    )
+    assert words == [str(-errno.ENOSYS), str(-errno.EPERM), str(-errno.ENOSYS)]
+    getpid_of_i386 = 20
+    assert stage.words("int80", getpid_of_i386) == [str(-errno.ENOSYS)]
