@@ -192,53 +192,6 @@ def test_the_first_entry_is_written_last_and_after_a_sync(file: Path, strategy: 
     assert log[change:] == ["change", "rest", "sync", "first entry", "sync"]
 
 
-def _steps_of(strategy: Strategy, folder: Path) -> int:
-    path = folder / "count.bin"
-    path.write_bytes(OLD.encode())
-    count: list[object] = []
-    CertFile(str(path), relay(before=count.append)).publish(NEW, strategy=strategy)
-    return len(count)
-
-
-@STRATEGIES
-def test_a_crash_before_any_step_leaves_the_empty_or_the_right_table(
-    tmp_path: Path, strategy: Strategy
-) -> None:
-    """A child process ends, without any clean-up, before its first, second, ... last step.
-
-    ``key`` stands for the firmware: what it says is what a table must match.
-    """
-    crashed = 0
-    for stop in range(_steps_of(strategy, tmp_path)):
-        folder = tmp_path / str(stop)
-        folder.mkdir()
-        file, key = folder / "certs.bin", folder / "key"
-        file.write_bytes(OLD.encode())
-        key.write_bytes(OLD.encode())
-        pid = os.fork()
-        if pid == 0:
-            left = [stop]
-
-            def crash(_: object, left: list[int] = left) -> None:
-                if left[0] == 0:
-                    os._exit(9)
-                left[0] -= 1
-
-            def change(key: Path = key) -> CertTable:
-                key.write_bytes(NEW.encode())
-                return NEW
-
-            CertFile(str(file), relay(before=crash)).update(change, strategy=strategy)
-            os._exit(0)
-        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 9
-        crashed += 1
-        assert file.read_bytes()[:24] == bytes(24) or file.read_bytes() == key.read_bytes()
-        CertFile(str(file)).publish(NEW, strategy=strategy)
-        assert file.read_bytes() == NEW.encode()
-        assert {each.name for each in folder.iterdir()} == {"certs.bin", ".certs.bin.turn", "key"}
-    assert crashed > 10
-
-
 def test_swap_gets_through_while_readers_overlap(file: Path) -> None:
     """Readers of which one always holds the lock: none of them waits for the writer's gap."""
     stop = threading.Event()
@@ -325,3 +278,117 @@ def test_a_full_disk_leaves_the_empty_table(file: Path, strategy: Strategy) -> N
     with pytest.raises(RefusedError, match="No space left"):
         CertFile(str(file), relay(before=full)).publish(NEW, strategy=strategy)
     assert file.read_bytes() == EMPTY
+
+
+@STRATEGIES
+def test_a_device_is_not_a_certificate_file(strategy: Strategy, tmp_path: Path) -> None:
+    link = tmp_path / "link"
+    link.symlink_to("/dev/null")
+    with pytest.raises(SnpCertsError):
+        CertFile(str(link)).publish(NEW, strategy=strategy)
+
+
+@STRATEGIES
+def test_a_file_replaced_before_the_firmware_changes_stops_the_update(
+    file: Path, strategy: Strategy
+) -> None:
+    changed: list[bool] = []
+
+    def replace_path(action: object) -> None:
+        if isinstance(action, step.Now):
+            clock.append(action)
+        if len(clock) == 2 and other.exists():  # the lock is had
+            other.rename(file)
+
+    def change() -> CertTable:
+        changed.append(True)
+        return NEW
+
+    clock: list[object] = []
+    other = file.with_name("other")
+    other.write_bytes(OLD.encode())
+    with pytest.raises(RefusedError, match="another program replaced"):
+        CertFile(str(file), relay(before=replace_path)).update(change, strategy=strategy)
+    assert not changed
+    assert file.read_bytes() == OLD.encode()
+
+
+@STRATEGIES
+def test_a_file_replaced_while_the_firmware_changes_is_told(file: Path, strategy: Strategy) -> None:
+    def change() -> CertTable:
+        other = file.with_name("other")
+        other.write_bytes(b"not ours")
+        other.rename(file)
+        return NEW
+
+    with pytest.raises(RefusedError, match="another program replaced"):
+        CertFile(str(file)).update(change, strategy=strategy)
+
+
+def test_a_full_file_system_leaves_the_empty_table_for_real(tmp_path: Path) -> None:
+    place = tmp_path / "small"
+    place.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=16k", "tmpfs", place], capture_output=True
+    )
+    if mounted.returncode:
+        pytest.skip("mounting is not allowed on this machine")
+    try:
+        file = place / "certs.bin"
+        file.write_bytes(OLD.encode())
+        large = CertTable((TableEntry(VCEK_GUID, bytes(b"x" * 20000)),))
+        with pytest.raises(RefusedError, match="No space left"):
+            CertFile(str(file)).publish(large)
+        assert type(served(file)).__name__ == "Empty"
+        CertFile(str(file)).publish(NEW)
+        assert file.read_bytes() == NEW.encode()
+    finally:
+        subprocess.run(["umount", place], check=True)
+
+
+def test_a_read_only_file_system_is_told_and_nothing_changes(tmp_path: Path) -> None:
+    place = tmp_path / "read-only"
+    place.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "tmpfs", place], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("mounting is not allowed on this machine")
+    try:
+        file = place / "certs.bin"
+        file.write_bytes(OLD.encode())
+        subprocess.run(["mount", "-o", "remount,ro", place], check=True)
+        for strategy in Strategy:
+            with pytest.raises(RefusedError, match="must be writable"):
+                CertFile(str(file)).publish(NEW, strategy=strategy)
+        assert served(file) == Table(OLD.encode())
+    finally:
+        subprocess.run(["umount", place], check=True)
+
+
+def test_the_target_of_a_bind_mount_needs_in_place(file: Path) -> None:
+    mounted = subprocess.run(["mount", "--bind", file, file], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("mounting is not allowed on this machine")
+    try:
+        with pytest.raises(RefusedError, match="in-place"):
+            CertFile(str(file)).publish(NEW)
+        assert served(file) == Table(OLD.encode())
+        CertFile(str(file)).publish(NEW, strategy=Strategy.IN_PLACE)
+        assert served(file) == Table(NEW.encode())
+    finally:
+        subprocess.run(["umount", file], check=True)
+
+
+def test_a_file_of_someone_else_keeps_its_owner_or_is_left_alone(file: Path) -> None:
+    """Without the right to give files away there is no swap, and nothing has changed."""
+    if os.getuid() != 0:
+        pytest.skip("needs root to give files away")
+    os.chown(file, 12, 34)
+
+    def refuse(action: object) -> None:
+        if isinstance(action, step.CopyAttributes):
+            raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+    with pytest.raises(RefusedError, match="must be writable"):
+        CertFile(str(file), relay(before=refuse)).publish(NEW)
+    assert served(file) == Table(OLD.encode())
+    assert (file.stat().st_uid, file.stat().st_gid) == (12, 34)

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from snpcerts.emulator.frontdoor.supervisor import SIGNAL_INTERVAL
+from snpcerts.emulator.frontdoor.tasks import task
 
 from . import toys
 from .conftest import Stage
@@ -192,6 +193,21 @@ def test_a_signal_to_the_process_breaks_a_waiting_call(stage: Stage) -> None:
     stage.serve(lambda: stage.toys.cancelled == 1)
     stage.tell(running)
     assert stage.finish(running) == ["0", EINTR, str(MARKER)]
+
+
+def test_a_call_that_cannot_be_interrupted_is_not(stage: Stage) -> None:
+    """A guest message that is on its way must be answered."""
+    stage.toys.interruptible = False
+    running = stage.start("open", "/dev/kvm", "kicked", "api")
+    stage.serve(lambda: len(stage.toys.waiting) == 1)
+    os.kill(running.pid, signal.SIGUSR1)
+    looks = []
+    stage.serve(lambda: looks.append(task(running.pid)) or len(looks) > 5)  # type: ignore[func-returns-value]
+    assert stage.toys.cancelled == 0
+    assert any(each is not None and each.shared for each in looks), "there was a signal"
+    stage.toys.waiting[0].released = True
+    stage.tell(running)
+    assert stage.finish(running) == ["0", "7", str(MARKER)]
 
 
 def test_memory_unmapped_while_the_call_waits_is_efault(stage: Stage) -> None:

@@ -39,6 +39,7 @@ class Toys:
         self.cancelled = 0
         self.echoed: Counter[int] = Counter()
         self.limit: float | None = None
+        self.interruptible = True
 
     def door(self, *, look: bool = True) -> Door:
         return Door(
@@ -66,6 +67,10 @@ class Waiting:
     @property
     def deadline(self) -> float | None:
         return self.toys.limit
+
+    @property
+    def interruptible(self) -> bool:
+        return self.toys.interruptible
 
     def poll(self) -> int | None:
         if not self.released:

@@ -108,11 +108,14 @@ def update(
             raise _refused(path, error) from None
         try:
             locked: float = yield step.Now()
+            yield from _require_in_place(path, fd)
             table: bytes = yield step.Change(change)
             try:
                 yield from _fill(fd, table)
             except OSError as error:
+                yield from _give_room_back(fd)
                 raise _refused(path, error) from None
+            yield from _require_in_place(path, fd)
             done: float = yield step.Now()
         finally:
             yield step.Close(fd)
@@ -212,7 +215,7 @@ def _refused(path: str, error: OSError) -> SnpCertsError:
     text = f"{path}: cannot update: {os.strerror(error.errno) if error.errno else error}"
     if error.errno in _WRONG_PATH:
         return InputError(text, hint="name a file in an existing directory")
-    if error.errno == errno.EBUSY:
+    if error.errno in (errno.EBUSY, errno.EXDEV):
         return RefusedError(text, hint="a file that is a mount point needs the in-place strategy")
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return RefusedError(text, hint="the file and its directory must be writable")
@@ -223,6 +226,20 @@ def _require_regular(path: str, fd: int) -> Steps[None]:
     status: step.FileStat = yield step.Stat(fd)
     if not status.regular:
         raise InputError(f"{path}: is not a regular file", hint="name the certificate file")
+
+
+def _require_in_place(path: str, fd: int) -> Steps[None]:
+    """Someone who replaces the file behind our back is noticed, if not prevented."""
+    mine: step.FileStat = yield step.Stat(fd)
+    try:
+        there: step.FileStat = yield step.StatPath(path)
+    except OSError as error:
+        raise _refused(path, error) from None
+    if mine.identity != there.identity:
+        raise RefusedError(
+            f"{path}: another program replaced the file during the update",
+            hint="find out which, and update again: what guests get now is that program's",
+        )
 
 
 def _lock_until(fd: int, deadline: float) -> Steps[bool]:
@@ -250,3 +267,12 @@ def _fill(fd: int, table: bytes) -> Steps[None]:
         yield step.Sync(fd)
     yield step.Write(fd, first, 0)
     yield step.Sync(fd)
+
+
+def _give_room_back(fd: int) -> Steps[None]:
+    """Empty a table that could not be written whole, so that the next one has room."""
+    try:
+        yield from _empty(fd)
+    except OSError:
+        # What is there is the empty table already, unless the disk is broken.
+        return

@@ -73,6 +73,10 @@ class Pending(Protocol):
     def deadline(self) -> float | None:
         """When to poll at the latest."""
 
+    @property
+    def interruptible(self) -> bool:
+        """Whether a signal breaks the call; one that kills always does."""
+
     def poll(self) -> int | None:
         """The result, if it is there by now."""
 

@@ -298,6 +298,11 @@ class KvmRun:
         """When the guest goes on by itself."""
         return self._vcpu.wake_at if self._entered and self._first() else None
 
+    @property
+    def interruptible(self) -> bool:
+        """True: a signal is how a VMM gets its vCPU thread back."""
+        return True
+
     def poll(self) -> int | None:
         """0 on an exit to userspace; ``OSError`` as KVM_RUN fails; None while the guest waits."""
         if not self._first():

@@ -104,6 +104,11 @@ class SevGuestCall:
         """None: only the guest's progress ends the call."""
         return None
 
+    @property
+    def interruptible(self) -> bool:
+        """False: a message that was sent must be answered, or its number is lost."""
+        return False
+
     def poll(self) -> int | None:
         """The ioctl's result once the guest has sent its message and checked the answer."""
         if self._call is None:

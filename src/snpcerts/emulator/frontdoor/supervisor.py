@@ -234,7 +234,7 @@ class Supervisor:
             if not seccomp.is_waiting(descriptor, number):
                 waiting.pending.cancel()
                 del self._waiting[descriptor, number]
-            elif self._is_signalled(waiting):
+            elif waiting.pending.interruptible and self._is_signalled(waiting):
                 waiting.pending.cancel()
                 self._finish(waiting, -errno.EINTR)
 
