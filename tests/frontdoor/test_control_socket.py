@@ -16,7 +16,7 @@ import pytest
 from snpcerts.emulator.frontdoor import control
 from snpcerts.emulator.frontdoor.control import ControlSocket, Hello
 from snpcerts.emulator.frontdoor.door import Door
-from snpcerts.errors import InputError, RefusedError, SnpCertsError, UsageError
+from snpcerts.errors import InputError, RefusedError, UsageError
 
 from .conftest import Stage
 from .toys import MARKER
@@ -122,7 +122,16 @@ def test_a_second_server_is_refused_and_a_dead_one_replaced(
 def test_nobody_there_is_said_plainly(tmp_path: Path) -> None:
     with pytest.raises(RefusedError, match="start one first"):
         control.connect(tmp_path / "nobody")
-    with pytest.raises(SnpCertsError, match="shorter"):
+    with pytest.raises(RefusedError, match="start one first"):
         control.connect(tmp_path / ("x" * 120))
     with pytest.raises(InputError, match="cannot listen"):
         ControlSocket(tmp_path / "absent/control", _silent)
+
+
+def test_a_socket_may_lie_deeper_than_a_sockets_address_reaches(tmp_path: Path) -> None:
+    folder = tmp_path / ("deep" * 30)
+    folder.mkdir()
+    served = ControlSocket(folder / "control", _silent)
+    control.connect(folder / "control").close()
+    served.close()
+    assert list(folder.iterdir()) == []

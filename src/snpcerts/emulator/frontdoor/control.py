@@ -15,7 +15,7 @@ import json
 import os
 import socket
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -76,11 +76,11 @@ def receive(peer: socket.socket) -> tuple[dict[str, Any], tuple[int, ...]] | Non
 
 def connect(path: Path) -> socket.socket:
     """A connection to the server at ``path``; RefusedError when none listens."""
-    address = _address(path)
     peer = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     peer.settimeout(PATIENCE)
     try:
-        peer.connect(address)
+        with _address(path) as address:
+            peer.connect(address)
     except OSError as error:
         peer.close()
         raise RefusedError(
@@ -89,13 +89,20 @@ def connect(path: Path) -> socket.socket:
     return peer
 
 
-def _address(path: Path) -> str:
-    if len(os.fsencode(path)) > _SUN_PATH:
-        raise UsageError(
-            f"the path of the control socket has more than {_SUN_PATH} bytes: {path}",
-            hint="use a shorter directory",
-        )
-    return str(path)
+@contextlib.contextmanager
+def _address(path: Path) -> Iterator[str]:
+    """A name for ``path`` that fits into a socket's address, however deep it lies."""
+    if len(os.fsencode(path)) <= _SUN_PATH:
+        yield str(path)
+        return
+    try:
+        folder = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as error:
+        raise InputError(f"{path.parent}: {error.strerror}") from None
+    try:
+        yield f"/proc/self/fd/{folder}/{path.name}"
+    finally:
+        os.close(folder)
 
 
 class ControlSocket:
@@ -113,7 +120,8 @@ class ControlSocket:
         self._peers: dict[int, socket.socket] = {}
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
         try:
-            self._bind(_address(path))
+            with _address(path) as address:
+                self._bind(address)
         except BaseException:
             self._socket.close()
             raise
@@ -125,11 +133,11 @@ class ControlSocket:
             self._socket.bind(address)
         except OSError as error:
             if error.errno != errno.EADDRINUSE:
-                raise InputError(f"cannot listen at {address}: {error.strerror}") from error
+                raise InputError(f"cannot listen at {self.path}: {error.strerror}") from error
             with contextlib.suppress(RefusedError):
                 connect(self.path).close()
                 raise UsageError(
-                    f"another emulator listens at {address}", hint="use that one, or stop it"
+                    f"another emulator listens at {self.path}", hint="use that one, or stop it"
                 ) from error
             os.unlink(address)
             self._socket.bind(address)
