@@ -51,14 +51,18 @@ def test_a_throw_away_machine_leaves_nothing(tmp_path: Path) -> None:
     words = [*SNPCERTS, "emulate", "host", "--", sys.executable, "-c", STATUS]
     made = subprocess.run(words, capture_output=True, text=True, env=environment, timeout=60)
     assert made.returncode == 0, made.stderr
-    (home,) = tmp_path.iterdir()
-    # The server removes it when it has seen that nobody is left; its socket goes first.
-    pid = subprocess.run(
-        ["pgrep", "-f", str(home)], capture_output=True, text=True, check=False
-    ).stdout.split()
-    for each in pid:
-        _wait_for_end_of(int(each))
+    # The server removes the directory when it has seen that nobody is left.
+    for process in Path("/proc").iterdir():
+        if process.name.isdigit() and str(tmp_path).encode() in _command_line(process):
+            _wait_for_end_of(int(process.name))
     assert list(tmp_path.iterdir()) == []
+
+
+def _command_line(process: Path) -> bytes:
+    try:
+        return (process / "cmdline").read_bytes()
+    except OSError:
+        return b""
 
 
 def _wait_for_end_of(pid: int) -> None:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
@@ -10,6 +11,7 @@ from typing import TypeVar
 from snpcerts.abi.cert_table import MAX_SIZE, CertTable
 from snpcerts.certfile import reader, system, writer
 from snpcerts.certfile.holders import holders_of
+from snpcerts.certfile.lock_check import require_working_locks
 from snpcerts.certfile.step import Performer
 
 T = TypeVar("T")
@@ -73,10 +75,11 @@ class CertFile:
     def _update(
         self, change: Callable[[], bytes], strategy: writer.Strategy, lock_wait: float
     ) -> writer.Update:
+        require_working_locks(os.path.dirname(os.path.realpath(self.path)))
         steps = writer.update(self.path, change, strategy=strategy, lock_wait=lock_wait)
         try:
             result: writer.Update = self.perform(steps)
         except writer.LockHeldError as error:
-            holders = tuple(str(holder) for holder in holders_of(error.path))
+            holders = tuple(str(each) for each in holders_of(error.path) if each.blocks)
             raise writer.LockHeldError(error.path, error.waited, holders) from None
         return result

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Who holds a lock on a file, found in ``/proc``.
 
-Source: proc_pid_fdinfo(5), proc_locks(5). The kernel does not say which process
-owns an open-file-description lock, so every process's descriptors are looked
-at. Without the right to look into another user's process, its locks stay
-unnamed.
+Source: proc_pid_fdinfo(5), proc_locks(5), proc_pid_stat(5). The kernel does not
+say which process owns an open-file-description lock, so every process's
+descriptors are looked at. Without the right to look into another user's
+process, its locks stay unnamed. How long a lock has been held is nowhere to be
+had; how long its process has run is.
 """
 
 from __future__ import annotations
@@ -12,23 +13,45 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from itertools import pairwise
+from typing import Final
 
-_COMMAND_LIMIT = 200
+_COMMAND_LIMIT: Final = 4096  # bytes of a command line that are looked at
+_COMMAND_SHOWN: Final = 120  # characters of it that are shown
+_START_TIME: Final = 19  # field 22 of /proc/PID/stat, counted from behind the command
+
+KINDS: Final = {"OFDLCK": "OFD", "POSIX": "POSIX", "FLOCK": "flock"}
 
 
 @dataclass(frozen=True, slots=True)
 class Holder:
-    """One process that holds a lock: its kind is ``OFDLCK``, ``POSIX`` or ``FLOCK``."""
+    """One process that holds a lock.
+
+    ``kind`` is ``OFDLCK``, ``POSIX`` or ``FLOCK``; ``vm`` is the virtual machine
+    that a VMM's command line names; ``since`` is when the process started.
+    """
 
     pid: int
     command: str
     kind: str
     exclusive: bool
+    vm: str | None = None
+    since: datetime | None = None
+
+    @property
+    def blocks(self) -> bool:
+        """Whether OFD locks take notice of it: flock(2) and they do not see each other."""
+        return self.kind != "FLOCK"
 
     def __str__(self) -> str:
         mode = "exclusive" if self.exclusive else "shared"
-        kinds = {"OFDLCK": "OFD", "POSIX": "POSIX", "FLOCK": "flock"}
-        return f"pid {self.pid} ({self.command}, {mode} {kinds.get(self.kind, self.kind)} lock)"
+        parts = [self.command, f"{mode} {KINDS.get(self.kind, self.kind)} lock"]
+        if self.vm is not None:
+            parts.insert(1, f"VM {self.vm}")
+        if self.since is not None:
+            parts.append(f"running since {self.since:%Y-%m-%d %H:%M:%S} UTC")
+        return f"pid {self.pid} ({', '.join(parts)})"
 
 
 def holders_of(path: str) -> tuple[Holder, ...]:
@@ -41,8 +64,21 @@ def holders_of(path: str) -> tuple[Holder, ...]:
     for pid in _processes():
         for number in _descriptors(pid):
             for kind, exclusive in _locks(pid, number, (status.st_dev, status.st_ino)):
-                found[pid, kind, exclusive] = Holder(pid, _command(pid), kind, exclusive)
+                words = _command_line(pid)
+                found[pid, kind, exclusive] = Holder(
+                    pid, _shown(words), kind, exclusive, vm_named_in(words), _started(pid)
+                )
     return tuple(found[key] for key in sorted(found))
+
+
+def vm_named_in(words: list[str]) -> str | None:
+    """The VM's name on a VMM's command line: ``-name NAME``, ``-name guest=NAME,...``."""
+    for option, value in pairwise(words):
+        if option in ("-name", "--name"):
+            fields = value.split(",")
+            named = [field.removeprefix("guest=") for field in fields if field.startswith("guest=")]
+            return named[0] if named else fields[0]
+    return None
 
 
 def _processes() -> Iterator[int]:
@@ -75,11 +111,27 @@ def _locks(pid: int, number: str, identity: tuple[int, int]) -> Iterator[tuple[s
             yield words[2], words[4] == "WRITE"
 
 
-def _command(pid: int) -> str:
+def _command_line(pid: int) -> list[str]:
     try:
         with open(f"/proc/{pid}/cmdline", "rb") as file:
-            words = file.read(_COMMAND_LIMIT).split(b"\0")
+            data = file.read(_COMMAND_LIMIT)
     except OSError:
-        return "?"
-    text = b" ".join(words).decode(errors="replace").strip()
+        return []
+    return [word.decode(errors="replace") for word in data.split(b"\0") if word]
+
+
+def _shown(words: list[str]) -> str:
+    text = " ".join(words)[:_COMMAND_SHOWN]
     return "".join(char if char.isprintable() else "?" for char in text) or "?"
+
+
+def _started(pid: int) -> datetime | None:
+    try:
+        with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
+            fields = file.read().rpartition(")")[2].split()
+        with open("/proc/stat", encoding="ascii") as file:
+            booted = next(int(line.split()[1]) for line in file if line.startswith("btime "))
+        ticks = int(fields[_START_TIME])
+    except (OSError, ValueError, IndexError, StopIteration):
+        return None
+    return datetime.fromtimestamp(booted + ticks / os.sysconf("SC_CLK_TCK"), UTC)
