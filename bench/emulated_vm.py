@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What an emulated KVM_RUN costs behind the front door, and one served certificate exit.
+
+The VMM is a process that makes real system calls; beside it the same VMM in the
+emulator's own process, without a door.
+"""
+
+from __future__ import annotations
+
+import errno
+import subprocess
+import sys
+import tempfile
+import time
+from functools import partial
+from pathlib import Path
+
+from bench.compare import Skip, compare
+from snpcerts.abi.kvm import ExitReason
+from snpcerts.abi.product import Product
+from snpcerts.certfile.certfile import CertFile
+from snpcerts.demo.host import EmulatedHost
+from snpcerts.emulator.enter import host_program
+from snpcerts.emulator.frontdoor import seccomp
+from snpcerts.emulator.guest_script import GuestScript
+from snpcerts.emulator.home import PlatformHome
+from snpcerts.emulator.machine import Machine
+from snpcerts.emulator.platform import Platform
+from snpcerts.emulator.reference_vmm import Kernel, build_vm
+from snpcerts.emulator.scripted_guest import ScriptedGuest
+from snpcerts.emulator.vmm_program import SystemCalls
+from snpcerts.errors import SnpCertsError
+from snpcerts.vmm.exit_service import ExitService
+from snpcerts.vmm.guest_memory import MappedMemory
+
+REQUESTS = 200
+RUNS = 2000
+
+
+def main() -> None:
+    """Print microseconds per KVM_RUN and per request."""
+    try:
+        seccomp.check()
+    except SnpCertsError as error:
+        raise Skip(str(error)) from None
+    with tempfile.TemporaryDirectory() as folder:
+        home = PlatformHome(Path(folder) / "platform")
+        home.prepare(Product.MILAN)
+        host = EmulatedHost.of(home.firmware(), home.authority(), tcbs=1)
+        file = Path(folder) / "certs.bin"
+        CertFile(str(file)).publish(host.table())
+
+        def behind_the_door(what: str) -> float:
+            program = [sys.executable, "-m", "bench.emulated_vm", what, str(file)]
+            words = host_program(home, program, GuestScript(requests=REQUESTS))
+            made = subprocess.run(words, capture_output=True, text=True, check=True)
+            return float(made.stdout)
+
+        def in_process(what: str) -> float:
+            platform = Platform(host.firmware, guest=lambda vm: ScriptedGuest(vm, reports=REQUESTS))
+            return measured(Machine(platform), what, str(file))
+
+        for what, title in (
+            ("run", "KVM_RUN of a guest at its end"),
+            ("serve", "certificate exit"),
+        ):
+            compare(
+                title,
+                {
+                    "no door, one process": partial(in_process, what),
+                    "behind the front door": partial(behind_the_door, what),
+                },
+                unit="us",
+                scale=1e6,
+                rounds=3,
+            )
+
+
+def measured(kernel: Kernel, what: str, path: str) -> float:
+    """Seconds for one of what is asked for, in a VM of this process."""
+    vm = build_vm(kernel)
+    service = ExitService(CertFile(path))
+    memory = MappedMemory([(vm.base, memoryview(vm.memory))])
+    run = vm.runs[0]
+    start = time.perf_counter()
+    while True:
+        vm.run()
+        if run.exit_reason != ExitReason.SNP_REQ_CERTS:
+            break
+        served = service.serve(run, memory, vm.run)
+        assert (served.ret, served.run_errno) == (0, errno.EINTR), served
+    seconds = (time.perf_counter() - start) / REQUESTS
+    if what == "serve":
+        return seconds
+    start = time.perf_counter()
+    for _ in range(RUNS):
+        vm.run()
+    return (time.perf_counter() - start) / RUNS
+
+
+if __name__ == "__main__":
+    print(measured(SystemCalls(), sys.argv[1], sys.argv[2]))
