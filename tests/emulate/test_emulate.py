@@ -46,6 +46,16 @@ def test_the_machine_outlives_the_command(emulated: Emulated) -> None:
     assert shown["vms"] == []
 
 
+def test_a_command_is_on_disk_before_its_caller_goes_on(emulated: Emulated) -> None:
+    """Who runs something after it, and reads the directory, finds it done."""
+    look = (
+        "import json; from pathlib import Path\n"
+        f"print(json.loads(Path({str(emulated.directory)!r}, 'platform.json').read_text()))\n"
+    )
+    reported, saved = emulated.python(["host"], LOWER + look).stdout.split(maxsplit=1)
+    assert reported in saved
+
+
 def test_a_throw_away_machine_leaves_nothing(tmp_path: Path) -> None:
     environment = os.environ | {"TMPDIR": str(tmp_path)}
     words = [*SNPCERTS, "emulate", "host", "--", sys.executable, "-c", STATUS]

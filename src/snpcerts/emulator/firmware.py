@@ -137,6 +137,11 @@ class Firmware:
         return self._platform.chip
 
     @property
+    def processor(self) -> CpuId:
+        """Family, model and stepping, as the CPUID instruction has them."""
+        return self._platform.cpuid
+
+    @property
     def state(self) -> PlatformState:
         """The platform's variables at this moment."""
         return self._platform.state

@@ -14,11 +14,13 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
+from snpcerts.emulator.device import Caller
+from snpcerts.emulator.firmware import Firmware
 from snpcerts.emulator.frontdoor.control import ControlSocket, Hello
 from snpcerts.emulator.frontdoor.door import Door
 from snpcerts.emulator.frontdoor.supervisor import Supervisor
@@ -117,9 +119,9 @@ class Server:
         return Door(
             {
                 "/dev/kvm": lambda _: KvmDevice(platform),
-                "/dev/sev": lambda _: SevDevice(platform.firmware),
+                "/dev/sev": lambda _: _SavedSevDevice(platform.firmware, self._save),
             },
-            host_files(),
+            host_files(platform.firmware.processor),
         )
 
     def _guest(self, message: Mapping[str, Any]) -> Door:
@@ -138,6 +140,26 @@ class Server:
         if vm is None:
             raise RefusedError(f"no VM {name!r}", hint="'snpcerts emulate status' lists them")
         return Door({"/dev/sev-guest": lambda _: SevGuestDevice(vm)}, guest_files())
+
+
+class _SavedSevDevice(SevDevice):
+    """A ``/dev/sev`` whose commands are on disk before their caller learns how they went.
+
+    Whoever runs a command after another one reads the platform's directory.
+    """
+
+    __slots__ = ("_save",)
+
+    def __init__(self, firmware: Firmware, save: Callable[[], None]) -> None:
+        super().__init__(firmware)
+        self._save = save
+
+    def ioctl(self, caller: Caller, request: int, argument: int) -> int:
+        """As any; what it changed is saved."""
+        try:
+            return super().ioctl(caller, request, argument)
+        finally:
+            self._save()
 
 
 def _serves(guest: object) -> bool:

@@ -11,7 +11,11 @@ call.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from snpcerts.emulator.guest_answer import CpuId
 
 Content = bytes | Mapping[int, bytes]
 
@@ -19,10 +23,11 @@ _SYSCFG, _SEV_STATUS, _RMP_BASE, _RMP_END = 0xC001_0010, 0xC001_0131, 0xC001_013
 _SME_ENABLED, _SNP_ENABLED = 1 << 23, 1 << 24
 _SEV, _SEV_ES, _SEV_SNP = 1 << 0, 1 << 1, 1 << 2
 _MSRS = "/dev/cpu/0/msr"
+_CPUINFO = "/proc/cpuinfo"
 
 
-def host_files() -> dict[str, Callable[[], Content]]:
-    """What an SNP host shows."""
+def host_files(processor: CpuId) -> dict[str, Callable[[], Content]]:
+    """What an SNP host with that processor shows; it has as many as this machine."""
     parameters = {
         f"/sys/module/kvm_amd/parameters/{name}": lambda: b"Y\n"
         for name in ("sev", "sev_es", "sev_snp")
@@ -32,7 +37,11 @@ def host_files() -> dict[str, Callable[[], Content]]:
         _RMP_BASE: _register(0x1_0000_0000),
         _RMP_END: _register(0x1_3FFF_FFFF),
     }
-    return {**parameters, _MSRS: lambda: registers}
+    return {
+        **parameters,
+        _MSRS: lambda: registers,
+        _CPUINFO: lambda: _cpuinfo(Path(_CPUINFO).read_text(errors="replace"), processor),
+    }
 
 
 def guest_files() -> dict[str, Callable[[], Content]]:
@@ -42,6 +51,19 @@ def guest_files() -> dict[str, Callable[[], Content]]:
         "/sys/devices/system/cpu/sev/vmpl": lambda: b"0\n",
         "/sys/devices/platform/sev-guest/uevent": lambda: b"DRIVER=sev-guest\n",
     }
+
+
+def _cpuinfo(text: str, processor: CpuId) -> bytes:
+    """``/proc/cpuinfo`` with another processor's names and numbers (proc_cpuinfo(5))."""
+    for name, value in (
+        ("vendor_id", "AuthenticAMD"),
+        ("cpu family", processor.family),
+        ("model", processor.model),
+        ("model name", "AMD EPYC (emulated)"),
+        ("stepping", processor.stepping),
+    ):
+        text = re.sub(rf"^({name}\s*): .*$", rf"\1: {value}", text, flags=re.MULTILINE)
+    return text.encode()
 
 
 def _register(value: int) -> bytes:

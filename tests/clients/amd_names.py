@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: Apache-2.0
+"""An emulated chain under AMD's names, for verifiers that compare names.
+
+The emulator's certificates say in their names that they are not AMD's. This
+signs the same contents again, with the same emulated keys, under the names that
+AMD's certificates have. They stay worthless to whoever trusts AMD's keys.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import padding, rsa
+from cryptography.hazmat.primitives.hashes import SHA384
+from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.x509.oid import NameOID
+
+from snpcerts.abi.tcb import TcbVersion
+from snpcerts.emulator.authority import MARK
+from snpcerts.emulator.home import PlatformHome
+from snpcerts.emulator.issued import Issued, vcek_of
+
+_AMD = "Advanced Micro Devices"
+
+
+@dataclass(frozen=True)
+class RenamedChain:
+    """A certificate table, and the ASK and ARK in PEM."""
+
+    table: bytes
+    bundle: bytes
+
+
+def renamed_chain(platform: Path) -> RenamedChain:
+    """The chain of the key that the platform's firmware signs with now."""
+    home = PlatformHome(platform)
+    firmware, authority = home.firmware(), home.authority()
+    reported = firmware.snp_platform_status().reported_tcb
+    tcb = TcbVersion.unpack(reported, firmware.product.tcb_layout)
+    issued = vcek_of(authority, firmware.chip, tcb)
+    vcek = _renamed(x509.load_der_x509_certificate(issued.leaf), authority.ask_signer.key)
+    ask = _renamed(authority.ask, authority.ark_signer.key)
+    ark = _renamed(authority.ark, authority.ark_signer.key)
+    der = [certificate.public_bytes(Encoding.DER) for certificate in (vcek, ask, ark)]
+    return RenamedChain(
+        Issued(*der).table().encode(),
+        ask.public_bytes(Encoding.PEM) + ark.public_bytes(Encoding.PEM),
+    )
+
+
+def _renamed(certificate: x509.Certificate, key: rsa.RSAPrivateKey) -> x509.Certificate:
+    builder = (
+        x509.CertificateBuilder()
+        .subject_name(_name(certificate.subject))
+        .issuer_name(_name(certificate.issuer))
+        .public_key(certificate.public_key())
+        .serial_number(certificate.serial_number)
+        .not_valid_before(certificate.not_valid_before_utc)
+        .not_valid_after(certificate.not_valid_after_utc)
+    )
+    for extension in certificate.extensions:
+        builder = builder.add_extension(extension.value, extension.critical)
+    pss = padding.PSS(mgf=padding.MGF1(SHA384()), salt_length=SHA384.digest_size)
+    return builder.sign(key, SHA384(), rsa_padding=pss)
+
+
+def _name(name: x509.Name) -> x509.Name:
+    def value(attribute: x509.NameAttribute[Any]) -> str:
+        if attribute.oid == NameOID.ORGANIZATION_NAME:
+            return _AMD
+        return str(attribute.value).removesuffix(f" {MARK}")
+
+    return x509.Name([x509.NameAttribute(item.oid, value(item)) for item in name])

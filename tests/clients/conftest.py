@@ -1,0 +1,234 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Strangers' programs, built, and an emulated platform to run them on.
+
+Building them takes cargo, go, the network and, the first time, ten minutes: so
+these tests run only when asked for.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, NoReturn
+
+import pytest
+
+from snpcerts.abi.product import Product, product_of_cpuid
+from snpcerts.emulator.frontdoor import seccomp
+from snpcerts.emulator.home import PlatformHome
+
+from .build import CLIENTS, BuildFailedError, Client, ToolMissingError, ensure
+
+ASKED: Final = "SNPCERTS_CLIENTS"
+LIMIT: Final = 120.0  # seconds that one command may take at most
+
+Ran = subprocess.CompletedProcess[str]
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Make the marker known."""
+    config.addinivalue_line("markers", f"clients: builds and runs strangers' programs ({ASKED}=1)")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Everything here is marked, so that ``-m`` can choose it."""
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            item.add_marker(pytest.mark.clients)
+
+
+class _NotAskedFor(pytest.Module):
+    """A test module that is not even read."""
+
+    def collect(self) -> NoReturn:
+        pytest.skip(f"strangers' programs are built and run only with {ASKED}=1")
+
+
+def pytest_pycollect_makemodule(
+    module_path: Path, parent: pytest.Collector
+) -> pytest.Module | None:
+    """Without being asked, one skip for each module."""
+    if os.environ.get(ASKED) == "1":
+        return None
+    module: pytest.Module = _NotAskedFor.from_parent(parent, path=module_path)
+    return module
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _kernel() -> None:
+    try:
+        seccomp.check()
+    except seccomp.FrontDoorUnavailableError as error:
+        pytest.skip(str(error))
+
+
+def _built(name: str) -> Client:
+    try:
+        return ensure(CLIENTS[name])
+    except ToolMissingError as error:
+        pytest.skip(str(error))
+    except BuildFailedError as error:
+        pytest.fail(str(error), pytrace=False)
+
+
+@pytest.fixture(scope="session")
+def snpguest() -> Path:
+    """virtee's guest tool."""
+    return _built("snpguest").program("snpguest")
+
+
+@pytest.fixture(scope="session")
+def snphost() -> Path:
+    """virtee's host tool."""
+    return _built("snphost").program("snphost")
+
+
+@pytest.fixture(scope="session")
+def go_sev_guest() -> Callable[[str], Path]:
+    """Google's three tools, by name."""
+    return _built("go-sev-guest").program
+
+
+def product_of_cpu() -> Product | None:
+    """The product that tools which execute CPUID take this machine for.
+
+    From /proc/cpuinfo, which shows the same family and model as the instruction
+    does.
+    """
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace")
+    except OSError:
+        return None
+    found = dict(re.findall(r"^(vendor_id|cpu family|model)\s*: (\S+)$", text, re.MULTILINE))
+    if found.get("vendor_id") != "AuthenticAMD":
+        return None
+    return product_of_cpuid(int(found.get("cpu family", 0)), int(found.get("model", 0)))
+
+
+@dataclass(frozen=True)
+class Bench:
+    """An emulated platform, and a directory to work in."""
+
+    product: Product
+    platform: Path
+    place: Path
+
+    def snpcerts(self, *words: object, check: bool = True) -> Ran:
+        """Our own command."""
+        return run([sys.executable, "-m", "snpcerts", *words], cwd=self.place, check=check)
+
+    def emulate(self, *words: object, check: bool = True) -> Ran:
+        """``snpcerts emulate --platform ... WORDS``."""
+        return self.snpcerts("emulate", "--platform", self.platform, *words, check=check)
+
+    def host(self, *program: object, check: bool = True) -> Ran:
+        """Run a program on the host."""
+        return self.emulate("host", "--", *program, check=check)
+
+    def guest(self, certs: Path | str, *program: object, check: bool = True) -> Ran:
+        """Run a program in a guest whose VMM serves the file ``certs``."""
+        return self.emulate("guest", "--certs", certs, "--", *program, check=check)
+
+    @contextmanager
+    def guest_running(self, certs: Path) -> Iterator[None]:
+        """A guest that is there for a while."""
+        words = ["emulate", "--platform", self.platform, "guest", "--certs", certs, "--"]
+        words += ["sh", "-c", "echo here; read _"]
+        with subprocess.Popen(
+            [sys.executable, "-m", "snpcerts", *map(str, words)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=self.place,
+        ) as process:
+            assert process.stdin is not None
+            assert process.stdout is not None
+            assert process.stdout.readline() == "here\n"
+            yield
+            process.stdin.close()
+
+    def certificates(self, name: str = "issued", *options: object) -> Path:
+        """What the emulated AMD issues for the key in use, in a directory of that name."""
+        self.emulate("certificates", self.place / name, *options)
+        return self.place / name
+
+    def status(self) -> dict[str, Any]:
+        """The machine's own account."""
+        answer = json.loads(self.emulate("status", "--json").stdout)
+        assert isinstance(answer, dict)
+        return answer
+
+    def request(self) -> bytes:
+        """Write 64 bytes for a report to carry into ``request.bin``; return them."""
+        data = os.urandom(64)
+        (self.place / "request.bin").write_bytes(data)
+        return data
+
+    def verify(self, report: str, issued: Path, *options: object, check: bool = True) -> Ran:
+        """``snpcerts verify`` against the emulated root."""
+        anchor = ("--anchor", issued / "ark.der")
+        return self.snpcerts("verify", *anchor, *options, report, check=check)
+
+
+def run(words: list[object], cwd: Path, *, check: bool = True) -> Ran:
+    """Run a program; with ``check`` it must succeed."""
+    environment = {**os.environ, "RUST_BACKTRACE": "0"}
+    ran = subprocess.run(
+        [str(word) for word in words],
+        cwd=cwd,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        errors="replace",
+        timeout=LIMIT,
+    )
+    if check:
+        assert ran.returncode == 0, f"{words}: exit code {ran.returncode}\n{ran.stdout}{ran.stderr}"
+    return ran
+
+
+@pytest.fixture(scope="session")
+def pristine(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Product], Path]:
+    """A platform per product as it was made: three RSA keys take a second or two."""
+    made: dict[Product, Path] = {}
+
+    def platform(product: Product) -> Path:
+        if product not in made:
+            made[product] = tmp_path_factory.mktemp("pristine") / product.value
+            PlatformHome(made[product]).prepare(product)
+        return made[product]
+
+    return platform
+
+
+Benches = Callable[[Product], Bench]
+
+
+@pytest.fixture
+def bench_of(pristine: Callable[[Product], Path], tmp_path: Path) -> Benches:
+    """A fresh platform of a product, with a directory to work in."""
+
+    def fresh(product: Product) -> Bench:
+        shutil.copytree(pristine(product), tmp_path / "platform")
+        (tmp_path / "place").mkdir()
+        return Bench(product, tmp_path / "platform", tmp_path / "place")
+
+    return fresh
+
+
+@pytest.fixture
+def native(bench_of: Benches) -> Bench:
+    """A platform of the product that this machine's CPUID instruction names."""
+    product = product_of_cpu()
+    if product is None:
+        pytest.skip("the tool executes CPUID, which cannot be emulated; this CPU is no SNP product")
+    return bench_of(product)

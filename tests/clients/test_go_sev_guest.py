@@ -1,0 +1,193 @@
+# SPDX-License-Identifier: Apache-2.0
+"""google/go-sev-guest's attest, check and show, unmodified, in an emulated guest.
+
+They use /dev/sev-guest where there is no configfs-tsm; a machine that has it
+would answer with its own reports, so the tests skip there.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from snpcerts.abi.cert_table import CertTable
+from snpcerts.abi.product import Product
+from snpcerts.abi.report import REPORT_SIZE, Report
+from snpcerts.emulator.home import PlatformHome
+
+from .amd_names import renamed_chain
+from .conftest import Bench, Benches, Ran, run
+
+Tools = Callable[[str], Path]
+
+# Its own throttle waits two seconds between calls.
+ATTEST = ("-infile", "request.bin", "-inform", "bin", "-self_throttle_duration", "0s")
+EXTENDED = (*ATTEST, "-extended", "-out", "evidence.bin")
+POLICY = ("-guest_policy", "0x30000")  # SMT allowed, as the reference VMM launches its guests
+SIGNATURE_REFUSED, POLICY_REFUSED = 2, 5  # exit codes of check
+
+PRODUCTS = pytest.mark.parametrize("product", list(Product), ids=lambda product: product.value)
+
+
+@pytest.fixture(autouse=True)
+def _ioctl_only() -> None:
+    if Path("/sys/kernel/config/tsm/report").exists():
+        pytest.skip("this machine has configfs-tsm, which these tools prefer")
+
+
+@pytest.fixture
+def genoa(bench_of: Benches) -> Bench:
+    return bench_of(Product.GENOA)
+
+
+def check(bench: Bench, tools: Tools, *options: object) -> Ran:
+    """``check`` without the network; its exit code is the caller's to look at."""
+    words = [tools("check"), "-network=false", "-product", bench.product.value, *options]
+    return run(words, bench.place, check=False)
+
+
+@PRODUCTS
+def test_attest_extended_is_a_report_and_the_table_of_the_vmm(
+    bench_of: Benches, go_sev_guest: Tools, product: Product
+) -> None:
+    bench = bench_of(product)
+    issued, asked = bench.certificates(), bench.request()
+    bench.guest(issued / "table.bin", go_sev_guest("attest"), *EXTENDED)
+    evidence = (bench.place / "evidence.bin").read_bytes()
+    fields = Report.unpack(evidence[:REPORT_SIZE]).fields
+    assert (fields.report_data, fields.vmpl) == (asked, 0)
+    served = CertTable.decode((issued / "table.bin").read_bytes())
+    received = CertTable.decode(evidence[REPORT_SIZE:])
+    assert [received.get(entry.guid) for entry in served.entries] == [
+        entry.data for entry in served.entries
+    ]
+    assert "verified" in bench.verify("evidence.bin", issued).stdout
+
+
+def test_attest_at_a_vmpl_without_certificates(genoa: Bench, go_sev_guest: Tools) -> None:
+    issued, asked = genoa.certificates(), genoa.request()
+    words = (*ATTEST, "-vmpl", "3", "-out", "report.bin")
+    genoa.guest(issued / "table.bin", go_sev_guest("attest"), *words)
+    fields = Report.unpack((genoa.place / "report.bin").read_bytes()).fields
+    assert (fields.report_data, fields.vmpl) == (asked, 3)
+    genoa.verify("report.bin", issued, "--certs", issued)
+
+
+def test_attest_with_its_own_throttle(genoa: Bench, go_sev_guest: Tools) -> None:
+    issued = genoa.certificates()
+    genoa.request()
+    words = ("-infile", "request.bin", "-extended", "-out", "evidence.bin")
+    genoa.guest(issued / "table.bin", go_sev_guest("attest"), *words)
+    genoa.verify("evidence.bin", issued)
+
+
+def test_attest_by_the_path_of_the_device(genoa: Bench, go_sev_guest: Tools) -> None:
+    issued = genoa.certificates()
+    genoa.request()
+    path = ("-sev_guest_device_path", "/dev/sev-guest")
+    genoa.guest(issued / "table.bin", go_sev_guest("attest"), *EXTENDED, *path)
+    genoa.verify("evidence.bin", issued)
+
+
+def test_attest_where_the_host_has_no_certificates(genoa: Bench, go_sev_guest: Tools) -> None:
+    """An empty table is no error: what it adds by itself is all that comes."""
+    issued = genoa.certificates()
+    genoa.request()
+    (genoa.place / "table").write_bytes(bytes(24))
+    genoa.guest("table", go_sev_guest("attest"), *EXTENDED)
+    evidence = (genoa.place / "evidence.bin").read_bytes()
+    assert len(CertTable.decode(evidence[REPORT_SIZE:]).entries) == 1
+    (genoa.place / "report.bin").write_bytes(evidence[:REPORT_SIZE])
+    genoa.verify("report.bin", issued, "--certs", issued)
+
+
+def test_show(genoa: Bench, go_sev_guest: Tools) -> None:
+    issued = genoa.certificates()
+    genoa.request()
+    genoa.guest(issued / "table.bin", go_sev_guest("attest"), *EXTENDED)
+    words = [go_sev_guest("show"), "-in", "evidence.bin"]
+    text = run(words, genoa.place).stdout
+    assert "vcek_cert:" in text
+    assert "ask_cert:" in text
+    shown = run([*words, "-outform", "tcb"], genoa.place).stdout
+    (current,) = struct.unpack("<Q", bytes.fromhex(genoa.status()["current_tcb"]))
+    assert f"current_tcb={current:#x}" in shown
+
+
+def test_formats_go_round(genoa: Bench, go_sev_guest: Tools) -> None:
+    """A report in its textproto is the same report when it comes back."""
+    issued = genoa.certificates()
+    genoa.request()
+    genoa.guest(issued / "table.bin", go_sev_guest("attest"), *EXTENDED)
+    words = [go_sev_guest("show"), "-in", "evidence.bin", "-out", "evidence.textproto"]
+    run(words, genoa.place)
+    words = [go_sev_guest("show"), "-in", "evidence.textproto", "-inform", "textproto"]
+    run([*words, "-outform", "bin", "-out", "again.bin"], genoa.place)
+    evidence, again = (
+        (genoa.place / name).read_bytes()[:REPORT_SIZE] for name in ("evidence.bin", "again.bin")
+    )
+    assert evidence == again
+    genoa.verify("again.bin", issued)
+
+
+def test_check_refuses_the_emulated_names(genoa: Bench, go_sev_guest: Tools) -> None:
+    """Even told to trust the root: it wants AMD's name in every certificate, as it should."""
+    issued = genoa.certificates()
+    genoa.request()
+    genoa.guest(issued / "table.bin", go_sev_guest("attest"), *EXTENDED)
+    bundle = PlatformHome(genoa.platform).authority().chain_pem()
+    (genoa.place / "bundle.pem").write_bytes(bundle)
+    options = ("-in", "evidence.bin", "-product_key_path", "bundle.pem", *POLICY)
+    ran = check(genoa, go_sev_guest, *options)
+    assert ran.returncode == SIGNATURE_REFUSED
+    assert "not expected for AMD" in ran.stderr
+
+
+@pytest.mark.parametrize("product", [Product.MILAN, Product.GENOA], ids=lambda item: item.value)
+def test_check_accepts_the_same_chain_under_amds_names(
+    bench_of: Benches, go_sev_guest: Tools, product: Product
+) -> None:
+    """So the names are all that it minds: extensions, chain and signature are right.
+
+    And it refuses what it should: a changed report, another policy or
+    REPORT_DATA, AMD's own root.
+    """
+    bench = bench_of(product)
+    chain, asked = renamed_chain(bench.platform), bench.request()
+    (bench.place / "table.bin").write_bytes(chain.table)
+    (bench.place / "bundle.pem").write_bytes(chain.bundle)
+    bench.guest("table.bin", go_sev_guest("attest"), *EXTENDED)
+    trusting = ("-product_key_path", "bundle.pem")
+    told = ("-in", "evidence.bin", *trusting, *POLICY)
+
+    ran = check(bench, go_sev_guest, *told, "-report_data", asked.hex())
+    assert ran.returncode == 0, ran.stderr
+    ran = check(bench, go_sev_guest, *told, "-report_data", bytes(64).hex())
+    assert ran.returncode == POLICY_REFUSED
+    ran = check(bench, go_sev_guest, "-in", "evidence.bin", *trusting)
+    assert ran.returncode == POLICY_REFUSED, "its default policy has no SMT"
+    ran = check(bench, go_sev_guest, "-in", "evidence.bin", *POLICY)
+    assert ran.returncode == SIGNATURE_REFUSED, "nobody told it to trust that root"
+
+    changed = bytearray((bench.place / "evidence.bin").read_bytes())
+    changed[0x50] ^= 1
+    (bench.place / "changed.bin").write_bytes(changed)
+    ran = check(bench, go_sev_guest, "-in", "changed.bin", *trusting, *POLICY)
+    assert ran.returncode == SIGNATURE_REFUSED
+
+
+def test_check_does_not_know_a_turin_vcek(bench_of: Benches, go_sev_guest: Tools) -> None:
+    """This release has no name for fmcSPL, which every Turin VCEK carries, AMD's too."""
+    bench = bench_of(Product.TURIN)
+    chain = renamed_chain(bench.platform)
+    bench.request()
+    (bench.place / "table.bin").write_bytes(chain.table)
+    (bench.place / "bundle.pem").write_bytes(chain.bundle)
+    bench.guest("table.bin", go_sev_guest("attest"), *EXTENDED)
+    options = ("-in", "evidence.bin", "-product_key_path", "bundle.pem", *POLICY)
+    ran = check(bench, go_sev_guest, *options)
+    assert ran.returncode == SIGNATURE_REFUSED
+    assert "not an AMD KDS OID: 1.3.6.1.4.1.3704.1.3.9" in ran.stderr
