@@ -7,6 +7,7 @@ import errno
 import fcntl
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -266,6 +267,26 @@ def test_no_call_is_lost_or_repeated_under_signals(stage: Stage) -> None:
 @pytest.mark.slow
 def test_a_hundred_thousand_calls_of_32_threads_under_signals(stage: Stage) -> None:
     _storm(stage, 32, 3125)
+
+
+@pytest.mark.slow
+def test_a_hundred_thousand_calls_of_a_static_go_program_under_signals(
+    stage: Stage, tmp_path: Path
+) -> None:
+    """Its runtime signals its own threads besides, to share them out."""
+    if shutil.which("go") is None:
+        pytest.skip("no go on this machine to build the program with")
+    program = tmp_path / "storm"
+    built = subprocess.run(
+        ["go", "build", "-o", program, Path(__file__).with_name("storm.go")],
+        env=os.environ | {"CGO_ENABLED": "0", "GO111MODULE": "off"},
+        capture_output=True,
+        text=True,
+    )
+    assert built.returncode == 0, built.stderr
+    assert stage.words(32, 3125, program=program) == ["0"]
+    assert len(stage.toys.echoed) == 100_000, "none lost"
+    assert set(stage.toys.echoed.values()) == {1}, "none twice"
 
 
 @pytest.mark.parametrize("seed", range(3))
