@@ -52,7 +52,7 @@ class OpenRead(NamedTuple):
 
 
 class OpenWrite(NamedTuple):
-    """Open an existing file for reading and writing -> descriptor."""
+    """Open an existing file, not through a symbolic link, for reading and writing -> descriptor."""
 
     path: str
 

@@ -114,7 +114,7 @@ _PERFORM: dict[type, Callable[[Any], Any]] = {
     step.Pause: lambda s: time.sleep(s.seconds),
     step.Resolve: lambda s: os.path.realpath(s.path),
     step.OpenRead: lambda s: os.open(s.path, _READ),
-    step.OpenWrite: lambda s: os.open(s.path, _WRITE),
+    step.OpenWrite: lambda s: os.open(s.path, _WRITE | os.O_NOFOLLOW),
     step.Create: lambda s: os.open(s.path, _WRITE | os.O_CREAT | os.O_EXCL, s.mode),
     step.OpenOrCreate: lambda s: os.open(s.path, _WRITE | os.O_CREAT | os.O_NOFOLLOW, s.mode),
     step.Close: lambda s: os.close(s.fd),

@@ -101,7 +101,7 @@ def update(
             if not (yield from _lock_until(turn, deadline)):
                 raise LockHeldError(names.turn, lock_wait)
             yield step.Unlink(names.new)
-            yield step.Unlink(names.old)
+            yield from _finish_old(names, deadline, lock_wait)
             acquire = _in_place if strategy is Strategy.IN_PLACE else _swap
             fd: int = yield from acquire(names, deadline, lock_wait)
         except OSError as error:
@@ -138,6 +138,32 @@ class _Names:
         return cls(path, f"{hidden}.turn", f"{hidden}.new", f"{hidden}.old")
 
 
+def _finish_old(names: _Names, deadline: float, lock_wait: float) -> Steps[None]:
+    """Do for the file that an update cut off has left aside what that update had still to do.
+
+    Requests may be on their way with its table, and readers may keep it open.
+    """
+    try:
+        old: int = yield step.OpenWrite(names.old)
+    except FileNotFoundError:
+        return
+    try:
+        yield from _require_regular(names.old, old)
+        mine: step.FileStat = yield step.Stat(old)
+        try:
+            there: step.FileStat | None = yield step.StatPath(names.path)
+        except FileNotFoundError:
+            there = None
+        # Cut off before the rename, it is the path's own file still.
+        if there is None or mine.identity != there.identity:
+            if not (yield from _lock_until(old, deadline)):
+                raise LockHeldError(names.old, lock_wait)
+            yield from _empty(old)
+        yield step.Unlink(names.old)
+    finally:
+        yield step.Close(old)
+
+
 def _swap(names: _Names, deadline: float, lock_wait: float) -> Steps[int]:
     """Put an empty, locked file at the path and wait for the old one's readers."""
     try:
@@ -166,8 +192,11 @@ def _swap(names: _Names, deadline: float, lock_wait: float) -> Steps[int]:
             keep = True
         finally:
             if not keep:
-                yield step.Unlink(names.new)
-                yield step.Close(new)
+                try:
+                    yield step.Unlink(names.new)
+                finally:
+                    # It may be at the path by now, and its lock keep every reader out.
+                    yield step.Close(new)
     finally:
         if old is not None:
             yield step.Close(old)
@@ -197,6 +226,8 @@ def _in_place(names: _Names, deadline: float, lock_wait: float) -> Steps[int]:
         keep = False
         try:
             yield from _require_regular(names.path, fd)
+            # A rename of an update cut off may not be on disk yet, and this is what it named.
+            yield step.SyncDirectory(names.path)
             if not (yield from _lock_until(fd, deadline)):
                 raise LockHeldError(names.path, lock_wait)
             mine: step.FileStat = yield step.Stat(fd)

@@ -1,0 +1,138 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``python -m explore``: visit every interleaving and crash of the certificate file's protocol.
+
+Prints one line for each exploration: states, transitions, depth (the longest of
+the shortest schedules to a state), seconds. A violation prints the shortest
+schedule that shows it, one line a step. Ends with 1 if anything is not as it
+should be.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterable
+
+from explore.bounds import COMPARED, FULL, LIVELY, PROGRESS, PROGRESS_OF_THREE, SMALL
+from explore.invariants import MEANING
+from explore.mutants import KILLED, MUTANTS, Mutant
+from explore.progress import explore_progress
+from explore.scenario import Scenario
+from explore.search import Exploration, explore
+from explore.strategies import STRATEGIES
+
+_HEAD = f"{'states':>9} {'transitions':>12} {'depth':>6} {'seconds':>8}  who takes part"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Explore what the arguments say; 1 where something does not hold that should."""
+    parser = argparse.ArgumentParser(prog="python -m explore", description=__doc__)
+    parser.add_argument("--bound", choices=("small", "full"), default="full")
+    parser.add_argument(
+        "--strategy", choices=tuple(STRATEGIES), help="only explorations with this strategy"
+    )
+    parser.add_argument(
+        "--mutants",
+        nargs="*",
+        metavar="NAME",
+        help="explore wrong variants (all, or those named) and print their schedules",
+    )
+    chosen = parser.parse_args(arguments)
+    if chosen.mutants is not None:
+        return _mutants(chosen.mutants)
+    full = chosen.bound == "full"
+    print("invariants:")
+    for name, meaning in MEANING.items():
+        print(f"  {name:12} {meaning}")
+    wrong = _safety(_with(chosen.strategy, FULL if full else SMALL))
+    wrong += _progress(_with(chosen.strategy, (*PROGRESS, *(PROGRESS_OF_THREE if full else ()))))
+    if full:
+        print("\na strategy that does not ship, for comparison")
+        wrong += _safety(_with(chosen.strategy, COMPARED))
+    return 1 if wrong else 0
+
+
+def _with(strategy: str | None, scenarios: Iterable[Scenario]) -> list[Scenario]:
+    return [
+        each
+        for each in scenarios
+        if strategy is None or strategy in {name for name, _ in each.writers}
+    ]
+
+
+def _safety(scenarios: list[Scenario]) -> int:
+    if not scenarios:
+        return 0
+    print(f"\n{_HEAD}")
+    wrong = 0
+    for scenario in scenarios:
+        result = explore(scenario.world(), scenario.settings)
+        _line(result, scenario.name)
+        if result.violation is not None:
+            wrong += 1
+            _schedule(result)
+    return wrong
+
+
+def _progress(scenarios: list[Scenario]) -> int:
+    if not scenarios:
+        return 0
+    print("\ncan readers that keep coming keep the writer waiting for ever?")
+    print(_HEAD)
+    wrong = 0
+    for scenario in scenarios:
+        result = explore_progress(scenario.world())
+        strategy = scenario.writers[0][0]
+        expected = all((strategy, kind) in LIVELY for kind in scenario.readers)
+        answers = result.graph.answers if result.graph else {}
+        gets = "; ".join(
+            f"then {kind} gets {' or '.join(sorted(what))}" for kind, what in answers.items()
+        )
+        _line(result, f"{scenario.name}: {'yes' if result.violation else 'no'}; {gets}")
+        if expected is not (result.violation is None):
+            wrong += 1
+            _schedule(result)
+    return wrong
+
+
+def _mutants(names: list[str]) -> int:
+    known = {each.name: each for each in MUTANTS}
+    if unknown := set(names) - set(known):
+        print(f"no mutant {', '.join(sorted(unknown))}; there are {', '.join(known)}")
+        return 2
+    wrong = 0
+    for mutant in [known[name] for name in names] or MUTANTS:
+        result = mutant.explore()
+        found = result.violation.invariant if result.violation else ""
+        verdict = f"does not hold: {found}" if found else "all invariants hold"
+        print(f"\n{mutant.name}: {mutant.wrong}\n  {verdict}; {mutant.why}")
+        if result.violation:
+            print(f"  {result.violation.what}")
+        _lines(result)
+        wrong += found != mutant.invariant
+    killed = sum(mutant.invariant != "" for mutant in _chosen(names))
+    print(f"\n{killed} of {len(KILLED)} wrong variants, {wrong} not as expected")
+    return 1 if wrong else 0
+
+
+def _chosen(names: list[str]) -> list[Mutant]:
+    return [each for each in MUTANTS if not names or each.name in names]
+
+
+def _line(result: Exploration, name: str) -> None:
+    figures = f"{result.states:9,} {result.transitions:12,} {result.depth:6} {result.seconds:8.1f}"
+    print(f"{figures}  {name}", flush=True)
+
+
+def _schedule(result: Exploration) -> None:
+    print(f"  VIOLATION {result.violation}" if result.violation else "  VIOLATION expected, none")
+    _lines(result)
+
+
+def _lines(result: Exploration) -> None:
+    for number, line in enumerate(result.schedule, 1):
+        print(f"  {number:4} {line}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

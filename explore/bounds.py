@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is explored: a small set for every day, and a full one that takes minutes."""
+
+from __future__ import annotations
+
+from explore.model import Budget
+from explore.scenario import NOTHING, USUAL, Scenario
+from explore.transition import Settings
+
+_KILL = Budget(kills=1)
+_POWER = Budget(power=1)
+_BOTH = Budget(kills=1, power=1)
+_FAULTS = Budget(faults=2)
+_FIRMWARE = Settings(firmware_fails=True)
+_UNREDUCED = Settings(reduce=False)
+_STRANGER = Settings(reduce=False, reports=False)
+
+
+def _scenario(
+    readers: str,
+    writers: str,
+    budget: Budget = NOTHING,
+    settings: Settings = USUAL,
+    *,
+    missing: bool = False,
+) -> Scenario:
+    """``readers`` as in "R1 R2", ``writers`` as in "swap:2 in-place:1"."""
+    pairs = (each.split(":") for each in writers.split())
+    return Scenario(
+        tuple(readers.split()),
+        tuple((strategy, int(updates)) for strategy, updates in pairs),
+        budget,
+        settings,
+        missing,
+    )
+
+
+SMALL = (
+    _scenario("R1 R1", "swap:1"),
+    _scenario("R1", "swap:1 swap:1", _KILL),
+    _scenario("R1", "swap:1 swap:1", _POWER),
+    _scenario("R1", "swap:1", _BOTH),
+    _scenario("R1", "swap:1 in-place:1", _KILL),
+    _scenario("R1", "swap:1 in-place:1", _POWER),
+    _scenario("R1", "in-place:2", _BOTH),
+    _scenario("R1", "swap:1", _FAULTS, _FIRMWARE),
+    _scenario("R1", "in-place:1", _FAULTS, _FIRMWARE),
+    _scenario("R1", "swap:1 in-place:1", _KILL, missing=True),
+    _scenario("R2 R3", "swap:2", _KILL),
+    _scenario("R2 R4", "swap:1 in-place:1", _POWER),
+    _scenario("R1 R4", "in-place:2", _KILL),
+    _scenario("R1", "swap:1 swap:1", _KILL, _UNREDUCED),
+    _scenario("R1", "in-place:1 stranger:1", _KILL, _STRANGER),
+)
+
+FULL = (
+    _scenario("R1 R1 R1", "swap:2", _KILL),
+    _scenario("R1 R1", "swap:2 swap:2"),
+    _scenario("R1 R1 R1", "swap:1 swap:1", _KILL),
+    _scenario("R1 R1 R1", "swap:1 swap:1", _POWER),
+    _scenario("R1 R1 R1", "swap:1 in-place:1", _KILL),
+    _scenario("R1 R1 R1", "in-place:2 in-place:1", _BOTH),
+    _scenario("R1 R2 R3", "swap:1 swap:1", _KILL),
+    _scenario("R1 R2 R3", "swap:1 swap:1", _POWER),
+    _scenario("R1 R2 R4", "swap:1 in-place:1", _KILL),
+    _scenario("R2 R3 R4", "swap:1 in-place:1", _BOTH),
+    _scenario("R1 R3", "swap:1 swap:1", _BOTH),
+    _scenario("R1", "swap:2 in-place:2", _BOTH),
+    _scenario("", "swap:2 swap:2", Budget(kills=2, power=1)),
+    _scenario("R1 R2", "swap:2", _FAULTS, _FIRMWARE),
+    _scenario("R1 R2", "in-place:2", _FAULTS, _FIRMWARE),
+    _scenario("", "swap:2 in-place:1", Budget(kills=1, power=1, faults=1), _FIRMWARE),
+    _scenario("R1 R1", "swap:1 in-place:1", _BOTH, missing=True),
+    _scenario("R1 R1", "swap:1 swap:1", _KILL, _UNREDUCED),
+    _scenario("R1 R1", "in-place:1 stranger:1", _BOTH, _STRANGER),
+)
+# Who does not wait for a turn nor compares gets in the way of those who replace the file.
+UNSAFE = _scenario("R1", "swap:1 stranger:1", settings=_STRANGER)
+
+# Two readers of a kind can take turns; does that keep a writer out for ever?
+PROGRESS = tuple(
+    _scenario(f"{kind} {kind}", f"{strategy}:1")
+    for strategy in ("swap", "in-place", "there-and-back")
+    for kind in ("R1", "R2", "R3", "R4")
+)
+# Where nobody does.
+LIVELY = {(strategy, kind) for strategy in ("swap", "there-and-back") for kind in ("R1", "R2")}
+PROGRESS_OF_THREE = (_scenario("R1 R1 R1", "swap:1"), _scenario("R1 R1 R2", "swap:1"))
+
+# Not shipped: how a strategy that keeps the file would fare.
+COMPARED = tuple(
+    _scenario(f"R1 {kind}", "there-and-back:2", budget, _FIRMWARE)
+    for kind in ("R1", "R2", "R3", "R4")
+    for budget in (_KILL, _POWER)
+)

@@ -1,0 +1,192 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What must hold, in every state or when something ends."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from explore.model import EXCLUSIVE, MOUNT, OLD, PATH, TURN, World, table
+from explore.process import TOO_LATE, FirmwareError, Position, Process
+from snpcerts.abi.cert_table import EMPTY
+from snpcerts.certfile import step
+from snpcerts.certfile.writer import LockHeldError
+
+MATCH = "match"
+CRASH_SAFE = "crash-safe"
+PROGRESS = "progress"
+BOUNDED = "bounded"
+NO_HARM = "no harm"
+LASTING = "lasting"
+DISCIPLINE = "discipline"
+TIDY = "tidy"
+
+MEANING = {
+    MATCH: "a request answered with certificates is signed with the key they certify",
+    CRASH_SAFE: "without an exclusive lock the file is the empty table or the current key's table",
+    PROGRESS: "a writer gets through while readers keep coming",
+    BOUNDED: "nobody tries again without looking at the clock, nor when that says too late",
+    NO_HARM: "an update that fails for want of the lock leaves path, file and names as they were",
+    LASTING: "what an update has reported, a later loss of power does not take back",
+    DISCIPLINE: "nobody reads or writes a file against another's lock",
+    TIDY: "whoever is done has closed its descriptors and left no names behind",
+}
+
+
+class ViolationError(Exception):
+    """An invariant does not hold."""
+
+    def __init__(self, invariant: str, what: str) -> None:
+        super().__init__(f"{invariant}: {what}")
+        self.invariant = invariant
+        self.what = what
+
+
+def check_handshake(world: World, delivered: bytes | None) -> None:
+    """The firmware signs now: is what the guest's buffer holds for its key?"""
+    if delivered and delivered != table(world.key):
+        raise ViolationError(
+            MATCH,
+            f"the guest gets {content_in_words(delivered)} with a report signed by key {world.key}",
+        )
+
+
+def check_state(world: World, *, others: bool = True) -> None:
+    """No file may be wrong and lockable; ``others``: wherever reachable, not only at the path."""
+    exclusive = {each.file for each in world.descriptions.values() if each.lock == EXCLUSIVE}
+    path = world.names.get(PATH)
+    turn = world.names.get(TURN)
+    right = table(world.key)
+    for number, file in world.files.items():
+        if number in exclusive or number == turn or not (others or number == path):
+            continue
+        data = file.data
+        # A leading terminator ends the table, whatever follows.
+        if data == right or data.startswith(EMPTY) or (not data and number != path):
+            continue
+        # Only the disk may lead there, which counts once the power is lost.
+        if number not in world.names.values() and not any(
+            each.file == number for each in world.descriptions.values()
+        ):
+            continue
+        at = "the path" if number == path else "a file that some still have open"
+        raise ViolationError(
+            CRASH_SAFE,
+            f"{at} holds {content_in_words(data)} without an exclusive lock, "
+            f"the firmware's key is {world.key}",
+        )
+
+
+def check_access(world: World, description: int, *, write: bool) -> None:
+    """Is anyone's lock in the way of reading, or of writing?"""
+    mine = world.descriptions[description]
+    for number, other in world.descriptions.items():
+        if number == description or other.file != mine.file or not other.lock:
+            continue
+        if write or other.lock == EXCLUSIVE:
+            raise ViolationError(DISCIPLINE, "a file is used against another's lock")
+
+
+def found_at_turn(world: World) -> tuple[Any, ...]:
+    """What an update finds once its turn has come: path, content, names, content on disk."""
+    path = world.names.get(PATH)
+    return (
+        path,
+        world.files[path].data if path is not None else None,
+        tuple(sorted(world.names)),
+        _lasting(world),
+    )
+
+
+def check_end(world: World, process: Process, end: Position, *, reports: bool = True) -> None:
+    """A job is over: is the outcome what it says?"""
+    if process.fds:
+        raise ViolationError(TIDY, f"{process.name} ends with {len(process.fds)} descriptors open")
+    if not process.writer or not reports:
+        return
+    path = world.names.get(PATH)
+    data = world.files[path].data if path is not None else None
+    lasting = _lasting(world)
+    if end.error is None:
+        if data != table(world.key):
+            raise ViolationError(
+                NO_HARM, f"the update reports success, the path holds {content_in_words(data)}"
+            )
+        if stray := set(world.names) - {PATH, TURN, MOUNT}:
+            raise ViolationError(TIDY, f"the update leaves {', '.join(sorted(stray))} behind")
+        if lasting - {data}:
+            raise ViolationError(LASTING, "the update reports success, the disk may have another")
+    elif isinstance(end.error, LockHeldError) and process.before is not None:
+        before_path, before_data, before_names, before_lasting = process.before
+        # Undoing what an update cut off has left may bring the path's own file back.
+        undone = (
+            OLD in before_names
+            and (before_data or b"").startswith(EMPTY)
+            and data is not None
+            and (data.startswith(EMPTY) or data == table(world.key))
+        )
+        if (path != before_path or data != before_data) and not undone:
+            raise ViolationError(
+                NO_HARM,
+                "the update reports that nothing has changed, the path held "
+                f"{content_in_words(before_data)}, now {content_in_words(data)}",
+            )
+        if stray := set(world.names) - set(before_names):
+            raise ViolationError(TIDY, f"the update leaves {', '.join(sorted(stray))} behind")
+        if lasting - before_lasting - {data}:
+            raise ViolationError(
+                LASTING, "the update reports that nothing has changed, on disk something may have"
+            )
+    elif isinstance(end.error, FirmwareError) and (data is None or not data.startswith(EMPTY)):
+        raise ViolationError(NO_HARM, "the firmware command failed and the table is not empty")
+
+
+def _lasting(world: World) -> frozenset[bytes | None]:
+    """What the path may hold after a loss of power right now."""
+    if not world.budget.power:
+        return frozenset()
+    found: set[bytes | None] = set()
+    for after in world.after_power_loss():
+        path = after.names.get(PATH)
+        found.add(after.files[path].data if path is not None else None)
+    return frozenset(found)
+
+
+def unbounded_retries(positions: list[Position]) -> list[Position]:
+    """A loop that never asks for the time, or is told "too late" and goes on; empty if none."""
+    done: set[Position] = set()
+    for start in positions:
+        trail: list[Position] = []
+        if loop := _loop_from(start, trail, done):
+            return loop
+    return []
+
+
+def _loop_from(at: Position, trail: list[Position], done: set[Position]) -> list[Position]:
+    if at in trail:
+        return trail[trail.index(at) :]
+    # With the hand-shake a request is over; the next one is another wait.
+    if at in done or at.action is None or isinstance(at.action, step.Handshake):
+        return []
+    trail.append(at)
+    asks = isinstance(at.action, step.Now) and at.timed
+    for result, following in at.known():
+        if asks and result != TOO_LATE:
+            continue
+        if loop := _loop_from(following, trail, done):
+            return loop
+    trail.pop()
+    done.add(at)
+    return []
+
+
+def content_in_words(data: bytes | None) -> str:
+    if data is None:
+        return "no file"
+    if not data:
+        return "no bytes"
+    if data.startswith(EMPTY):
+        return "the empty table"
+    for key in range(8):
+        if data == table(key):
+            return f"the table of key {key}"
+    return "a torn table"

@@ -1,0 +1,267 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the protocol's steps act on: names, files, open file descriptions, locks, disk, firmware.
+
+Rules of open-file-description locks: one owner per description; shared ones
+go together, anything else conflicts; the same owner's next lock replaces its
+last; the last close of the description drops it; another kind of lock
+(``flock``) does not see them.
+
+Rules of the disk: a write is in the page cache at once, and on disk for certain
+after a sync of its file. Until then each piece of it may or may not be there
+after a power loss, whatever became of other pieces; a piece lies within one
+sector (the first 24 bytes are one, the rest of a table is two). A name's change
+is likewise certain only after a sync of the directory. A rename is on disk
+wholly or not at all. Files' own numbers are given again once nothing leads to
+the file any more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import cache
+from itertools import product
+from typing import TYPE_CHECKING, NamedTuple
+
+from snpcerts.abi.cert_table import EMPTY
+
+if TYPE_CHECKING:
+    from explore.process import Process
+
+FOLDER = "/host"
+PATH = f"{FOLDER}/certs"
+TURN = f"{FOLDER}/.certs.turn"
+NEW = f"{FOLDER}/.certs.new"
+OLD = f"{FOLDER}/.certs.old"
+# A bind mount of the file itself: bound to the file that PATH named when it was made.
+MOUNT = "/guest/certs"
+
+NONE, SHARED, EXCLUSIVE = 0, 1, 2
+_FIRST = len(EMPTY)
+_PIECE = 4
+
+
+@cache
+def table(key: int) -> bytes:
+    """The table that certifies ``key``: a first entry and one or two pieces more."""
+    fill = bytes([key + 1])
+    return fill * (_FIRST + _PIECE * (2 - key % 2))
+
+
+class Description(NamedTuple):
+    """An open file description."""
+
+    file: int
+    lock: int  # NONE, SHARED or EXCLUSIVE
+    vmm: str  # whose processes may find it again; "" if it is one's own
+
+
+class File(NamedTuple):
+    """Content as everyone sees it, and what is known of the disk."""
+
+    data: bytes
+    disk: bytes
+    pending: tuple[tuple[int, bytes | None], ...]  # (offset, piece) or (size, None)
+
+
+NamesChange = tuple[tuple[str, int | None], ...]
+
+
+class Budget(NamedTuple):
+    """What may still go wrong."""
+
+    kills: int = 0  # of one process, between any two steps
+    power: int = 0  # losses of power
+    faults: int = 0  # steps that fail by an OSError
+
+
+class World:
+    """One state. Parts are replaced, never changed, so a copy is shallow."""
+
+    __slots__ = ("budget", "changes", "descriptions", "disk", "files", "key", "names", "processes")
+
+    def __init__(self) -> None:
+        self.names: dict[str, int] = {}
+        self.files: dict[int, File] = {}
+        self.descriptions: dict[int, Description] = {}
+        self.disk: dict[str, int] = {}  # names, as they are on disk for certain
+        self.changes: tuple[NamesChange, ...] = ()  # made to them since
+        self.key = 0
+        self.processes: list[Process] = []
+        self.budget = Budget()
+
+    def copy(self) -> World:
+        new = World.__new__(World)
+        new.names = self.names.copy()
+        new.files = self.files.copy()
+        new.descriptions = self.descriptions.copy()
+        new.disk = self.disk
+        new.changes = self.changes
+        new.key = self.key
+        new.processes = self.processes.copy()
+        new.budget = self.budget
+        return new
+
+    # Names
+
+    def change_names(self, *entries: tuple[str, int | None]) -> None:
+        """Let names lead elsewhere, or nowhere."""
+        for name, file in entries:
+            if file is None:
+                self.names.pop(name, None)
+            else:
+                self.names[name] = file
+        if self.budget.power:
+            self.changes = (*self.changes, entries)
+        self.drop_unreachable()
+
+    def sync_names(self) -> None:
+        if self.budget.power:
+            self.disk = {name: file for name, file in self.names.items() if name != MOUNT}
+            self.changes = ()
+            self.drop_unreachable()
+
+    def new_file(self) -> int:
+        """A file without a name and without content; its number is the lowest that is free.
+
+        They count from 101 on the first device and from 201 on the second.
+        """
+        number = 101
+        while number in self.files:
+            number += 1
+        self.files[number] = File(b"", b"", ())
+        return number
+
+    def drop_unreachable(self) -> None:
+        """Forget files that neither a name, a description nor the disk leads to."""
+        kept = set(self.names.values()) | {each.file for each in self.descriptions.values()}
+        if self.budget.power:
+            kept |= set(self.disk.values())
+            kept |= {file for change in self.changes for _, file in change if file is not None}
+        if len(kept) != len(self.files):
+            self.files = {number: file for number, file in self.files.items() if number in kept}
+
+    # Content
+
+    def write(self, number: int, data: bytes, offset: int) -> None:
+        file = self.files[number]
+        pieces: list[tuple[int, bytes | None]] = list(_pieces(data, offset))
+        self._change(number, patched(file.data, pieces), pieces)
+
+    def truncate(self, number: int, size: int) -> None:
+        pieces: list[tuple[int, bytes | None]] = [(size, None)]
+        self._change(number, patched(self.files[number].data, pieces), pieces)
+
+    def _change(self, number: int, data: bytes, pieces: list[tuple[int, bytes | None]]) -> None:
+        file = self.files[number]
+        if self.budget.power:
+            self.files[number] = File(data, file.disk, (*file.pending, *pieces))
+        else:
+            self.files[number] = File(data, file.disk, ())
+
+    def sync(self, number: int) -> None:
+        if self.budget.power:
+            file = self.files[number]
+            self.files[number] = File(file.data, file.data, ())
+
+    # Descriptions and locks
+
+    def open(self, number: int, vmm: str = "") -> int:
+        """A new description; its number is the lowest that is free."""
+        found = 0
+        while found in self.descriptions:
+            found += 1
+        self.descriptions[found] = Description(number, NONE, vmm)
+        return found
+
+    def conflicts(self, number: int, lock: int) -> bool:
+        """Whether another description's lock is in the way."""
+        mine = self.descriptions[number]
+        return any(
+            other.file == mine.file and other.lock + lock > EXCLUSIVE
+            for each, other in self.descriptions.items()
+            if each != number and other.lock
+        )
+
+    def set_lock(self, number: int, lock: int) -> None:
+        self.descriptions[number] = self.descriptions[number]._replace(lock=lock)
+
+    def locked(self, file: int) -> int:
+        """The strongest lock on a file."""
+        return max((d.lock for d in self.descriptions.values() if d.file == file), default=NONE)
+
+    def close(self, number: int) -> None:
+        """Drop a description, unless a process still has it."""
+        if any(number == each for process in self.processes for _, each in process.fds):
+            return
+        del self.descriptions[number]
+        self.drop_unreachable()
+
+    # Power
+
+    def after_power_loss(self) -> Iterable[World]:
+        """Every world that a loss of power may leave, processes aside."""
+        seen = set()
+        for names in directories(tuple(sorted(self.disk.items())), self.changes):
+            numbers = sorted({file for _, file in names})
+            for contents in product(*(contents_on_disk(self.files[each]) for each in numbers)):
+                outcome = (names, tuple(zip(numbers, contents, strict=True)))
+                if outcome in seen:
+                    continue
+                seen.add(outcome)
+                new = World()
+                new.budget = self.budget._replace(power=self.budget.power - 1)
+                new.key = self.key
+                new.names = dict(names)
+                if MOUNT in self.names and PATH in new.names:
+                    new.names[MOUNT] = new.names[PATH]
+                keeps_disk = new.budget.power > 0
+                new.disk = dict(names) if keeps_disk else {}
+                new.files = {
+                    number: File(data, data if keeps_disk else b"", ())
+                    for number, data in outcome[1]
+                }
+                yield new
+
+
+def _pieces(data: bytes, offset: int) -> Iterable[tuple[int, bytes]]:
+    end = offset + len(data)
+    cuts = [at for at in range(_FIRST, end, _PIECE) if offset < at]
+    for start, stop in zip([offset, *cuts], [*cuts, end], strict=True):
+        yield start, data[start - offset : stop - offset]
+
+
+def patched(data: bytes, pieces: Iterable[tuple[int, bytes | None]]) -> bytes:
+    """Content after some writes (offset, bytes) and changes of size (size, None)."""
+    for at, piece in pieces:
+        if piece is None:
+            data = data[:at].ljust(at, b"\0")
+        else:
+            data = data[:at].ljust(at, b"\0") + piece + data[at + len(piece) :]
+    return data
+
+
+@cache
+def contents_on_disk(file: File) -> tuple[bytes, ...]:
+    """What a file may hold after a power loss: any of its pending pieces may be missing."""
+    found = {file.disk}
+    for piece in file.pending:
+        found |= {patched(data, [piece]) for data in found}
+    return tuple(sorted(found))
+
+
+@cache
+def directories(
+    disk: tuple[tuple[str, int], ...], changes: tuple[NamesChange, ...]
+) -> tuple[tuple[tuple[str, int], ...], ...]:
+    """What the directory may hold after a power loss: any of its changes may be missing."""
+    found = {disk}
+    for change in changes:
+        for names in list(found):
+            now = dict(names)
+            for name, file in change:
+                if file is None:
+                    now.pop(name, None)
+                else:
+                    now[name] = file
+            found.add(tuple(sorted(now.items())))
+    return tuple(sorted(found))

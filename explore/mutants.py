@@ -1,0 +1,667 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Wrong variants of the protocol, which an exploration must find out.
+
+Each is the shipped protocol with some of its steps left out, moved or replaced
+on their way to the model; there is no second protocol here, and nothing in the
+shipped code can be switched to any of this.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from explore import steps
+from explore.invariants import (
+    CRASH_SAFE,
+    LASTING,
+    MATCH,
+    NO_HARM,
+    PROGRESS,
+    TIDY,
+)
+from explore.model import NEW, OLD, PATH, TURN, Budget, World
+from explore.progress import explore_progress
+from explore.scenario import Scenario
+from explore.search import Exploration, explore
+from explore.transition import Settings
+from snpcerts.abi.cert_table import EMPTY
+from snpcerts.certfile import step
+from snpcerts.certfile.reader import Table
+from snpcerts.certfile.step import Steps
+
+Memory = dict[str, Any]
+Through = Callable[[Any, Memory], Steps[Any]]
+
+
+def altered(protocol: Steps[Any], through: Through) -> Steps[Any]:
+    """The protocol with each step sent through ``through``, which may keep a memory."""
+    memory: Memory = {}
+    try:
+        action = next(protocol)
+        while True:
+            try:
+                result = yield from through(action, memory)
+            except BaseException as error:
+                action = protocol.throw(error)
+            else:
+                action = protocol.send(result)
+            result = None
+    except StopIteration as end:
+        return end.value
+
+
+# Readers
+
+
+def no_lock(action: Any, _memory: Memory) -> Steps[Any]:
+    if isinstance(action, step.LockShared):
+        return True
+    return (yield action)
+
+
+def unlock_before_delivery(action: Any, _memory: Memory) -> Steps[Any]:
+    result = yield action
+    if isinstance(action, step.Read):
+        yield steps.Unlock(action.fd)
+    return result
+
+
+def no_handshake(action: Any, _memory: Memory) -> Steps[Any]:
+    if isinstance(action, step.Handshake) and action.fd is not None:
+        yield steps.Unlock(action.fd)
+    return (yield action)
+
+
+def read_before_lock(action: Any, memory: Memory) -> Steps[Any]:
+    if isinstance(action, step.LockShared):
+        memory["fd"] = action.fd
+        return True
+    if isinstance(action, step.Deliver) and isinstance(action.found, Table):
+        yield step.LockShared(memory["fd"])
+    return (yield action)
+
+
+def no_comparison(action: Any, memory: Memory) -> Steps[Any]:
+    if isinstance(action, step.StatPath):
+        return memory.pop("mine")
+    result = yield action
+    if isinstance(action, step.Stat):
+        memory["mine"] = result
+    return result
+
+
+def inode_without_device(action: Any, memory: Memory) -> Steps[Any]:
+    result = yield action
+    if isinstance(action, step.Stat):
+        memory["mine"] = result
+    elif isinstance(action, step.StatPath) and result.inode == memory["mine"].inode:
+        return memory.pop("mine")
+    return result
+
+
+def one_description(action: Any, _memory: Memory) -> Steps[Any]:
+    if isinstance(action, step.OpenRead):
+        return (yield steps.OpenOnce(action.path))
+    if isinstance(action, step.Close):
+        yield steps.Unlock(action.fd)
+    return (yield action)
+
+
+def classic_locks(action: Any, _memory: Memory) -> Steps[Any]:
+    if isinstance(action, step.Close):
+        return (yield steps.CloseClassic(action.fd))
+    return (yield action)
+
+
+def unlock_wrong_descriptor(action: Any, _memory: Memory) -> Steps[Any]:
+    if isinstance(action, step.Close):
+        yield steps.UnlockNeighbour(action.fd)
+    return (yield action)
+
+
+# Writers
+
+
+def change_first_published(action: Any, memory: Memory) -> Steps[Any]:
+    if isinstance(action, step.Change):
+        memory["change"], memory["syncs"] = action, 0
+        return (yield steps.Foretell())
+    result = yield action
+    if isinstance(action, step.Sync) and "change" in memory:
+        memory["syncs"] += 1
+        if memory["syncs"] == 2:
+            yield memory.pop("change")
+    return result
+
+
+def no_emptying(action: Any, _memory: Memory) -> Steps[Any]:
+    if isinstance(action, step.Truncate):
+        return None
+    if isinstance(action, step.Write) and action.data == EMPTY:
+        return None
+    return (yield action)
+
+
+def old_file_not_emptied(action: Any, memory: Memory) -> Steps[Any]:
+    if isinstance(action, step.Truncate):
+        return None
+    if isinstance(action, step.Write) and action.data == EMPTY and action.fd != memory["new"]:
+        return None
+    result = yield action
+    if isinstance(action, step.Create):
+        memory["new"] = result
+    return result
+
+
+def no_sync_before_first_entry(action: Any, memory: Memory) -> Steps[Any]:
+    if isinstance(action, step.Sync) and memory.pop("rest", False):
+        return None
+    if isinstance(action, step.Write) and action.offset:
+        memory["rest"] = True
+    return (yield action)
+
+
+def first_entry_first(action: Any, memory: Memory) -> Steps[Any]:
+    if isinstance(action, step.Write) and action.offset:
+        memory["rest"] = action
+        return None
+    result = yield action
+    if isinstance(action, step.Write) and "rest" in memory:
+        yield memory.pop("rest")
+    return result
+
+
+def no_last_sync(action: Any, memory: Memory) -> Steps[Any]:
+    if isinstance(action, step.Sync) and memory.pop("first", False):
+        return None
+    if isinstance(action, step.Write) and not action.offset and action.data != EMPTY:
+        memory["first"] = True
+    return (yield action)
+
+
+def stale_table(action: Any, _memory: Memory) -> Steps[Any]:
+    if isinstance(action, step.Change):
+        chosen = yield steps.Outdated()
+        yield action
+        return chosen
+    return (yield action)
+
+
+def no_wait_for_old_readers(action: Any, memory: Memory) -> Steps[Any]:
+    if isinstance(action, step.LockExclusive) and action.fd == memory.get("old"):
+        return True
+    result = yield action
+    if isinstance(action, step.OpenWrite) and action.path == PATH:
+        memory["old"] = result
+    return result
+
+
+def lock_wrong_descriptor(action: Any, memory: Memory) -> Steps[Any]:
+    if isinstance(action, step.LockExclusive) and action.fd == memory.get("old"):
+        return (yield step.LockExclusive(memory["new"]))
+    result = yield action
+    if isinstance(action, step.OpenWrite) and action.path == PATH:
+        memory["old"] = result
+    elif isinstance(action, step.Create):
+        memory["new"] = result
+    return result
+
+
+def flock_instead(action: Any, memory: Memory) -> Steps[Any]:
+    """No OFD lock ever conflicts with a flock: it is had at once and keeps nobody out."""
+    if isinstance(action, step.LockExclusive) and memory.get("turn") not in (None, action.fd):
+        return True
+    result = yield action
+    if isinstance(action, step.OpenOrCreate):
+        memory["turn"] = result
+    return result
+
+
+def lock_after_rename(action: Any, memory: Memory) -> Steps[Any]:
+    if isinstance(action, step.LockExclusive) and action.fd == memory.get("new"):
+        return True
+    result = yield action
+    if isinstance(action, step.Create):
+        memory["new"] = result
+    elif isinstance(action, step.Rename) and action.source == NEW:
+        while not (yield step.LockExclusive(memory["new"])):
+            yield step.Now()
+    return result
+
+
+def new_file_not_locked(action: Any, memory: Memory) -> Steps[Any]:
+    if isinstance(action, step.LockExclusive) and action.fd == memory.get("new"):
+        return True
+    result = yield action
+    if isinstance(action, step.Create):
+        memory["new"] = result
+    return result
+
+
+def no_turn(action: Any, memory: Memory) -> Steps[Any]:
+    if isinstance(action, step.LockExclusive) and action.fd == memory.get("turn"):
+        return True
+    result = yield action
+    if isinstance(action, step.OpenOrCreate):
+        memory["turn"] = result
+    return result
+
+
+def no_way_back(action: Any, _memory: Memory) -> Steps[Any]:
+    if isinstance(action, step.Rename) and action.source == OLD:
+        return (yield step.Unlink(OLD))
+    return (yield action)
+
+
+def way_back_not_synced(action: Any, memory: Memory) -> Steps[Any]:
+    if isinstance(action, step.SyncDirectory) and memory.pop("back", False):
+        return None
+    if isinstance(action, step.Rename):
+        memory["back"] = action.source == OLD
+    return (yield action)
+
+
+def rename_not_synced(action: Any, _memory: Memory) -> Steps[Any]:
+    if isinstance(action, step.SyncDirectory):
+        return None
+    return (yield action)
+
+
+def new_file_not_synced(action: Any, memory: Memory) -> Steps[Any]:
+    if isinstance(action, step.Sync) and action.fd == memory.get("new"):
+        memory.pop("new")
+        return None
+    result = yield action
+    if isinstance(action, step.Create):
+        memory["new"] = result
+    return result
+
+
+def leftover_thrown_away(action: Any, _memory: Memory) -> Steps[Any]:
+    if isinstance(action, step.OpenWrite) and action.path == OLD:
+        yield step.Unlink(OLD)
+        raise FileNotFoundError(2, "thrown away")
+    return (yield action)
+
+
+def lock_kept_after_error(action: Any, memory: Memory) -> Steps[Any]:
+    if isinstance(action, step.Close) and memory.pop("failed", False):
+        return None
+    if isinstance(action, step.Unlink) and action.path == NEW:
+        try:
+            return (yield action)
+        except OSError:
+            memory["failed"] = "created" in memory
+            raise
+    result = yield action
+    if isinstance(action, step.Create):
+        memory["created"] = True
+    return result
+
+
+def move_to_another_device() -> Steps[None]:
+    """Someone who lets the path lead elsewhere, under the exclusive lock as one should."""
+    turn: int = yield step.OpenOrCreate(TURN, 0o600)
+    while not (yield step.LockExclusive(turn)):
+        yield step.Now()
+    fd: int = yield step.OpenWrite(PATH)
+    while not (yield step.LockExclusive(fd)):
+        yield step.Now()
+    yield steps.Mount(PATH)
+    yield step.Close(fd)
+    yield step.Close(turn)
+
+
+_PLAIN = Settings(reduce=False, discipline=False, others=False)
+_ALL_FILES = _PLAIN._replace(others=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Mutant:
+    """One wrong variant, where it goes wrong and what shows it."""
+
+    name: str
+    wrong: str
+    invariant: str  # the one that does not hold; "" if all do
+    why: str  # the schedule in one line, or why nothing goes wrong
+    scenario: Scenario
+    reader: Through | None = None
+    writer: Through | None = None
+    shows: tuple[str, ...] = ()  # what the schedule says, in this order
+    one_vmm: bool = False
+    mover: bool = False
+
+    def world(self) -> World:
+        reader, writer = self.reader, self.writer
+        world = self.scenario.world(
+            reader=None if reader is None else lambda protocol: altered(protocol, reader),
+            writer=None if writer is None else lambda protocol: altered(protocol, writer),
+            one_vmm=self.one_vmm,
+        )
+        if self.mover:
+            self.scenario.add(world, "operator", move_to_another_device)
+        return world
+
+    def explore(self) -> Exploration:
+        if self.invariant == PROGRESS:
+            return explore_progress(self.world())
+        return explore(self.world(), self.scenario.settings)
+
+
+def _of(
+    *readers: str,
+    strategy: str = "swap",
+    updates: int = 1,
+    kills: int = 0,
+    power: int = 0,
+    faults: int = 0,
+    second: str = "",
+    others: bool = False,
+) -> Scenario:
+    writers = ((strategy, updates), (second, 1)) if second else ((strategy, updates),)
+    settings = _ALL_FILES if others else _PLAIN
+    return Scenario(readers, writers, Budget(kills, power, faults), settings)
+
+
+KILLED = (
+    Mutant(
+        "reader-no-lock",
+        "a reader takes no lock (or one of another kind, as flock is)",
+        MATCH,
+        "reader reads key 0's table; the writer changes to key 1; the request is signed with key 1",
+        _of("R1"),
+        reader=no_lock,
+        shows=("reads file B: the table of key 0", "key to 1", "signs with key 1"),
+    ),
+    Mutant(
+        "reader-early-unlock",
+        "a reader unlocks once it has read, before it delivers",
+        MATCH,
+        "reader reads and unlocks; the writer changes the key; the old table goes to the guest",
+        _of("R1"),
+        reader=unlock_before_delivery,
+        shows=("unlocks file B", "key to 1", "signs with key 1"),
+    ),
+    Mutant(
+        "reader-no-handshake",
+        "a reader unlocks before the firmware has the request",
+        MATCH,
+        "table delivered, lock dropped; the writer changes the key; KVM_RUN signs with the new one",
+        _of("R1"),
+        reader=no_handshake,
+        shows=("unlocks file B", "key to 1", "signs with key 1"),
+    ),
+    Mutant(
+        "reader-reads-before-lock",
+        "a reader reads first and locks afterwards",
+        MATCH,
+        "reader reads key 0's table; the writer, whom nothing keeps out, changes the key",
+        _of("R1"),
+        reader=read_before_lock,
+        shows=("reads file B: the table of key 0", "key to 1", "signs with key 1"),
+    ),
+    Mutant(
+        "reader-no-comparison",
+        "a reader does not compare inodes, and the writer does not empty the old file",
+        MATCH,
+        "reader opens; the writer is done with the old file; reader locks and reads that one",
+        _of("R1"),
+        reader=no_comparison,
+        writer=old_file_not_emptied,
+        shows=("opens certs", "closes file B", "locks file B shared", "signs with key 1"),
+    ),
+    Mutant(
+        "reader-inode-without-device",
+        "a reader compares inode numbers and not devices",
+        MATCH,
+        "reader opens; the path leads to another device's file, same number; the key changes there",
+        _of("R1"),
+        reader=inode_without_device,
+        mover=True,
+        shows=("opens certs", "mounts another file", "key to 1", "signs with key 1"),
+    ),
+    Mutant(
+        "vcpus-one-description",
+        "two vCPUs of a VMM share one description",
+        MATCH,
+        "vCPU 2 is done and unlocks: vCPU 1's lock is gone as well, the writer gets in",
+        _of("R1", "R1"),
+        reader=one_description,
+        one_vmm=True,
+        shows=(
+            "reads file B: the table of key 0",
+            "unlocks file B",
+            "key to 1",
+            "signs with key 1",
+        ),
+    ),
+    Mutant(
+        "vcpus-classic-locks",
+        "a VMM takes classic POSIX locks, which belong to the process",
+        MATCH,
+        "vCPU 2 closes its descriptor: the process's lock goes, vCPU 1's request with it",
+        _of("R1", "R1"),
+        reader=classic_locks,
+        one_vmm=True,
+        shows=("reads file B: the table of key 0", "closes file B", "key to 1", "signs with key 1"),
+    ),
+    Mutant(
+        "vcpu-unlocks-wrong-descriptor",
+        "a vCPU unlocks another one's descriptor in place of its own",
+        MATCH,
+        "vCPU 2 unlocks vCPU 1's descriptor while vCPU 1's request is on its way",
+        _of("R1", "R1"),
+        reader=unlock_wrong_descriptor,
+        one_vmm=True,
+        shows=("unlocks another vCPU's descriptor", "key to 1", "signs with key 1"),
+    ),
+    Mutant(
+        "writer-publishes-first",
+        "the new table is written before the firmware changes",
+        CRASH_SAFE,
+        "the writer is killed between table and firmware: key 1's table, key 0",
+        _of(kills=1),
+        writer=change_first_published,
+        shows=("the first entry of key 1's table", "is killed"),
+    ),
+    Mutant(
+        "writer-no-emptying",
+        "the file is not emptied before the firmware changes",
+        CRASH_SAFE,
+        "the writer is killed after the firmware command: key 0's table, key 1",
+        _of(strategy="in-place", kills=1),
+        writer=no_emptying,
+        shows=("key to 1", "is killed"),
+    ),
+    Mutant(
+        "writer-old-file-not-emptied",
+        "the file that was replaced keeps its table",
+        MATCH,
+        "a reader that keeps its descriptor (R3) goes on serving key 0's table",
+        _of("R3"),
+        writer=old_file_not_emptied,
+        shows=("opens certs", "closes file B", "reads file B: the table of key 0", "with key 1"),
+    ),
+    Mutant(
+        "writer-no-sync-before-first-entry",
+        "no sync between a table's rest and its first entry",
+        CRASH_SAFE,
+        "power is lost: the first entry is on disk, the rest is not",
+        _of(power=1),
+        writer=no_sync_before_first_entry,
+        shows=("the first entry of key 1's table", "a torn table"),
+    ),
+    Mutant(
+        "writer-first-entry-first",
+        "a table's first entry is written before its rest",
+        CRASH_SAFE,
+        "the writer is killed in between: an entry that leads nowhere",
+        _of(kills=1),
+        writer=first_entry_first,
+        shows=("the first entry of key 1's table", "is killed"),
+    ),
+    Mutant(
+        "writer-no-last-sync",
+        "the first entry is not synced",
+        LASTING,
+        "the update reports success; after a power loss the table is empty again",
+        _of(power=1),
+        writer=no_last_sync,
+        shows=("the first entry of key 1's table", "closes the turn file"),
+    ),
+    Mutant(
+        "writer-stale-table",
+        "the table is chosen before the firmware changes",
+        CRASH_SAFE,
+        "the table of key 0 is published under key 1",
+        _of("R1"),
+        writer=stale_table,
+        shows=("picks the table for the key of now", "key to 1", "key 0's table"),
+    ),
+    Mutant(
+        "writer-no-wait",
+        "the writer does not wait for the old file's readers",
+        MATCH,
+        "a request is on its way with key 0's table while the firmware changes",
+        _of("R1"),
+        writer=no_wait_for_old_readers,
+        shows=("reads file B: the table of key 0", "key to 1", "signs with key 1"),
+    ),
+    Mutant(
+        "writer-locks-wrong-descriptor",
+        "the writer locks its own new file where it should wait for the old one",
+        MATCH,
+        "as writer-no-wait: that lock is had at once and says nothing",
+        _of("R1"),
+        writer=lock_wrong_descriptor,
+        shows=("reads file B: the table of key 0", "key to 1", "signs with key 1"),
+    ),
+    Mutant(
+        "writer-flock",
+        "the writer takes flock, which readers' OFD locks do not see",
+        MATCH,
+        "the lock is had although a request is on its way",
+        _of("R1", strategy="in-place"),
+        writer=flock_instead,
+        shows=("reads file B: the table of key 0", "key to 1", "signs with key 1"),
+    ),
+    Mutant(
+        "writer-new-file-not-locked",
+        "the new file is put at the path without a lock",
+        MATCH,
+        "a reader stats the new file while it is empty and reads it once it is half a table",
+        _of("R1"),
+        writer=new_file_not_locked,
+        shows=("locks file C shared", "the first entry of key 1's table", "reads file C"),
+    ),
+    Mutant(
+        "writer-locks-after-rename",
+        "the new file is locked only once it is at the path",
+        PROGRESS,
+        "two readers get at the new file first and take turns there for ever",
+        _of("R1", "R1"),
+        writer=lock_after_rename,
+        shows=("renames .certs.new to certs", "for ever"),
+    ),
+    Mutant(
+        "writers-no-turn",
+        "two writers do not wait for each other",
+        CRASH_SAFE,
+        "writer 1 puts writer 2's new file at the path, which has no content yet",
+        _of("R1", second="swap"),
+        writer=no_turn,
+        shows=("writer 2 (swap) creates or opens .certs.new", "writer 1 (swap) renames .certs.new"),
+    ),
+    Mutant(
+        "writer-no-way-back",
+        "a writer that gives up leaves its empty file at the path",
+        NO_HARM,
+        "the lock is not had in time; the error says nothing has changed, but guests get no table",
+        _of("R1"),
+        writer=no_way_back,
+        shows=("too late", "unlinks .certs.old"),
+    ),
+    Mutant(
+        "writer-way-back-not-synced",
+        "a writer that gives up does not sync the directory",
+        LASTING,
+        "the path is given back; after a power loss it leads to the empty file again",
+        _of("R1", power=1),
+        writer=way_back_not_synced,
+        shows=("too late", "renames .certs.old to certs"),
+    ),
+    Mutant(
+        "writer-rename-not-synced",
+        "the directory is never synced",
+        LASTING,
+        "the update reports success; after a power loss the path leads to the old, emptied file",
+        _of(power=1),
+        writer=rename_not_synced,
+        shows=("renames .certs.new to certs", "closes the turn file"),
+    ),
+    Mutant(
+        "writer-new-file-not-synced",
+        "the empty file is not synced before it is put at the path",
+        CRASH_SAFE,
+        "power is lost: the name is on disk, its content is not, the file has no bytes",
+        _of(power=1),
+        writer=new_file_not_synced,
+        shows=("renames .certs.new to certs", "no bytes"),
+    ),
+    Mutant(
+        "writer-throws-leftover-away",
+        "a writer unlinks the file that a killed one had set aside (found in the shipped code)",
+        MATCH,
+        "a request is on its way from that file; nobody waits for it when the key changes",
+        _of("R1", kills=1, second="swap"),
+        writer=leftover_thrown_away,
+        shows=("is killed", "unlinks .certs.old", "key to 1", "signs with key 1"),
+    ),
+    Mutant(
+        "writer-keeps-lock-after-error",
+        "a second error while cleaning up leaves the new file locked (found in the shipped code)",
+        TIDY,
+        "a step fails, then the unlink: the descriptor, and with it the lock, stays",
+        _of(faults=2),
+        writer=lock_kept_after_error,
+        shows=("fails", "unlinks .certs.new: fails"),
+    ),
+)
+
+EQUIVALENT = (
+    Mutant(
+        "reader-no-comparison-alone",
+        "a reader does not compare inodes; the writer is the shipped one",
+        "",
+        "an old file is empty before the key changes, so what is found there is no table at all",
+        _of("R1", "R1", updates=2, others=True),
+        reader=no_comparison,
+    ),
+    Mutant(
+        "writer-old-file-not-emptied-alone",
+        "the replaced file keeps its table; readers are all the shipped one",
+        "",
+        "who locks it finds another at the path and starts again: emptying is for R2, R3 and R4",
+        _of("R1", "R1", updates=2),
+        writer=old_file_not_emptied,
+    ),
+    Mutant(
+        "writer-in-place-no-comparison",
+        "the in-place writer does not compare inodes once it has the lock",
+        "",
+        "all writers of ours wait for their turn, so nobody replaces the file in between",
+        _of("R1", strategy="swap", second="in-place", others=True),
+        writer=no_comparison,
+    ),
+    Mutant(
+        "reader-with-device",
+        "the shipped reader, where the path comes to lead to another device",
+        "",
+        "the control for reader-inode-without-device: device and inode differ together",
+        _of("R1"),
+        mover=True,
+    ),
+)
+MUTANTS = KILLED + EQUIVALENT

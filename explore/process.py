@@ -1,0 +1,205 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where a process stands in its protocol.
+
+A generator cannot be copied. But a protocol is deterministic given the results
+of its steps, so a process is its program and these results; to try several
+results, the generator is made anew and sent the same ones again. Each way is
+walked once and remembered (:class:`Position`).
+
+Two ways lead to the same position when the suspended frames agree in all that
+can decide what comes next: the place in each frame, its local variables, and
+the exceptions on their way through it. Times are left out: what the clock says
+is chosen freely by the model, in time or too late, so they decide nothing. This
+is what makes a loop of retries finite.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import errno
+import gc
+import types
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from snpcerts.certfile import step
+from snpcerts.certfile.step import Steps
+from snpcerts.errors import SnpCertsError
+
+IN_TIME = 0.0
+TOO_LATE = 1e9
+
+
+class Fails(NamedTuple):
+    """The result of a step that raises."""
+
+    errno: int
+
+    def error(self) -> Exception:
+        return FirmwareError() if self.errno == 0 else OSError(self.errno, "fails")
+
+    def __str__(self) -> str:
+        return "the command fails" if self.errno == 0 else errno.errorcode[self.errno]
+
+
+class FirmwareError(Exception):
+    """The firmware refused, or its answer was lost."""
+
+
+FIRMWARE_FAILS = Fails(0)
+
+
+class Position:
+    """A place in a program: the step that comes next, or how it ended."""
+
+    __slots__ = ("_next", "action", "error", "history", "number", "program", "timed", "value")
+
+    def __init__(self, program: Program, number: int, history: tuple[Any, ...]) -> None:
+        self.program = program
+        self.number = number
+        self.history = history
+        self.action: Any = None
+        self.value: object = None
+        self.error: Exception | None = None
+        self.timed = False  # whether it has asked for the time
+        self._next: dict[tuple[type, object], Position] = {}
+
+    def after(self, result: object) -> Position:
+        """Where the program is once it has this result."""
+        key = (type(result), result)
+        found = self._next.get(key)
+        if found is None:
+            found = self._next[key] = self.program.position((*self.history, result))
+        return found
+
+    def known(self) -> list[tuple[object, Position]]:
+        """The results met so far, and where they led."""
+        return [(result, position) for (_, result), position in self._next.items()]
+
+
+class Program:
+    """What processes of one kind run, again and again."""
+
+    def __init__(self, kind: str, start: Callable[[], Steps[Any]]) -> None:
+        self.kind = kind
+        self._start = start
+        self._known: dict[object, Position] = {}
+        self.first = self.position(())
+        self.ended = Position(self, -1, ())
+
+    def positions(self) -> list[Position]:
+        return list(self._known.values())
+
+    def position(self, history: tuple[Any, ...]) -> Position:
+        """Run from the start with these results; the same place is the same object."""
+        steps = self._start()
+        action: Any = None
+        value: object = None
+        error: Exception | None = None
+        timed = False
+        try:
+            action = next(steps)
+            for result in history:
+                timed = timed or isinstance(action, step.Now)
+                if isinstance(result, Fails):
+                    action = steps.throw(result.error())
+                else:
+                    action = steps.send(result)
+        except StopIteration as end:
+            action, value = None, end.value
+        except (SnpCertsError, OSError, FirmwareError) as raised:
+            action, error = None, raised
+        if action is None:
+            place: object = (frozen(value), _kind_of(error) if error else None)
+        else:
+            # Only the clock asks whether it has been asked before.
+            place = (timed and isinstance(action, step.Now), _place(steps))
+        if action is not None:
+            _abandon(steps)
+        found = self._known.get(place)
+        if found is None:
+            found = self._known[place] = Position(self, len(self._known), history)
+            found.action, found.value, found.error, found.timed = action, value, error, timed
+        return found
+
+
+class Process(NamedTuple):
+    """One instance of a program."""
+
+    name: str
+    position: Position
+    fds: tuple[tuple[int, int], ...]  # descriptor, description
+    left: int  # jobs to do, the present one included; -1: without end
+    delivered: bytes | None  # the guest's table, empty perhaps; None: none, or busy
+    before: tuple[Any, ...] | None  # what an update found when its turn came
+    writer: bool
+    vmm: str
+
+
+class _AbandonedError(BaseException):
+    """Nobody wants to know how the program goes on."""
+
+
+def _abandon(steps: Steps[Any]) -> None:
+    """End a suspended generator, which may yield a few steps more to put its affairs in order."""
+    try:
+        steps.throw(_AbandonedError())
+        while True:
+            steps.send(None)
+    except (_AbandonedError, StopIteration):
+        return
+
+
+def _place(steps: Any) -> tuple[object, ...]:
+    """Everything in a suspended generator that decides what it does next."""
+    frame = steps.gi_frame
+    inner = steps.gi_yieldfrom
+    variables = frame.f_locals
+    place: list[object] = [frame.f_code.co_qualname, frame.f_lasti]
+    for name, value in sorted(variables.items()):
+        if isinstance(value, float):
+            continue
+        place.append(
+            (name, _place(value) if isinstance(value, types.GeneratorType) else frozen(value))
+        )
+    if inner is not None:
+        place.append(_place(inner))
+    mine = {id(value) for value in variables.values()}
+    code_names = {id(each) for each in (frame, variables, frame.f_code)}
+    for each in gc.get_referents(steps):
+        if isinstance(each, BaseException):
+            place.append(_kind_of(each))
+        elif isinstance(each, int):
+            place.append(each)
+        elif id(each) in mine or id(each) in code_names or each is inner or each is None:
+            continue
+        elif not isinstance(each, types.CodeType | types.FunctionType | types.CellType | str):
+            raise TypeError(
+                f"{frame.f_code.co_qualname} keeps {each!r} where it cannot be compared"
+            )
+    return tuple(place)
+
+
+def _kind_of(error: BaseException) -> tuple[object, ...]:
+    return (type(error).__name__, getattr(error, "errno", None))
+
+
+def frozen(value: object) -> object:
+    """Something that compares and hashes as the value does, times left out."""
+    if value is None or isinstance(value, bool | int | str | bytes | enum.Enum):
+        return (type(value).__name__, value)
+    if isinstance(value, float):
+        return "a time"
+    if isinstance(value, tuple | list):
+        return (type(value).__name__, *map(frozen, value))
+    if isinstance(value, dict):
+        return tuple((key, frozen(each)) for key, each in sorted(value.items()))
+    if isinstance(value, BaseException):
+        return _kind_of(value)
+    if dataclasses.is_dataclass(value):
+        fields = dataclasses.fields(value)
+        return (type(value).__name__, *(frozen(getattr(value, each.name)) for each in fields))
+    if callable(value):
+        return value
+    raise TypeError(f"cannot compare a {type(value).__name__}")

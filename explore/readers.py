@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Readers of every kind that a writer must get along with.
+
+R1 is the shipped one. The others stand for VMMs that follow the kernel's
+recommendation and no more than that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from explore.model import MOUNT, PATH
+from explore.steps import Unlock
+from snpcerts.abi.cert_table import EMPTY
+from snpcerts.certfile import reader, step
+from snpcerts.certfile.reader import Busy, Empty, Found, Table
+from snpcerts.certfile.step import Steps
+
+
+def deliver(_found: Found) -> None:
+    """The guest's buffer: the model keeps what was found."""
+
+
+def handshake() -> None:
+    """The firmware signs: the model looks at its key."""
+
+
+def r1() -> Steps[None]:
+    """Opens for each request and compares device and inode: the shipped reader."""
+    return reader.serve(PATH, deliver=deliver, handshake=handshake)
+
+
+def r2() -> Steps[None]:
+    """Opens for each request, does not compare."""
+    try:
+        fd: int = yield step.OpenRead(PATH)
+    except OSError:
+        yield step.Deliver(deliver, Empty())
+        yield step.Handshake(handshake, None)
+        return
+    try:
+        yield from _locked_request(fd)
+    finally:
+        yield step.Close(fd)
+
+
+def r3() -> Steps[None]:
+    """Opens once and keeps the descriptor; locks and unlocks for each request."""
+    try:
+        fd: int = yield step.OpenRead(PATH)
+    except OSError:
+        return
+    while True:
+        yield from _locked_request(fd)
+        yield Unlock(fd)
+
+
+def r4() -> Steps[None]:
+    """The shipped reader, in a container that sees the file through a bind mount."""
+    return reader.serve(MOUNT, deliver=deliver, handshake=handshake)
+
+
+def _locked_request(fd: int) -> Steps[None]:
+    found: Found = Busy(0)
+    if (yield step.LockShared(fd)):
+        status: step.FileStat = yield step.Stat(fd)
+        data: bytes = yield step.Read(fd, status.size)
+        found = Empty() if data.startswith(EMPTY) or not data else Table(data)
+    yield step.Deliver(deliver, found)
+    yield step.Handshake(handshake, fd)
+
+
+KINDS: dict[str, Callable[[], Steps[None]]] = {"R1": r1, "R2": r2, "R3": r3, "R4": r4}

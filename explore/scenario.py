@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Who takes part in an exploration, and what may go wrong in it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from explore.model import MOUNT, PATH, TURN, Budget, File, World, table
+from explore.process import Process, Program
+from explore.readers import KINDS
+from explore.strategies import STRATEGIES
+from explore.transition import Settings
+from snpcerts.certfile.step import Steps
+
+NOTHING = Budget()
+USUAL = Settings()
+
+
+@dataclass(frozen=True, slots=True)
+class Scenario:
+    """Readers of some kinds, coming for ever, and writers with so many updates each."""
+
+    readers: tuple[str, ...] = ("R1",)
+    writers: tuple[tuple[str, int], ...] = (("swap", 1),)  # strategy, updates
+    budget: Budget = NOTHING
+    settings: Settings = USUAL
+    missing: bool = False  # whether the file is still to be created
+
+    @property
+    def name(self) -> str:
+        readers = " ".join(self.readers) or "no reader"
+        writers = " ".join(f"{strategy} x{updates}" for strategy, updates in self.writers)
+        wrong = [
+            f"{count} {what}"
+            for count, what in zip(
+                self.budget, ("killed", "power loss", "failing step"), strict=True
+            )
+            if count
+        ]
+        if self.settings.firmware_fails:
+            wrong.append("firmware fails")
+        if self.missing:
+            wrong.append("no file yet")
+        if not self.settings.reduce:
+            wrong.append("every step interleaved")
+        return " | ".join([readers, writers, ", ".join(wrong) or "no crash"])
+
+    def world(
+        self,
+        *,
+        reader: Callable[[Steps[Any]], Steps[Any]] | None = None,
+        writer: Callable[[Steps[Any]], Steps[Any]] | None = None,
+        readers: dict[str, Callable[[], Steps[Any]]] | None = None,
+        one_vmm: bool = False,
+    ) -> World:
+        """The state to begin with; ``reader`` and ``writer`` may alter the programs' steps."""
+        world = World()
+        world.budget = self.budget
+        turn = world.new_file()
+        world.names[TURN] = turn
+        if not self.missing:
+            file = world.new_file()
+            data = table(0)
+            world.files[file] = File(data, data if self.budget.power else b"", ())
+            world.names[PATH] = file
+            if "R4" in self.readers:
+                world.names[MOUNT] = file
+        if self.budget.power:
+            world.disk = {name: number for name, number in world.names.items() if name != MOUNT}
+        kinds = KINDS | (readers or {})
+        programs: dict[str, Program] = {}
+        for number, kind in enumerate(self.readers, 1):
+            if kind not in programs:
+                programs[kind] = Program(kind, _altered(kinds[kind], reader))
+            world.processes.append(
+                _process(f"reader {number} ({kind})", programs[kind], vmm="vmm" if one_vmm else "")
+            )
+        for number, (strategy, updates) in enumerate(self.writers, 1):
+            if strategy not in programs:
+                programs[strategy] = Program(strategy, _altered(STRATEGIES[strategy], writer))
+            world.processes.append(
+                _process(f"writer {number} ({strategy})", programs[strategy], updates)
+            )
+        return world
+
+    def add(self, world: World, name: str, start: Callable[[], Steps[Any]]) -> None:
+        """Let one more take part, who does one thing once and is no writer of ours."""
+        process = _process(name, Program(name, start), 1)
+        world.processes.append(process._replace(writer=False))
+
+
+def _process(name: str, program: Program, updates: int = -1, vmm: str = "") -> Process:
+    return Process(name, program.first, (), updates, None, None, updates >= 0, vmm)
+
+
+def _altered(
+    start: Callable[[], Steps[Any]], alter: Callable[[Steps[Any]], Steps[Any]] | None
+) -> Callable[[], Steps[Any]]:
+    return start if alter is None else lambda: alter(start())

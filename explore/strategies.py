@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Writers: the shipped one, and ways to do it that do not ship, for comparison."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from explore.model import PATH
+from snpcerts.certfile import step, writer
+from snpcerts.certfile.step import Steps
+
+
+def change() -> bytes:
+    """The firmware's change: the model makes it."""
+    return b""
+
+
+def swap() -> Steps[writer.Update]:
+    """The shipped default."""
+    return writer.update(PATH, change, strategy=writer.Strategy.SWAP)
+
+
+def in_place() -> Steps[writer.Update]:
+    """Shipped, for files that are seen through bind mounts."""
+    return writer.update(PATH, change, strategy=writer.Strategy.IN_PLACE)
+
+
+def there_and_back() -> Steps[int]:
+    """Not shipped: the new file only stands in; the old one is updated and put back.
+
+    As *swap* until the old file is empty. Then the table goes into the old file,
+    which gets its name back. An update that was cut off is undone by the same
+    rename.
+    """
+    names = writer._Names.of(PATH)
+    turn: int = yield step.OpenOrCreate(names.turn, 0o600)
+    fds = [turn]
+    try:
+        deadline = yield from _locked(turn)
+        yield step.Unlink(names.new)
+        try:  # noqa: SIM105 (where a context manager keeps its place cannot be compared)
+            yield step.Rename(names.old, names.path)
+        except FileNotFoundError:
+            pass
+        yield step.SyncDirectory(names.path)
+        yield step.Unlink(names.old)  # another name of the file at the path, if anything
+        old: int = yield step.OpenWrite(names.path)
+        fds.append(old)
+        new: int = yield step.Create(names.new, 0o600)
+        fds.append(new)
+        yield from writer._prepare(names, new, old)
+        yield step.Link(names.path, names.old)
+        yield step.Rename(names.new, names.path)
+        yield step.SyncDirectory(names.path)
+        try:
+            if not (yield from writer._lock_until(old, deadline)):
+                raise writer.LockHeldError(names.path, 0)
+            yield from writer._empty(old)
+            table: bytes = yield step.Change(change)
+            yield from writer._fill(old, table)
+        finally:
+            yield step.Rename(names.old, names.path)
+            yield step.SyncDirectory(names.path)
+        return len(table)
+    finally:
+        while fds:
+            yield step.Close(fds.pop())
+
+
+def stranger() -> Steps[int]:
+    """Another program's writer: the kernel's recommended lock, no turn, no comparison."""
+    fd: int = yield step.OpenWrite(PATH)
+    try:
+        yield from _locked(fd)
+        yield from writer._empty(fd)
+        table: bytes = yield step.Change(change)
+        yield from writer._fill(fd, table)
+        return len(table)
+    finally:
+        yield step.Close(fd)
+
+
+def _locked(fd: int) -> Steps[float]:
+    start: float = yield step.Now()
+    if not (yield from writer._lock_until(fd, start + 1)):
+        raise writer.LockHeldError(PATH, 0)
+    return start + 1
+
+
+STRATEGIES: dict[str, Callable[[], Steps[object]]] = {
+    "swap": swap,
+    "in-place": in_place,
+    "there-and-back": there_and_back,
+    "stranger": stranger,
+}

@@ -1,0 +1,629 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What can happen next in a state, step by step, and in words.
+
+To visit fewer states without losing an outcome:
+
+* a step that touches nothing that others see (a pause, the clock, closing a
+  description that holds no lock) is taken at once with the one before it;
+* with ``reduce``, a process whose next step touches only what others cannot
+  touch before it moves on (a file it has locked, names that only the writer
+  whose turn it is changes) goes first, alone. That others cannot touch a locked
+  file is what the lock is for; whether they do is checked in every state
+  visited (the invariant *discipline*), so an exploration that ends without a
+  violation was allowed to rely on it.
+
+Crashes and failing steps are tried at every step in either case, but for those
+of the first kind, which leave nothing different behind.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from explore import steps
+from explore.invariants import (
+    ViolationError,
+    check_access,
+    check_end,
+    check_handshake,
+    check_state,
+    content_in_words,
+    found_at_turn,
+)
+from explore.model import (
+    EXCLUSIVE,
+    MOUNT,
+    NEW,
+    NONE,
+    OLD,
+    PATH,
+    SHARED,
+    TURN,
+    File,
+    World,
+    table,
+)
+from explore.process import FIRMWARE_FAILS, IN_TIME, TOO_LATE, Fails, Process
+from snpcerts.certfile import step
+from snpcerts.certfile.reader import Empty, Table
+
+_SHORT = {PATH: "certs", TURN: ".certs.turn", NEW: ".certs.new", OLD: ".certs.old"}
+_SHORT[MOUNT] = "its bind mount of certs"
+_OWN_NAMES = (NEW, OLD)
+_FAULTY = (
+    step.OpenRead,
+    step.OpenWrite,
+    step.Create,
+    step.LockShared,
+    step.LockExclusive,
+    step.Stat,
+    step.StatPath,
+    step.Read,
+    step.Write,
+    step.Truncate,
+    step.Sync,
+    step.SyncDirectory,
+    step.CopyAttributes,
+    step.Link,
+    step.Rename,
+    step.Unlink,
+)
+POWER = -1
+_EIO = Fails(errno.EIO)
+
+
+class Settings(NamedTuple):
+    """How an exploration goes about it."""
+
+    reduce: bool = True
+    discipline: bool = True  # whether use against a lock ends the exploration
+    patient: bool = False  # writers never give up waiting
+    others: bool = True  # whether files off the path are checked as well, for R2 to R4
+    reports: bool = True  # whether what updates report is checked; not with strangers about
+    firmware_fails: bool = False  # a firmware change may fail, before or after its effect
+
+
+class Move(NamedTuple):
+    """One thing that can happen."""
+
+    mover: int  # index of the process, or POWER
+    text: str
+    world: World
+    violation: ViolationError | None = None
+
+
+def moves(world: World, settings: Settings) -> Iterator[Move]:
+    """Everything that can happen next; one that violates an invariant says so."""
+    first = _goes_first(world) if settings.reduce else None
+    for index in range(len(world.processes)) if first is None else (first,):
+        process = world.processes[index]
+        if process.position.action is None:
+            continue
+        yield from _steps_of(world, index, settings)
+        if world.budget.kills and process.position.history:
+            yield _killed(world, index, settings)
+    if world.budget.power:
+        for after in world.after_power_loss():
+            after.processes = [_restarted(process) for process in world.processes]
+            text = f"power is lost; certs then holds {content_in_words(_at_path(after))}"
+            for index in range(len(after.processes)):
+                _settle(after, index, settings)
+            yield _checked(Move(POWER, text, after), settings)
+
+
+def _steps_of(world: World, index: int, settings: Settings) -> Iterator[Move]:
+    for result in _results(world, world.processes[index], settings):
+        new = world.copy()
+        try:
+            actual, text = _perform(new, index, result, settings)
+            _advance(new, index, actual, settings)
+        except ViolationError as violation:
+            process = world.processes[index]
+            text = _in_words(world, process, process.position.action)
+            yield Move(index, f"{process.name} {text}", new, violation)
+            continue
+        yield _checked(Move(index, f"{world.processes[index].name} {text}", new), settings)
+
+
+def _checked(move: Move, settings: Settings) -> Move:
+    try:
+        check_state(move.world, others=settings.others)
+    except ViolationError as violation:
+        return move._replace(violation=violation)
+    return move
+
+
+def _results(world: World, process: Process, settings: Settings) -> list[object]:
+    """The ways a step may go that are the model's choice; None: as the world has it."""
+    action = process.position.action
+    if isinstance(action, step.Now):
+        return [IN_TIME] if _one_time(process, settings) else [IN_TIME, TOO_LATE]
+    found: list[object] = [None]
+    if world.budget.faults and isinstance(action, _FAULTY):
+        found.append(_EIO)
+    if isinstance(action, step.Change) and settings.firmware_fails:
+        found += [FIRMWARE_FAILS, "changes, then fails"]
+    return found
+
+
+def _perform(world: World, index: int, chosen: object, settings: Settings) -> tuple[object, str]:
+    """Perform the process's step; its result, and what happened in words."""
+    process = world.processes[index]
+    action = process.position.action
+    if isinstance(action, step.Now):
+        return chosen, "looks at the clock" + (": too late" if chosen == TOO_LATE else "")
+    if chosen is _EIO:
+        world.budget = world.budget._replace(faults=world.budget.faults - 1)
+        return chosen, f"{_in_words(world, process, action)}: fails"
+    if isinstance(action, step.Change):
+        if chosen is not FIRMWARE_FAILS:
+            world.key += 1
+        if chosen is not None:
+            return FIRMWARE_FAILS, f"changes the firmware: fails, the key is {world.key}"
+        return table(world.key), f"changes the firmware's key to {world.key}"
+    text = _in_words(world, process, action)
+    try:
+        result = _EFFECT[type(action)](world, index, action)
+    except OSError as error:
+        result = Fails(error.errno or 0)
+    if isinstance(result, Fails):
+        return result, f"{text}: {result}"
+    if settings.discipline and isinstance(action, step.Read | step.Write | step.Truncate):
+        check_access(
+            world,
+            _description(process, action.fd),
+            write=not isinstance(action, step.Read),
+        )
+    return result, text + _outcome(action, result)
+
+
+def _advance(world: World, index: int, result: object, settings: Settings) -> None:
+    """Give a process its result, and take the steps that nobody else sees."""
+    process = world.processes[index]
+    world.processes[index] = process._replace(position=process.position.after(result))
+    _settle(world, index, settings)
+
+
+def _settle(world: World, index: int, settings: Settings) -> None:
+    while True:
+        process = world.processes[index]
+        action = process.position.action
+        if action is None:
+            if not process.left:
+                return
+            check_end(world, process, process.position, reports=settings.reports)
+            _next_job(world, index)
+        elif not _unseen(world, process, action, settings):
+            return
+        else:
+            chosen = _results(world, process, settings)[0]
+            result, _ = _perform(world, index, chosen, settings)
+            process = world.processes[index]
+            world.processes[index] = process._replace(position=process.position.after(result))
+
+
+def _unseen(world: World, process: Process, action: Any, settings: Settings) -> bool:
+    """Whether nobody can tell if this step has been taken."""
+    if world.budget.faults and isinstance(action, _FAULTY):
+        return False
+    match action:
+        case step.Resolve() | step.Pause() | step.CopyAttributes() | step.Deliver():
+            return True
+        case step.Now():
+            return _one_time(process, settings)
+        case step.Close(fd=fd):
+            found = world.descriptions[_description(process, fd)]
+            return not found.lock and not found.vmm
+        case step.Sync() | step.SyncDirectory():
+            return not world.budget.power
+    if not settings.reduce:
+        return False
+    match action:
+        case step.Handshake():
+            return not process.delivered
+        case step.Stat(fd=fd) | step.Read(fd=fd):
+            return world.descriptions[_description(process, fd)].lock != NONE
+    return (
+        not any(world.budget)
+        and len(_results(world, process, settings)) == 1
+        and _private(world, process, action)
+    )
+
+
+def _one_time(process: Process, settings: Settings) -> bool:
+    return not process.position.timed or (process.writer and settings.patient)
+
+
+def _goes_first(world: World) -> int | None:
+    """A process whose next step no other can be concerned by, if there is one."""
+    for index, process in enumerate(world.processes):
+        action = process.position.action
+        if action is not None and _private(world, process, action):
+            return index
+    return None
+
+
+def _private(world: World, process: Process, action: Any) -> bool:
+    match action:
+        case step.Now():
+            return True
+        case step.Stat(fd=fd) | step.Read(fd=fd):
+            return world.descriptions[_description(process, fd)].lock != NONE
+        case step.Write(fd=fd) | step.Truncate(fd=fd) | step.Sync(fd=fd):
+            return world.descriptions[_description(process, fd)].lock == EXCLUSIVE
+    if not process.writer or not _has_turn(world, process):
+        return False
+    match action:
+        case step.Unlink(path=name) | step.Create(path=name) | step.Link(second=name):
+            return name in _OWN_NAMES
+        case step.OpenWrite() | step.Stat() | step.StatPath() | step.SyncDirectory():
+            return True
+        case step.LockExclusive(fd=fd):
+            file = world.descriptions[_description(process, fd)].file
+            return file == world.names.get(NEW)
+    return False
+
+
+def writer_waits(world: World, process: Process) -> bool:
+    """Whether it is a writer whose turn it is, and wants a lock that it cannot have."""
+    position = process.position
+    # Asking again is a part of waiting, so the failed try's way back counts as well.
+    action = position.action
+    return (
+        process.writer
+        and isinstance(action, step.LockExclusive)
+        and _has_turn(world, process)
+        and world.conflicts(_description(process, action.fd), EXCLUSIVE)
+    )
+
+
+def _has_turn(world: World, process: Process) -> bool:
+    turn = world.names.get(TURN)
+    return any(
+        world.descriptions[each].file == turn and world.descriptions[each].lock == EXCLUSIVE
+        for _, each in process.fds
+    )
+
+
+# Ends
+
+
+def _next_job(world: World, index: int) -> None:
+    process = world.processes[index]
+    left = process.left - 1 if process.left > 0 else process.left
+    world.processes[index] = process._replace(
+        left=left,
+        delivered=None,
+        before=None,
+        position=process.position.program.first if left else process.position,
+    )
+
+
+def _restarted(process: Process) -> Process:
+    """The process after its end by force: what it was doing is lost, its next job begins."""
+    if process.position.action is None:
+        return process
+    left = process.left
+    if left > 0 and process.position.history:
+        left -= 1
+    position = process.position.program.first if left else process.position.program.ended
+    return process._replace(position=position, fds=(), left=left, delivered=None, before=None)
+
+
+def _killed(world: World, index: int, settings: Settings) -> Move:
+    new = world.copy()
+    process = new.processes[index]
+    new.budget = new.budget._replace(kills=new.budget.kills - 1)
+    new.processes[index] = _restarted(process)
+    for _, each in process.fds:
+        new.close(each)
+    _settle(new, index, settings)
+    return _checked(Move(index, f"{process.name} is killed", new), settings)
+
+
+def start(world: World, settings: Settings) -> None:
+    """Take what nobody sees of every process's beginning."""
+    for index in range(len(world.processes)):
+        _settle(world, index, settings)
+
+
+# Effects
+
+
+def _description(process: Process, fd: int) -> int:
+    for mine, description in process.fds:
+        if mine == fd:
+            return description
+    raise LookupError(f"{process.name} has no descriptor {fd}")
+
+
+def _at_path(world: World) -> bytes | None:
+    file = world.names.get(PATH)
+    return world.files[file].data if file is not None else None
+
+
+def _attach(world: World, index: int, description: int) -> int:
+    process = world.processes[index]
+    fd = 3
+    taken = {mine for mine, _ in process.fds}
+    while fd in taken:
+        fd += 1
+    world.processes[index] = process._replace(fds=(*process.fds, (fd, description)))
+    return fd
+
+
+def _open(world: World, index: int, action: Any) -> object:
+    file = world.names.get(action.path)
+    if file is None:
+        return Fails(errno.ENOENT)
+    return _attach(world, index, world.open(file, world.processes[index].vmm))
+
+
+def _open_once(world: World, index: int, action: Any) -> object:
+    file = world.names.get(action.path)
+    if file is None:
+        return Fails(errno.ENOENT)
+    vmm = world.processes[index].vmm
+    for number, each in world.descriptions.items():
+        if each.vmm == vmm and each.file == file:
+            return _attach(world, index, number)
+    return _attach(world, index, world.open(file, vmm))
+
+
+def _create(world: World, index: int, action: Any) -> object:
+    if action.path in world.names:
+        if isinstance(action, step.Create):
+            return Fails(errno.EEXIST)
+    else:
+        world.change_names((action.path, world.new_file()))
+    return _open(world, index, action)
+
+
+def _close(world: World, index: int, action: Any) -> None:
+    process = world.processes[index]
+    description = _description(process, action.fd)
+    world.processes[index] = process._replace(
+        fds=tuple(each for each in process.fds if each[0] != action.fd)
+    )
+    world.close(description)
+
+
+def _close_classic(world: World, index: int, action: Any) -> None:
+    process = world.processes[index]
+    file = world.descriptions[_description(process, action.fd)].file
+    for number, each in list(world.descriptions.items()):
+        if each.vmm == process.vmm and each.file == file:
+            world.set_lock(number, NONE)
+    _close(world, index, action)
+
+
+def _lock(world: World, index: int, action: Any) -> bool:
+    wanted = SHARED if isinstance(action, step.LockShared) else EXCLUSIVE
+    process = world.processes[index]
+    number = _description(process, action.fd)
+    if world.conflicts(number, wanted):
+        return False
+    world.set_lock(number, wanted)
+    if process.writer and world.descriptions[number].file == world.names.get(TURN):
+        world.processes[index] = process._replace(before=found_at_turn(world))
+    return True
+
+
+def _unlock(world: World, index: int, action: Any) -> None:
+    world.set_lock(_description(world.processes[index], action.fd), NONE)
+
+
+def _unlock_neighbour(world: World, index: int, action: Any) -> None:
+    process = world.processes[index]
+    mine = _description(process, action.fd)
+    for number, each in list(world.descriptions.items()):
+        if each.vmm == process.vmm and number != mine:
+            world.set_lock(number, NONE)
+
+
+def _status(world: World, file: int) -> step.FileStat:
+    return step.FileStat(file // 100, file % 100, len(world.files[file].data), True)
+
+
+def _stat(world: World, index: int, action: Any) -> object:
+    file = world.descriptions[_description(world.processes[index], action.fd)].file
+    return _status(world, file)
+
+
+def _stat_path(world: World, _index: int, action: Any) -> object:
+    file = world.names.get(action.path)
+    return Fails(errno.ENOENT) if file is None else _status(world, file)
+
+
+def _read(world: World, index: int, action: Any) -> bytes:
+    file = world.descriptions[_description(world.processes[index], action.fd)].file
+    return world.files[file].data[: action.size]
+
+
+def _write(world: World, index: int, action: Any) -> None:
+    file = world.descriptions[_description(world.processes[index], action.fd)].file
+    world.write(file, action.data, action.offset)
+
+
+def _truncate(world: World, index: int, action: Any) -> None:
+    file = world.descriptions[_description(world.processes[index], action.fd)].file
+    world.truncate(file, action.size)
+
+
+def _sync(world: World, index: int, action: Any) -> None:
+    world.sync(world.descriptions[_description(world.processes[index], action.fd)].file)
+
+
+def _link(world: World, _index: int, action: Any) -> object:
+    if action.path not in world.names:
+        return Fails(errno.ENOENT)
+    if action.second in world.names:
+        return Fails(errno.EEXIST)
+    world.change_names((action.second, world.names[action.path]))
+    return None
+
+
+def _rename(world: World, _index: int, action: Any) -> object:
+    file = world.names.get(action.source)
+    if file is None:
+        return Fails(errno.ENOENT)
+    if world.names.get(action.target) != file:  # two names of one file stay as they are
+        world.change_names((action.source, None), (action.target, file))
+    return None
+
+
+def _unlink(world: World, _index: int, action: Any) -> None:
+    if action.path in world.names:
+        world.change_names((action.path, None))
+
+
+def _sync_directory(world: World, _index: int, _action: Any) -> None:
+    world.sync_names()
+
+
+def _nothing(_world: World, _index: int, _action: Any) -> None:
+    return None
+
+
+def _resolve(_world: World, _index: int, action: Any) -> str:
+    return str(action.path)
+
+
+def _deliver(world: World, index: int, action: Any) -> None:
+    delivered: bytes | None = None
+    if isinstance(action.found, Table):
+        delivered = action.found.data
+    elif isinstance(action.found, Empty):
+        delivered = b""
+    world.processes[index] = world.processes[index]._replace(delivered=delivered)
+
+
+def _handshake(world: World, index: int, _action: Any) -> None:
+    process = world.processes[index]
+    check_handshake(world, process.delivered)
+    world.processes[index] = process._replace(delivered=None)
+
+
+def _foretell(world: World, _index: int, _action: Any) -> bytes:
+    return table(world.key + 1)
+
+
+def _outdated(world: World, _index: int, _action: Any) -> bytes:
+    return table(world.key)
+
+
+def _mount(world: World, _index: int, action: Any) -> None:
+    file = 200 + world.names[action.path] % 100
+    data = table(world.key)
+    world.files[file] = File(data, data if world.budget.power else b"", ())
+    world.change_names((action.path, file))
+
+
+_EFFECT: dict[type, Any] = {
+    step.Pause: _nothing,
+    step.Resolve: _resolve,
+    step.OpenRead: _open,
+    step.OpenWrite: _open,
+    step.Create: _create,
+    step.OpenOrCreate: _create,
+    step.Close: _close,
+    step.LockShared: _lock,
+    step.LockExclusive: _lock,
+    step.Stat: _stat,
+    step.StatPath: _stat_path,
+    step.Read: _read,
+    step.Write: _write,
+    step.Truncate: _truncate,
+    step.Sync: _sync,
+    step.SyncDirectory: _sync_directory,
+    step.CopyAttributes: _nothing,
+    step.Link: _link,
+    step.Rename: _rename,
+    step.Unlink: _unlink,
+    step.Deliver: _deliver,
+    step.Handshake: _handshake,
+    steps.Unlock: _unlock,
+    steps.OpenOnce: _open_once,
+    steps.UnlockNeighbour: _unlock_neighbour,
+    steps.CloseClassic: _close_classic,
+    steps.Foretell: _foretell,
+    steps.Outdated: _outdated,
+    steps.Mount: _mount,
+}
+
+
+# Words
+
+
+def _in_words(world: World, process: Process, action: Any) -> str:
+    def name(path: str) -> str:
+        return _SHORT.get(path, path)
+
+    def file(fd: int) -> str:
+        number = world.descriptions[_description(process, fd)].file
+        return "the turn file" if number == world.names.get(TURN) else file_name(number)
+
+    match action:
+        case step.OpenRead(path=path) | step.OpenWrite(path=path) | steps.OpenOnce(path=path):
+            return f"opens {name(path)}"
+        case step.OpenOrCreate(path=path) | step.Create(path=path):
+            return f"creates or opens {name(path)}"
+        case step.Close(fd=fd) | steps.CloseClassic(fd=fd):
+            return f"closes {file(fd)}"
+        case step.LockShared(fd=fd):
+            return f"locks {file(fd)} shared"
+        case step.LockExclusive(fd=fd):
+            return f"locks {file(fd)} exclusively"
+        case steps.Unlock(fd=fd):
+            return f"unlocks {file(fd)}"
+        case steps.UnlockNeighbour():
+            return "unlocks another vCPU's descriptor"
+        case step.Stat(fd=fd):
+            return f"stats {file(fd)}"
+        case step.StatPath(path=path):
+            return f"stats {name(path)}"
+        case step.Read(fd=fd):
+            return f"reads {file(fd)}"
+        case step.Write(fd=fd, data=data, offset=offset):
+            what = "the first entry" if offset == 0 else "the rest"
+            kind = "zeroes" if not any(data) else f"{what} of key {data[0] - 1}'s table"
+            return f"writes {kind} to {file(fd)}"
+        case step.Truncate(fd=fd):
+            return f"truncates {file(fd)}"
+        case step.Sync(fd=fd):
+            return f"syncs {file(fd)}"
+        case step.SyncDirectory():
+            return "syncs the directory"
+        case step.Link(path=path, second=second):
+            return f"links {name(path)} to {name(second)}"
+        case step.Rename(source=source, target=target):
+            return f"renames {name(source)} to {name(target)}"
+        case step.Unlink(path=path):
+            return f"unlinks {name(path)}"
+        case step.Handshake():
+            return f"re-enters KVM_RUN: the firmware signs with key {world.key}"
+        case steps.Foretell():
+            return "foresees the next key's table"
+        case steps.Outdated():
+            return "picks the table for the key of now"
+        case steps.Mount():
+            return "mounts another file over certs, with the same number on another device"
+    return type(action).__name__
+
+
+def file_name(number: int) -> str:
+    letter = chr(ord("A") + number % 100 - 1)
+    return f"file {letter}" if number < 200 else f"file {letter} of the other device"
+
+
+def _outcome(action: Any, result: object) -> str:
+    match action:
+        case step.LockShared() | step.LockExclusive():
+            return "" if result else ": someone has it"
+        case step.Read() if isinstance(result, bytes):
+            return f": {content_in_words(result)}"
+        case step.StatPath() | step.Stat() if isinstance(result, step.FileStat):
+            return f": {file_name(result.device * 100 + result.inode)}"
+    return ""

@@ -1,0 +1,154 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The shipped protocol keeps its invariants in every interleaving and crash; wrong ones do not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from explore.__main__ import main
+from explore.bounds import COMPARED, LIVELY, PROGRESS, SMALL, UNSAFE
+from explore.invariants import BOUNDED
+from explore.invariants import PROGRESS as PROGRESS_INVARIANT
+from explore.mutants import EQUIVALENT, KILLED, Mutant
+from explore.process import Program
+from explore.progress import explore_progress
+from explore.scenario import Scenario
+from explore.search import explore
+from explore.transition import Settings
+
+from snpcerts.certfile import step
+
+
+@pytest.mark.parametrize("scenario", SMALL, ids=lambda each: each.name)
+def test_every_interleaving_and_crash_keeps_the_invariants(scenario: Scenario) -> None:
+    result = explore(scenario.world(), scenario.settings)
+    assert result.violation is None, "\n".join(result.schedule)
+    assert result.states > 500
+
+
+@pytest.mark.parametrize("scenario", PROGRESS, ids=lambda each: each.name)
+def test_readers_of_a_kind_starve_a_writer_or_cannot(scenario: Scenario) -> None:
+    """Who opens for each request cannot keep a writer out that replaces the file; others can."""
+    result = explore_progress(scenario.world())
+    if (scenario.writers[0][0], scenario.readers[0]) in LIVELY:
+        assert result.violation is None, "\n".join(result.schedule)
+    else:
+        assert result.violation is not None
+        assert result.violation.invariant == PROGRESS_INVARIANT
+        assert "from here on, for ever:" in result.schedule
+
+
+@pytest.mark.parametrize(
+    ("strategy", "kind", "gets"),
+    [
+        ("swap", "R1", {"table", "busy"}),
+        ("swap", "R2", {"table", "empty", "busy"}),
+        ("swap", "R4", {"empty", "busy"}),
+        ("in-place", "R1", {"table", "busy"}),
+        ("in-place", "R2", {"table", "busy"}),
+        ("in-place", "R3", {"table", "busy"}),
+        ("in-place", "R4", {"table", "busy"}),
+        ("there-and-back", "R1", {"table", "busy"}),
+        ("there-and-back", "R4", {"table", "busy"}),
+    ],
+)
+def test_what_readers_of_a_kind_get_after_an_update(
+    strategy: str, kind: str, gets: set[str]
+) -> None:
+    scenario = Scenario((kind,), ((strategy, 1),))
+    graph = explore_progress(scenario.world()).graph
+    assert graph is not None
+    assert graph.answers[kind] == gets
+
+
+@pytest.mark.parametrize("mutant", KILLED, ids=lambda each: each.name)
+def test_a_wrong_variant_is_found_out(mutant: Mutant) -> None:
+    """By the invariant it violates, with a schedule that tells the story it should tell."""
+    result = mutant.explore()
+    assert result.violation is not None
+    assert result.violation.invariant == mutant.invariant
+    told, at = "\n".join(result.schedule), 0
+    for part in mutant.shows:
+        at = told.find(part, at)
+        assert at >= 0, f"{part!r} is missing from\n{told}"
+
+
+@pytest.mark.parametrize("mutant", EQUIVALENT, ids=lambda each: each.name)
+def test_a_variant_that_others_make_up_for_is_safe(mutant: Mutant) -> None:
+    result = mutant.explore()
+    assert result.violation is None, "\n".join(result.schedule)
+
+
+@pytest.mark.parametrize(
+    "mutant",
+    [each for each in KILLED if each.invariant != PROGRESS_INVARIANT and not each.mover],
+    ids=lambda each: each.name,
+)
+def test_visiting_fewer_states_finds_the_same_variants_out(mutant: Mutant) -> None:
+    """The reduction relies on locks being respected, and says so where they are not."""
+    reduced = Settings(others=mutant.scenario.settings.others)
+    assert explore(mutant.world(), reduced).violation is not None
+
+
+def test_a_writer_who_does_not_wait_for_its_turn_is_safe_only_with_in_place() -> None:
+    """``SMALL`` has it with in-place."""
+    assert explore(UNSAFE.world(), UNSAFE.settings).violation is not None
+
+
+def test_the_note_tells_of_every_variant() -> None:
+    note = (Path(__file__).parents[2] / "docs" / "protocol.md").read_text(encoding="utf-8")
+    for mutant in (*KILLED, *EQUIVALENT):
+        invariant = mutant.invariant or "none"
+        assert f"| {mutant.name} | {mutant.wrong} | {invariant} | {mutant.why} |" in note
+
+
+def never_asks() -> step.Steps[None]:
+    fd: int = yield step.OpenRead("/host/certs")
+    while not (yield step.LockShared(fd)):
+        yield step.Pause(0.001)
+    yield step.Close(fd)
+
+
+def asks_and_goes_on() -> step.Steps[None]:
+    fd: int = yield step.OpenRead("/host/certs")
+    while not (yield step.LockShared(fd)):
+        yield step.Now()
+    yield step.Close(fd)
+
+
+@pytest.mark.parametrize("impatient", [never_asks, asks_and_goes_on])
+def test_a_reader_that_waits_whatever_its_clock_says_is_found_out(
+    impatient: Callable[[], step.Steps[None]],
+) -> None:
+    scenario = Scenario(("impatient",))
+    result = explore(scenario.world(readers={"impatient": impatient}), scenario.settings)
+    assert result.violation is not None
+    assert result.violation.invariant == BOUNDED
+
+
+def test_a_program_that_hides_its_state_is_refused() -> None:
+    """An iterator cannot be compared, so two places in a loop would be taken for one."""
+
+    def hiding() -> step.Steps[None]:
+        for path in ("a", "b"):
+            yield step.Unlink(path)
+
+    with pytest.raises(TypeError, match="tuple_iterator"):
+        Program("hiding", hiding)
+
+
+def test_a_strategy_for_comparison_is_safe() -> None:
+    for scenario in COMPARED[:2]:
+        result = explore(scenario.world(), scenario.settings)
+        assert result.violation is None, "\n".join(result.schedule)
+
+
+def test_the_command_prints_figures_and_schedules(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--mutants", "writer-no-wait"]) == 0
+    told = capsys.readouterr().out
+    assert "does not hold: match" in told
+    assert "changes the firmware's key to 1" in told
+    assert main(["--mutants", "nothing-of-the-kind"]) == 2
+    assert "writer-no-wait" in capsys.readouterr().out
