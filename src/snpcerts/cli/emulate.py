@@ -178,6 +178,45 @@ def certificates(chosen: _Chosen, directory: str, vlek: str | None) -> None:
         click.echo(f"{os.path.join(directory, name)}: {len(data)} bytes")
 
 
+@command.command("key-server")
+@click.option("--port", type=click.IntRange(0, 65535), default=0, help="[default: a free one]")
+@click.option(
+    "--throttle",
+    type=click.FloatRange(0, 3600),
+    default=0.0,
+    metavar="SECONDS",
+    help="Each client may have one certificate once in so many seconds. [default: always]",
+)
+@click.option("--fault", "faults", multiple=True, metavar="NAME", help="Spoil every answer.")
+@click.option(
+    "--delay",
+    type=click.FloatRange(0, 3600),
+    default=5.0,
+    metavar="SECONDS",
+    help="How late slow answers come. [default: 5]",
+)
+@click.pass_obj
+def key_server(
+    chosen: _Chosen, port: int, throttle: float, faults: tuple[str, ...], delay: float
+) -> None:
+    """Be the emulated AMD's key server, on this machine, until interrupted.
+
+    Prints its URL, which 'snpcerts kds fetch' takes as --kds; the root to trust
+    is ark.der of 'emulate certificates'. /stats counts requests.
+    """
+    from snpcerts.emulator.key_server import KeyServer
+    from snpcerts.emulator.key_server_faults import Faults, faults_of_names
+
+    wanted = Faults(faults_of_names(faults))
+    homes = [chosen.lasting_home()]
+    server = KeyServer.of_homes(homes, faults=wanted, throttle=throttle, delay=delay, port=port)
+    try:
+        click.echo(server.url)
+        server.serve()
+    finally:
+        server.close()
+
+
 @command.command()
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @click.pass_obj

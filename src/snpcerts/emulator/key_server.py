@@ -60,6 +60,7 @@ _REFUSALS: Final = {
     Fault.FORBIDDEN: 403,
 }
 _HUGE: Final = 64 << 20
+_DROP: Final = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -346,7 +347,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 def _parts(body: bytes, faults: frozenset[Fault]) -> Iterator[bytes]:
     if Fault.DRIP in faults:
-        yield from (body[at : at + 1] for at in range(len(body)))
+        yield from (body[at : at + _DROP] for at in range(0, len(body), _DROP))
     elif Fault.HUGE in faults:
         for _ in range(_HUGE >> 16):
             yield bytes(1 << 16)

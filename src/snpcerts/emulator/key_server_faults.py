@@ -30,7 +30,7 @@ class Fault(enum.Enum):
     NOT_FOUND = "404"
     FORBIDDEN = "403"
     SLOW = "slow"  # answers late
-    DRIP = "drip"  # a byte now and then
+    DRIP = "drip"  # a few bytes now and then
     REFUSE = "refuse"  # closes the connection without a word
     CUT = "cut"  # half of the body, then the end
     CUT_SILENT = "cut-silent"  # likewise, and no length that would tell

@@ -1,0 +1,379 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``snpcerts kds``: certificates from AMD's key server, through a cache of what has verified."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from snpcerts.abi.product import Product, hwid_of_chip_id
+from snpcerts.abi.tcb import TcbVersion
+from snpcerts.cli.files import make_directory, read_input, write_output
+from snpcerts.errors import InputError, SnpCertsError, UsageError
+
+if TYPE_CHECKING:
+    from snpcerts.endorsement.anchors import Anchor
+    from snpcerts.kds.source import CertificateSource
+
+# How long a command may be quiet, in seconds.
+_QUIET = 1.0
+_TCB_WORDS = {"bl": "bootloader", "tee": "tee", "snp": "snp", "ucode": "microcode", "fmc": "fmc"}
+_PRODUCTS = [product.value.lower() for product in Product]
+
+
+@click.group()
+def command() -> None:
+    """Fetch certificates from AMD's key server, and see what the cache has.
+
+    What verified is kept, and asked for only once: the key server throttles,
+    and is out of reach at times. What is kept is verified again each time.
+    """
+
+
+@dataclass(frozen=True, slots=True)
+class _Where:
+    """The options that every ``fetch`` has."""
+
+    output: str | None
+    url: str | None
+    cache: Path
+    offline: bool
+    refresh: bool
+    timeout: float
+    anchors: tuple[Anchor, ...]
+    as_json: bool
+
+    @contextmanager
+    def source(self, doing: str) -> Iterator[CertificateSource]:
+        """The source, while a person learns what is going on."""
+        from snpcerts.kds.client import KdsClient
+        from snpcerts.kds.retry import RetryPolicy
+        from snpcerts.kds.source import CertificateSource
+        from snpcerts.kds.store import Store
+        from snpcerts.kds.url import AMD_URL
+
+        if self.offline and self.url is not None:
+            raise UsageError("--offline and --kds exclude each other")
+        with _progress(doing) as say:
+            client = None
+            if not self.offline:
+                tries = max(4, int(self.timeout // 10))
+                policy = RetryPolicy(attempts=tries, budget=self.timeout)
+                url = AMD_URL if self.url is None else self.url
+                client = KdsClient(url, policy=policy, notice=say)
+            try:
+                yield CertificateSource(
+                    Store(self.cache),
+                    client,
+                    anchors=self.anchors,
+                    warn=lambda text: click.echo(f"snpcerts: warning: {text}", err=True),
+                )
+            except SnpCertsError as error:
+                if self.as_json:
+                    click.echo(json.dumps(_error_json(error), indent=2))
+                raise
+            finally:
+                if client is not None:
+                    client.close()
+
+    def write(self, files: Mapping[str, bytes], facts: Mapping[str, Any], line: str) -> None:
+        """Put the files where they were wanted, and say what they are."""
+        written: dict[str, str] = {}
+        if self.output is not None:
+            make_directory(self.output)
+            for name, data in files.items():
+                written[name] = os.path.join(self.output, name)
+                write_output(written[name], data)
+        if self.as_json:
+            click.echo(json.dumps({"ok": True, **facts, "files": list(written.values())}, indent=2))
+            return
+        click.echo(line)
+        for name, path in written.items():
+            click.echo(f"{path}: {len(files[name])} bytes")
+
+
+def _common(function: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the options of :class:`_Where`, as its first argument."""
+
+    def wrapped(
+        output: str | None,
+        url: str | None,
+        cache: str | None,
+        offline: bool,
+        refresh: bool,
+        timeout: float,
+        anchor: str | None,
+        as_json: bool,
+        **options: Any,
+    ) -> None:
+        anchors = _anchors(anchor)
+        where = _Where(output, url, _cache(cache), offline, refresh, timeout, anchors, as_json)
+        function(where, **options)
+
+    wrapped.__doc__ = function.__doc__
+    wrapped.__name__ = function.__name__
+    for option in reversed(
+        (
+            click.option("-o", "output", metavar="DIR", help="Also write files into DIR."),
+            click.option("--kds", "url", metavar="URL", help="A mirror, instead of AMD's server."),
+            _CACHE,
+            click.option("--offline", is_flag=True, help="Take it from the cache or not at all."),
+            click.option("--refresh", is_flag=True, help="Ask even for what is in the cache."),
+            click.option(
+                "--timeout",
+                type=click.FloatRange(0, 86400, min_open=True),
+                default=60.0,
+                show_default=True,
+                metavar="SECONDS",
+                help="How long to try, waits that the server asks for included.",
+            ),
+            _ANCHOR,
+            click.option("--json", "as_json", is_flag=True, help="Print one JSON object."),
+        )
+    ):
+        wrapped = option(wrapped)
+    return wrapped
+
+
+_CACHE = click.option(
+    "--cache",
+    metavar="DIR",
+    help="[default: /var/cache/snpcerts, or snpcerts in the user's cache directory]",
+)
+_ANCHOR = click.option("--anchor", metavar="FILE", help="Trust this root (ARK) instead of AMD's.")
+_PRODUCT = click.option("--product", type=click.Choice(_PRODUCTS), required=True)
+_VLEK = click.option("--vlek", is_flag=True, help="That of VLEKs, not of VCEKs.")
+
+
+@command.group()
+def fetch() -> None:
+    """Get something out of the cache, or else from the key server.
+
+    Exit codes: 0 done, 1 refused (it does not verify, or the server answers
+    404), 2 wrong usage or unreadable input, 3 the server cannot be had or wants
+    to be left alone for a while: try again later.
+    """
+
+
+@fetch.command()
+@click.option("--product", type=click.Choice(_PRODUCTS), help="Which product the chip is.")
+@click.option("--hwid", metavar="HEX", help="The chip's ID: 64 bytes, on Turin 8.")
+@click.option(
+    "--tcb", metavar="TCB", help="The reported TCB, as in bl=4,tee=0,snp=24,ucode=219[,fmc=1]."
+)
+@click.option("--report", metavar="FILE", help="Take all of these from an attestation report.")
+@_common
+def vcek(
+    where: _Where, product: str | None, hwid: str | None, tcb: str | None, report: str | None
+) -> None:
+    """The certificate of a chip's key at a TCB: vcek.der, with ask.der and ark.der."""
+    named = None if product is None else Product[product.upper()]
+    if report is not None:
+        if hwid is not None or tcb is not None:
+            raise UsageError("--report and --hwid or --tcb exclude each other")
+        chip, chip_id, level = _from_report(report, named)
+    elif named is None or hwid is None or tcb is None:
+        raise UsageError("which VCEK?", hint="give --product, --hwid and --tcb, or --report")
+    else:
+        chip, chip_id, level = named, _hex(hwid), _tcb(tcb)
+    with where.source(f"fetching the VCEK of {chip.value} {chip_id.hex()[:16]}…") as source:
+        found = source.vcek(chip, chip_id, level, refresh=where.refresh)
+    where.write(
+        {"vcek.der": found.leaf, "ask.der": found.intermediate, "ark.der": found.root},
+        {
+            "product": chip.value,
+            "hwid": chip_id.hex(),
+            "tcb": level.components(),
+            "not_after": _utc(found.not_after),
+        },
+        f"{chip.value} VCEK of chip {chip_id.hex()} at {level}, verified, "
+        f"valid until {_utc(found.not_after)}",
+    )
+
+
+@fetch.command()
+@_PRODUCT
+@_VLEK
+@_common
+def chain(where: _Where, product: str, vlek: bool) -> None:
+    """What stands above a leaf: ask.der (or asvk.der) and ark.der."""
+    named = Product[product.upper()]
+    label = "ASVK" if vlek else "ASK"
+    with where.source(f"fetching the {label} and ARK of {named.value}") as source:
+        intermediate, root = source.chain(named, vlek, refresh=where.refresh)
+    where.write(
+        {f"{label.lower()}.der": intermediate, "ark.der": root},
+        {"product": named.value, "kind": "vlek" if vlek else "vcek"},
+        f"{named.value} {label} and ARK, verified",
+    )
+
+
+@fetch.command()
+@_PRODUCT
+@_VLEK
+@_common
+def crl(where: _Where, product: str, vlek: bool) -> None:
+    """The list of what the ARK has revoked: crl.der."""
+    from snpcerts.endorsement.crl import load_crl
+
+    named = Product[product.upper()]
+    with where.source(f"fetching the revocation list of {named.value}") as source:
+        found = source.crl(named, vlek, refresh=where.refresh)
+    read = load_crl(found)
+    count = len(read.crl)
+    where.write(
+        {"crl.der": found},
+        {
+            "product": named.value,
+            "kind": "vlek" if vlek else "vcek",
+            "revoked": count,
+            "next_update": _utc(read.next_update),
+        },
+        f"{named.value} revocation list, verified, {count} revoked, "
+        f"next update {_utc(read.next_update)}",
+    )
+
+
+@command.command()
+@_CACHE
+@_ANCHOR
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def show(cache: str | None, anchor: str | None, as_json: bool) -> None:
+    """Show what the cache has, until when it is good, and whether it verifies.
+
+    Exit codes: 0 all of it verifies, 1 something does not, 2 wrong usage.
+    """
+    from snpcerts.kds.inventory import inventory
+    from snpcerts.kds.store import Store
+
+    where = _cache(cache)
+    found = inventory(Store(where), _anchors(anchor), datetime.now(UTC))
+    if as_json:
+        entries = [entry.to_json() for entry in found]
+        click.echo(json.dumps({"cache": str(where), "entries": entries}, indent=2))
+    else:
+        click.echo(f"{where}: {len(found)} files" if found else f"{where}: empty")
+        for entry in found:
+            until = "" if entry.not_after is None else f", until {_utc(entry.not_after)}"
+            click.echo(f"  {entry.place}")
+            click.echo(f"    {entry.title}{until}: {entry.problem or 'verifies'}")
+    if any(entry.problem for entry in found):
+        click.get_current_context().exit(1)
+
+
+def _from_report(path: str, product: Product | None) -> tuple[Product, bytes, TcbVersion]:
+    from snpcerts.abi.report import REPORT_SIZE, Report, SigningKey
+
+    data = read_input(path)
+    if len(data) < REPORT_SIZE:
+        raise InputError(f"{path}: a report has {REPORT_SIZE} bytes, found {len(data)}")
+    report = Report.unpack(data[:REPORT_SIZE])
+    said = report.product
+    if said is not None and product not in (None, said):
+        raise UsageError(f"{path}: is of {said.value}", hint="leave --product out")
+    named = said or product
+    if named is None:
+        raise UsageError(f"{path}: does not say which product it is of", hint="give --product")
+    if report.signing_key is not SigningKey.VCEK:
+        raise InputError(
+            f"{path}: was not signed by a VCEK",
+            hint="a VLEK's certificate comes from the cloud provider, not from the key server",
+        )
+    tcb = TcbVersion.unpack(report.fields.reported_tcb, named.tcb_layout)
+    return named, hwid_of_chip_id(report.fields.chip_id, named), tcb
+
+
+def _hex(text: str) -> bytes:
+    try:
+        return bytes.fromhex(text)
+    except ValueError:
+        raise UsageError(f"--hwid {text[:40]}: is not hexadecimal") from None
+
+
+def _tcb(text: str) -> TcbVersion:
+    values: dict[str, int] = {}
+    for part in text.split(","):
+        word, _, number = part.strip().partition("=")
+        name = _TCB_WORDS.get(word)
+        if name is None or name in values or re.fullmatch("[0-9]{1,3}", number) is None:
+            raise UsageError(
+                f"--tcb {text!r}: cannot read {part!r}",
+                hint="as in bl=4,tee=0,snp=24,ucode=219, on Turin with fmc=1",
+            )
+        values[name] = int(number)
+    missing = [word for word, name in _TCB_WORDS.items() if name != "fmc" and name not in values]
+    if missing:
+        raise UsageError(f"--tcb {text!r}: {', '.join(missing)} is missing")
+    return TcbVersion(**values)
+
+
+def _cache(given: str | None) -> Path:
+    if given is not None:
+        return Path(given)
+    if os.geteuid() == 0:
+        return Path("/var/cache/snpcerts")
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    # The XDG specification: a path that is not absolute is to be ignored.
+    return Path(base if base.startswith("/") else os.path.expanduser("~/.cache"), "snpcerts")
+
+
+def _anchors(path: str | None) -> tuple[Anchor, ...]:
+    from snpcerts.endorsement.anchors import AMD_ANCHORS, anchor_from_certificate
+    from snpcerts.endorsement.certificate import load_certificate
+
+    if path is None:
+        return AMD_ANCHORS
+    try:
+        return (anchor_from_certificate(load_certificate(read_input(path), "root")),)
+    except InputError as error:
+        text = error.message if error.message.startswith(path) else f"{path}: {error.message}"
+        raise InputError(text, hint=error.hint) from None
+
+
+def _utc(when: datetime) -> str:
+    return f"{when:%Y-%m-%dT%H:%M:%SZ}"
+
+
+def _error_json(error: SnpCertsError) -> dict[str, object]:
+    return {
+        "ok": False,
+        "code": error.code,
+        "message": error.message,
+        "retry_after": getattr(error, "retry_after", None),
+        "reasons": list(getattr(error, "reasons", ())),
+    }
+
+
+@contextmanager
+def _progress(doing: str) -> Iterator[Callable[[str], None]]:
+    """Say on standard error what takes longer than a second, and what it waits for."""
+    if sys.stderr.isatty():
+        from rich.console import Console
+        from rich.text import Text
+
+        # As text: what a server says must not be taken for markup.
+        with Console(stderr=True).status(Text(doing)) as status:
+            yield lambda text: status.update(Text(text))
+        return
+
+    def say(text: str) -> None:
+        click.echo(f"snpcerts: {text}", err=True)
+
+    timer = threading.Timer(_QUIET, say, (doing,))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield say
+    finally:
+        timer.cancel()

@@ -1,0 +1,249 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Revocation lists: what an ARK has withdrawn, and whether a list may be believed.
+
+AMD publishes one list per product and kind (VCEK, VLEK), signed by the ARK. It
+names the serial numbers of intermediates: the first Genoa ASK was withdrawn that
+way. Leaves are issued by intermediates, and all have serial number 0, so no
+such list can name one.
+
+A list is believed only when the root's key signed it, in the algorithm of AMD's
+certificates, and it says nothing that is not understood here: a critical
+extension, of the list or of an entry, could turn its meaning round (delta and
+indirect lists have them).
+
+Source: RFC 5280 section 5; KDS (57230) chapter 3.
+"""
+
+from __future__ import annotations
+
+import base64
+import enum
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime
+
+from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.serialization import Encoding
+
+from snpcerts.endorsement.certificate import common_name
+from snpcerts.endorsement.der import INTEGER, read_element
+from snpcerts.endorsement.signature import algorithm_problem, authority_key, is_signed
+from snpcerts.errors import FormatError
+
+# AMD's have less than 1 KB. One of this size could name some 25,000 certificates.
+MAX_CRL_SIZE = 1 << 20
+
+_PEM_MARK = b"-----BEGIN"
+_PEM = re.compile(
+    rb"\s*-----BEGIN X509 CRL-----\r?\n([A-Za-z0-9+/=\r\n]+)-----END X509 CRL-----\s*"
+)
+_UNREADABLE = (
+    TypeError,
+    ValueError,
+    Warning,
+    UnsupportedAlgorithm,
+    x509.DuplicateExtension,
+    x509.InvalidVersion,
+    x509.UnsupportedGeneralNameType,
+)
+_V2 = b"\x01"
+
+
+class CrlFault(enum.StrEnum):
+    """What can be wrong with a list, or follow from a sound one."""
+
+    ISSUER = "crl-issuer"
+    SIGNATURE_ALGORITHM = "crl-signature-algorithm"
+    SIGNATURE = "crl-signature"
+    EXTENSIONS = "crl-extensions"
+    NOT_YET_VALID = "crl-not-yet-valid"
+    EXPIRED = "crl-expired"
+    ASK_REVOKED = "ask-revoked"
+    ARK_REVOKED = "ark-revoked"
+
+
+@dataclass(frozen=True, slots=True)
+class CrlProblem:
+    """One thing wrong, with a message for people."""
+
+    fault: CrlFault
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class RevocationList:
+    """A list, read and not yet judged; times in UTC, both inclusive."""
+
+    crl: x509.CertificateRevocationList
+    this_update: datetime
+    next_update: datetime
+    inner_algorithm: bytes
+    outer_algorithm: bytes
+    unused_bits: int
+
+    @property
+    def issuer_common_name(self) -> str | None:
+        """The common name of its issuer: ``ARK-Milan``, say."""
+        return common_name(self.crl.issuer)
+
+
+def load_crl(data: bytes, what: str = "CRL") -> RevocationList:
+    """The one revocation list (X.509 version 2) that ``data`` is, in DER or PEM.
+
+    Raises :class:`FormatError` for more than 1 MiB, for anything around the
+    list, for a part that cannot be read, and for a list without nextUpdate.
+    """
+    if len(data) > MAX_CRL_SIZE:
+        raise FormatError(what, f"{len(data)} bytes, a list has at most {MAX_CRL_SIZE}")
+    der = _der_of_pem(data, what) if data.lstrip().startswith(_PEM_MARK) else data
+    try:
+        crl = x509.load_der_x509_crl(der)
+        this_update, next_update = crl.last_update_utc, crl.next_update_utc
+        _ = (crl.issuer, crl.extensions, crl.signature)
+        for entry in crl:
+            _ = (entry.serial_number, entry.extensions)
+        signed = crl.tbs_certlist_bytes
+    except _UNREADABLE as error:
+        raise FormatError(what, f"not a readable revocation list: {error}") from error
+    if next_update is None:
+        raise FormatError(what, "has no nextUpdate: nothing says when it is too old")
+    return RevocationList(crl, this_update, next_update, *_anatomy(crl, signed, what))
+
+
+def _der_of_pem(data: bytes, what: str) -> bytes:
+    match = _PEM.fullmatch(data)
+    if match is None:
+        raise FormatError(what, "PEM must be exactly one X509 CRL block")
+    try:
+        return base64.b64decode(re.sub(rb"[\r\n]", b"", match[1]), validate=True)
+    except ValueError as error:
+        raise FormatError(what, f"PEM body is not base64: {error}") from error
+
+
+def _anatomy(
+    crl: x509.CertificateRevocationList, signed: bytes, what: str
+) -> tuple[bytes, bytes, int]:
+    """Both AlgorithmIdentifiers, and the signature's count of unused bits.
+
+    RFC 5280 section 5.1: CertificateList is {tbsCertList, signatureAlgorithm,
+    signatureValue}; tbsCertList of version 2 starts with version and signature.
+    """
+    whole = read_element(crl.public_bytes(Encoding.DER), 0, what).content
+    part = read_element(whole, 0, what)
+    outer = read_element(whole, part.end, what)
+    signature = read_element(whole, outer.end, what)
+    content = read_element(signed, 0, what).content
+    version = read_element(content, 0, what)
+    if version.tag != INTEGER or version.content != _V2:
+        raise FormatError(what, "is not of X.509 version 2")
+    inner = read_element(content, version.end, what)
+    return (
+        content[inner.start : inner.end],
+        whole[outer.start : outer.end],
+        signature.content[0] if signature.content else 0,
+    )
+
+
+def check_crl(
+    revocation: RevocationList,
+    root: x509.Certificate,
+    intermediate: x509.Certificate | None,
+    label: str,
+) -> tuple[CrlProblem, ...]:
+    """What is wrong at any time, and what the list withdraws.
+
+    ``root`` is the ARK that should have signed it and ``label`` what the
+    intermediate is called. A revocation counts whatever its date and reason, but
+    only in a list that can be believed: anybody can write another.
+    """
+    doubts = tuple(_doubts(revocation, root))
+    return doubts or tuple(_revoked(revocation.crl, root, intermediate, label))
+
+
+def _doubts(revocation: RevocationList, root: x509.Certificate) -> Iterator[CrlProblem]:
+    crl = revocation.crl
+    if crl.issuer != root.subject:
+        yield CrlProblem(
+            CrlFault.ISSUER,
+            f"the CRL's issuer is {revocation.issuer_common_name!r}, "
+            f"the ARK's subject is {common_name(root.subject)!r}",
+        )
+        return
+    usage = _key_usage(root)
+    if usage is None or not usage.crl_sign:
+        yield CrlProblem(CrlFault.ISSUER, "the ARK may not sign revocation lists (keyUsage)")
+    problem = algorithm_problem(revocation.inner_algorithm, revocation.outer_algorithm)
+    if problem is not None:
+        yield CrlProblem(CrlFault.SIGNATURE_ALGORITHM, f"the CRL {problem}")
+    key = authority_key(root)
+    if (
+        key is None
+        or revocation.unused_bits
+        or not is_signed(crl.tbs_certlist_bytes, crl.signature, key)
+    ):
+        yield CrlProblem(CrlFault.SIGNATURE, "the CRL is not signed by the ARK's key")
+        return
+    for place, extensions in _all_extensions(crl):
+        for extension in extensions:
+            if extension.critical:
+                yield CrlProblem(
+                    CrlFault.EXTENSIONS,
+                    f"{place} has a critical extension {extension.oid.dotted_string} "
+                    "that is not known here",
+                )
+                return
+
+
+def _key_usage(certificate: x509.Certificate) -> x509.KeyUsage | None:
+    for extension in certificate.extensions:
+        if isinstance(extension.value, x509.KeyUsage):
+            return extension.value
+    return None
+
+
+def _all_extensions(
+    crl: x509.CertificateRevocationList,
+) -> Iterator[tuple[str, x509.Extensions]]:
+    yield "the CRL", crl.extensions
+    for entry in crl:
+        yield f"the CRL's entry {entry.serial_number:#x}", entry.extensions
+
+
+def _revoked(
+    crl: x509.CertificateRevocationList,
+    root: x509.Certificate,
+    intermediate: x509.Certificate | None,
+    label: str,
+) -> Iterator[CrlProblem]:
+    for fault, name, certificate in (
+        (CrlFault.ASK_REVOKED, label, intermediate),
+        (CrlFault.ARK_REVOKED, "ARK", root),
+    ):
+        if certificate is None or certificate.issuer != crl.issuer:
+            continue
+        entry = crl.get_revoked_certificate_by_serial_number(certificate.serial_number)
+        if entry is not None:
+            yield CrlProblem(
+                fault,
+                f"the {name} with serial number {certificate.serial_number:#x} was revoked "
+                f"on {entry.revocation_date_utc:%Y-%m-%d}",
+            )
+
+
+def crl_problem_at(revocation: RevocationList, at: datetime) -> CrlProblem | None:
+    """What is wrong with the list at that time, which has a time zone."""
+    if at < revocation.this_update:
+        return CrlProblem(
+            CrlFault.NOT_YET_VALID,
+            f"the CRL is of {revocation.this_update:%Y-%m-%dT%H:%M:%SZ}, "
+            f"judged at {at.isoformat()}",
+        )
+    if at > revocation.next_update:
+        return CrlProblem(
+            CrlFault.EXPIRED,
+            f"the CRL was to be replaced by {revocation.next_update:%Y-%m-%dT%H:%M:%SZ}, "
+            f"judged at {at.isoformat()}",
+        )
+    return None

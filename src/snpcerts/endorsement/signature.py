@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The one signature algorithm of AMD's authorities, for certificates and revocation lists.
+
+RSASSA-PSS with SHA-384, MGF1 with SHA-384 and 48 bytes of salt, over RSA keys of
+at least 4096 bits; nothing else is taken.
+
+Sources: KDS (57230) chapter 3; RFC 4055 section 3.1 for the parameters.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import padding, rsa
+
+MIN_RSA_BITS = 4096
+MAX_RSA_BITS = 16384  # above this a check costs a hostile host nothing and us much
+SALT_SIZE = 48
+ALGORITHM_WANTED = (
+    f"RSASSA-PSS with SHA-384, MGF1 with SHA-384 and {SALT_SIZE} bytes of salt"  # for messages
+)
+
+_SHOWN = 80  # bytes of a foreign algorithm that a message shows
+
+
+def authority_key(certificate: x509.Certificate) -> rsa.RSAPublicKey | None:
+    """The certificate's key where it is one an authority may sign with, else None."""
+    key = certificate.public_key()
+    if isinstance(key, rsa.RSAPublicKey) and MIN_RSA_BITS <= key.key_size <= MAX_RSA_BITS:
+        return key
+    return None
+
+
+def is_signed(signed: bytes, signature: bytes, key: rsa.RSAPublicKey) -> bool:
+    """Whether the signature is the key's by that algorithm, whatever another field names."""
+    pss = padding.PSS(mgf=padding.MGF1(hashes.SHA384()), salt_length=SALT_SIZE)
+    try:
+        key.verify(signature, signed, pss, hashes.SHA384())
+    except InvalidSignature:
+        return False
+    return True
+
+
+def algorithm_problem(inner: bytes, outer: bytes) -> str | None:
+    """What is wrong with the AlgorithmIdentifiers inside and outside a signed part, in DER."""
+    if inner != outer:
+        return (
+            f"names two signature algorithms: {_short(inner)} inside and "
+            f"{_short(outer)} outside its signed part"
+        )
+    if outer not in _ENCODINGS:
+        return f"has the signature algorithm {_short(outer)}, must be {ALGORITHM_WANTED}"
+    return None
+
+
+def _short(algorithm: bytes) -> str:
+    text = algorithm[:_SHOWN].hex()
+    return f"{text}..." if len(algorithm) > _SHOWN else text
+
+
+def _encodings() -> Iterator[bytes]:
+    """Every DER form of the one algorithm: hash parameters and trailer may be left out."""
+
+    def der(tag: int, *parts: bytes) -> bytes:
+        content = b"".join(parts)
+        return bytes((tag, len(content))) + content
+
+    pss, mgf1, sha384 = (
+        bytes.fromhex(oid)
+        for oid in ("06092a864886f70d01010a", "06092a864886f70d010108", "0609608648016503040202")
+    )
+    salt = der(0xA2, der(0x02, bytes((SALT_SIZE,))))
+    for null, trailer in itertools.product((b"\x05\x00", b""), (der(0xA3, b"\x02\x01\x01"), b"")):
+        digest = der(0x30, sha384, null)
+        mask = der(0xA1, der(0x30, mgf1, digest))
+        yield der(0x30, pss, der(0x30, der(0xA0, digest), mask, salt, trailer))
+
+
+_ENCODINGS = frozenset(_encodings())

@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a cache has: each file, what it is of, until when it is good, whether it verifies."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import PurePosixPath
+
+from cryptography import x509
+
+from snpcerts.abi.product import Product
+from snpcerts.endorsement.anchors import Anchor
+from snpcerts.endorsement.crl import load_crl
+from snpcerts.endorsement.vek import EndorsementCert, VekKind
+from snpcerts.errors import FormatError
+from snpcerts.kds.errors import CacheError
+from snpcerts.kds.judge import (
+    ChainPair,
+    Fault,
+    faults_of_chain,
+    faults_of_crl,
+    faults_of_vcek,
+    read_chain,
+)
+from snpcerts.kds.store import Store, resource_at
+from snpcerts.kds.url import ChainResource, CrlResource, Resource
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """One file of the cache; ``problem`` is None where it verifies."""
+
+    place: PurePosixPath
+    title: str
+    not_after: datetime | None
+    problem: str | None
+
+    def to_json(self) -> dict[str, object]:
+        """For programs."""
+        return {
+            "file": str(self.place),
+            "title": self.title,
+            "not_after": None if self.not_after is None else self.not_after.isoformat(),
+            "problem": self.problem,
+        }
+
+
+def inventory(store: Store, anchors: Sequence[Anchor], at: datetime) -> list[Kept]:
+    """Every file of the cache, judged at that time; chains first.
+
+    Raises :class:`CacheError` when a directory cannot be listed.
+    """
+    return [_judged(store, place, anchors, at) for place in store.places()]
+
+
+def _judged(store: Store, place: PurePosixPath, anchors: Sequence[Anchor], at: datetime) -> Kept:
+    try:
+        data = store.read_place(place) or b""
+        resource, certificate = _resource(place, data)
+        if resource is None:
+            return Kept(place, "not a file of the cache", None, "is not used")
+        if isinstance(resource, ChainResource):
+            pair = read_chain(data)
+            return _kept(
+                place, resource, pair.not_after, faults_of_chain(resource, pair, anchors, at)
+            )
+        above_it = ChainResource(resource.product, _kind(resource))
+        above = _chain(store, above_it)
+        if isinstance(resource, CrlResource):
+            crl = load_crl(data)
+            faults = faults_of_chain(above_it, above, anchors, at)
+            faults += faults_of_crl(crl, above.root, at)
+            return _kept(place, resource, crl.next_update, faults)
+        leaf = certificate or EndorsementCert.from_bytes(data).certificate
+        faults = faults_of_vcek(resource, leaf, above, anchors, at)
+        return _kept(place, resource, leaf.not_valid_after_utc, faults)
+    except (FormatError, CacheError) as error:
+        return Kept(place, "cannot be judged", None, str(error))
+
+
+def _resource(place: PurePosixPath, data: bytes) -> tuple[Resource | None, x509.Certificate | None]:
+    """What a place is of. For a VCEK of Milan or Genoa its certificate has to say."""
+    candidates = [each for each in (resource_at(place, product) for product in Product) if each]
+    if len(candidates) < 2:
+        return (candidates[0] if candidates else None), None
+    leaf = EndorsementCert.from_bytes(data)
+    return resource_at(place, leaf.product) or candidates[0], leaf.certificate
+
+
+def _kind(resource: Resource) -> VekKind:
+    return resource.kind if isinstance(resource, CrlResource | ChainResource) else VekKind.VCEK
+
+
+def _chain(store: Store, resource: ChainResource) -> ChainPair:
+    data = store.read(resource)
+    if data is None:
+        raise CacheError(f"{store.path_of(resource)}: there is no such chain to judge it by")
+    return read_chain(data)
+
+
+def _kept(
+    place: PurePosixPath, resource: Resource, not_after: datetime, faults: list[Fault]
+) -> Kept:
+    problem = "; ".join(map(str, faults)) if faults else None
+    return Kept(place, str(resource), not_after, problem)

@@ -1,0 +1,210 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The cache on disk: certificates that have verified, one file each.
+
+::
+
+    vcek/{hwid}/bl04_tee00_snp24_ucode219_vcek.der          Milan, Genoa
+    vcek/{hwid}/bl01_tee01_snp04_ucode81_fmc01_vcek.der     Turin
+    chain/{product}/vcek.pem                                ASK and ARK
+    chain/{product}/vlek.pem                                ASVK and ARK
+    crl/{product}/vcek.crl, crl/{product}/vlek.crl          DER
+    lock/                                                   who is fetching what
+
+The first two are what the offline store of the trustee verifier
+(confidential-containers/trustee) looks up below the path it is configured
+with: its ``deps/verifier/src/snp/mod.rs`` writes the hwID in lower case (8
+bytes on Turin, else 64) and the TCB components of the *reported* TCB in this
+order, decimal, with two digits at least. For ``fmc`` its code, its test and its
+guide have ``_fmc05``; only the description of the change that brought the
+layout (pull request 1498) has a second underscore. So a cache, or a copy of
+its ``vcek`` directory, can be handed to a trustee as it is. The product is not
+in these names: the certificate itself says it, and is read before use.
+
+The store knows names, sizes and atomic replacement, and trusts nobody: what
+is read here must be judged like an answer from the network.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import stat
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+from typing import Final
+
+from snpcerts.abi.product import Product
+from snpcerts.abi.tcb import TcbVersion
+from snpcerts.endorsement.vek import VekKind
+from snpcerts.errors import FormatError, UsageError
+from snpcerts.kds.errors import CacheError
+from snpcerts.kds.judge import MAX_BODY
+from snpcerts.kds.url import ChainResource, CrlResource, Resource, VcekResource
+
+# A directory nobody tidies up must not hold a listing up for ever.
+MAX_ENTRIES: Final = 100_000
+
+_COMPONENTS: Final = ("bootloader", "tee", "snp", "microcode", "fmc")
+_VCEK_NAME = re.compile(
+    r"bl([0-9]{2,3})_tee([0-9]{2,3})_snp([0-9]{2,3})_ucode([0-9]{2,3})(?:_fmc([0-9]{2,3}))?_vcek\.der"
+)
+_HWID = re.compile(r"(?:[0-9a-f]{2})+")
+_TEMPORARY: Final = ".snpcerts-"
+_LEFTOVER_AGE: Final = 3600.0  # seconds; a write takes milliseconds
+
+# Public data, which a trustee running as another user reads too.
+_FILE_MODE: Final = 0o644
+_DIRECTORY_MODE: Final = 0o755
+
+
+def place_of(resource: Resource) -> PurePosixPath:
+    """Where in the cache a resource is kept."""
+    if isinstance(resource, VcekResource):
+        tcb = resource.tcb
+        name = f"bl{tcb.bootloader:02}_tee{tcb.tee:02}_snp{tcb.snp:02}_ucode{tcb.microcode:02}"
+        if tcb.fmc is not None:
+            name += f"_fmc{tcb.fmc:02}"
+        return PurePosixPath("vcek", resource.hwid.hex(), f"{name}_vcek.der")
+    kind = resource.kind.value
+    if isinstance(resource, ChainResource):
+        return PurePosixPath("chain", resource.product.value, f"{kind}.pem")
+    return PurePosixPath("crl", resource.product.value, f"{kind}.crl")
+
+
+def resource_at(place: PurePosixPath, product: Product) -> Resource | None:
+    """The resource of ``product`` kept at ``place``, or None where none is.
+
+    Only the one spelling that :func:`place_of` writes is a resource's place.
+    """
+    try:
+        resource = _resource_at(place, product)
+    except (FormatError, UsageError):
+        return None
+    return resource if resource is not None and place_of(resource) == place else None
+
+
+def _resource_at(place: PurePosixPath, product: Product) -> Resource | None:
+    match place.parts:
+        case ("vcek", hwid, name):
+            found = _VCEK_NAME.fullmatch(name)
+            if found is None or _HWID.fullmatch(hwid) is None:
+                return None
+            numbers = zip(_COMPONENTS, found.groups(), strict=True)
+            values = {component: int(text) for component, text in numbers if text is not None}
+            return VcekResource(product, bytes.fromhex(hwid), TcbVersion(**values))
+        case ("chain", product.value, name) if name.endswith(".pem"):
+            kind = _kind(name.removesuffix(".pem"))
+            return None if kind is None else ChainResource(product, kind)
+        case ("crl", product.value, name) if name.endswith(".crl"):
+            kind = _kind(name.removesuffix(".crl"))
+            return None if kind is None else CrlResource(product, kind)
+    return None
+
+
+def _kind(word: str) -> VekKind | None:
+    return next((kind for kind in VekKind if kind.value == word), None)
+
+
+class Store:
+    """The cache below one directory, which need not exist until something is kept."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def path_of(self, resource: Resource) -> Path:
+        """The file a resource is kept in."""
+        return self.root / place_of(resource)
+
+    def read(self, resource: Resource) -> bytes | None:
+        """What is kept, unjudged; None where nothing is.
+
+        Raises :class:`CacheError` for a file that cannot be read, is not a
+        regular file, or has more than 64 KiB.
+        """
+        return self.read_place(place_of(resource))
+
+    def read_place(self, place: PurePosixPath) -> bytes | None:
+        """As :meth:`read`, by place."""
+        path = self.root / place
+        try:
+            # Non-blocking, so that a FIFO cannot hold the caller up.
+            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
+            with open(descriptor, "rb") as file:
+                if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                    raise CacheError(f"{path}: is not a regular file", hint="remove it")
+                data = file.read(MAX_BODY + 1)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise CacheError(f"{path}: cannot read: {error.strerror or error}") from None
+        if len(data) > MAX_BODY:
+            raise CacheError(f"{path}: is larger than {MAX_BODY} bytes", hint="remove it")
+        return data
+
+    def write(self, resource: Resource, data: bytes) -> None:
+        """Keep ``data``: the old file or the new one is there, whole, even after a crash.
+
+        Raises :class:`CacheError` when it cannot be written; what was there stays.
+        """
+        path = self.path_of(resource)
+        try:
+            path.parent.mkdir(mode=_DIRECTORY_MODE, parents=True, exist_ok=True)
+            _remove_leftovers(path.parent)
+            _replace(path, data)
+        except OSError as error:
+            raise CacheError(f"{path}: cannot write: {error.strerror or error}") from None
+
+    def places(self) -> Iterator[PurePosixPath]:
+        """Every file that may be a resource, in order; at most :data:`MAX_ENTRIES` of them."""
+        count = 0
+        for first in ("chain", "crl", "vcek"):
+            for folder in _listed(self.root / first):
+                for name in _listed(self.root / first / folder):
+                    if name.startswith("."):
+                        continue
+                    count += 1
+                    if count > MAX_ENTRIES:
+                        raise CacheError(f"{self.root}: more than {MAX_ENTRIES} files")
+                    yield PurePosixPath(first, folder, name)
+
+
+def _listed(folder: Path) -> list[str]:
+    try:
+        return sorted(os.listdir(folder))
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        raise CacheError(f"{folder}: cannot list: {error.strerror or error}") from None
+
+
+def _replace(path: Path, data: bytes) -> None:
+    descriptor, temporary = tempfile.mkstemp(prefix=_TEMPORARY, dir=path.parent)
+    try:
+        with open(descriptor, "wb") as file:
+            os.fchmod(descriptor, _FILE_MODE)
+            file.write(data)
+            file.flush()
+            os.fsync(descriptor)
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+        raise
+    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def _remove_leftovers(folder: Path) -> None:
+    """Remove what a process that was killed while writing left behind."""
+    for name in os.listdir(folder):
+        if name.startswith(_TEMPORARY):
+            with contextlib.suppress(OSError):
+                path = folder / name
+                if time.time() - path.lstat().st_mtime > _LEFTOVER_AGE:
+                    path.unlink()

@@ -1,0 +1,186 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the key server has, and the URL of each.
+
+Many spellings of one URL are in use: hexadecimal in either case, numbers with
+or without a leading zero, parameters in any order. Here one is written: lower
+case, two digits at least, ``fmcSPL`` first. All are read, so that a cache or a
+server never takes two spellings for two things.
+
+Source: KDS (57230) chapter 3; parameters of Turin as in virtee/snphost and
+genuine requests.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Final
+from urllib.parse import parse_qsl, urlsplit
+
+from snpcerts.abi.product import Product
+from snpcerts.abi.tcb import TcbLayout, TcbVersion
+from snpcerts.endorsement.vek import VekKind
+from snpcerts.errors import FormatError, UsageError
+
+AMD_URL: Final = "https://kdsintf.amd.com"
+
+WHAT: Final = "key server URL"
+_MAX_TARGET: Final = 2048
+_PARAMETERS: Final = {
+    "fmcSPL": "fmc",
+    "blSPL": "bootloader",
+    "teeSPL": "tee",
+    "snpSPL": "snp",
+    "ucodeSPL": "microcode",
+}
+_NUMBER = re.compile(r"[0-9]{1,3}")
+_HEX = re.compile(r"(?:[0-9A-Fa-f]{2})+")
+
+
+@dataclass(frozen=True, slots=True)
+class VcekResource:
+    """The VCEK certificate of one chip at one TCB.
+
+    ``hwid`` is the significant bytes of the chip ID: 64, on Turin 8. Raises
+    :class:`UsageError` when it, or the TCB's layout, is not the product's.
+    """
+
+    product: Product
+    hwid: bytes
+    tcb: TcbVersion
+
+    def __post_init__(self) -> None:
+        size = self.product.hwid_size
+        if len(self.hwid) != size:
+            raise UsageError(
+                f"a hwID of {self.product.value} has {size} bytes, found {len(self.hwid)}",
+                hint="the first bytes of the chip ID in a report",
+            )
+        if not any(self.hwid):
+            raise UsageError(
+                "the hwID is all zero",
+                hint="the platform masks its chip ID, or the report was signed by a VLEK",
+            )
+        if self.tcb.layout is not self.product.tcb_layout:
+            needs = "needs" if self.product.tcb_layout is TcbLayout.TURIN else "has no"
+            raise UsageError(f"a TCB of {self.product.value} {needs} fmc, found: {self.tcb}")
+
+    @property
+    def path(self) -> str:
+        """Path and query below the server's URL, without a leading slash."""
+        named = self.tcb.components()
+        query = "&".join(
+            f"{parameter}={named[component]:02}"
+            for parameter, component in _PARAMETERS.items()
+            if component in named
+        )
+        return f"vcek/v1/{self.product.kds_name}/{self.hwid.hex()}?{query}"
+
+    def __str__(self) -> str:
+        return f"{self.product.value} VCEK of chip {self.hwid.hex()[:16]}… at {self.tcb}"
+
+
+@dataclass(frozen=True, slots=True)
+class ChainResource:
+    """ASK (or, for VLEKs, ASVK) and ARK of a product."""
+
+    product: Product
+    kind: VekKind
+
+    @property
+    def path(self) -> str:
+        """Path below the server's URL, without a leading slash."""
+        return f"{self.kind.value}/v1/{self.product.kds_name}/cert_chain"
+
+    def __str__(self) -> str:
+        return f"{self.product.value} {self.kind.name} certificate chain"
+
+
+@dataclass(frozen=True, slots=True)
+class CrlResource:
+    """The ARK's revocation list for a product's ASKs (or ASVKs)."""
+
+    product: Product
+    kind: VekKind
+
+    @property
+    def path(self) -> str:
+        """Path below the server's URL, without a leading slash."""
+        return f"{self.kind.value}/v1/{self.product.kds_name}/crl"
+
+    def __str__(self) -> str:
+        return f"{self.product.value} {self.kind.name} revocation list"
+
+
+Resource = VcekResource | ChainResource | CrlResource
+
+
+def parse_target(target: str) -> Resource:
+    """What a URL, or its path and query, names; in any spelling.
+
+    Raises :class:`FormatError` for everything that is none of the resources
+    above: another path, a product that is not known (case matters), a hwID of
+    another length, a parameter that is missing, there twice, unknown or not 0
+    to 255.
+    """
+    if len(target) > _MAX_TARGET:
+        raise FormatError(WHAT, f"{len(target)} characters, at most {_MAX_TARGET}")
+    try:
+        parts = urlsplit(target)
+        pairs = parse_qsl(parts.query, keep_blank_values=True, max_num_fields=16)
+    except ValueError as error:
+        raise FormatError(WHAT, f"cannot be read: {error}") from None
+    words = parts.path.removeprefix("/").split("/")
+    if len(words) != 4 or words[1] != "v1" or words[0] not in {kind.value for kind in VekKind}:
+        raise FormatError(WHAT, f"path is {parts.path[:80]!r}, must be vcek/v1/... or vlek/v1/...")
+    kind, last = VekKind(words[0]), words[3]
+    product = next((each for each in Product if each.kds_name == words[2]), None)
+    if product is None:
+        raise FormatError(WHAT, f"unknown product {words[2][:40]!r}")
+    if last in ("cert_chain", "crl"):
+        if pairs:
+            raise FormatError(WHAT, f"{last} takes no parameters")
+        return (ChainResource if last == "cert_chain" else CrlResource)(product, kind)
+    if kind is not VekKind.VCEK or _HEX.fullmatch(last) is None:
+        raise FormatError(WHAT, f"{last[:80]!r} is neither cert_chain, crl nor a chip's hwID")
+    try:
+        return VcekResource(product, bytes.fromhex(last), _tcb(pairs))
+    except UsageError as error:
+        raise FormatError(WHAT, error.message) from None
+
+
+def _tcb(pairs: list[tuple[str, str]]) -> TcbVersion:
+    values: dict[str, int] = {}
+    for name, text in pairs:
+        component = _PARAMETERS.get(name)
+        if component is None:
+            raise FormatError(WHAT, f"unknown parameter {name[:40]!r}")
+        if component in values:
+            raise FormatError(WHAT, "is there twice", field=name)
+        if _NUMBER.fullmatch(text) is None or int(text) > 255:
+            raise FormatError(WHAT, f"{text[:40]!r} is not 0 to 255", field=name)
+        values[component] = int(text)
+    for name, component in _PARAMETERS.items():
+        if component not in values and component != "fmc":
+            raise FormatError(WHAT, "parameter is missing", field=name)
+    return TcbVersion(**values)
+
+
+def checked_base(url: str) -> str:
+    """A key server's or mirror's base URL, without the slash at its end.
+
+    Raises :class:`UsageError` unless it is http or https with a host, and
+    without user name, query and fragment.
+    """
+    try:
+        parts = urlsplit(url)
+        host, _ = parts.hostname, parts.port
+    except ValueError as error:
+        raise UsageError(f"key server URL {url!r}: {error}") from None
+    if parts.scheme not in ("http", "https") or not host or not url.isprintable() or " " in url:
+        raise UsageError(f"key server URL {url!r}: must be http:// or https:// and a host")
+    if "@" in parts.netloc or parts.query or parts.fragment:
+        raise UsageError(
+            f"key server URL {url!r}: must have no user name, query or fragment",
+        )
+    return url.rstrip("/")

@@ -1,0 +1,295 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``snpcerts kds`` and ``snpcerts emulate key-server`` as real processes and in this one."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import pytest
+from cryptography.hazmat.primitives.serialization import Encoding
+
+from snpcerts.abi.product import Product
+from snpcerts.cli import kds as kds_command
+from snpcerts.cli.main import main
+from snpcerts.emulator.home import PlatformHome
+from snpcerts.emulator.key_server_faults import Fault
+from tests.emulated import SNPCERTS
+from tests.endorsement.small_ca import CPUID, SmallCa
+
+from .conftest import Host
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run(
+    host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Run:
+    """Run ``kds`` against the emulated server; (exit code, standard output, standard error)."""
+    monkeypatch.chdir(tmp_path)
+    return _runner(host, tmp_path, capsys)
+
+
+def _runner(host: Host, folder: Path, capsys: pytest.CaptureFixture[str]) -> Run:
+    for product, line in host.server.lines.items():
+        ark = line.authority.ark.public_bytes(Encoding.PEM)
+        (folder / f"{product.value.lower()}.pem").write_bytes(ark)
+
+    def command(*words: str, product: str = "milan", server: bool = True) -> tuple[int, str, str]:
+        options = ["--cache", str(host.cache), "--anchor", f"{product}.pem"]
+        if server:
+            options += ["--kds", host.server.url]
+        capsys.readouterr()
+        code = main(["kds", *words, *options])
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return command
+
+
+def named(host: Host, product: Product = Product.MILAN) -> list[str]:
+    tcb = host.resource(product).tcb
+    text = f"bl={tcb.bootloader},tee={tcb.tee},snp={tcb.snp},ucode={tcb.microcode}"
+    if tcb.fmc is not None:
+        text += f",fmc={tcb.fmc}"
+    hwid = host.resource(product).hwid.hex()
+    return ["--product", product.value.lower(), "--hwid", hwid, "--tcb", text]
+
+
+@pytest.mark.parametrize("product", [Product.MILAN, Product.TURIN])
+def test_a_vcek_is_fetched_shown_and_served_offline(host: Host, run: Run, product: Product) -> None:
+    name = product.value.lower()
+    code, out, err = run("fetch", "vcek", *named(host, product), "-o", "out", product=name)
+    assert (code, err) == (0, "")
+    assert "verified" in out
+    assert sorted(os.listdir("out")) == ["ark.der", "ask.der", "vcek.der"]
+    code, out, _ = run(
+        "fetch", "vcek", *named(host, product), "--offline", "--json", product=name, server=False
+    )
+    assert code == 0
+    assert json.loads(out)["tcb"] == host.resource(product).tcb.components()
+    code, out, _ = run("show", product=name, server=False)
+    assert code == 0
+    assert out.count("verifies") == 2
+    assert host.leaf_requests(product) == 1
+
+
+def test_a_report_names_its_vcek(host: Host, run: Run) -> None:
+    ca = SmallCa(Product.TURIN, chip_id=host.resource(Product.TURIN).hwid.ljust(64, b"\0"))
+    family, model = CPUID[Product.TURIN]
+    report = ca.report(
+        reported_tcb=host.resource(Product.TURIN).tcb.pack(),
+        cpuid_family=family,
+        cpuid_model=model,
+    )
+    Path("report").write_bytes(report)
+    code, out, _ = run("fetch", "vcek", "--report", "report", "--json", product="turin")
+    assert code == 0
+    assert json.loads(out)["hwid"] == host.resource(Product.TURIN).hwid.hex()
+    code, _, err = run("fetch", "vcek", "--report", "report", "--product", "milan", product="turin")
+    assert (code, "is of Turin" in err) == (2, True)
+
+
+def test_a_report_that_says_too_little_is_refused(host: Host, run: Run) -> None:
+    ca = SmallCa(chip_id=host.resource().hwid)
+    Path("old").write_bytes(ca.report(version=2))
+    code, _, err = run("fetch", "vcek", "--report", "old")
+    assert (code, "--product" in err) == (2, True)
+    assert run("fetch", "vcek", "--report", "old", "--product", "milan")[0] == 0
+    Path("vlek").write_bytes(ca.report(flags=1 << 2))
+    code, _, err = run("fetch", "vcek", "--report", "vlek")
+    assert (code, "cloud provider" in err) == (2, True)
+    Path("masked").write_bytes(ca.report(chip_id=bytes(64)))
+    code, _, err = run("fetch", "vcek", "--report", "masked")
+    assert (code, "all zero" in err) == (2, True)
+    Path("short").write_bytes(b"x")
+    assert run("fetch", "vcek", "--report", "short")[0] == 2
+
+
+@pytest.mark.parametrize(("vlek", "label"), [((), "ask"), (("--vlek",), "asvk")])
+def test_chains_and_lists_are_fetched(
+    host: Host, run: Run, vlek: tuple[str, ...], label: str
+) -> None:
+    assert run("fetch", "chain", "--product", "milan", *vlek, "-o", "out")[0] == 0
+    assert run("fetch", "crl", "--product", "milan", *vlek, "-o", "out")[0] == 0
+    assert sorted(os.listdir("out")) == sorted(["ark.der", f"{label}.der", "crl.der"])
+    code, out, _ = run("show", "--json", server=False)
+    assert code == 0
+    entries = json.loads(out)["entries"]
+    assert [entry["problem"] for entry in entries] == [None, None]
+    assert all(entry["not_after"] for entry in entries)
+
+
+def test_a_damaged_cache_shows(host: Host, run: Run) -> None:
+    run("fetch", "vcek", *named(host))
+    host.kept().write_bytes(b"\x30\x00")
+    (host.cache / "vcek" / "stray").mkdir()
+    (host.cache / "vcek" / "stray" / "file").touch()
+    code, out, _ = run("show", server=False)
+    assert code == 1
+    assert "not a readable X.509 certificate" in out
+    assert "not a file of the cache" in out
+    code, _, err = run("fetch", "vcek", *named(host))
+    assert code == 0
+    assert "warning" in err
+    assert "is damaged" in err
+
+
+@pytest.mark.parametrize(
+    ("fault", "code", "name"),
+    [
+        (Fault.NOT_FOUND, 1, "kds-not-found"),
+        (Fault.WRONG_CHIP, 1, "kds-untrusted"),
+        (Fault.TOO_MANY, 3, "kds-unavailable"),
+        (Fault.FORBIDDEN, 3, "kds-unavailable"),
+    ],
+)
+def test_exit_codes_say_what_to_do_next(
+    host: Host,
+    run: Run,
+    fault: Fault,
+    code: int,
+    name: str,
+) -> None:
+    host.source().chain(Product.MILAN)
+    host.server.faults.set(fault)
+    found, out, err = run("fetch", "vcek", *named(host), "--json", "--timeout", "3")
+    assert found == code
+    said = json.loads(out)
+    assert (said["ok"], said["code"]) == (False, name)
+    assert err.startswith("snpcerts: ")
+    if fault is Fault.TOO_MANY:
+        assert said["retry_after"] == 10.0
+        assert "try again in 10 s" in err
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["fetch", "vcek"],
+        ["fetch", "vcek", "--product", "milan", "--hwid", "zz", "--tcb", "bl=1"],
+        ["fetch", "vcek", "--product", "milan", "--hwid", "ab", "--tcb", "bl=1"],
+        ["fetch", "vcek", "--product", "milan", "--hwid", "ab", "--tcb", "bl=1,bl=2"],
+        [
+            "fetch",
+            "vcek",
+            "--product",
+            "milan",
+            "--hwid",
+            "ab",
+            "--tcb",
+            "bl=1,tee=1,snp=1,ucode=256",
+        ],
+        [
+            "fetch",
+            "vcek",
+            "--product",
+            "milan",
+            "--hwid",
+            "ab",
+            "--tcb",
+            "bl=1,tee=1,snp=1,ucode=1",
+        ],
+        ["fetch", "vcek", "--report", "missing"],
+        ["fetch", "vcek", "--report", "x", "--hwid", "ab"],
+        ["fetch", "chain", "--product", "rome"],
+        ["fetch", "chain", "--product", "milan", "--offline"],
+    ],
+)
+def test_wrong_usage_is_exit_code_2(run: Run, words: list[str]) -> None:
+    code, out, err = run(*words)
+    assert (code, out) == (2, "")
+    assert err
+
+
+def test_the_cache_is_the_users_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.geteuid", lambda: 1000)
+    monkeypatch.setenv("XDG_CACHE_HOME", "/elsewhere")
+    assert kds_command._cache(None) == Path("/elsewhere/snpcerts")
+    monkeypatch.setenv("XDG_CACHE_HOME", "relative")
+    monkeypatch.setenv("HOME", "/home/me")
+    assert kds_command._cache(None) == Path("/home/me/.cache/snpcerts")
+    monkeypatch.setattr("os.geteuid", lambda: 0)
+    assert kds_command._cache(None) == Path("/var/cache/snpcerts")
+
+
+def test_a_slow_server_is_announced(host: Host, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kds_command, "_QUIET", 0.01)
+    host.server.faults.set(Fault.SLOW)
+    code, _, err = run("fetch", "chain", "--product", "milan")
+    assert (code, err) == (0, "snpcerts: fetching the ASK and ARK of Milan\n")
+
+
+@dataclass
+class Served:
+    """``snpcerts emulate key-server`` for a platform of its own."""
+
+    url: str
+    folder: Path
+
+    def fetch(self, *words: str) -> list[str]:
+        certs = self.folder / "certs"
+        options = ["--kds", self.url, "--cache", str(self.folder / "cache")]
+        return [*SNPCERTS, "kds", "fetch", *words, *options, "--anchor", str(certs / "ark.der")]
+
+    def stats(self) -> dict[str, object]:
+        found = httpx.get(f"{self.url}/stats", trust_env=False).json()
+        assert isinstance(found, dict)
+        return found
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    folder = tmp_path_factory.mktemp("served")
+    emulate = [*SNPCERTS, "emulate", "--platform", str(folder / "platform")]
+    subprocess.run(
+        [*emulate, "certificates", str(folder / "certs")],
+        check=True,
+        timeout=120,
+        stdout=subprocess.DEVNULL,
+    )
+    with subprocess.Popen(
+        [*emulate, "key-server", "--fault", "slow", "--delay", "0.5"],
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        try:
+            yield Served(process.stdout.readline().strip(), folder)
+        finally:
+            process.send_signal(signal.SIGINT)
+            assert process.wait(30) == 130
+
+
+@pytest.mark.slow
+def test_processes_that_share_a_cache_make_one_request(served: Served) -> None:
+    hwid = PlatformHome(served.folder / "platform").firmware().chip.hwid.hex()
+    words = ["--product", "milan", "--hwid", hwid, "--tcb", "bl=1,tee=0,snp=2,ucode=3", "--json"]
+    running = [
+        subprocess.Popen(
+            served.fetch("vcek", *words, "-o", str(served.folder / f"out{index}")),
+            stdout=subprocess.DEVNULL,
+        )
+        for index in range(4)
+    ]
+    assert [process.wait(120) for process in running] == [0] * 4
+    leaves = {(served.folder / f"out{index}" / "vcek.der").read_bytes() for index in range(4)}
+    assert len(leaves) == 1
+    assert served.stats()["total"] == 2, "the chain, and the certificate"
+
+
+def test_help_imports_no_http_library() -> None:
+    program = (
+        "import sys; from snpcerts.cli.main import main; main(['kds', 'fetch', 'vcek', '--help']);"
+        "sys.exit('httpx' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], stdout=subprocess.DEVNULL, timeout=60)
+    assert done.returncode == 0

@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How long the client waits."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from snpcerts.kds.retry import MAX_RETRY_AFTER, RetryPolicy, parse_retry_after
+
+THEN = datetime(2031, 5, 6, 7, 8, 9, tzinfo=UTC)
+
+
+def http_date(when: datetime) -> str:
+    return format_datetime(when, usegmt=True)
+
+
+@pytest.mark.parametrize(
+    ("value", "seconds"),
+    [("10", 10.0), (" 7 ", 7.0), ("0", 0.0), ("999999999", MAX_RETRY_AFTER)],
+)
+def test_seconds_are_honoured_up_to_an_hour(value: str, seconds: float) -> None:
+    assert parse_retry_after(value, None) == seconds
+
+
+@pytest.mark.parametrize(
+    "value", [None, "", "soon", "-5", "1.5", "1e3", "٣", "Thu, 99 Foo 2031", "x" * 1000]
+)
+def test_what_says_nothing_is_no_wait(value: str | None) -> None:
+    assert parse_retry_after(value, None) is None
+
+
+def test_a_date_counts_from_the_servers_own_clock() -> None:
+    until = http_date(THEN + timedelta(seconds=42))
+    assert parse_retry_after(until, http_date(THEN)) == 42.0
+
+
+def test_a_date_without_a_servers_clock_counts_from_ours() -> None:
+    until = http_date(datetime.now(UTC) + timedelta(seconds=100))
+    assert 90 <= (parse_retry_after(until, None) or 0) <= 100
+
+
+def test_a_date_gone_by_is_no_wait_and_a_far_one_an_hour() -> None:
+    assert parse_retry_after(http_date(THEN - timedelta(days=1)), http_date(THEN)) == 0.0
+    far = http_date(THEN + timedelta(days=900))
+    assert parse_retry_after(far, http_date(THEN)) == MAX_RETRY_AFTER
+
+
+@given(st.text(max_size=80), st.text(max_size=80))
+def test_no_header_brings_anything_but_a_bounded_wait(value: str, date: str) -> None:
+    wait = parse_retry_after(value, date)
+    assert wait is None or 0 <= wait <= MAX_RETRY_AFTER
+
+
+@given(st.integers(1, 40), st.booleans())
+def test_waits_grow_and_are_bounded(failures: int, throttled: bool) -> None:
+    policy = RetryPolicy()
+    wait = policy.wait_after(failures, throttled=throttled, retry_after=None)
+    shortest = min(policy.first_wait * 2 ** (failures - 1), policy.longest_wait)
+    if throttled:
+        shortest = max(shortest, policy.throttled_wait)
+    assert shortest <= wait <= shortest * 1.2
+
+
+def test_hosts_do_not_come_back_all_at_once() -> None:
+    policy = RetryPolicy()
+    waits = {policy.wait_after(1, throttled=True, retry_after=10.0) for _ in range(20)}
+    assert len(waits) > 1
+    assert min(waits) >= 10.0
