@@ -59,7 +59,7 @@ class SeveralUpdate:
 
 @dataclass(slots=True)
 class _Course:
-    """What is known so far, in the order of locking."""
+    """What is known so far; everything is in the order of locking."""
 
     targets: Sequence[Target]
     lock_wait: float
@@ -68,7 +68,8 @@ class _Course:
     start: float = 0.0
     locked: float = 0.0
     changed: bool = False
-    tables: Sequence[bytes] | None = None
+    tables: Sequence[bytes] = ()
+    refused: SnpCertsError | OSError | None = None  # why the firmware was left alone
     updates: dict[int, writer.Update] = field(default_factory=dict)
     problems: list[tuple[str, SnpCertsError | OSError]] = field(default_factory=list)
 
@@ -116,6 +117,8 @@ def update(
     )
     course.start = yield step.Now()
     yield from _from(course, 0)
+    if course.refused is not None:
+        raise course.refused
     sizes = {index: course.updates[place].size for place, index in enumerate(order)}
     return SeveralUpdate(
         waited=course.locked - course.start,
@@ -147,11 +150,8 @@ def _from(course: _Course, place: int) -> Steps[None]:
     target = course.targets[place]
     now: float = yield step.Now()
     left = max(0.0, course.start + course.lock_wait - now)
-
-    def never() -> bytes:
-        raise AssertionError("the change of a nested update is not performed")
-
-    steps = writer.update(target.path, never, strategy=target.strategy, lock_wait=left)
+    # What stands for the change is never called: its step is taken out below.
+    steps = writer.update(target.path, bytes, strategy=target.strategy, lock_wait=left)
     try:
         action = next(steps)
         while True:
@@ -167,15 +167,16 @@ def _from(course: _Course, place: int) -> Steps[None]:
     except StopIteration as end:
         course.updates[place] = end.value
     except (SnpCertsError, OSError) as error:
-        if not course.changed or course.tables is None:
+        if not course.tables:
             raise
-        # The firmware has changed: this file stays empty, the others get their tables.
+        # It is known what is right, and here it cannot be written: this file
+        # stays empty, the others get their tables.
         course.problems.append((target.path, error))
         course.updates[place] = writer.Update(0.0, 0.0, len(EMPTY))
 
 
 def _inside(course: _Course, place: int) -> Steps[bytes]:
-    """With the file at ``place`` locked and empty: do the rest, return this file's table."""
+    """With the files up to ``place`` locked and empty: do the rest, return this file's table."""
     if place + 1 == len(course.targets):
         course.locked = yield step.Now()
         course.changed = True
@@ -186,6 +187,6 @@ def _inside(course: _Course, place: int) -> Steps[bytes]:
     except (SnpCertsError, OSError) as error:
         if course.changed:
             raise
-        return (yield from _given_back(course, place, error))
-    assert course.tables is not None  # noqa: S101 (for the type checker)
+        course.refused = error
+        course.tables = yield step.Change(course.unchanged)  # type: ignore[arg-type]  # as above
     return course.tables[place]

@@ -21,7 +21,10 @@ from snpcerts.errors import SnpCertsError
 COMMANDS: dict[str, tuple[str, str]] = {
     "table": ("table", "Build, show and take apart certificate tables."),
     "verify": ("verify", "Verify an attestation report with its certificates."),
+    "host": ("host", "Keep an SNP host's certificate files in step with its firmware."),
+    "report": ("report", "Read an attestation report as a person would."),
     "lock": ("lock", "Hold the certificate file's lock, as an update does."),
+    "kds": ("kds", "Fetch certificates from AMD's key server, and keep what verifies."),
     "guest": ("guest", "Attest from inside an SNP guest."),
     "emulate": ("emulate", "Run programs on an emulated SNP platform, unmodified."),
     "demo": ("demo", "Watch guests, firmware and updates work together, without SNP hardware."),

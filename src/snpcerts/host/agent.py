@@ -1,0 +1,252 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Keep the certificate files in step with the firmware.
+
+In this order, always: look (file and firmware under the shared lock); empty
+what is wrong; fetch what is missing, with no lock held; publish, reading the
+firmware's status again under the exclusive lock.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from snpcerts.certfile import system
+from snpcerts.certfile.step import Performer
+from snpcerts.certfile.writer import Strategy
+from snpcerts.errors import RefusedError, RetryLaterError, SnpCertsError
+from snpcerts.host import section
+from snpcerts.host.config import Config, FileConfig
+from snpcerts.host.event import Event, EventKind, Listener, nobody
+from snpcerts.host.firmware import HostFirmware
+from snpcerts.host.holding import Holding, Standing, look
+from snpcerts.host.ownership import apply
+from snpcerts.host.section import Published, Section
+from snpcerts.host.stock import Stock, UnavailableError
+from snpcerts.host.wanted import Key, NoKey, wanted
+
+# Signals that end a process and can wait until a section is over.
+_ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+# How often the firmware may change between fetching and publishing before we give up.
+ROUNDS = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Synced:
+    """How a round of keeping in step went.
+
+    ``before`` is what was found, ``sections`` what was published; ``problem`` is
+    why some file is still not in step, the first of the reasons.
+    """
+
+    before: tuple[Holding, ...]
+    sections: tuple[Section, ...] = ()
+    problem: SnpCertsError | None = None
+
+
+class Agent:
+    """What the host commands do to the certificate files of one configuration."""
+
+    def __init__(
+        self,
+        config: Config,
+        firmware: HostFirmware,
+        stock: Stock,
+        *,
+        listener: Listener = nobody,
+        performer: Performer = system.perform,
+    ) -> None:
+        self.config = config
+        self.firmware = firmware
+        self.stock = stock
+        self.tell = listener
+        self._performer = performer
+
+    def look(self) -> tuple[Holding, ...]:
+        """Every file and the firmware; what is right goes into the stock."""
+        self.stock.drop_stale()
+        for problem in self.stock.read_extras(self.config.files):
+            self.tell(Event(EventKind.FAILED, problem))
+        holdings = tuple(
+            look(
+                file,
+                self.firmware.state,
+                self.stock.judge,
+                self.stock.clock(),
+                extras=self.stock.extras(file),
+            )
+            for file in self.config.files
+        )
+        for each in holdings:
+            if isinstance(each.wanted, Key) and each.table is not None and each.in_step:
+                with contextlib.suppress(RefusedError):  # expired between the two looks
+                    self.stock.put(each.wanted, each.table)
+        return holdings
+
+    def make_safe(self, holdings: Iterable[Holding]) -> tuple[Section, ...]:
+        """Empty every file that is wrong, or fill it where the right table is at hand.
+
+        A missing file is made, empty. Raises the first error once all have been
+        tried.
+        """
+        errors: list[SnpCertsError] = []
+        sections: list[Section] = []
+        for each in holdings:
+            if not each.standing.harmful and each.standing is not Standing.MISSING:
+                continue
+            path = each.file.path
+            if each.standing.harmful:
+                why = "; ".join(each.problems)
+                self.tell(Event(EventKind.DRIFT, f"{path}: does not match: {why}", path))
+            try:
+                sections.append(self._make_safe(each.file))
+            except SnpCertsError as error:
+                message = f"{path}: cannot be emptied: {error}"
+                self.tell(Event(EventKind.FAILED, message, path))
+                errors.append(error)
+        if errors:
+            raise errors[0]
+        return tuple(sections)
+
+    def _make_safe(self, file: FileConfig) -> Section:
+        try:
+            return self.publish([file])
+        except RefusedError:
+            if file.strategy is not Strategy.SWAP:
+                raise
+            # A disk without room or a directory that cannot be written to keeps
+            # a new file from being made; the old one may still be emptied.
+            return self.publish([replace(file, strategy=Strategy.IN_PLACE)])
+
+    def fetch(self, keys: Iterable[Key]) -> None:
+        """Have the tables of ``keys`` in stock; the first error once all have been tried."""
+        errors: list[SnpCertsError] = []
+        for key in dict.fromkeys(keys):
+            try:
+                self.stock.fetch(key)
+            except SnpCertsError as error:
+                errors.append(error)
+        if errors:
+            raise errors[0]
+
+    def publish(
+        self, files: Sequence[FileConfig], command: Callable[[], None] | None = None
+    ) -> Section:
+        """One exclusive section over ``files``; says what came of it.
+
+        Raises as :func:`snpcerts.host.section.run`, and the error of a file
+        that could not be written.
+        """
+        with uninterrupted():
+            done = section.run(
+                files,
+                self.firmware.state,
+                self.stock,
+                command=command,
+                lock_wait=self.config.lock_wait,
+                performer=self._performer,
+            )
+        for each in done.files:
+            path = each.file.path
+            if each.problem is not None:
+                self.tell(Event(EventKind.FAILED, each.problem, path, done.figures()))
+            elif each.entries:
+                message = f"{path}: holds the certificates of the {each.wanted}"
+                self.tell(Event(EventKind.PUBLISHED, message, path, done.figures()))
+            else:
+                why = _why_empty(each, done)
+                self.tell(
+                    Event(EventKind.EMPTIED, f"{path}: is empty: {why}", path, done.figures())
+                )
+            apply(each.file)
+        return done
+
+    def sync(self, on_safe: Callable[[], None] = lambda: None) -> Synced:
+        """Bring every file in step; ``on_safe`` is called once none is wrong.
+
+        Never raises for what keeps a file from being in step: that is the
+        result's ``problem``. Raises when the firmware cannot be asked.
+        """
+        before = self.look()
+        problems: list[SnpCertsError] = []
+        sections: list[Section] = []
+        try:
+            sections += self.make_safe(before)
+        except SnpCertsError:
+            safe = False  # told already; whether it matters is seen below
+        else:
+            safe = True
+            on_safe()
+        brought = {each.files[0].file.path for each in sections if each.in_step}
+        files = [e.file for e in before if not e.in_step and e.file.path not in brought]
+        for _ in range(ROUNDS):
+            files = [file for file in files if self._bring(file, sections, problems)]
+            if not files:
+                break
+        problems += (_restless(file) for file in files)
+        if not safe and not problems:
+            on_safe()  # the lock was had in the end
+        for each in before:
+            if each.in_step:
+                apply(each.file)
+        return Synced(before, tuple(sections), problems[0] if problems else None)
+
+    def _bring(
+        self, file: FileConfig, sections: list[Section], problems: list[SnpCertsError]
+    ) -> bool:
+        """Fetch and publish for one file; whether the firmware changed meanwhile."""
+        want = wanted(self.firmware.state(), file)
+        try:
+            if isinstance(want, Key):
+                self.fetch([want])
+            done = self.publish([file])
+        except SnpCertsError as error:
+            unavailable = isinstance(error, UnavailableError)
+            kind = EventKind.UNAVAILABLE if unavailable else EventKind.FAILED
+            self.tell(Event(kind, f"{file.path}: {error}", file.path))
+            problems.append(error)
+            return False
+        sections.append(done)
+        problems += (RefusedError(each.problem) for each in done.files if each.problem)
+        return any(each.missing for each in done.files)
+
+
+def _restless(file: FileConfig) -> SnpCertsError:
+    return RetryLaterError(
+        f"{file.path}: the firmware changed {ROUNDS} times while certificates were fetched",
+        hint="find out what changes it, and try again",
+    )
+
+
+_sections = threading.local()
+
+
+@contextlib.contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Let signals that would end this thread's work wait until the end."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
+    _sections.open = True
+    try:
+        yield
+    finally:
+        _sections.open = False
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def in_section() -> bool:
+    """Whether this thread is inside an exclusive section.
+
+    For signal handlers: Python may run one for a signal that another thread got.
+    """
+    return getattr(_sections, "open", False)
+
+
+def _why_empty(each: Published, done: Section) -> str:
+    if each.missing is not None:
+        return f"the certificates of the {each.missing} are not at hand"
+    if isinstance(each.wanted, NoKey):
+        return each.wanted.reason
+    return f"the firmware's status is not known: {done.refused}"

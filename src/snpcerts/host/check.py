@@ -1,0 +1,261 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Can this machine do it? One line for each thing that must be so, with what to do where it is not.
+
+Sources: Linux ``Documentation/virt/kvm/x86/amd-memory-encryption.rst`` for what
+KVM needs, fcntl(2) for open-file-description locks, proc_pid_mountinfo(5).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import enum
+import fcntl
+import os
+import re
+import stat
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from snpcerts.abi.lock import EXCLUSIVE, F_OFD_SETLK, SHARED
+from snpcerts.certfile.writer import Strategy
+from snpcerts.errors import SnpCertsError
+from snpcerts.host.config import Config, FileConfig
+from snpcerts.host.firmware import HostFirmware
+from snpcerts.host.ownership import differences
+
+# Where an exclusive lock on one machine says nothing about another.
+_NETWORK: Final = frozenset(("nfs", "nfs4", "cifs", "smb3", "9p", "ceph", "afs", "fuse.sshfs"))
+_FIRST_KERNEL: Final = (7, 0)
+
+
+class Outcome(enum.Enum):
+    """How a check came out."""
+
+    PASS = "pass"  # noqa: S105 (no password)
+    WARN = "warn"
+    FAIL = "fail"
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One check: what was looked at, what was found, what to do."""
+
+    what: str
+    outcome: Outcome
+    found: str
+    to_do: str = ""
+
+    def __str__(self) -> str:
+        to_do = f"; {self.to_do}" if self.to_do else ""
+        return f"{self.outcome.value:<4}  {self.what}: {self.found}{to_do}"
+
+    def to_json(self) -> dict[str, str]:
+        """For programs."""
+        return {
+            "check": self.what,
+            "outcome": self.outcome.value,
+            "found": self.found,
+            "to_do": self.to_do,
+        }
+
+
+def kernel(release: str) -> Line:
+    """The kernel's release; distributions backport, so KVM's own word counts more."""
+    match = re.match(r"(\d+)\.(\d+)", release)
+    if match is not None and (int(match[1]), int(match[2])) >= _FIRST_KERNEL:
+        return Line("kernel", Outcome.PASS, release)
+    return Line(
+        "kernel",
+        Outcome.WARN,
+        f"{release}, certificate fetching came with 7.0",
+        "go by the next line: it may have been backported",
+    )
+
+
+def kvm(supports: Callable[[int], bool], path: str = "/dev/kvm") -> Line:
+    """KVM's device attribute; ``supports`` asks an open ``/dev/kvm``."""
+    what = "KVM certificate requests"
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    except OSError as error:
+        to_do = "load kvm_amd" if isinstance(error, FileNotFoundError) else "run this as root"
+        return Line(what, Outcome.FAIL, f"{path}: {error.strerror}", to_do)
+    try:
+        if supports(fd):
+            return Line(what, Outcome.PASS, "KVM_X86_SEV_SNP_REQ_CERTS is 1")
+    except OSError as error:
+        return Line(what, Outcome.FAIL, f"{path}: {error.strerror}", "is this KVM?")
+    finally:
+        os.close(fd)
+    return Line(
+        what,
+        Outcome.FAIL,
+        "KVM_X86_SEV_SNP_REQ_CERTS is not there or 0",
+        "SNP must be on in the firmware set-up (SEV-SNP, SMEE, RMP table) and kvm_amd loaded "
+        "with sev_snp=1, on Linux 7.0 or later",
+    )
+
+
+def firmware(open_firmware: Callable[[], HostFirmware]) -> Line:
+    """``/dev/sev`` answers, and SNP is initialised."""
+    what = "/dev/sev"
+    try:
+        found = open_firmware()
+        state = found.state()
+    except SnpCertsError as error:
+        return Line(what, Outcome.FAIL, error.message, error.hint or "")
+    text = f"{found.product.value}, firmware {state.version}, reported TCB {state.reported}"
+    if not state.initialised:
+        return Line(
+            what, Outcome.FAIL, f"{text}, SNP not initialised", "load kvm_amd with sev_snp=1"
+        )
+    return Line(what, Outcome.PASS, text)
+
+
+def files(config: Config) -> Iterator[Line]:
+    """Directories, locks and permissions of every certificate file."""
+    for folder in dict.fromkeys(os.path.dirname(os.path.realpath(f.path)) for f in config.files):
+        yield from _directory(folder)
+    for file in config.files:
+        yield _file(file)
+
+
+def cache(folder: Path) -> Line:
+    """The cache directory is there and may be written to, or can be made."""
+    there = folder
+    while not there.exists() and there != there.parent:
+        there = there.parent
+    if there.is_dir() and os.access(there, os.W_OK | os.X_OK):
+        made = "" if there == folder else ", will be made"
+        return Line("cache", Outcome.PASS, f"{folder}{made}")
+    return Line("cache", Outcome.FAIL, f"{folder}: cannot be written to", "--cache names another")
+
+
+def key_server(ask: Callable[[], str]) -> Line:
+    """The key server answers; ``ask`` says what it answered or raises."""
+    try:
+        return Line("key server", Outcome.PASS, ask())
+    except SnpCertsError as error:
+        return Line("key server", Outcome.FAIL, error.message, error.hint or "")
+
+
+def passed(lines: Sequence[Line]) -> bool:
+    """Nothing failed. A warning is for people to think about."""
+    return all(line.outcome is not Outcome.FAIL for line in lines)
+
+
+def _directory(folder: str) -> Iterator[Line]:
+    if not os.path.isdir(folder):
+        yield Line("directory", Outcome.FAIL, f"{folder}: is not there", f"mkdir -p {folder}")
+        return
+    kind = file_system(folder)
+    if kind in _NETWORK:
+        yield Line(
+            "file system",
+            Outcome.FAIL,
+            f"{folder} is on {kind}, whose locks other machines take part in",
+            "keep certificate files on a local file system: each host has its own key",
+        )
+    else:
+        yield Line("file system", Outcome.PASS, f"{folder} is on {kind or 'an unnamed one'}")
+    try:
+        with _two_descriptions(folder) as (first, second):
+            problem = _locks_problem(first, second)
+    except OSError as error:
+        yield Line(
+            "locks",
+            Outcome.FAIL,
+            f"{folder}: no file can be made here: {error.strerror}",
+            "run this as root, and look at free space and mount options",
+        )
+        return
+    if problem:
+        yield Line("locks", Outcome.FAIL, f"{folder}: {problem}", "use another file system")
+    else:
+        yield Line("locks", Outcome.PASS, f"{folder}: open-file-description locks work")
+    status = os.stat(folder)
+    if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        yield Line(
+            "directory",
+            Outcome.WARN,
+            f"{folder}: others than its owner may write to it ({stat.S_IMODE(status.st_mode):04o})",
+            f"chmod go-w {folder}: whoever may write here may replace what guests get",
+        )
+
+
+def _locks_problem(first: int, second: int) -> str:
+    """Whether locks of two descriptions exclude each other as they should."""
+    fcntl.fcntl(first, F_OFD_SETLK, SHARED)
+    fcntl.fcntl(second, F_OFD_SETLK, SHARED)
+    for _ in range(2):
+        try:
+            fcntl.fcntl(first, F_OFD_SETLK, EXCLUSIVE)
+        except BlockingIOError:
+            return ""
+        fcntl.fcntl(first, F_OFD_SETLK, SHARED)
+    return "an exclusive lock was granted beside a shared one"
+
+
+@contextlib.contextmanager
+def _two_descriptions(folder: str) -> Iterator[tuple[int, int]]:
+    fd, path = tempfile.mkstemp(prefix=".snpcerts-check-", dir=folder)
+    try:
+        second = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        try:
+            yield fd, second
+        finally:
+            os.close(second)
+    finally:
+        os.close(fd)
+        os.unlink(path)
+
+
+def _file(file: FileConfig) -> Line:
+    what = "certificate file"
+    try:
+        status = os.stat(file.path)
+        wrong = differences(file)
+    except FileNotFoundError:
+        return Line(what, Outcome.PASS, f"{file.path}: not there yet, 'host sync' makes it")
+    except OSError as error:
+        return Line(what, Outcome.FAIL, f"{file.path}: {error.strerror}", "run this as root")
+    except SnpCertsError as error:
+        return Line(what, Outcome.FAIL, f"{file.path}: {error.message}", error.hint or "")
+    if not stat.S_ISREG(status.st_mode):
+        return Line(what, Outcome.FAIL, f"{file.path}: is not a regular file", "move it away")
+    if wrong:
+        return Line(what, Outcome.FAIL, f"{file.path}: {', '.join(wrong)}", "'host sync' sets them")
+    if os.path.ismount(file.path) and file.strategy is Strategy.SWAP:
+        return Line(what, Outcome.FAIL, f"{file.path}: is a mount point", 'strategy = "in-place"')
+    mode = stat.S_IMODE(status.st_mode)
+    if mode & stat.S_IROTH:
+        return Line(
+            what,
+            Outcome.WARN,
+            f"{file.path}: everyone may read it ({mode:04o}), and so hold a lock against updates",
+            'mode = "0640" and the group of the VMMs',
+        )
+    return Line(what, Outcome.PASS, f"{file.path}: mode {mode:04o}, group {status.st_gid}")
+
+
+def file_system(path: str, mounts: str = "/proc/self/mountinfo") -> str:
+    """The type of the file system that holds ``path``; empty when it is not known."""
+    try:
+        lines = Path(mounts).read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return ""
+    real, best, kind = os.path.realpath(path), -1, ""
+    for line in lines:
+        # 36 35 98:0 /mnt1 /mnt2 rw,noatime master:1 - ext3 /dev/root rw
+        left, _, right = line.partition(" - ")
+        words = left.split()
+        if len(words) < 5 or not right:
+            continue
+        place = re.sub(r"\\(\d{3})", lambda m: chr(int(m[1], 8)), words[4])
+        inside = real == place or real.startswith(place.rstrip("/") + "/")
+        if inside and len(place) >= best:
+            best, kind = len(place), right.split()[0]
+    return kind

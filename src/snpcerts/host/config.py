@@ -1,0 +1,408 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The agent's configuration: which certificate files there are, and where certificates come from.
+
+The file is TOML; docs/operators.md describes it. Every mistake is told with the
+line it is on, and a key that is not known is a mistake.
+"""
+
+from __future__ import annotations
+
+import enum
+import math
+import os
+import tomllib
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+from snpcerts.abi.cert_table import ARK_GUID, ASK_GUID, GUID_NAMES, VCEK_GUID, VLEK_GUID
+from snpcerts.abi.product import Product
+from snpcerts.certfile.several import MAX_FILES
+from snpcerts.certfile.writer import DEFAULT_LOCK_WAIT, Strategy
+from snpcerts.endorsement.vek import VekKind
+from snpcerts.errors import InputError
+
+DEFAULT_PATH: Final = "/etc/snpcerts.toml"
+DEFAULT_FILE: Final = "/var/lib/snpcerts/certs.bin"
+DEFAULT_CACHE: Final = "/var/cache/snpcerts"
+DEFAULT_VLEK: Final = "/var/lib/snpcerts/vlek"
+DEFAULT_INTERVAL: Final = 30.0
+MAX_ENTRIES: Final = 32  # of one file, beyond the certificates
+_SIZE_LIMIT: Final = 1 << 16
+
+T = TypeVar("T")
+_Path = tuple[str | int, ...]
+
+
+class ConfigError(InputError):
+    """The configuration file is not what it should be."""
+
+    code = "config"
+
+
+class KeySelect(enum.Enum):
+    """Which key the guests of a file ask for (KEY_SEL of their report requests)."""
+
+    DEFAULT = "default"  # the VLEK where one is loaded, else the VCEK: what Linux asks for
+    NAMED = "named"  # the kind of the file, by name
+
+
+@dataclass(frozen=True, slots=True)
+class ExtraEntry:
+    """Something else that a table carries: ``path`` is a file taken as it is."""
+
+    guid: uuid.UUID
+    path: str
+
+
+@dataclass(frozen=True, slots=True)
+class FileConfig:
+    """One certificate file.
+
+    ``without_vlek`` says what a VLEK file holds while no VLEK is loaded: the
+    VCEK's certificates, or None for the empty table. ``group`` and ``mode`` are
+    given to the file where they are not None.
+    """
+
+    path: str
+    kind: VekKind = VekKind.VCEK
+    key_select: KeySelect = KeySelect.DEFAULT
+    without_vlek: VekKind | None = None
+    strategy: Strategy = Strategy.SWAP
+    group: str | None = None
+    mode: int | None = None
+    entries: tuple[ExtraEntry, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """All of it. ``product`` None means the processor's; seconds throughout."""
+
+    files: tuple[FileConfig, ...] = (FileConfig(DEFAULT_FILE),)
+    product: Product | None = None
+    kds_url: str | None = None
+    cache: Path = Path(DEFAULT_CACHE)
+    offline: bool = False
+    anchors: tuple[str, ...] = ()
+    vlek_certificates: Path = Path(DEFAULT_VLEK)
+    interval: float = DEFAULT_INTERVAL
+    lock_wait: float = DEFAULT_LOCK_WAIT
+    metrics_file: str | None = None
+    metrics_port: int | None = None
+    source: str | None = field(default=None, compare=False)  # the file it was read from
+
+
+def load(path: str) -> Config:
+    """Read a configuration file; :class:`ConfigError` with the line for everything wrong."""
+    try:
+        with open(path, "rb") as file:
+            data = file.read(_SIZE_LIMIT + 1)
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}") from None
+    if len(data) > _SIZE_LIMIT:
+        raise ConfigError(f"{path}: is larger than {_SIZE_LIMIT} bytes")
+    try:
+        text = data.decode()
+    except UnicodeDecodeError as error:
+        line = data[: error.start].count(b"\n") + 1
+        raise ConfigError(f"{path}, line {line}: is not UTF-8") from None
+    return parse(text, path)
+
+
+def parse(text: str, path: str = "configuration") -> Config:
+    """Read configuration text; ``path`` names it in errors."""
+    try:
+        document = tomllib.loads(text)
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
+        raise ConfigError(f"{path}: {error}", hint="the file is TOML") from None
+    top = _Table(_Document(path, text), (), document)
+    config = Config(
+        product=top.take("product", _product, None),
+        files=_files(top),
+        **_kds(top),
+        **_section(top, "vlek", {"certificates": ("vlek_certificates", _absolute_path)}),
+        **_section(top, "watch", {"interval": ("interval", _seconds(1, 86400))}),
+        **_section(top, "lock", {"wait": ("lock_wait", _seconds(0.001, 3600))}),
+        **_section(
+            top,
+            "metrics",
+            {"file": ("metrics_file", _absolute), "port": ("metrics_port", _port)},
+        ),
+        source=path,
+    )
+    top.done()
+    return config
+
+
+def _kds(top: _Table) -> dict[str, Any]:
+    return _section(
+        top,
+        "kds",
+        {
+            "url": ("kds_url", _url),
+            "cache": ("cache", _absolute_path),
+            "offline": ("offline", _boolean),
+            "anchors": ("anchors", _list_of(_absolute, 16)),
+        },
+    )
+
+
+def _section(
+    top: _Table, name: str, keys: Mapping[str, tuple[str, Callable[[Any], Any]]]
+) -> dict[str, Any]:
+    """The fields of :class:`Config` that a table ``[name]`` sets."""
+    table = top.table(name)
+    if table is None:
+        return {}
+    found = {name: (key, table.take(key, read, None)) for key, (name, read) in keys.items()}
+    table.done()
+    return {name: value for name, (key, value) in found.items() if key in table.values}
+
+
+def _files(top: _Table) -> tuple[FileConfig, ...]:
+    tables = top.tables("file", MAX_FILES)
+    if not tables:
+        return (FileConfig(DEFAULT_FILE),)
+    files: list[FileConfig] = []
+    for table in tables:
+        file = _file(table)
+        if any(file.path == other.path for other in files):
+            raise table.error("path", f"{file.path} is listed twice")
+        files.append(file)
+    return tuple(files)
+
+
+def _file(table: _Table) -> FileConfig:
+    if "path" not in table.values:
+        raise table.error(None, "a [[file]] needs a path")
+    kind = table.take("kind", _one_of(VekKind), VekKind.VCEK)
+    without = table.take("without_vlek", _choice({"empty": None, "vcek": VekKind.VCEK}), None)
+    if kind is VekKind.VCEK and "without_vlek" in table.values:
+        raise table.error("without_vlek", 'is for files of kind "vlek"')
+    file = FileConfig(
+        path=table.take("path", _absolute, ""),
+        kind=kind,
+        key_select=table.take("key_select", _one_of(KeySelect), KeySelect.DEFAULT),
+        without_vlek=without,
+        strategy=table.take("strategy", _one_of(Strategy), Strategy.SWAP),
+        group=table.take("group", _text, None),
+        mode=table.take("mode", _mode, None),
+        entries=_entries(table),
+    )
+    table.done()
+    return file
+
+
+def _entries(table: _Table) -> tuple[ExtraEntry, ...]:
+    entries: list[ExtraEntry] = []
+    for each in table.tables("entry", MAX_ENTRIES):
+        for key in ("guid", "path"):
+            if key not in each.values:
+                raise each.error(None, f"an entry needs a {key}")
+        entry = ExtraEntry(
+            each.take("guid", _guid, uuid.UUID(int=0)), each.take("path", _absolute, "")
+        )
+        if any(entry.guid == other.guid for other in entries):
+            raise each.error("guid", "is there twice; a table has one entry for each GUID")
+        each.done()
+        entries.append(entry)
+    return tuple(entries)
+
+
+# Where a value is, for people.
+
+
+@dataclass(frozen=True, slots=True)
+class _Document:
+    path: str
+    text: str
+
+    def error(self, where: _Path, message: str) -> ConfigError:
+        name = next((part for part in reversed(where) if isinstance(part, str)), None)
+        line = f", line {self.line_of(where)}" if where else ""
+        return ConfigError(f"{self.path}{line}: {f'{name}: ' if name else ''}{message}")
+
+    def line_of(self, where: _Path) -> int:
+        """The line on which the value at ``where`` starts.
+
+        It is there once a beginning of the file, cut after whole lines, has it;
+        a beginning that ends inside a value is no TOML and says nothing.
+        """
+        lines = self.text.split("\n")
+        readable = 0
+        for count in range(1, len(lines) + 1):
+            try:
+                document: Any = tomllib.loads("\n".join(lines[:count]))
+            except tomllib.TOMLDecodeError:
+                continue
+            if _reaches(document, where):
+                return readable + 1
+            readable = count
+        return len(lines)
+
+
+def _reaches(document: Any, where: _Path) -> bool:
+    for part in where:
+        try:
+            document = document[part]
+        except (KeyError, IndexError, TypeError):
+            return False
+    return True
+
+
+class _Table:
+    """A table of the file; knows which of its keys have been asked for."""
+
+    def __init__(self, document: _Document, where: _Path, values: Mapping[str, Any]) -> None:
+        self._document = document
+        self._where = where
+        self._asked: set[str] = set()
+        self.values = values
+
+    def error(self, key: str | None, message: str) -> ConfigError:
+        return self._document.error(self._where if key is None else (*self._where, key), message)
+
+    def take(self, key: str, read: Callable[[Any], T], default: T) -> T:
+        self._asked.add(key)
+        if key not in self.values:
+            return default
+        try:
+            return read(self.values[key])
+        except ValueError as error:
+            raise self.error(key, str(error)) from None
+
+    def table(self, key: str) -> _Table | None:
+        self._asked.add(key)
+        if key not in self.values:
+            return None
+        value = self.values[key]
+        if not isinstance(value, dict):
+            raise self.error(key, f"must be a table, [{key}]")
+        return _Table(self._document, (*self._where, key), value)
+
+    def tables(self, key: str, limit: int) -> list[_Table]:
+        self._asked.add(key)
+        value = self.values.get(key, [])
+        if not isinstance(value, list) or not all(isinstance(each, dict) for each in value):
+            raise self.error(key, f"must be tables, [[{key}]]")
+        if len(value) > limit:
+            raise self.error(key, f"there are {len(value)}, at most {limit}")
+        return [
+            _Table(self._document, (*self._where, key, index), each)
+            for index, each in enumerate(value)
+        ]
+
+    def done(self) -> None:
+        """Refuse a key that nobody asked for."""
+        for key in self.values:
+            if key not in self._asked:
+                known = ", ".join(sorted(self._asked))
+                raise self.error(key, f"is not known; known here: {known}")
+
+
+# Readers of one value: what they make of it, or ValueError with what was expected.
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str) or not value or "\0" in value:
+        raise ValueError(f"must be text in quotes, found {value!r}")
+    return value
+
+
+def _absolute(value: Any) -> str:
+    if not os.path.isabs(_text(value)):
+        raise ValueError(f"must be an absolute path, found {value!r}")
+    return _text(value)
+
+
+def _absolute_path(value: Any) -> Path:
+    return Path(_absolute(value))
+
+
+def _boolean(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise ValueError(f"must be true or false, found {value!r}")  # noqa: TRY004 (one error)
+    return value
+
+
+def _url(value: Any) -> str:
+    text = _text(value)
+    if not text.startswith(("https://", "http://")):
+        raise ValueError(f"must start with https:// or http://, found {value!r}")
+    return text
+
+
+def _port(value: Any) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= 65535:
+        raise ValueError(f"must be a number from 1 to 65535, found {value!r}")
+    return value
+
+
+def _seconds(least: float, most: float) -> Callable[[Any], float]:
+    def read(value: Any) -> float:
+        right = isinstance(value, int | float) and not isinstance(value, bool)
+        if not right or not math.isfinite(value) or not least <= value <= most:
+            raise ValueError(f"must be seconds, {least:g} to {most:g}, found {value!r}")
+        return float(value)
+
+    return read
+
+
+def _mode(value: Any) -> int:
+    # Text, as chmod takes it: a TOML number 640 would be decimal.
+    try:
+        mode = int(_text(value), 8)
+    except ValueError:
+        mode = -1
+    if not 0 <= mode <= 0o777:
+        raise ValueError(f'must be text such as "0640", found {value!r}')
+    if mode & 0o400 == 0:
+        raise ValueError(f"{value!r} forbids the owner to read the file")
+    return mode
+
+
+def _product(value: Any) -> Product | None:
+    names = {product.value.lower(): product for product in Product}
+    return _choice(names)(value.lower() if isinstance(value, str) else value)
+
+
+def _guid(value: Any) -> uuid.UUID:
+    named = {name: guid for guid, name in GUID_NAMES.items()}
+    text = _text(value)
+    try:
+        guid = named[text] if text in named else uuid.UUID(text)
+    except ValueError:
+        raise ValueError(f'must be a GUID or "crl", found {value!r}') from None
+    if guid in (VCEK_GUID, VLEK_GUID, ASK_GUID, ARK_GUID):
+        raise ValueError("the certificates of the signing key are put in by the agent")
+    return guid
+
+
+def _choice(choices: Mapping[str, T]) -> Callable[[Any], T]:
+    def read(value: Any) -> T:
+        if not isinstance(value, str) or value not in choices:
+            listed = ", ".join(f'"{name}"' for name in choices)
+            raise ValueError(f"must be one of {listed}, found {value!r}")
+        return choices[value]
+
+    return read
+
+
+E = TypeVar("E", bound=enum.Enum)
+
+
+def _one_of(kind: type[E]) -> Callable[[Any], E]:
+    return _choice({str(each.value): each for each in kind})
+
+
+def _list_of(read: Callable[[Any], T], limit: int) -> Callable[[Any], tuple[T, ...]]:
+    def read_all(value: Any) -> tuple[T, ...]:
+        if not isinstance(value, Sequence) or isinstance(value, str):
+            raise ValueError(f"must be a list, found {value!r}")  # noqa: TRY004 (one error)
+        if len(value) > limit:
+            raise ValueError(f"has {len(value)} items, at most {limit}")
+        return tuple(read(each) for each in value)
+
+    return read_all

@@ -1,0 +1,46 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the agent has to say while it works; logs and metrics listen."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+
+class EventKind(enum.StrEnum):
+    """What happened. Stable: programs that read the log go by it."""
+
+    PUBLISHED = "published"  # a file holds the certificates of the key in use
+    EMPTIED = "emptied"  # a file was made the empty table
+    DRIFT = "drift"  # the firmware changed without the lock
+    FIRMWARE = "firmware"  # a firmware command was given
+    FETCHED = "fetched"  # the certificate source was asked; ``result`` says how that went
+    UNAVAILABLE = "unavailable"  # a certificate cannot be had now
+    FAILED = "failed"  # something did not work
+    CHECKED = "checked"  # every file was looked at
+    STARTED = "started"
+    STOPPED = "stopped"
+
+    @property
+    def loud(self) -> bool:
+        """An operator should look."""
+        return self in (EventKind.DRIFT, EventKind.UNAVAILABLE, EventKind.FAILED)
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One thing that happened; ``fields`` are for programs: text, numbers, truth values."""
+
+    kind: EventKind
+    message: str
+    file: str | None = None
+    fields: Mapping[str, str | float | bool | None] = field(default_factory=dict)
+
+
+Listener = Callable[[Event], None]
+
+
+def nobody(event: Event) -> None:
+    """Listen to nothing."""
+    del event

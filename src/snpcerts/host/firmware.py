@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the firmware says it is: its TCBs, its masks, whether a VLEK is loaded.
+
+Source: SNP_PLATFORM_STATUS (SNP ABI, 56860; Linux ``psp-sev.h``). The committed
+TCB is not among it: no host interface shows that one, only reports do.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from snpcerts.abi import psp
+from snpcerts.abi.product import Product
+from snpcerts.abi.tcb import TcbVersion
+from snpcerts.errors import FormatError, RefusedError
+
+
+class Device(Protocol):
+    """The commands of ``/dev/sev`` that the agent gives; see :class:`snpcerts.host.sev.Sev`."""
+
+    def snp_platform_status(self) -> psp.SnpPlatformStatus: ...
+
+    def hwid(self) -> bytes: ...
+
+    def snp_commit(self) -> None: ...
+
+    def snp_set_config(self, config: psp.SnpConfig) -> None: ...
+
+    def snp_vlek_load(self, hashstick: bytes) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """The firmware at one moment. ``initialised`` is SNP's, not SEV's."""
+
+    current: TcbVersion
+    reported: TcbVersion
+    vlek_loaded: bool
+    chip_id_masked: bool
+    chip_key_masked: bool
+    initialised: bool
+    version: str  # of the firmware: major.minor.build
+    guests: int
+
+    @property
+    def config_flags(self) -> int:
+        """The mask bits as SNP_SET_CONFIG takes them."""
+        return (
+            self.chip_id_masked * psp.CONFIG_MASK_CHIP_ID
+            | self.chip_key_masked * psp.CONFIG_MASK_CHIP_KEY
+        )
+
+
+class HostFirmware:
+    """The firmware behind an open device, on a processor of ``product``.
+
+    ``hwid`` is the chip's ID as certificates carry it: 64 bytes, 8 on Turin.
+    """
+
+    def __init__(self, device: Device, product: Product) -> None:
+        """Raises :class:`RefusedError` when the chip's ID is not one of that product."""
+        self.device = device
+        self.product = product
+        self.hwid = device.hwid()
+        if len(self.hwid) != product.hwid_size:
+            raise RefusedError(
+                f"GET_ID2: the chip's ID has {len(self.hwid)} bytes, "
+                f"on {product.value} it has {product.hwid_size}",
+                hint="is the product right? --product, or product in the configuration file",
+            )
+
+    def state(self) -> State:
+        """SNP_PLATFORM_STATUS, read.
+
+        Raises :class:`~snpcerts.host.sev.SevError`, and :class:`RefusedError`
+        for TCBs that are not in the product's layout.
+        """
+        status = self.device.snp_platform_status()
+        try:
+            current, reported = (
+                TcbVersion.unpack(tcb, self.product.tcb_layout)
+                for tcb in (status.current_tcb, status.reported_tcb)
+            )
+        except FormatError as error:
+            raise RefusedError(
+                f"SNP_PLATFORM_STATUS: {error}",
+                hint="is the product right? --product, or product in the configuration file",
+            ) from None
+        return State(
+            current=current,
+            reported=reported,
+            vlek_loaded=bool(status.flags & psp.STATUS_VLEK_EN),
+            chip_id_masked=bool(status.flags & psp.STATUS_MASK_CHIP_ID),
+            chip_key_masked=bool(status.flags & psp.STATUS_MASK_CHIP_KEY),
+            initialised=bool(status.state),
+            version=f"{status.api_major}.{status.api_minor}.{status.build_id}",
+            guests=status.guest_count,
+        )

@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a certificate file holds, and whether that is what it should hold.
+
+File and firmware are looked at together under the shared lock that a VMM takes,
+so no update that follows the protocol can come between the two looks.
+"""
+
+from __future__ import annotations
+
+import enum
+import errno
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from snpcerts.abi.cert_table import ARK_GUID, ASK_GUID, VCEK_GUID, VLEK_GUID, CertTable, TableEntry
+from snpcerts.certfile.certfile import CertFile
+from snpcerts.certfile.reader import Busy, Empty, Found, Table
+from snpcerts.endorsement.vek import EndorsementCert
+from snpcerts.errors import FormatError
+from snpcerts.host.config import FileConfig
+from snpcerts.host.firmware import State
+from snpcerts.host.judgement import Judge
+from snpcerts.host.wanted import Key, NoKey, Wanted, wanted
+
+# Longer than an update without its firmware command takes.
+LOOK_WAIT = 1.0
+
+
+class Standing(enum.Enum):
+    """How a file stands to the firmware."""
+
+    RIGHT = "right"
+    OUTDATED = "outdated"  # certifies the key, and is not all it should be
+    EMPTY = "empty"  # harmless: guests see to themselves
+    MISSING = "missing"  # harmless too
+    WRONG = "wrong"  # certifies something else: guests are misled
+    UNREADABLE = "unreadable"
+    LOCKED = "locked"  # being updated
+
+    @property
+    def harmful(self) -> bool:
+        """Guests may be handed what does not match."""
+        return self is Standing.WRONG
+
+
+@dataclass(frozen=True, slots=True)
+class Holding:
+    """One file: what it holds, what it should, what is the matter with it.
+
+    ``state`` is the firmware's at the time; ``table`` None when there is none
+    that can be read; ``leaf`` and ``not_after`` are the table's, trusted or not.
+    """
+
+    file: FileConfig
+    state: State
+    wanted: Wanted
+    standing: Standing
+    problems: tuple[str, ...] = ()
+    table: CertTable | None = None
+    leaf: EndorsementCert | None = None
+    not_after: datetime | None = None
+
+    @property
+    def in_step(self) -> bool:
+        """The file holds what it should."""
+        return self.standing is Standing.RIGHT
+
+
+def look(
+    file: FileConfig,
+    read_state: Callable[[], State],
+    judge: Judge,
+    at: datetime,
+    *,
+    extras: Sequence[TableEntry] = (),
+    lock_wait: float = LOOK_WAIT,
+) -> Holding:
+    """Look at one file and the firmware at once.
+
+    A table whose other entries are not exactly ``extras`` is outdated. Raises
+    what ``read_state`` raises.
+    """
+    seen: list[Found] = []
+    state: State = CertFile(file.path).serve(
+        deliver=seen.append, handshake=read_state, lock_wait=lock_wait
+    )
+    want = wanted(state, file)
+    found = seen[0]
+    if isinstance(found, Table):
+        return _of_table(file, state, want, found.data, judge, at, extras)
+    if isinstance(found, Empty):
+        if isinstance(want, NoKey):
+            return Holding(file, state, want, Standing.RIGHT, table=CertTable())
+        problem = f"is empty, should hold the certificates of the {want}"
+        return Holding(file, state, want, Standing.EMPTY, (problem,), table=CertTable())
+    if isinstance(found, Busy):
+        problem = f"is locked for an update, not done after {found.waited:.1f} s"
+        return Holding(file, state, want, Standing.LOCKED, (problem,))
+    standing = Standing.MISSING if found.problem == _NO_SUCH_FILE else Standing.UNREADABLE
+    return Holding(file, state, want, standing, (f"cannot be read: {found.problem}",))
+
+
+_NO_SUCH_FILE = os.strerror(errno.ENOENT)
+_CERTIFICATES = frozenset((VCEK_GUID, VLEK_GUID, ASK_GUID, ARK_GUID))
+
+
+def _of_table(
+    file: FileConfig,
+    state: State,
+    want: Wanted,
+    data: bytes,
+    judge: Judge,
+    at: datetime,
+    extras: Sequence[TableEntry],
+) -> Holding:
+    try:
+        table = CertTable.decode(data)
+    except FormatError as error:
+        return Holding(file, state, want, Standing.WRONG, (f"is malformed: {error.message}",))
+    if not isinstance(want, Key):
+        problem = f"holds certificates, should hold {want}"
+        return Holding(file, state, want, Standing.WRONG, (problem,), table)
+    judged = judge.judge(table, want, at)
+    standing, problems = Standing.RIGHT, judged.wrong + judged.early
+    if judged.wrong:
+        standing = Standing.WRONG
+    elif judged.early:
+        standing = Standing.OUTDATED
+    elif {each for each in table if each.guid not in _CERTIFICATES} != set(extras):
+        standing, problems = Standing.OUTDATED, ("its other entries are not as configured",)
+    return Holding(file, state, want, standing, problems, table, judged.leaf, judged.not_after)

@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The agent's events as lines: text for people, JSON for programs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from datetime import UTC, datetime
+
+from snpcerts.host.event import Event, EventKind, Listener
+
+_FIGURES = ("lock_wait_ms", "lock_held_ms", "firmware_ms")
+# Told in text only when something is the matter: programs get them all.
+_QUIET = (EventKind.CHECKED, EventKind.FETCHED)
+
+
+def text_log(write: Callable[[str], None]) -> Listener:
+    """One line for each event, without time: terminals and journals have their own."""
+
+    def listen(event: Event) -> None:
+        if event.kind in _QUIET:
+            return
+        mark = "warning: " if event.kind.loud else ""
+        drift = "DRIFT, the firmware changed without the lock: "
+        figures = [
+            f"{name.removesuffix('_ms').replace('_', ' ')} {event.fields[name]:.1f} ms"
+            for name in _FIGURES
+            if isinstance(event.fields.get(name), float)
+        ]
+        write(
+            mark
+            + (drift if event.kind is EventKind.DRIFT else "")
+            + event.message
+            + (f" ({', '.join(figures)})" if figures else "")
+        )
+
+    return listen
+
+
+def json_log(write: Callable[[str], None]) -> Listener:
+    """One JSON object for each event, with the time in UTC."""
+
+    def listen(event: Event) -> None:
+        line: dict[str, object] = {
+            "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
+            "event": event.kind.value,
+            "level": "warning" if event.kind.loud else "info",
+            "message": event.message,
+        }
+        if event.file is not None:
+            line["file"] = event.file
+        write(json.dumps(line | dict(event.fields)))
+
+    return listen
+
+
+def without_repeats(listener: Listener) -> Listener:
+    """Pass on a warning once, and again only after something else was said of its file."""
+    last: dict[str | None, str] = {}
+
+    def listen(event: Event) -> None:
+        if event.kind.loud:
+            if last.get(event.file) == event.message:
+                return
+            last[event.file] = event.message
+        elif event.kind is EventKind.PUBLISHED:
+            last.pop(event.file, None)
+        listener(event)
+
+    return listen

@@ -1,0 +1,143 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The agent's figures for Prometheus: as a text file, or on a port of the loopback interface.
+
+Source: the Prometheus text exposition format; the node exporter's textfile
+collector reads ``*.prom`` files, which must appear all at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable, Mapping
+from datetime import UTC, datetime
+from typing import Final
+
+from snpcerts.errors import RefusedError
+from snpcerts.host.event import Event, EventKind
+from snpcerts.host.holding import Holding
+
+_BUCKETS: Final = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 100)
+
+
+class Metrics:
+    """All figures; a :data:`~snpcerts.host.event.Listener`."""
+
+    def __init__(self) -> None:
+        """Raises :class:`RefusedError` where prometheus-client is not installed."""
+        try:
+            import prometheus_client as prometheus
+        except ImportError:
+            raise RefusedError(
+                "metrics need the Python package prometheus-client",
+                hint="install it, or leave metrics out",
+            ) from None
+        self._prometheus = prometheus
+        self.registry = registry = prometheus.CollectorRegistry()
+        per_file = ["file"]
+        self._in_step = prometheus.Gauge(
+            "snpcerts_in_step", "1 while the file holds what it should", per_file, registry=registry
+        )
+        self._expiry = prometheus.Gauge(
+            "snpcerts_certificate_expiry_timestamp_seconds",
+            "When the first certificate of the file expires",
+            per_file,
+            registry=registry,
+        )
+        self._looked = prometheus.Gauge(
+            "snpcerts_last_look_timestamp_seconds",
+            "When files and firmware were last compared",
+            registry=registry,
+        )
+        self._synced = prometheus.Gauge(
+            "snpcerts_last_in_step_timestamp_seconds",
+            "When all files were last found in step",
+            registry=registry,
+        )
+        self._wait, self._held, self._firmware = (
+            prometheus.Histogram(
+                f"snpcerts_{name}_seconds", text, registry=registry, buckets=_BUCKETS
+            )
+            for name, text in (
+                ("lock_wait", "Time until an update had its locks"),
+                ("lock_held", "Time that an update held its locks"),
+                ("firmware_command", "Part of that which a firmware command took"),
+            )
+        )
+        self._drift = prometheus.Counter(
+            "snpcerts_drift", "Files found not to match the firmware", registry=registry
+        )
+        self._fetches = prometheus.Counter(
+            "snpcerts_certificate_fetches",
+            "Questions to the certificate source, by result",
+            ["result"],
+            registry=registry,
+        )
+        self._kds = prometheus.Gauge(
+            "snpcerts_kds_requests",
+            "Requests to the key server since the start, by result",
+            ["result"],
+            registry=registry,
+        )
+        self._failures = prometheus.Counter(
+            "snpcerts_failures", "Things that did not work", registry=registry
+        )
+
+    def __call__(self, event: Event) -> None:
+        """Count an event."""
+        if event.kind is EventKind.DRIFT:
+            self._drift.inc()
+        elif event.kind in (EventKind.FAILED, EventKind.UNAVAILABLE):
+            self._failures.inc()
+        elif event.kind is EventKind.FETCHED:
+            self._fetches.labels(str(event.fields["result"])).inc()
+        for name, histogram in (
+            ("lock_wait_ms", self._wait),
+            ("lock_held_ms", self._held),
+            ("firmware_ms", self._firmware),
+        ):
+            value = event.fields.get(name)
+            if isinstance(value, float):
+                histogram.observe(value / 1000)
+
+    def seen(self, holdings: Iterable[Holding], kds: Mapping[str, int]) -> None:
+        """Take in what a look at every file found, and the key server's counts."""
+        now = datetime.now(UTC).timestamp()
+        all_in_step = True
+        for each in holdings:
+            all_in_step = all_in_step and each.in_step
+            self._in_step.labels(each.file.path).set(each.in_step)
+            if each.not_after is not None:
+                self._expiry.labels(each.file.path).set(each.not_after.timestamp())
+            else:
+                with contextlib.suppress(KeyError):
+                    self._expiry.remove(each.file.path)
+        self._looked.set(now)
+        if all_in_step:
+            self._synced.set(now)
+        for result, count in kds.items():
+            self._kds.labels(result).set(count)
+
+    def write(self, path: str) -> None:
+        """Write all figures to ``path``, at once; :class:`RefusedError` when that fails."""
+        try:
+            self._prometheus.write_to_textfile(path, self.registry)
+        except OSError as error:
+            raise RefusedError(f"{path}: cannot write metrics: {error.strerror}") from None
+
+    def serve(self, port: int) -> Callable[[], None]:
+        """Serve them on 127.0.0.1; returns what ends that."""
+        try:
+            server, thread = self._prometheus.start_http_server(
+                port, addr="127.0.0.1", registry=self.registry
+            )
+        except OSError as error:
+            raise RefusedError(
+                f"127.0.0.1:{port}: cannot serve metrics: {error.strerror}"
+            ) from None
+
+        def end() -> None:
+            server.shutdown()
+            server.server_close()
+            thread.join()
+
+        return end

@@ -1,0 +1,61 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tell the service manager how things stand.
+
+Source: sd_notify(3): datagrams of ``NAME=value`` lines to the UNIX socket that
+``NOTIFY_SOCKET`` names, an abstract one where it starts with ``@``;
+``WATCHDOG_USEC`` is the longest silence allowed. Without such a socket nothing
+happens.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+from collections.abc import Mapping
+
+_STATUS_LIMIT = 400
+
+
+class ServiceManager:
+    """The service manager that started us, if any."""
+
+    def __init__(self, environment: Mapping[str, str] = os.environ) -> None:
+        address = environment.get("NOTIFY_SOCKET", "")
+        self._address = "\0" + address[1:] if address.startswith("@") else address
+        self.watchdog = self._watchdog(environment)
+
+    @staticmethod
+    def _watchdog(environment: Mapping[str, str]) -> float | None:
+        """Seconds between signs of life: half of what is allowed."""
+        text = environment.get("WATCHDOG_USEC", "")
+        mine = environment.get("WATCHDOG_PID", str(os.getpid())) == str(os.getpid())
+        return int(text) / 2_000_000 if text.isdecimal() and int(text) and mine else None
+
+    def ready(self) -> None:
+        """No certificate file is wrong any more: what waits for us may start."""
+        self._send("READY=1")
+
+    def status(self, text: str) -> None:
+        """One line for ``systemctl status``."""
+        self._send("STATUS=" + text.replace("\n", " ")[:_STATUS_LIMIT])
+
+    def alive(self) -> None:
+        """A sign of life."""
+        if self.watchdog is not None:
+            self._send("WATCHDOG=1")
+
+    def stopping(self) -> None:
+        """We are on our way out."""
+        self._send("STOPPING=1")
+
+    def _send(self, message: str) -> None:
+        if not self._address:
+            return
+        # A service manager that does not listen is no reason to stop working.
+        with (
+            contextlib.suppress(OSError),
+            socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as peer,
+        ):
+            peer.connect(self._address)
+            peer.send(message.encode())

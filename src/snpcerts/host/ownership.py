@@ -1,0 +1,61 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Group and mode of a certificate file: who may read it.
+
+Whoever may read the file may hold a shared lock on it, and thereby keep an
+update waiting. So the file is for the VMMs' group and nobody else.
+"""
+
+from __future__ import annotations
+
+import grp
+import os
+import stat
+
+from snpcerts.errors import InputError, RefusedError
+from snpcerts.host.config import FileConfig
+
+
+def group_id(name: str) -> int:
+    """The number of a group; :class:`InputError` when there is no such group."""
+    try:
+        return grp.getgrnam(name).gr_gid
+    except KeyError:
+        raise InputError(
+            f"there is no group {name!r} on this host", hint="name the group that the VMMs run in"
+        ) from None
+
+
+def differences(file: FileConfig) -> tuple[str, ...]:
+    """What about the file's group and mode is not as configured. Raises ``OSError``."""
+    status = os.stat(file.path)
+    found: list[str] = []
+    if file.group is not None and status.st_gid != group_id(file.group):
+        found.append(f"its group is {_group_name(status.st_gid)}, should be {file.group}")
+    if file.mode is not None and stat.S_IMODE(status.st_mode) != file.mode:
+        found.append(f"its mode is {stat.S_IMODE(status.st_mode):04o}, should be {file.mode:04o}")
+    return tuple(found)
+
+
+def apply(file: FileConfig) -> None:
+    """Give the file its group and mode; updates keep them from then on.
+
+    Raises :class:`RefusedError` when that is not allowed.
+    """
+    try:
+        status = os.stat(file.path)
+        if file.group is not None and status.st_gid != (group := group_id(file.group)):
+            os.chown(file.path, -1, group)
+        if file.mode is not None and stat.S_IMODE(status.st_mode) != file.mode:
+            os.chmod(file.path, file.mode)
+    except OSError as error:
+        raise RefusedError(
+            f"{file.path}: cannot set its group and mode: {error.strerror}",
+            hint="run this as root",
+        ) from None
+
+
+def _group_name(number: int) -> str:
+    try:
+        return grp.getgrgid(number).gr_name
+    except KeyError:
+        return str(number)

@@ -1,0 +1,311 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a firmware command will change, told before anything is touched.
+
+Source: SNP ABI (56860): SNP_COMMIT makes Reported and Committed what Current
+is; SNP_SET_CONFIG sets Reported and both masks at once, zero meaning "back to
+Committed"; SNP_VLEK_LOAD takes a hashstick made for exactly the reported TCB;
+a loaded VLEK is dropped when Reported changes (stated for COMMIT, taken to hold
+for SET_CONFIG).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from snpcerts.abi import psp
+from snpcerts.abi.tcb import TCB_SIZE, TcbVersion
+from snpcerts.endorsement.encoding import to_der
+from snpcerts.endorsement.vek import VekKind
+from snpcerts.errors import FormatError, InputError, RefusedError, RetryLaterError, SnpCertsError
+from snpcerts.host.agent import Agent
+from snpcerts.host.event import Event, EventKind
+from snpcerts.host.firmware import State
+from snpcerts.host.holding import Holding
+from snpcerts.host.section import Section
+from snpcerts.host.stock import UnavailableError
+from snpcerts.host.wanted import Key, NoKey, Wanted, wanted
+
+
+@dataclass(frozen=True, slots=True)
+class FilePlan:
+    """One file: what it holds now, and what it should hold afterwards."""
+
+    holding: Holding
+    after: Wanted
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A firmware command and what follows from it.
+
+    ``after`` is what the firmware is expected to be; what it *is* decides in
+    the end. ``fetch`` lists the keys whose certificates must be had first.
+    ``prepare`` runs after fetching and before any lock.
+    """
+
+    command: str
+    before: State
+    after: State
+    files: tuple[FilePlan, ...]
+    fetch: tuple[Key, ...]
+    notes: tuple[str, ...]
+    run: Callable[[], None]
+    prepare: Callable[[], None] = lambda: None
+
+    def lines(self) -> list[str]:
+        """The plan for people."""
+        out = [f"{self.command}:"]
+        out.append(f"  reported TCB  {self.before.reported}")
+        moved = self.after.reported != self.before.reported
+        out.append(f"       becomes  {self.after.reported if moved else 'the same'}")
+        out += (f"  note: {note}" for note in self.notes)
+        for number, key in enumerate(self.fetch):
+            out.append(f"  {'1. fetch' if number == 0 else '        '}  certificates of the {key}")
+        if not self.fetch:
+            out.append("  1. fetch   nothing: all certificates are at hand")
+        out.append("  2. lock and empty every file, give the command, read the status again")
+        for each in self.files:
+            name = each.holding.file.path
+            out.append(f"  3. publish {name}: {_what(each.after)}")
+        return out
+
+    def to_json(self) -> dict[str, object]:
+        """The plan for programs."""
+        return {
+            "command": self.command,
+            "reported_tcb": self.before.reported.components(),
+            "reported_tcb_after": self.after.reported.components(),
+            "vlek_loaded": self.before.vlek_loaded,
+            "vlek_loaded_after": self.after.vlek_loaded,
+            "fetch": [{"kind": key.kind.value, "tcb": key.tcb.components()} for key in self.fetch],
+            "files": [
+                {
+                    "path": each.holding.file.path,
+                    "standing": each.holding.standing.value,
+                    "after": _what(each.after),
+                }
+                for each in self.files
+            ],
+            "notes": list(self.notes),
+        }
+
+
+def _what(want: Wanted) -> str:
+    return str(want) if isinstance(want, NoKey) else f"the certificates of the {want}"
+
+
+@dataclass(frozen=True, slots=True)
+class Changed:
+    """How a planned command went. ``unfetched`` is what could not be had beforehand."""
+
+    section: Section
+    unfetched: SnpCertsError | None = None
+
+
+def carry_out(agent: Agent, plan: Plan, *, allow_empty: bool) -> Changed:
+    """Fetch, then lock, empty, command, publish, unlock.
+
+    Raises, with nothing touched, when a certificate cannot be had (unless
+    ``allow_empty``), or a lock. What the firmware answered is in the result.
+    """
+    unfetched: SnpCertsError | None = None
+    try:
+        agent.fetch(plan.fetch)
+    except SnpCertsError as error:
+        if not allow_empty:
+            raise UnavailableError(
+                f"{error.message}; nothing has been changed",
+                hint="try again later; --allow-empty goes on and leaves guests without "
+                "certificates until there are some",
+                after=getattr(error, "after", None),
+            ) from None
+        unfetched = error
+    plan.prepare()
+
+    def command() -> None:
+        now = agent.firmware.state()
+        if replace(now, guests=0) != replace(plan.before, guests=0):
+            raise RetryLaterError(
+                f"{plan.command}: not given, the firmware has changed since this was planned",
+                hint="look at 'host status', and plan again",
+            )
+        plan.run()
+        agent.tell(Event(EventKind.FIRMWARE, f"{plan.command}: done"))
+
+    done = agent.publish([each.holding.file for each in plan.files], command)
+    return Changed(done, unfetched)
+
+
+def follow_up(agent: Agent, changed: Changed) -> SnpCertsError | None:
+    """Bring in step what the section could not; the error that is left, if any.
+
+    The firmware may be at a TCB that was not planned for, after a reset for
+    instance: its certificates are fetched now, with the files empty.
+    """
+    section = changed.section
+    if section.refused is not None:
+        return section.refused
+    if section.in_step:
+        return None
+    return agent.sync().problem
+
+
+def commit(agent: Agent) -> Plan:
+    """SNP_COMMIT."""
+    holdings, before = _looked(agent)
+    after = _reporting(before, before.current)
+    notes = [
+        "cannot be undone: firmware and microcode below the current TCB are refused from then on"
+    ]
+    return _plan(
+        agent, "SNP_COMMIT", holdings, before, after, notes, agent.firmware.device.snp_commit
+    )
+
+
+def set_config(
+    agent: Agent,
+    *,
+    tcb: Callable[[TcbVersion], TcbVersion] | None,
+    mask_chip_id: bool | None = None,
+    mask_chip_key: bool | None = None,
+) -> Plan:
+    """SNP_SET_CONFIG. ``tcb`` gives the TCB to report from the one reported now; None resets.
+
+    A mask that is None stays as it is. Raises :class:`RefusedError` for a TCB
+    above the current one, which the firmware would refuse.
+    """
+    holdings, before = _looked(agent)
+    notes: list[str] = []
+    if tcb is None:
+        reported, stored = before.current, bytes(TCB_SIZE)
+        notes.append(
+            "the reset goes back to the committed TCB, which no host interface shows; taken to be "
+            "the current one. If it is another, the files stay empty until its certificate is here"
+        )
+    else:
+        reported = tcb(before.reported)
+        stored = reported.pack()
+        if not before.current.covers(reported):
+            raise RefusedError(
+                f"reported TCB {reported} is above the current one, {before.current}",
+                hint="no component may be above the committed TCB",
+            )
+        if not any(stored):
+            raise RefusedError("a reported TCB of all zero means reset", hint="say --reset")
+    after = replace(
+        _reporting(before, reported),
+        chip_id_masked=before.chip_id_masked if mask_chip_id is None else mask_chip_id,
+        chip_key_masked=before.chip_key_masked if mask_chip_key is None else mask_chip_key,
+    )
+    config = psp.SnpConfig(reported_tcb=stored, flags=after.config_flags)
+    return _plan(
+        agent,
+        "SNP_SET_CONFIG",
+        holdings,
+        before,
+        after,
+        notes,
+        lambda: agent.firmware.device.snp_set_config(config),
+    )
+
+
+def load_vlek(agent: Agent, hashstick: bytes, certificate: bytes) -> Plan:
+    """SNP_VLEK_LOAD of ``hashstick`` (432 bytes), whose VLEK ``certificate`` certifies.
+
+    Raises, with nothing touched, for a hashstick or a certificate that is not
+    for this product and the reported TCB, and what fetching the chain above
+    the certificate raises.
+    """
+    holdings, before = _looked(agent)
+    product = agent.firmware.product
+    stick = _hashstick(hashstick)
+    try:
+        tcb = TcbVersion.unpack(stick.tcb_version, product.tcb_layout)
+    except FormatError as error:
+        raise InputError(f"hashstick: {error}") from None
+    if tcb != before.reported:
+        raise RefusedError(
+            f"the hashstick is for TCB {tcb}, the firmware reports {before.reported}",
+            hint="ask for a hashstick for the reported TCB, or change that: 'host set-config'",
+        )
+    key = Key(VekKind.VLEK, tcb)
+    leaf = to_der(certificate, crl=False, what="VLEK certificate")
+    agent.stock.put(key, agent.stock.vlek_table(leaf))
+    after = replace(before, vlek_loaded=True)
+    notes: list[str] = []
+    if before.vlek_loaded:
+        notes.append("the VLEK that is loaded now is replaced")
+    if not any(isinstance(wanted(after, each.file), Key) for each in holdings):
+        notes.append(
+            "no certificate file is for a VLEK: guests get the empty table "
+            '(kind = "vlek" in the configuration, or --kind vlek)'
+        )
+    return replace(
+        _plan(
+            agent,
+            "SNP_VLEK_LOAD",
+            holdings,
+            before,
+            after,
+            notes,
+            lambda: agent.firmware.device.snp_vlek_load(hashstick),
+        ),
+        prepare=lambda: agent.stock.keep_vlek(tcb, leaf),
+    )
+
+
+def _looked(agent: Agent) -> tuple[tuple[Holding, ...], State]:
+    holdings = agent.look()
+    return holdings, agent.firmware.state()
+
+
+def _reporting(before: State, reported: TcbVersion) -> State:
+    kept = before.vlek_loaded and reported == before.reported
+    return replace(before, reported=reported, vlek_loaded=kept)
+
+
+def _plan(
+    agent: Agent,
+    command: str,
+    holdings: Sequence[Holding],
+    before: State,
+    after: State,
+    notes: Sequence[str],
+    run: Callable[[], None],
+) -> Plan:
+    files = tuple(FilePlan(each, wanted(after, each.file)) for each in holdings)
+    keys = dict.fromkeys(each.after for each in files if isinstance(each.after, Key))
+    said = list(notes)
+    if before.vlek_loaded and not after.vlek_loaded:
+        said.append("the loaded VLEK is dropped: guests' reports are signed with the VCEK again")
+    if not before.initialised:
+        said.append("SNP is not initialised on this host")
+    for each in files:
+        if isinstance(each.after, NoKey) and each.holding.table:
+            said.append(f"{each.holding.file.path}: guests will get {each.after}")
+    return Plan(
+        command=command,
+        before=before,
+        after=after,
+        files=files,
+        fetch=tuple(key for key in keys if key not in agent.stock),
+        notes=tuple(said),
+        run=run,
+    )
+
+
+def _hashstick(data: bytes) -> psp.WrappedVlekHashstick:
+    """Read a hashstick as far as anyone but the chip can."""
+    size = psp.WrappedVlekHashstick.SIZE
+    if len(data) != size:
+        raise InputError(f"a wrapped VLEK hashstick has {size} bytes, not {len(data)}")
+    stick = psp.WrappedVlekHashstick.unpack(data)
+    if not any(data):
+        raise InputError("the hashstick is all zero")
+    if any(stick.rsvd1) or any(stick.rsvd2):
+        raise InputError(
+            "the hashstick's reserved bytes (0x00C and 0x198) are not zero",
+            hint="it must be the 432 bytes themselves, not hexadecimal text or JSON",
+        )
+    return stick

@@ -1,0 +1,41 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which product this host's processor is: nothing that ``/dev/sev`` says tells.
+
+Source: proc_cpuinfo(5); the numbers are the combined family and model of CPUID
+leaf 0x80000001.
+"""
+
+from __future__ import annotations
+
+import re
+
+from snpcerts.abi.product import Product, product_of_cpuid
+from snpcerts.errors import RefusedError
+
+CPUINFO = "/proc/cpuinfo"
+_LIMIT = 8192  # bytes; the first processor's part is enough
+_HINT = "name it: --product, or product in the configuration file"
+
+
+def product_of_host(path: str = CPUINFO) -> Product:
+    """The product of the first processor; :class:`RefusedError` when it is none that is known."""
+    try:
+        with open(path, encoding="utf-8", errors="replace") as file:
+            text = file.read(_LIMIT)
+    except OSError as error:
+        raise RefusedError(f"{path}: {error.strerror}", hint=_HINT) from None
+    vendor, family, model = (_field(text, name) for name in ("vendor_id", "cpu family", "model"))
+    if vendor == "AuthenticAMD" and family.isdecimal() and model.isdecimal():
+        product = product_of_cpuid(int(family), int(model))
+        if product is not None:
+            return product
+    raise RefusedError(
+        f"{path}: {vendor or 'a processor without a name'} family {family or '?'} model "
+        f"{model or '?'} is no SEV-SNP processor known here",
+        hint=_HINT,
+    )
+
+
+def _field(text: str, name: str) -> str:
+    match = re.search(rf"^{name}\s*: *(.*?) *$", text, re.MULTILINE)
+    return "" if match is None else match[1]

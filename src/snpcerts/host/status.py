@@ -1,0 +1,163 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The host as an operator wants to see it: firmware, files, whether the two are in step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from snpcerts.abi.cert_table import VCEK_GUID, VLEK_GUID, CertTable
+from snpcerts.endorsement.vek import EndorsementCert
+from snpcerts.errors import FormatError
+from snpcerts.host.firmware import HostFirmware, State
+from snpcerts.host.holding import Holding
+from snpcerts.host.lock_owner import LockOwner, owners_of
+from snpcerts.host.wanted import signing_key
+
+COMMITTED = "in no host interface; attestation reports carry it"
+
+
+@dataclass(frozen=True, slots=True)
+class FileStatus:
+    """One file, with who holds its lock."""
+
+    holding: Holding
+    owners: tuple[LockOwner, ...]
+
+    @property
+    def leaf(self) -> EndorsementCert | None:
+        """The leaf that the file holds, whether it should or not."""
+        return self.holding.leaf or leaf_of(self.holding.table)
+
+
+@dataclass(frozen=True, slots=True)
+class HostStatus:
+    """Everything at one moment."""
+
+    firmware: HostFirmware
+    state: State
+    files: tuple[FileStatus, ...]
+
+    @property
+    def in_step(self) -> bool:
+        """Every file holds what it should."""
+        return all(each.holding.in_step for each in self.files)
+
+    def lines(self) -> list[str]:
+        """For people."""
+        state = self.state
+        out = [
+            f"{self.firmware.product.value}, chip {self.firmware.hwid.hex()}",
+            f"  firmware       {state.version}, SNP "
+            + ("initialised" if state.initialised else "not initialised")
+            + f", {state.guests} guests",
+            f"  current TCB    {state.current}",
+            f"  reported TCB   {state.reported}",
+            f"  committed TCB  {COMMITTED}",
+            f"  signing key    {_signing(state)}",
+        ]
+        for each in self.files:
+            out += _file_lines(each)
+        out.append("in step" if self.in_step else "NOT in step: run 'snpcerts host sync'")
+        return out
+
+    def to_json(self) -> dict[str, object]:
+        """For programs."""
+        state, key = self.state, signing_key(self.state)
+        return {
+            "product": self.firmware.product.value,
+            "hwid": self.firmware.hwid.hex(),
+            "firmware_version": state.version,
+            "snp_initialised": state.initialised,
+            "guests": state.guests,
+            "current_tcb": state.current.components(),
+            "reported_tcb": state.reported.components(),
+            "committed_tcb": None,
+            "signing_key": None if key is None else key.value,
+            "vlek_loaded": state.vlek_loaded,
+            "mask_chip_id": state.chip_id_masked,
+            "mask_chip_key": state.chip_key_masked,
+            "in_step": self.in_step,
+            "files": [_file_json(each) for each in self.files],
+        }
+
+
+def status_of(firmware: HostFirmware, holdings: Sequence[Holding]) -> HostStatus:
+    """Put together what was found."""
+    files = tuple(FileStatus(each, owners_of(each.file.path)) for each in holdings)
+    return HostStatus(firmware, firmware.state(), files)
+
+
+def leaf_of(table: CertTable | None) -> EndorsementCert | None:
+    """The VCEK or VLEK certificate in a table, if there is one that can be read."""
+    for guid in (VCEK_GUID, VLEK_GUID):
+        data = None if table is None else table.get(guid)
+        if data is not None:
+            try:
+                return EndorsementCert.from_bytes(data)
+            except FormatError:
+                continue
+    return None
+
+
+def _signing(state: State) -> str:
+    key = signing_key(state)
+    if key is None:
+        return "none: MASK_CHIP_KEY is in force, reports are not signed"
+    masked = "; MASK_CHIP_ID is in force" if state.chip_id_masked else ""
+    loaded = " (one is loaded)" if state.vlek_loaded else " (no VLEK is loaded)"
+    return f"{key.name}{loaded}{masked}"
+
+
+def _file_lines(status: FileStatus) -> list[str]:
+    holding, leaf = status.holding, status.leaf
+    out = [f"{holding.file.path}: {holding.standing.value}"]
+    if leaf is not None:
+        whose = (
+            f"chip {leaf.hwid[:8].hex()}{'...' if len(leaf.hwid) > 8 else ''}"
+            if leaf.hwid is not None
+            else f"provider {leaf.csp_id!r}"
+        )
+        out.append(f"  holds          {leaf.kind.name}, {leaf.product.value}, {whose}")
+        out.append(f"  for TCB        {leaf.tcb}")
+    elif holding.table is not None:
+        out.append(f"  holds          {len(holding.table)} entries, no VCEK or VLEK")
+    if holding.not_after is not None:
+        out.append(f"  valid until    {holding.not_after:%Y-%m-%d %H:%M:%SZ}")
+    if not holding.in_step:
+        out.append(f"  should hold    {holding.wanted}")
+    out += (f"  problem: {problem}" for problem in holding.problems)
+    out += (f"  locked by      {owner}" for owner in status.owners)
+    return out
+
+
+def _file_json(status: FileStatus) -> dict[str, object]:
+    holding, leaf = status.holding, status.leaf
+    return {
+        "path": holding.file.path,
+        "standing": holding.standing.value,
+        "in_step": holding.in_step,
+        "wanted": str(holding.wanted),
+        "problems": list(holding.problems),
+        "entries": None if holding.table is None else [each.name for each in holding.table],
+        "leaf": None
+        if leaf is None
+        else {
+            "kind": leaf.kind.value,
+            "product": leaf.product.value,
+            "tcb": leaf.tcb.components(),
+            "hwid": None if leaf.hwid is None else leaf.hwid.hex(),
+            "csp_id": leaf.csp_id,
+        },
+        "not_after": None if holding.not_after is None else holding.not_after.isoformat(),
+        "locks": [
+            {
+                "pid": owner.pid,
+                "command": owner.command,
+                "exclusive": owner.exclusive,
+                "vm": owner.vm,
+                "started": None if owner.started is None else owner.started.isoformat(),
+            }
+            for owner in status.owners
+        ],
+    }

@@ -1,0 +1,252 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tables at hand: fetched and verified before any lock, looked up under it."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Protocol, TypeVar
+
+from snpcerts.abi.cert_table import (
+    ARK_GUID,
+    ASK_GUID,
+    VCEK_GUID,
+    VLEK_GUID,
+    CertTable,
+    TableEntry,
+)
+from snpcerts.abi.product import Product
+from snpcerts.abi.tcb import TcbVersion
+from snpcerts.endorsement.vek import VekKind
+from snpcerts.errors import InputError, RefusedError, RetryLaterError, SnpCertsError
+from snpcerts.host.config import ExtraEntry, FileConfig
+from snpcerts.host.judgement import Judge
+from snpcerts.host.vlek_store import VlekStore
+from snpcerts.host.wanted import Key, Wanted
+
+T = TypeVar("T")
+
+EMPTY_TABLE = CertTable()
+_ENTRY_LIMIT = 1 << 16  # bytes of one extra entry
+
+# Seconds between two questions for the same key that has not been had. A key
+# server answers about once in ten seconds, and a 404 does not go away by asking.
+FIRST_PAUSE = 10.0
+LONGEST_PAUSE = 300.0
+LONGEST_WAIT = 3600.0  # however long it asked to be left alone
+
+
+class Endorsement(Protocol):
+    """A leaf with its chain, as a certificate source gives it."""
+
+    def table(self) -> CertTable: ...
+
+
+class CertificateSource(Protocol):
+    """Where certificates come from: the part of a :mod:`snpcerts.kds` source used here."""
+
+    def vcek(
+        self, product: Product, hwid: bytes, tcb: TcbVersion, *, at: datetime | None = None
+    ) -> Endorsement: ...
+
+    def vlek_chain(
+        self, product: Product, *, at: datetime | None = None
+    ) -> tuple[bytes, bytes]: ...
+
+
+class UnavailableError(RetryLaterError):
+    """A certificate cannot be had now, for whatever reason: see the cause in the message."""
+
+    code = "certificate-unavailable"
+
+    def __init__(
+        self, message: str, *, hint: str | None = None, after: float | None = None
+    ) -> None:
+        super().__init__(message, hint=hint)
+        self.after = after  # seconds that the key server asked to be left alone
+
+
+@dataclass(frozen=True, slots=True)
+class _Failure:
+    """The key server did not have it; not to be asked again before ``until`` (monotonic)."""
+
+    error: UnavailableError
+    pause: float
+    until: float
+
+    @classmethod
+    def of(cls, error: UnavailableError, last: _Failure | None) -> _Failure:
+        pause = FIRST_PAUSE if last is None else min(2 * last.pause, LONGEST_PAUSE)
+        wait = min(max(pause, error.after or 0.0), LONGEST_WAIT)
+        return cls(error, pause, time.monotonic() + wait)
+
+
+def _utc() -> datetime:
+    return datetime.now(UTC)
+
+
+class Stock:
+    """Verified tables by key. Nothing gets in that :class:`Judge` has anything against.
+
+    ``observe`` is told the result of each call to the source: ``ok``, or the
+    error's code.
+    """
+
+    def __init__(
+        self,
+        judge: Judge,
+        source: CertificateSource,
+        vleks: VlekStore,
+        *,
+        clock: Callable[[], datetime] = _utc,
+        observe: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        self.judge = judge
+        self.clock = clock
+        self._source = source
+        self._vleks = vleks
+        self._observe = observe
+        self._tables: dict[Key, CertTable] = {}
+        self._extras: dict[ExtraEntry, TableEntry] = {}
+        self._failed: dict[Key, _Failure] = {}
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._tables
+
+    def put(self, key: Key, table: CertTable) -> None:
+        """Take in a table; :class:`RefusedError` with everything that is wrong with it."""
+        judged = self.judge.judge(table, key, self.clock())
+        if judged.wrong:
+            raise RefusedError(
+                f"the certificates offered for the {key} do not certify it: "
+                + "; ".join(judged.wrong)
+            )
+        if judged.early:
+            raise RefusedError(
+                f"the certificates for the {key} are not valid yet: " + "; ".join(judged.early),
+                hint=f"is this host's clock right? It says {self.clock():%Y-%m-%dT%H:%M:%SZ}",
+                code="clock",
+            )
+        self._tables[key] = _certificates_only(table, key.kind)
+
+    def fetch(self, key: Key) -> None:
+        """Have the table for ``key``, from the source unless it is here.
+
+        Raises :class:`UnavailableError`, and again, without asking, until it is
+        time to ask once more. May take as long as the source takes: never
+        called with a lock held.
+        """
+        if key in self._tables:
+            return
+        failure = self._failed.get(key)
+        if failure is not None and time.monotonic() < failure.until:
+            raise failure.error
+        try:
+            self.put(key, self._from_source(key))
+        except SnpCertsError as error:
+            unavailable = UnavailableError(
+                f"no certificate for the {key}: {error.message}",
+                hint=error.hint,
+                after=getattr(error, "retry_after", None),
+            )
+            self._failed[key] = _Failure.of(unavailable, failure)
+            raise unavailable from error
+        self._failed.pop(key, None)
+
+    def drop_stale(self) -> None:
+        """Drop the tables that time has made wrong, so that they are fetched anew."""
+        now = self.clock()
+        for key, table in list(self._tables.items()):
+            if not self.judge.judge(table, key, now).sound:
+                del self._tables[key]
+
+    def table_for(self, file: FileConfig, wanted: Wanted) -> CertTable | None:
+        """The table ``file`` should hold, None where it is not at hand. Never fetches."""
+        if not isinstance(wanted, Key):
+            return EMPTY_TABLE
+        certificates = self._tables.get(wanted)
+        if certificates is None:
+            return None
+        return CertTable(certificates.entries + self.extras(file))
+
+    def extras(self, file: FileConfig) -> tuple[TableEntry, ...]:
+        """The other entries of ``file``, as :meth:`read_extras` found them."""
+        found = (self._extras.get(entry) for entry in file.entries)
+        return tuple(each for each in found if each is not None)
+
+    def read_extras(self, files: Iterable[FileConfig]) -> tuple[str, ...]:
+        """Read the other entries of these files anew; return what is wrong with them.
+
+        One that cannot be read is left out of the table: certificates matter more.
+        """
+        self._extras.clear()
+        problems: list[str] = []
+        for entry in (entry for file in files for entry in file.entries):
+            try:
+                self._extras[entry] = TableEntry(entry.guid, _content(entry.path))
+            except InputError as error:
+                problems.append(error.message)
+        return tuple(problems)
+
+    def _from_source(self, key: Key) -> CertTable:
+        product, at = self.judge.product, self.clock()
+        if key.kind is VekKind.VCEK:
+            vcek = self._observed(
+                lambda: self._source.vcek(product, self.judge.hwid, key.tcb, at=at)
+            )
+            return vcek.table()
+        leaf = self._vleks.find(product, key.tcb)
+        if leaf is None:
+            raise RefusedError(
+                f"{self._vleks.path(product, key.tcb)}: there is no such certificate",
+                hint="'host load-vlek' keeps the one it is given with --vlek-cert",
+            )
+        return self.vlek_table(leaf)
+
+    def keep_vlek(self, tcb: TcbVersion, leaf: bytes) -> None:
+        """Keep a VLEK certificate (DER) for when its VLEK is found loaded."""
+        self._vleks.keep(self.judge.product, tcb, leaf)
+
+    def vlek_table(self, leaf: bytes) -> CertTable:
+        """A VLEK certificate (DER) with the chain above it, from the source."""
+        product, at = self.judge.product, self.clock()
+        asvk, ark = self._observed(lambda: self._source.vlek_chain(product, at=at))
+        return CertTable(
+            (
+                TableEntry(VLEK_GUID, leaf),
+                TableEntry(ASK_GUID, asvk),
+                TableEntry(ARK_GUID, ark),
+            )
+        )
+
+    def _observed(self, call: Callable[[], T]) -> T:
+        try:
+            result = call()
+        except SnpCertsError as error:
+            self._observe(error.code)
+            raise
+        self._observe("ok")
+        return result
+
+
+def _certificates_only(table: CertTable, kind: VekKind) -> CertTable:
+    """What vouches for the key, in the order tools expect it; nothing that came along."""
+    guids = (VCEK_GUID if kind is VekKind.VCEK else VLEK_GUID, ASK_GUID, ARK_GUID)
+    found = ((guid, table.get(guid)) for guid in guids)
+    return CertTable(tuple(TableEntry(guid, data) for guid, data in found if data is not None))
+
+
+def _content(path: str) -> bytes:
+    try:
+        # Non-blocking, so that a FIFO cannot hold the agent up.
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
+        with open(fd, "rb") as file:
+            data = file.read(_ENTRY_LIMIT + 1)
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror}, left out of the table") from None
+    if not 0 < len(data or b"") <= _ENTRY_LIMIT:
+        raise InputError(f"{path}: is not 1 to {_ENTRY_LIMIT} bytes, left out of the table")
+    return data

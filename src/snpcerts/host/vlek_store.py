@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: Apache-2.0
+"""VLEK certificates of this host's provider, kept for when their VLEK is loaded.
+
+AMD gives VLEK certificates to the provider, by a service that needs the
+provider's own credentials, so the agent cannot fetch them: whoever loads a VLEK
+brings its certificate. ``/dev/sev`` says *that* a VLEK is loaded and not which;
+its TCB is the reported one, and a host has one provider.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+from pathlib import Path
+from typing import Final
+
+from snpcerts.abi.product import Product
+from snpcerts.abi.tcb import TcbVersion
+from snpcerts.errors import RefusedError
+
+_SIZE_LIMIT: Final = 1 << 16
+_SHORT = {"bootloader": "bl", "tee": "tee", "snp": "snp", "microcode": "ucode", "fmc": "fmc"}
+
+
+class VlekStore:
+    """A directory with one VLEK certificate (DER) for each product and TCB."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def path(self, product: Product, tcb: TcbVersion) -> Path:
+        """Where the certificate for that TCB is kept."""
+        parts = "_".join(f"{_SHORT[name]}{value}" for name, value in tcb.components().items())
+        return self.folder / f"{product.value.lower()}_{parts}_vlek.der"
+
+    def find(self, product: Product, tcb: TcbVersion) -> bytes | None:
+        """The certificate, if there is one that can be read; nobody has judged it."""
+        try:
+            with self.path(product, tcb).open("rb") as file:
+                data = file.read(_SIZE_LIMIT)
+        except OSError:
+            return None
+        return data or None
+
+    def keep(self, product: Product, tcb: TcbVersion, der: bytes) -> None:
+        """Keep a certificate, all of it or nothing; :class:`RefusedError` when it cannot be."""
+        path = self.path(product, tcb)
+        temporary = ""
+        try:
+            self.folder.mkdir(mode=0o755, parents=True, exist_ok=True)
+            fd, temporary = tempfile.mkstemp(prefix=".vlek-", dir=self.folder)
+            with os.fdopen(fd, "wb") as file:
+                file.write(der)
+                file.flush()
+                os.fsync(fd)
+            Path(temporary).rename(path)
+        except OSError as error:
+            if temporary:
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(temporary)
+            raise RefusedError(
+                f"{path}: cannot keep the VLEK certificate: {error.strerror}"
+            ) from None

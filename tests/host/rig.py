@@ -1,0 +1,213 @@
+# SPDX-License-Identifier: Apache-2.0
+"""An agent on emulated firmware in one process: what the commands do, without the commands."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+from snpcerts.abi.cert_table import CertTable
+from snpcerts.abi.product import Product
+from snpcerts.abi.psp import Command, SnpConfig, SnpPlatformStatus
+from snpcerts.abi.tcb import TcbVersion
+from snpcerts.certfile import system
+from snpcerts.certfile.certfile import CertFile
+from snpcerts.certfile.reader import Found
+from snpcerts.certfile.step import Performer
+from snpcerts.emulator.authority import EmulatedAuthority
+from snpcerts.emulator.chip import Chip, CloudProvider
+from snpcerts.emulator.firmware import Firmware, FirmwareError
+from snpcerts.emulator.home import PlatformHome
+from snpcerts.emulator.issued import Issued, vcek_of, vlek_of
+from snpcerts.endorsement.anchors import anchor_from_certificate
+from snpcerts.host.agent import Agent
+from snpcerts.host.config import Config, FileConfig
+from snpcerts.host.event import Event, EventKind
+from snpcerts.host.firmware import HostFirmware
+from snpcerts.host.judgement import Judge
+from snpcerts.host.sev import SevError
+from snpcerts.host.stock import Stock
+from snpcerts.host.vlek_store import VlekStore
+from snpcerts.kds.errors import KdsNotFoundError, KdsUnavailableError
+
+
+class FirmwareDevice:
+    """``/dev/sev`` without the device: commands go to the emulated firmware at once."""
+
+    def __init__(self, firmware: Firmware, saved_in: PlatformHome | None = None) -> None:
+        self.firmware = firmware
+        self._saved_in = saved_in
+        self.broken = False
+
+    def snp_platform_status(self) -> SnpPlatformStatus:
+        if self.broken:
+            raise SevError(Command.SNP_PLATFORM_STATUS, errno.EBUSY, 0)
+        return self.firmware.snp_platform_status()
+
+    def hwid(self) -> bytes:
+        return self.firmware.get_id()
+
+    def snp_commit(self) -> None:
+        self._do(Command.SNP_COMMIT, self.firmware.snp_commit)
+
+    def snp_set_config(self, config: SnpConfig) -> None:
+        self._do(Command.SNP_SET_CONFIG, lambda: self.firmware.snp_set_config(config))
+
+    def snp_vlek_load(self, hashstick: bytes) -> None:
+        self._do(Command.SNP_VLEK_LOAD, lambda: self.firmware.snp_vlek_load(hashstick))
+
+    def _do(self, command: Command, call: Callable[[], None]) -> None:
+        try:
+            call()
+        except FirmwareError as no:
+            raise SevError(command, errno.EIO, int(no.status)) from None
+        if self._saved_in is not None:
+            # One rename: the command has been done or it has not.
+            self._saved_in.save(self.firmware)
+
+
+@dataclass
+class KeyServer:
+    """A certificate source whose mood a test sets."""
+
+    authority: EmulatedAuthority
+    chip: Chip
+    down: bool = False
+    missing: bool = False
+    lie: Callable[[TcbVersion], Issued] | None = None
+    asked: list[TcbVersion] = field(default_factory=list)
+    retry_after: float | None = None
+
+    def vcek(
+        self,
+        product: Product,
+        hwid: bytes,
+        tcb: TcbVersion,
+        *,
+        at: datetime | None = None,  # noqa: ARG002 (the interface)
+    ) -> Issued:
+        self._answer()
+        self.asked.append(tcb)
+        assert (product, hwid) == (self.chip.product, self.chip.hwid)
+        return vcek_of(self.authority, self.chip, tcb) if self.lie is None else self.lie(tcb)
+
+    def vlek_chain(
+        self,
+        product: Product,
+        *,
+        at: datetime | None = None,  # noqa: ARG002 (the interface)
+    ) -> tuple[bytes, bytes]:
+        assert product is self.chip.product
+        self._answer()
+        some = vlek_of(self.authority, CloudProvider.create("CN=any"), TcbVersion(1, 0, 1, 1))
+        return some.intermediate, some.root
+
+    def _answer(self) -> None:
+        if self.down:
+            raise KdsUnavailableError("no answer", retry_after=self.retry_after)
+        if self.missing:
+            raise KdsNotFoundError("404")
+
+
+@dataclass
+class Rig:
+    """One host: firmware, key server, agent, and all that the agent said."""
+
+    folder: Path
+    device: FirmwareDevice
+    server: KeyServer
+    config: Config
+    now: datetime | None = None
+    performer: Performer = system.perform
+    events: list[Event] = field(default_factory=list)
+
+    @classmethod
+    def make(cls, folder: Path, authority: EmulatedAuthority, **file: object) -> Rig:
+        chip = Chip.create(Product.MILAN)
+        config = Config(
+            files=(FileConfig(str(folder / "certs.bin"), **file),),  # type: ignore[arg-type]
+            vlek_certificates=folder / "vlek",
+            lock_wait=0.2,
+        )
+        return cls(folder, FirmwareDevice(Firmware(chip)), KeyServer(authority, chip), config)
+
+    @property
+    def firmware(self) -> Firmware:
+        return self.device.firmware
+
+    @property
+    def file(self) -> Path:
+        return Path(self.config.files[0].path)
+
+    def with_file(self, name: str, **file: object) -> Path:
+        """One more certificate file."""
+        path = self.folder / name
+        more = FileConfig(str(path), **file)  # type: ignore[arg-type]
+        self.config = replace(self.config, files=(*self.config.files, more))
+        return path
+
+    def agent(self) -> Agent:
+        """A new agent, as each command makes one."""
+        host = HostFirmware(self.device, self.firmware.product)
+        anchors = (anchor_from_certificate(self.server.authority.ark),)
+        stock = Stock(
+            Judge(host.product, host.hwid, anchors),
+            self.server,
+            VlekStore(self.config.vlek_certificates),
+            clock=lambda: self.now or datetime.now(UTC),
+        )
+        return Agent(
+            self.config, host, stock, listener=self.events.append, performer=self.performer
+        )
+
+    def reported(self) -> TcbVersion:
+        return self.firmware.state.reported
+
+    def lower(self, microcode: int = 1) -> TcbVersion:
+        """A TCB that may be reported instead of the one that is."""
+        now = self.reported()
+        return replace(now, microcode=now.microcode - microcode)
+
+    def provider(self) -> CloudProvider:
+        return CloudProvider("CN=cloud.example", bytes(32))
+
+    def vlek(self, tcb: TcbVersion | None = None) -> tuple[bytes, bytes]:
+        """A hashstick for this chip, and the certificate of its VLEK."""
+        tcb = tcb or self.reported()
+        provider = self.provider()
+        issued = vlek_of(self.server.authority, provider, tcb)
+        return provider.hashstick_for(self.firmware.chip, tcb), issued.leaf
+
+    def table(self, path: Path | None = None) -> CertTable:
+        return CertTable.decode((path or self.file).read_bytes())
+
+    def kinds(self) -> list[EventKind]:
+        return [event.kind for event in self.events]
+
+    def truth(self, path: Path | None = None) -> str:
+        """What a guest of this file gets: ``empty``, ``right`` or ``wrong``.
+
+        Judged by the public keys alone, not by the agent's own judgement.
+        """
+        from cryptography import x509
+
+        from snpcerts.abi.cert_table import VCEK_GUID, VLEK_GUID
+
+        path = path or self.file
+        table = self.table(path) if path.exists() else CertTable()
+        if not table.entries:
+            return "empty"
+        key = self.firmware.signing_public_key()
+        leaves = [table.get(guid) for guid in (VCEK_GUID, VLEK_GUID)]
+        keys = [x509.load_der_x509_certificate(leaf).public_key() for leaf in leaves if leaf]
+        return "right" if keys == [key] else "wrong"
+
+
+def served(path: Path) -> Found:
+    """What a VMM would find."""
+    seen: list[Found] = []
+    CertFile(str(path)).serve(deliver=seen.append, handshake=lambda: None, lock_wait=0)
+    return seen[0]

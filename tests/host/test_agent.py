@@ -1,0 +1,354 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Keeping in step: what is published, what is emptied, and what never happens."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from snpcerts.abi.cert_table import CRL_GUID, EMPTY, VCEK_GUID, CertTable, TableEntry
+from snpcerts.abi.product import Product
+from snpcerts.abi.psp import CONFIG_MASK_CHIP_ID, CONFIG_MASK_CHIP_KEY, SnpConfig
+from snpcerts.certfile import step
+from snpcerts.certfile.certfile import CertFile
+from snpcerts.certfile.hold import hold
+from snpcerts.certfile.relay import relay
+from snpcerts.certfile.step import Steps
+from snpcerts.certfile.writer import LockHeldError
+from snpcerts.emulator.authority import EmulatedAuthority
+from snpcerts.emulator.chip import Chip
+from snpcerts.emulator.issued import vcek_of
+from snpcerts.endorsement.vek import VekKind
+from snpcerts.errors import RefusedError, SnpCertsError
+from snpcerts.host.config import ExtraEntry, KeySelect
+from snpcerts.host.event import EventKind
+from snpcerts.host.holding import Standing
+from snpcerts.host.stock import UnavailableError
+
+from .rig import Rig
+
+
+def behind_our_back(rig: Rig, **flags: bool) -> None:
+    """Another program changes the firmware, without the lock."""
+    bits = CONFIG_MASK_CHIP_KEY * flags.get("key", False)
+    bits |= CONFIG_MASK_CHIP_ID * flags.get("chip", False)
+    rig.device.snp_set_config(SnpConfig(reported_tcb=rig.lower().pack(), flags=bits))
+
+
+def test_a_new_host_gets_its_file(rig: Rig) -> None:
+    done = rig.agent().sync()
+    assert done.problem is None
+    assert rig.truth() == "right"
+    assert [entry.name for entry in rig.table()] == ["vcek", "ask", "ark"]
+
+
+def test_in_step_nothing_is_touched_and_nobody_asked(rig: Rig) -> None:
+    rig.agent().sync()
+    before, asked = rig.file.stat(), list(rig.server.asked)
+    done = rig.agent().sync()
+    assert done.sections == ()
+    after = rig.file.stat()
+    assert (after.st_ino, after.st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+    assert rig.server.asked == asked
+
+
+def test_drift_is_emptied_first_and_repaired(rig: Rig) -> None:
+    agent = rig.agent()
+    agent.sync()
+    behind_our_back(rig)
+    assert rig.truth() == "wrong", "the check can fail"
+    found: list[str] = []
+
+    def lie(tcb: object) -> Any:
+        found.append(rig.truth())
+        return vcek_of(rig.server.authority, rig.firmware.chip, rig.reported())
+
+    rig.server.lie = lie
+    assert agent.sync().problem is None
+    assert found == ["empty"], "before anyone was asked"
+    assert rig.truth() == "right"
+    assert EventKind.DRIFT in rig.kinds()
+
+
+def test_with_the_key_server_down_what_is_right_stays(rig: Rig) -> None:
+    rig.agent().sync()
+    rig.server.down = True
+    done = rig.agent().sync()
+    assert done.problem is None
+    assert rig.truth() == "right"
+
+
+@pytest.mark.parametrize("mood", ["down", "missing"])
+def test_with_the_key_server_down_what_is_wrong_becomes_empty(rig: Rig, mood: str) -> None:
+    rig.agent().sync()
+    behind_our_back(rig)
+    setattr(rig.server, mood, True)
+    done = rig.agent().sync()
+    assert done.problem is not None
+    assert done.problem.exit_code == 3
+    assert rig.file.read_bytes() == EMPTY
+    setattr(rig.server, mood, False)
+    assert rig.agent().sync().problem is None
+    assert rig.truth() == "right"
+
+
+def another_chip(rig: Rig) -> Any:
+    return lambda tcb: vcek_of(rig.server.authority, Chip.create(Product.MILAN), tcb)
+
+
+def another_tcb(rig: Rig) -> Any:
+    return lambda _: vcek_of(rig.server.authority, rig.firmware.chip, rig.lower(2))
+
+
+def another_root(rig: Rig) -> Any:
+    other = EmulatedAuthority.create(Product.MILAN)
+    return lambda tcb: vcek_of(other, rig.firmware.chip, tcb)
+
+
+def a_broken_leaf(rig: Rig) -> Any:
+    return lambda tcb: replace(
+        vcek_of(rig.server.authority, rig.firmware.chip, tcb), leaf=b"<html>come back later"
+    )
+
+
+@pytest.mark.parametrize("lie", [another_chip, another_tcb, another_root, a_broken_leaf])
+def test_a_lie_is_never_published(rig: Rig, lie: Callable[[Rig], Any]) -> None:
+    rig.server.lie = lie(rig)
+    done = rig.agent().sync()
+    assert isinstance(done.problem, UnavailableError)
+    assert rig.file.read_bytes() == EMPTY
+    rig.server.lie = None
+    assert rig.agent().sync().problem is None
+    assert rig.truth() == "right"
+
+
+def test_a_clock_a_year_behind_is_named_and_what_is_right_stays(rig: Rig) -> None:
+    rig.agent().sync()
+    rig.now = datetime.now(UTC) - timedelta(days=365)
+    done = rig.agent().sync()
+    assert rig.truth() == "right"
+    assert done.before[0].standing is Standing.OUTDATED
+    assert done.problem is not None
+    assert "is this host's clock right? It says" in str(done.problem)
+    rig.file.unlink()
+    assert rig.agent().sync().problem is not None
+    assert rig.file.read_bytes() == EMPTY
+
+
+def test_an_expired_certificate_is_not_served(rig: Rig) -> None:
+    rig.agent().sync()
+    rig.now = datetime.now(UTC) + timedelta(days=365 * 10)
+    done = rig.agent().sync()
+    assert rig.file.read_bytes() == EMPTY
+    assert done.problem is not None
+    assert "valid until" in str(done.problem)
+
+
+def test_masked_keys_leave_the_file_empty(rig: Rig) -> None:
+    rig.agent().sync()
+    behind_our_back(rig, key=True)
+    assert rig.agent().sync().problem is None
+    assert rig.file.read_bytes() == EMPTY
+    behind_our_back(rig, chip=True)
+    assert rig.agent().sync().problem is None
+    assert rig.file.read_bytes() == EMPTY
+
+
+def load_vlek(rig: Rig) -> None:
+    stick, leaf = rig.vlek()
+    rig.agent().stock.keep_vlek(rig.reported(), leaf)
+    rig.device.snp_vlek_load(stick)
+
+
+def test_each_file_follows_its_own_rule_while_a_vlek_is_loaded(rig: Rig) -> None:
+    vlek = rig.with_file("vlek.bin", kind=VekKind.VLEK)
+    either = rig.with_file("either.bin", kind=VekKind.VLEK, without_vlek=VekKind.VCEK)
+    named = rig.with_file("named.bin", key_select=KeySelect.NAMED)
+    assert rig.agent().sync().problem is None
+    without = [rig.truth(path) for path in (rig.file, vlek, either, named)]
+    assert without == ["right", "empty", "right", "right"]
+    load_vlek(rig)
+    assert rig.agent().sync().problem is None
+    loaded = [rig.truth(path) for path in (rig.file, vlek, either)]
+    assert loaded == ["empty", "right", "right"]
+    # Guests of this one ask for the VCEK by name.
+    assert [entry.name for entry in rig.table(named)] == ["vcek", "ask", "ark"]
+
+
+def test_a_vlek_without_its_certificate_leaves_the_file_empty(rig: Rig) -> None:
+    vlek = rig.with_file("vlek.bin", kind=VekKind.VLEK)
+    rig.device.snp_vlek_load(rig.vlek()[0])
+    done = rig.agent().sync()
+    assert "load-vlek" in str(done.problem)
+    assert vlek.read_bytes() == EMPTY
+
+
+def test_other_entries_are_carried_and_kept_up(rig: Rig, tmp_path: Path) -> None:
+    crl = tmp_path / "crl.der"
+    file = rig.config.files[0]
+    rig.config = replace(
+        rig.config, files=(replace(file, entries=(ExtraEntry(CRL_GUID, str(crl)),)),)
+    )
+    assert rig.agent().sync().problem is None, "a missing extra does not stop the certificates"
+    assert EventKind.FAILED in rig.kinds()
+    crl.write_bytes(b"a list")
+    assert rig.agent().sync().problem is None
+    assert rig.table().get(CRL_GUID) == b"a list"
+    crl.write_bytes(b"a newer list")
+    assert rig.agent().sync().problem is None
+    assert rig.table().get(CRL_GUID) == b"a newer list"
+    assert rig.truth() == "right"
+
+
+def test_garbage_in_the_file_is_replaced(rig: Rig) -> None:
+    rig.file.write_bytes(b"garbage, and not a table of any kind")
+    assert rig.agent().sync().problem is None
+    assert rig.truth() == "right"
+
+
+def test_a_table_of_another_host_is_replaced(rig: Rig) -> None:
+    other = vcek_of(rig.server.authority, Chip.create(Product.MILAN), rig.reported())
+    CertFile(str(rig.file)).publish(other.table())
+    assert rig.agent().look()[0].standing is Standing.WRONG
+    assert rig.agent().sync().problem is None
+    assert rig.truth() == "right"
+
+
+def test_a_held_lock_is_told_with_its_holder(rig: Rig) -> None:
+    rig.agent().sync()
+    behind_our_back(rig)
+    with hold(str(rig.file), shared=True):
+        done = rig.agent().sync()
+    assert isinstance(done.problem, LockHeldError)
+    assert f"pid {os.getpid()}" in str(done.problem)
+    assert rig.agent().sync().problem is None
+
+
+def failing(*kinds: type, number: int = errno.ENOSPC) -> Any:
+    def through(action: Any) -> Steps[Any]:
+        if isinstance(action, kinds):
+            raise OSError(number, os.strerror(number))
+        return (yield action)
+
+    return relay(through)
+
+
+def test_on_a_full_disk_a_wrong_file_is_still_emptied(rig: Rig) -> None:
+    """No room for a new file, so the old one is emptied where it is."""
+    rig.agent().sync()
+    behind_our_back(rig)
+    rig.performer = failing(step.Create)
+    done = rig.agent().sync()
+    assert "No space left on device" in str(done.problem)
+    assert rig.file.read_bytes() == EMPTY
+    rig.performer = Rig.performer
+    assert rig.agent().sync().problem is None
+    assert rig.truth() == "right"
+
+
+def test_a_read_only_file_system_is_told(rig: Rig) -> None:
+    rig.performer = failing(step.OpenOrCreate, step.Create, number=errno.EROFS)
+    done = rig.agent().sync()
+    assert "Read-only file system" in str(done.problem)
+    assert done.problem is not None
+    assert done.problem.exit_code == 1
+
+
+def test_firmware_that_does_not_answer_stops_the_look_and_touches_nothing(rig: Rig) -> None:
+    rig.agent().sync()
+    agent = rig.agent()
+    rig.device.broken = True
+    with pytest.raises(RefusedError, match="SNP_PLATFORM_STATUS"):
+        agent.sync()
+    rig.device.broken = False
+    assert rig.truth() == "right"
+
+
+def test_firmware_that_changes_while_we_fetch_is_noticed_under_the_lock(rig: Rig) -> None:
+    """What was fetched is for the old key by then: it is not published."""
+    changes = [True]
+
+    def lie(tcb: Any) -> Any:
+        if changes.pop() if changes else False:
+            behind_our_back(rig)
+        return vcek_of(rig.server.authority, rig.firmware.chip, tcb)
+
+    rig.server.lie = lie
+    done = rig.agent().sync()
+    missing = [section.files[0].missing for section in done.sections]
+    assert [each is not None for each in missing] == [True, True, False], (
+        "the file is made; what was fetched is for the old key; the new one's is there"
+    )
+    assert done.problem is None
+    assert rig.truth() == "right"
+
+
+def test_firmware_that_never_rests_is_told_and_leaves_the_file_empty(rig: Rig) -> None:
+    def lie(tcb: Any) -> Any:
+        behind_our_back(rig)
+        return vcek_of(rig.server.authority, rig.firmware.chip, tcb)
+
+    rig.server.lie = lie
+    done = rig.agent().sync()
+    assert "changed 3 times" in str(done.problem)
+    assert rig.file.read_bytes() == EMPTY
+
+
+def test_a_lock_that_is_had_at_the_second_try_is_no_problem(rig: Rig) -> None:
+    rig.agent().sync()
+    behind_our_back(rig)
+    stack = contextlib.ExitStack()
+    stack.enter_context(hold(str(rig.file), shared=True))
+
+    def lie(tcb: Any) -> Any:
+        stack.close()  # while we fetch, the reader is done
+        return vcek_of(rig.server.authority, rig.firmware.chip, tcb)
+
+    rig.server.lie = lie
+    safe: list[bool] = []
+    done = rig.agent().sync(on_safe=lambda: safe.append(rig.truth() != "wrong"))
+    assert done.problem is None
+    assert safe == [True]
+    assert rig.truth() == "right"
+
+
+def test_the_key_server_is_left_alone_between_tries(rig: Rig) -> None:
+    rig.server.down, rig.server.retry_after = True, 100.0
+    agent = rig.agent()
+    agent.sync()
+    rig.server.down = False
+    done = agent.sync()
+    assert isinstance(done.problem, UnavailableError), "told again, not asked again"
+    assert rig.server.asked == []
+    assert rig.agent().sync().problem is None
+
+
+def test_group_and_mode_are_given_and_kept(rig: Rig) -> None:
+    file = rig.config.files[0]
+    rig.config = replace(rig.config, files=(replace(file, mode=0o600),))
+    rig.agent().sync()
+    assert rig.file.stat().st_mode & 0o777 == 0o600
+    rig.file.chmod(0o644)
+    rig.agent().sync()
+    assert rig.file.stat().st_mode & 0o777 == 0o600
+    rig.config = replace(rig.config, files=(replace(file, group="no such group"),))
+    with pytest.raises(SnpCertsError, match="no group"):
+        rig.agent().sync()
+
+
+def test_nothing_that_came_along_is_published(rig: Rig) -> None:
+    agent = rig.agent()
+    sound = vcek_of(rig.server.authority, rig.firmware.chip, rig.reported()).table()
+    more = CertTable((*sound.entries, TableEntry(CRL_GUID, b"from who knows where")))
+    rig.server.lie = lambda _: type("Issued", (), {"table": lambda _: more})()
+    assert agent.sync().problem is None
+    assert rig.table().get(CRL_GUID) is None
+    assert rig.table().get(VCEK_GUID) == sound.get(VCEK_GUID)

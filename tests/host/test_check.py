@@ -1,0 +1,140 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What ``host check`` finds, where it can be made to find it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from snpcerts.errors import RefusedError
+from snpcerts.host import check
+from snpcerts.host.check import Line, Outcome
+from snpcerts.host.config import Config, FileConfig
+from snpcerts.host.lock_owner import vm_name
+from snpcerts.host.processor import product_of_host
+
+from .rig import Rig
+
+
+def outcomes(config: Config) -> dict[str, Line]:
+    return {line.what: line for line in check.files(config)}
+
+
+@pytest.mark.parametrize(
+    ("release", "outcome"),
+    [
+        ("7.0.0-rc1", Outcome.PASS),
+        ("10.2.3", Outcome.PASS),
+        ("6.18.4-el10", Outcome.WARN),
+        ("strange", Outcome.WARN),
+    ],
+)
+def test_the_kernels_release(release: str, outcome: Outcome) -> None:
+    assert check.kernel(release).outcome is outcome
+
+
+def _fails(fd: int) -> bool:
+    raise OSError(25, os.strerror(25))
+
+
+@pytest.mark.parametrize(
+    ("supports", "path", "outcome", "text"),
+    [
+        (lambda _: True, "/dev/null", Outcome.PASS, "is 1"),
+        (lambda _: False, "/dev/null", Outcome.FAIL, "sev_snp=1"),
+        (_fails, "/dev/null", Outcome.FAIL, "Inappropriate ioctl"),
+        (lambda _: True, "/dev/no-kvm", Outcome.FAIL, "load kvm_amd"),
+    ],
+)
+def test_kvms_own_word(
+    supports: Callable[[int], bool], path: str, outcome: Outcome, text: str
+) -> None:
+    line = check.kvm(supports, path)
+    assert line.outcome is outcome
+    assert text in str(line)
+
+
+def test_firmware_that_is_not_initialised_fails(rig: Rig) -> None:
+    assert check.firmware(lambda: rig.agent().firmware).outcome is Outcome.PASS
+    rig.firmware.snp_shutdown()
+    line = check.firmware(lambda: rig.agent().firmware)
+    assert line.outcome is Outcome.FAIL
+    assert "not initialised" in line.found
+    rig.device.broken = True
+    assert check.firmware(lambda: rig.agent().firmware).outcome is Outcome.FAIL
+
+
+def test_a_sound_directory_passes_and_nothing_is_left_in_it(tmp_path: Path) -> None:
+    lines = outcomes(Config(files=(FileConfig(str(tmp_path / "certs.bin")),)))
+    assert {line.outcome for line in lines.values()} == {Outcome.PASS}
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_directory_that_is_missing_or_open_to_others(tmp_path: Path) -> None:
+    missing = outcomes(Config(files=(FileConfig(str(tmp_path / "no" / "certs.bin")),)))
+    assert missing["directory"].to_do.startswith("mkdir -p")
+    tmp_path.chmod(0o777)
+    assert outcomes(Config(files=(FileConfig(str(tmp_path / "x")),)))["directory"].outcome is (
+        Outcome.WARN
+    )
+
+
+def test_a_file_with_another_mode_or_for_everyone(tmp_path: Path) -> None:
+    path = tmp_path / "certs.bin"
+    path.touch()
+    path.chmod(0o644)
+    config = Config(files=(FileConfig(str(path), mode=0o640),))
+    assert outcomes(config)["certificate file"].outcome is Outcome.FAIL
+    config = Config(files=(FileConfig(str(path)),))
+    assert "hold a lock against updates" in str(outcomes(config)["certificate file"])
+    path.unlink()
+    path.mkdir()
+    assert outcomes(config)["certificate file"].outcome is Outcome.FAIL
+
+
+def test_a_network_file_system_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(check, "file_system", lambda _: "nfs4")
+    lines = outcomes(Config(files=(FileConfig(str(tmp_path / "certs.bin")),)))
+    assert lines["file system"].outcome is Outcome.FAIL
+
+
+def test_the_file_system_is_that_of_the_innermost_mount(tmp_path: Path) -> None:
+    mounts = tmp_path / "mountinfo"
+    mounts.write_text(
+        "1 0 8:1 / / rw - ext4 /dev/sda rw\n"
+        "2 1 8:2 / /srv\\040x rw shared:1 - nfs4 host:/ rw\n"
+        "3 2 8:3 / /srv\\040x/local rw - xfs /dev/sdb rw\n"
+        "nonsense\n"
+    )
+    for path, kind in (("/srv x/y", "nfs4"), ("/srv x/local/y", "xfs"), ("/srv xyz", "ext4")):
+        assert check.file_system(path, str(mounts)) == kind
+    assert check.file_system("/", str(tmp_path / "missing")) == ""
+
+
+@pytest.mark.parametrize(
+    ("words", "name"),
+    [
+        (["qemu", "-name", "web1"], "web1"),
+        (["qemu", "-name", "guest=web1,debug-threads=on"], "web1"),
+        (["qemu", "-name", "debug-threads=on,guest=a,,b"], "a,b"),
+        (["qemu", "-name", "bad\x1b[2J"], "bad?[2J"),
+        (["qemu", "-name"], None),
+        ([], None),
+    ],
+)
+def test_the_name_of_a_vm(words: list[str], name: str | None) -> None:
+    assert vm_name(words) == name
+
+
+def test_the_product_is_the_processors(tmp_path: Path) -> None:
+    path = tmp_path / "cpuinfo"
+    text = "vendor_id\t: {}\ncpu family\t: {}\nmodel\t\t: {}\nmodel name\t: x\n"
+    path.write_text(text.format("AuthenticAMD", 25, 17))
+    assert product_of_host(str(path)).value == "Genoa"
+    for words in (("AuthenticAMD", 6, 1), ("GenuineIntel", 25, 17), ("AuthenticAMD", "?", "")):
+        path.write_text(text.format(*words))
+        with pytest.raises(RefusedError, match="--product"):
+            product_of_host(str(path))

@@ -1,0 +1,477 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``snpcerts host`` as an operator runs it: real processes, an emulated machine and key server."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import json
+import os
+import selectors
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from snpcerts.abi.cert_table import EMPTY, CertTable
+from snpcerts.cli.main import main
+from snpcerts.endorsement.anchors import Anchor, anchor_from_certificate
+from snpcerts.endorsement.certificate import load_certificate
+from snpcerts.verify.collateral import Collateral
+from snpcerts.verify.verdict import Status
+from snpcerts.verify.verify import verify
+
+from ..emulated import SNPCERTS, Emulated
+
+PATIENCE = 60.0  # seconds that something may take on a slow machine
+
+
+@dataclass
+class Site:
+    """A host, its certificate file, and a key server that may be in a bad mood."""
+
+    emulated: Emulated
+    folder: Path
+    url: str
+
+    @property
+    def file(self) -> Path:
+        return self.folder / "certs.bin"
+
+    @property
+    def anchor(self) -> Path:
+        return self.emulated.certs / "ark.der"
+
+    def words(self, command: str, *words: str, **options: str) -> list[str]:
+        chosen = {
+            "file": str(self.file),
+            "cache": str(self.folder / "cache"),
+            "vlek-certs": str(self.folder / "vlek"),
+            "anchor": str(self.anchor),
+            "kds": self.url,
+        } | {name.replace("_", "-"): value for name, value in options.items()}
+        listed = [f"--{name}={value}" for name, value in chosen.items() if value]
+        return ["host", "--", *SNPCERTS, "host", command, *listed, *words]
+
+    def host(self, command: str, *words: str, **options: str) -> subprocess.CompletedProcess[str]:
+        return self.emulated.run(*self.words(command, *words, **options))
+
+    def done(self, command: str, *words: str, **options: str) -> str:
+        made = self.host(command, *words, **options)
+        assert made.returncode == 0, made.stdout + made.stderr
+        return made.stdout
+
+    def status(self) -> Any:
+        return json.loads(self.host("status", "--json", kds="", offline="").stdout)
+
+    def behind_our_back(self, program: str) -> None:
+        made = self.emulated.python(
+            ["host"],
+            "from snpcerts.abi.psp import SnpConfig\n"
+            "from snpcerts.host.sev import Sev\n"
+            "sev = Sev()\n" + program,
+        )
+        assert made.returncode == 0, made.stderr
+
+    def lowered(self, by: int = 1) -> str:
+        """A --reported-tcb that is not the one reported now."""
+        status = self.status()
+        return f"ucode={status['reported_tcb']['microcode'] - by}"
+
+    def attest(self) -> int:
+        """A guest asks for a report, and a verifier judges it with what came along."""
+        report, table = self.folder / "report.bin", self.folder / "table.bin"
+        words = [*SNPCERTS, "guest", "report", "-o", str(report), "--table-out", str(table)]
+        made = self.emulated.run("guest", "--certs", str(self.file), "--", *words)
+        assert made.returncode == 0, made.stderr
+        return main(["verify", str(report), "--table", str(table), "--anchor", str(self.anchor)])
+
+
+@contextlib.contextmanager
+def key_server(emulated: Emulated, *faults: str) -> Iterator[str]:
+    words = [word for fault in faults for word in ("--fault", fault)]
+    server = subprocess.Popen(
+        emulated.command("key-server", *words), stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert server.stdout is not None
+        yield server.stdout.readline().split()[-1]
+    finally:
+        server.terminate()
+        server.communicate()
+
+
+@pytest.fixture(scope="module")
+def url(emulated: Emulated) -> Iterator[str]:
+    with key_server(emulated) as url:
+        yield url
+
+
+@pytest.fixture
+def site(emulated: Emulated, url: str, tmp_path: Path) -> Site:
+    return Site(emulated, tmp_path, url)
+
+
+def test_a_new_host_is_checked_synced_and_its_guests_reports_verify(site: Site) -> None:
+    checked = json.loads(site.done("check", "--json", "--online"))
+    assert checked["passed"]
+    assert {line["check"] for line in checked["checks"]} >= {
+        "kernel", "KVM certificate requests", "/dev/sev", "locks", "key server",
+    }  # fmt: skip
+    missing = site.status()
+    assert missing["files"][0]["standing"] == "missing"
+    assert not missing["in_step"]
+    site.done("sync")
+    assert site.attest() == 0
+    status = site.status()
+    assert status["in_step"]
+    assert status["committed_tcb"] is None
+    assert status["files"][0]["leaf"]["tcb"] == status["reported_tcb"]
+    assert status["files"][0]["leaf"]["hwid"] == status["hwid"]
+    text = site.host("status").stdout
+    assert "committed TCB  in no host interface" in text
+    assert text.endswith("in step\n")
+
+
+def test_a_dry_run_prints_the_plan_and_changes_nothing(site: Site) -> None:
+    site.done("sync")
+    before = site.file.read_bytes()
+    text = site.done("set-config", "--reported-tcb", site.lowered(), "--dry-run")
+    assert "1. fetch" in text
+    assert "SNP_SET_CONFIG" in text
+    plan = json.loads(site.done("commit", "--dry-run", "--json"))
+    assert plan["command"] == "SNP_COMMIT"
+    assert any("cannot be undone" in note for note in plan["notes"])
+    assert site.file.read_bytes() == before
+    assert site.status()["in_step"]
+
+
+@contextlib.contextmanager
+def guest_at_work(site: Site) -> Iterator[Path]:
+    """A VMM whose guest asks for one report after another."""
+    outcomes = site.folder / "outcomes.jsonl"
+    outcomes.touch()
+    program = [sys.executable, "-P", "-m", "snpcerts.emulator.vmm_program", str(site.file)]
+    options = ["--requests=1000000", "--pause=0.002", "--busy-delay=0.02", f"--outcomes={outcomes}"]
+    vmm = subprocess.Popen(site.emulated.command("host", *options, "--", *program))
+    try:
+        _until(lambda: outcomes.stat().st_size > 0, vmm)
+        yield outcomes
+    finally:
+        vmm.kill()
+        vmm.wait()
+
+
+def _until(true: Any, process: subprocess.Popen[Any]) -> None:
+    limit = time.monotonic() + PATIENCE
+    while not true():
+        assert process.poll() is None
+        assert time.monotonic() < limit
+        select = selectors.DefaultSelector()
+        select.select(0.02)
+        select.close()
+
+
+@pytest.mark.slow
+def test_no_report_mismatches_while_the_firmware_is_updated_under_a_guest(site: Site) -> None:
+    """set-config, load-vlek, the VLEK's end, commit: every report verifies with its table."""
+    config = site.folder / "snpcerts.toml"
+    config.write_text(f'[[file]]\npath = "{site.file}"\nkind = "vlek"\nwithout_vlek = "vcek"\n')
+    options = {"file": "", "config": str(config)}
+    site.done("sync", **options)
+    figures: list[dict[str, Any]] = []
+
+    def change(command: str, *words: str) -> None:
+        figures.append(json.loads(site.done(command, *words, "--json", **options)))
+
+    with guest_at_work(site) as outcomes:
+        change("set-config", "--reported-tcb", site.lowered())
+        made = site.emulated.run("certificates", str(site.folder / "issued"), "--vlek", "CN=cloud")
+        assert made.returncode == 0
+        issued = site.folder / "issued"
+        change("load-vlek", str(issued / "hashstick.bin"), f"--vlek-cert={issued / 'vlek.der'}")
+        change("set-config", "--reported-tcb", site.lowered())
+        change("set-config", "--reset")
+        change("commit")
+        count = outcomes.read_text().count("\n")
+        # And a few more after the last change.
+        limit = time.monotonic() + PATIENCE
+        while outcomes.read_text().count("\n") < count + 10:
+            assert time.monotonic() < limit
+    tally = _judge(site, outcomes)
+    assert tally["mismatched"] == 0, tally
+    assert tally["vcek"] > 20
+    assert tally["vlek"] > 20
+    for each in figures:
+        own = each["lock_held_ms"] - each["firmware_ms"]
+        assert own < 1000, "the lock is held for the firmware and a few writes"
+
+
+def _judge(site: Site, outcomes: Path) -> dict[str, int]:
+    trusted: tuple[Anchor, ...] = (
+        anchor_from_certificate(load_certificate(site.anchor.read_bytes(), "root")),
+    )
+    tally = dict.fromkeys(("vcek", "vlek", "empty", "busy", "mismatched"), 0)
+    for line in map(json.loads, outcomes.read_text().splitlines()):
+        if line["errno"]:
+            tally["busy"] += 1
+            continue
+        table = CertTable.decode(base64.b64decode(line["table"]))
+        if not table.entries:
+            tally["empty"] += 1
+            continue
+        report = base64.b64decode(line["report"])
+        verdict = verify(
+            report, Collateral.from_table(table), anchors=trusted, at=datetime.now(UTC)
+        )
+        if verdict.status is Status.VERIFIED:
+            tally[table.entries[0].name] += 1
+        else:
+            tally["mismatched"] += 1
+    return tally
+
+
+@pytest.mark.parametrize("fault", ["wrong-chip", "wrong-root", "404"])
+def test_a_lying_key_server_gets_nothing_published(
+    site: Site, emulated: Emulated, fault: str
+) -> None:
+    with key_server(emulated, fault) as liar:
+        made = site.host("sync", kds=liar)
+        assert made.returncode == 3, made.stderr
+        assert "snpcerts: warning: " in made.stderr
+        assert site.file.read_bytes() == EMPTY
+        changed = site.host("set-config", "--reported-tcb", site.lowered(), kds=liar)
+        assert changed.returncode == 3
+        assert "nothing has been changed" in changed.stderr
+    site.done("sync")
+    assert site.attest() == 0
+
+
+def test_what_is_cached_works_offline(site: Site) -> None:
+    site.done("sync")
+    site.file.unlink()
+    site.done("sync", "--offline", kds="")
+    assert site.attest() == 0
+
+
+class Lines:
+    """JSON lines of a process, waited for one by one."""
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self._process = process
+        self.seen: list[dict[str, Any]] = []
+
+    def until(self, event: str) -> dict[str, Any]:
+        assert self._process.stdout is not None
+        for text in self._process.stdout:
+            line = json.loads(text)
+            self.seen.append(line)
+            if line["event"] == event:
+                return line
+        raise AssertionError(f"no {event} in {self.seen}")
+
+
+@contextlib.contextmanager
+def watching(site: Site, *words: str, **options: str) -> Iterator[subprocess.Popen[str]]:
+    command = site.emulated.command(
+        *site.words("sync", "--watch", "--interval=0.2", "--log=json", *words, **options)
+    )
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    limit = threading.Timer(PATIENCE, process.kill)  # a test that waits in vain fails
+    limit.start()
+    try:
+        yield process
+    finally:
+        limit.cancel()
+        process.kill()
+        process.communicate()
+
+
+LOWER = (
+    "tcb = bytearray(sev.snp_platform_status().reported_tcb); tcb[7] -= 1\n"
+    "sev.snp_set_config(SnpConfig(reported_tcb=bytes(tcb)))\n"
+)
+
+
+def test_the_watch_repairs_what_was_changed_behind_our_back(site: Site, tmp_path: Path) -> None:
+    """A lowered TCB, then a commit by another program; and it says so loudly."""
+    metrics = tmp_path / "snpcerts.prom"
+    with watching(site, f"--metrics-file={metrics}") as process:
+        lines = Lines(process)
+        lines.until("published")
+        for program in (LOWER, "sev.snp_commit()\n"):
+            site.behind_our_back(program)
+            drift = lines.until("drift")
+            assert drift["level"] == "warning"
+            assert "firmware reports" in drift["message"]
+            lines.until("published")
+            assert site.status()["in_step"]
+        process.send_signal(signal.SIGHUP)
+        while "configuration read again" not in lines.until("started")["message"]:
+            continue
+        process.send_signal(signal.SIGTERM)
+        lines.until("stopped")
+        assert process.wait(PATIENCE) == 0
+    text = metrics.read_text()
+    assert "snpcerts_drift_total 2.0" in text
+    assert f'snpcerts_in_step{{file="{site.file}"}} 1.0' in text
+    assert 'snpcerts_certificate_fetches_total{result="ok"}' in text
+    assert "snpcerts_lock_held_seconds_count" in text
+    assert "snpcerts_certificate_expiry_timestamp_seconds" in text
+
+
+def test_the_service_manager_is_told_when_no_file_is_wrong(
+    site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the key server away too: what waits for us must not wait for the network."""
+    site.file.write_bytes(b"something that was here before and is no table")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(str(tmp_path / "notify"))
+        manager.settimeout(PATIENCE)
+        monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
+        monkeypatch.setenv("WATCHDOG_USEC", "200000")
+        with watching(site, "--offline", kds="") as process:
+            assert manager.recv(1000) == b"READY=1"
+            assert site.file.read_bytes() == EMPTY
+            told = {manager.recv(1000).partition(b"=")[0] for _ in range(3)}
+            assert told == {b"STATUS", b"WATCHDOG"}
+            process.terminate()
+            while manager.recv(1000) != b"STOPPING=1":
+                continue
+            assert process.wait(PATIENCE) == 0
+
+
+def test_a_signal_does_not_wait_for_a_slow_key_server(
+    site: Site, emulated: Emulated, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with (
+        socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager,
+        key_server(emulated, "slow") as slow,
+    ):
+        manager.bind(str(tmp_path / "notify"))
+        manager.settimeout(PATIENCE)
+        monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
+        with watching(site, kds=slow) as process:
+            assert manager.recv(1000) == b"READY=1"
+            process.terminate()
+            assert manager.recv(1000) == b"STOPPING=1", "the round was not waited for"
+            assert process.wait(PATIENCE) == 0
+
+
+def test_two_agents_at_once_end_in_step(site: Site) -> None:
+    site.done("sync")
+    target = site.lowered()
+    commands = [
+        site.words("set-config", f"--reported-tcb={target}"),
+        site.words("sync"),
+        site.words("commit"),
+        site.words("sync"),
+    ]
+    running = [
+        subprocess.Popen(
+            site.emulated.command(*words), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        for words in commands
+    ]
+    for process in running:
+        out, err = process.communicate(timeout=PATIENCE)
+        # One of the two commands may find that the firmware changed since it made its plan.
+        assert process.returncode in (0, 3), out + err
+    site.done("sync")
+    assert site.attest() == 0
+
+
+def test_a_full_disk_is_told_and_nothing_wrong_is_left(site: Site, tmp_path: Path) -> None:
+    small = tmp_path / "small"
+    small.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=16k,mode=755", "tmpfs", str(small)]
+    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("no file system can be mounted here")
+    try:
+        site.done("sync", file=str(small / "certs.bin"))
+        with contextlib.suppress(OSError):
+            (small / "filler").write_bytes(bytes(1 << 16))
+        made = site.host(
+            "set-config", "--reported-tcb", site.lowered(), file=str(small / "certs.bin")
+        )
+        assert made.returncode == 1
+        assert "No space left on device" in made.stderr
+        site.behind_our_back(LOWER)
+        # The old table can be emptied where it is; the room this frees may do for a new one.
+        made = site.host("sync", file=str(small / "certs.bin"))
+        status = json.loads(site.host("status", "--json", file=str(small / "certs.bin")).stdout)
+        assert status["files"][0]["standing"] == ("empty" if made.returncode else "right")
+        (small / "filler").unlink()
+        site.done("sync", file=str(small / "certs.bin"))
+        status = json.loads(site.host("status", "--json", file=str(small / "certs.bin")).stdout)
+        assert status["in_step"]
+    finally:
+        subprocess.run(["umount", str(small)], check=True)
+
+
+def test_who_holds_the_lock_is_shown_with_the_vms_name(site: Site) -> None:
+    site.done("sync")
+    program = (
+        "import sys; from snpcerts.certfile.hold import hold\n"
+        "with hold(sys.argv[1], shared=True): print('held', flush=True); sys.stdin.read()"
+    )
+    words = [sys.executable, "-c", program, str(site.file), "-name", "guest=web1,debug-threads=on"]
+    vmm = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    try:
+        assert vmm.stdout is not None
+        assert vmm.stdout.readline() == "held\n"
+        (lock,) = site.status()["files"][0]["locks"]
+        assert (lock["pid"], lock["vm"], lock["exclusive"]) == (vmm.pid, "web1", False)
+        assert datetime.fromisoformat(lock["started"]).tzinfo is not None
+        assert f"pid {vmm.pid}" in site.host("status").stdout
+    finally:
+        vmm.kill()
+        vmm.communicate()
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        (["set-config"], 2, "what is to be set"),
+        (["set-config", "--reset", "--reported-tcb", "bl=1"], 2, "exclude each other"),
+        (["set-config", "--reported-tcb", "bl=300"], 2, "is no component"),
+        (["set-config", "--reported-tcb", "bl=1,bl=2"], 2, "there twice"),
+        (["set-config", "--reported-tcb", "fmc=1"], 2, "no FMC"),
+        (["set-config", "--reported-tcb", "ucode=255"], 1, "above the current one"),
+        (["load-vlek", "missing", "--vlek-cert", "missing"], 2, "No such file"),
+        (["sync", "--interval", "5"], 2, "are for --watch"),
+        (["sync", "--file", ""], 2, "--file: is empty"),
+        (["sync", "--product", "turin"], 1, "on Turin it has 8"),
+        (["status", "--anchor", "/dev/null"], 2, "/dev/null"),
+        (["status", "--config", "missing.toml"], 2, "missing.toml"),
+    ],
+)
+def test_wrong_use_is_told_in_one_line(
+    site: Site, words: list[str], code: int, message: str
+) -> None:
+    made = site.host(words[0], *words[1:])
+    assert made.returncode == code, made.stdout + made.stderr
+    assert message in made.stderr
+    assert "Traceback" not in made.stderr
+
+
+def test_without_the_device_it_is_told_what_to_do(tmp_path: Path) -> None:
+    if os.path.exists("/dev/sev"):
+        pytest.skip("this is an SEV host")
+    words = [*SNPCERTS, "host", "status", "--file", str(tmp_path / "x")]
+    made = subprocess.run(words, capture_output=True, text=True)
+    assert made.returncode == 1
+    assert "run this on an SEV-SNP host" in made.stderr
+    checked = subprocess.run([*words[:4], "check", *words[5:]], capture_output=True, text=True)
+    assert checked.returncode == 1
+    assert "fail  /dev/sev" in checked.stdout

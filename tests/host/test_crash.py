@@ -1,0 +1,159 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The agent killed at each of its system calls: what it leaves, and what the next run does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from snpcerts.abi.psp import SnpConfig
+from snpcerts.abi.tcb import TcbVersion
+from snpcerts.certfile.writer import Strategy
+from snpcerts.emulator.authority import EmulatedAuthority
+from snpcerts.emulator.home import PlatformHome
+from snpcerts.emulator.issued import Issued, vcek_of
+from snpcerts.endorsement.vek import VekKind
+from snpcerts.host import plan as plans
+from snpcerts.host.agent import Agent
+from snpcerts.host.plan import Plan, carry_out
+
+from ..certfile.tracing import can_trace, killed_at
+from .rig import FirmwareDevice, Rig
+
+pytestmark = pytest.mark.skipif(not can_trace(), reason="ptrace is not allowed on this machine")
+
+
+class Scene:
+    """Files, and firmware whose state outlives the process that changes it."""
+
+    def __init__(
+        self, folder: Path, authority: EmulatedAuthority, strategy: Strategy, files: int = 2
+    ) -> None:
+        self.home = PlatformHome(folder / "platform")
+        self.home.path.mkdir()
+        self.folder = folder / "certs"
+        self.folder.mkdir()
+        rig = Rig.make(self.folder, authority, strategy=strategy)
+        rig.config = replace(rig.config, lock_wait=5.0)
+        if files > 1:
+            rig.with_file("second.bin", kind=VekKind.VLEK, without_vlek=VekKind.VCEK)
+        self.home.save(rig.firmware)
+        self.rig = rig
+        # Certificates are issued before: what is killed is the update, not the authority.
+        tcbs = [rig.reported(), rig.lower()]
+        self._issued = {tcb: vcek_of(authority, rig.firmware.chip, tcb) for tcb in tcbs}
+        rig.server.lie = self._issue
+        self.tcbs = tcbs
+        self.vleks = {tcb: rig.vlek(tcb) for tcb in tcbs}
+
+    def _issue(self, tcb: TcbVersion) -> Issued:
+        return self._issued[tcb]
+
+    def wake(self) -> Rig:
+        """The host after whatever happened: firmware as it was saved last."""
+        self.rig.device = FirmwareDevice(self.home.firmware(), self.home)
+        return self.rig
+
+    def truths(self) -> list[str]:
+        rig = self.wake()
+        return [rig.truth(Path(file.path)) for file in rig.config.files]
+
+    def repair(self) -> None:
+        """The next run of the agent, which has a while to get the locks."""
+        rig = self.wake()
+        done = rig.agent().sync()
+        assert done.problem is None
+        assert all(holding.in_step for holding in rig.agent().look())
+
+    def report(self, tcb: TcbVersion) -> None:
+        """Another program changes the firmware, without the lock."""
+        self.wake().device.snp_set_config(SnpConfig(reported_tcb=tcb.pack()))
+
+    def other(self) -> TcbVersion:
+        """The TCB that is not reported now."""
+        return next(tcb for tcb in self.tcbs if tcb != self.wake().reported())
+
+
+def set_config(agent: Agent, scene: Scene) -> Plan:
+    target = scene.other()
+    return plans.set_config(agent, tcb=lambda _: target)
+
+
+def commit(agent: Agent, scene: Scene) -> Plan:
+    del scene
+    return plans.commit(agent)
+
+
+def load_vlek(agent: Agent, scene: Scene) -> Plan:
+    return plans.load_vlek(agent, *scene.vleks[scene.wake().reported()])
+
+
+STRATEGIES = pytest.mark.parametrize("strategy", Strategy, ids=lambda each: each.value)
+
+
+@pytest.mark.slow
+@STRATEGIES
+@pytest.mark.parametrize("make", [set_config, commit, load_vlek], ids=lambda make: make.__name__)
+def test_a_command_killed_anywhere_leaves_no_file_wrong_and_the_next_run_completes(
+    tmp_path: Path,
+    authority: EmulatedAuthority,
+    make: Callable[[Agent, Scene], Plan],
+    strategy: Strategy,
+) -> None:
+    scene = Scene(tmp_path, authority, strategy)
+    places: list[str] = []
+    seen: set[str] = set()
+    while True:
+        if make is commit:
+            scene.report(scene.tcbs[1])  # so that the key moves each time
+        scene.repair()
+        agent = scene.wake().agent()
+        plan = make(agent, scene)
+        agent.fetch(plan.fetch)  # as a command does, before any lock
+        before = scene.home.firmware().state
+
+        def work(agent: Agent = agent, plan: Plan = plan) -> None:
+            carry_out(agent, plan, allow_empty=False)
+
+        place = killed_at(len(places), work)
+        if place is None:
+            break
+        places.append(place)
+        truths = scene.truths()
+        assert "wrong" not in truths, (len(places), place, truths)
+        seen.update(truths)
+        seen.add("moved" if scene.home.firmware().state != before else "not moved")
+    assert scene.truths().count("wrong") == 0
+    assert seen == {"empty", "right", "moved", "not moved"}
+    assert len(places) > 2 * 60, "two files, each with its locks, writes and syncs"
+
+
+@pytest.mark.slow
+@STRATEGIES
+def test_a_repair_killed_anywhere_never_makes_a_file_wrong_again(
+    tmp_path: Path, authority: EmulatedAuthority, strategy: Strategy
+) -> None:
+    """The later the kill, the better the files: wrong, then empty, then right."""
+    scene = Scene(tmp_path, authority, strategy, files=1)
+    scene.repair()
+    courses: list[list[str]] = []
+    while True:
+        scene.report(scene.other())
+        agent = scene.wake().agent()
+
+        def work(agent: Agent = agent) -> None:
+            assert agent.sync().problem is None
+
+        place = killed_at(len(courses), work)
+        courses.append(scene.truths())
+        scene.repair()
+        if place is None:
+            break
+    order = ["wrong", "empty", "right"]
+    for course in zip(*courses, strict=True):
+        ranks = [order.index(truth) for truth in course]
+        assert ranks == sorted(ranks), course
+        assert set(ranks) == {0, 1, 2}
