@@ -6,7 +6,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 WORKERS ?= auto
 
-.PHONY: help demo test test-clients explore lint bench clean
+.PHONY: help demo test test-clients explore fuzz lint bench clean
 
 help: ## Say what there is
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -22,6 +22,9 @@ test-clients: $(VENV)/.dev ## Programs of others, built from the registries, on 
 
 explore: $(VENV)/.dev ## Every interleaving and crash of the certificate file's protocol
 	$(BIN)/python -m explore $(ARGS)
+
+fuzz: $(VENV)/.dev ## Hostile input for every parser and the verifier
+	$(BIN)/python -m fuzz $(ARGS)
 
 lint: $(VENV)/.dev ## Style and types
 	$(BIN)/ruff format --check .

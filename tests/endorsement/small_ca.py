@@ -106,12 +106,15 @@ Extension = tuple[str, bool, bytes]  # OID, critical, value
 KEY_USAGE = "2.5.29.15"
 BASIC_CONSTRAINTS = "2.5.29.19"
 CERT_SIGN = der(0x03, b"\x02\x04")
+CRL_SIGN = der(0x03, b"\x01\x06")  # keyCertSign and cRLSign
 
 
-def authority_extensions(path_length: int | None) -> tuple[Extension, ...]:
+def authority_extensions(
+    path_length: int | None, usage: bytes = CERT_SIGN
+) -> tuple[Extension, ...]:
     limit = b"" if path_length is None else integer(path_length)
     return (
-        (KEY_USAGE, True, CERT_SIGN),
+        (KEY_USAGE, True, usage),
         (BASIC_CONSTRAINTS, True, der(0x30, b"\x01\x01\xff", limit)),
     )
 
@@ -162,10 +165,14 @@ class Recipe:
         return der(0x30, tbs, self.outer, der(0x03, b"\0", self._sign(tbs)))
 
     def _sign(self, tbs: bytes) -> bytes:
-        if isinstance(self.signer, rsa.RSAPrivateKey):
-            pss = padding.PSS(padding.MGF1(hashes.SHA384()), self.salt)
-            return self.signer.sign(tbs, pss, hashes.SHA384())
-        return self.signer.sign(tbs, ec.ECDSA(hashes.SHA384()))
+        return _signature(tbs, self.signer, self.salt)
+
+
+def _signature(tbs: bytes, signer: Key, salt: int) -> bytes:
+    if isinstance(signer, rsa.RSAPrivateKey):
+        pss = padding.PSS(padding.MGF1(hashes.SHA384()), salt)
+        return signer.sign(tbs, pss, hashes.SHA384())
+    return signer.sign(tbs, ec.ECDSA(hashes.SHA384()))
 
 
 def _time(when: datetime) -> bytes:
@@ -219,7 +226,9 @@ class SmallCa:
     @property
     def ark(self) -> Recipe:
         key = rsa_key(self.ark_key)
-        return Recipe(self._ark_name, self._ark_name, key, key, authority_extensions(None))
+        return Recipe(
+            self._ark_name, self._ark_name, key, key, authority_extensions(None, CRL_SIGN)
+        )
 
     @property
     def ask(self) -> Recipe:
@@ -284,3 +293,47 @@ def flipped(data: bytes, index: int, bit: int = 0) -> bytes:
 def every(data: bytes, step: int) -> Iterable[int]:
     """Every ``step``-th index, the first and the last among them."""
     return sorted({*range(0, len(data), step), len(data) - 1})
+
+
+@dataclass(frozen=True)
+class CrlRecipe:
+    """A revocation list of an authority's ARK, to be made."""
+
+    ca: SmallCa = field(default_factory=SmallCa)
+    revoked: tuple[int, ...] = ()
+    issuer: str | None = None
+    signer: Key | None = None
+    this_update: datetime = START
+    next_update: datetime | None = END
+    inner: bytes = AMD_ALGORITHM
+    outer: bytes = AMD_ALGORITHM
+    salt: int = 48
+    version: int | None = 1  # v2
+    extensions: tuple[Extension, ...] = ()
+    entry_extensions: tuple[Extension, ...] = ()
+    unused_bits: int = 0
+
+    def but(self, **changes: object) -> CrlRecipe:
+        return replace(self, **changes)  # type: ignore[arg-type]  # names are checked at run time
+
+    def make(self) -> bytes:
+        """The list, in DER."""
+        parts = [] if self.version is None else [integer(self.version)]
+        parts += [self.inner, name(self.issuer or self.ca.ark.subject), _time(self.this_update)]
+        if self.next_update is not None:
+            parts.append(_time(self.next_update))
+        if self.revoked:
+            parts.append(der(0x30, *map(self._entry, self.revoked)))
+        number: Extension = ("2.5.29.20", False, integer(1))
+        extensions = (number, *self.extensions)
+        parts.append(der(0xA0, der(0x30, *map(_extension, extensions))))
+        tbs = der(0x30, *parts)
+        signer = self.signer or rsa_key(self.ca.ark_key)
+        signature = _signature(tbs, signer, self.salt)
+        return der(0x30, tbs, self.outer, der(0x03, bytes((self.unused_bits,)), signature))
+
+    def _entry(self, serial: int) -> bytes:
+        parts = [integer(serial), _time(self.this_update)]
+        if self.entry_extensions:
+            parts.append(der(0x30, *map(_extension, self.entry_extensions)))
+        return der(0x30, *parts)

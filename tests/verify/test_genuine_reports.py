@@ -194,8 +194,10 @@ def test_certificates_of_other_reports_do_not_serve(vectors: Path) -> None:
     )
     misplaced = replace(milan.collateral, vcek=vlek.collateral.vlek, ask=vlek.collateral.ask)
     assert "leaf-kind" in codes(milan.verdict(collateral=misplaced, at=vlek.at))
-    unused = replace(milan.collateral, vlek=b"garbage", crl=b"garbage")
+    unused = replace(milan.collateral, vlek=b"garbage")
     assert codes(milan.verdict(collateral=unused)) == []
+    given = replace(milan.collateral, crl=b"garbage")
+    assert codes(milan.verdict(collateral=given)) == ["crl-unreadable"]
 
 
 @pytest.mark.parametrize(

@@ -39,7 +39,8 @@ def test_status_and_reasons_cannot_disagree() -> None:
 def test_a_refusal_of_nothing_readable_is_json_with_nulls() -> None:
     assert json.loads(json.dumps(Verdict(Status.REFUSED, (REASON,)).to_json())) == {
         "verdict": "refused",
-        "reasons": [{"code": "report-size", "message": "too short"}],
+        "reasons": [{"code": "report-size", "message": "too short", "next_step": "refuse"}],
+        "next_step": "refuse",
         "product": None,
         "chip_id": None,
         "signing_key": None,
@@ -48,4 +49,5 @@ def test_a_refusal_of_nothing_readable_is_json_with_nulls() -> None:
         "vmpl": None,
         "measurement": None,
         "report_data": None,
+        "checks": [],
     }

@@ -75,6 +75,16 @@ def test_a_report_may_be_given_parsed() -> None:
     assert judge(report).report is report
 
 
+def test_other_kinds_of_bytes_serve_as_well() -> None:
+    parts = collateral()
+    other = Collateral(
+        vcek=bytearray(parts.vcek or b""),  # type: ignore[arg-type]  # callers may
+        ask=memoryview(parts.ask or b""),  # type: ignore[arg-type]  # callers may
+        ark=parts.ark,
+    )
+    assert codes(judge(CA.report(), other)) == []
+
+
 def test_pem_certificates_serve_as_well() -> None:
     from cryptography.hazmat.primitives.serialization import Encoding
 
@@ -122,7 +132,9 @@ def test_a_report_of_another_size_is_refused(size: int) -> None:
         ({"committed_tcb": bytes(8)}, []),
         ({"platform_info": 1 << 6}, []),
         ({"vmpl": 0xFFFFFFFF}, []),
-        ({"policy": 0x30000 | 1 << 19}, []),
+        # What a policy refuses unless it is told not to.
+        ({"policy": 0x30000 | 1 << 19}, ["policy-debug"]),
+        ({"policy": 0x30000 | 1 << 18}, ["policy-migration-agent"]),
     ],
 )
 def test_a_signed_report_with_this_field_has_this_reason(
@@ -197,11 +209,16 @@ def test_a_leaf_with_another_key_is_said_to_have_one() -> None:
         assert codes(judge(CA.report(), collateral(leaf=leaf))) == ["leaf-key"]
 
 
-def test_a_leaf_in_the_others_slot_is_refused() -> None:
+def test_a_vlek_in_the_slot_of_the_vcek_is_found_there_and_no_other() -> None:
+    """Some hosts serve it so; a VCEK in the slot of the VLEK serves no one."""
     vlek = SmallCa(kind=VekKind.VLEK)
     parts = collateral(vlek)
     swapped = replace(parts, vcek=parts.vlek, vlek=None)
-    assert codes(judge(vlek.report(), swapped)) == ["vlek-missing"]
+    assert codes(judge(vlek.report(), swapped)) == []
+    assert codes(judge(vlek.report(), replace(swapped, vlek=b"first"))) == ["vlek-unreadable"]
+    assert codes(judge(vlek.report(), replace(swapped, vcek=b"garbage"))) == ["vlek-missing"]
+    other = collateral()
+    assert codes(judge(CA.report(), replace(other, vcek=None, vlek=other.vcek))) == ["vcek-missing"]
     found = codes(judge(CA.report(), swapped))
     assert found[:2] == ["leaf-kind", "ask-name"]
 

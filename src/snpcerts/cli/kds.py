@@ -118,7 +118,9 @@ def _common(function: Callable[..., None]) -> Callable[..., None]:
         **options: Any,
     ) -> None:
         anchors = _anchors(anchor)
-        where = _Where(output, url, _cache(cache), offline, refresh, timeout, anchors, as_json)
+        where = _Where(
+            output, url, cache_directory(cache), offline, refresh, timeout, anchors, as_json
+        )
         function(where, **options)
 
     wrapped.__doc__ = function.__doc__
@@ -257,7 +259,7 @@ def show(cache: str | None, anchor: str | None, as_json: bool) -> None:
     from snpcerts.kds.inventory import inventory
     from snpcerts.kds.store import Store
 
-    where = _cache(cache)
+    where = cache_directory(cache)
     found = inventory(Store(where), _anchors(anchor), datetime.now(UTC))
     if as_json:
         entries = [entry.to_json() for entry in found]
@@ -318,7 +320,7 @@ def _tcb(text: str) -> TcbVersion:
     return TcbVersion(**values)
 
 
-def _cache(given: str | None) -> Path:
+def cache_directory(given: str | None) -> Path:
     if given is not None:
         return Path(given)
     if os.geteuid() == 0:

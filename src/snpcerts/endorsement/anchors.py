@@ -33,6 +33,10 @@ class Anchor:
     spki_sha384: bytes
     name: str
 
+    def __hash__(self) -> int:
+        """Anchors are part of a key that is looked up for each report; bytes keep their hash."""
+        return hash(self.spki_sha384)
+
 
 def _amd(product: Product, spki_sha384: str) -> Anchor:
     return Anchor(product, bytes.fromhex(spki_sha384), f"ARK-{product.value}")

@@ -4,14 +4,13 @@
 Everything is checked that can be, and all that is wrong is listed: a person
 who has three things to mend should not learn of them one at a time. What holds
 at all times (:func:`check_chain`) is kept apart from what time decides
-(:func:`window_of`), so that the first can be remembered.
+(:func:`windows_of`), so that the first can be remembered.
 
-The signature algorithm is that of AMD and nothing else: RSASSA-PSS with
-SHA-384, MGF1 with SHA-384 and 48 bytes of salt, over RSA keys of at least 4096
-bits. Revocation is not judged here.
+The signature algorithm is that of AMD and nothing else
+(:mod:`snpcerts.endorsement.signature`). Revocation is judged in
+:mod:`snpcerts.endorsement.crl`.
 
-Sources: KDS (57230) chapter 3; RFC 5280 sections 4.2.1 and 6.1; RFC 4055
-section 3.1 for the algorithm's parameters.
+Sources: KDS (57230) chapter 3; RFC 5280 sections 4.2.1 and 6.1.
 """
 
 from __future__ import annotations
@@ -23,9 +22,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import padding, rsa
+from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from snpcerts.abi.product import Product
@@ -33,11 +30,26 @@ from snpcerts.endorsement.anchors import Anchor, spki_sha384
 from snpcerts.endorsement.ca_name import CaName, CaRole, parse_ca_name
 from snpcerts.endorsement.certificate import common_name
 from snpcerts.endorsement.der import read_element
+from snpcerts.endorsement.signature import (
+    MAX_RSA_BITS,
+    MIN_RSA_BITS,
+    SALT_SIZE,
+    algorithm_problem,
+    authority_key,
+    is_signed,
+)
 from snpcerts.endorsement.vek import VekKind, is_amd_extension
 
-MIN_RSA_BITS = 4096
-MAX_RSA_BITS = 16384  # above this a check costs a hostile host nothing and us much
-SALT_SIZE = 48
+__all__ = [
+    "SALT_SIZE",
+    "Chain",
+    "ChainFault",
+    "ChainProblem",
+    "Place",
+    "Window",
+    "check_chain",
+    "windows_of",
+]
 
 
 class Place(enum.Enum):
@@ -227,7 +239,7 @@ def _authority(
             ChainFault(f"{code}-name"),
             f"the {label}'s common name is {cn!r}, must be '{role.value}-' and a product",
         )
-    if _signing_key(certificate) is None:
+    if authority_key(certificate) is None:
         key = certificate.public_key()
         bits = f" of {key.key_size} bits" if isinstance(key, rsa.RSAPublicKey) else ""
         yield ChainProblem(
@@ -277,19 +289,9 @@ def _issued(
     """Whether ``issuer`` issued ``certificate``: algorithm, name, signature."""
     label, code = chain.label(place), place.value
     anatomy = _anatomy(certificate)
-    inner, outer = anatomy.inner_algorithm, anatomy.outer_algorithm
-    if inner != outer:
-        yield ChainProblem(
-            ChainFault(f"{code}-signature-algorithm"),
-            f"the {label} names two signature algorithms: {_short(inner)} inside and "
-            f"{_short(outer)} outside its signed part",
-        )
-    elif outer not in _SIGNATURE_ALGORITHMS:
-        yield ChainProblem(
-            ChainFault(f"{code}-signature-algorithm"),
-            f"the {label}'s signature algorithm is {_short(outer)}, must be RSASSA-PSS with "
-            f"SHA-384, MGF1 with SHA-384 and {SALT_SIZE} bytes of salt",
-        )
+    problem = algorithm_problem(anatomy.inner_algorithm, anatomy.outer_algorithm)
+    if problem is not None:
+        yield ChainProblem(ChainFault(f"{code}-signature-algorithm"), f"the {label} {problem}")
     if issuer is None:
         return
     by = chain.label(Place.ROOT if place is not Place.LEAF else Place.INTERMEDIATE)
@@ -299,26 +301,16 @@ def _issued(
             f"the {label}'s issuer is {common_name(certificate.issuer)!r}, "
             f"the {by}'s subject is {common_name(issuer.subject)!r}",
         )
-    key = _signing_key(issuer)
+    key = authority_key(issuer)
     if key is not None and not _signed_by(certificate, key):
         yield ChainProblem(
             ChainFault(f"{code}-signature"), f"the {label} is not signed by the {by}'s key"
         )
 
 
-def _signing_key(certificate: x509.Certificate) -> rsa.RSAPublicKey | None:
-    key = certificate.public_key()
-    if isinstance(key, rsa.RSAPublicKey) and MIN_RSA_BITS <= key.key_size <= MAX_RSA_BITS:
-        return key
-    return None
-
-
 def _signed_by(certificate: x509.Certificate, key: rsa.RSAPublicKey) -> bool:
     """Whether the signature is the key's, by AMD's algorithm whatever the certificate names."""
-    pss = padding.PSS(mgf=padding.MGF1(hashes.SHA384()), salt_length=SALT_SIZE)
-    try:
-        key.verify(certificate.signature, certificate.tbs_certificate_bytes, pss, hashes.SHA384())
-    except InvalidSignature:
+    if not is_signed(certificate.tbs_certificate_bytes, certificate.signature, key):
         return False
     # The library passes over the count of unused bits: with it, two certificates
     # of different bytes could bear the same signature.
@@ -354,32 +346,6 @@ def _anatomy(certificate: x509.Certificate) -> _Anatomy:
         whole[outer.start : outer.end],
         signature.content,
     )
-
-
-def _short(algorithm: bytes) -> str:
-    text = algorithm[:80].hex()
-    return f"{text}..." if len(algorithm) > 80 else text
-
-
-def _algorithm_encodings() -> Iterator[bytes]:
-    """Every DER form of the one algorithm: hash parameters and trailer may be left out."""
-
-    def der(tag: int, *parts: bytes) -> bytes:
-        content = b"".join(parts)
-        return bytes((tag, len(content))) + content
-
-    pss, mgf1, sha384 = (
-        bytes.fromhex(oid)
-        for oid in ("06092a864886f70d01010a", "06092a864886f70d010108", "0609608648016503040202")
-    )
-    salt = der(0xA2, der(0x02, bytes((SALT_SIZE,))))
-    for null, trailer in itertools.product((b"\x05\x00", b""), (der(0xA3, b"\x02\x01\x01"), b"")):
-        digest = der(0x30, sha384, null)
-        mask = der(0xA1, der(0x30, mgf1, digest))
-        yield der(0x30, pss, der(0x30, der(0xA0, digest), mask, salt, trailer))
-
-
-_SIGNATURE_ALGORITHMS = frozenset(_algorithm_encodings())
 
 
 def _products(chain: Chain) -> Iterator[ChainProblem]:

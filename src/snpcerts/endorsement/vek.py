@@ -25,12 +25,14 @@ suffix   name          value
 from __future__ import annotations
 
 import enum
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Self
 
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding
 
 from snpcerts.abi.product import Product, product_of_name
 from snpcerts.abi.tcb import TcbLayout, TcbVersion
@@ -108,6 +110,10 @@ class EndorsementCert:
     csp_id: str | None
     public_key: ec.EllipticCurvePublicKey
 
+    def __reduce__(self) -> tuple[Callable[[bytes], EndorsementCert], tuple[bytes]]:
+        """As its bytes, to be read again: the library's objects do not travel to processes."""
+        return _read_again, (self.certificate.public_bytes(Encoding.DER),)
+
     @classmethod
     def from_bytes(cls, data: bytes, what: str = "VCEK or VLEK") -> Self:
         """Read DER or PEM; :class:`FormatError` as for its two steps."""
@@ -160,6 +166,11 @@ class EndorsementCert:
             csp_id,
             p384_key(certificate, what),
         )
+
+
+@functools.lru_cache(maxsize=256)
+def _read_again(der: bytes) -> EndorsementCert:
+    return EndorsementCert.from_bytes(der)
 
 
 def p384_key(certificate: x509.Certificate, what: str) -> ec.EllipticCurvePublicKey:

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Self
 
 from snpcerts.abi.cert_table import ARK_GUID, ASK_GUID, CRL_GUID, VCEK_GUID, VLEK_GUID, CertTable
@@ -14,7 +14,8 @@ class Collateral:
     """Certificates by slot, each DER or PEM; None for what is not supplied.
 
     ``ask`` holds the ASK of a VCEK or the ASVK of a VLEK, which share a slot in
-    certificate tables too. ``crl`` is carried and not judged.
+    certificate tables too. ``crl`` is the ARK's revocation list. Some hosts put
+    a VLEK into the slot of the VCEK: it is taken from there where its own is empty.
     """
 
     vcek: bytes | None = None
@@ -32,4 +33,14 @@ class Collateral:
             ask=table.get(ASK_GUID),
             ark=table.get(ARK_GUID),
             crl=table.get(CRL_GUID),
+        )
+
+    def completed_by(self, other: Collateral) -> Collateral:
+        """These, and from ``other`` what is not supplied here."""
+        slots = (field.name for field in fields(self))
+        return Collateral(
+            **{
+                slot: getattr(other, slot) if getattr(self, slot) is None else getattr(self, slot)
+                for slot in slots
+            }
         )

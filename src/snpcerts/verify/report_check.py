@@ -7,6 +7,7 @@ chapter 3 for the leaf.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 
 from cryptography.exceptions import InvalidSignature
@@ -16,9 +17,10 @@ from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 
 from snpcerts.abi.product import Product, hwid_of_chip_id
 from snpcerts.abi.report import Report, malformations
-from snpcerts.abi.tcb import TcbVersion
+from snpcerts.abi.tcb import TcbLayout, TcbVersion
 from snpcerts.endorsement.vek import EndorsementCert, VekKind
 from snpcerts.errors import FormatError
+from snpcerts.verify.evidence import RuntimeData
 from snpcerts.verify.reason import Reason, ReasonCode
 from snpcerts.verify.verdict import ReportTcbs
 
@@ -28,6 +30,8 @@ P384_ORDER = int(
     "c7634d81f4372ddf581a0db248b0a77aecec196accc52973",
     16,
 )
+
+_ECDSA = ec.ECDSA(hashes.SHA384())
 
 _MALFORMED = {
     "VERSION": ReasonCode.REPORT_VERSION,
@@ -49,7 +53,7 @@ def read_tcbs(report: Report, product: Product) -> tuple[ReportTcbs, tuple[Reaso
     """The report's TCBs as that product writes them, and what cannot be read."""
     read: dict[str, TcbVersion] = {}
     reasons: list[Reason] = []
-    fields = report.fields
+    fields, layout = report.fields, product.tcb_layout
     for name, data in (
         ("current", fields.current_tcb),
         ("reported", fields.reported_tcb),
@@ -57,10 +61,16 @@ def read_tcbs(report: Report, product: Product) -> tuple[ReportTcbs, tuple[Reaso
         ("launch", fields.launch_tcb),
     ):
         try:
-            read[name] = TcbVersion.unpack(data, product.tcb_layout)
+            read[name] = _unpack_tcb(data, layout is TcbLayout.TURIN)
         except FormatError as error:
             reasons.append(Reason(ReasonCode.REPORT_TCB, f"{name.upper()}_TCB: {error}"))
     return ReportTcbs(**read), tuple(reasons)
+
+
+@functools.lru_cache(maxsize=1024)
+def _unpack_tcb(data: bytes, turin: bool) -> TcbVersion:
+    """A fleet has few TCBs, and each report names four."""
+    return TcbVersion.unpack(data, TcbLayout.TURIN if turin else TcbLayout.MILAN)
 
 
 def check_product(report: Report, leaf: EndorsementCert) -> Iterator[Reason]:
@@ -82,11 +92,17 @@ def check_product(report: Report, leaf: EndorsementCert) -> Iterator[Reason]:
         )
 
 
-def check_chip_id(report: Report, leaf: EndorsementCert) -> Iterator[Reason]:
-    """A VCEK is of one chip, and that must be the report's. A VLEK is of no chip."""
+def check_chip_id(report: Report, leaf: EndorsementCert, *, allow_masked: bool) -> Iterator[Reason]:
+    """A VCEK is of one chip, and that must be the report's. A VLEK is of no chip.
+
+    With ``allow_masked`` a chip ID of zeros is taken: the signature alone then
+    says that the chip is the VCEK's.
+    """
     if leaf.kind is not VekKind.VCEK or leaf.hwid is None:
         return
     chip_id = report.fields.chip_id
+    if report.chip_id_masked and allow_masked:
+        return
     if report.chip_id_masked:
         yield Reason(
             ReasonCode.CHIP_ID_MASKED,
@@ -122,6 +138,19 @@ def check_reported_tcb(reported: TcbVersion | None, leaf: EndorsementCert) -> It
             )
 
 
+def check_runtime_data(report: Report, runtime_data: RuntimeData | None) -> Iterator[Reason]:
+    """Runtime data that came with the report must be what REPORT_DATA is the digest of."""
+    if runtime_data is None:
+        return
+    expected, found = runtime_data.report_data(), report.fields.report_data
+    if found != expected:
+        yield Reason(
+            ReasonCode.RUNTIME_DATA_MISMATCH,
+            f"the {runtime_data.digest} of the runtime data is {expected.hex()}, "
+            f"REPORT_DATA is {found.hex()}",
+        )
+
+
 def check_signature(report: Report, key: ec.EllipticCurvePublicKey) -> Iterator[Reason]:
     """ECDSA P-384 with SHA-384 over the report's first 672 bytes."""
     r, s = report.signature
@@ -133,6 +162,6 @@ def check_signature(report: Report, key: ec.EllipticCurvePublicKey) -> Iterator[
             )
             return
     try:
-        key.verify(encode_dss_signature(r, s), report.signed_bytes, ec.ECDSA(hashes.SHA384()))
+        key.verify(encode_dss_signature(r, s), report.signed_bytes, _ECDSA)
     except InvalidSignature:
         yield Reason(ReasonCode.REPORT_SIGNATURE, "the leaf's key did not sign these 672 bytes so")

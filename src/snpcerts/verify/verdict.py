@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The answer of a verification: verified, or refused and why."""
+"""The answer of a verification: verified, refused and why, or undecided for now."""
 
 from __future__ import annotations
 
 import enum
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -11,14 +12,25 @@ from snpcerts.abi.product import Product
 from snpcerts.abi.report import Report, SigningKey
 from snpcerts.abi.tcb import TcbVersion
 from snpcerts.endorsement.vek import EndorsementCert
-from snpcerts.verify.reason import Reason
+from snpcerts.verify.check import Check, CheckState
+from snpcerts.verify.reason import NextStep, Reason
 
 
 class Status(enum.Enum):
-    """The two answers there are."""
+    """The answers there are."""
 
     VERIFIED = "verified"
     REFUSED = "refused"
+    UNDECIDED = "undecided"  # nothing is wrong, and something needed could not be had
+
+
+def status_of(reasons: Sequence[Reason]) -> Status:
+    """The status that follows from the reasons: one that does not pass with time refuses."""
+    if not reasons:
+        return Status.VERIFIED
+    if all(reason.next_step is NextStep.RETRY_LATER for reason in reasons):
+        return Status.UNDECIDED
+    return Status.REFUSED
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,9 +57,10 @@ class Verdict:
     """Whether a report is genuine, why not, and what it says.
 
     Read ``status``. The other fields hold what was read of the evidence, also
-    when it is refused: then they are claims that nothing backs. ``chip_id`` is
-    the report's 64 bytes (zero when masked); ``report`` and ``leaf`` are None
-    where they could not be read.
+    when it is not verified: then they are claims that nothing backs. ``chip_id``
+    is the report's 64 bytes (zero when masked); ``report`` and ``leaf`` are None
+    where they could not be read. ``checks`` lists every check there is, those
+    that nobody asked for too.
     """
 
     status: Status
@@ -58,13 +71,37 @@ class Verdict:
     tcbs: ReportTcbs = ReportTcbs()
     report: Report | None = None
     leaf: EndorsementCert | None = None
+    checks: tuple[Check, ...] = ()
 
     def __post_init__(self) -> None:
         complete = self.report is not None and self.leaf is not None
         if self.status is Status.VERIFIED and (self.reasons or not complete):
             raise ValueError("a verified report has no reasons, and has its report and leaf")
-        if self.status is Status.REFUSED and not self.reasons:
+        if self.status is not Status.VERIFIED and not self.reasons:
             raise ValueError("a refusal needs a reason")
+        if self.status is not status_of(self.reasons):
+            raise ValueError(f"these reasons do not make a report {self.status.value}")
+        if self.status is Status.VERIFIED:
+            for check in self.checks:
+                if check.state is CheckState.FAILED:
+                    raise ValueError("a verified report has no failed check")
+
+    @property
+    def next_step(self) -> NextStep | None:
+        """What the caller does next; None when verified.
+
+        Bad evidence comes before missing certificates, and those before a wait.
+        """
+        steps = {reason.next_step for reason in self.reasons}
+        order = (NextStep.REFUSE, NextStep.FIX_USAGE, NextStep.RETRY_LATER)
+        return next((step for step in order if step in steps), None)
+
+    def check(self, name: str) -> Check:
+        """The check of that name; :class:`KeyError` when there is none."""
+        for check in self.checks:
+            if check.name == name:
+                return check
+        raise KeyError(name)
 
     def __bool__(self) -> NoReturn:
         raise TypeError("a verdict is not a truth value: compare its .status with Status.VERIFIED")
@@ -75,8 +112,14 @@ class Verdict:
         return {
             "verdict": self.status.value,
             "reasons": [
-                {"code": reason.code.value, "message": reason.message} for reason in self.reasons
+                {
+                    "code": reason.code.value,
+                    "message": reason.message,
+                    "next_step": reason.next_step.value,
+                }
+                for reason in self.reasons
             ],
+            "next_step": None if self.next_step is None else self.next_step.value,
             "product": None if self.product is None else self.product.value,
             "chip_id": None if self.chip_id is None else self.chip_id.hex(),
             "signing_key": None if self.signing_key is None else self.signing_key.name.lower(),
@@ -88,4 +131,5 @@ class Verdict:
             "vmpl": None if fields is None else fields.vmpl,
             "measurement": None if fields is None else fields.measurement.hex(),
             "report_data": None if fields is None else fields.report_data.hex(),
+            "checks": [check.to_json() for check in self.checks],
         }

@@ -1,92 +1,180 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Is this attestation report genuine?
+"""Is this attestation report genuine, and is it what the caller asks for?
 
 A verdict of *verified* says: a key that AMD endorses, through a chain to a
-trusted root that is valid at the time asked about, signed this report; and the
-key is the one for the product, the TCB and (VCEK) the chip that the report
-names.
+trusted root that is valid at the time asked about, signed this report; the key
+is the one for the product, the TCB and (VCEK) the chip that the report names;
+and the report meets every demand of the policy.
 
-It does **not** say, and the caller must still judge:
-
-* that the report answers the caller's question: ``report_data`` must hold the
-  caller's nonce or key, else the report may be a replay;
-* what runs in the guest: ``measurement``, ``host_data``, ``id_key_digest``;
-* that the guest policy is acceptable: debug, migration, SMT;
-* that the request came from the VMPL it should;
-* that the TCB is new enough, or that reported, committed and current TCB are in
-  order: a verified report may be from firmware with known holes;
-* that no certificate is revoked: a CRL is carried and not judged.
+It does **not** say anything about what the policy does not ask for. Without a
+policy the only demands are that the guest cannot be debugged and that no
+migration agent can move it. Above all, ask for ``report_data``: without the
+caller's nonce or key in it the report may be a replay. ``Verdict.checks`` lists
+what was asked and what was not.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from datetime import datetime
 
 from snpcerts.abi.product import Product
 from snpcerts.abi.report import Report, SigningKey
 from snpcerts.endorsement.anchors import AMD_ANCHORS, Anchor
+from snpcerts.endorsement.chain import Place
 from snpcerts.endorsement.vek import EndorsementCert, VekKind
 from snpcerts.errors import FormatError, UsageError
 from snpcerts.verify import report_check
+from snpcerts.verify.check import Facts, authenticity_checks
 from snpcerts.verify.collateral import Collateral
-from snpcerts.verify.endorsement_check import EndorsementMemory
+from snpcerts.verify.endorsement_check import EndorsementFindings, EndorsementMemory
+from snpcerts.verify.evidence import Evidence
+from snpcerts.verify.policy import Policy, Revocation
+from snpcerts.verify.policy_check import Subject, check_policy, unjudged
 from snpcerts.verify.reason import Reason, ReasonCode
-from snpcerts.verify.verdict import ReportTcbs, Status, Verdict
+from snpcerts.verify.verdict import ReportTcbs, Status, Verdict, status_of
 
-_KINDS = {SigningKey.VCEK: VekKind.VCEK, SigningKey.VLEK: VekKind.VLEK}
+KINDS = {SigningKey.VCEK: VekKind.VCEK, SigningKey.VLEK: VekKind.VLEK}
+DEFAULT_POLICY = Policy()
 
 _memory = EndorsementMemory()
+_NOTHING = EndorsementFindings(None, None, (), (), frozenset())
 
 
 def verify(
-    report: Report | bytes,
-    collateral: Collateral,
+    evidence: Evidence | Report | bytes,
+    collateral: Collateral | None = None,
+    policy: Policy | None = None,
     *,
     anchors: Sequence[Anchor] = AMD_ANCHORS,
     at: datetime,
 ) -> Verdict:
     """Judge a report with the certificates that came with it.
 
-    Everything that can be judged is, and every reason is listed, in the same
-    order each time: the report itself, its certificates, the two together.
-    Nothing about the evidence raises, whatever bytes it is. ``at`` is when the
-    certificates must be valid; :class:`UsageError` if it has no time zone.
+    ``evidence`` may be a bare report of 1184 bytes. ``collateral``, where given,
+    takes the place of the evidence's own. Everything that can be judged is, and
+    every reason is listed, in the same order each time: the report itself, its
+    certificates, the two together, the policy. Nothing about the evidence raises,
+    whatever bytes it is. ``at`` is when the certificates must be valid;
+    :class:`UsageError` if it has no time zone.
     """
+    return judge(evidence, collateral, policy or DEFAULT_POLICY, anchors, at, ())
+
+
+def judge(
+    evidence: Evidence | Report | bytes,
+    collateral: Collateral | None,
+    policy: Policy,
+    anchors: Sequence[Anchor],
+    at: datetime,
+    unavailable: Sequence[Reason],
+) -> Verdict:
+    """As :func:`verify`; ``unavailable`` stands in for what is missing for that reason."""
     if at.tzinfo is None or at.utcoffset() is None:
         raise UsageError("the time to verify at needs a time zone")
-    if not isinstance(report, Report):
+    if isinstance(evidence, Report):
+        report, evidence = evidence, Evidence(evidence.raw)
+    else:
+        if not isinstance(evidence, Evidence):
+            evidence = Evidence(evidence)
         try:
-            report = Report.unpack(report)
+            report = Report.unpack(evidence.report)
         except FormatError as error:
-            return Verdict(Status.REFUSED, (Reason(ReasonCode.REPORT_SIZE, str(error)),))
-    reasons = list(report_check.check_layout(report))
-    kind = None if report.signing_key is None else _KINDS.get(report.signing_key)
-    leaf = key = None
+            return _unread(policy, Reason(ReasonCode.REPORT_SIZE, str(error)))
+    collateral = evidence.collateral if collateral is None else collateral
+    if policy.revocation is Revocation.IGNORE:
+        collateral = dataclasses.replace(collateral, crl=None)
+    genuine = list(report_check.check_layout(report))
+    signing_key = report.signing_key
+    kind = None if signing_key is None else KINDS.get(signing_key)
+    findings = _NOTHING if kind is None else _memory.findings(kind, collateral, anchors)
+    leaf = findings.leaf
     if kind is not None:
-        findings = _memory.findings(kind, collateral, anchors)
-        leaf, key = findings.leaf, findings.key
-        reasons += findings.reasons_at(at)
-    elif report.signing_key is SigningKey.NONE:
-        reasons.append(
+        absent = _with_crl(findings.reasons_at(at), policy, collateral)
+        genuine += _explained(absent, unavailable)
+    elif signing_key is SigningKey.NONE:
+        genuine.append(
             Reason(ReasonCode.REPORT_UNSIGNED, "SIGNING_KEY says that neither VCEK nor VLEK signed")
         )
     product = report.product if leaf is None else leaf.product
     tcbs, unreadable = _tcbs(report, product)
-    reasons += unreadable
+    genuine += unreadable
     if leaf is not None:
-        reasons += _against_leaf(report, tcbs, leaf)
-    if key is not None:
-        reasons += report_check.check_signature(report, key)
+        genuine += _against_leaf(report, tcbs, leaf, policy)
+    if findings.key is not None:
+        genuine += report_check.check_signature(report, findings.key)
+    genuine += report_check.check_runtime_data(report, evidence.runtime_data)
+    facts = _facts(report, kind, findings, evidence, collateral, policy)
+    subject = Subject(report, product, tcbs, leaf, evidence.runtime_data)
+    asked, unmet = check_policy(policy, subject)
+    reasons = (*genuine, *unmet)
     return Verdict(
-        status=Status.REFUSED if reasons else Status.VERIFIED,
-        reasons=tuple(reasons),
+        status=status_of(reasons),
+        reasons=reasons,
         product=product,
         chip_id=report.fields.chip_id,
-        signing_key=report.signing_key,
+        signing_key=signing_key,
         tcbs=tcbs,
         report=report,
         leaf=leaf,
+        checks=(*authenticity_checks(facts, genuine), *asked),
+    )
+
+
+def _unread(policy: Policy, reason: Reason) -> Verdict:
+    checks = (*authenticity_checks(Facts(), (reason,)), *unjudged(policy))
+    return Verdict(Status.REFUSED, (reason,), checks=checks)
+
+
+_MISSING = frozenset(
+    {
+        ReasonCode.VCEK_MISSING,
+        ReasonCode.VLEK_MISSING,
+        ReasonCode.ASK_MISSING,
+        ReasonCode.ARK_MISSING,
+        ReasonCode.CRL_MISSING,
+    }
+)
+
+
+def _with_crl(
+    reasons: tuple[Reason, ...], policy: Policy, collateral: Collateral
+) -> tuple[Reason, ...]:
+    if policy.revocation is not Revocation.REQUIRE or collateral.crl is not None:
+        return reasons
+    message = "the policy requires a revocation list and none is supplied"
+    return (*reasons, Reason(ReasonCode.CRL_MISSING, message))
+
+
+def _explained(reasons: tuple[Reason, ...], unavailable: Sequence[Reason]) -> tuple[Reason, ...]:
+    """The reasons; those for what is missing give way to why it is missing."""
+    if not unavailable or all(reason.code not in _MISSING for reason in reasons):
+        return reasons
+    return (*unavailable, *(reason for reason in reasons if reason.code not in _MISSING))
+
+
+def _facts(
+    report: Report,
+    kind: VekKind | None,
+    findings: EndorsementFindings,
+    evidence: Evidence,
+    collateral: Collateral,
+    policy: Policy,
+) -> Facts:
+    return Facts(
+        report_read=True,
+        of_no_chip=kind is VekKind.VLEK,
+        leaf=Place.LEAF in findings.places,
+        intermediate=Place.INTERMEDIATE in findings.places,
+        root=Place.ROOT in findings.places,
+        leaf_read=findings.leaf is not None,
+        key_read=findings.key is not None,
+        revocation=collateral.crl is not None or policy.revocation is Revocation.REQUIRE,
+        crl_read=findings.crl is not None,
+        report_names_product=report.fields.version >= 3,
+        masked=policy.allow_masked_chip_id and report.chip_id_masked,
+        runtime_data=evidence.runtime_data is not None,
     )
 
 
@@ -95,9 +183,11 @@ def _tcbs(report: Report, product: Product | None) -> tuple[ReportTcbs, tuple[Re
     return (ReportTcbs(), ()) if product is None else report_check.read_tcbs(report, product)
 
 
-def _against_leaf(report: Report, tcbs: ReportTcbs, leaf: EndorsementCert) -> list[Reason]:
+def _against_leaf(
+    report: Report, tcbs: ReportTcbs, leaf: EndorsementCert, policy: Policy
+) -> list[Reason]:
     return [
         *report_check.check_product(report, leaf),
-        *report_check.check_chip_id(report, leaf),
+        *report_check.check_chip_id(report, leaf, allow_masked=policy.allow_masked_chip_id),
         *report_check.check_reported_tcb(tcbs.reported, leaf),
     ]

@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Make the seeds anew, all of them synthetic: ``python -m fuzz.seed_corpus``.
+
+They take the test suite's own authority, whose keys are made each time: the whole
+corpus is replaced together.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import struct
+from pathlib import Path
+
+from tests.endorsement.small_ca import CrlRecipe, SmallCa
+
+from snpcerts.abi.cert_table import (
+    ARK_GUID,
+    ASK_GUID,
+    CRL_GUID,
+    VCEK_GUID,
+    VLEK_GUID,
+    CertTable,
+    TableEntry,
+)
+from snpcerts.abi.product import Product
+from snpcerts.endorsement.vek import VekKind
+
+CORPUS = Path(__file__).parent / "corpus"
+
+_POLICY = """\
+report_data = "01"
+user_data = "02"
+vmpls = [0, 1]
+measurements = ["{m}", "{m}"]
+host_data = "{h}"
+signing_key = "vcek"
+csp_ids = ["CN=cloud"]
+minimum_guest_svn = 1
+minimum_firmware = "1.55.29"
+minimum_policy_abi = "1.51"
+launch_mitigations = 0x3f
+refuse_provisional_firmware = true
+revocation = "require"
+
+[guest_policy]
+debug = false
+smt = "any"
+[platform_info]
+alias_check_complete = true
+
+[minimum_tcb.milan]
+bootloader = 4
+tee = 0
+snp = 24
+microcode = 219
+[minimum_launch_tcb.turin]
+fmc = 1
+bootloader = 1
+tee = 1
+snp = 4
+microcode = 81
+"""
+
+
+def main() -> None:
+    """Replace the corpus."""
+    shutil.rmtree(CORPUS, ignore_errors=True)
+    milan, turin = SmallCa(), SmallCa(Product.TURIN)
+    vlek = SmallCa(kind=VekKind.VLEK)
+    crl = CrlRecipe(milan, revoked=(0x20001,)).make()
+    _write("root.der", milan.ark.make())
+    reports = [milan.report(2), milan.report(3), turin.report(5), vlek.report(4)]
+    tables = [_table(milan), _table(vlek), _table(milan, crl), bytes(24)]
+    _all("report", reports)
+    _all("table", tables)
+    _all("certificate", [milan.leaf.make(), turin.leaf.make(), vlek.leaf.make()])
+    _all("crl", [crl, CrlRecipe(milan).make()])
+    _all("policy", [_POLICY.format(m="00" * 48, h="11" * 32).encode(), b"vmpls = 0\n"])
+    claims = json.dumps({"keys": [], "user-data": "00ff"}).encode()
+    _all("evidence", [_hcl(claims), reports[0] + tables[0], reports[1]])
+    # As AT of the target wants it: all of one Milan authority.
+    whole = [milan.report(report_data=b"\1".ljust(64, b"\0")) + table for table in tables[:3]]
+    _all("verdict", [whole[0], whole[2], vlek.report() + tables[1]])
+    parts = (milan.leaf.make(), milan.ask.make(), milan.ark.make(), crl)
+    _all("collateral", [bytes([index]) + part for index, part in enumerate(parts)])
+
+
+def _table(ca: SmallCa, crl: bytes | None = None) -> bytes:
+    guid = VCEK_GUID if ca.kind is VekKind.VCEK else VLEK_GUID
+    entries = [(guid, ca.leaf.make()), (ASK_GUID, ca.ask.make()), (ARK_GUID, ca.ark.make())]
+    if crl is not None:
+        entries.append((CRL_GUID, crl))
+    return CertTable(tuple(TableEntry(*entry) for entry in entries)).encode()
+
+
+def _hcl(claims: bytes) -> bytes:
+    bound = hashlib.sha256(claims).digest().ljust(64, b"\0")
+    header = b"HCLA" + struct.pack("<7I", 2, 1184, 2, 0, 0, 0, 0)
+    runtime = struct.pack("<5I", 20 + len(claims), 1, 2, 1, len(claims))
+    return header + SmallCa().report(report_data=bound) + runtime + claims + bytes(64)
+
+
+def _all(target: str, seeds: list[bytes]) -> None:
+    for index, seed in enumerate(seeds):
+        _write(f"{target}/seed-{index}", seed)
+
+
+def _write(name: str, data: bytes) -> None:
+    path = CORPUS / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(data)
+
+
+if __name__ == "__main__":
+    main()

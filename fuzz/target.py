@@ -1,0 +1,190 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is fuzzed: each target reads bytes and keeps its promises, or raises an error of ours.
+
+A target returns what it made of the bytes, in a word or two: inputs that come
+out in a new way are kept to be mutated further.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from snpcerts.abi.cert_table import CertTable
+from snpcerts.abi.report import REPORT_SIZE, SIGNED_SIZE, Report, ReportLayout, malformations
+from snpcerts.endorsement.anchors import anchor_from_certificate
+from snpcerts.endorsement.certificate import load_certificate
+from snpcerts.endorsement.crl import check_crl, crl_problem_at, load_crl
+from snpcerts.endorsement.encoding import describe
+from snpcerts.endorsement.vek import EndorsementCert
+from snpcerts.errors import SnpCertsError
+from snpcerts.verify.collateral import Collateral
+from snpcerts.verify.evidence import Evidence
+from snpcerts.verify.explain import explain, explained_json
+from snpcerts.verify.policy import Policy
+from snpcerts.verify.policy_file import read_policy
+from snpcerts.verify.verdict import Status
+from snpcerts.verify.verify import verify
+
+CORPUS = Path(__file__).parent / "corpus"
+AT = datetime(2025, 6, 1, 12, tzinfo=UTC)
+
+_DIGITS = re.compile(
+    r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}|0x[0-9a-f]+|[0-9a-f]{6,}|[0-9]+|'[^']*'"
+)
+
+
+class BrokenPromiseError(AssertionError):
+    """A target did what it says it never does."""
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A name, what reads the bytes, and its share of executions."""
+
+    name: str
+    read: Callable[[bytes], str]
+    share: int
+
+    def outcome(self, data: bytes) -> str:
+        """How it came out. Whatever is raised from here is a finding."""
+        try:
+            return self.read(data)
+        except SnpCertsError as error:
+            said = _DIGITS.sub("#", f"{type(error).__name__} {error.message}")
+            # What follows is the input's own words.
+            return re.split(r"['\"]|: unknown key", said, maxsplit=1)[0][:80]
+
+    def seeds(self) -> list[bytes]:
+        """The kept corpus."""
+        return [path.read_bytes() for path in sorted((CORPUS / self.name).glob("*"))]
+
+
+def _promise(holds: bool, what: str) -> None:
+    if not holds:
+        raise BrokenPromiseError(what)
+
+
+def _report(data: bytes) -> str:
+    report = Report.unpack(data[:REPORT_SIZE].ljust(REPORT_SIZE, b"\0"))
+    again = ReportLayout.unpack(report.fields.pack())
+    _promise(again == report.fields, "fields are written where they are read")
+    found = malformations(report)
+    if len(data) % 8 == 0:  # slower, and about the same fields
+        _promise(len(list(explain(report))) > 20, "every field is explained")
+        explained_json(report)
+    return " ".join(sorted({each.field for each in found}))
+
+
+def _table(data: bytes) -> str:
+    table, problems = CertTable.decode_lenient(data)
+    size = sum(len(entry.data) for entry in table)
+    _promise(size <= len(data), "no byte is copied twice")
+    if problems:
+        return " ".join(sorted({_DIGITS.sub("#", each.message) for each in problems}))
+    _promise(CertTable.decode(table.encode()).entries == table.entries, "tables go round")
+    return f"{min(len(table), 4)} entries, {len(table.warnings)} warnings"
+
+
+def _certificate(data: bytes) -> str:
+    read = EndorsementCert.from_certificate(load_certificate(data, "leaf"))
+    _promise((read.hwid is None) != (read.csp_id is None), "a leaf is of a chip or of a provider")
+    _promise(read.tcb.layout is read.product.tcb_layout, "a TCB has its product's layout")
+    return f"{read.kind.name} {read.product.name}"
+
+
+_root = load_certificate((CORPUS / "root.der").read_bytes(), "ARK")
+
+
+def _crl(data: bytes) -> str:
+    revocation = load_crl(data)
+    problems = check_crl(revocation, _root, _root, "ASK")
+    describe(data, crl=True)
+    stale = crl_problem_at(revocation, AT)
+    return " ".join((*(each.fault.value for each in problems), "" if stale is None else "stale"))
+
+
+def _policy(data: bytes) -> str:
+    policy = read_policy(data)
+    return " ".join(
+        name for name in Policy.__slots__ if getattr(policy, name) != getattr(_DEFAULT, name)
+    )
+
+
+_DEFAULT = Policy()
+
+
+def _evidence(data: bytes) -> str:
+    evidence = Evidence.from_bytes(data)
+    _promise(len(evidence.report) == REPORT_SIZE, "evidence has a whole report")
+    said = evidence.shape.value
+    if evidence.runtime_data is not None:
+        said += f" {evidence.runtime_data.digest}"
+        evidence.runtime_data.report_data()
+        said += " user data" if evidence.runtime_data.user_data() is not None else ""
+    return said
+
+
+_anchors = (anchor_from_certificate(_root),)
+_signed = {
+    data[:SIGNED_SIZE]
+    for path in (CORPUS / "verdict").glob("seed*")
+    for data in (path.read_bytes(),)
+}
+
+
+def _verdict(data: bytes) -> str:
+    """Report and table through the whole verifier, against the corpus's root."""
+    evidence = Evidence.from_bytes(data)
+    verdict = verify(evidence, policy=_POLICY, anchors=_anchors, at=AT)
+    # Padding of the table may change, as may entries nobody reads.
+    if verdict.status is Status.VERIFIED:
+        _promise(evidence.report[:SIGNED_SIZE] in _signed, "only what was signed verifies")
+    _promise(len({check.name for check in verdict.checks}) == len(verdict.checks), "checks differ")
+    verdict.to_json()
+    return " ".join(sorted({reason.code.value for reason in verdict.reasons}))
+
+
+_POLICY = Policy(vmpls=(0,), minimum_guest_svn=0, report_data=b"\1")
+
+
+def _collateral(data: bytes) -> str:
+    """One certificate of a chain replaced: which one, the first byte says."""
+    slots = ("vcek", "ask", "ark", "crl")
+    slot = slots[data[0] % len(slots)] if data else "vcek"
+    collateral = Collateral(**(_CHAIN | {slot: data[1:]}))
+    verdict = verify(_REPORT, collateral, anchors=_anchors, at=AT)
+    if verdict.status is Status.VERIFIED:
+        _promise(slot == "crl" or _signed_part(data[1:]) in _PARTS[slot], f"a {slot} was signed")
+    return " ".join(sorted({reason.code.value for reason in verdict.reasons}))
+
+
+def _chain() -> tuple[bytes, dict[str, bytes]]:
+    evidence = Evidence.from_bytes((CORPUS / "verdict" / "seed-0").read_bytes())
+    own = evidence.collateral
+    if own.vcek is None or own.ask is None or own.ark is None:
+        raise BrokenPromiseError("the first seed has a whole chain")
+    return evidence.report, {"vcek": own.vcek, "ask": own.ask, "ark": own.ark}
+
+
+def _signed_part(data: bytes) -> bytes:
+    return load_certificate(data, "certificate").tbs_certificate_bytes
+
+
+_REPORT, _CHAIN = _chain()
+# A certificate made twice has two signatures: what is under them is the same.
+_PARTS = {slot: {_signed_part(data)} for slot, data in _CHAIN.items()}
+
+TARGETS: tuple[Target, ...] = (
+    Target("report", _report, 20),
+    Target("table", _table, 26),
+    Target("certificate", _certificate, 14),
+    Target("crl", _crl, 10),
+    Target("policy", _policy, 10),
+    Target("evidence", _evidence, 18),
+    Target("verdict", _verdict, 1),
+    Target("collateral", _collateral, 1),
+)

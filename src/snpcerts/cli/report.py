@@ -1,0 +1,59 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``snpcerts report``: read an attestation report as a person would."""
+
+from __future__ import annotations
+
+import json
+
+import click
+
+from snpcerts.abi.report import Report
+from snpcerts.cli.evidence import Place
+
+
+@click.group()
+def command() -> None:
+    """Look into attestation reports. Nothing is verified here."""
+
+
+@command.command()
+@click.argument("report")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def show(report: str, as_json: bool) -> None:
+    """Show every field of a report, its bits explained.
+
+    REPORT is a report of 1184 bytes, with or without a certificate table behind
+    it, or the HCL report of an Azure VM. What it says is a claim: see
+    'snpcerts verify'.
+    """
+    from snpcerts.verify.explain import explain, explained_json
+
+    evidence = Place(report).read()
+    parsed = Report.unpack(evidence.report)
+    runtime = None if evidence.runtime_data is None else evidence.runtime_data.data
+    entries = () if evidence.table is None else evidence.table.entries
+    if as_json:
+        beside = {
+            "shape": evidence.shape.value,
+            "table": [{"name": entry.name, "size": len(entry.data)} for entry in entries],
+            "runtime_data": None if runtime is None else runtime.hex(),
+        }
+        click.echo(json.dumps(explained_json(parsed) | beside, indent=2))
+        return
+    section = ""
+    for line in explain(parsed):
+        if line.section != section:
+            click.echo(f"{'' if not section else chr(10)}{line.section}")
+            section = line.section
+        value = f"  {line.name:<26} {line.value}"
+        click.echo(f"{value:<46}  {line.meaning}" if line.meaning else value)
+    if entries:
+        click.echo("\ncertificate table")
+        for entry in entries:
+            click.echo(f"  {entry.name:<26} {len(entry.data)} bytes")
+    if evidence.runtime_data is not None and runtime is not None:
+        bound = evidence.runtime_data.report_data() == parsed.fields.report_data
+        state = "REPORT_DATA is its digest" if bound else "REPORT_DATA is not its digest"
+        click.echo(
+            f"\nruntime data\n  {len(runtime)} bytes, {evidence.runtime_data.digest}: {state}"
+        )

@@ -1,0 +1,61 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The bits of a report's POLICY and PLATFORM_INFO, by name and in plain words.
+
+Source: SNP ABI (56860) tables "Guest Policy" and "PLATFORM_INFO". Names are the
+document's, in lower case; they are also those of policies and policy files.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Bit:
+    """One bit: its index, and what holds when it is one and when it is zero."""
+
+    index: int
+    one: str
+    zero: str
+
+    def of(self, word: int) -> bool:
+        """The bit's value in ``word``."""
+        return bool(word >> self.index & 1)
+
+    def words(self, word: int) -> str:
+        """What the bit's value in ``word`` means."""
+        return self.one if self.of(word) else self.zero
+
+
+GUEST_POLICY_BITS: dict[str, Bit] = {
+    "smt": Bit(16, "simultaneous multithreading is allowed", "SMT must be off"),
+    "migrate_ma": Bit(18, "a migration agent may be associated", "no migration agent"),
+    "debug": Bit(19, "the host may read and write guest memory", "debugging is not allowed"),
+    "single_socket": Bit(20, "may run on one socket only", "may run on several sockets"),
+    "cxl_allow": Bit(21, "CXL devices and memory may be populated", "no CXL devices or memory"),
+    "mem_aes_256_xts": Bit(
+        22, "memory must be encrypted with AES-256-XTS", "any memory encryption mode"
+    ),
+    "rapl_dis": Bit(23, "power limit readings (RAPL) must be off", "RAPL may be on"),
+    "ciphertext_hiding_dram": Bit(
+        24, "ciphertext hiding must be on for DRAM", "ciphertext hiding may be off"
+    ),
+    "page_swap_disable": Bit(
+        25, "the host may not move or swap guest pages", "the host may move and swap pages"
+    ),
+}
+
+# Bit 6 is set in genuine reports and has no public name.
+PLATFORM_INFO_BITS: dict[str, Bit] = {
+    "smt_en": Bit(0, "SMT is on", "SMT is off"),
+    "tsme_en": Bit(1, "all memory is encrypted (TSME)", "TSME is off"),
+    "ecc_en": Bit(2, "memory has error correction", "memory has no error correction"),
+    "rapl_dis": Bit(3, "power limit readings (RAPL) are off", "RAPL is on"),
+    "ciphertext_hiding_dram_en": Bit(
+        4, "ciphertext hiding is on for DRAM", "ciphertext hiding is off"
+    ),
+    "alias_check_complete": Bit(
+        5, "memory was checked for aliases since reset", "no check for memory aliases (BadRAM)"
+    ),
+    "tio_en": Bit(7, "SEV-TIO is on", "SEV-TIO is off"),
+}

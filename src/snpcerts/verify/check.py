@@ -1,0 +1,204 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What was checked, and how it came out: silence is never a pass.
+
+A verdict lists every check there is. Those of authenticity are named here;
+those of the policy have the name of their reason code.
+"""
+
+from __future__ import annotations
+
+import enum
+import functools
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+from snpcerts.verify.reason import Reason, ReasonCode
+
+
+class CheckState(enum.StrEnum):
+    """How a check came out."""
+
+    PASSED = "passed"
+    FAILED = "failed"
+    NOT_ASKED = "not-asked"  # the policy does not ask for it, or there was nothing to ask about
+    NOT_JUDGED = "not-judged"  # what it needs is missing or cannot be read
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One check; ``expected`` and ``found`` are for people, None where nothing is to be said."""
+
+    name: str
+    state: CheckState
+    expected: str | None = None
+    found: str | None = None
+
+    def to_json(self) -> dict[str, str | None]:
+        """The check as JSON values."""
+        return {
+            "name": self.name,
+            "state": self.state.value,
+            "expected": self.expected,
+            "found": self.found,
+        }
+
+
+class Authenticity(enum.StrEnum):
+    """The checks that make a report genuine; the value is the check's name."""
+
+    REPORT_LAYOUT = "report-layout"
+    LEAF = "leaf"
+    INTERMEDIATE = "intermediate"
+    ROOT = "root"
+    ANCHOR = "anchor"
+    CHAIN_PRODUCT = "chain-product"
+    VALIDITY = "validity"
+    REVOCATION = "revocation"
+    PRODUCT = "product"
+    CHIP_ID = "chip-id"
+    REPORTED_TCB = "reported-tcb"
+    REPORT_SIGNATURE = "report-signature"
+    RUNTIME_DATA = "runtime-data"
+
+
+_EXPECTED = {
+    Authenticity.REPORT_LAYOUT: "a report of version 2 to 5 as the ABI lays it out",
+    Authenticity.LEAF: "an endorsement certificate as AMD issues it, signed by the intermediate",
+    Authenticity.INTERMEDIATE: "an ASK or ASVK, signed by the root",
+    Authenticity.ROOT: "an ARK, signed by itself",
+    Authenticity.ANCHOR: "the root's key is one that is trusted",
+    Authenticity.CHAIN_PRODUCT: "all certificates are of one product",
+    Authenticity.VALIDITY: "all certificates are valid at the time asked about",
+    Authenticity.REVOCATION: "a current list of the ARK does not name the ASK or ASVK",
+    Authenticity.PRODUCT: "the report's processor is of the leaf's product",
+    Authenticity.CHIP_ID: "the report's chip is the VCEK's",
+    Authenticity.REPORTED_TCB: "REPORTED_TCB is the leaf's, in every component",
+    Authenticity.REPORT_SIGNATURE: "the leaf's key signed the report",
+    Authenticity.RUNTIME_DATA: "REPORT_DATA is the digest of the runtime data",
+}
+
+
+def _check_of(code: ReasonCode) -> Authenticity | None:
+    """Which check a reason fails; None for the policy's and for those that fail none."""
+    name = code.value
+    exact = {
+        "report-unsigned": Authenticity.REPORT_SIGNATURE,
+        "report-signature": Authenticity.REPORT_SIGNATURE,
+        "report-tcb": Authenticity.REPORTED_TCB,
+        "tcb-mismatch": Authenticity.REPORTED_TCB,
+        "vcek-missing": Authenticity.LEAF,
+        "vlek-missing": Authenticity.LEAF,
+        "vcek-unreadable": Authenticity.LEAF,
+        "vlek-unreadable": Authenticity.LEAF,
+        "ark-untrusted": Authenticity.ANCHOR,
+        "chain-product": Authenticity.CHAIN_PRODUCT,
+        "ask-revoked": Authenticity.REVOCATION,
+        "ark-revoked": Authenticity.REVOCATION,
+        "product-unknown": Authenticity.PRODUCT,
+        "product-mismatch": Authenticity.PRODUCT,
+        "chip-id-masked": Authenticity.CHIP_ID,
+        "chip-id-mismatch": Authenticity.CHIP_ID,
+        "runtime-data-mismatch": Authenticity.RUNTIME_DATA,
+    }
+    if name in exact:
+        return exact[name]
+    if name.startswith("crl-"):
+        return Authenticity.REVOCATION
+    if name.endswith(("-expired", "-not-yet-valid")):
+        return Authenticity.VALIDITY
+    for prefix, check in (
+        ("report-", Authenticity.REPORT_LAYOUT),
+        ("leaf-", Authenticity.LEAF),
+        ("ask-", Authenticity.INTERMEDIATE),
+        ("ark-", Authenticity.ROOT),
+    ):
+        if name.startswith(prefix):
+            return check
+    return None
+
+
+CHECK_OF: dict[ReasonCode, Authenticity | None] = {code: _check_of(code) for code in ReasonCode}
+
+
+class Facts(NamedTuple):
+    """What there was to judge; decides which checks were made at all.
+
+    ``of_no_chip`` is whether a VLEK signed; ``leaf_read`` and ``key_read`` say
+    what could be read of the leaf. ``revocation`` is whether a list was given or
+    required, ``crl_read`` whether it could be read, and ``masked`` whether the
+    chip ID is zero and the policy accepts that.
+    """
+
+    report_read: bool = False
+    of_no_chip: bool = False
+    leaf: bool = False
+    intermediate: bool = False
+    root: bool = False
+    leaf_read: bool = False
+    key_read: bool = False
+    revocation: bool = False
+    crl_read: bool = False
+    report_names_product: bool = False
+    masked: bool = False
+    runtime_data: bool = False
+
+
+def authenticity_checks(facts: Facts, reasons: Iterable[Reason]) -> tuple[Check, ...]:
+    """Every check of authenticity, in a fixed order."""
+    failed: dict[Authenticity, list[str]] = {}
+    for reason in reasons:
+        check = CHECK_OF[reason.code]
+        if check is not None:
+            failed.setdefault(check, []).append(reason.message)
+    made = _made(facts)
+    if not failed:
+        return made
+    return tuple(
+        replace(check, state=CheckState.FAILED, found="; ".join(failed[name]))
+        if name in failed
+        else check
+        for name, check in zip(Authenticity, made, strict=True)
+    )
+
+
+@functools.lru_cache(maxsize=256)
+def _made(facts: Facts) -> tuple[Check, ...]:
+    """The checks as they are when none has failed."""
+    chain = facts.intermediate and facts.root
+    judged: dict[Authenticity, bool] = {
+        Authenticity.REPORT_LAYOUT: facts.report_read,
+        Authenticity.LEAF: facts.leaf and facts.leaf_read and facts.intermediate,
+        Authenticity.INTERMEDIATE: chain,
+        Authenticity.ROOT: facts.root,
+        Authenticity.ANCHOR: facts.root,
+        Authenticity.CHAIN_PRODUCT: facts.leaf_read and chain,
+        Authenticity.VALIDITY: facts.leaf and chain,
+        Authenticity.REVOCATION: chain and facts.crl_read,
+        Authenticity.PRODUCT: facts.leaf_read,
+        Authenticity.CHIP_ID: facts.leaf_read,
+        Authenticity.REPORTED_TCB: facts.leaf_read,
+        Authenticity.REPORT_SIGNATURE: facts.key_read,
+        Authenticity.RUNTIME_DATA: facts.report_read,
+    }
+    nothing_to_ask: dict[Authenticity, str] = {}
+    if not facts.revocation:
+        nothing_to_ask[Authenticity.REVOCATION] = "no revocation list was given or required"
+    if facts.report_read and not facts.report_names_product:
+        nothing_to_ask[Authenticity.PRODUCT] = "the report names no processor (version 2)"
+    if facts.of_no_chip:
+        nothing_to_ask[Authenticity.CHIP_ID] = "a VLEK is of no chip"
+    elif facts.masked:
+        nothing_to_ask[Authenticity.CHIP_ID] = "the report hides its chip ID, as the policy accepts"
+    if not facts.runtime_data:
+        nothing_to_ask[Authenticity.RUNTIME_DATA] = "no runtime data came with the report"
+    made: list[Check] = []
+    for name in Authenticity:
+        expected = _EXPECTED[name]
+        if name in nothing_to_ask:
+            check = Check(name.value, CheckState.NOT_ASKED, expected, nothing_to_ask[name])
+        else:
+            state = CheckState.PASSED if judged[name] else CheckState.NOT_JUDGED
+            check = Check(name.value, state, expected)
+        made.append(check)
+    return tuple(made)

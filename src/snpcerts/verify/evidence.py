@@ -1,0 +1,137 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Evidence in the shapes it is met in, read into one.
+
+========================  ====================================================
+shape                     from
+========================  ====================================================
+report                    the firmware, ``snpguest report``, ``attest`` of
+                          go-sev-guest, configfs-tsm's ``outblob``
+report and table          ``attest -extended``; ``outblob`` and ``auxblob``
+HCL report                the TPM of an Azure confidential VM
+========================  ====================================================
+
+Nothing here is judged: certificates in a table are the host's word, and runtime
+data is anybody's. Reading them takes memory and time in proportion to their size.
+"""
+
+from __future__ import annotations
+
+import binascii
+import enum
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import Final, Self
+
+from snpcerts.abi.cert_table import MAX_SIZE, CertTable
+from snpcerts.abi.report import REPORT_SIZE
+from snpcerts.errors import FormatError
+from snpcerts.verify.collateral import Collateral
+from snpcerts.verify.hcl import SIGNATURE, HclReport
+
+MAX_EVIDENCE: Final = REPORT_SIZE + MAX_SIZE
+_USER_DATA: Final = "user-data"
+_NO_COLLATERAL: Final = Collateral()
+
+
+class Shape(enum.StrEnum):
+    """What evidence was read from."""
+
+    REPORT = "report"
+    REPORT_AND_TABLE = "report-and-table"
+    HCL = "hcl-report"
+
+
+@dataclass(frozen=True, slots=True)
+class RuntimeData:
+    """Bytes that REPORT_DATA should be a digest of, zero-extended to 64 bytes.
+
+    ``digest`` is hashlib's name of the algorithm.
+    """
+
+    data: bytes
+    digest: str
+
+    def report_data(self) -> bytes:
+        """The REPORT_DATA that binds these bytes."""
+        return hashlib.new(self.digest, self.data).digest().ljust(64, b"\0")
+
+    def user_data(self) -> bytes | None:
+        """What the guest's owner asked to be bound (Azure: NV index 0x01400002).
+
+        The claims are JSON; None when they are not, or hold no such text.
+        """
+        try:
+            claims = json.loads(self.data)
+        # Deep nesting exhausts the parser's stack before its memory.
+        except (ValueError, RecursionError):
+            return None
+        text = claims.get(_USER_DATA) if isinstance(claims, dict) else None
+        if not isinstance(text, str):
+            return None
+        try:
+            return binascii.unhexlify(text)
+        except ValueError:
+            return None
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """A report of 1184 bytes and what came with it.
+
+    ``table`` is the host's certificate table with the entries nobody here knows
+    (Google's firmware endorsement, say), and ``warnings`` what was tolerated.
+    """
+
+    report: bytes
+    collateral: Collateral = _NO_COLLATERAL
+    runtime_data: RuntimeData | None = None
+    shape: Shape = Shape.REPORT
+    table: CertTable | None = None
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What was tolerated in the table."""
+        return () if self.table is None else self.table.warnings
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Self:
+        """Read a report, a report with its table right behind it, or an HCL report.
+
+        Raises :class:`FormatError` when it is none of them, or the table is malformed.
+        """
+        if len(data) > MAX_EVIDENCE:
+            raise FormatError("evidence", f"{len(data)} bytes, at most {MAX_EVIDENCE}")
+        if data[:4] == SIGNATURE:
+            hcl = HclReport.unpack(data)
+            runtime = RuntimeData(hcl.claims, hcl.digest)
+            return cls(hcl.report, runtime_data=runtime, shape=Shape.HCL)
+        if len(data) < REPORT_SIZE:
+            raise FormatError("evidence", f"a report has {REPORT_SIZE} bytes, found {len(data)}")
+        try:
+            return cls.from_parts(data[:REPORT_SIZE], data[REPORT_SIZE:])
+        except FormatError as error:
+            raise FormatError(
+                "evidence",
+                f"{len(data)} bytes are neither a report of {REPORT_SIZE} bytes nor one with its "
+                f"table behind it ({error})",
+            ) from None
+
+    @classmethod
+    def from_parts(cls, report: bytes, table: bytes = b"") -> Self:
+        """A report and its certificate table: ``outblob`` and ``auxblob`` of configfs-tsm.
+
+        No bytes are no table. Raises :class:`FormatError` for a report of another
+        size and a malformed table.
+        """
+        if len(report) != REPORT_SIZE:
+            raise FormatError("evidence", f"a report has {REPORT_SIZE} bytes, found {len(report)}")
+        if not table:
+            return cls(report)
+        decoded = CertTable.decode(table)
+        return cls(
+            report,
+            Collateral.from_table(decoded),
+            shape=Shape.REPORT_AND_TABLE,
+            table=decoded,
+        )

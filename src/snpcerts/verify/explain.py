@@ -1,0 +1,206 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A report in words: what each field and bit says. Judges nothing.
+
+Source: SNP ABI (56860) table "ATTESTATION_REPORT Structure".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from snpcerts.abi.product import Product
+from snpcerts.abi.report import VMPL_HOST, Report, SigningKey, malformations
+from snpcerts.verify.bits import GUEST_POLICY_BITS, PLATFORM_INFO_BITS, Bit
+from snpcerts.verify.report_check import read_tcbs
+from snpcerts.verify.verdict import ReportTcbs
+
+_NO_AGENT = b"\xff" * 32
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One field: its section, its name, its value, and what that means ("" where it is plain)."""
+
+    section: str
+    name: str
+    value: str
+    meaning: str = ""
+
+
+def guessed_product(report: Report) -> tuple[Product | None, str]:
+    """The product, and how it is known.
+
+    Version 2 names none: a chip ID that ends in zeros is Turin's, any other but
+    zeros is of Milan or Genoa, which lay out TCBs alike.
+    """
+    if report.product is not None:
+        return report.product, "by its CPUID fields"
+    if report.fields.version >= 3:
+        return None, "its CPUID fields are of no known product"
+    if report.chip_id_masked:
+        return None, "version 2 names none, and the chip ID is hidden"
+    if not any(report.fields.chip_id[Product.TURIN.hwid_size :]):
+        return Product.TURIN, "by its short chip ID"
+    return None, "Milan or Genoa, by its long chip ID"
+
+
+def tcbs_of(report: Report) -> ReportTcbs:
+    """The four TCBs, as far as their layout can be told."""
+    product, _ = guessed_product(report)
+    if product is None and report.fields.version < 3 and not report.chip_id_masked:
+        product = Product.MILAN
+    return ReportTcbs() if product is None else read_tcbs(report, product)[0]
+
+
+def explain(report: Report) -> Iterator[Line]:
+    """Every field of a report, in the order people ask for them."""
+    fields = report.fields
+    product, how = guessed_product(report)
+    yield Line("report", "version", str(fields.version))
+    yield Line("report", "product", "unknown" if product is None else product.value, how)
+    if fields.version >= 3:
+        cpuid = f"{fields.cpuid_family:#x} {fields.cpuid_model:#x} {fields.cpuid_stepping}"
+        yield Line("report", "CPUID", cpuid, "family, model, stepping")
+    masked = "hidden (MASK_CHIP_ID), or a VLEK's" if report.chip_id_masked else ""
+    yield Line("report", "chip ID", fields.chip_id.hex(), masked)
+    yield from _signing(report)
+
+    yield Line("guest", "measurement", fields.measurement.hex())
+    yield Line("guest", "report data", fields.report_data.hex(), _zero(fields.report_data))
+    yield Line("guest", "host data", fields.host_data.hex(), _zero(fields.host_data))
+    vmpl = "asked for by the host, not by a guest" if fields.vmpl == VMPL_HOST else ""
+    yield Line("guest", "VMPL", str(fields.vmpl), vmpl)
+    yield Line("guest", "guest SVN", str(fields.guest_svn))
+    yield Line("guest", "family ID", fields.family_id.hex())
+    yield Line("guest", "image ID", fields.image_id.hex())
+    yield Line("guest", "ID key digest", fields.id_key_digest.hex(), _zero(fields.id_key_digest))
+    author = "" if report.author_key_en else "no author key (AUTHOR_KEY_EN is 0)"
+    yield Line("guest", "author key digest", fields.author_key_digest.hex(), author)
+    yield Line("guest", "report ID", fields.report_id.hex())
+    agent = "no migration agent" if fields.report_id_ma == _NO_AGENT else ""
+    yield Line("guest", "report ID of agent", fields.report_id_ma.hex(), agent)
+
+    yield Line("guest policy", "POLICY", f"{fields.policy:#x}")
+    minimum = f"{fields.policy >> 8 & 0xFF}.{fields.policy & 0xFF}"
+    yield Line("guest policy", "least ABI", minimum)
+    yield from _bits("guest policy", GUEST_POLICY_BITS, fields.policy)
+
+    yield Line("platform", "PLATFORM_INFO", f"{fields.platform_info:#x}")
+    yield from _bits("platform", PLATFORM_INFO_BITS, fields.platform_info)
+    named = sum(1 << bit.index for bit in PLATFORM_INFO_BITS.values())
+    unnamed = fields.platform_info & ~named
+    if unnamed:
+        yield Line("platform", "other bits", f"{unnamed:#x}", "no public name")
+    current = f"{fields.current_major}.{fields.current_minor}.{fields.current_build}"
+    committed = f"{fields.committed_major}.{fields.committed_minor}.{fields.committed_build}"
+    yield Line("platform", "firmware", current, "runs now")
+    yield Line("platform", "committed firmware", committed, "cannot be rolled back below")
+    if fields.version >= 5 or fields.launch_mit_vector or fields.current_mit_vector:
+        yield Line("platform", "mitigations at launch", f"{fields.launch_mit_vector:#x}")
+        yield Line("platform", "mitigations now", f"{fields.current_mit_vector:#x}")
+
+    for name, meaning in _TCBS.items():
+        tcb = tcbs_of(report).named()[name]
+        raw: bytes = getattr(fields, f"{name}_tcb")
+        value = raw.hex() if tcb is None else f"{tcb}"
+        yield Line("TCB", name, value, meaning)
+
+    for malformation in malformations(report):
+        yield Line(
+            "wrong", malformation.field, f"at {malformation.offset:#x}", malformation.message
+        )
+
+
+_TCBS = {
+    "reported": "the key that signed is derived from this",
+    "current": "runs now",
+    "committed": "cannot be rolled back below",
+    "launch": "ran when the guest was launched",
+}
+
+
+def _signing(report: Report) -> Iterator[Line]:
+    meanings = {
+        SigningKey.VCEK: "a key of this chip at its reported TCB",
+        SigningKey.VLEK: "a key of the cloud provider at the reported TCB",
+        SigningKey.NONE: "nobody: the host masks the chip's key (MASK_CHIP_KEY)",
+    }
+    key = report.signing_key
+    name = f"reserved ({report.fields.flags >> 2 & 7})" if key is None else key.name
+    yield Line("report", "signed by", name, "" if key is None else meanings[key])
+
+
+def _zero(data: bytes) -> str:
+    return "" if any(data) else "all zero"
+
+
+def _bits(section: str, bits: dict[str, Bit], word: int) -> Iterator[Line]:
+    for name, bit in bits.items():
+        yield Line(section, name, str(int(bit.of(word))), bit.words(word))
+
+
+def explained_json(report: Report) -> dict[str, Any]:
+    """The report as JSON values: bytes as lower-case hex, bits by name."""
+    fields = report.fields
+    product, how = guessed_product(report)
+    tcbs = tcbs_of(report)
+    return {
+        "version": fields.version,
+        "product": None if product is None else product.value,
+        "product_known": how,
+        "cpuid": None
+        if fields.version < 3
+        else {
+            "family": fields.cpuid_family,
+            "model": fields.cpuid_model,
+            "stepping": fields.cpuid_stepping,
+        },
+        "chip_id": fields.chip_id.hex(),
+        "signing_key": None if report.signing_key is None else report.signing_key.name.lower(),
+        "mask_chip_key": report.mask_chip_key,
+        "author_key_en": report.author_key_en,
+        "guest_svn": fields.guest_svn,
+        "vmpl": fields.vmpl,
+        **{
+            name: getattr(fields, name).hex()
+            for name in (
+                "family_id",
+                "image_id",
+                "report_data",
+                "measurement",
+                "host_data",
+                "id_key_digest",
+                "author_key_digest",
+                "report_id",
+                "report_id_ma",
+            )
+        },
+        "guest_policy": {
+            "value": fields.policy,
+            "abi_major": fields.policy >> 8 & 0xFF,
+            "abi_minor": fields.policy & 0xFF,
+            **{name: bit.of(fields.policy) for name, bit in GUEST_POLICY_BITS.items()},
+        },
+        "platform_info": {
+            "value": fields.platform_info,
+            **{name: bit.of(fields.platform_info) for name, bit in PLATFORM_INFO_BITS.items()},
+        },
+        "tcb": {
+            name: {
+                "raw": getattr(fields, f"{name}_tcb").hex(),
+                "components": None if tcb is None else tcb.components(),
+            }
+            for name, tcb in tcbs.named().items()
+        },
+        "firmware": [fields.current_major, fields.current_minor, fields.current_build],
+        "committed_firmware": [
+            fields.committed_major,
+            fields.committed_minor,
+            fields.committed_build,
+        ],
+        "launch_mitigations": fields.launch_mit_vector,
+        "current_mitigations": fields.current_mit_vector,
+        "malformed": [str(each) for each in malformations(report)],
+    }

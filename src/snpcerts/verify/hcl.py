@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The attestation report of an Azure confidential VM: a report inside a blob of its own.
+
+Such a VM has no ``/dev/sev-guest``. Its paravisor asks the firmware for a report
+whose REPORT_DATA is a digest of *runtime claims*, JSON with the virtual TPM's
+keys, and puts both in a TPM NV index (0x01400001). All integers are
+little-endian:
+
+======  ====  ==================================================
+offset  size  field
+======  ====  ==================================================
+0       4     signature, ``HCLA``
+4       4     version, 1 or 2
+8       20    sizes and usage; under no signature, not read here
+32      1184  the attestation report
+1216    4     size of the runtime data
+1220    4     its version, 1
+1224    4     type of the report, 2 for SEV-SNP
+1228    4     digest: 1 SHA-256, 2 SHA-384, 3 SHA-512
+1232    4     size of the runtime claims
+1236    n     the runtime claims; then padding
+======  ====  ==================================================
+
+Source: Microsoft, "Azure Confidential VM guest attestation design detail", held
+against a genuine blob (which has version 1, and pads with zero bytes).
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from typing import Final, Self
+
+from snpcerts.abi.report import REPORT_SIZE
+from snpcerts.errors import FormatError
+
+WHAT: Final = "HCL report"
+SIGNATURE: Final = b"HCLA"
+REPORT_OFFSET: Final = 32
+RUNTIME_OFFSET: Final = REPORT_OFFSET + REPORT_SIZE
+CLAIMS_OFFSET: Final = RUNTIME_OFFSET + 20
+# The NV index has 2600 bytes.
+MAX_SIZE: Final = 64 << 10
+
+_VERSIONS: Final = (1, 2)
+_RUNTIME_VERSION: Final = 1
+_TYPE_SNP: Final = 2
+_RUNTIME = struct.Struct("<5I")
+_DIGESTS: Final = {1: "sha256", 2: "sha384", 3: "sha512"}
+
+
+@dataclass(frozen=True, slots=True)
+class HclReport:
+    """The report, the runtime claims bound to it, and by which digest (hashlib's name)."""
+
+    report: bytes
+    claims: bytes
+    digest: str
+
+    @classmethod
+    def unpack(cls, data: bytes) -> Self:
+        """Read a blob; zero bytes may follow the claims.
+
+        Raises :class:`FormatError` with the field's offset.
+        """
+        if len(data) > MAX_SIZE:
+            raise FormatError(WHAT, f"{len(data)} bytes, at most {MAX_SIZE}")
+        if len(data) < CLAIMS_OFFSET:
+            raise FormatError(WHAT, f"{len(data)} bytes, at least {CLAIMS_OFFSET}")
+        if data[:4] != SIGNATURE:
+            raise FormatError(WHAT, f"is {data[:4].hex()}, must be HCLA", field="signature")
+        version = int.from_bytes(data[4:8], "little")
+        if version not in _VERSIONS:
+            raise FormatError(WHAT, f"is {version}, must be 1 or 2", field="version", offset=4)
+        _, runtime_version, kind, digest, size = _RUNTIME.unpack_from(data, RUNTIME_OFFSET)
+        if runtime_version != _RUNTIME_VERSION:
+            raise FormatError(
+                WHAT, f"is {runtime_version}, must be 1", field="runtime data version", offset=1220
+            )
+        if kind != _TYPE_SNP:
+            raise FormatError(
+                WHAT, f"is {kind}, must be 2 (SEV-SNP)", field="report type", offset=1224
+            )
+        if digest not in _DIGESTS:
+            raise FormatError(WHAT, f"is {digest}, must be 1 to 3", field="hash type", offset=1228)
+        end = CLAIMS_OFFSET + size
+        if end > len(data):
+            raise FormatError(
+                WHAT, f"is {size}, {len(data) - CLAIMS_OFFSET} bytes follow", field="claim size"
+            )
+        if any(data[end:]):
+            raise FormatError(WHAT, "bytes after the runtime claims are not zero", offset=end)
+        return cls(data[REPORT_OFFSET:RUNTIME_OFFSET], data[CLAIMS_OFFSET:end], _DIGESTS[digest])

@@ -1,0 +1,228 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a relying party asks of a genuine report.
+
+Each field is one demand; None means *not asked*, and a verdict says so. Two
+demands are made unless they are taken back: the guest may not be debugged, and no
+migration agent may move it. Whoever holds either can read the guest's memory.
+
+Source of the fields: SNP ABI (56860) table "ATTESTATION_REPORT Structure".
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass, fields
+from typing import Final, Self
+
+from snpcerts.abi.product import Product
+from snpcerts.abi.report import VMPL_HOST, SigningKey
+from snpcerts.abi.tcb import TcbLayout, TcbVersion
+from snpcerts.errors import UsageError
+
+REPORT_DATA_SIZE: Final = 64
+_U64: Final = 1 << 64
+
+
+class Revocation(enum.Enum):
+    """What to do about revocation lists."""
+
+    IGNORE = "ignore"  # do not look at one
+    IF_GIVEN = "if-given"  # judge the one that is supplied
+    REQUIRE = "require"  # refuse without a current one
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GuestPolicyBits:
+    """Bits of the guest's POLICY that must be one (True) or zero (False).
+
+    None is not asked. ``debug`` and ``migrate_ma`` must be zero unless told otherwise.
+    """
+
+    smt: bool | None = None
+    migrate_ma: bool | None = False
+    debug: bool | None = False
+    single_socket: bool | None = None
+    cxl_allow: bool | None = None
+    mem_aes_256_xts: bool | None = None
+    rapl_dis: bool | None = None
+    ciphertext_hiding_dram: bool | None = None
+    page_swap_disable: bool | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlatformInfoBits:
+    """Bits of PLATFORM_INFO that must be one (True) or zero (False); None is not asked."""
+
+    smt_en: bool | None = None
+    tsme_en: bool | None = None
+    ecc_en: bool | None = None
+    rapl_dis: bool | None = None
+    ciphertext_hiding_dram_en: bool | None = None
+    alias_check_complete: bool | None = None
+    tio_en: bool | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TcbFloor:
+    """The least TCB of each product; a product without one is refused.
+
+    Every component is compared: a TCB with one component below is below.
+    """
+
+    milan: TcbVersion | None = None
+    genoa: TcbVersion | None = None
+    turin: TcbVersion | None = None
+
+    def __post_init__(self) -> None:
+        for product in Product:
+            floor = self.of(product)
+            if floor is not None and floor.layout is not product.tcb_layout:
+                needs = "needs" if product.tcb_layout is TcbLayout.TURIN else "has no"
+                raise UsageError(f"a TCB of {product.value} {needs} fmc, found: {floor}")
+
+    def of(self, product: Product) -> TcbVersion | None:
+        """That product's floor."""
+        return {
+            Product.MILAN: self.milan,
+            Product.GENOA: self.genoa,
+            Product.TURIN: self.turin,
+        }[product]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Policy:
+    """Demands on a report. Raises :class:`UsageError` for one that no report can meet.
+
+    =====================  ======================================================
+    field                  demand
+    =====================  ======================================================
+    signing_key            VCEK or VLEK signed
+    chip_ids               64-byte chip IDs, any of them
+    csp_ids                providers a VLEK may be of, any of them
+    report_data            up to 64 bytes, zero-extended: REPORT_DATA exactly
+    user_data              the ``user-data`` in the runtime data of an HCL report
+    measurements           48-byte launch measurements, any of them
+    host_data              32 bytes
+    id_key_digests         48-byte digests of ID keys, any of them
+    author_key_digests     48-byte digests of author keys, any of them, and
+                           AUTHOR_KEY_EN must be set
+    family_id, image_id    16 bytes each
+    minimum_guest_svn      GUEST_SVN at least
+    vmpls                  VMPLs 0 to 3, any of them; 0xFFFFFFFF is the host's
+    guest_policy           bits of POLICY
+    minimum_policy_abi     (major, minor): the least ABI that POLICY demands
+    platform_info          bits of PLATFORM_INFO
+    launch_mitigations     bits that must be one in LAUNCH_MIT_VECTOR
+    current_mitigations    bits that must be one in CURRENT_MIT_VECTOR
+    minimum_firmware       (major, minor, build) of the firmware that runs
+    minimum_committed_     the same of the firmware that cannot be rolled back
+    firmware
+    refuse_provisional_    the firmware that runs must be committed
+    firmware
+    minimum_tcb            floor of REPORTED_TCB, per product
+    minimum_current_tcb    floor of CURRENT_TCB
+    minimum_committed_tcb  floor of COMMITTED_TCB
+    minimum_launch_tcb     floor of LAUNCH_TCB
+    allow_masked_chip_id   take a VCEK's report that hides its chip ID
+    revocation             what to do about revocation lists
+    =====================  ======================================================
+    """
+
+    signing_key: SigningKey | None = None
+    chip_ids: tuple[bytes, ...] | None = None
+    csp_ids: tuple[str, ...] | None = None
+    report_data: bytes | None = None
+    user_data: bytes | None = None
+    measurements: tuple[bytes, ...] | None = None
+    host_data: bytes | None = None
+    id_key_digests: tuple[bytes, ...] | None = None
+    author_key_digests: tuple[bytes, ...] | None = None
+    family_id: bytes | None = None
+    image_id: bytes | None = None
+    minimum_guest_svn: int | None = None
+    vmpls: tuple[int, ...] | None = None
+    guest_policy: GuestPolicyBits = GuestPolicyBits()
+    minimum_policy_abi: tuple[int, int] | None = None
+    platform_info: PlatformInfoBits = PlatformInfoBits()
+    launch_mitigations: int | None = None
+    current_mitigations: int | None = None
+    minimum_firmware: tuple[int, int, int] | None = None
+    minimum_committed_firmware: tuple[int, int, int] | None = None
+    refuse_provisional_firmware: bool = False
+    minimum_tcb: TcbFloor | None = None
+    minimum_current_tcb: TcbFloor | None = None
+    minimum_committed_tcb: TcbFloor | None = None
+    minimum_launch_tcb: TcbFloor | None = None
+    allow_masked_chip_id: bool = False
+    revocation: Revocation = Revocation.IF_GIVEN
+
+    @classmethod
+    def authenticity_only(cls) -> Self:
+        """No demand at all, on debugging and migration neither: is the report genuine?"""
+        return cls(guest_policy=GuestPolicyBits(debug=None, migrate_ma=None))
+
+    def __post_init__(self) -> None:
+        if self.signing_key not in (None, SigningKey.VCEK, SigningKey.VLEK):
+            raise UsageError(f"signing_key is {self.signing_key!r}, must be VCEK or VLEK")
+        for name, size in _SIZES.items():
+            value = getattr(self, name)
+            if isinstance(value, bytes) or value is None:
+                _check_size(name, value, size)
+                continue
+            _not_empty(name, value)
+            for each in value:
+                _check_size(name, each, size)
+        for name in ("report_data", "user_data"):
+            data = getattr(self, name)
+            # No bytes would be a nonce that everybody knows.
+            if data is not None and not 1 <= len(data) <= REPORT_DATA_SIZE:
+                raise UsageError(f"{name} has {len(data)} bytes, must be 1 to {REPORT_DATA_SIZE}")
+        for name in ("csp_ids", "vmpls"):
+            if getattr(self, name) is not None:
+                _not_empty(name, getattr(self, name))
+        for vmpl in self.vmpls or ():
+            if vmpl != VMPL_HOST and not 0 <= vmpl <= 3:
+                raise UsageError(f"vmpls: {vmpl} is not 0 to 3")
+        for name in ("minimum_guest_svn", "launch_mitigations", "current_mitigations"):
+            number = getattr(self, name)
+            if number is not None and not 0 <= number < _U64:
+                raise UsageError(f"{name} is {number}, must be 0 to 2^64 - 1")
+        for name, count in (
+            ("minimum_policy_abi", 2),
+            ("minimum_firmware", 3),
+            ("minimum_committed_firmware", 3),
+        ):
+            version = getattr(self, name)
+            if version is not None and (
+                len(version) != count or not all(0 <= part <= 255 for part in version)
+            ):
+                raise UsageError(f"{name} is {version}, must be {count} numbers from 0 to 255")
+        for name in ("minimum_tcb", "minimum_current_tcb", "minimum_committed_tcb"):
+            _check_floor(name, getattr(self, name))
+        _check_floor("minimum_launch_tcb", self.minimum_launch_tcb)
+
+
+_SIZES: Final = {
+    "chip_ids": 64,
+    "measurements": 48,
+    "host_data": 32,
+    "id_key_digests": 48,
+    "author_key_digests": 48,
+    "family_id": 16,
+    "image_id": 16,
+}
+
+
+def _check_size(name: str, value: bytes | None, size: int) -> None:
+    if value is not None and len(value) != size:
+        raise UsageError(f"{name}: {len(value)} bytes, must be {size}")
+
+
+def _not_empty(name: str, value: tuple[object, ...]) -> None:
+    if not value:
+        raise UsageError(f"{name} is empty: no report can meet that", hint="None is not asked")
+
+
+def _check_floor(name: str, floor: TcbFloor | None) -> None:
+    if floor is not None and all(getattr(floor, field.name) is None for field in fields(floor)):
+        raise UsageError(f"{name} has no product: no report can meet that")

@@ -1,0 +1,408 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A report held against a policy: one check for each demand there can be.
+
+Source: SNP ABI (56860) table "ATTESTATION_REPORT Structure".
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import Final
+
+from snpcerts.abi.product import Product
+from snpcerts.abi.report import REPORT_SIZE, Report, SigningKey
+from snpcerts.abi.tcb import TcbVersion
+from snpcerts.endorsement.vek import EndorsementCert
+from snpcerts.verify.bits import GUEST_POLICY_BITS, PLATFORM_INFO_BITS, Bit
+from snpcerts.verify.check import Check, CheckState
+from snpcerts.verify.evidence import RuntimeData
+from snpcerts.verify.policy import (
+    REPORT_DATA_SIZE,
+    GuestPolicyBits,
+    PlatformInfoBits,
+    Policy,
+    TcbFloor,
+)
+from snpcerts.verify.reason import Reason, ReasonCode
+from snpcerts.verify.verdict import ReportTcbs
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """What is held against a policy; None for what could not be read."""
+
+    report: Report
+    product: Product | None
+    tcbs: ReportTcbs
+    leaf: EndorsementCert | None
+    runtime_data: RuntimeData | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Outcome:
+    """Passed or not; None where the product must be known and is not."""
+
+    passed: bool | None
+    expected: str
+    found: str
+
+
+_Demand = Callable[[Policy, Subject], _Outcome | None]
+
+
+def check_policy(policy: Policy, subject: Subject) -> tuple[tuple[Check, ...], tuple[Reason, ...]]:
+    """Every check of a policy in a fixed order, and a reason for each that failed."""
+    plan = _plan(policy)
+    checks = list(plan.unasked)
+    reasons: list[Reason] = []
+    for index, code, demand in plan.asked:
+        outcome = demand(policy, subject)
+        if outcome is None:
+            raise AssertionError(f"{code.value} depends on more than the policy")
+        if outcome.passed is None:
+            state = CheckState.NOT_JUDGED
+        elif outcome.passed:
+            state = CheckState.PASSED
+        else:
+            state = CheckState.FAILED
+            reasons.append(Reason(code, f"must be {outcome.expected}, found {outcome.found}"))
+        checks[index] = Check(code.value, state, outcome.expected, outcome.found)
+    return tuple(checks), tuple(reasons)
+
+
+def unjudged(policy: Policy) -> tuple[Check, ...]:
+    """The checks of a policy where there is no report to hold against it."""
+    checks, _ = check_policy(policy, _NO_SUBJECT)
+    return tuple(
+        check
+        if check.state is CheckState.NOT_ASKED
+        else Check(check.name, CheckState.NOT_JUDGED, check.expected)
+        for check in checks
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """What a policy asks (position, code, demand), and the checks where it asks nothing."""
+
+    policy: Policy
+    asked: tuple[tuple[int, ReasonCode, _Demand], ...]
+    unasked: tuple[Check, ...]
+
+
+# By identity: to hash a policy takes longer than to hold a report against it.
+_plans: dict[int, _Plan] = {}
+_MAX_PLANS: Final = 64
+
+
+def _plan(policy: Policy) -> _Plan:
+    known = _plans.get(id(policy))
+    # The plan keeps its policy alive, so that no other can have the same identity.
+    if known is not None and known.policy is policy:
+        return known
+    asked = tuple(
+        (index, code, demand)
+        for index, (code, demand) in enumerate(_DEMANDS.items())
+        if demand(policy, _NO_SUBJECT) is not None
+    )
+    unasked = tuple(Check(code.value, CheckState.NOT_ASKED) for code in _DEMANDS)
+    made = _Plan(policy, asked, unasked)
+    if len(_plans) >= _MAX_PLANS:
+        _plans.clear()
+    _plans[id(policy)] = made
+    return made
+
+
+def _signing_key(policy: Policy, subject: Subject) -> _Outcome | None:
+    if policy.signing_key is None:
+        return None
+    found = subject.report.signing_key
+    name = "a reserved value" if found is None else found.name
+    return _Outcome(found is policy.signing_key, policy.signing_key.name, name)
+
+
+def _any_of(wanted: tuple[bytes, ...], found: bytes) -> _Outcome:
+    expected = " or ".join(each.hex() for each in wanted)
+    return _Outcome(found in wanted, expected, found.hex())
+
+
+def _chip_id(policy: Policy, subject: Subject) -> _Outcome | None:
+    if policy.chip_ids is None:
+        return None
+    return _any_of(policy.chip_ids, subject.report.fields.chip_id)
+
+
+def _csp_id(policy: Policy, subject: Subject) -> _Outcome | None:
+    if policy.csp_ids is None:
+        return None
+    expected = " or ".join(map(repr, policy.csp_ids))
+    if subject.report.signing_key is not SigningKey.VLEK:
+        return _Outcome(False, expected, "no VLEK")
+    if subject.leaf is None:
+        return _Outcome(None, expected, "no VLEK that can be read")
+    return _Outcome(subject.leaf.csp_id in policy.csp_ids, expected, repr(subject.leaf.csp_id))
+
+
+def _report_data(policy: Policy, subject: Subject) -> _Outcome | None:
+    if policy.report_data is None:
+        return None
+    wanted = policy.report_data.ljust(REPORT_DATA_SIZE, b"\0")
+    return _any_of((wanted,), subject.report.fields.report_data)
+
+
+def _user_data(policy: Policy, subject: Subject) -> _Outcome | None:
+    if policy.user_data is None:
+        return None
+    expected = policy.user_data.hex()
+    if subject.runtime_data is None:
+        return _Outcome(False, expected, "no runtime data")
+    found = subject.runtime_data.user_data()
+    if found is None:
+        return _Outcome(False, expected, "no user data")
+    return _Outcome(found == policy.user_data, expected, found.hex())
+
+
+def _measurement(policy: Policy, subject: Subject) -> _Outcome | None:
+    if policy.measurements is None:
+        return None
+    return _any_of(policy.measurements, subject.report.fields.measurement)
+
+
+def _host_data(policy: Policy, subject: Subject) -> _Outcome | None:
+    if policy.host_data is None:
+        return None
+    return _any_of((policy.host_data,), subject.report.fields.host_data)
+
+
+def _id_key(policy: Policy, subject: Subject) -> _Outcome | None:
+    if policy.id_key_digests is None:
+        return None
+    return _any_of(policy.id_key_digests, subject.report.fields.id_key_digest)
+
+
+def _author_key(policy: Policy, subject: Subject) -> _Outcome | None:
+    if policy.author_key_digests is None:
+        return None
+    outcome = _any_of(policy.author_key_digests, subject.report.fields.author_key_digest)
+    if not subject.report.author_key_en:
+        return _Outcome(False, outcome.expected, "no author key (AUTHOR_KEY_EN is 0)")
+    return outcome
+
+
+def _family_id(policy: Policy, subject: Subject) -> _Outcome | None:
+    if policy.family_id is None:
+        return None
+    return _any_of((policy.family_id,), subject.report.fields.family_id)
+
+
+def _image_id(policy: Policy, subject: Subject) -> _Outcome | None:
+    if policy.image_id is None:
+        return None
+    return _any_of((policy.image_id,), subject.report.fields.image_id)
+
+
+def _guest_svn(policy: Policy, subject: Subject) -> _Outcome | None:
+    least = policy.minimum_guest_svn
+    if least is None:
+        return None
+    found = subject.report.fields.guest_svn
+    return _Outcome(found >= least, f"at least {least}", str(found))
+
+
+def _vmpl(policy: Policy, subject: Subject) -> _Outcome | None:
+    if policy.vmpls is None:
+        return None
+    found = subject.report.fields.vmpl
+    return _Outcome(found in policy.vmpls, " or ".join(map(str, policy.vmpls)), str(found))
+
+
+@functools.lru_cache(maxsize=8)
+def _one_bit(name: str, wanted: bool, value: bool) -> _Outcome:
+    bit = GUEST_POLICY_BITS[name]
+    expected, found = ((int(each), bit.one if each else bit.zero) for each in (wanted, value))
+    return _Outcome(value is wanted, f"{expected[0]} ({expected[1]})", f"{found[0]} ({found[1]})")
+
+
+def _debug(policy: Policy, subject: Subject) -> _Outcome | None:
+    wanted = policy.guest_policy.debug
+    if wanted is None:
+        return None
+    return _one_bit("debug", wanted, GUEST_POLICY_BITS["debug"].of(subject.report.fields.policy))
+
+
+def _migration_agent(policy: Policy, subject: Subject) -> _Outcome | None:
+    wanted = policy.guest_policy.migrate_ma
+    if wanted is None:
+        return None
+    value = GUEST_POLICY_BITS["migrate_ma"].of(subject.report.fields.policy)
+    return _one_bit("migrate_ma", wanted, value)
+
+
+_GUEST_POLICY_NAMES: Final = tuple(
+    field.name for field in fields(GuestPolicyBits) if field.name not in ("debug", "migrate_ma")
+)
+_PLATFORM_INFO_NAMES: Final = tuple(field.name for field in fields(PlatformInfoBits))
+
+
+def _bits(
+    wanted: GuestPolicyBits | PlatformInfoBits,
+    names: tuple[str, ...],
+    known: dict[str, Bit],
+    word: int,
+) -> _Outcome | None:
+    asked = {name: getattr(wanted, name) for name in names if getattr(wanted, name) is not None}
+    if not asked:
+        return None
+    found = {name: known[name].of(word) for name in asked}
+    return _Outcome(found == asked, _listed(asked), _listed(found))
+
+
+def _listed(bits: dict[str, bool]) -> str:
+    return " ".join(f"{name}={int(value)}" for name, value in bits.items())
+
+
+def _guest_policy(policy: Policy, subject: Subject) -> _Outcome | None:
+    word = subject.report.fields.policy
+    return _bits(policy.guest_policy, _GUEST_POLICY_NAMES, GUEST_POLICY_BITS, word)
+
+
+def _policy_abi(policy: Policy, subject: Subject) -> _Outcome | None:
+    least = policy.minimum_policy_abi
+    if least is None:
+        return None
+    word = subject.report.fields.policy
+    return _at_least(least, (word >> 8 & 0xFF, word & 0xFF))
+
+
+def _platform_info(policy: Policy, subject: Subject) -> _Outcome | None:
+    word = subject.report.fields.platform_info
+    return _bits(policy.platform_info, _PLATFORM_INFO_NAMES, PLATFORM_INFO_BITS, word)
+
+
+def _mitigations(policy: Policy, subject: Subject) -> _Outcome | None:
+    fields_ = subject.report.fields
+    asked = [
+        (name, wanted, found)
+        for name, wanted, found in (
+            ("launch", policy.launch_mitigations, fields_.launch_mit_vector),
+            ("current", policy.current_mitigations, fields_.current_mit_vector),
+        )
+        if wanted is not None
+    ]
+    if not asked:
+        return None
+    return _Outcome(
+        all(found & wanted == wanted for _, wanted, found in asked),
+        "all bits of " + " ".join(f"{name}={wanted:#x}" for name, wanted, _ in asked),
+        " ".join(f"{name}={found:#x}" for name, _, found in asked),
+    )
+
+
+def _at_least(least: tuple[int, ...], found: tuple[int, ...]) -> _Outcome:
+    return _Outcome(found >= least, f"at least {_dotted(least)}", _dotted(found))
+
+
+def _dotted(version: tuple[int, ...]) -> str:
+    return ".".join(map(str, version))
+
+
+def _current_firmware(report: Report) -> tuple[int, int, int]:
+    fields_ = report.fields
+    return fields_.current_major, fields_.current_minor, fields_.current_build
+
+
+def _committed(report: Report) -> tuple[int, int, int]:
+    fields_ = report.fields
+    return fields_.committed_major, fields_.committed_minor, fields_.committed_build
+
+
+def _firmware(policy: Policy, subject: Subject) -> _Outcome | None:
+    least = policy.minimum_firmware
+    return None if least is None else _at_least(least, _current_firmware(subject.report))
+
+
+def _committed_firmware(policy: Policy, subject: Subject) -> _Outcome | None:
+    least = policy.minimum_committed_firmware
+    return None if least is None else _at_least(least, _committed(subject.report))
+
+
+def _provisional(policy: Policy, subject: Subject) -> _Outcome | None:
+    if not policy.refuse_provisional_firmware:
+        return None
+    report = subject.report
+    current, committed = _current_firmware(report), _committed(report)
+    same = current == committed and report.fields.current_tcb == report.fields.committed_tcb
+    return _Outcome(
+        same,
+        "committed firmware and TCB",
+        f"firmware {_dotted(current)} (committed {_dotted(committed)}), TCB "
+        f"{report.fields.current_tcb.hex()} (committed {report.fields.committed_tcb.hex()})",
+    )
+
+
+def _tcb(floor: TcbFloor | None, found: TcbVersion | None, subject: Subject) -> _Outcome | None:
+    if floor is None:
+        return None
+    if subject.product is None:
+        return _Outcome(None, "a TCB at or above the floor", "an unknown product's")
+    least = floor.of(subject.product)
+    if least is None:
+        return _Outcome(
+            False, "of a product with a floor", f"{subject.product.value}, which has none"
+        )
+    expected = f"at least {least} in every component"
+    if found is None:
+        return _Outcome(False, expected, "a TCB that cannot be read")
+    # Two layouts cannot be compared: that is no pass.
+    covered = found.layout is least.layout and found.covers(least)
+    return _Outcome(covered, expected, str(found))
+
+
+def _reported_tcb(policy: Policy, subject: Subject) -> _Outcome | None:
+    return _tcb(policy.minimum_tcb, subject.tcbs.reported, subject)
+
+
+def _current_tcb(policy: Policy, subject: Subject) -> _Outcome | None:
+    return _tcb(policy.minimum_current_tcb, subject.tcbs.current, subject)
+
+
+def _committed_tcb(policy: Policy, subject: Subject) -> _Outcome | None:
+    return _tcb(policy.minimum_committed_tcb, subject.tcbs.committed, subject)
+
+
+def _launch_tcb(policy: Policy, subject: Subject) -> _Outcome | None:
+    return _tcb(policy.minimum_launch_tcb, subject.tcbs.launch, subject)
+
+
+_DEMANDS: Final[dict[ReasonCode, _Demand]] = {
+    ReasonCode.POLICY_SIGNING_KEY: _signing_key,
+    ReasonCode.POLICY_CHIP_ID: _chip_id,
+    ReasonCode.POLICY_CSP_ID: _csp_id,
+    ReasonCode.POLICY_REPORT_DATA: _report_data,
+    ReasonCode.POLICY_USER_DATA: _user_data,
+    ReasonCode.POLICY_MEASUREMENT: _measurement,
+    ReasonCode.POLICY_HOST_DATA: _host_data,
+    ReasonCode.POLICY_ID_KEY: _id_key,
+    ReasonCode.POLICY_AUTHOR_KEY: _author_key,
+    ReasonCode.POLICY_FAMILY_ID: _family_id,
+    ReasonCode.POLICY_IMAGE_ID: _image_id,
+    ReasonCode.POLICY_GUEST_SVN: _guest_svn,
+    ReasonCode.POLICY_VMPL: _vmpl,
+    ReasonCode.POLICY_DEBUG: _debug,
+    ReasonCode.POLICY_MIGRATION_AGENT: _migration_agent,
+    ReasonCode.POLICY_GUEST_POLICY: _guest_policy,
+    ReasonCode.POLICY_ABI: _policy_abi,
+    ReasonCode.POLICY_PLATFORM_INFO: _platform_info,
+    ReasonCode.POLICY_MITIGATIONS: _mitigations,
+    ReasonCode.POLICY_FIRMWARE: _firmware,
+    ReasonCode.POLICY_COMMITTED_FIRMWARE: _committed_firmware,
+    ReasonCode.POLICY_PROVISIONAL_FIRMWARE: _provisional,
+    ReasonCode.POLICY_REPORTED_TCB: _reported_tcb,
+    ReasonCode.POLICY_CURRENT_TCB: _current_tcb,
+    ReasonCode.POLICY_COMMITTED_TCB: _committed_tcb,
+    ReasonCode.POLICY_LAUNCH_TCB: _launch_tcb,
+}
+# What a policy asks does not depend on the report: any will do to find out.
+_NO_SUBJECT: Final = Subject(Report.unpack(bytes(REPORT_SIZE)), None, ReportTcbs(), None, None)

@@ -1,0 +1,307 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Policies as TOML files. What is not understood is an error, with its line.
+
+Keys are the fields of :class:`~snpcerts.verify.policy.Policy`. Bytes are
+hexadecimal text, versions text such as ``"1.55"``. A bit is true, false, or
+``"any"`` for not asked; everything else is not asked by leaving it out. Floors
+are tables per product::
+
+    report_data = "0011..."
+    measurements = ["7a1e...", "8922..."]
+    vmpls = [0]
+
+    [guest_policy]
+    debug = false
+
+    [minimum_tcb.milan]
+    bootloader = 4
+    tee = 0
+    snp = 24
+    microcode = 219
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+import tomllib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import fields
+from typing import Any, Final
+
+from snpcerts.abi.product import Product
+from snpcerts.abi.report import SigningKey
+from snpcerts.abi.tcb import TcbLayout, TcbVersion
+from snpcerts.errors import InputError, SnpCertsError
+from snpcerts.verify.policy import (
+    GuestPolicyBits,
+    PlatformInfoBits,
+    Policy,
+    Revocation,
+    TcbFloor,
+)
+
+MAX_POLICY_FILE: Final = 64 << 10
+_ANY: Final = "any"
+_VERSION = re.compile(r"[0-9]{1,3}(?:\.[0-9]{1,3}){1,2}")
+_COMPONENTS: Final = {
+    TcbLayout.MILAN: ("bootloader", "tee", "snp", "microcode"),
+    TcbLayout.TURIN: ("fmc", "bootloader", "tee", "snp", "microcode"),
+}
+
+_Path = tuple[str, ...]
+_Reader = Callable[[Any], Any]
+
+
+class PolicyFileError(InputError):
+    """A policy file that cannot be used. ``line`` counts from 1, None where unknown."""
+
+    code = "policy-file"
+
+    def __init__(self, problem: str, path: _Path = (), line: int | None = None) -> None:
+        where = "policy" if line is None else f"policy, line {line}"
+        name = f"{_name(path)}: " if path else ""
+        super().__init__(f"{where}: {name}{problem}")
+        self.path = path
+        self.line = line
+
+
+class _ProblemError(Exception):
+    """What is wrong with a value, before its line is known."""
+
+    def __init__(self, problem: str, path: _Path = ()) -> None:
+        super().__init__(problem)
+        self.problem = problem
+        self.path = path
+
+
+def read_policy(data: bytes | str) -> Policy:
+    """The policy that a TOML file holds.
+
+    Raises :class:`PolicyFileError`, with the line, for anything that is not a
+    policy: text that is not TOML, a key that is not known, a value of another
+    type or size, a TCB with a component missing.
+    """
+    if len(data) > MAX_POLICY_FILE:
+        raise PolicyFileError(f"more than {MAX_POLICY_FILE} bytes")
+    try:
+        text = data if isinstance(data, str) else data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise PolicyFileError(f"is not UTF-8: {error.reason} at byte {error.start}") from None
+    try:
+        parsed = tomllib.loads(text)
+    except RecursionError:
+        raise PolicyFileError("is nested too deeply") from None
+    # Numbers of thousands of digits are no TOMLDecodeError.
+    except ValueError as error:
+        raise PolicyFileError(f"is not TOML: {error}") from None
+    try:
+        return _policy(parsed)
+    except _ProblemError as problem:
+        line = _line_of(text, problem.path)
+        raise PolicyFileError(problem.problem, problem.path, line) from None
+
+
+def _policy(parsed: Mapping[str, Any]) -> Policy:
+    values: dict[str, Any] = {}
+    for key, value in parsed.items():
+        reader = _READERS.get(key)
+        if reader is None:
+            raise _ProblemError(f"unknown key; known are {', '.join(sorted(_READERS))}", (key,))
+        try:
+            values[key] = reader(value)
+            # Each demand by itself, so that its error has its line.
+            Policy(**{key: values[key]})
+        except _ProblemError as problem:
+            raise _ProblemError(problem.problem, (key, *problem.path)) from None
+        except SnpCertsError as error:
+            raise _ProblemError(error.message.removeprefix(f"{key}: "), (key,)) from None
+    return Policy(**values)
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise _ProblemError(f"must be text, found {_shown(value)}")
+    return value
+
+
+def _bytes(value: Any) -> bytes:
+    text = _text(value)
+    try:
+        return bytes.fromhex(text)
+    except ValueError:
+        raise _ProblemError(f"{_shown(text)} is not hexadecimal") from None
+
+
+def _number(value: Any) -> int:
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise _ProblemError(f"must be a whole number, found {_shown(value)}")
+    return value
+
+
+def _flag(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise _ProblemError(f"must be true or false, found {_shown(value)}")
+    return value
+
+
+def _bit(value: Any) -> bool | None:
+    if value == _ANY:
+        return None
+    if not isinstance(value, bool):
+        raise _ProblemError(f'must be true, false or "any", found {_shown(value)}')
+    return value
+
+
+def _version(value: Any) -> tuple[int, ...]:
+    text = _text(value)
+    if _VERSION.fullmatch(text) is None:
+        raise _ProblemError(f'{_shown(text)} is not a version such as "1.55" or "1.55.29"')
+    return tuple(map(int, text.split(".")))
+
+
+def _list_of(reader: _Reader) -> _Reader:
+    def read(value: Any) -> tuple[Any, ...]:
+        return tuple(map(reader, value if isinstance(value, list) else [value]))
+
+    return read
+
+
+def _table(value: Any, known: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    if not isinstance(value, dict):
+        raise _ProblemError(f"must be a table, found {_shown(value)}")
+    for key, each in value.items():
+        if key not in known:
+            raise _ProblemError(f"unknown key; known are {', '.join(known)}", (key,))
+        yield key, each
+
+
+def _bits(kind: type[GuestPolicyBits] | type[PlatformInfoBits]) -> _Reader:
+    names = {field.name: None for field in fields(kind)}
+
+    def read(value: Any) -> GuestPolicyBits | PlatformInfoBits:
+        bits: dict[str, bool | None] = {}
+        for key, each in _table(value, names):
+            bits[key] = _below(key, _bit, each)
+        return kind(**bits)
+
+    return read
+
+
+def _floor(value: Any) -> TcbFloor:
+    products = {product.name.lower(): product for product in Product}
+    floors: dict[str, TcbVersion] = {}
+    for key, table in _table(value, products):
+        floors[key] = _below(key, functools.partial(_tcb, product=products[key]), table)
+    return TcbFloor(**floors)
+
+
+def _tcb(value: Any, product: Product) -> TcbVersion:
+    names = _COMPONENTS[product.tcb_layout]
+    components: dict[str, int] = {}
+    for key, each in _table(value, dict.fromkeys(names)):
+        components[key] = _below(key, _component, each)
+    for name in names:
+        if name not in components:
+            raise _ProblemError(f"{name} is missing: a floor names every component")
+    return TcbVersion(**components)
+
+
+def _component(value: Any) -> int:
+    number = _number(value)
+    if not 0 <= number <= 255:
+        raise _ProblemError(f"{number} is not 0 to 255")
+    return number
+
+
+def _below(key: str, reader: _Reader, value: Any) -> Any:
+    try:
+        return reader(value)
+    except _ProblemError as problem:
+        raise _ProblemError(problem.problem, (key, *problem.path)) from None
+
+
+def _one_of(choices: Mapping[str, Any]) -> _Reader:
+    def read(value: Any) -> Any:
+        text = _text(value)
+        if text not in choices:
+            raise _ProblemError(f"{_shown(text)} is not one of {', '.join(choices)}")
+        return choices[text]
+
+    return read
+
+
+_READERS: Final[dict[str, _Reader]] = {
+    "signing_key": _one_of({"vcek": SigningKey.VCEK, "vlek": SigningKey.VLEK}),
+    "chip_ids": _list_of(_bytes),
+    "csp_ids": _list_of(_text),
+    "report_data": _bytes,
+    "user_data": _bytes,
+    "measurements": _list_of(_bytes),
+    "host_data": _bytes,
+    "id_key_digests": _list_of(_bytes),
+    "author_key_digests": _list_of(_bytes),
+    "family_id": _bytes,
+    "image_id": _bytes,
+    "minimum_guest_svn": _number,
+    "vmpls": _list_of(_number),
+    "guest_policy": _bits(GuestPolicyBits),
+    "minimum_policy_abi": _version,
+    "platform_info": _bits(PlatformInfoBits),
+    "launch_mitigations": _number,
+    "current_mitigations": _number,
+    "minimum_firmware": _version,
+    "minimum_committed_firmware": _version,
+    "refuse_provisional_firmware": _flag,
+    "minimum_tcb": _floor,
+    "minimum_current_tcb": _floor,
+    "minimum_committed_tcb": _floor,
+    "minimum_launch_tcb": _floor,
+    "allow_masked_chip_id": _flag,
+    "revocation": _one_of({each.value: each for each in Revocation}),
+}
+
+_SHOWN = 40
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
+
+
+def _name(path: _Path) -> str:
+    return ".".join(part if part.isprintable() and len(part) <= _SHOWN else "?" for part in path)
+
+
+_HEADER = re.compile(r"\s*\[\s*(?P<path>[^\[\]]+?)\s*\]\s*(?:#.*)?")
+_KEY = re.compile(r"\s*(?P<path>(?:[A-Za-z0-9_.\s-]|\"[^\"]*\"|'[^']*')+?)\s*=")
+
+
+def _line_of(text: str, path: _Path) -> int | None:
+    """The line that sets ``path``, or else the nearest thing above it.
+
+    For messages only: the file is TOML, and is not parsed a second time.
+    """
+    best: tuple[int, int] = (0, 0)
+    table: _Path = ()
+    for number, line in enumerate(text.splitlines(), 1):
+        header = _HEADER.fullmatch(line)
+        key = None if header else _KEY.match(line)
+        if header:
+            table = found = _split(header["path"])
+        elif key:
+            found = (*table, *_split(key["path"]))
+        else:
+            continue
+        common = 0
+        for mine, wanted in zip(found, path, strict=False):
+            if mine != wanted:
+                break
+            common += 1
+        if common == len(found) and common > best[0]:
+            best = (common, number)
+    return best[1] or None
+
+
+def _split(path: str) -> _Path:
+    return tuple(part.strip().strip("\"'") for part in path.split("."))

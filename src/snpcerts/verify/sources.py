@@ -1,0 +1,313 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Certificates from several places, in an order the caller sets.
+
+A source is asked for what is still missing and gives what it has. The first that
+has a certificate wins: whether it is the right one is the verdict's business. A
+source that cannot be reached leaves a report *undecided*, never refused: an
+outage says nothing about the evidence.
+
+Sources may do I/O; nothing else here does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+import inspect
+from collections.abc import Awaitable, Generator, Iterable, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+from typing import Final, Protocol
+
+from snpcerts.abi.product import Product, hwid_of_chip_id
+from snpcerts.abi.report import Report
+from snpcerts.abi.tcb import TcbVersion
+from snpcerts.endorsement.anchors import AMD_ANCHORS, Anchor
+from snpcerts.endorsement.ca_name import parse_ca_name
+from snpcerts.endorsement.crl import load_crl
+from snpcerts.endorsement.vek import EndorsementCert, VekKind
+from snpcerts.errors import FormatError, RefusedError, RetryLaterError
+from snpcerts.verify.collateral import Collateral
+from snpcerts.verify.endorsement_check import leaf_of
+from snpcerts.verify.evidence import Evidence
+from snpcerts.verify.policy import Policy, Revocation
+from snpcerts.verify.reason import Reason, ReasonCode
+from snpcerts.verify.verdict import Verdict
+from snpcerts.verify.verify import DEFAULT_POLICY, KINDS, judge
+
+
+class Part(enum.Enum):
+    """What may be missing."""
+
+    LEAF = "leaf"
+    INTERMEDIATE = "intermediate"
+    ROOT = "root"
+    CRL = "crl"
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What a source is asked for.
+
+    ``products`` are those the report may be of, most likely first: exactly one
+    from version 3 on. ``chip_id`` is the report's 64 bytes (zero when masked),
+    ``reported_tcb`` its eight raw bytes, whose layout depends on the product.
+    ``own`` is what came with the report. Where nothing is missing a revocation
+    list is still looked at, if there is one at hand: no I/O should be done for it.
+    """
+
+    missing: frozenset[Part]
+    kind: VekKind
+    products: tuple[Product, ...]
+    chip_id: bytes
+    reported_tcb: bytes
+    own: Collateral
+
+    def hwid(self, product: Product) -> bytes | None:
+        """The chip as a VCEK of that product names it; None when it is masked."""
+        return hwid_of_chip_id(self.chip_id, product) if any(self.chip_id) else None
+
+    def tcb(self, product: Product) -> TcbVersion | None:
+        """The reported TCB on that product; None when the bytes are not one of it."""
+        try:
+            return TcbVersion.unpack(self.reported_tcb, product.tcb_layout)
+        except FormatError:
+            return None
+
+
+class CollateralSource(Protocol):
+    """Where certificates come from.
+
+    Raises :class:`~snpcerts.errors.RetryLaterError` when it cannot be reached now.
+    What it does not have stays None; :class:`~snpcerts.errors.RefusedError` means
+    the same, and its message is passed on.
+    """
+
+    def collateral(self, wanted: Wanted) -> Collateral:
+        """What there is of what is missing; more does no harm."""
+        ...
+
+
+class AsyncCollateralSource(Protocol):
+    """As :class:`CollateralSource`, to be awaited."""
+
+    def collateral(self, wanted: Wanted) -> Awaitable[Collateral]:
+        """What there is of what is missing; more does no harm."""
+        ...
+
+
+class _Own:
+    """The certificates that came with the report itself."""
+
+    def collateral(self, wanted: Wanted) -> Collateral:
+        return wanted.own
+
+
+OWN: Final[CollateralSource] = _Own()
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """Certificates at hand, the same for every report.
+
+    ``asvk`` serves reports signed by a VLEK; where it is None ``ask`` does.
+    """
+
+    certificates: Collateral
+    asvk: bytes | None = None
+
+    def collateral(self, wanted: Wanted) -> Collateral:
+        """All of them."""
+        return self.for_kind(wanted.kind)
+
+    def for_kind(self, kind: VekKind | None) -> Collateral:
+        """The certificates for reports signed by a key of that kind."""
+        if kind is VekKind.VLEK and self.asvk is not None:
+            return replace(self.certificates, ask=self.asvk)
+        return self.certificates
+
+
+class GivenCrls:
+    """Revocation lists at hand, each for the product whose ARK issued it."""
+
+    def __init__(self, lists: Iterable[bytes]) -> None:
+        """Raises :class:`FormatError` for one that cannot be read, or is of no ARK."""
+        self._by_product: dict[Product, bytes] = {}
+        for data in lists:
+            name = load_crl(data).issuer_common_name
+            authority = parse_ca_name(name)
+            if authority is None:
+                raise FormatError(
+                    "CRL", f"is of {name!r}, which is no ARK of AMD's", field="issuer"
+                )
+            self._by_product[authority.product] = data
+
+    def collateral(self, wanted: Wanted) -> Collateral:
+        """The list of the report's product."""
+        for product in wanted.products:
+            if product in self._by_product:
+                return Collateral(crl=self._by_product[product])
+        return Collateral()
+
+
+class InThread:
+    """A source that blocks, for those who await: each question has a thread of its own."""
+
+    def __init__(self, source: CollateralSource) -> None:
+        self._source = source
+
+    def collateral(self, wanted: Wanted) -> Awaitable[Collateral]:
+        """As the source's."""
+        return asyncio.to_thread(self._source.collateral, wanted)
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """Evidence with the certificates found for it, ready to be judged.
+
+    ``unavailable`` says why something may be missing.
+    """
+
+    evidence: Evidence
+    collateral: Collateral
+    unavailable: tuple[Reason, ...] = ()
+
+    def judge(
+        self, policy: Policy, *, anchors: Sequence[Anchor] = AMD_ANCHORS, at: datetime
+    ) -> Verdict:
+        """The verdict; pure."""
+        return judge(self.evidence, self.collateral, policy, anchors, at, self.unavailable)
+
+
+AnySource = CollateralSource | AsyncCollateralSource
+
+
+def verify_with(
+    evidence: Evidence,
+    sources: Sequence[CollateralSource],
+    policy: Policy | None = None,
+    *,
+    anchors: Sequence[Anchor] = AMD_ANCHORS,
+    at: datetime,
+) -> Verdict:
+    """Judge a report with certificates from ``sources``, asked in that order.
+
+    The certificates that came with the report are used where :data:`OWN` stands,
+    and not at all where it does not. Sources are asked only while something is
+    missing. A report for which a certificate is still missing, and a source
+    could not be reached, is undecided unless something else refuses it.
+    """
+    policy = policy or DEFAULT_POLICY
+    return prepare(evidence, sources, policy).judge(policy, anchors=anchors, at=at)
+
+
+def prepare(evidence: Evidence, sources: Sequence[CollateralSource], policy: Policy) -> Prepared:
+    """Ask the sources, and judge nothing yet: the part of :func:`verify_with` that does I/O."""
+    if len(sources) == 1 and sources[0] is OWN:
+        return Prepared(evidence, evidence.collateral)
+    steps = _gather(evidence, sources, policy)
+    answer: _Answer | None = None
+    while True:
+        try:
+            source, wanted = steps.send(answer)  # type: ignore[arg-type]  # None starts it
+        except StopIteration as done:
+            prepared: Prepared = done.value
+            return prepared
+        try:
+            answer = source.collateral(wanted)  # type: ignore[assignment]  # all are sync here
+        except (RetryLaterError, RefusedError) as error:
+            answer = error
+
+
+async def averify_with(
+    evidence: Evidence,
+    sources: Sequence[AnySource],
+    policy: Policy | None = None,
+    *,
+    anchors: Sequence[Anchor] = AMD_ANCHORS,
+    at: datetime,
+) -> Verdict:
+    """As :func:`verify_with`, awaiting those sources that are to be awaited."""
+    policy = policy or DEFAULT_POLICY
+    steps = _gather(evidence, sources, policy)
+    answer: _Answer | None = None
+    while True:
+        try:
+            source, wanted = steps.send(answer)  # type: ignore[arg-type]  # None starts it
+        except StopIteration as done:
+            prepared: Prepared = done.value
+            return prepared.judge(policy, anchors=anchors, at=at)
+        try:
+            given = source.collateral(wanted)
+            answer = await given if inspect.isawaitable(given) else given
+        except (RetryLaterError, RefusedError) as error:
+            answer = error
+
+
+_Answer = Collateral | RetryLaterError | RefusedError
+
+
+def _gather(
+    evidence: Evidence, sources: Sequence[AnySource], policy: Policy
+) -> Generator[tuple[AnySource, Wanted], _Answer, Prepared]:
+    """Which source to ask for what, one after the other."""
+    collateral = Collateral()
+    unreached: list[Reason] = []
+    without: list[Reason] = []
+    try:
+        report = Report.unpack(evidence.report)
+    except FormatError:
+        return Prepared(evidence, collateral)
+    kind = None if report.signing_key is None else KINDS.get(report.signing_key)
+    if kind is None:
+        return Prepared(evidence, collateral)
+    for source in sources:
+        missing = _missing(kind, collateral, policy)
+        if not missing and (collateral.crl or policy.revocation is Revocation.IGNORE):
+            break
+        wanted = Wanted(
+            missing,
+            kind,
+            _products(report, leaf_of(kind, collateral)),
+            report.fields.chip_id,
+            report.fields.reported_tcb,
+            evidence.collateral,
+        )
+        answer = yield source, wanted
+        if isinstance(answer, RetryLaterError):
+            unreached.append(Reason(ReasonCode.COLLATERAL_UNAVAILABLE, str(answer)))
+        elif isinstance(answer, RefusedError):
+            without.append(Reason(ReasonCode.COLLATERAL_NOT_FOUND, str(answer)))
+        else:
+            collateral = collateral.completed_by(answer)
+    # While one source is out of reach, that another has nothing settles nothing.
+    return Prepared(evidence, collateral, tuple(unreached or without))
+
+
+def _missing(kind: VekKind, collateral: Collateral, policy: Policy) -> frozenset[Part]:
+    there = {
+        Part.LEAF: leaf_of(kind, collateral),
+        Part.INTERMEDIATE: collateral.ask,
+        Part.ROOT: collateral.ark,
+    }
+    # A list is asked for where a report needs one, and looked at where it comes by itself.
+    if policy.revocation is Revocation.REQUIRE:
+        there[Part.CRL] = collateral.crl
+    return frozenset(part for part, data in there.items() if data is None)
+
+
+def _products(report: Report, leaf: bytes | None) -> tuple[Product, ...]:
+    if report.product is not None:
+        return (report.product,)
+    if report.fields.version >= 3:
+        return ()
+    if leaf is not None:
+        try:
+            return (EndorsementCert.from_bytes(leaf).product,)
+        except FormatError:
+            pass
+    # A Turin chip ID ends in zeros; the chip IDs of Milan and Genoa look alike.
+    chip_id = report.fields.chip_id
+    if any(chip_id) and not any(chip_id[Product.TURIN.hwid_size :]):
+        return (Product.TURIN,)
+    return (Product.MILAN, Product.GENOA)

@@ -1,0 +1,201 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Defects that other tools have or had, none of them ours."""
+
+from __future__ import annotations
+
+import struct
+import tracemalloc
+from dataclasses import replace
+
+import pytest
+
+from snpcerts.abi.cert_table import ARK_GUID, ASK_GUID, ENTRY_SIZE, VCEK_GUID, CertTable
+from snpcerts.abi.product import Product
+from snpcerts.endorsement.vek import AMD_ARC, VekKind
+from snpcerts.errors import FormatError
+from snpcerts.kds.url import VcekResource
+from snpcerts.verify.collateral import Collateral
+from snpcerts.verify.evidence import Evidence
+from snpcerts.verify.sources import Part, Wanted, verify_with
+from snpcerts.verify.verdict import Status
+from snpcerts.verify.verify import verify
+from tests.endorsement.small_ca import (
+    NOON,
+    TCBS,
+    SmallCa,
+    flipped,
+    integer,
+    rsa_key,
+)
+from tests.verify.test_verify import anchors, codes, collateral
+
+CA = SmallCa()
+
+
+def entry(guid: bytes, offset: int, length: int) -> bytes:
+    return struct.pack("<16sII", guid, offset, length)
+
+
+def evidence_with(table: bytes) -> Evidence:
+    return Evidence.from_parts(CA.report(), table)
+
+
+@pytest.mark.parametrize(
+    ("offset", "length"),
+    [(0xFFFFFFE8, 0x48), (0x30, 0xFFFFFFFF), (0xFFFFFFFF, 1), (0x80000000,) * 2],
+)
+def test_offset_and_length_do_not_wrap_at_32_bits(offset: int, length: int) -> None:
+    """A sum of two u32 that wraps passed a bounds check elsewhere, and panicked behind it."""
+    with pytest.raises(FormatError, match="ends after the table"):
+        evidence_with(entry(VCEK_GUID.bytes, offset, length) + bytes(ENTRY_SIZE) + bytes(64))
+
+
+def test_overlapping_blobs_are_not_copied_again_and_again() -> None:
+    """64 KiB of entries for the same bytes took 179 MB elsewhere, 1 MiB 46 GiB."""
+    count = (64 << 10) // ENTRY_SIZE - 1
+    header = ENTRY_SIZE * (count + 1)
+    entries = (entry(index.to_bytes(16, "big"), header, 1000) for index in range(1, count + 1))
+    table = b"".join(entries) + bytes(ENTRY_SIZE) + bytes(1000)
+    tracemalloc.start()
+    try:
+        with pytest.raises(FormatError):
+            evidence_with(table)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 10 * len(table)
+
+
+@pytest.mark.parametrize("size", [1, 23, 24, 47, 480])
+def test_a_table_without_its_end_is_not_walked_past_its_bytes(size: int) -> None:
+    """A walk to the zero GUID read memory that was not the table's elsewhere."""
+    table = entry(VCEK_GUID.bytes, 48, 1) * 20
+    with pytest.raises(FormatError, match="terminator"):
+        evidence_with(table[:size])
+
+
+@pytest.mark.parametrize("guids", [(VCEK_GUID, VCEK_GUID), (ASK_GUID, ARK_GUID, ASK_GUID)])
+def test_a_guid_that_is_there_twice_is_an_error(guids: tuple[object, ...]) -> None:
+    """First or last wins, by who reads: then two tools judge two certificates."""
+    header = ENTRY_SIZE * (len(guids) + 1)
+    entries = b"".join(
+        entry(guid.bytes, header + index, 1)  # type: ignore[attr-defined]  # they are UUIDs
+        for index, guid in enumerate(guids)
+    )
+    with pytest.raises(FormatError, match="twice"):
+        evidence_with(entries + bytes(ENTRY_SIZE) + b"abc")
+
+
+@pytest.mark.parametrize("slot", ["vcek", "ask", "ark"])
+def test_each_signature_of_the_chain_can_fail_the_verdict(slot: str) -> None:
+    """An error flag that starts as true and is only ever or-ed succeeded elsewhere."""
+    parts = collateral()
+    data = getattr(parts, slot)
+    broken = replace(parts, **{slot: flipped(data, len(data) - 1)})
+    verdict = verify(CA.report(), broken, anchors=anchors(), at=NOON)
+    place = {"vcek": "leaf", "ask": "ask", "ark": "ark"}[slot]
+    assert codes(verdict) == [f"{place}-signature"]
+    assert verdict.status is Status.REFUSED
+    with pytest.raises(TypeError):
+        bool(verdict)
+
+
+def test_a_self_made_chain_with_the_right_names_is_not_trusted() -> None:
+    """The root in a host's table was the root of trust elsewhere."""
+    ca = SmallCa(suffix="", ark_key="another")
+    verdict = verify(Evidence(ca.report(), collateral(ca)), at=NOON)
+    assert codes(verdict) == ["ark-untrusted"]
+
+
+@pytest.mark.parametrize(
+    ("product", "other"), [(Product.MILAN, Product.TURIN), (Product.TURIN, Product.MILAN)]
+)
+def test_a_tcb_is_never_read_with_the_layout_of_another_product(
+    product: Product, other: Product
+) -> None:
+    """Milan's levels, read as Turin's, made an FMC of 219 elsewhere."""
+    ca = SmallCa(product)
+    verdict = verify(ca.report(), collateral(ca), anchors=anchors(ca), at=NOON)
+    assert verdict.tcbs.reported == TCBS[product]
+    with pytest.raises(FormatError):
+        type(TCBS[product]).unpack(TCBS[product].pack(), other.tcb_layout)
+    crossed = SmallCa(product, tcb=TCBS[product]).leaf.with_extension(
+        f"{AMD_ARC}.1", integer(int(product is not Product.TURIN))
+    )
+    found = verify(ca.report(), collateral(ca, crossed), anchors=anchors(ca), at=NOON)
+    assert codes(found) == ["leaf-profile"]
+
+
+@pytest.mark.parametrize("model", [0xA0, 0xA1, 0xAA, 0xAF, 0x10, 0x11, 0x1F])
+def test_zen_4c_is_genoa_with_all_its_models(model: int) -> None:
+    """Bergamo and Siena were unknown elsewhere, and model 0xaf fell off by one."""
+    ca = SmallCa(Product.GENOA)
+    report = ca.report(cpuid_family=0x19, cpuid_model=model)
+    assert codes(verify(report, collateral(ca), anchors=anchors(ca), at=NOON)) == []
+
+
+@pytest.mark.parametrize("model", [0x00, 0x02, 0x10, 0x11])
+def test_turin_dense_is_turin(model: int) -> None:
+    ca = SmallCa(Product.TURIN)
+    report = ca.report(5, cpuid_model=model)
+    assert codes(verify(report, collateral(ca), anchors=anchors(ca), at=NOON)) == []
+
+
+def test_the_fmc_is_part_of_what_a_turin_vcek_is_looked_up_by() -> None:
+    """A cache key without it gave the certificate of another firmware elsewhere."""
+    tcb = TCBS[Product.TURIN]
+    other = replace(tcb, fmc=2)
+    hwid = bytes(range(1, 9))
+    paths = {VcekResource(Product.TURIN, hwid, each).path for each in (tcb, other)}
+    assert len(paths) == 2
+    asked: list[Wanted] = []
+
+    class Asked:
+        def collateral(self, wanted: Wanted) -> Collateral:
+            asked.append(wanted)
+            return Collateral()
+
+    for each in (tcb, other):
+        ca = SmallCa(Product.TURIN, tcb=each)
+        verify_with(Evidence(ca.report()), [Asked()], anchors=anchors(ca), at=NOON)
+    assert [wanted.tcb(Product.TURIN) for wanted in asked] == [tcb, other]
+    assert all(Part.LEAF in wanted.missing for wanted in asked)
+
+
+def test_an_extension_that_is_missing_is_not_passed_over() -> None:
+    """Levels that a certificate does not name were skipped elsewhere."""
+    for suffix in ("3.1", "3.2", "3.3", "3.8", "4"):
+        leaf = CA.leaf.without_extension(f"{AMD_ARC}.{suffix}")
+        found = verify(CA.report(), collateral(leaf=leaf), anchors=anchors(), at=NOON)
+        assert codes(found) == ["leaf-profile"]
+
+
+def test_the_chip_of_a_vcek_is_compared() -> None:
+    """A check that took every leaf for an intermediate never ran elsewhere."""
+    other = SmallCa(chip_id=bytes(range(2, 66)))
+    found = verify(CA.report(), collateral(leaf=other.leaf), anchors=anchors(), at=NOON)
+    assert codes(found) == ["chip-id-mismatch"]
+
+
+def test_the_key_that_the_report_names_decides_which_leaf_is_used() -> None:
+    """A VLEK that is there was used for a VCEK's report elsewhere."""
+    vlek = SmallCa(kind=VekKind.VLEK)
+    only = replace(collateral(), vcek=None, vlek=vlek.leaf.make())
+    assert codes(verify(CA.report(), only, anchors=anchors(), at=NOON)) == ["vcek-missing"]
+
+
+def test_an_authority_of_1024_bits_signs_nothing() -> None:
+    weak = CA.ask.but(key=rsa_key("weak", 1024))
+    leaf = CA.leaf.but(signer=rsa_key("weak", 1024))
+    parts = replace(collateral(leaf=leaf), ask=weak.make())
+    assert codes(verify(CA.report(), parts, anchors=anchors(), at=NOON)) == ["ask-key"]
+
+
+def test_mixed_endian_guids_are_read_and_said_to_be_so() -> None:
+    """Both orders are met; one reader's order hid the certificates from it."""
+    leaf = CA.leaf.make()
+    table = entry(VCEK_GUID.bytes_le, 48, len(leaf)) + bytes(ENTRY_SIZE) + leaf
+    evidence = evidence_with(table)
+    assert evidence.collateral.vcek == leaf
+    assert len(evidence.warnings) == 1
+    assert CertTable.decode(table).get(VCEK_GUID) == leaf

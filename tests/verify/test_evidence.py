@@ -1,0 +1,213 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Evidence in every shape is read into one, and hostile shapes are errors."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import struct
+import uuid
+
+import pytest
+from cryptography.hazmat.primitives.serialization import Encoding
+from hypothesis import given
+from hypothesis import strategies as st
+
+from snpcerts.abi.cert_table import ARK_GUID, ASK_GUID, VCEK_GUID, VLEK_GUID, CertTable, TableEntry
+from snpcerts.endorsement.certificate import load_certificate
+from snpcerts.endorsement.vek import VekKind
+from snpcerts.errors import FormatError
+from snpcerts.verify.evidence import Evidence, RuntimeData, Shape
+from snpcerts.verify.policy import Policy
+from snpcerts.verify.verdict import Verdict
+from snpcerts.verify.verify import verify
+from tests.endorsement.small_ca import NOON, SmallCa
+from tests.verify.test_verify import anchors, codes
+
+CA = SmallCa()
+VLEK_CA = SmallCa(kind=VekKind.VLEK)
+CLAIMS = json.dumps({"keys": [], "user-data": "0A0b"}).encode()
+GOOGLE_FIRMWARE = uuid.UUID("9f4116cd-c503-4f5a-8f6f-fb68882f4ce2")
+PLATFORM_INFO = uuid.UUID("ecae0c0f-9502-43b1-afa2-0ae2e0d565b6")
+
+
+def table(*entries: tuple[uuid.UUID, bytes]) -> bytes:
+    return CertTable(tuple(TableEntry(*entry) for entry in entries)).encode()
+
+
+def full_table(ca: SmallCa = CA) -> bytes:
+    leaf = VCEK_GUID if ca.kind is VekKind.VCEK else VLEK_GUID
+    return table((leaf, ca.leaf.make()), (ASK_GUID, ca.ask.make()), (ARK_GUID, ca.ark.make()))
+
+
+def pem(data: bytes) -> bytes:
+    return load_certificate(data, "x").public_bytes(Encoding.PEM)
+
+
+def hcl(
+    report: bytes,
+    claims: bytes = CLAIMS,
+    *,
+    magic: bytes = b"HCLA",
+    version: int = 2,
+    runtime_version: int = 1,
+    kind: int = 2,
+    digest: int = 1,
+    size: int | None = None,
+    padding: bytes = bytes(100),
+) -> bytes:
+    header = magic + struct.pack("<7I", version, 1819, 2, 0, 0, 0, 0)
+    length = len(claims) if size is None else size
+    runtime = struct.pack("<5I", 20 + len(claims), runtime_version, kind, digest, length)
+    return header + report + runtime + claims + padding
+
+
+def bound(claims: bytes = CLAIMS, digest: str = "sha256") -> bytes:
+    return CA.report(report_data=hashlib.new(digest, claims).digest().ljust(64, b"\0"))
+
+
+def judge(evidence: Evidence, policy: Policy | None = None, ca: SmallCa = CA) -> Verdict:
+    return verify(evidence, policy=policy, anchors=anchors(ca), at=NOON)
+
+
+def test_a_report_alone() -> None:
+    evidence = Evidence.from_bytes(CA.report())
+    assert (evidence.shape, evidence.table) == (Shape.REPORT, None)
+    assert codes(judge(evidence)) == ["vcek-missing", "ask-missing", "ark-missing"]
+
+
+@pytest.mark.parametrize("padding", [0, 1, 4096])
+def test_a_report_with_its_table_behind_it(padding: int) -> None:
+    evidence = Evidence.from_bytes(CA.report() + full_table() + bytes(padding))
+    assert evidence.shape is Shape.REPORT_AND_TABLE
+    assert codes(judge(evidence)) == []
+
+
+def test_outblob_and_auxblob() -> None:
+    assert codes(judge(Evidence.from_parts(CA.report(), full_table()))) == []
+    assert Evidence.from_parts(CA.report(), b"").table is None
+    assert Evidence.from_parts(CA.report(), bytes(24)).collateral.vcek is None
+
+
+def test_certificates_in_pem_and_guids_nobody_here_knows() -> None:
+    """As Google's hosts send it, and go-sev-guest adds to it."""
+    served = table(
+        (GOOGLE_FIRMWARE, b"an endorsement"),
+        (VCEK_GUID, pem(CA.leaf.make())),
+        (ASK_GUID, pem(CA.ask.make())),
+        (ARK_GUID, pem(CA.ark.make())),
+        (PLATFORM_INFO, struct.pack("<II", 8, 0xA00F11)),
+    )
+    evidence = Evidence.from_parts(CA.report(), served)
+    assert codes(judge(evidence)) == []
+    assert evidence.table is not None
+    assert evidence.table.get(GOOGLE_FIRMWARE) == b"an endorsement"
+
+
+def test_a_vlek_alone_lacks_what_is_above_it_and_nothing_else() -> None:
+    """As Amazon's hosts send it, with a chip ID of zeros."""
+    report = VLEK_CA.report(chip_id=bytes(64))
+    evidence = Evidence.from_parts(report, table((VLEK_GUID, VLEK_CA.leaf.make())))
+    verdict = judge(evidence, ca=VLEK_CA)
+    assert codes(verdict) == ["ask-missing", "ark-missing"]
+    assert verdict.check("chip-id").found == "a VLEK is of no chip"
+
+
+def test_a_masked_chip_id_is_taken_only_when_the_policy_says_so() -> None:
+    evidence = Evidence.from_parts(CA.report(chip_id=bytes(64)), full_table())
+    assert codes(judge(evidence)) == ["chip-id-masked"]
+    verdict = judge(evidence, Policy(allow_masked_chip_id=True))
+    assert codes(verdict) == []
+    assert verdict.check("chip-id").state.value == "not-asked"
+    other = Evidence.from_parts(CA.report(chip_id=b"\1" * 64), full_table())
+    assert codes(judge(other, Policy(allow_masked_chip_id=True))) == ["chip-id-mismatch"]
+
+
+@pytest.mark.parametrize(("number", "name"), [(1, "sha256"), (2, "sha384"), (3, "sha512")])
+def test_the_runtime_data_of_an_hcl_report_must_be_bound(number: int, name: str) -> None:
+    parts = Evidence.from_parts(CA.report(), full_table()).collateral
+    evidence = Evidence.from_bytes(hcl(bound(digest=name), digest=number))
+    assert evidence.shape is Shape.HCL
+    verdict = verify(evidence, parts, anchors=anchors(), at=NOON)
+    assert codes(verdict) == []
+    assert verdict.check("runtime-data").state.value == "passed"
+    forged = Evidence.from_bytes(hcl(bound(digest=name), CLAIMS + b" ", digest=number))
+    verdict = verify(forged, parts, anchors=anchors(), at=NOON)
+    assert codes(verdict) == ["runtime-data-mismatch"]
+    assert verdict.check("runtime-data").state.value == "failed"
+
+
+def test_a_digest_with_more_behind_it_binds_nothing() -> None:
+    """REPORT_DATA is the digest and zeros: nobody else chose the rest."""
+    report_data = hashlib.sha256(CLAIMS).digest() + b"\1" * 32
+    evidence = Evidence.from_bytes(hcl(CA.report(report_data=report_data)))
+    assert "runtime-data-mismatch" in codes(judge(evidence))
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"version": 0}, "version"),
+        ({"version": 3}, "version"),
+        ({"runtime_version": 2}, "runtime data version"),
+        ({"kind": 4}, "SEV-SNP"),
+        ({"digest": 0}, "hash type"),
+        ({"digest": 4}, "hash type"),
+        ({"size": len(CLAIMS) + 101}, "claim size"),
+        ({"size": 0xFFFFFFFF}, "claim size"),
+        ({"size": 3}, "not zero"),
+        ({"padding": b"\0\1"}, "not zero"),
+        ({"padding": bytes(70000)}, "at most"),
+    ],
+)
+def test_a_malformed_hcl_report_is_an_error(changes: dict[str, object], said: str) -> None:
+    with pytest.raises(FormatError, match=said):
+        Evidence.from_bytes(hcl(bound(), **changes))  # type: ignore[arg-type]  # each by name
+    for size in (4, 31, 1215, 1235):
+        with pytest.raises(FormatError, match="at least"):
+            Evidence.from_bytes(hcl(bound())[:size])
+
+
+@pytest.mark.parametrize(
+    ("claims", "expected"),
+    [
+        (CLAIMS, b"\x0a\x0b"),
+        (b'{"user-data": ""}', b""),
+        (b'{"user-data": "0"}', None),
+        (b'{"user-data": 1}', None),
+        (b'{"user-data": "\xc3\xa9"}', None),
+        (b"{}", None),
+        (b"[]", None),
+        (b"", None),
+        (b"\xff", None),
+        (b"[" * 50000, None),
+        (b"1" * 5000, None),
+    ],
+    ids=range(11),
+)
+def test_user_data_is_read_from_the_claims_if_it_is_there(
+    claims: bytes, expected: bytes | None
+) -> None:
+    assert RuntimeData(claims, "sha256").user_data() == expected
+
+
+@pytest.mark.parametrize("size", [0, 1, 1183])
+def test_too_few_bytes_are_an_error(size: int) -> None:
+    with pytest.raises(FormatError, match="1184"):
+        Evidence.from_bytes(bytes(size))
+    with pytest.raises(FormatError, match="1184"):
+        Evidence.from_parts(bytes(size))
+
+
+def test_too_many_bytes_are_an_error() -> None:
+    with pytest.raises(FormatError, match="at most"):
+        Evidence.from_bytes(bytes(1184 + (1 << 20) + 1))
+
+
+@given(st.binary(max_size=200), st.sampled_from([b"", b"HCLA", CA.report(), hcl(bound())]))
+def test_garbage_is_never_anything_but_a_format_error(tail: bytes, head: bytes) -> None:
+    try:
+        evidence = Evidence.from_bytes(head + tail)
+    except FormatError:
+        return
+    judge(evidence).to_json()

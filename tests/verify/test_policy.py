@@ -1,0 +1,374 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Each demand of a policy passes what it should, refuses the rest, and is listed when not made."""
+
+from __future__ import annotations
+
+from dataclasses import fields, replace
+from typing import Any
+
+import pytest
+
+from snpcerts.abi.product import Product
+from snpcerts.abi.report import SigningKey
+from snpcerts.abi.tcb import TcbVersion
+from snpcerts.endorsement.vek import VekKind
+from snpcerts.errors import UsageError
+from snpcerts.verify.check import CheckState
+from snpcerts.verify.evidence import Evidence, RuntimeData
+from snpcerts.verify.policy import (
+    GuestPolicyBits,
+    PlatformInfoBits,
+    Policy,
+    Revocation,
+    TcbFloor,
+)
+from snpcerts.verify.reason import ReasonCode
+from snpcerts.verify.verdict import Verdict
+from snpcerts.verify.verify import verify
+from tests.endorsement.small_ca import NOON, TCBS, CrlRecipe, SmallCa
+from tests.verify.test_verify import anchors, codes, collateral
+
+CA = SmallCa()
+TURIN = SmallCa(Product.TURIN)
+VLEK = SmallCa(kind=VekKind.VLEK)
+MILAN_TCB = TCBS[Product.MILAN]
+
+
+def judge(
+    policy: Policy | None, /, ca: SmallCa = CA, version: int = 3, **report: object
+) -> Verdict:
+    return verify(
+        ca.report(version, **report), collateral(ca), policy, anchors=anchors(ca), at=NOON
+    )
+
+
+def bits(**values: bool | None) -> Policy:
+    return Policy(guest_policy=GuestPolicyBits(**values))
+
+
+def platform(**values: bool | None) -> Policy:
+    return Policy(platform_info=PlatformInfoBits(**values))
+
+
+SMT = 0x30000
+ABI = SMT | 0x0133  # 1.51
+FIRMWARE: dict[str, object] = {
+    "current_major": 1,
+    "current_minor": 55,
+    "current_build": 29,
+    "committed_major": 1,
+    "committed_minor": 55,
+    "committed_build": 20,
+}
+
+# code, a policy that passes, one that does not, the report's fields
+DEMANDS: list[tuple[str, Policy, Policy, dict[str, object]]] = [
+    (
+        "policy-signing-key",
+        Policy(signing_key=SigningKey.VCEK),
+        Policy(signing_key=SigningKey.VLEK),
+        {},
+    ),
+    (
+        "policy-chip-id",
+        Policy(chip_ids=(b"\1" * 64, CA.report_chip_id)),
+        Policy(chip_ids=(b"\1" * 64,)),
+        {},
+    ),
+    (
+        "policy-report-data",
+        Policy(report_data=b"nonce"),
+        Policy(report_data=b"nonc"),
+        {"report_data": b"nonce".ljust(64, b"\0")},
+    ),
+    (
+        "policy-measurement",
+        Policy(measurements=(bytes(48), b"m" * 48)),
+        Policy(measurements=(bytes(48),)),
+        {"measurement": b"m" * 48},
+    ),
+    (
+        "policy-host-data",
+        Policy(host_data=b"h" * 32),
+        Policy(host_data=bytes(32)),
+        {"host_data": b"h" * 32},
+    ),
+    (
+        "policy-id-key",
+        Policy(id_key_digests=(b"i" * 48,)),
+        Policy(id_key_digests=(b"j" * 48,)),
+        {"id_key_digest": b"i" * 48},
+    ),
+    (
+        "policy-author-key",
+        Policy(author_key_digests=(b"a" * 48,)),
+        Policy(author_key_digests=(b"b" * 48,)),
+        {"author_key_digest": b"a" * 48, "flags": 1},
+    ),
+    (
+        "policy-family-id",
+        Policy(family_id=b"f" * 16),
+        Policy(family_id=bytes(16)),
+        {"family_id": b"f" * 16},
+    ),
+    (
+        "policy-image-id",
+        Policy(image_id=b"f" * 16),
+        Policy(image_id=bytes(16)),
+        {"image_id": b"f" * 16},
+    ),
+    (
+        "policy-guest-svn",
+        Policy(minimum_guest_svn=7),
+        Policy(minimum_guest_svn=8),
+        {"guest_svn": 7},
+    ),
+    ("policy-vmpl", Policy(vmpls=(0, 2)), Policy(vmpls=(0, 1, 3)), {"vmpl": 2}),
+    ("policy-debug", bits(debug=None), Policy(), {"policy": SMT | 1 << 19}),
+    ("policy-debug", Policy(), bits(debug=True), {}),
+    ("policy-migration-agent", bits(migrate_ma=None), Policy(), {"policy": SMT | 1 << 18}),
+    ("policy-guest-policy", bits(smt=True), bits(smt=False), {}),
+    ("policy-guest-policy", bits(cxl_allow=False), bits(single_socket=True), {}),
+    (
+        "policy-abi",
+        Policy(minimum_policy_abi=(1, 51)),
+        Policy(minimum_policy_abi=(1, 52)),
+        {"policy": ABI},
+    ),
+    (
+        "policy-abi",
+        Policy(minimum_policy_abi=(0, 52)),
+        Policy(minimum_policy_abi=(2, 0)),
+        {"policy": ABI},
+    ),
+    (
+        "policy-platform-info",
+        platform(alias_check_complete=True, smt_en=False),
+        platform(alias_check_complete=True, smt_en=True),
+        {"platform_info": 1 << 5},
+    ),
+    (
+        "policy-firmware",
+        Policy(minimum_firmware=(1, 55, 29)),
+        Policy(minimum_firmware=(1, 55, 30)),
+        FIRMWARE,
+    ),
+    (
+        "policy-committed-firmware",
+        Policy(minimum_committed_firmware=(1, 55, 20)),
+        Policy(minimum_committed_firmware=(1, 55, 21)),
+        FIRMWARE,
+    ),
+    (
+        "policy-provisional-firmware",
+        Policy(),
+        Policy(refuse_provisional_firmware=True),
+        FIRMWARE,
+    ),
+    (
+        "policy-provisional-firmware",
+        Policy(),
+        Policy(refuse_provisional_firmware=True),
+        {"committed_tcb": bytes(8)},
+    ),
+]
+
+
+@pytest.mark.parametrize(("code", "met", "unmet", "report"), DEMANDS)
+def test_a_demand_passes_what_it_should_and_refuses_the_rest(
+    code: str, met: Policy, unmet: Policy, report: dict[str, object]
+) -> None:
+    assert codes(judge(met, **report)) == []
+    verdict = judge(unmet, **report)
+    assert codes(verdict) == [code]
+    check = verdict.check(code)
+    assert check.state is CheckState.FAILED
+    assert check.expected
+    assert check.found
+
+
+def test_every_demand_is_in_the_list_above_or_has_a_test_of_its_own() -> None:
+    own = {
+        "policy-csp-id",
+        "policy-user-data",
+        "policy-mitigations",
+        "policy-reported-tcb",
+        "policy-current-tcb",
+        "policy-committed-tcb",
+        "policy-launch-tcb",
+    }
+    all_codes = {code.value for code in ReasonCode if code.value.startswith("policy-")}
+    assert {code for code, *_ in DEMANDS} | own == all_codes
+
+
+def test_what_is_not_asked_is_listed_as_not_asked() -> None:
+    """Nobody should mistake silence for a pass."""
+    verdict = judge(None)
+    asked = {"policy-debug", "policy-migration-agent"}
+    for check in verdict.checks:
+        if check.name.startswith("policy-"):
+            expected = CheckState.PASSED if check.name in asked else CheckState.NOT_ASKED
+            assert check.state is expected, check.name
+    names = [check.name for check in verdict.checks]
+    assert len(names) == len(set(names)) == 13 + 26
+    nothing = judge(Policy.authenticity_only())
+    assert nothing.check("policy-debug").state is CheckState.NOT_ASKED
+
+
+def test_a_policy_is_held_against_a_report_that_is_not_genuine_too() -> None:
+    verdict = verify(CA.report(vmpl=1), collateral(), Policy(vmpls=(0,)), at=NOON)
+    assert codes(verdict) == ["ark-untrusted", "policy-vmpl"]
+
+
+def test_with_no_report_to_read_nothing_passes() -> None:
+    verdict = verify(b"", collateral(), Policy(vmpls=(0,)), at=NOON)
+    assert codes(verdict) == ["report-size"]
+    states = {check.state for check in verdict.checks}
+    assert states == {CheckState.FAILED, CheckState.NOT_JUDGED, CheckState.NOT_ASKED}
+    assert verdict.check("policy-vmpl").state is CheckState.NOT_JUDGED
+    assert verdict.check("policy-measurement").state is CheckState.NOT_ASKED
+
+
+@pytest.mark.parametrize("which", ["reported", "current", "committed", "launch"])
+@pytest.mark.parametrize("component", ["bootloader", "tee", "snp", "microcode", "fmc"])
+def test_every_component_of_a_floor_is_compared(which: str, component: str) -> None:
+    """Also when all the others are above it."""
+    tcb = TCBS[Product.TURIN]
+    name = "minimum_tcb" if which == "reported" else f"minimum_{which}_tcb"
+
+    def policy(floor: TcbVersion) -> Policy:
+        values: dict[str, Any] = {name: TcbFloor(turin=floor)}
+        return Policy(**values)
+
+    assert codes(judge(policy(tcb), TURIN)) == []
+    lower = {part: max(value - 1, 0) for part, value in tcb.components().items()}
+    assert codes(judge(policy(TcbVersion(**lower)), TURIN)) == []
+    above = TcbVersion(**(lower | {component: getattr(tcb, component) + 1}))
+    assert codes(judge(policy(above), TURIN)) == [f"policy-{which}-tcb"]
+
+
+def test_a_product_without_a_floor_is_below_it() -> None:
+    policy = Policy(minimum_tcb=TcbFloor(milan=MILAN_TCB))
+    assert codes(judge(policy)) == []
+    assert codes(judge(policy, TURIN)) == ["policy-reported-tcb"]
+    assert "Turin" in (judge(policy, TURIN).check("policy-reported-tcb").found or "")
+
+
+def test_a_floor_is_compared_in_a_version_2_report_by_the_product_of_its_leaf() -> None:
+    high = replace(MILAN_TCB, microcode=255)
+    assert codes(judge(Policy(minimum_tcb=TcbFloor(milan=MILAN_TCB)), version=2)) == []
+    found = codes(judge(Policy(minimum_tcb=TcbFloor(milan=high)), version=2))
+    assert found == ["policy-reported-tcb"]
+
+
+def test_a_launch_tcb_that_cannot_be_read_is_below_the_floor() -> None:
+    policy = Policy(minimum_launch_tcb=TcbFloor(milan=TcbVersion(0, 0, 0, 0)))
+    found = codes(judge(policy, launch_tcb=b"\0\0\1\0\0\0\0\0"))
+    assert found == ["report-tcb", "policy-launch-tcb"]
+
+
+def test_mitigations_are_bits_that_must_all_be_there() -> None:
+    report: dict[str, object] = {"launch_mit_vector": 0b0111, "current_mit_vector": 0b1111}
+    for launch, current, met in ((7, 15, True), (8, None, False), (None, 16, False), (0, 0, True)):
+        policy = Policy(launch_mitigations=launch, current_mitigations=current)
+        expected = [] if met else ["policy-mitigations"]
+        assert codes(judge(policy, version=5, **report)) == expected
+    assert codes(judge(Policy(launch_mitigations=1), version=3)) == ["policy-mitigations"]
+
+
+def test_a_provider_is_that_of_the_vlek() -> None:
+    assert codes(judge(Policy(csp_ids=("x", "CN=cloud")), VLEK)) == []
+    assert codes(judge(Policy(csp_ids=("CN=other",)), VLEK)) == ["policy-csp-id"]
+    assert codes(judge(Policy(csp_ids=("CN=cloud",)))) == ["policy-csp-id"]
+
+
+def test_an_author_key_counts_only_where_the_report_says_there_is_one() -> None:
+    """The digest is zero without one: a policy of zeros is not met by that."""
+    policy = Policy(author_key_digests=(bytes(48),))
+    assert codes(judge(policy)) == ["policy-author-key"]
+    assert codes(judge(policy, flags=1)) == []
+
+
+def test_user_data_must_be_in_runtime_data_that_is_bound() -> None:
+    runtime = RuntimeData(b'{"user-data": "00ff"}', "sha256")
+    report = CA.report(report_data=runtime.report_data())
+    policy = Policy(user_data=b"\0\xff")
+
+    def found(data: RuntimeData | None, wanted: Policy = policy) -> list[str]:
+        evidence = Evidence(report, collateral(), data)
+        return codes(verify(evidence, policy=wanted, anchors=anchors(), at=NOON))
+
+    assert found(runtime) == []
+    assert found(runtime, Policy(user_data=b"\0")) == ["policy-user-data"]
+    assert found(None) == ["policy-user-data"]
+    assert found(RuntimeData(b'{"user-data": "00ff"} ', "sha256")) == ["runtime-data-mismatch"]
+    assert found(RuntimeData(b"{}", "sha256")) == ["runtime-data-mismatch", "policy-user-data"]
+
+
+@pytest.mark.parametrize(
+    ("revocation", "crl", "expected"),
+    [
+        (Revocation.IF_GIVEN, None, []),
+        (Revocation.REQUIRE, None, ["crl-missing"]),
+        (Revocation.IGNORE, b"garbage", []),
+        (Revocation.IF_GIVEN, b"garbage", ["crl-unreadable"]),
+        (Revocation.REQUIRE, b"garbage", ["crl-unreadable"]),
+        (Revocation.REQUIRE, CrlRecipe(CA).make(), []),
+        (Revocation.IF_GIVEN, CrlRecipe(CA, revoked=(1,)).make(), ["ask-revoked", "ark-revoked"]),
+        (
+            Revocation.IF_GIVEN,
+            CrlRecipe(CA, next_update=NOON.replace(hour=11)).make(),
+            ["crl-expired"],
+        ),
+        (Revocation.IGNORE, CrlRecipe(CA, revoked=(1,)).make(), []),
+    ],
+    ids=range(9),
+)
+def test_a_revocation_list_is_judged_as_the_policy_says(
+    revocation: Revocation, crl: bytes | None, expected: list[str]
+) -> None:
+    parts = replace(collateral(), crl=crl)
+    policy = Policy(revocation=revocation)
+    verdict = verify(CA.report(), parts, policy, anchors=anchors(), at=NOON)
+    assert codes(verdict) == expected
+    state = verdict.check("revocation").state.value
+    asked = revocation is Revocation.REQUIRE or (crl and revocation is Revocation.IF_GIVEN)
+    assert state == ("failed" if expected else "passed" if asked else "not-asked")
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"signing_key": SigningKey.NONE},
+        {"report_data": b""},
+        {"report_data": bytes(65)},
+        {"user_data": b""},
+        {"measurements": ()},
+        {"measurements": (b"short",)},
+        {"host_data": b"x"},
+        {"family_id": bytes(17)},
+        {"chip_ids": (bytes(8),)},
+        {"csp_ids": ()},
+        {"vmpls": ()},
+        {"vmpls": (4,)},
+        {"vmpls": (-1,)},
+        {"minimum_guest_svn": -1},
+        {"launch_mitigations": 1 << 64},
+        {"minimum_firmware": (1, 2)},
+        {"minimum_policy_abi": (1, 256)},
+        {"minimum_tcb": TcbFloor()},
+        {"minimum_launch_tcb": TcbFloor()},
+    ],
+    ids=lambda value: next(iter(value)),
+)
+def test_a_policy_that_no_report_can_meet_is_an_error(values: dict[str, Any]) -> None:
+    with pytest.raises(UsageError, match=next(iter(values))):
+        Policy(**values)
+
+
+def test_a_floor_has_its_products_layout() -> None:
+    with pytest.raises(UsageError, match="fmc"):
+        TcbFloor(milan=TCBS[Product.TURIN])
+    with pytest.raises(UsageError, match="fmc"):
+        TcbFloor(turin=MILAN_TCB)
+    assert {field.name for field in fields(TcbFloor)} == {each.name.lower() for each in Product}
