@@ -213,12 +213,12 @@ def test_wrong_usage_is_exit_code_2(run: Run, words: list[str]) -> None:
 def test_the_cache_is_the_users_own(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.geteuid", lambda: 1000)
     monkeypatch.setenv("XDG_CACHE_HOME", "/elsewhere")
-    assert kds_command._cache(None) == Path("/elsewhere/snpcerts")
+    assert kds_command.cache_directory(None) == Path("/elsewhere/snpcerts")
     monkeypatch.setenv("XDG_CACHE_HOME", "relative")
     monkeypatch.setenv("HOME", "/home/me")
-    assert kds_command._cache(None) == Path("/home/me/.cache/snpcerts")
+    assert kds_command.cache_directory(None) == Path("/home/me/.cache/snpcerts")
     monkeypatch.setattr("os.geteuid", lambda: 0)
-    assert kds_command._cache(None) == Path("/var/cache/snpcerts")
+    assert kds_command.cache_directory(None) == Path("/var/cache/snpcerts")
 
 
 def test_a_slow_server_is_announced(host: Host, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
