@@ -32,13 +32,12 @@ import struct
 from typing import Final
 
 from snpcerts.abi.kvm import KVMIO
+from snpcerts.abi.psp import SEV_IOC_TYPE
 from snpcerts.emulator.frontdoor.seccomp import (
     SECCOMP_RET_ALLOW,
     SECCOMP_RET_ERRNO,
     SECCOMP_RET_USER_NOTIF,
 )
-
-SEV_TYPE: Final = ord("S")  # of /dev/sev's and /dev/sev-guest's ioctls
 
 AUDIT_ARCH_X86_64: Final = 0xC000003E
 X32_BIT: Final = 0x40000000
@@ -127,7 +126,7 @@ def program(*, look: bool) -> bytes:
             _op(_LOAD, _argument(1))
             + _op(_AND, 0xFF00)
             + _op(_IF_EQUAL, KVMIO << 8, 1, 0)
-            + _op(_IF_EQUAL, SEV_TYPE << 8, 0, 1)
+            + _op(_IF_EQUAL, SEV_IOC_TYPE << 8, 0, 1)
             + _TRAP
             + _ALLOW,
         ),

@@ -28,11 +28,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
-from snpcerts.abi.ioctl import iowr, type_of
+from snpcerts.abi.ioctl import type_of
 from snpcerts.abi.kvm import KVMIO
+from snpcerts.abi.psp import SEV_ISSUE_CMD
+from snpcerts.abi.sev_guest import SNP_GET_DERIVED_KEY, SNP_GET_EXT_REPORT, SNP_GET_REPORT
 from snpcerts.emulator.device import Caller, Device, NewDescriptor, Pending
 from snpcerts.emulator.frontdoor import seccomp, status
-from snpcerts.emulator.frontdoor.bpf import SEV_TYPE, Call
+from snpcerts.emulator.frontdoor.bpf import Call
 from snpcerts.emulator.frontdoor.descriptors import RECHECK, Descriptors, Open, file_with
 from snpcerts.emulator.frontdoor.door import Door, Kind, Match, OpenInfo
 from snpcerts.emulator.frontdoor.paths import AT_FDCWD, read_path
@@ -43,14 +45,8 @@ from snpcerts.emulator.memory import ProcessMemory
 SIGNAL_INTERVAL: Final = 0.005  # seconds
 _TASKS_MAX: Final = 4096  # threads whose process is remembered
 
-# SEV_ISSUE_CMD of psp-sev.h; SNP_GET_REPORT, _GET_DERIVED_KEY, _GET_EXT_REPORT of sev-guest.h.
 _SEV_REQUESTS: Final = frozenset(
-    (
-        iowr(SEV_TYPE, 0, 16),
-        iowr(SEV_TYPE, 0, 32),
-        iowr(SEV_TYPE, 1, 32),
-        iowr(SEV_TYPE, 2, 32),
-    )
+    (SEV_ISSUE_CMD, SNP_GET_REPORT, SNP_GET_DERIVED_KEY, SNP_GET_EXT_REPORT)
 )
 
 _OPEN_HOW = struct.Struct("<QQQ")  # struct open_how of linux/openat2.h: flags, mode, resolve
