@@ -13,6 +13,8 @@ from typing import ClassVar
 
 from snpcerts.abi.cstruct import CStruct, s16, s32, s64
 
+F_SETLK = 6
+F_SETLKW = 7
 F_OFD_GETLK = 36
 F_OFD_SETLK = 37
 F_OFD_SETLKW = 38

@@ -14,6 +14,8 @@ faccessat, faccessat2, readlink(at),    what the door has; with AT_EMPTY_PATH (f
 io_uring_setup, _enter, _register       ENOSYS: it opens files without a system call
 open_by_handle_at                       EPERM: opens without a path
 32-bit and x32 calls                    ENOSYS: other numbers for the same things
+read, pread64, readv, preadv(2), mmap,  supervisor, for a door that watches files
+sendfile, close, flock, fcntl of locks
 everything else                         the kernel, at no cost
 ======================================  ============================================
 
@@ -32,6 +34,7 @@ import struct
 from typing import Final
 
 from snpcerts.abi.kvm import KVMIO
+from snpcerts.abi.lock import F_OFD_SETLK, F_OFD_SETLKW, F_SETLK, F_SETLKW
 from snpcerts.abi.psp import SEV_IOC_TYPE
 from snpcerts.emulator.frontdoor.seccomp import (
     SECCOMP_RET_ALLOW,
@@ -42,16 +45,25 @@ from snpcerts.emulator.frontdoor.seccomp import (
 AUDIT_ARCH_X86_64: Final = 0xC000003E
 X32_BIT: Final = 0x40000000
 AT_EMPTY_PATH: Final = 0x1000
+MAP_ANONYMOUS: Final = 0x20
 
 
 class Call(enum.IntEnum):
     """System call numbers of x86-64."""
 
+    READ = 0
     OPEN = 2
+    CLOSE = 3
     STAT = 4
     LSTAT = 6
+    MMAP = 9
     IOCTL = 16
+    PREAD64 = 17
+    READV = 19
     ACCESS = 21
+    SENDFILE = 40
+    FCNTL = 72
+    FLOCK = 73
     CREAT = 85
     READLINK = 89
     GETXATTR = 191
@@ -62,13 +74,30 @@ class Call(enum.IntEnum):
     NEWFSTATAT = 262
     READLINKAT = 267
     FACCESSAT = 269
+    PREADV = 295
     OPEN_BY_HANDLE_AT = 304
+    PREADV2 = 327
     STATX = 332
     IO_URING_SETUP = 425
     IO_URING_ENTER = 426
     IO_URING_REGISTER = 427
     OPENAT2 = 437
     FACCESSAT2 = 439
+
+
+# Calls on an open file, by the argument that is its descriptor.
+FILE_CALLS: Final = {
+    Call.READ: 0,
+    Call.PREAD64: 0,
+    Call.READV: 0,
+    Call.PREADV: 0,
+    Call.PREADV2: 0,
+    Call.MMAP: 4,
+    Call.SENDFILE: 1,
+    Call.CLOSE: 0,
+    Call.FLOCK: 0,
+    Call.FCNTL: 0,
+}
 
 
 _LOAD: Final = 0x20  # BPF_LD | BPF_W | BPF_ABS
@@ -112,8 +141,25 @@ def _unless_flags(index: int, flags: int) -> bytes:
     return _op(_LOAD, _argument(index)) + _op(_IF_BITS, flags, 0, 1) + _ALLOW + _TRAP
 
 
-def program(*, look: bool) -> bytes:
-    """The filter; ``look`` says whether the calls that only look at a path are trapped too."""
+def _watched(call: Call) -> bytes:
+    if call is Call.MMAP:
+        return _unless_flags(3, MAP_ANONYMOUS)
+    if call is Call.FCNTL:
+        commands = (F_SETLK, F_SETLKW, F_OFD_SETLK, F_OFD_SETLKW)
+        tests = b"".join(
+            _op(_IF_EQUAL, command, len(commands) - place, 0)
+            for place, command in enumerate(commands)
+        )
+        return _op(_LOAD, _argument(1)) + tests + _ALLOW + _TRAP
+    return _TRAP
+
+
+def program(*, look: bool, watch: bool = False) -> bytes:
+    """The filter.
+
+    ``look`` says whether the calls that only look at a path are trapped too,
+    ``watch`` whether those on open files are, see :data:`FILE_CALLS`.
+    """
     parts = [
         _op(_LOAD, _ARCH),
         _op(_IF_EQUAL, AUDIT_ARCH_X86_64, 1, 0),
@@ -154,6 +200,8 @@ def program(*, look: bool) -> bytes:
             Call.LLISTXATTR,
         )
         parts += [_when(call, _TRAP) for call in others]
+    if watch:
+        parts += [_when(call, _watched(call)) for call in FILE_CALLS]
     parts += [
         _when(Call.IO_URING_SETUP, _fails(errno.ENOSYS)),
         _when(Call.IO_URING_ENTER, _fails(errno.ENOSYS)),

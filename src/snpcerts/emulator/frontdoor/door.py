@@ -33,6 +33,7 @@ from typing import Final
 
 from snpcerts.emulator.device import Device
 from snpcerts.emulator.frontdoor import paths
+from snpcerts.emulator.frontdoor.watch import Watch
 
 # Real devices a program behind a door never talks to, whether the door has its own or not.
 GUARDED: Final = (b"/dev/kvm", b"/dev/sev", b"/dev/sev-guest")
@@ -96,6 +97,8 @@ class Door:
     ``look`` tells whether calls that only look at a path (stat, access,
     readlink) find what an open would find. Where the machine itself has, for
     this user, every path of ours and no device but ours, none is trapped.
+
+    ``watch`` is told of the calls on open files that it wants to know of.
     """
 
     def __init__(
@@ -104,7 +107,9 @@ class Door:
         files: Mapping[str, Callable[[], Content]] | None = None,
         *,
         look: bool = True,
+        watch: Watch | None = None,
     ) -> None:
+        self.watch = watch
         self.devices = {os.fsencode(path): opener for path, opener in devices.items()}
         self.files = {os.fsencode(path): content for path, content in (files or {}).items()}
         ours = {*self.devices, *self.files}

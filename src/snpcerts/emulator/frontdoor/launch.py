@@ -33,7 +33,7 @@ from snpcerts.errors import InputError, RefusedError, SnpCertsError
 NOT_FOUND: Final = 127
 NOT_RUN: Final = 126
 _USAGE: Final = 2
-_TRAMPOLINE_ARGUMENTS: Final = 4  # socket, look, "--", program
+_TRAMPOLINE_ARGUMENTS: Final = 5  # socket, look, watch, "--", program
 
 
 def enter(
@@ -42,6 +42,7 @@ def enter(
     hello: Mapping[str, object],
     *,
     look: bool = True,
+    watch: bool = False,
     env: Mapping[str, str] | None = None,
 ) -> NoReturn:
     """Become ``argv`` behind the door of the server at the other end of ``server``.
@@ -56,7 +57,7 @@ def enter(
         raise InputError(f"cannot run {argv[0]}: no such program", hint="give its path")
     seccomp.check()
     _give_signals_back()
-    listener = seccomp.install(bpf.program(look=look))
+    listener = seccomp.install(bpf.program(look=look, watch=watch))
     control.send(server, hello, (listener,))
     os.close(listener)
     answer = control.receive(server)
@@ -103,13 +104,15 @@ def spawn(
     stdin: int | IO[bytes] | None = None,
     stdout: int | IO[bytes] | None = None,
     stderr: int | IO[bytes] | None = None,
+    own_group: bool = False,
     on_exit: Callable[[], None] = lambda: None,
 ) -> Program:
     """Start ``argv``; it runs as far as ``supervisor`` serves it.
 
     A program that does not exist ends with 127, one that cannot be executed
-    with 126. ``on_exit`` is called in the supervisor's loop at its end, when
-    processes it left behind may still be there.
+    with 126. ``own_group`` makes it the first of a process group of its own.
+    ``on_exit`` is called in the supervisor's loop at its end, when processes it
+    left behind may still be there.
     """
     seccomp.check()
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -118,7 +121,7 @@ def spawn(
         process = subprocess.Popen(
             [
                 *(sys.executable, "-P", "-m", __name__),
-                *(str(number), str(int(door.look)), "--", *argv),
+                *(str(number), str(int(door.look)), str(int(door.watch is not None)), "--", *argv),
             ],
             env=None if env is None else dict(env),
             cwd=cwd,
@@ -126,6 +129,7 @@ def spawn(
             stdout=stdout,
             stderr=stderr,
             pass_fds=(number,),
+            process_group=0 if own_group else None,
         )
         theirs.close()
         ours.settimeout(control.PATIENCE)
@@ -195,19 +199,20 @@ def _terminal_signals_ignored() -> Generator[None]:
 
 
 def _trampoline(arguments: list[str]) -> int:
-    """``launch SOCKET LOOK -- PROGRAM ...``: the process that :func:`spawn` starts."""
-    if len(arguments) < _TRAMPOLINE_ARGUMENTS or arguments[2] != "--":
+    """``launch SOCKET LOOK WATCH -- PROGRAM ...``: the process that :func:`spawn` starts."""
+    if len(arguments) < _TRAMPOLINE_ARGUMENTS or arguments[3] != "--":
         print("this module is started by a front door, not by hand", file=sys.stderr)
         return _USAGE
     server = socket.socket(fileno=int(arguments[0]))
     server.set_inheritable(False)
     try:
-        enter(arguments[3:], server, {}, look=arguments[1] == "1")
+        look, watch = arguments[1] == "1", arguments[2] == "1"
+        enter(arguments[4:], server, {}, look=look, watch=watch)
     except SnpCertsError as error:
         print(error, file=sys.stderr)
         return NOT_FOUND if isinstance(error, InputError) else NOT_RUN
     except OSError as error:
-        print(f"cannot run {arguments[3]}: {error.strerror}", file=sys.stderr)
+        print(f"cannot run {arguments[4]}: {error.strerror}", file=sys.stderr)
         return NOT_RUN
 
 

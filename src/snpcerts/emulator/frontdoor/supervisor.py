@@ -34,12 +34,13 @@ from snpcerts.abi.psp import SEV_ISSUE_CMD
 from snpcerts.abi.sev_guest import SNP_GET_DERIVED_KEY, SNP_GET_EXT_REPORT, SNP_GET_REPORT
 from snpcerts.emulator.device import Caller, Device, NewDescriptor, Pending
 from snpcerts.emulator.frontdoor import seccomp, status
-from snpcerts.emulator.frontdoor.bpf import Call
+from snpcerts.emulator.frontdoor.bpf import FILE_CALLS, Call
 from snpcerts.emulator.frontdoor.descriptors import RECHECK, Descriptors, Open, file_with
 from snpcerts.emulator.frontdoor.door import Door, Kind, Match, OpenInfo
 from snpcerts.emulator.frontdoor.paths import AT_FDCWD, read_path
 from snpcerts.emulator.frontdoor.seccomp import Notification
 from snpcerts.emulator.frontdoor.tasks import task
+from snpcerts.emulator.frontdoor.watch import PROCEED, FileCall
 from snpcerts.emulator.memory import ProcessMemory
 
 SIGNAL_INTERVAL: Final = 0.005  # seconds
@@ -247,7 +248,10 @@ class Supervisor:
     def _finish(self, waiting: _Waiting, result: int) -> None:
         descriptor, number = waiting.listener.descriptor, waiting.notification.id
         del self._waiting[descriptor, number]
-        seccomp.answer(descriptor, number, result)
+        if result == PROCEED:
+            seccomp.proceed(descriptor, number)
+        else:
+            seccomp.answer(descriptor, number, result)
 
     @staticmethod
     def _is_signalled(waiting: _Waiting) -> bool:
@@ -272,6 +276,8 @@ class Supervisor:
             self._ioctl(listener, notification)
         elif number in _OPENS:
             self._open(listener, notification)
+        elif number in FILE_CALLS:
+            self._watched(listener, notification)
         else:
             self._look(listener, notification)
 
@@ -314,10 +320,31 @@ class Supervisor:
                 shared=result.shared,
             )
         else:
-            if not self._waiting:
-                self._next_look = time.monotonic() + SIGNAL_INTERVAL
-            waiting = _Waiting(listener, notification, result)
-            self._waiting[listener.descriptor, notification.id] = waiting
+            self._wait(listener, notification, result)
+
+    def _wait(self, listener: _Listener, notification: Notification, pending: Pending) -> None:
+        if not self._waiting:
+            self._next_look = time.monotonic() + SIGNAL_INTERVAL
+        waiting = _Waiting(listener, notification, pending)
+        self._waiting[listener.descriptor, notification.id] = waiting
+
+    def _watched(self, listener: _Listener, notification: Notification) -> None:
+        """A call on an open file, which somebody may want to know of."""
+        call, watch = Call(notification.number), listener.door.watch
+        number = _signed(notification.arguments[FILE_CALLS[call]])
+        process, found = self._descriptor(notification.tid, number)
+        result: int | Pending | None = None
+        if watch is not None and found is not None and watch.wants(found):
+            self._changed = True
+            result = watch.before(
+                FileCall(call, notification.tid, process, number, found, notification.arguments)
+            )
+        if result is None:
+            seccomp.proceed(listener.descriptor, notification.id)
+        elif isinstance(result, int):
+            seccomp.answer(listener.descriptor, notification.id, result)
+        else:
+            self._wait(listener, notification, result)
 
     @staticmethod
     def _refusal(listener: _Listener, tid: int, number: int, found: os.stat_result | None) -> int:
