@@ -63,7 +63,7 @@ def holders_of(path: str) -> tuple[Holder, ...]:
     found: dict[tuple[int, str, bool], Holder] = {}
     for pid in _processes():
         for number in _descriptors(pid):
-            for kind, exclusive in _locks(pid, number, (status.st_dev, status.st_ino)):
+            for kind, exclusive in locks_through(pid, number, (status.st_dev, status.st_ino)):
                 words = _command_line(pid)
                 found[pid, kind, exclusive] = Holder(
                     pid, _shown(words), kind, exclusive, vm_named_in(words), _started(pid)
@@ -92,8 +92,14 @@ def _descriptors(pid: int) -> list[str]:
         return []
 
 
-def _locks(pid: int, number: str, identity: tuple[int, int]) -> Iterator[tuple[str, bool]]:
-    """Kind and mode of each lock that a descriptor's description owns on the file."""
+def locks_through(
+    pid: int, number: str | int, identity: tuple[int, int]
+) -> Iterator[tuple[str, bool]]:
+    """Kind, and whether exclusive, of each lock that a descriptor's description owns on the file.
+
+    Nothing where the descriptor is closed, or is another file than ``identity``,
+    device and inode, says.
+    """
     try:
         # Stat, not the numbers in fdinfo: those are the super block's, which
         # on some file systems is not the device that a stat shows.

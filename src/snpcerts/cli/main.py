@@ -27,6 +27,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "kds": ("kds", "Fetch certificates from AMD's key server, and keep what verifies."),
     "guest": ("guest", "Attest from inside an SNP guest."),
     "emulate": ("emulate", "Run programs on an emulated SNP platform, unmodified."),
+    "conformance": ("conformance", "Judge how a VMM serves certificates to its guests."),
     "demo": ("demo", "Watch guests, firmware and updates work together, without SNP hardware."),
 }
 

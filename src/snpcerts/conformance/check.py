@@ -1,0 +1,217 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The checks: what each asks of a VMM, and the rule that it enforces.
+
+Identifiers are stable from one release to the next: a VMM's own test suite may
+name them. The rules come from Linux ``Documentation/virt/kvm/api.rst``
+("api"), section KVM_EXIT_SNP_REQ_CERTS, ``x86/amd-memory-encryption.rst``
+("sev"), section KVM_SEV_SNP_ENABLE_REQ_CERTS, what a Linux guest's driver makes
+of an answer ("guest"), ``fcntl_locking(2)``, and ``docs/protocol.md``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One thing that is asked of a VMM."""
+
+    id: str
+    asks: str
+    rule: str
+
+
+CHECKS: Final = (
+    # Before the guest runs.
+    Check(
+        "vm-starts",
+        "the VMM launches an SNP VM with a secrets page and runs it",
+        "sev: SNP_LAUNCH_START, UPDATE, FINISH",
+    ),
+    Check(
+        "attribute-asked",
+        "KVM_X86_SEV_SNP_REQ_CERTS is read on /dev/kvm before the exit is enabled",
+        "sev: support is discovered by KVM_GET_DEVICE_ATTR, and the value counts: "
+        "KVM_HAS_DEVICE_ATTR succeeds where SNP is off",
+    ),
+    Check(
+        "enabled",
+        "KVM_SEV_SNP_ENABLE_REQ_CERTS is issued after INIT2 and before the first vCPU",
+        "sev: EINVAL at any other time",
+    ),
+    Check(
+        "enabled-where-supported",
+        "the exit is not enabled on a kernel that does not have it",
+        "sev: support is discovered by KVM_GET_DEVICE_ATTR",
+    ),
+    # The answer.
+    Check(
+        "table-delivered",
+        "the file's bytes are in the guest's buffer, every one, and ret is 0",
+        "api: userspace writes the certificate data to gpa",
+    ),
+    Check(
+        "ret-supported",
+        "ret is 0, ENOSPC, EAGAIN or EIO, as a positive number",
+        "api: any other value makes KVM_RUN fail with EINVAL, and the request is lost",
+    ),
+    Check(
+        "nothing-outside",
+        "nothing is written outside the guest's buffer",
+        "api: the buffer is npages pages from gpa on",
+    ),
+    Check(
+        "too-small",
+        "a table that does not fit: ENOSPC, the exact number of pages, nothing written",
+        "api: npages is set to the number of pages needed",
+    ),
+    Check(
+        "exact-pages",
+        "a table of exactly n pages fits into n pages, and n are asked for when it does not",
+        "api: npages counts pages of 4 KiB; a size that is a multiple needs no page more",
+    ),
+    Check(
+        "no-buffer",
+        "a request with npages 0: ENOSPC, the exact number of pages, nothing written",
+        "api: npages may be 0, KVM does not check it",
+    ),
+    Check(
+        "huge-npages",
+        "absurd values of npages do not wrap: the table is delivered, or EIO",
+        "api: KVM passes the guest's 64 bits on unchecked",
+    ),
+    Check(
+        "short-read",
+        "a read that returns fewer bytes than asked for is gone on with",
+        "read(2): not an error; a torn table must not reach the guest",
+    ),
+    # Where the buffer is.
+    Check(
+        "buffer-at-slot-end",
+        "a buffer that ends with its memory slot gets its table",
+        "api: gpa is any page of the guest's memory",
+    ),
+    Check(
+        "buffer-across-slots",
+        "a buffer that goes from one memory slot to the next gets its table",
+        "api: gpa is guest physical; slots are the VMM's affair",
+    ),
+    Check(
+        "buffer-past-memory",
+        "a buffer that runs past the end of memory: EIO, and the VM goes on",
+        "api: KVM checks no more of gpa than its alignment",
+    ),
+    Check(
+        "buffer-outside-memory",
+        "a buffer where there is no memory: EIO, and the VM goes on",
+        "api: KVM checks no more of gpa than its alignment",
+    ),
+    Check(
+        "buffer-wraps",
+        "a buffer at the end of the address space: EIO, and the VM goes on",
+        "api: KVM checks no more of gpa than its alignment; gpa plus size may overflow",
+    ),
+    # The lock.
+    Check(
+        "lock-kind",
+        "the lock on the file is an open-file-description lock",
+        "fcntl_locking(2): OFD locks and flock(2) do not see each other; classic locks belong "
+        "to the process, and any close of the file drops them",
+    ),
+    Check(
+        "lock-before-read",
+        "the lock is held before the first byte is read, in every request",
+        "sev: the file must not change between reading it and fetching the report",
+    ),
+    Check(
+        "lock-until-signed",
+        "the lock is held until the firmware has signed and KVM_RUN has returned",
+        "sev: hold the lock until KVM_RUN with immediate_exit has returned EINTR",
+    ),
+    Check(
+        "lock-released",
+        "no lock is held while the guest runs, whatever the answer was",
+        "sev: an update needs the lock; a guest may run for a year",
+    ),
+    Check(
+        "same-inode",
+        "a file replaced between open and lock is noticed",
+        "docs/protocol.md: a lock on a replaced file protects nothing",
+    ),
+    Check(
+        "same-device",
+        "a file replaced by one of another file system with the same inode number is noticed",
+        "docs/protocol.md: an inode number alone is not an identity",
+    ),
+    Check(
+        "busy",
+        "EAGAIN within the limit, and nothing written, while an update holds the lock",
+        "api: EAGAIN if the certificates are being updated; guest: retries after 2 s",
+    ),
+    # The file.
+    Check(
+        "file-replaced",
+        "a file that was replaced is served from the next request on",
+        "sev: the table must match the firmware's key at the time of the request",
+    ),
+    Check(
+        "file-grown",
+        "a file that has grown where it is is served whole",
+        "sev: the table must match the firmware's key at the time of the request",
+    ),
+    Check(
+        "file-shrunk",
+        "a file that has shrunk where it is is served without a rest of the old one",
+        "sev: the table must match the firmware's key at the time of the request",
+    ),
+    Check(
+        "missing-file",
+        "no file: an empty table, never EIO; and the file is served when it is back",
+        "guest: EIO destroys the VMPCK, after which the guest cannot attest until it reboots",
+    ),
+    Check(
+        "unreadable-file",
+        "a directory in the file's place: an empty table, never EIO; and so on",
+        "guest: EIO destroys the VMPCK, after which the guest cannot attest until it reboots",
+    ),
+    # vCPUs and the end.
+    Check(
+        "immediate-exit-cleared",
+        "immediate_exit is 0 again when the guest is to run",
+        "api: KVM never clears immediate_exit",
+    ),
+    Check(
+        "exit-reason-stale",
+        "exit_reason is not looked at after EINTR",
+        "api: exit_reason still says 42; the request was served already",
+    ),
+    Check(
+        "vcpus-served",
+        "requests of two vCPUs at once are both answered",
+        "api: each vCPU has its own exit",
+    ),
+    Check(
+        "vcpus-keep-locks",
+        "one vCPU's unlock does not drop the lock of another",
+        "fcntl_locking(2): a lock belongs to the open file description: one for each request",
+    ),
+    Check(
+        "kick-not-lost",
+        "a stop asked for while a request is served takes effect",
+        "api: a kick may set immediate_exit at any time; clearing it afterwards loses the kick",
+    ),
+    Check(
+        "descriptors",
+        "requests leave no descriptors of the file behind",
+        "docs/protocol.md: close after each request",
+    ),
+    Check(
+        "lock-ends-with-vmm",
+        "a VMM that is killed in the middle of a request leaves no lock",
+        "fcntl_locking(2): the lock lives while any process has the description open",
+    ),
+)
+
+BY_ID: Final = {check.id: check for check in CHECKS}

@@ -1,0 +1,167 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the VMM does with the file: reads, locks and closes, seen before they happen.
+
+A scenario may have something happen at such a moment (``meddle``): the file is
+replaced between open and lock, a signal comes between lock and read, a read
+returns less than was asked for.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import struct
+import time
+from collections.abc import Callable
+from typing import Final
+
+from snpcerts.abi.lock import F_OFD_SETLK, F_OFD_SETLKW, F_SETLK, F_SETLKW, F_UNLCK, Flock
+from snpcerts.conformance.journal import Journal, Read
+from snpcerts.conformance.served_file import ServedFile
+from snpcerts.emulator.device import Pending
+from snpcerts.emulator.frontdoor.bpf import Call
+from snpcerts.emulator.frontdoor.watch import PROCEED, FileCall
+from snpcerts.emulator.memory import ProcessMemory
+
+Meddle = Callable[[FileCall], int | Pending | None]
+
+READS: Final = frozenset(
+    (
+        Call.READ,
+        Call.PREAD64,
+        Call.READV,
+        Call.PREADV,
+        Call.PREADV2,
+        Call.MMAP,
+        Call.SENDFILE,
+    )
+)
+_LOCK_COMMANDS: Final = frozenset((F_SETLK, F_SETLKW, F_OFD_SETLK, F_OFD_SETLKW))
+_LOCK_UN: Final = 8  # flock(2)
+_IOVEC: Final = struct.Struct("<QQ")
+_IOVECS_MAX: Final = 1024
+_SHORT_READ_MAX: Final = 1 << 20  # bytes that a short read moves at most
+_SYS_PIDFD_GETFD: Final = 438
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def takes_lock(call: FileCall) -> bool:
+    """Whether the call asks for a lock of any kind."""
+    if call.call is Call.FLOCK:
+        return not call.arguments[1] & _LOCK_UN
+    if call.call is not Call.FCNTL or call.arguments[1] not in _LOCK_COMMANDS:
+        return False
+    try:
+        wanted = Flock.unpack(ProcessMemory(call.tid).read(call.arguments[2], Flock.SIZE))
+    except OSError:
+        return False
+    return wanted.l_type != F_UNLCK
+
+
+class FileObserver:
+    """The watch of one run of the VMM."""
+
+    def __init__(self, served: ServedFile, journal: Journal) -> None:
+        self._served = served
+        self._journal = journal
+        self.meddle: Meddle = lambda _: None
+
+    def wants(self, found: os.stat_result) -> bool:
+        """Calls on what is, or was, the file."""
+        return self._served.knows(found)
+
+    def before(self, call: FileCall) -> int | Pending | None:
+        """Note the call; then let the scenario have its way."""
+        locks, reads = takes_lock(call), call.call in READS
+        if locks or reads:
+            self._note(call, locks=locks)
+        return self.meddle(call)
+
+    def _note(self, call: FileCall, *, locks: bool) -> None:
+        identity = (call.found.st_dev, call.found.st_ino)
+        vcpu = self._journal.threads.get(call.tid)
+        last = None if vcpu is None else self._journal.last_of(vcpu)
+        if last is not None and last.errno is not None:
+            last.looked_again = True
+        for request in self._journal.open_requests():
+            # A VMM may do it in another thread than the vCPU's: then it is for all.
+            if request.answered_at is not None or vcpu not in (None, request.vcpu):
+                continue
+            if locks:
+                request.lock_descriptors.append((call.process, call.descriptor))
+            else:
+                request.reads.append(Read(identity, self._served.locked(identity)))
+
+
+class HeldUntil:
+    """Hold a call back until something has come to pass, or for so many seconds."""
+
+    interruptible = False
+
+    def __init__(self, ready: Callable[[], bool], seconds: float) -> None:
+        self._ready = ready
+        self._until = time.monotonic() + seconds
+
+    @property
+    def deadline(self) -> float | None:
+        """Soon: what is waited for happens in other processes."""
+        return min(self._until, time.monotonic() + 0.002)
+
+    def poll(self) -> int | None:
+        """Let the kernel perform it."""
+        return PROCEED if self._ready() or time.monotonic() >= self._until else None
+
+    def cancel(self) -> None:
+        """Nothing to undo."""
+
+
+def read_short(call: FileCall) -> int | None:
+    """Perform a read with half of the bytes that were asked for, as a kernel may.
+
+    The number of bytes; None, nothing done, for a call that cannot be cut short
+    (a mapping, a read of a byte or two).
+    """
+    memory = ProcessMemory(call.tid)
+    try:
+        pieces = _pieces(call, memory)
+        wanted = min(sum(length for _, length in pieces) // 2, _SHORT_READ_MAX)
+        if not wanted:
+            return None
+        data = _read(call, wanted)
+        done = 0
+        for address, length in pieces:
+            part = data[done : done + length]
+            memory.write(address, part)
+            done += len(part)
+    except OSError:
+        return None
+    return done
+
+
+def _pieces(call: FileCall, memory: ProcessMemory) -> list[tuple[int, int]]:
+    arguments = call.arguments
+    match call.call:
+        case Call.READ | Call.PREAD64:
+            return [(arguments[1], arguments[2])]
+        case Call.READV | Call.PREADV | Call.PREADV2:
+            count = min(arguments[2], _IOVECS_MAX)
+            return list(_IOVEC.iter_unpack(memory.read(arguments[1], count * _IOVEC.size)))
+    return []
+
+
+def _read(call: FileCall, size: int) -> bytes:
+    handle = os.pidfd_open(call.process)
+    try:
+        # The same description: a plain read moves the position that the VMM sees.
+        descriptor = _libc.syscall(_SYS_PIDFD_GETFD, handle, call.descriptor, 0)
+        if descriptor < 0:
+            code = ctypes.get_errno()
+            raise OSError(code, os.strerror(code))
+    finally:
+        os.close(handle)
+    try:
+        if call.call in (Call.READ, Call.READV):
+            return os.read(descriptor, size)
+        return os.pread(descriptor, size, call.arguments[3])
+    finally:
+        os.close(descriptor)

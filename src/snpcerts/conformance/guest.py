@@ -1,0 +1,184 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The guest of a trial: it asks for reports with any buffer, and looks at all that was written.
+
+Its vCPUs have their pages at the top of the largest slot: GHCB, request and
+response page, then a field of :data:`FIELD_PAGES` pages in which buffers lie.
+Before a request the field is filled with bytes that no table has.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Generator
+from dataclasses import dataclass
+from typing import Final
+
+from snpcerts.abi.ghcb import PAGE_SIZE, ExitCode, Field, GhcbPage, VmmError, guest_err
+from snpcerts.abi.guest_message import (
+    MESSAGE_SIZE,
+    VMPCK_COUNT,
+    MessageType,
+    ReportRequest,
+)
+from snpcerts.conformance.journal import Journal, Request
+from snpcerts.emulator.guest_program import Event, GuestCpu, LaunchedVm, Program, Vmgexit
+from snpcerts.emulator.linux_guest import GHCB_PROTOCOL_VERSION, LinuxGuest, SharedPages
+from snpcerts.emulator.message_seal import SealError, header_for, open_sealed, seal
+
+FIELD_PAGES: Final = 12
+INVALID_LEN: Final = guest_err(VmmError.INVALID_LEN, 0)
+BUSY: Final = guest_err(VmmError.BUSY, 0)
+GENERIC: Final = guest_err(VmmError.GENERIC, 0)
+
+_NAMES: Final = {
+    0: "success",
+    INVALID_LEN: "buffer too small",
+    BUSY: "busy",
+    GENERIC: "error",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What the guest got.
+
+    ``exitinfo2`` is SW_EXITINFO2, ``pages`` RBX. ``signed`` tells whether a
+    report came back. ``before`` and ``after`` are the field, whose first byte is
+    at GPA ``field``; the buffer is at ``gpa``. ``request`` is the VMM's side; None
+    when there was no exit for it.
+    """
+
+    gpa: int
+    npages: int
+    exitinfo2: int
+    pages: int
+    signed: bool
+    field: int
+    before: bytes
+    after: bytes
+    request: Request | None
+
+    def __str__(self) -> str:
+        said = _NAMES.get(self.exitinfo2, f"SW_EXITINFO2 {self.exitinfo2:#x}")
+        if self.exitinfo2 == INVALID_LEN:
+            said += f", {self.pages} pages needed"
+        if self.request is not None:
+            said = f"ret {self.request.ret}, the guest got: {said}"
+        return said
+
+    @property
+    def ok(self) -> bool:
+        """Success, with a report."""
+        return self.exitinfo2 == 0 and self.signed
+
+    @property
+    def untouched(self) -> bool:
+        """Whether nothing was written anywhere in the field."""
+        return self.before == self.after
+
+    def got(self, size: int) -> bytes:
+        """The first bytes of the buffer."""
+        start = self.gpa - self.field
+        return self.after[start : start + size]
+
+    @property
+    def spilt(self) -> int | None:
+        """The GPA of the first byte outside the buffer that was written, or None."""
+        start = self.gpa - self.field
+        end = start + self.npages * PAGE_SIZE
+        for at, (old, new) in enumerate(zip(self.before, self.after, strict=True)):
+            if old != new and not start <= at < end:
+                return self.field + at
+        return None
+
+    def delivers(self, table: bytes) -> str | None:
+        """What is wrong with the buffer as a delivery of ``table``; None when nothing is.
+
+        Whatever the buffer has room for behind the table may be left alone or zeroed.
+        """
+        if not self.ok:
+            return f"expected ret 0 and the table, found {self}"
+        got = self.got(len(table))
+        if got != table:
+            at = next((n for n, (a, b) in enumerate(zip(got, table, strict=False)) if a != b), 0)
+            return f"ret 0, but byte {at:#x} of {len(table):#x} is not the file's"
+        return None
+
+
+Asking = Generator[Event, int, Answer]
+
+
+class TrialGuest(LinuxGuest):
+    """A guest whose programs are a scenario's: ``programs`` has one for each vCPU."""
+
+    def __init__(
+        self,
+        vm: LaunchedVm,
+        journal: Journal,
+        programs: Callable[[TrialGuest, GuestCpu], Program],
+    ) -> None:
+        super().__init__(vm, data_pages=FIELD_PAGES)
+        self._programs = programs
+        self._journal = journal
+        self._chance = random.Random(0)  # noqa: S311 (bytes that are not the table's)
+
+    def program(self, cpu: GuestCpu) -> Program:
+        """The scenario's."""
+        return self._programs(self, cpu)
+
+    def ask(
+        self,
+        cpu: GuestCpu,
+        pages: SharedPages,
+        npages: int,
+        *,
+        gpa: int | None = None,
+        field: tuple[int, int] | None = None,
+    ) -> Asking:
+        """One extended guest request, without the driver's retries.
+
+        The buffer is ``npages`` pages at ``gpa``, by default the second page of
+        the vCPU's field. ``field`` is what to look at, GPA and bytes, by default
+        the vCPU's field; its content is put back afterwards.
+        """
+        start, size = field or (pages.data, FIELD_PAGES * PAGE_SIZE)
+        gpa = pages.data + PAGE_SIZE if gpa is None else gpa
+        kept = cpu.read(start, size)
+        before = self._chance.randbytes(size)
+        cpu.write(start, before)
+        vmpck = self.vmpcks[cpu.index % VMPCK_COUNT]
+        header = header_for(MessageType.REPORT_REQ, vmpck.counter + 1, vmpck.number)
+        payload = ReportRequest(report_data=before[:64], vmpl=vmpck.number).pack()
+        cpu.write(pages.response, bytes(MESSAGE_SIZE))
+        cpu.write(pages.request, seal(vmpck.key, header, payload))
+        known = len(self._journal.requests)
+        exitinfo2, rbx = yield from _exit(cpu, pages, gpa, npages)
+        try:
+            open_sealed(vmpck.key, cpu.read(pages.response, MESSAGE_SIZE))
+        except SealError:
+            signed = False  # the number may be used again: the firmware has not seen it
+        else:
+            signed = True
+            vmpck.counter += 2
+        after = cpu.read(start, size)
+        cpu.write(start, kept)
+        request = next(
+            (each for each in self._journal.requests[known:] if each.vcpu == cpu.index), None
+        )
+        return Answer(gpa, npages, exitinfo2, rbx, signed, start, before, after, request)
+
+
+def _exit(
+    cpu: GuestCpu, pages: SharedPages, gpa: int, npages: int
+) -> Generator[Event, int, tuple[int, int]]:
+    ghcb = GhcbPage(page := bytearray(PAGE_SIZE))
+    ghcb.put(Field.RAX, gpa)
+    ghcb.put(Field.RBX, npages)
+    ghcb.protocol_version = GHCB_PROTOCOL_VERSION
+    ghcb.put(Field.SW_EXITCODE, ExitCode.SNP_EXT_GUEST_REQUEST)
+    ghcb.put(Field.SW_EXITINFO1, pages.request)
+    ghcb.put(Field.SW_EXITINFO2, pages.response)
+    cpu.write(pages.ghcb, bytes(page))
+    yield Vmgexit(pages.ghcb)
+    ghcb = GhcbPage(bytearray(cpu.read(pages.ghcb, PAGE_SIZE)))
+    return ghcb.get(Field.SW_EXITINFO2), ghcb.get(Field.RBX)

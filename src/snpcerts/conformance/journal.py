@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the VMM under test did: its calls on ``/dev/kvm`` and what it did with the file.
+
+Written down by :mod:`snpcerts.conformance.observed_kvm` and
+:mod:`snpcerts.conformance.file_observer`, read by the scenarios.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from snpcerts.conformance.served_file import Identity, LockSeen
+
+
+@dataclass(slots=True)
+class Read:
+    """The VMM was about to read the file. ``lock`` is what was on it then."""
+
+    file: Identity
+    lock: LockSeen | None
+
+
+@dataclass(slots=True)
+class Request:
+    """One exit for certificates, from KVM_RUN's return to the end of the next one.
+
+    Times are those of ``time.monotonic``. ``ret``, ``needed`` (npages) and
+    ``immediate_exit`` are what stood in kvm_run when the VMM re-entered.
+    ``lock_descriptors`` are process and number of each descriptor that a lock
+    was asked for by. ``lock_at_answer`` was on the file read last (or else on the one at the path)
+    then, ``lock_when_signed`` after the firmware had the request and before the
+    VMM learnt of it. ``errno`` is the re-entry's: 0 for one that came to another
+    exit, None until it is over.
+    """
+
+    vcpu: int
+    gpa: int
+    npages: int
+    asked_at: float
+    reads: list[Read] = field(default_factory=list)
+    lock_descriptors: list[tuple[int, int]] = field(default_factory=list)
+    answered_at: float | None = None
+    ret: int = 0
+    needed: int = 0
+    immediate_exit: int = 0
+    lock_at_answer: LockSeen | None = None
+    lock_when_signed: LockSeen | None = None
+    signed: bool = False
+    errno: int | None = None
+    looked_again: bool = False  # the file was locked or read after the end, with no new exit
+
+    @property
+    def waited(self) -> float | None:
+        """Seconds the VMM took to answer."""
+        return None if self.answered_at is None else self.answered_at - self.asked_at
+
+    @property
+    def file(self) -> Identity | None:
+        """The file that was read last."""
+        return self.reads[-1].file if self.reads else None
+
+
+@dataclass(slots=True)
+class Attribute:
+    """Whether the device attribute was asked for, and how."""
+
+    has: bool = False  # by KVM_HAS_DEVICE_ATTR
+    got: bool = False  # by KVM_GET_DEVICE_ATTR
+
+
+@dataclass(slots=True)
+class Enabling:
+    """One KVM_SEV_SNP_ENABLE_REQ_CERTS. ``errno`` is its outcome, 0 for success."""
+
+    errno: int
+    attribute_got: bool
+    attribute_asked: bool
+    vcpus: int
+
+
+@dataclass(slots=True)
+class Journal:
+    """One run of the VMM.
+
+    ``spins`` counts how often in a row a vCPU came back from KVM_RUN because its
+    ``immediate_exit`` was set and nothing was to be completed.
+    """
+
+    attribute: Attribute = field(default_factory=Attribute)
+    enablings: list[Enabling] = field(default_factory=list)
+    requests: list[Request] = field(default_factory=list)
+    spins: dict[int, int] = field(default_factory=dict)
+    threads: dict[int, int] = field(default_factory=dict)  # tid -> vCPU
+    entered: dict[int, int] = field(default_factory=dict)  # vCPU -> how often KVM_RUN was called
+
+    def open_requests(self) -> list[Request]:
+        """Requests that are not over."""
+        return [request for request in self.requests if request.errno is None]
+
+    def last_of(self, vcpu: int) -> Request | None:
+        """A vCPU's latest request."""
+        return next((each for each in reversed(self.requests) if each.vcpu == vcpu), None)

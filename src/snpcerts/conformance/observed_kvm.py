@@ -1,0 +1,237 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The emulated KVM with somebody looking on.
+
+Each device of the emulator is wrapped; it does what it does, and what matters
+is written into the journal. The re-entry that carries an answer can be held
+back, as it is on a machine whose firmware is busy: that is when it matters who
+still has a lock.
+"""
+
+from __future__ import annotations
+
+import errno
+import time
+from collections.abc import Callable
+from typing import Final, Protocol
+
+from snpcerts.abi.kvm import (
+    ATTR_SNP_REQ_CERTS,
+    GROUP_SEV,
+    DeviceAttr,
+    ExitReason,
+    Ioctl,
+    SevCmd,
+    SevCommand,
+)
+from snpcerts.conformance.journal import Enabling, Journal, Request
+from snpcerts.conformance.served_file import ServedFile
+from snpcerts.emulator.device import Caller, NewDescriptor, Pending, Result
+from snpcerts.emulator.kvm_device import KvmDevice
+from snpcerts.emulator.kvm_vcpu import Vcpu
+from snpcerts.emulator.kvm_vm import Vm
+from snpcerts.emulator.memory import ProcessMemory
+
+RECHECK: Final = 0.002  # seconds between looks at something that is held back
+
+
+class Onlooker(Protocol):
+    """Whose journal it is, and who decides when an answer goes on."""
+
+    journal: Journal
+    served: ServedFile
+
+    def lets_go(self, request: Request) -> bool:
+        """Whether the firmware takes this answered request now."""
+
+
+class ObservedKvm:
+    """``/dev/kvm``."""
+
+    def __init__(self, device: KvmDevice, onlooker: Onlooker) -> None:
+        self._device = device
+        self._onlooker = onlooker
+
+    def ioctl(self, caller: Caller, request: int, argument: int) -> Result:
+        """As the device's; attributes asked for are noted, VMs wrapped."""
+        if request in (Ioctl.HAS_DEVICE_ATTR, Ioctl.GET_DEVICE_ATTR):
+            self._note_attribute(caller, request, argument)
+        result = self._device.ioctl(caller, request, argument)
+        if isinstance(result, NewDescriptor) and isinstance(result.device, Vm):
+            return NewDescriptor(_ObservedVm(result.device, self._onlooker), result.shared)
+        return result
+
+    def close(self) -> None:
+        """As the device's."""
+        self._device.close()
+
+    def _note_attribute(self, caller: Caller, request: int, argument: int) -> None:
+        attr = DeviceAttr.unpack(caller.memory.read(argument, DeviceAttr.SIZE))
+        if (attr.group, attr.attr) == (GROUP_SEV, ATTR_SNP_REQ_CERTS):
+            asked = self._onlooker.journal.attribute
+            asked.has = asked.has or request == Ioctl.HAS_DEVICE_ATTR
+            asked.got = asked.got or request == Ioctl.GET_DEVICE_ATTR
+
+
+class _ObservedVm:
+    def __init__(self, vm: Vm, onlooker: Onlooker) -> None:
+        self._vm = vm
+        self._onlooker = onlooker
+
+    def ioctl(self, caller: Caller, request: int, argument: int) -> Result:
+        if request == Ioctl.MEMORY_ENCRYPT_OP and argument:
+            command = SevCmd.unpack(caller.memory.read(argument, SevCmd.SIZE))
+            if command.id == SevCommand.SNP_ENABLE_REQ_CERTS:
+                return self._enable(caller, request, argument)
+        result = self._vm.ioctl(caller, request, argument)
+        if isinstance(result, NewDescriptor) and isinstance(result.device, Vcpu):
+            return NewDescriptor(_ObservedVcpu(result.device, self._onlooker), result.shared)
+        return result
+
+    def close(self) -> None:
+        self._vm.close()
+
+    def _enable(self, caller: Caller, request: int, argument: int) -> Result:
+        asked, code = self._onlooker.journal.attribute, 0
+        try:
+            return self._vm.ioctl(caller, request, argument)
+        except OSError as error:
+            code = error.errno or errno.EIO
+            raise
+        finally:
+            self._onlooker.journal.enablings.append(
+                Enabling(code, asked.got, asked.has or asked.got, len(self._vm.vcpus))
+            )
+
+
+class _ObservedVcpu:
+    def __init__(self, vcpu: Vcpu, onlooker: Onlooker) -> None:
+        self._vcpu = vcpu
+        self._onlooker = onlooker
+        self._index = len(vcpu.vm.vcpus) - 1 if isinstance(vcpu.vm, Vm) else 0
+        self._open: Request | None = None  # exited, and not answered yet
+
+    def ioctl(self, caller: Caller, request: int, argument: int) -> Result:
+        if request != Ioctl.RUN:
+            return self._vcpu.ioctl(caller, request, argument)
+        journal = self._onlooker.journal
+        journal.entered[self._index] = journal.entered.get(self._index, 0) + 1
+        if isinstance(caller.memory, ProcessMemory):
+            journal.threads[caller.memory.pid] = self._index
+        answered, self._open = self._open, None
+        if answered is None:
+            return self._run(caller, argument, None)
+        self._note_answer(answered)
+        held = _Held(
+            lambda: self._onlooker.lets_go(answered),
+            lambda: self._run(caller, argument, answered),
+        )
+        result = held.poll()
+        return held if result is None else result
+
+    def close(self) -> None:
+        self._vcpu.close()
+
+    def _note_answer(self, request: Request) -> None:
+        run = self._vcpu.run
+        request.answered_at = time.monotonic()
+        _, request.needed, request.ret = run.snp_req_certs
+        request.immediate_exit = run.immediate_exit
+        request.lock_at_answer = self._onlooker.served.locked(request.file)
+
+    def _run(self, caller: Caller, argument: int, answered: Request | None) -> Result:
+        spins = self._onlooker.journal.spins
+        immediate = bool(self._vcpu.run.immediate_exit)
+        try:
+            result = self._vcpu.ioctl(caller, Ioctl.RUN, argument)
+        except OSError as error:
+            if answered is None and immediate and error.errno == errno.EINTR:
+                spins[self._index] = spins.get(self._index, 0) + 1
+            self._ended(answered, error.errno or errno.EIO)
+            raise
+        if answered is not None:
+            answered.signed = True
+            answered.lock_when_signed = self._onlooker.served.locked(answered.file)
+        spins[self._index] = 0
+        if isinstance(result, int):
+            self._ended(answered, 0)
+            return result
+        if isinstance(result, NewDescriptor):
+            return result
+        return _Noted(result, lambda code: self._ended(answered, code))
+
+    def _ended(self, answered: Request | None, code: int) -> None:
+        """KVM_RUN is over: with an exit (0), or with an errno."""
+        if answered is not None and answered.errno is None:
+            if not answered.signed:
+                answered.signed = True
+                answered.lock_when_signed = self._onlooker.served.locked(answered.file)
+            answered.errno = code
+        if code == 0 and self._vcpu.run.exit_reason == ExitReason.SNP_REQ_CERTS:
+            gpa, npages, _ = self._vcpu.run.snp_req_certs
+            self._open = Request(self._index, gpa, npages, time.monotonic())
+            self._onlooker.journal.requests.append(self._open)
+
+
+class _Held:
+    """A KVM_RUN that waits for the firmware before anything happens."""
+
+    def __init__(self, may_go: Callable[[], bool], go: Callable[[], Result]) -> None:
+        self._may_go = may_go
+        self._go = go
+        self._gone: Pending | None = None
+
+    @property
+    def deadline(self) -> float | None:
+        return time.monotonic() + RECHECK if self._gone is None else self._gone.deadline
+
+    @property
+    def interruptible(self) -> bool:
+        # Waiting for the firmware is not; the guest's running is.
+        return self._gone is not None and self._gone.interruptible
+
+    def poll(self) -> int | None:
+        if self._gone is not None:
+            return self._gone.poll()
+        if not self._may_go():
+            return None
+        result = self._go()
+        if isinstance(result, int):
+            return result
+        if isinstance(result, NewDescriptor):
+            raise OSError(errno.EINVAL, "KVM_RUN makes no descriptor")
+        self._gone = result
+        return None
+
+    def cancel(self) -> None:
+        if self._gone is not None:
+            self._gone.cancel()
+
+
+class _Noted:
+    """A KVM_RUN that waits, whose end is noted."""
+
+    def __init__(self, pending: Pending, ended: Callable[[int], None]) -> None:
+        self._pending = pending
+        self._ended = ended
+
+    @property
+    def deadline(self) -> float | None:
+        return self._pending.deadline
+
+    @property
+    def interruptible(self) -> bool:
+        return self._pending.interruptible
+
+    def poll(self) -> int | None:
+        try:
+            result = self._pending.poll()
+        except OSError as error:
+            self._ended(error.errno or errno.EIO)
+            raise
+        if result is not None:
+            self._ended(0)
+        return result
+
+    def cancel(self) -> None:
+        self._pending.cancel()
+        self._ended(errno.EINTR)

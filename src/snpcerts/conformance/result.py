@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What came of the checks, and how it is told: to programs, and to build servers (JUnit)."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+from xml.etree import ElementTree
+
+from snpcerts.conformance.check import BY_ID
+
+SUITE: Final = "snpcerts conformance"
+# XML 1.0 has no way to say these, and a VMM's words may hold them.
+_NOT_IN_XML: Final = dict.fromkeys(
+    [*range(0x09), 0x0B, 0x0C, *range(0x0E, 0x20), *range(0xD800, 0xE000), 0xFFFE, 0xFFFF], "?"
+)
+
+
+class State(enum.Enum):
+    """Whether the VMM does what a check asks."""
+
+    PASSED = "passed"
+    FAILED = "failed"
+    SKIPPED = "skipped"
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """One check's outcome. ``detail`` says what was found, or why it was not judged."""
+
+    id: str
+    state: State
+    detail: str = ""
+    seconds: float = 0.0
+
+    def to_json(self) -> dict[str, object]:
+        """Plain values, with what the check asks and its rule."""
+        check = BY_ID[self.id]
+        return {
+            "id": self.id,
+            "state": self.state.value,
+            "detail": self.detail,
+            "asks": check.asks,
+            "rule": check.rule,
+            "seconds": round(self.seconds, 3),
+        }
+
+
+def count(results: Iterable[Result]) -> dict[State, int]:
+    """How many checks came to each state."""
+    totals = dict.fromkeys(State, 0)
+    for result in results:
+        totals[result.state] += 1
+    return totals
+
+
+def to_json(
+    results: Sequence[Result], words: Sequence[str], seconds: float
+) -> Mapping[str, object]:
+    """The whole report as plain values. ``words`` is the VMM's command line."""
+    totals = count(results)
+    return {
+        "vmm": list(words),
+        "seconds": round(seconds, 3),
+        **{state.value: totals[state] for state in State},
+        "checks": [result.to_json() for result in results],
+    }
+
+
+def to_junit(results: Sequence[Result], words: Sequence[str], seconds: float) -> bytes:
+    """The report as JUnit XML, which build servers read."""
+    totals = count(results)
+    suite = ElementTree.Element(
+        "testsuite",
+        name=SUITE,
+        tests=str(len(results)),
+        failures=str(totals[State.FAILED]),
+        skipped=str(totals[State.SKIPPED]),
+        errors="0",
+        time=f"{seconds:.3f}",
+    )
+    properties = ElementTree.SubElement(suite, "properties")
+    ElementTree.SubElement(properties, "property", name="vmm", value=_plain(" ".join(words)))
+    for result in results:
+        check = BY_ID[result.id]
+        case = ElementTree.SubElement(
+            suite, "testcase", classname=SUITE, name=result.id, time=f"{result.seconds:.3f}"
+        )
+        if result.state is State.FAILED:
+            failure = ElementTree.SubElement(case, "failure", message=_plain(result.detail))
+            failure.text = f"{check.asks}\nrule: {check.rule}"
+        elif result.state is State.SKIPPED:
+            ElementTree.SubElement(case, "skipped", message=_plain(result.detail))
+    ElementTree.indent(suite)
+    text = ElementTree.tostring(suite, encoding="unicode")
+    return f'<?xml version="1.0" encoding="utf-8"?>\n{text}\n'.encode()
+
+
+def _plain(text: str) -> str:
+    return text.translate(_NOT_IN_XML)

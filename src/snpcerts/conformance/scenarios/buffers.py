@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where the buffer is: at the end of memory, across slots, nowhere."""
+
+from __future__ import annotations
+
+import errno
+from itertools import pairwise
+
+from snpcerts.abi.cert_table import PAGE_SIZE
+from snpcerts.conformance.guest import FIELD_PAGES, Answer
+from snpcerts.conformance.trial import TABLE_SIZE, Scenario, Script, Trial, Vcpu, field_around
+from snpcerts.emulator.guest_memory import MemorySlot
+
+_LAST_PAGE = (1 << 64) - PAGE_SIZE
+
+
+def _slots(trial: Trial) -> list[MemorySlot]:
+    return [] if trial.vm is None else list(trial.vm.slots)
+
+
+def _at_end(trial: Trial, vcpu: Vcpu) -> Script:
+    table = trial.served.table(TABLE_SIZE)
+    trial.served.replace(table)
+    end = vcpu.pages.data + FIELD_PAGES * PAGE_SIZE  # the field's end is the slot's
+    answer = yield from vcpu.ask(2, gpa=end - 2 * PAGE_SIZE)
+    trial.judge("buffer-at-slot-end", answer.delivers(table))
+
+
+def _across(trial: Trial, vcpu: Vcpu) -> Script:
+    slots = _slots(trial)
+    size = 2 * PAGE_SIZE
+    pairs = [
+        (low, high)
+        for low, high in pairwise(slots)
+        if low.end == high.gpa
+        and not (low.readonly or high.readonly)
+        and min(low.size, high.size) >= size
+        # Nor where the vCPU's own pages are, which are in the largest.
+        and not vcpu.pages.ghcb - size < low.end < vcpu.pages.data + FIELD_PAGES * PAGE_SIZE
+    ]
+    if not pairs:
+        trial.skip("buffer-across-slots", "the VM has no two memory slots that touch")
+        return
+    table = trial.served.table(TABLE_SIZE)
+    trial.served.replace(table)
+    gpa = pairs[0][0].end - PAGE_SIZE
+    answer = yield from vcpu.ask(2, gpa=gpa, field=field_around(gpa, 2))
+    trial.judge("buffer-across-slots", answer.delivers(table))
+
+
+def _refused(trial: Trial, check: str, answer: Answer) -> None:
+    request = answer.request
+    if request is None or request.ret != errno.EIO:
+        trial.judge(check, f"expected ret {errno.EIO} (EIO), found {answer}")
+    else:
+        trial.judge(check, None)
+
+
+def _and_goes_on(trial: Trial, vcpu: Vcpu, check: str, table: bytes) -> Script:
+    answer = yield from vcpu.ask(2)
+    wrong = answer.delivers(table)
+    trial.judge(check, None if wrong is None else f"the request after it: {wrong}")
+
+
+def _past(trial: Trial, vcpu: Vcpu) -> Script:
+    check = "buffer-past-memory"
+    table = trial.served.table(TABLE_SIZE)
+    trial.served.replace(table)
+    end = vcpu.pages.data + FIELD_PAGES * PAGE_SIZE
+    if any(slot.gpa == end for slot in _slots(trial)):
+        trial.skip(check, "another memory slot follows the largest")
+        return
+    answer = yield from vcpu.ask(2, gpa=end - PAGE_SIZE)
+    _refused(trial, check, answer)
+    yield from _and_goes_on(trial, vcpu, check, table)
+
+
+def _outside(trial: Trial, vcpu: Vcpu) -> Script:
+    check = "buffer-outside-memory"
+    table = trial.served.table(TABLE_SIZE)
+    trial.served.replace(table)
+    above = max(slot.end for slot in _slots(trial)) + (1 << 30)
+    for gpa in (above, 1 << 47, 1 << 62):
+        _refused(trial, check, (yield from vcpu.ask(2, gpa=gpa)))
+    yield from _and_goes_on(trial, vcpu, check, table)
+
+
+def _wraps(trial: Trial, vcpu: Vcpu) -> Script:
+    check = "buffer-wraps"
+    table = trial.served.table(TABLE_SIZE)
+    trial.served.replace(table)
+    for npages in (2, (1 << 64) - 1):
+        _refused(trial, check, (yield from vcpu.ask(npages, gpa=_LAST_PAGE)))
+    yield from _and_goes_on(trial, vcpu, check, table)
+
+
+SCENARIOS = (
+    Scenario(checks=("buffer-at-slot-end",), script=_at_end),
+    Scenario(checks=("buffer-across-slots",), script=_across),
+    Scenario(checks=("buffer-past-memory",), script=_past),
+    Scenario(checks=("buffer-outside-memory",), script=_outside),
+    Scenario(checks=("buffer-wraps",), script=_wraps),
+)

@@ -1,0 +1,186 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Stopping in the middle of a request, being killed there, and what is left behind."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Callable
+
+from snpcerts.conformance.file_observer import READS, HeldUntil, takes_lock
+from snpcerts.conformance.journal import Request
+from snpcerts.conformance.trial import TABLE_SIZE, Scenario, Script, Trial, Vcpu
+from snpcerts.emulator.frontdoor.bpf import Call
+from snpcerts.emulator.frontdoor.tasks import task
+from snpcerts.emulator.frontdoor.watch import FileCall
+from snpcerts.emulator.guest_program import Sleep
+
+KICK_TIME = 2.0  # seconds in which the VMM's other threads see the signal and kick the vCPU
+_MANY = 12
+_FEW = 3
+DEATH_TIME = 2.0  # seconds in which a killed process's locks go
+
+Moment = Callable[["Trial", Callable[[], None]], None]
+
+
+def _catches(pid: int, number: signal.Signals) -> bool:
+    """Whether a process does something of its own about a signal."""
+    masks = {}
+    with open(f"/proc/{pid}/status", encoding="ascii", errors="replace") as file:
+        for line in file:
+            name, _, value = line.partition(":")
+            if name in ("SigCgt", "SigBlk"):
+                masks[name] = int(value, 16)
+    return bool((masks["SigCgt"] | masks["SigBlk"]) >> (number - 1) & 1)
+
+
+def _stopped_when(moment: Moment) -> Scenario:
+    check = "kick-not-lost"
+    asked: list[float] = []  # when the stop was asked for
+
+    def script(trial: Trial, vcpu: Vcpu) -> Script:
+        number = trial.limits.stop
+        asked.clear()
+        if trial.program is None or not _catches(trial.program.pid, number):
+            trial.skip(check, f"the VMM ends of {number.name} without stopping its vCPUs")
+            trial.send(signal.SIGKILL)
+            return
+        trial.served.rewrite(trial.served.table(TABLE_SIZE))
+        yield from vcpu.ask(2)
+
+        def stop() -> None:
+            asked.append(time.monotonic())
+            trial.send(number)
+
+        moment(trial, stop)
+        yield from vcpu.ask(2)
+        if not asked:
+            trial.skip(check, "the request had no such moment")
+            trial.send(signal.SIGKILL)
+
+    def after(trial: Trial) -> None:
+        if not asked:
+            return
+        if trial.ended_by is not None:
+            trial.judge(check, None)
+            return
+        name = trial.limits.stop.name
+        seconds = time.monotonic() - asked[0]
+        trial.judge(
+            check,
+            f"{name} came during a request, and {seconds:.0f} s later its guest still runs",
+        )
+
+    return Scenario(checks=(check,), script=script, after=after, ends=True)
+
+
+class _Kick:
+    """Whether the kick that follows a stop has reached a vCPU that is held at some place.
+
+    It shows as a signal for the vCPU's thread, or as immediate_exit set where it
+    was not. A VMM that is gone needs no kick.
+    """
+
+    def __init__(self, trial: Trial, tid: int) -> None:
+        self._trial = trial
+        self._tid = tid
+        self._before = self._flags()
+
+    def __call__(self) -> bool:
+        program = self._trial.program
+        if program is None or program.process.returncode is not None:
+            return True
+        thread = task(self._tid)
+        return thread is None or bool(thread.own) or self._flags() > self._before
+
+    def _flags(self) -> int:
+        vcpus = getattr(self._trial.vm, "vcpus", {})
+        return sum(bool(vcpu.run.immediate_exit) for vcpu in vcpus.values())
+
+
+def _at_call(wanted: Callable[[FileCall], bool]) -> Moment:
+    def moment(trial: Trial, stop: Callable[[], None]) -> None:
+        done: list[FileCall] = []
+
+        def meddle(call: FileCall) -> HeldUntil | None:
+            if done or not wanted(call):
+                return None
+            done.append(call)
+            kicked = _Kick(trial, call.tid)
+            stop()
+            return HeldUntil(kicked, KICK_TIME)
+
+        trial.observer.meddle = meddle
+
+    return moment
+
+
+def _in_firmware(trial: Trial, stop: Callable[[], None]) -> None:
+    held: list[HeldUntil] = []
+
+    def gate(request: Request) -> bool:
+        if not held:
+            tids = [tid for tid, vcpu in trial.journal.threads.items() if vcpu == request.vcpu]
+            kicked = _Kick(trial, tids[-1] if tids else 0)
+            stop()
+            held.append(HeldUntil(kicked, KICK_TIME))
+        return held[0].poll() is not None
+
+    trial.gate = gate
+
+
+def _leaves_nothing(trial: Trial, vcpu: Vcpu) -> Script:
+    counts = []
+    for number in range(_MANY):
+        trial.served.rewrite(trial.served.table(TABLE_SIZE))
+        yield from vcpu.ask(2 if number % 3 else 0)
+        yield Sleep(0.001)
+        if number in (_FEW, _MANY - 1):
+            counts.append(trial.served.descriptors_of(trial.processes()))
+    grown = counts[1] - counts[0]
+    trial.judge(
+        "descriptors",
+        None
+        if grown <= 0
+        else f"{grown} descriptors of the file more after {_MANY - 1 - _FEW} requests",
+    )
+
+
+def _killed(trial: Trial, vcpu: Vcpu) -> Script:
+    trial.served.replace(trial.served.table(TABLE_SIZE))
+
+    def gate(_: Request) -> bool:
+        trial.send(signal.SIGKILL)
+        return False
+
+    trial.gate = gate
+    yield from vcpu.ask(2)
+
+
+def _after_killed(trial: Trial) -> None:
+    check = "lock-ends-with-vmm"
+    if all(each.lock_at_answer is None for each in trial.journal.requests):
+        trial.skip(check, "the VMM had no lock when it was killed")
+        return
+    until = time.monotonic() + DEATH_TIME
+    while trial.served.locked() is not None and time.monotonic() < until:
+        time.sleep(0.01)
+    left = trial.served.locked()
+    trial.judge(check, None if left is None else f"still there: {trial.served.kinds()}")
+
+
+def _takes_or_reads(call: FileCall) -> bool:
+    return takes_lock(call) or call.call in READS
+
+
+def _at_close(call: FileCall) -> bool:
+    return call.call is Call.CLOSE
+
+
+SCENARIOS = (
+    _stopped_when(_at_call(_takes_or_reads)),
+    _stopped_when(_in_firmware),
+    _stopped_when(_at_call(_at_close)),
+    Scenario(checks=("descriptors",), script=_leaves_nothing),
+    Scenario(checks=("lock-ends-with-vmm",), script=_killed, after=_after_killed, ends=True),
+)

@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From the VMM's start to its first answer."""
+
+from __future__ import annotations
+
+from snpcerts.conformance.trial import TABLE_SIZE, Scenario, Script, Trial, Vcpu
+from snpcerts.emulator.guest_program import Sleep
+
+
+def _first_request(trial: Trial, vcpu: Vcpu) -> Script:
+    trial.judge("vm-starts", None)
+    trial.judging("enabled")
+    _judge_enabling(trial)
+    trial.served.replace(trial.served.table(TABLE_SIZE))
+    trial.judging("immediate-exit-cleared")
+    answer = yield from vcpu.ask(2)
+    if answer.request is None:
+        for check in ("immediate-exit-cleared", "exit-reason-stale"):
+            trial.skip(check, "there was no exit")
+        return
+    yield Sleep(0.001)
+    trial.judge("immediate-exit-cleared", None)
+    for _ in range(2):
+        yield from vcpu.ask(2)
+    looked = [request for request in trial.journal.requests if request.looked_again]
+    trial.judge(
+        "exit-reason-stale",
+        None if not looked else "the file was locked or read again after EINTR, with no new exit",
+    )
+
+
+def _judge_enabling(trial: Trial) -> None:
+    tries = trial.journal.enablings
+    if not tries:
+        trial.judge("enabled", "never issued: guests get the empty table KVM writes by itself")
+        trial.skip("attribute-asked", "the exit is not enabled")
+        return
+    first = tries[0]
+    problem: str | None = None
+    if all(each.errno for each in tries):
+        problem = f"KVM answered errno {first.errno}"
+        if first.vcpus:
+            problem += f": the VM had {first.vcpus} vCPUs already"
+    trial.judge("enabled", problem)
+    asked: str | None = None
+    if not first.attribute_asked:
+        asked = "the exit was enabled without asking"
+    elif not first.attribute_got:
+        asked = "only KVM_HAS_DEVICE_ATTR was asked, which says yes where SNP is off"
+    trial.judge("attribute-asked", asked)
+
+
+def _old_kernel(_: Trial, vcpu: Vcpu) -> Script:
+    yield from vcpu.ask(2)
+
+
+def _after_old_kernel(trial: Trial) -> None:
+    # Whether the VMM then refuses to start, or starts without, is its own affair.
+    trial.judge(
+        "enabled-where-supported",
+        "issued on a kernel without the attribute" if trial.journal.enablings else None,
+    )
+
+
+FIRST = Scenario(
+    checks=(
+        "vm-starts",
+        "attribute-asked",
+        "enabled",
+        "immediate-exit-cleared",
+        "exit-reason-stale",
+    ),
+    script=_first_request,
+)
+SCENARIOS = (
+    Scenario(
+        checks=("enabled-where-supported",),
+        script=_old_kernel,
+        after=_after_old_kernel,
+        certs_supported=False,
+    ),
+)

@@ -1,0 +1,213 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The certificate file that the VMM under test serves, and what a host's operator does with it.
+
+Every file that was ever at the path stays open here, so that its inode number
+is not used anew and its locks can be asked after.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import random
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from snpcerts.abi.cert_table import (
+    ARK_GUID,
+    ASK_GUID,
+    ENTRY_SIZE,
+    VCEK_GUID,
+    CertTable,
+    TableEntry,
+)
+from snpcerts.abi.lock import (
+    EXCLUSIVE,
+    F_OFD_GETLK,
+    F_OFD_SETLK,
+    F_UNLCK,
+    F_WRLCK,
+    PID_OF_OFD_OWNER,
+    UNLOCK,
+    Flock,
+)
+from snpcerts.certfile.holders import holders_of, locks_through
+from snpcerts.errors import RefusedError
+
+Identity = tuple[int, int]  # device, inode
+
+_NAME: Final = "certs.bin"
+_FILLER: Final = uuid.UUID("5e1f0f2a-8d1c-4f0e-9f43-6a3a5c0b7d10")  # ours; means nothing to a guest
+
+
+@dataclass(frozen=True, slots=True)
+class LockSeen:
+    """A lock that somebody has on the file. ``pid`` owns a classic lock; None for an OFD lock."""
+
+    exclusive: bool
+    pid: int | None
+
+    @property
+    def is_ofd(self) -> bool:
+        """Whether it belongs to an open file description."""
+        return self.pid is None
+
+
+def table_of(size: int, seed: int) -> bytes:
+    """A well-formed certificate table of exactly ``size`` bytes, another one for each ``seed``."""
+    guids = (VCEK_GUID, ASK_GUID, ARK_GUID, _FILLER)
+    room = size - ENTRY_SIZE * (len(guids) + 1)
+    chance = random.Random(seed)  # noqa: S311 (different bytes are all that is wanted)
+    lengths = [room // 4] * 3 + [room - 3 * (room // 4)]
+    entries = tuple(
+        # Never a zero at the end, which could be taken for padding.
+        TableEntry(guid, chance.randbytes(length - 1) + b"\x01")
+        for guid, length in zip(guids, lengths, strict=True)
+    )
+    return CertTable(entries).encode()
+
+
+class ServedFile:
+    """``path``, a file in ``directory``, which exists.
+
+    ``content`` is what is there now, None for no file.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self.path = directory / _NAME
+        self.content: bytes | None = None
+        self._made: dict[Identity, int] = {}
+        self._current: int | None = None
+        self._seeds = 0
+
+    def close(self) -> None:
+        """Let go of every file; locks go with them."""
+        for descriptor in self._made.values():
+            os.close(descriptor)
+        self._made.clear()
+        self._current = None
+
+    def knows(self, found: os.stat_result) -> bool:
+        """Whether this file is or was at the path."""
+        return (found.st_dev, found.st_ino) in self._made
+
+    def table(self, size: int) -> bytes:
+        """A table that was never served before."""
+        self._seeds += 1
+        return table_of(size, self._seeds)
+
+    # What an operator does.
+
+    def replace(self, content: bytes) -> None:
+        """Put a new file in place of whatever is at the path."""
+        path, descriptor = self.prepare(self._directory, content)
+        self.take_place(path, descriptor)
+
+    def prepare(self, directory: Path, content: bytes) -> tuple[Path, int]:
+        """A new file beside ``path``, or in another directory, that nobody sees yet."""
+        path = directory / f".{_NAME}.next"
+        path.unlink(missing_ok=True)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+        self._made[self._identity(descriptor)] = descriptor
+        os.fchmod(descriptor, 0o644)  # whatever the umask: the VMM may be another user's
+        os.pwrite(descriptor, content, 0)
+        return path, descriptor
+
+    def take_place(self, path: Path, descriptor: int) -> None:
+        """Rename a prepared file to the path."""
+        if self.path.is_dir() and not self.path.is_symlink():
+            self.path.rmdir()
+        path.rename(path.with_name(_NAME))
+        self.serves(descriptor)
+
+    def serves(self, descriptor: int) -> None:
+        """The path leads to a prepared file by now."""
+        self._current = descriptor
+        self.content = os.pread(descriptor, os.fstat(descriptor).st_size, 0)
+
+    def rewrite(self, content: bytes) -> None:
+        """Write another content into the file where it is.
+
+        Between two requests, when no right VMM looks at it: a lock is not needed,
+        and a VMM that keeps its own is told of that once, not by every check.
+        """
+        descriptor = self._present()
+        os.pwrite(descriptor, content, 0)
+        os.ftruncate(descriptor, len(content))
+        self.content = content
+
+    def remove(self) -> None:
+        """Take the file away."""
+        self.path.unlink()
+        self._current, self.content = None, None
+
+    def put_directory(self) -> None:
+        """A directory in the file's place."""
+        self.remove()
+        self.path.mkdir()
+
+    def lock(self) -> bool:
+        """Take the exclusive lock, as an update does; False if somebody has one."""
+        try:
+            fcntl.fcntl(self._present(), F_OFD_SETLK, EXCLUSIVE)
+        except OSError as error:
+            if error.errno not in (errno.EAGAIN, errno.EACCES):
+                raise
+            return False
+        return True
+
+    def unlock(self) -> None:
+        """Let the exclusive lock go."""
+        fcntl.fcntl(self._present(), F_OFD_SETLK, UNLOCK)
+
+    # What is to be seen.
+
+    def locked(self, identity: Identity | None = None) -> LockSeen | None:
+        """A lock of somebody else's on a file, by default on the one at the path now.
+
+        flock(2) is not seen, as no update would see it.
+        """
+        descriptor = self._current if identity is None else self._made.get(identity)
+        if descriptor is None:
+            return None
+        asked = fcntl.fcntl(descriptor, F_OFD_GETLK, EXCLUSIVE)
+        found = Flock.unpack(asked)
+        if found.l_type == F_UNLCK:
+            return None
+        owner = None if found.l_pid == PID_OF_OFD_OWNER else found.l_pid
+        return LockSeen(found.l_type == F_WRLCK, owner)
+
+    def still_locked_by(self, descriptors: list[tuple[int, int]], identity: Identity) -> bool:
+        """Whether any of these, process and number, has a lock on the file."""
+        return any(any(locks_through(process, number, identity)) for process, number in descriptors)
+
+    def kinds(self) -> str:
+        """Which locks lie on the file at the path, in words."""
+        return ", ".join(str(each) for each in holders_of(str(self.path))) or "none"
+
+    def descriptors_of(self, pids: list[int]) -> int:
+        """How many descriptors of these files the processes have."""
+        return sum(self._open_in(pid) for pid in pids)
+
+    def _open_in(self, pid: int) -> int:
+        total = 0
+        with contextlib.suppress(OSError):
+            for number in os.listdir(f"/proc/{pid}/fd"):
+                with contextlib.suppress(OSError):
+                    total += self.knows(os.stat(f"/proc/{pid}/fd/{number}"))
+        return total
+
+    def _present(self) -> int:
+        if self._current is None:
+            raise RefusedError(f"{self.path} is not there")
+        return self._current
+
+    @staticmethod
+    def _identity(descriptor: int) -> Identity:
+        status = os.fstat(descriptor)
+        return status.st_dev, status.st_ino

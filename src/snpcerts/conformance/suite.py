@@ -1,0 +1,206 @@
+# SPDX-License-Identifier: Apache-2.0
+"""All scenarios against one VMM, and one outcome for each check."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Final
+
+from snpcerts.abi.product import Product
+from snpcerts.conformance.check import BY_ID, CHECKS, Check
+from snpcerts.conformance.result import Result, State
+from snpcerts.conformance.scenarios import (
+    answers,
+    buffers,
+    changes,
+    ending,
+    locking,
+    starting,
+    vcpus,
+)
+from snpcerts.conformance.served_file import ServedFile
+from snpcerts.conformance.trial import CERTS, TABLE_SIZE, Limits, Scenario, Trial
+from snpcerts.emulator.chip import Chip
+from snpcerts.emulator.firmware import Firmware
+from snpcerts.emulator.frontdoor import seccomp
+from snpcerts.errors import UsageError
+
+# Without these nothing else can be judged.
+VITAL: Final = ("vm-starts", "enabled", "immediate-exit-cleared")
+
+_CLONE_NEWNS: Final = 0x00020000
+_MS_PRIVATE_REC: Final = 0x40000 | 0x4000
+_libc = ctypes.CDLL(None, use_errno=True)
+
+_SCENARIOS: Final = (
+    *starting.SCENARIOS,
+    *answers.SCENARIOS,
+    *buffers.SCENARIOS,
+    *locking.SCENARIOS,
+    *changes.SCENARIOS,
+    *vcpus.SCENARIOS,
+    *ending.SCENARIOS,
+)
+
+
+def run(
+    words: Sequence[str],
+    *,
+    limits: Limits | None = None,
+    only: Iterable[str] = (),
+    on_progress: Callable[[str], None] = lambda _: None,
+) -> list[Result]:
+    """Judge the VMM that ``words`` start, ``{certs}`` among them standing for its file.
+
+    ``only`` names checks; others are not judged. ``on_progress`` is told of each
+    scenario before it runs. The results come in the order of
+    :data:`~snpcerts.conformance.check.CHECKS`. Changes the mount namespace of
+    this process if it may (two file systems are wanted for one of the checks).
+    Raises :class:`UsageError` for a command line without ``{certs}`` and an
+    unknown check, and what keeps the front door from being used.
+    """
+    chosen = _chosen(only)
+    if not any(CERTS in word for word in words):
+        raise UsageError(
+            f"the VMM's command line does not say {CERTS}",
+            hint=f"put {CERTS} where the VMM takes its certificate file",
+        )
+    seccomp.check()
+    limits = limits or Limits()
+    firmware = Firmware(Chip.create(Product.MILAN))
+    with tempfile.TemporaryDirectory(prefix="snpcerts-conformance-") as name:
+        # Whoever the VMM runs as must get to the file.
+        os.chmod(name, 0o755)  # noqa: S103
+        return _Run(words, limits, firmware, Path(name), chosen, on_progress).results()
+
+
+def _chosen(only: Iterable[str]) -> frozenset[str]:
+    wanted = frozenset(only)
+    unknown = sorted(wanted - BY_ID.keys())
+    if unknown:
+        raise UsageError(f"no check {unknown[0]!r}", hint="'snpcerts conformance --list' has them")
+    return wanted or frozenset(BY_ID)
+
+
+class _Run:
+    def __init__(
+        self,
+        words: Sequence[str],
+        limits: Limits,
+        firmware: Firmware,
+        directory: Path,
+        chosen: frozenset[str],
+        on_progress: Callable[[str], None],
+    ) -> None:
+        self._words = words
+        self._limits = limits
+        self._firmware = firmware
+        self._directory = directory
+        self._chosen = chosen
+        self._on_progress = on_progress
+        self._trials = 0
+        self._found: dict[str, Result] = {}
+
+    def results(self) -> list[Result]:
+        """Run what is to be run."""
+        self._try(starting.FIRST, self._fresh("first"))
+        broken = next((id for id in VITAL if self._state(id) is not State.PASSED), None)
+        if broken is not None:
+            why = f"not judged, since {broken} is not passed"
+            return [self._found.get(check.id) or _skipped(check.id, why) for check in self._asked()]
+        for number, scenario in enumerate(_SCENARIOS):
+            open_checks = [check for check in scenario.checks if check in self._chosen]
+            if any(self._state(check) is not State.FAILED for check in open_checks):
+                self._try(scenario, self._fresh(str(number)))
+        if "same-device" in self._chosen:
+            self._two_devices()
+        return [
+            self._found.get(check.id) or _skipped(check.id, "nothing came of it")
+            for check in self._asked()
+        ]
+
+    def _asked(self) -> list[Check]:
+        return [check for check in CHECKS if check.id in self._chosen]
+
+    def _state(self, check: str) -> State | None:
+        found = self._found.get(check)
+        return None if found is None else found.state
+
+    def _fresh(self, name: str) -> Path:
+        directory = self._directory / name
+        directory.mkdir()
+        return directory
+
+    def _try(self, scenario: Scenario, directory: Path) -> None:
+        self._on_progress(scenario.checks[0])
+        served = ServedFile(directory)
+        try:
+            if scenario.checks != ("same-device",):
+                served.replace(served.table(TABLE_SIZE))
+            self._trials += 1
+            log = self._directory / f"vmm-{self._trials}.log"
+            trial = Trial(scenario, self._words, served, self._firmware, self._limits, log)
+            started = time.monotonic()
+            for result in trial.run():
+                self._add(result, time.monotonic() - started)
+        finally:
+            served.close()
+
+    def _add(self, result: Result, seconds: float) -> None:
+        """A failure counts most, then a pass: a check may come up in several scenarios."""
+        known = self._found.get(result.id)
+        order = (State.SKIPPED, State.PASSED, State.FAILED)
+        total = seconds + (0.0 if known is None else known.seconds)
+        if known is not None and order.index(known.state) >= order.index(result.state):
+            result = known
+        self._found[result.id] = Result(result.id, result.state, result.detail, total)
+
+    def _two_devices(self) -> None:
+        directory = self._fresh("devices")
+        with _two_file_systems(directory) as mounted:
+            if mounted is None:
+                self._add(
+                    _skipped("same-device", "needs the right to mount two file systems: root"), 0.0
+                )
+                return
+            first, second = mounted
+            link = directory / "served"
+            locking.lead(link, first)
+            self._try(locking.same_device(first, second, link), link)
+
+
+def _skipped(check: str, why: str) -> Result:
+    return Result(check, State.SKIPPED, why)
+
+
+@contextlib.contextmanager
+def _two_file_systems(directory: Path) -> Iterator[tuple[Path, Path] | None]:
+    """Two new ones that nobody else sees; None where that cannot be.
+
+    Their inode numbers run alike: both are empty tmpfs, which count from one.
+    """
+    places = directory / "first", directory / "second"
+    for place in places:
+        place.mkdir()
+    mounted: list[Path] = []
+    try:
+        if _libc.unshare(_CLONE_NEWNS) or _libc.mount(
+            b"none", b"/", None, ctypes.c_ulong(_MS_PRIVATE_REC), None
+        ):
+            yield None
+            return
+        for place in places:
+            if _libc.mount(b"tmpfs", os.fsencode(place), b"tmpfs", ctypes.c_ulong(0), b"size=1m"):
+                yield None
+                return
+            mounted.append(place)
+        yield places
+    finally:
+        for place in mounted:
+            _libc.umount2(os.fsencode(place), 2)  # MNT_DETACH: whatever still uses it

@@ -1,0 +1,382 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One run of the VMM under test, from its start to its end, through one scenario.
+
+The VMM is a real process behind the front door. Its guest's vCPUs run the
+scenario, which asks for reports, and between requests is the host's operator
+too: it replaces the file, takes the lock, sends a signal. All of it happens in
+this process's one loop, in an order that does not depend on anyone's speed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from snpcerts.abi.ghcb import PAGE_SIZE
+from snpcerts.conformance.check import BY_ID
+from snpcerts.conformance.file_observer import FileObserver
+from snpcerts.conformance.guest import Answer, Asking, TrialGuest
+from snpcerts.conformance.journal import Journal, Request
+from snpcerts.conformance.observed_kvm import ObservedKvm
+from snpcerts.conformance.result import Result, State
+from snpcerts.conformance.served_file import ServedFile
+from snpcerts.emulator.firmware import Firmware
+from snpcerts.emulator.frontdoor.door import Door
+from snpcerts.emulator.frontdoor.launch import Program, spawn
+from snpcerts.emulator.frontdoor.supervisor import Supervisor
+from snpcerts.emulator.guest_program import (
+    Event,
+    GuestCpu,
+    LaunchedVm,
+    Sleep,
+    StartProcessors,
+    WaitUntil,
+)
+from snpcerts.emulator.guest_program import Program as GuestProgram
+from snpcerts.emulator.kvm_device import KvmDevice
+from snpcerts.emulator.linux_guest import SharedPages
+from snpcerts.emulator.platform import Platform
+from snpcerts.emulator.sev_device import SevDevice
+from snpcerts.emulator.virtual_files import host_files
+from snpcerts.errors import SnpCertsError
+
+CERTS: Final = "{certs}"  # in the VMM's arguments: the file
+TABLE_SIZE: Final = 6000  # bytes: two pages, neither of them full
+SPINS_MAX: Final = 50  # KVM_RUNs in a row that immediate_exit ends; a kick or two are normal
+RETS: Final = (0, errno.ENOSPC, errno.EAGAIN, errno.EIO)  # api, KVM_EXIT_SNP_REQ_CERTS
+_STEP: Final = 0.05  # seconds between looks at the clock
+_LOG_SHOWN: Final = 300  # characters of the VMM's last words
+
+Script = Generator[Event, int, None]
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How long things may take, in seconds, and how the VMM is asked to stop.
+
+    ``trial`` is the longest a scenario may go without being done; ``busy`` what
+    the VMM says it waits for the lock at most; ``stop`` a signal.
+    """
+
+    trial: float = 10.0
+    busy: float = 2.0
+    stop: signal.Signals = signal.SIGTERM
+
+
+@dataclass(frozen=True, slots=True)
+class Scenario:
+    """A course of events that lets some checks be judged.
+
+    ``script`` runs on the guest's first vCPU, ``second`` on its second, where
+    there is one. ``after`` looks back when the scripts are done or the VMM has
+    ended; processes that it started may still be there. With ``ends`` the VMM is
+    expected to end by itself.
+    """
+
+    checks: tuple[str, ...]
+    script: Callable[[Trial, Vcpu], Script]
+    second: Callable[[Trial, Vcpu], Script] | None = None
+    after: Callable[[Trial], None] | None = None
+    ends: bool = False
+    certs_supported: bool = True
+
+
+@dataclass(slots=True)
+class Vcpu:
+    """A vCPU as a script has it."""
+
+    cpu: GuestCpu
+    pages: SharedPages
+    guest: TrialGuest
+    trial: Trial
+
+    def ask(
+        self, npages: int, *, gpa: int | None = None, field: tuple[int, int] | None = None
+    ) -> Asking:
+        """One request, see :meth:`TrialGuest.ask`; writes outside its buffer are judged."""
+        answer = yield from self.guest.ask(self.cpu, self.pages, npages, gpa=gpa, field=field)
+        self.trial.note(answer)
+        return answer
+
+
+class Trial:
+    """One run. Scripts call :meth:`judge` and :meth:`skip`."""
+
+    def __init__(
+        self,
+        scenario: Scenario,
+        words: Sequence[str],
+        served: ServedFile,
+        firmware: Firmware,
+        limits: Limits,
+        log: Path,
+    ) -> None:
+        self.scenario = scenario
+        self.served = served
+        self.limits = limits
+        self.journal = Journal()
+        self.observer = FileObserver(served, self.journal)
+        self.gate: Callable[[Request], bool] = lambda _: True
+        self.answers: list[Answer] = []
+        self.vm: LaunchedVm | None = None
+        self.program: Program | None = None
+        self.ended_by: int | None = None  # the VMM's exit code, as a shell says it
+        self._words = [word.replace(CERTS, str(served.path)) for word in words]
+        self._platform = Platform(
+            firmware, guest=self._make_guest, certs_supported=scenario.certs_supported
+        )
+        self._log = log
+        self._results: dict[str, Result] = {}
+        self._now = scenario.checks[0]
+        self._done = 0
+        self._broken: BaseException | None = None
+        self._started = 0.0
+
+    # What scripts use.
+
+    def judging(self, check: str) -> None:
+        """What comes next is about this check: should the VMM end or hang, it is to blame."""
+        self._now = check
+
+    def judge(self, check: str, problem: str | None) -> None:
+        """The check is passed if there is no problem. A failure stays one."""
+        state = State.PASSED if problem is None else State.FAILED
+        self._note(check, state, problem or "")
+
+    def skip(self, check: str, why: str) -> None:
+        """The check cannot be judged."""
+        self._note(check, State.SKIPPED, why)
+
+    def note(self, answer: Answer) -> None:
+        """Every answer is looked at for what none may do."""
+        self.answers.append(answer)
+
+    def lets_go(self, request: Request) -> bool:
+        """Whether an answered request goes on to the firmware."""
+        return self.gate(request)
+
+    def wait_for(self, ready: Callable[[], bool], seconds: float) -> Generator[Event, int, bool]:
+        """Halt the vCPU until something outside has come to pass; False if it has not in time."""
+        until = time.monotonic() + seconds
+        while not ready():
+            if time.monotonic() >= until:
+                return False
+            yield Sleep(0.005)
+        return True
+
+    @property
+    def vcpus(self) -> int:
+        """How many vCPUs the VM has."""
+        return len(getattr(self.vm, "vcpus", ()))
+
+    def processes(self) -> list[int]:
+        """The VMM's processes that still live: its process group."""
+        if self.program is None:
+            return []
+        found = []
+        for name in os.listdir("/proc"):
+            if name.isdigit() and _group_of(int(name)) == self.program.pid:
+                found.append(int(name))
+        return found
+
+    def send(self, number: signal.Signals) -> None:
+        """Send the VMM a signal."""
+        if self.program is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.program.pid, number)
+
+    # The run.
+
+    def run(self) -> list[Result]:
+        """Run the VMM through the scenario; the results of the scenario's checks, and others'."""
+        self._started = time.monotonic()
+        with Supervisor() as supervisor, open(self._log, "wb") as log:
+            try:
+                self.program = spawn(
+                    self._words,
+                    supervisor,
+                    self._door(),
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    own_group=True,
+                )
+                self._serve(supervisor)
+                if self._broken is not None:
+                    raise self._broken
+                if self.scenario.after is not None:
+                    self.scenario.after(self)
+            finally:
+                self._kill(supervisor)
+        self._close()
+        return list(self._results.values())
+
+    def _door(self) -> Door:
+        platform = self._platform
+        return Door(
+            {
+                "/dev/kvm": lambda _: ObservedKvm(KvmDevice(platform), self),
+                "/dev/sev": lambda _: SevDevice(platform.firmware),
+            },
+            host_files(platform.firmware.processor),
+            watch=self.observer,
+        )
+
+    def _serve(self, supervisor: Supervisor) -> None:
+        until = time.monotonic() + self.limits.trial
+        while True:
+            supervisor.step(_STEP)
+            self.ended_by = None if self.program is None else self.program.exit_code
+            if self.ended_by is not None or self._broken is not None or self.spinning:
+                return
+            if self._is_done() and not self.scenario.ends:
+                return
+            if time.monotonic() >= until:
+                return
+
+    @property
+    def spinning(self) -> bool:
+        """Whether a vCPU does not get to run its guest since immediate_exit stays set."""
+        return any(count > SPINS_MAX for count in self.journal.spins.values())
+
+    def _is_done(self) -> bool:
+        scripts = 1 if self.scenario.second is None or self.vcpus < 2 else 2
+        return self._done == scripts
+
+    def _kill(self, supervisor: Supervisor) -> None:
+        if self.program is None:
+            return
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.program.pid, signal.SIGKILL)
+        while self.program.exit_code is None:  # its last calls are still to be served
+            supervisor.step(_STEP)
+
+    def _close(self) -> None:
+        """Give every check of the scenario an outcome."""
+        for answer in self.answers:
+            self._judge_writes(answer)
+        bad_rets = self._judge_rets()
+        missing = [check for check in self.scenario.checks if check not in self._results]
+        if not missing:
+            return
+        why = self._why_unfinished()
+        if bad_rets:
+            # What follows from it is not the VMM's to know.
+            for check in missing:
+                self._note(check, State.SKIPPED, f"after an unsupported ret: {why}")
+            return
+        blamed = self._now if self._now in missing else missing[0]
+        self._note(blamed, State.FAILED, why)
+        for check in missing:
+            if check != blamed:
+                self._note(check, State.SKIPPED, f"not reached: {why}")
+
+    def _judge_rets(self) -> list[int]:
+        """Look at every ret; those that KVM does not take."""
+        answered = [each for each in self.journal.requests if each.answered_at is not None]
+        bad = [each.ret for each in answered if each.ret not in RETS]
+        if answered:
+            shown = [ret - (1 << 64) if ret >> 63 else ret for ret in bad[:1]]
+            self.judge("ret-supported", f"ret was {shown[0]}" if shown else None)
+        return bad
+
+    def _judge_writes(self, answer: Answer) -> None:
+        spilt = answer.spilt
+        self.judge(
+            "nothing-outside",
+            None
+            if spilt is None
+            else f"the byte at GPA {spilt:#x} was written; the buffer is "
+            f"{answer.npages} pages at {answer.gpa:#x}",
+        )
+
+    def _why_unfinished(self) -> str:
+        if self.spinning:
+            return "immediate_exit stays set: KVM_RUN returns and the guest does not run"
+        words = self._last_words()
+        if self.ended_by is not None:
+            how = f"exit code {self.ended_by}"
+            if self.ended_by > 128:
+                how = f"signal {_signal_name(self.ended_by - 128)}"
+            return f"the VMM ended ({how}){words}"
+        if self.vm is None:
+            return f"the guest was not run within {self.limits.trial:g} s{words}"
+        waiting = self.journal.open_requests()
+        if waiting and waiting[-1].answered_at is None:
+            return f"the request was not answered within {self.limits.trial:g} s"
+        return f"the VM did not go on within {self.limits.trial:g} s"
+
+    def _last_words(self) -> str:
+        try:
+            text = self._log.read_bytes()[-4096:].decode(errors="replace").strip()
+        except OSError:
+            return ""
+        shown = "".join(c if c.isprintable() else " " for c in text[-_LOG_SHOWN:])
+        return f": {shown}" if shown else ""
+
+    def _note(self, check: str, state: State, detail: str) -> None:
+        if check not in BY_ID:
+            raise KeyError(check)
+        known = self._results.get(check)
+        if known is not None and known.state is State.FAILED:
+            return
+        if known is not None and state is State.SKIPPED:
+            return
+        self._results[check] = Result(check, state, detail, time.monotonic() - self._started)
+
+    # The guest.
+
+    def _make_guest(self, vm: LaunchedVm) -> TrialGuest:
+        self.vm = vm
+        return TrialGuest(vm, self.journal, self._program)
+
+    def _program(self, guest: TrialGuest, cpu: GuestCpu) -> GuestProgram:
+        """What runs on a vCPU: boot, the script, then nothing more."""
+        script = self.scenario.script if cpu.index == 0 else self.scenario.second
+        if cpu.index == 0:
+            yield StartProcessors()
+        if cpu.index > 1 or script is None:
+            yield WaitUntil(lambda: False)
+            return
+        pages = yield from guest.boot(cpu)
+        if pages is None:
+            # What is missing is the VMM's to give; the log of the emulator says it too.
+            self.judge("vm-starts", "the VM has no secrets page, or too little memory")
+        else:
+            try:
+                yield from script(self, Vcpu(cpu, pages, guest, self))
+            except SnpCertsError as error:
+                self.judge(self._now, str(error))
+            except GeneratorExit:
+                raise
+            except BaseException as error:  # a mistake of ours: it must come out in run()
+                self._broken = error
+        self._done += 1
+        yield WaitUntil(lambda: False)
+
+
+def field_around(gpa: int, npages: int, before: int = 1, after: int = 1) -> tuple[int, int]:
+    """What to look at for a buffer that is not in the vCPU's field: GPA and bytes."""
+    return gpa - before * PAGE_SIZE, (before + npages + after) * PAGE_SIZE
+
+
+def _group_of(pid: int) -> int:
+    try:
+        return os.getpgid(pid)
+    except OSError:
+        return 0
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return str(number)

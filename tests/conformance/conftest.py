@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: Apache-2.0
+"""VMMs to be judged."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from snpcerts.emulator.frontdoor import seccomp
+
+from ..emulated import SNPCERTS
+
+Build = Callable[[str], Path]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _kernel() -> None:
+    try:
+        seccomp.check()
+    except seccomp.FrontDoorUnavailableError as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture(scope="session")
+def build(tmp_path_factory: pytest.TempPathFactory) -> Build:
+    """Compile vmm.c, right (``NOTHING``) or wrong in one way."""
+    if shutil.which("gcc") is None:
+        pytest.skip("no gcc on this machine to build the VMMs with")
+    directory = tmp_path_factory.mktemp("vmms")
+    source = Path(__file__).with_name("vmm.c")
+
+    def compiled(wrong: str) -> Path:
+        program = directory / wrong.lower()
+        if not program.exists():
+            words = ["gcc", "-O1", "-Wall", "-Wextra", "-Werror", "-Wno-maybe-uninitialized"]
+            words += ["-pthread", f"-DWRONG={wrong}", "-o", str(program), str(source)]
+            made = subprocess.run(words, capture_output=True, text=True)
+            assert made.returncode == 0, made.stderr
+        return program
+
+    return compiled
+
+
+def conformance(
+    *words: str | Path, options: tuple[str, ...] = ()
+) -> subprocess.CompletedProcess[str]:
+    """Run the command as its users do."""
+    return subprocess.run(
+        [*SNPCERTS, "conformance", *options, "--", *map(str, words)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+def judged(*words: str | Path, options: tuple[str, ...] = ()) -> dict[str, dict[str, Any]]:
+    """The checks of a report, by id."""
+    made = conformance(*words, options=("--json", *options))
+    assert made.returncode in (0, 1), made.stderr
+    report = json.loads(made.stdout)
+    assert (made.returncode == 1) is bool(report["failed"])
+    return {check["id"]: check for check in report["checks"]}
+
+
+def failed(checks: dict[str, dict[str, Any]]) -> dict[str, str]:
+    """What failed, and why."""
+    return {name: each["detail"] for name, each in checks.items() if each["state"] == "failed"}

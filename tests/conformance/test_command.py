@@ -1,0 +1,163 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command: its reports, and what it says to what it cannot judge."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from snpcerts.cli.main import main
+from snpcerts.conformance.check import CHECKS
+from snpcerts.conformance.result import Result, State, to_junit
+from snpcerts.conformance.served_file import ServedFile, table_of
+
+from ..emulated import SNPCERTS
+from .conftest import Build, conformance, judged
+
+
+def test_the_report_for_people(build: Build) -> None:
+    made = conformance(build("PAGE_TOO_MANY"), "{certs}", "1", options=("--only", "exact-pages"))
+    assert made.returncode == 1
+    lines = made.stdout.splitlines()
+    assert lines[1].startswith("  FAIL  exact-pages")
+    assert "2 pages needed" in lines[1]
+    assert "asked: a table of exactly n pages" in lines[2]
+    assert "rule:  api: npages counts pages" in lines[3]
+    assert lines[-1].startswith("0 passed, 1 failed, 0 skipped in ")
+    assert made.stderr == ""
+
+
+def test_the_report_for_build_servers(build: Build, tmp_path: Path) -> None:
+    report = tmp_path / "report.xml"
+    options = ("--only", "exact-pages", "--only", "too-small", "--junit", str(report))
+    made = conformance(build("PAGE_TOO_MANY"), "{certs}", "1", options=options)
+    assert made.returncode == 1
+    suite = ElementTree.parse(report).getroot()  # noqa: S314 (our own file)
+    assert (suite.get("tests"), suite.get("failures"), suite.get("skipped")) == ("2", "1", "0")
+    cases = {case.get("name"): case.find("failure") for case in suite.iter("testcase")}
+    assert cases.keys() == {"too-small", "exact-pages"}
+    assert cases["too-small"] is None
+    failure = cases["exact-pages"]
+    assert failure is not None
+    assert "pages needed" in str(failure.get("message"))
+
+
+@given(detail=st.text(), words=st.lists(st.text(), max_size=3))
+def test_junit_is_xml_whatever_a_vmm_says(detail: str, words: list[str]) -> None:
+    results = [
+        Result("busy", State.FAILED, detail),
+        Result("too-small", State.SKIPPED, detail),
+        Result("enabled", State.PASSED),
+    ]
+    suite = ElementTree.fromstring(to_junit(results, words, 1.5))  # noqa: S314 (our own)
+    assert suite.get("failures") == "1"
+
+
+def test_the_checks_are_listed_with_their_rules(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["conformance", "--list", "--json"]) == 0
+    listed = json.loads(capsys.readouterr().out)
+    assert [each["id"] for each in listed] == [check.id for check in CHECKS]
+    assert all(each["rule"] for each in listed)
+    assert main(["conformance", "--list"]) == 0
+    assert "rule: " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        (["conformance"], 2, "which VMM?"),
+        (["conformance", "--", "./vmm"], 2, "does not say {certs}"),
+        (["conformance", "--only", "nonsense", "--", "vmm", "{certs}"], 2, "no check 'nonsense'"),
+        (["conformance", "--stop-signal", "NOPE", "--", "vmm", "{certs}"], 2, "no signal"),
+        (["conformance", "--busy-limit", "60000", "--", "vmm", "{certs}"], 2, "busy-limit"),
+    ],
+)
+def test_wrong_use_is_told_in_one_line(
+    words: list[str], code: int, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(words) == code
+    said = capsys.readouterr().err
+    assert message in said
+    assert "Traceback" not in said
+
+
+def test_a_report_that_cannot_be_written_is_an_error(build: Build) -> None:
+    options = ("--only", "enabled", "--junit", "/nowhere/report.xml")
+    made = conformance(build("NOTHING"), "{certs}", "1", options=options)
+    assert made.returncode == 1
+    assert "/nowhere/report.xml" in made.stderr
+    assert "Traceback" not in made.stderr
+
+
+@pytest.mark.parametrize(
+    ("program", "said"),
+    [
+        (["no-such-program-anywhere"], "no such program"),
+        (["false"], "the VMM ended (exit code 1)"),
+        (["sh", "-c", "echo went wrong >&2; exit 3"], "exit code 3): went wrong"),
+        (["sh", "-c", "sleep 60"], "not run within 1 s"),
+    ],
+)
+def test_what_is_no_vmm_fails_the_first_check_and_skips_the_rest(
+    program: list[str], said: str
+) -> None:
+    checks = judged(*program, "{certs}", options=("--timeout", "1"))
+    first = checks.pop("vm-starts")
+    assert first["state"] == "failed"
+    assert said in first["detail"]
+    assert {check["state"] for check in checks.values()} == {"skipped"}
+
+
+def test_nothing_is_left_behind(build: Build, tmp_path: Path) -> None:
+    made = subprocess.run(
+        [*SNPCERTS, "conformance", "--", str(build("CHILD_KEEPS_LOCK")), "{certs}", "2"],
+        capture_output=True,
+        text=True,
+        env={"TMPDIR": str(tmp_path), "PATH": "/usr/bin:/bin"},
+    )
+    assert made.returncode == 1, made.stderr
+    assert list(tmp_path.iterdir()) == []
+    running = subprocess.run(["pgrep", "-f", str(tmp_path)], capture_output=True, text=True)
+    assert running.stdout == ""
+
+
+@given(size=st.integers(400, 20_000), seed=st.integers(0, 1000))
+def test_tables_are_well_formed_and_of_the_size_wanted(size: int, seed: int) -> None:
+    from snpcerts.abi.cert_table import CertTable
+
+    table = table_of(size, seed)
+    assert len(table) == size
+    assert CertTable.decode(table).encode() == table
+    assert table != table_of(size, seed + 1)
+
+
+def test_a_lock_is_seen_by_its_kind(tmp_path: Path) -> None:
+    served = ServedFile(tmp_path)
+    served.replace(served.table(1000))
+    assert served.locked() is None
+    program = (
+        "import fcntl, struct, sys; f = open(sys.argv[1], 'r+'); "
+        "{}; print('locked', flush=True); sys.stdin.read()"
+    )
+    ofd = "fcntl.fcntl(f, 37, struct.pack('<hh4xqqi4x', 0, 0, 0, 0, 0))"
+    for statement, is_ofd in ((ofd, True), ("fcntl.lockf(f, fcntl.LOCK_SH)", False)):
+        words = ["python3", "-c", program.format(statement), str(served.path)]
+        with subprocess.Popen(
+            words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        ) as holder:
+            assert holder.stdout is not None
+            assert holder.stdout.readline() == "locked\n"
+            seen = served.locked()
+            assert seen is not None
+            assert seen.is_ofd is is_ofd
+            assert seen.is_ofd or seen.pid == holder.pid
+            assert not served.lock()
+            holder.communicate("")
+    assert served.lock()
+    served.close()
