@@ -68,6 +68,12 @@ def test_the_checks_are_listed_with_their_rules(capsys: pytest.CaptureFixture[st
     assert "rule: " in capsys.readouterr().out
 
 
+def test_the_page_for_authors_has_every_check_as_it_is() -> None:
+    page = Path(__file__).parents[2] / "docs" / "vmm-authors.md"
+    rows = [line for line in page.read_text("utf-8").splitlines() if line.startswith("| `")]
+    assert rows[-len(CHECKS) :] == [f"| `{c.id}` | {c.asks} | {c.rule} |" for c in CHECKS]
+
+
 @pytest.mark.parametrize(
     ("words", "code", "message"),
     [
