@@ -73,6 +73,7 @@ EXPECTED: dict[str, set[str]] = {
     "KICK_ERASED": {"kick-not-lost"},
     "STALE_EXIT_REASON": {"exit-reason-stale"},
     "LEAKS_DESCRIPTORS": {"descriptors"},
+    "LAST_PAGE_REFUSED": {"buffer-at-slot-end"},
     "FIRST_VCPU_ONLY": {"vcpus-served"},
     "CHILD_KEEPS_LOCK": {"lock-released", "descriptors", "lock-ends-with-vmm"},
 }

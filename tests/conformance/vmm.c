@@ -31,7 +31,7 @@ enum wrong {
 	EMPTY_IS_SUCCESS, SIZE_WRAPS, GPA_WRAPS, GPA_UNCHECKED, ONE_SLOT_ONLY,
 	MISSING_ENDS_VM, MISSING_IS_EIO, MISSING_WRITES_NOTHING, UNREADABLE_ENDS_VM,
 	IMMEDIATE_EXIT_STAYS, KICK_ERASED, STALE_EXIT_REASON, LEAKS_DESCRIPTORS, CHILD_KEEPS_LOCK,
-	FIRST_VCPU_ONLY,
+	FIRST_VCPU_ONLY, LAST_PAGE_REFUSED,
 };
 
 #ifndef WRONG
@@ -102,6 +102,8 @@ static bool is_memory(uint64_t gpa, uint64_t size)
 	if (is_wrong(GPA_WRAPS))
 		return gpa + size <= MEMORY;
 	if (is_wrong(ONE_SLOT_ONLY) && gpa < LOW && gpa + size > LOW)
+		return false;
+	if (is_wrong(LAST_PAGE_REFUSED) && gpa + PAGE * 2 >= MEMORY)
 		return false;
 	return gpa <= MEMORY && size <= MEMORY - gpa;
 }

@@ -144,7 +144,11 @@ def test_supported_cpuid_fills_the_table_or_says_it_is_too_small() -> None:
     assert raised.value.errno == errno.E2BIG
     process.arena.write(COMMAND, struct.pack("<II", 64, 0))
     assert process.ioctl(process.kvm, 0xC008AE05, COMMAND) == 0
-    assert struct.unpack("<I", process.arena.read(COMMAND, 4))[0] == 4
+    (count,) = struct.unpack("<I", process.arena.read(COMMAND, 4))
+    table = process.arena.read(COMMAND + 8, 40 * count)
+    functions = {entry[0]: entry[3:7] for entry in struct.iter_unpack("<7I12x", table)}
+    assert functions[0][1:] == (0x68747541, 0x444D4163, 0x69746E65), "AuthenticAMD"
+    assert functions[0x8000_001F][0] & 0b10010 == 0b10010, "SEV and SNP"
 
 
 @given(st.integers(0, 2**32 - 1) | st.sampled_from(list(Ioctl)), st.integers(0, 2**64 - 1))

@@ -8,7 +8,7 @@ import logging
 import struct
 from typing import Final
 
-from snpcerts.abi.ioctl import iowr, type_of
+from snpcerts.abi.ioctl import ior, iowr, type_of
 from snpcerts.abi.kvm import (
     API_VERSION,
     ATTR_SEV_VMSA_FEATURES,
@@ -34,12 +34,30 @@ ATTR_XCOMP_GUEST_SUPP = 0
 XCR0_SUPPORTED = 0b111  # x87, SSE, AVX
 
 GET_SUPPORTED_CPUID: Final = iowr(KVMIO, 0x05, 8)
+GET_EMULATED_CPUID: Final = iowr(KVMIO, 0x09, 8)
+# The MSRs a VMM may save and restore, and those that tell features.
+GET_MSR_INDEX_LIST: Final = iowr(KVMIO, 0x02, 4)
+GET_MSR_FEATURE_INDEX_LIST: Final = iowr(KVMIO, 0x0A, 4)
+GET_FEATURE_MSRS: Final = iowr(KVMIO, 0x88, 8)
+X86_GET_MCE_CAP_SUPPORTED: Final = ior(KVMIO, 0x9D, 8)
+_MSRS: Final = {
+    GET_MSR_INDEX_LIST: (0x10, 0x174, 0x175, 0x176, 0x277, 0xC000_0080, 0xC000_0081),
+    GET_MSR_FEATURE_INDEX_LIST: (0xC001_1029,),  # DE_CFG
+}
+_MCE_CAP: Final = 1 << 24 | 1 << 8 | 32  # SER_P, CTL_P, banks
 _CPUID_ENTRY: Final = struct.Struct("<7I12x")
-# Enough for a VMM to fill in what it needs: vendor, signature, SEV's own leaf.
+# What a VMM fills its guest's table from: vendor, a processor of the x86-64 baseline,
+# SEV's own leaf, KVM's signature. Function, index, flags, EAX to EDX.
 _CPUID: Final = (
     (0x0000_0000, 0, 0, 0x10, 0x68747541, 0x444D4163, 0x69746E65),
-    (0x0000_0001, 0, 0, 0x00A1_0F11, 0, 0, 0),
+    (0x0000_0001, 0, 0, 0x00A1_0F11, 0, 0x8020_2001, 0x078B_FBFF),
+    (0x0000_0007, 0, 1, 0, 0, 0, 0),
+    (0x0000_000D, 0, 1, 0b111, 0x340, 0x340, 0),
+    (0x4000_0000, 0, 0, 0x4000_0001, 0x4B4D564B, 0x564B4D56, 0x4D),
+    (0x4000_0001, 0, 0, 0x0100_007B, 0, 0, 0),
     (0x8000_0000, 0, 0, 0x8000_001F, 0x68747541, 0x444D4163, 0x69746E65),
+    (0x8000_0001, 0, 0, 0x00A1_0F11, 0, 0x0000_0001, 0x2010_0800),
+    (0x8000_0008, 0, 0, 0x3030, 0, 0, 0),
     (0x8000_001F, 0, 0, 0b11011, 5 << 6 | C_BIT, 0, 0),
 )
 
@@ -76,6 +94,16 @@ class KvmDevice:
                 return 0
             case r if r == GET_SUPPORTED_CPUID:
                 return _supported_cpuid(caller, argument)
+            case r if r == GET_EMULATED_CPUID:
+                caller.memory.write(argument, bytes(8))
+                return 0
+            case r if r in _MSRS:
+                return _msr_list(caller, argument, _MSRS[r])
+            case r if r == GET_FEATURE_MSRS:
+                return 0  # of none is there anything to tell
+            case r if r == X86_GET_MCE_CAP_SUPPORTED:
+                caller.memory.write(argument, _MCE_CAP.to_bytes(8, "little"))
+                return 0
             case _:
                 if type_of(request) == KVMIO:
                     log.info("/dev/kvm ioctl %#x is not emulated", request)
@@ -115,4 +143,14 @@ def _supported_cpuid(caller: Caller, argument: int) -> int:
         argument,
         struct.pack("<I4x", len(_CPUID)) + b"".join(_CPUID_ENTRY.pack(*each) for each in _CPUID),
     )
+    return 0
+
+
+def _msr_list(caller: Caller, argument: int, known: tuple[int, ...]) -> int:
+    """``struct kvm_msr_list``: a count and room for that many; the count is told in any case."""
+    room = int.from_bytes(caller.memory.read(argument, 4), "little")
+    caller.memory.write(argument, len(known).to_bytes(4, "little"))
+    if room < len(known):
+        raise OSError(errno.E2BIG, "too little room for the MSRs")
+    caller.memory.write(argument + 4, struct.pack(f"<{len(known)}I", *known))
     return 0

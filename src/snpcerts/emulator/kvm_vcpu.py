@@ -13,12 +13,11 @@ import fcntl
 import logging
 import mmap
 import os
-import struct
 from collections import deque
 from collections.abc import Callable
-from typing import Final, Protocol
+from typing import Protocol
 
-from snpcerts.abi.ioctl import io, ior, iow, type_of
+from snpcerts.abi.ioctl import type_of
 from snpcerts.abi.kvm import (
     KVMIO,
     RUN_DIRTY_REGS,
@@ -42,32 +41,13 @@ from snpcerts.emulator.guest_program import (
     Vmgexit,
     WaitUntil,
 )
+from snpcerts.emulator.kvm_processor_state import SET_CPUID2, ProcessorState
 
 log = logging.getLogger(__name__)
 
 SYNC_REGS_KNOWN = 0b111  # registers, special registers, events
 STEPS_PER_POLL = 64  # a guest that never waits must not keep others from their turn
 
-REGS_SIZE, SREGS_SIZE = 144, 312
-GET_REGS: Final = ior(KVMIO, 0x81, REGS_SIZE)
-SET_REGS: Final = iow(KVMIO, 0x82, REGS_SIZE)
-GET_SREGS: Final = ior(KVMIO, 0x83, SREGS_SIZE)
-SET_SREGS: Final = iow(KVMIO, 0x84, SREGS_SIZE)
-SET_MSRS: Final = iow(KVMIO, 0x89, 8)
-SET_CPUID2: Final = iow(KVMIO, 0x90, 8)
-GET_MP_STATE: Final = ior(KVMIO, 0x98, 4)
-SET_MP_STATE: Final = iow(KVMIO, 0x99, 4)
-# Taken and forgotten: they set up a processor that executes no instructions.
-IGNORED: Final = {
-    iow(KVMIO, 0x8B, 4): "KVM_SET_SIGNAL_MASK",
-    iow(KVMIO, 0x8D, 416): "KVM_SET_FPU",
-    iow(KVMIO, 0x8F, 1024): "KVM_SET_LAPIC",
-    io(KVMIO, 0xA2): "KVM_SET_TSC_KHZ",
-    iow(KVMIO, 0xA0, 64): "KVM_SET_VCPU_EVENTS",
-    iow(KVMIO, 0xA7, 392): "KVM_SET_XCRS",
-}
-MSR_ENTRIES_MAX = 256
-CPUID_ENTRIES_MAX = 256
 MP_RUNNABLE, MP_UNINITIALIZED = 0, 1
 
 
@@ -132,6 +112,7 @@ class Vcpu:
         self.run = RunView(self.page)
         self.requests = GhcbRequests(vm, self.page)
         self.runs: deque[KvmRun] = deque()
+        self.state = ProcessorState(lambda: self.launched)
         self.mp_state = MP_RUNNABLE if runnable else MP_UNINITIALIZED
         self.launched = False  # the firmware has taken its state: SNP_LAUNCH_FINISH
         self._cpu = GuestCpu(index, vm.clock)
@@ -140,10 +121,9 @@ class Vcpu:
         self._ended = False
         self._ready: Callable[[], bool] | None = None
         self._wake_at: float | None = None
-        self._registers = {GET_REGS: bytes(REGS_SIZE), GET_SREGS: bytes(SREGS_SIZE)}
 
     def ioctl(self, caller: Caller, request: int, argument: int) -> Result:
-        """KVM_RUN and the calls listed in this module; EINVAL for every other."""
+        """KVM_RUN, and calls about the processor's state; EINVAL for every other."""
         if caller.pid != self.vm.owner:
             raise OSError(errno.EIO, "the VM belongs to another process")
         if type_of(request) != KVMIO:
@@ -236,51 +216,23 @@ class Vcpu:
                 self.vm.start_processors()
         return RESUME
 
-    # Everything else.
+    @property
+    def mp_state(self) -> int:
+        """Whether it may run: one of MP_*."""
+        return self.state.mp_state
+
+    @mp_state.setter
+    def mp_state(self, value: int) -> None:
+        self.state.mp_state = value
 
     def _configure(self, caller: Caller, request: int, argument: int) -> int:
-        memory = caller.memory
-        match request:
-            case r if r in (GET_REGS, GET_SREGS):
-                self._refuse_protected()
-                memory.write(argument, self._registers[r])
-            case r if r in (SET_REGS, SET_SREGS):
-                size, key = (REGS_SIZE, GET_REGS) if r == SET_REGS else (SREGS_SIZE, GET_SREGS)
-                data = memory.read(argument, size)
-                self._refuse_protected()
-                self._registers[key] = data
-            case r if r == SET_MSRS:
-                count = int(struct.unpack("<I4x", memory.read(argument, 8))[0])
-                if count >= MSR_ENTRIES_MAX:
-                    raise OSError(errno.E2BIG, "too many MSRs")
-                return count
-            case r if r == SET_CPUID2:
-                self._set_cpuid(caller, argument)
-            case r if r == GET_MP_STATE:
-                memory.write(argument, struct.pack("<I", self.mp_state))
-            case r if r == SET_MP_STATE:
-                self.mp_state = int(struct.unpack("<I", memory.read(argument, 4))[0])
-            case r if r in IGNORED:
-                log.debug("%s: %s taken and ignored", self.vm.name, IGNORED[r])
-            case _:
-                log.info("%s: vCPU ioctl %#x is not emulated", self.vm.name, request)
-                raise OSError(errno.EINVAL, "unknown vCPU ioctl")
-        return 0
-
-    def _refuse_protected(self) -> None:
-        if self.launched:
-            raise OSError(errno.EINVAL, "the guest's registers are protected")
-
-    def _set_cpuid(self, caller: Caller, argument: int) -> None:
-        count = int(struct.unpack("<I4x", caller.memory.read(argument, 8))[0])
-        if count > CPUID_ENTRIES_MAX:
-            raise OSError(errno.E2BIG, "too many CPUID entries")
-        table = caller.memory.read(argument + 8, 40 * count)
-        entries: dict[int, tuple[int, int, int, int]] = {}
-        for function, index, _, a, b, c, d in struct.iter_unpack("<7I12x", table):
-            if index == 0:
-                entries[function] = (a, b, c, d)
-        self.vm.set_cpuid(entries)
+        result = self.state.ioctl(caller.memory, request, argument)
+        if result is None:
+            log.info("%s: vCPU ioctl %#x is not emulated", self.vm.name, request)
+            raise OSError(errno.EINVAL, "unknown vCPU ioctl")
+        if request == SET_CPUID2:
+            self.vm.set_cpuid(self.state.cpuid)
+        return result
 
 
 class KvmRun:

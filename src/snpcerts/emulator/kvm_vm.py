@@ -2,7 +2,7 @@
 """A VM's descriptor: memory, vCPUs, and the calls that carry SEV commands.
 
 Calls that are not emulated answer ENOTTY, as a kernel without them, and leave
-one log line. :data:`IGNORED` lists those that are taken and forgotten.
+one log line.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Final, TypeVar
 
 from snpcerts.abi.cstruct import CStruct
 from snpcerts.abi.ghcb import PAGE_SIZE
-from snpcerts.abi.ioctl import io, iow, type_of
+from snpcerts.abi.ioctl import io
 from snpcerts.abi.kvm import (
     KVMIO,
     MEM_LOG_DIRTY_PAGES,
@@ -34,6 +34,7 @@ from snpcerts.emulator.device import Caller, NewDescriptor, Result
 from snpcerts.emulator.firmware import GuestContext
 from snpcerts.emulator.guest_memory import GuestMemfd, GuestMemory, MemorySlots
 from snpcerts.emulator.guest_program import Guest, GuestCpu, Program
+from snpcerts.emulator.kvm_board import Board
 from snpcerts.emulator.kvm_capability import HYPERCALLS, capability
 from snpcerts.emulator.kvm_sev import SevCommands
 from snpcerts.emulator.kvm_vcpu import MP_RUNNABLE, Vcpu
@@ -53,16 +54,6 @@ _S = TypeVar("_S", bound=CStruct)
 _CAPS_IGNORED = frozenset({128, 129})  # MAX_VCPU_ID, X2APIC_API
 
 CREATE_IRQCHIP: Final = io(KVMIO, 0x60)
-# Taken and forgotten: nothing in an emulated VM makes or takes interrupts.
-IGNORED: Final = {
-    io(KVMIO, 0x47): "KVM_SET_TSS_ADDR",
-    iow(KVMIO, 0x48, 8): "KVM_SET_IDENTITY_MAP_ADDR",
-    iow(KVMIO, 0x6A, 8): "KVM_SET_GSI_ROUTING",
-    iow(KVMIO, 0x76, 32): "KVM_IRQFD",
-    iow(KVMIO, 0x77, 64): "KVM_CREATE_PIT2",
-    iow(KVMIO, 0x79, 64): "KVM_IOEVENTFD",
-    io(KVMIO, 0xA2): "KVM_SET_TSC_KHZ",
-}
 
 
 class Vm:
@@ -92,6 +83,7 @@ class Vm:
         self._encrypted: set[tuple[int, int]] = set()
         self._open = 1
         self._sev = SevCommands(self)
+        self._board = Board(platform.clock)
         platform.vms[self.name] = self
 
     # What the others ask of a VM.
@@ -203,12 +195,10 @@ class Vm:
                 self._unregister_region(caller, argument)
             case r if r == CREATE_IRQCHIP:
                 self._create_irqchip()
-            case r if r in IGNORED:
-                log.debug("%s: %s taken and ignored", self.name, IGNORED[r])
             case _:
-                if type_of(request) == KVMIO:
+                if not self._board.ioctl(caller.memory, request, argument):
                     log.info("%s: VM ioctl %#x is not emulated", self.name, request)
-                raise OSError(errno.ENOTTY, "unknown VM ioctl")
+                    raise OSError(errno.ENOTTY, "unknown VM ioctl")
         return 0
 
     # Memory.

@@ -1,0 +1,148 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What VMMs set up before a guest runs: kept, given back, bounded."""
+
+from __future__ import annotations
+
+import errno
+import struct
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from snpcerts.emulator.kvm_board import IGNORED as BOARD_IGNORED
+from snpcerts.emulator.kvm_processor_state import GETS, IGNORED, SETS, SIZES
+
+from .kvm_calls import COMMAND, DATA, Process
+
+GET_CPUID2, SET_CPUID2 = 0xC008AE91, 0x4008AE90
+GET_MSRS, SET_MSRS = 0xC008AE88, 0x4008AE89
+GET_IRQCHIP, SET_IRQCHIP = 0xC208AE62, 0x8208AE63
+GET_PIT2, SET_PIT2 = 0x8070AE9F, 0x4070AEA0
+GET_CLOCK = 0x8030AE7C
+MSR_INDEX_LIST, FEATURE_MSR_LIST = 0xC004AE02, 0xC004AE0A
+
+
+def fails(code: int, call: object) -> None:
+    with pytest.raises(OSError) as raised:
+        call()  # type: ignore[operator]  # a function
+    assert raised.value.errno == code
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_state_of_a_vcpu_is_given_back_as_it_was_set(name: str) -> None:
+    process = Process()
+    vcpu = process.create_vcpu(process.create_vm())
+    get = next(number for number, each in GETS.items() if each == name)
+    put = next(number for number, each in SETS.items() if each == name)
+    state = bytes(byte % 251 for byte in range(SIZES[name]))
+    process.arena.write(COMMAND, state)
+    assert vcpu.ioctl(process.caller(), put, COMMAND) == 0
+    assert vcpu.ioctl(process.caller(), get, DATA) == 0
+    assert process.arena.read(DATA, SIZES[name]) == state
+
+
+@pytest.mark.parametrize("name", ["regs", "sregs", "sregs2"])
+def test_registers_are_out_of_reach_once_launched(name: str) -> None:
+    process = Process()
+    _, (vcpu,) = process.launch()
+    for number, each in (*GETS.items(), *SETS.items()):
+        if each == name:
+            fails(errno.EINVAL, lambda n=number: vcpu.ioctl(process.caller(), n, COMMAND))
+
+
+@given(entries=st.lists(st.tuples(st.integers(0, 2**32 - 1), st.integers(0, 2**64 - 1))))
+def test_msrs_are_given_back(entries: list[tuple[int, int]]) -> None:
+    process = Process()
+    vcpu = process.create_vcpu(process.create_vm())
+    written = struct.pack("<I4x", len(entries))
+    written += b"".join(struct.pack("<I4xQ", index, value) for index, value in entries)
+    process.arena.write(COMMAND, written)
+    assert vcpu.ioctl(process.caller(), SET_MSRS, COMMAND) == len(entries)
+    asked = struct.pack("<I4x", len(entries))
+    asked += b"".join(struct.pack("<I4xQ", index, 0) for index, _ in entries)
+    process.arena.write(COMMAND, asked)
+    assert vcpu.ioctl(process.caller(), GET_MSRS, COMMAND) == len(entries)
+    last = dict(entries)
+    data = process.arena.read(COMMAND + 8, 16 * len(entries))
+    found = list(struct.iter_unpack("<I4xQ", data))
+    assert found == [(index, last[index]) for index, _ in entries]
+
+
+def test_msrs_and_cpuid_are_bounded() -> None:
+    process = Process()
+    vcpu = process.create_vcpu(process.create_vm())
+    process.arena.write(COMMAND, struct.pack("<I4x", 1 << 31))
+    for request in (GET_MSRS, SET_MSRS, SET_CPUID2):
+        fails(errno.E2BIG, lambda r=request: vcpu.ioctl(process.caller(), r, COMMAND))
+
+
+def test_cpuid_is_given_back_where_there_is_room() -> None:
+    process = Process()
+    vm = process.create_vm()
+    vcpu = process.create_vcpu(vm)
+    entry = struct.pack("<7I12x", 0x8000_001F, 0, 0, 1, 2, 3, 4)
+    process.arena.write(COMMAND, struct.pack("<I4x", 1) + entry)
+    assert vcpu.ioctl(process.caller(), SET_CPUID2, COMMAND) == 0
+    assert vm.cpuid(0x8000_001F) == (1, 2, 3, 4)
+    process.arena.write(COMMAND, struct.pack("<I4x", 0))
+    fails(errno.E2BIG, lambda: vcpu.ioctl(process.caller(), GET_CPUID2, COMMAND))
+    process.arena.write(COMMAND, struct.pack("<I4x", 9))
+    assert vcpu.ioctl(process.caller(), GET_CPUID2, COMMAND) == 0
+    assert process.arena.read(COMMAND, 48) == struct.pack("<I4x", 1) + entry
+
+
+@pytest.mark.parametrize("request_", [MSR_INDEX_LIST, FEATURE_MSR_LIST])
+def test_lists_of_msrs_tell_how_much_room_they_need(request_: int) -> None:
+    process = Process()
+    process.arena.write(COMMAND, struct.pack("<I", 0))
+    fails(errno.E2BIG, lambda: process.ioctl(process.kvm, request_, COMMAND))
+    (count,) = struct.unpack("<I", process.arena.read(COMMAND, 4))
+    assert count > 0
+    assert process.ioctl(process.kvm, request_, COMMAND) == 0
+    indices = struct.unpack(f"<{count}I", process.arena.read(COMMAND + 4, 4 * count))
+    assert len(set(indices)) == count
+
+
+def test_interrupt_controllers_and_timers_are_given_back() -> None:
+    process = Process()
+    vm = process.create_vm()
+    for chip in range(3):
+        process.arena.write(COMMAND, struct.pack("<II512s", chip, 0, bytes([chip + 1]) * 512))
+        assert process.ioctl(vm, SET_IRQCHIP, COMMAND) == 0
+    for chip in range(3):
+        process.arena.write(COMMAND, struct.pack("<I", chip))
+        assert process.ioctl(vm, GET_IRQCHIP, COMMAND) == 0
+        assert process.arena.read(COMMAND + 8, 512) == bytes([chip + 1]) * 512
+    process.arena.write(COMMAND, b"p" * 112)
+    assert process.ioctl(vm, SET_PIT2, COMMAND) == 0
+    assert process.ioctl(vm, GET_PIT2, DATA) == 0
+    assert process.arena.read(DATA, 112) == b"p" * 112
+
+
+def test_the_clock_goes_on() -> None:
+    process = Process()
+    vm = process.create_vm()
+    readings = []
+    for _ in range(2):
+        assert process.ioctl(vm, GET_CLOCK, COMMAND) == 0
+        readings.append(struct.unpack("<Q", process.arena.read(COMMAND, 8))[0])
+    assert readings[0] <= readings[1]
+
+
+def test_what_has_no_effect_is_taken() -> None:
+    process = Process()
+    vm = process.create_vm()
+    vcpu = process.create_vcpu(vm)
+    assert all(process.ioctl(vm, request, COMMAND) == 0 for request in BOARD_IGNORED)
+    assert all(vcpu.ioctl(process.caller(), request, COMMAND) == 0 for request in IGNORED)
+
+
+@given(st.integers(0, 2**32 - 1) | st.sampled_from([*GETS, *SETS]), st.integers(0, 2**64 - 1))
+def test_no_call_on_a_vcpu_raises_anything_but_oserror(request_: int, argument: int) -> None:
+    process = Process()
+    vcpu = process.create_vcpu(process.create_vm())
+    try:
+        vcpu.ioctl(process.caller(), request_, argument)
+    except OSError:
+        return
