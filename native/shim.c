@@ -1,0 +1,620 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * Certificates for the guests of a VMM that knows nothing of them. Preloaded, this
+ * library sits between the VMM and ioctl(2): it enables KVM_EXIT_SNP_REQ_CERTS for
+ * an SNP VM, and answers the exit before the VMM sees it.
+ *
+ *	LD_PRELOAD		this file
+ *	SNPCERTS_CERTS_FILENAME	the certificate file, an absolute path
+ *	SNPCERTS_CERTS_TIMEOUT	ms to wait for its lock, then BUSY; 100
+ *
+ * It stands back from a VM that is not SNP, a kernel that does not know the exit, and
+ * a VMM that enables the exit itself.
+ *
+ * The certificate file's protocol is docs/protocol.md; src/snpcerts/certfile/reader.py
+ * and vmm/exit_service.py are the same in Python. KVM's numbers: Linux
+ * Documentation/virt/kvm/api.rst and x86/amd-memory-encryption.rst. They stand here
+ * by hand, as the C library's headers may be older than the exit.
+ *
+ * Each KVM_RUN costs two loads more. A request takes no lock of ours and allocates
+ * nothing; what is remembered is in tables of fixed size.
+ */
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <limits.h>
+#include <poll.h>
+#include <pthread.h>
+#include <stdarg.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/uio.h>
+#include <time.h>
+#include <unistd.h>
+
+#define EXPORT __attribute__((visibility("default")))
+
+/* Linux, include/uapi/linux/kvm.h and arch/x86/include/uapi/asm/kvm.h. */
+#define KVM_CREATE_VM 0xAE01ul
+#define KVM_CREATE_VCPU 0xAE41ul
+#define KVM_SET_USER_MEMORY_REGION 0x4020AE46ul
+#define KVM_SET_USER_MEMORY_REGION2 0x40A0AE49ul
+#define KVM_RUN 0xAE80ul
+#define KVM_MEMORY_ENCRYPT_OP 0xC008AEBAul
+#define KVM_GET_DEVICE_ATTR 0x4018AEE2ul
+#define KVM_X86_SNP_VM 4
+#define KVM_MEM_READONLY 2
+#define KVM_SEV_INIT2 22
+#define KVM_SEV_SNP_ENABLE_REQ_CERTS 103
+#define KVM_EXIT_SNP_REQ_CERTS 42
+
+struct kvm_run {
+	uint8_t request_interrupt_window;
+	_Atomic uint8_t immediate_exit;
+	uint8_t padding1[6];
+	uint32_t exit_reason;
+	uint8_t padding2[20];
+	uint64_t gpa, npages, ret; /* of exit 42 */
+};
+_Static_assert(offsetof(struct kvm_run, gpa) == 32, "linux/kvm.h");
+
+struct memory_region { /* both region calls begin with it */
+	uint32_t slot, flags;
+	uint64_t guest_phys_addr, memory_size, userspace_addr;
+};
+struct sev_cmd {
+	uint32_t id, pad0;
+	uint64_t data;
+	uint32_t error, sev_fd;
+};
+struct device_attr {
+	uint32_t flags, group;
+	uint64_t attr, addr;
+};
+
+static const char zeros[24]; /* an entry of a certificate table that ends it */
+#define ENTRY ((int)sizeof zeros)
+#define PAGE 4096u
+#define MAX_TABLE (1 << 20)
+#define MAX_PIECES (MAX_TABLE / (int)PAGE)
+#define MAX_VMS 16
+#define MAX_SLOTS 4096
+#define MAX_FDS 65536
+#define FIRST_PAUSE 500000 /* nanoseconds between tries for the lock */
+#define LONGEST_PAUSE 5000000
+#define TRIES 100
+
+struct slot {
+	_Atomic uint64_t gpa, size, host; /* size 0: none, or not to be written to */
+};
+
+static struct vm {
+	unsigned names; /* descriptors that lead here; 0: free */
+	bool offered; /* KVM knows the exit */
+	bool ours; /* we have enabled the exit */
+	bool theirs; /* the VMM has; it answers */
+	_Atomic unsigned slots; /* higher ones are empty */
+	_Atomic unsigned sequence; /* odd while a slot changes */
+	_Atomic unsigned copying; /* requests that use what the slots say */
+	struct slot slot[MAX_SLOTS];
+} vms[MAX_VMS];
+
+static struct vcpu {
+	struct vm *_Atomic vm; /* only where we answer */
+	struct kvm_run *_Atomic run; /* where the VMM has mapped it */
+} vcpus[MAX_FDS];
+
+static struct vm *_Atomic vm_of[MAX_FDS];
+/* Serialises those who change the three; a request never takes it. */
+static pthread_mutex_t changing = PTHREAD_MUTEX_INITIALIZER;
+
+static int (*_Atomic next_ioctl)(int, unsigned long, ...);
+static void *(*_Atomic next_mmap)(void *, size_t, int, int, int, off_t);
+
+static char path[PATH_MAX];
+static uint64_t timeout = 100000000; /* nanoseconds */
+static const char *unusable = ""; /* why the settings are; NULL if they are not */
+
+/* ---- what the operator is told ---- */
+
+/* One line on standard error; none where that would block, or kill by SIGPIPE. */
+__attribute__((format(printf, 1, 2))) static void say(const char *format, ...)
+{
+	struct pollfd out = { .fd = STDERR_FILENO, .events = POLLOUT };
+	char line[PATH_MAX + 256] = "snpcerts shim: ";
+	size_t start = strlen(line);
+	va_list list;
+	int length;
+
+	va_start(list, format);
+	length = vsnprintf(line + start, sizeof line - start - 1, format, list);
+	va_end(list);
+	if (length < 0 || poll(&out, 1, 0) != 1 || out.revents != POLLOUT)
+		return;
+	start = strlen(line);
+	line[start++] = '\n';
+	(void)!write(STDERR_FILENO, line, start);
+}
+
+#define SAY_ONCE(...)                                    \
+	do {                                             \
+		static atomic_flag said = ATOMIC_FLAG_INIT; \
+		if (!atomic_flag_test_and_set(&said))    \
+			say(__VA_ARGS__);                \
+	} while (0)
+
+/* What is wrong with the file: 0, an errno, or one of these. */
+enum { NOT_REGULAR = 1 << 16, TOO_LARGE, SHRANK };
+
+/* Say when the file becomes unusable or usable, not for each request. */
+static void note_file_state(int problem)
+{
+	static _Atomic int last;
+	char buffer[128];
+	const char *why = problem == NOT_REGULAR ? "it is not a regular file" :
+			  problem == TOO_LARGE	 ? "it is too large" :
+			  problem == SHRANK ? "it shrank while it was read: someone writes without the lock" :
+					      NULL;
+
+	if (atomic_load_explicit(&last, memory_order_relaxed) == problem ||
+	    atomic_exchange(&last, problem) == problem)
+		return;
+	if (problem == 0)
+		say("%s: readable again", path);
+	else
+		say("%s: guests get no certificates: %s", path,
+		    why ? why : strerror_r(problem, buffer, sizeof buffer));
+}
+
+/* ---- the guest's memory, as the VMM has it mapped ---- */
+
+static void pause_for(long nanoseconds)
+{
+	/* A signal may cut it short; whoever waits looks at a clock or counts. */
+	nanosleep(&(struct timespec){ .tv_nsec = nanoseconds }, NULL);
+}
+
+/* After KVM has accepted it. Afterwards no request writes to what was there before. */
+static void note_region(struct vm *vm, const struct memory_region *region)
+{
+	uint32_t id = region->slot;
+	struct slot *slot;
+	bool was_memory;
+
+	if (id >> 16) /* another address space: system management mode */
+		return;
+	if (id >= MAX_SLOTS) {
+		SAY_ONCE("memory slots from %d on get no certificates", MAX_SLOTS);
+		return;
+	}
+	slot = &vm->slot[id];
+	pthread_mutex_lock(&changing);
+	was_memory = slot->size != 0;
+	vm->sequence++;
+	slot->gpa = region->guest_phys_addr;
+	slot->size = region->flags & KVM_MEM_READONLY ? 0 : region->memory_size;
+	slot->host = region->userspace_addr;
+	if (vm->slots <= id)
+		vm->slots = id + 1;
+	vm->sequence++;
+	/* The VMM may unmap the memory once its call returns. A second at most: the
+	 * page that a copy waits for may be this thread's to deliver (userfaultfd). */
+	for (int i = 0; was_memory && vm->copying && i < 10000; i++)
+		pause_for(100000);
+	pthread_mutex_unlock(&changing);
+}
+
+/* Where the guest's addresses are in this process, across slots that touch: the
+ * number of pieces; 0 if any of it is not memory, -1 if the slots do not settle. */
+static int pieces_of(struct vm *vm, uint64_t gpa, uint64_t length, struct iovec *pieces)
+{
+	if (gpa > UINT64_MAX - length)
+		return 0;
+	for (int tries = 0; tries < TRIES; tries++) {
+		unsigned before = vm->sequence, slots = vm->slots;
+		uint64_t at = gpa, left = length;
+		int count = 0;
+
+		if (before & 1) { /* sleep: whoever changes it may have a lower priority */
+			pause_for(100000);
+			continue;
+		}
+		for (unsigned i = 0; i < slots && left && count < MAX_PIECES; i++) {
+			uint64_t offset = at - vm->slot[i].gpa, size = vm->slot[i].size, part;
+
+			if (offset >= size)
+				continue;
+			part = size - offset < left ? size - offset : left;
+			pieces[count].iov_base = (void *)(uintptr_t)(vm->slot[i].host + offset);
+			pieces[count++].iov_len = part;
+			at += part;
+			left -= part;
+			i = -1u; /* the next piece may be in any slot */
+		}
+		if (vm->sequence == before)
+			return left ? 0 : count;
+	}
+	return -1;
+}
+
+/* ---- one request ---- */
+
+/* Open, lock and compare: the descriptor, with the shared lock; or -1, *problem 0 for
+ * "an update has the lock". The same steps as in certfile/reader.py. */
+static int open_locked(struct stat *mine, int *problem)
+{
+	uint64_t end = 0, now;
+	long pause = FIRST_PAUSE;
+
+	for (;;) {
+		/* A description of its own: nobody else's unlock can drop its lock.
+		 * O_NONBLOCK: opening a FIFO must not wait for its other end. */
+		int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY), error;
+		struct flock shared = { .l_type = F_RDLCK, .l_whence = SEEK_SET };
+		struct stat there;
+		struct timespec time;
+
+		if (fd < 0)
+			error = errno;
+		else if (fcntl(fd, F_OFD_SETLK, &shared) < 0)
+			error = errno == EACCES ? EAGAIN : errno; /* POSIX allows both */
+		else if (fstat(fd, mine) < 0 || stat(path, &there) < 0)
+			error = errno;
+		else if (mine->st_dev == there.st_dev && mine->st_ino == there.st_ino)
+			return fd;
+		else
+			error = EAGAIN; /* a lock on a replaced file protects nothing */
+		if (fd >= 0)
+			close(fd);
+		if (error != EAGAIN && error != EINTR) {
+			*problem = error;
+			return -1;
+		}
+		clock_gettime(CLOCK_MONOTONIC, &time);
+		now = time.tv_sec * 1000000000ull + time.tv_nsec;
+		if (!end)
+			end = now + timeout;
+		if (now >= end)
+			return -1;
+		pause_for(end - now < (uint64_t)pause ? (long)(end - now) : pause);
+		pause = 2 * pause < LONGEST_PAUSE ? 2 * pause : LONGEST_PAUSE;
+	}
+}
+
+/* The empty table, by a call that fails where memcpy would crash: the ret for KVM. */
+static int give_empty(struct vm *vm, uint64_t gpa, uint64_t npages)
+{
+	struct iovec pieces[MAX_PIECES], source = { (void *)(uintptr_t)zeros, ENTRY };
+	int count, ret = 0;
+
+	if (npages == 0)
+		return 0;
+	vm->copying++;
+	count = gpa % PAGE ? 0 : pieces_of(vm, gpa, ENTRY, pieces);
+	if (count < 0)
+		ret = EAGAIN;
+	else if (count == 0 || process_vm_writev(getpid(), &source, 1, pieces, count, 0) != ENTRY)
+		ret = EIO;
+	vm->copying--;
+	return ret;
+}
+
+/* The file's bytes straight into the guest's memory: the ret for KVM. */
+static int give_table(struct vm *vm, uint64_t gpa, int fd, off_t size, int *problem)
+{
+	struct iovec pieces[MAX_PIECES];
+	int interrupted = 0, ret = gpa % PAGE ? EIO : 0;
+	off_t done = 0;
+
+	vm->copying++;
+	while (ret == 0 && done < size) {
+		int count = pieces_of(vm, gpa + done, size - done, pieces);
+		ssize_t got = count > 0 ? preadv(fd, pieces, count, done) : 0;
+
+		if (got > 0)
+			done += got;
+		else if (count <= 0)
+			ret = count < 0 ? EAGAIN : EIO;
+		else if (got == 0)
+			*problem = SHRANK, ret = EIO;
+		else if (errno == EFAULT)
+			ret = EIO;
+		else if (errno != EINTR || ++interrupted == TRIES)
+			*problem = errno, ret = EIO;
+	}
+	vm->copying--;
+	return ret;
+}
+
+/* Fill the guest's buffer: the ret for KVM. *fd stays open, with its lock, if the
+ * guest got a table; ENOSPC puts the pages needed into *npages. */
+static int answer(struct vm *vm, uint64_t gpa, uint64_t *npages, int *fd, int *problem)
+{
+	char first[ENTRY];
+	struct stat file;
+	ssize_t got;
+	int ret;
+
+	*fd = open_locked(&file, problem);
+	if (*fd < 0)
+		return *problem ? give_empty(vm, gpa, *npages) : EAGAIN;
+	if (!S_ISREG(file.st_mode))
+		*problem = NOT_REGULAR;
+	else if (file.st_size > MAX_TABLE)
+		*problem = TOO_LARGE;
+	else if ((got = pread(*fd, first, ENTRY, 0)) < 0)
+		*problem = errno;
+	else if (got < (file.st_size < ENTRY ? file.st_size : ENTRY))
+		*problem = SHRANK;
+	else if (file.st_size > 0 && (got < ENTRY || memcmp(first, zeros, ENTRY))) {
+		uint64_t pages = (file.st_size + PAGE - 1) / PAGE;
+
+		if (pages > *npages) {
+			*npages = pages;
+			return ENOSPC;
+		}
+		ret = give_table(vm, gpa, *fd, file.st_size, problem);
+		/* Never a torn table, and no EIO for what is the file's fault. */
+		if (ret && give_empty(vm, gpa, *npages) == 0 && *problem)
+			ret = 0;
+		return ret;
+	}
+	/* A terminator first: an update is not through. What follows does not count. */
+	return give_empty(vm, gpa, *npages);
+}
+
+/* KVM_RUN has returned with a request: answer it, make KVM take the answer, and come
+ * back to the VMM as KVM_RUN does when someone kicks the vCPU. */
+static int serve(int vcpu, struct vm *vm, struct kvm_run *run, int saved)
+{
+	/* Any value but 0 makes KVM_RUN return. A VMM's kick writes 1 over this one. */
+	const uint8_t OURS = 2;
+	uint8_t before, still = OURS;
+	uint64_t npages = run->npages;
+	int fd, problem = 0, result, error, cancel;
+
+	pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, &cancel);
+	run->ret = answer(vm, run->gpa, &npages, &fd, &problem);
+	run->npages = npages;
+	before = atomic_exchange(&run->immediate_exit, OURS);
+	result = next_ioctl(vcpu, KVM_RUN, 0);
+	error = result < 0 ? errno : saved;
+	if (fd >= 0) {
+		/* A child that was forked meanwhile has this description too: closing
+		 * would leave the lock to it. */
+		fcntl(fd, F_OFD_SETLK, &(struct flock){ .l_type = F_UNLCK });
+		close(fd);
+	}
+	/* A kick from now on, or since the exchange, stays written; and whoever kicked
+	 * before is seen by the VMM when it looks, as it does after every EINTR. */
+	atomic_compare_exchange_strong(&run->immediate_exit, &still, before);
+	note_file_state(problem);
+	pthread_setcancelstate(cancel, NULL);
+	errno = error;
+	return result;
+}
+
+/* ---- what the VMM calls ---- */
+
+static bool in_table(int fd)
+{
+	return fd >= 0 && fd < MAX_FDS;
+}
+
+/* A new descriptor has this number: whatever had it before is closed. */
+static void forget(int fd)
+{
+	struct vm *vm = vm_of[fd], *of_vcpu = vcpus[fd].vm;
+
+	vm_of[fd] = NULL;
+	vcpus[fd].vm = NULL;
+	vcpus[fd].run = NULL;
+	if (vm)
+		vm->names--;
+	if (of_vcpu)
+		of_vcpu->names--;
+}
+
+static bool kvm_offers_exit(int kvm)
+{
+	uint64_t value = 0;
+	struct device_attr attr = { .group = 1, .attr = 2, .addr = (uintptr_t)&value };
+
+	return next_ioctl(kvm, KVM_GET_DEVICE_ATTR, &attr) == 0 && value == 1;
+}
+
+static void note_vm(int kvm, int fd, unsigned long type)
+{
+	struct vm *vm = NULL;
+
+	if (in_table(fd)) {
+		pthread_mutex_lock(&changing);
+		forget(fd);
+		for (int i = 0; type == KVM_X86_SNP_VM && !unusable && !vm && i < MAX_VMS; i++)
+			if (vms[i].names == 0)
+				vm = &vms[i];
+		if (vm) {
+			vm->names = 1;
+			vm->ours = vm->theirs = false;
+			for (unsigned i = 0; i < vm->slots; i++)
+				vm->slot[i].size = 0;
+			vm->slots = vm->copying = 0;
+			vm->offered = kvm_offers_exit(kvm);
+			vm_of[fd] = vm;
+		}
+		pthread_mutex_unlock(&changing);
+	}
+	if (type != KVM_X86_SNP_VM)
+		return;
+	if (unusable)
+		SAY_ONCE("guests get no certificates: %s", unusable);
+	else if (!vm)
+		SAY_ONCE("guests of some VMs get no certificates: more than %d VMs or %d files",
+			 MAX_VMS, MAX_FDS);
+	else if (!vm->offered)
+		SAY_ONCE("guests get no certificates: this kernel's KVM cannot ask for them "
+			 "(Linux 7.0 can), or SNP is off");
+}
+
+static void note_sev_command(struct vm *vm, int fd, const struct sev_cmd *command)
+{
+	struct sev_cmd enable = { .id = KVM_SEV_SNP_ENABLE_REQ_CERTS };
+
+	if (command && command->id == KVM_SEV_SNP_ENABLE_REQ_CERTS)
+		vm->theirs = true;
+	if (!command || command->id != KVM_SEV_INIT2 || !vm->offered)
+		return;
+	vm->ours = next_ioctl(fd, KVM_MEMORY_ENCRYPT_OP, &enable) == 0;
+	if (!vm->ours)
+		say("guests get no certificates: KVM_SEV_SNP_ENABLE_REQ_CERTS failed, errno %d", errno);
+}
+
+/* The descriptor, or -1 for one with which the VM could not be served. */
+static int note_vcpu(struct vm *vm, int fd)
+{
+	bool served = vm && vm->ours && !vm->theirs;
+
+	if (!in_table(fd)) {
+		if (!served)
+			return fd;
+		say("a vCPU is refused: more than %d open files", MAX_FDS);
+		close(fd);
+		errno = EMFILE;
+		return -1;
+	}
+	pthread_mutex_lock(&changing);
+	forget(fd);
+	if (served) {
+		vm->names++;
+		vcpus[fd].vm = vm;
+	}
+	pthread_mutex_unlock(&changing);
+	return fd;
+}
+
+/* Follow a call that has succeeded; its result for the VMM. */
+static int note(int fd, unsigned long request, void *argument, int result)
+{
+	struct vm *vm = in_table(fd) ? vm_of[fd] : NULL;
+
+	switch (request) {
+	case KVM_CREATE_VM:
+		note_vm(fd, result, (unsigned long)argument);
+		break;
+	case KVM_CREATE_VCPU:
+		return note_vcpu(vm, result);
+	case KVM_MEMORY_ENCRYPT_OP:
+		if (vm)
+			note_sev_command(vm, fd, argument);
+		break;
+	case KVM_SET_USER_MEMORY_REGION:
+	case KVM_SET_USER_MEMORY_REGION2:
+		if (vm)
+			note_region(vm, argument);
+		break;
+	}
+	return result;
+}
+
+static void before_fork(void)
+{
+	pthread_mutex_lock(&changing);
+}
+
+static void after_fork(void)
+{
+	pthread_mutex_unlock(&changing);
+}
+
+static void after_fork_in_child(void) /* where no other thread goes on copying */
+{
+	for (int i = 0; i < MAX_VMS; i++)
+		vms[i].copying = 0;
+	pthread_mutex_unlock(&changing);
+}
+
+static void find_next(void)
+{
+	next_mmap = (void *(*)(void *, size_t, int, int, int, off_t))dlsym(RTLD_NEXT, "mmap");
+	next_ioctl = (int (*)(int, unsigned long, ...))dlsym(RTLD_NEXT, "ioctl");
+}
+
+__attribute__((constructor)) static void start(void)
+{
+	const char *file = getenv("SNPCERTS_CERTS_FILENAME");
+	const char *limit = getenv("SNPCERTS_CERTS_TIMEOUT");
+	char *end = NULL;
+	unsigned long milliseconds = 100;
+
+	find_next();
+	pthread_atfork(before_fork, after_fork, after_fork_in_child);
+	if (limit && *limit >= '0' && *limit <= '9')
+		milliseconds = strtoul(limit, &end, 10);
+	if (limit && (!end || *end || milliseconds >= 60000))
+		unusable = "SNPCERTS_CERTS_TIMEOUT is not a number of ms below 60000";
+	else if (!file || !*file)
+		unusable = "SNPCERTS_CERTS_FILENAME is not set";
+	else if (*file != '/' || strlen(file) >= sizeof path)
+		unusable = "SNPCERTS_CERTS_FILENAME is not an absolute path";
+	else
+		unusable = NULL;
+	if (!unusable)
+		strcpy(path, file);
+	timeout = milliseconds * 1000000ull;
+}
+
+EXPORT int ioctl(int fd, unsigned long request, ...)
+{
+	void *argument;
+	va_list list;
+	int result, saved;
+
+	va_start(list, request);
+	argument = va_arg(list, void *);
+	va_end(list);
+	if (!next_ioctl) /* another library's start comes before ours */
+		find_next();
+	saved = errno;
+	result = next_ioctl(fd, request, argument);
+	if (result < 0)
+		return result;
+	if (request != KVM_RUN) {
+		result = note(fd, request, argument, result);
+	} else if (in_table(fd) && vcpus[fd].vm) {
+		struct kvm_run *run = vcpus[fd].run;
+
+		if (run && run->exit_reason != KVM_EXIT_SNP_REQ_CERTS)
+			return result;
+		if (run)
+			return serve(fd, vcpus[fd].vm, run, saved);
+		SAY_ONCE("a vCPU gets no certificates: where is its kvm_run mapped?");
+	}
+	if (result >= 0)
+		errno = saved;
+	return result;
+}
+
+/* Learn where the VMM maps a vCPU's kvm_run; a mapping of our own would keep the VM. */
+EXPORT void *mmap(void *where, size_t length, int protection, int flags, int fd, off_t offset)
+{
+	void *made;
+
+	if (!next_mmap) /* and whoever looks for it may need memory */
+		return (void *)syscall(SYS_mmap, where, length, protection, flags, fd, offset);
+	made = next_mmap(where, length, protection, flags, fd, offset);
+	if (in_table(fd) && vcpus[fd].vm && made != MAP_FAILED && offset == 0 &&
+	    length >= sizeof(struct kvm_run) && flags & MAP_SHARED && protection & PROT_WRITE)
+		vcpus[fd].run = made;
+	return made;
+}
+
+EXPORT void *mmap64(void *, size_t, int, int, int, off_t) __attribute__((alias("mmap")));
