@@ -332,6 +332,9 @@ static int give_table(struct vm *vm, uint64_t gpa, int fd, off_t size, int *prob
 			*problem = errno, ret = EIO;
 	}
 	vm->copying--;
+	/* Never a torn table, and no EIO for what is the file's fault. */
+	if (ret && (done || *problem) && give_empty(vm, gpa, 1) == 0 && *problem)
+		ret = 0;
 	return ret;
 }
 
@@ -342,7 +345,6 @@ static int answer(struct vm *vm, uint64_t gpa, uint64_t *npages, int *fd, int *p
 	char first[ENTRY];
 	struct stat file;
 	ssize_t got;
-	int ret;
 
 	*fd = open_locked(&file, problem);
 	if (*fd < 0)
@@ -362,11 +364,7 @@ static int answer(struct vm *vm, uint64_t gpa, uint64_t *npages, int *fd, int *p
 			*npages = pages;
 			return ENOSPC;
 		}
-		ret = give_table(vm, gpa, *fd, file.st_size, problem);
-		/* Never a torn table, and no EIO for what is the file's fault. */
-		if (ret && give_empty(vm, gpa, *npages) == 0 && *problem)
-			ret = 0;
-		return ret;
+		return give_table(vm, gpa, *fd, file.st_size, problem);
 	}
 	/* A terminator first: an update is not through. What follows does not count. */
 	return give_empty(vm, gpa, *npages);

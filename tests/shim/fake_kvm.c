@@ -1,0 +1,133 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * A KVM for tests of the shim, preloaded behind it: it enters no guest, it does what
+ * the page after a vCPU's kvm_run says, and writes there what it has seen. VMs and
+ * vCPUs are memory files. FAKE_ATTR is the device attribute's value, "none" for a
+ * kernel that does not know it; FAKE_CERTS a file whose lock is tried in a hand-shake.
+ */
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <stdarg.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#define MAX_FDS 65536
+
+struct page { /* keep in step with rig.py */
+	uint8_t window, immediate_exit, pad[6];
+	uint32_t exit_reason, more[5];
+	uint64_t gpa, npages, ret;
+	uint8_t rest[4096 - 56];
+	/* What to do. */
+	uint32_t exit, handshake_errno, kick;
+	/* What was seen: calls; in the last hand-shake immediate_exit and the file's lock. */
+	uint32_t runs, handshakes, immediate_exit_seen, locked;
+};
+
+static struct {
+	int vcpus, enabled;
+	struct page *page;
+} fds[MAX_FDS];
+static int (*real_ioctl)(int, unsigned long, ...);
+
+static int failed(int error)
+{
+	errno = error;
+	return -1;
+}
+
+static int made(const char *name)
+{
+	int fd = memfd_create(name, MFD_CLOEXEC);
+
+	if (fd < 0 || fd >= MAX_FDS || ftruncate(fd, 12288) < 0)
+		return failed(EMFILE);
+	memset(&fds[fd], 0, sizeof fds[fd]);
+	return fd;
+}
+
+static int is_locked(void)
+{
+	struct flock lock = { .l_type = F_WRLCK, .l_whence = SEEK_SET };
+	const char *file = getenv("FAKE_CERTS");
+	int fd = file ? open(file, O_RDWR | O_CLOEXEC) : -1;
+	int locked = fd >= 0 && fcntl(fd, F_OFD_SETLK, &lock) < 0;
+
+	if (fd >= 0)
+		close(fd);
+	return locked;
+}
+
+static int run(int fd)
+{
+	struct page *page = fds[fd].page;
+
+	if (!page) {
+		page = mmap(NULL, 12288, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+		fds[fd].page = page;
+	}
+	page->runs++;
+	if (page->immediate_exit) {
+		page->handshakes++;
+		page->immediate_exit_seen = page->immediate_exit;
+		page->locked = is_locked();
+		if (page->kick)
+			page->immediate_exit = 1;
+		return page->handshake_errno ? failed(page->handshake_errno) : 0;
+	}
+	page->exit_reason = page->exit;
+	page->ret = 0;
+	return 0;
+}
+
+int ioctl(int fd, unsigned long request, ...)
+{
+	const char *attr = getenv("FAKE_ATTR");
+	void *argument;
+	va_list list;
+	int vcpu;
+
+	va_start(list, request);
+	argument = va_arg(list, void *);
+	va_end(list);
+	switch (request) {
+	case 0xAE80:
+		return run(fd);
+	case 0xAE01:
+		return made("vm");
+	case 0xAE41:
+		vcpu = made("vcpu");
+		fds[fd].vcpus++;
+		return vcpu;
+	case 0xC008AEBA: {
+		uint32_t id = *(uint32_t *)argument;
+
+		if (id == 103 && fds[fd].vcpus)
+			return failed(EINVAL);
+		fds[fd].enabled += id == 103;
+		return 0;
+	}
+	case 0x4020AE46:
+	case 0x40A0AE49:
+		return *(uint32_t *)argument == 0xFFFF ? failed(EINVAL) : 0;
+	case 0x4018AEE2: {
+		uint64_t value = attr ? strtoul(attr, NULL, 10) : 1, *there;
+
+		if (attr && !strcmp(attr, "none"))
+			return failed(ENXIO);
+		memcpy(&there, (char *)argument + 16, sizeof there);
+		*there = value;
+		return 0;
+	}
+	case 0xFAFA: /* for the test: how often was the exit enabled? */
+		return fds[fd].enabled;
+	}
+	if (!real_ioctl)
+		real_ioctl = (int (*)(int, unsigned long, ...))dlsym(RTLD_NEXT, "ioctl");
+	return real_ioctl(fd, request, argument);
+}

@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A VMM in Python that knows nothing of the exit, for a process with shim and fake preloaded."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import fcntl
+import mmap
+import os
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+
+from snpcerts.abi import kvm
+
+PAGE = 4096
+SNP_VM = 4
+_ENABLED = 0xFAFA  # fake_kvm.c
+_TOLD = struct.Struct("<III")
+_SEEN = struct.Struct("<IIII")
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What the fake has seen of a vCPU."""
+
+    runs: int
+    handshakes: int
+    immediate_exit: int
+    locked: int
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What KVM was told, and what KVM_RUN came back with."""
+
+    ret: int
+    npages: int
+    errno: int
+
+
+class Vcpu:
+    """One vCPU, with its kvm_run mapped as a VMM maps it."""
+
+    def __init__(self, vm: int) -> None:
+        self.fd = fcntl.ioctl(vm, kvm.Ioctl.CREATE_VCPU, 0)
+        self.run = mmap.mmap(self.fd, 12288, mmap.MAP_SHARED)
+
+    def tell(self, exit_reason: int, handshake_errno: int = errno.EINTR, kick: int = 0) -> None:
+        _TOLD.pack_into(self.run, PAGE, exit_reason, handshake_errno, kick)
+
+    @property
+    def seen(self) -> Seen:
+        return Seen(*_SEEN.unpack_from(self.run, PAGE + _TOLD.size))
+
+    def kvm_run(self) -> int:
+        """KVM_RUN: 0 or the errno."""
+        try:
+            fcntl.ioctl(self.fd, kvm.Ioctl.RUN, 0)
+        except OSError as error:
+            return error.errno or -1
+        return 0
+
+    def ask(
+        self, gpa: int, npages: int, *, handshake_errno: int = errno.EINTR, kick: int = 0
+    ) -> Answer:
+        """The guest asks for certificates."""
+        self.tell(42, handshake_errno, kick)
+        struct.pack_into("<QQ", self.run, 32, gpa, npages)
+        result = self.kvm_run()
+        ret, pages = (
+            struct.unpack_from("<Q", self.run, 48)[0],
+            struct.unpack_from("<Q", self.run, 40)[0],
+        )
+        return Answer(ret, pages, result)
+
+
+class Vm:
+    """A VM; of type SNP and initialised unless told otherwise."""
+
+    def __init__(self, kind: int = SNP_VM, *, enables: bool = False) -> None:
+        # The fake does not care which file it is asked about.
+        kvm_fd = os.open(os.devnull, os.O_RDWR)
+        self.fd = fcntl.ioctl(kvm_fd, kvm.Ioctl.CREATE_VM, kind)
+        os.close(kvm_fd)
+        self.memory: list[mmap.mmap] = []
+        if kind == SNP_VM:
+            self.command(kvm.SevCommand.INIT2)
+        if enables:
+            self.command(kvm.SevCommand.SNP_ENABLE_REQ_CERTS)
+
+    def command(self, number: int) -> None:
+        fcntl.ioctl(self.fd, kvm.Ioctl.MEMORY_ENCRYPT_OP, kvm.SevCmd(id=number).pack())
+
+    @property
+    def times_enabled(self) -> int:
+        return fcntl.ioctl(self.fd, _ENABLED, 0)
+
+    def add_memory(self, slot: int, gpa: int, pages: int, *, flags: int = 0) -> mmap.mmap:
+        memory = mmap.mmap(-1, pages * PAGE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        memory[:] = b"\xee" * len(memory)
+        self.memory.append(memory)
+        self.set_region(slot, gpa, len(memory), address_of(memory), flags=flags)
+        return memory
+
+    def set_region(
+        self, slot: int, gpa: int, size: int, address: int, *, flags: int = 0, second: bool = False
+    ) -> None:
+        region = bytearray(160 if second else 32)
+        struct.pack_into("<IIQQQ", region, 0, slot, flags, gpa, size, address)
+        call = kvm.Ioctl.SET_USER_MEMORY_REGION2 if second else kvm.Ioctl.SET_USER_MEMORY_REGION
+        fcntl.ioctl(self.fd, call, region)
+
+
+def address_of(memory: mmap.mmap) -> int:
+    return ctypes.addressof(ctypes.c_char.from_buffer(memory))
+
+
+def open_files(path: Path) -> int:
+    """How many of this process's descriptors are of that file."""
+    count = 0
+    for fd in os.listdir("/proc/self/fd"):
+        try:
+            count += os.readlink(f"/proc/self/fd/{fd}").startswith(str(path))
+        except FileNotFoundError:
+            pass
+    return count

@@ -1,0 +1,461 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What happens to requests, each in a process of its own with the shim and a fake KVM preloaded.
+
+``python -m tests.shim.scenarios NAME FILE`` runs one; FILE is the certificate file
+that the shim serves. They assert; what is said on standard error is for test_shim.py.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import mmap
+import os
+import resource
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+from snpcerts.abi.lock import EXCLUSIVE, F_OFD_SETLK, UNLOCK
+
+from .rig import PAGE, Answer, Vcpu, Vm, address_of, open_files
+
+TABLE = bytes(range(1, 251)) * 20  # 5000 bytes
+PAGES = 2
+TAKEN = errno.EINTR
+EMPTY = bytes(24)
+SCENARIOS: dict[str, Callable[[Path], None]] = {}
+
+
+def scenario(function: Callable[[Path], None]) -> Callable[[Path], None]:
+    SCENARIOS[function.__name__] = function
+    return function
+
+
+def guest(pages: int = 16) -> tuple[Vm, Vcpu, mmap.mmap]:
+    vm = Vm()
+    memory = vm.add_memory(0, 0, pages)
+    return vm, Vcpu(vm.fd), memory
+
+
+def untouched(memory: mmap.mmap | bytes) -> bool:
+    return set(memory[:]) == {0xEE}
+
+
+@scenario
+def a_table_is_served(file: Path) -> None:
+    file.write_bytes(TABLE)
+    vm, vcpu, memory = guest()
+    assert vm.times_enabled == 1
+    for _ in range(3):
+        memory[:] = b"\xee" * len(memory)
+        assert vcpu.ask(PAGE, PAGES) == Answer(0, PAGES, TAKEN)
+        assert memory[PAGE : PAGE + len(TABLE)] == TABLE
+        assert untouched(memory[:PAGE])
+        assert untouched(memory[PAGE + len(TABLE) :])
+        assert vcpu.seen.locked == 1, "while the firmware has the request"
+        assert vcpu.seen.immediate_exit != 0
+        assert vcpu.run[1] == 0, "immediate_exit is what it was"
+        assert open_files(file) == 0
+    assert vcpu.seen.handshakes == 3
+    with open(file, "r+b") as writer:
+        fcntl.fcntl(writer, F_OFD_SETLK, EXCLUSIVE)
+
+
+@scenario
+def a_table_of_whole_pages_needs_no_more(file: Path) -> None:
+    file.write_bytes(b"\x01" * 2 * PAGE)
+    _, vcpu, memory = guest()
+    assert vcpu.ask(0, 1) == Answer(errno.ENOSPC, 2, TAKEN)
+    assert untouched(memory)
+    assert vcpu.ask(0, 2) == Answer(0, 2, TAKEN)
+    assert memory[: 2 * PAGE] == file.read_bytes()
+
+
+@scenario
+def a_small_buffer_is_told_the_pages(file: Path) -> None:
+    file.write_bytes(TABLE)
+    _, vcpu, memory = guest()
+    for npages in (0, 1):
+        assert vcpu.ask(PAGE, npages) == Answer(errno.ENOSPC, PAGES, TAKEN)
+    assert untouched(memory)
+    assert vcpu.seen.locked == 1
+
+
+@scenario
+def an_empty_table_is_24_zero_bytes_or_nothing(file: Path) -> None:
+    _, vcpu, memory = guest()
+    for content in (b"", EMPTY, EMPTY + TABLE):
+        file.write_bytes(content)
+        memory[:] = b"\xee" * len(memory)
+        assert vcpu.ask(PAGE, 0) == Answer(0, 0, TAKEN)
+        assert untouched(memory)
+        assert vcpu.ask(PAGE, 1) == Answer(0, 1, TAKEN)
+        assert memory[PAGE : PAGE + 24] == EMPTY
+        assert untouched(memory[PAGE + 24 :])
+
+
+@scenario
+def a_file_that_cannot_be_served_is_an_empty_table(file: Path) -> None:
+    _, vcpu, memory = guest()
+
+    def ask_thrice() -> None:
+        for _ in range(3):
+            memory[:] = b"\xee" * len(memory)
+            assert vcpu.ask(0, 4) == Answer(0, 4, TAKEN)
+            assert memory[:24] == EMPTY
+            assert untouched(memory[24:])
+            assert open_files(file) == 0
+
+    ask_thrice()
+    file.mkdir()
+    ask_thrice()
+    file.rmdir()
+    os.mkfifo(file)
+    ask_thrice()
+    file.unlink()
+    file.write_bytes(b"\x01" * ((1 << 20) + 1))
+    ask_thrice()
+    file.write_bytes(TABLE)
+    for _ in range(3):
+        assert vcpu.ask(0, 4) == Answer(0, 4, TAKEN)
+        assert memory[: len(TABLE)] == TABLE
+
+
+@scenario
+def no_descriptor_left_is_an_empty_table(file: Path) -> None:
+    file.write_bytes(TABLE)
+    _, vcpu, memory = guest()
+    highest = max(int(fd) for fd in os.listdir("/proc/self/fd"))
+    filling = [os.dup(0)]
+    while filling[-1] < highest:
+        filling.append(os.dup(0))
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (filling[-1] + 1, hard))
+    assert vcpu.ask(0, 4) == Answer(0, 4, TAKEN)
+    assert memory[:24] == EMPTY
+
+
+@scenario
+def a_writer_makes_it_busy(file: Path) -> None:
+    file.write_bytes(TABLE)
+    _, vcpu, memory = guest()
+    with open(file, "r+b") as writer:
+        fcntl.fcntl(writer, F_OFD_SETLK, EXCLUSIVE)
+        assert vcpu.ask(0, 4) == Answer(errno.EAGAIN, 4, TAKEN)
+        assert untouched(memory)
+        assert vcpu.run[1] == 0
+        fcntl.fcntl(writer, F_OFD_SETLK, UNLOCK)
+        assert vcpu.ask(0, 4) == Answer(0, 4, TAKEN)
+
+
+@scenario
+def a_writer_that_ends_in_time_is_waited_for(file: Path) -> None:
+    """Under a rain of signals."""
+    file.write_bytes(TABLE)
+    _, vcpu, memory = guest()
+    signal.signal(signal.SIGALRM, lambda *_: None)
+    signal.setitimer(signal.ITIMER_REAL, 0.001, 0.001)
+    with open(file, "r+b") as writer:
+        fcntl.fcntl(writer, F_OFD_SETLK, EXCLUSIVE)
+
+        def end() -> None:
+            while vcpu.seen.runs == 0:
+                pass
+            fcntl.fcntl(writer, F_OFD_SETLK, UNLOCK)
+
+        ending = threading.Thread(target=end)
+        ending.start()
+        assert vcpu.ask(0, 4) == Answer(0, 4, TAKEN)
+        ending.join()
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    assert memory[: len(TABLE)] == TABLE
+
+
+@scenario
+def a_replaced_file_is_followed(file: Path) -> None:
+    _, vcpu, memory = guest()
+    for number in range(1, 20):
+        new = file.with_suffix(".new")
+        new.write_bytes(bytes([number]) * (number * 700))
+        new.replace(file)
+        assert vcpu.ask(0, 4) == Answer(0, 4, TAKEN)
+        assert memory[: number * 700] == file.read_bytes()
+        assert open_files(file) == 0
+
+
+@scenario
+def a_buffer_across_slots_is_filled(file: Path) -> None:
+    file.write_bytes(TABLE)
+    vm = Vm()
+    # Neither the order of the slots nor their place in this process is the guest's.
+    upper = vm.add_memory(0, 3 * PAGE, 1)
+    lower = vm.add_memory(7, 2 * PAGE, 1)
+    vcpu = Vcpu(vm.fd)
+    assert vcpu.ask(2 * PAGE, PAGES) == Answer(0, PAGES, TAKEN)
+    assert lower[:] + upper[: len(TABLE) - PAGE] == TABLE
+    assert untouched(upper[len(TABLE) - PAGE :])
+
+
+@scenario
+def a_buffer_that_is_not_memory_is_eio_and_nothing_written(file: Path) -> None:
+    file.write_bytes(TABLE)
+    vm, vcpu, memory = guest(4)
+    read_only = vm.add_memory(1, 0x100000, 4, flags=2)
+    # System management mode has an address space of its own.
+    other = vm.add_memory(0x10002, 0x200000, 4)
+    for gpa in (3 * PAGE, 4 * PAGE, 0x100000, 0x200000, 2**64 - PAGE, 2**63, 0x1001):
+        assert vcpu.ask(gpa, PAGES) == Answer(errno.EIO, PAGES, TAKEN), hex(gpa)
+        assert vcpu.seen.locked == 1
+    assert all(untouched(each) for each in (memory, read_only, other))
+    file.unlink()
+    assert vcpu.ask(4 * PAGE, 1) == Answer(errno.EIO, 1, TAKEN)
+    assert vcpu.ask(2**64 - PAGE, 1) == Answer(errno.EIO, 1, TAKEN)
+    assert open_files(file) == 0
+
+
+@scenario
+def absurd_page_counts_are_only_numbers(file: Path) -> None:
+    file.write_bytes(TABLE)
+    _, vcpu, memory = guest(2)
+    for npages in (2**64 - 1, 2**52, 2**52 + 1, 2**63):
+        memory[:] = b"\xee" * len(memory)
+        assert vcpu.ask(0, npages) == Answer(0, npages, TAKEN)
+        assert memory[: len(TABLE)] == TABLE
+
+
+@scenario
+def memory_that_is_not_mapped_is_eio_and_no_crash(file: Path) -> None:
+    file.write_bytes(TABLE)
+    vm = Vm()
+    vm.set_region(0, 0, 4 * PAGE, 0x1000)
+    vcpu = Vcpu(vm.fd)
+    assert vcpu.ask(0, 4) == Answer(errno.EIO, 4, TAKEN)
+    # The second page of two: what has been written of the table must not stay.
+    memory = vm.add_memory(0, 0, 1)
+    vm.set_region(1, PAGE, PAGE, 0x1000)
+    assert vcpu.ask(0, 4) == Answer(errno.EIO, 4, TAKEN)
+    assert memory[:24] == EMPTY
+    assert open_files(file) == 0
+
+
+@scenario
+def slots_are_followed(file: Path) -> None:
+    file.write_bytes(TABLE)
+    vm, vcpu, first = guest(2)
+    second = mmap.mmap(-1, 2 * PAGE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    # Replaced by the newer call, removed, put elsewhere.
+    vm.set_region(0, 0, 2 * PAGE, address_of(second), second=True)
+    assert vcpu.ask(0, PAGES) == Answer(0, PAGES, TAKEN)
+    assert untouched(first)
+    assert second[: len(TABLE)] == TABLE
+    vm.set_region(0, 0, 0, 0, second=True)
+    assert vcpu.ask(0, PAGES) == Answer(errno.EIO, PAGES, TAKEN)
+    vm.set_region(0, 0x10000, 2 * PAGE, address_of(first))
+    assert vcpu.ask(0, PAGES) == Answer(errno.EIO, PAGES, TAKEN)
+    assert vcpu.ask(0x10000, PAGES) == Answer(0, PAGES, TAKEN)
+    assert first[: len(TABLE)] == TABLE
+    # What KVM refuses is not there, and what has no room in the table neither.
+    try:
+        vm.set_region(0xFFFF, 0x20000, 2 * PAGE, address_of(second))
+    except OSError as error:
+        assert error.errno == errno.EINVAL
+    vm.set_region(5000, 0x20000, 2 * PAGE, address_of(second))
+    assert vcpu.ask(0x20000, PAGES) == Answer(errno.EIO, PAGES, TAKEN)
+
+
+@scenario
+def a_kick_in_the_handshake_stays(file: Path) -> None:
+    file.write_bytes(TABLE)
+    _, vcpu, _ = guest()
+    assert vcpu.ask(0, 4, kick=1) == Answer(0, 4, TAKEN)
+    assert vcpu.run[1] == 1
+    vcpu.run[1] = 0
+    assert vcpu.ask(0, 4) == Answer(0, 4, TAKEN)
+    assert vcpu.run[1] == 0
+
+
+@scenario
+def other_outcomes_of_the_handshake_are_the_vmms(file: Path) -> None:
+    file.write_bytes(TABLE)
+    _, vcpu, _ = guest()
+    for outcome in (errno.EIO, errno.EBADF, errno.EINVAL, 0):
+        assert vcpu.ask(0, 4, handshake_errno=outcome) == Answer(0, 4, outcome)
+        assert vcpu.run[1] == 0
+        assert open_files(file) == 0
+
+
+@scenario
+def other_exits_are_the_vmms(file: Path) -> None:
+    _, vcpu, _ = guest()
+    for reason in (0, 2, 8, 17, 41, 43):
+        vcpu.tell(reason)
+        assert vcpu.kvm_run() == 0
+    assert vcpu.seen.handshakes == 0
+    try:
+        fcntl.ioctl(0, 0xDEAD)
+    except OSError as error:
+        assert error.errno in (errno.ENOTTY, errno.EBADF, errno.EINVAL)
+
+
+def _stood_back(vm: Vm, times_enabled: int) -> None:
+    assert vm.times_enabled == times_enabled
+    memory = vm.add_memory(0, 0, 4)
+    vcpu = Vcpu(vm.fd)
+    assert vcpu.ask(0, 4) == Answer(0, 4, 0), "the exit reaches the VMM, unanswered"
+    assert vcpu.seen.handshakes == 0
+    assert untouched(memory)
+
+
+@scenario
+def a_vm_that_is_not_snp_is_left_alone(file: Path) -> None:
+    file.write_bytes(TABLE)
+    _stood_back(Vm(0), 0)
+    _stood_back(Vm(3), 0)
+
+
+@scenario
+def a_vmm_that_enables_the_exit_is_left_alone(file: Path) -> None:
+    file.write_bytes(TABLE)
+    _stood_back(Vm(enables=True), 2)
+
+
+@scenario
+def nothing_is_enabled(file: Path) -> None:
+    """A kernel without the exit, SNP switched off, settings that are wrong."""
+    _stood_back(Vm(), 0)
+    _stood_back(Vm(), 0)
+
+
+@scenario
+def numbers_of_descriptors_come_again(file: Path) -> None:
+    file.write_bytes(TABLE)
+    for _ in range(100):
+        vm, vcpu, memory = guest()
+        assert vcpu.ask(0, 4) == Answer(0, 4, TAKEN)
+        assert memory[: len(TABLE)] == TABLE
+        vcpu.run.close()
+        os.close(vcpu.fd)
+        os.close(vm.fd)
+        plain = Vm(0)
+        assert plain.fd == vm.fd or plain.fd == vcpu.fd
+        _stood_back(plain, 0)
+        os.close(plain.fd)
+
+
+@scenario
+def more_vms_than_there_is_room_for(file: Path) -> None:
+    file.write_bytes(TABLE)
+    vms = [Vm() for _ in range(20)]
+    assert [vm.times_enabled for vm in vms] == [1] * 16 + [0] * 4
+    for vm in vms[:16]:
+        vm.add_memory(0, 0, 4)
+        assert Vcpu(vm.fd).ask(0, 4) == Answer(0, 4, TAKEN)
+    _stood_back(vms[19], 0)
+
+
+@scenario
+def a_child_can_have_vms_too(file: Path) -> None:
+    """Forked while other threads change slots and serve requests."""
+    file.write_bytes(TABLE)
+    vm, vcpu, memory = guest()
+    over = threading.Event()
+    spare = mmap.mmap(-1, PAGE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+
+    def change() -> None:
+        while not over.is_set():
+            vm.set_region(3, 0x100000, PAGE, address_of(spare))
+
+    def serve() -> None:
+        while not over.is_set():
+            assert vcpu.ask(0, 4) == Answer(0, 4, TAKEN)
+
+    threads = [threading.Thread(target=each) for each in (change, serve)]
+    for thread in threads:
+        thread.start()
+    for _ in range(20):
+        child = os.fork()
+        if child == 0:
+            _, own, own_memory = guest()
+            served = own.ask(0, 4) == Answer(0, 4, TAKEN)
+            os._exit(0 if served and own_memory[: len(TABLE)] == TABLE else 1)
+        assert os.waitpid(child, 0)[1] == 0
+    over.set()
+    for thread in threads:
+        thread.join()
+    assert memory[: len(TABLE)] == TABLE
+
+
+@scenario
+def a_child_forked_in_a_request_does_not_keep_the_lock(file: Path) -> None:
+    """It has the description too; only an unlock takes the lock from it."""
+    file.write_bytes(TABLE)
+    _, vcpu, _ = guest()
+    over = threading.Event()
+
+    def serve() -> None:
+        while not over.is_set():
+            vcpu.ask(0, 4)
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    children = []
+    while len(children) < 200:
+        child = os.fork()
+        if child == 0:
+            signal.pause()
+        children.append(child)
+        if any(
+            os.readlink(f"/proc/{child}/fd/{fd}") == str(file)
+            for fd in os.listdir(f"/proc/{child}/fd")
+        ):
+            break
+    over.set()
+    thread.join()
+    try:
+        with open(file, "r+b") as writer:
+            fcntl.fcntl(writer, F_OFD_SETLK, EXCLUSIVE)
+    finally:
+        for child in children:
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+
+
+@scenario
+def many_vcpus_and_moving_slots(file: Path) -> None:
+    """Tables are whole, and of one of the contents, while file and slots change."""
+    contents = [bytes([value]) * 6000 for value in (1, 2, 3)]
+    file.write_bytes(contents[0])
+    vm = Vm()
+    homes = [mmap.mmap(-1, 64 * PAGE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) for _ in range(2)]
+    vm.set_region(0, 0, 64 * PAGE, address_of(homes[0]))
+    vcpus = [Vcpu(vm.fd) for _ in range(8)]
+    wrong: list[Answer] = []
+
+    def ask(index: int) -> None:
+        for _ in range(300):
+            answer = vcpus[index].ask(index * 4 * PAGE, 4)
+            if answer != Answer(0, 4, TAKEN):
+                wrong.append(answer)
+
+    threads = [threading.Thread(target=ask, args=(index,)) for index in range(len(vcpus))]
+    for thread in threads:
+        thread.start()
+    turn = 0
+    while any(thread.is_alive() for thread in threads):
+        turn += 1
+        new = file.with_suffix(".new")
+        new.write_bytes(contents[turn % 3])
+        new.replace(file)
+        vm.set_region(0, 0, 64 * PAGE, address_of(homes[turn % 2]))
+    assert wrong == []
+    for index in range(len(vcpus)):
+        buffers = [home[index * 4 * PAGE : index * 4 * PAGE + 6000] for home in homes]
+        assert all(buffer in (*contents, bytes(6000)) for buffer in buffers)
+    assert open_files(file) == 0
+
+
+if __name__ == "__main__":
+    SCENARIOS[sys.argv[1]](Path(sys.argv[2]))

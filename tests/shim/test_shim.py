@@ -1,0 +1,131 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The shim before a KVM that does as it is told: requests, slots, kicks, and standing back."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from .conftest import ROOT
+from .scenarios import SCENARIOS
+
+# Settings and what the operator is told, where it is not the usual and nothing.
+SETTINGS: dict[str, dict[str, str]] = {
+    "a_writer_makes_it_busy": {"SNPCERTS_CERTS_TIMEOUT": "0"},
+    "a_writer_that_ends_in_time_is_waited_for": {"SNPCERTS_CERTS_TIMEOUT": "59999"},
+}
+SAID: dict[str, list[str]] = {
+    "a_file_that_cannot_be_served_is_an_empty_table": [
+        "guests get no certificates: No such file or directory",
+        "guests get no certificates: it is not a regular file",
+        "guests get no certificates: it is too large",
+        "readable again",
+    ],
+    "no_descriptor_left_is_an_empty_table": ["guests get no certificates: Too many open files"],
+    "a_buffer_that_is_not_memory_is_eio_and_nothing_written": ["No such file or directory"],
+    "slots_are_followed": ["memory slots from 4096 on get no certificates"],
+    "more_vms_than_there_is_room_for": ["more than 16 VMs"],
+}
+
+
+def run(
+    name: str, libraries: Path, file: Path, settings: dict[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    environment = {
+        name: value for name, value in os.environ.items() if not name.startswith("SNPCERTS_")
+    }
+    environment |= {
+        "LD_PRELOAD": f"{libraries / 'shim.so'}:{libraries / 'fake_kvm.so'}",
+        "SNPCERTS_CERTS_FILENAME": str(file),
+        "FAKE_CERTS": str(file),
+    }
+    environment |= SETTINGS.get(name, {}) | (settings or {})
+    words = [sys.executable, "-m", "tests.shim.scenarios", name, str(file)]
+    return subprocess.run(
+        words, capture_output=True, text=True, env=environment, cwd=ROOT, timeout=120
+    )
+
+
+@pytest.mark.parametrize("name", [name for name in SCENARIOS if name != "nothing_is_enabled"])
+def test_a_request(name: str, libraries: Path, tmp_path: Path) -> None:
+    made = run(name, libraries, tmp_path / "certs.bin")
+    assert made.returncode == 0, made.stderr
+    lines = made.stderr.splitlines()
+    assert len(lines) == len(SAID.get(name, [])), made.stderr
+    for line, words in zip(lines, SAID.get(name, []), strict=True):
+        assert line.startswith("snpcerts shim: ")
+        assert words in line
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"FAKE_ATTR": "none"}, "this kernel's KVM cannot ask"),
+        ({"FAKE_ATTR": "0"}, "or SNP is off"),
+        ({"SNPCERTS_CERTS_FILENAME": ""}, "SNPCERTS_CERTS_FILENAME is not set"),
+        ({"SNPCERTS_CERTS_FILENAME": "certs.bin"}, "not an absolute path"),
+        ({"SNPCERTS_CERTS_FILENAME": "/" + "x" * 4096}, "not an absolute path"),
+        ({"SNPCERTS_CERTS_TIMEOUT": ""}, "SNPCERTS_CERTS_TIMEOUT is not a number"),
+        ({"SNPCERTS_CERTS_TIMEOUT": "-1"}, "SNPCERTS_CERTS_TIMEOUT is not a number"),
+        ({"SNPCERTS_CERTS_TIMEOUT": "5 s"}, "SNPCERTS_CERTS_TIMEOUT is not a number"),
+        ({"SNPCERTS_CERTS_TIMEOUT": "60000"}, "below 60000"),
+        ({"SNPCERTS_CERTS_TIMEOUT": "99999999999999999999999"}, "below 60000"),
+    ],
+)
+def test_it_stands_back_and_says_so_once(
+    settings: dict[str, str], words: str, libraries: Path, tmp_path: Path
+) -> None:
+    made = run("nothing_is_enabled", libraries, tmp_path / "certs.bin", settings)
+    assert made.returncode == 0, made.stderr
+    (line,) = made.stderr.splitlines()
+    assert words in line
+
+
+def test_a_program_without_vms_hears_nothing(libraries: Path) -> None:
+    environment = os.environ | {"LD_PRELOAD": str(libraries / "shim.so")}
+    made = subprocess.run(["/bin/ls", "/"], capture_output=True, env=environment)
+    assert (made.returncode, made.stderr) == (0, b"")
+
+
+def test_a_reader_of_standard_error_that_has_gone_harms_nobody(
+    libraries: Path, tmp_path: Path
+) -> None:
+    """Nor does one that does not read: the line is left out."""
+    name = "a_table_is_served"
+    program = f"""
+import os, sys
+sys.argv = ["scenarios", {name!r}, {str(tmp_path / "certs.bin")!r}]
+from pathlib import Path
+from tests.shim.scenarios import *
+import signal
+signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+file = Path({str(tmp_path / "certs.bin")!r})
+reading, writing = os.pipe()
+os.set_blocking(writing, False)
+try:
+    while True:
+        os.write(writing, b"x" * 4096)
+except BlockingIOError:
+    os.set_blocking(writing, True)
+os.dup2(writing, 2)
+os.close(writing)
+_, vcpu, memory = guest()
+assert vcpu.ask(0, 4) == Answer(0, 4, TAKEN)  # missing: it would like to say so
+file.write_bytes(TABLE)
+os.close(reading)
+assert vcpu.ask(0, 4) == Answer(0, 4, TAKEN)  # readable again
+print("done")
+"""
+    environment = os.environ | {
+        "LD_PRELOAD": f"{libraries / 'shim.so'}:{libraries / 'fake_kvm.so'}",
+        "SNPCERTS_CERTS_FILENAME": str(tmp_path / "certs.bin"),
+    }
+    words = [sys.executable, "-c", program]
+    made = subprocess.run(
+        words, capture_output=True, text=True, env=environment, cwd=ROOT, timeout=60
+    )
+    assert made.stdout == "done\n"
