@@ -67,6 +67,7 @@ COMMANDS: dict[str, list[str]] = {
     "verify --table": ["verify", "REPORT", "--table", "BAD"],
     "verify --anchor": ["verify", "REPORT", "--table", "TABLE", "--anchor", "BAD"],
     "verify --certs": ["verify", "REPORT", "--certs", "BAD"],
+    "run": ["run", "--certs-filename", "TABLE", "--", "BAD"],
 }
 # Any bytes are an entry's content, and a lock does not care about content.
 ANY_CONTENT: dict[str, list[str]] = {
@@ -168,6 +169,12 @@ def test_no_permission_is_one_line_and_exit_code_2(name: str, tmp_path: Path) ->
         ["lock", "x", "--seconds", "-1"],
         ["demo", "--guests", "0"],
         ["demo", "--seconds", "-1"],
+        ["run"],
+        ["run", "--", "true"],
+        ["run", "--certs-filename", "x"],
+        ["run", "--certs-filename", "x", "--print-environment", "true"],
+        ["run", "--certs-filename", "x", "--certs-timeout", "60000", "--", "true"],
+        ["run", "--certs-filename", "x", "--certs-timeout", "-1", "--", "true"],
     ],
 )
 def test_wrong_usage_is_exit_code_2(

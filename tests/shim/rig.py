@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import fcntl
@@ -121,8 +122,6 @@ def open_files(path: Path) -> int:
     """How many of this process's descriptors are of that file."""
     count = 0
     for fd in os.listdir("/proc/self/fd"):
-        try:
+        with contextlib.suppress(FileNotFoundError):
             count += os.readlink(f"/proc/self/fd/{fd}").startswith(str(path))
-        except FileNotFoundError:
-            pass
     return count

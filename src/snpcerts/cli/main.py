@@ -25,6 +25,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "report": ("report", "Read an attestation report as a person would."),
     "lock": ("lock", "Hold the certificate file's lock, as an update does."),
     "kds": ("kds", "Fetch certificates from AMD's key server, and keep what verifies."),
+    "run": ("run", "Run a VMM so that its SNP guests get certificates."),
     "guest": ("guest", "Attest from inside an SNP guest."),
     "emulate": ("emulate", "Run programs on an emulated SNP platform, unmodified."),
     "conformance": ("conformance", "Judge how a VMM serves certificates to its guests."),

@@ -1,0 +1,249 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Starting a VMM with the shim, or saying why the shim could not serve it.
+
+The shim (native/shim.c) is preloaded by the program's dynamic loader and sees the
+calls of ioctl(3) that the program makes through the C library. A program without
+a dynamic loader, with another C library, or with system calls of its own would
+run without it, and silently so: that is found out here, by looking at the binary.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import stat
+import subprocess
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Final, NoReturn
+
+from snpcerts.abi.cert_table import MAX_SIZE
+from snpcerts.errors import FormatError, InputError, RefusedError
+from snpcerts.vmm.elf import MACHINE_X86_64, Elf, read_elf
+from snpcerts.vmm.enable import supports_req_certs
+
+DEFAULT_TIMEOUT: Final = 100  # milliseconds
+MAX_TIMEOUT: Final = 59_999  # a Linux guest gives its VMPCK up after 60 s of BUSY
+
+_SHIM = Path(__file__).with_name("libsnpcerts_shim.so")
+_LOADER_LIMIT = 30.0  # seconds for the loader to list what it would load
+_INTERPRETERS = 4  # of interpreters, as Linux follows them
+_LINE = 256  # bytes of a script that Linux looks at
+
+
+def shim_library() -> str:
+    """Where the shim is. Raises :class:`RefusedError` where there is none."""
+    if not _SHIM.is_file():
+        raise RefusedError(
+            "this installation has no shim",
+            hint="it is compiled when snpcerts is installed: install a C compiler (cc), then "
+            "snpcerts again; Linux on x86-64 only",
+        )
+    if any(character in str(_SHIM) for character in " :"):
+        raise RefusedError(
+            f"{_SHIM}: LD_PRELOAD cannot name a file with a space or a colon in its path",
+            hint="install snpcerts elsewhere",
+        )
+    return str(_SHIM)
+
+
+def environment(certs: str, timeout: int, inherited: Mapping[str, str]) -> dict[str, str]:
+    """The variables that a VMM needs; what ``inherited`` preloads comes after the shim.
+
+    ``timeout`` is in milliseconds. A relative path is one of this process's directory.
+    """
+    before = inherited.get("LD_PRELOAD", "")
+    shim = shim_library()
+    return {
+        "LD_PRELOAD": f"{shim}:{before}" if before else shim,
+        "SNPCERTS_CERTS_FILENAME": os.path.abspath(certs),
+        "SNPCERTS_CERTS_TIMEOUT": str(timeout),
+    }
+
+
+def become(argv: Sequence[str], variables: Mapping[str, str]) -> NoReturn:
+    """Replace this process by ``argv``; judged by :func:`find_program` before."""
+    # Python ignores these, and a program would inherit that.
+    for number in (signal.SIGPIPE, signal.SIGXFSZ):
+        signal.signal(number, signal.SIG_DFL)
+    os.execvpe(argv[0], list(argv), {**os.environ, **variables})  # noqa: S606 (as asked for)
+
+
+def doubts(certs: str) -> list[str]:
+    """What will keep guests from getting certificates, unless it changes; for this user."""
+    found: list[str] = []
+    try:
+        fd = os.open(certs, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
+    except (OSError, ValueError) as error:
+        reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
+        found.append(f"{certs}: {reason}: guests get an empty table until that is mended")
+    else:
+        status = os.fstat(fd)
+        os.close(fd)
+        if not stat.S_ISREG(status.st_mode):
+            found.append(f"{certs}: is not a regular file: guests get an empty table")
+        elif status.st_size > MAX_SIZE:
+            found.append(f"{certs}: is larger than {MAX_SIZE} bytes: guests get an empty table")
+    try:
+        kvm = os.open("/dev/kvm", os.O_RDWR | os.O_CLOEXEC)
+    except OSError as error:
+        return [*found, f"/dev/kvm: {error.strerror}"]
+    try:
+        if not supports_req_certs(kvm):
+            found.append(
+                "this kernel's KVM cannot ask for certificates (Linux 7.0 can), or SNP is off: "
+                "guests get none"
+            )
+    except OSError as error:
+        found.append(f"/dev/kvm: KVM_X86_SEV_SNP_REQ_CERTS: {error.strerror}")
+    finally:
+        os.close(kvm)
+    return found
+
+
+def find_program(name: str, variables: Mapping[str, str]) -> list[str]:
+    """Find the program and judge whether the shim can serve it; doubts, for the operator.
+
+    Raises :class:`InputError` for what cannot be run, :class:`RefusedError` for what
+    would run without the shim.
+    """
+    path = shutil.which(name)
+    if path is None:
+        if "/" in name and os.path.isdir(name):
+            raise InputError(f"{name}: is a directory")
+        if "/" in name and os.path.exists(name):
+            raise InputError(f"{name}: Permission denied: not executable for this user")
+        raise InputError(f"{name}: no such program")
+    _refuse_privileged(path)
+    interpreter = path
+    for _ in range(_INTERPRETERS + 1):
+        following = _interpreter_of_script(interpreter)
+        if following is None:
+            break
+        interpreter = following
+    else:
+        raise InputError(f"{path}: more than {_INTERPRETERS} interpreters of interpreters")
+    elf = _read(path, interpreter)
+    _refuse_loaderless(path, elf)
+    libraries = _loaded(path, interpreter, elf, variables)
+    if interpreter != path:
+        return [
+            f"{path}: is a script; what it starts is not looked at (a static VMM, for one, "
+            "would run without certificates)"
+        ]
+    if not _imports_ioctl(elf, libraries):
+        raise RefusedError(
+            f"{path}: does not call the C library's ioctl: it makes its system calls by itself, as "
+            "programs in Go do, or is no VMM",
+            hint="'snpcerts run' goes right before the VMM, not before what starts it; if it loads "
+            "a library for KVM at run time, preload by hand: see --print-environment",
+        )
+    return []
+
+
+def _refuse_privileged(path: str) -> None:
+    """The loader takes no LD_PRELOAD from a user whose privileges the program raises."""
+    status = os.stat(path)
+    what = None
+    if status.st_mode & stat.S_ISUID and status.st_uid != os.getuid():
+        what = "is setuid"
+    elif status.st_mode & stat.S_ISGID and status.st_gid != os.getgid():
+        what = "is setgid"
+    elif os.getuid() != 0:
+        try:
+            os.getxattr(path, "security.capability")
+            what = "has file capabilities"
+        except OSError:
+            pass
+    if what is not None:
+        raise RefusedError(
+            f"{path}: {what}, so the loader would ignore the shim",
+            hint="start it as the user it is meant to run as, without that",
+        )
+
+
+def _interpreter_of_script(path: str) -> str | None:
+    try:
+        with open(path, "rb") as file:
+            line = file.read(_LINE)
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror}") from None
+    if not line.startswith(b"#!"):
+        return None
+    words = line[2:].partition(b"\n")[0].split(None, 1)
+    if not words:
+        raise InputError(f"{path}: its first line names no interpreter")
+    return os.fsdecode(words[0])
+
+
+def _read(path: str, interpreter: str) -> Elf:
+    try:
+        return read_elf(interpreter)
+    except OSError as error:
+        raise InputError(f"{interpreter}: {error.strerror}") from None
+    except FormatError as error:
+        place = path if interpreter == path else f"{path}: {interpreter}"
+        raise InputError(f"{place}: cannot be run: {error}") from None
+
+
+def _refuse_loaderless(path: str, elf: Elf) -> None:
+    if elf.bits != 64 or elf.machine != MACHINE_X86_64:
+        raise RefusedError(
+            f"{path}: is a {elf.bits}-bit program for ELF machine {elf.machine}; the shim is for "
+            f"64-bit x86 ({MACHINE_X86_64})"
+        )
+    if elf.interpreter is None:
+        raise RefusedError(
+            f"{path}: is statically linked, so nothing can be preloaded into it",
+            hint="use a dynamically linked build of it, or one that serves certificates itself",
+        )
+    if "ld-musl" in elf.interpreter:
+        raise RefusedError(
+            f"{path}: is linked to musl ({elf.interpreter}); the shim is for the GNU C library",
+            hint="use a build for the GNU C library",
+        )
+
+
+def _loaded(path: str, program: str, elf: Elf, variables: Mapping[str, str]) -> list[str]:
+    """The libraries that the program's own loader would load; the shim must be one of them."""
+    loader = elf.interpreter or ""
+    shim = shim_library()
+    try:
+        made = subprocess.run(
+            [loader, "--list", program],
+            env={**os.environ, **variables},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=_LOADER_LIMIT,
+            check=False,
+        )
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: its loader {loader} cannot be run: {error}") from None
+    except subprocess.TimeoutExpired:
+        raise RefusedError(f"{path}: its loader {loader} does not end") from None
+    complaint = made.stderr.decode(errors="replace").strip().replace("\n", "; ")
+    if made.returncode != 0:
+        raise InputError(f"{path}: cannot be loaded: {complaint or f'code {made.returncode}'}")
+    # "name => /path (0x...)", or "/path (0x...)" for what was given by path.
+    lines = [line.split() for line in os.fsdecode(made.stdout).splitlines()]
+    found = [
+        words[2] if words[1:2] == ["=>"] and len(words) > 2 else words[0]
+        for words in lines
+        if words
+    ]
+    if shim not in found:
+        raise RefusedError(f"{path}: its loader does not load the shim: {complaint or 'no reason'}")
+    return [each for each in found if each != shim and each.startswith("/")]
+
+
+def _imports_ioctl(elf: Elf, libraries: Sequence[str]) -> bool:
+    if "ioctl" in elf.imports:
+        return True
+    for library in libraries:
+        try:
+            if "ioctl" in read_elf(library).imports:
+                return True
+        except (OSError, FormatError):
+            continue
+    return False

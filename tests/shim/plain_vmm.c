@@ -1,0 +1,212 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * An SNP VMM that knows nothing of certificates: plain_vmm VCPUS [SECONDS]. Its guest
+ * memory is two slots that touch. It ends when its vCPUs have shut down. With SECONDS,
+ * another thread kicks them at random as VMMs do (a note, immediate_exit, a signal)
+ * until then and for that long at most, and waits each time until the vCPU has
+ * noticed; it ends with 3 where one does not within 30 s. Numbers by hand: the C
+ * library's headers may be older.
+ */
+#define _GNU_SOURCE
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdatomic.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <time.h>
+#include <unistd.h>
+
+#define PAGE 4096ul
+#define MEMORY (PAGE * 512)
+#define RUN_SIZE 12288
+#define MAX_VCPUS 64
+#define KICK SIGUSR1
+
+struct run {
+	uint8_t window;
+	_Atomic uint8_t immediate_exit;
+	uint8_t pad[6];
+	uint32_t exit_reason;
+};
+
+static int vm, sev;
+static _Atomic int stop;
+static struct vcpu {
+	int fd;
+	pthread_t thread;
+	struct run *run;
+	_Atomic int ready, ended;
+	_Atomic uint64_t kicked, noticed;
+} vcpus[MAX_VCPUS];
+
+static long must(long result, const char *what)
+{
+	if (result < 0) {
+		perror(what);
+		exit(1);
+	}
+	return result;
+}
+
+static void command(uint32_t id, void *data)
+{
+	uint64_t issued[3] = { id, (uintptr_t)data, (uint64_t)sev << 32 };
+
+	must(ioctl(vm, 0xC008AEBA, issued), "KVM_MEMORY_ENCRYPT_OP");
+}
+
+static __thread struct vcpu *mine;
+
+static void on_kick(int number)
+{
+	(void)number;
+	if (mine)
+		mine->run->immediate_exit = 1;
+}
+
+static void *vcpu_thread(void *argument)
+{
+	struct vcpu *vcpu = argument;
+
+	vcpu->run = mmap(NULL, RUN_SIZE, PROT_READ | PROT_WRITE, MAP_SHARED, vcpu->fd, 0);
+	must(vcpu->run == MAP_FAILED ? -1 : 0, "mmap of kvm_run");
+	mine = vcpu;
+	vcpu->ready = 1;
+	for (;;) {
+		int failed = ioctl(vcpu->fd, 0xAE80, 0) < 0;
+
+		if (failed && errno != EINTR && errno != EAGAIN)
+			must(-1, "KVM_RUN");
+		if (failed) {
+			/* As VMMs do: clear it, then look for what one was kicked for. */
+			vcpu->run->immediate_exit = 0;
+			atomic_thread_fence(memory_order_seq_cst);
+			vcpu->noticed = vcpu->kicked;
+			if (stop)
+				break;
+		} else if (vcpu->run->exit_reason == 8) {
+			break;
+		} else {
+			fprintf(stderr, "exit %u, which this VMM does not know\n", vcpu->run->exit_reason);
+			exit(1);
+		}
+	}
+	vcpu->ended = 1;
+	return NULL;
+}
+
+static double seconds(void)
+{
+	struct timespec now;
+
+	clock_gettime(CLOCK_MONOTONIC, &now);
+	return now.tv_sec + now.tv_nsec * 1e-9;
+}
+
+static int all_ended(int count)
+{
+	for (int i = 0; i < count; i++)
+		if (!vcpus[i].ended)
+			return 0;
+	return 1;
+}
+
+/* Kick it and see it noticed; the seconds that took. */
+static double kick(struct vcpu *vcpu)
+{
+	double start = seconds();
+
+	while (!vcpu->ready)
+		;
+	vcpu->kicked++;
+	vcpu->run->immediate_exit = 1;
+	if (!vcpu->ended)
+		pthread_kill(vcpu->thread, KICK);
+	while (vcpu->noticed != vcpu->kicked && !vcpu->ended)
+		if (seconds() > start + 30) {
+			fprintf(stderr, "a kick was lost\n");
+			exit(3);
+		}
+	return seconds() - start;
+}
+
+static void kick_them(int count, double length)
+{
+	unsigned seed = 1;
+	long kicks = 0;
+	double took, longest = 0, end = seconds() + length;
+
+	for (; seconds() < end && !all_ended(count); kicks++) {
+		took = kick(&vcpus[rand_r(&seed) % count]);
+		longest = took > longest ? took : longest;
+		usleep(rand_r(&seed) % 3000);
+	}
+	stop = length > 0;
+	for (int i = 0; i < count && stop; i++)
+		kick(&vcpus[i]);
+	printf("kicks %ld, longest %.3f ms\n", kicks, longest * 1e3);
+}
+
+static int open_files(void)
+{
+	DIR *folder = opendir("/proc/self/fd");
+	int count = 0;
+
+	while (readdir(folder))
+		count++;
+	closedir(folder);
+	return count;
+}
+
+int main(int argc, char **argv)
+{
+	uint64_t init[6] = { 0, 2ul << 32 }, start[8] = { 3 << 16 }, finish[11] = { 0 };
+	uint64_t memfd[8] = { MEMORY }, private[4] = { 0, 2 * PAGE, 8 };
+	uint8_t *lower, *upper;
+	int kvm, guest, before, count = argc > 1 ? atoi(argv[1]) : 0;
+	double length = argc > 2 ? atof(argv[2]) : 0;
+
+	if (count < 1 || count > MAX_VCPUS) {
+		fprintf(stderr, "usage: plain_vmm VCPUS [SECONDS]\n");
+		return 2;
+	}
+	sigaction(KICK, &(struct sigaction){ .sa_handler = on_kick }, NULL);
+	kvm = must(open("/dev/kvm", O_RDWR | O_CLOEXEC), "/dev/kvm");
+	sev = must(open("/dev/sev", O_RDWR | O_CLOEXEC), "/dev/sev");
+	vm = must(ioctl(kvm, 0xAE01, 4), "KVM_CREATE_VM");
+	command(22, init);
+	/* Side by side in the guest, the other way round here. */
+	upper = mmap(NULL, MEMORY, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	lower = upper + MEMORY / 2;
+	guest = must(ioctl(vm, 0xC040AED4, memfd), "KVM_CREATE_GUEST_MEMFD");
+	for (int half = 0; half < 2; half++) {
+		uint64_t region[20] = { half | 4ul << 32, half * MEMORY / 2, MEMORY / 2,
+					(uintptr_t)(half ? upper : lower), half * MEMORY / 2, guest };
+
+		must(ioctl(vm, 0x40A0AE49, region), "KVM_SET_USER_MEMORY_REGION2");
+	}
+	must(ioctl(vm, 0x4020AED2, private), "KVM_SET_MEMORY_ATTRIBUTES");
+	for (int i = 0; i < count; i++)
+		vcpus[i].fd = must(ioctl(vm, 0xAE41, i), "KVM_CREATE_VCPU");
+	command(100, start);
+	for (uint64_t page = 0; page < 2; page++) {
+		uint64_t update[8] = { page, (uintptr_t)lower + page * PAGE, PAGE, page ? 5 : 1 };
+
+		command(101, update);
+	}
+	command(102, finish);
+	before = open_files();
+	for (int i = 0; i < count; i++)
+		pthread_create(&vcpus[i].thread, NULL, vcpu_thread, &vcpus[i]);
+	kick_them(count, length);
+	for (int i = 0; i < count; i++)
+		pthread_join(vcpus[i].thread, NULL);
+	printf("open files more than at the start: %d\n", open_files() - before);
+	return 0;
+}

@@ -1,0 +1,139 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A VM under load, updates every 100 ms and random kicks: ``python -m tests.shim.soak``.
+
+On the emulated platform: a VMM that knows nothing of certificates, with the shim; its
+vCPUs ask for reports while a writer moves the reported TCB and the table. Every report
+is verified with the table that came with it. Prints one JSON line, with exit code 1
+where something is not as it should be.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import json
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from snpcerts.abi.product import Product
+from snpcerts.certfile.certfile import CertFile
+from snpcerts.demo.event import Attested
+from snpcerts.demo.host import EmulatedHost
+from snpcerts.demo.tally import Tally
+from snpcerts.emulator.enter import host_program
+from snpcerts.emulator.guest_script import REQUESTS_MAX, GuestScript
+from snpcerts.emulator.home import PlatformHome
+from snpcerts.vmm import preload
+
+UPDATES_PER_SECOND = 10
+GUESTS = ("reports", "verified", "mismatched", "empty", "failed")
+PATIENCE = 120.0  # seconds for what should have ended
+
+
+def soak(folder: Path, plain_vmm: Path, seconds: float, vcpus: int = 4) -> dict[str, object]:
+    """Run it in ``folder``; what was seen."""
+    home = PlatformHome(folder / "platform")
+    home.prepare(Product.MILAN)
+    host = EmulatedHost.of(home.firmware(), home.authority())
+    tables, certs, outcomes = folder / "tables", folder / "certs.bin", folder / "outcomes.jsonl"
+    tables.mkdir()
+    for tcb, table in host.tables.items():
+        (tables / f"{tcb.pack().hex()}.bin").write_bytes(table.encode())
+    CertFile(str(certs)).publish(host.table())
+    outcomes.touch()
+    script = GuestScript(
+        requests=REQUESTS_MAX, pages=2, pause=0.02, busy_delay=0.05, outcomes=str(outcomes)
+    )
+    variables = preload.environment(str(certs), preload.DEFAULT_TIMEOUT, {})
+    words = ["env", *(f"{name}={value}" for name, value in variables.items()), str(plain_vmm)]
+    vmm = subprocess.Popen(
+        host_program(home, [*words, str(vcpus), str(seconds)], script),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    words = [sys.executable, "-P", "-m", "snpcerts.demo.writer", str(certs), str(tables)]
+    words += [str(int(seconds * UPDATES_PER_SECOND)), str(seconds), "soak"]
+    with open(folder / "updates.jsonl", "wb") as updates:
+        writer = subprocess.Popen(
+            host_program(home, words, GuestScript()), stdin=subprocess.PIPE, stdout=updates
+        )
+    tally, lines = Tally(), _lines(outcomes, vmm)
+    try:
+        tally.count(next(lines), host)
+        assert writer.stdin is not None
+        with writer.stdin:
+            writer.stdin.write(b"go\n")
+        for event in lines:
+            tally.count(event, host)
+        said, complaint = vmm.communicate(timeout=PATIENCE)
+        writer.wait(PATIENCE)
+    finally:
+        for process in (vmm, writer):
+            process.kill()
+            process.wait()
+    kicks = re.search(r"kicks (\d+), longest ([\d.]+) ms", said)
+    left = re.search(r"open files more than at the start: (\d+)", said)
+    return {
+        **{name: value for name, value in tally.to_json().items() if name in GUESTS},
+        "updates": len((folder / "updates.jsonl").read_text().splitlines()),
+        "seconds": seconds,
+        "vcpus": vcpus,
+        "kicks": int(kicks[1]) if kicks else None,
+        "kick_ms_max": float(kicks[2]) if kicks else None,
+        "files_left_open": int(left[1]) if left else None,
+        "vmm": vmm.returncode,
+        "writer": writer.returncode,
+        "said": complaint,
+    }
+
+
+def problems(seen: dict[str, object]) -> list[str]:
+    """What is not as it should be."""
+    wanted = {"mismatched": 0, "failed": 0, "files_left_open": 0, "vmm": 0, "writer": 0, "said": ""}
+    found = [f"{name} is {seen[name]!r}" for name, value in wanted.items() if seen[name] != value]
+    return found + [f"no {name}" for name in ("verified", "updates", "kicks") if not seen[name]]
+
+
+def _lines(path: Path, vmm: subprocess.Popen[str]) -> Iterator[Attested]:
+    """What guests got, as it is written, until the VMM has ended."""
+    with open(path, "rb") as file:
+        rest = b""
+        while True:
+            ended = vmm.poll() is not None
+            data = file.read(1 << 20)
+            *whole, rest = (rest + data).split(b"\n")
+            for line in map(json.loads, whole):
+                report, table = (base64.b64decode(line[name]) for name in ("report", "table"))
+                yield Attested(0.0, 0, line["errno"], report, table)
+            if not data:
+                if ended:
+                    return
+                time.sleep(0.01)
+
+
+def main() -> int:
+    """Ten minutes, unless told otherwise."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seconds", type=float, default=600.0)
+    parser.add_argument("--vcpus", type=int, default=4)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="snpcerts-soak-") as name:
+        folder = Path(name)
+        source = Path(__file__).with_name("plain_vmm.c")
+        plain_vmm = folder / "plain_vmm"
+        subprocess.run(["cc", "-O2", "-pthread", "-o", plain_vmm, source], check=True)
+        seen = soak(folder, plain_vmm, options.seconds, options.vcpus)
+    print(json.dumps(seen))
+    for problem in problems(seen):
+        print(problem, file=sys.stderr)
+    return 1 if problems(seen) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A VMM that knows nothing of certificates, by ``snpcerts run`` on the emulated platform."""
+
+from __future__ import annotations
+
+import base64
+import json
+from pathlib import Path
+
+import pytest
+
+from snpcerts.cli.main import main
+from snpcerts.vmm.preload import shim_library
+
+from ..emulated import SNPCERTS, Emulated
+from .conftest import build
+from .soak import problems, soak
+
+
+@pytest.fixture(scope="module")
+def plain_vmm(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The VMM, built."""
+    shim_library()  # whoever has a compiler has it
+    folder = tmp_path_factory.mktemp("plain_vmm")
+    return build(folder / "plain_vmm", Path(__file__).with_name("plain_vmm.c"), "-pthread")
+
+
+def outcomes_of(
+    emulated: Emulated, plain_vmm: Path, tmp_path: Path, certs: Path, *options: str, vcpus: int = 1
+) -> tuple[list[dict[str, object]], str]:
+    """What guests got, and what was said."""
+    outcomes = tmp_path / "outcomes.jsonl"
+    words = ["host", "--outcomes", str(outcomes), *options, "--", *SNPCERTS]
+    words += ["run", "--certs-filename", str(certs), "--certs-timeout", "20", "--"]
+    made = emulated.run(*words, str(plain_vmm), str(vcpus))
+    assert made.returncode == 0, made.stderr
+    return [json.loads(line) for line in outcomes.read_text().splitlines()], made.stderr
+
+
+def test_every_vcpus_report_verifies_with_its_table(
+    emulated: Emulated, plain_vmm: Path, tmp_path: Path
+) -> None:
+    served = emulated.certs / "table.bin"
+    lines, said = outcomes_of(
+        emulated, plain_vmm, tmp_path, served, "--requests", "3", "--pages", "0", vcpus=4
+    )
+    assert said == ""
+    assert len(lines) == 12
+    report, table = tmp_path / "report.bin", tmp_path / "table.bin"
+    anchor = str(emulated.certs / "ark.der")
+    for line in lines:
+        report.write_bytes(base64.b64decode(str(line["report"])))
+        table.write_bytes(base64.b64decode(str(line["table"])))
+        assert table.read_bytes().startswith(served.read_bytes())
+        assert main(["verify", str(report), "--table", str(table), "--anchor", anchor]) == 0
+    assert sorted({line["tries"] for line in lines}) == [1, 2], "at first the buffer is too small"
+
+
+def test_a_missing_file_costs_no_guest_its_report(
+    emulated: Emulated, plain_vmm: Path, tmp_path: Path
+) -> None:
+    lines, said = outcomes_of(
+        emulated, plain_vmm, tmp_path, tmp_path / "missing", "--requests", "3"
+    )
+    assert [line["errno"] for line in lines] == [0, 0, 0]
+    assert all(not any(base64.b64decode(str(line["table"]))) for line in lines)
+    warning, once = said.splitlines()
+    assert warning.startswith("snpcerts: warning: ")
+    assert once.startswith("snpcerts shim: ")
+
+
+def test_under_load_with_updates_and_kicks(
+    emulated: Emulated,  # skips where there is no front door
+    plain_vmm: Path,
+    tmp_path: Path,
+) -> None:
+    """A short run of ``python -m tests.shim.soak``."""
+    seen = soak(tmp_path, plain_vmm, seconds=3)
+    assert problems(seen) == [], seen
