@@ -26,6 +26,7 @@
 #include <limits.h>
 #include <poll.h>
 #include <pthread.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <stdatomic.h>
 #include <stdbool.h>
@@ -379,11 +380,16 @@ static int serve(int vcpu, struct vm *vm, struct kvm_run *run, int saved)
 	uint8_t before, still = OURS;
 	uint64_t npages = run->npages;
 	int fd, problem = 0, result, error, cancel;
+	sigset_t all, mask;
 
 	pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, &cancel);
 	run->ret = answer(vm, run->gpa, &npages, &fd, &problem);
 	run->npages = npages;
 	before = atomic_exchange(&run->immediate_exit, OURS);
+	/* EINTR must mean that KVM has taken the answer, not that a signal came before
+	 * KVM saw the call: then the firmware would sign after the lock is dropped. */
+	sigfillset(&all);
+	pthread_sigmask(SIG_SETMASK, &all, &mask);
 	result = next_ioctl(vcpu, KVM_RUN, 0);
 	error = result < 0 ? errno : saved;
 	if (fd >= 0) {
@@ -392,9 +398,10 @@ static int serve(int vcpu, struct vm *vm, struct kvm_run *run, int saved)
 		fcntl(fd, F_OFD_SETLK, &(struct flock){ .l_type = F_UNLCK });
 		close(fd);
 	}
-	/* A kick from now on, or since the exchange, stays written; and whoever kicked
-	 * before is seen by the VMM when it looks, as it does after every EINTR. */
+	/* A kick since the exchange stays written; and whoever kicked before is seen by
+	 * the VMM when it looks, as it does after every EINTR. */
 	atomic_compare_exchange_strong(&run->immediate_exit, &still, before);
+	pthread_sigmask(SIG_SETMASK, &mask, NULL);
 	note_file_state(problem);
 	pthread_setcancelstate(cancel, NULL);
 	errno = error;

@@ -9,6 +9,7 @@
 #include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <stdint.h>
 #include <stdlib.h>
@@ -25,8 +26,9 @@ struct page { /* keep in step with rig.py */
 	uint8_t rest[4096 - 56];
 	/* What to do. */
 	uint32_t exit, handshake_errno, kick;
-	/* What was seen: calls; in the last hand-shake immediate_exit and the file's lock. */
-	uint32_t runs, handshakes, immediate_exit_seen, locked;
+	/* What was seen: calls; in the last hand-shake immediate_exit, the file's lock, and
+	 * whether a signal could have cut it short. */
+	uint32_t runs, handshakes, immediate_exit_seen, locked, interruptible;
 };
 
 static struct {
@@ -66,6 +68,7 @@ static int is_locked(void)
 static int run(int fd)
 {
 	struct page *page = fds[fd].page;
+	sigset_t blocked;
 
 	if (!page) {
 		page = mmap(NULL, 12288, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
@@ -76,6 +79,8 @@ static int run(int fd)
 		page->handshakes++;
 		page->immediate_exit_seen = page->immediate_exit;
 		page->locked = is_locked();
+		pthread_sigmask(SIG_BLOCK, NULL, &blocked);
+		page->interruptible = !sigismember(&blocked, SIGUSR1);
 		if (page->kick)
 			page->immediate_exit = 1;
 		return page->handshake_errno ? failed(page->handshake_errno) : 0;

@@ -19,7 +19,7 @@ PAGE = 4096
 SNP_VM = 4
 _ENABLED = 0xFAFA  # fake_kvm.c
 _TOLD = struct.Struct("<III")
-_SEEN = struct.Struct("<IIII")
+_SEEN = struct.Struct("<IIIII")
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,7 @@ class Seen:
     handshakes: int
     immediate_exit: int
     locked: int
+    interruptible: int
 
 
 @dataclass(frozen=True)

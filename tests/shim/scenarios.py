@@ -59,6 +59,8 @@ def a_table_is_served(file: Path) -> None:
         assert untouched(memory[PAGE + len(TABLE) :])
         assert vcpu.seen.locked == 1, "while the firmware has the request"
         assert vcpu.seen.immediate_exit != 0
+        assert vcpu.seen.interruptible == 0
+        assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == set()
         assert vcpu.run[1] == 0, "immediate_exit is what it was"
         assert open_files(file) == 0
     assert vcpu.seen.handshakes == 3
