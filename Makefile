@@ -6,7 +6,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 WORKERS ?= auto
 
-.PHONY: help demo test test-clients explore fuzz lint bench clean
+.PHONY: help demo test test-clients test-qemu soak explore fuzz lint bench clean
 
 help: ## Say what there is
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -19,6 +19,13 @@ test: $(VENV)/.dev ## All tests
 
 test-clients: $(VENV)/.dev ## Programs of others, built from the registries, on the emulated platform
 	SNPCERTS_CLIENTS=1 $(BIN)/pytest tests/clients $(ARGS)
+
+test-qemu: $(VENV)/.dev ## Stock QEMU with the shim, on this machine's KVM made to look like SNP
+	tests/qemu/fetch.sh
+	$(BIN)/pytest tests/qemu $(ARGS)
+
+soak: $(VENV)/.dev ## A VM with the shim under load, updates and kicks; ARGS="--seconds N"
+	$(BIN)/python -m tests.shim.soak $(ARGS)
 
 explore: $(VENV)/.dev ## Every interleaving and crash of the certificate file's protocol
 	$(BIN)/python -m explore $(ARGS)
