@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Stock QEMUs, where this machine has them and KVM."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from snpcerts.abi.kvm import Ioctl
+from snpcerts.errors import RefusedError
+from snpcerts.vmm.preload import shim_library
+
+from .rig import HERE, Qemu, Tools, assemble, fetched
+
+# CPUID 0x8000001F, EBX, bits 0 to 5.
+C_BIT = """
+#include <cpuid.h>
+#include <stdio.h>
+int main(void)
+{
+	unsigned eax, ebx = 0, ecx, edx;
+
+	__get_cpuid_count(0x8000001F, 0, &eax, &ebx, &ecx, &edx);
+	return printf("%u", ebx & 63) < 0;
+}
+"""
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _kvm() -> None:
+    try:
+        kvm = os.open("/dev/kvm", os.O_RDWR | os.O_CLOEXEC)
+        try:
+            os.close(fcntl.ioctl(kvm, Ioctl.CREATE_VM, 0))
+        finally:
+            os.close(kvm)
+    except OSError as error:
+        pytest.skip(f"no virtual machines here: /dev/kvm: {error.strerror}")
+    try:
+        shim_library()
+    except RefusedError as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture(scope="session")
+def tools(tmp_path_factory: pytest.TempPathFactory) -> Tools:
+    """The fake SNP host and the boot sector, built."""
+    for name in ("cc", "as", "objcopy"):
+        if shutil.which(name) is None:
+            pytest.skip(f"no {name} on this machine")
+    folder = tmp_path_factory.mktemp("tools")
+    (folder / "c_bit.c").write_text(C_BIT)
+    subprocess.run(["cc", "-o", folder / "c_bit", folder / "c_bit.c"], check=True)
+    tools = Tools(folder, int(subprocess.check_output([folder / "c_bit"])))
+    flags = ["-std=gnu11", "-O2", "-Wall", "-Wextra", "-Werror", "-fPIC", "-shared", "-pthread"]
+    subprocess.run(["cc", *flags, "-o", tools.fake, HERE / "fake_snp_kvm.c", "-ldl"], check=True)
+    assemble(HERE / "boot.S", tools.boot_sector)
+    os.truncate(tools.boot_sector, 1 << 20)  # a disk that firmware believes in
+    return tools
+
+
+def _root(version: str) -> Path:
+    root = fetched() / version
+    if not (root / "complete").exists():
+        pytest.skip(f"no QEMU {version} in {root}: 'make test-qemu' fetches it")
+    return root
+
+
+@pytest.fixture
+def qemu(tools: Tools, tmp_path: Path) -> Qemu:
+    """QEMU 10, which knows SNP guests and nothing of their certificates."""
+    return Qemu(_root("10"), tools, tmp_path)
+
+
+@pytest.fixture(params=["7.2", "10"])
+def any_qemu(request: pytest.FixtureRequest, tools: Tools, tmp_path: Path) -> Qemu:
+    """QEMU 10, and QEMU 7.2, which knows neither."""
+    return Qemu(_root(request.param), tools, tmp_path)

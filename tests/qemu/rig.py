@@ -1,0 +1,134 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Starting a stock QEMU on this machine's KVM, made to look like that of an SNP host."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from snpcerts.abi.cert_table import PAGE_SIZE
+
+HERE = Path(__file__).parent
+ENDED = 0x10 << 1 | 1  # what isa-debug-exit makes of the guest's last word
+LIMIT = 60.0  # seconds for a guest that takes less than one
+
+
+def fetched() -> Path:
+    """Where fetch.sh puts QEMUs."""
+    cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    return Path(os.environ.get("SNPCERTS_QEMU") or Path(cache, "snpcerts", "qemu"))
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the guest got for one request, and the buffer, if it showed it."""
+
+    ret: int
+    pages: int
+    buffer: bytes = b""
+
+
+@dataclass(frozen=True)
+class Tools:
+    """What is built for the tests: the fake SNP host, and code for guests."""
+
+    folder: Path
+    c_bit: int  # where QEMU finds it in this machine's CPUID, and insists on it
+
+    @property
+    def fake(self) -> Path:
+        return self.folder / "fake_snp_kvm.so"
+
+    @property
+    def boot_sector(self) -> Path:
+        return self.folder / "boot.bin"
+
+    def rom(self, rounds: int, pages: int) -> Path:
+        """Firmware that asks ``rounds`` times, at first with a buffer of ``pages``."""
+        made = self.folder / f"rom-{rounds}-{pages}.bin"
+        if not made.exists():
+            assemble(HERE / "rom.S", made, f"ROUNDS={rounds}", f"PAGES={pages}")
+        return made
+
+
+def assemble(source: Path, output: Path, *symbols: str) -> None:
+    """Sixteen-bit code, as it is put into memory."""
+    code = output.with_suffix(".o")
+    words = ["as", "--32", *(word for symbol in symbols for word in ("--defsym", symbol))]
+    subprocess.run([*words, "-o", code, source], check=True)
+    subprocess.run(["objcopy", "-O", "binary", "-j", ".text", code, output], check=True)
+
+
+@dataclass(frozen=True)
+class Qemu:
+    """One QEMU, as unpacked, and a directory for its guest's output."""
+
+    root: Path
+    tools: Tools
+    folder: Path
+    settings: dict[str, str] = field(default_factory=dict)
+
+    def command(self, *machine: str) -> list[str]:
+        share = self.root / "usr" / "share"
+        words = [str(self.root / "usr/bin/qemu-system-x86_64"), "-L", str(share / "qemu")]
+        words += ["-L", str(share / "seabios"), "-nodefaults", "-no-user-config"]
+        words += ["-display", "none", "-accel", "kvm", "-cpu", "qemu64", "-m", "64"]
+        words += ["-chardev", f"file,id=console,path={self.console}"]
+        words += ["-device", "isa-debugcon,iobase=0x402,chardev=console"]
+        return [*words, "-device", "isa-debug-exit,iobase=0x501,iosize=2", *machine]
+
+    def snp_command(self, rom: Path, *more: str) -> list[str]:
+        """With an SNP guest, as QEMU's documentation starts one."""
+        return self.command(
+            "-machine",
+            "q35,confidential-guest-support=sev0",
+            "-object",
+            f"sev-snp-guest,id=sev0,cbitpos={self.tools.c_bit},reduced-phys-bits=1",
+            "-bios",
+            str(rom),
+            *more,
+        )
+
+    @property
+    def console(self) -> Path:
+        return self.folder / "console"
+
+    def environment(self, *, fake: bool) -> dict[str, str]:
+        libraries = [
+            str(self.root / each) for each in ("usr/lib/x86_64-linux-gnu", "lib/x86_64-linux-gnu")
+        ]
+        made = os.environ | {"LD_LIBRARY_PATH": ":".join(libraries)} | self.settings
+        return made | {"LD_PRELOAD": str(self.tools.fake)} if fake else made
+
+    def run(
+        self, words: Sequence[str], *, certs: Path | None, fake: bool = True, timeout: int = 100
+    ) -> subprocess.CompletedProcess[str]:
+        """To its end; with ``certs`` by 'snpcerts run'."""
+        return subprocess.run(
+            [*(run_with(certs, timeout) if certs else []), *words],
+            capture_output=True,
+            text=True,
+            env=self.environment(fake=fake),
+            timeout=LIMIT,
+        )
+
+    def answers(self) -> list[tuple[Answer, Answer]]:
+        """What the ROM has written: for each round the first request and the second."""
+        data = self.console.read_bytes()
+        found: list[tuple[Answer, Answer]] = []
+        while data:
+            first, second = Answer(data[0], data[1]), Answer(data[2], data[3])
+            size = second.pages * PAGE_SIZE
+            assert len(data) >= 4 + size, "the guest wrote less than it should"
+            found.append((first, Answer(second.ret, second.pages, data[4 : 4 + size])))
+            data = data[4 + size :]
+        return found
+
+
+def run_with(certs: Path, timeout: int) -> list[str]:
+    words = [sys.executable, "-m", "snpcerts", "run", "--certs-filename", str(certs)]
+    return [*words, "--certs-timeout", str(timeout), "--"]
