@@ -82,8 +82,10 @@ class Qemu:
         return [*words, "-device", "isa-debug-exit,iobase=0x501,iosize=2", *machine]
 
     def snp_command(self, rom: Path, *more: str) -> list[str]:
-        """With an SNP guest, as QEMU's documentation starts one."""
+        """With an SNP guest, in the sandbox that libvirt puts it in."""
         return self.command(
+            "-sandbox",
+            "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny",
             "-machine",
             "q35,confidential-guest-support=sev0",
             "-object",

@@ -3,7 +3,8 @@
  * A KVM for tests of the shim, preloaded behind it: it enters no guest, it does what
  * the page after a vCPU's kvm_run says, and writes there what it has seen. VMs and
  * vCPUs are memory files. FAKE_ATTR is the device attribute's value, "none" for a
- * kernel that does not know it; FAKE_CERTS a file whose lock is tried in a hand-shake.
+ * kernel that does not know it; FAKE_CERTS a file whose lock is tried in a hand-shake,
+ * and FAKE_NEW what replaces it between the first open and the lock.
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -12,6 +13,7 @@
 #include <signal.h>
 #include <stdarg.h>
 #include <stdint.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -88,6 +90,23 @@ static int run(int fd)
 	page->exit_reason = page->exit;
 	page->ret = 0;
 	return 0;
+}
+
+int fcntl(int fd, int command, ...)
+{
+	static int (*real_fcntl)(int, int, ...);
+	const char *file = getenv("FAKE_CERTS"), *replacement = getenv("FAKE_NEW");
+	void *argument;
+	va_list list;
+
+	va_start(list, command);
+	argument = va_arg(list, void *);
+	va_end(list);
+	if (command == F_OFD_SETLK && file && replacement)
+		rename(replacement, file); /* once: then it is gone */
+	if (!real_fcntl)
+		real_fcntl = (int (*)(int, int, ...))dlsym(RTLD_NEXT, "fcntl64");
+	return real_fcntl(fd, command, argument);
 }
 
 int ioctl(int fd, unsigned long request, ...)

@@ -191,6 +191,33 @@ def a_replaced_file_is_followed(file: Path) -> None:
 
 
 @scenario
+def a_file_replaced_before_the_lock_is_opened_anew(file: Path) -> None:
+    file.with_suffix(".new").write_bytes(TABLE)
+    file.write_bytes(b"\x01" * 100)
+    _, vcpu, memory = guest()
+    _take_turns(file, vcpu, memory)
+
+
+@scenario
+def a_file_replaced_by_one_of_another_device_is_opened_anew(file: Path) -> None:
+    """Of the same inode number; ``FILE`` and its replacement are links."""
+    old, new = file.resolve(), file.with_suffix(".new").resolve()
+    assert old.stat().st_ino == new.stat().st_ino
+    assert old.stat().st_dev != new.stat().st_dev
+    old.write_bytes(b"\x01" * 100)
+    new.write_bytes(TABLE)
+    _, vcpu, memory = guest()
+    _take_turns(file, vcpu, memory)
+
+
+def _take_turns(file: Path, vcpu: Vcpu, memory: mmap.mmap) -> None:
+    assert vcpu.ask(0, 4) == Answer(0, 4, TAKEN)
+    assert not file.with_suffix(".new").exists(), "it has been replaced"
+    assert memory[: len(TABLE)] == TABLE
+    assert vcpu.seen.locked == 1
+
+
+@scenario
 def a_buffer_across_slots_is_filled(file: Path) -> None:
     file.write_bytes(TABLE)
     vm = Vm()

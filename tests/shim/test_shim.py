@@ -4,8 +4,10 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -32,8 +34,15 @@ SAID: dict[str, list[str]] = {
 }
 
 
+OTHER_DEVICE = "a_file_replaced_by_one_of_another_device_is_opened_anew"
+
+
 def run(
-    name: str, libraries: Path, file: Path, settings: dict[str, str] | None = None
+    name: str,
+    libraries: Path,
+    file: Path,
+    settings: dict[str, str] | None = None,
+    before: Sequence[str] = (),
 ) -> subprocess.CompletedProcess[str]:
     environment = {
         name: value for name, value in os.environ.items() if not name.startswith("SNPCERTS_")
@@ -43,14 +52,19 @@ def run(
         "SNPCERTS_CERTS_FILENAME": str(file),
         "FAKE_CERTS": str(file),
     }
+    if "replaced_b" in name:
+        environment["FAKE_NEW"] = str(file.with_suffix(".new"))
     environment |= SETTINGS.get(name, {}) | (settings or {})
-    words = [sys.executable, "-m", "tests.shim.scenarios", name, str(file)]
+    words = [*before, sys.executable, "-m", "tests.shim.scenarios", name, str(file)]
     return subprocess.run(
         words, capture_output=True, text=True, env=environment, cwd=ROOT, timeout=120
     )
 
 
-@pytest.mark.parametrize("name", [name for name in SCENARIOS if name != "nothing_is_enabled"])
+APART = ("nothing_is_enabled", OTHER_DEVICE)
+
+
+@pytest.mark.parametrize("name", [name for name in SCENARIOS if name not in APART])
 def test_a_request(name: str, libraries: Path, tmp_path: Path) -> None:
     made = run(name, libraries, tmp_path / "certs.bin")
     assert made.returncode == 0, made.stderr
@@ -59,6 +73,32 @@ def test_a_request(name: str, libraries: Path, tmp_path: Path) -> None:
     for line, words in zip(lines, SAID.get(name, []), strict=True):
         assert line.startswith("snpcerts shim: ")
         assert words in line
+
+
+# Two fresh file systems, whose first files have one number; links to them at $1.
+TWO_DEVICES = """
+set -e
+mkdir "$1.a" "$1.b"
+mount -t tmpfs a "$1.a"
+mount -t tmpfs b "$1.b"
+: >"$1.a/f"
+: >"$1.b/f"
+ln -s "$1.a/f" "$1"
+ln -s "$1.b/f" "${1%.bin}.new"
+shift
+exec "$@"
+"""
+
+
+def test_a_file_on_another_device_with_the_same_number_is_another_file(
+    libraries: Path, tmp_path: Path
+) -> None:
+    if os.getuid() != 0 or shutil.which("unshare") is None:
+        pytest.skip("takes root and unshare, for two file systems")
+    file = tmp_path / "certs.bin"
+    apart = ["unshare", "--mount", "sh", "-c", TWO_DEVICES, "sh", str(file)]
+    made = run(OTHER_DEVICE, libraries, file, before=apart)
+    assert (made.returncode, made.stderr) == (0, "")
 
 
 @pytest.mark.parametrize(
