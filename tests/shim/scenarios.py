@@ -20,6 +20,7 @@ from pathlib import Path
 
 import pytest
 
+from snpcerts.abi import kvm
 from snpcerts.abi.lock import EXCLUSIVE, F_OFD_SETLK, UNLOCK
 
 from .rig import PAGE, Answer, Vcpu, Vm, address_of, open_files
@@ -340,7 +341,9 @@ def _stood_back(vm: Vm, times_enabled: int) -> None:
 def a_vm_that_is_not_snp_is_left_alone(file: Path) -> None:
     file.write_bytes(TABLE)
     _stood_back(Vm(0), 0)
-    _stood_back(Vm(3), 0)
+    sev_es = Vm(3)
+    sev_es.command(kvm.SevCommand.INIT2)
+    _stood_back(sev_es, 0)
 
 
 @scenario
