@@ -238,13 +238,15 @@ def a_buffer_that_is_not_memory_is_eio_and_nothing_written(file: Path) -> None:
     read_only = vm.add_memory(1, 0x100000, 4, flags=2)
     # System management mode has an address space of its own.
     other = vm.add_memory(0x10002, 0x200000, 4)
+    # After the highest address comes no lowest.
+    top = vm.add_memory(2, 2**64 - PAGE, 1)
     for gpa in (3 * PAGE, 4 * PAGE, 0x100000, 0x200000, 2**64 - PAGE, 2**63, 0x1001):
         assert vcpu.ask(gpa, PAGES) == Answer(errno.EIO, PAGES, TAKEN), hex(gpa)
         assert vcpu.seen.locked == 1
-    assert all(untouched(each) for each in (memory, read_only, other))
+    assert all(untouched(each) for each in (memory, read_only, other, top))
     file.unlink()
     assert vcpu.ask(4 * PAGE, 1) == Answer(errno.EIO, 1, TAKEN)
-    assert vcpu.ask(2**64 - PAGE, 1) == Answer(errno.EIO, 1, TAKEN)
+    assert vcpu.ask(0x1001, 1) == Answer(errno.EIO, 1, TAKEN)
     assert open_files(file) == 0
 
 
