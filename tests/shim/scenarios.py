@@ -7,6 +7,7 @@ that the shim serves. They assert; what is said on standard error is for test_sh
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import fcntl
 import mmap
@@ -23,7 +24,7 @@ import pytest
 from snpcerts.abi import kvm
 from snpcerts.abi.lock import EXCLUSIVE, F_OFD_SETLK, UNLOCK
 
-from .rig import PAGE, Answer, Vcpu, Vm, address_of, open_files
+from .rig import PAGE, SNP_VM, Answer, Vcpu, Vm, address_of, open_files
 
 TABLE = bytes(range(1, 251)) * 20  # 5000 bytes
 PAGES = 2
@@ -127,6 +128,37 @@ def a_file_that_cannot_be_served_is_an_empty_table(file: Path) -> None:
     for _ in range(3):
         assert vcpu.ask(0, 4) == Answer(0, 4, TAKEN)
         assert memory[: len(TABLE)] == TABLE
+
+
+@scenario
+def a_file_with_less_than_it_says_is_an_empty_table(file: Path) -> None:
+    """As one that somebody cuts off without the lock; sysfs has such files for good."""
+    _, vcpu, memory = guest()
+    for name in ("class/net/lo/address", "devices/system/cpu/vulnerabilities/spectre_v2"):
+        file.unlink(missing_ok=True)
+        file.symlink_to(Path("/sys", name))
+        assert file.stat().st_size == PAGE > len(file.read_bytes())
+        memory[:] = b"\xee" * len(memory)
+        assert vcpu.ask(0, 4) == Answer(0, 4, TAKEN)
+        assert memory[:24] == EMPTY
+        assert vcpu.seen.handshakes > 0
+
+
+@scenario
+def errno_is_left_alone_by_what_succeeds(file: Path) -> None:
+    libc = ctypes.CDLL(None, use_errno=True)
+    vm = Vm()
+    calls = [
+        (os.open(os.devnull, os.O_RDWR), kvm.Ioctl.CREATE_VM, SNP_VM),
+        (vm.fd, kvm.Ioctl.MEMORY_ENCRYPT_OP, kvm.SevCmd(id=kvm.SevCommand.INIT2).pack()),
+        (vm.fd, kvm.Ioctl.SET_USER_MEMORY_REGION, bytes(32)),
+        (vm.fd, kvm.Ioctl.CREATE_VCPU, 0),
+        (Vcpu(Vm().fd).fd, kvm.Ioctl.RUN, 0),
+    ]
+    for fd, request, argument in calls:
+        ctypes.set_errno(77)
+        assert libc.ioctl(fd, ctypes.c_ulong(request), argument) >= 0
+        assert ctypes.get_errno() == 77
 
 
 @scenario
