@@ -4,7 +4,8 @@
  * the page after a vCPU's kvm_run says, and writes there what it has seen. VMs and
  * vCPUs are memory files. FAKE_ATTR is the device attribute's value, "none" for a
  * kernel that does not know it; FAKE_CERTS a file whose lock is tried in a hand-shake,
- * and FAKE_NEW what replaces it between the first open and the lock.
+ * and FAKE_NEW what replaces it between the first open and the lock. FAKE_HOLD is a
+ * FIFO that tables are held up at until it gives a byte.
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -17,6 +18,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/uio.h>
 #include <unistd.h>
 
 #define MAX_FDS 65536
@@ -38,6 +40,7 @@ static struct {
 	struct page *page;
 } fds[MAX_FDS];
 static int (*real_ioctl)(int, unsigned long, ...);
+static _Atomic int regions;
 
 static int failed(int error)
 {
@@ -92,6 +95,19 @@ static int run(int fd)
 	return 0;
 }
 
+ssize_t preadv(int fd, const struct iovec *pieces, int count, off_t offset)
+{
+	const char *fifo = getenv("FAKE_HOLD");
+	int hold = fifo ? open(fifo, O_RDONLY | O_CLOEXEC) : -1;
+	char byte;
+
+	if (hold >= 0) {
+		(void)!read(hold, &byte, 1);
+		close(hold);
+	}
+	return preadv64v2(fd, pieces, count, offset, 0);
+}
+
 int fcntl(int fd, int command, ...)
 {
 	static int (*real_fcntl)(int, int, ...);
@@ -138,6 +154,7 @@ int ioctl(int fd, unsigned long request, ...)
 	}
 	case 0x4020AE46:
 	case 0x40A0AE49:
+		regions++;
 		return *(uint32_t *)argument == 0xFFFF ? failed(EINVAL) : 0;
 	case 0x4018AEE2: {
 		uint64_t value = attr ? strtoul(attr, NULL, 10) : 1, *there;
@@ -150,6 +167,8 @@ int ioctl(int fd, unsigned long request, ...)
 	}
 	case 0xFAFA: /* for the test: how often was the exit enabled? */
 		return fds[fd].enabled;
+	case 0xFAFB: /* and how often has a slot been set? */
+		return regions;
 	}
 	if (!real_ioctl)
 		real_ioctl = (int (*)(int, unsigned long, ...))dlsym(RTLD_NEXT, "ioctl");

@@ -17,7 +17,7 @@ from snpcerts.abi import kvm
 
 PAGE = 4096
 SNP_VM = 4
-_ENABLED = 0xFAFA  # fake_kvm.c
+_ENABLED, _REGIONS = 0xFAFA, 0xFAFB  # fake_kvm.c
 _TOLD = struct.Struct("<III")
 _SEEN = struct.Struct("<IIIII")
 
@@ -98,6 +98,10 @@ class Vm:
     @property
     def times_enabled(self) -> int:
         return fcntl.ioctl(self.fd, _ENABLED, 0)
+
+    @property
+    def regions_set(self) -> int:
+        return fcntl.ioctl(self.fd, _REGIONS, 0)
 
     def add_memory(self, slot: int, gpa: int, pages: int, *, flags: int = 0) -> mmap.mmap:
         memory = mmap.mmap(-1, pages * PAGE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)

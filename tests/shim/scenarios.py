@@ -305,6 +305,9 @@ def memory_that_is_not_mapped_is_eio_and_no_crash(file: Path) -> None:
     assert vcpu.ask(0, 4) == Answer(errno.EIO, 4, TAKEN)
     assert memory[:24] == EMPTY
     assert open_files(file) == 0
+    # The same for a table that is empty.
+    file.write_bytes(b"")
+    assert vcpu.ask(PAGE, 1) == Answer(errno.EIO, 1, TAKEN)
 
 
 @scenario
@@ -328,6 +331,28 @@ def slots_are_followed(file: Path) -> None:
         vm.set_region(0xFFFF, 0x20000, 2 * PAGE, address_of(second))
     vm.set_region(5000, 0x20000, 2 * PAGE, address_of(second))
     assert vcpu.ask(0x20000, PAGES) == Answer(errno.EIO, PAGES, TAKEN)
+
+
+@scenario
+def a_slot_is_gone_only_when_nobody_writes_to_it(file: Path) -> None:
+    """The VMM unmaps what it has taken from the guest, and may map something else there."""
+    file.write_bytes(TABLE)
+    vm, vcpu, _ = guest()
+    hold = os.environ["FAKE_HOLD"]
+    asking = threading.Thread(target=vcpu.ask, args=(0, 4))
+    asking.start()
+    # Opens when the request is about to copy.
+    with open(hold, "wb", buffering=0) as release:
+        before = vm.regions_set
+        removing = threading.Thread(target=vm.set_region, args=(0, 0, 0, 0))
+        removing.start()
+        while vm.regions_set == before:
+            pass
+        removing.join(0.2)
+        assert removing.is_alive()
+        release.write(b"x")
+    asking.join()
+    removing.join()
 
 
 @scenario
