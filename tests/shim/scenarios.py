@@ -350,6 +350,12 @@ def a_slot_is_gone_only_when_nobody_writes_to_it(file: Path) -> None:
             pass
         removing.join(0.2)
         assert removing.is_alive()
+        # A child does not inherit that somebody is at it.
+        child = os.fork()
+        if child == 0:
+            Vm().add_memory(0, 0, 4)
+            os._exit(0)
+        assert os.waitpid(child, 0)[1] == 0
         release.write(b"x")
     asking.join()
     removing.join()
