@@ -11,7 +11,10 @@ from pathlib import Path
 import pytest
 
 from snpcerts.conformance.check import BY_ID
+from snpcerts.errors import RefusedError
+from snpcerts.vmm.preload import shim_library
 
+from ..emulated import SNPCERTS
 from .conftest import Build, failed, judged
 
 NO_LOCK = {"lock-kind", "lock-before-read", "lock-until-signed", "busy"}
@@ -115,6 +118,16 @@ def test_a_right_vmm_in_c_passes_everything(build: Build) -> None:
 
 def test_the_exit_service_passes_everything() -> None:
     assert_all_passed(sys.executable, Path(__file__).with_name("python_vmm.py"), "{certs}", "2")
+
+
+def test_the_shim_passes_everything_for_a_vmm_that_knows_nothing(build: Build) -> None:
+    """The VMM serves no file and enables nothing: what is judged is the library before it."""
+    try:
+        shim_library()
+    except RefusedError as error:
+        pytest.skip(str(error))
+    run = [*SNPCERTS, "run", "--certs-filename", "{certs}", "--"]
+    assert_all_passed(*run, build("NEVER_ENABLED"), "/dev/null", "2")
 
 
 def test_with_one_vcpu_what_needs_two_is_not_judged(build: Build) -> None:
