@@ -1,0 +1,25 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``snpcerts host``: the agent of an SNP host, and the firmware commands it makes safe."""
+
+from __future__ import annotations
+
+import click
+
+from snpcerts.cli.host.change import commit, load_vlek, set_config
+from snpcerts.cli.host.check import check
+from snpcerts.cli.host.status import status
+from snpcerts.cli.host.sync import sync
+
+
+@click.group()
+def command() -> None:
+    """Keep this host's certificate files in step with its firmware.
+
+    Every command that changes the firmware's key goes: plan, fetch what the new
+    key will need, lock and empty the certificate files, firmware, read its
+    status again, publish, unlock. Nothing is fetched with a lock held.
+    """
+
+
+for _each in (check, status, sync, commit, set_config, load_vlek):
+    command.add_command(_each)

@@ -1,0 +1,176 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``snpcerts host commit``, ``set-config``, ``load-vlek``: change the firmware, and the files."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from snpcerts.cli.files import read_input
+from snpcerts.cli.host.chosen import Host, with_host
+from snpcerts.cli.host.said import listener_of, nothing
+from snpcerts.errors import SnpCertsError, UsageError
+
+if TYPE_CHECKING:
+    from snpcerts.abi.tcb import TcbVersion
+    from snpcerts.host.agent import Agent
+    from snpcerts.host.plan import Changed, Plan
+
+_SHORT = {"bl": "bootloader", "tee": "tee", "snp": "snp", "ucode": "microcode", "fmc": "fmc"}
+_CHANGE_OPTIONS = (
+    click.option("--dry-run", is_flag=True, help="Print the plan and change nothing."),
+    click.option("--json", "as_json", is_flag=True, help="Print one JSON object."),
+    click.option(
+        "--allow-empty",
+        is_flag=True,
+        help="Go on without the new certificates; guests get an empty table meanwhile.",
+    ),
+)
+
+
+def _changes_firmware(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A command that makes a plan: ``function(agent, ...)`` returns it, here it is carried out."""
+
+    @functools.wraps(function)
+    def call(host: Host, dry_run: bool, as_json: bool, allow_empty: bool, **others: Any) -> None:
+        agent = host.agent(nothing if as_json else listener_of("text"))
+        plan = function(agent, **others)
+        if dry_run:
+            click.echo(json.dumps(plan.to_json()) if as_json else "\n".join(plan.lines()))
+            return
+        if not as_json:
+            click.echo("\n".join(plan.lines()))
+        _carry_out(agent, plan, allow_empty=allow_empty, as_json=as_json)
+
+    for option in reversed(_CHANGE_OPTIONS):
+        call = option(call)
+    return with_host(call)
+
+
+def _carry_out(agent: Agent, plan: Plan, *, allow_empty: bool, as_json: bool) -> None:
+    from snpcerts.host.plan import carry_out, follow_up
+
+    changed = carry_out(agent, plan, allow_empty=allow_empty)
+    problem = follow_up(agent, changed)
+    if as_json:
+        click.echo(json.dumps(_outcome(plan, changed, problem)))
+    else:
+        section = changed.section
+        click.echo(
+            f"lock wait {section.waited * 1000:.1f} ms, lock held {section.held * 1000:.1f} ms, "
+            f"of which firmware {section.firmware * 1000:.1f} ms"
+        )
+    if problem is not None:
+        raise problem
+
+
+def _outcome(plan: Plan, changed: Changed, problem: SnpCertsError | None) -> dict[str, object]:
+    section = changed.section
+    return {
+        **plan.to_json(),
+        "done": section.refused is None,
+        "in_step": problem is None,
+        "problem": None if problem is None else problem.message,
+        "reported_tcb_now": None if section.state is None else section.state.reported.components(),
+        **section.figures(),
+    }
+
+
+@click.command()
+@_changes_firmware
+def commit(agent: Agent) -> Plan:
+    """Commit the running firmware (SNP_COMMIT): the reported TCB becomes the current one.
+
+    Cannot be undone. The signing key changes where the two differed, and a
+    loaded VLEK is then dropped.
+    """
+    from snpcerts.host import plan
+
+    return plan.commit(agent)
+
+
+@click.command("set-config")
+@click.option(
+    "--reported-tcb",
+    metavar="bl=N,tee=N,snp=N,ucode=N[,fmc=N]",
+    help="TCB to report; a component left out stays as it is.",
+)
+@click.option("--reset", is_flag=True, help="Report the committed TCB again.")
+@click.option(
+    "--mask-chip-id/--no-mask-chip-id", default=None, help="Leave CHIP_ID out of reports."
+)
+@click.option("--mask-chip-key/--no-mask-chip-key", default=None, help="Do not sign reports.")
+@_changes_firmware
+def set_config(
+    agent: Agent,
+    reported_tcb: str | None,
+    reset: bool,
+    mask_chip_id: bool | None,
+    mask_chip_key: bool | None,
+) -> Plan:
+    """Set the reported TCB and the masks (SNP_SET_CONFIG).
+
+    What is not named stays as it is. The signing key changes with the reported
+    TCB, and a loaded VLEK is dropped.
+    """
+    from snpcerts.host import plan
+
+    if reset and reported_tcb is not None:
+        raise UsageError("--reset and --reported-tcb exclude each other")
+    if not reset and reported_tcb is None and mask_chip_id is None and mask_chip_key is None:
+        raise UsageError("what is to be set?", hint="give --reported-tcb, --reset or a mask")
+    components = {} if reported_tcb is None else _components(reported_tcb)
+
+    def tcb(now: TcbVersion) -> TcbVersion:
+        from dataclasses import replace
+
+        if "fmc" in components and now.fmc is None:
+            raise UsageError("--reported-tcb fmc: this product's TCB has no FMC")
+        return replace(now, **components)
+
+    return plan.set_config(
+        agent,
+        tcb=None if reset else tcb,
+        mask_chip_id=mask_chip_id,
+        mask_chip_key=mask_chip_key,
+    )
+
+
+@click.command("load-vlek")
+@click.argument("hashstick")
+@click.option(
+    "--vlek-cert",
+    metavar="FILE",
+    required=True,
+    help="Certificate of that VLEK, DER or PEM; kept for later.",
+)
+@_changes_firmware
+def load_vlek(agent: Agent, hashstick: str, vlek_cert: str) -> Plan:
+    """Load a VLEK (SNP_VLEK_LOAD) from HASHSTICK, the 432 bytes that AMD wrapped for this chip.
+
+    From then on guests' reports are signed with the VLEK unless they ask for
+    the VCEK by name.
+    """
+    from snpcerts.host import plan
+
+    return plan.load_vlek(agent, read_input(hashstick), read_input(vlek_cert))
+
+
+def _components(text: str) -> dict[str, int]:
+    """``bl=3,snp=8`` as component names and values."""
+    found: dict[str, int] = {}
+    for part in text.split(","):
+        name, equals, value = part.partition("=")
+        if name not in _SHORT or not equals or not value.isdecimal() or int(value) > 255:
+            raise UsageError(
+                f"--reported-tcb {text}: {part!r} is no component",
+                hint="as in bl=3,tee=0,snp=8,ucode=115; each 0 to 255",
+            )
+        if _SHORT[name] in found:
+            raise UsageError(f"--reported-tcb {text}: {name} is there twice")
+        found[_SHORT[name]] = int(value)
+    return found

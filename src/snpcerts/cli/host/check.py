@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``snpcerts host check``: can this machine do it?"""
+
+from __future__ import annotations
+
+import json
+import platform
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from snpcerts.cli.host.chosen import Host, with_host
+from snpcerts.cli.host.source import anchors_of, open_source
+
+if TYPE_CHECKING:
+    from snpcerts.host.config import Config
+
+
+@click.command()
+@with_host
+@click.option("--online", is_flag=True, help="Also ask the key server.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def check(host: Host, online: bool, as_json: bool) -> None:
+    """Say whether this machine can serve certificates, line by line, and what to do if not.
+
+    Changes nothing. Exit codes: 0 nothing failed, 1 something did.
+    """
+    from snpcerts.host import check as checks
+    from snpcerts.vmm.enable import supports_req_certs
+
+    config = host.config()
+    lines = [
+        checks.kernel(platform.release()),
+        checks.kvm(supports_req_certs),
+        checks.firmware(lambda: host.firmware(config)),
+        *checks.files(config),
+        checks.cache(config.cache),
+    ]
+    if online:
+        lines.append(checks.key_server(lambda: _ask_key_server(config)))
+    if as_json:
+        click.echo(
+            json.dumps(
+                {"passed": checks.passed(lines), "checks": [each.to_json() for each in lines]}
+            )
+        )
+    else:
+        for line in lines:
+            click.echo(str(line))
+    if not checks.passed(lines):
+        click.get_current_context().exit(1)
+
+
+def _ask_key_server(config: Config) -> str:
+    from snpcerts.host.processor import product_of_host
+
+    if config.offline:
+        return "not asked: offline"
+    product = config.product or product_of_host()
+    # A cache of its own, so that the answer is the key server's.
+    with tempfile.TemporaryDirectory(prefix="snpcerts-check-") as folder:
+        source = open_source(config, anchors_of(config), Path(folder))
+        source.vlek_chain(product)
+    return f"answered with a trusted chain for {product.value}"

@@ -1,0 +1,193 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which host: the options that every host command has, laid over the configuration."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from snpcerts.cli.host.source import PatientSource, anchors_of, open_source
+from snpcerts.errors import UsageError
+
+if TYPE_CHECKING:
+    from snpcerts.host.agent import Agent
+    from snpcerts.host.config import Config
+    from snpcerts.host.event import Listener
+    from snpcerts.host.firmware import HostFirmware
+    from snpcerts.host.sev import Sev
+    from snpcerts.kds.source import CertificateSource
+
+_OPTIONS = (
+    click.option(
+        "--config",
+        "config_path",
+        metavar="FILE",
+        envvar="SNPCERTS_CONFIG",
+        help="Configuration. [default: /etc/snpcerts.toml where there is one]",
+    ),
+    click.option(
+        "--file",
+        "file_path",
+        metavar="FILE",
+        help="The one certificate file, instead of the configuration's. "
+        "[default: /var/lib/snpcerts/certs.bin]",
+    ),
+    click.option(
+        "--kind",
+        type=click.Choice(["vcek", "vlek"]),
+        help="With --file: which key's certificates it holds. [default: vcek]",
+    ),
+    click.option("--kds", metavar="URL", help="Key server or mirror. [default: AMD's]"),
+    click.option("--cache", metavar="DIR", help="Cache. [default: /var/cache/snpcerts]"),
+    click.option("--offline", is_flag=True, help="Ask no key server; the cache has it or not."),
+    click.option(
+        "--anchor",
+        "anchors",
+        metavar="FILE",
+        multiple=True,
+        help="Trust this root (ARK) instead of AMD's. May be given several times.",
+    ),
+    click.option(
+        "--product",
+        type=click.Choice(["milan", "genoa", "turin"]),
+        help="[default: what the processor says]",
+    ),
+    click.option(
+        "--vlek-certs",
+        metavar="DIR",
+        help="VLEK certificates that are kept. [default: /var/lib/snpcerts/vlek]",
+    ),
+)
+
+
+def with_host(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a command the options that say which host, as one :class:`Host`."""
+
+    @functools.wraps(function)
+    def call(
+        config_path: str | None,
+        file_path: str | None,
+        kind: str | None,
+        kds: str | None,
+        cache: str | None,
+        offline: bool,
+        anchors: tuple[str, ...],
+        product: str | None,
+        vlek_certs: str | None,
+        **others: Any,
+    ) -> Any:
+        if file_path == "":
+            raise UsageError("--file: is empty", hint="name the certificate file")
+        if kind is not None and file_path is None:
+            raise UsageError("--kind is for the file that --file names")
+        chosen = {
+            "file": file_path and os.path.abspath(file_path),
+            "kind": kind,
+            "kds": kds,
+            "cache": cache,
+            "offline": offline,
+            "anchors": anchors,
+            "product": product,
+            "vlek_certs": vlek_certs,
+        }
+        with contextlib.ExitStack() as stack:
+            return function(Host(config_path, chosen, stack), **others)
+
+    for option in reversed(_OPTIONS):
+        call = option(call)
+    return call
+
+
+class Host:
+    """This host as the options and the configuration describe it."""
+
+    def __init__(
+        self, config_path: str | None, chosen: dict[str, Any], stack: contextlib.ExitStack
+    ) -> None:
+        self._config_path = config_path
+        self._chosen = chosen
+        self._stack = stack
+        self._source: CertificateSource | None = None
+        self._device: Sev | None = None
+
+    def config(self) -> Config:
+        """The configuration file, if there is one, with the options laid over it."""
+        from dataclasses import replace
+
+        from snpcerts.abi.product import Product
+        from snpcerts.endorsement.vek import VekKind
+        from snpcerts.host.config import DEFAULT_PATH, Config, FileConfig, load
+
+        path = self._config_path
+        if path is None and os.path.exists(DEFAULT_PATH):
+            path = DEFAULT_PATH
+        config = Config() if path is None else load(path)
+        chosen = self._chosen
+        changes: dict[str, Any] = {}
+        if chosen["file"] is not None:
+            kind = VekKind(chosen["kind"] or "vcek")
+            same = [file for file in config.files if file.path == chosen["file"]]
+            file = same[0] if same and chosen["kind"] is None else FileConfig(chosen["file"], kind)
+            changes["files"] = (file,)
+        if chosen["kds"] is not None:
+            changes["kds_url"] = chosen["kds"]
+        if chosen["offline"]:
+            if chosen["kds"] is not None:
+                raise UsageError("--offline and --kds exclude each other")
+            changes |= {"offline": True, "kds_url": None}
+        elif config.offline:
+            changes["kds_url"] = None
+        if chosen["anchors"]:
+            changes["anchors"] = chosen["anchors"]
+        if chosen["product"] is not None:
+            changes["product"] = Product[chosen["product"].upper()]
+        for option, name in (("cache", "cache"), ("vlek_certs", "vlek_certificates")):
+            if chosen[option] is not None:
+                changes[name] = Path(chosen[option]).absolute()
+        return replace(config, **changes)
+
+    def firmware(self, config: Config) -> HostFirmware:
+        """The open ``/dev/sev``."""
+        from snpcerts.host.firmware import HostFirmware
+        from snpcerts.host.processor import product_of_host
+        from snpcerts.host.sev import Sev
+
+        if self._device is None:
+            self._device = self._stack.enter_context(Sev())
+        return HostFirmware(self._device, config.product or product_of_host())
+
+    def agent(self, listener: Listener, *, progress: bool = True) -> Agent:
+        """The agent; reads the configuration."""
+        from snpcerts.host.agent import Agent
+        from snpcerts.host.event import Event, EventKind
+        from snpcerts.host.judgement import Judge
+        from snpcerts.host.stock import Stock
+        from snpcerts.host.vlek_store import VlekStore
+
+        config = self.config()
+        firmware = self.firmware(config)
+        anchors = anchors_of(config)
+        source = open_source(config, anchors)
+        self._source = source
+
+        def observe(result: str) -> None:
+            listener(Event(EventKind.FETCHED, f"asked: {result}", fields={"result": result}))
+
+        stock = Stock(
+            Judge(firmware.product, firmware.hwid, anchors),
+            PatientSource(source) if progress else source,
+            VlekStore(config.vlek_certificates),
+            observe=observe,
+        )
+        return Agent(config, firmware, stock, listener=listener)
+
+    def kds_requests(self) -> dict[str, int]:
+        """Requests to the key server so far, by result."""
+        client = None if self._source is None else self._source.client
+        return {} if client is None else dict(client.results)

@@ -1,0 +1,38 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the host commands say while they work, and to whom."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from snpcerts.host.event import Event, Listener
+
+
+def listener_of(form: str, *others: Listener) -> Listener:
+    """Events to standard output, warnings of a text log to standard error, and to others."""
+    from snpcerts.host.log import json_log, text_log
+
+    def to_out(line: str) -> None:
+        click.echo(line)
+
+    def to_err(line: str) -> None:
+        click.echo(f"snpcerts: {line}", err=True)
+
+    loud, quiet = (
+        (json_log(to_out),) * 2 if form == "json" else (text_log(to_err), text_log(to_out))
+    )
+
+    def listen(event: Event) -> None:
+        (loud if event.kind.loud else quiet)(event)
+        for other in others:
+            other(event)
+
+    return listen
+
+
+def nothing(event: Event) -> None:
+    """Say nothing: the command prints one JSON object at its end."""
+    del event

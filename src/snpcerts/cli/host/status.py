@@ -1,0 +1,28 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``snpcerts host status``: are files and firmware in step?"""
+
+from __future__ import annotations
+
+import json
+
+import click
+
+from snpcerts.cli.host.chosen import Host, with_host
+from snpcerts.cli.host.said import listener_of
+
+
+@click.command()
+@with_host
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def status(host: Host, as_json: bool) -> None:
+    """Show the firmware, what each certificate file holds, and whether they are in step.
+
+    Exit codes: 0 in step, 1 not in step.
+    """
+    from snpcerts.host.status import status_of
+
+    agent = host.agent(listener_of("text"))
+    found = status_of(agent.firmware, agent.look())
+    click.echo(json.dumps(found.to_json()) if as_json else "\n".join(found.lines()))
+    if not found.in_step:
+        click.get_current_context().exit(1)

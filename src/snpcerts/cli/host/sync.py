@@ -1,0 +1,139 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``snpcerts host sync``: bring the files in step, once or for ever."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING
+
+import click
+
+from snpcerts.cli.host.chosen import Host, with_host
+from snpcerts.cli.host.said import listener_of
+from snpcerts.errors import SnpCertsError, UsageError
+
+if TYPE_CHECKING:
+    from snpcerts.host.agent import Agent
+    from snpcerts.host.event import Listener
+    from snpcerts.host.metrics import Metrics
+
+_LOG = click.option(
+    "--log",
+    "log_form",
+    type=click.Choice(["text", "json"]),
+    default="text",
+    help="Form of the log.",
+)
+_METRICS_FILE = click.option(
+    "--metrics-file", metavar="FILE", help="Write Prometheus metrics to FILE after each round."
+)
+
+
+@click.command()
+@with_host
+@click.option("--watch", "watching", is_flag=True, help="Go on, and repair whatever drifts.")
+@click.option(
+    "--interval",
+    type=click.FloatRange(0.1, 86400),
+    metavar="S",
+    help="Seconds between two looks of --watch. [default: 30]",
+)
+@_LOG
+@_METRICS_FILE
+@click.option(
+    "--metrics-port",
+    type=click.IntRange(1, 65535),
+    metavar="PORT",
+    help="With --watch: serve Prometheus metrics on 127.0.0.1:PORT.",
+)
+def sync(
+    host: Host,
+    watching: bool,
+    interval: float | None,
+    log_form: str,
+    metrics_file: str | None,
+    metrics_port: int | None,
+) -> None:
+    """Bring the certificate files in step with the firmware.
+
+    A file that does not match is emptied at once; its certificates are then
+    fetched, verified and published. With --watch, until SIGTERM; SIGHUP has the
+    configuration read again.
+
+    Exit codes: 0 in step, 1 refused, 3 a certificate cannot be had now.
+    """
+    if not watching and (interval is not None or metrics_port is not None):
+        raise UsageError("--interval and --metrics-port are for --watch")
+    config = host.config()
+    metrics_file = metrics_file or config.metrics_file
+    metrics_port = metrics_port or config.metrics_port
+    metrics = _metrics(metrics_file, metrics_port if watching else None)
+    listener = listener_of(log_form, *([] if metrics is None else [metrics]))
+    if watching:
+        _watch(host, interval, listener, metrics, metrics_file, metrics_port)
+        return
+    agent = host.agent(listener)
+    done = agent.sync()
+    if metrics is not None and metrics_file is not None:
+        metrics.seen(agent.look(), host.kds_requests())
+        metrics.write(metrics_file)
+    if done.problem is not None:
+        click.get_current_context().exit(done.problem.exit_code)
+    for each in done.before:
+        if each.in_step and log_form == "text":
+            click.echo(f"{each.file.path}: in step, holds {_held(each.wanted)}")
+
+
+def _held(wanted: object) -> str:
+    from snpcerts.host.wanted import Key
+
+    return f"the certificates of the {wanted}" if isinstance(wanted, Key) else str(wanted)
+
+
+def _metrics(file: str | None, port: int | None) -> Metrics | None:
+    if file is None and port is None:
+        return None
+    from snpcerts.host.metrics import Metrics
+
+    return Metrics()
+
+
+def _watch(
+    host: Host,
+    interval: float | None,
+    listener: Listener,
+    metrics: Metrics | None,
+    metrics_file: str | None,
+    metrics_port: int | None,
+) -> None:
+    from dataclasses import replace
+
+    from snpcerts.host.event import Event, EventKind
+    from snpcerts.host.log import without_repeats
+    from snpcerts.host.notify import ServiceManager
+    from snpcerts.host.watch import Signals, watch
+
+    once = without_repeats(listener)
+
+    def make_agent() -> Agent:
+        agent = host.agent(once, progress=False)
+        if interval is not None:
+            agent.config = replace(agent.config, interval=interval)
+        return agent
+
+    def after_round(agent: Agent) -> None:
+        if metrics is None:
+            return
+        metrics.seen(agent.look(), host.kds_requests())
+        if metrics_file is not None:
+            try:
+                metrics.write(metrics_file)
+            except SnpCertsError as error:
+                once(Event(EventKind.FAILED, str(error)))
+
+    signals = Signals()
+    with contextlib.ExitStack() as stack:
+        if metrics is not None and metrics_port is not None:
+            stack.callback(metrics.serve(metrics_port))
+        stack.enter_context(signals.noted())
+        watch(make_agent, signals, manager=ServiceManager(), after_round=after_round)
