@@ -6,8 +6,10 @@ from __future__ import annotations
 import errno
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+
+from cryptography.hazmat.primitives.serialization import Encoding
 
 from snpcerts.abi.cert_table import CertTable
 from snpcerts.abi.product import Product
@@ -23,6 +25,7 @@ from snpcerts.emulator.firmware import Firmware, FirmwareError
 from snpcerts.emulator.home import PlatformHome
 from snpcerts.emulator.issued import Issued, vcek_of, vlek_of
 from snpcerts.endorsement.anchors import anchor_from_certificate
+from snpcerts.endorsement.vek import VekKind
 from snpcerts.host.agent import Agent
 from snpcerts.host.config import Config, FileConfig
 from snpcerts.host.event import Event, EventKind
@@ -80,6 +83,9 @@ class KeyServer:
     lie: Callable[[TcbVersion], Issued] | None = None
     asked: list[TcbVersion] = field(default_factory=list)
     retry_after: float | None = None
+    revoked: tuple[int, ...] = ()
+    known: dict[bool, bytes] = field(default_factory=dict)
+    lists_asked: int = 0
 
     def vcek(
         self,
@@ -104,6 +110,27 @@ class KeyServer:
         self._answer()
         some = vlek_of(self.authority, CloudProvider.create("CN=any"), TcbVersion(1, 0, 1, 1))
         return some.intermediate, some.root
+
+    def crl(
+        self,
+        product: Product,
+        vlek: bool = False,
+        *,
+        at: datetime | None = None,  # noqa: ARG002 (the interface)
+        max_age: timedelta | None = None,  # noqa: ARG002 (the interface)
+        budget: float | None = None,
+    ) -> bytes:
+        assert product is self.chip.product
+        assert budget is not None, "nobody waits long for it"
+        self.lists_asked += 1
+        self._answer()
+        found = self.authority.crl(self.revoked).public_bytes(Encoding.DER)
+        self.known[vlek] = found
+        return found
+
+    def known_crl(self, product: Product, vlek: bool = False) -> bytes | None:
+        assert product is self.chip.product
+        return self.known.get(vlek)
 
     def _answer(self) -> None:
         if self.down:
@@ -154,7 +181,7 @@ class Rig:
         host = HostFirmware(self.device, self.firmware.product)
         anchors = (anchor_from_certificate(self.server.authority.ark),)
         stock = Stock(
-            Judge(host.product, host.hwid, anchors),
+            Judge(host.product, host.hwid, anchors, self._known_crl),
             self.server,
             VlekStore(self.config.vlek_certificates),
             clock=lambda: self.now or datetime.now(UTC),
@@ -162,6 +189,9 @@ class Rig:
         return Agent(
             self.config, host, stock, listener=self.events.append, performer=self.performer
         )
+
+    def _known_crl(self, kind: VekKind) -> bytes | None:
+        return self.server.known_crl(self.firmware.product, kind is VekKind.VLEK)
 
     def reported(self) -> TcbVersion:
         return self.firmware.state.reported

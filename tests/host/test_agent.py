@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography.hazmat.primitives.serialization import Encoding
 
 from snpcerts.abi.cert_table import CRL_GUID, EMPTY, VCEK_GUID, CertTable, TableEntry
 from snpcerts.abi.product import Product
@@ -32,6 +33,7 @@ from snpcerts.host.config import ExtraEntry, KeySelect
 from snpcerts.host.event import EventKind
 from snpcerts.host.holding import Standing
 from snpcerts.host.stock import UnavailableError
+from snpcerts.kds.errors import KdsUnavailableError
 
 from .rig import Rig
 
@@ -150,6 +152,65 @@ def test_an_expired_certificate_is_not_served(rig: Rig) -> None:
     assert rig.file.read_bytes() == EMPTY
     assert done.problem is not None
     assert "valid until" in str(done.problem)
+
+
+def test_a_revoked_ask_is_not_published_and_a_new_one_is(rig: Rig) -> None:
+    old = rig.server.authority
+    rig.server.revoked = (old.ask.serial_number,)
+    done = rig.agent().sync()
+    assert rig.file.read_bytes() == EMPTY
+    assert done.problem is not None
+    assert done.problem.exit_code == 3
+    assert "the ASK with serial number" in str(done.problem)
+    assert EventKind.PUBLISHED not in rig.kinds()
+    rig.server.authority = old.with_new_ask()
+    assert rig.agent().sync().problem is None
+    assert rig.truth() == "right"
+
+
+def test_an_ask_that_is_revoked_later_is_withdrawn_and_that_is_no_drift(rig: Rig) -> None:
+    rig.agent().sync()
+    rig.server.revoked = (rig.server.authority.ask.serial_number,)
+    done = rig.agent().sync()
+    assert rig.file.read_bytes() == EMPTY
+    assert done.problem is not None
+    assert EventKind.LAPSED in rig.kinds()
+    assert EventKind.DRIFT not in rig.kinds()
+    # What is known stays known with the key server gone.
+    rig.server.down = True
+    assert rig.agent().sync().problem is not None
+    assert rig.file.read_bytes() == EMPTY
+
+
+def test_without_a_revocation_list_there_are_certificates(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unreachable(*_: object, **__: object) -> bytes:
+        raise KdsUnavailableError("no answer")
+
+    monkeypatch.setattr(rig.server, "crl", unreachable)
+    assert rig.agent().sync().problem is None
+    assert rig.truth() == "right"
+    assert EventKind.FAILED not in rig.kinds()
+
+
+def test_a_strangers_revocation_list_says_nothing(rig: Rig) -> None:
+    other = EmulatedAuthority.create(Product.MILAN)
+    crl = other.crl((rig.server.authority.ask.serial_number,))
+    rig.server.known[False] = crl.public_bytes(Encoding.DER)
+    rig.server.down = True
+    agent = rig.agent()
+    assert agent.stock.revocation_lists()
+    rig.server.down = False
+    agent.sync()
+    assert rig.truth() == "right"
+
+
+def test_revocation_lists_are_asked_for_once_a_day(rig: Rig) -> None:
+    agent = rig.agent()
+    for _ in range(3):
+        agent.sync()
+    assert rig.server.lists_asked == 1
 
 
 def test_masked_keys_leave_the_file_empty(rig: Rig) -> None:

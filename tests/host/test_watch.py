@@ -53,12 +53,12 @@ def test_metrics_tell_how_things_stand(rig: Rig, tmp_path: Path) -> None:
     agent.tell = metrics
     agent.sync()
     rig.device.snp_set_config(SnpConfig(reported_tcb=rig.lower().pack()))
-    metrics.seen(agent.look(), {"200": 3})
+    metrics.seen(agent.look(), {"200": 3}, {})
     metrics.write(str(tmp_path / "m.prom"))
     text = (tmp_path / "m.prom").read_text()
     assert f'snpcerts_in_step{{file="{rig.file}"}} 0.0' in text
     agent.sync()
-    metrics.seen(agent.look(), {"200": 4})
+    metrics.seen(agent.look(), {"200": 4}, agent.stock.revocation_lists())
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -70,6 +70,7 @@ def test_metrics_tell_how_things_stand(rig: Rig, tmp_path: Path) -> None:
     assert f'snpcerts_in_step{{file="{rig.file}"}} 1.0' in text
     assert 'snpcerts_kds_requests{result="200"} 4.0' in text
     assert "snpcerts_drift_total 1.0" in text
+    assert 'snpcerts_revocation_list_next_update_timestamp_seconds{kind="vcek"}' in text
     with pytest.raises(RefusedError, match="cannot write metrics"):
         metrics.write(str(tmp_path / "no" / "m.prom"))
 

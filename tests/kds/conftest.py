@@ -72,11 +72,12 @@ class Host:
         url = self.url or self.server.url
         return KdsClient(url, policy=self.policy, sleep=self.waits.append)
 
-    def source(self, *, offline: bool = False) -> CertificateSource:
+    def source(self, *, offline: bool = False, heed_revocation: bool = False) -> CertificateSource:
         return CertificateSource(
             Store(self.cache),
             None if offline else self.client(),
             anchors=self.anchors,  # type: ignore[arg-type]  # a tuple of Anchor
+            heed_revocation=heed_revocation,
             warn=self.warnings.append,
         )
 

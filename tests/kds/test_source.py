@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable
 from dataclasses import replace
@@ -364,6 +365,48 @@ def test_an_older_revocation_list_does_not_replace_a_newer_one(
         assert server.targets.count(f"/{path}") == 2
 
 
+def test_a_revocation_list_of_some_age_is_asked_for_anew_once_and_briefly(host: Host) -> None:
+    path = CrlResource(Product.MILAN, VekKind.VCEK).path
+    day = timedelta(days=1)
+    source = host.source()
+    first = source.crl(Product.MILAN, max_age=day)
+    assert source.crl(Product.MILAN, max_age=day) == first
+    assert host.server.requests[path] == 1
+    kept = Store(host.cache).path_of(CrlResource(Product.MILAN, VekKind.VCEK))
+    os.utime(kept, (0, 0))
+    source.crl(Product.MILAN, max_age=day)
+    assert host.server.requests[path] == 2
+    os.utime(kept, (0, 0))
+    host.server.faults.set(Fault.UNAVAILABLE)
+    assert host.source().crl(Product.MILAN, max_age=day, budget=3.0)
+    assert host.waits == [], "one question"
+    kept.unlink()
+    with pytest.raises(KdsUnavailableError):
+        host.source().crl(Product.MILAN, max_age=day, budget=3.0)
+    assert host.waits == []
+    assert host.server.requests[path] == 4
+
+
+def test_a_withdrawn_chain_is_replaced_with_the_leaf_below_it(
+    host: Host, milan: EmulatedAuthority
+) -> None:
+    chip = host.server.lines[Product.MILAN].chips[0]
+    revoked = (milan.ask.serial_number,)
+    source = host.source(heed_revocation=True)
+    old = host.fetch_from(source)
+    host.server.lines[Product.MILAN] = ProductLine(milan, (chip,), revoked)
+    source.crl(Product.MILAN)
+    with pytest.raises(KdsUntrustedError, match="ask-revoked"):
+        host.fetch_from(source)
+    # Whoever judges by himself still gets what there is.
+    assert host.vcek().intermediate == old.intermediate
+    host.server.lines[Product.MILAN] = ProductLine(milan.with_new_ask(), (chip,), revoked)
+    new = host.fetch_from(host.source(heed_revocation=True))
+    assert new.intermediate != old.intermediate
+    assert new.leaf != old.leaf
+    assert same_key(new.leaf, old.leaf)
+
+
 def test_a_strangers_revocation_list_is_refused(host: Host, turin: EmulatedAuthority) -> None:
     host.source().chain(Product.MILAN)
     with Answering(lambda _: ok(turin.crl().public_bytes(Encoding.DER))) as server:
@@ -439,10 +482,10 @@ def _together(
 def test_ten_threads_make_one_request(host: Host) -> None:
     source = host.source()
     source.chain(Product.MILAN)
-    key = (host.resource(), False)
 
     def joined(count: int) -> bool:
-        future = source._asking.get(key)
+        asked = dict(source._asking).items()
+        future = next((each for what, each in asked if what[0] == host.resource()), None)
         # Those who wait for a future hold its condition's waiters.
         return future is not None and len(future._condition._waiters) >= count  # type: ignore[attr-defined]
 

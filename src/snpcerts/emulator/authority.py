@@ -15,7 +15,7 @@ import os
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Final, Self
@@ -30,6 +30,7 @@ from cryptography.x509.oid import NameOID
 from snpcerts.abi.product import Product
 from snpcerts.abi.tcb import TcbVersion
 from snpcerts.emulator.leaf_extensions import vcek_extensions, vlek_extensions
+from snpcerts.endorsement.vek import VekKind
 from snpcerts.errors import InputError
 
 MARK: Final = "EMULATED"
@@ -83,24 +84,18 @@ class EmulatedAuthority:
         )
         root = Signer(_signed(ark, ark_key), ark_key)
 
-        def intermediate(cn: str, key: rsa.RSAPrivateKey, serial: int, kind: str) -> Signer:
-            public = key.public_key()
-            builder = (
-                _certificate(_ca_name(cn), ark_name, public, serial, CA_LIFETIME)
-                .add_extension(x509.SubjectKeyIdentifier.from_public_key(public), critical=False)
-                .add_extension(_authority_key_id(root), critical=False)
-                .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-                .add_extension(_key_usage(crl_sign=False), critical=True)
-                .add_extension(_crl_point(product, kind), critical=False)
-            )
-            return Signer(_signed(builder, ark_key), key)
-
         return cls(
             product,
             root,
-            intermediate(f"SEV-{product.value}", ask_key, _ASK_SERIAL, "vcek"),
-            intermediate(f"SEV-VLEK-{product.value}", asvk_key, _ASVK_SERIAL, "vlek"),
+            _intermediate(root, product, VekKind.VCEK, ask_key, _ASK_SERIAL),
+            _intermediate(root, product, VekKind.VLEK, asvk_key, _ASVK_SERIAL),
         )
+
+    def with_new_ask(self) -> Self:
+        """The same ARK, with an ASK of another key and serial number, as after a revocation."""
+        serial = self.ask.serial_number + 0x10
+        signer = _intermediate(self.ark_signer, self.product, VekKind.VCEK, _new_key(0), serial)
+        return replace(self, ask_signer=signer)
 
     @property
     def ark(self) -> x509.Certificate:
@@ -283,6 +278,23 @@ def _certificate(
         .not_valid_before(start)
         .not_valid_after(start + lifetime)
     )
+
+
+def _intermediate(
+    root: Signer, product: Product, kind: VekKind, key: rsa.RSAPrivateKey, serial: int
+) -> Signer:
+    """An ASK or ASVK that ``root`` certifies."""
+    public = key.public_key()
+    name = f"SEV-{product.value}" if kind is VekKind.VCEK else f"SEV-VLEK-{product.value}"
+    builder = (
+        _certificate(_ca_name(name), root.certificate.subject, public, serial, CA_LIFETIME)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(public), critical=False)
+        .add_extension(_authority_key_id(root), critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        .add_extension(_key_usage(crl_sign=False), critical=True)
+        .add_extension(_crl_point(product, kind.value), critical=False)
+    )
+    return Signer(_signed(builder, root.key), key)
 
 
 def _signed(builder: x509.CertificateBuilder, key: rsa.RSAPrivateKey) -> x509.Certificate:

@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from snpcerts.certfile import system
 from snpcerts.certfile.step import Performer
 from snpcerts.certfile.writer import Strategy
+from snpcerts.endorsement.vek import VekKind
 from snpcerts.errors import RefusedError, RetryLaterError, SnpCertsError
 from snpcerts.host import section
 from snpcerts.host.config import Config, FileConfig
@@ -99,8 +100,9 @@ class Agent:
                 continue
             path = each.file.path
             if each.standing.harmful:
-                why = "; ".join(each.problems)
-                self.tell(Event(EventKind.DRIFT, f"{path}: does not match: {why}", path))
+                kind = EventKind.LAPSED if each.lapsed else EventKind.DRIFT
+                why = ("" if each.lapsed else "does not match: ") + "; ".join(each.problems)
+                self.tell(Event(kind, f"{path}: {why}", path))
             try:
                 sections.append(self._make_safe(each.file))
             except SnpCertsError as error:
@@ -180,6 +182,8 @@ class Agent:
         else:
             safe = True
             on_safe()
+            if self.stock.learn_revocations(_kinds(before)):
+                before = self._without_the_revoked(before, sections, problems)
         brought = {each.files[0].file.path for each in sections if each.in_step}
         files = [e.file for e in before if not e.in_step and e.file.path not in brought]
         for _ in range(ROUNDS):
@@ -193,6 +197,23 @@ class Agent:
             if each.in_step:
                 apply(each.file)
         return Synced(before, tuple(sections), problems[0] if problems else None)
+
+    def _without_the_revoked(
+        self,
+        before: tuple[Holding, ...],
+        sections: list[Section],
+        problems: list[SnpCertsError],
+    ) -> tuple[Holding, ...]:
+        """A new revocation list came: what it withdraws is emptied."""
+        again = self.look()
+        revoked = [each for each in again if each.standing.harmful]
+        if not revoked:
+            return before
+        try:
+            sections += self.make_safe(revoked)
+        except SnpCertsError as error:
+            problems.append(error)
+        return again
 
     def _bring(
         self, file: FileConfig, sections: list[Section], problems: list[SnpCertsError]
@@ -212,6 +233,11 @@ class Agent:
         sections.append(done)
         problems += (RefusedError(each.problem) for each in done.files if each.problem)
         return any(each.missing for each in done.files)
+
+
+def _kinds(holdings: Iterable[Holding]) -> list[VekKind]:
+    kinds = (each.wanted.kind for each in holdings if isinstance(each.wanted, Key))
+    return list(dict.fromkeys(kinds))
 
 
 def _restless(file: FileConfig) -> SnpCertsError:

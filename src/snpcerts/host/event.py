@@ -14,6 +14,7 @@ class EventKind(enum.StrEnum):
     PUBLISHED = "published"  # a file holds the certificates of the key in use
     EMPTIED = "emptied"  # a file was made the empty table
     DRIFT = "drift"  # the firmware changed without the lock
+    LAPSED = "lapsed"  # the certificates of a file have expired or were revoked
     FIRMWARE = "firmware"  # a firmware command was given
     FETCHED = "fetched"  # the certificate source was asked; ``result`` says how that went
     UNAVAILABLE = "unavailable"  # a certificate cannot be had now
@@ -25,7 +26,12 @@ class EventKind(enum.StrEnum):
     @property
     def loud(self) -> bool:
         """An operator should look."""
-        return self in (EventKind.DRIFT, EventKind.UNAVAILABLE, EventKind.FAILED)
+        return self in (
+            EventKind.DRIFT,
+            EventKind.LAPSED,
+            EventKind.UNAVAILABLE,
+            EventKind.FAILED,
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -51,6 +51,8 @@ class Holding:
 
     ``state`` is the firmware's at the time; ``table`` None when there is none
     that can be read; ``leaf`` and ``not_after`` are the table's, trusted or not.
+    ``lapsed``: it is wrong since a certificate expired or was revoked, and for
+    no other reason.
     """
 
     file: FileConfig
@@ -61,6 +63,7 @@ class Holding:
     table: CertTable | None = None
     leaf: EndorsementCert | None = None
     not_after: datetime | None = None
+    lapsed: bool = False
 
     @property
     def in_step(self) -> bool:
@@ -123,11 +126,14 @@ def _of_table(
         problem = f"holds certificates, should hold {want}"
         return Holding(file, state, want, Standing.WRONG, (problem,), table)
     judged = judge.judge(table, want, at)
-    standing, problems = Standing.RIGHT, judged.wrong + judged.early
-    if judged.wrong:
+    standing, problems = Standing.RIGHT, judged.wrong + judged.lapsed + judged.early
+    lapsed = bool(judged.lapsed) and not judged.wrong
+    if judged.wrong or lapsed:
         standing = Standing.WRONG
     elif judged.early:
         standing = Standing.OUTDATED
     elif {each for each in table if each.guid not in _CERTIFICATES} != set(extras):
         standing, problems = Standing.OUTDATED, ("its other entries are not as configured",)
-    return Holding(file, state, want, standing, problems, table, judged.leaf, judged.not_after)
+    return Holding(
+        file, state, want, standing, problems, table, judged.leaf, judged.not_after, lapsed
+    )

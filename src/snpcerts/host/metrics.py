@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Final
 
+from snpcerts.endorsement.crl import RevocationList
+from snpcerts.endorsement.vek import VekKind
 from snpcerts.errors import RefusedError
 from snpcerts.host.event import Event, EventKind
 from snpcerts.host.holding import Holding
@@ -66,6 +68,17 @@ class Metrics:
         self._drift = prometheus.Counter(
             "snpcerts_drift", "Files found not to match the firmware", registry=registry
         )
+        self._lapses = prometheus.Counter(
+            "snpcerts_lapsed",
+            "Files found with certificates that have expired or were revoked",
+            registry=registry,
+        )
+        self._crl = prometheus.Gauge(
+            "snpcerts_revocation_list_next_update_timestamp_seconds",
+            "Until when the revocation list at hand is good; none where there is no list",
+            ["kind"],
+            registry=registry,
+        )
         self._fetches = prometheus.Counter(
             "snpcerts_certificate_fetches",
             "Questions to the certificate source, by result",
@@ -86,6 +99,8 @@ class Metrics:
         """Count an event."""
         if event.kind is EventKind.DRIFT:
             self._drift.inc()
+        elif event.kind is EventKind.LAPSED:
+            self._lapses.inc()
         elif event.kind in (EventKind.FAILED, EventKind.UNAVAILABLE):
             self._failures.inc()
         elif event.kind is EventKind.FETCHED:
@@ -99,8 +114,13 @@ class Metrics:
             if isinstance(value, float):
                 histogram.observe(value / 1000)
 
-    def seen(self, holdings: Iterable[Holding], kds: Mapping[str, int]) -> None:
-        """Take in what a look at every file found, and the key server's counts."""
+    def seen(
+        self,
+        holdings: Iterable[Holding],
+        kds: Mapping[str, int],
+        lists: Mapping[VekKind, RevocationList],
+    ) -> None:
+        """Take in what a look at every file found, the key server's counts, revocation lists."""
         now = datetime.now(UTC).timestamp()
         all_in_step = True
         for each in holdings:
@@ -114,6 +134,8 @@ class Metrics:
         self._looked.set(now)
         if all_in_step:
             self._synced.set(now)
+        for kind, found in lists.items():
+            self._crl.labels(kind.value).set(found.next_update.timestamp())
         for result, count in kds.items():
             self._kds.labels(result).set(count)
 

@@ -3,16 +3,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from snpcerts.abi.cert_table import VCEK_GUID, VLEK_GUID, CertTable
-from snpcerts.endorsement.vek import EndorsementCert
+from snpcerts.endorsement.crl import RevocationList
+from snpcerts.endorsement.vek import EndorsementCert, VekKind
 from snpcerts.errors import FormatError
 from snpcerts.host.firmware import HostFirmware, State
 from snpcerts.host.holding import Holding
 from snpcerts.host.lock_owner import LockOwner, owners_of
-from snpcerts.host.wanted import signing_key
+from snpcerts.host.wanted import Key, signing_key
 
 COMMITTED = "in no host interface; attestation reports carry it"
 
@@ -37,6 +38,7 @@ class HostStatus:
     firmware: HostFirmware
     state: State
     files: tuple[FileStatus, ...]
+    lists: Mapping[VekKind, RevocationList] = field(default_factory=dict)
 
     @property
     def in_step(self) -> bool:
@@ -55,11 +57,21 @@ class HostStatus:
             f"  reported TCB   {state.reported}",
             f"  committed TCB  {COMMITTED}",
             f"  signing key    {_signing(state)}",
+            *self._revocation_lines(),
         ]
         for each in self.files:
             out += _file_lines(each)
         out.append("in step" if self.in_step else "NOT in step: run 'snpcerts host sync'")
         return out
+
+    def _revocation_lines(self) -> Iterator[str]:
+        wanted = (each.holding.wanted for each in self.files)
+        for kind in dict.fromkeys(each.kind for each in wanted if isinstance(each, Key)):
+            found = self.lists.get(kind)
+            text = "no list at hand"
+            if found is not None:
+                text = f"list of {found.this_update:%Y-%m-%d}, until {found.next_update:%Y-%m-%d}"
+            yield f"  revocations    {kind.name}s: {text}"
 
     def to_json(self) -> dict[str, object]:
         """For programs."""
@@ -78,14 +90,23 @@ class HostStatus:
             "mask_chip_id": state.chip_id_masked,
             "mask_chip_key": state.chip_key_masked,
             "in_step": self.in_step,
+            "revocation_lists": {
+                kind.value: {
+                    "this_update": found.this_update.isoformat(),
+                    "next_update": found.next_update.isoformat(),
+                }
+                for kind, found in self.lists.items()
+            },
             "files": [_file_json(each) for each in self.files],
         }
 
 
-def status_of(firmware: HostFirmware, holdings: Sequence[Holding]) -> HostStatus:
-    """Put together what was found."""
+def status_of(
+    firmware: HostFirmware, holdings: Sequence[Holding], lists: Mapping[VekKind, RevocationList]
+) -> HostStatus:
+    """Put together what was found; ``lists`` are the revocation lists at hand."""
     files = tuple(FileStatus(each, owners_of(each.file.path)) for each in holdings)
-    return HostStatus(firmware, firmware.state(), files)
+    return HostStatus(firmware, firmware.state(), files, lists)
 
 
 def leaf_of(table: CertTable | None) -> EndorsementCert | None:

@@ -3,12 +3,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from typing import Protocol, TypeVar
+from datetime import UTC, datetime, timedelta
+from typing import Final, Protocol, TypeVar
 
 from snpcerts.abi.cert_table import (
     ARK_GUID,
@@ -20,8 +21,9 @@ from snpcerts.abi.cert_table import (
 )
 from snpcerts.abi.product import Product
 from snpcerts.abi.tcb import TcbVersion
+from snpcerts.endorsement.crl import RevocationList, load_crl
 from snpcerts.endorsement.vek import VekKind
-from snpcerts.errors import InputError, RefusedError, RetryLaterError, SnpCertsError
+from snpcerts.errors import FormatError, InputError, RefusedError, RetryLaterError, SnpCertsError
 from snpcerts.host.config import ExtraEntry, FileConfig
 from snpcerts.host.judgement import Judge
 from snpcerts.host.vlek_store import VlekStore
@@ -37,6 +39,13 @@ _ENTRY_LIMIT = 1 << 16  # bytes of one extra entry
 FIRST_PAUSE = 10.0
 LONGEST_PAUSE = 300.0
 LONGEST_WAIT = 3600.0  # however long it asked to be left alone
+
+# A revocation list says itself that it is good for a year. What is withdrawn in
+# that time should be known within a day; that a list cannot be had keeps
+# nothing from being published, and delays it by no more than a few seconds.
+LIST_AGE: Final = timedelta(days=1)
+LIST_BUDGET: Final = 3.0
+LIST_PAUSE: Final = 300.0
 
 
 class Endorsement(Protocol):
@@ -55,6 +64,18 @@ class CertificateSource(Protocol):
     def vlek_chain(
         self, product: Product, *, at: datetime | None = None
     ) -> tuple[bytes, bytes]: ...
+
+    def crl(
+        self,
+        product: Product,
+        vlek: bool = False,
+        *,
+        at: datetime | None = None,
+        max_age: timedelta | None = None,
+        budget: float | None = None,
+    ) -> bytes: ...
+
+    def known_crl(self, product: Product, vlek: bool = False) -> bytes | None: ...
 
 
 class UnavailableError(RetryLaterError):
@@ -112,6 +133,7 @@ class Stock:
         self._tables: dict[Key, CertTable] = {}
         self._extras: dict[ExtraEntry, TableEntry] = {}
         self._failed: dict[Key, _Failure] = {}
+        self._list_due: dict[VekKind, float] = {}  # monotonic
 
     def __contains__(self, key: object) -> bool:
         return key in self._tables
@@ -119,10 +141,10 @@ class Stock:
     def put(self, key: Key, table: CertTable) -> None:
         """Take in a table; :class:`RefusedError` with everything that is wrong with it."""
         judged = self.judge.judge(table, key, self.clock())
-        if judged.wrong:
+        if judged.wrong or judged.lapsed:
             raise RefusedError(
                 f"the certificates offered for the {key} do not certify it: "
-                + "; ".join(judged.wrong)
+                + "; ".join(judged.wrong + judged.lapsed)
             )
         if judged.early:
             raise RefusedError(
@@ -155,6 +177,48 @@ class Stock:
             self._failed[key] = _Failure.of(unavailable, failure)
             raise unavailable from error
         self._failed.pop(key, None)
+
+    def learn_revocations(self, kinds: Iterable[VekKind]) -> bool:
+        """Ask for the revocation lists of these kinds of keys, each once a day.
+
+        Returns whether one came that was not known. That one cannot be had is
+        no error: then those at hand count, or none.
+        """
+        new = False
+        for kind in kinds:
+            if time.monotonic() < self._list_due.get(kind, 0.0):
+                continue
+            before, pause = self.known_crl(kind), LIST_AGE.total_seconds()
+            try:
+                found = self._observed(
+                    lambda kind=kind: self._source.crl(  # type: ignore[misc]
+                        self.judge.product,
+                        kind is VekKind.VLEK,
+                        at=self.clock(),
+                        max_age=LIST_AGE,
+                        budget=LIST_BUDGET,
+                    )
+                )
+            except SnpCertsError:
+                pause = LIST_PAUSE
+            else:
+                new = new or found != before
+            self._list_due[kind] = time.monotonic() + pause
+        return new
+
+    def known_crl(self, kind: VekKind) -> bytes | None:
+        """The revocation list at hand, unjudged."""
+        return self._source.known_crl(self.judge.product, kind is VekKind.VLEK)
+
+    def revocation_lists(self) -> dict[VekKind, RevocationList]:
+        """Those at hand that can be read; whether one is its root's has not been judged."""
+        found: dict[VekKind, RevocationList] = {}
+        for kind in VekKind:
+            data = self.known_crl(kind)
+            if data is not None:
+                with contextlib.suppress(FormatError):
+                    found[kind] = load_crl(data)
+        return found
 
     def drop_stale(self) -> None:
         """Drop the tables that time has made wrong, so that they are fetched anew."""
@@ -194,6 +258,7 @@ class Stock:
     def _from_source(self, key: Key) -> CertTable:
         product, at = self.judge.product, self.clock()
         if key.kind is VekKind.VCEK:
+            self.learn_revocations([key.kind])
             vcek = self._observed(
                 lambda: self._source.vcek(product, self.judge.hwid, key.tcb, at=at)
             )
@@ -213,6 +278,7 @@ class Stock:
     def vlek_table(self, leaf: bytes) -> CertTable:
         """A VLEK certificate (DER) with the chain above it, from the source."""
         product, at = self.judge.product, self.clock()
+        self.learn_revocations([VekKind.VLEK])
         asvk, ark = self._observed(lambda: self._source.vlek_chain(product, at=at))
         return CertTable(
             (

@@ -94,23 +94,26 @@ class KdsClient:
         *,
         hold_off: float = 0.0,
         attempts: int | None = None,
+        budget: float | None = None,
     ) -> T:
         """What ``read`` makes of the answer's body.
 
         A body that ``read`` refuses with :class:`FormatError` counts as no
         answer: error pages come with status 200 too. ``hold_off`` is how long
-        to wait before the first try.
+        to wait before the first try; ``attempts`` and ``budget`` stand for the
+        policy's where they are given.
 
         Raises :class:`KdsUnavailableError` when there was no answer within the
         policy's bounds, and :class:`KdsNotFoundError`, at once, for a 404.
         """
-        deadline = time.monotonic() + self.policy.budget
+        budget = self.policy.budget if budget is None else budget
+        deadline = time.monotonic() + budget
         tries = self.policy.attempts if attempts is None else attempts
         failed = _Failed("throttled", "the key server asked to be left alone", hold_off)
         if hold_off:
             self._wait(resource, failed, hold_off, deadline)
         for count in range(1, tries + 1):
-            answer = self._try(resource, read, deadline)
+            answer = self._try(resource, read, deadline, budget)
             self._count(answer.result if isinstance(answer, _Failed) else "ok")
             if not isinstance(answer, _Failed):
                 return answer.value
@@ -154,7 +157,7 @@ class KdsClient:
             self._results[result] += 1
 
     def _try(
-        self, resource: Resource, read: Callable[[bytes], T], deadline: float
+        self, resource: Resource, read: Callable[[bytes], T], deadline: float, budget: float
     ) -> _Read[T] | _Failed:
         import httpx
 
@@ -163,7 +166,7 @@ class KdsClient:
         except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError, OSError) as error:
             said = str(error) or type(error).__name__
             if time.monotonic() >= deadline:
-                said = f"took longer than {self.policy.budget:.0f} s"
+                said = f"took longer than {budget:.0f} s"
             return _Failed("unreachable", said)
         except _NotOursError as error:
             return _Failed(error.result, str(error), again=False)

@@ -22,13 +22,21 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from snpcerts.endorsement.anchors import Anchor
 from snpcerts.endorsement.certificate import load_certificate
 from snpcerts.endorsement.chain import Chain, check_chain, windows_of
-from snpcerts.endorsement.crl import CrlFault, RevocationList, check_crl, crl_problem_at
+from snpcerts.endorsement.crl import (
+    CrlFault,
+    RevocationList,
+    check_crl,
+    crl_problem_at,
+    load_crl,
+)
 from snpcerts.endorsement.vek import EndorsementCert, VekKind
 from snpcerts.errors import FormatError
 from snpcerts.kds.url import ChainResource, VcekResource
 
 # AMD's chain has 4.6 KB, its revocation lists about 1 KB.
 MAX_BODY: Final = 64 << 10
+
+REVOKED: Final = frozenset((CrlFault.ASK_REVOKED, CrlFault.ARK_REVOKED))
 
 _PEM_BLOCK = re.compile(rb"-----BEGIN CERTIFICATE-----.*?-----END CERTIFICATE-----", re.DOTALL)
 
@@ -151,6 +159,26 @@ def faults_of_crl(revocation: RevocationList, root: x509.Certificate, at: dateti
     if untimely is not None:
         problems.append(untimely)
     return [Fault(problem.fault.value, problem.message) for problem in problems]
+
+
+def faults_of_revocation(pair: ChainPair, kind: VekKind, crl: bytes | None) -> list[Fault]:
+    """What the list (DER or PEM, None where there is none) withdraws of ``pair``.
+
+    A list that is no list of the pair's root says nothing, and an old one still
+    does: what was withdrawn is not given back.
+    """
+    if crl is None:
+        return []
+    try:
+        revocation = load_crl(crl)
+    except FormatError:
+        return []
+    label = "ASK" if kind is VekKind.VCEK else "ASVK"
+    return [
+        Fault(problem.fault.value, problem.message)
+        for problem in check_crl(revocation, pair.root, pair.intermediate, label)
+        if problem.fault in REVOKED
+    ]
 
 
 def same_key(one: bytes, other: bytes) -> bool:

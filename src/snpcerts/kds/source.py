@@ -11,6 +11,7 @@ days.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 import time
@@ -45,6 +46,7 @@ from snpcerts.kds.judge import (
     der_of,
     faults_of_chain,
     faults_of_crl,
+    faults_of_revocation,
     faults_of_vcek,
     read_chain,
     read_vcek,
@@ -108,9 +110,12 @@ class _Wanted(Generic[T]):
 
     ``judge`` returns what is kept of a body, or the faults it has; it raises
     :class:`FormatError` for what cannot be read. ``prepare`` fetches what
-    judging needs. ``once_more`` says whether a body with such faults should be
+    judging needs. A ``budget`` is for what one can do without: one question, that
+    takes no longer. ``once_more`` says whether a body with such faults should be
     judged again, after having got what may mend them. ``rather`` says why the
     first, which is new, must not take the place of the second, which is cached.
+    A ``budget`` (seconds) is for what one can do without: it is asked for once,
+    and no longer. A ``lenient`` judge lets pass what others do not.
     """
 
     resource: Resource
@@ -120,6 +125,13 @@ class _Wanted(Generic[T]):
     prepare: Callable[[], object] = lambda: None
     once_more: Callable[[list[Fault]], bool] = lambda _faults: False
     rather: Callable[[_Verified[T], _Verified[T]], Fault | None] = lambda _new, _old: None
+    budget: float | None = None
+    lenient: bool = False
+
+    @property
+    def question(self) -> tuple[object, ...]:
+        """Who asks the same thing at the same time gets the same answer."""
+        return (self.resource, self.refresh, self.budget, self.lenient)
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +148,10 @@ class CertificateSource:
     renewal that failed. Safe for use by several threads: those that lack the
     same thing at the same time cause one request between them, and so do
     processes that share the cache.
+
+    With ``heed_revocation`` a chain that the cached revocation list withdraws
+    is not to be trusted either: it is asked for anew, and a leaf below it with
+    it. Without, revocation is left to whoever judges the certificates.
     """
 
     def __init__(
@@ -144,14 +160,16 @@ class CertificateSource:
         client: KdsClient | None,
         *,
         anchors: Sequence[Anchor] = AMD_ANCHORS,
+        heed_revocation: bool = False,
         warn: Callable[[str], None] = log.warning,
     ) -> None:
         self.store = store
         self.client = client
         self.anchors = tuple(anchors)
+        self._heed_revocation = heed_revocation
         self._warn = warn
         self._lock = threading.Lock()
-        self._asking: dict[tuple[Resource, bool], Future[Any]] = {}
+        self._asking: dict[tuple[object, ...], Future[Any]] = {}
         self._renewal_failed: dict[Resource, float] = {}
         self._unkept: OrderedDict[Resource, bytes] = OrderedDict()
 
@@ -231,47 +249,77 @@ class CertificateSource:
         *,
         at: datetime | None = None,
         refresh: bool = False,
+        max_age: timedelta | None = None,
+        budget: float | None = None,
     ) -> bytes:
         """The ARK's revocation list in DER, signed by a pinned ARK and current at ``at``.
 
         It is kept until the time it names itself for the next one; ``refresh``
-        asks sooner. Errors as :meth:`vcek`.
+        asks sooner, and so does ``max_age`` for a list that has been kept for
+        longer: AMD's are good for a year, in which much may be withdrawn. With
+        a ``budget`` the list is asked for once, and waited for so many seconds
+        at most. Errors as :meth:`vcek`.
         """
         when = _when(at)
         kind = _kind(vlek)
-        root = self._chain(product, kind, when).value.root
+        resource = CrlResource(product, kind)
+        root = self._chain(product, kind, when, withdrawn=True, budget=budget).value.root
+        kept_since = self.store.kept_since(resource) if max_age is not None else None
 
         def judge(body: bytes) -> _Verified[RevocationList] | list[Fault]:
             found = load_crl(body)
             faults = faults_of_crl(found, root, when)
             der = found.crl.public_bytes(Encoding.DER)
-            return faults or _Verified(
-                found, der, found.this_update, found.next_update, found.next_update
-            )
+            renew_at = found.next_update
+            if max_age is not None and kept_since is not None:
+                renew_at = min(renew_at, kept_since + max_age)
+            return faults or _Verified(found, der, found.this_update, found.next_update, renew_at)
 
-        wanted = _Wanted(CrlResource(product, kind), when, refresh, judge, rather=_older)
+        wanted = _Wanted(resource, when, refresh, judge, rather=_older, budget=budget)
         return self._get(wanted).kept_as
 
+    def known_crl(self, product: Product, vlek: bool = False) -> bytes | None:
+        """The revocation list that the cache has, however old, unjudged; nobody is asked."""
+        resource = CrlResource(product, _kind(vlek))
+        with self._lock:
+            kept = self._unkept.get(resource)
+        with contextlib.suppress(CacheError):
+            return self.store.read(resource) if kept is None else kept
+        return None
+
     def _chain(
-        self, product: Product, kind: VekKind, at: datetime, *, refresh: bool = False
+        self,
+        product: Product,
+        kind: VekKind,
+        at: datetime,
+        *,
+        refresh: bool = False,
+        withdrawn: bool = False,
+        budget: float | None = None,
     ) -> _Verified[ChainPair]:
+        """With ``withdrawn`` one that is revoked will do: for its root, which judges lists."""
         resource = ChainResource(product, kind)
+        heed = self._heed_revocation and not withdrawn
 
         def judge(body: bytes) -> _Verified[ChainPair] | list[Fault]:
             pair = read_chain(body)
             faults = faults_of_chain(resource, pair, self.anchors, at)
+            if not faults and heed:
+                faults = faults_of_revocation(
+                    pair, kind, self.known_crl(product, kind is VekKind.VLEK)
+                )
             return faults or _Verified(
                 pair, pair.pem(), pair.not_before, pair.not_after, pair.not_after - RENEW_BEFORE
             )
 
-        return self._get(_Wanted(resource, at, refresh, judge))
+        return self._get(_Wanted(resource, at, refresh, judge, budget=budget, lenient=withdrawn))
 
     def _get(self, wanted: _Wanted[T]) -> _Verified[T]:
         """Out of the cache, or together with whoever is asking for it already."""
         cached = None if wanted.refresh else self._cached(wanted)
         if cached is not None and not self._due(wanted, cached):
             return cached
-        key = (wanted.resource, wanted.refresh)
+        key = wanted.question
         with self._lock:
             under_way = self._asking.get(key)
             if under_way is None:
@@ -306,7 +354,8 @@ class CertificateSource:
                 )
             return cached
         wanted.prepare()
-        patience = client.policy.budget + _PATIENCE
+        budget = wanted.budget
+        patience = client.policy.budget + _PATIENCE if budget is None else budget
         with turn_at(self.store, wanted.resource, patience=patience) as turn:
             cached = self._cached(wanted, report=True)
             if cached is not None and (
@@ -316,7 +365,7 @@ class CertificateSource:
             try:
                 if turn.failure is not None:
                     raise turn.failure
-                if cached is not None and turn.hold_off:
+                if turn.hold_off and (cached is not None or budget is not None):
                     raise KdsUnavailableError(
                         f"{wanted.resource}: {client.url} asked to be left alone",
                         retry_after=turn.hold_off,
@@ -348,7 +397,8 @@ class CertificateSource:
             lambda body: (body, wanted.judge(body)),
             hold_off=hold_off,
             # What is only renewed can wait; it is not worth many tries now.
-            attempts=None if cached is None else 1,
+            attempts=None if cached is None and wanted.budget is None else 1,
+            budget=wanted.budget,
         )
         if isinstance(judged, list) and wanted.once_more(judged):
             judged = wanted.judge(body)
@@ -416,6 +466,7 @@ def open_source(
     url: str | None = None,
     offline: bool = False,
     anchors: Sequence[Anchor] = AMD_ANCHORS,
+    heed_revocation: bool = False,
 ) -> CertificateSource:
     """The source for a cache directory and a key server (default: AMD's).
 
@@ -424,7 +475,7 @@ def open_source(
     if offline and url is not None:
         raise UsageError("offline, no key server is asked", hint="leave the URL out")
     client = None if offline else KdsClient(AMD_URL if url is None else url)
-    return CertificateSource(Store(cache), client, anchors=anchors)
+    return CertificateSource(Store(cache), client, anchors=anchors, heed_revocation=heed_revocation)
 
 
 def _kind(vlek: bool) -> VekKind:

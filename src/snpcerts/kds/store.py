@@ -33,6 +33,7 @@ import stat
 import tempfile
 import time
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
 from typing import Final
 
@@ -143,6 +144,14 @@ class Store:
         if len(data) > MAX_BODY:
             raise CacheError(f"{path}: is larger than {MAX_BODY} bytes", hint="remove it")
         return data
+
+    def kept_since(self, resource: Resource) -> datetime | None:
+        """When what is kept was written; None where nothing is, or that cannot be told."""
+        try:
+            written = self.path_of(resource).stat().st_mtime
+            return datetime.fromtimestamp(written, UTC)
+        except (OSError, OverflowError, ValueError):
+            return None
 
     def write(self, resource: Resource, data: bytes) -> None:
         """Keep ``data``: the old file or the new one is there, whole, even after a crash.

@@ -164,6 +164,7 @@ class Host:
 
     def agent(self, listener: Listener, *, progress: bool = True) -> Agent:
         """The agent; reads the configuration."""
+        from snpcerts.endorsement.vek import VekKind
         from snpcerts.host.agent import Agent
         from snpcerts.host.event import Event, EventKind
         from snpcerts.host.judgement import Judge
@@ -179,8 +180,11 @@ class Host:
         def observe(result: str) -> None:
             listener(Event(EventKind.FETCHED, f"asked: {result}", fields={"result": result}))
 
+        def known_crl(kind: VekKind) -> bytes | None:
+            return source.known_crl(firmware.product, kind is VekKind.VLEK)
+
         stock = Stock(
-            Judge(firmware.product, firmware.hwid, anchors),
+            Judge(firmware.product, firmware.hwid, anchors, known_crl),
             PatientSource(source) if progress else source,
             VlekStore(config.vlek_certificates),
             observe=observe,

@@ -28,7 +28,11 @@ def open_source(
     from snpcerts.kds.source import open_source
 
     return open_source(
-        cache=cache or config.cache, url=config.kds_url, offline=config.offline, anchors=anchors
+        cache=cache or config.cache,
+        url=config.kds_url,
+        offline=config.offline,
+        anchors=anchors,
+        heed_revocation=True,
     )
 
 
@@ -61,6 +65,13 @@ class PatientSource:
     def vlek_chain(self, *words: Any, **named: Any) -> Any:
         with _told("asking for the chain of a VLEK"):
             return self._source.vlek_chain(*words, **named)
+
+    def crl(self, *words: Any, **named: Any) -> Any:
+        with _told("asking for a revocation list"):
+            return self._source.crl(*words, **named)
+
+    def known_crl(self, *words: Any, **named: Any) -> Any:
+        return self._source.known_crl(*words, **named)
 
 
 @contextlib.contextmanager

@@ -22,7 +22,7 @@ def status(host: Host, as_json: bool) -> None:
     from snpcerts.host.status import status_of
 
     agent = host.agent(listener_of("text"))
-    found = status_of(agent.firmware, agent.look())
+    found = status_of(agent.firmware, agent.look(), agent.stock.revocation_lists())
     click.echo(json.dumps(found.to_json()) if as_json else "\n".join(found.lines()))
     if not found.in_step:
         click.get_current_context().exit(1)

@@ -75,7 +75,7 @@ def sync(
     agent = host.agent(listener)
     done = agent.sync()
     if metrics is not None and metrics_file is not None:
-        metrics.seen(agent.look(), host.kds_requests())
+        metrics.seen(agent.look(), host.kds_requests(), agent.stock.revocation_lists())
         metrics.write(metrics_file)
     if done.problem is not None:
         click.get_current_context().exit(done.problem.exit_code)
@@ -124,7 +124,7 @@ def _watch(
     def after_round(agent: Agent) -> None:
         if metrics is None:
             return
-        metrics.seen(agent.look(), host.kds_requests())
+        metrics.seen(agent.look(), host.kds_requests(), agent.stock.revocation_lists())
         if metrics_file is not None:
             try:
                 metrics.write(metrics_file)
