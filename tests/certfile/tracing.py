@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Stop a child process at each of its system calls, with ptrace(2)."""
+"""Stop a child process at each of its system calls, with ptrace(2), and kill it there."""
 
 from __future__ import annotations
 
@@ -7,11 +7,13 @@ import ctypes
 import os
 import signal
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import NoReturn
 
-_TRACEME, _SYSCALL, _SETOPTIONS, _GET_SYSCALL_INFO = 0, 24, 0x4200, 0x420E
-_O_TRACESYSGOOD, _O_EXITKILL = 1, 1 << 20
+_TRACEME, _CONT, _SYSCALL, _SETOPTIONS, _GET_SYSCALL_INFO = 0, 7, 24, 0x4200, 0x420E
+_O_TRACESYSGOOD, _O_TRACEEXEC, _O_EXITKILL = 1, 1 << 4, 1 << 20
+_EVENT_EXEC = 4
 _SYSCALL_STOP = signal.SIGTRAP | 0x80
 _OP_ENTRY = 1
 # Names of the calls an update makes, for people who read a failure.
@@ -20,8 +22,24 @@ _NAMES = {
     18: "pwrite64", 35: "nanosleep", 72: "fcntl", 74: "fsync", 77: "ftruncate", 82: "rename",
     86: "link", 87: "unlink", 89: "readlink", 91: "fchmod", 93: "fchown", 190: "fsetxattr",
     193: "fgetxattr", 196: "flistxattr", 230: "clock_nanosleep", 257: "openat", 262: "newfstatat",
-    264: "renameat", 265: "linkat", 332: "statx",
+    264: "renameat", 265: "linkat", 332: "statx", 20: "writev", 44: "sendto", 46: "sendmsg",
+    73: "flock", 75: "fdatasync", 76: "truncate", 83: "mkdir", 84: "rmdir", 88: "symlink",
+    90: "chmod", 92: "chown", 188: "setxattr", 231: "exit_group", 258: "mkdirat",
+    260: "fchownat", 263: "unlinkat", 266: "symlinkat", 268: "fchmodat", 280: "utimensat",
+    285: "fallocate", 316: "renameat2",
 }  # fmt: skip
+
+# Of these, the calls after which something outside the process may be different.
+_CHANGING = frozenset(
+    (
+        "write", "pwrite64", "writev", "sendto", "sendmsg", "ioctl", "fcntl", "flock", "fsync",
+        "fdatasync", "ftruncate", "truncate", "fallocate", "rename", "renameat", "renameat2",
+        "link", "linkat", "symlink", "symlinkat", "unlink", "unlinkat", "mkdir", "mkdirat",
+        "rmdir", "chmod", "fchmod", "fchmodat", "chown", "fchown", "fchownat", "setxattr",
+        "fsetxattr", "utimensat", "exit_group",
+    )
+)  # fmt: skip
+_LOCKING = (5, 6, 7, 37, 38)  # F_SETLK and its kin, and those of open file descriptions
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.ptrace.argtypes = (ctypes.c_long, ctypes.c_long, ctypes.c_void_p, ctypes.c_void_p)
@@ -66,6 +84,86 @@ def killed_at(stop: int, work: Callable[[], None]) -> str | None:
             os.waitpid(pid, 0)
             return place
         number += 1
+
+
+@dataclass(frozen=True)
+class Call:
+    """A system call of the traced program, which has not been made yet."""
+
+    pid: int
+    number: int
+    arguments: tuple[int, ...]
+
+    @property
+    def name(self) -> str:
+        """``pwrite64``, say."""
+        return str(_NAMES.get(self.number, self.number))
+
+    @property
+    def path(self) -> str:
+        """What an ``openat`` opens; empty for another call."""
+        if self.name != "openat":
+            return ""
+        with open(f"/proc/{self.pid}/mem", "rb", buffering=0) as memory:
+            memory.seek(self.arguments[1])
+            # No further than the page: the next may not be there.
+            data = memory.read(4096 - self.arguments[1] % 4096)
+        return os.fsdecode(data.partition(b"\0")[0])
+
+    @property
+    def changes_something(self) -> bool:
+        """Whether anything outside the process may be different after it."""
+        if self.name == "openat":
+            return bool(self.arguments[2] & (os.O_CREAT | os.O_TRUNC))
+        if self.name == "fcntl":
+            return self.arguments[1] in _LOCKING
+        return self.name in _CHANGING
+
+
+def killed_before(words: Sequence[str], here: Callable[[Call], bool], *, execs: int) -> Call | None:
+    """Run a program, and kill it before the first call for which ``here`` is true.
+
+    ``here`` is asked from the ``execs``-th execve(2) on: a program may have become
+    another by then. Only the first thread's calls count. None when the program
+    was over by then, which must be with exit code 0.
+    """
+    pid = os.fork()
+    if pid == 0:
+        null = os.open(os.devnull, os.O_RDWR)
+        for number in (0, 1):
+            os.dup2(null, number)
+        _child(lambda: os.execv(words[0], words))  # noqa: S606 (running it is the purpose)
+    os.waitpid(pid, 0)  # the child's SIGSTOP
+    options = _O_TRACESYSGOOD | _O_EXITKILL | _O_TRACEEXEC
+    if _libc.ptrace(_SETOPTIONS, pid, None, options) != 0:
+        raise OSError(ctypes.get_errno(), "PTRACE_SETOPTIONS")
+    seen, deliver = 0, 0
+    while True:
+        _libc.ptrace(_SYSCALL if seen >= execs else _CONT, pid, None, deliver)
+        status = os.waitpid(pid, 0)[1]
+        deliver = 0
+        if not os.WIFSTOPPED(status):
+            assert os.waitstatus_to_exitcode(status) == 0, f"{words} failed by itself"
+            return None
+        if status >> 8 == signal.SIGTRAP | _EVENT_EXEC << 8:
+            seen += 1
+        elif os.WSTOPSIG(status) != _SYSCALL_STOP:
+            deliver = os.WSTOPSIG(status)
+        else:
+            call = _entered(pid)
+            if call is not None and here(call):
+                os.kill(pid, signal.SIGKILL)
+                os.waitpid(pid, 0)
+                return call
+
+
+def _entered(pid: int) -> Call | None:
+    info = ctypes.create_string_buffer(88)  # struct ptrace_syscall_info
+    _libc.ptrace(_GET_SYSCALL_INFO, pid, ctypes.c_void_p(len(info)), info)
+    if info.raw[0] != _OP_ENTRY:
+        return None
+    number, *arguments = struct.unpack_from("<7Q", info.raw, 24)
+    return Call(pid, number, tuple(arguments))
 
 
 def _child(work: Callable[[], None]) -> NoReturn:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,9 @@ import pytest
 from snpcerts.abi.product import Product
 from snpcerts.emulator.authority import EmulatedAuthority
 
+from ..emulated import Emulated
 from .rig import Rig
+from .site import Site, key_server
 
 
 @pytest.fixture(scope="session")
@@ -23,3 +26,14 @@ def authority() -> EmulatedAuthority:
 def rig(tmp_path: Path, authority: EmulatedAuthority) -> Rig:
     """A host with one VCEK file, which is not there yet."""
     return Rig.make(tmp_path, authority)
+
+
+@pytest.fixture(scope="module")
+def url(emulated: Emulated) -> Iterator[str]:
+    with key_server(emulated) as url:
+        yield url
+
+
+@pytest.fixture
+def site(emulated: Emulated, url: str, tmp_path: Path) -> Site:
+    return Site(emulated, tmp_path, url)

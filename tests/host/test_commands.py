@@ -13,10 +13,8 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -24,7 +22,6 @@ from typing import Any
 import pytest
 
 from snpcerts.abi.cert_table import EMPTY, CertTable
-from snpcerts.cli.main import main
 from snpcerts.endorsement.anchors import Anchor, anchor_from_certificate
 from snpcerts.endorsement.certificate import load_certificate
 from snpcerts.verify.collateral import Collateral
@@ -32,94 +29,7 @@ from snpcerts.verify.verdict import Status
 from snpcerts.verify.verify import verify
 
 from ..emulated import SNPCERTS, Emulated
-
-PATIENCE = 60.0  # seconds that something may take on a slow machine
-
-
-@dataclass
-class Site:
-    """A host, its certificate file, and a key server that may be in a bad mood."""
-
-    emulated: Emulated
-    folder: Path
-    url: str
-
-    @property
-    def file(self) -> Path:
-        return self.folder / "certs.bin"
-
-    @property
-    def anchor(self) -> Path:
-        return self.emulated.certs / "ark.der"
-
-    def words(self, command: str, *words: str, **options: str) -> list[str]:
-        chosen = {
-            "file": str(self.file),
-            "cache": str(self.folder / "cache"),
-            "vlek-certs": str(self.folder / "vlek"),
-            "anchor": str(self.anchor),
-            "kds": self.url,
-        } | {name.replace("_", "-"): value for name, value in options.items()}
-        listed = [f"--{name}={value}" for name, value in chosen.items() if value]
-        return ["host", "--", *SNPCERTS, "host", command, *listed, *words]
-
-    def host(self, command: str, *words: str, **options: str) -> subprocess.CompletedProcess[str]:
-        return self.emulated.run(*self.words(command, *words, **options))
-
-    def done(self, command: str, *words: str, **options: str) -> str:
-        made = self.host(command, *words, **options)
-        assert made.returncode == 0, made.stdout + made.stderr
-        return made.stdout
-
-    def status(self) -> Any:
-        return json.loads(self.host("status", "--json", kds="", offline="").stdout)
-
-    def behind_our_back(self, program: str) -> None:
-        made = self.emulated.python(
-            ["host"],
-            "from snpcerts.abi.psp import SnpConfig\n"
-            "from snpcerts.host.sev import Sev\n"
-            "sev = Sev()\n" + program,
-        )
-        assert made.returncode == 0, made.stderr
-
-    def lowered(self, by: int = 1) -> str:
-        """A --reported-tcb that is not the one reported now."""
-        status = self.status()
-        return f"ucode={status['reported_tcb']['microcode'] - by}"
-
-    def attest(self) -> int:
-        """A guest asks for a report, and a verifier judges it with what came along."""
-        report, table = self.folder / "report.bin", self.folder / "table.bin"
-        words = [*SNPCERTS, "guest", "report", "-o", str(report), "--table-out", str(table)]
-        made = self.emulated.run("guest", "--certs", str(self.file), "--", *words)
-        assert made.returncode == 0, made.stderr
-        return main(["verify", str(report), "--table", str(table), "--anchor", str(self.anchor)])
-
-
-@contextlib.contextmanager
-def key_server(emulated: Emulated, *faults: str) -> Iterator[str]:
-    words = [word for fault in faults for word in ("--fault", fault)]
-    server = subprocess.Popen(
-        emulated.command("key-server", *words), stdout=subprocess.PIPE, text=True
-    )
-    try:
-        assert server.stdout is not None
-        yield server.stdout.readline().split()[-1]
-    finally:
-        server.terminate()
-        server.communicate()
-
-
-@pytest.fixture(scope="module")
-def url(emulated: Emulated) -> Iterator[str]:
-    with key_server(emulated) as url:
-        yield url
-
-
-@pytest.fixture
-def site(emulated: Emulated, url: str, tmp_path: Path) -> Site:
-    return Site(emulated, tmp_path, url)
+from .site import LOWER, PATIENCE, Lines, Site, key_server, watching
 
 
 def test_a_new_host_is_checked_synced_and_its_guests_reports_verify(site: Site) -> None:
@@ -262,45 +172,6 @@ def test_what_is_cached_works_offline(site: Site) -> None:
     site.file.unlink()
     site.done("sync", "--offline", kds="")
     assert site.attest() == 0
-
-
-class Lines:
-    """JSON lines of a process, waited for one by one."""
-
-    def __init__(self, process: subprocess.Popen[str]) -> None:
-        self._process = process
-        self.seen: list[dict[str, Any]] = []
-
-    def until(self, event: str) -> dict[str, Any]:
-        assert self._process.stdout is not None
-        for text in self._process.stdout:
-            line = json.loads(text)
-            self.seen.append(line)
-            if line["event"] == event:
-                return line
-        raise AssertionError(f"no {event} in {self.seen}")
-
-
-@contextlib.contextmanager
-def watching(site: Site, *words: str, **options: str) -> Iterator[subprocess.Popen[str]]:
-    command = site.emulated.command(
-        *site.words("sync", "--watch", "--interval=0.2", "--log=json", *words, **options)
-    )
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    limit = threading.Timer(PATIENCE, process.kill)  # a test that waits in vain fails
-    limit.start()
-    try:
-        yield process
-    finally:
-        limit.cancel()
-        process.kill()
-        process.communicate()
-
-
-LOWER = (
-    "tcb = bytearray(sev.snp_platform_status().reported_tcb); tcb[7] -= 1\n"
-    "sev.snp_set_config(SnpConfig(reported_tcb=bytes(tcb)))\n"
-)
 
 
 def test_the_watch_repairs_what_was_changed_behind_our_back(site: Site, tmp_path: Path) -> None:
