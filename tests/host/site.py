@@ -12,7 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cryptography import x509
+
+from snpcerts.abi.cert_table import VCEK_GUID, VLEK_GUID, CertTable
 from snpcerts.cli.main import main
+from snpcerts.emulator.home import PlatformHome
 
 from ..emulated import SNPCERTS, Emulated
 
@@ -86,6 +90,16 @@ class Site:
         return main(["verify", str(report), "--table", str(table), "--anchor", str(self.anchor)])
 
 
+def truth(path: Path, home: PlatformHome) -> str:
+    """What the file is to a guest: ``empty``, ``right`` or ``wrong``, by the keys alone."""
+    table = CertTable.decode(path.read_bytes()) if path.exists() else CertTable()
+    if not table.entries:
+        return "empty"
+    leaves = [table.get(guid) for guid in (VCEK_GUID, VLEK_GUID)]
+    keys = [x509.load_der_x509_certificate(leaf).public_key() for leaf in leaves if leaf]
+    return "right" if keys == [home.firmware().signing_public_key()] else "wrong"
+
+
 @contextlib.contextmanager
 def key_server(emulated: Emulated, *faults: str) -> Iterator[str]:
     words = [word for fault in faults for word in ("--fault", fault)]
@@ -118,12 +132,14 @@ class Lines:
 
 
 @contextlib.contextmanager
-def watching(site: Site, *words: str, **options: str) -> Iterator[subprocess.Popen[str]]:
-    command = site.emulated.command(
-        *site.words("sync", "--watch", "--interval=0.2", "--log=json", *words, **options)
-    )
+def watching(
+    site: Site, *words: str, patience: float = PATIENCE, **options: str
+) -> Iterator[subprocess.Popen[str]]:
+    if not any(word.startswith("--interval") for word in words):
+        words = (*words, "--interval=0.2")
+    command = site.emulated.command(*site.words("sync", "--watch", "--log=json", *words, **options))
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    limit = threading.Timer(PATIENCE, process.kill)  # a test that waits in vain fails
+    limit = threading.Timer(patience, process.kill)  # a test that waits in vain fails
     limit.start()
     try:
         yield process

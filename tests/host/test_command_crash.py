@@ -1,0 +1,253 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The host commands themselves, killed at their system calls, and the same command run again.
+
+Each is the program an operator starts, behind the front door, stopped with
+ptrace(2) and killed with SIGKILL before a system call is made. Counting begins
+when it opens ``/dev/sev``: until then it starts Python and reads its
+configuration, and touches nothing.
+
+The state outside the program is the same before each of two calls if the first
+of them changed nothing. So there is one place to be killed at for each call
+that may change something: writes, locks, ioctls, names, sockets. Which of those
+places are tried says ``SNPCERTS_CRASHES``: without it some of them, evenly
+spread and the same each time; with ``changing`` all; with ``every`` the places
+before every single system call.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+
+import pytest
+
+from snpcerts.abi.cert_table import CertTable
+from snpcerts.abi.psp import STATUS_VLEK_EN
+from snpcerts.abi.tcb import TcbVersion
+from snpcerts.certfile.certfile import CertFile
+from snpcerts.emulator.home import PlatformHome
+from snpcerts.emulator.issued import vcek_of
+
+from ..certfile.tracing import Call, can_trace, killed_before
+from ..emulated import Emulated
+from .site import Site, truth
+
+HOW_MANY = os.environ.get("SNPCERTS_CRASHES", "")
+SAMPLE = 4  # places of each command, without being asked for more
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not can_trace(), reason="ptrace is not allowed on this machine"),
+]
+
+# The firmware as another program sets it, in one process for many times.
+HELPER = """
+import sys
+from snpcerts.abi.psp import SnpConfig
+from snpcerts.host.sev import Sev
+with Sev() as sev:
+    for line in sys.stdin:
+        sev.snp_set_config(SnpConfig(reported_tcb=bytes.fromhex(line)))
+        print("set", flush=True)
+"""
+
+
+@dataclass
+class Firmware:
+    """The machine's firmware, looked at from outside and set behind everybody's back."""
+
+    emulated: Emulated
+    process: subprocess.Popen[str]
+
+    def report(self, tcb: TcbVersion) -> None:
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.write(tcb.pack().hex() + "\n")
+        self.process.stdin.flush()
+        assert self.process.stdout.readline() == "set\n"
+
+    @property
+    def home(self) -> PlatformHome:
+        return PlatformHome(self.emulated.directory)
+
+    def tcb(self, which: str = "reported_tcb") -> TcbVersion:
+        firmware = self.home.firmware()
+        status = firmware.snp_platform_status()
+        return TcbVersion.unpack(getattr(status, which), firmware.product.tcb_layout)
+
+
+@pytest.fixture(scope="module")
+def firmware(emulated: Emulated) -> Iterator[Firmware]:
+    process = subprocess.Popen(
+        emulated.command("host", "--", sys.executable, "-c", HELPER),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    yield Firmware(emulated, process)
+    process.kill()
+    process.communicate()
+
+
+@dataclass
+class Scene:
+    """One command, and the host as it is each time before it."""
+
+    site: Site
+    firmware: Firmware
+    words: list[str]
+    start: TcbVersion
+    wrong: bool = False  # the file is, at first
+    online: bool = False  # the cache is empty, at first
+    tables: dict[TcbVersion, CertTable] = field(default_factory=dict)
+
+    def prepare(self) -> None:
+        """The firmware as it was at first, and the file right, or wrong."""
+        self.firmware.report(self.start)
+        tcb = replace(self.start, microcode=self.start.microcode - 1) if self.wrong else self.start
+        if tcb not in self.tables:
+            home = self.firmware.home
+            self.tables[tcb] = vcek_of(home.authority(), home.firmware().chip, tcb).table()
+        CertFile(str(self.site.file)).publish(self.tables[tcb])
+        if self.online:
+            shutil.rmtree(self.site.folder / "cache", ignore_errors=True)
+        assert self.truth() == ("wrong" if self.wrong else "right")
+
+    def truth(self) -> str:
+        return truth(self.site.file, self.firmware.home)
+
+    def killed_at(self, place: int | None, *, every: bool) -> tuple[Call | None, int]:
+        """Run it until that place, counted from 0; where that was, and how many there were."""
+        count, open_yet = 0, False
+
+        def here(call: Call) -> bool:
+            nonlocal count, open_yet
+            open_yet = open_yet or call.path == "/dev/sev"
+            if not open_yet or not (every or call.changes_something):
+                return False
+            count += 1
+            return place is not None and count == place + 1
+
+        command = self.site.emulated.command(*self.words)
+        return killed_before(command, here, execs=2), count
+
+    def places(self) -> list[int]:
+        """Those to be killed at."""
+        every = HOW_MANY == "every"
+        self.prepare()
+        _, count = self.killed_at(None, every=every)
+        assert self.truth() == "right", "not killed, it does its work"
+        assert count > 20
+        if HOW_MANY:
+            return list(range(count))
+        return [round(each * (count - 1) / (SAMPLE - 1)) for each in range(SAMPLE)]
+
+    def sweep(self) -> list[str]:
+        """What the file was after each kill; each time the next run made it right."""
+        truths: list[str] = []
+        every = HOW_MANY == "every"
+        places = self.places()
+        print(f"{self.words[6]}: killed at {len(places)} places")
+        for place in places:
+            self.prepare()
+            call, _ = self.killed_at(place, every=every)
+            assert call is not None
+            truths.append(self.truth())
+            if not self.wrong:
+                assert truths[-1] != "wrong", f"killed at {place}, before {call.name}"
+            made = self.site.emulated.run(*self.words)
+            assert made.returncode == 0, f"after {place}, {call.name}: {made.stderr}"
+            assert self.truth() == "right", f"after {place}, {call.name}"
+            self.tidy(place)
+        return truths
+
+    def tidy(self, place: int) -> None:
+        """No temporary file is left by the run after the killed one."""
+        left = {each.name for each in self.site.folder.iterdir()}
+        assert left <= {"certs.bin", ".certs.bin.turn", "cache", "vlek", "issued"}, (place, left)
+
+
+@pytest.fixture
+def low(firmware: Firmware) -> TcbVersion:
+    """A TCB below the current one; reported now, and no VLEK is loaded."""
+    current = firmware.tcb("current_tcb")
+    for below in (3, 2):  # a change drops the VLEK
+        firmware.report(replace(current, microcode=current.microcode - below))
+    return firmware.tcb()
+
+
+def filled(site: Site, firmware: Firmware, *tcbs: TcbVersion) -> Site:
+    """The cache has the certificates of these; then there is no key server."""
+    for tcb in tcbs:
+        firmware.report(tcb)
+        site.done("sync")
+    return site
+
+
+def test_commit_killed_anywhere(site: Site, firmware: Firmware, low: TcbVersion) -> None:
+    filled(site, firmware, low, firmware.tcb("current_tcb"))
+    words = site.words("commit", "--offline", kds="")
+    truths = Scene(site, firmware, words, low).sweep()
+    assert set(truths) == {"right", "empty"}
+    assert firmware.tcb() == firmware.tcb("current_tcb")
+
+
+def test_set_config_killed_anywhere(site: Site, firmware: Firmware, low: TcbVersion) -> None:
+    target = replace(low, microcode=low.microcode + 1)
+    filled(site, firmware, target, low)
+    words = ["--offline", f"--reported-tcb=ucode={target.microcode}"]
+    truths = Scene(site, firmware, site.words("set-config", *words, kds=""), low).sweep()
+    assert set(truths) == {"right", "empty"}
+    assert firmware.tcb() == target
+
+
+def test_load_vlek_killed_anywhere(site: Site, firmware: Firmware, low: TcbVersion) -> None:
+    """The file is one that follows whatever key signs."""
+    config = site.folder.parent / "snpcerts.toml"
+    config.write_text(f'[[file]]\npath = "{site.file}"\nkind = "vlek"\nwithout_vlek = "vcek"\n')
+    options = {"file": "", "config": str(config)}
+    issued = site.folder / "issued"
+    made = site.emulated.run("certificates", str(issued), "--vlek", "CN=cloud")
+    assert made.returncode == 0, made.stderr
+    stick = [str(issued / "hashstick.bin"), f"--vlek-cert={issued / 'vlek.der'}"]
+    site.done("load-vlek", *stick, **options)  # fills the cache
+    scene = VlekScene(
+        site,
+        firmware,
+        site.words("load-vlek", "--offline", *stick, kds="", config=str(config), file=""),
+        low,
+    )
+    truths = scene.sweep()
+    assert set(truths) == {"right", "empty"}
+    assert firmware.home.firmware().snp_platform_status().flags & STATUS_VLEK_EN
+
+
+class VlekScene(Scene):
+    """Before each run the VLEK is dropped, as a changed TCB drops it."""
+
+    def prepare(self) -> None:
+        self.firmware.report(replace(self.start, microcode=self.start.microcode + 1))
+        super().prepare()
+
+
+def test_sync_killed_anywhere(site: Site, firmware: Firmware, low: TcbVersion) -> None:
+    """It finds a wrong file: the later the kill the better, wrong, empty, right.
+
+    The certificates come from the key server, so a kill may hit the cache, too.
+    """
+    truths = Scene(site, firmware, site.words("sync"), low, wrong=True, online=True).sweep()
+    ranks = [("wrong", "empty", "right").index(truth) for truth in truths]
+    assert ranks == sorted(ranks), truths
+    assert set(ranks) == {0, 1, 2}
+
+
+def test_the_scene_itself_can_fail(site: Site, firmware: Firmware, low: TcbVersion) -> None:
+    """A firmware command without the lock: the file is wrong, and it is seen."""
+    scene = Scene(site, firmware, [], low)
+    scene.prepare()
+    firmware.report(replace(low, microcode=low.microcode + 1))
+    assert scene.truth() == "wrong"
