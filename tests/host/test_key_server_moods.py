@@ -1,0 +1,153 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``host sync --watch`` while the key server throttles, is down, lies, or answers in pieces.
+
+One watch for each mood, all at the same time: most of what they do is to wait.
+The key servers are in this process, so that their moods can be changed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import subprocess
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from snpcerts.abi.cert_table import EMPTY
+from snpcerts.emulator.home import PlatformHome
+from snpcerts.emulator.key_server import KeyServer
+from snpcerts.emulator.key_server_faults import Fault
+
+from ..emulated import Emulated
+from .site import LOWER, PATIENCE, Lines, Site, truth, watching
+
+# Nothing that can be taken for an answer: the client itself asks again.
+NO_ANSWER = (
+    Fault.TOO_MANY,
+    Fault.TOO_MANY_SILENT,
+    Fault.UNAVAILABLE,
+    Fault.REFUSE,
+    Fault.CUT,
+    Fault.CUT_SILENT,
+    Fault.HTML,
+)
+# Answers, and not for us: the agent is told so, and asks again some time later.
+LIES = (Fault.WRONG_CHIP, Fault.WRONG_TCB, Fault.WRONG_ROOT, Fault.EXPIRED, Fault.NOT_FOUND)
+# The right answer all the same.
+HARMLESS = (Fault.SLOW, Fault.CONTENT_TYPE)
+
+
+@dataclass
+class Watched:
+    """A watch, and the key server it asks."""
+
+    mood: Fault
+    server: KeyServer
+    site: Site
+    process: subprocess.Popen[str]
+    lines: Lines
+    metrics: Path
+
+    def metric(self, start: str) -> float:
+        found = [line for line in self.metrics.read_text().splitlines() if line.startswith(start)]
+        return sum(float(line.split()[-1]) for line in found)
+
+    def has_met_it(self) -> None:
+        """Wait until the mood has had its effect."""
+        if self.mood in LIES:
+            self.lines.until("unavailable")
+            return
+        # The answer to the last but one was none, or there would not be another.
+        _until(lambda: sum(self.server.requests.values()) >= 3)
+
+    def right(self) -> bool:
+        return truth(self.site.file, PlatformHome(self.site.emulated.directory)) == "right"
+
+    def looks_again(self) -> None:
+        """Wait for two rounds to be over: metrics are written after each."""
+        for _ in range(2):
+            before = self.metrics.stat().st_ino
+            _until(lambda before=before: self.metrics.stat().st_ino != before)  # type: ignore[misc]
+
+
+def _until(true: Callable[[], bool]) -> None:
+    tick = threading.Event()
+    for _ in range(int(PATIENCE / 0.05)):
+        if true():
+            return
+        tick.wait(0.05)
+    raise AssertionError("waited in vain")
+
+
+@contextlib.contextmanager
+def all_watching(
+    emulated: Emulated, folder: Path, moods: Sequence[Fault]
+) -> Iterator[dict[Fault, Watched]]:
+    with contextlib.ExitStack() as stack:
+        found: dict[Fault, Watched] = {}
+        for mood in moods:
+            home = PlatformHome(emulated.directory)
+            server = stack.enter_context(KeyServer.of_homes([home], delay=2.0))
+            server.faults.set(mood)
+            place = folder / mood.value
+            place.mkdir()
+            site, metrics = Site(emulated, place, server.url), place / "metrics.prom"
+            words = ["--interval=1", f"--metrics-file={metrics}"]
+            process = stack.enter_context(watching(site, *words, patience=10 * PATIENCE))
+            found[mood] = Watched(mood, server, site, process, Lines(process), metrics)
+        yield found
+
+
+@pytest.mark.slow
+def test_no_mood_gets_anything_wrong_published_and_all_recover(
+    emulated: Emulated, tmp_path: Path
+) -> None:
+    with all_watching(emulated, tmp_path, (*NO_ANSWER, *LIES)) as watches:
+        for each in watches.values():
+            each.has_met_it()
+            assert each.site.file.read_bytes() == EMPTY, each.mood
+        for each in watches.values():
+            each.server.faults.clear()
+        for each in watches.values():
+            each.lines.until("published")
+            assert each.right(), each.mood
+
+        # The moods again. What is right stays, and nobody need be asked.
+        for each in watches.values():
+            each.server.faults.set(each.mood)
+        for each in watches.values():
+            each.looks_again()
+            assert each.right(), each.mood
+
+        # The key changes behind our back: better nothing than what is wrong.
+        emulated_site = next(iter(watches.values())).site
+        emulated_site.behind_our_back(LOWER)
+        for each in watches.values():
+            assert "firmware reports" in each.lines.until("drift")["message"]
+            each.lines.until("emptied")
+            assert each.site.file.read_bytes() == EMPTY, each.mood
+        for each in watches.values():
+            each.server.faults.clear()
+        for each in watches.values():
+            each.lines.until("published")
+            assert each.right(), each.mood
+            each.looks_again()
+            assert each.metric("snpcerts_in_step{") == 1.0
+            assert each.metric("snpcerts_drift_total") == 1.0
+        lied = [watches[mood] for mood in LIES]
+        assert all(each.metric("snpcerts_failures_total") >= 1 for each in lied)
+        throttled = watches[Fault.TOO_MANY]
+        assert throttled.metric('snpcerts_kds_requests{result="throttled"}') >= 1
+
+
+@pytest.mark.slow
+def test_a_late_answer_and_one_by_another_name_are_answers(
+    emulated: Emulated, tmp_path: Path
+) -> None:
+    with all_watching(emulated, tmp_path, HARMLESS) as watches:
+        for each in watches.values():
+            each.lines.until("published")
+            assert each.right(), each.mood
