@@ -64,7 +64,7 @@ class LockHeldError(RetryLaterError):
     def __init__(self, path: str, waited: float, holders: tuple[str, ...] = ()) -> None:
         by = "; ".join(holders) or "someone this user may not look at"
         super().__init__(
-            f"{path}: the lock was not had within {waited:g} s, it is held by {by}",
+            f"{path}: the lock was not had within {waited:.3g} s, it is held by {by}",
             hint="try again when they are done",
         )
         self.path = path

@@ -1,0 +1,196 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What goes wrong on hosts, with the real command: each has its message and its metric."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from snpcerts.abi.cert_table import EMPTY
+from snpcerts.certfile.hold import hold
+from snpcerts.emulator.home import PlatformHome
+
+from .site import LOWER, Site, truth
+
+YEAR = 365 * 24 * 3600
+
+
+@dataclass(frozen=True)
+class Ran:
+    """A ``host sync``: its exit code, what it said, its metrics."""
+
+    code: int
+    said: str
+    metrics: str
+
+    def metric(self, name: str) -> float:
+        lines = [line for line in self.metrics.splitlines() if line.startswith(name)]
+        return sum(float(line.split()[-1]) for line in lines)
+
+
+def sync(site: Site, *, program: tuple[str, ...] = (), **options: str) -> Ran:
+    """``host sync``, perhaps by way of another program."""
+    metrics = site.folder / "snpcerts.prom"
+    metrics.unlink(missing_ok=True)
+    words = site.words("sync", f"--metrics-file={metrics}", **options)
+    made = site.emulated.run(*words[:2], *program, *words[2:])
+    assert "Traceback" not in made.stderr
+    text = metrics.read_text() if metrics.exists() else ""
+    return Ran(made.returncode, made.stdout + made.stderr, text)
+
+
+def standing(site: Site, file: Path | None = None) -> str:
+    return truth(file or site.file, PlatformHome(site.emulated.directory))
+
+
+def test_a_lock_that_is_not_let_go_is_told_with_who_has_it(site: Site) -> None:
+    """Another agent, or a VMM that hangs. What is wrong cannot be mended, and all say so."""
+    config = site.folder / "snpcerts.toml"
+    config.write_text(f'[lock]\nwait = 0.2\n[[file]]\npath = "{site.file}"\n')
+    options = {"file": "", "config": str(config)}
+    assert sync(site, **options).code == 0
+    site.behind_our_back(LOWER)
+    with hold(str(site.file), shared=True):
+        ran = sync(site, **options)
+        assert ran.code == 3
+        assert "the lock was not had within 0.2 s" in ran.said
+        assert "held by pid" in ran.said
+        assert "DRIFT" in ran.said
+        assert ran.metric("snpcerts_in_step{") == 0
+        assert ran.metric("snpcerts_failures_total") >= 1
+        assert ran.metric("snpcerts_drift_total") == 1
+        assert site.host("status", **options).returncode == 1
+    ran = sync(site, **options)
+    assert ran.code == 0
+    assert ran.metric("snpcerts_in_step{") == 1
+    assert standing(site) == "right"
+
+
+@contextlib.contextmanager
+def read_only_mount(folder: Path) -> Iterator[Callable[[bool], None]]:
+    """A file system at ``folder`` that can be made read-only."""
+    if shutil.which("mount") is None:
+        pytest.skip("mount(8) is not on this machine")
+    words = ["mount", "-t", "tmpfs", "-o", "size=1m,mode=755", "tmpfs", str(folder)]
+    if subprocess.run(words, capture_output=True).returncode:
+        pytest.skip("no file system can be mounted here")
+
+    def change(read_only: bool) -> None:
+        how = "remount,ro" if read_only else "remount,rw"
+        subprocess.run(["mount", "-o", how, str(folder)], check=True)
+
+    try:
+        yield change
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
+
+
+@contextlib.contextmanager
+def immutable_file(folder: Path) -> Iterator[Callable[[bool], None]]:
+    """The certificate file there can be made immutable, so that not even root may write to it."""
+    file = folder / "certs.bin"
+    file.touch()
+    if shutil.which("chattr") is None or subprocess.run(["chattr", "+i", file]).returncode:
+        pytest.skip("no file can be made immutable here")
+
+    def change(read_only: bool) -> None:
+        subprocess.run(["chattr", "+i" if read_only else "-i", file], check=True)
+
+    change(False)
+    try:
+        yield change
+    finally:
+        change(False)
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [(read_only_mount, "Read-only file system"), (immutable_file, "Operation not permitted")],
+    ids=["mount", "file"],
+)
+def test_what_cannot_be_written_to_is_told(
+    site: Site,
+    tmp_path: Path,
+    kind: Callable[[Path], contextlib.AbstractContextManager[Callable[[bool], None]]],
+    message: str,
+) -> None:
+    place = tmp_path / "place"
+    place.mkdir()
+    file = place / "certs.bin"
+    with kind(place) as read_only:
+        assert sync(site, file=str(file)).code == 0
+        read_only(True)
+        # In step, nothing has to be written.
+        assert sync(site, file=str(file)).code == 0
+        # A command that would have to write refuses before the firmware is touched.
+        made = site.host("set-config", "--reported-tcb", site.lowered(), file=str(file))
+        assert made.returncode == 1
+        assert message in made.stderr
+        assert standing(site, file) == "right"
+        site.behind_our_back(LOWER)
+        ran = sync(site, file=str(file))
+        assert ran.code == 1
+        assert message in ran.said
+        assert "cannot be emptied" in ran.said
+        assert ran.metric("snpcerts_in_step{") == 0
+        assert ran.metric("snpcerts_failures_total") >= 1
+        assert site.host("status", file=str(file)).returncode == 1
+        read_only(False)
+        assert sync(site, file=str(file)).code == 0
+        assert standing(site, file) == "right"
+
+
+@pytest.fixture(scope="session")
+def skewed(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], tuple[str, ...]]:
+    """A program to start others with, whose wall clock is so many seconds off."""
+    compiler = shutil.which("gcc") or shutil.which("cc")
+    if compiler is None:
+        pytest.skip("no C compiler on this machine")
+    library = tmp_path_factory.mktemp("clock") / "skewed_clock.so"
+    source = Path(__file__).with_name("skewed_clock.c")
+    flags = ["-O1", "-Wall", "-Werror", "-shared", "-fPIC"]
+    subprocess.run([compiler, *flags, "-o", library, source, "-ldl"], check=True)
+    return lambda seconds: ("env", f"LD_PRELOAD={library}", f"SKEW={seconds}")
+
+
+def test_a_clock_a_year_behind(site: Site, skewed: Callable[[int], tuple[str, ...]]) -> None:
+    """What is right stays, what is missing is not published, and the clock is named."""
+    assert sync(site).code == 0
+    ran = sync(site, program=skewed(-YEAR))
+    assert ran.code == 3
+    assert "clock right?" in ran.said
+    assert ran.metric("snpcerts_in_step{") == 0
+    assert ran.metric("snpcerts_failures_total") >= 1
+    assert ran.metric("snpcerts_drift_total") == 0
+    assert standing(site) == "right"
+    site.file.unlink()
+    ran = sync(site, program=skewed(-YEAR))
+    assert ran.code == 3
+    assert "not valid yet" in ran.said or "not-yet-valid" in ran.said
+    assert site.file.read_bytes() == EMPTY
+    assert sync(site).code == 0
+    assert standing(site) == "right"
+
+
+def test_a_clock_a_year_ahead_changes_nothing_and_one_ten_years_ahead_does(
+    site: Site, skewed: Callable[[int], tuple[str, ...]]
+) -> None:
+    """A VCEK is good for seven years. What seems to have expired is no drift."""
+    assert sync(site).code == 0
+    ran = sync(site, program=skewed(YEAR))
+    assert ran.code == 0
+    assert ran.metric("snpcerts_in_step{") == 1
+    ran = sync(site, program=skewed(10 * YEAR))
+    assert ran.code == 3
+    assert "clock right?" in ran.said
+    assert site.file.read_bytes() == EMPTY
+    assert ran.metric("snpcerts_lapsed_total") == 1
+    assert ran.metric("snpcerts_drift_total") == 0
+    assert sync(site).code == 0
+    assert standing(site) == "right"
