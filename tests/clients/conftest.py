@@ -13,6 +13,7 @@ import re
 import shutil
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -132,6 +133,25 @@ class Bench:
     def host(self, *program: object, check: bool = True) -> Ran:
         """Run a program on the host."""
         return self.emulate("host", "--", *program, check=check)
+
+    @contextmanager
+    def running(self, *program: object) -> Iterator[subprocess.Popen[str]]:
+        """A program on the host that is ended here; its output is for reading."""
+        words = ["emulate", "--platform", self.platform, "host", "--", *program]
+        process = subprocess.Popen(
+            [sys.executable, "-m", "snpcerts", *map(str, words)],
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=self.place,
+        )
+        limit = threading.Timer(LIMIT, process.kill)  # who waits for its output in vain
+        limit.start()
+        try:
+            yield process
+        finally:
+            limit.cancel()
+            process.kill()
+            process.communicate()
 
     def guest(self, certs: Path | str, *program: object, check: bool = True) -> Ran:
         """Run a program in a guest whose VMM serves the file ``certs``."""

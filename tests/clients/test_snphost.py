@@ -7,19 +7,25 @@ the product that this machine's processor is, and elsewhere these tests skip.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography.hazmat.primitives.serialization import Encoding
 
 from snpcerts.abi.cert_table import ARK_GUID, ASK_GUID, VCEK_GUID, CertTable
 from snpcerts.abi.product import Product
 from snpcerts.abi.report import Report
 from snpcerts.abi.tcb import TcbVersion
+from snpcerts.emulator.home import PlatformHome
+from snpcerts.emulator.key_server import KeyServer
+from snpcerts.endorsement.encoding import to_der
 
 from .conftest import Bench, Benches, run
 
@@ -265,6 +271,89 @@ def test_it_exports_the_tables_that_we_build(
         )
         built, again = (anywhere.place / f"{name}.bin" for name in ("built", "again"))
         assert built.read_bytes() == again.read_bytes()
+
+
+AGENT = (sys.executable, "-m", "snpcerts", "host")
+
+
+def agent_options(bench: Bench, url: str) -> list[str]:
+    """An agent with one file in the bench's place, for the emulated AMD."""
+    place = bench.place
+    ark = place / "ark.der"
+    ark.write_bytes(PlatformHome(bench.platform).authority().ark.public_bytes(Encoding.DER))
+    options = {"file": place / "certs.bin", "cache": place / "cache", "anchor": ark, "kds": url}
+    return [f"--{name}={value}" for name, value in options.items()]
+
+
+@pytest.fixture
+def key_server(anywhere: Bench) -> Iterator[KeyServer]:
+    """The emulated AMD's."""
+    with KeyServer.of_homes([PlatformHome(anywhere.platform)]) as server:
+        yield server
+
+
+def test_it_exports_and_imports_the_file_that_the_agent_made(
+    anywhere: Bench, key_server: KeyServer, snphost: Path
+) -> None:
+    """Export gives the certificates bytewise, import a file of the same entries.
+
+    Two things differ. Their order: it writes entries as the directory lists
+    them, the agent VCEK, ASK, ARK. And of PEM files it makes entries in PEM,
+    where the agent has DER. Readers of ours go by GUID and take both.
+    """
+    anywhere.host(*AGENT, "sync", *agent_options(anywhere, key_server.url))
+    table = CertTable.decode((anywhere.place / "certs.bin").read_bytes())
+    for encoding in ("der", "pem"):
+        run([snphost, "export", encoding, "certs.bin", encoding], anywhere.place)
+        files = {path.stem: path.read_bytes() for path in (anywhere.place / encoding).iterdir()}
+        found = {name: to_der(data, crl=False, what=name) for name, data in files.items()}
+        assert found == {each.name: each.data for each in table}
+
+        run([snphost, "import", encoding, f"{encoding}.bin"], anywhere.place)
+        again = CertTable.decode((anywhere.place / f"{encoding}.bin").read_bytes())
+        assert {each.name: each.data for each in again} == files
+        said = anywhere.snpcerts("table", "show", f"{encoding}.bin").stdout
+        assert "3 entries" in said
+        assert said.count(f"{encoding.upper()}, ") == 3
+    assert {each.data for each in table} == {
+        path.read_bytes() for path in (anywhere.place / "der").iterdir()
+    }
+
+    # The agent takes such a file for its own: it is in step, and stays as it is.
+    (anywhere.place / "certs.bin").write_bytes((anywhere.place / "der.bin").read_bytes())
+    said = anywhere.host(*AGENT, "sync", *agent_options(anywhere, key_server.url)).stdout
+    assert "in step" in said
+    imported = (anywhere.place / "der.bin").read_bytes()
+    assert (anywhere.place / "certs.bin").read_bytes() == imported
+
+
+def test_its_commit_behind_the_agents_back_is_noticed(native: Bench, snphost: Path) -> None:
+    """Drift, told loudly; the file is emptied, then right again."""
+    current = tcb(native, "current_tcb")
+    native.host(snphost, "config", "set", *levels(current, microcode=current.microcode - 1))
+    with contextlib.ExitStack() as stack:
+        home = PlatformHome(native.platform)
+        server = stack.enter_context(KeyServer.of_homes([home]))
+        words = [*AGENT, "sync", "--watch", "--interval=0.2", "--log=json"]
+        words += agent_options(native, server.url)
+        watch = stack.enter_context(native.running(*words))
+        assert watch.stdout is not None
+        seen: list[dict[str, Any]] = []
+
+        def until(event: str) -> None:
+            for line in watch.stdout or ():
+                seen.append(json.loads(line))
+                if seen[-1]["event"] == event:
+                    return
+            raise AssertionError(seen)
+
+        until("published")
+        native.host(snphost, "commit")
+        until("drift")
+        assert seen[-1]["level"] == "warning"
+        until("published")
+        assert tcb(native, "reported_tcb") == current
+        native.host(*AGENT, "status", *agent_options(native, server.url))
 
 
 def verdicts(said: str) -> str:
