@@ -28,7 +28,8 @@ from snpcerts.emulator.authority import EmulatedAuthority
 from snpcerts.emulator.chip import Chip
 from snpcerts.emulator.issued import vcek_of
 from snpcerts.endorsement.vek import VekKind
-from snpcerts.errors import RefusedError, SnpCertsError
+from snpcerts.errors import InputError, RefusedError, SnpCertsError
+from snpcerts.host import plan as plans
 from snpcerts.host.config import ExtraEntry, KeySelect
 from snpcerts.host.event import EventKind
 from snpcerts.host.holding import Standing
@@ -211,6 +212,16 @@ def test_revocation_lists_are_asked_for_once_a_day(rig: Rig) -> None:
     for _ in range(3):
         agent.sync()
     assert rig.server.lists_asked == 1
+
+
+def test_a_group_that_does_not_exist_is_told_and_the_file_is_right_all_the_same(rig: Rig) -> None:
+    rig.config = replace(rig.config, files=(replace(rig.config.files[0], group="no-such-group"),))
+    done = rig.agent().sync()
+    assert rig.truth() == "right"
+    assert "no group 'no-such-group'" in str(done.problem)
+    assert rig.kinds().count(EventKind.FAILED) == 1
+    with pytest.raises(InputError, match="no-such-group"):
+        plans.commit(rig.agent())
 
 
 def test_masked_keys_leave_the_file_empty(rig: Rig) -> None:
@@ -400,9 +411,6 @@ def test_group_and_mode_are_given_and_kept(rig: Rig) -> None:
     rig.file.chmod(0o644)
     rig.agent().sync()
     assert rig.file.stat().st_mode & 0o777 == 0o600
-    rig.config = replace(rig.config, files=(replace(file, group="no such group"),))
-    with pytest.raises(SnpCertsError, match="no group"):
-        rig.agent().sync()
 
 
 def test_nothing_that_came_along_is_published(rig: Rig) -> None:

@@ -95,6 +95,13 @@ def test_a_file_with_another_mode_or_for_everyone(tmp_path: Path) -> None:
     assert outcomes(config)["certificate file"].outcome is Outcome.FAIL
 
 
+def test_a_group_that_does_not_exist_fails_before_there_is_a_file(tmp_path: Path) -> None:
+    config = Config(files=(FileConfig(str(tmp_path / "certs.bin"), group="no-such-group"),))
+    line = outcomes(config)["certificate file"]
+    assert line.outcome is Outcome.FAIL
+    assert "no group 'no-such-group'" in str(line)
+
+
 def test_a_network_file_system_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(check, "file_system", lambda _: "nfs4")
     lines = outcomes(Config(files=(FileConfig(str(tmp_path / "certs.bin")),)))

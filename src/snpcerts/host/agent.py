@@ -9,6 +9,7 @@ firmware's status again under the exclusive lock.
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -163,8 +164,21 @@ class Agent:
                 self.tell(
                     Event(EventKind.EMPTIED, f"{path}: is empty: {why}", path, done.figures())
                 )
-            apply(each.file)
+            with contextlib.suppress(SnpCertsError):  # told by own()
+                apply(each.file)
         return done
+
+    def own(self, files: Iterable[FileConfig]) -> tuple[SnpCertsError, ...]:
+        """Give the files that are there their group and mode; tell what is not possible."""
+        errors: list[SnpCertsError] = []
+        for file in files:
+            try:
+                if os.path.exists(file.path):
+                    apply(file)
+            except SnpCertsError as error:
+                self.tell(Event(EventKind.FAILED, str(error), file.path))
+                errors.append(error)
+        return tuple(errors)
 
     def sync(self, on_safe: Callable[[], None] = lambda: None) -> Synced:
         """Bring every file in step; ``on_safe`` is called once none is wrong.
@@ -193,9 +207,7 @@ class Agent:
         problems += (_restless(file) for file in files)
         if not safe and not problems:
             on_safe()  # the lock was had in the end
-        for each in before:
-            if each.in_step:
-                apply(each.file)
+        problems += self.own(each.file for each in before)
         return Synced(before, tuple(sections), problems[0] if problems else None)
 
     def _without_the_revoked(

@@ -24,7 +24,7 @@ from snpcerts.certfile.writer import Strategy
 from snpcerts.errors import SnpCertsError
 from snpcerts.host.config import Config, FileConfig
 from snpcerts.host.firmware import HostFirmware
-from snpcerts.host.ownership import differences
+from snpcerts.host.ownership import differences, group_of
 
 # Where an exclusive lock on one machine says nothing about another.
 _NETWORK: Final = frozenset(("nfs", "nfs4", "cifs", "smb3", "9p", "ceph", "afs", "fuse.sshfs"))
@@ -216,6 +216,7 @@ def _two_descriptions(folder: str) -> Iterator[tuple[int, int]]:
 def _file(file: FileConfig) -> Line:
     what = "certificate file"
     try:
+        group_of(file)
         status = os.stat(file.path)
         wrong = differences(file)
     except FileNotFoundError:
@@ -223,7 +224,7 @@ def _file(file: FileConfig) -> Line:
     except OSError as error:
         return Line(what, Outcome.FAIL, f"{file.path}: {error.strerror}", "run this as root")
     except SnpCertsError as error:
-        return Line(what, Outcome.FAIL, f"{file.path}: {error.message}", error.hint or "")
+        return Line(what, Outcome.FAIL, error.message, error.hint or "")
     if not stat.S_ISREG(status.st_mode):
         return Line(what, Outcome.FAIL, f"{file.path}: is not a regular file", "move it away")
     if wrong:

@@ -15,13 +15,19 @@ from snpcerts.errors import InputError, RefusedError
 from snpcerts.host.config import FileConfig
 
 
-def group_id(name: str) -> int:
-    """The number of a group; :class:`InputError` when there is no such group."""
+def group_of(file: FileConfig) -> int | None:
+    """The number of the group it is to have, None for whatever it has.
+
+    Raises :class:`InputError` when there is no such group.
+    """
+    if file.group is None:
+        return None
     try:
-        return grp.getgrnam(name).gr_gid
+        return grp.getgrnam(file.group).gr_gid
     except KeyError:
         raise InputError(
-            f"there is no group {name!r} on this host", hint="name the group that the VMMs run in"
+            f"{file.path}: there is no group {file.group!r} on this host",
+            hint="name the group that the VMMs run in",
         ) from None
 
 
@@ -29,7 +35,7 @@ def differences(file: FileConfig) -> tuple[str, ...]:
     """What about the file's group and mode is not as configured. Raises ``OSError``."""
     status = os.stat(file.path)
     found: list[str] = []
-    if file.group is not None and status.st_gid != group_id(file.group):
+    if group_of(file) not in (None, status.st_gid):
         found.append(f"its group is {_group_name(status.st_gid)}, should be {file.group}")
     if file.mode is not None and stat.S_IMODE(status.st_mode) != file.mode:
         found.append(f"its mode is {stat.S_IMODE(status.st_mode):04o}, should be {file.mode:04o}")
@@ -39,11 +45,12 @@ def differences(file: FileConfig) -> tuple[str, ...]:
 def apply(file: FileConfig) -> None:
     """Give the file its group and mode; updates keep them from then on.
 
-    Raises :class:`RefusedError` when that is not allowed.
+    Raises :class:`RefusedError` when that is not allowed, and as :func:`group_of`.
     """
+    group = group_of(file)
     try:
         status = os.stat(file.path)
-        if file.group is not None and status.st_gid != (group := group_id(file.group)):
+        if group is not None and status.st_gid != group:
             os.chown(file.path, -1, group)
         if file.mode is not None and stat.S_IMODE(status.st_mode) != file.mode:
             os.chmod(file.path, file.mode)

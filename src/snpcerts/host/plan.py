@@ -22,6 +22,7 @@ from snpcerts.host.agent import Agent
 from snpcerts.host.event import Event, EventKind
 from snpcerts.host.firmware import State
 from snpcerts.host.holding import Holding
+from snpcerts.host.ownership import group_of
 from snpcerts.host.section import Section
 from snpcerts.host.stock import UnavailableError
 from snpcerts.host.wanted import Key, NoKey, Wanted, wanted
@@ -147,7 +148,7 @@ def follow_up(agent: Agent, changed: Changed) -> SnpCertsError | None:
     if section.refused is not None:
         return section.refused
     if section.in_step:
-        return None
+        return next(iter(agent.own(each.file for each in section.files)), None)
     return agent.sync().problem
 
 
@@ -256,6 +257,8 @@ def load_vlek(agent: Agent, hashstick: bytes, certificate: bytes) -> Plan:
 
 
 def _looked(agent: Agent) -> tuple[tuple[Holding, ...], State]:
+    for file in agent.config.files:
+        group_of(file)  # a mistake in the configuration is told before anything is touched
     holdings = agent.look()
     return holdings, agent.firmware.state()
 
