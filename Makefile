@@ -6,7 +6,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 WORKERS ?= auto
 
-.PHONY: help demo test test-clients test-qemu soak explore fuzz lint bench clean
+.PHONY: help demo test test-clients test-crashes test-qemu soak explore fuzz lint bench clean
 
 help: ## Say what there is
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -20,6 +20,8 @@ test: $(VENV)/.dev ## All tests
 test-clients: $(VENV)/.dev ## Programs of others, built from the registries, on the emulated platform
 	SNPCERTS_CLIENTS=1 $(BIN)/pytest tests/clients $(ARGS)
 
+test-crashes: $(VENV)/.dev ## The host commands, killed before each call that changes something
+	SNPCERTS_CRASHES=changing $(BIN)/pytest tests/host/test_command_crash.py $(ARGS)
 test-qemu: $(VENV)/.dev ## Stock QEMU with the shim, on this machine's KVM made to look like SNP
 	tests/qemu/fetch.sh
 	$(BIN)/pytest tests/qemu $(ARGS)

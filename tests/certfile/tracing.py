@@ -39,6 +39,8 @@ _CHANGING = frozenset(
         "fsetxattr", "utimensat", "exit_group",
     )
 )  # fmt: skip
+# What the C library and Python do to every file they open: is it a terminal, and so on.
+_HARMLESS_IOCTLS = (0x5401, 0x5421, 0x5451)  # TCGETS, FIONBIO, FIOCLEX
 _LOCKING = (5, 6, 7, 37, 38)  # F_SETLK and its kin, and those of open file descriptions
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -117,6 +119,8 @@ class Call:
             return bool(self.arguments[2] & (os.O_CREAT | os.O_TRUNC))
         if self.name == "fcntl":
             return self.arguments[1] in _LOCKING
+        if self.name == "ioctl":
+            return self.arguments[1] not in _HARMLESS_IOCTLS
         return self.name in _CHANGING
 
 

@@ -28,7 +28,7 @@ from snpcerts.emulator.authority import EmulatedAuthority
 from snpcerts.emulator.chip import Chip
 from snpcerts.emulator.issued import vcek_of
 from snpcerts.endorsement.vek import VekKind
-from snpcerts.errors import InputError, RefusedError, SnpCertsError
+from snpcerts.errors import InputError, RefusedError
 from snpcerts.host import plan as plans
 from snpcerts.host.config import ExtraEntry, KeySelect
 from snpcerts.host.event import EventKind

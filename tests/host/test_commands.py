@@ -296,7 +296,13 @@ def test_a_full_disk_is_told_and_nothing_wrong_is_left(site: Site, tmp_path: Pat
         assert "No space left on device" in made.stderr
         site.behind_our_back(LOWER)
         # The old table can be emptied where it is; the room this frees may do for a new one.
-        made = site.host("sync", file=str(small / "certs.bin"))
+        metrics = site.folder / "snpcerts.prom"
+        words = ["sync", f"--metrics-file={metrics}"]
+        made = site.host(*words, file=str(small / "certs.bin"))
+        assert "DRIFT" in made.stderr
+        in_step = 0.0 if made.returncode else 1.0
+        assert f'snpcerts_in_step{{file="{small / "certs.bin"}"}} {in_step}' in metrics.read_text()
+        assert "snpcerts_drift_total 1.0" in metrics.read_text()
         status = json.loads(site.host("status", "--json", file=str(small / "certs.bin")).stdout)
         assert status["files"][0]["standing"] == ("empty" if made.returncode else "right")
         (small / "filler").unlink()

@@ -179,8 +179,6 @@ def _file(table: _Table) -> FileConfig:
         raise table.error(None, "a [[file]] needs a path")
     kind = table.take("kind", _one_of(VekKind), VekKind.VCEK)
     without = table.take("without_vlek", _choice({"empty": None, "vcek": VekKind.VCEK}), None)
-    if kind is VekKind.VCEK and "without_vlek" in table.values:
-        raise table.error("without_vlek", 'is for files of kind "vlek"')
     file = FileConfig(
         path=table.take("path", _absolute, ""),
         kind=kind,
@@ -192,6 +190,8 @@ def _file(table: _Table) -> FileConfig:
         entries=_entries(table),
     )
     table.done()
+    if kind is VekKind.VCEK and "without_vlek" in table.values:
+        raise table.error("without_vlek", 'is for files of kind "vlek"')
     return file
 
 

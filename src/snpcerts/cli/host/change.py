@@ -80,7 +80,7 @@ def _outcome(plan: Plan, changed: Changed, problem: SnpCertsError | None) -> dic
     }
 
 
-@click.command()
+@click.command(short_help="Commit the running firmware (SNP_COMMIT).")
 @_changes_firmware
 def commit(agent: Agent) -> Plan:
     """Commit the running firmware (SNP_COMMIT): the reported TCB becomes the current one.
@@ -140,7 +140,7 @@ def set_config(
     )
 
 
-@click.command("load-vlek")
+@click.command("load-vlek", short_help="Load a VLEK (SNP_VLEK_LOAD).")
 @click.argument("hashstick")
 @click.option(
     "--vlek-cert",

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from snpcerts.host.config import Config
 
 
-@click.command()
+@click.command(short_help="Can this machine serve certificates? What to do if not.")
 @with_host
 @click.option("--online", is_flag=True, help="Also ask the key server.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")

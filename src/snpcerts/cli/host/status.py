@@ -11,7 +11,7 @@ from snpcerts.cli.host.chosen import Host, with_host
 from snpcerts.cli.host.said import listener_of
 
 
-@click.command()
+@click.command(short_help="Are firmware and certificate files in step?")
 @with_host
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def status(host: Host, as_json: bool) -> None:
