@@ -22,6 +22,7 @@ test-clients: $(VENV)/.dev ## Programs of others, built from the registries, on 
 
 test-crashes: $(VENV)/.dev ## The host commands, killed before each call that changes something
 	SNPCERTS_CRASHES=changing $(BIN)/pytest tests/host/test_command_crash.py $(ARGS)
+
 test-qemu: $(VENV)/.dev ## Stock QEMU with the shim, on this machine's KVM made to look like SNP
 	tests/qemu/fetch.sh
 	$(BIN)/pytest tests/qemu $(ARGS)

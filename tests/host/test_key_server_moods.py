@@ -8,6 +8,7 @@ The key servers are in this process, so that their moods can be changed.
 from __future__ import annotations
 
 import contextlib
+import os
 import subprocess
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -17,8 +18,9 @@ from pathlib import Path
 import pytest
 
 from snpcerts.abi.cert_table import EMPTY
+from snpcerts.abi.product import Product
 from snpcerts.emulator.home import PlatformHome
-from snpcerts.emulator.key_server import KeyServer
+from snpcerts.emulator.key_server import KeyServer, ProductLine
 from snpcerts.emulator.key_server_faults import Fault
 
 from ..emulated import Emulated
@@ -151,3 +153,32 @@ def test_a_late_answer_and_one_by_another_name_are_answers(
         for each in watches.values():
             each.lines.until("published")
             assert each.right(), each.mood
+
+
+def test_a_revoked_ask_is_withdrawn_and_its_successor_published(
+    emulated: Emulated, tmp_path: Path
+) -> None:
+    home = PlatformHome(emulated.directory)
+    authority, chips = home.authority(), (home.firmware().chip,)
+    revoked = (authority.ask.serial_number,)
+    with KeyServer.of_homes([home]) as server:
+        site = Site(emulated, tmp_path, server.url)
+        site.done("sync")
+        assert site.status()["revocation_lists"]["vcek"]["next_update"]
+
+        # It is told a day later, and the key server still has nothing better.
+        server.lines[Product.MILAN] = ProductLine(authority, chips, revoked)
+        os.utime(site.folder / "cache" / "crl" / "Milan" / "vcek.crl", (0, 0))
+        made = site.host("sync")
+        assert made.returncode == 3
+        assert "was revoked" in made.stderr
+        assert "DRIFT" not in made.stderr
+        assert site.file.read_bytes() == EMPTY
+        # Nor does anybody without a network put the old ones back.
+        assert site.host("sync", "--offline", kds="").returncode == 3
+        assert site.file.read_bytes() == EMPTY
+
+        server.lines[Product.MILAN] = ProductLine(authority.with_new_ask(), chips, revoked)
+        site.done("sync")
+        assert truth(site.file, home) == "right"
+        assert site.attest() == 0
