@@ -13,6 +13,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 
 from snpcerts.certfile import system
@@ -50,7 +51,10 @@ class Synced:
 
 
 class Agent:
-    """What the host commands do to the certificate files of one configuration."""
+    """What the host commands do to the certificate files of one configuration.
+
+    ``during`` is entered for each exclusive section, before its locks are waited for.
+    """
 
     def __init__(
         self,
@@ -60,12 +64,14 @@ class Agent:
         *,
         listener: Listener = nobody,
         performer: Performer = system.perform,
+        during: Callable[[], AbstractContextManager[object]] = contextlib.nullcontext,
     ) -> None:
         self.config = config
         self.firmware = firmware
         self.stock = stock
         self.tell = listener
         self._performer = performer
+        self._during = during
 
     def look(self) -> tuple[Holding, ...]:
         """Every file and the firmware; what is right goes into the stock."""
@@ -143,7 +149,7 @@ class Agent:
         Raises as :func:`snpcerts.host.section.run`, and the error of a file
         that could not be written.
         """
-        with uninterrupted():
+        with uninterrupted(), self._during():
             done = section.run(
                 files,
                 self.firmware.state,

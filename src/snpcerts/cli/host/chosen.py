@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from snpcerts.cli.host.said import told
 from snpcerts.cli.host.source import PatientSource, anchors_of, open_source
 from snpcerts.errors import UsageError
 
@@ -189,7 +190,15 @@ class Host:
             VlekStore(config.vlek_certificates),
             observe=observe,
         )
-        return Agent(config, firmware, stock, listener=listener)
+        if not progress:
+            return Agent(config, firmware, stock, listener=listener)
+        return Agent(
+            config,
+            firmware,
+            stock,
+            listener=listener,
+            during=lambda: told("waiting for the locks and the firmware"),
+        )
 
     def kds_requests(self) -> dict[str, int]:
         """Requests to the key server so far, by result."""

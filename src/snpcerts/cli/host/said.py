@@ -3,6 +3,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import threading
+import time
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import click
@@ -36,3 +40,24 @@ def listener_of(form: str, *others: Listener) -> Listener:
 def nothing(event: Event) -> None:
     """Say nothing: the command prints one JSON object at its end."""
     del event
+
+
+@contextlib.contextmanager
+def told(what: str) -> Iterator[None]:
+    """Say what is being done, once it takes longer than a second."""
+    over = threading.Event()
+    start = time.monotonic()
+
+    def tell() -> None:
+        pause = 1.0
+        while not over.wait(pause):
+            click.echo(f"{what} ({time.monotonic() - start:.0f} s)", err=True)
+            pause = min(2 * pause, 10.0)
+
+    teller = threading.Thread(target=tell, daemon=True)
+    teller.start()
+    try:
+        yield
+    finally:
+        over.set()
+        teller.join()

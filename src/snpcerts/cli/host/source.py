@@ -3,16 +3,11 @@
 
 from __future__ import annotations
 
-import contextlib
-import threading
-import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import click
-
 from snpcerts.cli.files import read_input
+from snpcerts.cli.host.said import told
 from snpcerts.errors import InputError
 
 if TYPE_CHECKING:
@@ -59,37 +54,16 @@ class PatientSource:
         self._source = source
 
     def vcek(self, *words: Any, **named: Any) -> Any:
-        with _told("asking for a VCEK certificate"):
+        with told("asking for a VCEK certificate"):
             return self._source.vcek(*words, **named)
 
     def vlek_chain(self, *words: Any, **named: Any) -> Any:
-        with _told("asking for the chain of a VLEK"):
+        with told("asking for the chain of a VLEK"):
             return self._source.vlek_chain(*words, **named)
 
     def crl(self, *words: Any, **named: Any) -> Any:
-        with _told("asking for a revocation list"):
+        with told("asking for a revocation list"):
             return self._source.crl(*words, **named)
 
     def known_crl(self, *words: Any, **named: Any) -> Any:
         return self._source.known_crl(*words, **named)
-
-
-@contextlib.contextmanager
-def _told(what: str) -> Iterator[None]:
-    """Say what is being done, once it takes longer than a second."""
-    over = threading.Event()
-    start = time.monotonic()
-
-    def tell() -> None:
-        pause = 1.0
-        while not over.wait(pause):
-            click.echo(f"{what} ({time.monotonic() - start:.0f} s)", err=True)
-            pause = min(2 * pause, 10.0)
-
-    teller = threading.Thread(target=tell, daemon=True)
-    teller.start()
-    try:
-        yield
-    finally:
-        over.set()
-        teller.join()
