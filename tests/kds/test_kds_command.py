@@ -19,7 +19,9 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from snpcerts.abi.product import Product
 from snpcerts.cli import kds as kds_command
 from snpcerts.cli.main import main
+from snpcerts.emulator.authority import EmulatedAuthority
 from snpcerts.emulator.home import PlatformHome
+from snpcerts.emulator.key_server import ProductLine
 from snpcerts.emulator.key_server_faults import Fault
 from tests.emulated import SNPCERTS
 from tests.endorsement.small_ca import CPUID, SmallCa
@@ -126,6 +128,24 @@ def test_chains_and_lists_are_fetched(
     entries = json.loads(out)["entries"]
     assert [entry["problem"] for entry in entries] == [None, None]
     assert all(entry["not_after"] for entry in entries)
+
+
+def test_what_the_cached_revocation_list_withdraws_shows(
+    host: Host, run: Run, milan: EmulatedAuthority
+) -> None:
+    chip = host.server.lines[Product.MILAN].chips[0]
+    revoked = (milan.ask.serial_number,)
+    host.server.lines[Product.MILAN] = ProductLine(milan, (chip,), revoked)
+    source = host.source()
+    host.fetch_from(source)
+    source.crl(Product.MILAN)
+    code, out, _ = run("show", "--json", server=False)
+    entries = json.loads(out)["entries"]
+    problems = {each["file"].partition("/")[0]: each["problem"] for each in entries}
+    assert code == 1
+    assert problems["crl"] is None, "the list itself is sound"
+    assert "ask-revoked" in problems["chain"]
+    assert "ask-revoked" in problems["vcek"]
 
 
 def test_a_damaged_cache_shows(host: Host, run: Run) -> None:

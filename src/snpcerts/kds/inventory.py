@@ -21,6 +21,7 @@ from snpcerts.kds.judge import (
     Fault,
     faults_of_chain,
     faults_of_crl,
+    faults_of_revocation,
     faults_of_vcek,
     read_chain,
 )
@@ -63,9 +64,9 @@ def _judged(store: Store, place: PurePosixPath, anchors: Sequence[Anchor], at: d
             return Kept(place, "not a file of the cache", None, "is not used")
         if isinstance(resource, ChainResource):
             pair = read_chain(data)
-            return _kept(
-                place, resource, pair.not_after, faults_of_chain(resource, pair, anchors, at)
-            )
+            faults = faults_of_chain(resource, pair, anchors, at)
+            faults += _revoked(store, resource, pair)
+            return _kept(place, resource, pair.not_after, faults)
         above_it = ChainResource(resource.product, _kind(resource))
         above = _chain(store, above_it)
         if isinstance(resource, CrlResource):
@@ -75,9 +76,16 @@ def _judged(store: Store, place: PurePosixPath, anchors: Sequence[Anchor], at: d
             return _kept(place, resource, crl.next_update, faults)
         leaf = certificate or EndorsementCert.from_bytes(data).certificate
         faults = faults_of_vcek(resource, leaf, above, anchors, at)
+        faults += _revoked(store, above_it, above)
         return _kept(place, resource, leaf.not_valid_after_utc, faults)
     except (FormatError, CacheError) as error:
         return Kept(place, "cannot be judged", None, str(error))
+
+
+def _revoked(store: Store, resource: ChainResource, pair: ChainPair) -> list[Fault]:
+    """What the revocation list in the cache withdraws, if there is one."""
+    crl = store.read(CrlResource(resource.product, resource.kind))
+    return faults_of_revocation(pair, resource.kind, crl)
 
 
 def _resource(place: PurePosixPath, data: bytes) -> tuple[Resource | None, x509.Certificate | None]:
