@@ -190,14 +190,12 @@ class Stock:
                 continue
             before, pause = self.known_crl(kind), LIST_AGE.total_seconds()
             try:
-                found = self._observed(
-                    lambda kind=kind: self._source.crl(  # type: ignore[misc]
-                        self.judge.product,
-                        kind is VekKind.VLEK,
-                        at=self.clock(),
-                        max_age=LIST_AGE,
-                        budget=LIST_BUDGET,
-                    )
+                found = self._source.crl(
+                    self.judge.product,
+                    kind is VekKind.VLEK,
+                    at=self.clock(),
+                    max_age=LIST_AGE,
+                    budget=LIST_BUDGET,
                 )
             except SnpCertsError:
                 pause = LIST_PAUSE
