@@ -86,6 +86,7 @@ class KeyServer:
     revoked: tuple[int, ...] = ()
     known: dict[bool, bytes] = field(default_factory=dict)
     lists_asked: int = 0
+    _lists: dict[tuple[int, ...], bytes] = field(default_factory=dict)
 
     def vcek(
         self,
@@ -124,9 +125,15 @@ class KeyServer:
         assert budget is not None, "nobody waits long for it"
         self.lists_asked += 1
         self._answer()
-        found = self.authority.crl(self.revoked).public_bytes(Encoding.DER)
-        self.known[vlek] = found
-        return found
+        self.known[vlek] = self.issue_list()
+        return self.known[vlek]
+
+    def issue_list(self) -> bytes:
+        """The list of what is revoked, made once."""
+        if self.revoked not in self._lists:
+            crl = self.authority.crl(self.revoked)
+            self._lists[self.revoked] = crl.public_bytes(Encoding.DER)
+        return self._lists[self.revoked]
 
     def known_crl(self, product: Product, vlek: bool = False) -> bytes | None:
         assert product is self.chip.product

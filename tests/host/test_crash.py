@@ -46,6 +46,7 @@ class Scene:
         tcbs = [rig.reported(), rig.lower()]
         self._issued = {tcb: vcek_of(authority, rig.firmware.chip, tcb) for tcb in tcbs}
         rig.server.lie = self._issue
+        rig.server.issue_list()
         self.tcbs = tcbs
         self.vleks = {tcb: rig.vlek(tcb) for tcb in tcbs}
 
