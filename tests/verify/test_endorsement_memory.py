@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import concurrent.futures
 from dataclasses import replace
+from datetime import timedelta
 
 import pytest
 
@@ -14,7 +15,7 @@ from snpcerts.endorsement.vek import VekKind
 from snpcerts.verify import endorsement_check
 from snpcerts.verify.collateral import Collateral
 from snpcerts.verify.endorsement_check import EndorsementFindings, EndorsementMemory
-from tests.endorsement.small_ca import SmallCa
+from tests.endorsement.small_ca import CrlRecipe, SmallCa
 
 CA = SmallCa()
 ANCHORS = (anchor_from_certificate(load_certificate(CA.ark.make(), "ARK")),)
@@ -27,9 +28,9 @@ def found(monkeypatch: pytest.MonkeyPatch) -> list[Collateral]:
     judged: list[Collateral] = []
     find = endorsement_check.find
 
-    def counting(kind: VekKind, parts: Collateral, anchors: object) -> EndorsementFindings:
+    def counting(kind: VekKind, parts: Collateral, *rest: object) -> EndorsementFindings:
         judged.append(parts)
-        return find(kind, parts, anchors)  # type: ignore[arg-type]
+        return find(kind, parts, *rest)  # type: ignore[arg-type]
 
     monkeypatch.setattr(endorsement_check, "find", counting)
     return judged
@@ -41,6 +42,58 @@ def test_a_chain_seen_before_is_not_judged_again(found: list[Collateral]) -> Non
     assert first.reasons == ()
     assert memory.findings(VekKind.VCEK, replace(PARTS, vlek=b"y"), ANCHORS) is first
     assert len(found) == 1
+
+
+def test_authorities_seen_with_another_leaf_are_not_judged_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """For a chip never seen under a known ASK and ARK, one certificate is read."""
+    loaded: list[str] = []
+    load = endorsement_check.load_certificate
+
+    def counting(data: bytes, what: str) -> object:
+        loaded.append(what)
+        return load(data, what)
+
+    monkeypatch.setattr(endorsement_check, "load_certificate", counting)
+    memory = EndorsementMemory()
+    other = SmallCa(chip_id=bytes(range(2, 66))).leaf.make()
+    assert memory.findings(VekKind.VCEK, PARTS, ANCHORS).reasons == ()
+    assert memory.findings(VekKind.VCEK, replace(PARTS, vcek=other), ANCHORS).reasons == ()
+    assert loaded == ["VCEK", "ASK", "ARK", "VCEK"]
+
+
+@pytest.mark.parametrize("kind", list(VekKind))
+def test_what_is_remembered_of_authorities_is_what_would_be_found_again(kind: VekKind) -> None:
+    """Whatever is wrong with which of the four, also when the others were seen before."""
+    memory = EndorsementMemory()
+    bad = (None, b"x", PARTS.ask, PARTS.ark)
+    for ask in (PARTS.ask, *bad):
+        for ark in (PARTS.ark, *bad):
+            for crl in (None, b"x"):
+                for leaf in (PARTS.vcek, None, b"x", PARTS.ask):
+                    parts = Collateral(vcek=leaf, vlek=leaf, ask=ask, ark=ark, crl=crl)
+                    found = memory.findings(kind, parts, ANCHORS)
+                    alone = endorsement_check.find(kind, parts, ANCHORS)
+                    assert found.reasons == alone.reasons
+                    assert found.facts == alone.facts
+                    assert found.in_force == alone.in_force
+
+
+def test_out_of_force_is_exactly_when_a_certificate_or_list_is_out_of_date() -> None:
+    """The short cut over all of them says what each of them says."""
+    recipe = CrlRecipe(CA)
+    parts = replace(PARTS, crl=recipe.make())
+    found = EndorsementMemory().findings(VekKind.VCEK, parts, ANCHORS)
+    assert found.crl is not None
+    edges = {found.crl.this_update, found.crl.next_update}
+    for window in found.windows:
+        edges |= {window.not_before, window.not_after}
+    step = timedelta(seconds=1)
+    for at in (edge + shift for edge in edges for shift in (-step, 0 * step, step)):
+        stale = [window for window in found.windows if window.problem_at(at)]
+        late = endorsement_check.crl_problem_at(found.crl, at)
+        assert len(found.reasons_at(at)) == len(stale) + (late is not None), at
 
 
 def test_any_difference_is_judged_anew(found: list[Collateral]) -> None:

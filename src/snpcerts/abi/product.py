@@ -9,6 +9,7 @@ certificates themselves.
 from __future__ import annotations
 
 import enum
+import functools
 
 from snpcerts.abi.tcb import TcbLayout
 
@@ -46,6 +47,7 @@ _MODELS = (
 )
 
 
+@functools.lru_cache(maxsize=64)
 def product_of_cpuid(family: int, model: int) -> Product | None:
     """The product of a combined CPUID family and model, or None if not known."""
     for known_family, first, last, product in _MODELS:

@@ -9,6 +9,8 @@ report is 1184 bytes in every version; the signature covers the first 672.
 from __future__ import annotations
 
 import enum
+import struct
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar, Self
 
@@ -40,6 +42,9 @@ class SigningKey(enum.IntEnum):
     VCEK = 0
     VLEK = 1
     NONE = 7
+
+
+_SIGNING_KEYS = {key.value: key for key in SigningKey}
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +103,20 @@ _RESERVED = (
 )
 
 
+def _reserved_reader(version: int) -> tuple[struct.Struct, tuple[bytes, ...]]:
+    """What reads all bytes that are zero in that version at once, and what it then reads."""
+    form, at = "", 0
+    for first, last, start, end in _RESERVED:
+        if first <= version <= last:
+            form += f"{start - at}x{end - start}s"
+            at = end
+    reader = struct.Struct(f"{form}{REPORT_SIZE - at}x")
+    return reader, reader.unpack(bytes(REPORT_SIZE))
+
+
+_RESERVED_READERS = {version: _reserved_reader(version) for version in VERSIONS}
+
+
 @dataclass(frozen=True, slots=True)
 class Report:
     """A report: its bytes, and its fields under their specification's names.
@@ -139,8 +158,7 @@ class Report:
     @property
     def signing_key(self) -> SigningKey | None:
         """Which key signed, or None for a reserved value."""
-        value = self.fields.flags >> 2 & 7
-        return SigningKey(value) if value in set(SigningKey) else None
+        return _SIGNING_KEYS.get(self.fields.flags >> 2 & 7)
 
     @property
     def author_key_en(self) -> bool:
@@ -204,8 +222,15 @@ def malformations(report: Report) -> tuple[Malformation, ...]:
         found.append(Malformation("FLAGS", 0x48, f"reserved bits set in {fields.flags:#x}"))
     if report.signing_key is None:
         found.append(Malformation("SIGNING_KEY", 0x48, f"{fields.flags >> 2 & 7} is reserved"))
+    reader, zero = _RESERVED_READERS[fields.version]
+    if reader.unpack(report.raw) != zero:
+        found += _set_bytes(report)
+    return tuple(sorted(found, key=lambda each: each.offset)) if found else ()
+
+
+def _set_bytes(report: Report) -> Iterator[Malformation]:
+    """The first byte that is not zero in each reserved range."""
     for first, last, start, end in _RESERVED:
-        if first <= fields.version <= last and any(report.raw[start:end]):
+        if first <= report.fields.version <= last and any(report.raw[start:end]):
             at = next(i for i in range(start, end) if report.raw[i])
-            found.append(Malformation("RESERVED", at, f"byte is {report.raw[at]:#04x}, must be 0"))
-    return tuple(sorted(found, key=lambda each: each.offset))
+            yield Malformation("RESERVED", at, f"byte is {report.raw[at]:#04x}, must be 0")

@@ -16,7 +16,6 @@ Sources: KDS (57230) chapter 3; RFC 5280 sections 4.2.1 and 6.1.
 from __future__ import annotations
 
 import enum
-import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -135,9 +134,15 @@ def check_chain(chain: Chain, anchors: Sequence[Anchor]) -> tuple[ChainProblem, 
 
     A certificate that is None is not a problem here, and what would need it is
     left out: the caller knows why it is missing, and must not trust the chain.
+    It is :func:`check_leaf`, :func:`check_authorities` and :func:`check_products`:
+    authorities are the same for all the chips of a product.
     """
-    found = itertools.chain(_leaf(chain), _intermediate(chain), _root(chain, anchors))
-    return (*found, *_products(chain))
+    return (*check_leaf(chain), *check_authorities(chain, anchors), *check_products(chain))
+
+
+def check_authorities(chain: Chain, anchors: Sequence[Anchor]) -> tuple[ChainProblem, ...]:
+    """What is wrong with intermediate and root, whatever the leaf is."""
+    return (*_intermediate(chain), *_root(chain, anchors))
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,7 +186,8 @@ def windows_of(chain: Chain) -> tuple[Window, ...]:
     )
 
 
-def _leaf(chain: Chain) -> Iterator[ChainProblem]:
+def check_leaf(chain: Chain) -> Iterator[ChainProblem]:
+    """What is wrong with the leaf, and with the intermediate as its issuer."""
     if chain.leaf is None:
         return
     cn = common_name(chain.leaf.subject)
@@ -302,25 +308,29 @@ def _issued(
             f"the {by}'s subject is {common_name(issuer.subject)!r}",
         )
     key = authority_key(issuer)
-    if key is not None and not _signed_by(certificate, key):
+    if key is not None and not _signed_by(anatomy, key):
         yield ChainProblem(
             ChainFault(f"{code}-signature"), f"the {label} is not signed by the {by}'s key"
         )
 
 
-def _signed_by(certificate: x509.Certificate, key: rsa.RSAPublicKey) -> bool:
+def _signed_by(anatomy: _Anatomy, key: rsa.RSAPublicKey) -> bool:
     """Whether the signature is the key's, by AMD's algorithm whatever the certificate names."""
-    if not is_signed(certificate.tbs_certificate_bytes, certificate.signature, key):
+    # A count of unused bits other than 0: two certificates of different bytes could
+    # bear the same signature.
+    if not anatomy.signature.startswith(b"\0"):
         return False
-    # The library passes over the count of unused bits: with it, two certificates
-    # of different bytes could bear the same signature.
-    return _anatomy(certificate).signature == b"\0" + certificate.signature
+    return is_signed(anatomy.signed, anatomy.signature[1:], key)
 
 
 @dataclass(frozen=True, slots=True)
 class _Anatomy:
-    """Parts of a certificate's DER: two AlgorithmIdentifiers, content of the BIT STRING."""
+    """Parts of a certificate's DER.
 
+    What is signed, two AlgorithmIdentifiers, content of the BIT STRING.
+    """
+
+    signed: bytes
     inner_algorithm: bytes
     outer_algorithm: bytes
     signature: bytes
@@ -342,13 +352,14 @@ def _anatomy(certificate: x509.Certificate) -> _Anatomy:
     serial = read_element(signed.content, version.end, what)
     inner = read_element(signed.content, serial.end, what)
     return _Anatomy(
+        whole[signed.start : signed.end],
         signed.content[inner.start : inner.end],
         whole[outer.start : outer.end],
         signature.content,
     )
 
 
-def _products(chain: Chain) -> Iterator[ChainProblem]:
+def check_products(chain: Chain) -> Iterator[ChainProblem]:
     """All certificates must be of one product."""
     said: list[tuple[str, Product]] = []
     if chain.leaf_product is not None:

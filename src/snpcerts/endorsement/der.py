@@ -9,7 +9,7 @@ Source: X.690 sections 8.1 (tag, length) and 10.1 (definite, shortest lengths).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from snpcerts.errors import FormatError
 
@@ -21,8 +21,7 @@ _LONG_FORM = 0x80
 _MAX_LENGTH_BYTES = 4
 
 
-@dataclass(frozen=True, slots=True)
-class Element:
+class Element(NamedTuple):
     """One tag-length-value: its tag byte, its content, and where it starts and ends."""
 
     tag: int

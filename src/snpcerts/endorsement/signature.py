@@ -24,6 +24,9 @@ ALGORITHM_WANTED = (
     f"RSASSA-PSS with SHA-384, MGF1 with SHA-384 and {SALT_SIZE} bytes of salt"  # for messages
 )
 
+_SHA384 = hashes.SHA384()
+_PSS = padding.PSS(mgf=padding.MGF1(_SHA384), salt_length=SALT_SIZE)
+
 _SHOWN = 80  # bytes of a foreign algorithm that a message shows
 
 
@@ -37,9 +40,8 @@ def authority_key(certificate: x509.Certificate) -> rsa.RSAPublicKey | None:
 
 def is_signed(signed: bytes, signature: bytes, key: rsa.RSAPublicKey) -> bool:
     """Whether the signature is the key's by that algorithm, whatever another field names."""
-    pss = padding.PSS(mgf=padding.MGF1(hashes.SHA384()), salt_length=SALT_SIZE)
     try:
-        key.verify(signature, signed, pss, hashes.SHA384())
+        key.verify(signature, signed, _PSS, _SHA384)
     except InvalidSignature:
         return False
     return True

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import enum
 import functools
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -121,39 +121,48 @@ def _check_of(code: ReasonCode) -> Authenticity | None:
 CHECK_OF: dict[ReasonCode, Authenticity | None] = {code: _check_of(code) for code in ReasonCode}
 
 
-class Facts(NamedTuple):
-    """What there was to judge; decides which checks were made at all.
+class ChainFacts(NamedTuple):
+    """Which certificates there were; decides, with :class:`ReportFacts`, what was checked at all.
 
-    ``of_no_chip`` is whether a VLEK signed; ``leaf_read`` and ``key_read`` say
-    what could be read of the leaf. ``revocation`` is whether a list was given or
-    required, ``crl_read`` whether it could be read, and ``masked`` whether the
-    chip ID is zero and the policy accepts that.
+    ``of_no_chip`` is whether a VLEK signed; ``leaf_read``, ``key_read`` and
+    ``crl_read`` say what could be read.
     """
 
-    report_read: bool = False
     of_no_chip: bool = False
     leaf: bool = False
     intermediate: bool = False
     root: bool = False
     leaf_read: bool = False
     key_read: bool = False
-    revocation: bool = False
     crl_read: bool = False
-    report_names_product: bool = False
+
+
+class ReportFacts(NamedTuple):
+    """What the report and its policy left to judge.
+
+    ``masked`` is whether the chip ID is zero and the policy accepts that,
+    ``revocation`` whether a list was given or required.
+    """
+
+    read: bool = False
+    names_product: bool = False
     masked: bool = False
     runtime_data: bool = False
+    revocation: bool = False
 
 
-def authenticity_checks(facts: Facts, reasons: Iterable[Reason]) -> tuple[Check, ...]:
+def authenticity_checks(
+    chain: ChainFacts, report: ReportFacts, reasons: Sequence[Reason]
+) -> tuple[Check, ...]:
     """Every check of authenticity, in a fixed order."""
+    made = _made(chain, report)
+    if not reasons:
+        return made
     failed: dict[Authenticity, list[str]] = {}
     for reason in reasons:
         check = CHECK_OF[reason.code]
         if check is not None:
             failed.setdefault(check, []).append(reason.message)
-    made = _made(facts)
-    if not failed:
-        return made
     return tuple(
         replace(check, state=CheckState.FAILED, found="; ".join(failed[name]))
         if name in failed
@@ -163,34 +172,34 @@ def authenticity_checks(facts: Facts, reasons: Iterable[Reason]) -> tuple[Check,
 
 
 @functools.lru_cache(maxsize=256)
-def _made(facts: Facts) -> tuple[Check, ...]:
+def _made(chain: ChainFacts, report: ReportFacts) -> tuple[Check, ...]:
     """The checks as they are when none has failed."""
-    chain = facts.intermediate and facts.root
+    authorities = chain.intermediate and chain.root
     judged: dict[Authenticity, bool] = {
-        Authenticity.REPORT_LAYOUT: facts.report_read,
-        Authenticity.LEAF: facts.leaf and facts.leaf_read and facts.intermediate,
-        Authenticity.INTERMEDIATE: chain,
-        Authenticity.ROOT: facts.root,
-        Authenticity.ANCHOR: facts.root,
-        Authenticity.CHAIN_PRODUCT: facts.leaf_read and chain,
-        Authenticity.VALIDITY: facts.leaf and chain,
-        Authenticity.REVOCATION: chain and facts.crl_read,
-        Authenticity.PRODUCT: facts.leaf_read,
-        Authenticity.CHIP_ID: facts.leaf_read,
-        Authenticity.REPORTED_TCB: facts.leaf_read,
-        Authenticity.REPORT_SIGNATURE: facts.key_read,
-        Authenticity.RUNTIME_DATA: facts.report_read,
+        Authenticity.REPORT_LAYOUT: report.read,
+        Authenticity.LEAF: chain.leaf and chain.leaf_read and chain.intermediate,
+        Authenticity.INTERMEDIATE: authorities,
+        Authenticity.ROOT: chain.root,
+        Authenticity.ANCHOR: chain.root,
+        Authenticity.CHAIN_PRODUCT: chain.leaf_read and authorities,
+        Authenticity.VALIDITY: chain.leaf and authorities,
+        Authenticity.REVOCATION: authorities and chain.crl_read,
+        Authenticity.PRODUCT: chain.leaf_read,
+        Authenticity.CHIP_ID: chain.leaf_read,
+        Authenticity.REPORTED_TCB: chain.leaf_read,
+        Authenticity.REPORT_SIGNATURE: chain.key_read,
+        Authenticity.RUNTIME_DATA: report.read,
     }
     nothing_to_ask: dict[Authenticity, str] = {}
-    if not facts.revocation:
+    if not report.revocation:
         nothing_to_ask[Authenticity.REVOCATION] = "no revocation list was given or required"
-    if facts.report_read and not facts.report_names_product:
+    if report.read and not report.names_product:
         nothing_to_ask[Authenticity.PRODUCT] = "the report names no processor (version 2)"
-    if facts.of_no_chip:
+    if chain.of_no_chip:
         nothing_to_ask[Authenticity.CHIP_ID] = "a VLEK is of no chip"
-    elif facts.masked:
+    elif report.masked:
         nothing_to_ask[Authenticity.CHIP_ID] = "the report hides its chip ID, as the policy accepts"
-    if not facts.runtime_data:
+    if not report.runtime_data:
         nothing_to_ask[Authenticity.RUNTIME_DATA] = "no runtime data came with the report"
     made: list[Check] = []
     for name in Authenticity:

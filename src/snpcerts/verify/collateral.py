@@ -35,6 +35,10 @@ class Collateral:
             crl=table.get(CRL_GUID),
         )
 
+    def without_crl(self) -> Collateral:
+        """The certificates alone."""
+        return Collateral(self.vcek, self.vlek, self.ask, self.ark)
+
     def completed_by(self, other: Collateral) -> Collateral:
         """These, and from ``other`` what is not supplied here."""
         slots = (field.name for field in fields(self))

@@ -61,14 +61,14 @@ def check_policy(policy: Policy, subject: Subject) -> tuple[tuple[Check, ...], t
         outcome = demand(policy, subject)
         if outcome is None:
             raise AssertionError(f"{code.value} depends on more than the policy")
-        if outcome.passed is None:
-            state = CheckState.NOT_JUDGED
-        elif outcome.passed:
+        if outcome.passed:
             state = CheckState.PASSED
+        elif outcome.passed is None:
+            state = CheckState.NOT_JUDGED
         else:
             state = CheckState.FAILED
             reasons.append(Reason(code, f"must be {outcome.expected}, found {outcome.found}"))
-        checks[index] = Check(code.value, state, outcome.expected, outcome.found)
+        checks[index] = Check(plan.unasked[index].name, state, outcome.expected, outcome.found)
     return tuple(checks), tuple(reasons)
 
 
@@ -218,6 +218,10 @@ def _vmpl(policy: Policy, subject: Subject) -> _Outcome | None:
     return _Outcome(found in policy.vmpls, " or ".join(map(str, policy.vmpls)), str(found))
 
 
+_DEBUG: Final = 1 << GUEST_POLICY_BITS["debug"].index
+_MIGRATE_MA: Final = 1 << GUEST_POLICY_BITS["migrate_ma"].index
+
+
 @functools.lru_cache(maxsize=8)
 def _one_bit(name: str, wanted: bool, value: bool) -> _Outcome:
     bit = GUEST_POLICY_BITS[name]
@@ -229,15 +233,14 @@ def _debug(policy: Policy, subject: Subject) -> _Outcome | None:
     wanted = policy.guest_policy.debug
     if wanted is None:
         return None
-    return _one_bit("debug", wanted, GUEST_POLICY_BITS["debug"].of(subject.report.fields.policy))
+    return _one_bit("debug", wanted, bool(subject.report.fields.policy & _DEBUG))
 
 
 def _migration_agent(policy: Policy, subject: Subject) -> _Outcome | None:
     wanted = policy.guest_policy.migrate_ma
     if wanted is None:
         return None
-    value = GUEST_POLICY_BITS["migrate_ma"].of(subject.report.fields.policy)
-    return _one_bit("migrate_ma", wanted, value)
+    return _one_bit("migrate_ma", wanted, bool(subject.report.fields.policy & _MIGRATE_MA))
 
 
 _GUEST_POLICY_NAMES: Final = tuple(

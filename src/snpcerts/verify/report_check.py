@@ -43,34 +43,38 @@ _MALFORMED = {
 }
 
 
-def check_layout(report: Report) -> Iterator[Reason]:
+def check_layout(report: Report) -> list[Reason]:
     """What no sound report has, in order of offset."""
-    for malformation in malformations(report):
-        yield Reason(_MALFORMED[malformation.field], str(malformation))
+    return [Reason(_MALFORMED[each.field], str(each)) for each in malformations(report)]
 
 
 def read_tcbs(report: Report, product: Product) -> tuple[ReportTcbs, tuple[Reason, ...]]:
     """The report's TCBs as that product writes them, and what cannot be read."""
-    read: dict[str, TcbVersion] = {}
-    reasons: list[Reason] = []
-    fields, layout = report.fields, product.tcb_layout
-    for name, data in (
-        ("current", fields.current_tcb),
-        ("reported", fields.reported_tcb),
-        ("committed", fields.committed_tcb),
-        ("launch", fields.launch_tcb),
-    ):
-        try:
-            read[name] = _unpack_tcb(data, layout is TcbLayout.TURIN)
-        except FormatError as error:
-            reasons.append(Reason(ReasonCode.REPORT_TCB, f"{name.upper()}_TCB: {error}"))
-    return ReportTcbs(**read), tuple(reasons)
+    fields = report.fields
+    return _read_tcbs(
+        fields.current_tcb,
+        fields.reported_tcb,
+        fields.committed_tcb,
+        fields.launch_tcb,
+        product.tcb_layout is TcbLayout.TURIN,
+    )
 
 
 @functools.lru_cache(maxsize=1024)
-def _unpack_tcb(data: bytes, turin: bool) -> TcbVersion:
-    """A fleet has few TCBs, and each report names four."""
-    return TcbVersion.unpack(data, TcbLayout.TURIN if turin else TcbLayout.MILAN)
+def _read_tcbs(
+    current: bytes, reported: bytes, committed: bytes, launch: bytes, turin: bool
+) -> tuple[ReportTcbs, tuple[Reason, ...]]:
+    """A fleet has few TCBs, and its reports name the same four."""
+    layout = TcbLayout.TURIN if turin else TcbLayout.MILAN
+    named = {"current": current, "reported": reported, "committed": committed, "launch": launch}
+    read: dict[str, TcbVersion] = {}
+    reasons: list[Reason] = []
+    for name, data in named.items():
+        try:
+            read[name] = TcbVersion.unpack(data, layout)
+        except FormatError as error:
+            reasons.append(Reason(ReasonCode.REPORT_TCB, f"{name.upper()}_TCB: {error}"))
+    return ReportTcbs(**read), tuple(reasons)
 
 
 def check_product(report: Report, leaf: EndorsementCert) -> Iterator[Reason]:
@@ -127,7 +131,7 @@ def check_reported_tcb(reported: TcbVersion | None, leaf: EndorsementCert) -> It
 
     None, for a TCB that could not be read, has been refused before.
     """
-    if reported is None:
+    if reported is None or reported == leaf.tcb:
         return
     certified = leaf.tcb.components()
     for name, value in reported.components().items():

@@ -82,8 +82,9 @@ class Verdict:
         if self.status is not status_of(self.reasons):
             raise ValueError(f"these reasons do not make a report {self.status.value}")
         if self.status is Status.VERIFIED:
+            failed = CheckState.FAILED
             for check in self.checks:
-                if check.state is CheckState.FAILED:
+                if check.state is failed:
                     raise ValueError("a verified report has no failed check")
 
     @property

@@ -15,20 +15,18 @@ what was asked and what was not.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from datetime import datetime
 
 from snpcerts.abi.product import Product
 from snpcerts.abi.report import Report, SigningKey
 from snpcerts.endorsement.anchors import AMD_ANCHORS, Anchor
-from snpcerts.endorsement.chain import Place
 from snpcerts.endorsement.vek import EndorsementCert, VekKind
 from snpcerts.errors import FormatError, UsageError
 from snpcerts.verify import report_check
-from snpcerts.verify.check import Facts, authenticity_checks
+from snpcerts.verify.check import ChainFacts, ReportFacts, authenticity_checks
 from snpcerts.verify.collateral import Collateral
-from snpcerts.verify.endorsement_check import EndorsementFindings, EndorsementMemory
+from snpcerts.verify.endorsement_check import NOTHING, EndorsementMemory
 from snpcerts.verify.evidence import Evidence
 from snpcerts.verify.policy import Policy, Revocation
 from snpcerts.verify.policy_check import Subject, check_policy, unjudged
@@ -39,7 +37,6 @@ KINDS = {SigningKey.VCEK: VekKind.VCEK, SigningKey.VLEK: VekKind.VLEK}
 DEFAULT_POLICY = Policy()
 
 _memory = EndorsementMemory()
-_NOTHING = EndorsementFindings(None, None, (), (), frozenset())
 
 
 def verify(
@@ -84,11 +81,11 @@ def judge(
             return _unread(policy, Reason(ReasonCode.REPORT_SIZE, str(error)))
     collateral = evidence.collateral if collateral is None else collateral
     if policy.revocation is Revocation.IGNORE:
-        collateral = dataclasses.replace(collateral, crl=None)
-    genuine = list(report_check.check_layout(report))
+        collateral = collateral.without_crl()
+    genuine = report_check.check_layout(report)
     signing_key = report.signing_key
     kind = None if signing_key is None else KINDS.get(signing_key)
-    findings = _NOTHING if kind is None else _memory.findings(kind, collateral, anchors)
+    findings = NOTHING if kind is None else _memory.findings(kind, collateral, anchors)
     leaf = findings.leaf
     if kind is not None:
         absent = _with_crl(findings.reasons_at(at), policy, collateral)
@@ -105,7 +102,13 @@ def judge(
     if findings.key is not None:
         genuine += report_check.check_signature(report, findings.key)
     genuine += report_check.check_runtime_data(report, evidence.runtime_data)
-    facts = _facts(report, kind, findings, evidence, collateral, policy)
+    facts = ReportFacts(
+        True,
+        report.fields.version >= 3,
+        policy.allow_masked_chip_id and report.chip_id_masked,
+        evidence.runtime_data is not None,
+        collateral.crl is not None or policy.revocation is Revocation.REQUIRE,
+    )
     subject = Subject(report, product, tcbs, leaf, evidence.runtime_data)
     asked, unmet = check_policy(policy, subject)
     reasons = (*genuine, *unmet)
@@ -118,12 +121,12 @@ def judge(
         tcbs=tcbs,
         report=report,
         leaf=leaf,
-        checks=(*authenticity_checks(facts, genuine), *asked),
+        checks=(*authenticity_checks(findings.facts, facts, genuine), *asked),
     )
 
 
 def _unread(policy: Policy, reason: Reason) -> Verdict:
-    checks = (*authenticity_checks(Facts(), (reason,)), *unjudged(policy))
+    checks = (*authenticity_checks(ChainFacts(), ReportFacts(), (reason,)), *unjudged(policy))
     return Verdict(Status.REFUSED, (reason,), checks=checks)
 
 
@@ -152,30 +155,6 @@ def _explained(reasons: tuple[Reason, ...], unavailable: Sequence[Reason]) -> tu
     if not unavailable or all(reason.code not in _MISSING for reason in reasons):
         return reasons
     return (*unavailable, *(reason for reason in reasons if reason.code not in _MISSING))
-
-
-def _facts(
-    report: Report,
-    kind: VekKind | None,
-    findings: EndorsementFindings,
-    evidence: Evidence,
-    collateral: Collateral,
-    policy: Policy,
-) -> Facts:
-    return Facts(
-        report_read=True,
-        of_no_chip=kind is VekKind.VLEK,
-        leaf=Place.LEAF in findings.places,
-        intermediate=Place.INTERMEDIATE in findings.places,
-        root=Place.ROOT in findings.places,
-        leaf_read=findings.leaf is not None,
-        key_read=findings.key is not None,
-        revocation=collateral.crl is not None or policy.revocation is Revocation.REQUIRE,
-        crl_read=findings.crl is not None,
-        report_names_product=report.fields.version >= 3,
-        masked=policy.allow_masked_chip_id and report.chip_id_masked,
-        runtime_data=evidence.runtime_data is not None,
-    )
 
 
 def _tcbs(report: Report, product: Product | None) -> tuple[ReportTcbs, tuple[Reason, ...]]:
