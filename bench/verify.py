@@ -1,18 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Verifying reports: ours against the raw P-384 verify rate of the same library, and a peer.
+"""Verifying reports: ours against the library's raw P-384 verify rate, and against peers.
 
-The evidence is of an emulated host. The chain is known after the first report,
-as it is to anyone who verifies more than one; a second figure is for a chain never
-seen before. go-sev-guest, which remembers no chain, verifies the same evidence with
-the same root in a loop of its own language. It compares names, so this emulated
-chain has AMD's; it is left out where Go is not there.
+The evidence is of an emulated host. The chain is known after the first report, as
+it is to anyone who verifies more than one. Two more figures are for a VCEK never
+seen before under an ASK and ARK that were (a new chip, or a new TCB), and for three
+certificates none of which was ever seen.
+
+Peers verify the same evidence in loops of their own languages, one thread each.
+"whole" is what they offer to verify a report with its certificates; neither
+remembers anything between calls, but go-sev-guest is given ASK and ARK already
+read. "known VCEK" is their report signature check with a VCEK read before and
+judged by nobody. go-sev-guest compares names, so this emulated chain has AMD's. A
+peer is left out where its toolchain is not there.
 """
 
 from __future__ import annotations
 
 import os
-import shutil
-import subprocess
 import tempfile
 import time
 from collections.abc import Callable
@@ -26,6 +30,7 @@ from tests.clients.amd_names import renamed_chain
 
 import snpcerts.verify.verify as verify_module
 from bench.compare import Skip, compare
+from bench.peers import GO_SEV_GUEST, VIRTEE_SEV
 from snpcerts.abi.guest_message import REPORT_AT, MessageType, ReportRequest, SecretsPage
 from snpcerts.abi.kvm import PageType
 from snpcerts.abi.product import Product
@@ -43,7 +48,8 @@ from snpcerts.verify.verdict import Status
 from snpcerts.verify.verify import verify
 
 COUNT = 300
-BULK = 4000
+BULK = (200, 2000, 8000)
+KNOWN, NEW_VCEK = "verify()", "verify(), VCEK never seen"
 
 
 def main() -> None:
@@ -86,18 +92,32 @@ def _measure(folder: Path, firmware: Firmware, report: Report, table: bytes) -> 
 
     subjects = {
         "raw P-384 verify": _timed(raw),
-        "verify()": _timed(ours(None)),
+        KNOWN: _timed(ours(None)),
         "verify(), four demands more": _timed(ours(policy)),
-        "verify(), chain never seen": _timed(_forgetting(ours(None))),
-    }
-    try:
-        subjects["go-sev-guest"] = _go_sev_guest(folder)
-    except Skip as reason:
-        print(f"go-sev-guest: left out, {reason}")
-    medians = compare("verifying one report, chain known", subjects, unit="us", scale=1e6)
+        NEW_VCEK: _timed(_forgetting(ours(None), authorities=False)),
+        "verify(), nothing seen before": _timed(_forgetting(ours(None), authorities=True)),
+    } | _peers(folder)
+    medians = compare("verifying one report", subjects, unit="us", scale=1e6)
     for name, median in medians.items():
         print(f"  {name:<34} {1 / median:>10.0f} per second")
+    print("ours is how many times as fast, per core")
+    for name, median in medians.items():
+        for mode, mine in (("known VCEK", KNOWN), ("whole", NEW_VCEK)):
+            if name.endswith(mode):
+                print(f"  {mine:<26} against {name:<34} {median / medians[mine]:.2f}")
     _bulk(evidence, anchors, now)
+
+
+def _peers(folder: Path) -> dict[str, Callable[[], float]]:
+    evidence = folder / "evidence"
+    subjects: dict[str, Callable[[], float]] = {}
+    for peer, files in ((GO_SEV_GUEST, [evidence, folder / "bundle"]), (VIRTEE_SEV, [evidence])):
+        try:
+            for mode, label in (("known", "known VCEK"), ("whole", "whole")):
+                subjects[f"{peer.name}, {label}"] = peer.timer(mode, files, COUNT)
+        except Skip as reason:
+            print(f"{peer.name}: left out, {reason}")
+    return subjects
 
 
 def _timed(subject: Callable[[], None]) -> Callable[[], float]:
@@ -110,53 +130,36 @@ def _timed(subject: Callable[[], None]) -> Callable[[], float]:
     return seconds
 
 
-def _forgetting(subject: Callable[[], None]) -> Callable[[], None]:
+def _forgetting(subject: Callable[[], None], *, authorities: bool) -> Callable[[], None]:
     def judge() -> None:
-        verify_module._memory = EndorsementMemory()
+        fresh = EndorsementMemory()
+        if not authorities:
+            fresh._authorities = verify_module._memory._authorities
+        verify_module._memory = fresh
         subject()
 
     return judge
 
 
-def _go_sev_guest(folder: Path) -> Callable[[], float]:
-    """The peer in one thread; what it takes to start is not in it."""
-    if shutil.which("go") is None:
-        raise Skip("no go on this machine")
-    program = folder / "go-sev-guest"
-    source = Path(__file__).parent / "go_sev_guest"
-    try:
-        subprocess.run(
-            ["go", "build", "-o", program, "."],
-            cwd=source,
-            check=True,
-            capture_output=True,
-            timeout=600,
-        )
-    except (subprocess.SubprocessError, OSError) as error:
-        raise Skip(f"it cannot be built: {error}") from None
-
-    def seconds() -> float:
-        words = [program, folder / "evidence", folder / "bundle", str(COUNT)]
-        ran = subprocess.run(
-            words, capture_output=True, text=True, check=True, env=os.environ | {"GOMAXPROCS": "1"}
-        )
-        return float(ran.stdout)
-
-    return seconds
-
-
 def _bulk(evidence: Evidence, anchors: tuple[Anchor, ...], now: datetime) -> None:
     """All cores: what it takes to start the processes is in it."""
     cores = len(os.sched_getaffinity(0))
-    print(f"{BULK} reports, processes and their start")
-    for jobs in dict.fromkeys((1, cores)):
-        start = time.perf_counter()
-        many = (evidence for _ in range(BULK))
-        verdicts = verify_many(many, anchors=anchors, at=now, jobs=jobs)
-        verified = sum(verdict.status is Status.VERIFIED for verdict in verdicts)
-        took = time.perf_counter() - start
-        assert verified == BULK
-        print(f"  {jobs} processes {'':<21} {BULK / took:>10.0f} per second")
+
+    def many(count: int, jobs: int) -> Callable[[], float]:
+        def seconds() -> float:
+            start = time.perf_counter()
+            verdicts = verify_many(
+                (evidence for _ in range(count)), anchors=anchors, at=now, jobs=jobs
+            )
+            assert sum(verdict.status is Status.VERIFIED for verdict in verdicts) == count
+            return (time.perf_counter() - start) / count
+
+        return seconds
+
+    for count in BULK:
+        subjects = {f"{jobs} processes": many(count, jobs) for jobs in dict.fromkeys((1, cores))}
+        title = f"{count} reports, with the start of processes"
+        compare(title, subjects, unit="us", scale=1e6, rounds=3)
 
 
 def _report(firmware: Firmware) -> Report:

@@ -14,6 +14,7 @@ import struct
 from pathlib import Path
 
 from tests.endorsement.small_ca import CrlRecipe, SmallCa
+from tests.verify.messages import attestation, blob, extra, number, report_message
 
 from snpcerts.abi.cert_table import (
     ARK_GUID,
@@ -80,6 +81,9 @@ def main() -> None:
     _all("policy", [_POLICY.format(m="00" * 48, h="11" * 32).encode(), b"vmpls = 0\n"])
     claims = json.dumps({"keys": [], "user-data": "00ff"}).encode()
     _all("evidence", [_hcl(claims), reports[0] + tables[0], reports[1]])
+    chain = blob(1, milan.leaf.make()) + extra(str(CRL_GUID), crl) + blob(6, vlek.leaf.make())
+    product = number(1, 1) + blob(3, number(1, 2))
+    _all("message", [attestation(reports[1], chain, product), report_message(reports[2])])
     # As AT of the target wants it: all of one Milan authority.
     whole = [milan.report(report_data=b"\1".ljust(64, b"\0")) + table for table in tables[:3]]
     _all("verdict", [whole[0], whole[2], vlek.report() + tables[1]])

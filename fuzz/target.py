@@ -21,6 +21,7 @@ from snpcerts.endorsement.crl import check_crl, crl_problem_at, load_crl
 from snpcerts.endorsement.encoding import describe
 from snpcerts.endorsement.vek import EndorsementCert
 from snpcerts.errors import SnpCertsError
+from snpcerts.verify import attestation_proto
 from snpcerts.verify.collateral import Collateral
 from snpcerts.verify.evidence import Evidence
 from snpcerts.verify.explain import explain, explained_json
@@ -128,6 +129,26 @@ def _evidence(data: bytes) -> str:
     return said
 
 
+def _any(value: int | bytes) -> bool:
+    return any(value) if isinstance(value, bytes) else value != 0
+
+
+def _message(data: bytes) -> str:
+    """A Report or an Attestation of go-sev-guest."""
+    if attestation_proto.is_report(data):
+        report, entries = attestation_proto.read_report(data), ()
+    else:
+        report, table = attestation_proto.read_attestation(data)
+        entries = table.entries
+    size = sum(len(entry.data) for entry in entries)
+    _promise(size <= len(data), "no byte is copied twice")
+    _promise(len(report) == REPORT_SIZE, "a report is whole")
+    _promise(not any(report[0x4C:0x50]) and not any(report[0x208:0x2A0]), "the rest is zero")
+    fields = ReportLayout.unpack(report)
+    zero = [name for name in ReportLayout.__slots__ if not _any(getattr(fields, name))]
+    return f"{min(len(entries), 4)} entries, {len(zero)} fields zero"
+
+
 _anchors = (anchor_from_certificate(_root),)
 _signed = {
     data[:SIGNED_SIZE]
@@ -185,6 +206,7 @@ TARGETS: tuple[Target, ...] = (
     Target("crl", _crl, 10),
     Target("policy", _policy, 10),
     Target("evidence", _evidence, 18),
+    Target("message", _message, 12),
     Target("verdict", _verdict, 1),
     Target("collateral", _collateral, 1),
 )

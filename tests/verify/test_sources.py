@@ -13,7 +13,6 @@ from snpcerts.abi.product import Product
 from snpcerts.abi.tcb import TcbVersion
 from snpcerts.endorsement.vek import VekKind
 from snpcerts.errors import FormatError, RefusedError, RetryLaterError
-from snpcerts.verify.bulk import CHUNK, verify_many
 from snpcerts.verify.collateral import Collateral
 from snpcerts.verify.evidence import Evidence
 from snpcerts.verify.policy import Policy, Revocation
@@ -30,7 +29,6 @@ from snpcerts.verify.sources import (
     verify_with,
 )
 from snpcerts.verify.verdict import Status, Verdict
-from snpcerts.verify.verify import verify
 from tests.endorsement.small_ca import NOON, TCBS, CrlRecipe, SmallCa, flipped
 from tests.verify.test_verify import anchors, collateral
 
@@ -250,31 +248,3 @@ def test_a_report_of_an_unknown_product_has_no_candidates() -> None:
     assert source.asked[0].products == ()
     zero = TcbVersion(0, 0, 0, 0)
     assert source.asked[0].tcb(Product.MILAN) != zero
-
-
-def _mixed(count: int) -> list[Evidence]:
-    sound, bad = CA.report(), flipped(CA.report(), 0x90)
-    return [Evidence(bad if index % 7 == 3 else sound, WHOLE) for index in range(count)]
-
-
-@pytest.mark.parametrize("jobs", [1, 2])
-def test_many_reports_come_out_in_order_and_as_one_by_one(jobs: int) -> None:
-    many = _mixed(CHUNK * 2 + 5)
-    verdicts = list(verify_many(many, anchors=anchors(), at=NOON, jobs=jobs))
-    alone = [verify(each, anchors=anchors(), at=NOON) for each in many]
-    assert [v.to_json() for v in verdicts] == [v.to_json() for v in alone]
-    assert all(verdict.leaf is not None for verdict in verdicts)
-
-
-def test_many_reports_are_read_only_as_fast_as_they_are_judged() -> None:
-    taken = 0
-
-    def endless() -> object:
-        nonlocal taken
-        while True:
-            taken += 1
-            yield Evidence(CA.report(), WHOLE)
-
-    verdicts = verify_many(endless(), anchors=anchors(), at=NOON, jobs=1)  # type: ignore[arg-type]  # it is a generator
-    assert [next(verdicts).status for _ in range(3)] == [Status.VERIFIED] * 3
-    assert taken == 3

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import enum
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import ClassVar, Self
 
@@ -127,6 +127,10 @@ class Report:
 
     raw: bytes
     fields: ReportLayout
+
+    def __reduce__(self) -> tuple[Callable[[bytes], Report], tuple[bytes]]:
+        """As its bytes: reading them again takes less time than reading 33 pickled fields."""
+        return Report.unpack, (self.raw,)
 
     @classmethod
     def unpack(cls, data: Buffer) -> Self:

@@ -3,6 +3,10 @@
 
 Chains are verified once in each process and remembered there. Nothing is done by
 processes that is not done by :func:`~snpcerts.verify.sources.verify_with`.
+
+A process takes as long to start as hundreds of reports take to verify. So the
+first reports are judged in this one and others are started only when there are
+more; this one goes on judging while they start, and beside them.
 """
 
 from __future__ import annotations
@@ -12,7 +16,7 @@ import itertools
 import multiprocessing
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor, wait
 from datetime import datetime
 from typing import Final
 
@@ -26,7 +30,11 @@ from snpcerts.verify.verify import DEFAULT_POLICY
 
 # Reports handed to a process at a time: some 30 ms of work, against some 0.1 ms to hand over.
 CHUNK: Final = 64
+# Reports judged before another process is started: what takes about as long as its start.
+ALONE: Final = 256
 _AHEAD: Final = 3  # chunks under way or waiting, for each process
+# Chunks whose verdicts wait for an earlier one: some 30 MB.
+_WAITING: Final = 64
 
 
 def verify_many(
@@ -40,9 +48,10 @@ def verify_many(
 ) -> Iterator[Verdict]:
     """The verdicts, in the order of the evidence.
 
-    With ``jobs`` above 1 that many processes share the work; sources are asked
-    in this one. Evidence is taken from its iterable only some chunks ahead of
-    the verdicts, so that any number of reports takes a bounded amount of memory.
+    With ``jobs`` above 1 up to that many processes, this one among them, share
+    the work; sources are asked in this one. Evidence is taken from its iterable
+    only some chunks ahead of the verdicts, so that any number of reports takes a
+    bounded amount of memory.
     :class:`UsageError` for a number of jobs below 1.
     """
     if jobs < 1:
@@ -67,24 +76,72 @@ def _here(prepared: Iterable[Prepared], task: _Task) -> Iterator[Verdict]:
         yield from task([each])
 
 
-def _in_processes(prepared: Iterable[Prepared], task: _Task, jobs: int) -> Iterator[Verdict]:
+def _in_processes(prepared: Iterator[Prepared], task: _Task, jobs: int) -> Iterator[Verdict]:
+    yield from _here(itertools.islice(prepared, ALONE), task)
+    chunks = _chunks(prepared)
+    first = next(chunks, None)
+    if first is None:
+        return
     # The parent may have threads, which a fork would not survive well.
     context = multiprocessing.get_context("spawn")
-    under_way: deque[Future[list[Verdict]]] = deque()
-    with ProcessPoolExecutor(jobs, mp_context=context) as pool:
+    with ProcessPoolExecutor(jobs - 1, mp_context=context) as pool:
+        work = _Work(pool, task, (jobs - 1) * _AHEAD)
         try:
-            for chunk in _chunks(prepared):
-                under_way.append(pool.submit(task, chunk))
-                if len(under_way) >= jobs * _AHEAD:
-                    yield from under_way.popleft().result()
-            while under_way:
-                yield from under_way.popleft().result()
+            for chunk in itertools.chain((first,), chunks):
+                work.take(chunk)
+                yield from work.finished()
+            while work.rest():
+                yield from work.finished()
         finally:
-            for future in under_way:
-                future.cancel()
+            work.cancel()
 
 
-def _chunks(prepared: Iterable[Prepared]) -> Iterator[list[Prepared]]:
-    iterator = iter(prepared)
-    while chunk := list(itertools.islice(iterator, CHUNK)):
+class _Work:
+    """Chunks given to the pool or judged here, in the order of their verdicts."""
+
+    def __init__(self, pool: ProcessPoolExecutor, task: _Task, ahead: int) -> None:
+        self._pool = pool
+        self._task = task
+        self._ahead = ahead
+        # The chunk is kept as long as it may be taken back.
+        self._given: deque[tuple[list[Prepared], Future[list[Verdict]]]] = deque()
+
+    def take(self, chunk: list[Prepared]) -> None:
+        """Give the chunk to the pool while that has not enough, else judge it here."""
+        if sum(not future.done() for _, future in self._given) < self._ahead:
+            self._given.append((chunk, self._pool.submit(self._task, chunk)))
+        else:
+            self._given.append((chunk, _done(self._task(chunk))))
+
+    def finished(self) -> Iterator[Verdict]:
+        """The verdicts whose turn it is; waits only when too many others wait for one."""
+        while self._given and (self._given[0][1].done() or len(self._given) > _WAITING):
+            yield from self._given.popleft()[1].result()
+
+    def rest(self) -> bool:
+        """Judge one more chunk, the last that nobody has begun; whether there is any left."""
+        if not self._given:
+            return False
+        for index in range(len(self._given) - 1, -1, -1):
+            chunk, future = self._given[index]
+            if future.cancel():
+                self._given[index] = chunk, _done(self._task(chunk))
+                return True
+        wait((self._given[0][1],))
+        return True
+
+    def cancel(self) -> None:
+        """Let nobody begin what is left."""
+        for _, future in self._given:
+            future.cancel()
+
+
+def _done(verdicts: list[Verdict]) -> Future[list[Verdict]]:
+    future: Future[list[Verdict]] = Future()
+    future.set_result(verdicts)
+    return future
+
+
+def _chunks(prepared: Iterator[Prepared]) -> Iterator[list[Prepared]]:
+    while chunk := list(itertools.islice(prepared, CHUNK)):
         yield chunk

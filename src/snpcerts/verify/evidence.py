@@ -8,6 +8,7 @@ report                    the firmware, ``snpguest report``, ``attest`` of
                           go-sev-guest, configfs-tsm's ``outblob``
 report and table          ``attest -extended``; ``outblob`` and ``auxblob``
 HCL report                the TPM of an Azure confidential VM
+protocol buffers          ``attest -outform proto`` of go-sev-guest
 ========================  ====================================================
 
 Nothing here is judged: certificates in a table are the host's word, and runtime
@@ -26,6 +27,7 @@ from typing import Final, Self
 from snpcerts.abi.cert_table import MAX_SIZE, CertTable
 from snpcerts.abi.report import REPORT_SIZE
 from snpcerts.errors import FormatError
+from snpcerts.verify import attestation_proto
 from snpcerts.verify.collateral import Collateral
 from snpcerts.verify.hcl import SIGNATURE, HclReport
 
@@ -40,6 +42,7 @@ class Shape(enum.StrEnum):
     REPORT = "report"
     REPORT_AND_TABLE = "report-and-table"
     HCL = "hcl-report"
+    PROTO = "protobuf"
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,9 +99,9 @@ class Evidence:
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Self:
-        """Read a report, a report with its table right behind it, or an HCL report.
+        """Read evidence in any of the shapes above, told apart by its first bytes.
 
-        Raises :class:`FormatError` when it is none of them, or the table is malformed.
+        Raises :class:`FormatError` when it is none of them, or what is in it is malformed.
         """
         if len(data) > MAX_EVIDENCE:
             raise FormatError("evidence", f"{len(data)} bytes, at most {MAX_EVIDENCE}")
@@ -106,6 +109,11 @@ class Evidence:
             hcl = HclReport.unpack(data)
             runtime = RuntimeData(hcl.claims, hcl.digest)
             return cls(hcl.report, runtime_data=runtime, shape=Shape.HCL)
+        if attestation_proto.is_attestation(data):
+            report, table = attestation_proto.read_attestation(data)
+            return cls(report, Collateral.from_table(table), shape=Shape.PROTO, table=table)
+        if attestation_proto.is_report(data):
+            return cls(attestation_proto.read_report(data), shape=Shape.PROTO)
         if len(data) < REPORT_SIZE:
             raise FormatError("evidence", f"a report has {REPORT_SIZE} bytes, found {len(data)}")
         try:

@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Verifiers of others: small programs of ours around their libraries, each timing itself.
+
+They are built from the public registries into the user's cache, where they stay.
+What it takes to start a program is not in its time.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from bench.compare import Skip
+
+_PATIENCE: Final = 3600
+_HERE: Final = Path(__file__).parent
+
+
+@dataclass(frozen=True)
+class Peer:
+    """A library, the tools that build our program around it, and how."""
+
+    name: str
+    source: str
+    tools: tuple[str, ...]
+    build: Callable[[Path], list[str]]
+    program: str
+
+    @property
+    def home(self) -> Path:
+        """Where its build goes."""
+        cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        return Path(cache) / "snpcerts" / "bench" / self.source
+
+    def built(self) -> Path:
+        """The program; :class:`Skip` where it cannot be built."""
+        missing = [tool for tool in self.tools if shutil.which(tool) is None]
+        if missing:
+            raise Skip(f"no {', '.join(missing)} on this machine")
+        self.home.mkdir(parents=True, exist_ok=True)
+        words = self.build(self.home)
+        try:
+            subprocess.run(
+                words, cwd=_HERE / self.source, check=True, capture_output=True, timeout=_PATIENCE
+            )
+        except subprocess.CalledProcessError as error:
+            said = error.stderr.decode(errors="replace").strip().splitlines()
+            raise Skip(f"it cannot be built: {said[-1] if said else error}") from None
+        except (subprocess.SubprocessError, OSError) as error:
+            raise Skip(f"it cannot be built: {error}") from None
+        return self.home / self.program
+
+    def timer(self, mode: str, files: list[Path], count: int) -> Callable[[], float]:
+        """What runs it in one thread and returns seconds for each verification."""
+        words = [self.built(), mode, *files, str(count)]
+
+        def seconds() -> float:
+            ran = subprocess.run(
+                words,
+                capture_output=True,
+                text=True,
+                check=True,
+                env=os.environ | {"GOMAXPROCS": "1"},
+            )
+            return float(ran.stdout)
+
+        return seconds
+
+
+GO_SEV_GUEST: Final = Peer(
+    "go-sev-guest 0.15.0",
+    "go_sev_guest",
+    ("go",),
+    lambda home: ["go", "build", "-o", str(home / "bench"), "."],
+    "bench",
+)
+VIRTEE_SEV: Final = Peer(
+    "virtee/sev 8.0.0",
+    "virtee_sev",
+    ("cargo", "cc", "make", "perl"),
+    lambda home: ["cargo", "build", "--release", "--target-dir", str(home)],
+    "release/snpcerts-bench-virtee-sev",
+)

@@ -1,0 +1,50 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! Times the crate `sev` over one piece of evidence, again and again.
+//!
+//! `whole` reads report, table and certificates anew each time and verifies the chain;
+//! `known` keeps the leaf, and verifies the report with it.
+
+use std::error::Error;
+use std::time::Instant;
+use std::{env, fs};
+
+use sev::certs::snp::{Chain, Verifiable};
+use sev::firmware::guest::AttestationReport;
+use sev::firmware::host::CertTableEntry;
+use sev::parser::ByteParser;
+
+const REPORT_SIZE: usize = 1184;
+
+fn main() -> Result<(), Box<dyn Error>> {
+    let words: Vec<String> = env::args().collect();
+    let [_, mode, path, count] = &words[..] else {
+        return Err("usage: (whole|known) EVIDENCE COUNT".into());
+    };
+    let evidence = fs::read(path)?;
+    let count: u32 = count.parse()?;
+    let (report, table) = evidence.split_at(REPORT_SIZE);
+    let leaf = chain(table)?.vek;
+    let whole = mode == "whole";
+    let once = || -> Result<(), Box<dyn Error>> {
+        let read = AttestationReport::from_bytes(report)?;
+        if whole {
+            (&chain(table)?, &read).verify()?;
+        } else {
+            (&leaf, &read).verify()?;
+        }
+        Ok(())
+    };
+    once()?;
+    let start = Instant::now();
+    for _ in 0..count {
+        once()?;
+    }
+    println!("{}", start.elapsed().as_secs_f64() / f64::from(count));
+    Ok(())
+}
+
+fn chain(table: &[u8]) -> Result<Chain, Box<dyn Error>> {
+    let entries = CertTableEntry::vec_bytes_to_cert_table(&mut table.to_vec())?;
+    Ok(Chain::from_cert_table_der(entries)?)
+}

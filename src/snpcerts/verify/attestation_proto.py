@@ -1,0 +1,265 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Evidence as protocol buffers: the messages of google/go-sev-guest, in their binary form.
+
+Its tools write them (``attest -outform proto``, ``show -outform proto``), and so do
+services that pass attestations on. A *Report* holds the report's fields one by one,
+an *Attestation* such a report, its certificates and a product. The report's bytes
+are put together again, for the signature is over them: every byte that no field
+has is zero, as it is in every sound report.
+
+A message is read strictly: a field that is unknown, of another type, there twice,
+out of range or of another size is an error, and so is a number that is not in its
+shortest form. What is read is never more than the bytes given.
+
+Sources: go-sev-guest ``proto/sevsnp.proto``; Protocol Buffers "Encoding" for the
+wire format; AMD APM volume 3 (24594), CPUID Fn0000_0001_EAX, for ``cpuid1eax_fms``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import uuid
+from collections.abc import Iterator
+from typing import Any, Final
+
+from snpcerts.abi.cert_table import (
+    ARK_GUID,
+    ASK_GUID,
+    MAX_ENTRIES,
+    VCEK_GUID,
+    VLEK_GUID,
+    CertTable,
+    TableEntry,
+)
+from snpcerts.abi.report import ReportLayout
+from snpcerts.errors import FormatError
+
+ATTESTATION: Final = "Attestation message"
+REPORT: Final = "Report message"
+CHAIN: Final = "CertificateChain message"
+EXTRA: Final = "CertificateChain.extras"
+
+_VARINT, _BYTES = 0, 2
+_VARINT_SIZE: Final = 10
+_GUID_TEXT_SIZE: Final = 36
+
+# Field numbers of Report whose values are those of ReportLayout's fields.
+_FIELDS: Final = {
+    1: "version",
+    2: "guest_svn",
+    3: "policy",
+    4: "family_id",
+    5: "image_id",
+    6: "vmpl",
+    7: "signature_algo",
+    8: "current_tcb",
+    9: "platform_info",
+    10: "flags",
+    11: "report_data",
+    12: "measurement",
+    13: "host_data",
+    14: "id_key_digest",
+    15: "author_key_digest",
+    16: "report_id",
+    17: "report_id_ma",
+    18: "reported_tcb",
+    19: "chip_id",
+    20: "committed_tcb",
+    21: "current_build",
+    22: "current_minor",
+    23: "current_major",
+    24: "committed_build",
+    25: "committed_minor",
+    26: "committed_major",
+    27: "launch_tcb",
+    28: "signature",
+    30: "launch_mit_vector",
+    31: "current_mit_vector",
+}
+_CPUID: Final = 29
+# Eight bytes in a report, a number in the message.
+_TCBS: Final = frozenset({"current_tcb", "reported_tcb", "committed_tcb", "launch_tcb"})
+_SIZES: Final = {name: size for name, (_, size) in ReportLayout.layout().items()}
+_BLOBS: Final = tuple(
+    field.name
+    for field in dataclasses.fields(ReportLayout)
+    if isinstance(field.default, bytes) and field.name not in _TCBS
+)
+_CPUID_BITS: Final = 0x0FFF_0FFF
+_EXTENDED: Final = 0xF  # a family of this much has the rest in another field
+
+
+def is_attestation(data: bytes) -> bool:
+    """Whether ``data`` starts as an Attestation does: with a report of more than 127 bytes.
+
+    No report does: the second byte of its version is zero.
+    """
+    return len(data) > 1 and data[0] == 1 << 3 | _BYTES and data[1] >= 0x80
+
+
+def is_report(data: bytes) -> bool:
+    """Whether ``data`` starts as a Report does: with a version, then GUEST_SVN or POLICY.
+
+    No report does: the bytes of its version after the first are zero.
+    """
+    return len(data) > 2 and data[0] == 1 << 3 and 0 < data[1] < 0x80 and data[2] in (0x10, 0x18)
+
+
+def read_attestation(data: bytes) -> tuple[bytes, CertTable]:
+    """The report's 1184 bytes and its certificates, as a table.
+
+    Raises :class:`FormatError`, naming message and field.
+    """
+    report = b""
+    entries: tuple[TableEntry, ...] = ()
+    for number, value in _once(data, ATTESTATION, (1, 2, 3)):
+        content = _bytes(value, ATTESTATION, f"field {number}")
+        if number == 1:
+            report = read_report(content)
+        elif number == 2:
+            entries = tuple(_certificates(content))
+        # The product (3) is what the tool made of its own machine: nobody's word.
+    if not report:
+        raise FormatError(ATTESTATION, "has no report", field="report")
+    return report, CertTable(entries)
+
+
+def read_report(data: bytes) -> bytes:
+    """The report's 1184 bytes; :class:`FormatError`, naming the field."""
+    values: dict[str, Any] = {}
+    signature = 0
+    for number, value in _once(data, REPORT, (*_FIELDS, _CPUID)):
+        if number == _CPUID:
+            signature = _number(value, 4, "cpuid1eax_fms")
+            continue
+        name = _FIELDS[number]
+        size = _SIZES[name]
+        if name in _TCBS:
+            values[name] = _number(value, size, name).to_bytes(size, "little")
+        elif name in _BLOBS:
+            values[name] = _bytes(value, REPORT, name)
+            if len(values[name]) != size:
+                raise FormatError(REPORT, f"{len(values[name])} bytes, must be {size}", field=name)
+        else:
+            values[name] = _number(value, size, name)
+    # Numbers that are zero are left out of a message; bytes that are zero are not.
+    for name in _BLOBS:
+        if name not in values:
+            raise FormatError(REPORT, f"is missing, must be {_SIZES[name]} bytes", field=name)
+    return ReportLayout(**values, **_cpuid(signature)).pack()
+
+
+def _cpuid(signature: int) -> dict[str, Any]:
+    """Family, model and stepping as a report of version 3 has them; zero is none."""
+    extended_family, family = signature >> 20 & 0xFF, signature >> 8 & 0xF
+    combined = family + extended_family
+    if signature & ~_CPUID_BITS or (extended_family and family != _EXTENDED) or combined > 0xFF:
+        raise FormatError(
+            REPORT, f"{signature:#x} is no family, model and stepping", field="cpuid1eax_fms"
+        )
+    return {
+        "cpuid_family": combined,
+        "cpuid_model": signature >> 12 & 0xF0 | signature >> 4 & 0xF,
+        "cpuid_stepping": signature & 0xF,
+    }
+
+
+_SLOTS: Final = {1: VCEK_GUID, 2: ASK_GUID, 3: ARK_GUID, 6: VLEK_GUID}
+_FIRMWARE, _EXTRAS = 4, 7
+
+
+def _certificates(data: bytes) -> Iterator[TableEntry]:
+    """The entries of a certificate table; the deprecated firmware_cert has no GUID."""
+    seen: set[uuid.UUID] = set()
+    for number, value in _once(data, CHAIN, (*_SLOTS, _FIRMWARE, _EXTRAS), repeated=_EXTRAS):
+        content = _bytes(value, CHAIN, f"field {number}")
+        if number == _FIRMWARE:
+            continue
+        guid, blob = _extra(content) if number == _EXTRAS else (_SLOTS[number], content)
+        if guid.int == 0 or not blob:
+            raise FormatError(CHAIN, f"{guid} is zero or has no bytes", field=f"field {number}")
+        if guid in seen:
+            raise FormatError(CHAIN, f"{guid} is there twice", field=f"field {number}")
+        seen.add(guid)
+        if len(seen) > MAX_ENTRIES:
+            raise FormatError(CHAIN, f"more than {MAX_ENTRIES} certificates")
+        yield TableEntry(guid, blob)
+
+
+def _extra(data: bytes) -> tuple[uuid.UUID, bytes]:
+    """An entry of the map: a GUID in its text form, and the blob."""
+    parts = {
+        number: _bytes(value, EXTRA, f"field {number}")
+        for number, value in _once(data, EXTRA, (1, 2))
+    }
+    text = parts.get(1, b"")
+    try:
+        guid = uuid.UUID(text.decode("ascii"))
+    except ValueError:
+        raise FormatError(EXTRA, f"key {text[:_GUID_TEXT_SIZE].hex()} is no GUID") from None
+    if str(guid) != text.decode("ascii").lower():
+        raise FormatError(EXTRA, f"key is not in the form of {guid}")
+    return guid, parts.get(2, b"")
+
+
+def _once(
+    data: bytes, what: str, known: tuple[int, ...], *, repeated: int | None = None
+) -> Iterator[tuple[int, int | bytes]]:
+    """The fields of a message: number, and an integer or bytes."""
+    seen: set[int] = set()
+    at = 0
+    while at < len(data):
+        start = at
+        tag, at = _varint(data, at, what)
+        number, wire = tag >> 3, tag & 7
+        if number not in known:
+            raise FormatError(what, f"unknown field {number}", offset=start)
+        if number in seen and number != repeated:
+            raise FormatError(what, f"field {number} is there twice", offset=start)
+        seen.add(number)
+        if wire == _VARINT:
+            number_value, at = _varint(data, at, what)
+            yield number, number_value
+        elif wire == _BYTES:
+            size, at = _varint(data, at, what)
+            if size > len(data) - at:
+                raise FormatError(
+                    what,
+                    f"field {number} has {size} bytes, {len(data) - at} follow",
+                    offset=start,
+                )
+            yield number, data[at : at + size]
+            at += size
+        else:
+            raise FormatError(what, f"field {number} has wire type {wire}", offset=start)
+
+
+def _varint(data: bytes, at: int, what: str) -> tuple[int, int]:
+    """A number of up to 64 bits at ``at``, and where it ends."""
+    value = 0
+    for index in range(_VARINT_SIZE):
+        if at + index >= len(data):
+            raise FormatError(what, "ends inside a number", offset=at)
+        byte = data[at + index]
+        value |= (byte & 0x7F) << 7 * index
+        if byte < 0x80:
+            if (not byte and index) or value >> 64:
+                break
+            return value, at + index + 1
+    raise FormatError(
+        what, "a number has more than 64 bits or is not in its shortest form", offset=at
+    )
+
+
+def _number(value: int | bytes, size: int, field: str) -> int:
+    if not isinstance(value, int):
+        raise FormatError(REPORT, "is bytes, must be a number", field=field)
+    if value >> 8 * size:
+        raise FormatError(REPORT, f"{value} does not fit {size} bytes", field=field)
+    return value
+
+
+def _bytes(value: int | bytes, what: str, field: str) -> bytes:
+    if isinstance(value, int):
+        raise FormatError(what, "is a number, must be bytes", field=field)
+    return value

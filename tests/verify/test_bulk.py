@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Many reports on several cores: the verdicts of one by one, in order, and never more waiting."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from threading import Event
+from typing import Any
+
+import pytest
+
+from snpcerts.errors import UsageError
+from snpcerts.verify import bulk
+from snpcerts.verify.bulk import ALONE, CHUNK, verify_many
+from snpcerts.verify.evidence import Evidence
+from snpcerts.verify.verdict import Status
+from snpcerts.verify.verify import verify
+from tests.endorsement.small_ca import NOON, SmallCa, flipped
+from tests.verify.test_verify import anchors, collateral
+
+CA = SmallCa()
+WHOLE = collateral()
+
+
+def mixed(count: int) -> list[Evidence]:
+    sound, bad = CA.report(), flipped(CA.report(), 0x90)
+    return [Evidence(bad if index % 7 == 3 else sound, WHOLE) for index in range(count)]
+
+
+@pytest.mark.parametrize("jobs", [1, 2, 3])
+def test_verdicts_come_out_in_order_and_as_one_by_one(jobs: int) -> None:
+    many = mixed(ALONE + CHUNK * 4 + 5)
+    verdicts = list(verify_many(many, anchors=anchors(), at=NOON, jobs=jobs))
+    alone = [verify(each, anchors=anchors(), at=NOON) for each in many[:7]]
+    assert len(verdicts) == len(many)
+    for index, verdict in enumerate(verdicts):
+        assert verdict.to_json() == alone[index % 7].to_json(), index
+    assert all(verdict.leaf is not None for verdict in verdicts)
+
+
+@pytest.mark.parametrize("count", [0, 1, ALONE])
+def test_for_few_reports_no_process_is_started(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
+    monkeypatch.setattr(bulk, "ProcessPoolExecutor", None)
+    many = [Evidence(b"")] * count
+    assert len(list(verify_many(many, anchors=anchors(), at=NOON, jobs=8))) == count
+
+
+def test_fewer_than_one_job_is_wrong_usage() -> None:
+    with pytest.raises(UsageError, match="at least 1"):
+        verify_many([], at=NOON, jobs=0)
+
+
+class Lazy:
+    """A pool whose processes take for ever to start: nothing is begun."""
+
+    def __init__(self, *_args: object, **_named: object) -> None:
+        self.given: list[Future[Any]] = []
+
+    def __enter__(self) -> Lazy:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        return None
+
+    def submit(self, *_task: object) -> Future[Any]:
+        self.given.append(Future())
+        return self.given[-1]
+
+
+def test_processes_that_never_start_hold_nothing_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What nobody has begun is taken back and judged here."""
+    pool = Lazy()
+    monkeypatch.setattr(bulk, "ProcessPoolExecutor", lambda *_a, **_n: pool)
+    many = mixed(ALONE + CHUNK * 9)
+    verdicts = list(verify_many(many, anchors=anchors(), at=NOON, jobs=3))
+    refused = [index for index, each in enumerate(verdicts) if each.status is Status.REFUSED]
+    assert refused == [index for index in range(len(many)) if index % 7 == 3]
+    assert pool.given
+    assert all(future.cancelled() for future in pool.given)
+
+
+def test_a_slow_process_keeps_its_chunk_and_the_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What has been begun is waited for, while others are judged here."""
+    begun, go = Event(), Event()
+    here = bulk._judge
+
+    def slow(chunk: Any, *args: Any, **named: Any) -> Any:
+        if chunk[0].evidence.report == b"slow" and not go.is_set():
+            begun.set()
+            assert go.wait(30)
+        return here(chunk, *args, **named)
+
+    monkeypatch.setattr(bulk, "_judge", slow)
+    monkeypatch.setattr(bulk, "ProcessPoolExecutor", lambda *_a, **_n: ThreadPoolExecutor(1))
+
+    def evidence() -> Iterator[Evidence]:
+        yield from [Evidence(b"first")] * ALONE
+        yield from [Evidence(b"slow")] * CHUNK
+        for index in range(CHUNK * 8):
+            assert begun.wait(30)
+            yield Evidence(bytes(index))
+        go.set()
+
+    many = verify_many(evidence(), anchors=anchors(), at=NOON, jobs=2)
+    found = [str(verdict.reasons[0]) for verdict in many]
+    sizes = [5] * ALONE + [4] * CHUNK + list(range(CHUNK * 8))
+    assert all(f"found {size}" in text for size, text in zip(sizes, found, strict=True))
+
+
+@pytest.mark.parametrize(("jobs", "ahead"), [(1, 0), (2, bulk._WAITING + 1)])
+def test_reports_are_read_only_some_chunks_ahead(
+    monkeypatch: pytest.MonkeyPatch, jobs: int, ahead: int
+) -> None:
+    monkeypatch.setattr(bulk, "ProcessPoolExecutor", lambda *_a, **_n: ThreadPoolExecutor(1))
+    taken = 0
+
+    def endless() -> Iterator[Evidence]:
+        nonlocal taken
+        while True:
+            taken += 1
+            yield Evidence(b"")
+
+    verdicts = verify_many(endless(), anchors=anchors(), at=NOON, jobs=jobs)
+    for index in range(ALONE + CHUNK * 3):
+        assert next(verdicts).status is Status.REFUSED
+        assert taken <= index + 1 + (0 if index < ALONE else (ahead + 1) * CHUNK)
+    verdicts.close()  # type: ignore[attr-defined]  # it is a generator
