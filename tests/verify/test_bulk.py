@@ -52,9 +52,10 @@ def test_fewer_than_one_job_is_wrong_usage() -> None:
 
 
 class Lazy:
-    """A pool whose processes take for ever to start: nothing is begun."""
+    """A pool that begins nothing; ``starts`` is whether its processes answer at all."""
 
-    def __init__(self, *_args: object, **_named: object) -> None:
+    def __init__(self, *, starts: bool) -> None:
+        self.starts = starts
         self.given: list[Future[Any]] = []
 
     def __enter__(self) -> Lazy:
@@ -63,20 +64,27 @@ class Lazy:
     def __exit__(self, *_error: object) -> None:
         return None
 
-    def submit(self, *_task: object) -> Future[Any]:
-        self.given.append(Future())
-        return self.given[-1]
+    def submit(self, task: Any, *arguments: object) -> Future[Any]:
+        future: Future[Any] = Future()
+        if not arguments and self.starts:
+            future.set_result(task())
+        if arguments:
+            self.given.append(future)
+        return future
 
 
-def test_processes_that_never_start_hold_nothing_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What nobody has begun is taken back and judged here."""
-    pool = Lazy()
+@pytest.mark.parametrize("starts", [True, False])
+def test_processes_that_begin_nothing_hold_nothing_up(
+    monkeypatch: pytest.MonkeyPatch, starts: bool
+) -> None:
+    """What nobody has begun is taken back; a process that has not started is given nothing."""
+    pool = Lazy(starts=starts)
     monkeypatch.setattr(bulk, "ProcessPoolExecutor", lambda *_a, **_n: pool)
     many = mixed(ALONE + CHUNK * 9)
     verdicts = list(verify_many(many, anchors=anchors(), at=NOON, jobs=3))
     refused = [index for index, each in enumerate(verdicts) if each.status is Status.REFUSED]
     assert refused == [index for index in range(len(many)) if index % 7 == 3]
-    assert pool.given
+    assert bool(pool.given) is starts
     assert all(future.cancelled() for future in pool.given)
 
 
@@ -93,6 +101,14 @@ def test_a_slow_process_keeps_its_chunk_and_the_order(monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(bulk, "_judge", slow)
     monkeypatch.setattr(bulk, "ProcessPoolExecutor", lambda *_a, **_n: ThreadPoolExecutor(1))
+
+    started = bulk._Work.__init__
+
+    def wait_for_it(work: Any, *args: Any) -> None:
+        started(work, *args)
+        work._started.result(30)
+
+    monkeypatch.setattr(bulk._Work, "__init__", wait_for_it)
 
     def evidence() -> Iterator[Evidence]:
         yield from [Evidence(b"first")] * ALONE

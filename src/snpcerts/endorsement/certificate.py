@@ -117,8 +117,6 @@ def _read_lazy_parts(certificate: x509.Certificate) -> None:
         certificate.public_key(),
         certificate.not_valid_before_utc,
         certificate.not_valid_after_utc,
-        certificate.tbs_certificate_bytes,
-        certificate.signature,
     )
 
 

@@ -277,11 +277,13 @@ _EVALUATED = frozenset({x509.BasicConstraints.oid, x509.KeyUsage.oid})
 def _critical(chain: Chain, place: Place, certificate: x509.Certificate) -> Iterator[ChainProblem]:
     """RFC 5280: a critical extension that is not evaluated must not be passed over."""
     for extension in certificate.extensions:
+        if not extension.critical:
+            continue
         if place is Place.LEAF:
             evaluated = is_amd_extension(extension.oid)
         else:
             evaluated = extension.oid in _EVALUATED
-        if extension.critical and not evaluated:
+        if not evaluated:
             yield ChainProblem(
                 ChainFault(f"{place.value}-extensions"),
                 f"the {chain.label(place)} has a critical extension "

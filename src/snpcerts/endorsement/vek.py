@@ -42,6 +42,8 @@ from snpcerts.errors import FormatError
 
 AMD_ARC = "1.3.6.1.4.1.3704.1"
 
+_BELOW_AMD_ARC = f"{AMD_ARC}."
+
 STRUCT_VERSION = f"{AMD_ARC}.1"
 PRODUCT_NAME = f"{AMD_ARC}.2"
 HWID = f"{AMD_ARC}.4"
@@ -120,8 +122,10 @@ class EndorsementCert:
         return cls.from_certificate(load_certificate(data, what))
 
     @classmethod
-    def from_certificate(cls, certificate: x509.Certificate) -> Self:
-        """Read the AMD extensions of a loaded certificate.
+    def from_certificate(
+        cls, certificate: x509.Certificate, key: ec.EllipticCurvePublicKey | None = None
+    ) -> Self:
+        """Read the AMD extensions of a loaded certificate; ``key`` is its key, if read already.
 
         Raises :class:`FormatError`, naming the extension, for one that is
         missing, of another type, out of range, out of place, or unknown below
@@ -164,7 +168,7 @@ class EndorsementCert:
             tcb,
             hwid,
             csp_id,
-            p384_key(certificate, what),
+            p384_key(certificate, what) if key is None else key,
         )
 
 
@@ -184,7 +188,7 @@ def p384_key(certificate: x509.Certificate, what: str) -> ec.EllipticCurvePublic
 
 def is_amd_extension(oid: x509.ObjectIdentifier) -> bool:
     """Whether the extension is one of AMD's for endorsement keys."""
-    return oid.dotted_string.startswith(AMD_ARC + ".")
+    return oid.dotted_string.startswith(_BELOW_AMD_ARC)
 
 
 def _kind(certificate: x509.Certificate) -> VekKind:
@@ -200,12 +204,13 @@ def _amd_extensions(certificate: x509.Certificate, what: str) -> dict[str, bytes
     """Raw values by name. The library has refused duplicates already."""
     values: dict[str, bytes] = {}
     for extension in certificate.extensions:
-        if not is_amd_extension(extension.oid):
-            continue
         oid = extension.oid.dotted_string
-        if oid not in _NAMES or not isinstance(extension.value, x509.UnrecognizedExtension):
+        if not oid.startswith(_BELOW_AMD_ARC):
+            continue
+        name, value = _NAMES.get(oid), extension.value
+        if name is None or not isinstance(value, x509.UnrecognizedExtension):
             raise FormatError(what, "unknown AMD extension", field=oid)
-        values[_NAMES[oid]] = extension.value.value
+        values[name] = value.value
     return values
 
 

@@ -103,12 +103,15 @@ class _Work:
         self._pool = pool
         self._task = task
         self._ahead = ahead
+        # Until a process answers, whatever it was given would have to wait for its start.
+        self._started = pool.submit(_started)
         # The chunk is kept as long as it may be taken back.
         self._given: deque[tuple[list[Prepared], Future[list[Verdict]]]] = deque()
 
     def take(self, chunk: list[Prepared]) -> None:
         """Give the chunk to the pool while that has not enough, else judge it here."""
-        if sum(not future.done() for _, future in self._given) < self._ahead:
+        under_way = sum(not future.done() for _, future in self._given)
+        if self._started.done() and under_way < self._ahead:
             self._given.append((chunk, self._pool.submit(self._task, chunk)))
         else:
             self._given.append((chunk, _done(self._task(chunk))))
@@ -134,6 +137,10 @@ class _Work:
         """Let nobody begin what is left."""
         for _, future in self._given:
             future.cancel()
+
+
+def _started() -> None:
+    """What a process does first."""
 
 
 def _done(verdicts: list[Verdict]) -> Future[list[Verdict]]:

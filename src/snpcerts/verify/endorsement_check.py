@@ -319,7 +319,7 @@ def _read_leaf(
         reasons.append(Reason(ReasonCode.LEAF_KEY, str(error)))
         return None, None
     try:
-        return EndorsementCert.from_certificate(certificate), key
+        return EndorsementCert.from_certificate(certificate, key), key
     except FormatError as error:
         reasons.append(Reason(ReasonCode.LEAF_PROFILE, str(error)))
         return None, key

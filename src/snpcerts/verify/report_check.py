@@ -105,9 +105,12 @@ def check_chip_id(report: Report, leaf: EndorsementCert, *, allow_masked: bool) 
     if leaf.kind is not VekKind.VCEK or leaf.hwid is None:
         return
     chip_id = report.fields.chip_id
-    if report.chip_id_masked and allow_masked:
+    masked = report.chip_id_masked
+    if not masked and chip_id == leaf.hwid:
         return
-    if report.chip_id_masked:
+    if masked and allow_masked:
+        return
+    if masked:
         yield Reason(
             ReasonCode.CHIP_ID_MASKED,
             "CHIP_ID is all zero (MASK_CHIP_ID is in force on the host): "

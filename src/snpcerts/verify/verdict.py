@@ -74,18 +74,18 @@ class Verdict:
     checks: tuple[Check, ...] = ()
 
     def __post_init__(self) -> None:
-        complete = self.report is not None and self.leaf is not None
-        if self.status is Status.VERIFIED and (self.reasons or not complete):
+        if self.status is not Status.VERIFIED:
+            if not self.reasons:
+                raise ValueError("a refusal needs a reason")
+            if self.status is not status_of(self.reasons):
+                raise ValueError(f"these reasons do not make a report {self.status.value}")
+            return
+        if self.reasons or self.report is None or self.leaf is None:
             raise ValueError("a verified report has no reasons, and has its report and leaf")
-        if self.status is not Status.VERIFIED and not self.reasons:
-            raise ValueError("a refusal needs a reason")
-        if self.status is not status_of(self.reasons):
-            raise ValueError(f"these reasons do not make a report {self.status.value}")
-        if self.status is Status.VERIFIED:
-            failed = CheckState.FAILED
-            for check in self.checks:
-                if check.state is failed:
-                    raise ValueError("a verified report has no failed check")
+        failed = CheckState.FAILED
+        for check in self.checks:
+            if check.state is failed:
+                raise ValueError("a verified report has no failed check")
 
     @property
     def next_step(self) -> NextStep | None:
