@@ -17,6 +17,7 @@ from snpcerts.abi.cert_table import CertTable
 from snpcerts.abi.product import Product
 from snpcerts.abi.report import REPORT_SIZE, Report
 from snpcerts.emulator.home import PlatformHome
+from snpcerts.verify.evidence import Evidence
 
 from .amd_names import renamed_chain
 from .conftest import Bench, Benches, Ran, run
@@ -131,6 +132,39 @@ def test_formats_go_round(genoa: Bench, go_sev_guest: Tools) -> None:
     )
     assert evidence == again
     genoa.verify("again.bin", issued)
+
+
+@PRODUCTS
+@pytest.mark.parametrize("extended", [True, False], ids=["extended", "report"])
+def test_attest_as_protocol_buffers(
+    bench_of: Benches, go_sev_guest: Tools, product: Product, extended: bool
+) -> None:
+    """Attestation and Report messages: the report comes back as the firmware made it."""
+    bench = bench_of(product)
+    issued, asked = bench.certificates(), bench.request()
+    words = (*ATTEST, "-outform", "proto", "-out", "evidence.pb")
+    words += ("-extended",) if extended else ()
+    bench.guest(issued / "table.bin", go_sev_guest("attest"), *words)
+    given = () if extended else ("--certs", issued)
+    ran = bench.verify("evidence.pb", issued, "--report-data", asked.hex(), *given)
+    assert "verified" in ran.stdout
+
+
+def test_every_form_it_writes_holds_the_same_report(genoa: Bench, go_sev_guest: Tools) -> None:
+    issued = genoa.certificates()
+    genoa.request()
+    genoa.guest(issued / "table.bin", go_sev_guest("attest"), *EXTENDED)
+    words = [go_sev_guest("show"), "-in", "evidence.bin", "-outform", "proto"]
+    run([*words, "-out", "evidence.pb"], genoa.place)
+    read = [
+        Evidence.from_bytes((genoa.place / name).read_bytes())
+        for name in ("evidence.bin", "evidence.pb")
+    ]
+    assert read[0].report == read[1].report
+    assert read[0].collateral == read[1].collateral
+    assert read[0].table is not None
+    assert read[1].table is not None
+    assert set(read[0].table.entries) == set(read[1].table.entries)
 
 
 def test_check_refuses_the_emulated_names(genoa: Bench, go_sev_guest: Tools) -> None:
