@@ -12,6 +12,7 @@ from snpcerts.cli.files import write_output
 from snpcerts.errors import UsageError
 
 _SIZE = 64
+_AUTO = "auto"
 
 
 @click.group()
@@ -27,31 +28,53 @@ def command() -> None:
     metavar="HEX",
     help="Up to 64 bytes the report is to carry, zeros added. [default: 64 random bytes]",
 )
-@click.option("--vmpl", type=click.IntRange(0, 3), default=0, show_default=True)
+@click.option("--vmpl", type=click.IntRange(0, 3), help="The report's VMPL. [default: 0]")
+@click.option(
+    "--via",
+    type=click.Choice([_AUTO, "sev-guest", "configfs-tsm"]),
+    default=_AUTO,
+    show_default=True,
+    help="Which interface of the kernel is asked; auto takes the one there is.",
+)
 @click.option("--device", default="/dev/sev-guest", show_default=True, metavar="PATH")
+@click.option(
+    "--tsm",
+    default="/sys/kernel/config/tsm/report",
+    show_default=True,
+    metavar="DIR",
+    help="Where configfs-tsm is.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def report(
     output: str,
     table_out: str | None,
     report_data: str | None,
-    vmpl: int,
+    vmpl: int | None,
+    via: str,
     device: str,
+    tsm: str,
     as_json: bool,
 ) -> None:
-    """Ask for an attestation report, and with --table-out for its certificates."""
-    data = os.urandom(_SIZE) if report_data is None else _report_data(report_data)
-    from snpcerts.guest.sev_guest import SevGuest
+    """Ask for an attestation report, and with --table-out for its certificates.
 
-    table: bytes | None = None
-    entries = 0
-    with SevGuest(device) as guest:
-        if table_out is None:
-            got = guest.report(data, vmpl=vmpl)
-        else:
-            extended = guest.extended_report(data, vmpl=vmpl)
-            certificates = extended.certificates()
-            got, table, entries = extended.report, certificates.encode(), len(certificates)
-    write_output(output, got)
+    The kernel offers reports in two places, the device /dev/sev-guest and the
+    directory of configfs-tsm, which is for all kinds of confidential guests. The
+    device is asked first where there are both: its errors say more.
+    """
+    data = os.urandom(_SIZE) if report_data is None else _report_data(report_data)
+    from snpcerts.guest.attest import Interface, Paths, attest
+
+    got = attest(
+        data,
+        certificates=table_out is not None,
+        vmpl=vmpl,
+        via=None if via == _AUTO else Interface(via),
+        paths=Paths(device, tsm),
+    )
+    certificates = got.certificates
+    table = None if certificates is None else certificates.encode()
+    entries = 0 if certificates is None else len(certificates)
+    write_output(output, got.report)
     if table_out is not None and table is not None:
         write_output(table_out, table)
     if as_json:
@@ -61,6 +84,7 @@ def report(
                 {
                     "report": output,
                     "report_data": data.hex(),
+                    "via": got.via.value,
                     "table": table_out,
                     "table_entries": entries,
                     "table_size": size,

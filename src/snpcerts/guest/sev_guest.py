@@ -43,6 +43,7 @@ from snpcerts.errors import FormatError, RefusedError, SnpCertsError, UsageError
 DEVICE: Final = "/dev/sev-guest"
 REPORT_DATA_SIZE: Final = 64
 _MSG_VERSION: Final = 1
+_NOT_THERE: Final = (errno.ENOENT, errno.ENOTDIR, errno.ENODEV, errno.ENXIO)
 
 
 class GuestRequestError(RefusedError):
@@ -59,6 +60,10 @@ class GuestRequestError(RefusedError):
         self.errno = number
         self.vmm_error = exitinfo2 >> 32
         self.fw_error = exitinfo2 & 0xFFFF_FFFF
+
+
+class NoDeviceError(RefusedError):
+    """There is no such device."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,14 +86,15 @@ class SevGuest:
     """An open ``/dev/sev-guest``; a context manager."""
 
     def __init__(self, path: str = DEVICE) -> None:
-        """Raises :class:`RefusedError` when there is no such device or no permission."""
+        """Raises :class:`NoDeviceError`, or :class:`RefusedError` when it cannot be opened."""
         try:
             self._fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
         except OSError as error:
+            kind = NoDeviceError if error.errno in _NOT_THERE else RefusedError
             hint = "run this inside an SEV-SNP guest, with its sev-guest driver loaded"
             if error.errno in (errno.EACCES, errno.EPERM):
                 hint = "run this as root, or give this user the device"
-            raise RefusedError(f"{path}: {error.strerror}", hint=hint) from None
+            raise kind(f"{path}: {error.strerror}", hint=hint) from None
         self._path = path
 
     def __enter__(self) -> Self:

@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A report by whichever of the kernel's two interfaces this guest has.
+
+``/dev/sev-guest`` is asked first: its errors say whether host or firmware refused,
+and a report without certificates costs no request for them. Kernels may be built
+without it, or a container be given configfs alone: then configfs-tsm answers.
+"""
+
+from __future__ import annotations
+
+import enum
+import os
+from dataclasses import dataclass
+
+from snpcerts.abi.cert_table import CertTable
+from snpcerts.errors import RefusedError
+from snpcerts.guest.configfs_tsm import ROOT, ConfigfsTsm
+from snpcerts.guest.sev_guest import DEVICE, NoDeviceError, SevGuest
+
+
+class Interface(enum.StrEnum):
+    """How a guest asks for a report."""
+
+    SEV_GUEST = "sev-guest"
+    CONFIGFS_TSM = "configfs-tsm"
+
+
+@dataclass(frozen=True, slots=True)
+class Attested:
+    """A report of 1184 bytes, the certificates that came with it, and who was asked.
+
+    ``certificates`` is None when they were not asked for, and empty when the
+    host has none.
+    """
+
+    report: bytes
+    certificates: CertTable | None
+    via: Interface
+
+
+@dataclass(frozen=True, slots=True)
+class Paths:
+    """Where the interfaces are."""
+
+    device: str = DEVICE
+    tsm: str = ROOT
+
+
+def attest(
+    report_data: bytes,
+    *,
+    certificates: bool,
+    vmpl: int | None = None,
+    via: Interface | None = None,
+    paths: Paths | None = None,
+) -> Attested:
+    """Ask for a report over 64 bytes; ``via`` None takes the interface that there is.
+
+    ``vmpl`` None is 0. Raises what the interface raises, and
+    :class:`RefusedError` when there is none.
+    """
+    paths = paths or Paths()
+    if via is Interface.CONFIGFS_TSM:
+        return _by_configfs(report_data, certificates, vmpl, paths)
+    try:
+        return _by_device(report_data, certificates, vmpl, paths)
+    except NoDeviceError:
+        if via is Interface.SEV_GUEST:
+            raise
+    if not os.path.isdir(paths.tsm):
+        raise RefusedError(
+            f"neither {paths.device} nor {paths.tsm} is there",
+            hint="run this inside an SEV-SNP guest with its sev-guest driver loaded (modprobe "
+            "sev-guest) or with configfs mounted (mount -t configfs none /sys/kernel/config)",
+        )
+    return _by_configfs(report_data, certificates, vmpl, paths)
+
+
+def _by_device(data: bytes, certificates: bool, vmpl: int | None, paths: Paths) -> Attested:
+    with SevGuest(paths.device) as guest:
+        if not certificates:
+            return Attested(guest.report(data, vmpl=vmpl or 0), None, Interface.SEV_GUEST)
+        extended = guest.extended_report(data, vmpl=vmpl or 0)
+    return Attested(extended.report, extended.certificates(), Interface.SEV_GUEST)
+
+
+def _by_configfs(data: bytes, certificates: bool, vmpl: int | None, paths: Paths) -> Attested:
+    got = ConfigfsTsm(paths.tsm).report(data, vmpl=vmpl)
+    table = got.certificates() if certificates else None
+    return Attested(got.outblob, table, Interface.CONFIGFS_TSM)
