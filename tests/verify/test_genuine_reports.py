@@ -8,12 +8,15 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+from cryptography import x509
 
 from snpcerts.abi.cert_table import ARK_GUID, ASK_GUID, VLEK_GUID, CertTable, TableEntry
-from snpcerts.abi.product import Product
-from snpcerts.abi.report import REPORT_SIZE, SIGNED_SIZE, SigningKey
+from snpcerts.abi.product import Product, product_of_cpuid
+from snpcerts.abi.report import REPORT_SIZE, SIGNED_SIZE, ReportLayout, SigningKey
 from snpcerts.endorsement.anchors import AMD_ANCHORS
 from snpcerts.endorsement.certificate import load_certificate
+from snpcerts.endorsement.der import read_element
+from snpcerts.endorsement.vek import AMD_ARC
 from snpcerts.verify.collateral import Collateral
 from snpcerts.verify.verdict import Status, Verdict
 from snpcerts.verify.verify import verify
@@ -24,6 +27,7 @@ from tests.endorsement.small_ca import SmallCa, every, flipped
 class Evidence:
     """A genuine report, what came with it, and a time at which it is good."""
 
+    name: str
     report: bytes
     collateral: Collateral
     at: datetime
@@ -31,6 +35,11 @@ class Evidence:
     def verdict(self, **changes: object) -> Verdict:
         values: dict[str, object] = {"collateral": self.collateral, "at": self.at}
         return verify(self.report, **(values | changes))  # type: ignore[arg-type]
+
+    @property
+    def turin(self) -> bool:
+        """Whether it is of the product that is unlike the others."""
+        return self.name.startswith("turin")
 
     def verdict_of(self, report: bytes) -> Verdict:
         return verify(report, self.collateral, at=self.at)
@@ -52,7 +61,7 @@ def load(vectors: Path, name: str) -> Evidence:
         parts = Collateral(vlek=data("vlek.der"), ask=data("asvk.der"), ark=data("ark.der"))
     else:
         parts = Collateral(vcek=data("vcek.der"), ask=data("ask.der"), ark=data("ark.der"))
-    return Evidence(data("report.bin"), parts, TIMES[name])
+    return Evidence(name, data("report.bin"), parts, TIMES[name])
 
 
 @pytest.fixture(params=NAMES)
@@ -98,30 +107,83 @@ def test_the_vleks_report_has_four_tcbs_of_three_values(vectors: Path) -> None:
     assert read == ["04000000000018dc", "04000000000018d9", "04000000000018db", "04000000000018db"]
 
 
-# (first byte, end, bit turned over, code): fields with a code of their own.
-OWN_CODES = (
-    (0x00, 0x04, 7, "report-version"),
-    (0x0C, 0x10, 7, "report-policy"),
-    (0x34, 0x38, 0, "report-signature-algorithm"),
-    (0x49, 0x4C, 0, "report-flags"),
-    (0x4C, 0x50, 0, "report-reserved"),
-    (0x180, 0x182, 0, "tcb-mismatch"),
-    (0x184, 0x186, 0, "report-tcb"),
-    (0x187, 0x188, 0, "tcb-mismatch"),
-    (0x18B, 0x1A0, 0, "report-reserved"),
-    (0x1EB, 0x1EC, 0, "report-reserved"),
-    (0x208, 0x2A0, 0, "report-reserved"),
-)
+TCBS = ("current_tcb", "reported_tcb", "committed_tcb", "launch_tcb")
+MITIGATIONS = ("launch_mit_vector", "current_mit_vector")
 
 
-@pytest.mark.parametrize("bit", [0, 7])
-def test_no_byte_of_the_signed_range_can_change(evidence: Evidence, bit: int) -> None:
-    for index in range(SIGNED_SIZE):
-        found = codes(evidence.verdict_of(flipped(evidence.report, index, bit)))
-        assert "report-signature" in found, hex(index)
-        for start, end, own_bit, code in OWN_CODES:
-            if bit == own_bit and start <= index < end:
-                assert code in found, hex(index)
+def codes_of_a_bit(evidence: Evidence, changed: bytes, name: str, at: int, bit: int) -> set[str]:
+    """What is said of one bit of a field turned over: the signature, and what the field means.
+
+    ``at`` counts from the field's first byte. Where the bit makes it another key
+    that signed, there is none to hold the signature against.
+    """
+    vlek = evidence.collateral.vcek is None
+    version = int.from_bytes(evidence.report[:4], "little")
+    index = 8 * at + bit
+    own: set[str] = set()
+    if name == "version":
+        now = int.from_bytes(changed[:4], "little")
+        if now not in (2, 3, 4, 5):
+            own.add("report-version")
+        elif now == 2 and version > 2:
+            own.add("report-reserved")  # its CPUID fields
+        if version == 2 and now > 2:
+            own.add("product-unknown")
+    elif name == "policy":
+        if index == 17 or index >= 26:
+            own.add("report-policy")
+        own |= {18: {"policy-migration-agent"}, 19: {"policy-debug"}}.get(index, set())
+    elif name == "signature_algo":
+        own.add("report-signature-algorithm")
+    elif name == "flags":
+        if index == 2:
+            return {"ask-name", "vcek-missing" if vlek else "vlek-missing"}
+        if index in (3, 4):
+            return {"report-signing-key"}
+        if index > 4:
+            own.add("report-flags")
+    elif name in TCBS:
+        if at in ((4, 5, 6) if evidence.turin else (2, 3, 4, 5)):
+            own.add("report-tcb")
+        elif name == "reported_tcb":
+            own.add("tcb-mismatch")
+    elif name.startswith("cpuid_") and version == 2:
+        own.add("report-reserved")
+    elif name in ("cpuid_family", "cpuid_model"):
+        product = product_of_cpuid(changed[0x188], changed[0x189])
+        expected = Product.TURIN if evidence.turin else Product.MILAN
+        if product is None:
+            own.add("product-unknown")
+        elif product is not expected:
+            own.add("product-mismatch")
+    elif name == "chip_id" and not vlek:
+        own.add("chip-id-mismatch")
+    elif name in MITIGATIONS and version < 4:
+        own.add("report-reserved")
+    return own | {"report-signature"}
+
+
+FIELDS = {name: place for name, place in ReportLayout.layout().items() if name != "signature"}
+
+
+@pytest.mark.parametrize("field", FIELDS)
+def test_no_bit_of_a_field_can_change(evidence: Evidence, field: str) -> None:
+    offset, size = FIELDS[field]
+    for at in range(size):
+        for bit in range(8):
+            changed = flipped(evidence.report, offset + at, bit)
+            found = set(codes(evidence.verdict_of(changed)))
+            assert found == codes_of_a_bit(evidence, changed, field, at, bit), (at, bit)
+
+
+def test_no_bit_between_the_fields_can_change(evidence: Evidence) -> None:
+    of_fields = {at for start, size in FIELDS.values() for at in range(start, start + size)}
+    between = [at for at in range(SIGNED_SIZE) if at not in of_fields]
+    assert len(between) == 4 + 21 + 1 + 1 + 152
+    for at in between:
+        for bit in (0, 7):
+            found = codes(evidence.verdict_of(flipped(evidence.report, at, bit)))
+            assert found == ["report-reserved", "report-signature"], hex(at)
 
 
 def test_no_byte_of_the_signature_can_change(evidence: Evidence) -> None:
@@ -138,6 +200,105 @@ def test_a_chip_id_of_another_chip_is_said_to_be_so(milan: Evidence) -> None:
     for index in range(0x1A0, 0x1E0):
         found = codes(milan.verdict_of(flipped(milan.report, index)))
         assert found == ["chip-id-mismatch", "report-signature"]
+
+
+# What is said of a change in a part of a certificate; {} is its place in the chain.
+PARTS = {
+    "version": {"{}-unreadable"},
+    "serial number": {"{}-signature"},
+    "inner algorithm": {"{}-signature-algorithm", "{}-signature"},
+    "issuer": {"{}-issuer", "{}-signature"},
+    "validity": {"{}-signature"},
+    "outer algorithm": {"{}-signature-algorithm"},
+    "signature": {"{}-signature"},
+}
+SUBJECTS = {
+    "leaf": {"leaf-profile", "leaf-kind", "leaf-signature"},
+    "ask": {"leaf-issuer", "ask-name", "ask-signature"},
+    "ark": {"ask-issuer", "ark-name", "ark-issuer", "ark-signature"},
+}
+KEYS = {
+    "leaf": {"leaf-unreadable"},  # the point is on no curve
+    "ask": {"leaf-signature", "ask-signature"},
+    "ark": {"ask-signature", "ark-signature", "ark-untrusted"},
+}
+# By the end of the OID below AMD's arc; what is not here makes another profile.
+LEVELS = dict.fromkeys(("3.1", "3.2", "3.3", "3.8", "3.9"), "tcb-mismatch")
+EXTENSIONS = LEVELS | {"4": "chip-id-mismatch", "5": None}
+
+
+def anatomy(der: bytes) -> dict[str, tuple[int, int]]:
+    """Where each part of a certificate has its content: first byte and end."""
+
+    def inside(at: int) -> tuple[int, int]:
+        element = read_element(der, at, "certificate")
+        return element.end - len(element.content), element.end
+
+    parts: dict[str, tuple[int, int]] = {}
+    signed, end = inside(inside(0)[0])
+    at = signed
+    for name in (*("version", "serial number", "inner algorithm"), *("issuer", "validity")):
+        parts[name] = inside(at)
+        at = parts[name][1]
+    for name in ("subject", "key"):
+        parts[name] = inside(at)
+        at = parts[name][1]
+    listed = inside(inside(at)[0])
+    parts["outer algorithm"] = inside(end)
+    parts["signature"] = inside(parts["outer algorithm"][1])
+    at = listed[0]
+    while at < listed[1]:
+        start, end = inside(at)
+        oid = inside(start)
+        parts["extension " + der[slice(*oid)].hex()] = start, end
+        at = end
+    return parts
+
+
+@pytest.mark.parametrize("place", ["leaf", "ask", "ark"])
+def test_no_part_of_a_certificate_can_change(evidence: Evidence, place: str) -> None:
+    """Every part, every extension: refused, and by the code that says what is wrong."""
+    slot = place
+    if place == "leaf":
+        slot = "vcek" if evidence.collateral.vcek else "vlek"
+    data = getattr(evidence.collateral, slot)
+    found = anatomy(data)
+    assert set(PARTS) | {"subject", "key"} < set(found)
+    for name, (start, end) in found.items():
+        # A digit of the validity's end, the middle of a modulus, the last byte else.
+        at = {"validity": end - 2, "key": (start + end) // 2}.get(name, end - 1)
+        changed = replace(evidence.collateral, **{slot: flipped(data, at)})
+        got = set(codes(evidence.verdict(collateral=changed)))
+        if name.startswith("extension"):
+            assert got & {f"{place}-signature", f"{place}-unreadable"}, name
+            if place == "leaf":
+                assert got == _of_extension(evidence, name), (name, got)
+            continue
+        expected = {"subject": SUBJECTS[place], "key": KEYS[place]}.get(name) or PARTS[name]
+        told = {each.format(place) for each in expected}
+        if place == "leaf":
+            told = {each.replace("leaf-unreadable", f"{slot}-unreadable") for each in told}
+        assert got == told, (name, got)
+
+
+def _of_extension(evidence: Evidence, name: str) -> set[str]:
+    oid = x509.ObjectIdentifier(_dotted(bytes.fromhex(name.split()[1])))
+    suffix = oid.dotted_string.removeprefix(f"{AMD_ARC}.")
+    if suffix == "2" and evidence.name == "milan":
+        # Milan-B1 for Milan-B0: another stepping is no other product.
+        return {"leaf-signature"}
+    own = EXTENSIONS.get(suffix, "leaf-profile")
+    return {"leaf-signature"} | ({own} if own else set())
+
+
+def _dotted(oid: bytes) -> str:
+    arcs, value = [str(oid[0] // 40), str(oid[0] % 40)], 0
+    for byte in oid[1:]:
+        value = value << 7 | byte & 0x7F
+        if byte < 0x80:
+            arcs.append(str(value))
+            value = 0
+    return ".".join(arcs)
 
 
 @pytest.mark.parametrize("slot", ["leaf", "ask", "ark"])
