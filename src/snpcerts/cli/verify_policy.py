@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the options of ``snpcerts verify`` ask of a report, on top of a policy file."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from snpcerts.abi.product import Product
+from snpcerts.abi.tcb import TcbVersion
+from snpcerts.cli.files import read_input
+from snpcerts.errors import InputError, UsageError
+
+if TYPE_CHECKING:
+    from snpcerts.verify.policy import Policy
+
+_SPLS = {"fmc": "fmc", "bl": "bootloader", "tee": "tee", "snp": "snp", "ucode": "microcode"}
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyOptions:
+    """The options as they were given; None, empty and False are not given."""
+
+    policy: str | None
+    report_data: str | None
+    user_data: str | None
+    measurement: tuple[str, ...]
+    host_data: str | None
+    vmpl: tuple[int, ...]
+    min_tcb: tuple[str, ...]
+    allow_debug: bool
+    require_crl: bool
+    ignore_crl: bool
+
+    def read(self) -> Policy:
+        """The policy file, if any, with the options on top."""
+        from snpcerts.verify.policy import Policy, Revocation
+        from snpcerts.verify.policy_file import read_policy
+
+        policy = Policy()
+        if self.policy is not None:
+            data = read_input(self.policy)
+            try:
+                policy = read_policy(data)
+            except InputError as error:
+                raise InputError(f"{self.policy}: {error.message}", hint=error.hint) from None
+        changes: dict[str, Any] = {}
+        for name in ("report_data", "user_data", "host_data"):
+            text = getattr(self, name)
+            if text is not None:
+                changes[name] = _hex(name, text)
+        if self.measurement:
+            changes["measurements"] = tuple(_hex("measurement", each) for each in self.measurement)
+        if self.vmpl:
+            changes["vmpls"] = self.vmpl
+        if self.min_tcb:
+            changes["minimum_tcb"] = _floor(policy, self.min_tcb)
+        if self.allow_debug:
+            changes["guest_policy"] = dataclasses.replace(policy.guest_policy, debug=None)
+        if self.require_crl and self.ignore_crl:
+            raise UsageError("--require-crl (or --crl) and --ignore-crl exclude each other")
+        if self.require_crl:
+            changes["revocation"] = Revocation.REQUIRE
+        if self.ignore_crl:
+            changes["revocation"] = Revocation.IGNORE
+        return dataclasses.replace(policy, **changes)
+
+
+def _hex(name: str, text: str) -> bytes:
+    try:
+        return bytes.fromhex(text)
+    except ValueError:
+        raise UsageError(f"--{name.replace('_', '-')} {text}: is not hexadecimal") from None
+
+
+def _floor(policy: Policy, texts: Iterable[str]) -> Any:
+    """The policy's floor with these on top."""
+    from snpcerts.verify.policy import TcbFloor
+
+    floor = policy.minimum_tcb or TcbFloor()
+    for text in texts:
+        name, _, levels = text.partition(":")
+        product = next((each for each in Product if each.name.lower() == name.lower()), None)
+        if product is None:
+            known = ", ".join(each.name.lower() for each in Product)
+            raise UsageError(f"--min-tcb {text}: the product must be one of {known}")
+        floor = dataclasses.replace(floor, **{product.name.lower(): _tcb(text, levels)})
+    return floor
+
+
+def _tcb(text: str, levels: str) -> TcbVersion:
+    components: dict[str, int] = {}
+    for each in levels.split(","):
+        name, _, number = each.partition("=")
+        if name not in _SPLS or _SPLS[name] in components or not number.isdecimal():
+            raise UsageError(
+                f"--min-tcb {text}: {each!r} is not one of {', '.join(_SPLS)} once, with a number"
+            )
+        components[_SPLS[name]] = int(number)
+    missing = [name for name in ("bl", "tee", "snp", "ucode") if _SPLS[name] not in components]
+    if missing:
+        raise UsageError(f"--min-tcb {text}: {missing[0]} is missing; name every component")
+    try:
+        return TcbVersion(**components)
+    except InputError as error:
+        raise UsageError(f"--min-tcb {text}: {error.message}") from None

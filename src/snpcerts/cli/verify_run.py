@@ -1,0 +1,154 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One report or many: read, verify, print as they come, and the exit code."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections import Counter, deque
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from datetime import datetime
+from typing import TYPE_CHECKING
+
+import click
+
+from snpcerts.abi.report import Report
+from snpcerts.cli.evidence import Place, certificates
+from snpcerts.cli.verify_text import for_people, json_line, one_line, summary, unreadable_json
+from snpcerts.errors import InputError, SnpCertsError, UsageError
+
+if TYPE_CHECKING:
+    from snpcerts.endorsement.anchors import Anchor
+    from snpcerts.verify.collateral import Collateral
+    from snpcerts.verify.evidence import Evidence
+    from snpcerts.verify.policy import Policy
+    from snpcerts.verify.sources import CollateralSource
+    from snpcerts.verify.verdict import Verdict
+
+_EXIT = {"verified": 0, "refused": 1, "unreadable": 2, "undecided": 3}
+_WORST_FIRST = ("refused", "unreadable", "undecided")
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """All there is to verify, and how."""
+
+    places: list[Place]
+    sources: list[CollateralSource]
+    policy: Policy
+    anchors: tuple[Anchor, ...]
+    at: datetime
+    jobs: int
+    has_more: bool  # there are certificates beside those that come with reports
+
+    def print(self, as_json: bool) -> int:
+        """Print the verdicts as they come; the exit code."""
+        if len(self.places) == 1:
+            verdict = next(self._verdicts(iter([self._read(self.places[0])])))
+            path = self.places[0].report
+            click.echo(json_line(path, verdict) if as_json else for_people(verdict))
+            return _EXIT[verdict.status.value]
+        counts: Counter[str] = Counter()
+        reasons: Counter[str] = Counter()
+        with ExitStack() as stack:
+            step = _progress(stack, len(self.places))
+            for path, result in self._results():
+                step()
+                if isinstance(result, SnpCertsError):
+                    counts["unreadable"] += 1
+                    click.echo(
+                        unreadable_json(path, result) if as_json else f"unreadable  {result}"
+                    )
+                    continue
+                counts[result.status.value] += 1
+                reasons.update({reason.code.value for reason in result.reasons})
+                click.echo(json_line(path, result) if as_json else one_line(path, result))
+        if not as_json:
+            click.echo(summary(counts, reasons))
+        return next((_EXIT[name] for name in _WORST_FIRST if counts[name]), 0)
+
+    def _read(self, place: Place) -> Evidence:
+        evidence = place.read()
+        for warning in evidence.warnings:
+            click.echo(f"snpcerts: {place.report}: warning: {warning}", err=True)
+        own = evidence.collateral
+        if place.certificates is not None:
+            from snpcerts.verify.verify import KINDS
+
+            key = Report.unpack(evidence.report).signing_key
+            kind = None if key is None else KINDS.get(key)
+            own = own.completed_by(certificates(place.certificates).for_kind(kind))
+        alone = len(self.places) == 1
+        if alone and not self.has_more and not _any(own) and evidence.table is None:
+            raise UsageError(
+                "no certificates to verify with",
+                hint="give --table FILE, --certs DIR or --fetch",
+            )
+        return dataclasses.replace(evidence, collateral=own)
+
+    def _verdicts(self, evidence: Iterator[Evidence]) -> Iterator[Verdict]:
+        from snpcerts.verify.bulk import verify_many
+
+        return verify_many(
+            evidence,
+            self.sources,
+            self.policy,
+            anchors=self.anchors,
+            at=self.at,
+            jobs=self.jobs,
+        )
+
+    def _results(self) -> Iterator[tuple[str, Verdict | SnpCertsError]]:
+        """Verdicts and what could not be read, in the order of the places."""
+        waiting: deque[tuple[str, SnpCertsError | None]] = deque()
+
+        def readable() -> Iterator[Evidence]:
+            for place in self.places:
+                try:
+                    evidence = self._read(place)
+                except InputError as error:
+                    waiting.append((place.report, error))
+                    continue
+                waiting.append((place.report, None))
+                yield evidence
+
+        for verdict in self._verdicts(readable()):
+            yield from _unread(waiting)
+            path, _ = waiting.popleft()
+            yield path, verdict
+        yield from _unread(waiting)
+
+
+def _unread(
+    waiting: deque[tuple[str, SnpCertsError | None]],
+) -> Iterator[tuple[str, SnpCertsError]]:
+    while waiting:
+        path, error = waiting[0]
+        if error is None:
+            return
+        waiting.popleft()
+        yield path, error
+
+
+def _any(collateral: Collateral) -> bool:
+    return any(
+        getattr(collateral, field.name) is not None for field in dataclasses.fields(collateral)
+    )
+
+
+def _progress(stack: ExitStack, total: int) -> Callable[[], object]:
+    """Something to call once for each report; a bar where a person watches."""
+    if not sys.stderr.isatty():
+        return lambda: None
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
+
+    bar = stack.enter_context(
+        Progress(
+            BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=Console(stderr=True)
+        )
+    )
+    task = bar.add_task("", total=total)
+    return lambda: bar.advance(task)

@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Verdicts as lines: for a person, and as JSON for a program."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from snpcerts.abi.product import Product, hwid_of_chip_id
+from snpcerts.errors import SnpCertsError
+
+if TYPE_CHECKING:
+    from snpcerts.verify.verdict import Verdict
+
+# In the order of the summary.
+OUTCOMES = ("verified", "refused", "unreadable", "undecided")
+
+
+def json_line(path: str, verdict: Verdict) -> str:
+    """One JSON object."""
+    return json.dumps({"evidence": path} | verdict.to_json())
+
+
+def unreadable_json(path: str, error: SnpCertsError) -> str:
+    """One JSON object about a file that holds no evidence."""
+    return json.dumps({"evidence": path, "verdict": "unreadable", "error": str(error)})
+
+
+def one_line(path: str, verdict: Verdict) -> str:
+    """One of many, for a person."""
+    said = ", ".join(dict.fromkeys(reason.code.value for reason in verdict.reasons))
+    product = "" if verdict.product is None else verdict.product.value
+    return f"{verdict.status.value:<10}  {path}: {said or f'{product}, {verdict.tcbs.reported}'}"
+
+
+def summary(counts: Counter[str], reasons: Counter[str]) -> str:
+    """How many came out how, and the reasons by how often they were given."""
+    total = sum(counts.values())
+    parts = [f"{counts[name]} {name}" for name in OUTCOMES if counts[name] or name == "verified"]
+    lines = [f"{total} in all: {', '.join(parts)}"]
+    lines += (f"  {count:>8}  {code}" for code, count in reasons.most_common())
+    return "\n".join(lines)
+
+
+_NEXT = {
+    "refuse": "",
+    "retry-later": "try again later",
+    "fix-usage": "supply what is missing: --certs DIR, --crl FILE or --fetch",
+}
+
+
+def for_people(verdict: Verdict) -> str:
+    """A verdict alone, at length."""
+    key = "?" if verdict.signing_key is None else verdict.signing_key.name
+    product = "unknown product" if verdict.product is None else verdict.product.value
+    lines: list[str] = []
+    if verdict.reasons:
+        count = len(verdict.reasons)
+        lines.append(f"{verdict.status.value}: {count} reason{'s' if count > 1 else ''}")
+        lines += (f"  {reason}" for reason in verdict.reasons)
+        if verdict.next_step is not None and _NEXT[verdict.next_step.value]:
+            lines.append(f"next: {_NEXT[verdict.next_step.value]}")
+        lines.append("the report claims (nothing backs it):")
+    else:
+        lines.append("verified")
+    lines.append(f"  {product}, signed by {key}")
+    if verdict.leaf is not None and verdict.leaf.csp_id is not None:
+        lines.append(f"  provider     {verdict.leaf.csp_id!r}")
+    if verdict.report is not None:
+        fields = verdict.report.fields
+        lines.append(f"  chip ID      {_chip_id(fields.chip_id, verdict.product)}")
+        lines.append(f"  reported TCB {verdict.tcbs.reported or 'cannot be read'}")
+        lines.append(f"  VMPL         {fields.vmpl}")
+        lines.append(f"  measurement  {fields.measurement.hex()}")
+        lines.append(f"  report data  {fields.report_data.hex()}")
+    return "\n".join([*lines, *_checks(verdict)])
+
+
+def _checks(verdict: Verdict) -> Iterator[str]:
+    by_state: dict[str, list[str]] = {}
+    for check in verdict.checks:
+        by_state.setdefault(check.state.value, []).append(check.name)
+    for state, label in (
+        ("passed", "passed"),
+        ("failed", "failed"),
+        ("not-judged", "not judged"),
+        ("not-asked", "not asked"),
+    ):
+        if state in by_state:
+            yield f"  {label:<12} {', '.join(by_state[state])}"
+
+
+def _chip_id(chip_id: bytes, product: Product | None) -> str:
+    if not any(chip_id):
+        return "all zero"
+    return (chip_id if product is None else hwid_of_chip_id(chip_id, product)).hex()
