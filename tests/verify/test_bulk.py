@@ -12,7 +12,7 @@ import pytest
 
 from snpcerts.errors import UsageError
 from snpcerts.verify import bulk
-from snpcerts.verify.bulk import ALONE, CHUNK, verify_many
+from snpcerts.verify.bulk import CHUNK, WORTHWHILE, verify_many
 from snpcerts.verify.evidence import Evidence
 from snpcerts.verify.verdict import Status
 from snpcerts.verify.verify import verify
@@ -28,10 +28,13 @@ def mixed(count: int) -> list[Evidence]:
     return [Evidence(bad if index % 7 == 3 else sound, WHOLE) for index in range(count)]
 
 
+@pytest.mark.parametrize("unknown", [False, True])
 @pytest.mark.parametrize("jobs", [1, 2, 3])
-def test_verdicts_come_out_in_order_and_as_one_by_one(jobs: int) -> None:
-    many = mixed(ALONE + CHUNK * 4 + 5)
-    verdicts = list(verify_many(many, anchors=anchors(), at=NOON, jobs=jobs))
+def test_verdicts_come_out_in_order_and_as_one_by_one(jobs: int, unknown: bool) -> None:
+    """Whether their number is known or not."""
+    many = mixed(WORTHWHILE + CHUNK * 4 + 5)
+    given = iter(many) if unknown else many
+    verdicts = list(verify_many(given, anchors=anchors(), at=NOON, jobs=jobs))
     alone = [verify(each, anchors=anchors(), at=NOON) for each in many[:7]]
     assert len(verdicts) == len(many)
     for index, verdict in enumerate(verdicts):
@@ -39,11 +42,14 @@ def test_verdicts_come_out_in_order_and_as_one_by_one(jobs: int) -> None:
     assert all(verdict.leaf is not None for verdict in verdicts)
 
 
-@pytest.mark.parametrize("count", [0, 1, ALONE])
+@pytest.mark.parametrize("count", [0, 1, WORTHWHILE - 1])
 def test_for_few_reports_no_process_is_started(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
     monkeypatch.setattr(bulk, "ProcessPoolExecutor", None)
     many = [Evidence(b"")] * count
-    assert len(list(verify_many(many, anchors=anchors(), at=NOON, jobs=8))) == count
+    for given in (many, (each for each in many)):
+        assert len(list(verify_many(given, anchors=anchors(), at=NOON, jobs=8))) == count
+    verdicts = verify_many((each for each in many), at=NOON, jobs=8, count=count)
+    assert len(list(verdicts)) == count
 
 
 def test_fewer_than_one_job_is_wrong_usage() -> None:
@@ -58,10 +64,7 @@ class Lazy:
         self.starts = starts
         self.given: list[Future[Any]] = []
 
-    def __enter__(self) -> Lazy:
-        return self
-
-    def __exit__(self, *_error: object) -> None:
+    def shutdown(self, **_named: object) -> None:
         return None
 
     def submit(self, task: Any, *arguments: object) -> Future[Any]:
@@ -80,7 +83,7 @@ def test_processes_that_begin_nothing_hold_nothing_up(
     """What nobody has begun is taken back; a process that has not started is given nothing."""
     pool = Lazy(starts=starts)
     monkeypatch.setattr(bulk, "ProcessPoolExecutor", lambda *_a, **_n: pool)
-    many = mixed(ALONE + CHUNK * 9)
+    many = mixed(WORTHWHILE + CHUNK * 9)
     verdicts = list(verify_many(many, anchors=anchors(), at=NOON, jobs=3))
     refused = [index for index, each in enumerate(verdicts) if each.status is Status.REFUSED]
     assert refused == [index for index in range(len(many)) if index % 7 == 3]
@@ -111,7 +114,7 @@ def test_a_slow_process_keeps_its_chunk_and_the_order(monkeypatch: pytest.Monkey
     monkeypatch.setattr(bulk._Work, "__init__", wait_for_it)
 
     def evidence() -> Iterator[Evidence]:
-        yield from [Evidence(b"first")] * ALONE
+        yield from [Evidence(b"first")] * WORTHWHILE
         yield from [Evidence(b"slow")] * CHUNK
         for index in range(CHUNK * 8):
             assert begun.wait(30)
@@ -120,7 +123,7 @@ def test_a_slow_process_keeps_its_chunk_and_the_order(monkeypatch: pytest.Monkey
 
     many = verify_many(evidence(), anchors=anchors(), at=NOON, jobs=2)
     found = [str(verdict.reasons[0]) for verdict in many]
-    sizes = [5] * ALONE + [4] * CHUNK + list(range(CHUNK * 8))
+    sizes = [5] * WORTHWHILE + [4] * CHUNK + list(range(CHUNK * 8))
     assert all(f"found {size}" in text for size, text in zip(sizes, found, strict=True))
 
 
@@ -138,7 +141,7 @@ def test_reports_are_read_only_some_chunks_ahead(
             yield Evidence(b"")
 
     verdicts = verify_many(endless(), anchors=anchors(), at=NOON, jobs=jobs)
-    for index in range(ALONE + CHUNK * 3):
+    for index in range(WORTHWHILE + CHUNK * 3):
         assert next(verdicts).status is Status.REFUSED
-        assert taken <= index + 1 + (0 if index < ALONE else (ahead + 1) * CHUNK)
+        assert taken <= index + 1 + (0 if index < WORTHWHILE else (ahead + 1) * CHUNK)
     verdicts.close()  # type: ignore[attr-defined]  # it is a generator

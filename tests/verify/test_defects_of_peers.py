@@ -3,9 +3,13 @@
 
 from __future__ import annotations
 
+import resource
 import struct
+import subprocess
+import sys
 import tracemalloc
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -141,6 +145,29 @@ def test_turin_dense_is_turin(model: int) -> None:
     assert codes(verify(report, collateral(ca), anchors=anchors(ca), at=NOON)) == []
 
 
+@pytest.mark.parametrize("model", [0x50, 0x57, 0x90, 0xAF, 0xC0, 0xC7, 0x12, 0xFF])
+def test_the_product_after_turin_is_not_taken_for_turin(model: int) -> None:
+    """Venice is read as Turin elsewhere; no root of it is known, so nothing of it verifies."""
+    ca = SmallCa(Product.TURIN)
+    found = verify(ca.report(5, cpuid_model=model), collateral(ca), anchors=anchors(ca), at=NOON)
+    assert codes(found) == ["product-unknown"]
+    assert f"model {model:#x}" in found.reasons[0].message
+
+
+def test_the_signature_is_over_the_bytes_that_came_not_over_fields_written_again() -> None:
+    """Mitigation vectors of version 4 were lost elsewhere, and its reports refused."""
+    report = CA.report(4, launch_mit_vector=7, current_mit_vector=1 << 40)
+    assert codes(verify(report, collateral(), anchors=anchors(), at=NOON)) == []
+
+
+def test_a_masked_report_of_version_2_can_be_read() -> None:
+    """With no processor and no chip in it, it could not be parsed at all elsewhere."""
+    report = CA.report(2, chip_id=bytes(64))
+    found = verify(report, collateral(), anchors=anchors(), at=NOON)
+    assert codes(found) == ["chip-id-masked"]
+    assert found.tcbs.reported == TCBS[Product.MILAN]
+
+
 def test_the_fmc_is_part_of_what_a_turin_vcek_is_looked_up_by() -> None:
     """A cache key without it gave the certificate of another firmware elsewhere."""
     tcb = TCBS[Product.TURIN]
@@ -182,6 +209,27 @@ def test_the_key_that_the_report_names_decides_which_leaf_is_used() -> None:
     vlek = SmallCa(kind=VekKind.VLEK)
     only = replace(collateral(), vcek=None, vlek=vlek.leaf.make())
     assert codes(verify(CA.report(), only, anchors=anchors(), at=NOON)) == ["vcek-missing"]
+
+
+def test_a_short_write_is_no_success(tmp_path: Path) -> None:
+    """A write that took some of the bytes was taken for all of them elsewhere."""
+    source, target = tmp_path / "table.bin", tmp_path / "ark.der"
+    ark = CA.ark.make()
+    assert len(ark) > 1000
+    source.write_bytes(entry(ARK_GUID.bytes, 48, len(ark)) + bytes(ENTRY_SIZE) + ark)
+    target.write_bytes(b"as it was")
+    words = [sys.executable, "-m", "snpcerts", "table", "extract", source, tmp_path]
+    full = subprocess.run(
+        words,
+        check=False,
+        capture_output=True,
+        text=True,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000)),
+    )
+    assert full.returncode == 1, full.stderr
+    assert "cannot write" in full.stderr
+    assert target.read_bytes() == b"as it was"
+    assert {path.name for path in tmp_path.iterdir()} == {"table.bin", "ark.der"}
 
 
 def test_an_authority_of_1024_bits_signs_nothing() -> None:

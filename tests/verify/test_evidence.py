@@ -211,3 +211,12 @@ def test_garbage_is_never_anything_but_a_format_error(tail: bytes, head: bytes) 
     except FormatError:
         return
     judge(evidence).to_json()
+
+
+@pytest.mark.parametrize(
+    "text", [b"report: {\n  version: 2\n", b" report:{version:2", b"version: 3"]
+)
+def test_a_message_in_its_text_form_is_said_to_be_one(text: bytes) -> None:
+    with pytest.raises(FormatError, match="text form") as error:
+        Evidence.from_bytes(text.ljust(4000))
+    assert "show -inform textproto -outform bin" in str(error.value.hint)

@@ -98,6 +98,7 @@ class Run:
             anchors=self.anchors,
             at=self.at,
             jobs=self.jobs,
+            count=len(self.places),
         )
 
     def _results(self) -> Iterator[tuple[str, Verdict | SnpCertsError]]:

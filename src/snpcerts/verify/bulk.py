@@ -4,9 +4,9 @@
 Chains are verified once in each process and remembered there. Nothing is done by
 processes that is not done by :func:`~snpcerts.verify.sources.verify_with`.
 
-A process takes as long to start as hundreds of reports take to verify. So the
-first reports are judged in this one and others are started only when there are
-more; this one goes on judging while they start, and beside them.
+A process takes as long to start as hundreds of reports take to verify. So others
+are started only for many reports, and where nobody can say how many there are,
+after the first many. This one goes on judging while they start, and beside them.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from __future__ import annotations
 import functools
 import itertools
 import multiprocessing
+import operator
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, wait
@@ -30,8 +31,8 @@ from snpcerts.verify.verify import DEFAULT_POLICY
 
 # Reports handed to a process at a time: some 30 ms of work, against some 0.1 ms to hand over.
 CHUNK: Final = 64
-# Reports judged before another process is started: what takes about as long as its start.
-ALONE: Final = 256
+# Fewer reports than this are judged before others have started.
+WORTHWHILE: Final = 1000
 _AHEAD: Final = 3  # chunks under way or waiting, for each process
 # Chunks whose verdicts wait for an earlier one: some 30 MB.
 _WAITING: Final = 64
@@ -45,21 +46,28 @@ def verify_many(
     anchors: Sequence[Anchor] = AMD_ANCHORS,
     at: datetime,
     jobs: int = 1,
+    count: int | None = None,
 ) -> Iterator[Verdict]:
     """The verdicts, in the order of the evidence.
 
     With ``jobs`` above 1 up to that many processes, this one among them, share
     the work; sources are asked in this one. Evidence is taken from its iterable
     only some chunks ahead of the verdicts, so that any number of reports takes a
-    bounded amount of memory.
+    bounded amount of memory. ``count`` says how many there are, where the iterable
+    does not: for few no process is started.
     :class:`UsageError` for a number of jobs below 1.
     """
     if jobs < 1:
         raise UsageError(f"{jobs} jobs, must be at least 1")
     policy = policy or DEFAULT_POLICY
+    if count is None:
+        hint = operator.length_hint(evidence, -1)
+        count = None if hint < 0 else hint
     prepared = (prepare(each, sources, policy) for each in evidence)
     task = functools.partial(_judge, policy=policy, anchors=tuple(anchors), at=at)
-    return _here(prepared, task) if jobs == 1 else _in_processes(prepared, task, jobs)
+    if jobs == 1 or (count is not None and count < WORTHWHILE):
+        return _here(prepared, task)
+    return _in_processes(prepared, task, jobs, 0 if count is not None else WORTHWHILE)
 
 
 def _judge(
@@ -76,24 +84,28 @@ def _here(prepared: Iterable[Prepared], task: _Task) -> Iterator[Verdict]:
         yield from task([each])
 
 
-def _in_processes(prepared: Iterator[Prepared], task: _Task, jobs: int) -> Iterator[Verdict]:
-    yield from _here(itertools.islice(prepared, ALONE), task)
+def _in_processes(
+    prepared: Iterator[Prepared], task: _Task, jobs: int, alone: int
+) -> Iterator[Verdict]:
+    """The first ``alone`` here, the others in as many processes."""
+    yield from _here(itertools.islice(prepared, alone), task)
     chunks = _chunks(prepared)
     first = next(chunks, None)
     if first is None:
         return
     # The parent may have threads, which a fork would not survive well.
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(jobs - 1, mp_context=context) as pool:
-        work = _Work(pool, task, (jobs - 1) * _AHEAD)
-        try:
-            for chunk in itertools.chain((first,), chunks):
-                work.take(chunk)
-                yield from work.finished()
-            while work.rest():
-                yield from work.finished()
-        finally:
-            work.cancel()
+    pool = ProcessPoolExecutor(jobs - 1, mp_context=context)
+    work = _Work(pool, task, (jobs - 1) * _AHEAD)
+    try:
+        for chunk in itertools.chain((first,), chunks):
+            work.take(chunk)
+            yield from work.finished()
+        while work.rest():
+            yield from work.finished()
+    finally:
+        # Whoever has the verdicts need not wait for processes to end.
+        pool.shutdown(wait=False, cancel_futures=True)
 
 
 class _Work:
@@ -132,11 +144,6 @@ class _Work:
                 return True
         wait((self._given[0][1],))
         return True
-
-    def cancel(self) -> None:
-        """Let nobody begin what is left."""
-        for _, future in self._given:
-            future.cancel()
 
 
 def _started() -> None:

@@ -21,6 +21,7 @@ import binascii
 import enum
 import hashlib
 import json
+import re
 from dataclasses import dataclass
 from typing import Final, Self
 
@@ -33,6 +34,7 @@ from snpcerts.verify.hcl import SIGNATURE, HclReport
 
 MAX_EVIDENCE: Final = REPORT_SIZE + MAX_SIZE
 _USER_DATA: Final = "user-data"
+_TEXT_MESSAGE: Final = re.compile(rb"\s*(report\s*:?\s*[{<]|version\s*:\s*[0-9])")
 _NO_COLLATERAL: Final = Collateral()
 
 
@@ -114,6 +116,12 @@ class Evidence:
             return cls(report, Collateral.from_table(table), shape=Shape.PROTO, table=table)
         if attestation_proto.is_report(data):
             return cls(attestation_proto.read_report(data), shape=Shape.PROTO)
+        if _TEXT_MESSAGE.match(data):
+            raise FormatError(
+                "evidence",
+                "is a protocol buffer in its text form",
+                hint="go-sev-guest turns it into bytes: show -inform textproto -outform bin",
+            )
         if len(data) < REPORT_SIZE:
             raise FormatError("evidence", f"a report has {REPORT_SIZE} bytes, found {len(data)}")
         try:
