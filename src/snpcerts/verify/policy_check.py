@@ -14,6 +14,7 @@ from typing import Final
 from snpcerts.abi.product import Product
 from snpcerts.abi.report import REPORT_SIZE, Report, SigningKey
 from snpcerts.abi.tcb import TcbVersion
+from snpcerts.abi.thaw import thawed
 from snpcerts.endorsement.vek import EndorsementCert
 from snpcerts.verify.bits import GUEST_POLICY_BITS, PLATFORM_INFO_BITS, Bit
 from snpcerts.verify.check import Check, CheckState
@@ -49,6 +50,7 @@ class _Outcome:
     found: str
 
 
+_check = thawed(Check)
 _Demand = Callable[[Policy, Subject], _Outcome | None]
 
 
@@ -68,7 +70,7 @@ def check_policy(policy: Policy, subject: Subject) -> tuple[tuple[Check, ...], t
         else:
             state = CheckState.FAILED
             reasons.append(Reason(code, f"must be {outcome.expected}, found {outcome.found}"))
-        checks[index] = Check(plan.unasked[index].name, state, outcome.expected, outcome.found)
+        checks[index] = _check(plan.unasked[index].name, state, outcome.expected, outcome.found)
     return tuple(checks), tuple(reasons)
 
 

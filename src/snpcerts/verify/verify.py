@@ -20,6 +20,7 @@ from datetime import datetime
 
 from snpcerts.abi.product import Product
 from snpcerts.abi.report import Report, SigningKey
+from snpcerts.abi.thaw import thawed
 from snpcerts.endorsement.anchors import AMD_ANCHORS, Anchor
 from snpcerts.endorsement.vek import EndorsementCert, VekKind
 from snpcerts.errors import FormatError, UsageError
@@ -36,6 +37,9 @@ from snpcerts.verify.verdict import ReportTcbs, Status, Verdict, status_of
 KINDS = {SigningKey.VCEK: VekKind.VCEK, SigningKey.VLEK: VekKind.VLEK}
 DEFAULT_POLICY = Policy()
 
+_subject = thawed(Subject)
+# Without a reason there is no failed check: each of both comes with the other.
+_verified = thawed(Verdict)
 _memory = EndorsementMemory()
 
 
@@ -109,19 +113,24 @@ def judge(
         evidence.runtime_data is not None,
         collateral.crl is not None or policy.revocation is Revocation.REQUIRE,
     )
-    subject = Subject(report, product, tcbs, leaf, evidence.runtime_data)
+    subject = _subject(report, product, tcbs, leaf, evidence.runtime_data)
     asked, unmet = check_policy(policy, subject)
     reasons = (*genuine, *unmet)
-    return Verdict(
-        status=status_of(reasons),
-        reasons=reasons,
-        product=product,
-        chip_id=report.fields.chip_id,
-        signing_key=signing_key,
-        tcbs=tcbs,
-        report=report,
-        leaf=leaf,
-        checks=(*authenticity_checks(findings.facts, facts, genuine), *asked),
+    checks = (*authenticity_checks(findings.facts, facts, genuine), *asked)
+    if reasons or leaf is None:
+        return Verdict(
+            status_of(reasons),
+            reasons,
+            product,
+            report.fields.chip_id,
+            signing_key,
+            tcbs,
+            report,
+            leaf,
+            checks,
+        )
+    return _verified(
+        Status.VERIFIED, (), product, report.fields.chip_id, signing_key, tcbs, report, leaf, checks
     )
 
 
