@@ -66,6 +66,12 @@ def test_extras_are_entries_of_the_table_and_a_deprecated_field_is_none() -> Non
     assert codes(judge(evidence)) == []
 
 
+@pytest.mark.parametrize("chain", [None, b"", blob(4, b"firmware")])
+def test_without_certificates_there_is_no_table(chain: bytes | None) -> None:
+    evidence = Evidence.from_bytes(attestation(REPORT, chain))
+    assert (evidence.report, evidence.table) == (REPORT, None)
+
+
 def test_a_vlek_is_taken_from_its_field() -> None:
     evidence = Evidence.from_bytes(attestation(REPORT, blob(6, b"leaf") + blob(2, b"asvk")))
     assert (evidence.collateral.vlek, evidence.collateral.ask) == (b"leaf", b"asvk")

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Where evidence lies in files, and what belongs together.
 
-A file is a report, a report with its table right behind it, or an HCL report. A
-table may also lie beside it: ``host.bin`` and ``host.table``, ``outblob`` and
-``auxblob``. A directory with one report and certificates by name (``vcek.pem``,
-``ask.pem``...), as snpguest leaves them, is one piece of evidence; any other
-directory is searched, one level deep, for as many as it has.
+A file is a report, a report with its table right behind it, an HCL report or a
+protocol buffer. A table may also lie beside it: ``host.bin`` and ``host.table``,
+``outblob`` and ``auxblob``. A directory with one report and certificates by name
+(``vcek.pem``, ``ask.pem``...), as snpguest leaves them, is one piece of evidence;
+any other directory is searched, one level deep, for as many as it has.
 """
 
 from __future__ import annotations

@@ -23,8 +23,8 @@ def show(report: str, as_json: bool) -> None:
     """Show every field of a report, its bits explained.
 
     REPORT is a report of 1184 bytes, with or without a certificate table behind
-    it, or the HCL report of an Azure VM. What it says is a claim: see
-    'snpcerts verify'.
+    it, a protocol buffer of go-sev-guest, or the HCL report of an Azure VM. What
+    it says is a claim: see 'snpcerts verify'.
     """
     from snpcerts.verify.explain import explain, explained_json
 

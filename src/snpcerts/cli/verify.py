@@ -59,7 +59,14 @@ if TYPE_CHECKING:
     help="Least reported TCB, every component: milan:bl=4,tee=0,snp=24,ucode=219.",
 )
 @click.option("--allow-debug", is_flag=True, help="Take reports of guests that can be debugged.")
-@click.option("--jobs", type=click.IntRange(1, 256), default=1, show_default=True, metavar="N")
+@click.option(
+    "--jobs",
+    type=click.IntRange(1, 256),
+    default=1,
+    show_default=True,
+    metavar="N",
+    help="Processes that share the work, where there are a thousand reports and more.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print each verdict as one JSON object.")
 def command(
     evidence: tuple[str, ...],
@@ -81,8 +88,8 @@ def command(
     """Verify attestation reports with their certificates.
 
     EVIDENCE is a report of 1184 bytes, a report with its certificate table right
-    behind it (or beside it: x.bin and x.table, outblob and auxblob), the HCL
-    report of an Azure VM, or a directory of these.
+    behind it (or beside it: x.bin and x.table, outblob and auxblob), a protocol
+    buffer of go-sev-guest, the HCL report of an Azure VM, or a directory of these.
 
     Verified means: the report was signed by a key that the root endorses, for
     the report's chip, product and TCB, and it is as the policy asks. Unless told

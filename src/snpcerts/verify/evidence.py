@@ -113,7 +113,9 @@ class Evidence:
             return cls(hcl.report, runtime_data=runtime, shape=Shape.HCL)
         if attestation_proto.is_attestation(data):
             report, table = attestation_proto.read_attestation(data)
-            return cls(report, Collateral.from_table(table), shape=Shape.PROTO, table=table)
+            # A message cannot tell an empty table from none.
+            given = table if len(table) else None
+            return cls(report, Collateral.from_table(table), shape=Shape.PROTO, table=given)
         if attestation_proto.is_report(data):
             return cls(attestation_proto.read_report(data), shape=Shape.PROTO)
         if _TEXT_MESSAGE.match(data):
