@@ -42,6 +42,8 @@ class Peer:
         missing = [tool for tool in self.tools if shutil.which(tool) is None]
         if missing:
             raise Skip(f"no {', '.join(missing)} on this machine")
+        if not (self.home / self.program).exists():
+            print(f"{self.name}: building it, once, which may take some minutes", flush=True)
         self.home.mkdir(parents=True, exist_ok=True)
         words = self.build(self.home)
         try:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import random
+import tracemalloc
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -201,6 +202,18 @@ def test_certificates_are_as_many_as_in_a_table_at_most() -> None:
     many = b"".join(extra(f"{index:08x}-0000-4000-8000-{0:012x}", b"x") for index in range(1, 800))
     with pytest.raises(FormatError, match=f"more than {MAX_ENTRIES}"):
         Evidence.from_bytes(attestation(REPORT, many))
+
+
+def test_memory_is_bounded_by_the_message() -> None:
+    """Also where a mebibyte of it is one field inside another."""
+    message = attestation(REPORT, CHAIN + extra(str(PLATFORM_INFO), bytes(1 << 20)))
+    tracemalloc.start()
+    try:
+        attestation_proto.read_attestation(message)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 4 * len(message)
 
 
 @given(st.binary(max_size=300))
