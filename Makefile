@@ -15,7 +15,7 @@ demo: $(VENV)/.run ## Guests, firmware and updates at work, without SNP hardware
 	$(BIN)/snpcerts demo $(ARGS)
 
 test: $(VENV)/.dev ## All tests
-	$(BIN)/pytest -n $(WORKERS) $(ARGS)
+	$(BIN)/pytest -n $(WORKERS) --dist worksteal $(ARGS)
 
 test-clients: $(VENV)/.dev ## Programs of others, built from the registries, on the emulated platform
 	SNPCERTS_CLIENTS=1 $(BIN)/pytest tests/clients $(ARGS)
