@@ -24,7 +24,7 @@ from snpcerts.endorsement.crl import load_crl
 from snpcerts.endorsement.encoding import to_pem
 from snpcerts.endorsement.vek import EndorsementCert, VekKind
 from snpcerts.errors import RefusedError, RetryLaterError, UsageError
-from snpcerts.kds import source as source_module
+from snpcerts.kds import through_cache
 from snpcerts.kds.client import KdsClient
 from snpcerts.kds.errors import KdsNotFoundError, KdsUnavailableError, KdsUntrustedError
 from snpcerts.kds.judge import same_key
@@ -484,7 +484,7 @@ def test_ten_threads_make_one_request(host: Host) -> None:
     source.chain(Product.MILAN)
 
     def joined(count: int) -> bool:
-        asked = dict(source._asking).items()
+        asked = dict(source._through._asking).items()
         future = next((each for what, each in asked if what[0] == host.resource()), None)
         # Those who wait for a future hold its condition's waiters.
         return future is not None and len(future._condition._waiters) >= count  # type: ignore[attr-defined]
@@ -508,7 +508,7 @@ def waiting(monkeypatch: pytest.MonkeyPatch) -> set[int]:
     def turn(store: Store, resource: object, *, patience: float) -> object:
         return turn_at(store, resource, patience=patience, sleep=sleep)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(source_module, "turn_at", turn)
+    monkeypatch.setattr(through_cache, "turn_at", turn)
     return seen
 
 
@@ -569,9 +569,9 @@ def test_a_lock_file_that_makes_no_sense_is_no_obstacle(host: Host) -> None:
 
 
 def test_a_stuck_neighbour_does_not_cut_us_off(host: Host) -> None:
-    host.policy = RetryPolicy(budget=0.2)
+    host.policy = RetryPolicy(budget=10.0)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(source_module, "_PATIENCE", 0.0)
+        patch.setattr(through_cache, "_PATIENCE", -9.9)  # a tenth of a second for the neighbour
         host.source().chain(Product.MILAN)
         with turn_at(Store(host.cache), host.resource(), patience=0):
             assert host.vcek()

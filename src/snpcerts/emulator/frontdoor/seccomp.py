@@ -94,6 +94,15 @@ class Notification:
     arguments: tuple[int, int, int, int, int, int]
 
 
+_U32: Final = (1 << 32) - 1
+
+
+def c_int(word: int) -> int:
+    """The low half of an argument word as the C int that the kernel takes it for."""
+    word &= _U32
+    return word - (1 << 32) if word >> 31 else word
+
+
 def _seccomp(operation: int, flags: int, argument: object) -> int:
     result = _libc.syscall(
         ctypes.c_long(SYS_SECCOMP), ctypes.c_uint(operation), ctypes.c_uint(flags), argument

@@ -22,7 +22,6 @@ import errno
 import os
 import select
 import stat
-import struct
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -33,12 +32,13 @@ from snpcerts.abi.kvm import KVMIO
 from snpcerts.abi.psp import SEV_ISSUE_CMD
 from snpcerts.abi.sev_guest import SNP_GET_DERIVED_KEY, SNP_GET_EXT_REPORT, SNP_GET_REPORT
 from snpcerts.emulator.device import Caller, Device, NewDescriptor, Pending
-from snpcerts.emulator.frontdoor import seccomp, status
+from snpcerts.emulator.frontdoor import seccomp
 from snpcerts.emulator.frontdoor.bpf import FILE_CALLS, Call
-from snpcerts.emulator.frontdoor.descriptors import RECHECK, Descriptors, Open, file_with
-from snpcerts.emulator.frontdoor.door import Door, Kind, Match, OpenInfo
-from snpcerts.emulator.frontdoor.paths import AT_FDCWD, read_path
-from snpcerts.emulator.frontdoor.seccomp import Notification
+from snpcerts.emulator.frontdoor.descriptors import RECHECK, Descriptors
+from snpcerts.emulator.frontdoor.door import Door
+from snpcerts.emulator.frontdoor.giving import give_device
+from snpcerts.emulator.frontdoor.path_calls import OPENS, PathCalls
+from snpcerts.emulator.frontdoor.seccomp import Notification, c_int
 from snpcerts.emulator.frontdoor.tasks import task
 from snpcerts.emulator.frontdoor.watch import PROCEED, FileCall
 from snpcerts.emulator.memory import ProcessMemory
@@ -50,17 +50,7 @@ _SEV_REQUESTS: Final = frozenset(
     (SEV_ISSUE_CMD, SNP_GET_REPORT, SNP_GET_DERIVED_KEY, SNP_GET_EXT_REPORT)
 )
 
-_OPEN_HOW = struct.Struct("<QQQ")  # struct open_how of linux/openat2.h: flags, mode, resolve
-_RESOLVE_IN_ROOT: Final = 0x10
-_O_PATH: Final = os.O_PATH
-_AT_SYMLINK_NOFOLLOW: Final = 0x100
 _U32: Final = (1 << 32) - 1
-
-
-def _signed(word: int) -> int:
-    """The low half of an argument word as the C int that the kernel takes it for."""
-    word &= _U32
-    return word - (1 << 32) if word >> 31 else word
 
 
 @dataclass(slots=True)
@@ -112,6 +102,7 @@ class Supervisor:
     def __init__(self) -> None:
         self._epoll = select.epoll()
         self._descriptors = Descriptors()
+        self._paths = PathCalls(self._descriptors, self._process)
         self._listeners: dict[int, _Listener] = {}
         self._readers: dict[int, Callable[[], None]] = {}
         self._waiting: dict[tuple[int, int], _Waiting] = {}
@@ -274,15 +265,15 @@ class Supervisor:
         number = notification.number
         if number == Call.IOCTL:
             self._ioctl(listener, notification)
-        elif number in _OPENS:
-            self._open(listener, notification)
+        elif number in OPENS:
+            self._paths.open(listener.descriptor, listener.door, notification)
         elif number in FILE_CALLS:
             self._watched(listener, notification)
         else:
-            self._look(listener, notification)
+            self._paths.look(listener.descriptor, listener.door, notification)
 
     def _ioctl(self, listener: _Listener, notification: Notification) -> None:
-        number, request = _signed(notification.arguments[0]), notification.arguments[1] & _U32
+        number, request = c_int(notification.arguments[0]), notification.arguments[1] & _U32
         process, found = self._descriptor(notification.tid, number)
         entry = None if found is None else self._descriptors.open.get((found.st_dev, found.st_ino))
         if entry is None:
@@ -311,8 +302,9 @@ class Supervisor:
         if isinstance(result, int):
             seccomp.answer(listener.descriptor, notification.id, result)
         elif isinstance(result, NewDescriptor):
-            self._give_device(
-                listener,
+            give_device(
+                self._descriptors,
+                listener.descriptor,
                 notification,
                 result.device,
                 path=None,
@@ -331,7 +323,7 @@ class Supervisor:
     def _watched(self, listener: _Listener, notification: Notification) -> None:
         """A call on an open file, which somebody may want to know of."""
         call, watch = Call(notification.number), listener.door.watch
-        number = _signed(notification.arguments[FILE_CALLS[call]])
+        number = c_int(notification.arguments[FILE_CALLS[call]])
         process, found = self._descriptor(notification.tid, number)
         result: int | Pending | None = None
         if watch is not None and found is not None and watch.wants(found):
@@ -384,179 +376,3 @@ class Supervisor:
             return None
         entry = self._descriptors.open.get((found.st_dev, found.st_ino))
         return None if entry is None else entry.device
-
-    def _open(self, listener: _Listener, notification: Notification) -> None:
-        arguments, tid, how = notification.arguments, notification.tid, 0
-        number = notification.number
-        dirfd, address, flags = AT_FDCWD, arguments[0], arguments[1]
-        if number == Call.CREAT:
-            flags = os.O_CREAT | os.O_WRONLY | os.O_TRUNC
-        elif number != Call.OPEN:
-            dirfd, address, flags = _signed(arguments[0]), arguments[1], arguments[2]
-        if number == Call.OPENAT2:
-            try:
-                flags, _, how = _OPEN_HOW.unpack(ProcessMemory(tid).read(flags, _OPEN_HOW.size))
-            except OSError:
-                seccomp.proceed(listener.descriptor, notification.id)
-                return
-        path = read_path(tid, address)
-        match = None
-        if path:
-            match = listener.door.recognise(
-                tid,
-                dirfd,
-                path,
-                self._descriptors.open,
-                follow=not flags & os.O_NOFOLLOW,
-                confined=bool(how & _RESOLVE_IN_ROOT),
-            )
-        if match is None or match.kind is Kind.DIRECTORY:
-            seccomp.proceed(listener.descriptor, notification.id)
-        elif seccomp.is_waiting(listener.descriptor, notification.id):
-            self._open_ours(listener, notification, match, flags)
-
-    def _open_ours(
-        self, listener: _Listener, notification: Notification, match: Match, flags: int
-    ) -> None:
-        if flags & _O_PATH and match.real and not match.is_barred:
-            # Such a descriptor allows nothing that would not come here again.
-            seccomp.proceed(listener.descriptor, notification.id)
-            return
-        path = match.path
-        if match.kind is Kind.OPEN and match.key is not None:
-            path = self._descriptors.open[match.key].path or b""
-        try:
-            if flags & _O_PATH or match.is_barred:
-                raise OSError(errno.ENOENT, "not here")
-            if flags & os.O_CREAT and flags & os.O_EXCL:
-                raise OSError(errno.EEXIST, "there already")
-            if flags & os.O_DIRECTORY:
-                raise OSError(errno.ENOTDIR, "not a directory")
-            if match.kind is Kind.FILE:
-                self._give_file(listener, notification, path, flags)
-                return
-            if path not in listener.door.devices:
-                raise OSError(errno.ENXIO, "a descriptor made by an ioctl cannot be opened anew")
-            info = OpenInfo(os.fsdecode(path), flags, self._process(notification.tid))
-            device = listener.door.devices[path](info)
-        except OSError as error:
-            seccomp.answer(listener.descriptor, notification.id, -(error.errno or errno.EIO))
-            return
-        self._give_device(listener, notification, device, path=path, flags=flags, shared=None)
-
-    def _give_file(
-        self, listener: _Listener, notification: Notification, path: bytes, flags: int
-    ) -> None:
-        mode = flags & os.O_ACCMODE
-        if mode != os.O_RDONLY and not listener.door.opens_for_writing(path):
-            raise OSError(errno.EACCES, "read-only")
-        descriptor = file_with(path, listener.door.files[path](), mode)
-        try:
-            self._give(listener, notification, descriptor, flags)
-        finally:
-            os.close(descriptor)
-
-    def _give_device(
-        self,
-        listener: _Listener,
-        notification: Notification,
-        device: Device,
-        *,
-        path: bytes | None,
-        flags: int,
-        shared: int | None,
-    ) -> None:
-        entry: Open | None = None
-        try:
-            entry, given = self._descriptors.admit(device, path=path, flags=flags, shared=shared)
-            try:
-                self._give(listener, notification, given, flags)
-            finally:
-                os.close(given)
-        except OSError as error:
-            if entry is not None:
-                self._descriptors.forget(entry)
-            device.close()
-            seccomp.answer(listener.descriptor, notification.id, -(error.errno or errno.EIO))
-
-    @staticmethod
-    def _give(listener: _Listener, notification: Notification, descriptor: int, flags: int) -> None:
-        seccomp.answer_with_descriptor(
-            listener.descriptor,
-            notification.id,
-            descriptor,
-            cloexec=bool(flags & os.O_CLOEXEC),
-        )
-
-    def _look(self, listener: _Listener, notification: Notification) -> None:
-        arguments, tid, call = notification.arguments, notification.tid, Call(notification.number)
-        at = call in _LOOKS_AT
-        dirfd, address = (_signed(arguments[0]), arguments[1]) if at else (AT_FDCWD, arguments[0])
-        path = read_path(tid, address)
-        match = None
-        if path:
-            match = listener.door.recognise(
-                tid,
-                dirfd,
-                path,
-                self._descriptors.open,
-                follow=_follows(call, arguments),
-            )
-        # Of what is there the kernel says all but who may open it: here, everyone.
-        known = match is not None and match.real and not match.is_barred and call not in _ACCESS
-        if match is None or match.kind is Kind.OPEN or known:
-            seccomp.proceed(listener.descriptor, notification.id)
-            return
-        if not seccomp.is_waiting(listener.descriptor, notification.id):
-            return
-        try:
-            self._show(tid, call, arguments, match, listener.door)
-        except OSError as error:
-            seccomp.answer(listener.descriptor, notification.id, -(error.errno or errno.EIO))
-        else:
-            seccomp.answer(listener.descriptor, notification.id, 0)
-
-    @staticmethod
-    def _show(tid: int, call: Call, arguments: tuple[int, ...], match: Match, door: Door) -> None:
-        memory = ProcessMemory(tid)
-        if match.is_barred:
-            raise OSError(errno.ENOENT, "not here")
-        if call in (Call.STAT, Call.LSTAT):
-            memory.write(arguments[1], status.stat_of(match))
-        elif call is Call.NEWFSTATAT:
-            memory.write(arguments[2], status.stat_of(match))
-        elif call is Call.STATX:
-            memory.write(arguments[4], status.statx_of(match))
-        elif call in (Call.READLINK, Call.READLINKAT):
-            raise OSError(errno.EINVAL, "not a link")
-        elif call in (Call.GETXATTR, Call.LGETXATTR):
-            raise OSError(errno.ENODATA, "no such attribute")
-        elif call in (Call.LISTXATTR, Call.LLISTXATTR):
-            return  # an empty list
-        else:
-            mode = arguments[1] if call is Call.ACCESS else arguments[2]
-            if mode & os.X_OK and match.kind is not Kind.DIRECTORY:
-                raise OSError(errno.EACCES, "not executable")
-            if mode & os.W_OK and not door.opens_for_writing(match.path):
-                raise OSError(errno.EACCES, "not writable")
-
-
-_OPENS: Final = frozenset((Call.OPEN, Call.OPENAT, Call.OPENAT2, Call.CREAT))
-_LOOKS_AT: Final = frozenset(
-    (Call.NEWFSTATAT, Call.STATX, Call.FACCESSAT, Call.FACCESSAT2, Call.READLINKAT)
-)
-
-
-_ACCESS: Final = frozenset((Call.ACCESS, Call.FACCESSAT, Call.FACCESSAT2))
-_LOOKS_AT_LINKS: Final = frozenset(
-    (Call.LSTAT, Call.READLINK, Call.READLINKAT, Call.LGETXATTR, Call.LLISTXATTR)
-)
-
-
-def _follows(call: Call, arguments: tuple[int, ...]) -> bool:
-    """Whether a call that looks at a path follows a link at its end."""
-    if call in (Call.NEWFSTATAT, Call.FACCESSAT2):
-        return not arguments[3] & _AT_SYMLINK_NOFOLLOW
-    if call is Call.STATX:
-        return not arguments[2] & _AT_SYMLINK_NOFOLLOW
-    return call not in _LOOKS_AT_LINKS

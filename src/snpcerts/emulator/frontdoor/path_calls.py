@@ -1,0 +1,181 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Calls that name a path: opening what the door has, and looking at it.
+
+What is not the door's goes on to the kernel.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import struct
+from collections.abc import Callable
+from typing import Final
+
+from snpcerts.emulator.frontdoor import seccomp, status
+from snpcerts.emulator.frontdoor.bpf import Call
+from snpcerts.emulator.frontdoor.descriptors import Descriptors, file_with
+from snpcerts.emulator.frontdoor.door import Door, Kind, Match, OpenInfo
+from snpcerts.emulator.frontdoor.giving import give, give_device
+from snpcerts.emulator.frontdoor.paths import AT_FDCWD, read_path
+from snpcerts.emulator.frontdoor.seccomp import Notification, c_int
+from snpcerts.emulator.memory import ProcessMemory
+
+_OPEN_HOW = struct.Struct("<QQQ")  # struct open_how of linux/openat2.h: flags, mode, resolve
+_RESOLVE_IN_ROOT: Final = 0x10
+_O_PATH: Final = os.O_PATH
+_AT_SYMLINK_NOFOLLOW: Final = 0x100
+
+OPENS: Final = frozenset((Call.OPEN, Call.OPENAT, Call.OPENAT2, Call.CREAT))
+_LOOKS_AT: Final = frozenset(
+    (Call.NEWFSTATAT, Call.STATX, Call.FACCESSAT, Call.FACCESSAT2, Call.READLINKAT)
+)
+_ACCESS: Final = frozenset((Call.ACCESS, Call.FACCESSAT, Call.FACCESSAT2))
+_LOOKS_AT_LINKS: Final = frozenset(
+    (Call.LSTAT, Call.READLINK, Call.READLINKAT, Call.LGETXATTR, Call.LLISTXATTR)
+)
+
+
+class PathCalls:
+    """Serves them; ``process_of`` tells a thread's process."""
+
+    def __init__(self, descriptors: Descriptors, process_of: Callable[[int], int]) -> None:
+        self._descriptors = descriptors
+        self._process_of = process_of
+
+    def open(self, listener: int, door: Door, notification: Notification) -> None:
+        """A call that opens a path."""
+        arguments, tid, how = notification.arguments, notification.tid, 0
+        number = notification.number
+        dirfd, address, flags = AT_FDCWD, arguments[0], arguments[1]
+        if number == Call.CREAT:
+            flags = os.O_CREAT | os.O_WRONLY | os.O_TRUNC
+        elif number != Call.OPEN:
+            dirfd, address, flags = c_int(arguments[0]), arguments[1], arguments[2]
+        if number == Call.OPENAT2:
+            try:
+                flags, _, how = _OPEN_HOW.unpack(ProcessMemory(tid).read(flags, _OPEN_HOW.size))
+            except OSError:
+                seccomp.proceed(listener, notification.id)
+                return
+        path = read_path(tid, address)
+        match = None
+        if path:
+            match = door.recognise(
+                tid,
+                dirfd,
+                path,
+                self._descriptors.open,
+                follow=not flags & os.O_NOFOLLOW,
+                confined=bool(how & _RESOLVE_IN_ROOT),
+            )
+        if match is None or match.kind is Kind.DIRECTORY:
+            seccomp.proceed(listener, notification.id)
+        elif seccomp.is_waiting(listener, notification.id):
+            self._open_ours(listener, door, notification, match, flags)
+
+    def _open_ours(
+        self, listener: int, door: Door, notification: Notification, match: Match, flags: int
+    ) -> None:
+        if flags & _O_PATH and match.real and not match.is_barred:
+            # Such a descriptor allows nothing that would not come here again.
+            seccomp.proceed(listener, notification.id)
+            return
+        path = match.path
+        if match.kind is Kind.OPEN and match.key is not None:
+            path = self._descriptors.open[match.key].path or b""
+        try:
+            if flags & _O_PATH or match.is_barred:
+                raise OSError(errno.ENOENT, "not here")
+            if flags & os.O_CREAT and flags & os.O_EXCL:
+                raise OSError(errno.EEXIST, "there already")
+            if flags & os.O_DIRECTORY:
+                raise OSError(errno.ENOTDIR, "not a directory")
+            if match.kind is Kind.FILE:
+                self._give_file(listener, door, notification, path, flags)
+                return
+            if path not in door.devices:
+                raise OSError(errno.ENXIO, "a descriptor made by an ioctl cannot be opened anew")
+            info = OpenInfo(os.fsdecode(path), flags, self._process_of(notification.tid))
+            device = door.devices[path](info)
+        except OSError as error:
+            seccomp.answer(listener, notification.id, -(error.errno or errno.EIO))
+            return
+        give_device(
+            self._descriptors, listener, notification, device, path=path, flags=flags, shared=None
+        )
+
+    @staticmethod
+    def _give_file(
+        listener: int, door: Door, notification: Notification, path: bytes, flags: int
+    ) -> None:
+        mode = flags & os.O_ACCMODE
+        if mode != os.O_RDONLY and not door.opens_for_writing(path):
+            raise OSError(errno.EACCES, "read-only")
+        descriptor = file_with(path, door.files[path](), mode)
+        try:
+            give(listener, notification, descriptor, flags)
+        finally:
+            os.close(descriptor)
+
+    def look(self, listener: int, door: Door, notification: Notification) -> None:
+        """A call that only looks at a path."""
+        arguments, tid, call = notification.arguments, notification.tid, Call(notification.number)
+        at = call in _LOOKS_AT
+        dirfd, address = (c_int(arguments[0]), arguments[1]) if at else (AT_FDCWD, arguments[0])
+        path = read_path(tid, address)
+        match = None
+        if path:
+            match = door.recognise(
+                tid,
+                dirfd,
+                path,
+                self._descriptors.open,
+                follow=_follows(call, arguments),
+            )
+        # Of what is there the kernel says all but who may open it: here, everyone.
+        known = match is not None and match.real and not match.is_barred and call not in _ACCESS
+        if match is None or match.kind is Kind.OPEN or known:
+            seccomp.proceed(listener, notification.id)
+            return
+        if not seccomp.is_waiting(listener, notification.id):
+            return
+        try:
+            self._show(tid, call, arguments, match, door)
+        except OSError as error:
+            seccomp.answer(listener, notification.id, -(error.errno or errno.EIO))
+        else:
+            seccomp.answer(listener, notification.id, 0)
+
+    @staticmethod
+    def _show(tid: int, call: Call, arguments: tuple[int, ...], match: Match, door: Door) -> None:
+        memory = ProcessMemory(tid)
+        if match.is_barred:
+            raise OSError(errno.ENOENT, "not here")
+        if call in (Call.STAT, Call.LSTAT):
+            memory.write(arguments[1], status.stat_of(match))
+        elif call is Call.NEWFSTATAT:
+            memory.write(arguments[2], status.stat_of(match))
+        elif call is Call.STATX:
+            memory.write(arguments[4], status.statx_of(match))
+        elif call in (Call.READLINK, Call.READLINKAT):
+            raise OSError(errno.EINVAL, "not a link")
+        elif call in (Call.GETXATTR, Call.LGETXATTR):
+            raise OSError(errno.ENODATA, "no such attribute")
+        elif call in (Call.LISTXATTR, Call.LLISTXATTR):
+            return  # an empty list
+        else:
+            mode = arguments[1] if call is Call.ACCESS else arguments[2]
+            if mode & os.X_OK and match.kind is not Kind.DIRECTORY:
+                raise OSError(errno.EACCES, "not executable")
+            if mode & os.W_OK and not door.opens_for_writing(match.path):
+                raise OSError(errno.EACCES, "not writable")
+
+
+def _follows(call: Call, arguments: tuple[int, ...]) -> bool:
+    """Whether a call that looks at a path follows a link at its end."""
+    if call in (Call.NEWFSTATAT, Call.FACCESSAT2):
+        return not arguments[3] & _AT_SYMLINK_NOFOLLOW
+    if call is Call.STATX:
+        return not arguments[2] & _AT_SYMLINK_NOFOLLOW
+    return call not in _LOOKS_AT_LINKS
