@@ -209,7 +209,7 @@ CHECKS: Final = (
     ),
     Check(
         "lock-ends-with-vmm",
-        "a VMM that is killed in the middle of a request leaves no lock",
+        "a VMM that is stopped or killed in the middle of a request leaves no lock",
         "fcntl_locking(2): the lock lives while any process has the description open",
     ),
 )

@@ -63,6 +63,7 @@ def _stopped_when(moment: Moment) -> Scenario:
             return
         if trial.ended_by is not None:
             trial.judge(check, None)
+            _judge_lock_gone(trial)
             return
         name = trial.limits.stop.name
         seconds = time.monotonic() - asked[0]
@@ -158,15 +159,20 @@ def _killed(trial: Trial, vcpu: Vcpu) -> Script:
 
 
 def _after_killed(trial: Trial) -> None:
-    check = "lock-ends-with-vmm"
     if all(each.lock_at_answer is None for each in trial.journal.requests):
-        trial.skip(check, "the VMM had no lock when it was killed")
+        trial.skip("lock-ends-with-vmm", "the VMM had no lock when it was killed")
         return
+    _judge_lock_gone(trial)
+
+
+def _judge_lock_gone(trial: Trial) -> None:
+    """The VMM has ended: nobody may have a lock any more."""
     until = time.monotonic() + DEATH_TIME
     while trial.served.locked() is not None and time.monotonic() < until:
         time.sleep(0.01)
     left = trial.served.locked()
-    trial.judge(check, None if left is None else f"still there: {trial.served.kinds()}")
+    problem = None if left is None else f"still there: {trial.served.kinds()}"
+    trial.judge("lock-ends-with-vmm", problem)
 
 
 def _takes_or_reads(call: FileCall) -> bool:
