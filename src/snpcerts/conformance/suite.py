@@ -75,8 +75,7 @@ def run(
     limits = limits or Limits()
     firmware = Firmware(Chip.create(Product.MILAN))
     with tempfile.TemporaryDirectory(prefix="snpcerts-conformance-") as name:
-        # Whoever the VMM runs as must get to the file.
-        os.chmod(name, 0o755)  # noqa: S103
+        os.chmod(name, 0o755)  # noqa: S103 (a VMM of another user must get in)
         return _Run(words, limits, firmware, Path(name), chosen, on_progress).results()
 
 
