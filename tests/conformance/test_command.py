@@ -34,6 +34,16 @@ def test_the_report_for_people(build: Build) -> None:
     assert made.stderr == ""
 
 
+def test_what_was_not_judged_for_one_reason_is_one_line() -> None:
+    made = conformance("false", "{certs}")
+    assert made.returncode == 1
+    lines = made.stdout.splitlines()
+    assert lines[1].startswith("  FAIL  vm-starts")
+    grouped = [line for line in lines if " checks: not judged, since vm-starts is not" in line]
+    assert grouped
+    assert len(lines) < len(CHECKS) / 2
+
+
 def test_the_report_for_build_servers(build: Build, tmp_path: Path) -> None:
     report = tmp_path / "report.xml"
     options = ("--only", "exact-pages", "--only", "too-small", "--junit", str(report))

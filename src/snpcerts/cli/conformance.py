@@ -8,12 +8,16 @@ import shlex
 import signal
 import sys
 import time
+from itertools import groupby
 from typing import TYPE_CHECKING
 
 import click
 
 from snpcerts.cli.files import write_output
 from snpcerts.errors import UsageError
+
+# More checks than this, one behind the other and skipped for one reason, are one line.
+_FEW = 3
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -94,15 +98,25 @@ def command(
         click.echo(json.dumps(to_json(results, vmm, seconds)))
     else:
         click.echo(f"VMM: {shlex.join(vmm)}")
-        for result in results:
-            _print(result)
-            if result.state is State.FAILED:
-                check = BY_ID[result.id]
-                click.echo(f"        asked: {check.asks}\n        rule:  {check.rule}")
+        for detail, alike in groupby(results, _why_not_judged):
+            rows = list(alike)
+            if detail and len(rows) > _FEW:
+                click.echo(f"  skip  {len(rows)} checks: {detail}")
+                continue
+            for result in rows:
+                _print(result)
+                if result.state is State.FAILED:
+                    check = BY_ID[result.id]
+                    click.echo(f"        asked: {check.asks}\n        rule:  {check.rule}")
         summary = ", ".join(f"{totals[state]} {state.value}" for state in State)
         click.echo(f"{summary} in {seconds:.1f} s")
     if totals[State.FAILED]:
         raise click.exceptions.Exit(1)
+
+
+def _why_not_judged(result: Result) -> str:
+    """Why it was skipped; empty where it was not."""
+    return result.detail if result.state.value == "skipped" else ""
 
 
 def _print(result: Result) -> None:
