@@ -14,6 +14,7 @@ import mmap
 import os
 import resource
 import signal
+import struct
 import sys
 import threading
 from collections.abc import Callable
@@ -30,6 +31,8 @@ TABLE = bytes(range(1, 251)) * 20  # 5000 bytes
 PAGES = 2
 TAKEN = errno.EINTR
 EMPTY = bytes(24)
+SYS_PROCESS_VM_WRITEV = 311
+PR_SET_SECCOMP, SECCOMP_MODE_FILTER, PR_SET_NO_NEW_PRIVS = 22, 2, 38
 SCENARIOS: dict[str, Callable[[Path], None]] = {}
 
 
@@ -128,6 +131,33 @@ def a_file_that_cannot_be_served_is_an_empty_table(file: Path) -> None:
     for _ in range(3):
         assert vcpu.ask(0, 4) == Answer(0, 4, TAKEN)
         assert memory[: len(TABLE)] == TABLE
+
+
+@scenario
+def a_sandbox_that_forbids_the_usual_way_gets_an_empty_table(file: Path) -> None:
+    """As QEMU's might: EIO would cost the guest the key that it attests with."""
+    file.mkdir()
+    _, vcpu, memory = guest()
+    forbid(SYS_PROCESS_VM_WRITEV)
+    for _ in range(2):
+        memory[:] = b"\xee" * len(memory)
+        assert vcpu.ask(PAGE, 1) == Answer(0, 1, TAKEN)
+        assert memory[PAGE : PAGE + 24] == EMPTY
+        assert untouched(memory[:PAGE])
+        assert untouched(memory[PAGE + 24 :])
+
+
+def forbid(call: int) -> None:
+    """Have a system call fail with EPERM in this thread from now on (seccomp)."""
+    load, equal, answer = 0x20, 0x15, 0x06
+    fails, allowed = 0x00050000 | errno.EPERM, 0x7FFF0000
+    steps = ((load, 0, 0, 0), (equal, 0, 1, call), (answer, 0, 0, fails), (answer, 0, 0, allowed))
+    code = b"".join(struct.pack("<HBBI", *step) for step in steps)
+    buffer = ctypes.create_string_buffer(code, len(code))
+    program = struct.pack("<H6xQ", len(steps), ctypes.addressof(buffer))
+    libc = ctypes.CDLL(None, use_errno=True)
+    assert libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0
+    assert libc.prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, program, 0, 0) == 0
 
 
 @scenario

@@ -27,6 +27,7 @@ SAID: dict[str, list[str]] = {
         "guests get no certificates: it is too large",
         "readable again",
     ],
+    "a_sandbox_that_forbids_the_usual_way_gets_an_empty_table": ["it is not a regular file"],
     "a_file_with_less_than_it_says_is_an_empty_table": ["it shrank while it was read"],
     "no_descriptor_left_is_an_empty_table": ["guests get no certificates: Too many open files"],
     "a_buffer_that_is_not_memory_is_eio_and_nothing_written": ["No such file or directory"],
