@@ -147,15 +147,23 @@ class Scene:
         return [round(each * (count - 1) / (SAMPLE - 1)) for each in range(SAMPLE)]
 
     def sweep(self) -> list[str]:
-        """What the file was after each kill; each time the next run made it right."""
+        """What the file was after each kill; each time the next run made it right.
+
+        How many calls a run makes depends a little on its waits: a run that ends
+        before it gets to the last places has done its work.
+        """
         truths: list[str] = []
+        missed = 0
         every = HOW_MANY == "every"
         places = self.places()
         print(f"{self.words[6]}: killed at {len(places)} places")
         for place in places:
             self.prepare()
             call, _ = self.killed_at(place, every=every)
-            assert call is not None
+            if call is None:
+                missed += 1
+                assert self.truth() == "right", f"not killed at {place}, it does its work"
+                continue
             truths.append(self.truth())
             if not self.wrong:
                 assert truths[-1] != "wrong", f"killed at {place}, before {call.name}"
@@ -163,6 +171,7 @@ class Scene:
             assert made.returncode == 0, f"after {place}, {call.name}: {made.stderr}"
             assert self.truth() == "right", f"after {place}, {call.name}"
             self.tidy(place)
+        assert missed <= 1 + len(places) // 20, f"{missed} of {len(places)} places were not there"
         return truths
 
     def tidy(self, place: int) -> None:
