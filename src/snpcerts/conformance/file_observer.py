@@ -9,6 +9,7 @@ returns less than was asked for.
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import os
 import struct
 import time
@@ -37,7 +38,6 @@ READS: Final = frozenset(
     )
 )
 _LOCK_COMMANDS: Final = frozenset((F_SETLK, F_SETLKW, F_OFD_SETLK, F_OFD_SETLKW))
-_LOCK_UN: Final = 8  # flock(2)
 _IOVEC: Final = struct.Struct("<QQ")
 _IOVECS_MAX: Final = 1024
 _SHORT_READ_MAX: Final = 1 << 20  # bytes that a short read moves at most
@@ -48,7 +48,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 def takes_lock(call: FileCall) -> bool:
     """Whether the call asks for a lock of any kind."""
     if call.call is Call.FLOCK:
-        return not call.arguments[1] & _LOCK_UN
+        return not call.arguments[1] & fcntl.LOCK_UN
     if call.call is not Call.FCNTL or call.arguments[1] not in _LOCK_COMMANDS:
         return False
     try:

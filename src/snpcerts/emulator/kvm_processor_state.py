@@ -27,7 +27,7 @@ _MSR_ENTRY: Final = struct.Struct("<I4xQ")
 _LIST_HEADER: Final = 8
 
 # One state of so many bytes, by its name: how it is read, how it is set.
-_STATES: Final[dict[str, tuple[int, int | None, int]]] = {
+_STATES: Final = {
     "regs": (ior(KVMIO, 0x81, 144), iow(KVMIO, 0x82, 144), 144),
     "sregs": (ior(KVMIO, 0x83, 312), iow(KVMIO, 0x84, 312), 312),
     "fpu": (ior(KVMIO, 0x8C, 416), iow(KVMIO, 0x8D, 416), 416),
@@ -41,7 +41,7 @@ _STATES: Final[dict[str, tuple[int, int | None, int]]] = {
 }
 REGISTERS: Final = frozenset(("regs", "sregs", "sregs2"))
 GETS: Final = {get: name for name, (get, _, _) in _STATES.items()}
-SETS: Final = {put: name for name, (_, put, _) in _STATES.items() if put is not None}
+SETS: Final = {put: name for name, (_, put, _) in _STATES.items()}
 SIZES: Final = {name: size for name, (_, _, size) in _STATES.items()}
 
 GET_MSRS: Final = iowr(KVMIO, 0x88, 8)
@@ -49,12 +49,12 @@ SET_MSRS: Final = iow(KVMIO, 0x89, 8)
 SET_CPUID2: Final = iow(KVMIO, 0x90, 8)
 GET_CPUID2: Final = iowr(KVMIO, 0x91, 8)
 GET_TSC_KHZ: Final = io(KVMIO, 0xA3)
-TPR_ACCESS_REPORTING: Final = iowr(KVMIO, 0x92, 40)
 TSC_KHZ: Final = 2_000_000
 
 # Taken and forgotten.
 IGNORED: Final = {
     iow(KVMIO, 0x8B, 4): "KVM_SET_SIGNAL_MASK",
+    iowr(KVMIO, 0x92, 40): "KVM_TPR_ACCESS_REPORTING",
     iow(KVMIO, 0x93, 8): "KVM_SET_VAPIC_ADDR",
     iow(KVMIO, 0x9C, 8): "KVM_X86_SETUP_MCE",
     io(KVMIO, 0x9A): "KVM_NMI",
@@ -118,7 +118,7 @@ class ProcessorState:
             _give_cpuid(memory, argument, self._cpuid)
         elif request == GET_TSC_KHZ:
             return TSC_KHZ
-        elif request not in IGNORED and request != TPR_ACCESS_REPORTING:
+        elif request not in IGNORED:
             return None
         return 0
 
