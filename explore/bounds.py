@@ -14,6 +14,8 @@ _FAULTS = Budget(faults=2)
 _FIRMWARE = Settings(firmware_fails=True)
 _UNREDUCED = Settings(reduce=False)
 _STRANGER = Settings(reduce=False, reports=False)
+# A wrong table is emptied against its readers' locks: nothing may rely on those.
+_AGAINST = Settings(reduce=False, discipline=False)
 
 
 def _scenario(
@@ -23,6 +25,7 @@ def _scenario(
     settings: Settings = USUAL,
     *,
     missing: bool = False,
+    wrong: bool = False,
 ) -> Scenario:
     """``readers`` as in "R1 R2", ``writers`` as in "swap:2 in-place:1"."""
     pairs = (each.split(":") for each in writers.split())
@@ -32,6 +35,7 @@ def _scenario(
         budget,
         settings,
         missing,
+        wrong,
     )
 
 
@@ -51,6 +55,10 @@ SMALL = (
     _scenario("R1 R4", "in-place:2", _KILL),
     _scenario("R1", "swap:1 swap:1", _KILL, _UNREDUCED),
     _scenario("R1", "in-place:1 stranger:1", _KILL, _STRANGER),
+    _scenario("R1 holder", "swap-wrong:1", _KILL, _AGAINST, wrong=True),
+    _scenario("R1 holder", "in-place-wrong:1", _KILL, _AGAINST, wrong=True),
+    _scenario("holder", "swap-wrong:2", _POWER, _AGAINST, wrong=True),
+    _scenario("R3", "swap-wrong:1 in-place-wrong:1", NOTHING, _AGAINST, wrong=True),
 )
 
 FULL = (
@@ -73,6 +81,10 @@ FULL = (
     _scenario("R1 R1", "swap:1 in-place:1", _BOTH, missing=True),
     _scenario("R1 R1", "swap:1 swap:1", _KILL, _UNREDUCED),
     _scenario("R1 R1", "in-place:1 stranger:1", _BOTH, _STRANGER),
+    _scenario("R1 R2 holder", "swap-wrong:1", _KILL, _AGAINST, wrong=True),
+    _scenario("R1 R4 holder", "in-place-wrong:2", _KILL, _AGAINST, wrong=True),
+    _scenario("R3 holder", "swap-wrong:1 in-place-wrong:1", _KILL, _AGAINST, wrong=True),
+    _scenario("R1 holder", "swap-wrong:2", _BOTH, _AGAINST, wrong=True),
 )
 # Who does not wait for a turn nor compares gets in the way of those who replace the file.
 UNSAFE = _scenario("R1", "swap:1 stranger:1", settings=_STRANGER)

@@ -63,6 +63,8 @@ def check_state(world: World, *, others: bool = True) -> None:
         # A leading terminator ends the table, whatever follows.
         if data == right or data.startswith(EMPTY) or (not data and number != path):
             continue
+        if data == world.wrong:
+            continue  # not this update's doing, and it has not ended yet
         # Only the disk may lead there, which counts once the power is lost.
         if number not in world.names.values() and not any(
             each.file == number for each in world.descriptions.values()
@@ -124,6 +126,8 @@ def check_end(world: World, process: Process, end: Position, *, reports: bool = 
             and data is not None
             and (data.startswith(EMPTY) or data == table(world.key))
         )
+        # A wrong table is not left, whatever has the lock.
+        undone = undone or (before_data == world.wrong and (data or b"").startswith(EMPTY))
         if (path != before_path or data != before_data) and not undone:
             raise ViolationError(
                 NO_HARM,
@@ -138,6 +142,21 @@ def check_end(world: World, process: Process, end: Position, *, reports: bool = 
             )
     elif isinstance(end.error, FirmwareError) and (data is None or not data.startswith(EMPTY)):
         raise ViolationError(NO_HARM, "the firmware command failed and the table is not empty")
+
+
+def check_withdrawn(world: World, process: Process, end: Position) -> None:
+    """An update that was told of a wrong table is over: does anyone still get that table?
+
+    From here on, what is wrong is wrong by somebody's fault. A failing step is no
+    end in this sense, nor is an update that never had its turn.
+    """
+    done = end.error is None or isinstance(end.error, LockHeldError | FirmwareError)
+    if world.wrong is None or not process.writer or process.before is None or not done:
+        return
+    path = world.names.get(PATH)
+    if path is not None and world.files[path].data == world.wrong:
+        raise ViolationError(MATCH, "the update ends, and leaves a table that it knows is wrong")
+    world.wrong = None
 
 
 def _lasting(world: World) -> frozenset[bytes | None]:

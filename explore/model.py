@@ -77,7 +77,17 @@ class Budget(NamedTuple):
 class World:
     """One state. Parts are replaced, never changed, so a copy is shallow."""
 
-    __slots__ = ("budget", "changes", "descriptions", "disk", "files", "key", "names", "processes")
+    __slots__ = (
+        "budget",
+        "changes",
+        "descriptions",
+        "disk",
+        "files",
+        "key",
+        "names",
+        "processes",
+        "wrong",
+    )
 
     def __init__(self) -> None:
         self.names: dict[str, int] = {}
@@ -86,6 +96,7 @@ class World:
         self.disk: dict[str, int] = {}  # names, as they are on disk for certain
         self.changes: tuple[NamesChange, ...] = ()  # made to them since
         self.key = 0
+        self.wrong: bytes | None = None  # a table that drift made wrong, until an update ends
         self.processes: list[Process] = []
         self.budget = Budget()
 
@@ -97,6 +108,7 @@ class World:
         new.disk = self.disk
         new.changes = self.changes
         new.key = self.key
+        new.wrong = self.wrong
         new.processes = self.processes.copy()
         new.budget = self.budget
         return new
@@ -211,6 +223,7 @@ class World:
                 new = World()
                 new.budget = self.budget._replace(power=self.budget.power - 1)
                 new.key = self.key
+                new.wrong = self.wrong
                 new.names = dict(names)
                 if MOUNT in self.names and PATH in new.names:
                     new.names[MOUNT] = new.names[PATH]

@@ -21,7 +21,7 @@ from explore.invariants import (
     PROGRESS,
     TIDY,
 )
-from explore.model import NEW, OLD, PATH, TURN, Budget, World
+from explore.model import NEW, OLD, PATH, TURN, Budget, World, table
 from explore.progress import explore_progress
 from explore.scenario import Scenario
 from explore.search import Exploration, explore
@@ -249,6 +249,23 @@ def no_turn(action: Any, memory: Memory) -> Steps[Any]:
     return result
 
 
+def wrong_table_handed_back(action: Any, memory: Memory) -> Steps[Any]:
+    """As it was: giving up, the writer leaves what it found."""
+    if isinstance(action, step.Write) and memory.get(action.fd) is False:
+        return None
+    result = yield action
+    if isinstance(action, step.LockExclusive):
+        memory[action.fd] = result
+    return result
+
+
+def any_table_withdrawn(action: Any, _memory: Memory) -> Steps[Any]:
+    """The writer does not look whether the file still holds what was judged."""
+    if isinstance(action, step.Read):
+        return table(0)
+    return (yield action)
+
+
 def no_way_back(action: Any, _memory: Memory) -> Steps[Any]:
     if isinstance(action, step.Rename) and action.source == OLD:
         return (yield step.Unlink(OLD))
@@ -359,10 +376,11 @@ def _of(
     faults: int = 0,
     second: str = "",
     others: bool = False,
+    wrong: bool = False,
 ) -> Scenario:
     writers = ((strategy, updates), (second, 1)) if second else ((strategy, updates),)
     settings = _ALL_FILES if others else _PLAIN
-    return Scenario(readers, writers, Budget(kills, power, faults), settings)
+    return Scenario(readers, writers, Budget(kills, power, faults), settings, wrong=wrong)
 
 
 KILLED = (
@@ -582,6 +600,33 @@ KILLED = (
         _of("R1"),
         writer=no_way_back,
         shows=("too late", "unlinks .certs.old"),
+    ),
+    Mutant(
+        "writer-hands-wrong-table-back",
+        "a writer that gives up hands back the table it knows is wrong (found in the shipped code)",
+        MATCH,
+        "one VMM never lets go of its lock; the update ends, and all others get key 0's table",
+        _of("R1", "holder", strategy="swap-wrong", wrong=True),
+        writer=wrong_table_handed_back,
+        shows=("locks file B shared", "too late", "renames .certs.old to certs"),
+    ),
+    Mutant(
+        "writer-hands-wrong-table-back-in-place",
+        "likewise, in place (found in the shipped code)",
+        MATCH,
+        "one VMM never lets go of its lock; the update ends, and all others get key 0's table",
+        _of("R1", "holder", strategy="in-place-wrong", wrong=True),
+        writer=wrong_table_handed_back,
+        shows=("locks file B shared", "too late"),
+    ),
+    Mutant(
+        "writer-withdraws-any-table",
+        "a writer that gives up empties the file although it holds another table than was judged",
+        NO_HARM,
+        "the first update has put it right; the second, which gives up, empties a right file",
+        _of("R1", strategy="swap-wrong", updates=2, wrong=True),
+        writer=any_table_withdrawn,
+        shows=("key 2's table", "too late"),
     ),
     Mutant(
         "writer-way-back-not-synced",

@@ -135,6 +135,7 @@ class Process(NamedTuple):
     before: tuple[Any, ...] | None  # what an update found when its turn came
     writer: bool
     vmm: str
+    misled: bool = False  # has read the wrong table before an update could do something about it
 
 
 class _AbandonedError(BaseException):

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from explore.model import MOUNT, PATH
-from explore.steps import Unlock
+from explore.steps import HoldForEver, Unlock
 from snpcerts.abi.cert_table import EMPTY
 from snpcerts.certfile import reader, step
 from snpcerts.certfile.reader import Busy, Empty, Found, Table
@@ -60,6 +60,19 @@ def r4() -> Steps[None]:
     return reader.serve(MOUNT, deliver=deliver, handshake=handshake)
 
 
+def holder() -> Steps[None]:
+    """Takes the lock a reader takes, reads, and never lets go: a VMM that hangs, or means harm."""
+    try:
+        fd: int = yield step.OpenRead(PATH)
+    except OSError:
+        return
+    try:
+        if (yield step.LockShared(fd)):
+            yield HoldForEver()
+    finally:
+        yield step.Close(fd)
+
+
 def _locked_request(fd: int) -> Steps[None]:
     found: Found = Busy(0)
     if (yield step.LockShared(fd)):
@@ -70,4 +83,10 @@ def _locked_request(fd: int) -> Steps[None]:
     yield step.Handshake(handshake, fd)
 
 
-KINDS: dict[str, Callable[[], Steps[None]]] = {"R1": r1, "R2": r2, "R3": r3, "R4": r4}
+KINDS: dict[str, Callable[[], Steps[None]]] = {
+    "R1": r1,
+    "R2": r2,
+    "R3": r3,
+    "R4": r4,
+    "holder": holder,
+}

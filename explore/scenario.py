@@ -27,6 +27,7 @@ class Scenario:
     budget: Budget = NOTHING
     settings: Settings = USUAL
     missing: bool = False  # whether the file is still to be created
+    wrong: bool = False  # whether the firmware's key has changed without the lock
 
     @property
     def name(self) -> str:
@@ -43,6 +44,8 @@ class Scenario:
             wrong.append("firmware fails")
         if self.missing:
             wrong.append("no file yet")
+        if self.wrong:
+            wrong.append("already wrong")
         if not self.settings.reduce:
             wrong.append("every step interleaved")
         return " | ".join([readers, writers, ", ".join(wrong) or "no crash"])
@@ -65,6 +68,8 @@ class Scenario:
             data = table(0)
             world.files[file] = File(data, data if self.budget.power else b"", ())
             world.names[PATH] = file
+            if self.wrong:
+                world.key, world.wrong = 1, data
             if "R4" in self.readers:
                 world.names[MOUNT] = file
         if self.budget.power:

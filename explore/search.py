@@ -78,6 +78,7 @@ class _Names:
                         each.left,
                         each.delivered,
                         each.before,
+                        each.misled,
                     )
                 ]
             )
@@ -85,6 +86,7 @@ class _Names:
             parts.sort()
         rest = (
             world.key,
+            world.wrong,
             tuple(sorted(world.names.items())),
             tuple(sorted(world.files.items())),
             world.budget,

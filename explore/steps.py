@@ -18,6 +18,10 @@ class OpenOnce(NamedTuple):
     path: str
 
 
+class HoldForEver(NamedTuple):
+    """Keep what one has and do nothing more; only an end by force follows."""
+
+
 class UnlockNeighbour(NamedTuple):
     """Drop the locks of all other descriptions of this VMM -> None."""
 

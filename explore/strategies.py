@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from explore.model import PATH
+from explore.model import PATH, table
 from snpcerts.certfile import step, writer
 from snpcerts.certfile.step import Steps
 
@@ -18,6 +18,16 @@ def change() -> bytes:
 def swap() -> Steps[writer.Update]:
     """The shipped default."""
     return writer.update(PATH, change, strategy=writer.Strategy.SWAP)
+
+
+def swap_wrong() -> Steps[writer.Update]:
+    """Swap, by an agent that has judged the table of key 0 to be wrong."""
+    return writer.update(PATH, change, strategy=writer.Strategy.SWAP, condemned=table(0))
+
+
+def in_place_wrong() -> Steps[writer.Update]:
+    """In-place, likewise."""
+    return writer.update(PATH, change, strategy=writer.Strategy.IN_PLACE, condemned=table(0))
 
 
 def in_place() -> Steps[writer.Update]:
@@ -90,6 +100,8 @@ def _locked(fd: int) -> Steps[float]:
 STRATEGIES: dict[str, Callable[[], Steps[object]]] = {
     "swap": swap,
     "in-place": in_place,
+    "swap-wrong": swap_wrong,
+    "in-place-wrong": in_place_wrong,
     "there-and-back": there_and_back,
     "stranger": stranger,
 }

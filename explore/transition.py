@@ -29,6 +29,7 @@ from explore.invariants import (
     check_end,
     check_handshake,
     check_state,
+    check_withdrawn,
     content_in_words,
     found_at_turn,
 )
@@ -101,7 +102,8 @@ def moves(world: World, settings: Settings) -> Iterator[Move]:
         process = world.processes[index]
         if process.position.action is None:
             continue
-        yield from _steps_of(world, index, settings)
+        if not isinstance(process.position.action, steps.HoldForEver):
+            yield from _steps_of(world, index, settings)
         if world.budget.kills and process.position.history:
             yield _killed(world, index, settings)
     if world.budget.power:
@@ -194,6 +196,7 @@ def _settle(world: World, index: int, settings: Settings) -> None:
             if not process.left:
                 return
             check_end(world, process, process.position, reports=settings.reports)
+            check_withdrawn(world, process, process.position)
             _next_job(world, index)
         elif not _unseen(world, process, action, settings):
             return
@@ -296,6 +299,7 @@ def _next_job(world: World, index: int) -> None:
     world.processes[index] = process._replace(
         left=left,
         delivered=None,
+        misled=False,
         before=None,
         position=process.position.program.first if left else process.position,
     )
@@ -309,7 +313,9 @@ def _restarted(process: Process) -> Process:
     if left > 0 and process.position.history:
         left -= 1
     position = process.position.program.first if left else process.position.program.ended
-    return process._replace(position=position, fds=(), left=left, delivered=None, before=None)
+    return process._replace(
+        position=position, fds=(), left=left, delivered=None, misled=False, before=None
+    )
 
 
 def _killed(world: World, index: int, settings: Settings) -> Move:
@@ -438,8 +444,11 @@ def _stat_path(world: World, _index: int, action: Any) -> object:
 
 
 def _read(world: World, index: int, action: Any) -> bytes:
-    file = world.descriptions[_description(world.processes[index], action.fd)].file
-    return world.files[file].data[: action.size]
+    process = world.processes[index]
+    data = world.files[world.descriptions[_description(process, action.fd)].file].data
+    if not process.writer and data == world.wrong:
+        world.processes[index] = process._replace(misled=True)
+    return data[: action.size]
 
 
 def _write(world: World, index: int, action: Any) -> None:
@@ -502,8 +511,9 @@ def _deliver(world: World, index: int, action: Any) -> None:
 
 def _handshake(world: World, index: int, _action: Any) -> None:
     process = world.processes[index]
-    check_handshake(world, process.delivered)
-    world.processes[index] = process._replace(delivered=None)
+    if not process.misled:
+        check_handshake(world, process.delivered)
+    world.processes[index] = process._replace(delivered=None, misled=False)
 
 
 def _foretell(world: World, _index: int, _action: Any) -> bytes:

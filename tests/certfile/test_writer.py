@@ -17,9 +17,10 @@ import pytest
 
 from snpcerts.abi.cert_table import EMPTY, VCEK_GUID, CertTable, TableEntry
 from snpcerts.abi.lock import F_OFD_SETLK, SHARED
-from snpcerts.certfile import step
+from snpcerts.certfile import several, step
 from snpcerts.certfile.certfile import CertFile
-from snpcerts.certfile.reader import Found, Table
+from snpcerts.certfile.reader import Empty, Found, Table
+from snpcerts.certfile.recognise import ForeignFileError
 from snpcerts.certfile.writer import LockHeldError, Strategy
 from snpcerts.errors import InputError, RefusedError, SnpCertsError
 
@@ -85,6 +86,72 @@ def test_the_firmware_does_not_change_while_a_request_is_on_its_way(
     assert not changed
     assert served(file) == Table(OLD.encode())
     assert {path.name for path in file.parent.iterdir()} == {"certs.bin", ".certs.bin.turn"}
+
+
+@STRATEGIES
+def test_a_table_that_is_known_to_be_wrong_is_not_handed_back(
+    file: Path, strategy: Strategy
+) -> None:
+    """Whoever holds the lock: who reads from now on finds nothing."""
+    wrong = OLD.encode()
+    with locked(file, SHARED) as holder:
+        with pytest.raises(LockHeldError, match="emptied") as raised:
+            several.perform(
+                [several.Target(str(file), strategy, wrong)],
+                lambda: [NEW.encode()],
+                lambda: [NEW.encode()],
+                lock_wait=0.02,
+            )
+        assert raised.value.emptied
+        assert served(file) == Empty()
+        assert os.pread(holder, len(EMPTY), 0) == EMPTY, "the holder, too, had its last look"
+        assert os.fstat(holder).st_size == len(wrong), "none reads past the end"
+    assert {path.name for path in file.parent.iterdir()} == {"certs.bin", ".certs.bin.turn"}
+    CertFile(str(file)).publish(NEW, strategy=strategy)
+    assert file.read_bytes() == NEW.encode()
+
+
+@STRATEGIES
+def test_another_table_than_the_one_judged_stays(file: Path, strategy: Strategy) -> None:
+    """Another agent has put the file right since."""
+    judged = CertTable((TableEntry(VCEK_GUID, b"some earlier table"),)).encode()
+    with locked(file, SHARED), pytest.raises(LockHeldError) as raised:
+        several.perform(
+            [several.Target(str(file), strategy, judged)],
+            lambda: [NEW.encode()],
+            lambda: [NEW.encode()],
+            lock_wait=0.02,
+        )
+    assert not raised.value.emptied
+    assert served(file) == Table(OLD.encode())
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"127.0.0.1 localhost\n", b"\x7fELF" + bytes(5000), bytes(2 << 20)],
+    ids=["text", "program", "image"],
+)
+def test_a_mistyped_path_costs_nothing(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "hosts"
+    path.write_bytes(content)
+    with pytest.raises(ForeignFileError, match="--force"):
+        CertFile(str(path)).publish(NEW)
+    assert path.read_bytes() == content
+    assert [each.name for each in tmp_path.iterdir()] == ["hosts"]
+    CertFile(str(path)).publish(NEW, force=True)
+    assert path.read_bytes() == NEW.encode()
+    # From now on it is ours, whatever is written there.
+    path.write_bytes(content)
+    CertFile(str(path)).publish(OLD)
+    assert path.read_bytes() == OLD.encode()
+
+
+@pytest.mark.parametrize("content", [b"", bytes(10), EMPTY + b"half a table", OLD.encode()])
+def test_a_file_that_may_be_a_certificate_file_is_updated(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "certs.bin"
+    path.write_bytes(content)
+    CertFile(str(path)).publish(NEW)
+    assert path.read_bytes() == NEW.encode()
 
 
 @STRATEGIES

@@ -39,6 +39,19 @@ def test_build_show_extract(
         ).read_bytes()
 
 
+def test_a_mistyped_output_is_not_destroyed(
+    vectors: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hosts = tmp_path / "hosts"
+    hosts.write_text("127.0.0.1 localhost\n")
+    assert build(hosts, vectors / "milan", "vcek", "ask", "ark") == 1
+    assert "--force" in capsys.readouterr().err
+    assert hosts.read_text() == "127.0.0.1 localhost\n"
+    certificate = str(vectors / "milan" / "ark.der")
+    assert main(["table", "build", "-o", str(hosts), "--ark", certificate, "--force"]) == 0
+    assert len(CertTable.decode(hosts.read_bytes())) == 1
+
+
 def test_pem_in_gives_the_same_table_as_der_in(vectors: Path, tmp_path: Path) -> None:
     certificate = x509.load_der_x509_certificate((vectors / "milan" / "ask.der").read_bytes())
     pem = tmp_path / "ask.pem"

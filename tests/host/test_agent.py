@@ -21,9 +21,11 @@ from snpcerts.abi.psp import CONFIG_MASK_CHIP_ID, CONFIG_MASK_CHIP_KEY, SnpConfi
 from snpcerts.certfile import step
 from snpcerts.certfile.certfile import CertFile
 from snpcerts.certfile.hold import hold
+from snpcerts.certfile.reader import Empty
+from snpcerts.certfile.recognise import ForeignFileError
 from snpcerts.certfile.relay import relay
 from snpcerts.certfile.step import Steps
-from snpcerts.certfile.writer import LockHeldError
+from snpcerts.certfile.writer import LockHeldError, Strategy
 from snpcerts.emulator.authority import EmulatedAuthority
 from snpcerts.emulator.chip import Chip
 from snpcerts.emulator.issued import vcek_of
@@ -36,7 +38,7 @@ from snpcerts.host.holding import Standing
 from snpcerts.host.stock import UnavailableError
 from snpcerts.kds.errors import KdsUnavailableError
 
-from .rig import Rig
+from .rig import Rig, served
 
 
 def behind_our_back(rig: Rig, **flags: bool) -> None:
@@ -79,6 +81,69 @@ def test_drift_is_emptied_first_and_repaired(rig: Rig) -> None:
     assert found == ["empty"], "before anyone was asked"
     assert rig.truth() == "right"
     assert EventKind.DRIFT in rig.kinds()
+
+
+@pytest.mark.parametrize("strategy", Strategy, ids=lambda each: each.value)
+@pytest.mark.parametrize("harm", ["drift", "lapsed", "revoked"])
+def test_a_vmm_that_never_lets_go_does_not_keep_a_wrong_table_in_use(
+    rig: Rig, strategy: Strategy, harm: str
+) -> None:
+    rig.config = replace(rig.config, files=(replace(rig.config.files[0], strategy=strategy),))
+    agent = rig.agent()
+    agent.sync()
+    if harm == "drift":
+        behind_our_back(rig)
+    elif harm == "lapsed":
+        rig.now = datetime.now(UTC) + timedelta(days=365 * 10)
+    else:
+        rig.server.revoked = (rig.server.authority.ask.serial_number,)
+        agent = rig.agent()
+    safe: list[str] = []
+    with hold(str(rig.file), shared=True):
+        for _ in range(2):
+            done = agent.sync(on_safe=lambda: safe.append(rig.truth()))
+            assert done.problem is not None
+            assert done.problem.exit_code == 3
+            assert served(rig.file) == Empty()
+    if harm != "revoked":  # that it is revoked is learnt later
+        assert safe == ["empty", "empty"]
+    assert EventKind.EMPTIED in rig.kinds()
+    if harm == "drift":
+        assert agent.sync().problem is None
+        assert rig.truth() == "right"
+
+
+def test_a_file_at_a_mistyped_path_is_refused_and_stays(rig: Rig) -> None:
+    text = b"127.0.0.1 localhost\n"
+    rig.file.write_bytes(text)
+    safe: list[bool] = []
+    done = rig.agent().sync(on_safe=lambda: safe.append(True))
+    assert isinstance(done.problem, ForeignFileError)
+    assert done.before[0].standing is Standing.FOREIGN
+    assert not safe, "its guests are handed what is no table"
+    assert rig.kinds() == [EventKind.FAILED]
+    assert rig.file.read_bytes() == text
+    assert rig.server.asked == []
+    plan = plans.commit(rig.agent())
+    assert any("the command will be refused" in note for note in plan.notes)
+    with pytest.raises(ForeignFileError, match="is the path right"):
+        plans.carry_out(rig.agent(), plan, allow_empty=True)
+    assert rig.file.read_bytes() == text
+    agent = rig.agent()
+    agent.force = True
+    assert any("WILL BE REPLACED" in note for note in plans.commit(agent).notes)
+    assert agent.sync().problem is None
+    assert rig.truth() == "right"
+
+
+def test_what_is_no_table_in_a_file_of_ours_is_garbage_and_no_drift(rig: Rig) -> None:
+    rig.agent().sync()
+    rig.events.clear()
+    rig.file.write_bytes(b"an editor was here")
+    assert rig.agent().sync().problem is None
+    assert rig.truth() == "right"
+    assert EventKind.GARBAGE in rig.kinds()
+    assert EventKind.DRIFT not in rig.kinds()
 
 
 def test_with_the_key_server_down_what_is_right_stays(rig: Rig) -> None:
@@ -277,12 +342,6 @@ def test_other_entries_are_carried_and_kept_up(rig: Rig, tmp_path: Path) -> None
     crl.write_bytes(b"a newer list")
     assert rig.agent().sync().problem is None
     assert rig.table().get(CRL_GUID) == b"a newer list"
-    assert rig.truth() == "right"
-
-
-def test_garbage_in_the_file_is_replaced(rig: Rig) -> None:
-    rig.file.write_bytes(b"garbage, and not a table of any kind")
-    assert rig.agent().sync().problem is None
     assert rig.truth() == "right"
 
 

@@ -222,7 +222,8 @@ def test_the_service_manager_is_told_when_no_file_is_wrong(
     site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With the key server away too: what waits for us must not wait for the network."""
-    site.file.write_bytes(b"something that was here before and is no table")
+    site.done("sync")
+    site.file.write_bytes(b"something that an editor has left and is no table")
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
         manager.bind(str(tmp_path / "notify"))
         manager.settimeout(PATIENCE)

@@ -12,6 +12,7 @@ from snpcerts.abi.cert_table import MAX_SIZE, CertTable
 from snpcerts.certfile import reader, system, writer
 from snpcerts.certfile.holders import holders_of
 from snpcerts.certfile.lock_check import require_working_locks
+from snpcerts.certfile.recognise import require_certificate_file
 from snpcerts.certfile.step import Performer
 
 T = TypeVar("T")
@@ -53,9 +54,14 @@ class CertFile:
         *,
         strategy: writer.Strategy = writer.Strategy.SWAP,
         lock_wait: float = writer.DEFAULT_LOCK_WAIT,
+        force: bool = False,
     ) -> writer.Update:
-        """Change the firmware and the table as one; see :func:`snpcerts.certfile.writer.update`."""
-        return self._update(lambda: change().encode(), strategy, lock_wait)
+        """Change the firmware and the table as one; see :func:`snpcerts.certfile.writer.update`.
+
+        Raises :class:`~snpcerts.certfile.recognise.ForeignFileError` where the path
+        leads to a file that is no certificate file, unless ``force``.
+        """
+        return self._update(lambda: change().encode(), strategy, lock_wait, force)
 
     def publish(
         self,
@@ -63,23 +69,30 @@ class CertFile:
         *,
         strategy: writer.Strategy = writer.Strategy.SWAP,
         lock_wait: float = writer.DEFAULT_LOCK_WAIT,
+        force: bool = False,
     ) -> writer.Update:
         """Put ``table`` into the file; for when the firmware stays as it is.
 
         The table is encoded before anything is touched, so one that cannot be
-        encoded changes nothing.
+        encoded changes nothing. Raises and takes ``force`` as :meth:`update`.
         """
         data = table.encode()
-        return self._update(lambda: data, strategy, lock_wait)
+        return self._update(lambda: data, strategy, lock_wait, force)
 
     def _update(
-        self, change: Callable[[], bytes], strategy: writer.Strategy, lock_wait: float
+        self,
+        change: Callable[[], bytes],
+        strategy: writer.Strategy,
+        lock_wait: float,
+        force: bool,
     ) -> writer.Update:
+        if not force:
+            require_certificate_file(self.path)
         require_working_locks(os.path.dirname(os.path.realpath(self.path)))
         steps = writer.update(self.path, change, strategy=strategy, lock_wait=lock_wait)
         try:
             result: writer.Update = self.perform(steps)
         except writer.LockHeldError as error:
             holders = tuple(str(each) for each in holders_of(error.path) if each.blocks)
-            raise writer.LockHeldError(error.path, error.waited, holders) from None
+            raise error.named(holders) from None
         return result

@@ -36,10 +36,11 @@ MAX_FILES = 64
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """One certificate file, and how its lock is come by."""
+    """One certificate file, how its lock is come by, and the table there that is known wrong."""
 
     path: str
     strategy: writer.Strategy = writer.Strategy.SWAP
+    condemned: bytes | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +142,7 @@ def perform(
         result: SeveralUpdate = performer(update(targets, change, unchanged, lock_wait=lock_wait))
     except writer.LockHeldError as error:
         holders = tuple(str(holder) for holder in holders_of(error.path))
-        raise writer.LockHeldError(error.path, error.waited, holders) from None
+        raise error.named(holders) from None
     return result
 
 
@@ -151,7 +152,13 @@ def _from(course: _Course, place: int) -> Steps[None]:
     now: float = yield step.Now()
     left = max(0.0, course.start + course.lock_wait - now)
     # What stands for the change is never called: its step is taken out below.
-    steps = writer.update(target.path, bytes, strategy=target.strategy, lock_wait=left)
+    steps = writer.update(
+        target.path,
+        bytes,
+        strategy=target.strategy,
+        lock_wait=left,
+        condemned=target.condemned,
+    )
     try:
         action = next(steps)
         while True:

@@ -33,6 +33,7 @@ from snpcerts.certfile.step import Steps
 from snpcerts.errors import InputError, RefusedError, RetryLaterError, SnpCertsError
 
 DEFAULT_LOCK_WAIT = 5.0
+EMPTY_SIZE = len(EMPTY)
 _PAUSE = 0.001
 # A table is for the VMMs that serve it, and for nobody to change but its owner.
 _MODE = 0o640
@@ -61,14 +62,22 @@ class LockHeldError(RetryLaterError):
 
     code = "lock-held"
 
-    def __init__(self, path: str, waited: float, holders: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self, path: str, waited: float, holders: tuple[str, ...] = (), *, emptied: bool = False
+    ) -> None:
         by = "; ".join(holders) or "someone this user may not look at"
+        wrong = ". The file was emptied, since its table was wrong" if emptied else ""
         super().__init__(
-            f"{path}: the lock was not had within {waited:.3g} s, it is held by {by}",
+            f"{path}: the lock was not had within {waited:.3g} s, it is held by {by}{wrong}",
             hint="try again when they are done",
         )
         self.path = path
         self.waited = waited
+        self.emptied = emptied  # the one thing that was changed
+
+    def named(self, holders: tuple[str, ...]) -> LockHeldError:
+        """The same, with who holds the lock."""
+        return LockHeldError(self.path, self.waited, holders, emptied=self.emptied)
 
 
 def update(
@@ -77,6 +86,7 @@ def update(
     *,
     strategy: Strategy = Strategy.SWAP,
     lock_wait: float = DEFAULT_LOCK_WAIT,
+    condemned: bytes | None = None,
 ) -> Steps[Update]:
     """Run ``change`` under the exclusive lock and publish the table it returns.
 
@@ -86,6 +96,10 @@ def update(
     created. Raises :class:`LockHeldError` when the lock is not had in time, in
     which case nothing has changed, and :class:`InputError` when the path is not
     a regular file.
+
+    ``condemned`` is a table that was found at the path and is known to be wrong.
+    Giving up does not hand that one back: where the file still holds it, it is
+    emptied in spite of the lock, and the error says so.
     """
     path = yield step.Resolve(path)
     names = _Names.of(path)
@@ -101,9 +115,9 @@ def update(
             if not (yield from _lock_until(turn, deadline)):
                 raise LockHeldError(names.turn, lock_wait)
             yield step.Unlink(names.new)
-            yield from _finish_old(names, deadline, lock_wait)
+            yield from _finish_old(names, deadline, lock_wait, condemned)
             acquire = _in_place if strategy is Strategy.IN_PLACE else _swap
-            fd: int = yield from acquire(names, deadline, lock_wait)
+            fd: int = yield from acquire(names, deadline, lock_wait, condemned)
         except OSError as error:
             raise _refused(path, error) from None
         try:
@@ -124,6 +138,11 @@ def update(
     return Update(waited=locked - start, held=done - locked, size=len(table))
 
 
+def turn_of(path: str) -> str:
+    """The file whose lock is the writers' turn at ``path``, a real path. Once made, it stays."""
+    return _Names.of(path).turn
+
+
 @dataclass(frozen=True, slots=True)
 class _Names:
     path: str
@@ -138,7 +157,9 @@ class _Names:
         return cls(path, f"{hidden}.turn", f"{hidden}.new", f"{hidden}.old")
 
 
-def _finish_old(names: _Names, deadline: float, lock_wait: float) -> Steps[None]:
+def _finish_old(
+    names: _Names, deadline: float, lock_wait: float, condemned: bytes | None
+) -> Steps[None]:
     """Do for the file that an update cut off has left aside what that update had still to do.
 
     Requests may be on their way with its table, and readers may keep it open.
@@ -157,14 +178,16 @@ def _finish_old(names: _Names, deadline: float, lock_wait: float) -> Steps[None]
         # Cut off before the rename, it is the path's own file still.
         if there is None or mine.identity != there.identity:
             if not (yield from _lock_until(old, deadline)):
-                raise LockHeldError(names.old, lock_wait)
+                yield from _withdraw(old, condemned)
+                emptied = yield from _withdraw_at(names.path, condemned)
+                raise LockHeldError(names.old, lock_wait, emptied=emptied)
             yield from _empty(old)
         yield step.Unlink(names.old)
     finally:
         yield step.Close(old)
 
 
-def _swap(names: _Names, deadline: float, lock_wait: float) -> Steps[int]:
+def _swap(names: _Names, deadline: float, lock_wait: float, condemned: bytes | None) -> Steps[int]:
     """Put an empty, locked file at the path and wait for the old one's readers."""
     try:
         old: int | None = yield step.OpenWrite(names.path)
@@ -183,9 +206,10 @@ def _swap(names: _Names, deadline: float, lock_wait: float) -> Steps[int]:
             yield step.SyncDirectory(names.path)
             if old is not None and not (yield from _lock_until(old, deadline)):
                 # Readers on the old file will not end: give the path back to them.
+                emptied = yield from _withdraw(old, condemned)
                 yield step.Rename(names.old, names.path)
                 yield step.SyncDirectory(names.path)
-                raise LockHeldError(names.path, lock_wait)
+                raise LockHeldError(names.path, lock_wait, emptied=emptied)
             if old is not None:
                 yield from _empty(old)
                 yield step.Unlink(names.old)
@@ -216,20 +240,23 @@ def _prepare(names: _Names, new: int, old: int | None) -> Steps[None]:
     yield step.Sync(new)
 
 
-def _in_place(names: _Names, deadline: float, lock_wait: float) -> Steps[int]:
+def _in_place(
+    names: _Names, deadline: float, lock_wait: float, condemned: bytes | None
+) -> Steps[int]:
     """Lock the file that is there, in a gap between readers, and empty it."""
     while True:
         try:
             fd: int = yield step.OpenWrite(names.path)
         except FileNotFoundError:
-            return (yield from _swap(names, deadline, lock_wait))
+            return (yield from _swap(names, deadline, lock_wait, condemned))
         keep = False
         try:
             yield from _require_regular(names.path, fd)
             # A rename of an update cut off may not be on disk yet, and this is what it named.
             yield step.SyncDirectory(names.path)
             if not (yield from _lock_until(fd, deadline)):
-                raise LockHeldError(names.path, lock_wait)
+                emptied = yield from _withdraw(fd, condemned)
+                raise LockHeldError(names.path, lock_wait, emptied=emptied)
             mine: step.FileStat = yield step.Stat(fd)
             there: step.FileStat = yield step.StatPath(names.path)
             if mine.identity == there.identity:
@@ -239,6 +266,34 @@ def _in_place(names: _Names, deadline: float, lock_wait: float) -> Steps[int]:
         finally:
             if not keep:
                 yield step.Close(fd)
+
+
+def _withdraw(fd: int, condemned: bytes | None) -> Steps[bool]:
+    """Empty a file that holds the ``condemned`` table, against its readers' locks.
+
+    They are there for a right table's sake. Of a wrong one a reader can only get
+    less by this: what it has read stays with it, what it reads now is empty.
+    The size stays, so that none of them reads past the end.
+    """
+    if condemned is None or (yield step.Read(fd, len(condemned) + 1)) != condemned:
+        return False
+    yield step.Write(fd, EMPTY, 0)
+    yield step.Sync(fd)
+    return True
+
+
+def _withdraw_at(path: str, condemned: bytes | None) -> Steps[bool]:
+    """As :func:`_withdraw`, for what is at the path."""
+    if condemned is None:
+        return False
+    try:
+        fd: int = yield step.OpenWrite(path)
+    except FileNotFoundError:
+        return False
+    try:
+        return (yield from _withdraw(fd, condemned))
+    finally:
+        yield step.Close(fd)
 
 
 def _refused(path: str, error: OSError) -> SnpCertsError:

@@ -44,8 +44,13 @@ def command() -> None:
     metavar="GUID=F",
     help="Another entry, its file taken as it is. May be given several times.",
 )
+@click.option(
+    "--force", is_flag=True, help="Replace FILE even if it is no certificate file or table."
+)
 @click.option("--oversize", is_flag=True, help="Allow more than a Linux guest can fetch (16 KiB).")
-def build(output: str, entries: tuple[str, ...], oversize: bool, **slots: str | None) -> None:
+def build(
+    output: str, entries: tuple[str, ...], force: bool, oversize: bool, **slots: str | None
+) -> None:
     """Build a certificate table from certificates in DER or PEM.
 
     The table carries DER. FILE is replaced under its lock, so it may be one
@@ -69,7 +74,7 @@ def build(output: str, entries: tuple[str, ...], oversize: bool, **slots: str | 
         )
     from snpcerts.certfile.certfile import CertFile
 
-    CertFile(output).publish(table)
+    CertFile(output).publish(table, force=force)
     click.echo(f"{output}: {len(table)} entries, {len(data)} bytes, {table.pages} pages")
 
 

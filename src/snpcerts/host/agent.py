@@ -17,8 +17,9 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 
 from snpcerts.certfile import system
+from snpcerts.certfile.recognise import ForeignFileError, require_certificate_file
 from snpcerts.certfile.step import Performer
-from snpcerts.certfile.writer import Strategy
+from snpcerts.certfile.writer import LockHeldError, Strategy
 from snpcerts.endorsement.vek import VekKind
 from snpcerts.errors import RefusedError, RetryLaterError, SnpCertsError
 from snpcerts.host import section
@@ -54,6 +55,7 @@ class Agent:
     """What the host commands do to the certificate files of one configuration.
 
     ``during`` is entered for each exclusive section, before its locks are waited for.
+    With ``force`` a file that is no certificate file is replaced all the same.
     """
 
     def __init__(
@@ -65,6 +67,7 @@ class Agent:
         listener: Listener = nobody,
         performer: Performer = system.perform,
         during: Callable[[], AbstractContextManager[object]] = contextlib.nullcontext,
+        force: bool = False,
     ) -> None:
         self.config = config
         self.firmware = firmware
@@ -72,6 +75,8 @@ class Agent:
         self.tell = listener
         self._performer = performer
         self._during = during
+        self.force = force
+        self._condemned: dict[str, bytes] = {}  # by path: what the last look found to be wrong
 
     def look(self) -> tuple[Holding, ...]:
         """Every file and the firmware; what is right goes into the stock."""
@@ -88,11 +93,24 @@ class Agent:
             )
             for file in self.config.files
         )
+        self._condemned = {
+            each.file.path: each.data
+            for each in holdings
+            if self._harmful(each) and each.data is not None
+        }
         for each in holdings:
             if isinstance(each.wanted, Key) and each.table is not None and each.in_step:
                 with contextlib.suppress(RefusedError):  # expired between the two looks
                     self.stock.put(each.wanted, each.table)
         return holdings
+
+    def _harmful(self, holding: Holding) -> bool:
+        """Guests may be handed what does not match, and the file is ours to empty."""
+        foreign = holding.standing is Standing.FOREIGN
+        return holding.standing.harmful or (foreign and self.force)
+
+    def _refused(self, holding: Holding) -> bool:
+        return holding.standing is Standing.FOREIGN and not self.force
 
     def make_safe(self, holdings: Iterable[Holding]) -> tuple[Section, ...]:
         """Empty every file that is wrong, or fill it where the right table is at hand.
@@ -103,16 +121,24 @@ class Agent:
         errors: list[SnpCertsError] = []
         sections: list[Section] = []
         for each in holdings:
-            if not each.standing.harmful and each.standing is not Standing.MISSING:
-                continue
             path = each.file.path
-            if each.standing.harmful:
-                kind = EventKind.LAPSED if each.lapsed else EventKind.DRIFT
-                why = ("" if each.lapsed else "does not match: ") + "; ".join(each.problems)
+            if self._refused(each):
+                errors.append(ForeignFileError(path, "; ".join(each.problems)))
+                self.tell(Event(EventKind.FAILED, str(errors[-1]), path))
+                continue
+            if not self._harmful(each) and each.standing is not Standing.MISSING:
+                continue
+            if self._harmful(each):
+                kind = _kind_of_harm(each)
+                matches = "" if each.lapsed or each.garbage else "does not match: "
+                why = matches + "; ".join(each.problems)
                 self.tell(Event(kind, f"{path}: {why}", path))
             try:
                 sections.append(self._make_safe(each.file))
             except SnpCertsError as error:
+                if isinstance(error, LockHeldError) and error.emptied:
+                    self.tell(Event(EventKind.EMPTIED, f"{path}: is empty: {error}", path))
+                    continue  # it is safe; that it is to be filled is another matter
                 message = f"{path}: cannot be emptied: {error}"
                 self.tell(Event(EventKind.FAILED, message, path))
                 errors.append(error)
@@ -146,9 +172,12 @@ class Agent:
     ) -> Section:
         """One exclusive section over ``files``; says what came of it.
 
-        Raises as :func:`snpcerts.host.section.run`, and the error of a file
-        that could not be written.
+        Raises as :func:`snpcerts.host.section.run`, the error of a file that
+        could not be written, and that of a file that is no certificate file.
         """
+        if not self.force:
+            for file in files:
+                require_certificate_file(file.path)
         with uninterrupted(), self._during():
             done = section.run(
                 files,
@@ -156,6 +185,7 @@ class Agent:
                 self.stock,
                 command=command,
                 lock_wait=self.config.lock_wait,
+                condemned=self._condemned,
                 performer=self._performer,
             )
         for each in done.files:
@@ -197,6 +227,9 @@ class Agent:
         sections: list[Section] = []
         try:
             sections += self.make_safe(before)
+        except ForeignFileError as error:
+            safe = False
+            problems.append(error)
         except SnpCertsError:
             safe = False  # told already; whether it matters is seen below
         else:
@@ -205,7 +238,8 @@ class Agent:
             if self.stock.learn_revocations(_kinds(before)):
                 before = self._without_the_revoked(before, sections, problems)
         brought = {each.files[0].file.path for each in sections if each.in_step}
-        files = [e.file for e in before if not e.in_step and e.file.path not in brought]
+        done = brought | {each.file.path for each in before if self._refused(each)}
+        files = [each.file for each in before if not each.in_step and each.file.path not in done]
         for _ in range(ROUNDS):
             files = [file for file in files if self._bring(file, sections, problems)]
             if not files:
@@ -213,7 +247,7 @@ class Agent:
         problems += (_restless(file) for file in files)
         if not safe and not problems:
             on_safe()  # the lock was had in the end
-        problems += self.own(each.file for each in before)
+        problems += self.own(each.file for each in before if not self._refused(each))
         return Synced(before, tuple(sections), problems[0] if problems else None)
 
     def _without_the_revoked(
@@ -224,7 +258,7 @@ class Agent:
     ) -> tuple[Holding, ...]:
         """A new revocation list came: what it withdraws is emptied."""
         again = self.look()
-        revoked = [each for each in again if each.standing.harmful]
+        revoked = [each for each in again if self._harmful(each)]
         if not revoked:
             return before
         try:
@@ -251,6 +285,12 @@ class Agent:
         sections.append(done)
         problems += (RefusedError(each.problem) for each in done.files if each.problem)
         return any(each.missing for each in done.files)
+
+
+def _kind_of_harm(holding: Holding) -> EventKind:
+    if holding.garbage:
+        return EventKind.GARBAGE
+    return EventKind.LAPSED if holding.lapsed else EventKind.DRIFT
 
 
 def _kinds(holdings: Iterable[Holding]) -> list[VekKind]:

@@ -14,6 +14,7 @@ class EventKind(enum.StrEnum):
     PUBLISHED = "published"  # a file holds the certificates of the key in use
     EMPTIED = "emptied"  # a file was made the empty table
     DRIFT = "drift"  # the firmware changed without the lock
+    GARBAGE = "garbage"  # a file of ours holds no table
     LAPSED = "lapsed"  # the certificates of a file have expired or were revoked
     FIRMWARE = "firmware"  # a firmware command was given
     FETCHED = "fetched"  # the certificate source was asked; ``result`` says how that went
@@ -28,6 +29,7 @@ class EventKind(enum.StrEnum):
         """An operator should look."""
         return self in (
             EventKind.DRIFT,
+            EventKind.GARBAGE,
             EventKind.LAPSED,
             EventKind.UNAVAILABLE,
             EventKind.FAILED,

@@ -11,14 +11,14 @@ import enum
 import errno
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 
 from snpcerts.abi.cert_table import ARK_GUID, ASK_GUID, VCEK_GUID, VLEK_GUID, CertTable, TableEntry
 from snpcerts.certfile.certfile import CertFile
 from snpcerts.certfile.reader import Busy, Empty, Found, Table
+from snpcerts.certfile.recognise import no_table, was_ours
 from snpcerts.endorsement.vek import EndorsementCert
-from snpcerts.errors import FormatError
 from snpcerts.host.config import FileConfig
 from snpcerts.host.firmware import State
 from snpcerts.host.judgement import Judge
@@ -36,6 +36,7 @@ class Standing(enum.Enum):
     EMPTY = "empty"  # harmless: guests see to themselves
     MISSING = "missing"  # harmless too
     WRONG = "wrong"  # certifies something else: guests are misled
+    FOREIGN = "foreign"  # no certificate file, and never was one: the path may be mistyped
     UNREADABLE = "unreadable"
     LOCKED = "locked"  # being updated
 
@@ -52,7 +53,8 @@ class Holding:
     ``state`` is the firmware's at the time; ``table`` None when there is none
     that can be read; ``leaf`` and ``not_after`` are the table's, trusted or not.
     ``lapsed``: it is wrong since a certificate expired or was revoked, and for
-    no other reason.
+    no other reason. ``garbage``: it is wrong since it is no table at all.
+    ``data`` is what was read.
     """
 
     file: FileConfig
@@ -64,6 +66,8 @@ class Holding:
     leaf: EndorsementCert | None = None
     not_after: datetime | None = None
     lapsed: bool = False
+    garbage: bool = False
+    data: bytes | None = None
 
     @property
     def in_step(self) -> bool:
@@ -92,7 +96,14 @@ def look(
     want = wanted(state, file)
     found = seen[0]
     if isinstance(found, Table):
-        return _of_table(file, state, want, found.data, judge, at, extras)
+        why = no_table(found.data)
+        if why is None:
+            held = _of_table(file, state, want, found.data, judge, at, extras)
+            return replace(held, data=found.data)
+        ours = was_ours(file.path)
+        standing = Standing.WRONG if ours else Standing.FOREIGN
+        problem = f"is malformed: {why}" if ours else f"is no certificate file: {why}"
+        return Holding(file, state, want, standing, (problem,), garbage=True, data=found.data)
     if isinstance(found, Empty):
         if isinstance(want, NoKey):
             return Holding(file, state, want, Standing.RIGHT, table=CertTable())
@@ -118,10 +129,7 @@ def _of_table(
     at: datetime,
     extras: Sequence[TableEntry],
 ) -> Holding:
-    try:
-        table = CertTable.decode(data)
-    except FormatError as error:
-        return Holding(file, state, want, Standing.WRONG, (f"is malformed: {error.message}",))
+    table = CertTable.decode(data)
     if not isinstance(want, Key):
         problem = f"holds certificates, should hold {want}"
         return Holding(file, state, want, Standing.WRONG, (problem,), table)

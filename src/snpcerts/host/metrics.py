@@ -68,6 +68,9 @@ class Metrics:
         self._drift = prometheus.Counter(
             "snpcerts_drift", "Files found not to match the firmware", registry=registry
         )
+        self._garbage = prometheus.Counter(
+            "snpcerts_garbage", "Files of ours found to hold no table", registry=registry
+        )
         self._lapses = prometheus.Counter(
             "snpcerts_lapsed",
             "Files found with certificates that have expired or were revoked",
@@ -99,6 +102,8 @@ class Metrics:
         """Count an event."""
         if event.kind is EventKind.DRIFT:
             self._drift.inc()
+        elif event.kind is EventKind.GARBAGE:
+            self._garbage.inc()
         elif event.kind is EventKind.LAPSED:
             self._lapses.inc()
         elif event.kind in (EventKind.FAILED, EventKind.UNAVAILABLE):

@@ -10,11 +10,12 @@ for SET_CONFIG).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from snpcerts.abi import psp
 from snpcerts.abi.tcb import TCB_SIZE, TcbVersion
+from snpcerts.certfile.recognise import ForeignFileError, require_certificate_file
 from snpcerts.endorsement.encoding import to_der
 from snpcerts.endorsement.vek import VekKind
 from snpcerts.errors import FormatError, InputError, RefusedError, RetryLaterError, SnpCertsError
@@ -111,6 +112,9 @@ def carry_out(agent: Agent, plan: Plan, *, allow_empty: bool) -> Changed:
     ``allow_empty``), or a lock. What the firmware answered is in the result.
     """
     unfetched: SnpCertsError | None = None
+    if not agent.force:
+        for each in plan.files:
+            require_certificate_file(each.holding.file.path)
     try:
         agent.fetch(plan.fetch)
     except SnpCertsError as error:
@@ -284,6 +288,7 @@ def _plan(
         said.append("the loaded VLEK is dropped: guests' reports are signed with the VCEK again")
     if not before.initialised:
         said.append("SNP is not initialised on this host")
+    said += _doubts(agent, files)
     for each in files:
         if isinstance(each.after, NoKey) and each.holding.table:
             said.append(f"{each.holding.file.path}: guests will get {each.after}")
@@ -296,6 +301,16 @@ def _plan(
         notes=tuple(said),
         run=run,
     )
+
+
+def _doubts(agent: Agent, files: Sequence[FilePlan]) -> Iterator[str]:
+    """Files that the command would refuse to replace, or is made to."""
+    for each in files:
+        try:
+            require_certificate_file(each.holding.file.path)
+        except ForeignFileError as error:
+            what = "WILL BE REPLACED, by --force" if agent.force else "the command will be refused"
+            yield f"{what}: {error}"
 
 
 def _hashstick(data: bytes) -> psp.WrappedVlekHashstick:

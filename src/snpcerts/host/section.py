@@ -10,8 +10,9 @@ one. So the section is right after a command that was refused, too.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from snpcerts.certfile import several, system
 from snpcerts.certfile.several import Target
@@ -105,6 +106,7 @@ def run(
     *,
     command: Callable[[], None] | None = None,
     lock_wait: float,
+    condemned: Mapping[str, bytes] = MappingProxyType({}),
     performer: Performer = system.perform,
 ) -> Section:
     """Lock and empty ``files``, give the firmware ``command``, publish what matches then.
@@ -112,6 +114,8 @@ def run(
     Raises :class:`~snpcerts.certfile.writer.LockHeldError` and the errors of
     paths that are none, always before the firmware is touched. What the
     firmware says, or a file that cannot be written after it, is in the result.
+    ``condemned`` has, by path, the tables that were found to be wrong: no end
+    of this leaves one of those in its file.
     """
     chooser = _Chooser(files, read_state, stock)
     refused: list[SnpCertsError] = []
@@ -129,7 +133,7 @@ def run(
         return chooser.tables()
 
     done = several.perform(
-        [Target(file.path, file.strategy) for file in files],
+        [Target(file.path, file.strategy, condemned.get(file.path)) for file in files],
         change,
         chooser.tables,
         lock_wait=lock_wait,

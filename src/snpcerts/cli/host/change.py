@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from snpcerts.cli.files import read_input
-from snpcerts.cli.host.chosen import Host, with_host
+from snpcerts.cli.host.chosen import FORCE, Host, with_host
 from snpcerts.cli.host.said import listener_of, nothing
 from snpcerts.errors import SnpCertsError, UsageError
 
@@ -24,6 +24,7 @@ _SHORT = {"bl": "bootloader", "tee": "tee", "snp": "snp", "ucode": "microcode", 
 _CHANGE_OPTIONS = (
     click.option("--dry-run", is_flag=True, help="Print the plan and change nothing."),
     click.option("--json", "as_json", is_flag=True, help="Print one JSON object."),
+    FORCE,
     click.option(
         "--allow-empty",
         is_flag=True,
@@ -36,8 +37,10 @@ def _changes_firmware(function: Callable[..., Any]) -> Callable[..., Any]:
     """A command that makes a plan: ``function(agent, ...)`` returns it, here it is carried out."""
 
     @functools.wraps(function)
-    def call(host: Host, dry_run: bool, as_json: bool, allow_empty: bool, **others: Any) -> None:
-        agent = host.agent(nothing if as_json else listener_of("text"))
+    def call(
+        host: Host, dry_run: bool, as_json: bool, force: bool, allow_empty: bool, **others: Any
+    ) -> None:
+        agent = host.agent(nothing if as_json else listener_of("text"), force=force)
         plan = function(agent, **others)
         if dry_run:
             click.echo(json.dumps(plan.to_json()) if as_json else "\n".join(plan.lines()))

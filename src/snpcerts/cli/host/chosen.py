@@ -67,6 +67,11 @@ _OPTIONS = (
 )
 
 
+FORCE = click.option(
+    "--force", is_flag=True, help="Replace a file even if it is no certificate file."
+)
+
+
 def with_host(function: Callable[..., Any]) -> Callable[..., Any]:
     """Give a command the options that say which host, as one :class:`Host`."""
 
@@ -163,7 +168,7 @@ class Host:
             self._device = self._stack.enter_context(Sev())
         return HostFirmware(self._device, config.product or product_of_host())
 
-    def agent(self, listener: Listener, *, progress: bool = True) -> Agent:
+    def agent(self, listener: Listener, *, progress: bool = True, force: bool = False) -> Agent:
         """The agent; reads the configuration."""
         from snpcerts.endorsement.vek import VekKind
         from snpcerts.host.agent import Agent
@@ -191,12 +196,13 @@ class Host:
             observe=observe,
         )
         if not progress:
-            return Agent(config, firmware, stock, listener=listener)
+            return Agent(config, firmware, stock, listener=listener, force=force)
         return Agent(
             config,
             firmware,
             stock,
             listener=listener,
+            force=force,
             during=lambda: told("waiting for the locks and the firmware"),
         )
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from snpcerts.cli.host.chosen import Host, with_host
+from snpcerts.cli.host.chosen import FORCE, Host, with_host
 from snpcerts.cli.host.said import listener_of
 from snpcerts.errors import SnpCertsError, UsageError
 
@@ -46,6 +46,7 @@ _METRICS_FILE = click.option(
     metavar="PORT",
     help="With --watch: serve Prometheus metrics on 127.0.0.1:PORT.",
 )
+@FORCE
 def sync(
     host: Host,
     watching: bool,
@@ -53,6 +54,7 @@ def sync(
     log_form: str,
     metrics_file: str | None,
     metrics_port: int | None,
+    force: bool,
 ) -> None:
     """Bring the certificate files in step with the firmware.
 
@@ -70,9 +72,9 @@ def sync(
     metrics = _metrics(metrics_file, metrics_port if watching else None)
     listener = listener_of(log_form, *([] if metrics is None else [metrics]))
     if watching:
-        _watch(host, interval, listener, metrics, metrics_file, metrics_port)
+        _watch(host, interval, listener, metrics, metrics_file, metrics_port, force)
         return
-    agent = host.agent(listener)
+    agent = host.agent(listener, force=force)
     done = agent.sync()
     if metrics is not None and metrics_file is not None:
         metrics.seen(agent.look(), host.kds_requests(), agent.stock.revocation_lists())
@@ -105,6 +107,7 @@ def _watch(
     metrics: Metrics | None,
     metrics_file: str | None,
     metrics_port: int | None,
+    force: bool,
 ) -> None:
     from dataclasses import replace
 
@@ -116,7 +119,7 @@ def _watch(
     once = without_repeats(listener)
 
     def make_agent() -> Agent:
-        agent = host.agent(once, progress=False)
+        agent = host.agent(once, progress=False, force=force)
         if interval is not None:
             agent.config = replace(agent.config, interval=interval)
         return agent
