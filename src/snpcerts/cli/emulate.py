@@ -15,17 +15,20 @@ from snpcerts.errors import InputError, UsageError
 
 if TYPE_CHECKING:
     from snpcerts.abi.product import Product
+    from snpcerts.emulator.firmware_choices import FirmwareChoices
     from snpcerts.emulator.home import PlatformHome
 
+_LEVEL = click.IntRange(0, 255)
 _PROGRAM = {"ignore_unknown_options": True, "allow_interspersed_args": False}
 
 
 class _Chosen:
     """Which platform: the options before the subcommand."""
 
-    def __init__(self, platform: str | None, product: str | None) -> None:
+    def __init__(self, platform: str | None, product: str | None, firmware: str | None) -> None:
         self._platform = platform
         self._product = product
+        self._firmware = firmware
 
     @property
     def product(self) -> Product | None:
@@ -33,15 +36,21 @@ class _Chosen:
 
         return None if self._product is None else Product[self._product.upper()]
 
+    @property
+    def choices(self) -> FirmwareChoices | None:
+        from snpcerts.emulator.firmware_choices import choices_of
+
+        return None if self._firmware is None else choices_of(self._firmware)
+
     def home(self) -> PlatformHome:
         """The platform, made if it is not there; a throw-away one if none was named."""
         from snpcerts.emulator.enter import throw_away
         from snpcerts.emulator.home import PlatformHome
 
         if self._platform is None:
-            return throw_away(self.product)
+            return throw_away(self.product, self.choices)
         home = PlatformHome(Path(self._platform).absolute())
-        home.prepare(self.product)
+        home.prepare(self.product, self.choices)
         return home
 
     def lasting_home(self) -> PlatformHome:
@@ -59,15 +68,23 @@ class _Chosen:
     help="The machine that DIR describes, made if it is not there. [default: a throw-away one]",
 )
 @click.option("--product", type=click.Choice(["milan", "genoa", "turin"]), help="[default: milan]")
+@click.option(
+    "--firmware",
+    type=click.Choice(["genoa-1.55.25", "documented", "observed-2022"]),
+    help="Whose firmware to play where sources disagree. [default: documented]",
+)
 @click.pass_context
-def command(ctx: click.Context, platform: str | None, product: str | None) -> None:
+def command(
+    ctx: click.Context, platform: str | None, product: str | None, firmware: str | None
+) -> None:
     """Run programs on an emulated SNP platform, unmodified.
 
     What they open as /dev/sev, /dev/kvm or /dev/sev-guest is emulated, at the
     system call. Commands that name the same DIR share one machine: its chip,
-    TCBs and running VMs.
+    TCBs and running VMs. 'snpcerts emulate firmware rows' tells where sources
+    disagree about AMD's firmware.
     """
-    ctx.obj = _Chosen(platform, product)
+    ctx.obj = _Chosen(platform, product, firmware)
 
 
 @command.command(context_settings=_PROGRAM)
@@ -221,7 +238,10 @@ def key_server(
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @click.pass_obj
 def status(chosen: _Chosen, as_json: bool) -> None:
-    """Show the machine: product, TCBs, running VMs."""
+    """Show the machine: product, firmware, TCBs, running VMs.
+
+    Of which TCB the VCEK and the VLEK in use are, no interface of real firmware tells.
+    """
     from snpcerts.emulator.enter import ask
 
     home = chosen.lasting_home()
@@ -230,9 +250,121 @@ def status(chosen: _Chosen, as_json: bool) -> None:
         click.echo(json.dumps(answer))
         return
     click.echo(f"{home.path}: emulated {answer['product']} platform")
+    click.echo(f"  firmware      {answer['version']}, played as {answer['firmware']}")
     click.echo(f"  chip ID       {answer['chip_id']}")
     click.echo(f"  current TCB   {answer['current_tcb']}")
+    click.echo(f"  committed TCB {answer['committed_tcb']}")
     click.echo(f"  reported TCB  {answer['reported_tcb']}")
+    click.echo(f"  VCEK is of    {answer['vcek_tcb']}")
+    click.echo(f"  VLEK is of    {answer['vlek_tcb'] or 'none is loaded'}")
     for vm in answer["vms"]:
         serves = "serves programs" if vm["serves"] else "busy with its own requests"
         click.echo(f"  VM {vm['name']}, pid {vm['pid']}, {serves}")
+
+
+@command.group()
+def firmware() -> None:
+    """Do to the machine's firmware what no ioctl does, or show what is played."""
+
+
+@firmware.command()
+@click.pass_obj
+def reload(chosen: _Chosen) -> None:
+    """Shut the firmware down and initialise it again.
+
+    So do 'modprobe -r kvm_amd' and 'modprobe kvm_amd'. Refused while VMs run.
+    """
+    _order(chosen, {"do": "reload"})
+
+
+@firmware.command()
+@click.option("--fmc", type=_LEVEL, help="Turin only.")
+@click.option("--bootloader", type=_LEVEL)
+@click.option("--tee", type=_LEVEL)
+@click.option("--snp", type=_LEVEL)
+@click.option("--microcode", type=_LEVEL)
+@click.option("--version", "version", metavar="MAJOR.MINOR.BUILD")
+@click.option("--mitigations", metavar="VECTOR", help="Those the new firmware can verify.")
+@click.pass_obj
+def update(
+    chosen: _Chosen, /, version: str | None, mitigations: str | None, **levels: int | None
+) -> None:
+    """Update the running firmware without committing: the current TCB moves.
+
+    A component that is not named stays as it is. 'snpcerts host commit' makes
+    it final.
+    """
+    from snpcerts.abi.product import Product
+
+    named = {name: level for name, level in levels.items() if level is not None}
+    order: dict[str, object] = {"do": "update", "tcb": named}
+    if "fmc" in named and chosen.lasting_home().firmware().product is not Product.TURIN:
+        raise UsageError("--fmc: only the TCB of Turin has that component")
+    if version is not None:
+        parts = [_integer("--version", part, 10) for part in version.split(".")]
+        if len(parts) != 3 or not all(0 <= part <= 255 for part in parts):
+            raise UsageError(f"--version {version}: expected three numbers of 0 to 255")
+        order["version"] = parts
+    if mitigations is not None:
+        order["mitigations"] = _vector("--mitigations", mitigations)
+    _order(chosen, order)
+
+
+@firmware.command("verify-mitigation")
+@click.argument("vector")
+@click.pass_obj
+def verify_mitigation(chosen: _Chosen, vector: str) -> None:
+    """Have the firmware verify the one mitigation whose bit VECTOR has.
+
+    On a host this is a write to
+    /sys/firmware/sev/vulnerabilities/verified_mitigations.
+    """
+    _order(chosen, {"do": "verify-mitigation", "vector": _vector("VECTOR", vector)})
+
+
+@firmware.command()
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def rows(as_json: bool) -> None:
+    """Show where sources disagree about AMD's firmware, and what each choice does."""
+    from snpcerts.emulator.firmware_choices import DEFAULT, DEFAULT_REASON, NAMES, ROWS
+
+    table = [
+        {
+            "choice": row.choice,
+            "question": row.question,
+            "answers": {
+                name: {"answer": row.reading(name).shown, "source": row.reading(name).source}
+                for name in NAMES
+            },
+        }
+        for row in ROWS
+    ]
+    if as_json:
+        click.echo(json.dumps({"default": DEFAULT, "reason": DEFAULT_REASON, "rows": table}))
+        return
+    click.echo(f"Default: {DEFAULT}. {DEFAULT_REASON}")
+    for row in ROWS:
+        click.echo(f"\n{row.question}  [{row.choice}]")
+        for name in NAMES:
+            reading = row.reading(name)
+            click.echo(f"  {name:<14} {reading.shown}: {reading.source}")
+
+
+def _order(chosen: _Chosen, order: dict[str, object]) -> None:
+    from snpcerts.emulator.enter import ask
+
+    ask(chosen.lasting_home(), {"ask": "firmware", **order})
+
+
+def _integer(what: str, text: str, base: int) -> int:
+    try:
+        return int(text, base)
+    except ValueError:
+        raise UsageError(f"{what}: {text!r} is not a number") from None
+
+
+def _vector(what: str, text: str) -> int:
+    value = _integer(what, text, 0)
+    if not 0 <= value < 1 << 64:
+        raise UsageError(f"{what}: {text} is not a vector of 64 bits")
+    return value

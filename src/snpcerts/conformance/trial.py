@@ -226,7 +226,7 @@ class Trial:
                 "/dev/kvm": lambda _: ObservedKvm(KvmDevice(platform), self),
                 "/dev/sev": lambda _: SevDevice(platform.firmware),
             },
-            host_files(platform.firmware.processor),
+            host_files(platform.firmware),
             watch=self.observer,
         )
 

@@ -20,9 +20,9 @@ from cryptography.hazmat.primitives.hashes import SHA384
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from snpcerts.abi.product import Product, hwid_of_chip_id
-from snpcerts.abi.psp import WrappedVlekHashstick
+from snpcerts.abi.psp import Status, WrappedVlekHashstick
 from snpcerts.abi.tcb import TcbVersion
-from snpcerts.emulator.refusal import VLEK_BAD_TAG, FirmwareError
+from snpcerts.emulator.firmware_error import FirmwareError
 from snpcerts.errors import UsageError
 
 CHIP_ID_SIZE = 64
@@ -100,35 +100,37 @@ class Chip:
         """What keys for guests are derived from when they ask for the VCEK as root; 48 bytes."""
         return derive(self.secret, "guest key root", b"", 48)
 
-    def unwrap_vlek(self, blob: bytes) -> LoadedVlek:
-        """Open a wrapped hashstick of 432 bytes made for this chip.
+    def unwrap_vlek(self, blob: bytes, vcek_tcb: TcbVersion) -> bytes:
+        """The hashstick, 48 bytes, in a blob of 432 that was wrapped for this chip.
 
-        Raises :class:`FirmwareError` when the tag does not verify: another
-        chip's, or damaged. The TCB it is for is not compared with anything.
+        The wrapping key follows from the VCEK of ``vcek_tcb``. Raises
+        :class:`FirmwareError` when the tag does not verify: another chip's,
+        another TCB's, or damaged.
         """
         stick = WrappedVlekHashstick.unpack(blob)
         try:
-            content = AESGCM(self._wrapping_key()).decrypt(
-                stick.iv, stick.wrapped + stick.tag, stick.tcb_version
+            content = AESGCM(self._wrapping_key(vcek_tcb)).decrypt(
+                stick.iv, stick.wrapped + stick.tag, stick.tcb_version + stick.rsvd2
             )
         except InvalidTag:
             raise FirmwareError(
-                VLEK_BAD_TAG, "the tag of the VLEK hashstick does not verify on this chip"
+                Status.BAD_MEASUREMENT, "the tag of the VLEK hashstick does not verify on this chip"
             ) from None
-        tcb = TcbVersion.unpack(stick.tcb_version, self.product.tcb_layout)
-        return LoadedVlek(tcb, content[:HASHSTICK_SIZE])
+        return content[:HASHSTICK_SIZE]
 
     def wrap_vlek(self, hashstick: bytes, tcb: TcbVersion) -> bytes:
         """AMD's side of :meth:`unwrap_vlek`: ``hashstick`` (48 bytes) as a blob of 432."""
         _checked_layout(tcb, self.product)
         iv, plain_tcb = os.urandom(12), tcb.pack()
-        sealed = AESGCM(self._wrapping_key()).encrypt(iv, hashstick.ljust(384, b"\0"), plain_tcb)
+        sealed = AESGCM(self._wrapping_key(tcb)).encrypt(
+            iv, hashstick.ljust(384, b"\0"), plain_tcb + bytes(8)
+        )
         return WrappedVlekHashstick(
             iv=iv, wrapped=sealed[:384], tcb_version=plain_tcb, tag=sealed[384:]
         ).pack()
 
-    def _wrapping_key(self) -> bytes:
-        return derive(self.secret, "VLEK wrapping key", b"", 32)
+    def _wrapping_key(self, tcb: TcbVersion) -> bytes:
+        return derive(self.secret, "VLEK wrapping key", tcb.pack(), 32)
 
     def _derive_vcek(self, tcb: TcbVersion) -> ec.EllipticCurvePrivateKey:
         _checked_layout(tcb, self.product)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Final, NoReturn
 
 from snpcerts.abi.product import Product
+from snpcerts.emulator.firmware_choices import FirmwareChoices
 from snpcerts.emulator.frontdoor import control, launch, seccomp
 from snpcerts.emulator.guest_script import GuestScript
 from snpcerts.emulator.home import PlatformHome
@@ -24,10 +25,10 @@ PATIENCE: Final = 30.0  # seconds for a server or a VM to be there
 _PAUSE: Final = 0.02
 
 
-def throw_away(product: Product | None) -> PlatformHome:
+def throw_away(product: Product | None, choices: FirmwareChoices | None = None) -> PlatformHome:
     """A platform of its own for one command, in a temporary directory."""
     home = PlatformHome(Path(tempfile.mkdtemp(prefix="snpcerts-platform-")), throw_away=True)
-    home.prepare(product)
+    home.prepare(product, choices)
     return home
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import threading
 from dataclasses import replace
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from cryptography.hazmat.primitives.asymmetric import ec
 
@@ -41,22 +41,18 @@ from snpcerts.abi.psp import (
 from snpcerts.abi.report import POLICY_KNOWN, POLICY_RESERVED_ONE
 from snpcerts.abi.tcb import TcbVersion
 from snpcerts.emulator.chip import Chip
+from snpcerts.emulator.firmware_choices import PUBLISHED, FirmwareChoices, choices_of
+from snpcerts.emulator.firmware_error import FirmwareError
 from snpcerts.emulator.guest_answer import KINDS, CpuId, PspSnapshot, signer
 from snpcerts.emulator.guest_context import PAGE_SIZE, GuestContext, GuestState, IdBlock
 from snpcerts.emulator.message_seal import SealError, header_for, open_sealed, seal
 from snpcerts.emulator.platform_state import (
     DEFAULT_TCB,
+    PUBLISHED_REPORT_VERSION,
+    PUBLISHED_VERSION,
     REPORT_VERSIONS,
     ApiVersion,
     PlatformState,
-)
-from snpcerts.emulator.refusal import (
-    BAD_TAG,
-    MALFORMED_MESSAGE,
-    NOT_RUNNING,
-    UNKNOWN_GUEST,
-    WRONG_SEQUENCE,
-    FirmwareError,
 )
 from snpcerts.emulator.saved_platform import read_platform, write_platform
 from snpcerts.errors import UsageError
@@ -74,10 +70,18 @@ _SMT, _ECC, _RAPL_DIS, _CIPHERTEXT_HIDING, _ALIAS_CHECKED = 1 << 0, 1 << 2, 1 <<
 DEFAULT_PLATFORM_INFO: Final = _SMT | _ECC | _ALIAS_CHECKED
 _POLICY_SMT, _POLICY_RAPL_DIS, _POLICY_CIPHERTEXT_HIDING = 1 << 16, 1 << 23, 1 << 24
 DEFAULT_MIT_VECTOR: Final = 0x3F  # as in a genuine Turin report
+_MITIGATIONS_SINCE = 5  # the report version that tells of them: SNP_VERIFY_MITIGATION came with it
 
 _SEV_INIT_STATE = 1
 _SEV_ES_CONFIGURED = 1 << 8
 _LAST_SEQNO = 2**64 - 1
+
+
+class Mitigations(NamedTuple):
+    """Two bit vectors: the mitigations that firmware can verify, and those it has."""
+
+    supported: int
+    verified: int
 
 
 class Firmware:
@@ -88,6 +92,8 @@ class Firmware:
     the firmware starts at, committed and reported; ``report_version`` is the
     newest the firmware knows (default 3 on Milan and Genoa, 5 on Turin; 2 may
     be chosen on the first two, whose firmware is then of an age without VLEK).
+    ``choices`` says which firmware to play where sources disagree. The published
+    one on its own product is at its own version, with reports of version 2.
     """
 
     def __init__(
@@ -97,10 +103,15 @@ class Firmware:
         tcb: TcbVersion | None = None,
         version: ApiVersion | None = None,
         report_version: int | None = None,
+        choices: FirmwareChoices | None = None,
         initialized: bool = True,
         platform_info: int = DEFAULT_PLATFORM_INFO,
     ) -> None:
+        choices = choices_of(None) if choices is None else choices
         versions = REPORT_VERSIONS[chip.product]
+        if choices.name == PUBLISHED and chip.product is Product.GENOA:
+            versions = {**versions, PUBLISHED_REPORT_VERSION: PUBLISHED_VERSION}
+            report_version = report_version or PUBLISHED_REPORT_VERSION
         if report_version is None:
             report_version = max(versions)
         if report_version not in versions:
@@ -112,6 +123,7 @@ class Firmware:
             chip.product,
             DEFAULT_TCB[chip.product] if tcb is None else tcb,
             versions[report_version] if version is None else version,
+            choices,
         )
         self._lock = threading.Lock()
         self._guests: set[GuestContext] = set()
@@ -122,6 +134,7 @@ class Firmware:
             cpuid=_CPUID[chip.product],
             platform_info=platform_info,
             mit_vector=DEFAULT_MIT_VECTOR,
+            mit_supported=DEFAULT_MIT_VECTOR,
         )
 
     # What the platform is.
@@ -155,14 +168,14 @@ class Firmware:
     ) -> ec.EllipticCurvePublicKey | None:
         """The key a report asked for with ``key_sel`` is signed with now.
 
-        None while MASK_CHIP_KEY leaves reports unsigned. Raises
+        None while MASK_CHIP_KEY leaves such reports unsigned. Raises
         :class:`FirmwareError` (INVALID_KEY) for the VLEK when none is loaded.
         """
         with self._lock:
             key = signer(self._platform, key_sel)
             if key is None:
                 raise FirmwareError(Status.INVALID_KEY, "no VLEK is loaded")
-            return None if self.state.mask_chip_key else key[1].public_key()
+            return None if key[1] is None else key[1].public_key()
 
     def save_state(self) -> dict[str, Any]:
         """The platform, secret included, as values JSON can hold. Guests are not in it."""
@@ -176,7 +189,7 @@ class Firmware:
         Raises :class:`snpcerts.errors.InputError` when ``saved`` is not such a description.
         """
         platform = read_platform(saved)
-        firmware = cls(platform.chip, report_version=platform.report_version)
+        firmware = cls(platform.chip)
         firmware._platform = platform
         return firmware
 
@@ -230,12 +243,40 @@ class Firmware:
     def snp_shutdown(self) -> None:
         """SNP_SHUTDOWN; INVALID_PLATFORM_STATE while there are guests."""
         with self._lock:
-            if self._guests:
-                raise FirmwareError(Status.INVALID_PLATFORM_STATE, "guests are still there")
-            self._become(self.state.shutdown())
+            self._shutdown()
+
+    def reload(self) -> None:
+        """SNP_SHUTDOWN and SNP_INIT: what unloading and loading kvm_amd does on Linux 7.
+
+        INVALID_PLATFORM_STATE while there are guests.
+        """
+        with self._lock:
+            self._shutdown()
+            self._become(self.state.init())
+
+    def snp_verify_mitigation(self, vector: int = 0) -> Mitigations:
+        """SNP_VERIFY_MITIGATION.
+
+        ``vector`` 0 asks for the status; one bit asks to verify that one.
+        INVALID_COMMAND on firmware older than reports of version 5;
+        INVALID_PARAM for several bits, or one that is not supported.
+        """
+        with self._lock:
+            platform = self._platform
+            if platform.report_version < _MITIGATIONS_SINCE:
+                raise FirmwareError(Status.INVALID_COMMAND, "this firmware knows no mitigations")
+            if vector & (vector - 1) or vector & ~platform.mit_supported:
+                raise FirmwareError(Status.INVALID_PARAM, f"mitigation {vector:#x} is not one")
+            self._platform = replace(platform, mit_vector=platform.mit_vector | vector)
+            return Mitigations(platform.mit_supported, self._platform.mit_vector)
+
+    @property
+    def knows_mitigations(self) -> bool:
+        """FEATURE_INFO, ECX bit 13: whether there is an SNP_VERIFY_MITIGATION."""
+        return self._platform.report_version >= _MITIGATIONS_SINCE
 
     def snp_commit(self) -> None:
-        """SNP_COMMIT: Committed and Reported := Current. The VLEK goes if Reported moved."""
+        """SNP_COMMIT: Committed and Reported := Current."""
         with self._lock:
             self._become(self.state.commit())
 
@@ -249,13 +290,22 @@ class Firmware:
         with self._lock:
             self._become(self.state.load_vlek(self.chip, blob))
 
-    def update(self, current: TcbVersion, version: ApiVersion | None = None) -> None:
+    def update(
+        self,
+        current: TcbVersion,
+        version: ApiVersion | None = None,
+        *,
+        mit_supported: int | None = None,
+    ) -> None:
         """A live firmware update: Current and the version move, what is reported does not.
 
+        ``mit_supported``: the mitigations the new firmware can verify, if others.
         BAD_SVN below the committed TCB, BAD_VERSION below the committed version.
         """
         with self._lock:
             self._become(self.state.update(current, version or self.state.version))
+            if mit_supported is not None:
+                self._platform = replace(self._platform, mit_supported=mit_supported)
 
     # Launch.
 
@@ -346,21 +396,21 @@ class Firmware:
             try:
                 header, payload = open_sealed(context.vmpcks[vmpck], page)
             except SealError as error:
-                raise FirmwareError(BAD_TAG, error.message) from None
+                raise FirmwareError(self.state.choices.bad_message_tag, error.message) from None
             expected = context.counters[vmpck] + 1
             if header.msg_seqno != expected or expected >= _LAST_SEQNO:
                 raise FirmwareError(
-                    WRONG_SEQUENCE, f"message {header.msg_seqno}, expected {expected}"
+                    Status.AEAD_OFLOW, f"message {header.msg_seqno}, expected {expected}"
                 )
             kind = KINDS.get((header.msg_type, header.msg_version))
             if kind is None:
                 raise FirmwareError(
-                    MALFORMED_MESSAGE,
+                    Status.INVALID_PARAM,
                     f"no answer to type {header.msg_type} version {header.msg_version}",
                 )
             if len(payload) != kind.size:
                 raise FirmwareError(
-                    MALFORMED_MESSAGE, f"msg_sz is {len(payload)}, expected {kind.size}"
+                    Status.INVALID_PARAM, f"msg_sz is {len(payload)}, expected {kind.size}"
                 )
             answer = kind.answer(self._platform, context, vmpck, payload)
             response = header_for(
@@ -375,15 +425,21 @@ class Firmware:
     def _become(self, state: PlatformState) -> None:
         self._platform = replace(self._platform, state=state)
 
+    def _shutdown(self) -> None:
+        if self._guests:
+            raise FirmwareError(Status.INVALID_PLATFORM_STATE, "guests are still there")
+        self._become(self.state.shutdown())
+
     def _check_known(self, context: GuestContext) -> None:
         if context not in self._guests:
-            raise FirmwareError(UNKNOWN_GUEST, "no guest of this platform")
+            raise FirmwareError(Status.INVALID_GUEST, "no guest of this platform")
 
     def _check_state(self, context: GuestContext, expected: GuestState) -> None:
         self._check_known(context)
         if context.state is not expected:
             raise FirmwareError(
-                NOT_RUNNING, f"the guest is {context.state.value}, not {expected.value}"
+                Status.INVALID_GUEST_STATE,
+                f"the guest is {context.state.value}, not {expected.value}",
             )
 
     def _check_policy(self, policy: int) -> None:
@@ -405,7 +461,7 @@ class Firmware:
 def _check_header(page: bytes) -> int:
     """The number of the VMPCK to open ``page`` with; FirmwareError for a malformed header."""
     if len(page) != MESSAGE_SIZE:
-        raise FirmwareError(MALFORMED_MESSAGE, f"a message page is {MESSAGE_SIZE} bytes")
+        raise FirmwareError(Status.INVALID_PARAM, f"a message page is {MESSAGE_SIZE} bytes")
     header = MessageHeader.unpack(page)
     sound = (
         header.algo == ALGO_AES_256_GCM
@@ -419,5 +475,5 @@ def _check_header(page: bytes) -> int:
         and not any(header.rsvd3)
     )
     if not sound:
-        raise FirmwareError(MALFORMED_MESSAGE, "the message header is malformed")
+        raise FirmwareError(Status.INVALID_PARAM, "the message header is malformed")
     return header.msg_vmpck

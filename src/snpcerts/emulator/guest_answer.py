@@ -40,7 +40,6 @@ from snpcerts.abi.tcb import TcbVersion
 from snpcerts.emulator.chip import Chip, derive
 from snpcerts.emulator.guest_context import GuestContext
 from snpcerts.emulator.platform_state import VLEK_SINCE, PlatformState
-from snpcerts.emulator.refusal import MASKED_KEY_DERIVATION
 from snpcerts.errors import FormatError
 
 TSC_INFO_SIZE: Final = 128
@@ -82,7 +81,8 @@ class PspSnapshot:
     report_version: int
     cpuid: CpuId
     platform_info: int
-    mit_vector: int
+    mit_vector: int  # mitigations that are in force, and verified to be
+    mit_supported: int  # those this firmware can verify
 
 
 class _BadRequestError(Exception):
@@ -91,20 +91,28 @@ class _BadRequestError(Exception):
         self.status = status
 
 
-Signer = tuple[SigningKey, ec.EllipticCurvePrivateKey]
+Signer = tuple[SigningKey, ec.EllipticCurvePrivateKey | None]
+_UNSIGNED: Final[Signer] = (SigningKey.NONE, None)
 
 
 def signer(
     platform: PspSnapshot, select: KeySelect, *, vcek_disabled: bool = False
 ) -> Signer | None:
-    """The key that signs for this KEY_SEL, or None when there is no such key."""
+    """The key that signs for this KEY_SEL, or None when there is no such key.
+
+    ``(NONE, None)`` while MASK_CHIP_KEY leaves the report unsigned.
+    """
     state = platform.state
     vlek = state.vlek
     if vlek is not None and select in (KeySelect.DEFAULT, KeySelect.VLEK):
+        if state.mask_chip_key and state.choices.mask_chip_key_stops_vlek:
+            return _UNSIGNED
         return SigningKey.VLEK, vlek.key()
     if select is KeySelect.VLEK or vcek_disabled:
         return None
-    return SigningKey.VCEK, platform.chip.vcek_key(state.reported)
+    if state.mask_chip_key:
+        return _UNSIGNED
+    return SigningKey.VCEK, platform.chip.vcek_key(state.vcek_tcb)
 
 
 def answer_report(
@@ -129,9 +137,9 @@ def answer_report(
 def make_report(
     platform: PspSnapshot, context: GuestContext, vmpl: int, report_data: bytes, key: Signer
 ) -> bytes:
-    """A report of 1184 bytes, signed with ``key`` unless MASK_CHIP_KEY says no key at all."""
+    """A report of 1184 bytes, signed with ``key`` if that is one."""
     state = platform.state
-    signing_key = SigningKey.NONE if state.mask_chip_key else key[0]
+    signing_key, private_key = key
     identity = context.id_block
     with_cpuid = platform.report_version >= _CPUID_SINCE
     with_vectors = platform.report_version >= _MIT_VECTOR_SINCE
@@ -170,9 +178,9 @@ def make_report(
         current_mit_vector=platform.mit_vector if with_vectors else 0,
     )
     signed = fields.pack()[:SIGNED_SIZE]
-    if signing_key is SigningKey.NONE:
+    if private_key is None:
         return signed + bytes(SIGNATURE_SIZE)
-    r, s = decode_dss_signature(key[1].sign(signed, ec.ECDSA(SHA384())))
+    r, s = decode_dss_signature(private_key.sign(signed, ec.ECDSA(SHA384())))
     parts = b"".join(part.to_bytes(SIGNATURE_PART_SIZE, "little") for part in (r, s))
     return signed + parts.ljust(SIGNATURE_SIZE, b"\0")
 
@@ -247,7 +255,7 @@ def _derived_key(
     if request.root_key_select & _ROOT_VMRK:
         root, name = context.vmrk, b"VMRK"
     elif state.mask_chip_key:
-        raise _BadRequestError(MASKED_KEY_DERIVATION)
+        raise _BadRequestError(ResponseStatus.INVALID_KEY)
     elif _select(platform, context, select)[0] is SigningKey.VLEK and state.vlek is not None:
         root, name = state.vlek.hashstick, b"VLEK"
     else:

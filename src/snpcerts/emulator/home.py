@@ -25,6 +25,7 @@ from snpcerts.abi.product import Product
 from snpcerts.emulator.authority import EmulatedAuthority
 from snpcerts.emulator.chip import Chip, CloudProvider
 from snpcerts.emulator.firmware import Firmware
+from snpcerts.emulator.firmware_choices import FirmwareChoices
 from snpcerts.errors import InputError, RefusedError, UsageError
 
 STATE_LIMIT = 1 << 16  # bytes of platform.json
@@ -50,16 +51,24 @@ class PlatformHome:
         """The server's log."""
         return self.path / "server.log"
 
-    def prepare(self, product: Product | None) -> None:
-        """Make the platform unless it is there; ``product`` must be what it is, if given."""
+    def prepare(self, product: Product | None, choices: FirmwareChoices | None = None) -> None:
+        """Make the platform unless it is there.
+
+        ``product``, and the firmware that ``choices`` is, must be what it has, if given.
+        """
         with self._alone():
             if not self._state.exists():
                 EmulatedAuthority.create(product or Product.MILAN).save(self.path / "authority")
-                self.save(Firmware(Chip.create(product or Product.MILAN)))
+                self.save(Firmware(Chip.create(product or Product.MILAN), choices=choices))
         if product is not None and (found := self.firmware().product) is not product:
             raise UsageError(
                 f"{self.path}: is a {found.value} platform, not {product.value}",
                 hint="leave --product out, or use another directory",
+            )
+        if choices is not None and (played := self.firmware().state.choices) is not choices:
+            raise UsageError(
+                f"{self.path}: plays firmware {played}, not {choices}",
+                hint="leave --firmware out, or use another directory",
             )
 
     def firmware(self) -> Firmware:

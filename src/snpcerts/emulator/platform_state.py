@@ -4,7 +4,8 @@
 Pure: a command takes a state and gives the next one or raises
 :class:`FirmwareError`. Sources: the effects of SNP_COMMIT, SNP_SET_CONFIG and
 SNP_VLEK_LOAD as SNP ABI (56860) has them, restated by virtee/sev and the
-kernel's ``sev-guest.rst``.
+kernel's ``sev-guest.rst``, and as AMD's published firmware does them; where the
+two differ, :mod:`snpcerts.emulator.firmware_choices` says which is followed.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ from snpcerts.abi.psp import (
 )
 from snpcerts.abi.tcb import TCB_SIZE, TcbVersion
 from snpcerts.emulator.chip import Chip, LoadedVlek
-from snpcerts.emulator.refusal import VLEK_TOO_OLD, VLEK_WRONG_TCB, FirmwareError
+from snpcerts.emulator.firmware_choices import FirmwareChoices, choices_of
+from snpcerts.emulator.firmware_error import FirmwareError
 from snpcerts.errors import FormatError, UsageError
 
 CONFIG_KNOWN_FLAGS: Final = CONFIG_MASK_CHIP_ID | CONFIG_MASK_CHIP_KEY
@@ -54,6 +56,10 @@ REPORT_VERSIONS: Final = {
     Product.TURIN: {5: ApiVersion(1, 55, 65)},
 }
 
+# sev_plat.h and sev_rmp.h of the published firmware: SEV_API_MAJOR, SNP_GMSG_MAX_REPORT_VERSION.
+PUBLISHED_VERSION: Final = ApiVersion(1, 55, 25)
+PUBLISHED_REPORT_VERSION: Final = 2
+
 DEFAULT_TCB: Final = {
     Product.MILAN: TcbVersion(bootloader=4, tee=0, snp=24, microcode=219),
     Product.GENOA: TcbVersion(bootloader=10, tee=0, snp=23, microcode=84),
@@ -65,90 +71,134 @@ DEFAULT_TCB: Final = {
 class PlatformState:
     """What SNP_PLATFORM_STATUS and reports tell of a platform, and the loaded VLEK.
 
-    Reported <= Committed <= Current holds component by component, always:
+    ``config_tcb`` is what SNP_CONFIG set since the last commit, None if nothing.
+    ``vcek_tcb`` is what the VCEK was last derived for: the reported TCB, or on
+    some firmware after SNP_INIT the running one. No interface shows it.
+
+    Committed <= Current holds component by component, always. Reported <=
+    Committed does too, or as one number where the firmware compares so:
     :class:`UsageError` otherwise.
     """
 
     product: Product
     current: TcbVersion
     committed: TcbVersion
-    reported: TcbVersion
+    config_tcb: TcbVersion | None
+    vcek_tcb: TcbVersion
     version: ApiVersion
     committed_version: ApiVersion
+    choices: FirmwareChoices
     mask_chip_id: bool = False
     mask_chip_key: bool = False
     vlek: LoadedVlek | None = None
     initialized: bool = True
 
     def __post_init__(self) -> None:
-        for name in ("current", "committed", "reported"):
+        for name in ("current", "committed", "reported", "vcek_tcb"):
             tcb: TcbVersion = getattr(self, name)
             if tcb.layout is not self.product.tcb_layout:
                 raise UsageError(f"the {name} TCB has not the layout of {self.product.value}")
         if not self.current.covers(self.committed):
             raise UsageError("the committed TCB is above the current one")
-        if not self.committed.covers(self.reported):
+        if not self._at_most_committed(self.reported):
             raise UsageError("the reported TCB is above the committed one")
         if self.version < self.committed_version:
             raise UsageError("the committed version is above the current one")
 
     @classmethod
-    def at(cls, product: Product, tcb: TcbVersion, version: ApiVersion) -> Self:
-        """A platform whose firmware is committed: all three TCBs are ``tcb``."""
-        return cls(product, tcb, tcb, tcb, version, version)
+    def at(
+        cls,
+        product: Product,
+        tcb: TcbVersion,
+        version: ApiVersion,
+        choices: FirmwareChoices | None = None,
+    ) -> Self:
+        """A platform whose firmware is committed: all TCBs are ``tcb``."""
+        played = choices_of(None) if choices is None else choices
+        return cls(product, tcb, tcb, None, tcb, version, version, played)
+
+    @property
+    def reported(self) -> TcbVersion:
+        """REPORTED_TCB: what was configured, else what is committed."""
+        return self.committed if self.config_tcb is None else self.config_tcb
 
     def init(self) -> Self:
-        """SNP_INIT."""
-        return replace(self, initialized=True)
+        """SNP_INIT: the VCEK is derived; nothing else is looked at or set."""
+        if self.initialized:
+            raise FirmwareError(Status.INVALID_PLATFORM_STATE, "SNP is initialised already")
+        running = self.choices.init_derives_running_vcek
+        return replace(self, initialized=True, vcek_tcb=self.current if running else self.reported)
 
     def shutdown(self) -> Self:
-        """SNP_SHUTDOWN: the VLEK is forgotten.
+        """SNP_SHUTDOWN as Linux asks for it: the VLEK is forgotten, a configured TCB is not.
 
-        Whether ReportedTcb and the mask bits survive is not documented; here they do.
+        Linux sets IOMMU_SNP_SHUTDOWN, and the published firmware then makes its
+        variables anew at the next command.
         """
-        return replace(self, initialized=False, vlek=None)
+        after = replace(self, initialized=False, vlek=None)
+        if self.choices.reload_commits:
+            after = replace(after, committed=self.current, committed_version=self.version)
+        if self.choices.reload_clears_masks:
+            after = replace(after, mask_chip_id=False, mask_chip_key=False)
+        return after
 
     def commit(self) -> Self:
         """SNP_COMMIT: Committed and Reported become Current. In any state; cannot be undone."""
-        committed = replace(self, committed=self.current, committed_version=self.version)
-        return committed._reporting(self.current)
+        return replace(
+            self,
+            committed=self.current,
+            committed_version=self.version,
+            config_tcb=None,
+            vcek_tcb=self.current,
+            vlek=self._vlek_under(self.current, drops=self.choices.commit_drops_vlek),
+        )
 
     def configure(self, config: SnpConfig) -> Self:
-        """SNP_SET_CONFIG. An all-zero TCB resets Reported to Committed."""
+        """SNP_SET_CONFIG. An all-zero TCB sets Reported to Committed."""
         self._needs_init()
         if config.flags & ~CONFIG_KNOWN_FLAGS or any(config.rsvd):
             raise FirmwareError(Status.INVALID_PARAM, "SNP_SET_CONFIG has reserved bits set")
         reported = self.committed
         if config.reported_tcb != bytes(TCB_SIZE):
             reported = self._tcb(config.reported_tcb)
-        if not self.committed.covers(reported):
+        if not self._at_most_committed(reported):
             raise FirmwareError(
                 Status.INVALID_PARAM, f"reported TCB {reported} is above committed {self.committed}"
             )
         return replace(
             self,
+            config_tcb=reported,
+            vcek_tcb=reported,
             mask_chip_id=bool(config.flags & CONFIG_MASK_CHIP_ID),
             mask_chip_key=bool(config.flags & CONFIG_MASK_CHIP_KEY),
-        )._reporting(reported)
+            vlek=self._vlek_under(reported, drops=self.choices.config_drops_vlek),
+        )
 
     def load_vlek(self, chip: Chip, blob: bytes) -> Self:
-        """SNP_VLEK_LOAD: the hashstick must be this chip's and for exactly ReportedTcb."""
+        """SNP_VLEK_LOAD: the hashstick must be this chip's and for exactly ReportedTcb.
+
+        That is judged before the tag; reserved bytes outside the tag are not judged.
+        """
         if self.version < VLEK_SINCE:
-            raise FirmwareError(VLEK_TOO_OLD, f"{self.version} is below {VLEK_SINCE}: no VLEK")
+            # UNSUPPORTED (0x15) is the other candidate; no public source says which.
+            raise FirmwareError(
+                Status.INVALID_COMMAND, f"{self.version} is below {VLEK_SINCE}: no VLEK"
+            )
         self._needs_init()
         if len(blob) != WrappedVlekHashstick.SIZE:
             raise FirmwareError(
                 Status.INVALID_LEN,
                 f"a hashstick is {WrappedVlekHashstick.SIZE} bytes, found {len(blob)}",
             )
-        stick = WrappedVlekHashstick.unpack(blob)
-        if any(stick.rsvd1) or any(stick.rsvd2):
-            raise FirmwareError(Status.INVALID_PARAM, "the hashstick has reserved bytes set")
-        vlek = chip.unwrap_vlek(blob)
-        if vlek.tcb != self.reported:
+        asked = WrappedVlekHashstick.unpack(blob).tcb_version
+        if asked != self.reported.pack():
             raise FirmwareError(
-                VLEK_WRONG_TCB, f"the hashstick is for {vlek.tcb}, reported is {self.reported}"
+                Status.BAD_SVN,
+                f"the hashstick is for TCB {asked.hex()}, reported is {self.reported.pack().hex()}",
             )
+        # The key it is wrapped with hangs on the VCEK in use: not always the reported TCB's.
+        hashstick = chip.unwrap_vlek(blob, self.vcek_tcb)
+        vlek = LoadedVlek(self.reported, hashstick)
         return replace(self, vlek=vlek)
 
     def update(self, current: TcbVersion, version: ApiVersion) -> Self:
@@ -166,10 +216,15 @@ class PlatformState:
             )
         return replace(self, current=current, version=version)
 
-    def _reporting(self, reported: TcbVersion) -> Self:
-        # The rule is stated for SNP_COMMIT; SNP_SET_CONFIG is taken to have it too.
-        kept = self.vlek if reported == self.reported else None
-        return replace(self, reported=reported, vlek=kept)
+    def _vlek_under(self, reported: TcbVersion, *, drops: bool) -> LoadedVlek | None:
+        """The loaded VLEK once ``reported`` is; its own TCB stays what it was loaded for."""
+        return None if drops and reported != self.reported else self.vlek
+
+    def _at_most_committed(self, tcb: TcbVersion) -> bool:
+        if self.choices.config_compares_components:
+            return self.committed.covers(tcb)
+        # One number: the components in their order, the first counting most.
+        return tuple(tcb.components().values()) <= tuple(self.committed.components().values())
 
     def _needs_init(self) -> None:
         if not self.initialized:

@@ -7,19 +7,21 @@ the process that emulates them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Final, TypeVar
 
 from snpcerts.abi.product import Product
 from snpcerts.abi.tcb import TcbVersion
 from snpcerts.emulator.chip import HASHSTICK_SIZE, Chip, LoadedVlek
+from snpcerts.emulator.firmware_choices import DOCUMENTED, choices_of
 from snpcerts.emulator.guest_answer import CpuId, PspSnapshot
 from snpcerts.emulator.platform_state import REPORT_VERSIONS, ApiVersion, PlatformState
 from snpcerts.errors import InputError, SnpCertsError
 
 _T = TypeVar("_T")
 
-FORMAT: Final = "snpcerts emulated platform 1"
+FORMAT: Final = "snpcerts emulated platform 2"
+_FIRST_FORMAT: Final = "snpcerts emulated platform 1"
 
 
 def write_platform(platform: PspSnapshot) -> dict[str, Any]:
@@ -34,15 +36,18 @@ def write_platform(platform: PspSnapshot) -> dict[str, Any]:
         "cpuid": [cpuid.family, cpuid.model, cpuid.stepping],
         "platform_info": platform.platform_info,
         "mit_vector": platform.mit_vector,
+        "mit_supported": platform.mit_supported,
+        "firmware": state.choices.name,
         "initialized": state.initialized,
         "current_tcb": state.current.pack().hex(),
         "committed_tcb": state.committed.pack().hex(),
-        "reported_tcb": state.reported.pack().hex(),
+        "config_tcb": None if state.config_tcb is None else state.config_tcb.pack().hex(),
+        "vcek_tcb": state.vcek_tcb.pack().hex(),
         "version": _numbers(state.version),
         "committed_version": _numbers(state.committed_version),
         "mask_chip_id": state.mask_chip_id,
         "mask_chip_key": state.mask_chip_key,
-        "vlek": None if vlek is None else vlek.hashstick.hex(),
+        "vlek": None if vlek is None else [vlek.tcb.pack().hex(), vlek.hashstick.hex()],
     }
 
 
@@ -58,6 +63,8 @@ def read_platform(saved: Mapping[str, Any]) -> PspSnapshot:
 
 
 def _read(saved: Mapping[str, Any]) -> PspSnapshot:
+    if saved["format"] == _FIRST_FORMAT:
+        saved = _from_first_format(saved)
     if saved["format"] != FORMAT:
         raise ValueError(f"format is {saved['format']!r}, expected {FORMAT!r}")
     product = Product(saved["product"])
@@ -65,8 +72,11 @@ def _read(saved: Mapping[str, Any]) -> PspSnapshot:
     if report_version not in REPORT_VERSIONS[product]:
         raise ValueError(f"{product.value} has no report version {report_version!r}")
 
+    def tcb_in(value: Any) -> TcbVersion:
+        return TcbVersion.unpack(bytes.fromhex(value), product.tcb_layout)
+
     def tcb(name: str) -> TcbVersion:
-        return TcbVersion.unpack(bytes.fromhex(saved[name]), product.tcb_layout)
+        return tcb_in(saved[name])
 
     def flag(name: str) -> bool:
         return _checked(saved[name], bool)
@@ -75,17 +85,19 @@ def _read(saved: Mapping[str, Any]) -> PspSnapshot:
         product=product,
         current=tcb("current_tcb"),
         committed=tcb("committed_tcb"),
-        reported=tcb("reported_tcb"),
+        config_tcb=None if saved["config_tcb"] is None else tcb("config_tcb"),
+        vcek_tcb=tcb("vcek_tcb"),
         version=_version(saved["version"]),
         committed_version=_version(saved["committed_version"]),
         mask_chip_id=flag("mask_chip_id"),
         mask_chip_key=flag("mask_chip_key"),
-        vlek=_vlek(saved["vlek"], tcb("reported_tcb")),
+        choices=choices_of(_checked(saved["firmware"], str)),
+        vlek=_vlek(saved["vlek"], tcb_in),
         initialized=flag("initialized"),
     )
     family, model, stepping = _integers(saved["cpuid"], 3, 1)
     (platform_info,) = _integers([saved["platform_info"]], 1, 8)
-    (mit_vector,) = _integers([saved["mit_vector"]], 1, 8)
+    mit_vector, mit_supported = _integers([saved["mit_vector"], saved["mit_supported"]], 2, 8)
     return PspSnapshot(
         chip=Chip(product, bytes.fromhex(saved["chip_secret"])),
         state=state,
@@ -93,6 +105,7 @@ def _read(saved: Mapping[str, Any]) -> PspSnapshot:
         cpuid=CpuId(family, model, stepping),
         platform_info=platform_info,
         mit_vector=mit_vector,
+        mit_supported=mit_supported,
     )
 
 
@@ -105,14 +118,28 @@ def _version(value: Any) -> ApiVersion:
     return ApiVersion(major, minor, build)
 
 
-def _vlek(value: Any, reported: TcbVersion) -> LoadedVlek | None:
-    # A loaded hashstick is always for the reported TCB: so it need not be saved.
+def _vlek(value: Any, tcb_in: Callable[[Any], TcbVersion]) -> LoadedVlek | None:
     if value is None:
         return None
-    hashstick = bytes.fromhex(value)
+    tcb, key = value
+    hashstick = bytes.fromhex(key)
     if len(hashstick) != HASHSTICK_SIZE:
         raise ValueError(f"a hashstick is {HASHSTICK_SIZE} bytes, found {len(hashstick)}")
-    return LoadedVlek(reported, hashstick)
+    return LoadedVlek(tcb_in(tcb), hashstick)
+
+
+def _from_first_format(saved: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What the first format left out, because it was always so: all keys of the reported TCB."""
+    reported, vlek = saved["reported_tcb"], saved["vlek"]
+    return {
+        **saved,
+        "format": FORMAT,
+        "firmware": DOCUMENTED,
+        "config_tcb": reported,
+        "vcek_tcb": reported,
+        "vlek": None if vlek is None else [reported, vlek],
+        "mit_supported": saved["mit_vector"],
+    }
 
 
 def _integers(value: Any, count: int, size: int) -> list[int]:

@@ -21,6 +21,7 @@ from typing import Any, Final
 
 from snpcerts.emulator.device import Caller
 from snpcerts.emulator.firmware import Firmware
+from snpcerts.emulator.firmware_order import carry_out
 from snpcerts.emulator.frontdoor.control import ControlSocket, Hello
 from snpcerts.emulator.frontdoor.door import Door
 from snpcerts.emulator.frontdoor.supervisor import Supervisor
@@ -78,6 +79,8 @@ class Server:
             ask = hello.message.get("ask")
             if ask == "status":
                 return self._status()
+            if ask == "firmware":
+                return self._carry_out(hello.message)
             if ask in ("host", "guest"):
                 door = self._host(hello.message) if ask == "host" else self._guest(hello.message)
                 return self._let_in(hello, door)
@@ -86,6 +89,14 @@ class Server:
             for descriptor in hello.descriptors:
                 os.close(descriptor)
             raise
+
+    def _carry_out(self, message: Mapping[str, Any]) -> Mapping[str, object]:
+        """What an operator does to the firmware and no ioctl of Linux does."""
+        try:
+            return carry_out(self._platform, message)
+        finally:
+            self._home.save(self._platform.firmware)
+            self._saved = self._platform.firmware.state
 
     def _let_in(self, hello: Hello, door: Door) -> Mapping[str, object]:
         if len(hello.descriptors) != 1:
@@ -99,12 +110,17 @@ class Server:
 
     def _status(self) -> Mapping[str, object]:
         firmware = self._platform.firmware
-        status = firmware.snp_platform_status()
+        status, state = firmware.snp_platform_status(), firmware.state
         return {
+            "firmware": state.choices.name,
+            "version": str(state.version),
             "product": firmware.product.value,
             "chip_id": firmware.chip.chip_id.hex(),
             "current_tcb": status.current_tcb.hex(),
+            "committed_tcb": state.committed.pack().hex(),
             "reported_tcb": status.reported_tcb.hex(),
+            "vcek_tcb": state.vcek_tcb.pack().hex(),
+            "vlek_tcb": None if state.vlek is None else state.vlek.tcb.pack().hex(),
             "programs": self._programs,
             "vms": [
                 {"name": vm.name, "pid": vm.owner, "serves": _serves(vm.guest)}
@@ -121,7 +137,7 @@ class Server:
                 "/dev/kvm": lambda _: KvmDevice(platform),
                 "/dev/sev": lambda _: _SavedSevDevice(platform.firmware, self._save),
             },
-            host_files(platform.firmware.processor),
+            host_files(platform.firmware),
         )
 
     def _guest(self, message: Mapping[str, Any]) -> Door:

@@ -4,7 +4,9 @@
 Sources: virtee/snphost ``src/ok`` and virtee/snpguest ``src/ok.rs`` for who reads
 what; AMD64 Architecture Programmer's Manual volume 2 for the MSRs (SYSCFG
 C001_0010, SEV_STATUS C001_0131, RMP_BASE C001_0132, RMP_END C001_0133); msr(4)
-for the file: eight bytes at the offset that is the register's number. What
+for the file: eight bytes at the offset that is the register's number; Linux
+7.3's ``drivers/crypto/ccp/sev-dev.c``, ``sev_snp_register_verify_mitigation``,
+for ``/sys/firmware/sev``, which firmware without mitigations does not get. What
 tools ask of the CPUID instruction cannot be answered here: it is not a system
 call.
 """
@@ -15,6 +17,7 @@ import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from snpcerts.emulator.firmware import Firmware
 from snpcerts.emulator.guest_answer import CpuId
 
 Content = bytes | Mapping[int, bytes]
@@ -24,10 +27,12 @@ _SME_ENABLED, _SNP_ENABLED = 1 << 23, 1 << 24
 _SEV, _SEV_ES, _SEV_SNP = 1 << 0, 1 << 1, 1 << 2
 _MSRS = "/dev/cpu/0/msr"
 _CPUINFO = "/proc/cpuinfo"
+_MITIGATIONS = "/sys/firmware/sev/vulnerabilities"
 
 
-def host_files(processor: CpuId) -> dict[str, Callable[[], Content]]:
-    """What an SNP host with that processor shows; it has as many as this machine."""
+def host_files(firmware: Firmware) -> dict[str, Callable[[], Content]]:
+    """What an SNP host with that firmware shows; it has as many processors as this machine."""
+    processor = firmware.processor
     parameters = {
         f"/sys/module/kvm_amd/parameters/{name}": lambda: b"Y\n"
         for name in ("sev", "sev_es", "sev_snp")
@@ -37,8 +42,19 @@ def host_files(processor: CpuId) -> dict[str, Callable[[], Content]]:
         _RMP_BASE: _register(0x1_0000_0000),
         _RMP_END: _register(0x1_3FFF_FFFF),
     }
+    mitigations: dict[str, Callable[[], Content]] = {}
+    if firmware.knows_mitigations:
+        mitigations = {
+            f"{_MITIGATIONS}/supported_mitigations": lambda: _vector(
+                firmware.snp_verify_mitigation().supported
+            ),
+            f"{_MITIGATIONS}/verified_mitigations": lambda: _vector(
+                firmware.snp_verify_mitigation().verified
+            ),
+        }
     return {
         **parameters,
+        **mitigations,
         _MSRS: lambda: registers,
         _CPUINFO: lambda: _cpuinfo(Path(_CPUINFO).read_text(errors="replace"), processor),
     }
@@ -64,6 +80,10 @@ def _cpuinfo(text: str, processor: CpuId) -> bytes:
     ):
         text = re.sub(rf"^({name}\s*): .*$", rf"\1: {value}", text, flags=re.MULTILINE)
     return text.encode()
+
+
+def _vector(value: int) -> bytes:
+    return f"{value:#x}\n".encode()
 
 
 def _register(value: int) -> bytes:

@@ -1,0 +1,179 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where sources disagree about AMD's firmware: which of them the emulated one follows.
+
+Each row of :data:`ROWS` is one question, with an answer for each firmware that
+can be played and the source of that answer. What no source disputes is not
+here: the emulated firmware does it the one way.
+
+``genoa-1.55.25`` is the firmware whose source AMD published (repository
+amd/AMD-ASPFW, directory ``fw/psp_bl_uapps/sev_uapp/src``), read and restated.
+``documented`` is AMD's SNP ABI (56860) as others restate it; where it is
+silent, the published source answers. ``observed-2022`` is what one observer saw
+on real firmware of that year, and ``documented`` where nothing was seen.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from snpcerts.abi.psp import Status
+from snpcerts.errors import UsageError
+
+Answer = bool | Status
+
+
+@dataclass(frozen=True, slots=True)
+class FirmwareChoices:
+    """One firmware to play: the answers of one column of :data:`ROWS`."""
+
+    name: str
+    commit_drops_vlek: bool
+    config_drops_vlek: bool
+    mask_chip_key_stops_vlek: bool
+    config_compares_components: bool
+    reload_commits: bool
+    reload_clears_masks: bool
+    init_derives_running_vcek: bool
+    bad_message_tag: Status
+
+    def __str__(self) -> str:
+        return self.name
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """One answer and where it is from."""
+
+    answer: Answer
+    source: str
+
+    @property
+    def shown(self) -> str:
+        """The answer in a word: yes, no, or a status's name."""
+        if isinstance(self.answer, Status):
+            return self.answer.name
+        return "yes" if self.answer else "no"
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One question. ``choice`` names the field of :class:`FirmwareChoices`.
+
+    ``documented`` None: the document is silent, so the published source answers.
+    ``observed`` None: nothing was seen, so it is as documented.
+    """
+
+    choice: str
+    question: str
+    published: Reading
+    documented: Reading | None = None
+    observed: Reading | None = None
+
+    def reading(self, firmware: str) -> Reading:
+        """The answer of one of :data:`NAMES`, with its source."""
+        if firmware == PUBLISHED:
+            return self.published
+        documented = self.documented or Reading(
+            self.published.answer, f"the document is silent; {self.published.source}"
+        )
+        return (self.observed or documented) if firmware == OBSERVED else documented
+
+
+PUBLISHED: Final = "genoa-1.55.25"
+DOCUMENTED: Final = "documented"
+OBSERVED: Final = "observed-2022"
+NAMES: Final = (PUBLISHED, DOCUMENTED, OBSERVED)
+
+DEFAULT: Final = DOCUMENTED
+DEFAULT_REASON: Final = (
+    "The published source is of one product at one version, older than what the "
+    "emulator plays by default (Milan 1.55.29, Genoa 1.55.40, Turin 1.55.65); the "
+    "document is for all of them."
+)
+
+ROWS: Final = (
+    Row(
+        "commit_drops_vlek",
+        "Does SNP_COMMIT forget a loaded VLEK when the reported TCB changes by it?",
+        Reading(
+            False, "sev_mcmd.c: snp_mcmd_commit and update_committed_versions touch the VCEK only"
+        ),
+        Reading(True, "SNP ABI, SNP_COMMIT, as virtee/sev restates it at Firmware::snp_commit"),
+    ),
+    Row(
+        "config_drops_vlek",
+        "Does SNP_CONFIG forget a loaded VLEK when the reported TCB changes by it?",
+        Reading(False, "sev_mcmd.c: snp_mcmd_config derives the VCEK anew and leaves the VLEK"),
+        Reading(True, "the rule of SNP_COMMIT, taken to hold for every change of the reported TCB"),
+    ),
+    Row(
+        "mask_chip_key_stops_vlek",
+        "Does MASK_CHIP_KEY keep a loaded VLEK from signing too?",
+        Reading(False, "sev_mcmd.c: snp_mcmd_guest_request, SNP_MSG_REPORT_REQ, choice of the key"),
+        Reading(
+            True,
+            "psp-sev.h, struct sev_user_data_snp_status, mask_chip_key: whether reports are "
+            "signed or not; of a VLEK it says nothing else",
+        ),
+    ),
+    Row(
+        "config_compares_components",
+        "Must each component of SNP_CONFIG's TCB be at most the committed one?",
+        Reading(
+            False,
+            "sev_plat.c: tcb_compare_versions and tcb_version_to_num compare one number, "
+            "boot loader first",
+        ),
+        Reading(True, "SNP ABI 2.2: one TCB_VERSION is at most another if each component is"),
+    ),
+    Row(
+        "reload_commits",
+        "After SNP_SHUTDOWN and SNP_INIT, is what runs committed?",
+        Reading(
+            True, "sev_mcmd.c: snp_mcmd_shutdown_common spoils perm.magic; sev_plat.c: init_perm"
+        ),
+        Reading(False, "SNP ABI: only SNP_COMMIT and DOWNLOAD_FIRMWARE commit"),
+    ),
+    Row(
+        "reload_clears_masks",
+        "After SNP_SHUTDOWN and SNP_INIT, are both mask bits zero?",
+        Reading(True, "sev_plat.c: init_perm clears the area that holds them"),
+    ),
+    Row(
+        "init_derives_running_vcek",
+        "Does SNP_INIT make the VCEK that of the running TCB, whatever is reported?",
+        Reading(
+            True,
+            "sev_mcmd.c: snp_mcmd_init_common calls vcek_hash_derive without a TCB; "
+            "gPersistent.config_tcb stays",
+        ),
+        Reading(False, "SNP ABI: a report is signed with the VCEK of REPORTED_TCB"),
+    ),
+    Row(
+        "bad_message_tag",
+        "The status of a guest message whose tag does not verify",
+        Reading(
+            Status.BAD_MEASUREMENT,
+            "sev_mcmd.c: snp_mcmd_guest_request; ccp_direct_cipher.c: the GCM tag",
+        ),
+        observed=Reading(Status.INVALID_PARAM, "seen on a real host in 2022"),
+    ),
+)
+
+
+def _column(name: str) -> FirmwareChoices:
+    return FirmwareChoices(name, **{row.choice: row.reading(name).answer for row in ROWS})  # type: ignore[arg-type]  # the test of the table holds each answer's type
+
+
+FIRMWARES: Final = {name: _column(name) for name in NAMES}
+
+
+def choices_of(name: str | None) -> FirmwareChoices:
+    """The firmware of that name, the default for None; :class:`UsageError` for no such name."""
+    try:
+        return FIRMWARES[name or DEFAULT]
+    except KeyError:
+        raise UsageError(
+            f"no firmware {name!r} to play", hint=f"choose one of {', '.join(NAMES)}"
+        ) from None

@@ -1,0 +1,144 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``snpcerts emulate --firmware`` and ``emulate firmware`` as an operator runs them."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.emulated import SNPCERTS, Emulated
+
+LOWER = (
+    "from snpcerts.abi.psp import SnpConfig\n"
+    "from snpcerts.host.sev import Sev\n"
+    "with Sev() as sev:\n"
+    "    tcb = bytearray(sev.snp_platform_status().reported_tcb)\n"
+    "    tcb[6] -= 1\n"
+    "    sev.snp_set_config(SnpConfig(reported_tcb=bytes(tcb), flags=1))\n"
+)
+MITIGATIONS = (
+    "import os\n"
+    "folder = '/sys/firmware/sev/vulnerabilities'\n"
+    "print(os.path.isdir(folder))\n"
+    "for name in ('supported', 'verified'): print(open(f'{folder}/{name}_mitigations').read())\n"
+)
+
+
+def made(directory: Path, *options: str) -> Emulated:
+    command = [*SNPCERTS, "emulate", "--platform", str(directory), *options, "status"]
+    subprocess.run(command, check=True, capture_output=True, timeout=60)
+    return Emulated(directory, directory / "certs")
+
+
+def status(emulated: Emulated) -> dict[str, object]:
+    answer = json.loads(emulated.run("status", "--json").stdout)
+    assert isinstance(answer, dict)
+    return answer
+
+
+@pytest.mark.parametrize(
+    ("played", "keeps"), [("genoa-1.55.25", False), ("documented", True), ("observed-2022", True)]
+)
+def test_a_platform_keeps_the_firmware_it_was_made_with(
+    tmp_path: Path, played: str, keeps: bool
+) -> None:
+    """After a reload the VCEK is of the reported TCB, or not; no ioctl shows it."""
+    emulated = made(tmp_path, "--product", "genoa", "--firmware", played)
+    before = status(emulated)
+    assert before["firmware"] == played
+    lowered = emulated.python(["host"], LOWER)
+    assert lowered.returncode == 0, lowered.stderr
+    reloaded = emulated.run("firmware", "reload")
+    assert reloaded.returncode == 0, reloaded.stderr
+    after = status(emulated)
+    assert after["reported_tcb"] != after["current_tcb"] == before["current_tcb"]
+    assert (after["vcek_tcb"] == after["reported_tcb"]) is keeps
+    assert (after["vcek_tcb"] == after["current_tcb"]) is not keeps
+    other = {"documented": "genoa-1.55.25"}.get(played, "documented")
+    refused = subprocess.run(
+        [*SNPCERTS, "emulate", "--platform", str(tmp_path), "--firmware", other, "status"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert refused.returncode == 2
+    assert f"plays firmware {played}, not {other}" in refused.stderr
+
+
+def test_an_update_moves_current_and_a_commit_the_rest(tmp_path: Path) -> None:
+    emulated = made(tmp_path)
+    before = status(emulated)
+    updated = emulated.run("firmware", "update", "--snp", "25", "--version", "1.55.30")
+    assert updated.returncode == 0, updated.stderr
+    after = status(emulated)
+    assert after["version"] == "1.55.30"
+    assert after["current_tcb"] == "04000000000019db" != before["current_tcb"]
+    assert after["committed_tcb"] == after["reported_tcb"] == before["current_tcb"]
+    commit = "from snpcerts.host.sev import Sev\nwith Sev() as sev: sev.snp_commit()\n"
+    assert emulated.python(["host"], commit).returncode == 0
+    assert status(emulated)["reported_tcb"] == after["current_tcb"]
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        (["update", "--snp", "1"], 1, "BAD_SVN"),
+        (["update", "--fmc", "1"], 2, "only the TCB of Turin"),
+        (["update", "--version", "1.x.3"], 2, "not a number"),
+        (["update", "--version", "1.2"], 2, "three numbers"),
+        (["update", "--version", "1.2.999"], 2, "three numbers"),
+        (["update", "--mitigations", "-1"], 2, "64 bits"),
+        (["verify-mitigation", "1"], 1, "INVALID_COMMAND"),
+        (["verify-mitigation", "one"], 2, "not a number"),
+    ],
+)
+def test_wrong_orders_are_told_in_one_line(
+    emulated: Emulated, words: list[str], code: int, message: str
+) -> None:
+    told = emulated.run("firmware", *words)
+    assert message in told.stderr
+    assert "Traceback" not in told.stderr
+    assert told.returncode == code
+
+
+def test_a_reload_waits_for_the_last_vm(emulated: Emulated) -> None:
+    emulated.issue_certificates()
+    program = [sys.executable, "-P", "-m", "snpcerts.emulator.vmm_program"]
+    words = emulated.command("host", "--serve", "--", *program, str(emulated.certs / "table.bin"))
+    with subprocess.Popen(words) as vmm:
+        try:
+            while not status(emulated)["vms"]:
+                assert vmm.poll() is None
+            refused = emulated.run("firmware", "reload")
+        finally:
+            vmm.kill()
+    assert refused.returncode == 1
+    assert "kvm_amd is in use by vm-" in refused.stderr
+
+
+def test_a_host_whose_firmware_knows_mitigations_shows_them_in_sysfs(tmp_path: Path) -> None:
+    emulated = made(tmp_path / "turin", "--product", "turin")
+    shown = emulated.python(["host"], MITIGATIONS).stdout.split()
+    assert shown == ["True", "0x3f", "0x3f"]
+    assert emulated.run("firmware", "update", "--mitigations", "0x7f").returncode == 0
+    assert emulated.python(["host"], MITIGATIONS).stdout.split() == ["True", "0x7f", "0x3f"]
+    assert emulated.run("firmware", "verify-mitigation", "0x40").returncode == 0
+    assert emulated.python(["host"], MITIGATIONS).stdout.split() == ["True", "0x7f", "0x7f"]
+    older = made(tmp_path / "milan").python(["host"], MITIGATIONS)
+    assert older.returncode != 0
+    assert older.stdout.split() == ["False"]
+
+
+def test_the_rows_are_shown_with_their_sources() -> None:
+    words = [*SNPCERTS, "emulate", "firmware", "rows"]
+    shown = subprocess.run([*words, "--json"], capture_output=True, text=True, timeout=60)
+    table = json.loads(shown.stdout)
+    assert table["default"] == "documented"
+    for row in table["rows"]:
+        assert set(row["answers"]) == {"genoa-1.55.25", "documented", "observed-2022"}
+    plain = subprocess.run(words, capture_output=True, text=True, timeout=60).stdout
+    assert all(row["question"] in plain for row in table["rows"])
