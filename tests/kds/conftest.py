@@ -16,6 +16,7 @@ from snpcerts.emulator.chip import Chip
 from snpcerts.emulator.key_server import KeyServer, ProductLine
 from snpcerts.endorsement.anchors import anchor_from_certificate
 from snpcerts.kds.client import KdsClient
+from snpcerts.kds.clock import Clock
 from snpcerts.kds.retry import RetryPolicy
 from snpcerts.kds.source import CertificateSource, Endorsement
 from snpcerts.kds.store import Store
@@ -51,6 +52,19 @@ def server(milan: EmulatedAuthority, turin: EmulatedAuthority) -> Iterator[KeySe
         yield serving
 
 
+class SkippingClock(Clock):
+    """Goes on by itself, and skips what is waited for."""
+
+    def __init__(self) -> None:
+        self.waits: list[float] = []
+
+    def now(self) -> float:
+        return super().now() + sum(self.waits)
+
+    def sleep(self, seconds: float) -> None:
+        self.waits.append(seconds)
+
+
 @dataclass
 class Host:
     """A machine that fetches: its cache, what it was warned of, how long it waited."""
@@ -60,7 +74,12 @@ class Host:
     policy: RetryPolicy = field(default_factory=RetryPolicy)
     url: str | None = None
     warnings: list[str] = field(default_factory=list)
-    waits: list[float] = field(default_factory=list)
+    clock: Clock = field(default_factory=SkippingClock)
+
+    @property
+    def waits(self) -> list[float]:
+        assert isinstance(self.clock, SkippingClock)
+        return self.clock.waits
 
     @property
     def anchors(self) -> tuple[object, ...]:
@@ -70,7 +89,7 @@ class Host:
 
     def client(self) -> KdsClient:
         url = self.url or self.server.url
-        return KdsClient(url, policy=self.policy, sleep=self.waits.append)
+        return KdsClient(url, policy=self.policy, clock=self.clock)
 
     def source(self, *, offline: bool = False, heed_revocation: bool = False) -> CertificateSource:
         return CertificateSource(

@@ -18,7 +18,14 @@ from snpcerts.abi.product import Product
 from snpcerts.emulator.authority import EmulatedAuthority
 from snpcerts.emulator.chip import Chip
 from snpcerts.emulator.key_server import KeyServer, ProductLine
-from snpcerts.emulator.key_server_faults import Fault, Faults, Throttle, faults_of_names
+from snpcerts.emulator.key_server_faults import (
+    Fault,
+    Faults,
+    Throttle,
+    Throttled,
+    ThrottleMemory,
+    faults_of_names,
+)
 from snpcerts.endorsement.crl import load_crl
 from snpcerts.endorsement.vek import EndorsementCert
 from snpcerts.errors import FormatError, UsageError
@@ -71,29 +78,37 @@ def test_what_it_does_not_have_is_404(host: Host, web: httpx.Client) -> None:
     assert web.get(f"{host.server.url}/{long_turin}").status_code == 404
 
 
-def test_throttling_is_for_each_client_and_thing(
-    milan: EmulatedAuthority, web: httpx.Client
+@pytest.mark.parametrize("by", Throttled)
+@pytest.mark.parametrize("lengthens", [False, True])
+def test_throttling_is_by_address_or_also_by_certificate(
+    milan: EmulatedAuthority, web: httpx.Client, by: Throttled, lengthens: bool
 ) -> None:
     now = [100.0]
     chip = Chip.create(Product.MILAN)
-    with KeyServer([ProductLine(milan, (chip,))], throttle=10, clock=lambda: now[0]) as server:
+    throttle = Throttle(10, by, lengthens)
+    line = ProductLine(milan, (chip,))
+    with KeyServer([line], throttle=throttle, clock=lambda: now[0]) as server:
         one = f"{server.url}/{VcekResource(Product.MILAN, chip.hwid, MILAN_TCB).path}"
         other = one.replace("snpSPL=24", "snpSPL=25")
         assert web.get(one).status_code == 200
         now[0] += 4
         refused = web.get(one)
-        assert (refused.status_code, refused.headers["retry-after"]) == (429, "6")
-        assert web.get(other).status_code == 200
+        wait = "10" if lengthens else "6"
+        assert (refused.status_code, refused.headers["retry-after"]) == (429, wait)
+        assert web.get(other).status_code == (429 if by is Throttled.ADDRESS else 200)
+        for unthrottled in ("cert_chain", "crl"):
+            assert web.get(f"{server.url}/vcek/v1/Milan/{unthrottled}").status_code == 200
         now[0] += 6
+        assert web.get(one).status_code == (429 if lengthens else 200)
+        now[0] += 10
         assert web.get(one).status_code == 200
-        assert server.statuses == {200: 3, 429: 1}
 
 
 def test_the_throttle_forgets_no_more_than_it_must() -> None:
-    throttle = Throttle(10)
+    memory = ThrottleMemory(Throttle(10))
     for index in range(10_000):
-        assert throttle.wait("client", str(index), float(index)) == 0
-    assert throttle.wait("client", "9999", 9999.5) == pytest.approx(9.5)
+        assert memory.wait(str(index), "certificate", float(index)) == 0
+    assert memory.wait("9999", "another", 9999.5) == pytest.approx(9.5)
 
 
 def test_faults_may_be_asked_for_in_the_query(host: Host, web: httpx.Client) -> None:

@@ -56,18 +56,27 @@ def test_no_header_brings_anything_but_a_bounded_wait(value: str, date: str) -> 
     assert wait is None or 0 <= wait <= MAX_RETRY_AFTER
 
 
-@given(st.integers(1, 40), st.booleans())
-def test_waits_grow_and_are_bounded(failures: int, throttled: bool) -> None:
+@given(st.integers(1, 40))
+def test_waits_grow_and_are_bounded(failures: int) -> None:
     policy = RetryPolicy()
-    wait = policy.wait_after(failures, throttled=throttled, retry_after=None)
     shortest = min(policy.first_wait * 2 ** (failures - 1), policy.longest_wait)
-    if throttled:
-        shortest = max(shortest, policy.throttled_wait)
-    assert shortest <= wait <= shortest * 1.2
+    assert shortest <= policy.wait_after(failures, None) <= shortest * 1.2
+    assert 33 <= policy.wait_after(failures, 33.0) <= 33 * 1.2
+
+
+@given(st.integers(1, 2000), st.none() | st.floats(0, MAX_RETRY_AFTER))
+def test_a_hold_off_doubles_with_each_refusal_and_is_bounded(
+    refusals: int, named: float | None
+) -> None:
+    policy = RetryPolicy()
+    least = policy.throttled_wait if named is None or named < 1 else named
+    found = policy.hold_off(refusals, named)
+    assert least <= found <= MAX_RETRY_AFTER
+    assert found >= min(least * 2.0 ** min(refusals - 1, 99), policy.longest_hold_off)
 
 
 def test_hosts_do_not_come_back_all_at_once() -> None:
     policy = RetryPolicy()
-    waits = {policy.wait_after(1, throttled=True, retry_after=10.0) for _ in range(20)}
+    waits = {policy.hold_off(1, 10.0) for _ in range(20)}
     assert len(waits) > 1
     assert min(waits) >= 10.0

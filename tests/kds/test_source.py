@@ -24,19 +24,17 @@ from snpcerts.endorsement.crl import load_crl
 from snpcerts.endorsement.encoding import to_pem
 from snpcerts.endorsement.vek import EndorsementCert, VekKind
 from snpcerts.errors import RefusedError, RetryLaterError, UsageError
-from snpcerts.kds import through_cache
 from snpcerts.kds.client import KdsClient
 from snpcerts.kds.errors import KdsNotFoundError, KdsUnavailableError, KdsUntrustedError
 from snpcerts.kds.judge import same_key
 from snpcerts.kds.retry import RetryPolicy
 from snpcerts.kds.source import CertificateSource, open_source
 from snpcerts.kds.store import Store
-from snpcerts.kds.turn import turn_at
 from snpcerts.kds.url import ChainResource, CrlResource
 from tests.endorsement.small_ca import flipped
 
 from .answering import Answering, ok
-from .conftest import MILAN_TCB, TURIN_TCB, Host
+from .conftest import MILAN_TCB, TURIN_TCB, Host, SkippingClock
 
 PRODUCTS = (Product.MILAN, Product.TURIN)
 YEAR = timedelta(days=365)
@@ -495,21 +493,24 @@ def test_ten_threads_make_one_request(host: Host) -> None:
     assert host.leaf_requests() == 1
 
 
+class WaitingClock(SkippingClock):
+    """Waits, and knows the threads that wait."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.waiting: set[int] = set()
+        self._never = threading.Event()
+
+    def sleep(self, seconds: float) -> None:
+        self.waiting.add(threading.get_ident())
+        self._never.wait(seconds)
+
+
 @pytest.fixture
-def waiting(monkeypatch: pytest.MonkeyPatch) -> set[int]:
+def waiting(host: Host) -> set[int]:
     """The threads that have waited for their turn."""
-    seen: set[int] = set()
-    pause = threading.Event()
-
-    def sleep(seconds: float) -> None:
-        seen.add(threading.get_ident())
-        pause.wait(seconds)
-
-    def turn(store: Store, resource: object, *, patience: float) -> object:
-        return turn_at(store, resource, patience=patience, sleep=sleep)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(through_cache, "turn_at", turn)
-    return seen
+    host.clock = clock = WaitingClock()
+    return clock.waiting
 
 
 def test_ten_agents_that_share_a_cache_make_one_request(host: Host, waiting: set[int]) -> None:
@@ -549,32 +550,29 @@ def test_a_later_comer_keeps_away_for_as_long_as_another_was_told_to(host: Host)
         host.vcek()
     with pytest.raises(KdsUnavailableError) as caught:
         host.vcek()
-    assert 8 <= (caught.value.retry_after or 0) <= 10
+    assert 8 <= (caught.value.retry_after or 0) <= 12
     assert host.leaf_requests() == 1
     host.policy = RetryPolicy()
     assert host.vcek()
-    assert 8 <= host.waits[0] <= 10
+    assert 8 <= host.waits[0] <= 12
 
 
-def test_a_lock_file_that_makes_no_sense_is_no_obstacle(host: Host) -> None:
-    host.vcek()
-    for lock in (host.cache / "lock").iterdir():
-        lock.write_bytes(b'{"at": 1e999, "code": [], "message": {}, "reasons": 3}')
-    assert host.vcek(refresh=True)
-    for lock in (host.cache / "lock").iterdir():
-        lock.unlink()
-        lock.mkdir()
-    assert host.vcek(refresh=True)
-    assert host.warnings == []
-
-
-def test_a_stuck_neighbour_does_not_cut_us_off(host: Host) -> None:
-    host.policy = RetryPolicy(budget=10.0)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(through_cache, "_PATIENCE", -9.9)  # a tenth of a second for the neighbour
-        host.source().chain(Product.MILAN)
-        with turn_at(Store(host.cache), host.resource(), patience=0):
-            assert host.vcek()
+def test_a_throttled_server_is_left_alone_by_those_who_want_something_else_too(
+    host: Host,
+) -> None:
+    host.policy = RetryPolicy(budget=5.0)
+    host.server.faults.next(Fault.CONTENT_TYPE)  # for the chain
+    host.server.faults.next(Fault.TOO_MANY)
+    with pytest.raises(KdsUnavailableError):
+        host.vcek()
+    for fetch in (
+        lambda: host.source().crl(Product.MILAN),
+        lambda: host.vcek(Product.TURIN),
+    ):
+        with pytest.raises(KdsUnavailableError, match="left alone") as caught:
+            fetch()
+        assert 8 <= (caught.value.retry_after or 0) <= 12
+    assert sum(host.server.requests.values()) == 2
 
 
 @settings(

@@ -202,8 +202,16 @@ def certificates(chosen: _Chosen, directory: str, vlek: str | None) -> None:
     type=click.FloatRange(0, 3600),
     default=0.0,
     metavar="SECONDS",
-    help="Each client may have one certificate once in so many seconds. [default: always]",
+    help="Each address may have one VCEK in so many seconds, as AMD's. [default: any number]",
 )
+@click.option(
+    "--throttle-by",
+    type=click.Choice(["address", "certificate"]),
+    default="address",
+    show_default=True,
+    help="By certificate, an address may have each VCEK once in so many seconds.",
+)
+@click.option("--throttle-lengthens", is_flag=True, help="A refused request starts them anew.")
 @click.option("--fault", "faults", multiple=True, metavar="NAME", help="Spoil every answer.")
 @click.option(
     "--delay",
@@ -214,7 +222,13 @@ def certificates(chosen: _Chosen, directory: str, vlek: str | None) -> None:
 )
 @click.pass_obj
 def key_server(
-    chosen: _Chosen, port: int, throttle: float, faults: tuple[str, ...], delay: float
+    chosen: _Chosen,
+    port: int,
+    throttle: float,
+    throttle_by: str,
+    throttle_lengthens: bool,
+    faults: tuple[str, ...],
+    delay: float,
 ) -> None:
     """Be the emulated AMD's key server, on this machine, until interrupted.
 
@@ -222,11 +236,12 @@ def key_server(
     is ark.der of 'emulate certificates'. /stats counts requests.
     """
     from snpcerts.emulator.key_server import KeyServer
-    from snpcerts.emulator.key_server_faults import Faults, faults_of_names
+    from snpcerts.emulator.key_server_faults import Faults, Throttle, Throttled, faults_of_names
 
     wanted = Faults(faults_of_names(faults))
     homes = [chosen.lasting_home()]
-    server = KeyServer.of_homes(homes, faults=wanted, throttle=throttle, delay=delay, port=port)
+    limit = Throttle(throttle, Throttled(throttle_by), throttle_lengthens)
+    server = KeyServer.of_homes(homes, faults=wanted, throttle=limit, delay=delay, port=port)
     try:
         click.echo(server.url)
         server.serve()

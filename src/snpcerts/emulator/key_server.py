@@ -17,6 +17,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
+import math
 import threading
 import time
 from collections import Counter
@@ -36,7 +37,13 @@ from snpcerts.abi.tcb import TcbVersion
 from snpcerts.emulator.authority import ORGANIZATION, VCEK_LIFETIME, EmulatedAuthority
 from snpcerts.emulator.chip import Chip
 from snpcerts.emulator.home import PlatformHome
-from snpcerts.emulator.key_server_faults import Fault, Faults, Throttle, faults_of_names
+from snpcerts.emulator.key_server_faults import (
+    Fault,
+    Faults,
+    Throttle,
+    ThrottleMemory,
+    faults_of_names,
+)
 from snpcerts.endorsement.vek import VekKind
 from snpcerts.errors import SnpCertsError, UsageError
 from snpcerts.kds.url import (
@@ -83,8 +90,8 @@ class _Answer:
 class KeyServer:
     """One server on 127.0.0.1, from its making until :meth:`close`.
 
-    ``throttle`` is the number of seconds within which one client may have one
-    thing once; 0 lets everybody have everything. ``delay`` is how late a slow
+    ``throttle`` is for VCEKs, the only thing that AMD's server has been seen to
+    throttle; without one everybody has everything. ``delay`` is how late a slow
     answer comes. Port 0 takes a free one.
     """
 
@@ -93,7 +100,7 @@ class KeyServer:
         lines: Sequence[ProductLine],
         *,
         faults: Faults | None = None,
-        throttle: float = 0.0,
+        throttle: Throttle | None = None,
         delay: float = 5.0,
         port: int = 0,
         clock: Callable[[], float] = time.monotonic,
@@ -103,7 +110,7 @@ class KeyServer:
             raise UsageError("a key server has one authority for each product")
         self.faults = Faults() if faults is None else faults
         self.delay = delay
-        self._throttle = Throttle(throttle)
+        self._throttle = ThrottleMemory(throttle or Throttle())
         self._clock = clock
         self._lock = threading.Lock()
         self._requests: Counter[str] = Counter()
@@ -272,7 +279,7 @@ def _retry_after(wait: float, faults: frozenset[Fault]) -> tuple[tuple[str, str]
     if Fault.TOO_MANY_DATE in faults:
         until = datetime.now(UTC) + timedelta(seconds=wait)
         return (("Retry-After", format_datetime(until, usegmt=True)),)
-    return (("Retry-After", str(max(1, round(wait)))),)
+    return (("Retry-After", str(max(1, math.ceil(wait)))),)
 
 
 def _without_faults(target: str) -> tuple[str, frozenset[Fault]]:

@@ -12,6 +12,7 @@ import enum
 import threading
 from collections import OrderedDict
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Final
 
 from snpcerts.errors import UsageError
@@ -86,25 +87,46 @@ class Faults:
             return self._next.pop(0) if self._next else self._always
 
 
-class Throttle:
-    """At most one request for the same thing by the same client in ``interval`` seconds."""
+class Throttled(enum.Enum):
+    """Who, or what, may have only one VCEK in so many seconds."""
 
-    def __init__(self, interval: float) -> None:
-        self.interval = interval
+    ADDRESS = "address"  # whichever VCEK it asks for, as AMD's server
+    CERTIFICATE = "certificate"  # each address, each VCEK by itself
+
+
+@dataclass(frozen=True, slots=True)
+class Throttle:
+    """One VCEK in ``interval`` seconds. No interval lets everybody have everything.
+
+    Where it ``lengthens``, a refused request starts the interval anew: one who
+    goes on asking gets nothing. Public reports tell of both.
+    """
+
+    interval: float = 0.0
+    by: Throttled = Throttled.ADDRESS
+    lengthens: bool = False
+
+
+class ThrottleMemory:
+    """Who asked a server for what, and when."""
+
+    def __init__(self, throttle: Throttle) -> None:
+        self.throttle = throttle
         self._lock = threading.Lock()
         self._free_at: OrderedDict[tuple[str, str], float] = OrderedDict()
 
     def wait(self, client: str, target: str, now: float) -> float:
         """Seconds until this client may have that; 0 means that it has it now."""
-        if not self.interval:
+        interval = self.throttle.interval
+        if not interval:
             return 0.0
-        key = (client, target)
+        key = (client, target if self.throttle.by is Throttled.CERTIFICATE else "")
         with self._lock:
             free_at = self._free_at.get(key, now)
-            if free_at > now:
-                return free_at - now
-            self._free_at[key] = now + self.interval
-            self._free_at.move_to_end(key)
-            while len(self._free_at) > _MAX_BUCKETS:
-                self._free_at.popitem(last=False)
-            return 0.0
+            refused = free_at > now
+            if not refused or self.throttle.lengthens:
+                self._free_at[key] = free_at = now + interval
+                self._free_at.move_to_end(key)
+                while len(self._free_at) > _MAX_BUCKETS:
+                    self._free_at.popitem(last=False)
+            return free_at - now if refused else 0.0

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import socket
 import threading
 import time
@@ -25,10 +26,13 @@ from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 from urllib.parse import urljoin, urlsplit
 
 from snpcerts.errors import FormatError, UsageError
-from snpcerts.kds.errors import KdsNotFoundError, KdsUnavailableError
+from snpcerts.kds.clock import Clock
+from snpcerts.kds.errors import KdsNotFoundError, KdsUnavailableError, KdsUntrustedError
 from snpcerts.kds.judge import MAX_BODY
-from snpcerts.kds.retry import RetryPolicy, parse_retry_after
-from snpcerts.kds.url import AMD_URL, Resource, checked_base
+from snpcerts.kds.retry import AMD_GAP, RetryPolicy, parse_retry_after
+from snpcerts.kds.server_state import Failure, KdsError, ServerState
+from snpcerts.kds.turn import Line, Turn
+from snpcerts.kds.url import AMD_URL, Resource, VcekResource, checked_base
 
 if TYPE_CHECKING:
     import httpx
@@ -55,10 +59,36 @@ class _Failed:
         return self.result == "throttled"
 
 
+@dataclass(frozen=True, slots=True)
+class _Asked(Generic[T]):
+    """One call of :meth:`KdsClient.get`. Times are the clock's."""
+
+    resource: Resource
+    read: Callable[[bytes], T]
+    since: float
+    deadline: float
+    budget: float
+    tries: int
+    patient: bool
+
+    @property
+    def paced(self) -> bool:
+        """Whether the server is known to want a pause between two of these."""
+        return isinstance(self.resource, VcekResource)
+
+
+@dataclass(frozen=True, slots=True)
+class _Pause:
+    """What keeps us from asking now, and for how long, in seconds."""
+
+    problem: str
+    wait: float
+
+
 class KdsClient:
     """Asks one key server, AMD's or a mirror. Safe for use by several threads.
 
-    ``notice`` is told, in a sentence, of every wait; ``sleep`` waits.
+    ``notice`` is told, in a sentence, of every wait.
     """
 
     def __init__(
@@ -67,12 +97,13 @@ class KdsClient:
         *,
         policy: RetryPolicy | None = None,
         notice: Callable[[str], None] = log.info,
-        sleep: Callable[[float], None] = time.sleep,
+        clock: Clock | None = None,
     ) -> None:
         self.url = checked_base(url)
         self.policy = policy or RetryPolicy()
+        self.clock = clock or Clock()
         self._notice = notice
-        self._sleep = sleep
+        self._line = Line(None, self.url, self.clock)
         self._lock = threading.Lock()
         self._http: httpx.Client | None = None
         self._results: Counter[str] = Counter()
@@ -92,39 +123,127 @@ class KdsClient:
         resource: Resource,
         read: Callable[[bytes], T],
         *,
-        hold_off: float = 0.0,
+        line: Line | None = None,
+        settled: Callable[[], T | None] = lambda: None,
         attempts: int | None = None,
         budget: float | None = None,
+        patient: bool = True,
     ) -> T:
         """What ``read`` makes of the answer's body.
 
         A body that ``read`` refuses with :class:`FormatError` counts as no
-        answer: error pages come with status 200 too. ``hold_off`` is how long
-        to wait before the first try; ``attempts`` and ``budget`` stand for the
-        policy's where they are given.
+        answer: error pages come with status 200 too. ``read`` runs in our turn
+        in ``line``, which is also when ``settled`` says, if it can, what another
+        got meanwhile. Those in the line who want the same thing share the tries
+        and what comes of them. ``attempts`` and ``budget`` stand for the policy's
+        where they are given. Who is not ``patient`` asks now or not at all.
 
         Raises :class:`KdsUnavailableError` when there was no answer within the
-        policy's bounds, and :class:`KdsNotFoundError`, at once, for a 404.
+        policy's bounds, :class:`KdsNotFoundError`, at once, for a 404, and
+        :class:`KdsUntrustedError` where ``read`` does.
         """
+        line = self._line if line is None else line
         budget = self.policy.budget if budget is None else budget
-        deadline = time.monotonic() + budget
+        since = self.clock.now()
         tries = self.policy.attempts if attempts is None else attempts
-        failed = _Failed("throttled", "the key server asked to be left alone", hold_off)
-        if hold_off:
-            self._wait(resource, failed, hold_off, deadline)
-        for count in range(1, tries + 1):
-            answer = self._try(resource, read, deadline, budget)
-            self._count(answer.result if isinstance(answer, _Failed) else "ok")
-            if not isinstance(answer, _Failed):
-                return answer.value
-            failed = answer
-            if not failed.again or count == tries:
-                break
-            wait = self.policy.wait_after(
-                count, throttled=failed.throttled, retry_after=failed.retry_after
-            )
-            self._wait(resource, failed, wait, deadline)
-        raise self._unavailable(resource, failed)
+        asked = _Asked(resource, read, since, since + budget, budget, tries, patient)
+        while True:
+            with line.turn(asked.deadline) as turn:
+                found = settled()
+                if found is not None:
+                    return found
+                pause = self._pause(turn, asked)
+                if pause is None:
+                    answer = self._ask(turn, asked)
+                    if answer is not None:
+                        return answer.value
+                    continue
+            self._wait(asked, pause)
+
+    def _pause(self, turn: Turn, asked: _Asked[T]) -> _Pause | None:
+        """What to wait for, if anything; raises what another met who wanted the same."""
+        state, now = turn.state, self.clock.now()
+        if turn.cut_off:
+            log.info("another process was stopped while it asked %s", self.url)
+            state.cut_off(now, self._gap(state), self.policy.request)
+            turn.cut_off = False
+            turn.save()
+        last = state.failures.get(asked.resource.path)
+        ours = last is not None and last.ours(asked.since, now)
+        if last is not None and ours and (last.over or last.tries >= asked.tries):
+            error = last.error()
+            if error is not None:
+                raise error
+        if now >= asked.deadline:
+            waited = f"others of this host ask it, and it was not our turn in {asked.budget:.0f} s"
+            raise self._unavailable(asked, waited, self._gap(state))
+        pauses = [_Pause("the key server asked to be left alone", state.hold_until - now)]
+        if asked.paced:
+            gap = self._gap(state)
+            pauses.append(_Pause(f"it gives one VCEK in {gap:.0f} s", state.next_at - now))
+        if last is not None and (ours or last.retry_after is not None):
+            pauses.append(_Pause(last.problem, last.again_at - now))
+        longest = max(pauses, key=lambda pause: pause.wait)
+        return longest if longest.wait > 0 else None
+
+    def _ask(self, turn: Turn, asked: _Asked[T]) -> _Read[T] | None:
+        """Make one try, and let the others know; None where there is to be another."""
+        state, path = turn.state, asked.resource.path
+        started = self.clock.now()
+        last = state.failures.get(path)
+        count = 1 + (last.tries if last is not None and last.ours(asked.since, started) else 0)
+        if asked.paced:
+            state.asking = started
+            turn.save()
+        answer: _Read[T] | _Failed | KdsError
+        try:
+            answer = self._try(asked)
+        except (KdsUnavailableError, KdsNotFoundError, KdsUntrustedError) as error:
+            answer = error  # there was an answer, and it is final
+        now = again_at = self.clock.now()
+        failed = answer if isinstance(answer, _Failed) else None
+        if asked.paced:
+            state.asking = None
+            if failed is None:
+                state.refusals = 0
+        if failed is not None:
+            self._count(failed.result)
+            again_at += self._hold_off(state, failed, count, now)
+        if asked.paced and (failed is None or failed.result != "unreachable"):
+            state.next_at = now + self._gap(state)
+        if isinstance(answer, _Read):
+            self._count("ok")
+            state.failures.pop(path, None)
+            turn.save()
+            return answer
+        if isinstance(answer, _Failed):
+            over = not answer.again or count >= asked.tries
+            problem = answer.problem
+            final: KdsError = self._unavailable(asked, problem, again_at - now, answer)
+        else:
+            over, problem, final = True, answer.message, answer
+        state.failures[path] = Failure.of(
+            final, problem, at=now, tries=count, over=over, again_at=again_at
+        )
+        turn.save()
+        if over:
+            raise final
+        return None
+
+    def _hold_off(self, state: ServerState, failed: _Failed, count: int, now: float) -> float:
+        """Seconds until it may be asked for this again; after a 429, for anything."""
+        if not failed.throttled:
+            return self.policy.wait_after(count, failed.retry_after)
+        wait = self.policy.hold_off(state.refusals + 1, failed.retry_after)
+        state.refused(now, wait, self.policy.named_wait(failed.retry_after))
+        return wait
+
+    def _gap(self, state: ServerState) -> float:
+        if self.policy.gap is not None:
+            known = self.policy.gap
+        else:
+            known = AMD_GAP if self.url == AMD_URL else 0.0
+        return max(known, state.gap)
 
     def close(self) -> None:
         """Let go of connections; the client can still be used."""
@@ -133,40 +252,40 @@ class KdsClient:
         if http is not None:
             http.close()
 
-    def _wait(self, resource: Resource, failed: _Failed, wait: float, deadline: float) -> None:
-        if time.monotonic() + wait >= deadline:
-            raise self._unavailable(resource, failed)
-        self._notice(f"{resource}: {failed.problem}; asking again in {wait:.0f} s")
-        self._sleep(wait)
+    def _wait(self, asked: _Asked[T], pause: _Pause) -> None:
+        if not asked.patient or self.clock.now() + pause.wait >= asked.deadline:
+            raise self._unavailable(asked, pause.problem, pause.wait)
+        self._notice(f"{asked.resource}: {pause.problem}; asking again in {pause.wait:.0f} s")
+        self.clock.sleep(pause.wait)
 
-    def _unavailable(self, resource: Resource, failed: _Failed) -> KdsUnavailableError:
-        retry_after = failed.retry_after
-        if retry_after is None and failed.throttled:
-            retry_after = self.policy.throttled_wait
-        hint = "this says nothing about the certificate; " + (
-            "try again later" if retry_after is None else f"try again in {retry_after:.0f} s"
-        )
+    def _unavailable(
+        self, asked: _Asked[T], problem: str, wait: float, failed: _Failed | None = None
+    ) -> KdsUnavailableError:
+        """``failed`` is the try that makes us say so; what it names as a time is passed on."""
+        named = failed is None or failed.throttled or failed.retry_after is not None
+        then = f"try again in {math.ceil(wait)} s" if named else "try again later"
         return KdsUnavailableError(
-            f"{resource}: no answer from {self.url}: {failed.problem}",
-            retry_after=retry_after,
-            hint=hint,
+            f"{asked.resource}: no answer from {self.url}: {problem}",
+            retry_after=float(math.ceil(wait)) if named else None,
+            hint=f"this says nothing about the certificate; {then}",
         )
 
     def _count(self, result: str) -> None:
         with self._lock:
             self._results[result] += 1
 
-    def _try(
-        self, resource: Resource, read: Callable[[bytes], T], deadline: float, budget: float
-    ) -> _Read[T] | _Failed:
+    def _try(self, asked: _Asked[T]) -> _Read[T] | _Failed:
         import httpx
 
+        resource = asked.resource
+        left = min(asked.deadline - self.clock.now(), self.policy.request)
+        deadline = time.monotonic() + left
         try:
             status, headers, body = self._exchange(f"{self.url}/{resource.path}", deadline)
         except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError, OSError) as error:
             said = str(error) or type(error).__name__
             if time.monotonic() >= deadline:
-                said = f"took longer than {budget:.0f} s"
+                said = f"took longer than {min(asked.budget, self.policy.request):.0f} s"
             return _Failed("unreachable", said)
         except _NotOursError as error:
             return _Failed(error.result, str(error), again=False)
@@ -189,7 +308,10 @@ class KdsClient:
                 again=False,
             )
         try:
-            return _Read(read(body))
+            return _Read(asked.read(body))
+        except (KdsUnavailableError, KdsNotFoundError, KdsUntrustedError):
+            self._count("ok")  # an answer it was
+            raise
         except FormatError as error:
             log.info("%s: body of %d bytes: %s", resource, len(body), error)
             return _Failed(

@@ -1,8 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """How long to wait before asking the key server again.
 
-Sources: RFC 9110 section 10.2.3 (Retry-After) and 5.6.7 (dates). AMD's server
-takes about one request for the same certificate in ten seconds.
+AMD's server throttles by client address: public reports agree on about one
+VCEK in ten seconds, whichever it is, then 429 with Retry-After; some saw more
+refusals the more they asked. Nobody reports a chain or a revocation list that
+was throttled. So VCEKs are spaced, and a 429 stops requests of every kind.
+
+Sources: RFC 9110 section 10.2.3 (Retry-After) and 5.6.7 (dates);
+attestation-rs issue 88, NVFlare 3764, dstack 746, c8s 627.
 """
 
 from __future__ import annotations
@@ -16,7 +21,12 @@ from typing import Final
 
 # What a server may ask for at most: it must not be able to stop us for good.
 MAX_RETRY_AFTER: Final = 3600.0
+# The longest pause between VCEKs that a server can bring us to by refusing some.
+MAX_GAP: Final = 60.0
+# AMD's server gives one address one VCEK in so many seconds.
+AMD_GAP: Final = 10.0
 
+_SOON: Final = 1.0  # no more than what a date is rounded by
 _SECONDS = re.compile(r"[0-9]{1,9}")
 _random = random.SystemRandom()
 
@@ -26,30 +36,47 @@ class RetryPolicy:
     """Bounds on asking for one thing. All times in seconds.
 
     ``budget`` bounds everything together: tries and the waits between them.
-    ``connect`` and ``silence`` bound how long one try waits for a connection
-    and for the next bytes. After a failure the wait is ``first_wait``, doubled
-    each time up to ``longest_wait``, and at least ``throttled_wait`` after a 429
-    that names no time. Each is stretched by up to a fifth, so that a fleet does
-    not come back all at once.
+    ``request`` bounds one try, ``connect`` and ``silence`` how long it waits
+    for a connection and for the next bytes. After a failure the wait is
+    ``first_wait``, doubled each time up to ``longest_wait``. After a 429 it is
+    what the server names, or ``throttled_wait`` where it names no time to come,
+    doubled with each refusal in a row up to ``longest_hold_off``. Each is
+    stretched by up to a fifth, so that a fleet does not come back all at once.
+    ``gap`` is the time between two VCEKs; None is AMD's for AMD's server, and
+    for another one what it turns out to need.
     """
 
     attempts: int = 4
     budget: float = 60.0
+    request: float = 20.0
     connect: float = 5.0
     silence: float = 15.0
     first_wait: float = 1.0
     longest_wait: float = 15.0
     throttled_wait: float = 10.0
+    longest_hold_off: float = 300.0
+    gap: float | None = None
 
-    def wait_after(self, failures: int, *, throttled: bool, retry_after: float | None) -> float:
-        """How long to wait after that many failures, the last of them as told."""
-        if retry_after is not None:
-            wait = retry_after
-        else:
-            wait = min(self.first_wait * 2.0 ** (failures - 1), self.longest_wait)
-            if throttled:
-                wait = max(wait, self.throttled_wait)
-        return wait * (1 + _random.random() / 5)
+    def wait_after(self, failures: int, retry_after: float | None) -> float:
+        """How long to wait for one thing after that many failures, none of them a 429."""
+        wait = min(self.first_wait * 2.0 ** (failures - 1), self.longest_wait)
+        return _stretched(max(wait, retry_after or 0.0))
+
+    def hold_off(self, refusals: int, retry_after: float | None) -> float:
+        """How long to leave the server alone after that many 429 in a row."""
+        named = self.named_wait(retry_after)
+        doubled = min(named * 2.0 ** min(refusals - 1, 16), self.longest_hold_off)
+        return _stretched(max(named, doubled))
+
+    def named_wait(self, retry_after: float | None) -> float:
+        """What a 429 asks for. One that names now, or the past, still means: not now."""
+        if retry_after is None or retry_after < _SOON:
+            return self.throttled_wait
+        return retry_after
+
+
+def _stretched(wait: float) -> float:
+    return min(wait * (1 + _random.random() / 5), MAX_RETRY_AFTER)
 
 
 def parse_retry_after(value: str | None, date: str | None) -> float | None:

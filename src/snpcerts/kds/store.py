@@ -8,7 +8,7 @@
     chain/{product}/vcek.pem                                ASK and ARK
     chain/{product}/vlek.pem                                ASVK and ARK
     crl/{product}/vcek.crl, crl/{product}/vlek.crl          DER
-    lock/                                                   who is fetching what
+    lock/                                                   whose turn it is to ask a key server
 
 The first two are what the offline store of the trustee verifier
 (confidential-containers/trustee) looks up below the path it is configured
@@ -152,6 +152,14 @@ class Store:
             return datetime.fromtimestamp(written, UTC)
         except (OSError, OverflowError, ValueError):
             return None
+
+    def version(self, resource: Resource) -> object:
+        """Something that is another after each :meth:`write`; None where nothing is kept."""
+        try:
+            found = self.path_of(resource).stat()
+        except OSError:
+            return None
+        return found.st_dev, found.st_ino, found.st_mtime_ns
 
     def write(self, resource: Resource, data: bytes) -> None:
         """Keep ``data``: the old file or the new one is there, whole, even after a crash.

@@ -27,7 +27,7 @@ from snpcerts.kds.errors import (
 )
 from snpcerts.kds.judge import Fault
 from snpcerts.kds.store import Store
-from snpcerts.kds.turn import turn_at
+from snpcerts.kds.turn import Line
 from snpcerts.kds.url import Resource
 
 T = TypeVar("T")
@@ -36,8 +36,6 @@ T = TypeVar("T")
 RENEWAL_PAUSE: Final = 3600.0
 # What could not be written is kept in memory, a few KB each.
 _MAX_UNKEPT: Final = 64
-# How much longer than the one who asks others wait for it, in seconds.
-_PATIENCE: Final = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +78,14 @@ class Wanted(Generic[T]):
         return (self.resource, self.refresh, self.budget, self.lenient)
 
 
+@dataclass(slots=True)
+class _Known(Generic[T]):
+    """What the cache had when we last looked, and which file that was when we first did."""
+
+    value: Verified[T] | None
+    version: object
+
+
 class ThroughCache:
     """Gets what is wanted. Without a client the cache is all there is.
 
@@ -91,6 +97,7 @@ class ThroughCache:
         self.store = store
         self.client = client
         self._warn = warn
+        self._line = None if client is None else Line(store.root, client.url, client.clock)
         self._lock = threading.Lock()
         self._asking: dict[tuple[object, ...], Future[Any]] = {}
         self._renewal_failed: dict[Resource, float] = {}
@@ -148,52 +155,46 @@ class ThroughCache:
                 )
             return cached
         wanted.prepare()
-        budget = wanted.budget
-        patience = client.policy.budget + _PATIENCE if budget is None else budget
-        with turn_at(self.store, wanted.resource, patience=patience) as turn:
-            cached = self._cached(wanted, report=True)
-            if cached is not None and (
-                turn.waited if wanted.refresh else not self._due(wanted, cached)
-            ):
-                return cached
-            try:
-                if turn.failure is not None:
-                    raise turn.failure
-                if turn.hold_off and (cached is not None or budget is not None):
-                    raise KdsUnavailableError(
-                        f"{wanted.resource}: {client.url} asked to be left alone",
-                        retry_after=turn.hold_off,
-                        hint=f"try again in {turn.hold_off:.0f} s",
-                    )
-                found = self._ask(client, wanted, cached, turn.hold_off)
-            except (KdsUnavailableError, KdsNotFoundError, KdsUntrustedError) as error:
-                if error is not turn.failure:
-                    turn.note(error)
-                if cached is None:
-                    raise
-                with self._lock:
-                    self._renewal_failed[wanted.resource] = time.monotonic()
-                self._warn(f"not renewed, the cached one stays in use: {error}")
-                return cached
-            turn.note_success()
+        known = _Known(self._cached(wanted, report=True), self.store.version(wanted.resource))
+
+        def settled() -> Verified[T] | None:
+            """What another got while we waited for our turn."""
+            cached = self._cached(wanted)
+            if cached is None:
+                return None
+            renewed = self.store.version(wanted.resource) != known.version
+            known.value = cached
+            return cached if renewed or not (wanted.refresh or self._due(wanted, cached)) else None
+
+        def read(body: bytes) -> Verified[T]:
+            found = self._judged(client, wanted, body, known.value)
             self._keep(wanted.resource, found.kept_as)
             return found
 
-    def _ask(
-        self,
-        client: KdsClient,
-        wanted: Wanted[T],
-        cached: Verified[T] | None,
-        hold_off: float,
+        cached = known.value
+        try:
+            return client.get(
+                wanted.resource,
+                read,
+                line=self._line,
+                settled=settled,
+                # What is only renewed can wait; it is not worth many tries now.
+                attempts=None if cached is None and wanted.budget is None else 1,
+                budget=wanted.budget,
+                patient=wanted.budget is None and (cached is None or wanted.refresh),
+            )
+        except (KdsUnavailableError, KdsNotFoundError, KdsUntrustedError) as error:
+            if known.value is None:
+                raise
+            with self._lock:
+                self._renewal_failed[wanted.resource] = time.monotonic()
+            self._warn(f"not renewed, the cached one stays in use: {error}")
+            return known.value
+
+    def _judged(
+        self, client: KdsClient, wanted: Wanted[T], body: bytes, cached: Verified[T] | None
     ) -> Verified[T]:
-        body, judged = client.get(
-            wanted.resource,
-            lambda body: (body, wanted.judge(body)),
-            hold_off=hold_off,
-            # What is only renewed can wait; it is not worth many tries now.
-            attempts=None if cached is None and wanted.budget is None else 1,
-            budget=wanted.budget,
-        )
+        judged = wanted.judge(body)
         if isinstance(judged, list) and wanted.once_more(judged):
             judged = wanted.judge(body)
         if not isinstance(judged, list) and cached is not None:

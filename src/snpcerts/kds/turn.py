@@ -1,173 +1,198 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One at a time: of many processes that lack the same certificate, one asks for it.
+"""One at a time: of all processes of a host, one asks a key server.
 
-Each resource has a lock file in the cache. Whoever holds it asks the key
-server; the others wait, and then look into the cache. When the asking failed,
-what came of it stands in the lock file: those who were waiting take it for
-their own answer instead of asking again one after the other, and later comers
-learn how long the key server wants to be left alone.
+A key server that throttles does so by address, whatever it is asked for. So
+there is one turn for each server, and one file that says until when it wants to
+be left alone; both lie in the cache. A turn lasts for one request. What is to
+be waited for is waited for outside, so that a long wait for a certificate does
+not keep back a revocation list that may be had at once.
 
-The lock is a courtesy to the key server and no more. Whoever cannot have it in
-time, or cannot write the file, asks without it.
+The turn is a lock, which the kernel takes from a process that ends, however it
+ends. The state is written before each request and after it, and replaced as a
+whole. Somebody who is stopped in the middle (a debugger, a frozen container)
+and says nothing for long loses the turn to the holder of a second lock.
+
+This is a courtesy to the key server and no more. A process that cannot lock,
+or cannot write in the cache, keeps to what it remembers itself.
 """
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
-import json
+import hashlib
 import os
-import time
-from collections.abc import Callable, Iterator
+import stat
+import threading
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import replace
+from pathlib import Path
 from typing import Final
 
-from snpcerts.kds.errors import KdsNotFoundError, KdsUnavailableError, KdsUntrustedError
-from snpcerts.kds.store import Store, place_of
-from snpcerts.kds.url import Resource
+from snpcerts.kds.clock import Clock
+from snpcerts.kds.server_state import MAX_SIZE, ServerState
 
-# The longest that a key server is left alone because it asked for it.
-MAX_HOLD_OFF: Final = 3600.0
+# One who holds the turn and has written nothing for so long is stuck (seconds).
+STUCK: Final = 30.0
 
-_NOTE_LIMIT: Final = 8192
-_MESSAGE_LIMIT: Final = 1000
 _POLL: Final = 0.02  # seconds
+_LONGEST_POLL: Final = 0.2
 
-KdsError = KdsUnavailableError | KdsNotFoundError | KdsUntrustedError
 
-
-@dataclass(frozen=True, slots=True)
 class Turn:
-    """Whose turn it is to ask for a resource: ours, until the context ends.
+    """Our turn at the key server. ``state`` may be changed, and then saved.
 
-    ``waited`` tells whether another was asking just before, and ``failure``
-    what came of that if it was an error; ``hold_off`` is how many seconds the
-    key server still wants to be left alone.
+    ``cut_off`` says that the one before us was stopped while it was asking.
     """
 
-    waited: bool
-    hold_off: float
-    failure: KdsError | None
-    _descriptor: int | None
+    def __init__(self, line: Line, folder: int | None, state: ServerState) -> None:
+        self._line = line
+        self._folder = folder
+        self.state = state
+        self.cut_off = state.asking is not None
 
-    def note(self, error: KdsError) -> None:
-        """Tell those who wait, and later comers, what came of asking."""
-        if self._descriptor is not None:
-            _write(self._descriptor, error)
+    def save(self) -> None:
+        """Let the others know."""
+        self._line.write(self._folder, self.state)
 
-    def note_success(self) -> None:
-        """Take back what an earlier failure left for later comers."""
-        if self._descriptor is not None:
+
+class Line:
+    """Those who wait for their turn at the server of that URL, by files below ``root``.
+
+    Without ``root`` they are the threads of this process that share this object.
+    """
+
+    def __init__(self, root: Path | None, url: str, clock: Clock) -> None:
+        self.clock = clock
+        self._root = root
+        self._name = hashlib.sha256(url.encode()).hexdigest()[:16]
+        self._here = threading.Lock()
+        self._known = ServerState()
+        self._mine = threading.local()
+
+    @contextmanager
+    def turn(self, deadline: float) -> Iterator[Turn]:
+        """Wait for one's turn, until ``deadline`` at most, then go ahead with or without it.
+
+        In a turn of the same thread it is that one: judging an answer may need another.
+        """
+        outer: Turn | None = getattr(self._mine, "turn", None)
+        if outer is not None:
+            yield outer
+            return
+        with contextlib.ExitStack() as stack:
+            folder = self._folder()
+            if folder is not None:
+                stack.callback(os.close, folder)
+                self._lock(stack, folder, deadline)
+            self._mine.turn = turn = Turn(self, folder, self._read(folder))
+            try:
+                yield turn
+            finally:
+                self._mine.turn = None
+
+    def write(self, folder: int | None, state: ServerState) -> None:
+        """Keep the state, in memory at least."""
+        state.saved = self.clock.now()
+        state.forget(state.saved)
+        with self._here:
+            self._known = replace(state, failures=dict(state.failures))
+        if folder is not None:
             with contextlib.suppress(OSError):
-                os.ftruncate(self._descriptor, 0)
+                _replace(folder, f"{self._name}.json", state.encode(self.clock))
+
+    def _read(self, folder: int | None) -> ServerState:
+        """Whichever is newer: what this process remembers, or what the file says."""
+        with self._here:
+            known = replace(self._known, failures=dict(self._known.failures))
+        found = None if folder is None else self._saved(folder)
+        return found if found is not None and found.saved >= known.saved else known
+
+    def _saved(self, folder: int) -> ServerState | None:
+        with contextlib.suppress(OSError):
+            descriptor = _open_own(folder, f"{self._name}.json", os.O_RDONLY)
+            if descriptor is not None:
+                with open(descriptor, "rb") as file:
+                    data = file.read(MAX_SIZE + 1)
+                return ServerState.decode(data, self.clock) if len(data) <= MAX_SIZE else None
+        return None
+
+    def _folder(self) -> int | None:
+        """A descriptor of the directory; None where it cannot be one."""
+        if self._root is None:
+            return None
+        with contextlib.suppress(OSError):
+            path = self._root / "lock"
+            path.mkdir(mode=0o755, parents=True, exist_ok=True)
+            return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        return None
+
+    def _lock(self, stack: contextlib.ExitStack, folder: int, deadline: float) -> None:
+        """Hold one of the two locks until the stack ends, unless both are held for too long."""
+        for name in (f"{self._name}.lock", f"{self._name}.spare"):
+            try:
+                descriptor = _open_own(folder, name, os.O_RDWR | os.O_CREAT)
+            except OSError:
+                return
+            if descriptor is None:
+                return
+            stack.callback(os.close, descriptor)
+            if self._locked(descriptor, folder, deadline):
+                return
+
+    def _locked(self, descriptor: int, folder: int, deadline: float) -> bool:
+        """Wait for the lock; False when its holder is stuck, or there is no time left."""
+        clock = self.clock
+        silent_since = clock.now()
+        # Whatever the deadline is, there is to be time for the spare lock, and for asking.
+        patience = min(STUCK, (deadline - silent_since) / 3)
+        heard: float | None = None
+        pause = _POLL
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                pass
+            except OSError:  # a file system without locks
+                return True
+            else:
+                return True
+            now = clock.now()
+            state = self._saved(folder)
+            if state is not None and state.saved != heard:
+                heard, silent_since = state.saved, now
+            if now >= deadline or now - silent_since >= patience:
+                return False
+            clock.sleep(pause)
+            pause = min(pause * 1.5, _LONGEST_POLL)
 
 
-@contextmanager
-def turn_at(
-    store: Store,
-    resource: Resource,
-    *,
-    patience: float,
-    sleep: Callable[[float], None] = time.sleep,
-) -> Iterator[Turn]:
-    """Wait at most ``patience`` seconds for one's turn, then go ahead with or without it."""
-    started = time.time()
-    descriptor = _open(store, resource)
-    if descriptor is None:
-        yield Turn(False, 0.0, None, None)
-        return
-    try:
-        waited = _lock(descriptor, patience, sleep)
-        note = _read(descriptor)
-        failure = note.error() if waited and note is not None and note.at >= started else None
-        hold_off = 0.0 if note is None else note.hold_off(time.time())
-        yield Turn(waited, hold_off, failure, descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _open(store: Store, resource: Resource) -> int | None:
-    path = store.root / "lock" / ("-".join(place_of(resource).parts) + ".lock")
-    with contextlib.suppress(OSError):
-        path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
-        return os.open(path, flags, 0o600)
+def _open_own(folder: int, name: str, flags: int) -> int | None:
+    """Open a file of ours; None for what is no regular file, or has another name elsewhere."""
+    flags |= os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY
+    descriptor = os.open(name, flags, 0o600, dir_fd=folder)
+    found = os.fstat(descriptor)
+    if stat.S_ISREG(found.st_mode) and found.st_nlink <= 1:
+        return descriptor
+    os.close(descriptor)
     return None
 
 
-def _lock(descriptor: int, patience: float, sleep: Callable[[float], None]) -> bool:
-    """Whether there was somebody to wait for."""
-    deadline = time.monotonic() + patience
-    waited = False
-    while True:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            waited = True
-        except OSError:  # a file system without locks
-            return waited
-        else:
-            return waited
-        if time.monotonic() >= deadline:
-            return waited
-        sleep(_POLL)
-
-
-@dataclass(frozen=True, slots=True)
-class _Note:
-    at: float  # seconds since the epoch
-    code: str
-    message: str
-    hint: str | None
-    retry_after: float | None
-    reasons: tuple[str, ...]
-
-    def error(self) -> KdsError | None:
-        if self.code == KdsUnavailableError.code:
-            return KdsUnavailableError(self.message, retry_after=self.retry_after, hint=self.hint)
-        if self.code == KdsNotFoundError.code:
-            return KdsNotFoundError(self.message, hint=self.hint)
-        if self.code == KdsUntrustedError.code:
-            return KdsUntrustedError(self.message, reasons=self.reasons, hint=self.hint)
-        return None
-
-    def hold_off(self, now: float) -> float:
-        if self.code != KdsUnavailableError.code or self.retry_after is None:
-            return 0.0
-        # A note from the future was written by another clock: it says nothing.
-        left = self.at + min(self.retry_after, MAX_HOLD_OFF) - now
-        return max(0.0, left) if self.at <= now else 0.0
-
-
-def _read(descriptor: int) -> _Note | None:
+def _replace(folder: int, name: str, data: bytes) -> None:
+    """The old content or the new one is there, whole, even after a crash."""
+    temporary = f".{name}.new"  # always the same, so that no more than one is left behind
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(temporary, dir_fd=folder)
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
+    descriptor = os.open(temporary, flags, 0o600, dir_fd=folder)
     try:
-        saved = json.loads(os.pread(descriptor, _NOTE_LIMIT, 0) or b"null")
-        if not isinstance(saved, dict):
-            return None
-        retry_after, hint = saved.get("retry_after"), saved.get("hint")
-        return _Note(
-            float(saved["at"]),
-            str(saved["code"]),
-            str(saved["message"])[:_MESSAGE_LIMIT],
-            None if hint is None else str(hint)[:_MESSAGE_LIMIT],
-            None if retry_after is None else float(retry_after),
-            tuple(str(reason) for reason in saved["reasons"]),
-        )
-    except (OSError, ValueError, TypeError, KeyError, RecursionError):
-        return None
-
-
-def _write(descriptor: int, error: KdsError) -> None:
-    message = error.subject if isinstance(error, KdsUntrustedError) else error.message
-    note = {
-        "at": time.time(),
-        "code": error.code,
-        "message": message[:_MESSAGE_LIMIT],
-        "hint": error.hint,
-        "retry_after": error.retry_after if isinstance(error, KdsUnavailableError) else None,
-        "reasons": error.reasons[:8] if isinstance(error, KdsUntrustedError) else (),
-    }
-    with contextlib.suppress(OSError):
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, json.dumps(note).encode()[:_NOTE_LIMIT], 0)
+        with open(descriptor, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(descriptor)
+        os.rename(temporary, name, src_dir_fd=folder, dst_dir_fd=folder)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary, dir_fd=folder)
+        raise

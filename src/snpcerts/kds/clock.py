@@ -1,0 +1,38 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The clock that waits for the key server are measured by."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from functools import cached_property
+from pathlib import Path
+
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+
+
+class Clock:
+    """Seconds since this machine was started, the same for all its processes.
+
+    Setting the time of day does not touch it, and it goes on while the machine
+    sleeps (CLOCK_BOOTTIME).
+    """
+
+    @cached_property
+    def boot(self) -> str:
+        """Which start of which machine :meth:`now` counts from; empty where that is unknown."""
+        with contextlib.suppress(OSError, UnicodeDecodeError):
+            return _BOOT_ID.read_text(encoding="ascii").strip()
+        return ""
+
+    def now(self) -> float:
+        """Seconds since the machine was started."""
+        return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+    def wall(self) -> float:
+        """The time of day, in seconds since the epoch; it may be set at any moment."""
+        return time.time()
+
+    def sleep(self, seconds: float) -> None:
+        """Wait."""
+        time.sleep(seconds)

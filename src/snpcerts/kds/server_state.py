@@ -1,0 +1,244 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What all processes of a host know of one key server: when it may be asked again.
+
+All times are those of :class:`snpcerts.kds.clock.Clock`, in seconds. On disk
+they are relative to when they were written, which is there by that clock and by
+the time of day: the first is right until the machine is started anew, whatever
+becomes of the time of day, and the second helps out after that. Nothing that
+the file says can keep anybody away for more than an hour.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from snpcerts.kds.clock import Clock
+from snpcerts.kds.errors import KdsNotFoundError, KdsUnavailableError, KdsUntrustedError
+from snpcerts.kds.retry import MAX_GAP, MAX_RETRY_AFTER
+
+MAX_SIZE: Final = 1 << 15  # bytes on disk
+
+_FORGET: Final = MAX_RETRY_AFTER  # seconds
+_MAX_FAILURES: Final = 16
+_MAX_TEXT: Final = 300
+_MAX_REASONS: Final = 4
+# Whoever goes on with a series of tries does so this soon after it is time to.
+_GRACE: Final = 5.0
+
+# What can come of asking.
+KdsError = KdsUnavailableError | KdsNotFoundError | KdsUntrustedError
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """What came of asking for one thing the last time.
+
+    ``tries`` counts those in a row; until ``again_at`` it is not to be asked
+    for again. ``over`` says that whoever asked has given up.
+    """
+
+    at: float
+    tries: int
+    over: bool
+    again_at: float
+    problem: str
+    code: str
+    message: str
+    hint: str | None
+    retry_after: float | None
+    reasons: tuple[str, ...]
+
+    @classmethod
+    def of(
+        cls, error: KdsError, problem: str, *, at: float, tries: int, over: bool, again_at: float
+    ) -> Failure:
+        """That error; ``problem`` says in few words what was wrong."""
+        message = error.message
+        retry_after: float | None = None
+        reasons: tuple[str, ...] = ()
+        if isinstance(error, KdsUntrustedError):
+            message, reasons = error.subject, error.reasons
+        elif isinstance(error, KdsUnavailableError):
+            retry_after = error.retry_after
+        return cls(
+            at,
+            tries,
+            over,
+            again_at,
+            problem,
+            error.code,
+            message,
+            error.hint,
+            retry_after,
+            reasons,
+        )
+
+    def error(self) -> KdsError | None:
+        """The same error, for another who wanted the same."""
+        if self.code == KdsUnavailableError.code:
+            return KdsUnavailableError(self.message, retry_after=self.retry_after, hint=self.hint)
+        if self.code == KdsNotFoundError.code:
+            return KdsNotFoundError(self.message, hint=self.hint)
+        if self.code == KdsUntrustedError.code:
+            return KdsUntrustedError(self.message, reasons=self.reasons, hint=self.hint)
+        return None
+
+    def ours(self, since: float, now: float) -> bool:
+        """Whether one who wants the same ``since`` then takes part in these tries."""
+        return self.at >= since or (not self.over and now < self.again_at + _GRACE)
+
+
+@dataclass(slots=True)
+class ServerState:
+    """``saved`` is when it was written; ``asking`` since when a VCEK is being asked for.
+
+    ``hold_until`` is for every request, ``next_at`` for the next VCEK, and
+    ``gap`` what the server showed to need between two of them.
+    """
+
+    saved: float = -math.inf
+    asking: float | None = None
+    hold_until: float = -math.inf
+    next_at: float = -math.inf
+    refusals: int = 0
+    refused_at: float = -math.inf
+    gap: float = 0.0
+    failures: dict[str, Failure] = field(default_factory=dict)
+
+    def cut_off(self, now: float, gap: float, request: float) -> None:
+        """Whoever was asking has been stopped. What was asked counts all the same."""
+        if self.asking is not None:
+            self.next_at = max(self.next_at, min(now, self.asking + request) + gap)
+            self.asking = None
+
+    def forget(self, now: float) -> None:
+        """Drop what no longer matters."""
+        if now > self.refused_at + _FORGET:
+            self.refusals, self.gap = 0, 0.0
+        recent = {
+            path: each
+            for path, each in self.failures.items()
+            if now <= max(each.at, each.again_at) + _FORGET
+        }
+        kept = sorted(recent, key=lambda path: recent[path].at)[-_MAX_FAILURES:]
+        self.failures = {path: recent[path] for path in kept}
+
+    def refused(self, now: float, hold_off: float, gap: float) -> None:
+        """It answered 429: stay away for ``hold_off``, and keep VCEKs ``gap`` apart."""
+        self.hold_until = now + min(hold_off, MAX_RETRY_AFTER)
+        self.refusals += 1
+        self.refused_at = now
+        self.gap = max(self.gap, min(gap, MAX_GAP))
+
+    def encode(self, clock: Clock) -> bytes:
+        """As JSON, of at most :data:`MAX_SIZE` bytes."""
+        at = self.saved
+        failures = [
+            {
+                "path": path,
+                "at": each.at - at,
+                "tries": each.tries,
+                "over": each.over,
+                "again_at": each.again_at - at,
+                "problem": _printable(each.problem),
+                "code": each.code,
+                "message": _printable(each.message),
+                "hint": None if each.hint is None else _printable(each.hint),
+                "retry_after": each.retry_after,
+                "reasons": [_printable(reason) for reason in each.reasons[:_MAX_REASONS]],
+            }
+            for path, each in self.failures.items()
+        ]
+        said = {
+            "boot": clock.boot,
+            "at": at,
+            "wall": clock.wall() - (clock.now() - at),
+            "asking": None if self.asking is None else self.asking - at,
+            "hold_off": max(self.hold_until - at, 0.0),
+            "next": max(self.next_at - at, 0.0),
+            "refusals": self.refusals,
+            "refused": max(self.refused_at - at, -_FORGET),
+            "gap": self.gap,
+            "failures": failures,
+        }
+        data = json.dumps(said).encode()
+        while len(data) > MAX_SIZE and failures:
+            del failures[: (len(failures) + 1) // 2]  # the oldest
+            data = json.dumps(said).encode()
+        return data
+
+    @classmethod
+    def decode(cls, data: bytes, clock: Clock) -> ServerState | None:
+        """What was written, in this machine's time; None where it says nothing of use."""
+        try:
+            said = json.loads(data)
+            at = _written_at(said, clock)
+            if at is None:
+                return None
+            asking = said["asking"]
+            found = cls(
+                saved=at,
+                asking=None if asking is None else at + _number(asking, -MAX_RETRY_AFTER, 0),
+                hold_until=at + _number(said["hold_off"], 0, MAX_RETRY_AFTER),
+                next_at=at + _number(said["next"], 0, MAX_RETRY_AFTER),
+                refusals=int(_number(said["refusals"], 0, 1 << 20)),
+                refused_at=at + _number(said["refused"], -_FORGET, 0),
+                gap=_number(said["gap"], 0, MAX_GAP),
+            )
+            for each in said["failures"][:_MAX_FAILURES]:
+                found.failures[_text(each["path"], 2048)] = _failure(each, at)
+        except (ValueError, TypeError, KeyError, RecursionError):
+            return None
+        return found
+
+
+def _written_at(said: Mapping[str, Any], clock: Clock) -> float | None:
+    at, now = float(said["at"]), clock.now()
+    if said["boot"] == clock.boot != "":
+        return at if now - 2 * _FORGET <= at <= now else None
+    # Another start of this machine, or another machine. From the future, as its
+    # clock has it, or from long ago: of no use.
+    elapsed = clock.wall() - float(said["wall"])
+    return now - elapsed if 0 <= elapsed <= _FORGET else None
+
+
+def _printable(text: str) -> str:
+    return "".join(each if each.isprintable() else " " for each in text[:_MAX_TEXT])
+
+
+def _number(value: object, least: float, most: float) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError
+    if not least <= value <= most:
+        raise ValueError
+    return float(value)
+
+
+def _text(value: object, most: int = _MAX_TEXT) -> str:
+    if not isinstance(value, str):
+        raise TypeError
+    if len(value) > most or not value.isprintable():
+        raise ValueError
+    return value
+
+
+def _failure(said: Mapping[str, Any], at: float) -> Failure:
+    hint, retry_after = said["hint"], said["retry_after"]
+    if not isinstance(said["over"], bool):
+        raise TypeError
+    return Failure(
+        at=at + _number(said["at"], -MAX_RETRY_AFTER * 2, 0),
+        tries=int(_number(said["tries"], 1, 1 << 20)),
+        over=said["over"],
+        again_at=at + _number(said["again_at"], -MAX_RETRY_AFTER * 2, MAX_RETRY_AFTER),
+        problem=_text(said["problem"]),
+        code=_text(said["code"]),
+        message=_text(said["message"]),
+        hint=None if hint is None else _text(hint),
+        retry_after=None if retry_after is None else _number(retry_after, 0, MAX_RETRY_AFTER),
+        reasons=tuple(_text(reason) for reason in said["reasons"][:_MAX_REASONS]),
+    )
