@@ -187,6 +187,8 @@ def test_processes_share_the_turn_and_one_that_is_killed_in_it_leaves_it_to_the_
         others = [start(snp) for snp in (0, 1, 1, 2, 2)]
         for other in others:
             _until(lambda other=other: _waits(other.pid))  # type: ignore[misc]
+        state = next((cache / "lock").glob("*.json"))
+        assert json.loads(state.read_bytes())["asking"] is not None, "written before asking"
         first.send_signal(signal.SIGKILL)
         first.wait(60)
         gated.gate.set()
@@ -194,6 +196,16 @@ def test_processes_share_the_turn_and_one_that_is_killed_in_it_leaves_it_to_the_
     assert vcek_requests(server) == 1 + 3, "the one that was cut off, and one for each certificate"
     assert set(server.statuses) == {200}
     assert [path.name for path in (cache / "lock").iterdir() if path.suffix == ".new"] == []
+
+
+def test_a_request_that_was_cut_off_counts_all_the_same(host: Host) -> None:
+    host.policy = RetryPolicy(gap=10)
+    line = Line(host.cache, host.server.url, host.clock)
+    with line.turn(host.clock.now() + 9) as turn:
+        turn.state.asking = host.clock.now()
+        turn.save()
+    host.vcek()
+    assert 9 <= sum(host.waits) <= 10
 
 
 def _waits(pid: int) -> bool:
@@ -389,6 +401,11 @@ def test_a_hostile_cache_changes_no_other_file_and_costs_no_certificate(
     wanted = host.resource()
     for snp in (1, 2):
         assert source.vcek(wanted.product, wanted.hwid, replace(MILAN_TCB, snp=snp))
+    with (
+        line.turn(host.clock.now() + 9),
+        open(elsewhere / "precious", "rb") as precious,
+    ):
+        fcntl.flock(precious, fcntl.LOCK_EX | fcntl.LOCK_NB)  # ours is not the one we lock
     assert sum(host.waits) > 9, "what this process remembers counts all the same"
     assert [path.name for path in elsewhere.iterdir()] == ["precious"]
     assert (elsewhere / "precious").read_bytes() == b"precious"
