@@ -16,7 +16,6 @@ from functools import partial
 from pathlib import Path
 
 from bench.compare import Skip, compare
-from snpcerts.abi.kvm import ExitReason
 from snpcerts.abi.product import Product
 from snpcerts.certfile.certfile import CertFile
 from snpcerts.demo.host import EmulatedHost
@@ -85,7 +84,7 @@ def measured(kernel: Kernel, what: str, path: str) -> float:
     start = time.perf_counter()
     while True:
         vm.run()
-        if run.exit_reason != ExitReason.SNP_REQ_CERTS:
+        if not run.asks_for_certs:
             break
         served = service.serve(run, memory, vm.run)
         assert (served.ret, served.run_errno) == (0, errno.EINTR), served

@@ -24,17 +24,12 @@
 #include <time.h>
 #include <unistd.h>
 
-#define KVM_RUN 0xAE80ul
+#include "../native/kvm_abi.h"
+
 #define MEMORY (1 << 20)
 
-struct run {
-	uint8_t window, immediate_exit, pad[6];
-	uint32_t exit_reason, more[5];
-	uint64_t gpa, npages, ret;
-};
-
 static char *memory;
-static struct run *run;
+static struct kvm_run *run;
 
 static long must(long result, const char *what)
 {
@@ -48,16 +43,16 @@ static long must(long result, const char *what)
 /* A VM with one vCPU, its kvm_run and a megabyte. */
 static int make(int kvm, long type)
 {
-	uint32_t init[6] = { 22 };
-	int vm = must(ioctl(kvm, 0xAE01ul, type), "KVM_CREATE_VM"), vcpu;
+	uint32_t init[6] = { KVM_SEV_INIT2 };
+	int vm = must(ioctl(kvm, KVM_CREATE_VM, type), "KVM_CREATE_VM"), vcpu;
 	uint64_t region[4] = { 0, 0, MEMORY };
 
 	if (type)
-		must(ioctl(vm, 0xC008AEBAul, init), "INIT2");
+		must(ioctl(vm, KVM_MEMORY_ENCRYPT_OP, init), "INIT2");
 	memory = mmap(NULL, MEMORY, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	region[3] = (uintptr_t)memory;
-	must(ioctl(vm, 0x4020AE46ul, region), "KVM_SET_USER_MEMORY_REGION");
-	vcpu = must(ioctl(vm, 0xAE41ul, 0), "KVM_CREATE_VCPU");
+	must(ioctl(vm, KVM_SET_USER_MEMORY_REGION, region), "KVM_SET_USER_MEMORY_REGION");
+	vcpu = must(ioctl(vm, KVM_CREATE_VCPU, 0), "KVM_CREATE_VCPU");
 	run = mmap(NULL, 12288, PROT_READ | PROT_WRITE, MAP_SHARED, vcpu, 0);
 	must(run == MAP_FAILED ? -1 : 0, "kvm_run");
 	return vcpu;
@@ -65,9 +60,9 @@ static int make(int kvm, long type)
 
 static void request(int vcpu)
 {
-	run->gpa = 0;
-	run->npages = 4;
-	if (ioctl(vcpu, KVM_RUN, 0) == 0 || errno != EINTR || run->ret)
+	run->snp_req_certs.gpa = 0;
+	run->snp_req_certs.npages = 4;
+	if (ioctl(vcpu, KVM_RUN, 0) == 0 || errno != EINTR || run->snp_req_certs.ret)
 		must(-1, "a request was not served");
 }
 
@@ -106,14 +101,14 @@ static void write_guest(int vcpu)
 	uint8_t sregs[312];
 
 	memcpy(memory + 0x1000, code, sizeof code);
-	must(ioctl(vcpu, 0x8138AE83ul, sregs), "KVM_GET_SREGS");
+	must(ioctl(vcpu, KVM_GET_SREGS, sregs), "KVM_GET_SREGS");
 	memset(sregs, 0, 8); /* the code segment's base */
 	memset(sregs + 12, 0, 2);
-	must(ioctl(vcpu, 0x4138AE84ul, sregs), "KVM_SET_SREGS");
+	must(ioctl(vcpu, KVM_SET_SREGS, sregs), "KVM_SET_SREGS");
 	regs[3] = 0x80; /* RDX: a port of nobody's */
 	regs[16] = 0x1000; /* RIP */
 	regs[17] = 2; /* RFLAGS */
-	must(ioctl(vcpu, 0x4090AE82ul, regs), "KVM_SET_REGS");
+	must(ioctl(vcpu, KVM_SET_REGS, regs), "KVM_SET_REGS");
 }
 
 int main(int argc, char **argv)
@@ -124,11 +119,11 @@ int main(int argc, char **argv)
 	int vcpu = -1;
 
 	if (!strcmp(what, "requests")) {
-		vcpu = make(-1, 4);
+		vcpu = make(-1, KVM_X86_SNP_VM);
 	} else if (!strcmp(what, "calls")) {
 		memory = mmap(NULL, MEMORY, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	} else if (!strcmp(what, "exits") || !strcmp(what, "snp")) {
-		vcpu = make(must(open("/dev/kvm", O_RDWR | O_CLOEXEC), "/dev/kvm"), *what == 's' ? 4 : 0);
+		vcpu = make(must(open("/dev/kvm", O_RDWR | O_CLOEXEC), "/dev/kvm"), *what == 's' ? KVM_X86_SNP_VM : 0);
 		write_guest(vcpu);
 	} else {
 		return 2;
@@ -142,7 +137,7 @@ int main(int argc, char **argv)
 				request(vcpu);
 			else if (*what == 'c')
 				calls(argv[2]);
-			else if (must(ioctl(vcpu, KVM_RUN, 0), "KVM_RUN") || run->exit_reason != 2)
+			else if (must(ioctl(vcpu, KVM_RUN, 0), "KVM_RUN") || run->exit_reason != KVM_EXIT_IO)
 				must(-1, "not a port write");
 		}
 		clock_gettime(CLOCK_THREAD_CPUTIME_ID, &end);

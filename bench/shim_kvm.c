@@ -14,8 +14,10 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include "../native/kvm_abi.h"
+
 static int vm = -1, vcpu = -1;
-static uint8_t *run;
+static struct kvm_run *run;
 static int (*real_ioctl)(int, unsigned long, ...);
 
 __attribute__((constructor)) static void start(void)
@@ -37,31 +39,31 @@ int ioctl(int fd, unsigned long request, ...)
 	va_start(list, request);
 	argument = va_arg(list, void *);
 	va_end(list);
-	if (request == 0xAE80 && fd == vcpu) {
+	if ((unsigned)request == KVM_RUN && fd == vcpu) {
 		syscall(SYS_getppid);
-		if (run[1]) {
+		if (run->immediate_exit) {
 			errno = EINTR;
 			return -1;
 		}
-		memcpy(run + 8, &(uint32_t){ 42 }, 4);
+		run->exit_reason = KVM_EXIT_SNP_REQ_CERTS;
 		return 0;
 	}
-	switch (request) {
-	case 0xAE01: /* KVM_CREATE_VM */
+	switch ((unsigned)request) {
+	case KVM_CREATE_VM:
 		return fd < 0 ? made(&vm) : real_ioctl(fd, request, 0l);
-	case 0x4018AEE2: { /* KVM_GET_DEVICE_ATTR */
+	case KVM_GET_DEVICE_ATTR: {
 		uint64_t *there;
 
 		memcpy(&there, (char *)argument + 16, sizeof there);
 		*there = 1;
 		return 0;
 	}
-	case 0xC008AEBA: /* KVM_MEMORY_ENCRYPT_OP */
+	case KVM_MEMORY_ENCRYPT_OP:
 		return 0;
 	}
 	if (fd < 0 || fd != vm)
 		return real_ioctl(fd, request, argument);
-	if (request == 0xAE41) { /* KVM_CREATE_VCPU */
+	if ((unsigned)request == KVM_CREATE_VCPU) {
 		if (made(&vcpu) < 0)
 			return -1;
 		run = mmap(NULL, 12288, PROT_READ | PROT_WRITE, MAP_SHARED, vcpu, 0);

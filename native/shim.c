@@ -13,8 +13,7 @@
  *
  * The certificate file's protocol is docs/protocol.md; src/snpcerts/certfile/reader.py
  * and vmm/exit_service.py are the same in Python. KVM's numbers: Linux
- * Documentation/virt/kvm/api.rst and x86/amd-memory-encryption.rst. They stand here
- * by hand, as the C library's headers may be older than the exit.
+ * Documentation/virt/kvm/api.rst and x86/amd-memory-encryption.rst; see kvm_abi.h.
  *
  * Each KVM_RUN costs two loads more. A request takes no lock of ours and allocates
  * nothing; what is remembered is in tables of fixed size.
@@ -42,45 +41,9 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "kvm_abi.h"
+
 #define EXPORT __attribute__((visibility("default")))
-
-/* Linux, include/uapi/linux/kvm.h and arch/x86/include/uapi/asm/kvm.h. */
-#define KVM_CREATE_VM 0xAE01ul
-#define KVM_CREATE_VCPU 0xAE41ul
-#define KVM_SET_USER_MEMORY_REGION 0x4020AE46ul
-#define KVM_SET_USER_MEMORY_REGION2 0x40A0AE49ul
-#define KVM_RUN 0xAE80ul
-#define KVM_MEMORY_ENCRYPT_OP 0xC008AEBAul
-#define KVM_GET_DEVICE_ATTR 0x4018AEE2ul
-#define KVM_X86_SNP_VM 4
-#define KVM_MEM_READONLY 2
-#define KVM_SEV_INIT2 22
-#define KVM_SEV_SNP_ENABLE_REQ_CERTS 103
-#define KVM_EXIT_SNP_REQ_CERTS 42
-
-struct kvm_run {
-	uint8_t request_interrupt_window;
-	_Atomic uint8_t immediate_exit;
-	uint8_t padding1[6];
-	uint32_t exit_reason;
-	uint8_t padding2[20];
-	uint64_t gpa, npages, ret; /* of exit 42 */
-};
-_Static_assert(offsetof(struct kvm_run, gpa) == 32, "linux/kvm.h");
-
-struct memory_region { /* both region calls begin with it */
-	uint32_t slot, flags;
-	uint64_t guest_phys_addr, memory_size, userspace_addr;
-};
-struct sev_cmd {
-	uint32_t id, pad0;
-	uint64_t data;
-	uint32_t error, sev_fd;
-};
-struct device_attr {
-	uint32_t flags, group;
-	uint64_t attr, addr;
-};
 
 static const char zeros[24]; /* an entry of a certificate table that ends it */
 #define ENTRY ((int)sizeof zeros)
@@ -185,7 +148,7 @@ static void pause_for(long nanoseconds)
 }
 
 /* After KVM has accepted it. Afterwards no request writes to what was there before. */
-static void note_region(struct vm *vm, const struct memory_region *region)
+static void note_region(struct vm *vm, const struct kvm_userspace_memory_region *region)
 {
 	uint32_t id = region->slot;
 	struct slot *slot;
@@ -385,13 +348,13 @@ static int serve(int vcpu, struct vm *vm, struct kvm_run *run, int saved)
 	/* Any value but 0 makes KVM_RUN return. A VMM's kick writes 1 over this one. */
 	const uint8_t OURS = 2;
 	uint8_t before, still = OURS;
-	uint64_t npages = run->npages;
+	uint64_t npages = run->snp_req_certs.npages;
 	int fd, problem = 0, result, error, cancel;
 	sigset_t all, mask;
 
 	pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, &cancel);
-	run->ret = answer(vm, run->gpa, &npages, &fd, &problem);
-	run->npages = npages;
+	run->snp_req_certs.ret = answer(vm, run->snp_req_certs.gpa, &npages, &fd, &problem);
+	run->snp_req_certs.npages = npages;
 	before = atomic_exchange(&run->immediate_exit, OURS);
 	/* EINTR must mean that KVM has taken the answer, not that a signal came before
 	 * KVM saw the call: then the firmware would sign after the lock is dropped. */
@@ -439,7 +402,9 @@ static void forget(int fd)
 static bool kvm_offers_exit(int kvm)
 {
 	uint64_t value = 0;
-	struct device_attr attr = { .group = 1, .attr = 2, .addr = (uintptr_t)&value };
+	struct kvm_device_attr attr = { .group = KVM_X86_GRP_SEV,
+					.attr = KVM_X86_SEV_SNP_REQ_CERTS,
+					 .addr = (uintptr_t)&value };
 
 	return next_ioctl(kvm, KVM_GET_DEVICE_ATTR, &attr) == 0 && value == 1;
 }
@@ -477,9 +442,9 @@ static void note_vm(int kvm, int fd, unsigned long type)
 			 "(Linux 7.0 can), or SNP is off");
 }
 
-static void note_sev_command(struct vm *vm, int fd, const struct sev_cmd *command)
+static void note_sev_command(struct vm *vm, int fd, const struct kvm_sev_cmd *command)
 {
-	struct sev_cmd enable = { .id = KVM_SEV_SNP_ENABLE_REQ_CERTS };
+	struct kvm_sev_cmd enable = { .id = KVM_SEV_SNP_ENABLE_REQ_CERTS };
 
 	if (command && command->id == KVM_SEV_SNP_ENABLE_REQ_CERTS)
 		vm->theirs = true;
@@ -514,7 +479,7 @@ static int note_vcpu(struct vm *vm, int fd)
 }
 
 /* Follow a call that has succeeded; its result for the VMM. */
-static int note(int fd, unsigned long request, void *argument, int result)
+static int note(int fd, unsigned request, void *argument, int result)
 {
 	struct vm *vm = in_table(fd) ? vm_of[fd] : NULL;
 
@@ -584,19 +549,30 @@ __attribute__((constructor)) static void start(void)
 	timeout = milliseconds * 1000000ull;
 }
 
-EXPORT int ioctl(int fd, unsigned long request, ...)
+/* 43 in released kernels. Trees with the series as posted say 42, which released ones
+ * use on arm64 alone. */
+static bool asks_for_certs(const struct kvm_run *run)
 {
+	return run->exit_reason == KVM_EXIT_SNP_REQ_CERTS ||
+	       run->exit_reason == KVM_EXIT_ARM_LDST64B;
+}
+
+EXPORT int ioctl(int fd, unsigned long passed, ...)
+{
+	/* The kernel looks at 32 bits. A VMM that keeps requests in an int passes
+	 * KVM_MEMORY_ENCRYPT_OP sign-extended; QEMU up to 9.1 does. */
+	unsigned request = passed;
 	void *argument;
 	va_list list;
 	int result, saved;
 
-	va_start(list, request);
+	va_start(list, passed);
 	argument = va_arg(list, void *);
 	va_end(list);
 	if (!next_ioctl) /* another library's start comes before ours */
 		find_next();
 	saved = errno;
-	result = next_ioctl(fd, request, argument);
+	result = next_ioctl(fd, passed, argument);
 	if (result < 0)
 		return result;
 	if (request != KVM_RUN) {
@@ -604,7 +580,7 @@ EXPORT int ioctl(int fd, unsigned long request, ...)
 	} else if (in_table(fd) && vcpus[fd].vm) {
 		struct kvm_run *run = vcpus[fd].run;
 
-		if (run && run->exit_reason != KVM_EXIT_SNP_REQ_CERTS)
+		if (run && !asks_for_certs(run))
 			return result;
 		if (run)
 			return serve(fd, vcpus[fd].vm, run, saved);

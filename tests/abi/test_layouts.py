@@ -113,7 +113,7 @@ def test_requests_that_older_headers_lack() -> None:
     assert kvm.Ioctl.SET_USER_MEMORY_REGION2 == 0x40A0AE49
     assert kvm.Ioctl.CREATE_GUEST_MEMFD == 0xC040AED4
     assert kvm.Ioctl.SET_MEMORY_ATTRIBUTES == 0x4020AED2
-    assert kvm.ExitReason.SNP_REQ_CERTS == 42
+    assert kvm.ExitReason.SNP_REQ_CERTS == 43
     assert kvm.SevCommand.SNP_ENABLE_REQ_CERTS == 103
     assert (kvm.RUN_SNP_GPA, kvm.RUN_SNP_NPAGES, kvm.RUN_SNP_RET) == (32, 40, 48)
     assert sev_guest.SNP_GET_REPORT == 0xC0205300
@@ -211,7 +211,7 @@ def test_run_view_writes_where_kvm_reads() -> None:
     run.snp_req_certs = (0x1000, 4, 0)
     run.answer_req_certs(28, 2)
     assert memory[1] == 1
-    assert memory[8:12] == bytes((42, 0, 0, 0))
+    assert memory[8:12] == bytes((43, 0, 0, 0))
     assert [int.from_bytes(memory[at : at + 8], "little") for at in (32, 40, 48)] == [4096, 2, 28]
     assert run.snp_req_certs == (0x1000, 2, 28)
     run.answer_req_certs(0)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""virtee/snpguest, unmodified, in a guest whose VMM serves certificates through exit 42."""
+"""virtee/snpguest, unmodified, in a guest whose VMM serves certificates through exit 43."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ import signal
 import sys
 import threading
 
-from snpcerts.abi.kvm import ExitReason, Ioctl, UserspaceMemoryRegion
+from snpcerts.abi.kvm import Ioctl, UserspaceMemoryRegion
 from snpcerts.certfile.certfile import CertFile
 from snpcerts.emulator.reference_vmm import MEMORY_SIZE, ReferenceVm, build_vm
 from snpcerts.emulator.vmm_program import SystemCalls
@@ -64,7 +64,7 @@ def run_vcpu(
             vm.run(number)
         except InterruptedError:
             continue
-        if run.exit_reason != ExitReason.SNP_REQ_CERTS:
+        if not run.asks_for_certs:
             return
         service.serve(run, memory, lambda: vm.run(number))
 

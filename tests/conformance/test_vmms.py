@@ -78,6 +78,7 @@ EXPECTED: dict[str, set[str]] = {
     "LEAKS_DESCRIPTORS": {"descriptors"},
     "LAST_PAGE_REFUSED": {"buffer-at-slot-end"},
     "FIRST_VCPU_ONLY": {"vcpus-served"},
+    "ONLY_THE_POSTED_EXIT": {"exit-number"},
     "CHILD_KEEPS_LOCK": {"lock-released", "descriptors", "lock-ends-with-vmm"},
 }
 # Never judged on this machine without the right to mount.

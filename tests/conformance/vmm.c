@@ -21,6 +21,8 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "../../native/kvm_abi.h"
+
 enum wrong {
 	NOTHING,
 	ATTRIBUTE_NOT_ASKED, ONLY_HAS_ASKED, ENABLED_TOO_LATE, NEVER_ENABLED,
@@ -31,7 +33,7 @@ enum wrong {
 	EMPTY_IS_SUCCESS, SIZE_WRAPS, GPA_WRAPS, GPA_UNCHECKED, ONE_SLOT_ONLY,
 	MISSING_ENDS_VM, MISSING_IS_EIO, MISSING_WRITES_NOTHING, UNREADABLE_ENDS_VM,
 	IMMEDIATE_EXIT_STAYS, KICK_ERASED, STALE_EXIT_REASON, LEAKS_DESCRIPTORS, CHILD_KEEPS_LOCK,
-	FIRST_VCPU_ONLY, LAST_PAGE_REFUSED,
+	FIRST_VCPU_ONLY, LAST_PAGE_REFUSED, ONLY_THE_POSTED_EXIT,
 };
 
 #ifndef WRONG
@@ -46,24 +48,11 @@ enum wrong {
 #define LOCK_WAIT 100 /* ms, then BUSY */
 #define SIZE_MAX_SERVED (1ul << 20)
 
-#define KVM_RUN 0xAE80
-#define SET_REGION2 0x40A0AE49
-#define ENCRYPT_OP 0xC008AEBA
-#define GET_DEVICE_ATTR 0x4018AEE2
-#define HAS_DEVICE_ATTR 0x4018AEE3
-#define SET_ATTRIBUTES 0x4020AED2
-#define CREATE_MEMFD 0xC040AED4
-
-struct run {
-	uint8_t window, immediate_exit, pad[6];
-	uint32_t exit_reason, more[5];
-	uint64_t gpa, npages, ret;
-};
 
 static const char *path;
 static int vm, sev, vcpus, fds[64];
 static uint8_t *memory[2];
-static struct run *runs[64];
+static struct kvm_run *runs[64];
 static pthread_t threads[64];
 static volatile bool stopping;
 
@@ -210,27 +199,27 @@ static ssize_t locked_contents(int *fd, uint8_t *data)
 	return -1;
 }
 
-static uint64_t deliver(struct run *run, const uint8_t *data, uint64_t size)
+static uint64_t deliver(struct kvm_run *run, const uint8_t *data, uint64_t size)
 {
 	uint64_t pages = (size + PAGE - 1) / PAGE;
 	static const uint8_t zeros[3 * PAGE];
 
 	if (is_wrong(PAGE_TOO_MANY))
 		pages = (size + PAGE) / PAGE;
-	if (is_wrong(WRITES_BEFORE_CHECK) && run->npages < pages)
-		put(run->gpa, data, run->npages * PAGE);
-	if (is_wrong(SIZE_WRAPS) ? run->npages * PAGE < size : run->npages < pages) {
-		run->npages = pages;
+	if (is_wrong(WRITES_BEFORE_CHECK) && run->snp_req_certs.npages < pages)
+		put(run->snp_req_certs.gpa, data, run->snp_req_certs.npages * PAGE);
+	if (is_wrong(SIZE_WRAPS) ? run->snp_req_certs.npages * PAGE < size : run->snp_req_certs.npages < pages) {
+		run->snp_req_certs.npages = pages;
 		return is_wrong(NEGATIVE_RET) ? -ENOSPC : ENOSPC;
 	}
-	if (!put(run->gpa, data, size))
+	if (!put(run->snp_req_certs.gpa, data, size))
 		return EIO;
 	if (is_wrong(WRITES_WHOLE_PAGES)) /* and the page behind them */
-		put(run->gpa + size, zeros, (pages + 1) * PAGE - size);
+		put(run->snp_req_certs.gpa + size, zeros, (pages + 1) * PAGE - size);
 	return 0;
 }
 
-static uint64_t deliver_nothing(struct run *run)
+static uint64_t deliver_nothing(struct kvm_run *run)
 {
 	static const uint8_t empty[24];
 
@@ -238,10 +227,10 @@ static uint64_t deliver_nothing(struct run *run)
 		return EIO;
 	if (is_wrong(MISSING_WRITES_NOTHING))
 		return 0;
-	return run->npages == 0 || put(run->gpa, empty, sizeof(empty)) ? 0 : EIO;
+	return run->snp_req_certs.npages == 0 || put(run->snp_req_certs.gpa, empty, sizeof(empty)) ? 0 : EIO;
 }
 
-static uint64_t answer(struct run *run, int *fd, uint8_t *data)
+static uint64_t answer(struct kvm_run *run, int *fd, uint8_t *data)
 {
 	ssize_t size;
 
@@ -254,7 +243,7 @@ static uint64_t answer(struct run *run, int *fd, uint8_t *data)
 	if (is_wrong(KEEPS_A_COPY) && size > 0)
 		memcpy(copy, data, copied = size);
 	if (size >= 0)
-		return is_wrong(EMPTY_IS_SUCCESS) && run->npages == 0 ? 0 : deliver(run, data, size);
+		return is_wrong(EMPTY_IS_SUCCESS) && run->snp_req_certs.npages == 0 ? 0 : deliver(run, data, size);
 	if (*fd < 0 && errno == EAGAIN)
 		return is_wrong(BUSY_IS_EIO) ? EIO : EAGAIN;
 	if (is_wrong(MISSING_ENDS_VM) && *fd < 0)
@@ -277,11 +266,11 @@ static void let_go(int fd)
 }
 
 /* Whether the vCPU shall stop. */
-static bool serve(int vcpu, struct run *run, uint8_t *data)
+static bool serve(int vcpu, struct kvm_run *run, uint8_t *data)
 {
 	int fd = -1;
 
-	run->ret = is_wrong(FIRST_VCPU_ONLY) && vcpu != fds[0] ? EIO : answer(run, &fd, data);
+	run->snp_req_certs.ret = is_wrong(FIRST_VCPU_ONLY) && vcpu != fds[0] ? EIO : answer(run, &fd, data);
 	if (is_wrong(UNLOCKS_EARLY))
 		let_go(fd);
 	if (is_wrong(CHILD_KEEPS_LOCK) && fork() == 0) {
@@ -295,7 +284,7 @@ static bool serve(int vcpu, struct run *run, uint8_t *data)
 	exited = is_wrong(NO_HANDSHAKE) && errno != EINTR;
 	if (!is_wrong(UNLOCKS_EARLY))
 		let_go(fd);
-	if (is_wrong(STALE_EXIT_REASON) && run->exit_reason == 42) {
+	if (is_wrong(STALE_EXIT_REASON) && run->exit_reason == KVM_EXIT_SNP_REQ_CERTS) {
 		locked_contents(&fd, data);
 		close(fd);
 	}
@@ -305,10 +294,18 @@ static bool serve(int vcpu, struct run *run, uint8_t *data)
 	return !is_wrong(KICK_ERASED) && stopping;
 }
 
+static bool asks_for_certs(const struct kvm_run *run)
+{
+	if (is_wrong(ONLY_THE_POSTED_EXIT))
+		must(run->exit_reason == KVM_EXIT_SNP_REQ_CERTS ? -1 : 0, "unknown exit reason");
+	return run->exit_reason == KVM_EXIT_SNP_REQ_CERTS ||
+	       run->exit_reason == KVM_EXIT_ARM_LDST64B; /* its number in the series as posted */
+}
+
 static void *vcpu_thread(void *argument)
 {
 	int number = (int)(intptr_t)argument, vcpu = fds[number];
-	struct run *run = runs[number];
+	struct kvm_run *run = runs[number];
 	uint8_t *data = malloc(SIZE_MAX_SERVED);
 
 	while (is_wrong(KICK_ERASED) || !stopping) {
@@ -321,7 +318,9 @@ static void *vcpu_thread(void *argument)
 			continue;
 		}
 		exited = false;
-		if (run->exit_reason == 8 || (run->exit_reason == 42 && serve(vcpu, run, data)))
+		if (run->exit_reason == KVM_EXIT_SHUTDOWN)
+			break;
+		if (asks_for_certs(run) && serve(vcpu, run, data))
 			break;
 	}
 	free(data);
@@ -350,34 +349,35 @@ static void command(uint32_t id, void *data)
 {
 	uint64_t issued[3] = { id, (uintptr_t)data, (uint64_t)sev << 32 };
 
-	must(ioctl(vm, ENCRYPT_OP, issued), "KVM_MEMORY_ENCRYPT_OP");
+	must(ioctl(vm, KVM_MEMORY_ENCRYPT_OP, issued), "KVM_MEMORY_ENCRYPT_OP");
 }
 
 static void slot(uint32_t number, uint64_t gpa, uint64_t size)
 {
-	uint64_t memfd[8] = { size }, region[20] = { number | 4ul << 32, gpa, size };
+	uint64_t memfd[8] = { size }, region[20] = { number | (uint64_t)KVM_MEM_GUEST_MEMFD << 32, gpa, size };
 
 	memory[number] = memory[0] + gpa;
 	region[3] = (uintptr_t)memory[number];
-	region[5] = must(ioctl(vm, CREATE_MEMFD, memfd), "KVM_CREATE_GUEST_MEMFD");
-	must(ioctl(vm, SET_REGION2, region), "KVM_SET_USER_MEMORY_REGION2");
+	region[5] = must(ioctl(vm, KVM_CREATE_GUEST_MEMFD, memfd), "KVM_CREATE_GUEST_MEMFD");
+	must(ioctl(vm, KVM_SET_USER_MEMORY_REGION2, region), "KVM_SET_USER_MEMORY_REGION2");
 }
 
 static bool supported(int kvm)
 {
-	uint64_t value = 0, attr[3] = { 1ul << 32, 2, (uintptr_t)&value };
+	uint64_t value = 0, attr[3] = { (uint64_t)KVM_X86_GRP_SEV << 32,
+					KVM_X86_SEV_SNP_REQ_CERTS, (uintptr_t)&value };
 
 	if (is_wrong(ATTRIBUTE_NOT_ASKED))
 		return true;
 	if (is_wrong(ONLY_HAS_ASKED))
-		return !ioctl(kvm, HAS_DEVICE_ATTR, attr);
-	return !ioctl(kvm, GET_DEVICE_ATTR, attr) && value == 1;
+		return !ioctl(kvm, KVM_HAS_DEVICE_ATTR, attr);
+	return !ioctl(kvm, KVM_GET_DEVICE_ATTR, attr) && value == 1;
 }
 
 int main(int count, char **words)
 {
 	uint64_t init[6] = { 0, 2ul << 32 }, start[8] = { 3 << 16 }, finish[11] = { 0 };
-	uint64_t private[4] = { 0, 2 * PAGE, 8 };
+	uint64_t private[4] = { 0, 2 * PAGE, KVM_MEMORY_ATTRIBUTE_PRIVATE };
 	bool enable;
 	sigset_t stop;
 	int kvm;
@@ -395,31 +395,31 @@ int main(int count, char **words)
 	kvm = must(open("/dev/kvm", O_RDWR | O_CLOEXEC), "/dev/kvm");
 	sev = must(open("/dev/sev", O_RDWR | O_CLOEXEC), "/dev/sev");
 	enable = supported(kvm) && !is_wrong(NEVER_ENABLED);
-	vm = must(ioctl(kvm, 0xAE01, 4), "KVM_CREATE_VM");
-	command(22, init);
+	vm = must(ioctl(kvm, KVM_CREATE_VM, KVM_X86_SNP_VM), "KVM_CREATE_VM");
+	command(KVM_SEV_INIT2, init);
 	/* A page on either side that nobody may touch. */
 	memory[0] = mmap(NULL, MEMORY + 2 * PAGE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	memory[0] += PAGE;
 	must(mprotect(memory[0], MEMORY, PROT_READ | PROT_WRITE), "memory");
 	slot(0, 0, LOW);
 	slot(1, LOW, MEMORY - LOW);
-	must(ioctl(vm, SET_ATTRIBUTES, private), "KVM_SET_MEMORY_ATTRIBUTES");
+	must(ioctl(vm, KVM_SET_MEMORY_ATTRIBUTES, private), "KVM_SET_MEMORY_ATTRIBUTES");
 	if (enable && !is_wrong(ENABLED_TOO_LATE))
-		command(103, NULL);
+		command(KVM_SEV_SNP_ENABLE_REQ_CERTS, NULL);
 	for (int i = 0; i < vcpus; i++) {
-		fds[i] = must(ioctl(vm, 0xAE41, i), "KVM_CREATE_VCPU");
+		fds[i] = must(ioctl(vm, KVM_CREATE_VCPU, i), "KVM_CREATE_VCPU");
 		runs[i] = mmap(NULL, RUN_SIZE, PROT_READ | PROT_WRITE, MAP_SHARED, fds[i], 0);
 		must(runs[i] == MAP_FAILED ? -1 : 0, "mmap of kvm_run");
 	}
 	if (enable && is_wrong(ENABLED_TOO_LATE))
-		ioctl(vm, ENCRYPT_OP, (uint64_t[3]){ 103 });
-	command(100, start);
+		ioctl(vm, KVM_MEMORY_ENCRYPT_OP, (uint64_t[3]){ KVM_SEV_SNP_ENABLE_REQ_CERTS });
+	command(KVM_SEV_SNP_LAUNCH_START, start);
 	for (uint64_t page = 0; page < 2; page++) {
 		uint64_t update[8] = { page, (uintptr_t)memory[0] + page * PAGE, PAGE, page ? 5 : 1 };
 
-		command(101, update);
+		command(KVM_SEV_SNP_LAUNCH_UPDATE, update);
 	}
-	command(102, finish);
+	command(KVM_SEV_SNP_LAUNCH_FINISH, finish);
 	pthread_create(&(pthread_t){ 0 }, NULL, stopper, &stop);
 	for (int i = 0; i < vcpus; i++)
 		pthread_create(&threads[i], NULL, vcpu_thread, (void *)(intptr_t)i);

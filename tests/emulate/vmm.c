@@ -16,23 +16,13 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "../../native/kvm_abi.h"
+
 #define PAGE 4096ul
 #define MEMORY (PAGE * 512)
 #define RUN_SIZE 12288
 #define LOCK_TRIES 100 /* a millisecond each, then BUSY */
 
-#define KVM_RUN 0xAE80
-#define SET_REGION2 0x40A0AE49
-#define ENCRYPT_OP 0xC008AEBA
-#define GET_DEVICE_ATTR 0x4018AEE2
-#define SET_ATTRIBUTES 0x4020AED2
-#define CREATE_MEMFD 0xC040AED4
-
-struct run {
-	uint8_t window, immediate_exit, pad[6];
-	uint32_t exit_reason, more[5];
-	uint64_t gpa, npages, ret;
-};
 
 static const char *path;
 static int vm, sev;
@@ -51,7 +41,7 @@ static void command(uint32_t id, void *data)
 {
 	uint64_t issued[3] = { id, (uintptr_t)data, (uint64_t)sev << 32 };
 
-	must(ioctl(vm, ENCRYPT_OP, issued), "KVM_MEMORY_ENCRYPT_OP");
+	must(ioctl(vm, KVM_MEMORY_ENCRYPT_OP, issued), "KVM_MEMORY_ENCRYPT_OP");
 }
 
 /* Open and lock the file that the path names now; -1 with errno. */
@@ -82,21 +72,21 @@ static int locked_file(struct stat *mine)
 	return -1;
 }
 
-static void serve(int vcpu, struct run *run, unsigned *seed)
+static void serve(int vcpu, struct kvm_run *run, unsigned *seed)
 {
 	struct stat file;
 	int fd = locked_file(&file);
 	uint64_t pages = fd < 0 ? 0 : (file.st_size + PAGE - 1) / PAGE;
 
 	if (fd < 0) {
-		run->ret = errno == EAGAIN ? EAGAIN : EIO;
-	} else if (run->npages < pages) {
-		run->npages = pages;
-		run->ret = ENOSPC;
+		run->snp_req_certs.ret = errno == EAGAIN ? EAGAIN : EIO;
+	} else if (run->snp_req_certs.npages < pages) {
+		run->snp_req_certs.npages = pages;
+		run->snp_req_certs.ret = ENOSPC;
 	} else {
-		must(run->gpa + file.st_size <= MEMORY ? 0 : -1, "the guest's buffer");
-		must(pread(fd, memory + run->gpa, file.st_size, 0), path);
-		run->ret = 0;
+		must(run->snp_req_certs.gpa + file.st_size <= MEMORY ? 0 : -1, "the guest's buffer");
+		must(pread(fd, memory + run->snp_req_certs.gpa, file.st_size, 0), path);
+		run->snp_req_certs.ret = 0;
 	}
 	/* A thread may be kept from running at any point; here it would matter. */
 	usleep(rand_r(seed) % 4 ? rand_r(seed) % 1000 : rand_r(seed) % 20000);
@@ -112,15 +102,15 @@ static void *vcpu_thread(void *argument)
 {
 	int vcpu = (int)(intptr_t)argument;
 	unsigned seed = vcpu;
-	struct run *run = mmap(NULL, RUN_SIZE, PROT_READ | PROT_WRITE, MAP_SHARED, vcpu, 0);
+	struct kvm_run *run = mmap(NULL, RUN_SIZE, PROT_READ | PROT_WRITE, MAP_SHARED, vcpu, 0);
 
 	must(run == MAP_FAILED ? -1 : 0, "mmap of kvm_run");
 	for (;;) {
 		if (ioctl(vcpu, KVM_RUN, 0) < 0 && errno == EINTR)
 			continue;
-		if (run->exit_reason == 42)
+		if (run->exit_reason == KVM_EXIT_SNP_REQ_CERTS)
 			serve(vcpu, run, &seed);
-		else if (run->exit_reason == 8)
+		else if (run->exit_reason == KVM_EXIT_SHUTDOWN)
 			return NULL;
 		else
 			must(-1, "an exit this VMM does not know");
@@ -129,10 +119,11 @@ static void *vcpu_thread(void *argument)
 
 int main(int count, char **words)
 {
-	uint64_t supported = 0, attr[3] = { 1ul << 32, 2, (uintptr_t)&supported };
+	uint64_t supported = 0, attr[3] = { (uint64_t)KVM_X86_GRP_SEV << 32,
+					    KVM_X86_SEV_SNP_REQ_CERTS, (uintptr_t)&supported };
 	uint64_t init[6] = { 0, 2ul << 32 }, start[8] = { 3 << 16 }, finish[11] = { 0 };
-	uint64_t memfd[8] = { MEMORY }, private[4] = { 0, 2 * PAGE, 8 };
-	uint64_t region[20] = { 4ul << 32, 0, MEMORY };
+	uint64_t memfd[8] = { MEMORY }, private[4] = { 0, 2 * PAGE, KVM_MEMORY_ATTRIBUTE_PRIVATE };
+	uint64_t region[20] = { (uint64_t)KVM_MEM_GUEST_MEMFD << 32, 0, MEMORY };
 	int kvm, vcpus = count == 3 ? atoi(words[2]) : 0, fds[64];
 	pthread_t threads[64];
 
@@ -143,25 +134,25 @@ int main(int count, char **words)
 	path = words[1];
 	kvm = must(open("/dev/kvm", O_RDWR | O_CLOEXEC), "/dev/kvm");
 	sev = must(open("/dev/sev", O_RDWR | O_CLOEXEC), "/dev/sev");
-	must(ioctl(kvm, GET_DEVICE_ATTR, attr), "KVM_X86_SEV_SNP_REQ_CERTS");
+	must(ioctl(kvm, KVM_GET_DEVICE_ATTR, attr), "KVM_X86_SEV_SNP_REQ_CERTS");
 	must(supported == 1 ? 0 : -1, "certificates are not supported");
-	vm = must(ioctl(kvm, 0xAE01, 4), "KVM_CREATE_VM");
-	command(22, init);
+	vm = must(ioctl(kvm, KVM_CREATE_VM, KVM_X86_SNP_VM), "KVM_CREATE_VM");
+	command(KVM_SEV_INIT2, init);
 	memory = mmap(NULL, MEMORY, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	region[3] = (uintptr_t)memory;
-	region[5] = must(ioctl(vm, CREATE_MEMFD, memfd), "KVM_CREATE_GUEST_MEMFD");
-	must(ioctl(vm, SET_REGION2, region), "KVM_SET_USER_MEMORY_REGION2");
-	must(ioctl(vm, SET_ATTRIBUTES, private), "KVM_SET_MEMORY_ATTRIBUTES");
-	command(103, NULL);
+	region[5] = must(ioctl(vm, KVM_CREATE_GUEST_MEMFD, memfd), "KVM_CREATE_GUEST_MEMFD");
+	must(ioctl(vm, KVM_SET_USER_MEMORY_REGION2, region), "KVM_SET_USER_MEMORY_REGION2");
+	must(ioctl(vm, KVM_SET_MEMORY_ATTRIBUTES, private), "KVM_SET_MEMORY_ATTRIBUTES");
+	command(KVM_SEV_SNP_ENABLE_REQ_CERTS, NULL);
 	for (int i = 0; i < vcpus; i++)
-		fds[i] = must(ioctl(vm, 0xAE41, i), "KVM_CREATE_VCPU");
-	command(100, start);
+		fds[i] = must(ioctl(vm, KVM_CREATE_VCPU, i), "KVM_CREATE_VCPU");
+	command(KVM_SEV_SNP_LAUNCH_START, start);
 	for (uint64_t page = 0; page < 2; page++) {
 		uint64_t update[8] = { page, (uintptr_t)memory + page * PAGE, PAGE, page ? 5 : 1 };
 
-		command(101, update);
+		command(KVM_SEV_SNP_LAUNCH_UPDATE, update);
 	}
-	command(102, finish);
+	command(KVM_SEV_SNP_LAUNCH_FINISH, finish);
 	for (int i = 0; i < vcpus; i++)
 		pthread_create(&threads[i], NULL, vcpu_thread, (void *)(intptr_t)fds[i]);
 	for (int i = 0; i < vcpus; i++)

@@ -34,6 +34,7 @@ class Host:
 
     snp: bool = True
     certs_enabled: bool = True
+    req_certs_exit: int = 43
     ghcb_version: int = 2
     irqchip: bool = False
     exits_for_page_state: bool = True
@@ -353,7 +354,7 @@ def test_enabled_certificates_exit_with_the_registers_verbatim(rax: int, rbx: in
     bench.fill(EXTENDED, rax=rax, rbx=rbx)
     bench.run.snp_req_certs = (1, 2, 3)
     assert bench.vmgexit() == EXIT
-    assert bench.run.exit_reason == 42
+    assert bench.run.exit_reason == 43
     assert bench.run.snp_req_certs == (rax, rbx, 0)
     assert bench.infos == (0, 0)
     assert bench.host.seen == []

@@ -187,14 +187,14 @@ def test_immediate_exit_runs_the_completion_and_not_the_guest(ret: int) -> None:
     before = process.arena.read(MEMORY + GHCB, 4096)
     for _ in range(2):  # it is never cleared, and the completion never repeated
         assert run_fails(process, vcpu) == errno.EINTR
-        assert vcpu.run.exit_reason == 42  # stale
+        assert vcpu.run.exit_reason == 43  # stale
         assert vcpu.run.immediate_exit == 1
     after = process.arena.read(MEMORY + GHCB, 4096)
     assert after[0x318:0x320] == before[0x318:0x320]  # RBX comes at the next entry
     assert (after[0x3A0:0x3A8] != bytes(8)) or ret == 0
     vcpu.run.immediate_exit = 0
     assert process.run(vcpu) == 0
-    assert vcpu.run.exit_reason == 42
+    assert vcpu.run.exit_reason == 43
 
 
 def test_immediate_exit_leaves_a_sentinel_in_exit_reason() -> None:
@@ -389,7 +389,7 @@ def test_a_second_run_of_a_vcpu_waits_for_the_first() -> None:
     clock.now = 52
     assert second.poll() is None
     assert first.poll() == 0
-    assert vcpu.run.exit_reason == 42
+    assert vcpu.run.exit_reason == 43
     assert second.poll() == 0
     assert vcpu.run.exit_reason == 8
 
@@ -409,7 +409,7 @@ def test_vcpus_are_independent() -> None:
     second.run.answer_req_certs(5)
     assert process.run(second) == 0
     assert second.run.exit_reason == 8
-    assert first.run.exit_reason == 42
+    assert first.run.exit_reason == 43
     first.run.answer_req_certs(11)
     assert process.run(first) == 0
     assert ghcb_field(process, Field.SW_EXITINFO2) == 2 << 32

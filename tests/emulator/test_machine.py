@@ -42,7 +42,7 @@ def scripted(outcomes: list[ReportOutcome], **script: Any) -> tuple[Machine, Vir
 
 
 def with_table(vm: ReferenceVm, vcpu: int) -> None:
-    """What a correct VMM does with exit 42."""
+    """What a correct VMM does with exit 43."""
     gpa, npages, ret = vm.runs[vcpu].snp_req_certs
     assert ret == 0
     if npages < pages_of(len(TABLE)):

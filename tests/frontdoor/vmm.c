@@ -16,6 +16,8 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include "../../native/kvm_abi.h"
+
 #define PAGE 4096ul
 #define MEMORY (PAGE * 512)
 #define RUN_SIZE 12288
@@ -24,17 +26,6 @@ struct region2 { uint32_t slot, flags; uint64_t gpa, size, address, offset; uint
 struct attributes { uint64_t address, size, attributes, flags; };
 struct create_memfd { uint64_t size, flags, reserved[6]; };
 struct enable_cap { uint32_t cap, flags; uint64_t args[4]; uint8_t pad[64]; };
-struct sev_cmd { uint32_t id, pad; uint64_t data; uint32_t error, sev_fd; };
-
-#define CREATE_VM 0xAE01
-#define VCPU_MMAP_SIZE 0xAE04
-#define CREATE_VCPU 0xAE41
-#define RUN 0xAE80
-#define SET_REGION2 _IOW(0xAE, 0x49, struct region2)
-#define ENABLE_CAP _IOW(0xAE, 0xA3, struct enable_cap)
-#define ENCRYPT_OP _IOWR(0xAE, 0xBA, uint64_t)
-#define SET_ATTRIBUTES _IOW(0xAE, 0xD2, struct attributes)
-#define CREATE_MEMFD _IOWR(0xAE, 0xD4, struct create_memfd)
 
 static int vm, sev;
 static uint8_t *memory;
@@ -52,16 +43,16 @@ static int must(int result, const char *what)
 
 static void command(uint32_t id, void *data)
 {
-	struct sev_cmd issued = { .id = id, .data = (uintptr_t)data, .sev_fd = sev };
+	struct kvm_sev_cmd issued = { .id = id, .data = (uintptr_t)data, .sev_fd = sev };
 
-	must(ioctl(vm, ENCRYPT_OP, &issued), "KVM_MEMORY_ENCRYPT_OP");
+	must(ioctl(vm, KVM_MEMORY_ENCRYPT_OP, &issued), "KVM_MEMORY_ENCRYPT_OP");
 }
 
 static void set_private(uint64_t gpa, uint64_t size, int private)
 {
-	struct attributes change = { gpa, size, private ? 8 : 0, 0 };
+	struct attributes change = { gpa, size, private ? KVM_MEMORY_ATTRIBUTE_PRIVATE : 0, 0 };
 
-	must(ioctl(vm, SET_ATTRIBUTES, &change), "KVM_SET_MEMORY_ATTRIBUTES");
+	must(ioctl(vm, KVM_SET_MEMORY_ATTRIBUTES, &change), "KVM_SET_MEMORY_ATTRIBUTES");
 }
 
 static void certificates(uint64_t *exit)
@@ -80,28 +71,28 @@ static void certificates(uint64_t *exit)
 static void *vcpu(void *argument)
 {
 	int fd = (int)(intptr_t)argument;
-	uint8_t *run = mmap(NULL, RUN_SIZE, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
-	uint64_t *exit = (uint64_t *)(run + 32);
+	struct kvm_run *run = mmap(NULL, RUN_SIZE, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+	uint64_t *exit = &run->snp_req_certs.gpa /* the union */;
 
 	must(run == MAP_FAILED ? -1 : 0, "mmap of kvm_run");
 	for (;;) {
-		must(ioctl(fd, RUN, 0), "KVM_RUN");
-		switch (*(uint32_t *)(run + 8)) {
-		case 3: /* KVM_EXIT_HYPERCALL: KVM_HC_MAP_GPA_RANGE */
+		must(ioctl(fd, KVM_RUN, 0), "KVM_RUN");
+		switch (run->exit_reason) {
+		case KVM_EXIT_HYPERCALL: /* KVM_HC_MAP_GPA_RANGE */
 			set_private(exit[1], exit[2] * PAGE, exit[3] >> 4 & 1);
 			exit[7] = 0;
 			break;
-		case 8: /* KVM_EXIT_SHUTDOWN */
+		case KVM_EXIT_SHUTDOWN:
 			return NULL;
-		case 42: /* KVM_EXIT_SNP_REQ_CERTS */
+		case KVM_EXIT_SNP_REQ_CERTS:
 			certificates(exit);
 			/* The report is signed before this returns, with EINTR. */
-			run[1] = 1;
-			must(ioctl(fd, RUN, 0) < 0 && errno == EINTR ? 0 : -1, "completing KVM_RUN");
-			run[1] = 0;
+			run->immediate_exit = 1;
+			must(ioctl(fd, KVM_RUN, 0) < 0 && errno == EINTR ? 0 : -1, "completing KVM_RUN");
+			run->immediate_exit = 0;
 			break;
 		default:
-			fprintf(stderr, "exit %u\n", *(uint32_t *)(run + 8));
+			fprintf(stderr, "exit %u\n", run->exit_reason);
 			_exit(2);
 		}
 	}
@@ -111,8 +102,8 @@ int main(int count, char **words)
 {
 	uint64_t init[6] = { [1] = 2ul << 32 }, start[8] = { 3 << 16 }, finish[11] = { 0 };
 	struct create_memfd memfd = { .size = MEMORY };
-	struct enable_cap hypercalls = { .cap = 201, .args = { 1 << 12 } };
-	struct region2 region = { .flags = 4, .size = MEMORY };
+	struct enable_cap hypercalls = { .cap = KVM_CAP_EXIT_HYPERCALL, .args = { 1 << KVM_HC_MAP_GPA_RANGE } };
+	struct region2 region = { .flags = KVM_MEM_GUEST_MEMFD, .size = MEMORY };
 	pthread_t threads[64];
 	int kvm, file, vcpus = count > 2 ? atoi(words[2]) : 1, fds[64];
 
@@ -120,26 +111,26 @@ int main(int count, char **words)
 	sev = must(open("/dev/sev", O_RDWR | O_CLOEXEC), "/dev/sev");
 	file = must(open(words[1], O_RDONLY), words[1]);
 	table_size = must(read(file, table, sizeof(table)), words[1]);
-	must(ioctl(kvm, VCPU_MMAP_SIZE, 0) == RUN_SIZE ? 0 : -1, "KVM_GET_VCPU_MMAP_SIZE");
-	vm = must(ioctl(kvm, CREATE_VM, 4), "KVM_CREATE_VM");
+	must(ioctl(kvm, KVM_GET_VCPU_MMAP_SIZE, 0) == RUN_SIZE ? 0 : -1, "KVM_GET_VCPU_MMAP_SIZE");
+	vm = must(ioctl(kvm, KVM_CREATE_VM, KVM_X86_SNP_VM), "KVM_CREATE_VM");
 	init[1] = 2ul << 32;
-	command(22, init);
-	must(ioctl(vm, ENABLE_CAP, &hypercalls), "KVM_CAP_EXIT_HYPERCALL");
+	command(KVM_SEV_INIT2, init);
+	must(ioctl(vm, KVM_ENABLE_CAP, &hypercalls), "KVM_CAP_EXIT_HYPERCALL");
 	memory = mmap(NULL, MEMORY, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	region.address = (uintptr_t)memory;
-	region.memfd = must(ioctl(vm, CREATE_MEMFD, &memfd), "KVM_CREATE_GUEST_MEMFD");
-	must(ioctl(vm, SET_REGION2, &region), "KVM_SET_USER_MEMORY_REGION2");
+	region.memfd = must(ioctl(vm, KVM_CREATE_GUEST_MEMFD, &memfd), "KVM_CREATE_GUEST_MEMFD");
+	must(ioctl(vm, KVM_SET_USER_MEMORY_REGION2, &region), "KVM_SET_USER_MEMORY_REGION2");
 	set_private(0, 2 * PAGE, 1);
-	command(103, NULL);
+	command(KVM_SEV_SNP_ENABLE_REQ_CERTS, NULL);
 	for (int i = 0; i < vcpus; i++)
-		fds[i] = must(ioctl(vm, CREATE_VCPU, i), "KVM_CREATE_VCPU");
-	command(100, start);
+		fds[i] = must(ioctl(vm, KVM_CREATE_VCPU, i), "KVM_CREATE_VCPU");
+	command(KVM_SEV_SNP_LAUNCH_START, start);
 	for (uint64_t page = 0; page < 2; page++) {
 		uint64_t update[8] = { page, (uintptr_t)(memory + page * PAGE), PAGE, page ? 5 : 1 };
 
-		command(101, update);
+		command(KVM_SEV_SNP_LAUNCH_UPDATE, update);
 	}
-	command(102, finish);
+	command(KVM_SEV_SNP_LAUNCH_FINISH, finish);
 	for (int i = 0; i < vcpus; i++)
 		pthread_create(&threads[i], NULL, vcpu, (void *)(intptr_t)fds[i]);
 	for (int i = 0; i < vcpus; i++)

@@ -19,46 +19,18 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include "../../native/kvm_abi.h"
+
 #define REQUEST_PORT 0x5C0
 #define MAX_FDS 1024
-#define SNP_VM 4
-#define CREATE_VM 0xAE01ul
-#define CHECK_EXTENSION 0xAE03ul
-#define CREATE_VCPU 0xAE41ul
-#define RUN 0xAE80ul
-#define GET_REGS 0x8090AE81ul
-#define SET_REGS 0x4090AE82ul
-#define SET_REGION 0x4020AE46ul
-#define SET_REGION2 0x40A0AE49ul
-#define ENCRYPT_OP 0xC008AEBAul
-#define SET_ATTRIBUTES 0x4020AED2ul
-#define CREATE_MEMFD 0xC040AED4ul
-#define GET_DEVICE_ATTR 0x4018AEE2ul
-#define HAS_DEVICE_ATTR 0x4018AEE3ul
-#define SEV_ISSUE_CMD 0xC0105300ul
 
-struct run {
-	uint8_t window, immediate_exit, pad[6];
-	uint32_t exit_reason, more[5];
-	union {
-		struct {
-			uint8_t direction, size;
-			uint16_t port;
-			uint32_t count;
-			uint64_t data_offset;
-		} io;
-		struct {
-			uint64_t gpa, npages, ret;
-		} req_certs;
-	};
-};
 enum what { NOTHING, SEV_DEVICE, VM, VCPU };
 
 static struct {
 	enum what what;
 	int initialised, certs, vcpus; /* of a VM */
 	int vm, pending; /* of a vCPU */
-	struct run *run;
+	struct kvm_run *run;
 } fds[MAX_FDS];
 
 static int (*real_ioctl)(int, unsigned long, ...);
@@ -84,19 +56,19 @@ static int sev_command(int vm, uint32_t *command)
 		return 0;
 	memcpy(&data, command + 2, sizeof data);
 	switch (command[0]) {
-	case 22: /* INIT2 */
+	case KVM_SEV_INIT2:
 		if (fds[vm].initialised || fds[vm].vcpus)
 			return failed(EINVAL);
 		fds[vm].initialised = 1;
 		return 0;
-	case 101: /* SNP_LAUNCH_UPDATE */
+	case KVM_SEV_SNP_LAUNCH_UPDATE:
 		data[0] += data[2] / 4096;
 		data[2] = 0;
 		return 0;
-	case 100: /* SNP_LAUNCH_START */
-	case 102: /* SNP_LAUNCH_FINISH */
+	case KVM_SEV_SNP_LAUNCH_START:
+	case KVM_SEV_SNP_LAUNCH_FINISH:
 		return fds[vm].initialised ? 0 : failed(EINVAL);
-	case 103: /* SNP_ENABLE_REQ_CERTS */
+	case KVM_SEV_SNP_ENABLE_REQ_CERTS:
 		if (!fds[vm].initialised || fds[vm].vcpus || getenv("NO_REQ_CERTS"))
 			return failed(EINVAL);
 		fds[vm].certs = 1;
@@ -105,7 +77,7 @@ static int sev_command(int vm, uint32_t *command)
 	return failed(EINVAL);
 }
 
-static int device_attr(int kvm, unsigned long request, void *argument)
+static int device_attr(int kvm, unsigned request, void *argument)
 {
 	uint32_t group;
 	uint64_t attr, value[] = { 0, ~0ul, 1 }, *there;
@@ -113,38 +85,39 @@ static int device_attr(int kvm, unsigned long request, void *argument)
 	memcpy(&group, (char *)argument + 4, sizeof group);
 	memcpy(&attr, (char *)argument + 8, sizeof attr);
 	memcpy(&there, (char *)argument + 16, sizeof there);
-	if (group != 1)
+	if (group != KVM_X86_GRP_SEV)
 		return real_ioctl(kvm, request, argument);
-	if (attr > 2 || (attr == 2 && getenv("NO_REQ_CERTS")))
+	if (attr > KVM_X86_SEV_SNP_REQ_CERTS ||
+	    (attr == KVM_X86_SEV_SNP_REQ_CERTS && getenv("NO_REQ_CERTS")))
 		return failed(ENXIO);
-	if (request == GET_DEVICE_ATTR)
+	if (request == KVM_GET_DEVICE_ATTR)
 		*there = value[attr];
 	return 0;
 }
 
 /* Complete the port write, hand over what the VMM has answered. */
-static int complete(int fd, struct run *run)
+static int complete(int fd, struct kvm_run *run)
 {
 	uint64_t regs[18];
-	uint64_t ret = run->req_certs.ret, npages = run->req_certs.npages;
+	uint64_t ret = run->snp_req_certs.ret, npages = run->snp_req_certs.npages;
 	uint8_t before = run->immediate_exit;
 
 	fds[fd].pending = 0;
 	if (ret != 0 && ret != ENOSPC && ret != EAGAIN && ret != EIO)
 		return failed(EINVAL);
 	run->immediate_exit = 1;
-	if (real_ioctl(fd, RUN, 0) == 0 || errno != EINTR || real_ioctl(fd, GET_REGS, regs) < 0)
+	if (real_ioctl(fd, KVM_RUN, 0) == 0 || errno != EINTR || real_ioctl(fd, KVM_GET_REGS, regs) < 0)
 		return failed(EFAULT);
 	run->immediate_exit = before;
 	regs[0] = ret; /* RAX */
 	if (ret == ENOSPC)
 		regs[1] = npages; /* RBX */
-	return real_ioctl(fd, SET_REGS, regs) < 0 ? failed(EFAULT) : 0;
+	return real_ioctl(fd, KVM_SET_REGS, regs) < 0 ? failed(EFAULT) : 0;
 }
 
 static int run_vcpu(int fd)
 {
-	struct run *run = fds[fd].run;
+	struct kvm_run *run = fds[fd].run;
 	uint64_t regs[18];
 	int result;
 
@@ -156,44 +129,44 @@ static int run_vcpu(int fd)
 	}
 	if (fds[fd].pending && complete(fd, run) < 0)
 		return -1;
-	result = real_ioctl(fd, RUN, 0);
-	if (result != 0 || run->exit_reason != 2 || run->io.port != REQUEST_PORT)
+	result = real_ioctl(fd, KVM_RUN, 0);
+	if (result != 0 || run->exit_reason != KVM_EXIT_IO || run->io.port != REQUEST_PORT)
 		return result;
-	if (real_ioctl(fd, GET_REGS, regs) < 0)
+	if (real_ioctl(fd, KVM_GET_REGS, regs) < 0)
 		return failed(EFAULT);
 	fds[fd].pending = 1;
-	run->exit_reason = 42;
-	run->req_certs.gpa = regs[1];
-	run->req_certs.npages = regs[2];
-	run->req_certs.ret = 0;
+	run->exit_reason = KVM_EXIT_SNP_REQ_CERTS;
+	run->snp_req_certs.gpa = regs[1];
+	run->snp_req_certs.npages = regs[2];
+	run->snp_req_certs.ret = 0;
 	if (fds[fds[fd].vm].certs)
 		return 0;
-	run->req_certs.ret = EIO; /* no table from anyone; the guest sees it at once */
+	run->snp_req_certs.ret = EIO; /* no table from anyone; the guest sees it at once */
 	return run_vcpu(fd);
 }
 
-static int on_vm(int fd, unsigned long request, void *argument)
+static int on_vm(int fd, unsigned request, void *argument)
 {
 	int made;
 
 	switch (request) {
-	case ENCRYPT_OP:
+	case KVM_MEMORY_ENCRYPT_OP:
 		return sev_command(fd, argument);
-	case CREATE_MEMFD:
+	case KVM_CREATE_GUEST_MEMFD:
 		made = memfd_create("guest", MFD_CLOEXEC);
 		if (made >= 0 && ftruncate(made, *(uint64_t *)argument) < 0)
 			return -1;
 		return made;
-	case SET_ATTRIBUTES:
+	case KVM_SET_MEMORY_ATTRIBUTES:
 		return 0;
-	case SET_REGION2: { /* its first 32 bytes are the older call's */
+	case KVM_SET_USER_MEMORY_REGION2: { /* its first 32 bytes are the older call's */
 		uint32_t region[8];
 
 		memcpy(region, argument, sizeof region);
-		region[1] &= ~4u; /* guest_memfd */
-		return real_ioctl(fd, SET_REGION, region);
+		region[1] &= ~(uint32_t)KVM_MEM_GUEST_MEMFD;
+		return real_ioctl(fd, KVM_SET_USER_MEMORY_REGION, region);
 	}
-	case CREATE_VCPU:
+	case KVM_CREATE_VCPU:
 		made = real_ioctl(fd, request, argument);
 		if (made >= 0 && made < MAX_FDS) {
 			memset(&fds[made], 0, sizeof fds[made]);
@@ -206,17 +179,18 @@ static int on_vm(int fd, unsigned long request, void *argument)
 	return real_ioctl(fd, request, argument);
 }
 
-int ioctl(int fd, unsigned long request, ...)
+int ioctl(int fd, unsigned long passed, ...)
 {
+	unsigned request = passed; /* what the kernel looks at */
 	enum what what = fd >= 0 && fd < MAX_FDS ? fds[fd].what : NOTHING;
 	void *argument;
 	va_list list;
 	int made;
 
-	va_start(list, request);
+	va_start(list, passed);
 	argument = va_arg(list, void *);
 	va_end(list);
-	if (request == RUN && what == VCPU)
+	if (request == KVM_RUN && what == VCPU)
 		return run_vcpu(fd);
 	if (request == SEV_ISSUE_CMD && what == SEV_DEVICE) { /* platform status */
 		void *data;
@@ -226,20 +200,20 @@ int ioctl(int fd, unsigned long request, ...)
 		memcpy(data, (uint8_t[]){ 1, 55, 1 }, 3);
 		return 0;
 	}
-	if (request == CHECK_EXTENSION)
+	if (request == KVM_CHECK_EXTENSION)
 		switch ((uintptr_t)argument) {
-		case 231: /* USER_MEMORY2 */
-		case 234: /* GUEST_MEMFD */
+		case KVM_CAP_USER_MEMORY2:
+		case KVM_CAP_GUEST_MEMFD:
 			return 1;
-		case 233: /* MEMORY_ATTRIBUTES */
-			return 8;
-		case 235: /* VM_TYPES */
-			return real_ioctl(fd, request, argument) | 1 << SNP_VM;
+		case KVM_CAP_MEMORY_ATTRIBUTES:
+			return KVM_MEMORY_ATTRIBUTE_PRIVATE;
+		case KVM_CAP_VM_TYPES:
+			return real_ioctl(fd, request, argument) | 1 << KVM_X86_SNP_VM;
 		}
-	if (request == GET_DEVICE_ATTR || request == HAS_DEVICE_ATTR)
+	if (request == KVM_GET_DEVICE_ATTR || request == KVM_HAS_DEVICE_ATTR)
 		return device_attr(fd, request, argument);
-	if (request == CREATE_VM) {
-		int snp = (uintptr_t)argument == SNP_VM;
+	if (request == KVM_CREATE_VM) {
+		int snp = (uintptr_t)argument == KVM_X86_SNP_VM;
 
 		made = real_ioctl(fd, request, snp ? NULL : argument);
 		if (made >= 0 && made < MAX_FDS) {

@@ -7,29 +7,8 @@ set -eu
 
 into=${SNPCERTS_QEMU:-${XDG_CACHE_HOME:-$HOME/.cache}/snpcerts/qemu}
 [ -e "$into/10/complete" ] && [ -e "$into/7.2/complete" ] && exit 0
-keyring=/usr/share/keyrings/debian-archive-keyring.gpg
-mirror=$(sed -n 's/^URIs: *//p; s/^deb \(\[.*\] \)\?\([^ ]*\) .*/\2/p' \
-	/etc/apt/sources.list /etc/apt/sources.list.d/debian.sources 2>/dev/null |
-	grep -m 1 'debian/*$') || { echo "this machine's apt names no Debian mirror" >&2; exit 1; }
-[ -f "$keyring" ] || { echo "no $keyring" >&2; exit 1; }
-
-apt=$into/apt
-mkdir -p "$apt/lists/partial" "$apt/parts"
-for suite in bookworm bookworm-backports; do
-	echo "deb [signed-by=$keyring] $mirror $suite main"
-done >"$apt/sources"
-cat >"$apt/conf" <<END
-Dir::Etc::SourceList "$apt/sources";
-Dir::Etc::SourceParts "$apt/parts";
-Dir::State::Lists "$apt/lists";
-Dir::State::Status "/var/lib/dpkg/status";
-Debug::NoLocking "1";
-Dir::Cache "$apt";
-Acquire::Languages "none";
-APT::Sandbox::User "root";
-END
-export APT_CONFIG="$apt/conf"
-apt-get -qq update
+. "$(dirname "$0")/../debian.sh"
+debian bookworm bookworm-backports
 
 # fetch DIRECTORY SUITE: unpack the QEMU of a suite, with what it needs and this
 # machine lacks.

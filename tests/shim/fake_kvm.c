@@ -21,6 +21,8 @@
 #include <sys/uio.h>
 #include <unistd.h>
 
+#include "../../native/kvm_abi.h"
+
 #define MAX_FDS 65536
 
 struct page { /* keep in step with rig.py */
@@ -135,28 +137,28 @@ int ioctl(int fd, unsigned long request, ...)
 	va_start(list, request);
 	argument = va_arg(list, void *);
 	va_end(list);
-	switch (request) {
-	case 0xAE80:
+	switch ((unsigned)request) { /* as the kernel does */
+	case KVM_RUN:
 		return run(fd);
-	case 0xAE01:
+	case KVM_CREATE_VM:
 		return made("vm");
-	case 0xAE41:
+	case KVM_CREATE_VCPU:
 		vcpu = made("vcpu");
 		fds[fd].vcpus++;
 		return vcpu;
-	case 0xC008AEBA: {
+	case KVM_MEMORY_ENCRYPT_OP: {
 		uint32_t id = *(uint32_t *)argument;
 
-		if (id == 103 && fds[fd].vcpus)
+		if (id == KVM_SEV_SNP_ENABLE_REQ_CERTS && fds[fd].vcpus)
 			return failed(EINVAL);
-		fds[fd].enabled += id == 103;
+		fds[fd].enabled += id == KVM_SEV_SNP_ENABLE_REQ_CERTS;
 		return 0;
 	}
-	case 0x4020AE46:
-	case 0x40A0AE49:
+	case KVM_SET_USER_MEMORY_REGION:
+	case KVM_SET_USER_MEMORY_REGION2:
 		regions++;
 		return *(uint32_t *)argument == 0xFFFF ? failed(EINVAL) : 0;
-	case 0x4018AEE2: {
+	case KVM_GET_DEVICE_ATTR: {
 		uint64_t value = attr ? strtoul(attr, NULL, 10) : 1, *there;
 
 		if (attr && !strcmp(attr, "none"))

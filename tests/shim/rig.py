@@ -65,10 +65,16 @@ class Vcpu:
         return 0
 
     def ask(
-        self, gpa: int, npages: int, *, handshake_errno: int = errno.EINTR, kick: int = 0
+        self,
+        gpa: int,
+        npages: int,
+        *,
+        handshake_errno: int = errno.EINTR,
+        kick: int = 0,
+        exit_number: int = 43,
     ) -> Answer:
         """The guest asks for certificates."""
-        self.tell(42, handshake_errno, kick)
+        self.tell(exit_number, handshake_errno, kick)
         struct.pack_into("<QQ", self.run, 32, gpa, npages)
         result = self.kvm_run()
         ret, pages = (

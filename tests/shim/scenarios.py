@@ -413,9 +413,17 @@ def other_outcomes_of_the_handshake_are_the_vmms(file: Path) -> None:
 
 
 @scenario
+def the_exit_by_its_number_as_posted_is_served(file: Path) -> None:
+    file.write_bytes(TABLE)
+    _, vcpu, memory = guest()
+    assert vcpu.ask(PAGE, PAGES, exit_number=42) == Answer(0, PAGES, TAKEN)
+    assert memory[PAGE : PAGE + len(TABLE)] == TABLE
+
+
+@scenario
 def other_exits_are_the_vmms(file: Path) -> None:
     _, vcpu, _ = guest()
-    for reason in (0, 2, 8, 17, 41, 43):
+    for reason in (0, 2, 8, 17, 41, 44):
         vcpu.tell(reason)
         assert vcpu.kvm_run() == 0
     assert vcpu.seen.handshakes == 0

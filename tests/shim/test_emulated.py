@@ -56,6 +56,19 @@ def test_every_vcpus_report_verifies_with_its_table(
     assert sorted({line["tries"] for line in lines}) == [1, 2], "at first the buffer is too small"
 
 
+@pytest.mark.parametrize("exit_number", ["43", "42"])
+def test_a_vmm_that_keeps_requests_in_an_int_is_served(
+    emulated: Emulated, tmp_path: Path, exit_number: str
+) -> None:
+    """As QEMU does up to 9.1; and a kernel tree that carries the series as posted."""
+    source = Path(__file__).with_name("plain_vmm.c")
+    vmm = build(tmp_path / "int_vmm", source, "-pthread", "-DREQUEST_TYPE=int")
+    served = emulated.certs / "table.bin"
+    lines, _ = outcomes_of(emulated, vmm, tmp_path, served, "--exit-number", exit_number)
+    (table,) = [base64.b64decode(str(line["table"])) for line in lines]
+    assert table.startswith(served.read_bytes())
+
+
 def test_a_missing_file_costs_no_guest_its_report(
     emulated: Emulated, plain_vmm: Path, tmp_path: Path
 ) -> None:

@@ -107,6 +107,14 @@ def command(
 @click.option(
     "--outcomes", metavar="FILE", help="Append a JSON line for each report a guest asked for."
 )
+@click.option(
+    "--exit-number",
+    type=click.Choice(["43", "42"]),
+    default="43",
+    show_default=True,
+    help="What KVM calls KVM_EXIT_SNP_REQ_CERTS: 43 in released kernels, 42 in trees that "
+    "carry the patch series as posted.",
+)
 @click.option("--serve", is_flag=True, help="VMs stay up, for programs under 'emulate guest'.")
 @click.argument("program", nargs=-1, required=True)
 @click.pass_obj
@@ -117,6 +125,7 @@ def host(
     pause: float,
     busy_delay: float,
     outcomes: str | None,
+    exit_number: str,
     serve: bool,
     program: tuple[str, ...],
 ) -> None:
@@ -134,7 +143,7 @@ def host(
         busy_delay=busy_delay,
         outcomes=None if outcomes is None else os.path.abspath(outcomes),
     )
-    become_host_program(chosen.home(), program, script)
+    become_host_program(chosen.home(), program, script, int(exit_number))
 
 
 @command.command(context_settings=_PROGRAM)

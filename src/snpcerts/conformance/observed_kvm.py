@@ -18,7 +18,6 @@ from snpcerts.abi.kvm import (
     ATTR_SNP_REQ_CERTS,
     GROUP_SEV,
     DeviceAttr,
-    ExitReason,
     Ioctl,
     SevCmd,
     SevCommand,
@@ -166,7 +165,7 @@ class _ObservedVcpu:
                 answered.signed = True
                 answered.lock_when_signed = self._onlooker.served.locked(answered.file)
             answered.errno = code
-        if code == 0 and self._vcpu.run.exit_reason == ExitReason.SNP_REQ_CERTS:
+        if code == 0 and self._vcpu.run.asks_for_certs:
             gpa, npages, _ = self._vcpu.run.snp_req_certs
             self._open = Request(self._index, gpa, npages, time.monotonic())
             self._onlooker.journal.requests.append(self._open)

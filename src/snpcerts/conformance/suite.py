@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
+from snpcerts.abi.kvm import SNP_REQ_CERTS_AS_POSTED, ExitReason
 from snpcerts.abi.product import Product
 from snpcerts.conformance.check import BY_ID, CHECKS, Check
 from snpcerts.conformance.result import Result, State
@@ -104,11 +105,12 @@ class _Run:
         self._chosen = chosen
         self._on_progress = on_progress
         self._trials = 0
+        self._exit_number: int = ExitReason.SNP_REQ_CERTS
         self._found: dict[str, Result] = {}
 
     def results(self) -> list[Result]:
         """Run what is to be run."""
-        self._try(starting.FIRST, self._fresh("first"))
+        self._find_exit_number()
         broken = next((id for id in VITAL if self._state(id) is not State.PASSED), None)
         if broken is not None:
             why = f"not judged, since {broken} is not passed"
@@ -136,7 +138,26 @@ class _Run:
         directory.mkdir()
         return directory
 
-    def _try(self, scenario: Scenario, directory: Path) -> None:
+    def _find_exit_number(self) -> None:
+        """Judge with 43; go on with 42 where the VMM knows only that."""
+        first = self._try(starting.FIRST, self._fresh("first"))
+        if first.exits_served is not False:
+            if first.exits_served:
+                self._add(Result("exit-number", State.PASSED), 0.0)
+            return
+        found, self._found = self._found, {}
+        self._exit_number = SNP_REQ_CERTS_AS_POSTED
+        if self._try(starting.FIRST, self._fresh("as-posted")).exits_served:
+            detail = (
+                f"exit {ExitReason.SNP_REQ_CERTS} is not served, exit {SNP_REQ_CERTS_AS_POSTED} "
+                f"is: that number is the mailing list's; the other checks were judged with it"
+            )
+            self._add(Result("exit-number", State.FAILED, detail), 0.0)
+        else:
+            self._found, self._exit_number = found, ExitReason.SNP_REQ_CERTS
+            self._add(_skipped("exit-number", "the VMM serves the exit by no number"), 0.0)
+
+    def _try(self, scenario: Scenario, directory: Path) -> Trial:
         self._on_progress(scenario.checks[0])
         served = ServedFile(directory)
         try:
@@ -144,12 +165,15 @@ class _Run:
                 served.replace(served.table(TABLE_SIZE))
             self._trials += 1
             log = self._directory / f"vmm-{self._trials}.log"
-            trial = Trial(scenario, self._words, served, self._firmware, self._limits, log)
+            trial = Trial(
+                scenario, self._words, served, self._firmware, self._limits, log, self._exit_number
+            )
             started = time.monotonic()
             for result in trial.run():
                 self._add(result, time.monotonic() - started)
         finally:
             served.close()
+        return trial
 
     def _add(self, result: Result, seconds: float) -> None:
         """A failure counts most, then a pass: a check may come up in several scenarios."""

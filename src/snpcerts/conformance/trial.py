@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Final
 
 from snpcerts.abi.ghcb import PAGE_SIZE
+from snpcerts.abi.kvm import ExitReason
 from snpcerts.conformance.check import BY_ID
 from snpcerts.conformance.file_observer import FileObserver
 from snpcerts.conformance.guest import Answer, Asking, TrialGuest
@@ -118,6 +119,7 @@ class Trial:
         firmware: Firmware,
         limits: Limits,
         log: Path,
+        exit_number: int = ExitReason.SNP_REQ_CERTS,
     ) -> None:
         self.scenario = scenario
         self.served = served
@@ -131,7 +133,10 @@ class Trial:
         self.ended_by: int | None = None  # the VMM's exit code, as a shell says it
         self._words = [word.replace(CERTS, str(served.path)) for word in words]
         self._platform = Platform(
-            firmware, guest=self._make_guest, certs_supported=scenario.certs_supported
+            firmware,
+            guest=self._make_guest,
+            certs_supported=scenario.certs_supported,
+            req_certs_exit=exit_number,
         )
         self._log = log
         self._results: dict[str, Result] = {}
@@ -171,6 +176,20 @@ class Trial:
                 return False
             yield Sleep(0.005)
         return True
+
+    @property
+    def exits_served(self) -> bool | None:
+        """Whether the VMM acted on an exit for certificates; None where there was none.
+
+        One that does not know the exit ends, or re-enters as if nothing had happened.
+        """
+        requests = self.journal.requests
+        if not requests:
+            return None
+        return any(
+            request.reads or request.lock_descriptors or request.immediate_exit or request.ret
+            for request in requests
+        )
 
     @property
     def vcpus(self) -> int:

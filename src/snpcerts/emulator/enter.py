@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
+from snpcerts.abi.kvm import ExitReason
 from snpcerts.abi.product import Product
 from snpcerts.emulator.firmware_choices import FirmwareChoices
 from snpcerts.emulator.frontdoor import control, launch, seccomp
@@ -45,9 +46,18 @@ def ask(home: PlatformHome, message: Mapping[str, object]) -> dict[str, Any]:
     return answer
 
 
-def become_host_program(home: PlatformHome, argv: Sequence[str], script: GuestScript) -> NoReturn:
-    """Replace this process by ``argv``, with ``/dev/sev`` and ``/dev/kvm`` of the platform."""
-    _become(home, argv, {"ask": "host", "guest": script.to_json()})
+def become_host_program(
+    home: PlatformHome,
+    argv: Sequence[str],
+    script: GuestScript,
+    exit_number: int = ExitReason.SNP_REQ_CERTS,
+) -> NoReturn:
+    """Replace this process by ``argv``, with ``/dev/sev`` and ``/dev/kvm`` of the platform.
+
+    ``exit_number`` is what its kernel calls KVM_EXIT_SNP_REQ_CERTS.
+    """
+    hello = {"ask": "host", "guest": script.to_json(), "exit_number": int(exit_number)}
+    _become(home, argv, hello)
 
 
 def become_guest_program(home: PlatformHome, argv: Sequence[str], vm: str | None) -> NoReturn:

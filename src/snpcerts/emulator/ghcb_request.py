@@ -70,6 +70,10 @@ class RequestingVm(Protocol):
         """Whether SNP_ENABLE_REQ_CERTS was issued."""
 
     @property
+    def req_certs_exit(self) -> int:
+        """The number that this kernel gives KVM_EXIT_SNP_REQ_CERTS."""
+
+    @property
     def ghcb_version(self) -> int:
         """The highest GHCB version offered."""
 
@@ -240,7 +244,7 @@ class GhcbRequests:
     def _hold(self) -> int:
         if self._vm.irqchip:
             return HALT
-        kvm_exit.plain(self._run_page, kvm_exit.AP_RESET_HOLD)
+        kvm_exit.plain(self._run_page, ExitReason.AP_RESET_HOLD)
         return EXIT
 
     def _jump_table(self, snapshot: _Snapshot, memory: GuestMemory) -> int:
@@ -265,7 +269,7 @@ class GhcbRequests:
             return self._bad(memory, InputErrorCode.INVALID_INPUT)
         if self._vm.certs_enabled:
             self._run.snp_req_certs = (gpa, npages, 0)
-            self._run.exit_reason = ExitReason.SNP_REQ_CERTS
+            self._run.exit_reason = self._vm.req_certs_exit
             self._completion = lambda memory, caller: self._certs_answered(snapshot, memory, caller)
             return EXIT
         if npages:

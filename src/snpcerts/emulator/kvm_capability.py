@@ -5,12 +5,12 @@ from __future__ import annotations
 
 from typing import Final
 
-from snpcerts.abi.kvm import MEMORY_ATTRIBUTE_PRIVATE, Cap, VmType
+from snpcerts.abi.kvm import HC_MAP_GPA_RANGE, MEMORY_ATTRIBUTE_PRIVATE, Cap, VmType
 from snpcerts.emulator.platform import Platform
 
-HYPERCALLS: Final = 1 << 12  # KVM_HC_MAP_GPA_RANGE
+HYPERCALLS: Final = 1 << HC_MAP_GPA_RANGE
 
-_FIXED: Final = {
+_FIXED: Final[dict[int, int]] = {
     Cap.USER_MEMORY: 1,
     Cap.DEVICE_CTRL: 1,
     Cap.IMMEDIATE_EXIT: 1,
@@ -19,41 +19,40 @@ _FIXED: Final = {
     Cap.USER_MEMORY2: 1,
     Cap.MEMORY_FAULT_INFO: 1,
     Cap.GUEST_MEMFD: 1,  # since Linux 6.18 for every type of VM
-    0: 1,  # IRQCHIP
-    4: 1,  # SET_TSS_ADDR
-    7: 1,  # EXT_CPUID
-    9: 2,  # NR_VCPUS: recommended
-    10: 32764,  # NR_MEMSLOTS
-    14: 1,  # MP_STATE
-    16: 1,  # SYNC_MMU
-    21: 1,  # DESTROY_MEMORY_REGION_WORKS
-    24: 1,  # REINJECT_CONTROL
-    25: 4096,  # IRQ_ROUTING
-    30: 1,  # JOIN_MEMORY_REGIONS_WORKS
-    32: 1,  # IRQFD
-    33: 1,  # PIT2
-    35: 1,  # PIT_STATE2
-    36: 1,  # IOEVENTFD
-    37: 1,  # SET_IDENTITY_MAP_ADDR
-    31: 32,  # MCE
-    39: 14,  # ADJUST_CLOCK
-    40: 1,  # INTERNAL_ERROR_DATA
-    41: 1,  # VCPU_EVENTS
-    50: 1,  # DEBUGREGS
-    51: 1,  # X86_ROBUST_SINGLESTEP
-    54: 1,  # ENABLE_CAP
-    55: 1,  # XSAVE
-    56: 1,  # XCRS
-    77: 1,  # SIGNAL_MSI
-    100: 1,  # IOEVENTFD_NO_LENGTH
-    122: 1,  # IOEVENTFD_ANY_LENGTH
-    66: 1024,  # MAX_VCPUS
-    98: 1,  # ENABLE_CAP_VM
-    121: 1,  # SPLIT_IRQCHIP
-    128: 4096,  # MAX_VCPU_ID
-    129: 3,  # X2APIC_API
+    Cap.IRQCHIP: 1,
+    Cap.SET_TSS_ADDR: 1,
+    Cap.EXT_CPUID: 1,
+    Cap.NR_VCPUS: 2,  # recommended
+    Cap.NR_MEMSLOTS: 32764,
+    Cap.MP_STATE: 1,
+    Cap.SYNC_MMU: 1,
+    Cap.DESTROY_MEMORY_REGION_WORKS: 1,
+    Cap.REINJECT_CONTROL: 1,
+    Cap.IRQ_ROUTING: 4096,
+    Cap.JOIN_MEMORY_REGIONS_WORKS: 1,
+    Cap.IRQFD: 1,
+    Cap.PIT2: 1,
+    Cap.PIT_STATE2: 1,
+    Cap.IOEVENTFD: 1,
+    Cap.SET_IDENTITY_MAP_ADDR: 1,
+    Cap.MCE: 32,
+    Cap.ADJUST_CLOCK: 14,
+    Cap.INTERNAL_ERROR_DATA: 1,
+    Cap.VCPU_EVENTS: 1,
+    Cap.DEBUGREGS: 1,
+    Cap.X86_ROBUST_SINGLESTEP: 1,
+    Cap.ENABLE_CAP: 1,
+    Cap.XSAVE: 1,
+    Cap.XCRS: 1,
+    Cap.SIGNAL_MSI: 1,
+    Cap.IOEVENTFD_NO_LENGTH: 1,
+    Cap.IOEVENTFD_ANY_LENGTH: 1,
+    Cap.MAX_VCPUS: 1024,
+    Cap.ENABLE_CAP_VM: 1,
+    Cap.SPLIT_IRQCHIP: 1,
+    Cap.MAX_VCPU_ID: 4096,
+    Cap.X2APIC_API: 3,
 }
-_READONLY_MEM = 81
 
 
 def vm_types(platform: Platform) -> int:
@@ -75,7 +74,7 @@ def capability(platform: Platform, number: int, kind: VmType | None = None) -> i
             return vm_types(platform)
         case Cap.MEMORY_ATTRIBUTES:
             return MEMORY_ATTRIBUTE_PRIVATE if has_private else 0
-        case n if n == _READONLY_MEM:
+        case Cap.READONLY_MEM:
             return int(kind != VmType.SNP)
         case _:
             return _FIXED.get(number, 0)

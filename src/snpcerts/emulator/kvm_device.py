@@ -8,7 +8,7 @@ import logging
 import struct
 from typing import Final
 
-from snpcerts.abi.ioctl import ior, iowr, type_of
+from snpcerts.abi.ioctl import type_of
 from snpcerts.abi.kvm import (
     API_VERSION,
     ATTR_SEV_VMSA_FEATURES,
@@ -33,16 +33,10 @@ GROUP_X86 = 0
 ATTR_XCOMP_GUEST_SUPP = 0
 XCR0_SUPPORTED = 0b111  # x87, SSE, AVX
 
-GET_SUPPORTED_CPUID: Final = iowr(KVMIO, 0x05, 8)
-GET_EMULATED_CPUID: Final = iowr(KVMIO, 0x09, 8)
 # The MSRs a VMM may save and restore, and those that tell features.
-GET_MSR_INDEX_LIST: Final = iowr(KVMIO, 0x02, 4)
-GET_MSR_FEATURE_INDEX_LIST: Final = iowr(KVMIO, 0x0A, 4)
-GET_FEATURE_MSRS: Final = iowr(KVMIO, 0x88, 8)
-X86_GET_MCE_CAP_SUPPORTED: Final = ior(KVMIO, 0x9D, 8)
-_MSRS: Final = {
-    GET_MSR_INDEX_LIST: (0x10, 0x174, 0x175, 0x176, 0x277, 0xC000_0080, 0xC000_0081),
-    GET_MSR_FEATURE_INDEX_LIST: (0xC001_1029,),  # DE_CFG
+_MSRS: Final[dict[int, tuple[int, ...]]] = {
+    Ioctl.GET_MSR_INDEX_LIST: (0x10, 0x174, 0x175, 0x176, 0x277, 0xC000_0080, 0xC000_0081),
+    Ioctl.GET_MSR_FEATURE_INDEX_LIST: (0xC001_1029,),  # DE_CFG
 }
 _MCE_CAP: Final = 1 << 24 | 1 << 8 | 32  # SER_P, CTL_P, banks
 _CPUID_ENTRY: Final = struct.Struct("<7I12x")
@@ -92,16 +86,16 @@ class KvmDevice:
                 value = self._attribute(attr)
                 caller.memory.write(attr.addr, value.to_bytes(8, "little"))
                 return 0
-            case r if r == GET_SUPPORTED_CPUID:
+            case Ioctl.GET_SUPPORTED_CPUID:
                 return _supported_cpuid(caller, argument)
-            case r if r == GET_EMULATED_CPUID:
+            case Ioctl.GET_EMULATED_CPUID:
                 caller.memory.write(argument, bytes(8))
                 return 0
             case r if r in _MSRS:
                 return _msr_list(caller, argument, _MSRS[r])
-            case r if r == GET_FEATURE_MSRS:
+            case Ioctl.GET_MSRS:
                 return 0  # of none is there anything to tell
-            case r if r == X86_GET_MCE_CAP_SUPPORTED:
+            case Ioctl.X86_GET_MCE_CAP_SUPPORTED:
                 caller.memory.write(argument, _MCE_CAP.to_bytes(8, "little"))
                 return 0
             case _:

@@ -9,16 +9,18 @@ from __future__ import annotations
 
 import struct
 
-from snpcerts.abi.kvm import RUN_EXIT, RUN_EXIT_REASON, SYSTEM_EVENT_SEV_TERM, ExitReason
-
-AP_RESET_HOLD = 32  # KVM_EXIT_AP_RESET_HOLD
-
-HC_MAP_GPA_RANGE = 12
-MAP_GPA_RANGE_ENCRYPTED = 1 << 4
+from snpcerts.abi.kvm import (
+    HC_MAP_GPA_RANGE,
+    INTERNAL_ERROR_EMULATION,
+    MAP_GPA_RANGE_ENCRYPTED,
+    RUN_EXIT,
+    RUN_EXIT_REASON,
+    SYSTEM_EVENT_SEV_TERM,
+    ExitReason,
+)
 
 _HYPERCALL_RET = RUN_EXIT + 56
 _SVM_EXIT_ERR = 0xFFFF_FFFF_FFFF_FFFF
-_INTERNAL_ERROR_EMULATION = 1
 
 
 def plain(run: memoryview, reason: int) -> None:
@@ -52,7 +54,7 @@ def entry_failed(run: memoryview) -> None:
 
 def not_emulated(run: memoryview) -> None:
     """The vCPU would have to execute instructions, which nothing here does."""
-    struct.pack_into("<II", run, RUN_EXIT, _INTERNAL_ERROR_EMULATION, 0)
+    struct.pack_into("<II", run, RUN_EXIT, INTERNAL_ERROR_EMULATION, 0)
     plain(run, ExitReason.INTERNAL_ERROR)
 
 

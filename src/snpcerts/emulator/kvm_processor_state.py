@@ -5,8 +5,7 @@ An emulated vCPU executes no instructions, so nothing here has an effect. But a
 VMM that was not written for the emulator sets dozens of things before its first
 KVM_RUN, reads some of them back, and gives up where a call fails.
 
-Numbers and sizes: Linux ``include/uapi/linux/kvm.h``. Structures are opaque
-here, but for the lists of MSRs and of CPUID entries.
+Structures are opaque here, but for the lists of MSRs and of CPUID entries.
 """
 
 from __future__ import annotations
@@ -16,8 +15,8 @@ import struct
 from collections.abc import Callable
 from typing import Final
 
-from snpcerts.abi.ioctl import io, ior, iow, iowr
-from snpcerts.abi.kvm import KVMIO
+from snpcerts.abi import kvm
+from snpcerts.abi.kvm import Ioctl
 from snpcerts.emulator.memory import UserMemory
 
 MSR_ENTRIES_MAX = 256
@@ -28,40 +27,37 @@ _LIST_HEADER: Final = 8
 
 # One state of so many bytes, by its name: how it is read, how it is set.
 _STATES: Final = {
-    "regs": (ior(KVMIO, 0x81, 144), iow(KVMIO, 0x82, 144), 144),
-    "sregs": (ior(KVMIO, 0x83, 312), iow(KVMIO, 0x84, 312), 312),
-    "fpu": (ior(KVMIO, 0x8C, 416), iow(KVMIO, 0x8D, 416), 416),
-    "lapic": (ior(KVMIO, 0x8E, 1024), iow(KVMIO, 0x8F, 1024), 1024),
-    "mp_state": (ior(KVMIO, 0x98, 4), iow(KVMIO, 0x99, 4), 4),
-    "vcpu_events": (ior(KVMIO, 0x9F, 64), iow(KVMIO, 0xA0, 64), 64),
-    "debugregs": (ior(KVMIO, 0xA1, 128), iow(KVMIO, 0xA2, 128), 128),
-    "xsave": (ior(KVMIO, 0xA4, 4096), iow(KVMIO, 0xA5, 4096), 4096),
-    "xcrs": (ior(KVMIO, 0xA6, 392), iow(KVMIO, 0xA7, 392), 392),
-    "sregs2": (ior(KVMIO, 0xCC, 320), iow(KVMIO, 0xCD, 320), 320),
+    "regs": (Ioctl.GET_REGS, Ioctl.SET_REGS, kvm.REGS_SIZE),
+    "sregs": (Ioctl.GET_SREGS, Ioctl.SET_SREGS, kvm.SREGS_SIZE),
+    "fpu": (Ioctl.GET_FPU, Ioctl.SET_FPU, kvm.FPU_SIZE),
+    "lapic": (Ioctl.GET_LAPIC, Ioctl.SET_LAPIC, kvm.LAPIC_STATE_SIZE),
+    "mp_state": (Ioctl.GET_MP_STATE, Ioctl.SET_MP_STATE, 4),
+    "vcpu_events": (Ioctl.GET_VCPU_EVENTS, Ioctl.SET_VCPU_EVENTS, kvm.VCPU_EVENTS_SIZE),
+    "debugregs": (Ioctl.GET_DEBUGREGS, Ioctl.SET_DEBUGREGS, kvm.DEBUGREGS_SIZE),
+    "xsave": (Ioctl.GET_XSAVE, Ioctl.SET_XSAVE, kvm.XSAVE_SIZE),
+    "xcrs": (Ioctl.GET_XCRS, Ioctl.SET_XCRS, kvm.XCRS_SIZE),
+    "sregs2": (Ioctl.GET_SREGS2, Ioctl.SET_SREGS2, kvm.SREGS2_SIZE),
 }
 REGISTERS: Final = frozenset(("regs", "sregs", "sregs2"))
-GETS: Final = {get: name for name, (get, _, _) in _STATES.items()}
-SETS: Final = {put: name for name, (_, put, _) in _STATES.items()}
+GETS: Final[dict[int, str]] = {get: name for name, (get, _, _) in _STATES.items()}
+SETS: Final[dict[int, str]] = {put: name for name, (_, put, _) in _STATES.items()}
 SIZES: Final = {name: size for name, (_, _, size) in _STATES.items()}
 
-GET_MSRS: Final = iowr(KVMIO, 0x88, 8)
-SET_MSRS: Final = iow(KVMIO, 0x89, 8)
-SET_CPUID2: Final = iow(KVMIO, 0x90, 8)
-GET_CPUID2: Final = iowr(KVMIO, 0x91, 8)
-GET_TSC_KHZ: Final = io(KVMIO, 0xA3)
 TSC_KHZ: Final = 2_000_000
 
 # Taken and forgotten.
-IGNORED: Final = {
-    iow(KVMIO, 0x8B, 4): "KVM_SET_SIGNAL_MASK",
-    iowr(KVMIO, 0x92, 40): "KVM_TPR_ACCESS_REPORTING",
-    iow(KVMIO, 0x93, 8): "KVM_SET_VAPIC_ADDR",
-    iow(KVMIO, 0x9C, 8): "KVM_X86_SETUP_MCE",
-    io(KVMIO, 0x9A): "KVM_NMI",
-    io(KVMIO, 0xA2): "KVM_SET_TSC_KHZ",
-    io(KVMIO, 0xAD): "KVM_KVMCLOCK_CTRL",
-    iow(KVMIO, 0x9B, 72): "KVM_SET_GUEST_DEBUG",
-}
+IGNORED: Final = frozenset(
+    (
+        Ioctl.SET_SIGNAL_MASK,
+        Ioctl.TPR_ACCESS_REPORTING,
+        Ioctl.SET_VAPIC_ADDR,
+        Ioctl.X86_SETUP_MCE,
+        Ioctl.NMI,
+        Ioctl.SET_TSC_KHZ,
+        Ioctl.KVMCLOCK_CTRL,
+        Ioctl.SET_GUEST_DEBUG,
+    )
+)
 
 
 class ProcessorState:
@@ -102,21 +98,21 @@ class ProcessorState:
             data = memory.read(argument, SIZES[name])
             self._refuse_protected(name)
             self._states[name] = data
-        elif request == SET_MSRS:
+        elif request == Ioctl.SET_MSRS:
             entries = _msrs(memory, argument)
             self._msrs.update(entries)
             return len(entries)
-        elif request == GET_MSRS:
+        elif request == Ioctl.GET_MSRS:
             entries = _msrs(memory, argument)
             for place, (index, _) in enumerate(entries):
                 at = argument + _LIST_HEADER + place * _MSR_ENTRY.size
                 memory.write(at, _MSR_ENTRY.pack(index, self._msrs.get(index, 0)))
             return len(entries)
-        elif request == SET_CPUID2:
+        elif request == Ioctl.SET_CPUID2:
             self._cpuid = _cpuid_entries(memory, argument)
-        elif request == GET_CPUID2:
+        elif request == Ioctl.GET_CPUID2:
             _give_cpuid(memory, argument, self._cpuid)
-        elif request == GET_TSC_KHZ:
+        elif request == Ioctl.GET_TSC_KHZ:
             return TSC_KHZ
         elif request not in IGNORED:
             return None

@@ -41,7 +41,7 @@ from snpcerts.emulator.guest_program import (
     Vmgexit,
     WaitUntil,
 )
-from snpcerts.emulator.kvm_processor_state import SET_CPUID2, ProcessorState
+from snpcerts.emulator.kvm_processor_state import ProcessorState
 
 log = logging.getLogger(__name__)
 
@@ -230,7 +230,7 @@ class Vcpu:
         if result is None:
             log.info("%s: vCPU ioctl %#x is not emulated", self.vm.name, request)
             raise OSError(errno.EINVAL, "unknown vCPU ioctl")
-        if request == SET_CPUID2:
+        if request == Ioctl.SET_CPUID2:
             self.vm.set_cpuid(self.state.cpuid)
         return result
 

@@ -11,13 +11,12 @@ import errno
 import logging
 import struct
 from collections.abc import Callable
-from typing import Final, TypeVar
+from typing import TypeVar
 
 from snpcerts.abi.cstruct import CStruct
 from snpcerts.abi.ghcb import PAGE_SIZE
-from snpcerts.abi.ioctl import io
 from snpcerts.abi.kvm import (
-    KVMIO,
+    ENABLE_CAP_SIZE,
     MEM_LOG_DIRTY_PAGES,
     MEM_READONLY,
     MEMORY_ATTRIBUTE_PRIVATE,
@@ -47,13 +46,9 @@ VCPU_IDS = 4096  # KVM_MAX_VCPU_IDS
 VCPUS = 1024  # KVM_MAX_VCPUS
 PRIVATE_RANGES_MAX = 1 << 16  # the emulator's own bound
 ENCRYPTED_REGIONS_MAX = 1 << 12  # the emulator's own bound
-ENABLE_CAP_SIZE = 104
 _U64 = 1 << 64
-_SPLIT_IRQCHIP = 121
 _S = TypeVar("_S", bound=CStruct)
-_CAPS_IGNORED = frozenset({128, 129})  # MAX_VCPU_ID, X2APIC_API
-
-CREATE_IRQCHIP: Final = io(KVMIO, 0x60)
+_CAPS_IGNORED = frozenset((Cap.MAX_VCPU_ID, Cap.X2APIC_API))
 
 
 class Vm:
@@ -122,6 +117,11 @@ class Vm:
     def clock(self) -> Callable[[], float]:
         """The platform's clock."""
         return self.platform.clock
+
+    @property
+    def req_certs_exit(self) -> int:
+        """The number that this kernel gives KVM_EXIT_SNP_REQ_CERTS."""
+        return self.platform.req_certs_exit
 
     def memory(self, caller: Caller) -> GuestMemory:
         """Guest memory through the caller's address space."""
@@ -193,7 +193,7 @@ class Vm:
                 self._register_region(caller, argument)
             case Ioctl.MEMORY_ENCRYPT_UNREG_REGION:
                 self._unregister_region(caller, argument)
-            case r if r == CREATE_IRQCHIP:
+            case r if r == Ioctl.CREATE_IRQCHIP:
                 self._create_irqchip()
             case _:
                 if not self._board.ioctl(caller.memory, request, argument):
@@ -303,7 +303,7 @@ class Vm:
             if value & ~HYPERCALLS:
                 raise OSError(errno.EINVAL, "unknown hypercalls")
             self.hypercalls = value
-        elif cap == _SPLIT_IRQCHIP:
+        elif cap == Cap.SPLIT_IRQCHIP:
             self._create_irqchip()
         elif cap not in _CAPS_IGNORED:
             log.info("%s: capability %d cannot be enabled", self.name, cap)

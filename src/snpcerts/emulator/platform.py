@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from snpcerts.abi.kvm import ExitReason
 from snpcerts.emulator.firmware import Firmware
 from snpcerts.emulator.guest_program import GuestFactory
 from snpcerts.emulator.linux_guest import LinuxGuest
@@ -27,9 +28,10 @@ class Platform:
 
     ``sev``, ``snp`` and ``certs_supported`` say what the processor and its
     kernel can do: an Intel host has no SEV, a kernel before certificate fetching
-    does not know the attribute and the command. ``psp_errno`` is what every
-    command to the firmware fails with before it gets there (ENODEV, EBUSY,
-    ETIMEDOUT), 0 for a PSP that works. ``clock`` gives seconds, as
+    does not know the attribute and the command. ``req_certs_exit`` is the number
+    of KVM_EXIT_SNP_REQ_CERTS: 42 in trees that carry the series as posted.
+    ``psp_errno`` is what every command to the firmware fails with before it gets
+    there (ENODEV, EBUSY, ETIMEDOUT), 0 for a PSP that works. ``clock`` gives seconds, as
     ``time.monotonic`` does; deadlines of waiting calls are on it.
     """
 
@@ -38,6 +40,7 @@ class Platform:
     sev: bool = True
     snp: bool = True
     certs_supported: bool = True
+    req_certs_exit: int = ExitReason.SNP_REQ_CERTS
     asids: int = 99
     psp_errno: int = 0
     policy_bits: int = POLICY_BITS

@@ -19,6 +19,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
+from snpcerts.abi.kvm import SNP_REQ_CERTS_EXITS, ExitReason
 from snpcerts.emulator.device import Caller
 from snpcerts.emulator.firmware import Firmware
 from snpcerts.emulator.firmware_order import carry_out
@@ -131,7 +132,7 @@ class Server:
     def _host(self, message: Mapping[str, Any]) -> Door:
         script = GuestScript.from_json(message.get("guest", {}))
         # The same machine, with guests as this launcher wants them.
-        platform = replace(self._platform, guest=script.guest)
+        platform = replace(self._platform, guest=script.guest, req_certs_exit=_exit_number(message))
         return Door(
             {
                 "/dev/kvm": lambda _: KvmDevice(platform),
@@ -176,6 +177,13 @@ class _SavedSevDevice(SevDevice):
             return super().ioctl(caller, request, argument)
         finally:
             self._save()
+
+
+def _exit_number(message: Mapping[str, Any]) -> int:
+    number = message.get("exit_number", ExitReason.SNP_REQ_CERTS)
+    if number not in SNP_REQ_CERTS_EXITS:
+        raise InputError(f"control message: exit_number is {number!r}, expected 43 or 42")
+    return int(number)
 
 
 def _serves(guest: object) -> bool:

@@ -16,7 +16,7 @@ import signal
 import sys
 from collections.abc import Callable
 
-from snpcerts.abi.kvm import VCPU_MMAP_SIZE, ExitReason
+from snpcerts.abi.kvm import VCPU_MMAP_SIZE
 from snpcerts.certfile.certfile import CertFile
 from snpcerts.emulator.reference_vmm import build_vm
 from snpcerts.vmm.exit_service import ExitService, Served
@@ -69,7 +69,7 @@ def run_vm(
             vm.run()
         except InterruptedError:
             continue
-        if run.exit_reason != ExitReason.SNP_REQ_CERTS:
+        if not run.asks_for_certs:
             return
         after(service.serve(run, memory, reenter))
 

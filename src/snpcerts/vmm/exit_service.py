@@ -8,7 +8,7 @@ In a vCPU's loop::
 
     service = ExitService(CertFile("/var/lib/snpcerts/certs.bin"))
     ...
-    if run.exit_reason == ExitReason.SNP_REQ_CERTS:
+    if run.asks_for_certs:
         served = service.serve(run, memory, kvm_run)
 
 where ``kvm_run`` issues the vCPU's KVM_RUN and raises ``OSError`` as the ioctl
