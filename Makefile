@@ -6,7 +6,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 WORKERS ?= auto
 
-.PHONY: help demo test test-clients test-crashes test-qemu soak explore fuzz lint bench clean
+.PHONY: help demo test test-clients test-crashes test-kernel test-qemu soak explore fuzz lint bench clean
 
 help: ## Say what there is
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -22,6 +22,10 @@ test-clients: $(VENV)/.dev ## Programs of others, built from the registries, on 
 
 test-crashes: $(VENV)/.dev ## The host commands, killed before each call that changes something
 	SNPCERTS_CRASHES=changing $(BIN)/pytest tests/host/test_command_crash.py $(ARGS)
+
+test-kernel: $(VENV)/.dev ## Numbers and sizes, against the headers of released kernels
+	tests/kernel/fetch.sh
+	SNPCERTS_KERNEL_TESTS=1 $(BIN)/pytest tests/kernel $(ARGS)
 
 test-qemu: $(VENV)/.dev ## Stock QEMU with the shim, on this machine's KVM made to look like SNP
 	tests/qemu/fetch.sh
@@ -50,10 +54,10 @@ clean: ## Remove what make has made
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/.run: $(BIN)/python pyproject.toml hatch_build.py native/shim.c
+$(VENV)/.run: $(BIN)/python pyproject.toml hatch_build.py native/shim.c native/kvm_abi.h
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
 	@touch $@
 
-$(VENV)/.dev: $(BIN)/python pyproject.toml hatch_build.py native/shim.c
+$(VENV)/.dev: $(BIN)/python pyproject.toml hatch_build.py native/shim.c native/kvm_abi.h
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	@touch $@ $(VENV)/.run

@@ -150,6 +150,7 @@ class SecretsPage(CStruct):
     """The part of the secrets page that guest messages need. One page in guest memory."""
 
     SIZE: ClassVar[int] = 4096
+    C_NAME: ClassVar[str] = "struct snp_secrets_page"
     version: int = u32(0x00)
     flags: int = u32(0x04)
     fms: int = u32(0x08)
