@@ -11,7 +11,7 @@ import pytest
 from snpcerts import __version__
 from snpcerts.cli.main import COMMANDS, cli, main
 
-HEAVY = ("cryptography", "rich", "httpx", "sqlalchemy", "snpcerts.emulator")
+HEAVY = ("cryptography", "rich", "httpx2", "sqlalchemy", "snpcerts.emulator")
 
 
 def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:

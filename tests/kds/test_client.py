@@ -13,7 +13,7 @@ import pytest
 from snpcerts.abi.product import Product
 from snpcerts.emulator.key_server_faults import Fault
 from snpcerts.endorsement.vek import VekKind
-from snpcerts.errors import FormatError, RetryLaterError, UsageError
+from snpcerts.errors import FormatError, RetryLaterError
 from snpcerts.kds.client import KdsClient
 from snpcerts.kds.errors import KdsNotFoundError, KdsUnavailableError
 from snpcerts.kds.judge import MAX_BODY, read_chain, read_vcek
@@ -163,15 +163,26 @@ def test_404_is_asked_once_and_not_taken_for_the_truth(host: Host) -> None:
     assert host.waits == []
 
 
-def test_a_redirect_is_followed_on_the_same_server_only(host: Host) -> None:
+def test_a_redirect_is_followed_to_another_server_too(host: Host) -> None:
+    """A mirror keeps its files elsewhere, say. What comes is verified anyway."""
     host.server.faults.next(Fault.REDIRECT_HERE)
     assert host.client().get(host.resource(), read_vcek)
-    host.server.faults.set(Fault.REDIRECT)
-    with pytest.raises(KdsUnavailableError, match="another server"):
-        host.client().get(host.resource(), read_vcek)
+    target = f"{host.server.url}/{host.resource().path}"
+    redirect = f"HTTP/1.1 302 x\r\nLocation: {target}\r\nContent-Length: 0\r\n\r\n".encode()
+    with Answering(lambda _: redirect) as mirror:
+        assert KdsClient(mirror.url).get(host.resource(), read_vcek)
     host.server.faults.set(Fault.REDIRECT_HERE)
     with pytest.raises(KdsUnavailableError, match="redirects more than"):
         host.client().get(host.resource(), read_vcek)
+
+
+def test_a_redirect_that_is_not_followed_is_refused_for_good() -> None:
+    head = b"HTTP/1.1 302 x\r\nLocation: ftp://mirror/x\r\nContent-Length: 0\r\n\r\n"
+    clock = SkippingClock()
+    with Answering(lambda _: head) as mirror:
+        with pytest.raises(KdsUnavailableError, match="no URL of a server"):
+            KdsClient(mirror.url, clock=clock).get(CHAIN, anything)
+        assert (len(mirror.targets), clock.waits) == (1, [])
 
 
 def test_a_body_is_read_up_to_a_limit(host: Host) -> None:
@@ -265,11 +276,3 @@ def test_a_body_that_cannot_be_read_is_told_from_one_that_can(host: Host) -> Non
 
     with pytest.raises(KdsUnavailableError, match="no good"):
         host.client().get(host.resource(), never)
-
-
-def test_proxy_settings_that_cannot_be_are_a_usage_error(
-    host: Host, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("HTTP_PROXY", "nonsense://proxy")
-    with pytest.raises(UsageError, match="proxy"):
-        host.client().get(host.resource(), read_vcek)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import httpx
+import httpx2
 import pytest
 from cryptography.hazmat.primitives.serialization import Encoding
 
@@ -261,7 +261,7 @@ class Served:
         return [*SNPCERTS, "kds", "fetch", *words, *options, "--anchor", str(certs / "ark.der")]
 
     def stats(self) -> dict[str, object]:
-        found = httpx.get(f"{self.url}/stats", trust_env=False).json()
+        found = httpx2.get(f"{self.url}/stats", trust_env=False).json()
         assert isinstance(found, dict)
         return found
 
@@ -309,7 +309,7 @@ def test_processes_that_share_a_cache_make_one_request(served: Served) -> None:
 def test_help_imports_no_http_library() -> None:
     program = (
         "import sys; from snpcerts.cli.main import main; main(['kds', 'fetch', 'vcek', '--help']);"
-        "sys.exit('httpx' in sys.modules)"
+        "sys.exit('httpx2' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", program], stdout=subprocess.DEVNULL, timeout=60)
     assert done.returncode == 0

@@ -8,7 +8,7 @@ import threading
 from collections.abc import Iterator
 from datetime import UTC, datetime
 
-import httpx
+import httpx2
 import pytest
 from cryptography.exceptions import InvalidSignature
 from hypothesis import given
@@ -36,8 +36,8 @@ from .conftest import MILAN_TCB, TURIN_TCB, Host
 
 
 @pytest.fixture
-def web() -> Iterator[httpx.Client]:
-    with httpx.Client(trust_env=False) as client:
+def web() -> Iterator[httpx2.Client]:
+    with httpx2.Client(trust_env=False) as client:
         yield client
 
 
@@ -47,7 +47,7 @@ def url_of(host: Host, product: Product = Product.MILAN) -> str:
 
 @pytest.mark.parametrize("product", [Product.MILAN, Product.TURIN])
 def test_every_resource_is_served_in_its_form(
-    host: Host, web: httpx.Client, product: Product
+    host: Host, web: httpx2.Client, product: Product
 ) -> None:
     leaf = EndorsementCert.from_bytes(web.get(url_of(host, product)).content)
     assert (leaf.product, leaf.hwid) == (product, host.resource(product).hwid)
@@ -59,7 +59,7 @@ def test_every_resource_is_served_in_its_form(
         assert load_crl(web.get(f"{base}/crl").content).issuer_common_name is not None
 
 
-def test_other_spellings_get_the_same_key(host: Host, web: httpx.Client) -> None:
+def test_other_spellings_get_the_same_key(host: Host, web: httpx2.Client) -> None:
     first = web.get(url_of(host)).content
     hwid = host.resource().hwid.hex().upper()
     query = "ucodeSPL=219&snpSPL=24&teeSPL=0&blSPL=4"
@@ -69,7 +69,7 @@ def test_other_spellings_get_the_same_key(host: Host, web: httpx.Client) -> None
     assert host.server.requests == {host.resource().path: 2}
 
 
-def test_what_it_does_not_have_is_404(host: Host, web: httpx.Client) -> None:
+def test_what_it_does_not_have_is_404(host: Host, web: httpx2.Client) -> None:
     chip = Chip.create(Product.MILAN)
     stranger = VcekResource(Product.MILAN, chip.hwid, MILAN_TCB).path
     for path in (stranger, "vcek/v1/Genoa/cert_chain", "", "vlek/v1/Milan/cert?blSPL=1"):
@@ -81,7 +81,7 @@ def test_what_it_does_not_have_is_404(host: Host, web: httpx.Client) -> None:
 @pytest.mark.parametrize("by", Throttled)
 @pytest.mark.parametrize("lengthens", [False, True])
 def test_throttling_is_by_address_or_also_by_certificate(
-    milan: EmulatedAuthority, web: httpx.Client, by: Throttled, lengthens: bool
+    milan: EmulatedAuthority, web: httpx2.Client, by: Throttled, lengthens: bool
 ) -> None:
     now = [100.0]
     chip = Chip.create(Product.MILAN)
@@ -111,7 +111,7 @@ def test_the_throttle_forgets_no_more_than_it_must() -> None:
     assert memory.wait("9999", "another", 9999.5) == pytest.approx(9.5)
 
 
-def test_faults_may_be_asked_for_in_the_query(host: Host, web: httpx.Client) -> None:
+def test_faults_may_be_asked_for_in_the_query(host: Host, web: httpx2.Client) -> None:
     assert web.get(url_of(host) + "&fault=503").status_code == 503
     page = web.get(url_of(host) + "&fault=html")
     assert page.headers["content-type"] == "text/html"
@@ -123,14 +123,14 @@ HARMLESS = {Fault.SLOW, Fault.DRIP, Fault.CONTENT_TYPE}
 
 
 @pytest.mark.parametrize("fault", Fault)
-def test_every_fault_spoils_an_answer(host: Host, web: httpx.Client, fault: Fault) -> None:
+def test_every_fault_spoils_an_answer(host: Host, web: httpx2.Client, fault: Fault) -> None:
     """Judged as a client would: by status, length, and what the certificate says."""
 
     def sound() -> bool:
         try:
             answer = web.get(url_of(host), timeout=20)
             leaf = EndorsementCert.from_bytes(answer.content)
-        except (httpx.HTTPError, FormatError):
+        except (httpx2.HTTPError, FormatError):
             return False
         wanted = host.resource()
         ours = host.server.lines[Product.MILAN]
@@ -150,7 +150,7 @@ def test_every_fault_spoils_an_answer(host: Host, web: httpx.Client, fault: Faul
     assert sound()
 
 
-def test_stats_tell_what_was_asked(host: Host, web: httpx.Client) -> None:
+def test_stats_tell_what_was_asked(host: Host, web: httpx2.Client) -> None:
     web.get(url_of(host))
     web.get(f"{host.server.url}/nothing")
     stats = json.loads(web.get(f"{host.server.url}/stats").content)
@@ -165,7 +165,7 @@ def test_many_ask_at_once(host: Host) -> None:
     statuses: list[int] = []
 
     def ask() -> None:
-        statuses.append(httpx.get(url_of(host, Product.TURIN), trust_env=False).status_code)
+        statuses.append(httpx2.get(url_of(host, Product.TURIN), trust_env=False).status_code)
 
     threads = [threading.Thread(target=ask) for _ in range(8)]
     for thread in threads:
@@ -200,6 +200,6 @@ def test_a_port_in_use_is_an_error(host: Host, milan: EmulatedAuthority) -> None
         KeyServer([ProductLine(milan, ())], port=port)
 
 
-def test_tcbs_have_the_layout_of_their_product(host: Host, web: httpx.Client) -> None:
+def test_tcbs_have_the_layout_of_their_product(host: Host, web: httpx2.Client) -> None:
     turin = web.get(url_of(host, Product.TURIN)).content
     assert EndorsementCert.from_bytes(turin).tcb == TURIN_TCB

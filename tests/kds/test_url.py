@@ -19,6 +19,7 @@ from snpcerts.kds.url import (
     CrlResource,
     VcekResource,
     checked_base,
+    checked_target,
     parse_target,
 )
 
@@ -135,7 +136,6 @@ def test_what_is_wrong_is_said(target: str, said: str) -> None:
     [
         "",
         "ftp://host",
-        "https://",
         "https://u:p@host",
         "http://h?q",
         "http://h#f",
@@ -152,3 +152,40 @@ def test_what_cannot_be_a_key_server_is_refused(url: str) -> None:
 
 def test_a_mirror_may_live_below_a_path() -> None:
     assert checked_base("http://mirror.example:8080/kds/") == "http://mirror.example:8080/kds"
+
+
+@pytest.mark.parametrize(
+    ("url", "location", "target"),
+    [
+        ("http://mirror/a/b", "/c", "http://mirror/c"),
+        ("http://mirror/a", "https://mirror/a", "https://mirror/a"),
+        ("https://mirror/a", "https://store:444/a?b", "https://store:444/a?b"),
+        ("http://127.0.0.1:1/", "http://localhost:2/", "http://localhost:2/"),
+    ],
+)
+def test_a_redirect_leads_there(url: str, location: str, target: str) -> None:
+    assert checked_target(url, location) == target
+
+
+@pytest.mark.parametrize(
+    "location",
+    [
+        "http://mirror/",
+        "ftp://mirror/",
+        "file:///etc/passwd",
+        "https://[",
+        "https://mirror:99999/",
+        "https://user@mirror/",
+        "https://127.0.0.1/",
+        "https://127.1/",
+        "https://2130706433/",
+        "https://0/",
+        "https://localhost/",
+        "https://[::1]/",
+        "https://[::ffff:127.0.0.1]/",
+        "https://169.254.169.254/latest",
+    ],
+)
+def test_a_redirect_does_not_lead_everywhere(location: str) -> None:
+    with pytest.raises(ValueError):
+        checked_target("https://kdsintf.amd.com/x", location)

@@ -15,7 +15,10 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
+import os
+import re
 import socket
+import ssl
 import threading
 import time
 from collections import Counter
@@ -23,26 +26,26 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
-from urllib.parse import urljoin, urlsplit
 
-from snpcerts.errors import FormatError, UsageError
+from snpcerts.errors import FormatError, InputError
 from snpcerts.kds.clock import Clock
 from snpcerts.kds.errors import KdsNotFoundError, KdsUnavailableError, KdsUntrustedError
 from snpcerts.kds.judge import MAX_BODY
+from snpcerts.kds.proxy import Proxy, proxy_for
 from snpcerts.kds.retry import AMD_GAP, RetryPolicy, parse_retry_after
 from snpcerts.kds.server_state import Failure, KdsError, ServerState
+from snpcerts.kds.trust import places_of_roots, trusted
 from snpcerts.kds.turn import Line, Turn
-from snpcerts.kds.url import AMD_URL, Resource, VcekResource, checked_base
+from snpcerts.kds.url import AMD_URL, Resource, VcekResource, checked_base, checked_target
 
 if TYPE_CHECKING:
-    import httpx
+    import httpx2
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
 _MAX_REDIRECTS: Final = 3
-_PORTS: Final = {"http": 80, "https": 443}
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +108,7 @@ class KdsClient:
         self._notice = notice
         self._line = Line(None, self.url, self.clock)
         self._lock = threading.Lock()
-        self._http: httpx.Client | None = None
+        self._http: dict[tuple[str | None, bool], httpx2.Client] = {}
         self._results: Counter[str] = Counter()
 
     @property
@@ -248,9 +251,9 @@ class KdsClient:
     def close(self) -> None:
         """Let go of connections; the client can still be used."""
         with self._lock:
-            http, self._http = self._http, None
-        if http is not None:
-            http.close()
+            clients, self._http = self._http, {}
+        for client in clients.values():
+            client.close()
 
     def _wait(self, asked: _Asked[T], pause: _Pause) -> None:
         if not asked.patient or self.clock.now() + pause.wait >= asked.deadline:
@@ -275,20 +278,20 @@ class KdsClient:
             self._results[result] += 1
 
     def _try(self, asked: _Asked[T]) -> _Read[T] | _Failed:
-        import httpx
+        import httpx2
 
         resource = asked.resource
         left = min(asked.deadline - self.clock.now(), self.policy.request)
         deadline = time.monotonic() + left
         try:
             status, headers, body = self._exchange(f"{self.url}/{resource.path}", deadline)
-        except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError, OSError) as error:
+        except _NotOursError as error:
+            return _Failed(error.result, str(error), again=False)
+        except (httpx2.HTTPError, httpx2.InvalidURL, httpx2.StreamError, OSError) as error:
             said = str(error) or type(error).__name__
             if time.monotonic() >= deadline:
                 said = f"took longer than {min(asked.budget, self.policy.request):.0f} s"
             return _Failed("unreachable", said)
-        except _NotOursError as error:
-            return _Failed(error.result, str(error), again=False)
         if status == 404:
             self._count("not-found")
             raise KdsNotFoundError(
@@ -319,69 +322,109 @@ class KdsClient:
             )
 
     def _exchange(self, url: str, deadline: float) -> tuple[int, Mapping[str, str], bytes]:
-        """Status, headers and body; redirects are followed on the same server only."""
+        """Status, headers and body, after redirects: whoever answers, it is verified.
+
+        None is followed from https to http, which would tell others what is
+        asked for, or from outside to this machine.
+        """
         for _ in range(_MAX_REDIRECTS + 1):
             status, headers, body = self._request(url, deadline)
             location = headers.get("location")
             if status not in (301, 302, 303, 307, 308) or location is None:
                 return status, headers, body
             try:
-                target = urljoin(url, location)
-                same = _origin(target) == _origin(url)
-            except ValueError:
-                same = False
-            if not same:
-                raise _NotOursError("refused", f"it sends us to another server, {location[:120]!r}")
+                target = checked_target(url, location)
+            except ValueError as error:
+                raise _NotOursError(
+                    "refused", f"it sends us to {location[:120]!r}: {error}"
+                ) from None
             url = target
         raise _NotOursError("refused", f"it redirects more than {_MAX_REDIRECTS} times")
 
     def _request(self, url: str, deadline: float) -> tuple[int, Mapping[str, str], bytes]:
-        import httpx
+        import httpx2
 
+        try:
+            proxy = proxy_for(url, os.environ)
+        except InputError as error:
+            raise _NotOursError("unreachable", f"{error.message}; {error.hint}") from None
+        client = self._open(proxy, url.startswith("https:"))
         with _cut_off_at(deadline) as trace:
             left = max(deadline - time.monotonic(), 0.001)
-            timeout = httpx.Timeout(
+            timeout = httpx2.Timeout(
                 min(self.policy.silence, left), connect=min(self.policy.connect, left)
             )
-            with self._open().stream(
-                "GET", url, timeout=timeout, extensions={"trace": trace}
-            ) as response:
-                body = bytearray()
-                if response.status_code == 200:
-                    for part in response.iter_raw():
-                        body += part
-                        if len(body) > MAX_BODY:
-                            raise _NotOursError(
-                                "unreadable", f"its answer has more than {MAX_BODY} bytes"
-                            )
-                if time.monotonic() >= deadline:
-                    # Cut off by us: without a length, that looks like a body's end.
-                    raise httpx.ReadTimeout("")
-                return response.status_code, dict(response.headers), bytes(body)
+            extensions = {"trace": trace.event}
+            try:
+                with client.stream("GET", url, timeout=timeout, extensions=extensions) as response:
+                    body = bytearray()
+                    if response.status_code == 200:
+                        for part in response.iter_raw():
+                            body += part
+                            if len(body) > MAX_BODY:
+                                raise _NotOursError(
+                                    "unreadable", f"its answer has more than {MAX_BODY} bytes"
+                                )
+            except httpx2.TransportError as error:
+                lasting = None if time.monotonic() >= deadline else _lasting(error, proxy, trace)
+                if lasting is None:
+                    raise
+                raise _NotOursError("unreachable", lasting) from None
+            if time.monotonic() >= deadline:
+                # Cut off by us: without a length, that looks like a body's end.
+                raise httpx2.ReadTimeout("")
+            return response.status_code, dict(response.headers), bytes(body)
 
-    def _open(self) -> httpx.Client:
-        import httpx
+    def _open(self, proxy: Proxy | None, tls: bool) -> httpx2.Client:
+        import httpx2
 
         from snpcerts import __version__
 
+        key = (None if proxy is None else proxy.url, tls)
         with self._lock:
-            if self._http is not None:
-                return self._http
+            if key in self._http:
+                return self._http[key]
             headers = {
                 "Accept": "*/*",
                 "Accept-Encoding": "identity",
                 "User-Agent": f"snpcerts/{__version__}",
             }
             # Requests are rare, and each is watched from its connection on.
-            limits = httpx.Limits(max_keepalive_connections=0)
+            limits = httpx2.Limits(max_keepalive_connections=0)
             try:
-                self._http = httpx.Client(headers=headers, limits=limits, follow_redirects=False)
-            except (ValueError, ImportError, httpx.InvalidURL) as error:
-                raise UsageError(
-                    f"cannot make HTTP requests: {error}",
-                    hint="look at the proxy settings in the environment (HTTPS_PROXY and others)",
-                ) from None
-            return self._http
+                client = httpx2.Client(
+                    headers=headers,
+                    limits=limits,
+                    follow_redirects=False,
+                    trust_env=False,
+                    proxy=None if proxy is None else proxy.url,
+                    verify=trusted(os.environ) if tls else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT),
+                )
+            except InputError as error:
+                raise _NotOursError("unreachable", f"{error.message}; {error.hint}") from None
+            except (ValueError, ImportError, httpx2.InvalidURL) as error:
+                raise _NotOursError("unreachable", f"{proxy} cannot be used: {error}") from None
+            self._http[key] = client
+            return client
+
+
+def _lasting(error: Exception, proxy: Proxy | None, trace: _Trace) -> str | None:
+    """What is wrong on this side of the key server, and will be at the next try too."""
+    import httpx2
+
+    if "CERTIFICATE_VERIFY_FAILED" in str(error):
+        return (
+            f"its TLS certificate does not verify ({error}); is there a proxy in between whose "
+            f"root is not among the trusted ones ({places_of_roots(os.environ)})?"
+        )
+    if proxy is None:
+        return None
+    if isinstance(error, httpx2.ProxyError):
+        refused = re.match(r"4[0-9][0-9]\b", str(error))
+        return f"{proxy} refuses: {error}" if refused else None
+    if not trace.connected and isinstance(error, httpx2.ConnectError | httpx2.ConnectTimeout):
+        return f"{proxy} cannot be reached: {str(error) or type(error).__name__}"
+    return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -397,35 +440,44 @@ class _NotOursError(Exception):
         self.result = result
 
 
-def _origin(url: str) -> tuple[str, str | None, int | None]:
-    parts = urlsplit(url)
-    return parts.scheme, parts.hostname, parts.port or _PORTS.get(parts.scheme)
+class _Trace:
+    """Told by the library of each stage of a request; has the sockets of its connections."""
 
+    def __init__(self, deadline: float) -> None:
+        self.connected = False
+        self._deadline = deadline
+        self._sockets: list[socket.socket] = []
 
-@contextmanager
-def _cut_off_at(deadline: float) -> Iterator[Callable[[str, Mapping[str, Any]], None]]:
-    """Break the connection at the deadline, however slowly bytes drip in.
-
-    The library's own time limits start anew with every byte. Yields what it is
-    to call at each stage; the connection's socket is shut down from here.
-    """
-    sockets: list[socket.socket] = []
-
-    def trace(event: str, info: Mapping[str, Any]) -> None:
+    def event(self, event: str, info: Mapping[str, Any]) -> None:
         if event.endswith("connect_tcp.complete"):
+            self.connected = True
             connected = info["return_value"].get_extra_info("socket")
             if isinstance(connected, socket.socket):
                 # A duplicate, since TLS takes the original over.
-                sockets.append(connected.dup())
-                if time.monotonic() >= deadline:
-                    shut()
+                self._sockets.append(connected.dup())
+                if time.monotonic() >= self._deadline:
+                    self.shut()
 
-    def shut() -> None:
-        for each in tuple(sockets):
+    def shut(self) -> None:
+        """Break the connections."""
+        for each in tuple(self._sockets):
             with contextlib.suppress(OSError):
                 each.shutdown(socket.SHUT_RDWR)
 
-    timer = threading.Timer(max(deadline - time.monotonic(), 0.0), shut)
+    def close(self) -> None:
+        """Let go of them."""
+        for each in self._sockets:
+            each.close()
+
+
+@contextmanager
+def _cut_off_at(deadline: float) -> Iterator[_Trace]:
+    """Break the connection at the deadline, however slowly bytes drip in.
+
+    The library's own time limits start anew with every byte.
+    """
+    trace = _Trace(deadline)
+    timer = threading.Timer(max(deadline - time.monotonic(), 0.0), trace.shut)
     timer.daemon = True
     timer.start()
     try:
@@ -433,5 +485,4 @@ def _cut_off_at(deadline: float) -> Iterator[Callable[[str, Mapping[str, Any]], 
     finally:
         timer.cancel()
         timer.join()
-        for each in sockets:
-            each.close()
+        trace.close()

@@ -12,10 +12,12 @@ genuine requests.
 
 from __future__ import annotations
 
+import ipaddress
 import re
+import socket
 from dataclasses import dataclass
 from typing import Final
-from urllib.parse import parse_qsl, urlsplit
+from urllib.parse import parse_qsl, urljoin, urlsplit
 
 from snpcerts.abi.product import Product
 from snpcerts.abi.tcb import TcbLayout, TcbVersion
@@ -184,3 +186,39 @@ def checked_base(url: str) -> str:
             f"key server URL {url!r}: must have no user name, query or fragment",
         )
     return url.rstrip("/")
+
+
+def checked_target(url: str, location: str) -> str:
+    """Where a redirect from ``url`` leads.
+
+    Raises :class:`ValueError`, with the reason, for what is not to be followed:
+    from https to http, from another machine to this one, or no HTTP at all.
+    """
+    target = urljoin(url, location)
+    here, there = urlsplit(url), urlsplit(target)
+    if there.scheme not in ("http", "https") or not there.hostname or there.port == 0:
+        raise ValueError("that is no URL of a server")
+    if "@" in there.netloc:
+        raise ValueError("it has a user name")
+    if here.scheme == "https" and there.scheme == "http":
+        raise ValueError("that is without TLS, and this one is with it")
+    if _inside(there.hostname) and not _inside(here.hostname or ""):
+        raise ValueError("that is this machine itself")
+    return target
+
+
+def _inside(host: str) -> bool:
+    """Whether a host is this machine, or its cloud's metadata service."""
+    if host == "localhost" or host.endswith(".localhost"):
+        return True
+    try:
+        # As the resolver reads it: 127.1 and 0x7f000001 too.
+        address: ipaddress.IPv4Address | ipaddress.IPv6Address
+        address = ipaddress.IPv4Address(socket.inet_aton(host))
+    except (OSError, UnicodeError):
+        try:
+            six = ipaddress.IPv6Address(host.partition("%")[0])
+        except ValueError:
+            return False
+        address = six if six.ipv4_mapped is None else six.ipv4_mapped
+    return address.is_loopback or address.is_link_local or address.is_unspecified

@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which roots a key server's TLS certificate may have: the system's, or those of SSL_CERT_FILE.
+
+OpenSSL says nothing of a file that is not there; then no server verifies, and
+the reason is hard to find. Here it is an error that names the file.
+"""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import Mapping
+from pathlib import Path
+
+from snpcerts.errors import InputError
+
+_FILE, _FOLDER = "SSL_CERT_FILE", "SSL_CERT_DIR"
+
+
+def trusted(environment: Mapping[str, str]) -> ssl.SSLContext:
+    """A TLS context with those roots; :class:`InputError` where there are none."""
+    file, folder = environment.get(_FILE) or None, environment.get(_FOLDER) or None
+    if folder is not None and not any(Path(each).is_dir() for each in folder.split(":")):
+        raise InputError(f"{_FOLDER} in the environment names no directory: {folder!r}", hint=_HINT)
+    try:
+        if file is None and folder is None:
+            context = ssl.create_default_context()
+        else:
+            # OpenSSL's own reading of a list of directories: through its defaults.
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+            context.set_default_verify_paths()
+            if file is not None:
+                context.load_verify_locations(cafile=file)
+    except OSError as error:  # ssl.SSLError is one
+        reason = error.strerror or error.args[-1]
+        raise InputError(
+            f"{_FILE} in the environment names {file!r}, which has no roots to trust: {reason}",
+            hint=_HINT,
+        ) from None
+    if not context.get_ca_certs() and not _may_have(environment):
+        raise InputError(
+            f"there are no roots to trust for TLS ({places_of_roots(environment)})",
+            hint=_HINT,
+        )
+    return context
+
+
+def places_of_roots(environment: Mapping[str, str]) -> str:
+    """Where they come from."""
+    paths = ssl.get_default_verify_paths()
+    file = environment.get(_FILE) or paths.openssl_cafile
+    folder = environment.get(_FOLDER) or paths.openssl_capath
+    return f"{file}, {folder}"
+
+
+_HINT = "install the package ca-certificates, or name a PEM file of roots in SSL_CERT_FILE"
+
+
+def _may_have(environment: Mapping[str, str]) -> bool:
+    """Whether a directory of roots has any: those are only read when they are needed."""
+    folders = environment.get(_FOLDER) or ssl.get_default_verify_paths().openssl_capath
+    for folder in folders.split(":"):
+        try:
+            if any(Path(folder).iterdir()):
+                return True
+        except OSError:
+            continue
+    return False
