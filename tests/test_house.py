@@ -13,6 +13,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "snpcerts"
 # From the ground up; each may import what stands before it.
 FLOORS = [
     "errors",
+    "temporary_directory",
     "abi",
     "endorsement",
     "verify",

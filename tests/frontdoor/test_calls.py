@@ -319,15 +319,12 @@ def test_an_interrupt_from_the_terminal_is_the_programs(probe: Path) -> None:
     server.communicate()
 
 
-def test_without_its_supervisor_a_program_gets_errors(probe: Path) -> None:
-    """Never a real device; and what was open is dead too."""
-    server = _server(
-        *(probe, "open", "/dev/kvm", "until-told", "api"),
-        *("open", "/dev/kvm", "open", "/etc/passwd"),
-    )
+def test_a_program_ends_with_its_supervisor(probe: Path) -> None:
+    """Killed, it can end nothing itself; the pipes close when the last process is gone."""
+    server = _server(*(probe, "open", "/dev/kvm", "waiting-child", "until-told"))
     assert server.stdout is not None
     assert server.stdout.readline() == b"0\n"
     server.kill()
     server.wait()
-    said, _ = server.communicate(b".")
-    assert said.decode().split() == [str(-errno.ENOSYS)] * 3
+    assert server.stdout.read() is not None
+    server.communicate()

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from snpcerts.cli.ending import ends_cleanly
 from snpcerts.cli.files import write_output
 from snpcerts.errors import UsageError
 
@@ -85,9 +86,10 @@ def command(
     limits = Limits(trial=timeout, busy=busy_limit / 1000, stop=_signal(stop_signal))
     started = time.monotonic()
     show = sys.stderr.isatty() and not as_json
-    results = run(
-        vmm, limits=limits, only=only, on_progress=_show_progress if show else lambda _: None
-    )
+    with ends_cleanly():
+        results = run(
+            vmm, limits=limits, only=only, on_progress=_show_progress if show else lambda _: None
+        )
     seconds = time.monotonic() - started
     if show:
         click.echo("\r\x1b[K", nl=False, err=True)

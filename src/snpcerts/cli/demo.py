@@ -3,13 +3,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-import tempfile
 from collections import Counter
 from collections.abc import Callable
-from pathlib import Path
 
 import click
+
+from snpcerts.cli.ending import ends_cleanly
+from snpcerts.temporary_directory import temporary_directory
 
 _BREAKS = ["no-lock", "no-handshake"]
 
@@ -40,12 +42,13 @@ def command(
     say: Callable[[str], object] = (lambda _text: None) if as_json else click.echo
     tally = Tally()
     since: Counter[tuple[str, str]] = Counter()
-    with tempfile.TemporaryDirectory(prefix="snpcerts-demo-") as folder:
+    with ends_cleanly(), contextlib.ExitStack() as stack:
+        folder = stack.enter_context(temporary_directory("demo"))
         say("making an emulated AMD root, a Milan chip and its certificates ...")
-        stage = Stage(Path(folder), Script(guests, updates, seconds, seed, broken))
+        stage = Stage(folder, Script(guests, updates, seconds, seed, broken))
         layout = stage.host.firmware.product.tcb_layout
         say(f"{guests} guests ask; {updates} updates in {seconds:g} s; table at {stage.path}")
-        for event in stage.play():
+        for event in stack.enter_context(contextlib.closing(stage.play())):
             judgement = tally.count(event, stage.host)
             place = f"{event.at:8.3f} s  "
             match event:

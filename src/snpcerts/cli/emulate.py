@@ -3,13 +3,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
+from snpcerts.cli.ending import ends_cleanly
 from snpcerts.cli.files import make_directory, write_output
 from snpcerts.errors import InputError, UsageError
 
@@ -42,22 +45,27 @@ class _Chosen:
 
         return None if self._firmware is None else choices_of(self._firmware)
 
-    def home(self) -> PlatformHome:
+    @contextlib.contextmanager
+    def home(self) -> Iterator[PlatformHome]:
         """The platform, made if it is not there; a throw-away one if none was named."""
         from snpcerts.emulator.enter import throw_away
-        from snpcerts.emulator.home import PlatformHome
 
-        if self._platform is None:
-            return throw_away(self.product, self.choices)
-        home = PlatformHome(Path(self._platform).absolute())
-        home.prepare(self.product, self.choices)
-        return home
+        with ends_cleanly():
+            if self._platform is not None:
+                yield self.lasting_home()
+                return
+            with throw_away(self.product, self.choices) as home:
+                yield home
 
     def lasting_home(self) -> PlatformHome:
         """A platform that was named."""
+        from snpcerts.emulator.home import PlatformHome
+
         if self._platform is None:
             raise UsageError("which platform?", hint="give --platform DIR before the subcommand")
-        return self.home()
+        home = PlatformHome(Path(self._platform).absolute())
+        home.prepare(self.product, self.choices)
+        return home
 
 
 @click.group()
@@ -143,7 +151,8 @@ def host(
         busy_delay=busy_delay,
         outcomes=None if outcomes is None else os.path.abspath(outcomes),
     )
-    become_host_program(chosen.home(), program, script, int(exit_number))
+    with chosen.home() as home:
+        become_host_program(home, program, script, int(exit_number))
 
 
 @command.command(context_settings=_PROGRAM)
@@ -159,10 +168,11 @@ def guest(chosen: _Chosen, vm: str | None, certs: str | None, program: tuple[str
         raise UsageError("--vm and --certs exclude each other")
     if certs is not None and not os.path.exists(certs):
         raise InputError(f"{certs}: No such file or directory")
-    home = chosen.lasting_home() if certs is None else chosen.home()
-    if certs is not None:
+    if certs is None:
+        become_guest_program(chosen.lasting_home(), program, vm)
+    with chosen.home() as home:
         vm = start_reference_vm(home, os.path.abspath(certs))
-    become_guest_program(home, program, vm)
+        become_guest_program(home, program, vm)
 
 
 @command.command()

@@ -16,6 +16,7 @@ from typing import NoReturn
 import click
 
 from snpcerts import __version__
+from snpcerts.cli.ending import EndedBySignalError
 from snpcerts.errors import SnpCertsError
 
 COMMANDS: dict[str, tuple[str, str]] = {
@@ -76,6 +77,8 @@ def main(arguments: Sequence[str]) -> int:
         return 2
     except (click.Abort, KeyboardInterrupt):
         return 130
+    except EndedBySignalError as ended:
+        return ended.exit_code
     except BrokenPipeError:
         # Whoever read our output has gone. Leave nothing for Python to flush.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -6,7 +6,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
-import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -31,6 +30,7 @@ from snpcerts.emulator.chip import Chip
 from snpcerts.emulator.firmware import Firmware
 from snpcerts.emulator.frontdoor import seccomp
 from snpcerts.errors import UsageError
+from snpcerts.temporary_directory import temporary_directory
 
 # Without these nothing else can be judged.
 VITAL: Final = ("vm-starts", "enabled", "immediate-exit-cleared")
@@ -75,9 +75,9 @@ def run(
     seccomp.check()
     limits = limits or Limits()
     firmware = Firmware(Chip.create(Product.MILAN))
-    with tempfile.TemporaryDirectory(prefix="snpcerts-conformance-") as name:
-        os.chmod(name, 0o755)  # noqa: S103 (a VMM of another user must get in)
-        return _Run(words, limits, firmware, Path(name), chosen, on_progress).results()
+    with temporary_directory("conformance") as directory:
+        directory.chmod(0o755)  # a VMM of another user must get in
+        return _Run(words, limits, firmware, directory, chosen, on_progress).results()
 
 
 def _chosen(only: Iterable[str]) -> frozenset[str]:

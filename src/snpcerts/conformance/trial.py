@@ -31,6 +31,7 @@ from snpcerts.conformance.result import Result, State
 from snpcerts.conformance.served_file import ServedFile
 from snpcerts.emulator.firmware import Firmware
 from snpcerts.emulator.frontdoor.door import Door
+from snpcerts.emulator.frontdoor.keeper import descendants
 from snpcerts.emulator.frontdoor.launch import Program, spawn
 from snpcerts.emulator.frontdoor.supervisor import Supervisor
 from snpcerts.emulator.guest_program import (
@@ -197,14 +198,8 @@ class Trial:
         return len(getattr(self.vm, "vcpus", ()))
 
     def processes(self) -> list[int]:
-        """The VMM's processes that still live: its process group."""
-        if self.program is None:
-            return []
-        found = []
-        for name in os.listdir("/proc"):
-            if name.isdigit() and _group_of(int(name)) == self.program.pid:
-                found.append(int(name))
-        return found
+        """The VMM's processes that still live, those that have left it included."""
+        return [] if self.program is None else descendants(self.program.process.pid)
 
     def send(self, number: signal.Signals) -> None:
         """Send the VMM a signal."""
@@ -273,9 +268,8 @@ class Trial:
     def _kill(self, supervisor: Supervisor) -> None:
         if self.program is None:
             return
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.program.pid, signal.SIGKILL)
-        while self.program.exit_code is None:  # its last calls are still to be served
+        self.program.end()
+        while not self.program.ended:  # its last calls are still to be served
             supervisor.step(_STEP)
 
     def _close(self) -> None:
@@ -385,13 +379,6 @@ class Trial:
 def field_around(gpa: int, npages: int, before: int = 1, after: int = 1) -> tuple[int, int]:
     """What to look at for a buffer that is not in the vCPU's field: GPA and bytes."""
     return gpa - before * PAGE_SIZE, (before + npages + after) * PAGE_SIZE
-
-
-def _group_of(pid: int) -> int:
-    try:
-        return os.getpgid(pid)
-    except OSError:
-        return 0
 
 
 def _signal_name(number: int) -> str:

@@ -15,7 +15,7 @@ import selectors
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +25,7 @@ from snpcerts.abi.product import Product
 from snpcerts.certfile.certfile import CertFile
 from snpcerts.demo.event import Answered, Attested, Event, Updated
 from snpcerts.demo.host import EmulatedHost
-from snpcerts.emulator.enter import host_program
+from snpcerts.emulator.enter import host_program, start_server
 from snpcerts.emulator.guest_script import REQUESTS_MAX, GuestScript
 from snpcerts.emulator.home import PlatformHome
 from snpcerts.errors import RefusedError
@@ -65,18 +65,17 @@ class Stage:
         self._script = script
         self._start = 0.0
 
-    def play(self) -> Iterator[Event]:
+    def play(self) -> Generator[Event]:
         """Publish the first table, run everything, and tell what happens as it happens."""
         self._tables.mkdir()
         for tcb, table in self.host.tables.items():
             (self._tables / f"{tcb.pack().hex()}.bin").write_bytes(table.encode())
         CertFile(str(self.path)).publish(self.host.table())
         with ExitStack() as stack:
+            stack.callback(_stop, start_server(self._home, detached=False))
             watch = stack.enter_context(selectors.DefaultSelector())
-            vmms = [self._vmm(number) for number in range(self._script.guests)]
-            writer = self._writer()
-            for process in (*vmms, writer):
-                stack.callback(_end, process)
+            vmms = [self._vmm(number, stack) for number in range(self._script.guests)]
+            writer = self._writer(stack)
             sources = [_Lines(open(path, "rb")) for path in self._outcomes]  # noqa: SIM115 (below)
             for source in sources:
                 stack.callback(source.file.close)
@@ -124,7 +123,7 @@ class Stage:
             if vmm.poll() is not None:
                 raise RefusedError(f"the VMM of guest {number} ended: exit code {vmm.returncode}")
 
-    def _vmm(self, number: int) -> subprocess.Popen[bytes]:
+    def _vmm(self, number: int, stack: ExitStack) -> subprocess.Popen[bytes]:
         script = GuestScript(
             requests=REQUESTS_MAX,
             pause=_GUEST_PAUSE,
@@ -133,17 +132,28 @@ class Stage:
         )
         self._outcomes[number].touch()
         words = ["snpcerts.demo.vmm", str(self.path), f"{self._script.seed} vmm {number}"]
-        return self._process(script, words + ([self._script.broken] if self._script.broken else []))
+        words += [self._script.broken] if self._script.broken else []
+        return self._process(script, words, stack)
 
-    def _writer(self) -> subprocess.Popen[bytes]:
+    def _writer(self, stack: ExitStack) -> subprocess.Popen[bytes]:
         script = self._script
         words = ["snpcerts.demo.writer", str(self.path), str(self._tables)]
         words += [str(script.updates), str(script.seconds), f"{script.seed} writer"]
-        return self._process(GuestScript(), words)
+        return self._process(GuestScript(), words, stack)
 
-    def _process(self, script: GuestScript, words: list[str]) -> subprocess.Popen[bytes]:
+    def _process(
+        self, script: GuestScript, words: list[str], stack: ExitStack
+    ) -> subprocess.Popen[bytes]:
+        """A process that ends with the stack, and with this process."""
         command = host_program(self._home, [sys.executable, "-P", "-m", *words], script)
-        return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            process_group=0,  # Ctrl-C is for the demo, which ends them
+        )
+        stack.callback(_end, process)
+        return process
 
     def _now(self) -> float:
         return time.monotonic() - self._start
@@ -186,3 +196,8 @@ class _Lines:
 def _end(process: subprocess.Popen[bytes]) -> None:
     process.kill()
     process.communicate()
+
+
+def _stop(server: subprocess.Popen[str]) -> None:
+    server.terminate()
+    server.wait()

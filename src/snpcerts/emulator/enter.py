@@ -6,9 +6,11 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import select
+import signal
+import socket
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -16,28 +18,46 @@ from typing import Any, Final, NoReturn
 
 from snpcerts.abi.kvm import ExitReason
 from snpcerts.abi.product import Product
+from snpcerts.emulator.detached import leave_parent
 from snpcerts.emulator.firmware_choices import FirmwareChoices
 from snpcerts.emulator.frontdoor import control, launch, seccomp
 from snpcerts.emulator.guest_script import GuestScript
 from snpcerts.emulator.home import PlatformHome
+from snpcerts.emulator.parent import end_with_parent
 from snpcerts.errors import RefusedError, RetryLaterError, SnpCertsError
+from snpcerts.temporary_directory import TemporaryDirectory
 
 PATIENCE: Final = 30.0  # seconds for a server or a VM to be there
 _PAUSE: Final = 0.02
 
 
-def throw_away(product: Product | None, choices: FirmwareChoices | None = None) -> PlatformHome:
-    """A platform of its own for one command, in a temporary directory."""
-    home = PlatformHome(Path(tempfile.mkdtemp(prefix="snpcerts-platform-")), throw_away=True)
-    home.prepare(product, choices)
-    return home
+@contextlib.contextmanager
+def throw_away(
+    product: Product | None, choices: FirmwareChoices | None = None
+) -> Iterator[PlatformHome]:
+    """A platform of its own for one command, in a temporary directory.
+
+    Its server removes the directory. It is removed here when the block is left:
+    a block that went well has become the program.
+    """
+    temporary = TemporaryDirectory.make("platform")
+    try:
+        home = PlatformHome(temporary.path, temporary=temporary)
+        home.prepare(product, choices)
+        yield home
+    finally:
+        temporary.remove()
 
 
 def ask(home: PlatformHome, message: Mapping[str, object]) -> dict[str, Any]:
     """One question to the platform's server, which is started if it is not there."""
     with contextlib.closing(_connect(home)) as peer:
-        control.send(peer, message)
-        received = control.receive(peer)
+        return _ask(home, peer, message)
+
+
+def _ask(home: PlatformHome, peer: socket.socket, message: Mapping[str, object]) -> dict[str, Any]:
+    control.send(peer, message)
+    received = control.receive(peer)
     if received is None:
         raise RefusedError(f"the server of {home.path} hung up", hint=f"see {home.log}")
     answer, _ = received
@@ -65,29 +85,61 @@ def become_guest_program(home: PlatformHome, argv: Sequence[str], vm: str | None
     _become(home, argv, {"ask": "guest", "vm": vm})
 
 
-def host_program(home: PlatformHome, argv: Sequence[str], script: GuestScript) -> list[str]:
-    """The command line of a process that becomes ``argv`` on the platform's host."""
-    words = [sys.executable, "-P", "-m", __name__, str(home.path), json.dumps(script.to_json())]
-    return [*words, *argv]
+def host_program(
+    home: PlatformHome, argv: Sequence[str], script: GuestScript, *, detached: int | None = None
+) -> list[str]:
+    """The command line of a process that becomes ``argv`` on the platform's host.
+
+    It is killed when this process ends. With ``detached``, a descriptor that it
+    inherits, it leaves this process instead, and writes its process id there.
+    """
+    keeping = f"{os.getpid()}" if detached is None else f"detached {detached}"
+    words = [str(home.path), json.dumps(script.to_json()), keeping]
+    return [sys.executable, "-P", "-m", __name__, *words, *argv]
 
 
 def start_reference_vm(home: PlatformHome, certs: str) -> str:
     """Start the built-in VMM, which serves the file ``certs``; return its VM's name.
 
-    The VMM is a process of its own and ends with the calling one.
+    The VMM is a process of its own, no child of the calling one, and ends with it.
     """
     program = [sys.executable, "-P", "-m", "snpcerts.emulator.vmm_program", certs]
-    words = host_program(home, program, GuestScript(serve=True))
-    vmm = subprocess.Popen(words, stdin=subprocess.DEVNULL)
-    limit = time.monotonic() + PATIENCE
-    while time.monotonic() < limit:
-        for vm in ask(home, {"ask": "status"})["vms"]:
-            if vm["pid"] == vmm.pid and vm["serves"]:
-                return str(vm["name"])
-        if vmm.poll() is not None:
-            raise RefusedError(f"the built-in VMM ended with exit code {vmm.returncode}")
-        time.sleep(_PAUSE)
-    vmm.kill()
+    with contextlib.ExitStack() as stack:
+        # The server is there before the VMM wants it, and does not end meanwhile.
+        peer = stack.enter_context(contextlib.closing(_connect(home)))
+        ours = os.pidfd_open(os.getpid())
+        stack.callback(os.close, ours)
+        told, tell = os.pipe2(os.O_CLOEXEC)
+        with open(told, "rb") as pipe:
+            try:
+                launcher = subprocess.Popen(
+                    host_program(
+                        home, [*program, str(ours)], GuestScript(serve=True), detached=tell
+                    ),
+                    stdin=subprocess.DEVNULL,
+                    pass_fds=(tell, ours),
+                    start_new_session=True,
+                )
+            finally:
+                os.close(tell)
+            launcher.wait()
+            said = pipe.readline()
+        if not said:
+            raise RefusedError("the built-in VMM did not start")
+        pid = int(said)
+        try:
+            vmm = os.pidfd_open(pid)
+        except ProcessLookupError:
+            raise RefusedError("the built-in VMM ended") from None
+        stack.callback(os.close, vmm)
+        limit = time.monotonic() + PATIENCE
+        while time.monotonic() < limit:
+            for vm in _ask(home, peer, {"ask": "status"})["vms"]:
+                if vm["pid"] == pid and vm["serves"]:
+                    return str(vm["name"])
+            if select.select([vmm], [], [], _PAUSE)[0]:
+                raise RefusedError("the built-in VMM ended")
+        signal.pidfd_send_signal(vmm, signal.SIGKILL)
     raise RetryLaterError(f"the built-in VMM has no VM after {PATIENCE:g} s", hint="try again")
 
 
@@ -96,37 +148,67 @@ def _become(home: PlatformHome, argv: Sequence[str], hello: Mapping[str, object]
     launch.enter(argv, _connect(home), hello)
 
 
-def _connect(home: PlatformHome) -> Any:
+def _connect(home: PlatformHome) -> socket.socket:
     for _ in range(3):  # the server may be on its way out when we come
         with contextlib.suppress(RefusedError):
-            return control.connect(home.control)
-        _start_server(home)
-    return control.connect(home.control)
+            return _connect_to_server(home)
+        start_server(home)
+    return _connect_to_server(home)
 
 
-def _start_server(home: PlatformHome) -> None:
+def _connect_to_server(home: PlatformHome) -> socket.socket:
+    """A connection that the server has taken: it stays as long as we are connected."""
+    peer = control.connect(home.control)
+    try:
+        control.send(peer, {"ask": "here"})
+        received = control.receive(peer)
+    except OSError as error:
+        peer.close()
+        raise RefusedError(f"no emulator answers at {home.control} ({error.strerror})") from error
+    except BaseException:
+        peer.close()
+        raise
+    if received is None:
+        peer.close()
+        raise RefusedError(f"no emulator answers at {home.control}: it hung up")
+    return peer
+
+
+def start_server(home: PlatformHome, *, detached: bool = True) -> subprocess.Popen[str]:
+    """Start the platform's server and wait until it serves.
+
+    A ``detached`` one is no child of this process, and ends when nobody uses
+    it; another one ends with this process, or by SIGTERM.
+    """
     words = [sys.executable, "-P", "-m", "snpcerts.emulator.server", str(home.path)]
+    words.append("--detached" if detached else f"--parent={os.getpid()}")
+    if home.temporary is not None:
+        words.append("--throw-away")
     with _log(home) as log:
         server = subprocess.Popen(
-            [*words, "--throw-away"] if home.throw_away else words,
+            words,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=log,
             text=True,
             start_new_session=True,  # Ctrl-C is for the program
+            pass_fds=() if home.temporary is None else (home.temporary.lease,),
         )
     said = ""
     if server.stdout is not None:
         with server.stdout as out:
             said = out.readline().strip()
+    if detached:
+        server.wait()  # it was the parent of the one that serves, and has ended
     if said != "ready" and not control_is_up(home):
         raise RefusedError(f"no emulated machine: {said or 'its server ended'}", hint=str(home.log))
+    return server
 
 
 def control_is_up(home: PlatformHome) -> bool:
     """Whether a server listens, perhaps one that another command has just started."""
     try:
-        control.connect(home.control).close()
+        _connect_to_server(home).close()
     except SnpCertsError:
         return False
     return True
@@ -142,7 +224,14 @@ def _log(home: PlatformHome) -> Iterator[int]:
 
 
 def _main(arguments: Sequence[str]) -> int:
-    directory, script, *argv = arguments
+    directory, script, keeping, *argv = arguments
+    if keeping.startswith("detached"):
+        leave_parent()
+        pipe = int(keeping.split()[1])
+        os.write(pipe, b"%d\n" % os.getpid())
+        os.close(pipe)
+    else:
+        end_with_parent(int(keeping))
     home = PlatformHome(Path(directory))
     try:
         become_host_program(home, argv, GuestScript.from_json(json.loads(script)))

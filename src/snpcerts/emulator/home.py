@@ -27,6 +27,7 @@ from snpcerts.emulator.chip import Chip, CloudProvider
 from snpcerts.emulator.firmware import Firmware
 from snpcerts.emulator.firmware_choices import FirmwareChoices
 from snpcerts.errors import InputError, RefusedError, UsageError
+from snpcerts.temporary_directory import TemporaryDirectory
 
 STATE_LIMIT = 1 << 16  # bytes of platform.json
 
@@ -34,12 +35,12 @@ STATE_LIMIT = 1 << 16  # bytes of platform.json
 class PlatformHome:
     """One platform directory, which need not exist before :meth:`prepare`.
 
-    A ``throw_away`` one is removed when its server ends.
+    ``temporary`` is its directory where that is to be removed when its server ends.
     """
 
-    def __init__(self, path: Path, *, throw_away: bool = False) -> None:
+    def __init__(self, path: Path, *, temporary: TemporaryDirectory | None = None) -> None:
         self.path = path
-        self.throw_away = throw_away
+        self.temporary = temporary
 
     @property
     def control(self) -> Path:
@@ -56,7 +57,7 @@ class PlatformHome:
 
         ``product``, and the firmware that ``choices`` is, must be what it has, if given.
         """
-        with self._alone():
+        with self.alone():
             if not self._state.exists():
                 EmulatedAuthority.create(product or Product.MILAN).save(self.path / "authority")
                 self.save(Firmware(Chip.create(product or Product.MILAN), choices=choices))
@@ -116,8 +117,8 @@ class PlatformHome:
         return self.path / "platform.json"
 
     @contextmanager
-    def _alone(self) -> Iterator[None]:
-        """Keep two commands from making the same platform at once."""
+    def alone(self) -> Iterator[None]:
+        """Keep two processes from making the same platform, or from serving it, at once."""
         try:
             self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
             fd = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)

@@ -3,8 +3,10 @@
 
 Launchers (:mod:`snpcerts.emulator.enter`) hand it the seccomp listeners of the
 programs they start; it serves them all in one loop, and ends when the last is
-gone. Started as ``python -m snpcerts.emulator.server DIRECTORY``; with
-``--throw-away`` it removes the directory at its end.
+gone or SIGTERM asks for it. Started as ``python -m snpcerts.emulator.server
+DIRECTORY``; with ``--throw-away`` it removes the directory at its end, with
+``--detached`` it is not the child of its starter, with ``--parent=PID`` it stays
+until its parent, that process, ends.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import signal
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -20,6 +23,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from snpcerts.abi.kvm import SNP_REQ_CERTS_EXITS, ExitReason
+from snpcerts.emulator.detached import leave_parent
 from snpcerts.emulator.device import Caller
 from snpcerts.emulator.firmware import Firmware
 from snpcerts.emulator.firmware_order import carry_out
@@ -30,6 +34,7 @@ from snpcerts.emulator.guest_script import GuestScript
 from snpcerts.emulator.home import PlatformHome
 from snpcerts.emulator.kvm_device import KvmDevice
 from snpcerts.emulator.linux_guest import LinuxGuest
+from snpcerts.emulator.parent import end_with_parent
 from snpcerts.emulator.platform import Platform
 from snpcerts.emulator.sev_device import SevDevice
 from snpcerts.emulator.sev_guest_device import SevGuestDevice
@@ -45,28 +50,35 @@ IDLE_SECONDS: Final = 1.0
 class Server:
     """One platform, served until nobody uses it."""
 
-    def __init__(self, home: PlatformHome) -> None:
+    def __init__(self, home: PlatformHome, *, stays: bool = False) -> None:
         self._home = home
+        self._stays = stays
+        self._asked_to_end = False
         self._platform = Platform(home.firmware())
         self._saved = self._platform.firmware.state
         self._supervisor = Supervisor()
         self._programs = 0
-        self._control = ControlSocket(home.control, self._hear)
+        with home.alone():
+            self._control = ControlSocket(home.control, self._hear)
         self._control.attach(self._supervisor)
 
     def run(self) -> None:
-        """Serve; return when there was nobody for a while."""
+        """Serve; return when there was nobody for a while, or :meth:`end` was called."""
         busy = time.monotonic()
         try:
-            while time.monotonic() - busy < IDLE_SECONDS:
+            while time.monotonic() - busy < IDLE_SECONDS and not self._asked_to_end:
                 self._supervisor.step(IDLE_SECONDS / 4)
                 self._save()
-                if self._programs or self._control.connected:
+                if self._programs or self._control.connected or self._stays:
                     busy = time.monotonic()
         finally:
             self._control.close()
             self._supervisor.close()
             self._save()
+
+    def end(self) -> None:
+        """Have :meth:`run` return. Programs that are there get errors."""
+        self._asked_to_end = True
 
     def _save(self) -> None:
         state = self._platform.firmware.state
@@ -78,10 +90,14 @@ class Server:
         """Answer one message; its descriptors are ours."""
         try:
             ask = hello.message.get("ask")
+            if hello.descriptors and ask not in ("host", "guest"):
+                raise InputError(f"control message asks for {ask!r} and has a descriptor")
             if ask == "status":
                 return self._status()
             if ask == "firmware":
                 return self._carry_out(hello.message)
+            if ask == "here":
+                return {"ok": True}
             if ask in ("host", "guest"):
                 door = self._host(hello.message) if ask == "host" else self._guest(hello.message)
                 return self._let_in(hello, door)
@@ -193,20 +209,31 @@ def _serves(guest: object) -> bool:
 
 def main(arguments: list[str]) -> int:
     """Serve the platform in the directory named; say so on standard output when ready."""
-    home = PlatformHome(Path(arguments[0]))
-    throw_away = "--throw-away" in arguments[1:]
+    directory, *options = arguments
+    home = PlatformHome(Path(directory))
+    parent = next((int(each[9:]) for each in options if each.startswith("--parent=")), None)
+    if parent is not None:
+        end_with_parent(parent, signal.SIGTERM)
+    elif "--detached" in options:
+        leave_parent()
     logging.basicConfig(format="%(asctime)s %(message)s", level=logging.INFO)
     try:
-        server = Server(home)
+        server = Server(home, stays=parent is not None)
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, lambda *_: server.end())
+    except SnpCertsError as error:  # there may be another one, and the platform is that one's
+        print(error, flush=True)
+        return error.exit_code
+    try:
         print("ready", flush=True)
         os.close(1)
         os.open(os.devnull, os.O_WRONLY)
         server.run()
     except SnpCertsError as error:
-        print(error, flush=True)
+        log.error("%s", error)  # noqa: TRY400 (what was expected and what to do; no trace)
         return error.exit_code
     finally:
-        if throw_away:
+        if "--throw-away" in options:
             shutil.rmtree(home.path, ignore_errors=True)
     return 0
 

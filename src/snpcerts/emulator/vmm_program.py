@@ -3,12 +3,12 @@
 
 It makes the same system calls as any VMM, through the same library that VMMs in
 Python use. Started behind the front door as
-``python -m snpcerts.emulator.vmm_program FILE``; ends with its parent.
+``python -m snpcerts.emulator.vmm_program FILE [PIDFD]``; ends with the process that
+``PIDFD``, a descriptor, stands for, or with its parent.
 """
 
 from __future__ import annotations
 
-import ctypes
 import fcntl
 import mmap
 import os
@@ -18,11 +18,11 @@ from collections.abc import Callable
 
 from snpcerts.abi.kvm import VCPU_MMAP_SIZE
 from snpcerts.certfile.certfile import CertFile
+from snpcerts.emulator.detached import end_with
+from snpcerts.emulator.parent import end_with_parent
 from snpcerts.emulator.reference_vmm import build_vm
 from snpcerts.vmm.exit_service import ExitService, Served
 from snpcerts.vmm.guest_memory import MappedMemory
-
-_PR_SET_PDEATHSIG = 1
 
 
 class SystemCalls:
@@ -74,11 +74,20 @@ def run_vm(
         after(service.serve(run, memory, reenter))
 
 
-def main(arguments: list[str]) -> None:
-    """Serve the certificate file named; end with the process that started us."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-    run_vm(ExitService(CertFile(arguments[0])))
+def main(arguments: list[str]) -> int:
+    """Serve the certificate file named; end with the process given."""
+    path, *process = arguments
+    if process:
+        end_with(int(process[0]))
+    else:
+        end_with_parent(os.getppid(), signal.SIGTERM)
+    try:
+        run_vm(ExitService(CertFile(path)))
+    except OSError as error:
+        print(f"snpcerts: the built-in VMM: {error.strerror}", file=sys.stderr)
+        return 1
+    return 0
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    sys.exit(main(sys.argv[1:]))

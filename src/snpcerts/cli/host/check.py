@@ -5,14 +5,14 @@ from __future__ import annotations
 
 import json
 import platform
-import tempfile
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
+from snpcerts.cli.ending import ends_cleanly
 from snpcerts.cli.host.chosen import Host, with_host
 from snpcerts.cli.host.source import anchors_of, open_source
+from snpcerts.temporary_directory import temporary_directory
 
 if TYPE_CHECKING:
     from snpcerts.host.config import Config
@@ -60,7 +60,7 @@ def _ask_key_server(config: Config) -> str:
         return "not asked: offline"
     product = config.product or product_of_host()
     # A cache of its own, so that the answer is the key server's.
-    with tempfile.TemporaryDirectory(prefix="snpcerts-check-") as folder:
-        source = open_source(config, anchors_of(config), Path(folder))
+    with ends_cleanly(), temporary_directory("check") as folder:
+        source = open_source(config, anchors_of(config), folder)
         source.vlek_chain(product)
     return f"answered with a trusted chain for {product.value}"

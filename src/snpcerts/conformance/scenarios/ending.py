@@ -89,7 +89,7 @@ class _Kick:
 
     def __call__(self) -> bool:
         program = self._trial.program
-        if program is None or program.process.returncode is not None:
+        if program is None or program.exit_code is not None:
             return True
         thread = task(self._tid)
         return thread is None or bool(thread.own) or self._flags() > self._before

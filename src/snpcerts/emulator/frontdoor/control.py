@@ -159,8 +159,9 @@ class ControlSocket:
             self._hang_up(peer)
         if self._supervisor is not None:
             self._supervisor.remove_reader(self._socket.fileno())
-        self._socket.close()
+        # In this order: what is there once nobody listens is another server's.
         self.path.unlink(missing_ok=True)
+        self._socket.close()
 
     def _accept(self) -> None:
         try:

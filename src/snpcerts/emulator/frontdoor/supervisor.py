@@ -109,6 +109,7 @@ class Supervisor:
         self._processes: dict[int, int] = {}
         self._next_look = 0.0
         self._changed = False
+        self._closing: list[Callable[[], None]] = []
         self.add_reader(self._descriptors.fileno(), self._reap)
 
     def add_listener(
@@ -131,6 +132,10 @@ class Supervisor:
         """Undo :meth:`add_reader`; to be called before the descriptor is closed."""
         del self._readers[descriptor]
         self._epoll.unregister(descriptor)
+
+    def on_close(self, close: Callable[[], None]) -> None:
+        """Call ``close`` when this supervisor is closed, after its last answer."""
+        self._closing.append(close)
 
     @property
     def devices(self) -> list[Device]:
@@ -159,13 +164,18 @@ class Supervisor:
         self._changed = False
 
     def close(self) -> None:
-        """Stop serving: waiting calls are forgotten, devices closed, callers get ENOSYS."""
+        """Stop serving: waiting calls are forgotten, devices closed, callers get ENOSYS.
+
+        Programs started for this supervisor are killed, with all their processes.
+        """
         for waiting in list(self._waiting.values()):
             waiting.pending.cancel()
         self._waiting.clear()
         for descriptor in self._listeners:
             os.close(descriptor)
         self._listeners.clear()
+        for close in self._closing:
+            close()
         for entry in list(self._descriptors.open.values()):
             self._descriptors.forget(entry)
             entry.device.close()

@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Signals that end a command which has processes or directories of its own to clear away."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import threading
+from collections.abc import Iterator
+from types import FrameType
+from typing import Final
+
+_ENDING: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+class EndedBySignalError(BaseException):
+    """A signal asked the command to end. No mistake, and nothing for ``except Exception``."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.exit_code = 128 + number
+
+
+@contextlib.contextmanager
+def ends_cleanly() -> Iterator[None]:
+    """The first signal that would end the command leaves the block; later ones change nothing.
+
+    A signal that is ignored stays so (nohup). Nothing outside the main thread.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    ended = False
+
+    def end(number: int, _frame: FrameType | None) -> None:
+        nonlocal ended
+        if not ended:
+            ended = True
+            raise EndedBySignalError(number)
+
+    before = {
+        number: signal.signal(number, end)
+        for number in _ENDING
+        if signal.getsignal(number) is not signal.SIG_IGN
+    }
+    try:
+        yield
+    finally:
+        ended = True
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,155 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The process between a supervisor and a program: it ends all of the program's processes.
+
+A supervisor that is killed can end nothing any more, and a program may have
+left its process group and its parent. So the keeper is the program's parent and
+adopts its orphans; it lives in a session of its own, out of reach of what is
+sent to the supervisor's group. When the supervisor hangs up, by itself or since
+it is gone, the keeper kills every descendant, waits for them, and ends. If the
+keeper is killed, the kernel kills the program.
+
+It tells the supervisor, one JSON object in a packet each: ``{"pid": ...}`` of
+the program at first, ``{"ended": ...}`` with the exit code as a shell says it.
+When no descendant is left it ends as the program did.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import signal
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final, NoReturn
+
+from snpcerts.emulator.frontdoor import control
+from snpcerts.emulator.parent import adopt_descendants, end_with_parent
+
+_KILL_AGAIN: Final = 0.05  # seconds, for descendants that came about meanwhile
+
+
+def keep(line: socket.socket, become: Callable[[], int], *, own_group: bool) -> NoReturn:
+    """Fork; the child calls ``become``, which ends it, and this process keeps it.
+
+    ``line`` leads to the supervisor. Only for a process of one thread.
+    """
+    adopt_descendants()
+    me = os.getpid()
+    program = os.fork()
+    if program == 0:
+        code = 1
+        try:
+            line.close()
+            if own_group:
+                os.setpgid(0, 0)
+            end_with_parent(me)
+            code = become()
+        finally:
+            os._exit(code)
+    _Keeper(line, program).run()
+
+
+class _Keeper:
+    def __init__(self, line: socket.socket, program: int) -> None:
+        self._line = line
+        self._program = program
+        self._status: int | None = None
+        self._hung_up = False
+
+    def run(self) -> NoReturn:
+        """Keep the program until its supervisor hangs up, or nothing is left to be kept."""
+        # The terminal, pipes and whatever else was inherited are the program's alone.
+        with contextlib.suppress(PermissionError):  # it is the first of a group already
+            os.setsid()
+        with open(os.devnull, "r+b", buffering=0) as nothing:
+            for number in (0, 1, 2):
+                os.dup2(nothing.fileno(), number)
+        ended, wake = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        for name in os.listdir("/proc/self/fd"):
+            if int(name) > 2 and int(name) not in (ended, wake, self._line.fileno()):
+                with contextlib.suppress(OSError):
+                    os.close(int(name))
+        signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT):
+            signal.signal(number, self._asked_to_end)
+        self._say({"pid": self._program})
+        poll = select.poll()
+        poll.register(ended, select.POLLIN)
+        poll.register(self._line, select.POLLIN)
+        while self._reap() and not self._hung_up:
+            for descriptor, _ in poll.poll():
+                if descriptor == ended:
+                    with contextlib.suppress(BlockingIOError):
+                        os.read(ended, 4096)
+                else:
+                    self._hung_up = True  # there is nothing that a supervisor says
+        while self._reap():
+            _kill_descendants()
+            select.select([ended], [], [], _KILL_AGAIN)
+            with contextlib.suppress(BlockingIOError):
+                os.read(ended, 4096)
+        self._end()
+
+    def _asked_to_end(self, _number: int, _frame: object) -> None:
+        self._hung_up = True
+
+    def _say(self, message: dict[str, int]) -> None:
+        try:
+            control.send(self._line, message)
+        except OSError:  # there is no supervisor any more
+            self._hung_up = True
+
+    def _reap(self) -> bool:
+        """Wait for what has ended; whether there is a child still."""
+        while True:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return False
+            if pid == 0:
+                return True
+            if pid == self._program:
+                self._status = status
+                code = os.waitstatus_to_exitcode(status)
+                self._say({"ended": code if code >= 0 else 128 - code})
+
+    def _end(self) -> NoReturn:
+        status = self._status or 0
+        if os.WIFSIGNALED(status):
+            number = os.WTERMSIG(status)
+            with contextlib.suppress(OSError, ValueError):
+                signal.signal(number, signal.SIG_DFL)
+            _without_core()
+            os.kill(os.getpid(), number)
+        os._exit(os.waitstatus_to_exitcode(status) & 0xFF)
+
+
+def _without_core() -> None:
+    import resource
+
+    with contextlib.suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+
+def _kill_descendants() -> None:
+    for pid in descendants(os.getpid()):
+        with contextlib.suppress(OSError):
+            os.kill(pid, signal.SIGKILL)
+
+
+def descendants(of: int) -> list[int]:
+    """The processes below one, as /proc shows them, parents first."""
+    children: dict[int, list[int]] = {}
+    for name in os.listdir("/proc"):
+        if name.isdigit():
+            with contextlib.suppress(OSError, ValueError, IndexError):
+                # The name, in brackets, may hold anything; what follows it may not.
+                after_name = Path("/proc", name, "stat").read_bytes().rpartition(b")")[2]
+                children.setdefault(int(after_name.split()[1]), []).append(int(name))
+    found = list(children.get(of, ()))
+    for pid in found:  # grows meanwhile
+        found += children.get(pid, ())
+    return found

@@ -1,0 +1,42 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Ending with the process that started this one, even where that is killed.
+
+Source: prctl(2), PR_SET_PDEATHSIG and PR_SET_CHILD_SUBREAPER, numbers of
+``linux/prctl.h``.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import sys
+from typing import Final
+
+PR_SET_PDEATHSIG: Final = 1
+PR_SET_CHILD_SUBREAPER: Final = 36
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def _prctl(option: int, value: int) -> None:
+    if _libc.prctl(option, ctypes.c_ulong(value), *(ctypes.c_ulong(0),) * 3):
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))
+
+
+def end_with_parent(parent: int, number: signal.Signals = signal.SIGKILL) -> None:
+    """Have the kernel send this process a signal when ``parent``, a process id, ends.
+
+    It stays so across execve(2). To be called in the child: where the parent has
+    ended before, so does this process, at once.
+    """
+    _prctl(PR_SET_PDEATHSIG, number)
+    if os.getppid() != parent:
+        sys.stderr.flush()
+        os._exit(128 + number)
+
+
+def adopt_descendants() -> None:
+    """Become the parent of every descendant whose own parent ends."""
+    _prctl(PR_SET_CHILD_SUBREAPER, 1)

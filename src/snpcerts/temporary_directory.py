@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Temporary directories that do not stay for ever, however their owner ends.
+
+A directory has a lease: a lock (flock(2)) on the directory itself, which the
+kernel releases when the last process that holds it is gone. Whoever makes the
+next directory of that kind removes those of the same user that have no lease.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import re
+import shutil
+import signal
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Self
+
+_DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_SUFFIX = re.compile(r"[a-z0-9_]{8}\Z")  # what mkdtemp puts behind the prefix
+_TRIES: Final = 16
+_ENDING: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+@dataclass(frozen=True, slots=True)
+class TemporaryDirectory:
+    """A directory of mode 0700, empty at first; ``lease`` is the descriptor that holds its lock.
+
+    A process that inherits ``lease`` keeps the directory as well.
+    """
+
+    path: Path
+    lease: int
+
+    @classmethod
+    def make(cls, kind: str) -> Self:
+        """A new ``snpcerts-KIND-...`` where temporary files go; removes abandoned ones first."""
+        prefix = f"snpcerts-{kind}-"
+        remove_abandoned(prefix)
+        for _ in range(_TRIES):
+            with _undisturbed():
+                path = Path(tempfile.mkdtemp(prefix=prefix))
+                try:
+                    lease = os.open(path, _DIRECTORY)
+                except FileNotFoundError:
+                    continue  # taken for abandoned before its lock was there
+                with contextlib.suppress(OSError):  # a file system without locks: never swept
+                    fcntl.flock(lease, fcntl.LOCK_EX)
+                if _is_at(lease, path):
+                    return cls(path, lease)
+                os.close(lease)
+        raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN), tempfile.gettempdir())
+
+    def remove(self) -> None:
+        """Remove it and what is in it, then let go of the lease."""
+        with _undisturbed():
+            shutil.rmtree(self.path, ignore_errors=True)
+            os.close(self.lease)
+
+
+@contextlib.contextmanager
+def temporary_directory(kind: str) -> Iterator[Path]:
+    """A temporary directory, removed at the end of the block."""
+    with contextlib.ExitStack() as stack:
+        with _undisturbed():
+            made = TemporaryDirectory.make(kind)
+            stack.callback(made.remove)
+        yield made.path
+
+
+def remove_abandoned(prefix: str) -> None:
+    """Remove this user's directories of that prefix that nobody holds. Never raises OSError."""
+    with contextlib.suppress(OSError), _opened(tempfile.gettempdir(), None) as parent:
+        for name in os.listdir(parent):
+            if name.startswith(prefix) and _SUFFIX.fullmatch(name[len(prefix) :]):
+                with contextlib.suppress(OSError):
+                    _remove_if_abandoned(parent, name)
+
+
+def _remove_if_abandoned(parent: int, name: str) -> None:
+    with _opened(name, parent) as directory:
+        if os.fstat(directory).st_uid != os.geteuid():
+            return
+        fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        # Held while it is removed: its maker, if that is just starting, then sees it gone.
+        shutil.rmtree(name, ignore_errors=True, dir_fd=parent)
+
+
+@contextlib.contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Let signals that end a command wait until the block is done."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextlib.contextmanager
+def _opened(path: str, parent: int | None) -> Iterator[int]:
+    flags = _DIRECTORY if parent is not None else _DIRECTORY & ~os.O_NOFOLLOW
+    descriptor = os.open(path, flags, dir_fd=parent)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _is_at(descriptor: int, path: Path) -> bool:
+    try:
+        found = os.lstat(path)
+    except FileNotFoundError:
+        return False
+    held = os.fstat(descriptor)
+    return (found.st_dev, found.st_ino) == (held.st_dev, held.st_ino)

@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Commands that are ended by a signal, and what they leave behind."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import select
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from .emulated import SNPCERTS
+
+LIMIT = 60.0  # seconds
+_MARK = "SNPCERTS_TEST_MARK"
+
+
+@dataclass
+class Marked:
+    """A command whose processes are known by their environment, with its own place for files."""
+
+    place: Path
+    mark: str = field(default_factory=lambda: secrets.token_hex(16))
+
+    def start(self, *words: str, ignored: bool = False) -> subprocess.Popen[bytes]:
+        """Start ``snpcerts`` in a process group of its own; with SIGINT ignored, as by nohup."""
+        self.place.mkdir(exist_ok=True)
+        return subprocess.Popen(
+            ["/bin/sh", "-c", 'trap "" INT; exec "$@"', "sh", *SNPCERTS, *words]
+            if ignored
+            else [*SNPCERTS, *words],
+            env=os.environ | {"TMPDIR": str(self.place), _MARK: self.mark},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            process_group=0,
+        )
+
+    def processes(self) -> dict[int, str]:
+        """The processes that there are, with their command lines."""
+        found = {}
+        for process in Path("/proc").iterdir():
+            if process.name.isdigit():
+                try:
+                    if self.mark.encode() in (process / "environ").read_bytes():
+                        words = (process / "cmdline").read_bytes().replace(b"\0", b" ")
+                        found[int(process.name)] = words.decode(errors="replace")
+                except OSError:
+                    continue  # gone
+        return found
+
+    def wait_until(self, there: Callable[[dict[int, str]], bool]) -> dict[int, str]:
+        """Wait until that holds of the processes."""
+        end = time.monotonic() + LIMIT
+        while not there(found := self.processes()):
+            assert time.monotonic() < end, found
+            select.select([], [], [], 0.01)
+        return found
+
+    def gone(self) -> None:
+        """Wait until no process is left."""
+        self.wait_until(lambda found: not found)
+
+    def files(self) -> list[str]:
+        """What is left of files."""
+        return sorted(str(path.relative_to(self.place)) for path in self.place.iterdir())
+
+
+def has(words: Sequence[str], count: int = 1) -> Callable[[dict[int, str]], bool]:
+    """Whether so many processes have all of the words on their command line."""
+    return lambda found: (
+        sum(all(word in line for word in words) for line in found.values()) >= count
+    )
+
+
+def end(started: subprocess.Popen[bytes], number: signal.Signals, *, group: bool) -> str:
+    """Send the signal; what the command printed, once it has ended."""
+    (os.killpg if group else os.kill)(started.pid, number)
+    said, _ = started.communicate(timeout=LIMIT)
+    return said.decode(errors="replace")
