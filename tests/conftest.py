@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,10 @@ from snpcerts.emulator.frontdoor import seccomp
 from snpcerts.errors import SnpCertsError
 
 from .emulated import Emulated
+
+# Inherited from nohup or a script's background, an ignored SIGINT would be every command's.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # A slow machine is not a broken promise.
 settings.register_profile("snpcerts", deadline=None, print_blob=True)

@@ -28,11 +28,14 @@ class Marked:
 
     def start(self, *words: str, ignored: bool = False) -> subprocess.Popen[bytes]:
         """Start ``snpcerts`` in a process group of its own; with SIGINT ignored, as by nohup."""
+        shell = ["/bin/sh", "-c", 'trap "" INT; exec "$@"', "sh"] if ignored else []
+        return self.run(*shell, *SNPCERTS, *words)
+
+    def run(self, *words: str) -> subprocess.Popen[bytes]:
+        """Start any program."""
         self.place.mkdir(exist_ok=True)
         return subprocess.Popen(
-            ["/bin/sh", "-c", 'trap "" INT; exec "$@"', "sh", *SNPCERTS, *words]
-            if ignored
-            else [*SNPCERTS, *words],
+            words,
             env=os.environ | {"TMPDIR": str(self.place), _MARK: self.mark},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,

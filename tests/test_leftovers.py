@@ -15,7 +15,6 @@ from snpcerts.emulator.frontdoor import seccomp
 from snpcerts.emulator.frontdoor.seccomp import FrontDoorUnavailableError
 from snpcerts.temporary_directory import TemporaryDirectory, remove_abandoned, temporary_directory
 
-from .emulated import SNPCERTS
 from .leftovers import Marked, end, has
 
 # A VMM that has left its process group and its parent, as a daemon does, and holds a lock.
@@ -125,7 +124,6 @@ def test_a_program_whose_machine_is_gone_gets_errors(
     (server,) = (pid for pid, line in marked.processes().items() if "emulator.server" in line)
     handle = os.pidfd_open(server)
     signal.pidfd_send_signal(handle, number)
-    os.waitid  # noqa: B018
     marked.wait_until(lambda found: server not in found)
     os.close(handle)
     said = end(started, signal.SIGUSR1, group=False)
@@ -209,6 +207,22 @@ def test_a_directory_lives_as_long_as_a_process_that_inherited_it(
     assert not made.path.exists()
 
 
+MANY = """
+import datetime, itertools, sys
+from snpcerts.verify.bulk import verify_many
+from snpcerts.verify.evidence import Evidence
+if __name__ == "__main__":
+    at = datetime.datetime.now(datetime.UTC)
+    for verdict in verify_many(itertools.repeat(Evidence(bytes(1184))), at=at, jobs=3):
+        pass
+"""
+
+
 def test_the_verifiers_processes_end_with_it(tmp_path: Path) -> None:
-    pytest.skip("written with the change")
-    assert SNPCERTS
+    marked = Marked(tmp_path / "tmp")
+    script = tmp_path / "many.py"
+    script.write_text(MANY)
+    started = marked.run(sys.executable, str(script))
+    marked.wait_until(has(["spawn_main"], 2))
+    end(started, signal.SIGKILL, group=False)
+    marked.gone()

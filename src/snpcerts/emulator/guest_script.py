@@ -7,7 +7,7 @@ import base64
 import json
 import logging
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Self
 
@@ -42,19 +42,21 @@ class GuestScript:
     outcomes: str | None = None
 
     @classmethod
-    def from_json(cls, message: Mapping[str, Any]) -> Self:
+    def from_json(cls, message: object) -> Self:
         """Read what :meth:`to_json` wrote; :class:`InputError` for anything else."""
+        if not isinstance(message, dict):
+            raise InputError("guest script: expected an object")
         known = {field.name for field in fields(cls)}
         if unknown := set(message) - known:
             raise InputError(f"guest script: unknown word {sorted(unknown)[0]!r}")
         script = cls(**message)
         _check("requests", script.requests, int, REQUESTS_MAX)
-        _check("pages", script.pages or 0, int, PAGES_MAX)
+        _check("pages", 0 if script.pages is None else script.pages, int, PAGES_MAX)
         _check("pause", script.pause, float, SECONDS_MAX)
         _check("busy_delay", script.busy_delay, float, SECONDS_MAX)
         if not isinstance(script.serve, bool):
             raise InputError("guest script: serve is not true or false")
-        if script.outcomes is not None and not os.path.isabs(str(script.outcomes)):
+        if script.outcomes is not None and not _is_absolute_path(script.outcomes):
             raise InputError("guest script: outcomes is not an absolute path")
         return script
 
@@ -83,9 +85,21 @@ def _check(name: str, value: object, kind: type, limit: float) -> None:
         raise InputError(f"guest script: {name} is {value!r}, expected 0 to {limit}")
 
 
+def _is_absolute_path(value: object) -> bool:
+    try:
+        return isinstance(value, str) and os.path.isabs(value) and b"\0" not in os.fsencode(value)
+    except UnicodeEncodeError:
+        return False
+
+
 def _without_empty_pages(table: bytes) -> bytes:
     # Whole pages, for a certificate may end in a zero byte; the empty table has one.
     return table[: max(1, pages_of(len(table.rstrip(b"\0")))) * PAGE_SIZE]
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    """A pipe that nobody reads is an error: the whole machine would wait for a reader."""
+    return os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
 
 
 def _teller(vm: str, path: str | None) -> Callable[[ReportOutcome], None]:
@@ -104,7 +118,7 @@ def _teller(vm: str, path: str | None) -> Callable[[ReportOutcome], None]:
             "table": base64.b64encode(_without_empty_pages(outcome.table)).decode(),
         }
         try:
-            with open(path, "a", encoding="ascii") as file:
+            with open(path, "a", encoding="ascii", opener=_open_at_once) as file:
                 file.write(json.dumps(line) + "\n")
         except OSError as error:
             log.warning("%s: outcome not written: %s", path, error.strerror)

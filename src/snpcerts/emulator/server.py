@@ -27,6 +27,7 @@ from snpcerts.emulator.detached import leave_parent
 from snpcerts.emulator.device import Caller
 from snpcerts.emulator.firmware import Firmware
 from snpcerts.emulator.firmware_order import carry_out
+from snpcerts.emulator.frontdoor import seccomp
 from snpcerts.emulator.frontdoor.control import ControlSocket, Hello
 from snpcerts.emulator.frontdoor.door import Door
 from snpcerts.emulator.frontdoor.supervisor import Supervisor
@@ -118,6 +119,10 @@ class Server:
     def _let_in(self, hello: Hello, door: Door) -> Mapping[str, object]:
         if len(hello.descriptors) != 1:
             raise InputError(f"control message has {len(hello.descriptors)} descriptors, not 1")
+        if not seccomp.is_listener(hello.descriptors[0]):
+            raise InputError("control message: its descriptor is not a seccomp listener")
+        if self._supervisor.serves(hello.descriptors[0]):
+            raise InputError("control message: its seccomp listener is served already")
         self._supervisor.add_listener(hello.descriptors[0], door, self._left)
         self._programs += 1
         return {"ok": True}
@@ -169,6 +174,8 @@ class Server:
                     hint="give --vm NAME, or start one: host --serve, or guest --certs FILE",
                 )
             name = serving[0]
+        if not isinstance(name, str):
+            raise InputError("control message: vm is not a name")
         vm = vms.get(name)
         if vm is None:
             raise RefusedError(f"no VM {name!r}", hint="'snpcerts emulate status' lists them")

@@ -15,6 +15,8 @@ import functools
 import itertools
 import multiprocessing
 import operator
+import os
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, wait
@@ -95,7 +97,7 @@ def _in_processes(
         return
     # The parent may have threads, which a fork would not survive well.
     context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(jobs - 1, mp_context=context)
+    pool = ProcessPoolExecutor(jobs - 1, mp_context=context, initializer=_end_with_parent)
     work = _Work(pool, task, (jobs - 1) * _AHEAD)
     try:
         for chunk in itertools.chain((first,), chunks):
@@ -144,6 +146,18 @@ class _Work:
                 return True
         wait((self._given[0][1],))
         return True
+
+
+def _end_with_parent() -> None:
+    """In a process of the pool: it holds both ends of its queue, and would wait for ever."""
+    parent = multiprocessing.parent_process()
+
+    def wait_for_end() -> None:
+        if parent is not None:
+            parent.join()
+        os._exit(1)
+
+    threading.Thread(target=wait_for_end, name="end of the parent", daemon=True).start()
 
 
 def _started() -> None:

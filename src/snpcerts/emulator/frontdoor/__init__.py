@@ -21,8 +21,9 @@ What a program can tell from the real thing:
 - An open may end with EINTR where a real one would not, if a signal whose
   handler is installed without SA_RESTART comes before the supervisor has seen
   the call. It has then had no effect.
-- Setuid programs gain nothing (NO_NEW_PRIVS), io_uring and 32-bit calls do not
-  exist, and a program that wants a seccomp listener of its own gets EBUSY.
+- Setuid programs gain nothing (NO_NEW_PRIVS), io_uring, userfaultfd and 32-bit
+  calls do not exist, and a program that wants a seccomp listener of its own gets EBUSY.
 - The supervisor looks at every path that is opened. A file system that is
-  served by a program behind the same door can wait for itself.
+  served by a program behind the same door can wait for itself; one that does
+  not answer at all, or memory mapped from it, keeps all programs waiting.
 """

@@ -13,6 +13,9 @@ faccessat, faccessat2, readlink(at),    what the door has; with AT_EMPTY_PATH (f
 (l)getxattr, (l)listxattr               the kernel
 io_uring_setup, _enter, _register       ENOSYS: it opens files without a system call
 open_by_handle_at                       EPERM: opens without a path
+userfaultfd                             ENOSYS, and ENOTTY for the ioctl of
+                                        /dev/userfaultfd that makes one: a program could
+                                        have the supervisor wait for its memory for ever
 32-bit and x32 calls                    ENOSYS: other numbers for the same things
 read, pread64, readv, preadv(2), mmap,  supervisor, for a door that watches files
 sendfile, close, flock, fcntl of locks
@@ -33,6 +36,7 @@ import os
 import struct
 from typing import Final
 
+from snpcerts.abi.ioctl import io
 from snpcerts.abi.kvm import KVMIO
 from snpcerts.abi.lock import F_OFD_SETLK, F_OFD_SETLKW, F_SETLK, F_SETLKW
 from snpcerts.abi.psp import SEV_IOC_TYPE
@@ -46,6 +50,7 @@ AUDIT_ARCH_X86_64: Final = 0xC000003E
 X32_BIT: Final = 0x40000000
 AT_EMPTY_PATH: Final = 0x1000
 MAP_ANONYMOUS: Final = 0x20
+USERFAULTFD_IOC_NEW: Final = io(0xAA, 0)  # linux/userfaultfd.h
 
 
 class Call(enum.IntEnum):
@@ -76,6 +81,7 @@ class Call(enum.IntEnum):
     FACCESSAT = 269
     PREADV = 295
     OPEN_BY_HANDLE_AT = 304
+    USERFAULTFD = 323
     PREADV2 = 327
     STATX = 332
     IO_URING_SETUP = 425
@@ -170,6 +176,8 @@ def program(*, look: bool, watch: bool = False) -> bytes:
         _when(
             Call.IOCTL,
             _op(_LOAD, _argument(1))
+            + _op(_IF_EQUAL, USERFAULTFD_IOC_NEW, 0, 1)
+            + _fails(errno.ENOTTY)
             + _op(_AND, 0xFF00)
             + _op(_IF_EQUAL, KVMIO << 8, 1, 0)
             + _op(_IF_EQUAL, SEV_IOC_TYPE << 8, 0, 1)
@@ -207,6 +215,7 @@ def program(*, look: bool, watch: bool = False) -> bytes:
         _when(Call.IO_URING_ENTER, _fails(errno.ENOSYS)),
         _when(Call.IO_URING_REGISTER, _fails(errno.ENOSYS)),
         _when(Call.OPEN_BY_HANDLE_AT, _fails(errno.EPERM)),
+        _when(Call.USERFAULTFD, _fails(errno.ENOSYS)),
         _ALLOW,
     ]
     return b"".join(parts)

@@ -12,6 +12,7 @@ import array
 import contextlib
 import errno
 import json
+import logging
 import os
 import socket
 import struct
@@ -22,6 +23,8 @@ from typing import Any, Final
 
 from snpcerts.emulator.frontdoor.supervisor import Supervisor
 from snpcerts.errors import InputError, RefusedError, SnpCertsError, UsageError
+
+log = logging.getLogger(__name__)
 
 MESSAGE_MAX: Final = 65536  # bytes
 DESCRIPTORS_MAX: Final = 4
@@ -196,6 +199,10 @@ class ControlSocket:
             answer = self._handler(Hello(*received, pid, uid))
         except SnpCertsError as error:
             answer = {"error": str(error), "code": error.code}
+        except Exception:
+            # Whatever one peer sent, the others' machine goes on.
+            log.exception("control message of process %d", pid)
+            answer = {"error": "control message: cannot be served", "code": InputError.code}
         self._reply(peer, answer)
 
     def _reply(self, peer: socket.socket, answer: Mapping[str, object]) -> None:

@@ -178,6 +178,14 @@ def install(program: bytes) -> int:
         ) from error
 
 
+def is_listener(descriptor: int) -> bool:
+    """Whether a descriptor that somebody gave us is a seccomp listener."""
+    try:
+        return os.readlink(f"/proc/self/fd/{descriptor}") == "anon_inode:seccomp notify"
+    except OSError:
+        return False
+
+
 def wake_synchronously(listener: int) -> bool:
     """Let the scheduler run caller and supervisor in turns on one CPU; False if it cannot."""
     try:

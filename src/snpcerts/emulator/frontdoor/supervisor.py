@@ -18,6 +18,7 @@ What must hold, whatever a program does:
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import os
 import select
@@ -51,6 +52,10 @@ _SEV_REQUESTS: Final = frozenset(
 )
 
 _U32: Final = (1 << 32) - 1
+
+_SYS_KCMP: Final = 312
+_KCMP_FILE: Final = 0  # linux/kcmp.h
+_libc = ctypes.CDLL(None, use_errno=True)
 
 
 @dataclass(slots=True)
@@ -92,6 +97,13 @@ class _Interrupted:
         return self._answer
 
 
+def _same_file(one: int, other: int) -> bool:
+    """kcmp(2), KCMP_FILE: whether both numbers of this process are one open file."""
+    me = os.getpid()
+    words = (ctypes.c_long(each) for each in (_SYS_KCMP, me, me, _KCMP_FILE, one, other))
+    return int(_libc.syscall(*words)) == 0
+
+
 class Supervisor:
     """Serves any number of listeners, each with its door.
 
@@ -122,6 +134,11 @@ class Supervisor:
         seccomp.wake_synchronously(descriptor)
         self._listeners[descriptor] = _Listener(descriptor, door, on_end)
         self._epoll.register(descriptor, select.EPOLLIN)
+
+    def serves(self, descriptor: int) -> bool:
+        """Whether a listener is served already, under another number."""
+        # Two numbers of one listener are ready together; the second receive would wait.
+        return any(_same_file(descriptor, other) for other in self._listeners)
 
     def add_reader(self, descriptor: int, ready: Callable[[], None]) -> None:
         """Call ``ready`` whenever a descriptor, which stays the caller's, is readable."""
