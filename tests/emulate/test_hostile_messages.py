@@ -45,6 +45,8 @@ MESSAGES: list[object] = [
     *({"ask": "host", "guest": script} for script in SCRIPTS),
     *({"ask": "guest", "vm": vm} for vm in ([], {}, 7, ["a"], "\ud800", "x" * 60000, True)),
     *({"ask": ask} for ask in ([], {}, None, 7, "\udc00", "")),
+    *({"ask": "host", "exit_number": number} for number in ([], {}, "43", 44, True)),
+    {"ask": "firmware", "do": []},
     {},
 ]
 

@@ -204,7 +204,7 @@ class _SavedSevDevice(SevDevice):
 
 def _exit_number(message: Mapping[str, Any]) -> int:
     number = message.get("exit_number", ExitReason.SNP_REQ_CERTS)
-    if number not in SNP_REQ_CERTS_EXITS:
+    if not isinstance(number, int) or number not in SNP_REQ_CERTS_EXITS:
         raise InputError(f"control message: exit_number is {number!r}, expected 43 or 42")
     return int(number)
 
