@@ -20,6 +20,7 @@ from snpcerts.abi.product import Product
 from snpcerts.cli import kds as kds_command
 from snpcerts.cli.main import main
 from snpcerts.emulator.authority import EmulatedAuthority
+from snpcerts.emulator.chip import Chip
 from snpcerts.emulator.home import PlatformHome
 from snpcerts.emulator.key_server import ProductLine
 from snpcerts.emulator.key_server_faults import Fault
@@ -100,12 +101,59 @@ def test_a_report_names_its_vcek(host: Host, run: Run) -> None:
     assert (code, "is of Turin" in err) == (2, True)
 
 
+@pytest.fixture(scope="module")
+def genoa() -> EmulatedAuthority:
+    return EmulatedAuthority.create(Product.GENOA)
+
+
+@pytest.mark.parametrize("product", Product)
+def test_a_report_of_version_2_is_tried_as_every_product_it_may_be_of(
+    host: Host,
+    run: Run,
+    genoa: EmulatedAuthority,
+    monkeypatch: pytest.MonkeyPatch,
+    product: Product,
+) -> None:
+    """As ``verify --fetch`` does. It names no product; Milan and Genoa chips look alike."""
+    host.server.lines[Product.GENOA] = ProductLine(genoa, (Chip.create(Product.GENOA),))
+    monkeypatch.setattr(kds_command, "_anchors", lambda _path: host.anchors)
+    chip = host.server.lines[product].chips[0]
+    ca = SmallCa(product, chip_id=chip.hwid.ljust(64, b"\0"))
+    Path("old").write_bytes(ca.report(version=2, reported_tcb=host.resource(product).tcb.pack()))
+    code, out, _ = run("fetch", "vcek", "--report", "old", "--json")
+    assert code == 0
+    assert json.loads(out)["product"] == product.value
+    wrong = Product.GENOA if product is Product.TURIN else Product.TURIN
+    assert run("fetch", "vcek", "--report", "old", "--product", wrong.value.lower())[0] != 0
+
+
+def test_a_report_of_version_2_of_an_unknown_chip_names_all_that_was_tried(
+    host: Host, run: Run, genoa: EmulatedAuthority, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host.server.lines[Product.GENOA] = ProductLine(genoa, ())
+    monkeypatch.setattr(kds_command, "_anchors", lambda _path: host.anchors)
+    Path("old").write_bytes(SmallCa(chip_id=bytes(range(64))).report(version=2))
+    code, _, err = run("fetch", "vcek", "--report", "old")
+    assert (code, "Milan VCEK" in err, "Genoa VCEK" in err) == (1, True, True)
+
+
+def test_only_products_whose_root_is_trusted_are_tried(
+    host: Host, run: Run, genoa: EmulatedAuthority
+) -> None:
+    host.server.lines[Product.GENOA] = ProductLine(genoa, (Chip.create(Product.GENOA),))
+    Path("genoa.pem").write_bytes(genoa.ark.public_bytes(Encoding.PEM))
+    chip = host.server.lines[Product.GENOA].chips[0]
+    report = SmallCa(Product.GENOA, chip_id=chip.hwid).report(version=2)
+    Path("old").write_bytes(report)
+    assert run("fetch", "vcek", "--report", "old", product="genoa")[0] == 0
+    assert not [path for path in host.server.requests if "/Milan/" in path]
+
+
 def test_a_report_that_says_too_little_is_refused(host: Host, run: Run) -> None:
     ca = SmallCa(chip_id=host.resource().hwid)
-    Path("old").write_bytes(ca.report(version=2))
-    code, _, err = run("fetch", "vcek", "--report", "old")
+    Path("unknown").write_bytes(ca.report(version=3, cpuid_family=0x99, cpuid_model=1))
+    code, _, err = run("fetch", "vcek", "--report", "unknown")
     assert (code, "--product" in err) == (2, True)
-    assert run("fetch", "vcek", "--report", "old", "--product", "milan")[0] == 0
     Path("vlek").write_bytes(ca.report(flags=1 << 2))
     code, _, err = run("fetch", "vcek", "--report", "vlek")
     assert (code, "cloud provider" in err) == (2, True)

@@ -186,6 +186,18 @@ class Report:
             return None
         return product_of_cpuid(self.fields.cpuid_family, self.fields.cpuid_model)
 
+    @property
+    def products(self) -> tuple[Product, ...]:
+        """Those it may be of, most likely first: one at most from version 3 on."""
+        if self.product is not None:
+            return (self.product,)
+        if self.fields.version >= 3:
+            return ()
+        # A Turin chip ID ends in zeros; the chip IDs of Milan and Genoa look alike.
+        if not self.chip_id_masked and not any(self.fields.chip_id[Product.TURIN.hwid_size :]):
+            return (Product.TURIN,)
+        return (Product.MILAN, Product.GENOA)
+
 
 @dataclass(frozen=True, slots=True)
 class Malformation:

@@ -8,7 +8,7 @@ import os
 import re
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -24,12 +24,15 @@ from snpcerts.errors import InputError, SnpCertsError, UsageError
 
 if TYPE_CHECKING:
     from snpcerts.endorsement.anchors import Anchor
-    from snpcerts.kds.source import CertificateSource
+    from snpcerts.kds.source import CertificateSource, Endorsement
 
 # How long a command may be quiet, in seconds.
 _QUIET = 1.0
 _TCB_WORDS = {"bl": "bootloader", "tee": "tee", "snp": "snp", "ucode": "microcode", "fmc": "fmc"}
 _PRODUCTS = [product.value.lower() for product in Product]
+
+# A product, a hwID of it, and a TCB.
+_Key = tuple[Product, bytes, TcbVersion]
 
 
 @click.group()
@@ -184,13 +187,15 @@ def vcek(
     if report is not None:
         if hwid is not None or tcb is not None:
             raise UsageError("--report and --hwid or --tcb exclude each other")
-        chip, chip_id, level = _from_report(report, named)
+        candidates = _from_report(report, named)
     elif named is None or hwid is None or tcb is None:
         raise UsageError("which VCEK?", hint="give --product, --hwid and --tcb, or --report")
     else:
-        chip, chip_id, level = named, _hex(hwid), _tcb(tcb)
-    with where.source(f"fetching the VCEK of {chip.value} {chip_id.hex()[:16]}…") as source:
-        found = source.vcek(chip, chip_id, level, refresh=where.refresh)
+        candidates = [(named, _hex(hwid), _tcb(tcb))]
+    products = " or ".join(chip.value for chip, _, _ in candidates)
+    shown = candidates[0][1].hex()[:16]
+    with where.source(f"fetching the VCEK of {products} {shown}…") as source:
+        found, (chip, chip_id, level) = _first_of(source, candidates, refresh=where.refresh)
     where.write(
         {"vcek.der": found.leaf, "ask.der": found.intermediate, "ark.der": found.root},
         {
@@ -274,26 +279,51 @@ def show(cache: str | None, anchor: str | None, as_json: bool) -> None:
         click.get_current_context().exit(1)
 
 
-def _from_report(path: str, product: Product | None) -> tuple[Product, bytes, TcbVersion]:
+def _first_of(
+    source: CertificateSource, candidates: Sequence[_Key], *, refresh: bool
+) -> tuple[Endorsement, _Key]:
+    """The VCEK of the first of these that the key server has, below a root that is trusted."""
+    from snpcerts.kds.errors import KdsNotFoundError
+
+    trusted = {anchor.product for anchor in source.anchors}
+    absent: list[KdsNotFoundError] = []
+    for key in [key for key in candidates if key[0] in trusted] or candidates:
+        try:
+            return source.vcek(*key, refresh=refresh), key
+        except KdsNotFoundError as error:
+            absent.append(error)
+    raise KdsNotFoundError("; ".join(each.message for each in absent), hint=absent[0].hint)
+
+
+def _from_report(path: str, product: Product | None) -> list[_Key]:
+    """Whose VCEK it may be: a report of version 2 does not name its product."""
     from snpcerts.abi.report import REPORT_SIZE, Report, SigningKey
 
     data = read_input(path)
     if len(data) < REPORT_SIZE:
         raise InputError(f"{path}: a report has {REPORT_SIZE} bytes, found {len(data)}")
     report = Report.unpack(data[:REPORT_SIZE])
-    said = report.product
-    if said is not None and product not in (None, said):
-        raise UsageError(f"{path}: is of {said.value}", hint="leave --product out")
-    named = said or product
-    if named is None:
+    products = report.products
+    if product is not None:
+        if report.product not in (None, product):
+            said = "" if report.product is None else report.product.value
+            raise UsageError(f"{path}: is of {said}", hint="leave --product out")
+        products = (product,)
+    if not products:
         raise UsageError(f"{path}: does not say which product it is of", hint="give --product")
     if report.signing_key is not SigningKey.VCEK:
         raise InputError(
             f"{path}: was not signed by a VCEK",
             hint="a VLEK's certificate comes from the cloud provider, not from the key server",
         )
-    tcb = TcbVersion.unpack(report.fields.reported_tcb, named.tcb_layout)
-    return named, hwid_of_chip_id(report.fields.chip_id, named), tcb
+    return [
+        (
+            each,
+            hwid_of_chip_id(report.fields.chip_id, each),
+            TcbVersion.unpack(report.fields.reported_tcb, each.tcb_layout),
+        )
+        for each in products
+    ]
 
 
 def _hex(text: str) -> bytes:

@@ -12,6 +12,7 @@ Sources may do I/O; nothing else here does.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import enum
 import inspect
 from collections.abc import Awaitable, Generator, Iterable, Sequence
@@ -297,17 +298,8 @@ def _missing(kind: VekKind, collateral: Collateral, policy: Policy) -> frozenset
 
 
 def _products(report: Report, leaf: bytes | None) -> tuple[Product, ...]:
-    if report.product is not None:
-        return (report.product,)
-    if report.fields.version >= 3:
-        return ()
-    if leaf is not None:
-        try:
+    """A leaf that came with it says more than a report of version 2."""
+    if leaf is not None and report.fields.version < 3:
+        with contextlib.suppress(FormatError):
             return (EndorsementCert.from_bytes(leaf).product,)
-        except FormatError:
-            pass
-    # A Turin chip ID ends in zeros; the chip IDs of Milan and Genoa look alike.
-    chip_id = report.fields.chip_id
-    if any(chip_id) and not any(chip_id[Product.TURIN.hwid_size :]):
-        return (Product.TURIN,)
-    return (Product.MILAN, Product.GENOA)
+    return report.products
