@@ -174,6 +174,13 @@ class Store:
         except OSError as error:
             raise CacheError(f"{path}: cannot write: {error.strerror or error}") from None
 
+    def remove(self, resource: Resource) -> None:
+        """Keep it no longer, nor the directory that then is empty."""
+        path = self.path_of(resource)
+        with contextlib.suppress(OSError):
+            path.unlink()
+            path.parent.rmdir()
+
     def places(self) -> Iterator[PurePosixPath]:
         """Every file that may be a resource, in order; at most :data:`MAX_ENTRIES` of them."""
         count = 0

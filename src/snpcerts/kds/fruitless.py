@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How many requests came to nothing lately: what a stranger's reports may cost.
+
+A verifier that fetches is made to ask by whoever sends it reports. The count is
+kept in the cache, for all processes that share it: eight bytes for each request of
+the last hour, in one file, and never more than :data:`LIMIT` of them. Where that
+file cannot be written, each process counts by itself.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import struct
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Final
+
+# AMD's server gives an address about one VCEK in ten seconds: this is a tenth of that.
+LIMIT: Final = 36
+PERIOD: Final = 3600.0  # seconds
+
+_NAME: Final = "fruitless"
+_STAMP: Final = struct.Struct("<d")  # seconds since the epoch
+
+
+class FruitlessRequests:
+    """The count of one cache. Safe to share among threads and processes."""
+
+    def __init__(self, root: Path, *, clock: Callable[[], float] = time.time) -> None:
+        self._root = root
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._own: list[float] = []
+
+    def count(self) -> tuple[float, float]:
+        """Count one request: (what takes it back, 0), or (0, seconds to wait) when it must wait."""
+        now = self._clock()
+        with self._stamps() as stamps:
+            if len(stamps) >= LIMIT:
+                return 0.0, max(1.0, stamps[-LIMIT] + PERIOD - now)
+            stamps.append(now)
+        return now, 0.0
+
+    def take_back(self, counted: Iterable[float]) -> None:
+        """They were not in vain."""
+        counted = list(counted)
+        if not counted:
+            return
+        with self._stamps() as stamps:
+            for stamp in counted:
+                if stamp in stamps:
+                    stamps.remove(stamp)
+
+    @contextlib.contextmanager
+    def _stamps(self) -> Iterator[list[float]]:
+        """Those of the last hour, oldest first; what is changed in the list is kept."""
+        with self._lock:
+            descriptor = self._open()
+            try:
+                stamps = self._own if descriptor is None else _read(descriptor)
+                now = self._clock()
+                # One from the future was written by another clock: it says nothing.
+                recent = sorted(stamp for stamp in stamps if now - PERIOD < stamp <= now)
+                before = list(recent)
+                yield recent
+                self._own = recent = sorted(recent)[-LIMIT:]
+                if descriptor is not None and recent != before:
+                    _write(descriptor, recent)
+            finally:
+                if descriptor is not None:
+                    os.close(descriptor)
+
+    def _open(self) -> int | None:
+        with contextlib.suppress(OSError):
+            self._root.mkdir(mode=0o755, parents=True, exist_ok=True)
+            flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+            descriptor = os.open(self._root / _NAME, flags, 0o600)
+            # Held for as long as it takes to read and write a few bytes.
+            with contextlib.suppress(OSError):
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+            return descriptor
+        return None
+
+
+def _read(descriptor: int) -> list[float]:
+    with contextlib.suppress(OSError):
+        data = os.pread(descriptor, LIMIT * _STAMP.size, 0)
+        whole = len(data) // _STAMP.size * _STAMP.size
+        return [stamp for (stamp,) in _STAMP.iter_unpack(data[:whole])]
+    return []
+
+
+def _write(descriptor: int, stamps: list[float]) -> None:
+    with contextlib.suppress(OSError):
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, b"".join(map(_STAMP.pack, stamps)), 0)
