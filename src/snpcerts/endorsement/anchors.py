@@ -67,6 +67,14 @@ def spki_sha384(certificate: x509.Certificate) -> bytes:
     return hashlib.sha384(spki).digest()
 
 
+def is_amds(anchor: Anchor) -> bool:
+    """Whether it is one of the roots of AMD pinned here, whatever it is called."""
+    return any(
+        anchor.spki_sha384 == pinned.spki_sha384 and anchor.product is pinned.product
+        for pinned in AMD_ANCHORS
+    )
+
+
 def anchor_from_certificate(certificate: x509.Certificate) -> Anchor:
     """Trust the key of this root, for the product its common name gives.
 

@@ -46,6 +46,7 @@ __all__ = [
     "ChainProblem",
     "Place",
     "Window",
+    "anchor_of",
     "check_chain",
     "windows_of",
 ]
@@ -226,6 +227,15 @@ def _root(chain: Chain, anchors: Sequence[Anchor]) -> Iterator[ChainProblem]:
             ChainFault.ARK_UNTRUSTED,
             f"the ARK's key is trusted, but not for {name.product.value}",
         )
+
+
+def anchor_of(root: x509.Certificate, anchors: Sequence[Anchor]) -> Anchor | None:
+    """The anchor that makes this root a trusted one, None where it is not."""
+    pin, name = spki_sha384(root), _ca_name(root)
+    for anchor in anchors:
+        if anchor.spki_sha384 == pin and name is not None and anchor.product is name.product:
+            return anchor
+    return None
 
 
 def _ca_name(certificate: x509.Certificate) -> CaName | None:

@@ -54,6 +54,7 @@ _V2 = b"\x01"
 class CrlFault(enum.StrEnum):
     """What can be wrong with a list, or follow from a sound one."""
 
+    UNREADABLE = "crl-unreadable"
     ISSUER = "crl-issuer"
     SIGNATURE_ALGORITHM = "crl-signature-algorithm"
     SIGNATURE = "crl-signature"
@@ -92,24 +93,48 @@ class RevocationList:
 def load_crl(data: bytes, what: str = "CRL") -> RevocationList:
     """The one revocation list (X.509 version 2) that ``data`` is, in DER or PEM.
 
+    Its entries are not read: anybody can send a long list, and to read one takes
+    a hundred times what its signature takes. :func:`check_crl` reads those of a
+    list that the root signed.
+
     Raises :class:`FormatError` for more than 1 MiB, for anything around the
     list, for a part that cannot be read, and for a list without nextUpdate.
     """
-    if len(data) > MAX_CRL_SIZE:
-        raise FormatError(what, f"{len(data)} bytes, a list has at most {MAX_CRL_SIZE}")
-    der = _der_of_pem(data, what) if data.lstrip().startswith(_PEM_MARK) else data
+    der = _der_of(data, what)
     try:
         crl = x509.load_der_x509_crl(der)
         this_update, next_update = crl.last_update_utc, crl.next_update_utc
         _ = (crl.issuer, crl.extensions, crl.signature)
-        for entry in crl:
-            _ = (entry.serial_number, entry.extensions)
         signed = crl.tbs_certlist_bytes
     except _UNREADABLE as error:
         raise FormatError(what, f"not a readable revocation list: {error}") from error
     if next_update is None:
         raise FormatError(what, "has no nextUpdate: nothing says when it is too old")
     return RevocationList(crl, this_update, next_update, *_anatomy(crl, signed, what))
+
+
+def bears_signature(data: bytes, root: x509.Certificate, what: str = "CRL") -> bool:
+    """Whether the root's key signed ``data``, a list in DER or PEM, of which nothing else is read.
+
+    For lists so long that to read one costs something. Raises :class:`FormatError`
+    for what is no list by its outermost shape.
+    """
+    whole = read_element(_der_of(data, what), 0, what).content
+    signed = read_element(whole, 0, what)
+    algorithm = read_element(whole, signed.end, what)
+    signature = read_element(whole, algorithm.end, what).content
+    key = authority_key(root)
+    return (
+        key is not None
+        and signature.startswith(b"\0")
+        and is_signed(whole[signed.start : signed.end], signature[1:], key)
+    )
+
+
+def _der_of(data: bytes, what: str) -> bytes:
+    if len(data) > MAX_CRL_SIZE:
+        raise FormatError(what, f"{len(data)} bytes, a list has at most {MAX_CRL_SIZE}")
+    return _der_of_pem(data, what) if data.lstrip().startswith(_PEM_MARK) else data
 
 
 def _der_of_pem(data: bytes, what: str) -> bytes:
@@ -159,7 +184,13 @@ def check_crl(
     only in a list that can be believed: anybody can write another.
     """
     doubts = tuple(_doubts(revocation, root))
-    return doubts or tuple(_revoked(revocation.crl, root, intermediate, label))
+    if doubts:
+        return doubts
+    try:
+        odd = tuple(_odd_extensions(revocation.crl))
+        return odd or tuple(_revoked(revocation.crl, root, intermediate, label))
+    except _UNREADABLE as error:
+        return (CrlProblem(CrlFault.UNREADABLE, f"the CRL's entries cannot be read: {error}"),)
 
 
 def _doubts(revocation: RevocationList, root: x509.Certificate) -> Iterator[CrlProblem]:
@@ -184,7 +215,10 @@ def _doubts(revocation: RevocationList, root: x509.Certificate) -> Iterator[CrlP
         or not is_signed(crl.tbs_certlist_bytes, crl.signature, key)
     ):
         yield CrlProblem(CrlFault.SIGNATURE, "the CRL is not signed by the ARK's key")
-        return
+
+
+def _odd_extensions(crl: x509.CertificateRevocationList) -> Iterator[CrlProblem]:
+    """The first critical extension, of the list or of an entry: none is known here."""
     for place, extensions in _all_extensions(crl):
         for extension in extensions:
             if extension.critical:
@@ -234,16 +268,20 @@ def _revoked(
 
 def crl_problem_at(revocation: RevocationList, at: datetime) -> CrlProblem | None:
     """What is wrong with the list at that time, which has a time zone."""
-    if at < revocation.this_update:
+    return untimely(revocation.this_update, revocation.next_update, at)
+
+
+def untimely(this_update: datetime, next_update: datetime, at: datetime) -> CrlProblem | None:
+    """What is wrong at that time with a list of these two times; all have a time zone."""
+    if at < this_update:
         return CrlProblem(
             CrlFault.NOT_YET_VALID,
-            f"the CRL is of {revocation.this_update:%Y-%m-%dT%H:%M:%SZ}, "
-            f"judged at {at.isoformat()}",
+            f"the CRL is of {this_update:%Y-%m-%dT%H:%M:%SZ}, judged at {at.isoformat()}",
         )
-    if at > revocation.next_update:
+    if at > next_update:
         return CrlProblem(
             CrlFault.EXPIRED,
-            f"the CRL was to be replaced by {revocation.next_update:%Y-%m-%dT%H:%M:%SZ}, "
+            f"the CRL was to be replaced by {next_update:%Y-%m-%dT%H:%M:%SZ}, "
             f"judged at {at.isoformat()}",
         )
     return None
