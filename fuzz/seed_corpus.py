@@ -11,9 +11,10 @@ import hashlib
 import json
 import shutil
 import struct
+from datetime import timedelta
 from pathlib import Path
 
-from tests.endorsement.small_ca import CrlRecipe, SmallCa
+from tests.endorsement.small_ca import START, CrlRecipe, SmallCa
 from tests.verify.messages import attestation, blob, extra, number, report_message
 
 from snpcerts.abi.cert_table import (
@@ -26,6 +27,7 @@ from snpcerts.abi.cert_table import (
     TableEntry,
 )
 from snpcerts.abi.product import Product
+from snpcerts.abi.report import REPORT_SIZE
 from snpcerts.endorsement.vek import VekKind
 
 CORPUS = Path(__file__).parent / "corpus"
@@ -72,12 +74,16 @@ def main() -> None:
     vlek = SmallCa(kind=VekKind.VLEK)
     crl = CrlRecipe(milan, revoked=(0x20001,)).make()
     _write("root.der", milan.ark.make())
+    _write("revoked.crl", CrlRecipe(milan, revoked=(1,)).make())
     reports = [milan.report(2), milan.report(3), turin.report(5), vlek.report(4)]
+    last_year = CrlRecipe(milan, next_update=START + timedelta(days=365)).make()
+    foreign = CrlRecipe(milan, issuer="ARK-Milan \x1b[2J\nverified").make()
     tables = [_table(milan), _table(vlek), _table(milan, crl), bytes(24)]
+    with_lists = [_table(milan, each) for each in (last_year, foreign)]
     _all("report", reports)
     _all("table", tables)
     _all("certificate", [milan.leaf.make(), turin.leaf.make(), vlek.leaf.make()])
-    _all("crl", [crl, CrlRecipe(milan).make()])
+    _all("crl", [crl, CrlRecipe(milan).make(), last_year, foreign])
     _all("policy", [_POLICY.format(m="00" * 48, h="11" * 32).encode(), b"vmpls = 0\n"])
     claims = json.dumps({"keys": [], "user-data": "00ff"}).encode()
     _all("evidence", [_hcl(claims), reports[0] + tables[0], reports[1]])
@@ -86,9 +92,15 @@ def main() -> None:
     _all("message", [attestation(reports[1], chain, product), report_message(reports[2])])
     # As AT of the target wants it: all of one Milan authority.
     whole = [milan.report(report_data=b"\1".ljust(64, b"\0")) + table for table in tables[:3]]
-    _all("verdict", [whole[0], whole[2], vlek.report() + tables[1]])
+    listed = [whole[0][:REPORT_SIZE] + table for table in with_lists]
+    _all("verdict", [whole[0], whole[2], vlek.report() + tables[1], *listed])
     parts = (milan.leaf.make(), milan.ask.make(), milan.ark.make(), crl)
-    _all("collateral", [bytes([index]) + part for index, part in enumerate(parts)])
+    seeds = [bytes([index]) + part for index, part in enumerate(parts)]
+    # Names that would write to a terminal.
+    hostile = "SEV-Milan \x1b[2J\r\nverified"
+    seeds += [b"\0" + milan.leaf.but(subject=hostile, issuer=hostile).make()]
+    seeds += [b"\1" + milan.ask.but(subject=hostile).make(), b"\3" + foreign]
+    _all("collateral", seeds)
 
 
 def _table(ca: SmallCa, crl: bytes | None = None) -> bytes:

@@ -9,23 +9,24 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 from snpcerts.abi.cert_table import CertTable
 from snpcerts.abi.report import REPORT_SIZE, SIGNED_SIZE, Report, ReportLayout, malformations
+from snpcerts.cli.verify_text import for_people
 from snpcerts.endorsement.anchors import anchor_from_certificate
 from snpcerts.endorsement.certificate import load_certificate
-from snpcerts.endorsement.crl import check_crl, crl_problem_at, load_crl
+from snpcerts.endorsement.crl import CrlFault, bears_signature, check_crl, crl_problem_at, load_crl
 from snpcerts.endorsement.encoding import describe
-from snpcerts.endorsement.vek import EndorsementCert
+from snpcerts.endorsement.vek import EndorsementCert, VekKind
 from snpcerts.errors import SnpCertsError
 from snpcerts.verify import attestation_proto
-from snpcerts.verify.collateral import Collateral
+from snpcerts.verify.collateral import Collateral, SuppliedCrl, Supplier
 from snpcerts.verify.evidence import Evidence
 from snpcerts.verify.explain import explain, explained_json
-from snpcerts.verify.policy import Policy
+from snpcerts.verify.policy import Policy, Revocation
 from snpcerts.verify.policy_file import read_policy
 from snpcerts.verify.verdict import Status
 from snpcerts.verify.verify import verify
@@ -103,6 +104,8 @@ _root = load_certificate((CORPUS / "root.der").read_bytes(), "ARK")
 def _crl(data: bytes) -> str:
     revocation = load_crl(data)
     problems = check_crl(revocation, _root, _root, "ASK")
+    believed = {each.fault for each in problems} <= {CrlFault.ASK_REVOKED, CrlFault.ARK_REVOKED}
+    _promise(not believed or bears_signature(data, _root), "what is believed was signed")
     describe(data, crl=True)
     stale = crl_problem_at(revocation, AT)
     return " ".join((*(each.fault.value for each in problems), "" if stale is None else "stale"))
@@ -164,11 +167,26 @@ def _verdict(data: bytes) -> str:
     # Padding of the table may change, as may entries nobody reads.
     if verdict.status is Status.VERIFIED:
         _promise(evidence.report[:SIGNED_SIZE] in _signed, "only what was signed verifies")
+        _promise(verdict.root in _anchors and not verdict.root_is_amds, "the root is named")
+    # The same with a list required: nothing in a table is one.
+    required = verify(evidence, policy=_REQUIRED, anchors=_anchors, at=AT)
+    _promise(required.status is not Status.VERIFIED, "a table's list satisfies no demand")
+    # A relying party's list names the ASK: nothing that a table holds hides that.
+    own = replace(evidence.collateral, lists=(_REVOKED,))
+    knowing = verify(evidence, own, policy=_REQUIRED, anchors=_anchors, at=AT)
+    _promise(knowing.status is not Status.VERIFIED, "a revocation stays known")
+    _promise(len(knowing.revocation_lists) <= 2, "each list is judged once")
+    knowing.to_json()
+    for_people(knowing)
     _promise(len({check.name for check in verdict.checks}) == len(verdict.checks), "checks differ")
     verdict.to_json()
     return " ".join(sorted({reason.code.value for reason in verdict.reasons}))
 
 
+_REQUIRED = Policy(revocation=Revocation.REQUIRE)
+_REVOKED = SuppliedCrl(
+    (CORPUS / "revoked.crl").read_bytes(), VekKind.VCEK, Supplier.CALLER, "revoked.crl"
+)
 _POLICY = Policy(vmpls=(0,), minimum_guest_svn=0, report_data=b"\1")
 
 
@@ -178,6 +196,8 @@ def _collateral(data: bytes) -> str:
     slot = slots[data[0] % len(slots)] if data else "vcek"
     collateral = Collateral(**(_CHAIN | {slot: data[1:]}))
     verdict = verify(_REPORT, collateral, anchors=_anchors, at=AT)
+    line = for_people(verdict)
+    _promise(all(part.isprintable() for part in line.split("\n")), "foreign names are escaped")
     if verdict.status is Status.VERIFIED:
         _promise(slot == "crl" or _signed_part(data[1:]) in _PARTS[slot], f"a {slot} was signed")
     return " ".join(sorted({reason.code.value for reason in verdict.reasons}))

@@ -147,6 +147,7 @@ def codes_of_a_bit(evidence: Evidence, changed: bytes, name: str, at: int, bit: 
             own.add("report-tcb")
         elif name == "reported_tcb":
             own.add("tcb-mismatch")
+        own |= _above_current(evidence, changed)
     elif name.startswith("cpuid_") and version == 2:
         own.add("report-reserved")
     elif name in ("cpuid_family", "cpuid_model"):
@@ -161,6 +162,23 @@ def codes_of_a_bit(evidence: Evidence, changed: bytes, name: str, at: int, bit: 
     elif name in MITIGATIONS and version < 4:
         own.add("report-reserved")
     return own | {"report-signature"}
+
+
+def _above_current(evidence: Evidence, changed: bytes) -> set[str]:
+    """Whether the changed report, or the leaf, has a component above what runs."""
+    components = (0, 1, 2, 3, 7) if evidence.turin else (0, 1, 6, 7)
+    current, reported = (
+        changed[start : start + 8]
+        for start in (FIELDS["current_tcb"][0], FIELDS["reported_tcb"][0])
+    )
+    if not {reported[i] for i in range(8) if i not in components} <= {0}:
+        return set()
+    if not {current[i] for i in range(8) if i not in components} <= {0}:
+        return set()
+    start = FIELDS["reported_tcb"][0]
+    of_leaf = evidence.report[start : start + 8]
+    above = any(max(reported[i], of_leaf[i]) > current[i] for i in components)
+    return {"policy-tcb-above-current"} if above else set()
 
 
 FIELDS = {name: place for name, place in ReportLayout.layout().items() if name != "signature"}
@@ -268,7 +286,12 @@ def test_no_part_of_a_certificate_can_change(evidence: Evidence, place: str) -> 
         # A digit of the validity's end, the middle of a modulus, the last byte else.
         at = {"validity": end - 2, "key": (start + end) // 2}.get(name, end - 1)
         changed = replace(evidence.collateral, **{slot: flipped(data, at)})
-        got = set(codes(evidence.verdict(collateral=changed)))
+        verdict = evidence.verdict(collateral=changed)
+        got = set(codes(verdict))
+        if verdict.leaf is not None and verdict.tcbs.current is not None:
+            above = not verdict.tcbs.current.covers(verdict.leaf.tcb)
+            assert ("policy-tcb-above-current" in got) == above
+            got.discard("policy-tcb-above-current")
         if name.startswith("extension"):
             assert got & {f"{place}-signature", f"{place}-unreadable"}, name
             if place == "leaf":
@@ -358,7 +381,10 @@ def test_certificates_of_other_reports_do_not_serve(vectors: Path) -> None:
     unused = replace(milan.collateral, vlek=b"garbage")
     assert codes(milan.verdict(collateral=unused)) == []
     given = replace(milan.collateral, crl=b"garbage")
-    assert codes(milan.verdict(collateral=given)) == ["crl-unreadable"]
+    verdict = milan.verdict(collateral=given)
+    assert codes(verdict) == []
+    (judged,) = verdict.revocation_lists
+    assert [problem.code.value for problem in judged.problems] == ["crl-unreadable"]
 
 
 @pytest.mark.parametrize(

@@ -3,23 +3,31 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+import os
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from tempfile import mkdtemp
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 
 from snpcerts.abi.product import Product
+from snpcerts.abi.tcb import TcbVersion
 from snpcerts.endorsement.vek import VekKind
 from snpcerts.errors import SnpCertsError
 from snpcerts.kds.collateral import KdsCertificates, KdsRevocationLists
 from snpcerts.kds.errors import KdsNotFoundError, KdsUnavailableError
+from snpcerts.kds.fruitless import LIMIT
 from snpcerts.kds.source import CertificateSource, Endorsement
+from snpcerts.kds.store import Store
+from snpcerts.kds.url import CrlResource, VcekResource
 from snpcerts.verify.collateral import Collateral
 from snpcerts.verify.evidence import Evidence
 from snpcerts.verify.policy import Policy, Revocation
 from snpcerts.verify.sources import OWN, verify_with
 from snpcerts.verify.verdict import Status, Verdict
-from tests.endorsement.small_ca import NOON, TCBS, CrlRecipe, SmallCa
+from tests.endorsement.small_ca import NOON, TCBS, CrlRecipe, SmallCa, flipped
 from tests.verify.test_verify import anchors
 
 REQUIRED = Policy(revocation=Revocation.REQUIRE)
@@ -28,9 +36,15 @@ REQUIRED = Policy(revocation=Revocation.REQUIRE)
 class Server:
     """Answers for one authority, as CertificateSource does, and remembers the questions."""
 
+    client = SimpleNamespace(url="https://kds.example")
+    parent: Path
+
     def __init__(self, ca: SmallCa, failure: SnpCertsError | None = None) -> None:
         self.ca = ca
         self.failure = failure
+        self.folder = Path(mkdtemp(dir=self.parent))
+        self.store = Store(self.folder)
+        self.known: bytes | None = None
         self.asked: list[tuple[Any, ...]] = []
 
     def _ask(self, *question: Any) -> None:
@@ -49,9 +63,22 @@ class Server:
         self._ask("chain", product, vlek, at)
         return self.ca.ask.make(), self.ca.ark.make()
 
-    def crl(self, product: Product, vlek: bool, *, at: datetime) -> bytes:
-        self._ask("crl", product, vlek, at)
-        return CrlRecipe(self.ca).make()
+    def crl(
+        self, product: Product, vlek: bool, *, at: datetime, max_age: timedelta | None
+    ) -> bytes:
+        self._ask("crl", product, vlek, at, max_age)
+        return self.known or CrlRecipe(self.ca).make()
+
+    def known_crl(self, product: Product, vlek: bool) -> bytes | None:
+        assert product is self.ca.product
+        assert vlek == (self.ca.kind is VekKind.VLEK)
+        return self.known
+
+
+@pytest.fixture(autouse=True)
+def parent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the servers' caches are."""
+    monkeypatch.setattr(Server, "parent", tmp_path, raising=False)
 
 
 def judge(
@@ -95,7 +122,7 @@ def test_a_list_is_asked_for_only_where_one_is_required() -> None:
     judge(server, evidence)
     assert [question[0] for question in server.asked] == ["vcek"]
     assert judge(server, evidence, REQUIRED).status is Status.VERIFIED
-    assert server.asked[-1] == ("crl", Product.MILAN, False, NOON)
+    assert server.asked[-1] == ("crl", Product.MILAN, False, NOON, None)
 
 
 def test_nothing_is_asked_where_nothing_is_missing_or_could_be_named() -> None:
@@ -118,3 +145,117 @@ def test_an_outage_is_no_refusal_and_a_404_says_so() -> None:
     for version in (2, 3):
         verdict = judge(missing, Evidence(ca.report(version)))
         assert [reason.code.value for reason in verdict.reasons] == ["collateral-not-found"]
+
+
+def test_a_required_list_is_asked_for_whatever_list_the_host_sends() -> None:
+    server = Server(SmallCa())
+    ca = server.ca
+    own = Collateral(ca.leaf.make(), None, ca.ask.make(), ca.ark.make(), CrlRecipe(ca).make())
+    server.known = CrlRecipe(ca, revoked=(1,)).make()
+    verdict = judge(server, Evidence(ca.report(), own), REQUIRED)
+    assert [question[0] for question in server.asked] == ["crl"]
+    assert [reason.code.value for reason in verdict.reasons] == ["ask-revoked", "ark-revoked"]
+    assert [judged.supplier.value for judged in verdict.revocation_lists] == [
+        "evidence",
+        "key-server",
+    ]
+    assert verdict.revocation_lists[1].origin == "https://kds.example/vcek/v1/Milan/crl"
+
+
+def test_what_the_cache_knows_to_be_revoked_counts_though_no_list_is_required() -> None:
+    server = Server(SmallCa())
+    server.known = CrlRecipe(server.ca, revoked=(1,)).make()
+    verdict = judge(server, Evidence(server.ca.report()))
+    assert [question[0] for question in server.asked] == ["vcek"]
+    assert [reason.code.value for reason in verdict.reasons] == ["ask-revoked", "ark-revoked"]
+    # An old one that says nothing is no demand of anybody's.
+    server.known = CrlRecipe(server.ca, next_update=NOON - timedelta(days=1)).make()
+    assert judge(server, Evidence(server.ca.report())).status is Status.VERIFIED
+
+
+def test_a_list_that_could_not_be_renewed_leaves_a_report_undecided() -> None:
+    ca = SmallCa()
+    own = Collateral(vcek=ca.leaf.make(), ask=ca.ask.make(), ark=ca.ark.make())
+    old = CrlRecipe(ca, next_update=NOON - timedelta(days=1)).make()
+    down = Server(ca, KdsUnavailableError("throttled"))
+    down.known = old
+    verdict = judge(down, Evidence(ca.report(), own), REQUIRED)
+    assert verdict.status is Status.UNDECIDED
+    assert verdict.reasons[0].message == "throttled"
+    # It stays an outage when the cache has what can do no more than refuse.
+    down.known = CrlRecipe(ca, revoked=(1,), next_update=NOON - timedelta(days=1)).make()
+    verdict = judge(down, Evidence(ca.report(), own), REQUIRED)
+    assert verdict.status is Status.REFUSED
+    # A day later the server still gives no newer one: what it gave is too old to rely on.
+    aged = Server(ca)
+    aged.known = CrlRecipe(ca).make()
+    resource = CrlResource(Product.MILAN, VekKind.VCEK)
+    aged.store.write(resource, aged.known)
+    written = datetime.now(UTC) - timedelta(days=2)
+    os.utime(aged.store.path_of(resource), (written.timestamp(),) * 2)
+    policy = Policy(revocation=Revocation.REQUIRE, maximum_crl_age=timedelta(days=1))
+    now = datetime.now(UTC)
+    source = cast("CertificateSource", aged)
+    verdict = verify_with(
+        Evidence(ca.report(), own),
+        [OWN, KdsRevocationLists(source)],
+        policy,
+        anchors=anchors(ca),
+        at=now,
+    )
+    assert [reason.code.value for reason in verdict.reasons] == ["collateral-unavailable"]
+    assert aged.asked[-1][-1] == timedelta(days=1)
+    assert verdict.revocation_lists[0].age is not None
+    assert verdict.revocation_lists[0].age.days == 2
+
+
+def _bogus(ca: SmallCa, number: int) -> bytes:
+    """A report that no firmware signed, of a chip of its writer's choice."""
+    return ca.report(chip_id=number.to_bytes(64, "little"))
+
+
+def test_reports_of_chips_that_nobody_knows_cost_so_many_requests_and_no_file() -> None:
+    ca = SmallCa()
+    server = Server(ca, KdsNotFoundError("404"))
+    for number in range(1, 3 * LIMIT):
+        verdict = judge(server, Evidence(_bogus(ca, number)))
+    assert len(server.asked) == LIMIT
+    assert verdict.status is Status.UNDECIDED
+    assert "too many VCEKs" in verdict.reasons[0].message
+    assert [path.name for path in server.folder.iterdir()] == ["fruitless"]
+
+
+def test_vceks_of_a_chip_that_exists_at_levels_that_never_ran_are_bounded_and_not_kept() -> None:
+    """The key server makes a VCEK for whatever TCB it is asked for."""
+    ca = SmallCa()
+    server = Server(ca)
+    kept: list[VcekResource] = []
+    ask = server.vcek
+
+    def keeping(product: Product, hwid: bytes, tcb: TcbVersion, *, at: datetime) -> Endorsement:
+        found = ask(product, hwid, tcb, at=at)
+        kept.append(VcekResource(product, hwid, tcb))
+        server.store.write(kept[-1], found.leaf)
+        return found
+
+    server.vcek = keeping  # type: ignore[assignment, method-assign]  # as the source keeps it
+    for number in range(3 * LIMIT):
+        report = flipped(ca.report(reported_tcb=bytes((number, 0, 0, 0, 0, 0, 24, 219))), 0x90)
+        judge(server, Evidence(report))
+    assert len(kept) == LIMIT
+    assert list(server.store.places()) == []
+    # What is there already costs nothing, and a report that was signed takes nothing away.
+    server.store.write(kept[0], ca.leaf.make())
+    judge(server, Evidence(flipped(ca.report(reported_tcb=bytes((0,) * 6 + (24, 219))), 0x90)))
+    assert server.store.read(kept[0]) is not None
+
+
+def test_chips_whose_vcek_signed_the_report_are_not_counted() -> None:
+    ca = SmallCa(Product.GENOA)
+    server = Server(ca)
+    for _ in range(2 * LIMIT):
+        assert judge(server, Evidence(ca.report(2))).status is Status.VERIFIED
+    assert len(server.asked) == 4 * LIMIT
+    down = Server(ca, KdsUnavailableError("throttled"))
+    for _ in range(2 * LIMIT):
+        assert "throttled" in judge(down, Evidence(ca.report())).reasons[0].message

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 from dataclasses import fields
+from datetime import timedelta
 
 import pytest
 from hypothesis import given
@@ -41,8 +42,10 @@ current_mitigations = 1
 minimum_firmware = "1.55.29"
 minimum_committed_firmware = "1.55.20"
 refuse_provisional_firmware = true
+allow_tcb_above_current = true
 allow_masked_chip_id = true
 revocation = "require"
+maximum_crl_age = "36h"
 
 [guest_policy]
 debug = "any"
@@ -103,8 +106,10 @@ def test_every_field_can_be_said() -> None:
         minimum_current_tcb=TcbFloor(genoa=TcbVersion(1, 2, 3, 4)),
         minimum_committed_tcb=TcbFloor(turin=TcbVersion(2, 3, 4, 5, fmc=1)),
         minimum_launch_tcb=TcbFloor(turin=TcbVersion(4, 3, 2, 1, fmc=5)),
+        allow_tcb_above_current=True,
         allow_masked_chip_id=True,
         revocation=Revocation.REQUIRE,
+        maximum_crl_age=timedelta(hours=36),
     )
     said = read_policy(WHOLE)
     for field in fields(Policy):
@@ -144,6 +149,8 @@ def test_an_empty_file_is_the_default_policy() -> None:
         ("minimum_firmware = '1.55.x'\n", 1, "not a version"),
         ("minimum_policy_abi = 1.55\n", 1, "must be text"),
         ("revocation = 'always'\n", 1, "if-given"),
+        ("maximum_crl_age = '0d'\n", 1, "is not an age"),
+        ("maximum_crl_age = 86400\n", 1, "must be text"),
         ("signing_key = 'none'\n", 1, "vcek"),
         ("refuse_provisional_firmware = 1\n", 1, "true or false"),
         ("report_data = ''\n", 1, "1 to 64"),

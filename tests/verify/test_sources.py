@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import pytest
 
@@ -13,7 +14,7 @@ from snpcerts.abi.product import Product
 from snpcerts.abi.tcb import TcbVersion
 from snpcerts.endorsement.vek import VekKind
 from snpcerts.errors import FormatError, RefusedError, RetryLaterError
-from snpcerts.verify.collateral import Collateral
+from snpcerts.verify.collateral import Collateral, SuppliedCrl, Supplier
 from snpcerts.verify.evidence import Evidence
 from snpcerts.verify.policy import Policy, Revocation
 from snpcerts.verify.reason import NextStep
@@ -96,6 +97,11 @@ def test_sources_are_asked_for_what_is_missing_until_nothing_is() -> None:
         {Part.INTERMEDIATE, Part.ROOT},
     ]
     assert third.asked == []
+
+
+def of_vceks(recipe: CrlRecipe, **changes: Any) -> SuppliedCrl:
+    made = SuppliedCrl(recipe.make(), VekKind.VCEK, Supplier.CALLER, "a file")
+    return replace(made, **changes)
 
 
 def test_the_order_is_the_callers() -> None:
@@ -185,10 +191,15 @@ def test_a_required_list_that_cannot_be_had_leaves_a_report_undecided() -> None:
 
 def test_given_lists_are_used_for_their_product() -> None:
     genoa = SmallCa(Product.GENOA)
-    lists = GivenCrls([CrlRecipe(genoa).make(), CrlRecipe(CA, revoked=(1,)).make()])
+    lists = GivenCrls(
+        [of_vceks(CrlRecipe(genoa)), of_vceks(CrlRecipe(CA, revoked=(1,)))],
+    )
     for policy in (None, REQUIRED):
         verdict = judge([Given(WHOLE), lists], policy=policy)
         assert codes(verdict) == ["ask-revoked", "ark-revoked"]
+    # Version 2 does not tell Genoa from Milan: both lists are looked at.
+    old = Evidence(genoa.report(2), collateral(genoa))
+    assert judge([lists, OWN], old, REQUIRED, genoa).status is Status.VERIFIED
     chain = Given(collateral(genoa))
     assert judge([chain, lists], policy=REQUIRED, ca=genoa).status is Status.VERIFIED
     turin = SmallCa(Product.TURIN)

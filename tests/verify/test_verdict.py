@@ -8,6 +8,7 @@ import json
 import pytest
 
 from snpcerts.abi.report import Report
+from snpcerts.endorsement.anchors import AMD_ANCHORS
 from snpcerts.endorsement.vek import EndorsementCert
 from snpcerts.verify.reason import Reason, ReasonCode
 from snpcerts.verify.verdict import Status, Verdict
@@ -25,15 +26,18 @@ def test_a_verdict_is_no_truth_value() -> None:
 def test_status_and_reasons_cannot_disagree() -> None:
     report = Report.unpack(CA.report())
     leaf = EndorsementCert.from_bytes(CA.leaf.make())
-    Verdict(Status.VERIFIED, (), report=report, leaf=leaf)
+    root = AMD_ANCHORS[0]
+    Verdict(Status.VERIFIED, (), report=report, leaf=leaf, root=root)
     with pytest.raises(ValueError, match="refusal"):
         Verdict(Status.REFUSED, ())
     with pytest.raises(ValueError, match="verified"):
-        Verdict(Status.VERIFIED, (REASON,), report=report, leaf=leaf)
+        Verdict(Status.VERIFIED, (REASON,), report=report, leaf=leaf, root=root)
     with pytest.raises(ValueError, match="verified"):
-        Verdict(Status.VERIFIED, (), report=report)
+        Verdict(Status.VERIFIED, (), report=report, root=root)
     with pytest.raises(ValueError, match="verified"):
-        Verdict(Status.VERIFIED, (), leaf=leaf)
+        Verdict(Status.VERIFIED, (), report=report, leaf=leaf)
+    with pytest.raises(ValueError, match="verified"):
+        Verdict(Status.VERIFIED, (), leaf=leaf, root=root)
 
 
 def test_a_refusal_of_nothing_readable_is_json_with_nulls() -> None:
@@ -49,5 +53,7 @@ def test_a_refusal_of_nothing_readable_is_json_with_nulls() -> None:
         "vmpl": None,
         "measurement": None,
         "report_data": None,
+        "root": None,
+        "revocation_lists": [],
         "checks": [],
     }

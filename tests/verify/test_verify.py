@@ -125,7 +125,10 @@ def test_a_report_of_another_size_is_refused(size: int) -> None:
         ({"current_tcb": bytes((4, 0, 1, 0, 0, 0, 24, 219))}, ["report-tcb"]),
         ({"reported_tcb": bytes((4, 0, 0, 0, 0, 1, 24, 219))}, ["report-tcb"]),
         ({"reported_tcb": bytes((4, 0, 0, 0, 0, 0, 24, 218))}, ["tcb-mismatch"]),
-        ({"reported_tcb": bytes((4, 0, 0, 0, 0, 0, 25, 219))}, ["tcb-mismatch"]),
+        (
+            {"reported_tcb": bytes((4, 0, 0, 0, 0, 0, 25, 219))},
+            ["tcb-mismatch", "policy-tcb-above-current"],
+        ),
         ({"reported_tcb": bytes(8)}, ["tcb-mismatch"] * 3),
         # What a verdict does not judge.
         ({"current_tcb": b"\xff\xff\0\0\0\0\xff\xff"}, []),
@@ -151,7 +154,8 @@ def test_each_component_of_the_tcb_is_compared(component: str, step: int) -> Non
     ca = SmallCa(Product.TURIN)
     tcb = TCBS[Product.TURIN]
     other = replace(tcb, **{component: getattr(tcb, component) + step})
-    (reason,) = judge(ca.report(reported_tcb=other.pack()), ca=ca).reasons
+    report = ca.report(reported_tcb=other.pack(), current_tcb=bytes.fromhex("ffffffff000000ff"))
+    (reason,) = judge(report, ca=ca).reasons
     assert reason.code is ReasonCode.TCB_MISMATCH
     assert reason.message.startswith(component)
 

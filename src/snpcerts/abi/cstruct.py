@@ -23,9 +23,8 @@ from __future__ import annotations
 import dataclasses
 import struct
 from collections.abc import Callable
-from typing import Any, ClassVar, Self, cast
+from typing import Any, ClassVar, Self
 
-from snpcerts.abi.thaw import thawed
 from snpcerts.errors import FormatError
 
 Buffer = bytes | bytearray | memoryview
@@ -109,8 +108,7 @@ class CStruct:
             raise FormatError(
                 cls.C_NAME or cls.__name__, f"needs {cls.SIZE} bytes, found {len(data)}"
             )
-        read, make = _reader(cls)
-        return cast("Self", make(*read(data)))
+        return cls(*_reader(cls)(data))
 
     def pack(self) -> bytes:
         """Write the structure as ``SIZE`` bytes; bytes of no field are zero.
@@ -136,7 +134,7 @@ class CStruct:
 
 _cache: dict[type[CStruct], tuple[tuple[str, int, struct.Struct], ...]] = {}
 _Read = Callable[[Buffer], tuple[Any, ...]]
-_readers: dict[type[CStruct], tuple[_Read, Callable[..., CStruct]]] = {}
+_readers: dict[type[CStruct], _Read] = {}
 
 
 def _members(cls: type[CStruct]) -> tuple[tuple[str, int, struct.Struct], ...]:
@@ -148,8 +146,8 @@ def _members(cls: type[CStruct]) -> tuple[tuple[str, int, struct.Struct], ...]:
     return found
 
 
-def _reader(cls: type[CStruct]) -> tuple[_Read, Callable[..., CStruct]]:
-    """What reads the fields, in the order of the class, and what makes an object of them.
+def _reader(cls: type[CStruct]) -> _Read:
+    """What reads the fields, in the order of the class.
 
     Reports are read by the million. Fields that lie one behind the other are read
     by one format with padding in between; unions are read field by field.
@@ -157,7 +155,7 @@ def _reader(cls: type[CStruct]) -> tuple[_Read, Callable[..., CStruct]]:
     found = _readers.get(cls)
     if found is None:
         members = _members(cls)
-        found = _in_one(members) or _one_by_one(members), thawed(cls)
+        found = _in_one(members) or _one_by_one(members)
         _readers[cls] = found
     return found
 

@@ -171,7 +171,12 @@ class Report:
 
     @property
     def mask_chip_key(self) -> bool:
-        """MASK_CHIP_KEY, bit 1 of the flags word: neither VCEK nor VLEK signed."""
+        """MASK_CHIP_KEY, bit 1 of the flags word: the host masks the chip's key.
+
+        A VCEK then signs nothing. A VLEK that is loaded may sign all the same: the
+        firmware that AMD has published (Genoa, 1.55.25) masks the VCEK alone, while
+        other readings of the ABI have it mask both. SIGNING_KEY says what happened.
+        """
         return bool(self.fields.flags & 2)
 
     @property

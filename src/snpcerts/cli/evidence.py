@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from snpcerts.abi.cert_table import MAX_SIZE
@@ -90,9 +90,12 @@ def places(path: str) -> Iterator[Place]:
         raise InputError(f"{path}: the directory holds no evidence", hint="name a report")
 
 
-def certificates(folder: str) -> Given:
-    """The certificates of a directory, by name; :class:`InputError` when it is none."""
-    from snpcerts.verify.collateral import Collateral
+def certificates(folder: str, *, beside_evidence: bool = False) -> Given:
+    """The certificates of a directory, by name; :class:`InputError` when it is none.
+
+    Those that lie beside evidence are the word of whoever sent it.
+    """
+    from snpcerts.verify.collateral import Collateral, SuppliedCrl, Supplier
     from snpcerts.verify.sources import Given
 
     if not os.path.isdir(folder):
@@ -105,10 +108,15 @@ def certificates(folder: str) -> Given:
         # As the key server sends it, a chain is of VCEKs or of VLEKs and does not say which.
         found["ask"] = found["ask"] or intermediate
         found["ark"] = found["ark"] or root
-    asvk = found.pop("asvk")
-    given = Collateral(**found)
+    asvk, crl = found.pop("asvk"), found.pop("crl")
+    lists: tuple[SuppliedCrl, ...] = ()
+    if crl is not None:
+        supplier = Supplier.EVIDENCE if beside_evidence else Supplier.CALLER
+        # Its name does not say whether it is for VCEKs or VLEKs.
+        lists = (SuppliedCrl(crl, None, supplier, f"crl in {folder}"),)
+    given = Collateral(**found, lists=lists)
     if given.ask is None and asvk is not None:
-        given = Collateral(**(found | {"ask": asvk}))
+        given = replace(given, ask=asvk)
     return Given(given, asvk)
 
 

@@ -7,6 +7,7 @@ import contextlib
 import os
 import stat
 import tempfile
+from datetime import UTC, datetime
 
 from snpcerts.errors import InputError, RefusedError
 
@@ -18,6 +19,11 @@ def read_input(path: str, *, limit: int = INPUT_LIMIT) -> bytes:
 
     Raises :class:`InputError` naming the path for everything else.
     """
+    return read_dated_input(path, limit=limit)[0]
+
+
+def read_dated_input(path: str, *, limit: int = INPUT_LIMIT) -> tuple[bytes, datetime]:
+    """As :func:`read_input`, with when the file was written, in UTC."""
     try:
         # Non-blocking, so that a FIFO cannot hold the command up.
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
@@ -38,7 +44,7 @@ def read_input(path: str, *, limit: int = INPUT_LIMIT) -> bytes:
         raise InputError(f"{path}: is empty")
     if len(data) > limit:
         raise InputError(f"{path}: is larger than {limit} bytes")
-    return data
+    return data, _date(status.st_mtime)
 
 
 def write_output(path: str, data: bytes) -> None:
@@ -62,6 +68,14 @@ def write_output(path: str, data: bytes) -> None:
             raise
     except (OSError, ValueError) as error:
         raise RefusedError(f"{path}: cannot write: {_reason(error)}") from None
+
+
+def _date(seconds: float) -> datetime:
+    try:
+        return datetime.fromtimestamp(seconds, UTC)
+    except (OverflowError, OSError, ValueError):
+        # A file system can hold times that no calendar has: as old as can be.
+        return datetime.min.replace(tzinfo=UTC)
 
 
 def make_directory(path: str) -> None:

@@ -43,9 +43,25 @@ if TYPE_CHECKING:
 @click.option(
     "--at", metavar="TIME", help="When the certificates must be valid (RFC 3339). [default: now]"
 )
-@click.option("--crl", multiple=True, metavar="FILE", help="Revocation list; one is then required.")
-@click.option("--require-crl", is_flag=True, help="Refuse without a current revocation list.")
-@click.option("--ignore-crl", is_flag=True, help="Do not look at a revocation list that came.")
+@click.option(
+    "--crl",
+    multiple=True,
+    metavar="KIND=FILE",
+    help="Revocation list for vcek or vlek leaves; one is then required. "
+    "Without KIND= it adds revocations, and does not satisfy that.",
+)
+@click.option(
+    "--require-crl",
+    is_flag=True,
+    help="Refuse without a current revocation list that is not the host's.",
+)
+@click.option(
+    "--max-crl-age",
+    metavar="AGE",
+    help="How long ago the key server may have given that list: 90m, 12h, 7d. "
+    "[default: 1d with --fetch or --kds, else any]",
+)
+@click.option("--ignore-crl", is_flag=True, help="Do not look at any revocation list.")
 @click.option("--policy", metavar="FILE", help="What to ask of reports, as TOML.")
 @click.option("--report-data", metavar="HEX", help="REPORT_DATA wanted; zeros are added.")
 @click.option("--user-data", metavar="HEX", help="User data wanted in an HCL report.")
@@ -94,7 +110,8 @@ def command(
     Verified means: the report was signed by a key that the root endorses, for
     the report's chip, product and TCB, and it is as the policy asks. Unless told
     otherwise the policy only refuses guests that can be debugged or moved by a
-    migration agent: give --report-data at least. What was not asked is listed.
+    migration agent, and a reported TCB above the current one: give --report-data at
+    least. What was not asked is listed.
 
     Exit codes: 0 all verified, 1 one was refused, 2 wrong usage or unreadable
     input, 3 certificates could not be had just now.
@@ -105,7 +122,9 @@ def command(
     from snpcerts.endorsement.anchors import AMD_ANCHORS
 
     anchors, root = (AMD_ANCHORS, None) if anchor is None else trust(anchor)
-    policy = PolicyOptions(require_crl=require_crl or bool(crl), **asked).read()
+    policy = PolicyOptions(
+        require_crl=require_crl or bool(crl), asks_server=fetch or url is not None, **asked
+    ).read()
     given = [place for path in evidence for place in places(path)]
     if table is not None:
         if len(given) != 1:

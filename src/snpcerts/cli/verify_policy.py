@@ -6,6 +6,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from snpcerts.abi.product import Product
@@ -15,6 +16,9 @@ from snpcerts.errors import InputError, UsageError
 
 if TYPE_CHECKING:
     from snpcerts.verify.policy import Policy
+
+# A list of AMD's is good for a year, in which much may be withdrawn: the agent asks daily, too.
+FETCHED_LIST_AGE = timedelta(days=1)
 
 _SPLS = {"fmc": "fmc", "bl": "bootloader", "tee": "tee", "snp": "snp", "ucode": "microcode"}
 
@@ -33,11 +37,13 @@ class PolicyOptions:
     allow_debug: bool
     require_crl: bool
     ignore_crl: bool
+    max_crl_age: str | None
+    asks_server: bool  # the key server can be asked for what is missing
 
     def read(self) -> Policy:
         """The policy file, if any, with the options on top."""
         from snpcerts.verify.policy import Policy, Revocation
-        from snpcerts.verify.policy_file import read_policy
+        from snpcerts.verify.policy_file import read_age, read_policy
 
         policy = Policy()
         if self.policy is not None:
@@ -65,6 +71,13 @@ class PolicyOptions:
             changes["revocation"] = Revocation.REQUIRE
         if self.ignore_crl:
             changes["revocation"] = Revocation.IGNORE
+        if self.max_crl_age is not None:
+            try:
+                changes["maximum_crl_age"] = read_age(self.max_crl_age)
+            except ValueError as error:
+                raise UsageError(f"--max-crl-age {self.max_crl_age}: {error}") from None
+        elif self.asks_server and policy.maximum_crl_age is None:
+            changes["maximum_crl_age"] = FETCHED_LIST_AGE
         return dataclasses.replace(policy, **changes)
 
 

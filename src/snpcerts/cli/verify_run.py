@@ -21,7 +21,6 @@ from snpcerts.errors import InputError, SnpCertsError, UsageError
 
 if TYPE_CHECKING:
     from snpcerts.endorsement.anchors import Anchor
-    from snpcerts.verify.collateral import Collateral
     from snpcerts.verify.evidence import Evidence
     from snpcerts.verify.policy import Policy
     from snpcerts.verify.sources import CollateralSource
@@ -79,9 +78,10 @@ class Run:
 
             key = Report.unpack(evidence.report).signing_key
             kind = None if key is None else KINDS.get(key)
-            own = own.completed_by(certificates(place.certificates).for_kind(kind))
+            beside = certificates(place.certificates, beside_evidence=True)
+            own = own.completed_by(beside.for_kind(kind))
         alone = len(self.places) == 1
-        if alone and not self.has_more and not _any(own) and evidence.table is None:
+        if alone and not self.has_more and own.empty and evidence.table is None:
             raise UsageError(
                 "no certificates to verify with",
                 hint="give --table FILE, --certs DIR or --fetch",
@@ -131,12 +131,6 @@ def _unread(
             return
         waiting.popleft()
         yield path, error
-
-
-def _any(collateral: Collateral) -> bool:
-    return any(
-        getattr(collateral, field.name) is not None for field in dataclasses.fields(collateral)
-    )
 
 
 def _progress(stack: ExitStack, total: int) -> Callable[[], object]:

@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING
 import click
 
 from snpcerts.cli.evidence import certificates
-from snpcerts.cli.files import read_input
+from snpcerts.cli.files import read_dated_input, read_input
 from snpcerts.errors import InputError, UsageError
 
 if TYPE_CHECKING:
     from snpcerts.endorsement.anchors import Anchor
     from snpcerts.kds.source import CertificateSource
+    from snpcerts.verify.collateral import SuppliedCrl
     from snpcerts.verify.sources import CollateralSource
 
 ORDER = "table,certs,kds"
@@ -63,6 +64,20 @@ def server_behind_cache(
     )
 
 
+def _given_list(text: str) -> SuppliedCrl:
+    """A list as ``vcek=FILE``, ``vlek=FILE`` or ``FILE``, whose kind is not known."""
+    from snpcerts.endorsement.vek import VekKind
+    from snpcerts.verify.collateral import SuppliedCrl, Supplier
+
+    word, mark, path = text.partition("=")
+    kind = next((each for each in VekKind if mark and each.value == word), None)
+    if kind is None:
+        path = text
+    data, written = read_dated_input(path)
+    # What wrote the file, wrote it when the key server gave it.
+    return SuppliedCrl(data, kind, Supplier.CALLER, path, written)
+
+
 def sources_in_order(
     order: str,
     certs: str | None,
@@ -88,7 +103,7 @@ def sources_in_order(
     sources: list[CollateralSource] = []
     lists = list(crls)
     if lists:
-        sources.append(GivenCrls(map(read_input, lists)))
+        sources.append(GivenCrls(map(_given_list, lists)))
     for name in names:
         sources += by_name.get(name, [])
     # The trusted root stands in for one that nobody supplied.

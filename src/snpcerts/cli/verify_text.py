@@ -12,6 +12,7 @@ from snpcerts.abi.product import Product, hwid_of_chip_id
 from snpcerts.errors import SnpCertsError
 
 if TYPE_CHECKING:
+    from snpcerts.verify.revocation import JudgedList
     from snpcerts.verify.verdict import Verdict
 
 # In the order of the summary.
@@ -32,7 +33,9 @@ def one_line(path: str, verdict: Verdict) -> str:
     """One of many, for a person."""
     said = ", ".join(dict.fromkeys(reason.code.value for reason in verdict.reasons))
     product = "" if verdict.product is None else verdict.product.value
-    return f"{verdict.status.value:<10}  {path}: {said or f'{product}, {verdict.tcbs.reported}'}"
+    if not said:
+        said = f"{product}, {verdict.tcbs.reported}{_foreign(verdict)}"
+    return f"{verdict.status.value:<10}  {path}: {said}"
 
 
 def summary(counts: Counter[str], reasons: Counter[str]) -> str:
@@ -47,7 +50,7 @@ def summary(counts: Counter[str], reasons: Counter[str]) -> str:
 _NEXT = {
     "refuse": "",
     "retry-later": "try again later",
-    "fix-usage": "supply what is missing: --certs DIR, --crl FILE or --fetch",
+    "fix-usage": "supply what is missing: --certs DIR, --crl KIND=FILE or --fetch",
 }
 
 
@@ -64,8 +67,9 @@ def for_people(verdict: Verdict) -> str:
             lines.append(f"next: {_NEXT[verdict.next_step.value]}")
         lines.append("the report claims (nothing backs it):")
     else:
-        lines.append("verified")
+        lines.append(f"verified{_foreign(verdict)}")
     lines.append(f"  {product}, signed by {key}")
+    lines.append(f"  root         {_root(verdict)}")
     if verdict.leaf is not None and verdict.leaf.csp_id is not None:
         lines.append(f"  provider     {verdict.leaf.csp_id!r}")
     if verdict.report is not None:
@@ -75,7 +79,51 @@ def for_people(verdict: Verdict) -> str:
         lines.append(f"  VMPL         {fields.vmpl}")
         lines.append(f"  measurement  {fields.measurement.hex()}")
         lines.append(f"  report data  {fields.report_data.hex()}")
+    lines += (f"  revocation   {_list(each)}" for each in verdict.revocation_lists)
     return "\n".join([*lines, *_checks(verdict)])
+
+
+def _foreign(verdict: Verdict) -> str:
+    """What is said right beside "verified" where it was not AMD who vouched."""
+    if verdict.root is None or verdict.root_is_amds:
+        return ""
+    return f", by a root that is not AMD's: {verdict.root.name!r}"
+
+
+def _root(verdict: Verdict) -> str:
+    root = verdict.root
+    if root is None:
+        return "none that is trusted"
+    if verdict.root_is_amds:
+        return f"AMD's, for {root.product.value}"
+    return f"not AMD's: {root.name!r}, SHA-384 of its key {root.spki_sha384.hex()}"
+
+
+_SUPPLIERS = {
+    "evidence": "came with the evidence",
+    "caller": "given",
+    "cache": "from the cache",
+    "key-server": "from the key server",
+}
+
+
+def _list(judged: JudgedList) -> str:
+    from snpcerts.verify.revocation import in_words
+
+    kind = "list of unknown kind" if judged.kind is None else f"{judged.kind.name} list"
+    origin = judged.origin if judged.origin.isprintable() else repr(judged.origin)
+    said = [f"{kind}, {_SUPPLIERS[judged.supplier.value]} ({origin})"]
+    if judged.this_update is not None:
+        said.append(f"of {judged.this_update:%Y-%m-%d}")
+    if judged.age is not None:
+        said.append(f"obtained {in_words(judged.age)} ago")
+    if judged.problems:
+        said.append("not usable: " + "; ".join(map(str, judged.problems)))
+    elif not judged.believed:
+        said.append("not judged, without a root")
+    elif not judged.counts:
+        said.append("what it withdraws counts, no more")
+    return ", ".join(said)
 
 
 def _checks(verdict: Verdict) -> Iterator[str]:

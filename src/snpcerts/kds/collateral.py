@@ -7,13 +7,16 @@ had should not keep the other back.
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import UTC, datetime
 
-from snpcerts.abi.product import Product
-from snpcerts.endorsement.vek import VekKind
-from snpcerts.kds.errors import KdsNotFoundError
+from snpcerts.endorsement.vek import EndorsementCert, VekKind
+from snpcerts.errors import FormatError, RetryLaterError
+from snpcerts.kds.errors import CacheError, KdsNotFoundError, KdsUnavailableError
+from snpcerts.kds.fruitless import FruitlessRequests
 from snpcerts.kds.source import CertificateSource
-from snpcerts.verify.collateral import Collateral
+from snpcerts.kds.url import CrlResource, VcekResource
+from snpcerts.verify.collateral import Collateral, SuppliedCrl, Supplier
+from snpcerts.verify.report_check import check_signature
 from snpcerts.verify.sources import Part, Wanted
 
 
@@ -21,11 +24,17 @@ class KdsCertificates:
     """VCEKs, and the chains above VCEKs and VLEKs, valid at ``at`` (default: now).
 
     A VLEK is the provider's: the key server gives it to nobody else.
+
+    Anybody can write a report that names a chip, and the key server has a VCEK for
+    any TCB of a chip that exists. So a VCEK that was asked for counts as fruitless
+    unless it signed the report; only so many of those are asked for in an hour, and
+    none is kept.
     """
 
     def __init__(self, source: CertificateSource, *, at: datetime | None = None) -> None:
         self._source = source
         self._at = at
+        self._fruitless = FruitlessRequests(source.store.root)
 
     def collateral(self, wanted: Wanted) -> Collateral:
         """What is missing of leaf and chain. Errors as those of the source."""
@@ -40,32 +49,113 @@ class KdsCertificates:
     def _leaf(self, wanted: Wanted) -> Collateral:
         """For the first product that has it: only reports of version 2 leave several."""
         absent: KdsNotFoundError | None = None
+        counted: list[float] = []
         for product in wanted.products:
             hwid, tcb = wanted.hwid(product), wanted.tcb(product)
             if hwid is None or tcb is None:
                 continue
+            resource = VcekResource(product, hwid, tcb)
+            new = self._source.client is not None and self._unkept(resource)
+            if new:
+                counted.append(self._counted(resource))
             try:
                 found = self._source.vcek(product, hwid, tcb, at=self._at)
             except KdsNotFoundError as error:
                 absent = error
                 continue
+            except RetryLaterError:
+                # It says nothing of the chip.
+                self._fruitless.take_back(counted)
+                raise
+            if _signed(wanted, found.leaf):
+                self._fruitless.take_back(counted)
+            elif new:
+                self._source.store.remove(resource)
             return Collateral(vcek=found.leaf, ask=found.intermediate, ark=found.root)
         if absent is not None:
             raise absent
         return Collateral()
 
+    def _unkept(self, resource: VcekResource) -> bool:
+        try:
+            return self._source.store.read(resource) is None
+        except CacheError:
+            return True
+
+    def _counted(self, resource: VcekResource) -> float:
+        """Count a request as fruitless until it has borne fruit."""
+        stamp, wait = self._fruitless.count()
+        if wait:
+            raise KdsUnavailableError(
+                f"{resource}: not asked for: too many VCEKs were lately asked for in vain, "
+                "for chips that the key server does not know or that signed no report",
+                retry_after=wait,
+                hint=f"try again in {wait:.0f} s, or bring the certificates: --certs DIR",
+            )
+        return stamp
+
+
+def _signed(wanted: Wanted, leaf: bytes) -> bool:
+    """Whether the VCEK signed the report; so, too, where the report is not known."""
+    if wanted.report is None:
+        return True
+    try:
+        key = EndorsementCert.from_bytes(leaf).public_key
+    except FormatError:
+        return False
+    return not any(check_signature(wanted.report, key))
+
 
 class KdsRevocationLists:
-    """The ARKs' revocation lists, current at ``at`` (default: now), where one is required."""
+    """The ARKs' revocation lists, current at ``at`` (default: now).
+
+    Where one is required the key server is asked, for a newer one too when that of
+    the cache came longer ago than the policy allows. Otherwise what the cache has is
+    looked at: what is known to be revoked stays so.
+    """
 
     def __init__(self, source: CertificateSource, *, at: datetime | None = None) -> None:
         self._source = source
         self._at = at
+        # When a list first came that no cache could keep.
+        self._came: dict[bytes, datetime] = {}
 
     def collateral(self, wanted: Wanted) -> Collateral:
-        """The list. Errors as those of the source."""
-        if Part.CRL not in wanted.missing or len(wanted.products) != 1:
+        """The list. Errors as those of the source, where there is not even an old one."""
+        if len(wanted.products) != 1:
             return Collateral()
-        product: Product = wanted.products[0]
-        crl = self._source.crl(product, wanted.kind is VekKind.VLEK, at=self._at)
-        return Collateral(crl=crl)
+        product, vlek = wanted.products[0], wanted.kind is VekKind.VLEK
+        if Part.CRL not in wanted.missing:
+            return self._supplied(wanted, self._source.known_crl(product, vlek))
+        age = wanted.maximum_crl_age
+        try:
+            found = self._source.crl(product, vlek, at=self._at, max_age=age)
+        except RetryLaterError as error:
+            known = self._source.known_crl(product, vlek)
+            if known is None:
+                raise
+            return self._supplied(wanted, known, str(error))
+        obtained = self._obtained(CrlResource(product, wanted.kind), found)
+        client, outage = self._source.client, None
+        if client is not None and age is not None and datetime.now(UTC) - obtained > age:
+            outage = f"{client.url}: gave no newer revocation list just now"
+        return self._supplied(wanted, found, outage)
+
+    def _supplied(
+        self, wanted: Wanted, data: bytes | None, outage: str | None = None
+    ) -> Collateral:
+        if data is None:
+            return Collateral()
+        resource = CrlResource(wanted.products[0], wanted.kind)
+        client = self._source.client
+        if client is None:
+            supplier, origin = Supplier.CACHE, str(self._source.store.path_of(resource))
+        else:
+            supplier, origin = Supplier.KEY_SERVER, f"{client.url}/{resource.path}"
+        obtained = self._obtained(resource, data)
+        supplied = SuppliedCrl(data, resource.kind, supplier, origin, obtained, outage)
+        return Collateral(lists=(supplied,))
+
+    def _obtained(self, resource: CrlResource, data: bytes) -> datetime:
+        kept = self._source.store.kept_since(resource)
+        return kept or self._came.setdefault(data, datetime.now(UTC))

@@ -70,12 +70,12 @@ _EXPECTED = {
     Authenticity.ANCHOR: "the root's key is one that is trusted",
     Authenticity.CHAIN_PRODUCT: "all certificates are of one product",
     Authenticity.VALIDITY: "all certificates are valid at the time asked about",
-    Authenticity.REVOCATION: "a current list of the ARK does not name the ASK or ASVK",
+    Authenticity.REVOCATION: "a current list, not the host's, does not name the ASK or ASVK",
     Authenticity.PRODUCT: "the report's processor is of the leaf's product",
     Authenticity.CHIP_ID: "the report's chip is the VCEK's",
     Authenticity.REPORTED_TCB: "REPORTED_TCB is the leaf's, in every component",
     Authenticity.REPORT_SIGNATURE: "the leaf's key signed the report",
-    Authenticity.RUNTIME_DATA: "REPORT_DATA is the digest of the runtime data",
+    Authenticity.RUNTIME_DATA: "REPORT_DATA is the digest of the runtime data, bound at VMPL 0",
 }
 
 
@@ -100,6 +100,7 @@ def _check_of(code: ReasonCode) -> Authenticity | None:
         "chip-id-masked": Authenticity.CHIP_ID,
         "chip-id-mismatch": Authenticity.CHIP_ID,
         "runtime-data-mismatch": Authenticity.RUNTIME_DATA,
+        "runtime-data-vmpl": Authenticity.RUNTIME_DATA,
     }
     if name in exact:
         return exact[name]
@@ -124,8 +125,8 @@ CHECK_OF: dict[ReasonCode, Authenticity | None] = {code: _check_of(code) for cod
 class ChainFacts(NamedTuple):
     """Which certificates there were; decides, with :class:`ReportFacts`, what was checked at all.
 
-    ``of_no_chip`` is whether a VLEK signed; ``leaf_read``, ``key_read`` and
-    ``crl_read`` say what could be read.
+    ``of_no_chip`` is whether a VLEK signed; ``leaf_read`` and ``key_read`` say what
+    could be read.
     """
 
     of_no_chip: bool = False
@@ -134,14 +135,14 @@ class ChainFacts(NamedTuple):
     root: bool = False
     leaf_read: bool = False
     key_read: bool = False
-    crl_read: bool = False
 
 
 class ReportFacts(NamedTuple):
     """What the report and its policy left to judge.
 
     ``masked`` is whether the chip ID is zero and the policy accepts that,
-    ``revocation`` whether a list was given or required.
+    ``revocation`` whether the relying party gave or requires a list, ``list_met``
+    whether one satisfies that, ``other_lists`` whether there are any lists at all.
     """
 
     read: bool = False
@@ -149,6 +150,8 @@ class ReportFacts(NamedTuple):
     masked: bool = False
     runtime_data: bool = False
     revocation: bool = False
+    list_met: bool = False
+    other_lists: bool = False
 
 
 def authenticity_checks(
@@ -183,7 +186,7 @@ def _made(chain: ChainFacts, report: ReportFacts) -> tuple[Check, ...]:
         Authenticity.ANCHOR: chain.root,
         Authenticity.CHAIN_PRODUCT: chain.leaf_read and authorities,
         Authenticity.VALIDITY: chain.leaf and authorities,
-        Authenticity.REVOCATION: authorities and chain.crl_read,
+        Authenticity.REVOCATION: authorities and report.list_met,
         Authenticity.PRODUCT: chain.leaf_read,
         Authenticity.CHIP_ID: chain.leaf_read,
         Authenticity.REPORTED_TCB: chain.leaf_read,
@@ -192,7 +195,11 @@ def _made(chain: ChainFacts, report: ReportFacts) -> tuple[Check, ...]:
     }
     nothing_to_ask: dict[Authenticity, str] = {}
     if not report.revocation:
-        nothing_to_ask[Authenticity.REVOCATION] = "no revocation list was given or required"
+        nothing_to_ask[Authenticity.REVOCATION] = (
+            "no revocation list is required; those that there are were looked at"
+            if report.other_lists
+            else "no revocation list was given or required"
+        )
     if report.read and not report.names_product:
         nothing_to_ask[Authenticity.PRODUCT] = "the report names no processor (version 2)"
     if chain.of_no_chip:

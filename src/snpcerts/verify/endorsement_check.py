@@ -4,13 +4,15 @@
 A host serves the same three certificates with every report, and reading and
 checking them costs more than checking one report does. So what was found is
 remembered by content: the bytes of each certificate and the anchors. What was
-found of ASK, ARK and revocation list is remembered by itself too: they are the
-same for all chips of a product, and make up most of the work for a new VCEK.
-Only findings that no clock can change are kept; validity is judged each time.
+found of ASK and ARK is remembered by itself too, and so is what was found of each
+revocation list: they are the same for all chips of a product, and make up most of
+the work for a new VCEK. Only findings that no clock can change are kept; validity
+is judged each time.
 """
 
 from __future__ import annotations
 
+import hashlib
 import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
@@ -21,23 +23,27 @@ from typing import Final, Generic, TypeVar
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from snpcerts.abi.product import Product
 from snpcerts.endorsement.anchors import Anchor
+from snpcerts.endorsement.ca_name import parse_ca_name
 from snpcerts.endorsement.certificate import common_name, load_certificate
 from snpcerts.endorsement.chain import (
     Chain,
     ChainProblem,
     Window,
+    anchor_of,
     check_authorities,
     check_leaf,
     check_products,
     windows_of,
 )
 from snpcerts.endorsement.crl import (
+    CrlFault,
     CrlProblem,
-    RevocationList,
+    bears_signature,
     check_crl,
-    crl_problem_at,
     load_crl,
+    untimely,
 )
 from snpcerts.endorsement.vek import EndorsementCert, VekKind, p384_key
 from snpcerts.errors import FormatError
@@ -50,9 +56,40 @@ REMEMBERED = 256
 # What is larger in all is judged and not remembered.
 MAX_REMEMBERED_SIZE = 64 << 10
 
+# A list that is longer is not read before its signature has been checked.
+_LONG_LIST: Final = 64 << 10
+# One that is longer than this is remembered by its digest.
+_SHORT_LIST: Final = 4 << 10
+
 _Found = TypeVar("_Found")
-_Parts = tuple[bytes | None, bytes | None, bytes | None, bytes | None]
+# Leaf, intermediate, root; then what stands for each revocation list.
+_Parts = tuple[bytes | None, bytes | None, bytes | None]
+_ListKey = bytes | tuple[str, bytes]
 _ALWAYS = (datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC))
+
+
+@dataclass(frozen=True, slots=True)
+class CrlFindings:
+    """What holds of a revocation list at all times.
+
+    ``believed`` says that the root signed it and that it was understood; where not,
+    ``doubts`` say why, unless there was no root. ``revoked`` is what it withdraws of
+    the chain. ``product`` is its issuer's. Times are None where it cannot be read.
+    """
+
+    believed: bool
+    doubts: tuple[Reason, ...]
+    revoked: tuple[Reason, ...] = ()
+    product: Product | None = None
+    this_update: datetime | None = None
+    next_update: datetime | None = None
+
+    def problems_at(self, at: datetime) -> tuple[Reason, ...]:
+        """Why it is no current list of the root at that time, which has a time zone."""
+        if self.this_update is None or self.next_update is None:
+            return self.doubts
+        late = untimely(self.this_update, self.next_update, at)
+        return self.doubts if late is None else (*self.doubts, *_reasons((late,)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,9 +98,11 @@ class EndorsementFindings:
 
     ``key`` is the leaf's, there whenever a P-384 key could be read: a report
     signed with it is worth telling from one that is not, whatever else is
-    wrong. It says nothing about trust; ``reasons`` does. ``crl`` is the
-    revocation list, None where there is none or it cannot be read. All of it is
-    in force from the first time of ``in_force`` to the second, both inclusive.
+    wrong. It says nothing about trust; ``reasons`` does: what is wrong with the
+    chain, and what any believed list withdraws of it, however old that list is.
+    ``anchor`` is the trusted root that the ARK is, if it is one. ``lists`` are the
+    revocation lists in the order they were given. The certificates are in force
+    from the first time of ``in_force`` to the second, both inclusive.
     """
 
     leaf: EndorsementCert | None
@@ -71,11 +110,12 @@ class EndorsementFindings:
     reasons: tuple[Reason, ...]
     windows: tuple[Window, ...]
     facts: ChainFacts
-    crl: RevocationList | None = None
+    anchor: Anchor | None = None
+    lists: tuple[CrlFindings, ...] = ()
     in_force: tuple[datetime, datetime] = _ALWAYS
 
     def reasons_at(self, at: datetime) -> tuple[Reason, ...]:
-        """Everything wrong at that time, which has a time zone."""
+        """Everything wrong with the chain at that time, which has a time zone."""
         first, last = self.in_force
         if first <= at <= last:
             return self.reasons
@@ -84,9 +124,6 @@ class EndorsementFindings:
             problem = window.problem_at(at)
             if problem is not None:
                 reasons.append(Reason(ReasonCode(problem.fault.value), problem.message))
-        stale = None if self.crl is None else crl_problem_at(self.crl, at)
-        if stale is not None:
-            reasons.append(Reason(ReasonCode(stale.fault.value), stale.message))
         return tuple(reasons)
 
 
@@ -99,6 +136,7 @@ class EndorsementMemory:
     def __init__(self, limit: int = REMEMBERED) -> None:
         self._chains: _Memory[EndorsementFindings] = _Memory(limit)
         self._authorities: _Memory[_Authorities] = _Memory(limit)
+        self._lists: _Memory[CrlFindings] = _Memory(limit)
         self._trusted: tuple[tuple[Anchor, ...], tuple[object, ...]] = ((), ())
 
     def __len__(self) -> int:
@@ -109,8 +147,9 @@ class EndorsementMemory:
     ) -> EndorsementFindings:
         """As :func:`find`, from memory where the same was asked before."""
         parts = _parts(kind, collateral)
+        lists = tuple(_list_key(each.data) for each in collateral.all_lists)
         anchors = tuple(anchors)
-        key = (kind is VekKind.VCEK, parts, self._content(anchors))
+        key = (kind is VekKind.VCEK, parts, lists, self._content(anchors))
         known = self._chains.get(key)
         if known is None:
             # Two threads may find out the same thing at once: both get it right.
@@ -128,6 +167,18 @@ class EndorsementMemory:
         if known is None:
             known = _find_authorities(kind, parts, anchors)
             self._authorities.put(key, known, parts)
+        return known
+
+    def revocation(
+        self, kind: VekKind, parts: _Parts, data: bytes, authorities: _Authorities
+    ) -> CrlFindings:
+        """As :func:`_judge_list`, from memory where the same was asked before."""
+        parts = (None, *parts[1:])
+        key = (kind is VekKind.VCEK, parts, _list_key(data))
+        known = self._lists.get(key)
+        if known is None:
+            known = _judge_list(kind, data, authorities)
+            self._lists.put(key, known, parts)
         return known
 
     def _content(self, anchors: tuple[Anchor, ...]) -> tuple[object, ...]:
@@ -173,14 +224,13 @@ class _Memory(Generic[_Found]):
 
 @dataclass(frozen=True, slots=True)
 class _Authorities:
-    """Intermediate, root and revocation list, and what is wrong with each of them."""
+    """Intermediate and root, and what is wrong with each of them."""
 
     ask: x509.Certificate | None
     ark: x509.Certificate | None
-    crl: RevocationList | None
+    anchor: Anchor | None
     unloaded: tuple[Reason, ...]
     reasons: tuple[Reason, ...]
-    crl_reasons: tuple[Reason, ...]
 
 
 def find(
@@ -191,7 +241,7 @@ def find(
 ) -> EndorsementFindings:
     """Read and judge the certificates that should endorse a key of that kind.
 
-    Reasons are listed leaf first. ``memory`` may know the authorities.
+    Reasons are listed leaf first. ``memory`` may know the authorities and lists.
     """
     reasons: list[Reason] = []
     parts = _parts(kind, collateral)
@@ -208,7 +258,14 @@ def find(
     reasons += _reasons(check_leaf(chain))
     reasons += authorities.reasons
     reasons += _reasons(check_products(chain))
-    reasons += authorities.crl_reasons
+    lists = tuple(
+        _judge_list(kind, each.data, authorities)
+        if memory is None
+        else memory.revocation(kind, parts, each.data, authorities)
+        for each in collateral.all_lists
+    )
+    # Two lists that withdraw the same certificate are one reason.
+    reasons += dict.fromkeys(reason for each in lists for reason in each.revoked)
     windows = windows_of(chain)
     facts = ChainFacts(
         of_no_chip=kind is VekKind.VLEK,
@@ -217,37 +274,57 @@ def find(
         root=authorities.ark is not None,
         leaf_read=leaf is not None,
         key_read=key is not None,
-        crl_read=authorities.crl is not None,
     )
-    crl = authorities.crl
     return EndorsementFindings(
-        leaf, key, tuple(reasons), windows, facts, crl, _in_force(windows, crl)
+        leaf, key, tuple(reasons), windows, facts, authorities.anchor, lists, _in_force(windows)
     )
 
 
 def _find_authorities(kind: VekKind, parts: _Parts, anchors: tuple[Anchor, ...]) -> _Authorities:
-    _, ask_bytes, ark_bytes, crl_bytes = parts
-    ask_name = "ASK" if kind is VekKind.VCEK else "ASVK"
+    _, ask_bytes, ark_bytes = parts
     unloaded: list[Reason] = []
-    ask = _load(ask_bytes, "ask", ask_name, unloaded)
+    ask = _load(ask_bytes, "ask", _ask_name(kind), unloaded)
     ark = _load(ark_bytes, "ark", "ARK", unloaded)
     reasons = _reasons(check_authorities(Chain(kind, None, ask, ark), anchors))
-    of_crl: list[Reason] = []
-    crl = _load_crl(crl_bytes, of_crl)
-    if crl is not None and ark is not None:
-        of_crl += _reasons(check_crl(crl, ark, ask, ask_name))
-    return _Authorities(ask, ark, crl, tuple(unloaded), tuple(reasons), tuple(of_crl))
+    anchor = None if ark is None else anchor_of(ark, anchors)
+    return _Authorities(ask, ark, anchor, tuple(unloaded), tuple(reasons))
+
+
+def _ask_name(kind: VekKind) -> str:
+    return "ASK" if kind is VekKind.VCEK else "ASVK"
+
+
+def _judge_list(kind: VekKind, data: bytes, authorities: _Authorities) -> CrlFindings:
+    ark = authorities.ark
+    data = bytes(data)
+    try:
+        if len(data) > _LONG_LIST and (ark is None or not bears_signature(data, ark)):
+            doubt = Reason(ReasonCode.CRL_SIGNATURE, "the CRL is not signed by the ARK's key")
+            return CrlFindings(False, () if ark is None else (doubt,))
+        crl = load_crl(data)
+    except FormatError as error:
+        return CrlFindings(False, (Reason(ReasonCode.CRL_UNREADABLE, str(error)),))
+    issuer = parse_ca_name(crl.issuer_common_name)
+    product = None if issuer is None else issuer.product
+    times = (product, crl.this_update, crl.next_update)
+    if ark is None:
+        return CrlFindings(False, (), (), *times)
+    problems = check_crl(crl, ark, authorities.ask, _ask_name(kind))
+    revoked = [each for each in problems if each.fault in _REVOKED]
+    doubts = [each for each in problems if each.fault not in _REVOKED]
+    return CrlFindings(not doubts, tuple(_reasons(doubts)), tuple(_reasons(revoked)), *times)
+
+
+_REVOKED: Final = frozenset({CrlFault.ASK_REVOKED, CrlFault.ARK_REVOKED})
 
 
 def _reasons(problems: Iterable[ChainProblem | CrlProblem]) -> Iterator[Reason]:
     return (Reason(ReasonCode(each.fault.value), each.message) for each in problems)
 
 
-def _in_force(windows: Sequence[Window], crl: RevocationList | None) -> tuple[datetime, datetime]:
+def _in_force(windows: Sequence[Window]) -> tuple[datetime, datetime]:
     """When none of them is out of date; nothing at all is in force always."""
     spans = [(window.not_before, window.not_after) for window in windows]
-    if crl is not None:
-        spans.append((crl.this_update, crl.next_update))
     firsts, lasts = zip(*spans, _ALWAYS, strict=True)
     return max(firsts), min(lasts)
 
@@ -257,8 +334,14 @@ def _parts(kind: VekKind, collateral: Collateral) -> _Parts:
         _as_bytes(leaf_of(kind, collateral)),
         _as_bytes(collateral.ask),
         _as_bytes(collateral.ark),
-        _as_bytes(collateral.crl),
     )
+
+
+def _list_key(data: bytes) -> _ListKey:
+    """What stands for a list in memory: a long one is not kept for it."""
+    if len(data) <= _SHORT_LIST:
+        return bytes(data)
+    return "sha384", hashlib.sha384(data).digest()
 
 
 def _as_bytes(part: bytes | None) -> bytes | None:
@@ -285,16 +368,6 @@ def _is_of_kind(kind: VekKind, data: bytes) -> bool:
     except FormatError:
         return False
     return common_name(certificate.subject) == kind.common_name
-
-
-def _load_crl(data: bytes | None, reasons: list[Reason]) -> RevocationList | None:
-    if data is None:
-        return None
-    try:
-        return load_crl(data)
-    except FormatError as error:
-        reasons.append(Reason(ReasonCode.CRL_UNREADABLE, str(error)))
-        return None
 
 
 def _load(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from snpcerts.abi.product import Product
 from snpcerts.abi.report import VMPL_HOST, Report, SigningKey, malformations
@@ -122,14 +122,27 @@ _TCBS = {
 
 
 def _signing(report: Report) -> Iterator[Line]:
+    key = report.signing_key
     meanings = {
         SigningKey.VCEK: "a key of this chip at its reported TCB",
         SigningKey.VLEK: "a key of the cloud provider at the reported TCB",
-        SigningKey.NONE: "nobody: the host masks the chip's key (MASK_CHIP_KEY)",
+        SigningKey.NONE: "no key did",
     }
-    key = report.signing_key
     name = f"reserved ({report.fields.flags >> 2 & 7})" if key is None else key.name
     yield Line("report", "signed by", name, "" if key is None else meanings[key])
+    masked = report.mask_chip_key
+    yield Line("report", "MASK_CHIP_KEY", str(int(masked)), _MASKED[masked].get(key, ""))
+
+
+# By MASK_CHIP_KEY, and which key signed.
+_MASKED: Final[dict[bool, dict[SigningKey | None, str]]] = {
+    True: {
+        SigningKey.VCEK: "the chip's key is masked, and yet signed: no known firmware does that",
+        SigningKey.VLEK: "the chip's key is masked; this firmware goes on signing with the VLEK",
+        SigningKey.NONE: "the chip's key is masked, and no VLEK signed in its place",
+    },
+    False: {SigningKey.NONE: "the chip's key is not masked: why no key signed is not said"},
+}
 
 
 def _zero(data: bytes) -> str:

@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a relying party asks of a genuine report.
 
-Each field is one demand; None means *not asked*, and a verdict says so. Two
-demands are made unless they are taken back: the guest may not be debugged, and no
-migration agent may move it. Whoever holds either can read the guest's memory.
+Each field is one demand; None means *not asked*, and a verdict says so. Three
+demands are made unless they are taken back. The guest may not be debugged, and no
+migration agent may move it: whoever holds either can read the guest's memory. And
+no component of the reported TCB may be above the current one: firmware compares
+the two as one number, so it may report an SNP level that never ran.
 
 Source of the fields: SNP ABI (56860) table "ATTESTATION_REPORT Structure".
 """
@@ -12,6 +14,7 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass, fields
+from datetime import timedelta
 from typing import Final, Self
 
 from snpcerts.abi.product import Product
@@ -27,8 +30,8 @@ class Revocation(enum.Enum):
     """What to do about revocation lists."""
 
     IGNORE = "ignore"  # do not look at one
-    IF_GIVEN = "if-given"  # judge the one that is supplied
-    REQUIRE = "require"  # refuse without a current one
+    IF_GIVEN = "if-given"  # judge those that are supplied
+    REQUIRE = "require"  # refuse without a current one that the host did not supply
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,8 +126,12 @@ class Policy:
     minimum_current_tcb    floor of CURRENT_TCB
     minimum_committed_tcb  floor of COMMITTED_TCB
     minimum_launch_tcb     floor of LAUNCH_TCB
+    allow_tcb_above_       take a report whose reported TCB is above the current one in
+    current                a component
     allow_masked_chip_id   take a VCEK's report that hides its chip ID
     revocation             what to do about revocation lists
+    maximum_crl_age        how long ago the key server may have given the list that
+                           satisfies the demand for one
     =====================  ======================================================
     """
 
@@ -153,13 +160,16 @@ class Policy:
     minimum_current_tcb: TcbFloor | None = None
     minimum_committed_tcb: TcbFloor | None = None
     minimum_launch_tcb: TcbFloor | None = None
+    allow_tcb_above_current: bool = False
     allow_masked_chip_id: bool = False
     revocation: Revocation = Revocation.IF_GIVEN
+    maximum_crl_age: timedelta | None = None
 
     @classmethod
     def authenticity_only(cls) -> Self:
-        """No demand at all, on debugging and migration neither: is the report genuine?"""
-        return cls(guest_policy=GuestPolicyBits(debug=None, migrate_ma=None))
+        """No demand at all, not even those made by default: is the report genuine?"""
+        bits = GuestPolicyBits(debug=None, migrate_ma=None)
+        return cls(guest_policy=bits, allow_tcb_above_current=True)
 
     def __post_init__(self) -> None:
         if self.signing_key not in (None, SigningKey.VCEK, SigningKey.VLEK):
@@ -197,6 +207,8 @@ class Policy:
                 len(version) != count or not all(0 <= part <= 255 for part in version)
             ):
                 raise UsageError(f"{name} is {version}, must be {count} numbers from 0 to 255")
+        if self.maximum_crl_age is not None and self.maximum_crl_age <= timedelta(0):
+            raise UsageError(f"maximum_crl_age is {self.maximum_crl_age}, must be above 0")
         for name in ("minimum_tcb", "minimum_current_tcb", "minimum_committed_tcb"):
             _check_floor(name, getattr(self, name))
         _check_floor("minimum_launch_tcb", self.minimum_launch_tcb)

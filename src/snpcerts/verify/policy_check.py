@@ -14,7 +14,6 @@ from typing import Final
 from snpcerts.abi.product import Product
 from snpcerts.abi.report import REPORT_SIZE, Report, SigningKey
 from snpcerts.abi.tcb import TcbVersion
-from snpcerts.abi.thaw import thawed
 from snpcerts.endorsement.vek import EndorsementCert
 from snpcerts.verify.bits import GUEST_POLICY_BITS, PLATFORM_INFO_BITS, Bit
 from snpcerts.verify.check import Check, CheckState
@@ -50,7 +49,6 @@ class _Outcome:
     found: str
 
 
-_check = thawed(Check)
 _Demand = Callable[[Policy, Subject], _Outcome | None]
 
 
@@ -70,7 +68,7 @@ def check_policy(policy: Policy, subject: Subject) -> tuple[tuple[Check, ...], t
         else:
             state = CheckState.FAILED
             reasons.append(Reason(code, f"must be {outcome.expected}, found {outcome.found}"))
-        checks[index] = _check(plan.unasked[index].name, state, outcome.expected, outcome.found)
+        checks[index] = Check(plan.unasked[index].name, state, outcome.expected, outcome.found)
     return tuple(checks), tuple(reasons)
 
 
@@ -369,6 +367,37 @@ def _reported_tcb(policy: Policy, subject: Subject) -> _Outcome | None:
     return _tcb(policy.minimum_tcb, subject.tcbs.reported, subject)
 
 
+def _tcb_above_current(policy: Policy, subject: Subject) -> _Outcome | None:
+    if policy.allow_tcb_above_current:
+        return None
+    tcbs = subject.tcbs
+    current, reported = tcbs.current, tcbs.reported
+    certified = None if subject.leaf is None else subject.leaf.tcb
+    if current is None or reported is None:
+        return _Outcome(None, _NOT_ABOVE, "a TCB that cannot be read")
+    above = _above(reported, current)
+    if certified is not None and certified != reported:
+        above += tuple(f"{each} in the leaf" for each in _above(certified, current))
+    if not above:
+        return _NOTHING_ABOVE
+    return _Outcome(False, _NOT_ABOVE, ", ".join(above))
+
+
+_NOT_ABOVE: Final = "at most CURRENT_TCB in every component"
+_NOTHING_ABOVE: Final = _Outcome(True, _NOT_ABOVE, "no component above")
+
+
+@functools.lru_cache(maxsize=1024)
+def _above(tcb: TcbVersion, current: TcbVersion) -> tuple[str, ...]:
+    """The components that are above; one that what runs does not have is."""
+    running = current.components()
+    return tuple(
+        f"{name} {value} above {running.get(name, 'none')}"
+        for name, value in tcb.components().items()
+        if value > running.get(name, -1)
+    )
+
+
 def _current_tcb(policy: Policy, subject: Subject) -> _Outcome | None:
     return _tcb(policy.minimum_current_tcb, subject.tcbs.current, subject)
 
@@ -405,6 +434,7 @@ _DEMANDS: Final[dict[ReasonCode, _Demand]] = {
     ReasonCode.POLICY_COMMITTED_FIRMWARE: _committed_firmware,
     ReasonCode.POLICY_PROVISIONAL_FIRMWARE: _provisional,
     ReasonCode.POLICY_REPORTED_TCB: _reported_tcb,
+    ReasonCode.POLICY_TCB_ABOVE_CURRENT: _tcb_above_current,
     ReasonCode.POLICY_CURRENT_TCB: _current_tcb,
     ReasonCode.POLICY_COMMITTED_TCB: _committed_tcb,
     ReasonCode.POLICY_LAUNCH_TCB: _launch_tcb,

@@ -2,9 +2,9 @@
 """Policies as TOML files. What is not understood is an error, with its line.
 
 Keys are the fields of :class:`~snpcerts.verify.policy.Policy`. Bytes are
-hexadecimal text, versions text such as ``"1.55"``. A bit is true, false, or
-``"any"`` for not asked; everything else is not asked by leaving it out. Floors
-are tables per product::
+hexadecimal text, versions text such as ``"1.55"``, ages text such as ``"12h"``. A
+bit is true, false, or ``"any"`` for not asked; everything else is not asked by
+leaving it out. Floors are tables per product::
 
     report_data = "0011..."
     measurements = ["7a1e...", "8922..."]
@@ -27,6 +27,7 @@ import re
 import tomllib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields
+from datetime import timedelta
 from typing import Any, Final
 
 from snpcerts.abi.product import Product
@@ -44,6 +45,8 @@ from snpcerts.verify.policy import (
 MAX_POLICY_FILE: Final = 64 << 10
 _ANY: Final = "any"
 _VERSION = re.compile(r"[0-9]{1,3}(?:\.[0-9]{1,3}){1,2}")
+_AGE = re.compile(r"([0-9]{1,5})([smhd])")
+_UNITS: Final = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 _COMPONENTS: Final = {
     TcbLayout.MILAN: ("bootloader", "tee", "snp", "microcode"),
     TcbLayout.TURIN: ("fmc", "bootloader", "tee", "snp", "microcode"),
@@ -102,6 +105,14 @@ def read_policy(data: bytes | str) -> Policy:
         raise PolicyFileError(problem.problem, problem.path, line) from None
 
 
+def read_age(text: str) -> timedelta:
+    """An age such as ``90m``, ``12h`` or ``7d``; :class:`ValueError` for other text."""
+    match = _AGE.fullmatch(text)
+    if match is None or not int(match[1]):
+        raise ValueError('is not an age such as "90m", "12h" or "7d"')
+    return timedelta(**{_UNITS[match[2]]: int(match[1])})
+
+
 def _policy(parsed: Mapping[str, Any]) -> Policy:
     values: dict[str, Any] = {}
     for key, value in parsed.items():
@@ -158,6 +169,14 @@ def _version(value: Any) -> tuple[int, ...]:
     if _VERSION.fullmatch(text) is None:
         raise _ProblemError(f'{_shown(text)} is not a version such as "1.55" or "1.55.29"')
     return tuple(map(int, text.split(".")))
+
+
+def _age(value: Any) -> timedelta:
+    text = _text(value)
+    try:
+        return read_age(text)
+    except ValueError as error:
+        raise _ProblemError(f"{_shown(text)} {error}") from None
 
 
 def _list_of(reader: _Reader) -> _Reader:
@@ -257,8 +276,10 @@ _READERS: Final[dict[str, _Reader]] = {
     "minimum_current_tcb": _floor,
     "minimum_committed_tcb": _floor,
     "minimum_launch_tcb": _floor,
+    "allow_tcb_above_current": _flag,
     "allow_masked_chip_id": _flag,
     "revocation": _one_of({each.value: each for each in Revocation}),
+    "maximum_crl_age": _age,
 }
 
 _SHOWN = 40

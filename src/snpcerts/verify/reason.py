@@ -52,7 +52,8 @@ class ReasonCode(enum.StrEnum):
     REPORT_RESERVED = "report-reserved", "Bytes that are zero in every such report are not."
     REPORT_UNSIGNED = (
         "report-unsigned",
-        "The report says that no key signed it (MASK_CHIP_KEY is in force on the host).",
+        "The report says that no key signed it: the host masks the chip's key (MASK_CHIP_KEY), "
+        "and no VLEK signed in its place.",
     )
     # Certificates at hand.
     VCEK_MISSING = (
@@ -136,7 +137,8 @@ class ReasonCode(enum.StrEnum):
     # The revocation list, where one is given or required.
     CRL_MISSING = (
         "crl-missing",
-        "A revocation list is required and not supplied.",
+        "A revocation list of the relying party's own is required, for that kind of leaf, "
+        "and not supplied.",
         NextStep.FIX_USAGE,
     )
     CRL_UNREADABLE = "crl-unreadable", "The revocation list is not one X.509 v2 list."
@@ -151,6 +153,11 @@ class ReasonCode(enum.StrEnum):
     CRL_EXPIRED = (
         "crl-expired",
         "The revocation list should have been replaced by that time.",
+        NextStep.FIX_USAGE,
+    )
+    CRL_TOO_OLD = (
+        "crl-too-old",
+        "The revocation list came from the key server longer ago than the policy allows.",
         NextStep.FIX_USAGE,
     )
     ASK_REVOKED = "ask-revoked", "The ARK has revoked the ASK or ASVK."
@@ -170,6 +177,11 @@ class ReasonCode(enum.StrEnum):
     RUNTIME_DATA_MISMATCH = (
         "runtime-data-mismatch",
         "REPORT_DATA is not the digest of the runtime data that came with the report.",
+    )
+    RUNTIME_DATA_VMPL = (
+        "runtime-data-vmpl",
+        "The report that binds the runtime data was asked for below VMPL 0, where the guest "
+        "chooses what it binds.",
     )
     # What the policy asks for.
     POLICY_SIGNING_KEY = "policy-signing-key", "Another kind of key signed than is wanted."
@@ -209,6 +221,10 @@ class ReasonCode(enum.StrEnum):
     POLICY_REPORTED_TCB = (
         "policy-reported-tcb",
         "REPORTED_TCB is below the floor, or the product has none.",
+    )
+    POLICY_TCB_ABOVE_CURRENT = (
+        "policy-tcb-above-current",
+        "A component of REPORTED_TCB, or of the leaf's TCB, is above what runs (CURRENT_TCB).",
     )
     POLICY_CURRENT_TCB = (
         "policy-current-tcb",

@@ -145,8 +145,15 @@ def check_reported_tcb(reported: TcbVersion | None, leaf: EndorsementCert) -> It
             )
 
 
-def check_runtime_data(report: Report, runtime_data: RuntimeData | None) -> Iterator[Reason]:
-    """Runtime data that came with the report must be what REPORT_DATA is the digest of."""
+def check_runtime_data(
+    report: Report, runtime_data: RuntimeData | None, *, any_vmpl: bool
+) -> Iterator[Reason]:
+    """Runtime data that came with the report must be what REPORT_DATA is the digest of.
+
+    It is believed as the word of whoever runs at VMPL 0, the paravisor: code at
+    another VMPL, the guest's own, may ask for a report over claims of its choice.
+    With ``any_vmpl`` the caller has a demand of its own on that.
+    """
     if runtime_data is None:
         return
     expected, found = runtime_data.report_data(), report.fields.report_data
@@ -155,6 +162,12 @@ def check_runtime_data(report: Report, runtime_data: RuntimeData | None) -> Iter
             ReasonCode.RUNTIME_DATA_MISMATCH,
             f"the {runtime_data.digest} of the runtime data is {expected.hex()}, "
             f"REPORT_DATA is {found.hex()}",
+        )
+    if report.fields.vmpl != 0 and not any_vmpl:
+        yield Reason(
+            ReasonCode.RUNTIME_DATA_VMPL,
+            f"the report with the runtime data was asked for at VMPL {report.fields.vmpl}, "
+            "must be 0 (a policy that names VMPLs decides instead)",
         )
 
 

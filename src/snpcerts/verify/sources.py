@@ -2,9 +2,10 @@
 """Certificates from several places, in an order the caller sets.
 
 A source is asked for what is still missing and gives what it has. The first that
-has a certificate wins: whether it is the right one is the verdict's business. A
-source that cannot be reached leaves a report *undecided*, never refused: an
-outage says nothing about the evidence.
+has a certificate wins: whether it is the right one is the verdict's business. Of
+revocation lists none wins: all that there are get judged. A source that cannot be
+reached leaves a report *undecided*, never refused: an outage says nothing about
+the evidence.
 
 Sources may do I/O; nothing else here does.
 """
@@ -14,10 +15,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import enum
+import functools
 import inspect
 from collections.abc import Awaitable, Generator, Iterable, Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Final, Protocol
 
 from snpcerts.abi.product import Product, hwid_of_chip_id
@@ -25,10 +27,10 @@ from snpcerts.abi.report import Report
 from snpcerts.abi.tcb import TcbVersion
 from snpcerts.endorsement.anchors import AMD_ANCHORS, Anchor
 from snpcerts.endorsement.ca_name import parse_ca_name
-from snpcerts.endorsement.crl import load_crl
+from snpcerts.endorsement.crl import RevocationList, load_crl
 from snpcerts.endorsement.vek import EndorsementCert, VekKind
 from snpcerts.errors import FormatError, RefusedError, RetryLaterError
-from snpcerts.verify.collateral import Collateral
+from snpcerts.verify.collateral import Collateral, SuppliedCrl, Supplier
 from snpcerts.verify.endorsement_check import leaf_of
 from snpcerts.verify.evidence import Evidence
 from snpcerts.verify.policy import Policy, Revocation
@@ -53,8 +55,10 @@ class Wanted:
     ``products`` are those the report may be of, most likely first: exactly one
     from version 3 on. ``chip_id`` is the report's 64 bytes (zero when masked),
     ``reported_tcb`` its eight raw bytes, whose layout depends on the product.
-    ``own`` is what came with the report. Where nothing is missing a revocation
-    list is still looked at, if there is one at hand: no I/O should be done for it.
+    ``own`` is what came with the report. ``maximum_crl_age`` is how long ago the key
+    server may have given a list; where none is missing, lists are still looked at if
+    they are there already: no key server should be asked for them. ``report`` is the
+    report itself, for a source that wants to know whether what it found signed it.
     """
 
     missing: frozenset[Part]
@@ -63,6 +67,8 @@ class Wanted:
     chip_id: bytes
     reported_tcb: bytes
     own: Collateral
+    maximum_crl_age: timedelta | None = None
+    report: Report | None = None
 
     def hwid(self, product: Product) -> bytes | None:
         """The chip as a VCEK of that product names it; None when it is masked."""
@@ -123,32 +129,42 @@ class Given:
 
     def for_kind(self, kind: VekKind | None) -> Collateral:
         """The certificates for reports signed by a key of that kind."""
+        found = self.certificates
         if kind is VekKind.VLEK and self.asvk is not None:
-            return replace(self.certificates, ask=self.asvk)
-        return self.certificates
+            found = replace(found, ask=self.asvk)
+        if found.crl is not None:
+            # Among certificates at hand it is the caller's, and still of unknown kind.
+            own = SuppliedCrl(found.crl, None, Supplier.CALLER, "with the certificates given")
+            found = replace(found, crl=None, lists=(own, *found.lists))
+        return found
 
 
 class GivenCrls:
-    """Revocation lists at hand, each for the product whose ARK issued it."""
+    """Revocation lists of the relying party's own, each for the product whose ARK issued it.
 
-    def __init__(self, lists: Iterable[bytes]) -> None:
+    Give their kind: a list as bytes alone is of unknown kind, adds revocations, and
+    satisfies no demand.
+    """
+
+    def __init__(self, lists: Iterable[bytes | SuppliedCrl]) -> None:
         """Raises :class:`FormatError` for one that cannot be read, or is of no ARK."""
-        self._by_product: dict[Product, bytes] = {}
-        for data in lists:
-            name = load_crl(data).issuer_common_name
+        self._lists: list[tuple[Product, SuppliedCrl]] = []
+        for each in lists:
+            if not isinstance(each, SuppliedCrl):
+                each = SuppliedCrl(bytes(each), None, Supplier.CALLER, "given")
+            name = load_crl(each.data).issuer_common_name
             authority = parse_ca_name(name)
             if authority is None:
                 raise FormatError(
                     "CRL", f"is of {name!r}, which is no ARK of AMD's", field="issuer"
                 )
-            self._by_product[authority.product] = data
+            self._lists.append((authority.product, each))
 
     def collateral(self, wanted: Wanted) -> Collateral:
-        """The list of the report's product."""
-        for product in wanted.products:
-            if product in self._by_product:
-                return Collateral(crl=self._by_product[product])
-        return Collateral()
+        """All lists of the products that the report may be of."""
+        return Collateral(
+            lists=tuple(each for product, each in self._lists if product in wanted.products)
+        )
 
 
 class InThread:
@@ -199,14 +215,16 @@ def verify_with(
     could not be reached, is undecided unless something else refuses it.
     """
     policy = policy or DEFAULT_POLICY
-    return prepare(evidence, sources, policy).judge(policy, anchors=anchors, at=at)
+    return prepare(evidence, sources, policy, at).judge(policy, anchors=anchors, at=at)
 
 
-def prepare(evidence: Evidence, sources: Sequence[CollateralSource], policy: Policy) -> Prepared:
+def prepare(
+    evidence: Evidence, sources: Sequence[CollateralSource], policy: Policy, at: datetime
+) -> Prepared:
     """Ask the sources, and judge nothing yet: the part of :func:`verify_with` that does I/O."""
     if len(sources) == 1 and sources[0] is OWN:
         return Prepared(evidence, evidence.collateral)
-    steps = _gather(evidence, sources, policy)
+    steps = _gather(evidence, sources, policy, at)
     answer: _Answer | None = None
     while True:
         try:
@@ -230,7 +248,7 @@ async def averify_with(
 ) -> Verdict:
     """As :func:`verify_with`, awaiting those sources that are to be awaited."""
     policy = policy or DEFAULT_POLICY
-    steps = _gather(evidence, sources, policy)
+    steps = _gather(evidence, sources, policy, at)
     answer: _Answer | None = None
     while True:
         try:
@@ -249,7 +267,7 @@ _Answer = Collateral | RetryLaterError | RefusedError
 
 
 def _gather(
-    evidence: Evidence, sources: Sequence[AnySource], policy: Policy
+    evidence: Evidence, sources: Sequence[AnySource], policy: Policy, at: datetime
 ) -> Generator[tuple[AnySource, Wanted], _Answer, Prepared]:
     """Which source to ask for what, one after the other."""
     collateral = Collateral()
@@ -263,16 +281,19 @@ def _gather(
     if kind is None:
         return Prepared(evidence, collateral)
     for source in sources:
-        missing = _missing(kind, collateral, policy)
-        if not missing and (collateral.crl or policy.revocation is Revocation.IGNORE):
+        products = _products(report, leaf_of(kind, collateral))
+        missing = _missing(kind, collateral, products, policy, at)
+        if not missing and policy.revocation is Revocation.IGNORE:
             break
         wanted = Wanted(
             missing,
             kind,
-            _products(report, leaf_of(kind, collateral)),
+            products,
             report.fields.chip_id,
             report.fields.reported_tcb,
             evidence.collateral,
+            policy.maximum_crl_age,
+            report,
         )
         answer = yield source, wanted
         if isinstance(answer, RetryLaterError):
@@ -285,16 +306,57 @@ def _gather(
     return Prepared(evidence, collateral, tuple(unreached or without))
 
 
-def _missing(kind: VekKind, collateral: Collateral, policy: Policy) -> frozenset[Part]:
-    there = {
-        Part.LEAF: leaf_of(kind, collateral),
-        Part.INTERMEDIATE: collateral.ask,
-        Part.ROOT: collateral.ark,
+def _missing(
+    kind: VekKind,
+    collateral: Collateral,
+    products: tuple[Product, ...],
+    policy: Policy,
+    at: datetime,
+) -> frozenset[Part]:
+    missing = {
+        part
+        for part, data in (
+            (Part.LEAF, leaf_of(kind, collateral)),
+            (Part.INTERMEDIATE, collateral.ask),
+            (Part.ROOT, collateral.ark),
+        )
+        if data is None
     }
     # A list is asked for where a report needs one, and looked at where it comes by itself.
-    if policy.revocation is Revocation.REQUIRE:
-        there[Part.CRL] = collateral.crl
-    return frozenset(part for part, data in there.items() if data is None)
+    if policy.revocation is Revocation.REQUIRE and not any(
+        _may_serve(each, kind, products, policy, at) for each in collateral.lists
+    ):
+        missing.add(Part.CRL)
+    return frozenset(missing)
+
+
+def _may_serve(
+    supplied: SuppliedCrl,
+    kind: VekKind,
+    products: tuple[Product, ...],
+    policy: Policy,
+    at: datetime,
+) -> bool:
+    """Whether a list may satisfy the policy's demand; who signed it is not looked at here."""
+    if supplied.supplier is Supplier.EVIDENCE or supplied.kind is not kind:
+        return False
+    most, obtained = policy.maximum_crl_age, supplied.obtained
+    if most is not None and (obtained is None or at - obtained > most):
+        return False
+    read = _read_list(supplied.data)
+    if read is None:
+        return False
+    authority = parse_ca_name(read.issuer_common_name)
+    timely = read.this_update <= at <= read.next_update
+    return timely and authority is not None and authority.product in products
+
+
+@functools.lru_cache(maxsize=64)
+def _read_list(data: bytes) -> RevocationList | None:
+    try:
+        return load_crl(data)
+    except FormatError:
+        return None
 
 
 def _products(report: Report, leaf: bytes | None) -> tuple[Product, ...]:

@@ -11,9 +11,11 @@ from typing import Any, NoReturn
 from snpcerts.abi.product import Product
 from snpcerts.abi.report import Report, SigningKey
 from snpcerts.abi.tcb import TcbVersion
+from snpcerts.endorsement.anchors import Anchor, is_amds
 from snpcerts.endorsement.vek import EndorsementCert
 from snpcerts.verify.check import Check, CheckState
 from snpcerts.verify.reason import NextStep, Reason
+from snpcerts.verify.revocation import JudgedList
 
 
 class Status(enum.Enum):
@@ -60,7 +62,9 @@ class Verdict:
     when it is not verified: then they are claims that nothing backs. ``chip_id``
     is the report's 64 bytes (zero when masked); ``report`` and ``leaf`` are None
     where they could not be read. ``checks`` lists every check there is, those
-    that nobody asked for too.
+    that nobody asked for too. ``root`` is the anchor that the ARK is, None where it
+    is none: only with ``root_is_amds`` was it AMD who endorsed the key.
+    ``revocation_lists`` are all those that were looked at, whoever supplied them.
     """
 
     status: Status
@@ -72,6 +76,8 @@ class Verdict:
     report: Report | None = None
     leaf: EndorsementCert | None = None
     checks: tuple[Check, ...] = ()
+    root: Anchor | None = None
+    revocation_lists: tuple[JudgedList, ...] = ()
 
     def __post_init__(self) -> None:
         if self.status is not Status.VERIFIED:
@@ -80,12 +86,17 @@ class Verdict:
             if self.status is not status_of(self.reasons):
                 raise ValueError(f"these reasons do not make a report {self.status.value}")
             return
-        if self.reasons or self.report is None or self.leaf is None:
-            raise ValueError("a verified report has no reasons, and has its report and leaf")
+        if self.reasons or self.report is None or self.leaf is None or self.root is None:
+            raise ValueError("a verified report has no reasons, and has report, leaf and root")
         failed = CheckState.FAILED
         for check in self.checks:
             if check.state is failed:
                 raise ValueError("a verified report has no failed check")
+
+    @property
+    def root_is_amds(self) -> bool:
+        """Whether the root is one of AMD's, and not one that the caller trusts instead."""
+        return self.root is not None and is_amds(self.root)
 
     @property
     def next_step(self) -> NextStep | None:
@@ -132,5 +143,14 @@ class Verdict:
             "vmpl": None if fields is None else fields.vmpl,
             "measurement": None if fields is None else fields.measurement.hex(),
             "report_data": None if fields is None else fields.report_data.hex(),
+            "root": None
+            if self.root is None
+            else {
+                "name": self.root.name,
+                "product": self.root.product.value,
+                "spki_sha384": self.root.spki_sha384.hex(),
+                "amd": self.root_is_amds,
+            },
+            "revocation_lists": [each.to_json() for each in self.revocation_lists],
             "checks": [check.to_json() for check in self.checks],
         }

@@ -7,8 +7,9 @@ is the one for the product, the TCB and (VCEK) the chip that the report names;
 and the report meets every demand of the policy.
 
 It does **not** say anything about what the policy does not ask for. Without a
-policy the only demands are that the guest cannot be debugged and that no
-migration agent can move it. Above all, ask for ``report_data``: without the
+policy the only demands are that the guest cannot be debugged, that no
+migration agent can move it, and that no component of the reported TCB is above
+what runs. Above all, ask for ``report_data``: without the
 caller's nonce or key in it the report may be a replay. ``Verdict.checks`` lists
 what was asked and what was not.
 """
@@ -20,7 +21,6 @@ from datetime import datetime
 
 from snpcerts.abi.product import Product
 from snpcerts.abi.report import Report, SigningKey
-from snpcerts.abi.thaw import thawed
 from snpcerts.endorsement.anchors import AMD_ANCHORS, Anchor
 from snpcerts.endorsement.vek import EndorsementCert, VekKind
 from snpcerts.errors import FormatError, UsageError
@@ -32,14 +32,12 @@ from snpcerts.verify.evidence import Evidence
 from snpcerts.verify.policy import Policy, Revocation
 from snpcerts.verify.policy_check import Subject, check_policy, unjudged
 from snpcerts.verify.reason import Reason, ReasonCode
+from snpcerts.verify.revocation import NO_LISTS, check_revocation
 from snpcerts.verify.verdict import ReportTcbs, Status, Verdict, status_of
 
 KINDS = {SigningKey.VCEK: VekKind.VCEK, SigningKey.VLEK: VekKind.VLEK}
 DEFAULT_POLICY = Policy()
 
-_subject = thawed(Subject)
-# Without a reason there is no failed check: each of both comes with the other.
-_verified = thawed(Verdict)
 _memory = EndorsementMemory()
 
 
@@ -91,46 +89,48 @@ def judge(
     kind = None if signing_key is None else KINDS.get(signing_key)
     findings = NOTHING if kind is None else _memory.findings(kind, collateral, anchors)
     leaf = findings.leaf
+    product = report.product if leaf is None else leaf.product
+    lists = NO_LISTS
     if kind is not None:
-        absent = _with_crl(findings.reasons_at(at), policy, collateral)
+        supplied = collateral.all_lists
+        lists = check_revocation(kind, product, supplied, findings.lists, policy, at)
+        absent = (*findings.reasons_at(at), *lists.reasons)
         genuine += _explained(absent, unavailable)
     elif signing_key is SigningKey.NONE:
-        genuine.append(
-            Reason(ReasonCode.REPORT_UNSIGNED, "SIGNING_KEY says that neither VCEK nor VLEK signed")
-        )
-    product = report.product if leaf is None else leaf.product
+        genuine.append(Reason(ReasonCode.REPORT_UNSIGNED, _unsigned(report)))
     tcbs, unreadable = _tcbs(report, product)
     genuine += unreadable
     if leaf is not None:
         genuine += _against_leaf(report, tcbs, leaf, policy)
     if findings.key is not None:
         genuine += report_check.check_signature(report, findings.key)
-    genuine += report_check.check_runtime_data(report, evidence.runtime_data)
+    genuine += report_check.check_runtime_data(
+        report, evidence.runtime_data, any_vmpl=policy.vmpls is not None
+    )
     facts = ReportFacts(
         True,
         report.fields.version >= 3,
         policy.allow_masked_chip_id and report.chip_id_masked,
         evidence.runtime_data is not None,
-        collateral.crl is not None or policy.revocation is Revocation.REQUIRE,
+        lists.asked or policy.revocation is Revocation.REQUIRE,
+        lists.met,
+        bool(lists.lists),
     )
-    subject = _subject(report, product, tcbs, leaf, evidence.runtime_data)
+    subject = Subject(report, product, tcbs, leaf, evidence.runtime_data)
     asked, unmet = check_policy(policy, subject)
     reasons = (*genuine, *unmet)
-    checks = (*authenticity_checks(findings.facts, facts, genuine), *asked)
-    if reasons or leaf is None:
-        return Verdict(
-            status_of(reasons),
-            reasons,
-            product,
-            report.fields.chip_id,
-            signing_key,
-            tcbs,
-            report,
-            leaf,
-            checks,
-        )
-    return _verified(
-        Status.VERIFIED, (), product, report.fields.chip_id, signing_key, tcbs, report, leaf, checks
+    return Verdict(
+        status_of(reasons),
+        reasons,
+        product,
+        report.fields.chip_id,
+        signing_key,
+        tcbs,
+        report,
+        leaf,
+        (*authenticity_checks(findings.facts, facts, genuine), *asked),
+        findings.anchor,
+        lists.lists,
     )
 
 
@@ -150,13 +150,13 @@ _MISSING = frozenset(
 )
 
 
-def _with_crl(
-    reasons: tuple[Reason, ...], policy: Policy, collateral: Collateral
-) -> tuple[Reason, ...]:
-    if policy.revocation is not Revocation.REQUIRE or collateral.crl is not None:
-        return reasons
-    message = "the policy requires a revocation list and none is supplied"
-    return (*reasons, Reason(ReasonCode.CRL_MISSING, message))
+def _unsigned(report: Report) -> str:
+    if report.mask_chip_key:
+        return (
+            "SIGNING_KEY says that neither VCEK nor VLEK signed: the host masks the chip's key "
+            "(MASK_CHIP_KEY), and the guest did not get a VLEK's signature in its place"
+        )
+    return "SIGNING_KEY says that neither VCEK nor VLEK signed, though MASK_CHIP_KEY is zero"
 
 
 def _explained(reasons: tuple[Reason, ...], unavailable: Sequence[Reason]) -> tuple[Reason, ...]:

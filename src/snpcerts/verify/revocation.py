@@ -1,0 +1,192 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Is the chain revoked, as far as the relying party can know, and does it know enough?
+
+Revocation is the relying party's knowledge. Every list is judged, whoever supplies
+it, and what a believed one withdraws refuses, however old the list is. To satisfy
+a demand takes more: a list for that kind of leaf, of the relying party's own or the
+key server's, current, and not older than the policy allows. So a host that sends
+last year's list hides nothing by it.
+
+Source: RFC 5280 section 6.3; KDS (57230) chapter 3 for the kinds of list.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any, Final
+
+from snpcerts.abi.product import Product
+from snpcerts.endorsement.vek import VekKind
+from snpcerts.verify.collateral import SuppliedCrl, Supplier
+from snpcerts.verify.endorsement_check import CrlFindings
+from snpcerts.verify.policy import Policy, Revocation
+from snpcerts.verify.reason import Reason, ReasonCode
+
+_NO_TIME: Final = timedelta(0)
+
+
+@dataclass(frozen=True, slots=True)
+class JudgedList:
+    """A revocation list as it was judged.
+
+    ``age`` is how long ago the key server gave it, None where that is not known.
+    ``problems`` say why it is no current list of the root; ``believed`` says whether
+    what it withdraws counts all the same; ``counts`` whether it satisfies a demand.
+    """
+
+    origin: str
+    supplier: Supplier
+    kind: VekKind | None
+    this_update: datetime | None
+    next_update: datetime | None
+    age: timedelta | None
+    believed: bool
+    counts: bool
+    problems: tuple[Reason, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """The list as JSON values; times in UTC, the age in seconds."""
+        return {
+            "origin": self.origin,
+            "supplier": self.supplier.value,
+            "kind": None if self.kind is None else self.kind.value,
+            "this_update": _written(self.this_update),
+            "next_update": _written(self.next_update),
+            "age_seconds": None if self.age is None else int(self.age.total_seconds()),
+            "believed": self.believed,
+            "satisfies_demand": self.counts,
+            "problems": [
+                {"code": problem.code.value, "message": problem.message}
+                for problem in self.problems
+            ],
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class RevocationFindings:
+    """The lists, whether there was a demand and whether it was met, and what follows."""
+
+    lists: tuple[JudgedList, ...] = ()
+    asked: bool = False
+    met: bool = False
+    reasons: tuple[Reason, ...] = ()
+
+
+NO_LISTS: Final = RevocationFindings()
+
+
+def check_revocation(
+    kind: VekKind,
+    product: Product | None,
+    supplied: Sequence[SuppliedCrl],
+    findings: Sequence[CrlFindings],
+    policy: Policy,
+    at: datetime,
+) -> RevocationFindings:
+    """Hold the lists against the policy's demand. What they withdraw is no part of this.
+
+    ``findings`` are those of ``supplied``, in its order. A caller who gives a list
+    for a kind of leaf asks for a good one by that, whatever the policy says.
+    """
+    required = policy.revocation is Revocation.REQUIRE
+    if not supplied and not required:
+        return NO_LISTS
+    judged = tuple(
+        _judged(kind, each, found, policy, at)
+        for each, found in zip(supplied, findings, strict=True)
+    )
+    fit = [
+        (each, one)
+        for each, found, one in zip(supplied, findings, judged, strict=True)
+        if each.supplier is not Supplier.EVIDENCE
+        and each.kind is kind
+        # A caller may give lists of all products at once: those of others are no matter.
+        and (found.product is product or found.product is None or product is None)
+    ]
+    asked = required or any(each.supplier is Supplier.CALLER for each, _ in fit)
+    if not asked:
+        return RevocationFindings(judged)
+    if any(one.counts for _, one in fit):
+        return RevocationFindings(judged, asked=True, met=True)
+    reasons = tuple(_unmet(kind, fit, judged))
+    return RevocationFindings(judged, asked=True, reasons=reasons)
+
+
+def _judged(
+    kind: VekKind, supplied: SuppliedCrl, found: CrlFindings, policy: Policy, at: datetime
+) -> JudgedList:
+    age = None if supplied.obtained is None else max(at - supplied.obtained, _NO_TIME)
+    problems = [*found.problems_at(at), *_too_old(age, policy.maximum_crl_age)]
+    counts = (
+        found.believed
+        and not problems
+        and supplied.kind is kind
+        and supplied.supplier is not Supplier.EVIDENCE
+    )
+    return JudgedList(
+        supplied.origin,
+        supplied.supplier,
+        supplied.kind,
+        found.this_update,
+        found.next_update,
+        age,
+        found.believed,
+        counts,
+        tuple(problems),
+    )
+
+
+def _too_old(age: timedelta | None, most: timedelta | None) -> Iterator[Reason]:
+    if most is None or (age is not None and age <= most):
+        return
+    found = "when it came is not known" if age is None else f"it came {in_words(age)} ago"
+    yield Reason(
+        ReasonCode.CRL_TOO_OLD,
+        f"the CRL must have come from the key server in the last {in_words(most)}, {found}",
+    )
+
+
+def _unmet(
+    kind: VekKind,
+    fit: Sequence[tuple[SuppliedCrl, JudgedList]],
+    judged: Sequence[JudgedList],
+) -> Iterator[Reason]:
+    if not fit:
+        message = f"a revocation list for {kind.name}s is required and none is supplied"
+        if judged:
+            message += f": {_why_not(kind, judged)}"
+        yield Reason(ReasonCode.CRL_MISSING, message)
+    for each, one in fit:
+        if each.outage is not None:
+            # Nothing is wrong that a key server within reach would not put right.
+            yield Reason(ReasonCode.COLLATERAL_UNAVAILABLE, each.outage)
+        else:
+            yield from one.problems
+
+
+def _why_not(kind: VekKind, judged: Sequence[JudgedList]) -> str:
+    if any(one.supplier is Supplier.CALLER and one.kind is None for one in judged):
+        word = kind.value
+        return (
+            "one was given whose kind is not known; nothing inside a list tells, so say it "
+            f"(--crl {word}=FILE)"
+        )
+    if any(one.supplier is Supplier.EVIDENCE for one in judged):
+        return "the word of whoever sent the evidence is not enough"
+    return "those supplied are for other leaves"
+
+
+def in_words(span: timedelta) -> str:
+    """A span of time in the largest unit that it fills: 3 days, 5 hours."""
+    seconds = int(span.total_seconds())
+    for unit, size in (("day", 86400), ("hour", 3600), ("minute", 60), ("second", 1)):
+        if seconds >= size:
+            count = seconds // size
+            return f"{count} {unit}{'s' if count > 1 else ''}"
+    return "0 seconds"
+
+
+def _written(when: datetime | None) -> str | None:
+    return None if when is None else f"{when:%Y-%m-%dT%H:%M:%SZ}"
