@@ -17,21 +17,24 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+from snpcerts.printable import printable
+
 
 class SnpCertsError(Exception):
     """Root of the tree.
 
     ``code`` is stable across releases and meant for programs; the message and
-    the hint are meant for people and may change.
+    the hint are meant for people and may change. Both are one printable line:
+    messages quote foreign text.
     """
 
     exit_code: ClassVar[int] = 1
     code: str = "error"
 
     def __init__(self, message: str, *, hint: str | None = None, code: str | None = None) -> None:
-        super().__init__(message)
-        self.message = message
-        self.hint = hint
+        self.message = printable(message)
+        self.hint = None if hint is None else printable(hint)
+        super().__init__(self.message)
         if code is not None:
             self.code = code
 

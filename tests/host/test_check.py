@@ -127,7 +127,7 @@ def test_the_file_system_is_that_of_the_innermost_mount(tmp_path: Path) -> None:
         (["qemu", "-name", "web1"], "web1"),
         (["qemu", "-name", "guest=web1,debug-threads=on"], "web1"),
         (["qemu", "-name", "debug-threads=on,guest=a,,b"], "a,b"),
-        (["qemu", "-name", "bad\x1b[2J"], "bad?[2J"),
+        (["qemu", "-name", "bad\x1b[2J"], "bad\\x1b[2J"),
         (["qemu", "-name"], None),
         ([], None),
     ],

@@ -17,8 +17,11 @@ from datetime import UTC, datetime
 from itertools import pairwise
 from typing import Final
 
+from snpcerts.printable import printable
+
 _COMMAND_LIMIT: Final = 4096  # bytes of a command line that are looked at
 _COMMAND_SHOWN: Final = 120  # characters of it that are shown
+_FDINFO_LIMIT: Final = 1 << 16
 _START_TIME: Final = 19  # field 22 of /proc/PID/stat, counted from behind the command
 
 KINDS: Final = {"OFDLCK": "OFD", "POSIX": "POSIX", "FLOCK": "flock"}
@@ -77,7 +80,7 @@ def vm_named_in(words: list[str]) -> str | None:
         if option in ("-name", "--name"):
             fields = value.split(",")
             named = [field.removeprefix("guest=") for field in fields if field.startswith("guest=")]
-            return named[0] if named else fields[0]
+            return printable(named[0] if named else fields[0], _COMMAND_SHOWN)
     return None
 
 
@@ -101,20 +104,23 @@ def locks_through(
     device and inode, says.
     """
     try:
+        with open(f"/proc/{pid}/fdinfo/{number}", encoding="ascii", errors="replace") as file:
+            lines = [line.split() for line in file.read(_FDINFO_LIMIT).splitlines()]
+        # lock: 1: OFDLCK ADVISORY WRITE -1 fe:00:2220772 0 EOF
+        locks = [words for words in lines if len(words) >= 5 and words[0] == "lock:"]
+        if not locks:
+            # A stat may hang, on a network file system whose server is gone: it
+            # is for descriptors that own some lock.
+            return
         # Stat, not the numbers in fdinfo: those are the super block's, which
         # on some file systems is not the device that a stat shows.
         status = os.stat(f"/proc/{pid}/fd/{number}")
         if (status.st_dev, status.st_ino) != identity:
             return
-        with open(f"/proc/{pid}/fdinfo/{number}", encoding="ascii", errors="replace") as file:
-            lines = file.read().splitlines()
     except OSError:
         return
-    for line in lines:
-        words = line.split()
-        # lock: 1: OFDLCK ADVISORY WRITE -1 fe:00:2220772 0 EOF
-        if len(words) >= 5 and words[0] == "lock:":
-            yield words[2], words[4] == "WRITE"
+    for words in locks:
+        yield words[2], words[4] == "WRITE"
 
 
 def _command_line(pid: int) -> list[str]:
@@ -127,8 +133,7 @@ def _command_line(pid: int) -> list[str]:
 
 
 def _shown(words: list[str]) -> str:
-    text = " ".join(words)[:_COMMAND_SHOWN]
-    return "".join(char if char.isprintable() else "?" for char in text) or "?"
+    return printable(" ".join(words)[:_COMMAND_SHOWN]) or "?"
 
 
 def _started(pid: int) -> datetime | None:

@@ -15,7 +15,9 @@ import click
 
 from snpcerts.cli.ending import ends_cleanly
 from snpcerts.cli.files import write_output
+from snpcerts.cli.say import say
 from snpcerts.errors import UsageError
+from snpcerts.printable import printable
 
 # More checks than this, one behind the other and skipped for one reason, are one line.
 _FEW = 3
@@ -99,11 +101,11 @@ def command(
     if as_json:
         click.echo(json.dumps(to_json(results, vmm, seconds)))
     else:
-        click.echo(f"VMM: {shlex.join(vmm)}")
+        say(printable(f"VMM: {shlex.join(vmm)}"))
         for detail, alike in groupby(results, _why_not_judged):
             rows = list(alike)
             if detail and len(rows) > _FEW:
-                click.echo(f"  skip  {len(rows)} checks: {detail}")
+                say(printable(f"  skip  {len(rows)} checks: {detail}"))
                 continue
             for result in rows:
                 _print(result)
@@ -123,7 +125,7 @@ def _why_not_judged(result: Result) -> str:
 
 def _print(result: Result) -> None:
     word = {"passed": "pass", "failed": "FAIL", "skipped": "skip"}[result.state.value]
-    click.echo(f"  {word}  {result.id:<24}{result.detail}".rstrip())
+    say(printable(f"  {word}  {result.id:<24}{result.detail}".rstrip()))
 
 
 def _show_progress(check: str) -> None:

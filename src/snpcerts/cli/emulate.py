@@ -15,6 +15,7 @@ import click
 from snpcerts.cli.ending import ends_cleanly
 from snpcerts.cli.files import make_directory, write_output
 from snpcerts.errors import InputError, UsageError
+from snpcerts.printable import printable
 
 if TYPE_CHECKING:
     from snpcerts.abi.product import Product
@@ -293,7 +294,7 @@ def status(chosen: _Chosen, as_json: bool) -> None:
     click.echo(f"  VLEK is of    {answer['vlek_tcb'] or 'none is loaded'}")
     for vm in answer["vms"]:
         serves = "serves programs" if vm["serves"] else "busy with its own requests"
-        click.echo(f"  VM {vm['name']}, pid {vm['pid']}, {serves}")
+        click.echo(printable(f"  VM {vm['name']}, pid {vm['pid']}, {serves}"))
 
 
 @command.group()

@@ -9,6 +9,7 @@ import os
 import click
 
 from snpcerts.cli.files import write_output
+from snpcerts.cli.say import say
 from snpcerts.errors import UsageError
 
 _SIZE = 64
@@ -79,7 +80,7 @@ def report(
         write_output(table_out, table)
     if as_json:
         size = None if table is None else len(table)
-        click.echo(
+        say(
             json.dumps(
                 {
                     "report": output,
@@ -92,10 +93,10 @@ def report(
             )
         )
         return
-    click.echo(f"{output}: report over {data.hex()}")
+    say(f"{output}: report over {data.hex()}")
     if table_out is not None:
         what = f"{entries} certificates" if entries else "an empty table: the host has none to give"
-        click.echo(f"{table_out}: {what}")
+        say(f"{table_out}: {what}")
 
 
 def _report_data(text: str) -> bytes:

@@ -20,7 +20,9 @@ import click
 from snpcerts.abi.product import Product, hwid_of_chip_id
 from snpcerts.abi.tcb import TcbVersion
 from snpcerts.cli.files import make_directory, read_input, write_output
+from snpcerts.cli.say import say
 from snpcerts.errors import InputError, SnpCertsError, UsageError
+from snpcerts.printable import printable
 
 if TYPE_CHECKING:
     from snpcerts.endorsement.anchors import Anchor
@@ -68,23 +70,23 @@ class _Where:
 
         if self.offline and self.url is not None:
             raise UsageError("--offline and --kds exclude each other")
-        with _progress(doing) as say:
+        with _progress(doing) as tell:
             client = None
             if not self.offline:
                 tries = max(4, int(self.timeout // 10))
                 policy = RetryPolicy(attempts=tries, budget=self.timeout)
                 url = AMD_URL if self.url is None else self.url
-                client = KdsClient(url, policy=policy, notice=say)
+                client = KdsClient(url, policy=policy, notice=tell)
             try:
                 yield CertificateSource(
                     Store(self.cache),
                     client,
                     anchors=self.anchors,
-                    warn=lambda text: click.echo(f"snpcerts: warning: {text}", err=True),
+                    warn=lambda text: say(f"snpcerts: warning: {printable(text)}", err=True),
                 )
             except SnpCertsError as error:
                 if self.as_json:
-                    click.echo(json.dumps(_error_json(error), indent=2))
+                    say(json.dumps(_error_json(error), indent=2))
                 raise
             finally:
                 if client is not None:
@@ -99,11 +101,11 @@ class _Where:
                 written[name] = os.path.join(self.output, name)
                 write_output(written[name], data)
         if self.as_json:
-            click.echo(json.dumps({"ok": True, **facts, "files": list(written.values())}, indent=2))
+            say(json.dumps({"ok": True, **facts, "files": list(written.values())}, indent=2))
             return
-        click.echo(line)
+        say(printable(line))
         for name, path in written.items():
-            click.echo(f"{path}: {len(files[name])} bytes")
+            say(f"{path}: {len(files[name])} bytes")
 
 
 def _common(function: Callable[..., None]) -> Callable[..., None]:
@@ -268,13 +270,13 @@ def show(cache: str | None, anchor: str | None, as_json: bool) -> None:
     found = inventory(Store(where), _anchors(anchor), datetime.now(UTC))
     if as_json:
         entries = [entry.to_json() for entry in found]
-        click.echo(json.dumps({"cache": str(where), "entries": entries}, indent=2))
+        say(json.dumps({"cache": str(where), "entries": entries}, indent=2))
     else:
-        click.echo(f"{where}: {len(found)} files" if found else f"{where}: empty")
+        say(f"{where}: {len(found)} files" if found else f"{where}: empty")
         for entry in found:
             until = "" if entry.not_after is None else f", until {_utc(entry.not_after)}"
-            click.echo(f"  {entry.place}")
-            click.echo(f"    {entry.title}{until}: {entry.problem or 'verifies'}")
+            say(f"  {printable(str(entry.place))}")
+            say(printable(f"    {entry.title}{until}: {entry.problem or 'verifies'}"))
     if any(entry.problem for entry in found):
         click.get_current_context().exit(1)
 
@@ -396,16 +398,16 @@ def _progress(doing: str) -> Iterator[Callable[[str], None]]:
 
         # As text: what a server says must not be taken for markup.
         with Console(stderr=True).status(Text(doing)) as status:
-            yield lambda text: status.update(Text(text))
+            yield lambda text: status.update(Text(printable(text)))
         return
 
-    def say(text: str) -> None:
-        click.echo(f"snpcerts: {text}", err=True)
+    def tell(text: str) -> None:
+        say(f"snpcerts: {printable(text)}", err=True)
 
-    timer = threading.Timer(_QUIET, say, (doing,))
+    timer = threading.Timer(_QUIET, tell, (doing,))
     timer.daemon = True
     timer.start()
     try:
-        yield say
+        yield tell
     finally:
         timer.cancel()

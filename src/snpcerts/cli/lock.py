@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import click
 
+from snpcerts.cli.say import say
+
 
 @click.command()
 @click.argument("file")
@@ -23,7 +25,7 @@ def command(file: str, shared: bool, seconds: float | None) -> None:
 
     mode = "shared" if shared else "exclusive"
     with hold(file, shared=shared) as elapsed:
-        click.echo(f"{file}: {mode} lock held")
+        say(f"{file}: {mode} lock held")
         for second in elapsed.ticks(seconds):
-            click.echo(f"holding the {mode} lock ({second} s)")
-    click.echo(f"{file}: lock released")
+            say(f"holding the {mode} lock ({second} s)")
+    say(f"{file}: lock released")

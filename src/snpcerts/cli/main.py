@@ -18,6 +18,7 @@ import click
 from snpcerts import __version__
 from snpcerts.cli.ending import EndedBySignalError
 from snpcerts.errors import SnpCertsError
+from snpcerts.printable import printable
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "table": ("table", "Build, show and take apart certificate tables."),
@@ -85,7 +86,7 @@ def main(arguments: Sequence[str]) -> int:
         return 1
     except OSError as error:
         place = f"{error.filename}: " if error.filename else ""
-        click.echo(f"snpcerts: {place}{error.strerror or error}", err=True)
+        click.echo(printable(f"snpcerts: {place}{error.strerror or error}"), err=True)
         return 1
     return result if isinstance(result, int) else 0
 

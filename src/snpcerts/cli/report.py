@@ -9,6 +9,7 @@ import click
 
 from snpcerts.abi.report import Report
 from snpcerts.cli.evidence import Place
+from snpcerts.cli.say import say
 
 
 @click.group()
@@ -38,22 +39,20 @@ def show(report: str, as_json: bool) -> None:
             "table": [{"name": entry.name, "size": len(entry.data)} for entry in entries],
             "runtime_data": None if runtime is None else runtime.hex(),
         }
-        click.echo(json.dumps(explained_json(parsed) | beside, indent=2))
+        say(json.dumps(explained_json(parsed) | beside, indent=2))
         return
     section = ""
     for line in explain(parsed):
         if line.section != section:
-            click.echo(f"{'' if not section else chr(10)}{line.section}")
+            say(f"{'' if not section else chr(10)}{line.section}")
             section = line.section
         value = f"  {line.name:<26} {line.value}"
-        click.echo(f"{value:<46}  {line.meaning}" if line.meaning else value)
+        say(f"{value:<46}  {line.meaning}" if line.meaning else value)
     if entries:
-        click.echo("\ncertificate table")
+        say("\ncertificate table")
         for entry in entries:
-            click.echo(f"  {entry.name:<26} {len(entry.data)} bytes")
+            say(f"  {entry.name:<26} {len(entry.data)} bytes")
     if evidence.runtime_data is not None and runtime is not None:
         bound = evidence.runtime_data.report_data() == parsed.fields.report_data
         state = "REPORT_DATA is its digest" if bound else "REPORT_DATA is not its digest"
-        click.echo(
-            f"\nruntime data\n  {len(runtime)} bytes, {evidence.runtime_data.digest}: {state}"
-        )
+        say(f"\nruntime data\n  {len(runtime)} bytes, {evidence.runtime_data.digest}: {state}")

@@ -7,7 +7,9 @@ import os
 
 import click
 
+from snpcerts.cli.say import say
 from snpcerts.errors import UsageError
+from snpcerts.printable import printable
 from snpcerts.vmm import preload
 
 
@@ -44,10 +46,17 @@ def command(
     if print_environment == bool(program):
         raise UsageError("one of a PROGRAM and --print-environment is needed")
     if print_environment:
-        for name, value in preload.environment(certs_filename, certs_timeout, {}).items():
-            click.echo(f"{name}={value}")
+        environment = preload.environment(certs_filename, certs_timeout, {})
+        for name, value in environment.items():
+            if not value.isprintable():
+                raise UsageError(
+                    f"{name} would be {value!r}, which cannot be given in one line",
+                    hint="use a path of printable characters",
+                )
+        for name, value in environment.items():
+            say(f"{name}={value}")
         return
     variables = preload.environment(certs_filename, certs_timeout, os.environ)
     for doubt in (*preload.find_program(program[0], variables), *preload.doubts(certs_filename)):
-        click.echo(f"snpcerts: warning: {doubt}", err=True)
+        say(printable(f"snpcerts: warning: {doubt}"), err=True)
     preload.become(program, variables)

@@ -13,10 +13,13 @@ import click
 from snpcerts.abi import cert_table
 from snpcerts.abi.cert_table import CertTable, TableEntry, TableProblem
 from snpcerts.cli.files import make_directory, read_input, write_output
+from snpcerts.cli.say import say
 from snpcerts.errors import FormatError, InputError, RefusedError, UsageError
+from snpcerts.printable import printable
 
 _GUIDS = {name: guid for guid, name in cert_table.GUID_NAMES.items()}
 # VLEK before ASK: snphost's export names the ASK entry "asvk" only in that order.
+_DESCRIBED = 1024  # characters of what an entry is
 _SLOTS = ("vcek", "vlek", "ask", "ark", "crl")
 
 
@@ -75,7 +78,7 @@ def build(
     from snpcerts.certfile.certfile import CertFile
 
     CertFile(output).publish(table, force=force)
-    click.echo(f"{output}: {len(table)} entries, {len(data)} bytes, {table.pages} pages")
+    say(f"{output}: {len(table)} entries, {len(data)} bytes, {table.pages} pages")
 
 
 @command.command()
@@ -92,15 +95,15 @@ def show(file: str, as_json: bool, lenient: bool) -> None:
         table = _decode(file, data)
     rows = [(entry, _describe(entry)) for entry in table]
     if as_json:
-        click.echo(json.dumps(_to_json(table, data, rows, problems)))
+        say(json.dumps(_to_json(table, data, rows, problems)))
     else:
-        click.echo(f"{file}: {len(table)} entries, {len(data)} bytes, {table.pages} pages")
+        say(f"{file}: {len(table)} entries, {len(data)} bytes, {table.pages} pages")
         for entry, text in rows:
-            click.echo(f"  {entry.name:<8} {len(entry.data):>6} bytes  {text}")
+            say(f"  {entry.name:<8} {len(entry.data):>6} bytes  {text}")
         for warning in table.warnings:
-            click.echo(f"  warning: {warning}", err=True)
+            say(f"  warning: {warning}", err=True)
         for problem in problems:
-            click.echo(f"  problem: {problem}", err=True)
+            say(f"  problem: {problem}", err=True)
     if problems:
         raise InputError(f"{file}: malformed, {len(problems)} problem(s); shown is what is sound")
 
@@ -129,10 +132,10 @@ def extract(file: str, directory: str, encoding: str, as_json: bool) -> None:
     for name, data in outputs:
         write_output(os.path.join(directory, name), data)
     if as_json:
-        click.echo(json.dumps({"directory": directory, "files": [name for name, _ in outputs]}))
+        say(json.dumps({"directory": directory, "files": [name for name, _ in outputs]}))
     else:
         for name, data in outputs:
-            click.echo(f"{os.path.join(directory, name)}: {len(data)} bytes")
+            say(f"{os.path.join(directory, name)}: {len(data)} bytes")
 
 
 def _decode(file: str, data: bytes) -> CertTable:
@@ -190,7 +193,7 @@ def _describe(entry: TableEntry) -> str:
         return cert_table.OTHER_NAMES.get(entry.guid, "unknown GUID, kept as it is")
     from snpcerts.endorsement.encoding import describe
 
-    return describe(entry.data, crl=entry.guid == cert_table.CRL_GUID)
+    return printable(describe(entry.data, crl=entry.guid == cert_table.CRL_GUID), _DESCRIBED)
 
 
 def _to_json(

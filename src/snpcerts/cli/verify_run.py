@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING
 
-import click
-
 from snpcerts.abi.report import Report
 from snpcerts.cli.evidence import Place, certificates
+from snpcerts.cli.say import say
 from snpcerts.cli.verify_text import for_people, json_line, one_line, summary, unreadable_json
 from snpcerts.errors import InputError, SnpCertsError, UsageError
+from snpcerts.printable import printable
 
 if TYPE_CHECKING:
     from snpcerts.endorsement.anchors import Anchor
@@ -47,7 +47,7 @@ class Run:
         if len(self.places) == 1:
             verdict = next(self._verdicts(iter([self._read(self.places[0])])))
             path = self.places[0].report
-            click.echo(json_line(path, verdict) if as_json else for_people(verdict))
+            say(json_line(path, verdict) if as_json else for_people(verdict))
             return _EXIT[verdict.status.value]
         counts: Counter[str] = Counter()
         reasons: Counter[str] = Counter()
@@ -57,21 +57,19 @@ class Run:
                 step()
                 if isinstance(result, SnpCertsError):
                     counts["unreadable"] += 1
-                    click.echo(
-                        unreadable_json(path, result) if as_json else f"unreadable  {result}"
-                    )
+                    say(unreadable_json(path, result) if as_json else f"unreadable  {result}")
                     continue
                 counts[result.status.value] += 1
                 reasons.update({reason.code.value for reason in result.reasons})
-                click.echo(json_line(path, result) if as_json else one_line(path, result))
+                say(json_line(path, result) if as_json else one_line(path, result))
         if not as_json:
-            click.echo(summary(counts, reasons))
+            say(summary(counts, reasons))
         return next((_EXIT[name] for name in _WORST_FIRST if counts[name]), 0)
 
     def _read(self, place: Place) -> Evidence:
         evidence = place.read()
         for warning in evidence.warnings:
-            click.echo(f"snpcerts: {place.report}: warning: {warning}", err=True)
+            say(printable(f"snpcerts: {place.report}: warning: {warning}"), err=True)
         own = evidence.collateral
         if place.certificates is not None:
             from snpcerts.verify.verify import KINDS

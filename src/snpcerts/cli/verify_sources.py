@@ -9,11 +9,11 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import click
-
 from snpcerts.cli.evidence import certificates
 from snpcerts.cli.files import read_dated_input, read_input
+from snpcerts.cli.say import say
 from snpcerts.errors import InputError, UsageError
+from snpcerts.printable import printable
 
 if TYPE_CHECKING:
     from snpcerts.endorsement.anchors import Anchor
@@ -51,16 +51,16 @@ def server_behind_cache(
     from snpcerts.kds.store import Store
     from snpcerts.kds.url import AMD_URL
 
-    def say(text: str) -> None:
-        click.echo(f"snpcerts: {text}", err=True)
+    def tell(text: str) -> None:
+        say(f"snpcerts: {printable(text)}", err=True)
 
     client = None
     if not offline:
-        client = KdsClient(AMD_URL if url is None else url, notice=say)
+        client = KdsClient(AMD_URL if url is None else url, notice=tell)
         stack.callback(client.close)
     store = Store(Path(cache_directory(cache)))
     return CertificateSource(
-        store, client, anchors=anchors, warn=lambda text: say(f"warning: {text}")
+        store, client, anchors=anchors, warn=lambda text: tell(f"warning: {text}")
     )
 
 

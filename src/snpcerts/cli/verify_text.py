@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from snpcerts.abi.product import Product, hwid_of_chip_id
 from snpcerts.errors import SnpCertsError
+from snpcerts.printable import printable
 
 if TYPE_CHECKING:
     from snpcerts.verify.revocation import JudgedList
@@ -35,7 +36,7 @@ def one_line(path: str, verdict: Verdict) -> str:
     product = "" if verdict.product is None else verdict.product.value
     if not said:
         said = f"{product}, {verdict.tcbs.reported}{_foreign(verdict)}"
-    return f"{verdict.status.value:<10}  {path}: {said}"
+    return printable(f"{verdict.status.value:<10}  {path}: {said}")
 
 
 def summary(counts: Counter[str], reasons: Counter[str]) -> str:
@@ -62,7 +63,7 @@ def for_people(verdict: Verdict) -> str:
     if verdict.reasons:
         count = len(verdict.reasons)
         lines.append(f"{verdict.status.value}: {count} reason{'s' if count > 1 else ''}")
-        lines += (f"  {reason}" for reason in verdict.reasons)
+        lines += (printable(f"  {reason}") for reason in verdict.reasons)
         if verdict.next_step is not None and _NEXT[verdict.next_step.value]:
             lines.append(f"next: {_NEXT[verdict.next_step.value]}")
         lines.append("the report claims (nothing backs it):")

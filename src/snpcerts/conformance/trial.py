@@ -49,6 +49,7 @@ from snpcerts.emulator.platform import Platform
 from snpcerts.emulator.sev_device import SevDevice
 from snpcerts.emulator.virtual_files import host_files
 from snpcerts.errors import SnpCertsError
+from snpcerts.printable import printable
 
 CERTS: Final = "{certs}"  # in the VMM's arguments: the file
 TABLE_SIZE: Final = 6000  # bytes: two pages, neither of them full
@@ -332,7 +333,7 @@ class Trial:
             text = self._log.read_bytes()[-4096:].decode(errors="replace").strip()
         except OSError:
             return ""
-        shown = "".join(c if c.isprintable() else " " for c in text[-_LOG_SHOWN:])
+        shown = printable(text[-_LOG_SHOWN:])
         return f": {shown}" if shown else ""
 
     def _note(self, check: str, state: State, detail: str) -> None:

@@ -7,6 +7,8 @@ import enum
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+from snpcerts.printable import printable
+
 
 class EventKind(enum.StrEnum):
     """What happened. Stable: programs that read the log go by it."""
@@ -44,6 +46,10 @@ class Event:
     message: str
     file: str | None = None
     fields: Mapping[str, str | float | bool | None] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """A message is one line of a log, whatever it quotes."""
+        object.__setattr__(self, "message", printable(self.message))
 
 
 Listener = Callable[[Event], None]

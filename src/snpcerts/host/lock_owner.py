@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from snpcerts.certfile.holders import holders_of
+from snpcerts.printable import printable
 
 _COMMAND_LIMIT = 1 << 16
 _START_FIELD = 22 - 3  # starttime, counted from the field after the command's name
@@ -52,7 +53,7 @@ def vm_name(words: list[str]) -> str | None:
         if word in ("-name", "--name"):
             options = dict(part.partition("=")[::2] for part in re.split(r"(?<!,),(?!,)", value))
             name = options.get("guest") or value.partition(",")[0]
-            return "".join(c if c.isprintable() else "?" for c in name.replace(",,", ","))[:200]
+            return printable(name.replace(",,", ","), 200)
     return None
 
 

@@ -27,6 +27,7 @@ from snpcerts.host.ownership import group_of
 from snpcerts.host.section import Section
 from snpcerts.host.stock import UnavailableError
 from snpcerts.host.wanted import Key, NoKey, Wanted, wanted
+from snpcerts.printable import printable
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +71,7 @@ class Plan:
         for each in self.files:
             name = each.holding.file.path
             out.append(f"  3. publish {name}: {_what(each.after)}")
-        return out
+        return [printable(line) for line in out]
 
     def to_json(self) -> dict[str, object]:
         """The plan for programs."""

@@ -14,6 +14,7 @@ from snpcerts.host.firmware import HostFirmware, State
 from snpcerts.host.holding import Holding
 from snpcerts.host.lock_owner import LockOwner, owners_of
 from snpcerts.host.wanted import Key, signing_key
+from snpcerts.printable import printable
 
 COMMITTED = "in no host interface; attestation reports carry it"
 
@@ -62,7 +63,7 @@ class HostStatus:
         for each in self.files:
             out += _file_lines(each)
         out.append("in step" if self.in_step else "NOT in step: run 'snpcerts host sync'")
-        return out
+        return [printable(line) for line in out]
 
     def _revocation_lines(self) -> Iterator[str]:
         wanted = (each.holding.wanted for each in self.files)

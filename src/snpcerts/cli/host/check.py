@@ -12,6 +12,7 @@ import click
 from snpcerts.cli.ending import ends_cleanly
 from snpcerts.cli.host.chosen import Host, with_host
 from snpcerts.cli.host.source import anchors_of, open_source
+from snpcerts.cli.say import say
 from snpcerts.temporary_directory import temporary_directory
 
 if TYPE_CHECKING:
@@ -41,14 +42,14 @@ def check(host: Host, online: bool, as_json: bool) -> None:
     if online:
         lines.append(checks.key_server(lambda: _ask_key_server(config)))
     if as_json:
-        click.echo(
+        say(
             json.dumps(
                 {"passed": checks.passed(lines), "checks": [each.to_json() for each in lines]}
             )
         )
     else:
         for line in lines:
-            click.echo(str(line))
+            say(str(line))
     if not checks.passed(lines):
         click.get_current_context().exit(1)
 

@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-import click
+from snpcerts.cli.say import say
 
 if TYPE_CHECKING:
     from snpcerts.host.event import Event, Listener
@@ -20,10 +20,10 @@ def listener_of(form: str, *others: Listener) -> Listener:
     from snpcerts.host.log import json_log, text_log
 
     def to_out(line: str) -> None:
-        click.echo(line)
+        say(line)
 
     def to_err(line: str) -> None:
-        click.echo(f"snpcerts: {line}", err=True)
+        say(f"snpcerts: {line}", err=True)
 
     loud, quiet = (
         (json_log(to_out),) * 2 if form == "json" else (text_log(to_err), text_log(to_out))
@@ -51,7 +51,7 @@ def told(what: str) -> Iterator[None]:
     def tell() -> None:
         pause = 1.0
         while not over.wait(pause):
-            click.echo(f"{what} ({time.monotonic() - start:.0f} s)", err=True)
+            say(f"{what} ({time.monotonic() - start:.0f} s)", err=True)
             pause = min(2 * pause, 10.0)
 
     teller = threading.Thread(target=tell, daemon=True)

@@ -9,6 +9,7 @@ import click
 
 from snpcerts.cli.host.chosen import Host, with_host
 from snpcerts.cli.host.said import listener_of
+from snpcerts.cli.say import say
 
 
 @click.command(short_help="Are firmware and certificate files in step?")
@@ -23,6 +24,6 @@ def status(host: Host, as_json: bool) -> None:
 
     agent = host.agent(listener_of("text"))
     found = status_of(agent.firmware, agent.look(), agent.stock.revocation_lists())
-    click.echo(json.dumps(found.to_json()) if as_json else "\n".join(found.lines()))
+    say(json.dumps(found.to_json()) if as_json else "\n".join(found.lines()))
     if not found.in_step:
         click.get_current_context().exit(1)
