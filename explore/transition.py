@@ -54,6 +54,7 @@ _SHORT = {PATH: "certs", TURN: ".certs.turn", NEW: ".certs.new", OLD: ".certs.ol
 _SHORT[MOUNT] = "its bind mount of certs"
 _OWN_NAMES = (NEW, OLD)
 _FAULTY = (
+    step.Close,
     step.OpenRead,
     step.OpenWrite,
     step.Create,
@@ -158,6 +159,11 @@ def _perform(world: World, index: int, chosen: object, settings: Settings) -> tu
         return chosen, "looks at the clock" + (": too late" if chosen == TOO_LATE else "")
     if chosen is _EIO:
         world.budget = world.budget._replace(faults=world.budget.faults - 1)
+        if isinstance(action, step.Close):
+            # As on Linux: the descriptor is gone whatever close says.
+            text = _in_words(world, process, action)
+            _close(world, index, action)
+            return chosen, f"{text}: fails"
         return chosen, f"{_in_words(world, process, action)}: fails"
     if isinstance(action, step.Change):
         if chosen is not FIRMWARE_FAILS:
@@ -430,7 +436,8 @@ def _unlock_neighbour(world: World, index: int, action: Any) -> None:
 
 
 def _status(world: World, file: int) -> step.FileStat:
-    return step.FileStat(file // 100, file % 100, len(world.files[file].data), True)
+    links = sum(each == file for name, each in world.names.items() if name != MOUNT)
+    return step.FileStat(file // 100, file % 100, len(world.files[file].data), True, links)
 
 
 def _stat(world: World, index: int, action: Any) -> object:

@@ -83,7 +83,7 @@ def serve(
         result: T = yield step.Handshake(handshake, fd)
     finally:
         if fd is not None:
-            yield step.Close(fd)
+            yield from step.closed(fd)
     return result
 
 
@@ -102,7 +102,7 @@ def _find(path: str, lock_wait: float, size_limit: int) -> Steps[tuple[int | Non
             keep = isinstance(found, Table)
         finally:
             if not keep:
-                yield step.Close(fd)
+                yield from step.closed(fd)
         if found is not None:
             return (fd if keep else None), found
         now: float = yield step.Now()

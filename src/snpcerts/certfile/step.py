@@ -22,6 +22,7 @@ class FileStat(NamedTuple):
     inode: int
     size: int
     regular: bool
+    links: int = 1  # names in directories
 
     @property
     def identity(self) -> tuple[int, int]:
@@ -40,7 +41,7 @@ class Pause(NamedTuple):
 
 
 class Resolve(NamedTuple):
-    """The path with every symbolic link followed -> str."""
+    """The path with every symbolic link of root's or this user's followed -> str."""
 
     path: str
 
@@ -184,3 +185,15 @@ class Handshake(NamedTuple):
 
 Steps = Generator[Any, Any, T]
 Performer = Callable[[Steps[Any]], Any]
+
+
+def closed(fd: int) -> Steps[None]:
+    """Close, whatever the close says: on Linux the descriptor is gone all the same.
+
+    What had to last was synced. An error raised here would keep others from
+    being closed, and their locks with them.
+    """
+    try:
+        yield Close(fd)
+    except OSError:
+        return

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from snpcerts.abi.lock import EXCLUSIVE, F_OFD_SETLK, SHARED
-from snpcerts.certfile import step
+from snpcerts.certfile import step, trusted_path
 
 T = TypeVar("T")
 
@@ -54,7 +54,13 @@ def _lock(fd: int, flock: bytes) -> bool:
 
 
 def _stat(status: os.stat_result) -> step.FileStat:
-    return step.FileStat(status.st_dev, status.st_ino, status.st_size, stat.S_ISREG(status.st_mode))
+    return step.FileStat(
+        status.st_dev,
+        status.st_ino,
+        status.st_size,
+        stat.S_ISREG(status.st_mode),
+        status.st_nlink,
+    )
 
 
 def _read(fd: int, size: int) -> bytes:
@@ -112,7 +118,7 @@ def _unlink(path: str) -> None:
 _PERFORM: dict[type, Callable[[Any], Any]] = {
     step.Now: lambda _: time.monotonic(),
     step.Pause: lambda s: time.sleep(s.seconds),
-    step.Resolve: lambda s: os.path.realpath(s.path),
+    step.Resolve: lambda s: trusted_path.resolve(s.path),
     step.OpenRead: lambda s: os.open(s.path, _READ),
     step.OpenWrite: lambda s: os.open(s.path, _WRITE | os.O_NOFOLLOW),
     step.Create: lambda s: os.open(s.path, _WRITE | os.O_CREAT | os.O_EXCL, s.mode),

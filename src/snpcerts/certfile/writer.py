@@ -132,9 +132,9 @@ def update(
             yield from _require_in_place(path, fd)
             done: float = yield step.Now()
         finally:
-            yield step.Close(fd)
+            yield from step.closed(fd)
     finally:
-        yield step.Close(turn)
+        yield from step.closed(turn)
     return Update(waited=locked - start, held=done - locked, size=len(table))
 
 
@@ -169,14 +169,16 @@ def _finish_old(
     except FileNotFoundError:
         return
     try:
-        yield from _require_regular(names.old, old)
         mine: step.FileStat = yield step.Stat(old)
+        if not mine.regular:
+            raise InputError(f"{names.old}: is not a regular file", hint="remove it")
         try:
             there: step.FileStat | None = yield step.StatPath(names.path)
         except FileNotFoundError:
             there = None
         # Cut off before the rename, it is the path's own file still.
         if there is None or mine.identity != there.identity:
+            _require_one_name(names.old, mine)
             if not (yield from _lock_until(old, deadline)):
                 yield from _withdraw(old, condemned)
                 emptied = yield from _withdraw_at(names.path, condemned)
@@ -184,7 +186,7 @@ def _finish_old(
             yield from _empty(old)
         yield step.Unlink(names.old)
     finally:
-        yield step.Close(old)
+        yield from step.closed(old)
 
 
 def _swap(names: _Names, deadline: float, lock_wait: float, condemned: bytes | None) -> Steps[int]:
@@ -220,10 +222,10 @@ def _swap(names: _Names, deadline: float, lock_wait: float, condemned: bytes | N
                     yield step.Unlink(names.new)
                 finally:
                     # It may be at the path by now, and its lock keep every reader out.
-                    yield step.Close(new)
+                    yield from step.closed(new)
     finally:
         if old is not None:
-            yield step.Close(old)
+            yield from step.closed(old)
     return new
 
 
@@ -265,7 +267,7 @@ def _in_place(
                 return fd
         finally:
             if not keep:
-                yield step.Close(fd)
+                yield from step.closed(fd)
 
 
 def _withdraw(fd: int, condemned: bytes | None) -> Steps[bool]:
@@ -275,11 +277,16 @@ def _withdraw(fd: int, condemned: bytes | None) -> Steps[bool]:
     less by this: what it has read stays with it, what it reads now is empty.
     The size stays, so that none of them reads past the end.
     """
-    if condemned is None or (yield step.Read(fd, len(condemned) + 1)) != condemned:
+    if condemned is None:
         return False
-    yield step.Write(fd, EMPTY, 0)
+    found: bytes = yield step.Read(fd, len(condemned) + 1)
+    if found == condemned:
+        yield step.Write(fd, EMPTY, 0)
+    elif not found.startswith(EMPTY):
+        return False
+    # Found empty, it may have been emptied by an update cut off before its sync.
     yield step.Sync(fd)
-    return True
+    return found == condemned
 
 
 def _withdraw_at(path: str, condemned: bytes | None) -> Steps[bool]:
@@ -293,7 +300,7 @@ def _withdraw_at(path: str, condemned: bytes | None) -> Steps[bool]:
     try:
         return (yield from _withdraw(fd, condemned))
     finally:
-        yield step.Close(fd)
+        yield from step.closed(fd)
 
 
 def _refused(path: str, error: OSError) -> SnpCertsError:
@@ -312,6 +319,17 @@ def _require_regular(path: str, fd: int) -> Steps[None]:
     status: step.FileStat = yield step.Stat(fd)
     if not status.regular:
         raise InputError(f"{path}: is not a regular file", hint="name the certificate file")
+    _require_one_name(path, status)
+
+
+def _require_one_name(path: str, status: step.FileStat) -> None:
+    """A file that is known elsewhere by another name is not the certificate file alone."""
+    if status.links > 1:
+        raise RefusedError(
+            f"{path}: has {status.links} names (hard links); what is written here would be "
+            "written there",
+            hint="see who made them (find -samefile), and remove those that are not yours",
+        )
 
 
 def _require_in_place(path: str, fd: int) -> Steps[None]:

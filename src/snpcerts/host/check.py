@@ -20,11 +20,13 @@ from pathlib import Path
 from typing import Final
 
 from snpcerts.abi.lock import EXCLUSIVE, F_OFD_SETLK, SHARED
+from snpcerts.certfile import trusted_path
 from snpcerts.certfile.writer import Strategy
 from snpcerts.errors import SnpCertsError
 from snpcerts.host.config import Config, FileConfig
 from snpcerts.host.firmware import HostFirmware
 from snpcerts.host.ownership import differences, group_of
+from snpcerts.printable import printable
 
 # Where an exclusive lock on one machine says nothing about another.
 _NETWORK: Final = frozenset(("nfs", "nfs4", "cifs", "smb3", "9p", "ceph", "afs", "fuse.sshfs"))
@@ -50,7 +52,7 @@ class Line:
 
     def __str__(self) -> str:
         to_do = f"; {self.to_do}" if self.to_do else ""
-        return f"{self.outcome.value:<4}  {self.what}: {self.found}{to_do}"
+        return printable(f"{self.outcome.value:<4}  {self.what}: {self.found}{to_do}")
 
     def to_json(self) -> dict[str, str]:
         """For programs."""
@@ -120,6 +122,7 @@ def files(config: Config) -> Iterator[Line]:
     for folder in dict.fromkeys(os.path.dirname(os.path.realpath(f.path)) for f in config.files):
         yield from _directory(folder)
     for file in config.files:
+        yield from _way(file.path)
         yield _file(file)
 
 
@@ -183,6 +186,24 @@ def _directory(folder: str) -> Iterator[Line]:
             Outcome.WARN,
             f"{folder}: others than its owner may write to it ({stat.S_IMODE(status.st_mode):04o})",
             f"chmod go-w {folder}: whoever may write here may replace what guests get",
+        )
+
+
+def _way(path: str) -> Iterator[Line]:
+    """Who else decides where the path leads, as it is written."""
+    try:
+        found = list(trusted_path.doubts(path))
+    except (SnpCertsError, OSError) as error:
+        yield Line("path", Outcome.FAIL, str(error))
+        return
+    for doubt in found:
+        yield Line(
+            "path",
+            Outcome.FAIL if doubt.refused else Outcome.WARN,
+            f"{path}: {doubt.place} {doubt.found}",
+            "an update refuses to follow it: name the file itself, or make the link as root"
+            if doubt.refused
+            else "whoever it is may lead updates to another file: root's alone, and mode go-w",
         )
 
 

@@ -11,6 +11,7 @@ import grp
 import os
 import stat
 
+from snpcerts.certfile import trusted_path
 from snpcerts.errors import InputError, RefusedError
 from snpcerts.host.config import FileConfig
 
@@ -48,12 +49,24 @@ def apply(file: FileConfig) -> None:
     Raises :class:`RefusedError` when that is not allowed, and as :func:`group_of`.
     """
     group = group_of(file)
+    path = trusted_path.resolve(file.path)
     try:
-        status = os.stat(file.path)
-        if group is not None and status.st_gid != group:
-            os.chown(file.path, -1, group)
-        if file.mode is not None and stat.S_IMODE(status.st_mode) != file.mode:
-            os.chmod(file.path, file.mode)
+        # On a descriptor: what is at the path may be another file the next moment.
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
+        try:
+            status = os.fstat(fd)
+            if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:
+                raise RefusedError(
+                    f"{file.path}: is not a regular file with one name: "
+                    "its group and mode are left as they are",
+                    hint="see who works in this directory",
+                )
+            if group is not None and status.st_gid != group:
+                os.fchown(fd, -1, group)
+            if file.mode is not None and stat.S_IMODE(status.st_mode) != file.mode:
+                os.fchmod(fd, file.mode)
+        finally:
+            os.close(fd)
     except OSError as error:
         raise RefusedError(
             f"{file.path}: cannot set its group and mode: {error.strerror}",
