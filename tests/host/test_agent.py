@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import uuid
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -329,19 +330,48 @@ def test_a_vlek_without_its_certificate_leaves_the_file_empty(rig: Rig) -> None:
 
 
 def test_other_entries_are_carried_and_kept_up(rig: Rig, tmp_path: Path) -> None:
+    extra, guid = tmp_path / "extra", uuid.UUID(int=7)
+    file = rig.config.files[0]
+    rig.config = replace(
+        rig.config, files=(replace(file, entries=(ExtraEntry(guid, str(extra)),)),)
+    )
+    assert rig.agent().sync().problem is None, "a missing extra does not stop the certificates"
+    assert EventKind.FAILED in rig.kinds()
+    for content in (b"something", b"something newer"):
+        extra.write_bytes(content)
+        assert rig.agent().sync().problem is None
+        assert rig.table().get(guid) == content
+    assert rig.truth() == "right"
+
+
+def test_a_configured_revocation_list_is_judged_before_guests_get_it(
+    rig: Rig, tmp_path: Path
+) -> None:
     crl = tmp_path / "crl.der"
     file = rig.config.files[0]
     rig.config = replace(
         rig.config, files=(replace(file, entries=(ExtraEntry(CRL_GUID, str(crl)),)),)
     )
-    assert rig.agent().sync().problem is None, "a missing extra does not stop the certificates"
-    assert EventKind.FAILED in rig.kinds()
-    crl.write_bytes(b"a list")
+    good = rig.server.authority.crl(()).public_bytes(Encoding.DER)
+    other = EmulatedAuthority.create(Product.MILAN).crl(()).public_bytes(Encoding.DER)
+    for bad in (b"a list", other, bytes(5000)):
+        crl.write_bytes(bad)
+        rig.events.clear()
+        assert rig.agent().sync().problem is None
+        assert rig.truth() == "right"
+        assert rig.table().get(CRL_GUID) is None
+        (told,) = {event.message for event in rig.events if event.kind is EventKind.FAILED}
+        assert told.startswith(f"{crl}: ")
+    crl.write_bytes(good)
     assert rig.agent().sync().problem is None
-    assert rig.table().get(CRL_GUID) == b"a list"
-    crl.write_bytes(b"a newer list")
+    assert rig.table().get(CRL_GUID) == good
+    before = rig.file.stat().st_ino
     assert rig.agent().sync().problem is None
-    assert rig.table().get(CRL_GUID) == b"a newer list"
+    assert rig.file.stat().st_ino == before, "in step, nothing is written"
+    # A list that has expired is taken out again. Certificates last longer.
+    rig.now = datetime.now(UTC) + timedelta(days=365 * 2)
+    assert rig.agent().sync().problem is None
+    assert rig.table().get(CRL_GUID) is None
     assert rig.truth() == "right"
 
 

@@ -9,6 +9,7 @@ firmware's status again under the exclusive lock.
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import signal
 import threading
@@ -89,10 +90,11 @@ class Agent:
                 self.firmware.state,
                 self.stock.judge,
                 self.stock.clock(),
-                extras=self.stock.extras(file),
+                extras=functools.partial(self.stock.extras, file),
             )
             for file in self.config.files
         )
+        self._tell_of_lists()
         self._condemned = {
             each.file.path: each.data
             for each in holdings
@@ -188,6 +190,7 @@ class Agent:
                 condemned=self._condemned,
                 performer=self._performer,
             )
+        self._tell_of_lists()
         for each in done.files:
             path = each.file.path
             if each.problem is not None:
@@ -203,6 +206,10 @@ class Agent:
             with contextlib.suppress(SnpCertsError):  # told by own()
                 apply(each.file)
         return done
+
+    def _tell_of_lists(self) -> None:
+        for problem in self.stock.take_problems():
+            self.tell(Event(EventKind.FAILED, problem))
 
     def own(self, files: Iterable[FileConfig]) -> tuple[SnpCertsError, ...]:
         """Give the files that are there their group and mode; tell what is not possible."""

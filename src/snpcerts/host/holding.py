@@ -81,12 +81,12 @@ def look(
     judge: Judge,
     at: datetime,
     *,
-    extras: Sequence[TableEntry] = (),
+    extras: Callable[[CertTable], Sequence[TableEntry]] = lambda _: (),
     lock_wait: float = LOOK_WAIT,
 ) -> Holding:
     """Look at one file and the firmware at once.
 
-    A table whose other entries are not exactly ``extras`` is outdated. Raises
+    A table whose other entries are not exactly its ``extras`` is outdated. Raises
     what ``read_state`` raises.
     """
     seen: list[Found] = []
@@ -127,7 +127,7 @@ def _of_table(
     data: bytes,
     judge: Judge,
     at: datetime,
-    extras: Sequence[TableEntry],
+    extras: Callable[[CertTable], Sequence[TableEntry]],
 ) -> Holding:
     table = CertTable.decode(data)
     if not isinstance(want, Key):
@@ -140,7 +140,7 @@ def _of_table(
         standing = Standing.WRONG
     elif judged.early:
         standing = Standing.OUTDATED
-    elif {each for each in table if each.guid not in _CERTIFICATES} != set(extras):
+    elif {each for each in table if each.guid not in _CERTIFICATES} != set(extras(table)):
         standing, problems = Standing.OUTDATED, ("its other entries are not as configured",)
     return Holding(
         file, state, want, standing, problems, table, judged.leaf, judged.not_after, lapsed

@@ -8,6 +8,9 @@ collector reads ``*.prom`` files, which must appear all at once.
 from __future__ import annotations
 
 import contextlib
+import os
+import tempfile
+import threading
 from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Final
@@ -18,6 +21,7 @@ from snpcerts.errors import RefusedError
 from snpcerts.host.event import Event, EventKind
 from snpcerts.host.holding import Holding
 
+_TEXT_MODE: Final = 0o644  # for the node exporter
 _BUCKETS: Final = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 100)
 
 
@@ -146,21 +150,36 @@ class Metrics:
 
     def write(self, path: str) -> None:
         """Write all figures to ``path``, at once; :class:`RefusedError` when that fails."""
+        folder = os.path.dirname(path) or "."
         try:
-            self._prometheus.write_to_textfile(path, self.registry)
+            # A new file of a name that cannot be foreseen: in a directory where
+            # others write, no link of theirs is followed.
+            fd, temporary = tempfile.mkstemp(prefix=".snpcerts-metrics-", dir=folder)
+            try:
+                with open(fd, "wb") as file:
+                    file.write(self._prometheus.generate_latest(self.registry))
+                    os.fchmod(fd, _TEXT_MODE)
+                os.replace(temporary, path)
+            except BaseException:
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(temporary)
+                raise
         except OSError as error:
             raise RefusedError(f"{path}: cannot write metrics: {error.strerror}") from None
 
     def serve(self, port: int) -> Callable[[], None]:
         """Serve them on 127.0.0.1; returns what ends that."""
+        from snpcerts.host.metrics_server import MetricsServer
+
+        handler = self._prometheus.MetricsHandler.factory(self.registry)
         try:
-            server, thread = self._prometheus.start_http_server(
-                port, addr="127.0.0.1", registry=self.registry
-            )
+            server = MetricsServer(port, handler)
         except OSError as error:
             raise RefusedError(
                 f"127.0.0.1:{port}: cannot serve metrics: {error.strerror}"
             ) from None
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
 
         def end() -> None:
             server.shutdown()

@@ -14,6 +14,7 @@ from typing import Final, Protocol, TypeVar
 from snpcerts.abi.cert_table import (
     ARK_GUID,
     ASK_GUID,
+    CRL_GUID,
     VCEK_GUID,
     VLEK_GUID,
     CertTable,
@@ -21,7 +22,14 @@ from snpcerts.abi.cert_table import (
 )
 from snpcerts.abi.product import Product
 from snpcerts.abi.tcb import TcbVersion
-from snpcerts.endorsement.crl import RevocationList, load_crl
+from snpcerts.endorsement.certificate import load_certificate
+from snpcerts.endorsement.crl import (
+    CrlFault,
+    RevocationList,
+    check_crl,
+    crl_problem_at,
+    load_crl,
+)
 from snpcerts.endorsement.vek import VekKind
 from snpcerts.errors import FormatError, InputError, RefusedError, RetryLaterError, SnpCertsError
 from snpcerts.host.config import ExtraEntry, FileConfig
@@ -131,6 +139,7 @@ class Stock:
         self._vleks = vleks
         self._observe = observe
         self._tables: dict[Key, CertTable] = {}
+        self._problems: dict[str, None] = {}
         self._extras: dict[ExtraEntry, TableEntry] = {}
         self._failed: dict[Key, _Failure] = {}
         self._list_due: dict[VekKind, float] = {}  # monotonic
@@ -232,12 +241,32 @@ class Stock:
         certificates = self._tables.get(wanted)
         if certificates is None:
             return None
-        return CertTable(certificates.entries + self.extras(file))
+        return CertTable(certificates.entries + self.extras(file, certificates))
 
-    def extras(self, file: FileConfig) -> tuple[TableEntry, ...]:
-        """The other entries of ``file``, as :meth:`read_extras` found them."""
-        found = (self._extras.get(entry) for entry in file.entries)
-        return tuple(each for each in found if each is not None)
+    def extras(self, file: FileConfig, certificates: CertTable) -> tuple[TableEntry, ...]:
+        """The other entries of ``file`` beside ``certificates``, as :meth:`read_extras` found them.
+
+        A revocation list is left out, and told of, unless the table's root signed
+        it and it is in force.
+        """
+        found: list[TableEntry] = []
+        for entry in file.entries:
+            extra = self._extras.get(entry)
+            if extra is None:
+                continue
+            if extra.guid == CRL_GUID:
+                problem = self._list_problem(extra.data, certificates)
+                if problem is not None:
+                    self._problems[f"{entry.path}: {problem}, left out of the table"] = None
+                    continue
+            found.append(extra)
+        return tuple(found)
+
+    def take_problems(self) -> tuple[str, ...]:
+        """What was wrong with revocation lists since the last call."""
+        taken = tuple(self._problems)
+        self._problems.clear()
+        return taken
 
     def read_extras(self, files: Iterable[FileConfig]) -> tuple[str, ...]:
         """Read the other entries of these files anew; return what is wrong with them.
@@ -252,6 +281,21 @@ class Stock:
             except InputError as error:
                 problems.append(error.message)
         return tuple(problems)
+
+    def _list_problem(self, data: bytes, certificates: CertTable) -> str | None:
+        """Why no guest should be handed this revocation list beside these judged certificates."""
+        root = certificates.get(ARK_GUID)
+        if root is None:
+            return "there is no root that it could be of"
+        try:
+            crl, ark = load_crl(data), load_certificate(root, "ARK")
+        except FormatError as error:
+            return error.message
+        for problem in check_crl(crl, ark, None, "ASK"):
+            if problem.fault not in (CrlFault.ASK_REVOKED, CrlFault.ARK_REVOKED):
+                return problem.message
+        dated = crl_problem_at(crl, self.clock())
+        return None if dated is None else dated.message
 
     def _from_source(self, key: Key) -> CertTable:
         product, at = self.judge.product, self.clock()

@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The port where metrics are read: any local user may connect, so what that costs is bounded."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import socketserver
+import threading
+from http.server import BaseHTTPRequestHandler
+from typing import Any, Final
+
+MOST_CONNECTIONS: Final = 16
+IDLE_SECONDS: Final = 10.0
+
+
+class MetricsServer(socketserver.ThreadingMixIn, socketserver.TCPServer):
+    """Serves 127.0.0.1. Of too many connections the oldest is closed, so a new one has its turn."""
+
+    allow_reuse_address = True
+    daemon_threads = True
+    block_on_close = False
+
+    def __init__(self, port: int, handler: type[BaseHTTPRequestHandler]) -> None:
+        self._open: list[Any] = []  # oldest first
+        self._lock = threading.Lock()
+        super().__init__(("127.0.0.1", port), handler)
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """Give the connection a thread, and make room for it."""
+        request.settimeout(IDLE_SECONDS)
+        with self._lock:
+            while len(self._open) >= MOST_CONNECTIONS:
+                oldest = self._open.pop(0)
+                with contextlib.suppress(OSError):
+                    oldest.shutdown(socket.SHUT_RDWR)  # its thread wakes up and closes it
+            self._open.append(request)
+        super().process_request(request, client_address)
+
+    def shutdown_request(self, request: Any) -> None:
+        """The connection is over."""
+        with self._lock:
+            if request in self._open:
+                self._open.remove(request)
+        super().shutdown_request(request)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A client that goes away, or is sent away, is nothing to tell of."""

@@ -1,0 +1,63 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Metrics: the file is written where root cannot be led elsewhere, the port costs a bounded sum."""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from snpcerts.host.metrics import Metrics
+from snpcerts.host.metrics_server import MOST_CONNECTIONS
+
+
+@pytest.fixture
+def metrics() -> Metrics:
+    pytest.importorskip("prometheus_client")
+    return Metrics()
+
+
+def test_a_link_planted_at_a_foreseeable_name_is_not_followed(
+    metrics: Metrics, tmp_path: Path
+) -> None:
+    victim = tmp_path / "victim"
+    victim.write_text("precious")
+    folder = tmp_path / "open"
+    folder.mkdir()
+    path = folder / "snpcerts.prom"
+    thread = threading.get_ident()
+    for name in (f"snpcerts.prom.{os.getpid()}.{thread}", f"snpcerts.prom.{os.getpid()}"):
+        (folder / name).symlink_to(victim)
+    path.symlink_to(victim)
+    metrics.write(str(path))
+    assert victim.read_text() == "precious"
+    assert not path.is_symlink()
+    assert "snpcerts_drift_total" in path.read_text()
+    assert path.stat().st_mode & 0o777 == 0o644
+    left = {each.name for each in folder.iterdir() if not each.is_symlink()}
+    assert left == {"snpcerts.prom"}
+
+
+def test_idle_connections_do_not_pile_up_nor_keep_others_out(metrics: Metrics) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    before = threading.active_count()
+    end = metrics.serve(port)
+    idle = [socket.create_connection(("127.0.0.1", port)) for _ in range(3 * MOST_CONNECTIONS)]
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=20) as answer:
+            assert b"snpcerts_drift_total" in answer.read()
+        # The oldest were sent away: they read the end of their connection.
+        for each in idle[:MOST_CONNECTIONS]:
+            each.settimeout(20)
+            assert each.recv(1) == b""
+        assert threading.active_count() <= before + MOST_CONNECTIONS + 2
+    finally:
+        for each in idle:
+            each.close()
+        end()
