@@ -63,7 +63,7 @@ def for_people(verdict: Verdict) -> str:
     if verdict.reasons:
         count = len(verdict.reasons)
         lines.append(f"{verdict.status.value}: {count} reason{'s' if count > 1 else ''}")
-        lines += (printable(f"  {reason}") for reason in verdict.reasons)
+        lines += (f"  {reason}" for reason in verdict.reasons)
         if verdict.next_step is not None and _NEXT[verdict.next_step.value]:
             lines.append(f"next: {_NEXT[verdict.next_step.value]}")
         lines.append("the report claims (nothing backs it):")
@@ -81,7 +81,7 @@ def for_people(verdict: Verdict) -> str:
         lines.append(f"  measurement  {fields.measurement.hex()}")
         lines.append(f"  report data  {fields.report_data.hex()}")
     lines += (f"  revocation   {_list(each)}" for each in verdict.revocation_lists)
-    return "\n".join([*lines, *_checks(verdict)])
+    return "\n".join(map(printable, (*lines, *_checks(verdict))))
 
 
 def _foreign(verdict: Verdict) -> str:
