@@ -35,6 +35,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/uio.h>
@@ -51,11 +52,12 @@ static const char zeros[24]; /* an entry of a certificate table that ends it */
 #define MAX_TABLE (1 << 20)
 #define MAX_PIECES (MAX_TABLE / (int)PAGE)
 #define MAX_VMS 16
-#define MAX_SLOTS 4096
+#define MAX_SLOTS 32768 /* KVM has 32,764 */
 #define MAX_FDS 65536
 #define FIRST_PAUSE 500000 /* nanoseconds between tries for the lock */
 #define LONGEST_PAUSE 5000000
 #define TRIES 100
+#define SLOT_RETURNS 10000000000ull /* nanoseconds a slot may be away for */
 
 struct slot {
 	_Atomic uint64_t gpa, size, host; /* size 0: none, or not to be written to */
@@ -66,6 +68,9 @@ static struct vm {
 	bool offered; /* KVM knows the exit */
 	bool ours; /* we have enabled the exit */
 	bool theirs; /* the VMM has; it answers */
+	_Atomic bool shared; /* another process has a descriptor: we may not know all slots */
+	_Atomic uint64_t gone_at; /* when a slot was last taken away; 0: never */
+	_Atomic uint64_t gone_from, gone_to; /* where slots were, of those of late */
 	_Atomic unsigned slots; /* higher ones are empty */
 	_Atomic unsigned sequence; /* odd while a slot changes */
 	_Atomic unsigned copying; /* requests that use what the slots say */
@@ -75,14 +80,25 @@ static struct vm {
 static struct vcpu {
 	struct vm *_Atomic vm; /* only where we answer */
 	struct kvm_run *_Atomic run; /* where the VMM has mapped it */
+	struct kvm_run *_Atomic second; /* where it has mapped it once more */
 } vcpus[MAX_FDS];
+static _Atomic int vcpus_end; /* no vCPU has this number or a higher one */
 
 static struct vm *_Atomic vm_of[MAX_FDS];
+static uint64_t kind_of[MAX_FDS]; /* what such a descriptor is called in /proc, hashed */
 /* Serialises those who change the three; a request never takes it. */
+static pid_t owner; /* of this memory */
 static pthread_mutex_t changing = PTHREAD_MUTEX_INITIALIZER;
 
 static int (*_Atomic next_ioctl)(int, unsigned long, ...);
 static void *(*_Atomic next_mmap)(void *, size_t, int, int, int, off_t);
+static int (*_Atomic next_munmap)(void *, size_t);
+static void *(*_Atomic next_mremap)(void *, size_t, size_t, int, ...);
+static int (*_Atomic next_dup)(int);
+static int (*_Atomic next_dup2)(int, int);
+static int (*_Atomic next_dup3)(int, int, int);
+static int (*_Atomic next_fcntl)(int, int, ...);
+static ssize_t (*_Atomic next_sendmsg)(int, const struct msghdr *, int);
 
 static char path[PATH_MAX];
 static uint64_t timeout = 100000000; /* nanoseconds */
@@ -147,6 +163,46 @@ static void pause_for(long nanoseconds)
 	nanosleep(&(struct timespec){ .tv_nsec = nanoseconds }, NULL);
 }
 
+static uint64_t now(void)
+{
+	struct timespec time;
+
+	clock_gettime(CLOCK_MONOTONIC, &time);
+	return time.tv_sec * 1000000000ull + time.tv_nsec;
+}
+
+/* The errno for a guest whose buffer is in no slot that we know of. EIO is for one
+ * that is not the guest's memory, and costs a Linux guest its VMPCK. So where the
+ * memory may be the guest's after all, it is another one: EAGAIN while a slot that is
+ * being replaced may come back, and ENOSPC where somebody else sets slots. A Linux
+ * guest survives that: its driver repeats the request without certificates and keeps
+ * the key (drivers/virt/coco/sev-guest, arch/x86/coco/sev/core.c of Linux 7.3). */
+static int not_found(struct vm *vm, uint64_t gpa, uint64_t size)
+{
+	uint64_t gone_at = vm->gone_at;
+
+	if (gone_at && now() - gone_at < SLOT_RETURNS && gpa < vm->gone_to &&
+	    size > 0 && gpa + size > vm->gone_from)
+		return EAGAIN;
+	if (!vm->shared)
+		return EIO;
+	SAY_ONCE("another process has the VM's descriptor: memory it adds gets no certificates");
+	return ENOSPC;
+}
+
+/* A slot is being taken away, perhaps to come back another size: VMMs do that. */
+static void note_gone(struct vm *vm, uint64_t gpa, uint64_t size)
+{
+	uint64_t time = now();
+	bool alone = !vm->gone_at || time - vm->gone_at >= SLOT_RETURNS;
+
+	if (alone || gpa < vm->gone_from)
+		vm->gone_from = gpa;
+	if (alone || gpa + size > vm->gone_to)
+		vm->gone_to = gpa + size;
+	vm->gone_at = time;
+}
+
 /* After KVM has accepted it. Afterwards no request writes to what was there before. */
 static void note_region(struct vm *vm, const struct kvm_userspace_memory_region *region)
 {
@@ -156,13 +212,15 @@ static void note_region(struct vm *vm, const struct kvm_userspace_memory_region 
 
 	if (id >> 16) /* another address space: system management mode */
 		return;
-	if (id >= MAX_SLOTS) {
-		SAY_ONCE("memory slots from %d on get no certificates", MAX_SLOTS);
+	if (id >= MAX_SLOTS) { /* a KVM with more than there are today */
+		vm->shared = true;
 		return;
 	}
 	slot = &vm->slot[id];
 	pthread_mutex_lock(&changing);
 	was_memory = slot->size != 0;
+	if (was_memory && region->memory_size == 0)
+		note_gone(vm, slot->gpa, slot->size);
 	vm->sequence++;
 	slot->gpa = region->guest_phys_addr;
 	slot->size = region->flags & KVM_MEM_READONLY ? 0 : region->memory_size;
@@ -216,7 +274,7 @@ static int pieces_of(struct vm *vm, uint64_t gpa, uint64_t length, struct iovec 
  * "an update has the lock". The same steps as in certfile/reader.py. */
 static int open_locked(struct stat *mine, int *problem)
 {
-	uint64_t end = 0, now;
+	uint64_t end = 0, time;
 	long pause = FIRST_PAUSE;
 
 	for (;;) {
@@ -225,7 +283,6 @@ static int open_locked(struct stat *mine, int *problem)
 		int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY), error;
 		struct flock shared = { .l_type = F_RDLCK, .l_whence = SEEK_SET };
 		struct stat there;
-		struct timespec time;
 
 		if (fd < 0)
 			error = errno;
@@ -243,13 +300,12 @@ static int open_locked(struct stat *mine, int *problem)
 			*problem = error;
 			return -1;
 		}
-		clock_gettime(CLOCK_MONOTONIC, &time);
-		now = time.tv_sec * 1000000000ull + time.tv_nsec;
+		time = now();
 		if (!end)
-			end = now + timeout;
-		if (now >= end)
+			end = time + timeout;
+		if (time >= end)
 			return -1;
-		pause_for(end - now < (uint64_t)pause ? (long)(end - now) : pause);
+		pause_for(end - time < (uint64_t)pause ? (long)(end - time) : pause);
 		pause = 2 * pause < LONGEST_PAUSE ? 2 * pause : LONGEST_PAUSE;
 	}
 }
@@ -266,7 +322,7 @@ static int give_empty(struct vm *vm, uint64_t gpa, uint64_t npages)
 	vm->copying++;
 	count = gpa % PAGE ? 0 : pieces_of(vm, gpa, ENTRY, pieces);
 	if (count <= 0) {
-		ret = count < 0 ? EAGAIN : EIO;
+		ret = count < 0 ? EAGAIN : gpa % PAGE ? EIO : not_found(vm, gpa, ENTRY);
 	} else {
 		put = process_vm_writev(getpid(), &source, 1, pieces, count, 0);
 		if (put >= 0 ? put != ENTRY : errno == EFAULT)
@@ -294,7 +350,7 @@ static int give_table(struct vm *vm, uint64_t gpa, int fd, off_t size, int *prob
 		if (got > 0)
 			done += got;
 		else if (count <= 0)
-			ret = count < 0 ? EAGAIN : EIO;
+			ret = count < 0 ? EAGAIN : not_found(vm, gpa + done, size - done);
 		else if (got == 0)
 			*problem = SHRANK, ret = EIO;
 		else if (errno == EFAULT)
@@ -392,11 +448,43 @@ static void forget(int fd)
 
 	vm_of[fd] = NULL;
 	vcpus[fd].vm = NULL;
-	vcpus[fd].run = NULL;
+	vcpus[fd].run = vcpus[fd].second = NULL;
 	if (vm)
 		vm->names--;
 	if (of_vcpu)
 		of_vcpu->names--;
+}
+
+/* What a descriptor is called in /proc, hashed (FNV-1a); 0 for one that is not open. */
+static uint64_t kind(int fd)
+{
+	char link[32], name[128];
+	uint64_t hash = 14695981039346656037ull;
+	ssize_t length;
+
+	snprintf(link, sizeof link, "/proc/self/fd/%d", fd);
+	length = readlink(link, name, sizeof name);
+	for (ssize_t i = 0; i < length; i++)
+		hash = (hash ^ (uint8_t)name[i]) * 1099511628211ull;
+	return length < 0 ? 0 : hash;
+}
+
+static bool is_closed(int fd)
+{
+	uint64_t now_is = kind(fd);
+
+	if (next_fcntl && next_fcntl(fd, F_GETFD) < 0)
+		return true;
+	/* Another file has the number. 0: there is no /proc, as in a chroot. */
+	return now_is && kind_of[fd] && now_is != kind_of[fd];
+}
+
+/* Forget what has been closed, which we do not see as it happens. With `changing`. */
+static void forget_closed(void)
+{
+	for (int fd = 0; fd < MAX_FDS; fd++)
+		if ((vm_of[fd] || vcpus[fd].vm) && is_closed(fd))
+			forget(fd);
 }
 
 static bool kvm_offers_exit(int kvm)
@@ -416,17 +504,23 @@ static void note_vm(int kvm, int fd, unsigned long type)
 	if (in_table(fd)) {
 		pthread_mutex_lock(&changing);
 		forget(fd);
-		for (int i = 0; type == KVM_X86_SNP_VM && !unusable && !vm && i < MAX_VMS; i++)
-			if (vms[i].names == 0)
-				vm = &vms[i];
+		for (int round = 0; type == KVM_X86_SNP_VM && !unusable && !vm && round < 2; round++) {
+			if (round)
+				forget_closed();
+			for (int i = 0; !vm && i < MAX_VMS; i++)
+				if (vms[i].names == 0)
+					vm = &vms[i];
+		}
 		if (vm) {
 			vm->names = 1;
-			vm->ours = vm->theirs = false;
+			vm->ours = vm->theirs = vm->shared = false;
+			vm->gone_at = 0;
 			for (unsigned i = 0; i < vm->slots; i++)
 				vm->slot[i].size = 0;
 			vm->slots = vm->copying = 0;
 			vm->offered = kvm_offers_exit(kvm);
 			vm_of[fd] = vm;
+			kind_of[fd] = kind(fd);
 		}
 		pthread_mutex_unlock(&changing);
 	}
@@ -473,9 +567,54 @@ static int note_vcpu(struct vm *vm, int fd)
 	if (served) {
 		vm->names++;
 		vcpus[fd].vm = vm;
+		kind_of[fd] = kind(fd);
+		if (vcpus_end <= fd)
+			vcpus_end = fd + 1;
 	}
 	pthread_mutex_unlock(&changing);
 	return fd;
+}
+
+/* The VMM has made another descriptor of a VM or a vCPU. */
+static int note_duplicate(int from, int to)
+{
+	if (!in_table(from) || !in_table(to) || from == to ||
+	    !(vm_of[from] || vcpus[from].vm || vm_of[to] || vcpus[to].vm))
+		return to;
+	if (getpid() != owner) /* a child of vfork(2): descriptors of its own, but our memory */
+		return to;
+	pthread_mutex_lock(&changing);
+	forget(to);
+	vm_of[to] = vm_of[from];
+	vcpus[to].run = vcpus[from].run;
+	vcpus[to].second = vcpus[from].second;
+	vcpus[to].vm = vcpus[from].vm;
+	kind_of[to] = kind_of[from];
+	if (vm_of[to])
+		vm_of[to]->names++;
+	if (vcpus[to].vm)
+		vcpus[to].vm->names++;
+	if (vcpus[to].vm && vcpus_end <= to)
+		vcpus_end = to + 1;
+	pthread_mutex_unlock(&changing);
+	return to;
+}
+
+/* What the VMM has unmapped, or mapped something else over, is no kvm_run any more. */
+static void note_unmapped(const void *where, size_t length)
+{
+	uintptr_t start = (uintptr_t)where, end = start + length;
+
+	for (int fd = 0; fd < vcpus_end; fd++) {
+		uintptr_t run = (uintptr_t)vcpus[fd].run, second = (uintptr_t)vcpus[fd].second;
+
+		if (second && second < end && second + sizeof(struct kvm_run) > start)
+			vcpus[fd].second = NULL;
+		if (run && run < end && run + sizeof(struct kvm_run) > start) {
+			vcpus[fd].run = vcpus[fd].second;
+			vcpus[fd].second = NULL;
+		}
+	}
 }
 
 /* Follow a call that has succeeded; its result for the VMM. */
@@ -516,6 +655,7 @@ static void after_fork_in_child(void) /* where no other thread goes on copying *
 {
 	for (int i = 0; i < MAX_VMS; i++)
 		vms[i].copying = 0;
+	owner = getpid();
 	pthread_mutex_unlock(&changing);
 }
 
@@ -523,6 +663,13 @@ static void find_next(void)
 {
 	next_mmap = (void *(*)(void *, size_t, int, int, int, off_t))dlsym(RTLD_NEXT, "mmap");
 	next_ioctl = (int (*)(int, unsigned long, ...))dlsym(RTLD_NEXT, "ioctl");
+	next_munmap = (int (*)(void *, size_t))dlsym(RTLD_NEXT, "munmap");
+	next_dup = (int (*)(int))dlsym(RTLD_NEXT, "dup");
+	next_dup2 = (int (*)(int, int))dlsym(RTLD_NEXT, "dup2");
+	next_dup3 = (int (*)(int, int, int))dlsym(RTLD_NEXT, "dup3");
+	next_fcntl = (int (*)(int, int, ...))dlsym(RTLD_NEXT, "fcntl");
+	next_mremap = (void *(*)(void *, size_t, size_t, int, ...))dlsym(RTLD_NEXT, "mremap");
+	next_sendmsg = (ssize_t(*)(int, const struct msghdr *, int))dlsym(RTLD_NEXT, "sendmsg");
 }
 
 __attribute__((constructor)) static void start(void)
@@ -533,6 +680,7 @@ __attribute__((constructor)) static void start(void)
 	unsigned long milliseconds = 100;
 
 	find_next();
+	owner = getpid();
 	pthread_atfork(before_fork, after_fork, after_fork_in_child);
 	if (limit && *limit >= '0' && *limit <= '9')
 		milliseconds = strtoul(limit, &end, 10);
@@ -599,10 +747,97 @@ EXPORT void *mmap(void *where, size_t length, int protection, int flags, int fd,
 	if (!next_mmap) /* and whoever looks for it may need memory */
 		return (void *)syscall(SYS_mmap, where, length, protection, flags, fd, offset);
 	made = next_mmap(where, length, protection, flags, fd, offset);
+	if (made != MAP_FAILED && flags & MAP_FIXED)
+		note_unmapped(made, length);
 	if (in_table(fd) && vcpus[fd].vm && made != MAP_FAILED && offset == 0 &&
-	    length >= sizeof(struct kvm_run) && flags & MAP_SHARED && protection & PROT_WRITE)
-		vcpus[fd].run = made;
+	    length >= sizeof(struct kvm_run) && flags & MAP_SHARED && protection & PROT_WRITE) {
+		if (vcpus[fd].run)
+			vcpus[fd].second = made;
+		else
+			vcpus[fd].run = made;
+	}
 	return made;
 }
 
 EXPORT void *mmap64(void *, size_t, int, int, int, off_t) __attribute__((alias("mmap")));
+
+EXPORT int munmap(void *where, size_t length)
+{
+	if (!next_munmap)
+		return (int)syscall(SYS_munmap, where, length);
+	note_unmapped(where, length); /* first: then it may be anyone's */
+	return next_munmap(where, length);
+}
+
+EXPORT void *mremap(void *where, size_t length, size_t wanted, int flags, ...)
+{
+	void *target;
+	va_list list;
+
+	va_start(list, flags);
+	target = va_arg(list, void *);
+	va_end(list);
+	if (!next_mremap)
+		find_next();
+	note_unmapped(where, length);
+	return next_mremap(where, length, wanted, flags, target);
+}
+
+EXPORT int dup(int fd)
+{
+	if (!next_dup)
+		find_next();
+	return note_duplicate(fd, next_dup(fd));
+}
+
+EXPORT int dup2(int fd, int wanted)
+{
+	if (!next_dup2)
+		find_next();
+	return note_duplicate(fd, next_dup2(fd, wanted));
+}
+
+EXPORT int dup3(int fd, int wanted, int flags)
+{
+	if (!next_dup3)
+		find_next();
+	return note_duplicate(fd, next_dup3(fd, wanted, flags));
+}
+
+EXPORT int fcntl(int fd, int command, ...)
+{
+	void *argument;
+	va_list list;
+	int result;
+
+	va_start(list, command);
+	argument = va_arg(list, void *);
+	va_end(list);
+	if (!next_fcntl)
+		find_next();
+	result = next_fcntl(fd, command, argument);
+	return command == F_DUPFD || command == F_DUPFD_CLOEXEC ? note_duplicate(fd, result) : result;
+}
+
+EXPORT int fcntl64(int, int, ...) __attribute__((alias("fcntl")));
+
+/* A VM's descriptor may go to another process, whose calls we do not see. */
+EXPORT ssize_t sendmsg(int fd, const struct msghdr *message, int flags)
+{
+	if (!next_sendmsg)
+		find_next();
+	for (struct cmsghdr *part = CMSG_FIRSTHDR(message); part;
+	     part = CMSG_NXTHDR((struct msghdr *)message, part)) {
+		size_t left = part->cmsg_len < CMSG_LEN(0) ? 0 : part->cmsg_len - CMSG_LEN(0);
+		const unsigned char *at = CMSG_DATA(part);
+
+		if (part->cmsg_level != SOL_SOCKET || part->cmsg_type != SCM_RIGHTS)
+			continue;
+		for (int sent; left >= sizeof sent; left -= sizeof sent, at += sizeof sent) {
+			memcpy(&sent, at, sizeof sent);
+			if (in_table(sent) && vm_of[sent])
+				vm_of[sent]->shared = true;
+		}
+	}
+	return next_sendmsg(fd, message, flags);
+}
