@@ -197,6 +197,7 @@ OTHERS: Final[Mapping[str, Mapping[str, str]]] = {
     "snpcerts.emulator.frontdoor.bpf": {
         "AUDIT_ARCH_X86_64": "AUDIT_ARCH_X86_64",
         "X32_BIT": "__X32_SYSCALL_BIT",
+        "USERFAULTFD_IOC_NEW": "USERFAULTFD_IOC_NEW",
         "AT_EMPTY_PATH": "AT_EMPTY_PATH",
         "MAP_ANONYMOUS": "MAP_ANONYMOUS",
         "_LOAD": "BPF_LD | BPF_W | BPF_ABS",

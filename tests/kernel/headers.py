@@ -52,6 +52,7 @@ _USER: Final = """
 #include <linux/sched.h>
 #include <linux/seccomp.h>
 #include <linux/stat.h>
+#include <linux/userfaultfd.h>
 #define IN_CLOSE (IN_CLOSE_WRITE | IN_CLOSE_NOWRITE)
 """
 # The bits of a bit field, in the 32-bit word (or the byte) at an offset.
