@@ -1,6 +1,27 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``python -m snpcerts``."""
+"""``python -m snpcerts``, and the console script."""
 
-from snpcerts.cli.main import run
+from __future__ import annotations
 
-run()
+import signal
+import sys
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import NoReturn
+
+
+def run() -> NoReturn:
+    """Run the command line. Ctrl-C is no traceback, not even before there is a command."""
+    ours = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if ours:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    from snpcerts.cli.main import main
+
+    if ours:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    sys.exit(main(sys.argv[1:]))
+
+
+if __name__ == "__main__":
+    run()

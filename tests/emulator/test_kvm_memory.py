@@ -11,7 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from snpcerts.abi.ghcb import PAGE_SIZE as PAGE
 from snpcerts.abi.kvm import (
+    MEM_GUEST_MEMFD,
     CreateGuestMemfd,
     EncRegion,
     Ioctl,
@@ -20,7 +22,7 @@ from snpcerts.abi.kvm import (
     UserspaceMemoryRegion2,
 )
 from snpcerts.emulator.device import NewDescriptor
-from snpcerts.emulator.guest_memory import GuestMemory, MemorySlots
+from snpcerts.emulator.guest_memory import USER_SLOTS, GuestMemfd, GuestMemory, MemorySlots
 from snpcerts.emulator.kvm_vm import Vm
 from snpcerts.emulator.private_ranges import PrivateRanges
 from tests.emulator.kvm_calls import BAD, Process
@@ -243,3 +245,79 @@ def test_encrypted_regions() -> None:
     assert refused(process, vm, register, BAD) == errno.EFAULT
     assert process.ioctl(vm, register, region) == 0
     assert process.ioctl(vm, unregister, region) == 0
+
+
+_CHANGES = st.lists(
+    st.tuples(st.integers(0, 5), st.integers(0, 12), st.integers(0, 4), st.integers(0, 12)),
+    max_size=40,
+)
+
+
+@given(changes=_CHANGES)
+def test_any_course_of_changes_is_as_every_slot_compared_with_every_other(
+    changes: list[tuple[int, int, int, int]],
+) -> None:
+    """Numbers of pages: slot, guest address, size (0 deletes), offset in the guest_memfd."""
+    slots, memfd = MemorySlots(protected=True), GuestMemfd(None, 20 * PAGE)
+    model: dict[int, tuple[int, int, int]] = {}
+
+    def free(at: int, size: int, ranges: list[tuple[int, int]]) -> bool:
+        return all(at >= start + length or start >= at + size for start, length in ranges)
+
+    for number, gpa, size, offset in changes:
+        others = [each for other, each in model.items() if other != number]
+        expected = 0
+        if size == 0:
+            expected = 0 if model.pop(number, None) else errno.EINVAL
+        elif number in model:
+            expected = errno.EINVAL  # a private slot does not change
+        elif not free(gpa, size, [(at, length) for at, length, _ in others]):
+            expected = errno.EEXIST
+        elif not free(offset, size, [(at, length) for _, length, at in others]):
+            expected = errno.EINVAL
+        else:
+            model[number] = (gpa, size, offset)
+        region = UserspaceMemoryRegion2(
+            slot=number,
+            flags=MEM_GUEST_MEMFD,
+            guest_phys_addr=gpa * PAGE,
+            memory_size=size * PAGE,
+            userspace_addr=0x100000,
+            guest_memfd_offset=offset * PAGE,
+        )
+        if size == 0:
+            region = UserspaceMemoryRegion2(slot=number)
+        try:
+            slots.set(region, lambda: memfd)
+            found = 0
+        except OSError as error:
+            found = error.errno or 0
+        assert found == expected
+        assert [(slot.number, slot.gpa) for slot in slots] == sorted(
+            ((each, at * PAGE) for each, (at, _, _) in model.items()), key=lambda pair: pair[1]
+        )
+        for page in range(18):
+            there = slots.find(page * PAGE)
+            assert (there is None) == free(
+                page, 1, [(at, length) for at, length, _ in model.values()]
+            )
+
+
+def test_a_vm_may_have_all_slots_that_kvm_has() -> None:
+    """In no order, all of one guest_memfd; their number squared would not end."""
+    slots, memfd = MemorySlots(protected=True), GuestMemfd(None, USER_SLOTS * PAGE)
+    for number in range(USER_SLOTS):
+        place = number * 4999 % USER_SLOTS
+        region = UserspaceMemoryRegion2(
+            slot=number,
+            flags=MEM_GUEST_MEMFD,
+            guest_phys_addr=place * PAGE,
+            memory_size=PAGE,
+            userspace_addr=place * PAGE,
+            guest_memfd_offset=place * PAGE,
+        )
+        slots.set(region, lambda: memfd)
+    assert len(slots) == USER_SLOTS
+    for number in range(USER_SLOTS):
+        slots.set(UserspaceMemoryRegion2(slot=number))
+    assert len(slots) == 0

@@ -35,12 +35,14 @@ class GuestMemfd:
     Its bytes are private to the guest, so nobody needs them here.
     """
 
-    __slots__ = ("_bound", "owner", "size")
+    __slots__ = ("_bound", "_sizes", "_starts", "owner", "size")
 
     def __init__(self, owner: object, size: int) -> None:
         self.owner = owner
         self.size = size
-        self._bound: dict[int, tuple[int, int]] = {}
+        self._bound: dict[int, int] = {}  # the offset by slot
+        self._starts: list[int] = []  # the offsets in order
+        self._sizes: dict[int, int] = {}  # by offset
 
     def ioctl(self, caller: object, request: int, argument: int) -> int:  # noqa: ARG002 - Device
         """guest_memfd has no ioctls: ENOTTY."""
@@ -51,17 +53,22 @@ class GuestMemfd:
 
     def bind(self, slot: int, offset: int, size: int) -> None:
         """Tie a range to a slot; EINVAL when it does not fit or is tied already."""
+        index = bisect.bisect_right(self._starts, offset)
         overlapping = any(
-            offset < start + length and start < offset + size
-            for start, length in self._bound.values()
+            offset < start + self._sizes[start] and start < offset + size
+            for start in self._starts[max(0, index - 1) : index + 1]
         )
         if offset + size > self.size or overlapping:
             raise OSError(errno.EINVAL, "guest_memfd range does not fit or is bound already")
-        self._bound[slot] = (offset, size)
+        self._starts.insert(index, offset)
+        self._sizes[offset] = size
+        self._bound[slot] = offset
 
     def unbind(self, slot: int) -> None:
         """The slot is gone."""
-        self._bound.pop(slot, None)
+        if (offset := self._bound.pop(slot, None)) is not None:
+            del self._sizes[offset]
+            del self._starts[bisect.bisect_left(self._starts, offset)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,26 +104,26 @@ class MemorySlots:
         if not protected:
             self._allowed |= MEM_READONLY
         self._slots: dict[int, MemorySlot] = {}
-        self._ordered: list[MemorySlot] = []
-        self._starts: list[int] = []
+        self._at: dict[int, MemorySlot] = {}  # by the first guest physical address
+        self._starts: list[int] = []  # these addresses in order
 
     def __iter__(self) -> Iterator[MemorySlot]:
-        return iter(self._ordered)
+        return (self._at[start] for start in self._starts)
 
     def __len__(self) -> int:
-        return len(self._ordered)
+        return len(self._starts)
 
     def find(self, gpa: int) -> MemorySlot | None:
         """The slot that holds a guest physical address, or None."""
         index = bisect.bisect_right(self._starts, gpa) - 1
         if index < 0:
             return None
-        slot = self._ordered[index]
+        slot = self._at[self._starts[index]]
         return slot if gpa < slot.end else None
 
     def largest(self) -> MemorySlot | None:
         """The largest writable slot: where a guest has its ordinary memory. None without one."""
-        writable = [slot for slot in self._ordered if not slot.readonly]
+        writable = [slot for slot in self if not slot.readonly]
         return max(writable, key=lambda slot: slot.size, default=None)
 
     def set(
@@ -153,7 +160,10 @@ class MemorySlots:
                 or (new.address, new.size) != (old.address, old.size)
             ):
                 raise _einval("a slot's size, address and kind cannot change")
-        for other in self._ordered:
+        index = bisect.bisect_right(self._starts, new.gpa)
+        # Those next to it, on either side; one of them may be what it replaces.
+        for start in self._starts[max(0, index - 2) : index + 2]:
+            other = self._at[start]
             if other is not old and new.gpa < other.end and other.gpa < new.end:
                 raise OSError(errno.EEXIST, "guest addresses belong to another slot")
         if region.flags & MEM_GUEST_MEMFD and find_memfd is not None:
@@ -187,12 +197,14 @@ class MemorySlots:
     def _replace(self, old: MemorySlot | None, new: MemorySlot | None) -> None:
         if old is not None:
             del self._slots[old.number]
+            del self._at[old.gpa]
+            del self._starts[bisect.bisect_left(self._starts, old.gpa)]
             if old.memfd is not None:
                 old.memfd.unbind(old.number)
         if new is not None:
             self._slots[new.number] = new
-        self._ordered = sorted(self._slots.values(), key=lambda slot: slot.gpa)
-        self._starts = [slot.gpa for slot in self._ordered]
+            self._at[new.gpa] = new
+            bisect.insort(self._starts, new.gpa)
 
 
 class GuestMemory:
