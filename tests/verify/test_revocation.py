@@ -74,7 +74,9 @@ def test_a_list_of_the_host_satisfies_no_demand() -> None:
     assert "whoever sent the evidence" in verdict.reasons[0].message
     assert verdict.check("revocation").state.value == "failed"
     # Not even if somebody says what kind it is.
-    assert codes(judge(supplied(BEFORE, supplier=Supplier.EVIDENCE))) == ["crl-missing"]
+    verdict = judge(supplied(BEFORE, supplier=Supplier.EVIDENCE))
+    assert codes(verdict) == ["crl-missing"]
+    assert not verdict.revocation_lists[0].counts
 
 
 def test_a_list_of_the_host_may_add_a_revocation() -> None:

@@ -147,7 +147,8 @@ class EndorsementMemory:
     ) -> EndorsementFindings:
         """As :func:`find`, from memory where the same was asked before."""
         parts = _parts(kind, collateral)
-        lists = tuple(_list_key(each.data) for each in collateral.all_lists)
+        given = collateral.all_lists
+        lists = tuple(_list_key(each.data) for each in given) if given else ()
         anchors = tuple(anchors)
         key = (kind is VekKind.VCEK, parts, lists, self._content(anchors))
         known = self._chains.get(key)
