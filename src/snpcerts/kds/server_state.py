@@ -19,6 +19,7 @@ from typing import Any, Final
 from snpcerts.kds.clock import Clock
 from snpcerts.kds.errors import KdsNotFoundError, KdsUnavailableError, KdsUntrustedError
 from snpcerts.kds.retry import MAX_GAP, MAX_RETRY_AFTER
+from snpcerts.printable import printable
 
 MAX_SIZE: Final = 1 << 15  # bytes on disk
 
@@ -144,12 +145,12 @@ class ServerState:
                 "tries": each.tries,
                 "over": each.over,
                 "again_at": each.again_at - at,
-                "problem": _printable(each.problem),
+                "problem": _brief(each.problem),
                 "code": each.code,
-                "message": _printable(each.message),
-                "hint": None if each.hint is None else _printable(each.hint),
+                "message": _brief(each.message),
+                "hint": None if each.hint is None else _brief(each.hint),
                 "retry_after": each.retry_after,
-                "reasons": [_printable(reason) for reason in each.reasons[:_MAX_REASONS]],
+                "reasons": [_brief(reason) for reason in each.reasons[:_MAX_REASONS]],
             }
             for path, each in self.failures.items()
         ]
@@ -206,8 +207,8 @@ def _written_at(said: Mapping[str, Any], clock: Clock) -> float | None:
     return now - elapsed if 0 <= elapsed <= _FORGET else None
 
 
-def _printable(text: str) -> str:
-    return "".join(each if each.isprintable() else " " for each in text[:_MAX_TEXT])
+def _brief(text: str) -> str:
+    return printable(text, _MAX_TEXT)[:_MAX_TEXT]
 
 
 def _number(value: object, least: float, most: float) -> float:
