@@ -41,8 +41,9 @@ unpack() {
 	rm -f "$apt"/archives/"${1%%=*}"_*.deb
 }
 
-# newest PACKAGE SERIES: the newest version that begins with SERIES, e.g. 7.3
+# newest PACKAGE SERIES: the newest version of a series, e.g. 7.3 or 1:7.2
 newest() {
-	apt-cache madison "$1" | awk -v series="$2." '{ if (index($3, series) == 1) print $3 }' |
-		sort -V | tail -n 1
+	apt-cache madison "$1" | awk -v series="$2" '
+		index($3, series) == 1 && substr($3, length(series) + 1, 1) ~ /[^0-9]/ { print $3 }
+	' | sort -V | tail -n 1
 }

@@ -15,6 +15,14 @@ from snpcerts.abi.cert_table import PAGE_SIZE
 HERE = Path(__file__).parent
 ENDED = 0x10 << 1 | 1  # what isa-debug-exit makes of the guest's last word
 LIMIT = 60.0  # seconds for a guest that takes less than one
+LOADER = Path("/lib64/ld-linux-x86-64.so.2")  # by the AMD64 supplement of the System V ABI
+NAMESPACE = ["unshare", "--mount", *(["--map-root-user"] if os.geteuid() else [])]
+WITH_LOADER = f'''
+mount --bind "$1" {LOADER}
+export LD_LIBRARY_PATH="$2"
+shift 2
+exec "$@"
+'''
 
 
 def fetched() -> Path:
@@ -99,11 +107,32 @@ class Qemu:
     def console(self) -> Path:
         return self.folder / "console"
 
+    @property
+    def libraries(self) -> str:
+        """Where the loader finds what this machine lacks."""
+        folders = ("usr/lib/x86_64-linux-gnu", "lib/x86_64-linux-gnu")
+        return ":".join(str(self.root / each) for each in folders)
+
+    @property
+    def loader(self) -> Path | None:
+        """The dynamic loader, where a C library of its own came with this QEMU."""
+        loader = self.root / "usr" / "lib" / "x86_64-linux-gnu" / LOADER.name
+        return loader if loader.exists() else None
+
+    def started(self, words: Sequence[str]) -> list[str]:
+        """The words that start a program where this QEMU can run, as it was packaged.
+
+        A QEMU with a C library of its own finds it where its ELF header says, in a
+        mount namespace; everything that is started there runs with that library.
+        """
+        if self.loader is None:
+            return list(words)
+        return [*NAMESPACE, "sh", "-ec", WITH_LOADER, "sh", str(self.loader), self.libraries, *words]
+
     def environment(self, *, fake: bool) -> dict[str, str]:
-        libraries = [
-            str(self.root / each) for each in ("usr/lib/x86_64-linux-gnu", "lib/x86_64-linux-gnu")
-        ]
-        made = os.environ | {"LD_LIBRARY_PATH": ":".join(libraries)} | self.settings
+        made = os.environ | self.settings
+        if self.loader is None:
+            made["LD_LIBRARY_PATH"] = self.libraries
         return made | {"LD_PRELOAD": str(self.tools.fake)} if fake else made
 
     def run(
@@ -111,7 +140,7 @@ class Qemu:
     ) -> subprocess.CompletedProcess[str]:
         """To its end; with ``certs`` by 'snpcerts run'."""
         return subprocess.run(
-            [*(run_with(certs, timeout) if certs else []), *words],
+            self.started([*(run_with(certs, timeout) if certs else []), *words]),
             capture_output=True,
             text=True,
             env=self.environment(fake=fake),

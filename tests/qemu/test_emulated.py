@@ -19,7 +19,7 @@ SNPCERTS = (sys.executable, "-m", "snpcerts")
 def snpcerts(qemu: Qemu, *words: str | Path) -> subprocess.CompletedProcess[str]:
     """Run a command with the libraries that the unpacked QEMU needs."""
     return subprocess.run(
-        [*SNPCERTS, *map(str, words)],
+        qemu.started([*SNPCERTS, *map(str, words)]),
         capture_output=True,
         text=True,
         env=qemu.environment(fake=False),

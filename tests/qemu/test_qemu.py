@@ -124,7 +124,7 @@ def test_stop_and_cont_reach_a_guest_that_asks_all_the_time(qemu: Qemu, certs: P
     """QEMU stops a VM by kicking its vCPUs; it would wait for ever for a kick that is lost."""
     words = [*run_with(certs, 100), *qemu.snp_command(qemu.tools.rom(20_000, 0), "-qmp", "stdio")]
     vmm = subprocess.Popen(
-        words,
+        qemu.started(words),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
