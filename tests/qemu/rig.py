@@ -17,12 +17,12 @@ ENDED = 0x10 << 1 | 1  # what isa-debug-exit makes of the guest's last word
 LIMIT = 60.0  # seconds for a guest that takes less than one
 LOADER = Path("/lib64/ld-linux-x86-64.so.2")  # by the AMD64 supplement of the System V ABI
 NAMESPACE = ["unshare", "--mount", *(["--map-root-user"] if os.geteuid() else [])]
-WITH_LOADER = f'''
+WITH_LOADER = f"""
 mount --bind "$1" {LOADER}
 export LD_LIBRARY_PATH="$2"
 shift 2
 exec "$@"
-'''
+"""
 
 
 def fetched() -> Path:
@@ -127,7 +127,16 @@ class Qemu:
         """
         if self.loader is None:
             return list(words)
-        return [*NAMESPACE, "sh", "-ec", WITH_LOADER, "sh", str(self.loader), self.libraries, *words]
+        return [
+            *NAMESPACE,
+            "sh",
+            "-ec",
+            WITH_LOADER,
+            "sh",
+            str(self.loader),
+            self.libraries,
+            *words,
+        ]
 
     def environment(self, *, fake: bool) -> dict[str, str]:
         made = os.environ | self.settings
