@@ -340,7 +340,7 @@ def test_what_is_kept_of_failures_is_bounded() -> None:
             0.0,
             "p" * 999,
             "c",
-            "m" * 999,
+            "\x1b\n" * 500,
             "h" * 999,
             None,
             ("r" * 999,) * 9,
