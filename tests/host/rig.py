@@ -30,11 +30,15 @@ from snpcerts.host.agent import Agent
 from snpcerts.host.config import Config, FileConfig
 from snpcerts.host.event import Event, EventKind
 from snpcerts.host.firmware import HostFirmware
+from snpcerts.host.initialisation import Initialisation
 from snpcerts.host.judgement import Judge
+from snpcerts.host.memory import Memory, MemoryFile
 from snpcerts.host.sev import SevError
 from snpcerts.host.stock import Stock
 from snpcerts.host.vlek_store import VlekStore
 from snpcerts.kds.errors import KdsNotFoundError, KdsUnavailableError
+
+FIRST = Initialisation("this boot", "1")
 
 
 class FirmwareDevice:
@@ -156,6 +160,7 @@ class Rig:
     config: Config
     now: datetime | None = None
     performer: Performer = system.perform
+    initialisation: Initialisation = FIRST
     events: list[Event] = field(default_factory=list)
 
     @classmethod
@@ -185,17 +190,27 @@ class Rig:
 
     def agent(self) -> Agent:
         """A new agent, as each command makes one."""
-        host = HostFirmware(self.device, self.firmware.product)
+        product = self.firmware.product
+        store = MemoryFile(self.config.memory_path, product, lock_wait=0.2)
+        host = HostFirmware(
+            self.device,
+            product,
+            lambda chip: Memory(store, chip, which=lambda: self.initialisation, clock=self.time),
+        )
         anchors = (anchor_from_certificate(self.server.authority.ark),)
         stock = Stock(
             Judge(host.product, host.hwid, anchors, self._known_crl),
             self.server,
             VlekStore(self.config.vlek_certificates),
-            clock=lambda: self.now or datetime.now(UTC),
+            clock=self.time,
         )
         return Agent(
             self.config, host, stock, listener=self.events.append, performer=self.performer
         )
+
+    def time(self) -> datetime:
+        """What the host's clock says."""
+        return self.now or datetime.now(UTC)
 
     def _known_crl(self, kind: VekKind) -> bytes | None:
         return self.server.known_crl(self.firmware.product, kind is VekKind.VLEK)

@@ -27,6 +27,7 @@ LOWER = (
     "tcb = bytearray(sev.snp_platform_status().reported_tcb); tcb[7] -= 1\n"
     "sev.snp_set_config(SnpConfig(reported_tcb=bytes(tcb)))\n"
 )
+RESET = "sev.snp_set_config(SnpConfig())\n"
 
 
 @dataclass

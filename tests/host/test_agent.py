@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import shutil
 import uuid
 from collections.abc import Callable
 from dataclasses import replace
@@ -301,9 +302,8 @@ def test_masked_keys_leave_the_file_empty(rig: Rig) -> None:
 
 
 def load_vlek(rig: Rig) -> None:
-    stick, leaf = rig.vlek()
-    rig.agent().stock.keep_vlek(rig.reported(), leaf)
-    rig.device.snp_vlek_load(stick)
+    agent = rig.agent()
+    plans.carry_out(agent, plans.load_vlek(agent, *rig.vlek()), allow_empty=False)
 
 
 def test_each_file_follows_its_own_rule_while_a_vlek_is_loaded(rig: Rig) -> None:
@@ -323,10 +323,24 @@ def test_each_file_follows_its_own_rule_while_a_vlek_is_loaded(rig: Rig) -> None
 
 def test_a_vlek_without_its_certificate_leaves_the_file_empty(rig: Rig) -> None:
     vlek = rig.with_file("vlek.bin", kind=VekKind.VLEK)
-    rig.device.snp_vlek_load(rig.vlek()[0])
+    load_vlek(rig)
+    shutil.rmtree(rig.config.vlek_certificates)
+    vlek.unlink()
     done = rig.agent().sync()
     assert "load-vlek" in str(done.problem)
     assert vlek.read_bytes() == EMPTY
+
+
+def test_a_vlek_that_another_program_loaded_is_of_unknown_tcb(rig: Rig) -> None:
+    vlek = rig.with_file("vlek.bin", kind=VekKind.VLEK)
+    stick, leaf = rig.vlek()
+    rig.agent().stock.keep_vlek(rig.reported(), leaf)
+    rig.device.snp_vlek_load(stick)
+    done = rig.agent().sync()
+    assert done.problem is None
+    assert vlek.read_bytes() == EMPTY
+    (wanted,) = (each.wanted for each in rig.agent().look() if each.file.path == str(vlek))
+    assert "was not loaded by 'host load-vlek'" in str(wanted)
 
 
 def test_other_entries_are_carried_and_kept_up(rig: Rig, tmp_path: Path) -> None:

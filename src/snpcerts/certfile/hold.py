@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Hold the certificate file's lock without doing anything with it."""
+"""Hold the certificate file's lock without doing anything with the file."""
 
 from __future__ import annotations
 
@@ -15,12 +15,23 @@ from snpcerts.certfile.holders import holders_of
 from snpcerts.certfile.writer import LockHeldError
 from snpcerts.errors import InputError
 
+_PAUSE = 0.005  # between two tries
+
 
 class Elapsed:
-    """Whole seconds since the lock was had."""
+    """Whole seconds since the lock was had on an open file."""
 
-    def __init__(self) -> None:
+    def __init__(self, status: os.stat_result) -> None:
         self._start = time.monotonic()
+        self._file = (status.st_dev, status.st_ino)
+
+    def is_at(self, path: str) -> bool:
+        """Whether ``path`` still leads to the file that is locked."""
+        try:
+            there = os.stat(path)
+        except OSError:
+            return False
+        return (there.st_dev, there.st_ino) == self._file
 
     def ticks(self, limit: float | None) -> Iterator[int]:
         """Wait for each second to be over and yield its number; end at ``limit`` seconds."""
@@ -47,13 +58,35 @@ def hold(path: str, *, shared: bool) -> Iterator[Elapsed]:
         reason = error.strerror if isinstance(error, OSError) else str(error)
         raise InputError(f"{path}: {reason}") from None
     try:
-        if not stat.S_ISREG(os.fstat(fd).st_mode):
+        status = os.fstat(fd)
+        if not stat.S_ISREG(status.st_mode):
             raise InputError(f"{path}: is not a regular file", hint="name the certificate file")
         try:
             fcntl.fcntl(fd, F_OFD_SETLK, SHARED if shared else EXCLUSIVE)
         except BlockingIOError:
             holders = tuple(str(holder) for holder in holders_of(path))
             raise LockHeldError(path, 0, holders) from None
-        yield Elapsed()
+        yield Elapsed(status)
     finally:
         os.close(fd)
+
+
+@contextmanager
+def hold_in_place(path: str, wait: float) -> Iterator[None]:
+    """Hold the shared lock of the file at ``path``, waited for as long as ``wait`` seconds.
+
+    Unlike a request's, it is held with an empty file too: as long as it is,
+    nobody who follows the protocol changes the firmware's key. Raises
+    :class:`LockHeldError` naming the holders, or :class:`InputError`.
+    """
+    deadline = time.monotonic() + wait
+    while True:
+        try:
+            with hold(path, shared=True) as held:
+                if held.is_at(path):
+                    yield
+                    return
+        except LockHeldError:
+            if time.monotonic() >= deadline:
+                raise
+        time.sleep(_PAUSE)

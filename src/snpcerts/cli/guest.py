@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 
 import click
 
@@ -22,7 +23,13 @@ def command() -> None:
 
 
 @command.command()
-@click.option("-o", "--output", required=True, metavar="FILE", help="Where the report goes.")
+@click.option(
+    "-o",
+    "--output",
+    required=True,
+    metavar="FILE",
+    help="Where the report goes; - is standard output, for 'host prove-key'.",
+)
 @click.option("--table-out", metavar="FILE", help="Where the host's certificate table goes.")
 @click.option(
     "--report-data",
@@ -30,6 +37,13 @@ def command() -> None:
     help="Up to 64 bytes the report is to carry, zeros added. [default: 64 random bytes]",
 )
 @click.option("--vmpl", type=click.IntRange(0, 3), help="The report's VMPL. [default: 0]")
+@click.option(
+    "--key-sel",
+    type=click.Choice(["default", "vcek", "vlek"]),
+    default="default",
+    show_default=True,
+    help="Which key is to sign; the default is the VLEK where one is loaded.",
+)
 @click.option(
     "--via",
     type=click.Choice([_AUTO, "sev-guest", "configfs-tsm"]),
@@ -51,6 +65,7 @@ def report(
     table_out: str | None,
     report_data: str | None,
     vmpl: int | None,
+    key_sel: str,
     via: str,
     device: str,
     tsm: str,
@@ -63,15 +78,22 @@ def report(
     device is asked first where there are both: its errors say more.
     """
     data = os.urandom(_SIZE) if report_data is None else _report_data(report_data)
+    if output == "-" and (as_json or table_out is not None):
+        raise UsageError("-o -: leaves no room for --json, and --table-out needs a file for both")
+    from snpcerts.abi.guest_message import KeySelect
     from snpcerts.guest.attest import Interface, Paths, attest
 
     got = attest(
         data,
         certificates=table_out is not None,
         vmpl=vmpl,
+        key=KeySelect[key_sel.upper()],
         via=None if via == _AUTO else Interface(via),
         paths=Paths(device, tsm),
     )
+    if output == "-":
+        sys.stdout.buffer.write(got.report)
+        return
     certificates = got.certificates
     table = None if certificates is None else certificates.encode()
     entries = 0 if certificates is None else len(certificates)

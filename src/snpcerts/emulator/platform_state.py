@@ -74,6 +74,7 @@ class PlatformState:
     ``config_tcb`` is what SNP_CONFIG set since the last commit, None if nothing.
     ``vcek_tcb`` is what the VCEK was last derived for: the reported TCB, or on
     some firmware after SNP_INIT the running one. No interface shows it.
+    ``initialisations`` counts SNP_INIT, for what a kernel shows of having done it.
 
     Committed <= Current holds component by component, always. Reported <=
     Committed does too, or as one number where the firmware compares so:
@@ -92,6 +93,7 @@ class PlatformState:
     mask_chip_key: bool = False
     vlek: LoadedVlek | None = None
     initialized: bool = True
+    initialisations: int = 0
 
     def __post_init__(self) -> None:
         for name in ("current", "committed", "reported", "vcek_tcb"):
@@ -127,7 +129,12 @@ class PlatformState:
         if self.initialized:
             raise FirmwareError(Status.INVALID_PLATFORM_STATE, "SNP is initialised already")
         running = self.choices.init_derives_running_vcek
-        return replace(self, initialized=True, vcek_tcb=self.current if running else self.reported)
+        return replace(
+            self,
+            initialized=True,
+            vcek_tcb=self.current if running else self.reported,
+            initialisations=self.initialisations + 1,
+        )
 
     def shutdown(self) -> Self:
         """SNP_SHUTDOWN as Linux asks for it: the VLEK is forgotten, a configured TCB is not.

@@ -39,6 +39,7 @@ def write_platform(platform: PspSnapshot) -> dict[str, Any]:
         "mit_supported": platform.mit_supported,
         "firmware": state.choices.name,
         "initialized": state.initialized,
+        "initialisations": state.initialisations,
         "current_tcb": state.current.pack().hex(),
         "committed_tcb": state.committed.pack().hex(),
         "config_tcb": None if state.config_tcb is None else state.config_tcb.pack().hex(),
@@ -94,6 +95,7 @@ def _read(saved: Mapping[str, Any]) -> PspSnapshot:
         choices=choices_of(_checked(saved["firmware"], str)),
         vlek=_vlek(saved["vlek"], tcb_in),
         initialized=flag("initialized"),
+        initialisations=_integers([saved["initialisations"]], 1, 8)[0],
     )
     family, model, stepping = _integers(saved["cpuid"], 3, 1)
     (platform_info,) = _integers([saved["platform_info"]], 1, 8)
@@ -139,6 +141,7 @@ def _from_first_format(saved: Mapping[str, Any]) -> Mapping[str, Any]:
         "vcek_tcb": reported,
         "vlek": None if vlek is None else [reported, vlek],
         "mit_supported": saved["mit_vector"],
+        "initialisations": 0,
     }
 
 

@@ -39,7 +39,7 @@ from snpcerts.emulator.parent import end_with_parent
 from snpcerts.emulator.platform import Platform
 from snpcerts.emulator.sev_device import SevDevice
 from snpcerts.emulator.sev_guest_device import SevGuestDevice
-from snpcerts.emulator.virtual_files import guest_files, host_files
+from snpcerts.emulator.virtual_files import guest_files, host_files, host_inodes
 from snpcerts.errors import InputError, RefusedError, SnpCertsError
 
 log = logging.getLogger(__name__)
@@ -160,6 +160,7 @@ class Server:
                 "/dev/sev": lambda _: _SavedSevDevice(platform.firmware, self._save),
             },
             host_files(platform.firmware),
+            inodes=host_inodes(platform.firmware),
         )
 
     def _guest(self, message: Mapping[str, Any]) -> Door:

@@ -28,6 +28,7 @@ _SEV, _SEV_ES, _SEV_SNP = 1 << 0, 1 << 1, 1 << 2
 _MSRS = "/dev/cpu/0/msr"
 _CPUINFO = "/proc/cpuinfo"
 _MITIGATIONS = "/sys/firmware/sev/vulnerabilities"
+_FIRST_INODE = 1 << 16
 
 
 def host_files(firmware: Firmware) -> dict[str, Callable[[], Content]]:
@@ -58,6 +59,14 @@ def host_files(firmware: Firmware) -> dict[str, Callable[[], Content]]:
         _MSRS: lambda: registers,
         _CPUINFO: lambda: _cpuinfo(Path(_CPUINFO).read_text(errors="replace"), processor),
     }
+
+
+def host_inodes(firmware: Firmware) -> dict[str, Callable[[], int]]:
+    """Numbers of directories: sysfs gives ``kvm_amd``'s another one when it is loaded again.
+
+    Linux initialises SNP when it loads that module and at no other time.
+    """
+    return {"/sys/module/kvm_amd": lambda: _FIRST_INODE + firmware.state.initialisations}
 
 
 def guest_files() -> dict[str, Callable[[], Content]]:

@@ -13,7 +13,8 @@ import os
 from dataclasses import dataclass
 
 from snpcerts.abi.cert_table import CertTable
-from snpcerts.errors import RefusedError
+from snpcerts.abi.guest_message import KeySelect
+from snpcerts.errors import RefusedError, UsageError
 from snpcerts.guest.configfs_tsm import ROOT, ConfigfsTsm
 from snpcerts.guest.sev_guest import DEVICE, NoDeviceError, SevGuest
 
@@ -51,19 +52,24 @@ def attest(
     *,
     certificates: bool,
     vmpl: int | None = None,
+    key: KeySelect = KeySelect.DEFAULT,
     via: Interface | None = None,
     paths: Paths | None = None,
 ) -> Attested:
     """Ask for a report over 64 bytes; ``via`` None takes the interface that there is.
 
-    ``vmpl`` None is 0. Raises what the interface raises, and
-    :class:`RefusedError` when there is none.
+    ``vmpl`` None is 0. A ``key`` can be named on the device alone. Raises what the
+    interface raises, and :class:`RefusedError` when there is none.
     """
     paths = paths or Paths()
+    if key is not KeySelect.DEFAULT:
+        if via is Interface.CONFIGFS_TSM:
+            raise UsageError("configfs-tsm has no way to name the key: use sev-guest")
+        via = Interface.SEV_GUEST
     if via is Interface.CONFIGFS_TSM:
         return _by_configfs(report_data, certificates, vmpl, paths)
     try:
-        return _by_device(report_data, certificates, vmpl, paths)
+        return _by_device(report_data, certificates, vmpl, key, paths)
     except NoDeviceError:
         if via is Interface.SEV_GUEST:
             raise
@@ -76,11 +82,14 @@ def attest(
     return _by_configfs(report_data, certificates, vmpl, paths)
 
 
-def _by_device(data: bytes, certificates: bool, vmpl: int | None, paths: Paths) -> Attested:
+def _by_device(
+    data: bytes, certificates: bool, vmpl: int | None, key: KeySelect, paths: Paths
+) -> Attested:
     with SevGuest(paths.device) as guest:
         if not certificates:
-            return Attested(guest.report(data, vmpl=vmpl or 0), None, Interface.SEV_GUEST)
-        extended = guest.extended_report(data, vmpl=vmpl or 0)
+            report = guest.report(data, vmpl=vmpl or 0, key=key)
+            return Attested(report, None, Interface.SEV_GUEST)
+        extended = guest.extended_report(data, vmpl=vmpl or 0, key=key)
     return Attested(extended.report, extended.certificates(), Interface.SEV_GUEST)
 
 

@@ -100,6 +100,8 @@ class Agent:
             for each in holdings
             if self._harmful(each) and each.data is not None
         }
+        if self.firmware.memory.problem:
+            self.tell(Event(EventKind.FAILED, self.firmware.memory.problem))
         for each in holdings:
             if isinstance(each.wanted, Key) and each.table is not None and each.in_step:
                 with contextlib.suppress(RefusedError):  # expired between the two looks

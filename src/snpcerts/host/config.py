@@ -28,6 +28,7 @@ DEFAULT_PATH: Final = "/etc/snpcerts.toml"
 DEFAULT_FILE: Final = "/var/lib/snpcerts/certs.bin"
 DEFAULT_CACHE: Final = "/var/cache/snpcerts"
 DEFAULT_VLEK: Final = "/var/lib/snpcerts/vlek"
+DEFAULT_MEMORY: Final = "signing-key.json"  # in the directory of the first certificate file
 DEFAULT_INTERVAL: Final = 30.0
 MAX_ENTRIES: Final = 32  # of one file, beyond the certificates
 _SIZE_LIMIT: Final = 1 << 16
@@ -62,14 +63,16 @@ class FileConfig:
     """One certificate file.
 
     ``without_vlek`` says what a VLEK file holds while no VLEK is loaded: the
-    VCEK's certificates, or None for the empty table. ``group`` and ``mode`` are
-    given to the file where they are not None.
+    VCEK's certificates, or None for the empty table. ``masked_vlek_signs``: the
+    operator knows of this firmware that a loaded VLEK signs with MASK_CHIP_KEY
+    in force. ``group`` and ``mode`` are given to the file where they are not None.
     """
 
     path: str
     kind: VekKind = VekKind.VCEK
     key_select: KeySelect = KeySelect.DEFAULT
     without_vlek: VekKind | None = None
+    masked_vlek_signs: bool = False
     strategy: Strategy = Strategy.SWAP
     group: str | None = None
     mode: int | None = None
@@ -87,11 +90,17 @@ class Config:
     offline: bool = False
     anchors: tuple[str, ...] = ()
     vlek_certificates: Path = Path(DEFAULT_VLEK)
+    memory: Path | None = None
     interval: float = DEFAULT_INTERVAL
     lock_wait: float = DEFAULT_LOCK_WAIT
     metrics_file: str | None = None
     metrics_port: int | None = None
     source: str | None = field(default=None, compare=False)  # the file it was read from
+
+    @property
+    def memory_path(self) -> Path:
+        """Where it is kept what is known of the keys: beside the first file unless named."""
+        return self.memory or Path(self.files[0].path).with_name(DEFAULT_MEMORY)
 
 
 def load(path: str) -> Config:
@@ -123,6 +132,7 @@ def parse(text: str, path: str = "configuration") -> Config:
         files=_files(top),
         **_kds(top),
         **_section(top, "vlek", {"certificates": ("vlek_certificates", _absolute_path)}),
+        **_section(top, "memory", {"file": ("memory", _absolute_path)}),
         **_section(top, "watch", {"interval": ("interval", _seconds(1, 86400))}),
         **_section(top, "lock", {"wait": ("lock_wait", _seconds(0.001, 3600))}),
         **_section(
@@ -184,6 +194,9 @@ def _file(table: _Table) -> FileConfig:
         kind=kind,
         key_select=table.take("key_select", _one_of(KeySelect), KeySelect.DEFAULT),
         without_vlek=without,
+        masked_vlek_signs=table.take(
+            "with_mask_chip_key", _choice({"empty": False, "vlek": True}), False
+        ),
         strategy=table.take("strategy", _one_of(Strategy), Strategy.SWAP),
         group=table.take("group", _text, None),
         mode=table.take("mode", _mode, None),
@@ -192,6 +205,8 @@ def _file(table: _Table) -> FileConfig:
     table.done()
     if kind is VekKind.VCEK and "without_vlek" in table.values:
         raise table.error("without_vlek", 'is for files of kind "vlek"')
+    if kind is VekKind.VCEK and "with_mask_chip_key" in table.values:
+        raise table.error("with_mask_chip_key", 'is for files of kind "vlek"')
     return file
 
 

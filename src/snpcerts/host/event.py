@@ -21,6 +21,8 @@ class EventKind(enum.StrEnum):
     FIRMWARE = "firmware"  # a firmware command was given
     FETCHED = "fetched"  # the certificate source was asked; ``result`` says how that went
     UNAVAILABLE = "unavailable"  # a certificate cannot be had now
+    PROVEN = "proven"  # a report showed that the key signs that was believed to
+    CONTRADICTED = "contradicted"  # a report showed that another key signs
     FAILED = "failed"  # something did not work
     CHECKED = "checked"  # every file was looked at
     STARTED = "started"
@@ -34,6 +36,7 @@ class EventKind(enum.StrEnum):
             EventKind.GARBAGE,
             EventKind.LAPSED,
             EventKind.UNAVAILABLE,
+            EventKind.CONTRADICTED,
             EventKind.FAILED,
         )
 

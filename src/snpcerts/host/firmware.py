@@ -7,6 +7,7 @@ TCB is not among it: no host interface shows that one, only reports do.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -14,6 +15,7 @@ from snpcerts.abi import psp
 from snpcerts.abi.product import Product
 from snpcerts.abi.tcb import TcbVersion
 from snpcerts.errors import FormatError, RefusedError
+from snpcerts.host.known import NOTHING_DOUBTED, Known, Proof
 
 
 class Device(Protocol):
@@ -32,7 +34,10 @@ class Device(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """The firmware at one moment. ``initialised`` is SNP's, not SEV's."""
+    """The firmware at one moment. ``initialised`` is SNP's, not SEV's.
+
+    ``known`` is what is remembered of its keys: the firmware does not say it.
+    """
 
     current: TcbVersion
     reported: TcbVersion
@@ -42,6 +47,7 @@ class State:
     initialised: bool
     version: str  # of the firmware: major.minor.build
     guests: int
+    known: Known = NOTHING_DOUBTED
 
     @property
     def config_flags(self) -> int:
@@ -52,14 +58,40 @@ class State:
         )
 
 
+class KeyMemory(Protocol):
+    """What is remembered of the keys; see :class:`snpcerts.host.memory.Memory`."""
+
+    problem: str
+
+    def look(self, read: Callable[[], State]) -> State: ...
+
+    def configure(self, read: Callable[[], State], give: Callable[[], None]) -> None: ...
+
+    def load_vlek(
+        self,
+        read: Callable[[], State],
+        give: Callable[[], None],
+        tcb: TcbVersion,
+        certificate: bytes,
+    ) -> None: ...
+
+    def prove(self, read: Callable[[], State], taken_in: State, proof: Proof) -> None: ...
+
+
 class HostFirmware:
     """The firmware behind an open device, on a processor of ``product``.
 
     ``hwid`` is the chip's ID as certificates carry it: 64 bytes, 8 on Turin.
+    Every command that may change a key goes through ``memory``.
     """
 
-    def __init__(self, device: Device, product: Product) -> None:
-        """Raises :class:`RefusedError` when the chip's ID is not one of that product."""
+    def __init__(
+        self, device: Device, product: Product, memory: Callable[[bytes], KeyMemory]
+    ) -> None:
+        """``memory`` makes it for a chip's ID.
+
+        Raises :class:`RefusedError` when the chip's ID is not one of that product.
+        """
         self.device = device
         self.product = product
         self.hwid = device.hwid()
@@ -69,9 +101,35 @@ class HostFirmware:
                 f"on {product.value} it has {product.hwid_size}",
                 hint="is the product right? --product, or product in the configuration file",
             )
+        self.memory = memory(self.hwid)
 
     def state(self) -> State:
-        """SNP_PLATFORM_STATUS, read.
+        """SNP_PLATFORM_STATUS, read, with what is known of the keys.
+
+        Raises as :meth:`said`.
+        """
+        return self.memory.look(self.said)
+
+    def commit(self) -> None:
+        """SNP_COMMIT."""
+        self.memory.configure(self.said, self.device.snp_commit)
+
+    def set_config(self, config: psp.SnpConfig) -> None:
+        """SNP_SET_CONFIG."""
+        self.memory.configure(self.said, lambda: self.device.snp_set_config(config))
+
+    def load_vlek(self, hashstick: bytes, tcb: TcbVersion, certificate: bytes) -> None:
+        """SNP_VLEK_LOAD of a hashstick for ``tcb``; ``certificate`` (DER) is the VLEK's."""
+        self.memory.load_vlek(
+            self.said, lambda: self.device.snp_vlek_load(hashstick), tcb, certificate
+        )
+
+    def prove(self, taken_in: State, proof: Proof) -> None:
+        """Take in a proof of which key signs."""
+        self.memory.prove(self.said, taken_in, proof)
+
+    def said(self) -> State:
+        """SNP_PLATFORM_STATUS, read: what the firmware itself says.
 
         Raises :class:`~snpcerts.host.sev.SevError`, and :class:`RefusedError`
         for TCBs that are not in the product's layout.

@@ -19,7 +19,10 @@ from snpcerts.endorsement.crl import RevocationList
 from snpcerts.endorsement.vek import VekKind
 from snpcerts.errors import RefusedError
 from snpcerts.host.event import Event, EventKind
+from snpcerts.host.firmware import State
 from snpcerts.host.holding import Holding
+from snpcerts.host.mitigations import mitigations
+from snpcerts.host.status import basis
 
 _TEXT_MODE: Final = 0o644  # for the node exporter
 _BUCKETS: Final = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 100)
@@ -98,6 +101,29 @@ class Metrics:
             ["result"],
             registry=registry,
         )
+        self._basis = prometheus.Gauge(
+            "snpcerts_signing_key_basis",
+            "1 for how it is known which key signs by default: proven, believed or unknown",
+            ["basis"],
+            registry=registry,
+        )
+        self._proven = prometheus.Gauge(
+            "snpcerts_signing_key_proven_timestamp_seconds",
+            "When a report proved which key signs; none where none did",
+            ["key_sel"],
+            registry=registry,
+        )
+        self._contradictions = prometheus.Counter(
+            "snpcerts_signing_key_contradictions",
+            "Reports that showed another key than the firmware's numbers speak for",
+            registry=registry,
+        )
+        self._mitigations = prometheus.Gauge(
+            "snpcerts_mitigation",
+            "1 for each mitigation bit that the firmware supports, or has verified",
+            ["bit", "state"],
+            registry=registry,
+        )
         self._failures = prometheus.Counter(
             "snpcerts_failures", "Things that did not work", registry=registry
         )
@@ -112,6 +138,8 @@ class Metrics:
             self._lapses.inc()
         elif event.kind in (EventKind.FAILED, EventKind.UNAVAILABLE):
             self._failures.inc()
+        elif event.kind is EventKind.CONTRADICTED:
+            self._contradictions.inc()
         elif event.kind is EventKind.FETCHED:
             self._fetches.labels(str(event.fields["result"])).inc()
         for name, histogram in (
@@ -132,6 +160,9 @@ class Metrics:
         """Take in what a look at every file found, the key server's counts, revocation lists."""
         now = datetime.now(UTC).timestamp()
         all_in_step = True
+        holdings = tuple(holdings)
+        if holdings:
+            self._keys(holdings[0].state)
         for each in holdings:
             all_in_step = all_in_step and each.in_step
             self._in_step.labels(each.file.path).set(each.in_step)
@@ -147,6 +178,20 @@ class Metrics:
             self._crl.labels(kind.value).set(found.next_update.timestamp())
         for result, count in kds.items():
             self._kds.labels(result).set(count)
+
+    def _keys(self, state: State) -> None:
+        for name in ("proven", "believed", "unknown"):
+            self._basis.labels(name).set(name == basis(state))
+        self._proven.clear()
+        for proof in state.known.proofs:
+            self._proven.labels(str(int(proof.select))).set(proof.at.timestamp())
+        self._mitigations.clear()
+        found = mitigations()
+        if found is None:
+            return
+        for name, vector in (("supported", found.supported), ("verified", found.verified)):
+            for bit in range(found.supported.bit_length()):
+                self._mitigations.labels(str(bit), name).set(vector >> bit & 1)
 
     def write(self, path: str) -> None:
         """Write all figures to ``path``, at once; :class:`RefusedError` when that fails."""

@@ -3,9 +3,11 @@
 
 Source: SNP ABI (56860): SNP_COMMIT makes Reported and Committed what Current
 is; SNP_SET_CONFIG sets Reported and both masks at once, zero meaning "back to
-Committed"; SNP_VLEK_LOAD takes a hashstick made for exactly the reported TCB;
-a loaded VLEK is dropped when Reported changes (stated for COMMIT, taken to hold
-for SET_CONFIG).
+Committed"; SNP_VLEK_LOAD takes a hashstick made for exactly the reported TCB.
+Sources disagree whether a loaded VLEK survives a change of Reported: AMD's
+document says that COMMIT drops it, AMD's published firmware (1.55.25) keeps it
+through both. Here it is taken to be dropped, since that needs more fetched; a
+kept one leaves its files empty (:mod:`snpcerts.host.remembered`).
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ from snpcerts.host.agent import Agent
 from snpcerts.host.event import Event, EventKind
 from snpcerts.host.firmware import State
 from snpcerts.host.holding import Holding
+from snpcerts.host.known import Known
 from snpcerts.host.ownership import group_of
 from snpcerts.host.section import Section
 from snpcerts.host.stock import UnavailableError
@@ -131,7 +134,7 @@ def carry_out(agent: Agent, plan: Plan, *, allow_empty: bool) -> Changed:
 
     def command() -> None:
         now = agent.firmware.state()
-        if replace(now, guests=0) != replace(plan.before, guests=0):
+        if _bare(now) != _bare(plan.before):
             raise RetryLaterError(
                 f"{plan.command}: not given, the firmware has changed since this was planned",
                 hint="look at 'host status', and plan again",
@@ -141,6 +144,11 @@ def carry_out(agent: Agent, plan: Plan, *, allow_empty: bool) -> Changed:
 
     done = agent.publish([each.holding.file for each in plan.files], command)
     return Changed(done, unfetched)
+
+
+def _bare(state: State) -> State:
+    """What the firmware says, without what is remembered."""
+    return replace(state, guests=0, known=Known())
 
 
 def follow_up(agent: Agent, changed: Changed) -> SnpCertsError | None:
@@ -164,9 +172,7 @@ def commit(agent: Agent) -> Plan:
     notes = [
         "cannot be undone: firmware and microcode below the current TCB are refused from then on"
     ]
-    return _plan(
-        agent, "SNP_COMMIT", holdings, before, after, notes, agent.firmware.device.snp_commit
-    )
+    return _plan(agent, "SNP_COMMIT", holdings, before, after, notes, agent.firmware.commit)
 
 
 def set_config(
@@ -197,6 +203,15 @@ def set_config(
                 f"reported TCB {reported} is above the current one, {before.current}",
                 hint="no component may be above the committed TCB",
             )
+        if reported == before.reported:
+            notes.append("the same TCB is set again: the firmware derives the VCEK anew for it")
+            if before.vlek_loaded:
+                notes.append("a loaded VLEK is for the same TCB, and stays; if not, load it again")
+        notes += (
+            f"{name} was in force until SNP was initialised again, and is not now: "
+            f"--{name.lower().replace('_', '-')} sets it"
+            for name in before.known.lost_masks
+        )
         if not any(stored):
             raise RefusedError("a reported TCB of all zero means reset", hint="say --reset")
     after = replace(
@@ -212,7 +227,7 @@ def set_config(
         before,
         after,
         notes,
-        lambda: agent.firmware.device.snp_set_config(config),
+        lambda: agent.firmware.set_config(config),
     )
 
 
@@ -238,7 +253,7 @@ def load_vlek(agent: Agent, hashstick: bytes, certificate: bytes) -> Plan:
     key = Key(VekKind.VLEK, tcb)
     leaf = to_der(certificate, crl=False, what="VLEK certificate")
     agent.stock.put(key, agent.stock.vlek_table(leaf))
-    after = replace(before, vlek_loaded=True)
+    after = replace(before, vlek_loaded=True, known=replace(before.known, vlek_doubt="", proofs=()))
     notes: list[str] = []
     if before.vlek_loaded:
         notes.append("the VLEK that is loaded now is replaced")
@@ -255,7 +270,7 @@ def load_vlek(agent: Agent, hashstick: bytes, certificate: bytes) -> Plan:
             before,
             after,
             notes,
-            lambda: agent.firmware.device.snp_vlek_load(hashstick),
+            lambda: agent.firmware.load_vlek(hashstick, tcb, leaf),
         ),
         prepare=lambda: agent.stock.keep_vlek(tcb, leaf),
     )
@@ -270,7 +285,8 @@ def _looked(agent: Agent) -> tuple[tuple[Holding, ...], State]:
 
 def _reporting(before: State, reported: TcbVersion) -> State:
     kept = before.vlek_loaded and reported == before.reported
-    return replace(before, reported=reported, vlek_loaded=kept)
+    known = replace(before.known, vcek_doubt="", proofs=())
+    return replace(before, reported=reported, vlek_loaded=kept, known=known)
 
 
 def _plan(
@@ -286,7 +302,11 @@ def _plan(
     keys = dict.fromkeys(each.after for each in files if isinstance(each.after, Key))
     said = list(notes)
     if before.vlek_loaded and not after.vlek_loaded:
-        said.append("the loaded VLEK is dropped: guests' reports are signed with the VCEK again")
+        said.append(
+            "the loaded VLEK is dropped, and guests' reports are signed with the VCEK again; or "
+            "the firmware keeps it (AMD's 1.55.25 does), and VLEK files stay empty until the "
+            "next 'host load-vlek' or 'host prove-key'"
+        )
     if not before.initialised:
         said.append("SNP is not initialised on this host")
     said += _doubts(agent, files)

@@ -7,12 +7,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from snpcerts.abi.cert_table import VCEK_GUID, VLEK_GUID, CertTable
+from snpcerts.abi.guest_message import KeySelect as KeySel
 from snpcerts.endorsement.crl import RevocationList
 from snpcerts.endorsement.vek import EndorsementCert, VekKind
 from snpcerts.errors import FormatError
 from snpcerts.host.firmware import HostFirmware, State
 from snpcerts.host.holding import Holding
+from snpcerts.host.initialisation import Initialisation, initialisation
+from snpcerts.host.known import Proof
 from snpcerts.host.lock_owner import LockOwner, owners_of
+from snpcerts.host.mitigations import Mitigations, mitigations
 from snpcerts.host.wanted import Key, signing_key
 from snpcerts.printable import printable
 
@@ -40,6 +44,8 @@ class HostStatus:
     state: State
     files: tuple[FileStatus, ...]
     lists: Mapping[VekKind, RevocationList] = field(default_factory=dict)
+    initialisation: Initialisation = field(default_factory=initialisation)
+    mitigations: Mitigations | None = field(default_factory=mitigations)
 
     @property
     def in_step(self) -> bool:
@@ -58,6 +64,8 @@ class HostStatus:
             f"  reported TCB   {state.reported}",
             f"  committed TCB  {COMMITTED}",
             f"  signing key    {_signing(state)}",
+            *_known_lines(state),
+            *_mitigation_lines(self.mitigations),
             *self._revocation_lines(),
         ]
         for each in self.files:
@@ -87,6 +95,17 @@ class HostStatus:
             "reported_tcb": state.reported.components(),
             "committed_tcb": None,
             "signing_key": None if key is None else key.value,
+            "signing_key_basis": basis(state),
+            "vcek_doubt": state.known.vcek_doubt or None,
+            "vlek": _vlek_json(state),
+            "proofs": [_proof_json(each) for each in state.known.proofs],
+            "lost_masks": list(state.known.lost_masks),
+            "initialisation": {
+                "boot": self.initialisation.boot or None,
+                "kvm_amd": self.initialisation.module or None,
+                "certain": self.initialisation.certain,
+            },
+            "mitigations": None if self.mitigations is None else self.mitigations.to_json(),
             "vlek_loaded": state.vlek_loaded,
             "mask_chip_id": state.chip_id_masked,
             "mask_chip_key": state.chip_key_masked,
@@ -122,13 +141,85 @@ def leaf_of(table: CertTable | None) -> EndorsementCert | None:
     return None
 
 
+def basis(state: State) -> str:
+    """How it is known which key signs what guests ask for by default.
+
+    ``proven`` by a report, ``believed`` since everything that was seen speaks for
+    it, or ``unknown``.
+    """
+    if state.known.proof(KeySel.DEFAULT) is not None:
+        return "proven"
+    if state.vlek_loaded:
+        unknown = bool(state.known.vlek_doubt) or state.chip_key_masked
+    else:
+        unknown = bool(state.known.vcek_doubt) and not state.chip_key_masked
+    return "unknown" if unknown else "believed"
+
+
 def _signing(state: State) -> str:
+    masked = "; MASK_CHIP_ID is in force" if state.chip_id_masked else ""
+    proof = state.known.proof(KeySel.DEFAULT)
+    if proof is not None:
+        return (
+            f"{proof.kind.name} at {proof.tcb}, proven on {proof.at:%Y-%m-%d %H:%M:%SZ} by a "
+            f"report{masked}"
+        )
     key = signing_key(state)
+    if state.chip_key_masked and state.vlek_loaded:
+        return "the loaded VLEK or none: MASK_CHIP_KEY is in force, and firmware differs there"
     if key is None:
         return "none: MASK_CHIP_KEY is in force, reports are not signed"
-    masked = "; MASK_CHIP_ID is in force" if state.chip_id_masked else ""
-    loaded = " (one is loaded)" if state.vlek_loaded else " (no VLEK is loaded)"
-    return f"{key.name}{loaded}{masked}"
+    if basis(state) == "unknown":
+        return f"a {key.name}, not known which{masked}"
+    loaded = "one is loaded" if state.vlek_loaded else "no VLEK is loaded"
+    return f"{key.name} ({loaded}), believed{masked}"
+
+
+def _known_lines(state: State) -> Iterator[str]:
+    known = state.known
+    if known.vlek_doubt:
+        yield f"  loaded VLEK    of unknown TCB: {known.vlek_doubt}"
+    elif known.vlek is not None:
+        yield f"  loaded VLEK    {known.vlek.tcb}, since {known.vlek.at:%Y-%m-%d %H:%M:%SZ}"
+    if known.vcek_doubt:
+        yield f"  VCEK           of unknown TCB: {known.vcek_doubt}"
+    for each in known.proofs:
+        if each.select is not KeySel.DEFAULT:
+            yield (
+                f"  KEY_SEL {int(each.select)}      {each.kind.name} at {each.tcb}, proven on "
+                f"{each.at:%Y-%m-%d %H:%M:%SZ} by a report"
+            )
+    for name in known.lost_masks:
+        yield f"  lost           {name} was in force until SNP was initialised again"
+
+
+def _mitigation_lines(found: Mitigations | None) -> Iterator[str]:
+    if found is not None:
+        yield f"  mitigations    {found}"
+
+
+def _vlek_json(state: State) -> dict[str, object] | None:
+    known = state.known
+    if not state.vlek_loaded:
+        return None
+    return {
+        "tcb": None if known.vlek is None or known.vlek_doubt else known.vlek.tcb.components(),
+        "loaded_for_tcb": None if known.vlek is None else known.vlek.tcb.components(),
+        "loaded_at": None if known.vlek is None else known.vlek.at.isoformat(),
+        "certificate_sha256": None if known.vlek is None else known.vlek.certificate,
+        "doubt": known.vlek_doubt or None,
+    }
+
+
+def _proof_json(proof: Proof) -> dict[str, object]:
+    return {
+        "key_sel": int(proof.select),
+        "kind": proof.kind.value,
+        "tcb": proof.tcb.components(),
+        "certificate_sha256": proof.certificate,
+        "at": proof.at.isoformat(),
+        "by": "report",
+    }
 
 
 def _file_lines(status: FileStatus) -> list[str]:

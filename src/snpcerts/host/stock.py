@@ -268,6 +268,14 @@ class Stock:
         self._problems.clear()
         return taken
 
+    def table_of(self, key: Key) -> CertTable | None:
+        """The certificates for ``key``, None where they are not at hand. Never fetches."""
+        return self._tables.get(key)
+
+    def kept_vleks(self) -> tuple[TcbVersion, ...]:
+        """The TCBs of which a VLEK certificate is kept; nobody has judged them."""
+        return self._vleks.tcbs(self.judge.product)
+
     def read_extras(self, files: Iterable[FileConfig]) -> tuple[str, ...]:
         """Read the other entries of these files anew; return what is wrong with them.
 

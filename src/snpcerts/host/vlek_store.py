@@ -10,16 +10,19 @@ its TCB is the reported one, and a host has one provider.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
+import re
 import tempfile
 from pathlib import Path
 from typing import Final
 
 from snpcerts.abi.product import Product
 from snpcerts.abi.tcb import TcbVersion
-from snpcerts.errors import RefusedError
+from snpcerts.errors import FormatError, RefusedError
 
 _SIZE_LIMIT: Final = 1 << 16
+_TCBS_LIMIT: Final = 64
 _SHORT = {"bootloader": "bl", "tee": "tee", "snp": "snp", "microcode": "ucode", "fmc": "fmc"}
 
 
@@ -43,6 +46,15 @@ class VlekStore:
             return None
         return data or None
 
+    def tcbs(self, product: Product) -> tuple[TcbVersion, ...]:
+        """The TCBs that a certificate is kept for, by the names of the files; at most 64."""
+        try:
+            names = sorted(path.name for path in self.folder.iterdir())
+        except OSError:
+            return ()
+        found = (_tcb(product, name) for name in names)
+        return tuple(itertools.islice((each for each in found if each is not None), _TCBS_LIMIT))
+
     def keep(self, product: Product, tcb: TcbVersion, der: bytes) -> None:
         """Keep a certificate, all of it or nothing; :class:`RefusedError` when it cannot be."""
         path = self.path(product, tcb)
@@ -62,3 +74,15 @@ class VlekStore:
             raise RefusedError(
                 f"{path}: cannot keep the VLEK certificate: {error.strerror}"
             ) from None
+
+
+def _tcb(product: Product, name: str) -> TcbVersion | None:
+    match = re.fullmatch(rf"{product.value.lower()}_((?:[a-z]+[0-9]{{1,3}}_)+)vlek\.der", name)
+    if match is None:
+        return None
+    long = {short: component for component, short in _SHORT.items()}
+    parts = re.findall(r"([a-z]+)([0-9]+)", match[1])
+    try:
+        return TcbVersion(**{long[short]: int(value) for short, value in parts})
+    except (KeyError, TypeError, FormatError):
+        return None

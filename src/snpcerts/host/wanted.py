@@ -2,18 +2,22 @@
 """Which key's certificates belong in a certificate file, given what the firmware is.
 
 Source: SNP ABI (56860), SNP_GUEST_REQUEST and MSG_REPORT_REQ: KEY_SEL 0 means
-the VLEK where one is loaded and the VCEK where none is; with MASK_CHIP_KEY
-reports are not signed at all.
+the VLEK where one is loaded and the VCEK where none is. With MASK_CHIP_KEY no
+report is signed with the VCEK; whether one is with a loaded VLEK differs: AMD's
+published firmware (1.55.25) goes on signing with it, others are said not to.
+What a report has proven goes before everything that is concluded here.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+from snpcerts.abi.guest_message import KeySelect as KeySel
 from snpcerts.abi.tcb import TcbVersion
 from snpcerts.endorsement.vek import VekKind
 from snpcerts.host.config import FileConfig, KeySelect
 from snpcerts.host.firmware import State
+from snpcerts.host.known import Proof
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,20 +44,63 @@ class NoKey:
 Wanted = Key | NoKey
 
 
+def key_sel(file: FileConfig) -> KeySel:
+    """What the guests of ``file`` ask for."""
+    if file.key_select is KeySelect.DEFAULT:
+        return KeySel.DEFAULT
+    return KeySel.VLEK if file.kind is VekKind.VLEK else KeySel.VCEK
+
+
 def wanted(state: State, file: FileConfig) -> Wanted:
     """What ``file`` must hold while the firmware is in ``state``."""
+    proof = state.known.proof(key_sel(file))
+    if proof is not None:
+        return _proven(state, file, proof)
+    if file.kind is VekKind.VLEK and state.vlek_loaded:
+        return _loaded_vlek(state, file)
     if state.chip_key_masked:
-        return NoKey("MASK_CHIP_KEY is in force: reports are not signed")
-    if file.kind is VekKind.VLEK:
-        if state.vlek_loaded:
-            return Key(VekKind.VLEK, state.reported)
-        if file.without_vlek is None:
-            return NoKey("no VLEK is loaded")
-    elif state.vlek_loaded and file.key_select is KeySelect.DEFAULT:
-        return NoKey("a VLEK is loaded, and signs what guests ask for by default")
+        return NoKey("MASK_CHIP_KEY is in force: the VCEK does not sign reports")
+    if file.kind is VekKind.VLEK and file.without_vlek is None:
+        return _NO_VLEK
+    if state.vlek_loaded and file.key_select is KeySelect.DEFAULT:
+        return _VLEK_SIGNS
     if state.chip_id_masked:
-        return NoKey("MASK_CHIP_ID is in force: no report can be tied to the VCEK's chip")
+        return _UNTIED
+    if state.known.vcek_doubt:
+        return NoKey(f"which VCEK signs is not known: {state.known.vcek_doubt}")
     return Key(VekKind.VCEK, state.reported)
+
+
+_NO_VLEK = NoKey("no VLEK is loaded")
+_VLEK_SIGNS = NoKey("a VLEK is loaded, and signs what guests ask for by default")
+_UNTIED = NoKey("MASK_CHIP_ID is in force: no report can be tied to the VCEK's chip")
+
+
+def _loaded_vlek(state: State, file: FileConfig) -> Wanted:
+    if state.chip_key_masked and not file.masked_vlek_signs:
+        return NoKey(
+            "MASK_CHIP_KEY is in force with a VLEK loaded: whether that signs depends on the "
+            "firmware; 'host prove-key' settles it, or with_mask_chip_key in the configuration"
+        )
+    if state.known.vlek_doubt:
+        return NoKey(f"for which TCB the loaded VLEK is, is not known: {state.known.vlek_doubt}")
+    return Key(VekKind.VLEK, state.reported)
+
+
+def _proven(state: State, file: FileConfig, proof: Proof) -> Wanted:
+    if proof.kind is VekKind.VLEK and file.kind is VekKind.VCEK:
+        return _VLEK_SIGNS
+    if proof.kind is VekKind.VCEK and file.kind is VekKind.VLEK and file.without_vlek is None:
+        return _NO_VLEK
+    if proof.kind is VekKind.VCEK and state.chip_id_masked:
+        return _UNTIED
+    key = Key(proof.kind, proof.tcb)
+    if proof.tcb != state.reported:
+        return NoKey(
+            f"it is proven that the {key} signs, and reports say TCB {state.reported}: "
+            "no certificate matches both"
+        )
+    return key
 
 
 def signing_key(state: State) -> VekKind | None:

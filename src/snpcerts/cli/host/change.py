@@ -89,8 +89,8 @@ def _outcome(plan: Plan, changed: Changed, problem: SnpCertsError | None) -> dic
 def commit(agent: Agent) -> Plan:
     """Commit the running firmware (SNP_COMMIT): the reported TCB becomes the current one.
 
-    Cannot be undone. The signing key changes where the two differed, and a
-    loaded VLEK is then dropped.
+    Cannot be undone. The signing key changes where the two differed; a loaded
+    VLEK is then dropped, or on some firmware kept as it was.
     """
     from snpcerts.host import plan
 
@@ -105,6 +105,11 @@ def commit(agent: Agent) -> Plan:
 )
 @click.option("--reset", is_flag=True, help="Report the committed TCB again.")
 @click.option(
+    "--again",
+    is_flag=True,
+    help="Set what is set now, so that the firmware derives the VCEK anew for it.",
+)
+@click.option(
     "--mask-chip-id/--no-mask-chip-id", default=None, help="Leave CHIP_ID out of reports."
 )
 @click.option("--mask-chip-key/--no-mask-chip-key", default=None, help="Do not sign reports.")
@@ -113,20 +118,31 @@ def set_config(
     agent: Agent,
     reported_tcb: str | None,
     reset: bool,
+    again: bool,
     mask_chip_id: bool | None,
     mask_chip_key: bool | None,
 ) -> Plan:
     """Set the reported TCB and the masks (SNP_SET_CONFIG).
 
     What is not named stays as it is. The signing key changes with the reported
-    TCB, and a loaded VLEK is dropped.
+    TCB; a loaded VLEK is dropped then, or on some firmware kept as it was, and
+    VLEK files are empty until the next load-vlek or prove-key.
+
+    --again is for after SNP was initialised again (kvm_amd loaded again) with the
+    reported TCB below the running one: some firmware signs with the VCEK of the
+    running TCB then, until the configuration is set once more.
     """
     from snpcerts.host import plan
 
     if reset and reported_tcb is not None:
         raise UsageError("--reset and --reported-tcb exclude each other")
-    if not reset and reported_tcb is None and mask_chip_id is None and mask_chip_key is None:
-        raise UsageError("what is to be set?", hint="give --reported-tcb, --reset or a mask")
+    if again and (reset or reported_tcb is not None):
+        raise UsageError("--again sets the TCB that is reported now: no other can be named")
+    masks = mask_chip_id is not None or mask_chip_key is not None
+    if not reset and not again and reported_tcb is None and not masks:
+        raise UsageError(
+            "what is to be set?", hint="give --reported-tcb, --reset, --again or a mask"
+        )
     components = {} if reported_tcb is None else _components(reported_tcb)
 
     def tcb(now: TcbVersion) -> TcbVersion:

@@ -141,6 +141,8 @@ class Host:
             same = [file for file in config.files if file.path == chosen["file"]]
             file = same[0] if same and chosen["kind"] is None else FileConfig(chosen["file"], kind)
             changes["files"] = (file,)
+            if path is not None:
+                changes["memory"] = config.memory_path  # the host's, whichever file is named
         if chosen["kds"] is not None:
             changes["kds_url"] = chosen["kds"]
         if chosen["offline"]:
@@ -161,12 +163,15 @@ class Host:
     def firmware(self, config: Config) -> HostFirmware:
         """The open ``/dev/sev``."""
         from snpcerts.host.firmware import HostFirmware
+        from snpcerts.host.memory import Memory, MemoryFile
         from snpcerts.host.processor import product_of_host
         from snpcerts.host.sev import Sev
 
         if self._device is None:
             self._device = self._stack.enter_context(Sev())
-        return HostFirmware(self._device, config.product or product_of_host())
+        product = config.product or product_of_host()
+        store = MemoryFile(config.memory_path, product, lock_wait=config.lock_wait)
+        return HostFirmware(self._device, product, lambda chip: Memory(store, chip))
 
     def agent(self, listener: Listener, *, progress: bool = True, force: bool = False) -> Agent:
         """The agent; reads the configuration."""

@@ -72,12 +72,16 @@ class Kind(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class Match:
-    """A path of ours. ``real`` tells whether the machine itself has something there."""
+    """A path of ours. ``real`` tells whether the machine itself has something there.
+
+    ``inode`` is its number where the door gives one of its own.
+    """
 
     kind: Kind
     path: bytes
     real: bool = False
     key: Key | None = None
+    inode: int | None = None
 
     @property
     def is_barred(self) -> bool:
@@ -98,6 +102,9 @@ class Door:
     readlink) find what an open would find. Where the machine itself has, for
     this user, every path of ours and no device but ours, none is trapped.
 
+    ``inodes`` gives directories above ours an inode number of their own at each
+    look: sysfs has another one for a module that was loaded again.
+
     ``watch`` is told of the calls on open files that it wants to know of.
     """
 
@@ -108,16 +115,19 @@ class Door:
         *,
         look: bool = True,
         watch: Watch | None = None,
+        inodes: Mapping[str, Callable[[], int]] | None = None,
     ) -> None:
         self.watch = watch
         self.devices = {os.fsencode(path): opener for path, opener in devices.items()}
         self.files = {os.fsencode(path): content for path, content in (files or {}).items()}
+        self._inodes = {os.fsencode(path): number for path, number in (inodes or {}).items()}
         ours = {*self.devices, *self.files}
         for path in ours:
             if not path.startswith(b"/") or os.path.normpath(path) != path:
                 raise ValueError(f"{os.fsdecode(path)!r}: a door's paths are absolute and plain")
         self.look = look and not (
-            all(os.access(path, os.R_OK | os.W_OK) for path in self.devices)
+            not self._inodes
+            and all(os.access(path, os.R_OK | os.W_OK) for path in self.devices)
             and all(os.access(path, os.R_OK) for path in self.files)
             and not any(os.path.exists(path) for path in GUARDED if path not in ours)
         )
@@ -127,12 +137,12 @@ class Door:
         self._directory_names = {os.path.basename(path) for path in self._directories}
         self._rdevs = {KVM_RDEV: b"/dev/kvm"}
         self._real_files: dict[Key, bytes] = {}
-        for path in self._guarded | ours:
+        for path in self._guarded | ours | self._inodes.keys():
             try:
                 status = os.stat(path)
             except OSError:
                 continue
-            if path in self.files:
+            if path in self.files or path in self._inodes:
                 self._real_files[status.st_dev, status.st_ino] = path
             elif stat.S_ISCHR(status.st_mode):
                 self._rdevs[status.st_rdev] = path
@@ -196,12 +206,18 @@ class Door:
             return match
         real = status is not None
         if found in self._directories:
-            return None if real else Match(Kind.DIRECTORY, found)
+            return None if real else self._directory(found, real=False)
         if path.endswith(b"/") or (status is not None and stat.S_ISLNK(status.st_mode)):
             return None
         return self._by_name(found, real)
 
+    def _directory(self, path: bytes, *, real: bool) -> Match:
+        number = self._inodes.get(path)
+        return Match(Kind.DIRECTORY, path, real, inode=None if number is None else number())
+
     def _by_name(self, path: bytes, real: bool) -> Match | None:
+        if path in self._inodes:
+            return self._directory(path, real=real)
         if path in self.devices:
             return Match(Kind.DEVICE, path, real)
         if path in self.files:

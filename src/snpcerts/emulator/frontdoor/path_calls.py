@@ -135,6 +135,7 @@ class PathCalls:
             )
         # Of what is there the kernel says all but who may open it: here, everyone.
         known = match is not None and match.real and not match.is_barred and call not in _ACCESS
+        known = known and match is not None and match.inode is None
         if match is None or match.kind is Kind.OPEN or known:
             seccomp.proceed(listener, notification.id)
             return

@@ -45,7 +45,9 @@ def _device_number(match: Match) -> int:
 
 
 def _inode(match: Match) -> int:
-    """A number of its own for each path, the same every time."""
+    """A number of its own for each path, the same every time unless the door gives one."""
+    if match.inode is not None:
+        return match.inode
     number = 0
     for byte in match.path:
         number = (number * 257 + byte) % ((1 << 31) - 1)

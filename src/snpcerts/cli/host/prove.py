@@ -1,0 +1,145 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``snpcerts host prove-key``: have a guest show which key signs."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import selectors
+import signal
+import subprocess
+import time
+from typing import TYPE_CHECKING
+
+import click
+
+from snpcerts.cli.host.chosen import Host, with_host
+from snpcerts.cli.host.said import listener_of, nothing
+from snpcerts.errors import RefusedError, RetryLaterError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from snpcerts.abi.guest_message import KeySelect
+
+_SIZE_LIMIT = 1 << 16
+
+
+@click.command(
+    "prove-key",
+    short_help="Have a guest show which key signs.",
+    context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False},
+)
+@with_host
+@click.option(
+    "--timeout",
+    type=click.FloatRange(0.1, 600),
+    default=60.0,
+    show_default=True,
+    metavar="S",
+    help="Seconds COMMAND may take; updates of the files wait that long.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@click.argument("command", nargs=-1, required=True)
+def prove_key(host: Host, timeout: float, as_json: bool, command: tuple[str, ...]) -> None:
+    """Find out by a report which key signs, remember it, and bring the files in step.
+
+    COMMAND has a guest of this host make a report and writes its 1184 bytes to
+    standard output. In its words {report_data} stands for the 64 bytes it must
+    carry, in hexadecimal, and {key_sel} for what --key-sel takes; they are in the
+    environment too, as SNPCERTS_REPORT_DATA and SNPCERTS_KEY_SEL:
+
+    \b
+    snpcerts host prove-key -- ssh guest \\
+        snpcerts guest report -o - --report-data {report_data} --key-sel {key_sel}
+
+    The shared lock of the first certificate file (or of --file) is held
+    meanwhile, and it is that file's key that is proven.
+
+    Exit codes: 0 proven and in step, 1 contradicted or no proof, 3 try again.
+    """
+    from snpcerts.host.proof import NONCE_SIZE, prove
+
+    agent = host.agent(nothing if as_json else listener_of("text"))
+    file = agent.config.files[0]
+
+    def ask(nonce: bytes, select: KeySelect) -> bytes:
+        return _run(command, nonce.hex(), select.name.lower(), timeout)
+
+    done = prove(agent, file, ask, nonce=os.urandom(NONCE_SIZE))
+    problem = done.synced.problem
+    if as_json:
+        click.echo(
+            json.dumps(
+                {
+                    "key": {
+                        "kind": done.proof.kind.value,
+                        "tcb": done.proof.tcb.components(),
+                        "certificate_sha256": done.proof.certificate,
+                    },
+                    "key_sel": int(done.proof.select),
+                    "at": done.proof.at.isoformat(),
+                    "contradicts": done.contradicts,
+                    "in_step": problem is None,
+                    "problem": None if problem is None else problem.message,
+                }
+            )
+        )
+    if problem is not None:
+        raise problem
+    if done.contradicts:
+        click.get_current_context().exit(1)
+
+
+def _run(command: Sequence[str], report_data: str, key_sel: str, timeout: float) -> bytes:
+    """Run the hand-over and return what it wrote; nothing of it is left running."""
+    words = [
+        word.replace("{report_data}", report_data).replace("{key_sel}", key_sel) for word in command
+    ]
+    try:
+        process = subprocess.Popen(
+            words,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            env=os.environ | {"SNPCERTS_REPORT_DATA": report_data, "SNPCERTS_KEY_SEL": key_sel},
+            start_new_session=True,
+        )
+    except OSError as error:
+        raise RefusedError(f"{words[0]}: cannot be run: {error.strerror}") from None
+    try:
+        data = _output(process, time.monotonic() + timeout)
+        code = None if data is None else process.wait(1.0)
+    except subprocess.TimeoutExpired:
+        code = None
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        if process.stdout is not None:
+            process.stdout.close()
+    if data is None or code is None:
+        raise RetryLaterError(
+            f"{words[0]}: was not done within {timeout:g} s", hint="--timeout gives it more"
+        )
+    if code != 0:
+        raise RefusedError(f"{words[0]}: ended with exit code {code}, nothing is proven")
+    return data
+
+
+def _output(process: subprocess.Popen[bytes], deadline: float) -> bytes | None:
+    """All that it writes, at most ``_SIZE_LIMIT`` bytes; None when the time is over first."""
+    if process.stdout is None:
+        return b""
+    fd, data = process.stdout.fileno(), b""
+    with selectors.DefaultSelector() as selector:
+        selector.register(fd, selectors.EVENT_READ)
+        while len(data) <= _SIZE_LIMIT:
+            left = deadline - time.monotonic()
+            if left <= 0 or not selector.select(left):
+                return None
+            part = os.read(fd, 4096)
+            if not part:
+                break
+            data += part
+    return data

@@ -1,0 +1,63 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which initialisation of SNP this is: one that follows changes keys without a trace in /dev/sev.
+
+Linux shuts SNP down when ``kvm_amd`` is unloaded and initialises it when that
+is loaded (7.3: ``svm/sev.c``, ``sev-dev.c``), and every boot begins anew. What
+tells them apart:
+
+* ``/proc/sys/kernel/random/boot_id``, made anew at each boot, kexec included:
+  certain;
+* the inode number of ``/sys/module/kvm_amd``. sysfs numbers a directory when
+  the module is loaded and does not give a number again within a boot (kernfs
+  counts in 64 bits): certain where it can be seen. A ``kvm_amd`` that is built
+  in has the directory too, and cannot be unloaded.
+
+Where the directory cannot be seen (a container without /sys) a re-initialisation
+within a boot goes unnoticed, and nothing may be concluded from there having
+been none.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Final
+
+BOOT_ID: Final = "/proc/sys/kernel/random/boot_id"
+MODULE: Final = "/sys/module/kvm_amd"
+_LIMIT: Final = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Initialisation:
+    """One run of SNP, from its initialisation on. Empty where the kernel does not show it."""
+
+    boot: str
+    module: str
+
+    @property
+    def certain(self) -> bool:
+        """Whether a following one is told apart from this one for certain."""
+        return bool(self.boot and self.module)
+
+    def told_by(self, after: Initialisation) -> str:
+        """By what ``after`` is another than this one; empty where it seems to be the same."""
+        if self.boot != after.boot:
+            return f"the host was booted again ({BOOT_ID})"
+        if self.module != after.module:
+            return f"kvm_amd was loaded again ({MODULE} is another directory)"
+        return ""
+
+
+def initialisation(boot_id: str = BOOT_ID, module: str = MODULE) -> Initialisation:
+    """The one that is now, as far as this process can see."""
+    try:
+        with open(boot_id, encoding="ascii", errors="replace") as file:
+            boot = file.read(_LIMIT).strip()
+    except OSError:
+        boot = ""
+    try:
+        directory = str(os.stat(module).st_ino)
+    except OSError:
+        directory = ""
+    return Initialisation(boot, directory)

@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is known of the signing keys beyond what ``/dev/sev`` says.
+
+The device says that a VLEK is loaded, not for which TCB; and which TCB is
+reported, not which one the VCEK was derived for. On some firmware the two
+differ: AMD's published firmware (Genoa, 1.55.25) keeps a VLEK through
+SNP_COMMIT and SNP_SET_CONFIG, and derives the VCEK from the running TCB when
+SNP is initialised, whatever is reported. So a doubt, in words, stands where the
+numbers alone do not tell, and a proof where a report has settled it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from datetime import datetime
+
+from snpcerts.abi.guest_message import KeySelect
+from snpcerts.abi.tcb import TcbVersion
+from snpcerts.endorsement.vek import VekKind
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedVlek:
+    """The VLEK that ``host load-vlek`` loaded: its TCB, and the SHA-256 of its certificate."""
+
+    tcb: TcbVersion
+    certificate: str
+    at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Proof:
+    """A report over a nonce of ours, asked for with ``select``, was signed with this key.
+
+    ``tcb`` and ``certificate`` (SHA-256, DER) are of the certificate that
+    verified it, whatever TCB the report says.
+    """
+
+    select: KeySelect
+    kind: VekKind
+    tcb: TcbVersion
+    certificate: str
+    at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What is remembered of the keys, and what is not certain of them.
+
+    A doubt that is empty is none. ``lost_masks`` are those that were in force
+    until SNP was initialised again, and are not any more.
+    """
+
+    vlek: LoadedVlek | None = None
+    vlek_doubt: str = ""
+    vcek_doubt: str = ""
+    proofs: tuple[Proof, ...] = ()
+    lost_masks: tuple[str, ...] = ()
+
+    def proof(self, select: KeySelect) -> Proof | None:
+        """What was proven for reports asked for with ``select``."""
+        return next((each for each in self.proofs if each.select is select), None)
+
+    def proven(self, proof: Proof) -> Known:
+        """With one more proof, which takes the place of an older one."""
+        others = tuple(each for each in self.proofs if each.select is not proof.select)
+        return replace(self, proofs=(*others, proof))
+
+
+NOTHING_DOUBTED = Known()

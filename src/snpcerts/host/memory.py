@@ -1,0 +1,424 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the agent remembers of the signing keys from one command to the next, on disk.
+
+One file for each host, written whole or not at all, and a lock beside it under
+which the firmware is asked, so that two agents cannot write down a state that
+the other has left behind already. The lock is taken after those of certificate
+files and never before them. What cannot be used (missing, torn, of another
+chip, written by a later version) counts as nothing remembered; what cannot be
+written counts as forgotten: files are then empty rather than wrong, and the next
+look writes a new one. Its times decide nothing, since a host's clock may jump:
+the boot and the load of kvm_amd that it names do.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+from snpcerts.abi.guest_message import KeySelect
+from snpcerts.abi.lock import EXCLUSIVE, F_OFD_SETLK
+from snpcerts.abi.product import Product
+from snpcerts.abi.tcb import TcbVersion
+from snpcerts.endorsement.vek import VekKind
+from snpcerts.errors import RefusedError, RetryLaterError, SnpCertsError
+from snpcerts.host import remembered
+from snpcerts.host.firmware import State
+from snpcerts.host.initialisation import Initialisation, initialisation
+from snpcerts.host.known import Known, LoadedVlek, Proof
+from snpcerts.host.remembered import Remembered
+from snpcerts.host.sev import SevError
+
+VERSION: Final = 1
+SIZE_LIMIT: Final = 1 << 16
+LOCK_WAIT: Final = 5.0
+_PAUSE: Final = 0.005
+
+Read = Callable[[], State]
+
+
+class UnusableError(RefusedError):
+    """What is remembered cannot be used, or nothing is."""
+
+    code = "memory"
+
+
+class Store(Protocol):
+    """Where it is kept."""
+
+    def locked(self) -> AbstractContextManager[object]:
+        """Keep others from reading and writing; :class:`SnpCertsError` when that cannot be."""
+        ...
+
+    def load(self) -> Remembered:
+        """What was saved last; :class:`UnusableError` with the reason when there is nothing."""
+        ...
+
+    def save(self, what: Remembered) -> None:
+        """Keep it, on disk when this returns; :class:`SnpCertsError` when that cannot be."""
+        ...
+
+
+class Memory:
+    """What is known of one host's keys, brought up to date whenever the firmware is asked.
+
+    ``problem`` is what keeps it from being written down, empty when nothing does.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        chip: bytes,
+        *,
+        which: Callable[[], Initialisation] = initialisation,
+        clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> None:
+        self._store = store
+        self._chip = chip.hex()
+        self._which = which
+        self._clock = clock
+        self._depth = 0
+        self.problem = ""
+
+    def look(self, read: Read) -> State:
+        """Ask the firmware, and add what is known of its keys."""
+        try:
+            with self._locked():
+                now = self._seen(read)
+                try:
+                    return self._keep(now)
+                except SnpCertsError as error:
+                    return self._forgotten(read, error)
+        except _LockError as error:
+            return self._forgotten(read, error.why)
+
+    def configure(self, read: Read, give: Callable[[], None]) -> None:
+        """Give SNP_SET_CONFIG or SNP_COMMIT, and write down what that means."""
+        with self._for_a_command():
+            self._keep(self._seen(read))
+            give()
+            self._keep(remembered.configured(self._seen(read)))
+
+    def load_vlek(
+        self, read: Read, give: Callable[[], None], tcb: TcbVersion, certificate: bytes
+    ) -> None:
+        """Give SNP_VLEK_LOAD for ``tcb``, whose certificate (DER) that is; write it down.
+
+        A VLEK that is there already is forgotten before: cut off in between,
+        which of the two is loaded is not known.
+        """
+        with self._for_a_command():
+            before = self._seen(read)
+            self._keep(before)
+            self._keep(remembered.loading(before))
+            try:
+                give()
+            except SevError as error:
+                if error.status is not None:  # the firmware said no: what was there still is
+                    self._keep(before)
+                raise
+            vlek = LoadedVlek(tcb, _digest(certificate), self._clock())
+            self._keep(remembered.loaded(self._seen(read), vlek))
+
+    def prove(self, read: Read, taken_in: State, proof: Proof) -> None:
+        """Write down a proof that was taken in the state ``taken_in``.
+
+        Raises :class:`RetryLaterError` when the firmware is in another state now.
+        """
+        with self._for_a_command():
+            now = self._seen(read)
+            if not self._which().certain:
+                raise RefusedError(
+                    "a proof cannot be kept: whether SNP is initialised again cannot be seen here",
+                    hint="run this where /sys/module/kvm_amd and the boot ID can be read",
+                )
+            if _bare(now.state) != _bare(taken_in):
+                raise RetryLaterError(
+                    "the firmware has changed while the report was asked for",
+                    hint="run the command again",
+                )
+            self._keep(remembered.proven(now, proof))
+
+    def _seen(self, read: Read) -> Remembered:
+        why = ""
+        try:
+            before: Remembered | None = self._store.load()
+        except UnusableError as error:
+            before, why = None, error.message
+        # The initialisation first: one that comes between is noticed the next time.
+        which = self._which()
+        now = read()
+        if not why:
+            return remembered.looked(before, now, self._chip, which)
+        return remembered.looked(None, now, self._chip, which, why_nothing=why)
+
+    def _keep(self, what: Remembered) -> State:
+        try:
+            kept: Remembered | None = self._store.load()
+        except UnusableError:
+            kept = None
+        if kept != what:
+            self._store.save(what)
+        self.problem = ""
+        return what.state
+
+    def _forgotten(self, read: Read, error: SnpCertsError) -> State:
+        """Others will not know what is seen here, so it counts as never seen."""
+        self.problem = str(error)
+        now = remembered.looked(
+            None, read(), self._chip, self._which(), why_nothing=f"{error.message}"
+        )
+        return now.state
+
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[None]:
+        """The store's lock, once however often it is asked for within itself."""
+        with contextlib.ExitStack() as stack:
+            if not self._depth:
+                try:
+                    stack.enter_context(self._store.locked())
+                except SnpCertsError as error:
+                    raise _LockError(error) from None
+            self._depth += 1
+            try:
+                yield
+            finally:
+                self._depth -= 1
+
+    @contextlib.contextmanager
+    def _for_a_command(self) -> Iterator[None]:
+        try:
+            with self._locked():
+                yield
+        except _LockError as error:
+            raise error.why from None
+
+
+class _LockError(Exception):
+    def __init__(self, why: SnpCertsError) -> None:
+        super().__init__(str(why))
+        self.why = why
+
+
+class MemoryFile:
+    """The store that is used: a JSON file of root's, and a lock file beside it."""
+
+    def __init__(
+        self,
+        path: Path,
+        product: Product,
+        *,
+        lock_wait: float = LOCK_WAIT,
+    ) -> None:
+        self.path = path
+        self._product = product
+        self._lock_wait = lock_wait
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """An exclusive lock on the file beside it, waited for as long as ``lock_wait``."""
+        path = self.path.with_name(f".{self.path.name}.lock")
+        try:
+            self.path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        except OSError as error:
+            raise _unwritable(path, error) from None
+        try:
+            self._wait_for(fd, path)
+            yield
+        finally:
+            os.close(fd)
+
+    def _wait_for(self, fd: int, path: Path) -> None:
+        deadline = time.monotonic() + self._lock_wait
+        while True:
+            try:
+                fcntl.fcntl(fd, F_OFD_SETLK, EXCLUSIVE)
+            except BlockingIOError:
+                if time.monotonic() >= deadline:
+                    raise RetryLaterError(
+                        f"{path}: the lock was not had within {self._lock_wait:g} s",
+                        hint="another agent waits for the firmware; try again",
+                    ) from None
+                time.sleep(_PAUSE)
+            except OSError as error:
+                raise _unwritable(path, error) from None
+            else:
+                return
+
+    def load(self) -> Remembered:
+        """Read it; whatever is wrong with it, nothing of it is used."""
+        try:
+            fd = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW)
+            with os.fdopen(fd, "rb") as file:
+                data = file.read(SIZE_LIMIT + 1) or b""
+        except FileNotFoundError:
+            raise UnusableError("nothing is remembered of this host") from None
+        except OSError as error:
+            raise UnusableError(f"{self.path}: {error.strerror}") from None
+        try:
+            return _decode(data, self._product)
+        except _DamagedError as error:
+            raise UnusableError(f"{self.path}: {error}") from None
+
+    def save(self, what: Remembered) -> None:
+        """Replace it by one rename, synced."""
+        temporary = ""
+        try:
+            fd, temporary = tempfile.mkstemp(prefix=f".{self.path.name}-", dir=self.path.parent)
+            with os.fdopen(fd, "wb") as file:
+                file.write(_encode(what))
+                file.flush()
+                os.fsync(fd)
+            os.replace(temporary, self.path)
+            temporary = ""
+            _sync_directory(self.path.parent)
+        except OSError as error:
+            raise _unwritable(self.path, error) from None
+        finally:
+            if temporary:
+                with contextlib.suppress(OSError):
+                    os.unlink(temporary)
+
+
+def _sync_directory(folder: Path) -> None:
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _unwritable(path: Path, error: OSError) -> RefusedError:
+    return RefusedError(
+        f"{path}: cannot write down what is known of the keys: {error.strerror}",
+        hint="run this as root, and look at free space and mount options",
+    )
+
+
+def _digest(certificate: bytes) -> str:
+    return hashlib.sha256(certificate).hexdigest()
+
+
+def _bare(state: State) -> State:
+    return replace(state, guests=0, known=Known())
+
+
+# The file: a JSON object whose "sha256" is the digest of the others, in the order they stand.
+
+
+class _DamagedError(Exception):
+    pass
+
+
+def _encode(what: Remembered) -> bytes:
+    body = {"version": VERSION, **_body(what)}
+    return json.dumps(body | {"sha256": _sum(body)}, indent=1).encode() + b"\n"
+
+
+def _sum(body: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+
+
+def _decode(data: bytes, product: Product) -> Remembered:
+    try:
+        if len(data) > SIZE_LIMIT:
+            raise _DamagedError(f"has more than {SIZE_LIMIT} bytes")
+        body = json.loads(data)
+        digest = body.pop("sha256")
+        if body.get("version") != VERSION:
+            raise _DamagedError("was written by another version of snpcerts")
+        if digest != _sum(body):
+            raise _DamagedError("is torn or was changed by hand")
+        return _remembered(body, product)
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError, SnpCertsError):
+        raise _DamagedError("is torn or was changed by hand") from None
+
+
+def _body(what: Remembered) -> dict[str, Any]:
+    state, known = what.state, what.state.known
+    vlek = known.vlek
+    return {
+        "chip": what.chip,
+        "boot": what.initialisation.boot,
+        "module": what.initialisation.module,
+        "firmware": {
+            "current_tcb": state.current.pack().hex(),
+            "reported_tcb": state.reported.pack().hex(),
+            "vlek_loaded": state.vlek_loaded,
+            "mask_chip_id": state.chip_id_masked,
+            "mask_chip_key": state.chip_key_masked,
+            "initialised": state.initialised,
+            "version": state.version,
+        },
+        "vlek": None
+        if vlek is None
+        else {
+            "tcb": vlek.tcb.pack().hex(),
+            "certificate": vlek.certificate,
+            "at": vlek.at.isoformat(),
+        },
+        "vlek_doubt": known.vlek_doubt,
+        "vcek_doubt": known.vcek_doubt,
+        "lost_masks": list(known.lost_masks),
+        "proofs": [
+            {
+                "key_sel": int(proof.select),
+                "kind": proof.kind.value,
+                "tcb": proof.tcb.pack().hex(),
+                "certificate": proof.certificate,
+                "at": proof.at.isoformat(),
+            }
+            for proof in known.proofs
+        ],
+    }
+
+
+def _remembered(body: dict[str, Any], product: Product) -> Remembered:
+    def tcb(text: str) -> TcbVersion:
+        return TcbVersion.unpack(bytes.fromhex(text), product.tcb_layout)
+
+    vlek, firmware = body["vlek"], body["firmware"]
+    known = Known(
+        vlek=None
+        if vlek is None
+        else LoadedVlek(
+            tcb(vlek["tcb"]), str(vlek["certificate"]), datetime.fromisoformat(vlek["at"])
+        ),
+        vlek_doubt=str(body["vlek_doubt"]),
+        vcek_doubt=str(body["vcek_doubt"]),
+        lost_masks=tuple(map(str, body["lost_masks"])),
+        proofs=tuple(
+            Proof(
+                KeySelect(each["key_sel"]),
+                VekKind(each["kind"]),
+                tcb(each["tcb"]),
+                str(each["certificate"]),
+                datetime.fromisoformat(each["at"]),
+            )
+            for each in body["proofs"]
+        ),
+    )
+    state = State(
+        current=tcb(firmware["current_tcb"]),
+        reported=tcb(firmware["reported_tcb"]),
+        vlek_loaded=bool(firmware["vlek_loaded"]),
+        chip_id_masked=bool(firmware["mask_chip_id"]),
+        chip_key_masked=bool(firmware["mask_chip_key"]),
+        initialised=bool(firmware["initialised"]),
+        version=str(firmware["version"]),
+        guests=0,
+        known=known,
+    )
+    return Remembered(str(body["chip"]), Initialisation(body["boot"], body["module"]), state)

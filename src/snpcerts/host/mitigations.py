@@ -1,0 +1,54 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which mitigations the firmware can verify, and which it has verified.
+
+Source: Linux 7.3, ``drivers/crypto/ccp/sev-dev.c``: SNP_VERIFY_MITIGATION behind
+``/sys/firmware/sev/vulnerabilities``, two files with a hexadecimal vector each.
+What its bits stand for is in AMD's security bulletins. Older kernels and older
+firmware have neither file.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+FOLDER: Final = "/sys/firmware/sev/vulnerabilities"
+_LIMIT: Final = 64  # bytes of one file
+_BITS: Final = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Mitigations:
+    """Two vectors of one bit for each mitigation."""
+
+    supported: int
+    verified: int
+
+    @property
+    def unverified(self) -> int:
+        """Those that the firmware knows and has not verified."""
+        return self.supported & ~self.verified
+
+    def __str__(self) -> str:
+        text = f"{self.verified:#x} verified of {self.supported:#x}"
+        return f"{text}, {self.unverified:#x} not" if self.unverified else text
+
+    def to_json(self) -> dict[str, object]:
+        """For programs: the vectors as the kernel writes them."""
+        return {"supported": f"{self.supported:#x}", "verified": f"{self.verified:#x}"}
+
+
+def mitigations(folder: str = FOLDER) -> Mitigations | None:
+    """What this host shows, None where it shows nothing that can be read."""
+    found = [_vector(f"{folder}/{name}_mitigations") for name in ("supported", "verified")]
+    supported, verified = found
+    return None if supported is None or verified is None else Mitigations(supported, verified)
+
+
+def _vector(path: str) -> int | None:
+    try:
+        with open(path, encoding="ascii", errors="replace") as file:
+            value = int(file.read(_LIMIT).strip(), 16)
+    except (OSError, ValueError):
+        return None
+    return value if 0 <= value < 1 << _BITS else None

@@ -1,0 +1,244 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which key signs, shown by a report: what the numbers of ``/dev/sev`` do not tell.
+
+A report counts when it was asked for now (64 random bytes of ours in
+REPORT_DATA, the files' shared lock held from before the question to after the
+answer), on this chip, in the state that the firmware is in, with the KEY_SEL
+that is asked about, and when a certificate that is trusted verifies it. Any
+other report neither proves nor contradicts anything. An unsigned one is none:
+anybody can make it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Final
+
+from snpcerts.abi.cert_table import VCEK_GUID, VLEK_GUID, CertTable
+from snpcerts.abi.guest_message import KeySelect
+from snpcerts.abi.product import Product
+from snpcerts.abi.report import Report, SigningKey, malformations
+from snpcerts.abi.tcb import TcbVersion
+from snpcerts.certfile.hold import hold_in_place
+from snpcerts.endorsement.vek import EndorsementCert, VekKind
+from snpcerts.errors import FormatError, RefusedError, RetryLaterError, SnpCertsError
+from snpcerts.host.agent import Agent, Synced
+from snpcerts.host.config import FileConfig
+from snpcerts.host.event import Event, EventKind
+from snpcerts.host.firmware import State
+from snpcerts.host.known import Proof
+from snpcerts.host.remembered import expected_kind
+from snpcerts.host.wanted import Key, key_sel
+from snpcerts.verify.report_check import check_signature
+
+NONCE_SIZE: Final = 64
+
+Ask = Callable[[bytes, KeySelect], bytes]
+"""Has a guest ask for a report over 64 bytes with a KEY_SEL; returns its 1184 bytes."""
+
+
+class NoProofError(RefusedError):
+    """The report says nothing about which key signs now."""
+
+    code = "no-proof"
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A key that may be the one that signs, with a certificate for it that is trusted."""
+
+    key: Key
+    leaf: EndorsementCert
+    der: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Proved:
+    """What came of it. ``believed`` is the key the numbers speak for; ``synced`` what followed."""
+
+    proof: Proof
+    believed: Key
+    synced: Synced
+
+    @property
+    def contradicts(self) -> bool:
+        """The key that signs is another than the numbers speak for."""
+        return (self.proof.kind, self.proof.tcb) != (self.believed.kind, self.believed.tcb)
+
+
+def prove(agent: Agent, file: FileConfig, ask: Ask, *, nonce: bytes) -> Proved:
+    """Find out which key signs for the guests of ``file``, remember it, bring the files in step.
+
+    ``nonce`` is 64 bytes that nobody has seen before. Raises
+    :class:`NoProofError` for a report that does not count,
+    :class:`RetryLaterError` when the firmware changed meanwhile or the lock was
+    not had, and what ``ask`` raises; nothing has changed then.
+    """
+    select = key_sel(file)
+    before = agent.firmware.state()
+    candidates = tuple(_candidates(agent, before, expected_kind(before, select)))
+    with hold_in_place(file.path, agent.config.lock_wait):
+        state = agent.firmware.state()
+        if _numbers(state) != _numbers(before):
+            raise _changed()
+        report = ask(nonce, select)
+        if _numbers(agent.firmware.state()) != _numbers(state):
+            raise _changed()
+        firmware = agent.firmware
+        proof = judged(
+            report,
+            nonce,
+            state,
+            select,
+            candidates,
+            chip=firmware.hwid,
+            product=firmware.product,
+            at=agent.stock.clock(),
+        )
+        agent.firmware.prove(state, proof)
+    believed = Key(expected_kind(state, select), state.reported)
+    key = Key(proof.kind, proof.tcb)
+    if key == believed:
+        agent.tell(Event(EventKind.PROVEN, f"proven by a report: the {key} signs"))
+    else:
+        agent.tell(
+            Event(
+                EventKind.CONTRADICTED,
+                f"a report contradicts what the firmware's numbers say: the {key} signs, "
+                f"not the {believed}",
+            )
+        )
+    return Proved(proof, believed, agent.sync())
+
+
+def judged(
+    data: bytes,
+    nonce: bytes,
+    state: State,
+    select: KeySelect,
+    candidates: Sequence[Candidate],
+    *,
+    chip: bytes,
+    product: Product,
+    at: datetime,
+) -> Proof:
+    """What the report proves; :class:`NoProofError` with the reason when it proves nothing."""
+    try:
+        report = Report.unpack(data)
+    except FormatError as error:
+        raise NoProofError(
+            f"the answer is no report: {error}",
+            hint="the command must write the 1184 bytes to its standard output and nothing else: "
+            "'snpcerts guest report -o -'",
+        ) from None
+    wrong = malformations(report)
+    if wrong:
+        raise NoProofError(f"the report is malformed: {wrong[0]}")
+    if not hmac.compare_digest(report.fields.report_data, nonce):
+        raise NoProofError(
+            "the report was not made for this question: its REPORT_DATA is not what was asked for",
+            hint="old reports prove nothing; ask with --report-data as given",
+        )
+    _of_this_host(report, state, chip, product)
+    kind = expected_kind(state, select)
+    signer = {SigningKey.VCEK: VekKind.VCEK, SigningKey.VLEK: VekKind.VLEK}.get(
+        report.signing_key or SigningKey.VCEK
+    )
+    if signer is None:
+        raise NoProofError(
+            "the report is not signed, and so could be anybody's",
+            hint="MASK_CHIP_KEY leaves reports unsigned on this firmware; the file stays empty"
+            if state.chip_key_masked
+            else "was it asked for with another KEY_SEL?",
+        )
+    if signer is not kind:
+        raise NoProofError(
+            f"the report is signed with the {signer.name}, and with KEY_SEL {int(select)} it is "
+            f"the {kind.name} that signs: it was asked for with another KEY_SEL",
+            hint=f"ask with --key-sel {select.name.lower()}",
+        )
+    if report.chip_id_masked and kind is VekKind.VLEK:
+        raise NoProofError(
+            "the report's CHIP_ID is masked: a VLEK signs on every host of its provider, "
+            "so it may be of another",
+            hint="MASK_CHIP_ID and a VLEK together cannot be proven",
+        )
+    for each in candidates:
+        if not any(check_signature(report, each.leaf.public_key)):
+            digest = hashlib.sha256(each.der).hexdigest()
+            return Proof(select, kind, each.key.tcb, digest, at)
+    tried = "; ".join(str(each.key) for each in candidates) or "none could be had"
+    raise NoProofError(
+        f"no certificate here verifies the report (tried: {tried})",
+        hint="it is forged, or signed with a key whose certificate is not here",
+    )
+
+
+def _of_this_host(report: Report, state: State, chip: bytes, product: Product) -> None:
+    fields = report.fields
+    if not report.chip_id_masked and fields.chip_id != chip.ljust(len(fields.chip_id), b"\0"):
+        raise NoProofError(
+            f"the report is of another chip: its CHIP_ID starts {fields.chip_id[:8].hex()}, "
+            f"this one's {chip[:8].hex()}"
+        )
+    if report.chip_id_masked and not state.chip_id_masked:
+        raise NoProofError("the report's CHIP_ID is masked, and this host's is not")
+    for name, raw, expected in (
+        ("REPORTED_TCB", fields.reported_tcb, state.reported),
+        ("CURRENT_TCB", fields.current_tcb, state.current),
+    ):
+        try:
+            found = TcbVersion.unpack(raw, product.tcb_layout)
+        except FormatError as error:
+            raise NoProofError(f"the report's {name}: {error}") from None
+        if found != expected:
+            raise NoProofError(f"the report's {name} is {found}, the firmware says {expected}")
+    if report.mask_chip_key != state.chip_key_masked:
+        raise NoProofError("the report and the firmware differ about MASK_CHIP_KEY")
+
+
+def _candidates(agent: Agent, state: State, kind: VekKind) -> Iterable[Candidate]:
+    """The keys that firmware may sign with: for the VCEK those of the reported and running TCB."""
+    tcbs = (
+        (state.reported, state.current)
+        if kind is VekKind.VCEK
+        else (state.reported, *agent.stock.kept_vleks())
+    )
+    for tcb in dict.fromkeys(tcbs):
+        key = Key(kind, tcb)
+        try:
+            agent.fetch([key])
+        except SnpCertsError as error:
+            agent.tell(Event(EventKind.UNAVAILABLE, str(error)))
+            continue
+        table = agent.stock.table_of(key)
+        found = None if table is None else _leaf(table, kind)
+        if found is not None:
+            yield Candidate(key, *found)
+
+
+def _leaf(table: CertTable, kind: VekKind) -> tuple[EndorsementCert, bytes] | None:
+    der = table.get(VCEK_GUID if kind is VekKind.VCEK else VLEK_GUID)
+    return None if der is None else (EndorsementCert.from_bytes(der), der)
+
+
+def _numbers(state: State) -> tuple[object, ...]:
+    return (
+        state.current,
+        state.reported,
+        state.vlek_loaded,
+        state.chip_id_masked,
+        state.chip_key_masked,
+        state.initialised,
+        state.version,
+    )
+
+
+def _changed() -> RetryLaterError:
+    return RetryLaterError(
+        "the firmware has changed while the report was asked for", hint="run the command again"
+    )

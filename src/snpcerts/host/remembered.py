@@ -1,0 +1,191 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a look at the firmware, and a command given to it, do to what is known of its keys.
+
+Pure. Every rule here holds whichever firmware the host has: where AMD's
+document, AMD's published firmware (1.55.25) and what others saw disagree, the
+result is a doubt, and a file whose key is in doubt stays empty.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Final
+
+from snpcerts.abi.guest_message import KeySelect
+from snpcerts.endorsement.vek import VekKind
+from snpcerts.host.firmware import State
+from snpcerts.host.initialisation import Initialisation
+from snpcerts.host.known import NOTHING_DOUBTED, Known, LoadedVlek, Proof
+
+_PROVE: Final = "'host prove-key' settles it"
+_AGAIN: Final = f"{_PROVE}, 'host set-config --again' derives the VCEK anew"
+_LOAD: Final = f"the next 'host load-vlek' does, and {_PROVE}"
+
+STRANGER: Final = f"it was not loaded by 'host load-vlek', so its TCB is not known; {_LOAD}"
+BEGUN: Final = f"loading another was begun, and how it ended is not known; {_LOAD}"
+
+
+@dataclass(frozen=True, slots=True)
+class Remembered:
+    """What the agent writes down: of which chip and initialisation, and how it found the firmware.
+
+    ``chip`` is its ID in hexadecimal; ``state`` has no guest count.
+    """
+
+    chip: str
+    initialisation: Initialisation
+    state: State
+
+
+def looked(
+    before: Remembered | None,
+    now: State,
+    chip: str,
+    initialisation: Initialisation,
+    *,
+    why_nothing: str = "nothing is remembered of this host",
+) -> Remembered:
+    """What is known once the firmware was found to be as in ``now``.
+
+    ``before`` None means that nothing is remembered, for the reason ``why_nothing``.
+    """
+    now = replace(now, guests=0)
+    if before is not None and before.chip != chip:
+        before, why_nothing = None, "what is remembered is of another chip"
+    if before is None:
+        known = _first_seen(now, why_nothing)
+    elif again := _initialised_again(before, now, initialisation):
+        known = _after_initialisation(before.state, now, again)
+    else:
+        known = _went_on(before.state, now)
+    if not initialisation.certain:
+        known = _unobserved(known, now)
+    return Remembered(chip, initialisation, replace(now, known=known))
+
+
+def configured(remembered: Remembered) -> Remembered:
+    """After SNP_SET_CONFIG or SNP_COMMIT of ours: the VCEK is that of the reported TCB."""
+    known = replace(remembered.state.known, vcek_doubt="", lost_masks=(), proofs=())
+    return _with(remembered, known)
+
+
+def loading(remembered: Remembered) -> Remembered:
+    """Before SNP_VLEK_LOAD of ours: where a VLEK is loaded, which one it will be is not known."""
+    if not remembered.state.vlek_loaded:
+        return remembered
+    known = replace(remembered.state.known, vlek=None, vlek_doubt=BEGUN)
+    return _with(remembered, _without_vlek_proofs(known))
+
+
+def loaded(remembered: Remembered, vlek: LoadedVlek) -> Remembered:
+    """After SNP_VLEK_LOAD of ours: the firmware took it for the reported TCB."""
+    state = remembered.state
+    known = _without_vlek_proofs(state.known)
+    if state.vlek_loaded and vlek.tcb == state.reported:
+        known = replace(known, vlek=vlek, vlek_doubt="")
+    return _with(remembered, known)
+
+
+def proven(remembered: Remembered, proof: Proof) -> Remembered:
+    """After a proof taken in the state that is remembered."""
+    return _with(remembered, remembered.state.known.proven(proof))
+
+
+def _with(remembered: Remembered, known: Known) -> Remembered:
+    return replace(remembered, state=replace(remembered.state, known=known))
+
+
+def _first_seen(now: State, why: str) -> Known:
+    return replace(
+        NOTHING_DOUBTED,
+        vlek_doubt=STRANGER if now.vlek_loaded else "",
+        vcek_doubt=""
+        if now.reported == now.current
+        else f"{why}, and whether SNP has been initialised again since the reported TCB was "
+        f"lowered: the VCEK would be that of the running TCB then; {_AGAIN}",
+    )
+
+
+def _initialised_again(before: Remembered, now: State, initialisation: Initialisation) -> str:
+    told = before.initialisation.told_by(initialisation)
+    if not told and now.initialised and not before.state.initialised:
+        told = "SNP was not initialised before"
+    return told
+
+
+def _after_initialisation(before: State, now: State, told: str) -> Known:
+    masks = (
+        ("MASK_CHIP_ID", before.chip_id_masked and not now.chip_id_masked),
+        ("MASK_CHIP_KEY", before.chip_key_masked and not now.chip_key_masked),
+    )
+    return replace(
+        NOTHING_DOUBTED,
+        vlek_doubt=STRANGER if now.vlek_loaded else "",
+        vcek_doubt=""
+        if now.reported == now.current
+        else f"SNP was initialised again ({told}) with the reported TCB below the running one: "
+        f"the VCEK may be that of the running TCB; {_AGAIN}",
+        lost_masks=tuple(name for name, lost in masks if lost),
+    )
+
+
+def _went_on(before: State, now: State) -> Known:
+    """The same initialisation as before: what changed, a command changed."""
+    known = before.known
+    if _key_facts(before) != _key_facts(now):
+        known = replace(known, proofs=())
+    moved = before.reported != now.reported
+    masked = (now.chip_id_masked and not before.chip_id_masked) or (
+        now.chip_key_masked and not before.chip_key_masked
+    )
+    if moved or masked:
+        # Only SNP_SET_CONFIG or SNP_COMMIT does that, and both derive the VCEK anew.
+        known = replace(known, vcek_doubt="", lost_masks=())
+    if not now.vlek_loaded:
+        return replace(known, vlek=None, vlek_doubt="")
+    if not before.vlek_loaded:
+        return replace(known, vlek=None, vlek_doubt=STRANGER)
+    if moved and not known.vlek_doubt:
+        return replace(
+            known,
+            vlek=known.vlek,
+            vlek_doubt=f"the reported TCB has changed from {before.reported} since it was loaded, "
+            f"and the firmware may have kept it as it was; {_LOAD}",
+        )
+    return known
+
+
+def _unobserved(known: Known, now: State) -> Known:
+    """A re-initialisation would not be seen: no proof lasts, and no VCEK below the running TCB."""
+    if now.reported != now.current and not known.vcek_doubt:
+        known = replace(
+            known,
+            vcek_doubt="whether SNP is initialised again cannot be seen here (/sys/module/kvm_amd "
+            "is not there), and the VCEK would be that of the running TCB then",
+        )
+    return replace(known, proofs=())
+
+
+def _without_vlek_proofs(known: Known) -> Known:
+    kept = tuple(each for each in known.proofs if each.select is KeySelect.VCEK)
+    return replace(known, proofs=kept)
+
+
+def _key_facts(state: State) -> tuple[object, ...]:
+    """What a proof was given under; a change of any of it ends the proof."""
+    return (
+        state.version,
+        state.current,
+        state.reported,
+        state.vlek_loaded,
+        state.chip_id_masked,
+        state.chip_key_masked,
+        state.initialised,
+    )
+
+
+def expected_kind(state: State, select: KeySelect) -> VekKind:
+    """The kind of key a report asked for with ``select`` is signed with, if it is signed."""
+    if select is KeySelect.VLEK or (select is KeySelect.DEFAULT and state.vlek_loaded):
+        return VekKind.VLEK
+    return VekKind.VCEK
