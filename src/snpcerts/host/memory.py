@@ -18,7 +18,6 @@ import fcntl
 import hashlib
 import json
 import os
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
@@ -236,6 +235,8 @@ class MemoryFile:
             raise _unwritable(path, error) from None
         try:
             self._wait_for(fd, path)
+            with contextlib.suppress(OSError):
+                os.unlink(self._new)  # of a save that was cut off
             yield
         finally:
             os.close(fd)
@@ -274,22 +275,22 @@ class MemoryFile:
 
     def save(self, what: Remembered) -> None:
         """Replace it by one rename, synced."""
-        temporary = ""
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW
         try:
-            fd, temporary = tempfile.mkstemp(prefix=f".{self.path.name}-", dir=self.path.parent)
-            with os.fdopen(fd, "wb") as file:
+            with os.fdopen(os.open(self._new, flags, 0o600), "wb") as file:
                 file.write(_encode(what))
                 file.flush()
-                os.fsync(fd)
-            os.replace(temporary, self.path)
-            temporary = ""
+                os.fsync(file.fileno())
+            os.replace(self._new, self.path)
             _sync_directory(self.path.parent)
         except OSError as error:
+            with contextlib.suppress(OSError):
+                os.unlink(self._new)
             raise _unwritable(self.path, error) from None
-        finally:
-            if temporary:
-                with contextlib.suppress(OSError):
-                    os.unlink(temporary)
+
+    @property
+    def _new(self) -> Path:
+        return self.path.with_name(f".{self.path.name}.new")
 
 
 def _sync_directory(folder: Path) -> None:

@@ -1,0 +1,556 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which key signs, under every firmware that sources describe: believed, in doubt, proven."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from snpcerts.abi.cert_table import EMPTY, VCEK_GUID, VLEK_GUID
+from snpcerts.abi.guest_message import KeySelect
+from snpcerts.abi.product import Product
+from snpcerts.abi.psp import SnpConfig
+from snpcerts.abi.report import Report, SigningKey
+from snpcerts.abi.tcb import TcbVersion
+from snpcerts.emulator.authority import EmulatedAuthority
+from snpcerts.emulator.chip import Chip
+from snpcerts.emulator.firmware import Firmware
+from snpcerts.emulator.firmware_choices import NAMES, PUBLISHED, choices_of
+from snpcerts.emulator.issued import Issued, vcek_of, vlek_of
+from snpcerts.endorsement.vek import EndorsementCert, VekKind
+from snpcerts.errors import RefusedError, RetryLaterError
+from snpcerts.host import plan as plans
+from snpcerts.host.config import FileConfig
+from snpcerts.host.event import EventKind
+from snpcerts.host.initialisation import Initialisation
+from snpcerts.host.proof import NONCE_SIZE, NoProofError, Proved, prove
+from snpcerts.host.wanted import NoKey
+from snpcerts.verify.report_check import check_signature
+
+from ..emulator.firmware_guest import FirmwareGuest
+from .rig import FIRST, FirmwareDevice, KeyServer, Rig
+from .test_command_crash import HOW_MANY
+
+SECOND = Initialisation(FIRST.boot, "2")
+
+
+class KilledError(BaseException):
+    """The agent ends here, as by SIGKILL: nothing that it does afterwards is done."""
+
+
+class Host:
+    """A host with three files, played by one firmware, whose agent may end at any command."""
+
+    def __init__(self, folder: Path, authority: EmulatedAuthority, played: str) -> None:
+        chip = Chip(Product.GENOA, bytes(range(32)))
+        firmware = Firmware(chip, choices=choices_of(played))
+        self.rig = Rig(
+            folder, FirmwareDevice(firmware), KeyServer(authority, chip), _config(folder)
+        )
+        self.rig.server.lie = self._issued
+        self._vceks: dict[TcbVersion, Issued] = {}
+        self.authority = authority
+
+    def _issued(self, tcb: TcbVersion) -> Issued:
+        if tcb not in self._vceks:
+            self._vceks[tcb] = vcek_of(self.authority, self.rig.firmware.chip, tcb)
+        return self._vceks[tcb]
+
+    def sync(self) -> None:
+        """The agent, restarted, looks once."""
+        assert self.rig.agent().sync().problem is None
+
+    def command(self, make: Callable[[object], plans.Plan]) -> None:
+        agent = self.rig.agent()
+        plan = make(agent)
+        changed = plans.carry_out(agent, plan, allow_empty=False)
+        problem = plans.follow_up(agent, changed)
+        assert problem is None or isinstance(problem, RefusedError), problem
+
+    def load_vlek(self) -> None:
+        sticks = self.rig.vlek()
+        self.command(lambda agent: plans.load_vlek(agent, *sticks))  # type: ignore[arg-type]  # an Agent
+
+    def set_config(self) -> None:
+        current = self.rig.firmware.state.current
+        lower = replace(current, microcode=current.microcode - 1)
+        other = current if self.rig.reported() == lower else lower
+        self.command(lambda agent: plans.set_config(agent, tcb=lambda _: other))  # type: ignore[arg-type]  # an Agent
+
+    def commit(self) -> None:
+        self.command(plans.commit)  # type: ignore[arg-type]  # an Agent
+
+    def mask(self) -> None:
+        masked = not self.rig.firmware.state.mask_chip_key
+        self.command(
+            lambda agent: plans.set_config(agent, tcb=lambda now: now, mask_chip_key=masked)  # type: ignore[arg-type]  # an Agent
+        )
+
+    def reload(self) -> None:
+        """kvm_amd is unloaded and loaded."""
+        self.rig.firmware.reload()
+        self.rig.initialisation = Initialisation(
+            FIRST.boot, str(int(self.rig.initialisation.module) + 1)
+        )
+        self.sync()
+
+    def attest(self, path: Path, key: KeySelect) -> str:
+        """A guest's report with what came along: ``empty``, ``right`` or ``wrong``."""
+        table = self.rig.table(path)
+        if not table.entries:
+            return "empty"
+        (der,) = (d for d in (table.get(VCEK_GUID), table.get(VLEK_GUID)) if d is not None)
+        leaf = EndorsementCert.from_bytes(der)
+        guest = FirmwareGuest(self.rig.firmware)
+        try:
+            status, report = guest.ask_report(key_sel=int(key))
+        finally:
+            self.rig.firmware.decommission(guest.context)
+        if status or report is None:
+            return "wrong"
+        layout = self.rig.firmware.product.tcb_layout
+        tcb = TcbVersion.unpack(report.fields.reported_tcb, layout)
+        signed = report.signing_key is not SigningKey.NONE
+        sound = signed and leaf.tcb == tcb and not list(check_signature(report, leaf.public_key))
+        return "right" if sound else "wrong"
+
+    def check(self, after: object, *, settled: bool = True) -> None:
+        """No report with certificates that do not match; no file empty without a stated reason.
+
+        Until the next look is over (not ``settled``) the reason may be that none has been.
+        """
+        for holding in self.rig.agent().look():
+            path = Path(holding.file.path)
+            key = KeySelect.VCEK if path.name == "named.bin" else KeySelect.DEFAULT
+            truth = self.attest(path, key)
+            assert truth != "wrong", (after, path.name, holding.wanted)
+            if truth == "empty":
+                if isinstance(holding.wanted, NoKey):
+                    assert holding.wanted.reason
+                else:
+                    assert not settled, (after, path.name, holding.problems)
+                    assert holding.problems
+
+
+def _config(folder: Path) -> object:
+    from snpcerts.host.config import Config
+    from snpcerts.host.config import KeySelect as Select
+
+    return Config(
+        files=(
+            FileConfig(str(folder / "certs.bin")),
+            FileConfig(str(folder / "vlek.bin"), VekKind.VLEK, without_vlek=VekKind.VCEK),
+            FileConfig(str(folder / "named.bin"), key_select=Select.NAMED),
+        ),
+        vlek_certificates=folder / "vlek",
+        lock_wait=0.2,
+    )
+
+
+@pytest.fixture(scope="module")
+def genoa() -> EmulatedAuthority:
+    return EmulatedAuthority.create(Product.GENOA)
+
+
+@pytest.fixture(params=NAMES)
+def host(request: pytest.FixtureRequest, tmp_path: Path, genoa: EmulatedAuthority) -> Host:
+    return Host(tmp_path, genoa, request.param)
+
+
+@pytest.fixture
+def published(tmp_path: Path, genoa: EmulatedAuthority) -> Host:
+    return Host(tmp_path, genoa, PUBLISHED)
+
+
+EVENTS = ("load_vlek", "set_config", "commit", "mask", "reload")
+# Every order of three, and of five where every place of a crash is tried too.
+LENGTH = 5 if HOW_MANY == "every" else 3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("first", EVENTS)
+def test_in_every_order_no_guest_gets_certificates_that_do_not_match(
+    host: Host, first: str
+) -> None:
+    """The agent is restarted after each event."""
+    for order in (each for each in itertools.permutations(EVENTS, LENGTH) if each[0] == first):
+        host.rig.firmware.reload()
+        if host.rig.reported() != host.rig.firmware.state.current:
+            host.rig.device.snp_set_config(SnpConfig())
+        host.sync()
+        for number, name in enumerate(order):
+            getattr(host, name)()
+            host.check(order[: number + 1])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("place", ["before", "after"])
+@pytest.mark.parametrize("name", ["load_vlek", "set_config", "commit", "mask"])
+def test_killed_around_the_firmware_command_in_every_order(
+    host: Host, monkeypatch: pytest.MonkeyPatch, name: str, place: str
+) -> None:
+    """The agent is gone before or after the firmware has the command; another goes on."""
+    for before, after in itertools.permutations(EVENTS, 2):
+        host.sync()
+        getattr(host, before)()
+        give = FirmwareDevice._do
+
+        def killed(
+            device: FirmwareDevice, *words: object, give: Callable[..., None] = give
+        ) -> None:
+            if place == "after":
+                give(device, *words)
+            raise KilledError
+
+        with monkeypatch.context() as patch:
+            patch.setattr(FirmwareDevice, "_do", killed)
+            with pytest.raises(KilledError):
+                getattr(host, name)()
+        host.check((before, f"{name}, killed"), settled=False)
+        host.sync()
+        host.check((before, f"{name}, killed", "sync"))
+        getattr(host, after)()
+        host.check((before, f"{name}, killed", after))
+
+
+def test_a_kept_vlek_leaves_its_file_empty_until_it_is_loaded_again(published: Host) -> None:
+    published.sync()
+    published.load_vlek()
+    vlek = published.rig.folder / "vlek.bin"
+    assert published.attest(vlek, KeySelect.DEFAULT) == "right"
+    published.set_config()
+    assert published.rig.firmware.state.vlek is not None, "this firmware keeps it"
+    assert vlek.read_bytes() == EMPTY
+    (reason,) = {str(e.wanted) for e in published.rig.agent().look() if e.file.path == str(vlek)}
+    assert "the reported TCB has changed" in reason
+    published.load_vlek()
+    assert published.attest(vlek, KeySelect.DEFAULT) == "right"
+
+
+def guest_answer(host: Host, key: KeySelect | None = None) -> Callable[[bytes, KeySelect], bytes]:
+    """The hand-over: a guest of this host makes the report."""
+
+    def ask(nonce: bytes, select: KeySelect) -> bytes:
+        guest = FirmwareGuest(host.rig.firmware)
+        try:
+            chosen = select if key is None else key
+            return guest.report(data=nonce, key_sel=int(chosen)).raw
+        finally:
+            host.rig.firmware.decommission(guest.context)
+
+    return ask
+
+
+def proved(host: Host, index: int = 0, ask: Callable[..., bytes] | None = None) -> Proved:
+    agent = host.rig.agent()
+    file = agent.config.files[index]
+    return prove(agent, file, ask or guest_answer(host), nonce=os.urandom(NONCE_SIZE))
+
+
+def lowered_and_reloaded(host: Host) -> None:
+    host.sync()
+    host.set_config()
+    assert host.attest(host.rig.file, KeySelect.DEFAULT) == "right"
+    host.reload()
+
+
+def test_after_a_reload_with_a_lowered_tcb_the_file_is_empty_until_proven(host: Host) -> None:
+    lowered_and_reloaded(host)
+    assert host.rig.file.read_bytes() == EMPTY
+    (wanted,) = {str(each.wanted) for each in host.rig.agent().look()[:1]}
+    assert "kvm_amd was loaded again" in wanted
+    assert "host set-config --again" in wanted
+    done = proved(host)
+    published = host.rig.firmware.state.choices.name == PUBLISHED
+    assert done.contradicts is published
+    # Where the running TCB's VCEK signs, no certificate is right for reports of another TCB.
+    expected = "empty" if published else "right"
+    assert host.attest(host.rig.file, KeySelect.DEFAULT) == expected
+    assert (EventKind.CONTRADICTED in host.rig.kinds()) is published
+    host.command(lambda agent: plans.set_config(agent, tcb=lambda now: now))  # type: ignore[arg-type]  # an Agent
+    assert host.attest(host.rig.file, KeySelect.DEFAULT) == "right"
+
+
+def test_with_the_vcek_masked_a_vleks_file_is_empty_until_proven(host: Host) -> None:
+    host.sync()
+    host.load_vlek()
+    host.mask()
+    vlek = host.rig.folder / "vlek.bin"
+    assert vlek.read_bytes() == EMPTY
+    if host.rig.firmware.state.choices.name != PUBLISHED:
+        with pytest.raises(NoProofError, match="not signed"):
+            proved(host, 1)
+        assert vlek.read_bytes() == EMPTY
+        return
+    assert not proved(host, 1).contradicts
+    assert host.attest(vlek, KeySelect.DEFAULT) == "right"
+    # Another firmware version, and the proof is over.
+    state = host.rig.firmware.state
+    host.rig.firmware.update(state.current, replace(state.version, build=state.version.build + 1))
+    host.sync()
+    assert vlek.read_bytes() == EMPTY
+
+
+def test_the_operator_may_say_that_a_masked_chips_vlek_signs(published: Host) -> None:
+    config = published.rig.config
+    files = (config.files[0], replace(config.files[1], masked_vlek_signs=True), config.files[2])
+    published.rig.config = replace(config, files=files)
+    published.sync()
+    published.load_vlek()
+    published.mask()
+    assert published.attest(published.rig.folder / "vlek.bin", KeySelect.DEFAULT) == "right"
+    assert published.rig.file.read_bytes() == EMPTY
+
+
+def test_a_contradicting_report_empties_the_file_at_once(published: Host) -> None:
+    """What the agent believes is wrong in a way that it could not see."""
+    published.sync()
+    published.set_config()
+    published.rig.firmware.reload()  # and sysfs shows nothing of it
+    assert published.attest(published.rig.file, KeySelect.DEFAULT) == "wrong", "the check can fail"
+    done = proved(published)
+    assert done.contradicts
+    assert published.rig.file.read_bytes() == EMPTY
+    assert EventKind.CONTRADICTED in published.rig.kinds()
+    assert EventKind.CONTRADICTED.loud
+
+
+# What proves nothing.
+
+
+def old_report(host: Host) -> bytes:
+    return guest_answer(host)(bytes(64), KeySelect.DEFAULT)
+
+
+def answers(host: Host) -> Iterator[tuple[str, Callable[[bytes, KeySelect], bytes]]]:
+    replayed = old_report(host)
+    yield "not made for this question", lambda _nonce, _select: replayed
+    yield "no report", lambda _nonce, _select: b"<html>"
+    stranger = Host(host.rig.folder, host.authority, PUBLISHED)
+    stranger.rig.device = FirmwareDevice(Firmware(Chip(Product.GENOA, b"\7" * 32)))
+    yield "another chip", guest_answer(stranger)
+
+    def forged(nonce: bytes, select: KeySelect) -> bytes:
+        report = bytearray(guest_answer(host)(bytes(64), select))
+        report[0x50:0x90] = nonce
+        return bytes(report)
+
+    yield "no certificate here verifies", forged
+
+    def unsigned(nonce: bytes, select: KeySelect) -> bytes:
+        report = bytearray(forged(nonce, select))
+        report[0x48] |= 7 << 2
+        report[0x2A0:] = bytes(len(report) - 0x2A0)
+        return bytes(report)
+
+    yield "not signed", unsigned
+
+
+def test_a_report_that_is_old_forged_or_anothers_neither_proves_nor_contradicts(
+    published: Host,
+) -> None:
+    published.sync()
+    before = published.rig.file.read_bytes()
+    seen = 0
+    for reason, ask in answers(published):
+        with pytest.raises(NoProofError, match=reason):
+            proved(published, ask=ask)
+        assert published.rig.file.read_bytes() == before
+        assert published.rig.agent().firmware.state().known.proofs == ()
+        seen += 1
+    assert seen == 5
+
+
+def test_a_report_asked_for_with_another_key_neither_proves_nor_contradicts(
+    published: Host,
+) -> None:
+    published.sync()
+    published.load_vlek()
+    with pytest.raises(NoProofError, match="another KEY_SEL"):
+        proved(published, 1, guest_answer(published, KeySelect.VCEK))
+    assert published.attest(published.rig.folder / "vlek.bin", KeySelect.DEFAULT) == "right"
+
+
+def test_a_change_while_the_report_is_made_proves_nothing(published: Host) -> None:
+    published.sync()
+
+    def ask(nonce: bytes, select: KeySelect) -> bytes:
+        report = guest_answer(published)(nonce, select)
+        lower = published.rig.lower()
+        published.rig.device.snp_set_config(SnpConfig(reported_tcb=lower.pack()))
+        return report
+
+    with pytest.raises(RetryLaterError, match="has changed"):
+        proved(published, ask=ask)
+    assert published.rig.agent().firmware.state().known.proofs == ()
+
+
+def test_while_a_guest_is_asked_no_update_gets_the_files_lock(published: Host) -> None:
+    published.sync()
+    with_lock: list[str] = []
+
+    def ask(nonce: bytes, select: KeySelect) -> bytes:
+        with pytest.raises(RetryLaterError) as refused:
+            published.rig.agent().publish([published.rig.config.files[0]])
+        with_lock.append(refused.value.message)
+        return guest_answer(published)(nonce, select)
+
+    proved(published, ask=ask)
+    assert "lock was not had" in with_lock[0]
+
+
+def test_a_proof_ends_with_what_it_was_given_under(published: Host) -> None:
+    published.sync()
+    proved(published)
+    state = published.rig.agent().firmware.state()
+    assert state.known.proof(KeySelect.DEFAULT) is not None
+    published.rig.initialisation = SECOND
+    assert published.rig.agent().firmware.state().known.proofs == ()
+
+
+# What the agent writes down, in every bad way.
+
+
+def spoil_torn(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:100])
+
+
+def spoil_bit(path: Path) -> None:
+    path.write_text(path.read_text().replace('"vlek_doubt": "', '"vlek_doubt": "x'))
+
+
+def spoil_version(path: Path) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"version": 2}))
+
+
+def spoil_link(path: Path) -> None:
+    path.rename(path.with_name("elsewhere"))
+    path.symlink_to("elsewhere")
+
+
+SPOILED: tuple[Callable[[Path], None], ...] = (
+    Path.unlink,
+    spoil_torn,
+    spoil_bit,
+    spoil_version,
+    spoil_link,
+    lambda path: path.write_bytes(b""),
+    lambda path: path.write_bytes(b"[" * 70_000),
+    lambda path: path.write_bytes(b'{"sha256": [], "version": {}}'),
+)
+
+
+@pytest.mark.parametrize("spoil", SPOILED)
+def test_what_is_remembered_is_gone_and_files_are_empty_rather_than_wrong(
+    published: Host, spoil: Callable[[Path], None]
+) -> None:
+    """No report without a match, a reason, and a way back that needs no hand-work."""
+    published.sync()
+    published.load_vlek()
+    published.set_config()
+    published.load_vlek()
+    spoil(published.rig.config.memory_path)
+    published.sync()
+    for name in ("vlek.bin", "named.bin"):
+        assert (published.rig.folder / name).read_bytes() == EMPTY
+    published.check("spoiled")
+    published.load_vlek()
+    published.command(lambda agent: plans.set_config(agent, tcb=lambda now: now))  # type: ignore[arg-type]  # an Agent
+    assert published.attest(published.rig.folder / "vlek.bin", KeySelect.DEFAULT) == "right"
+    assert published.attest(published.rig.folder / "named.bin", KeySelect.VCEK) == "right"
+
+
+def test_what_is_remembered_of_another_chip_counts_for_nothing(published: Host) -> None:
+    published.sync()
+    published.load_vlek()
+    state, chip = published.rig.firmware.state, Chip(Product.GENOA, b"\7" * 32)
+    other = Firmware(chip, choices=choices_of(PUBLISHED))
+    published.rig.device = FirmwareDevice(other)
+    published.rig.server.chip = chip
+    published._vceks.clear()
+    stick = published.rig.provider().hashstick_for(chip, state.reported)
+    other.snp_vlek_load(stick)
+    published.sync()
+    assert (published.rig.folder / "vlek.bin").read_bytes() == EMPTY
+
+
+def test_firmware_that_changed_while_the_agent_was_down_is_in_doubt(published: Host) -> None:
+    published.sync()
+    published.load_vlek()
+    rig = published.rig
+    rig.device.snp_set_config(SnpConfig(reported_tcb=rig.lower().pack()))
+    published.sync()
+    assert (rig.folder / "vlek.bin").read_bytes() == EMPTY
+    published.check("changed while down")
+
+
+def test_what_cannot_be_written_down_counts_as_forgotten(
+    published: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    published.sync()
+    published.load_vlek()
+    published.set_config()
+    published.load_vlek()
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("snpcerts.host.memory.os.replace", full)
+        lower = replace(published.rig.lower(2))
+        published.rig.device.snp_set_config(SnpConfig(reported_tcb=lower.pack()))
+        agent = published.rig.agent()
+        agent.sync()
+        assert "cannot write down" in agent.firmware.memory.problem
+        assert (published.rig.folder / "vlek.bin").read_bytes() == EMPTY
+        with pytest.raises(RefusedError, match="cannot write down"):
+            agent.firmware.commit()
+        assert published.rig.reported() == lower, "no command is given then"
+    published.sync()
+    published.check("room again")
+
+
+def test_two_agents_write_down_one_after_the_other(published: Host) -> None:
+    published.sync()
+    first, second = published.rig.agent(), published.rig.agent()
+    seen: list[str] = []
+
+    def read() -> object:
+        with pytest.raises(RetryLaterError):
+            second.firmware.memory.configure(second.firmware.said, lambda: seen.append("given"))
+        return first.firmware.said()
+
+    first.firmware.memory.look(read)  # type: ignore[arg-type]  # a State
+    assert seen == []
+
+
+def test_a_kept_vleks_certificate_is_found_by_a_proof(published: Host) -> None:
+    """The VLEK of the old TCB signs: proven, and no certificate matches such reports."""
+    published.sync()
+    published.load_vlek()
+    published.set_config()
+    done = proved(published, 1)
+    assert done.contradicts
+    assert done.proof.kind is VekKind.VLEK
+    assert done.proof.tcb == published.rig.firmware.state.current
+    (wanted,) = {str(e.wanted) for e in published.rig.agent().look() if "vlek.bin" in e.file.path}
+    assert "no certificate matches both" in wanted
+
+
+def test_the_emulated_reports_are_of_the_firmware_that_is_played(published: Host) -> None:
+    """The checks above rest on it: the kept VLEK signs under another reported TCB."""
+    published.load_vlek()
+    published.set_config()
+    report = Report.unpack(old_report(published))
+    assert report.signing_key is SigningKey.VLEK
+    key = vlek_of(
+        published.authority, published.rig.provider(), published.rig.firmware.state.current
+    )
+    leaf = EndorsementCert.from_bytes(key.leaf)
+    assert not list(check_signature(report, leaf.public_key))
