@@ -22,7 +22,8 @@ DAEMON = (
     "import fcntl, os, sys, time\n"
     "file = open(sys.argv[1], 'rb')\n"
     "fcntl.flock(file, fcntl.LOCK_SH)\n"
-    "os.fork() or (os.setsid(), os.fork() and os._exit(0), time.sleep(1000))\n"
+    "os.set_inheritable(file.fileno(), True)\n"
+    "os.fork() or (os.setsid(), os.fork() and os._exit(0), os.execvp('sleep', ['sleep', '777']))\n"
     "time.sleep(1000)\n"
 )
 VMM = ("conformance", "--timeout", "600", "--", sys.executable, "-c", DAEMON, "{certs}")
@@ -62,7 +63,7 @@ def _judge(marked: Marked, number: signal.Signals, said: str) -> None:
 def test_conformance_leaves_nothing(tmp_path: Path, number: signal.Signals, group: bool) -> None:
     marked = Marked(tmp_path / "tmp")
     started = marked.start(*VMM)
-    marked.wait_until(has([DAEMON[:20], "certs.bin"], 2))
+    marked.wait_until(lambda found: any(line.startswith("sleep 777") for line in found.values()))
     said = end(started, number, group=group)
     assert started.returncode == (-number if number is signal.SIGKILL else 128 + number)
     _judge(marked, number, said)
