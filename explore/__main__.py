@@ -13,6 +13,7 @@ import argparse
 import sys
 from collections.abc import Iterable
 
+from explore import signing_key
 from explore.bounds import COMPARED, FULL, LIVELY, PROGRESS, PROGRESS_OF_THREE, SMALL
 from explore.invariants import MEANING
 from explore.mutants import KILLED, MUTANTS, Mutant
@@ -46,10 +47,37 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"  {name:12} {meaning}")
     wrong = _safety(_with(chosen.strategy, FULL if full else SMALL))
     wrong += _progress(_with(chosen.strategy, (*PROGRESS, *(PROGRESS_OF_THREE if full else ()))))
+    if chosen.strategy is None:
+        wrong += _signing_key(6 if full else 4)
     if full:
         print("\na strategy that does not ship, for comparison")
         wrong += _safety(_with(chosen.strategy, COMPARED))
     return 1 if wrong else 0
+
+
+def _signing_key(depth: int) -> int:
+    print("\ndoes a file hold what the signing key needs, whatever the firmware does?")
+    print(f"{'states':>9} {'transitions':>12} {'depth':>6}  firmware")
+    wrong = 0
+    for choices in signing_key.READINGS:
+        result = signing_key.explore(choices, depth=depth)
+        print(f"{result.states:9,} {result.transitions:12,} {depth:6}  {choices.name}", flush=True)
+        wrong += _told(result)
+    for agent in signing_key.MUTANTS:
+        found = [signing_key.explore(each, agent, depth=4) for each in signing_key.READINGS]
+        seen = next((each for each in found if each.wrong), None)
+        print(f"  {agent.name} ({agent.wrong}): {'found' if seen else 'NOT FOUND'}")
+        wrong += seen is None
+    return wrong
+
+
+def _told(result: signing_key.Explored) -> int:
+    if not result.wrong:
+        return 0
+    print(f"  VIOLATION {result.wrong}")
+    for number, line in enumerate(result.schedule, 1):
+        print(f"  {number:4} {line}")
+    return 1
 
 
 def _with(strategy: str | None, scenarios: Iterable[Scenario]) -> list[Scenario]:

@@ -1,0 +1,400 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Does what the agent believes of the signing key hold under every firmware that sources describe?
+
+A small firmware whose signing key changes in all the ways in which sources
+disagree, some of them shown by no number of ``/dev/sev``; beside it what ships:
+:class:`snpcerts.host.memory.Memory` with its rules, and
+:func:`snpcerts.host.wanted.wanted`. Every order of commands (the agent's, and
+other programs'), reloads, restarts and kills is visited, up to a depth. After
+each look of the agent what a file is to hold must be the key that signs. The
+agent looks between any two changes by others: two that undo each other between
+two looks leave no trace at all, and only a report can show them.
+
+The chip has two TCBs, which is enough for a reported one below the running one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from typing import Final
+
+from snpcerts.abi.guest_message import KeySelect as KeySel
+from snpcerts.abi.tcb import TcbVersion
+from snpcerts.endorsement.vek import VekKind
+from snpcerts.host.config import FileConfig, KeySelect
+from snpcerts.host.firmware import State
+from snpcerts.host.initialisation import Initialisation
+from snpcerts.host.known import Proof
+from snpcerts.host.memory import Memory, UnusableError
+from snpcerts.host.remembered import Remembered, expected_kind
+from snpcerts.host.wanted import Key, Wanted, key_sel, wanted
+
+HIGH: Final = TcbVersion(4, 0, 24, 219)
+LOW: Final = TcbVersion(4, 0, 24, 213)
+FILES: Final = (
+    FileConfig("/vcek"),
+    FileConfig("/vlek", VekKind.VLEK, without_vlek=VekKind.VCEK),
+    FileConfig("/named", key_select=KeySelect.NAMED),
+)
+_NOW: Final = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+@dataclass(frozen=True, slots=True)
+class Choices:
+    """One reading of what AMD's firmware does."""
+
+    name: str
+    keeps_vlek: bool  # through SNP_COMMIT and SNP_SET_CONFIG
+    vlek_signs_masked: bool
+    running_vcek_after_init: bool
+    init_clears_masks: bool
+
+
+READINGS: Final = (
+    Choices("genoa-1.55.25", True, True, True, True),
+    Choices("documented", False, False, False, True),
+    Choices("masks survive", False, False, False, False),
+    Choices("only the VLEK is kept", True, False, False, True),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Psp:
+    """The firmware, what it hides included."""
+
+    choices: Choices
+    reported: TcbVersion = HIGH
+    vcek: TcbVersion = HIGH  # what the VCEK was derived for
+    vlek: TcbVersion | None = None
+    masked: bool = False
+    loads: int = 0  # of kvm_amd
+
+    def state(self) -> State:
+        """SNP_PLATFORM_STATUS."""
+        return State(
+            current=HIGH,
+            reported=self.reported,
+            vlek_loaded=self.vlek is not None,
+            chip_id_masked=False,
+            chip_key_masked=self.masked,
+            initialised=True,
+            version="1.55.25",
+            guests=0,
+        )
+
+    def configured(self, reported: TcbVersion, *, masked: bool) -> Psp:
+        """SNP_SET_CONFIG, or SNP_COMMIT for the running TCB."""
+        vlek = self.vlek
+        if reported != self.reported and not self.choices.keeps_vlek:
+            vlek = None
+        return replace(self, reported=reported, vcek=reported, vlek=vlek, masked=masked)
+
+    def loaded(self) -> Psp:
+        """SNP_VLEK_LOAD of a VLEK for the reported TCB."""
+        return replace(self, vlek=self.reported)
+
+    def reloaded(self) -> Psp:
+        """SNP_SHUTDOWN and SNP_INIT."""
+        return replace(
+            self,
+            vlek=None,
+            vcek=HIGH if self.choices.running_vcek_after_init else self.reported,
+            masked=self.masked and not self.choices.init_clears_masks,
+            loads=self.loads + 1,
+        )
+
+    def signs(self, select: KeySel) -> Key | None:
+        """The key a report is signed with; None for no report or an unsigned one."""
+        if expected_kind(self.state(), select) is VekKind.VCEK:
+            return None if self.masked else Key(VekKind.VCEK, self.vcek)
+        if self.vlek is None or (self.masked and not self.choices.vlek_signs_masked):
+            return None
+        return Key(VekKind.VLEK, self.vlek)
+
+
+class KilledError(BaseException):
+    """SIGKILL: nothing that the agent does afterwards is done."""
+
+
+@dataclass
+class Host:
+    """The firmware, and the agent's memory on disk."""
+
+    psp: Psp
+    kept: Remembered | None = None
+    kill_at: int = 0  # at which of the agent's acts from now on; 0 never
+    acts: int = 0
+
+    def memory(self, kind: type[Memory] = Memory) -> Memory:
+        """The memory of an agent that starts now."""
+        self.acts = 0
+        return kind(
+            self,
+            b"chip",
+            which=lambda: Initialisation("boot", str(self.psp.loads)),
+            clock=lambda: _NOW,
+        )
+
+    def said(self) -> State:
+        """What the firmware says now."""
+        return self.psp.state()
+
+    # The store.
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        yield
+
+    def load(self) -> Remembered:
+        if self.kept is None:
+            raise UnusableError("nothing is remembered of this host")
+        return self.kept
+
+    def save(self, what: Remembered) -> None:
+        self.act()
+        self.kept = what
+
+    def act(self) -> None:
+        """Something that lasts is about to be done."""
+        self.acts += 1
+        if self.acts == self.kill_at:
+            raise KilledError
+
+    def become(self, psp: Psp) -> None:
+        """The agent gives a command."""
+        self.act()
+        self.psp = psp
+
+
+Decide = Callable[[State, FileConfig], Wanted]
+
+
+@dataclass(frozen=True, slots=True)
+class Agent:
+    """The agent that ships, or a wrong one: its memory, and what it decides."""
+
+    name: str = "shipped"
+    wrong: str = ""
+    memory: type[Memory] = Memory
+    decide: Decide = wanted
+    see: Callable[[State], State] = lambda state: state
+
+
+@dataclass(frozen=True, slots=True)
+class Happening:
+    """One thing that may happen. ``kills`` is at how many of its acts the agent may be killed."""
+
+    name: str
+    do: Callable[[Host, Memory], None]
+    kills: int = 0
+
+
+def _toggled(psp: Psp) -> TcbVersion:
+    return LOW if psp.reported == HIGH else HIGH
+
+
+def _ours(change: Callable[[Psp], Psp]) -> Callable[[Host, Memory], None]:
+    def do(host: Host, memory: Memory) -> None:
+        memory.configure(host.said, lambda: host.become(change(host.psp)))
+
+    return do
+
+
+def _others(change: Callable[[Psp], Psp]) -> Callable[[Host, Memory], None]:
+    def do(host: Host, memory: Memory) -> None:
+        del memory
+        host.psp = change(host.psp)
+
+    return do
+
+
+def _load(host: Host, memory: Memory) -> None:
+    tcb = host.psp.reported
+    memory.load_vlek(host.said, lambda: host.become(host.psp.loaded()), tcb, b"certificate")
+
+
+def _prove(host: Host, memory: Memory) -> None:
+    """A guest of each file shows which key signs; what is unsigned shows nothing."""
+    for select in (KeySel.DEFAULT, KeySel.VCEK):
+        key = host.psp.signs(select)
+        if key is not None:
+            state = memory.look(host.said)
+            proof = Proof(select, key.kind, key.tcb, "certificate", _NOW)
+            memory.prove(host.said, state, proof)
+
+
+def _config(psp: Psp) -> Psp:
+    return psp.configured(_toggled(psp), masked=psp.masked)
+
+
+def _again(psp: Psp) -> Psp:
+    return psp.configured(psp.reported, masked=psp.masked)
+
+
+def _mask(psp: Psp) -> Psp:
+    return psp.configured(psp.reported, masked=not psp.masked)
+
+
+def _commit(psp: Psp) -> Psp:
+    return psp.configured(HIGH, masked=psp.masked)
+
+
+HAPPENINGS: Final = (
+    Happening("host load-vlek", _load, kills=4),
+    Happening("host set-config --reported-tcb", _ours(_config), kills=3),
+    Happening("host set-config --again", _ours(_again), kills=3),
+    Happening("host set-config --mask-chip-key", _ours(_mask), kills=3),
+    Happening("host commit", _ours(_commit), kills=3),
+    Happening("host prove-key", _prove, kills=2),
+    Happening("another program sets the reported TCB", _others(_config)),
+    Happening("another program loads a VLEK", _others(Psp.loaded)),
+    Happening("another program sets MASK_CHIP_KEY", _others(_mask)),
+    Happening("kvm_amd is loaded again", _others(Psp.reloaded)),
+)
+
+
+@dataclass(slots=True)
+class Explored:
+    """What was visited; ``schedule`` leads to what is wrong, if anything is."""
+
+    states: int = 0
+    transitions: int = 0
+    wrong: str = ""
+    schedule: list[str] = field(default_factory=list)
+    filled: int = 0  # looks after which some file had certificates
+    reasons: set[str] = field(default_factory=set)  # why files were empty
+
+
+def explore(choices: Choices, agent: Agent = Agent(), *, depth: int = 4) -> Explored:
+    """Every course of ``depth`` happenings, the agent looking after each, breadth first."""
+    result = Explored()
+    first = Host(Psp(choices))
+    _look(first, agent, result)
+    seen = {(first.psp, first.kept)}
+    frontier: deque[tuple[Psp, Remembered | None, tuple[str, ...]]] = deque(
+        [(first.psp, first.kept, ())]
+    )
+    while frontier:
+        psp, kept, way = frontier.popleft()
+        if len(way) == depth:
+            continue
+        for happening in HAPPENINGS:
+            for kill_at in range(happening.kills + 1):
+                result.transitions += 1
+                host = Host(psp, kept, kill_at)
+                killed = ""
+                try:
+                    happening.do(host, host.memory(agent.memory))
+                except KilledError:
+                    killed = f", killed before its act {kill_at}"
+                else:
+                    if kill_at:
+                        continue  # it makes fewer acts than that
+                here = (*way, happening.name + killed)
+                host.kill_at = 0
+                result.wrong = _look(host, agent, result)
+                if result.wrong:
+                    result.schedule = list(here)
+                    result.states = len(seen)
+                    return result
+                if (host.psp, host.kept) not in seen:
+                    seen.add((host.psp, host.kept))
+                    frontier.append((host.psp, host.kept, here))
+    result.states = len(seen)
+    return result
+
+
+def _look(host: Host, agent: Agent, result: Explored) -> str:
+    """The agent, started anew, looks; what is wrong with what it makes of it."""
+    state = agent.see(host.memory(agent.memory).look(host.said))
+    for file in FILES:
+        want = agent.decide(state, file)
+        if not isinstance(want, Key):
+            if not want.reason:
+                return f"{file.path} is empty without a reason"
+            result.reasons.add(want.reason)
+            continue
+        result.filled += 1
+        signs = host.psp.signs(key_sel(file))
+        if signs != want or want.tcb != host.psp.reported:
+            return (
+                f"{file.path} holds the certificates of the {want}; reports are signed with "
+                f"{signs or 'nothing'} and say TCB {host.psp.reported}"
+            )
+    return ""
+
+
+# Wrong agents, each of which one rule less makes.
+
+
+def _without(**fields: object) -> Callable[[State], State]:
+    def see(state: State) -> State:
+        return replace(state, known=replace(state.known, **fields))  # type: ignore[arg-type]  # fields of Known
+
+    return see
+
+
+def _no_doubt_of_masks(state: State, file: FileConfig) -> Wanted:
+    return wanted(state, replace(file, masked_vlek_signs=True))
+
+
+class _ForgetsNothingFirst(Memory):
+    """Goes on from the old VLEK when a load is cut off, and writes the new one down first."""
+
+    def load_vlek(
+        self,
+        read: Callable[[], State],
+        give: Callable[[], None],
+        tcb: TcbVersion,
+        certificate: bytes,
+    ) -> None:
+        super().load_vlek(read, lambda: None, tcb, certificate)
+        give()
+
+
+class _BlindToReloads(Memory):
+    """Takes every initialisation of SNP for the first."""
+
+    def look(self, read: Callable[[], State]) -> State:
+        self._which = lambda: Initialisation("boot", "1")
+        return super().look(read)
+
+    def configure(self, read: Callable[[], State], give: Callable[[], None]) -> None:
+        self._which = lambda: Initialisation("boot", "1")
+        super().configure(read, give)
+
+
+class _KeepsProofs(Memory):
+    """Lets a proof last whatever changes."""
+
+    def look(self, read: Callable[[], State]) -> State:
+        try:
+            before = self._store.load().state.known.proofs
+        except UnusableError:
+            before = ()
+        state = super().look(read)
+        return replace(state, known=replace(state.known, proofs=before or state.known.proofs))
+
+
+class _TrustsWhatIsLoaded(Memory):
+    """Takes every VLEK that it finds loaded for one of the reported TCB."""
+
+    def look(self, read: Callable[[], State]) -> State:
+        state = super().look(read)
+        known = state.known
+        return state if known.vlek else replace(state, known=replace(known, vlek_doubt=""))
+
+
+MUTANTS: Final = (
+    Agent("vlek-is-dropped", "a VLEK is of the reported TCB", see=_without(vlek_doubt="")),
+    Agent("vcek-is-reported", "the VCEK is of the reported TCB", see=_without(vcek_doubt="")),
+    Agent("masked-vlek-signs", "MASK_CHIP_KEY is the VCEK's alone", decide=_no_doubt_of_masks),
+    Agent("blind-to-reloads", "SNP is initialised once", memory=_BlindToReloads),
+    Agent("proofs-last", "a proof outlives what it was given under", _KeepsProofs),
+    Agent("written-before", "a load is written down before it is given", _ForgetsNothingFirst),
+    Agent("trusts-strangers", "others' VLEKs are of the reported TCB", _TrustsWhatIsLoaded),
+)
