@@ -14,6 +14,7 @@ from snpcerts.host import check
 from snpcerts.host.check import Line, Outcome
 from snpcerts.host.config import Config, FileConfig
 from snpcerts.host.lock_owner import vm_name
+from snpcerts.host.mitigations import mitigations
 from snpcerts.host.processor import product_of_host
 
 from .rig import Rig
@@ -145,3 +146,38 @@ def test_the_product_is_the_processors(tmp_path: Path) -> None:
         path.write_text(text.format(*words))
         with pytest.raises(RefusedError, match="--product"):
             product_of_host(str(path))
+
+
+@pytest.mark.parametrize(
+    ("release", "names"),
+    [
+        ("6.8.0-31-generic", []),
+        ("6.12.9", ["ghcb-not-registered"]),
+        ("7.0.4-1-amd64", ["vlek-load-lost", "ghcb-not-registered"]),
+        ("7.2.3", ["ghcb-not-registered"]),
+        ("7.2.6", []),
+        ("7.3.4", []),
+        ("strange", []),
+    ],
+)
+def test_known_faults_of_a_kernel_are_named_with_the_version_that_fixes_them(
+    release: str, names: list[str]
+) -> None:
+    """Versions as the sources in the table have them; a warning keeps nobody from anything."""
+    lines = list(check.faults(release))
+    assert [line.what.removeprefix("kernel fault ") for line in lines] == names
+    assert all("fixed in 7.2" in line.to_do and "source: " in line.found for line in lines)
+    assert check.passed(lines)
+
+
+def test_mitigations_are_read_as_the_kernel_writes_them(tmp_path: Path) -> None:
+    assert mitigations(str(tmp_path)) is None
+    (tmp_path / "supported_mitigations").write_text("0x3f\n")
+    assert mitigations(str(tmp_path)) is None
+    (tmp_path / "verified_mitigations").write_text("0x1f\n")
+    found = mitigations(str(tmp_path))
+    assert found is not None
+    assert (found.supported, found.verified, found.unverified) == (0x3F, 0x1F, 0x20)
+    assert str(found) == "0x1f verified of 0x3f, 0x20 not"
+    (tmp_path / "verified_mitigations").write_text("all of them\n")
+    assert mitigations(str(tmp_path)) is None

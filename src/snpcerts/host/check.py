@@ -23,6 +23,7 @@ from snpcerts.abi.lock import EXCLUSIVE, F_OFD_SETLK, SHARED
 from snpcerts.certfile import trusted_path
 from snpcerts.certfile.writer import Strategy
 from snpcerts.errors import SnpCertsError
+from snpcerts.host import kernel_faults
 from snpcerts.host.config import Config, FileConfig
 from snpcerts.host.firmware import HostFirmware
 from snpcerts.host.ownership import differences, group_of
@@ -75,6 +76,17 @@ def kernel(release: str) -> Line:
         f"{release}, certificate fetching came with 7.0",
         "go by the next line: it may have been backported",
     )
+
+
+def faults(release: str) -> Iterator[Line]:
+    """Known faults of that kernel on this path: warnings, since fixes are backported."""
+    for each in kernel_faults.known(release):
+        yield Line(
+            f"kernel fault {each.name}",
+            Outcome.WARN,
+            f"{release}: {each.what} (known by {kernel_faults.AS_OF}; source: {each.source})",
+            f"fixed in {each.fixed_in}, or earlier where your distribution has backported it",
+        )
 
 
 def kvm(supports: Callable[[int], bool], path: str = "/dev/kvm") -> Line:

@@ -34,6 +34,7 @@ def check(host: Host, online: bool, as_json: bool) -> None:
     config = host.config()
     lines = [
         checks.kernel(platform.release()),
+        *checks.faults(platform.release()),
         checks.kvm(supports_req_certs),
         checks.firmware(lambda: host.firmware(config)),
         *checks.files(config),

@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Known faults of released kernels on the path of certificates, as of November 2026.
+
+A version says what the mainline kernel of that number has; distributions and
+stable kernels may have the fix earlier, so a match is worth a look and no more.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Final
+
+AS_OF: Final = "2026-11-26"
+
+_Version = tuple[int, int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """In kernels from ``since`` on and before ``fixed``; ``source`` says where that is from."""
+
+    name: str
+    since: _Version
+    fixed: _Version
+    what: str
+    source: str
+
+    def concerns(self, version: _Version) -> bool:
+        """Whether a kernel of that version has it, by its number."""
+        return self.since <= version < self.fixed
+
+    @property
+    def fixed_in(self) -> str:
+        """The version, for people."""
+        return ".".join(map(str, self.fixed)).removesuffix(".0")
+
+
+FAULTS: Final = (
+    Fault(
+        "vlek-load-lost",
+        (6, 15, 0),
+        (7, 2, 0),
+        "with SNP not initialised, SNP_VLEK_LOAD and SNP_SET_CONFIG initialise it, are done, and "
+        "shut it down again: a VLEK is gone at once, and the command reports success",
+        "linux-crypto, 'Do not initialize SNP for SEV ioctls', v2, 2026-05-04 "
+        "(20260504165147.1615643-1-tycho@kernel.org); in stable kernels since May 2026",
+    ),
+    Fault(
+        "ghcb-not-registered",
+        (6, 11, 0),
+        (7, 2, 6),
+        "a request with a GHCB that the guest has not registered ends KVM_RUN with EINVAL, and "
+        "most VMMs end the VM, where the guest should be told",
+        "KVM's arch/x86/kvm/svm/sev.c, as read in 7.2.6 and 7.3.4, which have the fix; in stable "
+        "kernels since May 2026",
+    ),
+)
+
+
+def version_of(release: str) -> _Version | None:
+    """The numbers at the start of a kernel's release, such as ``7.2.6-1-amd64``."""
+    match = re.match(r"(\d+)\.(\d+)(?:\.(\d+))?", release)
+    return None if match is None else (int(match[1]), int(match[2]), int(match[3] or 0))
+
+
+def known(release: str) -> tuple[Fault, ...]:
+    """The faults that a kernel of that release has, by its number."""
+    version = version_of(release)
+    return () if version is None else tuple(each for each in FAULTS if each.concerns(version))
