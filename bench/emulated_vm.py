@@ -17,7 +17,7 @@ from pathlib import Path
 
 from bench.compare import Skip, compare
 from snpcerts.abi.product import Product
-from snpcerts.certfile.certfile import CertFile
+from snpcerts.certfile.file import CertFile
 from snpcerts.demo.host import EmulatedHost
 from snpcerts.emulator.enter import host_program
 from snpcerts.emulator.frontdoor import seccomp

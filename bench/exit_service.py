@@ -17,7 +17,7 @@ from pathlib import Path
 
 from bench.compare import Skip, compare
 from snpcerts.abi.kvm import RUN_SIZE, RunView
-from snpcerts.certfile.certfile import CertFile
+from snpcerts.certfile.file import CertFile
 from snpcerts.vmm.exit_service import ExitService
 from snpcerts.vmm.guest_memory import MappedMemory
 

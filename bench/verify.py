@@ -31,7 +31,7 @@ from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 from cryptography.hazmat.primitives.hashes import SHA384
 from tests.clients.amd_names import renamed_chain
 
-import snpcerts.verify.verify as verify_module
+import snpcerts.verify.judging as verify_module
 from bench.compare import Skip, compare
 from bench.peers import GO_SEV_GUEST, VIRTEE_SEV
 from snpcerts.abi.guest_message import REPORT_AT, MessageType, ReportRequest, SecretsPage
@@ -46,9 +46,9 @@ from snpcerts.endorsement.certificate import load_certificate
 from snpcerts.verify.bulk import verify_many
 from snpcerts.verify.endorsement_check import EndorsementMemory
 from snpcerts.verify.evidence import Evidence
+from snpcerts.verify.judging import verify
 from snpcerts.verify.policy import Policy
 from snpcerts.verify.verdict import Status
-from snpcerts.verify.verify import verify
 
 COUNT = 300
 BULK = (200, 2000)

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from snpcerts.abi.cert_table import VCEK_GUID, CertTable, TableEntry
 from snpcerts.abi.lock import EXCLUSIVE, F_OFD_SETLKW
-from snpcerts.certfile.certfile import CertFile
+from snpcerts.certfile.file import CertFile
 from snpcerts.certfile.reader import Busy, Empty, Found
 from snpcerts.certfile.writer import LockHeldError, Strategy
 

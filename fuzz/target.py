@@ -26,10 +26,10 @@ from snpcerts.verify import attestation_proto
 from snpcerts.verify.collateral import Collateral, SuppliedCrl, Supplier
 from snpcerts.verify.evidence import Evidence
 from snpcerts.verify.explain import explain, explained_json
+from snpcerts.verify.judging import verify
 from snpcerts.verify.policy import Policy, Revocation
 from snpcerts.verify.policy_file import read_policy
 from snpcerts.verify.verdict import Status
-from snpcerts.verify.verify import verify
 
 CORPUS = Path(__file__).parent / "corpus"
 AT = datetime(2025, 6, 1, 12, tzinfo=UTC)

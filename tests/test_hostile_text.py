@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 
 from snpcerts.abi.cert_table import VCEK_GUID, CertTable, TableEntry
 from snpcerts.abi.product import Product
-from snpcerts.certfile.certfile import CertFile
+from snpcerts.certfile.file import CertFile
 from snpcerts.certfile.holders import holders_of
 from snpcerts.certfile.writer import LockHeldError
 from snpcerts.cli.main import main

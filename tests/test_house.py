@@ -12,6 +12,7 @@ import pytest
 SOURCE = Path(__file__).parents[1] / "src" / "snpcerts"
 # From the ground up; each may import what stands before it.
 FLOORS = [
+    "exports",
     "printable",
     "errors",
     "temporary_directory",

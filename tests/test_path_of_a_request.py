@@ -17,7 +17,7 @@ from snpcerts.abi.product import Product
 from snpcerts.abi.psp import SnpConfig
 from snpcerts.abi.report import Report
 from snpcerts.abi.tcb import TcbVersion
-from snpcerts.certfile.certfile import CertFile
+from snpcerts.certfile.file import CertFile
 from snpcerts.cli.main import main
 from snpcerts.demo.host import EmulatedHost
 from snpcerts.emulator.machine import Machine
@@ -26,8 +26,8 @@ from snpcerts.emulator.reference_vmm import ReferenceVm, build_vm
 from snpcerts.emulator.scripted_guest import ReportOutcome, ScriptedGuest
 from snpcerts.errors import RefusedError
 from snpcerts.verify.collateral import Collateral
+from snpcerts.verify.judging import verify
 from snpcerts.verify.verdict import Status
-from snpcerts.verify.verify import verify
 from snpcerts.vmm.enable import enable_req_certs, supports_req_certs
 from snpcerts.vmm.exit_service import ExitService, Outcome, Served
 from snpcerts.vmm.guest_memory import MappedMemory

@@ -11,7 +11,7 @@ import pytest
 
 from snpcerts.abi.cert_table import VCEK_GUID, CertTable, TableEntry
 from snpcerts.certfile import step
-from snpcerts.certfile.certfile import CertFile
+from snpcerts.certfile.file import CertFile
 from snpcerts.certfile.holders import locks_through
 from snpcerts.certfile.trusted_path import doubts, resolve
 from snpcerts.certfile.writer import Strategy

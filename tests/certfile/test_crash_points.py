@@ -15,7 +15,7 @@ from snpcerts.abi.cert_table import EMPTY, CertTable
 from snpcerts.abi.product import Product
 from snpcerts.abi.psp import SnpConfig
 from snpcerts.abi.tcb import TcbVersion
-from snpcerts.certfile.certfile import CertFile
+from snpcerts.certfile.file import CertFile
 from snpcerts.certfile.reader import Empty, Found, Table
 from snpcerts.certfile.writer import Strategy
 from snpcerts.demo.host import EmulatedHost

@@ -15,7 +15,7 @@ import pytest
 from snpcerts.abi.cert_table import EMPTY, VCEK_GUID, CertTable, TableEntry
 from snpcerts.abi.lock import F_OFD_SETLK, SHARED
 from snpcerts.certfile import step
-from snpcerts.certfile.certfile import CertFile
+from snpcerts.certfile.file import CertFile
 from snpcerts.certfile.reader import Table
 from snpcerts.certfile.writer import LockHeldError, Strategy
 from snpcerts.errors import InputError, RefusedError

@@ -16,7 +16,7 @@ import pytest
 
 from snpcerts.abi.cert_table import VCEK_GUID, CertTable, TableEntry
 from snpcerts.certfile import lock_check
-from snpcerts.certfile.certfile import CertFile
+from snpcerts.certfile.file import CertFile
 from snpcerts.certfile.holders import Holder, holders_of, vm_named_in
 from snpcerts.certfile.writer import LockHeldError
 from snpcerts.errors import InputError

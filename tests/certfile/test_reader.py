@@ -15,7 +15,7 @@ import pytest
 
 from snpcerts.abi.lock import EXCLUSIVE, F_OFD_SETLK, SHARED
 from snpcerts.certfile import reader, step
-from snpcerts.certfile.certfile import CertFile
+from snpcerts.certfile.file import CertFile
 from snpcerts.certfile.reader import Busy, Empty, Found, Table, Unreadable
 
 from ..privileges import give_up_file_privileges, make_unreadable
@@ -145,7 +145,7 @@ def test_more_than_the_limit_is_not_served(file: Path) -> None:
 def test_no_permission_says_so(file: Path) -> None:
     make_unreadable(file)
     program = (
-        "from snpcerts.certfile.certfile import CertFile\n"
+        "from snpcerts.certfile.file import CertFile\n"
         f"CertFile({str(file)!r}).serve(deliver=print, handshake=lambda: None)\n"
     )
     made = subprocess.run(

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from snpcerts.abi.cert_table import EMPTY, VCEK_GUID, CertTable, TableEntry
 from snpcerts.certfile import several, step, system
-from snpcerts.certfile.certfile import CertFile
+from snpcerts.certfile.file import CertFile
 from snpcerts.certfile.hold import hold
 from snpcerts.certfile.reader import Busy, Found
 from snpcerts.certfile.relay import relay

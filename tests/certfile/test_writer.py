@@ -18,7 +18,7 @@ import pytest
 from snpcerts.abi.cert_table import EMPTY, VCEK_GUID, CertTable, TableEntry
 from snpcerts.abi.lock import F_OFD_SETLK, SHARED
 from snpcerts.certfile import several, step
-from snpcerts.certfile.certfile import CertFile
+from snpcerts.certfile.file import CertFile
 from snpcerts.certfile.reader import Empty, Found, Table
 from snpcerts.certfile.recognise import ForeignFileError
 from snpcerts.certfile.writer import LockHeldError, Strategy
@@ -294,7 +294,7 @@ def test_swap_gets_through_while_readers_overlap(file: Path) -> None:
 def test_a_second_writer_waits_for_the_first_and_names_it(file: Path) -> None:
     program = (
         "import sys\n"
-        "from snpcerts.certfile.certfile import CertFile\n"
+        "from snpcerts.certfile.file import CertFile\n"
         "def change():\n"
         "    print('changing', flush=True)\n"
         "    sys.stdin.readline()\n"

@@ -10,7 +10,7 @@ import sys
 import threading
 
 from snpcerts.abi.kvm import Ioctl, UserspaceMemoryRegion
-from snpcerts.certfile.certfile import CertFile
+from snpcerts.certfile.file import CertFile
 from snpcerts.emulator.reference_vmm import MEMORY_SIZE, ReferenceVm, build_vm
 from snpcerts.emulator.vmm_program import SystemCalls
 from snpcerts.vmm.enable import supports_req_certs

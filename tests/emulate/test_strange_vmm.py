@@ -14,12 +14,12 @@ from pathlib import Path
 import pytest
 
 from snpcerts.abi.cert_table import CertTable
-from snpcerts.certfile.certfile import CertFile
+from snpcerts.certfile.file import CertFile
 from snpcerts.demo.host import EmulatedHost
 from snpcerts.emulator.home import PlatformHome
 from snpcerts.verify.collateral import Collateral
+from snpcerts.verify.judging import verify
 from snpcerts.verify.verdict import Status
-from snpcerts.verify.verify import verify
 
 from ..emulated import Emulated
 

@@ -14,7 +14,7 @@ from snpcerts.abi.cert_table import CertTable
 from snpcerts.cli.main import main
 from snpcerts.errors import RefusedError
 from snpcerts.guest import configfs_tsm
-from snpcerts.guest.attest import Interface, Paths, attest
+from snpcerts.guest.attestation import Interface, Paths, attest
 from tests.emulated import SNPCERTS, Emulated
 from tests.guest.test_configfs_tsm import DATA, ROOT, TABLE, Kernel
 

@@ -16,7 +16,7 @@ from snpcerts.abi.product import Product
 from snpcerts.abi.psp import Command, SnpConfig, SnpPlatformStatus
 from snpcerts.abi.tcb import TcbVersion
 from snpcerts.certfile import system
-from snpcerts.certfile.certfile import CertFile
+from snpcerts.certfile.file import CertFile
 from snpcerts.certfile.reader import Found
 from snpcerts.certfile.step import Performer
 from snpcerts.emulator.authority import EmulatedAuthority

@@ -21,7 +21,7 @@ from snpcerts.abi.cert_table import CRL_GUID, EMPTY, VCEK_GUID, CertTable, Table
 from snpcerts.abi.product import Product
 from snpcerts.abi.psp import CONFIG_MASK_CHIP_ID, CONFIG_MASK_CHIP_KEY, SnpConfig
 from snpcerts.certfile import step
-from snpcerts.certfile.certfile import CertFile
+from snpcerts.certfile.file import CertFile
 from snpcerts.certfile.hold import hold
 from snpcerts.certfile.reader import Empty
 from snpcerts.certfile.recognise import ForeignFileError

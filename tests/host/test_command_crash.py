@@ -28,7 +28,7 @@ import pytest
 from snpcerts.abi.cert_table import CertTable
 from snpcerts.abi.psp import STATUS_VLEK_EN
 from snpcerts.abi.tcb import TcbVersion
-from snpcerts.certfile.certfile import CertFile
+from snpcerts.certfile.file import CertFile
 from snpcerts.emulator.home import PlatformHome
 from snpcerts.emulator.issued import vcek_of
 

@@ -25,8 +25,8 @@ from snpcerts.abi.cert_table import EMPTY, CertTable
 from snpcerts.endorsement.anchors import Anchor, anchor_from_certificate
 from snpcerts.endorsement.certificate import load_certificate
 from snpcerts.verify.collateral import Collateral
+from snpcerts.verify.judging import verify
 from snpcerts.verify.verdict import Status
-from snpcerts.verify.verify import verify
 
 from ..emulated import SNPCERTS, Emulated
 from .site import LOWER, PATIENCE, Lines, Site, key_server, watching

@@ -28,7 +28,7 @@ from snpcerts.kds.client import KdsClient
 from snpcerts.kds.errors import KdsNotFoundError, KdsUnavailableError, KdsUntrustedError
 from snpcerts.kds.judge import same_key
 from snpcerts.kds.retry import RetryPolicy
-from snpcerts.kds.source import CertificateSource, open_source
+from snpcerts.kds.source import CertificateSource, open_certificate_source
 from snpcerts.kds.store import Store
 from snpcerts.kds.url import ChainResource, CrlResource
 from tests.endorsement.small_ca import flipped
@@ -630,10 +630,10 @@ def test_arguments_that_cannot_be_are_usage_errors(host: Host) -> None:
 
 
 def test_open_source_is_offline_or_has_a_server(tmp_path: Path) -> None:
-    offline = open_source(cache=tmp_path, offline=True)
+    offline = open_certificate_source(cache=tmp_path, offline=True)
     assert offline.client is None
-    online = open_source(cache=tmp_path)
+    online = open_certificate_source(cache=tmp_path)
     assert online.client is not None
     assert online.client.url == "https://kdsintf.amd.com"
     with pytest.raises(UsageError):
-        open_source(cache=tmp_path, url="http://mirror", offline=True)
+        open_certificate_source(cache=tmp_path, url="http://mirror", offline=True)

@@ -15,7 +15,7 @@ import pytest
 
 from snpcerts.abi.cert_table import ASK_GUID, EMPTY, VCEK_GUID, CertTable, TableEntry
 from snpcerts.abi.lock import EXCLUSIVE, F_OFD_SETLK
-from snpcerts.certfile.certfile import CertFile
+from snpcerts.certfile.file import CertFile
 
 from .rig import ENDED, LIMIT, Answer, Qemu, run_with
 

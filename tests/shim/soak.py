@@ -21,7 +21,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from snpcerts.abi.product import Product
-from snpcerts.certfile.certfile import CertFile
+from snpcerts.certfile.file import CertFile
 from snpcerts.demo.event import Attested
 from snpcerts.demo.host import EmulatedHost
 from snpcerts.demo.tally import Tally

@@ -14,8 +14,8 @@ from snpcerts.errors import UsageError
 from snpcerts.verify import bulk
 from snpcerts.verify.bulk import CHUNK, WORTHWHILE, verify_many
 from snpcerts.verify.evidence import Evidence
+from snpcerts.verify.judging import verify
 from snpcerts.verify.verdict import Status
-from snpcerts.verify.verify import verify
 from tests.endorsement.small_ca import NOON, SmallCa, flipped
 from tests.verify.test_verify import anchors, collateral
 

@@ -10,9 +10,9 @@ import pytest
 from snpcerts.endorsement.vek import VekKind
 from snpcerts.verify.check import CHECK_OF, Authenticity, CheckState
 from snpcerts.verify.collateral import Collateral
+from snpcerts.verify.judging import verify
 from snpcerts.verify.reason import NextStep, Reason, ReasonCode
 from snpcerts.verify.verdict import Status, Verdict
-from snpcerts.verify.verify import verify
 from tests.endorsement.small_ca import NOON, SmallCa, ec_key, sign_report
 from tests.verify.test_verify import anchors, collateral
 

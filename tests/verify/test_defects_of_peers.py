@@ -20,9 +20,9 @@ from snpcerts.errors import FormatError
 from snpcerts.kds.url import VcekResource
 from snpcerts.verify.collateral import Collateral
 from snpcerts.verify.evidence import Evidence
+from snpcerts.verify.judging import verify
 from snpcerts.verify.sources import Part, Wanted, verify_with
 from snpcerts.verify.verdict import Status
-from snpcerts.verify.verify import verify
 from tests.endorsement.small_ca import (
     NOON,
     TCBS,

@@ -10,24 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from snpcerts.abi.product import Product
 from snpcerts.cli.main import main
-from snpcerts.endorsement.anchors import anchor_from_certificate
-from snpcerts.endorsement.certificate import load_certificate
-from snpcerts.endorsement.vek import VekKind
-from snpcerts.kds.source import open_source
-from snpcerts.kds.store import Store
-from snpcerts.kds.url import ChainResource, VcekResource
-from snpcerts.verify.bulk import verify_many
-from snpcerts.verify.evidence import Evidence
 from snpcerts.verify.policy import Policy
 from snpcerts.verify.policy_file import read_policy
 from snpcerts.verify.reason import ReasonCode
-from snpcerts.verify.sources import averify_with, verify_with
-from snpcerts.verify.verdict import Status
-from snpcerts.verify.verify import verify
-from tests.endorsement.small_ca import TCBS, CrlRecipe, SmallCa
-from tests.verify.test_evidence import pem, table
+from tests.endorsement.small_ca import CrlRecipe, SmallCa
+from tests.verify.test_evidence import table
 
 PAGE = Path(__file__).parents[2] / "docs" / "relying-parties.md"
 TEXT = PAGE.read_text(encoding="utf-8")
@@ -74,35 +62,6 @@ def test_the_page_has_the_codes() -> None:
     rows = re.findall(r"^\| `([a-z-]+)` \| (.+) \| ([a-z-]+) \|$", TEXT, re.M)
     expected = [(code.value, code.description, code.next_step.value) for code in ReasonCode]
     assert rows == expected
-
-
-def test_the_examples_in_python_run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """One after the other, as a reader would; this suite's root stands in for AMD's."""
-    anchors = (anchor_from_certificate(load_certificate(CHAIN["ark"], "ARK")),)
-    for function in (verify, verify_with, averify_with, verify_many, open_source):
-        assert function.__kwdefaults__ is not None
-        monkeypatch.setitem(function.__kwdefaults__, "anchors", anchors)
-    given = {"report": sound_report(), "table": sound_table(), "nonce": NONCE}
-    names: dict[str, object] = given | {"ask": CHAIN["ask"], "ark": CHAIN["ark"]}
-    names |= {"cache": tmp_path, "archive": [Evidence(sound_report())] * 3}
-    store, milan = Store(tmp_path), Product.MILAN
-    store.write(VcekResource(milan, CA.chip_id, TCBS[milan]), CHAIN["vcek"])
-    store.write(ChainResource(milan, VekKind.VCEK), pem(CHAIN["ask"]) + pem(CHAIN["ark"]))
-    examples = blocks("python")
-    assert len(examples) == 4
-    for index, example in enumerate(examples):
-        if index == 2:
-            # From here on the certificates are in the cache alone.
-            names["evidence"] = Evidence(sound_report())
-        exec(compile(example, str(PAGE), "exec"), names)  # noqa: S102 (the page is ours)
-    assert "policy-report-data passed" in capsys.readouterr().out
-    assert names["verdict"].status is Status.VERIFIED  # type: ignore[attr-defined]  # it is one
-    assert names["counts"] == {"verified": 3}
-    names["nonce"] = b"another"
-    with pytest.raises(SystemExit, match="policy-report-data"):
-        exec(compile(examples[0], str(PAGE), "exec"), names)  # noqa: S102 (the page is ours)
 
 
 def test_the_policy_can_be_read_and_names_what_it_says_it_does_not() -> None:

@@ -18,9 +18,9 @@ from snpcerts.endorsement.certificate import load_certificate
 from snpcerts.endorsement.vek import VekKind
 from snpcerts.errors import FormatError
 from snpcerts.verify.evidence import Evidence, RuntimeData, Shape
+from snpcerts.verify.judging import verify
 from snpcerts.verify.policy import Policy
 from snpcerts.verify.verdict import Verdict
-from snpcerts.verify.verify import verify
 from tests.endorsement.small_ca import NOON, SmallCa
 from tests.verify.test_verify import anchors, codes
 

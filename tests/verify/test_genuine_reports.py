@@ -18,8 +18,8 @@ from snpcerts.endorsement.certificate import load_certificate
 from snpcerts.endorsement.der import read_element
 from snpcerts.endorsement.vek import AMD_ARC
 from snpcerts.verify.collateral import Collateral
+from snpcerts.verify.judging import verify
 from snpcerts.verify.verdict import Status, Verdict
-from snpcerts.verify.verify import verify
 from tests.endorsement.small_ca import SmallCa, every, flipped
 
 

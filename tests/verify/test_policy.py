@@ -16,6 +16,7 @@ from snpcerts.endorsement.vek import VekKind
 from snpcerts.errors import UsageError
 from snpcerts.verify.check import CheckState
 from snpcerts.verify.evidence import Evidence, RuntimeData
+from snpcerts.verify.judging import verify
 from snpcerts.verify.policy import (
     GuestPolicyBits,
     PlatformInfoBits,
@@ -25,7 +26,6 @@ from snpcerts.verify.policy import (
 )
 from snpcerts.verify.reason import ReasonCode
 from snpcerts.verify.verdict import Verdict
-from snpcerts.verify.verify import verify
 from tests.endorsement.small_ca import NOON, TCBS, CrlRecipe, SmallCa
 from tests.verify.test_verify import anchors, codes, collateral
 

@@ -21,9 +21,9 @@ from snpcerts.endorsement.vek import VekKind
 from snpcerts.verify import endorsement_check
 from snpcerts.verify.collateral import Collateral, SuppliedCrl, Supplier
 from snpcerts.verify.evidence import Evidence
+from snpcerts.verify.judging import verify
 from snpcerts.verify.policy import Policy, Revocation
 from snpcerts.verify.verdict import Status, Verdict
-from snpcerts.verify.verify import verify
 from tests.endorsement.small_ca import NOON, CrlRecipe, SmallCa, rsa_key
 from tests.verify.test_verify import anchors, collateral
 

@@ -19,10 +19,10 @@ from snpcerts.endorsement.chain import ChainFault
 from snpcerts.endorsement.vek import AMD_ARC, VekKind
 from snpcerts.errors import UsageError
 from snpcerts.verify.collateral import Collateral
+from snpcerts.verify.judging import verify
 from snpcerts.verify.reason import ReasonCode
 from snpcerts.verify.report_check import P384_ORDER
 from snpcerts.verify.verdict import Status, Verdict
-from snpcerts.verify.verify import verify
 from tests.endorsement.small_ca import (
     NOON,
     TCBS,

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from snpcerts.abi.kvm import RUN_SIZE, ExitReason, RunView
 from snpcerts.abi.lock import EXCLUSIVE, F_OFD_SETLK
-from snpcerts.certfile.certfile import CertFile
+from snpcerts.certfile.file import CertFile
 from snpcerts.errors import UsageError
 from snpcerts.vmm.exit_service import ExitService, Outcome, Served
 from snpcerts.vmm.guest_memory import GuestMemoryError, MappedMemory

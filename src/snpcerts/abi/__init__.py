@@ -12,3 +12,50 @@ kvm.h      Linux ``include/uapi/linux/kvm.h``, ``arch/x86/include/uapi/asm/kvm.h
 psp-sev.h  Linux ``include/uapi/linux/psp-sev.h``
 =========  ==================================================================
 """
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from snpcerts.abi.cert_table import ARK_GUID as ARK_GUID
+    from snpcerts.abi.cert_table import ASK_GUID as ASK_GUID
+    from snpcerts.abi.cert_table import CRL_GUID as CRL_GUID
+    from snpcerts.abi.cert_table import VCEK_GUID as VCEK_GUID
+    from snpcerts.abi.cert_table import VLEK_GUID as VLEK_GUID
+    from snpcerts.abi.cert_table import CertTable as CertTable
+    from snpcerts.abi.cert_table import TableEntry as TableEntry
+    from snpcerts.abi.cert_table import TableProblem as TableProblem
+    from snpcerts.abi.guest_message import KeySelect as KeySelect
+    from snpcerts.abi.kvm import RunView as RunView
+    from snpcerts.abi.product import Product as Product
+    from snpcerts.abi.report import REPORT_SIZE as REPORT_SIZE
+    from snpcerts.abi.report import Malformation as Malformation
+    from snpcerts.abi.report import Report as Report
+    from snpcerts.abi.report import SigningKey as SigningKey
+    from snpcerts.abi.report import malformations as malformations
+    from snpcerts.abi.tcb import TcbLayout as TcbLayout
+    from snpcerts.abi.tcb import TcbVersion as TcbVersion
+else:
+    from snpcerts.exports import lazy_exports
+
+    __all__, __getattr__, __dir__ = lazy_exports(
+        __name__,
+        {
+            "cert_table": (
+                "CertTable",
+                "TableEntry",
+                "TableProblem",
+                "VCEK_GUID",
+                "VLEK_GUID",
+                "ASK_GUID",
+                "ARK_GUID",
+                "CRL_GUID",
+            ),
+            "guest_message": ("KeySelect",),
+            "kvm": ("RunView",),
+            "product": ("Product",),
+            "report": ("REPORT_SIZE", "Malformation", "Report", "SigningKey", "malformations"),
+            "tcb": ("TcbLayout", "TcbVersion"),
+        },
+    )

@@ -1,2 +1,33 @@
 # SPDX-License-Identifier: Apache-2.0
 """The certificate file: its lock protocol, publishing and serving."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from snpcerts.certfile.file import CertFile as CertFile
+    from snpcerts.certfile.holders import Holder as Holder
+    from snpcerts.certfile.holders import holders_of as holders_of
+    from snpcerts.certfile.reader import Busy as Busy
+    from snpcerts.certfile.reader import Empty as Empty
+    from snpcerts.certfile.reader import Found as Found
+    from snpcerts.certfile.reader import Table as Table
+    from snpcerts.certfile.reader import Unreadable as Unreadable
+    from snpcerts.certfile.recognise import ForeignFileError as ForeignFileError
+    from snpcerts.certfile.writer import LockHeldError as LockHeldError
+    from snpcerts.certfile.writer import Strategy as Strategy
+    from snpcerts.certfile.writer import Update as Update
+else:
+    from snpcerts.exports import lazy_exports
+
+    __all__, __getattr__, __dir__ = lazy_exports(
+        __name__,
+        {
+            "file": ("CertFile",),
+            "holders": ("Holder", "holders_of"),
+            "reader": ("Busy", "Empty", "Found", "Table", "Unreadable"),
+            "recognise": ("ForeignFileError",),
+            "writer": ("LockHeldError", "Strategy", "Update"),
+        },
+    )

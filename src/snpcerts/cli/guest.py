@@ -81,7 +81,7 @@ def report(
     if output == "-" and (as_json or table_out is not None):
         raise UsageError("-o -: leaves no room for --json, and --table-out needs a file for both")
     from snpcerts.abi.guest_message import KeySelect
-    from snpcerts.guest.attest import Interface, Paths, attest
+    from snpcerts.guest.attestation import Interface, Paths, attest
 
     got = attest(
         data,

@@ -75,7 +75,7 @@ def build(
             f"{cert_table.LINUX_GUEST_LIMIT}",
             hint="leave entries out, or give --oversize",
         )
-    from snpcerts.certfile.certfile import CertFile
+    from snpcerts.certfile.file import CertFile
 
     CertFile(output).publish(table, force=force)
     say(f"{output}: {len(table)} entries, {len(data)} bytes, {table.pages} pages")

@@ -72,7 +72,7 @@ class Run:
             say(printable(f"snpcerts: {place.report}: warning: {warning}"), err=True)
         own = evidence.collateral
         if place.certificates is not None:
-            from snpcerts.verify.verify import KINDS
+            from snpcerts.verify.judging import KINDS
 
             key = Report.unpack(evidence.report).signing_key
             kind = None if key is None else KINDS.get(key)

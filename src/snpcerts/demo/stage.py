@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import IO, Any, Final
 
 from snpcerts.abi.product import Product
-from snpcerts.certfile.certfile import CertFile
+from snpcerts.certfile.file import CertFile
 from snpcerts.demo.event import Answered, Attested, Event, Updated
 from snpcerts.demo.host import EmulatedHost
 from snpcerts.emulator.enter import host_program, start_server

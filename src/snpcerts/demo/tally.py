@@ -12,8 +12,8 @@ from snpcerts.demo.event import Answered, Attested, Event, Updated
 from snpcerts.demo.host import EmulatedHost, key_name
 from snpcerts.errors import FormatError
 from snpcerts.verify.collateral import Collateral
+from snpcerts.verify.judging import verify
 from snpcerts.verify.verdict import Status
-from snpcerts.verify.verify import verify
 from snpcerts.vmm.exit_service import Outcome
 
 

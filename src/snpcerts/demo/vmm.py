@@ -14,7 +14,7 @@ import sys
 import time
 
 from snpcerts.certfile import system
-from snpcerts.certfile.certfile import CertFile
+from snpcerts.certfile.file import CertFile
 from snpcerts.demo.broken import READERS
 from snpcerts.emulator.vmm_program import run_vm
 from snpcerts.vmm.exit_service import ExitService, Served

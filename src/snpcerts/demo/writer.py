@@ -17,7 +17,7 @@ from pathlib import Path
 
 from snpcerts.abi.cert_table import CertTable
 from snpcerts.abi.psp import SnpConfig
-from snpcerts.certfile.certfile import CertFile
+from snpcerts.certfile.file import CertFile
 from snpcerts.host.sev import Sev
 
 

@@ -17,7 +17,7 @@ import sys
 from collections.abc import Callable
 
 from snpcerts.abi.kvm import VCPU_MMAP_SIZE
-from snpcerts.certfile.certfile import CertFile
+from snpcerts.certfile.file import CertFile
 from snpcerts.emulator.detached import end_with
 from snpcerts.emulator.parent import end_with_parent
 from snpcerts.emulator.reference_vmm import build_vm

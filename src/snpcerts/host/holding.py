@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 
 from snpcerts.abi.cert_table import ARK_GUID, ASK_GUID, VCEK_GUID, VLEK_GUID, CertTable, TableEntry
-from snpcerts.certfile.certfile import CertFile
+from snpcerts.certfile.file import CertFile
 from snpcerts.certfile.reader import Busy, Empty, Found, Table
 from snpcerts.certfile.recognise import no_table, was_ours
 from snpcerts.endorsement.vek import EndorsementCert

@@ -1,2 +1,39 @@
 # SPDX-License-Identifier: Apache-2.0
 """AMD's key server (KDS): its URLs, a client, and a cache of what has verified."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from snpcerts.kds.client import KdsClient as KdsClient
+    from snpcerts.kds.collateral import KdsCertificates as KdsCertificates
+    from snpcerts.kds.collateral import KdsRevocationLists as KdsRevocationLists
+    from snpcerts.kds.errors import CacheError as CacheError
+    from snpcerts.kds.errors import KdsNotFoundError as KdsNotFoundError
+    from snpcerts.kds.errors import KdsUnavailableError as KdsUnavailableError
+    from snpcerts.kds.errors import KdsUntrustedError as KdsUntrustedError
+    from snpcerts.kds.retry import RetryPolicy as RetryPolicy
+    from snpcerts.kds.source import CertificateSource as CertificateSource
+    from snpcerts.kds.source import Endorsement as Endorsement
+    from snpcerts.kds.source import open_certificate_source as open_certificate_source
+    from snpcerts.kds.url import AMD_URL as AMD_URL
+else:
+    from snpcerts.exports import lazy_exports
+
+    __all__, __getattr__, __dir__ = lazy_exports(
+        __name__,
+        {
+            "client": ("KdsClient",),
+            "collateral": ("KdsCertificates", "KdsRevocationLists"),
+            "errors": (
+                "CacheError",
+                "KdsNotFoundError",
+                "KdsUnavailableError",
+                "KdsUntrustedError",
+            ),
+            "retry": ("RetryPolicy",),
+            "source": ("CertificateSource", "Endorsement", "open_certificate_source"),
+            "url": ("AMD_URL",),
+        },
+    )

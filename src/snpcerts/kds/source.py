@@ -248,7 +248,7 @@ class CertificateSource:
         )
 
 
-def open_source(
+def open_certificate_source(
     *,
     cache: Path,
     url: str | None = None,

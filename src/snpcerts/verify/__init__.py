@@ -1,2 +1,72 @@
 # SPDX-License-Identifier: Apache-2.0
 """Report, certificates and time in; a verdict with reasons out. Pure: no I/O."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from snpcerts.verify.bulk import verify_many as verify_many
+    from snpcerts.verify.check import Check as Check
+    from snpcerts.verify.check import CheckState as CheckState
+    from snpcerts.verify.collateral import Collateral as Collateral
+    from snpcerts.verify.collateral import SuppliedCrl as SuppliedCrl
+    from snpcerts.verify.collateral import Supplier as Supplier
+    from snpcerts.verify.evidence import Evidence as Evidence
+    from snpcerts.verify.evidence import RuntimeData as RuntimeData
+    from snpcerts.verify.evidence import Shape as Shape
+    from snpcerts.verify.judging import verify as verify
+    from snpcerts.verify.policy import GuestPolicyBits as GuestPolicyBits
+    from snpcerts.verify.policy import PlatformInfoBits as PlatformInfoBits
+    from snpcerts.verify.policy import Policy as Policy
+    from snpcerts.verify.policy import Revocation as Revocation
+    from snpcerts.verify.policy import TcbFloor as TcbFloor
+    from snpcerts.verify.policy_file import PolicyFileError as PolicyFileError
+    from snpcerts.verify.policy_file import read_policy as read_policy
+    from snpcerts.verify.reason import NextStep as NextStep
+    from snpcerts.verify.reason import Reason as Reason
+    from snpcerts.verify.reason import ReasonCode as ReasonCode
+    from snpcerts.verify.revocation import JudgedList as JudgedList
+    from snpcerts.verify.sources import OWN as OWN
+    from snpcerts.verify.sources import AsyncCollateralSource as AsyncCollateralSource
+    from snpcerts.verify.sources import CollateralSource as CollateralSource
+    from snpcerts.verify.sources import Given as Given
+    from snpcerts.verify.sources import GivenCrls as GivenCrls
+    from snpcerts.verify.sources import InThread as InThread
+    from snpcerts.verify.sources import Part as Part
+    from snpcerts.verify.sources import Wanted as Wanted
+    from snpcerts.verify.sources import averify_with as averify_with
+    from snpcerts.verify.sources import verify_with as verify_with
+    from snpcerts.verify.verdict import ReportTcbs as ReportTcbs
+    from snpcerts.verify.verdict import Status as Status
+    from snpcerts.verify.verdict import Verdict as Verdict
+else:
+    from snpcerts.exports import lazy_exports
+
+    __all__, __getattr__, __dir__ = lazy_exports(
+        __name__,
+        {
+            "bulk": ("verify_many",),
+            "check": ("Check", "CheckState"),
+            "collateral": ("Collateral", "SuppliedCrl", "Supplier"),
+            "evidence": ("Evidence", "RuntimeData", "Shape"),
+            "judging": ("verify",),
+            "policy": ("GuestPolicyBits", "PlatformInfoBits", "Policy", "Revocation", "TcbFloor"),
+            "policy_file": ("PolicyFileError", "read_policy"),
+            "reason": ("NextStep", "Reason", "ReasonCode"),
+            "revocation": ("JudgedList",),
+            "sources": (
+                "OWN",
+                "AsyncCollateralSource",
+                "CollateralSource",
+                "Given",
+                "GivenCrls",
+                "InThread",
+                "Part",
+                "Wanted",
+                "averify_with",
+                "verify_with",
+            ),
+            "verdict": ("ReportTcbs", "Status", "Verdict"),
+        },
+    )

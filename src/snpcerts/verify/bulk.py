@@ -26,10 +26,10 @@ from typing import Final
 from snpcerts.endorsement.anchors import AMD_ANCHORS, Anchor
 from snpcerts.errors import UsageError
 from snpcerts.verify.evidence import Evidence
+from snpcerts.verify.judging import DEFAULT_POLICY
 from snpcerts.verify.policy import Policy
 from snpcerts.verify.sources import OWN, CollateralSource, Prepared, prepare
 from snpcerts.verify.verdict import Verdict
-from snpcerts.verify.verify import DEFAULT_POLICY
 
 # Reports handed to a process at a time: some 30 ms of work, against some 0.1 ms to hand over.
 CHUNK: Final = 64

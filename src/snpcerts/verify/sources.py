@@ -33,10 +33,10 @@ from snpcerts.errors import FormatError, RefusedError, RetryLaterError
 from snpcerts.verify.collateral import Collateral, SuppliedCrl, Supplier
 from snpcerts.verify.endorsement_check import leaf_of
 from snpcerts.verify.evidence import Evidence
+from snpcerts.verify.judging import DEFAULT_POLICY, KINDS, judge
 from snpcerts.verify.policy import Policy, Revocation
 from snpcerts.verify.reason import Reason, ReasonCode
 from snpcerts.verify.verdict import Verdict
-from snpcerts.verify.verify import DEFAULT_POLICY, KINDS, judge
 
 
 class Part(enum.Enum):

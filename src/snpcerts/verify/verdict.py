@@ -13,6 +13,7 @@ from snpcerts.abi.report import Report, SigningKey
 from snpcerts.abi.tcb import TcbVersion
 from snpcerts.endorsement.anchors import Anchor, is_amds
 from snpcerts.endorsement.vek import EndorsementCert
+from snpcerts.printable import printable
 from snpcerts.verify.check import Check, CheckState
 from snpcerts.verify.reason import NextStep, Reason
 from snpcerts.verify.revocation import JudgedList
@@ -54,17 +55,18 @@ class ReportTcbs:
         }
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Verdict:
     """Whether a report is genuine, why not, and what it says.
 
-    Read ``status``. The other fields hold what was read of the evidence, also
-    when it is not verified: then they are claims that nothing backs. ``chip_id``
-    is the report's 64 bytes (zero when masked); ``report`` and ``leaf`` are None
-    where they could not be read. ``checks`` lists every check there is, those
-    that nobody asked for too. ``root`` is the anchor that the ARK is, None where it
-    is none: only with ``root_is_amds`` was it AMD who endorsed the key.
-    ``revocation_lists`` are all those that were looked at, whoever supplied them.
+    Read ``status``; ``str`` of a verdict is one line for a log. The other fields
+    hold what was read of the evidence, also when it is not verified: then they are
+    claims that nothing backs. ``chip_id`` is the report's 64 bytes (zero when
+    masked); ``report`` and ``leaf`` are None where they could not be read.
+    ``checks`` lists every check there is, those that nobody asked for too. ``root``
+    is the anchor that the ARK is, None where it is none: only with
+    ``root_is_amds`` was it AMD who endorsed the key. ``revocation_lists`` are all
+    those that were looked at, whoever supplied them.
     """
 
     status: Status
@@ -114,6 +116,21 @@ class Verdict:
             if check.name == name:
                 return check
         raise KeyError(name)
+
+    def __str__(self) -> str:
+        """One line: the status, and for whom or why."""
+        if self.reasons:
+            codes = dict.fromkeys(reason.code.value for reason in self.reasons)
+            return f"{self.status.value}: {', '.join(codes)}"
+        product = "unknown product" if self.product is None else self.product.value
+        key = "" if self.signing_key is None else f", signed by {self.signing_key.name}"
+        root = ""
+        if self.root is not None and not self.root_is_amds:
+            root = f", by a root that is not AMD's: {self.root.name!r}"
+        return printable(f"{self.status.value}: {product}{key}, TCB {self.tcbs.reported}{root}")
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self}>"
 
     def __bool__(self) -> NoReturn:
         raise TypeError("a verdict is not a truth value: compare its .status with Status.VERIFIED")

@@ -1,2 +1,29 @@
 # SPDX-License-Identifier: Apache-2.0
 """The service of KVM_EXIT_SNP_REQ_CERTS."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from snpcerts.vmm.enable import enable_req_certs as enable_req_certs
+    from snpcerts.vmm.enable import supports_req_certs as supports_req_certs
+    from snpcerts.vmm.exit_service import ExitService as ExitService
+    from snpcerts.vmm.exit_service import OnError as OnError
+    from snpcerts.vmm.exit_service import Outcome as Outcome
+    from snpcerts.vmm.exit_service import Served as Served
+    from snpcerts.vmm.guest_memory import GuestMemory as GuestMemory
+    from snpcerts.vmm.guest_memory import GuestMemoryError as GuestMemoryError
+    from snpcerts.vmm.guest_memory import MappedMemory as MappedMemory
+    from snpcerts.vmm.guest_memory import Slot as Slot
+else:
+    from snpcerts.exports import lazy_exports
+
+    __all__, __getattr__, __dir__ = lazy_exports(
+        __name__,
+        {
+            "enable": ("enable_req_certs", "supports_req_certs"),
+            "exit_service": ("ExitService", "OnError", "Outcome", "Served"),
+            "guest_memory": ("GuestMemory", "GuestMemoryError", "MappedMemory", "Slot"),
+        },
+    )

@@ -35,7 +35,7 @@ from typing import Literal
 from snpcerts.abi.cert_table import EMPTY, MAX_SIZE, PAGE_SIZE, pages_of
 from snpcerts.abi.kvm import RunView
 from snpcerts.certfile import reader
-from snpcerts.certfile.certfile import CertFile
+from snpcerts.certfile.file import CertFile
 from snpcerts.errors import UsageError
 from snpcerts.vmm.guest_memory import GuestMemory, GuestMemoryError
 

@@ -11,7 +11,7 @@ import click
 
 from snpcerts.cli.ending import ends_cleanly
 from snpcerts.cli.host.chosen import Host, with_host
-from snpcerts.cli.host.source import anchors_of, open_source
+from snpcerts.cli.host.source import anchors_of, open_certificate_source
 from snpcerts.cli.say import say
 from snpcerts.temporary_directory import temporary_directory
 
@@ -63,6 +63,6 @@ def _ask_key_server(config: Config) -> str:
     product = config.product or product_of_host()
     # A cache of its own, so that the answer is the key server's.
     with ends_cleanly(), temporary_directory("check") as folder:
-        source = open_source(config, anchors_of(config), folder)
+        source = open_certificate_source(config, anchors_of(config), folder)
         source.vlek_chain(product)
     return f"answered with a trusted chain for {product.value}"

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from snpcerts.cli.host.said import told
-from snpcerts.cli.host.source import PatientSource, anchors_of, open_source
+from snpcerts.cli.host.source import PatientSource, anchors_of, open_certificate_source
 from snpcerts.errors import UsageError
 
 if TYPE_CHECKING:
@@ -185,7 +185,7 @@ class Host:
         config = self.config()
         firmware = self.firmware(config)
         anchors = anchors_of(config)
-        source = open_source(config, anchors)
+        source = open_certificate_source(config, anchors)
         self._source = source
 
         def observe(result: str) -> None:

@@ -16,13 +16,13 @@ if TYPE_CHECKING:
     from snpcerts.kds.source import CertificateSource
 
 
-def open_source(
+def open_certificate_source(
     config: Config, anchors: tuple[Anchor, ...], cache: Path | None = None
 ) -> CertificateSource:
     """Where certificates come from."""
-    from snpcerts.kds.source import open_source
+    from snpcerts.kds.source import open_certificate_source
 
-    return open_source(
+    return open_certificate_source(
         cache=cache or config.cache,
         url=config.kds_url,
         offline=config.offline,

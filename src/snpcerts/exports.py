@@ -1,0 +1,37 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a package offers, imported when it is first used (PEP 562).
+
+A package's ``__init__`` names its public objects twice: for type checkers, which
+read ``if TYPE_CHECKING``, and for the interpreter, by the module each is in. So
+``from snpcerts.verify import verify`` works, and importing one module of a package
+does not load the others. ``tests/test_public_api.py`` holds that the two agree.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Callable, Mapping
+
+
+def lazy_exports(
+    package: str, modules: Mapping[str, tuple[str, ...]]
+) -> tuple[list[str], Callable[[str], object], Callable[[], list[str]]]:
+    """``__all__``, ``__getattr__`` and ``__dir__`` for ``package``.
+
+    ``modules`` gives the names that each of its modules, named without the package,
+    exports.
+    """
+    homes = {name: module for module, names in modules.items() for name in names}
+
+    def getattr_(name: str) -> object:
+        if name not in homes:
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        value: object = getattr(importlib.import_module(f"{package}.{homes[name]}"), name)
+        setattr(sys.modules[package], name, value)
+        return value
+
+    def dir_() -> list[str]:
+        return sorted({*vars(sys.modules[package]), *homes})
+
+    return sorted(homes), getattr_, dir_
