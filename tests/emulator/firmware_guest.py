@@ -3,6 +3,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 from cryptography.hazmat.primitives.hashes import SHA384
@@ -19,15 +22,26 @@ from snpcerts.abi.kvm import PageType
 from snpcerts.abi.report import Report
 from snpcerts.emulator.firmware import Firmware
 from snpcerts.emulator.message_seal import header_for, open_sealed, seal
+from tests.emulator.id_blocks import new_key, signed
 
 POLICY = 0x30000  # SMT allowed, and the bit that must be one
 HOST_DATA = bytes(range(32))
 
 
 class FirmwareGuest:
-    """A launched guest; ``counters`` is its own count of messages, one per VMPCK."""
+    """A launched guest; ``counters`` is its own count of messages, one per VMPCK.
 
-    def __init__(self, firmware: Firmware, **finish: object) -> None:
+    ``id_block`` gives what :func:`tests.emulator.id_blocks.signed` takes.
+    """
+
+    def __init__(
+        self,
+        firmware: Firmware,
+        *,
+        id_block: Mapping[str, Any] | None = None,
+        host_data: bytes = HOST_DATA,
+        **finish: bool,
+    ) -> None:
         self.firmware = firmware
         self.context = firmware.launch_start(POLICY)
         firmware.launch_update(self.context, 0x10_0000, PageType.NORMAL, b"\x90" * 4096)
@@ -35,7 +49,11 @@ class FirmwareGuest:
         assert page is not None
         secrets = SecretsPage.unpack(page)
         self.vmpcks = (secrets.vmpck0, secrets.vmpck1, secrets.vmpck2, secrets.vmpck3)
-        firmware.launch_finish(self.context, HOST_DATA, **finish)  # type: ignore[arg-type]  # a test's own words
+        block = None
+        if id_block is not None:
+            block = signed(self.context.measurement, POLICY, **{"id_key": new_key(), **id_block})
+            finish["author_key_en"] = "author_key" in id_block
+        firmware.launch_finish(self.context, host_data, id_block=block, **finish)
         self.counters = [0] * 4
 
     def header(self, msg_type: int, vmpck: int = 0, *, version: int = 1) -> MessageHeader:
@@ -60,8 +78,9 @@ class FirmwareGuest:
         request = ReportRequest(report_data=data, vmpl=vmpl, key_sel=key_sel)
         answer = self.ask(MessageType.REPORT_REQ, request.pack(), vmpck)
         response = ReportResponse.unpack(answer)
-        assert len(answer) == REPORT_AT + response.report_size
+        assert len(answer) == REPORT_AT + response.report_size == 0x4C0
         if response.status:
+            assert not any(answer[REPORT_AT:])
             return response.status, None
         return 0, Report.unpack(answer[REPORT_AT:])
 

@@ -50,6 +50,8 @@ class MessageType(enum.IntEnum):
     ABSORB_RSP = 12
     VMRK_REQ = 13
     VMRK_RSP = 14
+    ABSORB_NOMA_REQ = 15
+    ABSORB_NOMA_RSP = 16
     TSC_INFO_REQ = 17
     TSC_INFO_RSP = 18
 
@@ -91,6 +93,8 @@ class ResponseStatus(enum.IntEnum):
     """STATUS at the start of a response's payload."""
 
     SUCCESS = 0
+    BAD_MEASUREMENT = 0x0B
+    INVALID_GUEST = 0x10
     INVALID_PARAM = 0x16
     INVALID_KEY = 0x27
 
@@ -132,6 +136,9 @@ class KeyRequest(CStruct):
     tcb_version: bytes = raw(0x18, 8)
 
 
+# Bits of guest_field_select.
+GUEST_FIELD_GUEST_SVN = 1 << 4
+GUEST_FIELD_TCB_VERSION = 1 << 5
 GUEST_FIELD_SELECT_KNOWN = (1 << 6) - 1  # version 1
 
 
@@ -143,6 +150,18 @@ class KeyResponse(CStruct):
     status: int = u32(0x00)
     rsvd: bytes = raw(0x04, 28)
     key: bytes = raw(0x20, 32)
+
+
+@dataclass(frozen=True, slots=True)
+class TscInfoResponse(CStruct):
+    """MSG_TSC_INFO_RSP. The scale is a fixed-point number of 8.32 bits."""
+
+    SIZE: ClassVar[int] = 0x80
+    status: int = u32(0x00)
+    rsvd: int = u32(0x04)
+    guest_tsc_scale: int = u64(0x08)
+    guest_tsc_offset: int = u64(0x10)
+    tsc_factor: int = u32(0x18)  # thousandths of a per cent that the clock is slow on average
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,3 +182,5 @@ class SecretsPage(CStruct):
     msg_seqno_1: int = u32(0xA4)
     msg_seqno_2: int = u32(0xA8)
     msg_seqno_3: int = u32(0xAC)
+    vmsa_tweak_bitmap: bytes = raw(0x100, 64)
+    tsc_factor: int = u32(0x160)

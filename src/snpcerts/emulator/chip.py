@@ -96,8 +96,13 @@ class Chip:
         """
         return self._vcek(tcb)
 
-    def guest_key_root(self) -> bytes:
-        """What keys for guests are derived from when they ask for the VCEK as root; 48 bytes."""
+    def guest_key_root(self, tcb: TcbVersion) -> bytes:
+        """What keys for guests are derived from when the VCEK of ``tcb`` is the root; 48 bytes."""
+        return derive(self.secret, "guest key root", tcb.pack(), 48)
+
+    @property
+    def provider_seed(self) -> bytes:
+        """What the emulated AMD makes the seeds of this platform's providers of; 48 bytes."""
         return derive(self.secret, "guest key root", b"", 48)
 
     def unwrap_vlek(self, blob: bytes, vcek_tcb: TcbVersion) -> bytes:

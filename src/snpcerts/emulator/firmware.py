@@ -8,6 +8,7 @@ the reported TCB in a report and the key that signed it are of one moment.
 
 from __future__ import annotations
 
+import struct
 import threading
 from dataclasses import replace
 from typing import Any, Final, NamedTuple
@@ -20,7 +21,6 @@ from snpcerts.abi.guest_message import (
     HEADER_VERSION,
     MAX_PAYLOAD,
     MESSAGE_SIZE,
-    TAG_SIZE,
     VMPCK_COUNT,
     KeySelect,
     MessageHeader,
@@ -41,10 +41,18 @@ from snpcerts.abi.psp import (
 from snpcerts.abi.report import POLICY_KNOWN, POLICY_RESERVED_ONE
 from snpcerts.abi.tcb import TcbVersion
 from snpcerts.emulator.chip import Chip
+from snpcerts.emulator.cpuid_check import CPUID_COUNT_MAX, LIST_HEADER, judge
 from snpcerts.emulator.firmware_choices import PUBLISHED, FirmwareChoices, choices_of
 from snpcerts.emulator.firmware_error import FirmwareError
-from snpcerts.emulator.guest_answer import KINDS, CpuId, PspSnapshot, signer
-from snpcerts.emulator.guest_context import PAGE_SIZE, GuestContext, GuestState, IdBlock
+from snpcerts.emulator.guest_answer import KINDS, MESSAGE_VERSION_MAX, CpuId, PspSnapshot, signer
+from snpcerts.emulator.guest_context import (
+    PAGE_SIZE,
+    PAGE_TYPES,
+    PAGES_ALONE,
+    GuestContext,
+    GuestState,
+)
+from snpcerts.emulator.id_block import check_id_block
 from snpcerts.emulator.message_seal import SealError, header_for, open_sealed, seal
 from snpcerts.emulator.platform_state import (
     DEFAULT_TCB,
@@ -57,7 +65,7 @@ from snpcerts.emulator.platform_state import (
 from snpcerts.emulator.saved_platform import read_platform, write_platform
 from snpcerts.errors import UsageError
 
-__all__ = ["ApiVersion", "Firmware", "FirmwareError", "GuestContext", "IdBlock"]
+__all__ = ["ApiVersion", "Firmware", "FirmwareError", "GuestContext"]
 
 _CPUID: Final = {
     Product.MILAN: CpuId(0x19, 0x01, 1),
@@ -68,6 +76,8 @@ _CPUID: Final = {
 # Bits of platform_info, with what a policy may ask of them.
 _SMT, _ECC, _RAPL_DIS, _CIPHERTEXT_HIDING, _ALIAS_CHECKED = 1 << 0, 1 << 2, 1 << 3, 1 << 4, 1 << 5
 DEFAULT_PLATFORM_INFO: Final = _SMT | _ECC | _ALIAS_CHECKED
+# sev_guest.h of the published firmware: bits 21 and up are reserved. Later ones know 21 to 25.
+_POLICY_FIRST, _POLICY_GREW = (1 << 21) - 1, 3
 _POLICY_SMT, _POLICY_RAPL_DIS, _POLICY_CIPHERTEXT_HIDING = 1 << 16, 1 << 23, 1 << 24
 DEFAULT_MIT_VECTOR: Final = 0x3F  # as in a genuine Turin report
 _MITIGATIONS_SINCE = 5  # the report version that tells of them: SNP_VERIFY_MITIGATION came with it
@@ -75,6 +85,7 @@ _MITIGATIONS_SINCE = 5  # the report version that tells of them: SNP_VERIFY_MITI
 _SEV_INIT_STATE = 1
 _SEV_ES_CONFIGURED = 1 << 8
 _LAST_SEQNO = 2**64 - 1
+_PAYLOAD_UNIT = 16
 
 
 class Mitigations(NamedTuple):
@@ -309,11 +320,13 @@ class Firmware:
 
     # Launch.
 
-    def launch_start(self, policy: int, *, gosvw: bytes = bytes(16)) -> GuestContext:
+    def launch_start(
+        self, policy: int, *, gosvw: bytes = bytes(16), desired_tsc_khz: int = 0
+    ) -> GuestContext:
         """SNP_GCTX_CREATE and SNP_LAUNCH_START.
 
         POLICY_FAILURE when this platform cannot give what ``policy`` asks for,
-        INVALID_PARAM for reserved bits, INVALID_PLATFORM_STATE before SNP_INIT.
+        reserved bits included; INVALID_PLATFORM_STATE before SNP_INIT.
         """
         with self._lock:
             if not self.state.initialized:
@@ -321,57 +334,71 @@ class Firmware:
             self._check_policy(policy)
             context = GuestContext(
                 policy,
-                launch_tcb=self.state.current,
+                launch_tcb=self.state.committed,
                 launch_mit_vector=self._platform.mit_vector,
                 gosvw=gosvw,
+                desired_tsc_khz=desired_tsc_khz,
             )
             self._guests.add(context)
             return context
 
     def launch_update(
-        self, context: GuestContext, gpa: int, page_type: PageType, data: bytes
+        self, context: GuestContext, gpa: int, page_type: int, data: bytes
     ) -> bytes | None:
         """SNP_LAUNCH_UPDATE of one page, or of several in a row.
 
         ``data`` is a whole number of 4096-byte pages (what a ZERO or UNMEASURED
         page holds is not looked at). For SECRETS, one page only, the result is
-        the page to put at ``gpa``; for every other type None.
+        the page to put at ``gpa``; for every other type None. A CPUID page with
+        values that this processor does not have raises :class:`CpuidPageError`,
+        which has the page as it should be.
         """
         with self._lock:
+            if page_type not in PAGE_TYPES:
+                raise FirmwareError(Status.INVALID_PARAM, f"{page_type} is no page type")
+            alone = page_type in PAGES_ALONE
+            if not data or len(data) % PAGE_SIZE or (alone and len(data) != PAGE_SIZE):
+                raise FirmwareError(Status.INVALID_PAGE_SIZE, f"{len(data)} bytes are no pages")
             self._check_state(context, GuestState.LAUNCHING)
             if gpa % PAGE_SIZE or not 0 <= gpa <= 2**64 - len(data):
                 raise FirmwareError(Status.INVALID_ADDRESS, f"{gpa:#x} is no page address")
-            secrets = page_type is PageType.SECRETS
-            if not data or len(data) % PAGE_SIZE or (secrets and len(data) != PAGE_SIZE):
-                raise FirmwareError(Status.INVALID_PAGE_SIZE, f"{len(data)} bytes are no pages")
+            if page_type == PageType.CPUID:
+                _check_cpuid_page(data, self._platform.cpuid.signature)
             for start in range(0, len(data), PAGE_SIZE):
                 context.measure(gpa + start, page_type, data[start : start + PAGE_SIZE])
-            return context.secrets_page(self._platform.cpuid.signature) if secrets else None
+            if page_type == PageType.SECRETS:
+                return context.secrets_page(self._platform.cpuid.signature)
+            return None
 
     def launch_finish(
         self,
         context: GuestContext,
         host_data: bytes = bytes(32),
         *,
-        id_block: IdBlock | None = None,
+        id_block: tuple[bytes, bytes] | None = None,
+        author_key_en: bool = False,
         vcek_disabled: bool = False,
     ) -> None:
         """SNP_LAUNCH_FINISH: the guest may run.
 
-        BAD_MEASUREMENT or POLICY_FAILURE when the ID block expects another
-        measurement or policy. ``vcek_disabled`` forbids this guest the VCEK.
+        ``id_block`` is the ID block and its authentication page, judged by
+        :func:`~snpcerts.emulator.id_block.check_id_block`. ``vcek_disabled``
+        forbids this guest the VCEK.
         """
         with self._lock:
             self._check_state(context, GuestState.LAUNCHING)
             if len(host_data) != len(context.host_data):
                 raise FirmwareError(Status.INVALID_PARAM, "HOST_DATA is 32 bytes")
-            block = id_block or IdBlock()
-            if block.measurement not in (None, context.measurement):
-                raise FirmwareError(Status.BAD_MEASUREMENT, "the ID block expects another launch")
-            if block.policy not in (None, context.policy):
-                raise FirmwareError(Status.POLICY_FAILURE, "the ID block expects another policy")
+            if id_block is not None:
+                context.id_block = check_id_block(
+                    *id_block,
+                    author=author_key_en,
+                    measurement=context.measurement,
+                    policy=context.policy,
+                )
+                context.id_block_en = True
+            context.author_key_en = author_key_en
             context.host_data = host_data
-            context.id_block = block
             context.vcek_disabled = vcek_disabled
             context.state = GuestState.RUNNING
 
@@ -402,19 +429,15 @@ class Firmware:
                 raise FirmwareError(
                     Status.AEAD_OFLOW, f"message {header.msg_seqno}, expected {expected}"
                 )
-            kind = KINDS.get((header.msg_type, header.msg_version))
-            if kind is None:
+            kind = KINDS.get(header.msg_type)
+            if kind is None or not 1 <= header.msg_version <= MESSAGE_VERSION_MAX:
                 raise FirmwareError(
                     Status.INVALID_PARAM,
                     f"no answer to type {header.msg_type} version {header.msg_version}",
                 )
-            if len(payload) != kind.size:
-                raise FirmwareError(
-                    Status.INVALID_PARAM, f"msg_sz is {len(payload)}, expected {kind.size}"
-                )
-            answer = kind.answer(self._platform, context, vmpck, payload)
+            answer = kind.answer(self._platform, context, vmpck, kind.payload(payload))
             response = header_for(
-                header.msg_type + 1, expected + 1, vmpck, msg_version=header.msg_version
+                header.msg_type + 1, expected + 1, vmpck, msg_version=MESSAGE_VERSION_MAX
             )
             sealed = seal(context.vmpcks[vmpck], response, answer)
             context.counters[vmpck] = expected + 1
@@ -442,11 +465,15 @@ class Firmware:
                 f"the guest is {context.state.value}, not {expected.value}",
             )
 
+    def _known_policy(self) -> int:
+        """The bits of a policy that firmware of this age knows: each report version added some."""
+        return POLICY_KNOWN if self._platform.report_version >= _POLICY_GREW else _POLICY_FIRST
+
     def _check_policy(self, policy: int) -> None:
-        if not policy & POLICY_RESERVED_ONE or policy & ~POLICY_KNOWN:
-            raise FirmwareError(Status.INVALID_PARAM, f"policy {policy:#x} has wrong reserved bits")
         version, info = self.state.version, self._platform.platform_info
         reasons = (
+            not policy & POLICY_RESERVED_ONE,
+            policy & ~self._known_policy(),
             (policy >> 8 & 0xFF, policy & 0xFF) > (version.major, version.minor),
             info & _SMT and not policy & _POLICY_SMT,
             policy & _POLICY_RAPL_DIS and not info & _RAPL_DIS,
@@ -458,21 +485,36 @@ class Firmware:
             )
 
 
+class CpuidPageError(FirmwareError):
+    """A CPUID page has values that this processor has not; ``page`` has those it should have."""
+
+    def __init__(self, page: bytes) -> None:
+        super().__init__(Status.INVALID_PARAM, "the CPUID page has values that are not this CPU's")
+        self.page = page
+
+
+def _check_cpuid_page(page: bytes, signature: int) -> None:
+    count, reserved, more = struct.unpack_from("<IIQ", page)
+    if reserved or more or count > CPUID_COUNT_MAX:
+        raise FirmwareError(Status.INVALID_PARAM, "the CPUID page is malformed")
+    right, _, sound = judge(page[LIST_HEADER:], count, signature)
+    if not sound:
+        raise CpuidPageError(page[:LIST_HEADER] + right + page[LIST_HEADER + len(right) :])
+
+
 def _check_header(page: bytes) -> int:
     """The number of the VMPCK to open ``page`` with; FirmwareError for a malformed header."""
     if len(page) != MESSAGE_SIZE:
         raise FirmwareError(Status.INVALID_PARAM, f"a message page is {MESSAGE_SIZE} bytes")
     header = MessageHeader.unpack(page)
+    # Reserved fields are not judged, nor the upper half of the tag's field.
     sound = (
         header.algo == ALGO_AES_256_GCM
         and header.hdr_version == HEADER_VERSION
         and header.hdr_sz == HEADER_SIZE
-        and header.msg_sz <= MAX_PAYLOAD
+        and 0 < header.msg_sz <= MAX_PAYLOAD
+        and header.msg_sz % _PAYLOAD_UNIT == 0
         and header.msg_vmpck < VMPCK_COUNT
-        and not any(header.authtag[TAG_SIZE:])
-        and not any(header.rsvd1)
-        and not header.rsvd2
-        and not any(header.rsvd3)
     )
     if not sound:
         raise FirmwareError(Status.INVALID_PARAM, "the message header is malformed")

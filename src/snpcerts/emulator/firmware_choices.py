@@ -36,6 +36,7 @@ class FirmwareChoices:
     reload_clears_masks: bool
     init_derives_running_vcek: bool
     bad_message_tag: Status
+    report_vmpl_at_most_three: bool
 
     def __str__(self) -> str:
         return self.name
@@ -158,6 +159,16 @@ ROWS: Final = (
             "sev_mcmd.c: snp_mcmd_guest_request; ccp_direct_cipher.c: the GCM tag",
         ),
         observed=Reading(Status.INVALID_PARAM, "seen on a real host in 2022"),
+    ),
+    Row(
+        "report_vmpl_at_most_three",
+        "Is a report request for a VMPL above 3 refused?",
+        Reading(
+            False, "sev_mcmd.c: snp_mcmd_guest_request, SNP_MSG_REPORT_REQ compares with VMPCK"
+        ),
+        Reading(
+            True, "SNP ABI, MSG_REPORT_REQ, VMPL, as virtee/snpguest restates it (--vmpl, 0 to 3)"
+        ),
     ),
 )
 

@@ -16,11 +16,41 @@ from typing import Final
 from snpcerts.abi.guest_message import VMPCK_COUNT, VMPCK_SIZE, SecretsPage
 from snpcerts.abi.kvm import PageType
 from snpcerts.abi.tcb import TcbVersion
+from snpcerts.emulator.id_block import IdBlock
 
 PAGE_SIZE: Final = 4096
 DIGEST_SIZE: Final = 48
 PAGE_INFO_SIZE: Final = 0x70
 SECRETS_VERSION: Final = 3
+TSC_FACTOR: Final = 200  # sev_rmp.h, TSC_FACTOR_GENOA
+PAGE_TYPE_VMSA: Final = 2  # KVM launches these itself: no user may
+PAGE_TYPES: Final = frozenset({*PageType, PAGE_TYPE_VMSA})
+PAGES_ALONE: Final = frozenset({PAGE_TYPE_VMSA, PageType.SECRETS, PageType.CPUID})  # 4 KiB only
+_TSC_SCALE: Final = 0x2F0  # GUEST_TSC_SCALE and GUEST_TSC_OFFSET of a VMSA, 8 bytes each
+
+
+def _tweak_bitmap() -> bytes:
+    """Which quadwords of a VMSA the firmware stores tweaked: a bit for each.
+
+    Those of RIP, RSP, RAX, the other general registers, x87, XMM, YMM, and the
+    areas of AVX-512 (AMD64 APM volume 2, table B-4; AMD-ASPFW ``sev_es.c``).
+    """
+    bitmap = bytearray(64)
+    for start, end in (
+        (0x178, 0x180),
+        (0x1D8, 0x1E0),
+        (0x1F8, 0x200),
+        (0x308, 0x320),
+        (0x328, 0x380),
+        (0x420, 0x670),
+        (0x980, 0xFC0),
+    ):
+        for quadword in range(start // 8, end // 8):
+            bitmap[quadword // 8] |= 1 << quadword % 8
+    return bytes(bitmap)
+
+
+VMSA_TWEAK_BITMAP: Final = _tweak_bitmap()
 
 
 class GuestState(enum.Enum):
@@ -29,24 +59,6 @@ class GuestState(enum.Enum):
     LAUNCHING = "launching"
     RUNNING = "running"
     GONE = "gone"
-
-
-@dataclass(frozen=True, slots=True)
-class IdBlock:
-    """What an ID block says of a guest, its signatures taken as checked.
-
-    The two key digests are SHA-384 over the keys in AMD's format; zero where no
-    such key was given. A ``measurement`` or ``policy`` of None is not compared.
-    """
-
-    family_id: bytes = bytes(16)
-    image_id: bytes = bytes(16)
-    guest_svn: int = 0
-    measurement: bytes | None = None
-    policy: int | None = None
-    id_key_digest: bytes = bytes(DIGEST_SIZE)
-    author_key_digest: bytes = bytes(DIGEST_SIZE)
-    author_key_en: bool = False
 
 
 @dataclass(slots=True, eq=False)
@@ -65,6 +77,9 @@ class GuestContext:
     measurement: bytes = bytes(DIGEST_SIZE)
     host_data: bytes = bytes(32)
     id_block: IdBlock = field(default_factory=IdBlock)
+    id_block_en: bool = False
+    author_key_en: bool = False
+    desired_tsc_khz: int = 0
     vcek_disabled: bool = False
     report_id: bytes = field(default_factory=lambda: os.urandom(32))
     vmrk: bytes = field(default_factory=lambda: os.urandom(32), repr=False)
@@ -74,16 +89,17 @@ class GuestContext:
     )
     counters: list[int] = field(default_factory=lambda: [0] * VMPCK_COUNT)
 
-    def measure(self, gpa: int, page_type: PageType, page: bytes) -> None:
-        """Extend the measurement by one page.
+    def measure(self, gpa: int, page_type: int, page: bytes) -> None:
+        """Extend the measurement by one page (SNP ABI, PAGE_INFO).
 
         A running SHA-384 over (digest so far, digest of the contents, page type,
-        GPA), in the manner of SNP's PAGE_INFO. Only NORMAL pages contribute
-        their contents. The layout follows AMD's, but no claim is made that a
-        real launch of the same pages measures the same; VMSAs are not measured.
+        GPA). Only NORMAL pages and VMSAs contribute their contents, VMSAs
+        without what the firmware itself sets in them.
         """
         contents = bytes(DIGEST_SIZE)
-        if page_type is PageType.NORMAL:
+        if page_type == PAGE_TYPE_VMSA:
+            page = page[:_TSC_SCALE] + bytes(16) + page[_TSC_SCALE + 16 :]
+        if page_type in (PageType.NORMAL, PAGE_TYPE_VMSA):
             contents = hashlib.sha384(page).digest()
         info = b"".join(
             (
@@ -102,6 +118,8 @@ class GuestContext:
         return SecretsPage(
             version=SECRETS_VERSION,
             fms=fms,
+            tsc_factor=TSC_FACTOR,
+            vmsa_tweak_bitmap=VMSA_TWEAK_BITMAP,
             gosvw=self.gosvw,
             vmpck0=vmpck0,
             vmpck1=vmpck1,

@@ -109,7 +109,7 @@ class PlatformHome:
 
     def provider(self, csp_id: str) -> CloudProvider:
         """A cloud provider known to this platform's AMD: the same one for the same name."""
-        secret = hashlib.sha256(self.firmware().chip.guest_key_root() + csp_id.encode()).digest()
+        secret = hashlib.sha256(self.firmware().chip.provider_seed + csp_id.encode()).digest()
         return CloudProvider(csp_id, secret)
 
     @property

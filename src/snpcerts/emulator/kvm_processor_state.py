@@ -17,6 +17,7 @@ from typing import Final
 
 from snpcerts.abi import kvm
 from snpcerts.abi.kvm import Ioctl
+from snpcerts.emulator import vmsa
 from snpcerts.emulator.memory import UserMemory
 
 MSR_ENTRIES_MAX = 256
@@ -77,6 +78,15 @@ class ProcessorState:
             for function, index, _, a, b, c, d in _CPUID_ENTRY.iter_unpack(self._cpuid)
             if index == 0
         }
+
+    @property
+    def debugged(self) -> bool:
+        """Whether a debug register keeps the vCPU from being launched."""
+        return vmsa.debugged(self._states)
+
+    def vmsa(self, features: int) -> bytes:
+        """The page that the firmware takes the registers from; see :func:`vmsa.build`."""
+        return vmsa.build(self._states, self._msrs, features)
 
     @property
     def mp_state(self) -> int:

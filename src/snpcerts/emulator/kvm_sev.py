@@ -9,9 +9,7 @@ answer as on a VM that is no SEV guest.
 from __future__ import annotations
 
 import errno
-import hashlib
 import logging
-import struct
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Final, Protocol, TypeVar
@@ -32,24 +30,25 @@ from snpcerts.abi.kvm import (
 from snpcerts.abi.psp import Status
 from snpcerts.abi.report import POLICY_RESERVED_ONE
 from snpcerts.emulator.device import Caller
-from snpcerts.emulator.firmware import FirmwareError, GuestContext, IdBlock
+from snpcerts.emulator.firmware import CpuidPageError, FirmwareError, GuestContext
+from snpcerts.emulator.guest_context import PAGE_TYPE_VMSA
 from snpcerts.emulator.guest_memory import MemorySlot, MemorySlots
+from snpcerts.emulator.id_block import ID_AUTH_SIZE, ID_BLOCK_SIZE
+from snpcerts.emulator.kvm_processor_state import TSC_KHZ
 from snpcerts.emulator.kvm_vcpu import Vcpu
 from snpcerts.emulator.platform import Platform
 from snpcerts.emulator.private_ranges import PrivateRanges
 from snpcerts.emulator.sev_device import SevDevice
+from snpcerts.emulator.vmsa import INITIAL_VMSA_GPA
 
 log = logging.getLogger(__name__)
 
 GHCB_VERSION_MAX = 2
+SECURE_TSC: Final = 1 << 9  # of vmsa_features
 # Commands of SEV and SEV-ES guests that KVM knows: 0 to 22 without the four it
 # leaves out (SEND_UPDATE_VMSA, RECEIVE_UPDATE_VMSA, CERT_EXPORT and INIT2).
 _OLDER: Final = frozenset(range(22)) - {10, 14, 19}
 _INIT_COMMANDS: Final = (SevCommand.INIT, SevCommand.ES_INIT)
-
-ID_BLOCK_SIZE, ID_AUTH_SIZE = 96, 4096
-_ID_BLOCK: Final = struct.Struct("<48s16s16sIIQ")
-_ID_KEY, _AUTHOR_KEY, _KEY_SIZE = 0x240, 0x680 + 512, 0x404
 
 _S = TypeVar("_S", bound=CStruct)
 
@@ -65,6 +64,7 @@ class SevVm(Protocol):
     initialised: bool
     certs_enabled: bool
     ghcb_version: int
+    vmsa_features: int
     context: GuestContext | None
     sev_fd: int | None
     secrets: tuple[int, bytes] | None
@@ -165,6 +165,7 @@ class SevCommands:
         if vm.platform.asids_in_use >= vm.platform.asids:
             raise OSError(errno.EBUSY, "no ASID left")
         vm.ghcb_version = init.ghcb_version or GHCB_VERSION_MAX
+        vm.vmsa_features = init.vmsa_features
         vm.initialised = True
         vm.request_page = bytes(PAGE_SIZE)
         vm.response_page = bytes(PAGE_SIZE)
@@ -193,7 +194,11 @@ class SevCommands:
         except OSError:
             raise OSError(errno.ENOTTY, "the firmware gave no guest context") from None
         vm.sev_fd = given.sev_fd
-        vm.context = vm.platform.firmware.launch_start(start.policy, gosvw=start.gosvw)
+        vm.context = vm.platform.firmware.launch_start(
+            start.policy,
+            gosvw=start.gosvw,
+            desired_tsc_khz=TSC_KHZ if vm.vmsa_features & SECURE_TSC else 0,
+        )
         return Status.SUCCESS
 
     def _launch_update(self, caller: Caller, given: SevCmd) -> int:
@@ -256,6 +261,9 @@ class SevCommands:
             try:
                 secrets = vm.platform.firmware.launch_update(context, gpa, kind, contents)
             except FirmwareError as refused:
+                if isinstance(refused, CpuidPageError):
+                    # What is right, for the VMM to tell its user of.
+                    caller.memory.write(update.uaddr + done * PAGE_SIZE, refused.page)
                 return done, refused
             self._populated.add(page)
             if secrets is not None:
@@ -271,19 +279,35 @@ class SevCommands:
         finish = _copied(SnpLaunchFinish, caller, given.data)
         if finish.flags:
             raise OSError(errno.EINVAL, "flags")
-        if vm.vcpus:
-            self._reach_firmware(caller, given.sev_fd)
-        block = _id_block(caller, finish) if finish.id_block_en else None
+        self._launch_vmsas(caller, given.sev_fd, vm.context)
+        block = None
+        if finish.id_block_en:
+            block = (
+                caller.memory.read(finish.id_block_uaddr, ID_BLOCK_SIZE),
+                caller.memory.read(finish.id_auth_uaddr, ID_AUTH_SIZE),
+            )
         self._reach_firmware(caller, vm.sev_fd)
         vm.platform.firmware.launch_finish(
             vm.context,
             finish.host_data,
             id_block=block,
+            author_key_en=bool(finish.id_block_en and finish.auth_key_en),
             vcek_disabled=bool(finish.vcek_disabled),
         )
         for vcpu in vm.vcpus.values():
             vcpu.launched = True
         return Status.SUCCESS
+
+    def _launch_vmsas(self, caller: Caller, sev_fd: int, context: GuestContext) -> None:
+        """Each vCPU's registers, in their order; they are protected from then on."""
+        vm = self._vm
+        for vcpu in vm.vcpus.values():
+            if vcpu.protected or vcpu.state.debugged:
+                raise OSError(errno.EINVAL, "launched already, or DR7 is set")
+            self._reach_firmware(caller, sev_fd)
+            page = vcpu.state.vmsa(vm.vmsa_features)
+            vm.platform.firmware.launch_update(context, INITIAL_VMSA_GPA, PAGE_TYPE_VMSA, page)
+            vcpu.protected = True
 
 
 def _copied(kind: type[_S], caller: Caller, address: int) -> _S:
@@ -294,28 +318,3 @@ def _with_error(stored: bytes, error: int) -> bytes:
     """The structure as it was read, padding included, with ``error`` in its place."""
     offset, size = SevCmd.layout()["error"]
     return stored[:offset] + error.to_bytes(size, "little") + stored[offset + size :]
-
-
-def _id_block(caller: Caller, finish: SnpLaunchFinish) -> IdBlock:
-    """The ID block and the digests of its keys (SNP ABI, ID_BLOCK and ID_AUTH_INFO).
-
-    Its signatures are taken as good, and the measurement it expects is not
-    compared: an emulated launch measures no VMSA, so it cannot be the same.
-    """
-    block = caller.memory.read(finish.id_block_uaddr, ID_BLOCK_SIZE)
-    auth = caller.memory.read(finish.id_auth_uaddr, ID_AUTH_SIZE)
-    _, family_id, image_id, _, guest_svn, policy = _ID_BLOCK.unpack(block)
-    author = bool(finish.auth_key_en)
-    return IdBlock(
-        family_id=family_id,
-        image_id=image_id,
-        guest_svn=guest_svn,
-        policy=policy,
-        id_key_digest=_digest(auth, _ID_KEY),
-        author_key_digest=_digest(auth, _AUTHOR_KEY) if author else bytes(48),
-        author_key_en=author,
-    )
-
-
-def _digest(auth: bytes, offset: int) -> bytes:
-    return hashlib.sha384(auth[offset : offset + _KEY_SIZE]).digest()

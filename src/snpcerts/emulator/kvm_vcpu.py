@@ -112,9 +112,10 @@ class Vcpu:
         self.run = RunView(self.page)
         self.requests = GhcbRequests(vm, self.page)
         self.runs: deque[KvmRun] = deque()
-        self.state = ProcessorState(lambda: self.launched)
+        self.state = ProcessorState(lambda: self.protected)
         self.mp_state = MP_RUNNABLE if runnable else MP_UNINITIALIZED
-        self.launched = False  # the firmware has taken its state: SNP_LAUNCH_FINISH
+        self.protected = False  # the firmware has taken its registers
+        self.launched = False  # SNP_LAUNCH_FINISH was done
         self._cpu = GuestCpu(index, vm.clock)
         self._program: Program | None = None
         self._started = False

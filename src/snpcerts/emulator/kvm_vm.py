@@ -65,6 +65,7 @@ class Vm:
         self.initialised = False  # INIT2 was issued
         self.certs_enabled = False
         self.ghcb_version = 2
+        self.vmsa_features = 0
         self.irqchip = False
         self.hypercalls = 0
         self.context: GuestContext | None = None
