@@ -21,6 +21,7 @@ from snpcerts.abi.kvm import (
 )
 from snpcerts.abi.psp import Status
 from snpcerts.emulator.kvm_vm import Vm
+from tests.emulator.id_blocks import key_digest, new_key, signed
 from tests.emulator.kvm_calls import BAD, COMMAND, DATA, MEMORY, POLICY, SEV_FD, Process
 from tests.emulator.kvm_rig import make_platform
 
@@ -348,18 +349,31 @@ def test_finish_with_a_vcpu_needs_the_sev_device() -> None:
 def test_the_id_block_reaches_the_firmware() -> None:
     process = Process()
     vm = started(process)
-    block = (
-        bytes(48) + b"F" * 16 + b"I" * 16 + (1).to_bytes(4, "little") + (9).to_bytes(4, "little")
-    )
-    process.arena.write(MEMORY, block + vm.context.policy.to_bytes(8, "little"))  # type: ignore[union-attr]  # started
-    process.sev(
-        vm,
-        102,
-        SnpLaunchFinish(id_block_en=1, id_block_uaddr=MEMORY, id_auth_uaddr=MEMORY + 0x1000),
-    )
     assert vm.context is not None
-    assert vm.context.id_block.family_id == b"F" * 16
-    assert vm.context.id_block.guest_svn == 9
+    id_key, author_key = new_key(), new_key()
+    for author in (False, True):
+        block, auth = signed(
+            vm.context.measurement,
+            vm.context.policy,
+            id_key=id_key,
+            author_key=author_key,
+            family_id=b"F" * 16,
+            guest_svn=9,
+            algorithms=(1, 1 if author else 7),  # without an author key its kind is not looked at
+        )
+        process.arena.write(MEMORY, block)
+        process.arena.write(MEMORY + 0x1000, auth)
+        finish = SnpLaunchFinish(
+            id_block_en=1, id_block_uaddr=MEMORY, id_auth_uaddr=MEMORY + 0x1000, auth_key_en=author
+        )
+        process.sev(vm, 102, finish)
+        assert vm.context.id_block.family_id == b"F" * 16
+        assert vm.context.id_block.guest_svn == 9
+        assert vm.context.id_block.id_key_digest == key_digest(id_key)
+        vouches = key_digest(author_key) if author else bytes(48)
+        assert vm.context.id_block.author_key_digest == vouches
+        vm = started(process)
+        assert vm.context is not None
 
 
 def test_the_last_descriptor_takes_the_guest_with_it() -> None:

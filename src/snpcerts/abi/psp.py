@@ -124,6 +124,7 @@ class GetId2(CStruct):
 STATUS_MASK_CHIP_ID = 1 << 0
 STATUS_MASK_CHIP_KEY = 1 << 1
 STATUS_VLEK_EN = 1 << 2
+STATUS_FEATURE_INFO = 1 << 3
 # Bits of SnpPlatformStatus.rmp.
 STATUS_RMP_INITIALIZED = 1 << 0
 STATUS_ALIAS_CHECK_COMPLETE = 1 << 1
@@ -146,6 +147,10 @@ class SnpPlatformStatus(CStruct):
     reported_tcb: bytes = raw(0x18, 8)
 
 
+# Bits of SNP_FEATURE_INFO 0, ECX (Linux include/linux/psp-sev.h; bit 0 is AMD-ASPFW's).
+FEATURE_VLEK = 1 << 0
+FEATURE_X86_SNP_SHUTDOWN = 1 << 1
+FEATURE_VERIFY_MITIGATION = 1 << 13
 # Bits of SnpConfig.flags; the rest is reserved.
 CONFIG_MASK_CHIP_ID = 1 << 0
 CONFIG_MASK_CHIP_KEY = 1 << 1

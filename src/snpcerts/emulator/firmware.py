@@ -28,7 +28,11 @@ from snpcerts.abi.guest_message import (
 from snpcerts.abi.kvm import PageType
 from snpcerts.abi.product import Product
 from snpcerts.abi.psp import (
+    FEATURE_VERIFY_MITIGATION,
+    FEATURE_VLEK,
+    FEATURE_X86_SNP_SHUTDOWN,
     STATUS_ALIAS_CHECK_COMPLETE,
+    STATUS_FEATURE_INFO,
     STATUS_MASK_CHIP_ID,
     STATUS_MASK_CHIP_KEY,
     STATUS_RMP_INITIALIZED,
@@ -59,6 +63,7 @@ from snpcerts.emulator.platform_state import (
     PUBLISHED_REPORT_VERSION,
     PUBLISHED_VERSION,
     REPORT_VERSIONS,
+    VLEK_SINCE,
     ApiVersion,
     PlatformState,
 )
@@ -80,6 +85,7 @@ DEFAULT_PLATFORM_INFO: Final = _SMT | _ECC | _ALIAS_CHECKED
 _POLICY_FIRST, _POLICY_GREW = (1 << 21) - 1, 3
 _POLICY_SMT, _POLICY_RAPL_DIS, _POLICY_CIPHERTEXT_HIDING = 1 << 16, 1 << 23, 1 << 24
 DEFAULT_MIT_VECTOR: Final = 0x3F  # as in a genuine Turin report
+_GUEST_MESSAGES = 0x1FF  # one bit for each kind, all there
 _MITIGATIONS_SINCE = 5  # the report version that tells of them: SNP_VERIFY_MITIGATION came with it
 
 _SEV_INIT_STATE = 1
@@ -214,6 +220,7 @@ class Firmware:
                 state.mask_chip_id * STATUS_MASK_CHIP_ID
                 | state.mask_chip_key * STATUS_MASK_CHIP_KEY
                 | (state.vlek is not None) * STATUS_VLEK_EN
+                | (state.version >= VLEK_SINCE) * STATUS_FEATURE_INFO
             )
             rmp = STATUS_RMP_INITIALIZED if state.initialized else 0
             if self._platform.platform_info & _ALIAS_CHECKED:
@@ -252,14 +259,14 @@ class Firmware:
             self._become(self.state.init())
 
     def snp_shutdown(self) -> None:
-        """SNP_SHUTDOWN; INVALID_PLATFORM_STATE while there are guests."""
+        """SNP_SHUTDOWN; DFFLUSH_REQUIRED while there are guests, nothing to do before SNP_INIT."""
         with self._lock:
             self._shutdown()
 
     def reload(self) -> None:
         """SNP_SHUTDOWN and SNP_INIT: what unloading and loading kvm_amd does on Linux 7.
 
-        INVALID_PLATFORM_STATE while there are guests.
+        DFFLUSH_REQUIRED while there are guests.
         """
         with self._lock:
             self._shutdown()
@@ -283,8 +290,28 @@ class Firmware:
 
     @property
     def knows_mitigations(self) -> bool:
-        """FEATURE_INFO, ECX bit 13: whether there is an SNP_VERIFY_MITIGATION."""
-        return self._platform.report_version >= _MITIGATIONS_SINCE
+        """Whether there is an SNP_VERIFY_MITIGATION, as Linux finds it out."""
+        if not self.snp_platform_status().flags & STATUS_FEATURE_INFO:
+            return False
+        return bool(self.snp_feature_info(0)[2] & FEATURE_VERIFY_MITIGATION)
+
+    def snp_feature_info(self, ecx: int) -> tuple[int, int, int, int]:
+        """SNP_FEATURE_INFO, in any state: EAX to EDX of subfunction ``ecx``.
+
+        INVALID_PARAM for a subfunction above 1; INVALID_COMMAND on firmware
+        whose SNP_PLATFORM_STATUS does not tell of the command.
+        """
+        with self._lock:
+            if self.state.version < VLEK_SINCE:
+                raise FirmwareError(Status.INVALID_COMMAND, "this firmware has no FEATURE_INFO")
+            if ecx == 0:
+                known = FEATURE_VLEK | FEATURE_X86_SNP_SHUTDOWN
+                if self._platform.report_version >= _MITIGATIONS_SINCE:
+                    known |= FEATURE_VERIFY_MITIGATION
+                return 1, 1, known, 0
+            if ecx == 1:
+                return _GUEST_MESSAGES, 0, 0, 0
+            raise FirmwareError(Status.INVALID_PARAM, f"FEATURE_INFO has no subfunction {ecx}")
 
     def snp_commit(self) -> None:
         """SNP_COMMIT: Committed and Reported := Current."""
@@ -311,7 +338,7 @@ class Firmware:
         """A live firmware update: Current and the version move, what is reported does not.
 
         ``mit_supported``: the mitigations the new firmware can verify, if others.
-        BAD_SVN below the committed TCB, BAD_VERSION below the committed version.
+        INVALID_CONFIG below the committed TCB or the committed version.
         """
         with self._lock:
             self._become(self.state.update(current, version or self.state.version))
@@ -450,8 +477,9 @@ class Firmware:
 
     def _shutdown(self) -> None:
         if self._guests:
-            raise FirmwareError(Status.INVALID_PLATFORM_STATE, "guests are still there")
-        self._become(self.state.shutdown())
+            raise FirmwareError(Status.DFFLUSH_REQUIRED, "guests are still there")
+        if self.state.initialized:
+            self._become(self.state.shutdown())
 
     def _check_known(self, context: GuestContext) -> None:
         if context not in self._guests:

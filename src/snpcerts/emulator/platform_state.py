@@ -161,8 +161,7 @@ class PlatformState:
         )
 
     def configure(self, config: SnpConfig) -> Self:
-        """SNP_SET_CONFIG. An all-zero TCB sets Reported to Committed."""
-        self._needs_init()
+        """SNP_SET_CONFIG, in any state. An all-zero TCB sets Reported to Committed."""
         if config.flags & ~CONFIG_KNOWN_FLAGS or any(config.rsvd):
             raise FirmwareError(Status.INVALID_PARAM, "SNP_SET_CONFIG has reserved bits set")
         reported = self.committed
@@ -184,14 +183,14 @@ class PlatformState:
     def load_vlek(self, chip: Chip, blob: bytes) -> Self:
         """SNP_VLEK_LOAD: the hashstick must be this chip's and for exactly ReportedTcb.
 
-        That is judged before the tag; reserved bytes outside the tag are not judged.
+        That is judged before the tag; reserved bytes outside the tag and the
+        platform's state are not judged.
         """
         if self.version < VLEK_SINCE:
             # UNSUPPORTED (0x15) is the other candidate; no public source says which.
             raise FirmwareError(
                 Status.INVALID_COMMAND, f"{self.version} is below {VLEK_SINCE}: no VLEK"
             )
-        self._needs_init()
         if len(blob) != WrappedVlekHashstick.SIZE:
             raise FirmwareError(
                 Status.INVALID_LEN,
@@ -215,11 +214,11 @@ class PlatformState:
         """
         if current.layout is not self.product.tcb_layout:
             raise FirmwareError(Status.INVALID_PARAM, "the firmware is another product's")
-        if not current.covers(self.committed):
-            raise FirmwareError(Status.BAD_SVN, f"{current} is below committed {self.committed}")
-        if version < self.committed_version:
+        if not current.covers(self.committed) or version < self.committed_version:
             raise FirmwareError(
-                Status.BAD_VERSION, f"{version} is below committed {self.committed_version}"
+                Status.INVALID_CONFIG,
+                f"{current} of {version} is below committed {self.committed} of "
+                f"{self.committed_version}",
             )
         return replace(self, current=current, version=version)
 
@@ -232,10 +231,6 @@ class PlatformState:
             return self.committed.covers(tcb)
         # One number: the components in their order, the first counting most.
         return tuple(tcb.components().values()) <= tuple(self.committed.components().values())
-
-    def _needs_init(self) -> None:
-        if not self.initialized:
-            raise FirmwareError(Status.INVALID_PLATFORM_STATE, "SNP is not initialised")
 
     def _tcb(self, data: bytes) -> TcbVersion:
         try:
