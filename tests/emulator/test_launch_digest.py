@@ -12,7 +12,8 @@ import struct
 
 import pytest
 
-from snpcerts.emulator.kvm_processor_state import SET_MSRS, SETS
+from snpcerts.abi.kvm import Ioctl
+from snpcerts.emulator.kvm_processor_state import SETS
 from snpcerts.emulator.kvm_vcpu import Vcpu
 from tests.emulator.kvm_calls import MEMORY, Process
 
@@ -51,7 +52,7 @@ def reset_like_qemu(process: Process, vcpu: Vcpu, eip: int) -> None:
     assert process.ioctl(vcpu, SET["xsave"], BUFFER) == 0
     pat = struct.pack("<I4xI4xQ", 1, 0x277, 0x0007_0406_0007_0406)
     process.arena.write(BUFFER, pat)
-    assert process.ioctl(vcpu, SET_MSRS, BUFFER) == 1
+    assert process.ioctl(vcpu, Ioctl.SET_MSRS, BUFFER) == 1
 
 
 @pytest.mark.parametrize("features", [0, SECURE_TSC])
@@ -101,7 +102,8 @@ def test_a_register_more_is_another_launch() -> None:
         process.start(vm)
         reset_like_qemu(process, vcpu, BSP)
         if spoilt is not None:
-            area = bytearray(struct.pack("<HHHHQQI", 0x37F, 0, 0, 0, 0, 0, 0x1F80).ljust(4096, b"\0"))
+            area = bytearray(4096)
+            struct.pack_into("<HHHHQQI", area, 0, 0x37F, 0, 0, 0, 0, 0, 0x1F80)
             area[512:520] = (3).to_bytes(8, "little")
             area[spoilt] ^= 1
             process.arena.write(BUFFER, bytes(area))
