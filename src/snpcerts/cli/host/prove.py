@@ -107,9 +107,15 @@ def _run(command: Sequence[str], report_data: str, key_sel: str, timeout: float)
         )
     except OSError as error:
         raise RefusedError(f"{words[0]}: cannot be run: {error.strerror}") from None
+    deadline, data, code = time.monotonic() + timeout, None, None
     try:
-        data = _output(process, time.monotonic() + timeout)
-        code = None if data is None else process.wait(1.0)
+        data = _output(process, deadline)
+        if data is None:
+            code = None
+        elif len(data) > _SIZE_LIMIT:
+            code = 0  # no report, however much more there is
+        else:
+            code = process.wait(max(0.1, deadline - time.monotonic()))
     except subprocess.TimeoutExpired:
         code = None
     finally:

@@ -1,0 +1,135 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which key signs, with the commands an operator runs and a guest, under each firmware."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from snpcerts.abi.cert_table import EMPTY
+from snpcerts.emulator.firmware_choices import DOCUMENTED, PUBLISHED
+
+from ..emulated import SNPCERTS, Emulated
+from .site import Lines, Site, key_server, watching
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module", params=(PUBLISHED, DOCUMENTED))
+def played(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Emulated:
+    folder = tmp_path_factory.mktemp("played")
+    emulated = Emulated(folder / "platform", folder / "certs")
+    words = (*SNPCERTS, "emulate", "--platform", str(emulated.directory), "--product", "genoa")
+    subprocess.run([*words, "--firmware", request.param, "status"], check=True, timeout=120)
+    emulated.issue_certificates()
+    return emulated
+
+
+@pytest.fixture
+def host(played: Emulated, tmp_path: Path) -> Iterator[Site]:
+    with key_server(played) as url:
+        yield Site(played, tmp_path, url)
+
+
+def reload(site: Site) -> None:
+    """kvm_amd is unloaded and loaded again."""
+    made = site.emulated.run("firmware", "reload")
+    assert made.returncode == 0, made.stderr
+
+
+def prove(site: Site, *, report_data: str | None = None) -> subprocess.CompletedProcess[str]:
+    """``host prove-key``, whose hand-over is a pair of FIFOs to a guest outside the host's door."""
+    ask, answer = site.folder / "ask", site.folder / "answer"
+    for fifo in (ask, answer):
+        if not fifo.exists():
+            os.mkfifo(fifo)
+
+    def guest() -> None:
+        data, key_sel = ask.read_text().split()
+        words = [*SNPCERTS, "guest", "report", "-o", "-", "--report-data", report_data or data]
+        made = subprocess.run(
+            site.emulated.command(
+                "guest", "--certs", str(site.file), "--", *words, "--key-sel", key_sel
+            ),
+            capture_output=True,
+            timeout=120,
+        )
+        answer.write_bytes(made.stdout)
+
+    asked = threading.Thread(target=guest)
+    asked.start()
+    try:
+        return site.host(
+            "prove-key",
+            "--timeout=110",
+            "--",
+            "sh",
+            "-c",
+            f'echo {{report_data}} {{key_sel}} > "{ask}"; cat "{answer}"',
+        )
+    finally:
+        asked.join()
+
+
+def test_a_reload_below_the_running_tcb_is_noticed_and_a_guest_proves_which_key_signs(
+    host: Site,
+) -> None:
+    """The agent is killed before, so that it is a new one that notices."""
+    with watching(host) as agent:
+        Lines(agent).until("published")
+        agent.kill()
+    host.done("set-config", "--reported-tcb", host.lowered())
+    assert host.attest() == 0
+    assert host.status()["signing_key_basis"] == "believed"
+    reload(host)
+    host.done("sync")
+    assert host.file.read_bytes() == EMPTY
+    status = host.status()
+    assert status["signing_key_basis"] == "unknown"
+    assert "kvm_amd was loaded again" in status["vcek_doubt"]
+
+    refused = prove(host, report_data="00" * 64)
+    assert refused.returncode == 1
+    assert "was not made for this question" in refused.stderr
+    assert host.status()["proofs"] == []
+
+    made = prove(host)
+    published = json.loads(host.emulated.run("status", "--json").stdout)["firmware"] == PUBLISHED
+    assert made.returncode == (1 if published else 0), made.stderr
+    status = host.status()
+    assert status["signing_key_basis"] == "proven"
+    (proof,) = status["proofs"]
+    assert proof["key_sel"] == 0
+    signs = status["current_tcb" if published else "reported_tcb"]
+    assert proof["tcb"] == signs
+    if published:
+        assert "contradicts what the firmware's numbers say" in made.stderr
+        assert host.file.read_bytes() == EMPTY
+    else:
+        assert host.attest() == 0
+    host.done("set-config", "--again")
+    assert host.attest() == 0
+    assert host.status()["signing_key_basis"] == "believed"
+
+
+def test_a_hand_over_that_fails_or_lasts_leaves_everything_as_it_was(site: Site) -> None:
+    site.done("sync")
+    before = site.file.read_bytes()
+    for words, code, text in (
+        (("false",), 1, "exit code 1"),
+        (("true",), 1, "no report"),
+        (("/nowhere/at/all",), 1, "cannot be run"),
+        (("sleep", "600"), 3, "was not done within"),
+        (("cat", "/dev/zero"), 1, "no report"),
+    ):
+        made = site.host("prove-key", "--timeout=3", "--", *words)
+        assert made.returncode == code, (words, made.stderr)
+        assert text in made.stderr
+        assert "Traceback" not in made.stderr
+        assert site.file.read_bytes() == before
