@@ -7,15 +7,28 @@ written for the emulator sets these up and saves them at its end.
 
 from __future__ import annotations
 
+import errno
 import struct
 from collections.abc import Callable
 from typing import Final
 
-from snpcerts.abi.kvm import PIT_STATE2_SIZE, Ioctl
+from snpcerts.abi.kvm import (
+    MSR_FILTER_DEFAULT_DENY,
+    MSR_FILTER_MAX_BITMAP_SIZE,
+    MSR_FILTER_MAX_RANGES,
+    MSR_FILTER_READ,
+    MSR_FILTER_SIZE,
+    MSR_FILTER_WRITE,
+    PIT_STATE2_SIZE,
+    Ioctl,
+)
 from snpcerts.emulator.memory import UserMemory
 
 _IRQCHIP: Final = struct.Struct("<II512s")  # struct kvm_irqchip: which, padding, state
 _CHIPS: Final = 3  # two PICs and the I/O APIC
+# struct kvm_msr_filter: flags, then the ranges' flags, number of MSRs, first, bitmap
+_FILTER_HEADER: Final = 8
+_FILTER_RANGE: Final = struct.Struct("<IIIxxxxQ")
 
 # Taken and forgotten.
 IGNORED: Final = frozenset(
@@ -30,7 +43,6 @@ IGNORED: Final = frozenset(
         Ioctl.REINJECT_CONTROL,
         Ioctl.IRQFD,
         Ioctl.CREATE_PIT2,
-        Ioctl.SET_BOOT_CPU_ID,
         Ioctl.IOEVENTFD,
         Ioctl.SET_CLOCK,
         Ioctl.SET_TSC_KHZ,
@@ -52,6 +64,8 @@ class Board:
         if request in IGNORED:
             return True
         match request:
+            case Ioctl.X86_SET_MSR_FILTER:
+                _judge_msr_filter(memory, argument)
             case Ioctl.GET_CLOCK:
                 memory.write(argument, struct.pack("<Q40x", int(self._clock() * 1e9)))
             case Ioctl.GET_PIT2:
@@ -68,3 +82,18 @@ class Board:
             case _:
                 return False
         return True
+
+
+def _judge_msr_filter(memory: UserMemory, argument: int) -> None:
+    """KVM_X86_SET_MSR_FILTER: the guests here use no MSR that could be filtered."""
+    data = memory.read(argument, MSR_FILTER_SIZE)
+    flags = int.from_bytes(data[:4], "little")
+    ranges = list(_FILTER_RANGE.iter_unpack(data[_FILTER_HEADER:]))[:MSR_FILTER_MAX_RANGES]
+    used = [each for each in ranges if each[1]]
+    if flags & ~MSR_FILTER_DEFAULT_DENY or (flags and not used):
+        raise OSError(errno.EINVAL, "flags of the MSR filter")
+    for kind, count, _, bitmap in used:
+        size = (count + 63) // 64 * 8
+        if kind & ~(MSR_FILTER_READ | MSR_FILTER_WRITE) or size > MSR_FILTER_MAX_BITMAP_SIZE:
+            raise OSError(errno.EINVAL, "a range of the MSR filter")
+        memory.read(bitmap, size)

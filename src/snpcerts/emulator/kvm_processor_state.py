@@ -40,7 +40,10 @@ _STATES: Final = {
     "sregs2": (Ioctl.GET_SREGS2, Ioctl.SET_SREGS2, kvm.SREGS2_SIZE),
 }
 REGISTERS: Final = frozenset(("regs", "sregs", "sregs2"))
-GETS: Final[dict[int, str]] = {get: name for name, (get, _, _) in _STATES.items()}
+GETS: Final[dict[int, str]] = {
+    **{get: name for name, (get, _, _) in _STATES.items()},
+    Ioctl.GET_XSAVE2: "xsave",  # as long as KVM_CAP_XSAVE2 says
+}
 SETS: Final[dict[int, str]] = {put: name for name, (_, put, _) in _STATES.items()}
 SIZES: Final = {name: size for name, (_, _, size) in _STATES.items()}
 

@@ -23,6 +23,7 @@ from snpcerts.abi.kvm import (
     RUN_DIRTY_REGS,
     RUN_SIZE,
     RUN_VALID_REGS,
+    SYNC_X86_VALID_FIELDS,
     VCPU_MMAP_SIZE,
     ExitReason,
     Ioctl,
@@ -45,7 +46,6 @@ from snpcerts.emulator.kvm_processor_state import ProcessorState
 
 log = logging.getLogger(__name__)
 
-SYNC_REGS_KNOWN = 0b111  # registers, special registers, events
 STEPS_PER_POLL = 64  # a guest that never waits must not keep others from their turn
 
 MP_RUNNABLE, MP_UNINITIALIZED = 0, 1
@@ -320,7 +320,7 @@ class KvmRun:
             raise OSError(errno.EINTR, "interrupted by a signal")
 
     def _check_sync_regs(self) -> None:
-        known = 0 if self._vcpu.vm.protected else SYNC_REGS_KNOWN
+        known = 0 if self._vcpu.vm.protected else SYNC_X86_VALID_FIELDS
         for offset in (RUN_VALID_REGS, RUN_DIRTY_REGS):
             if int.from_bytes(self._vcpu.page[offset : offset + 8], "little") & ~known:
                 raise OSError(errno.EINVAL, "kvm_valid_regs or kvm_dirty_regs")

@@ -20,6 +20,8 @@ from snpcerts.abi.kvm import (
     MEM_LOG_DIRTY_PAGES,
     MEM_READONLY,
     MEMORY_ATTRIBUTE_PRIVATE,
+    X2APIC_DISABLE_SUPPRESS_EOI_BROADCAST,
+    X2APIC_ENABLE_SUPPRESS_EOI_BROADCAST,
     Cap,
     CreateGuestMemfd,
     EncRegion,
@@ -34,7 +36,15 @@ from snpcerts.emulator.firmware import GuestContext
 from snpcerts.emulator.guest_memory import GuestMemfd, GuestMemory, MemorySlots
 from snpcerts.emulator.guest_program import Guest, GuestCpu, Program
 from snpcerts.emulator.kvm_board import Board
-from snpcerts.emulator.kvm_capability import HYPERCALLS, capability
+from snpcerts.emulator.kvm_capability import (
+    HYPERCALLS,
+    IRQ_ROUTES_MAX,
+    VCPU_IDS_MAX,
+    VCPUS_MAX,
+    WITHOUT_EFFECT,
+    X2APIC_FLAGS,
+    capability,
+)
 from snpcerts.emulator.kvm_sev import SevCommands
 from snpcerts.emulator.kvm_vcpu import MP_RUNNABLE, Vcpu
 from snpcerts.emulator.platform import Platform
@@ -42,13 +52,11 @@ from snpcerts.emulator.private_ranges import PrivateRanges
 
 log = logging.getLogger(__name__)
 
-VCPU_IDS = 4096  # KVM_MAX_VCPU_IDS
-VCPUS = 1024  # KVM_MAX_VCPUS
+MMU_PAGES_MIN = 64  # KVM_MIN_ALLOC_MMU_PAGES
 PRIVATE_RANGES_MAX = 1 << 16  # the emulator's own bound
 ENCRYPTED_REGIONS_MAX = 1 << 12  # the emulator's own bound
 _U64 = 1 << 64
 _S = TypeVar("_S", bound=CStruct)
-_CAPS_IGNORED = frozenset((Cap.MAX_VCPU_ID, Cap.X2APIC_API))
 
 
 class Vm:
@@ -67,6 +75,7 @@ class Vm:
         self.ghcb_version = 2
         self.vmsa_features = 0
         self.irqchip = False
+        self.split_irqchip = False
         self.hypercalls = 0
         self.context: GuestContext | None = None
         self.sev_fd: int | None = None  # a number, resolved again for each guest request
@@ -77,6 +86,8 @@ class Vm:
         self.response_page = bytes(PAGE_SIZE)
         self._cpuid: dict[int, tuple[int, int, int, int]] = {}
         self._encrypted: set[tuple[int, int]] = set()
+        self._max_vcpu_id = 0  # 0: not set yet
+        self._boot_cpu = 0
         self._open = 1
         self._sev = SevCommands(self)
         self._board = Board(platform.clock)
@@ -182,7 +193,14 @@ class Vm:
             case Ioctl.SET_MEMORY_ATTRIBUTES:
                 self._set_attributes(caller, argument)
             case Ioctl.CHECK_EXTENSION:
-                return capability(self.platform, argument, self.kind)
+                return capability(
+                    self.platform, argument, self.kind, split_irqchip=self.split_irqchip
+                )
+            case Ioctl.SET_NR_MMU_PAGES:
+                if argument < MMU_PAGES_MIN:
+                    raise OSError(errno.EINVAL, "too few pages for page tables")
+            case Ioctl.SET_BOOT_CPU_ID:
+                self._set_boot_cpu(argument)
             case Ioctl.ENABLE_CAP:
                 self._enable_cap(caller, argument)
             case Ioctl.CREATE_VCPU:
@@ -279,11 +297,15 @@ class Vm:
     # Processors.
 
     def _create_vcpu(self, number: int) -> Vcpu:
-        if number >= VCPU_IDS or len(self.vcpus) >= VCPUS:
+        if number >= VCPU_IDS_MAX or len(self.vcpus) >= VCPUS_MAX:
             raise OSError(errno.EINVAL, "vCPU id or count too large")
         if number in self.vcpus:
             raise OSError(errno.EEXIST, f"vCPU {number} exists")
-        vcpu = Vcpu(self, number, len(self.vcpus), runnable=number == 0 or not self.irqchip)
+        self._max_vcpu_id = self._max_vcpu_id or VCPU_IDS_MAX
+        if number >= self._max_vcpu_id:
+            raise OSError(errno.EINVAL, "vCPU id above the limit that the VMM has set")
+        runnable = number == self._boot_cpu or not self.irqchip
+        vcpu = Vcpu(self, number, len(self.vcpus), runnable=runnable)
         self.vcpus[number] = vcpu
         self._open += 1
         return vcpu
@@ -305,10 +327,43 @@ class Vm:
                 raise OSError(errno.EINVAL, "unknown hypercalls")
             self.hypercalls = value
         elif cap == Cap.SPLIT_IRQCHIP:
-            self._create_irqchip()
-        elif cap not in _CAPS_IGNORED:
+            self._split_irqchip(value)
+        elif cap == Cap.MAX_VCPU_ID:
+            self._limit_vcpu_ids(value)
+        elif cap == Cap.X2APIC_API:
+            self._set_x2apic(value)
+        elif cap not in WITHOUT_EFFECT:
             log.info("%s: capability %d cannot be enabled", self.name, cap)
             raise OSError(errno.EINVAL, "capability")
+        elif value & ~WITHOUT_EFFECT[cap]:
+            raise OSError(errno.EINVAL, f"unknown bits for capability {cap}")
+
+    def _split_irqchip(self, reserved_pins: int) -> None:
+        if reserved_pins > IRQ_ROUTES_MAX:
+            raise OSError(errno.EINVAL, "more pins than there are routes")
+        if self.irqchip or self.vcpus:
+            raise OSError(errno.EEXIST, "an interrupt controller or vCPUs exist already")
+        self.irqchip = self.split_irqchip = True
+
+    def _limit_vcpu_ids(self, limit: int) -> None:
+        """KVM_CAP_MAX_VCPU_ID: to be set once, or to the same again."""
+        too_much = limit > VCPU_IDS_MAX or self._boot_cpu > limit
+        if too_much or self._max_vcpu_id not in (0, limit):
+            raise OSError(errno.EINVAL, "limit of vCPU ids out of range, or set already")
+        self._max_vcpu_id = limit
+
+    def _set_boot_cpu(self, number: int) -> None:
+        if self.vcpus:
+            raise OSError(errno.EBUSY, "vCPUs exist already")
+        if number > (self._max_vcpu_id or VCPU_IDS_MAX):
+            raise OSError(errno.EINVAL, "vCPU id too large")
+        self._boot_cpu = number
+
+    def _set_x2apic(self, flags: int) -> None:
+        enable = flags & X2APIC_ENABLE_SUPPRESS_EOI_BROADCAST
+        disable = flags & X2APIC_DISABLE_SUPPRESS_EOI_BROADCAST
+        if flags & ~X2APIC_FLAGS or (enable and (disable or not self.split_irqchip)):
+            raise OSError(errno.EINVAL, "flags of KVM_CAP_X2APIC_API")
 
 
 def _copied(kind: type[_S], caller: Caller, address: int) -> _S:
