@@ -19,15 +19,15 @@ from bench.compare import Skip, compare
 from snpcerts.abi.product import Product
 from snpcerts.certfile.file import CertFile
 from snpcerts.demo.host import EmulatedHost
-from snpcerts.emulator.enter import host_program
 from snpcerts.emulator.frontdoor import seccomp
-from snpcerts.emulator.guest_script import GuestScript
-from snpcerts.emulator.home import PlatformHome
-from snpcerts.emulator.machine import Machine
-from snpcerts.emulator.platform import Platform
-from snpcerts.emulator.reference_vmm import Kernel, build_vm
-from snpcerts.emulator.scripted_guest import ScriptedGuest
-from snpcerts.emulator.vmm_program import SystemCalls
+from snpcerts.emulator.guest.script import GuestScript
+from snpcerts.emulator.guest.scripted import ScriptedGuest
+from snpcerts.emulator.kvm.host import Platform
+from snpcerts.emulator.machine.enter import host_program
+from snpcerts.emulator.machine.home import PlatformHome
+from snpcerts.emulator.machine.in_process import Machine
+from snpcerts.emulator.machine.reference_vmm import Kernel, build_vm
+from snpcerts.emulator.machine.vmm_program import SystemCalls
 from snpcerts.errors import SnpCertsError
 from snpcerts.vmm.exit_service import ExitService
 from snpcerts.vmm.guest_memory import MappedMemory
@@ -56,8 +56,12 @@ def main() -> None:
             return float(made.stdout)
 
         def in_process(what: str) -> float:
-            platform = Platform(host.firmware, guest=lambda vm: ScriptedGuest(vm, reports=REQUESTS))
-            return measured(Machine(platform), what, str(file))
+            platform = Platform(host.firmware)
+            return measured(
+                Machine(platform, guest=lambda vm: ScriptedGuest(vm, reports=REQUESTS)),
+                what,
+                str(file),
+            )
 
         for what, title in (
             ("run", "KVM_RUN of a guest at its end"),

@@ -25,11 +25,11 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from bench.compare import Skip
 from snpcerts.abi.product import Product
 from snpcerts.abi.tcb import TcbVersion
-from snpcerts.emulator.enter import host_program
+from snpcerts.emulator.amd.certificates import vcek_of
 from snpcerts.emulator.frontdoor import seccomp
-from snpcerts.emulator.guest_script import GuestScript
-from snpcerts.emulator.home import PlatformHome
-from snpcerts.emulator.issued import vcek_of
+from snpcerts.emulator.guest.script import GuestScript
+from snpcerts.emulator.machine.enter import host_program
+from snpcerts.emulator.machine.home import PlatformHome
 from snpcerts.endorsement.vek import VekKind
 from snpcerts.errors import SnpCertsError
 from snpcerts.kds.store import Store
@@ -99,7 +99,7 @@ class _Bench:
         outcomes = self.folder / f"outcomes-{count}.jsonl"
         outcomes.touch()
         script = GuestScript(10**6, pause=PAUSE, busy_delay=PAUSE, outcomes=str(outcomes))
-        argv = [sys.executable, "-P", "-m", "snpcerts.emulator.vmm_program", self.file]
+        argv = [sys.executable, "-P", "-m", "snpcerts.emulator.machine.vmm_program", self.file]
         vmms = [subprocess.Popen(host_program(self.home, argv, script)) for _ in range(count)]
         try:
             while count and len(_vms(outcomes)) < count:

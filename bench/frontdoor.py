@@ -14,10 +14,10 @@ from functools import partial
 from pathlib import Path
 
 from bench.compare import Skip, compare
-from snpcerts.emulator.device import Caller
 from snpcerts.emulator.frontdoor.door import Door, OpenInfo
 from snpcerts.emulator.frontdoor.launch import spawn
 from snpcerts.emulator.frontdoor.supervisor import Supervisor
+from snpcerts.emulator.syscall.device import Caller
 
 # Prints the seconds that one call takes.
 CALLS = r"""

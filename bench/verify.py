@@ -38,9 +38,9 @@ from snpcerts.abi.guest_message import REPORT_AT, MessageType, ReportRequest, Se
 from snpcerts.abi.kvm import PageType
 from snpcerts.abi.product import Product
 from snpcerts.abi.report import Report
-from snpcerts.emulator.firmware import Firmware
-from snpcerts.emulator.home import PlatformHome
-from snpcerts.emulator.message_seal import header_for, open_sealed, seal
+from snpcerts.emulator.machine.home import PlatformHome
+from snpcerts.emulator.psp.firmware import Firmware
+from snpcerts.emulator.psp.message_seal import header_for, open_sealed, seal
 from snpcerts.endorsement.anchors import Anchor, anchor_from_certificate
 from snpcerts.endorsement.certificate import load_certificate
 from snpcerts.verify.bulk import verify_many

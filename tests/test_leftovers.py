@@ -122,7 +122,8 @@ def test_a_program_whose_machine_is_gone_gets_errors(
     started = marked.start("emulate", "host", "--", sys.executable, "-c", mask + program)
     assert started.stdout is not None
     assert started.stdout.readline() == b"True\n"
-    (server,) = (pid for pid, line in marked.processes().items() if "emulator.server" in line)
+    name = "emulator.machine.server"
+    (server,) = (pid for pid, line in marked.processes().items() if name in line)
     handle = os.pidfd_open(server)
     signal.pidfd_send_signal(handle, number)
     marked.wait_until(lambda found: server not in found)

@@ -20,10 +20,10 @@ from snpcerts.abi.tcb import TcbVersion
 from snpcerts.certfile.file import CertFile
 from snpcerts.cli.main import main
 from snpcerts.demo.host import EmulatedHost
-from snpcerts.emulator.machine import Machine
-from snpcerts.emulator.platform import Platform
-from snpcerts.emulator.reference_vmm import ReferenceVm, build_vm
-from snpcerts.emulator.scripted_guest import ReportOutcome, ScriptedGuest
+from snpcerts.emulator.guest.scripted import ReportOutcome, ScriptedGuest
+from snpcerts.emulator.kvm.host import Platform
+from snpcerts.emulator.machine.in_process import Machine
+from snpcerts.emulator.machine.reference_vmm import ReferenceVm, build_vm
 from snpcerts.errors import RefusedError
 from snpcerts.verify.collateral import Collateral
 from snpcerts.verify.judging import verify
@@ -59,7 +59,7 @@ class Vm:
                 **guest,  # type: ignore[arg-type]
             )
 
-        self.machine = Machine(Platform(host.firmware, guest=boot))
+        self.machine = Machine(Platform(host.firmware), guest=boot)
         self.vm: ReferenceVm = build_vm(self.machine)
         self.service = ExitService(CertFile(str(path)), lock_wait=0.01)
         self.memory = MappedMemory([(0, memoryview(self.vm.memory))])

@@ -19,8 +19,8 @@ from snpcerts.certfile.file import CertFile
 from snpcerts.certfile.reader import Empty, Found, Table
 from snpcerts.certfile.writer import Strategy
 from snpcerts.demo.host import EmulatedHost
-from snpcerts.emulator.firmware import Firmware
-from snpcerts.emulator.home import PlatformHome
+from snpcerts.emulator.machine.home import PlatformHome
+from snpcerts.emulator.psp.firmware import Firmware
 
 from .tracing import can_trace, killed_at
 

@@ -19,9 +19,9 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import NameOID
 
 from snpcerts.abi.tcb import TcbVersion
-from snpcerts.emulator.authority import MARK
-from snpcerts.emulator.home import PlatformHome
-from snpcerts.emulator.issued import Issued, vcek_of
+from snpcerts.emulator.amd.authority import MARK
+from snpcerts.emulator.amd.certificates import Issued, vcek_of
+from snpcerts.emulator.machine.home import PlatformHome
 
 _AMD = "Advanced Micro Devices"
 

@@ -24,7 +24,7 @@ import pytest
 
 from snpcerts.abi.product import Product, product_of_cpuid
 from snpcerts.emulator.frontdoor import seccomp
-from snpcerts.emulator.home import PlatformHome
+from snpcerts.emulator.machine.home import PlatformHome
 
 from .build import CLIENTS, BuildFailedError, Client, ToolMissingError, ensure
 

@@ -16,7 +16,7 @@ import pytest
 from snpcerts.abi.cert_table import CertTable
 from snpcerts.abi.product import Product
 from snpcerts.abi.report import REPORT_SIZE, Report
-from snpcerts.emulator.home import PlatformHome
+from snpcerts.emulator.machine.home import PlatformHome
 from snpcerts.verify.evidence import Evidence
 
 from .amd_names import renamed_chain

@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from snpcerts.abi.cert_table import CRL_GUID, CertTable, TableEntry
 from snpcerts.abi.product import Product
 from snpcerts.abi.report import Report
-from snpcerts.emulator.home import PlatformHome
+from snpcerts.emulator.machine.home import PlatformHome
 
 from .conftest import Bench, Benches, run
 

@@ -23,8 +23,8 @@ from snpcerts.abi.cert_table import ARK_GUID, ASK_GUID, VCEK_GUID, CertTable
 from snpcerts.abi.product import Product
 from snpcerts.abi.report import Report
 from snpcerts.abi.tcb import TcbVersion
-from snpcerts.emulator.home import PlatformHome
-from snpcerts.emulator.key_server import KeyServer
+from snpcerts.emulator.machine.home import PlatformHome
+from snpcerts.emulator.machine.key_server import KeyServer
 from snpcerts.endorsement.encoding import to_der
 
 from .conftest import Bench, Benches, run

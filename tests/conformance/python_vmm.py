@@ -11,8 +11,8 @@ import threading
 
 from snpcerts.abi.kvm import Ioctl, UserspaceMemoryRegion
 from snpcerts.certfile.file import CertFile
-from snpcerts.emulator.reference_vmm import MEMORY_SIZE, ReferenceVm, build_vm
-from snpcerts.emulator.vmm_program import SystemCalls
+from snpcerts.emulator.machine.reference_vmm import MEMORY_SIZE, ReferenceVm, build_vm
+from snpcerts.emulator.machine.vmm_program import SystemCalls
 from snpcerts.vmm.enable import supports_req_certs
 from snpcerts.vmm.exit_service import ExitService
 from snpcerts.vmm.guest_memory import MappedMemory

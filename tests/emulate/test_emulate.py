@@ -140,7 +140,7 @@ def test_a_guest_attaches_to_the_vm_of_a_vmm_in_another_terminal(
 ) -> None:
     emulated.issue_certificates()
     served = str(emulated.certs / "table.bin")
-    program = [sys.executable, "-P", "-m", "snpcerts.emulator.vmm_program", served]
+    program = [sys.executable, "-P", "-m", "snpcerts.emulator.machine.vmm_program", served]
     vmm = subprocess.Popen(emulated.command("host", "--serve", "--", *program))
     try:
         name = _vm_of(emulated, vmm)
@@ -167,7 +167,7 @@ def _vm_of(emulated: Emulated, vmm: subprocess.Popen[bytes]) -> str:
 def test_a_killed_vmm_leaves_no_vm_and_no_lock(emulated: Emulated) -> None:
     emulated.issue_certificates()
     served = str(emulated.certs / "table.bin")
-    program = [sys.executable, "-P", "-m", "snpcerts.emulator.vmm_program", served]
+    program = [sys.executable, "-P", "-m", "snpcerts.emulator.machine.vmm_program", served]
     vmm = subprocess.Popen(emulated.command("host", "--serve", "--", *program))
     _vm_of(emulated, vmm)
     vmm.kill()
@@ -183,7 +183,7 @@ def test_a_killed_vmm_leaves_no_vm_and_no_lock(emulated: Emulated) -> None:
 def test_scripted_guests_tell_what_they_got(emulated: Emulated, tmp_path: Path) -> None:
     emulated.issue_certificates()
     served, outcomes = str(emulated.certs / "table.bin"), tmp_path / "outcomes.jsonl"
-    program = [sys.executable, "-P", "-m", "snpcerts.emulator.vmm_program", served]
+    program = [sys.executable, "-P", "-m", "snpcerts.emulator.machine.vmm_program", served]
     options = ["--requests", "3", "--pages", "0", "--pause", "0.001", "--outcomes", str(outcomes)]
     made = emulated.run("host", *options, "--", *program)
     assert made.returncode == 0, made.stderr

@@ -107,7 +107,7 @@ def test_wrong_orders_are_told_in_one_line(
 
 def test_a_reload_waits_for_the_last_vm(emulated: Emulated) -> None:
     emulated.issue_certificates()
-    program = [sys.executable, "-P", "-m", "snpcerts.emulator.vmm_program"]
+    program = [sys.executable, "-P", "-m", "snpcerts.emulator.machine.vmm_program"]
     words = emulated.command("host", "--serve", "--", *program, str(emulated.certs / "table.bin"))
     with subprocess.Popen(words) as vmm:
         try:

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from snpcerts.emulator.enter import start_server
 from snpcerts.emulator.frontdoor import bpf, control
-from snpcerts.emulator.home import PlatformHome
+from snpcerts.emulator.machine.enter import start_server
+from snpcerts.emulator.machine.home import PlatformHome
 
 from ..emulated import Emulated
 
@@ -126,7 +126,7 @@ def test_outcomes_to_a_pipe_that_nobody_reads(home: PlatformHome, tmp_path: Path
     served.write_bytes(b"")
     os.mkfifo(tmp_path / "pipe")
     words = ["--platform", str(home.path), "host", "--outcomes", str(tmp_path / "pipe"), "--"]
-    vmm = [sys.executable, "-P", "-m", "snpcerts.emulator.vmm_program", str(served)]
+    vmm = [sys.executable, "-P", "-m", "snpcerts.emulator.machine.vmm_program", str(served)]
     made = subprocess.run(
         [sys.executable, "-m", "snpcerts", "emulate", *words, *vmm], timeout=60, check=False
     )

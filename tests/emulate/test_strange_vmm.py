@@ -16,7 +16,7 @@ import pytest
 from snpcerts.abi.cert_table import CertTable
 from snpcerts.certfile.file import CertFile
 from snpcerts.demo.host import EmulatedHost
-from snpcerts.emulator.home import PlatformHome
+from snpcerts.emulator.machine.home import PlatformHome
 from snpcerts.verify.collateral import Collateral
 from snpcerts.verify.judging import verify
 from snpcerts.verify.verdict import Status

@@ -9,9 +9,9 @@ from functools import cache
 import pytest
 
 from snpcerts.abi.product import Product
-from snpcerts.emulator.authority import EmulatedAuthority
-from snpcerts.emulator.chip import Chip
-from snpcerts.emulator.firmware import Firmware
+from snpcerts.emulator.amd.authority import EmulatedAuthority
+from snpcerts.emulator.psp.chip import Chip
+from snpcerts.emulator.psp.firmware import Firmware
 
 
 @pytest.fixture(scope="session")

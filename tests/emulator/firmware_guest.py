@@ -20,8 +20,8 @@ from snpcerts.abi.guest_message import (
 )
 from snpcerts.abi.kvm import PageType
 from snpcerts.abi.report import Report
-from snpcerts.emulator.firmware import Firmware
-from snpcerts.emulator.message_seal import header_for, open_sealed, seal
+from snpcerts.emulator.psp.firmware import Firmware
+from snpcerts.emulator.psp.message_seal import header_for, open_sealed, seal
 from tests.emulator.id_blocks import new_key, signed
 
 POLICY = 0x30000  # SMT allowed, and the bit that must be one

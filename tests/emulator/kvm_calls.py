@@ -18,12 +18,14 @@ from snpcerts.abi.kvm import (
     SnpLaunchUpdate,
     UserspaceMemoryRegion2,
 )
-from snpcerts.emulator.device import Caller, Device, NewDescriptor, Pending, Result
-from snpcerts.emulator.kvm_device import KvmDevice
-from snpcerts.emulator.kvm_vcpu import Vcpu
-from snpcerts.emulator.kvm_vm import Vm
-from snpcerts.emulator.platform import Platform
-from snpcerts.emulator.sev_device import SevDevice
+from snpcerts.emulator.guest.linux import LinuxGuest
+from snpcerts.emulator.guest.program import GuestFactory
+from snpcerts.emulator.kvm.device import KvmDevice
+from snpcerts.emulator.kvm.host import Platform
+from snpcerts.emulator.kvm.vcpu import Vcpu
+from snpcerts.emulator.kvm.vm import Vm
+from snpcerts.emulator.psp.sev_device import SevDevice
+from snpcerts.emulator.syscall.device import Caller, Device, NewDescriptor, Pending, Result
 from tests.emulator.kvm_rig import Arena, make_platform
 
 POLICY = 1 << 16 | 1 << 17
@@ -36,12 +38,12 @@ MEMORY, MEMORY_SIZE = 0x14000, 0x1C000  # what the VM gets as its memory, from G
 class Process:
     """A caller with 256 KiB of memory."""
 
-    def __init__(self, platform: Platform | None = None) -> None:
+    def __init__(self, platform: Platform | None = None, guest: GuestFactory = LinuxGuest) -> None:
         self.platform = platform or make_platform()
         self.arena = Arena(0x20000)
         self.devices: dict[int, Device] = {SEV_FD: SevDevice(self.platform.firmware)}
         self.signal = False
-        self.kvm = KvmDevice(self.platform)
+        self.kvm = KvmDevice(self.platform, guest)
 
     def caller(self, pid: int = 1) -> Caller:
         return Caller(self.arena, self.devices.get, pid=pid, interrupted=lambda: self.signal)

@@ -10,11 +10,13 @@ from functools import cache
 from typing import Any
 
 from snpcerts.abi.product import Product
-from snpcerts.emulator.chip import Chip
-from snpcerts.emulator.device import Caller, Device
-from snpcerts.emulator.firmware import Firmware
-from snpcerts.emulator.machine import Machine
-from snpcerts.emulator.platform import Platform
+from snpcerts.emulator.guest.linux import LinuxGuest
+from snpcerts.emulator.guest.program import GuestFactory
+from snpcerts.emulator.kvm.host import Platform
+from snpcerts.emulator.machine.in_process import Machine
+from snpcerts.emulator.psp.chip import Chip
+from snpcerts.emulator.psp.firmware import Firmware
+from snpcerts.emulator.syscall.device import Caller, Device
 
 
 class Arena:
@@ -71,10 +73,10 @@ def make_platform(**settings: Any) -> Platform:
     return Platform(Firmware(_chip()), **settings)
 
 
-def make_machine(**settings: Any) -> tuple[Machine, VirtualClock]:
+def make_machine(guest: GuestFactory = LinuxGuest, **settings: Any) -> tuple[Machine, VirtualClock]:
     """A machine whose clock jumps to the next deadline instead of waiting."""
     clock = VirtualClock()
-    return Machine(make_platform(clock=clock, **settings), wait=clock.wait), clock
+    return Machine(make_platform(clock=clock, **settings), guest=guest, wait=clock.wait), clock
 
 
 def caller_with(

@@ -16,9 +16,9 @@ from cryptography.hazmat.primitives.serialization import Encoding, load_pem_priv
 from cryptography.x509.oid import ExtensionOID, NameOID
 
 from snpcerts.abi.product import Product
-from snpcerts.emulator.authority import EmulatedAuthority
-from snpcerts.emulator.chip import Chip, CloudProvider
-from snpcerts.emulator.platform_state import DEFAULT_TCB
+from snpcerts.emulator.amd.authority import EmulatedAuthority
+from snpcerts.emulator.psp.chip import Chip, CloudProvider
+from snpcerts.emulator.psp.platform_state import DEFAULT_TCB
 from snpcerts.errors import InputError, UsageError
 
 Authorities = Callable[[Product], EmulatedAuthority]

@@ -26,12 +26,12 @@ from snpcerts.abi.product import Product
 from snpcerts.abi.psp import SnpConfig, Status
 from snpcerts.abi.report import malformations
 from snpcerts.abi.tcb import TcbVersion
-from snpcerts.emulator.authority import EmulatedAuthority
-from snpcerts.emulator.chip import Chip, CloudProvider
-from snpcerts.emulator.firmware import Firmware, FirmwareError, GuestContext
-from snpcerts.emulator.guest_context import GuestState
-from snpcerts.emulator.message_seal import seal
-from snpcerts.emulator.platform_state import DEFAULT_TCB
+from snpcerts.emulator.amd.authority import EmulatedAuthority
+from snpcerts.emulator.psp.chip import Chip, CloudProvider
+from snpcerts.emulator.psp.firmware import Firmware, FirmwareError, GuestContext
+from snpcerts.emulator.psp.guest_context import GuestState
+from snpcerts.emulator.psp.message_seal import seal
+from snpcerts.emulator.psp.platform_state import DEFAULT_TCB
 from tests.emulator.firmware_guest import HOST_DATA, POLICY, FirmwareGuest, verify
 from tests.emulator.id_blocks import key_digest, new_key
 

@@ -18,16 +18,16 @@ from snpcerts.abi.product import Product
 from snpcerts.abi.psp import SnpConfig, Status
 from snpcerts.abi.report import SigningKey
 from snpcerts.abi.tcb import TcbVersion
-from snpcerts.emulator.chip import Chip, CloudProvider
-from snpcerts.emulator.firmware import Firmware, FirmwareError
-from snpcerts.emulator.firmware_choices import (
+from snpcerts.emulator.psp.chip import Chip, CloudProvider
+from snpcerts.emulator.psp.choices import (
     DEFAULT_REASON,
     NAMES,
     ROWS,
     FirmwareChoices,
     choices_of,
 )
-from snpcerts.emulator.message_seal import seal
+from snpcerts.emulator.psp.firmware import Firmware, FirmwareError
+from snpcerts.emulator.psp.message_seal import seal
 from snpcerts.errors import UsageError
 from tests.emulator.firmware_guest import FirmwareGuest, verify
 

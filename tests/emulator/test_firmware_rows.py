@@ -25,12 +25,12 @@ from snpcerts.abi.kvm import PageType
 from snpcerts.abi.product import Product
 from snpcerts.abi.psp import SnpConfig, Status
 from snpcerts.abi.tcb import TcbVersion
-from snpcerts.emulator.chip import Chip, CloudProvider
-from snpcerts.emulator.cpuid_check import CpuidFunction
-from snpcerts.emulator.firmware import CpuidPageError, Firmware, FirmwareError
-from snpcerts.emulator.firmware_choices import choices_of
-from snpcerts.emulator.guest_context import PAGE_TYPE_VMSA
-from snpcerts.emulator.message_seal import seal
+from snpcerts.emulator.psp.chip import Chip, CloudProvider
+from snpcerts.emulator.psp.choices import choices_of
+from snpcerts.emulator.psp.cpuid_check import CpuidFunction
+from snpcerts.emulator.psp.firmware import CpuidPageError, Firmware, FirmwareError
+from snpcerts.emulator.psp.guest_context import PAGE_TYPE_VMSA
+from snpcerts.emulator.psp.message_seal import seal
 from tests.emulator.firmware_guest import HOST_DATA, POLICY, FirmwareGuest
 from tests.emulator.id_blocks import key_bytes, new_key, signature, signed
 

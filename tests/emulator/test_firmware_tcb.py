@@ -16,10 +16,10 @@ from snpcerts.abi.product import Product
 from snpcerts.abi.psp import SnpConfig, Status, WrappedVlekHashstick
 from snpcerts.abi.report import SigningKey
 from snpcerts.abi.tcb import TcbVersion
-from snpcerts.emulator.chip import Chip, CloudProvider
-from snpcerts.emulator.firmware import ApiVersion, Firmware, FirmwareError
-from snpcerts.emulator.firmware_choices import DOCUMENTED, NAMES, choices_of
-from snpcerts.emulator.platform_state import DEFAULT_TCB
+from snpcerts.emulator.psp.chip import Chip, CloudProvider
+from snpcerts.emulator.psp.choices import DOCUMENTED, NAMES, choices_of
+from snpcerts.emulator.psp.firmware import ApiVersion, Firmware, FirmwareError
+from snpcerts.emulator.psp.platform_state import DEFAULT_TCB
 from snpcerts.errors import InputError, UsageError
 from tests.emulator.firmware_guest import FirmwareGuest, verify
 

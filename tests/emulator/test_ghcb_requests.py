@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 
 from snpcerts.abi.ghcb import USAGE, Field, GhcbPage
 from snpcerts.abi.kvm import RUN_SIZE, RunView, UserspaceMemoryRegion2
-from snpcerts.emulator.device import Caller
-from snpcerts.emulator.ghcb_request import EXIT, HALT, RESUME, GhcbRequests
-from snpcerts.emulator.guest_memory import GuestMemory, MemorySlots
+from snpcerts.emulator.guest.memory import GuestMemory, MemorySlots
+from snpcerts.emulator.kvm.ghcb import EXIT, HALT, RESUME, GhcbRequests
+from snpcerts.emulator.syscall.device import Caller
 from tests.emulator.kvm_rig import Arena, caller_with
 
 GHCB, REQUEST, RESPONSE, DATA = 0x1000, 0x2000, 0x3000, 0x4000

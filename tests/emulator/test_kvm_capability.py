@@ -14,7 +14,7 @@ import struct
 import pytest
 
 from snpcerts.abi.kvm import ENABLE_CAP_SIZE, Cap, Ioctl
-from snpcerts.emulator.kvm_vm import Vm
+from snpcerts.emulator.kvm.vm import Vm
 from tests.emulator.kvm_calls import BAD, COMMAND, DATA, Process
 
 

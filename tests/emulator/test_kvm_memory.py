@@ -21,10 +21,10 @@ from snpcerts.abi.kvm import (
     UserspaceMemoryRegion,
     UserspaceMemoryRegion2,
 )
-from snpcerts.emulator.device import NewDescriptor
-from snpcerts.emulator.guest_memory import USER_SLOTS, GuestMemfd, GuestMemory, MemorySlots
-from snpcerts.emulator.kvm_vm import Vm
-from snpcerts.emulator.private_ranges import PrivateRanges
+from snpcerts.emulator.guest.memory import USER_SLOTS, GuestMemfd, GuestMemory, MemorySlots
+from snpcerts.emulator.kvm.private_ranges import PrivateRanges
+from snpcerts.emulator.kvm.vm import Vm
+from snpcerts.emulator.syscall.device import NewDescriptor
 from tests.emulator.kvm_calls import BAD, Process
 from tests.emulator.kvm_rig import Arena
 

@@ -16,8 +16,7 @@ from hypothesis import strategies as st
 
 from snpcerts.abi.ghcb import Field, GhcbPage
 from snpcerts.abi.kvm import RUN_DIRTY_REGS, RUN_VALID_REGS, VCPU_MMAP_SIZE, Ioctl, RunView
-from snpcerts.emulator.device import Pending
-from snpcerts.emulator.guest_program import (
+from snpcerts.emulator.guest.program import (
     GuestCpu,
     LaunchedVm,
     Program,
@@ -26,7 +25,8 @@ from snpcerts.emulator.guest_program import (
     Vmgexit,
     WaitUntil,
 )
-from snpcerts.emulator.kvm_vcpu import Vcpu
+from snpcerts.emulator.kvm.vcpu import Vcpu
+from snpcerts.emulator.syscall.device import Pending
 from tests.emulator.kvm_calls import BAD, COMMAND, MEMORY, SEV_FD, Process
 from tests.emulator.kvm_rig import make_platform
 
@@ -93,7 +93,7 @@ def launch(
     script: Callable[[GuestCpu], Program], *, vcpus: int = 1
 ) -> tuple[Process, list[Vcpu], Clock]:
     clock = Clock()
-    process = Process(make_platform(guest=Written(script), clock=clock))
+    process = Process(make_platform(clock=clock), Written(script))
     _, made = process.launch(vcpus=vcpus)
     return process, made, clock
 
@@ -456,7 +456,7 @@ def test_with_an_irqchip_other_vcpus_wait_to_be_started() -> None:
         if cpu.index == 0:
             yield StartProcessors()
 
-    process = Process(make_platform(guest=Written(script)))
+    process = Process(make_platform(), Written(script))
     vm = process.create_vm()
     process.init2(vm)
     process.give_memory(vm)

@@ -20,7 +20,7 @@ from snpcerts.abi.kvm import (
     SnpLaunchUpdate,
 )
 from snpcerts.abi.psp import Status
-from snpcerts.emulator.kvm_vm import Vm
+from snpcerts.emulator.kvm.vm import Vm
 from tests.emulator.id_blocks import key_digest, new_key, signed
 from tests.emulator.kvm_calls import BAD, COMMAND, DATA, MEMORY, POLICY, SEV_FD, Process
 from tests.emulator.kvm_rig import make_platform

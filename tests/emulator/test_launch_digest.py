@@ -13,8 +13,8 @@ import struct
 import pytest
 
 from snpcerts.abi.kvm import Ioctl
-from snpcerts.emulator.kvm_processor_state import SETS
-from snpcerts.emulator.kvm_vcpu import Vcpu
+from snpcerts.emulator.kvm.processor_state import SETS
+from snpcerts.emulator.kvm.vcpu import Vcpu
 from tests.emulator.kvm_calls import MEMORY, Process
 
 _WHY = "sev-snp-measure is not installed: pip install '.[dev]'"

@@ -22,10 +22,9 @@ from snpcerts.abi.sev_guest import (
     ExtReportReq,
     GuestRequestIoctl,
 )
-from snpcerts.emulator.device import Pending
-from snpcerts.emulator.firmware import Firmware, FirmwareError, GuestContext
-from snpcerts.emulator.guest_memory import GuestMemory, MemorySlots
-from snpcerts.emulator.guest_program import (
+from snpcerts.emulator.guest.linux import LinuxGuest
+from snpcerts.emulator.guest.memory import GuestMemory, MemorySlots
+from snpcerts.emulator.guest.program import (
     Guest,
     GuestCpu,
     Program,
@@ -33,9 +32,10 @@ from snpcerts.emulator.guest_program import (
     Vmgexit,
     WaitUntil,
 )
-from snpcerts.emulator.linux_guest import LinuxGuest
-from snpcerts.emulator.message_seal import header_for, seal
-from snpcerts.emulator.sev_guest_device import SevGuestDevice
+from snpcerts.emulator.guest.sev_guest_device import SevGuestDevice
+from snpcerts.emulator.psp.firmware import Firmware, FirmwareError, GuestContext
+from snpcerts.emulator.psp.message_seal import header_for, seal
+from snpcerts.emulator.syscall.device import Pending
 from tests.emulator.kvm_rig import Arena, caller_with, make_platform
 
 INVALID_LEN, BUSY, GENERIC = 1 << 32, 2 << 32, 0xFFFFFFFF << 32

@@ -23,13 +23,13 @@ from snpcerts.abi.sev_guest import (
     ExtReportReq,
     GuestRequestIoctl,
 )
-from snpcerts.emulator.guest_program import GuestCpu, Program, WaitUntil
-from snpcerts.emulator.kvm_vm import Vm
-from snpcerts.emulator.linux_guest import LinuxGuest
-from snpcerts.emulator.machine import Machine
-from snpcerts.emulator.reference_vmm import ReferenceVm, build_vm
-from snpcerts.emulator.scripted_guest import ReportOutcome, ScriptedGuest
-from snpcerts.emulator.sev_guest_device import SevGuestDevice
+from snpcerts.emulator.guest.linux import LinuxGuest
+from snpcerts.emulator.guest.program import GuestCpu, Program, WaitUntil
+from snpcerts.emulator.guest.scripted import ReportOutcome, ScriptedGuest
+from snpcerts.emulator.guest.sev_guest_device import SevGuestDevice
+from snpcerts.emulator.kvm.vm import Vm
+from snpcerts.emulator.machine.in_process import Machine
+from snpcerts.emulator.machine.reference_vmm import ReferenceVm, build_vm
 from tests.emulator.firmware_guest import verify
 from tests.emulator.kvm_rig import VirtualClock, make_machine, make_platform
 

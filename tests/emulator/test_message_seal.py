@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from snpcerts.abi.guest_message import MAX_PAYLOAD, MESSAGE_SIZE, MessageType, ReportRequest
-from snpcerts.emulator.message_seal import SealError, header_for, open_sealed, seal
+from snpcerts.emulator.psp.message_seal import SealError, header_for, open_sealed, seal
 from snpcerts.errors import UsageError
 
 KEY = bytes.fromhex("fe246add1ac33915ee4bf86e869b0ba572bd33f26e883404d7c70cca0b40b4b3")

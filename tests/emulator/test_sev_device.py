@@ -25,12 +25,12 @@ from snpcerts.abi.psp import (
     SnpVlekLoad,
     Status,
 )
-from snpcerts.emulator.chip import Chip, CloudProvider
-from snpcerts.emulator.device import Caller, Device
-from snpcerts.emulator.firmware import ApiVersion, Firmware
-from snpcerts.emulator.memory import ProcessMemory
-from snpcerts.emulator.platform_state import DEFAULT_TCB
-from snpcerts.emulator.sev_device import GET_ID_SIZE, MAX_ALLOCATION, SEV_MAX, SevDevice
+from snpcerts.emulator.psp.chip import Chip, CloudProvider
+from snpcerts.emulator.psp.firmware import ApiVersion, Firmware
+from snpcerts.emulator.psp.platform_state import DEFAULT_TCB
+from snpcerts.emulator.psp.sev_device import GET_ID_SIZE, MAX_ALLOCATION, SEV_MAX, SevDevice
+from snpcerts.emulator.syscall.device import Caller, Device
+from snpcerts.emulator.syscall.memory import ProcessMemory
 
 PROVIDER = CloudProvider("CN=cc-us-east-2.amazonaws.com", bytes(range(32)))
 OWN = 0x5A5A5A5A  # what the caller leaves in ``error`` before the call

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from snpcerts.emulator.kvm_board import IGNORED as BOARD_IGNORED
-from snpcerts.emulator.kvm_processor_state import GETS, IGNORED, SETS, SIZES
+from snpcerts.emulator.kvm.board import IGNORED as BOARD_IGNORED
+from snpcerts.emulator.kvm.processor_state import GETS, IGNORED, SETS, SIZES
 
 from .kvm_calls import COMMAND, DATA, Process
 

@@ -11,15 +11,15 @@ from pathlib import Path
 import pytest
 
 from snpcerts.abi.product import Product
-from snpcerts.emulator.chip import Chip
-from snpcerts.emulator.firmware import Firmware
 from snpcerts.emulator.frontdoor.door import Door
 from snpcerts.emulator.frontdoor.launch import spawn
-from snpcerts.emulator.kvm_device import KvmDevice
-from snpcerts.emulator.platform import Platform
-from snpcerts.emulator.scripted_guest import ReportOutcome, ScriptedGuest
-from snpcerts.emulator.sev_device import SevDevice
-from snpcerts.emulator.sev_guest_device import SevGuestDevice
+from snpcerts.emulator.guest.scripted import ReportOutcome, ScriptedGuest
+from snpcerts.emulator.guest.sev_guest_device import SevGuestDevice
+from snpcerts.emulator.kvm.device import KvmDevice
+from snpcerts.emulator.kvm.host import Platform
+from snpcerts.emulator.psp.chip import Chip
+from snpcerts.emulator.psp.firmware import Firmware
+from snpcerts.emulator.psp.sev_device import SevDevice
 
 from .conftest import Stage, build
 
@@ -45,13 +45,11 @@ def test_a_vmm_serves_certificates_to_its_guest(
 ) -> None:
     (tmp_path / "table").write_bytes(TABLE)
     outcomes: list[ReportOutcome] = []
-    platform = Platform(
-        Firmware(Chip.create(Product.GENOA)),
-        guest=partial(ScriptedGuest, reports=3, on_report=outcomes.append),
-    )
+    platform = Platform(Firmware(Chip.create(Product.GENOA)))
+    guest = partial(ScriptedGuest, reports=3, on_report=outcomes.append)
     door = Door(
         {
-            "/dev/kvm": lambda _: KvmDevice(platform),
+            "/dev/kvm": lambda _: KvmDevice(platform, guest),
             "/dev/sev": lambda _: SevDevice(platform.firmware),
         }
     )

@@ -17,11 +17,11 @@ from hypothesis import strategies as st
 
 from snpcerts.abi.lock import F_OFD_GETLK, F_OFD_SETLK, F_OFD_SETLKW, F_SETLK, F_SETLKW
 from snpcerts.conformance.file_observer import HeldUntil, read_short, takes_lock
-from snpcerts.emulator.device import Pending
 from snpcerts.emulator.frontdoor import bpf
 from snpcerts.emulator.frontdoor.bpf import FILE_CALLS, Call
 from snpcerts.emulator.frontdoor.door import Door
 from snpcerts.emulator.frontdoor.watch import FileCall
+from snpcerts.emulator.syscall.device import Pending
 
 from .conftest import Stage
 from .test_kernel_interface import ALLOW, NOTIFY, decide

@@ -10,9 +10,9 @@ import sys
 from collections import Counter
 
 from snpcerts.abi.ioctl import iowr
-from snpcerts.emulator.device import Caller, Device, NewDescriptor, Result
 from snpcerts.emulator.frontdoor.door import Door, OpenInfo
 from snpcerts.emulator.frontdoor.launch import run
+from snpcerts.emulator.syscall.device import Caller, Device, NewDescriptor, Result
 
 MARKER = 4711  # no KVM has this API version
 API_VERSION = 0xAE00

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from snpcerts.abi.product import Product
-from snpcerts.emulator.authority import EmulatedAuthority
-from snpcerts.emulator.home import PlatformHome
+from snpcerts.emulator.amd.authority import EmulatedAuthority
+from snpcerts.emulator.machine.home import PlatformHome
 
 from ..emulated import Emulated
 from .rig import Rig

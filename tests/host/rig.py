@@ -19,11 +19,11 @@ from snpcerts.certfile import system
 from snpcerts.certfile.file import CertFile
 from snpcerts.certfile.reader import Found
 from snpcerts.certfile.step import Performer
-from snpcerts.emulator.authority import EmulatedAuthority
-from snpcerts.emulator.chip import Chip, CloudProvider
-from snpcerts.emulator.firmware import Firmware, FirmwareError
-from snpcerts.emulator.home import PlatformHome
-from snpcerts.emulator.issued import Issued, vcek_of, vlek_of
+from snpcerts.emulator.amd.authority import EmulatedAuthority
+from snpcerts.emulator.amd.certificates import Issued, vcek_of, vlek_of
+from snpcerts.emulator.machine.home import PlatformHome
+from snpcerts.emulator.psp.chip import Chip, CloudProvider
+from snpcerts.emulator.psp.firmware import Firmware, FirmwareError
 from snpcerts.endorsement.anchors import anchor_from_certificate
 from snpcerts.endorsement.vek import VekKind
 from snpcerts.host.agent import Agent

@@ -16,7 +16,7 @@ from cryptography import x509
 
 from snpcerts.abi.cert_table import VCEK_GUID, VLEK_GUID, CertTable
 from snpcerts.cli.main import main
-from snpcerts.emulator.home import PlatformHome
+from snpcerts.emulator.machine.home import PlatformHome
 
 from ..emulated import SNPCERTS, Emulated
 

@@ -28,9 +28,9 @@ from snpcerts.certfile.recognise import ForeignFileError
 from snpcerts.certfile.relay import relay
 from snpcerts.certfile.step import Steps
 from snpcerts.certfile.writer import LockHeldError, Strategy
-from snpcerts.emulator.authority import EmulatedAuthority
-from snpcerts.emulator.chip import Chip
-from snpcerts.emulator.issued import vcek_of
+from snpcerts.emulator.amd.authority import EmulatedAuthority
+from snpcerts.emulator.amd.certificates import vcek_of
+from snpcerts.emulator.psp.chip import Chip
 from snpcerts.endorsement.vek import VekKind
 from snpcerts.errors import InputError, RefusedError
 from snpcerts.host import plan as plans

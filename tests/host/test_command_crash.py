@@ -29,8 +29,8 @@ from snpcerts.abi.cert_table import CertTable
 from snpcerts.abi.psp import STATUS_VLEK_EN
 from snpcerts.abi.tcb import TcbVersion
 from snpcerts.certfile.file import CertFile
-from snpcerts.emulator.home import PlatformHome
-from snpcerts.emulator.issued import vcek_of
+from snpcerts.emulator.amd.certificates import vcek_of
+from snpcerts.emulator.machine.home import PlatformHome
 
 from ..certfile.tracing import Call, can_trace, killed_before
 from ..emulated import Emulated

@@ -96,7 +96,7 @@ def guests_at_work(site: Site, count: int) -> Iterator[Guests]:
     """VMMs, each with a guest that asks for one report after another."""
     outcomes = site.folder / "outcomes.jsonl"
     outcomes.touch()
-    program = [sys.executable, "-P", "-m", "snpcerts.emulator.vmm_program", str(site.file)]
+    program = [sys.executable, "-P", "-m", "snpcerts.emulator.machine.vmm_program", str(site.file)]
     options = ["--requests=1000000", "--pause=0.5", "--busy-delay=0.1", f"--outcomes={outcomes}"]
     words = site.emulated.command("host", *options, "--", *program)
     vmms = [subprocess.Popen(words) for _ in range(count)]

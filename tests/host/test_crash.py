@@ -12,9 +12,9 @@ import pytest
 from snpcerts.abi.psp import SnpConfig
 from snpcerts.abi.tcb import TcbVersion
 from snpcerts.certfile.writer import Strategy
-from snpcerts.emulator.authority import EmulatedAuthority
-from snpcerts.emulator.home import PlatformHome
-from snpcerts.emulator.issued import Issued, vcek_of
+from snpcerts.emulator.amd.authority import EmulatedAuthority
+from snpcerts.emulator.amd.certificates import Issued, vcek_of
+from snpcerts.emulator.machine.home import PlatformHome
 from snpcerts.endorsement.vek import VekKind
 from snpcerts.host import plan as plans
 from snpcerts.host.agent import Agent

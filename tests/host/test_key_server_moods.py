@@ -19,9 +19,9 @@ import pytest
 
 from snpcerts.abi.cert_table import EMPTY
 from snpcerts.abi.product import Product
-from snpcerts.emulator.home import PlatformHome
-from snpcerts.emulator.key_server import KeyServer, ProductLine
-from snpcerts.emulator.key_server_faults import Fault
+from snpcerts.emulator.amd.key_server_faults import Fault
+from snpcerts.emulator.machine.home import PlatformHome
+from snpcerts.emulator.machine.key_server import KeyServer, ProductLine
 
 from ..emulated import Emulated
 from .site import LOWER, PATIENCE, Lines, Site, truth, watching

@@ -14,7 +14,7 @@ import pytest
 
 from snpcerts.abi.cert_table import EMPTY
 from snpcerts.certfile.hold import hold
-from snpcerts.emulator.home import PlatformHome
+from snpcerts.emulator.machine.home import PlatformHome
 
 from .site import LOWER, Site, truth
 

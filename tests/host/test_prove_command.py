@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from snpcerts.abi.cert_table import EMPTY
-from snpcerts.emulator.firmware_choices import DOCUMENTED, PUBLISHED
+from snpcerts.emulator.psp.choices import DOCUMENTED, PUBLISHED
 
 from ..emulated import SNPCERTS, Emulated
 from .site import Lines, Site, key_server, watching

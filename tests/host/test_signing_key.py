@@ -18,11 +18,11 @@ from snpcerts.abi.product import Product
 from snpcerts.abi.psp import SnpConfig
 from snpcerts.abi.report import Report, SigningKey
 from snpcerts.abi.tcb import TcbVersion
-from snpcerts.emulator.authority import EmulatedAuthority
-from snpcerts.emulator.chip import Chip
-from snpcerts.emulator.firmware import Firmware
-from snpcerts.emulator.firmware_choices import NAMES, PUBLISHED, choices_of
-from snpcerts.emulator.issued import Issued, vcek_of, vlek_of
+from snpcerts.emulator.amd.authority import EmulatedAuthority
+from snpcerts.emulator.amd.certificates import Issued, vcek_of, vlek_of
+from snpcerts.emulator.psp.chip import Chip
+from snpcerts.emulator.psp.choices import NAMES, PUBLISHED, choices_of
+from snpcerts.emulator.psp.firmware import Firmware
 from snpcerts.endorsement.vek import EndorsementCert, VekKind
 from snpcerts.errors import RefusedError, RetryLaterError
 from snpcerts.host import plan as plans

@@ -11,9 +11,9 @@ import pytest
 
 from snpcerts.abi.product import Product
 from snpcerts.abi.tcb import TcbVersion
-from snpcerts.emulator.authority import EmulatedAuthority
-from snpcerts.emulator.chip import Chip
-from snpcerts.emulator.key_server import KeyServer, ProductLine
+from snpcerts.emulator.amd.authority import EmulatedAuthority
+from snpcerts.emulator.machine.key_server import KeyServer, ProductLine
+from snpcerts.emulator.psp.chip import Chip
 from snpcerts.endorsement.anchors import anchor_from_certificate
 from snpcerts.kds.client import KdsClient
 from snpcerts.kds.clock import Clock

@@ -11,7 +11,7 @@ import time
 import pytest
 
 from snpcerts.abi.product import Product
-from snpcerts.emulator.key_server_faults import Fault
+from snpcerts.emulator.amd.key_server_faults import Fault
 from snpcerts.endorsement.vek import VekKind
 from snpcerts.errors import FormatError, RetryLaterError
 from snpcerts.kds.client import KdsClient

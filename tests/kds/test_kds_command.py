@@ -19,11 +19,11 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from snpcerts.abi.product import Product
 from snpcerts.cli import kds as kds_command
 from snpcerts.cli.main import main
-from snpcerts.emulator.authority import EmulatedAuthority
-from snpcerts.emulator.chip import Chip
-from snpcerts.emulator.home import PlatformHome
-from snpcerts.emulator.key_server import ProductLine
-from snpcerts.emulator.key_server_faults import Fault
+from snpcerts.emulator.amd.authority import EmulatedAuthority
+from snpcerts.emulator.amd.key_server_faults import Fault
+from snpcerts.emulator.machine.home import PlatformHome
+from snpcerts.emulator.machine.key_server import ProductLine
+from snpcerts.emulator.psp.chip import Chip
 from tests.emulated import SNPCERTS
 from tests.endorsement.small_ca import CPUID, SmallCa
 

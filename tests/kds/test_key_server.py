@@ -15,10 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from snpcerts.abi.product import Product
-from snpcerts.emulator.authority import EmulatedAuthority
-from snpcerts.emulator.chip import Chip
-from snpcerts.emulator.key_server import KeyServer, ProductLine
-from snpcerts.emulator.key_server_faults import (
+from snpcerts.emulator.amd.authority import EmulatedAuthority
+from snpcerts.emulator.amd.key_server_faults import (
     Fault,
     Faults,
     Throttle,
@@ -26,6 +24,8 @@ from snpcerts.emulator.key_server_faults import (
     ThrottleMemory,
     faults_of_names,
 )
+from snpcerts.emulator.machine.key_server import KeyServer, ProductLine
+from snpcerts.emulator.psp.chip import Chip
 from snpcerts.endorsement.crl import load_crl
 from snpcerts.endorsement.vek import EndorsementCert
 from snpcerts.errors import FormatError, UsageError

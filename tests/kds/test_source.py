@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 
 from snpcerts.abi.cert_table import ARK_GUID, ASK_GUID, VCEK_GUID
 from snpcerts.abi.product import Product
-from snpcerts.emulator.authority import EmulatedAuthority
-from snpcerts.emulator.key_server import KeyServer, ProductLine
-from snpcerts.emulator.key_server_faults import Fault, Faults
+from snpcerts.emulator.amd.authority import EmulatedAuthority
+from snpcerts.emulator.amd.key_server_faults import Fault, Faults
+from snpcerts.emulator.machine.key_server import KeyServer, ProductLine
 from snpcerts.endorsement.crl import load_crl
 from snpcerts.endorsement.encoding import to_pem
 from snpcerts.endorsement.vek import EndorsementCert, VekKind

@@ -21,10 +21,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from snpcerts.abi.product import Product
-from snpcerts.emulator.authority import EmulatedAuthority
-from snpcerts.emulator.chip import Chip
-from snpcerts.emulator.key_server import KeyServer, ProductLine
-from snpcerts.emulator.key_server_faults import Fault, Faults, Throttle
+from snpcerts.emulator.amd.authority import EmulatedAuthority
+from snpcerts.emulator.amd.key_server_faults import Fault, Faults, Throttle
+from snpcerts.emulator.machine.key_server import KeyServer, ProductLine
+from snpcerts.emulator.psp.chip import Chip
 from snpcerts.endorsement.encoding import to_pem
 from snpcerts.kds.clock import Clock
 from snpcerts.kds.errors import KdsUnavailableError

@@ -234,7 +234,7 @@ OTHERS: Final[Mapping[str, Mapping[str, str]]] = {
         "_RESOLVE_IN_ROOT": "RESOLVE_IN_ROOT",
         "_AT_SYMLINK_NOFOLLOW": "AT_SYMLINK_NOFOLLOW",
     },
-    "snpcerts.emulator.frontdoor.status": {
+    "snpcerts.emulator.frontdoor.stat": {
         "_STATX_BASIC_STATS": "STATX_BASIC_STATS",
         "_MISC_MAJOR": "MISC_MAJOR",
     },

@@ -25,9 +25,9 @@ from snpcerts.certfile.file import CertFile
 from snpcerts.demo.event import Attested
 from snpcerts.demo.host import EmulatedHost
 from snpcerts.demo.tally import Tally
-from snpcerts.emulator.enter import host_program
-from snpcerts.emulator.guest_script import REQUESTS_MAX, GuestScript
-from snpcerts.emulator.home import PlatformHome
+from snpcerts.emulator.guest.script import REQUESTS_MAX, GuestScript
+from snpcerts.emulator.machine.enter import host_program
+from snpcerts.emulator.machine.home import PlatformHome
 from snpcerts.vmm import preload
 
 UPDATES_PER_SECOND = 10

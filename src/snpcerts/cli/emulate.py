@@ -19,8 +19,8 @@ from snpcerts.printable import printable
 
 if TYPE_CHECKING:
     from snpcerts.abi.product import Product
-    from snpcerts.emulator.firmware_choices import FirmwareChoices
-    from snpcerts.emulator.home import PlatformHome
+    from snpcerts.emulator.machine.home import PlatformHome
+    from snpcerts.emulator.psp.choices import FirmwareChoices
 
 _LEVEL = click.IntRange(0, 255)
 _PROGRAM = {"ignore_unknown_options": True, "allow_interspersed_args": False}
@@ -42,14 +42,14 @@ class _Chosen:
 
     @property
     def choices(self) -> FirmwareChoices | None:
-        from snpcerts.emulator.firmware_choices import choices_of
+        from snpcerts.emulator.psp.choices import choices_of
 
         return None if self._firmware is None else choices_of(self._firmware)
 
     @contextlib.contextmanager
     def home(self) -> Iterator[PlatformHome]:
         """The platform, made if it is not there; a throw-away one if none was named."""
-        from snpcerts.emulator.enter import throw_away
+        from snpcerts.emulator.machine.enter import throw_away
 
         with ends_cleanly():
             if self._platform is not None:
@@ -60,7 +60,7 @@ class _Chosen:
 
     def lasting_home(self) -> PlatformHome:
         """A platform that was named."""
-        from snpcerts.emulator.home import PlatformHome
+        from snpcerts.emulator.machine.home import PlatformHome
 
         if self._platform is None:
             raise UsageError("which platform?", hint="give --platform DIR before the subcommand")
@@ -139,8 +139,8 @@ def host(
     program: tuple[str, ...],
 ) -> None:
     """Run PROGRAM on the host: it sees /dev/sev and /dev/kvm."""
-    from snpcerts.emulator.enter import become_host_program
-    from snpcerts.emulator.guest_script import GuestScript
+    from snpcerts.emulator.guest.script import GuestScript
+    from snpcerts.emulator.machine.enter import become_host_program
 
     if serve and requests is not None:
         raise UsageError("--serve and --requests exclude each other")
@@ -163,7 +163,7 @@ def host(
 @click.pass_obj
 def guest(chosen: _Chosen, vm: str | None, certs: str | None, program: tuple[str, ...]) -> None:
     """Run PROGRAM in a guest: it sees /dev/sev-guest."""
-    from snpcerts.emulator.enter import become_guest_program, start_reference_vm
+    from snpcerts.emulator.machine.enter import become_guest_program, start_reference_vm
 
     if vm is not None and certs is not None:
         raise UsageError("--vm and --certs exclude each other")
@@ -187,7 +187,7 @@ def certificates(chosen: _Chosen, directory: str, vlek: str | None) -> None:
     asvk.der, table-vlek.bin, and hashstick.bin for the firmware's VLEK_LOAD.
     """
     from snpcerts.abi.tcb import TcbVersion
-    from snpcerts.emulator.issued import vcek_of, vlek_of
+    from snpcerts.emulator.amd.certificates import vcek_of, vlek_of
 
     home = chosen.lasting_home()
     firmware, authority = home.firmware(), home.authority()
@@ -255,8 +255,8 @@ def key_server(
     Prints its URL, which 'snpcerts kds fetch' takes as --kds; the root to trust
     is ark.der of 'emulate certificates'. /stats counts requests.
     """
-    from snpcerts.emulator.key_server import KeyServer
-    from snpcerts.emulator.key_server_faults import Faults, Throttle, Throttled, faults_of_names
+    from snpcerts.emulator.amd.key_server_faults import Faults, Throttle, Throttled, faults_of_names
+    from snpcerts.emulator.machine.key_server import KeyServer
 
     wanted = Faults(faults_of_names(faults))
     homes = [chosen.lasting_home()]
@@ -277,7 +277,7 @@ def status(chosen: _Chosen, as_json: bool) -> None:
 
     Of which TCB the VCEK and the VLEK in use are, no interface of real firmware tells.
     """
-    from snpcerts.emulator.enter import ask
+    from snpcerts.emulator.machine.enter import ask
 
     home = chosen.lasting_home()
     answer = ask(home, {"ask": "status"})
@@ -361,7 +361,7 @@ def verify_mitigation(chosen: _Chosen, vector: str) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def rows(as_json: bool) -> None:
     """Show where sources disagree about AMD's firmware, and what each choice does."""
-    from snpcerts.emulator.firmware_choices import DEFAULT, DEFAULT_REASON, NAMES, ROWS
+    from snpcerts.emulator.psp.choices import DEFAULT, DEFAULT_REASON, NAMES, ROWS
 
     table = [
         {
@@ -386,7 +386,7 @@ def rows(as_json: bool) -> None:
 
 
 def _order(chosen: _Chosen, order: dict[str, object]) -> None:
-    from snpcerts.emulator.enter import ask
+    from snpcerts.emulator.machine.enter import ask
 
     ask(chosen.lasting_home(), {"ask": "firmware", **order})
 

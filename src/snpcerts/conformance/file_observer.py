@@ -19,10 +19,10 @@ from typing import Final
 from snpcerts.abi.lock import F_OFD_SETLK, F_OFD_SETLKW, F_SETLK, F_SETLKW, F_UNLCK, Flock
 from snpcerts.conformance.journal import Journal, Read
 from snpcerts.conformance.served_file import ServedFile
-from snpcerts.emulator.device import Pending
 from snpcerts.emulator.frontdoor.bpf import Call
 from snpcerts.emulator.frontdoor.watch import PROCEED, FileCall
-from snpcerts.emulator.memory import ProcessMemory
+from snpcerts.emulator.syscall.device import Pending
+from snpcerts.emulator.syscall.memory import ProcessMemory
 
 Meddle = Callable[[FileCall], int | Pending | None]
 

@@ -21,9 +21,9 @@ from snpcerts.abi.guest_message import (
     ReportRequest,
 )
 from snpcerts.conformance.journal import Journal, Request
-from snpcerts.emulator.guest_program import Event, GuestCpu, LaunchedVm, Program, Vmgexit
-from snpcerts.emulator.linux_guest import GHCB_PROTOCOL_VERSION, LinuxGuest, SharedPages
-from snpcerts.emulator.message_seal import SealError, header_for, open_sealed, seal
+from snpcerts.emulator.guest.linux import GHCB_PROTOCOL_VERSION, LinuxGuest, SharedPages
+from snpcerts.emulator.guest.program import Event, GuestCpu, LaunchedVm, Program, Vmgexit
+from snpcerts.emulator.psp.message_seal import SealError, header_for, open_sealed, seal
 
 FIELD_PAGES: Final = 12
 INVALID_LEN: Final = guest_err(VmmError.INVALID_LEN, 0)

@@ -24,11 +24,11 @@ from snpcerts.abi.kvm import (
 )
 from snpcerts.conformance.journal import Enabling, Journal, Request
 from snpcerts.conformance.served_file import ServedFile
-from snpcerts.emulator.device import Caller, NewDescriptor, Pending, Result
-from snpcerts.emulator.kvm_device import KvmDevice
-from snpcerts.emulator.kvm_vcpu import Vcpu
-from snpcerts.emulator.kvm_vm import Vm
-from snpcerts.emulator.memory import ProcessMemory
+from snpcerts.emulator.kvm.device import KvmDevice
+from snpcerts.emulator.kvm.vcpu import Vcpu
+from snpcerts.emulator.kvm.vm import Vm
+from snpcerts.emulator.syscall.device import Caller, NewDescriptor, Pending, Result
+from snpcerts.emulator.syscall.memory import ProcessMemory
 
 RECHECK: Final = 0.002  # seconds between looks at something that is held back
 

@@ -26,9 +26,9 @@ from snpcerts.conformance.scenarios import (
 )
 from snpcerts.conformance.served_file import ServedFile
 from snpcerts.conformance.trial import CERTS, TABLE_SIZE, Limits, Scenario, Trial
-from snpcerts.emulator.chip import Chip
-from snpcerts.emulator.firmware import Firmware
 from snpcerts.emulator.frontdoor import seccomp
+from snpcerts.emulator.psp.chip import Chip
+from snpcerts.emulator.psp.firmware import Firmware
 from snpcerts.errors import UsageError
 from snpcerts.temporary_directory import temporary_directory
 

@@ -29,12 +29,12 @@ from snpcerts.conformance.journal import Journal, Request
 from snpcerts.conformance.observed_kvm import ObservedKvm
 from snpcerts.conformance.result import Result, State
 from snpcerts.conformance.served_file import ServedFile
-from snpcerts.emulator.firmware import Firmware
 from snpcerts.emulator.frontdoor.door import Door
 from snpcerts.emulator.frontdoor.keeper import descendants
 from snpcerts.emulator.frontdoor.launch import Program, spawn
 from snpcerts.emulator.frontdoor.supervisor import Supervisor
-from snpcerts.emulator.guest_program import (
+from snpcerts.emulator.guest.linux import SharedPages
+from snpcerts.emulator.guest.program import (
     Event,
     GuestCpu,
     LaunchedVm,
@@ -42,12 +42,12 @@ from snpcerts.emulator.guest_program import (
     StartProcessors,
     WaitUntil,
 )
-from snpcerts.emulator.guest_program import Program as GuestProgram
-from snpcerts.emulator.kvm_device import KvmDevice
-from snpcerts.emulator.linux_guest import SharedPages
-from snpcerts.emulator.platform import Platform
-from snpcerts.emulator.sev_device import SevDevice
-from snpcerts.emulator.virtual_files import host_files
+from snpcerts.emulator.guest.program import Program as GuestProgram
+from snpcerts.emulator.kvm.device import KvmDevice
+from snpcerts.emulator.kvm.host import Platform
+from snpcerts.emulator.machine.virtual_files import host_files
+from snpcerts.emulator.psp.firmware import Firmware
+from snpcerts.emulator.psp.sev_device import SevDevice
 from snpcerts.errors import SnpCertsError
 from snpcerts.printable import printable
 
@@ -134,12 +134,8 @@ class Trial:
         self.program: Program | None = None
         self.ended_by: int | None = None  # the VMM's exit code, as a shell says it
         self._words = [word.replace(CERTS, str(served.path)) for word in words]
-        self._platform = Platform(
-            firmware,
-            guest=self._make_guest,
-            certs_supported=scenario.certs_supported,
-            req_certs_exit=exit_number,
-        )
+        self._platform = Platform(firmware, certs_supported=scenario.certs_supported)
+        self._exit_number = exit_number
         self._log = log
         self._results: dict[str, Result] = {}
         self._now = scenario.checks[0]
@@ -238,7 +234,9 @@ class Trial:
         platform = self._platform
         return Door(
             {
-                "/dev/kvm": lambda _: ObservedKvm(KvmDevice(platform), self),
+                "/dev/kvm": lambda _: ObservedKvm(
+                    KvmDevice(platform, self._make_guest, req_certs_exit=self._exit_number), self
+                ),
                 "/dev/sev": lambda _: SevDevice(platform.firmware),
             },
             host_files(platform.firmware),

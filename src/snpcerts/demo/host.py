@@ -10,10 +10,10 @@ from snpcerts.abi.cert_table import CertTable
 from snpcerts.abi.product import Product
 from snpcerts.abi.report import Report
 from snpcerts.abi.tcb import TcbVersion
-from snpcerts.emulator.authority import EmulatedAuthority
-from snpcerts.emulator.chip import Chip
-from snpcerts.emulator.firmware import Firmware
-from snpcerts.emulator.issued import vcek_of
+from snpcerts.emulator.amd.authority import EmulatedAuthority
+from snpcerts.emulator.amd.certificates import vcek_of
+from snpcerts.emulator.psp.chip import Chip
+from snpcerts.emulator.psp.firmware import Firmware
 from snpcerts.endorsement.anchors import Anchor, anchor_from_certificate
 
 

@@ -25,9 +25,9 @@ from snpcerts.abi.product import Product
 from snpcerts.certfile.file import CertFile
 from snpcerts.demo.event import Answered, Attested, Event, Updated
 from snpcerts.demo.host import EmulatedHost
-from snpcerts.emulator.enter import host_program, start_server
-from snpcerts.emulator.guest_script import REQUESTS_MAX, GuestScript
-from snpcerts.emulator.home import PlatformHome
+from snpcerts.emulator.guest.script import REQUESTS_MAX, GuestScript
+from snpcerts.emulator.machine.enter import host_program, start_server
+from snpcerts.emulator.machine.home import PlatformHome
 from snpcerts.errors import RefusedError
 
 _GUEST_PAUSE: Final = 0.005  # seconds between two reports of one guest

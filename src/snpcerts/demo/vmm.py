@@ -16,7 +16,7 @@ import time
 from snpcerts.certfile import system
 from snpcerts.certfile.file import CertFile
 from snpcerts.demo.broken import READERS
-from snpcerts.emulator.vmm_program import run_vm
+from snpcerts.emulator.machine.vmm_program import run_vm
 from snpcerts.vmm.exit_service import ExitService, Served
 
 # Between the answer and KVM_RUN: a vCPU thread may be kept from running at any

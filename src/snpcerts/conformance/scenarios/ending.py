@@ -13,7 +13,7 @@ from snpcerts.conformance.trial import TABLE_SIZE, Scenario, Script, Trial, Vcpu
 from snpcerts.emulator.frontdoor.bpf import Call
 from snpcerts.emulator.frontdoor.tasks import task
 from snpcerts.emulator.frontdoor.watch import FileCall
-from snpcerts.emulator.guest_program import Sleep
+from snpcerts.emulator.guest.program import Sleep
 
 KICK_TIME = 2.0  # seconds in which the VMM's other threads see the signal and kick the vCPU
 _MANY = 12

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from snpcerts.conformance.trial import TABLE_SIZE, Scenario, Script, Trial, Vcpu
-from snpcerts.emulator.guest_program import Sleep
+from snpcerts.emulator.guest.program import Sleep
 
 
 def _first_request(trial: Trial, vcpu: Vcpu) -> Script:

@@ -10,7 +10,7 @@ from functools import partial
 from snpcerts.conformance.journal import Request
 from snpcerts.conformance.scenarios.locking import released
 from snpcerts.conformance.trial import TABLE_SIZE, Scenario, Script, Trial, Vcpu
-from snpcerts.emulator.guest_program import Sleep
+from snpcerts.emulator.guest.program import Sleep
 
 ROUNDS = 3
 TOGETHER = 1.0  # seconds that the first waits for the second to be served too

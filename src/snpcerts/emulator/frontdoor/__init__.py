@@ -2,11 +2,11 @@
 """The front door: unmodified programs see an emulated ``/dev/sev``, ``sev-guest`` and ``kvm``.
 
 A seccomp filter hands a program's opens and device ioctls to a supervisor in
-another process, which answers from emulated devices (:mod:`snpcerts.emulator.device`).
+another process, which answers from emulated devices (:mod:`snpcerts.emulator.syscall.device`).
 The program needs no change, no library and no privilege, static or not.
 
 ``bpf`` builds the filter; ``seccomp`` talks to the kernel; ``paths`` says which
-file a path means; ``door`` which paths are ours; ``status`` what stat says of
+file a path means; ``door`` which paths are ours; ``stat`` what stat says of
 them; ``descriptors`` which descriptors are ours, and when they are gone;
 ``tasks`` which signals wait; ``supervisor`` serves; ``launch`` puts a program
 behind the door; ``control`` lets several launchers share one server.

@@ -25,9 +25,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from snpcerts.emulator.device import Device
 from snpcerts.emulator.frontdoor.door import Content, Key
 from snpcerts.emulator.frontdoor.seccomp import FrontDoorUnavailableError
+from snpcerts.emulator.syscall.device import Device
 
 _IN_CLOSE: Final = 0x8 | 0x10  # linux/inotify.h: IN_CLOSE_WRITE, IN_CLOSE_NOWRITE
 _IN_Q_OVERFLOW: Final = 0x4000

@@ -31,9 +31,9 @@ from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from snpcerts.emulator.device import Device
 from snpcerts.emulator.frontdoor import paths
 from snpcerts.emulator.frontdoor.watch import Watch
+from snpcerts.emulator.syscall.device import Device
 
 # Real devices a program behind a door never talks to, whether the door has its own or not.
 GUARDED: Final = (b"/dev/kvm", b"/dev/sev", b"/dev/sev-guest")

@@ -12,14 +12,14 @@ import struct
 from collections.abc import Callable
 from typing import Final
 
-from snpcerts.emulator.frontdoor import seccomp, status
+from snpcerts.emulator.frontdoor import seccomp, stat
 from snpcerts.emulator.frontdoor.bpf import Call
 from snpcerts.emulator.frontdoor.descriptors import Descriptors, file_with
 from snpcerts.emulator.frontdoor.door import Door, Kind, Match, OpenInfo
-from snpcerts.emulator.frontdoor.giving import give, give_device
+from snpcerts.emulator.frontdoor.install_fd import give, give_device
 from snpcerts.emulator.frontdoor.paths import AT_FDCWD, read_path
 from snpcerts.emulator.frontdoor.seccomp import Notification, c_int
-from snpcerts.emulator.memory import ProcessMemory
+from snpcerts.emulator.syscall.memory import ProcessMemory
 
 _OPEN_HOW = struct.Struct("<QQQ")  # struct open_how of linux/openat2.h: flags, mode, resolve
 _RESOLVE_IN_ROOT: Final = 0x10
@@ -154,11 +154,11 @@ class PathCalls:
         if match.is_barred:
             raise OSError(errno.ENOENT, "not here")
         if call in (Call.STAT, Call.LSTAT):
-            memory.write(arguments[1], status.stat_of(match))
+            memory.write(arguments[1], stat.stat_of(match))
         elif call is Call.NEWFSTATAT:
-            memory.write(arguments[2], status.stat_of(match))
+            memory.write(arguments[2], stat.stat_of(match))
         elif call is Call.STATX:
-            memory.write(arguments[4], status.statx_of(match))
+            memory.write(arguments[4], stat.statx_of(match))
         elif call in (Call.READLINK, Call.READLINKAT):
             raise OSError(errno.EINVAL, "not a link")
         elif call in (Call.GETXATTR, Call.LGETXATTR):

@@ -32,17 +32,17 @@ from snpcerts.abi.ioctl import type_of
 from snpcerts.abi.kvm import KVMIO
 from snpcerts.abi.psp import SEV_ISSUE_CMD
 from snpcerts.abi.sev_guest import SNP_GET_DERIVED_KEY, SNP_GET_EXT_REPORT, SNP_GET_REPORT
-from snpcerts.emulator.device import Caller, Device, NewDescriptor, Pending
 from snpcerts.emulator.frontdoor import seccomp
 from snpcerts.emulator.frontdoor.bpf import FILE_CALLS, Call
 from snpcerts.emulator.frontdoor.descriptors import RECHECK, Descriptors
 from snpcerts.emulator.frontdoor.door import Door
-from snpcerts.emulator.frontdoor.giving import give_device
+from snpcerts.emulator.frontdoor.install_fd import give_device
 from snpcerts.emulator.frontdoor.path_calls import OPENS, PathCalls
 from snpcerts.emulator.frontdoor.seccomp import Notification, c_int
 from snpcerts.emulator.frontdoor.tasks import task
 from snpcerts.emulator.frontdoor.watch import PROCEED, FileCall
-from snpcerts.emulator.memory import ProcessMemory
+from snpcerts.emulator.syscall.device import Caller, Device, NewDescriptor, Pending
+from snpcerts.emulator.syscall.memory import ProcessMemory
 
 SIGNAL_INTERVAL: Final = 0.005  # seconds
 _TASKS_MAX: Final = 4096  # threads whose process is remembered

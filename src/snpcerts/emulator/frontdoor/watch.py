@@ -13,8 +13,8 @@ import os
 from dataclasses import dataclass
 from typing import Final, Protocol
 
-from snpcerts.emulator.device import Pending
 from snpcerts.emulator.frontdoor.bpf import Call
+from snpcerts.emulator.syscall.device import Pending
 
 # The result of a held call that the kernel shall perform after all.
 PROCEED: Final = 1 << 62

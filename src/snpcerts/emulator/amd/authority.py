@@ -1,0 +1,369 @@
+# SPDX-License-Identifier: Apache-2.0
+"""An AMD of one's own: root, intermediates and leaf certificates in AMD's shape.
+
+Source: AMD's genuine certificates of Milan, Genoa and Turin. Names, extensions,
+their order and the signature's parameters are theirs, with three differences.
+Every CA's CN ends in EMULATED and every O says who made it. Leaf serial numbers
+are 1 where AMD's are 0, which RFC 5280 forbids and the library used here does
+not write. And the signature's trailer field, whose value is the default, is
+left out where AMD's certificates write it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Final, Self
+
+from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
+from cryptography.hazmat.primitives.hashes import SHA384
+from cryptography.x509.oid import NameOID
+
+from snpcerts.abi.product import Product
+from snpcerts.abi.tcb import TcbVersion
+from snpcerts.emulator.amd.leaf_extensions import vcek_extensions, vlek_extensions
+from snpcerts.endorsement.vek import VekKind
+from snpcerts.errors import InputError
+
+MARK: Final = "EMULATED"
+ORGANIZATION: Final = "snpcerts emulator, not AMD"
+CRL_URL: Final = "https://kdsintf.amd.com/{kind}/v1/{product}/crl"
+
+_RSA_BITS, _RSA_EXPONENT = 4096, 65537
+_SALT_SIZE = 48
+_DAY = timedelta(days=1)
+_YEAR = timedelta(days=365, hours=6)
+CA_LIFETIME: Final = 25 * _YEAR
+VCEK_LIFETIME: Final = 7 * _YEAR
+VLEK_LIFETIME: Final = _YEAR
+CRL_LIFETIME: Final = _YEAR
+LEAF_SERIAL: Final = 1
+_ARK_SERIAL, _ASK_SERIAL, _ASVK_SERIAL = 0x10000, 0x10001, 0x10002
+
+_ROLES: Final = ("ark", "ask", "asvk")
+_MAX_FILE = 64 << 10
+
+
+@dataclass(frozen=True, slots=True)
+class Signer:
+    """A certificate authority: its certificate and its key."""
+
+    certificate: x509.Certificate
+    key: rsa.RSAPrivateKey
+
+
+@dataclass(frozen=True, slots=True)
+class EmulatedAuthority:
+    """The key hierarchy of one product line: ARK, ASK for VCEKs, ASVK for VLEKs."""
+
+    product: Product
+    ark_signer: Signer
+    ask_signer: Signer
+    asvk_signer: Signer
+
+    @classmethod
+    def create(cls, product: Product) -> Self:
+        """A hierarchy with fresh keys; three RSA-4096 keys take about a second."""
+        with ThreadPoolExecutor(len(_ROLES)) as pool:
+            ark_key, ask_key, asvk_key = pool.map(_new_key, range(len(_ROLES)))
+        ark_name = _ca_name(f"ARK-{product.value}")
+        ark = (
+            _certificate(ark_name, ark_name, ark_key.public_key(), _ARK_SERIAL, CA_LIFETIME)
+            .add_extension(_key_usage(crl_sign=True), critical=True)
+            .add_extension(x509.SubjectKeyIdentifier.from_public_key(ark_key.public_key()), False)
+            .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+            .add_extension(_crl_point(product, "vcek"), critical=False)
+        )
+        root = Signer(_signed(ark, ark_key), ark_key)
+
+        return cls(
+            product,
+            root,
+            _intermediate(root, product, VekKind.VCEK, ask_key, _ASK_SERIAL),
+            _intermediate(root, product, VekKind.VLEK, asvk_key, _ASVK_SERIAL),
+        )
+
+    def with_new_ask(self) -> Self:
+        """The same ARK, with an ASK of another key and serial number, as after a revocation."""
+        serial = self.ask.serial_number + 0x10
+        signer = _intermediate(self.ark_signer, self.product, VekKind.VCEK, _new_key(0), serial)
+        return replace(self, ask_signer=signer)
+
+    @property
+    def ark(self) -> x509.Certificate:
+        """The root certificate."""
+        return self.ark_signer.certificate
+
+    @property
+    def ask(self) -> x509.Certificate:
+        """The certificate that signs VCEKs."""
+        return self.ask_signer.certificate
+
+    @property
+    def asvk(self) -> x509.Certificate:
+        """The certificate that signs VLEKs."""
+        return self.asvk_signer.certificate
+
+    def issue_vcek(
+        self,
+        hwid: bytes,
+        tcb: TcbVersion,
+        public_key: ec.EllipticCurvePublicKey,
+        *,
+        not_before: datetime | None = None,
+    ) -> x509.Certificate:
+        """A VCEK, valid for seven years from ``not_before`` (default: a day ago).
+
+        ``hwid`` is the chip ID's significant bytes. Raises :class:`snpcerts.errors.UsageError`
+        when it or the TCB is not of this product.
+        """
+        extensions = vcek_extensions(self.product, tcb, hwid)
+        return self._leaf(
+            "SEV-VCEK", self.ask_signer, public_key, extensions, VCEK_LIFETIME, not_before
+        )
+
+    def issue_vlek(
+        self,
+        csp_id: str,
+        tcb: TcbVersion,
+        public_key: ec.EllipticCurvePublicKey,
+        *,
+        not_before: datetime | None = None,
+    ) -> x509.Certificate:
+        """A VLEK for the provider ``csp_id``, valid for one year from ``not_before``.
+
+        Raises :class:`snpcerts.errors.UsageError` when the TCB is not of this product, or
+        ``csp_id`` is not 1 to 127 ASCII characters.
+        """
+        extensions = vlek_extensions(self.product, tcb, csp_id)
+        return self._leaf(
+            "SEV-VLEK", self.asvk_signer, public_key, extensions, VLEK_LIFETIME, not_before
+        )
+
+    def crl(
+        self, revoked: Iterable[int] = (), *, last_update: datetime | None = None
+    ) -> x509.CertificateRevocationList:
+        """The ARK's revocation list over the given serial numbers, valid for a year."""
+        start = _now() - _DAY if last_update is None else last_update
+        builder = (
+            x509.CertificateRevocationListBuilder()
+            .issuer_name(self.ark.subject)
+            .last_update(start)
+            .next_update(start + CRL_LIFETIME)
+            .add_extension(_authority_key_id(self.ark_signer), critical=False)
+            .add_extension(x509.CRLNumber(1), critical=False)
+        )
+        for serial in revoked:
+            builder = builder.add_revoked_certificate(
+                x509.RevokedCertificateBuilder()
+                .serial_number(serial)
+                .revocation_date(start)
+                .build()
+            )
+        return builder.sign(self.ark_signer.key, SHA384(), rsa_padding=_pss())
+
+    def chain_pem(self, *, vlek: bool = False) -> bytes:
+        """What the key server's cert_chain answers: ASK (or ASVK), then ARK, as PEM."""
+        signer = self.asvk_signer if vlek else self.ask_signer
+        return _pem(signer.certificate) + _pem(self.ark)
+
+    def save(self, directory: Path) -> None:
+        """Write six PEM files into ``directory``, made if missing; keys with mode 0600.
+
+        Each file is replaced whole, but not the six together: no other process
+        may load while this runs. Raises :class:`InputError` when one cannot be written.
+        """
+        with _file_errors(directory):
+            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            for role, signer in zip(_ROLES, self._signers(), strict=True):
+                _replace(directory / f"{role}.pem", _pem(signer.certificate), 0o644)
+                key = signer.key.private_bytes(
+                    serialization.Encoding.PEM,
+                    serialization.PrivateFormat.PKCS8,
+                    serialization.NoEncryption(),
+                )
+                _replace(directory / f"{role}.key.pem", key, 0o600)
+
+    @classmethod
+    def load(cls, directory: Path) -> Self:
+        """Read what :meth:`save` wrote; :class:`InputError` when it is not all there and sound."""
+        ark, ask, asvk = (_load_signer(directory, role) for role in _ROLES)
+        for product in Product:
+            names = (f"ARK-{product.value}", f"SEV-{product.value}", f"SEV-VLEK-{product.value}")
+            subjects = tuple(signer.certificate.subject for signer in (ark, ask, asvk))
+            if subjects == tuple(map(_ca_name, names)):
+                return cls(product, ark, ask, asvk)
+        raise InputError(
+            f"the certificates in {directory} are not an emulated authority's",
+            hint="delete the directory to start with new keys",
+        )
+
+    def _signers(self) -> tuple[Signer, Signer, Signer]:
+        return self.ark_signer, self.ask_signer, self.asvk_signer
+
+    def _leaf(
+        self,
+        cn: str,
+        issuer: Signer,
+        public_key: ec.EllipticCurvePublicKey,
+        extensions: tuple[x509.UnrecognizedExtension, ...],
+        lifetime: timedelta,
+        not_before: datetime | None,
+    ) -> x509.Certificate:
+        builder = _certificate(
+            _name(cn),
+            issuer.certificate.subject,
+            public_key,
+            LEAF_SERIAL,
+            lifetime,
+            not_before,
+        )
+        for extension in extensions:
+            builder = builder.add_extension(extension, critical=False)
+        return _signed(builder, issuer.key)
+
+
+def _now() -> datetime:
+    return datetime.now(UTC).replace(microsecond=0)
+
+
+def _new_key(_index: int) -> rsa.RSAPrivateKey:
+    return rsa.generate_private_key(_RSA_EXPONENT, _RSA_BITS)
+
+
+def _pss() -> padding.PSS:
+    return padding.PSS(mgf=padding.MGF1(SHA384()), salt_length=_SALT_SIZE)
+
+
+def _name(cn: str) -> x509.Name:
+    return x509.Name(
+        [
+            x509.NameAttribute(NameOID.ORGANIZATIONAL_UNIT_NAME, "Engineering"),
+            x509.NameAttribute(NameOID.COUNTRY_NAME, "US"),
+            x509.NameAttribute(NameOID.LOCALITY_NAME, "Santa Clara"),
+            x509.NameAttribute(NameOID.STATE_OR_PROVINCE_NAME, "CA"),
+            x509.NameAttribute(NameOID.ORGANIZATION_NAME, ORGANIZATION),
+            x509.NameAttribute(NameOID.COMMON_NAME, cn),
+        ]
+    )
+
+
+def _ca_name(cn: str) -> x509.Name:
+    return _name(f"{cn} {MARK}")
+
+
+def _certificate(
+    subject: x509.Name,
+    issuer: x509.Name,
+    public_key: rsa.RSAPublicKey | ec.EllipticCurvePublicKey,
+    serial: int,
+    lifetime: timedelta,
+    not_before: datetime | None = None,
+) -> x509.CertificateBuilder:
+    start = _now() - _DAY if not_before is None else not_before
+    return (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(issuer)
+        .public_key(public_key)
+        .serial_number(serial)
+        .not_valid_before(start)
+        .not_valid_after(start + lifetime)
+    )
+
+
+def _intermediate(
+    root: Signer, product: Product, kind: VekKind, key: rsa.RSAPrivateKey, serial: int
+) -> Signer:
+    """An ASK or ASVK that ``root`` certifies."""
+    public = key.public_key()
+    name = f"SEV-{product.value}" if kind is VekKind.VCEK else f"SEV-VLEK-{product.value}"
+    builder = (
+        _certificate(_ca_name(name), root.certificate.subject, public, serial, CA_LIFETIME)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(public), critical=False)
+        .add_extension(_authority_key_id(root), critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        .add_extension(_key_usage(crl_sign=False), critical=True)
+        .add_extension(_crl_point(product, kind.value), critical=False)
+    )
+    return Signer(_signed(builder, root.key), key)
+
+
+def _signed(builder: x509.CertificateBuilder, key: rsa.RSAPrivateKey) -> x509.Certificate:
+    return builder.sign(key, SHA384(), rsa_padding=_pss())
+
+
+def _authority_key_id(issuer: Signer) -> x509.AuthorityKeyIdentifier:
+    return x509.AuthorityKeyIdentifier.from_issuer_public_key(issuer.key.public_key())
+
+
+def _key_usage(*, crl_sign: bool) -> x509.KeyUsage:
+    return x509.KeyUsage(
+        digital_signature=False,
+        content_commitment=False,
+        key_encipherment=False,
+        data_encipherment=False,
+        key_agreement=False,
+        key_cert_sign=True,
+        crl_sign=crl_sign,
+        encipher_only=False,
+        decipher_only=False,
+    )
+
+
+def _crl_point(product: Product, kind: str) -> x509.CRLDistributionPoints:
+    url = CRL_URL.format(kind=kind, product=product.kds_name)
+    point = x509.DistributionPoint(
+        full_name=[x509.UniformResourceIdentifier(url)],
+        relative_name=None,
+        reasons=None,
+        crl_issuer=None,
+    )
+    return x509.CRLDistributionPoints([point])
+
+
+def _pem(certificate: x509.Certificate) -> bytes:
+    return certificate.public_bytes(serialization.Encoding.PEM)
+
+
+@contextmanager
+def _file_errors(place: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise InputError(f"emulated authority in {place}: {error.strerror or error}") from error
+
+
+def _replace(path: Path, pem: bytes, mode: int) -> None:
+    fresh = path.with_name(f".{path.name}.{os.getpid()}")
+    fresh.unlink(missing_ok=True)
+    descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(f"{MARK}, made by the {ORGANIZATION}: never trust it.\n".encode() + pem)
+    fresh.replace(path)
+
+
+def _load_signer(directory: Path, role: str) -> Signer:
+    path = directory / f"{role}.pem"
+    key_path = directory / f"{role}.key.pem"
+    try:
+        certificate = x509.load_pem_x509_certificate(_read(path))
+        key = serialization.load_pem_private_key(_read(key_path), password=None)
+    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+        raise InputError(f"{path} and {key_path.name} are not both sound PEM: {error}") from error
+    if not isinstance(key, rsa.RSAPrivateKey) or key.public_key() != certificate.public_key():
+        raise InputError(f"{key_path} is not the key of {path}")
+    return Signer(certificate, key)
+
+
+def _read(path: Path) -> bytes:
+    with _file_errors(path), path.open("rb") as file:
+        return file.read(_MAX_FILE)

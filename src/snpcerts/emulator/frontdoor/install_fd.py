@@ -1,0 +1,50 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Handing a program a descriptor as the result of its call."""
+
+from __future__ import annotations
+
+import errno
+import os
+
+from snpcerts.emulator.frontdoor import seccomp
+from snpcerts.emulator.frontdoor.descriptors import Descriptors, Open
+from snpcerts.emulator.frontdoor.seccomp import Notification
+from snpcerts.emulator.syscall.device import Device
+
+
+def give(listener: int, notification: Notification, descriptor: int, flags: int) -> None:
+    """The call returns a descriptor for our open file; ``flags`` are those of open(2).
+
+    ``OSError`` as :func:`~snpcerts.emulator.frontdoor.seccomp.answer_with_descriptor`.
+    """
+    seccomp.answer_with_descriptor(
+        listener, notification.id, descriptor, cloexec=bool(flags & os.O_CLOEXEC)
+    )
+
+
+def give_device(
+    descriptors: Descriptors,
+    listener: int,
+    notification: Notification,
+    device: Device,
+    *,
+    path: bytes | None,
+    flags: int,
+    shared: int | None,
+) -> None:
+    """The call returns a descriptor for a device; where that cannot be, it fails and is closed.
+
+    ``path`` is what it was opened by, ``shared`` the memfd behind it, None for a new one.
+    """
+    entry: Open | None = None
+    try:
+        entry, given = descriptors.admit(device, path=path, flags=flags, shared=shared)
+        try:
+            give(listener, notification, given, flags)
+        finally:
+            os.close(given)
+    except OSError as error:
+        if entry is not None:
+            descriptors.forget(entry)
+        device.close()
+        seccomp.answer(listener, notification.id, -(error.errno or errno.EIO))

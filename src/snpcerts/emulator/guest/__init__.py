@@ -1,0 +1,9 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What runs in a VM, and ``/dev/sev-guest``.
+
+``program`` is a vCPU's program and the events it waits for; ``memory`` the
+guest's memory, by slots; ``linux`` the Linux driver's behaviour; ``scripted`` a
+Linux guest that asks for reports by itself, as a ``script`` says;
+``sev_guest_device`` lets programs ask. Imports ``syscall`` and ``psp``'s message
+encryption.
+"""

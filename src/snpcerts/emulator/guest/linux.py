@@ -1,0 +1,396 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A Linux guest: its shared pages, and its driver's way of sending guest messages.
+
+Source: Linux ``arch/x86/coco/sev/core.c`` and
+``drivers/virt/coco/sev-guest/sev-guest.c``. The driver's rules decide what a
+host's answer does to a guest: BUSY is retried every two seconds for a minute,
+too small a buffer costs one firmware call, and any other error destroys the
+VMPCK, after which the guest cannot attest until it boots again.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+from collections import deque
+from collections.abc import Generator
+from dataclasses import dataclass, field
+
+from snpcerts.abi.ghcb import (
+    PAGE_SIZE,
+    ExitCode,
+    Field,
+    GhcbPage,
+    MsrCode,
+    ResponseCode,
+    VmmError,
+    guest_err,
+)
+from snpcerts.abi.guest_message import (
+    MAX_PAYLOAD,
+    MESSAGE_SIZE,
+    VMPCK_SIZE,
+    MessageHeader,
+    SecretsPage,
+)
+from snpcerts.abi.sev_guest import CERTS_MAX_SIZE, EXITINFO2_NOT_SENT
+from snpcerts.emulator.guest.program import (
+    Event,
+    GuestCpu,
+    LaunchedVm,
+    Program,
+    Sleep,
+    Vmgexit,
+    WaitUntil,
+)
+from snpcerts.emulator.psp.message_seal import SealError, header_for, open_sealed, seal
+
+log = logging.getLogger(__name__)
+
+DATA_PAGES = CERTS_MAX_SIZE // PAGE_SIZE
+BUSY_DELAY = 2.0  # seconds, SNP_REQ_RETRY_DELAY
+BUSY_LIMIT = 60.0  # seconds, SNP_REQ_MAX_RETRY_DURATION
+SEQNO_LIMIT = 0xFFFF_FFFF
+GHCB_PROTOCOL_VERSION = 2
+
+ES_VMM_ERROR, ES_EXCEPTION = 2, 4  # what the driver returns, positive, for SW_EXITINFO1
+_EVENT_VALID, _EVENT_TYPE, _TYPE_EXCEPTION = 1 << 31, 7 << 8, 3 << 8
+_UD, _GP = 6, 13
+
+_INVALID_LEN = guest_err(VmmError.INVALID_LEN, 0)
+_BUSY = guest_err(VmmError.BUSY, 0)
+_PSC_SHARED = 2
+_TERMINATE_REGISTRATION = 3 << 16 | 1 << 12 | MsrCode.TERMINATE  # Linux's reason set, "register"
+_TERMINATE_PAGE_STATE = 4 << 16 | 1 << 12 | MsrCode.TERMINATE
+
+
+@dataclass(frozen=True, slots=True)
+class SharedPages:
+    """Where one vCPU has the pages it shares with its host. All addresses are GPAs."""
+
+    ghcb: int
+    request: int
+    response: int
+    data: int
+    data_pages: int
+
+
+@dataclass(slots=True)
+class Vmpck:
+    """A message key as the guest's kernel holds it.
+
+    ``counter`` is the number of the last message exchanged; ``key`` is all zero
+    once the driver has destroyed it. ``busy`` is the driver's mutex.
+    """
+
+    number: int
+    key: bytes
+    counter: int = 0
+    busy: bool = False
+
+    @property
+    def disabled(self) -> bool:
+        """Whether there is no key (any more)."""
+        return not any(self.key)
+
+
+@dataclass(frozen=True, slots=True)
+class DriverRequest:
+    """One message to send. ``data_pages`` is None for a plain request; 0 means no buffer."""
+
+    msg_type: int
+    msg_version: int
+    payload: bytes
+    response_size: int
+    data_pages: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class DriverResponse:
+    """What came of it.
+
+    ``result`` is 0, a negative errno, or positive: the ``es_result`` of a VMGEXIT
+    whose SW_EXITINFO1 was not 0. ``exitinfo2`` is None where the driver never
+    got as far as to set it. ``pages`` is what RBX said last, ``data`` the data
+    pages, ``exits`` how often the guest left for it.
+    """
+
+    result: int
+    exitinfo2: int | None = None
+    payload: bytes = b""
+    data: bytes = b""
+    pages: int = 0
+    exits: int = 0
+
+
+@dataclass(slots=True)
+class DriverCall:
+    """A request handed to the guest from outside, through its ``/dev/sev-guest``."""
+
+    request: DriverRequest
+    response: DriverResponse | None = None
+
+
+@dataclass(slots=True)
+class _Sending:
+    """One message on its way, resends included."""
+
+    request: DriverRequest
+    code: ExitCode
+    pages: int
+    exitinfo2: int = 0
+    exits: int = 0
+    override: int = 0
+
+
+Driver = Generator[Event, int, DriverResponse]
+
+
+@dataclass(slots=True)
+class LinuxGuest:
+    """The kernel of one VM.
+
+    ``data_pages`` is the most a certificate buffer may have (Linux: 4);
+    ``busy_delay`` and ``busy_limit`` are seconds. ``share_pages`` makes each
+    vCPU ask its host to make its pages shared before it uses them, for VMMs
+    that handle KVM_HC_MAP_GPA_RANGE.
+
+    As it stands this guest serves the requests of its programs, see
+    :meth:`submit`: on its first vCPU, with VMPCK 0.
+    """
+
+    vm: LaunchedVm
+    data_pages: int = DATA_PAGES
+    busy_delay: float = BUSY_DELAY
+    busy_limit: float = BUSY_LIMIT
+    share_pages: bool = False
+    vmpcks: tuple[Vmpck, ...] = ()
+    gone: bool = False
+    _calls: deque[DriverCall] = field(default_factory=deque)
+
+    def __post_init__(self) -> None:
+        page = self.vm.secrets_page
+        if page is None:
+            log.warning("%s: the VMM gave no secrets page, the guest cannot attest", self.vm.name)
+            return
+        secrets = SecretsPage.unpack(page)
+        keys = (secrets.vmpck0, secrets.vmpck1, secrets.vmpck2, secrets.vmpck3)
+        self.vmpcks = tuple(Vmpck(number, key) for number, key in enumerate(keys))
+
+    # What runs on a vCPU.
+
+    def program(self, cpu: GuestCpu) -> Program:
+        """Boot, then serve what is submitted. The other vCPUs idle."""
+        if cpu.index != 0:
+            yield WaitUntil(lambda: False)
+            return
+        try:
+            pages = yield from self.boot(cpu)
+            while pages is not None:
+                yield WaitUntil(lambda: bool(self._calls))
+                call = self._calls.popleft()
+                call.response = yield from self.request(cpu, pages, self.vmpcks[0], call.request)
+        finally:
+            self.gone = True
+
+    def submit(self, request: DriverRequest) -> DriverCall:
+        """Queue a request of a program in the guest; the response appears in the call.
+
+        ENODEV when this guest serves none.
+        """
+        call = DriverCall(request)
+        self._calls.append(call)
+        return call
+
+    def withdraw(self, call: DriverCall) -> None:
+        """Forget a call that was not begun; one that was goes on and nobody looks."""
+        if call in self._calls:
+            self._calls.remove(call)
+
+    # Boot.
+
+    def shared_pages(self, index: int) -> SharedPages | None:
+        """Where vCPU ``index`` has its pages: from the top of the largest slot downward.
+
+        None when the slot has no room for them.
+        """
+        slot = self.vm.slots.largest()
+        size = (3 + self.data_pages) * PAGE_SIZE
+        if slot is None or slot.size < (index + 1) * size:
+            return None
+        base = slot.end - (index + 1) * size
+        return SharedPages(
+            ghcb=base,
+            request=base + PAGE_SIZE,
+            response=base + 2 * PAGE_SIZE,
+            data=base + 3 * PAGE_SIZE,
+            data_pages=self.data_pages,
+        )
+
+    def boot(self, cpu: GuestCpu) -> Generator[Event, int, SharedPages | None]:
+        """Find the shared pages and register the GHCB; None when that cannot be."""
+        pages = self.shared_pages(cpu.index)
+        if pages is None or not self.vmpcks:
+            log.warning("%s: no memory or no keys for vCPU %d", self.vm.name, cpu.index)
+            return None
+        if self.share_pages:
+            for gpa in range(pages.ghcb, pages.data + pages.data_pages * PAGE_SIZE, PAGE_SIZE):
+                answer = yield Vmgexit(_PSC_SHARED << 52 | gpa | MsrCode.PSC_REQ)
+                if answer != MsrCode.PSC_RSP:
+                    yield Vmgexit(_TERMINATE_PAGE_STATE)
+                    return None
+        answer = yield Vmgexit(pages.ghcb | MsrCode.REGISTER_GPA_REQ)
+        if answer != pages.ghcb | MsrCode.REGISTER_GPA_RSP:
+            yield Vmgexit(_TERMINATE_REGISTRATION)
+            return None
+        cpu.write(pages.ghcb, bytes(PAGE_SIZE))
+        return pages
+
+    # The driver.
+
+    def request(
+        self, cpu: GuestCpu, pages: SharedPages, vmpck: Vmpck, request: DriverRequest
+    ) -> Driver:
+        """Send one message and check its answer, as ``snp_send_guest_request`` does."""
+        while vmpck.busy:
+            yield WaitUntil(lambda: not vmpck.busy)
+        vmpck.busy = True
+        try:
+            return (yield from self._send(cpu, pages, vmpck, request))
+        finally:
+            vmpck.busy = False
+
+    def _send(
+        self, cpu: GuestCpu, pages: SharedPages, vmpck: Vmpck, request: DriverRequest
+    ) -> Driver:
+        if vmpck.disabled:
+            log.info("%s: VMPCK %d is disabled", self.vm.name, vmpck.number)
+            return DriverResponse(-errno.ENOTTY)
+        seqno = vmpck.counter + 1
+        if seqno >= SEQNO_LIMIT:
+            return DriverResponse(-errno.EIO)
+        header = header_for(request.msg_type, seqno, vmpck.number, msg_version=request.msg_version)
+        cpu.write(pages.response, bytes(MESSAGE_SIZE))
+        if request.data_pages:
+            cpu.write(pages.data, bytes(request.data_pages * PAGE_SIZE))
+        cpu.write(pages.request, seal(vmpck.key, header, request.payload))
+
+        extended = request.data_pages is not None
+        sending = _Sending(
+            request,
+            ExitCode.SNP_EXT_GUEST_REQUEST if extended else ExitCode.SNP_GUEST_REQUEST,
+            request.data_pages or 0,
+        )
+        result = yield from self._issue_until_answered(cpu, pages, sending)
+        # Whatever happened, this number is used up: it has been a nonce.
+        vmpck.counter += 2
+        if sending.override:
+            sending.exitinfo2 = sending.override
+            result = result or -errno.EIO
+
+        def response(result: int, payload: bytes = b"", data: bytes = b"") -> DriverResponse:
+            return DriverResponse(
+                result, sending.exitinfo2, payload, data, sending.pages, sending.exits
+            )
+
+        if result == -errno.EIO and sending.exitinfo2 == _INVALID_LEN:
+            return response(result)
+        if result:
+            log.warning("%s: error %d, exitinfo2 %#x", self.vm.name, result, sending.exitinfo2)
+            self._disable(vmpck)
+            return response(result)
+        payload = _checked_response(
+            vmpck.key, header, cpu.read(pages.response, MESSAGE_SIZE), request.response_size
+        )
+        if payload is None:
+            log.warning("%s: the response cannot be decrypted", self.vm.name)
+            self._disable(vmpck)
+            return response(-errno.EBADMSG)
+        size = (request.data_pages or 0) * PAGE_SIZE
+        return response(0, payload, cpu.read(pages.data, size) if size else b"")
+
+    def _issue_until_answered(
+        self, cpu: GuestCpu, pages: SharedPages, sending: _Sending
+    ) -> Generator[Event, int, int]:
+        """Issue the same bytes again while the host is busy; once more if the buffer was small."""
+        started = cpu.now()
+        while True:
+            result = yield from self._issue(cpu, pages, sending)
+            if result == -errno.ENOSPC:
+                # The firmware has not seen the message. Without certificates it
+                # will, and the sequence number is used up on both sides.
+                sending.code = ExitCode.SNP_GUEST_REQUEST
+                sending.override = _INVALID_LEN
+            elif result == -errno.EAGAIN:
+                if cpu.now() - started > self.busy_limit:
+                    return -errno.ETIMEDOUT
+                yield Sleep(self.busy_delay)
+            else:
+                return result
+
+    def _issue(
+        self, cpu: GuestCpu, pages: SharedPages, sending: _Sending
+    ) -> Generator[Event, int, int]:
+        """One VMGEXIT. 0, a negative errno, or the positive result of a failed exit."""
+        ghcb = GhcbPage(page := bytearray(cpu.read(pages.ghcb, PAGE_SIZE)))
+        ghcb.clear_valid_bitmap()
+        if sending.code == ExitCode.SNP_EXT_GUEST_REQUEST:
+            ghcb.put(Field.RAX, pages.data if sending.pages else 0)
+            ghcb.put(Field.RBX, sending.pages)
+        ghcb.protocol_version = GHCB_PROTOCOL_VERSION
+        ghcb.usage = 0
+        ghcb.put(Field.SW_EXITCODE, sending.code)
+        ghcb.put(Field.SW_EXITINFO1, pages.request)
+        ghcb.put(Field.SW_EXITINFO2, pages.response)
+        cpu.write(pages.ghcb, bytes(page))
+        sending.exitinfo2 = EXITINFO2_NOT_SENT
+        sending.exits += 1
+        yield Vmgexit(pages.ghcb)
+
+        ghcb = GhcbPage(bytearray(cpu.read(pages.ghcb, PAGE_SIZE)))
+        failure = _exit_failure(ghcb.get(Field.SW_EXITINFO1), ghcb.get(Field.SW_EXITINFO2))
+        if failure:
+            return failure
+        sending.exitinfo2 = ghcb.get(Field.SW_EXITINFO2)
+        match sending.exitinfo2:
+            case 0:
+                return 0
+            case v if v == _BUSY:
+                return -errno.EAGAIN
+            case v if v == _INVALID_LEN and sending.code == ExitCode.SNP_EXT_GUEST_REQUEST:
+                sending.pages = ghcb.get(Field.RBX)
+                return -errno.ENOSPC
+            case _:
+                return -errno.EIO
+
+    def _disable(self, vmpck: Vmpck) -> None:
+        log.warning("%s: disabling VMPCK %d", self.vm.name, vmpck.number)
+        vmpck.key = bytes(VMPCK_SIZE)
+
+
+def _exit_failure(info1: int, info2: int) -> int:
+    """The ``es_result`` of a VMGEXIT, 0 when the host took the request."""
+    code = info1 & 0xFFFF_FFFF
+    if code == ResponseCode.NO_ACTION:
+        return 0
+    injected = info2 & (_EVENT_VALID | _EVENT_TYPE) == _EVENT_VALID | _TYPE_EXCEPTION
+    if code == ResponseCode.ISSUE_EXCEPTION and injected and info2 & 0xFF in (_UD, _GP):
+        return ES_EXCEPTION
+    return ES_VMM_ERROR
+
+
+def _checked_response(key: bytes, sent: MessageHeader, page: bytes, size: int) -> bytes | None:
+    """The payload of a response, or None for anything that does not answer ``sent``."""
+    header = MessageHeader.unpack(page)
+    if (
+        header.msg_seqno != sent.msg_seqno + 1
+        or header.msg_type != sent.msg_type + 1
+        or header.msg_version != sent.msg_version
+        or header.msg_sz > min(size, MAX_PAYLOAD)
+    ):
+        return None
+    try:
+        _, payload = open_sealed(key, page)
+    except SealError:
+        return None
+    return payload

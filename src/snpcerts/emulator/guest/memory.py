@@ -1,0 +1,254 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A VM's memory: the slots a VMM has given to KVM, and what KVM sees through them.
+
+A slot maps guest physical addresses to addresses of the VMM. The rules for
+adding, moving and deleting slots are those of ``__kvm_set_memory_region`` in
+Linux ``virt/kvm/kvm_main.c``.
+"""
+
+from __future__ import annotations
+
+import bisect
+import errno
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+from snpcerts.abi.ghcb import PAGE_SIZE
+from snpcerts.abi.kvm import (
+    MEM_GUEST_MEMFD,
+    MEM_LOG_DIRTY_PAGES,
+    MEM_READONLY,
+    UserspaceMemoryRegion2,
+)
+from snpcerts.emulator.syscall.memory import UserMemory
+
+USER_SLOTS = 32764  # KVM_USER_MEM_SLOTS on x86
+MAX_SLOT_PAGES = (1 << 31) - 1  # KVM_MEM_MAX_NR_PAGES
+USER_ADDRESS_LIMIT = (1 << 47) - PAGE_SIZE  # TASK_SIZE_MAX with four-level paging
+_U64 = 1 << 64
+_CHUNK = 1 << 20  # bytes moved at once, so that no guest makes the emulator allocate much
+
+
+class GuestMemfd:
+    """The memory behind KVM_CREATE_GUEST_MEMFD: a size, and which ranges are bound to slots.
+
+    Its bytes are private to the guest, so nobody needs them here.
+    """
+
+    __slots__ = ("_bound", "_sizes", "_starts", "owner", "size")
+
+    def __init__(self, owner: object, size: int) -> None:
+        self.owner = owner
+        self.size = size
+        self._bound: dict[int, int] = {}  # the offset by slot
+        self._starts: list[int] = []  # the offsets in order
+        self._sizes: dict[int, int] = {}  # by offset
+
+    def ioctl(self, caller: object, request: int, argument: int) -> int:  # noqa: ARG002 - Device
+        """guest_memfd has no ioctls: ENOTTY."""
+        raise OSError(errno.ENOTTY, "guest_memfd takes no ioctl")
+
+    def close(self) -> None:
+        """Slots keep what they are bound to."""
+
+    def bind(self, slot: int, offset: int, size: int) -> None:
+        """Tie a range to a slot; EINVAL when it does not fit or is tied already."""
+        index = bisect.bisect_right(self._starts, offset)
+        overlapping = any(
+            offset < start + self._sizes[start] and start < offset + size
+            for start in self._starts[max(0, index - 1) : index + 1]
+        )
+        if offset + size > self.size or overlapping:
+            raise OSError(errno.EINVAL, "guest_memfd range does not fit or is bound already")
+        self._starts.insert(index, offset)
+        self._sizes[offset] = size
+        self._bound[slot] = offset
+
+    def unbind(self, slot: int) -> None:
+        """The slot is gone."""
+        if (offset := self._bound.pop(slot, None)) is not None:
+            del self._sizes[offset]
+            del self._starts[bisect.bisect_left(self._starts, offset)]
+
+
+@dataclass(frozen=True, slots=True)
+class MemorySlot:
+    """``size`` bytes from ``gpa`` on are at ``address`` in the VMM. All page-aligned."""
+
+    number: int
+    gpa: int
+    size: int
+    address: int
+    flags: int = 0
+    memfd: GuestMemfd | None = None
+
+    @property
+    def end(self) -> int:
+        """The first guest physical address after the slot."""
+        return self.gpa + self.size
+
+    @property
+    def readonly(self) -> bool:
+        """Whether KVM refuses to write through the slot."""
+        return bool(self.flags & MEM_READONLY)
+
+
+class MemorySlots:
+    """The slots of one VM.
+
+    ``protected`` tells whether the VM's state is: such VMs have no read-only slots.
+    """
+
+    def __init__(self, *, protected: bool) -> None:
+        self._allowed = MEM_LOG_DIRTY_PAGES | MEM_GUEST_MEMFD
+        if not protected:
+            self._allowed |= MEM_READONLY
+        self._slots: dict[int, MemorySlot] = {}
+        self._at: dict[int, MemorySlot] = {}  # by the first guest physical address
+        self._starts: list[int] = []  # these addresses in order
+
+    def __iter__(self) -> Iterator[MemorySlot]:
+        return (self._at[start] for start in self._starts)
+
+    def __len__(self) -> int:
+        return len(self._starts)
+
+    def find(self, gpa: int) -> MemorySlot | None:
+        """The slot that holds a guest physical address, or None."""
+        index = bisect.bisect_right(self._starts, gpa) - 1
+        if index < 0:
+            return None
+        slot = self._at[self._starts[index]]
+        return slot if gpa < slot.end else None
+
+    def largest(self) -> MemorySlot | None:
+        """The largest writable slot: where a guest has its ordinary memory. None without one."""
+        writable = [slot for slot in self if not slot.readonly]
+        return max(writable, key=lambda slot: slot.size, default=None)
+
+    def set(
+        self,
+        region: UserspaceMemoryRegion2,
+        find_memfd: Callable[[], GuestMemfd] | None = None,
+    ) -> None:
+        """Create, change or delete a slot as the region says.
+
+        ``find_memfd`` finds what ``region.guest_memfd`` names, for regions with
+        that flag; it is asked last and may raise ``OSError``. Raises ``OSError``:
+        EINVAL for what KVM would refuse, EEXIST when the guest addresses are
+        another slot's.
+        """
+        self._check(region)
+        old = self._slots.get(region.slot)
+        if region.memory_size == 0:
+            if old is None:
+                raise _einval("no such slot to delete")
+            self._replace(old, None)
+            return
+        new = MemorySlot(
+            region.slot,
+            region.guest_phys_addr,
+            region.memory_size,
+            region.userspace_addr,
+            region.flags,
+        )
+        if old is not None:
+            fixed = region.flags ^ old.flags
+            if (
+                region.flags & MEM_GUEST_MEMFD
+                or fixed & ~MEM_LOG_DIRTY_PAGES
+                or (new.address, new.size) != (old.address, old.size)
+            ):
+                raise _einval("a slot's size, address and kind cannot change")
+        index = bisect.bisect_right(self._starts, new.gpa)
+        # Those next to it, on either side; one of them may be what it replaces.
+        for start in self._starts[max(0, index - 2) : index + 2]:
+            other = self._at[start]
+            if other is not old and new.gpa < other.end and other.gpa < new.end:
+                raise OSError(errno.EEXIST, "guest addresses belong to another slot")
+        if region.flags & MEM_GUEST_MEMFD and find_memfd is not None:
+            memfd = find_memfd()
+            memfd.bind(new.number, region.guest_memfd_offset, new.size)
+            new = replace(new, memfd=memfd)
+        self._replace(old, new)
+
+    def _check(self, region: UserspaceMemoryRegion2) -> None:
+        allowed = self._allowed
+        if region.flags & MEM_GUEST_MEMFD:
+            allowed &= ~(MEM_LOG_DIRTY_PAGES | MEM_READONLY)
+        if region.flags & ~allowed:
+            raise _einval("unknown or impossible flags")
+        aligned = region.memory_size | region.guest_phys_addr | region.userspace_addr
+        if region.flags & MEM_GUEST_MEMFD:
+            aligned |= region.guest_memfd_offset
+            if region.guest_memfd_offset + region.memory_size >= _U64:
+                raise _einval("guest_memfd range wraps")
+        if aligned % PAGE_SIZE:
+            raise _einval("not page-aligned")
+        if region.userspace_addr + region.memory_size > USER_ADDRESS_LIMIT:
+            raise _einval("not a user address")
+        if region.slot >= USER_SLOTS:
+            raise _einval("slot number too large")
+        if region.guest_phys_addr + region.memory_size >= _U64:
+            raise _einval("guest addresses wrap")
+        if region.memory_size // PAGE_SIZE > MAX_SLOT_PAGES:
+            raise _einval("slot too large")
+
+    def _replace(self, old: MemorySlot | None, new: MemorySlot | None) -> None:
+        if old is not None:
+            del self._slots[old.number]
+            del self._at[old.gpa]
+            del self._starts[bisect.bisect_left(self._starts, old.gpa)]
+            if old.memfd is not None:
+                old.memfd.unbind(old.number)
+        if new is not None:
+            self._slots[new.number] = new
+            self._at[new.gpa] = new
+            bisect.insort(self._starts, new.gpa)
+
+
+class GuestMemory:
+    """Guest physical memory as KVM reaches it: through the slots, in the VMM's memory.
+
+    Every access may fail with ``OSError(EFAULT)``: no slot there, a read-only
+    slot written to, or VMM memory that is not mapped.
+    """
+
+    __slots__ = ("_slots", "_user")
+
+    def __init__(self, slots: MemorySlots, user: UserMemory) -> None:
+        self._slots = slots
+        self._user = user
+
+    def read(self, gpa: int, size: int) -> bytes:
+        """Exactly ``size`` bytes."""
+        return b"".join(
+            self._user.read(address, length)
+            for address, length in self._pieces(gpa, size, writing=False)
+        )
+
+    def write(self, gpa: int, data: bytes) -> None:
+        """All of ``data``; before EFAULT a leading part may have been written."""
+        done = 0
+        for address, length in self._pieces(gpa, len(data), writing=True):
+            self._user.write(address, data[done : done + length])
+            done += length
+
+    def writable(self, gpa: int) -> bool:
+        """Whether a slot that may be written to is there."""
+        slot = self._slots.find(gpa)
+        return slot is not None and not slot.readonly
+
+    def _pieces(self, gpa: int, size: int, *, writing: bool) -> Iterator[tuple[int, int]]:
+        while size:
+            slot = self._slots.find(gpa)
+            if slot is None or (writing and slot.readonly):
+                raise OSError(errno.EFAULT, f"guest address {gpa:#x} is not mapped")
+            length = min(size, slot.end - gpa, _CHUNK)
+            yield slot.address + gpa - slot.gpa, length
+            gpa += length
+            size -= length
+
+
+def _einval(why: str) -> OSError:
+    return OSError(errno.EINVAL, why)

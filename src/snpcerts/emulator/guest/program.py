@@ -1,0 +1,124 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What runs on an emulated vCPU: a guest as a generator, and the events it yields.
+
+A program touches shared guest memory through its :class:`GuestCpu` and yields
+when the processor would leave the guest. The vCPU sends back the value of the
+GHCB MSR as it stands when the guest goes on. A program that returns has shut
+its machine down.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable, Generator
+from dataclasses import dataclass
+from typing import Protocol
+
+from snpcerts.emulator.guest.memory import GuestMemory, MemorySlots
+
+
+@dataclass(frozen=True, slots=True)
+class Vmgexit:
+    """The guest writes ``msr`` to the GHCB MSR and executes VMGEXIT.
+
+    Low 12 bits zero: the address of a GHCB page, the request is in it. Anything
+    else: a request of the GHCB MSR protocol.
+    """
+
+    msr: int
+
+
+@dataclass(frozen=True, slots=True)
+class Sleep:
+    """The vCPU halts for ``seconds``."""
+
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class WaitUntil:
+    """The vCPU halts until ``ready`` returns true; asked whenever something may have changed."""
+
+    ready: Callable[[], bool]
+
+
+@dataclass(frozen=True, slots=True)
+class StartProcessors:
+    """The boot processor brings the others up."""
+
+
+Event = Vmgexit | Sleep | WaitUntil | StartProcessors
+Program = Generator[Event, int, None]
+
+
+class GuestFaultError(OSError):
+    """A program touched shared memory that the VMM did not give or has taken away."""
+
+    def __init__(self, gpa: int, size: int) -> None:
+        super().__init__(errno.EFAULT, f"no guest memory at {gpa:#x}")
+        self.gpa = gpa
+        self.size = size
+
+
+class GuestCpu:
+    """A vCPU as its program sees it.
+
+    ``index`` counts vCPUs from 0 in the order of their creation; ``memory`` is
+    set by the vCPU for as long as it runs.
+    """
+
+    __slots__ = ("_clock", "index", "memory")
+
+    def __init__(self, index: int, clock: Callable[[], float]) -> None:
+        self.index = index
+        self.memory: GuestMemory | None = None
+        self._clock = clock
+
+    def now(self) -> float:
+        """Seconds on the platform's clock."""
+        return self._clock()
+
+    def read(self, gpa: int, size: int) -> bytes:
+        """Shared guest memory; raises :class:`GuestFaultError`."""
+        try:
+            return self._memory().read(gpa, size)
+        except OSError:
+            raise GuestFaultError(gpa, size) from None
+
+    def write(self, gpa: int, data: bytes) -> None:
+        """Write shared guest memory; raises :class:`GuestFaultError`."""
+        try:
+            self._memory().write(gpa, data)
+        except OSError:
+            raise GuestFaultError(gpa, len(data)) from None
+
+    def _memory(self) -> GuestMemory:
+        if self.memory is None:
+            raise OSError(errno.EFAULT, "the vCPU is not running")
+        return self.memory
+
+
+class LaunchedVm(Protocol):
+    """What a guest finds when it starts: its machine after SNP_LAUNCH_FINISH."""
+
+    @property
+    def name(self) -> str:
+        """The VM's name on its platform."""
+
+    @property
+    def slots(self) -> MemorySlots:
+        """Its memory."""
+
+    @property
+    def secrets_page(self) -> bytes | None:
+        """The secrets page, 4096 bytes of private memory; None when the VMM gave no room for it."""
+
+
+class Guest(Protocol):
+    """The software in one VM."""
+
+    def program(self, cpu: GuestCpu) -> Program:
+        """What one of its vCPUs does; called once per vCPU, when it first runs."""
+
+
+GuestFactory = Callable[[LaunchedVm], Guest]

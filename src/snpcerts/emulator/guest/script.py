@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What guests of a VMM under the front door do, as its launcher asks for."""
+
+from __future__ import annotations
+
+import base64
+import json
+import logging
+import os
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Self
+
+from snpcerts.abi.cert_table import PAGE_SIZE, pages_of
+from snpcerts.emulator.guest.linux import BUSY_DELAY, LinuxGuest
+from snpcerts.emulator.guest.program import Guest, LaunchedVm
+from snpcerts.emulator.guest.scripted import ReportOutcome, ScriptedGuest
+from snpcerts.errors import InputError
+
+log = logging.getLogger(__name__)
+
+REQUESTS_MAX = 10_000_000
+PAGES_MAX = 64
+SECONDS_MAX = 3600.0
+
+
+@dataclass(frozen=True, slots=True)
+class GuestScript:
+    """``requests`` extended reports on every vCPU, then the vCPU ends.
+
+    With ``serve`` the guest stays up instead and serves programs that attach to
+    it. ``pages`` is the buffer of the first request (None: four pages),
+    ``pause`` and ``busy_delay`` are seconds. ``outcomes`` is an absolute path to
+    which a JSON line is appended for each report.
+    """
+
+    requests: int = 1
+    serve: bool = False
+    pages: int | None = None
+    pause: float = 0.0
+    busy_delay: float = BUSY_DELAY
+    outcomes: str | None = None
+
+    @classmethod
+    def from_json(cls, message: object) -> Self:
+        """Read what :meth:`to_json` wrote; :class:`InputError` for anything else."""
+        if not isinstance(message, dict):
+            raise InputError("guest script: expected an object")
+        known = {field.name for field in fields(cls)}
+        if unknown := set(message) - known:
+            raise InputError(f"guest script: unknown word {sorted(unknown)[0]!r}")
+        script = cls(**message)
+        _check("requests", script.requests, int, REQUESTS_MAX)
+        _check("pages", 0 if script.pages is None else script.pages, int, PAGES_MAX)
+        _check("pause", script.pause, float, SECONDS_MAX)
+        _check("busy_delay", script.busy_delay, float, SECONDS_MAX)
+        if not isinstance(script.serve, bool):
+            raise InputError("guest script: serve is not true or false")
+        if script.outcomes is not None and not _is_absolute_path(script.outcomes):
+            raise InputError("guest script: outcomes is not an absolute path")
+        return script
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return asdict(self)
+
+    def guest(self, vm: LaunchedVm) -> Guest:
+        """The guest for one VM."""
+        if self.serve:
+            return LinuxGuest(vm, busy_delay=self.busy_delay)
+        tell = _teller(vm.name, self.outcomes)
+        return ScriptedGuest(
+            vm,
+            reports=self.requests,
+            first_pages=self.pages,
+            pause=self.pause,
+            busy_delay=self.busy_delay,
+            on_report=tell,
+        )
+
+
+def _check(name: str, value: object, kind: type, limit: float) -> None:
+    right = isinstance(value, int | float if kind is float else int) and not isinstance(value, bool)
+    if not right or not 0 <= value <= limit:  # type: ignore[operator]  # a number by the line above
+        raise InputError(f"guest script: {name} is {value!r}, expected 0 to {limit}")
+
+
+def _is_absolute_path(value: object) -> bool:
+    try:
+        return isinstance(value, str) and os.path.isabs(value) and b"\0" not in os.fsencode(value)
+    except UnicodeEncodeError:
+        return False
+
+
+def _without_empty_pages(table: bytes) -> bytes:
+    # Whole pages, for a certificate may end in a zero byte; the empty table has one.
+    return table[: max(1, pages_of(len(table.rstrip(b"\0")))) * PAGE_SIZE]
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    """A pipe that nobody reads is an error: the whole machine would wait for a reader."""
+    return os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
+
+
+def _teller(vm: str, path: str | None) -> Callable[[ReportOutcome], None]:
+    def tell(outcome: ReportOutcome) -> None:
+        if path is None:
+            return
+        line = {
+            "vm": vm,
+            "vcpu": outcome.vcpu,
+            "number": outcome.number,
+            "errno": outcome.errno,
+            "exitinfo2": outcome.exitinfo2,
+            "tries": outcome.tries,
+            "seconds": round(outcome.seconds, 6),
+            "report": base64.b64encode(outcome.report).decode(),
+            "table": base64.b64encode(_without_empty_pages(outcome.table)).decode(),
+        }
+        try:
+            with open(path, "a", encoding="ascii", opener=_open_at_once) as file:
+                file.write(json.dumps(line) + "\n")
+        except OSError as error:
+            log.warning("%s: outcome not written: %s", path, error.strerror)
+
+    return tell

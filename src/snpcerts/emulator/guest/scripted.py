@@ -1,0 +1,159 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A guest that asks for a number of reports with certificates, then shuts down.
+
+Each vCPU does so on its own, as a program in a Linux guest would: it asks with
+the buffer it has, and again with a larger one when told that it is too small.
+vCPU n uses VMPCK n modulo 4, so up to four requests are under way at once.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from snpcerts.abi.guest_message import (
+    REPORT_AT,
+    VMPCK_COUNT,
+    MessageType,
+    ReportRequest,
+    ReportResponse,
+)
+from snpcerts.abi.sev_guest import EXITINFO2_PRESET, REPORT_RESPONSE_SIZE
+from snpcerts.emulator.guest.linux import DriverCall, DriverRequest, DriverResponse, LinuxGuest
+from snpcerts.emulator.guest.program import GuestCpu, Program, Sleep, StartProcessors
+
+TRIES_MAX = 4  # with a buffer that is too small, each time larger
+
+
+@dataclass(frozen=True, slots=True)
+class ReportOutcome:
+    """What the guest's program got for one report.
+
+    ``report`` and ``table`` are empty unless the call succeeded; the table is the
+    whole buffer, page padding included. ``errno`` is positive, 0 for success
+    (and for a call that returned ``es_result``, the positive result of an exit
+    that the host did not take). ``exitinfo2`` is None where the driver never
+    set it. ``tries`` counts calls to the driver, ``exits`` VMGEXITs of them
+    all, ``seconds`` the time from the first to the end of the last.
+    """
+
+    vcpu: int
+    number: int
+    report_data: bytes
+    report: bytes
+    table: bytes
+    errno: int
+    es_result: int
+    exitinfo2: int | None
+    pages_wanted: int
+    tries: int
+    exits: int
+    seconds: float
+
+    @property
+    def succeeded(self) -> bool:
+        """Whether there is a report."""
+        return bool(self.report)
+
+
+def _random_report_data(_vcpu: int, _number: int) -> bytes:
+    return os.urandom(64)
+
+
+def _ignore(_outcome: ReportOutcome) -> None:
+    """Nobody is interested."""
+
+
+@dataclass(slots=True)
+class ScriptedGuest(LinuxGuest):
+    """Make ``reports`` reports on every vCPU, ``pause`` seconds apart, then shut down.
+
+    ``first_pages`` is the buffer of the first call (0: none, to be told the
+    size). ``report_data`` gives the 64 bytes for (vCPU index, number of the
+    report). ``on_report`` gets each outcome; it is called inside KVM_RUN and
+    must not raise. A vCPU whose key is gone stops early.
+    """
+
+    reports: int = 1
+    pause: float = 0.0
+    first_pages: int | None = None
+    extended: bool = True
+    report_data: Callable[[int, int], bytes] = _random_report_data
+    on_report: Callable[[ReportOutcome], None] = _ignore
+
+    def submit(self, request: DriverRequest) -> DriverCall:  # noqa: ARG002 - as in LinuxGuest
+        """Nothing is served: the script is all this guest does."""
+        raise OSError(errno.ENODEV, "a scripted guest has no programs")
+
+    def program(self, cpu: GuestCpu) -> Program:
+        """Boot, make the reports, end."""
+        if cpu.index == 0:
+            yield StartProcessors()
+        pages = yield from self.boot(cpu)
+        if pages is None:
+            return
+        vmpck = self.vmpcks[cpu.index % VMPCK_COUNT]
+        buffer = self.data_pages if self.first_pages is None else self.first_pages
+        for number in range(self.reports):
+            if number and self.pause:
+                yield Sleep(self.pause)
+            data = self.report_data(cpu.index, number)
+            payload = ReportRequest(report_data=data, vmpl=vmpck.number).pack()
+            started, tries, exits = cpu.now(), 0, 0
+            while True:
+                response = yield from self.request(
+                    cpu,
+                    pages,
+                    vmpck,
+                    DriverRequest(
+                        MessageType.REPORT_REQ,
+                        1,
+                        payload,
+                        REPORT_RESPONSE_SIZE,
+                        buffer if self.extended else None,
+                    ),
+                )
+                tries, exits = tries + 1, exits + response.exits
+                too_small = response.result == -errno.EIO and response.pages > buffer
+                if not too_small or tries == TRIES_MAX:
+                    break
+                if response.pages > self.data_pages:
+                    # What the driver says to a buffer larger than it takes.
+                    response = DriverResponse(-errno.EINVAL, EXITINFO2_PRESET, pages=response.pages)
+                    tries += 1
+                    break
+                buffer = response.pages
+            self.on_report(_outcome(cpu, number, data, response, tries, exits, cpu.now() - started))
+            if vmpck.disabled:
+                return
+
+
+def _outcome(
+    cpu: GuestCpu,
+    number: int,
+    report_data: bytes,
+    response: DriverResponse,
+    tries: int,
+    exits: int,
+    seconds: float,
+) -> ReportOutcome:
+    report = b""
+    if response.result == 0:
+        answer = ReportResponse.unpack(response.payload.ljust(ReportResponse.SIZE, b"\0"))
+        report = response.payload[REPORT_AT : REPORT_AT + answer.report_size]
+    return ReportOutcome(
+        vcpu=cpu.index,
+        number=number,
+        report_data=report_data,
+        report=report,
+        table=response.data,
+        errno=max(0, -response.result),
+        es_result=max(0, response.result),
+        exitinfo2=response.exitinfo2,
+        pages_wanted=response.pages,
+        tries=tries,
+        exits=exits,
+        seconds=seconds,
+    )

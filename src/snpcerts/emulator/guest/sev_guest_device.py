@@ -1,0 +1,214 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``/dev/sev-guest`` of an emulated guest.
+
+Source: Linux ``drivers/virt/coco/sev-guest/sev-guest.c`` of 2025 and later,
+where the outcome of a request lives in the request: a call that found the VMPCK
+disabled leaves ``exitinfo2`` alone (drivers before that wrote 0xff). The
+message itself is sent by the guest's own vCPU, whenever its VMM runs it.
+"""
+
+from __future__ import annotations
+
+import errno
+from dataclasses import replace
+from typing import Protocol
+
+from snpcerts.abi.ghcb import PAGE_SIZE, VmmError
+from snpcerts.abi.guest_message import MessageType
+from snpcerts.abi.sev_guest import (
+    CERTS_MAX_SIZE,
+    EXITINFO2_PRESET,
+    KEY_RESPONSE_SIZE,
+    REPORT_RESPONSE_SIZE,
+    SNP_GET_DERIVED_KEY,
+    SNP_GET_EXT_REPORT,
+    SNP_GET_REPORT,
+    DerivedKeyReq,
+    ExtReportReq,
+    GuestRequestIoctl,
+    ReportReq,
+)
+from snpcerts.emulator.guest.linux import (
+    DriverCall,
+    DriverRequest,
+    DriverResponse,
+    LinuxGuest,
+)
+from snpcerts.emulator.guest.program import Guest
+from snpcerts.emulator.syscall.device import Caller
+
+USER_LIMIT = 1 << 47  # addresses that access_ok() takes
+
+
+class GuestHolder(Protocol):
+    """The VM whose guest is meant."""
+
+    @property
+    def guest(self) -> Guest | None:
+        """Its guest; None before it has started."""
+
+    @property
+    def alive(self) -> bool:
+        """Whether the VM still exists."""
+
+
+class SevGuestDevice:
+    """An open ``/dev/sev-guest`` in the guest of ``vm``, which must be a :class:`LinuxGuest`.
+
+    A call made before the guest has started waits for it. ENODEV when the VM is
+    gone, or its guest has ended or serves no such requests.
+    """
+
+    def __init__(self, vm: GuestHolder) -> None:
+        self._vm = vm
+
+    def close(self) -> None:
+        """The driver keeps nothing per descriptor."""
+
+    def ioctl(self, caller: Caller, request: int, argument: int) -> SevGuestCall:
+        """Serve one of the three requests; the checks are in the driver's order."""
+        outer = GuestRequestIoctl.unpack(caller.memory.read(argument, GuestRequestIoctl.SIZE))
+        if not outer.msg_version:
+            raise OSError(errno.EINVAL, "msg_version is 0")
+        try:
+            driver_request, extended = _prepared(caller, request, outer)
+        except OSError as refused:
+            _write_exitinfo2(caller, argument, outer, EXITINFO2_PRESET)
+            raise refused from None
+        return SevGuestCall(self._vm, caller, argument, outer, driver_request, extended)
+
+
+class SevGuestCall:
+    """A request on its way through the guest. The driver cannot be interrupted in it."""
+
+    def __init__(
+        self,
+        vm: GuestHolder,
+        caller: Caller,
+        argument: int,
+        outer: GuestRequestIoctl,
+        request: DriverRequest,
+        extended: ExtReportReq | None,
+    ) -> None:
+        self._vm = vm
+        self._caller = caller
+        self._argument = argument
+        self._outer = outer
+        self._request = request
+        self._extended = extended
+        self._guest: LinuxGuest | None = None
+        self._call: DriverCall | None = None
+
+    @property
+    def deadline(self) -> float | None:
+        """None: only the guest's progress ends the call."""
+        return None
+
+    @property
+    def interruptible(self) -> bool:
+        """False: a message that was sent must be answered, or its number is lost."""
+        return False
+
+    def poll(self) -> int | None:
+        """The ioctl's result once the guest has sent its message and checked the answer."""
+        if self._call is None:
+            self._submit()
+        if self._call is None:
+            return None
+        if self._call.response is not None:
+            return self._finish(self._call.response)
+        if not self._vm.alive or (self._guest is not None and self._guest.gone):
+            raise OSError(errno.ENODEV, "the guest is gone")
+        return None
+
+    def cancel(self) -> None:
+        """The program is gone."""
+        if self._guest is not None and self._call is not None:
+            self._guest.withdraw(self._call)
+
+    def _submit(self) -> None:
+        guest = self._vm.guest
+        if not self._vm.alive:
+            raise OSError(errno.ENODEV, "the VM is gone")
+        if guest is None:
+            return
+        if not isinstance(guest, LinuxGuest):
+            raise OSError(errno.ENODEV, "this guest has no /dev/sev-guest")
+        self._guest = guest
+        self._call = guest.submit(self._request)
+
+    def _finish(self, response: DriverResponse) -> int:
+        caller, outer = self._caller, self._outer
+        result = response.result
+        fault: OSError | None = None
+        try:
+            self._copy_out(response)
+        except OSError as failed:
+            fault, result = failed, 0
+        if response.exitinfo2:
+            _write_exitinfo2(caller, self._argument, outer, response.exitinfo2)
+        if fault is not None:
+            raise fault
+        if result < 0:
+            raise OSError(-result, "the guest request failed")
+        return result
+
+    def _copy_out(self, response: DriverResponse) -> None:
+        memory, extended = self._caller.memory, self._extended
+        too_small = (response.exitinfo2 or 0) >> 32 == VmmError.INVALID_LEN
+        if extended is not None and too_small:
+            # C's arithmetic: certs_len is a u32, whatever the host has put in RBX.
+            needed = replace(extended, certs_len=response.pages * PAGE_SIZE & 0xFFFF_FFFF)
+            memory.write(self._outer.req_data, needed.pack())
+        if response.result:
+            return
+        if extended is not None and response.data:
+            memory.write(extended.certs_address, response.data)
+        size = self._request.response_size
+        memory.write(self._outer.resp_data, response.payload.ljust(size, b"\0"))
+
+
+def _prepared(
+    caller: Caller, request: int, outer: GuestRequestIoctl
+) -> tuple[DriverRequest, ExtReportReq | None]:
+    """The message to send for an ioctl, and the extended request it came from."""
+    if request not in (SNP_GET_REPORT, SNP_GET_DERIVED_KEY, SNP_GET_EXT_REPORT):
+        raise OSError(errno.ENOTTY, "unknown ioctl")
+    if not outer.req_data or not outer.resp_data:
+        raise OSError(errno.EINVAL, "req_data or resp_data is NULL")
+    read = caller.memory.read
+    if request == SNP_GET_DERIVED_KEY:
+        payload = read(outer.req_data, DerivedKeyReq.SIZE)
+        return DriverRequest(
+            MessageType.KEY_REQ, outer.msg_version, payload, KEY_RESPONSE_SIZE
+        ), None
+    if request == SNP_GET_REPORT:
+        payload = read(outer.req_data, ReportReq.SIZE)
+        return DriverRequest(
+            MessageType.REPORT_REQ, outer.msg_version, payload, REPORT_RESPONSE_SIZE
+        ), None
+    extended = ExtReportReq.unpack(read(outer.req_data, ExtReportReq.SIZE))
+    return DriverRequest(
+        MessageType.REPORT_REQ,
+        outer.msg_version,
+        extended.data,
+        REPORT_RESPONSE_SIZE,
+        _buffer_pages(extended),
+    ), extended
+
+
+def _buffer_pages(extended: ExtReportReq) -> int:
+    length, address = extended.certs_len, extended.certs_address
+    if not length or not address:
+        return 0
+    if length % PAGE_SIZE or length > CERTS_MAX_SIZE:
+        raise OSError(errno.EINVAL, f"certs_len {length} is not 1 to 4 whole pages")
+    if address + length > USER_LIMIT:
+        raise OSError(errno.EFAULT, "certs_address is no user address")
+    return length // PAGE_SIZE
+
+
+def _write_exitinfo2(
+    caller: Caller, argument: int, outer: GuestRequestIoctl, exitinfo2: int
+) -> None:
+    caller.memory.write(argument, replace(outer, exitinfo2=exitinfo2).pack())

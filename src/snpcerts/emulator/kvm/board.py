@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The board as a VMM sets it up: interrupt controllers, timers, clock, kept and given back.
+
+Nothing in an emulated VM makes or takes interrupts, but a VMM that was not
+written for the emulator sets these up and saves them at its end.
+"""
+
+from __future__ import annotations
+
+import errno
+import struct
+from collections.abc import Callable
+from typing import Final
+
+from snpcerts.abi.kvm import (
+    MSR_FILTER_DEFAULT_DENY,
+    MSR_FILTER_MAX_BITMAP_SIZE,
+    MSR_FILTER_MAX_RANGES,
+    MSR_FILTER_READ,
+    MSR_FILTER_SIZE,
+    MSR_FILTER_WRITE,
+    PIT_STATE2_SIZE,
+    Ioctl,
+)
+from snpcerts.emulator.syscall.memory import UserMemory
+
+_IRQCHIP: Final = struct.Struct("<II512s")  # struct kvm_irqchip: which, padding, state
+_CHIPS: Final = 3  # two PICs and the I/O APIC
+# struct kvm_msr_filter: flags, then the ranges' flags, number of MSRs, first, bitmap
+_FILTER_HEADER: Final = 8
+_FILTER_RANGE: Final = struct.Struct("<IIIxxxxQ")
+
+# Taken and forgotten.
+IGNORED: Final = frozenset(
+    (
+        Ioctl.SET_TSS_ADDR,
+        Ioctl.SET_IDENTITY_MAP_ADDR,
+        Ioctl.IRQ_LINE,
+        Ioctl.IRQ_LINE_STATUS,
+        Ioctl.REGISTER_COALESCED_MMIO,
+        Ioctl.UNREGISTER_COALESCED_MMIO,
+        Ioctl.SET_GSI_ROUTING,
+        Ioctl.REINJECT_CONTROL,
+        Ioctl.IRQFD,
+        Ioctl.CREATE_PIT2,
+        Ioctl.IOEVENTFD,
+        Ioctl.SET_CLOCK,
+        Ioctl.SET_TSC_KHZ,
+        Ioctl.SIGNAL_MSI,
+    )
+)
+
+
+class Board:
+    """One VM's. ``clock`` gives seconds."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._chips: dict[int, bytes] = {}
+        self._pit = bytes(PIT_STATE2_SIZE)
+
+    def ioctl(self, memory: UserMemory, request: int, argument: int) -> bool:
+        """Serve a call about the board; whether it was one."""
+        if request in IGNORED:
+            return True
+        match request:
+            case Ioctl.X86_SET_MSR_FILTER:
+                _judge_msr_filter(memory, argument)
+            case Ioctl.GET_CLOCK:
+                memory.write(argument, struct.pack("<Q40x", int(self._clock() * 1e9)))
+            case Ioctl.GET_PIT2:
+                memory.write(argument, self._pit)
+            case Ioctl.SET_PIT2:
+                self._pit = memory.read(argument, PIT_STATE2_SIZE)
+            case Ioctl.GET_IRQCHIP:
+                chip = int.from_bytes(memory.read(argument, 4), "little") % _CHIPS
+                state = self._chips.get(chip, bytes(512))
+                memory.write(argument, _IRQCHIP.pack(chip, 0, state))
+            case Ioctl.SET_IRQCHIP:
+                chip, _, state = _IRQCHIP.unpack(memory.read(argument, _IRQCHIP.size))
+                self._chips[chip % _CHIPS] = state
+            case _:
+                return False
+        return True
+
+
+def _judge_msr_filter(memory: UserMemory, argument: int) -> None:
+    """KVM_X86_SET_MSR_FILTER: the guests here use no MSR that could be filtered."""
+    data = memory.read(argument, MSR_FILTER_SIZE)
+    flags = int.from_bytes(data[:4], "little")
+    ranges = list(_FILTER_RANGE.iter_unpack(data[_FILTER_HEADER:]))[:MSR_FILTER_MAX_RANGES]
+    used = [each for each in ranges if each[1]]
+    if flags & ~MSR_FILTER_DEFAULT_DENY or (flags and not used):
+        raise OSError(errno.EINVAL, "flags of the MSR filter")
+    for kind, count, _, bitmap in used:
+        size = (count + 63) // 64 * 8
+        if kind & ~(MSR_FILTER_READ | MSR_FILTER_WRITE) or size > MSR_FILTER_MAX_BITMAP_SIZE:
+            raise OSError(errno.EINVAL, "a range of the MSR filter")
+        memory.read(bitmap, size)

@@ -1,0 +1,173 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``/dev/kvm``: what the kernel can do, device attributes, and new VMs."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import struct
+from typing import Final
+
+from snpcerts.abi.ioctl import type_of
+from snpcerts.abi.kvm import (
+    API_VERSION,
+    ATTR_SEV_VMSA_FEATURES,
+    ATTR_SNP_POLICY_BITS,
+    ATTR_SNP_REQ_CERTS,
+    GROUP_SEV,
+    KVMIO,
+    VCPU_MMAP_SIZE,
+    DeviceAttr,
+    ExitReason,
+    Ioctl,
+    VmType,
+)
+from snpcerts.emulator.guest.linux import LinuxGuest
+from snpcerts.emulator.guest.program import GuestFactory
+from snpcerts.emulator.kvm.capability import capability, vm_types
+from snpcerts.emulator.kvm.ghcb import C_BIT
+from snpcerts.emulator.kvm.host import Platform
+from snpcerts.emulator.kvm.vm import Vm
+from snpcerts.emulator.syscall.device import Caller, NewDescriptor, Result
+
+log = logging.getLogger(__name__)
+
+GROUP_X86 = 0
+ATTR_XCOMP_GUEST_SUPP = 0
+XCR0_SUPPORTED = 0b111  # x87, SSE, AVX
+
+# The MSRs a VMM may save and restore, and those that tell features.
+_MSRS: Final[dict[int, tuple[int, ...]]] = {
+    Ioctl.GET_MSR_INDEX_LIST: (0x10, 0x174, 0x175, 0x176, 0x277, 0xC000_0080, 0xC000_0081),
+    Ioctl.GET_MSR_FEATURE_INDEX_LIST: (0xC001_1029,),  # DE_CFG
+}
+_MCE_CAP: Final = 1 << 24 | 1 << 8 | 32  # SER_P, CTL_P, banks
+_CPUID_ENTRY: Final = struct.Struct("<7I12x")
+# What a VMM fills its guest's table from: vendor, a processor of the x86-64 baseline,
+# SEV's own leaf, KVM's signature. Function, index, flags, EAX to EDX.
+_CPUID: Final = (
+    (0x0000_0000, 0, 0, 0x10, 0x68747541, 0x444D4163, 0x69746E65),
+    (0x0000_0001, 0, 0, 0x00A1_0F11, 0, 0x8020_2001, 0x078B_FBFF),
+    (0x0000_0007, 0, 1, 0, 0, 0, 0),
+    (0x0000_000D, 0, 1, 0b111, 0x340, 0x340, 0),
+    (0x4000_0000, 0, 0, 0x4000_0001, 0x4B4D564B, 0x564B4D56, 0x4D),
+    (0x4000_0001, 0, 0, 0x0100_007B, 0, 0, 0),
+    (0x8000_0000, 0, 0, 0x8000_001F, 0x68747541, 0x444D4163, 0x69746E65),
+    (0x8000_0001, 0, 0, 0x00A1_0F11, 0, 0x0000_0003, 0x2010_0800),
+    (0x8000_0008, 0, 0, 0x3030, 0, 0, 0),
+    (0x8000_001F, 0, 0, 0b11011, 5 << 6 | C_BIT, 0, 0),
+)
+
+
+class KvmDevice:
+    """An open ``/dev/kvm``.
+
+    ``guest`` makes the guest of each VM that is created through it. ``req_certs_exit``
+    is what this kernel calls KVM_EXIT_SNP_REQ_CERTS: 42 in trees that carry the
+    series as posted.
+    """
+
+    def __init__(
+        self,
+        platform: Platform,
+        guest: GuestFactory = LinuxGuest,
+        *,
+        req_certs_exit: int = ExitReason.SNP_REQ_CERTS,
+    ) -> None:
+        self._platform = platform
+        self._guest = guest
+        self._req_certs_exit = req_certs_exit
+
+    def close(self) -> None:
+        """VMs live on without it."""
+
+    def ioctl(self, caller: Caller, request: int, argument: int) -> Result:
+        """Serve a system ioctl; EINVAL for every one not known, as the kernel has it."""
+        match request:
+            case Ioctl.GET_API_VERSION:
+                _no_argument(argument)
+                return API_VERSION
+            case Ioctl.CREATE_VM:
+                return self._create_vm(caller, argument)
+            case Ioctl.CHECK_EXTENSION:
+                return capability(self._platform, argument)
+            case Ioctl.GET_VCPU_MMAP_SIZE:
+                _no_argument(argument)
+                return VCPU_MMAP_SIZE
+            case Ioctl.HAS_DEVICE_ATTR:
+                self._attribute(DeviceAttr.unpack(caller.memory.read(argument, DeviceAttr.SIZE)))
+                return 0
+            case Ioctl.GET_DEVICE_ATTR:
+                attr = DeviceAttr.unpack(caller.memory.read(argument, DeviceAttr.SIZE))
+                value = self._attribute(attr)
+                caller.memory.write(attr.addr, value.to_bytes(8, "little"))
+                return 0
+            case Ioctl.GET_SUPPORTED_CPUID:
+                return _supported_cpuid(caller, argument)
+            case Ioctl.GET_EMULATED_CPUID:
+                caller.memory.write(argument, bytes(8))
+                return 0
+            case r if r in _MSRS:
+                return _msr_list(caller, argument, _MSRS[r])
+            case Ioctl.GET_MSRS:
+                return 0  # of none is there anything to tell
+            case Ioctl.X86_GET_MCE_CAP_SUPPORTED:
+                caller.memory.write(argument, _MCE_CAP.to_bytes(8, "little"))
+                return 0
+            case _:
+                if type_of(request) == KVMIO:
+                    log.info("/dev/kvm ioctl %#x is not emulated", request)
+                raise OSError(errno.EINVAL, "unknown system ioctl")
+
+    def _create_vm(self, caller: Caller, argument: int) -> NewDescriptor:
+        if argument >= 64 or not vm_types(self._platform) >> argument & 1:
+            raise OSError(errno.EINVAL, f"VM type {argument}")
+        vm = Vm(
+            self._platform,
+            VmType(argument),
+            caller.pid,
+            self._guest,
+            req_certs_exit=self._req_certs_exit,
+        )
+        return NewDescriptor(vm)
+
+    def _attribute(self, wanted: DeviceAttr) -> int:
+        """An attribute's value; ENXIO for one that is not there."""
+        platform = self._platform
+        if (wanted.group, wanted.attr) == (GROUP_X86, ATTR_XCOMP_GUEST_SUPP):
+            return XCR0_SUPPORTED
+        if wanted.group == GROUP_SEV and platform.sev:
+            if wanted.attr == ATTR_SEV_VMSA_FEATURES:
+                return platform.vmsa_features
+            if wanted.attr == ATTR_SNP_POLICY_BITS:
+                return platform.policy_bits if platform.snp else 0
+            if wanted.attr == ATTR_SNP_REQ_CERTS and platform.certs_supported:
+                return int(platform.snp)
+        raise OSError(errno.ENXIO, f"no attribute {wanted.attr} in group {wanted.group}")
+
+
+def _no_argument(argument: int) -> None:
+    if argument:
+        raise OSError(errno.EINVAL, "takes no argument")
+
+
+def _supported_cpuid(caller: Caller, argument: int) -> int:
+    """``struct kvm_cpuid2``: a count and room for that many entries of 40 bytes."""
+    room = int(struct.unpack("<I4x", caller.memory.read(argument, 8))[0])
+    if room < len(_CPUID):
+        raise OSError(errno.E2BIG, "too little room for the CPUID table")
+    caller.memory.write(
+        argument,
+        struct.pack("<I4x", len(_CPUID)) + b"".join(_CPUID_ENTRY.pack(*each) for each in _CPUID),
+    )
+    return 0
+
+
+def _msr_list(caller: Caller, argument: int, known: tuple[int, ...]) -> int:
+    """``struct kvm_msr_list``: a count and room for that many; the count is told in any case."""
+    room = int.from_bytes(caller.memory.read(argument, 4), "little")
+    caller.memory.write(argument, len(known).to_bytes(4, "little"))
+    if room < len(known):
+        raise OSError(errno.E2BIG, "too little room for the MSRs")
+    caller.memory.write(argument + 4, struct.pack(f"<{len(known)}I", *known))
+    return 0

@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: Apache-2.0
+"""An emulated host: its firmware, what its kernel can do, and the VMs that exist."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from snpcerts.emulator.guest.sev_guest_device import GuestHolder
+from snpcerts.emulator.psp.firmware import Firmware
+
+
+class HostedVm(GuestHolder, Protocol):
+    """A VM as its host lists it."""
+
+    @property
+    def name(self) -> str:
+        """Its name, unique on the host."""
+
+    @property
+    def owner(self) -> int:
+        """The process that created it."""
+
+    @property
+    def initialised(self) -> bool:
+        """Whether it holds an ASID."""
+
+
+# SNP_POLICY_MASK_* that KVM takes: ABI version, SMT, the bit that must be one,
+# debug, single socket, CXL, and the newer 22 to 25. Not migration agents (18).
+POLICY_BITS = 0x3FF_FFFF & ~(1 << 18)
+VMSA_FEATURES = 1 << 5 | 1 << 9  # DebugSwap, SecureTSC
+
+
+@dataclass(slots=True)
+class Platform:
+    """One host.
+
+    ``sev``, ``snp`` and ``certs_supported`` say what the processor and its
+    kernel can do: an Intel host has no SEV, a kernel before certificate fetching
+    does not know the attribute and the command.
+    ``psp_errno`` is what every command to the firmware fails with before it gets
+    there (ENODEV, EBUSY, ETIMEDOUT), 0 for a PSP that works. ``clock`` gives seconds, as
+    ``time.monotonic`` does; deadlines of waiting calls are on it.
+    """
+
+    firmware: Firmware
+    sev: bool = True
+    snp: bool = True
+    certs_supported: bool = True
+    asids: int = 99
+    psp_errno: int = 0
+    policy_bits: int = POLICY_BITS
+    vmsa_features: int = VMSA_FEATURES
+    clock: Callable[[], float] = time.monotonic
+    vms: dict[str, HostedVm] = field(default_factory=dict)
+
+    @property
+    def asids_in_use(self) -> int:
+        """How many VMs hold an ASID."""
+        return sum(vm.initialised for vm in self.vms.values())
+
+    def name_for(self, pid: int) -> str:
+        """A free name for a VM of process ``pid``: ``vm-1234`` or ``vm-1234-2``, ``-3``..."""
+        name, count = f"vm-{pid}", 1
+        while name in self.vms:
+            count += 1
+            name = f"vm-{pid}-{count}"
+        return name

@@ -1,0 +1,162 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The processor as a VMM sets it up: registers, MSRs and CPUID, kept and given back.
+
+An emulated vCPU executes no instructions, so nothing here has an effect. But a
+VMM that was not written for the emulator sets dozens of things before its first
+KVM_RUN, reads some of them back, and gives up where a call fails.
+
+Structures are opaque here, but for the lists of MSRs and of CPUID entries.
+"""
+
+from __future__ import annotations
+
+import errno
+import struct
+from collections.abc import Callable
+from typing import Final
+
+from snpcerts.abi import kvm
+from snpcerts.abi.kvm import Ioctl
+from snpcerts.emulator.psp import vmsa
+from snpcerts.emulator.syscall.memory import UserMemory
+
+MSR_ENTRIES_MAX = 256
+CPUID_ENTRIES_MAX = 256
+_CPUID_ENTRY: Final = struct.Struct("<7I12x")
+_MSR_ENTRY: Final = struct.Struct("<I4xQ")
+_LIST_HEADER: Final = 8
+
+# One state of so many bytes, by its name: how it is read, how it is set.
+_STATES: Final = {
+    "regs": (Ioctl.GET_REGS, Ioctl.SET_REGS, kvm.REGS_SIZE),
+    "sregs": (Ioctl.GET_SREGS, Ioctl.SET_SREGS, kvm.SREGS_SIZE),
+    "fpu": (Ioctl.GET_FPU, Ioctl.SET_FPU, kvm.FPU_SIZE),
+    "lapic": (Ioctl.GET_LAPIC, Ioctl.SET_LAPIC, kvm.LAPIC_STATE_SIZE),
+    "mp_state": (Ioctl.GET_MP_STATE, Ioctl.SET_MP_STATE, 4),
+    "vcpu_events": (Ioctl.GET_VCPU_EVENTS, Ioctl.SET_VCPU_EVENTS, kvm.VCPU_EVENTS_SIZE),
+    "debugregs": (Ioctl.GET_DEBUGREGS, Ioctl.SET_DEBUGREGS, kvm.DEBUGREGS_SIZE),
+    "xsave": (Ioctl.GET_XSAVE, Ioctl.SET_XSAVE, kvm.XSAVE_SIZE),
+    "xcrs": (Ioctl.GET_XCRS, Ioctl.SET_XCRS, kvm.XCRS_SIZE),
+    "sregs2": (Ioctl.GET_SREGS2, Ioctl.SET_SREGS2, kvm.SREGS2_SIZE),
+}
+REGISTERS: Final = frozenset(("regs", "sregs", "sregs2"))
+GETS: Final[dict[int, str]] = {
+    **{get: name for name, (get, _, _) in _STATES.items()},
+    Ioctl.GET_XSAVE2: "xsave",  # as long as KVM_CAP_XSAVE2 says
+}
+SETS: Final[dict[int, str]] = {put: name for name, (_, put, _) in _STATES.items()}
+SIZES: Final = {name: size for name, (_, _, size) in _STATES.items()}
+
+TSC_KHZ: Final = 2_000_000
+
+# Taken and forgotten.
+IGNORED: Final = frozenset(
+    (
+        Ioctl.SET_SIGNAL_MASK,
+        Ioctl.TPR_ACCESS_REPORTING,
+        Ioctl.SET_VAPIC_ADDR,
+        Ioctl.X86_SETUP_MCE,
+        Ioctl.NMI,
+        Ioctl.SET_TSC_KHZ,
+        Ioctl.KVMCLOCK_CTRL,
+        Ioctl.SET_GUEST_DEBUG,
+    )
+)
+
+
+class ProcessorState:
+    """What one vCPU was told. ``protected`` says whether the firmware has its registers by now."""
+
+    def __init__(self, protected: Callable[[], bool]) -> None:
+        self._protected = protected
+        self._states: dict[str, bytes] = {}
+        self._msrs: dict[int, int] = {}
+        self._cpuid = b""  # entries as they were set
+
+    @property
+    def cpuid(self) -> dict[int, tuple[int, int, int, int]]:
+        """EAX to EDX of each CPUID function's subleaf 0."""
+        return {
+            function: (a, b, c, d)
+            for function, index, _, a, b, c, d in _CPUID_ENTRY.iter_unpack(self._cpuid)
+            if index == 0
+        }
+
+    @property
+    def debugged(self) -> bool:
+        """Whether a debug register keeps the vCPU from being launched."""
+        return vmsa.debugged(self._states)
+
+    def vmsa(self, features: int) -> bytes:
+        """The page that the firmware takes the registers from; see :func:`vmsa.build`."""
+        return vmsa.build(self._states, self._msrs, features)
+
+    @property
+    def mp_state(self) -> int:
+        """KVM_MP_STATE_*."""
+        return int.from_bytes(self._states.get("mp_state", bytes(4)), "little")
+
+    @mp_state.setter
+    def mp_state(self, value: int) -> None:
+        self._states["mp_state"] = value.to_bytes(4, "little")
+
+    def ioctl(self, memory: UserMemory, request: int, argument: int) -> int | None:
+        """Serve a call about the processor's state; None for another call."""
+        if request in GETS:
+            name = GETS[request]
+            self._refuse_protected(name)
+            memory.write(argument, self._states.get(name, bytes(SIZES[name])))
+        elif request in SETS:
+            name = SETS[request]
+            data = memory.read(argument, SIZES[name])
+            self._refuse_protected(name)
+            self._states[name] = data
+        elif request == Ioctl.SET_MSRS:
+            entries = _msrs(memory, argument)
+            self._msrs.update(entries)
+            return len(entries)
+        elif request == Ioctl.GET_MSRS:
+            entries = _msrs(memory, argument)
+            for place, (index, _) in enumerate(entries):
+                at = argument + _LIST_HEADER + place * _MSR_ENTRY.size
+                memory.write(at, _MSR_ENTRY.pack(index, self._msrs.get(index, 0)))
+            return len(entries)
+        elif request == Ioctl.SET_CPUID2:
+            self._cpuid = _cpuid_entries(memory, argument)
+        elif request == Ioctl.GET_CPUID2:
+            _give_cpuid(memory, argument, self._cpuid)
+        elif request == Ioctl.GET_TSC_KHZ:
+            return TSC_KHZ
+        elif request not in IGNORED:
+            return None
+        return 0
+
+    def _refuse_protected(self, name: str) -> None:
+        if name in REGISTERS and self._protected():
+            raise OSError(errno.EINVAL, "the guest's registers are protected")
+
+
+def _msrs(memory: UserMemory, argument: int) -> list[tuple[int, int]]:
+    """``struct kvm_msrs``: a count, then index and value of each."""
+    count = int(struct.unpack("<I4x", memory.read(argument, _LIST_HEADER))[0])
+    if count >= MSR_ENTRIES_MAX:
+        raise OSError(errno.E2BIG, "too many MSRs")
+    data = memory.read(argument + _LIST_HEADER, count * _MSR_ENTRY.size)
+    return list(_MSR_ENTRY.iter_unpack(data))
+
+
+def _cpuid_entries(memory: UserMemory, argument: int) -> bytes:
+    """``struct kvm_cpuid2``: a count, then the entries."""
+    count = int(struct.unpack("<I4x", memory.read(argument, _LIST_HEADER))[0])
+    if count > CPUID_ENTRIES_MAX:
+        raise OSError(errno.E2BIG, "too many CPUID entries")
+    return memory.read(argument + _LIST_HEADER, _CPUID_ENTRY.size * count)
+
+
+def _give_cpuid(memory: UserMemory, argument: int, entries: bytes) -> None:
+    """The same the other way, if there is room for it."""
+    room = int(struct.unpack("<I4x", memory.read(argument, _LIST_HEADER))[0])
+    count = len(entries) // _CPUID_ENTRY.size
+    if room < count:
+        raise OSError(errno.E2BIG, "too little room for the CPUID entries")
+    memory.write(argument, struct.pack("<I4x", count) + entries)

@@ -1,0 +1,326 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A vCPU's descriptor: KVM_RUN, and the few other calls that small VMMs make.
+
+KVM_RUN's order is that of ``kvm_arch_vcpu_ioctl_run`` in Linux
+``arch/x86/kvm/x86.c``. A run that cannot go on returns a
+:class:`~snpcerts.emulator.syscall.device.Pending`; nothing here blocks.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import logging
+import mmap
+import os
+from collections import deque
+from collections.abc import Callable
+from typing import Protocol
+
+from snpcerts.abi.ioctl import type_of
+from snpcerts.abi.kvm import (
+    KVMIO,
+    RUN_DIRTY_REGS,
+    RUN_SIZE,
+    RUN_VALID_REGS,
+    SYNC_X86_VALID_FIELDS,
+    VCPU_MMAP_SIZE,
+    ExitReason,
+    Ioctl,
+    RunView,
+)
+from snpcerts.emulator.guest.memory import GuestMemory
+from snpcerts.emulator.guest.program import (
+    GuestCpu,
+    GuestFaultError,
+    Program,
+    Sleep,
+    StartProcessors,
+    Vmgexit,
+    WaitUntil,
+)
+from snpcerts.emulator.kvm import exits as kvm_exit
+from snpcerts.emulator.kvm.ghcb import EXIT, HALT, RESUME, GhcbRequests, RequestingVm
+from snpcerts.emulator.kvm.processor_state import ProcessorState
+from snpcerts.emulator.syscall.device import Caller, Result
+
+log = logging.getLogger(__name__)
+
+STEPS_PER_POLL = 64  # a guest that never waits must not keep others from their turn
+
+MP_RUNNABLE, MP_UNINITIALIZED = 0, 1
+
+
+class RunningVm(RequestingVm, Protocol):
+    """What a vCPU needs of its VM."""
+
+    @property
+    def name(self) -> str:
+        """The VM's name, for log lines."""
+
+    @property
+    def owner(self) -> int:
+        """The process that created it; no other may use it."""
+
+    @property
+    def protected(self) -> bool:
+        """Whether the VM type has protected state (SEV-ES and SNP)."""
+
+    @property
+    def awaits_init(self) -> bool:
+        """Whether the VM type needs INIT2 and has not had it."""
+
+    @property
+    def clock(self) -> Callable[[], float]:
+        """The platform's clock."""
+
+    def memory(self, caller: Caller) -> GuestMemory:
+        """Guest memory through the caller's address space."""
+
+    def program(self, cpu: GuestCpu) -> Program:
+        """The guest's program for a vCPU."""
+
+    def start_processors(self) -> None:
+        """Make every vCPU runnable."""
+
+    def set_cpuid(self, entries: dict[int, tuple[int, int, int, int]]) -> None:
+        """Remember what the VMM wants CPUID to answer, by function."""
+
+    def release(self, vcpu: Vcpu) -> None:
+        """The vCPU's last descriptor is gone."""
+
+
+class Vcpu:
+    """One open vCPU.
+
+    ``run_memfd`` is the shared memory behind the descriptor, 12288 bytes of
+    which the first page is ``struct kvm_run``. It is this device's and lives
+    until :meth:`close`.
+    """
+
+    def __init__(self, vm: RunningVm, number: int, index: int, *, runnable: bool) -> None:
+        self.vm = vm
+        self.number = number
+        self.run_memfd = os.memfd_create(
+            f"kvm-vcpu-{number}", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING
+        )
+        os.ftruncate(self.run_memfd, VCPU_MMAP_SIZE)
+        # A VMM that could shrink it would end the emulator with SIGBUS.
+        seals = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
+        fcntl.fcntl(self.run_memfd, fcntl.F_ADD_SEALS, seals)
+        self.page = memoryview(mmap.mmap(self.run_memfd, VCPU_MMAP_SIZE))[:RUN_SIZE]
+        self.run = RunView(self.page)
+        self.requests = GhcbRequests(vm, self.page)
+        self.runs: deque[KvmRun] = deque()
+        self.state = ProcessorState(lambda: self.protected)
+        self.mp_state = MP_RUNNABLE if runnable else MP_UNINITIALIZED
+        self.protected = False  # the firmware has taken its registers
+        self.launched = False  # SNP_LAUNCH_FINISH was done
+        self._cpu = GuestCpu(index, vm.clock)
+        self._program: Program | None = None
+        self._started = False
+        self._ended = False
+        self._ready: Callable[[], bool] | None = None
+        self._wake_at: float | None = None
+
+    def ioctl(self, caller: Caller, request: int, argument: int) -> Result:
+        """KVM_RUN, and calls about the processor's state; EINVAL for every other."""
+        if caller.pid != self.vm.owner:
+            raise OSError(errno.EIO, "the VM belongs to another process")
+        if type_of(request) != KVMIO:
+            raise OSError(errno.EINVAL, "not a KVM ioctl")
+        if request == Ioctl.RUN:
+            run = KvmRun(self, caller, argument)
+            self.runs.append(run)
+            result = run.poll()
+            return run if result is None else result
+        return self._configure(caller, request, argument)
+
+    def close(self) -> None:
+        """End the guest's program on this vCPU and free the shared memory."""
+        if self._program is not None:
+            self._program.close()
+            self._program = None
+        self._ended = True
+        self.vm.release(self)
+        os.close(self.run_memfd)  # the mapping goes with the last view of it
+
+    # What KVM_RUN needs.
+
+    def enter(self, caller: Caller) -> int | None:
+        """Run the guest until it exits to userspace (0) or waits (None); ``OSError`` as KVM_RUN."""
+        memory = self.vm.memory(caller)
+        for _ in range(STEPS_PER_POLL):
+            self.requests.enter_guest(memory)
+            if caller.interrupted():
+                self.run.exit_reason = ExitReason.INTR
+                raise OSError(errno.EINTR, "interrupted by a signal")
+            if self._ended:
+                self.run.exit_reason = ExitReason.SHUTDOWN
+                return EXIT
+            if self._halted():
+                return None
+            if self._advance(memory, caller) == EXIT:
+                return EXIT
+        self._wake_at = self.vm.clock()
+        return None
+
+    @property
+    def wake_at(self) -> float | None:
+        """When a halted vCPU goes on by itself."""
+        return self._wake_at
+
+    def wait_until(self, ready: Callable[[], bool]) -> None:
+        """Halt the vCPU until ``ready``."""
+        self._ready, self._wake_at = ready, None
+
+    def _halted(self) -> bool:
+        if self._wake_at is not None and self.vm.clock() >= self._wake_at:
+            self._wake_at = None
+        if self._ready is not None and self._ready():
+            self._ready = None
+        return self._wake_at is not None or self._ready is not None
+
+    def _advance(self, memory: GuestMemory, caller: Caller) -> int:
+        """The guest's next event, handled."""
+        if self._program is None:
+            self._program = self.vm.program(self._cpu)
+        self._cpu.memory = memory
+        try:
+            if self._started:
+                event = self._program.send(self.requests.msr)
+            else:
+                self._started = True
+                event = next(self._program)
+        except StopIteration:
+            self._ended = True
+            return RESUME
+        except GuestFaultError as fault:
+            self._ended = True
+            log.warning("%s vCPU %d: %s", self.vm.name, self.number, fault)
+            kvm_exit.memory_fault(self.page, fault.gpa, fault.size)
+            raise OSError(errno.EFAULT, str(fault)) from None
+        finally:
+            self._cpu.memory = None
+        match event:
+            case Vmgexit(msr):
+                self.requests.msr = msr
+                outcome = self.requests.vmgexit(memory, caller)
+                if outcome == HALT:
+                    self.wait_until(lambda: False)
+                return outcome
+            case Sleep(seconds):
+                self._wake_at = self.vm.clock() + seconds
+            case WaitUntil(ready):
+                self.wait_until(ready)
+            case StartProcessors():
+                self.vm.start_processors()
+        return RESUME
+
+    @property
+    def mp_state(self) -> int:
+        """Whether it may run: one of MP_*."""
+        return self.state.mp_state
+
+    @mp_state.setter
+    def mp_state(self, value: int) -> None:
+        self.state.mp_state = value
+
+    def _configure(self, caller: Caller, request: int, argument: int) -> int:
+        result = self.state.ioctl(caller.memory, request, argument)
+        if result is None:
+            log.info("%s: vCPU ioctl %#x is not emulated", self.vm.name, request)
+            raise OSError(errno.EINVAL, "unknown vCPU ioctl")
+        if request == Ioctl.SET_CPUID2:
+            self.vm.set_cpuid(self.state.cpuid)
+        return result
+
+
+class KvmRun:
+    """One KVM_RUN. Runs of the same vCPU go one after the other, as its mutex makes them."""
+
+    def __init__(self, vcpu: Vcpu, caller: Caller, argument: int) -> None:
+        self._vcpu = vcpu
+        self._caller = caller
+        self._argument = argument
+        self._entered = False  # the run loop was reached
+        self._awaits_init = False  # halted because the vCPU was never started
+
+    @property
+    def deadline(self) -> float | None:
+        """When the guest goes on by itself."""
+        return self._vcpu.wake_at if self._entered and self._first() else None
+
+    @property
+    def interruptible(self) -> bool:
+        """True: a signal is how a VMM gets its vCPU thread back."""
+        return True
+
+    def poll(self) -> int | None:
+        """0 on an exit to userspace; ``OSError`` as KVM_RUN fails; None while the guest waits."""
+        if not self._first():
+            return None
+        result: int | None = EXIT
+        try:
+            result = self._go_on()
+        finally:
+            if result is not None:
+                self._vcpu.runs.popleft()
+        return result
+
+    def cancel(self) -> None:
+        """As a signal would: what has been done stays done."""
+        if self._entered and self._first():
+            self._vcpu.run.exit_reason = ExitReason.INTR
+        if self in self._vcpu.runs:
+            self._vcpu.runs.remove(self)
+
+    def _first(self) -> bool:
+        return bool(self._vcpu.runs) and self._vcpu.runs[0] is self
+
+    def _go_on(self) -> int | None:
+        vcpu, vm, run = self._vcpu, self._vcpu.vm, self._vcpu.run
+        if self._entered:
+            return vcpu.enter(self._caller)
+        if self._awaits_init:
+            self._await_init()
+            return None
+        if self._argument:
+            raise OSError(errno.EINVAL, "KVM_RUN takes no argument")
+        immediate_exit = run.immediate_exit
+        if vcpu.mp_state == MP_UNINITIALIZED:
+            if immediate_exit:
+                raise OSError(errno.EINTR, "immediate_exit is set")
+            self._awaits_init = True
+            self._await_init()
+            return None
+        self._check_sync_regs()
+        if vcpu.requests.complete(vm.memory(self._caller), self._caller) == EXIT:
+            return EXIT
+        if immediate_exit:
+            raise OSError(errno.EINTR, "immediate_exit is set")
+        if vm.awaits_init:
+            raise OSError(errno.EINVAL, "the VM has not had INIT2")
+        self._entered = True
+        run.exit_reason = ExitReason.UNKNOWN
+        if not vm.snp:
+            log.info("%s: only SNP guests are emulated", vm.name)
+            kvm_exit.not_emulated(vcpu.page)
+            return EXIT
+        if not vcpu.launched:
+            kvm_exit.entry_failed(vcpu.page)
+            return EXIT
+        return vcpu.enter(self._caller)
+
+    def _await_init(self) -> None:
+        if self._vcpu.mp_state != MP_UNINITIALIZED:
+            raise OSError(errno.EAGAIN, "the vCPU was just started")
+        if self._caller.interrupted():
+            self._vcpu.run.exit_reason = ExitReason.INTR
+            raise OSError(errno.EINTR, "interrupted by a signal")
+
+    def _check_sync_regs(self) -> None:
+        known = 0 if self._vcpu.vm.protected else SYNC_X86_VALID_FIELDS
+        for offset in (RUN_VALID_REGS, RUN_DIRTY_REGS):
+            if int.from_bytes(self._vcpu.page[offset : offset + 8], "little") & ~known:
+                raise OSError(errno.EINVAL, "kvm_valid_regs or kvm_dirty_regs")

@@ -1,0 +1,375 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A VM's descriptor: memory, vCPUs, and the calls that carry SEV commands.
+
+Calls that are not emulated answer ENOTTY, as a kernel without them, and leave
+one log line.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import struct
+from collections.abc import Callable
+from typing import TypeVar
+
+from snpcerts.abi.cstruct import CStruct
+from snpcerts.abi.ghcb import PAGE_SIZE
+from snpcerts.abi.kvm import (
+    ENABLE_CAP_SIZE,
+    MEM_LOG_DIRTY_PAGES,
+    MEM_READONLY,
+    MEMORY_ATTRIBUTE_PRIVATE,
+    X2APIC_DISABLE_SUPPRESS_EOI_BROADCAST,
+    X2APIC_ENABLE_SUPPRESS_EOI_BROADCAST,
+    Cap,
+    CreateGuestMemfd,
+    EncRegion,
+    Ioctl,
+    MemoryAttributes,
+    UserspaceMemoryRegion,
+    UserspaceMemoryRegion2,
+    VmType,
+)
+from snpcerts.emulator.guest.memory import GuestMemfd, GuestMemory, MemorySlots
+from snpcerts.emulator.guest.program import Guest, GuestCpu, GuestFactory, Program
+from snpcerts.emulator.kvm.board import Board
+from snpcerts.emulator.kvm.capability import (
+    HYPERCALLS,
+    IRQ_ROUTES_MAX,
+    VCPU_IDS_MAX,
+    VCPUS_MAX,
+    WITHOUT_EFFECT,
+    X2APIC_FLAGS,
+    capability,
+)
+from snpcerts.emulator.kvm.host import Platform
+from snpcerts.emulator.kvm.private_ranges import PrivateRanges
+from snpcerts.emulator.kvm.sev import SevCommands
+from snpcerts.emulator.kvm.vcpu import MP_RUNNABLE, Vcpu
+from snpcerts.emulator.psp.firmware import GuestContext
+from snpcerts.emulator.syscall.device import Caller, NewDescriptor, Result
+
+log = logging.getLogger(__name__)
+
+MMU_PAGES_MIN = 64  # KVM_MIN_ALLOC_MMU_PAGES
+PRIVATE_RANGES_MAX = 1 << 16  # the emulator's own bound
+ENCRYPTED_REGIONS_MAX = 1 << 12  # the emulator's own bound
+_U64 = 1 << 64
+_S = TypeVar("_S", bound=CStruct)
+
+
+class Vm:
+    """One VM, alive while its own or a vCPU's descriptor is open."""
+
+    def __init__(
+        self,
+        platform: Platform,
+        kind: VmType,
+        owner: int,
+        guest: GuestFactory,
+        *,
+        req_certs_exit: int,
+    ) -> None:
+        self.platform = platform
+        self.req_certs_exit = req_certs_exit
+        self._make_guest = guest
+        self.kind = kind
+        self.owner = owner
+        self.name = platform.name_for(owner)
+        self.slots = MemorySlots(protected=kind == VmType.SNP)
+        self.private = PrivateRanges()
+        self.vcpus: dict[int, Vcpu] = {}
+        self.initialised = False  # INIT2 was issued
+        self.certs_enabled = False
+        self.ghcb_version = 2
+        self.vmsa_features = 0
+        self.irqchip = False
+        self.split_irqchip = False
+        self.hypercalls = 0
+        self.context: GuestContext | None = None
+        self.sev_fd: int | None = None  # a number, resolved again for each guest request
+        self.secrets: tuple[int, bytes] | None = None  # GPA, page
+        self.guest: Guest | None = None
+        self.jump_table = 0
+        self.request_page = bytes(PAGE_SIZE)
+        self.response_page = bytes(PAGE_SIZE)
+        self._cpuid: dict[int, tuple[int, int, int, int]] = {}
+        self._encrypted: set[tuple[int, int]] = set()
+        self._max_vcpu_id = 0  # 0: not set yet
+        self._boot_cpu = 0
+        self._open = 1
+        self._sev = SevCommands(self)
+        self._board = Board(platform.clock)
+        platform.vms[self.name] = self
+
+    # What the others ask of a VM.
+
+    @property
+    def snp(self) -> bool:
+        """Whether this is an initialised SNP guest."""
+        return self.kind == VmType.SNP and self.initialised
+
+    @property
+    def protected(self) -> bool:
+        """Whether vCPU state is protected: so it is for SNP, whether initialised or not."""
+        return self.kind == VmType.SNP
+
+    @property
+    def awaits_init(self) -> bool:
+        """Whether INIT2 is still to come."""
+        return self.kind == VmType.SNP and not self.initialised
+
+    @property
+    def exits_for_page_state(self) -> bool:
+        """Whether the VMM has enabled the KVM_HC_MAP_GPA_RANGE exit."""
+        return bool(self.hypercalls & HYPERCALLS)
+
+    @property
+    def alive(self) -> bool:
+        """Whether any of its descriptors is still open."""
+        return self._open > 0
+
+    @property
+    def secrets_page(self) -> bytes | None:
+        """The secrets page as the firmware wrote it."""
+        return self.secrets[1] if self.secrets is not None else None
+
+    @property
+    def clock(self) -> Callable[[], float]:
+        """The platform's clock."""
+        return self.platform.clock
+
+    def memory(self, caller: Caller) -> GuestMemory:
+        """Guest memory through the caller's address space."""
+        return GuestMemory(self.slots, caller.memory)
+
+    def cpuid(self, function: int) -> tuple[int, int, int, int]:
+        """EAX, EBX, ECX, EDX of a CPUID function; zeros for what the VMM has not set."""
+        return self._cpuid.get(function, (0, 0, 0, 0))
+
+    def set_cpuid(self, entries: dict[int, tuple[int, int, int, int]]) -> None:
+        """KVM_SET_CPUID2; one table serves all vCPUs."""
+        self._cpuid = entries
+
+    def program(self, cpu: GuestCpu) -> Program:
+        """The guest's program for a vCPU; the guest starts with the first."""
+        if self.guest is None:
+            self.guest = self._make_guest(self)
+        return self.guest.program(cpu)
+
+    def start_processors(self) -> None:
+        """Make every vCPU runnable."""
+        for vcpu in self.vcpus.values():
+            vcpu.mp_state = MP_RUNNABLE
+
+    def issue_guest_request(self, caller: Caller) -> int:
+        """SNP_GUEST_REQUEST on the bounce pages: the firmware's status, or ``OSError``."""
+        return self._sev.guest_request(caller)
+
+    def release(self, vcpu: Vcpu | None) -> None:
+        """A descriptor is gone; with the last one the VM is."""
+        if vcpu is not None:
+            vcpu.launched = False
+        self._open -= 1
+        if self._open == 0:
+            if self.context is not None:
+                self.platform.firmware.decommission(self.context)
+                self.context = None
+            self.platform.vms.pop(self.name, None)
+
+    # The device.
+
+    def close(self) -> None:
+        """The VM's own descriptor is gone; vCPUs keep the VM alive."""
+        self.release(None)
+
+    def ioctl(self, caller: Caller, request: int, argument: int) -> Result:
+        """Serve a VM ioctl."""
+        if caller.pid != self.owner:
+            raise OSError(errno.EIO, "the VM belongs to another process")
+        match request:
+            case Ioctl.SET_USER_MEMORY_REGION:
+                self._set_region(caller, argument)
+            case Ioctl.SET_USER_MEMORY_REGION2:
+                self._set_region2(caller, argument)
+            case Ioctl.CREATE_GUEST_MEMFD:
+                return NewDescriptor(self._create_memfd(caller, argument))
+            case Ioctl.SET_MEMORY_ATTRIBUTES:
+                self._set_attributes(caller, argument)
+            case Ioctl.CHECK_EXTENSION:
+                return capability(
+                    self.platform, argument, self.kind, split_irqchip=self.split_irqchip
+                )
+            case Ioctl.SET_NR_MMU_PAGES:
+                if argument < MMU_PAGES_MIN:
+                    raise OSError(errno.EINVAL, "too few pages for page tables")
+            case Ioctl.SET_BOOT_CPU_ID:
+                self._set_boot_cpu(argument)
+            case Ioctl.ENABLE_CAP:
+                self._enable_cap(caller, argument)
+            case Ioctl.CREATE_VCPU:
+                vcpu = self._create_vcpu(argument)
+                return NewDescriptor(vcpu, shared=vcpu.run_memfd)
+            case Ioctl.MEMORY_ENCRYPT_OP:
+                self._sev.command(caller, argument)
+            case Ioctl.MEMORY_ENCRYPT_REG_REGION:
+                self._register_region(caller, argument)
+            case Ioctl.MEMORY_ENCRYPT_UNREG_REGION:
+                self._unregister_region(caller, argument)
+            case r if r == Ioctl.CREATE_IRQCHIP:
+                self._create_irqchip()
+            case _:
+                if not self._board.ioctl(caller.memory, request, argument):
+                    log.info("%s: VM ioctl %#x is not emulated", self.name, request)
+                    raise OSError(errno.ENOTTY, "unknown VM ioctl")
+        return 0
+
+    # Memory.
+
+    def _set_region(self, caller: Caller, argument: int) -> None:
+        region = _copied(UserspaceMemoryRegion, caller, argument)
+        if region.flags & ~(MEM_LOG_DIRTY_PAGES | MEM_READONLY):
+            raise OSError(errno.EINVAL, "flags that this call does not know")
+        self.slots.set(
+            UserspaceMemoryRegion2(
+                region.slot,
+                region.flags,
+                region.guest_phys_addr,
+                region.memory_size,
+                region.userspace_addr,
+            )
+        )
+
+    def _set_region2(self, caller: Caller, argument: int) -> None:
+        region = _copied(UserspaceMemoryRegion2, caller, argument)
+
+        def find_memfd() -> GuestMemfd:
+            device = caller.find(region.guest_memfd)
+            if device is None:
+                raise OSError(errno.EBADF, "guest_memfd is not open")
+            if not isinstance(device, GuestMemfd) or device.owner is not self:
+                raise OSError(errno.EINVAL, "not a guest_memfd of this VM")
+            return device
+
+        self.slots.set(region, find_memfd)
+
+    def _create_memfd(self, caller: Caller, argument: int) -> GuestMemfd:
+        wanted = _copied(CreateGuestMemfd, caller, argument)
+        if wanted.flags or not 0 < wanted.size < 1 << 63 or wanted.size % PAGE_SIZE:
+            raise OSError(errno.EINVAL, "guest_memfd size or flags")
+        return GuestMemfd(self, wanted.size)
+
+    def _set_attributes(self, caller: Caller, argument: int) -> None:
+        wanted = _copied(MemoryAttributes, caller, argument)
+        known = MEMORY_ATTRIBUTE_PRIVATE if self.kind == VmType.SNP else 0
+        end = wanted.address + wanted.size
+        if (
+            wanted.flags
+            or wanted.attributes & ~known
+            or wanted.size == 0
+            or end >= _U64
+            or (wanted.address | wanted.size) % PAGE_SIZE
+        ):
+            raise OSError(errno.EINVAL, "memory attributes")
+        if not wanted.attributes:
+            self.private.remove(wanted.address, end)
+        elif len(self.private) >= PRIVATE_RANGES_MAX:
+            raise OSError(errno.ENOMEM, "too many separate private ranges")
+        else:
+            self.private.add(wanted.address, end)
+
+    def _register_region(self, caller: Caller, argument: int) -> None:
+        self._need_sev()
+        region = _copied(EncRegion, caller, argument)
+        if region.size == 0 or region.addr + region.size >= _U64:
+            raise OSError(errno.EINVAL, "region is empty or wraps")
+        if len(self._encrypted) >= ENCRYPTED_REGIONS_MAX:
+            raise OSError(errno.ENOMEM, "too many regions")
+        self._encrypted.add((region.addr, region.size))
+
+    def _unregister_region(self, caller: Caller, argument: int) -> None:
+        self._need_sev()
+        region = _copied(EncRegion, caller, argument)
+        if (region.addr, region.size) not in self._encrypted:
+            raise OSError(errno.EINVAL, "region is not registered")
+        self._encrypted.remove((region.addr, region.size))
+
+    def _need_sev(self) -> None:
+        if not self.snp:
+            raise OSError(errno.ENOTTY, "not an SEV guest")
+
+    # Processors.
+
+    def _create_vcpu(self, number: int) -> Vcpu:
+        if number >= VCPU_IDS_MAX or len(self.vcpus) >= VCPUS_MAX:
+            raise OSError(errno.EINVAL, "vCPU id or count too large")
+        if number in self.vcpus:
+            raise OSError(errno.EEXIST, f"vCPU {number} exists")
+        self._max_vcpu_id = self._max_vcpu_id or VCPU_IDS_MAX
+        if number >= self._max_vcpu_id:
+            raise OSError(errno.EINVAL, "vCPU id above the limit that the VMM has set")
+        runnable = number == self._boot_cpu or not self.irqchip
+        vcpu = Vcpu(self, number, len(self.vcpus), runnable=runnable)
+        self.vcpus[number] = vcpu
+        self._open += 1
+        return vcpu
+
+    def _create_irqchip(self) -> None:
+        if self.irqchip:
+            raise OSError(errno.EEXIST, "there is an interrupt controller")
+        if self.vcpus:
+            raise OSError(errno.EINVAL, "vCPUs exist already")
+        self.irqchip = True
+
+    def _enable_cap(self, caller: Caller, argument: int) -> None:
+        data = caller.memory.read(argument, ENABLE_CAP_SIZE)
+        cap, flags, value = struct.unpack_from("<IIQ", data)
+        if flags:
+            raise OSError(errno.EINVAL, "flags")
+        if cap == Cap.EXIT_HYPERCALL:
+            if value & ~HYPERCALLS:
+                raise OSError(errno.EINVAL, "unknown hypercalls")
+            self.hypercalls = value
+        elif cap == Cap.SPLIT_IRQCHIP:
+            self._split_irqchip(value)
+        elif cap == Cap.MAX_VCPU_ID:
+            self._limit_vcpu_ids(value)
+        elif cap == Cap.X2APIC_API:
+            self._set_x2apic(value)
+        elif cap not in WITHOUT_EFFECT:
+            log.info("%s: capability %d cannot be enabled", self.name, cap)
+            raise OSError(errno.EINVAL, "capability")
+        elif value & ~WITHOUT_EFFECT[cap]:
+            raise OSError(errno.EINVAL, f"unknown bits for capability {cap}")
+
+    def _split_irqchip(self, reserved_pins: int) -> None:
+        if reserved_pins > IRQ_ROUTES_MAX:
+            raise OSError(errno.EINVAL, "more pins than there are routes")
+        if self.irqchip or self.vcpus:
+            raise OSError(errno.EEXIST, "an interrupt controller or vCPUs exist already")
+        self.irqchip = self.split_irqchip = True
+
+    def _limit_vcpu_ids(self, limit: int) -> None:
+        """KVM_CAP_MAX_VCPU_ID: to be set once, or to the same again."""
+        too_much = limit > VCPU_IDS_MAX or self._boot_cpu > limit
+        if too_much or self._max_vcpu_id not in (0, limit):
+            raise OSError(errno.EINVAL, "limit of vCPU ids out of range, or set already")
+        self._max_vcpu_id = limit
+
+    def _set_boot_cpu(self, number: int) -> None:
+        if self.vcpus:
+            raise OSError(errno.EBUSY, "vCPUs exist already")
+        if number > (self._max_vcpu_id or VCPU_IDS_MAX):
+            raise OSError(errno.EINVAL, "vCPU id too large")
+        self._boot_cpu = number
+
+    def _set_x2apic(self, flags: int) -> None:
+        enable = flags & X2APIC_ENABLE_SUPPRESS_EOI_BROADCAST
+        disable = flags & X2APIC_DISABLE_SUPPRESS_EOI_BROADCAST
+        if flags & ~X2APIC_FLAGS or (enable and (disable or not self.split_irqchip)):
+            raise OSError(errno.EINVAL, "flags of KVM_CAP_X2APIC_API")
+
+
+def _copied(kind: type[_S], caller: Caller, address: int) -> _S:
+    return kind.unpack(caller.memory.read(address, kind.SIZE))

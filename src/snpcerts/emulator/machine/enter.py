@@ -1,0 +1,244 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Becoming a program on an emulated machine, with the machine's server started if need be."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final, NoReturn
+
+from snpcerts.abi.kvm import ExitReason
+from snpcerts.abi.product import Product
+from snpcerts.emulator.frontdoor import control, launch, seccomp
+from snpcerts.emulator.guest.script import GuestScript
+from snpcerts.emulator.machine.detached import leave_parent
+from snpcerts.emulator.machine.home import PlatformHome
+from snpcerts.emulator.machine.parent import end_with_parent
+from snpcerts.emulator.psp.choices import FirmwareChoices
+from snpcerts.errors import RefusedError, RetryLaterError, SnpCertsError
+from snpcerts.temporary_directory import TemporaryDirectory
+
+PATIENCE: Final = 30.0  # seconds for a server or a VM to be there
+_PAUSE: Final = 0.02
+
+
+@contextlib.contextmanager
+def throw_away(
+    product: Product | None, choices: FirmwareChoices | None = None
+) -> Iterator[PlatformHome]:
+    """A platform of its own for one command, in a temporary directory.
+
+    Its server removes the directory. It is removed here when the block is left:
+    a block that went well has become the program.
+    """
+    temporary = TemporaryDirectory.make("platform")
+    try:
+        home = PlatformHome(temporary.path, temporary=temporary)
+        home.prepare(product, choices)
+        yield home
+    finally:
+        temporary.remove()
+
+
+def ask(home: PlatformHome, message: Mapping[str, object]) -> dict[str, Any]:
+    """One question to the platform's server, which is started if it is not there."""
+    with contextlib.closing(_connect(home)) as peer:
+        return _ask(home, peer, message)
+
+
+def _ask(home: PlatformHome, peer: socket.socket, message: Mapping[str, object]) -> dict[str, Any]:
+    control.send(peer, message)
+    received = control.receive(peer)
+    if received is None:
+        raise RefusedError(f"the server of {home.path} hung up", hint=f"see {home.log}")
+    answer, _ = received
+    if "error" in answer:
+        raise RefusedError(str(answer["error"]))
+    return answer
+
+
+def become_host_program(
+    home: PlatformHome,
+    argv: Sequence[str],
+    script: GuestScript,
+    exit_number: int = ExitReason.SNP_REQ_CERTS,
+) -> NoReturn:
+    """Replace this process by ``argv``, with ``/dev/sev`` and ``/dev/kvm`` of the platform.
+
+    ``exit_number`` is what its kernel calls KVM_EXIT_SNP_REQ_CERTS.
+    """
+    hello = {"ask": "host", "guest": script.to_json(), "exit_number": int(exit_number)}
+    _become(home, argv, hello)
+
+
+def become_guest_program(home: PlatformHome, argv: Sequence[str], vm: str | None) -> NoReturn:
+    """Replace this process by ``argv``, with ``/dev/sev-guest`` of a VM."""
+    _become(home, argv, {"ask": "guest", "vm": vm})
+
+
+def host_program(
+    home: PlatformHome, argv: Sequence[str], script: GuestScript, *, detached: int | None = None
+) -> list[str]:
+    """The command line of a process that becomes ``argv`` on the platform's host.
+
+    It is killed when this process ends. With ``detached``, a descriptor that it
+    inherits, it leaves this process instead, and writes its process id there.
+    """
+    keeping = f"{os.getpid()}" if detached is None else f"detached {detached}"
+    words = [str(home.path), json.dumps(script.to_json()), keeping]
+    return [sys.executable, "-P", "-m", __name__, *words, *argv]
+
+
+def start_reference_vm(home: PlatformHome, certs: str) -> str:
+    """Start the built-in VMM, which serves the file ``certs``; return its VM's name.
+
+    The VMM is a process of its own, no child of the calling one, and ends with it.
+    """
+    program = [sys.executable, "-P", "-m", "snpcerts.emulator.machine.vmm_program", certs]
+    with contextlib.ExitStack() as stack:
+        # The server is there before the VMM wants it, and does not end meanwhile.
+        peer = stack.enter_context(contextlib.closing(_connect(home)))
+        ours = os.pidfd_open(os.getpid())
+        stack.callback(os.close, ours)
+        told, tell = os.pipe2(os.O_CLOEXEC)
+        with open(told, "rb") as pipe:
+            try:
+                launcher = subprocess.Popen(
+                    host_program(
+                        home, [*program, str(ours)], GuestScript(serve=True), detached=tell
+                    ),
+                    stdin=subprocess.DEVNULL,
+                    pass_fds=(tell, ours),
+                    start_new_session=True,
+                )
+            finally:
+                os.close(tell)
+            launcher.wait()
+            said = pipe.readline()
+        if not said:
+            raise RefusedError("the built-in VMM did not start")
+        pid = int(said)
+        try:
+            vmm = os.pidfd_open(pid)
+        except ProcessLookupError:
+            raise RefusedError("the built-in VMM ended") from None
+        stack.callback(os.close, vmm)
+        limit = time.monotonic() + PATIENCE
+        while time.monotonic() < limit:
+            for vm in _ask(home, peer, {"ask": "status"})["vms"]:
+                if vm["pid"] == pid and vm["serves"]:
+                    return str(vm["name"])
+            if select.select([vmm], [], [], _PAUSE)[0]:
+                raise RefusedError("the built-in VMM ended")
+        signal.pidfd_send_signal(vmm, signal.SIGKILL)
+    raise RetryLaterError(f"the built-in VMM has no VM after {PATIENCE:g} s", hint="try again")
+
+
+def _become(home: PlatformHome, argv: Sequence[str], hello: Mapping[str, object]) -> NoReturn:
+    seccomp.check()
+    launch.enter(argv, _connect(home), hello)
+
+
+def _connect(home: PlatformHome) -> socket.socket:
+    for _ in range(3):  # the server may be on its way out when we come
+        with contextlib.suppress(RefusedError):
+            return _connect_to_server(home)
+        start_server(home)
+    return _connect_to_server(home)
+
+
+def _connect_to_server(home: PlatformHome) -> socket.socket:
+    """A connection that the server has taken: it stays as long as we are connected."""
+    peer = control.connect(home.control)
+    try:
+        control.send(peer, {"ask": "here"})
+        received = control.receive(peer)
+    except OSError as error:
+        peer.close()
+        raise RefusedError(f"no emulator answers at {home.control} ({error.strerror})") from error
+    except BaseException:
+        peer.close()
+        raise
+    if received is None:
+        peer.close()
+        raise RefusedError(f"no emulator answers at {home.control}: it hung up")
+    return peer
+
+
+def start_server(home: PlatformHome, *, detached: bool = True) -> subprocess.Popen[str]:
+    """Start the platform's server and wait until it serves.
+
+    A ``detached`` one is no child of this process, and ends when nobody uses
+    it; another one ends with this process, or by SIGTERM.
+    """
+    words = [sys.executable, "-P", "-m", "snpcerts.emulator.machine.server", str(home.path)]
+    words.append("--detached" if detached else f"--parent={os.getpid()}")
+    if home.temporary is not None:
+        words.append("--throw-away")
+    with _log(home) as log:
+        server = subprocess.Popen(
+            words,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            text=True,
+            start_new_session=True,  # Ctrl-C is for the program
+            pass_fds=() if home.temporary is None else (home.temporary.lease,),
+        )
+    said = ""
+    if server.stdout is not None:
+        with server.stdout as out:
+            said = out.readline().strip()
+    if detached:
+        server.wait()  # it was the parent of the one that serves, and has ended
+    if said != "ready" and not control_is_up(home):
+        raise RefusedError(f"no emulated machine: {said or 'its server ended'}", hint=str(home.log))
+    return server
+
+
+def control_is_up(home: PlatformHome) -> bool:
+    """Whether a server listens, perhaps one that another command has just started."""
+    try:
+        _connect_to_server(home).close()
+    except SnpCertsError:
+        return False
+    return True
+
+
+@contextlib.contextmanager
+def _log(home: PlatformHome) -> Iterator[int]:
+    fd = os.open(home.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def _main(arguments: Sequence[str]) -> int:
+    directory, script, keeping, *argv = arguments
+    if keeping.startswith("detached"):
+        leave_parent()
+        pipe = int(keeping.split()[1])
+        os.write(pipe, b"%d\n" % os.getpid())
+        os.close(pipe)
+    else:
+        end_with_parent(int(keeping))
+    home = PlatformHome(Path(directory))
+    try:
+        become_host_program(home, argv, GuestScript.from_json(json.loads(script)))
+    except SnpCertsError as error:
+        print(f"snpcerts: {error}", file=sys.stderr)
+        return error.exit_code
+
+
+if __name__ == "__main__":
+    sys.exit(_main(sys.argv[1:]))

@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What an operator does to a host's firmware that no ioctl of ``/dev/sev`` does.
+
+Linux shuts SNP down and initialises it again when kvm_amd is unloaded and
+loaded (7.3: ``arch/x86/kvm/svm/sev.c``, ``sev_hardware_unsetup``;
+``drivers/crypto/ccp/sev-dev.c``, ``__sev_snp_shutdown_locked``). A live update
+comes by a tool of the platform's maker, a mitigation is verified by a write to
+sysfs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from snpcerts.abi.tcb import TcbVersion
+from snpcerts.emulator.kvm.host import Platform
+from snpcerts.emulator.psp.platform_state import ApiVersion
+from snpcerts.errors import InputError, RefusedError, UsageError
+
+
+def carry_out(platform: Platform, order: Mapping[str, Any]) -> Mapping[str, object]:
+    """Do what ``order["do"]`` names: ``reload``, ``update`` or ``verify-mitigation``.
+
+    Raises :class:`FirmwareError` when the firmware refuses, :class:`RefusedError`
+    when the kernel would, :class:`InputError` for an order that is none.
+    """
+    firmware, do = platform.firmware, order.get("do")
+    if do == "reload":
+        if platform.vms:
+            raise RefusedError(
+                f"kvm_amd is in use by {', '.join(sorted(platform.vms))}",
+                hint="end these VMs first",
+            )
+        firmware.reload()
+    elif do == "update":
+        state = firmware.state
+        tcb = _changed(state.current, _numbers(order, "tcb"))
+        version = ApiVersion(*_version(order, state.version))
+        firmware.update(tcb, version, mit_supported=_number(order, "mitigations"))
+    elif do == "verify-mitigation":
+        firmware.snp_verify_mitigation(_number(order, "vector") or 0)
+    else:
+        raise InputError(f"the firmware cannot be asked to do {do!r}")
+    return {"ok": True}
+
+
+def _changed(current: TcbVersion, components: Mapping[str, int]) -> TcbVersion:
+    for name in components:
+        if name not in current.components():
+            raise UsageError(f"this product's TCB has no component {name!r}")
+    return replace(current, **components)
+
+
+def _version(order: Mapping[str, Any], now: ApiVersion) -> tuple[int, int, int]:
+    parts = order.get("version")
+    if parts is None:
+        return now.major, now.minor, now.build
+    if not isinstance(parts, list) or [type(part) for part in parts] != [int, int, int]:
+        raise InputError(f"{parts!r} is no firmware version")
+    major, minor, build = parts
+    return major, minor, build
+
+
+def _numbers(order: Mapping[str, Any], name: str) -> Mapping[str, int]:
+    found = order.get(name, {})
+    if not isinstance(found, dict) or not all(type(value) is int for value in found.values()):
+        raise InputError(f"{name} is {found!r}, not names with numbers")
+    return found
+
+
+def _number(order: Mapping[str, Any], name: str) -> int | None:
+    found = order.get(name)
+    if found is not None and (type(found) is not int or not 0 <= found < 1 << 64):
+        raise InputError(f"{name} is {found!r}, not a number of 64 bits")
+    return found

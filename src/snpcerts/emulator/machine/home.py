@@ -1,0 +1,131 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A platform's directory: the machine that lasts from one command to the next.
+
+::
+
+    platform.json   the chip's secret, TCBs, VLEK: what firmware remembers
+    authority/      the emulated AMD: keys and certificates
+    control.sock    where the platform's server listens while it runs
+    server.log      what it said
+
+All of it is emulated; the secrets in it protect nothing.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from snpcerts.abi.product import Product
+from snpcerts.emulator.amd.authority import EmulatedAuthority
+from snpcerts.emulator.psp.chip import Chip, CloudProvider
+from snpcerts.emulator.psp.choices import FirmwareChoices
+from snpcerts.emulator.psp.firmware import Firmware
+from snpcerts.errors import InputError, RefusedError, UsageError
+from snpcerts.temporary_directory import TemporaryDirectory
+
+STATE_LIMIT = 1 << 16  # bytes of platform.json
+
+
+class PlatformHome:
+    """One platform directory, which need not exist before :meth:`prepare`.
+
+    ``temporary`` is its directory where that is to be removed when its server ends.
+    """
+
+    def __init__(self, path: Path, *, temporary: TemporaryDirectory | None = None) -> None:
+        self.path = path
+        self.temporary = temporary
+
+    @property
+    def control(self) -> Path:
+        """The server's socket."""
+        return self.path / "control.sock"
+
+    @property
+    def log(self) -> Path:
+        """The server's log."""
+        return self.path / "server.log"
+
+    def prepare(self, product: Product | None, choices: FirmwareChoices | None = None) -> None:
+        """Make the platform unless it is there.
+
+        ``product``, and the firmware that ``choices`` is, must be what it has, if given.
+        """
+        with self.alone():
+            if not self._state.exists():
+                EmulatedAuthority.create(product or Product.MILAN).save(self.path / "authority")
+                self.save(Firmware(Chip.create(product or Product.MILAN), choices=choices))
+        if product is not None and (found := self.firmware().product) is not product:
+            raise UsageError(
+                f"{self.path}: is a {found.value} platform, not {product.value}",
+                hint="leave --product out, or use another directory",
+            )
+        if choices is not None and (played := self.firmware().state.choices) is not choices:
+            raise UsageError(
+                f"{self.path}: plays firmware {played}, not {choices}",
+                hint="leave --firmware out, or use another directory",
+            )
+
+    def firmware(self) -> Firmware:
+        """The firmware as it was saved last, without guests."""
+        try:
+            with self._state.open("rb") as file:
+                data = file.read(STATE_LIMIT + 1)
+        except OSError as error:
+            raise InputError(f"{self._state}: {error.strerror}") from None
+        try:
+            if len(data) > STATE_LIMIT:
+                raise ValueError(f"more than {STATE_LIMIT} bytes")
+            saved = json.loads(data)
+            if not isinstance(saved, dict):
+                raise TypeError("not an object")
+        except (ValueError, TypeError, RecursionError) as error:
+            raise InputError(
+                f"{self._state}: is not a saved platform: {error}",
+                hint="delete the directory to start with a new platform",
+            ) from None
+        return Firmware.from_state(saved)
+
+    def save(self, firmware: Firmware) -> None:
+        """Write what the firmware remembers: all of it or nothing."""
+        temporary = self._state.with_suffix(".new")
+        try:
+            fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+            with os.fdopen(fd, "w", encoding="ascii") as file:
+                json.dump(firmware.save_state(), file, indent=1)
+            temporary.rename(self._state)
+        except OSError as error:
+            raise RefusedError(f"{self._state}: cannot save: {error.strerror}") from None
+
+    def authority(self) -> EmulatedAuthority:
+        """The emulated AMD that endorses this platform's keys."""
+        return EmulatedAuthority.load(self.path / "authority")
+
+    def provider(self, csp_id: str) -> CloudProvider:
+        """A cloud provider known to this platform's AMD: the same one for the same name."""
+        secret = hashlib.sha256(self.firmware().chip.provider_seed + csp_id.encode()).digest()
+        return CloudProvider(csp_id, secret)
+
+    @property
+    def _state(self) -> Path:
+        return self.path / "platform.json"
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Keep two processes from making the same platform, or from serving it, at once."""
+        try:
+            self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            fd = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise InputError(f"{self.path}: cannot be a platform: {error.strerror}") from None
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(fd)

@@ -1,0 +1,186 @@
+# SPDX-License-Identifier: Apache-2.0
+"""An emulated kernel for callers in this process: open, ioctl, mmap and close.
+
+The same devices as behind the front door, called as functions. A call that
+waits blocks its thread, as a system call would, and no other.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import mmap
+import os
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from snpcerts.abi.kvm import VCPU_MMAP_SIZE, Ioctl
+from snpcerts.emulator.guest.linux import LinuxGuest
+from snpcerts.emulator.guest.program import GuestFactory
+from snpcerts.emulator.kvm.device import KvmDevice
+from snpcerts.emulator.kvm.host import Platform
+from snpcerts.emulator.psp.sev_device import SevDevice
+from snpcerts.emulator.syscall.device import Caller, Device, NewDescriptor, Pending
+from snpcerts.emulator.syscall.memory import ProcessMemory
+
+FIRST_DESCRIPTOR = 1 << 20  # far from the real ones, so that none is taken for another
+
+Waiter = Callable[[threading.Condition, float | None], None]
+Argument = int | bytearray | memoryview | mmap.mmap
+
+
+@dataclass(slots=True, eq=False)
+class _Call:
+    request: int
+    interrupted: bool = False
+
+
+@dataclass(slots=True, eq=False)
+class _Open:
+    device: Device
+    shared: int | None = None
+    writable: bool = True
+    closed: bool = False
+    calls: list[_Call] = field(default_factory=list)
+
+
+def _wait(changed: threading.Condition, timeout: float | None) -> None:
+    changed.wait(timeout)
+
+
+class Machine:
+    """One emulated host and one process on it: this one.
+
+    All methods raise ``OSError`` with the kernel's errno and may be called from
+    any thread. ``wait`` waits for the condition or so many seconds of the
+    platform's clock; give another one together with another clock.
+    """
+
+    def __init__(
+        self, platform: Platform, *, guest: GuestFactory = LinuxGuest, wait: Waiter = _wait
+    ) -> None:
+        self.platform = platform
+        self._wait = wait
+        self._changed = threading.Condition(threading.RLock())
+        self._memory = ProcessMemory(os.getpid())
+        self._descriptors: dict[int, _Open] = {}
+        self._next = FIRST_DESCRIPTOR
+        self._paths: dict[str, Callable[[], Device]] = {
+            "/dev/kvm": lambda: KvmDevice(platform, guest),
+            "/dev/sev": lambda: SevDevice(platform.firmware),
+        }
+
+    def attach(self, path: str, opened: Callable[[], Device]) -> None:
+        """Have ``path`` open as another device, such as a guest's ``/dev/sev-guest``."""
+        with self._changed:
+            self._paths[path] = opened
+
+    def open(self, path: str, flags: int = os.O_RDWR) -> int:
+        """A new descriptor for a device; ENOENT for a path that is none."""
+        with self._changed:
+            opened = self._paths.get(path)
+            if opened is None:
+                raise OSError(errno.ENOENT, os.strerror(errno.ENOENT), path)
+            return self._add(_Open(opened(), writable=flags & os.O_ACCMODE != os.O_RDONLY))
+
+    def ioctl(self, fd: int, request: int, argument: Argument = 0) -> int:
+        """ioctl(2). A buffer stands for its address and must be writable.
+
+        A call that has to wait blocks this thread until it is done or kicked.
+        """
+        if isinstance(argument, int):
+            return self._ioctl(fd, request, argument)
+        view = (ctypes.c_char * len(argument)).from_buffer(argument)
+        return self._ioctl(fd, request, ctypes.addressof(view))
+
+    def close(self, fd: int) -> None:
+        """close(2). Calls on it that are under way keep the device until they are done."""
+        with self._changed:
+            opened = self._find_open(fd)
+            del self._descriptors[fd]
+            opened.closed = True
+            self._close_unused(opened)
+            self._changed.notify_all()
+
+    def mmap_run(self, vcpu_fd: int) -> mmap.mmap:
+        """Map a vCPU's kvm_run, 12288 bytes shared with the kernel; ENODEV for what is no vCPU."""
+        with self._changed:
+            shared = self._find_open(vcpu_fd).shared
+            if shared is None:
+                raise OSError(errno.ENODEV, "this descriptor cannot be mapped")
+            return mmap.mmap(shared, VCPU_MMAP_SIZE)
+
+    def kick(self, vcpu_fd: int) -> bool:
+        """A signal for the thread that is in KVM_RUN on this vCPU; whether there was one."""
+        with self._changed:
+            running = [c for c in self._find_open(vcpu_fd).calls if c.request == Ioctl.RUN]
+            for call in running[:1]:  # the others wait for the vCPU's mutex, not in the guest
+                call.interrupted = True
+            self._changed.notify_all()
+            return bool(running)
+
+    def wake(self) -> None:
+        """Something changed that no call has told: look at the waiting calls again."""
+        with self._changed:
+            self._changed.notify_all()
+
+    def _ioctl(self, fd: int, request: int, argument: int) -> int:
+        call = _Call(request)
+        with self._changed:
+            opened = self._find_open(fd)
+            opened.calls.append(call)
+            caller = Caller(
+                self._memory,
+                self._find,
+                writable=opened.writable,
+                pid=os.getpid(),
+                interrupted=lambda: call.interrupted,
+            )
+            try:
+                result = opened.device.ioctl(caller, request, argument)
+                if isinstance(result, NewDescriptor):
+                    return self._add(_Open(result.device, result.shared))
+                if isinstance(result, int):
+                    return result
+                return self._finish(result)
+            finally:
+                opened.calls.remove(call)
+                self._close_unused(opened)
+                self._changed.notify_all()
+
+    def _finish(self, pending: Pending) -> int:
+        """Wait until a call is done. The lock is held except while waiting."""
+        try:
+            while (result := pending.poll()) is None:
+                self._changed.notify_all()
+                deadline = pending.deadline
+                timeout = None if deadline is None else deadline - self.platform.clock()
+                if timeout is None or timeout > 0:
+                    self._wait(self._changed, timeout)
+                else:
+                    self._changed.wait(0)  # let others have the lock
+        except BaseException:
+            pending.cancel()
+            raise
+        return result
+
+    def _find(self, fd: int) -> Device | None:
+        opened = self._descriptors.get(fd)
+        return None if opened is None else opened.device
+
+    def _find_open(self, fd: int) -> _Open:
+        opened = self._descriptors.get(fd)
+        if opened is None:
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+        return opened
+
+    def _add(self, opened: _Open) -> int:
+        fd = self._next
+        self._next += 1
+        self._descriptors[fd] = opened
+        return fd
+
+    def _close_unused(self, opened: _Open) -> None:
+        if opened.closed and not opened.calls:
+            opened.device.close()

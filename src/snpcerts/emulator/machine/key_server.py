@@ -1,0 +1,362 @@
+# SPDX-License-Identifier: Apache-2.0
+"""An emulated AMD key server: real HTTP on loopback, real URL forms.
+
+It knows the chips it is given, at any TCB, and signs with their emulated AMD's
+keys. Like AMD's it issues a new certificate each time it is asked. VLEK leaves
+are not to be had here: AMD hands them out on another port, to cloud providers
+who show a certificate of their own.
+
+``/stats`` tells, in JSON, how often it was asked for what. A request's
+parameter ``fault`` (repeated for several) asks for faults in its answer.
+
+Source: KDS (57230) chapters 3 and 4, and what is known of AMD's server beyond it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import math
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Final, Self
+from urllib.parse import parse_qsl, urlencode, urlsplit
+
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding
+
+from snpcerts.abi.product import Product
+from snpcerts.abi.tcb import TcbVersion
+from snpcerts.emulator.amd.authority import ORGANIZATION, VCEK_LIFETIME, EmulatedAuthority
+from snpcerts.emulator.amd.key_server_faults import (
+    Fault,
+    Faults,
+    Throttle,
+    ThrottleMemory,
+    faults_of_names,
+)
+from snpcerts.emulator.machine.home import PlatformHome
+from snpcerts.emulator.psp.chip import Chip
+from snpcerts.endorsement.vek import VekKind
+from snpcerts.errors import SnpCertsError, UsageError
+from snpcerts.kds.url import (
+    ChainResource,
+    CrlResource,
+    Resource,
+    VcekResource,
+    parse_target,
+)
+
+RETRY_AFTER: Final = 10  # seconds, as AMD's server says
+
+_IDLE: Final = 30.0  # seconds that a client may take to ask
+_DER: Final = "application/octet-stream"
+_PEM: Final = "application/x-pem-file"
+_PAGE: Final = b"<!doctype html><html><body><h1>It works!</h1></body></html>\n"
+_REFUSALS: Final = {
+    Fault.SERVER_ERROR: 500,
+    Fault.UNAVAILABLE: 503,
+    Fault.NOT_FOUND: 404,
+    Fault.FORBIDDEN: 403,
+}
+_HUGE: Final = 64 << 20
+_DROP: Final = 16
+
+
+@dataclass(frozen=True, slots=True)
+class ProductLine:
+    """What the server knows of one product: its authority and some chips."""
+
+    authority: EmulatedAuthority
+    chips: tuple[Chip, ...]
+    revoked: tuple[int, ...] = ()  # serial numbers on its revocation lists
+
+
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    status: int
+    body: bytes = b""
+    content_type: str = "text/plain; charset=utf-8"
+    headers: tuple[tuple[str, str], ...] = ()
+
+
+class KeyServer:
+    """One server on 127.0.0.1, from its making until :meth:`close`.
+
+    ``throttle`` is for VCEKs, the only thing that AMD's server has been seen to
+    throttle; without one everybody has everything. ``delay`` is how late a slow
+    answer comes. Port 0 takes a free one.
+    """
+
+    def __init__(
+        self,
+        lines: Sequence[ProductLine],
+        *,
+        faults: Faults | None = None,
+        throttle: Throttle | None = None,
+        delay: float = 5.0,
+        port: int = 0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.lines = {line.authority.product: line for line in lines}
+        if len(self.lines) != len(lines):
+            raise UsageError("a key server has one authority for each product")
+        self.faults = Faults() if faults is None else faults
+        self.delay = delay
+        self._throttle = ThrottleMemory(throttle or Throttle())
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._requests: Counter[str] = Counter()
+        self._statuses: Counter[int] = Counter()
+        self._closing = threading.Event()
+        handler = functools.partial(_Handler, self)
+        try:
+            self._http = _Server(("127.0.0.1", port), handler)
+        except (OSError, OverflowError) as error:
+            raise UsageError(f"port {port}: cannot listen: {error}") from None
+        self._thread: threading.Thread | None = None
+
+    @classmethod
+    def of_homes(cls, homes: Sequence[PlatformHome], **options: object) -> Self:
+        """The server of the emulated AMD that endorses those platforms' keys."""
+        lines = [ProductLine(home.authority(), (home.firmware().chip,)) for home in homes]
+        return cls(lines, **options)  # type: ignore[arg-type]  # names are checked at run time
+
+    @property
+    def url(self) -> str:
+        """Its base URL."""
+        return f"http://127.0.0.1:{self._http.server_address[1]}"
+
+    @property
+    def requests(self) -> Mapping[str, int]:
+        """How often each thing was asked for: paths in one spelling, ``other`` for the rest."""
+        with self._lock:
+            return dict(self._requests)
+
+    @property
+    def statuses(self) -> Mapping[int, int]:
+        """How often each status was answered."""
+        with self._lock:
+            return dict(self._statuses)
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def start(self) -> None:
+        """Serve in a thread."""
+        self._thread = threading.Thread(target=self.serve, name="key server", daemon=True)
+        self._thread.start()
+
+    def serve(self) -> None:
+        """Serve in this thread until :meth:`close`, or an exception such as KeyboardInterrupt."""
+        self._http.serve_forever(poll_interval=0.05)
+
+    def close(self) -> None:
+        """Stop serving and let go of the port."""
+        self._closing.set()
+        if self._thread is not None:
+            self._http.shutdown()
+            self._thread.join()
+        self._http.server_close()
+
+    def pause(self, seconds: float) -> None:
+        """Wait, but not beyond the server's end."""
+        self._closing.wait(seconds)
+
+    def stats(self) -> bytes:
+        """What ``/stats`` answers."""
+        with self._lock:
+            counts = {
+                "total": self._requests.total(),
+                "requests": dict(self._requests),
+                "statuses": {str(status): count for status, count in self._statuses.items()},
+            }
+        return json.dumps(counts, indent=1).encode() + b"\n"
+
+    def answer(self, target: str, client: str) -> tuple[_Answer, frozenset[Fault]]:
+        """What to send for a request's target, and how it is to be spoilt on its way."""
+        faults = self.faults.take()
+        try:
+            plain, wanted = _without_faults(target)
+            faults |= wanted
+            resource = parse_target(plain)
+        except SnpCertsError as error:
+            return self._counted("other", _Answer(404, f"{error}\n".encode())), faults
+        answer = self._refusal(resource, client, faults)
+        if answer is None:
+            answer = self._spoilt(resource, faults)
+        return self._counted(resource.path, answer), faults
+
+    def _counted(self, name: str, answer: _Answer) -> _Answer:
+        with self._lock:
+            self._requests[name] += 1
+            self._statuses[answer.status] += 1
+        return answer
+
+    def _refusal(self, resource: Resource, client: str, faults: frozenset[Fault]) -> _Answer | None:
+        too_many = {Fault.TOO_MANY, Fault.TOO_MANY_DATE, Fault.TOO_MANY_SILENT} & faults
+        wait = float(RETRY_AFTER) if too_many else 0.0
+        if isinstance(resource, VcekResource) and not too_many:
+            wait = self._throttle.wait(client, resource.path, self._clock())
+        if wait:
+            return _Answer(429, b"Too Many Requests\n", headers=_retry_after(wait, faults))
+        for fault, status in _REFUSALS.items():
+            if fault in faults:
+                return _Answer(status, f"{status}\n".encode())
+        if Fault.REDIRECT in faults:
+            return _Answer(302, headers=(("Location", f"http://localhost:1/{resource.path}"),))
+        if Fault.REDIRECT_HERE in faults:
+            return _Answer(301, headers=(("Location", f"/{resource.path}"),))
+        return None
+
+    def _spoilt(self, resource: Resource, faults: frozenset[Fault]) -> _Answer:
+        if Fault.HTML in faults:
+            return _Answer(200, _PAGE, "text/html")
+        if Fault.EMPTY in faults:
+            return _Answer(200, b"", _DER)
+        answer = self._certificate(resource, faults)
+        return replace(answer, content_type="text/html") if Fault.CONTENT_TYPE in faults else answer
+
+    def _certificate(self, resource: Resource, faults: frozenset[Fault]) -> _Answer:
+        line = self.lines.get(resource.product)
+        if line is None:
+            return _Answer(404, b"no such product here\n")
+        authority = line.authority
+        if Fault.WRONG_ROOT in faults:
+            authority = _stranger(resource.product)
+        if isinstance(resource, ChainResource):
+            vlek = resource.kind is VekKind.VLEK
+            return _Answer(200, authority.chain_pem(vlek=vlek), _PEM)
+        if isinstance(resource, CrlResource):
+            age = timedelta(days=1000 if Fault.EXPIRED in faults else 1)
+            crl = authority.crl(line.revoked, last_update=_now() - age)
+            return _Answer(200, crl.public_bytes(Encoding.DER), _DER)
+        chip = next((chip for chip in line.chips if chip.hwid == resource.hwid), None)
+        if chip is None:
+            return _Answer(404, b"no such chip here\n")
+        return _Answer(200, _vcek(authority, chip, resource.tcb, faults), _DER)
+
+
+def _vcek(
+    authority: EmulatedAuthority, chip: Chip, tcb: TcbVersion, faults: frozenset[Fault]
+) -> bytes:
+    if Fault.WRONG_CHIP in faults:
+        chip = Chip.create(chip.product)
+    if Fault.WRONG_TCB in faults:
+        tcb = replace(tcb, microcode=(tcb.microcode + 1) % 256)
+    key = chip.vcek_key(tcb)
+    if Fault.WRONG_KEY in faults:
+        key = ec.generate_private_key(ec.SECP384R1())
+    age = VCEK_LIFETIME + timedelta(days=1) if Fault.EXPIRED in faults else timedelta(days=1)
+    issued = authority.issue_vcek(chip.hwid, tcb, key.public_key(), not_before=_now() - age)
+    return issued.public_bytes(Encoding.DER)
+
+
+def _now() -> datetime:
+    return datetime.now(UTC).replace(microsecond=0)
+
+
+@functools.cache
+def _stranger(product: Product) -> EmulatedAuthority:
+    """An authority of the right names that nobody pinned."""
+    return EmulatedAuthority.create(product)
+
+
+def _retry_after(wait: float, faults: frozenset[Fault]) -> tuple[tuple[str, str], ...]:
+    if Fault.TOO_MANY_SILENT in faults:
+        return ()
+    if Fault.TOO_MANY_DATE in faults:
+        until = datetime.now(UTC) + timedelta(seconds=wait)
+        return (("Retry-After", format_datetime(until, usegmt=True)),)
+    return (("Retry-After", str(max(1, math.ceil(wait)))),)
+
+
+def _without_faults(target: str) -> tuple[str, frozenset[Fault]]:
+    """The target as AMD's server would see it, and the faults it asked for."""
+    try:
+        parts = urlsplit(target)
+        pairs = parse_qsl(parts.query, keep_blank_values=True, max_num_fields=32)
+    except ValueError as error:
+        raise UsageError(f"query: {error}") from None
+    rest = [pair for pair in pairs if pair[0] != "fault"]
+    names = [value for name, value in pairs if name == "fault"]
+    query = urlencode(rest)
+    return parts.path + (f"?{query}" if query else ""), faults_of_names(names)
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+    # Answers that are being dripped end with the server, not the server with them.
+    block_on_close = False
+    request_queue_size = 64
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """A client that leaves early is not worth a traceback."""
+
+
+class _Handler(BaseHTTPRequestHandler):
+    """One connection."""
+
+    protocol_version = "HTTP/1.1"
+    server_version = ORGANIZATION.replace(" ", "-").replace(",", "")
+    sys_version = ""
+    timeout = _IDLE
+
+    def __init__(self, keys: KeyServer, *arguments: object) -> None:
+        self._keys = keys
+        super().__init__(*arguments)  # type: ignore[arg-type]  # as socketserver passes them
+
+    def do_GET(self) -> None:
+        """Answer one request, then close the connection."""
+        self.close_connection = True
+        if self.path == "/stats":
+            self._send(_Answer(200, self._keys.stats(), "application/json"), frozenset())
+            return
+        answer, faults = self._keys.answer(self.path, self.client_address[0])
+        if Fault.REFUSE in faults:
+            return
+        if Fault.SLOW in faults:
+            self._keys.pause(self._keys.delay)
+        with contextlib.suppress(ConnectionError, TimeoutError):
+            self._send(answer, faults)
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Say nothing: the counts are in /stats."""
+
+    def _send(self, answer: _Answer, faults: frozenset[Fault]) -> None:
+        body = answer.body
+        self.send_response(answer.status)
+        self.send_header("Content-Type", answer.content_type)
+        for name, value in answer.headers:
+            self.send_header(name, value)
+        if not {Fault.CUT_SILENT, Fault.HUGE} & faults:
+            self.send_header("Content-Length", str(len(body)))
+        self.send_header("Connection", "close")
+        self.end_headers()
+        if {Fault.CUT, Fault.CUT_SILENT} & faults:
+            body = body[: len(body) // 2]
+        for part in _parts(body, faults):
+            self.wfile.write(part)
+            if Fault.DRIP in faults:
+                self._keys.pause(self._keys.delay / 10)
+
+
+def _parts(body: bytes, faults: frozenset[Fault]) -> Iterator[bytes]:
+    if Fault.DRIP in faults:
+        yield from (body[at : at + _DROP] for at in range(0, len(body), _DROP))
+    elif Fault.HUGE in faults:
+        for _ in range(_HUGE >> 16):
+            yield bytes(1 << 16)
+    else:
+        yield body

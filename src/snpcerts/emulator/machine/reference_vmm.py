@@ -1,0 +1,155 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The smallest VMM that launches an SNP VM with certificates: the usual order of calls."""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import struct
+from dataclasses import dataclass
+from typing import Final, Protocol
+
+from snpcerts.abi.ghcb import PAGE_SIZE
+from snpcerts.abi.kvm import (
+    MEM_GUEST_MEMFD,
+    MEMORY_ATTRIBUTE_PRIVATE,
+    Cap,
+    CreateGuestMemfd,
+    Ioctl,
+    MemoryAttributes,
+    PageType,
+    RunView,
+    SevCmd,
+    SevCommand,
+    SevInit,
+    SnpLaunchFinish,
+    SnpLaunchStart,
+    SnpLaunchUpdate,
+    UserspaceMemoryRegion2,
+    VmType,
+)
+from snpcerts.emulator.kvm.capability import HYPERCALLS
+
+POLICY: Final = 1 << 16 | 1 << 17  # SMT, and the bit that must be one
+MEMORY_SIZE: Final = 1 << 21
+SECRETS_GPA: Final = PAGE_SIZE  # the first page is measured, the second takes the secrets
+
+
+class Kernel(Protocol):
+    """The system calls a VMM makes; each raises ``OSError``."""
+
+    def open(self, path: str) -> int:
+        """A descriptor of a device."""
+
+    def ioctl(self, fd: int, request: int, argument: int | bytearray = 0) -> int:
+        """ioctl(2); a bytearray is written back to."""
+
+    def mmap_run(self, vcpu_fd: int) -> mmap.mmap:
+        """A vCPU's kvm_run."""
+
+    def close(self, fd: int) -> None:
+        """Close a descriptor."""
+
+
+@dataclass(slots=True)
+class ReferenceVm:
+    """A launched VM. Addresses: ``memory[gpa - base]``; its whole memory is one slot."""
+
+    machine: Kernel
+    fd: int
+    sev_fd: int
+    memory: mmap.mmap
+    base: int
+    vcpus: tuple[int, ...]
+    runs: tuple[RunView, ...]
+
+    def run(self, vcpu: int = 0) -> None:
+        """KVM_RUN on the vCPU of that index; raises ``OSError``. The exit is in ``runs[vcpu]``."""
+        self.machine.ioctl(self.vcpus[vcpu], Ioctl.RUN)
+
+    def guest_bytes(self, gpa: int, size: int) -> bytes:
+        """Shared guest memory."""
+        return self.memory[gpa - self.base : gpa - self.base + size]
+
+    def write(self, gpa: int, data: bytes) -> None:
+        """Write shared guest memory, as a VMM writes certificates."""
+        self.memory[gpa - self.base : gpa - self.base + len(data)] = data
+
+    def close(self) -> None:
+        """Close every descriptor: the VM ends."""
+        for fd in (*self.vcpus, self.fd, self.sev_fd):
+            self.machine.close(fd)
+
+
+def sev_command(
+    machine: Kernel, vm_fd: int, command: int, data: bytearray | None = None, sev_fd: int = 0
+) -> SevCmd:
+    """KVM_MEMORY_ENCRYPT_OP; the command structure as it came back."""
+    view = None if data is None else (ctypes.c_char * len(data)).from_buffer(data)
+    pointer = 0 if view is None else ctypes.addressof(view)
+    issued = bytearray(SevCmd(id=command, data=pointer, sev_fd=sev_fd).pack())
+    machine.ioctl(vm_fd, Ioctl.MEMORY_ENCRYPT_OP, issued)
+    return SevCmd.unpack(issued)
+
+
+def build_vm(
+    machine: Kernel,
+    *,
+    vcpus: int = 1,
+    certs: bool = True,
+    memory_size: int = MEMORY_SIZE,
+    base: int = 0,
+    policy: int = POLICY,
+    host_data: bytes = bytes(32),
+) -> ReferenceVm:
+    """Launch a VM up to its first KVM_RUN. ``certs`` is whether it asks for certificate exits.
+
+    ``memory_size`` and ``base`` are bytes, multiples of 4096, room for two pages at least.
+    """
+    kvm_fd, sev_fd = machine.open("/dev/kvm"), machine.open("/dev/sev")
+    vm_fd = machine.ioctl(kvm_fd, Ioctl.CREATE_VM, VmType.SNP)
+    machine.close(kvm_fd)
+    sev_command(machine, vm_fd, SevCommand.INIT2, bytearray(SevInit(ghcb_version=2).pack()))
+    machine.ioctl(vm_fd, Ioctl.ENABLE_CAP, _enable_exit_hypercall())
+
+    memory = mmap.mmap(-1, memory_size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    address = ctypes.addressof((ctypes.c_char * memory_size).from_buffer(memory))
+    memfd = machine.ioctl(
+        vm_fd, Ioctl.CREATE_GUEST_MEMFD, bytearray(CreateGuestMemfd(size=memory_size).pack())
+    )
+    region = UserspaceMemoryRegion2(
+        slot=0,
+        flags=MEM_GUEST_MEMFD,
+        guest_phys_addr=base,
+        memory_size=memory_size,
+        userspace_addr=address,
+        guest_memfd=memfd,
+    )
+    machine.ioctl(vm_fd, Ioctl.SET_USER_MEMORY_REGION2, bytearray(region.pack()))
+    machine.close(memfd)
+    private = MemoryAttributes(
+        address=base, size=2 * PAGE_SIZE, attributes=MEMORY_ATTRIBUTE_PRIVATE
+    )
+    machine.ioctl(vm_fd, Ioctl.SET_MEMORY_ATTRIBUTES, bytearray(private.pack()))
+    if certs:
+        sev_command(machine, vm_fd, SevCommand.SNP_ENABLE_REQ_CERTS)
+    vcpu_fds = tuple(machine.ioctl(vm_fd, Ioctl.CREATE_VCPU, number) for number in range(vcpus))
+
+    start = bytearray(SnpLaunchStart(policy=policy).pack())
+    sev_command(machine, vm_fd, SevCommand.SNP_LAUNCH_START, start, sev_fd)
+    for page, kind in enumerate((PageType.NORMAL, PageType.SECRETS)):
+        update = SnpLaunchUpdate(
+            gfn_start=base // PAGE_SIZE + page,
+            uaddr=address + page * PAGE_SIZE,
+            len=PAGE_SIZE,
+            type=kind,
+        )
+        sev_command(machine, vm_fd, SevCommand.SNP_LAUNCH_UPDATE, bytearray(update.pack()), sev_fd)
+    finish = bytearray(SnpLaunchFinish(host_data=host_data).pack())
+    sev_command(machine, vm_fd, SevCommand.SNP_LAUNCH_FINISH, finish, sev_fd)
+    runs = tuple(RunView(memoryview(machine.mmap_run(fd))) for fd in vcpu_fds)
+    return ReferenceVm(machine, vm_fd, sev_fd, memory, base, vcpu_fds, runs)
+
+
+def _enable_exit_hypercall() -> bytearray:
+    return bytearray(struct.pack("<IIQ88x", Cap.EXIT_HYPERCALL, 0, HYPERCALLS))

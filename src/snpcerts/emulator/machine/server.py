@@ -1,0 +1,248 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The process that is an emulated machine: it owns the firmware and every VM.
+
+Launchers (:mod:`snpcerts.emulator.machine.enter`) hand it the seccomp listeners of the
+programs they start; it serves them all in one loop, and ends when the last is
+gone or SIGTERM asks for it. Started as ``python -m snpcerts.emulator.machine.server
+DIRECTORY``; with ``--throw-away`` it removes the directory at its end, with
+``--detached`` it is not the child of its starter, with ``--parent=PID`` it stays
+until its parent, that process, ends.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from snpcerts.abi.kvm import SNP_REQ_CERTS_EXITS, ExitReason
+from snpcerts.emulator.frontdoor import seccomp
+from snpcerts.emulator.frontdoor.control import ControlSocket, Hello
+from snpcerts.emulator.frontdoor.door import Door
+from snpcerts.emulator.frontdoor.supervisor import Supervisor
+from snpcerts.emulator.guest.linux import LinuxGuest
+from snpcerts.emulator.guest.script import GuestScript
+from snpcerts.emulator.guest.sev_guest_device import SevGuestDevice
+from snpcerts.emulator.kvm.device import KvmDevice
+from snpcerts.emulator.kvm.host import Platform
+from snpcerts.emulator.machine.detached import leave_parent
+from snpcerts.emulator.machine.firmware_order import carry_out
+from snpcerts.emulator.machine.home import PlatformHome
+from snpcerts.emulator.machine.parent import end_with_parent
+from snpcerts.emulator.machine.virtual_files import guest_files, host_files, host_inodes
+from snpcerts.emulator.psp.firmware import Firmware
+from snpcerts.emulator.psp.sev_device import SevDevice
+from snpcerts.emulator.syscall.device import Caller
+from snpcerts.errors import InputError, RefusedError, SnpCertsError
+
+log = logging.getLogger(__name__)
+
+# How long to go on with nobody there: a launcher may be about to connect.
+IDLE_SECONDS: Final = 1.0
+
+
+class Server:
+    """One platform, served until nobody uses it."""
+
+    def __init__(self, home: PlatformHome, *, stays: bool = False) -> None:
+        self._home = home
+        self._stays = stays
+        self._asked_to_end = False
+        self._platform = Platform(home.firmware())
+        self._saved = self._platform.firmware.state
+        self._supervisor = Supervisor()
+        self._programs = 0
+        with home.alone():
+            self._control = ControlSocket(home.control, self._hear)
+        self._control.attach(self._supervisor)
+
+    def run(self) -> None:
+        """Serve; return when there was nobody for a while, or :meth:`end` was called."""
+        busy = time.monotonic()
+        try:
+            while time.monotonic() - busy < IDLE_SECONDS and not self._asked_to_end:
+                self._supervisor.step(IDLE_SECONDS / 4)
+                self._save()
+                if self._programs or self._control.connected or self._stays:
+                    busy = time.monotonic()
+        finally:
+            self._control.close()
+            self._supervisor.close()
+            self._save()
+
+    def end(self) -> None:
+        """Have :meth:`run` return. Programs that are there get errors."""
+        self._asked_to_end = True
+
+    def _save(self) -> None:
+        state = self._platform.firmware.state
+        if state is not self._saved:
+            self._home.save(self._platform.firmware)
+            self._saved = state
+
+    def _hear(self, hello: Hello) -> Mapping[str, object]:
+        """Answer one message; its descriptors are ours."""
+        try:
+            ask = hello.message.get("ask")
+            if hello.descriptors and ask not in ("host", "guest"):
+                raise InputError(f"control message asks for {ask!r} and has a descriptor")
+            if ask == "status":
+                return self._status()
+            if ask == "firmware":
+                return self._carry_out(hello.message)
+            if ask == "here":
+                return {"ok": True}
+            if ask in ("host", "guest"):
+                door = self._host(hello.message) if ask == "host" else self._guest(hello.message)
+                return self._let_in(hello, door)
+            raise InputError(f"control message asks for {ask!r}")
+        except BaseException:
+            for descriptor in hello.descriptors:
+                os.close(descriptor)
+            raise
+
+    def _carry_out(self, message: Mapping[str, Any]) -> Mapping[str, object]:
+        """What an operator does to the firmware and no ioctl of Linux does."""
+        try:
+            return carry_out(self._platform, message)
+        finally:
+            self._home.save(self._platform.firmware)
+            self._saved = self._platform.firmware.state
+
+    def _let_in(self, hello: Hello, door: Door) -> Mapping[str, object]:
+        if len(hello.descriptors) != 1:
+            raise InputError(f"control message has {len(hello.descriptors)} descriptors, not 1")
+        if not seccomp.is_listener(hello.descriptors[0]):
+            raise InputError("control message: its descriptor is not a seccomp listener")
+        if self._supervisor.serves(hello.descriptors[0]):
+            raise InputError("control message: its seccomp listener is served already")
+        self._supervisor.add_listener(hello.descriptors[0], door, self._left)
+        self._programs += 1
+        return {"ok": True}
+
+    def _left(self) -> None:
+        self._programs -= 1
+
+    def _status(self) -> Mapping[str, object]:
+        firmware = self._platform.firmware
+        status, state = firmware.snp_platform_status(), firmware.state
+        return {
+            "firmware": state.choices.name,
+            "version": str(state.version),
+            "product": firmware.product.value,
+            "chip_id": firmware.chip.chip_id.hex(),
+            "current_tcb": status.current_tcb.hex(),
+            "committed_tcb": state.committed.pack().hex(),
+            "reported_tcb": status.reported_tcb.hex(),
+            "vcek_tcb": state.vcek_tcb.pack().hex(),
+            "vlek_tcb": None if state.vlek is None else state.vlek.tcb.pack().hex(),
+            "programs": self._programs,
+            "vms": [
+                {"name": vm.name, "pid": vm.owner, "serves": _serves(vm.guest)}
+                for vm in self._platform.vms.values()
+            ],
+        }
+
+    def _host(self, message: Mapping[str, Any]) -> Door:
+        script = GuestScript.from_json(message.get("guest", {}))
+        platform, number = self._platform, _exit_number(message)
+        return Door(
+            {
+                "/dev/kvm": lambda _: KvmDevice(platform, script.guest, req_certs_exit=number),
+                "/dev/sev": lambda _: _SavedSevDevice(platform.firmware, self._save),
+            },
+            host_files(platform.firmware),
+            inodes=host_inodes(platform.firmware),
+        )
+
+    def _guest(self, message: Mapping[str, Any]) -> Door:
+        vms = self._platform.vms
+        name = message.get("vm")
+        if name is None:
+            serving = [vm.name for vm in vms.values() if _serves(vm.guest)]
+            if len(serving) != 1:
+                running = ", ".join(serving) or "none"
+                raise RefusedError(
+                    f"which VM? Those that serve programs: {running}",
+                    hint="give --vm NAME, or start one: host --serve, or guest --certs FILE",
+                )
+            name = serving[0]
+        if not isinstance(name, str):
+            raise InputError("control message: vm is not a name")
+        vm = vms.get(name)
+        if vm is None:
+            raise RefusedError(f"no VM {name!r}", hint="'snpcerts emulate status' lists them")
+        return Door({"/dev/sev-guest": lambda _: SevGuestDevice(vm)}, guest_files())
+
+
+class _SavedSevDevice(SevDevice):
+    """A ``/dev/sev`` whose commands are on disk before their caller learns how they went.
+
+    Whoever runs a command after another one reads the platform's directory.
+    """
+
+    __slots__ = ("_save",)
+
+    def __init__(self, firmware: Firmware, save: Callable[[], None]) -> None:
+        super().__init__(firmware)
+        self._save = save
+
+    def ioctl(self, caller: Caller, request: int, argument: int) -> int:
+        """As any; what it changed is saved."""
+        try:
+            return super().ioctl(caller, request, argument)
+        finally:
+            self._save()
+
+
+def _exit_number(message: Mapping[str, Any]) -> int:
+    number = message.get("exit_number", ExitReason.SNP_REQ_CERTS)
+    if not isinstance(number, int) or number not in SNP_REQ_CERTS_EXITS:
+        raise InputError(f"control message: exit_number is {number!r}, expected 43 or 42")
+    return int(number)
+
+
+def _serves(guest: object) -> bool:
+    # A scripted guest is a Linux guest too, one with no time for others.
+    return type(guest) is LinuxGuest
+
+
+def main(arguments: list[str]) -> int:
+    """Serve the platform in the directory named; say so on standard output when ready."""
+    directory, *options = arguments
+    home = PlatformHome(Path(directory))
+    parent = next((int(each[9:]) for each in options if each.startswith("--parent=")), None)
+    if parent is not None:
+        end_with_parent(parent, signal.SIGTERM)
+    elif "--detached" in options:
+        leave_parent()
+    logging.basicConfig(format="%(asctime)s %(message)s", level=logging.INFO)
+    try:
+        server = Server(home, stays=parent is not None)
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, lambda *_: server.end())
+    except SnpCertsError as error:  # there may be another one, and the platform is that one's
+        print(error, flush=True)
+        return error.exit_code
+    try:
+        print("ready", flush=True)
+        os.close(1)
+        os.open(os.devnull, os.O_WRONLY)
+        server.run()
+    except SnpCertsError as error:
+        log.error("%s", error)  # noqa: TRY400 (what was expected and what to do; no trace)
+        return error.exit_code
+    finally:
+        if "--throw-away" in options:
+            shutil.rmtree(home.path, ignore_errors=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Files that tools read to find out whether they are on an SNP host or in an SNP guest.
+
+Sources: virtee/snphost ``src/ok`` and virtee/snpguest ``src/ok.rs`` for who reads
+what; AMD64 Architecture Programmer's Manual volume 2 for the MSRs (SYSCFG
+C001_0010, SEV_STATUS C001_0131, RMP_BASE C001_0132, RMP_END C001_0133); msr(4)
+for the file: eight bytes at the offset that is the register's number; Linux
+7.3's ``drivers/crypto/ccp/sev-dev.c``, ``sev_snp_register_verify_mitigation``,
+for ``/sys/firmware/sev``, which firmware without mitigations does not get. What
+tools ask of the CPUID instruction cannot be answered here: it is not a system
+call.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from snpcerts.emulator.psp.firmware import Firmware
+from snpcerts.emulator.psp.guest_messages import CpuId
+
+Content = bytes | Mapping[int, bytes]
+
+_SYSCFG, _SEV_STATUS, _RMP_BASE, _RMP_END = 0xC001_0010, 0xC001_0131, 0xC001_0132, 0xC001_0133
+_SME_ENABLED, _SNP_ENABLED = 1 << 23, 1 << 24
+_SEV, _SEV_ES, _SEV_SNP = 1 << 0, 1 << 1, 1 << 2
+_MSRS = "/dev/cpu/0/msr"
+_CPUINFO = "/proc/cpuinfo"
+_MITIGATIONS = "/sys/firmware/sev/vulnerabilities"
+_FIRST_INODE = 1 << 16
+
+
+def host_files(firmware: Firmware) -> dict[str, Callable[[], Content]]:
+    """What an SNP host with that firmware shows; it has as many processors as this machine."""
+    processor = firmware.processor
+    parameters = {
+        f"/sys/module/kvm_amd/parameters/{name}": lambda: b"Y\n"
+        for name in ("sev", "sev_es", "sev_snp")
+    }
+    registers = {
+        _SYSCFG: _register(_SME_ENABLED | _SNP_ENABLED),
+        _RMP_BASE: _register(0x1_0000_0000),
+        _RMP_END: _register(0x1_3FFF_FFFF),
+    }
+    mitigations: dict[str, Callable[[], Content]] = {}
+    if firmware.knows_mitigations:
+        mitigations = {
+            f"{_MITIGATIONS}/supported_mitigations": lambda: _vector(
+                firmware.snp_verify_mitigation().supported
+            ),
+            f"{_MITIGATIONS}/verified_mitigations": lambda: _vector(
+                firmware.snp_verify_mitigation().verified
+            ),
+        }
+    return {
+        **parameters,
+        **mitigations,
+        _MSRS: lambda: registers,
+        _CPUINFO: lambda: _cpuinfo(Path(_CPUINFO).read_text(errors="replace"), processor),
+    }
+
+
+def host_inodes(firmware: Firmware) -> dict[str, Callable[[], int]]:
+    """Numbers of directories: sysfs gives ``kvm_amd``'s another one when it is loaded again.
+
+    Linux initialises SNP when it loads that module and at no other time.
+    """
+    return {"/sys/module/kvm_amd": lambda: _FIRST_INODE + firmware.state.initialisations}
+
+
+def guest_files() -> dict[str, Callable[[], Content]]:
+    """What an SNP guest running at VMPL 0 shows."""
+    return {
+        _MSRS: lambda: {_SEV_STATUS: _register(_SEV | _SEV_ES | _SEV_SNP)},
+        "/sys/devices/system/cpu/sev/vmpl": lambda: b"0\n",
+        "/sys/devices/platform/sev-guest/uevent": lambda: b"DRIVER=sev-guest\n",
+    }
+
+
+def _cpuinfo(text: str, processor: CpuId) -> bytes:
+    """``/proc/cpuinfo`` with another processor's names and numbers (proc_cpuinfo(5))."""
+    for name, value in (
+        ("vendor_id", "AuthenticAMD"),
+        ("cpu family", processor.family),
+        ("model", processor.model),
+        ("model name", "AMD EPYC (emulated)"),
+        ("stepping", processor.stepping),
+    ):
+        text = re.sub(rf"^({name}\s*): .*$", rf"\1: {value}", text, flags=re.MULTILINE)
+    return text.encode()
+
+
+def _vector(value: int) -> bytes:
+    return f"{value:#x}\n".encode()
+
+
+def _register(value: int) -> bytes:
+    return value.to_bytes(8, "little")

@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The built-in VMM as a process: one SNP VM whose certificates come from a file.
+
+It makes the same system calls as any VMM, through the same library that VMMs in
+Python use. Started behind the front door as
+``python -m snpcerts.emulator.machine.vmm_program FILE [PIDFD]``; ends with the process that
+``PIDFD``, a descriptor, stands for, or with its parent.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import mmap
+import os
+import signal
+import sys
+from collections.abc import Callable
+
+from snpcerts.abi.kvm import VCPU_MMAP_SIZE
+from snpcerts.certfile.file import CertFile
+from snpcerts.emulator.machine.detached import end_with
+from snpcerts.emulator.machine.parent import end_with_parent
+from snpcerts.emulator.machine.reference_vmm import build_vm
+from snpcerts.vmm.exit_service import ExitService, Served
+from snpcerts.vmm.guest_memory import MappedMemory
+
+
+class SystemCalls:
+    """The real thing, as far as a process can tell."""
+
+    def open(self, path: str, flags: int = os.O_RDWR) -> int:
+        """open(2)."""
+        return os.open(path, flags | os.O_CLOEXEC)
+
+    def ioctl(self, fd: int, request: int, argument: int | bytearray = 0) -> int:
+        """ioctl(2); a bytearray is written back to."""
+        return fcntl.ioctl(fd, request, argument)
+
+    def mmap_run(self, vcpu_fd: int) -> mmap.mmap:
+        """Map a vCPU's kvm_run."""
+        return mmap.mmap(vcpu_fd, VCPU_MMAP_SIZE)
+
+    def close(self, fd: int) -> None:
+        """close(2)."""
+        os.close(fd)
+
+
+def run_vm(
+    service: ExitService,
+    *,
+    before_reentry: Callable[[], None] = lambda: None,
+    after: Callable[[Served], None] = lambda _: None,
+) -> None:
+    """Run one VM of one vCPU until it shuts down, its certificates served by ``service``.
+
+    ``before_reentry`` is called between an answer and its KVM_RUN, ``after``
+    when the request is over.
+    """
+    vm = build_vm(SystemCalls())
+    memory = MappedMemory([(vm.base, memoryview(vm.memory))])
+    run = vm.runs[0]
+
+    def reenter() -> None:
+        before_reentry()
+        vm.run()
+
+    while True:
+        try:
+            vm.run()
+        except InterruptedError:
+            continue
+        if not run.asks_for_certs:
+            return
+        after(service.serve(run, memory, reenter))
+
+
+def main(arguments: list[str]) -> int:
+    """Serve the certificate file named; end with the process given."""
+    path, *process = arguments
+    if process:
+        end_with(int(process[0]))
+    else:
+        end_with_parent(os.getppid(), signal.SIGTERM)
+    try:
+        run_vm(ExitService(CertFile(path)))
+    except OSError as error:
+        print(f"snpcerts: the built-in VMM: {error.strerror}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

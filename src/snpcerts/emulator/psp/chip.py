@@ -1,0 +1,192 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What one chip keeps secret, and the keys that come of it.
+
+Real parts derive the VCEK from fused secrets and the TCB_VERSION by a chain of
+hashes AMD has not published. Here HKDF-SHA384 stands in for it. What matters
+is kept: one chip and one TCB give one key, any other gives another.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Self
+
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.hashes import SHA384
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+
+from snpcerts.abi.product import Product, hwid_of_chip_id
+from snpcerts.abi.psp import Status, WrappedVlekHashstick
+from snpcerts.abi.tcb import TcbVersion
+from snpcerts.emulator.psp.error import FirmwareError
+from snpcerts.errors import UsageError
+
+CHIP_ID_SIZE = 64
+SECRET_SIZE = 32
+HASHSTICK_SIZE = 48  # ours; AMD's is opaque and fills the 384 bytes
+CACHED_KEYS = 32
+
+_P384_ORDER = int(
+    "ffffffffffffffffffffffffffffffffffffffffffffffff"
+    "c7634d81f4372ddf581a0db248b0a77aecec196accc52973",
+    16,
+)
+
+
+def derive(secret: bytes, purpose: str, context: bytes, size: int) -> bytes:
+    """``size`` bytes that depend on every argument: HKDF-SHA384."""
+    info = b"snpcerts emulator, " + purpose.encode() + b"\0" + context
+    return HKDF(algorithm=SHA384(), length=size, salt=None, info=info).derive(secret)
+
+
+def _signing_key(secret: bytes, purpose: str, context: bytes) -> ec.EllipticCurvePrivateKey:
+    # 24 bytes more than the order has: what the reduction favours is beyond notice.
+    wide = int.from_bytes(derive(secret, purpose, context, 72), "big")
+    return ec.derive_private_key(wide % (_P384_ORDER - 1) + 1, ec.SECP384R1())
+
+
+def _checked_secret(secret: bytes) -> None:
+    if len(secret) != SECRET_SIZE:
+        raise UsageError(f"a secret is {SECRET_SIZE} bytes, not {len(secret)}")
+
+
+def _checked_layout(tcb: TcbVersion, product: Product) -> None:
+    if tcb.layout is not product.tcb_layout:
+        raise UsageError(f"the TCB {tcb} has not the layout of {product.value}")
+
+
+class Chip:
+    """One processor: its identity and its secret.
+
+    ``secret`` is 32 bytes; everything else follows from it and the product.
+    Safe for use by several threads.
+    """
+
+    __slots__ = ("_vcek", "chip_id", "product", "secret")
+
+    def __init__(self, product: Product, secret: bytes) -> None:
+        _checked_secret(secret)
+        self.product = product
+        self.secret = secret
+        hwid = derive(secret, "chip ID", product.value.encode(), product.hwid_size)
+        self.chip_id = hwid.ljust(CHIP_ID_SIZE, b"\0")
+        self._vcek = lru_cache(maxsize=CACHED_KEYS)(self._derive_vcek)
+
+    @classmethod
+    def create(cls, product: Product) -> Self:
+        """A chip with a fresh random secret."""
+        return cls(product, os.urandom(SECRET_SIZE))
+
+    def __repr__(self) -> str:
+        return f"Chip({self.product.value}, hwid={self.hwid.hex()})"
+
+    @property
+    def hwid(self) -> bytes:
+        """The significant bytes of ``chip_id``: 64, on Turin 8."""
+        return hwid_of_chip_id(self.chip_id, self.product)
+
+    def vcek_key(self, tcb: TcbVersion) -> ec.EllipticCurvePrivateKey:
+        """The VCEK this chip has while ``tcb`` is reported.
+
+        Raises :class:`UsageError` when ``tcb`` has another product's layout.
+        """
+        return self._vcek(tcb)
+
+    def guest_key_root(self, tcb: TcbVersion) -> bytes:
+        """What keys for guests are derived from when the VCEK of ``tcb`` is the root; 48 bytes."""
+        return derive(self.secret, "guest key root", tcb.pack(), 48)
+
+    @property
+    def provider_seed(self) -> bytes:
+        """What the emulated AMD makes the seeds of this platform's providers of; 48 bytes."""
+        return derive(self.secret, "guest key root", b"", 48)
+
+    def unwrap_vlek(self, blob: bytes, vcek_tcb: TcbVersion) -> bytes:
+        """The hashstick, 48 bytes, in a blob of 432 that was wrapped for this chip.
+
+        The wrapping key follows from the VCEK of ``vcek_tcb``. Raises
+        :class:`FirmwareError` when the tag does not verify: another chip's,
+        another TCB's, or damaged.
+        """
+        stick = WrappedVlekHashstick.unpack(blob)
+        try:
+            content = AESGCM(self._wrapping_key(vcek_tcb)).decrypt(
+                stick.iv, stick.wrapped + stick.tag, stick.tcb_version + stick.rsvd2
+            )
+        except InvalidTag:
+            raise FirmwareError(
+                Status.BAD_MEASUREMENT, "the tag of the VLEK hashstick does not verify on this chip"
+            ) from None
+        return content[:HASHSTICK_SIZE]
+
+    def wrap_vlek(self, hashstick: bytes, tcb: TcbVersion) -> bytes:
+        """AMD's side of :meth:`unwrap_vlek`: ``hashstick`` (48 bytes) as a blob of 432."""
+        _checked_layout(tcb, self.product)
+        iv, plain_tcb = os.urandom(12), tcb.pack()
+        sealed = AESGCM(self._wrapping_key(tcb)).encrypt(
+            iv, hashstick.ljust(384, b"\0"), plain_tcb + bytes(8)
+        )
+        return WrappedVlekHashstick(
+            iv=iv, wrapped=sealed[:384], tcb_version=plain_tcb, tag=sealed[384:]
+        ).pack()
+
+    def _wrapping_key(self, tcb: TcbVersion) -> bytes:
+        return derive(self.secret, "VLEK wrapping key", tcb.pack(), 32)
+
+    def _derive_vcek(self, tcb: TcbVersion) -> ec.EllipticCurvePrivateKey:
+        _checked_layout(tcb, self.product)
+        return _signing_key(self.secret, "VCEK", tcb.pack())
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedVlek:
+    """A hashstick as the firmware holds it: the TCB it is for, and 48 secret bytes."""
+
+    tcb: TcbVersion
+    hashstick: bytes = field(repr=False)
+
+    def key(self) -> ec.EllipticCurvePrivateKey:
+        """The VLEK."""
+        return _vlek_of_hashstick(self.hashstick)
+
+
+@lru_cache(maxsize=CACHED_KEYS)
+def _vlek_of_hashstick(hashstick: bytes) -> ec.EllipticCurvePrivateKey:
+    return _signing_key(hashstick, "VLEK", b"")
+
+
+@dataclass(frozen=True, slots=True)
+class CloudProvider:
+    """One cloud provider's VLEK seed, as AMD keeps it for one product line.
+
+    ``csp_id`` is what the certificate's cspID extension says, such as
+    ``CN=cc-us-east-2.amazonaws.com``; ``secret`` is 32 bytes. The VLEK is the
+    same on every chip of the provider at one TCB.
+    """
+
+    csp_id: str
+    secret: bytes = field(repr=False)
+
+    def __post_init__(self) -> None:
+        _checked_secret(self.secret)
+
+    @classmethod
+    def create(cls, csp_id: str) -> Self:
+        """A provider with a fresh random seed."""
+        return cls(csp_id, os.urandom(SECRET_SIZE))
+
+    def vlek_key(self, tcb: TcbVersion) -> ec.EllipticCurvePrivateKey:
+        """The VLEK at ``tcb``."""
+        return _vlek_of_hashstick(self._hashstick(tcb))
+
+    def hashstick_for(self, chip: Chip, tcb: TcbVersion) -> bytes:
+        """The 432 bytes SNP_VLEK_LOAD takes on ``chip`` while ``tcb`` is reported."""
+        return chip.wrap_vlek(self._hashstick(tcb), tcb)
+
+    def _hashstick(self, tcb: TcbVersion) -> bytes:
+        context = tcb.layout.value.encode() + b"\0" + tcb.pack()
+        return derive(self.secret, "VLEK hashstick", context, HASHSTICK_SIZE)

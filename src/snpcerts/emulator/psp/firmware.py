@@ -1,0 +1,555 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The PSP firmware of one platform: its commands, one at a time.
+
+Host commands (``/dev/sev``), launch commands (KVM) and guest requests all take
+the one lock, as on hardware, where every command goes through one mailbox. So
+the reported TCB in a report and the key that signed it are of one moment.
+"""
+
+from __future__ import annotations
+
+import struct
+import threading
+from dataclasses import replace
+from typing import Any, Final, NamedTuple
+
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from snpcerts.abi.guest_message import (
+    ALGO_AES_256_GCM,
+    HEADER_SIZE,
+    HEADER_VERSION,
+    MAX_PAYLOAD,
+    MESSAGE_SIZE,
+    VMPCK_COUNT,
+    KeySelect,
+    MessageHeader,
+)
+from snpcerts.abi.kvm import PageType
+from snpcerts.abi.product import Product
+from snpcerts.abi.psp import (
+    FEATURE_VERIFY_MITIGATION,
+    FEATURE_VLEK,
+    FEATURE_X86_SNP_SHUTDOWN,
+    STATUS_ALIAS_CHECK_COMPLETE,
+    STATUS_FEATURE_INFO,
+    STATUS_MASK_CHIP_ID,
+    STATUS_MASK_CHIP_KEY,
+    STATUS_RMP_INITIALIZED,
+    STATUS_VLEK_EN,
+    PlatformStatus,
+    SnpConfig,
+    SnpPlatformStatus,
+    Status,
+)
+from snpcerts.abi.report import POLICY_KNOWN, POLICY_RESERVED_ONE
+from snpcerts.abi.tcb import TcbVersion
+from snpcerts.emulator.psp.chip import Chip
+from snpcerts.emulator.psp.choices import PUBLISHED, FirmwareChoices, choices_of
+from snpcerts.emulator.psp.cpuid_check import CPUID_COUNT_MAX, LIST_HEADER, judge
+from snpcerts.emulator.psp.error import FirmwareError
+from snpcerts.emulator.psp.guest_context import (
+    PAGE_SIZE,
+    PAGE_TYPES,
+    PAGES_ALONE,
+    GuestContext,
+    GuestState,
+)
+from snpcerts.emulator.psp.guest_messages import (
+    KINDS,
+    MESSAGE_VERSION_MAX,
+    CpuId,
+    PspSnapshot,
+    signer,
+)
+from snpcerts.emulator.psp.id_block import check_id_block
+from snpcerts.emulator.psp.message_seal import SealError, header_for, open_sealed, seal
+from snpcerts.emulator.psp.platform_state import (
+    DEFAULT_TCB,
+    PUBLISHED_REPORT_VERSION,
+    PUBLISHED_VERSION,
+    REPORT_VERSIONS,
+    VLEK_SINCE,
+    ApiVersion,
+    PlatformState,
+)
+from snpcerts.emulator.psp.saved_platform import read_platform, write_platform
+from snpcerts.errors import UsageError
+
+__all__ = ["ApiVersion", "Firmware", "FirmwareError", "GuestContext"]
+
+_CPUID: Final = {
+    Product.MILAN: CpuId(0x19, 0x01, 1),
+    Product.GENOA: CpuId(0x19, 0x11, 1),
+    Product.TURIN: CpuId(0x1A, 0x02, 1),
+}
+
+# Bits of platform_info, with what a policy may ask of them.
+_SMT, _ECC, _RAPL_DIS, _CIPHERTEXT_HIDING, _ALIAS_CHECKED = 1 << 0, 1 << 2, 1 << 3, 1 << 4, 1 << 5
+DEFAULT_PLATFORM_INFO: Final = _SMT | _ECC | _ALIAS_CHECKED
+# sev_guest.h of the published firmware: bits 21 and up are reserved. Later ones know 21 to 25.
+_POLICY_FIRST, _POLICY_GREW = (1 << 21) - 1, 3
+_POLICY_SMT, _POLICY_RAPL_DIS, _POLICY_CIPHERTEXT_HIDING = 1 << 16, 1 << 23, 1 << 24
+DEFAULT_MIT_VECTOR: Final = 0x3F  # as in a genuine Turin report
+_GUEST_MESSAGES = 0x1FF  # one bit for each kind, all there
+_MITIGATIONS_SINCE = 5  # the report version that tells of them: SNP_VERIFY_MITIGATION came with it
+
+_SEV_INIT_STATE = 1
+_SEV_ES_CONFIGURED = 1 << 8
+_LAST_SEQNO = 2**64 - 1
+_PAYLOAD_UNIT = 16
+
+
+class Mitigations(NamedTuple):
+    """Two bit vectors: the mitigations that firmware can verify, and those it has."""
+
+    supported: int
+    verified: int
+
+
+class Firmware:
+    """One platform's firmware. Safe for use by several threads.
+
+    Every command raises :class:`FirmwareError` where hardware would give
+    another status than SUCCESS, and has then changed nothing. ``tcb`` is what
+    the firmware starts at, committed and reported; ``report_version`` is the
+    newest the firmware knows (default 3 on Milan and Genoa, 5 on Turin; 2 may
+    be chosen on the first two, whose firmware is then of an age without VLEK).
+    ``choices`` says which firmware to play where sources disagree. The published
+    one on its own product is at its own version, with reports of version 2.
+    """
+
+    def __init__(
+        self,
+        chip: Chip,
+        *,
+        tcb: TcbVersion | None = None,
+        version: ApiVersion | None = None,
+        report_version: int | None = None,
+        choices: FirmwareChoices | None = None,
+        initialized: bool = True,
+        platform_info: int = DEFAULT_PLATFORM_INFO,
+    ) -> None:
+        choices = choices_of(None) if choices is None else choices
+        versions = REPORT_VERSIONS[chip.product]
+        if choices.name == PUBLISHED and chip.product is Product.GENOA:
+            versions = {**versions, PUBLISHED_REPORT_VERSION: PUBLISHED_VERSION}
+            report_version = report_version or PUBLISHED_REPORT_VERSION
+        if report_version is None:
+            report_version = max(versions)
+        if report_version not in versions:
+            raise UsageError(
+                f"{chip.product.value} has no report version {report_version}",
+                hint=f"choose one of {', '.join(map(str, sorted(versions)))}",
+            )
+        state = PlatformState.at(
+            chip.product,
+            DEFAULT_TCB[chip.product] if tcb is None else tcb,
+            versions[report_version] if version is None else version,
+            choices,
+        )
+        self._lock = threading.Lock()
+        self._guests: set[GuestContext] = set()
+        self._platform = PspSnapshot(
+            chip=chip,
+            state=replace(state, initialized=initialized),
+            report_version=report_version,
+            cpuid=_CPUID[chip.product],
+            platform_info=platform_info,
+            mit_vector=DEFAULT_MIT_VECTOR,
+            mit_supported=DEFAULT_MIT_VECTOR,
+        )
+
+    # What the platform is.
+
+    @property
+    def product(self) -> Product:
+        """The chip's product line."""
+        return self._platform.chip.product
+
+    @property
+    def chip(self) -> Chip:
+        """The chip this firmware runs on."""
+        return self._platform.chip
+
+    @property
+    def processor(self) -> CpuId:
+        """Family, model and stepping, as the CPUID instruction has them."""
+        return self._platform.cpuid
+
+    @property
+    def state(self) -> PlatformState:
+        """The platform's variables at this moment."""
+        return self._platform.state
+
+    def vcek_public_key(self, tcb: TcbVersion) -> ec.EllipticCurvePublicKey:
+        """The VCEK this chip has at ``tcb``, whatever is reported now: what AMD certifies."""
+        return self.chip.vcek_key(tcb).public_key()
+
+    def signing_public_key(
+        self, key_sel: KeySelect = KeySelect.DEFAULT
+    ) -> ec.EllipticCurvePublicKey | None:
+        """The key a report asked for with ``key_sel`` is signed with now.
+
+        None while MASK_CHIP_KEY leaves such reports unsigned. Raises
+        :class:`FirmwareError` (INVALID_KEY) for the VLEK when none is loaded.
+        """
+        with self._lock:
+            key = signer(self._platform, key_sel)
+            if key is None:
+                raise FirmwareError(Status.INVALID_KEY, "no VLEK is loaded")
+            return None if key[1] is None else key[1].public_key()
+
+    def save_state(self) -> dict[str, Any]:
+        """The platform, secret included, as values JSON can hold. Guests are not in it."""
+        with self._lock:
+            return write_platform(self._platform)
+
+    @classmethod
+    def from_state(cls, saved: dict[str, Any]) -> Firmware:
+        """The platform :meth:`save_state` described, without guests.
+
+        Raises :class:`snpcerts.errors.InputError` when ``saved`` is not such a description.
+        """
+        platform = read_platform(saved)
+        firmware = cls(platform.chip)
+        firmware._platform = platform
+        return firmware
+
+    # Host commands.
+
+    def snp_platform_status(self) -> SnpPlatformStatus:
+        """SNP_PLATFORM_STATUS; works in any state."""
+        with self._lock:
+            state = self.state
+            flags = (
+                state.mask_chip_id * STATUS_MASK_CHIP_ID
+                | state.mask_chip_key * STATUS_MASK_CHIP_KEY
+                | (state.vlek is not None) * STATUS_VLEK_EN
+                | (state.version >= VLEK_SINCE) * STATUS_FEATURE_INFO
+            )
+            rmp = STATUS_RMP_INITIALIZED if state.initialized else 0
+            if self._platform.platform_info & _ALIAS_CHECKED:
+                rmp |= STATUS_ALIAS_CHECK_COMPLETE
+            return SnpPlatformStatus(
+                api_major=state.version.major,
+                api_minor=state.version.minor,
+                state=int(state.initialized),
+                rmp=rmp,
+                build_id=state.version.build,
+                flags=flags,
+                guest_count=len(self._guests),
+                current_tcb=state.current.pack(),
+                reported_tcb=state.reported.pack(),
+            )
+
+    def platform_status(self) -> PlatformStatus:
+        """PLATFORM_STATUS, the SEV one. SNP guests are not counted in it."""
+        with self._lock:
+            version = self.state.version
+            return PlatformStatus(
+                api_major=version.major,
+                api_minor=version.minor,
+                state=_SEV_INIT_STATE if self.state.initialized else 0,
+                flags=_SEV_ES_CONFIGURED,
+                build=version.build,
+            )
+
+    def get_id(self) -> bytes:
+        """GET_ID: the chip ID's significant bytes, 64 or on Turin 8, MASK_CHIP_ID or not."""
+        return self.chip.hwid
+
+    def snp_init(self) -> None:
+        """SNP_INIT."""
+        with self._lock:
+            self._become(self.state.init())
+
+    def snp_shutdown(self) -> None:
+        """SNP_SHUTDOWN; DFFLUSH_REQUIRED while there are guests, nothing to do before SNP_INIT."""
+        with self._lock:
+            self._shutdown()
+
+    def reload(self) -> None:
+        """SNP_SHUTDOWN and SNP_INIT: what unloading and loading kvm_amd does on Linux 7.
+
+        DFFLUSH_REQUIRED while there are guests.
+        """
+        with self._lock:
+            self._shutdown()
+            self._become(self.state.init())
+
+    def snp_verify_mitigation(self, vector: int = 0) -> Mitigations:
+        """SNP_VERIFY_MITIGATION.
+
+        ``vector`` 0 asks for the status; one bit asks to verify that one.
+        INVALID_COMMAND on firmware older than reports of version 5;
+        INVALID_PARAM for several bits, or one that is not supported.
+        """
+        with self._lock:
+            platform = self._platform
+            if platform.report_version < _MITIGATIONS_SINCE:
+                raise FirmwareError(Status.INVALID_COMMAND, "this firmware knows no mitigations")
+            if vector & (vector - 1) or vector & ~platform.mit_supported:
+                raise FirmwareError(Status.INVALID_PARAM, f"mitigation {vector:#x} is not one")
+            self._platform = replace(platform, mit_vector=platform.mit_vector | vector)
+            return Mitigations(platform.mit_supported, self._platform.mit_vector)
+
+    @property
+    def knows_mitigations(self) -> bool:
+        """Whether there is an SNP_VERIFY_MITIGATION, as Linux finds it out."""
+        if not self.snp_platform_status().flags & STATUS_FEATURE_INFO:
+            return False
+        return bool(self.snp_feature_info(0)[2] & FEATURE_VERIFY_MITIGATION)
+
+    def snp_feature_info(self, ecx: int) -> tuple[int, int, int, int]:
+        """SNP_FEATURE_INFO, in any state: EAX to EDX of subfunction ``ecx``.
+
+        INVALID_PARAM for a subfunction above 1; INVALID_COMMAND on firmware
+        whose SNP_PLATFORM_STATUS does not tell of the command.
+        """
+        with self._lock:
+            if self.state.version < VLEK_SINCE:
+                raise FirmwareError(Status.INVALID_COMMAND, "this firmware has no FEATURE_INFO")
+            if ecx == 0:
+                known = FEATURE_VLEK | FEATURE_X86_SNP_SHUTDOWN
+                if self._platform.report_version >= _MITIGATIONS_SINCE:
+                    known |= FEATURE_VERIFY_MITIGATION
+                return 1, 1, known, 0
+            if ecx == 1:
+                return _GUEST_MESSAGES, 0, 0, 0
+            raise FirmwareError(Status.INVALID_PARAM, f"FEATURE_INFO has no subfunction {ecx}")
+
+    def snp_commit(self) -> None:
+        """SNP_COMMIT: Committed and Reported := Current."""
+        with self._lock:
+            self._become(self.state.commit())
+
+    def snp_set_config(self, config: SnpConfig) -> None:
+        """SNP_SET_CONFIG: Reported and both mask bits; all zero resets to Committed."""
+        with self._lock:
+            self._become(self.state.configure(config))
+
+    def snp_vlek_load(self, blob: bytes) -> None:
+        """SNP_VLEK_LOAD of a wrapped hashstick of 432 bytes."""
+        with self._lock:
+            self._become(self.state.load_vlek(self.chip, blob))
+
+    def update(
+        self,
+        current: TcbVersion,
+        version: ApiVersion | None = None,
+        *,
+        mit_supported: int | None = None,
+    ) -> None:
+        """A live firmware update: Current and the version move, what is reported does not.
+
+        ``mit_supported``: the mitigations the new firmware can verify, if others.
+        INVALID_CONFIG below the committed TCB or the committed version.
+        """
+        with self._lock:
+            self._become(self.state.update(current, version or self.state.version))
+            if mit_supported is not None:
+                self._platform = replace(self._platform, mit_supported=mit_supported)
+
+    # Launch.
+
+    def launch_start(
+        self, policy: int, *, gosvw: bytes = bytes(16), desired_tsc_khz: int = 0
+    ) -> GuestContext:
+        """SNP_GCTX_CREATE and SNP_LAUNCH_START.
+
+        POLICY_FAILURE when this platform cannot give what ``policy`` asks for,
+        reserved bits included; INVALID_PLATFORM_STATE before SNP_INIT.
+        """
+        with self._lock:
+            if not self.state.initialized:
+                raise FirmwareError(Status.INVALID_PLATFORM_STATE, "SNP is not initialised")
+            self._check_policy(policy)
+            context = GuestContext(
+                policy,
+                launch_tcb=self.state.committed,
+                launch_mit_vector=self._platform.mit_vector,
+                gosvw=gosvw,
+                desired_tsc_khz=desired_tsc_khz,
+            )
+            self._guests.add(context)
+            return context
+
+    def launch_update(
+        self, context: GuestContext, gpa: int, page_type: int, data: bytes
+    ) -> bytes | None:
+        """SNP_LAUNCH_UPDATE of one page, or of several in a row.
+
+        ``data`` is a whole number of 4096-byte pages (what a ZERO or UNMEASURED
+        page holds is not looked at). For SECRETS, one page only, the result is
+        the page to put at ``gpa``; for every other type None. A CPUID page with
+        values that this processor does not have raises :class:`CpuidPageError`,
+        which has the page as it should be.
+        """
+        with self._lock:
+            if page_type not in PAGE_TYPES:
+                raise FirmwareError(Status.INVALID_PARAM, f"{page_type} is no page type")
+            alone = page_type in PAGES_ALONE
+            if not data or len(data) % PAGE_SIZE or (alone and len(data) != PAGE_SIZE):
+                raise FirmwareError(Status.INVALID_PAGE_SIZE, f"{len(data)} bytes are no pages")
+            self._check_state(context, GuestState.LAUNCHING)
+            if gpa % PAGE_SIZE or not 0 <= gpa <= 2**64 - len(data):
+                raise FirmwareError(Status.INVALID_ADDRESS, f"{gpa:#x} is no page address")
+            if page_type == PageType.CPUID:
+                _check_cpuid_page(data, self._platform.cpuid.signature)
+            for start in range(0, len(data), PAGE_SIZE):
+                context.measure(gpa + start, page_type, data[start : start + PAGE_SIZE])
+            if page_type == PageType.SECRETS:
+                return context.secrets_page(self._platform.cpuid.signature)
+            return None
+
+    def launch_finish(
+        self,
+        context: GuestContext,
+        host_data: bytes = bytes(32),
+        *,
+        id_block: tuple[bytes, bytes] | None = None,
+        author_key_en: bool = False,
+        vcek_disabled: bool = False,
+    ) -> None:
+        """SNP_LAUNCH_FINISH: the guest may run.
+
+        ``id_block`` is the ID block and its authentication page, judged by
+        :func:`~snpcerts.emulator.psp.id_block.check_id_block`. ``vcek_disabled``
+        forbids this guest the VCEK.
+        """
+        with self._lock:
+            self._check_state(context, GuestState.LAUNCHING)
+            if len(host_data) != len(context.host_data):
+                raise FirmwareError(Status.INVALID_PARAM, "HOST_DATA is 32 bytes")
+            if id_block is not None:
+                context.id_block = check_id_block(
+                    *id_block,
+                    author=author_key_en,
+                    measurement=context.measurement,
+                    policy=context.policy,
+                )
+                context.id_block_en = True
+            context.author_key_en = author_key_en
+            context.host_data = host_data
+            context.vcek_disabled = vcek_disabled
+            context.state = GuestState.RUNNING
+
+    def decommission(self, context: GuestContext) -> None:
+        """SNP_DECOMMISSION: the guest is no more."""
+        with self._lock:
+            self._check_known(context)
+            self._guests.discard(context)
+            context.state = GuestState.GONE
+
+    # Requests of guests.
+
+    def guest_request(self, context: GuestContext, page: bytes) -> bytes:
+        """SNP_GUEST_REQUEST: a request page of 4096 bytes in, the response page out.
+
+        The VMPCK's sequence number moves on by two, and only when this returns.
+        Bad parameters inside a sound message are answered inside the response.
+        """
+        with self._lock:
+            self._check_state(context, GuestState.RUNNING)
+            vmpck = _check_header(page)
+            try:
+                header, payload = open_sealed(context.vmpcks[vmpck], page)
+            except SealError as error:
+                raise FirmwareError(self.state.choices.bad_message_tag, error.message) from None
+            expected = context.counters[vmpck] + 1
+            if header.msg_seqno != expected or expected >= _LAST_SEQNO:
+                raise FirmwareError(
+                    Status.AEAD_OFLOW, f"message {header.msg_seqno}, expected {expected}"
+                )
+            kind = KINDS.get(header.msg_type)
+            if kind is None or not 1 <= header.msg_version <= MESSAGE_VERSION_MAX:
+                raise FirmwareError(
+                    Status.INVALID_PARAM,
+                    f"no answer to type {header.msg_type} version {header.msg_version}",
+                )
+            answer = kind.answer(self._platform, context, vmpck, kind.payload(payload))
+            response = header_for(
+                header.msg_type + 1, expected + 1, vmpck, msg_version=MESSAGE_VERSION_MAX
+            )
+            sealed = seal(context.vmpcks[vmpck], response, answer)
+            context.counters[vmpck] = expected + 1
+            return sealed
+
+    # Behind the commands; the lock is held.
+
+    def _become(self, state: PlatformState) -> None:
+        self._platform = replace(self._platform, state=state)
+
+    def _shutdown(self) -> None:
+        if self._guests:
+            raise FirmwareError(Status.DFFLUSH_REQUIRED, "guests are still there")
+        if self.state.initialized:
+            self._become(self.state.shutdown())
+
+    def _check_known(self, context: GuestContext) -> None:
+        if context not in self._guests:
+            raise FirmwareError(Status.INVALID_GUEST, "no guest of this platform")
+
+    def _check_state(self, context: GuestContext, expected: GuestState) -> None:
+        self._check_known(context)
+        if context.state is not expected:
+            raise FirmwareError(
+                Status.INVALID_GUEST_STATE,
+                f"the guest is {context.state.value}, not {expected.value}",
+            )
+
+    def _known_policy(self) -> int:
+        """The bits of a policy that firmware of this age knows: each report version added some."""
+        return POLICY_KNOWN if self._platform.report_version >= _POLICY_GREW else _POLICY_FIRST
+
+    def _check_policy(self, policy: int) -> None:
+        version, info = self.state.version, self._platform.platform_info
+        reasons = (
+            not policy & POLICY_RESERVED_ONE,
+            policy & ~self._known_policy(),
+            (policy >> 8 & 0xFF, policy & 0xFF) > (version.major, version.minor),
+            info & _SMT and not policy & _POLICY_SMT,
+            policy & _POLICY_RAPL_DIS and not info & _RAPL_DIS,
+            policy & _POLICY_CIPHERTEXT_HIDING and not info & _CIPHERTEXT_HIDING,
+        )
+        if any(reasons):
+            raise FirmwareError(
+                Status.POLICY_FAILURE, f"this platform cannot satisfy policy {policy:#x}"
+            )
+
+
+class CpuidPageError(FirmwareError):
+    """A CPUID page has values that this processor has not; ``page`` has those it should have."""
+
+    def __init__(self, page: bytes) -> None:
+        super().__init__(Status.INVALID_PARAM, "the CPUID page has values that are not this CPU's")
+        self.page = page
+
+
+def _check_cpuid_page(page: bytes, signature: int) -> None:
+    count, reserved, more = struct.unpack_from("<IIQ", page)
+    if reserved or more or count > CPUID_COUNT_MAX:
+        raise FirmwareError(Status.INVALID_PARAM, "the CPUID page is malformed")
+    right, _, sound = judge(page[LIST_HEADER:], count, signature)
+    if not sound:
+        raise CpuidPageError(page[:LIST_HEADER] + right + page[LIST_HEADER + len(right) :])
+
+
+def _check_header(page: bytes) -> int:
+    """The number of the VMPCK to open ``page`` with; FirmwareError for a malformed header."""
+    if len(page) != MESSAGE_SIZE:
+        raise FirmwareError(Status.INVALID_PARAM, f"a message page is {MESSAGE_SIZE} bytes")
+    header = MessageHeader.unpack(page)
+    # Reserved fields are not judged, nor the upper half of the tag's field.
+    sound = (
+        header.algo == ALGO_AES_256_GCM
+        and header.hdr_version == HEADER_VERSION
+        and header.hdr_sz == HEADER_SIZE
+        and 0 < header.msg_sz <= MAX_PAYLOAD
+        and header.msg_sz % _PAYLOAD_UNIT == 0
+        and header.msg_vmpck < VMPCK_COUNT
+    )
+    if not sound:
+        raise FirmwareError(Status.INVALID_PARAM, "the message header is malformed")
+    return header.msg_vmpck

@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The ID block and its authentication: who a guest says it is, and who signed that.
+
+Source: SNP ABI (56860), ID_BLOCK and ID_AUTHENTICATION; AMD-ASPFW
+``sev_mcmd.c``, ``snp_mcmd_launch_finish``, for the order of the checks. The
+version of an ID block is not looked at.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+from dataclasses import dataclass
+from typing import Final
+
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
+from cryptography.hazmat.primitives.hashes import SHA384
+
+from snpcerts.abi.psp import Status
+from snpcerts.emulator.psp.error import FirmwareError
+
+ID_BLOCK_SIZE: Final = 96
+ID_AUTH_SIZE: Final = 4096
+KEY_SIZE: Final = 0x404
+ALGO_ECDSA_P384_SHA384: Final = 1
+CURVE_P384: Final = 2
+
+_BLOCK: Final = struct.Struct("<48s16s16sIIQ")
+_BLOCK_SIGNATURE, _ID_KEY, _ID_KEY_SIGNATURE, _AUTHOR_KEY = 0x40, 0x240, 0x680, 0x880
+_PART: Final = 72  # bytes of a number, little-endian
+_DIGEST: Final = 48
+
+
+@dataclass(frozen=True, slots=True)
+class IdBlock:
+    """What reports say of an ID block and its keys; all zero for a guest that has none.
+
+    The two key digests are SHA-384 over the keys in AMD's format, zero where
+    there was no such key.
+    """
+
+    family_id: bytes = bytes(16)
+    image_id: bytes = bytes(16)
+    guest_svn: int = 0
+    id_key_digest: bytes = bytes(_DIGEST)
+    author_key_digest: bytes = bytes(_DIGEST)
+
+
+def check_id_block(
+    block: bytes, auth: bytes, *, author: bool, measurement: bytes, policy: int
+) -> IdBlock:
+    """The ID block of ``block`` (96 bytes), authenticated by ``auth`` (4096 bytes).
+
+    ``author`` tells whether an author key is to vouch for the ID key. Raises
+    :class:`FirmwareError`: BAD_MEASUREMENT or POLICY_FAILURE where the block
+    expects another launch, INVALID_PARAM for an unknown algorithm,
+    BAD_SIGNATURE for a key that is none or did not sign.
+    """
+    if len(block) != ID_BLOCK_SIZE or len(auth) != ID_AUTH_SIZE:
+        raise FirmwareError(Status.INVALID_PARAM, "an ID block is 96 bytes, its page 4096")
+    digest, family_id, image_id, _version, guest_svn, expected_policy = _BLOCK.unpack(block)
+    if digest != measurement:
+        raise FirmwareError(Status.BAD_MEASUREMENT, "the ID block expects another launch")
+    if expected_policy != policy:
+        raise FirmwareError(Status.POLICY_FAILURE, "the ID block expects another policy")
+    algorithms = struct.unpack_from("<II", auth)[: 2 if author else 1]
+    if any(algorithm != ALGO_ECDSA_P384_SHA384 for algorithm in algorithms):
+        raise FirmwareError(Status.INVALID_PARAM, "a key is of an unknown algorithm")
+    id_key = auth[_ID_KEY : _ID_KEY + KEY_SIZE]
+    _verify("ID key", id_key, auth[_BLOCK_SIGNATURE:], block)
+    author_key = b""
+    if author:
+        author_key = auth[_AUTHOR_KEY : _AUTHOR_KEY + KEY_SIZE]
+        _verify("author key", author_key, auth[_ID_KEY_SIGNATURE:], id_key)
+    return IdBlock(
+        family_id=family_id,
+        image_id=image_id,
+        guest_svn=guest_svn,
+        id_key_digest=hashlib.sha384(id_key).digest(),
+        author_key_digest=hashlib.sha384(author_key).digest() if author else bytes(_DIGEST),
+    )
+
+
+def _verify(name: str, key: bytes, signature: bytes, signed: bytes) -> None:
+    (curve,) = struct.unpack_from("<I", key)
+    try:
+        if curve != CURVE_P384:
+            raise ValueError(f"curve {curve}")
+        numbers = ec.EllipticCurvePublicNumbers(
+            _number(key, 4), _number(key, 4 + _PART), ec.SECP384R1()
+        )
+        encoded = encode_dss_signature(_number(signature, 0), _number(signature, _PART))
+        numbers.public_key().verify(encoded, signed, ec.ECDSA(SHA384()))
+    except (ValueError, InvalidSignature):
+        raise FirmwareError(
+            Status.BAD_SIGNATURE, f"the {name} is no P-384 key, or did not sign"
+        ) from None
+
+
+def _number(data: bytes, at: int) -> int:
+    return int.from_bytes(data[at : at + _PART], "little")

@@ -1,0 +1,239 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The firmware's variables, and what each SNP command makes of them.
+
+Pure: a command takes a state and gives the next one or raises
+:class:`FirmwareError`. Sources: the effects of SNP_COMMIT, SNP_SET_CONFIG and
+SNP_VLEK_LOAD as SNP ABI (56860) has them, restated by virtee/sev and the
+kernel's ``sev-guest.rst``, and as AMD's published firmware does them; where the
+two differ, :mod:`snpcerts.emulator.psp.choices` says which is followed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Final, Self
+
+from snpcerts.abi.product import Product
+from snpcerts.abi.psp import (
+    CONFIG_MASK_CHIP_ID,
+    CONFIG_MASK_CHIP_KEY,
+    SnpConfig,
+    Status,
+    WrappedVlekHashstick,
+)
+from snpcerts.abi.tcb import TCB_SIZE, TcbVersion
+from snpcerts.emulator.psp.chip import Chip, LoadedVlek
+from snpcerts.emulator.psp.choices import FirmwareChoices, choices_of
+from snpcerts.emulator.psp.error import FirmwareError
+from snpcerts.errors import FormatError, UsageError
+
+CONFIG_KNOWN_FLAGS: Final = CONFIG_MASK_CHIP_ID | CONFIG_MASK_CHIP_KEY
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class ApiVersion:
+    """A firmware version, in the order in which versions follow each other. Each 0 to 255."""
+
+    major: int
+    minor: int
+    build: int
+
+    def __post_init__(self) -> None:
+        if not all(0 <= part <= 255 for part in (self.major, self.minor, self.build)):
+            raise UsageError(f"firmware version {self} has a part that is not 0 to 255")
+
+    def __str__(self) -> str:
+        return f"{self.major}.{self.minor}.{self.build}"
+
+
+VLEK_SINCE: Final = ApiVersion(1, 54, 0)
+
+# Report versions each product's firmware may speak, and the firmware of genuine
+# reports of that version.
+REPORT_VERSIONS: Final = {
+    Product.MILAN: {3: ApiVersion(1, 55, 29), 2: ApiVersion(1, 49, 3)},
+    Product.GENOA: {3: ApiVersion(1, 55, 40), 2: ApiVersion(1, 49, 3)},
+    Product.TURIN: {5: ApiVersion(1, 55, 65)},
+}
+
+# sev_plat.h and sev_rmp.h of the published firmware: SEV_API_MAJOR, SNP_GMSG_MAX_REPORT_VERSION.
+PUBLISHED_VERSION: Final = ApiVersion(1, 55, 25)
+PUBLISHED_REPORT_VERSION: Final = 2
+
+DEFAULT_TCB: Final = {
+    Product.MILAN: TcbVersion(bootloader=4, tee=0, snp=24, microcode=219),
+    Product.GENOA: TcbVersion(bootloader=10, tee=0, snp=23, microcode=84),
+    Product.TURIN: TcbVersion(fmc=1, bootloader=1, tee=1, snp=4, microcode=81),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class PlatformState:
+    """What SNP_PLATFORM_STATUS and reports tell of a platform, and the loaded VLEK.
+
+    ``config_tcb`` is what SNP_CONFIG set since the last commit, None if nothing.
+    ``vcek_tcb`` is what the VCEK was last derived for: the reported TCB, or on
+    some firmware after SNP_INIT the running one. No interface shows it.
+    ``initialisations`` counts SNP_INIT, for what a kernel shows of having done it.
+
+    Committed <= Current holds component by component, always. Reported <=
+    Committed does too, or as one number where the firmware compares so:
+    :class:`UsageError` otherwise.
+    """
+
+    product: Product
+    current: TcbVersion
+    committed: TcbVersion
+    config_tcb: TcbVersion | None
+    vcek_tcb: TcbVersion
+    version: ApiVersion
+    committed_version: ApiVersion
+    choices: FirmwareChoices
+    mask_chip_id: bool = False
+    mask_chip_key: bool = False
+    vlek: LoadedVlek | None = None
+    initialized: bool = True
+    initialisations: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("current", "committed", "reported", "vcek_tcb"):
+            tcb: TcbVersion = getattr(self, name)
+            if tcb.layout is not self.product.tcb_layout:
+                raise UsageError(f"the {name} TCB has not the layout of {self.product.value}")
+        if not self.current.covers(self.committed):
+            raise UsageError("the committed TCB is above the current one")
+        if not self._at_most_committed(self.reported):
+            raise UsageError("the reported TCB is above the committed one")
+        if self.version < self.committed_version:
+            raise UsageError("the committed version is above the current one")
+
+    @classmethod
+    def at(
+        cls,
+        product: Product,
+        tcb: TcbVersion,
+        version: ApiVersion,
+        choices: FirmwareChoices | None = None,
+    ) -> Self:
+        """A platform whose firmware is committed: all TCBs are ``tcb``."""
+        played = choices_of(None) if choices is None else choices
+        return cls(product, tcb, tcb, None, tcb, version, version, played)
+
+    @property
+    def reported(self) -> TcbVersion:
+        """REPORTED_TCB: what was configured, else what is committed."""
+        return self.committed if self.config_tcb is None else self.config_tcb
+
+    def init(self) -> Self:
+        """SNP_INIT: the VCEK is derived; nothing else is looked at or set."""
+        if self.initialized:
+            raise FirmwareError(Status.INVALID_PLATFORM_STATE, "SNP is initialised already")
+        running = self.choices.init_derives_running_vcek
+        return replace(
+            self,
+            initialized=True,
+            vcek_tcb=self.current if running else self.reported,
+            initialisations=self.initialisations + 1,
+        )
+
+    def shutdown(self) -> Self:
+        """SNP_SHUTDOWN as Linux asks for it: the VLEK is forgotten, a configured TCB is not.
+
+        Linux sets IOMMU_SNP_SHUTDOWN, and the published firmware then makes its
+        variables anew at the next command.
+        """
+        after = replace(self, initialized=False, vlek=None)
+        if self.choices.reload_commits:
+            after = replace(after, committed=self.current, committed_version=self.version)
+        if self.choices.reload_clears_masks:
+            after = replace(after, mask_chip_id=False, mask_chip_key=False)
+        return after
+
+    def commit(self) -> Self:
+        """SNP_COMMIT: Committed and Reported become Current. In any state; cannot be undone."""
+        return replace(
+            self,
+            committed=self.current,
+            committed_version=self.version,
+            config_tcb=None,
+            vcek_tcb=self.current,
+            vlek=self._vlek_under(self.current, drops=self.choices.commit_drops_vlek),
+        )
+
+    def configure(self, config: SnpConfig) -> Self:
+        """SNP_SET_CONFIG, in any state. An all-zero TCB sets Reported to Committed."""
+        if config.flags & ~CONFIG_KNOWN_FLAGS or any(config.rsvd):
+            raise FirmwareError(Status.INVALID_PARAM, "SNP_SET_CONFIG has reserved bits set")
+        reported = self.committed
+        if config.reported_tcb != bytes(TCB_SIZE):
+            reported = self._tcb(config.reported_tcb)
+        if not self._at_most_committed(reported):
+            raise FirmwareError(
+                Status.INVALID_PARAM, f"reported TCB {reported} is above committed {self.committed}"
+            )
+        return replace(
+            self,
+            config_tcb=reported,
+            vcek_tcb=reported,
+            mask_chip_id=bool(config.flags & CONFIG_MASK_CHIP_ID),
+            mask_chip_key=bool(config.flags & CONFIG_MASK_CHIP_KEY),
+            vlek=self._vlek_under(reported, drops=self.choices.config_drops_vlek),
+        )
+
+    def load_vlek(self, chip: Chip, blob: bytes) -> Self:
+        """SNP_VLEK_LOAD: the hashstick must be this chip's and for exactly ReportedTcb.
+
+        That is judged before the tag; reserved bytes outside the tag and the
+        platform's state are not judged.
+        """
+        if self.version < VLEK_SINCE:
+            # UNSUPPORTED (0x15) is the other candidate; no public source says which.
+            raise FirmwareError(
+                Status.INVALID_COMMAND, f"{self.version} is below {VLEK_SINCE}: no VLEK"
+            )
+        if len(blob) != WrappedVlekHashstick.SIZE:
+            raise FirmwareError(
+                Status.INVALID_LEN,
+                f"a hashstick is {WrappedVlekHashstick.SIZE} bytes, found {len(blob)}",
+            )
+        asked = WrappedVlekHashstick.unpack(blob).tcb_version
+        if asked != self.reported.pack():
+            raise FirmwareError(
+                Status.BAD_SVN,
+                f"the hashstick is for TCB {asked.hex()}, reported is {self.reported.pack().hex()}",
+            )
+        # The key it is wrapped with hangs on the VCEK in use: not always the reported TCB's.
+        hashstick = chip.unwrap_vlek(blob, self.vcek_tcb)
+        vlek = LoadedVlek(self.reported, hashstick)
+        return replace(self, vlek=vlek)
+
+    def update(self, current: TcbVersion, version: ApiVersion) -> Self:
+        """A live firmware update: Current and its version move, nothing else does.
+
+        Below Committed it is refused, in either part.
+        """
+        if current.layout is not self.product.tcb_layout:
+            raise FirmwareError(Status.INVALID_PARAM, "the firmware is another product's")
+        if not current.covers(self.committed) or version < self.committed_version:
+            raise FirmwareError(
+                Status.INVALID_CONFIG,
+                f"{current} of {version} is below committed {self.committed} of "
+                f"{self.committed_version}",
+            )
+        return replace(self, current=current, version=version)
+
+    def _vlek_under(self, reported: TcbVersion, *, drops: bool) -> LoadedVlek | None:
+        """The loaded VLEK once ``reported`` is; its own TCB stays what it was loaded for."""
+        return None if drops and reported != self.reported else self.vlek
+
+    def _at_most_committed(self, tcb: TcbVersion) -> bool:
+        if self.choices.config_compares_components:
+            return self.committed.covers(tcb)
+        # One number: the components in their order, the first counting most.
+        return tuple(tcb.components().values()) <= tuple(self.committed.components().values())
+
+    def _tcb(self, data: bytes) -> TcbVersion:
+        try:
+            return TcbVersion.unpack(data, self.product.tcb_layout)
+        except FormatError as error:
+            raise FirmwareError(Status.INVALID_PARAM, str(error)) from None

@@ -1,0 +1,160 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A platform as values JSON can hold, and back.
+
+The chip's secret is in it, in hexadecimal. Guests are not: they do not outlive
+the process that emulates them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Final, TypeVar
+
+from snpcerts.abi.product import Product
+from snpcerts.abi.tcb import TcbVersion
+from snpcerts.emulator.psp.chip import HASHSTICK_SIZE, Chip, LoadedVlek
+from snpcerts.emulator.psp.choices import DOCUMENTED, choices_of
+from snpcerts.emulator.psp.guest_messages import CpuId, PspSnapshot
+from snpcerts.emulator.psp.platform_state import REPORT_VERSIONS, ApiVersion, PlatformState
+from snpcerts.errors import InputError, SnpCertsError
+
+_T = TypeVar("_T")
+
+FORMAT: Final = "snpcerts emulated platform 2"
+_FIRST_FORMAT: Final = "snpcerts emulated platform 1"
+
+
+def write_platform(platform: PspSnapshot) -> dict[str, Any]:
+    """``platform`` as a dictionary of strings, numbers, lists and booleans."""
+    state, cpuid = platform.state, platform.cpuid
+    vlek = state.vlek
+    return {
+        "format": FORMAT,
+        "product": state.product.value,
+        "chip_secret": platform.chip.secret.hex(),
+        "report_version": platform.report_version,
+        "cpuid": [cpuid.family, cpuid.model, cpuid.stepping],
+        "platform_info": platform.platform_info,
+        "mit_vector": platform.mit_vector,
+        "mit_supported": platform.mit_supported,
+        "firmware": state.choices.name,
+        "initialized": state.initialized,
+        "initialisations": state.initialisations,
+        "current_tcb": state.current.pack().hex(),
+        "committed_tcb": state.committed.pack().hex(),
+        "config_tcb": None if state.config_tcb is None else state.config_tcb.pack().hex(),
+        "vcek_tcb": state.vcek_tcb.pack().hex(),
+        "version": _numbers(state.version),
+        "committed_version": _numbers(state.committed_version),
+        "mask_chip_id": state.mask_chip_id,
+        "mask_chip_key": state.mask_chip_key,
+        "vlek": None if vlek is None else [vlek.tcb.pack().hex(), vlek.hashstick.hex()],
+    }
+
+
+def read_platform(saved: Mapping[str, Any]) -> PspSnapshot:
+    """The platform that :func:`write_platform` wrote; :class:`InputError` for anything else."""
+    try:
+        return _read(saved)
+    except (KeyError, TypeError, ValueError, OverflowError, SnpCertsError) as error:
+        raise InputError(
+            f"not a saved platform of the emulator: {type(error).__name__}, {error}",
+            hint="delete it to start with a new platform",
+        ) from error
+
+
+def _read(saved: Mapping[str, Any]) -> PspSnapshot:
+    if saved["format"] == _FIRST_FORMAT:
+        saved = _from_first_format(saved)
+    if saved["format"] != FORMAT:
+        raise ValueError(f"format is {saved['format']!r}, expected {FORMAT!r}")
+    product = Product(saved["product"])
+    report_version = _checked(saved["report_version"], int)
+    if report_version not in REPORT_VERSIONS[product]:
+        raise ValueError(f"{product.value} has no report version {report_version!r}")
+
+    def tcb_in(value: Any) -> TcbVersion:
+        return TcbVersion.unpack(bytes.fromhex(value), product.tcb_layout)
+
+    def tcb(name: str) -> TcbVersion:
+        return tcb_in(saved[name])
+
+    def flag(name: str) -> bool:
+        return _checked(saved[name], bool)
+
+    state = PlatformState(
+        product=product,
+        current=tcb("current_tcb"),
+        committed=tcb("committed_tcb"),
+        config_tcb=None if saved["config_tcb"] is None else tcb("config_tcb"),
+        vcek_tcb=tcb("vcek_tcb"),
+        version=_version(saved["version"]),
+        committed_version=_version(saved["committed_version"]),
+        mask_chip_id=flag("mask_chip_id"),
+        mask_chip_key=flag("mask_chip_key"),
+        choices=choices_of(_checked(saved["firmware"], str)),
+        vlek=_vlek(saved["vlek"], tcb_in),
+        initialized=flag("initialized"),
+        initialisations=_integers([saved["initialisations"]], 1, 8)[0],
+    )
+    family, model, stepping = _integers(saved["cpuid"], 3, 1)
+    (platform_info,) = _integers([saved["platform_info"]], 1, 8)
+    mit_vector, mit_supported = _integers([saved["mit_vector"], saved["mit_supported"]], 2, 8)
+    return PspSnapshot(
+        chip=Chip(product, bytes.fromhex(saved["chip_secret"])),
+        state=state,
+        report_version=report_version,
+        cpuid=CpuId(family, model, stepping),
+        platform_info=platform_info,
+        mit_vector=mit_vector,
+        mit_supported=mit_supported,
+    )
+
+
+def _numbers(version: ApiVersion) -> list[int]:
+    return [version.major, version.minor, version.build]
+
+
+def _version(value: Any) -> ApiVersion:
+    major, minor, build = _integers(value, 3, 1)
+    return ApiVersion(major, minor, build)
+
+
+def _vlek(value: Any, tcb_in: Callable[[Any], TcbVersion]) -> LoadedVlek | None:
+    if value is None:
+        return None
+    tcb, key = value
+    hashstick = bytes.fromhex(key)
+    if len(hashstick) != HASHSTICK_SIZE:
+        raise ValueError(f"a hashstick is {HASHSTICK_SIZE} bytes, found {len(hashstick)}")
+    return LoadedVlek(tcb_in(tcb), hashstick)
+
+
+def _from_first_format(saved: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What the first format left out, because it was always so: all keys of the reported TCB."""
+    reported, vlek = saved["reported_tcb"], saved["vlek"]
+    return {
+        **saved,
+        "format": FORMAT,
+        "firmware": DOCUMENTED,
+        "config_tcb": reported,
+        "vcek_tcb": reported,
+        "vlek": None if vlek is None else [reported, vlek],
+        "mit_supported": saved["mit_vector"],
+        "initialisations": 0,
+    }
+
+
+def _integers(value: Any, count: int, size: int) -> list[int]:
+    numbers = list(value)
+    if len(numbers) != count:
+        raise ValueError(f"expected {count} numbers, found {len(numbers)}")
+    for number in numbers:
+        _checked(number, int).to_bytes(size, "little")
+    return numbers
+
+
+def _checked(value: Any, kind: type[_T]) -> _T:
+    if type(value) is not kind:
+        raise TypeError(f"expected {kind.__name__}, found {value!r}")
+    return value

@@ -1,0 +1,216 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``/dev/sev``: the kernel driver's rules in front of the emulated firmware.
+
+Source: ``drivers/crypto/ccp/sev-dev.c`` of Linux 7.0 with the change of 2026
+that answers ENODEV to SNP_SET_CONFIG and SNP_VLEK_LOAD while SNP is not
+initialised. The order of checks is the driver's, since it decides which errno a
+call with two faults gets. The platform's own key commands (PDH and PEK,
+factory reset) are not emulated: past the driver's checks they end in EIO with
+INVALID_PLATFORM_STATE.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Final, TypeVar
+
+from snpcerts.abi.psp import (
+    SEV_ISSUE_CMD,
+    Command,
+    GetId2,
+    IssueCmd,
+    SnpConfig,
+    SnpVlekLoad,
+    Status,
+    WrappedVlekHashstick,
+)
+from snpcerts.emulator.psp.firmware import Firmware, FirmwareError
+from snpcerts.emulator.psp.platform_state import ApiVersion
+from snpcerts.emulator.syscall.device import Caller
+
+SEV_MAX: Final = len(Command)
+GET_ID_SIZE: Final = 128  # two sockets of 64 bytes
+GET_ID2_SINCE: Final = ApiVersion(0, 16, 0)
+MAX_ALLOCATION: Final = 4 << 20  # the most kzalloc gives
+ENOTSUPP: Final = 524  # the kernel's own, not in libc
+
+_T = TypeVar("_T")
+
+
+def _refusal(code: int) -> OSError:
+    return OSError(code, os.strerror(code))
+
+
+class SevDevice:
+    """An open ``/dev/sev``. Several may be open on one firmware."""
+
+    __slots__ = ("_firmware",)
+
+    def __init__(self, firmware: Firmware) -> None:
+        self._firmware = firmware
+
+    def ioctl(self, caller: Caller, request: int, argument: int) -> int:
+        """SEV_ISSUE_CMD; any other request is EINVAL.
+
+        The 16-byte structure is copied back after every known command, refused
+        or not. EIO with ``error`` set means the firmware said no; any other
+        errno means the driver did, and ``error`` is then the caller's own, or 0
+        where the firmware had already done its part.
+        """
+        if request != SEV_ISSUE_CMD:
+            raise _refusal(errno.EINVAL)
+        issued = IssueCmd.unpack(_read(caller, argument, IssueCmd.SIZE))
+        if issued.cmd >= SEV_MAX:
+            raise _refusal(errno.EINVAL)
+        call = _Call(self._firmware, caller, issued.data, issued.error)
+        try:
+            _COMMANDS[Command(issued.cmd)](call)
+        finally:
+            # A fault here takes the place of whatever the command came to.
+            _write(caller, argument, replace(issued, error=call.error).pack())
+        return 0
+
+    def close(self) -> None:
+        """Nothing is kept per descriptor."""
+
+
+def _read(caller: Caller, address: int, size: int) -> bytes:
+    try:
+        return caller.memory.read(address, size)
+    except OSError:
+        raise _refusal(errno.EFAULT) from None
+
+
+def _write(caller: Caller, address: int, data: bytes) -> None:
+    try:
+        caller.memory.write(address, data)
+    except OSError:
+        raise _refusal(errno.EFAULT) from None
+
+
+@dataclass(slots=True)
+class _Call:
+    """One command under way; ``error`` is what the caller will find in its structure."""
+
+    firmware: Firmware
+    caller: Caller
+    address: int  # of the command's own structure
+    error: int
+
+    def read(self, size: int) -> bytes:
+        return _read(self.caller, self.address, size)
+
+    def write(self, data: bytes) -> None:
+        _write(self.caller, self.address, data)
+
+    def ask(self, command: Callable[[], _T]) -> _T:
+        """Let the firmware do ``command``; its status goes to ``error``, a refusal is EIO."""
+        try:
+            result = command()
+        except FirmwareError as no:
+            self.error = int(no.status)
+            raise _refusal(errno.EIO) from no
+        self.error = int(Status.SUCCESS)
+        return result
+
+    def needs_data(self) -> None:
+        if not self.address:
+            raise _refusal(errno.EINVAL)
+
+    def needs_write_mode(self) -> None:
+        if not self.caller.writable:
+            raise _refusal(errno.EPERM)
+
+    def needs_snp(self) -> None:
+        if not self.firmware.state.initialized:
+            raise _refusal(errno.ENODEV)
+
+
+def _key_command(call: _Call) -> None:
+    call.needs_write_mode()
+    _not_emulated(call)
+
+
+def _pdh_cert_export(call: _Call) -> None:
+    if not call.firmware.state.initialized:
+        call.needs_write_mode()
+    _not_emulated(call)
+
+
+def _not_emulated(call: _Call) -> None:
+    call.error = int(Status.INVALID_PLATFORM_STATE)
+    raise _refusal(errno.EIO)
+
+
+def _platform_status(call: _Call) -> None:
+    call.write(call.ask(call.firmware.platform_status).pack())
+
+
+def _get_id(call: _Call) -> None:
+    call.write(call.ask(call.firmware.get_id).ljust(GET_ID_SIZE, b"\0"))
+
+
+def _get_id2(call: _Call) -> None:
+    if call.firmware.state.version < GET_ID2_SINCE:
+        raise _refusal(ENOTSUPP)
+    asked = GetId2.unpack(call.read(GetId2.SIZE))
+    room = asked.length if asked.address else 0
+    if room > MAX_ALLOCATION:
+        raise _refusal(errno.ENOMEM)
+    identity = call.ask(call.firmware.get_id)
+    if room < len(identity):
+        # The firmware's answer, but its copy-out comes first: a fault there is EFAULT.
+        call.error = int(Status.INVALID_LEN)
+    call.write(replace(asked, length=len(identity)).pack())
+    if call.error:
+        raise _refusal(errno.EIO)
+    _write(call.caller, asked.address, identity)
+
+
+def _snp_platform_status(call: _Call) -> None:
+    call.needs_data()
+    call.write(call.ask(call.firmware.snp_platform_status).pack())
+
+
+def _snp_commit(call: _Call) -> None:
+    call.ask(call.firmware.snp_commit)
+
+
+def _snp_set_config(call: _Call) -> None:
+    call.needs_data()
+    call.needs_write_mode()
+    call.needs_snp()
+    config = SnpConfig.unpack(call.read(SnpConfig.SIZE))
+    call.ask(partial(call.firmware.snp_set_config, config))
+
+
+def _snp_vlek_load(call: _Call) -> None:
+    call.needs_data()
+    call.needs_write_mode()
+    call.needs_snp()
+    load = SnpVlekLoad.unpack(call.read(SnpVlekLoad.SIZE))
+    if load.len != SnpVlekLoad.SIZE or load.vlek_wrapped_version or not load.vlek_wrapped_address:
+        raise _refusal(errno.EINVAL)
+    blob = _read(call.caller, load.vlek_wrapped_address, WrappedVlekHashstick.SIZE)
+    call.ask(partial(call.firmware.snp_vlek_load, blob))
+
+
+_COMMANDS: Final[dict[Command, Callable[[_Call], None]]] = {
+    Command.FACTORY_RESET: _key_command,
+    Command.PLATFORM_STATUS: _platform_status,
+    Command.PEK_GEN: _key_command,
+    Command.PEK_CSR: _key_command,
+    Command.PDH_GEN: _key_command,
+    Command.PDH_CERT_EXPORT: _pdh_cert_export,
+    Command.PEK_CERT_IMPORT: _key_command,
+    Command.GET_ID: _get_id,
+    Command.GET_ID2: _get_id2,
+    Command.SNP_PLATFORM_STATUS: _snp_platform_status,
+    Command.SNP_COMMIT: _snp_commit,
+    Command.SNP_SET_CONFIG: _snp_set_config,
+    Command.SNP_VLEK_LOAD: _snp_vlek_load,
+}

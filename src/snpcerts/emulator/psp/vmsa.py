@@ -1,0 +1,195 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A vCPU's registers as the page that the firmware measures and the processor starts from.
+
+Source: AMD64 Architecture Programmer's Manual volume 2, table B-4, for the
+page; Linux ``arch/x86/kvm/svm/sev.c`` (``sev_es_sync_vmsa``) and ``svm.c``
+(``init_vmcb``, ``svm_set_segment``, ``svm_set_cr0``, ``svm_set_cr4``,
+``svm_set_efer``) for what KVM puts where, and for what it holds before a VMM
+has set it.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Mapping
+from typing import Final
+
+from snpcerts.abi.ghcb import PAGE_SIZE
+
+INITIAL_VMSA_GPA: Final = 0xFFFF_FFFF_F000
+
+_SEGMENT: Final = struct.Struct("<HHIQ")  # selector, attributes, limit, base
+# ``struct kvm_segment``, ``struct kvm_dtable``.
+_KVM_SEGMENT: Final = struct.Struct("<QIH9Bx")
+_KVM_TABLE: Final = struct.Struct("<QH6x")
+
+# Where each is in the page, and in ``struct kvm_sregs`` (and kvm_sregs2).
+_SEGMENTS: Final = {
+    "cs": (0x10, 0),
+    "ds": (0x30, 24),
+    "es": (0x00, 48),
+    "fs": (0x40, 72),
+    "gs": (0x50, 96),
+    "ss": (0x20, 120),
+    "tr": (0x90, 144),
+    "ldt": (0x70, 168),
+}
+_TABLES: Final = {"gdt": (0x60, 192), "idt": (0x80, 208)}
+_CONTROL_AT = 224  # cr0, cr2, cr3, cr4, cr8, efer
+
+# Attributes at reset: present, writable data, but for the code segment and the system ones.
+_RESET_ATTRIBUTES: Final = {"cs": 0x9A, "tr": 0x83, "ldt": 0x82}
+_DATA_ATTRIBUTES: Final = 0x92
+_RESET_LIMIT: Final = 0xFFFF
+
+# General registers in the order of ``struct kvm_regs``.
+_GENERAL: Final = (
+    *(0x1F8, 0x318, 0x308, 0x310, 0x330, 0x338, 0x1D8, 0x328),  # rax rbx rcx rdx rsi rdi rsp rbp
+    *range(0x340, 0x380, 8),  # r8 to r15
+    0x178,  # rip
+    0x170,  # rflags
+)
+_REGS: Final = struct.Struct("<18Q")
+_RESET_REGS: Final = (0, 0, 0, 0x600, *[0] * 12, 0xFFF0, 0x2)
+
+_CPL, _EFER, _XSS, _CR4, _CR3, _CR0 = 0xCB, 0xD0, 0x140, 0x148, 0x150, 0x158
+_DR7, _DR6, _CR2, _G_PAT, _SEV_FEATURES, _XCR0 = 0x160, 0x168, 0x240, 0x268, 0x3B0, 0x3E8
+_X87_DP, _MXCSR, _X87_RIP, _X87, _XMM, _YMM = 0x400, 0x408, 0x418, 0x420, 0x470, 0x570
+
+# MSRs by their number: IA32_XSS, PAT, STAR and its like, KERNEL_GS_BASE, SYSENTER.
+_MSRS: Final = {
+    0xDA0: _XSS,
+    0x277: _G_PAT,
+    0xC000_0081: 0x200,
+    0xC000_0082: 0x208,
+    0xC000_0083: 0x210,
+    0xC000_0084: 0x218,
+    0xC000_0102: 0x220,
+    0x174: 0x228,
+    0x175: 0x230,
+    0x176: 0x238,
+}
+
+_EFER_SVME, _CR4_MCE, _CR0_CACHE_OFF = 1 << 12, 1 << 6, 0b11 << 29
+_RESET_CR0, _RESET_DR6, _RESET_DR7, _RESET_PAT = 0x6000_0010, 0xFFFF_0FF0, 0x400, 0x7_0406_0007_0406
+_RESET_MXCSR, _RESET_FCW = 0x1F80, 0x37F
+_SNP_ACTIVE: Final = 1 << 0
+_XSTATE_BV, _XSAVE_YMM = 512, 576
+
+
+def debugged(states: Mapping[str, bytes]) -> bool:
+    """Whether DR7 holds anything: KVM launches no such vCPU."""
+    return "debugregs" in states and bool(_u64(states["debugregs"], 40) & ~_RESET_DR7)
+
+
+def build(states: Mapping[str, bytes], msrs: Mapping[int, int], features: int) -> bytes:
+    """The page of 4096 bytes for one vCPU of an SNP guest.
+
+    ``states`` are KVM's structures by the names of
+    :mod:`snpcerts.emulator.kvm.processor_state`, those that were set;
+    ``features`` is what KVM_SEV_INIT2 asked for (``vmsa_features``).
+    """
+    page = bytearray(PAGE_SIZE)
+
+    def put(at: int, value: int) -> None:
+        page[at : at + 8] = value.to_bytes(8, "little")
+
+    regs = _REGS.unpack(states["regs"]) if "regs" in states else _RESET_REGS
+    for at, value in zip(_GENERAL, regs, strict=True):
+        put(at, value)
+    _put_system(page, states.get("sregs2", states.get("sregs")))
+    put(_DR6, _u64(states["debugregs"], 32) if "debugregs" in states else _RESET_DR6)
+    put(_DR7, _RESET_DR7)
+    put(_G_PAT, _RESET_PAT)
+    for number, at in _MSRS.items():
+        if number in msrs:
+            put(at, msrs[number])
+    put(_SEV_FEATURES, features | _SNP_ACTIVE)
+    put(_XCR0, _xcr0(states.get("xcrs")))
+    _put_floating_point(page, states)
+    return bytes(page)
+
+
+def _put_system(page: bytearray, sregs: bytes | None) -> None:
+    """Segments, descriptor tables, control registers, EFER."""
+    cr0, cr2, cr3, cr4, efer, cpl = _RESET_CR0, 0, 0, 0, 0, 0
+    for name, (at, source) in _SEGMENTS.items():
+        selector, base = (0xF000, 0xFFFF_0000) if name == "cs" else (0, 0)
+        attributes, limit = _RESET_ATTRIBUTES.get(name, _DATA_ATTRIBUTES), _RESET_LIMIT
+        if sregs is not None:
+            (base, limit, selector, kind, present, dpl, db, s, long, g, avl, unusable) = (
+                _KVM_SEGMENT.unpack_from(sregs, source)
+            )
+            attributes = (
+                (kind & 15)
+                | (s & 1) << 4
+                | (dpl & 3) << 5
+                | (bool(present & 1) and not unusable) << 7
+                | (avl & 1) << 8
+                | (long & 1) << 9
+                | (db & 1) << 10
+                | (g & 1) << 11
+            )
+            if name == "ss":
+                cpl = dpl & 3
+        _SEGMENT.pack_into(page, at, selector, attributes, limit, base)
+    for at, source in _TABLES.values():
+        base, limit = (0, _RESET_LIMIT) if sregs is None else _KVM_TABLE.unpack_from(sregs, source)
+        _SEGMENT.pack_into(page, at, 0, 0, limit, base)
+    if sregs is not None:
+        cr0, cr2, cr3, cr4, _, efer = struct.unpack_from("<6Q", sregs, _CONTROL_AT)
+    page[_CPL] = cpl
+    for at, value in (
+        (_EFER, efer | _EFER_SVME),
+        (_CR4, cr4 | _CR4_MCE),
+        (_CR3, cr3),
+        (_CR0, cr0 & ~_CR0_CACHE_OFF),
+        (_CR2, cr2),
+    ):
+        page[at : at + 8] = value.to_bytes(8, "little")
+
+
+def _put_floating_point(page: bytearray, states: Mapping[str, bytes]) -> None:
+    """x87, SSE and AVX. Each part not set is as after FNINIT."""
+    control, status, tags, opcode, rip, rdp = _RESET_FCW, 0, 0, 0, 0, 0
+    mxcsr, stack, xmm, ymm = _RESET_MXCSR, bytes(128), bytes(256), bytes(256)
+    if "xsave" in states:
+        area = states["xsave"]
+        present = _u64(area, _XSTATE_BV)
+        if present & 1:
+            control, status, tags, opcode, rip, rdp = struct.unpack_from("<HHHHQQ", area)
+            stack = area[32:160]
+        if present & 0b110:
+            (mxcsr,) = struct.unpack_from("<I", area, 24)
+        if present & 0b010:
+            xmm = area[160:416]
+        if present & 0b100:
+            ymm = area[_XSAVE_YMM : _XSAVE_YMM + 256]
+    elif "fpu" in states:
+        area = states["fpu"]
+        stack, xmm = area[:128], area[152:408]
+        control, status, tags, opcode, rip, rdp = struct.unpack_from("<HHBxHQQ", area, 128)
+        (mxcsr,) = struct.unpack_from("<I", area, 408)
+    struct.pack_into("<QIHHHH", page, _X87_DP, rdp, mxcsr, tags, status, control, opcode)
+    page[_X87_RIP : _X87_RIP + 8] = rip.to_bytes(8, "little")
+    for register in range(8):
+        value = stack[register * 16 : register * 16 + 10]
+        page[_X87 + register * 8 : _X87 + register * 8 + 8] = value[:8]
+        page[_X87 + 64 + register * 2 : _X87 + 66 + register * 2] = value[8:]
+    page[_XMM : _XMM + 256] = xmm
+    page[_YMM : _YMM + 256] = ymm
+
+
+def _xcr0(xcrs: bytes | None) -> int:
+    """XCR0 of ``struct kvm_xcrs``: a count and flags, then number, reserved word and value."""
+    if xcrs is not None:
+        (count,) = struct.unpack_from("<I", xcrs)
+        for place in range(min(count, 16)):
+            number, value = struct.unpack_from("<I4xQ", xcrs, 8 + place * 16)
+            if number == 0:
+                return int(value)
+    return 1
+
+
+def _u64(data: bytes, at: int) -> int:
+    return int.from_bytes(data[at : at + 8], "little")

@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What an emulated device is: an ioctl number and an argument in, a result or an errno out.
+
+The same devices serve callers in this process (:mod:`snpcerts.emulator.machine.in_process`)
+and unmodified programs behind the front door. Errors are ``OSError`` with the
+errno the kernel would give; nothing else may leave an ioctl.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+from snpcerts.emulator.syscall.memory import UserMemory
+
+
+@runtime_checkable
+class Device(Protocol):
+    """An open emulated device."""
+
+    def ioctl(self, caller: Caller, request: int, argument: int) -> Result:
+        """Serve one ioctl; raise ``OSError`` for what the kernel would refuse.
+
+        ``argument`` is the third word of the system call as it is: a number, or
+        an address in ``caller.memory``.
+        """
+
+    def close(self) -> None:
+        """The last descriptor of this open device is gone."""
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who makes the call.
+
+    ``find`` resolves a descriptor number in the caller's own table, at the
+    moment of the call, to the open emulated device behind it; None when the
+    number is closed or is something else. ``writable`` tells whether the
+    descriptor the ioctl was issued on was opened for writing. ``pid`` names the
+    process; ``interrupted`` tells whether a signal is waiting for the thread.
+    """
+
+    memory: UserMemory
+    find: Callable[[int], Device | None]
+    writable: bool = True
+    pid: int = 0
+    interrupted: Callable[[], bool] = lambda: False
+
+
+@dataclass(frozen=True, slots=True)
+class NewDescriptor:
+    """The call's result is a new descriptor for ``device``.
+
+    ``shared`` is the memfd to be mapped where the kernel would let the caller
+    map the new descriptor (a vCPU's kvm_run), or None.
+    """
+
+    device: Device
+    shared: int | None = None
+
+
+class Pending(Protocol):
+    """A call that has to wait.
+
+    ``poll`` is asked again whenever something may have changed, and at the
+    latest at ``deadline`` (``time.monotonic`` seconds; None means no time of
+    its own). It returns the result or raises ``OSError`` as an ioctl would, or
+    returns None while the call must go on waiting.
+    """
+
+    @property
+    def deadline(self) -> float | None:
+        """When to poll at the latest."""
+
+    @property
+    def interruptible(self) -> bool:
+        """Whether a signal breaks the call; one that kills always does."""
+
+    def poll(self) -> int | None:
+        """The result, if it is there by now."""
+
+    def cancel(self) -> None:
+        """The caller is gone or was interrupted: forget the call."""
+
+
+Result = int | NewDescriptor | Pending
