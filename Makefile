@@ -6,7 +6,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 WORKERS ?= auto
 
-.PHONY: help demo test test-clients test-crashes test-kernel test-qemu soak explore fuzz lint bench clean
+.PHONY: help demo docs test test-clients test-crashes test-kernel test-qemu soak explore fuzz lint bench clean
 
 help: ## Say what there is
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -45,6 +45,10 @@ lint: $(VENV)/.dev ## Style and types
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
+docs: $(VENV)/.docs ## Guides and API reference as one site, build/site/docs/site/index.html
+	$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going \
+		--conf-dir docs/site --builder html . build/site
+
 bench: $(VENV)/.dev ## Timings, side by side in one run
 	$(BIN)/python -m bench $(ARGS)
 
@@ -61,3 +65,7 @@ $(VENV)/.run: $(BIN)/python pyproject.toml hatch_build.py native/shim.c native/k
 $(VENV)/.dev: $(BIN)/python pyproject.toml hatch_build.py native/shim.c native/kvm_abi.h
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	@touch $@ $(VENV)/.run
+
+$(VENV)/.docs: $(VENV)/.dev
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[docs]'
+	@touch $@

@@ -96,43 +96,41 @@ class TcbFloor:
 class Policy:
     """Demands on a report. Raises :class:`UsageError` for one that no report can meet.
 
-    =====================  ======================================================
-    field                  demand
-    =====================  ======================================================
-    signing_key            VCEK or VLEK signed
-    chip_ids               64-byte chip IDs, any of them
-    csp_ids                providers a VLEK may be of, any of them
-    report_data            up to 64 bytes, zero-extended: REPORT_DATA exactly
-    user_data              the ``user-data`` in the runtime data of an HCL report
-    measurements           48-byte launch measurements, any of them
-    host_data              32 bytes
-    id_key_digests         48-byte digests of ID keys, any of them
-    author_key_digests     48-byte digests of author keys, any of them, and
-                           AUTHOR_KEY_EN must be set
-    family_id, image_id    16 bytes each
-    minimum_guest_svn      GUEST_SVN at least
-    vmpls                  VMPLs 0 to 3, any of them; 0xFFFFFFFF is the host's
-    guest_policy           bits of POLICY
-    minimum_policy_abi     (major, minor): the least ABI that POLICY demands
-    platform_info          bits of PLATFORM_INFO
-    launch_mitigations     bits that must be one in LAUNCH_MIT_VECTOR
-    current_mitigations    bits that must be one in CURRENT_MIT_VECTOR
-    minimum_firmware       (major, minor, build) of the firmware that runs
-    minimum_committed_     the same of the firmware that cannot be rolled back
-    firmware
-    refuse_provisional_    the firmware that runs must be committed
-    firmware
-    minimum_tcb            floor of REPORTED_TCB, per product
-    minimum_current_tcb    floor of CURRENT_TCB
-    minimum_committed_tcb  floor of COMMITTED_TCB
-    minimum_launch_tcb     floor of LAUNCH_TCB
-    allow_tcb_above_       take a report whose reported TCB is above the current one in
-    current                a component
-    allow_masked_chip_id   take a VCEK's report that hides its chip ID
-    revocation             what to do about revocation lists
-    maximum_crl_age        how long ago the key server may have given the list that
-                           satisfies the demand for one
-    =====================  ======================================================
+    ===========================  ================================================================
+    field                        demand
+    ===========================  ================================================================
+    signing_key                  VCEK or VLEK signed
+    chip_ids                     64-byte chip IDs, any of them
+    csp_ids                      providers a VLEK may be of, any of them
+    report_data                  up to 64 bytes, zero-extended: REPORT_DATA exactly
+    user_data                    the ``user-data`` in the runtime data of an HCL report
+    measurements                 48-byte launch measurements, any of them
+    host_data                    32 bytes
+    id_key_digests               48-byte digests of ID keys, any of them
+    author_key_digests           48-byte digests of author keys, any of them, and
+                                 AUTHOR_KEY_EN must be set
+    family_id, image_id          16 bytes each
+    minimum_guest_svn            GUEST_SVN at least
+    vmpls                        VMPLs 0 to 3, any of them; 0xFFFFFFFF is the host's
+    guest_policy                 bits of POLICY
+    minimum_policy_abi           (major, minor): the least ABI that POLICY demands
+    platform_info                bits of PLATFORM_INFO
+    launch_mitigations           bits that must be one in LAUNCH_MIT_VECTOR
+    current_mitigations          bits that must be one in CURRENT_MIT_VECTOR
+    minimum_firmware             (major, minor, build) of the firmware that runs
+    minimum_committed_firmware   the same of the firmware that cannot be rolled back
+    refuse_provisional_firmware  the firmware that runs must be committed
+    minimum_tcb                  floor of REPORTED_TCB, per product
+    minimum_current_tcb          floor of CURRENT_TCB
+    minimum_committed_tcb        floor of COMMITTED_TCB
+    minimum_launch_tcb           floor of LAUNCH_TCB
+    allow_tcb_above_current      take a report whose reported TCB is above the current one in
+                                 a component
+    allow_masked_chip_id         take a VCEK's report that hides its chip ID
+    revocation                   what to do about revocation lists
+    maximum_crl_age              how long ago the key server may have given the list that
+                                 satisfies the demand for one
+    ===========================  ================================================================
     """
 
     signing_key: SigningKey | None = None
