@@ -252,7 +252,7 @@ def test_sync_killed_anywhere(site: Site, firmware: Firmware, low: TcbVersion) -
 
     The certificates come from the key server, so a kill may hit the cache, too.
     """
-    filled(site, firmware)
+    filled(site, firmware, low)
     truths = Scene(site, firmware, site.words("sync"), low, wrong=True, online=True).sweep()
     ranks = [("wrong", "empty", "right").index(truth) for truth in truths]
     assert ranks == sorted(ranks), truths
