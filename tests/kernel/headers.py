@@ -71,7 +71,11 @@ typedef uint8_t u8; typedef uint16_t u16; typedef uint32_t u32; typedef uint64_t
 """
 # Structures, enums and macros cut out of the kernel's own headers.
 _CUT: Final[Mapping[str, Sequence[str]]] = {
-    "linux/psp-sev.h": ("SEV_FW_BLOB_MAX_SIZE",),
+    "linux/psp-sev.h": (
+        "SEV_FW_BLOB_MAX_SIZE",
+        "SNP_X86_SHUTDOWN_SUPPORTED",
+        "SNP_VERIFY_MITIGATION_SUPPORTED",
+    ),
     "asm/msr-index.h": ("MSR_AMD64_SEV_ES_GHCB",),
     "asm/sev-common.h": ("GHCB_DATA_LOW", "GHCB_MSR_*", "GHCB_HV_*", "GHCB_ERR_*"),
     "asm/svm.h": ("struct ghcb_save_area", "GHCB_SHARED_BUF_SIZE", "struct ghcb"),
