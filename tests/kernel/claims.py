@@ -279,6 +279,8 @@ ELSEWHERE: Final[Mapping[str, str]] = {
     "cert_table.MAX_ENTRIES": "our own bound",
     "cert_table.MAX_SIZE": "our own bound",
 }
+# Names that older releases lack: the series that has them first.
+SINCE: Final[Mapping[str, str]] = {"SNP_VERIFY_MITIGATION_SUPPORTED": "7.3"}
 # Fields that Linux has as bit fields, which have no offset, or under another name.
 FIELDS: Final[Mapping[tuple[str, str], str | None]] = {
     ("struct sev_user_data_snp_status", "rmp"): None,
@@ -293,6 +295,21 @@ FIELDS: Final[Mapping[tuple[str, str], str | None]] = {
     ("struct snp_secrets_page", "msg_seqno_2"): "os_area.msg_seqno_2",
     ("struct snp_secrets_page", "msg_seqno_3"): "os_area.msg_seqno_3",
 }
+
+
+def claims_of(release: str) -> dict[str, int]:
+    """Those that a release such as ``7.2.13-1`` can say anything about."""
+    return {name: value for name, value in claims().items() if is_in(name, release)}
+
+
+def is_in(expression: str, release: str) -> bool:
+    """Whether a release is new enough for an expression."""
+    since = SINCE.get(expression)
+    return since is None or _series(release) >= _series(since)
+
+
+def _series(release: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in release.split(".")[:2])
 
 
 def claims() -> dict[str, int]:
