@@ -231,3 +231,16 @@ def test_a_spoilt_platform_is_told_in_one_line(tmp_path: Path, content: str) -> 
     assert made.returncode in (1, 2)
     assert "Traceback" not in made.stderr
     assert made.stderr.startswith("snpcerts: ")
+
+
+def test_what_the_host_shows_agrees_with_its_firmware(emulated: Emulated) -> None:
+    """A guest's policy asks for SMT as the report says it is, and a guest_memfd has its size."""
+    script = (
+        "import fcntl, os\n"
+        "from snpcerts.abi.kvm import CreateGuestMemfd, Ioctl\n"
+        "print(open('/sys/devices/system/cpu/smt/active').read().strip())\n"
+        "vm = fcntl.ioctl(os.open('/dev/kvm', os.O_RDWR), Ioctl.CREATE_VM, 4)\n"
+        "wanted = bytearray(CreateGuestMemfd(size=3 << 20).pack())\n"
+        "print(os.fstat(fcntl.ioctl(vm, Ioctl.CREATE_GUEST_MEMFD, wanted)).st_size)\n"
+    )
+    assert emulated.python(["host"], script).stdout.split() == ["1", str(3 << 20)]

@@ -6,9 +6,13 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import struct
 from dataclasses import replace
 
 import pytest
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -19,6 +23,7 @@ from snpcerts.abi.psp import (
     Command,
     GetId2,
     IssueCmd,
+    PdhCertExport,
     PlatformStatus,
     SnpConfig,
     SnpPlatformStatus,
@@ -274,9 +279,70 @@ def test_key_commands_end_after_the_write_check(host: Host) -> None:
     for cmd in KEY_COMMANDS:
         assert host.issue(cmd, writable=False) == (errno.EPERM, OWN)
         assert host.issue(cmd) == wrong_state
-    assert host.issue(Command.PDH_CERT_EXPORT, writable=False) == wrong_state
+
+
+def asked(host: Host) -> PdhCertExport:
+    return PdhCertExport.unpack(host.memory.read(DATA_AT, PdhCertExport.SIZE))
+
+
+PDH_AT = DATA_AT + 0x100
+BOTH = PdhCertExport(PDH_AT, 2084, BLOB_AT, 6252)
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        PdhCertExport(),  # as libvirt asks first
+        replace(BOTH, pdh_cert_len=0),
+        replace(BOTH, cert_chain_address=0),
+        replace(BOTH, pdh_cert_len=2083),
+        replace(BOTH, cert_chain_len=6251),
+    ],
+)
+def test_the_platforms_certificates_tell_their_lengths(query: PdhCertExport, host: Host) -> None:
+    told = (errno.EIO, Status.INVALID_LEN)
+    assert host.issue(Command.PDH_CERT_EXPORT, query, writable=False) == told
+    assert (asked(host).pdh_cert_len, asked(host).cert_chain_len) == (2084, 6252)
+    assert not any(host.memory.read(PDH_AT, 2084))
+
+
+def test_the_platforms_certificates_certify_each_other(host: Host) -> None:
+    """PDH by PEK; PEK by OCA and CEK; OCA by itself: SEV API, chapter "Certificate format"."""
+    assert host.issue(Command.PDH_CERT_EXPORT, BOTH, writable=False) == (0, 0)
+    chain = host.memory.read(BLOB_AT, 6252)
+    names = ("PDH", "PEK", "OCA", "CEK")
+    blobs = (host.memory.read(PDH_AT, 2084), chain[:2084], chain[2084:4168], chain[4168:])
+    keys = {}
+    for blob, usage in zip(blobs, (0x1003, 0x1002, 0x1001, 0x1004), strict=True):
+        assert struct.unpack_from("<I4xI", blob) == (1, usage)
+        x, y = (int.from_bytes(blob[at : at + 72], "little") for at in (20, 92))
+        numbers = ec.EllipticCurvePublicNumbers(x, y, ec.SECP384R1())
+        keys[usage] = numbers.public_key()
+    signers = {"PDH": [0x1002], "PEK": [0x1001, 0x1004], "OCA": [0x1001], "CEK": []}
+    for name, blob in zip(names, blobs, strict=True):
+        found = []
+        for at in (1044, 1564):
+            usage, algorithm = struct.unpack_from("<II", blob, at)
+            if usage == 0x1000:
+                assert not any(blob[at + 4 : at + 520])
+                continue
+            assert algorithm == 2
+            r, s = (int.from_bytes(blob[n : n + 72], "little") for n in (at + 8, at + 80))
+            signature = encode_dss_signature(r, s)
+            keys[usage].verify(signature, blob[:1044], ec.ECDSA(hashes.SHA256()))
+            found.append(usage)
+        assert found == signers[name]
+
+
+def test_the_export_of_certificates_is_checked_as_the_driver_does(host: Host) -> None:
+    export = Command.PDH_CERT_EXPORT
+    assert host.issue(export, at=8) == (errno.EFAULT, OWN)
+    assert host.issue(export, replace(BOTH, pdh_cert_len=0x4001)) == (errno.EFAULT, OWN)
+    assert host.issue(export, replace(BOTH, cert_chain_len=0x4001)) == (errno.EFAULT, OWN)
+    assert host.issue(export, replace(BOTH, cert_chain_address=8)) == (errno.EFAULT, 0)
     host.firmware.snp_shutdown()
-    assert host.issue(Command.PDH_CERT_EXPORT, writable=False) == (errno.EPERM, OWN)
+    assert host.issue(export, BOTH, writable=False) == (errno.EPERM, OWN)
+    assert host.issue(export, BOTH) == (0, 0)
 
 
 _ADDRESS = st.one_of(

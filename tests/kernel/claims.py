@@ -149,6 +149,7 @@ CONSTANTS: Final[Mapping[str, str]] = {
     "lock.F_WRLCK": "F_WRLCK",
     "lock.F_UNLCK": "F_UNLCK",
     "psp.NO_FW_CALL": "(unsigned)SEV_RET_NO_FW_CALL",
+    "psp.FW_BLOB_MAX_SIZE": "SEV_FW_BLOB_MAX_SIZE",
     "psp.SEV_IOC_TYPE": "SEV_IOC_TYPE",
     "psp.SEV_ISSUE_CMD": "SEV_ISSUE_CMD",
     "psp.STATUS_RMP_INITIALIZED": "MASK(struct sev_user_data_snp_status, 3, is_rmp_initialized)",

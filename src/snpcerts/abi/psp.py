@@ -120,6 +120,20 @@ class GetId2(CStruct):
     length: int = u32(8)
 
 
+@dataclass(frozen=True, slots=True)
+class PdhCertExport(CStruct):
+    """Data of PDH_CERT_EXPORT; the lengths are told in any case."""
+
+    SIZE: ClassVar[int] = 24
+    C_NAME: ClassVar[str] = "struct sev_user_data_pdh_cert_export"
+    pdh_cert_address: int = u64(0)
+    pdh_cert_len: int = u32(8)
+    cert_chain_address: int = u64(12)
+    cert_chain_len: int = u32(20)
+
+
+FW_BLOB_MAX_SIZE = 0x4000  # SEV_FW_BLOB_MAX_SIZE
+
 # Bits of SnpPlatformStatus.flags.
 STATUS_MASK_CHIP_ID = 1 << 0
 STATUS_MASK_CHIP_KEY = 1 << 1

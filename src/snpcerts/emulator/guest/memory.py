@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import bisect
 import errno
+import fcntl
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
@@ -32,10 +34,12 @@ _CHUNK = 1 << 20  # bytes moved at once, so that no guest makes the emulator all
 class GuestMemfd:
     """The memory behind KVM_CREATE_GUEST_MEMFD: a size, and which ranges are bound to slots.
 
-    Its bytes are private to the guest, so nobody needs them here.
+    Its bytes are private to the guest, so nobody needs them here. ``memfd`` is the
+    empty file of that size that the VMM gets a descriptor of; it is this device's and
+    lives until :meth:`close`.
     """
 
-    __slots__ = ("_bound", "_sizes", "_starts", "owner", "size")
+    __slots__ = ("_bound", "_sizes", "_starts", "memfd", "owner", "size")
 
     def __init__(self, owner: object, size: int) -> None:
         self.owner = owner
@@ -43,6 +47,14 @@ class GuestMemfd:
         self._bound: dict[int, int] = {}  # the offset by slot
         self._starts: list[int] = []  # the offsets in order
         self._sizes: dict[int, int] = {}  # by offset
+        self.memfd = os.memfd_create("[kvm-gmem]", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        try:
+            os.ftruncate(self.memfd, size)
+            seals = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
+            fcntl.fcntl(self.memfd, fcntl.F_ADD_SEALS, seals)
+        except OSError:
+            os.close(self.memfd)
+            raise
 
     def ioctl(self, caller: object, request: int, argument: int) -> int:  # noqa: ARG002 - Device
         """guest_memfd has no ioctls: ENOTTY."""
@@ -50,6 +62,7 @@ class GuestMemfd:
 
     def close(self) -> None:
         """Slots keep what they are bound to."""
+        os.close(self.memfd)
 
     def bind(self, slot: int, offset: int, size: int) -> None:
         """Tie a range to a slot; EINVAL when it does not fit or is tied already."""

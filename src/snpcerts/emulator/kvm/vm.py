@@ -194,7 +194,8 @@ class Vm:
             case Ioctl.SET_USER_MEMORY_REGION2:
                 self._set_region2(caller, argument)
             case Ioctl.CREATE_GUEST_MEMFD:
-                return NewDescriptor(self._create_memfd(caller, argument))
+                made = self._create_memfd(caller, argument)
+                return NewDescriptor(made, shared=made.memfd)
             case Ioctl.SET_MEMORY_ATTRIBUTES:
                 self._set_attributes(caller, argument)
             case Ioctl.CHECK_EXTENSION:

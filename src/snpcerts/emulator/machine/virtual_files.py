@@ -27,6 +27,7 @@ _SME_ENABLED, _SNP_ENABLED = 1 << 23, 1 << 24
 _SEV, _SEV_ES, _SEV_SNP = 1 << 0, 1 << 1, 1 << 2
 _MSRS = "/dev/cpu/0/msr"
 _CPUINFO = "/proc/cpuinfo"
+_SMT = "/sys/devices/system/cpu/smt"
 _MITIGATIONS = "/sys/firmware/sev/vulnerabilities"
 _FIRST_INODE = 1 << 16
 
@@ -53,8 +54,10 @@ def host_files(firmware: Firmware) -> dict[str, Callable[[], Content]]:
                 firmware.snp_verify_mitigation().verified
             ),
         }
+    smt = {"active": lambda: b"%d\n" % firmware.smt, "control": lambda: _smt_control(firmware)}
     return {
         **parameters,
+        **{f"{_SMT}/{name}": content for name, content in smt.items()},
         **mitigations,
         _MSRS: lambda: registers,
         _CPUINFO: lambda: _cpuinfo(Path(_CPUINFO).read_text(errors="replace"), processor),
@@ -76,6 +79,10 @@ def guest_files() -> dict[str, Callable[[], Content]]:
         "/sys/devices/system/cpu/sev/vmpl": lambda: b"0\n",
         "/sys/devices/platform/sev-guest/uevent": lambda: b"DRIVER=sev-guest\n",
     }
+
+
+def _smt_control(firmware: Firmware) -> bytes:
+    return b"on\n" if firmware.smt else b"off\n"
 
 
 def _cpuinfo(text: str, processor: CpuId) -> bytes:

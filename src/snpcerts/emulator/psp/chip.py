@@ -96,6 +96,13 @@ class Chip:
         """
         return self._vcek(tcb)
 
+    def sev_key(self, name: str) -> ec.EllipticCurvePrivateKey:
+        """The platform's own key of that name, for SEV guests: CEK, OCA, PEK or PDH.
+
+        The firmware keeps the latter three from one start to the next; here they last.
+        """
+        return _signing_key(self.secret, f"SEV {name}", b"")
+
     def guest_key_root(self, tcb: TcbVersion) -> bytes:
         """What keys for guests are derived from when the VCEK of ``tcb`` is the root; 48 bytes."""
         return derive(self.secret, "guest key root", tcb.pack(), 48)

@@ -44,6 +44,7 @@ from snpcerts.abi.psp import (
 )
 from snpcerts.abi.report import POLICY_KNOWN, POLICY_RESERVED_ONE
 from snpcerts.abi.tcb import TcbVersion
+from snpcerts.emulator.psp import sev_certificates
 from snpcerts.emulator.psp.chip import Chip
 from snpcerts.emulator.psp.choices import PUBLISHED, FirmwareChoices, choices_of
 from snpcerts.emulator.psp.cpuid_check import CPUID_COUNT_MAX, LIST_HEADER, judge
@@ -178,6 +179,11 @@ class Firmware:
         return self._platform.cpuid
 
     @property
+    def smt(self) -> bool:
+        """Whether SMT is on, as guests' policies and reports have it."""
+        return bool(self._platform.platform_info & _SMT)
+
+    @property
     def state(self) -> PlatformState:
         """The platform's variables at this moment."""
         return self._platform.state
@@ -254,6 +260,11 @@ class Firmware:
                 flags=_SEV_ES_CONFIGURED,
                 build=version.build,
             )
+
+    def pdh_cert_export(self) -> tuple[bytes, bytes]:
+        """PDH_CERT_EXPORT: the PDH's certificate, and PEK, OCA and CEK."""
+        with self._lock:
+            return sev_certificates.export(self.chip, self.state.version)
 
     def get_id(self) -> bytes:
         """GET_ID: the chip ID's significant bytes, 64 or on Turin 8, MASK_CHIP_ID or not."""

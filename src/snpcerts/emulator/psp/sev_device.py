@@ -4,9 +4,9 @@
 Source: ``drivers/crypto/ccp/sev-dev.c`` of Linux 7.0 with the change of 2026
 that answers ENODEV to SNP_SET_CONFIG and SNP_VLEK_LOAD while SNP is not
 initialised. The order of checks is the driver's, since it decides which errno a
-call with two faults gets. The platform's own key commands (PDH and PEK,
-factory reset) are not emulated: past the driver's checks they end in EIO with
-INVALID_PLATFORM_STATE.
+call with two faults gets. The commands that make the platform's own keys (PDH and
+PEK, factory reset) are not emulated: past the driver's checks they end in EIO with
+INVALID_PLATFORM_STATE. PDH_CERT_EXPORT is.
 """
 
 from __future__ import annotations
@@ -19,10 +19,12 @@ from functools import partial
 from typing import Final, TypeVar
 
 from snpcerts.abi.psp import (
+    FW_BLOB_MAX_SIZE,
     SEV_ISSUE_CMD,
     Command,
     GetId2,
     IssueCmd,
+    PdhCertExport,
     SnpConfig,
     SnpVlekLoad,
     Status,
@@ -136,9 +138,25 @@ def _key_command(call: _Call) -> None:
 
 
 def _pdh_cert_export(call: _Call) -> None:
+    """``sev_ioctl_do_pdh_export``: with an address or a length of 0, only lengths are told."""
+    asked = PdhCertExport.unpack(call.read(PdhCertExport.SIZE))
+    room = (asked.pdh_cert_len, asked.cert_chain_len)
+    addresses = (asked.pdh_cert_address, asked.cert_chain_address)
+    if not all((*room, *addresses)):
+        room = (0, 0)
+    elif max(room) > FW_BLOB_MAX_SIZE:
+        raise _refusal(errno.EFAULT)
     if not call.firmware.state.initialized:
         call.needs_write_mode()
-    _not_emulated(call)
+    blobs = call.ask(call.firmware.pdh_cert_export)
+    if any(size < len(blob) for size, blob in zip(room, blobs, strict=True)):
+        call.error = int(Status.INVALID_LEN)
+    lengths = [len(blob) for blob in blobs]
+    call.write(replace(asked, pdh_cert_len=lengths[0], cert_chain_len=lengths[1]).pack())
+    if call.error:
+        raise _refusal(errno.EIO)
+    for address, blob in zip(addresses, blobs, strict=True):
+        _write(call.caller, address, blob)
 
 
 def _not_emulated(call: _Call) -> None:

@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The certificates of a platform's own SEV keys: PDH, PEK, OCA and CEK.
+
+SEV and SEV-ES guests are launched with them; tools such as libvirt ask for them on
+every host with SEV. Source: SEV API (55766), chapter "Certificate format" and
+PDH_CERT_EXPORT: little-endian, 2084 bytes each, two signatures over the first
+1044. The platform owns itself (its OCA is its own), and the CEK carries no
+signature of AMD's, which the key server adds.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import Final, NamedTuple
+
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
+from cryptography.hazmat.primitives.hashes import SHA256
+
+from snpcerts.emulator.psp.chip import Chip
+from snpcerts.emulator.psp.platform_state import ApiVersion
+
+CERTIFICATE_SIZE: Final = 2084
+CHAIN_SIZE: Final = 3 * CERTIFICATE_SIZE  # PEK, OCA, CEK
+SIGNED_SIZE: Final = 1044
+
+_VERSION = 1
+_NOBODY, _OCA, _PEK, _PDH, _CEK = 0x1000, 0x1001, 0x1002, 0x1003, 0x1004  # key usage
+_NONE, _ECDSA_SHA256, _ECDH_SHA256 = 0, 2, 3  # algorithms
+_CURVE_P384 = 2
+_NUMBER_SIZE = 72
+_HEAD = struct.Struct("<IBBHII")
+_PUBLIC_KEY_SIZE, _SIGNATURE_SIZE = 1028, 512
+_SIGNATURE_HEAD = struct.Struct("<II")
+
+
+class _Signer(NamedTuple):
+    usage: int
+    key: ec.EllipticCurvePrivateKey
+
+
+def export(chip: Chip, version: ApiVersion) -> tuple[bytes, bytes]:
+    """The PDH's certificate and its chain, as PDH_CERT_EXPORT writes them.
+
+    2084 bytes, and 6252 of PEK, OCA and CEK.
+    """
+    oca, pek, pdh, cek = (
+        _Signer(usage, chip.sev_key(name))
+        for usage, name in ((_OCA, "OCA"), (_PEK, "PEK"), (_PDH, "PDH"), (_CEK, "CEK"))
+    )
+    chain = (
+        _certificate(version, pek, _ECDSA_SHA256, (oca, cek)),
+        _certificate(version, oca, _ECDSA_SHA256, (oca,)),
+        _certificate(version, cek, _ECDSA_SHA256, ()),
+    )
+    return _certificate(version, pdh, _ECDH_SHA256, (pek,)), b"".join(chain)
+
+
+def _certificate(
+    version: ApiVersion, subject: _Signer, algorithm: int, signers: tuple[_Signer, ...]
+) -> bytes:
+    head = _HEAD.pack(_VERSION, version.major, version.minor, 0, subject.usage, algorithm)
+    numbers = subject.key.public_key().public_numbers()
+    point = struct.pack("<I", _CURVE_P384) + _number(numbers.x) + _number(numbers.y)
+    signed = head + point.ljust(_PUBLIC_KEY_SIZE, b"\0")
+    signatures = [_signature(signed, signer) for signer in signers]
+    nothing = _SIGNATURE_HEAD.pack(_NOBODY, _NONE) + bytes(_SIGNATURE_SIZE)
+    return signed + b"".join([*signatures, nothing, nothing][:2])
+
+
+def _signature(signed: bytes, signer: _Signer) -> bytes:
+    r, s = decode_dss_signature(signer.key.sign(signed, ec.ECDSA(SHA256())))
+    value = (_number(r) + _number(s)).ljust(_SIGNATURE_SIZE, b"\0")
+    return _SIGNATURE_HEAD.pack(signer.usage, _ECDSA_SHA256) + value
+
+
+def _number(value: int) -> bytes:
+    return value.to_bytes(_NUMBER_SIZE, "little")
