@@ -114,13 +114,18 @@ def _order(version: str) -> tuple[int, ...]:
     return tuple(int(part) for part in re.findall(r"\d+", version))
 
 
+def user_headers(headers: Path) -> list[str]:
+    """The compiler's options by which a program gets these headers, not the machine's."""
+    user = headers / "user" / "usr" / "include"
+    return ["-isystem", str(user / "x86_64-linux-gnu"), "-isystem", str(user)]
+
+
 def values(headers: Path, expressions: Iterable[str]) -> dict[str, int]:
     """What a compiler makes of each expression with these headers.
 
     Raises :class:`HeadersError` that names each one that does not compile.
     """
-    user = headers / "user" / "usr" / "include"
-    flags = ["-isystem", str(user / "x86_64-linux-gnu"), "-isystem", str(user)]
+    flags = user_headers(headers)
     # Released kernels have both of an ioctl's spellings in one header; the C library none.
     return compiled(_PRELUDE + _USER + _KERNEL + _cut(headers) + _MASK, expressions, flags)
 
