@@ -57,7 +57,8 @@ static const char zeros[24]; /* an entry of a certificate table that ends it */
 #define FIRST_PAUSE 500000 /* nanoseconds between tries for the lock */
 #define LONGEST_PAUSE 5000000
 #define TRIES 100
-#define SLOT_RETURNS 10000000000ull /* nanoseconds a slot may be away for */
+#define SLOT_RETURNS 1000000000ull /* nanoseconds a slot may be away for */
+#define MAX_GONE 16
 
 struct slot {
 	_Atomic uint64_t gpa, size, host; /* size 0: none, or not to be written to */
@@ -69,8 +70,10 @@ static struct vm {
 	bool ours; /* we have enabled the exit */
 	bool theirs; /* the VMM has; it answers */
 	_Atomic bool shared; /* another process has a descriptor: we may not know all slots */
-	_Atomic uint64_t gone_at; /* when a slot was last taken away; 0: never */
-	_Atomic uint64_t gone_from, gone_to; /* where slots were, of those of late */
+	struct {
+		_Atomic uint64_t gpa, size, when;
+	} gone[MAX_GONE]; /* the slots taken away last */
+	_Atomic unsigned gone_next;
 	_Atomic unsigned slots; /* higher ones are empty */
 	_Atomic unsigned sequence; /* odd while a slot changes */
 	_Atomic unsigned copying; /* requests that use what the slots say */
@@ -179,11 +182,22 @@ static uint64_t now(void)
  * the key (drivers/virt/coco/sev-guest, arch/x86/coco/sev/core.c of Linux 7.3). */
 static int not_found(struct vm *vm, uint64_t gpa, uint64_t size)
 {
-	uint64_t gone_at = vm->gone_at;
+	uint64_t missing = gpa, left = size, time = now();
 
-	if (gone_at && now() - gone_at < SLOT_RETURNS && gpa < vm->gone_to &&
-	    size > 0 && gpa + size > vm->gone_from)
-		return EAGAIN;
+	for (unsigned i = 0; i < vm->slots && left; i++) { /* where the memory ends */
+		uint64_t offset = missing - vm->slot[i].gpa, part;
+
+		if (offset >= vm->slot[i].size)
+			continue;
+		part = vm->slot[i].size - offset < left ? vm->slot[i].size - offset : left;
+		missing += part;
+		left -= part;
+		i = -1u;
+	}
+	for (int i = 0; i < MAX_GONE; i++)
+		if (missing - vm->gone[i].gpa < vm->gone[i].size &&
+		    time - vm->gone[i].when < SLOT_RETURNS)
+			return EAGAIN;
 	if (!vm->shared)
 		return EIO;
 	SAY_ONCE("another process has the VM's descriptor: memory it adds gets no certificates");
@@ -193,14 +207,12 @@ static int not_found(struct vm *vm, uint64_t gpa, uint64_t size)
 /* A slot is being taken away, perhaps to come back another size: VMMs do that. */
 static void note_gone(struct vm *vm, uint64_t gpa, uint64_t size)
 {
-	uint64_t time = now();
-	bool alone = !vm->gone_at || time - vm->gone_at >= SLOT_RETURNS;
+	unsigned i = vm->gone_next++ % MAX_GONE;
 
-	if (alone || gpa < vm->gone_from)
-		vm->gone_from = gpa;
-	if (alone || gpa + size > vm->gone_to)
-		vm->gone_to = gpa + size;
-	vm->gone_at = time;
+	vm->gone[i].size = 0;
+	vm->gone[i].gpa = gpa;
+	vm->gone[i].when = now();
+	vm->gone[i].size = size;
 }
 
 /* After KVM has accepted it. Afterwards no request writes to what was there before. */
@@ -514,7 +526,8 @@ static void note_vm(int kvm, int fd, unsigned long type)
 		if (vm) {
 			vm->names = 1;
 			vm->ours = vm->theirs = vm->shared = false;
-			vm->gone_at = 0;
+			for (int i = 0; i < MAX_GONE; i++)
+				vm->gone[i].size = 0;
 			for (unsigned i = 0; i < vm->slots; i++)
 				vm->slot[i].size = 0;
 			vm->slots = vm->copying = 0;
