@@ -48,7 +48,7 @@ def main() -> None:
             (fake, HERE / "shim_kvm.c", library),
             (shim, HERE.parent / "native" / "shim.c", [*library, "-fvisibility=hidden"]),
         ):
-            words = [compiler, "-O2", "-o", output, source, *flags]
+            words = [compiler, "-O2", "-o", str(output), str(source), *flags]
             subprocess.run(words, check=True)
         certs = folder / "certs.bin"
         certs.write_bytes(b"\x01" * 8192)

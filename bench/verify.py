@@ -76,6 +76,7 @@ def _measure(folder: Path, firmware: Firmware, report: Report, table: bytes) -> 
     now = datetime.now(UTC)
     signature = encode_dss_signature(*report.signature)
     key = firmware.signing_public_key()
+    assert key is not None
     policy = Policy(
         report_data=b"\0",
         measurements=(report.fields.measurement,),

@@ -251,11 +251,11 @@ def no_turn(action: Any, memory: Memory) -> Steps[Any]:
 
 def wrong_table_handed_back(action: Any, memory: Memory) -> Steps[Any]:
     """As it was: giving up, the writer leaves what it found."""
-    if isinstance(action, step.Write) and memory.get(action.fd) is False:
+    if isinstance(action, step.Write) and memory.get(f"locked {action.fd}") is False:
         return None
     result = yield action
     if isinstance(action, step.LockExclusive):
-        memory[action.fd] = result
+        memory[f"locked {action.fd}"] = result
     return result
 
 

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from snpcerts.abi.cert_table import CertTable
 from snpcerts.abi.report import REPORT_SIZE, SIGNED_SIZE, Report, ReportLayout, malformations
@@ -139,17 +140,16 @@ def _any(value: int | bytes) -> bool:
 def _message(data: bytes) -> str:
     """A Report or an Attestation of go-sev-guest."""
     if attestation_proto.is_report(data):
-        report, entries = attestation_proto.read_report(data), ()
+        report, table = attestation_proto.read_report(data), CertTable()
     else:
         report, table = attestation_proto.read_attestation(data)
-        entries = table.entries
-    size = sum(len(entry.data) for entry in entries)
+    size = sum(len(entry.data) for entry in table.entries)
     _promise(size <= len(data), "no byte is copied twice")
     _promise(len(report) == REPORT_SIZE, "a report is whole")
     _promise(not any(report[0x4C:0x50]) and not any(report[0x208:0x2A0]), "the rest is zero")
     fields = ReportLayout.unpack(report)
     zero = [name for name in ReportLayout.__slots__ if not _any(getattr(fields, name))]
-    return f"{min(len(entries), 4)} entries, {len(zero)} fields zero"
+    return f"{min(len(table), 4)} entries, {len(zero)} fields zero"
 
 
 _anchors = (anchor_from_certificate(_root),)
@@ -203,7 +203,7 @@ def _collateral(data: bytes) -> str:
     return " ".join(sorted({reason.code.value for reason in verdict.reasons}))
 
 
-def _chain() -> tuple[bytes, dict[str, bytes]]:
+def _chain() -> tuple[bytes, dict[str, Any]]:
     evidence = Evidence.from_bytes((CORPUS / "verdict" / "seed-0").read_bytes())
     own = evidence.collateral
     if own.vcek is None or own.ask is None or own.ark is None:

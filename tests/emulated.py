@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 SNPCERTS = (sys.executable, "-m", "snpcerts")
 
@@ -22,14 +23,15 @@ class Emulated:
     def command(self, *words: str) -> list[str]:
         return [*SNPCERTS, "emulate", "--platform", str(self.directory), *words]
 
-    def run(self, *words: str, **options: object) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
+    def run(self, *words: str, **options: Any) -> subprocess.CompletedProcess[str]:
+        made: subprocess.CompletedProcess[str] = subprocess.run(
             self.command(*words),
             capture_output=True,
             text=True,
             timeout=120,
-            **options,  # type: ignore[call-overload]
+            **options,
         )
+        return made
 
     def python(self, role: Sequence[str], program: str) -> subprocess.CompletedProcess[str]:
         return self.run(*role, "--", sys.executable, "-c", program)

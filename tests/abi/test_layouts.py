@@ -34,11 +34,11 @@ STRUCTURES = _structures()
 
 def test_requests_that_older_headers_lack() -> None:
     """Figures published with Linux 7.0 and its guest driver."""
-    assert kvm.Ioctl.SET_USER_MEMORY_REGION2 == 0x40A0AE49
-    assert kvm.Ioctl.CREATE_GUEST_MEMFD == 0xC040AED4
-    assert kvm.Ioctl.SET_MEMORY_ATTRIBUTES == 0x4020AED2
-    assert kvm.ExitReason.SNP_REQ_CERTS == 43
-    assert kvm.SevCommand.SNP_ENABLE_REQ_CERTS == 103
+    assert int(kvm.Ioctl.SET_USER_MEMORY_REGION2) == 0x40A0AE49
+    assert int(kvm.Ioctl.CREATE_GUEST_MEMFD) == 0xC040AED4
+    assert int(kvm.Ioctl.SET_MEMORY_ATTRIBUTES) == 0x4020AED2
+    assert int(kvm.ExitReason.SNP_REQ_CERTS) == 43
+    assert int(kvm.SevCommand.SNP_ENABLE_REQ_CERTS) == 103
     assert (kvm.RUN_SNP_GPA, kvm.RUN_SNP_NPAGES, kvm.RUN_SNP_RET) == (32, 40, 48)
     assert sev_guest.SNP_GET_REPORT == 0xC0205300
     assert sev_guest.SNP_GET_DERIVED_KEY == 0xC0205301

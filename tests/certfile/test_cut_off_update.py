@@ -106,6 +106,7 @@ def test_a_file_set_aside_is_emptied_for_those_that_keep_it_open(
 
 def test_an_error_while_putting_things_in_order_leaves_no_lock_behind(file: Path) -> None:
     """The empty file is at the path by then: its lock would keep every reader out."""
+    broken = False
 
     def before(action: Any) -> None:
         nonlocal broken
@@ -114,7 +115,6 @@ def test_an_error_while_putting_things_in_order_leaves_no_lock_behind(file: Path
         if broken and isinstance(action, step.SyncDirectory | step.Unlink):
             raise OSError(errno.EROFS, os.strerror(errno.EROFS))
 
-    broken = False
     with pytest.raises(RefusedError):
         CertFile(str(file), relay(before=before)).publish(NEW)
     CertFile(str(file)).publish(NEW, lock_wait=0)

@@ -136,7 +136,7 @@ def killed_before(words: Sequence[str], here: Callable[[Call], bool], *, execs: 
         null = os.open(os.devnull, os.O_RDWR)
         for number in (0, 1):
             os.dup2(null, number)
-        _child(lambda: os.execv(words[0], words))  # noqa: S606 (running it is the purpose)
+        _child(lambda: os.execv(words[0], list(words)))  # noqa: S606 (running it is the purpose)
     os.waitpid(pid, 0)  # the child's SIGSTOP
     options = _O_TRACESYSGOOD | _O_EXITKILL | _O_TRACEEXEC
     if _libc.ptrace(_SETOPTIONS, pid, None, options) != 0:

@@ -82,7 +82,7 @@ def refusal(capsys: pytest.CaptureFixture[str], certs: Path, *words: object) -> 
 
 def test_the_program_runs_with_the_shim(shows: Path, certs: Path) -> None:
     own = f"{shutil.which('true')}.so"  # not there: the loader says so and goes on
-    words = [*RUN, "--certs-filename", "certs.bin", "--certs-timeout", "250"]
+    words: list[str | Path] = [*RUN, "--certs-filename", "certs.bin", "--certs-timeout", "250"]
     made = subprocess.run(
         [*words, shows, "--help", "-x"],
         capture_output=True,
@@ -121,7 +121,7 @@ def test_the_environment_for_others(certs: Path, capsys: pytest.CaptureFixture[s
 
 
 def test_no_file_yet_is_a_warning(shows: Path, tmp_path: Path) -> None:
-    words = [*RUN, "--certs-filename", tmp_path / "missing", "--", shows]
+    words: list[str | Path] = [*RUN, "--certs-filename", tmp_path / "missing", "--", shows]
     made = subprocess.run(words, capture_output=True, text=True)
     assert made.returncode == 7
     assert f"snpcerts: warning: {tmp_path / 'missing'}: No such file" in made.stderr
@@ -134,7 +134,7 @@ def test_a_file_that_cannot_be_served_is_a_warning(shows: Path, tmp_path: Path, 
         file.mkdir()
     else:
         file.write_bytes(bytes((1 << 20) + 1))
-    words = [*RUN, "--certs-filename", file, "--", shows]
+    words: list[str | Path] = [*RUN, "--certs-filename", file, "--", shows]
     made = subprocess.run(words, capture_output=True, text=True)
     assert made.returncode == 7
     assert f"snpcerts: warning: {file}: is " in made.stderr
@@ -145,7 +145,7 @@ def test_a_script_is_run_with_a_warning(shows: Path, certs: Path, tmp_path: Path
     script = tmp_path / "kvm"
     script.write_text(f'#!/bin/sh\nexec {shows} "$@"\n')
     script.chmod(0o755)
-    words = [*RUN, "--certs-filename", certs, "--", script, "x"]
+    words: list[str | Path] = [*RUN, "--certs-filename", certs, "--", script, "x"]
     made = subprocess.run(words, capture_output=True, text=True)
     assert made.returncode == 7
     assert preload.shim_library() in made.stdout.splitlines()

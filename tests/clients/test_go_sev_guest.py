@@ -142,7 +142,7 @@ def test_attest_as_protocol_buffers(
     """Attestation and Report messages: the report comes back as the firmware made it."""
     bench = bench_of(product)
     issued, asked = bench.certificates(), bench.request()
-    words = (*ATTEST, "-outform", "proto", "-out", "evidence.pb")
+    words: tuple[str, ...] = (*ATTEST, "-outform", "proto", "-out", "evidence.pb")
     words += ("-extended",) if extended else ()
     bench.guest(issued / "table.bin", go_sev_guest("attest"), *words)
     given = () if extended else ("--certs", issued)

@@ -41,11 +41,14 @@ SCRIPTS: list[object] = [
     {"outcomes": "/\ud800"},
     {"unknown": 1},
 ]
+VMS: tuple[object, ...] = ([], {}, 7, ["a"], "\ud800", "x" * 60000, True)
+ASKED: tuple[object, ...] = ([], {}, None, 7, "\udc00", "")
+EXIT_NUMBERS: tuple[object, ...] = ([], {}, "43", 44, True)
 MESSAGES: list[object] = [
     *({"ask": "host", "guest": script} for script in SCRIPTS),
-    *({"ask": "guest", "vm": vm} for vm in ([], {}, 7, ["a"], "\ud800", "x" * 60000, True)),
-    *({"ask": ask} for ask in ([], {}, None, 7, "\udc00", "")),
-    *({"ask": "host", "exit_number": number} for number in ([], {}, "43", 44, True)),
+    *({"ask": "guest", "vm": vm} for vm in VMS),
+    *({"ask": ask} for ask in ASKED),
+    *({"ask": "host", "exit_number": number} for number in EXIT_NUMBERS),
     {"ask": "firmware", "do": []},
     {},
 ]

@@ -6,6 +6,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from cryptography.exceptions import InvalidSignature
@@ -243,7 +244,8 @@ def test_one_message_sent_by_many_threads_at_once_is_answered_once(firmware: Fir
     guest = FirmwareGuest(firmware)
     for _ in range(20):
         page = seal(guest.vmpcks[0], guest.header(MessageType.REPORT_REQ), REPORT)
-        start, outcomes = threading.Barrier(4), []
+        outcomes: list[int] = []
+        start = threading.Barrier(4)
 
         def send(page: bytes, start: threading.Barrier, outcomes: list[int]) -> None:
             start.wait()
@@ -297,7 +299,7 @@ def test_a_bad_tag_is_refused_and_costs_nothing(firmware: Firmware) -> None:
     ],
 )
 def test_a_malformed_message_is_refused_even_well_sealed(
-    change: dict[str, object], firmware: Firmware
+    change: dict[str, Any], firmware: Firmware
 ) -> None:
     guest = FirmwareGuest(firmware)
     header = replace(guest.header(MessageType.REPORT_REQ), **change)
@@ -374,7 +376,7 @@ def test_random_payloads_are_always_answered(
     ],
 )
 def test_bad_parameters_are_answered_inside_the_response(
-    request_: dict[str, int], status: int, firmware: Firmware
+    request_: dict[str, Any], status: int, firmware: Firmware
 ) -> None:
     guest = FirmwareGuest(firmware)
     found, report = guest.ask_report(**request_)
@@ -482,7 +484,7 @@ def test_every_report_is_signed_with_the_key_of_its_own_reported_tcb(firmware: F
     reports, seen_both = [], threading.Event()
 
     def ask(guest: FirmwareGuest) -> None:
-        seen = set()
+        seen: set[bytes] = set()
         while len(seen) < 2 or not seen_both.is_set():
             report = guest.report()
             reports.append(report)

@@ -399,6 +399,7 @@ def test_a_chip_is_its_secret() -> None:
     """The same secret gives the same identity and keys; another, or another TCB, does not."""
     one, same, other = (Chip(Product.TURIN, bytes((b,)) * 32) for b in (1, 1, 2))
     tcb = DEFAULT_TCB[Product.TURIN]
+    assert tcb.fmc is not None
     assert one.chip_id == same.chip_id != other.chip_id
     assert one.chip_id[8:] == bytes(56)
     public = one.vcek_key(tcb).public_key()

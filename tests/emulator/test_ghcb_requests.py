@@ -7,6 +7,7 @@ import errno
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -80,7 +81,7 @@ class Bench:
         page[0x34] = msg_type
         self.poke(REQUEST, page)
 
-    def poke(self, gpa: int, data: bytes) -> None:
+    def poke(self, gpa: int, data: bytes | bytearray) -> None:
         self.arena.bytes[gpa : gpa + len(data)] = data
 
     def peek(self, gpa: int, size: int = 4096) -> bytes:
@@ -193,7 +194,8 @@ def test_malformed_input_is_answered_in_the_page(
     code: int, given_: dict[str, int], reason: int
 ) -> None:
     bench = Bench()
-    bench.fill(**{"code": code, "rax": DATA, "rbx": 1, **given_})
+    filled: dict[str, Any] = {"code": code, "rax": DATA, "rbx": 1, **given_}
+    bench.fill(**filled)
     assert bench.vmgexit() == RESUME
     assert bench.infos == (2, reason)
     assert bench.host.seen == []

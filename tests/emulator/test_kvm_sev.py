@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -53,7 +54,7 @@ def test_without_sev_even_a_null_argument_is_enotty() -> None:
     process = Process(make_platform(sev=False))
     vm = process.create_vm(0)
     for argument in (0, COMMAND, BAD):
-        assert failing(lambda a=argument: process.ioctl(vm, Ioctl.MEMORY_ENCRYPT_OP, a)) == (
+        assert failing(partial(process.ioctl, vm, Ioctl.MEMORY_ENCRYPT_OP, argument)) == (
             errno.ENOTTY
         )
 
@@ -202,7 +203,7 @@ def test_certificates_may_be_enabled_after_launch_start() -> None:
 def test_start_of_a_vm_that_is_no_snp_guest_is_enotty() -> None:
     process = Process()
     for vm in (process.create_vm(0), process.create_vm()):
-        assert failing(lambda vm=vm: process.start(vm)) == errno.ENOTTY
+        assert failing(partial(process.start, vm)) == errno.ENOTTY
 
 
 @pytest.mark.parametrize(
@@ -431,7 +432,7 @@ def test_unknown_vm_ioctls_are_enotty_and_other_processes_get_eio() -> None:
     process = Process()
     vm = process.create_vm()
     for request in (0xAEFF, 0x5401, 0xAE80):
-        assert failing(lambda r=request: process.ioctl(vm, r)) == errno.ENOTTY
+        assert failing(partial(process.ioctl, vm, request)) == errno.ENOTTY
     assert failing(lambda: vm.ioctl(process.caller(pid=2), 0xAE03, 3)) == errno.EIO
 
 

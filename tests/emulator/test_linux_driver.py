@@ -499,7 +499,7 @@ def test_a_sealed_response_to_something_else_is_ebadmsg(wrong: dict[str, int]) -
     rig = Rig()
     sound = {"msg_type": 6, "msg_version": 1, "msg_seqno": 2}
 
-    def sealed(**fields: int) -> Answer:
+    def sealed(**fields: Any) -> Answer:
         header = replace(header_for(0, 0, 0), **{**sound, **fields})
         return spoilt(_set(0, seal(rig.context.vmpcks[0], header, bytes(1216))))
 

@@ -8,6 +8,7 @@ import errno
 import os
 import struct
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives import hashes
@@ -102,7 +103,7 @@ class Host:
         assert (back.cmd, back.data) == (cmd, at)
         return code, back.error
 
-    def vlek_load(self, blob: bytes, **change: int) -> tuple[int, int]:
+    def vlek_load(self, blob: bytes, **change: Any) -> tuple[int, int]:
         self.memory.write(BLOB_AT, blob)
         load = SnpVlekLoad(len=16, vlek_wrapped_address=BLOB_AT)
         return self.issue(Command.SNP_VLEK_LOAD, replace(load, **change))

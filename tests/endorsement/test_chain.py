@@ -48,7 +48,8 @@ def chain(
     ca: SmallCa = CA,
 ) -> Chain:
     made = ((leaf or ca.leaf).make(), (ask or ca.ask).make(), (ark or ca.ark).make())
-    return Chain(ca.kind, *(load_certificate(data, "x") for data in made), ca.product)
+    one, two, three = (load_certificate(data, "x") for data in made)
+    return Chain(ca.kind, one, two, three, ca.product)
 
 
 def faults(chain: Chain, anchors: tuple[Anchor, ...] | None = None) -> list[str]:
@@ -76,7 +77,8 @@ def test_genuine_chains_have_no_fault(
     vectors: Path, folder: str, names: tuple[str, ...], kind: VekKind
 ) -> None:
     files = ((vectors / folder / f"{name}.der").read_bytes() for name in names)
-    genuine = Chain(kind, *(load_certificate(data, "x") for data in files))
+    leaf, ask, ark = (load_certificate(data, "x") for data in files)
+    genuine = Chain(kind, leaf, ask, ark)
     assert faults(genuine, AMD_ANCHORS) == []
     for anchor in AMD_ANCHORS:
         others = tuple(each for each in AMD_ANCHORS if each is not anchor)

@@ -122,12 +122,11 @@ def test_a_program_is_at_the_same_place_after_every_round_of_retries() -> None:
     """Else a reader that finds the file locked again and again would never be done with."""
     program = Program("R1", r1)
     position, rounds = program.first, []
+    opened, locked, closed = 3, False, None
     for _ in range(8):
-        for result in (3, False):  # opened, not locked
-            position = position.after(result)
+        position = position.after(opened).after(locked)
         assert isinstance(position.action, step.Close)
-        for result in (None, IN_TIME):
-            position = position.after(result)
+        position = position.after(closed).after(IN_TIME)
         assert isinstance(position.action, step.Pause)
         rounds.append(position)
         position = position.after(None)

@@ -74,8 +74,8 @@ def test_every_open_but_of_a_directory_is_trapped(flags: int) -> None:
 
 
 def test_looks_are_trapped_on_demand_only() -> None:
-    looks = (Call.STAT, Call.LSTAT, Call.NEWFSTATAT, Call.STATX, Call.ACCESS)
-    looks += (Call.GETXATTR, Call.LGETXATTR, Call.LISTXATTR, Call.LLISTXATTR)
+    looks = [Call.STAT, Call.LSTAT, Call.NEWFSTATAT, Call.STATX, Call.ACCESS]
+    looks += [Call.GETXATTR, Call.LGETXATTR, Call.LISTXATTR, Call.LLISTXATTR]
     for call in (*looks, Call.FACCESSAT, Call.FACCESSAT2, Call.READLINK, Call.READLINKAT):
         assert decide(bpf.program(look=True), call) == NOTIFY, call
         assert decide(bpf.program(look=False), call) == ALLOW, call
@@ -148,9 +148,7 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_another_machine_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        seccomp.os, "uname", lambda: SimpleNamespace(sysname="Linux", machine="aarch64")
-    )
+    monkeypatch.setattr(os, "uname", lambda: SimpleNamespace(sysname="Linux", machine="aarch64"))
     with pytest.raises(seccomp.FrontDoorUnavailableError, match="this is Linux on aarch64"):
         seccomp.check()
 

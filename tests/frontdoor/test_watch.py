@@ -201,6 +201,6 @@ def test_taking_a_lock_is_told_from_letting_it_go(
     stage: Stage, diary: Diary, statement: str, expected: bool
 ) -> None:
     taken: list[bool] = []
-    diary.react = lambda call: taken.append(takes_lock(call))  # type: ignore[func-returns-value]
+    diary.react = lambda call: taken.append(takes_lock(call))
     run(stage, diary, statement)
     assert taken[0] is expected

@@ -125,7 +125,7 @@ class Toy:
         elif request == WRITE_BAD:
             caller.memory.write(argument, bytes(16))
         elif request == ECHO:
-            (number,) = struct.unpack("<Q", caller.memory.read(argument, 8))
+            number = int.from_bytes(caller.memory.read(argument, 8), "little")
             self.toys.echoed[number] += 1
             caller.memory.write(argument + 8, struct.pack("<Q", number ^ KEY))
             return number % 1000

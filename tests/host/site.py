@@ -125,7 +125,7 @@ class Lines:
     def until(self, event: str) -> dict[str, Any]:
         assert self._process.stdout is not None
         for text in self._process.stdout:
-            line = json.loads(text)
+            line: dict[str, Any] = json.loads(text)
             self.seen.append(line)
             if line["event"] == event:
                 return line

@@ -9,6 +9,7 @@ import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -34,7 +35,7 @@ class Ran:
         return sum(float(line.split()[-1]) for line in lines)
 
 
-def sync(site: Site, *, program: tuple[str, ...] = (), **options: str) -> Ran:
+def sync(site: Site, *, program: tuple[str, ...] = (), **options: Any) -> Ran:
     """``host sync``, perhaps by way of another program."""
     metrics = site.folder / "snpcerts.prom"
     metrics.unlink(missing_ok=True)
@@ -53,7 +54,7 @@ def test_a_lock_that_is_not_let_go_is_told_with_who_has_it(site: Site) -> None:
     """Another agent, or a VMM that hangs. What is wrong cannot be mended, and all say so."""
     config = site.folder / "snpcerts.toml"
     config.write_text(f'[lock]\nwait = 1.5\n[[file]]\npath = "{site.file}"\n')
-    options = {"file": "", "config": str(config)}
+    options: dict[str, Any] = {"file": "", "config": str(config)}
     assert sync(site, **options).code == 0
     site.behind_our_back(LOWER)
     with hold(str(site.file), shared=True):

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from snpcerts.abi.cert_table import EMPTY
-from snpcerts.abi.psp import SnpConfig
+from snpcerts.abi.psp import Command, SnpConfig
 from snpcerts.abi.tcb import TcbVersion
 from snpcerts.certfile import step
 from snpcerts.certfile.hold import hold
@@ -117,7 +117,7 @@ def test_a_refusal_of_the_firmware_puts_the_old_table_back(rig: Rig, agent: Agen
     old = rig.file.read_bytes()
 
     def refuse(config: SnpConfig) -> None:
-        raise SevError(plans.psp.Command.SNP_SET_CONFIG, 5, 0x16)
+        raise SevError(Command.SNP_SET_CONFIG, 5, 0x16)
 
     rig.device.snp_set_config = refuse  # type: ignore[method-assign]
     problem = do(agent, plan)
@@ -134,7 +134,7 @@ def test_a_command_that_failed_and_yet_changed_the_key_is_believed_by_its_status
 
     def half(config: SnpConfig) -> None:
         command(config)
-        raise SevError(plans.psp.Command.SNP_SET_CONFIG, 110, 0)
+        raise SevError(Command.SNP_SET_CONFIG, 110, 0)
 
     rig.device.snp_set_config = half  # type: ignore[method-assign]
     assert isinstance(do(agent, plan), SevError)

@@ -27,7 +27,8 @@ from snpcerts.emulator.psp.firmware import Firmware
 from snpcerts.endorsement.vek import EndorsementCert, VekKind
 from snpcerts.errors import RefusedError, RetryLaterError
 from snpcerts.host import plan as plans
-from snpcerts.host.config import FileConfig
+from snpcerts.host.config import Config, FileConfig
+from snpcerts.host.config import KeySelect as Select
 from snpcerts.host.event import EventKind
 from snpcerts.host.initialisation import Initialisation
 from snpcerts.host.proof import NONCE_SIZE, NoProofError, Proved, prove
@@ -140,10 +141,7 @@ class Host:
                     assert holding.problems
 
 
-def _config(folder: Path) -> object:
-    from snpcerts.host.config import Config
-    from snpcerts.host.config import KeySelect as Select
-
+def _config(folder: Path) -> Config:
     return Config(
         files=(
             FileConfig(str(folder / "certs.bin")),
@@ -438,7 +436,7 @@ def spoil_link(path: Path) -> None:
     path.symlink_to("elsewhere")
 
 
-SPOILED: tuple[Callable[[Path], None], ...] = (
+SPOILED: tuple[Callable[[Path], object], ...] = (
     Path.unlink,
     spoil_torn,
     spoil_bit,

@@ -16,7 +16,7 @@ T = TypeVar("T")
 class Baton(Clock):
     """The thread that has the baton runs, until it waits or ends; then the next in time."""
 
-    boot = "a machine that never was"  # type: ignore[assignment]  # instead of the property
+    boot = "a machine that never was"
 
     def __init__(self) -> None:
         self.time = 1000.0

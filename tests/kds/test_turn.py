@@ -362,7 +362,7 @@ def _file_for_a_folder(lock: Path, _elsewhere: Path) -> None:
     lock.write_bytes(b"")
 
 
-def _each(make: Callable[[Path, Path], None]) -> Callable[[Path, Path], None]:
+def _each(make: Callable[[Path, Path], object]) -> Callable[[Path, Path], None]:
     def plant(lock: Path, elsewhere: Path) -> None:
         lock.mkdir(parents=True)
         for name in ("LINE.lock", "LINE.spare", "LINE.json", ".LINE.json.new"):

@@ -32,7 +32,8 @@ def vceks(draw: st.DrawFn) -> VcekResource:
     size = product.hwid_size
     hwid = draw(st.binary(min_size=size, max_size=size).filter(any))
     fmc = draw(LEVEL) if product.tcb_layout is TcbLayout.TURIN else None
-    return VcekResource(product, hwid, TcbVersion(*(draw(LEVEL) for _ in range(4)), fmc=fmc))
+    bootloader, tee, snp, microcode = (draw(LEVEL) for _ in range(4))
+    return VcekResource(product, hwid, TcbVersion(bootloader, tee, snp, microcode, fmc=fmc))
 
 
 def test_a_milan_url_is_the_one_that_is_in_use() -> None:

@@ -46,19 +46,19 @@ def test_its_guest_attests_with_the_certificates_of_the_file(
 ) -> None:
     platform, certs = tmp_path / "platform", tmp_path / "certs"
     outcomes = tmp_path / "outcomes.jsonl"
-    emulate = ["emulate", "--platform", platform]
+    emulate = ["emulate", "--platform", str(platform)]
     made = snpcerts(qemu, *emulate, "certificates", certs)
     assert made.returncode == 0, made.stderr
-    run = [*SNPCERTS, "run", "--certs-filename", certs / "table.bin", "--"]
+    run = [*SNPCERTS, "run", "--certs-filename", str(certs / "table.bin"), "--"]
     # The emulated guest ends by a shutdown, for which QEMU 11 starts SNP guests anew.
     vmm = qemu.snp_command(qemu.tools.rom(1, 1), "-no-reboot")
-    options = ["--requests", "3", "--outcomes", outcomes, "--exit-number", str(exit_number)]
+    options = ["--requests", "3", "--outcomes", str(outcomes), "--exit-number", str(exit_number)]
     made = snpcerts(qemu, *emulate, "host", *options, "--", *run, *vmm)
     assert made.returncode == 0, made.stderr
     lines = [json.loads(line) for line in outcomes.read_text().splitlines()]
     assert [line["errno"] for line in lines] == [0, 0, 0]
     for name in ("report", "table"):
         (tmp_path / name).write_bytes(base64.b64decode(lines[0][name]))
-    words = ["--table", tmp_path / "table", "--anchor", certs / "ark.der"]
+    words = ["--table", str(tmp_path / "table"), "--anchor", str(certs / "ark.der")]
     made = snpcerts(qemu, "verify", tmp_path / "report", *words)
     assert made.returncode == 0, made.stdout + made.stderr

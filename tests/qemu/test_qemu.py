@@ -132,13 +132,14 @@ def test_stop_and_cont_reach_a_guest_that_asks_all_the_time(qemu: Qemu, certs: P
     )
     assert vmm.stdin is not None
     assert vmm.stdout is not None
+    said, heard = vmm.stdin, vmm.stdout
     watch = threading.Timer(LIMIT, vmm.kill)
     watch.start()
 
     def command(name: str) -> dict[str, object]:
-        vmm.stdin.write(json.dumps({"execute": name}) + "\n")
-        vmm.stdin.flush()
-        for line in vmm.stdout:
+        said.write(json.dumps({"execute": name}) + "\n")
+        said.flush()
+        for line in heard:
             answer = json.loads(line)
             if "return" in answer or "error" in answer:
                 return dict(answer)

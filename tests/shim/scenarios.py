@@ -608,7 +608,7 @@ def a_child_forked_in_a_request_does_not_keep_the_lock(file: Path) -> None:
 
     thread = threading.Thread(target=serve)
     thread.start()
-    children = []
+    children: list[int] = []
     while len(children) < 200:
         child = os.fork()
         if child == 0:

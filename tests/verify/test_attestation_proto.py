@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from snpcerts.abi.cert_table import CRL_GUID, MAX_ENTRIES
+from snpcerts.abi.cert_table import CRL_GUID, MAX_ENTRIES, CertTable
 from snpcerts.abi.report import REPORT_SIZE, Report, ReportLayout
 from snpcerts.cli.main import main
 from snpcerts.errors import FormatError
@@ -105,7 +105,7 @@ def test_every_report_comes_back_byte_for_byte(values: dict[str, Any]) -> None:
     assert attestation_proto.read_report(report_message(report)) == report
     assert attestation_proto.read_attestation(attestation(report)) == (
         report,
-        attestation_proto.CertTable(),
+        CertTable(),
     )
 
 

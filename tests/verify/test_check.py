@@ -16,6 +16,8 @@ from snpcerts.verify.verdict import Status, Verdict
 from tests.endorsement.small_ca import NOON, SmallCa, ec_key, sign_report
 from tests.verify.test_verify import anchors, collateral
 
+from .slots import with_slot
+
 CA = SmallCa()
 ALL = {each.value for each in Authenticity}
 
@@ -63,7 +65,7 @@ def test_of_sound_evidence_all_passes_that_there_is_to_ask() -> None:
 def test_what_a_missing_certificate_is_needed_for_is_not_judged(
     slot: str, failed: set[str], not_judged: set[str]
 ) -> None:
-    found = judge(CA.report(), replace(collateral(), **{slot: None}))
+    found = judge(CA.report(), with_slot(collateral(), slot, None))
     assert {name for name, state in found.items() if state == "failed"} == failed
     assert {name for name, state in found.items() if state == "not-judged"} == not_judged
 

@@ -33,6 +33,8 @@ from tests.endorsement.small_ca import (
 )
 from tests.verify.test_verify import anchors, codes, collateral
 
+from .slots import with_slot
+
 CA = SmallCa()
 
 
@@ -95,7 +97,7 @@ def test_each_signature_of_the_chain_can_fail_the_verdict(slot: str) -> None:
     """An error flag that starts as true and is only ever or-ed succeeded elsewhere."""
     parts = collateral()
     data = getattr(parts, slot)
-    broken = replace(parts, **{slot: flipped(data, len(data) - 1)})
+    broken = with_slot(parts, slot, flipped(data, len(data) - 1))
     verdict = verify(CA.report(), broken, anchors=anchors(), at=NOON)
     place = {"vcek": "leaf", "ask": "ask", "ark": "ark"}[slot]
     assert codes(verdict) == [f"{place}-signature"]
@@ -218,7 +220,8 @@ def test_a_short_write_is_no_success(tmp_path: Path) -> None:
     assert len(ark) > 1000
     source.write_bytes(entry(ARK_GUID.bytes, 48, len(ark)) + bytes(ENTRY_SIZE) + ark)
     target.write_bytes(b"as it was")
-    words = [sys.executable, "-m", "snpcerts", "table", "extract", source, tmp_path]
+    table = [sys.executable, "-m", "snpcerts", "table"]
+    words: list[str | Path] = [*table, "extract", source, tmp_path]
     full = subprocess.run(
         words,
         check=False,

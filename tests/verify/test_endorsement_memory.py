@@ -49,11 +49,10 @@ def test_authorities_seen_with_another_leaf_are_not_judged_again(
 ) -> None:
     """For a chip never seen under a known ASK and ARK, one certificate is read."""
     loaded: list[str] = []
-    load = endorsement_check.load_certificate
 
     def counting(data: bytes, what: str) -> object:
         loaded.append(what)
-        return load(data, what)
+        return load_certificate(data, what)
 
     monkeypatch.setattr(endorsement_check, "load_certificate", counting)
     memory = EndorsementMemory()

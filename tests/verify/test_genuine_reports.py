@@ -22,6 +22,8 @@ from snpcerts.verify.judging import verify
 from snpcerts.verify.verdict import Status, Verdict
 from tests.endorsement.small_ca import SmallCa, every, flipped
 
+from .slots import with_slot
+
 
 @dataclass(frozen=True)
 class Evidence:
@@ -285,7 +287,7 @@ def test_no_part_of_a_certificate_can_change(evidence: Evidence, place: str) -> 
     for name, (start, end) in found.items():
         # A digit of the validity's end, the middle of a modulus, the last byte else.
         at = {"validity": end - 2, "key": (start + end) // 2}.get(name, end - 1)
-        changed = replace(evidence.collateral, **{slot: flipped(data, at)})
+        changed = with_slot(evidence.collateral, slot, flipped(data, at))
         verdict = evidence.verdict(collateral=changed)
         got = set(codes(verdict))
         if verdict.leaf is not None and verdict.tcbs.current is not None:
@@ -332,7 +334,7 @@ def test_no_certificate_can_change(evidence: Evidence, slot: str) -> None:
     data = getattr(evidence.collateral, slot)
     for index in every(data, 7):
         for bit in (0, 5):
-            changed = replace(evidence.collateral, **{slot: flipped(data, index, bit)})
+            changed = with_slot(evidence.collateral, slot, flipped(data, index, bit))
             verdict = evidence.verdict(collateral=changed)
             assert verdict.status is Status.REFUSED, (index, bit)
 
@@ -345,7 +347,7 @@ def test_nothing_around_the_signed_part_can_change(milan: Evidence, slot: str) -
     start = data.index(signed)
     for index in (*range(start), *range(start + len(signed), len(data) - 512)):
         for bit in range(8):
-            changed = replace(milan.collateral, **{slot: flipped(data, index, bit)})
+            changed = with_slot(milan.collateral, slot, flipped(data, index, bit))
             assert milan.verdict(collateral=changed).status is Status.REFUSED, (index, bit)
 
 
@@ -418,7 +420,7 @@ def test_a_self_made_chain_with_amd_names_is_untrusted(milan: Evidence) -> None:
 
 def test_without_a_certificate_the_others_are_still_judged(milan: Evidence) -> None:
     for slot, code in (("vcek", "vcek-missing"), ("ask", "ask-missing"), ("ark", "ark-missing")):
-        parts = replace(milan.collateral, **{slot: None})
+        parts = with_slot(milan.collateral, slot, None)
         assert codes(milan.verdict(collateral=parts)) == [code]
         assert codes(milan.verdict(collateral=parts, anchors=()))[0] == code
     assert codes(milan.verdict(collateral=Collateral())) == [

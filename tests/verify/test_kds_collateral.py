@@ -56,8 +56,8 @@ class Server:
         self._ask("vcek", product, hwid, tcb, at)
         if product is not self.ca.product:
             raise KdsNotFoundError("404")
-        made = (recipe.make() for recipe in (self.ca.leaf, self.ca.ask, self.ca.ark))
-        return Endorsement(*made, datetime(2030, 1, 1, tzinfo=UTC))
+        leaf, ask, ark = (recipe.make() for recipe in (self.ca.leaf, self.ca.ask, self.ca.ark))
+        return Endorsement(leaf, ask, ark, datetime(2030, 1, 1, tzinfo=UTC))
 
     def chain(self, product: Product, vlek: bool, *, at: datetime) -> tuple[bytes, bytes]:
         self._ask("chain", product, vlek, at)

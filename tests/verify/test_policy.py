@@ -177,7 +177,7 @@ DEMANDS: list[tuple[str, Policy, Policy, dict[str, object]]] = [
 
 @pytest.mark.parametrize(("code", "met", "unmet", "report"), DEMANDS)
 def test_a_demand_passes_what_it_should_and_refuses_the_rest(
-    code: str, met: Policy, unmet: Policy, report: dict[str, object]
+    code: str, met: Policy, unmet: Policy, report: dict[str, Any]
 ) -> None:
     assert codes(judge(met, **report)) == []
     verdict = judge(unmet, **report)
@@ -270,7 +270,7 @@ def test_a_launch_tcb_that_cannot_be_read_is_below_the_floor() -> None:
 
 
 def test_mitigations_are_bits_that_must_all_be_there() -> None:
-    report: dict[str, object] = {"launch_mit_vector": 0b0111, "current_mit_vector": 0b1111}
+    report: dict[str, Any] = {"launch_mit_vector": 0b0111, "current_mit_vector": 0b1111}
     for launch, current, met in ((7, 15, True), (8, None, False), (None, 16, False), (0, 0, True)):
         policy = Policy(launch_mitigations=launch, current_mitigations=current)
         expected = [] if met else ["policy-mitigations"]

@@ -35,13 +35,15 @@ from tests.endorsement.small_ca import (
     with_signature,
 )
 
+from .slots import with_slot
+
 CA = SmallCa()
 
 
 def collateral(ca: SmallCa = CA, leaf: Recipe | None = None) -> Collateral:
     made = (leaf or ca.leaf).make()
     slot = "vcek" if ca.kind is VekKind.VCEK else "vlek"
-    return replace(Collateral(ask=ca.ask.make(), ark=ca.ark.make()), **{slot: made})
+    return with_slot(Collateral(ask=ca.ask.make(), ark=ca.ark.make()), slot, made)
 
 
 def anchors(ca: SmallCa = CA) -> tuple[Anchor, ...]:
@@ -237,7 +239,7 @@ def test_both_leaves_may_be_there_and_the_report_chooses() -> None:
 @pytest.mark.parametrize("slot", ["vcek", "ask", "ark"])
 @pytest.mark.parametrize("garbage", [b"", b"\0" * 100, b"-----BEGIN CERTIFICATE-----"])
 def test_garbage_in_a_slot_is_named(slot: str, garbage: bytes) -> None:
-    parts = replace(collateral(), **{slot: garbage})
+    parts = with_slot(collateral(), slot, garbage)
     assert codes(judge(CA.report(), parts))[0] == f"{slot}-unreadable"
 
 
@@ -283,7 +285,8 @@ def test_random_evidence_is_refused_and_never_raises(
     report: bytes, parts: tuple[bytes | Recipe | None, ...], at: datetime
 ) -> None:
     made = (part.make() if isinstance(part, Recipe) else part for part in parts)
-    verdict = verify(report, Collateral(*made), anchors=anchors(), at=at)
+    vcek, vlek, ask, ark, crl = made
+    verdict = verify(report, Collateral(vcek, vlek, ask, ark, crl), anchors=anchors(), at=at)
     assert verdict.status is Status.REFUSED
     assert verdict.to_json()["verdict"] == "refused"
 
@@ -295,4 +298,4 @@ def test_a_sound_report_with_random_certificates_never_verifies(data: st.DataObj
     good = getattr(sound, slot)
     cut = data.draw(st.integers(0, len(good) - 1))
     bad = good[:cut] + data.draw(st.binary(max_size=len(good)).filter(lambda b: b != good[cut:]))
-    assert judge(CA.report(), replace(sound, **{slot: bad})).status is Status.REFUSED
+    assert judge(CA.report(), with_slot(sound, slot, bad)).status is Status.REFUSED
