@@ -1,15 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The map of the house holds: imports point down, the product does not know the emulator."""
+"""The map of the house holds: imports point down and never in a circle, and the product
+does not know the emulator."""
 
 from __future__ import annotations
 
 import ast
 import sys
+from functools import cache
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
 
-SOURCE = Path(__file__).parents[1] / "src" / "snpcerts"
+ROOT = Path(__file__).parents[1]
+SOURCE = ROOT / "src" / "snpcerts"
 # From the ground up; each may import what stands before it.
 FLOORS = [
     "exports",
@@ -29,6 +33,19 @@ FLOORS = [
     "demo",
     "cli",
 ]
+# The emulator's rooms, and those of its rooms that each may import.
+ROOMS: dict[str, set[str]] = {
+    "syscall": set(),
+    "psp": {"syscall"},
+    "amd": {"syscall", "psp"},
+    "guest": {"syscall", "psp"},
+    "kvm": {"syscall", "psp", "guest"},
+    "frontdoor": {"syscall"},
+    "machine": {"syscall", "psp", "amd", "guest", "kvm", "frontdoor"},
+}
+# Only these packages and commands use the emulator.
+RUN_THE_EMULATOR = ("emulator", "conformance", "demo")
+COMMANDS_THAT_DO = {"conformance.py", "demo.py", "emulate.py"}
 MODULES = sorted(SOURCE.rglob("*.py"))
 FORBIDDEN_NAMES = {"utils", "util", "helpers", "helper", "manager", "common", "misc"}
 
@@ -38,17 +55,106 @@ def floor_of(path: Path) -> str:
     return first.removesuffix(".py")
 
 
-def imported(path: Path) -> set[str]:
+def module_of(path: Path) -> str:
+    """The name by which a file is imported."""
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    parts = parts[1:] if parts[0] == "src" else parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+FILES = {
+    module_of(path): path
+    for top in ("src", "tests", "explore", "fuzz", "bench")
+    for path in sorted((ROOT / top).rglob("*.py"))
+}
+
+
+@cache
+def imported(path: Path) -> frozenset[str]:
     """Full names of the modules that a file imports, wherever in the file."""
     found: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path}: relative import"
-            found.add(node.module or "")
-            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+            base = node.module or ""
+            if node.level:
+                package = path.relative_to(ROOT).parts[: -node.level]
+                base = ".".join((*package, base)) if base else ".".join(package)
+            found.add(base)
+            found |= {f"{base}.{alias.name}" for alias in node.names}
+    return frozenset(found)
+
+
+@cache
+def graph() -> dict[str, set[str]]:
+    """Which of our files each of our files imports. A package stands for its ``__init__``."""
+    found: dict[str, set[str]] = {}
+    for module, path in FILES.items():
+        names = set(imported(path) & FILES.keys())
+        # "from package import module" needs the module, not what the package offers.
+        packages = {name.rpartition(".")[0] for name in names}
+        asked = {name for name in imported(path) if name not in FILES}
+        faces = {name for name in packages & names if any(_is_in(each, name) for each in asked)}
+        found[module] = ((names - packages) | faces) - {module}
     return found
+
+
+def _is_in(name: str, package: str) -> bool:
+    return name.rpartition(".")[0] == package
+
+
+def test_no_file_imports_itself_by_way_of_others() -> None:
+    """Imports for types alone and those within functions count too."""
+    try:
+        TopologicalSorter(graph()).prepare()
+    except CycleError as error:
+        pytest.fail(" < ".join(error.args[1]))
+
+
+def reached(module: str) -> set[str]:
+    """Every file that is loaded, sooner or later, because of a module."""
+    found: set[str] = set()
+    waiting = [module]
+    while waiting:
+        for name in graph()[waiting.pop()] - found:
+            found.add(name)
+            waiting.append(name)
+    return found
+
+
+def test_nothing_of_the_product_leads_to_the_emulator() -> None:
+    for module, path in FILES.items():
+        if SOURCE not in path.parents or floor_of(path) in RUN_THE_EMULATOR:
+            continue
+        if floor_of(path) == "cli" and path.name in COMMANDS_THAT_DO:
+            continue
+        found = {name for name in reached(module) if name.startswith("snpcerts.emulator")}
+        assert not found, f"{module} leads to {sorted(found)}"
+
+
+def test_the_emulators_rooms_are_those_of_the_table() -> None:
+    folders = {path.parent for path in (SOURCE / "emulator").glob("*/__init__.py")}
+    assert {folder.name for folder in folders} == ROOMS.keys()
+    flat = [path.name for path in (SOURCE / "emulator").glob("*.py") if path.stem != "__init__"]
+    assert flat == []
+    TopologicalSorter(ROOMS).prepare()
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_a_room_of_the_emulator_imports_only_rooms_below(room: str) -> None:
+    for path in (SOURCE / "emulator" / room).rglob("*.py"):
+        for name in imported(path):
+            parts = name.split(".")
+            if parts[:2] == ["snpcerts", "emulator"] and len(parts) > 2:
+                assert parts[2] in {room, *ROOMS[room]}, f"{path}: imports {name}"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(SOURCE)))
+def test_the_package_imports_by_full_names(path: Path) -> None:
+    """So that a file can be moved, and what it needs be found, by searching."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    assert not [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.level]
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(SOURCE)))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import struct
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -90,7 +91,7 @@ INVALID_PARAM, BAD_MEASUREMENT, AEAD_OFLOW = 0x16, 0x0B, 0x1D
     ],
 )
 def test_the_order_of_guest_request(
-    change: dict[str, object], size: int, spoil_tag: bool, status: int, guest: FirmwareGuest
+    change: dict[str, Any], size: int, spoil_tag: bool, status: int, guest: FirmwareGuest
 ) -> None:
     header: MessageHeader = replace(guest.header(MessageType.REPORT_REQ), **change)
     page = bytearray(seal(guest.vmpcks[0], header, bytes(size)))

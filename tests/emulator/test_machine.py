@@ -227,7 +227,9 @@ def test_the_lock_recipe_signs_within_the_first_run() -> None:
     vm.run()
     with_table(vm, 0)
     vm.runs[0].immediate_exit = 1
-    context = next(iter(machine.platform.vms.values())).context
+    (kvm_vm,) = machine.platform.vms.values()
+    assert isinstance(kvm_vm, Vm)
+    context = kvm_vm.context
     assert context is not None
     assert context.counters[0] == 0
     assert failure(vm.run) == errno.EINTR

@@ -9,7 +9,8 @@ The program needs no change, no library and no privilege, static or not.
 file a path means; ``door`` which paths are ours; ``stat`` what stat says of
 them; ``descriptors`` which descriptors are ours, and when they are gone;
 ``tasks`` which signals wait; ``supervisor`` serves; ``launch`` puts a program
-behind the door; ``control`` lets several launchers share one server.
+behind the door; ``control`` lets several launchers share one server;
+``parent`` ends a process with the one that started it.
 
 What a program can tell from the real thing:
 

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Final, NoReturn
 
 from snpcerts.emulator.frontdoor import control
-from snpcerts.emulator.machine.parent import adopt_descendants, end_with_parent
+from snpcerts.emulator.frontdoor.parent import adopt_descendants, end_with_parent
 
 _KILL_AGAIN: Final = 0.05  # seconds, for descendants that came about meanwhile
 

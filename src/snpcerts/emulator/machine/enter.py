@@ -19,10 +19,10 @@ from typing import Any, Final, NoReturn
 from snpcerts.abi.kvm import ExitReason
 from snpcerts.abi.product import Product
 from snpcerts.emulator.frontdoor import control, launch, seccomp
+from snpcerts.emulator.frontdoor.parent import end_with_parent
 from snpcerts.emulator.guest.script import GuestScript
 from snpcerts.emulator.machine.detached import leave_parent
 from snpcerts.emulator.machine.home import PlatformHome
-from snpcerts.emulator.machine.parent import end_with_parent
 from snpcerts.emulator.psp.choices import FirmwareChoices
 from snpcerts.errors import RefusedError, RetryLaterError, SnpCertsError
 from snpcerts.temporary_directory import TemporaryDirectory

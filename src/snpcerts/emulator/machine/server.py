@@ -25,6 +25,7 @@ from snpcerts.abi.kvm import SNP_REQ_CERTS_EXITS, ExitReason
 from snpcerts.emulator.frontdoor import seccomp
 from snpcerts.emulator.frontdoor.control import ControlSocket, Hello
 from snpcerts.emulator.frontdoor.door import Door
+from snpcerts.emulator.frontdoor.parent import end_with_parent
 from snpcerts.emulator.frontdoor.supervisor import Supervisor
 from snpcerts.emulator.guest.linux import LinuxGuest
 from snpcerts.emulator.guest.script import GuestScript
@@ -34,7 +35,6 @@ from snpcerts.emulator.kvm.host import Platform
 from snpcerts.emulator.machine.detached import leave_parent
 from snpcerts.emulator.machine.firmware_order import carry_out
 from snpcerts.emulator.machine.home import PlatformHome
-from snpcerts.emulator.machine.parent import end_with_parent
 from snpcerts.emulator.machine.virtual_files import guest_files, host_files, host_inodes
 from snpcerts.emulator.psp.firmware import Firmware
 from snpcerts.emulator.psp.sev_device import SevDevice
