@@ -193,7 +193,7 @@ def test_a_guest_that_shares_its_pages_asks_first() -> None:
     refusing = build_vm(machine)
     refusing.run()
     page = machine.mmap_run(refusing.vcpus[0])
-    page[88:96] = (1).to_bytes(8, "little")
+    page[88:96] = errno.EINVAL.to_bytes(8, "little")
     refusing.run()
     assert refusing.runs[0].exit_reason == ExitReason.SYSTEM_EVENT
 

@@ -77,7 +77,15 @@ _CUT: Final[Mapping[str, Sequence[str]]] = {
         "SNP_VERIFY_MITIGATION_SUPPORTED",
     ),
     "asm/msr-index.h": ("MSR_AMD64_SEV_ES_GHCB",),
-    "asm/sev-common.h": ("GHCB_DATA_LOW", "GHCB_MSR_*", "GHCB_HV_*", "GHCB_ERR_*"),
+    "asm/sev-common.h": (
+        "GHCB_DATA_LOW",
+        "GHCB_MSR_*",
+        "GHCB_HV_*",
+        "GHCB_ERR_*",
+        "VMGEXIT_PSC_*",
+        "struct psc_hdr",
+        "struct psc_entry",
+    ),
     "asm/svm.h": ("struct ghcb_save_area", "GHCB_SHARED_BUF_SIZE", "struct ghcb"),
     "asm/sev.h": (
         "MAX_AUTHTAG_LEN",

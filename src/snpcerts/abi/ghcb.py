@@ -28,10 +28,12 @@ class Field(enum.IntEnum):
     RCX = 0x308
     RDX = 0x310
     RBX = 0x318
+    RSI = 0x330
     SW_EXITCODE = 0x390
     SW_EXITINFO1 = 0x398
     SW_EXITINFO2 = 0x3A0
     SW_SCRATCH = 0x3A8
+    XCR0 = 0x3E8
 
     @property
     def valid_byte(self) -> int:
@@ -42,6 +44,27 @@ class Field(enum.IntEnum):
     def valid_mask(self) -> int:
         """The field's bit in that byte."""
         return 1 << (self // 8 % 8)
+
+
+CPL = 0x0CB  # one byte, with the valid bit of the eight bytes that it is in
+
+
+class Instruction(enum.IntEnum):
+    """SW_EXITCODE of an instruction that the guest has its hypervisor carry out."""
+
+    READ_DR7 = 0x27
+    WRITE_DR7 = 0x37
+    RDTSC = 0x6E
+    RDPMC = 0x6F
+    CPUID = 0x72
+    INVD = 0x76
+    IOIO = 0x7B
+    MSR = 0x7C
+    VMMCALL = 0x81
+    RDTSCP = 0x87
+    WBINVD = 0x89
+    MONITOR = 0x8A
+    MWAIT = 0x8B
 
 
 class ExitCode(enum.IntEnum):
@@ -67,6 +90,33 @@ class ResponseCode(enum.IntEnum):
     NO_ACTION = 0
     ISSUE_EXCEPTION = 1
     MALFORMED_INPUT = 2
+
+
+class ProcessorRequest(enum.IntEnum):
+    """Low half of SW_EXITINFO1 of AP_CREATION; the high half is the APIC ID."""
+
+    CREATE_ON_INIT = 0
+    CREATE = 1
+    DESTROY = 2
+
+
+class PageStateOperation(enum.IntEnum):
+    """What is asked of a page; KVM takes these two."""
+
+    PRIVATE = 1
+    SHARED = 2
+
+
+class PageStateError(enum.IntEnum):
+    """SW_EXITINFO2 after a page state change; 0 is success."""
+
+    GENERIC = 0x100 << 32
+    INVALID_HDR = 1 << 32 | 1
+    INVALID_ENTRY = 1 << 32 | 2
+
+
+PSC_HEADER_SIZE = 8  # cur_entry u16, end_entry u16, reserved u32
+PSC_ENTRY_SIZE = 8  # cur_page 12 bits, gfn 40, operation 4, pagesize 1, reserved 7
 
 
 class InputErrorCode(enum.IntEnum):

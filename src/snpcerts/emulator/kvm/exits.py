@@ -9,17 +9,23 @@ from __future__ import annotations
 
 import struct
 
+from snpcerts.abi.ghcb import PAGE_SIZE
 from snpcerts.abi.kvm import (
     HC_MAP_GPA_RANGE,
     INTERNAL_ERROR_EMULATION,
-    MAP_GPA_RANGE_ENCRYPTED,
+    INTERNAL_ERROR_UNEXPECTED_EXIT_REASON,
     RUN_EXIT,
     RUN_EXIT_REASON,
     SYSTEM_EVENT_SEV_TERM,
     ExitReason,
 )
 
-_HYPERCALL_RET = RUN_EXIT + 56
+HYPERCALL_RET = RUN_EXIT + 56
+_HYPERCALL_FLAGS = RUN_EXIT + 64
+_HYPERCALL_LONG_MODE = 1
+_MMIO_DATA = RUN_EXIT + 8
+PIO_PAGE = PAGE_SIZE  # where a vCPU's mapping has the data of port I/O
+_IO_IN, _IO_OUT = 0, 1
 _SVM_EXIT_ERR = 0xFFFF_FFFF_FFFF_FFFF
 
 
@@ -28,16 +34,62 @@ def plain(run: memoryview, reason: int) -> None:
     struct.pack_into("<I", run, RUN_EXIT_REASON, reason)
 
 
-def map_gpa_range(run: memoryview, gpa: int, pages: int, *, private: bool) -> None:
-    """The guest asks for pages to become private or shared (KVM_HC_MAP_GPA_RANGE)."""
-    attributes = MAP_GPA_RANGE_ENCRYPTED if private else 0
-    struct.pack_into("<8QQ", run, RUN_EXIT, HC_MAP_GPA_RANGE, gpa, pages, attributes, 0, 0, 0, 0, 0)
+def map_gpa_range(run: memoryview, gpa: int, pages: int, attributes: int) -> None:
+    """The guest asks for pages to become private or shared (KVM_HC_MAP_GPA_RANGE).
+
+    Arguments 3 to 5 and the flags stay as they are.
+    """
+    struct.pack_into("<4Q", run, RUN_EXIT, HC_MAP_GPA_RANGE, gpa, pages, attributes)
+    set_hypercall_result(run, 0)
     plain(run, ExitReason.HYPERCALL)
+
+
+def long_mode(run: memoryview) -> None:
+    """The hypercall came by VMMCALL of a 64-bit guest."""
+    struct.pack_into("<Q", run, _HYPERCALL_FLAGS, _HYPERCALL_LONG_MODE)
 
 
 def hypercall_result(run: memoryview) -> int:
     """What userspace answered to a hypercall; 0 is success."""
-    return int(struct.unpack_from("<Q", run, _HYPERCALL_RET)[0])
+    return int(struct.unpack_from("<Q", run, HYPERCALL_RET)[0])
+
+
+def set_hypercall_result(run: memoryview, value: int) -> None:
+    """What the guest gets from a hypercall, unless userspace says something else."""
+    struct.pack_into("<Q", run, HYPERCALL_RET, value)
+
+
+def port_io(run: memoryview, *, inward: bool, size: int, port: int, count: int) -> None:
+    """``count`` accesses of ``size`` bytes; their data is in the second page of the mapping."""
+    direction = _IO_IN if inward else _IO_OUT
+    struct.pack_into("<BBHIQ", run, RUN_EXIT, direction, size, port, count, PIO_PAGE)
+    plain(run, ExitReason.IO)
+
+
+def mmio_read(run: memoryview, gpa: int, size: int) -> None:
+    """The guest reads where there is no memory; the data is userspace's to fill in."""
+    struct.pack_into("<Q", run, RUN_EXIT, gpa)
+    struct.pack_into("<IB", run, _MMIO_DATA + 8, size, 0)
+    plain(run, ExitReason.MMIO)
+
+
+def mmio_write(run: memoryview, gpa: int, data: bytes) -> None:
+    """The guest writes at most eight bytes where there is no memory."""
+    struct.pack_into("<Q", run, RUN_EXIT, gpa)
+    run[_MMIO_DATA : _MMIO_DATA + len(data)] = data
+    struct.pack_into("<IB", run, _MMIO_DATA + 8, len(data), 1)
+    plain(run, ExitReason.MMIO)
+
+
+def mmio_data(run: memoryview, size: int) -> bytes:
+    """What userspace filled in."""
+    return bytes(run[_MMIO_DATA : _MMIO_DATA + size])
+
+
+def unexpected(run: memoryview, code: int) -> None:
+    """KVM has no handler for this exit of the processor."""
+    struct.pack_into("<II2Q", run, RUN_EXIT, INTERNAL_ERROR_UNEXPECTED_EXIT_REASON, 2, code, 0)
+    plain(run, ExitReason.INTERNAL_ERROR)
 
 
 def guest_terminated(run: memoryview, ghcb_msr: int) -> None:

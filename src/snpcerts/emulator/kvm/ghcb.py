@@ -14,7 +14,6 @@ from __future__ import annotations
 import errno
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Protocol
 
 from snpcerts.abi.cert_table import EMPTY
@@ -22,15 +21,14 @@ from snpcerts.abi.ghcb import (
     HV_FEATURES_SUPPORTED,
     MSR_CODE_MASK,
     PAGE_SIZE,
-    USAGE,
-    VALID_BITMAP,
-    VALID_BITMAP_SIZE,
+    PSC_HEADER_SIZE,
     ExitCode,
     Field,
-    GhcbPage,
     InputErrorCode,
+    Instruction,
     MsrCode,
-    ResponseCode,
+    PageStateError,
+    ProcessorRequest,
     VmmError,
     guest_err,
 )
@@ -38,6 +36,10 @@ from snpcerts.abi.guest_message import MSG_TYPE_OFFSET, MessageType
 from snpcerts.abi.kvm import ExitReason, RunView
 from snpcerts.emulator.guest.memory import GuestMemory
 from snpcerts.emulator.kvm import exits as kvm_exit
+from snpcerts.emulator.kvm import page_state
+from snpcerts.emulator.kvm.ghcb_page import GhcbSnapshot, MappedGhcb
+from snpcerts.emulator.kvm.guest_instruction import Completion, Instructions, Machine, Msrs
+from snpcerts.emulator.kvm.page_state import PageStateList
 from snpcerts.emulator.syscall.device import Caller
 
 log = logging.getLogger(__name__)
@@ -50,15 +52,36 @@ C_BIT = 51
 VERSION_MIN = 1
 _MSR_DATA_MASK = (1 << 52) - 1
 _PSC_ERROR = 1 << 63 | MsrCode.PSC_RSP
-_PSC_PRIVATE, _PSC_SHARED = 1, 2
+_CPUID_KEPT = 0xFFFF_F000  # KVM leaves these bits of the request in its response
+_CPUID_XSTATE = 0xD
+_IO_IN, _IO_STRING = 1, 4
+_2M = 1 << 21
+GPA_BITS = 48
 _JUMP_TABLE_SET, _JUMP_TABLE_GET = 0, 1
 
-_REGISTERS = (Field.RAX, Field.RCX, Field.RDX, Field.RBX)
 _REQUIRED = (Field.SW_EXITCODE, Field.SW_EXITINFO1, Field.SW_EXITINFO2)
-_GUEST_REQUESTS = (ExitCode.SNP_GUEST_REQUEST, ExitCode.SNP_EXT_GUEST_REQUEST)
+_SNP_ONLY = frozenset(
+    (
+        ExitCode.AP_CREATION,
+        ExitCode.SNP_GUEST_REQUEST,
+        ExitCode.SNP_EXT_GUEST_REQUEST,
+        ExitCode.PSC,
+    )
+)
+_INSTRUCTIONS = frozenset(Instruction)
+# What else has to be valid, for exits where that does not depend on other fields.
+_INPUT: dict[int, tuple[Field, ...]] = {
+    Instruction.WRITE_DR7: (Field.RAX,),
+    Instruction.RDPMC: (Field.RCX,),
+    Instruction.MONITOR: (Field.RAX, Field.RCX, Field.RDX),
+    Instruction.MWAIT: (Field.RAX, Field.RCX),
+    ExitCode.MMIO_READ: (Field.SW_SCRATCH,),
+    ExitCode.MMIO_WRITE: (Field.SW_SCRATCH,),
+    ExitCode.PSC: (Field.SW_SCRATCH,),
+}
 
 
-class RequestingVm(Protocol):
+class RequestingVm(Machine, Protocol):
     """What the handling of one vCPU's exits needs of its VM."""
 
     @property
@@ -82,15 +105,18 @@ class RequestingVm(Protocol):
         """Whether KVM itself has the local APICs."""
 
     @property
-    def exits_for_page_state(self) -> bool:
-        """Whether the VMM takes KVM_HC_MAP_GPA_RANGE."""
+    def sev_features(self) -> int:
+        """SEV_FEATURES of the guest's VMSAs."""
 
     jump_table: int
     request_page: bytes  # the bounce pages: allocated once, never cleared
     response_page: bytes
 
-    def cpuid(self, function: int) -> tuple[int, int, int, int]:
-        """EAX, EBX, ECX, EDX as the VMM has set them."""
+    def has_processor(self, apic_id: int) -> bool:
+        """Whether a vCPU has that number."""
+
+    def processor_requested(self, apic_id: int, request: ProcessorRequest) -> None:
+        """The guest wants a vCPU started from a VMSA of its own, or stopped."""
 
     def issue_guest_request(self, caller: Caller) -> int:
         """Have the firmware serve ``request_page`` into ``response_page``.
@@ -99,30 +125,21 @@ class RequestingVm(Protocol):
         """
 
 
-@dataclass(frozen=True, slots=True)
-class _Snapshot:
-    """The request as it was at VMGEXIT; later edits of the page do not matter."""
-
-    gpa: int
-    code: int
-    info1: int
-    info2: int
-    usage: int
-    registers: dict[Field, int]
-    valid: frozenset[Field]
-
-
 class GhcbRequests:
-    """The GHCB side of one vCPU."""
+    """The GHCB side of one vCPU.
 
-    def __init__(self, vm: RequestingVm, run: memoryview) -> None:
+    ``run`` is what the vCPU's descriptor maps: ``struct kvm_run``, and the page of port I/O.
+    """
+
+    def __init__(self, vm: RequestingVm, msrs: Msrs, run: memoryview) -> None:
         self._vm = vm
         self._run_page = run
         self._run = RunView(run)
         self.msr = self._sev_info()
-        self.registered: int | None = None
-        self._mapped: int | None = None
-        self._registers: dict[Field, int] = {}
+        self.registered = 0
+        self._ghcb = MappedGhcb()
+        self._page_states = PageStateList(self._ghcb, run)
+        self._instructions = Instructions(vm, msrs, self._ghcb, run)
         self._completion: Callable[[GuestMemory, Caller], int] | None = None
 
     def vmgexit(self, memory: GuestMemory, caller: Caller) -> int:
@@ -131,15 +148,13 @@ class GhcbRequests:
             return self._msr_protocol()
         if self.msr == 0:
             return RESUME
-        snapshot = self._take(memory)
+        snapshot = self._ghcb.take(memory, self.msr)
         if snapshot is None:
             return RESUME
-        if self._vm.snp and snapshot.gpa != self.registered:
-            raise _failed(errno.EINVAL, f"GHCB {snapshot.gpa:#x} is not registered")
         refused = self._validate(snapshot)
         if refused is not None:
             return self._bad(memory, refused)
-        self._ok(memory, 0)
+        self._ghcb.ok(memory, 0)
         return self._dispatch(snapshot, memory, caller)
 
     def complete(self, memory: GuestMemory, caller: Caller) -> int:
@@ -149,81 +164,52 @@ class GhcbRequests:
 
     def enter_guest(self, memory: GuestMemory) -> None:
         """Write the four registers to the page and let go of it, as before each entry."""
-        if self._mapped is None:
-            return
-        for register in _REGISTERS:
-            self._put(memory, register, self._registers[register])
-        self._mapped = None
+        self._ghcb.let_go(memory)
 
     # The page.
 
-    def _take(self, memory: GuestMemory) -> _Snapshot | None:
-        gpa = self.msr
-        if not memory.writable(gpa):
-            return None
-        try:
-            page = memory.read(gpa, PAGE_SIZE)
-            memory.write(gpa + VALID_BITMAP, bytes(VALID_BITMAP_SIZE))
-        except OSError:
-            return None
-        ghcb = GhcbPage(bytearray(page))
-        valid = frozenset(field for field in Field if ghcb.is_valid(field))
-        registers = {each: ghcb.get(each) if each in valid else 0 for each in _REGISTERS}
-        self._mapped = gpa
-        self._registers = registers
-        return _Snapshot(
-            gpa,
-            ghcb.get(Field.SW_EXITCODE),
-            ghcb.get(Field.SW_EXITINFO1),
-            ghcb.get(Field.SW_EXITINFO2),
-            int.from_bytes(page[USAGE : USAGE + 4], "little"),
-            registers,
-            valid,
-        )
-
-    def _put(self, memory: GuestMemory, field: Field, value: int) -> None:
-        """Store a field and set its valid bit. A page taken away meanwhile is the VMM's loss."""
-        if self._mapped is None:
-            return
-        try:
-            memory.write(self._mapped + field, value.to_bytes(8, "little"))
-            bitmap = memory.read(self._mapped + field.valid_byte, 1)[0]
-            memory.write(self._mapped + field.valid_byte, bytes([bitmap | field.valid_mask]))
-        except OSError:
-            log.debug("the GHCB at %#x went away while it was in use", self._mapped)
-
     def _ok(self, memory: GuestMemory, value: int) -> int:
-        self._put(memory, Field.SW_EXITINFO1, ResponseCode.NO_ACTION)
-        self._put(memory, Field.SW_EXITINFO2, value)
+        self._ghcb.ok(memory, value)
         return RESUME
 
     def _bad(self, memory: GuestMemory, why: InputErrorCode) -> int:
-        self._put(memory, Field.SW_EXITINFO1, ResponseCode.MALFORMED_INPUT)
-        self._put(memory, Field.SW_EXITINFO2, why)
+        self._ghcb.bad(memory, why)
         return RESUME
 
-    def _validate(self, snapshot: _Snapshot) -> InputErrorCode | None:
+    def _validate(self, snapshot: GhcbSnapshot) -> InputErrorCode | None:
+        if self._vm.snp and snapshot.gpa != self.registered:
+            return InputErrorCode.NOT_REGISTERED
         if snapshot.usage:
             return InputErrorCode.INVALID_USAGE
-        if not snapshot.valid.issuperset(_REQUIRED):
-            return InputErrorCode.MISSING_INPUT
-        if snapshot.code not in _KNOWN_CODES:
+        if snapshot.code in _SNP_ONLY and not self._vm.snp:
             return InputErrorCode.INVALID_EVENT
-        if snapshot.code in _GUEST_REQUESTS and (
-            not self._vm.snp
-            or snapshot.info1 % PAGE_SIZE
-            or snapshot.info2 % PAGE_SIZE
-            or snapshot.info1 == snapshot.info2
-        ):
+        if not snapshot.valid.issuperset(_REQUIRED) or not _has_input(snapshot):
             return InputErrorCode.MISSING_INPUT
         return None
 
-    def _dispatch(self, snapshot: _Snapshot, memory: GuestMemory, caller: Caller) -> int:
+    def _dispatch(self, snapshot: GhcbSnapshot, memory: GuestMemory, caller: Caller) -> int:
         match snapshot.code:
-            case ExitCode.SNP_GUEST_REQUEST:
-                return self._guest_request(snapshot, memory, caller)
-            case ExitCode.SNP_EXT_GUEST_REQUEST:
+            case code if code in _INSTRUCTIONS:
+                return self._unless_exited(self._instructions.carry_out(snapshot, memory))
+            case ExitCode.MMIO_READ | ExitCode.MMIO_WRITE as code:
+                writing = code == ExitCode.MMIO_WRITE
+                return self._unless_exited(
+                    self._instructions.mmio(snapshot, memory, writing=writing)
+                )
+            case ExitCode.SNP_GUEST_REQUEST | ExitCode.SNP_EXT_GUEST_REQUEST as code:
+                if (
+                    snapshot.info1 % PAGE_SIZE
+                    or snapshot.info2 % PAGE_SIZE
+                    or snapshot.info1 == snapshot.info2
+                ):
+                    return self._bad(memory, InputErrorCode.INVALID_INPUT)
+                if code == ExitCode.SNP_GUEST_REQUEST:
+                    return self._guest_request(snapshot, memory, caller)
                 return self._extended_request(snapshot, memory, caller)
+            case ExitCode.PSC:
+                return self._page_state_list(snapshot, memory)
+            case ExitCode.AP_CREATION:
+                return self._create_processor(snapshot, memory)
             case ExitCode.HV_FEATURES:
                 return self._ok(memory, HV_FEATURES_SUPPORTED)
             case ExitCode.TERM_REQUEST:
@@ -238,8 +224,20 @@ class GhcbRequests:
             case ExitCode.UNSUPPORTED_EVENT:
                 raise _failed(errno.EINVAL, "the guest met an event it does not support")
             case _:
-                log.info("VMGEXIT %#x is not emulated", snapshot.code)
+                log.info("VMGEXIT %#x is no exit that KVM knows", snapshot.code)
                 return self._bad(memory, InputErrorCode.INVALID_EVENT)
+
+    def _unless_exited(self, left: Completion | None) -> int:
+        """RESUME, or EXIT with what is left for the next KVM_RUN."""
+        if left is None:
+            return RESUME
+
+        def complete(memory: GuestMemory, caller: Caller) -> int:  # noqa: ARG001 - one signature for completions
+            left(memory)
+            return RESUME
+
+        self._completion = complete
+        return EXIT
 
     def _hold(self) -> int:
         if self._vm.irqchip:
@@ -247,7 +245,7 @@ class GhcbRequests:
         kvm_exit.plain(self._run_page, ExitReason.AP_RESET_HOLD)
         return EXIT
 
-    def _jump_table(self, snapshot: _Snapshot, memory: GuestMemory) -> int:
+    def _jump_table(self, snapshot: GhcbSnapshot, memory: GuestMemory) -> int:
         if snapshot.info1 == _JUMP_TABLE_SET:
             self._vm.jump_table = snapshot.info2
             return RESUME
@@ -255,9 +253,43 @@ class GhcbRequests:
             return self._ok(memory, self._vm.jump_table)
         return self._bad(memory, InputErrorCode.INVALID_INPUT)
 
+    def _create_processor(self, snapshot: GhcbSnapshot, memory: GuestMemory) -> int:
+        request, apic_id = snapshot.info1 & 0xFFFF_FFFF, snapshot.info1 >> 32
+        vmsa = snapshot.info2
+        creating = request in (ProcessorRequest.CREATE, ProcessorRequest.CREATE_ON_INIT)
+        if (
+            not self._vm.has_processor(apic_id)
+            or (not creating and request != ProcessorRequest.DESTROY)
+            or (creating and snapshot.registers[Field.RAX] != self._vm.sev_features)
+            # A VMSA at the start of 2 MiB meets an erratum of the processor.
+            or (creating and (vmsa % PAGE_SIZE or vmsa >> GPA_BITS or not vmsa % _2M))
+        ):
+            return self._bad(memory, InputErrorCode.INVALID_INPUT)
+        self._vm.processor_requested(apic_id, ProcessorRequest(request))
+        return RESUME
+
+    def _page_state_list(self, snapshot: GhcbSnapshot, memory: GuestMemory) -> int:
+        at = self._ghcb.scratch(snapshot, PSC_HEADER_SIZE)
+        if at is None:
+            return self._bad(memory, InputErrorCode.INVALID_SCRATCH_AREA)
+        if not self._vm.exits_for_page_state:
+            self._page_states.end(memory, PageStateError.GENERIC)
+            return RESUME
+        return self._page_states_or_resume(self._page_states.begin(memory, at))
+
+    def _page_states_or_resume(self, asks: bool) -> int:
+        if not asks:
+            return RESUME
+
+        def answered(memory: GuestMemory, caller: Caller) -> int:  # noqa: ARG001 - one signature for completions
+            return self._page_states_or_resume(self._page_states.answered(memory))
+
+        self._completion = answered
+        return EXIT
+
     # Guest requests.
 
-    def _extended_request(self, snapshot: _Snapshot, memory: GuestMemory, caller: Caller) -> int:
+    def _extended_request(self, snapshot: GhcbSnapshot, memory: GuestMemory, caller: Caller) -> int:
         try:
             msg_type = memory.read(snapshot.info1 + MSG_TYPE_OFFSET, 1)[0]
         except OSError:
@@ -279,13 +311,13 @@ class GhcbRequests:
                 raise _failed(errno.EIO, "the certificate buffer cannot be written") from None
         return self._guest_request(snapshot, memory, caller)
 
-    def _certs_answered(self, snapshot: _Snapshot, memory: GuestMemory, caller: Caller) -> int:
+    def _certs_answered(self, snapshot: GhcbSnapshot, memory: GuestMemory, caller: Caller) -> int:
         _, npages, answer = self._run.snp_req_certs
         match answer:
             case 0:
                 return self._guest_request(snapshot, memory, caller)
             case errno.ENOSPC:
-                self._registers[Field.RBX] = npages
+                self._ghcb.registers[Field.RBX] = npages
                 error = VmmError.INVALID_LEN
             case errno.EAGAIN:
                 error = VmmError.BUSY
@@ -294,10 +326,10 @@ class GhcbRequests:
             case _:
                 raise _failed(errno.EINVAL, f"{answer} is no answer to a certificate request")
         # SW_EXITINFO1 holds 0 since the request was accepted.
-        self._put(memory, Field.SW_EXITINFO2, guest_err(error, 0))
+        self._ghcb.put(memory, Field.SW_EXITINFO2, guest_err(error, 0))
         return RESUME
 
-    def _guest_request(self, snapshot: _Snapshot, memory: GuestMemory, caller: Caller) -> int:
+    def _guest_request(self, snapshot: GhcbSnapshot, memory: GuestMemory, caller: Caller) -> int:
         vm = self._vm
         if not vm.snp:
             raise _failed(errno.EINVAL, "not an SNP guest")
@@ -330,7 +362,7 @@ class GhcbRequests:
                 self.msr = self._sev_info()
             case MsrCode.CPUID_REQ:
                 value = self._vm.cpuid(msr >> 32)[msr >> 30 & 3]
-                self.msr = value << 32 | MsrCode.CPUID_RSP
+                self.msr = value << 32 | msr & _CPUID_KEPT | MsrCode.CPUID_RSP
             case MsrCode.AP_RESET_HOLD_REQ:
                 self.msr = MsrCode.AP_RESET_HOLD_RSP
                 return self._hold()
@@ -348,22 +380,42 @@ class GhcbRequests:
         return RESUME
 
     def _page_state(self, msr: int) -> int:
-        operation = msr >> 52 & 0xF
-        if operation not in (_PSC_PRIVATE, _PSC_SHARED) or not self._vm.exits_for_page_state:
+        operation, gpa = page_state.operation_and_gpa(msr)
+        if not page_state.known_operation(operation) or not self._vm.exits_for_page_state:
             self.msr = _PSC_ERROR
             return RESUME
-        gpa = (msr >> 12 & (1 << 40) - 1) << 12
-        kvm_exit.map_gpa_range(self._run_page, gpa, 1, private=operation == _PSC_PRIVATE)
+        page_state.ask_userspace(self._run_page, gpa, 1, operation, huge=False)
         self._completion = self._page_state_answered
         return EXIT
 
     def _page_state_answered(self, memory: GuestMemory, caller: Caller) -> int:  # noqa: ARG002 - one signature for completions
-        failed = kvm_exit.hypercall_result(self._run_page)
-        self.msr = _PSC_ERROR if failed else int(MsrCode.PSC_RSP)
+        done = page_state.userspace_agrees(self._run_page)
+        self.msr = int(MsrCode.PSC_RSP) if done else _PSC_ERROR
         return RESUME
 
 
-_KNOWN_CODES = frozenset(ExitCode)
+def _has_input(snapshot: GhcbSnapshot) -> bool:
+    """Whether the fields that this exit needs, besides the three of every exit, are valid."""
+    valid, registers, info1 = snapshot.valid, snapshot.registers, snapshot.info1
+    match snapshot.code:
+        case Instruction.CPUID:
+            needed = {Field.RAX, Field.RCX}
+            if registers[Field.RAX] == _CPUID_XSTATE:
+                needed.add(Field.XCR0)
+        case Instruction.IOIO:
+            needed = {Field.SW_SCRATCH} if info1 & _IO_STRING else set()
+            if not info1 & (_IO_STRING | _IO_IN):
+                needed = {Field.RAX}
+        case Instruction.MSR:
+            needed = {Field.RCX} | ({Field.RAX, Field.RDX} if info1 else set())
+        case Instruction.VMMCALL:
+            return Field.RAX in valid and snapshot.cpl_valid
+        case ExitCode.AP_CREATION:
+            destroying = info1 & 0xFFFF_FFFF == ProcessorRequest.DESTROY
+            needed = set() if destroying else {Field.RAX}
+        case code:
+            needed = set(_INPUT.get(code, ()))
+    return valid.issuperset(needed)
 
 
 def _failed(code: int, why: str) -> OSError:

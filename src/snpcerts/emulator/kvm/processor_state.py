@@ -48,6 +48,9 @@ SETS: Final[dict[int, str]] = {put: name for name, (_, put, _) in _STATES.items(
 SIZES: Final = {name: size for name, (_, _, size) in _STATES.items()}
 
 TSC_KHZ: Final = 2_000_000
+CPUID_SIGNIFICANT_INDEX: Final = 1
+APIC_BASE: Final = 0xFEE0_0900  # enabled, boot processor
+_APIC_BASE_AT: Final = slice(272, 280)  # of sregs and sregs2
 
 # Taken and forgotten.
 IGNORED: Final = frozenset(
@@ -74,13 +77,29 @@ class ProcessorState:
         self._cpuid = b""  # entries as they were set
 
     @property
-    def cpuid(self) -> dict[int, tuple[int, int, int, int]]:
-        """EAX to EDX of each CPUID function's subleaf 0."""
+    def cpuid(self) -> dict[tuple[int, int | None], tuple[int, int, int, int]]:
+        """EAX to EDX by CPUID function and subleaf; None: whatever the subleaf."""
         return {
-            function: (a, b, c, d)
-            for function, index, _, a, b, c, d in _CPUID_ENTRY.iter_unpack(self._cpuid)
-            if index == 0
+            (function, index if flags & CPUID_SIGNIFICANT_INDEX else None): (a, b, c, d)
+            for function, index, flags, a, b, c, d in _CPUID_ENTRY.iter_unpack(self._cpuid)
         }
+
+    def read_msr(self, index: int) -> int | None:
+        """An MSR as it was set; None for one that was never."""
+        return self._msrs.get(index)
+
+    def write_msr(self, index: int, value: int) -> bool:
+        """Set an MSR that there is; whether there is one."""
+        if index not in self._msrs:
+            return False
+        self._msrs[index] = value
+        return True
+
+    @property
+    def apic_base(self) -> int:
+        """The address and flags of the local APIC, as the VMM has set them."""
+        sregs = self._states.get("sregs") or self._states.get("sregs2")
+        return APIC_BASE if sregs is None else int.from_bytes(sregs[_APIC_BASE_AT], "little")
 
     @property
     def debugged(self) -> bool:

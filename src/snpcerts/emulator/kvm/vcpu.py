@@ -13,6 +13,7 @@ import fcntl
 import logging
 import mmap
 import os
+import struct
 from collections import deque
 from collections.abc import Callable
 from typing import Protocol
@@ -20,7 +21,11 @@ from typing import Protocol
 from snpcerts.abi.ioctl import type_of
 from snpcerts.abi.kvm import (
     KVMIO,
+    RUN_CR8,
     RUN_DIRTY_REGS,
+    RUN_FLAGS,
+    RUN_IF_FLAG,
+    RUN_READY_FOR_INJECTION,
     RUN_SIZE,
     RUN_VALID_REGS,
     SYNC_X86_VALID_FIELDS,
@@ -46,6 +51,7 @@ from snpcerts.emulator.syscall.device import Caller, Result
 
 log = logging.getLogger(__name__)
 
+CR8_MAX = 15
 STEPS_PER_POLL = 64  # a guest that never waits must not keep others from their turn
 
 MP_RUNNABLE, MP_UNINITIALIZED = 0, 1
@@ -83,7 +89,7 @@ class RunningVm(RequestingVm, Protocol):
     def start_processors(self) -> None:
         """Make every vCPU runnable."""
 
-    def set_cpuid(self, entries: dict[int, tuple[int, int, int, int]]) -> None:
+    def set_cpuid(self, entries: dict[tuple[int, int | None], tuple[int, int, int, int]]) -> None:
         """Remember what the VMM wants CPUID to answer, by function."""
 
     def release(self, vcpu: Vcpu) -> None:
@@ -108,11 +114,13 @@ class Vcpu:
         # A VMM that could shrink it would end the emulator with SIGBUS.
         seals = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
         fcntl.fcntl(self.run_memfd, fcntl.F_ADD_SEALS, seals)
-        self.page = memoryview(mmap.mmap(self.run_memfd, VCPU_MMAP_SIZE))[:RUN_SIZE]
+        mapped = memoryview(mmap.mmap(self.run_memfd, VCPU_MMAP_SIZE))
+        self.page = mapped[:RUN_SIZE]
         self.run = RunView(self.page)
-        self.requests = GhcbRequests(vm, self.page)
-        self.runs: deque[KvmRun] = deque()
         self.state = ProcessorState(lambda: self.protected)
+        self.requests = GhcbRequests(vm, self.state, mapped)
+        self.cr8 = 0
+        self.runs: deque[KvmRun] = deque()
         self.mp_state = MP_RUNNABLE if runnable else MP_UNINITIALIZED
         self.protected = False  # the firmware has taken its registers
         self.launched = False  # SNP_LAUNCH_FINISH was done
@@ -120,6 +128,7 @@ class Vcpu:
         self._program: Program | None = None
         self._started = False
         self._ended = False
+        self._held = False  # in AP reset hold: not even entered
         self._ready: Callable[[], bool] | None = None
         self._wake_at: float | None = None
 
@@ -151,14 +160,15 @@ class Vcpu:
         """Run the guest until it exits to userspace (0) or waits (None); ``OSError`` as KVM_RUN."""
         memory = self.vm.memory(caller)
         for _ in range(STEPS_PER_POLL):
-            self.requests.enter_guest(memory)
+            if not self._held:
+                self.requests.enter_guest(memory)
             if caller.interrupted():
                 self.run.exit_reason = ExitReason.INTR
                 raise OSError(errno.EINTR, "interrupted by a signal")
             if self._ended:
                 self.run.exit_reason = ExitReason.SHUTDOWN
                 return EXIT
-            if self._halted():
+            if self._held or self._halted():
                 return None
             if self._advance(memory, caller) == EXIT:
                 return EXIT
@@ -169,6 +179,22 @@ class Vcpu:
     def wake_at(self) -> float | None:
         """When a halted vCPU goes on by itself."""
         return self._wake_at
+
+    def hold(self) -> None:
+        """Do not enter the guest until :meth:`start`."""
+        self._held = True
+
+    def start(self) -> None:
+        """The vCPU may run, whatever it waited for."""
+        self._held = False
+        self.mp_state = MP_RUNNABLE
+
+    def save_run(self) -> None:
+        """What KVM tells of the vCPU in ``kvm_run`` whenever KVM_RUN returns."""
+        apic_base = self.state.apic_base
+        head = (0, self.cr8, apic_base)  # interrupts of a protected guest are its own
+        struct.pack_into("<B2xQQ", self.page, RUN_IF_FLAG, *head)
+        self.page[RUN_READY_FOR_INJECTION] = self.vm.irqchip
 
     def wait_until(self, ready: Callable[[], bool]) -> None:
         """Halt the vCPU until ``ready``."""
@@ -207,7 +233,7 @@ class Vcpu:
                 self.requests.msr = msr
                 outcome = self.requests.vmgexit(memory, caller)
                 if outcome == HALT:
-                    self.wait_until(lambda: False)
+                    self._held = True
                 return outcome
             case Sleep(seconds):
                 self._wake_at = self.vm.clock() + seconds
@@ -243,6 +269,8 @@ class KvmRun:
         self._vcpu = vcpu
         self._caller = caller
         self._argument = argument
+        self._begun = False
+        self._immediate_exit = False
         self._entered = False  # the run loop was reached
         self._awaits_init = False  # halted because the vCPU was never started
 
@@ -272,6 +300,7 @@ class KvmRun:
         """As a signal would: what has been done stays done."""
         if self._entered and self._first():
             self._vcpu.run.exit_reason = ExitReason.INTR
+            self._vcpu.save_run()
         if self in self._vcpu.runs:
             self._vcpu.runs.remove(self)
 
@@ -279,31 +308,45 @@ class KvmRun:
         return bool(self._vcpu.runs) and self._vcpu.runs[0] is self
 
     def _go_on(self) -> int | None:
+        vcpu, run = self._vcpu, self._vcpu.run
+        if not self._begun:
+            if self._argument:
+                raise OSError(errno.EINVAL, "KVM_RUN takes no argument")
+            self._begun = True
+            self._immediate_exit = bool(run.immediate_exit)
+            vcpu.page[RUN_FLAGS : RUN_FLAGS + 2] = bytes(2)
+        result: int | None = EXIT
+        try:
+            result = self._run()
+        finally:
+            if result is not None:
+                vcpu.save_run()
+        return result
+
+    def _run(self) -> int | None:
         vcpu, vm, run = self._vcpu, self._vcpu.vm, self._vcpu.run
         if self._entered:
             return vcpu.enter(self._caller)
         if self._awaits_init:
             self._await_init()
             return None
-        if self._argument:
-            raise OSError(errno.EINVAL, "KVM_RUN takes no argument")
-        immediate_exit = run.immediate_exit
         if vcpu.mp_state == MP_UNINITIALIZED:
-            if immediate_exit:
+            if self._immediate_exit:
                 raise OSError(errno.EINTR, "immediate_exit is set")
             self._awaits_init = True
             self._await_init()
             return None
         self._check_sync_regs()
+        self._take_cr8()
         if vcpu.requests.complete(vm.memory(self._caller), self._caller) == EXIT:
             return EXIT
-        if immediate_exit:
+        if self._immediate_exit:
             raise OSError(errno.EINTR, "immediate_exit is set")
         if vm.awaits_init:
             raise OSError(errno.EINVAL, "the VM has not had INIT2")
         self._entered = True
         run.exit_reason = ExitReason.UNKNOWN
-        if not vm.snp:
+        if not vm.protected:
             log.info("%s: only SNP guests are emulated", vm.name)
             kvm_exit.not_emulated(vcpu.page)
             return EXIT
@@ -318,6 +361,16 @@ class KvmRun:
         if self._caller.interrupted():
             self._vcpu.run.exit_reason = ExitReason.INTR
             raise OSError(errno.EINTR, "interrupted by a signal")
+
+    def _take_cr8(self) -> None:
+        """Where the local APIC is userspace's, so is the task priority."""
+        vcpu = self._vcpu
+        if vcpu.vm.irqchip:
+            return
+        cr8 = int.from_bytes(vcpu.page[RUN_CR8 : RUN_CR8 + 8], "little")
+        if cr8 > CR8_MAX:
+            raise OSError(errno.EINVAL, f"cr8 is {cr8:#x}")
+        vcpu.cr8 = cr8
 
     def _check_sync_regs(self) -> None:
         known = 0 if self._vcpu.vm.protected else SYNC_X86_VALID_FIELDS

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from snpcerts.abi.cstruct import CStruct
-from snpcerts.abi.ghcb import PAGE_SIZE
+from snpcerts.abi.ghcb import PAGE_SIZE, ProcessorRequest
 from snpcerts.abi.kvm import (
     ENABLE_CAP_SIZE,
     MEM_LOG_DIRTY_PAGES,
@@ -55,6 +55,7 @@ log = logging.getLogger(__name__)
 MMU_PAGES_MIN = 64  # KVM_MIN_ALLOC_MMU_PAGES
 PRIVATE_RANGES_MAX = 1 << 16  # the emulator's own bound
 ENCRYPTED_REGIONS_MAX = 1 << 12  # the emulator's own bound
+SEV_FEATURES_SNP = 1 << 0
 _U64 = 1 << 64
 _S = TypeVar("_S", bound=CStruct)
 
@@ -94,7 +95,7 @@ class Vm:
         self.jump_table = 0
         self.request_page = bytes(PAGE_SIZE)
         self.response_page = bytes(PAGE_SIZE)
-        self._cpuid: dict[int, tuple[int, int, int, int]] = {}
+        self._cpuid: dict[tuple[int, int | None], tuple[int, int, int, int]] = {}
         self._encrypted: set[tuple[int, int]] = set()
         self._max_vcpu_id = 0  # 0: not set yet
         self._boot_cpu = 0
@@ -144,11 +145,12 @@ class Vm:
         """Guest memory through the caller's address space."""
         return GuestMemory(self.slots, caller.memory)
 
-    def cpuid(self, function: int) -> tuple[int, int, int, int]:
+    def cpuid(self, function: int, index: int = 0) -> tuple[int, int, int, int]:
         """EAX, EBX, ECX, EDX of a CPUID function; zeros for what the VMM has not set."""
-        return self._cpuid.get(function, (0, 0, 0, 0))
+        found = self._cpuid.get((function, None)) or self._cpuid.get((function, index))
+        return found or (0, 0, 0, 0)
 
-    def set_cpuid(self, entries: dict[int, tuple[int, int, int, int]]) -> None:
+    def set_cpuid(self, entries: dict[tuple[int, int | None], tuple[int, int, int, int]]) -> None:
         """KVM_SET_CPUID2; one table serves all vCPUs."""
         self._cpuid = entries
 
@@ -162,6 +164,26 @@ class Vm:
         """Make every vCPU runnable."""
         for vcpu in self.vcpus.values():
             vcpu.mp_state = MP_RUNNABLE
+
+    @property
+    def sev_features(self) -> int:
+        """SEV_FEATURES of the guest's VMSAs: what INIT2 named, and SNP itself."""
+        return self.vmsa_features | SEV_FEATURES_SNP
+
+    def has_processor(self, apic_id: int) -> bool:
+        """Whether a vCPU has that number."""
+        return apic_id in self.vcpus
+
+    def processor_requested(self, apic_id: int, request: ProcessorRequest) -> None:
+        """The guest starts a vCPU from a VMSA of its own, which nothing runs, or stops it.
+
+        One that is to be created on INIT stays as it is, for nothing sends an INIT.
+        """
+        vcpu = self.vcpus[apic_id]
+        if request == ProcessorRequest.CREATE:
+            vcpu.start()
+        elif request == ProcessorRequest.DESTROY:
+            vcpu.hold()
 
     def issue_guest_request(self, caller: Caller) -> int:
         """SNP_GUEST_REQUEST on the bounce pages: the firmware's status, or ``OSError``."""

@@ -1,0 +1,156 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A guest's GHCB page while KVM has it mapped: taken at VMGEXIT, let go at the next entry.
+
+Source: ``sev_es_sync_from_ghcb``, ``sev_es_sync_to_ghcb`` and
+``setup_vmgexit_scratch`` in Linux ``arch/x86/kvm/svm/sev.c``.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import Final
+
+from snpcerts.abi.ghcb import (
+    CPL,
+    PAGE_SIZE,
+    SHARED_BUFFER,
+    SHARED_BUFFER_SIZE,
+    USAGE,
+    VALID_BITMAP,
+    VALID_BITMAP_SIZE,
+    Field,
+    GhcbPage,
+    InputErrorCode,
+    ResponseCode,
+)
+from snpcerts.emulator.guest.memory import GuestMemory
+
+log = logging.getLogger(__name__)
+
+_SYNCED: Final = (Field.RAX, Field.RBX, Field.RCX, Field.RDX)
+_REGISTERS: Final = (*_SYNCED, Field.RSI)
+_EVENT_VALID, _EVENT_EXCEPTION = (1 << 64) - (1 << 31), 3 << 8  # an int, sign-extended
+
+
+@dataclass(frozen=True, slots=True)
+class GhcbSnapshot:
+    """The request as it was at VMGEXIT; later edits of the page do not matter.
+
+    Registers, scratch address and CPL are 0 where the guest has not marked them valid.
+    """
+
+    gpa: int
+    code: int
+    info1: int
+    info2: int
+    scratch: int
+    cpl: int
+    usage: int
+    registers: dict[Field, int]
+    valid: frozenset[Field]
+    cpl_valid: bool
+
+
+class MappedGhcb:
+    """What KVM reads and writes of the page, and the registers it will store in it."""
+
+    def __init__(self) -> None:
+        self.registers: dict[Field, int] = {}
+        self._gpa = 0
+        self._mapped = False
+        # KVM keeps the page mapped even when the VMM takes it away. Here it is reached
+        # anew each time, and this copy is what is left of one that is gone.
+        self._copy = bytearray(PAGE_SIZE)
+
+    def take(self, memory: GuestMemory, gpa: int) -> GhcbSnapshot | None:
+        """Map the page and clear its valid bits; None where that cannot be."""
+        if not memory.writable(gpa):
+            return None
+        try:
+            page = memory.read(gpa, PAGE_SIZE)
+            memory.write(gpa + VALID_BITMAP, bytes(VALID_BITMAP_SIZE))
+        except OSError:
+            return None
+        ghcb = GhcbPage(bytearray(page))
+        valid = frozenset(field for field in Field if ghcb.is_valid(field))
+        cpl_valid = bool(page[VALID_BITMAP + CPL // 64] >> CPL // 8 % 8 & 1)
+        self._gpa = gpa
+        self._mapped = True
+        self._copy = bytearray(page)
+        self._copy[VALID_BITMAP : VALID_BITMAP + VALID_BITMAP_SIZE] = bytes(VALID_BITMAP_SIZE)
+        self.registers = {each: ghcb.get(each) if each in valid else 0 for each in _REGISTERS}
+        return GhcbSnapshot(
+            gpa,
+            ghcb.get(Field.SW_EXITCODE),
+            ghcb.get(Field.SW_EXITINFO1),
+            ghcb.get(Field.SW_EXITINFO2),
+            ghcb.get(Field.SW_SCRATCH) if Field.SW_SCRATCH in valid else 0,
+            page[CPL] if cpl_valid else 0,
+            int.from_bytes(page[USAGE : USAGE + 4], "little"),
+            dict(self.registers),
+            valid,
+            cpl_valid,
+        )
+
+    def let_go(self, memory: GuestMemory) -> None:
+        """Store the four registers that go back, as before each entry."""
+        if not self._mapped:
+            return
+        for register in _SYNCED:
+            self.put(memory, register, self.registers[register])
+        self._mapped = False
+
+    # Answers. Each resumes the guest.
+
+    def put(self, memory: GuestMemory, field: Field, value: int) -> None:
+        """Store a field and set its valid bit."""
+        self.write(memory, field, value.to_bytes(8, "little"))
+        bitmap = self.read(memory, field.valid_byte, 1)[0]
+        self.write(memory, field.valid_byte, bytes([bitmap | field.valid_mask]))
+
+    def ok(self, memory: GuestMemory, value: int) -> None:
+        """No action is asked of the guest; ``value`` is the outcome."""
+        self._answer(memory, ResponseCode.NO_ACTION, value)
+
+    def bad(self, memory: GuestMemory, why: InputErrorCode) -> None:
+        """The guest's input is malformed."""
+        self._answer(memory, ResponseCode.MALFORMED_INPUT, why)
+
+    def inject(self, memory: GuestMemory, vector: int) -> None:
+        """The guest is to take an exception."""
+        event = _EVENT_VALID | _EVENT_EXCEPTION | vector
+        self._answer(memory, ResponseCode.ISSUE_EXCEPTION, event)
+
+    def _answer(self, memory: GuestMemory, response: ResponseCode, value: int) -> None:
+        self.put(memory, Field.SW_EXITINFO1, response)
+        self.put(memory, Field.SW_EXITINFO2, value)
+
+    # Bytes of the page, by their offset.
+
+    def scratch(self, snapshot: GhcbSnapshot, size: int) -> int | None:
+        """Where in the page the guest's scratch area is; None when it is not inside the buffer.
+
+        Since version 2 of the protocol it has to be.
+        """
+        offset = snapshot.scratch - snapshot.gpa
+        if not snapshot.scratch or snapshot.scratch + size >= 1 << 64:
+            return None
+        if offset < SHARED_BUFFER or offset + size > SHARED_BUFFER + SHARED_BUFFER_SIZE:
+            return None
+        return offset
+
+    def read(self, memory: GuestMemory, offset: int, size: int) -> bytes:
+        """Bytes of the page as they are now."""
+        try:
+            return memory.read(self._gpa + offset, size)
+        except OSError:
+            return bytes(self._copy[offset : offset + size])
+
+    def write(self, memory: GuestMemory, offset: int, data: bytes) -> None:
+        """Change bytes of the page. One taken away meanwhile is the VMM's loss."""
+        self._copy[offset : offset + len(data)] = data
+        try:
+            memory.write(self._gpa + offset, data)
+        except OSError:
+            log.debug("the GHCB at %#x went away while it was in use", self._gpa)
