@@ -2,9 +2,10 @@
 # SPDX-License-Identifier: Apache-2.0
 # Put the headers of released kernels where tests/kernel finds them, in a directory
 # of the user's: for each series the newest linux-libc-dev (what programs see) and
-# linux-headers-*-common (the kernel's own, for GHCB and guest messages). Exits with
-# 77 where this machine cannot fetch Debian packages at all, and with 1 where a
-# package is gone.
+# linux-headers-*-common (the kernel's own, for GHCB and guest messages), and of
+# linux-source the parts that are compiled or read here. The kernel is under the GPL:
+# nothing of it leaves that directory. Exits with 77 where this machine cannot fetch
+# Debian packages at all, and with 1 where a package is gone.
 set -eu
 
 into=${SNPCERTS_KERNEL:-${XDG_CACHE_HOME:-$HOME/.cache}/snpcerts/kernel}
@@ -16,10 +17,41 @@ fresh=$into/fetched
 if [ -e "$fresh" ] && [ -z "$(find "$fresh" -mtime +0)" ]; then exit 0; fi
 debian trixie-backports sid
 
+# What of the source is kept; paths in the archive begin with a directory of its own.
+members="arch/x86/kvm arch/x86/coco arch/x86/include drivers/virt/coco drivers/crypto/ccp
+	include/linux include/crypto include/uapi include/kvm virt/kvm
+	tools/testing/selftests/kvm tools/testing/selftests/kselftest.h tools/include
+	tools/arch/x86/include"
+
+# source_of VERSION DIRECTORY
+source_of() {
+	package=linux-source-$(echo "$1" | cut -d. -f1-2)
+	(cd "$apt/archives" && apt-get -qq download "$package=$1") ||
+		{ echo "cannot fetch $package=$1" >&2; exit 1; }
+	mkdir -p "$2"
+	deb=$(echo "$apt/archives/${package}"_*.deb)
+	patterns=
+	set -f
+	for member in $members; do patterns="$patterns */$member"; done
+	# tar says of a member that is not there, and goes on; what is missed is seen below.
+	dpkg-deb --fsys-tarfile "$deb" |
+		tar -xO --wildcards '*/linux-source-*.tar.xz' | xz -dcT0 |
+		tar -x -C "$2" --strip-components=1 --wildcards --no-wildcards-match-slash \
+			$patterns 2>/dev/null || true
+	set +f
+	rm -f "$deb"
+	[ -f "$2/arch/x86/kvm/svm/sev.c" ] || { echo "$package has no sev.c" >&2; exit 1; }
+}
+
 for each in $series; do
 	version=$(newest linux-libc-dev "$each")
 	[ -n "$version" ] || { echo "Debian has no linux-libc-dev $each" >&2; exit 1; }
 	there=$into/headers/$version
+	if [ ! -e "$into/source/$version/complete" ]; then
+		rm -rf "$into/source/$version"
+		source_of "$version" "$into/source/$version"
+		: >"$into/source/$version/complete"
+	fi
 	[ -e "$there/complete" ] && continue
 	upstream=${version%%-*}
 	common=$(apt-cache search --names-only "^linux-headers-$upstream\\+deb[0-9]+-common$" |

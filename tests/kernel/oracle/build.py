@@ -1,0 +1,174 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The kernel's parts as shared objects, one for each part and release.
+
+What is cut and built goes into the cache directory of ``fetch.sh``, for the kernel is
+under the GPL: nothing of it is committed, shipped, or cached in public.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from .. import headers
+from .cut import CutError, Cutter, definitions, selected, source
+
+STUBS: Final = Path(__file__).with_name("stubs")
+SOURCES: Final = headers.FETCHED / "source"
+BUILT: Final = headers.FETCHED / "oracle"
+
+CONFIGURATION: Final = frozenset(
+    (
+        "CONFIG_KVM_AMD_SEV",
+        "CONFIG_AMD_MEM_ENCRYPT",
+        "CONFIG_X86_64",
+        "CONFIG_64BIT",
+        "CONFIG_X86",
+    )
+)
+# Macros that define functions when invoked.
+_MAKERS: Final[Mapping[str, Sequence[str]]] = {
+    "DEFINE_KVM_GHCB_ACCESSORS": (
+        "kvm_ghcb_get_{}",
+        "kvm_ghcb_{}_is_valid",
+        "kvm_ghcb_get_{}_if_valid",
+    ),
+    "DEFINE_GHCB_ACCESSORS": (
+        "ghcb_{}_is_valid",
+        "ghcb_get_{}",
+        "ghcb_get_{}_if_valid",
+        "ghcb_set_{}",
+    ),
+    "BUILD_KVM_GPR_ACCESSORS": (
+        "kvm_e{}_read",
+        "kvm_e{}_write",
+        "kvm_r{}_read",
+        "kvm_r{}_read_raw",
+        "kvm_r{}_write_raw",
+    ),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A part of the kernel: ``roots`` by file ("a|b": either), and where all else is looked for.
+
+    Files that a release does not have are left out; a root that it does not have is
+    an error.
+    """
+
+    name: str
+    roots: Mapping[str, Sequence[str]]
+    files: Sequence[str]
+    flags: Sequence[str] = ()
+
+
+_KVM: Final = "arch/x86/kvm"
+_ASM: Final = "arch/x86/include/asm"
+
+KVM: Final = Part(
+    "kvm",
+    {
+        f"{_KVM}/svm/sev.c": (
+            "sev_handle_vmgexit",
+            "sev_es_unmap_ghcb",
+            "sev_snp_init_protected_guest_state",
+            "sev_dev_get_attr",
+        ),
+        f"{_KVM}/x86.c": ("kvm_arch_vcpu_ioctl_run", "kvm_emulate_hypercall"),
+        f"{_KVM}/svm/svm.c": (
+            "io_interception",
+            "msr_interception",
+            "svm_complete_emulated_msr",
+        ),
+        f"{_KVM}/cpuid.c": ("kvm_emulate_cpuid",),
+    },
+    (
+        f"{_KVM}/svm/svm.h",
+        f"{_KVM}/x86.h",
+        f"{_KVM}/msrs.c",
+        f"{_KVM}/msrs.h",
+        f"{_KVM}/regs.c",
+        f"{_KVM}/regs.h",
+        f"{_ASM}/svm.h",
+        f"{_ASM}/sev-common.h",
+        f"{_ASM}/sev.h",
+        f"{_ASM}/trapnr.h",
+        f"{_ASM}/kvm_host.h",
+        "include/linux/psp-sev.h",
+    ),
+)
+PARTS: Final = {each.name: each for each in (KVM,)}
+
+
+def releases() -> dict[str, Path]:
+    """The fetched sources by version, the newest of each series; those with headers only."""
+    found: dict[str, Path] = {}
+    for version in headers.releases():
+        path = SOURCES / version
+        if (path / "complete").exists():
+            found[version] = path
+    return found
+
+
+def cut(part: Part, release: Path) -> str:
+    """The part as one C text. Raises :class:`CutError` for what the release does not have."""
+    cutter = Cutter(CONFIGURATION, _MAKERS)
+    roots: dict[str, Sequence[str]] = dict(part.roots)
+    cutter.add(release, *roots)
+    cutter.add(release, *(each for each in part.files if (release / each).is_file()))
+    return source(cutter.cut(roots, _stubbed(part)))
+
+
+def _stubbed(part: Part) -> set[str]:
+    """What the stubs define or declare: the cut ends there."""
+    names: set[str] = set()
+    for file in ("kernel.h", f"{part.name}.h", f"{part.name}.c"):
+        text = selected((STUBS / file).read_text(encoding="utf-8"), ())
+        for each in definitions(text, file):
+            names.update(each.names)
+        names.update(re.findall(r"^[a-z][\w *]*?(\w+)\([^;{]*\);$", text, re.M))
+    return names
+
+
+def build(part: Part, version: str, mutate: tuple[str, str] | None = None) -> Path:
+    """The shared object of a part of a release, made anew only when something has changed.
+
+    ``mutate`` is a text in the cut part and what to put in its place.
+    """
+    text = cut(part, SOURCES / version)
+    if mutate is not None:
+        if mutate[0] not in text:
+            raise CutError(f"nothing to mutate: {mutate[0]}")
+        text = text.replace(*mutate, 1)
+    whole = f'#include "kernel.h"\n#include "{part.name}.h"\n{text}#include "{part.name}.c"\n'
+    stubs = b"".join(
+        (STUBS / file).read_bytes() for file in ("kernel.h", f"{part.name}.h", f"{part.name}.c")
+    )
+    digest = hashlib.sha256(whole.encode() + stubs + " ".join(part.flags).encode()).hexdigest()[:16]
+    made = BUILT / f"{part.name}-{version}-{digest}.so"
+    if made.exists():
+        return made
+    BUILT.mkdir(parents=True, exist_ok=True)
+    file = made.with_suffix(".c")
+    file.write_text(whole, encoding="utf-8")
+    user = headers.releases()[version] / "user" / "usr" / "include"
+    words = [
+        "gcc",
+        *("-shared", "-fPIC", "-O1", "-g", "-std=gnu11", "-w", "-fno-strict-aliasing", "-fwrapv"),
+        *("-Werror=implicit-function-declaration", "-Werror=incompatible-pointer-types"),
+        *("-Werror=int-conversion", "-Wl,-z,defs"),
+        *part.flags,
+        f"-I{STUBS}",
+        *("-isystem", str(user / "x86_64-linux-gnu"), "-isystem", str(user)),
+        *("-o", str(made), str(file)),
+    ]
+    done = subprocess.run(words, capture_output=True, text=True)
+    if done.returncode:
+        raise CutError(f"{part.name} of {version} does not build:\n{done.stderr[:6000]}")
+    return made

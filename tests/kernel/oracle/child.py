@@ -1,0 +1,40 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Goes through sequences in a process of its own, which a kernel's BUG() may end.
+
+``python -m tests.kernel.oracle.child PART OBJECT SEED FIRST END`` prints one JSON object.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import logging
+import sys
+from collections import Counter
+from pathlib import Path
+
+
+def main(arguments: list[str]) -> int:
+    """Run them and print what came of it."""
+    part, path, seed, first, end = arguments
+    logging.disable(logging.CRITICAL)
+    module = importlib.import_module(f"tests.kernel.oracle.{part}_sequences")
+    seen: Counter[str] = Counter()
+    differences: dict[str, dict[str, object]] = {}
+    done = 0
+    lives = module.lives(Path(path), int(seed), range(int(first), int(end)))
+    for number, reached, found in lives:
+        done += 1
+        seen.update(reached)
+        if found is not None:
+            known = differences.setdefault(
+                found.key,
+                {"count": 0, "number": number, "values": found.values, "story": found.story},
+            )
+            known["count"] = int(str(known["count"])) + 1
+    print(json.dumps({"sequences": done, "reached": seen, "differences": differences}))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
