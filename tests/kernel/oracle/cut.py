@@ -9,7 +9,7 @@ an inline function of an ``#else`` branch takes the place of the real one.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -200,7 +200,7 @@ class Cutter:
                     self.known.setdefault(name, each)
                 self.order.setdefault(each, len(self.order))
 
-    def cut(self, roots: Mapping[str, Iterable[str]], stop: Collection[str]) -> list[Definition]:
+    def cut(self, roots: Mapping[str, Iterable[str]], stop: Set[str]) -> list[Definition]:
         """What the roots, by file, need, themselves included; nothing named in ``stop``."""
         wanted: list[Definition] = []
         for file, names in roots.items():
@@ -218,7 +218,7 @@ class Cutter:
             taken[each] = None
             for name in _named(each.text):
                 found = self.known.get(name)
-                if name not in stop and found is not None and not stop.intersection(found.names):
+                if name not in stop and found is not None and stop.isdisjoint(found.names):
                     wanted.append(found)
         return self._ordered(taken)
 

@@ -254,8 +254,8 @@ class _Guest:
 class _EsVm(Vm):
     """As a guest of SEV-ES looks to the handling of its exits; the emulator runs none."""
 
-    snp = property(lambda _: False)  # type: ignore[assignment] # as above
-    awaits_init = property(lambda _: False)  # type: ignore[assignment]
+    snp = property(lambda _: False)
+    awaits_init = property(lambda _: False)
 
 
 class EmulatedKvm:
@@ -271,14 +271,20 @@ class EmulatedKvm:
         self.firmware.__init__()  # type: ignore[misc] # as new
         self._memory = _UserMemory()
         self._guest = _Guest()
-        platform = Platform(cast("Firmware", self.firmware), guest=lambda _: self._guest)
+        platform = Platform(cast("Firmware", self.firmware))
         sev = SevDevice(platform.firmware)
         found = {DEV_SEV: sev, OTHER: self}.get(setting.sev_fd)
         self._caller = Caller(
             self._memory, cast("Any", lambda number: found if number == 7 else None), pid=1
         )
         kind = Vm if setting.snp else _EsVm
-        self.vm = vm = kind(platform, VmType.SNP, 1)
+        self.vm = vm = kind(
+            platform,
+            VmType.SNP,
+            1,
+            lambda _: self._guest,
+            req_certs_exit=abi.ExitReason.SNP_REQ_CERTS,
+        )
         vm.initialised = True
         vm.sev_fd = 7
         vm.vmsa_features = setting.features

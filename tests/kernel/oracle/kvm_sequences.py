@@ -455,7 +455,7 @@ class Life:
         assert result is not None
         return result
 
-    def _both(self, results: list[int | None]) -> int | None:
+    def _both(self, results: Sequence[int | None]) -> int | None:
         kernel, emulator = results
         if kernel is None or emulator is None:
             return None
