@@ -1,8 +1,9 @@
 #!/bin/sh
 # SPDX-License-Identifier: Apache-2.0
 # Put QEMU 11 (Debian's newest, from the backports of Debian 13), QEMU 10 (from those
-# of Debian 12), QEMU 7.2 (Debian 12) and libvirt (Debian 13) where tests/qemu finds
-# them, in a directory of the user's: nothing is installed. Asks apt, with lists and configuration of its own,
+# of Debian 12), QEMU 7.2 (Debian 12), libvirt (Debian 13) and the compilers of AppArmor's
+# and SELinux's rules where tests/qemu finds them, in a directory of the user's: nothing
+# is installed. Asks apt, with lists and configuration of its own,
 # so that the machine's are left alone. Exits with 77 where this machine cannot fetch
 # Debian packages at all, and with 1 where a package is gone.
 set -eu
@@ -30,11 +31,12 @@ fetch() {
 	echo "$version" >"$there/complete"
 }
 
-if missing 10 || missing 7.2; then
+if missing 10 || missing 7.2 || missing confinement; then
 	debian bookworm bookworm-backports
 	installed=/var/lib/dpkg/status
 	fetch 10 bookworm-backports 1:10 qemu-system-x86
 	fetch 7.2 bookworm 1:7.2 qemu-system-x86
+	fetch confinement bookworm 3 apparmor selinux-utils
 fi
 if missing 11 || missing libvirt; then
 	debian trixie trixie-backports
