@@ -17,6 +17,7 @@ SOURCE = ROOT / "src" / "snpcerts"
 # From the ground up; each may import what stands before it.
 FLOORS = [
     "exports",
+    "schemas",
     "printable",
     "errors",
     "temporary_directory",

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from snpcerts.abi.cert_table import ASK_GUID, VCEK_GUID, VLEK_GUID, CertTable
 from snpcerts.abi.lock import EXCLUSIVE, F_OFD_SETLK
 from snpcerts.cli.main import main
+from tests.documented_json import documented
 
 OTHER = "fbb6ed74-e73e-44ab-8893-4252792d737a"
 
@@ -94,7 +94,7 @@ def test_entries_of_other_guids_are_kept_as_they_are(
     assert main(["table", "build", "-o", str(table), "--entry", f"{OTHER}={blob}"]) == 0
     capsys.readouterr()
     assert main(["table", "show", str(table), "--json"]) == 0
-    shown = json.loads(capsys.readouterr().out)
+    shown = documented("table show", capsys.readouterr().out)
     assert [(entry["guid"], entry["size"]) for entry in shown["entries"]] == [(OTHER, 8)]
     assert main(["table", "extract", str(table), str(out)]) == 0
     assert (out / f"{OTHER}.bin").read_bytes() == b"anything"

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -13,6 +12,7 @@ from typing import Any
 import pytest
 
 from snpcerts.emulator.frontdoor import seccomp
+from tests.documented_json import documented
 
 from ..emulated import SNPCERTS
 
@@ -63,7 +63,7 @@ def judged(*words: str | Path, options: tuple[str, ...] = ()) -> dict[str, dict[
     """The checks of a report, by id."""
     made = conformance(*words, options=("--json", *options))
     assert made.returncode in (0, 1), made.stderr
-    report = json.loads(made.stdout)
+    report = documented("conformance", made.stdout)
     assert (made.returncode == 1) is bool(report["failed"])
     return {check["id"]: check for check in report["checks"]}
 

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 from pathlib import Path
@@ -17,6 +16,7 @@ from snpcerts.cli.main import main
 from snpcerts.conformance.check import CHECKS
 from snpcerts.conformance.result import Result, State, to_junit
 from snpcerts.conformance.served_file import ServedFile, table_of
+from tests.documented_json import documented
 
 from ..emulated import SNPCERTS
 from .conftest import Build, conformance, judged
@@ -72,7 +72,7 @@ def test_junit_is_xml_whatever_a_vmm_says(detail: str, words: list[str]) -> None
 
 def test_the_checks_are_listed_with_their_rules(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["conformance", "--list", "--json"]) == 0
-    listed = json.loads(capsys.readouterr().out)
+    listed = documented("conformance", capsys.readouterr().out)
     assert [each["id"] for each in listed] == [check.id for check in CHECKS]
     assert all(each["rule"] for each in listed)
     assert main(["conformance", "--list"]) == 0

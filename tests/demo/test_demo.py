@@ -3,18 +3,17 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
 
 from snpcerts.cli.main import main
+from tests.documented_json import documented
 
 KEYS = {"reports", "verified", "mismatched", "empty", "busy", "updates", "writer_wait_ms_max"}
 
 
 def demo(capsys: pytest.CaptureFixture[str], *options: str) -> tuple[int, dict[str, float]]:
     code = main(["demo", "--json", *options])
-    return code, json.loads(capsys.readouterr().out)
+    return code, documented("demo", capsys.readouterr().out)
 
 
 def test_every_report_matches_the_table_that_came_with_it(

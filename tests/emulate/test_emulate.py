@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from snpcerts.cli.main import main
+from tests.documented_json import documented
 
 from ..emulated import SNPCERTS, Emulated
 
@@ -41,7 +42,7 @@ def test_the_machine_outlives_the_command(emulated: Emulated) -> None:
     after = emulated.python(["host"], STATUS).stdout.split()
     assert before[1] == after[1], "the same chip"
     assert lowered[0] == after[0] != before[0]
-    shown = json.loads(emulated.run("status", "--json").stdout)
+    shown = documented("emulate status", emulated.run("status", "--json").stdout)
     assert shown["reported_tcb"] == after[0]
     assert shown["vms"] == []
 
@@ -158,7 +159,7 @@ def test_a_guest_attaches_to_the_vm_of_a_vmm_in_another_terminal(
 def _vm_of(emulated: Emulated, vmm: subprocess.Popen[bytes]) -> str:
     for _ in range(200):
         assert vmm.poll() is None
-        for vm in json.loads(emulated.run("status", "--json").stdout)["vms"]:
+        for vm in documented("emulate status", emulated.run("status", "--json").stdout)["vms"]:
             if vm["pid"] == vmm.pid and vm["serves"]:
                 return str(vm["name"])
     raise AssertionError("the VMM has no VM")

@@ -3,13 +3,13 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from tests.documented_json import documented
 from tests.emulated import SNPCERTS, Emulated
 
 LOWER = (
@@ -35,7 +35,7 @@ def made(directory: Path, *options: str) -> Emulated:
 
 
 def status(emulated: Emulated) -> dict[str, object]:
-    answer = json.loads(emulated.run("status", "--json").stdout)
+    answer = documented("emulate status", emulated.run("status", "--json").stdout)
     assert isinstance(answer, dict)
     return answer
 
@@ -136,7 +136,7 @@ def test_a_host_whose_firmware_knows_mitigations_shows_them_in_sysfs(tmp_path: P
 def test_the_rows_are_shown_with_their_sources() -> None:
     words = [*SNPCERTS, "emulate", "firmware", "rows"]
     shown = subprocess.run([*words, "--json"], capture_output=True, text=True, timeout=60)
-    table = json.loads(shown.stdout)
+    table = documented("emulate firmware rows", shown.stdout)
     assert table["default"] == "documented"
     for row in table["rows"]:
         assert set(row["answers"]) == {"genoa-1.55.25", "documented", "observed-2022"}

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import errno
-import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from snpcerts.cli.main import main
 from snpcerts.errors import RefusedError
 from snpcerts.guest import configfs_tsm
 from snpcerts.guest.attestation import Interface, Paths, attest
+from tests.documented_json import documented
 from tests.emulated import SNPCERTS, Emulated
 from tests.guest.test_configfs_tsm import DATA, ROOT, TABLE, Kernel
 
@@ -121,7 +121,7 @@ def test_the_command(
     words += ["--device", paths.device, "--tsm", paths.tsm, "--report-data", "ab", "--json"]
     for via in ("auto", "configfs-tsm"):
         assert main([*words, "--via", via]) == 0
-        answer = json.loads(capsys.readouterr().out)
+        answer = documented("guest report", capsys.readouterr().out)
         assert (answer["via"], answer["table_entries"]) == ("configfs-tsm", 1)
         assert report.read_bytes()[1:3] == b"\xab\0"
         assert table.read_bytes() == TABLE
@@ -142,7 +142,7 @@ def test_in_an_emulated_guest_the_device_answers(emulated: Emulated, tmp_path: P
     for via in ("auto", "sev-guest"):
         words = [*SNPCERTS, "guest", "report", "-o", str(tmp_path / "r"), "--via", via, "--json"]
         made = emulated.run("guest", "--certs", served, "--", *words)
-        assert json.loads(made.stdout)["via"] == "sev-guest", made.stderr
+        assert documented("guest report", made.stdout)["via"] == "sev-guest", made.stderr
 
 
 def test_paths_are_those_of_the_kernel() -> None:

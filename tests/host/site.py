@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import subprocess
 import threading
 from collections.abc import Iterator
@@ -17,6 +16,7 @@ from cryptography import x509
 from snpcerts.abi.cert_table import VCEK_GUID, VLEK_GUID, CertTable
 from snpcerts.cli.main import main
 from snpcerts.emulator.machine.home import PlatformHome
+from tests.documented_json import documented
 
 from ..emulated import SNPCERTS, Emulated
 
@@ -66,7 +66,7 @@ class Site:
         return made.stdout
 
     def status(self) -> Any:
-        return json.loads(self.host("status", "--json", kds="", offline="").stdout)
+        return documented("host status", self.host("status", "--json", kds="", offline="").stdout)
 
     def behind_our_back(self, program: str) -> None:
         made = self.emulated.python(
@@ -125,7 +125,7 @@ class Lines:
     def until(self, event: str) -> dict[str, Any]:
         assert self._process.stdout is not None
         for text in self._process.stdout:
-            line: dict[str, Any] = json.loads(text)
+            line: dict[str, Any] = documented("host sync", text)
             self.seen.append(line)
             if line["event"] == event:
                 return line

@@ -27,6 +27,7 @@ from snpcerts.endorsement.certificate import load_certificate
 from snpcerts.verify.collateral import Collateral
 from snpcerts.verify.judging import verify
 from snpcerts.verify.verdict import Status
+from tests.documented_json import documented
 
 from ..emulated import SNPCERTS, Emulated
 from .site import LOWER, PATIENCE, Lines, Site, key_server, watching
@@ -35,7 +36,7 @@ GUESTS = 16
 
 
 def test_a_new_host_is_checked_synced_and_its_guests_reports_verify(site: Site) -> None:
-    checked = json.loads(site.done("check", "--json", "--online"))
+    checked = documented("host check", site.done("check", "--json", "--online"))
     assert checked["passed"]
     assert {line["check"] for line in checked["checks"]} >= {
         "kernel", "KVM certificate requests", "/dev/sev", "locks", "key server",
@@ -61,7 +62,7 @@ def test_a_dry_run_prints_the_plan_and_changes_nothing(site: Site) -> None:
     text = site.done("set-config", "--reported-tcb", site.lowered(), "--dry-run")
     assert "1. fetch" in text
     assert "SNP_SET_CONFIG" in text
-    plan = json.loads(site.done("commit", "--dry-run", "--json"))
+    plan = documented("host commit", site.done("commit", "--dry-run", "--json"))
     assert plan["command"] == "SNP_COMMIT"
     assert any("cannot be undone" in note for note in plan["notes"])
     assert site.file.read_bytes() == before
@@ -122,7 +123,7 @@ def test_no_report_mismatches_while_the_firmware_is_updated_under_16_guests(site
     with guests_at_work(site, GUESTS) as guests:
 
         def change(command: str, *words: str) -> None:
-            said = json.loads(site.done(command, *words, "--json", **options))
+            said = documented("host commit", site.done(command, *words, "--json", **options))
             assert said["done"]
             assert said["in_step"]
             assert said["lock_held_ms"] >= said["firmware_ms"] > 0
@@ -304,11 +305,15 @@ def test_a_full_disk_is_told_and_nothing_wrong_is_left(site: Site, tmp_path: Pat
         in_step = 0.0 if made.returncode else 1.0
         assert f'snpcerts_in_step{{file="{small / "certs.bin"}"}} {in_step}' in metrics.read_text()
         assert "snpcerts_drift_total 1.0" in metrics.read_text()
-        status = json.loads(site.host("status", "--json", file=str(small / "certs.bin")).stdout)
+        status = documented(
+            "host status", site.host("status", "--json", file=str(small / "certs.bin")).stdout
+        )
         assert status["files"][0]["standing"] == ("empty" if made.returncode else "right")
         (small / "filler").unlink()
         site.done("sync", file=str(small / "certs.bin"))
-        status = json.loads(site.host("status", "--json", file=str(small / "certs.bin")).stdout)
+        status = documented(
+            "host status", site.host("status", "--json", file=str(small / "certs.bin")).stdout
+        )
         assert status["in_step"]
     finally:
         subprocess.run(["umount", str(small)], check=True)

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import threading
@@ -14,6 +13,7 @@ import pytest
 
 from snpcerts.abi.cert_table import EMPTY
 from snpcerts.emulator.psp.choices import DOCUMENTED, PUBLISHED
+from tests.documented_json import documented
 
 from ..emulated import SNPCERTS, Emulated
 from .site import Lines, Site, key_server, watching
@@ -43,7 +43,9 @@ def reload(site: Site) -> None:
     assert made.returncode == 0, made.stderr
 
 
-def prove(site: Site, *, report_data: str | None = None) -> subprocess.CompletedProcess[str]:
+def prove(
+    site: Site, *options: str, report_data: str | None = None
+) -> subprocess.CompletedProcess[str]:
     """``host prove-key``, whose hand-over is a pair of FIFOs to a guest outside the host's door."""
     ask, answer = site.folder / "ask", site.folder / "answer"
     for fifo in (ask, answer):
@@ -68,6 +70,7 @@ def prove(site: Site, *, report_data: str | None = None) -> subprocess.Completed
         return site.host(
             "prove-key",
             "--timeout=110",
+            *options,
             "--",
             "sh",
             "-c",
@@ -100,7 +103,10 @@ def test_a_reload_below_the_running_tcb_is_noticed_and_a_guest_proves_which_key_
     assert host.status()["proofs"] == []
 
     made = prove(host)
-    published = json.loads(host.emulated.run("status", "--json").stdout)["firmware"] == PUBLISHED
+    published = (
+        documented("emulate status", host.emulated.run("status", "--json").stdout)["firmware"]
+        == PUBLISHED
+    )
     assert made.returncode == (1 if published else 0), made.stderr
     status = host.status()
     assert status["signing_key_basis"] == "proven"
@@ -115,7 +121,11 @@ def test_a_reload_below_the_running_tcb_is_noticed_and_a_guest_proves_which_key_
         assert host.attest() == 0
     host.done("set-config", "--again")
     assert host.attest() == 0
-    assert host.status()["signing_key_basis"] == "believed"
+    status = host.status()
+    assert status["signing_key_basis"] == "believed"
+    shown = documented("host prove-key", prove(host, "--json").stdout)
+    assert shown["key"]["tcb"] == status["reported_tcb"]
+    assert not shown["contradicts"]
 
 
 def test_a_hand_over_that_fails_or_lasts_leaves_everything_as_it_was(site: Site) -> None:

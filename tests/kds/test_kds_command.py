@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
@@ -24,6 +23,7 @@ from snpcerts.emulator.amd.key_server_faults import Fault
 from snpcerts.emulator.machine.home import PlatformHome
 from snpcerts.emulator.machine.key_server import ProductLine
 from snpcerts.emulator.psp.chip import Chip
+from tests.documented_json import documented
 from tests.emulated import SNPCERTS
 from tests.endorsement.small_ca import CPUID, SmallCa
 
@@ -78,7 +78,7 @@ def test_a_vcek_is_fetched_shown_and_served_offline(host: Host, run: Run, produc
         "fetch", "vcek", *named(host, product), "--offline", "--json", product=name, server=False
     )
     assert code == 0
-    assert json.loads(out)["tcb"] == host.resource(product).tcb.components()
+    assert documented("kds fetch vcek", out)["tcb"] == host.resource(product).tcb.components()
     code, out, _ = run("show", product=name, server=False)
     assert code == 0
     assert out.count("verifies") == 2
@@ -96,7 +96,7 @@ def test_a_report_names_its_vcek(host: Host, run: Run) -> None:
     Path("report").write_bytes(report)
     code, out, _ = run("fetch", "vcek", "--report", "report", "--json", product="turin")
     assert code == 0
-    assert json.loads(out)["hwid"] == host.resource(Product.TURIN).hwid.hex()
+    assert documented("kds fetch vcek", out)["hwid"] == host.resource(Product.TURIN).hwid.hex()
     code, _, err = run("fetch", "vcek", "--report", "report", "--product", "milan", product="turin")
     assert (code, "is of Turin" in err) == (2, True)
 
@@ -122,7 +122,7 @@ def test_a_report_of_version_2_is_tried_as_every_product_it_may_be_of(
     Path("old").write_bytes(ca.report(version=2, reported_tcb=host.resource(product).tcb.pack()))
     code, out, _ = run("fetch", "vcek", "--report", "old", "--json")
     assert code == 0
-    assert json.loads(out)["product"] == product.value
+    assert documented("kds fetch vcek", out)["product"] == product.value
     wrong = Product.GENOA if product is Product.TURIN else Product.TURIN
     assert run("fetch", "vcek", "--report", "old", "--product", wrong.value.lower())[0] != 0
 
@@ -169,11 +169,13 @@ def test_chains_and_lists_are_fetched(
     host: Host, run: Run, vlek: tuple[str, ...], label: str
 ) -> None:
     assert run("fetch", "chain", "--product", "milan", *vlek, "-o", "out")[0] == 0
-    assert run("fetch", "crl", "--product", "milan", *vlek, "-o", "out")[0] == 0
+    code, out, _ = run("fetch", "crl", "--product", "milan", *vlek, "-o", "out", "--json")
+    assert code == 0
+    assert documented("kds fetch crl", out)["ok"]
     assert sorted(os.listdir("out")) == sorted(["ark.der", f"{label}.der", "crl.der"])
     code, out, _ = run("show", "--json", server=False)
     assert code == 0
-    entries = json.loads(out)["entries"]
+    entries = documented("kds show", out)["entries"]
     assert [entry["problem"] for entry in entries] == [None, None]
     assert all(entry["not_after"] for entry in entries)
 
@@ -188,7 +190,7 @@ def test_what_the_cached_revocation_list_withdraws_shows(
     host.fetch_from(source)
     source.crl(Product.MILAN)
     code, out, _ = run("show", "--json", server=False)
-    entries = json.loads(out)["entries"]
+    entries = documented("kds show", out)["entries"]
     problems = {each["file"].partition("/")[0]: each["problem"] for each in entries}
     assert code == 1
     assert problems["crl"] is None, "the list itself is sound"
@@ -231,7 +233,7 @@ def test_exit_codes_say_what_to_do_next(
     host.server.faults.set(fault)
     found, out, err = run("fetch", "vcek", *named(host), "--json", "--timeout", "3")
     assert found == code
-    said = json.loads(out)
+    said = documented("kds fetch vcek", out)
     assert (said["ok"], said["code"]) == (False, name)
     assert err.startswith("snpcerts: ")
     if fault is Fault.TOO_MANY:

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
@@ -13,6 +12,7 @@ from snpcerts.abi.report import Report
 from snpcerts.cli.main import main
 from snpcerts.endorsement.vek import VekKind
 from snpcerts.verify.explain import explain, explained_json
+from tests.documented_json import documented
 from tests.endorsement.small_ca import SmallCa
 from tests.verify.test_evidence import bound, full_table, hcl
 
@@ -83,7 +83,9 @@ def test_the_command_shows_reports_tables_and_hcl_reports(
     for words in ("measurement", "debugging is not allowed", "certificate table", "vcek"):
         assert words in out
     assert main(["report", "show", str(path), "--json"]) == 0
-    assert [each["name"] for each in json.loads(capsys.readouterr().out)["table"]] == [
+    assert [
+        each["name"] for each in documented("report show", capsys.readouterr().out)["table"]
+    ] == [
         "vcek",
         "ask",
         "ark",

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 from collections.abc import Callable
@@ -16,6 +15,7 @@ from snpcerts.abi.cert_table import ARK_GUID, ASK_GUID, VCEK_GUID, VLEK_GUID, Ce
 from snpcerts.cli.main import main
 from snpcerts.endorsement.certificate import load_certificate
 from snpcerts.endorsement.vek import VekKind
+from tests.documented_json import documented
 from tests.endorsement.small_ca import SmallCa, flipped
 
 CA = SmallCa()
@@ -67,10 +67,10 @@ def test_a_directory_a_table_and_a_table_behind_the_report_serve(run: Run) -> No
 def test_json_is_the_verdict(run: Run) -> None:
     code, out, _ = run("report", "--certs", "certs", "--anchor", "root.der", *AT, "--json")
     assert code == 0
-    assert json.loads(out)["verdict"] == "verified"
+    assert documented("verify", out)["verdict"] == "verified"
     code, out, _ = run("report", "--certs", "certs", *AT, "--json")
     assert code == 1
-    assert [each["code"] for each in json.loads(out)["reasons"]] == ["ark-untrusted"]
+    assert [each["code"] for each in documented("verify", out)["reasons"]] == ["ark-untrusted"]
 
 
 def test_a_refusal_says_so_first_and_lists_reasons(run: Run) -> None:

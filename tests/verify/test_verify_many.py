@@ -16,6 +16,7 @@ from snpcerts.cli.main import main
 from snpcerts.endorsement.vek import VekKind
 from snpcerts.kds.store import Store
 from snpcerts.kds.url import ChainResource, CrlResource, VcekResource
+from tests.documented_json import documented
 from tests.endorsement.small_ca import TCBS, CrlRecipe, SmallCa, flipped
 from tests.verify.test_evidence import bound, full_table, hcl, pem
 
@@ -107,7 +108,7 @@ def test_json_is_one_object_a_line(run: Run) -> None:
     _many()
     code, out, _ = run("many", "many/a.bin", "--json")
     assert code == 1
-    verdicts = [json.loads(line) for line in out.splitlines()]
+    verdicts = [documented("verify", line) for line in out.splitlines()]
     assert [v["verdict"] for v in verdicts] == [
         "verified",
         "verified",
@@ -238,7 +239,7 @@ def test_what_cannot_be_had_just_now_exits_3_and_is_no_refusal(run: Run) -> None
     assert lines[1].startswith("  collateral-unavailable: ")
     assert "next: try again later" in lines
     _, out, _ = run("report", "--offline", "--cache", "empty", "--json")
-    assert json.loads(out)["next_step"] == "retry-later"
+    assert documented("verify", out)["next_step"] == "retry-later"
     Path("sound").write_bytes(CA.report() + full_table())
     assert run("sound", "report", "--offline", "--cache", "empty")[0] == 3
     # A server that cannot be reached is no other case.

@@ -1,0 +1,43 @@
+# SPDX-License-Identifier: Apache-2.0
+"""JSON Schemas of what commands print with ``--json``.
+
+One file for each shape, in JSON Schema 2020-12. Fields are added over time, so the
+schemas let a document have more of them than they name.
+"""
+
+from __future__ import annotations
+
+import json
+from importlib.resources import files
+from typing import Any, Final
+
+# By command; ``host sync`` prints its shape with ``--log json``.
+NAMES: Final = {
+    "conformance": "conformance",
+    "demo": "demo",
+    "emulate firmware rows": "emulate-firmware-rows",
+    "emulate status": "emulate-status",
+    "guest report": "guest-report",
+    "host check": "host-check",
+    "host commit": "host-change",
+    "host load-vlek": "host-change",
+    "host prove-key": "host-prove-key",
+    "host set-config": "host-change",
+    "host status": "host-status",
+    "host sync": "host-sync-log",
+    "kds fetch chain": "kds-fetch-chain",
+    "kds fetch crl": "kds-fetch-crl",
+    "kds fetch vcek": "kds-fetch-vcek",
+    "kds show": "kds-show",
+    "report show": "report-show",
+    "table extract": "table-extract",
+    "table show": "table-show",
+    "verify": "verify",
+}
+
+
+def schema_of(command: str) -> dict[str, Any]:
+    """The schema of a command's JSON; :class:`KeyError` for a command that has none."""
+    text = files(__name__).joinpath(f"{NAMES[command]}.json").read_text(encoding="utf-8")
+    parsed: dict[str, Any] = json.loads(text)
+    return parsed

@@ -1,0 +1,38 @@
+# SPDX-License-Identifier: Apache-2.0
+"""JSON that a command printed, read and held against the schema that is published for it."""
+
+from __future__ import annotations
+
+import functools
+import json
+from typing import Any
+
+import jsonschema
+
+from snpcerts.schemas import schema_of
+
+
+@functools.cache
+def validator(command: str) -> jsonschema.Draft202012Validator:
+    """One that also refuses fields the schema does not name: those are not documented."""
+    return jsonschema.Draft202012Validator(
+        _closed(schema_of(command)), format_checker=jsonschema.FormatChecker()
+    )
+
+
+def documented(command: str, text: str) -> Any:
+    """The JSON in ``text``, which is as the schema of ``command`` says."""
+    value = json.loads(text)
+    validator(command).validate(value)
+    return value
+
+
+def _closed(schema: Any) -> Any:
+    if isinstance(schema, list):
+        return [_closed(each) for each in schema]
+    if not isinstance(schema, dict):
+        return schema
+    closed = {name: _closed(value) for name, value in schema.items()}
+    if isinstance(schema.get("properties"), dict):
+        closed.setdefault("additionalProperties", False)
+    return closed
