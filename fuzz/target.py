@@ -177,7 +177,7 @@ def _verdict(data: bytes) -> str:
     _promise(knowing.status is not Status.VERIFIED, "a revocation stays known")
     _promise(len(knowing.revocation_lists) <= 2, "each list is judged once")
     knowing.to_json()
-    for_people(knowing)
+    for_people(knowing, verbose=True)
     _promise(len({check.name for check in verdict.checks}) == len(verdict.checks), "checks differ")
     verdict.to_json()
     return " ".join(sorted({reason.code.value for reason in verdict.reasons}))
@@ -196,7 +196,7 @@ def _collateral(data: bytes) -> str:
     slot = slots[data[0] % len(slots)] if data else "vcek"
     collateral = Collateral(**(_CHAIN | {slot: data[1:]}))
     verdict = verify(_REPORT, collateral, anchors=_anchors, at=AT)
-    line = for_people(verdict)
+    line = for_people(verdict, verbose=True)
     _promise(all(part.isprintable() for part in line.split("\n")), "foreign names are escaped")
     if verdict.status is Status.VERIFIED:
         _promise(slot == "crl" or _signed_part(data[1:]) in _PARTS[slot], f"a {slot} was signed")

@@ -15,7 +15,7 @@ import click
 
 from snpcerts.cli.ending import ends_cleanly
 from snpcerts.cli.files import write_output
-from snpcerts.cli.say import say
+from snpcerts.cli.say import present
 from snpcerts.errors import UsageError
 from snpcerts.printable import printable
 
@@ -101,11 +101,11 @@ def command(
     if as_json:
         click.echo(json.dumps(to_json(results, vmm, seconds)))
     else:
-        say(printable(f"VMM: {shlex.join(vmm)}"))
+        present(printable(f"VMM: {shlex.join(vmm)}"))
         for detail, alike in groupby(results, _why_not_judged):
             rows = list(alike)
             if detail and len(rows) > _FEW:
-                say(printable(f"  skip  {len(rows)} checks: {detail}"))
+                present(printable(f"  skip  {len(rows)} checks: {detail}"))
                 continue
             for result in rows:
                 _print(result)
@@ -125,7 +125,7 @@ def _why_not_judged(result: Result) -> str:
 
 def _print(result: Result) -> None:
     word = {"passed": "pass", "failed": "FAIL", "skipped": "skip"}[result.state.value]
-    say(printable(f"  {word}  {result.id:<24}{result.detail}".rstrip()))
+    present(printable(f"  {word}  {result.id:<24}{result.detail}".rstrip()))
 
 
 def _show_progress(check: str) -> None:

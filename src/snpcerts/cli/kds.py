@@ -20,7 +20,7 @@ import click
 from snpcerts.abi.product import Product, hwid_of_chip_id
 from snpcerts.abi.tcb import TcbVersion
 from snpcerts.cli.files import make_directory, read_input, write_output
-from snpcerts.cli.say import say
+from snpcerts.cli.say import present, say
 from snpcerts.errors import InputError, SnpCertsError, UsageError
 from snpcerts.printable import printable
 
@@ -82,7 +82,7 @@ class _Where:
                     Store(self.cache),
                     client,
                     anchors=self.anchors,
-                    warn=lambda text: say(f"snpcerts: warning: {printable(text)}", err=True),
+                    warn=lambda text: present(f"snpcerts: warning: {printable(text)}", err=True),
                 )
             except SnpCertsError as error:
                 if self.as_json:
@@ -103,9 +103,9 @@ class _Where:
         if self.as_json:
             say(json.dumps({"ok": True, **facts, "files": list(written.values())}, indent=2))
             return
-        say(printable(line))
+        present(printable(line))
         for name, path in written.items():
-            say(f"{path}: {len(files[name])} bytes")
+            present(f"{path}: {len(files[name])} bytes")
 
 
 def _common(function: Callable[..., None]) -> Callable[..., None]:
@@ -272,11 +272,11 @@ def show(cache: str | None, anchor: str | None, as_json: bool) -> None:
         entries = [entry.to_json() for entry in found]
         say(json.dumps({"cache": str(where), "entries": entries}, indent=2))
     else:
-        say(f"{where}: {len(found)} files" if found else f"{where}: empty")
+        present(f"{where}: {len(found)} files" if found else f"{where}: empty")
         for entry in found:
             until = "" if entry.not_after is None else f", until {_utc(entry.not_after)}"
-            say(f"  {printable(str(entry.place))}")
-            say(printable(f"    {entry.title}{until}: {entry.problem or 'verifies'}"))
+            present(f"  {printable(str(entry.place))}")
+            present(printable(f"    {entry.title}{until}: {entry.problem or 'verifies'}"))
     if any(entry.problem for entry in found):
         click.get_current_context().exit(1)
 
@@ -402,7 +402,7 @@ def _progress(doing: str) -> Iterator[Callable[[str], None]]:
         return
 
     def tell(text: str) -> None:
-        say(f"snpcerts: {printable(text)}", err=True)
+        present(f"snpcerts: {printable(text)}", err=True)
 
     timer = threading.Timer(_QUIET, tell, (doing,))
     timer.daemon = True

@@ -17,6 +17,7 @@ import click
 
 from snpcerts import __version__
 from snpcerts.cli.ending import EndedBySignalError
+from snpcerts.cli.say import present
 from snpcerts.errors import SnpCertsError
 from snpcerts.printable import printable
 
@@ -71,7 +72,7 @@ def main(arguments: Sequence[str]) -> int:
     try:
         result = cli.main(args=list(arguments), prog_name="snpcerts", standalone_mode=False)
     except SnpCertsError as error:
-        click.echo(f"snpcerts: {error}", err=True)
+        present(f"snpcerts: {error}", err=True)
         return error.exit_code
     except click.ClickException as error:
         error.show()
@@ -86,7 +87,7 @@ def main(arguments: Sequence[str]) -> int:
         return 1
     except OSError as error:
         place = f"{error.filename}: " if error.filename else ""
-        click.echo(printable(f"snpcerts: {place}{error.strerror or error}"), err=True)
+        present(printable(f"snpcerts: {place}{error.strerror or error}"), err=True)
         return 1
     return result if isinstance(result, int) else 0
 

@@ -9,7 +9,7 @@ import click
 
 from snpcerts.abi.report import Report
 from snpcerts.cli.evidence import Place
-from snpcerts.cli.say import say
+from snpcerts.cli.say import present, say
 
 
 @click.group()
@@ -44,15 +44,15 @@ def show(report: str, as_json: bool) -> None:
     section = ""
     for line in explain(parsed):
         if line.section != section:
-            say(f"{'' if not section else chr(10)}{line.section}")
+            present(f"{'' if not section else chr(10)}{line.section}")
             section = line.section
         value = f"  {line.name:<26} {line.value}"
-        say(f"{value:<46}  {line.meaning}" if line.meaning else value)
+        present(f"{value:<46}  {line.meaning}" if line.meaning else value)
     if entries:
-        say("\ncertificate table")
+        present("\ncertificate table")
         for entry in entries:
-            say(f"  {entry.name:<26} {len(entry.data)} bytes")
+            present(f"  {entry.name:<26} {len(entry.data)} bytes")
     if evidence.runtime_data is not None and runtime is not None:
         bound = evidence.runtime_data.report_data() == parsed.fields.report_data
         state = "REPORT_DATA is its digest" if bound else "REPORT_DATA is not its digest"
-        say(f"\nruntime data\n  {len(runtime)} bytes, {evidence.runtime_data.digest}: {state}")
+        present(f"\nruntime data\n  {len(runtime)} bytes, {evidence.runtime_data.digest}: {state}")

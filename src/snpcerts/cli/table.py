@@ -13,7 +13,7 @@ import click
 from snpcerts.abi import cert_table
 from snpcerts.abi.cert_table import CertTable, TableEntry, TableProblem
 from snpcerts.cli.files import make_directory, read_input, write_output
-from snpcerts.cli.say import say
+from snpcerts.cli.say import present, say
 from snpcerts.errors import FormatError, InputError, RefusedError, UsageError
 from snpcerts.printable import printable
 
@@ -78,7 +78,7 @@ def build(
     from snpcerts.certfile.file import CertFile
 
     CertFile(output).publish(table, force=force)
-    say(f"{output}: {len(table)} entries, {len(data)} bytes, {table.pages} pages")
+    present(f"{output}: {len(table)} entries, {len(data)} bytes, {table.pages} pages")
 
 
 @command.command()
@@ -97,13 +97,13 @@ def show(file: str, as_json: bool, lenient: bool) -> None:
     if as_json:
         say(json.dumps(_to_json(table, data, rows, problems)))
     else:
-        say(f"{file}: {len(table)} entries, {len(data)} bytes, {table.pages} pages")
+        present(f"{file}: {len(table)} entries, {len(data)} bytes, {table.pages} pages")
         for entry, text in rows:
-            say(f"  {entry.name:<8} {len(entry.data):>6} bytes  {text}")
+            present(f"  {entry.name:<8} {len(entry.data):>6} bytes  {text}")
         for warning in table.warnings:
-            say(f"  warning: {warning}", err=True)
+            present(f"  warning: {warning}", err=True)
         for problem in problems:
-            say(f"  problem: {problem}", err=True)
+            present(f"  problem: {problem}", err=True)
     if problems:
         raise InputError(f"{file}: malformed, {len(problems)} problem(s); shown is what is sound")
 
@@ -135,7 +135,7 @@ def extract(file: str, directory: str, encoding: str, as_json: bool) -> None:
         say(json.dumps({"directory": directory, "files": [name for name, _ in outputs]}))
     else:
         for name, data in outputs:
-            say(f"{os.path.join(directory, name)}: {len(data)} bytes")
+            present(f"{os.path.join(directory, name)}: {len(data)} bytes")
 
 
 def _decode(file: str, data: bytes) -> CertTable:

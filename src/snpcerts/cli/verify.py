@@ -83,6 +83,7 @@ if TYPE_CHECKING:
     metavar="N",
     help="Processes that share the work, where there are a thousand reports and more.",
 )
+@click.option("-v", "--verbose", is_flag=True, help="List what was not asked, too.")
 @click.option("--json", "as_json", is_flag=True, help="Print each verdict as one JSON object.")
 def command(
     evidence: tuple[str, ...],
@@ -98,6 +99,7 @@ def command(
     crl: tuple[str, ...],
     require_crl: bool,
     jobs: int,
+    verbose: bool,
     as_json: bool,
     **asked: Any,
 ) -> None:
@@ -136,7 +138,7 @@ def command(
             server = server_behind_cache(stack, url, offline, cache, anchors)
         sources = sources_in_order(order, certs, crl, root, server, when)
         has_more = certs is not None or server is not None
-        run = Run(given, sources, policy, anchors, when, jobs, has_more)
+        run = Run(given, sources, policy, anchors, when, jobs, verbose, has_more)
         code = run.print(as_json)
     click.get_current_context().exit(code)
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from snpcerts.abi.report import Report
 from snpcerts.cli.evidence import Place, certificates
-from snpcerts.cli.say import say
+from snpcerts.cli.say import present, say
 from snpcerts.cli.verify_text import for_people, json_line, one_line, summary, unreadable_json
 from snpcerts.errors import InputError, SnpCertsError, UsageError
 from snpcerts.printable import printable
@@ -40,6 +40,7 @@ class Run:
     anchors: tuple[Anchor, ...]
     at: datetime
     jobs: int
+    verbose: bool  # list what was not asked
     has_more: bool  # there are certificates beside those that come with reports
 
     def print(self, as_json: bool) -> int:
@@ -47,7 +48,10 @@ class Run:
         if len(self.places) == 1:
             verdict = next(self._verdicts(iter([self._read(self.places[0])])))
             path = self.places[0].report
-            say(json_line(path, verdict) if as_json else for_people(verdict))
+            if as_json:
+                say(json_line(path, verdict))
+            else:
+                present(for_people(verdict, verbose=self.verbose))
             return _EXIT[verdict.status.value]
         counts: Counter[str] = Counter()
         reasons: Counter[str] = Counter()
@@ -57,13 +61,19 @@ class Run:
                 step()
                 if isinstance(result, SnpCertsError):
                     counts["unreadable"] += 1
-                    say(unreadable_json(path, result) if as_json else f"unreadable  {result}")
+                    if as_json:
+                        say(unreadable_json(path, result))
+                    else:
+                        present(f"unreadable  {result}")
                     continue
                 counts[result.status.value] += 1
                 reasons.update({reason.code.value for reason in result.reasons})
-                say(json_line(path, result) if as_json else one_line(path, result))
+                if as_json:
+                    say(json_line(path, result))
+                else:
+                    present(one_line(path, result))
         if not as_json:
-            say(summary(counts, reasons))
+            present(summary(counts, reasons))
         return next((_EXIT[name] for name in _WORST_FIRST if counts[name]), 0)
 
     def _read(self, place: Place) -> Evidence:

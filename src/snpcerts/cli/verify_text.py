@@ -55,8 +55,8 @@ _NEXT = {
 }
 
 
-def for_people(verdict: Verdict) -> str:
-    """A verdict alone, at length."""
+def for_people(verdict: Verdict, *, verbose: bool) -> str:
+    """A verdict alone, at length; ``verbose`` lists what was not asked, too."""
     key = "?" if verdict.signing_key is None else verdict.signing_key.name
     product = "unknown product" if verdict.product is None else verdict.product.value
     lines: list[str] = []
@@ -81,7 +81,7 @@ def for_people(verdict: Verdict) -> str:
         lines.append(f"  measurement  {fields.measurement.hex()}")
         lines.append(f"  report data  {fields.report_data.hex()}")
     lines += (f"  revocation   {_list(each)}" for each in verdict.revocation_lists)
-    return "\n".join(map(printable, (*lines, *_checks(verdict))))
+    return "\n".join(map(printable, (*lines, *_checks(verdict, verbose))))
 
 
 def _foreign(verdict: Verdict) -> str:
@@ -127,7 +127,7 @@ def _list(judged: JudgedList) -> str:
     return ", ".join(said)
 
 
-def _checks(verdict: Verdict) -> Iterator[str]:
+def _checks(verdict: Verdict, verbose: bool) -> Iterator[str]:
     by_state: dict[str, list[str]] = {}
     for check in verdict.checks:
         by_state.setdefault(check.state.value, []).append(check.name)
@@ -137,7 +137,9 @@ def _checks(verdict: Verdict) -> Iterator[str]:
         ("not-judged", "not judged"),
         ("not-asked", "not asked"),
     ):
-        if state in by_state:
+        if state == "not-asked" and not verbose and state in by_state:
+            yield f"  {len(by_state[state])} not asked (-v lists them)"
+        elif state in by_state:
             yield f"  {label:<12} {', '.join(by_state[state])}"
 
 

@@ -13,7 +13,7 @@ import click
 from snpcerts.cli.files import read_input
 from snpcerts.cli.host.chosen import FORCE, Host, with_host
 from snpcerts.cli.host.said import listener_of, nothing
-from snpcerts.cli.say import say
+from snpcerts.cli.say import present, say
 from snpcerts.errors import SnpCertsError, UsageError
 
 if TYPE_CHECKING:
@@ -44,10 +44,13 @@ def _changes_firmware(function: Callable[..., Any]) -> Callable[..., Any]:
         agent = host.agent(nothing if as_json else listener_of("text"), force=force)
         plan = function(agent, **others)
         if dry_run:
-            say(json.dumps(plan.to_json()) if as_json else "\n".join(plan.lines()))
+            if as_json:
+                say(json.dumps(plan.to_json()))
+            else:
+                present("\n".join(plan.lines()))
             return
         if not as_json:
-            say("\n".join(plan.lines()))
+            present("\n".join(plan.lines()))
         _carry_out(agent, plan, allow_empty=allow_empty, as_json=as_json)
 
     for option in reversed(_CHANGE_OPTIONS):
@@ -64,7 +67,7 @@ def _carry_out(agent: Agent, plan: Plan, *, allow_empty: bool, as_json: bool) ->
         say(json.dumps(_outcome(plan, changed, problem)))
     else:
         section = changed.section
-        say(
+        present(
             f"lock wait {section.waited * 1000:.1f} ms, lock held {section.held * 1000:.1f} ms, "
             f"of which firmware {section.firmware * 1000:.1f} ms"
         )

@@ -12,7 +12,7 @@ import click
 from snpcerts.cli.ending import ends_cleanly
 from snpcerts.cli.host.chosen import Host, with_host
 from snpcerts.cli.host.source import anchors_of, open_certificate_source
-from snpcerts.cli.say import say
+from snpcerts.cli.say import present, say
 from snpcerts.temporary_directory import temporary_directory
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def check(host: Host, online: bool, as_json: bool) -> None:
         )
     else:
         for line in lines:
-            say(str(line))
+            present(str(line))
     if not checks.passed(lines):
         click.get_current_context().exit(1)
 

@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from snpcerts.cli.say import say
+from snpcerts.cli.say import present, say
 
 if TYPE_CHECKING:
     from snpcerts.host.event import Event, Listener
@@ -23,7 +23,7 @@ def listener_of(form: str, *others: Listener) -> Listener:
         say(line)
 
     def to_err(line: str) -> None:
-        say(f"snpcerts: {line}", err=True)
+        present(f"snpcerts: {line}", err=True)
 
     loud, quiet = (
         (json_log(to_out),) * 2 if form == "json" else (text_log(to_err), text_log(to_out))

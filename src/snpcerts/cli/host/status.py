@@ -9,7 +9,7 @@ import click
 
 from snpcerts.cli.host.chosen import Host, with_host
 from snpcerts.cli.host.said import listener_of
-from snpcerts.cli.say import say
+from snpcerts.cli.say import present, say
 
 
 @click.command(short_help="Are firmware and certificate files in step?")
@@ -24,6 +24,9 @@ def status(host: Host, as_json: bool) -> None:
 
     agent = host.agent(listener_of("text"))
     found = status_of(agent.firmware, agent.look(), agent.stock.revocation_lists())
-    say(json.dumps(found.to_json()) if as_json else "\n".join(found.lines()))
+    if as_json:
+        say(json.dumps(found.to_json()))
+    else:
+        present("\n".join(found.lines()))
     if not found.in_step:
         click.get_current_context().exit(1)

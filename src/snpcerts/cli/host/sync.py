@@ -10,7 +10,7 @@ import click
 
 from snpcerts.cli.host.chosen import FORCE, Host, with_host
 from snpcerts.cli.host.said import listener_of
-from snpcerts.cli.say import say
+from snpcerts.cli.say import present
 from snpcerts.errors import SnpCertsError, UsageError
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ def sync(
         click.get_current_context().exit(done.problem.exit_code)
     for each in done.before:
         if each.in_step and log_form == "text":
-            say(f"{each.file.path}: in step, holds {_held(each.wanted)}")
+            present(f"{each.file.path}: in step, holds {_held(each.wanted)}")
 
 
 def _held(wanted: object) -> str:

@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a person sees: wrapped and coloured on a terminal, plain and whole in a pipe."""
+
+from __future__ import annotations
+
+import os
+import pty
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from snpcerts.cli.say import STYLES, wrapped
+from tests.verify.test_documented_reasons import CHAIN, sound_report, sound_table
+
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+
+
+def on_terminal(words: list[str], cwd: Path, **environment: str) -> str:
+    """What ``snpcerts`` writes to a terminal of 80 columns."""
+    ours, theirs = pty.openpty()
+    inherited = {name: value for name, value in os.environ.items() if name != "NO_COLOR"}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "snpcerts", *words],
+        cwd=cwd,
+        stdin=subprocess.DEVNULL,
+        stdout=theirs,
+        stderr=theirs,
+        env=inherited | {"TERM": "xterm-256color", "COLUMNS": "80"} | environment,
+    )
+    os.close(theirs)
+    out = b""
+    try:
+        while chunk := os.read(ours, 1 << 16):
+            out += chunk
+    except OSError:  # EIO: the other end is closed
+        pass
+    finally:
+        os.close(ours)
+        process.wait(timeout=60)
+    return out.decode().replace("\r\n", "\n")
+
+
+def in_pipe(words: list[str], cwd: Path) -> str:
+    made = subprocess.run(
+        [sys.executable, "-m", "snpcerts", *words], cwd=cwd, capture_output=True, text=True
+    )
+    return made.stdout + made.stderr
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "report.bin").write_bytes(sound_report())
+    (tmp_path / "table.bin").write_bytes(sound_table())
+    (tmp_path / "root.der").write_bytes(CHAIN["ark"])
+    return tmp_path
+
+
+VERIFY = ["verify", "report.bin", "--table", "table.bin", "--anchor", "root.der"]
+
+
+def test_on_a_terminal_a_verdict_is_coloured_and_no_word_is_broken(folder: Path) -> None:
+    shown = on_terminal(VERIFY, folder)
+    assert shown.startswith("\x1b[33mverified, by a root that is not AMD's\x1b[0m")
+    plain = _COLOUR.sub("", shown)
+    assert plain.split() == in_pipe(VERIFY, folder).split()
+    for line in plain.splitlines():
+        assert len(line) <= 80 or len(line.split()) == 1, line
+
+
+def test_a_refusal_is_red_and_its_reasons_hang(folder: Path) -> None:
+    shown = on_terminal(["verify", "report.bin", "--table", "table.bin"], folder)
+    assert shown.startswith("\x1b[1;31mrefused\x1b[0m")
+    lines = _COLOUR.sub("", shown).splitlines()
+    reason = next(i for i, line in enumerate(lines) if line.startswith("  ark-untrusted"))
+    assert lines[reason + 1].startswith("    ")
+
+
+def test_no_color_and_a_pipe_get_no_colour(folder: Path) -> None:
+    assert "\x1b" not in on_terminal(VERIFY, folder, NO_COLOR="1")
+    assert "\x1b" not in in_pipe(VERIFY, folder)
+
+
+def test_json_is_not_wrapped_on_a_terminal(folder: Path) -> None:
+    assert on_terminal([*VERIFY, "--json"], folder) == in_pipe([*VERIFY, "--json"], folder)
+
+
+def test_what_was_not_asked_is_counted_and_listed_on_request(folder: Path) -> None:
+    assert re.search(r"\d+ not asked \(-v lists them\)", in_pipe(VERIFY, folder))
+    assert "not asked    " in in_pipe([*VERIFY, "-v"], folder)
+
+
+def test_an_error_hangs_below_its_first_word(folder: Path) -> None:
+    name = "a directory with a long name " * 4
+    lines = on_terminal(["table", "show", name], folder).splitlines()
+    assert lines[0].startswith("snpcerts: ")
+    assert len(lines) > 1
+    assert all(line.startswith("  ") for line in lines[1:])
+
+
+@given(st.text("ab  :", max_size=200), st.integers(40, 120))
+def test_wrapping_changes_white_space_alone(line: str, width: int) -> None:
+    assert wrapped(line, width).split() == line.split()
+
+
+@pytest.mark.parametrize("word", [word for word in STYLES if "," not in word])
+def test_a_word_that_only_starts_like_a_state_is_not_one(word: str) -> None:
+    from snpcerts.cli.say import _STATE
+
+    assert _STATE.search(word)
+    assert not _STATE.search(f"{word}ly")
+    assert not _STATE.search(f"{word}-not")
