@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,7 @@ from snpcerts.emulator.frontdoor import seccomp
 from snpcerts.errors import SnpCertsError
 
 from .emulated import Emulated
+from .keys import FOLDER, prepare_platform
 
 # Inherited from nohup or a script's background, an ignored SIGINT would be every command's.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -21,6 +24,22 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 # A slow machine is not a broken promise.
 settings.register_profile("snpcerts", deadline=None, print_blob=True)
 settings.load_profile("snpcerts")
+
+_keys = pytest.StashKey[tempfile.TemporaryDirectory[str]]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """A folder for the keys of this run, which the workers inherit."""
+    if FOLDER not in os.environ:
+        config.stash[_keys] = tempfile.TemporaryDirectory(prefix="snpcerts-keys-")
+        os.environ[FOLDER] = config.stash[_keys].name
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    if _keys in config.stash:
+        del os.environ[FOLDER]
+        config.stash[_keys].cleanup()
+
 
 _SHARED = Path(__file__).parents[1].parent / "shared"
 
@@ -43,5 +62,6 @@ def emulated(tmp_path_factory: pytest.TempPathFactory) -> Emulated:
         pytest.skip(str(error))
     folder = tmp_path_factory.mktemp("platform")
     platform = Emulated(folder / "platform", folder / "certs")
+    prepare_platform(platform.directory)
     platform.issue_certificates()
     return platform

@@ -9,8 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from snpcerts.abi.product import Product
+from snpcerts.emulator.psp.choices import FirmwareChoices, choices_of
 from tests.documented_json import documented
 from tests.emulated import SNPCERTS, Emulated
+from tests.keys import prepare_platform
 
 LOWER = (
     "from snpcerts.abi.psp import SnpConfig\n"
@@ -26,6 +29,13 @@ MITIGATIONS = (
     "print(os.path.isdir(folder))\n"
     "for name in ('supported', 'verified'): print(open(f'{folder}/{name}_mitigations').read())\n"
 )
+
+
+def prepared(
+    directory: Path, product: Product = Product.MILAN, choices: FirmwareChoices | None = None
+) -> Emulated:
+    prepare_platform(directory, product, choices)
+    return Emulated(directory, directory / "certs")
 
 
 def made(directory: Path, *options: str) -> Emulated:
@@ -47,7 +57,10 @@ def test_a_platform_keeps_the_firmware_it_was_made_with(
     tmp_path: Path, played: str, keeps: bool
 ) -> None:
     """After a reload the VCEK is of the reported TCB, or not; no ioctl shows it."""
-    emulated = made(tmp_path, "--product", "genoa", "--firmware", played)
+    if played == "documented":
+        emulated = made(tmp_path, "--product", "genoa", "--firmware", played)
+    else:
+        emulated = prepared(tmp_path, Product.GENOA, choices_of(played))
     before = status(emulated)
     assert before["firmware"] == played
     lowered = emulated.python(["host"], LOWER)
@@ -70,7 +83,7 @@ def test_a_platform_keeps_the_firmware_it_was_made_with(
 
 
 def test_an_update_moves_current_and_a_commit_the_rest(tmp_path: Path) -> None:
-    emulated = made(tmp_path)
+    emulated = prepared(tmp_path)
     before = status(emulated)
     updated = emulated.run("firmware", "update", "--snp", "25", "--version", "1.55.30")
     assert updated.returncode == 0, updated.stderr
@@ -121,14 +134,14 @@ def test_a_reload_waits_for_the_last_vm(emulated: Emulated) -> None:
 
 
 def test_a_host_whose_firmware_knows_mitigations_shows_them_in_sysfs(tmp_path: Path) -> None:
-    emulated = made(tmp_path / "turin", "--product", "turin")
+    emulated = prepared(tmp_path / "turin", Product.TURIN)
     shown = emulated.python(["host"], MITIGATIONS).stdout.split()
     assert shown == ["True", "0x3f", "0x3f"]
     assert emulated.run("firmware", "update", "--mitigations", "0x7f").returncode == 0
     assert emulated.python(["host"], MITIGATIONS).stdout.split() == ["True", "0x7f", "0x3f"]
     assert emulated.run("firmware", "verify-mitigation", "0x40").returncode == 0
     assert emulated.python(["host"], MITIGATIONS).stdout.split() == ["True", "0x7f", "0x7f"]
-    older = made(tmp_path / "milan").python(["host"], MITIGATIONS)
+    older = prepared(tmp_path / "milan").python(["host"], MITIGATIONS)
     assert older.returncode != 0
     assert older.stdout.split() == ["False"]
 

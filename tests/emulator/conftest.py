@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Authorities and platforms; RSA keys are slow to make, so one set serves the session."""
+"""Authorities and platforms."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
 
 import pytest
 
@@ -13,11 +12,13 @@ from snpcerts.emulator.amd.authority import EmulatedAuthority
 from snpcerts.emulator.psp.chip import Chip
 from snpcerts.emulator.psp.firmware import Firmware
 
+from .. import keys
+
 
 @pytest.fixture(scope="session")
 def authority_of() -> Callable[[Product], EmulatedAuthority]:
     """The session's authority of each product."""
-    return cache(EmulatedAuthority.create)
+    return keys.authority_of
 
 
 @pytest.fixture(scope="session")

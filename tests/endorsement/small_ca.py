@@ -24,6 +24,7 @@ from snpcerts.abi.product import Product
 from snpcerts.abi.report import ReportLayout, SigningKey
 from snpcerts.abi.tcb import TcbVersion
 from snpcerts.endorsement.vek import AMD_ARC, VekKind
+from tests.keys import rsa_key
 
 NOON = datetime(2025, 6, 1, 12, tzinfo=UTC)
 START = datetime(2024, 1, 1, tzinfo=UTC)
@@ -87,12 +88,6 @@ def name(common_name: str) -> bytes:
             x509.NameAttribute(NameOID.COMMON_NAME, common_name),
         ]
     ).public_bytes()
-
-
-@functools.cache
-def rsa_key(label: str, bits: int = 4096) -> rsa.RSAPrivateKey:
-    """The key of that label: made once, since each takes about a second."""
-    return rsa.generate_private_key(65537, bits)
 
 
 @functools.cache

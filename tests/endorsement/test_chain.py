@@ -30,8 +30,8 @@ from tests.endorsement.small_ca import (
     flipped,
     oid,
     pss_algorithm,
-    rsa_key,
 )
+from tests.keys import rsa_key
 
 CA = SmallCa()
 SHA256_WITH_RSA = der(0x30, oid("1.2.840.113549.1.1.11"), b"\x05\x00")

@@ -25,8 +25,8 @@ from tests.endorsement.small_ca import (
     authority_extensions,
     ec_key,
     pss_algorithm,
-    rsa_key,
 )
+from tests.keys import rsa_key
 
 CA = SmallCa()
 ASK_SERIAL, ARK_SERIAL = 0x20001, 0x20000

@@ -14,7 +14,8 @@ from snpcerts.abi.product import Product
 from snpcerts.abi.tcb import TcbVersion
 from snpcerts.endorsement.vek import AMD_ARC, EndorsementCert, VekKind
 from snpcerts.errors import FormatError
-from tests.endorsement.small_ca import TCBS, SmallCa, der, ia5, integer, rsa_key
+from tests.endorsement.small_ca import TCBS, SmallCa, der, ia5, integer
+from tests.keys import rsa_key
 
 PRODUCTS = list(Product)
 

@@ -13,14 +13,15 @@ from snpcerts.emulator.amd.authority import EmulatedAuthority
 from snpcerts.emulator.machine.home import PlatformHome
 
 from ..emulated import Emulated
+from ..keys import authority_of
 from .rig import Rig
 from .site import RESET, Site, key_server
 
 
 @pytest.fixture(scope="session")
 def authority() -> EmulatedAuthority:
-    """An emulated AMD; making its keys takes a while."""
-    return EmulatedAuthority.create(Product.MILAN)
+    """An emulated AMD."""
+    return authority_of(Product.MILAN)
 
 
 @pytest.fixture

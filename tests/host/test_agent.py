@@ -28,7 +28,6 @@ from snpcerts.certfile.recognise import ForeignFileError
 from snpcerts.certfile.relay import relay
 from snpcerts.certfile.step import Steps
 from snpcerts.certfile.writer import LockHeldError, Strategy
-from snpcerts.emulator.amd.authority import EmulatedAuthority
 from snpcerts.emulator.amd.certificates import vcek_of
 from snpcerts.emulator.psp.chip import Chip
 from snpcerts.endorsement.vek import VekKind
@@ -40,6 +39,7 @@ from snpcerts.host.holding import Standing
 from snpcerts.host.stock import UnavailableError
 from snpcerts.kds.errors import KdsUnavailableError
 
+from ..keys import authority_of
 from .rig import Rig, served
 
 
@@ -179,7 +179,7 @@ def another_tcb(rig: Rig) -> Any:
 
 
 def another_root(rig: Rig) -> Any:
-    other = EmulatedAuthority.create(Product.MILAN)
+    other = authority_of(Product.MILAN, "other")
     return lambda tcb: vcek_of(other, rig.firmware.chip, tcb)
 
 
@@ -263,7 +263,7 @@ def test_without_a_revocation_list_there_are_certificates(
 
 
 def test_a_strangers_revocation_list_says_nothing(rig: Rig) -> None:
-    other = EmulatedAuthority.create(Product.MILAN)
+    other = authority_of(Product.MILAN, "other")
     crl = other.crl((rig.server.authority.ask.serial_number,))
     rig.server.known[False] = crl.public_bytes(Encoding.DER)
     rig.server.down = True
@@ -367,7 +367,7 @@ def test_a_configured_revocation_list_is_judged_before_guests_get_it(
         rig.config, files=(replace(file, entries=(ExtraEntry(CRL_GUID, str(crl)),)),)
     )
     good = rig.server.authority.crl(()).public_bytes(Encoding.DER)
-    other = EmulatedAuthority.create(Product.MILAN).crl(()).public_bytes(Encoding.DER)
+    other = authority_of(Product.MILAN, "other").crl(()).public_bytes(Encoding.DER)
     for bad in (b"a list", other, bytes(5000)):
         crl.write_bytes(bad)
         rig.events.clear()

@@ -12,10 +12,12 @@ from pathlib import Path
 import pytest
 
 from snpcerts.abi.cert_table import EMPTY
-from snpcerts.emulator.psp.choices import DOCUMENTED, PUBLISHED
+from snpcerts.abi.product import Product
+from snpcerts.emulator.psp.choices import DOCUMENTED, PUBLISHED, choices_of
 from tests.documented_json import documented
 
 from ..emulated import SNPCERTS, Emulated
+from ..keys import prepare_platform
 from .site import Lines, Site, key_server, watching
 
 pytestmark = pytest.mark.slow
@@ -25,8 +27,7 @@ pytestmark = pytest.mark.slow
 def played(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Emulated:
     folder = tmp_path_factory.mktemp("played")
     emulated = Emulated(folder / "platform", folder / "certs")
-    words = (*SNPCERTS, "emulate", "--platform", str(emulated.directory), "--product", "genoa")
-    subprocess.run([*words, "--firmware", request.param, "status"], check=True, timeout=120)
+    prepare_platform(emulated.directory, Product.GENOA, choices_of(request.param))
     emulated.issue_certificates()
     return emulated
 

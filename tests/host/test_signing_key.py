@@ -37,6 +37,7 @@ from snpcerts.host.wanted import NoKey
 from snpcerts.verify.report_check import check_signature
 
 from ..emulator.firmware_guest import FirmwareGuest
+from ..keys import authority_of
 from .rig import FIRST, FirmwareDevice, KeyServer, Rig
 from .test_command_crash import HOW_MANY
 
@@ -155,7 +156,7 @@ def _config(folder: Path) -> Config:
 
 @pytest.fixture(scope="module")
 def genoa() -> EmulatedAuthority:
-    return EmulatedAuthority.create(Product.GENOA)
+    return authority_of(Product.GENOA)
 
 
 @pytest.fixture(params=NAMES)

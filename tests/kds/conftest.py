@@ -22,18 +22,20 @@ from snpcerts.kds.source import CertificateSource, Endorsement
 from snpcerts.kds.store import Store
 from snpcerts.kds.url import VcekResource
 
+from ..keys import authority_of
+
 MILAN_TCB = TcbVersion(4, 0, 24, 219)
 TURIN_TCB = TcbVersion(1, 1, 4, 81, fmc=1)
 
 
 @pytest.fixture(scope="session")
 def milan() -> EmulatedAuthority:
-    return EmulatedAuthority.create(Product.MILAN)
+    return authority_of(Product.MILAN)
 
 
 @pytest.fixture(scope="session")
 def turin() -> EmulatedAuthority:
-    return EmulatedAuthority.create(Product.TURIN)
+    return authority_of(Product.TURIN)
 
 
 @pytest.fixture(autouse=True)

@@ -26,6 +26,7 @@ from snpcerts.emulator.psp.chip import Chip
 from tests.documented_json import documented
 from tests.emulated import SNPCERTS
 from tests.endorsement.small_ca import CPUID, SmallCa
+from tests.keys import authority_of, prepare_platform
 
 from .conftest import Host
 
@@ -103,7 +104,7 @@ def test_a_report_names_its_vcek(host: Host, run: Run) -> None:
 
 @pytest.fixture(scope="module")
 def genoa() -> EmulatedAuthority:
-    return EmulatedAuthority.create(Product.GENOA)
+    return authority_of(Product.GENOA)
 
 
 @pytest.mark.parametrize("product", Product)
@@ -319,6 +320,7 @@ class Served:
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     folder = tmp_path_factory.mktemp("served")
+    prepare_platform(folder / "platform")
     emulate = [*SNPCERTS, "emulate", "--platform", str(folder / "platform")]
     subprocess.run(
         [*emulate, "certificates", str(folder / "certs")],

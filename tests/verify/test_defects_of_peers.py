@@ -29,8 +29,8 @@ from tests.endorsement.small_ca import (
     SmallCa,
     flipped,
     integer,
-    rsa_key,
 )
+from tests.keys import rsa_key
 from tests.verify.test_verify import anchors, codes, collateral
 
 from .slots import with_slot

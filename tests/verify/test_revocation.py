@@ -25,7 +25,8 @@ from snpcerts.verify.evidence import Evidence
 from snpcerts.verify.judging import verify
 from snpcerts.verify.policy import Policy, Revocation
 from snpcerts.verify.verdict import Status, Verdict
-from tests.endorsement.small_ca import NOON, CrlRecipe, SmallCa, rsa_key
+from tests.endorsement.small_ca import NOON, CrlRecipe, SmallCa
+from tests.keys import rsa_key
 from tests.verify.test_verify import anchors, collateral
 
 CA = SmallCa()

@@ -30,10 +30,10 @@ from tests.endorsement.small_ca import (
     SmallCa,
     ec_key,
     integer,
-    rsa_key,
     sign_report,
     with_signature,
 )
+from tests.keys import rsa_key
 
 from .slots import with_slot
 

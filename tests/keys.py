@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: Apache-2.0
+"""RSA keys and emulated authorities, made once for a whole run of the suite.
+
+Making an authority takes two seconds of a processor. The workers of pytest-xdist
+are processes: what one of them has made, the others read from the folder that
+:data:`FOLDER` names, which ``tests/conftest.py`` makes for each run.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import functools
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from cryptography.hazmat.primitives.asymmetric import rsa
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    load_pem_private_key,
+)
+
+from snpcerts.abi.product import Product
+from snpcerts.emulator.amd.authority import EmulatedAuthority
+from snpcerts.emulator.machine.home import PlatformHome
+from snpcerts.emulator.psp.chip import Chip
+from snpcerts.emulator.psp.choices import FirmwareChoices
+from snpcerts.emulator.psp.firmware import Firmware
+
+FOLDER = "SNPCERTS_TEST_KEYS"
+
+
+def _once(name: str, make: Callable[[Path], None]) -> Path:
+    """The path that ``make`` has written, in this process or another."""
+    folder = Path(os.environ[FOLDER])
+    path = folder / name
+    with (folder / f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not path.exists():
+            new = folder / f"{name}.new"
+            make(new)
+            new.rename(path)
+    return path
+
+
+@functools.cache
+def rsa_key(label: str, bits: int = 4096) -> rsa.RSAPrivateKey:
+    """The key of that label."""
+
+    def generated() -> rsa.RSAPrivateKey:
+        return rsa.generate_private_key(65537, bits)
+
+    def write(path: Path) -> None:
+        form = Encoding.PEM, PrivateFormat.TraditionalOpenSSL, NoEncryption()
+        path.write_bytes(generated().private_bytes(*form))
+
+    if FOLDER not in os.environ:  # not run by pytest
+        return generated()
+    data = _once(f"rsa-{label}-{bits}.pem", write).read_bytes()
+    key = load_pem_private_key(data, None, unsafe_skip_rsa_key_validation=True)
+    assert isinstance(key, rsa.RSAPrivateKey)
+    return key
+
+
+def _authority_folder(product: Product, name: str) -> Path:
+    return _once(
+        f"{product.name}-{name}", lambda path: EmulatedAuthority.create(product).save(path)
+    )
+
+
+@functools.cache
+def authority_of(product: Product, name: str = "first") -> EmulatedAuthority:
+    """The emulated authority of a product; by another name, another one."""
+    return EmulatedAuthority.load(_authority_folder(product, name))
+
+
+def prepare_platform(
+    directory: Path, product: Product = Product.MILAN, choices: FirmwareChoices | None = None
+) -> None:
+    """Make a platform there as ``snpcerts emulate`` does: a new chip, the authority's keys."""
+    home = PlatformHome(directory)
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    shutil.copytree(_authority_folder(product, "first"), directory / "authority")
+    home.save(Firmware(Chip.create(product), choices=choices))
