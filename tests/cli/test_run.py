@@ -137,7 +137,7 @@ def test_a_file_that_cannot_be_served_is_a_warning(shows: Path, tmp_path: Path, 
     words: list[str | Path] = [*RUN, "--certs-filename", file, "--", shows]
     made = subprocess.run(words, capture_output=True, text=True)
     assert made.returncode == 7
-    assert f"snpcerts: warning: {file}: is " in made.stderr
+    assert f"snpcerts: warning: {file}: " in made.stderr
 
 
 def test_a_script_is_run_with_a_warning(shows: Path, certs: Path, tmp_path: Path) -> None:

@@ -80,7 +80,7 @@ def test_the_vmpl_is_left_to_the_kernel_unless_it_is_said(kernel: Mounted, paths
 
 
 def test_with_neither_interface_both_are_named(tmp_path: Path, paths: Paths) -> None:
-    with pytest.raises(RefusedError, match=r"neither .*sev-guest nor .*tsm is there") as error:
+    with pytest.raises(RefusedError, match=r"neither .*sev-guest nor .*tsm exists") as error:
         attest(DATA, certificates=False, paths=paths)
     assert error.value.hint is not None
     assert "modprobe sev-guest" in error.value.hint

@@ -48,7 +48,7 @@ except SnpCertsError as error:
 print(len(guest.report(bytes(64))))
 """
     first, second = run(emulated, large, program)
-    assert "has 20480 bytes, a Linux guest fetches at most 16384" in first
+    assert "needs 20480 bytes; a Linux guest accepts at most 16384" in first
     assert second == "1184"
 
 

@@ -61,7 +61,7 @@ def test_a_kernel_without_the_exit_runs_the_guest_as_ever(qemu: Qemu, certs: Pat
     old = replace(qemu, settings={"NO_REQ_CERTS": "1"})
     made = old.run(qemu.snp_command(qemu.tools.rom(1, 1)), certs=certs)
     assert made.returncode == ENDED, made.stderr
-    assert "snpcerts: warning: this kernel's KVM cannot ask for certificates" in made.stderr
+    assert "snpcerts: warning: this kernel's KVM does not request certificates" in made.stderr
     assert "snpcerts shim: guests get no certificates: this kernel's KVM" in made.stderr
     assert qemu.answers()[0][0].ret == errno.EIO
 

@@ -19,7 +19,7 @@ from snpcerts.cli.say import present
 from snpcerts.errors import UsageError
 from snpcerts.printable import printable
 
-# More checks than this, one behind the other and skipped for one reason, are one line.
+# A longer run of checks that are skipped for the same reason is printed as one line.
 _FEW = 3
 
 if TYPE_CHECKING:
@@ -32,14 +32,14 @@ if TYPE_CHECKING:
     context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False},
 )
 @click.option("--list", "list_only", is_flag=True, help="Print the checks and their rules.")
-@click.option("--only", metavar="ID", multiple=True, help="Judge this check only; may be repeated.")
+@click.option("--only", metavar="ID", multiple=True, help="Judge only this check; may be repeated.")
 @click.option(
     "--busy-limit",
     type=click.IntRange(1, 59_000),
     default=2000,
     show_default=True,
     metavar="MS",
-    help="How long the VMM says it waits for the lock at most.",
+    help="The longest time that the VMM claims to wait for the lock.",
 )
 @click.option(
     "--timeout",
@@ -47,16 +47,16 @@ if TYPE_CHECKING:
     default=10.0,
     show_default=True,
     metavar="SECONDS",
-    help="How long a scenario may take, the VMM's start included.",
+    help="Time limit for one scenario, including the VMM's start.",
 )
 @click.option(
     "--stop-signal",
     metavar="NAME",
     default="TERM",
     show_default=True,
-    help="What makes the VMM stop its vCPUs and end.",
+    help="The signal that makes the VMM stop its vCPUs and end.",
 )
-@click.option("--junit", metavar="FILE", help="Write the report as JUnit XML as well.")
+@click.option("--junit", metavar="FILE", help="Also write the report as JUnit XML.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @click.argument("vmm", nargs=-1)
 def command(
@@ -71,9 +71,9 @@ def command(
 ) -> None:
     """Run VMM with scripted guests and judge how it handles KVM_EXIT_SNP_REQ_CERTS.
 
-    VMM is a command line, with {certs} where the VMM takes its certificate file.
-    It is started once for each scenario, unmodified, on an emulated SNP host:
-    no SNP hardware is needed. Exit code 1 if a check fails.
+    VMM is a command line, with {certs} in place of its certificate file. The
+    unmodified VMM is started once for each scenario on an emulated SNP host, so
+    no SNP hardware is needed. The exit code is 1 if a check fails.
     """
     from snpcerts.conformance.check import BY_ID
     from snpcerts.conformance.result import State, count, to_json, to_junit
@@ -84,7 +84,7 @@ def command(
         _list(as_json)
         return
     if not vmm:
-        raise UsageError("which VMM?", hint="snpcerts conformance -- ./vmm --certs {certs}")
+        raise UsageError("no VMM given", hint="snpcerts conformance -- ./vmm --certs {certs}")
     limits = Limits(trial=timeout, busy=busy_limit / 1000, stop=_signal(stop_signal))
     started = time.monotonic()
     show = sys.stderr.isatty() and not as_json
@@ -119,7 +119,7 @@ def command(
 
 
 def _why_not_judged(result: Result) -> str:
-    """Why it was skipped; empty where it was not."""
+    """Why the check was skipped; empty if it was judged."""
     return result.detail if result.state.value == "skipped" else ""
 
 
@@ -149,4 +149,6 @@ def _signal(name: str) -> signal.Signals:
     try:
         return signal.Signals[f"SIG{name.upper().removeprefix('SIG')}"]
     except KeyError:
-        raise UsageError(f"no signal {name!r}", hint="TERM, INT, USR1...") from None
+        raise UsageError(
+            f"--stop-signal {name}: unknown signal", hint="use TERM, INT, USR1 or another name"
+        ) from None

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``snpcerts demo``: guests, firmware and updates at work, without SNP hardware."""
+"""``snpcerts demo``: run guests, firmware and updates together, without SNP hardware."""
 
 from __future__ import annotations
 
@@ -20,23 +20,29 @@ _BREAKS = ["no-lock", "no-handshake"]
 @click.option("--guests", type=click.IntRange(1, 64), default=4, show_default=True)
 @click.option("--updates", type=click.IntRange(0, 100_000), default=20, show_default=True)
 @click.option("--seconds", type=click.FloatRange(0.1, 86_400), default=5.0, show_default=True)
-@click.option("--seed", type=int, default=0, show_default=True, help="Order of keys and delays.")
+@click.option(
+    "--seed",
+    type=int,
+    default=0,
+    show_default=True,
+    help="Seed for the order of keys and the delays.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print only the counts, as one JSON object.")
 @click.option("--break", "broken", type=click.Choice(_BREAKS), hidden=True)
 def command(
     guests: int, updates: int, seconds: float, seed: int, as_json: bool, broken: str | None
 ) -> int:
-    """Watch guests, firmware and updates work together, without SNP hardware.
+    """Run guests, firmware and updates together, without SNP hardware.
 
-    An emulated host runs guests that ask for attestation reports with
-    certificates, all at once, while a writer changes the firmware's key again
-    and again. Every report is verified with the table that came with it.
-    Exits 1 if one does not match.
+    The guests of an emulated host concurrently request attestation reports
+    with certificates, while a writer keeps changing the firmware's signing key.
+    Every report is verified with the table that came with it. The exit code is
+    1 if a table does not match its report.
     """
     from snpcerts.abi.tcb import TcbVersion
     from snpcerts.demo.event import Answered, Attested, Updated
     from snpcerts.demo.host import key_name
-    from snpcerts.demo.stage import Script, Stage
+    from snpcerts.demo.stage import DemoRun, Script
     from snpcerts.demo.tally import Tally
 
     say: Callable[[str], object] = (lambda _text: None) if as_json else click.echo
@@ -44,12 +50,12 @@ def command(
     since: Counter[tuple[str, str]] = Counter()
     with ends_cleanly(), contextlib.ExitStack() as stack:
         folder = stack.enter_context(temporary_directory("demo"))
-        say("making an emulated AMD root, a Milan chip and its certificates ...")
-        stage = Stage(folder, Script(guests, updates, seconds, seed, broken))
-        layout = stage.host.firmware.product.tcb_layout
-        say(f"{guests} guests ask; {updates} updates in {seconds:g} s; table at {stage.path}")
-        for event in stack.enter_context(contextlib.closing(stage.play())):
-            judgement = tally.count(event, stage.host)
+        say("creating an emulated AMD root, a Milan chip and its certificates ...")
+        run = DemoRun(folder, Script(guests, updates, seconds, seed, broken))
+        layout = run.host.firmware.product.tcb_layout
+        say(f"{guests} guests; {updates} updates in {seconds:g} s; table at {run.path}")
+        for event in stack.enter_context(contextlib.closing(run.play())):
+            judgement = tally.count(event, run.host)
             place = f"{event.at:8.3f} s  "
             match event:
                 case Updated():
@@ -61,8 +67,8 @@ def command(
                         f"now {key}"
                     )
                 case Answered() if event.outcome not in ("served", "too-small"):
-                    told = event.outcome + (f": {event.detail}" if event.detail else "")
-                    say(f"{place}guest {event.guest}  told {told}")
+                    answer = event.outcome + (f": {event.detail}" if event.detail else "")
+                    say(f"{place}guest {event.guest}  got {answer}")
                 case Attested() if judgement is not None:
                     since[judgement.key, judgement.result] += 1
                     if judgement.result in ("mismatched", "failed"):
@@ -75,7 +81,7 @@ def command(
 
 
 def _say_reports(say: Callable[[str], object], since: Counter[tuple[str, str]]) -> None:
-    """One line for each key that signed since the last update, then start anew."""
+    """Print one line for each key that signed since the last update, and reset the counts."""
     for (key, result), count in sorted(since.items()):
         say(f"            guests   {count} reports signed with the {key}: {result}")
     since.clear()

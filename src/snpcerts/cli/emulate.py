@@ -26,8 +26,8 @@ _LEVEL = click.IntRange(0, 255)
 _PROGRAM = {"ignore_unknown_options": True, "allow_interspersed_args": False}
 
 
-class _Chosen:
-    """Which platform: the options before the subcommand."""
+class _PlatformOptions:
+    """The options before the subcommand, which name the platform."""
 
     def __init__(self, platform: str | None, product: str | None, firmware: str | None) -> None:
         self._platform = platform
@@ -48,7 +48,7 @@ class _Chosen:
 
     @contextlib.contextmanager
     def home(self) -> Iterator[PlatformHome]:
-        """The platform, made if it is not there; a throw-away one if none was named."""
+        """The named platform, created if it does not exist, or else a temporary one."""
         from snpcerts.emulator.machine.enter import throw_away
 
         with ends_cleanly():
@@ -59,11 +59,11 @@ class _Chosen:
                 yield home
 
     def lasting_home(self) -> PlatformHome:
-        """A platform that was named."""
+        """The platform that --platform names; :class:`UsageError` without the option."""
         from snpcerts.emulator.machine.home import PlatformHome
 
         if self._platform is None:
-            raise UsageError("which platform?", hint="give --platform DIR before the subcommand")
+            raise UsageError("no platform given", hint="give --platform DIR before the subcommand")
         home = PlatformHome(Path(self._platform).absolute())
         home.prepare(self.product, self.choices)
         return home
@@ -74,35 +74,37 @@ class _Chosen:
     "--platform",
     metavar="DIR",
     envvar="SNPCERTS_PLATFORM",
-    help="The machine that DIR describes, made if it is not there. [default: a throw-away one]",
+    help="Use the machine stored in DIR; create it if needed. [default: a temporary machine]",
 )
 @click.option("--product", type=click.Choice(["milan", "genoa", "turin"]), help="[default: milan]")
 @click.option(
     "--firmware",
     type=click.Choice(["genoa-1.55.25", "documented", "observed-2022"]),
-    help="Whose firmware to play where sources disagree. [default: documented]",
+    help="Which source the firmware follows where sources disagree. [default: documented]",
 )
 @click.pass_context
 def command(
     ctx: click.Context, platform: str | None, product: str | None, firmware: str | None
 ) -> None:
-    """Run programs on an emulated SNP platform, unmodified.
+    """Run unmodified programs on an emulated SNP platform.
 
-    What they open as /dev/sev, /dev/kvm or /dev/sev-guest is emulated, at the
-    system call. Commands that name the same DIR share one machine: its chip,
-    TCBs and running VMs. 'snpcerts emulate firmware rows' tells where sources
-    disagree about AMD's firmware.
+    When a program opens /dev/sev, /dev/kvm or /dev/sev-guest, it gets an
+    emulated device. Commands that name the same DIR share one machine: its
+    chip, TCBs and running VMs. 'snpcerts emulate firmware rows' shows where
+    sources disagree about AMD's firmware.
     """
-    ctx.obj = _Chosen(platform, product, firmware)
+    ctx.obj = _PlatformOptions(platform, product, firmware)
 
 
 @command.command(context_settings=_PROGRAM)
 @click.option(
     "--requests",
     type=click.IntRange(0, 10_000_000),
-    help="Extended reports each vCPU of a VM asks for before it ends. [default: 1]",
+    help="How many extended reports each vCPU of a VM requests before it ends. [default: 1]",
 )
-@click.option("--pages", type=click.IntRange(0, 64), help="Buffer of a guest's first request.")
+@click.option(
+    "--pages", type=click.IntRange(0, 64), help="Pages in the buffer of a guest's first request."
+)
 @click.option(
     "--pause", type=click.FloatRange(0, 3600), default=0.0, help="Seconds between requests."
 )
@@ -114,21 +116,21 @@ def command(
     help="Seconds a guest waits after BUSY.",
 )
 @click.option(
-    "--outcomes", metavar="FILE", help="Append a JSON line for each report a guest asked for."
+    "--outcomes", metavar="FILE", help="Append a JSON line for each report that a guest requested."
 )
 @click.option(
     "--exit-number",
     type=click.Choice(["43", "42"]),
     default="43",
     show_default=True,
-    help="What KVM calls KVM_EXIT_SNP_REQ_CERTS: 43 in released kernels, 42 in trees that "
+    help="The number of KVM_EXIT_SNP_REQ_CERTS: 43 in released kernels, 42 in trees that "
     "carry the patch series as posted.",
 )
-@click.option("--serve", is_flag=True, help="VMs stay up, for programs under 'emulate guest'.")
+@click.option("--serve", is_flag=True, help="Keep VMs running for programs under 'emulate guest'.")
 @click.argument("program", nargs=-1, required=True)
 @click.pass_obj
 def host(
-    chosen: _Chosen,
+    options: _PlatformOptions,
     requests: int | None,
     pages: int | None,
     pause: float,
@@ -152,16 +154,20 @@ def host(
         busy_delay=busy_delay,
         outcomes=None if outcomes is None else os.path.abspath(outcomes),
     )
-    with chosen.home() as home:
+    with options.home() as home:
         become_host_program(home, program, script, int(exit_number))
 
 
 @command.command(context_settings=_PROGRAM)
-@click.option("--vm", metavar="NAME", help="The VM. [default: the only one that serves programs]")
+@click.option(
+    "--vm", metavar="NAME", help="The VM to attach to. [default: the only one that serves programs]"
+)
 @click.option("--certs", metavar="FILE", help="Start a VM whose VMM serves this certificate file.")
 @click.argument("program", nargs=-1, required=True)
 @click.pass_obj
-def guest(chosen: _Chosen, vm: str | None, certs: str | None, program: tuple[str, ...]) -> None:
+def guest(
+    options: _PlatformOptions, vm: str | None, certs: str | None, program: tuple[str, ...]
+) -> None:
     """Run PROGRAM in a guest: it sees /dev/sev-guest."""
     from snpcerts.emulator.machine.enter import become_guest_program, start_reference_vm
 
@@ -170,26 +176,26 @@ def guest(chosen: _Chosen, vm: str | None, certs: str | None, program: tuple[str
     if certs is not None and not os.path.exists(certs):
         raise InputError(f"{certs}: No such file or directory")
     if certs is None:
-        become_guest_program(chosen.lasting_home(), program, vm)
-    with chosen.home() as home:
+        become_guest_program(options.lasting_home(), program, vm)
+    with options.home() as home:
         vm = start_reference_vm(home, os.path.abspath(certs))
         become_guest_program(home, program, vm)
 
 
 @command.command()
 @click.argument("directory")
-@click.option("--vlek", metavar="CSP", help="Also those of a VLEK of the provider CSP.")
+@click.option("--vlek", metavar="CSP", help="Also write those of a VLEK of the provider CSP.")
 @click.pass_obj
-def certificates(chosen: _Chosen, directory: str, vlek: str | None) -> None:
-    """Write what the emulated AMD issues for the key in use into DIRECTORY.
+def certificates(options: _PlatformOptions, directory: str, vlek: str | None) -> None:
+    """Write the emulated AMD's certificates for the signing key to DIRECTORY.
 
-    vcek.der, ask.der, ark.der and table.bin; with --vlek also vlek.der,
+    Writes vcek.der, ask.der, ark.der and table.bin; with --vlek also vlek.der,
     asvk.der, table-vlek.bin, and hashstick.bin for the firmware's VLEK_LOAD.
     """
     from snpcerts.abi.tcb import TcbVersion
     from snpcerts.emulator.amd.certificates import vcek_of, vlek_of
 
-    home = chosen.lasting_home()
+    home = options.lasting_home()
     firmware, authority = home.firmware(), home.authority()
     status = firmware.snp_platform_status()
     tcb = TcbVersion.unpack(status.reported_tcb, firmware.product.tcb_layout)
@@ -222,27 +228,29 @@ def certificates(chosen: _Chosen, directory: str, vlek: str | None) -> None:
     type=click.FloatRange(0, 3600),
     default=0.0,
     metavar="SECONDS",
-    help="Each address may have one VCEK in so many seconds, as AMD's. [default: any number]",
+    help="Serve each address one VCEK in SECONDS, as AMD's server does. [default: no limit]",
 )
 @click.option(
     "--throttle-by",
     type=click.Choice(["address", "certificate"]),
     default="address",
     show_default=True,
-    help="By certificate, an address may have each VCEK once in so many seconds.",
+    help="'certificate' limits how often an address gets the same VCEK.",
 )
-@click.option("--throttle-lengthens", is_flag=True, help="A refused request starts them anew.")
-@click.option("--fault", "faults", multiple=True, metavar="NAME", help="Spoil every answer.")
+@click.option("--throttle-lengthens", is_flag=True, help="A refused request restarts the interval.")
+@click.option(
+    "--fault", "faults", multiple=True, metavar="NAME", help="Spoil every answer in this way."
+)
 @click.option(
     "--delay",
     type=click.FloatRange(0, 3600),
     default=5.0,
     metavar="SECONDS",
-    help="How late slow answers come. [default: 5]",
+    help="How long slow answers take. [default: 5]",
 )
 @click.pass_obj
 def key_server(
-    chosen: _Chosen,
+    options: _PlatformOptions,
     port: int,
     throttle: float,
     throttle_by: str,
@@ -250,18 +258,18 @@ def key_server(
     faults: tuple[str, ...],
     delay: float,
 ) -> None:
-    """Be the emulated AMD's key server, on this machine, until interrupted.
+    """Run the emulated AMD's key server on this machine until interrupted.
 
     Prints its URL, which 'snpcerts kds fetch' takes as --kds; the root to trust
-    is ark.der of 'emulate certificates'. /stats counts requests.
+    is ark.der of 'emulate certificates'. /stats shows request counts.
     """
     from snpcerts.emulator.amd.key_server_faults import Faults, Throttle, Throttled, faults_of_names
     from snpcerts.emulator.machine.key_server import KeyServer
 
-    wanted = Faults(faults_of_names(faults))
-    homes = [chosen.lasting_home()]
+    fault_plan = Faults(faults_of_names(faults))
+    homes = [options.lasting_home()]
     limit = Throttle(throttle, Throttled(throttle_by), throttle_lengthens)
-    server = KeyServer.of_homes(homes, faults=wanted, throttle=limit, delay=delay, port=port)
+    server = KeyServer.of_homes(homes, faults=fault_plan, throttle=limit, delay=delay, port=port)
     try:
         click.echo(server.url)
         server.serve()
@@ -272,26 +280,27 @@ def key_server(
 @command.command()
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @click.pass_obj
-def status(chosen: _Chosen, as_json: bool) -> None:
+def status(options: _PlatformOptions, as_json: bool) -> None:
     """Show the machine: product, firmware, TCBs, running VMs.
 
-    Of which TCB the VCEK and the VLEK in use are, no interface of real firmware tells.
+    Also shows the TCBs of the VCEK and the VLEK in use, which no interface of
+    real firmware reports.
     """
     from snpcerts.emulator.machine.enter import ask
 
-    home = chosen.lasting_home()
+    home = options.lasting_home()
     answer = ask(home, {"ask": "status"})
     if as_json:
         click.echo(json.dumps(answer))
         return
     click.echo(f"{home.path}: emulated {answer['product']} platform")
-    click.echo(f"  firmware      {answer['version']}, played as {answer['firmware']}")
+    click.echo(f"  firmware      {answer['version']}, behaves as {answer['firmware']}")
     click.echo(f"  chip ID       {answer['chip_id']}")
     click.echo(f"  current TCB   {answer['current_tcb']}")
     click.echo(f"  committed TCB {answer['committed_tcb']}")
     click.echo(f"  reported TCB  {answer['reported_tcb']}")
-    click.echo(f"  VCEK is of    {answer['vcek_tcb']}")
-    click.echo(f"  VLEK is of    {answer['vlek_tcb'] or 'none is loaded'}")
+    click.echo(f"  VCEK's TCB    {answer['vcek_tcb']}")
+    click.echo(f"  VLEK's TCB    {answer['vlek_tcb'] or 'no VLEK is loaded'}")
     for vm in answer["vms"]:
         serves = "serves programs" if vm["serves"] else "busy with its own requests"
         click.echo(printable(f"  VM {vm['name']}, pid {vm['pid']}, {serves}"))
@@ -299,17 +308,18 @@ def status(chosen: _Chosen, as_json: bool) -> None:
 
 @command.group()
 def firmware() -> None:
-    """Do to the machine's firmware what no ioctl does, or show what is played."""
+    """Change the machine's firmware in ways no ioctl can, or show its choices."""
 
 
 @firmware.command()
 @click.pass_obj
-def reload(chosen: _Chosen) -> None:
+def reload(options: _PlatformOptions) -> None:
     """Shut the firmware down and initialise it again.
 
-    So do 'modprobe -r kvm_amd' and 'modprobe kvm_amd'. Refused while VMs run.
+    This is what 'modprobe -r kvm_amd' and 'modprobe kvm_amd' do. Refused while
+    VMs run.
     """
-    _order(chosen, {"do": "reload"})
+    _order(options, {"do": "reload"})
 
 
 @firmware.command()
@@ -319,21 +329,23 @@ def reload(chosen: _Chosen) -> None:
 @click.option("--snp", type=_LEVEL)
 @click.option("--microcode", type=_LEVEL)
 @click.option("--version", "version", metavar="MAJOR.MINOR.BUILD")
-@click.option("--mitigations", metavar="VECTOR", help="Those the new firmware can verify.")
+@click.option(
+    "--mitigations", metavar="VECTOR", help="Mitigations that the new firmware can verify."
+)
 @click.pass_obj
 def update(
-    chosen: _Chosen, /, version: str | None, mitigations: str | None, **levels: int | None
+    options: _PlatformOptions, /, version: str | None, mitigations: str | None, **levels: int | None
 ) -> None:
-    """Update the running firmware without committing: the current TCB moves.
+    """Update the running firmware without committing: the current TCB changes.
 
-    A component that is not named stays as it is. 'snpcerts host commit' makes
-    it final.
+    Components that are not named keep their values. 'snpcerts host commit'
+    makes the update final.
     """
     from snpcerts.abi.product import Product
 
     named = {name: level for name, level in levels.items() if level is not None}
     order: dict[str, object] = {"do": "update", "tcb": named}
-    if "fmc" in named and chosen.lasting_home().firmware().product is not Product.TURIN:
+    if "fmc" in named and options.lasting_home().firmware().product is not Product.TURIN:
         raise UsageError("--fmc: only the TCB of Turin has that component")
     if version is not None:
         parts = [_integer("--version", part, 10) for part in version.split(".")]
@@ -342,25 +354,25 @@ def update(
         order["version"] = parts
     if mitigations is not None:
         order["mitigations"] = _vector("--mitigations", mitigations)
-    _order(chosen, order)
+    _order(options, order)
 
 
 @firmware.command("verify-mitigation")
 @click.argument("vector")
 @click.pass_obj
-def verify_mitigation(chosen: _Chosen, vector: str) -> None:
-    """Have the firmware verify the one mitigation whose bit VECTOR has.
+def verify_mitigation(options: _PlatformOptions, vector: str) -> None:
+    """Have the firmware verify one mitigation: the bit that is set in VECTOR.
 
-    On a host this is a write to
+    On a host, an operator writes VECTOR to
     /sys/firmware/sev/vulnerabilities/verified_mitigations.
     """
-    _order(chosen, {"do": "verify-mitigation", "vector": _vector("VECTOR", vector)})
+    _order(options, {"do": "verify-mitigation", "vector": _vector("VECTOR", vector)})
 
 
 @firmware.command()
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def rows(as_json: bool) -> None:
-    """Show where sources disagree about AMD's firmware, and what each choice does."""
+    """Show where sources disagree about AMD's firmware and what each choice does."""
     from snpcerts.emulator.psp.choices import DEFAULT, DEFAULT_REASON, NAMES, ROWS
 
     table = [
@@ -385,10 +397,10 @@ def rows(as_json: bool) -> None:
             click.echo(f"  {name:<14} {reading.shown}: {reading.source}")
 
 
-def _order(chosen: _Chosen, order: dict[str, object]) -> None:
+def _order(options: _PlatformOptions, order: dict[str, object]) -> None:
     from snpcerts.emulator.machine.enter import ask
 
-    ask(chosen.lasting_home(), {"ask": "firmware", **order})
+    ask(options.lasting_home(), {"ask": "firmware", **order})
 
 
 def _integer(what: str, text: str, base: int) -> int:

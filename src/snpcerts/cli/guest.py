@@ -28,13 +28,13 @@ def command() -> None:
     "--output",
     required=True,
     metavar="FILE",
-    help="Where the report goes; - is standard output, for 'host prove-key'.",
+    help="Write the report here; - is standard output, for 'host prove-key'.",
 )
-@click.option("--table-out", metavar="FILE", help="Where the host's certificate table goes.")
+@click.option("--table-out", metavar="FILE", help="Write the host's certificate table here.")
 @click.option(
     "--report-data",
     metavar="HEX",
-    help="Up to 64 bytes the report is to carry, zeros added. [default: 64 random bytes]",
+    help="Up to 64 bytes of report data, padded with zeros. [default: 64 random bytes]",
 )
 @click.option("--vmpl", type=click.IntRange(0, 3), help="The report's VMPL. [default: 0]")
 @click.option(
@@ -42,14 +42,14 @@ def command() -> None:
     type=click.Choice(["default", "vcek", "vlek"]),
     default="default",
     show_default=True,
-    help="Which key is to sign; the default is the VLEK where one is loaded.",
+    help="The key that signs; 'default' is the VLEK if one is loaded, otherwise the VCEK.",
 )
 @click.option(
     "--via",
     type=click.Choice([_AUTO, "sev-guest", "configfs-tsm"]),
     default=_AUTO,
     show_default=True,
-    help="Which interface of the kernel is asked; auto takes the one there is.",
+    help="Which kernel interface to use; 'auto' prefers sev-guest.",
 )
 @click.option("--device", default="/dev/sev-guest", show_default=True, metavar="PATH")
 @click.option(
@@ -57,7 +57,7 @@ def command() -> None:
     default="/sys/kernel/config/tsm/report",
     show_default=True,
     metavar="DIR",
-    help="Where configfs-tsm is.",
+    help="The directory of configfs-tsm.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def report(
@@ -71,15 +71,17 @@ def report(
     tsm: str,
     as_json: bool,
 ) -> None:
-    """Ask for an attestation report, and with --table-out for its certificates.
+    """Request an attestation report and, with --table-out, its certificates.
 
-    The kernel offers reports in two places, the device /dev/sev-guest and the
-    directory of configfs-tsm, which is for all kinds of confidential guests. The
-    device is asked first where there are both: its errors say more.
+    The kernel has two interfaces for reports: the device /dev/sev-guest, and
+    configfs-tsm, which serves all kinds of confidential guests. If both exist,
+    the device is used, because its errors are more precise.
     """
     data = os.urandom(_SIZE) if report_data is None else _report_data(report_data)
     if output == "-" and (as_json or table_out is not None):
-        raise UsageError("-o -: leaves no room for --json, and --table-out needs a file for both")
+        raise UsageError(
+            "-o - cannot be combined with --json or --table-out", hint="write the report to a file"
+        )
     from snpcerts.abi.guest_message import KeySelect
     from snpcerts.guest.attestation import Interface, Paths, attest
 
@@ -117,7 +119,9 @@ def report(
         return
     say(f"{output}: report over {data.hex()}")
     if table_out is not None:
-        what = f"{entries} certificates" if entries else "an empty table: the host has none to give"
+        what = (
+            f"{entries} certificates" if entries else "an empty table: the host has no certificates"
+        )
         say(f"{table_out}: {what}")
 
 
@@ -125,7 +129,7 @@ def _report_data(text: str) -> bytes:
     try:
         data = bytes.fromhex(text)
     except ValueError:
-        raise UsageError(f"--report-data {text}: is not hexadecimal") from None
+        raise UsageError(f"--report-data {text}: not hexadecimal") from None
     if len(data) > _SIZE:
-        raise UsageError(f"--report-data has {len(data)} bytes, at most {_SIZE}")
+        raise UsageError(f"--report-data has {len(data)} bytes; at most {_SIZE} are allowed")
     return data.ljust(_SIZE, b"\0")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``snpcerts run``: certificates for the guests of a VMM that knows nothing of them."""
+"""``snpcerts run``: certificates for the guests of an unmodified VMM."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from snpcerts.vmm import preload
     "--certs-filename",
     metavar="FILE",
     required=True,
-    help="The certificate file, as 'snpcerts host' keeps it.",
+    help="The certificate file that 'snpcerts host' maintains.",
 )
 @click.option(
     "--certs-timeout",
@@ -26,37 +26,42 @@ from snpcerts.vmm import preload
     type=click.IntRange(0, preload.MAX_TIMEOUT),
     default=preload.DEFAULT_TIMEOUT,
     show_default=True,
-    help="Milliseconds a vCPU waits for an update to end; then its guest is told BUSY.",
+    help="Milliseconds a vCPU waits for an update to end; then its guest gets BUSY.",
 )
 @click.option(
     "--print-environment",
     is_flag=True,
-    help="Print the variables that do it, for libvirt or a systemd unit, and start nothing.",
+    help="Print the environment variables, for libvirt or a systemd unit; start nothing.",
 )
 @click.argument("program", nargs=-1)
 def command(
     certs_filename: str, certs_timeout: int, print_environment: bool, program: tuple[str, ...]
 ) -> None:
-    """Run PROGRAM, a VMM such as QEMU: its SNP guests get certificates with their reports.
+    """Run PROGRAM, a VMM such as QEMU, and give its SNP guests certificates.
 
-    A library preloaded into it answers KVM's requests for certificates. VMs that are
-    not SNP, and VMMs that serve certificates themselves, are left alone. Refuses
-    programs that the library could not serve: static ones, for instance.
+    A library preloaded into PROGRAM answers KVM's requests for certificates. It
+    does nothing for VMs that are not SNP and in VMMs that serve certificates
+    themselves. Programs that cannot load the library, such as static ones, are
+    refused.
     """
     if print_environment == bool(program):
-        raise UsageError("one of a PROGRAM and --print-environment is needed")
+        raise UsageError("give either a PROGRAM or --print-environment")
     if print_environment:
         environment = preload.environment(certs_filename, certs_timeout, {})
         for name, value in environment.items():
             if not value.isprintable():
                 raise UsageError(
-                    f"{name} would be {value!r}, which cannot be given in one line",
+                    f"{name} would be {value!r}, which contains unprintable characters",
                     hint="use a path of printable characters",
                 )
         for name, value in environment.items():
             say(f"{name}={value}")
         return
     variables = preload.environment(certs_filename, certs_timeout, os.environ)
-    for doubt in (*preload.find_program(program[0], variables), *preload.doubts(certs_filename)):
-        say(printable(f"snpcerts: warning: {doubt}"), err=True)
+    warnings = (
+        *preload.find_program(program[0], variables),
+        *preload.certificate_warnings(certs_filename),
+    )
+    for warning in warnings:
+        say(printable(f"snpcerts: warning: {warning}"), err=True)
     preload.become(program, variables)

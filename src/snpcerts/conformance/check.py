@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The checks: what each asks of a VMM, and the rule that it enforces.
+"""The checks: what each requires of a VMM, and the rule behind it.
 
 Identifiers are stable from one release to the next: a VMM's own test suite may
 name them. The rules come from Linux ``Documentation/virt/kvm/api.rst``
 ("api"), section KVM_EXIT_SNP_REQ_CERTS, ``x86/amd-memory-encryption.rst``
-("sev"), section KVM_SEV_SNP_ENABLE_REQ_CERTS, what a Linux guest's driver makes
-of an answer ("guest"), ``fcntl_locking(2)``, and ``docs/protocol.md``.
+("sev"), section KVM_SEV_SNP_ENABLE_REQ_CERTS, how a Linux guest's driver treats
+an answer ("guest"), ``fcntl_locking(2)``, and ``docs/protocol.md``.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Final
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One thing that is asked of a VMM."""
+    """One requirement on a VMM."""
 
     id: str
     asks: str
@@ -55,7 +55,7 @@ CHECKS: Final = (
     # The answer.
     Check(
         "table-delivered",
-        "the file's bytes are in the guest's buffer, every one, and ret is 0",
+        "all bytes of the file are in the guest's buffer, and ret is 0",
         "api: userspace writes the certificate data to gpa",
     ),
     Check(
@@ -66,7 +66,7 @@ CHECKS: Final = (
     Check(
         "nothing-outside",
         "nothing is written outside the guest's buffer",
-        "api: the buffer is npages pages from gpa on",
+        "api: the buffer is npages pages starting at gpa",
     ),
     Check(
         "too-small",
@@ -75,8 +75,8 @@ CHECKS: Final = (
     ),
     Check(
         "exact-pages",
-        "a table of exactly n pages fits into n pages, and n are asked for when it does not",
-        "api: npages counts pages of 4 KiB; a size that is a multiple needs no page more",
+        "a table of exactly n pages fits into n pages; a smaller buffer gets ENOSPC and npages n",
+        "api: npages counts pages of 4 KiB; a size that is a multiple of 4 KiB needs no extra page",
     ),
     Check(
         "no-buffer",
@@ -86,12 +86,12 @@ CHECKS: Final = (
     Check(
         "huge-npages",
         "absurd values of npages do not wrap: the table is delivered, or EIO",
-        "api: KVM passes the guest's 64 bits on unchecked",
+        "api: KVM passes on the guest's 64 bits unchecked",
     ),
     Check(
         "short-read",
-        "a read that returns fewer bytes than asked for is gone on with",
-        "read(2): not an error; a torn table must not reach the guest",
+        "after a short read, the VMM keeps reading until it has the whole file",
+        "read(2): a short read is not an error; a truncated table must not reach the guest",
     ),
     # Where the buffer is.
     Check(
@@ -101,23 +101,23 @@ CHECKS: Final = (
     ),
     Check(
         "buffer-across-slots",
-        "a buffer that goes from one memory slot to the next gets its table",
-        "api: gpa is guest physical; slots are the VMM's affair",
+        "a buffer that extends from one memory slot into the next gets its table",
+        "api: gpa is a guest physical address; only the VMM knows its memory slots",
     ),
     Check(
         "buffer-past-memory",
-        "a buffer that runs past the end of memory: EIO, and the VM goes on",
-        "api: KVM checks no more of gpa than its alignment",
+        "a buffer that runs past the end of memory: EIO, and the VM continues",
+        "api: KVM checks only the alignment of gpa",
     ),
     Check(
         "buffer-outside-memory",
-        "a buffer where there is no memory: EIO, and the VM goes on",
-        "api: KVM checks no more of gpa than its alignment",
+        "a buffer where there is no memory: EIO, and the VM continues",
+        "api: KVM checks only the alignment of gpa",
     ),
     Check(
         "buffer-wraps",
-        "a buffer at the end of the address space: EIO, and the VM goes on",
-        "api: KVM checks no more of gpa than its alignment; gpa plus size may overflow",
+        "a buffer at the end of the address space: EIO, and the VM continues",
+        "api: KVM checks only the alignment of gpa; gpa plus size may overflow",
     ),
     # The lock.
     Check(
@@ -129,7 +129,7 @@ CHECKS: Final = (
     Check(
         "lock-before-read",
         "the lock is held before the first byte is read, in every request",
-        "sev: the file must not change between reading it and fetching the report",
+        "sev: the file must not change between the read and the attestation",
     ),
     Check(
         "lock-until-signed",
@@ -139,7 +139,7 @@ CHECKS: Final = (
     Check(
         "lock-released",
         "no lock is held while the guest runs, whatever the answer was",
-        "sev: an update needs the lock; a guest may run for a year",
+        "sev: an update needs the lock, and a guest may run for a year",
     ),
     Check(
         "same-inode",
@@ -148,7 +148,7 @@ CHECKS: Final = (
     ),
     Check(
         "same-device",
-        "a file replaced by one of another file system with the same inode number is noticed",
+        "a file replaced by one with the same inode number on another file system is noticed",
         "docs/protocol.md: an inode number alone is not an identity",
     ),
     Check(
@@ -159,39 +159,39 @@ CHECKS: Final = (
     # The file.
     Check(
         "file-replaced",
-        "a file that was replaced is served from the next request on",
+        "after the file is replaced, the next request gets the new file",
         "sev: the table must match the firmware's key at the time of the request",
     ),
     Check(
         "file-grown",
-        "a file that has grown where it is is served whole",
+        "after the file has grown in place, it is served whole",
         "sev: the table must match the firmware's key at the time of the request",
     ),
     Check(
         "file-shrunk",
-        "a file that has shrunk where it is is served without a rest of the old one",
+        "after the file has shrunk in place, it is served without bytes of the old file",
         "sev: the table must match the firmware's key at the time of the request",
     ),
     Check(
         "missing-file",
-        "no file: an empty table, never EIO; and the file is served when it is back",
+        "no file: an empty table, never EIO; once the file is back, it is served",
         "guest: EIO destroys the VMPCK, after which the guest cannot attest until it reboots",
     ),
     Check(
         "unreadable-file",
-        "a directory in the file's place: an empty table, never EIO; and so on",
+        "a directory in place of the file: an empty table, never EIO; later the file is served",
         "guest: EIO destroys the VMPCK, after which the guest cannot attest until it reboots",
     ),
     # vCPUs and the end.
     Check(
         "immediate-exit-cleared",
-        "immediate_exit is 0 again when the guest is to run",
+        "immediate_exit is 0 again before the guest runs",
         "api: KVM never clears immediate_exit",
     ),
     Check(
         "exit-reason-stale",
-        "exit_reason is not looked at after EINTR",
-        "api: exit_reason still says 43; the request was served already",
+        "exit_reason is ignored after EINTR",
+        "api: exit_reason is still 43, but the request has been served",
     ),
     Check(
         "vcpus-served",
@@ -200,17 +200,17 @@ CHECKS: Final = (
     ),
     Check(
         "vcpus-keep-locks",
-        "one vCPU's unlock does not drop the lock of another",
-        "fcntl_locking(2): a lock belongs to the open file description: one for each request",
+        "an unlock by one vCPU does not drop another's lock",
+        "fcntl_locking(2): a lock belongs to the open file description; each request needs its own",
     ),
     Check(
         "kick-not-lost",
-        "a stop asked for while a request is served takes effect",
+        "a stop requested during a certificate request takes effect",
         "api: a kick may set immediate_exit at any time; clearing it afterwards loses the kick",
     ),
     Check(
         "descriptors",
-        "requests leave no descriptors of the file behind",
+        "requests leave no open descriptors of the file",
         "docs/protocol.md: close after each request",
     ),
     Check(

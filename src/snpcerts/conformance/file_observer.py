@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the VMM does with the file: reads, locks and closes, seen before they happen.
+"""Observes what the VMM does with the file: reads, locks and closes, before they happen.
 
-A scenario may have something happen at such a moment (``meddle``): the file is
-replaced between open and lock, a signal comes between lock and read, a read
-returns less than was asked for.
+A scenario may interfere at such a moment (``meddle``): it replaces the file
+between open and lock, sends a signal between lock and read, or cuts a read
+short.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def takes_lock(call: FileCall) -> bool:
 
 
 class FileObserver:
-    """The watch of one run of the VMM."""
+    """Observes the file in one run of the VMM."""
 
     def __init__(self, served: ServedFile, journal: Journal) -> None:
         self._served = served
@@ -67,11 +67,11 @@ class FileObserver:
         self.meddle: Meddle = lambda _: None
 
     def wants(self, found: os.stat_result) -> bool:
-        """Calls on what is, or was, the file."""
+        """Whether ``found`` is, or was, the certificate file."""
         return self._served.knows(found)
 
     def before(self, call: FileCall) -> int | Pending | None:
-        """Note the call; then let the scenario have its way."""
+        """Record the call; then let the scenario interfere."""
         locks, reads = takes_lock(call), call.call in READS
         if locks or reads:
             self._note(call, locks=locks)
@@ -82,9 +82,9 @@ class FileObserver:
         vcpu = self._journal.threads.get(call.tid)
         last = None if vcpu is None else self._journal.last_of(vcpu)
         if last is not None and last.errno is not None:
-            last.looked_again = True
+            last.file_used_after_end = True
         for request in self._journal.open_requests():
-            # A VMM may do it in another thread than the vCPU's: then it is for all.
+            # A VMM may use another thread than the vCPU's: the call then counts for all vCPUs.
             if request.answered_at is not None or vcpu not in (None, request.vcpu):
                 continue
             if locks:
@@ -94,7 +94,7 @@ class FileObserver:
 
 
 class HeldUntil:
-    """Hold a call back until something has come to pass, or for so many seconds."""
+    """Holds a call back until ``ready``, for at most ``seconds``."""
 
     interruptible = False
 
@@ -104,11 +104,11 @@ class HeldUntil:
 
     @property
     def deadline(self) -> float | None:
-        """Soon: what is waited for happens in other processes."""
+        """Soon: the event happens in another process, so it must be polled for."""
         return min(self._until, time.monotonic() + 0.002)
 
     def poll(self) -> int | None:
-        """Let the kernel perform it."""
+        """Let the kernel perform the call once it may proceed."""
         return PROCEED if self._ready() or time.monotonic() >= self._until else None
 
     def cancel(self) -> None:
@@ -116,10 +116,10 @@ class HeldUntil:
 
 
 def read_short(call: FileCall) -> int | None:
-    """Perform a read with half of the bytes that were asked for, as a kernel may.
+    """Perform a read, but only half of it, as a kernel may.
 
-    The number of bytes; None, nothing done, for a call that cannot be cut short
-    (a mapping, a read of a byte or two).
+    Returns the number of bytes read. Returns None, and does nothing, for a call
+    that cannot be cut short (a mapping, or a read of one byte).
     """
     memory = ProcessMemory(call.tid)
     try:
@@ -152,7 +152,7 @@ def _pieces(call: FileCall, memory: ProcessMemory) -> list[tuple[int, int]]:
 def _read(call: FileCall, size: int) -> bytes:
     handle = os.pidfd_open(call.process)
     try:
-        # The same description: a plain read moves the position that the VMM sees.
+        # The same open file description, so that a plain read moves the VMM's file position.
         descriptor = _libc.syscall(_SYS_PIDFD_GETFD, handle, call.descriptor, 0)
         if descriptor < 0:
             code = ctypes.get_errno()

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The guest of a trial: it asks for reports with any buffer, and looks at all that was written.
+"""The guest of a trial: requests reports with any buffer, and checks what was written where.
 
-Its vCPUs have their pages at the top of the largest slot: GHCB, request and
-response page, then a field of :data:`FIELD_PAGES` pages in which buffers lie.
-Before a request the field is filled with bytes that no table has.
+Its vCPUs use pages at the top of the largest slot: GHCB, request and response
+page, then a field of :data:`FIELD_PAGES` pages that contains the buffers.
+Before a request the field is filled with random bytes, which differ from any table.
 """
 
 from __future__ import annotations
@@ -42,10 +42,10 @@ _NAMES: Final = {
 class Answer:
     """What the guest got.
 
-    ``exitinfo2`` is SW_EXITINFO2, ``pages`` RBX. ``signed`` tells whether a
-    report came back. ``before`` and ``after`` are the field, whose first byte is
-    at GPA ``field``; the buffer is at ``gpa``. ``request`` is the VMM's side; None
-    when there was no exit for it.
+    ``exitinfo2`` is SW_EXITINFO2, ``pages`` is RBX. ``signed`` says whether the
+    firmware returned a report. ``before`` and ``after`` are the field's contents,
+    whose first byte is at GPA ``field``; the buffer is at ``gpa``. ``request`` is
+    the VMM's side; None if the VMM got no exit.
     """
 
     gpa: int
@@ -59,16 +59,16 @@ class Answer:
     request: Request | None
 
     def __str__(self) -> str:
-        said = _NAMES.get(self.exitinfo2, f"SW_EXITINFO2 {self.exitinfo2:#x}")
+        text = _NAMES.get(self.exitinfo2, f"SW_EXITINFO2 {self.exitinfo2:#x}")
         if self.exitinfo2 == INVALID_LEN:
-            said += f", {self.pages} pages needed"
+            text += f", {self.pages} pages needed"
         if self.request is not None:
-            said = f"ret {self.request.ret}, the guest got: {said}"
-        return said
+            text = f"ret {self.request.ret}, the guest got: {text}"
+        return text
 
     @property
     def ok(self) -> bool:
-        """Success, with a report."""
+        """Whether the request succeeded and returned a report."""
         return self.exitinfo2 == 0 and self.signed
 
     @property
@@ -82,8 +82,8 @@ class Answer:
         return self.after[start : start + size]
 
     @property
-    def spilt(self) -> int | None:
-        """The GPA of the first byte outside the buffer that was written, or None."""
+    def first_write_outside(self) -> int | None:
+        """The GPA of the first byte written outside the buffer, or None."""
         start = self.gpa - self.field
         end = start + self.npages * PAGE_SIZE
         for at, (old, new) in enumerate(zip(self.before, self.after, strict=True)):
@@ -92,16 +92,16 @@ class Answer:
         return None
 
     def delivers(self, table: bytes) -> str | None:
-        """What is wrong with the buffer as a delivery of ``table``; None when nothing is.
+        """Why the buffer does not hold ``table``; None if it does.
 
-        Whatever the buffer has room for behind the table may be left alone or zeroed.
+        The VMM may leave or zero the rest of the buffer.
         """
         if not self.ok:
             return f"expected ret 0 and the table, found {self}"
         got = self.got(len(table))
         if got != table:
             at = next((n for n, (a, b) in enumerate(zip(got, table, strict=False)) if a != b), 0)
-            return f"ret 0, but byte {at:#x} of {len(table):#x} is not the file's"
+            return f"ret 0, but byte {at:#x} of {len(table):#x} differs from the file"
         return None
 
 
@@ -109,7 +109,7 @@ Asking = Generator[Event, int, Answer]
 
 
 class TrialGuest(LinuxGuest):
-    """A guest whose programs are a scenario's: ``programs`` has one for each vCPU."""
+    """A guest that runs a scenario's programs; ``programs`` has one for each vCPU."""
 
     def __init__(
         self,
@@ -123,7 +123,7 @@ class TrialGuest(LinuxGuest):
         self._chance = random.Random(0)  # noqa: S311 (bytes that are not the table's)
 
     def program(self, cpu: GuestCpu) -> Program:
-        """The scenario's."""
+        """The scenario's program for this vCPU."""
         return self._programs(self, cpu)
 
     def ask(
@@ -135,11 +135,11 @@ class TrialGuest(LinuxGuest):
         gpa: int | None = None,
         field: tuple[int, int] | None = None,
     ) -> Asking:
-        """One extended guest request, without the driver's retries.
+        """Make one extended guest request, without the driver's retries.
 
         The buffer is ``npages`` pages at ``gpa``, by default the second page of
-        the vCPU's field. ``field`` is what to look at, GPA and bytes, by default
-        the vCPU's field; its content is put back afterwards.
+        the vCPU's field. ``field`` is the range to check, as GPA and size in bytes,
+        by default the vCPU's field; its content is restored afterwards.
         """
         start, size = field or (pages.data, FIELD_PAGES * PAGE_SIZE)
         gpa = pages.data + PAGE_SIZE if gpa is None else gpa
@@ -156,7 +156,7 @@ class TrialGuest(LinuxGuest):
         try:
             open_sealed(vmpck.key, cpu.read(pages.response, MESSAGE_SIZE))
         except SealError:
-            signed = False  # the number may be used again: the firmware has not seen it
+            signed = False  # the firmware has not seen the message: reuse its sequence number
         else:
             signed = True
             vmpck.counter += 2

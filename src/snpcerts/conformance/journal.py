@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the VMM under test did: its calls on ``/dev/kvm`` and what it did with the file.
+"""Records what the VMM under test did on ``/dev/kvm`` and with the certificate file.
 
-Written down by :mod:`snpcerts.conformance.observed_kvm` and
+Written by :mod:`snpcerts.conformance.observed_kvm` and
 :mod:`snpcerts.conformance.file_observer`, read by the scenarios.
 """
 
@@ -14,7 +14,7 @@ from snpcerts.conformance.served_file import Identity, LockSeen
 
 @dataclass(slots=True)
 class Read:
-    """The VMM was about to read the file. ``lock`` is what was on it then."""
+    """The VMM was about to read the file. ``lock`` is the lock on it at that time."""
 
     file: Identity
     lock: LockSeen | None
@@ -25,7 +25,7 @@ class Request:
     """One exit for certificates, from KVM_RUN's return to the end of the next one.
 
     Times are those of ``time.monotonic``. ``ret``, ``needed`` (npages) and
-    ``immediate_exit`` are what stood in kvm_run when the VMM re-entered.
+    ``immediate_exit`` are the values in kvm_run when the VMM re-entered.
     ``lock_descriptors`` are process and number of each descriptor that a lock
     was asked for by. ``lock_at_answer`` was on the file read last (or else on the one at the path)
     then, ``lock_when_signed`` after the firmware had the request and before the
@@ -47,7 +47,7 @@ class Request:
     lock_when_signed: LockSeen | None = None
     signed: bool = False
     errno: int | None = None
-    looked_again: bool = False  # the file was locked or read after the end, with no new exit
+    file_used_after_end: bool = False  # locked or read after the end, with no new exit
 
     @property
     def waited(self) -> float | None:
@@ -56,13 +56,13 @@ class Request:
 
     @property
     def file(self) -> Identity | None:
-        """The file that was read last."""
+        """The last file that was read."""
         return self.reads[-1].file if self.reads else None
 
 
 @dataclass(slots=True)
 class Attribute:
-    """Whether the device attribute was asked for, and how."""
+    """Whether and how the VMM read the device attribute."""
 
     has: bool = False  # by KVM_HAS_DEVICE_ATTR
     got: bool = False  # by KVM_GET_DEVICE_ATTR
@@ -70,7 +70,7 @@ class Attribute:
 
 @dataclass(slots=True)
 class Enabling:
-    """One KVM_SEV_SNP_ENABLE_REQ_CERTS. ``errno`` is its outcome, 0 for success."""
+    """One KVM_SEV_SNP_ENABLE_REQ_CERTS call. ``errno`` is its result, 0 for success."""
 
     errno: int
     attribute_got: bool
@@ -82,8 +82,8 @@ class Enabling:
 class Journal:
     """One run of the VMM.
 
-    ``spins`` counts how often in a row a vCPU came back from KVM_RUN because its
-    ``immediate_exit`` was set and nothing was to be completed.
+    ``spins`` counts how many times in a row a vCPU's KVM_RUN returned because
+    ``immediate_exit`` was set although no exit was waiting for completion.
     """
 
     attribute: Attribute = field(default_factory=Attribute)
@@ -94,7 +94,7 @@ class Journal:
     entered: dict[int, int] = field(default_factory=dict)  # vCPU -> how often KVM_RUN was called
 
     def open_requests(self) -> list[Request]:
-        """Requests that are not over."""
+        """Requests that have not ended."""
         return [request for request in self.requests if request.errno is None]
 
     def last_of(self, vcpu: int) -> Request | None:

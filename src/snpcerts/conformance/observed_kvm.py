@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The emulated KVM with somebody looking on.
+"""The emulated KVM, with its calls recorded.
 
-Each device of the emulator is wrapped; it does what it does, and what matters
-is written into the journal. The re-entry that carries an answer can be held
-back, as it is on a machine whose firmware is busy: that is when it matters who
-still has a lock.
+Each device of the emulator is wrapped: it behaves as before, and the relevant
+calls are recorded in the journal. The re-entry that carries an answer can be
+delayed, as on a machine whose firmware is busy; during the delay the suite sees
+who still holds a lock.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ from snpcerts.emulator.kvm.vm import Vm
 from snpcerts.emulator.syscall.device import Caller, NewDescriptor, Pending, Result
 from snpcerts.emulator.syscall.memory import ProcessMemory
 
-RECHECK: Final = 0.002  # seconds between looks at something that is held back
+RECHECK: Final = 0.002  # seconds between checks whether a delayed call may proceed
 
 
-class Onlooker(Protocol):
-    """Whose journal it is, and who decides when an answer goes on."""
+class Observer(Protocol):
+    """Owns the journal and decides when the firmware takes an answer."""
 
     journal: Journal
     served: ServedFile
@@ -46,35 +46,35 @@ class Onlooker(Protocol):
 class ObservedKvm:
     """``/dev/kvm``."""
 
-    def __init__(self, device: KvmDevice, onlooker: Onlooker) -> None:
+    def __init__(self, device: KvmDevice, observer: Observer) -> None:
         self._device = device
-        self._onlooker = onlooker
+        self._observer = observer
 
     def ioctl(self, caller: Caller, request: int, argument: int) -> Result:
-        """As the device's; attributes asked for are noted, VMs wrapped."""
+        """As the device's ioctl; records attribute queries and wraps new VMs."""
         if request in (Ioctl.HAS_DEVICE_ATTR, Ioctl.GET_DEVICE_ATTR):
             self._note_attribute(caller, request, argument)
         result = self._device.ioctl(caller, request, argument)
         if isinstance(result, NewDescriptor) and isinstance(result.device, Vm):
-            return NewDescriptor(_ObservedVm(result.device, self._onlooker), result.shared)
+            return NewDescriptor(_ObservedVm(result.device, self._observer), result.shared)
         return result
 
     def close(self) -> None:
-        """As the device's."""
+        """As the device's close."""
         self._device.close()
 
     def _note_attribute(self, caller: Caller, request: int, argument: int) -> None:
         attr = DeviceAttr.unpack(caller.memory.read(argument, DeviceAttr.SIZE))
         if (attr.group, attr.attr) == (GROUP_SEV, ATTR_SNP_REQ_CERTS):
-            asked = self._onlooker.journal.attribute
+            asked = self._observer.journal.attribute
             asked.has = asked.has or request == Ioctl.HAS_DEVICE_ATTR
             asked.got = asked.got or request == Ioctl.GET_DEVICE_ATTR
 
 
 class _ObservedVm:
-    def __init__(self, vm: Vm, onlooker: Onlooker) -> None:
+    def __init__(self, vm: Vm, observer: Observer) -> None:
         self._vm = vm
-        self._onlooker = onlooker
+        self._observer = observer
 
     def ioctl(self, caller: Caller, request: int, argument: int) -> Result:
         if request == Ioctl.MEMORY_ENCRYPT_OP and argument:
@@ -83,36 +83,36 @@ class _ObservedVm:
                 return self._enable(caller, request, argument)
         result = self._vm.ioctl(caller, request, argument)
         if isinstance(result, NewDescriptor) and isinstance(result.device, Vcpu):
-            return NewDescriptor(_ObservedVcpu(result.device, self._onlooker), result.shared)
+            return NewDescriptor(_ObservedVcpu(result.device, self._observer), result.shared)
         return result
 
     def close(self) -> None:
         self._vm.close()
 
     def _enable(self, caller: Caller, request: int, argument: int) -> Result:
-        asked, code = self._onlooker.journal.attribute, 0
+        asked, code = self._observer.journal.attribute, 0
         try:
             return self._vm.ioctl(caller, request, argument)
         except OSError as error:
             code = error.errno or errno.EIO
             raise
         finally:
-            self._onlooker.journal.enablings.append(
+            self._observer.journal.enablings.append(
                 Enabling(code, asked.got, asked.has or asked.got, len(self._vm.vcpus))
             )
 
 
 class _ObservedVcpu:
-    def __init__(self, vcpu: Vcpu, onlooker: Onlooker) -> None:
+    def __init__(self, vcpu: Vcpu, observer: Observer) -> None:
         self._vcpu = vcpu
-        self._onlooker = onlooker
+        self._observer = observer
         self._index = len(vcpu.vm.vcpus) - 1 if isinstance(vcpu.vm, Vm) else 0
         self._open: Request | None = None  # exited, and not answered yet
 
     def ioctl(self, caller: Caller, request: int, argument: int) -> Result:
         if request != Ioctl.RUN:
             return self._vcpu.ioctl(caller, request, argument)
-        journal = self._onlooker.journal
+        journal = self._observer.journal
         journal.entered[self._index] = journal.entered.get(self._index, 0) + 1
         if isinstance(caller.memory, ProcessMemory):
             journal.threads[caller.memory.pid] = self._index
@@ -121,7 +121,7 @@ class _ObservedVcpu:
             return self._run(caller, argument, None)
         self._note_answer(answered)
         held = _Held(
-            lambda: self._onlooker.lets_go(answered),
+            lambda: self._observer.lets_go(answered),
             lambda: self._run(caller, argument, answered),
         )
         result = held.poll()
@@ -135,10 +135,10 @@ class _ObservedVcpu:
         request.answered_at = time.monotonic()
         _, request.needed, request.ret = run.snp_req_certs
         request.immediate_exit = run.immediate_exit
-        request.lock_at_answer = self._onlooker.served.locked(request.file)
+        request.lock_at_answer = self._observer.served.locked(request.file)
 
     def _run(self, caller: Caller, argument: int, answered: Request | None) -> Result:
-        spins = self._onlooker.journal.spins
+        spins = self._observer.journal.spins
         immediate = bool(self._vcpu.run.immediate_exit)
         try:
             result = self._vcpu.ioctl(caller, Ioctl.RUN, argument)
@@ -149,30 +149,30 @@ class _ObservedVcpu:
             raise
         if answered is not None:
             answered.signed = True
-            answered.lock_when_signed = self._onlooker.served.locked(answered.file)
+            answered.lock_when_signed = self._observer.served.locked(answered.file)
         spins[self._index] = 0
         if isinstance(result, int):
             self._ended(answered, 0)
             return result
         if isinstance(result, NewDescriptor):
             return result
-        return _Noted(result, lambda code: self._ended(answered, code))
+        return _Recorded(result, lambda code: self._ended(answered, code))
 
     def _ended(self, answered: Request | None, code: int) -> None:
-        """KVM_RUN is over: with an exit (0), or with an errno."""
+        """Record the end of KVM_RUN: an exit (``code`` 0) or an errno."""
         if answered is not None and answered.errno is None:
             if not answered.signed:
                 answered.signed = True
-                answered.lock_when_signed = self._onlooker.served.locked(answered.file)
+                answered.lock_when_signed = self._observer.served.locked(answered.file)
             answered.errno = code
         if code == 0 and self._vcpu.run.asks_for_certs:
             gpa, npages, _ = self._vcpu.run.snp_req_certs
             self._open = Request(self._index, gpa, npages, time.monotonic())
-            self._onlooker.journal.requests.append(self._open)
+            self._observer.journal.requests.append(self._open)
 
 
 class _Held:
-    """A KVM_RUN that waits for the firmware before anything happens."""
+    """A KVM_RUN that waits for the firmware before it starts."""
 
     def __init__(self, may_go: Callable[[], bool], go: Callable[[], Result]) -> None:
         self._may_go = may_go
@@ -185,7 +185,7 @@ class _Held:
 
     @property
     def interruptible(self) -> bool:
-        # Waiting for the firmware is not; the guest's running is.
+        # A signal does not interrupt the wait for the firmware, but it interrupts the guest.
         return self._gone is not None and self._gone.interruptible
 
     def poll(self) -> int | None:
@@ -197,7 +197,7 @@ class _Held:
         if isinstance(result, int):
             return result
         if isinstance(result, NewDescriptor):
-            raise OSError(errno.EINVAL, "KVM_RUN makes no descriptor")
+            raise OSError(errno.EINVAL, "KVM_RUN returns no descriptor")
         self._gone = result
         return None
 
@@ -206,8 +206,8 @@ class _Held:
             self._gone.cancel()
 
 
-class _Noted:
-    """A KVM_RUN that waits, whose end is noted."""
+class _Recorded:
+    """A pending KVM_RUN whose end is recorded."""
 
     def __init__(self, pending: Pending, ended: Callable[[int], None]) -> None:
         self._pending = pending

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What came of the checks, and how it is told: to programs, and to build servers (JUnit)."""
+"""Results of the checks, as JSON and as JUnit XML for build servers."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from xml.etree import ElementTree
 from snpcerts.conformance.check import BY_ID
 
 SUITE: Final = "snpcerts conformance"
-# XML 1.0 has no way to say these, and a VMM's words may hold them.
+# XML 1.0 cannot represent these characters, and a VMM's output may contain them.
 _NOT_IN_XML: Final = dict.fromkeys(
     [*range(0x09), 0x0B, 0x0C, *range(0x0E, 0x20), *range(0xD800, 0xE000), 0xFFFE, 0xFFFF], "?"
 )
 
 
 class State(enum.Enum):
-    """Whether the VMM does what a check asks."""
+    """The state of one check."""
 
     PASSED = "passed"
     FAILED = "failed"
@@ -28,7 +28,7 @@ class State(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """One check's outcome. ``detail`` says what was found, or why it was not judged."""
+    """One check's result. ``detail`` says what was found, or why it was skipped."""
 
     id: str
     state: State
@@ -36,7 +36,7 @@ class Result:
     seconds: float = 0.0
 
     def to_json(self) -> dict[str, object]:
-        """Plain values, with what the check asks and its rule."""
+        """JSON values, including the check's requirement and rule."""
         check = BY_ID[self.id]
         return {
             "id": self.id,
@@ -49,27 +49,25 @@ class Result:
 
 
 def count(results: Iterable[Result]) -> dict[State, int]:
-    """How many checks came to each state."""
+    """The number of checks in each state."""
     totals = dict.fromkeys(State, 0)
     for result in results:
         totals[result.state] += 1
     return totals
 
 
-def to_json(
-    results: Sequence[Result], words: Sequence[str], seconds: float
-) -> Mapping[str, object]:
-    """The whole report as plain values. ``words`` is the VMM's command line."""
+def to_json(results: Sequence[Result], argv: Sequence[str], seconds: float) -> Mapping[str, object]:
+    """The whole report as JSON values. ``argv`` is the VMM's command line."""
     totals = count(results)
     return {
-        "vmm": list(words),
+        "vmm": list(argv),
         "seconds": round(seconds, 3),
         **{state.value: totals[state] for state in State},
         "checks": [result.to_json() for result in results],
     }
 
 
-def to_junit(results: Sequence[Result], words: Sequence[str], seconds: float) -> bytes:
+def to_junit(results: Sequence[Result], argv: Sequence[str], seconds: float) -> bytes:
     """The report as JUnit XML, which build servers read."""
     totals = count(results)
     suite = ElementTree.Element(
@@ -82,7 +80,7 @@ def to_junit(results: Sequence[Result], words: Sequence[str], seconds: float) ->
         time=f"{seconds:.3f}",
     )
     properties = ElementTree.SubElement(suite, "properties")
-    ElementTree.SubElement(properties, "property", name="vmm", value=_plain(" ".join(words)))
+    ElementTree.SubElement(properties, "property", name="vmm", value=_plain(" ".join(argv)))
     for result in results:
         check = BY_ID[result.id]
         case = ElementTree.SubElement(

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The certificate file that the VMM under test serves, and what a host's operator does with it.
+"""The certificate file that the VMM under test serves, and an operator's changes to it.
 
 Every file that was ever at the path stays open here, so that its inode number
-is not used anew and its locks can be asked after.
+is not reused and its locks can be queried.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ _FILLER: Final = uuid.UUID("5e1f0f2a-8d1c-4f0e-9f43-6a3a5c0b7d10")  # ours; mean
 
 @dataclass(frozen=True, slots=True)
 class LockSeen:
-    """A lock that somebody has on the file. ``pid`` owns a classic lock; None for an OFD lock."""
+    """A lock on the file. ``pid`` is the owner of a classic lock; None for an OFD lock."""
 
     exclusive: bool
     pid: int | None
@@ -58,13 +58,13 @@ class LockSeen:
 
 
 def table_of(size: int, seed: int) -> bytes:
-    """A well-formed certificate table of exactly ``size`` bytes, another one for each ``seed``."""
+    """A well-formed certificate table of exactly ``size`` bytes, different for each ``seed``."""
     guids = (VCEK_GUID, ASK_GUID, ARK_GUID, _FILLER)
     room = size - ENTRY_SIZE * (len(guids) + 1)
-    chance = random.Random(seed)  # noqa: S311 (different bytes are all that is wanted)
+    chance = random.Random(seed)  # noqa: S311 (the bytes only have to differ)
     lengths = [room // 4] * 3 + [room - 3 * (room // 4)]
     entries = tuple(
-        # Never a zero at the end, which could be taken for padding.
+        # The last byte is never zero, which could be mistaken for padding.
         TableEntry(guid, chance.randbytes(length - 1) + b"\x01")
         for guid, length in zip(guids, lengths, strict=True)
     )
@@ -72,9 +72,9 @@ def table_of(size: int, seed: int) -> bytes:
 
 
 class ServedFile:
-    """``path``, a file in ``directory``, which exists.
+    """The file ``path`` in the existing ``directory``.
 
-    ``content`` is what is there now, None for no file.
+    ``content`` is the file's current content, None if there is no file.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -86,7 +86,7 @@ class ServedFile:
         self._seeds = 0
 
     def close(self) -> None:
-        """Let go of every file; locks go with them."""
+        """Close every file, which also releases the locks."""
         for descriptor in self._made.values():
             os.close(descriptor)
         self._made.clear()
@@ -101,7 +101,7 @@ class ServedFile:
         self._seeds += 1
         return table_of(size, self._seeds)
 
-    # What an operator does.
+    # An operator's actions.
 
     def replace(self, content: bytes) -> None:
         """Put a new file in place of whatever is at the path."""
@@ -109,12 +109,12 @@ class ServedFile:
         self.take_place(path, descriptor)
 
     def prepare(self, directory: Path, content: bytes) -> tuple[Path, int]:
-        """A new file beside ``path``, or in another directory, that nobody sees yet."""
+        """Create a file with a temporary name in ``directory``; returns path and descriptor."""
         path = directory / f".{_NAME}.next"
         path.unlink(missing_ok=True)
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
         self._made[self._identity(descriptor)] = descriptor
-        os.fchmod(descriptor, 0o644)  # whatever the umask: the VMM may be another user's
+        os.fchmod(descriptor, 0o644)  # regardless of the umask: the VMM may run as another user
         os.pwrite(descriptor, content, 0)
         return path, descriptor
 
@@ -126,15 +126,16 @@ class ServedFile:
         self.serves(descriptor)
 
     def serves(self, descriptor: int) -> None:
-        """The path leads to a prepared file by now."""
+        """Record that the path now leads to this prepared file."""
         self._current = descriptor
         self.content = os.pread(descriptor, os.fstat(descriptor).st_size, 0)
 
     def rewrite(self, content: bytes) -> None:
-        """Write another content into the file where it is.
+        """Overwrite the file in place.
 
-        Between two requests, when no right VMM looks at it: a lock is not needed,
-        and a VMM that keeps its own is told of that once, not by every check.
+        This happens between two requests, when a correct VMM does not use the
+        file, so no lock is needed. A VMM that keeps its lock fails only the check
+        for that, not every check.
         """
         descriptor = self._present()
         os.pwrite(descriptor, content, 0)
@@ -142,17 +143,17 @@ class ServedFile:
         self.content = content
 
     def remove(self) -> None:
-        """Take the file away."""
+        """Remove the file."""
         self.path.unlink()
         self._current, self.content = None, None
 
     def put_directory(self) -> None:
-        """A directory in the file's place."""
+        """Put a directory in place of the file."""
         self.remove()
         self.path.mkdir()
 
     def lock(self) -> bool:
-        """Take the exclusive lock, as an update does; False if somebody has one."""
+        """Take the exclusive lock, as an update does; False if another lock prevents it."""
         try:
             fcntl.fcntl(self._present(), F_OFD_SETLK, EXCLUSIVE)
         except OSError as error:
@@ -162,15 +163,15 @@ class ServedFile:
         return True
 
     def unlock(self) -> None:
-        """Let the exclusive lock go."""
+        """Release the exclusive lock."""
         fcntl.fcntl(self._present(), F_OFD_SETLK, UNLOCK)
 
-    # What is to be seen.
+    # Observations.
 
     def locked(self, identity: Identity | None = None) -> LockSeen | None:
-        """A lock of somebody else's on a file, by default on the one at the path now.
+        """Another process's lock on a file, by default on the one at the path now.
 
-        flock(2) is not seen, as no update would see it.
+        flock(2) locks are ignored, as updates ignore them too.
         """
         descriptor = self._current if identity is None else self._made.get(identity)
         if descriptor is None:
@@ -183,15 +184,15 @@ class ServedFile:
         return LockSeen(found.l_type == F_WRLCK, owner)
 
     def still_locked_by(self, descriptors: list[tuple[int, int]], identity: Identity) -> bool:
-        """Whether any of these, process and number, has a lock on the file."""
+        """Whether any of these descriptors (process and number) holds a lock on the file."""
         return any(any(locks_through(process, number, identity)) for process, number in descriptors)
 
     def kinds(self) -> str:
-        """Which locks lie on the file at the path, in words."""
+        """A description of the locks on the file at the path."""
         return ", ".join(str(each) for each in holders_of(str(self.path))) or "none"
 
     def descriptors_of(self, pids: list[int]) -> int:
-        """How many descriptors of these files the processes have."""
+        """How many descriptors of these files the processes have open."""
         return sum(self._open_in(pid) for pid in pids)
 
     def _open_in(self, pid: int) -> int:
@@ -204,7 +205,7 @@ class ServedFile:
 
     def _present(self) -> int:
         if self._current is None:
-            raise RefusedError(f"{self.path} is not there")
+            raise RefusedError(f"{self.path} does not exist")
         return self._current
 
     @staticmethod

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""All scenarios against one VMM, and one outcome for each check."""
+"""Runs all scenarios against one VMM; gives one result for each check."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from snpcerts.emulator.psp.firmware import Firmware
 from snpcerts.errors import UsageError
 from snpcerts.temporary_directory import temporary_directory
 
-# Without these nothing else can be judged.
+# If one of these fails, nothing else can be judged.
 VITAL: Final = ("vm-starts", "enabled", "immediate-exit-cleared")
 
 _CLONE_NEWNS: Final = 0x00020000
@@ -51,54 +51,56 @@ _SCENARIOS: Final = (
 
 
 def run(
-    words: Sequence[str],
+    argv: Sequence[str],
     *,
     limits: Limits | None = None,
     only: Iterable[str] = (),
     on_progress: Callable[[str], None] = lambda _: None,
 ) -> list[Result]:
-    """Judge the VMM that ``words`` start, ``{certs}`` among them standing for its file.
+    """Judge the VMM that the command line ``argv`` starts; ``{certs}`` marks its file.
 
-    ``only`` names checks; others are not judged. ``on_progress`` is told of each
-    scenario before it runs. The results come in the order of
-    :data:`~snpcerts.conformance.check.CHECKS`. Changes the mount namespace of
-    this process if it may (two file systems are wanted for one of the checks).
-    Raises :class:`UsageError` for a command line without ``{certs}`` and an
-    unknown check, and what keeps the front door from being used.
+    ``only`` names the checks to judge, by default all. ``on_progress`` is called
+    with a check's id before each scenario. The results are in the order of
+    :data:`~snpcerts.conformance.check.CHECKS`. If permitted, changes the mount
+    namespace of this process (one of the checks needs two file systems). Raises
+    :class:`UsageError` for a command line without ``{certs}`` and for an unknown
+    check, and the errors of :func:`~snpcerts.emulator.frontdoor.seccomp.check`.
     """
     chosen = _chosen(only)
-    if not any(CERTS in word for word in words):
+    if not any(CERTS in word for word in argv):
         raise UsageError(
-            f"the VMM's command line does not say {CERTS}",
+            f"the VMM's command line does not contain {CERTS}",
             hint=f"put {CERTS} where the VMM takes its certificate file",
         )
     seccomp.check()
     limits = limits or Limits()
     firmware = Firmware(Chip.create(Product.MILAN))
     with temporary_directory("conformance") as directory:
-        directory.chmod(0o755)  # a VMM of another user must get in
-        return _Run(words, limits, firmware, directory, chosen, on_progress).results()
+        directory.chmod(0o755)  # the VMM may run as another user
+        return _Run(argv, limits, firmware, directory, chosen, on_progress).results()
 
 
 def _chosen(only: Iterable[str]) -> frozenset[str]:
     wanted = frozenset(only)
     unknown = sorted(wanted - BY_ID.keys())
     if unknown:
-        raise UsageError(f"no check {unknown[0]!r}", hint="'snpcerts conformance --list' has them")
+        raise UsageError(
+            f"unknown check {unknown[0]!r}", hint="'snpcerts conformance --list' prints the checks"
+        )
     return wanted or frozenset(BY_ID)
 
 
 class _Run:
     def __init__(
         self,
-        words: Sequence[str],
+        argv: Sequence[str],
         limits: Limits,
         firmware: Firmware,
         directory: Path,
         chosen: frozenset[str],
         on_progress: Callable[[str], None],
     ) -> None:
-        self._words = words
+        self._argv = argv
         self._limits = limits
         self._firmware = firmware
         self._directory = directory
@@ -109,11 +111,11 @@ class _Run:
         self._found: dict[str, Result] = {}
 
     def results(self) -> list[Result]:
-        """Run what is to be run."""
+        """Run the scenarios of the chosen checks."""
         self._find_exit_number()
         broken = next((id for id in VITAL if self._state(id) is not State.PASSED), None)
         if broken is not None:
-            why = f"not judged, since {broken} is not passed"
+            why = f"not judged, because {broken} did not pass"
             return [self._found.get(check.id) or _skipped(check.id, why) for check in self._asked()]
         for number, scenario in enumerate(_SCENARIOS):
             open_checks = [check for check in scenario.checks if check in self._chosen]
@@ -122,7 +124,7 @@ class _Run:
         if "same-device" in self._chosen:
             self._two_devices()
         return [
-            self._found.get(check.id) or _skipped(check.id, "nothing came of it")
+            self._found.get(check.id) or _skipped(check.id, "no scenario judged it")
             for check in self._asked()
         ]
 
@@ -139,7 +141,7 @@ class _Run:
         return directory
 
     def _find_exit_number(self) -> None:
-        """Judge with 43; go on with 42 where the VMM knows only that."""
+        """Judge with 43; continue with 42 if the VMM serves only that."""
         first = self._try(starting.FIRST, self._fresh("first"))
         if first.exits_served is not False:
             if first.exits_served:
@@ -149,13 +151,14 @@ class _Run:
         self._exit_number = SNP_REQ_CERTS_AS_POSTED
         if self._try(starting.FIRST, self._fresh("as-posted")).exits_served:
             detail = (
-                f"exit {ExitReason.SNP_REQ_CERTS} is not served, exit {SNP_REQ_CERTS_AS_POSTED} "
-                f"is: that number is the mailing list's; the other checks were judged with it"
+                f"the VMM serves exit {SNP_REQ_CERTS_AS_POSTED}, the number in the posted patch "
+                f"series, but not exit {ExitReason.SNP_REQ_CERTS}; the other checks were judged "
+                f"with {SNP_REQ_CERTS_AS_POSTED}"
             )
             self._add(Result("exit-number", State.FAILED, detail), 0.0)
         else:
             self._found, self._exit_number = found, ExitReason.SNP_REQ_CERTS
-            self._add(_skipped("exit-number", "the VMM serves the exit by no number"), 0.0)
+            self._add(_skipped("exit-number", "the VMM serves neither number"), 0.0)
 
     def _try(self, scenario: Scenario, directory: Path) -> Trial:
         self._on_progress(scenario.checks[0])
@@ -166,7 +169,7 @@ class _Run:
             self._trials += 1
             log = self._directory / f"vmm-{self._trials}.log"
             trial = Trial(
-                scenario, self._words, served, self._firmware, self._limits, log, self._exit_number
+                scenario, self._argv, served, self._firmware, self._limits, log, self._exit_number
             )
             started = time.monotonic()
             for result in trial.run():
@@ -176,7 +179,7 @@ class _Run:
         return trial
 
     def _add(self, result: Result, seconds: float) -> None:
-        """A failure counts most, then a pass: a check may come up in several scenarios."""
+        """Merge a result: if several scenarios judge a check, a failure wins, then a pass."""
         known = self._found.get(result.id)
         order = (State.SKIPPED, State.PASSED, State.FAILED)
         total = seconds + (0.0 if known is None else known.seconds)
@@ -188,13 +191,11 @@ class _Run:
         directory = self._fresh("devices")
         with _two_file_systems(directory) as mounted:
             if mounted is None:
-                self._add(
-                    _skipped("same-device", "needs the right to mount two file systems: root"), 0.0
-                )
+                self._add(_skipped("same-device", "needs root, to mount two file systems"), 0.0)
                 return
             first, second = mounted
             link = directory / "served"
-            locking.lead(link, first)
+            locking.point_link(link, first)
             self._try(locking.same_device(first, second, link), link)
 
 
@@ -204,9 +205,10 @@ def _skipped(check: str, why: str) -> Result:
 
 @contextlib.contextmanager
 def _two_file_systems(directory: Path) -> Iterator[tuple[Path, Path] | None]:
-    """Two new ones that nobody else sees; None where that cannot be.
+    """Two new file systems in a private mount namespace; None without the right to mount.
 
-    Their inode numbers run alike: both are empty tmpfs, which count from one.
+    Both are empty tmpfs, which number their inodes from 1, so files made in the
+    same order have the same inode numbers.
     """
     places = directory / "first", directory / "second"
     for place in places:
@@ -226,4 +228,4 @@ def _two_file_systems(directory: Path) -> Iterator[tuple[Path, Path] | None]:
         yield places
     finally:
         for place in mounted:
-            _libc.umount2(os.fsencode(place), 2)  # MNT_DETACH: whatever still uses it
+            _libc.umount2(os.fsencode(place), 2)  # MNT_DETACH, even if still in use

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One run of the VMM under test, from its start to its end, through one scenario.
+"""One run of the VMM under test through one scenario, from its start to its end.
 
 The VMM is a real process behind the front door. Its guest's vCPUs run the
-scenario, which asks for reports, and between requests is the host's operator
-too: it replaces the file, takes the lock, sends a signal. All of it happens in
-this process's one loop, in an order that does not depend on anyone's speed.
+scenario, which requests reports and also acts as the host's operator between
+requests: it replaces the file, takes the lock, sends a signal. All of this
+happens in one loop of this process, so the order does not depend on the speed
+of any process.
 """
 
 from __future__ import annotations
@@ -51,22 +52,22 @@ from snpcerts.emulator.psp.sev_device import SevDevice
 from snpcerts.errors import SnpCertsError
 from snpcerts.printable import printable
 
-CERTS: Final = "{certs}"  # in the VMM's arguments: the file
+CERTS: Final = "{certs}"  # replaced by the file's path in the VMM's arguments
 TABLE_SIZE: Final = 6000  # bytes: two pages, neither of them full
 SPINS_MAX: Final = 50  # KVM_RUNs in a row that immediate_exit ends; a kick or two are normal
 RETS: Final = (0, errno.ENOSPC, errno.EAGAIN, errno.EIO)  # api, KVM_EXIT_SNP_REQ_CERTS
-_STEP: Final = 0.05  # seconds between looks at the clock
-_LOG_SHOWN: Final = 300  # characters of the VMM's last words
+_STEP: Final = 0.05  # seconds between checks of the time limits
+_LOG_SHOWN: Final = 300  # characters of the VMM's last output
 
 Script = Generator[Event, int, None]
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """How long things may take, in seconds, and how the VMM is asked to stop.
+    """Time limits in seconds, and the signal that stops the VMM.
 
-    ``trial`` is the longest a scenario may go without being done; ``busy`` what
-    the VMM says it waits for the lock at most; ``stop`` a signal.
+    ``trial`` is the limit for a scenario; ``busy`` is the longest time that the
+    VMM claims to wait for the lock.
     """
 
     trial: float = 10.0
@@ -76,11 +77,11 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Scenario:
-    """A course of events that lets some checks be judged.
+    """A sequence of events that judges some checks.
 
-    ``script`` runs on the guest's first vCPU, ``second`` on its second, where
-    there is one. ``after`` looks back when the scripts are done or the VMM has
-    ended; processes that it started may still be there. With ``ends`` the VMM is
+    ``script`` runs on the guest's first vCPU, ``second`` on its second, if there
+    is one. ``after`` runs when the scripts are done or the VMM has ended;
+    processes that the VMM started may still exist. With ``ends`` the VMM is
     expected to end by itself.
     """
 
@@ -94,7 +95,7 @@ class Scenario:
 
 @dataclass(slots=True)
 class Vcpu:
-    """A vCPU as a script has it."""
+    """A vCPU as scripts see it."""
 
     cpu: GuestCpu
     pages: SharedPages
@@ -104,7 +105,7 @@ class Vcpu:
     def ask(
         self, npages: int, *, gpa: int | None = None, field: tuple[int, int] | None = None
     ) -> Asking:
-        """One request, see :meth:`TrialGuest.ask`; writes outside its buffer are judged."""
+        """Make one request with :meth:`TrialGuest.ask`; records it to judge writes later."""
         answer = yield from self.guest.ask(self.cpu, self.pages, npages, gpa=gpa, field=field)
         self.trial.note(answer)
         return answer
@@ -116,7 +117,7 @@ class Trial:
     def __init__(
         self,
         scenario: Scenario,
-        words: Sequence[str],
+        argv: Sequence[str],
         served: ServedFile,
         firmware: Firmware,
         limits: Limits,
@@ -132,8 +133,8 @@ class Trial:
         self.answers: list[Answer] = []
         self.vm: LaunchedVm | None = None
         self.program: Program | None = None
-        self.ended_by: int | None = None  # the VMM's exit code, as a shell says it
-        self._words = [word.replace(CERTS, str(served.path)) for word in words]
+        self.ended_by: int | None = None  # the VMM's exit code, as a shell reports it
+        self._argv = [word.replace(CERTS, str(served.path)) for word in argv]
         self._platform = Platform(firmware, certs_supported=scenario.certs_supported)
         self._exit_number = exit_number
         self._log = log
@@ -143,31 +144,31 @@ class Trial:
         self._broken: BaseException | None = None
         self._started = 0.0
 
-    # What scripts use.
+    # Called by scripts.
 
     def judging(self, check: str) -> None:
-        """What comes next is about this check: should the VMM end or hang, it is to blame."""
+        """From now on this check fails if the VMM ends or hangs."""
         self._now = check
 
     def judge(self, check: str, problem: str | None) -> None:
-        """The check is passed if there is no problem. A failure stays one."""
+        """Record a pass if ``problem`` is None, else a failure. A failure is never overwritten."""
         state = State.PASSED if problem is None else State.FAILED
         self._note(check, state, problem or "")
 
     def skip(self, check: str, why: str) -> None:
-        """The check cannot be judged."""
+        """Record that the check cannot be judged."""
         self._note(check, State.SKIPPED, why)
 
     def note(self, answer: Answer) -> None:
-        """Every answer is looked at for what none may do."""
+        """Record an answer; :meth:`run` checks all of them for writes outside the buffer."""
         self.answers.append(answer)
 
     def lets_go(self, request: Request) -> bool:
-        """Whether an answered request goes on to the firmware."""
+        """Whether an answered request may proceed to the firmware."""
         return self.gate(request)
 
     def wait_for(self, ready: Callable[[], bool], seconds: float) -> Generator[Event, int, bool]:
-        """Halt the vCPU until something outside has come to pass; False if it has not in time."""
+        """Halt the vCPU until ``ready`` or for ``seconds``; False if time ran out."""
         until = time.monotonic() + seconds
         while not ready():
             if time.monotonic() >= until:
@@ -177,9 +178,9 @@ class Trial:
 
     @property
     def exits_served(self) -> bool | None:
-        """Whether the VMM acted on an exit for certificates; None where there was none.
+        """Whether the VMM served an exit for certificates; None if there was no exit.
 
-        One that does not know the exit ends, or re-enters as if nothing had happened.
+        A VMM that does not know the exit ends, or re-enters without an answer.
         """
         requests = self.journal.requests
         if not requests:
@@ -195,7 +196,7 @@ class Trial:
         return len(getattr(self.vm, "vcpus", ()))
 
     def processes(self) -> list[int]:
-        """The VMM's processes that still live, those that have left it included."""
+        """The VMM's live processes, including those that left its process tree."""
         return [] if self.program is None else descendants(self.program.process.pid)
 
     def send(self, number: signal.Signals) -> None:
@@ -207,12 +208,12 @@ class Trial:
     # The run.
 
     def run(self) -> list[Result]:
-        """Run the VMM through the scenario; the results of the scenario's checks, and others'."""
+        """Run the VMM through the scenario; returns results of its checks and of general ones."""
         self._started = time.monotonic()
         with Supervisor() as supervisor, open(self._log, "wb") as log:
             try:
                 self.program = spawn(
-                    self._words,
+                    self._argv,
                     supervisor,
                     self._door(),
                     stdin=subprocess.DEVNULL,
@@ -257,7 +258,7 @@ class Trial:
 
     @property
     def spinning(self) -> bool:
-        """Whether a vCPU does not get to run its guest since immediate_exit stays set."""
+        """Whether a vCPU cannot run its guest because immediate_exit stays set."""
         return any(count > SPINS_MAX for count in self.journal.spins.values())
 
     def _is_done(self) -> bool:
@@ -268,11 +269,11 @@ class Trial:
         if self.program is None:
             return
         self.program.end()
-        while not self.program.ended:  # its last calls are still to be served
+        while not self.program.ended:  # its last calls must still be served
             supervisor.step(_STEP)
 
     def _close(self) -> None:
-        """Give every check of the scenario an outcome."""
+        """Give every check of the scenario a result."""
         for answer in self.answers:
             self._judge_writes(answer)
         bad_rets = self._judge_rets()
@@ -281,7 +282,7 @@ class Trial:
             return
         why = self._why_unfinished()
         if bad_rets:
-            # What follows from it is not the VMM's to know.
+            # Later failures are only a consequence of the unsupported ret.
             for check in missing:
                 self._note(check, State.SKIPPED, f"after an unsupported ret: {why}")
             return
@@ -292,7 +293,7 @@ class Trial:
                 self._note(check, State.SKIPPED, f"not reached: {why}")
 
     def _judge_rets(self) -> list[int]:
-        """Look at every ret; those that KVM does not take."""
+        """Judge every ret; returns the unsupported ones."""
         answered = [each for each in self.journal.requests if each.answered_at is not None]
         bad = [each.ret for each in answered if each.ret not in RETS]
         if answered:
@@ -301,32 +302,32 @@ class Trial:
         return bad
 
     def _judge_writes(self, answer: Answer) -> None:
-        spilt = answer.spilt
+        outside = answer.first_write_outside
         self.judge(
             "nothing-outside",
             None
-            if spilt is None
-            else f"the byte at GPA {spilt:#x} was written; the buffer is "
+            if outside is None
+            else f"the byte at GPA {outside:#x} was written; the buffer is "
             f"{answer.npages} pages at {answer.gpa:#x}",
         )
 
     def _why_unfinished(self) -> str:
         if self.spinning:
-            return "immediate_exit stays set: KVM_RUN returns and the guest does not run"
-        words = self._last_words()
+            return "immediate_exit stays set: KVM_RUN returns before the guest runs"
+        output = self._last_output()
         if self.ended_by is not None:
             how = f"exit code {self.ended_by}"
             if self.ended_by > 128:
                 how = f"signal {_signal_name(self.ended_by - 128)}"
-            return f"the VMM ended ({how}){words}"
+            return f"the VMM ended ({how}){output}"
         if self.vm is None:
-            return f"the guest was not run within {self.limits.trial:g} s{words}"
+            return f"the VMM did not run the guest within {self.limits.trial:g} s{output}"
         waiting = self.journal.open_requests()
         if waiting and waiting[-1].answered_at is None:
-            return f"the request was not answered within {self.limits.trial:g} s"
-        return f"the VM did not go on within {self.limits.trial:g} s"
+            return f"the VMM did not answer the request within {self.limits.trial:g} s"
+        return f"the VM did not continue within {self.limits.trial:g} s"
 
-    def _last_words(self) -> str:
+    def _last_output(self) -> str:
         try:
             text = self._log.read_bytes()[-4096:].decode(errors="replace").strip()
         except OSError:
@@ -351,7 +352,7 @@ class Trial:
         return TrialGuest(vm, self.journal, self._program)
 
     def _program(self, guest: TrialGuest, cpu: GuestCpu) -> GuestProgram:
-        """What runs on a vCPU: boot, the script, then nothing more."""
+        """A vCPU's program: boot, run the script, then halt."""
         script = self.scenario.script if cpu.index == 0 else self.scenario.second
         if cpu.index == 0:
             yield StartProcessors()
@@ -360,7 +361,7 @@ class Trial:
             return
         pages = yield from guest.boot(cpu)
         if pages is None:
-            # What is missing is the VMM's to give; the log of the emulator says it too.
+            # The VMM must provide these; the emulator's log has the details.
             self.judge("vm-starts", "the VM has no secrets page, or too little memory")
         else:
             try:
@@ -369,14 +370,14 @@ class Trial:
                 self.judge(self._now, str(error))
             except GeneratorExit:
                 raise
-            except BaseException as error:  # a mistake of ours: it must come out in run()
+            except BaseException as error:  # a bug in a script: run() raises it
                 self._broken = error
         self._done += 1
         yield WaitUntil(lambda: False)
 
 
 def field_around(gpa: int, npages: int, before: int = 1, after: int = 1) -> tuple[int, int]:
-    """What to look at for a buffer that is not in the vCPU's field: GPA and bytes."""
+    """The range to check (GPA, bytes) for a buffer outside the vCPU's field."""
     return gpa - before * PAGE_SIZE, (before + npages + after) * PAGE_SIZE
 
 

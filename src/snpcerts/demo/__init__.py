@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Guests, firmware and updates at work on one emulated host."""
+"""Runs guests, firmware and updates together on one emulated host."""

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Readers that do one thing wrong, to see that a check of the promise can fail.
+"""Readers that do one thing wrong, to show that the demo can fail.
 
-Each performs the shipped protocol's steps; none is a second protocol.
+Each runs the steps of the shipped protocol and changes one of them.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from snpcerts.certfile.step import Performer, Steps
 
 
 def no_lock() -> Performer:
-    """Believe that the shared lock was had without asking for it."""
+    """Skip taking the shared lock."""
 
     def through(action: Any) -> Steps[Any]:
         if isinstance(action, step.LockShared):
@@ -26,7 +26,7 @@ def no_lock() -> Performer:
 
 
 def no_handshake() -> Performer:
-    """Drop the lock before the firmware has the request."""
+    """Drop the lock before the firmware gets the request."""
     closed = threading.local()  # one performer serves many vCPUs at once
 
     def through(action: Any) -> Steps[Any]:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What happens on the demo's stage, as those who watch it are told.
+"""The events of a demo run.
 
-``at`` is seconds since all guests were up.
+``at`` is in seconds since all guests were running.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class Answered:
 
 @dataclass(frozen=True, slots=True)
 class Attested:
-    """A guest got an answer to one report request; ``report`` is empty if it was an error."""
+    """A guest got an answer to one report request; ``report`` is empty after an error."""
 
     at: float
     guest: int
@@ -32,7 +32,7 @@ class Attested:
 
 @dataclass(frozen=True, slots=True)
 class Updated:
-    """The writer changed key and table; ``tcb`` is the eight bytes now reported."""
+    """The writer changed key and table; ``tcb`` is the new reported TCB, 8 bytes."""
 
     at: float
     number: int

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the operator of an emulated host has fetched for it, and the names of its keys."""
+"""The demo's emulated host: its firmware and a certificate table for each of its keys."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from snpcerts.endorsement.anchors import Anchor, anchor_from_certificate
 
 @dataclass(frozen=True, slots=True)
 class EmulatedHost:
-    """Firmware, its maker, and a certificate table for each TCB it may report.
+    """The firmware, the authority that certifies it, and a table for each TCB it may report.
 
-    ``tcbs`` are the values an update moves between. Their certificates are
-    there beforehand, as an operator's would be: nothing is fetched under a lock.
+    Updates switch between the values in ``tcbs``. Their certificates are fetched
+    beforehand, as an operator would: nothing is fetched under a lock.
     """
 
     firmware: Firmware
@@ -32,12 +32,12 @@ class EmulatedHost:
 
     @classmethod
     def create(cls, product: Product, tcbs: int = 4) -> Self:
-        """A new host whose reported TCB may be one of ``tcbs`` values."""
+        """A new host whose reported TCB can take ``tcbs`` values."""
         return cls.of(Firmware(Chip.create(product)), EmulatedAuthority.create(product), tcbs)
 
     @classmethod
     def of(cls, firmware: Firmware, authority: EmulatedAuthority, tcbs: int = 4) -> Self:
-        """The host of that firmware; the newest TCB is its current one."""
+        """The host with that firmware; its newest TCB is the current one."""
         status = firmware.snp_platform_status()
         newest = TcbVersion.unpack(status.current_tcb, firmware.product.tcb_layout)
         levels = tuple(replace(newest, microcode=newest.microcode - i) for i in range(tcbs))
@@ -46,23 +46,23 @@ class EmulatedHost:
 
     @property
     def anchor(self) -> Anchor:
-        """The emulated root, for those who are told to trust it."""
+        """The emulated root as an anchor."""
         return anchor_from_certificate(self.authority.ark)
 
     def tcb_of(self, report: Report) -> TcbVersion:
-        """The TCB that a report of this host's says it was signed for."""
+        """The reported TCB in a report of this host."""
         return TcbVersion.unpack(report.fields.reported_tcb, self.firmware.product.tcb_layout)
 
     def reported_tcb(self) -> TcbVersion:
-        """What the firmware says that it reports now."""
+        """The firmware's reported TCB."""
         status = self.firmware.snp_platform_status()
         return TcbVersion.unpack(status.reported_tcb, self.firmware.product.tcb_layout)
 
     def table(self) -> CertTable:
-        """The table that matches the key the firmware signs with now."""
+        """The table that matches the signing key."""
         return self.tables[self.reported_tcb()]
 
 
 def key_name(tcb: TcbVersion) -> str:
-    """Which VCEK a TCB has, for people: only the microcode differs in the demo."""
+    """A readable name for a TCB's VCEK: in the demo only the microcode differs."""
     return f"VCEK of microcode {tcb.microcode}"

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Guests, their VMMs and a writer as processes on one emulated platform.
+"""Runs guests, their VMMs and a writer as processes on one emulated platform.
 
-Every part is the one that ships, and makes real system calls: the VMMs use the
-exit service, the writer ``/dev/sev`` and the certificate file's update. Only
+Every part is the shipped one and makes real system calls: the VMMs use the exit
+service; the writer uses ``/dev/sev`` and the certificate file's update. Only
 what is below the system call is emulated.
 """
 
@@ -31,18 +31,18 @@ from snpcerts.emulator.machine.home import PlatformHome
 from snpcerts.errors import RefusedError
 
 _GUEST_PAUSE: Final = 0.005  # seconds between two reports of one guest
-_BUSY_DELAY: Final = 0.05  # a Linux guest waits 2 s; nobody would watch that
-_LOOK: Final = 0.02  # seconds between looks at what the guests got
-_START_LIMIT: Final = 60.0  # seconds for all guests to be up
+_BUSY_DELAY: Final = 0.05  # seconds; a Linux guest waits 2 s, too long for a demo
+_POLL: Final = 0.02  # seconds between reads of the guests' outcomes
+_START_LIMIT: Final = 60.0  # seconds for all guests to start
 
 
 @dataclass(frozen=True, slots=True)
 class Script:
-    """What is to happen: how many guests and updates, for how many seconds.
+    """The parameters of a run: how many guests and updates, for how many seconds.
 
-    ``seed`` decides the order of keys and how long VMM threads are kept from
-    running; the interleaving of processes remains the machine's. ``broken`` is
-    a name of :data:`snpcerts.demo.broken.READERS`.
+    ``seed`` determines the order of keys and the delays of VMM threads; it does
+    not determine how the machine schedules the processes. ``broken`` is a name
+    in :data:`snpcerts.demo.broken.READERS`.
     """
 
     guests: int = 4
@@ -52,7 +52,7 @@ class Script:
     broken: str | None = None
 
 
-class Stage:
+class DemoRun:
     """One run, in ``folder``, which must exist and be empty."""
 
     def __init__(self, folder: Path, script: Script) -> None:
@@ -66,7 +66,7 @@ class Stage:
         self._start = 0.0
 
     def play(self) -> Generator[Event]:
-        """Publish the first table, run everything, and tell what happens as it happens."""
+        """Publish the first table, run everything, and yield events as they happen."""
         self._tables.mkdir()
         for tcb, table in self.host.tables.items():
             (self._tables / f"{tcb.pack().hex()}.bin").write_bytes(table.encode())
@@ -90,7 +90,7 @@ class Stage:
                 writer.stdin.flush()
             end = self._start + self._script.seconds
             while time.monotonic() < end or writer.poll() is None:
-                for key, _ in watch.select(_LOOK):
+                for key, _ in watch.select(_POLL):
                     lines = list(pipes[key.data])
                     if not lines and pipes[key.data].ended:
                         watch.unregister(key.fileobj)
@@ -99,7 +99,7 @@ class Stage:
                 self._check(vmms)
             if writer.returncode:
                 raise RefusedError(f"the demo's writer ended with exit code {writer.returncode}")
-        # Whoever was in the middle of a request has been ended; what is written counts.
+        # Processes killed in the middle of a request have written nothing for it.
 
     def _until_all_are_up(
         self, vmms: list[subprocess.Popen[bytes]], sources: list[_Lines]
@@ -114,8 +114,8 @@ class Stage:
                 yield event
             self._check(vmms)
             if time.monotonic() > limit:
-                raise RefusedError(f"{len(waiting)} guests are not up after {_START_LIMIT:g} s")
-            time.sleep(_LOOK)
+                raise RefusedError(f"{len(waiting)} guests did not start in {_START_LIMIT:g} s")
+            time.sleep(_POLL)
         self._start = time.monotonic()
 
     def _check(self, vmms: list[subprocess.Popen[bytes]]) -> None:
@@ -131,26 +131,26 @@ class Stage:
             outcomes=str(self._outcomes[number]),
         )
         self._outcomes[number].touch()
-        words = ["snpcerts.demo.vmm", str(self.path), f"{self._script.seed} vmm {number}"]
-        words += [self._script.broken] if self._script.broken else []
-        return self._process(script, words, stack)
+        argv = ["snpcerts.demo.vmm", str(self.path), f"{self._script.seed} vmm {number}"]
+        argv += [self._script.broken] if self._script.broken else []
+        return self._process(script, argv, stack)
 
     def _writer(self, stack: ExitStack) -> subprocess.Popen[bytes]:
         script = self._script
-        words = ["snpcerts.demo.writer", str(self.path), str(self._tables)]
-        words += [str(script.updates), str(script.seconds), f"{script.seed} writer"]
-        return self._process(GuestScript(), words, stack)
+        argv = ["snpcerts.demo.writer", str(self.path), str(self._tables)]
+        argv += [str(script.updates), str(script.seconds), f"{script.seed} writer"]
+        return self._process(GuestScript(), argv, stack)
 
     def _process(
-        self, script: GuestScript, words: list[str], stack: ExitStack
+        self, script: GuestScript, argv: list[str], stack: ExitStack
     ) -> subprocess.Popen[bytes]:
-        """A process that ends with the stack, and with this process."""
-        command = host_program(self._home, [sys.executable, "-P", "-m", *words], script)
+        """Start a process that ends when the stack closes or this process ends."""
+        command = host_program(self._home, [sys.executable, "-P", "-m", *argv], script)
         process = subprocess.Popen(
             command,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            process_group=0,  # Ctrl-C is for the demo, which ends them
+            process_group=0,  # Ctrl-C goes to the demo, which ends them
         )
         stack.callback(_end, process)
         return process
@@ -172,7 +172,7 @@ class Stage:
 
 
 class _Lines:
-    """JSON lines of a pipe or a file that grows: each iteration yields what is there by now."""
+    """JSON lines of a pipe or growing file: each iteration yields the lines available now."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self.file = file

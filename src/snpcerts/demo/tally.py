@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Verify every report with the table that came with it, and count."""
+"""Verifies every report with the table that came with it, and counts the results."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from snpcerts.vmm.exit_service import Outcome
 
 @dataclass(frozen=True, slots=True)
 class Judgement:
-    """What one answered request was worth: ``result`` is a field of :class:`Tally`."""
+    """The result of one answered request: ``result`` is the name of a :class:`Tally` field."""
 
     result: str
     key: str = ""
@@ -28,20 +28,20 @@ class Judgement:
 
 @dataclass(slots=True)
 class Tally:
-    """Counts of one run. Only ``mismatched`` may never be anything but 0."""
+    """Counts of one run. ``mismatched`` must be 0."""
 
-    reports: int = 0  # that guests got
-    verified: int = 0  # with the table that came along
-    mismatched: int = 0  # a table came along, and the report does not verify with it
-    empty: int = 0  # an empty table came along
-    busy: int = 0  # times a guest was told to come back
+    reports: int = 0  # reports that guests got
+    verified: int = 0  # reports that verify with their table
+    mismatched: int = 0  # reports that do not verify with their table
+    empty: int = 0  # reports with an empty table
+    busy: int = 0  # requests answered with BUSY
     failed: int = 0  # requests that ended in an error at the guest
     updates: int = 0
     writer_wait_ms_max: float = 0.0
     writer_hold_ms_max: float = 0.0
 
     def count(self, event: Event, host: EmulatedHost) -> Judgement | None:
-        """Take one event in; what a report was worth, if it was one."""
+        """Count one event; returns the result if the event is a guest's answer."""
         match event:
             case Answered(outcome=outcome):
                 self.busy += outcome == Outcome.BUSY.value
@@ -77,7 +77,7 @@ class Tally:
         return Judgement("mismatched", key, tuple(reason.code for reason in verdict.reasons))
 
     def to_json(self) -> dict[str, int | float]:
-        """The counts, for a JSON line."""
+        """The counts as JSON values."""
         return {
             "reports": self.reports,
             "verified": self.verified,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A VMM of the demo, as a process: one guest, certificates served by the exit service.
+"""A VMM process of the demo: one guest, certificates served by the exit service.
 
 Started behind the front door as ``python -m snpcerts.demo.vmm FILE SEED [BREAK]``;
 prints a JSON line for each request it answered.
@@ -19,17 +19,16 @@ from snpcerts.demo.broken import READERS
 from snpcerts.emulator.machine.vmm_program import run_vm
 from snpcerts.vmm.exit_service import ExitService, Served
 
-# Between the answer and KVM_RUN: a vCPU thread may be kept from running at any
-# point, and at this one a lock that is not held would matter.
+# A delay between the answer and KVM_RUN: here a missing lock would do harm.
 _DETOUR, _LONG_DETOUR, _LONG_SHARE = 0.002, 0.03, 0.25
 
 
 def main(arguments: list[str]) -> None:
-    """Run one VM until it, or whoever started us, ends."""
+    """Run one VM until it ends or the parent process ends."""
     path, seed, *broken = arguments
     delays = random.Random(seed)  # noqa: S311 (a schedule)
     performer = READERS[broken[0]]() if broken else system.perform
-    logging.disable()  # what there is to say is in the lines below
+    logging.disable()  # the JSON lines below contain everything
 
     def detour() -> None:
         longest = _LONG_DETOUR if delays.random() < _LONG_SHARE else _DETOUR

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The demo's operator, as a process: moves the reported TCB, and the table with it.
+"""The demo's operator process: changes the reported TCB together with the table.
 
 Started behind the front door as ``python -m snpcerts.demo.writer FILE TABLES
-UPDATES SECONDS SEED``. ``TABLES`` is a directory of certificate tables named by
-the TCB they are for (16 hexadecimal digits). Begins when it reads a line, and
-prints a JSON line for each update.
+UPDATES SECONDS SEED``. ``TABLES`` is a directory of certificate tables, each
+named by its TCB (16 hexadecimal digits). Starts when it reads a line, and prints
+a JSON line for each update.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from snpcerts.host.sev import Sev
 
 
 def main(arguments: list[str]) -> None:
-    """Make the updates, evenly over the time given."""
+    """Make the updates, evenly distributed over the given time."""
     path, folder, updates, seconds, seed = arguments
     tables = {
         bytes.fromhex(file.stem): CertTable.decode(file.read_bytes())
@@ -41,7 +41,7 @@ def main(arguments: list[str]) -> None:
 
             def change(tcb: bytes = tcb) -> CertTable:
                 sev.snp_set_config(SnpConfig(reported_tcb=tcb))
-                # What the firmware says counts, not what it was asked for.
+                # Use the TCB that the firmware now reports, not the one requested.
                 return tables[sev.snp_platform_status().reported_tcb]
 
             update = certs.update(change)

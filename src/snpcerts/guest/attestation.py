@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A report by whichever of the kernel's two interfaces this guest has.
+"""Gets a report through one of the kernel's two interfaces.
 
-``/dev/sev-guest`` is asked first: its errors say whether host or firmware refused,
-and a report without certificates costs no request for them. Kernels may be built
-without it, or a container be given configfs alone: then configfs-tsm answers.
+``/dev/sev-guest`` is preferred: its errors say whether host or firmware refused,
+and it can request a report without certificates. A kernel may lack the device, or
+a container may have only configfs; then configfs-tsm is used.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from snpcerts.guest.sev_guest import DEVICE, NoDeviceError, SevGuest
 
 
 class Interface(enum.StrEnum):
-    """How a guest asks for a report."""
+    """The kernel's interfaces for reports."""
 
     SEV_GUEST = "sev-guest"
     CONFIGFS_TSM = "configfs-tsm"
@@ -28,10 +28,10 @@ class Interface(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Attested:
-    """A report of 1184 bytes, the certificates that came with it, and who was asked.
+    """A report of 1184 bytes, its certificates, and the interface that was used.
 
-    ``certificates`` is None when they were not asked for, and empty when the
-    host has none.
+    ``certificates`` is None if they were not requested, and empty if the host has
+    none.
     """
 
     report: bytes
@@ -41,7 +41,7 @@ class Attested:
 
 @dataclass(frozen=True, slots=True)
 class Paths:
-    """Where the interfaces are."""
+    """The paths of the interfaces."""
 
     device: str = DEVICE
     tsm: str = ROOT
@@ -56,15 +56,15 @@ def attest(
     via: Interface | None = None,
     paths: Paths | None = None,
 ) -> Attested:
-    """Ask for a report over 64 bytes; ``via`` None takes the interface that there is.
+    """Request a report with 64 bytes of report data; ``via`` None takes an existing interface.
 
-    ``vmpl`` None is 0. A ``key`` can be named on the device alone. Raises what the
-    interface raises, and :class:`RefusedError` when there is none.
+    ``vmpl`` None is 0. Only the device can select a ``key``. Raises the errors of
+    the interface, and :class:`RefusedError` if neither exists.
     """
     paths = paths or Paths()
     if key is not KeySelect.DEFAULT:
         if via is Interface.CONFIGFS_TSM:
-            raise UsageError("configfs-tsm has no way to name the key: use sev-guest")
+            raise UsageError("configfs-tsm cannot select the key", hint="use sev-guest")
         via = Interface.SEV_GUEST
     if via is Interface.CONFIGFS_TSM:
         return _by_configfs(report_data, certificates, vmpl, paths)
@@ -75,7 +75,7 @@ def attest(
             raise
     if not os.path.isdir(paths.tsm):
         raise RefusedError(
-            f"neither {paths.device} nor {paths.tsm} is there",
+            f"neither {paths.device} nor {paths.tsm} exists",
             hint="run this inside an SEV-SNP guest with its sev-guest driver loaded (modprobe "
             "sev-guest) or with configfs mounted (mount -t configfs none /sys/kernel/config)",
         )

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reports, and the certificates that come with them, from configfs-tsm.
+"""Gets reports and their certificates from configfs-tsm.
 
-The kernel's interface for all kinds of confidential guests: a directory made
-below ``/sys/kernel/config/tsm/report`` is one request. Writing ``inblob`` takes
-effect when the file is closed; reading ``outblob`` or ``auxblob`` makes a report
-unless one of the same ``generation`` is cached. Somebody else may write to the
-same entry, so the generation is held against the number of our own writes after
-each read.
+This is the kernel's interface for all kinds of confidential guests. Each
+directory created below ``/sys/kernel/config/tsm/report`` is one request. Writing
+``inblob`` takes effect when the file is closed; reading ``outblob`` or
+``auxblob`` creates a report unless one of the same ``generation`` is cached.
+Another process may write to the same entry, so the generation is compared with
+the number of our own writes after the reads.
 
 Source: Linux ``Documentation/ABI/testing/configfs-tsm-report``,
 ``drivers/virt/coco/guest/report.c`` and ``drivers/virt/coco/sev-guest/sev-guest.c``.
@@ -49,7 +49,7 @@ class TsmRequestError(RefusedError):
 
 
 class TsmChangedError(RetryLaterError):
-    """Somebody else wrote to the entry while it was read: the blobs may be of two requests."""
+    """Another process wrote to the entry meanwhile: the blobs may be of two requests."""
 
     code = "tsm-changed"
 
@@ -59,30 +59,30 @@ class TsmReport:
     """``outblob`` and ``auxblob`` of one request.
 
     ``outblob`` is a report of 1184 bytes. ``auxblob`` is the host's certificate
-    table, no bytes where it has none: the host's word and nothing more.
+    table, empty if it has none; it is unverified.
     """
 
     outblob: bytes
     auxblob: bytes
 
     def certificates(self) -> CertTable:
-        """The table, parsed; :class:`FormatError` when the host sent nonsense."""
+        """The parsed table; :class:`FormatError` if it is malformed."""
         return CertTable.decode(self.auxblob) if self.auxblob else CertTable()
 
 
 class TsmFiles(Protocol):
-    """The file operations that a request takes; each may raise :class:`OSError`."""
+    """The file operations of a request; each may raise :class:`OSError`."""
 
     def make(self, path: str) -> None:
         """Make a directory."""
         ...
 
     def remove(self, path: str) -> None:
-        """Remove a directory, with the files that the kernel has put there."""
+        """Remove a directory, including the files that the kernel created in it."""
         ...
 
     def write(self, path: str, data: bytes) -> None:
-        """Open a file that exists, write once, close."""
+        """Open an existing file, write once, close."""
         ...
 
     def read(self, path: str, limit: int) -> bytes:
@@ -91,18 +91,18 @@ class TsmFiles(Protocol):
 
 
 class SystemFiles:
-    """The operations as system calls."""
+    """The operations on the real file system."""
 
     def make(self, path: str) -> None:
         """mkdir, mode 0700."""
         os.mkdir(path, 0o700)
 
     def remove(self, path: str) -> None:
-        """rmdir: configfs takes the files away itself."""
+        """rmdir: configfs removes the files itself."""
         os.rmdir(path)
 
     def write(self, path: str, data: bytes) -> None:
-        """One write: text attributes are stored by each, and a short one is an error."""
+        """Write once: each write stores the attribute, so a short write is an error."""
         fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
         try:
             written = os.write(fd, data)
@@ -112,7 +112,7 @@ class SystemFiles:
             raise OSError(errno.EIO, f"wrote {written} of {len(data)} bytes")
 
     def read(self, path: str, limit: int) -> bytes:
-        """Until the end of the file, or one byte more than ``limit``."""
+        """Read to the end of the file, but at most ``limit + 1`` bytes."""
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         try:
             data = bytearray()
@@ -134,13 +134,13 @@ class ConfigfsTsm:
         self._files = SystemFiles() if files is None else files
 
     def report(self, report_data: bytes, *, vmpl: int | None = None) -> TsmReport:
-        """A report over 64 bytes, and the host's certificates.
+        """Request a report with 64 bytes of report data, and the host's certificates.
 
-        ``vmpl`` None leaves it to the kernel, which asks for VMPL 0. Raises
-        :class:`TsmRequestError` when there is no such interface here, when it
-        belongs to another kind of guest, or when the request fails;
-        :class:`TsmChangedError` when somebody else used the entry meanwhile;
-        :class:`FormatError` when what is read is no report.
+        With ``vmpl`` None the kernel requests VMPL 0. Raises
+        :class:`TsmRequestError` if the interface does not exist, belongs to
+        another kind of guest, or refuses the request; :class:`TsmChangedError` if
+        another process used the entry meanwhile; :class:`FormatError` if the
+        result is not a report.
         """
         if len(report_data) != REPORT_DATA_SIZE:
             raise UsageError(
@@ -154,7 +154,7 @@ class ConfigfsTsm:
                 raise TsmRequestError(
                     f"{self._root}: the provider is {provider!r}, expected {PROVIDER!r}",
                     errno.ENODEV,
-                    "this is a confidential guest of another kind",
+                    "this is another kind of confidential guest",
                 )
             before = self._generation(entry)
             writes = 1
@@ -167,8 +167,8 @@ class ConfigfsTsm:
             after = self._generation(entry)
             if after != before + writes:
                 raise TsmChangedError(
-                    f"{entry}: its generation went from {before} to {after}, "
-                    f"our {writes} writes do not account for that",
+                    f"{entry}: the generation went from {before} to {after}, "
+                    f"expected {before + writes}",
                     hint="another process wrote to the entry; ask again",
                 )
         if len(outblob) != REPORT_SIZE:
@@ -181,7 +181,7 @@ class ConfigfsTsm:
         try:
             yield path
         finally:
-            # An entry that stays costs the kernel some memory, and nobody else anything.
+            # An entry that cannot be removed only costs the kernel some memory.
             with contextlib.suppress(OSError):
                 self._files.remove(path)
 
@@ -195,7 +195,9 @@ class ConfigfsTsm:
             except OSError as error:
                 raise _refusal(self._root, "mkdir", error) from None
             return path
-        raise TsmRequestError(f"{self._root}: every name tried is taken", errno.EEXIST)
+        raise TsmRequestError(
+            f"{self._root}: all {_ATTEMPTS} random names tried already exist", errno.EEXIST
+        )
 
     def _write(self, entry: str, name: str, data: bytes) -> None:
         try:
@@ -217,24 +219,25 @@ class ConfigfsTsm:
 
     def _generation(self, entry: str) -> int:
         text = self._text(entry, "generation")
-        # As many digits as a 64-bit number has, and one more.
+        # A 64-bit number has at most 20 digits.
         if not text.isdecimal() or len(text) > 21:
             raise FormatError("generation", f"{text[:40]!r} is not a number")
         return int(text)
 
 
-_LOST: Final = "this guest's VMPCK is gone: it cannot attest again until it reboots"
+_LOST: Final = "this guest's VMPCK is destroyed: it cannot attest again until it reboots"
 _MEANINGS: Final[dict[int, tuple[str, str | None]]] = {
-    errno.ENOENT: ("there is no configfs-tsm here", "mount configfs, load sev-guest"),
+    errno.ENOENT: ("configfs-tsm is not available", "mount configfs, load sev-guest"),
     errno.EACCES: ("no permission", "run this as root"),
     errno.EPERM: ("no permission", "run this as root"),
     errno.ENOTTY: ("the VMPCK is disabled", "an earlier request failed; reboot the guest"),
     errno.ETIMEDOUT: ("the host was busy for a minute", _LOST),
-    errno.EBADMSG: ("the answer is not from the firmware", _LOST),
+    errno.EBADMSG: ("the answer was not made by the firmware", _LOST),
     errno.EINVAL: ("the kernel refused the request", "is the VMPL at or above privlevel_floor?"),
     errno.EIO: (
         "the host or the firmware refused the request",
-        "the host's table may be over 16 KiB, or the VMPCK gone; see the guest's kernel log",
+        "the host's table may exceed 16 KiB, or the VMPCK may be destroyed; see the guest's "
+        "kernel log",
     ),
 }
 

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reports, and the certificates that come with them, from ``/dev/sev-guest``.
+"""Gets reports and their certificates from ``/dev/sev-guest``.
 
 Source: Linux ``Documentation/virt/coco/sev-guest.rst`` and
 ``drivers/virt/coco/sev-guest/sev-guest.c``. The driver writes ``exitinfo2`` only
-where it is not zero, so it is cleared before each call. A request that fails
-for another reason than too small a buffer has cost the guest its VMPCK: errors
-here say so.
+if it is not zero, so it is cleared before each call. A request that fails for
+any reason other than a too small buffer destroys the guest's VMPCK; the errors
+say so.
 """
 
 from __future__ import annotations
@@ -49,8 +49,8 @@ _NOT_THERE: Final = (errno.ENOENT, errno.ENOTDIR, errno.ENODEV, errno.ENXIO)
 class GuestRequestError(RefusedError):
     """The guest's kernel, its host or the firmware refused a request.
 
-    ``errno`` is the ioctl's; ``vmm_error`` and ``fw_error`` are the two halves of
-    ``exitinfo2``, 0 where there was none.
+    ``errno`` is the ioctl's; ``vmm_error`` and ``fw_error`` are the upper and lower
+    half of ``exitinfo2``, 0 if there was no such error.
     """
 
     code = "guest-request"
@@ -63,22 +63,22 @@ class GuestRequestError(RefusedError):
 
 
 class NoDeviceError(RefusedError):
-    """There is no such device."""
+    """The device does not exist."""
 
 
 @dataclass(frozen=True, slots=True)
 class ExtendedReport:
-    """A report of 1184 bytes, and the host's certificate table as it came.
+    """A report of 1184 bytes, and the host's certificate table as received.
 
-    ``table`` is the whole buffer, zero bytes behind the table included; it is the
-    host's word and nothing more.
+    ``table`` is the whole buffer, including zero bytes after the table; it is
+    unverified.
     """
 
     report: bytes
     table: bytes
 
     def certificates(self) -> CertTable:
-        """The table, parsed; :class:`FormatError` when the host sent nonsense."""
+        """The parsed table; :class:`FormatError` if it is malformed."""
         return CertTable.decode(self.table) if self.table else CertTable()
 
 
@@ -86,14 +86,14 @@ class SevGuest:
     """An open ``/dev/sev-guest``; a context manager."""
 
     def __init__(self, path: str = DEVICE) -> None:
-        """Raises :class:`NoDeviceError`, or :class:`RefusedError` when it cannot be opened."""
+        """Open the device; :class:`NoDeviceError` or :class:`RefusedError` if that fails."""
         try:
             self._fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
         except OSError as error:
             kind = NoDeviceError if error.errno in _NOT_THERE else RefusedError
             hint = "run this inside an SEV-SNP guest, with its sev-guest driver loaded"
             if error.errno in (errno.EACCES, errno.EPERM):
-                hint = "run this as root, or give this user the device"
+                hint = "run this as root, or give this user access to the device"
             raise kind(f"{path}: {error.strerror}", hint=hint) from None
         self._path = path
 
@@ -117,9 +117,9 @@ class SevGuest:
     def report(
         self, report_data: bytes, *, vmpl: int = 0, key: KeySelect = KeySelect.DEFAULT
     ) -> bytes:
-        """An attestation report over 64 bytes of ``report_data``, without certificates.
+        """Request a report with 64 bytes of ``report_data``, without certificates.
 
-        ``vmpl`` is at least the VMPL this guest's kernel runs at. Raises
+        ``vmpl`` must be at least the VMPL that this guest's kernel runs at. Raises
         :class:`GuestRequestError`.
         """
         request = _report_request(report_data, vmpl, key)
@@ -131,9 +131,9 @@ class SevGuest:
     def extended_report(
         self, report_data: bytes, *, vmpl: int = 0, key: KeySelect = KeySelect.DEFAULT
     ) -> ExtendedReport:
-        """A report together with the certificates the host has for it.
+        """Request a report together with the host's certificates.
 
-        The buffer is as large as the driver takes (16 KiB), so one call does.
+        The buffer has the driver's maximum size (16 KiB), so one call suffices.
         """
         certs = (ctypes.c_char * CERTS_MAX_SIZE)()
         request = bytearray(
@@ -149,8 +149,8 @@ class SevGuest:
         if exitinfo2 >> 32 == VmmError.INVALID_LEN:
             needed = ExtReportReq.unpack(request).certs_len
             raise GuestRequestError(
-                f"{self._path}: the host's certificate table has {needed} bytes, "
-                f"a Linux guest fetches at most {CERTS_MAX_SIZE}",
+                f"{self._path}: the host's certificate table needs {needed} bytes; "
+                f"a Linux guest accepts at most {CERTS_MAX_SIZE}",
                 failed,
                 exitinfo2,
                 "ask the operator for a smaller table; reports without certificates still work",
@@ -170,7 +170,7 @@ class SevGuest:
         )
         failed: int | None = None
         try:
-            # Positive: the VMGEXIT itself was not taken, which is no success either.
+            # Positive: the hypervisor did not handle the VMGEXIT; that is a failure too.
             if fcntl.ioctl(self._fd, number, outer) > 0:
                 failed = errno.EIO
         except OSError as error:
@@ -192,7 +192,7 @@ def _report_of(response: bytes) -> bytes:
     if header.status != ResponseStatus.SUCCESS:
         known = {
             ResponseStatus.INVALID_PARAM: "invalid parameters, perhaps a VMPL above the guest's",
-            ResponseStatus.INVALID_KEY: "the key asked for is not there",
+            ResponseStatus.INVALID_KEY: "the requested key does not exist",
         }
         reason = known.get(ResponseStatus(header.status)) if header.status in known else None
         raise RefusedError(
@@ -209,16 +209,16 @@ def _report_of(response: bytes) -> bytes:
 
 
 def _refusal(path: str, number: int, exitinfo2: int) -> SnpCertsError:
-    lost = "this guest's VMPCK is gone: it cannot attest again until it reboots"
+    lost = "this guest's VMPCK is destroyed: it cannot attest again until it reboots"
     vmm, firmware = exitinfo2 >> 32, exitinfo2 & 0xFFFF_FFFF
     if number == errno.ENOTTY:
         text, hint = "the VMPCK is disabled", "an earlier request failed; reboot the guest"
     elif number == errno.ETIMEDOUT:
         text, hint = "the host was busy for a minute", lost
     elif number == errno.EBADMSG:
-        text, hint = "the answer is not from the firmware", lost
+        text, hint = "the answer was not made by the firmware", lost
     elif exitinfo2 == sev_guest.EXITINFO2_NOT_SENT:
-        text, hint = "the host did not take the request", lost
+        text, hint = "the host did not accept the request", lost
     elif vmm:
         text, hint = f"the host answered error {vmm:#x}", lost
     elif firmware and number == errno.EIO:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What an ELF program needs at run time: its machine, its loader, its imports.
+"""Reads what an ELF program needs at run time: its machine, its loader, its imports.
 
 Source: System V ABI, "Object Files" and "Program Loading and Dynamic Linking";
 AMD64 supplement for the relocations. Only the program header is followed, as the
@@ -36,7 +36,7 @@ _MAX_NAME = 4096
 
 @dataclass(frozen=True, slots=True)
 class Elf:
-    """``interpreter`` is None in a static program; ``imports`` are names it is linked to."""
+    """``interpreter`` is None in a static program; ``imports`` are the symbols it needs."""
 
     bits: int
     machine: int
@@ -47,8 +47,7 @@ class Elf:
 def read_elf(path: str) -> Elf:
     """Read the program or library at ``path``.
 
-    Raises :class:`FormatError` for a file that is no ELF file or a broken one, and
-    ``OSError``.
+    Raises :class:`FormatError` if the file is not a valid ELF file, and ``OSError``.
     """
     with open(path, "rb") as file:
         try:
@@ -62,7 +61,7 @@ def read_elf(path: str) -> Elf:
 def parse_elf(data: bytes | mmap.mmap) -> Elf:
     """As :func:`read_elf`, for the bytes of a file."""
     if data[:4] != b"\x7fELF" or len(data) < _HEADER.size:
-        raise FormatError(WHAT, "is not one")
+        raise FormatError(WHAT, "not an ELF file")
     bits = {1: 32, 2: 64}.get(data[4])
     if bits is None or data[5] not in (1, 2):
         raise FormatError(WHAT, "unknown class or byte order", offset=4)
@@ -78,9 +77,13 @@ class _Reader:
         self._data = data
         _, _, self._machine, _, _, at, _, _, _, size, count, _, _, _ = _HEADER.unpack_from(data)
         if count and size != _SEGMENT.size:
-            raise FormatError(WHAT, f"{size} bytes per program header", field="e_phentsize")
+            raise FormatError(
+                WHAT,
+                f"{size} bytes per program header, expected {_SEGMENT.size}",
+                field="e_phentsize",
+            )
         if count > _MAX_SEGMENTS:
-            raise FormatError(WHAT, f"{count} program headers", field="e_phnum")
+            raise FormatError(WHAT, f"too many program headers: {count}", field="e_phnum")
         table = self._slice(at, count * _SEGMENT.size, "program header")
         self._segments = list(_SEGMENT.iter_unpack(table))
 
@@ -96,7 +99,7 @@ class _Reader:
         return Elf(64, self._machine, interpreter, imports)
 
     def _imports(self, section: bytes) -> frozenset[str]:
-        """Names of the symbols that relocations ask for and this file does not define."""
+        """Names of the symbols that relocations refer to and this file does not define."""
         found: dict[int, int] = {}
         section = section[: len(section) // _DYNAMIC.size * _DYNAMIC.size]
         for index, (tag, value) in enumerate(_DYNAMIC.iter_unpack(section)):
@@ -107,7 +110,7 @@ class _Reader:
             return frozenset()
         strings = self._at_address(found[_DT_STRTAB], found.get(_DT_STRSZ, 0), "DT_STRTAB")
         wanted: set[int] = set()
-        # The relocations without a symbol come first, and their number is told.
+        # The relocations without a symbol come first; DT_RELACOUNT gives their number.
         relative = found.get(_DT_RELACOUNT, 0) * _RELOCATION.size
         for start, size, skip in (
             (_DT_RELA, _DT_RELASZ, relative),
@@ -117,7 +120,7 @@ class _Reader:
             if start not in found or length <= 0:
                 continue
             if length > _MAX_RELOCATIONS * _RELOCATION.size:
-                raise FormatError(WHAT, f"{length} bytes of relocations")
+                raise FormatError(WHAT, f"too many relocations: {length} bytes")
             table = self._at_address(found[start] + skip, length, "relocations")
             table = table[: len(table) // _RELOCATION.size * _RELOCATION.size]
             wanted.update(info >> 32 for _, info, _ in _RELOCATION.iter_unpack(table))
@@ -138,7 +141,7 @@ class _Reader:
             if kind == _PT_LOAD and start <= address and address + size <= start + length:
                 return self._slice(offset + address - start, size, field)
         raise FormatError(
-            WHAT, f"{size} bytes at address {address:#x} are in no segment", field=field
+            WHAT, f"{size} bytes at address {address:#x} are not in any segment", field=field
         )
 
     def _slice(self, offset: int, size: int, field: str) -> bytes:

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Finding out whether KVM can ask for certificates, and making it do so.
+"""Checks whether KVM can exit for certificates, and enables the exit.
 
 Source: Linux ``x86/amd-memory-encryption.rst``, KVM_SEV_SNP_ENABLE_REQ_CERTS and
-"Device attribute API". There is no capability; KVM_HAS_DEVICE_ATTR says yes even
-where SNP is off, so the attribute's value is what counts.
+"Device attribute API". There is no capability. KVM_HAS_DEVICE_ATTR succeeds even
+if SNP is off, so the attribute's value decides.
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ def supports_req_certs(kvm_fd: int, ioctl: IoctlCall = fcntl.ioctl) -> bool:
 
 
 def enable_req_certs(vm_fd: int, ioctl: IoctlCall = fcntl.ioctl) -> None:
-    """Turn the exit on for an SNP VM: after INIT2, before its first vCPU.
+    """Enable the exit for an SNP VM: after INIT2, before its first vCPU.
 
-    Raises :class:`RefusedError` when KVM says that the order of calls or the
-    type of the VM is wrong.
+    Raises :class:`RefusedError` if KVM fails with EINVAL: the order of calls or
+    the type of the VM is wrong.
     """
     command = bytearray(kvm.SevCmd(id=kvm.SevCommand.SNP_ENABLE_REQ_CERTS).pack())
     try:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The service of KVM_EXIT_SNP_REQ_CERTS, for any VMM written in Python.
+"""Serves KVM_EXIT_SNP_REQ_CERTS for any VMM written in Python.
 
 Source: Linux ``Documentation/virt/kvm/api.rst``, KVM_EXIT_SNP_REQ_CERTS, and
 ``x86/amd-memory-encryption.rst``, KVM_SEV_SNP_ENABLE_REQ_CERTS.
@@ -11,16 +11,15 @@ In a vCPU's loop::
     if run.asks_for_certs:
         served = service.serve(run, memory, kvm_run)
 
-where ``kvm_run`` issues the vCPU's KVM_RUN and raises ``OSError`` as the ioctl
+where ``kvm_run`` issues the vCPU's KVM_RUN and raises ``OSError`` if the ioctl
 fails. The service re-enters the guest once, with ``immediate_exit`` set, so
 that the firmware has the request before the lock is dropped.
 
-**Failing gently.** A Linux guest that gets EIO destroys its VMPCK: it cannot
-attest again until it reboots. So a file that is missing or unreadable yields an
-empty table, with which a guest falls back to fetching certificates itself, and
-only a buffer outside the guest's memory yields EIO. ``on_error="eio"`` gives
-EIO for an unreadable file too; choose it only where a guest must not run
-without certificates.
+**Failures.** A Linux guest that gets EIO destroys its VMPCK: it cannot attest
+again until it reboots. Therefore a missing or unreadable file yields an empty
+table, and the guest can fetch certificates itself; only a buffer outside the
+guest's memory yields EIO. ``on_error="eio"`` yields EIO for an unreadable file
+too; use it only if a guest must not run without certificates.
 """
 
 from __future__ import annotations
@@ -45,7 +44,7 @@ OnError = Literal["empty", "eio"]
 
 
 class Outcome(enum.Enum):
-    """What one request came to."""
+    """The outcome of one request."""
 
     SERVED = "served"
     EMPTY = "empty"
@@ -56,14 +55,14 @@ class Outcome(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """The outcome of one request, for logs and metrics.
+    """One request's outcome with details, for logs and metrics.
 
-    ``ret`` is the positive errno KVM was given (0 for success). ``size`` is the
-    bytes written to the guest; ``needed_pages`` is set for TOO_SMALL; ``detail``
-    says why a request failed, or why a table is empty that should not be.
-    ``run_errno`` is the errno of the re-entry: EINTR when all went well. 0 means
-    that KVM_RUN returned with an exit of its own, which is the VMM's to handle.
-    Anything else means that the request is lost; most VMMs end the VM then.
+    ``ret`` is the positive errno passed to KVM (0 for success). ``size`` is the
+    number of bytes written to the guest; ``needed_pages`` is set for TOO_SMALL;
+    ``detail`` says why a request failed, or why a table is unexpectedly empty.
+    ``run_errno`` is the errno of the re-entry: EINTR is normal. 0 means that
+    KVM_RUN returned with another exit, which the VMM must handle. Any other
+    value means that the request is lost; most VMMs then end the VM.
     """
 
     outcome: Outcome
@@ -82,7 +81,7 @@ class Served:
         return text if self.detail is None else f"{text}: {self.detail}"
 
     def to_json(self) -> dict[str, object]:
-        """Plain values, for a JSON line."""
+        """The fields as JSON values."""
         return {
             "outcome": self.outcome.value,
             "ret": self.ret,
@@ -96,8 +95,8 @@ class Served:
 class ExitService:
     """Serves certificate requests of any number of vCPUs from one certificate file.
 
-    Safe to share by threads: each request opens the file anew, so no vCPU can
-    drop another's lock.
+    Thread-safe: each request opens the file again, so no vCPU can drop another's
+    lock.
     """
 
     def __init__(
@@ -108,11 +107,11 @@ class ExitService:
         on_error: OnError = "empty",
         size_limit: int = MAX_SIZE,
     ) -> None:
-        """``lock_wait`` is in seconds; after it the guest is told BUSY and comes back 2 s later."""
+        """``lock_wait`` is in seconds; then the guest gets BUSY and retries 2 s later."""
         if on_error not in ("empty", "eio"):
             raise UsageError(f"on_error is {on_error!r}", hint="'empty' or 'eio'")
         if not 0 <= lock_wait < 60:
-            # A Linux guest gives its VMPCK up after 60 s of BUSY.
+            # A Linux guest destroys its VMPCK after 60 s of BUSY.
             raise UsageError(f"lock_wait is {lock_wait} s", hint="0 to less than 60")
         self._certs = certs
         self._lock_wait = lock_wait
@@ -122,12 +121,12 @@ class ExitService:
     def serve(self, run: RunView, memory: GuestMemory, kvm_run: Callable[[], object]) -> Served:
         """Answer the request in ``run`` and re-enter the guest once.
 
-        ``immediate_exit`` is afterwards what it was before. If another thread
-        set it to kick this vCPU meanwhile, that cannot be seen here: check your
-        own kick flag after every request, as after any EINTR.
+        ``immediate_exit`` is restored to its previous value. If another thread
+        set it in the meantime to kick this vCPU, the service cannot see that:
+        check your own kick flag after every request, as after any EINTR.
 
-        Raises nothing that the guest or the file causes; what ``kvm_run`` raises
-        other than ``OSError`` is let through, with the lock dropped.
+        Neither the guest nor the file can cause an exception. Exceptions of
+        ``kvm_run`` other than ``OSError`` propagate after the lock is dropped.
         """
         gpa, npages, _ = run.snp_req_certs
         answer: list[Served] = []
@@ -162,7 +161,7 @@ class ExitService:
     def _answer(
         self, found: reader.Found, gpa: int, npages: int, run: RunView, memory: GuestMemory
     ) -> Served:
-        """Fill the guest's buffer and set ``ret``; no KVM_RUN yet."""
+        """Fill the guest's buffer and set ``ret``, without calling KVM_RUN."""
         match found:
             case reader.Table(data):
                 served = _deliver(data, Outcome.SERVED, gpa, npages, memory)
@@ -182,7 +181,7 @@ class ExitService:
         return f"{self._certs.path}: {problem}"
 
     def _report(self, served: Served) -> None:
-        """One line for each request; louder where something is not as it should be."""
+        """Log one line for each request, at a higher level for problems."""
         if served.run_errno not in (0, errno.EINTR):
             log.error("certificate request lost: KVM_RUN failed with errno %d", served.run_errno)
         level = logging.DEBUG
@@ -205,7 +204,7 @@ def _deliver(data: bytes, outcome: Outcome, gpa: int, npages: int, memory: Guest
 
 
 def _deliver_empty(gpa: int, npages: int, memory: GuestMemory, detail: str | None) -> Served:
-    """The empty table, as KVM itself writes it: nothing at all into a buffer of no pages."""
+    """Deliver the empty table as KVM itself writes it: nothing if the buffer has no pages."""
     if npages == 0:
         return Served(Outcome.EMPTY, 0, detail=detail)
     served = _deliver(EMPTY, Outcome.EMPTY, gpa, npages, memory)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Guest memory as a VMM has it mapped, addressed by guest physical address (GPA)."""
+"""Guest memory that a VMM has mapped, addressed by guest physical address (GPA)."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from snpcerts.errors import SnpCertsError
 
 
 class GuestMemoryError(SnpCertsError):
-    """A range of guest addresses is not, or not wholly, memory of the guest."""
+    """A range of guest addresses is partly or wholly outside the guest's memory."""
 
     code = "guest-memory"
 
 
 class GuestMemory(Protocol):
-    """What the exit service needs of a VMM's guest memory."""
+    """What the exit service needs from a VMM's guest memory."""
 
     def write(self, gpa: int, data: bytes) -> None:
         """Write all of ``data`` at ``gpa``, or nothing and raise :class:`GuestMemoryError`."""
@@ -25,7 +25,7 @@ class GuestMemory(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Slot:
-    """One mapped range: ``memory`` is where the guest's addresses from ``gpa`` on are."""
+    """One mapped range: ``memory`` holds the guest's memory starting at ``gpa``."""
 
     gpa: int
     memory: memoryview
@@ -46,7 +46,7 @@ class MappedMemory:
         )
 
     def write(self, gpa: int, data: bytes) -> None:
-        """Write all of ``data``, across slots that touch; nothing if any byte has no slot."""
+        """Write all of ``data``, across adjacent slots; nothing if any byte has no slot."""
         parts: list[tuple[memoryview, int, int]] = []
         at, end = gpa, gpa + len(data)
         for slot in self._slots:
@@ -57,6 +57,6 @@ class MappedMemory:
             if at == end:
                 break
         if at != end:
-            raise GuestMemoryError(f"guest address {at:#x} is not memory of the guest")
+            raise GuestMemoryError(f"guest address {at:#x} is outside the guest's memory")
         for target, start, stop in parts:
             target[:] = data[start - gpa : stop - gpa]

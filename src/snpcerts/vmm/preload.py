@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Starting a VMM with the shim, or saying why the shim could not serve it.
+"""Starts a VMM with the shim, or says why the shim cannot serve it.
 
-The shim (native/shim.c) is preloaded by the program's dynamic loader and sees the
-calls of ioctl(3) that the program makes through the C library. A program without
-a dynamic loader, with another C library, or with system calls of its own would
-run without it, and silently so: that is found out here, by looking at the binary.
+The program's dynamic loader preloads the shim (native/shim.c), which intercepts
+the calls of ioctl(3) that the program makes through the C library. A program
+without a dynamic loader, with another C library, or with its own system calls
+would silently run without the shim; this module detects that by examining the
+binary.
 """
 
 from __future__ import annotations
@@ -24,19 +25,19 @@ from snpcerts.vmm.elf import MACHINE_X86_64, Elf, read_elf
 from snpcerts.vmm.enable import supports_req_certs
 
 DEFAULT_TIMEOUT: Final = 100  # milliseconds
-MAX_TIMEOUT: Final = 59_999  # a Linux guest gives its VMPCK up after 60 s of BUSY
+MAX_TIMEOUT: Final = 59_999  # a Linux guest destroys its VMPCK after 60 s of BUSY
 
 _SHIM = Path(__file__).with_name("libsnpcerts_shim.so")
 _LOADER_LIMIT = 30.0  # seconds for the loader to list what it would load
-_INTERPRETERS = 4  # of interpreters, as Linux follows them
-_LINE = 256  # bytes of a script that Linux looks at
+_INTERPRETERS = 4  # nested interpreters, as Linux allows
+_LINE = 256  # bytes of a script that Linux reads
 
 
 def shim_library() -> str:
-    """Where the shim is. Raises :class:`RefusedError` where there is none."""
+    """The path of the shim. Raises :class:`RefusedError` if it is not installed."""
     if not _SHIM.is_file():
         raise RefusedError(
-            "this installation has no shim",
+            "the shim is not installed",
             hint="it is compiled when snpcerts is installed: install a C compiler (cc), then "
             "snpcerts again; Linux on x86-64 only",
         )
@@ -49,9 +50,9 @@ def shim_library() -> str:
 
 
 def environment(certs: str, timeout: int, inherited: Mapping[str, str]) -> dict[str, str]:
-    """The variables that a VMM needs; what ``inherited`` preloads comes after the shim.
+    """The variables that a VMM needs; libraries that ``inherited`` preloads follow the shim.
 
-    ``timeout`` is in milliseconds. A relative path is one of this process's directory.
+    ``timeout`` is in milliseconds. A relative path is resolved against the working directory.
     """
     before = inherited.get("LD_PRELOAD", "")
     shim = shim_library()
@@ -63,28 +64,28 @@ def environment(certs: str, timeout: int, inherited: Mapping[str, str]) -> dict[
 
 
 def become(argv: Sequence[str], variables: Mapping[str, str]) -> NoReturn:
-    """Replace this process by ``argv``; judged by :func:`find_program` before."""
-    # Python ignores these, and a program would inherit that.
+    """Replace this process by ``argv``, which :func:`find_program` has checked."""
+    # Python ignores these signals, and the program would inherit that.
     for number in (signal.SIGPIPE, signal.SIGXFSZ):
         signal.signal(number, signal.SIG_DFL)
     os.execvpe(argv[0], list(argv), {**os.environ, **variables})  # noqa: S606 (as asked for)
 
 
-def doubts(certs: str) -> list[str]:
-    """What will keep guests from getting certificates, unless it changes; for this user."""
+def certificate_warnings(certs: str) -> list[str]:
+    """What currently keeps guests of this user from getting certificates."""
     found: list[str] = []
     try:
         fd = os.open(certs, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
     except (OSError, ValueError) as error:
         reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
-        found.append(f"{certs}: {reason}: guests get an empty table until that is mended")
+        found.append(f"{certs}: {reason}: guests get an empty table until this is fixed")
     else:
         status = os.fstat(fd)
         os.close(fd)
         if not stat.S_ISREG(status.st_mode):
-            found.append(f"{certs}: is not a regular file: guests get an empty table")
+            found.append(f"{certs}: not a regular file: guests get an empty table")
         elif status.st_size > MAX_SIZE:
-            found.append(f"{certs}: is larger than {MAX_SIZE} bytes: guests get an empty table")
+            found.append(f"{certs}: larger than {MAX_SIZE} bytes: guests get an empty table")
     try:
         kvm = os.open("/dev/kvm", os.O_RDWR | os.O_CLOEXEC)
     except OSError as error:
@@ -92,8 +93,8 @@ def doubts(certs: str) -> list[str]:
     try:
         if not supports_req_certs(kvm):
             found.append(
-                "this kernel's KVM cannot ask for certificates (Linux 7.0 can), or SNP is off: "
-                "guests get none"
+                "this kernel's KVM does not request certificates (Linux 7.0 does), or SNP is off: "
+                "guests get no certificates"
             )
     except OSError as error:
         found.append(f"/dev/kvm: KVM_X86_SEV_SNP_REQ_CERTS: {error.strerror}")
@@ -103,17 +104,17 @@ def doubts(certs: str) -> list[str]:
 
 
 def find_program(name: str, variables: Mapping[str, str]) -> list[str]:
-    """Find the program and judge whether the shim can serve it; doubts, for the operator.
+    """Find the program and check that the shim can serve it; returns warnings.
 
-    Raises :class:`InputError` for what cannot be run, :class:`RefusedError` for what
-    would run without the shim.
+    Raises :class:`InputError` if the program cannot be run, :class:`RefusedError` if
+    it would run without the shim.
     """
     path = shutil.which(name)
     if path is None:
         if "/" in name and os.path.isdir(name):
             raise InputError(f"{name}: is a directory")
         if "/" in name and os.path.exists(name):
-            raise InputError(f"{name}: Permission denied: not executable for this user")
+            raise InputError(f"{name}: Permission denied: this user may not execute it")
         raise InputError(f"{name}: no such program")
     _refuse_privileged(path)
     interpreter = path
@@ -123,27 +124,27 @@ def find_program(name: str, variables: Mapping[str, str]) -> list[str]:
             break
         interpreter = following
     else:
-        raise InputError(f"{path}: more than {_INTERPRETERS} interpreters of interpreters")
+        raise InputError(f"{path}: more than {_INTERPRETERS} nested script interpreters")
     elf = _read(path, interpreter)
     _refuse_loaderless(path, elf)
     libraries = _loaded(path, interpreter, elf, variables)
     if interpreter != path:
         return [
-            f"{path}: is a script; what it starts is not looked at (a static VMM, for one, "
-            "would run without certificates)"
+            f"{path} is a script; the programs it starts are not checked (a static VMM, for "
+            "example, would run without certificates)"
         ]
     if not _imports_ioctl(elf, libraries):
         raise RefusedError(
-            f"{path}: does not call the C library's ioctl: it makes its system calls by itself, as "
-            "programs in Go do, or is no VMM",
-            hint="'snpcerts run' goes right before the VMM, not before what starts it; if it loads "
-            "a library for KVM at run time, preload by hand: see --print-environment",
+            f"{path} does not call the C library's ioctl: it makes its own system calls, as "
+            "programs in Go do, or it is not a VMM",
+            hint="put 'snpcerts run' right before the VMM, not before a program that starts it; if "
+            "the VMM loads its KVM library at run time, set the variables of --print-environment",
         )
     return []
 
 
 def _refuse_privileged(path: str) -> None:
-    """The loader takes no LD_PRELOAD from a user whose privileges the program raises."""
+    """Refuse programs that gain privileges: the loader ignores LD_PRELOAD for them."""
     status = os.stat(path)
     what = None
     if status.st_mode & stat.S_ISUID and status.st_uid != os.getuid():
@@ -158,8 +159,8 @@ def _refuse_privileged(path: str) -> None:
             pass
     if what is not None:
         raise RefusedError(
-            f"{path}: {what}, so the loader would ignore the shim",
-            hint="start it as the user it is meant to run as, without that",
+            f"{path} {what}, so the loader would ignore the shim",
+            hint="use a copy without this privilege, started by the user that needs it",
         )
 
 
@@ -173,7 +174,7 @@ def _interpreter_of_script(path: str) -> str | None:
         return None
     words = line[2:].partition(b"\n")[0].split(None, 1)
     if not words:
-        raise InputError(f"{path}: its first line names no interpreter")
+        raise InputError(f"{path}: the first line does not name an interpreter")
     return os.fsdecode(words[0])
 
 
@@ -190,23 +191,23 @@ def _read(path: str, interpreter: str) -> Elf:
 def _refuse_loaderless(path: str, elf: Elf) -> None:
     if elf.bits != 64 or elf.machine != MACHINE_X86_64:
         raise RefusedError(
-            f"{path}: is a {elf.bits}-bit program for ELF machine {elf.machine}; the shim is for "
+            f"{path} is a {elf.bits}-bit program for ELF machine {elf.machine}; the shim is for "
             f"64-bit x86 ({MACHINE_X86_64})"
         )
     if elf.interpreter is None:
         raise RefusedError(
-            f"{path}: is statically linked, so nothing can be preloaded into it",
-            hint="use a dynamically linked build of it, or one that serves certificates itself",
+            f"{path} is statically linked, so the shim cannot be preloaded",
+            hint="use a dynamically linked build, or a VMM that serves certificates itself",
         )
     if "ld-musl" in elf.interpreter:
         raise RefusedError(
-            f"{path}: is linked to musl ({elf.interpreter}); the shim is for the GNU C library",
+            f"{path} is linked to musl ({elf.interpreter}); the shim is for the GNU C library",
             hint="use a build for the GNU C library",
         )
 
 
 def _loaded(path: str, program: str, elf: Elf, variables: Mapping[str, str]) -> list[str]:
-    """The libraries that the program's own loader would load; the shim must be one of them."""
+    """The libraries that the program's loader would load; the shim must be among them."""
     loader = elf.interpreter or ""
     shim = shim_library()
     try:
@@ -221,11 +222,11 @@ def _loaded(path: str, program: str, elf: Elf, variables: Mapping[str, str]) -> 
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: its loader {loader} cannot be run: {error}") from None
     except subprocess.TimeoutExpired:
-        raise RefusedError(f"{path}: its loader {loader} does not end") from None
+        raise RefusedError(f"{path}: its loader {loader} timed out") from None
     complaint = made.stderr.decode(errors="replace").strip().replace("\n", "; ")
     if made.returncode != 0:
         raise InputError(f"{path}: cannot be loaded: {complaint or f'code {made.returncode}'}")
-    # "name => /path (0x...)", or "/path (0x...)" for what was given by path.
+    # "name => /path (0x...)", or "/path (0x...)" for a library given by path.
     lines = [line.split() for line in os.fsdecode(made.stdout).splitlines()]
     found = [
         words[2] if words[1:2] == ["=>"] and len(words) > 2 else words[0]
@@ -233,7 +234,8 @@ def _loaded(path: str, program: str, elf: Elf, variables: Mapping[str, str]) -> 
         if words
     ]
     if shim not in found:
-        raise RefusedError(f"{path}: its loader does not load the shim: {complaint or 'no reason'}")
+        reason = complaint or "the loader gives no reason"
+        raise RefusedError(f"{path}: its loader does not load the shim: {reason}")
     return [each for each in found if each != shim and each.startswith("/")]
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is answered: the table, too small a buffer, absurd sizes, a read cut short."""
+"""Answers: the table, too small a buffer, absurd sizes, a short read."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from snpcerts.emulator.frontdoor.watch import FileCall
 
 
 def asks_for(answer: Answer, pages: int) -> str | None:
-    """What is wrong with an answer that should ask for so many pages; None when nothing is."""
+    """What is wrong with an answer that should ask for ``pages`` pages; None if correct."""
     request = answer.request
     if request is None:
-        return f"there was no exit, the guest got: {answer}"
+        return f"no exit occurred; the guest got: {answer}"
     if request.ret == errno.ENOSPC and request.needed == pages:
         return None
     found = f"ret {request.ret}"
@@ -26,7 +26,7 @@ def asks_for(answer: Answer, pages: int) -> str | None:
 
 
 def asks_and_writes_nothing(answer: Answer, pages: int) -> str | None:
-    """The same, and the guest's memory must be as it was."""
+    """As :func:`asks_for`; the guest's memory must also be unchanged."""
     problem = asks_for(answer, pages)
     if problem is None and not answer.untouched:
         problem = "ENOSPC, but the guest's memory was written to"
@@ -105,7 +105,7 @@ def _short(trial: Trial, vcpu: Vcpu) -> Script:
         return
     problem = answer.delivers(table)
     if problem is not None and answer.ok and answer.got(len(EMPTY)) == EMPTY:
-        problem = None  # no table is no torn table
+        problem = None  # without a table there is no truncated table
     if problem is not None and answer.request is not None and answer.request.ret == errno.EAGAIN:
         problem = None
     trial.judge("short-read", problem)

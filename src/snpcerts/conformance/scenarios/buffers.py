@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where the buffer is: at the end of memory, across slots, nowhere."""
+"""Buffers at the end of memory, across slots, and outside memory."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ def _across(trial: Trial, vcpu: Vcpu) -> Script:
         if low.end == high.gpa
         and not (low.readonly or high.readonly)
         and min(low.size, high.size) >= size
-        # Nor where the vCPU's own pages are, which are in the largest.
+        # The vCPU's own pages, which are in the largest slot, must stay outside.
         and not vcpu.pages.ghcb - size < low.end < vcpu.pages.data + FIELD_PAGES * PAGE_SIZE
     ]
     if not pairs:
-        trial.skip("buffer-across-slots", "the VM has no two memory slots that touch")
+        trial.skip("buffer-across-slots", "the VM has no two adjacent memory slots")
         return
     table = trial.served.table(TABLE_SIZE)
     trial.served.replace(table)
@@ -59,7 +59,7 @@ def _refused(trial: Trial, check: str, answer: Answer) -> None:
 def _and_goes_on(trial: Trial, vcpu: Vcpu, check: str, table: bytes) -> Script:
     answer = yield from vcpu.ask(2)
     wrong = answer.delivers(table)
-    trial.judge(check, None if wrong is None else f"the request after it: {wrong}")
+    trial.judge(check, None if wrong is None else f"the next request: {wrong}")
 
 
 def _past(trial: Trial, vcpu: Vcpu) -> Script:

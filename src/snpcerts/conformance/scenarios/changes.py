@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The file changes between two requests, or is not there, or is none."""
+"""The file changes between two requests, is missing, or is a directory."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def _shrink(trial: Trial) -> None:
 
 
 def _empty(answer: Answer) -> str | None:
-    """What is wrong with an answer for want of a file; None when nothing is."""
+    """What is wrong with an answer given without a file; None if correct."""
     request = answer.request
     if request is not None and request.ret == errno.EIO:
         return "ret 5 (EIO): a Linux guest then destroys its VMPCK"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Stopping in the middle of a request, being killed there, and what is left behind."""
+"""A VMM that is stopped or killed in the middle of a request, and what it leaves behind."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from snpcerts.emulator.guest.program import Sleep
 KICK_TIME = 2.0  # seconds in which the VMM's other threads see the signal and kick the vCPU
 _MANY = 12
 _FEW = 3
-DEATH_TIME = 2.0  # seconds in which a killed process's locks go
+DEATH_TIME = 2.0  # seconds in which a killed process's locks must be released
 
 Moment = Callable[["Trial", Callable[[], None]], None]
 
 
 def _catches(pid: int, number: signal.Signals) -> bool:
-    """Whether a process does something of its own about a signal."""
+    """Whether a process handles or blocks a signal."""
     masks = {}
     with open(f"/proc/{pid}/status", encoding="ascii", errors="replace") as file:
         for line in file:
@@ -42,7 +42,7 @@ def _stopped_when(moment: Moment) -> Scenario:
         number = trial.limits.stop
         asked.clear()
         if trial.program is None or not _catches(trial.program.pid, number):
-            trial.skip(check, f"the VMM ends of {number.name} without stopping its vCPUs")
+            trial.skip(check, f"{number.name} ends the VMM without stopping its vCPUs")
             trial.send(signal.SIGKILL)
             return
         trial.served.rewrite(trial.served.table(TABLE_SIZE))
@@ -55,7 +55,7 @@ def _stopped_when(moment: Moment) -> Scenario:
         moment(trial, stop)
         yield from vcpu.ask(2)
         if not asked:
-            trial.skip(check, "the request had no such moment")
+            trial.skip(check, "the request never reached this moment")
             trial.send(signal.SIGKILL)
 
     def after(trial: Trial) -> None:
@@ -69,17 +69,17 @@ def _stopped_when(moment: Moment) -> Scenario:
         seconds = time.monotonic() - asked[0]
         trial.judge(
             check,
-            f"{name} came during a request, and {seconds:.0f} s later its guest still runs",
+            f"{name} arrived during a request, but the guest still runs {seconds:.0f} s later",
         )
 
     return Scenario(checks=(check,), script=script, after=after, ends=True)
 
 
 class _Kick:
-    """Whether the kick that follows a stop has reached a vCPU that is held at some place.
+    """Whether the kick that follows a stop has reached a vCPU that is being held.
 
-    It shows as a signal for the vCPU's thread, or as immediate_exit set where it
-    was not. A VMM that is gone needs no kick.
+    A kick shows as a signal for the vCPU's thread, or as a newly set
+    immediate_exit. A VMM that has ended needs no kick.
     """
 
     def __init__(self, trial: Trial, tid: int) -> None:
@@ -143,7 +143,7 @@ def _leaves_nothing(trial: Trial, vcpu: Vcpu) -> Script:
         "descriptors",
         None
         if grown <= 0
-        else f"{grown} descriptors of the file more after {_MANY - 1 - _FEW} requests",
+        else f"{grown} more open descriptors of the file after {_MANY - 1 - _FEW} requests",
     )
 
 
@@ -160,18 +160,18 @@ def _killed(trial: Trial, vcpu: Vcpu) -> Script:
 
 def _after_killed(trial: Trial) -> None:
     if all(each.lock_at_answer is None for each in trial.journal.requests):
-        trial.skip("lock-ends-with-vmm", "the VMM had no lock when it was killed")
+        trial.skip("lock-ends-with-vmm", "the VMM held no lock when it was killed")
         return
     _judge_lock_gone(trial)
 
 
 def _judge_lock_gone(trial: Trial) -> None:
-    """The VMM has ended: nobody may have a lock any more."""
+    """The VMM has ended: no lock may remain on the file."""
     until = time.monotonic() + DEATH_TIME
     while trial.served.locked() is not None and time.monotonic() < until:
         time.sleep(0.01)
     left = trial.served.locked()
-    problem = None if left is None else f"still there: {trial.served.kinds()}"
+    problem = None if left is None else f"still held: {trial.served.kinds()}"
     trial.judge("lock-ends-with-vmm", problem)
 
 

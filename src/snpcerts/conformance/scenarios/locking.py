@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The lock: of which kind, from when to when, on which file; and what is said while it is taken."""
+"""The lock: its kind, its duration, its file, and the answer while a writer holds it."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from snpcerts.conformance.journal import Request
 from snpcerts.conformance.trial import TABLE_SIZE, Scenario, Script, Trial, Vcpu
 from snpcerts.emulator.frontdoor.watch import FileCall
 
-FIRMWARE_TIME = 0.02  # seconds that the emulated firmware takes over a request, so that it matters
-RELEASE_LIMIT = 1.0  # seconds after which a lock still held is held for good
+FIRMWARE_TIME = 0.02  # seconds for which the emulated firmware delays each signature
+RELEASE_LIMIT = 1.0  # seconds after which a lock counts as never released
 
 
 def slow_firmware(seconds: float = FIRMWARE_TIME) -> Callable[[Request], bool]:
-    """A gate that lets an answer through after a while."""
+    """A gate that delays each answer by ``seconds``."""
 
     def gate(request: Request) -> bool:
         return time.monotonic() - (request.answered_at or 0.0) >= seconds
@@ -38,7 +38,7 @@ def _held(trial: Trial, vcpu: Vcpu) -> Script:
         request = answer.request
         if request is None or request.ret != 0:
             for check in ("lock-before-read", "lock-kind", "lock-until-signed", "lock-released"):
-                trial.skip(check, f"the table is not delivered: {answer}")
+                trial.skip(check, f"the table was not delivered: {answer}")
             return
         trial.judge("lock-before-read", _lock_before_read(request))
         trial.judge("lock-kind", _lock_kind(request))
@@ -53,7 +53,7 @@ def _held(trial: Trial, vcpu: Vcpu) -> Script:
 
 
 def released(trial: Trial, when: str) -> Script:
-    """Wait until nobody has a lock while the guest runs; judge it."""
+    """Judge whether the lock is released while the guest runs; waits for the release."""
     free = yield from trial.wait_for(lambda: trial.served.locked() is None, RELEASE_LIMIT)
     problem = None if free else f"{when}, while the guest runs: {trial.served.kinds()}"
     trial.judge("lock-released", problem)
@@ -61,24 +61,24 @@ def released(trial: Trial, when: str) -> Script:
 
 def _lock_before_read(request: Request) -> str | None:
     if not request.reads:
-        return "the table was delivered and the file not read in this request"
+        return "the table was delivered, but the file was not read in this request"
     if any(read.lock is None for read in request.reads):
-        return "the file was read with no lock on it"
+        return "the file was read without a lock"
     return None
 
 
 def _lock_kind(request: Request) -> str | None:
     seen = [lock for lock in (request.lock_at_answer, *(r.lock for r in request.reads)) if lock]
     if not seen:
-        return "no lock that an update would see was on the file at any time"
+        return "the file never had a lock that an update would see"
     classic = [lock for lock in seen if not lock.is_ofd]
     return f"a classic lock of process {classic[0].pid}" if classic else None
 
 
 def _lock_until_signed(trial: Trial, request: Request) -> str | None:
     if request.lock_at_answer is None:
-        return "no lock was on the file when KVM_RUN was called to have the report signed"
-    # A VMM that does not come back from KVM_RUN is in the very call that signed.
+        return "the file had no lock when KVM_RUN was called to have the report signed"
+    # If KVM_RUN has not returned yet, the VMM is still in the call that signed.
     then = request.lock_when_signed if request.signed else trial.served.locked(request.file)
     if then is None:
         return "the lock was dropped before KVM_RUN returned"
@@ -86,7 +86,7 @@ def _lock_until_signed(trial: Trial, request: Request) -> str | None:
 
 
 def _replaced_at_lock(trial: Trial, vcpu: Vcpu, check: str, swap: Callable[[], bytes]) -> Script:
-    """The file is another one from the moment on in which the VMM asks for its lock."""
+    """Swap the file at the moment the VMM asks for its lock, and judge the answer."""
     old = trial.served.content or b""
     swapped: list[bytes] = []
 
@@ -98,7 +98,7 @@ def _replaced_at_lock(trial: Trial, vcpu: Vcpu, check: str, swap: Callable[[], b
     answer = yield from vcpu.ask(pages_of(TABLE_SIZE))
     trial.observer.meddle = lambda _: None
     if not swapped:
-        trial.skip(check, "the VMM takes no lock, so there is no such moment")
+        trial.skip(check, "the VMM takes no lock")
         return
     trial.judge(check, _serves_new(answer, old, swapped[0]))
 
@@ -107,7 +107,7 @@ def _serves_new(answer: Answer, old: bytes, new: bytes) -> str | None:
     if answer.request is not None and answer.request.ret == errno.EAGAIN:
         return None
     if answer.ok and answer.got(len(old)) == old:
-        return "the table of the file that was replaced was delivered"
+        return "the replaced file's table was delivered"
     return answer.delivers(new)
 
 
@@ -123,7 +123,7 @@ def _same_inode(trial: Trial, vcpu: Vcpu) -> Script:
 
 
 def same_device(first: Path, second: Path, link: Path) -> Scenario:
-    """``link`` leads to ``first``, then to ``second``, whose files have the same inode numbers."""
+    """``link`` points to ``first``, then to ``second``, whose files have the same inode numbers."""
 
     def script(trial: Trial, vcpu: Vcpu) -> Script:
         served = trial.served
@@ -133,11 +133,11 @@ def same_device(first: Path, second: Path, link: Path) -> Scenario:
         other.rename(second / path.with_name(served.path.name).name)
         one, two = os.fstat(descriptor), os.fstat(other_descriptor)
         if one.st_ino != two.st_ino or one.st_dev == two.st_dev:
-            trial.skip("same-device", "two files with the same inode number could not be made")
+            trial.skip("same-device", "could not create two files with the same inode number")
             return
 
         def swap() -> bytes:
-            lead(link, second)
+            point_link(link, second)
             served.serves(other_descriptor)
             return served.content or b""
 
@@ -146,8 +146,8 @@ def same_device(first: Path, second: Path, link: Path) -> Scenario:
     return Scenario(checks=("same-device",), script=script)
 
 
-def lead(link: Path, target: Path) -> None:
-    """Make a symbolic link lead elsewhere, without a moment in which it leads nowhere."""
+def point_link(link: Path, target: Path) -> None:
+    """Atomically point a symbolic link to another directory."""
     fresh = link.with_name(f".{link.name}.next")
     fresh.symlink_to(target, target_is_directory=True)
     fresh.rename(link)
@@ -159,7 +159,7 @@ def _busy(trial: Trial, vcpu: Vcpu) -> Script:
     served.replace(old)
     yield from vcpu.ask(2)
     if not served.lock():
-        trial.skip("busy", f"an update cannot have the lock at all: {served.kinds()}")
+        trial.skip("busy", f"an update cannot take the lock at all: {served.kinds()}")
         return
     answer = yield from vcpu.ask(2)
     trial.judge("busy", _busy_answer(trial, answer))

@@ -16,23 +16,23 @@ def _first_request(trial: Trial, vcpu: Vcpu) -> Script:
     answer = yield from vcpu.ask(2)
     if answer.request is None:
         for check in ("immediate-exit-cleared", "exit-reason-stale"):
-            trial.skip(check, "there was no exit")
+            trial.skip(check, "no exit occurred")
         return
     yield Sleep(0.001)
     trial.judge("immediate-exit-cleared", None)
     for _ in range(2):
         yield from vcpu.ask(2)
-    looked = [request for request in trial.journal.requests if request.looked_again]
+    stale = any(request.file_used_after_end for request in trial.journal.requests)
     trial.judge(
         "exit-reason-stale",
-        None if not looked else "the file was locked or read again after EINTR, with no new exit",
+        "the file was locked or read again after EINTR, without a new exit" if stale else None,
     )
 
 
 def _judge_enabling(trial: Trial) -> None:
     tries = trial.journal.enablings
     if not tries:
-        trial.judge("enabled", "never issued: guests get the empty table KVM writes by itself")
+        trial.judge("enabled", "never issued: guests get the empty table that KVM writes itself")
         trial.skip("attribute-asked", "the exit is not enabled")
         return
     first = tries[0]
@@ -40,13 +40,13 @@ def _judge_enabling(trial: Trial) -> None:
     if all(each.errno for each in tries):
         problem = f"KVM answered errno {first.errno}"
         if first.vcpus:
-            problem += f": the VM had {first.vcpus} vCPUs already"
+            problem += f": the VM already had {first.vcpus} vCPUs"
     trial.judge("enabled", problem)
     asked: str | None = None
     if not first.attribute_asked:
-        asked = "the exit was enabled without asking"
+        asked = "the exit was enabled without reading the attribute"
     elif not first.attribute_got:
-        asked = "only KVM_HAS_DEVICE_ATTR was asked, which says yes where SNP is off"
+        asked = "only KVM_HAS_DEVICE_ATTR was called, which succeeds even if SNP is off"
     trial.judge("attribute-asked", asked)
 
 
@@ -55,7 +55,7 @@ def _old_kernel(_: Trial, vcpu: Vcpu) -> Script:
 
 
 def _after_old_kernel(trial: Trial) -> None:
-    # Whether the VMM then refuses to start, or starts without, is its own affair.
+    # The VMM may refuse to start or start without the exit: both are correct.
     trial.judge(
         "enabled-where-supported",
         "issued on a kernel without the attribute" if trial.journal.enablings else None,

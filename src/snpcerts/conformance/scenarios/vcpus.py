@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Two vCPUs ask at once."""
+"""Two vCPUs request certificates at the same time."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from snpcerts.conformance.trial import TABLE_SIZE, Scenario, Script, Trial, Vcpu
 from snpcerts.emulator.guest.program import Sleep
 
 ROUNDS = 3
-TOGETHER = 1.0  # seconds that the first waits for the second to be served too
+TOGETHER = 1.0  # seconds that the first answer waits for the second
 _TRIES = 20  # an exclusive lock of the VMM's own makes its vCPUs wait for each other
 
 
 class _OneByOne:
-    """A gate: both answers are there before the first goes on, and the second goes after it.
+    """A gate that waits until both requests are answered, then lets them proceed in turn.
 
-    In between the second one's lock is looked at. By then the first has dropped
-    its own, since its vCPU runs again.
+    Between the two it checks the second request's lock. By then the first has
+    dropped its own, since its vCPU runs again.
     """
 
     def __init__(self, trial: Trial) -> None:
@@ -69,9 +69,9 @@ class _OneByOne:
         return True
 
     def _has_lost(self, request: Request) -> bool:
-        """Whether the lock that this request was answered under is gone.
+        """Whether the lock that this request was answered under has been released.
 
-        Asked of its own descriptors: the first one's lock may have stayed in its place.
+        Checks the request's own descriptors, since the first request's lock may remain.
         """
         served = self._trial.served
         if request.lock_at_answer is None or request.file is None:
@@ -82,7 +82,7 @@ class _OneByOne:
 
 
 def _late(since: float | None, times: int = 1) -> bool:
-    """Whether it is no use waiting for the other: a VMM may serve one request at a time."""
+    """Whether to stop waiting for the other vCPU: a VMM may serve one request at a time."""
     return time.monotonic() - (since or 0.0) > times * TOGETHER
 
 
@@ -121,9 +121,9 @@ def _after(trial: Trial) -> None:
         return
     served = [each for each in trial.journal.requests if each.answered_at and each.ret == 0]
     if all(each.lock_at_answer is None for each in served):
-        trial.skip("vcpus-keep-locks", "the VMM has no lock that could be dropped")
+        trial.skip("vcpus-keep-locks", "the VMM takes no lock")
         return
-    problem = "one vCPU went on, and the lock of the other was gone"
+    problem = "when one vCPU finished, the other's lock was released"
     trial.judge("vcpus-keep-locks", problem if gate.lost else None)
 
 
