@@ -145,7 +145,7 @@ static void note_file_state(int problem)
 	char buffer[128];
 	const char *why = problem == NOT_REGULAR ? "it is not a regular file" :
 			  problem == TOO_LARGE	 ? "it is too large" :
-			  problem == SHRANK ? "it shrank while it was read: someone writes without the lock" :
+			  problem == SHRANK ? "it shrank during the read: a writer does not take the lock" :
 					      NULL;
 
 	if (atomic_load_explicit(&last, memory_order_relaxed) == problem ||
@@ -545,8 +545,8 @@ static void note_vm(int kvm, int fd, unsigned long type)
 		SAY_ONCE("guests of some VMs get no certificates: more than %d VMs or %d files",
 			 MAX_VMS, MAX_FDS);
 	else if (!vm->offered)
-		SAY_ONCE("guests get no certificates: this kernel's KVM cannot ask for them "
-			 "(Linux 7.0 can), or SNP is off");
+		SAY_ONCE("guests get no certificates: this kernel's KVM does not request them "
+			 "(Linux 7.0 does), or SNP is off");
 }
 
 static void note_sev_command(struct vm *vm, int fd, const struct kvm_sev_cmd *command)
@@ -570,7 +570,7 @@ static int note_vcpu(struct vm *vm, int fd)
 	if (!in_table(fd)) {
 		if (!served)
 			return fd;
-		say("a vCPU is refused: more than %d open files", MAX_FDS);
+		say("a vCPU cannot be created: its descriptor is not below %d", MAX_FDS);
 		close(fd);
 		errno = EMFILE;
 		return -1;
@@ -745,7 +745,7 @@ EXPORT int ioctl(int fd, unsigned long passed, ...)
 			return result;
 		if (run)
 			return serve(fd, vcpus[fd].vm, run, saved);
-		SAY_ONCE("a vCPU gets no certificates: where is its kvm_run mapped?");
+		SAY_ONCE("a vCPU gets no certificates: the mapping of its kvm_run was not seen");
 	}
 	if (result >= 0)
 		errno = saved;

@@ -28,7 +28,7 @@ SAID: dict[str, list[str]] = {
         "readable again",
     ],
     "a_sandbox_that_forbids_the_usual_way_gets_an_empty_table": ["it is not a regular file"],
-    "a_file_with_less_than_it_says_is_an_empty_table": ["it shrank while it was read"],
+    "a_file_with_less_than_it_says_is_an_empty_table": ["it shrank during the read"],
     "no_descriptor_left_is_an_empty_table": ["guests get no certificates: Too many open files"],
     "a_buffer_that_is_not_memory_is_eio_and_nothing_written": ["No such file or directory"],
     "memory_that_another_process_may_add_is_not_eio": ["another process has the VM's"],
@@ -109,7 +109,7 @@ def test_a_file_on_another_device_with_the_same_number_is_another_file(
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"FAKE_ATTR": "none"}, "this kernel's KVM cannot ask"),
+        ({"FAKE_ATTR": "none"}, "this kernel's KVM does not request"),
         ({"FAKE_ATTR": "0"}, "or SNP is off"),
         ({"SNPCERTS_CERTS_FILENAME": ""}, "SNPCERTS_CERTS_FILENAME is not set"),
         ({"SNPCERTS_CERTS_FILENAME": "certs.bin"}, "not an absolute path"),
