@@ -245,3 +245,20 @@ def test_what_the_host_shows_agrees_with_its_firmware(emulated: Emulated) -> Non
         "print(os.fstat(fcntl.ioctl(vm, Ioctl.CREATE_GUEST_MEMFD, wanted)).st_size)\n"
     )
     assert emulated.python(["host"], script).stdout.split() == ["1", str(3 << 20)]
+
+
+def test_an_eventfd_is_one_interrupts_alone(emulated: Emulated) -> None:
+    script = (
+        "import errno, fcntl, os\n"
+        "from snpcerts.abi.kvm import Ioctl, Irqfd\n"
+        "vm = fcntl.ioctl(os.open('/dev/kvm', os.O_RDWR), Ioctl.CREATE_VM, 4)\n"
+        "fcntl.ioctl(vm, Ioctl.CREATE_IRQCHIP, 0)\n"
+        "one, other = os.eventfd(0), os.eventfd(0)\n"
+        "for fd in (one, other, one):\n"
+        "    try:\n"
+        "        fcntl.ioctl(vm, Ioctl.IRQFD, Irqfd(fd, 5).pack())\n"
+        "        print('tied')\n"
+        "    except OSError as error:\n"
+        "        print(errno.errorcode[error.errno])\n"
+    )
+    assert emulated.python(["host"], script).stdout.split() == ["tied", "tied", "EBUSY"]

@@ -125,7 +125,6 @@ CONSTANTS: Final[Mapping[str, str]] = {
     "kvm.GUEST_DEBUG_SIZE": "sizeof(struct kvm_guest_debug)",
     "kvm.IOEVENTFD_SIZE": "sizeof(struct kvm_ioeventfd)",
     "kvm.IRQCHIP_SIZE": "sizeof(struct kvm_irqchip)",
-    "kvm.IRQFD_SIZE": "sizeof(struct kvm_irqfd)",
     "kvm.LAPIC_STATE_SIZE": "sizeof(struct kvm_lapic_state)",
     "kvm.MSR_FILTER_SIZE": "sizeof(struct kvm_msr_filter)",
     "kvm.MSR_FILTER_RANGE_SIZE": "sizeof(struct kvm_msr_filter_range)",
@@ -258,6 +257,7 @@ OTHERS: Final[Mapping[str, Mapping[str, str]]] = {
         "_STATX_BASIC_STATS": "STATX_BASIC_STATS",
         "_MISC_MAJOR": "MISC_MAJOR",
     },
+    "snpcerts.emulator.frontdoor.take_fd": {"_SYS_PIDFD_GETFD": "__NR_pidfd_getfd"},
     "snpcerts.conformance.file_observer": {"_SYS_PIDFD_GETFD": "__NR_pidfd_getfd"},
     "snpcerts.conformance.suite": {
         "_CLONE_NEWNS": "CLONE_NEWNS",

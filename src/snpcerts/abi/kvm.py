@@ -344,6 +344,18 @@ class DeviceAttr(CStruct):
 
 
 @dataclass(frozen=True, slots=True)
+class Irqfd(CStruct):
+    """Argument of KVM_IRQFD."""
+
+    SIZE: ClassVar[int] = 32
+    C_NAME: ClassVar[str] = "struct kvm_irqfd"
+    fd: int = u32(0)
+    gsi: int = u32(4)
+    flags: int = u32(8)
+    resamplefd: int = u32(12)
+
+
+@dataclass(frozen=True, slots=True)
 class EncRegion(CStruct):
     """Argument of KVM_MEMORY_ENCRYPT_REG_REGION and UNREG_REGION."""
 
@@ -361,7 +373,6 @@ FPU_SIZE = 416  # struct kvm_fpu
 GUEST_DEBUG_SIZE = 72  # struct kvm_guest_debug
 IOEVENTFD_SIZE = 64  # struct kvm_ioeventfd
 IRQCHIP_SIZE = 520  # struct kvm_irqchip
-IRQFD_SIZE = 32  # struct kvm_irqfd
 LAPIC_STATE_SIZE = 1024  # struct kvm_lapic_state
 MSI_SIZE = 32  # struct kvm_msi
 MSR_FILTER_SIZE = 392  # struct kvm_msr_filter
@@ -402,7 +413,7 @@ class Ioctl(enum.IntEnum):
     UNREGISTER_COALESCED_MMIO = iow(KVMIO, 0x68, 16)
     SET_GSI_ROUTING = iow(KVMIO, 0x6A, 8)
     REINJECT_CONTROL = io(KVMIO, 0x71)
-    IRQFD = iow(KVMIO, 0x76, IRQFD_SIZE)
+    IRQFD = iow(KVMIO, 0x76, Irqfd.SIZE)
     CREATE_PIT2 = iow(KVMIO, 0x77, PIT_CONFIG_SIZE)
     SET_BOOT_CPU_ID = io(KVMIO, 0x78)
     IOEVENTFD = iow(KVMIO, 0x79, IOEVENTFD_SIZE)

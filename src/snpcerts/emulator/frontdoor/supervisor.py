@@ -26,6 +26,7 @@ import stat
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 from snpcerts.abi.ioctl import type_of
@@ -39,6 +40,7 @@ from snpcerts.emulator.frontdoor.door import Door
 from snpcerts.emulator.frontdoor.install_fd import give_device
 from snpcerts.emulator.frontdoor.path_calls import OPENS, PathCalls
 from snpcerts.emulator.frontdoor.seccomp import Notification, c_int
+from snpcerts.emulator.frontdoor.take_fd import take_descriptor
 from snpcerts.emulator.frontdoor.tasks import task
 from snpcerts.emulator.frontdoor.watch import PROCEED, FileCall
 from snpcerts.emulator.syscall.device import Caller, Device, NewDescriptor, Pending
@@ -320,6 +322,7 @@ class Supervisor:
             writable=entry.writable,
             pid=process,
             interrupted=_Interrupted(tid),
+            take=partial(take_descriptor, process),
         )
         self._changed = True
         try:

@@ -41,7 +41,6 @@ IGNORED: Final = frozenset(
         Ioctl.UNREGISTER_COALESCED_MMIO,
         Ioctl.SET_GSI_ROUTING,
         Ioctl.REINJECT_CONTROL,
-        Ioctl.IRQFD,
         Ioctl.CREATE_PIT2,
         Ioctl.IOEVENTFD,
         Ioctl.SET_CLOCK,

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from snpcerts.emulator.guest.sev_guest_device import GuestHolder
+from snpcerts.emulator.kvm.irqfd import Irqfds
 from snpcerts.emulator.psp.firmware import Firmware
 
 
@@ -56,6 +57,7 @@ class Platform:
     vmsa_features: int = VMSA_FEATURES
     clock: Callable[[], float] = time.monotonic
     vms: dict[str, HostedVm] = field(default_factory=dict)
+    irqfds: Irqfds = field(default_factory=Irqfds)
 
     @property
     def asids_in_use(self) -> int:

@@ -26,6 +26,7 @@ from snpcerts.abi.kvm import (
     CreateGuestMemfd,
     EncRegion,
     Ioctl,
+    Irqfd,
     MemoryAttributes,
     UserspaceMemoryRegion,
     UserspaceMemoryRegion2,
@@ -199,6 +200,7 @@ class Vm:
                 self.platform.firmware.decommission(self.context)
                 self.context = None
             self.platform.vms.pop(self.name, None)
+            self.platform.irqfds.release(self)
 
     # The device.
 
@@ -240,6 +242,11 @@ class Vm:
                 self._register_region(caller, argument)
             case Ioctl.MEMORY_ENCRYPT_UNREG_REGION:
                 self._unregister_region(caller, argument)
+            case Ioctl.IRQFD:
+                full = self.irqchip and not self.split_irqchip
+                wanted = _copied(Irqfd, caller, argument)
+                irqfds = self.platform.irqfds
+                irqfds.call(self, caller, wanted, in_kernel=self.irqchip, full=full)
             case r if r == Ioctl.CREATE_IRQCHIP:
                 self._create_irqchip()
             case _:

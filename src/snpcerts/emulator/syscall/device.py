@@ -8,6 +8,7 @@ errno the kernel would give; nothing else may leave an ioctl.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
@@ -39,6 +40,7 @@ class Caller:
     number is closed or is something else. ``writable`` tells whether the
     descriptor the ioctl was issued on was opened for writing. ``pid`` names the
     process; ``interrupted`` tells whether a signal is waiting for the thread.
+    ``take`` gives a duplicate, the device's to close, of a descriptor of the caller's.
     """
 
     memory: UserMemory
@@ -46,6 +48,7 @@ class Caller:
     writable: bool = True
     pid: int = 0
     interrupted: Callable[[], bool] = lambda: False
+    take: Callable[[int], int] = os.dup
 
 
 @dataclass(frozen=True, slots=True)

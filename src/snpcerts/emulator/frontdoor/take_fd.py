@@ -1,0 +1,24 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A duplicate of a program's descriptor (pidfd_getfd(2))."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from typing import Final
+
+_SYS_PIDFD_GETFD: Final = 438
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def take_descriptor(process: int, descriptor: int) -> int:
+    """A descriptor of this process for the file of ``process``'s; close it. ``OSError``: EBADF."""
+    handle = os.pidfd_open(process)
+    try:
+        taken = int(_libc.syscall(_SYS_PIDFD_GETFD, handle, ctypes.c_int(descriptor), 0))
+        if taken < 0:
+            code = ctypes.get_errno()
+            raise OSError(code, os.strerror(code))
+        return taken
+    finally:
+        os.close(handle)

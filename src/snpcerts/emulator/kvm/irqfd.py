@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Eventfds that VMMs tie to their guests' interrupts (KVM_IRQFD), kept apart.
+
+Nothing in an emulated VM takes interrupts, but an eventfd is one interrupt's alone,
+on the whole host: a second tie is EBUSY. Source: ``kvm_irqfd`` and what it calls in
+Linux 7.3 ``virt/kvm/eventfd.c``, ``kvm_arch_irqfd_allowed`` in
+``arch/x86/kvm/irq.c``.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from snpcerts.abi.kvm import IRQFD_FLAG_DEASSIGN, IRQFD_FLAG_RESAMPLE, Irqfd
+from snpcerts.emulator.syscall.device import Caller
+
+_DESCRIPTOR_MAX: Final = (1 << 31) - 1
+
+
+@dataclass(frozen=True, slots=True)
+class _Tie:
+    """``eventfd`` is a duplicate of ours: as long as it is open, no other has its number."""
+
+    vm: object
+    gsi: int
+    eventfd: int
+
+
+class Irqfds:
+    """Those of one host."""
+
+    def __init__(self) -> None:
+        self._ties: dict[int, _Tie] = {}  # by the kernel's number of the eventfd
+
+    def __len__(self) -> int:
+        return len(self._ties)
+
+    def call(
+        self, vm: object, caller: Caller, wanted: Irqfd, *, in_kernel: bool, full: bool
+    ) -> None:
+        """KVM_IRQFD. ``in_kernel`` and ``full`` say what interrupt controllers KVM has."""
+        if wanted.flags & ~(IRQFD_FLAG_DEASSIGN | IRQFD_FLAG_RESAMPLE):
+            raise OSError(errno.EINVAL, "flags of KVM_IRQFD")
+        assigns = not wanted.flags & IRQFD_FLAG_DEASSIGN
+        if assigns and not (full if wanted.flags & IRQFD_FLAG_RESAMPLE else in_kernel):
+            raise OSError(errno.EINVAL, "no interrupt controller in the kernel for that")
+        taken = _take(caller, wanted.fd)
+        kept = False
+        try:
+            number = _number(taken)
+            if assigns:
+                if wanted.flags & IRQFD_FLAG_RESAMPLE:
+                    _judge(caller, wanted.resamplefd)
+                if number in self._ties:
+                    raise OSError(errno.EBUSY, "the eventfd is another interrupt's")
+                self._ties[number] = _Tie(vm, wanted.gsi, taken)
+                kept = True
+            elif (tie := self._ties.get(number)) and (tie.vm, tie.gsi) == (vm, wanted.gsi):
+                os.close(self._ties.pop(number).eventfd)
+        finally:
+            if not kept:
+                os.close(taken)
+
+    def release(self, vm: object) -> None:
+        """The VM is gone, and its ties with it."""
+        for number in [number for number, tie in self._ties.items() if tie.vm is vm]:
+            os.close(self._ties.pop(number).eventfd)
+
+
+def _judge(caller: Caller, descriptor: int) -> None:
+    taken = _take(caller, descriptor)
+    try:
+        _number(taken)
+    finally:
+        os.close(taken)
+
+
+def _take(caller: Caller, descriptor: int) -> int:
+    if descriptor > _DESCRIPTOR_MAX:  # negative, as the kernel has it
+        raise OSError(errno.EBADF, "no descriptor")
+    return caller.take(descriptor)
+
+
+def _number(descriptor: int) -> int:
+    """The kernel's number of an eventfd, this process's ``descriptor``; EINVAL for another file."""
+    about = Path(f"/proc/self/fdinfo/{descriptor}").read_text(encoding="ascii", errors="replace")
+    found = re.search(r"^eventfd-id:\s*(\d+)$", about, re.M)
+    if found is None:
+        raise OSError(errno.EINVAL, "not an eventfd")
+    return int(found[1])
