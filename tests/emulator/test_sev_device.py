@@ -34,7 +34,7 @@ from snpcerts.abi.psp import (
 from snpcerts.emulator.psp.chip import Chip, CloudProvider
 from snpcerts.emulator.psp.firmware import ApiVersion, Firmware
 from snpcerts.emulator.psp.platform_state import DEFAULT_TCB
-from snpcerts.emulator.psp.sev_device import GET_ID_SIZE, MAX_ALLOCATION, SEV_MAX, SevDevice
+from snpcerts.emulator.psp.sev_device import MAX_ALLOCATION, SEV_MAX, SevDevice
 from snpcerts.emulator.syscall.device import Caller, Device
 from snpcerts.emulator.syscall.memory import ProcessMemory
 
@@ -187,9 +187,9 @@ def test_the_chip_id_comes_with_its_length(product: Product) -> None:
     assert host.issue(Command.GET_ID2, GetId2(address=BLOB_AT, length=64), writable=False) == (0, 0)
     assert GetId2.unpack(host.memory.read(DATA_AT, 12)).length == len(identity)
     assert host.memory.read(BLOB_AT, 64) == identity.ljust(64, b"\0")
-    host.memory.write(DATA_AT, b"\xff" * GET_ID_SIZE)
+    host.memory.write(DATA_AT, b"\xff" * 128)
     assert host.issue(Command.GET_ID) == (0, 0)
-    assert host.memory.read(DATA_AT, GET_ID_SIZE) == identity.ljust(GET_ID_SIZE, b"\0")
+    assert host.memory.read(DATA_AT, 128) == identity.ljust(128, b"\xff")
 
 
 @pytest.mark.parametrize(
@@ -279,7 +279,21 @@ def test_key_commands_end_after_the_write_check(host: Host) -> None:
     wrong_state = (errno.EIO, Status.INVALID_PLATFORM_STATE)
     for cmd in KEY_COMMANDS:
         assert host.issue(cmd, writable=False) == (errno.EPERM, OWN)
+        if cmd == Command.PEK_CERT_IMPORT:
+            certificates = PdhCertExport(DATA_AT + 0x100, 64, DATA_AT + 0x200, 64)
+            host.memory.write(DATA_AT, certificates.pack())
         assert host.issue(cmd) == wrong_state
+
+
+def test_certificates_to_import_are_read_before_anything_else(host: Host) -> None:
+    good = PdhCertExport(DATA_AT + 0x100, 64, DATA_AT + 0x200, 64)
+    for change, code in (
+        ({"pdh_cert_len": 0}, errno.EINVAL),
+        ({"cert_chain_len": 0x4001}, errno.EINVAL),
+        ({"cert_chain_address": 8}, errno.EFAULT),
+    ):
+        host.memory.write(DATA_AT, replace(good, **change).pack())
+        assert host.issue(Command.PEK_CERT_IMPORT) == (code, OWN)
 
 
 def asked(host: Host) -> PdhCertExport:

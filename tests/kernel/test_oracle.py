@@ -32,6 +32,8 @@ MUTANTS = [
         "",
     ),
     ("kvm", "kvm_clear_guest(kvm, data_gpa, 24)", "kvm_clear_guest(kvm, data_gpa, 32)"),
+    ("sev", "input.vlek_wrapped_version != 0", "false"),
+    ("sev", "if (!sev->snp_initialized)\n\t\treturn -ENODEV;", ""),
 ]
 
 RELEASES = build.releases() if os.environ.get("SNPCERTS_KERNEL_TESTS") else {}

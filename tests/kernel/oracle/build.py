@@ -103,7 +103,14 @@ KVM: Final = Part(
         "include/linux/psp-sev.h",
     ),
 )
-PARTS: Final = {each.name: each for each in (KVM,)}
+_CCP: Final = "drivers/crypto/ccp"
+
+SEV: Final = Part(
+    "sev",
+    {f"{_CCP}/sev-dev.c": ("sev_ioctl", "__sev_do_cmd_locked")},
+    (f"{_CCP}/sev-dev.h", f"{_CCP}/psp-dev.h", "include/linux/psp-sev.h", "include/linux/psp.h"),
+)
+PARTS: Final = {each.name: each for each in (KVM, SEV)}
 
 
 def releases() -> dict[str, Path]:

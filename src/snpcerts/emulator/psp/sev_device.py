@@ -16,7 +16,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Final, TypeVar
+from typing import Final, TypeVar, cast
 
 from snpcerts.abi.psp import (
     FW_BLOB_MAX_SIZE,
@@ -35,8 +35,8 @@ from snpcerts.emulator.psp.platform_state import ApiVersion
 from snpcerts.emulator.syscall.device import Caller
 
 SEV_MAX: Final = len(Command)
-GET_ID_SIZE: Final = 128  # two sockets of 64 bytes
-GET_ID2_SINCE: Final = ApiVersion(0, 16, 0)
+STATE_WORKING: Final = 2
+GET_ID_SINCE: Final = ApiVersion(0, 16, 0)
 MAX_ALLOCATION: Final = 4 << 20  # the most kzalloc gives
 ENOTSUPP: Final = 524  # the kernel's own, not in libc
 
@@ -109,15 +109,22 @@ class _Call:
     def write(self, data: bytes) -> None:
         _write(self.caller, self.address, data)
 
-    def ask(self, command: Callable[[], _T]) -> _T:
-        """Let the firmware do ``command``; its status goes to ``error``, a refusal is EIO."""
+    def answer(self, command: Callable[[], _T]) -> _T | None:
+        """Let the firmware do ``command``; its status goes to ``error``. None: it refuses."""
         try:
             result = command()
         except FirmwareError as no:
             self.error = int(no.status)
-            raise _refusal(errno.EIO) from no
+            return None
         self.error = int(Status.SUCCESS)
         return result
+
+    def ask(self, command: Callable[[], _T]) -> _T:
+        """The same for commands whose caller gets nothing but EIO when it refuses."""
+        result = self.answer(command)
+        if self.error:
+            raise _refusal(errno.EIO)
+        return cast("_T", result)
 
     def needs_data(self) -> None:
         if not self.address:
@@ -137,6 +144,40 @@ def _key_command(call: _Call) -> None:
     _not_emulated(call)
 
 
+def _factory_reset(call: _Call) -> None:
+    """``sev_ioctl_do_reset``: not while a guest runs."""
+    call.needs_write_mode()
+    if call.ask(call.firmware.platform_status).state == STATE_WORKING:
+        raise _refusal(errno.EBUSY)
+    _not_emulated(call)
+
+
+def _pek_csr(call: _Call) -> None:
+    """``sev_ioctl_do_pek_csr``: the length goes back even when the firmware refuses."""
+    call.needs_write_mode()
+    asked = GetId2.unpack(call.read(GetId2.SIZE))  # struct sev_user_data_pek_csr is laid out so
+    room = asked.length if asked.address else 0
+    if room > FW_BLOB_MAX_SIZE:
+        raise _refusal(errno.EFAULT)
+    call.error = int(Status.INVALID_PLATFORM_STATE)
+    call.write(replace(asked, length=room).pack())
+    _not_emulated(call)
+
+
+def _pek_cert_import(call: _Call) -> None:
+    """``sev_ioctl_do_pek_import``: both certificates are read first."""
+    call.needs_write_mode()
+    given = PdhCertExport.unpack(call.read(PdhCertExport.SIZE))  # laid out as the import's
+    for address, size in (
+        (given.pdh_cert_address, given.pdh_cert_len),
+        (given.cert_chain_address, given.cert_chain_len),
+    ):
+        if not address or not 0 < size <= FW_BLOB_MAX_SIZE:
+            raise _refusal(errno.EINVAL)
+        _read(call.caller, address, size)
+    _not_emulated(call)
+
+
 def _pdh_cert_export(call: _Call) -> None:
     """``sev_ioctl_do_pdh_export``: with an address or a length of 0, only lengths are told."""
     asked = PdhCertExport.unpack(call.read(PdhCertExport.SIZE))
@@ -148,12 +189,13 @@ def _pdh_cert_export(call: _Call) -> None:
         raise _refusal(errno.EFAULT)
     if not call.firmware.state.initialized:
         call.needs_write_mode()
-    blobs = call.ask(call.firmware.pdh_cert_export)
-    if any(size < len(blob) for size, blob in zip(room, blobs, strict=True)):
-        call.error = int(Status.INVALID_LEN)
-    lengths = [len(blob) for blob in blobs]
-    call.write(replace(asked, pdh_cert_len=lengths[0], cert_chain_len=lengths[1]).pack())
-    if call.error:
+    blobs = call.answer(call.firmware.pdh_cert_export)
+    if blobs is not None:
+        if any(size < len(blob) for size, blob in zip(room, blobs, strict=True)):
+            call.error = int(Status.INVALID_LEN)
+        room = (len(blobs[0]), len(blobs[1]))
+    call.write(replace(asked, pdh_cert_len=room[0], cert_chain_len=room[1]).pack())
+    if call.error or blobs is None:
         raise _refusal(errno.EIO)
     for address, blob in zip(addresses, blobs, strict=True):
         _write(call.caller, address, blob)
@@ -169,24 +211,30 @@ def _platform_status(call: _Call) -> None:
 
 
 def _get_id(call: _Call) -> None:
-    call.write(call.ask(call.firmware.get_id).ljust(GET_ID_SIZE, b"\0"))
+    _needs_get_id(call)
+    call.write(call.ask(call.firmware.get_id))
 
 
 def _get_id2(call: _Call) -> None:
-    if call.firmware.state.version < GET_ID2_SINCE:
-        raise _refusal(ENOTSUPP)
+    _needs_get_id(call)
     asked = GetId2.unpack(call.read(GetId2.SIZE))
     room = asked.length if asked.address else 0
     if room > MAX_ALLOCATION:
         raise _refusal(errno.ENOMEM)
-    identity = call.ask(call.firmware.get_id)
-    if room < len(identity):
+    identity = call.answer(call.firmware.get_id)
+    length = room if identity is None else len(identity)
+    if room < length:
         # The firmware's answer, but its copy-out comes first: a fault there is EFAULT.
         call.error = int(Status.INVALID_LEN)
-    call.write(replace(asked, length=len(identity)).pack())
-    if call.error:
+    call.write(replace(asked, length=length).pack())
+    if call.error or identity is None:
         raise _refusal(errno.EIO)
     _write(call.caller, asked.address, identity)
+
+
+def _needs_get_id(call: _Call) -> None:
+    if call.firmware.state.version < GET_ID_SINCE:
+        raise _refusal(ENOTSUPP)
 
 
 def _snp_platform_status(call: _Call) -> None:
@@ -218,13 +266,13 @@ def _snp_vlek_load(call: _Call) -> None:
 
 
 _COMMANDS: Final[dict[Command, Callable[[_Call], None]]] = {
-    Command.FACTORY_RESET: _key_command,
+    Command.FACTORY_RESET: _factory_reset,
     Command.PLATFORM_STATUS: _platform_status,
     Command.PEK_GEN: _key_command,
-    Command.PEK_CSR: _key_command,
+    Command.PEK_CSR: _pek_csr,
     Command.PDH_GEN: _key_command,
     Command.PDH_CERT_EXPORT: _pdh_cert_export,
-    Command.PEK_CERT_IMPORT: _key_command,
+    Command.PEK_CERT_IMPORT: _pek_cert_import,
     Command.GET_ID: _get_id,
     Command.GET_ID2: _get_id2,
     Command.SNP_PLATFORM_STATUS: _snp_platform_status,

@@ -105,7 +105,9 @@ static inline void __set_bit(long bit, volatile void *at)
 #define GFP_KERNEL 0
 #define GFP_KERNEL_ACCOUNT 0
 #define __GFP_ZERO 0
-#define kzalloc(size, flags) calloc(1, size)
+#define __GFP_NOWARN 0
+#define KMALLOC_MAX (4ul << 20) /* the most that the page allocator gives */
+#define kzalloc(size, flags) ((size) > KMALLOC_MAX ? NULL : calloc(1, size))
 #define kvzalloc(size, flags) calloc(1, size)
 #define kmalloc(size, flags) calloc(1, size)
 #define kzalloc_obj(object, ...) calloc(1, sizeof(object))

@@ -1,0 +1,94 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The memory of a process that makes system calls, on both sides alike (``stubs/user.c``)."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import random
+from collections.abc import Callable, Sequence
+from typing import Any, Final, TypeVar
+
+_T = TypeVar("_T")
+
+PAGE: Final = 4096
+USER: Final = 0x1000_0000
+USER_PAGES: Final = 16
+
+
+class _Memory:
+    """As the emulator reaches it."""
+
+    def __init__(self) -> None:
+        self.bytes = bytearray(USER_PAGES * PAGE)
+        self.mapped = [True] * USER_PAGES
+
+    def _at(self, address: int, size: int) -> int:
+        at = address - USER
+        if not size:
+            return 0
+        if at < 0 or at + size > len(self.bytes):
+            raise OSError(errno.EFAULT, "not mapped")
+        if not all(self.mapped[at // PAGE : (at + size - 1) // PAGE + 1]):
+            raise OSError(errno.EFAULT, "not mapped")
+        return at
+
+    def read(self, address: int, size: int) -> bytes:
+        at = self._at(address, size)
+        return bytes(self.bytes[at : at + size])
+
+    def write(self, address: int, data: bytes) -> None:
+        at = self._at(address, len(data))
+        self.bytes[at : at + len(data)] = data
+
+
+class UserSide:
+    """Both memories at once. A copy that meets a page that is not there copies nothing."""
+
+    def __init__(self, library: ctypes.CDLL) -> None:
+        def area(name: str, size: int) -> memoryview:
+            function = getattr(library, f"oracle_{name}")
+            function.restype = ctypes.c_void_p
+            return memoryview((ctypes.c_ubyte * size).from_address(function())).cast("B")
+
+        self._theirs = area("memory", USER_PAGES * PAGE)
+        self._states = area("page_states", USER_PAGES)
+        self.memory = _Memory()
+
+    def map(self, page: int, *, mapped: bool) -> None:
+        """Whether a page is there."""
+        self._states[page] = not mapped
+        self.memory.mapped[page] = mapped
+
+    def write(self, address: int, data: bytes) -> None:
+        """What the process has in its memory, mapped or not."""
+        at = address - USER
+        self._theirs[at : at + len(data)] = data
+        self.memory.bytes[at : at + len(data)] = data
+
+    def peek(self, address: int, size: int) -> bytes:
+        """What the kernel's side has there."""
+        return bytes(self._theirs[address - USER : address - USER + size])
+
+    def result(self, call: Callable[[], Any]) -> int:
+        """What a system call of the emulator's returns, negative for an errno."""
+        try:
+            return int(call())
+        except OSError as failed:
+            return -(failed.errno or 0)
+
+    def differences(self) -> dict[str, str]:
+        """Where the memories differ."""
+        theirs = bytes(self._theirs)
+        if theirs == self.memory.bytes:
+            return {}
+        at = next(
+            i for i, (a, b) in enumerate(zip(theirs, self.memory.bytes, strict=True)) if a != b
+        )
+        ours = self.memory.bytes[at : at + 16]
+        return {"memory": f"at {USER + at:#x}: {theirs[at : at + 16].hex()} {ours.hex()}"}
+
+
+def weighted(pick: random.Random, choices: Sequence[tuple[_T, int]]) -> _T:
+    """One of the choices, by their weights."""
+    return pick.choices([each for each, _ in choices], [weight for _, weight in choices])[0]
