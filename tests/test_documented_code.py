@@ -4,13 +4,16 @@
 from __future__ import annotations
 
 import re
+import shlex
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives.serialization import Encoding
 
 from snpcerts.abi import CertTable, Product, RunView
 from snpcerts.abi.kvm import RUN_SIZE, ExitReason
 from snpcerts.certfile import CertFile
+from snpcerts.cli.main import main
 from snpcerts.endorsement import VekKind, anchor_from_certificate, load_certificate
 from snpcerts.kds import open_certificate_source
 from snpcerts.kds.store import Store
@@ -89,6 +92,26 @@ def test_there_are_examples() -> None:
 @pytest.mark.parametrize("code", [code for _, code in EXAMPLES], ids=[at for at, _ in EXAMPLES])
 def test_an_example_runs_by_itself(code: str) -> None:
     run(code)
+
+
+def test_the_readmes_commands_on_files_run(
+    directory: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Tables and reports; the guides' tests have the commands that need a host or a guest."""
+    ask, ark = (load_certificate(CHAIN[name], name) for name in ("ask", "ark"))
+    (directory / "ask.pem").write_bytes(ask.public_bytes(Encoding.PEM))
+    (directory / "ark.pem").write_bytes(ark.public_bytes(Encoding.PEM))
+    (directory / "vcek.der").write_bytes(CHAIN["vcek"])
+    (directory / "amd").rename(directory / "certs")
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    lines = re.findall(r"^\$ snpcerts ((?:table|verify) .*)$", text, re.M)
+    assert len(lines) >= 5
+    for line in lines:
+        words = shlex.split(line)
+        trust = ["--anchor", "certs/ark.der"] if words[0] == "verify" else []
+        code = main([*words, *trust])
+        assert code == 0, (line, capsys.readouterr())
+    assert (directory / "out" / "vcek.pem").exists()
 
 
 @pytest.mark.usefixtures("directory")

@@ -69,7 +69,7 @@ def test_on_a_terminal_a_verdict_is_coloured_and_no_word_is_broken(folder: Path)
     plain = _COLOUR.sub("", shown)
     assert plain.split() == in_pipe(VERIFY, folder).split()
     for line in plain.splitlines():
-        assert len(line) <= 80 or len(line.split()) == 1, line
+        assert len(line) <= 80 or len(line.split()[-1]) > 60, line
 
 
 def test_a_refusal_is_red_and_its_reasons_hang(folder: Path) -> None:
@@ -100,6 +100,19 @@ def test_an_error_hangs_below_its_first_word(folder: Path) -> None:
     assert lines[0].startswith("snpcerts: ")
     assert len(lines) > 1
     assert all(line.startswith("  ") for line in lines[1:])
+
+
+def test_later_lines_hang_below_the_last_column_that_leaves_room() -> None:
+    line = "  pass  enabled    the exit is enabled before the first vCPU is made"
+    assert wrapped(line, 48).splitlines() == [
+        "  pass  enabled    the exit is enabled before",
+        "                   the first vCPU is made",
+    ]
+    value = "ab" * 48
+    assert wrapped(f"  measurement  {value} of the guest", 80).splitlines() == [
+        f"  measurement  {value}",
+        "               of the guest",
+    ]
 
 
 @given(st.text("ab  :", max_size=200), st.integers(40, 120))

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import re
 import sys
-import textwrap
 from typing import TYPE_CHECKING, Final
 
 import click
@@ -47,9 +46,8 @@ STYLES: Final = {
 }
 _WORDS: Final = "|".join(sorted(STYLES, key=len, reverse=True))
 _STATE: Final = re.compile(rf"^\s*(?P<first>{_WORDS})(?![\w-])|: (?P<last>{_WORDS})$")
-# What later lines of a paragraph stand below: the text behind a label, or some space.
-_LABEL: Final = re.compile(r"\s*\S+(?: \S+){0,2} {2,}|\s*")
-_WIDEST_LABEL: Final = 28
+_COLUMN: Final = re.compile(r"(?<=\S) {2,}")
+_PIECE: Final = re.compile(r"\s*\S+")
 _HANG: Final = 2
 
 
@@ -93,20 +91,21 @@ def _show_line(console: Console, line: str) -> None:
 
 
 def wrapped(line: str, width: int) -> str:
-    """``line`` broken between words, later lines below its text; a long word stays whole."""
+    """``line`` broken between words; later lines hang below the text behind its labels.
+
+    A word that is too long for any line (a measurement) stays whole, where it is.
+    """
     if len(line) <= width:
         return line
-    label = _LABEL.match(line)
-    indent = 0 if label is None else label.end()
-    if label is None or not label[0].strip() or not indent <= _WIDEST_LABEL < width:
-        indent = len(line) - len(line.lstrip()) + _HANG
-    return textwrap.fill(
-        line,
-        width,
-        subsequent_indent=" " * indent,
-        break_long_words=False,
-        break_on_hyphens=False,
-        drop_whitespace=True,
-        replace_whitespace=False,
-        expand_tabs=False,
-    )
+    # Columns further right leave too little room.
+    columns = (found.end() for found in _COLUMN.finditer(line, 0, width * 3 // 5))
+    indent = max(columns, default=len(line) - len(line.lstrip()) + _HANG)
+    lines = [""]
+    for piece in _PIECE.findall(line):
+        word = piece.lstrip()
+        fits = len(lines[-1]) + len(piece) <= width
+        if fits or not lines[-1].strip() or indent + len(word) > width:
+            lines[-1] += piece
+        else:
+            lines.append(" " * indent + word)
+    return "\n".join(lines)
