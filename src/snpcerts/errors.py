@@ -7,8 +7,8 @@ next. An error says what was expected, what was found, where, and what to do.
 ========================  =========  =======================================
 class                     exit code  what to do next
 ========================  =========  =======================================
-RefusedError              1          the answer is no; asking again is no use
-InputError, UsageError    2          mend the input or the call
+RefusedError              1          nothing: it will be refused again
+InputError, UsageError    2          correct the input or the call
 RetryLaterError           3          the same call may work later
 ========================  =========  =======================================
 """
@@ -24,8 +24,8 @@ class SnpCertsError(Exception):
     """Root of the tree.
 
     ``code`` is stable across releases and meant for programs; the message and
-    the hint are meant for people and may change. Both are one printable line:
-    messages quote foreign text.
+    the hint are meant for people and may change. Both are escaped into one
+    printable line, because messages quote foreign text.
     """
 
     exit_code: ClassVar[int] = 1
@@ -43,7 +43,7 @@ class SnpCertsError(Exception):
 
 
 class RefusedError(SnpCertsError):
-    """The request was understood and the answer is no."""
+    """The request is valid, but it was refused or it failed."""
 
     code = "refused"
 
@@ -56,7 +56,7 @@ class UsageError(SnpCertsError):
 
 
 class InputError(SnpCertsError):
-    """Input cannot be read: missing, unreadable, or not what it should be."""
+    """Input cannot be used: it is missing, unreadable, or not what was expected."""
 
     exit_code = 2
     code = "input"
@@ -94,7 +94,7 @@ class FormatError(InputError):
 
 
 class RetryLaterError(SnpCertsError):
-    """Nothing is wrong with the request; the moment is wrong."""
+    """The request is valid but cannot be served now; the same call may work later."""
 
     exit_code = 3
     code = "retry-later"

@@ -1,30 +1,28 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Make foreign text printable: the one place for it.
+"""Escape foreign text for printing. All other modules call this one for it.
 
-Command lines, certificate names, a key server's answer, a guest's evidence, a
-VMM's output: whoever wrote them must not move the cursor of the terminal that
-shows them, start a line of the log they end up in, or turn the direction of
-what follows. What is not printable is shown as Python would write it (``\\x1b``,
-``\\n``, ``\\u202e``), so that nothing is hidden either.
+Foreign text is, for example, a command line, a name in a certificate, a key
+server's answer, a guest's evidence, a VMM's output. It must not move the cursor
+of a terminal, begin a new line of a log, or reverse the text that follows it.
+Characters that are not printable are shown as Python escapes (``\\x1b``,
+``\\n``, ``\\u202e``), so that nothing is hidden.
 
-Errors of :mod:`snpcerts.errors` and the host's events pass through here as a
-whole. Everything else that prints foreign text calls this where it puts the
-line together.
+Errors of :mod:`snpcerts.errors` and the host's events are escaped as a whole.
+Other code that prints foreign text calls this module where it builds the line.
 """
 
 from __future__ import annotations
 
 from typing import Final
 
-LINE_LIMIT: Final = 16384  # characters of one message; foreign parts are cut where they come in
+LINE_LIMIT: Final = 16384  # characters of one message; callers cut foreign parts shorter
 _CUT: Final = "..."
 
 
 def printable(text: str, limit: int = LINE_LIMIT) -> str:
-    """``text`` as one line that is safe to print: what its first ``limit`` characters are.
+    """The first ``limit`` characters of ``text`` as one line that is safe to print.
 
-    Printable text stays as it is, so what has been through here once is not
-    changed by another time.
+    Printable text stays as it is, so a second call changes nothing.
     """
     if text.isprintable() and len(text) <= limit:
         return text
@@ -33,7 +31,7 @@ def printable(text: str, limit: int = LINE_LIMIT) -> str:
 
 
 def printable_lines(text: str) -> str:
-    """Text of several lines, which stay lines, whole; each is made printable."""
+    """Each line of ``text`` made safe to print; line breaks and full length stay."""
     return "\n".join(printable(line, len(line)) for line in text.split("\n"))
 
 

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Temporary directories that do not stay for ever, however their owner ends.
+"""Temporary directories that are removed even if their owner is killed.
 
 A directory has a lease: a lock (flock(2)) on the directory itself, which the
-kernel releases when the last process that holds it is gone. Whoever makes the
-next directory of that kind removes those of the same user that have no lease.
+kernel releases when the last process that holds it ends. Making a directory
+first removes this user's directories of the same kind that have no lease.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Final, Self
 
 _DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-_SUFFIX = re.compile(r"[a-z0-9_]{8}\Z")  # what mkdtemp puts behind the prefix
+_SUFFIX = re.compile(r"[a-z0-9_]{8}\Z")  # what mkdtemp appends to the prefix
 _TRIES: Final = 16
 _ENDING: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -31,7 +31,7 @@ _ENDING: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 class TemporaryDirectory:
     """A directory of mode 0700, empty at first; ``lease`` is the descriptor that holds its lock.
 
-    A process that inherits ``lease`` keeps the directory as well.
+    A process that inherits ``lease`` keeps the directory alive as well.
     """
 
     path: Path
@@ -39,7 +39,7 @@ class TemporaryDirectory:
 
     @classmethod
     def make(cls, kind: str) -> Self:
-        """A new ``snpcerts-KIND-...`` where temporary files go; removes abandoned ones first."""
+        """Make ``snpcerts-KIND-...`` in the temporary directory; first remove abandoned ones."""
         prefix = f"snpcerts-{kind}-"
         remove_abandoned(prefix)
         for _ in range(_TRIES):
@@ -48,8 +48,8 @@ class TemporaryDirectory:
                 try:
                     lease = os.open(path, _DIRECTORY)
                 except FileNotFoundError:
-                    continue  # taken for abandoned before its lock was there
-                with contextlib.suppress(OSError):  # a file system without locks: never swept
+                    continue  # removed as abandoned before it was locked
+                with contextlib.suppress(OSError):  # without locks, it is never swept
                     fcntl.flock(lease, fcntl.LOCK_EX)
                 if _is_at(lease, path):
                     return cls(path, lease)
@@ -57,7 +57,7 @@ class TemporaryDirectory:
         raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN), tempfile.gettempdir())
 
     def remove(self) -> None:
-        """Remove it and what is in it, then let go of the lease."""
+        """Remove the directory and its content, then release the lease."""
         with _undisturbed():
             shutil.rmtree(self.path, ignore_errors=True)
             os.close(self.lease)
@@ -74,7 +74,7 @@ def temporary_directory(kind: str) -> Iterator[Path]:
 
 
 def remove_abandoned(prefix: str) -> None:
-    """Remove this user's directories of that prefix that nobody holds. Never raises OSError."""
+    """Remove this user's directories with that prefix and no lease. Never raises OSError."""
     with contextlib.suppress(OSError), _opened(tempfile.gettempdir(), None) as parent:
         for name in os.listdir(parent):
             if name.startswith(prefix) and _SUFFIX.fullmatch(name[len(prefix) :]):
@@ -87,13 +87,13 @@ def _remove_if_abandoned(parent: int, name: str) -> None:
         if os.fstat(directory).st_uid != os.geteuid():
             return
         fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        # Held while it is removed: its maker, if that is just starting, then sees it gone.
+        # Hold the lock while removing: a maker that is just starting then finds it gone.
         shutil.rmtree(name, ignore_errors=True, dir_fd=parent)
 
 
 @contextlib.contextmanager
 def _undisturbed() -> Iterator[None]:
-    """Let signals that end a command wait until the block is done."""
+    """Delay signals that end a command until the block is done."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
     try:
         yield

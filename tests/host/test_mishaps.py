@@ -60,7 +60,7 @@ def test_a_lock_that_is_not_let_go_is_told_with_who_has_it(site: Site) -> None:
     with hold(str(site.file), shared=True):
         ran = sync(site, **options)
         assert ran.code == 3
-        assert "the lock was not had within 1.5 s" in ran.said
+        assert "timed out after 1.5 s waiting for the lock" in ran.said
         assert "held by pid" in ran.said
         assert "waiting for the locks and the firmware (1 s)" in ran.said
         assert "DRIFT" in ran.said

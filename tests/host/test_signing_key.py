@@ -405,7 +405,7 @@ def test_while_a_guest_is_asked_no_update_gets_the_files_lock(published: Host) -
         return guest_answer(published)(nonce, select)
 
     proved(published, ask=ask)
-    assert "lock was not had" in with_lock[0]
+    assert "waiting for the lock" in with_lock[0]
 
 
 def test_a_proof_ends_with_what_it_was_given_under(published: Host) -> None:

@@ -1,5 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The certificate file: its lock protocol, publishing and serving."""
+"""The certificate file: how VMMs serve it and how updates change it, under its locks.
+
+:class:`CertFile` is the interface. :mod:`~snpcerts.certfile.reader` and
+:mod:`~snpcerts.certfile.writer` are the two sides of the protocol, made of the
+steps in :mod:`~snpcerts.certfile.step`; :mod:`~snpcerts.certfile.system`
+performs the steps as system calls; :mod:`~snpcerts.certfile.several` updates
+several files around one firmware command.
+"""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The certificate file as its users see it: serve a request, or update it."""
+"""The certificate file for callers: serve a request from it, or update it."""
 
 from __future__ import annotations
 
@@ -56,10 +56,10 @@ class CertFile:
         lock_wait: float = writer.DEFAULT_LOCK_WAIT,
         force: bool = False,
     ) -> writer.Update:
-        """Change the firmware and the table as one; see :func:`snpcerts.certfile.writer.update`.
+        """Change firmware and table together; see :func:`snpcerts.certfile.writer.update`.
 
-        Raises :class:`~snpcerts.certfile.recognise.ForeignFileError` where the path
-        leads to a file that is no certificate file, unless ``force``.
+        Raises :class:`~snpcerts.certfile.recognise.ForeignFileError` if the file at
+        the path is not a certificate file, unless ``force``.
         """
         return self._update(lambda: change().encode(), strategy, lock_wait, force)
 
@@ -71,10 +71,10 @@ class CertFile:
         lock_wait: float = writer.DEFAULT_LOCK_WAIT,
         force: bool = False,
     ) -> writer.Update:
-        """Put ``table`` into the file; for when the firmware stays as it is.
+        """Write ``table`` to the file without changing the firmware.
 
-        The table is encoded before anything is touched, so one that cannot be
-        encoded changes nothing. Raises and takes ``force`` as :meth:`update`.
+        The table is encoded first, so a table that cannot be encoded changes
+        nothing. Takes ``force`` and raises as :meth:`update`.
         """
         data = table.encode()
         return self._update(lambda: data, strategy, lock_wait, force)
@@ -94,5 +94,5 @@ class CertFile:
             result: writer.Update = self.perform(steps)
         except writer.LockHeldError as error:
             holders = tuple(str(each) for each in holders_of(error.path) if each.blocks)
-            raise error.named(holders) from None
+            raise error.with_holders(holders) from None
         return result

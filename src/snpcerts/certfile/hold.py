@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Hold the certificate file's lock without doing anything with the file."""
+"""Hold the certificate file's lock without reading or changing the file."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from snpcerts.certfile.holders import holders_of
 from snpcerts.certfile.writer import LockHeldError
 from snpcerts.errors import InputError
 
-_PAUSE = 0.005  # between two tries
+_PAUSE = 0.005  # seconds between two tries
 
 
-class Elapsed:
-    """Whole seconds since the lock was had on an open file."""
+class HeldLock:
+    """A lock on an open file: which file it is, and how long it has been held."""
 
     def __init__(self, status: os.stat_result) -> None:
         self._start = time.monotonic()
         self._file = (status.st_dev, status.st_ino)
 
     def is_at(self, path: str) -> bool:
-        """Whether ``path`` still leads to the file that is locked."""
+        """Whether ``path`` still leads to the locked file."""
         try:
             there = os.stat(path)
         except OSError:
@@ -34,7 +34,7 @@ class Elapsed:
         return (there.st_dev, there.st_ino) == self._file
 
     def ticks(self, limit: float | None) -> Iterator[int]:
-        """Wait for each second to be over and yield its number; end at ``limit`` seconds."""
+        """Yield 1, 2, ... as each second passes; end after ``limit`` seconds."""
         second = 0
         while True:
             second += 1
@@ -46,8 +46,8 @@ class Elapsed:
 
 
 @contextmanager
-def hold(path: str, *, shared: bool) -> Iterator[Elapsed]:
-    """Hold a lock on the whole file, taken at once or not at all.
+def hold(path: str, *, shared: bool) -> Iterator[HeldLock]:
+    """Hold a lock on the whole file; does not wait for it.
 
     Raises :class:`LockHeldError` naming the holders, or :class:`InputError`.
     """
@@ -66,18 +66,18 @@ def hold(path: str, *, shared: bool) -> Iterator[Elapsed]:
         except BlockingIOError:
             holders = tuple(str(holder) for holder in holders_of(path))
             raise LockHeldError(path, 0, holders) from None
-        yield Elapsed(status)
+        yield HeldLock(status)
     finally:
         os.close(fd)
 
 
 @contextmanager
 def hold_in_place(path: str, wait: float) -> Iterator[None]:
-    """Hold the shared lock of the file at ``path``, waited for as long as ``wait`` seconds.
+    """Hold the shared lock of the file at ``path``; wait up to ``wait`` seconds for it.
 
-    Unlike a request's, it is held with an empty file too: as long as it is,
-    nobody who follows the protocol changes the firmware's key. Raises
-    :class:`LockHeldError` naming the holders, or :class:`InputError`.
+    A request drops its lock if the file is empty; this lock is held anyway. While
+    it is held, no program that follows the protocol changes the firmware's key.
+    Raises :class:`LockHeldError` naming the holders, or :class:`InputError`.
     """
     deadline = time.monotonic() + wait
     while True:

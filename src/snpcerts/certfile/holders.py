@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who holds a lock on a file, found in ``/proc``.
+"""Find the processes that hold a lock on a file, from ``/proc``.
 
 Source: proc_pid_fdinfo(5), proc_locks(5), proc_pid_stat(5). The kernel does not
-say which process owns an open-file-description lock, so every process's
-descriptors are looked at. Without the right to look into another user's
-process, its locks stay unnamed. How long a lock has been held is nowhere to be
-had; how long its process has run is.
+say which process owns an open-file-description lock, so this module inspects
+every process's descriptors. It cannot name the locks of a process that this
+user may not inspect. The kernel does not report how long a lock has been held,
+only how long its process has run.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Final
 
 from snpcerts.printable import printable
 
-_COMMAND_LIMIT: Final = 4096  # bytes of a command line that are looked at
+_COMMAND_LIMIT: Final = 4096  # bytes of a command line that are read
 _COMMAND_SHOWN: Final = 120  # characters of it that are shown
 _FDINFO_LIMIT: Final = 1 << 16
 _START_TIME: Final = 19  # field 22 of /proc/PID/stat, counted from behind the command
@@ -31,8 +31,8 @@ KINDS: Final = {"OFDLCK": "OFD", "POSIX": "POSIX", "FLOCK": "flock"}
 class Holder:
     """One process that holds a lock.
 
-    ``kind`` is ``OFDLCK``, ``POSIX`` or ``FLOCK``; ``vm`` is the virtual machine
-    that a VMM's command line names; ``since`` is when the process started.
+    ``kind`` is ``OFDLCK``, ``POSIX`` or ``FLOCK``; ``vm`` is the name of the
+    virtual machine on a VMM's command line; ``since`` is when the process started.
     """
 
     pid: int
@@ -44,7 +44,7 @@ class Holder:
 
     @property
     def blocks(self) -> bool:
-        """Whether OFD locks take notice of it: flock(2) and they do not see each other."""
+        """Whether the lock conflicts with OFD locks; a flock(2) does not."""
         return self.kind != "FLOCK"
 
     def __str__(self) -> str:
@@ -58,7 +58,7 @@ class Holder:
 
 
 def holders_of(path: str) -> tuple[Holder, ...]:
-    """Every process seen to hold a lock on the file at ``path``, by process number."""
+    """Every process that is seen to hold a lock on the file at ``path``, by process ID."""
     try:
         status = os.stat(path)
     except OSError:
@@ -67,16 +67,16 @@ def holders_of(path: str) -> tuple[Holder, ...]:
     for pid in _processes():
         for number in _descriptors(pid):
             for kind, exclusive in locks_through(pid, number, (status.st_dev, status.st_ino)):
-                words = _command_line(pid)
+                argv = _command_line(pid)
                 found[pid, kind, exclusive] = Holder(
-                    pid, _shown(words), kind, exclusive, vm_named_in(words), _started(pid)
+                    pid, _shown(argv), kind, exclusive, vm_named_in(argv), _started(pid)
                 )
     return tuple(found[key] for key in sorted(found))
 
 
-def vm_named_in(words: list[str]) -> str | None:
+def vm_named_in(argv: list[str]) -> str | None:
     """The VM's name on a VMM's command line: ``-name NAME``, ``-name guest=NAME,...``."""
-    for option, value in pairwise(words):
+    for option, value in pairwise(argv):
         if option in ("-name", "--name"):
             fields = value.split(",")
             named = [field.removeprefix("guest=") for field in fields if field.startswith("guest=")]
@@ -91,7 +91,7 @@ def _processes() -> Iterator[int]:
 def _descriptors(pid: int) -> list[str]:
     try:
         return os.listdir(f"/proc/{pid}/fd")
-    except OSError:  # gone, or not ours to look at
+    except OSError:  # the process has ended, or this user may not inspect it
         return []
 
 
@@ -100,8 +100,8 @@ def locks_through(
 ) -> Iterator[tuple[str, bool]]:
     """Kind, and whether exclusive, of each lock that a descriptor's description owns on the file.
 
-    Nothing where the descriptor is closed, or is another file than ``identity``,
-    device and inode, says.
+    ``identity`` is the file's device and inode. Yields nothing if the descriptor
+    is closed or is another file.
     """
     try:
         with open(f"/proc/{pid}/fdinfo/{number}", encoding="ascii", errors="replace") as file:
@@ -109,11 +109,11 @@ def locks_through(
         # lock: 1: OFDLCK ADVISORY WRITE -1 fe:00:2220772 0 EOF
         locks = [words for words in lines if len(words) >= 5 and words[0] == "lock:"]
         if not locks:
-            # A stat may hang, on a network file system whose server is gone: it
-            # is for descriptors that own some lock.
+            # A stat may hang on a network file system whose server is gone, so
+            # only descriptors that own some lock are statted.
             return
-        # Stat, not the numbers in fdinfo: those are the super block's, which
-        # on some file systems is not the device that a stat shows.
+        # Use stat, not the numbers in fdinfo: those name the super block's
+        # device, which differs from the one in stat on some file systems.
         status = os.stat(f"/proc/{pid}/fd/{number}")
         if (status.st_dev, status.st_ino) != identity:
             return
@@ -132,8 +132,8 @@ def _command_line(pid: int) -> list[str]:
     return [word.decode(errors="replace") for word in data.split(b"\0") if word]
 
 
-def _shown(words: list[str]) -> str:
-    return printable(" ".join(words)[:_COMMAND_SHOWN]) or "?"
+def _shown(argv: list[str]) -> str:
+    return printable(" ".join(argv)[:_COMMAND_SHOWN]) or "?"
 
 
 def _started(pid: int) -> datetime | None:

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Do OFD locks work on this file system? Found out by trying, once for each.
+"""Test whether OFD locks work on a file system, once for each file system.
 
-Some network and user-space file systems accept a lock and keep nobody out with
-it, or refuse it. A protocol that rests on locks has no business there.
+Some network and user-space file systems refuse the lock, or grant it without
+keeping other lockers out. Certificate files depend on locks, so an update
+refuses to work on such a file system.
 """
 
 from __future__ import annotations
@@ -22,8 +23,8 @@ def require_working_locks(directory: str) -> None:
     """Raise :class:`InputError` unless OFD locks keep others out in ``directory``.
 
     The file system's device is remembered, so that the second call costs one
-    stat. A directory that cannot be written to is not judged here: whoever
-    writes to it next gets the error.
+    stat. A directory that cannot be written to passes: the next write reports
+    the error.
     """
     try:
         device = os.stat(directory).st_dev

@@ -2,16 +2,16 @@
 """The reader's side of the protocol: what a VMM does for one certificate request.
 
 Source: Linux ``Documentation/virt/kvm/x86/amd-memory-encryption.rst``, section
-KVM_SEV_SNP_ENABLE_REQ_CERTS, which asks for a lock from before the file is read
-until the firmware has the request; made precise here:
+KVM_SEV_SNP_ENABLE_REQ_CERTS. It asks for a lock from before the file is read
+until the firmware has the request. In detail:
 
-1. open by path, for each request; a description of one's own, so that no other
-   vCPU's unlock can drop this lock;
-2. shared OFD lock, tried until the limit; then the answer is "busy";
-3. compare device and inode of what is locked with what the path names now, and
-   start again where they differ: a lock on a replaced file protects nothing;
+1. open the path anew for each request: with its own open file description, no
+   other vCPU's unlock can drop this lock;
+2. try for a shared OFD lock until the limit; then the answer is "busy";
+3. compare device and inode of the locked file with those of the path, and start
+   again if they differ: a lock on a replaced file protects nothing;
 4. read, deliver, re-enter KVM_RUN with ``immediate_exit``;
-5. close, which drops the lock, whatever came before.
+5. close, which drops the lock, after any outcome.
 """
 
 from __future__ import annotations
@@ -42,19 +42,19 @@ class Table:
 
 @dataclass(frozen=True, slots=True)
 class Empty:
-    """The file holds the empty table: there is nothing to hand over."""
+    """The file holds the empty table: there are no certificates to deliver."""
 
 
 @dataclass(frozen=True, slots=True)
 class Busy:
-    """The lock was not to be had within the limit: someone is updating."""
+    """Another process held the lock until the limit: an update is under way."""
 
     waited: float  # seconds
 
 
 @dataclass(frozen=True, slots=True)
 class Unreadable:
-    """There is no table to be had from this path, and waiting will not mend it."""
+    """The path yields no table, and waiting will not change that."""
 
     problem: str
 
@@ -70,12 +70,12 @@ def serve(
     lock_wait: float = DEFAULT_LOCK_WAIT,
     size_limit: int = MAX_SIZE,
 ) -> Steps[T]:
-    """One request from start to end; returns what ``handshake`` returned.
+    """Serve one request from start to end; return what ``handshake`` returned.
 
-    ``deliver`` is called once with what was found; with a :class:`Table` the
-    lock is held from before its first byte was read until ``handshake`` is
-    over, however that ends. ``lock_wait`` is in seconds, ``size_limit`` in
-    bytes. Raises only what the two callables raise.
+    Calls ``deliver`` once with what was found. If that is a :class:`Table`, the
+    lock is held from before its first byte was read until ``handshake`` returns
+    or raises. ``lock_wait`` is in seconds, ``size_limit`` in bytes. Raises only
+    what the two callables raise.
     """
     fd, found = yield from _find(path, lock_wait, size_limit)
     try:
@@ -88,7 +88,7 @@ def serve(
 
 
 def _find(path: str, lock_wait: float, size_limit: int) -> Steps[tuple[int | None, Found]]:
-    """Lock and read the file; the descriptor only with a table."""
+    """Lock and read the file. The descriptor is returned open with a table only."""
     start: float | None = None
     pause = _FIRST_PAUSE
     while True:
@@ -116,7 +116,7 @@ def _find(path: str, lock_wait: float, size_limit: int) -> Steps[tuple[int | Non
 
 
 def _locked_content(path: str, fd: int, size_limit: int) -> Steps[Found | None]:
-    """What the open file holds, read under the lock; None means try again."""
+    """Read the open file under the lock; None means try again."""
     try:
         if not (yield step.LockShared(fd)):
             return None
@@ -127,14 +127,14 @@ def _locked_content(path: str, fd: int, size_limit: int) -> Steps[Found | None]:
         if not mine.regular:
             return Unreadable("is not a regular file")
         if mine.size > size_limit:
-            return Unreadable(f"has {mine.size} bytes, at most {size_limit} are served")
+            return Unreadable(f"has {mine.size} bytes, more than the limit of {size_limit}")
         data: bytes = yield step.Read(fd, mine.size)
     except OSError as error:
         return Unreadable(_problem(error))
     if len(data) != mine.size:
-        return Unreadable("shrank while it was read: someone writes without the lock")
-    # A leading terminator ends the table whatever follows: an update may have
-    # been cut off between the table's body and its first entry.
+        return Unreadable("shrank while it was read: another program writes without the lock")
+    # A leading terminator ends the table, whatever follows: an update may have
+    # been interrupted between writing the table's body and its first entry.
     if not data.startswith(EMPTY) and data:
         return Table(data)
     return Empty()

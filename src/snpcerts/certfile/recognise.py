@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Is this a certificate file, or someone's file at a mistyped path?
+"""Is this a certificate file, or some other file at a mistyped path?
 
-A certificate file is empty, or begins with the empty table, or is a table. Any
-other content is taken for a stranger's, unless an update has been made at that
-path before: the writers' turn file beside it says so, and stays for good.
+A certificate file is empty, or begins with the empty table, or is a table. A
+file with other content is foreign, unless an update was made at that path
+before: then the writers' turn file is beside it, which is never removed.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ from snpcerts.errors import FormatError, RefusedError
 
 
 class ForeignFileError(RefusedError):
-    """The file at the path is no certificate table and never was one of ours."""
+    """The file at the path is not a certificate table, and no update was ever made there."""
 
     code = "foreign-file"
 
     def __init__(self, path: str, why: str) -> None:
         super().__init__(
-            f"{path}: is left as it is: {why}",
-            hint="is the path right? --force replaces the file all the same",
+            f"{path}: not replaced: {why}",
+            hint="check the path; --force replaces the file anyway",
         )
         self.path = path
 
 
-def was_ours(path: str) -> bool:
+def was_updated_before(path: str) -> bool:
     """Whether an update has been made at this path before."""
     try:
         return os.path.lexists(writer.turn_of(os.path.realpath(path)))
@@ -39,8 +39,8 @@ def was_ours(path: str) -> bool:
         return False
 
 
-def no_table(data: bytes) -> str | None:
-    """What keeps ``data`` from being the content of a certificate file; None where nothing does."""
+def table_problem(data: bytes) -> str | None:
+    """Why ``data`` cannot be the content of a certificate file; None if it can."""
     if not any(data[: writer.EMPTY_SIZE]):
         return None
     try:
@@ -51,9 +51,9 @@ def no_table(data: bytes) -> str | None:
 
 
 def require_certificate_file(path: str, perform: Performer = perform_on_system) -> None:
-    """Raise :class:`ForeignFileError` where an update would destroy a stranger's file.
+    """Raise :class:`ForeignFileError` if an update would destroy a file that is not ours.
 
-    What cannot be read is not judged: the update itself says what is the matter
+    A file that cannot be read passes: the update itself reports what is wrong
     with it. A file under an exclusive lock is being updated, so it is ours.
     """
     found: list[reader.Found] = []
@@ -70,15 +70,11 @@ def require_certificate_file(path: str, perform: Performer = perform_on_system) 
     why: str | None = None
     match found:
         case [reader.Table(data)]:
-            why = _is_none(no_table(data))
+            why = table_problem(data)
         case [reader.Unreadable(problem)] if _too_large(path):
-            why = _is_none(problem)
-    if why is not None and not was_ours(path):
-        raise ForeignFileError(path, why)
-
-
-def _is_none(why: str | None) -> str | None:
-    return None if why is None else f"is no certificate file: {why}"
+            why = problem
+    if why is not None and not was_updated_before(path):
+        raise ForeignFileError(path, f"it is not a certificate file: {why}")
 
 
 def _too_large(path: str) -> bool:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Put something between a protocol and those who perform its steps: to watch, to disturb."""
+"""Put a function between a protocol and its performer, to watch or disturb the steps."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from snpcerts.certfile.step import Performer, Steps
 def relay(through: Callable[[Any], Steps[Any]]) -> Performer:
     """A performer that sends every step through ``through``.
 
-    ``through(action)`` is a generator: what it yields is performed, what it
-    returns is the action's result for the protocol, and what it raises is
+    ``through(action)`` is a generator. Steps that it yields are performed, its
+    return value becomes the action's result, and an exception that it raises is
     thrown into the protocol. ``return (yield action)`` changes nothing.
     """
 

@@ -2,10 +2,10 @@
 """Update several certificate files around one firmware command.
 
 A host may serve one table to some guests and another to others. A command that
-changes the key makes all of them wrong at once, so all must be locked and empty
-before it and none may be filled in before it is over. That is one file's update
-nested in another's: where file *i* would change the firmware, file *i+1* is
-locked instead, and only behind the last lock the firmware changes::
+changes the key makes all tables wrong at once, so all files must be locked and
+empty before the command, and stay empty until it has ended. The updates are
+nested: at the point where the update of file *i* would change the firmware, it
+runs the update of file *i+1* instead; the innermost one changes the firmware::
 
     lock 1, empty 1
       lock 2, empty 2
@@ -13,10 +13,10 @@ locked instead, and only behind the last lock the firmware changes::
       publish 2, unlock 2
     publish 1, unlock 1
 
-Locks are taken in the order of the files' real paths, whatever order they were
-named in, so that two agents with the same files cannot wait for each other.
-Each file's part is :func:`snpcerts.certfile.writer.update`, step by step: what
-holds for one file after a crash holds for each of several.
+Locks are taken in the order of the files' real paths, not in the order given,
+so that two agents with the same files cannot deadlock. Each file's part is
+:func:`snpcerts.certfile.writer.update`, step by step: what holds for one file
+after a crash holds for each of several.
 """
 
 from __future__ import annotations
@@ -30,26 +30,27 @@ from snpcerts.certfile.holders import holders_of
 from snpcerts.certfile.step import Performer, Steps
 from snpcerts.errors import SnpCertsError, UsageError
 
-# A command covers the files of one host. Each holds a lock while the next is waited for.
+# Each file stays locked while the update waits for the next one's lock.
 MAX_FILES = 64
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """One certificate file, how its lock is come by, and the table there that is known wrong."""
+    """One certificate file, and the locking strategy to use for it."""
 
     path: str
     strategy: writer.Strategy = writer.Strategy.SWAP
-    condemned: bytes | None = None
+    condemned: bytes | None = None  # its present table, if that is known to be wrong
 
 
 @dataclass(frozen=True, slots=True)
 class SeveralUpdate:
     """How an update of several files went; times in seconds.
 
-    ``waited`` is until all were locked, ``held`` the longest any was locked.
-    ``sizes`` are the bytes of each new table, in the order of the targets, and
-    ``problems`` what kept a file empty after the firmware had changed.
+    ``waited`` is the time until all files were locked, ``held`` the longest time
+    that one of them was. ``sizes`` are the bytes of each new table, in the order
+    of the targets. ``problems`` say why a file stayed empty after the firmware
+    had changed.
     """
 
     waited: float
@@ -59,8 +60,8 @@ class SeveralUpdate:
 
 
 @dataclass(slots=True)
-class _Course:
-    """What is known so far; everything is in the order of locking."""
+class _State:
+    """The state of one update; all sequences are in the order of locking."""
 
     targets: Sequence[Target]
     lock_wait: float
@@ -70,7 +71,7 @@ class _Course:
     locked: float = 0.0
     changed: bool = False
     tables: Sequence[bytes] = ()
-    refused: SnpCertsError | OSError | None = None  # why the firmware was left alone
+    refused: SnpCertsError | OSError | None = None  # why the firmware was not changed
     updates: dict[int, writer.Update] = field(default_factory=dict)
     problems: list[tuple[str, SnpCertsError | OSError]] = field(default_factory=list)
 
@@ -85,9 +86,9 @@ def update(
     """Run ``change`` while every target is locked and empty, then publish what it returns.
 
     ``change`` returns one table for each target, in their order. ``unchanged``
-    does the same for firmware that was left alone: it is asked when a lock was
-    not had, so that the files already emptied get back what is right. Should
-    ``unchanged`` raise, they stay empty.
+    returns the tables for firmware that was not changed: it is called if a lock
+    is not free in time, so that the files already emptied get the right tables
+    back. If ``unchanged`` raises, they stay empty.
 
     ``lock_wait`` (seconds) bounds the wait for all locks together. Raises what
     :func:`snpcerts.certfile.writer.update` raises, in which case the firmware
@@ -113,19 +114,19 @@ def update(
 
         return call
 
-    course = _Course(
+    state = _State(
         [targets[index] for index in order], lock_wait, in_order(change), in_order(unchanged)
     )
-    course.start = yield step.Now()
-    yield from _from(course, 0)
-    if course.refused is not None:
-        raise course.refused
-    sizes = {index: course.updates[place].size for place, index in enumerate(order)}
+    state.start = yield step.Now()
+    yield from _update_from(state, 0)
+    if state.refused is not None:
+        raise state.refused
+    sizes = {index: state.updates[place].size for place, index in enumerate(order)}
     return SeveralUpdate(
-        waited=course.locked - course.start,
-        held=max(each.held for each in course.updates.values()),
+        waited=state.locked - state.start,
+        held=max(each.held for each in state.updates.values()),
         sizes=tuple(sizes[index] for index in range(len(targets))),
-        problems=tuple(course.problems),
+        problems=tuple(state.problems),
     )
 
 
@@ -137,21 +138,21 @@ def perform(
     lock_wait: float = writer.DEFAULT_LOCK_WAIT,
     performer: Performer = system.perform,
 ) -> SeveralUpdate:
-    """:func:`update` as system calls; a lock not had names who holds it."""
+    """Run :func:`update` as system calls; a :class:`LockHeldError` names the holders."""
     try:
         result: SeveralUpdate = performer(update(targets, change, unchanged, lock_wait=lock_wait))
     except writer.LockHeldError as error:
         holders = tuple(str(holder) for holder in holders_of(error.path))
-        raise error.named(holders) from None
+        raise error.with_holders(holders) from None
     return result
 
 
-def _from(course: _Course, place: int) -> Steps[None]:
-    """The update of the file at ``place`` around those of the files after it."""
-    target = course.targets[place]
+def _update_from(state: _State, place: int) -> Steps[None]:
+    """Update the file at ``place``, with the updates of the later files nested in it."""
+    target = state.targets[place]
     now: float = yield step.Now()
-    left = max(0.0, course.start + course.lock_wait - now)
-    # What stands for the change is never called: its step is taken out below.
+    left = max(0.0, state.start + state.lock_wait - now)
+    # ``bytes`` is a placeholder: its Change step is intercepted below and never performed.
     steps = writer.update(
         target.path,
         bytes,
@@ -164,7 +165,7 @@ def _from(course: _Course, place: int) -> Steps[None]:
         while True:
             try:
                 if isinstance(action, step.Change):
-                    result = yield from _inside(course, place)
+                    result = yield from _nested(state, place)
                 else:
                     result = yield action
             except BaseException as error:
@@ -172,28 +173,28 @@ def _from(course: _Course, place: int) -> Steps[None]:
             else:
                 action = steps.send(result)
     except StopIteration as end:
-        course.updates[place] = end.value
+        state.updates[place] = end.value
     except (SnpCertsError, OSError) as error:
-        if not course.tables:
+        if not state.tables:
             raise
-        # It is known what is right, and here it cannot be written: this file
-        # stays empty, the others get their tables.
-        course.problems.append((target.path, error))
-        course.updates[place] = writer.Update(0.0, 0.0, len(EMPTY))
+        # The right table is known but cannot be written here: this file stays
+        # empty, the others get their tables.
+        state.problems.append((target.path, error))
+        state.updates[place] = writer.Update(0.0, 0.0, len(EMPTY))
 
 
-def _inside(course: _Course, place: int) -> Steps[bytes]:
-    """With the files up to ``place`` locked and empty: do the rest, return this file's table."""
-    if place + 1 == len(course.targets):
-        course.locked = yield step.Now()
-        course.changed = True
-        course.tables = yield step.Change(course.change)  # type: ignore[arg-type]  # several tables
-        return course.tables[place]
+def _nested(state: _State, place: int) -> Steps[bytes]:
+    """With the files up to ``place`` locked and empty, do the rest; return this file's table."""
+    if place + 1 == len(state.targets):
+        state.locked = yield step.Now()
+        state.changed = True
+        state.tables = yield step.Change(state.change)  # type: ignore[arg-type]  # several tables
+        return state.tables[place]
     try:
-        yield from _from(course, place + 1)
+        yield from _update_from(state, place + 1)
     except (SnpCertsError, OSError) as error:
-        if course.changed:
+        if state.changed:
             raise
-        course.refused = error
-        course.tables = yield step.Change(course.unchanged)  # type: ignore[arg-type]  # as above
-    return course.tables[place]
+        state.refused = error
+        state.tables = yield step.Change(state.unchanged)  # type: ignore[arg-type]  # as above
+    return state.tables[place]

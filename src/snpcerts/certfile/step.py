@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The steps that the certificate file's protocol is made of.
 
-The protocol is written once, as generators that yield steps and are sent their
-results (:mod:`snpcerts.certfile.reader`, :mod:`snpcerts.certfile.writer`). Who
-performs the steps is another matter: :mod:`snpcerts.certfile.system` does them
-as system calls. A step fails by ``OSError``, thrown into the generator.
+The protocol is written once, as generators that yield steps and receive their
+results (:mod:`snpcerts.certfile.reader`, :mod:`snpcerts.certfile.writer`).
+:mod:`snpcerts.certfile.system` performs the steps as system calls; the explorer
+performs them on a model. A failing step throws ``OSError`` into the generator.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 
 class FileStat(NamedTuple):
-    """What a stat tells that the protocol needs."""
+    """The fields of a stat that the protocol needs."""
 
     device: int
     inode: int
@@ -41,7 +41,7 @@ class Pause(NamedTuple):
 
 
 class Resolve(NamedTuple):
-    """The path with every symbolic link of root's or this user's followed -> str."""
+    """Follow every symbolic link that root or this user made -> the real path, str."""
 
     path: str
 
@@ -73,19 +73,19 @@ class OpenOrCreate(NamedTuple):
 
 
 class Close(NamedTuple):
-    """Close -> None. With the description's last descriptor, its locks go."""
+    """Close -> None. Closing a description's last descriptor drops its locks."""
 
     fd: int
 
 
 class LockShared(NamedTuple):
-    """Try a shared OFD lock on the whole file -> whether it was had."""
+    """Try for a shared OFD lock on the whole file -> whether it was granted."""
 
     fd: int
 
 
 class LockExclusive(NamedTuple):
-    """Try an exclusive OFD lock on the whole file -> whether it was had."""
+    """Try for an exclusive OFD lock on the whole file -> whether it was granted."""
 
     fd: int
 
@@ -97,13 +97,13 @@ class Stat(NamedTuple):
 
 
 class StatPath(NamedTuple):
-    """Stat what the path names now -> FileStat."""
+    """Stat the file that the path names now -> FileStat."""
 
     path: str
 
 
 class Read(NamedTuple):
-    """Read up to ``size`` bytes from the start -> bytes; shorter only at the file's end."""
+    """Read up to ``size`` bytes from offset 0 -> bytes; fewer only at the file's end."""
 
     fd: int
     size: int
@@ -164,23 +164,23 @@ class Unlink(NamedTuple):
 
 
 class Change(NamedTuple):
-    """What the exclusive lock is held for: change the firmware, return the table -> bytes."""
+    """Change the firmware, under the exclusive lock, and return the new table -> bytes."""
 
     call: Callable[[], bytes]
 
 
 class Deliver(NamedTuple):
-    """Hand what was found to the guest's buffer and set the answer -> None."""
+    """Copy what was found to the guest's buffer and set the answer -> None."""
 
     call: Callable[[Any], None]
     found: object
 
 
 class Handshake(NamedTuple):
-    """Re-enter KVM_RUN so that the firmware gets the request -> whatever that yields."""
+    """Re-enter KVM_RUN so that the firmware gets the request -> what ``call`` returns."""
 
     call: Callable[[], Any]
-    fd: int | None  # the descriptor under whose lock it happens, if any
+    fd: int | None  # the descriptor whose lock is held meanwhile, if any
 
 
 Steps = Generator[Any, Any, T]
@@ -188,10 +188,10 @@ Performer = Callable[[Steps[Any]], Any]
 
 
 def closed(fd: int) -> Steps[None]:
-    """Close, whatever the close says: on Linux the descriptor is gone all the same.
+    """Close, and ignore an error: on Linux the descriptor is closed anyway.
 
-    What had to last was synced. An error raised here would keep others from
-    being closed, and their locks with them.
+    Data that must last has been synced. An error raised here would leave other
+    descriptors open, with their locks.
     """
     try:
         yield Close(fd)

@@ -24,10 +24,10 @@ _CONFLICT = (errno.EAGAIN, errno.EACCES)  # POSIX allows both
 
 
 def perform(steps: step.Steps[T]) -> T:
-    """Run a protocol to its end against the real system; return what it returns.
+    """Run a protocol to its end on the real system; return what it returns.
 
-    Whatever a step raises is thrown into the protocol, which puts its own
-    affairs in order (closes, rolls back) before it lets the error out.
+    An exception that a step raises is thrown into the protocol, which cleans up
+    (closes, rolls back) before it raises it.
     """
     try:
         action = next(steps)

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Follow a path only where those lead who are trusted with it.
+"""Resolve a path, following only symbolic links of trusted users.
 
-An update runs as root on files that VMMs read. Whoever owns a symbolic link on
-the way decides which file root writes to, and whoever may write to a directory
-may put a link there. So links are followed that root or the user of this
-process has made, and no others; what else can be wrong on the way is told by
-:func:`doubts`.
+An update runs as root on files that VMMs read. The owner of a symbolic link on
+the path decides which file root writes to, and a user who can write to a
+directory can put a link there. So :func:`resolve` follows links that root or
+the user of this process made, and no others. :func:`doubts` lists whatever else
+lets other users decide where the path leads.
 """
 
 from __future__ import annotations
@@ -22,7 +22,10 @@ _MOST_LINKS = 40  # as many as Linux follows
 
 @dataclass(frozen=True, slots=True)
 class Doubt:
-    """Someone else may decide where the path leads; ``refused`` by updates."""
+    """A place where another user may decide where the path leads.
+
+    ``refused`` says whether updates refuse such a path.
+    """
 
     place: str
     found: str
@@ -30,10 +33,10 @@ class Doubt:
 
 
 def resolve(path: str) -> str:
-    """The path with every symbolic link followed; what is missing at its end stays as written.
+    """The path with every symbolic link followed. A missing end of the path stays as written.
 
-    Raises :class:`RefusedError` for a link of someone who is neither root nor
-    this process's user, and :class:`InputError` for links in a circle.
+    Raises :class:`RefusedError` for a link whose owner is neither root nor this
+    process's user, and :class:`InputError` for links in a circle.
     """
     real = "/"
     for place, status, real_now in _steps(path):
@@ -41,16 +44,16 @@ def resolve(path: str) -> str:
         if status is not None and stat.S_ISLNK(status.st_mode) and not _trusted(status.st_uid):
             raise RefusedError(
                 f"{path}: {place} is a symbolic link of user {status.st_uid}, "
-                "who would decide which file is written to",
+                "who could redirect the update to another file",
                 hint="name the file itself, or make the link as root",
             )
     return real
 
 
 def doubts(path: str) -> Iterator[Doubt]:
-    """Directories and links on the way, as written and behind every link, that others control.
+    """Directories and links on the path, and behind each link, that other users control.
 
-    The directory that holds the file is not judged here. Raises as :func:`resolve`.
+    The directory that holds the file is not checked here. Raises as :func:`resolve`.
     """
     seen: set[str] = set()
     folder = os.path.dirname(os.path.realpath(path))
@@ -71,7 +74,7 @@ def doubts(path: str) -> Iterator[Doubt]:
                 and not status.st_mode & stat.S_ISVTX
             ):
                 mode = stat.S_IMODE(status.st_mode)
-                yield Doubt(place, f"others than its owner may write to it ({mode:04o})", False)
+                yield Doubt(place, f"other users may write to it ({mode:04o})", False)
 
 
 def _trusted(user: int) -> bool:
@@ -79,8 +82,8 @@ def _trusted(user: int) -> bool:
 
 
 def _steps(path: str) -> Iterator[tuple[str, os.stat_result | None, str]]:
-    """Each place on the way from the root, what it is (None: missing), the real path so far."""
-    # Not abspath, which takes x/.. for nothing: it is something where x is a link.
+    """Each place from the root on, its status (None if missing), and the real path so far."""
+    # Not abspath: it drops "x/..", which is wrong if x is a link.
     left = [part for part in os.path.join(os.getcwd(), path).split("/") if part][::-1]
     real, links = "/", 0
     yield "/", os.lstat("/"), "/"
@@ -101,7 +104,7 @@ def _steps(path: str) -> Iterator[tuple[str, os.stat_result | None, str]]:
             continue
         links += 1
         if links > _MOST_LINKS:
-            raise InputError(f"{path}: more than {_MOST_LINKS} symbolic links on the way")
+            raise InputError(f"{path}: the path has more than {_MOST_LINKS} symbolic links")
         yield place, status, place
         target = os.readlink(place)
         left += [each for each in target.split("/") if each][::-1]

@@ -1,22 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The writer's side of the protocol: change the firmware's key and the table as one.
+"""The writer's side of the protocol: change the firmware's key and the table together.
 
-Order of events, whatever the strategy: exclusive lock; *empty* table, durable;
-firmware change; new table, durable, its first entry last; unlock. A crash at
-any point leaves the empty table or the right one. The caller fetches what the
-new key will need before it starts, so the lock is held for the firmware's own
-time and no longer.
+Both strategies follow one order: take the exclusive lock; write the *empty*
+table and sync it; change the firmware; write the new table and sync it, first
+entry last; unlock. A crash at any point leaves the empty table or the right
+one. The caller fetches the certificates for the new key before it starts, so
+the lock is held only for as long as the firmware takes.
 
-Two strategies for getting the lock while readers keep coming (OFD locks are not
-fair: a writer that waits for a moment without readers may wait for ever):
+OFD locks are not fair: a writer that waits for a moment without readers may
+wait for ever. Two strategies get the lock while readers keep coming:
 
-**swap** puts a new, empty, exclusively locked file in the path's place. Readers
-that come now wait for that one; those on the old file finish. Once the old file
-can be locked it is emptied, for the sake of readers that keep it open, and the
-new one is filled in. Needs a directory that can be written to.
+**swap** replaces the file at the path by a new, empty, exclusively locked one.
+New readers wait for the new file; readers of the old file finish. Then the
+writer locks the old file, empties it (some readers may keep it open), and fills
+in the new one. The writer needs write access to the directory.
 
-**in-place** waits for a gap between readers and keeps the inode. For paths that
-others see through a bind mount of the file itself.
+**in-place** waits for a gap between readers and keeps the inode. Use it where
+others see the file through a bind mount of the file itself.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from snpcerts.errors import InputError, RefusedError, RetryLaterError, SnpCertsE
 DEFAULT_LOCK_WAIT = 5.0
 EMPTY_SIZE = len(EMPTY)
 _PAUSE = 0.001
-# A table is for the VMMs that serve it, and for nobody to change but its owner.
+# The VMMs (the file's group) may read a table; only its owner may change it.
 _MODE = 0o640
 _PRIVATE = 0o600
 _WRONG_PATH = (errno.EISDIR, errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)
@@ -52,31 +52,32 @@ class Strategy(enum.Enum):
 class Update:
     """How an update went; times in seconds."""
 
-    waited: float  # for the exclusive lock, readers being served meanwhile
-    held: float  # from having the lock to the last byte
+    waited: float  # for the exclusive lock; readers are served meanwhile
+    held: float  # from taking the lock to writing the last byte
     size: int  # bytes of the new table
 
 
 class LockHeldError(RetryLaterError):
-    """Someone else holds the lock for longer than the caller would wait."""
+    """Another process held the lock for longer than the caller was willing to wait."""
 
     code = "lock-held"
 
     def __init__(
         self, path: str, waited: float, holders: tuple[str, ...] = (), *, emptied: bool = False
     ) -> None:
-        by = "; ".join(holders) or "someone this user may not look at"
-        wrong = ". The file was emptied, since its table was wrong" if emptied else ""
+        by = "; ".join(holders) or "a process that this user may not inspect"
+        waiting = f"timed out after {waited:.3g} s waiting for the lock, held" if waited else ""
+        wrong = ". The file was emptied, because its table was wrong" if emptied else ""
         super().__init__(
-            f"{path}: the lock was not had within {waited:.3g} s, it is held by {by}{wrong}",
-            hint="try again when they are done",
+            f"{path}: {waiting or 'already locked'} by {by}{wrong}",
+            hint="try again when the lock is released",
         )
         self.path = path
         self.waited = waited
-        self.emptied = emptied  # the one thing that was changed
+        self.emptied = emptied  # nothing else has changed
 
-    def named(self, holders: tuple[str, ...]) -> LockHeldError:
-        """The same, with who holds the lock."""
+    def with_holders(self, holders: tuple[str, ...]) -> LockHeldError:
+        """The same error, naming the holders of the lock."""
         return LockHeldError(self.path, self.waited, holders, emptied=self.emptied)
 
 
@@ -90,23 +91,24 @@ def update(
 ) -> Steps[Update]:
     """Run ``change`` under the exclusive lock and publish the table it returns.
 
-    While ``change`` runs nobody is served a table and no request is on its way
-    to the firmware with one. When it raises, the empty table stays: what the
-    firmware's key is then, only the caller can find out. A missing file is
-    created. Raises :class:`LockHeldError` when the lock is not had in time, in
-    which case nothing has changed, and :class:`InputError` when the path is not
+    While ``change`` runs, no guest gets a table, and no request with a table is
+    on its way to the firmware. If ``change`` raises, the file stays empty: only
+    the caller can find out which key the firmware has then. A missing file is
+    created. Raises :class:`LockHeldError` if the lock is not free in time, in
+    which case nothing has changed, and :class:`InputError` if the path is not
     a regular file.
 
     ``condemned`` is a table that was found at the path and is known to be wrong.
-    Giving up does not hand that one back: where the file still holds it, it is
-    emptied in spite of the lock, and the error says so.
+    An update that gives up does not leave that table in use: if the file still
+    holds it, the update empties the file in spite of the lock, and the error
+    says so.
     """
     path = yield step.Resolve(path)
     names = _Names.of(path)
     start: float = yield step.Now()
     deadline = start + lock_wait
     try:
-        # Only writers open this one, so readers cannot be in its way.
+        # Only writers open this file, so no reader can block this lock.
         turn: int = yield step.OpenOrCreate(names.turn, _PRIVATE)
     except OSError as error:
         raise _refused(names.turn, error) from None
@@ -122,14 +124,14 @@ def update(
             raise _refused(path, error) from None
         try:
             locked: float = yield step.Now()
-            yield from _require_in_place(path, fd)
+            yield from _require_not_replaced(path, fd)
             table: bytes = yield step.Change(change)
             try:
                 yield from _fill(fd, table)
             except OSError as error:
-                yield from _give_room_back(fd)
+                yield from _free_space(fd)
                 raise _refused(path, error) from None
-            yield from _require_in_place(path, fd)
+            yield from _require_not_replaced(path, fd)
             done: float = yield step.Now()
         finally:
             yield from step.closed(fd)
@@ -139,16 +141,16 @@ def update(
 
 
 def turn_of(path: str) -> str:
-    """The file whose lock is the writers' turn at ``path``, a real path. Once made, it stays."""
+    """The file that writers of ``path``, a real path, lock among themselves. It stays for good."""
     return _Names.of(path).turn
 
 
 @dataclass(frozen=True, slots=True)
 class _Names:
     path: str
-    turn: str  # whose exclusive lock is the writers' turn
-    new: str  # the file that will take the path's place
-    old: str  # the file that had it, until its readers are done
+    turn: str  # its exclusive lock admits one writer at a time
+    new: str  # the file that will be renamed to the path
+    old: str  # the file that was at the path, until its readers are done
 
     @classmethod
     def of(cls, path: str) -> _Names:
@@ -160,7 +162,7 @@ class _Names:
 def _finish_old(
     names: _Names, deadline: float, lock_wait: float, condemned: bytes | None
 ) -> Steps[None]:
-    """Do for the file that an update cut off has left aside what that update had still to do.
+    """Finish an interrupted update: wait for the readers of the file it set aside, and empty it.
 
     Requests may be on their way with its table, and readers may keep it open.
     """
@@ -176,7 +178,7 @@ def _finish_old(
             there: step.FileStat | None = yield step.StatPath(names.path)
         except FileNotFoundError:
             there = None
-        # Cut off before the rename, it is the path's own file still.
+        # An update interrupted before its rename leaves two names of the path's file.
         if there is None or mine.identity != there.identity:
             _require_one_name(names.old, mine)
             if not (yield from _lock_until(old, deadline)):
@@ -207,7 +209,7 @@ def _swap(names: _Names, deadline: float, lock_wait: float, condemned: bytes | N
             yield step.Rename(names.new, names.path)
             yield step.SyncDirectory(names.path)
             if old is not None and not (yield from _lock_until(old, deadline)):
-                # Readers on the old file will not end: give the path back to them.
+                # Some reader does not release the old file: put that file back at the path.
                 emptied = yield from _withdraw(old, condemned)
                 yield step.Rename(names.old, names.path)
                 yield step.SyncDirectory(names.path)
@@ -221,7 +223,7 @@ def _swap(names: _Names, deadline: float, lock_wait: float, condemned: bytes | N
                 try:
                     yield step.Unlink(names.new)
                 finally:
-                    # It may be at the path by now, and its lock keep every reader out.
+                    # The file may be at the path by now: its lock would keep every reader out.
                     yield from step.closed(new)
     finally:
         if old is not None:
@@ -230,11 +232,11 @@ def _swap(names: _Names, deadline: float, lock_wait: float, condemned: bytes | N
 
 
 def _prepare(names: _Names, new: int, old: int | None) -> Steps[None]:
-    """Make the new file an empty table, locked, and like the old one to everyone else."""
+    """Make the new file an empty, locked table with the old file's owner, mode and attributes."""
     if not (yield step.LockExclusive(new)):
         raise InputError(
-            f"{names.new}: someone locked a file that only this update should know",
-            hint="see who works in this directory",
+            f"{names.new}: another process locked a file that only this update should open",
+            hint="find out which other program works in this directory",
         )
     if old is not None:
         yield step.CopyAttributes(old, new)
@@ -245,7 +247,7 @@ def _prepare(names: _Names, new: int, old: int | None) -> Steps[None]:
 def _in_place(
     names: _Names, deadline: float, lock_wait: float, condemned: bytes | None
 ) -> Steps[int]:
-    """Lock the file that is there, in a gap between readers, and empty it."""
+    """Lock the existing file in a gap between readers, and empty it."""
     while True:
         try:
             fd: int = yield step.OpenWrite(names.path)
@@ -254,7 +256,7 @@ def _in_place(
         keep = False
         try:
             yield from _require_regular(names.path, fd)
-            # A rename of an update cut off may not be on disk yet, and this is what it named.
+            # The rename of an interrupted update that put this file here may not be on disk yet.
             yield step.SyncDirectory(names.path)
             if not (yield from _lock_until(fd, deadline)):
                 emptied = yield from _withdraw(fd, condemned)
@@ -273,9 +275,9 @@ def _in_place(
 def _withdraw(fd: int, condemned: bytes | None) -> Steps[bool]:
     """Empty a file that holds the ``condemned`` table, against its readers' locks.
 
-    They are there for a right table's sake. Of a wrong one a reader can only get
-    less by this: what it has read stays with it, what it reads now is empty.
-    The size stays, so that none of them reads past the end.
+    The locks protect readers of a right table. This table is wrong, so a reader
+    loses nothing: it keeps what it has already read, and reads the empty table
+    from now on. The size stays, so that no reader reads past the end.
     """
     if condemned is None:
         return False
@@ -284,13 +286,13 @@ def _withdraw(fd: int, condemned: bytes | None) -> Steps[bool]:
         yield step.Write(fd, EMPTY, 0)
     elif not found.startswith(EMPTY):
         return False
-    # Found empty, it may have been emptied by an update cut off before its sync.
+    # The file may have been emptied by an update that was interrupted before its sync.
     yield step.Sync(fd)
     return found == condemned
 
 
 def _withdraw_at(path: str, condemned: bytes | None) -> Steps[bool]:
-    """As :func:`_withdraw`, for what is at the path."""
+    """As :func:`_withdraw`, for the file at the path."""
     if condemned is None:
         return False
     try:
@@ -304,7 +306,7 @@ def _withdraw_at(path: str, condemned: bytes | None) -> Steps[bool]:
 
 
 def _refused(path: str, error: OSError) -> SnpCertsError:
-    """The error for a system call that failed; who called is told what to look at."""
+    """The error for a failed system call, with a hint where one helps."""
     text = f"{path}: cannot update: {os.strerror(error.errno) if error.errno else error}"
     if error.errno in _WRONG_PATH:
         return InputError(text, hint="name a file in an existing directory")
@@ -323,17 +325,17 @@ def _require_regular(path: str, fd: int) -> Steps[None]:
 
 
 def _require_one_name(path: str, status: step.FileStat) -> None:
-    """A file that is known elsewhere by another name is not the certificate file alone."""
+    """Refuse a file with a second name: an update would change the file under both names."""
     if status.links > 1:
         raise RefusedError(
-            f"{path}: has {status.links} names (hard links); what is written here would be "
-            "written there",
-            hint="see who made them (find -samefile), and remove those that are not yours",
+            f"{path}: has {status.links} names (hard links); an update would change the file "
+            "under all of them",
+            hint="list the names with find -samefile, and remove those that are not yours",
         )
 
 
-def _require_in_place(path: str, fd: int) -> Steps[None]:
-    """Someone who replaces the file behind our back is noticed, if not prevented."""
+def _require_not_replaced(path: str, fd: int) -> Steps[None]:
+    """Detect a program that replaced the file without the lock; nothing can prevent it."""
     mine: step.FileStat = yield step.Stat(fd)
     try:
         there: step.FileStat = yield step.StatPath(path)
@@ -342,7 +344,7 @@ def _require_in_place(path: str, fd: int) -> Steps[None]:
     if mine.identity != there.identity:
         raise RefusedError(
             f"{path}: another program replaced the file during the update",
-            hint="find out which, and update again: what guests get now is that program's",
+            hint="find out which program, and update again: guests now get that program's file",
         )
 
 
@@ -357,14 +359,14 @@ def _lock_until(fd: int, deadline: float) -> Steps[bool]:
 
 
 def _empty(fd: int) -> Steps[None]:
-    """Make the file the empty table, durably; its first 24 bytes decide."""
+    """Write the empty table and sync it; the first 24 bytes decide what a reader sees."""
     yield step.Write(fd, EMPTY, 0)
     yield step.Sync(fd)
     yield step.Truncate(fd, len(EMPTY))
 
 
 def _fill(fd: int, table: bytes) -> Steps[None]:
-    """Write a table over the empty one, durably, its first entry last."""
+    """Write a table over the empty one, first entry last, with a sync after each part."""
     first, rest = table[: len(EMPTY)], table[len(EMPTY) :]
     if rest:
         yield step.Write(fd, rest, len(EMPTY))
@@ -373,10 +375,10 @@ def _fill(fd: int, table: bytes) -> Steps[None]:
     yield step.Sync(fd)
 
 
-def _give_room_back(fd: int) -> Steps[None]:
-    """Empty a table that could not be written whole, so that the next one has room."""
+def _free_space(fd: int) -> Steps[None]:
+    """Empty a table that could not be written completely, so that the next one has room."""
     try:
         yield from _empty(fd)
     except OSError:
-        # What is there is the empty table already, unless the disk is broken.
+        # The file already begins with the empty table, unless the disk is broken.
         return

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reading what a command is given and writing what it makes, with errors for people."""
+"""Read a command's input files and write its output files, with errors for people."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ INPUT_LIMIT = 1 << 20
 
 
 def read_input(path: str, *, limit: int = INPUT_LIMIT) -> bytes:
-    """The bytes of a regular file, at most ``limit`` of them and at least one.
+    """The bytes of a regular file, from 1 to ``limit`` of them.
 
-    Raises :class:`InputError` naming the path for everything else.
+    Raises :class:`InputError`, naming the path, for anything else.
     """
     return read_dated_input(path, limit=limit)[0]
 
 
 def read_dated_input(path: str, *, limit: int = INPUT_LIMIT) -> tuple[bytes, datetime]:
-    """As :func:`read_input`, with when the file was written, in UTC."""
+    """As :func:`read_input`, with the file's modification time in UTC."""
     try:
-        # Non-blocking, so that a FIFO cannot hold the command up.
+        # Non-blocking, so that opening a FIFO does not wait for a writer.
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: {_reason(error)}") from None
@@ -48,9 +48,9 @@ def read_dated_input(path: str, *, limit: int = INPUT_LIMIT) -> tuple[bytes, dat
 
 
 def write_output(path: str, data: bytes) -> None:
-    """Put ``data`` at ``path`` all at once: the old file or the new one, nothing between.
+    """Replace the file at ``path`` by ``data`` in one step.
 
-    Raises :class:`RefusedError` naming the path; nothing is left behind then.
+    Raises :class:`RefusedError`, naming the path, and leaves nothing behind.
     """
     folder = os.path.dirname(path) or "."
     try:
@@ -74,12 +74,12 @@ def _date(seconds: float) -> datetime:
     try:
         return datetime.fromtimestamp(seconds, UTC)
     except (OverflowError, OSError, ValueError):
-        # A file system can hold times that no calendar has: as old as can be.
+        # A file system can store times that datetime cannot: take the earliest date.
         return datetime.min.replace(tzinfo=UTC)
 
 
 def make_directory(path: str) -> None:
-    """Create ``path`` as a directory unless it is one already."""
+    """Create the directory ``path`` unless it exists."""
     try:
         os.makedirs(path, exist_ok=True)
     except OSError as error:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The ``snpcerts`` command: finds the subcommand, imports it then, and reports errors.
+"""The ``snpcerts`` command: find the subcommand, import it, and report errors.
 
 A subcommand is a module of this package with a click command named ``command``.
-Its one-line help stands here, so that ``--help`` imports nothing else.
+Its one-line help is in ``COMMANDS``, so that ``--help`` imports no subcommand.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "table": ("table", "Build, show and take apart certificate tables."),
     "verify": ("verify", "Verify an attestation report with its certificates."),
     "host": ("host", "Keep an SNP host's certificate files in step with its firmware."),
-    "report": ("report", "Read an attestation report as a person would."),
-    "lock": ("lock", "Hold the certificate file's lock, as an update does."),
-    "kds": ("kds", "Fetch certificates from AMD's key server, and keep what verifies."),
+    "report": ("report", "Print an attestation report in readable form."),
+    "lock": ("lock", "Hold a certificate file's lock, as an update does."),
+    "kds": ("kds", "Fetch certificates from AMD's key server; keep only what verifies."),
     "run": ("run", "Run a VMM so that its SNP guests get certificates."),
     "guest": ("guest", "Attest from inside an SNP guest."),
     "emulate": ("emulate", "Run programs on an emulated SNP platform, unmodified."),
@@ -37,7 +37,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
 
 
 class _LateGroup(click.Group):
-    """A group whose commands are imported when they are called."""
+    """A group that imports a command when it is called."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 (click's signature)
         return list(COMMANDS)
@@ -64,11 +64,11 @@ class _LateGroup(click.Group):
 )
 @click.version_option(__version__, prog_name="snpcerts")
 def cli() -> None:
-    """Certificates for SEV-SNP guests that match the key the firmware signs with."""
+    """Give SEV-SNP guests the certificates that match the firmware's signing key."""
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run one command; return its exit code. Errors are one line on standard error."""
+    """Run one command; return its exit code. Errors go to standard error, one line each."""
     try:
         result = cli.main(args=list(arguments), prog_name="snpcerts", standalone_mode=False)
     except SnpCertsError as error:
@@ -82,7 +82,7 @@ def main(arguments: Sequence[str]) -> int:
     except EndedBySignalError as ended:
         return ended.exit_code
     except BrokenPipeError:
-        # Whoever read our output has gone. Leave nothing for Python to flush.
+        # The reader of our output has closed it. Leave nothing for Python to flush.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except OSError as error:

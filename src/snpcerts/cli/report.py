@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``snpcerts report``: read an attestation report as a person would."""
+"""``snpcerts report``: print an attestation report in readable form."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Print for people: every line fit for a terminal and a log, whatever it quotes."""
+"""Print text for people, escaped so that quoted foreign text cannot harm a terminal or log."""
 
 from __future__ import annotations
 
@@ -54,8 +54,8 @@ _HANG: Final = 2
 def say(text: object = "", *, err: bool = False) -> None:
     """Print text, of one or several lines, to standard output or error, as it is.
 
-    The last resort: a foreign text that may hold a line break goes through
-    :func:`snpcerts.printable.printable` where it is put into its line.
+    This keeps line breaks. Foreign text that may hold a line break must go
+    through :func:`snpcerts.printable.printable` before it is put into a line.
     """
     click.echo(printable_lines(str(text)), err=err)
 

@@ -19,7 +19,7 @@ from snpcerts.printable import printable
 
 _GUIDS = {name: guid for guid, name in cert_table.GUID_NAMES.items()}
 # VLEK before ASK: snphost's export names the ASK entry "asvk" only in that order.
-_DESCRIBED = 1024  # characters of what an entry is
+_DESCRIBED = 1024  # characters of an entry's description
 _SLOTS = ("vcek", "vlek", "ask", "ark", "crl")
 
 
@@ -27,14 +27,14 @@ _SLOTS = ("vcek", "vlek", "ask", "ark", "crl")
 def command() -> None:
     """Build, show and take apart certificate tables.
 
-    A certificate table is what a host hands to a guest with an attestation
-    report: GUIDs, offsets and certificates in one blob, as the GHCB
-    specification lays it out.
+    A host gives its guests a certificate table with an attestation report. The
+    table holds GUIDs, offsets and lengths, then the certificates, in the layout
+    of the GHCB specification.
     """
 
 
 @command.command()
-@click.option("-o", "--output", required=True, metavar="FILE", help="Where the table goes.")
+@click.option("-o", "--output", required=True, metavar="FILE", help="File to write the table to.")
 @click.option("--vcek", metavar="F", help="VCEK certificate.")
 @click.option("--vlek", metavar="F", help="VLEK certificate.")
 @click.option("--ask", metavar="F", help="ASK certificate, or the ASVK with a VLEK.")
@@ -45,19 +45,17 @@ def command() -> None:
     "entries",
     multiple=True,
     metavar="GUID=F",
-    help="Another entry, its file taken as it is. May be given several times.",
+    help="Another entry, with the file's bytes as they are. May be given several times.",
 )
-@click.option(
-    "--force", is_flag=True, help="Replace FILE even if it is no certificate file or table."
-)
+@click.option("--force", is_flag=True, help="Replace FILE even if it is not a certificate table.")
 @click.option("--oversize", is_flag=True, help="Allow more than a Linux guest can fetch (16 KiB).")
 def build(
     output: str, entries: tuple[str, ...], force: bool, oversize: bool, **slots: str | None
 ) -> None:
     """Build a certificate table from certificates in DER or PEM.
 
-    The table carries DER. FILE is replaced under its lock, so it may be one
-    that VMMs are serving.
+    The table holds DER. FILE is replaced under its lock, so VMMs may be serving
+    it meanwhile.
     """
     parts = [
         TableEntry(_GUIDS[slot], _der(slot, path))
@@ -66,14 +64,14 @@ def build(
     ]
     parts += [_entry(text) for text in entries]
     if not parts:
-        raise UsageError("nothing to put into the table", hint="give --vcek, --ask, --ark ...")
+        raise UsageError("the table would have no entries", hint="give --vcek, --ask, --ark ...")
     table = CertTable(tuple(parts))
     data = table.encode()
     if len(data) > cert_table.LINUX_GUEST_LIMIT and not oversize:
         raise RefusedError(
             f"the table would have {len(data)} bytes; a Linux guest fetches at most "
             f"{cert_table.LINUX_GUEST_LIMIT}",
-            hint="leave entries out, or give --oversize",
+            hint="omit entries, or give --oversize",
         )
     from snpcerts.certfile.file import CertFile
 
@@ -84,9 +82,9 @@ def build(
 @command.command()
 @click.argument("file")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-@click.option("--lenient", is_flag=True, help="Show what can be read of a malformed table.")
+@click.option("--lenient", is_flag=True, help="Show the readable entries of a malformed table.")
 def show(file: str, as_json: bool, lenient: bool) -> None:
-    """Show what a certificate table holds."""
+    """List the entries of a certificate table."""
     data = read_input(file)
     problems: tuple[TableProblem, ...] = ()
     if lenient:
@@ -105,7 +103,9 @@ def show(file: str, as_json: bool, lenient: bool) -> None:
         for problem in problems:
             present(f"  problem: {problem}", err=True)
     if problems:
-        raise InputError(f"{file}: malformed, {len(problems)} problem(s); shown is what is sound")
+        raise InputError(
+            f"{file}: malformed table, {len(problems)} problem(s); only readable entries are shown"
+        )
 
 
 @command.command()
@@ -116,17 +116,17 @@ def show(file: str, as_json: bool, lenient: bool) -> None:
     type=click.Choice(["der", "pem"]),
     default="der",
     show_default=True,
-    help="Encoding of the certificates written.",
+    help="Encoding of the files written.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def extract(file: str, directory: str, encoding: str, as_json: bool) -> None:
     """Write a table's entries into a directory, one file each.
 
-    Certificates and CRLs are written in the encoding asked for; entries of
-    other GUIDs as they are, named by their GUID.
+    Certificates and CRLs are written in the chosen encoding. An entry with
+    another GUID is written as it is, to a file named after the GUID.
     """
     table = _decode(file, read_input(file))
-    # Everything is converted before anything is written.
+    # Convert everything before writing anything: a bad entry leaves no files behind.
     outputs = [_output(file, table, entry, encoding) for entry in table]
     make_directory(directory)
     for name, data in outputs:
@@ -143,7 +143,7 @@ def _decode(file: str, data: bytes) -> CertTable:
         table = CertTable.decode(data)
     except FormatError as error:
         raise InputError(
-            f"{file}: {error.message}", hint="--lenient of 'table show' shows what is sound"
+            f"{file}: {error.message}", hint="'table show --lenient' shows the readable entries"
         ) from None
     return table
 
@@ -162,7 +162,7 @@ def _entry(text: str) -> TableEntry:
     except ValueError:
         parsed = None
     if not equals or parsed is None or not path:
-        raise UsageError(f"--entry {text}: is not GUID=FILE")
+        raise UsageError(f"--entry {text}: expected GUID=FILE")
     return TableEntry(parsed, read_input(path))
 
 
@@ -180,7 +180,7 @@ def _output(file: str, table: CertTable, entry: TableEntry, encoding: str) -> tu
 
 
 def _file_name(table: CertTable, entry: TableEntry) -> str:
-    """``ask`` and ``asvk`` share a GUID: it is the ASVK where only a VLEK is in the table."""
+    """The file's name. ASK and ASVK share a GUID: a table with a VLEK and no VCEK has an ASVK."""
     if entry.guid == cert_table.ASK_GUID:
         has_vlek = table.get(cert_table.VLEK_GUID) is not None
         has_vcek = table.get(cert_table.VCEK_GUID) is not None

@@ -17,7 +17,7 @@ from datetime import datetime
 from snpcerts.abi.cert_table import ARK_GUID, ASK_GUID, VCEK_GUID, VLEK_GUID, CertTable, TableEntry
 from snpcerts.certfile.file import CertFile
 from snpcerts.certfile.reader import Busy, Empty, Found, Table
-from snpcerts.certfile.recognise import no_table, was_ours
+from snpcerts.certfile.recognise import table_problem, was_updated_before
 from snpcerts.endorsement.vek import EndorsementCert
 from snpcerts.host.config import FileConfig
 from snpcerts.host.firmware import State
@@ -96,11 +96,11 @@ def look(
     want = wanted(state, file)
     found = seen[0]
     if isinstance(found, Table):
-        why = no_table(found.data)
+        why = table_problem(found.data)
         if why is None:
             held = _of_table(file, state, want, found.data, judge, at, extras)
             return replace(held, data=found.data)
-        ours = was_ours(file.path)
+        ours = was_updated_before(file.path)
         standing = Standing.WRONG if ours else Standing.FOREIGN
         problem = f"is malformed: {why}" if ours else f"is no certificate file: {why}"
         return Holding(file, state, want, standing, (problem,), garbage=True, data=found.data)

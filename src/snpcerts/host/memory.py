@@ -249,7 +249,7 @@ class MemoryFile:
             except BlockingIOError:
                 if time.monotonic() >= deadline:
                     raise RetryLaterError(
-                        f"{path}: the lock was not had within {self._lock_wait:g} s",
+                        f"{path}: timed out after {self._lock_wait:g} s waiting for the lock",
                         hint="another agent waits for the firmware; try again",
                     ) from None
                 time.sleep(_PAUSE)
