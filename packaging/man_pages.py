@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Write the manual pages from what the commands say of themselves.
+"""Write the manual pages from the commands' own help.
 
 ``python packaging/man_pages.py docs/man`` writes ``snpcerts.1`` and one
 ``snpcerts-COMMAND.1`` for each command, in man(7) macros.
@@ -28,7 +28,7 @@ FILES = {
     "host": (
         ("/etc/snpcerts.toml", "configuration; docs/operators.md describes it"),
         ("/var/lib/snpcerts/certs.bin", "the certificate file, unless configured otherwise"),
-        ("/var/cache/snpcerts", "certificates that have verified"),
+        ("/var/cache/snpcerts", "verified certificates"),
         ("/dev/sev", "the firmware"),
     )
 }
