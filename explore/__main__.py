@@ -2,9 +2,9 @@
 """``python -m explore``: visit every interleaving and crash of the certificate file's protocol.
 
 Prints one line for each exploration: states, transitions, depth (the longest of
-the shortest schedules to a state), seconds. A violation prints the shortest
-schedule that shows it, one line a step. Ends with 1 if anything is not as it
-should be.
+the shortest schedules to a state), seconds. For a violation it prints the
+shortest schedule, one line for each step. The exit code is 1 if an invariant
+does not hold, or a wrong variant was not detected.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from explore.scenario import Scenario
 from explore.search import Exploration, explore
 from explore.strategies import STRATEGIES
 
-_HEAD = f"{'states':>9} {'transitions':>12} {'depth':>6} {'seconds':>8}  who takes part"
+_HEAD = f"{'states':>9} {'transitions':>12} {'depth':>6} {'seconds':>8}  participants"
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Explore what the arguments say; 1 where something does not hold that should."""
+    """Explore what the arguments ask for; return 1 if something is wrong."""
     parser = argparse.ArgumentParser(prog="python -m explore", description=__doc__)
     parser.add_argument("--bound", choices=("small", "full"), default="full")
     parser.add_argument(
@@ -36,7 +36,7 @@ def main(arguments: list[str] | None = None) -> int:
         "--mutants",
         nargs="*",
         metavar="NAME",
-        help="explore wrong variants (all, or those named) and print their schedules",
+        help="explore wrong variants (all, or the named ones) and print their schedules",
     )
     chosen = parser.parse_args(arguments)
     if chosen.mutants is not None:
@@ -50,19 +50,19 @@ def main(arguments: list[str] | None = None) -> int:
     if chosen.strategy is None:
         wrong += _signing_key(6 if full else 4)
     if full:
-        print("\na strategy that does not ship, for comparison")
+        print("\na strategy that is not shipped, for comparison")
         wrong += _safety(_with(chosen.strategy, COMPARED))
     return 1 if wrong else 0
 
 
 def _signing_key(depth: int) -> int:
-    print("\ndoes a file hold what the signing key needs, whatever the firmware does?")
+    print("\ndoes each file match the signing key, with every firmware?")
     print(f"{'states':>9} {'transitions':>12} {'depth':>6}  firmware")
     wrong = 0
     for choices in signing_key.READINGS:
         result = signing_key.explore(choices, depth=depth)
         print(f"{result.states:9,} {result.transitions:12,} {depth:6}  {choices.name}", flush=True)
-        wrong += _told(result)
+        wrong += _print_violation(result)
     for agent in signing_key.MUTANTS:
         found = [signing_key.explore(each, agent, depth=4) for each in signing_key.READINGS]
         seen = next((each for each in found if each.wrong), None)
@@ -71,7 +71,7 @@ def _signing_key(depth: int) -> int:
     return wrong
 
 
-def _told(result: signing_key.Explored) -> int:
+def _print_violation(result: signing_key.Explored) -> int:
     if not result.wrong:
         return 0
     print(f"  VIOLATION {result.wrong}")
@@ -105,7 +105,7 @@ def _safety(scenarios: list[Scenario]) -> int:
 def _progress(scenarios: list[Scenario]) -> int:
     if not scenarios:
         return 0
-    print("\ncan readers that keep coming keep the writer waiting for ever?")
+    print("\ncan a steady stream of readers keep the writer waiting for ever?")
     print(_HEAD)
     wrong = 0
     for scenario in scenarios:
@@ -126,13 +126,13 @@ def _progress(scenarios: list[Scenario]) -> int:
 def _mutants(names: list[str]) -> int:
     known = {each.name: each for each in MUTANTS}
     if unknown := set(names) - set(known):
-        print(f"no mutant {', '.join(sorted(unknown))}; there are {', '.join(known)}")
+        print(f"unknown mutant {', '.join(sorted(unknown))}; the mutants are {', '.join(known)}")
         return 2
     wrong = 0
     for mutant in [known[name] for name in names] or MUTANTS:
         result = mutant.explore()
         found = result.violation.invariant if result.violation else ""
-        verdict = f"does not hold: {found}" if found else "all invariants hold"
+        verdict = f"violated: {found}" if found else "all invariants hold"
         print(f"\n{mutant.name}: {mutant.wrong}\n  {verdict}; {mutant.why}")
         if result.violation:
             print(f"  {result.violation.what}")
@@ -153,7 +153,7 @@ def _line(result: Exploration, name: str) -> None:
 
 
 def _schedule(result: Exploration) -> None:
-    print(f"  VIOLATION {result.violation}" if result.violation else "  VIOLATION expected, none")
+    print(f"  VIOLATION {result.violation}" if result.violation else "  expected a VIOLATION")
     _lines(result)
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is explored: a small set for every day, and a full one that takes minutes."""
+"""The explorations: a small set for every day, and a full set that takes minutes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _FAULTS = Budget(faults=2)
 _FIRMWARE = Settings(firmware_fails=True)
 _UNREDUCED = Settings(reduce=False)
 _STRANGER = Settings(reduce=False, reports=False)
-# A wrong table is emptied against its readers' locks: nothing may rely on those.
+# A wrong table is emptied against its readers' locks, so nothing may rely on these locks.
 _AGAINST = Settings(reduce=False, discipline=False)
 
 
@@ -86,20 +86,20 @@ FULL = (
     _scenario("R3 holder", "swap-wrong:1 in-place-wrong:1", _KILL, _AGAINST, wrong=True),
     _scenario("R1 holder", "swap-wrong:2", _BOTH, _AGAINST, wrong=True),
 )
-# Who does not wait for a turn nor compares gets in the way of those who replace the file.
+# A writer that neither waits for its turn nor compares inodes conflicts with swap.
 UNSAFE = _scenario("R1", "swap:1 stranger:1", settings=_STRANGER)
 
-# Two readers of a kind can take turns; does that keep a writer out for ever?
+# Two readers of one kind can alternate; does that keep a writer out for ever?
 PROGRESS = tuple(
     _scenario(f"{kind} {kind}", f"{strategy}:1")
     for strategy in ("swap", "in-place", "there-and-back")
     for kind in ("R1", "R2", "R3", "R4")
 )
-# Where nobody does.
+# Where it does not.
 LIVELY = {(strategy, kind) for strategy in ("swap", "there-and-back") for kind in ("R1", "R2")}
 PROGRESS_OF_THREE = (_scenario("R1 R1 R1", "swap:1"), _scenario("R1 R1 R2", "swap:1"))
 
-# Not shipped: how a strategy that keeps the file would fare.
+# Not shipped: a strategy that keeps the file.
 COMPARED = tuple(
     _scenario(f"R1 {kind}", "there-and-back:2", budget, _FIRMWARE)
     for kind in ("R1", "R2", "R3", "R4")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What must hold, in every state or when something ends."""
+"""What must hold in every state, or when a request or an update ends."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ MEANING = {
     MATCH: "a request answered with certificates is signed with the key they certify",
     CRASH_SAFE: "without an exclusive lock the file is the empty table or the current key's table",
     PROGRESS: "a writer gets through while readers keep coming",
-    BOUNDED: "nobody tries again without looking at the clock, nor when that says too late",
-    NO_HARM: "an update that fails for want of the lock leaves path, file and names as they were",
-    LASTING: "what an update has reported, a later loss of power does not take back",
-    DISCIPLINE: "nobody reads or writes a file against another's lock",
-    TIDY: "whoever is done has closed its descriptors and left no names behind",
+    BOUNDED: "no process retries without checking the clock, or after its time is over",
+    NO_HARM: "an update that does not get the lock leaves path, file and names as they were",
+    LASTING: "a later power failure does not undo what an update has reported",
+    DISCIPLINE: "no process reads or writes a file against another's lock",
+    TIDY: "a process that is done has closed its descriptors and left no names behind",
 }
 
 
@@ -42,7 +42,7 @@ class ViolationError(Exception):
 
 
 def check_handshake(world: World, delivered: bytes | None) -> None:
-    """The firmware signs now: is what the guest's buffer holds for its key?"""
+    """The firmware signs now: does the table in the guest's buffer match its key?"""
     if delivered and delivered != table(world.key):
         raise ViolationError(
             MATCH,
@@ -51,7 +51,10 @@ def check_handshake(world: World, delivered: bytes | None) -> None:
 
 
 def check_state(world: World, *, others: bool = True) -> None:
-    """No file may be wrong and lockable; ``others``: wherever reachable, not only at the path."""
+    """No file without an exclusive lock may be wrong.
+
+    ``others``: check every file that a process can reach, not only the path's.
+    """
     exclusive = {each.file for each in world.descriptions.values() if each.lock == EXCLUSIVE}
     path = world.names.get(PATH)
     turn = world.names.get(TURN)
@@ -64,22 +67,22 @@ def check_state(world: World, *, others: bool = True) -> None:
         if data == right or data.startswith(EMPTY) or (not data and number != path):
             continue
         if data == world.wrong:
-            continue  # not this update's doing, and it has not ended yet
-        # Only the disk may lead there, which counts once the power is lost.
+            continue  # the update did not cause this, and it has not ended yet
+        # Reachable only from the disk: that counts after a power failure.
         if number not in world.names.values() and not any(
             each.file == number for each in world.descriptions.values()
         ):
             continue
-        at = "the path" if number == path else "a file that some still have open"
+        at = "the path" if number == path else "a file that a process still has open"
         raise ViolationError(
             CRASH_SAFE,
-            f"{at} holds {content_in_words(data)} without an exclusive lock, "
+            f"{at} holds {content_in_words(data)} without an exclusive lock; "
             f"the firmware's key is {world.key}",
         )
 
 
 def check_access(world: World, description: int, *, write: bool) -> None:
-    """Is anyone's lock in the way of reading, or of writing?"""
+    """Does another description's lock forbid this read or write?"""
     mine = world.descriptions[description]
     for number, other in world.descriptions.items():
         if number == description or other.file != mine.file or not other.lock:
@@ -89,7 +92,7 @@ def check_access(world: World, description: int, *, write: bool) -> None:
 
 
 def found_at_turn(world: World) -> tuple[Any, ...]:
-    """What an update finds once its turn has come: path, content, names, content on disk."""
+    """What an update finds when its turn comes: path, content, names, content on disk."""
     path = world.names.get(PATH)
     return (
         path,
@@ -100,7 +103,7 @@ def found_at_turn(world: World) -> tuple[Any, ...]:
 
 
 def check_end(world: World, process: Process, end: Position, *, reports: bool = True) -> None:
-    """A job is over: is the outcome what it says?"""
+    """A request or update has ended: is the state what its result says?"""
     if process.fds:
         raise ViolationError(TIDY, f"{process.name} ends with {len(process.fds)} descriptors open")
     if not process.writer or not reports:
@@ -111,28 +114,30 @@ def check_end(world: World, process: Process, end: Position, *, reports: bool = 
     if end.error is None:
         if data != table(world.key):
             raise ViolationError(
-                NO_HARM, f"the update reports success, the path holds {content_in_words(data)}"
+                NO_HARM, f"the update reports success, but the path holds {content_in_words(data)}"
             )
         if stray := set(world.names) - {PATH, TURN, MOUNT}:
             raise ViolationError(TIDY, f"the update leaves {', '.join(sorted(stray))} behind")
         if lasting - {data}:
-            raise ViolationError(LASTING, "the update reports success, the disk may have another")
+            raise ViolationError(
+                LASTING, "the update reports success, but the disk may hold another table"
+            )
     elif isinstance(end.error, LockHeldError) and process.before is not None:
         before_path, before_data, before_names, before_lasting = process.before
-        # Undoing what an update cut off has left may bring the path's own file back.
+        # Undoing an interrupted update may put the path's own file back.
         undone = (
             OLD in before_names
             and (before_data or b"").startswith(EMPTY)
             and data is not None
             and (data.startswith(EMPTY) or data == table(world.key))
         )
-        # A wrong table is not left, whatever has the lock.
+        # A wrong table must go, even against a lock.
         undone = undone or (before_data == world.wrong and (data or b"").startswith(EMPTY))
         if (path != before_path or data != before_data) and not undone:
             raise ViolationError(
                 NO_HARM,
-                "the update reports that nothing has changed, the path held "
-                f"{content_in_words(before_data)}, now {content_in_words(data)}",
+                "the update reports that nothing has changed, but the path held "
+                f"{content_in_words(before_data)} and now holds {content_in_words(data)}",
             )
         if stray := set(world.names) - set(before_names):
             raise ViolationError(TIDY, f"the update leaves {', '.join(sorted(stray))} behind")
@@ -141,29 +146,29 @@ def check_end(world: World, process: Process, end: Position, *, reports: bool = 
             changed = {each for each in changed if not (each or b"").startswith(EMPTY)}
         if changed:
             raise ViolationError(
-                LASTING, "the update reports that nothing has changed, on disk something may have"
+                LASTING, "the update reports that nothing has changed, but the disk may have"
             )
     elif isinstance(end.error, FirmwareError) and (data is None or not data.startswith(EMPTY)):
         raise ViolationError(NO_HARM, "the firmware command failed and the table is not empty")
 
 
 def check_withdrawn(world: World, process: Process, end: Position) -> None:
-    """An update that was told of a wrong table is over: does anyone still get that table?
+    """An update that knew of a wrong table has ended: can a reader still get that table?
 
-    From here on, what is wrong is wrong by somebody's fault. A failing step is no
-    end in this sense, nor is an update that never had its turn.
+    From here on, a wrong table is a violation. An update that ends by a failing
+    step, or before its turn, does not count.
     """
     done = end.error is None or isinstance(end.error, LockHeldError | FirmwareError)
     if world.wrong is None or not process.writer or process.before is None or not done:
         return
     path = world.names.get(PATH)
     if path is not None and world.files[path].data == world.wrong:
-        raise ViolationError(MATCH, "the update ends, and leaves a table that it knows is wrong")
+        raise ViolationError(MATCH, "the update ends and leaves a table that it knows is wrong")
     world.wrong = None
 
 
 def _lasting(world: World) -> frozenset[bytes | None]:
-    """What the path may hold after a loss of power right now."""
+    """What the path may hold after a power failure at this moment."""
     if not world.budget.power:
         return frozenset()
     found: set[bytes | None] = set()
@@ -174,7 +179,7 @@ def _lasting(world: World) -> frozenset[bytes | None]:
 
 
 def unbounded_retries(positions: list[Position]) -> list[Position]:
-    """A loop that never asks for the time, or is told "too late" and goes on; empty if none."""
+    """A loop that never reads the clock, or ignores "too late"; empty if there is none."""
     done: set[Position] = set()
     for start in positions:
         trail: list[Position] = []
@@ -186,7 +191,7 @@ def unbounded_retries(positions: list[Position]) -> list[Position]:
 def _loop_from(at: Position, trail: list[Position], done: set[Position]) -> list[Position]:
     if at in trail:
         return trail[trail.index(at) :]
-    # With the hand-shake a request is over; the next one is another wait.
+    # The hand-shake ends a request; the next request waits anew.
     if at in done or at.action is None or isinstance(at.action, step.Handshake):
         return []
     trail.append(at)

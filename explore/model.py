@@ -1,18 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the protocol's steps act on: names, files, open file descriptions, locks, disk, firmware.
+"""The model that steps act on: names, files, open file descriptions, locks, disk, firmware.
 
-Rules of open-file-description locks: one owner per description; shared ones
-go together, anything else conflicts; the same owner's next lock replaces its
-last; the last close of the description drops it; another kind of lock
-(``flock``) does not see them.
+Rules of open-file-description locks: each description is one owner; shared
+locks are compatible, all others conflict; an owner's next lock replaces its
+last; closing a description's last descriptor drops the lock; other kinds of
+locks (``flock``) do not conflict.
 
-Rules of the disk: a write is in the page cache at once, and on disk for certain
-after a sync of its file. Until then each piece of it may or may not be there
-after a power loss, whatever became of other pieces; a piece lies within one
-sector (the first 24 bytes are one, the rest of a table is two). A name's change
-is likewise certain only after a sync of the directory. A rename is on disk
-wholly or not at all. Files' own numbers are given again once nothing leads to
-the file any more.
+Rules of the disk: a write is in the page cache at once, and certain to be on
+disk only after a sync of its file. Before that, each piece of it may or may not
+survive a power failure, independently of other pieces. A piece lies within one
+sector: the first 24 bytes are one piece, the rest of a table one or two. A
+change of a name is certain only after a sync of the directory. A rename is on
+disk completely or not at all. An inode number is reused when the file is gone.
 """
 
 from __future__ import annotations
@@ -52,11 +51,11 @@ class Description(NamedTuple):
 
     file: int
     lock: int  # NONE, SHARED or EXCLUSIVE
-    vmm: str  # whose processes may find it again; "" if it is one's own
+    vmm: str  # the VMM whose processes share it; "" if it is not shared
 
 
 class File(NamedTuple):
-    """Content as everyone sees it, and what is known of the disk."""
+    """Content in the page cache, and what is certain or possible on disk."""
 
     data: bytes
     disk: bytes
@@ -70,8 +69,8 @@ class Budget(NamedTuple):
     """What may still go wrong."""
 
     kills: int = 0  # of one process, between any two steps
-    power: int = 0  # losses of power
-    faults: int = 0  # steps that fail by an OSError
+    power: int = 0  # power failures
+    faults: int = 0  # steps that fail with an OSError
 
 
 class World:
@@ -116,7 +115,7 @@ class World:
     # Names
 
     def change_names(self, *entries: tuple[str, int | None]) -> None:
-        """Let names lead elsewhere, or nowhere."""
+        """Make names lead to other files, or remove them (None)."""
         for name, file in entries:
             if file is None:
                 self.names.pop(name, None)
@@ -133,9 +132,9 @@ class World:
             self.drop_unreachable()
 
     def new_file(self) -> int:
-        """A file without a name and without content; its number is the lowest that is free.
+        """Create an empty file without a name; its number is the lowest that is free.
 
-        They count from 101 on the first device and from 201 on the second.
+        Numbers start at 101 on the first device and at 201 on the second.
         """
         number = 101
         while number in self.files:
@@ -144,7 +143,7 @@ class World:
         return number
 
     def drop_unreachable(self) -> None:
-        """Forget files that neither a name, a description nor the disk leads to."""
+        """Drop files that neither a name, a description nor the disk refers to."""
         kept = set(self.names.values()) | {each.file for each in self.descriptions.values()}
         if self.budget.power:
             kept |= set(self.disk.values())
@@ -186,7 +185,7 @@ class World:
         return found
 
     def conflicts(self, number: int, lock: int) -> bool:
-        """Whether another description's lock is in the way."""
+        """Whether another description's lock conflicts with ``lock``."""
         mine = self.descriptions[number]
         return any(
             other.file == mine.file and other.lock + lock > EXCLUSIVE
@@ -211,7 +210,7 @@ class World:
     # Power
 
     def after_power_loss(self) -> Iterable[World]:
-        """Every world that a loss of power may leave, processes aside."""
+        """Every world that a power failure may leave, without its processes."""
         seen = set()
         for names in directories(tuple(sorted(self.disk.items())), self.changes):
             numbers = sorted({file for _, file in names})
@@ -255,7 +254,7 @@ def patched(data: bytes, pieces: Iterable[tuple[int, bytes | None]]) -> bytes:
 
 @cache
 def contents_on_disk(file: File) -> tuple[bytes, ...]:
-    """What a file may hold after a power loss: any of its pending pieces may be missing."""
+    """What a file may hold after a power failure: any of its pending pieces may be missing."""
     found = {file.disk}
     for piece in file.pending:
         found |= {patched(data, [piece]) for data in found}
@@ -266,7 +265,7 @@ def contents_on_disk(file: File) -> tuple[bytes, ...]:
 def directories(
     disk: tuple[tuple[str, int], ...], changes: tuple[NamesChange, ...]
 ) -> tuple[tuple[tuple[str, int], ...], ...]:
-    """What the directory may hold after a power loss: any of its changes may be missing."""
+    """What the directory may hold after a power failure: any of its changes may be missing."""
     found = {disk}
     for change in changes:
         for names in list(found):

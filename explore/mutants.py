@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Wrong variants of the protocol, which an exploration must find out.
+"""Wrong variants of the protocol; an exploration must detect each of them.
 
-Each is the shipped protocol with some of its steps left out, moved or replaced
-on their way to the model; there is no second protocol here, and nothing in the
-shipped code can be switched to any of this.
+Each variant is the shipped protocol with some steps dropped, moved or replaced
+before they reach the model. There is no second protocol here, and no switch in
+the shipped code.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ Through = Callable[[Any, Memory], Steps[Any]]
 
 
 def altered(protocol: Steps[Any], through: Through) -> Steps[Any]:
-    """The protocol with each step sent through ``through``, which may keep a memory."""
+    """The protocol with each step sent through ``through``, which has a memory of its own."""
     memory: Memory = {}
     try:
         action = next(protocol)
@@ -210,7 +210,7 @@ def lock_wrong_descriptor(action: Any, memory: Memory) -> Steps[Any]:
 
 
 def flock_instead(action: Any, memory: Memory) -> Steps[Any]:
-    """No OFD lock ever conflicts with a flock: it is had at once and keeps nobody out."""
+    """A flock never conflicts with an OFD lock: it is granted at once and keeps no reader out."""
     if isinstance(action, step.LockExclusive) and memory.get("turn") not in (None, action.fd):
         return True
     result = yield action
@@ -250,7 +250,7 @@ def no_turn(action: Any, memory: Memory) -> Steps[Any]:
 
 
 def wrong_table_handed_back(action: Any, memory: Memory) -> Steps[Any]:
-    """As it was: giving up, the writer leaves what it found."""
+    """As in an earlier version: a writer that gives up leaves the file as it was."""
     if isinstance(action, step.Write) and memory.get(f"locked {action.fd}") is False:
         return None
     result = yield action
@@ -260,7 +260,7 @@ def wrong_table_handed_back(action: Any, memory: Memory) -> Steps[Any]:
 
 
 def any_table_withdrawn(action: Any, _memory: Memory) -> Steps[Any]:
-    """The writer does not look whether the file still holds what was judged."""
+    """The writer does not check that the file still holds the table that was judged wrong."""
     if isinstance(action, step.Read):
         return table(0)
     return (yield action)
@@ -319,7 +319,7 @@ def lock_kept_after_error(action: Any, memory: Memory) -> Steps[Any]:
 
 
 def move_to_another_device() -> Steps[None]:
-    """Someone who lets the path lead elsewhere, under the exclusive lock as one should."""
+    """Make the path lead to another file, correctly, under the exclusive lock."""
     turn: int = yield step.OpenOrCreate(TURN, 0o600)
     while not (yield step.LockExclusive(turn)):
         yield step.Now()
@@ -337,16 +337,16 @@ _ALL_FILES = _PLAIN._replace(others=True)
 
 @dataclass(frozen=True, slots=True)
 class Mutant:
-    """One wrong variant, where it goes wrong and what shows it."""
+    """One wrong variant, the invariant that it violates, and a schedule that shows it."""
 
     name: str
     wrong: str
-    invariant: str  # the one that does not hold; "" if all do
+    invariant: str  # the one that is violated; "" if all hold
     why: str  # the schedule in one line, or why nothing goes wrong
     scenario: Scenario
     reader: Through | None = None
     writer: Through | None = None
-    shows: tuple[str, ...] = ()  # what the schedule says, in this order
+    shows: tuple[str, ...] = ()  # text that the schedule contains, in this order
     one_vmm: bool = False
     mover: bool = False
 
@@ -386,7 +386,7 @@ def _of(
 KILLED = (
     Mutant(
         "reader-no-lock",
-        "a reader takes no lock (or one of another kind, as flock is)",
+        "a reader takes no lock, or a lock of another kind such as flock",
         MATCH,
         "reader reads key 0's table; the writer changes to key 1; the request is signed with key 1",
         _of("R1"),
@@ -395,9 +395,9 @@ KILLED = (
     ),
     Mutant(
         "reader-early-unlock",
-        "a reader unlocks once it has read, before it delivers",
+        "a reader unlocks after reading, before it delivers",
         MATCH,
-        "reader reads and unlocks; the writer changes the key; the old table goes to the guest",
+        "reader reads and unlocks; the writer changes the key; the guest gets the old table",
         _of("R1"),
         reader=unlock_before_delivery,
         shows=("unlocks file B", "key to 1", "signs with key 1"),
@@ -413,9 +413,9 @@ KILLED = (
     ),
     Mutant(
         "reader-reads-before-lock",
-        "a reader reads first and locks afterwards",
+        "a reader reads before it locks",
         MATCH,
-        "reader reads key 0's table; the writer, whom nothing keeps out, changes the key",
+        "reader reads key 0's table; the writer is not blocked and changes the key",
         _of("R1"),
         reader=read_before_lock,
         shows=("reads file B: the table of key 0", "key to 1", "signs with key 1"),
@@ -424,7 +424,7 @@ KILLED = (
         "reader-no-comparison",
         "a reader does not compare inodes, and the writer does not empty the old file",
         MATCH,
-        "reader opens; the writer is done with the old file; reader locks and reads that one",
+        "reader opens; the writer finishes with the old file; reader locks and reads the old file",
         _of("R1"),
         reader=no_comparison,
         writer=old_file_not_emptied,
@@ -432,9 +432,9 @@ KILLED = (
     ),
     Mutant(
         "reader-inode-without-device",
-        "a reader compares inode numbers and not devices",
+        "a reader compares inode numbers but not devices",
         MATCH,
-        "reader opens; the path leads to another device's file, same number; the key changes there",
+        "reader opens; a file of another device, same number, takes the path; the key changes",
         _of("R1"),
         reader=inode_without_device,
         mover=True,
@@ -442,9 +442,9 @@ KILLED = (
     ),
     Mutant(
         "vcpus-one-description",
-        "two vCPUs of a VMM share one description",
+        "two vCPUs of a VMM share one open file description",
         MATCH,
-        "vCPU 2 is done and unlocks: vCPU 1's lock is gone as well, the writer gets in",
+        "vCPU 2 finishes and unlocks: that drops vCPU 1's lock too, and the writer gets in",
         _of("R1", "R1"),
         reader=one_description,
         one_vmm=True,
@@ -459,7 +459,7 @@ KILLED = (
         "vcpus-classic-locks",
         "a VMM takes classic POSIX locks, which belong to the process",
         MATCH,
-        "vCPU 2 closes its descriptor: the process's lock goes, vCPU 1's request with it",
+        "vCPU 2 closes its descriptor: that drops the process's lock during vCPU 1's request",
         _of("R1", "R1"),
         reader=classic_locks,
         one_vmm=True,
@@ -467,7 +467,7 @@ KILLED = (
     ),
     Mutant(
         "vcpu-unlocks-wrong-descriptor",
-        "a vCPU unlocks another one's descriptor in place of its own",
+        "a vCPU unlocks another vCPU's descriptor instead of its own",
         MATCH,
         "vCPU 2 unlocks vCPU 1's descriptor while vCPU 1's request is on its way",
         _of("R1", "R1"),
@@ -479,7 +479,7 @@ KILLED = (
         "writer-publishes-first",
         "the new table is written before the firmware changes",
         CRASH_SAFE,
-        "the writer is killed between table and firmware: key 1's table, key 0",
+        "the writer is killed after the table, before the firmware: key 1's table, key 0",
         _of(kills=1),
         writer=change_first_published,
         shows=("the first entry of key 1's table", "is killed"),
@@ -497,25 +497,25 @@ KILLED = (
         "writer-old-file-not-emptied",
         "the file that was replaced keeps its table",
         MATCH,
-        "a reader that keeps its descriptor (R3) goes on serving key 0's table",
+        "a reader that keeps its descriptor (R3) keeps serving key 0's table",
         _of("R3"),
         writer=old_file_not_emptied,
         shows=("opens certs", "closes file B", "reads file B: the table of key 0", "with key 1"),
     ),
     Mutant(
         "writer-no-sync-before-first-entry",
-        "no sync between a table's rest and its first entry",
+        "no sync between the rest of a table and its first entry",
         CRASH_SAFE,
-        "power is lost: the first entry is on disk, the rest is not",
+        "power fails: the first entry is on disk, the rest is not",
         _of(power=1),
         writer=no_sync_before_first_entry,
         shows=("the first entry of key 1's table", "a torn table"),
     ),
     Mutant(
         "writer-first-entry-first",
-        "a table's first entry is written before its rest",
+        "a table's first entry is written before the rest",
         CRASH_SAFE,
-        "the writer is killed in between: an entry that leads nowhere",
+        "the writer is killed in between: the first entry points to nothing",
         _of(kills=1),
         writer=first_entry_first,
         shows=("the first entry of key 1's table", "is killed"),
@@ -524,7 +524,7 @@ KILLED = (
         "writer-no-last-sync",
         "the first entry is not synced",
         LASTING,
-        "the update reports success; after a power loss the table is empty again",
+        "the update reports success; after a power failure the table is empty again",
         _of(power=1),
         writer=no_last_sync,
         shows=("the first entry of key 1's table", "closes the turn file"),
@@ -536,7 +536,7 @@ KILLED = (
         "the table of key 0 is published under key 1",
         _of("R1"),
         writer=stale_table,
-        shows=("picks the table for the key of now", "key to 1", "key 0's table"),
+        shows=("picks the table for the present key", "key to 1", "key 0's table"),
     ),
     Mutant(
         "writer-no-wait",
@@ -549,18 +549,18 @@ KILLED = (
     ),
     Mutant(
         "writer-locks-wrong-descriptor",
-        "the writer locks its own new file where it should wait for the old one",
+        "the writer locks its own new file again instead of the old file",
         MATCH,
-        "as writer-no-wait: that lock is had at once and says nothing",
+        "as writer-no-wait: that lock is granted at once and proves nothing",
         _of("R1"),
         writer=lock_wrong_descriptor,
         shows=("reads file B: the table of key 0", "key to 1", "signs with key 1"),
     ),
     Mutant(
         "writer-flock",
-        "the writer takes flock, which readers' OFD locks do not see",
+        "the writer takes a flock, which does not conflict with readers' OFD locks",
         MATCH,
-        "the lock is had although a request is on its way",
+        "the lock is granted although a request is on its way",
         _of("R1", strategy="in-place"),
         writer=flock_instead,
         shows=("reads file B: the table of key 0", "key to 1", "signs with key 1"),
@@ -569,16 +569,16 @@ KILLED = (
         "writer-new-file-not-locked",
         "the new file is put at the path without a lock",
         MATCH,
-        "a reader stats the new file while it is empty and reads it once it is half a table",
+        "a reader stats the new file while it is empty, and reads it when it holds half a table",
         _of("R1"),
         writer=new_file_not_locked,
         shows=("locks file C shared", "the first entry of key 1's table", "reads file C"),
     ),
     Mutant(
         "writer-locks-after-rename",
-        "the new file is locked only once it is at the path",
+        "the new file is locked only after it is at the path",
         PROGRESS,
-        "two readers get at the new file first and take turns there for ever",
+        "two readers lock the new file first, and alternate for ever",
         _of("R1", "R1"),
         writer=lock_after_rename,
         shows=("renames .certs.new to certs", "for ever"),
@@ -587,43 +587,43 @@ KILLED = (
         "writers-no-turn",
         "two writers do not wait for each other",
         CRASH_SAFE,
-        "writer 1 puts writer 2's new file at the path, which has no content yet",
+        "writer 1 renames writer 2's new file, which has no content yet, to the path",
         _of("R1", second="swap"),
         writer=no_turn,
-        shows=("writer 2 (swap) creates or opens .certs.new", "writer 1 (swap) renames .certs.new"),
+        shows=("writer 2 (swap) opens or creates .certs.new", "writer 1 (swap) renames .certs.new"),
     ),
     Mutant(
         "writer-no-way-back",
         "a writer that gives up leaves its empty file at the path",
         NO_HARM,
-        "the lock is not had in time; the error says nothing has changed, but guests get no table",
+        "the wait times out; the error says that nothing has changed, but guests get no table",
         _of("R1"),
         writer=no_way_back,
         shows=("too late", "unlinks .certs.old"),
     ),
     Mutant(
         "writer-hands-wrong-table-back",
-        "a writer that gives up hands back the table it knows is wrong (found in the shipped code)",
+        "a writer that gives up restores a table that it knows is wrong (found in shipped code)",
         MATCH,
-        "one VMM never lets go of its lock; the update ends, and all others get key 0's table",
+        "one VMM never releases its lock; the update ends, and all other guests get key 0's table",
         _of("R1", "holder", strategy="swap-wrong", wrong=True),
         writer=wrong_table_handed_back,
         shows=("locks file B shared", "too late", "renames .certs.old to certs"),
     ),
     Mutant(
         "writer-hands-wrong-table-back-in-place",
-        "likewise, in place (found in the shipped code)",
+        "the same with the in-place strategy (found in shipped code)",
         MATCH,
-        "one VMM never lets go of its lock; the update ends, and all others get key 0's table",
+        "one VMM never releases its lock; the update ends, and all other guests get key 0's table",
         _of("R1", "holder", strategy="in-place-wrong", wrong=True),
         writer=wrong_table_handed_back,
         shows=("locks file B shared", "too late"),
     ),
     Mutant(
         "writer-withdraws-any-table",
-        "a writer that gives up empties the file although it holds another table than was judged",
+        "a writer that gives up empties the file even if it holds another table than was judged",
         NO_HARM,
-        "the first update has put it right; the second, which gives up, empties a right file",
+        "the first update fixes the file; the second gives up and empties a right file",
         _of("R1", strategy="swap-wrong", updates=2, wrong=True),
         writer=any_table_withdrawn,
         shows=("key 2's table", "too late"),
@@ -632,7 +632,7 @@ KILLED = (
         "writer-way-back-not-synced",
         "a writer that gives up does not sync the directory",
         LASTING,
-        "the path is given back; after a power loss it leads to the empty file again",
+        "the old file is renamed back; after a power failure the empty file is at the path again",
         _of("R1", power=1),
         writer=way_back_not_synced,
         shows=("too late", "renames .certs.old to certs"),
@@ -641,7 +641,7 @@ KILLED = (
         "writer-rename-not-synced",
         "the directory is never synced",
         LASTING,
-        "the update reports success; after a power loss the path leads to the old, emptied file",
+        "the update reports success; after a power failure the path leads to the old, empty file",
         _of(power=1),
         writer=rename_not_synced,
         shows=("renames .certs.new to certs", "closes the turn file"),
@@ -650,25 +650,25 @@ KILLED = (
         "writer-new-file-not-synced",
         "the empty file is not synced before it is put at the path",
         CRASH_SAFE,
-        "power is lost: the name is on disk, its content is not, the file has no bytes",
+        "power fails: the name is on disk, its content is not, and the file has no bytes",
         _of(power=1),
         writer=new_file_not_synced,
         shows=("renames .certs.new to certs", "no bytes"),
     ),
     Mutant(
         "writer-throws-leftover-away",
-        "a writer unlinks the file that a killed one had set aside (found in the shipped code)",
+        "a writer unlinks the file that a killed writer set aside (found in shipped code)",
         MATCH,
-        "a request is on its way from that file; nobody waits for it when the key changes",
+        "a request is on its way from that file; the writer does not wait for it",
         _of("R1", kills=1, second="swap"),
         writer=leftover_thrown_away,
         shows=("is killed", "unlinks .certs.old", "key to 1", "signs with key 1"),
     ),
     Mutant(
         "writer-keeps-lock-after-error",
-        "a second error while cleaning up leaves the new file locked (found in the shipped code)",
+        "a second error while cleaning up leaves the new file locked (found in shipped code)",
         TIDY,
-        "a step fails, then the unlink: the descriptor, and with it the lock, stays",
+        "a step fails, then the unlink fails: the descriptor stays open and the file locked",
         _of(faults=2),
         writer=lock_kept_after_error,
         shows=("fails", "unlinks .certs.new: fails"),
@@ -680,15 +680,16 @@ EQUIVALENT = (
         "reader-no-comparison-alone",
         "a reader does not compare inodes; the writer is the shipped one",
         "",
-        "an old file is empty before the key changes, so what is found there is no table at all",
+        "an old file is emptied before the key changes, so the reader finds no table there",
         _of("R1", "R1", updates=2, others=True),
         reader=no_comparison,
     ),
     Mutant(
         "writer-old-file-not-emptied-alone",
-        "the replaced file keeps its table; readers are all the shipped one",
+        "the replaced file keeps its table; all readers are the shipped one",
         "",
-        "who locks it finds another at the path and starts again: emptying is for R2, R3 and R4",
+        "a reader that locks it finds another file at the path and starts again: emptying is for "
+        "R2, R3 and R4",
         _of("R1", "R1", updates=2),
         writer=old_file_not_emptied,
     ),
@@ -696,15 +697,15 @@ EQUIVALENT = (
         "writer-in-place-no-comparison",
         "the in-place writer does not compare inodes once it has the lock",
         "",
-        "all writers of ours wait for their turn, so nobody replaces the file in between",
+        "writers wait for their turn, so none replaces the file in between",
         _of("R1", strategy="swap", second="in-place", others=True),
         writer=no_comparison,
     ),
     Mutant(
         "reader-with-device",
-        "the shipped reader, where the path comes to lead to another device",
+        "the shipped reader, while a file of another device takes the path",
         "",
-        "the control for reader-inode-without-device: device and inode differ together",
+        "the control for reader-inode-without-device: the shipped reader compares both",
         _of("R1"),
         mover=True,
     ),

@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where a process stands in its protocol.
+"""The position of a process in its protocol.
 
 A generator cannot be copied. But a protocol is deterministic given the results
-of its steps, so a process is its program and these results; to try several
-results, the generator is made anew and sent the same ones again. Each way is
-walked once and remembered (:class:`Position`).
+of its steps, so a process is its program and these results. To try several
+results, the explorer makes a new generator and sends it the same results again.
+Each sequence is run once and its :class:`Position` remembered.
 
-Two ways lead to the same position when the suspended frames agree in all that
-can decide what comes next: the place in each frame, its local variables, and
-the exceptions on their way through it. Times are left out: what the clock says
-is chosen freely by the model, in time or too late, so they decide nothing. This
-is what makes a loop of retries finite.
+Two sequences lead to the same position if the suspended frames agree in all
+that can decide what comes next: the place in each frame, its local variables,
+and the exceptions in flight. Times are left out: the model chooses freely
+whether the clock says "in time" or "too late", so their values decide nothing.
+This makes a loop of retries finite.
 """
 
 from __future__ import annotations
@@ -44,14 +44,14 @@ class Fails(NamedTuple):
 
 
 class FirmwareError(Exception):
-    """The firmware refused, or its answer was lost."""
+    """The firmware command failed, or its answer was lost."""
 
 
 FIRMWARE_FAILS = Fails(0)
 
 
 class Position:
-    """A place in a program: the step that comes next, or how it ended."""
+    """A place in a program: the next step, or how the program ended."""
 
     __slots__ = ("_next", "action", "error", "history", "number", "program", "timed", "value")
 
@@ -62,11 +62,11 @@ class Position:
         self.action: Any = None
         self.value: object = None
         self.error: Exception | None = None
-        self.timed = False  # whether it has asked for the time
+        self.timed = False  # whether it has read the clock before
         self._next: dict[tuple[type, object], Position] = {}
 
     def after(self, result: object) -> Position:
-        """Where the program is once it has this result."""
+        """The program's position after this result."""
         key = (type(result), result)
         found = self._next.get(key)
         if found is None:
@@ -74,12 +74,12 @@ class Position:
         return found
 
     def known(self) -> list[tuple[object, Position]]:
-        """The results met so far, and where they led."""
+        """The results seen so far, and the positions they led to."""
         return [(result, position) for (_, result), position in self._next.items()]
 
 
 class Program:
-    """What processes of one kind run, again and again."""
+    """The program that processes of one kind run, again and again."""
 
     def __init__(self, kind: str, start: Callable[[], Steps[Any]]) -> None:
         self.kind = kind
@@ -92,7 +92,7 @@ class Program:
         return list(self._known.values())
 
     def position(self, history: tuple[Any, ...]) -> Position:
-        """Run from the start with these results; the same place is the same object."""
+        """Run from the start with these results; equal places give the same object."""
         steps = self._start()
         action: Any = None
         value: object = None
@@ -113,7 +113,7 @@ class Program:
         if action is None:
             place: object = (frozen(value), _kind_of(error) if error else None)
         else:
-            # Only the clock asks whether it has been asked before.
+            # Whether the clock was read before matters only at the next reading.
             place = (timed and isinstance(action, step.Now), _place(steps))
         if action is not None:
             _abandon(steps)
@@ -130,20 +130,20 @@ class Process(NamedTuple):
     name: str
     position: Position
     fds: tuple[tuple[int, int], ...]  # descriptor, description
-    left: int  # jobs to do, the present one included; -1: without end
-    delivered: bytes | None  # the guest's table, empty perhaps; None: none, or busy
+    left: int  # jobs to do, including the present one; -1: no limit
+    delivered: bytes | None  # the guest's table, perhaps empty; None if there is none, or busy
     before: tuple[Any, ...] | None  # what an update found when its turn came
     writer: bool
     vmm: str
-    misled: bool = False  # has read the wrong table before an update could do something about it
+    misled: bool = False  # has read the wrong table before an update ended
 
 
 class _AbandonedError(BaseException):
-    """Nobody wants to know how the program goes on."""
+    """The rest of the program is not needed."""
 
 
 def _abandon(steps: Steps[Any]) -> None:
-    """End a suspended generator, which may yield a few steps more to put its affairs in order."""
+    """End a suspended generator, which may yield a few more steps while it cleans up."""
     try:
         steps.throw(_AbandonedError())
         while True:
@@ -187,7 +187,7 @@ def _kind_of(error: BaseException) -> tuple[object, ...]:
 
 
 def frozen(value: object) -> object:
-    """Something that compares and hashes as the value does, times left out."""
+    """A hashable stand-in that compares as the value does, without times."""
     if value is None or isinstance(value, bool | int | str | bytes | enum.Enum):
         return (type(value).__name__, value)
     if isinstance(value, float):

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Can readers that keep coming keep a writer waiting for ever?
+"""Can a steady stream of readers keep a writer waiting for ever?
 
-The question is about runs without end, in which nobody gives up and everybody
-who can move does so again and again (weak fairness). In the finite graph of all
-states such a run ends in a cycle. So: is there a cycle of states in which the
-writer, whose turn it is, wants a lock and cannot have it, and in which every
-process that is not done moves? If there is, the schedule is the way to it and
-once around. If there is none, every such run lets the writer through; it needs
-only those to finish who have opened the old file before it was replaced.
+Consider infinite runs in which no process gives up and every process that can
+move does so again and again (weak fairness). In the finite graph of all states,
+such a run ends in a cycle. A violation is a cycle in which the writer, in its
+turn, waits for a lock in every state, and every process that is not done moves.
+Its schedule leads to the cycle and once around it. Without such a cycle, every
+such run lets the writer through; it only waits for readers that opened the old
+file before it was replaced.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def explore_progress(world: World) -> Exploration:
     for component in _components(graph):
         inside = set(component)
         movers = {mover for state in component for mover, to in graph.edges[state] if to in inside}
-        # A writer that is done does not move, nor does it wait: it is not missed.
+        # A writer that is done neither moves nor waits, so it may be missing.
         if movers and running - movers <= graph.done[component[0]]:
             start = min(component)
             result.schedule = _in_words(world, _way(graph, start))
@@ -46,7 +46,7 @@ def explore_progress(world: World) -> Exploration:
             result.schedule.append("from here on, for ever:")
             result.schedule += _in_words(at_start, lap)
             result.violation = ViolationError(
-                PROGRESS, "readers that keep coming keep the writer waiting for ever"
+                PROGRESS, "a steady stream of readers keeps the writer waiting for ever"
             )
             break
     return result
@@ -76,7 +76,7 @@ def _in_words(world: World, way: list[int]) -> list[str]:
 
 
 def _lap(graph: Graph, start: int, inside: set[int], movers: list[int]) -> list[int]:
-    """Choices that lead once around the cycle, past a move of everyone."""
+    """Choices that lead once around the cycle, with a move of each process."""
     lap: list[int] = []
     at = start
     for wanted in movers:
@@ -95,7 +95,7 @@ def _towards(
     mover: int | None = None,
     state: int | None = None,
 ) -> tuple[list[int], int]:
-    """The shortest way within the component that ends with this mover's move, or in this state."""
+    """The shortest path within the component that ends with this mover's move, or in this state."""
     seen = {start}
     frontier: deque[tuple[int, list[int]]] = deque([(start, [])])
     while frontier:
@@ -112,7 +112,7 @@ def _towards(
 
 
 def _components(graph: Graph) -> list[list[int]]:
-    """Strongly connected components of the states in which a writer waits in vain (Tarjan)."""
+    """Strongly connected components of the states in which a writer waits (Tarjan)."""
     order: dict[int, int] = {}
     low: dict[int, int] = {}
     on_stack: set[int] = set()

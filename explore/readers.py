@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Readers of every kind that a writer must get along with.
+"""The kinds of readers that a writer must work with.
 
-R1 is the shipped one. The others stand for VMMs that follow the kernel's
-recommendation and no more than that.
+R1 is the shipped reader. R2, R3 and R4 represent VMMs that follow only the
+kernel's recommendation.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from snpcerts.certfile.step import Steps
 
 
 def deliver(_found: Found) -> None:
-    """The guest's buffer: the model keeps what was found."""
+    """Fill the guest's buffer; the model records what was found."""
 
 
 def handshake() -> None:
-    """The firmware signs: the model looks at its key."""
+    """Let the firmware sign; the model checks its key."""
 
 
 def r1() -> Steps[None]:
@@ -61,7 +61,7 @@ def r4() -> Steps[None]:
 
 
 def holder() -> Steps[None]:
-    """Takes the lock a reader takes, reads, and never lets go: a VMM that hangs, or means harm."""
+    """Takes a reader's lock, reads, and never releases it: a VMM that hangs or is malicious."""
     try:
         fd: int = yield step.OpenRead(PATH)
     except OSError:

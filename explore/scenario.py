@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who takes part in an exploration, and what may go wrong in it."""
+"""The readers and writers of an exploration, and what may go wrong in it."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ USUAL = Settings()
 
 @dataclass(frozen=True, slots=True)
 class Scenario:
-    """Readers of some kinds, coming for ever, and writers with so many updates each."""
+    """Readers of some kinds, which never stop, and writers with a number of updates each."""
 
     readers: tuple[str, ...] = ("R1",)
     writers: tuple[tuple[str, int], ...] = (("swap", 1),)  # strategy, updates
     budget: Budget = NOTHING
     settings: Settings = USUAL
-    missing: bool = False  # whether the file is still to be created
+    missing: bool = False  # whether the file does not exist at first
     wrong: bool = False  # whether the firmware's key has changed without the lock
 
     @property
@@ -36,7 +36,7 @@ class Scenario:
         wrong = [
             f"{count} {what}"
             for count, what in zip(
-                self.budget, ("killed", "power loss", "failing step"), strict=True
+                self.budget, ("killed", "power failure", "failing step"), strict=True
             )
             if count
         ]
@@ -58,7 +58,7 @@ class Scenario:
         readers: dict[str, Callable[[], Steps[Any]]] | None = None,
         one_vmm: bool = False,
     ) -> World:
-        """The state to begin with; ``reader`` and ``writer`` may alter the programs' steps."""
+        """The initial state; ``reader`` and ``writer`` may alter the programs' steps."""
         world = World()
         world.budget = self.budget
         turn = world.new_file()
@@ -91,7 +91,7 @@ class Scenario:
         return world
 
     def add(self, world: World, name: str, start: Callable[[], Steps[Any]]) -> None:
-        """Let one more take part, who does one thing once and is no writer of ours."""
+        """Add a process that runs ``start`` once and does not count as a writer."""
         process = _process(name, Program(name, start), 1)
         world.processes.append(process._replace(writer=False))
 

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Visit every state, breadth first, so that a violation's schedule is a shortest one.
 
-States are compared whole, not by a digest: their parts are numbered as they are
-met, and a state is the tuple of its parts' numbers. Processes that run the same
-program are interchangeable, so their order does not count.
+States are compared in full, not by a digest: each new part gets a number, and a
+state is the tuple of its parts' numbers. Processes that run the same program
+are interchangeable, so their order does not count.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from snpcerts.certfile import step
 
 @dataclass(slots=True)
 class Exploration:
-    """What an exploration has seen."""
+    """The result of an exploration."""
 
     states: int = 0
     transitions: int = 0
@@ -39,9 +39,9 @@ class Graph:
     """All states and moves, for questions about runs that never end."""
 
     edges: list[list[tuple[int, int]]] = field(default_factory=list)  # (mover, state)
-    waiting: list[bool] = field(default_factory=list)  # a writer wants a lock it cannot have
+    waiting: list[bool] = field(default_factory=list)  # a writer waits for a lock
     done: list[frozenset[int]] = field(default_factory=list)  # processes that have ended
-    answers: dict[str, set[str]] = field(default_factory=dict)  # once the updates are over
+    answers: dict[str, set[str]] = field(default_factory=dict)  # after the last update
     parents: list[int] = field(default_factory=list)
     choices: list[int] = field(default_factory=list)
 
@@ -103,7 +103,7 @@ def explore(
     state_limit: int = 0,
     keep_graph: bool = False,
 ) -> Exploration:
-    """Visit all that can be reached from ``world``, or until an invariant does not hold."""
+    """Visit every state that can be reached from ``world``, until an invariant is violated."""
     begun = time.perf_counter()
     start(world, settings)
     names = _Names(interchangeable=not keep_graph)
@@ -158,18 +158,18 @@ def explore(
 
 
 def _check_programs(first: World, result: Exploration) -> None:
-    """Does every loop look at the clock? What was walked of each program says so."""
+    """Check that every loop reads the clock, in the part of each program that was run."""
     programs = {each.position.program for each in first.processes if each.writer or each.left < 0}
     for program in sorted(programs, key=lambda each: each.kind):
         if loop := unbounded_retries(program.positions()):
             result.violation = ViolationError(
-                BOUNDED, f"{program.kind} may go round for ever whatever its clock says"
+                BOUNDED, f"{program.kind} may loop for ever without regard to its clock"
             )
             result.schedule = [f"{program.kind}: {type(each.action).__name__}" for each in loop]
 
 
 def _note_answers(world: World, graph: Graph) -> None:
-    """What readers get after the last update, whenever they may have opened the file."""
+    """Record what readers get after the last update, whenever they opened the file."""
     if any(each.writer and each.position.action is not None for each in world.processes):
         return
     for each in world.processes:
@@ -179,7 +179,7 @@ def _note_answers(world: World, graph: Graph) -> None:
 
 
 def _waits(world: World) -> bool:
-    """Whether a writer has its turn and wants a lock that it cannot have."""
+    """Whether a writer, in its turn, waits for a lock."""
     return any(writer_waits(world, each) for each in world.processes)
 
 

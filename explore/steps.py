@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Steps that no shipped protocol takes: those of other programs, and of wrong ones."""
+"""Steps that only other programs and wrong variants of the protocol take."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ class Unlock(NamedTuple):
 
 
 class OpenOnce(NamedTuple):
-    """Open, or get the description that this VMM has already -> descriptor."""
+    """Open, or reuse the description that this VMM already has -> descriptor."""
 
     path: str
 
 
 class HoldForEver(NamedTuple):
-    """Keep what one has and do nothing more; only an end by force follows."""
+    """Keep all locks and do nothing more, until killed."""
 
 
 class UnlockNeighbour(NamedTuple):
@@ -29,7 +29,7 @@ class UnlockNeighbour(NamedTuple):
 
 
 class CloseClassic(NamedTuple):
-    """Close as it is with classic POSIX locks: all the VMM's locks on the file go -> None."""
+    """Close with classic POSIX locks, which drops all the VMM's locks on the file -> None."""
 
     fd: int
 
@@ -39,10 +39,10 @@ class Foretell(NamedTuple):
 
 
 class Outdated(NamedTuple):
-    """The table for the firmware's key of now -> bytes."""
+    """The table for the firmware's present key -> bytes."""
 
 
 class Mount(NamedTuple):
-    """Let the path lead to a file on another device, with the same number -> None."""
+    """Make the path lead to a file on another device, with the same inode number -> None."""
 
     path: str

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Writers: the shipped one, and ways to do it that do not ship, for comparison."""
+"""Writers: the shipped strategies, and others for comparison."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from snpcerts.certfile.step import Steps
 
 
 def change() -> bytes:
-    """The firmware's change: the model makes it."""
+    """Change the firmware; the model does it."""
     return b""
 
 
@@ -21,12 +21,12 @@ def swap() -> Steps[writer.Update]:
 
 
 def swap_wrong() -> Steps[writer.Update]:
-    """Swap, by an agent that has judged the table of key 0 to be wrong."""
+    """Swap, by an agent that knows that the table of key 0 is wrong."""
     return writer.update(PATH, change, strategy=writer.Strategy.SWAP, condemned=table(0))
 
 
 def in_place_wrong() -> Steps[writer.Update]:
-    """In-place, likewise."""
+    """In-place, by an agent that knows that the table of key 0 is wrong."""
     return writer.update(PATH, change, strategy=writer.Strategy.IN_PLACE, condemned=table(0))
 
 
@@ -36,11 +36,10 @@ def in_place() -> Steps[writer.Update]:
 
 
 def there_and_back() -> Steps[int]:
-    """Not shipped: the new file only stands in; the old one is updated and put back.
+    """Not shipped: a temporary file takes the path while the old file is updated.
 
-    As *swap* until the old file is empty. Then the table goes into the old file,
-    which gets its name back. An update that was cut off is undone by the same
-    rename.
+    Works as *swap* until the old file is empty. Then it writes the table to the
+    old file and renames that back. The same rename undoes an interrupted update.
     """
     names = writer._Names.of(PATH)
     turn: int = yield step.OpenOrCreate(names.turn, 0o600)
@@ -53,7 +52,7 @@ def there_and_back() -> Steps[int]:
         except FileNotFoundError:
             pass
         yield step.SyncDirectory(names.path)
-        yield step.Unlink(names.old)  # another name of the file at the path, if anything
+        yield step.Unlink(names.old)  # at most a second name of the file at the path
         old: int = yield step.OpenWrite(names.path)
         fds.append(old)
         new: int = yield step.Create(names.new, 0o600)
@@ -78,7 +77,7 @@ def there_and_back() -> Steps[int]:
 
 
 def stranger() -> Steps[int]:
-    """Another program's writer: the kernel's recommended lock, no turn, no comparison."""
+    """Another program's writer: takes the kernel's recommended lock, no turn, compares nothing."""
     fd: int = yield step.OpenWrite(PATH)
     try:
         yield from _locked(fd)

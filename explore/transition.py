@@ -1,19 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What can happen next in a state, step by step, and in words.
+"""What can happen next in a state: each step, its effect and its description.
 
-To visit fewer states without losing an outcome:
+Two rules reduce the number of states without losing an outcome:
 
-* a step that touches nothing that others see (a pause, the clock, closing a
-  description that holds no lock) is taken at once with the one before it;
-* with ``reduce``, a process whose next step touches only what others cannot
-  touch before it moves on (a file it has locked, names that only the writer
-  whose turn it is changes) goes first, alone. That others cannot touch a locked
-  file is what the lock is for; whether they do is checked in every state
-  visited (the invariant *discipline*), so an exploration that ends without a
-  violation was allowed to rely on it.
+* a step that other processes cannot observe (a pause, the clock, closing a
+  description that holds no lock) is taken together with the step before it;
+* with ``reduce``, a process goes first, alone, if its next step touches only
+  what no other process can touch before it moves on: a file that it has locked,
+  or names that only the writer whose turn it is changes. This relies on locks
+  being respected. The invariant *discipline* checks that in every state
+  visited, so an exploration without a violation was right to rely on it.
 
-Crashes and failing steps are tried at every step in either case, but for those
-of the first kind, which leave nothing different behind.
+Crashes and failing steps are tried at every step, except at steps of the first
+kind, where they would make no difference.
 """
 
 from __future__ import annotations
@@ -77,13 +76,13 @@ _EIO = Fails(errno.EIO)
 
 
 class Settings(NamedTuple):
-    """How an exploration goes about it."""
+    """How an exploration proceeds and what it checks."""
 
     reduce: bool = True
-    discipline: bool = True  # whether use against a lock ends the exploration
+    discipline: bool = True  # whether access against a lock is a violation
     patient: bool = False  # writers never give up waiting
     others: bool = True  # whether files off the path are checked as well, for R2 to R4
-    reports: bool = True  # whether what updates report is checked; not with strangers about
+    reports: bool = True  # whether what updates report is checked; not with a stranger
     firmware_fails: bool = False  # a firmware change may fail, before or after its effect
 
 
@@ -97,7 +96,7 @@ class Move(NamedTuple):
 
 
 def moves(world: World, settings: Settings) -> Iterator[Move]:
-    """Everything that can happen next; one that violates an invariant says so."""
+    """Everything that can happen next, with the violation if there is one."""
     first = _goes_first(world) if settings.reduce else None
     for index in range(len(world.processes)) if first is None else (first,):
         process = world.processes[index]
@@ -110,7 +109,7 @@ def moves(world: World, settings: Settings) -> Iterator[Move]:
     if world.budget.power:
         for after in world.after_power_loss():
             after.processes = [_restarted(process) for process in world.processes]
-            text = f"power is lost; certs then holds {content_in_words(_at_path(after))}"
+            text = f"power fails; certs then holds {content_in_words(_at_path(after))}"
             for index in range(len(after.processes)):
                 _settle(after, index, settings)
             yield _checked(Move(POWER, text, after), settings)
@@ -139,7 +138,7 @@ def _checked(move: Move, settings: Settings) -> Move:
 
 
 def _results(world: World, process: Process, settings: Settings) -> list[object]:
-    """The ways a step may go that are the model's choice; None: as the world has it."""
+    """The results that the model may choose for a step; None means the step's real effect."""
     action = process.position.action
     if isinstance(action, step.Now):
         return [IN_TIME] if _one_time(process, settings) else [IN_TIME, TOO_LATE]
@@ -152,15 +151,15 @@ def _results(world: World, process: Process, settings: Settings) -> list[object]
 
 
 def _perform(world: World, index: int, chosen: object, settings: Settings) -> tuple[object, str]:
-    """Perform the process's step; its result, and what happened in words."""
+    """Perform the process's step; return its result and a description."""
     process = world.processes[index]
     action = process.position.action
     if isinstance(action, step.Now):
-        return chosen, "looks at the clock" + (": too late" if chosen == TOO_LATE else "")
+        return chosen, "checks the clock" + (": too late" if chosen == TOO_LATE else "")
     if chosen is _EIO:
         world.budget = world.budget._replace(faults=world.budget.faults - 1)
         if isinstance(action, step.Close):
-            # As on Linux: the descriptor is gone whatever close says.
+            # As on Linux: the descriptor is closed even if close fails.
             text = _in_words(world, process, action)
             _close(world, index, action)
             return chosen, f"{text}: fails"
@@ -188,7 +187,7 @@ def _perform(world: World, index: int, chosen: object, settings: Settings) -> tu
 
 
 def _advance(world: World, index: int, result: object, settings: Settings) -> None:
-    """Give a process its result, and take the steps that nobody else sees."""
+    """Give a process its result, and take the steps that no other process can observe."""
     process = world.processes[index]
     world.processes[index] = process._replace(position=process.position.after(result))
     _settle(world, index, settings)
@@ -214,7 +213,7 @@ def _settle(world: World, index: int, settings: Settings) -> None:
 
 
 def _unseen(world: World, process: Process, action: Any, settings: Settings) -> bool:
-    """Whether nobody can tell if this step has been taken."""
+    """Whether no other process can observe this step."""
     if world.budget.faults and isinstance(action, _FAULTY):
         return False
     match action:
@@ -246,7 +245,7 @@ def _one_time(process: Process, settings: Settings) -> bool:
 
 
 def _goes_first(world: World) -> int | None:
-    """A process whose next step no other can be concerned by, if there is one."""
+    """A process whose next step cannot affect any other process, or None."""
     for index, process in enumerate(world.processes):
         action = process.position.action
         if action is not None and _private(world, process, action):
@@ -276,9 +275,9 @@ def _private(world: World, process: Process, action: Any) -> bool:
 
 
 def writer_waits(world: World, process: Process) -> bool:
-    """Whether it is a writer whose turn it is, and wants a lock that it cannot have."""
+    """Whether the process is a writer in its turn that waits for a lock."""
     position = process.position
-    # Asking again is a part of waiting, so the failed try's way back counts as well.
+    # The steps between a failed try and the next one count as waiting too.
     action = position.action
     return (
         process.writer
@@ -312,7 +311,7 @@ def _next_job(world: World, index: int) -> None:
 
 
 def _restarted(process: Process) -> Process:
-    """The process after its end by force: what it was doing is lost, its next job begins."""
+    """The process after it was killed: its job is lost, and its next job begins."""
     if process.position.action is None:
         return process
     left = process.left
@@ -336,7 +335,7 @@ def _killed(world: World, index: int, settings: Settings) -> Move:
 
 
 def start(world: World, settings: Settings) -> None:
-    """Take what nobody sees of every process's beginning."""
+    """Take the first steps of every process that no other process can observe."""
     for index in range(len(world.processes)):
         _settle(world, index, settings)
 
@@ -586,7 +585,7 @@ def _in_words(world: World, process: Process, action: Any) -> str:
         case step.OpenRead(path=path) | step.OpenWrite(path=path) | steps.OpenOnce(path=path):
             return f"opens {name(path)}"
         case step.OpenOrCreate(path=path) | step.Create(path=path):
-            return f"creates or opens {name(path)}"
+            return f"opens or creates {name(path)}"
         case step.Close(fd=fd) | steps.CloseClassic(fd=fd):
             return f"closes {file(fd)}"
         case step.LockShared(fd=fd):
@@ -605,7 +604,7 @@ def _in_words(world: World, process: Process, action: Any) -> str:
             return f"reads {file(fd)}"
         case step.Write(fd=fd, data=data, offset=offset):
             what = "the first entry" if offset == 0 else "the rest"
-            kind = "zeroes" if not any(data) else f"{what} of key {data[0] - 1}'s table"
+            kind = "zeros" if not any(data) else f"{what} of key {data[0] - 1}'s table"
             return f"writes {kind} to {file(fd)}"
         case step.Truncate(fd=fd):
             return f"truncates {file(fd)}"
@@ -622,11 +621,11 @@ def _in_words(world: World, process: Process, action: Any) -> str:
         case step.Handshake():
             return f"re-enters KVM_RUN: the firmware signs with key {world.key}"
         case steps.Foretell():
-            return "foresees the next key's table"
+            return "picks the table for the next key"
         case steps.Outdated():
-            return "picks the table for the key of now"
+            return "picks the table for the present key"
         case steps.Mount():
-            return "mounts another file over certs, with the same number on another device"
+            return "mounts another file over certs, with the same inode number on another device"
     return type(action).__name__
 
 
@@ -638,7 +637,7 @@ def file_name(number: int) -> str:
 def _outcome(action: Any, result: object) -> str:
     match action:
         case step.LockShared() | step.LockExclusive():
-            return "" if result else ": someone has it"
+            return "" if result else ": locked by another process"
         case step.Read() if isinstance(result, bytes):
             return f": {content_in_words(result)}"
         case step.StatPath() | step.Stat() if isinstance(result, step.FileStat):

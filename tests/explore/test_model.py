@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The model behaves as Linux does: names, descriptions, locks, and what a power loss leaves."""
+"""The model behaves as Linux does: names, descriptions, locks, and what a power failure leaves."""
 
 from __future__ import annotations
 

@@ -64,19 +64,19 @@ def test_what_readers_of_a_kind_get_after_an_update(
 
 
 @pytest.mark.parametrize("mutant", KILLED, ids=lambda each: each.name)
-def test_a_wrong_variant_is_found_out(mutant: Mutant) -> None:
-    """By the invariant it violates, with a schedule that tells the story it should tell."""
+def test_a_wrong_variant_is_detected(mutant: Mutant) -> None:
+    """The exploration names the violated invariant and prints the expected schedule."""
     result = mutant.explore()
     assert result.violation is not None
     assert result.violation.invariant == mutant.invariant
-    told, at = "\n".join(result.schedule), 0
+    printed, at = "\n".join(result.schedule), 0
     for part in mutant.shows:
-        at = told.find(part, at)
-        assert at >= 0, f"{part!r} is missing from\n{told}"
+        at = printed.find(part, at)
+        assert at >= 0, f"{part!r} is missing from\n{printed}"
 
 
 @pytest.mark.parametrize("mutant", EQUIVALENT, ids=lambda each: each.name)
-def test_a_variant_that_others_make_up_for_is_safe(mutant: Mutant) -> None:
+def test_a_variant_that_another_rule_makes_up_for_is_safe(mutant: Mutant) -> None:
     result = mutant.explore()
     assert result.violation is None, "\n".join(result.schedule)
 
@@ -86,18 +86,18 @@ def test_a_variant_that_others_make_up_for_is_safe(mutant: Mutant) -> None:
     [each for each in KILLED if each.invariant != PROGRESS_INVARIANT and not each.mover],
     ids=lambda each: each.name,
 )
-def test_visiting_fewer_states_finds_the_same_variants_out(mutant: Mutant) -> None:
+def test_the_reduced_exploration_detects_the_same_variants(mutant: Mutant) -> None:
     """The reduction relies on locks being respected, and says so where they are not."""
     reduced = Settings(others=mutant.scenario.settings.others)
     assert explore(mutant.world(), reduced).violation is not None
 
 
-def test_a_writer_who_does_not_wait_for_its_turn_is_safe_only_with_in_place() -> None:
+def test_a_writer_that_does_not_wait_for_its_turn_is_safe_only_with_in_place() -> None:
     """``SMALL`` has it with in-place."""
     assert explore(UNSAFE.world(), UNSAFE.settings).violation is not None
 
 
-def test_the_note_tells_of_every_variant() -> None:
+def test_the_protocol_page_lists_every_variant() -> None:
     note = (Path(__file__).parents[2] / "docs" / "protocol.md").read_text(encoding="utf-8")
     for mutant in (*KILLED, *EQUIVALENT):
         invariant = mutant.invariant or "none"
@@ -119,7 +119,7 @@ def asks_and_goes_on() -> step.Steps[None]:
 
 
 @pytest.mark.parametrize("impatient", [never_asks, asks_and_goes_on])
-def test_a_reader_that_waits_whatever_its_clock_says_is_found_out(
+def test_a_reader_that_ignores_its_clock_is_detected(
     impatient: Callable[[], step.Steps[None]],
 ) -> None:
     scenario = Scenario(("impatient",))
@@ -147,8 +147,8 @@ def test_a_strategy_for_comparison_is_safe() -> None:
 
 def test_the_command_prints_figures_and_schedules(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--mutants", "writer-no-wait"]) == 0
-    told = capsys.readouterr().out
-    assert "does not hold: match" in told
-    assert "changes the firmware's key to 1" in told
+    printed = capsys.readouterr().out
+    assert "violated: match" in printed
+    assert "changes the firmware's key to 1" in printed
     assert main(["--mutants", "nothing-of-the-kind"]) == 2
     assert "writer-no-wait" in capsys.readouterr().out
