@@ -15,6 +15,7 @@ from snpcerts.errors import RefusedError
 from snpcerts.vmm.preload import shim_library
 
 from ..emulated import SNPCERTS
+from ..sizes import FULL
 from .conftest import Build, failed, judged
 
 NO_LOCK = {"lock-kind", "lock-before-read", "lock-until-signed", "busy"}
@@ -101,7 +102,12 @@ def test_every_check_is_failed_by_some_vmm() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("wrong", EXPECTED)
 def test_a_wrong_vmm_fails_just_what_it_gets_wrong(build: Build, wrong: str) -> None:
-    found = failed(judged(build(wrong), "{certs}", "2"))
+    """Of the checks that it passes, the full run sees that it does."""
+    # Every exit shows a ret; this VMM's is wrong where the buffer is too small.
+    besides = {"too-small"} if "ret-supported" in EXPECTED[wrong] else set()
+    asked = () if FULL else sorted(EXPECTED[wrong] | besides)
+    only = tuple(word for check in asked for word in ("--only", check))
+    found = failed(judged(build(wrong), "{certs}", "2", options=only))
     assert found.keys() == EXPECTED[wrong] - PRIVILEGED, found
 
 

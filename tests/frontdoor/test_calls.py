@@ -19,6 +19,7 @@ import pytest
 from snpcerts.emulator.frontdoor.supervisor import SIGNAL_INTERVAL
 from snpcerts.emulator.frontdoor.tasks import task
 
+from ..sizes import sized
 from . import toys
 from .conftest import Stage
 from .toys import MARKER
@@ -253,6 +254,9 @@ def test_exit_codes_are_a_shells(stage: Stage, tmp_path: Path) -> None:
     assert running.exit_code == 127
 
 
+STORM = sized(500, 3125)  # calls of each thread
+
+
 def _storm(stage: Stage, threads: int, calls: int) -> None:
     words = stage.words("open", "/dev/kvm", "storm", threads, calls)
     assert words == ["0", "0"], "every answer came to the thread that asked"
@@ -265,12 +269,12 @@ def test_no_call_is_lost_or_repeated_under_signals(stage: Stage) -> None:
 
 
 @pytest.mark.slow
-def test_a_hundred_thousand_calls_of_32_threads_under_signals(stage: Stage) -> None:
-    _storm(stage, 32, 3125)
+def test_a_storm_of_calls_of_32_threads_under_signals(stage: Stage) -> None:
+    _storm(stage, 32, STORM)
 
 
 @pytest.mark.slow
-def test_a_hundred_thousand_calls_of_a_static_go_program_under_signals(
+def test_a_storm_of_calls_of_a_static_go_program_under_signals(
     stage: Stage, tmp_path: Path
 ) -> None:
     """Its runtime signals its own threads besides, to share them out."""
@@ -284,8 +288,8 @@ def test_a_hundred_thousand_calls_of_a_static_go_program_under_signals(
         text=True,
     )
     assert built.returncode == 0, built.stderr
-    assert stage.words(32, 3125, program=program) == ["0"]
-    assert len(stage.toys.echoed) == 100_000, "none lost"
+    assert stage.words(32, STORM, program=program) == ["0"]
+    assert len(stage.toys.echoed) == 32 * STORM, "none lost"
     assert set(stage.toys.echoed.values()) == {1}, "none twice"
 
 

@@ -18,12 +18,13 @@ from tests.documented_json import documented
 
 from ..emulated import SNPCERTS, Emulated
 from ..keys import prepare_platform
+from ..sizes import sized
 from .site import Lines, Site, key_server, watching
 
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture(scope="module", params=(PUBLISHED, DOCUMENTED))
+@pytest.fixture(scope="module", params=sized((PUBLISHED,), (PUBLISHED, DOCUMENTED)))
 def played(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Emulated:
     folder = tmp_path_factory.mktemp("played")
     emulated = Emulated(folder / "platform", folder / "certs")
