@@ -43,8 +43,8 @@ from snpcerts.emulator.psp.firmware import Firmware
 from snpcerts.emulator.psp.message_seal import header_for, open_sealed, seal
 from snpcerts.endorsement.anchors import Anchor, anchor_from_certificate
 from snpcerts.endorsement.certificate import load_certificate
+from snpcerts.endorsement.judge import JudgeMemory
 from snpcerts.verify.bulk import verify_many
-from snpcerts.verify.endorsement_check import EndorsementMemory
 from snpcerts.verify.evidence import Evidence
 from snpcerts.verify.judging import verify
 from snpcerts.verify.policy import Policy
@@ -136,7 +136,7 @@ def _timed(subject: Callable[[], None]) -> Callable[[], float]:
 
 def _forgetting(subject: Callable[[], None], *, authorities: bool) -> Callable[[], None]:
     def judge() -> None:
-        fresh = EndorsementMemory()
+        fresh = JudgeMemory()
         if not authorities:
             fresh._authorities = verify_module._memory._authorities
         verify_module._memory = fresh

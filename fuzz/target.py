@@ -19,8 +19,9 @@ from snpcerts.abi.report import REPORT_SIZE, SIGNED_SIZE, Report, ReportLayout, 
 from snpcerts.cli.verify_text import for_people
 from snpcerts.endorsement.anchors import anchor_from_certificate
 from snpcerts.endorsement.certificate import load_certificate
-from snpcerts.endorsement.crl import CrlFault, bears_signature, check_crl, crl_problem_at, load_crl
+from snpcerts.endorsement.crl import bears_signature, check_crl, crl_problem_at, load_crl
 from snpcerts.endorsement.encoding import describe
+from snpcerts.endorsement.reason import REVOKED
 from snpcerts.endorsement.vek import EndorsementCert, VekKind
 from snpcerts.errors import SnpCertsError
 from snpcerts.verify import attestation_proto
@@ -105,11 +106,11 @@ _root = load_certificate((CORPUS / "root.der").read_bytes(), "ARK")
 def _crl(data: bytes) -> str:
     revocation = load_crl(data)
     problems = check_crl(revocation, _root, _root, "ASK")
-    believed = {each.fault for each in problems} <= {CrlFault.ASK_REVOKED, CrlFault.ARK_REVOKED}
+    believed = {each.code for each in problems} <= REVOKED
     _promise(not believed or bears_signature(data, _root), "what is believed was signed")
     describe(data, crl=True)
     stale = crl_problem_at(revocation, AT)
-    return " ".join((*(each.fault.value for each in problems), "" if stale is None else "stale"))
+    return " ".join((*(each.code.value for each in problems), "" if stale is None else "stale"))
 
 
 def _policy(data: bytes) -> str:

@@ -20,14 +20,18 @@ def lazy_exports(
     """``__all__``, ``__getattr__`` and ``__dir__`` for ``package``.
 
     ``modules`` gives the names that each of its modules, named without the package,
-    exports.
+    exports. A module of another package has its whole name.
     """
-    homes = {name: module for module, names in modules.items() for name in names}
+    homes = {
+        name: module if "." in module else f"{package}.{module}"
+        for module, names in modules.items()
+        for name in names
+    }
 
     def getattr_(name: str) -> object:
         if name not in homes:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
-        value: object = getattr(importlib.import_module(f"{package}.{homes[name]}"), name)
+        value: object = getattr(importlib.import_module(homes[name]), name)
         setattr(sys.modules[package], name, value)
         return value
 

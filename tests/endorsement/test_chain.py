@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from snpcerts.abi.product import Product
 from snpcerts.endorsement.anchors import AMD_ANCHORS, Anchor, anchor_from_certificate
 from snpcerts.endorsement.certificate import load_certificate
-from snpcerts.endorsement.chain import Chain, ChainFault, Place, check_chain, windows_of
+from snpcerts.endorsement.chain import Chain, Place, check_chain, windows_of
 from snpcerts.endorsement.vek import VekKind
 from tests.endorsement.small_ca import (
     AMD_ALGORITHM,
@@ -54,7 +54,7 @@ def chain(
 
 def faults(chain: Chain, anchors: tuple[Anchor, ...] | None = None) -> list[str]:
     found = check_chain(chain, trusted() if anchors is None else anchors)
-    return [problem.fault.value for problem in found]
+    return [problem.code.value for problem in found]
 
 
 @pytest.mark.parametrize("product", list(Product))
@@ -269,8 +269,8 @@ def test_validity_is_inclusive_and_judged_per_certificate(place: Place) -> None:
     early, late = window.problem_at(START - second), window.problem_at(END + second)
     assert early is not None
     assert late is not None
-    assert early.fault is ChainFault(f"{place.value}-not-yet-valid")
-    assert late.fault is ChainFault(f"{place.value}-expired")
+    assert early.code.value == f"{place.value}-not-yet-valid"
+    assert late.code.value == f"{place.value}-expired"
 
 
 def test_an_intermediate_on_another_curve_is_no_authority() -> None:

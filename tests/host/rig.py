@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import cast
 
 from cryptography.hazmat.primitives.serialization import Encoding
 
@@ -25,18 +26,19 @@ from snpcerts.emulator.machine.home import PlatformHome
 from snpcerts.emulator.psp.chip import Chip, CloudProvider
 from snpcerts.emulator.psp.firmware import Firmware, FirmwareError
 from snpcerts.endorsement.anchors import anchor_from_certificate
+from snpcerts.endorsement.judge import ChipJudge
 from snpcerts.endorsement.vek import VekKind
 from snpcerts.host.agent import Agent
 from snpcerts.host.config import Config, FileConfig
 from snpcerts.host.event import Event, EventKind
 from snpcerts.host.firmware import HostFirmware
 from snpcerts.host.initialisation import Initialisation
-from snpcerts.host.judgement import Judge
 from snpcerts.host.memory import Memory, MemoryFile
 from snpcerts.host.sev import SevError
 from snpcerts.host.stock import Stock
 from snpcerts.host.vlek_store import VlekStore
 from snpcerts.kds.errors import KdsNotFoundError, KdsUnavailableError
+from snpcerts.kds.source import CertificateSource
 
 FIRST = Initialisation("this boot", "1")
 
@@ -88,7 +90,7 @@ class KeyServer:
     asked: list[TcbVersion] = field(default_factory=list)
     retry_after: float | None = None
     revoked: tuple[int, ...] = ()
-    known: dict[bool, bytes] = field(default_factory=dict)
+    known: dict[VekKind, bytes] = field(default_factory=dict)
     lists_asked: int = 0
     _lists: dict[tuple[int, ...], bytes] = field(default_factory=dict)
 
@@ -105,13 +107,14 @@ class KeyServer:
         assert (product, hwid) == (self.chip.product, self.chip.hwid)
         return vcek_of(self.authority, self.chip, tcb) if self.lie is None else self.lie(tcb)
 
-    def vlek_chain(
+    def chain(
         self,
         product: Product,
+        kind: VekKind = VekKind.VCEK,
         *,
         at: datetime | None = None,  # noqa: ARG002 (the interface)
     ) -> tuple[bytes, bytes]:
-        assert product is self.chip.product
+        assert (product, kind) == (self.chip.product, VekKind.VLEK)
         self._answer()
         some = vlek_of(self.authority, CloudProvider.create("CN=any"), TcbVersion(1, 0, 1, 1))
         return some.intermediate, some.root
@@ -119,7 +122,7 @@ class KeyServer:
     def crl(
         self,
         product: Product,
-        vlek: bool = False,
+        kind: VekKind = VekKind.VCEK,
         *,
         at: datetime | None = None,  # noqa: ARG002 (the interface)
         max_age: timedelta | None = None,  # noqa: ARG002 (the interface)
@@ -129,8 +132,8 @@ class KeyServer:
         assert budget is not None, "nobody waits long for it"
         self.lists_asked += 1
         self._answer()
-        self.known[vlek] = self.issue_list()
-        return self.known[vlek]
+        self.known[kind] = self.issue_list()
+        return self.known[kind]
 
     def issue_list(self) -> bytes:
         """The list of what is revoked, made once."""
@@ -139,9 +142,9 @@ class KeyServer:
             self._lists[self.revoked] = crl.public_bytes(Encoding.DER)
         return self._lists[self.revoked]
 
-    def known_crl(self, product: Product, vlek: bool = False) -> bytes | None:
+    def known_crl(self, product: Product, kind: VekKind = VekKind.VCEK) -> bytes | None:
         assert product is self.chip.product
-        return self.known.get(vlek)
+        return self.known.get(kind)
 
     def _answer(self) -> None:
         if self.down:
@@ -199,8 +202,8 @@ class Rig:
         )
         anchors = (anchor_from_certificate(self.server.authority.ark),)
         stock = Stock(
-            Judge(host.product, host.hwid, anchors, self._known_crl),
-            self.server,
+            ChipJudge(host.product, host.hwid, anchors, self._known_crl),
+            cast("CertificateSource", self.server),
             VlekStore(self.config.vlek_certificates),
             clock=self.time,
         )
@@ -213,7 +216,7 @@ class Rig:
         return self.now or datetime.now(UTC)
 
     def _known_crl(self, kind: VekKind) -> bytes | None:
-        return self.server.known_crl(self.firmware.product, kind is VekKind.VLEK)
+        return self.server.known_crl(self.firmware.product, kind)
 
     def reported(self) -> TcbVersion:
         return self.firmware.state.reported

@@ -265,7 +265,7 @@ def test_without_a_revocation_list_there_are_certificates(
 def test_a_strangers_revocation_list_says_nothing(rig: Rig) -> None:
     other = authority_of(Product.MILAN, "other")
     crl = other.crl((rig.server.authority.ask.serial_number,))
-    rig.server.known[False] = crl.public_bytes(Encoding.DER)
+    rig.server.known[VekKind.VCEK] = crl.public_bytes(Encoding.DER)
     rig.server.down = True
     agent = rig.agent()
     assert agent.stock.revocation_lists()

@@ -14,9 +14,9 @@ from snpcerts.abi.product import Product
 from snpcerts.emulator.amd.key_server_faults import Fault
 from snpcerts.endorsement.vek import VekKind
 from snpcerts.errors import FormatError, RetryLaterError
+from snpcerts.kds.body import MAX_BODY, read_chain, read_vcek
 from snpcerts.kds.client import KdsClient
 from snpcerts.kds.errors import KdsNotFoundError, KdsUnavailableError
-from snpcerts.kds.judge import MAX_BODY, read_chain, read_vcek
 from snpcerts.kds.retry import RetryPolicy
 from snpcerts.kds.url import ChainResource
 

@@ -17,6 +17,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from snpcerts.abi.product import Product
 from snpcerts.cli import kds as kds_command
+from snpcerts.cli import source_options
 from snpcerts.cli.main import main
 from snpcerts.emulator.amd.authority import EmulatedAuthority
 from snpcerts.emulator.amd.key_server_faults import Fault
@@ -117,7 +118,7 @@ def test_a_report_of_version_2_is_tried_as_every_product_it_may_be_of(
 ) -> None:
     """As ``verify --fetch`` does. It names no product; Milan and Genoa chips look alike."""
     host.server.lines[Product.GENOA] = ProductLine(genoa, (Chip.create(Product.GENOA),))
-    monkeypatch.setattr(kds_command, "_anchors", lambda _path: host.anchors)
+    monkeypatch.setattr(kds_command, "anchors_of", lambda _paths: host.anchors)
     chip = host.server.lines[product].chips[0]
     ca = SmallCa(product, chip_id=chip.hwid.ljust(64, b"\0"))
     Path("old").write_bytes(ca.report(version=2, reported_tcb=host.resource(product).tcb.pack()))
@@ -132,7 +133,7 @@ def test_a_report_of_version_2_of_an_unknown_chip_names_all_that_was_tried(
     host: Host, run: Run, genoa: EmulatedAuthority, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     host.server.lines[Product.GENOA] = ProductLine(genoa, ())
-    monkeypatch.setattr(kds_command, "_anchors", lambda _path: host.anchors)
+    monkeypatch.setattr(kds_command, "anchors_of", lambda _paths: host.anchors)
     Path("old").write_bytes(SmallCa(chip_id=bytes(range(64))).report(version=2))
     code, _, err = run("fetch", "vcek", "--report", "old")
     assert (code, "Milan VCEK" in err, "Genoa VCEK" in err) == (1, True, True)
@@ -284,12 +285,12 @@ def test_wrong_usage_is_exit_code_2(run: Run, words: list[str]) -> None:
 def test_the_cache_is_the_users_own(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.geteuid", lambda: 1000)
     monkeypatch.setenv("XDG_CACHE_HOME", "/elsewhere")
-    assert kds_command.cache_directory(None) == Path("/elsewhere/snpcerts")
+    assert source_options.cache_directory(None) == Path("/elsewhere/snpcerts")
     monkeypatch.setenv("XDG_CACHE_HOME", "relative")
     monkeypatch.setenv("HOME", "/home/me")
-    assert kds_command.cache_directory(None) == Path("/home/me/.cache/snpcerts")
+    assert source_options.cache_directory(None) == Path("/home/me/.cache/snpcerts")
     monkeypatch.setattr("os.geteuid", lambda: 0)
-    assert kds_command.cache_directory(None) == Path("/var/cache/snpcerts")
+    assert source_options.cache_directory(None) == Path("/var/cache/snpcerts")
 
 
 def test_a_slow_server_is_announced(host: Host, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -29,7 +29,7 @@ from snpcerts.emulator.psp.chip import Chip
 from snpcerts.endorsement.crl import load_crl
 from snpcerts.endorsement.vek import EndorsementCert
 from snpcerts.errors import FormatError, UsageError
-from snpcerts.kds.judge import read_chain, same_key
+from snpcerts.kds.body import read_chain, same_key
 from snpcerts.kds.url import VcekResource
 
 from .conftest import MILAN_TCB, TURIN_TCB, Host

@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 from snpcerts.abi.product import Product
 from snpcerts.endorsement.vek import VekKind
 from snpcerts.errors import InputError
+from snpcerts.kds.body import read_vcek
 from snpcerts.kds.client import KdsClient
 from snpcerts.kds.errors import KdsUnavailableError
-from snpcerts.kds.judge import read_vcek
 from snpcerts.kds.proxy import Proxy, proxy_for
 from snpcerts.kds.trust import trusted
 from snpcerts.kds.url import ChainResource

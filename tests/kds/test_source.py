@@ -24,9 +24,9 @@ from snpcerts.endorsement.crl import load_crl
 from snpcerts.endorsement.encoding import to_pem
 from snpcerts.endorsement.vek import EndorsementCert, VekKind
 from snpcerts.errors import RefusedError, RetryLaterError, UsageError
+from snpcerts.kds.body import same_key
 from snpcerts.kds.client import KdsClient
 from snpcerts.kds.errors import KdsNotFoundError, KdsUnavailableError, KdsUntrustedError
-from snpcerts.kds.judge import same_key
 from snpcerts.kds.retry import RetryPolicy
 from snpcerts.kds.source import CertificateSource, open_certificate_source
 from snpcerts.kds.store import Store
@@ -308,8 +308,8 @@ def _with_new_ask(authority: EmulatedAuthority) -> EmulatedAuthority:
 def test_the_chain_of_a_vlek_is_asvk_and_ark(host: Host, product: Product) -> None:
     authority = host.server.lines[product].authority
     expected = tuple(each.public_bytes(Encoding.DER) for each in (authority.asvk, authority.ark))
-    assert host.source().vlek_chain(product) == expected
-    assert host.source(offline=True).vlek_chain(product) == expected
+    assert host.source().chain(product, VekKind.VLEK) == expected
+    assert host.source(offline=True).chain(product, VekKind.VLEK) == expected
 
 
 def test_a_vlek_chain_is_no_vcek_chain(host: Host, milan: EmulatedAuthority) -> None:
@@ -482,7 +482,7 @@ def test_ten_threads_make_one_request(host: Host) -> None:
     source.chain(Product.MILAN)
 
     def joined(count: int) -> bool:
-        asked = dict(source._through._asking).items()
+        asked = dict(source._fetch._asking).items()
         future = next((each for what, each in asked if what[0] == host.resource()), None)
         # Those who wait for a future hold its condition's waiters.
         return future is not None and len(future._condition._waiters) >= count  # type: ignore[attr-defined]

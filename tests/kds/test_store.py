@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from snpcerts.abi.product import Product
 from snpcerts.abi.tcb import TcbVersion
 from snpcerts.endorsement.vek import VekKind
+from snpcerts.kds.body import MAX_BODY
 from snpcerts.kds.errors import CacheError
-from snpcerts.kds.judge import MAX_BODY
 from snpcerts.kds.store import Store, place_of, resource_at
 from snpcerts.kds.url import ChainResource, CrlResource, VcekResource
 

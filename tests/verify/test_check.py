@@ -7,11 +7,11 @@ from dataclasses import replace
 
 import pytest
 
+from snpcerts.endorsement.reason import Authenticity, NextStep, Reason, ReasonCode
 from snpcerts.endorsement.vek import VekKind
-from snpcerts.verify.check import CHECK_OF, Authenticity, CheckState
+from snpcerts.verify.check import CheckState
 from snpcerts.verify.collateral import Collateral
 from snpcerts.verify.judging import verify
-from snpcerts.verify.reason import NextStep, Reason, ReasonCode
 from snpcerts.verify.verdict import Status, Verdict
 from tests.endorsement.small_ca import NOON, SmallCa, ec_key, sign_report
 from tests.verify.test_verify import anchors, collateral
@@ -33,8 +33,8 @@ def judge(report: bytes, parts: Collateral | None = None, ca: SmallCa = CA) -> d
 def test_every_reason_but_those_of_sources_and_policies_fails_a_check_of_authenticity() -> None:
     for code in ReasonCode:
         outside = code.value.startswith(("policy-", "collateral-"))
-        assert (CHECK_OF[code] is None) == outside, code
-    assert set(CHECK_OF.values()) - {None} == set(Authenticity)
+        assert (code.check is None) == outside, code
+    assert {code.check for code in ReasonCode} - {None} == set(Authenticity)
 
 
 def test_each_check_is_there_once_and_in_order() -> None:

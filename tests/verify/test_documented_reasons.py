@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from snpcerts.cli.main import main
+from snpcerts.endorsement.reason import ReasonCode
 from snpcerts.verify.policy import Policy
 from snpcerts.verify.policy_file import read_policy
-from snpcerts.verify.reason import ReasonCode
 from tests.endorsement.small_ca import CrlRecipe, SmallCa
 from tests.verify.test_evidence import table
 

@@ -9,12 +9,12 @@ from datetime import timedelta
 
 import pytest
 
-from snpcerts.endorsement.anchors import AMD_ANCHORS, anchor_from_certificate
+from snpcerts.endorsement import judge
+from snpcerts.endorsement.anchors import AMD_ANCHORS, Anchor, anchor_from_certificate
 from snpcerts.endorsement.certificate import load_certificate
+from snpcerts.endorsement.judge import ChainBytes, Findings, JudgeMemory
 from snpcerts.endorsement.vek import VekKind
-from snpcerts.verify import endorsement_check
 from snpcerts.verify.collateral import Collateral
-from snpcerts.verify.endorsement_check import EndorsementFindings, EndorsementMemory
 from tests.endorsement.small_ca import CrlRecipe, SmallCa
 
 CA = SmallCa()
@@ -22,25 +22,33 @@ ANCHORS = (anchor_from_certificate(load_certificate(CA.ark.make(), "ARK")),)
 PARTS = Collateral(vcek=CA.leaf.make(), ask=CA.ask.make(), ark=CA.ark.make())
 
 
-@pytest.fixture
-def found(monkeypatch: pytest.MonkeyPatch) -> list[Collateral]:
-    """Every collateral that was really judged, in order."""
-    judged: list[Collateral] = []
-    find = endorsement_check.find
+def asked(
+    memory: JudgeMemory, kind: VekKind, parts: Collateral, anchors: tuple[Anchor, ...] = ANCHORS
+) -> Findings:
+    return memory.findings(
+        kind, parts.chain(kind), anchors, [each.data for each in parts.all_lists]
+    )
 
-    def counting(kind: VekKind, parts: Collateral, *rest: object) -> EndorsementFindings:
+
+@pytest.fixture
+def found(monkeypatch: pytest.MonkeyPatch) -> list[ChainBytes]:
+    """Every chain that was really judged, in order."""
+    judged: list[ChainBytes] = []
+    find = judge.find
+
+    def counting(kind: VekKind, parts: ChainBytes, *rest: object) -> Findings:
         judged.append(parts)
         return find(kind, parts, *rest)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(endorsement_check, "find", counting)
+    monkeypatch.setattr(judge, "find", counting)
     return judged
 
 
-def test_a_chain_seen_before_is_not_judged_again(found: list[Collateral]) -> None:
-    memory = EndorsementMemory()
-    first = memory.findings(VekKind.VCEK, PARTS, ANCHORS)
+def test_a_chain_seen_before_is_not_judged_again(found: list[ChainBytes]) -> None:
+    memory = JudgeMemory()
+    first = asked(memory, VekKind.VCEK, PARTS, ANCHORS)
     assert first.reasons == ()
-    assert memory.findings(VekKind.VCEK, replace(PARTS, vlek=b"y"), ANCHORS) is first
+    assert asked(memory, VekKind.VCEK, replace(PARTS, vlek=b"y"), ANCHORS) is first
     assert len(found) == 1
 
 
@@ -54,26 +62,27 @@ def test_authorities_seen_with_another_leaf_are_not_judged_again(
         loaded.append(what)
         return load_certificate(data, what)
 
-    monkeypatch.setattr(endorsement_check, "load_certificate", counting)
-    memory = EndorsementMemory()
+    monkeypatch.setattr(judge, "load_certificate", counting)
+    memory = JudgeMemory()
     other = SmallCa(chip_id=bytes(range(2, 66))).leaf.make()
-    assert memory.findings(VekKind.VCEK, PARTS, ANCHORS).reasons == ()
-    assert memory.findings(VekKind.VCEK, replace(PARTS, vcek=other), ANCHORS).reasons == ()
+    assert asked(memory, VekKind.VCEK, PARTS, ANCHORS).reasons == ()
+    assert asked(memory, VekKind.VCEK, replace(PARTS, vcek=other), ANCHORS).reasons == ()
     assert loaded == ["VCEK", "ASK", "ARK", "VCEK"]
 
 
 @pytest.mark.parametrize("kind", list(VekKind))
 def test_what_is_remembered_of_authorities_is_what_would_be_found_again(kind: VekKind) -> None:
     """Whatever is wrong with which of the four, also when the others were seen before."""
-    memory = EndorsementMemory()
+    memory = JudgeMemory()
     bad = (None, b"x", PARTS.ask, PARTS.ark)
     for ask in (PARTS.ask, *bad):
         for ark in (PARTS.ark, *bad):
             for crl in (None, b"x"):
                 for leaf in (PARTS.vcek, None, b"x", PARTS.ask):
                     parts = Collateral(vcek=leaf, vlek=leaf, ask=ask, ark=ark, crl=crl)
-                    found = memory.findings(kind, parts, ANCHORS)
-                    alone = endorsement_check.find(kind, parts, ANCHORS)
+                    lists = [each.data for each in parts.all_lists]
+                    found = asked(memory, kind, parts, ANCHORS)
+                    alone = judge.find(kind, parts.chain(kind), ANCHORS, lists)
                     assert found.reasons == alone.reasons
                     assert found.facts == alone.facts
                     assert found.lists == alone.lists
@@ -84,7 +93,7 @@ def test_out_of_force_is_exactly_when_a_certificate_or_list_is_out_of_date() -> 
     """The short cut over all of them says what each of them says."""
     recipe = CrlRecipe(CA)
     parts = replace(PARTS, crl=recipe.make())
-    found = EndorsementMemory().findings(VekKind.VCEK, parts, ANCHORS)
+    found = asked(JudgeMemory(), VekKind.VCEK, parts, ANCHORS)
     (crl,) = found.lists
     assert crl.this_update is not None
     assert crl.next_update is not None
@@ -99,9 +108,9 @@ def test_out_of_force_is_exactly_when_a_certificate_or_list_is_out_of_date() -> 
         assert len(crl.problems_at(at)) == late, at
 
 
-def test_any_difference_is_judged_anew(found: list[Collateral]) -> None:
-    memory = EndorsementMemory()
-    memory.findings(VekKind.VCEK, PARTS, ANCHORS)
+def test_any_difference_is_judged_anew(found: list[ChainBytes]) -> None:
+    memory = JudgeMemory()
+    asked(memory, VekKind.VCEK, PARTS, ANCHORS)
     others = [
         (VekKind.VLEK, PARTS, ANCHORS),
         (VekKind.VCEK, PARTS, AMD_ANCHORS),
@@ -113,31 +122,32 @@ def test_any_difference_is_judged_anew(found: list[Collateral]) -> None:
         (VekKind.VCEK, replace(PARTS, crl=b"x"), ANCHORS),
     ]
     for kind, parts, anchors in others:
-        judged = memory.findings(kind, parts, anchors)
+        judged = asked(memory, kind, parts, anchors)
         assert judged.reasons or judged.lists[0].doubts
     assert len(found) == 1 + len(others)
 
 
-def test_memory_is_bounded_and_forgets_the_one_unused_longest(found: list[Collateral]) -> None:
-    memory = EndorsementMemory(limit=2)
+def test_memory_is_bounded_and_forgets_the_one_unused_longest(found: list[ChainBytes]) -> None:
+    memory = JudgeMemory(limit=2)
     first, second, third = (replace(PARTS, ark=bytes((i,))) for i in range(3))
+    chains = [parts.chain(VekKind.VCEK) for parts in (first, second, third)]
     for parts in (first, second, first, third):
-        memory.findings(VekKind.VCEK, parts, ANCHORS)
+        asked(memory, VekKind.VCEK, parts, ANCHORS)
         assert len(memory) <= 2
-    assert found == [first, second, third]
-    memory.findings(VekKind.VCEK, first, ANCHORS)
-    assert found == [first, second, third]
-    memory.findings(VekKind.VCEK, second, ANCHORS)
-    assert found == [first, second, third, second]
+    assert found == chains[:3]
+    asked(memory, VekKind.VCEK, first, ANCHORS)
+    assert found == chains[:3]
+    asked(memory, VekKind.VCEK, second, ANCHORS)
+    assert found == [*chains[:3], chains[1]]
 
 
 def test_threads_share_a_memory() -> None:
-    memory = EndorsementMemory(limit=3)
+    memory = JudgeMemory(limit=3)
     variants = [PARTS, *(replace(PARTS, ark=bytes((i,))) for i in range(4))]
 
     def codes(number: int) -> list[str]:
         parts = variants[number % len(variants)]
-        return [each.code.value for each in memory.findings(VekKind.VCEK, parts, ANCHORS).reasons]
+        return [each.code.value for each in asked(memory, VekKind.VCEK, parts, ANCHORS).reasons]
 
     with concurrent.futures.ThreadPoolExecutor(4) as pool:
         results = list(pool.map(codes, range(200)))

@@ -59,19 +59,19 @@ class Server:
         leaf, ask, ark = (recipe.make() for recipe in (self.ca.leaf, self.ca.ask, self.ca.ark))
         return Endorsement(leaf, ask, ark, datetime(2030, 1, 1, tzinfo=UTC))
 
-    def chain(self, product: Product, vlek: bool, *, at: datetime) -> tuple[bytes, bytes]:
-        self._ask("chain", product, vlek, at)
+    def chain(self, product: Product, kind: VekKind, *, at: datetime) -> tuple[bytes, bytes]:
+        self._ask("chain", product, kind, at)
         return self.ca.ask.make(), self.ca.ark.make()
 
     def crl(
-        self, product: Product, vlek: bool, *, at: datetime, max_age: timedelta | None
+        self, product: Product, kind: VekKind, *, at: datetime, max_age: timedelta | None
     ) -> bytes:
-        self._ask("crl", product, vlek, at, max_age)
+        self._ask("crl", product, kind, at, max_age)
         return self.known or CrlRecipe(self.ca).make()
 
-    def known_crl(self, product: Product, vlek: bool) -> bytes | None:
+    def known_crl(self, product: Product, kind: VekKind) -> bytes | None:
         assert product is self.ca.product
-        assert vlek == (self.ca.kind is VekKind.VLEK)
+        assert kind is self.ca.kind
         return self.known
 
 
@@ -111,7 +111,7 @@ def test_the_chain_of_a_vlek_alone_is_asked_for_and_no_leaf() -> None:
     own = Collateral(vlek=ca.leaf.make())
     for version in (2, 3):
         assert judge(server, Evidence(ca.report(version), own)).status is Status.VERIFIED
-    assert server.asked == [("chain", Product.MILAN, True, NOON)] * 2
+    assert server.asked == [("chain", Product.MILAN, VekKind.VLEK, NOON)] * 2
     verdict = judge(server, Evidence(ca.report()))
     assert [reason.code.value for reason in verdict.reasons] == ["vlek-missing"]
 
@@ -122,7 +122,7 @@ def test_a_list_is_asked_for_only_where_one_is_required() -> None:
     judge(server, evidence)
     assert [question[0] for question in server.asked] == ["vcek"]
     assert judge(server, evidence, REQUIRED).status is Status.VERIFIED
-    assert server.asked[-1] == ("crl", Product.MILAN, False, NOON, None)
+    assert server.asked[-1] == ("crl", Product.MILAN, VekKind.VCEK, NOON, None)
 
 
 def test_nothing_is_asked_where_nothing_is_missing_or_could_be_named() -> None:

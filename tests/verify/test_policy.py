@@ -12,6 +12,7 @@ import pytest
 from snpcerts.abi.product import Product
 from snpcerts.abi.report import SigningKey
 from snpcerts.abi.tcb import TcbVersion
+from snpcerts.endorsement.reason import ReasonCode
 from snpcerts.endorsement.vek import VekKind
 from snpcerts.errors import UsageError
 from snpcerts.verify.check import CheckState
@@ -24,7 +25,6 @@ from snpcerts.verify.policy import (
     Revocation,
     TcbFloor,
 )
-from snpcerts.verify.reason import ReasonCode
 from snpcerts.verify.verdict import Verdict
 from tests.endorsement.small_ca import NOON, TCBS, CrlRecipe, SmallCa
 from tests.verify.test_verify import anchors, codes, collateral

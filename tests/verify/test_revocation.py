@@ -17,9 +17,9 @@ from snpcerts.abi.cert_table import ARK_GUID, ASK_GUID, CRL_GUID, VCEK_GUID, Cer
 from snpcerts.abi.product import Product
 from snpcerts.cli.main import main
 from snpcerts.endorsement import crl as crl_module
+from snpcerts.endorsement import judge as judge_module
 from snpcerts.endorsement.crl import load_crl
 from snpcerts.endorsement.vek import VekKind
-from snpcerts.verify import endorsement_check
 from snpcerts.verify.collateral import Collateral, SuppliedCrl, Supplier
 from snpcerts.verify.evidence import Evidence
 from snpcerts.verify.judging import verify
@@ -168,7 +168,7 @@ def test_a_long_list_that_nobody_signed_is_not_read(monkeypatch: pytest.MonkeyPa
         read.append(len(data))
         return load_crl(data)
 
-    monkeypatch.setattr(endorsement_check, "load_crl", counting)
+    monkeypatch.setattr(judge_module, "load_crl", counting)
     verdict = judge(supplied(BEFORE), host=long)
     assert verdict.status is Status.VERIFIED
     assert len(long) not in read

@@ -12,12 +12,12 @@ import pytest
 
 from snpcerts.abi.product import Product
 from snpcerts.abi.tcb import TcbVersion
+from snpcerts.endorsement.reason import NextStep
 from snpcerts.endorsement.vek import VekKind
 from snpcerts.errors import FormatError, RefusedError, RetryLaterError
 from snpcerts.verify.collateral import Collateral, SuppliedCrl, Supplier
 from snpcerts.verify.evidence import Evidence
 from snpcerts.verify.policy import Policy, Revocation
-from snpcerts.verify.reason import NextStep
 from snpcerts.verify.sources import (
     OWN,
     CollateralSource,

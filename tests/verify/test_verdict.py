@@ -9,8 +9,8 @@ import pytest
 
 from snpcerts.abi.report import Report
 from snpcerts.endorsement.anchors import AMD_ANCHORS
+from snpcerts.endorsement.reason import Reason, ReasonCode
 from snpcerts.endorsement.vek import EndorsementCert
-from snpcerts.verify.reason import Reason, ReasonCode
 from snpcerts.verify.verdict import Status, Verdict
 from tests.endorsement.small_ca import SmallCa
 

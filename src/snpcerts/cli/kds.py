@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import functools
+import importlib
 import json
 import os
 import re
@@ -12,7 +14,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -21,11 +22,19 @@ from snpcerts.abi.product import Product, hwid_of_chip_id
 from snpcerts.abi.tcb import TcbVersion
 from snpcerts.cli.files import make_directory, read_input, write_output
 from snpcerts.cli.say import present, say
+from snpcerts.cli.source_options import (
+    ANCHOR,
+    CACHE,
+    SourceOptions,
+    anchors_of,
+    cache_directory,
+    source_options,
+)
 from snpcerts.errors import InputError, SnpCertsError, UsageError
 from snpcerts.printable import printable
 
 if TYPE_CHECKING:
-    from snpcerts.endorsement.anchors import Anchor
+    from snpcerts.endorsement.vek import VekKind
     from snpcerts.kds.source import CertificateSource, Endorsement
 
 # How long a command may be quiet, in seconds.
@@ -51,46 +60,23 @@ class _Where:
     """The options that every ``fetch`` has."""
 
     output: str | None
-    url: str | None
-    cache: Path
-    offline: bool
+    server: SourceOptions
     refresh: bool
-    timeout: float
-    anchors: tuple[Anchor, ...]
     as_json: bool
 
     @contextmanager
     def source(self, doing: str) -> Iterator[CertificateSource]:
         """The source, while a person learns what is going on."""
-        from snpcerts.kds.client import KdsClient
-        from snpcerts.kds.retry import RetryPolicy
-        from snpcerts.kds.source import CertificateSource
-        from snpcerts.kds.store import Store
-        from snpcerts.kds.url import AMD_URL
-
-        if self.offline and self.url is not None:
-            raise UsageError("--offline and --kds exclude each other")
-        with _progress(doing) as tell:
-            client = None
-            if not self.offline:
-                tries = max(4, int(self.timeout // 10))
-                policy = RetryPolicy(attempts=tries, budget=self.timeout)
-                url = AMD_URL if self.url is None else self.url
-                client = KdsClient(url, policy=policy, notice=tell)
+        anchors = anchors_of(self.server.anchors)
+        # Before the clock starts: what is reported is how long the key server takes.
+        importlib.import_module("snpcerts.kds.source")
+        with _progress(doing) as tell, self.server.open(anchors, tell) as source:
             try:
-                yield CertificateSource(
-                    Store(self.cache),
-                    client,
-                    anchors=self.anchors,
-                    warn=lambda text: present(f"snpcerts: warning: {printable(text)}", err=True),
-                )
+                yield source
             except SnpCertsError as error:
                 if self.as_json:
                     say(json.dumps(_error_json(error), indent=2))
                 raise
-            finally:
-                if client is not None:
-                    client.close()
 
     def write(self, files: Mapping[str, bytes], facts: Mapping[str, Any], line: str) -> None:
         """Put the files where they were wanted, and say what they are."""
@@ -111,54 +97,21 @@ class _Where:
 def _common(function: Callable[..., None]) -> Callable[..., None]:
     """Give a command the options of :class:`_Where`, as its first argument."""
 
+    @functools.wraps(function)
+    @source_options
     def wrapped(
-        output: str | None,
-        url: str | None,
-        cache: str | None,
-        offline: bool,
-        refresh: bool,
-        timeout: float,
-        anchor: str | None,
-        as_json: bool,
-        **options: Any,
+        output: str | None, refresh: bool, as_json: bool, *, server: SourceOptions, **options: Any
     ) -> None:
-        anchors = _anchors(anchor)
-        where = _Where(
-            output, url, cache_directory(cache), offline, refresh, timeout, anchors, as_json
-        )
-        function(where, **options)
+        function(_Where(output, server, refresh, as_json), **options)
 
-    wrapped.__doc__ = function.__doc__
-    wrapped.__name__ = function.__name__
-    for option in reversed(
-        (
-            click.option("-o", "output", metavar="DIR", help="Also write files into DIR."),
-            click.option("--kds", "url", metavar="URL", help="A mirror, instead of AMD's server."),
-            _CACHE,
-            click.option("--offline", is_flag=True, help="Take it from the cache or not at all."),
-            click.option("--refresh", is_flag=True, help="Ask even for what is in the cache."),
-            click.option(
-                "--timeout",
-                type=click.FloatRange(0, 86400, min_open=True),
-                default=60.0,
-                show_default=True,
-                metavar="SECONDS",
-                help="How long to try, waits that the server asks for included.",
-            ),
-            _ANCHOR,
-            click.option("--json", "as_json", is_flag=True, help="Print one JSON object."),
-        )
-    ):
-        wrapped = option(wrapped)
-    return wrapped
+    wrapped = click.option("-o", "output", metavar="DIR", help="Also write files into DIR.")(
+        wrapped
+    )
+    refresh = click.option("--refresh", is_flag=True, help="Ask even for what is in the cache.")
+    return refresh(_JSON(wrapped))
 
 
-_CACHE = click.option(
-    "--cache",
-    metavar="DIR",
-    help="[default: /var/cache/snpcerts, or snpcerts in the user's cache directory]",
-)
-_ANCHOR = click.option("--anchor", metavar="FILE", help="Trust this root (ARK) instead of AMD's.")
+_JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 _PRODUCT = click.option("--product", type=click.Choice(_PRODUCTS), required=True)
 _VLEK = click.option("--vlek", is_flag=True, help="That of VLEKs, not of VCEKs.")
 
@@ -218,12 +171,12 @@ def vcek(
 def chain(where: _Where, product: str, vlek: bool) -> None:
     """What stands above a leaf: ask.der (or asvk.der) and ark.der."""
     named = Product[product.upper()]
-    label = "ASVK" if vlek else "ASK"
+    kind, label = _kind(vlek), "ASVK" if vlek else "ASK"
     with where.source(f"fetching the {label} and ARK of {named.value}") as source:
-        intermediate, root = source.chain(named, vlek, refresh=where.refresh)
+        intermediate, root = source.chain(named, kind, refresh=where.refresh)
     where.write(
         {f"{label.lower()}.der": intermediate, "ark.der": root},
-        {"product": named.value, "kind": "vlek" if vlek else "vcek"},
+        {"product": named.value, "kind": kind.value},
         f"{named.value} {label} and ARK, verified",
     )
 
@@ -236,16 +189,16 @@ def crl(where: _Where, product: str, vlek: bool) -> None:
     """The list of what the ARK has revoked: crl.der."""
     from snpcerts.endorsement.crl import load_crl
 
-    named = Product[product.upper()]
+    named, kind = Product[product.upper()], _kind(vlek)
     with where.source(f"fetching the revocation list of {named.value}") as source:
-        found = source.crl(named, vlek, refresh=where.refresh)
+        found = source.crl(named, kind, refresh=where.refresh)
     read = load_crl(found)
     count = len(read.crl)
     where.write(
         {"crl.der": found},
         {
             "product": named.value,
-            "kind": "vlek" if vlek else "vcek",
+            "kind": kind.value,
             "revoked": count,
             "next_update": _utc(read.next_update),
         },
@@ -255,10 +208,10 @@ def crl(where: _Where, product: str, vlek: bool) -> None:
 
 
 @command.command()
-@_CACHE
-@_ANCHOR
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def show(cache: str | None, anchor: str | None, as_json: bool) -> None:
+@CACHE
+@ANCHOR
+@_JSON
+def show(cache: str | None, anchors: tuple[str, ...], as_json: bool) -> None:
     """Show what the cache has, until when it is good, and whether it verifies.
 
     Exit codes: 0 all of it verifies, 1 something does not, 2 wrong usage.
@@ -267,7 +220,7 @@ def show(cache: str | None, anchor: str | None, as_json: bool) -> None:
     from snpcerts.kds.store import Store
 
     where = cache_directory(cache)
-    found = inventory(Store(where), _anchors(anchor), datetime.now(UTC))
+    found = inventory(Store(where), anchors_of(anchors), datetime.now(UTC))
     if as_json:
         entries = [entry.to_json() for entry in found]
         say(json.dumps({"cache": str(where), "entries": entries}, indent=2))
@@ -328,6 +281,12 @@ def _from_report(path: str, product: Product | None) -> list[_Key]:
     ]
 
 
+def _kind(vlek: bool) -> VekKind:
+    from snpcerts.endorsement.vek import VekKind
+
+    return VekKind.VLEK if vlek else VekKind.VCEK
+
+
 def _hex(text: str) -> bytes:
     try:
         return bytes.fromhex(text)
@@ -350,29 +309,6 @@ def _tcb(text: str) -> TcbVersion:
     if missing:
         raise UsageError(f"--tcb {text!r}: {', '.join(missing)} is missing")
     return TcbVersion(**values)
-
-
-def cache_directory(given: str | None) -> Path:
-    if given is not None:
-        return Path(given)
-    if os.geteuid() == 0:
-        return Path("/var/cache/snpcerts")
-    base = os.environ.get("XDG_CACHE_HOME", "")
-    # The XDG specification: a path that is not absolute is to be ignored.
-    return Path(base if base.startswith("/") else os.path.expanduser("~/.cache"), "snpcerts")
-
-
-def _anchors(path: str | None) -> tuple[Anchor, ...]:
-    from snpcerts.endorsement.anchors import AMD_ANCHORS, anchor_from_certificate
-    from snpcerts.endorsement.certificate import load_certificate
-
-    if path is None:
-        return AMD_ANCHORS
-    try:
-        return (anchor_from_certificate(load_certificate(read_input(path), "root")),)
-    except InputError as error:
-        text = error.message if error.message.startswith(path) else f"{path}: {error.message}"
-        raise InputError(text, hint=error.hint) from None
 
 
 def _utc(when: datetime) -> str:

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from snpcerts.cli.evidence import places
+from snpcerts.cli.source_options import SourceOptions, source_options, trusted_roots
 from snpcerts.cli.verify_policy import PolicyOptions
 from snpcerts.cli.verify_run import Run
-from snpcerts.cli.verify_sources import ORDER, server_behind_cache, sources_in_order, trust
+from snpcerts.cli.verify_sources import ORDER, sources_in_order
 from snpcerts.errors import UsageError
 
 if TYPE_CHECKING:
@@ -29,9 +30,7 @@ if TYPE_CHECKING:
     help="Directory with vcek or vlek, ask or asvk, ark, cert_chain, crl, as .der or .pem.",
 )
 @click.option("--fetch", is_flag=True, help="Ask AMD's key server for what is missing.")
-@click.option("--kds", "url", metavar="URL", help="Ask this mirror for what is missing.")
-@click.option("--offline", is_flag=True, help="Take what is missing from the key server's cache.")
-@click.option("--cache", metavar="DIR", help="Where that cache is. [default: as snpcerts kds]")
+@source_options
 @click.option(
     "--order",
     metavar="NAMES",
@@ -39,7 +38,6 @@ if TYPE_CHECKING:
     show_default=True,
     help="Which source is asked first.",
 )
-@click.option("--anchor", metavar="FILE", help="Trust this root (ARK) instead of AMD's.")
 @click.option(
     "--at", metavar="TIME", help="When the certificates must be valid (RFC 3339). [default: now]"
 )
@@ -90,11 +88,8 @@ def command(
     table: str | None,
     certs: str | None,
     fetch: bool,
-    url: str | None,
-    offline: bool,
-    cache: str | None,
+    server: SourceOptions,
     order: str,
-    anchor: str | None,
     at: str | None,
     crl: tuple[str, ...],
     require_crl: bool,
@@ -118,14 +113,16 @@ def command(
     Exit codes: 0 all verified, 1 one was refused, 2 wrong usage or unreadable
     input, 3 certificates could not be had just now.
     """
-    if offline and (fetch or url is not None):
+    if server.offline and fetch:
         raise UsageError("--offline excludes --fetch and --kds")
     when = datetime.now(UTC) if at is None else _time(at)
     from snpcerts.endorsement.anchors import AMD_ANCHORS
 
-    anchors, root = (AMD_ANCHORS, None) if anchor is None else trust(anchor)
+    roots = trusted_roots(server.anchors)
+    anchors = tuple(anchor for anchor, _ in roots) or AMD_ANCHORS
+    asks_server = fetch or server.url is not None
     policy = PolicyOptions(
-        require_crl=require_crl or bool(crl), asks_server=fetch or url is not None, **asked
+        require_crl=require_crl or bool(crl), asks_server=asks_server, **asked
     ).read()
     given = [place for path in evidence for place in places(path)]
     if table is not None:
@@ -133,11 +130,11 @@ def command(
             raise UsageError("--table is for one report")
         given = [dataclasses.replace(given[0], table=table)]
     with ExitStack() as stack:
-        server: CertificateSource | None = None
-        if fetch or offline or url is not None:
-            server = server_behind_cache(stack, url, offline, cache, anchors)
-        sources = sources_in_order(order, certs, crl, root, server, when)
-        has_more = certs is not None or server is not None
+        source: CertificateSource | None = None
+        if asks_server or server.offline:
+            source = stack.enter_context(server.open(anchors))
+        sources = sources_in_order(order, certs, crl, roots, source, when)
+        has_more = certs is not None or source is not None
         run = Run(given, sources, policy, anchors, when, jobs, verbose, has_more)
         code = run.print(as_json)
     click.get_current_context().exit(code)

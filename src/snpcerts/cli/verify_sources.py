@@ -3,65 +3,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from contextlib import ExitStack
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from datetime import datetime
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from snpcerts.cli.evidence import certificates
-from snpcerts.cli.files import read_dated_input, read_input
-from snpcerts.cli.say import say
-from snpcerts.errors import InputError, UsageError
-from snpcerts.printable import printable
+from snpcerts.cli.files import read_dated_input
+from snpcerts.errors import UsageError
 
 if TYPE_CHECKING:
+    from snpcerts.abi.product import Product
     from snpcerts.endorsement.anchors import Anchor
     from snpcerts.kds.source import CertificateSource
-    from snpcerts.verify.collateral import SuppliedCrl
-    from snpcerts.verify.sources import CollateralSource
+    from snpcerts.verify.collateral import Collateral, SuppliedCrl
+    from snpcerts.verify.sources import CollateralSource, Wanted
 
 ORDER = "table,certs,kds"
-
-
-def trust(path: str) -> tuple[tuple[Anchor, ...], bytes]:
-    """The root at ``path`` as the one anchor, and the root itself."""
-    from snpcerts.endorsement.anchors import anchor_from_certificate
-    from snpcerts.endorsement.certificate import load_certificate
-
-    data = read_input(path)
-    try:
-        return (anchor_from_certificate(load_certificate(data, "root")),), data
-    except InputError as error:
-        raise InputError(f"{path}: {error.message}", hint=error.hint) from None
-
-
-def server_behind_cache(
-    stack: ExitStack,
-    url: str | None,
-    offline: bool,
-    cache: str | None,
-    anchors: tuple[Anchor, ...],
-) -> CertificateSource:
-    """The key server behind its cache, or the cache alone."""
-    # The cache of one command is that of the other.
-    from snpcerts.cli.kds import cache_directory
-    from snpcerts.kds.client import KdsClient
-    from snpcerts.kds.source import CertificateSource
-    from snpcerts.kds.store import Store
-    from snpcerts.kds.url import AMD_URL
-
-    def tell(text: str) -> None:
-        say(f"snpcerts: {printable(text)}", err=True)
-
-    client = None
-    if not offline:
-        client = KdsClient(AMD_URL if url is None else url, notice=tell)
-        stack.callback(client.close)
-    store = Store(Path(cache_directory(cache)))
-    return CertificateSource(
-        store, client, anchors=anchors, warn=lambda text: tell(f"warning: {text}")
-    )
 
 
 def _given_list(text: str) -> SuppliedCrl:
@@ -78,17 +36,29 @@ def _given_list(text: str) -> SuppliedCrl:
     return SuppliedCrl(data, kind, Supplier.CALLER, path, written)
 
 
+@dataclass(frozen=True, slots=True)
+class _Roots:
+    """The trusted roots, each for reports of its product."""
+
+    by_product: dict[Product, bytes]
+
+    def collateral(self, wanted: Wanted) -> Collateral:
+        from snpcerts.verify.collateral import Collateral
+
+        found = (self.by_product.get(product) for product in wanted.products)
+        return Collateral(ark=next((root for root in found if root is not None), None))
+
+
 def sources_in_order(
     order: str,
     certs: str | None,
     crls: Iterable[str],
-    root: bytes | None,
+    roots: Sequence[tuple[Anchor, bytes]],
     server: CertificateSource | None,
     at: datetime,
 ) -> list[CollateralSource]:
-    """The sources in that order; ``root`` comes last but before the key server."""
-    from snpcerts.verify.collateral import Collateral
-    from snpcerts.verify.sources import OWN, Given, GivenCrls
+    """The sources in that order; ``roots`` come last but before the key server."""
+    from snpcerts.verify.sources import OWN, GivenCrls
 
     names = order.split(",")
     if sorted(set(names)) != sorted(names) or not set(names) <= set(ORDER.split(",")):
@@ -106,9 +76,9 @@ def sources_in_order(
         sources.append(GivenCrls(map(_given_list, lists)))
     for name in names:
         sources += by_name.get(name, [])
-    # The trusted root stands in for one that nobody supplied.
-    if root is not None:
+    # A trusted root stands in for one that is not supplied.
+    if roots:
         after = [source for source in by_name.get("kds", []) if source in sources]
         place = sources.index(after[0]) if after else len(sources)
-        sources.insert(place, Given(Collateral(ark=root)))
+        sources.insert(place, _Roots({anchor.product: data for anchor, data in roots}))
     return sources

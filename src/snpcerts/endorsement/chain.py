@@ -29,6 +29,7 @@ from snpcerts.endorsement.anchors import Anchor, spki_sha384
 from snpcerts.endorsement.ca_name import CaName, CaRole, parse_ca_name
 from snpcerts.endorsement.certificate import common_name
 from snpcerts.endorsement.der import read_element
+from snpcerts.endorsement.reason import Reason, ReasonCode
 from snpcerts.endorsement.signature import (
     MAX_RSA_BITS,
     MIN_RSA_BITS,
@@ -42,8 +43,6 @@ from snpcerts.endorsement.vek import VekKind, is_amd_extension
 __all__ = [
     "SALT_SIZE",
     "Chain",
-    "ChainFault",
-    "ChainProblem",
     "Place",
     "Window",
     "anchor_of",
@@ -53,54 +52,47 @@ __all__ = [
 
 
 class Place(enum.Enum):
-    """A certificate's place in the chain. The value starts its fault codes."""
+    """A certificate's place in the chain."""
 
     LEAF = "leaf"
     INTERMEDIATE = "ask"
     ROOT = "ark"
 
 
-class ChainFault(enum.StrEnum):
-    """What can be wrong with a chain."""
-
-    LEAF_KIND = "leaf-kind"
-    LEAF_EXTENSIONS = "leaf-extensions"
-    LEAF_SIGNATURE_ALGORITHM = "leaf-signature-algorithm"
-    LEAF_ISSUER = "leaf-issuer"
-    LEAF_SIGNATURE = "leaf-signature"
-    LEAF_NOT_YET_VALID = "leaf-not-yet-valid"
-    LEAF_EXPIRED = "leaf-expired"
-    ASK_NAME = "ask-name"
-    ASK_KEY = "ask-key"
-    ASK_CA = "ask-ca"
-    ASK_EXTENSIONS = "ask-extensions"
-    ASK_SIGNATURE_ALGORITHM = "ask-signature-algorithm"
-    ASK_ISSUER = "ask-issuer"
-    ASK_SIGNATURE = "ask-signature"
-    ASK_NOT_YET_VALID = "ask-not-yet-valid"
-    ASK_EXPIRED = "ask-expired"
-    ARK_NAME = "ark-name"
-    ARK_KEY = "ark-key"
-    ARK_CA = "ark-ca"
-    ARK_EXTENSIONS = "ark-extensions"
-    ARK_SIGNATURE_ALGORITHM = "ark-signature-algorithm"
-    ARK_ISSUER = "ark-issuer"
-    ARK_SIGNATURE = "ark-signature"
-    ARK_UNTRUSTED = "ark-untrusted"
-    ARK_NOT_YET_VALID = "ark-not-yet-valid"
-    ARK_EXPIRED = "ark-expired"
-    CHAIN_PRODUCT = "chain-product"
-
-
-@dataclass(frozen=True, slots=True)
-class ChainProblem:
-    """One thing wrong with a chain."""
-
-    fault: ChainFault
-    message: str
-
-    def __str__(self) -> str:
-        return f"{self.fault.value}: {self.message}"
+# The code for each place, by what is wrong there.
+_NAME = {Place.INTERMEDIATE: ReasonCode.ASK_NAME, Place.ROOT: ReasonCode.ARK_NAME}
+_KEY = {Place.INTERMEDIATE: ReasonCode.ASK_KEY, Place.ROOT: ReasonCode.ARK_KEY}
+_CA = {Place.INTERMEDIATE: ReasonCode.ASK_CA, Place.ROOT: ReasonCode.ARK_CA}
+_EXTENSIONS = {
+    Place.LEAF: ReasonCode.LEAF_EXTENSIONS,
+    Place.INTERMEDIATE: ReasonCode.ASK_EXTENSIONS,
+    Place.ROOT: ReasonCode.ARK_EXTENSIONS,
+}
+_SIGNATURE_ALGORITHM = {
+    Place.LEAF: ReasonCode.LEAF_SIGNATURE_ALGORITHM,
+    Place.INTERMEDIATE: ReasonCode.ASK_SIGNATURE_ALGORITHM,
+    Place.ROOT: ReasonCode.ARK_SIGNATURE_ALGORITHM,
+}
+_ISSUER = {
+    Place.LEAF: ReasonCode.LEAF_ISSUER,
+    Place.INTERMEDIATE: ReasonCode.ASK_ISSUER,
+    Place.ROOT: ReasonCode.ARK_ISSUER,
+}
+_SIGNATURE = {
+    Place.LEAF: ReasonCode.LEAF_SIGNATURE,
+    Place.INTERMEDIATE: ReasonCode.ASK_SIGNATURE,
+    Place.ROOT: ReasonCode.ARK_SIGNATURE,
+}
+_NOT_YET_VALID = {
+    Place.LEAF: ReasonCode.LEAF_NOT_YET_VALID,
+    Place.INTERMEDIATE: ReasonCode.ASK_NOT_YET_VALID,
+    Place.ROOT: ReasonCode.ARK_NOT_YET_VALID,
+}
+_EXPIRED = {
+    Place.LEAF: ReasonCode.LEAF_EXPIRED,
+    Place.INTERMEDIATE: ReasonCode.ASK_EXPIRED,
+    Place.ROOT: ReasonCode.ARK_EXPIRED,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +122,7 @@ class Chain:
         return CaRole.ASK if self.kind is VekKind.VCEK else CaRole.ASVK
 
 
-def check_chain(chain: Chain, anchors: Sequence[Anchor]) -> tuple[ChainProblem, ...]:
+def check_chain(chain: Chain, anchors: Sequence[Anchor]) -> tuple[Reason, ...]:
     """Everything wrong with a chain at any time, leaf first.
 
     A certificate that is None is not a problem here, and what would need it is
@@ -141,7 +133,7 @@ def check_chain(chain: Chain, anchors: Sequence[Anchor]) -> tuple[ChainProblem, 
     return (*check_leaf(chain), *check_authorities(chain, anchors), *check_products(chain))
 
 
-def check_authorities(chain: Chain, anchors: Sequence[Anchor]) -> tuple[ChainProblem, ...]:
+def check_authorities(chain: Chain, anchors: Sequence[Anchor]) -> tuple[Reason, ...]:
     """What is wrong with intermediate and root, whatever the leaf is."""
     return (*_intermediate(chain), *_root(chain, anchors))
 
@@ -155,17 +147,17 @@ class Window:
     not_before: datetime
     not_after: datetime
 
-    def problem_at(self, at: datetime) -> ChainProblem | None:
+    def problem_at(self, at: datetime) -> Reason | None:
         """What is wrong with the certificate at that time; ``at`` has a time zone."""
         if at < self.not_before:
-            return ChainProblem(
-                ChainFault(f"{self.place.value}-not-yet-valid"),
+            return Reason(
+                _NOT_YET_VALID[self.place],
                 f"the {self.label} is valid from {self.not_before:%Y-%m-%dT%H:%M:%SZ}, "
                 f"judged at {at.isoformat()}",
             )
         if at > self.not_after:
-            return ChainProblem(
-                ChainFault(f"{self.place.value}-expired"),
+            return Reason(
+                _EXPIRED[self.place],
                 f"the {self.label} was valid until {self.not_after:%Y-%m-%dT%H:%M:%SZ}, "
                 f"judged at {at.isoformat()}",
             )
@@ -187,28 +179,28 @@ def windows_of(chain: Chain) -> tuple[Window, ...]:
     )
 
 
-def check_leaf(chain: Chain) -> Iterator[ChainProblem]:
+def check_leaf(chain: Chain) -> Iterator[Reason]:
     """What is wrong with the leaf, and with the intermediate as its issuer."""
     if chain.leaf is None:
         return
     cn = common_name(chain.leaf.subject)
     if cn != chain.kind.common_name:
-        yield ChainProblem(
-            ChainFault.LEAF_KIND,
+        yield Reason(
+            ReasonCode.LEAF_KIND,
             f"the leaf's common name is {cn!r}, must be {chain.kind.common_name!r}",
         )
     yield from _critical(chain, Place.LEAF, chain.leaf)
     yield from _issued(chain, Place.LEAF, chain.leaf, chain.intermediate)
 
 
-def _intermediate(chain: Chain) -> Iterator[ChainProblem]:
+def _intermediate(chain: Chain) -> Iterator[Reason]:
     if chain.intermediate is None:
         return
     yield from _authority(chain, Place.INTERMEDIATE, chain.intermediate, below=0)
     yield from _issued(chain, Place.INTERMEDIATE, chain.intermediate, chain.root)
 
 
-def _root(chain: Chain, anchors: Sequence[Anchor]) -> Iterator[ChainProblem]:
+def _root(chain: Chain, anchors: Sequence[Anchor]) -> Iterator[Reason]:
     if chain.root is None:
         return
     yield from _authority(chain, Place.ROOT, chain.root, below=1)
@@ -218,13 +210,13 @@ def _root(chain: Chain, anchors: Sequence[Anchor]) -> Iterator[ChainProblem]:
     name = _ca_name(chain.root)
     if not pinned:
         trusted = ", ".join(anchor.name for anchor in anchors) or "none"
-        yield ChainProblem(
-            ChainFault.ARK_UNTRUSTED,
+        yield Reason(
+            ReasonCode.ARK_UNTRUSTED,
             f"the ARK's key (SHA-384 {pin.hex()}) is not a trusted root's (trusted: {trusted})",
         )
     elif name is not None and name.product not in pinned:
-        yield ChainProblem(
-            ChainFault.ARK_UNTRUSTED,
+        yield Reason(
+            ReasonCode.ARK_UNTRUSTED,
             f"the ARK's key is trusted, but not for {name.product.value}",
         )
 
@@ -244,27 +236,27 @@ def _ca_name(certificate: x509.Certificate) -> CaName | None:
 
 def _authority(
     chain: Chain, place: Place, certificate: x509.Certificate, *, below: int
-) -> Iterator[ChainProblem]:
+) -> Iterator[Reason]:
     """What makes a certificate an authority with ``below`` authorities under it."""
-    label, code = chain.label(place), place.value
+    label = chain.label(place)
     role = chain.role(place)
     name = _ca_name(certificate)
     if name is None or name.role is not role:
         cn = common_name(certificate.subject)
-        yield ChainProblem(
-            ChainFault(f"{code}-name"),
+        yield Reason(
+            _NAME[place],
             f"the {label}'s common name is {cn!r}, must be '{role.value}-' and a product",
         )
     if authority_key(certificate) is None:
         key = certificate.public_key()
         bits = f" of {key.key_size} bits" if isinstance(key, rsa.RSAPublicKey) else ""
-        yield ChainProblem(
-            ChainFault(f"{code}-key"),
+        yield Reason(
+            _KEY[place],
             f"the {label}'s key is {type(key).__name__}{bits}, "
             f"must be RSA of {MIN_RSA_BITS} to {MAX_RSA_BITS} bits",
         )
     for message in _authority_flags(certificate, below):
-        yield ChainProblem(ChainFault(f"{code}-ca"), f"the {label} {message}")
+        yield Reason(_CA[place], f"the {label} {message}")
     yield from _critical(chain, place, certificate)
 
 
@@ -284,7 +276,7 @@ def _authority_flags(certificate: x509.Certificate, below: int) -> Iterator[str]
 _EVALUATED = frozenset({x509.BasicConstraints.oid, x509.KeyUsage.oid})
 
 
-def _critical(chain: Chain, place: Place, certificate: x509.Certificate) -> Iterator[ChainProblem]:
+def _critical(chain: Chain, place: Place, certificate: x509.Certificate) -> Iterator[Reason]:
     """RFC 5280: a critical extension that is not evaluated must not be passed over."""
     for extension in certificate.extensions:
         if not extension.critical:
@@ -294,8 +286,8 @@ def _critical(chain: Chain, place: Place, certificate: x509.Certificate) -> Iter
         else:
             evaluated = extension.oid in _EVALUATED
         if not evaluated:
-            yield ChainProblem(
-                ChainFault(f"{place.value}-extensions"),
+            yield Reason(
+                _EXTENSIONS[place],
                 f"the {chain.label(place)} has a critical extension "
                 f"{extension.oid.dotted_string} that is not known here",
             )
@@ -303,27 +295,25 @@ def _critical(chain: Chain, place: Place, certificate: x509.Certificate) -> Iter
 
 def _issued(
     chain: Chain, place: Place, certificate: x509.Certificate, issuer: x509.Certificate | None
-) -> Iterator[ChainProblem]:
+) -> Iterator[Reason]:
     """Whether ``issuer`` issued ``certificate``: algorithm, name, signature."""
-    label, code = chain.label(place), place.value
+    label = chain.label(place)
     anatomy = _anatomy(certificate)
     problem = algorithm_problem(anatomy.inner_algorithm, anatomy.outer_algorithm)
     if problem is not None:
-        yield ChainProblem(ChainFault(f"{code}-signature-algorithm"), f"the {label} {problem}")
+        yield Reason(_SIGNATURE_ALGORITHM[place], f"the {label} {problem}")
     if issuer is None:
         return
     by = chain.label(Place.ROOT if place is not Place.LEAF else Place.INTERMEDIATE)
     if certificate.issuer != issuer.subject:
-        yield ChainProblem(
-            ChainFault(f"{code}-issuer"),
+        yield Reason(
+            _ISSUER[place],
             f"the {label}'s issuer is {common_name(certificate.issuer)!r}, "
             f"the {by}'s subject is {common_name(issuer.subject)!r}",
         )
     key = authority_key(issuer)
     if key is not None and not _signed_by(anatomy, key):
-        yield ChainProblem(
-            ChainFault(f"{code}-signature"), f"the {label} is not signed by the {by}'s key"
-        )
+        yield Reason(_SIGNATURE[place], f"the {label} is not signed by the {by}'s key")
 
 
 def _signed_by(anatomy: _Anatomy, key: rsa.RSAPublicKey) -> bool:
@@ -371,7 +361,7 @@ def _anatomy(certificate: x509.Certificate) -> _Anatomy:
     )
 
 
-def check_products(chain: Chain) -> Iterator[ChainProblem]:
+def check_products(chain: Chain) -> Iterator[Reason]:
     """All certificates must be of one product."""
     said: list[tuple[str, Product]] = []
     if chain.leaf_product is not None:
@@ -385,4 +375,4 @@ def check_products(chain: Chain) -> Iterator[ChainProblem]:
             said.append((chain.label(place), name.product))
     if len({product for _, product in said}) > 1:
         listed = ", ".join(f"{label} {product.value}" for label, product in said)
-        yield ChainProblem(ChainFault.CHAIN_PRODUCT, f"products differ: {listed}")
+        yield Reason(ReasonCode.CHAIN_PRODUCT, f"products differ: {listed}")

@@ -17,7 +17,6 @@ Source: RFC 5280 section 5; KDS (57230) chapter 3.
 from __future__ import annotations
 
 import base64
-import enum
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -29,6 +28,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from snpcerts.endorsement.certificate import common_name
 from snpcerts.endorsement.der import INTEGER, read_element
+from snpcerts.endorsement.reason import Reason, ReasonCode
 from snpcerts.endorsement.signature import algorithm_problem, authority_key, is_signed
 from snpcerts.errors import FormatError
 
@@ -49,28 +49,6 @@ _UNREADABLE = (
     x509.UnsupportedGeneralNameType,
 )
 _V2 = b"\x01"
-
-
-class CrlFault(enum.StrEnum):
-    """What can be wrong with a list, or follow from a sound one."""
-
-    UNREADABLE = "crl-unreadable"
-    ISSUER = "crl-issuer"
-    SIGNATURE_ALGORITHM = "crl-signature-algorithm"
-    SIGNATURE = "crl-signature"
-    EXTENSIONS = "crl-extensions"
-    NOT_YET_VALID = "crl-not-yet-valid"
-    EXPIRED = "crl-expired"
-    ASK_REVOKED = "ask-revoked"
-    ARK_REVOKED = "ark-revoked"
-
-
-@dataclass(frozen=True, slots=True)
-class CrlProblem:
-    """One thing wrong, with a message for people."""
-
-    fault: CrlFault
-    message: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,7 +154,7 @@ def check_crl(
     root: x509.Certificate,
     intermediate: x509.Certificate | None,
     label: str,
-) -> tuple[CrlProblem, ...]:
+) -> tuple[Reason, ...]:
     """What is wrong at any time, and what the list withdraws.
 
     ``root`` is the ARK that should have signed it and ``label`` what the
@@ -190,40 +168,40 @@ def check_crl(
         odd = tuple(_odd_extensions(revocation.crl))
         return odd or tuple(_revoked(revocation.crl, root, intermediate, label))
     except _UNREADABLE as error:
-        return (CrlProblem(CrlFault.UNREADABLE, f"the CRL's entries cannot be read: {error}"),)
+        return (Reason(ReasonCode.CRL_UNREADABLE, f"the CRL's entries cannot be read: {error}"),)
 
 
-def _doubts(revocation: RevocationList, root: x509.Certificate) -> Iterator[CrlProblem]:
+def _doubts(revocation: RevocationList, root: x509.Certificate) -> Iterator[Reason]:
     crl = revocation.crl
     if crl.issuer != root.subject:
-        yield CrlProblem(
-            CrlFault.ISSUER,
+        yield Reason(
+            ReasonCode.CRL_ISSUER,
             f"the CRL's issuer is {revocation.issuer_common_name!r}, "
             f"the ARK's subject is {common_name(root.subject)!r}",
         )
         return
     usage = _key_usage(root)
     if usage is None or not usage.crl_sign:
-        yield CrlProblem(CrlFault.ISSUER, "the ARK may not sign revocation lists (keyUsage)")
+        yield Reason(ReasonCode.CRL_ISSUER, "the ARK may not sign revocation lists (keyUsage)")
     problem = algorithm_problem(revocation.inner_algorithm, revocation.outer_algorithm)
     if problem is not None:
-        yield CrlProblem(CrlFault.SIGNATURE_ALGORITHM, f"the CRL {problem}")
+        yield Reason(ReasonCode.CRL_SIGNATURE_ALGORITHM, f"the CRL {problem}")
     key = authority_key(root)
     if (
         key is None
         or revocation.unused_bits
         or not is_signed(crl.tbs_certlist_bytes, crl.signature, key)
     ):
-        yield CrlProblem(CrlFault.SIGNATURE, "the CRL is not signed by the ARK's key")
+        yield Reason(ReasonCode.CRL_SIGNATURE, "the CRL is not signed by the ARK's key")
 
 
-def _odd_extensions(crl: x509.CertificateRevocationList) -> Iterator[CrlProblem]:
+def _odd_extensions(crl: x509.CertificateRevocationList) -> Iterator[Reason]:
     """The first critical extension, of the list or of an entry: none is known here."""
     for place, extensions in _all_extensions(crl):
         for extension in extensions:
             if extension.critical:
-                yield CrlProblem(
-                    CrlFault.EXTENSIONS,
+                yield Reason(
+                    ReasonCode.CRL_EXTENSIONS,
                     f"{place} has a critical extension {extension.oid.dotted_string} "
                     "that is not known here",
                 )
@@ -250,37 +228,37 @@ def _revoked(
     root: x509.Certificate,
     intermediate: x509.Certificate | None,
     label: str,
-) -> Iterator[CrlProblem]:
-    for fault, name, certificate in (
-        (CrlFault.ASK_REVOKED, label, intermediate),
-        (CrlFault.ARK_REVOKED, "ARK", root),
+) -> Iterator[Reason]:
+    for code, name, certificate in (
+        (ReasonCode.ASK_REVOKED, label, intermediate),
+        (ReasonCode.ARK_REVOKED, "ARK", root),
     ):
         if certificate is None or certificate.issuer != crl.issuer:
             continue
         entry = crl.get_revoked_certificate_by_serial_number(certificate.serial_number)
         if entry is not None:
-            yield CrlProblem(
-                fault,
+            yield Reason(
+                code,
                 f"the {name} with serial number {certificate.serial_number:#x} was revoked "
                 f"on {entry.revocation_date_utc:%Y-%m-%d}",
             )
 
 
-def crl_problem_at(revocation: RevocationList, at: datetime) -> CrlProblem | None:
+def crl_problem_at(revocation: RevocationList, at: datetime) -> Reason | None:
     """What is wrong with the list at that time, which has a time zone."""
     return untimely(revocation.this_update, revocation.next_update, at)
 
 
-def untimely(this_update: datetime, next_update: datetime, at: datetime) -> CrlProblem | None:
+def untimely(this_update: datetime, next_update: datetime, at: datetime) -> Reason | None:
     """What is wrong at that time with a list of these two times; all have a time zone."""
     if at < this_update:
-        return CrlProblem(
-            CrlFault.NOT_YET_VALID,
+        return Reason(
+            ReasonCode.CRL_NOT_YET_VALID,
             f"the CRL is of {this_update:%Y-%m-%dT%H:%M:%SZ}, judged at {at.isoformat()}",
         )
     if at > next_update:
-        return CrlProblem(
-            CrlFault.EXPIRED,
+        return Reason(
+            ReasonCode.CRL_EXPIRED,
             f"the CRL was to be replaced by {next_update:%Y-%m-%dT%H:%M:%SZ}, "
             f"judged at {at.isoformat()}",
         )

@@ -18,10 +18,10 @@ from snpcerts.abi.cert_table import ARK_GUID, ASK_GUID, VCEK_GUID, VLEK_GUID, Ce
 from snpcerts.certfile.file import CertFile
 from snpcerts.certfile.reader import Busy, Empty, Found, Table
 from snpcerts.certfile.recognise import table_problem, was_updated_before
+from snpcerts.endorsement.judge import ChainBytes, ChipJudge
 from snpcerts.endorsement.vek import EndorsementCert
 from snpcerts.host.config import FileConfig
 from snpcerts.host.firmware import State
-from snpcerts.host.judgement import Judge
 from snpcerts.host.wanted import Key, NoKey, Wanted, wanted
 
 # Longer than an update without its firmware command takes.
@@ -78,7 +78,7 @@ class Holding:
 def look(
     file: FileConfig,
     read_state: Callable[[], State],
-    judge: Judge,
+    judge: ChipJudge,
     at: datetime,
     *,
     extras: Callable[[CertTable], Sequence[TableEntry]] = lambda _: (),
@@ -125,7 +125,7 @@ def _of_table(
     state: State,
     want: Wanted,
     data: bytes,
-    judge: Judge,
+    judge: ChipJudge,
     at: datetime,
     extras: Callable[[CertTable], Sequence[TableEntry]],
 ) -> Holding:
@@ -133,8 +133,9 @@ def _of_table(
     if not isinstance(want, Key):
         problem = f"holds certificates, should hold {want}"
         return Holding(file, state, want, Standing.WRONG, (problem,), table)
-    judged = judge.judge(table, want, at)
-    standing, problems = Standing.RIGHT, judged.wrong + judged.lapsed + judged.early
+    judged = judge.judge(ChainBytes.from_table(table, want.kind), want.kind, want.tcb, at)
+    standing = Standing.RIGHT
+    problems = tuple(map(str, judged.wrong + judged.lapsed + judged.early))
     lapsed = bool(judged.lapsed) and not judged.wrong
     if judged.wrong or lapsed:
         standing = Standing.WRONG

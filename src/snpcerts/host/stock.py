@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Final, Protocol, TypeVar
+from typing import Final, TypeVar
 
 from snpcerts.abi.cert_table import (
     ARK_GUID,
@@ -20,22 +20,16 @@ from snpcerts.abi.cert_table import (
     CertTable,
     TableEntry,
 )
-from snpcerts.abi.product import Product
 from snpcerts.abi.tcb import TcbVersion
 from snpcerts.endorsement.certificate import load_certificate
-from snpcerts.endorsement.crl import (
-    CrlFault,
-    RevocationList,
-    check_crl,
-    crl_problem_at,
-    load_crl,
-)
+from snpcerts.endorsement.crl import RevocationList, load_crl
+from snpcerts.endorsement.judge import ChainBytes, ChipJudge, Judgement, judge_list
 from snpcerts.endorsement.vek import VekKind
 from snpcerts.errors import FormatError, InputError, RefusedError, RetryLaterError, SnpCertsError
 from snpcerts.host.config import ExtraEntry, FileConfig
-from snpcerts.host.judgement import Judge
 from snpcerts.host.vlek_store import VlekStore
 from snpcerts.host.wanted import Key, Wanted
+from snpcerts.kds.source import CertificateSource
 
 T = TypeVar("T")
 
@@ -54,36 +48,6 @@ LONGEST_WAIT = 3600.0  # however long it asked to be left alone
 LIST_AGE: Final = timedelta(days=1)
 LIST_BUDGET: Final = 3.0
 LIST_PAUSE: Final = 300.0
-
-
-class Endorsement(Protocol):
-    """A leaf with its chain, as a certificate source gives it."""
-
-    def table(self) -> CertTable: ...
-
-
-class CertificateSource(Protocol):
-    """Where certificates come from: the part of a :mod:`snpcerts.kds` source used here."""
-
-    def vcek(
-        self, product: Product, hwid: bytes, tcb: TcbVersion, *, at: datetime | None = None
-    ) -> Endorsement: ...
-
-    def vlek_chain(
-        self, product: Product, *, at: datetime | None = None
-    ) -> tuple[bytes, bytes]: ...
-
-    def crl(
-        self,
-        product: Product,
-        vlek: bool = False,
-        *,
-        at: datetime | None = None,
-        max_age: timedelta | None = None,
-        budget: float | None = None,
-    ) -> bytes: ...
-
-    def known_crl(self, product: Product, vlek: bool = False) -> bytes | None: ...
 
 
 class UnavailableError(RetryLaterError):
@@ -118,7 +82,7 @@ def _utc() -> datetime:
 
 
 class Stock:
-    """Verified tables by key. Nothing gets in that :class:`Judge` has anything against.
+    """Verified tables by key. Nothing gets in that :class:`ChipJudge` refuses.
 
     ``observe`` is told the result of each call to the source: ``ok``, or the
     error's code.
@@ -126,7 +90,7 @@ class Stock:
 
     def __init__(
         self,
-        judge: Judge,
+        judge: ChipJudge,
         source: CertificateSource,
         vleks: VlekStore,
         *,
@@ -149,15 +113,16 @@ class Stock:
 
     def put(self, key: Key, table: CertTable) -> None:
         """Take in a table; :class:`RefusedError` with everything that is wrong with it."""
-        judged = self.judge.judge(table, key, self.clock())
+        judged = judge_table(self.judge, table, key, self.clock())
         if judged.wrong or judged.lapsed:
             raise RefusedError(
                 f"the certificates offered for the {key} do not certify it: "
-                + "; ".join(judged.wrong + judged.lapsed)
+                + "; ".join(map(str, judged.wrong + judged.lapsed))
             )
         if judged.early:
             raise RefusedError(
-                f"the certificates for the {key} are not valid yet: " + "; ".join(judged.early),
+                f"the certificates for the {key} are not valid yet: "
+                + "; ".join(map(str, judged.early)),
                 hint=f"is this host's clock right? It says {self.clock():%Y-%m-%dT%H:%M:%SZ}",
                 code="clock",
             )
@@ -201,7 +166,7 @@ class Stock:
             try:
                 found = self._source.crl(
                     self.judge.product,
-                    kind is VekKind.VLEK,
+                    kind,
                     at=self.clock(),
                     max_age=LIST_AGE,
                     budget=LIST_BUDGET,
@@ -215,7 +180,7 @@ class Stock:
 
     def known_crl(self, kind: VekKind) -> bytes | None:
         """The revocation list at hand, unjudged."""
-        return self._source.known_crl(self.judge.product, kind is VekKind.VLEK)
+        return self._source.known_crl(self.judge.product, kind)
 
     def revocation_lists(self) -> dict[VekKind, RevocationList]:
         """Those at hand that can be read; whether one is its root's has not been judged."""
@@ -231,7 +196,7 @@ class Stock:
         """Drop the tables that time has made wrong, so that they are fetched anew."""
         now = self.clock()
         for key, table in list(self._tables.items()):
-            if not self.judge.judge(table, key, now).sound:
+            if not judge_table(self.judge, table, key, now).sound:
                 del self._tables[key]
 
     def table_for(self, file: FileConfig, wanted: Wanted) -> CertTable | None:
@@ -299,11 +264,8 @@ class Stock:
             crl, ark = load_crl(data), load_certificate(root, "ARK")
         except FormatError as error:
             return error.message
-        for problem in check_crl(crl, ark, None, "ASK"):
-            if problem.fault not in (CrlFault.ASK_REVOKED, CrlFault.ARK_REVOKED):
-                return problem.message
-        dated = crl_problem_at(crl, self.clock())
-        return None if dated is None else dated.message
+        problems = judge_list(VekKind.VCEK, crl, None, ark).problems_at(self.clock())
+        return problems[0].message if problems else None
 
     def _from_source(self, key: Key) -> CertTable:
         product, at = self.judge.product, self.clock()
@@ -329,7 +291,7 @@ class Stock:
         """A VLEK certificate (DER) with the chain above it, from the source."""
         product, at = self.judge.product, self.clock()
         self.learn_revocations([VekKind.VLEK])
-        asvk, ark = self._observed(lambda: self._source.vlek_chain(product, at=at))
+        asvk, ark = self._observed(lambda: self._source.chain(product, VekKind.VLEK, at=at))
         return CertTable(
             (
                 TableEntry(VLEK_GUID, leaf),
@@ -346,6 +308,11 @@ class Stock:
             raise
         self._observe("ok")
         return result
+
+
+def judge_table(judge: ChipJudge, table: CertTable, key: Key, at: datetime) -> Judgement:
+    """All that is wrong with a table's certificates for that key of the chip."""
+    return judge.judge(ChainBytes.from_table(table, key.kind), key.kind, key.tcb, at)
 
 
 def _certificates_only(table: CertTable, kind: VekKind) -> CertTable:

@@ -28,9 +28,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
 from snpcerts.errors import FormatError, InputError
+from snpcerts.kds.body import MAX_BODY
 from snpcerts.kds.clock import Clock
 from snpcerts.kds.errors import KdsNotFoundError, KdsUnavailableError, KdsUntrustedError
-from snpcerts.kds.judge import MAX_BODY
 from snpcerts.kds.proxy import Proxy, proxy_for
 from snpcerts.kds.retry import AMD_GAP, RetryPolicy, parse_retry_after
 from snpcerts.kds.server_state import Failure, KdsError, ServerState

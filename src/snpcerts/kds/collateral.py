@@ -41,8 +41,7 @@ class KdsCertificates:
         if wanted.kind is VekKind.VCEK and Part.LEAF in wanted.missing:
             return self._leaf(wanted)
         if wanted.missing & {Part.INTERMEDIATE, Part.ROOT} and len(wanted.products) == 1:
-            vlek = wanted.kind is VekKind.VLEK
-            ask, ark = self._source.chain(wanted.products[0], vlek, at=self._at)
+            ask, ark = self._source.chain(wanted.products[0], wanted.kind, at=self._at)
             return Collateral(ask=ask, ark=ark)
         return Collateral()
 
@@ -124,14 +123,14 @@ class KdsRevocationLists:
         """The list. Errors as those of the source, where there is not even an old one."""
         if len(wanted.products) != 1:
             return Collateral()
-        product, vlek = wanted.products[0], wanted.kind is VekKind.VLEK
+        product, kind = wanted.products[0], wanted.kind
         if Part.CRL not in wanted.missing:
-            return self._supplied(wanted, self._source.known_crl(product, vlek))
+            return self._supplied(wanted, self._source.known_crl(product, kind))
         age = wanted.maximum_crl_age
         try:
-            found = self._source.crl(product, vlek, at=self._at, max_age=age)
+            found = self._source.crl(product, kind, at=self._at, max_age=age)
         except RetryLaterError as error:
-            known = self._source.known_crl(product, vlek)
+            known = self._source.known_crl(product, kind)
             if known is None:
                 raise
             return self._supplied(wanted, known, str(error))

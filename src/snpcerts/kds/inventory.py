@@ -13,18 +13,18 @@ from cryptography import x509
 from snpcerts.abi.product import Product
 from snpcerts.endorsement.anchors import Anchor
 from snpcerts.endorsement.crl import load_crl
+from snpcerts.endorsement.judge import (
+    ChainBytes,
+    ChipJudge,
+    judge_authorities,
+    judge_list,
+    revocations,
+)
+from snpcerts.endorsement.reason import Reason
 from snpcerts.endorsement.vek import EndorsementCert, VekKind
 from snpcerts.errors import FormatError
+from snpcerts.kds.body import ChainPair, der_of, read_chain
 from snpcerts.kds.errors import CacheError
-from snpcerts.kds.judge import (
-    ChainPair,
-    Fault,
-    faults_of_chain,
-    faults_of_crl,
-    faults_of_revocation,
-    faults_of_vcek,
-    read_chain,
-)
 from snpcerts.kds.store import Store, resource_at
 from snpcerts.kds.url import ChainResource, CrlResource, Resource
 
@@ -64,28 +64,37 @@ def _judged(store: Store, place: PurePosixPath, anchors: Sequence[Anchor], at: d
             return Kept(place, "not a file of the cache", None, "is not used")
         if isinstance(resource, ChainResource):
             pair = read_chain(data)
-            faults = faults_of_chain(resource, pair, anchors, at)
-            faults += _revoked(store, resource, pair)
-            return _kept(place, resource, pair.not_after, faults)
+            reasons = _of_chain(resource, pair, anchors, at) + _revoked(store, resource, pair)
+            return _kept(place, resource, pair.not_after, reasons)
         above_it = ChainResource(resource.product, _kind(resource))
         above = _chain(store, above_it)
         if isinstance(resource, CrlResource):
             crl = load_crl(data)
-            faults = faults_of_chain(above_it, above, anchors, at)
-            faults += faults_of_crl(crl, above.root, at)
-            return _kept(place, resource, crl.next_update, faults)
+            reasons = _of_chain(above_it, above, anchors, at)
+            reasons += judge_list(resource.kind, crl, None, above.root).problems_at(at)
+            return _kept(place, resource, crl.next_update, reasons)
         leaf = certificate or EndorsementCert.from_bytes(data).certificate
-        faults = faults_of_vcek(resource, leaf, above, anchors, at)
-        faults += _revoked(store, above_it, above)
-        return _kept(place, resource, leaf.not_valid_after_utc, faults)
+        chip = ChipJudge(resource.product, resource.hwid, anchors, expected_by="its place")
+        chain = ChainBytes(der_of(leaf), *above.der())
+        reasons = chip.judge(chain, VekKind.VCEK, resource.tcb, at).reasons
+        reasons += _revoked(store, above_it, above)
+        return _kept(place, resource, leaf.not_valid_after_utc, reasons)
     except (FormatError, CacheError) as error:
         return Kept(place, "cannot be judged", None, str(error))
 
 
-def _revoked(store: Store, resource: ChainResource, pair: ChainPair) -> list[Fault]:
+def _of_chain(
+    resource: ChainResource, pair: ChainPair, anchors: Sequence[Anchor], at: datetime
+) -> tuple[Reason, ...]:
+    return judge_authorities(
+        resource.kind, resource.product, pair.intermediate, pair.root, anchors, at
+    )
+
+
+def _revoked(store: Store, resource: ChainResource, pair: ChainPair) -> tuple[Reason, ...]:
     """What the revocation list in the cache withdraws, if there is one."""
     crl = store.read(CrlResource(resource.product, resource.kind))
-    return faults_of_revocation(pair, resource.kind, crl)
+    return revocations(resource.kind, crl, pair.intermediate, pair.root)
 
 
 def _resource(place: PurePosixPath, data: bytes) -> tuple[Resource | None, x509.Certificate | None]:
@@ -109,7 +118,7 @@ def _chain(store: Store, resource: ChainResource) -> ChainPair:
 
 
 def _kept(
-    place: PurePosixPath, resource: Resource, not_after: datetime, faults: list[Fault]
+    place: PurePosixPath, resource: Resource, not_after: datetime, reasons: Sequence[Reason]
 ) -> Kept:
-    problem = "; ".join(map(str, faults)) if faults else None
+    problem = "; ".join(map(str, reasons)) if reasons else None
     return Kept(place, str(resource), not_after, problem)

@@ -11,9 +11,11 @@ days.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Final, TypeVar
@@ -26,23 +28,22 @@ from snpcerts.abi.product import Product
 from snpcerts.abi.tcb import TcbVersion
 from snpcerts.endorsement.anchors import AMD_ANCHORS, Anchor
 from snpcerts.endorsement.crl import RevocationList, load_crl
+from snpcerts.endorsement.judge import (
+    ChainBytes,
+    ChipJudge,
+    JudgeMemory,
+    judge_authorities,
+    judge_list,
+    revocations,
+)
+from snpcerts.endorsement.reason import Reason, ReasonCode
 from snpcerts.endorsement.vek import VekKind
 from snpcerts.errors import UsageError
+from snpcerts.kds.body import ChainPair, der_of, read_chain, read_vcek, same_key
+from snpcerts.kds.cached_fetch import CachedFetch, Request, Verified
 from snpcerts.kds.client import KdsClient
-from snpcerts.kds.judge import (
-    ChainPair,
-    Fault,
-    der_of,
-    faults_of_chain,
-    faults_of_crl,
-    faults_of_revocation,
-    faults_of_vcek,
-    read_chain,
-    read_vcek,
-    same_key,
-)
+from snpcerts.kds.retry import AMD_GAP, RetryPolicy
 from snpcerts.kds.store import Store
-from snpcerts.kds.through_cache import ThroughCache, Verified, Wanted
 from snpcerts.kds.url import AMD_URL, ChainResource, CrlResource, VcekResource
 
 log = logging.getLogger(__name__)
@@ -51,6 +52,9 @@ T = TypeVar("T")
 
 # A VCEK lives seven years. This leaves time to find a key server that answers.
 RENEW_BEFORE: Final = timedelta(days=30)
+_REMEMBERED: Final = 64  # chains whose findings are kept
+
+_OF_ANOTHER_ISSUER: Final = frozenset({ReasonCode.LEAF_SIGNATURE, ReasonCode.LEAF_ISSUER})
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +86,10 @@ class _Leaf:
     above: ChainPair
 
 
+def _silent(_doing: str) -> AbstractContextManager[object]:
+    return contextlib.nullcontext()
+
+
 class CertificateSource:
     """Verified certificates, out of ``store`` or else from ``client``.
 
@@ -94,6 +102,9 @@ class CertificateSource:
     With ``heed_revocation`` a chain that the cached revocation list withdraws
     is not to be trusted either: it is asked for anew, and a leaf below it with
     it. Without, revocation is left to whoever judges the certificates.
+
+    ``progress`` is given what is being fetched, in words, and its context is entered
+    while that lasts.
     """
 
     def __init__(
@@ -104,12 +115,20 @@ class CertificateSource:
         anchors: Sequence[Anchor] = AMD_ANCHORS,
         heed_revocation: bool = False,
         warn: Callable[[str], None] = log.warning,
+        progress: Callable[[str], AbstractContextManager[object]] = _silent,
     ) -> None:
         self.store = store
         self.client = client
         self.anchors = tuple(anchors)
         self._heed_revocation = heed_revocation
-        self._through = ThroughCache(store, client, warn)
+        self._progress = progress
+        self._memory = JudgeMemory(limit=_REMEMBERED)
+        self._fetch = CachedFetch(store, client, warn)
+
+    def close(self) -> None:
+        """Close the connections to the key server."""
+        if self.client is not None:
+            self.client.close()
 
     def vcek(
         self,
@@ -133,6 +152,9 @@ class CertificateSource:
         """
         resource = VcekResource(product, hwid, tcb)
         when = _when(at)
+        chip = ChipJudge(
+            product, hwid, self.anchors, expected_by="the request", memory=self._memory
+        )
         above: list[ChainPair] = []
 
         def chain() -> ChainPair:
@@ -140,25 +162,26 @@ class CertificateSource:
                 above.append(self._chain(product, VekKind.VCEK, when).value)
             return above[0]
 
-        def newer_chain(faults: list[Fault]) -> bool:
+        def newer_chain(reasons: list[Reason]) -> bool:
             # An ASK is replaced now and then: the cached one may not be the leaf's.
-            if not {"leaf-signature", "leaf-issuer"} & {fault.code for fault in faults}:
+            if not any(reason.code in _OF_ANOTHER_ISSUER for reason in reasons):
                 return False
             old = chain()
             above[:] = [self._chain(product, VekKind.VCEK, when, refresh=True).value]
             return above[0] != old
 
-        def judge(body: bytes) -> Verified[_Leaf] | list[Fault]:
+        def judge(body: bytes) -> Verified[_Leaf] | list[Reason]:
             leaf = read_vcek(body)
-            faults = faults_of_vcek(resource, leaf, chain(), self.anchors, when)
-            if faults:
-                return faults
+            judged = chip.judge(ChainBytes(der_of(leaf), *chain().der()), VekKind.VCEK, tcb, when)
+            if not judged.sound:
+                return list(judged.reasons)
             before = max(leaf.not_valid_before_utc, chain().not_before)
             after = min(leaf.not_valid_after_utc, chain().not_after)
             return Verified(_Leaf(leaf, chain()), der_of(leaf), before, after, after - RENEW_BEFORE)
 
-        wanted = Wanted(resource, when, refresh, judge, chain, newer_chain, _another_key)
-        found = self._through.get(wanted)
+        request = Request(resource, when, refresh, judge, chain, newer_chain, _another_key)
+        with self._progress("asking for a VCEK certificate"):
+            found = self._fetch.get(request)
         return Endorsement(
             der_of(found.value.certificate), *found.value.above.der(), found.not_after
         )
@@ -166,22 +189,19 @@ class CertificateSource:
     def chain(
         self,
         product: Product,
-        vlek: bool = False,
+        kind: VekKind = VekKind.VCEK,
         *,
         at: datetime | None = None,
         refresh: bool = False,
     ) -> tuple[bytes, bytes]:
         """(ASK, ARK) in DER, or (ASVK, ARK); verified, valid at ``at``. Errors as :meth:`vcek`."""
-        return self._chain(product, _kind(vlek), _when(at), refresh=refresh).value.der()
-
-    def vlek_chain(self, product: Product, *, at: datetime | None = None) -> tuple[bytes, bytes]:
-        """(ASVK, ARK) in DER: what goes above a VLEK. Errors as :meth:`vcek`."""
-        return self.chain(product, vlek=True, at=at)
+        with self._progress(f"asking for the chain of a {kind.name}"):
+            return self._chain(product, kind, _when(at), refresh=refresh).value.der()
 
     def crl(
         self,
         product: Product,
-        vlek: bool = False,
+        kind: VekKind = VekKind.VCEK,
         *,
         at: datetime | None = None,
         refresh: bool = False,
@@ -197,26 +217,39 @@ class CertificateSource:
         at most. Errors as :meth:`vcek`.
         """
         when = _when(at)
-        kind = _kind(vlek)
+        with self._progress("asking for a revocation list"):
+            return self._crl(product, kind, when, refresh, max_age, budget)
+
+    def _crl(
+        self,
+        product: Product,
+        kind: VekKind,
+        when: datetime,
+        refresh: bool,
+        max_age: timedelta | None,
+        budget: float | None,
+    ) -> bytes:
         resource = CrlResource(product, kind)
         root = self._chain(product, kind, when, withdrawn=True, budget=budget).value.root
         kept_since = self.store.kept_since(resource) if max_age is not None else None
 
-        def judge(body: bytes) -> Verified[RevocationList] | list[Fault]:
+        def judge(body: bytes) -> Verified[RevocationList] | list[Reason]:
             found = load_crl(body)
-            faults = faults_of_crl(found, root, when)
+            reasons = judge_list(kind, found, None, root).problems_at(when)
             der = found.crl.public_bytes(Encoding.DER)
             renew_at = found.next_update
             if max_age is not None and kept_since is not None:
                 renew_at = min(renew_at, kept_since + max_age)
-            return faults or Verified(found, der, found.this_update, found.next_update, renew_at)
+            if reasons:
+                return list(reasons)
+            return Verified(found, der, found.this_update, found.next_update, renew_at)
 
-        wanted = Wanted(resource, when, refresh, judge, rather=_older, budget=budget)
-        return self._through.get(wanted).kept_as
+        request = Request(resource, when, refresh, judge, reject_replacement=_older, budget=budget)
+        return self._fetch.get(request).kept_as
 
-    def known_crl(self, product: Product, vlek: bool = False) -> bytes | None:
+    def known_crl(self, product: Product, kind: VekKind = VekKind.VCEK) -> bytes | None:
         """The revocation list that the cache has, however old, unjudged; nobody is asked."""
-        return self._through.kept(CrlResource(product, _kind(vlek)))
+        return self._fetch.kept(CrlResource(product, kind))
 
     def _chain(
         self,
@@ -232,19 +265,20 @@ class CertificateSource:
         resource = ChainResource(product, kind)
         heed = self._heed_revocation and not withdrawn
 
-        def judge(body: bytes) -> Verified[ChainPair] | list[Fault]:
+        def judge(body: bytes) -> Verified[ChainPair] | list[Reason]:
             pair = read_chain(body)
-            faults = faults_of_chain(resource, pair, self.anchors, at)
-            if not faults and heed:
-                faults = faults_of_revocation(
-                    pair, kind, self.known_crl(product, kind is VekKind.VLEK)
-                )
-            return faults or Verified(
+            two = (pair.intermediate, pair.root)
+            reasons = judge_authorities(kind, product, *two, self.anchors, at)
+            if not reasons and heed:
+                reasons = revocations(kind, self.known_crl(product, kind), *two)
+            if reasons:
+                return list(reasons)
+            return Verified(
                 pair, pair.pem(), pair.not_before, pair.not_after, pair.not_after - RENEW_BEFORE
             )
 
-        return self._through.get(
-            Wanted(resource, at, refresh, judge, budget=budget, lenient=withdrawn)
+        return self._fetch.get(
+            Request(resource, at, refresh, judge, budget=budget, lenient=withdrawn)
         )
 
 
@@ -255,19 +289,36 @@ def open_certificate_source(
     offline: bool = False,
     anchors: Sequence[Anchor] = AMD_ANCHORS,
     heed_revocation: bool = False,
+    timeout: float | None = None,
+    notice: Callable[[str], None] = log.info,
+    warn: Callable[[str], None] = log.warning,
+    progress: Callable[[str], AbstractContextManager[object]] = _silent,
 ) -> CertificateSource:
     """The source for a cache directory and a key server (default: AMD's).
+
+    ``timeout`` is for how many seconds the key server is asked for one thing, waits
+    that it asks for included (default: 60). ``notice`` gets what is waited for, ``warn``
+    and ``progress`` are as in :class:`CertificateSource`.
 
     Raises :class:`UsageError` for a URL that cannot be one, or a URL offline.
     """
     if offline and url is not None:
         raise UsageError("offline, no key server is asked", hint="leave the URL out")
-    client = None if offline else KdsClient(AMD_URL if url is None else url)
-    return CertificateSource(Store(cache), client, anchors=anchors, heed_revocation=heed_revocation)
-
-
-def _kind(vlek: bool) -> VekKind:
-    return VekKind.VLEK if vlek else VekKind.VCEK
+    client = None
+    if not offline:
+        policy = RetryPolicy()
+        if timeout is not None:
+            tries = max(policy.attempts, int(timeout // AMD_GAP))
+            policy = replace(policy, attempts=tries, budget=timeout)
+        client = KdsClient(AMD_URL if url is None else url, policy=policy, notice=notice)
+    return CertificateSource(
+        Store(cache),
+        client,
+        anchors=anchors,
+        heed_revocation=heed_revocation,
+        warn=warn,
+        progress=progress,
+    )
 
 
 def _when(at: datetime | None) -> datetime:
@@ -278,17 +329,17 @@ def _when(at: datetime | None) -> datetime:
     return at
 
 
-def _another_key(new: Verified[_Leaf], old: Verified[_Leaf]) -> Fault | None:
+def _another_key(new: Verified[_Leaf], old: Verified[_Leaf]) -> Reason | None:
     """A chip has one VCEK at one TCB, however often it is certified."""
     if same_key(new.kept_as, old.kept_as):
         return None
-    return Fault(
-        "leaf-key", "its key or extensions are not those of the cached one, which verifies"
+    return Reason(
+        ReasonCode.LEAF_KEY, "its key or extensions are not those of the cached one, which verifies"
     )
 
 
-def _older(new: Verified[RevocationList], old: Verified[RevocationList]) -> Fault | None:
+def _older(new: Verified[RevocationList], old: Verified[RevocationList]) -> Reason | None:
     """An old list, played back, must not hide what a newer one withdraws."""
     if new.not_before >= old.not_before:
         return None
-    return Fault("crl-older", "it is older than the cached one")
+    return Reason(ReasonCode.CRL_OLDER, "it is older than the cached one")

@@ -41,8 +41,8 @@ from snpcerts.abi.product import Product
 from snpcerts.abi.tcb import TcbVersion
 from snpcerts.endorsement.vek import VekKind
 from snpcerts.errors import FormatError, UsageError
+from snpcerts.kds.body import MAX_BODY
 from snpcerts.kds.errors import CacheError
-from snpcerts.kds.judge import MAX_BODY
 from snpcerts.kds.url import ChainResource, CrlResource, Resource, VcekResource
 
 # A directory nobody tidies up must not hold a listing up for ever.

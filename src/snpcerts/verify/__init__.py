@@ -6,6 +6,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from snpcerts.endorsement.reason import NextStep as NextStep
+    from snpcerts.endorsement.reason import Reason as Reason
+    from snpcerts.endorsement.reason import ReasonCode as ReasonCode
     from snpcerts.verify.bulk import verify_many as verify_many
     from snpcerts.verify.check import Check as Check
     from snpcerts.verify.check import CheckState as CheckState
@@ -23,9 +26,6 @@ if TYPE_CHECKING:
     from snpcerts.verify.policy import TcbFloor as TcbFloor
     from snpcerts.verify.policy_file import PolicyFileError as PolicyFileError
     from snpcerts.verify.policy_file import read_policy as read_policy
-    from snpcerts.verify.reason import NextStep as NextStep
-    from snpcerts.verify.reason import Reason as Reason
-    from snpcerts.verify.reason import ReasonCode as ReasonCode
     from snpcerts.verify.revocation import JudgedList as JudgedList
     from snpcerts.verify.sources import OWN as OWN
     from snpcerts.verify.sources import AsyncCollateralSource as AsyncCollateralSource
@@ -53,7 +53,7 @@ else:
             "judging": ("verify",),
             "policy": ("GuestPolicyBits", "PlatformInfoBits", "Policy", "Revocation", "TcbFloor"),
             "policy_file": ("PolicyFileError", "read_policy"),
-            "reason": ("NextStep", "Reason", "ReasonCode"),
+            "snpcerts.endorsement.reason": ("NextStep", "Reason", "ReasonCode"),
             "revocation": ("JudgedList",),
             "sources": (
                 "OWN",

@@ -13,7 +13,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-from snpcerts.verify.reason import Reason, ReasonCode
+from snpcerts.endorsement.judge import ChainFacts
+from snpcerts.endorsement.reason import Authenticity, Reason
 
 
 class CheckState(enum.StrEnum):
@@ -44,24 +45,6 @@ class Check:
         }
 
 
-class Authenticity(enum.StrEnum):
-    """The checks that make a report genuine; the value is the check's name."""
-
-    REPORT_LAYOUT = "report-layout"
-    LEAF = "leaf"
-    INTERMEDIATE = "intermediate"
-    ROOT = "root"
-    ANCHOR = "anchor"
-    CHAIN_PRODUCT = "chain-product"
-    VALIDITY = "validity"
-    REVOCATION = "revocation"
-    PRODUCT = "product"
-    CHIP_ID = "chip-id"
-    REPORTED_TCB = "reported-tcb"
-    REPORT_SIGNATURE = "report-signature"
-    RUNTIME_DATA = "runtime-data"
-
-
 _EXPECTED = {
     Authenticity.REPORT_LAYOUT: "a report of version 2 to 5 as the ABI lays it out",
     Authenticity.LEAF: "an endorsement certificate as AMD issues it, signed by the intermediate",
@@ -77,64 +60,6 @@ _EXPECTED = {
     Authenticity.REPORT_SIGNATURE: "the leaf's key signed the report",
     Authenticity.RUNTIME_DATA: "REPORT_DATA is the digest of the runtime data, bound at VMPL 0",
 }
-
-
-def _check_of(code: ReasonCode) -> Authenticity | None:
-    """Which check a reason fails; None for the policy's and for those that fail none."""
-    name = code.value
-    exact = {
-        "report-unsigned": Authenticity.REPORT_SIGNATURE,
-        "report-signature": Authenticity.REPORT_SIGNATURE,
-        "report-tcb": Authenticity.REPORTED_TCB,
-        "tcb-mismatch": Authenticity.REPORTED_TCB,
-        "vcek-missing": Authenticity.LEAF,
-        "vlek-missing": Authenticity.LEAF,
-        "vcek-unreadable": Authenticity.LEAF,
-        "vlek-unreadable": Authenticity.LEAF,
-        "ark-untrusted": Authenticity.ANCHOR,
-        "chain-product": Authenticity.CHAIN_PRODUCT,
-        "ask-revoked": Authenticity.REVOCATION,
-        "ark-revoked": Authenticity.REVOCATION,
-        "product-unknown": Authenticity.PRODUCT,
-        "product-mismatch": Authenticity.PRODUCT,
-        "chip-id-masked": Authenticity.CHIP_ID,
-        "chip-id-mismatch": Authenticity.CHIP_ID,
-        "runtime-data-mismatch": Authenticity.RUNTIME_DATA,
-        "runtime-data-vmpl": Authenticity.RUNTIME_DATA,
-    }
-    if name in exact:
-        return exact[name]
-    if name.startswith("crl-"):
-        return Authenticity.REVOCATION
-    if name.endswith(("-expired", "-not-yet-valid")):
-        return Authenticity.VALIDITY
-    for prefix, check in (
-        ("report-", Authenticity.REPORT_LAYOUT),
-        ("leaf-", Authenticity.LEAF),
-        ("ask-", Authenticity.INTERMEDIATE),
-        ("ark-", Authenticity.ROOT),
-    ):
-        if name.startswith(prefix):
-            return check
-    return None
-
-
-CHECK_OF: dict[ReasonCode, Authenticity | None] = {code: _check_of(code) for code in ReasonCode}
-
-
-class ChainFacts(NamedTuple):
-    """Which certificates there were; decides, with :class:`ReportFacts`, what was checked at all.
-
-    ``of_no_chip`` is whether a VLEK signed; ``leaf_read`` and ``key_read`` say what
-    could be read.
-    """
-
-    of_no_chip: bool = False
-    leaf: bool = False
-    intermediate: bool = False
-    root: bool = False
-    leaf_read: bool = False
-    key_read: bool = False
 
 
 class ReportFacts(NamedTuple):
@@ -163,7 +88,7 @@ def authenticity_checks(
         return made
     failed: dict[Authenticity, list[str]] = {}
     for reason in reasons:
-        check = CHECK_OF[reason.code]
+        check = reason.code.check
         if check is not None:
             failed.setdefault(check, []).append(reason.message)
     return tuple(

@@ -9,6 +9,7 @@ from datetime import datetime
 from typing import Self
 
 from snpcerts.abi.cert_table import ARK_GUID, ASK_GUID, CRL_GUID, VCEK_GUID, VLEK_GUID, CertTable
+from snpcerts.endorsement.judge import ChainBytes, leaf_of_slots
 from snpcerts.endorsement.vek import VekKind
 
 
@@ -85,6 +86,14 @@ class Collateral:
             return self.lists
         own = SuppliedCrl(self.crl, None, Supplier.EVIDENCE, "what came with the report")
         return (own, *self.lists)
+
+    def leaf(self, kind: VekKind) -> bytes | None:
+        """The leaf for a report signed by a key of that kind: see :func:`leaf_of_slots`."""
+        return leaf_of_slots(kind, self.vcek, self.vlek)
+
+    def chain(self, kind: VekKind) -> ChainBytes:
+        """The chain for a report signed by a key of that kind."""
+        return ChainBytes(self.leaf(kind), self.ask, self.ark)
 
     def without_crl(self) -> Collateral:
         """The certificates alone."""

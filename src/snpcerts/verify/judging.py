@@ -22,23 +22,23 @@ from datetime import datetime
 from snpcerts.abi.product import Product
 from snpcerts.abi.report import Report, SigningKey
 from snpcerts.endorsement.anchors import AMD_ANCHORS, Anchor
-from snpcerts.endorsement.vek import EndorsementCert, VekKind
+from snpcerts.endorsement.judge import NOTHING, ChainFacts, JudgeMemory
+from snpcerts.endorsement.reason import Reason, ReasonCode
+from snpcerts.endorsement.vek import VekKind
 from snpcerts.errors import FormatError, UsageError
 from snpcerts.verify import report_check
-from snpcerts.verify.check import ChainFacts, ReportFacts, authenticity_checks
+from snpcerts.verify.check import ReportFacts, authenticity_checks
 from snpcerts.verify.collateral import Collateral
-from snpcerts.verify.endorsement_check import NOTHING, EndorsementMemory
 from snpcerts.verify.evidence import Evidence
 from snpcerts.verify.policy import Policy, Revocation
 from snpcerts.verify.policy_check import Subject, check_policy, unjudged
-from snpcerts.verify.reason import Reason, ReasonCode
 from snpcerts.verify.revocation import NO_LISTS, check_revocation
 from snpcerts.verify.verdict import ReportTcbs, Status, Verdict, status_of
 
 KINDS = {SigningKey.VCEK: VekKind.VCEK, SigningKey.VLEK: VekKind.VLEK}
 DEFAULT_POLICY = Policy()
 
-_memory = EndorsementMemory()
+_memory = JudgeMemory()
 
 
 def verify(
@@ -87,12 +87,15 @@ def judge(
     genuine = report_check.check_layout(report)
     signing_key = report.signing_key
     kind = None if signing_key is None else KINDS.get(signing_key)
-    findings = NOTHING if kind is None else _memory.findings(kind, collateral, anchors)
+    findings = NOTHING
+    supplied = collateral.all_lists
+    if kind is not None:
+        lists_given = [each.data for each in supplied] if supplied else ()
+        findings = _memory.findings(kind, collateral.chain(kind), anchors, lists_given)
     leaf = findings.leaf
     product = report.product if leaf is None else leaf.product
     lists = NO_LISTS
     if kind is not None:
-        supplied = collateral.all_lists
         lists = check_revocation(kind, product, supplied, findings.lists, policy, at)
         absent = (*findings.reasons_at(at), *lists.reasons)
         genuine += _explained(absent, unavailable)
@@ -101,7 +104,8 @@ def judge(
     tcbs, unreadable = _tcbs(report, product)
     genuine += unreadable
     if leaf is not None:
-        genuine += _against_leaf(report, tcbs, leaf, policy)
+        masked = policy.allow_masked_chip_id
+        genuine += report_check.check_leaf(report, tcbs.reported, leaf, allow_masked=masked)
     if findings.key is not None:
         genuine += report_check.check_signature(report, findings.key)
     genuine += report_check.check_runtime_data(
@@ -169,13 +173,3 @@ def _explained(reasons: tuple[Reason, ...], unavailable: Sequence[Reason]) -> tu
 def _tcbs(report: Report, product: Product | None) -> tuple[ReportTcbs, tuple[Reason, ...]]:
     # Without a product the bytes have no meaning, and the reason for that is listed.
     return (ReportTcbs(), ()) if product is None else report_check.read_tcbs(report, product)
-
-
-def _against_leaf(
-    report: Report, tcbs: ReportTcbs, leaf: EndorsementCert, policy: Policy
-) -> list[Reason]:
-    return [
-        *report_check.check_product(report, leaf),
-        *report_check.check_chip_id(report, leaf, allow_masked=policy.allow_masked_chip_id),
-        *report_check.check_reported_tcb(tcbs.reported, leaf),
-    ]

@@ -14,6 +14,7 @@ from typing import Final
 from snpcerts.abi.product import Product
 from snpcerts.abi.report import REPORT_SIZE, Report, SigningKey
 from snpcerts.abi.tcb import TcbVersion
+from snpcerts.endorsement.reason import Reason, ReasonCode
 from snpcerts.endorsement.vek import EndorsementCert
 from snpcerts.verify.bits import GUEST_POLICY_BITS, PLATFORM_INFO_BITS, Bit
 from snpcerts.verify.check import Check, CheckState
@@ -25,7 +26,6 @@ from snpcerts.verify.policy import (
     Policy,
     TcbFloor,
 )
-from snpcerts.verify.reason import Reason, ReasonCode
 from snpcerts.verify.verdict import ReportTcbs
 
 

@@ -18,10 +18,11 @@ from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 from snpcerts.abi.product import Product, hwid_of_chip_id
 from snpcerts.abi.report import Report, malformations
 from snpcerts.abi.tcb import TcbLayout, TcbVersion
-from snpcerts.endorsement.vek import EndorsementCert, VekKind
+from snpcerts.endorsement.judge import mismatches
+from snpcerts.endorsement.reason import Reason, ReasonCode
+from snpcerts.endorsement.vek import EndorsementCert
 from snpcerts.errors import FormatError
 from snpcerts.verify.evidence import RuntimeData
-from snpcerts.verify.reason import Reason, ReasonCode
 from snpcerts.verify.verdict import ReportTcbs
 
 # The order of P-384's base point (FIPS 186-5, SP 800-186 section 3.2.1.4).
@@ -77,72 +78,41 @@ def _read_tcbs(
     return ReportTcbs(**read), tuple(reasons)
 
 
-def check_product(report: Report, leaf: EndorsementCert) -> Iterator[Reason]:
-    """The processor that the report names (version 3 and later) must be the leaf's."""
-    fields = report.fields
-    if fields.version < 3:
-        return
-    if report.product is None:
+def check_leaf(
+    report: Report, reported: TcbVersion | None, leaf: EndorsementCert, *, allow_masked: bool
+) -> Iterator[Reason]:
+    """The leaf must be of the report's product (version 3 and later), chip and reported TCB.
+
+    A VCEK is of one chip, a VLEK of none. With ``allow_masked`` a chip ID of zeros is
+    taken: the signature alone then says that the chip is the VCEK's. ``reported`` is
+    None for a TCB that could not be read, which has been refused before.
+    """
+    fields, product = report.fields, report.product
+    if product is None and fields.version >= 3:
         yield Reason(
             ReasonCode.PRODUCT_UNKNOWN,
             f"CPUID family {fields.cpuid_family:#x} model {fields.cpuid_model:#x} "
-            "is of no product known here",
+            "is not of a known product",
         )
-    elif report.product is not leaf.product:
-        yield Reason(
-            ReasonCode.PRODUCT_MISMATCH,
-            f"the report is from {report.product.value}, "
-            f"the {leaf.kind.name} is for {leaf.product.value}",
-        )
-
-
-def check_chip_id(report: Report, leaf: EndorsementCert, *, allow_masked: bool) -> Iterator[Reason]:
-    """A VCEK is of one chip, and that must be the report's. A VLEK is of no chip.
-
-    With ``allow_masked`` a chip ID of zeros is taken: the signature alone then
-    says that the chip is the VCEK's.
-    """
-    if leaf.kind is not VekKind.VCEK or leaf.hwid is None:
-        return
-    chip_id = report.fields.chip_id
-    masked = report.chip_id_masked
-    if not masked and chip_id == leaf.hwid:
-        return
-    if masked and allow_masked:
-        return
-    if masked:
-        yield Reason(
-            ReasonCode.CHIP_ID_MASKED,
-            "CHIP_ID is all zero (MASK_CHIP_ID is in force on the host): "
-            "the VCEK's hwID has nothing to be compared with",
-        )
-    elif hwid_of_chip_id(chip_id, leaf.product) != leaf.hwid:
-        yield Reason(
-            ReasonCode.CHIP_ID_MISMATCH,
-            f"CHIP_ID starts {chip_id[:8].hex()}, the VCEK's hwID starts {leaf.hwid[:8].hex()}",
-        )
-    elif any(chip_id[leaf.product.hwid_size :]):
-        yield Reason(
-            ReasonCode.CHIP_ID_MISMATCH,
-            f"CHIP_ID must be zero after its first {leaf.product.hwid_size} bytes "
-            f"on {leaf.product.value}",
-        )
-
-
-def check_reported_tcb(reported: TcbVersion | None, leaf: EndorsementCert) -> Iterator[Reason]:
-    """Every component of REPORTED_TCB must be the leaf's: another TCB, another key.
-
-    None, for a TCB that could not be read, has been refused before.
-    """
-    if reported is None or reported == leaf.tcb:
-        return
-    certified = leaf.tcb.components()
-    for name, value in reported.components().items():
-        if value != certified[name]:
+    hwid, chip_id = None, fields.chip_id
+    if leaf.hwid is None or chip_id == leaf.hwid:
+        pass
+    elif report.chip_id_masked:
+        if not allow_masked:
             yield Reason(
-                ReasonCode.TCB_MISMATCH,
-                f"{name}: the report has {value}, the {leaf.kind.name} is for {certified[name]}",
+                ReasonCode.CHIP_ID_MASKED,
+                "CHIP_ID is all zero (MASK_CHIP_ID is in force on the host): "
+                "the VCEK's hwID cannot be compared with it",
             )
+    else:
+        hwid = hwid_of_chip_id(chip_id, leaf.product)
+        if hwid == leaf.hwid and any(chip_id[leaf.product.hwid_size :]):
+            yield Reason(
+                ReasonCode.CHIP_ID_MISMATCH,
+                f"CHIP_ID must be zero after its first {leaf.product.hwid_size} bytes "
+                f"on {leaf.product.value}",
+            )
+    yield from mismatches(leaf, product=product, hwid=hwid, tcb=reported, expected_by="the report")
 
 
 def check_runtime_data(
@@ -184,4 +154,6 @@ def check_signature(report: Report, key: ec.EllipticCurvePublicKey) -> Iterator[
     try:
         key.verify(encode_dss_signature(r, s), report.signed_bytes, _ECDSA)
     except InvalidSignature:
-        yield Reason(ReasonCode.REPORT_SIGNATURE, "the leaf's key did not sign these 672 bytes so")
+        yield Reason(
+            ReasonCode.REPORT_SIGNATURE, "signature check failed: not made by the certificate's key"
+        )

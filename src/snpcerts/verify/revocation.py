@@ -18,11 +18,11 @@ from datetime import datetime, timedelta
 from typing import Any, Final
 
 from snpcerts.abi.product import Product
+from snpcerts.endorsement.judge import CrlFindings
+from snpcerts.endorsement.reason import Reason, ReasonCode
 from snpcerts.endorsement.vek import VekKind
 from snpcerts.verify.collateral import SuppliedCrl, Supplier
-from snpcerts.verify.endorsement_check import CrlFindings
 from snpcerts.verify.policy import Policy, Revocation
-from snpcerts.verify.reason import Reason, ReasonCode
 
 _NO_TIME: Final = timedelta(0)
 

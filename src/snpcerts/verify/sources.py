@@ -28,14 +28,13 @@ from snpcerts.abi.tcb import TcbVersion
 from snpcerts.endorsement.anchors import AMD_ANCHORS, Anchor
 from snpcerts.endorsement.ca_name import parse_ca_name
 from snpcerts.endorsement.crl import RevocationList, load_crl
+from snpcerts.endorsement.reason import Reason, ReasonCode
 from snpcerts.endorsement.vek import EndorsementCert, VekKind
 from snpcerts.errors import FormatError, RefusedError, RetryLaterError
 from snpcerts.verify.collateral import Collateral, SuppliedCrl, Supplier
-from snpcerts.verify.endorsement_check import leaf_of
 from snpcerts.verify.evidence import Evidence
 from snpcerts.verify.judging import DEFAULT_POLICY, KINDS, judge
 from snpcerts.verify.policy import Policy, Revocation
-from snpcerts.verify.reason import Reason, ReasonCode
 from snpcerts.verify.verdict import Verdict
 
 
@@ -281,7 +280,7 @@ def _gather(
     if kind is None:
         return Prepared(evidence, collateral)
     for source in sources:
-        products = _products(report, leaf_of(kind, collateral))
+        products = _products(report, collateral.leaf(kind))
         missing = _missing(kind, collateral, products, policy, at)
         if not missing and policy.revocation is Revocation.IGNORE:
             break
@@ -316,7 +315,7 @@ def _missing(
     missing = {
         part
         for part, data in (
-            (Part.LEAF, leaf_of(kind, collateral)),
+            (Part.LEAF, collateral.leaf(kind)),
             (Part.INTERMEDIATE, collateral.ask),
             (Part.ROOT, collateral.ark),
         )

@@ -12,10 +12,10 @@ from snpcerts.abi.product import Product
 from snpcerts.abi.report import Report, SigningKey
 from snpcerts.abi.tcb import TcbVersion
 from snpcerts.endorsement.anchors import Anchor, is_amds
+from snpcerts.endorsement.reason import NextStep, Reason
 from snpcerts.endorsement.vek import EndorsementCert
 from snpcerts.printable import printable
 from snpcerts.verify.check import Check, CheckState
-from snpcerts.verify.reason import NextStep, Reason
 from snpcerts.verify.revocation import JudgedList
 
 

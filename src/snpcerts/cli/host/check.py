@@ -11,8 +11,9 @@ import click
 
 from snpcerts.cli.ending import ends_cleanly
 from snpcerts.cli.host.chosen import Host, with_host
-from snpcerts.cli.host.source import anchors_of, open_certificate_source
+from snpcerts.cli.host.source import source_of_host
 from snpcerts.cli.say import present, say
+from snpcerts.cli.source_options import anchors_of
 from snpcerts.temporary_directory import temporary_directory
 
 if TYPE_CHECKING:
@@ -56,6 +57,7 @@ def check(host: Host, online: bool, as_json: bool) -> None:
 
 
 def _ask_key_server(config: Config) -> str:
+    from snpcerts.endorsement.vek import VekKind
     from snpcerts.host.processor import product_of_host
 
     if config.offline:
@@ -63,6 +65,6 @@ def _ask_key_server(config: Config) -> str:
     product = config.product or product_of_host()
     # A cache of its own, so that the answer is the key server's.
     with ends_cleanly(), temporary_directory("check") as folder:
-        source = open_certificate_source(config, anchors_of(config), folder)
-        source.vlek_chain(product)
+        source = source_of_host(config, anchors_of(config.anchors), cache=folder)
+        source.chain(product, VekKind.VLEK)
     return f"answered with a trusted chain for {product.value}"

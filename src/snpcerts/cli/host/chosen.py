@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from snpcerts.cli.host.said import told
-from snpcerts.cli.host.source import PatientSource, anchors_of, open_certificate_source
+from snpcerts.cli.host.source import source_of_host
+from snpcerts.cli.source_options import SourceOptions, anchors_of, source_options_of_host
 from snpcerts.errors import UsageError
 
 if TYPE_CHECKING:
@@ -44,16 +45,7 @@ _OPTIONS = (
         type=click.Choice(["vcek", "vlek"]),
         help="With --file: which key's certificates it holds. [default: vcek]",
     ),
-    click.option("--kds", metavar="URL", help="Key server or mirror. [default: AMD's]"),
-    click.option("--cache", metavar="DIR", help="Cache. [default: /var/cache/snpcerts]"),
-    click.option("--offline", is_flag=True, help="Ask no key server; the cache has it or not."),
-    click.option(
-        "--anchor",
-        "anchors",
-        metavar="FILE",
-        multiple=True,
-        help="Trust this root (ARK) instead of AMD's. May be given several times.",
-    ),
+    source_options_of_host,
     click.option(
         "--product",
         type=click.Choice(["milan", "genoa", "turin"]),
@@ -80,12 +72,10 @@ def with_host(function: Callable[..., Any]) -> Callable[..., Any]:
         config_path: str | None,
         file_path: str | None,
         kind: str | None,
-        kds: str | None,
-        cache: str | None,
-        offline: bool,
-        anchors: tuple[str, ...],
         product: str | None,
         vlek_certs: str | None,
+        *,
+        server: SourceOptions,
         **others: Any,
     ) -> Any:
         if file_path == "":
@@ -95,15 +85,12 @@ def with_host(function: Callable[..., Any]) -> Callable[..., Any]:
         chosen = {
             "file": file_path and os.path.abspath(file_path),
             "kind": kind,
-            "kds": kds,
-            "cache": cache,
-            "offline": offline,
-            "anchors": anchors,
+            "cache": server.cache,
             "product": product,
             "vlek_certs": vlek_certs,
         }
         with contextlib.ExitStack() as stack:
-            return function(Host(config_path, chosen, stack), **others)
+            return function(Host(config_path, chosen, server, stack), **others)
 
     for option in reversed(_OPTIONS):
         call = option(call)
@@ -114,10 +101,15 @@ class Host:
     """This host as the options and the configuration describe it."""
 
     def __init__(
-        self, config_path: str | None, chosen: dict[str, Any], stack: contextlib.ExitStack
+        self,
+        config_path: str | None,
+        chosen: dict[str, Any],
+        server: SourceOptions,
+        stack: contextlib.ExitStack,
     ) -> None:
         self._config_path = config_path
         self._chosen = chosen
+        self._server = server
         self._stack = stack
         self._source: CertificateSource | None = None
         self._device: Sev | None = None
@@ -143,16 +135,15 @@ class Host:
             changes["files"] = (file,)
             if path is not None:
                 changes["memory"] = config.memory_path  # the host's, whichever file is named
-        if chosen["kds"] is not None:
-            changes["kds_url"] = chosen["kds"]
-        if chosen["offline"]:
-            if chosen["kds"] is not None:
-                raise UsageError("--offline and --kds exclude each other")
+        server = self._server
+        if server.url is not None:
+            changes["kds_url"] = server.url
+        if server.offline:
             changes |= {"offline": True, "kds_url": None}
         elif config.offline:
             changes["kds_url"] = None
-        if chosen["anchors"]:
-            changes["anchors"] = chosen["anchors"]
+        if server.anchors:
+            changes["anchors"] = server.anchors
         if chosen["product"] is not None:
             changes["product"] = Product[chosen["product"].upper()]
         for option, name in (("cache", "cache"), ("vlek_certs", "vlek_certificates")):
@@ -175,28 +166,29 @@ class Host:
 
     def agent(self, listener: Listener, *, progress: bool = True, force: bool = False) -> Agent:
         """The agent; reads the configuration."""
-        from snpcerts.endorsement.vek import VekKind
+        from snpcerts.endorsement.judge import ChipJudge
         from snpcerts.host.agent import Agent
         from snpcerts.host.event import Event, EventKind
-        from snpcerts.host.judgement import Judge
         from snpcerts.host.stock import Stock
         from snpcerts.host.vlek_store import VlekStore
 
         config = self.config()
         firmware = self.firmware(config)
-        anchors = anchors_of(config)
-        source = open_certificate_source(config, anchors)
+        anchors = anchors_of(config.anchors)
+        source = source_of_host(config, anchors, progress=progress)
         self._source = source
 
         def observe(result: str) -> None:
             listener(Event(EventKind.FETCHED, f"asked: {result}", fields={"result": result}))
 
-        def known_crl(kind: VekKind) -> bytes | None:
-            return source.known_crl(firmware.product, kind is VekKind.VLEK)
-
         stock = Stock(
-            Judge(firmware.product, firmware.hwid, anchors, known_crl),
-            PatientSource(source) if progress else source,
+            ChipJudge(
+                firmware.product,
+                firmware.hwid,
+                anchors,
+                functools.partial(source.known_crl, firmware.product),
+            ),
+            source,
             VlekStore(config.vlek_certificates),
             observe=observe,
         )

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What has verified, out of the cache or from the key server and then the cache.
 
-It does not matter here what is asked for: whoever asks brings the judge. Those
-that lack the same thing at the same time cause one request between them.
+This module does not know what it fetches: each caller passes a function that
+judges. Concurrent requests for one resource are merged.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final, Generic, TypeVar, cast
 
+from snpcerts.endorsement.reason import UNTIMELY, Reason
 from snpcerts.errors import FormatError
 from snpcerts.kds.client import KdsClient
 from snpcerts.kds.errors import (
@@ -25,7 +26,6 @@ from snpcerts.kds.errors import (
     KdsUnavailableError,
     KdsUntrustedError,
 )
-from snpcerts.kds.judge import Fault
 from snpcerts.kds.store import Store
 from snpcerts.kds.turn import Line
 from snpcerts.kds.url import Resource
@@ -50,31 +50,33 @@ class Verified(Generic[T]):
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted(Generic[T]):
+class Request(Generic[T]):
     """One resource at one time, and how to judge bytes for it.
 
-    ``judge`` returns what is kept of a body, or the faults it has; it raises
+    ``judge`` returns what is kept of a body, or what is wrong with it; it raises
     :class:`FormatError` for what cannot be read. ``prepare`` fetches what
-    judging needs. ``once_more`` says whether a body with such faults should be
-    judged again, after having got what may mend them. ``rather`` says why the
+    judging needs. ``retry_after_repair`` fetches what may put those reasons right, and
+    says whether the body should be judged again. ``reject_replacement`` says why the
     first, which is new, must not take the place of the second, which is cached.
-    A ``budget`` (seconds) is for what one can do without: it is asked for once,
-    and no longer. A ``lenient`` judge lets pass what others do not.
+    A ``budget`` (seconds) is for what is not essential: it is asked for once,
+    and waited for no longer. A ``lenient`` judge accepts what others do not.
     """
 
     resource: Resource
     at: datetime
     refresh: bool
-    judge: Callable[[bytes], Verified[T] | list[Fault]]
+    judge: Callable[[bytes], Verified[T] | list[Reason]]
     prepare: Callable[[], object] = lambda: None
-    once_more: Callable[[list[Fault]], bool] = lambda _faults: False
-    rather: Callable[[Verified[T], Verified[T]], Fault | None] = lambda _new, _old: None
+    retry_after_repair: Callable[[list[Reason]], bool] = lambda _reasons: False
+    reject_replacement: Callable[[Verified[T], Verified[T]], Reason | None] = lambda _new, _old: (
+        None
+    )
     budget: float | None = None
     lenient: bool = False
 
     @property
-    def question(self) -> tuple[object, ...]:
-        """Who asks the same thing at the same time gets the same answer."""
+    def cache_key(self) -> tuple[object, ...]:
+        """Requests with the same key at the same time get the same answer."""
         return (self.resource, self.refresh, self.budget, self.lenient)
 
 
@@ -86,8 +88,8 @@ class _Known(Generic[T]):
     version: object
 
 
-class ThroughCache:
-    """Gets what is wanted. Without a client the cache is all there is.
+class CachedFetch:
+    """Gets what is requested. Without a client the cache is all there is.
 
     ``warn`` is told of what does not stop the work. Safe for use by several
     threads; processes that share the cache take turns.
@@ -111,16 +113,16 @@ class ThroughCache:
             return self.store.read(resource) if kept is None else kept
         return None
 
-    def get(self, wanted: Wanted[T]) -> Verified[T]:
-        """Out of the cache, or together with whoever is asking for it already.
+    def get(self, request: Request[T]) -> Verified[T]:
+        """From the cache, or from a request for it that is already under way.
 
         Raises :class:`KdsUnavailableError`, :class:`KdsNotFoundError` and
         :class:`KdsUntrustedError` where there is nothing that verifies.
         """
-        cached = None if wanted.refresh else self._cached(wanted)
-        if cached is not None and not self._due(wanted, cached):
+        cached = None if request.refresh else self._cached(request)
+        if cached is not None and not self._due(request, cached):
             return cached
-        key = wanted.question
+        key = request.cache_key
         with self._lock:
             under_way = self._asking.get(key)
             if under_way is None:
@@ -128,10 +130,10 @@ class ThroughCache:
                 self._asking[key] = mine
         if under_way is not None:
             shared = cast("Verified[T]", under_way.result())
-            timely = shared.not_before <= wanted.at <= shared.not_after
-            return shared if timely else self._renew(wanted)
+            timely = shared.not_before <= request.at <= shared.not_after
+            return shared if timely else self._renew(request)
         try:
-            found = self._renew(wanted)
+            found = self._renew(request)
         except BaseException as error:
             mine.set_exception(error)
             raise
@@ -142,84 +144,86 @@ class ThroughCache:
             with self._lock:
                 del self._asking[key]
 
-    def _renew(self, wanted: Wanted[T]) -> Verified[T]:
+    def _renew(self, request: Request[T]) -> Verified[T]:
         """Ask, in our turn; fall back on a cached one that is valid."""
         client = self.client
         if client is None:
-            cached = self._cached(wanted, report=True)
+            cached = self._cached(request, report=True)
             if cached is None:
                 raise KdsUnavailableError(
-                    f"{wanted.resource}: the cache {self.store.root} has none that verifies, "
+                    f"{request.resource}: the cache {self.store.root} has none that verifies, "
                     "and offline no key server is asked",
                     hint="fetch it where a key server can be reached, and bring the cache here",
                 )
             return cached
-        wanted.prepare()
-        known = _Known(self._cached(wanted, report=True), self.store.version(wanted.resource))
+        request.prepare()
+        known = _Known(self._cached(request, report=True), self.store.version(request.resource))
 
         def settled() -> Verified[T] | None:
             """What another got while we waited for our turn."""
-            cached = self._cached(wanted)
+            cached = self._cached(request)
             if cached is None:
                 return None
-            renewed = self.store.version(wanted.resource) != known.version
+            renewed = self.store.version(request.resource) != known.version
             known.value = cached
-            return cached if renewed or not (wanted.refresh or self._due(wanted, cached)) else None
+            return (
+                cached if renewed or not (request.refresh or self._due(request, cached)) else None
+            )
 
         def read(body: bytes) -> Verified[T]:
-            found = self._judged(client, wanted, body, known.value)
-            self._keep(wanted.resource, found.kept_as)
+            found = self._judged(client, request, body, known.value)
+            self._keep(request.resource, found.kept_as)
             return found
 
         cached = known.value
         try:
             return client.get(
-                wanted.resource,
+                request.resource,
                 read,
                 line=self._line,
                 settled=settled,
                 # What is only renewed can wait; it is not worth many tries now.
-                attempts=None if cached is None and wanted.budget is None else 1,
-                budget=wanted.budget,
-                patient=wanted.budget is None and (cached is None or wanted.refresh),
+                attempts=None if cached is None and request.budget is None else 1,
+                budget=request.budget,
+                patient=request.budget is None and (cached is None or request.refresh),
             )
         except (KdsUnavailableError, KdsNotFoundError, KdsUntrustedError) as error:
             if known.value is None:
                 raise
             with self._lock:
-                self._renewal_failed[wanted.resource] = time.monotonic()
+                self._renewal_failed[request.resource] = time.monotonic()
             self._warn(f"not renewed, the cached one stays in use: {error}")
             return known.value
 
     def _judged(
-        self, client: KdsClient, wanted: Wanted[T], body: bytes, cached: Verified[T] | None
+        self, client: KdsClient, request: Request[T], body: bytes, cached: Verified[T] | None
     ) -> Verified[T]:
-        judged = wanted.judge(body)
-        if isinstance(judged, list) and wanted.once_more(judged):
-            judged = wanted.judge(body)
+        judged = request.judge(body)
+        if isinstance(judged, list) and request.retry_after_repair(judged):
+            judged = request.judge(body)
         if not isinstance(judged, list) and cached is not None:
-            worse = wanted.rather(judged, cached)
+            worse = request.reject_replacement(judged, cached)
             judged = judged if worse is None else [worse]
         if not isinstance(judged, list):
             return judged
         raise KdsUntrustedError(
-            f"{wanted.resource}: the answer of {client.url} is not to be trusted",
-            reasons=[str(fault) for fault in judged],
-            hint=_hint(judged, wanted.at),
+            f"{request.resource}: the answer of {client.url} is not to be trusted",
+            reasons=[str(reason) for reason in judged],
+            hint=_hint(judged, request.at),
         )
 
-    def _cached(self, wanted: Wanted[T], *, report: bool = False) -> Verified[T] | None:
+    def _cached(self, request: Request[T], *, report: bool = False) -> Verified[T] | None:
         """What the cache has, if it verifies; otherwise, with ``report``, a warning."""
         with self._lock:
-            kept = self._unkept.get(wanted.resource)
-        path = self.store.path_of(wanted.resource)
+            kept = self._unkept.get(request.resource)
+        path = self.store.path_of(request.resource)
         problem = ""
         try:
             if kept is None:
-                kept = self.store.read(wanted.resource)
+                kept = self.store.read(request.resource)
             if kept is None:
                 return None
-            judged = wanted.judge(kept)
+            judged = request.judge(kept)
         except CacheError as error:
             problem = str(error)
         except FormatError as error:
@@ -232,12 +236,12 @@ class ThroughCache:
             self._warn(f"cached file not used: {problem}")
         return None
 
-    def _due(self, wanted: Wanted[T], cached: Verified[T]) -> bool:
+    def _due(self, request: Request[T], cached: Verified[T]) -> bool:
         """Whether to try to renew what is still good."""
-        if self.client is None or wanted.at < cached.renew_at:
+        if self.client is None or request.at < cached.renew_at:
             return False
         with self._lock:
-            failed = self._renewal_failed.get(wanted.resource)
+            failed = self._renewal_failed.get(request.resource)
         return failed is None or time.monotonic() - failed > RENEWAL_PAUSE
 
     def _keep(self, resource: Resource, data: bytes) -> None:
@@ -255,7 +259,7 @@ class ThroughCache:
             self._warn(f"{resource}: fetched, but not kept: {error}")
 
 
-def _hint(faults: list[Fault], at: datetime) -> str:
-    if all(fault.code.endswith(("-not-yet-valid", "-expired")) for fault in faults):
+def _hint(reasons: list[Reason], at: datetime) -> str:
+    if all(reason.code in UNTIMELY for reason in reasons):
         return f"is the clock right? It was taken to be {at:%Y-%m-%dT%H:%M:%SZ}"
     return "nothing of it is kept or used"

@@ -1,0 +1,159 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where a command has certificates from: its options, and the one place that opens the source."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from snpcerts.cli.files import read_input
+from snpcerts.cli.say import present
+from snpcerts.errors import InputError, UsageError
+from snpcerts.printable import printable
+
+if TYPE_CHECKING:
+    from snpcerts.endorsement.anchors import Anchor
+    from snpcerts.kds.source import CertificateSource
+
+
+def _cache(default: str) -> Callable[..., Any]:
+    return click.option("--cache", metavar="DIR", help=f"Cache. [default: {default}]")
+
+
+CACHE = _cache("/var/cache/snpcerts, or snpcerts in the user's cache directory")
+_CACHE_OF_HOST = _cache("/var/cache/snpcerts")
+ANCHOR = click.option(
+    "--anchor",
+    "anchors",
+    metavar="FILE",
+    multiple=True,
+    help="Trust this root (ARK) instead of AMD's. May be given several times.",
+)
+_TIMEOUT = click.option(
+    "--timeout",
+    type=click.FloatRange(0, 86400, min_open=True),
+    default=60.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="How long to try, waits that the key server asks for included.",
+)
+_KDS = click.option("--kds", "url", metavar="URL", help="Key server or mirror. [default: AMD's]")
+_OFFLINE = click.option("--offline", is_flag=True, help="Ask no key server: use the cache alone.")
+
+
+@dataclass(frozen=True, slots=True)
+class SourceOptions:
+    """The options as given; None, False and () where they were not.
+
+    ``timeout`` is in seconds, None for the default of the key server's client.
+    """
+
+    url: str | None
+    cache: str | None
+    offline: bool
+    timeout: float | None
+    anchors: tuple[str, ...]
+
+    @contextmanager
+    def open(
+        self,
+        anchors: Sequence[Anchor],
+        notice: Callable[[str], None] | None = None,
+    ) -> Iterator[CertificateSource]:
+        """The source; ``notice`` gets what it waits for (default: standard error)."""
+        from snpcerts.kds.source import open_certificate_source
+
+        source = open_certificate_source(
+            cache=cache_directory(self.cache),
+            url=self.url,
+            offline=self.offline,
+            anchors=anchors,
+            timeout=self.timeout,
+            notice=_tell if notice is None else notice,
+            warn=lambda text: _tell(f"warning: {text}"),
+        )
+        try:
+            yield source
+        finally:
+            source.close()
+
+
+def source_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a command the options above, as one :class:`SourceOptions` named ``server``."""
+    return _with_source(function, (_KDS, CACHE, _OFFLINE, _TIMEOUT, ANCHOR))
+
+
+def source_options_of_host(function: Callable[..., Any]) -> Callable[..., Any]:
+    """As :func:`source_options`, without ``--timeout``, which host commands use for other waits."""
+    return _with_source(function, (_KDS, _CACHE_OF_HOST, _OFFLINE, ANCHOR))
+
+
+def _with_source(
+    function: Callable[..., Any], options: Sequence[Callable[..., Any]]
+) -> Callable[..., Any]:
+    @functools.wraps(function)
+    def call(
+        *arguments: Any,
+        url: str | None,
+        cache: str | None,
+        offline: bool,
+        anchors: tuple[str, ...],
+        **others: Any,
+    ) -> Any:
+        timeout = others.pop("timeout") if _TIMEOUT in options else None
+        if offline and url is not None:
+            raise UsageError("--offline and --kds exclude each other")
+        server = SourceOptions(url, cache, offline, timeout, anchors)
+        return function(*arguments, server=server, **others)
+
+    for option in reversed(options):
+        call = option(call)
+    return call
+
+
+def cache_directory(given: str | None) -> Path:
+    """The cache that is named, or the default: that of the host for root, else the user's."""
+    if given is not None:
+        return Path(given)
+    if os.geteuid() == 0:
+        return Path("/var/cache/snpcerts")
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    # The XDG specification: a path that is not absolute is to be ignored.
+    return Path(base if base.startswith("/") else os.path.expanduser("~/.cache"), "snpcerts")
+
+
+def trusted_roots(paths: Sequence[str]) -> tuple[tuple[Anchor, bytes], ...]:
+    """The roots in these files, each as an anchor and as the file's content.
+
+    Raises :class:`InputError`, naming the file, for one that is no ARK.
+    """
+    from snpcerts.endorsement.anchors import anchor_from_certificate
+    from snpcerts.endorsement.certificate import load_certificate
+
+    found: list[tuple[Anchor, bytes]] = []
+    for path in paths:
+        try:
+            data = read_input(path)
+            found.append((anchor_from_certificate(load_certificate(data, "root")), data))
+        except InputError as error:
+            named = error.message if error.message.startswith(path) else f"{path}: {error.message}"
+            raise InputError(named, hint=error.hint) from None
+    return tuple(found)
+
+
+def anchors_of(paths: Sequence[str]) -> tuple[Anchor, ...]:
+    """The anchors in these files; AMD's where none is named. Raises as :func:`trusted_roots`."""
+    from snpcerts.endorsement.anchors import AMD_ANCHORS
+
+    return tuple(anchor for anchor, _ in trusted_roots(paths)) if paths else AMD_ANCHORS
+
+
+def _tell(text: str) -> None:
+    present(f"snpcerts: {printable(text)}", err=True)

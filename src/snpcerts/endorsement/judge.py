@@ -1,0 +1,595 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Do these certificates certify this key? The one judge, and what it remembers.
+
+The verifier asks for the key that signed a report, the key server's client for the
+VCEK it asked for, the host's agent for the key that the firmware signs with. All get
+the same reasons.
+
+A host serves the same three certificates with every report, and reading and
+checking them costs more than checking one report does. So what was found is
+remembered by content: the bytes of each certificate and the anchors. What was
+found of ASK and ARK is remembered by itself too, and so is what was found of each
+revocation list: they are the same for all chips of a product, and make up most of
+the work for a new VCEK. Only findings that no clock can change are kept; validity
+is judged each time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Final, Generic, NamedTuple, TypeVar
+
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from snpcerts.abi.cert_table import ARK_GUID, ASK_GUID, VCEK_GUID, VLEK_GUID, CertTable
+from snpcerts.abi.product import Product
+from snpcerts.abi.tcb import TcbVersion
+from snpcerts.endorsement.anchors import Anchor
+from snpcerts.endorsement.ca_name import parse_ca_name
+from snpcerts.endorsement.certificate import common_name, load_certificate
+from snpcerts.endorsement.chain import (
+    Chain,
+    Window,
+    anchor_of,
+    check_authorities,
+    check_chain,
+    check_leaf,
+    check_products,
+    windows_of,
+)
+from snpcerts.endorsement.crl import (
+    RevocationList,
+    bears_signature,
+    check_crl,
+    load_crl,
+    untimely,
+)
+from snpcerts.endorsement.reason import EXPIRED, NOT_YET_VALID, REVOKED, Reason, ReasonCode
+from snpcerts.endorsement.vek import EndorsementCert, VekKind, p384_key
+from snpcerts.errors import FormatError
+
+# A fleet has one chain per chip and TCB. Some 5 KB each, unless a hostile host sends large ones.
+REMEMBERED = 256
+# What is larger in all is judged and not remembered.
+MAX_REMEMBERED_SIZE = 64 << 10
+
+# A list that is longer is not read before its signature has been checked.
+_LONG_LIST: Final = 64 << 10
+# One that is longer than this is remembered by its digest.
+_SHORT_LIST: Final = 4 << 10
+
+_Found = TypeVar("_Found")
+# What stands for a revocation list in memory.
+_ListKey = bytes | tuple[str, bytes]
+_ALWAYS = (datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC))
+
+
+class ChainBytes(NamedTuple):
+    """A chain as bytes, each DER or PEM; None for what is not supplied.
+
+    ``intermediate`` is the ASK of a VCEK or the ASVK of a VLEK.
+    """
+
+    leaf: bytes | None
+    intermediate: bytes | None
+    root: bytes | None
+
+    @classmethod
+    def from_table(cls, table: CertTable, kind: VekKind) -> ChainBytes:
+        """The chain that a certificate table has for a key of that kind."""
+        leaf = leaf_of_slots(kind, table.get(VCEK_GUID), table.get(VLEK_GUID))
+        return cls(leaf, table.get(ASK_GUID), table.get(ARK_GUID))
+
+
+def leaf_of_slots(kind: VekKind, vcek: bytes | None, vlek: bytes | None) -> bytes | None:
+    """The leaf of that kind, from the slots of a certificate table.
+
+    Some hosts put a VLEK into the VCEK's slot.
+    """
+    if kind is VekKind.VCEK:
+        return vcek
+    if vlek is None and vcek is not None and _is_of_kind(kind, vcek):
+        return vcek
+    return vlek
+
+
+def _is_of_kind(kind: VekKind, data: bytes) -> bool:
+    try:
+        certificate = load_certificate(data, kind.name)
+    except FormatError:
+        return False
+    return common_name(certificate.subject) == kind.common_name
+
+
+class ChainFacts(NamedTuple):
+    """Which certificates there were, and what of them could be read.
+
+    ``of_no_chip`` is whether it is a VLEK's chain; ``leaf_read`` and ``key_read`` say
+    what could be read of the leaf.
+    """
+
+    of_no_chip: bool = False
+    leaf: bool = False
+    intermediate: bool = False
+    root: bool = False
+    leaf_read: bool = False
+    key_read: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class CrlFindings:
+    """What holds of a revocation list at all times.
+
+    ``believed`` says that the root signed it and that it was understood; where not,
+    ``doubts`` say why, unless there was no root. ``revoked`` is what it withdraws of
+    the chain. ``product`` is its issuer's. Times are None where it cannot be read.
+    """
+
+    believed: bool
+    doubts: tuple[Reason, ...]
+    revoked: tuple[Reason, ...] = ()
+    product: Product | None = None
+    this_update: datetime | None = None
+    next_update: datetime | None = None
+
+    def problems_at(self, at: datetime) -> tuple[Reason, ...]:
+        """Why it is no current list of the root at that time, which has a time zone."""
+        if self.this_update is None or self.next_update is None:
+            return self.doubts
+        late = untimely(self.this_update, self.next_update, at)
+        return self.doubts if late is None else (*self.doubts, late)
+
+
+@dataclass(frozen=True, slots=True)
+class Findings:
+    """What holds of a set of certificates at all times.
+
+    ``key`` is the leaf's, there whenever a P-384 key could be read: a report
+    signed with it is worth telling from one that is not, whatever else is
+    wrong. It says nothing about trust; ``reasons`` does: what is wrong with the
+    chain, and what any believed list withdraws of it, however old that list is.
+    ``anchor`` is the trusted root that the ARK is, if it is one. ``lists`` are the
+    revocation lists in the order they were given. The certificates are in force
+    from the first time of ``in_force`` to the second, both inclusive.
+    """
+
+    leaf: EndorsementCert | None
+    key: ec.EllipticCurvePublicKey | None
+    reasons: tuple[Reason, ...]
+    windows: tuple[Window, ...]
+    facts: ChainFacts
+    anchor: Anchor | None = None
+    lists: tuple[CrlFindings, ...] = ()
+    in_force: tuple[datetime, datetime] = _ALWAYS
+
+    def reasons_at(self, at: datetime) -> tuple[Reason, ...]:
+        """Everything wrong with the chain at that time, which has a time zone."""
+        first, last = self.in_force
+        if first <= at <= last:
+            return self.reasons
+        late = (window.problem_at(at) for window in self.windows)
+        return (*self.reasons, *(reason for reason in late if reason is not None))
+
+
+NOTHING: Final = Findings(None, None, (), (), ChainFacts())
+
+
+class JudgeMemory:
+    """Findings about the chains seen last. Bounded, and safe to share among threads."""
+
+    def __init__(self, limit: int = REMEMBERED) -> None:
+        self._chains: _Memory[Findings] = _Memory(limit)
+        self._authorities: _Memory[_Authorities] = _Memory(limit)
+        self._lists: _Memory[CrlFindings] = _Memory(limit)
+        self._trusted: tuple[tuple[Anchor, ...], tuple[object, ...]] = ((), ())
+
+    def __len__(self) -> int:
+        return len(self._chains)
+
+    def findings(
+        self,
+        kind: VekKind,
+        chain: ChainBytes,
+        anchors: Sequence[Anchor],
+        lists: Sequence[bytes] = (),
+    ) -> Findings:
+        """As :func:`find`, from memory where the same was asked before."""
+        leaf, intermediate, root = chain
+        # Callers may hand over a bytearray; of bytes this makes no copy.
+        chain = ChainBytes(
+            None if leaf is None else bytes(leaf),
+            None if intermediate is None else bytes(intermediate),
+            None if root is None else bytes(root),
+        )
+        keys = tuple(map(_list_key, lists)) if lists else ()
+        anchors = tuple(anchors)
+        key = (kind is VekKind.VCEK, chain, keys, self._content(anchors))
+        known = self._chains.get(key)
+        if known is None:
+            # Two threads may find out the same thing at once: both get it right.
+            known = find(kind, chain, anchors, lists, self)
+            self._chains.put(key, known, chain)
+        return known
+
+    def authorities(
+        self, kind: VekKind, chain: ChainBytes, anchors: tuple[Anchor, ...]
+    ) -> _Authorities:
+        """As :func:`_find_authorities`, from memory where the same was asked before."""
+        above = ChainBytes(None, chain.intermediate, chain.root)
+        key = (kind is VekKind.VCEK, above, self._content(anchors))
+        known = self._authorities.get(key)
+        if known is None:
+            known = _find_authorities(kind, chain, anchors)
+            self._authorities.put(key, known, above)
+        return known
+
+    def revocation(
+        self, kind: VekKind, chain: ChainBytes, data: bytes, authorities: _Authorities
+    ) -> CrlFindings:
+        """As :func:`_judge_list`, from memory where the same was asked before."""
+        above = ChainBytes(None, chain.intermediate, chain.root)
+        key = (kind is VekKind.VCEK, above, _list_key(data))
+        known = self._lists.get(key)
+        if known is None:
+            known = _judge_list(kind, data, authorities)
+            self._lists.put(key, known, above)
+        return known
+
+    def _content(self, anchors: tuple[Anchor, ...]) -> tuple[object, ...]:
+        """What anchors say, in values whose hashes take no time; mostly those asked about last."""
+        last, content = self._trusted
+        if last is not anchors:
+            content = tuple(
+                part
+                for anchor in anchors
+                for part in (anchor.product.value, anchor.spki_sha384, anchor.name)
+            )
+            self._trusted = (anchors, content)
+        return content
+
+
+class _Memory(Generic[_Found]):
+    """What was found, by key; forgets what was not asked for longest."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._lock = threading.Lock()
+        self._known: OrderedDict[object, _Found] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._known)
+
+    def get(self, key: object) -> _Found | None:
+        with self._lock:
+            known = self._known.get(key)
+            if known is not None:
+                self._known.move_to_end(key)
+            return known
+
+    def put(self, key: object, found: _Found, chain: ChainBytes) -> None:
+        if sum(len(part) for part in chain if part is not None) > MAX_REMEMBERED_SIZE:
+            return
+        with self._lock:
+            self._known[key] = found
+            self._known.move_to_end(key)
+            while len(self._known) > self._limit:
+                self._known.popitem(last=False)
+
+
+@dataclass(frozen=True, slots=True)
+class _Authorities:
+    """Intermediate and root, and what is wrong with each of them."""
+
+    ask: x509.Certificate | None
+    ark: x509.Certificate | None
+    anchor: Anchor | None
+    unloaded: tuple[Reason, ...]
+    reasons: tuple[Reason, ...]
+
+
+def find(
+    kind: VekKind,
+    certificates: ChainBytes,
+    anchors: Sequence[Anchor],
+    revocation_lists: Sequence[bytes] = (),
+    memory: JudgeMemory | None = None,
+) -> Findings:
+    """Read and judge the certificates that should endorse a key of that kind.
+
+    Reasons are listed leaf first. ``memory`` may know the authorities and lists.
+    """
+    reasons: list[Reason] = []
+    loaded = _load(certificates.leaf, kind.name, *_LEAF_CODES[kind], reasons)
+    authorities = (
+        _find_authorities(kind, certificates, tuple(anchors))
+        if memory is None
+        else memory.authorities(kind, certificates, tuple(anchors))
+    )
+    reasons += authorities.unloaded
+    leaf, key = (None, None) if loaded is None else _read_leaf(loaded, kind, reasons)
+    product = None if leaf is None else leaf.product
+    chain = Chain(kind, loaded, authorities.ask, authorities.ark, product)
+    reasons += check_leaf(chain)
+    reasons += authorities.reasons
+    reasons += check_products(chain)
+    lists = tuple(
+        _judge_list(kind, data, authorities)
+        if memory is None
+        else memory.revocation(kind, certificates, data, authorities)
+        for data in revocation_lists
+    )
+    # Two lists that withdraw the same certificate are one reason.
+    reasons += dict.fromkeys(reason for each in lists for reason in each.revoked)
+    windows = windows_of(chain)
+    facts = ChainFacts(
+        of_no_chip=kind is VekKind.VLEK,
+        leaf=loaded is not None,
+        intermediate=authorities.ask is not None,
+        root=authorities.ark is not None,
+        leaf_read=leaf is not None,
+        key_read=key is not None,
+    )
+    return Findings(
+        leaf, key, tuple(reasons), windows, facts, authorities.anchor, lists, _in_force(windows)
+    )
+
+
+_LEAF_CODES: Final = {
+    VekKind.VCEK: (ReasonCode.VCEK_MISSING, ReasonCode.VCEK_UNREADABLE),
+    VekKind.VLEK: (ReasonCode.VLEK_MISSING, ReasonCode.VLEK_UNREADABLE),
+}
+_ASK_CODES: Final = (ReasonCode.ASK_MISSING, ReasonCode.ASK_UNREADABLE)
+_ARK_CODES: Final = (ReasonCode.ARK_MISSING, ReasonCode.ARK_UNREADABLE)
+
+
+def _find_authorities(
+    kind: VekKind, certificates: ChainBytes, anchors: tuple[Anchor, ...]
+) -> _Authorities:
+    unloaded: list[Reason] = []
+    ask = _load(certificates.intermediate, _ask_name(kind), *_ASK_CODES, unloaded)
+    ark = _load(certificates.root, "ARK", *_ARK_CODES, unloaded)
+    reasons = check_authorities(Chain(kind, None, ask, ark), anchors)
+    anchor = None if ark is None else anchor_of(ark, anchors)
+    return _Authorities(ask, ark, anchor, tuple(unloaded), reasons)
+
+
+def _ask_name(kind: VekKind) -> str:
+    return "ASK" if kind is VekKind.VCEK else "ASVK"
+
+
+def _judge_list(kind: VekKind, data: bytes, authorities: _Authorities) -> CrlFindings:
+    ark = authorities.ark
+    data = bytes(data)
+    try:
+        if len(data) > _LONG_LIST and (ark is None or not bears_signature(data, ark)):
+            doubt = Reason(ReasonCode.CRL_SIGNATURE, "the CRL is not signed by the ARK's key")
+            return CrlFindings(False, () if ark is None else (doubt,))
+        crl = load_crl(data)
+    except FormatError as error:
+        return CrlFindings(False, (Reason(ReasonCode.CRL_UNREADABLE, str(error)),))
+    return judge_list(kind, crl, authorities.ask, ark)
+
+
+def judge_list(
+    kind: VekKind,
+    crl: RevocationList,
+    intermediate: x509.Certificate | None,
+    root: x509.Certificate | None,
+) -> CrlFindings:
+    """What holds of a revocation list at all times, given the root that should have signed it."""
+    issuer = parse_ca_name(crl.issuer_common_name)
+    product = None if issuer is None else issuer.product
+    times = (product, crl.this_update, crl.next_update)
+    if root is None:
+        return CrlFindings(False, (), (), *times)
+    problems = check_crl(crl, root, intermediate, _ask_name(kind))
+    revoked = tuple(each for each in problems if each.code in REVOKED)
+    doubts = tuple(each for each in problems if each.code not in REVOKED)
+    return CrlFindings(not doubts, doubts, revoked, *times)
+
+
+def revocations(
+    kind: VekKind, crl: bytes | None, intermediate: x509.Certificate, root: x509.Certificate
+) -> tuple[Reason, ...]:
+    """What a revocation list (DER or PEM, None where there is none) withdraws of the two.
+
+    A list that is not the root's says nothing, and an old one still does: what was
+    revoked stays revoked.
+    """
+    if crl is None:
+        return ()
+    try:
+        return judge_list(kind, load_crl(crl), intermediate, root).revoked
+    except FormatError:
+        return ()
+
+
+def judge_authorities(
+    kind: VekKind,
+    product: Product,
+    intermediate: x509.Certificate,
+    root: x509.Certificate,
+    anchors: Sequence[Anchor],
+    at: datetime,
+) -> tuple[Reason, ...]:
+    """Why the two are not the product's chain from a trusted ARK at that time."""
+    chain = Chain(kind, None, intermediate, root, product)
+    late = (window.problem_at(at) for window in windows_of(chain))
+    return (*check_chain(chain, anchors), *(reason for reason in late if reason is not None))
+
+
+def _in_force(windows: Sequence[Window]) -> tuple[datetime, datetime]:
+    """When none of them is out of date; nothing at all is in force always."""
+    spans = [(window.not_before, window.not_after) for window in windows]
+    firsts, lasts = zip(*spans, _ALWAYS, strict=True)
+    return max(firsts), min(lasts)
+
+
+def _list_key(data: bytes) -> _ListKey:
+    """What stands for a list in memory: a long one is not kept for it."""
+    if len(data) <= _SHORT_LIST:
+        return bytes(data)
+    return "sha384", hashlib.sha384(data).digest()
+
+
+def _load(
+    data: bytes | None,
+    name: str,
+    missing: ReasonCode,
+    unreadable: ReasonCode,
+    reasons: list[Reason],
+) -> x509.Certificate | None:
+    if data is None:
+        reasons.append(Reason(missing, f"the {name} is not supplied"))
+        return None
+    try:
+        return load_certificate(data, name)
+    except FormatError as error:
+        reasons.append(Reason(unreadable, str(error)))
+        return None
+
+
+def _read_leaf(
+    certificate: x509.Certificate, kind: VekKind, reasons: list[Reason]
+) -> tuple[EndorsementCert | None, ec.EllipticCurvePublicKey | None]:
+    try:
+        key = p384_key(certificate, kind.name)
+    except FormatError as error:
+        reasons.append(Reason(ReasonCode.LEAF_KEY, str(error)))
+        return None, None
+    try:
+        return EndorsementCert.from_certificate(certificate, key), key
+    except FormatError as error:
+        reasons.append(Reason(ReasonCode.LEAF_PROFILE, str(error)))
+        return None, key
+
+
+def mismatches(
+    leaf: EndorsementCert,
+    *,
+    product: Product | None,
+    hwid: bytes | None,
+    tcb: TcbVersion | None,
+    expected_by: str,
+) -> Iterator[Reason]:
+    """Why a leaf is of another key than the one expected: product, chip, TCB.
+
+    None stands for what is not known and is not compared. ``hwid`` is the significant
+    bytes of the chip ID; a VLEK is of no chip. Every component of the TCB is compared:
+    another TCB is another key. ``expected_by`` says who expects it: "the report".
+    """
+    if product is not None and product is not leaf.product:
+        yield Reason(
+            ReasonCode.PRODUCT_MISMATCH,
+            f"{expected_by} says {product.value}, the {leaf.kind.name} is for {leaf.product.value}",
+        )
+    if hwid is not None and leaf.hwid is not None and hwid != leaf.hwid:
+        yield Reason(
+            ReasonCode.CHIP_ID_MISMATCH,
+            f"the chip ID of {expected_by} starts {hwid[:8].hex()}, "
+            f"the {leaf.kind.name}'s hwID starts {leaf.hwid[:8].hex()}",
+        )
+    if tcb is None or tcb == leaf.tcb:
+        return
+    certified = leaf.tcb.components()
+    expected = tcb.components()
+    for name in dict.fromkeys((*expected, *certified)):
+        if expected.get(name) != certified.get(name):
+            yield Reason(
+                ReasonCode.TCB_MISMATCH,
+                f"{name}: {expected_by} has {_level(expected, name)}, "
+                f"the {leaf.kind.name} is for {_level(certified, name)}",
+            )
+
+
+def _level(components: dict[str, int], name: str) -> str:
+    return str(components[name]) if name in components else "none"
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """Everything wrong with certificates for one key at one time.
+
+    ``leaf`` is None where it cannot be read; ``not_after`` is when the first of the
+    certificates expires.
+    """
+
+    leaf: EndorsementCert | None
+    not_after: datetime | None
+    reasons: tuple[Reason, ...] = ()
+
+    @property
+    def sound(self) -> bool:
+        """Nothing is wrong: they certify the key."""
+        return not self.reasons
+
+    @property
+    def wrong(self) -> tuple[Reason, ...]:
+        """What was never right: another key, an untrusted root."""
+        timely = (*EXPIRED, *REVOKED, *NOT_YET_VALID)
+        return tuple(each for each in self.reasons if each.code not in timely)
+
+    @property
+    def lapsed(self) -> tuple[Reason, ...]:
+        """What was right once: a certificate has expired or was revoked."""
+        return tuple(each for each in self.reasons if each.code in (*EXPIRED, *REVOKED))
+
+    @property
+    def early(self) -> tuple[Reason, ...]:
+        """Which certificates are not valid yet. They were issued: the clock must be behind."""
+        return tuple(each for each in self.reasons if each.code in NOT_YET_VALID)
+
+
+class ChipJudge:
+    """Judges certificates for the keys of one chip, by a set of trusted roots.
+
+    ``hwid`` is the significant bytes of the chip ID. ``expected_by`` says in messages
+    who expects a key. ``known_crl`` gives the known revocation list for a kind of key,
+    or None. One that is not its root's says nothing; an old one still does.
+    """
+
+    def __init__(
+        self,
+        product: Product,
+        hwid: bytes,
+        anchors: Sequence[Anchor],
+        known_crl: Callable[[VekKind], bytes | None] = lambda _: None,
+        *,
+        expected_by: str = "the firmware",
+        memory: JudgeMemory | None = None,
+    ) -> None:
+        self.product = product
+        self.hwid = hwid
+        self.anchors = tuple(anchors)
+        self._known_crl = known_crl
+        self._expected_by = expected_by
+        self._memory = _shared if memory is None else memory
+
+    def judge(self, chain: ChainBytes, kind: VekKind, tcb: TcbVersion, at: datetime) -> Judgement:
+        """All that is wrong with the chain for that key at that time, which has a time zone."""
+        crl = self._known_crl(kind)
+        lists = () if crl is None else (crl,)
+        findings = self._memory.findings(kind, chain, self.anchors, lists)
+        reasons: tuple[Reason, ...] = ()
+        if findings.leaf is not None:
+            reasons = tuple(
+                mismatches(
+                    findings.leaf,
+                    product=self.product,
+                    hwid=self.hwid,
+                    tcb=tcb,
+                    expected_by=self._expected_by,
+                )
+            )
+        ends = [window.not_after for window in findings.windows]
+        reasons += findings.reasons_at(at)
+        return Judgement(findings.leaf, min(ends, default=None), reasons)
+
+
+_shared = JudgeMemory(limit=64)

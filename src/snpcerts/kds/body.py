@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Certificates read from what the key server answers, or the cache has.
+
+What cannot be read at all raises :class:`~snpcerts.errors.FormatError`: an error
+page, a body cut short; it says nothing of the chip. Whether what can be read is
+what was asked for is judged in :mod:`snpcerts.endorsement.judge`.
+
+Source: KDS (57230) chapter 3 for the bodies.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Final
+
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+from snpcerts.endorsement.certificate import load_certificate
+from snpcerts.errors import FormatError
+
+# AMD's chain has 4.6 KB, its revocation lists about 1 KB.
+MAX_BODY: Final = 64 << 10
+
+_PEM_BLOCK = re.compile(rb"-----BEGIN CERTIFICATE-----.*?-----END CERTIFICATE-----", re.DOTALL)
+
+
+@dataclass(frozen=True, slots=True)
+class ChainPair:
+    """ASK or ASVK, and ARK, as loaded."""
+
+    intermediate: x509.Certificate
+    root: x509.Certificate
+
+    @property
+    def not_before(self) -> datetime:
+        """From when both are valid."""
+        return max(self.intermediate.not_valid_before_utc, self.root.not_valid_before_utc)
+
+    @property
+    def not_after(self) -> datetime:
+        """When the first of the two expires."""
+        return min(self.intermediate.not_valid_after_utc, self.root.not_valid_after_utc)
+
+    def der(self) -> tuple[bytes, bytes]:
+        """(intermediate, root) in DER."""
+        return der_of(self.intermediate), der_of(self.root)
+
+    def pem(self) -> bytes:
+        """Both as the key server writes them: PEM, the intermediate first."""
+        pem = Encoding.PEM
+        return self.intermediate.public_bytes(pem) + self.root.public_bytes(pem)
+
+
+def der_of(certificate: x509.Certificate) -> bytes:
+    """The certificate's DER."""
+    return certificate.public_bytes(Encoding.DER)
+
+
+def read_vcek(body: bytes) -> x509.Certificate:
+    """The one certificate that ``body`` is; :class:`FormatError` if it is not one."""
+    return load_certificate(body, "VCEK")
+
+
+def read_chain(body: bytes) -> ChainPair:
+    """The two PEM certificates that ``body`` is, intermediate first.
+
+    Raises :class:`FormatError` for another number of them, or anything but
+    white space around them.
+    """
+    blocks = _PEM_BLOCK.findall(body)
+    if len(blocks) != 2 or _PEM_BLOCK.sub(b"", body).strip():
+        raise FormatError(
+            "certificate chain", f"{len(blocks)} PEM certificates, must be 2 and nothing else"
+        )
+    return ChainPair(
+        load_certificate(blocks[0], "certificate chain, first certificate"),
+        load_certificate(blocks[1], "certificate chain, second certificate"),
+    )
+
+
+def same_key(one: bytes, other: bytes) -> bool:
+    """Whether two certificates (DER or PEM) certify one key for the same chip and TCB.
+
+    The key server issues a new certificate each time it is asked: other bytes,
+    the same public key and the same extensions. Raises :class:`FormatError`
+    when either cannot be read.
+    """
+    first, second = (load_certificate(data, "certificate") for data in (one, other))
+    return _key_and_extensions(first) == _key_and_extensions(second)
+
+
+def _key_and_extensions(certificate: x509.Certificate) -> tuple[bytes, frozenset[object]]:
+    spki = certificate.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    extensions = frozenset(
+        (extension.oid, extension.critical, extension.value.public_bytes())
+        for extension in certificate.extensions
+    )
+    return spki, extensions
