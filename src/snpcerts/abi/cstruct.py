@@ -110,12 +110,12 @@ class CStruct:
             )
         return cls(*_reader(cls)(data))
 
-    def pack(self) -> bytes:
-        """Write the structure as ``SIZE`` bytes; bytes of no field are zero.
+    def pack(self, onto: bytes = b"") -> bytes:
+        """Write the structure as ``SIZE`` bytes; bytes of no field are those of ``onto``, or zero.
 
         Raises :class:`FormatError` when a value does not fit its field.
         """
-        out = bytearray(self.SIZE)
+        out = bytearray(onto[: self.SIZE].ljust(self.SIZE, b"\0"))
         for name, offset, codec in _members(type(self)):
             value = getattr(self, name)
             try:

@@ -110,7 +110,27 @@ SEV: Final = Part(
     {f"{_CCP}/sev-dev.c": ("sev_ioctl", "__sev_do_cmd_locked")},
     (f"{_CCP}/sev-dev.h", f"{_CCP}/psp-dev.h", "include/linux/psp-sev.h", "include/linux/psp.h"),
 )
-PARTS: Final = {each.name: each for each in (KVM, SEV)}
+_COCO: Final = "arch/x86/coco/sev"
+_DRIVER: Final = "drivers/virt/coco/sev-guest/sev-guest.c"
+
+GUEST: Final = Part(
+    "guest",
+    {
+        _DRIVER: ("snp_guest_ioctl",),
+        f"{_COCO}/core.c": ("snp_send_guest_request", "snp_msg_init"),
+        f"{_COCO}/vc-shared.c": ("sev_es_ghcb_hv_call",),
+        f"{_ASM}/uaccess_64.h": ("__access_ok",),
+    },
+    (
+        f"{_ASM}/sev.h",
+        f"{_ASM}/sev-common.h",
+        f"{_ASM}/svm.h",
+        f"{_COCO}/internal.h",
+        "include/linux/sockptr.h",
+        "include/linux/psp-sev.h",
+    ),
+)
+PARTS: Final = {each.name: each for each in (KVM, GUEST, SEV)}
 
 
 def releases() -> dict[str, Path]:

@@ -103,7 +103,8 @@ def definitions(
     for chunk in _chunks(text):
         if chunk.startswith("#"):
             macro = re.match(r"#\s*define\s+(\w+)", chunk)
-            if macro:
+            # "#define f f" only says that there is an f.
+            if macro and chunk.split()[2:] != [macro[1]]:
                 yield Definition("macro", (macro[1],), chunk, file)
             continue
         made = re.match(r"(\w+)\(\s*(\w+)", chunk)

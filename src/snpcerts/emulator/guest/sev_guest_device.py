@@ -37,7 +37,7 @@ from snpcerts.emulator.guest.linux import (
 from snpcerts.emulator.guest.program import Guest
 from snpcerts.emulator.syscall.device import Caller
 
-USER_LIMIT = 1 << 47  # addresses that access_ok() takes
+USER_LIMIT = (1 << 47) - PAGE_SIZE  # TASK_SIZE_MAX: what access_ok() takes
 
 
 class GuestHolder(Protocol):
@@ -67,15 +67,16 @@ class SevGuestDevice:
 
     def ioctl(self, caller: Caller, request: int, argument: int) -> SevGuestCall:
         """Serve one of the three requests; the checks are in the driver's order."""
-        outer = GuestRequestIoctl.unpack(caller.memory.read(argument, GuestRequestIoctl.SIZE))
+        stored = caller.memory.read(argument, GuestRequestIoctl.SIZE)
+        outer = GuestRequestIoctl.unpack(stored)
         if not outer.msg_version:
             raise OSError(errno.EINVAL, "msg_version is 0")
         try:
             driver_request, extended = _prepared(caller, request, outer)
         except OSError as refused:
-            _write_exitinfo2(caller, argument, outer, EXITINFO2_PRESET)
+            caller.memory.write(argument, replace(outer, exitinfo2=EXITINFO2_PRESET).pack(stored))
             raise refused from None
-        return SevGuestCall(self._vm, caller, argument, outer, driver_request, extended)
+        return SevGuestCall(self._vm, caller, argument, stored, driver_request, extended)
 
 
 class SevGuestCall:
@@ -86,14 +87,16 @@ class SevGuestCall:
         vm: GuestHolder,
         caller: Caller,
         argument: int,
-        outer: GuestRequestIoctl,
+        stored: bytes,
         request: DriverRequest,
-        extended: ExtReportReq | None,
+        extended: bytes | None,
     ) -> None:
         self._vm = vm
         self._caller = caller
         self._argument = argument
-        self._outer = outer
+        # Both structures go back with the padding that they came with.
+        self._stored = stored
+        self._outer = GuestRequestIoctl.unpack(stored)
         self._request = request
         self._extended = extended
         self._guest: LinuxGuest | None = None
@@ -146,7 +149,8 @@ class SevGuestCall:
         except OSError as failed:
             fault, result = failed, 0
         if response.exitinfo2:
-            _write_exitinfo2(caller, self._argument, outer, response.exitinfo2)
+            told = replace(outer, exitinfo2=response.exitinfo2)
+            caller.memory.write(self._argument, told.pack(self._stored))
         if fault is not None:
             raise fault
         if result < 0:
@@ -154,12 +158,13 @@ class SevGuestCall:
         return result
 
     def _copy_out(self, response: DriverResponse) -> None:
-        memory, extended = self._caller.memory, self._extended
+        memory, stored = self._caller.memory, self._extended
+        extended = None if stored is None else ExtReportReq.unpack(stored)
         too_small = (response.exitinfo2 or 0) >> 32 == VmmError.INVALID_LEN
-        if extended is not None and too_small:
+        if extended is not None and stored is not None and too_small:
             # C's arithmetic: certs_len is a u32, whatever the host has put in RBX.
             needed = replace(extended, certs_len=response.pages * PAGE_SIZE & 0xFFFF_FFFF)
-            memory.write(self._outer.req_data, needed.pack())
+            memory.write(self._outer.req_data, needed.pack(stored))
         if response.result:
             return
         if extended is not None and response.data:
@@ -170,8 +175,8 @@ class SevGuestCall:
 
 def _prepared(
     caller: Caller, request: int, outer: GuestRequestIoctl
-) -> tuple[DriverRequest, ExtReportReq | None]:
-    """The message to send for an ioctl, and the extended request it came from."""
+) -> tuple[DriverRequest, bytes | None]:
+    """The message to send for an ioctl, and the extended request as it was given."""
     if request not in (SNP_GET_REPORT, SNP_GET_DERIVED_KEY, SNP_GET_EXT_REPORT):
         raise OSError(errno.ENOTTY, "unknown ioctl")
     if not outer.req_data or not outer.resp_data:
@@ -187,14 +192,15 @@ def _prepared(
         return DriverRequest(
             MessageType.REPORT_REQ, outer.msg_version, payload, REPORT_RESPONSE_SIZE
         ), None
-    extended = ExtReportReq.unpack(read(outer.req_data, ExtReportReq.SIZE))
+    stored = read(outer.req_data, ExtReportReq.SIZE)
+    extended = ExtReportReq.unpack(stored)
     return DriverRequest(
         MessageType.REPORT_REQ,
         outer.msg_version,
         extended.data,
         REPORT_RESPONSE_SIZE,
         _buffer_pages(extended),
-    ), extended
+    ), stored
 
 
 def _buffer_pages(extended: ExtReportReq) -> int:
@@ -206,9 +212,3 @@ def _buffer_pages(extended: ExtReportReq) -> int:
     if address + length > USER_LIMIT:
         raise OSError(errno.EFAULT, "certs_address is no user address")
     return length // PAGE_SIZE
-
-
-def _write_exitinfo2(
-    caller: Caller, argument: int, outer: GuestRequestIoctl, exitinfo2: int
-) -> None:
-    caller.memory.write(argument, replace(outer, exitinfo2=exitinfo2).pack())

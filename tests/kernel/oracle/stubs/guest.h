@@ -1,0 +1,78 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* A guest's kernel around its driver of /dev/sev-guest: pages, time, AES-GCM, and the host. */
+#include <linux/ioctl.h>
+#include <linux/psp-sev.h>
+#include <linux/sev-guest.h>
+#include <asm/svm.h>
+
+#define X86_TRAP_UD 6
+#define X86_TRAP_GP 13
+#define GCM_AES_IV_SIZE 12
+#define HZ 250
+#define jiffies oracle_jiffies
+#define schedule_timeout_killable(delay) (oracle_jiffies += (delay))
+extern unsigned long oracle_jiffies;
+
+typedef struct { u8 bytes[16]; } guid_t;
+struct file { void *private_data; };
+struct miscdevice { int minor; };
+struct es_fault_info { unsigned long vector, error_code, cr2; };
+struct es_em_ctxt { struct es_fault_info fi; };
+struct ghcb_state { void *ghcb; };
+struct ghcb;
+
+/* AES-GCM as either release calls it; the test's own library does it. */
+struct aesgcm_ctx { unsigned authsize; u8 key[32]; };
+struct aes_gcm_key { u8 key[32]; };
+typedef int (*oracle_seal_t)(const u8 *key, const u8 *iv, const u8 *aad, u32 aad_size, const u8 *in,
+			     u32 size, u8 *out, u8 *tag);
+extern oracle_seal_t oracle_seal, oracle_open;
+#define aesgcm_expandkey(ctx, from, size, tag) \
+	(memcpy((ctx)->key, from, size), (ctx)->authsize = (tag), 0)
+#define aes_gcm_preparekey(ctx, from, size, tag) (memcpy((ctx)->key, from, size), 0)
+#define aesgcm_encrypt(ctx, out, in, size, aad, aad_size, iv, tag) \
+	oracle_seal((ctx)->key, iv, (const u8 *)(aad), aad_size, (const u8 *)(in), size, (u8 *)(out), tag)
+#define aesgcm_decrypt(ctx, out, in, size, aad, aad_size, iv, tag) \
+	(!oracle_open((ctx)->key, iv, (const u8 *)(aad), aad_size, (const u8 *)(in), size, (u8 *)(out), tag))
+#define aes_gcm_encrypt(out, in, size, tag, aad, aad_size, iv, ctx) \
+	oracle_seal((ctx)->key, iv, (const u8 *)(aad), aad_size, (const u8 *)(in), size, (u8 *)(out), tag)
+#define aes_gcm_decrypt(out, in, size, tag, aad, aad_size, iv, ctx) \
+	oracle_open((ctx)->key, iv, (const u8 *)(aad), aad_size, (const u8 *)(in), size, (u8 *)(out), tag)
+
+#define __free(how)
+#define memzero_explicit(at, size) memset(at, 0, size)
+#define pr_alert(...) ((void)0)
+#define local_irq_save(flags) ((void)(flags))
+#define local_irq_restore(flags) ((void)(flags))
+#define set_memory_decrypted(at, pages) 0
+#define set_memory_encrypted(at, pages) 0
+#define snp_leak_pages(...) abort()
+#define free_pages_exact(at, size) ((void)0)
+#define PHYS_PFN(at) ((at) >> PAGE_SHIFT)
+#define __attribute_const__
+#define virt_addr_valid(at) true
+#define virt_to_phys(at) __pa(at)
+#define __pa(at) oracle_pa(at)
+#define __sev_get_ghcb(state) oracle_ghcb()
+#define __sev_put_ghcb(state) ((void)0)
+#define sev_es_wr_ghcb_msr(value) (oracle_ghcb_msr = (value))
+#define VMGEXIT() oracle_vmgexit()
+#define to_snp_dev(file) oracle_device()
+#define runtime_const_ptr(symbol) symbol
+#define USER_PTR_MAX ((1ul << 47) - PAGE_SIZE) /* TASK_SIZE_MAX with four-level paging */
+#define access_ok(address, size) __access_ok(address, size)
+#define valid_user_address(x) ((unsigned long)(x) <= USER_PTR_MAX)
+
+extern u64 oracle_ghcb_msr;
+extern u16 ghcb_version;
+extern int snp_vmpl;
+extern struct mutex snp_cmd_mutex;
+struct snp_guest_dev;
+u64 oracle_pa(const volatile void *at);
+struct ghcb *oracle_ghcb(void);
+void oracle_vmgexit(void);
+struct snp_guest_dev *oracle_device(void);
+void *alloc_pages_exact(unsigned long size, gfp_t flags);
+void *memchr_inv(const void *from, int value, unsigned long size);
+unsigned long copy_from_user(void *to, const void *from, unsigned long size);
+unsigned long copy_to_user(void *to, const void *from, unsigned long size);
