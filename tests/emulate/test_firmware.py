@@ -79,7 +79,7 @@ def test_a_platform_keeps_the_firmware_it_was_made_with(
         timeout=60,
     )
     assert refused.returncode == 2
-    assert f"plays firmware {played}, not {other}" in refused.stderr
+    assert f"has firmware {played}, not {other}" in refused.stderr
 
 
 def test_an_update_moves_current_and_a_commit_the_rest(tmp_path: Path) -> None:

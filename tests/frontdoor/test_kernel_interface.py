@@ -189,4 +189,4 @@ def test_a_door_behind_a_door_is_refused(stage: Stage) -> None:
         stage.toys.door(look=False),
         stdout=subprocess.PIPE,
     )
-    assert "behind another seccomp listener already" in " ".join(stage.finish(running))
+    assert "already has a seccomp listener" in " ".join(stage.finish(running))

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """A software SEV-SNP platform: firmware, KVM's request path, the guest's driver.
 
-Everything here is below the system call. The product imports nothing of it and
-cannot tell it from the real thing, except by its root key: the emulated ARK is
-generated, its subject says EMULATED, and nothing trusts it unless told to.
+Everything here is below the system call. The product imports none of it and can
+tell it from real hardware only by its root key: the emulated ARK is generated,
+its subject says EMULATED, and it is trusted only if named as an anchor.
 
 Rooms, from the floor up. Each imports only rooms before it in its line::
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An AMD of one's own: root, intermediates and leaf certificates in AMD's shape.
+"""An emulated AMD: root, issuers and leaf certificates in the form of AMD's.
 
 Source: AMD's genuine certificates of Milan, Genoa and Turin. Names, extensions,
 their order and the signature's parameters are theirs, with three differences.
@@ -71,7 +71,7 @@ class EmulatedAuthority:
 
     @classmethod
     def create(cls, product: Product) -> Self:
-        """A hierarchy with fresh keys; three RSA-4096 keys take about a second."""
+        """A hierarchy with new keys; generating three RSA-4096 keys takes about a second."""
         with ThreadPoolExecutor(len(_ROLES)) as pool:
             ark_key, ask_key, asvk_key = pool.map(_new_key, range(len(_ROLES)))
         ark_name = _ca_name(f"ARK-{product.value}")
@@ -92,7 +92,7 @@ class EmulatedAuthority:
         )
 
     def with_new_ask(self) -> Self:
-        """The same ARK, with an ASK of another key and serial number, as after a revocation."""
+        """The same ARK with a new ASK (key and serial number), as after a revocation."""
         serial = self.ask.serial_number + 0x10
         signer = _intermediate(self.ark_signer, self.product, VekKind.VCEK, _new_key(0), serial)
         return replace(self, ask_signer=signer)
@@ -171,7 +171,7 @@ class EmulatedAuthority:
         return builder.sign(self.ark_signer.key, SHA384(), rsa_padding=_pss())
 
     def chain_pem(self, *, vlek: bool = False) -> bytes:
-        """What the key server's cert_chain answers: ASK (or ASVK), then ARK, as PEM."""
+        """The key server's cert_chain response: ASK (or ASVK), then ARK, as PEM."""
         signer = self.asvk_signer if vlek else self.ask_signer
         return _pem(signer.certificate) + _pem(self.ark)
 
@@ -194,7 +194,7 @@ class EmulatedAuthority:
 
     @classmethod
     def load(cls, directory: Path) -> Self:
-        """Read what :meth:`save` wrote; :class:`InputError` when it is not all there and sound."""
+        """Read what :meth:`save` wrote; :class:`InputError` if it is incomplete or damaged."""
         ark, ask, asvk = (_load_signer(directory, role) for role in _ROLES)
         for product in Product:
             names = (f"ARK-{product.value}", f"SEV-{product.value}", f"SEV-VLEK-{product.value}")
@@ -202,7 +202,7 @@ class EmulatedAuthority:
             if subjects == tuple(map(_ca_name, names)):
                 return cls(product, ark, ask, asvk)
         raise InputError(
-            f"the certificates in {directory} are not an emulated authority's",
+            f"the certificates in {directory} are not those of an emulated authority",
             hint="delete the directory to start with new keys",
         )
 
@@ -362,9 +362,9 @@ def _load_signer(directory: Path, role: str) -> Signer:
             _read(key_path), password=None, unsafe_skip_rsa_key_validation=True
         )
     except (ValueError, TypeError, UnsupportedAlgorithm) as error:
-        raise InputError(f"{path} and {key_path.name} are not both sound PEM: {error}") from error
+        raise InputError(f"{path} or {key_path.name} is not valid PEM: {error}") from error
     if not isinstance(key, rsa.RSAPrivateKey) or key.public_key() != certificate.public_key():
-        raise InputError(f"{key_path} is not the key of {path}")
+        raise InputError(f"{key_path} does not match the certificate {path}")
     return Signer(certificate, key)
 
 

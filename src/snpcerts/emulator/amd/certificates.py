@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The certificates an emulated AMD gives out for a platform's keys."""
+"""The certificates that an emulated AMD issues for a platform's keys."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from snpcerts.emulator.psp.chip import Chip, CloudProvider
 
 @dataclass(frozen=True, slots=True)
 class Issued:
-    """A leaf and what is above it, each DER."""
+    """A leaf, its issuer and its ARK, each in DER."""
 
     leaf: bytes
     intermediate: bytes
     root: bytes
 
     def table(self, *, vlek: bool = False) -> CertTable:
-        """The three as a host hands them to its guests."""
+        """The three certificates as a certificate table."""
         return CertTable(
             (
                 TableEntry(VLEK_GUID if vlek else VCEK_GUID, self.leaf),

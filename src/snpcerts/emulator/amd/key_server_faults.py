@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What can be wrong with an emulated key server, on demand.
+"""Faults that an emulated key server can show on demand.
 
-AMD's has throttled, answered 404 for what it has, refused connections for
-hours; what stands in between (proxies, captive portals, other certificates'
-owners) does the rest.
+AMD's server has throttled clients, answered 404 for existing certificates, and
+refused connections for hours. The other faults come from what may be between
+client and server, such as proxies and captive portals.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ _MAX_BUCKETS: Final = 4096
 
 
 class Fault(enum.Enum):
-    """One thing wrong. The value is its name on the command line."""
+    """One fault. The value is its name on the command line."""
 
-    TOO_MANY = "429"  # whoever asks, however rarely
+    TOO_MANY = "429"  # for every client, regardless of the rate
     TOO_MANY_SILENT = "429-silent"  # without Retry-After
     TOO_MANY_DATE = "429-date"  # Retry-After as a date
     SERVER_ERROR = "500"
@@ -31,36 +31,36 @@ class Fault(enum.Enum):
     NOT_FOUND = "404"
     FORBIDDEN = "403"
     SLOW = "slow"  # answers late
-    DRIP = "drip"  # a few bytes now and then
-    REFUSE = "refuse"  # closes the connection without a word
-    CUT = "cut"  # half of the body, then the end
-    CUT_SILENT = "cut-silent"  # likewise, and no length that would tell
+    DRIP = "drip"  # sends a few bytes at a time
+    REFUSE = "refuse"  # closes the connection without an answer
+    CUT = "cut"  # closes after half of the body
+    CUT_SILENT = "cut-silent"  # the same without Content-Length
     WRONG_CHIP = "wrong-chip"
     WRONG_TCB = "wrong-tcb"
     WRONG_ROOT = "wrong-root"
-    WRONG_KEY = "wrong-key"  # the right chip and TCB, for a key it does not have
+    WRONG_KEY = "wrong-key"  # the right chip and TCB, but another public key
     EXPIRED = "expired"
-    CONTENT_TYPE = "content-type"  # the right body by another name
+    CONTENT_TYPE = "content-type"  # the right body with a wrong type
     HTML = "html"
     EMPTY = "empty"
-    HUGE = "huge"  # a body without end
+    HUGE = "huge"  # an endless body
     REDIRECT = "redirect"  # to another server
     REDIRECT_HERE = "redirect-here"  # to another path of this one
 
 
 def faults_of_names(names: Iterable[str]) -> frozenset[Fault]:
-    """The faults of those names; :class:`UsageError`, naming all there are, for another."""
+    """The faults with these names; :class:`UsageError`, which lists all, for an unknown one."""
     known = {fault.value: fault for fault in Fault}
     found: set[Fault] = set()
     for name in names:
         if name not in known:
-            raise UsageError(f"no fault {name!r}", hint=f"there are: {', '.join(known)}")
+            raise UsageError(f"unknown fault {name!r}", hint=f"known faults: {', '.join(known)}")
         found.add(known[name])
     return frozenset(found)
 
 
 class Faults:
-    """The faults of one server, which may be changed while it serves."""
+    """The faults of one server; they can be changed while it serves."""
 
     def __init__(self, always: Iterable[Fault] = ()) -> None:
         self._lock = threading.Lock()
@@ -68,16 +68,16 @@ class Faults:
         self._next: list[frozenset[Fault]] = []
 
     def set(self, *faults: Fault) -> None:
-        """From now on every request meets these, and none other."""
+        """From now on every request meets exactly these faults."""
         with self._lock:
             self._always, self._next = frozenset(faults), []
 
     def clear(self) -> None:
-        """From now on all is well."""
+        """From now on no request meets a fault."""
         self.set()
 
     def next(self, *faults: Fault, times: int = 1) -> None:
-        """The next requests (after those spoken for already) meet these instead."""
+        """Queue these faults for the next ``times`` requests, after those already queued."""
         with self._lock:
             self._next += [frozenset(faults)] * times
 
@@ -88,15 +88,15 @@ class Faults:
 
 
 class Throttled(enum.Enum):
-    """Who, or what, may have only one VCEK in so many seconds."""
+    """What the throttle counts by."""
 
-    ADDRESS = "address"  # whichever VCEK it asks for, as AMD's server
-    CERTIFICATE = "certificate"  # each address, each VCEK by itself
+    ADDRESS = "address"  # each address, for any VCEK, as AMD's server does
+    CERTIFICATE = "certificate"  # each address, for each VCEK separately
 
 
 @dataclass(frozen=True, slots=True)
 class Throttle:
-    """One VCEK in ``interval`` seconds. No interval lets everybody have everything.
+    """One VCEK in ``interval`` seconds; 0 means no limit.
 
     Where it ``lengthens``, a refused request starts the interval anew: one who
     goes on asking gets nothing. Public reports tell of both.
@@ -108,7 +108,7 @@ class Throttle:
 
 
 class ThrottleMemory:
-    """Who asked a server for what, and when."""
+    """Records which client requested what, and when."""
 
     def __init__(self, throttle: Throttle) -> None:
         self.throttle = throttle
@@ -116,7 +116,7 @@ class ThrottleMemory:
         self._free_at: OrderedDict[tuple[str, str], float] = OrderedDict()
 
     def wait(self, client: str, target: str, now: float) -> float:
-        """Seconds until this client may have that; 0 means that it has it now."""
+        """Seconds until this client may get the target; 0 if it gets it now."""
         interval = self.throttle.interval
         if not interval:
             return 0.0

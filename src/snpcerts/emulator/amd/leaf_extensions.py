@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""AMD's extensions as they are written into VCEKs and VLEKs.
+"""AMD's extensions in VCEK and VLEK certificates.
 
 Source: the genuine certificates; KDS (57230) chapter 3. The order is the one
 in which they are encoded there: it differs between structure versions 0 (Milan,
@@ -17,7 +17,7 @@ from snpcerts.abi.tcb import TcbLayout, TcbVersion
 from snpcerts.errors import UsageError
 
 ARC: Final = "1.3.6.1.4.1.3704.1"
-MAX_TEXT: Final = 127  # what a length of one byte can say
+MAX_TEXT: Final = 127  # the maximum of a one-byte DER length
 
 _STRUCT_VERSION = {TcbLayout.MILAN: 0, TcbLayout.TURIN: 1}
 # Arc suffix and component of each patch level; None stands for a reserved one, always 0.
@@ -53,7 +53,7 @@ _VCEK_PRODUCT_NAME = {
 def vcek_extensions(
     product: Product, tcb: TcbVersion, hwid: bytes
 ) -> tuple[x509.UnrecognizedExtension, ...]:
-    """The extensions of a VCEK; ``hwid`` stands in its own as raw bytes, without an ASN.1 tag."""
+    """The extensions of a VCEK; the extension hwID holds raw bytes, without an ASN.1 tag."""
     if len(hwid) != product.hwid_size:
         raise UsageError(f"a hwID of {product.value} is {product.hwid_size} bytes, not {len(hwid)}")
     return (*_common(product, tcb, _VCEK_PRODUCT_NAME[product]), _extension("4", hwid))
@@ -71,7 +71,7 @@ def _common(
 ) -> tuple[x509.UnrecognizedExtension, ...]:
     layout = product.tcb_layout
     if tcb.layout is not layout:
-        raise UsageError(f"the TCB {tcb} has not the layout of {product.value}")
+        raise UsageError(f"the TCB {tcb} does not have the layout of {product.value}")
     components = tcb.components()
     return (
         _extension("1", _integer(_STRUCT_VERSION[layout])),
@@ -88,7 +88,7 @@ def _extension(suffix: str, value: bytes) -> x509.UnrecognizedExtension:
 
 
 def _integer(value: int) -> bytes:
-    # DER: 128 to 255 take a leading zero byte, or they would be negative.
+    # DER: 128 to 255 need a leading zero byte, or they would be negative.
     content = value.to_bytes(value.bit_length() // 8 + 1, "big")
     return bytes((0x02, len(content))) + content
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which system calls come to the supervisor: the classic BPF program for seccomp.
+"""The classic BPF program for seccomp, which selects the supervisor's system calls.
 
 ======================================  ============================================
 call                                    decision
@@ -22,8 +22,8 @@ sendfile, close, flock, fcntl of locks
 everything else                         the kernel, at no cost
 ======================================  ============================================
 
-BPF sees the argument words, not what they point to: which file a path means is
-for the supervisor to find out (:mod:`snpcerts.emulator.frontdoor.paths`).
+BPF sees the argument words, not the memory they point to: the supervisor finds out
+which file a path means (:mod:`snpcerts.emulator.frontdoor.paths`).
 Sources: ``linux/filter.h``, ``linux/bpf_common.h``, ``linux/audit.h``,
 ``asm/unistd_64.h``; struct seccomp_data of ``linux/seccomp.h``.
 """
@@ -118,7 +118,7 @@ _ARCH: Final = 4
 
 
 def _argument(index: int) -> int:
-    """Where the low half of an argument word lies; flags and ioctl numbers fit in it."""
+    """The offset of an argument word's low half, which holds flags and ioctl numbers."""
     return 16 + 8 * index
 
 
@@ -138,12 +138,12 @@ _ALLOW = _op(_RETURN, SECCOMP_RET_ALLOW)
 
 
 def _when(call: Call, body: bytes) -> bytes:
-    """``body``, which returns on every way through it, for one system call."""
+    """Apply ``body``, which always returns, to one system call."""
     return _op(_IF_EQUAL, call, 0, len(body) // _instruction.size) + body
 
 
 def _unless_flags(index: int, flags: int) -> bytes:
-    """Trap, but for calls that have one of ``flags`` in an argument."""
+    """Trap the call unless an argument contains one of ``flags``."""
     return _op(_LOAD, _argument(index)) + _op(_IF_BITS, flags, 0, 1) + _ALLOW + _TRAP
 
 

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How launchers reach a server that owns the devices: a Unix socket beside its state.
+"""The Unix socket over which launchers reach the server that owns the devices.
 
 Each message is one packet (SOCK_SEQPACKET) with a JSON object, and may carry
-descriptors; each gets one JSON object back. A server's socket has mode 0600,
-and only its own user and root are heard.
+descriptors; each gets one JSON object back. A server's socket has mode 0600, and
+the server accepts only its own user and root.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _UCRED = struct.Struct("<iII")  # SO_PEERCRED: pid, uid, gid
 
 @dataclass(frozen=True, slots=True)
 class Hello:
-    """A message as the server gets it. ``descriptors`` are the handler's to close."""
+    """A message that the server received. The handler must close ``descriptors``."""
 
     message: dict[str, Any]
     descriptors: tuple[int, ...]
@@ -47,12 +47,12 @@ class Hello:
 def send(
     peer: socket.socket, message: Mapping[str, object], descriptors: tuple[int, ...] = ()
 ) -> None:
-    """One message; the descriptors stay ours as well."""
+    """Send one message; the caller keeps its copies of the descriptors."""
     socket.send_fds(peer, [json.dumps(message).encode()], list(descriptors))
 
 
 def receive(peer: socket.socket) -> tuple[dict[str, Any], tuple[int, ...]] | None:
-    """One message, None at the end; InputError for anything but a JSON object."""
+    """Receive one message; None at the end. InputError for anything but a JSON object."""
     room = socket.CMSG_SPACE(DESCRIPTORS_MAX * 4)
     data, ancillary, flags, _ = peer.recvmsg(MESSAGE_MAX, room, socket.MSG_CMSG_CLOEXEC)
     descriptors = array.array("i")
@@ -78,7 +78,7 @@ def receive(peer: socket.socket) -> tuple[dict[str, Any], tuple[int, ...]] | Non
 
 
 def connect(path: Path) -> socket.socket:
-    """A connection to the server at ``path``; RefusedError when none listens."""
+    """Connect to the server at ``path``; RefusedError if none listens."""
     peer = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     peer.settimeout(PATIENCE)
     try:
@@ -94,7 +94,7 @@ def connect(path: Path) -> socket.socket:
 
 @contextlib.contextmanager
 def _address(path: Path) -> Iterator[str]:
-    """A name for ``path`` that fits into a socket's address, however deep it lies."""
+    """A name for ``path`` that fits into a socket's address, even if the path is long."""
     if len(os.fsencode(path)) <= _SUN_PATH:
         yield str(path)
         return
@@ -140,7 +140,7 @@ class ControlSocket:
             with contextlib.suppress(RefusedError):
                 connect(self.path).close()
                 raise UsageError(
-                    f"another emulator listens at {self.path}", hint="use that one, or stop it"
+                    f"another emulator listens at {self.path}", hint="use it or stop it"
                 ) from error
             os.unlink(address)
             self._socket.bind(address)
@@ -152,17 +152,17 @@ class ControlSocket:
         return bool(self._peers)
 
     def attach(self, supervisor: Supervisor) -> None:
-        """Be served by that loop from now on."""
+        """Let the supervisor's loop serve this socket."""
         self._supervisor = supervisor
         supervisor.add_reader(self._socket.fileno(), self._accept)
 
     def close(self) -> None:
-        """Hang up, and remove the socket's file."""
+        """Close all connections, and remove the socket's file."""
         for peer in list(self._peers.values()):
             self._hang_up(peer)
         if self._supervisor is not None:
             self._supervisor.remove_reader(self._socket.fileno())
-        # In this order: what is there once nobody listens is another server's.
+        # Remove the file first: after the close, a file there belongs to another server.
         self.path.unlink(missing_ok=True)
         self._socket.close()
 
@@ -200,7 +200,7 @@ class ControlSocket:
         except SnpCertsError as error:
             answer = {"error": str(error), "code": error.code}
         except Exception:
-            # Whatever one peer sent, the others' machine goes on.
+            # One peer's message must not end the machine of the others.
             log.exception("control message of process %d", pid)
             answer = {"error": "control message: cannot be served", "code": InputError.code}
         self._reply(peer, answer)
@@ -208,7 +208,7 @@ class ControlSocket:
     def _reply(self, peer: socket.socket, answer: Mapping[str, object]) -> None:
         try:
             send(peer, answer)
-        except OSError:  # it does not read its answers, or is gone
+        except OSError:  # the peer does not read its answers, or has ended
             self._hang_up(peer)
 
     def _hang_up(self, peer: socket.socket) -> None:

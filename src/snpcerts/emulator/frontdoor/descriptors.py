@@ -1,16 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which descriptors are emulated devices, and when the last one of an open is gone.
+"""Tracks which descriptors are emulated devices, and when the last one is closed.
 
-Behind every emulated open stands a memfd of its own. Its identity, (device,
-inode), is what stat of ``/proc/TID/fd/N`` shows, and it survives dup, fork,
-exec and a passage over a socket.
+Each emulated open has its own memfd. A stat of ``/proc/TID/fd/N`` shows the memfd's
+identity (device, inode), which survives dup, fork, exec and passing over a socket.
 
-The end is exact, without looking through anyone's descriptor table. The program
-gets a second open file of the memfd, on which a lock (flock(2)) lies, and this
+The end is detected exactly, without scanning descriptor tables. The program gets a
+second open file description of the memfd, which holds a lock (flock(2)); this
 process keeps the first. When the last descriptor and the last mapping of the
-second are gone, by close, exec or death, the kernel tells it by inotify and
-frees the lock. The lock is what counts: someone else's open and close of the
-file through ``/proc`` also makes an event.
+second are gone, by close, exec or exit, the kernel sends an inotify event and
+releases the lock. The lock decides: another process's open and close of the file
+through ``/proc`` also causes an event.
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ _EVENTS_MAX: Final = 256 * _EVENT.size
 _F_ADD_SEALS: Final = 1033
 _ALL_SEALS: Final = 0xF
 
-# The event comes a little before the lock is free.
+# The event arrives shortly before the lock is released.
 RECHECK: Final = 0.001  # seconds
 _SUSPECT_FOR: Final = 0.1  # seconds
 
@@ -49,8 +48,8 @@ _libc = ctypes.CDLL(None, use_errno=True)
 class Open:
     """An emulated device that is open.
 
-    ``path`` is what it was opened by, None for one made by an ioctl; ``keeper``
-    this process's own descriptor of its memfd.
+    ``path`` is the path it was opened by, None if an ioctl created it; ``keeper``
+    is this process's own descriptor of its memfd.
     """
 
     device: Device
@@ -71,12 +70,12 @@ class Descriptors:
         self._inotify = _libc.inotify_init1(os.O_CLOEXEC | os.O_NONBLOCK)
         if self._inotify < 0:
             raise FrontDoorUnavailableError(
-                f"no inotify instance is to be had ({os.strerror(ctypes.get_errno())})",
+                f"cannot create an inotify instance ({os.strerror(ctypes.get_errno())})",
                 hint="raise fs.inotify.max_user_instances",
             )
 
     def fileno(self) -> int:
-        """Readable when an open may have ended."""
+        """A descriptor that is readable when an open may have ended."""
         return int(self._inotify)
 
     def admit(
@@ -84,8 +83,8 @@ class Descriptors:
     ) -> tuple[Open, int]:
         """Register a device; return it with the descriptor to give to the program.
 
-        The caller closes that descriptor once it is given. ``shared`` is the
-        memfd that the program shall be able to map, or None.
+        The caller closes that descriptor after passing it on. ``shared`` is the
+        memfd that the program can map, or None.
         """
         name = os.fsdecode(path) if path is not None else type(device).__name__
         keeper = os.dup(shared) if shared is not None else os.memfd_create(name, os.MFD_CLOEXEC)
@@ -118,7 +117,7 @@ class Descriptors:
         return entry, given
 
     def reap(self) -> list[Open]:
-        """The opens that have ended since; they are forgotten here."""
+        """Return and forget the opens that have ended."""
         now = time.monotonic()
         try:
             events = os.read(self._inotify, _EVENTS_MAX)
@@ -143,7 +142,7 @@ class Descriptors:
         return bool(self._suspects)
 
     def forget(self, entry: Open) -> None:
-        """Drop an open; its device is the caller's to close."""
+        """Drop an open; the caller must close its device."""
         _libc.inotify_rm_watch(self._inotify, entry.watch)
         self._watches.pop(entry.watch, None)
         self._suspects.pop(entry.key, None)
@@ -151,7 +150,7 @@ class Descriptors:
         os.close(entry.keeper)
 
     def close(self) -> None:
-        """Let go of the kernel's side; nothing may be open any more."""
+        """Close the inotify instance; no emulated device may be open."""
         os.close(self._inotify)
 
 

@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which paths are ours, and what stands behind them.
+"""Recognises emulated paths and what they stand for.
 
 Every open of the program comes here, so the common case must be cheap: read the
-path, stat it once through ``/proc/TID``, compare numbers. Only a path that may
-be one of ours under another name is resolved in full: its last component is
-one of our names, it passes ``/proc/self`` or ``/dev/fd``, or a link at its end
-leads to nothing.
+path, stat it once through ``/proc/TID``, compare numbers. Only a path that may be
+an emulated one under another name is resolved in full: its last component is an
+emulated name, it passes ``/proc/self`` or ``/dev/fd``, or it ends in a dangling
+link.
 
-What escapes this (a path changed by another thread between look and use, a link
-to a link in ``/proc/self/fd``) reaches at worst a real device on which no
+A path that escapes this (changed by another thread between check and use, or a
+link to a link in ``/proc/self/fd``) reaches at worst a real device, on which no
 device ioctl is ever let through: the supervisor answers each of them itself.
 
 The price, measured with ``python -m bench frontdoor`` on a virtual machine of
@@ -35,7 +35,7 @@ from snpcerts.emulator.frontdoor import paths
 from snpcerts.emulator.frontdoor.watch import Watch
 from snpcerts.emulator.syscall.device import Device
 
-# Real devices a program behind a door never talks to, whether the door has its own or not.
+# Real devices that a program behind a door never reaches, even if the door does not emulate them.
 GUARDED: Final = (b"/dev/kvm", b"/dev/sev", b"/dev/sev-guest")
 KVM_RDEV: Final = os.makedev(10, 232)  # linux/miscdevice.h: KVM_MINOR
 
@@ -61,7 +61,7 @@ class OpenInfo:
 
 
 class Kind(enum.Enum):
-    """What a path of ours is."""
+    """What an emulated path stands for."""
 
     DEVICE = "an emulated device"
     FILE = "a virtual file"
@@ -72,9 +72,9 @@ class Kind(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class Match:
-    """A path of ours. ``real`` tells whether the machine itself has something there.
+    """An emulated path. ``real`` tells whether the machine itself has something there.
 
-    ``inode`` is its number where the door gives one of its own.
+    ``inode`` is the inode number if the door sets it.
     """
 
     kind: Kind
@@ -85,12 +85,12 @@ class Match:
 
     @property
     def is_barred(self) -> bool:
-        """The machine may have it; to the program it does not exist."""
+        """Whether the path does not exist for the program, even if the machine has it."""
         return self.kind is Kind.BARRED
 
 
 class Door:
-    """What a program sees.
+    """The emulated devices and files that a program sees.
 
     ``devices`` maps absolute paths to what opens them; the function gets the
     :class:`OpenInfo` and may raise ``OSError``. ``files`` maps absolute paths to
@@ -105,7 +105,7 @@ class Door:
     ``inodes`` gives directories above ours an inode number of their own at each
     look: sysfs has another one for a module that was loaded again.
 
-    ``watch`` is told of the calls on open files that it wants to know of.
+    ``watch`` is called for the calls on open files that it selects.
     """
 
     def __init__(
@@ -171,7 +171,7 @@ class Door:
         follow: bool,
         confined: bool = False,
     ) -> Match | None:
-        """What ``path`` is to the thread ``tid``; None when it is none of our business.
+        """What ``path`` means to the thread ``tid``; None if it is not emulated.
 
         ``opened`` are the identities (device, inode) of emulated descriptors.
         """

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Handing a program a descriptor as the result of its call."""
+"""Returns a descriptor to a program as the result of its call."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from snpcerts.emulator.syscall.device import Device
 
 
 def give(listener: int, notification: Notification, descriptor: int, flags: int) -> None:
-    """The call returns a descriptor for our open file; ``flags`` are those of open(2).
+    """Let the call return a descriptor for our open file; ``flags`` are those of open(2).
 
     ``OSError`` as :func:`~snpcerts.emulator.frontdoor.seccomp.answer_with_descriptor`.
     """
@@ -32,9 +32,9 @@ def give_device(
     flags: int,
     shared: int | None,
 ) -> None:
-    """The call returns a descriptor for a device; where that cannot be, it fails and is closed.
+    """Let the call return a descriptor for a device; on failure the device is closed.
 
-    ``path`` is what it was opened by, ``shared`` the memfd behind it, None for a new one.
+    ``path`` is the path it was opened by; ``shared`` is its memfd, None for a new one.
     """
     entry: Open | None = None
     try:

@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """The process between a supervisor and a program: it ends all of the program's processes.
 
-A supervisor that is killed can end nothing any more, and a program may have
-left its process group and its parent. So the keeper is the program's parent and
-adopts its orphans; it lives in a session of its own, out of reach of what is
-sent to the supervisor's group. When the supervisor hangs up, by itself or since
-it is gone, the keeper kills every descendant, waits for them, and ends. If the
-keeper is killed, the kernel kills the program.
+A killed supervisor cannot end anything, and a program's processes may have left its
+process group and parent. Therefore the keeper is the program's parent and adopts
+its orphans; it has its own session, so signals to the supervisor's group do not
+reach it. When the supervisor closes the connection or ends, the keeper kills every
+descendant, waits for them, and ends. If the keeper is killed, the kernel kills the
+program.
 
-It tells the supervisor, one JSON object in a packet each: ``{"pid": ...}`` of
-the program at first, ``{"ended": ...}`` with the exit code as a shell says it.
-When no descendant is left it ends as the program did.
+The keeper sends the supervisor one JSON object per packet: first ``{"pid": ...}``
+of the program, later ``{"ended": ...}`` with the exit code as a shell reports it.
+When no descendant is left, it ends as the program did.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from typing import Final, NoReturn
 from snpcerts.emulator.frontdoor import control
 from snpcerts.emulator.frontdoor.parent import adopt_descendants, end_with_parent
 
-_KILL_AGAIN: Final = 0.05  # seconds, for descendants that came about meanwhile
+_KILL_AGAIN: Final = 0.05  # seconds, for descendants created in the meantime
 
 
 def keep(line: socket.socket, become: Callable[[], int], *, own_group: bool) -> NoReturn:
-    """Fork; the child calls ``become``, which ends it, and this process keeps it.
+    """Fork; the child calls ``become`` and ends with its result; this process is its keeper.
 
-    ``line`` leads to the supervisor. Only for a process of one thread.
+    ``line`` leads to the supervisor. Only for a single-threaded process.
     """
     adopt_descendants()
     me = os.getpid()
@@ -59,8 +59,8 @@ class _Keeper:
         self._hung_up = False
 
     def run(self) -> NoReturn:
-        """Keep the program until its supervisor hangs up, or nothing is left to be kept."""
-        # The terminal, pipes and whatever else was inherited are the program's alone.
+        """Run until the supervisor closes the connection or no descendant is left."""
+        # The terminal, pipes and other inherited descriptors belong to the program alone.
         with contextlib.suppress(PermissionError):  # it is the first of a group already
             os.setsid()
         with open(os.devnull, "r+b", buffering=0) as nothing:
@@ -85,7 +85,7 @@ class _Keeper:
                     with contextlib.suppress(BlockingIOError):
                         os.read(ended, 4096)
                 else:
-                    self._hung_up = True  # there is nothing that a supervisor says
+                    self._hung_up = True  # the supervisor never sends data: this is the end
         while self._reap():
             _kill_descendants()
             select.select([ended], [], [], _KILL_AGAIN)
@@ -103,7 +103,7 @@ class _Keeper:
             self._hung_up = True
 
     def _reap(self) -> bool:
-        """Wait for what has ended; whether there is a child still."""
+        """Reap ended children; returns whether a child is left."""
         while True:
             try:
                 pid, status = os.waitpid(-1, os.WNOHANG)
@@ -150,6 +150,6 @@ def descendants(of: int) -> list[int]:
                 after_name = Path("/proc", name, "stat").read_bytes().rpartition(b")")[2]
                 children.setdefault(int(after_name.split()[1]), []).append(int(name))
     found = list(children.get(of, ()))
-    for pid in found:  # grows meanwhile
+    for pid in found:  # grows during the loop
         found += children.get(pid, ())
     return found

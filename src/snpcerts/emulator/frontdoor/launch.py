@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Putting a program behind a door.
+"""Puts a program behind a door.
 
-:func:`enter` turns this process into the program, with a server elsewhere that
-is reached over a socket. :func:`spawn` starts one from a process that serves
-itself; :func:`run` does that and serves until it ends.
+:func:`enter` turns this process into the program; another process serves it, reached
+over a socket. :func:`spawn` starts a program from the process that serves it;
+:func:`run` also serves until the program ends.
 
 The filter is the last thing before execve(2). A process with threads cannot
 safely run Python between fork and exec, so :func:`spawn` starts this module as
@@ -31,7 +31,7 @@ from snpcerts.emulator.frontdoor.door import Door
 from snpcerts.emulator.frontdoor.supervisor import Supervisor
 from snpcerts.errors import InputError, RefusedError, SnpCertsError
 
-# What shells answer for a program that is not there, or cannot be run.
+# A shell's exit codes for a program that does not exist or cannot be run.
 NOT_FOUND: Final = 127
 NOT_RUN: Final = 126
 _USAGE: Final = 2
@@ -50,8 +50,8 @@ def enter(
     """Become ``argv`` behind the door of the server at the other end of ``server``.
 
     ``hello`` is sent with the seccomp listener, and the answer ``{"ok": true}``
-    awaited. There is no way back once the filter is in place: an error after
-    that leaves a process that can do little but end.
+    awaited. The filter cannot be removed: after a later error the process can do
+    little but end.
     """
     environment = dict(os.environ if env is None else env)
     program = shutil.which(argv[0], path=environment.get("PATH", os.defpath))
@@ -63,18 +63,19 @@ def enter(
     try:
         control.send(server, hello, (listener,))
     finally:
-        # A trapped call of a process that holds its own listener waits for itself, for ever.
+        # A process that holds its own listener deadlocks in its first trapped call.
         os.close(listener)
     answer = control.receive(server)
     if answer is None or answer[0].get("ok") is not True:
-        said = "hung up" if answer is None else str(answer[0].get("error", "did not agree"))
-        raise RefusedError(f"the emulator {said}")
+        if answer is None:
+            raise RefusedError("the emulator closed the connection")
+        raise RefusedError(f"the emulator refused: {answer[0].get('error', 'no reason given')}")
     server.close()
     os.execve(program, list(argv), environment)  # noqa: S606 (running a program is the purpose)
 
 
 def _give_signals_back() -> None:
-    """Undo what Python does to signals at its start, which would outlive execve."""
+    """Undo Python's changes to signal dispositions, which would survive execve."""
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
     for ignored in (signal.SIGPIPE, signal.SIGXFSZ):
@@ -82,11 +83,11 @@ def _give_signals_back() -> None:
 
 
 class Program:
-    """A program behind a door of ours.
+    """A program behind a door that this process serves.
 
-    ``pid`` is its process id, which it has had since before the exec; 0 where
-    it did not get so far. ``process`` is its keeper, which has the program's
-    pipes and, once no process of the program is left, its exit status.
+    ``pid`` is its process id, which it had before the exec; 0 if it did not start.
+    ``process`` is its keeper, which has the program's pipes and, once no process of
+    the program is left, its exit status.
     """
 
     def __init__(
@@ -105,11 +106,11 @@ class Program:
 
     @property
     def exit_code(self) -> int | None:
-        """What a shell would say: the exit status, or 128 + the signal; None while it runs."""
+        """The exit status, or 128 + the signal, as in a shell; None while it runs."""
         return self._code
 
     def end(self) -> None:
-        """Have every process of the program killed; they are gone once :attr:`ended` holds."""
+        """Kill every process of the program; :attr:`ended` is true once they have ended."""
         if self._line is not None:
             with contextlib.suppress(OSError):
                 self._line.shutdown(socket.SHUT_WR)
@@ -120,20 +121,20 @@ class Program:
         return self.process.poll() is not None
 
     def learn_pid(self) -> None:
-        """Wait for the keeper to say whom it keeps."""
+        """Wait until the keeper sends the program's process id."""
         if self._line is None or (said := control.receive(self._line)) is None:
             raise ConnectionResetError(errno.ECONNRESET, os.strerror(errno.ECONNRESET))
         self.pid = int(said[0]["pid"])
 
     def watch(self) -> None:
-        """Hear of the program's end in the supervisor's loop."""
+        """Register with the supervisor's loop, to learn of the program's end."""
         if self._line is not None:
             self._line.setblocking(False)
             self._supervisor.add_reader(self._line.fileno(), self._hear)
             self._supervisor.on_close(self._close)
 
     def _close(self) -> None:
-        """Hang up, and wait for the end of every process."""
+        """Close the connection, and wait for the end of every process."""
         if self._line is not None:
             self._line.close()
             self._line = None
@@ -153,7 +154,7 @@ class Program:
             self._supervisor.remove_reader(self._line.fileno())
             self._line.close()
             self._line = None
-            # A keeper ends after the program, unless it is killed, and the program with it.
+            # The keeper ends after the program; if it is killed, the program is killed too.
             said = {"ended": 128 + signal.SIGKILL}, ()
         if self._code is None:
             self._code = int(said[0]["ended"])
@@ -173,20 +174,20 @@ def spawn(
     own_group: bool = False,
     on_exit: Callable[[], None] = lambda: None,
 ) -> Program:
-    """Start ``argv``; it runs as far as ``supervisor`` serves it.
+    """Start ``argv``; it makes progress only while ``supervisor`` serves it.
 
-    A program that does not exist ends with 127, one that cannot be executed
-    with 126. ``own_group`` makes it the first of a process group of its own.
-    ``on_exit`` is called in the supervisor's loop at its end, when processes it
-    left behind may still be there; :meth:`Program.end` ends those too, and so
-    does the end of this process, whatever its cause.
+    A program that does not exist ends with 127, one that cannot be executed with
+    126. ``own_group`` makes it the leader of a new process group. ``on_exit`` is
+    called in the supervisor's loop when the program ends; processes that it left
+    behind may still exist. :meth:`Program.end` ends those too, and so does any end
+    of this process.
     """
     seccomp.check()
     with contextlib.ExitStack() as stack:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         line, keepers = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         ours, theirs, keepers = map(stack.enter_context, (ours, theirs, keepers))
-        failed = stack.enter_context(contextlib.ExitStack())  # undone from here on in an error
+        failed = stack.enter_context(contextlib.ExitStack())  # undone on an error from here on
         failed.callback(line.close)
         numbers = theirs.fileno(), keepers.fileno()
         flags = (door.look, door.watch is not None, own_group)
@@ -204,7 +205,7 @@ def spawn(
             process_group=0 if own_group else None,
         )
         failed.callback(process.wait)
-        failed.callback(line.close)  # which ends all that there may be
+        failed.callback(line.close)  # which ends all its processes
         theirs.close()
         keepers.close()
         ours.settimeout(control.PATIENCE)
@@ -217,7 +218,7 @@ def spawn(
                 control.send(ours, {"ok": True})
         except OSError as error:
             raise seccomp.FrontDoorUnavailableError(
-                f"{argv[0]} did not get as far as the front door ({error})",
+                f"{argv[0]} did not start behind the front door ({error})",
                 hint="the machine may be overloaded: try again",
             ) from error
         if received is not None:
@@ -235,10 +236,10 @@ def run(
     env: Mapping[str, str] | None = None,
     supervisor: Supervisor | None = None,
 ) -> int:
-    """Run ``argv`` behind ``door`` with our standard streams; its exit code, as a shell says it.
+    """Run ``argv`` behind ``door`` with our standard streams; returns a shell's exit code.
 
-    Signals from the terminal are the program's. Processes that it leaves behind
-    are killed, unless ``supervisor`` is given: then they live as long as that.
+    Signals from the terminal go to the program. Processes that it leaves behind are
+    killed; if ``supervisor`` is given, they may run until it is closed.
     """
     with contextlib.ExitStack() as stack:
         if supervisor is None:
@@ -263,9 +264,9 @@ def _terminal_signals_ignored() -> Generator[None]:
 
 
 def _trampoline(arguments: list[str]) -> NoReturn:
-    """``launch DOOR LINE LOOK WATCH GROUP -- PROGRAM ...``: what :func:`spawn` starts."""
+    """``launch DOOR LINE LOOK WATCH GROUP -- PROGRAM ...``: the process that spawn() starts."""
     if len(arguments) < _TRAMPOLINE_ARGUMENTS or arguments[5] != "--":
-        print("this module is started by a front door, not by hand", file=sys.stderr)
+        print("this module is started only by the front door", file=sys.stderr)
         sys.exit(_USAGE)
     _give_signals_back()
     server, line = (socket.socket(fileno=int(number)) for number in arguments[:2])
@@ -282,7 +283,7 @@ def _trampoline(arguments: list[str]) -> NoReturn:
 
 
 def _become(argv: list[str], server: socket.socket, *, look: bool, watch: bool) -> int:
-    """Become the program; the exit code where that fails."""
+    """Become the program; returns an exit code if that fails."""
     try:
         enter(argv, server, {}, look=look, watch=watch)
     except SnpCertsError as error:

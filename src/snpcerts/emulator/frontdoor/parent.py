@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Ending with the process that started this one, even where that is killed.
+"""Makes this process end when its parent ends, even if the parent is killed.
 
 Source: prctl(2), PR_SET_PDEATHSIG and PR_SET_CHILD_SUBREAPER, numbers of
 ``linux/prctl.h``.
@@ -28,8 +28,8 @@ def _prctl(option: int, value: int) -> None:
 def end_with_parent(parent: int, number: signal.Signals = signal.SIGKILL) -> None:
     """Have the kernel send this process a signal when ``parent``, a process id, ends.
 
-    It stays so across execve(2). To be called in the child: where the parent has
-    ended before, so does this process, at once.
+    The setting survives execve(2). Call this in the child. If the parent has already
+    ended, this process ends immediately.
     """
     _prctl(PR_SET_PDEATHSIG, number)
     if os.getppid() != parent:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Calls that name a path: opening what the door has, and looking at it.
+"""Serves calls that open or examine a path.
 
-What is not the door's goes on to the kernel.
+The kernel performs calls for paths that are not emulated.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ _LOOKS_AT_LINKS: Final = frozenset(
 
 
 class PathCalls:
-    """Serves them; ``process_of`` tells a thread's process."""
+    """Serves calls with paths; ``process_of`` gives a thread's process."""
 
     def __init__(self, descriptors: Descriptors, process_of: Callable[[int], int]) -> None:
         self._descriptors = descriptors
         self._process_of = process_of
 
     def open(self, listener: int, door: Door, notification: Notification) -> None:
-        """A call that opens a path."""
+        """Serve a call that opens a path."""
         arguments, tid, how = notification.arguments, notification.tid, 0
         number = notification.number
         dirfd, address, flags = AT_FDCWD, arguments[0], arguments[1]
@@ -119,7 +119,7 @@ class PathCalls:
             os.close(descriptor)
 
     def look(self, listener: int, door: Door, notification: Notification) -> None:
-        """A call that only looks at a path."""
+        """Serve a call that only examines a path."""
         arguments, tid, call = notification.arguments, notification.tid, Call(notification.number)
         at = call in _LOOKS_AT
         dirfd, address = (c_int(arguments[0]), arguments[1]) if at else (AT_FDCWD, arguments[0])
@@ -133,7 +133,7 @@ class PathCalls:
                 self._descriptors.open,
                 follow=_follows(call, arguments),
             )
-        # Of what is there the kernel says all but who may open it: here, everyone.
+        # If the path exists, only access is answered here (all may open it), else the kernel.
         known = match is not None and match.real and not match.is_barred and call not in _ACCESS
         known = known and match is not None and match.inode is None
         if match is None or match.kind is Kind.OPEN or known:
@@ -174,7 +174,7 @@ class PathCalls:
 
 
 def _follows(call: Call, arguments: tuple[int, ...]) -> bool:
-    """Whether a call that looks at a path follows a link at its end."""
+    """Whether a call that examines a path follows a link at its end."""
     if call in (Call.NEWFSTATAT, Call.FACCESSAT2):
         return not arguments[3] & _AT_SYMLINK_NOFOLLOW
     if call is Call.STATX:

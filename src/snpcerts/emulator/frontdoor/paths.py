@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which file a path means to the thread that uses it.
+"""Finds the file that a path means to the thread that uses it.
 
 A path is resolved as the kernel would: from the thread's root, working
 directory or a directory descriptor, through links, ``..``, ``/proc/self`` and
-the links of ``/proc/PID`` that lead to files without a name. What does not
-exist is followed to its end by name, so that a file of ours in a directory that
-is missing (``/sys/module/kvm_amd/parameters/sev``) is found as well.
+the links of ``/proc/PID`` that lead to files without a name. A path that does not
+exist is followed by name, so that an emulated file in a missing directory
+(``/sys/module/kvm_amd/parameters/sev``) is found too.
 
-All of it goes through ``/proc/TID``, which costs a system call or two for each
-component: the door asks only where a plain stat leaves doubt.
+Resolution goes through ``/proc/TID`` and costs one or two system calls for each
+component, so the door uses it only if a plain stat is not conclusive.
 """
 
 from __future__ import annotations
@@ -51,11 +51,11 @@ _local_address, _remote_address = ctypes.addressof(_local), ctypes.addressof(_re
 
 
 def read_path(tid: int, address: int) -> bytes | None:
-    """The zero-terminated path at ``address``; None where the kernel would find none.
+    """The zero-terminated path at ``address``; None if the kernel would find none.
 
-    That is: EFAULT, ENAMETOOLONG, or memory this process may not read.
+    That is: EFAULT, ENAMETOOLONG, or memory that this process may not read.
     """
-    # As far as the page's end first: the kernel stops at the zero, the next page may be missing.
+    # Read to the end of the page first: the next page may be unmapped.
     size = _PAGE - address % _PAGE
     path = _read_text(tid, address, size)
     if path is None or len(path) < size:
@@ -67,7 +67,7 @@ def read_path(tid: int, address: int) -> bytes | None:
 
 
 def _read_text(tid: int, address: int, size: int) -> bytes | None:
-    """Bytes up to the first zero, ``size`` where there is none."""
+    """Bytes up to the first zero, or ``size`` bytes if there is no zero."""
     if address + size > _ADDRESS_LIMIT:
         return None
     _remote.base = address
@@ -80,7 +80,7 @@ def _read_text(tid: int, address: int, size: int) -> bytes | None:
 
 
 def start(tid: int, dirfd: int, path: bytes) -> bytes:
-    """The same file as this process can name it, links into ``/proc/self`` aside."""
+    """A name by which this process reaches the same file (links into ``/proc/self`` excepted)."""
     if path.startswith(b"/"):
         return b"/proc/%d/root%b" % (tid, path)
     if dirfd == AT_FDCWD:
@@ -90,11 +90,11 @@ def start(tid: int, dirfd: int, path: bytes) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """What a path means.
+    """The result of resolving a path.
 
-    ``path`` is absolute, free of links and ``..``, as the thread's root shows
-    it; for a file without a name, what its link in ``/proc`` says. ``status``
-    is None when nothing is there.
+    ``path`` is absolute, without links and ``..``, relative to the thread's root; for
+    a file without a name it is the text of its link in ``/proc``. ``status`` is None
+    if nothing exists there.
     """
 
     path: bytes
@@ -139,7 +139,7 @@ def _start_of(tid: int, root: bytes, dirfd: int, path: bytes, confined: bool) ->
 
 
 def _inside(root: bytes, path: bytes) -> bytes:
-    """A path that this process sees, as a thread with that root sees it."""
+    """Translate a path of this process for a thread with that root."""
     top = os.readlink(root.rstrip(b"/"))
     inside = top != b"/" and (path == top or path.startswith(top + b"/"))
     return (path[len(top) :] or b"/") if inside else path
@@ -181,8 +181,8 @@ def _walk(root: bytes, walk: _Walk, tid: int, follow: bool) -> Place | None:
 
 
 def _link(root: bytes, name: bytes, tid: int) -> bytes:
-    """Where the link leads; empty for what is not a link or not there."""
-    # To these the answer depends on who asks.
+    """The link's target; empty if it is not a link or does not exist."""
+    # The targets of these links depend on the process that follows them.
     if name in (b"proc/self", b"proc/thread-self") and (asking := task(tid)) is not None:
         own = b"%d" % asking.process
         return own if name == b"proc/self" else b"%b/task/%d" % (own, tid)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The kernel's seccomp user notification, as far as the front door uses it.
+"""The parts of the kernel's seccomp user notification that the front door uses.
 
 Numbers and layouts: Linux ``include/uapi/linux/seccomp.h`` and
-``include/uapi/linux/prctl.h``, x86-64. What the kernel must offer:
+``include/uapi/linux/prctl.h``, x86-64. Required kernel features:
 
 ==============================  =======  ==========================================
 feature                         since    why it is needed
@@ -69,7 +69,7 @@ _libc.syscall.restype = ctypes.c_long
 
 
 class FrontDoorUnavailableError(RefusedError):
-    """This kernel, or what confines this process, does not allow a front door."""
+    """This kernel, or the sandbox of this process, does not allow a front door."""
 
     code = "front-door-unavailable"
 
@@ -98,7 +98,7 @@ _U32: Final = (1 << 32) - 1
 
 
 def c_int(word: int) -> int:
-    """The low half of an argument word as the C int that the kernel takes it for."""
+    """The low half of an argument word as a C int."""
     word &= _U32
     return word - (1 << 32) if word >> 31 else word
 
@@ -118,12 +118,12 @@ def _refuse(missing: str, hint: str) -> FrontDoorUnavailableError:
 
 
 def check() -> None:
-    """Raise :class:`FrontDoorUnavailableError`, which says what is missing, or return."""
+    """Raise :class:`FrontDoorUnavailableError`, naming what is missing, if it cannot be used."""
     machine = os.uname()
     if sys.platform != "linux" or machine.machine != "x86_64" or sys.maxsize < 1 << 32:
         raise _refuse(
-            f"it needs 64-bit Linux on x86-64, this is {machine.sysname} on {machine.machine}",
-            "run it in a virtual machine of that kind",
+            f"it needs 64-bit Linux on x86-64; this is {machine.sysname} on {machine.machine}",
+            "use a virtual machine with 64-bit Linux on x86-64",
         )
     action = ctypes.c_uint32(SECCOMP_RET_USER_NOTIF)
     sizes = ctypes.create_string_buffer(_NOTIF_SIZES.size)
@@ -132,14 +132,14 @@ def check() -> None:
         _seccomp(SECCOMP_GET_NOTIF_SIZES, 0, sizes)
     except OSError as error:
         raise _refuse(
-            f"seccomp offers no user notification ({error.strerror})",
-            "a kernel with CONFIG_SECCOMP_FILTER, and a container that allows seccomp(2)",
+            f"seccomp user notification is not available ({error.strerror})",
+            "use a kernel with CONFIG_SECCOMP_FILTER, and a container that allows seccomp(2)",
         ) from error
     expected = (_NOTIF.size, _RESPONSE.size, 64)
     if (found := _NOTIF_SIZES.unpack(sizes.raw)) != expected:
         raise _refuse(
-            f"seccomp's structures have sizes {found}, known are {expected}",
-            "a newer release of this program",
+            f"seccomp's structures have sizes {found}, expected {expected}",
+            "use a newer release of this program",
         )
     # A null filter: EFAULT says that the kernel knows the flags, EINVAL that it does not.
     try:
@@ -148,16 +148,16 @@ def check() -> None:
         if error.errno != errno.EFAULT:
             raise _refuse(
                 f"seccomp lacks SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV ({error.strerror})",
-                "Linux 5.19 or later, and a container that allows seccomp(2)",
+                "use Linux 5.19 or later, and a container that allows seccomp(2)",
             ) from error
 
 
 def install(program: bytes) -> int:
-    """Put this thread, and all it will start, behind the filter; return the listener.
+    """Put this thread and its descendants behind the filter; return the listener.
 
-    There is no way back, and gaining privilege by executing a setuid file ends.
-    The listener is close-on-exec. Until someone answers on it, every call the
-    filter traps waits; once it is closed everywhere, each fails with ENOSYS.
+    The filter cannot be removed, and setuid files no longer give privileges. The
+    listener is close-on-exec. Every trapped call waits for an answer on it; once all
+    its descriptors are closed, trapped calls fail with ENOSYS.
     """
     buffer = ctypes.create_string_buffer(program, len(program))
     filters = _Program(len(program) // 8, ctypes.addressof(buffer))
@@ -169,17 +169,17 @@ def install(program: bytes) -> int:
     except OSError as error:
         if error.errno == errno.EBUSY:
             raise _refuse(
-                "this process is behind another seccomp listener already",
-                "a process can have one: leave the other front door or container runtime first",
+                "this process already has a seccomp listener",
+                "a process can have only one: start it outside the other front door or runtime",
             ) from error
         raise _refuse(
             f"seccomp refused the filter ({error.strerror})",
-            "a container or sandbox may forbid seccomp(2): run outside it",
+            "a container or sandbox may forbid seccomp(2): run it outside",
         ) from error
 
 
 def is_listener(descriptor: int) -> bool:
-    """Whether a descriptor that somebody gave us is a seccomp listener."""
+    """Whether a received descriptor is a seccomp listener."""
     try:
         return os.readlink(f"/proc/self/fd/{descriptor}") == "anon_inode:seccomp notify"
     except OSError:
@@ -196,7 +196,7 @@ def wake_synchronously(listener: int) -> bool:
 
 
 def receive(listener: int) -> Notification | None:
-    """The next waiting call; None when its caller went away meanwhile."""
+    """The next waiting call; None if its caller has ended."""
     try:
         answer = fcntl.ioctl(listener, _NOTIF_RECV, _BLANK)
     except OSError as error:
@@ -219,17 +219,17 @@ def _send(listener: int, response: bytes) -> bool:
 
 
 def answer(listener: int, notification: int, value: int) -> bool:
-    """The call returns ``value``, or fails with errno ``-value``; False if its caller is gone."""
+    """Let the call return ``value``, or fail with errno ``-value``; False if its caller ended."""
     if value < 0:
         return _send(listener, _RESPONSE.pack(notification, 0, value, 0))
     return _send(listener, _RESPONSE.pack(notification, value, 0, 0))
 
 
 def proceed(listener: int, notification: int) -> bool:
-    """Let the kernel perform the call; False if its caller is gone.
+    """Let the kernel perform the call; False if its caller has ended.
 
-    The kernel reads the arguments again, so another thread may have changed
-    what they point to: nothing may be proceeded with that must not happen.
+    The kernel reads the arguments again, and another thread may have changed what
+    they point to. Use this only for calls that are harmless with any arguments.
     """
     return _send(listener, _RESPONSE.pack(notification, 0, 0, SECCOMP_USER_NOTIF_FLAG_CONTINUE))
 
@@ -239,8 +239,8 @@ def answer_with_descriptor(
 ) -> None:
     """The call returns a new number, the lowest free, for our open file ``descriptor``.
 
-    ``FileNotFoundError`` if the caller is gone; other errors of ``OSError``
-    (EMFILE) are the caller's to see, and the call still waits for its answer.
+    ``FileNotFoundError`` if the caller has ended. Other ``OSError`` (EMFILE) must be
+    passed to the caller; the call still waits for its answer.
     """
     request = _ADDFD.pack(
         notification, SECCOMP_ADDFD_FLAG_SEND, descriptor, 0, os.O_CLOEXEC if cloexec else 0

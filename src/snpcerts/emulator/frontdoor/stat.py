@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What stat(2) and statx(2) say of a path that only the door has.
+"""Builds the results of stat(2) and statx(2) for a path that only the door has.
 
 Layouts: ``asm/stat.h`` of x86-64 (144 bytes) and ``linux/stat.h`` (struct
 statx, 256 bytes); little-endian. Devices are character devices of mode 0600,
@@ -40,12 +40,12 @@ def _device_number(match: Match) -> int:
         return 0
     if match.path == b"/dev/kvm":
         return KVM_RDEV
-    # The kernel gives these a minor number as they come, from 256 up where the lower ones are out.
+    # The kernel assigns minor numbers dynamically, from 256 once the lower ones are used up.
     return os.makedev(_MISC_MAJOR, 256 + _inode(match) % 256)
 
 
 def _inode(match: Match) -> int:
-    """A number of its own for each path, the same every time unless the door gives one."""
+    """A stable inode number for each path, unless the door sets one."""
     if match.inode is not None:
         return match.inode
     number = 0

@@ -1,18 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Serving the trapped calls: one thread, one loop, answers in any order.
+"""Serves the trapped calls: one thread, one loop, answers in any order.
 
-A call that has to wait (a vCPU that has nothing to do) stays unanswered while
-others are served, so one thread serves any number of vCPUs. With
-WAIT_KILLABLE_RECV a signal does not wake the caller of a received call; while
-calls wait, the loop looks every :data:`SIGNAL_INTERVAL` whether one has a
-signal or has died. That is the longest a signal takes to break a KVM_RUN.
+A call that has to wait (an idle vCPU) stays unanswered while others are served, so
+one thread serves any number of vCPUs. With WAIT_KILLABLE_RECV a signal does not wake
+the caller of a received call. While calls wait, the loop checks every
+:data:`SIGNAL_INTERVAL` whether a caller has a pending signal or has ended. That is
+the longest time a signal takes to interrupt a KVM_RUN.
 
-What must hold, whatever a program does:
+Invariants for any behaviour of a program:
 
-- A KVM ioctl, or one of the four that the SEV drivers know, never reaches the
-  kernel, whatever the descriptor: it is answered here (ENODEV on a real device,
-  ENOTTY on anything else). So it does not matter who opened what, and when.
-- Once this process is gone every trapped call fails with ENOSYS.
+- A KVM ioctl, or one of the four ioctls of the SEV drivers, never reaches the kernel
+  on any descriptor: it is answered here (ENODEV on a real device, ENOTTY on anything
+  else). It does not matter who opened the descriptor, and when.
+- Once this process has ended, every trapped call fails with ENOSYS.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ class _Listener:
 
 @dataclass(slots=True)
 class _Waiting:
-    """A call that waits. ``seen`` tells that the last look found a signal for the process."""
+    """A waiting call. ``seen``: the last check found a signal pending for the process."""
 
     listener: _Listener
     notification: Notification
@@ -78,7 +78,7 @@ class _Waiting:
 
 
 class _Interrupted:
-    """Whether a signal waits for a thread: asked often, looked up once in a while."""
+    """Whether a signal is pending for a thread; the answer is cached for a short time."""
 
     __slots__ = ("_answer", "_tid", "_until")
 
@@ -92,7 +92,7 @@ class _Interrupted:
         if now >= self._until:
             found = task(self._tid)
             self._until = now + SIGNAL_INTERVAL
-            # Of several threads another may be about to take a signal to the process.
+            # With several threads, another may be about to take the process's signal.
             self._answer = found is not None and bool(
                 found.own or (found.shared and found.threads == 1)
             )
@@ -129,26 +129,26 @@ class Supervisor:
     def add_listener(
         self, descriptor: int, door: Door, on_end: Callable[[], None] = lambda: None
     ) -> None:
-        """Serve a seccomp listener, which is ours from now on.
+        """Serve a seccomp listener and take ownership of it.
 
-        ``on_end`` is called when the last process behind it is gone.
+        ``on_end`` is called when the last process behind it has ended.
         """
         seccomp.wake_synchronously(descriptor)
         self._listeners[descriptor] = _Listener(descriptor, door, on_end)
         self._epoll.register(descriptor, select.EPOLLIN)
 
     def serves(self, descriptor: int) -> bool:
-        """Whether a listener is served already, under another number."""
-        # Two numbers of one listener are ready together; the second receive would wait.
+        """Whether a listener is already served under another descriptor number."""
+        # Two descriptors of one listener become ready together; the second receive would block.
         return any(_same_file(descriptor, other) for other in self._listeners)
 
     def add_reader(self, descriptor: int, ready: Callable[[], None]) -> None:
-        """Call ``ready`` whenever a descriptor, which stays the caller's, is readable."""
+        """Call ``ready`` whenever the descriptor is readable; the caller keeps ownership."""
         self._readers[descriptor] = ready
         self._epoll.register(descriptor, select.EPOLLIN)
 
     def remove_reader(self, descriptor: int) -> None:
-        """Undo :meth:`add_reader`; to be called before the descriptor is closed."""
+        """Undo :meth:`add_reader`; call this before closing the descriptor."""
         del self._readers[descriptor]
         self._epoll.unregister(descriptor)
 
@@ -162,12 +162,12 @@ class Supervisor:
         return [entry.device for entry in self._descriptors.open.values()]
 
     def run(self, until: Callable[[], bool]) -> None:
-        """Serve until ``until`` says so; it is asked after each round."""
+        """Serve until ``until``, called after each round, returns true."""
         while not until():
             self.step(None)
 
     def step(self, timeout: float | None = None) -> None:
-        """One round: wait at most ``timeout`` seconds for something to do, and do it."""
+        """Run one round: wait at most ``timeout`` seconds for events, and serve them."""
         for descriptor, events in self._epoll.poll(self._patience(timeout)):
             if (listener := self._listeners.get(descriptor)) is not None:
                 if events & select.EPOLLIN:
@@ -217,7 +217,7 @@ class Supervisor:
         return limit
 
     def _due(self) -> float:
-        """When to look after the calls that wait, whatever happens."""
+        """When to check the waiting calls at the latest."""
         deadlines = (waiting.pending.deadline for waiting in self._waiting.values())
         return min((self._next_look, *(at for at in deadlines if at is not None)))
 
@@ -240,7 +240,7 @@ class Supervisor:
 
     def _look_after_waiting(self) -> None:
         now = time.monotonic()
-        # The end of one may be what another waits for.
+        # The end of one call may complete another.
         while sum(self._poll(waiting) for waiting in list(self._waiting.values())):
             pass
         if now < self._next_look:
@@ -256,7 +256,7 @@ class Supervisor:
                 self._finish(waiting, -errno.EINTR)
 
     def _poll(self, waiting: _Waiting) -> bool:
-        """Ask the call again; whether it is done."""
+        """Poll the call; returns whether it is done."""
         try:
             result = waiting.pending.poll()
         except OSError as error:
@@ -280,7 +280,7 @@ class Supervisor:
             return False
         if found.own:
             return True
-        # Another thread may be about to take a signal to the process: believe it the second time.
+        # Another thread may be about to take the process's signal: act only on the second check.
         believed = waiting.seen or found.threads == 1
         waiting.seen = bool(found.shared)
         return waiting.seen and believed
@@ -312,7 +312,7 @@ class Supervisor:
             else:
                 seccomp.proceed(listener.descriptor, notification.id)
             return
-        # Everything so far was found by thread number: it must still be the caller's.
+        # Everything so far was found by thread id: check that it is still the caller's.
         if not seccomp.is_waiting(listener.descriptor, notification.id):
             return
         tid = notification.tid
@@ -351,7 +351,7 @@ class Supervisor:
         self._waiting[listener.descriptor, notification.id] = waiting
 
     def _watched(self, listener: _Listener, notification: Notification) -> None:
-        """A call on an open file, which somebody may want to know of."""
+        """Serve a call on an open file that a watch may have selected."""
         call, watch = Call(notification.number), listener.door.watch
         number = c_int(notification.arguments[FILE_CALLS[call]])
         process, found = self._descriptor(notification.tid, number)
@@ -370,7 +370,7 @@ class Supervisor:
 
     @staticmethod
     def _refusal(listener: _Listener, tid: int, number: int, found: os.stat_result | None) -> int:
-        """Why a device ioctl on something that is not ours fails."""
+        """The errno of a device ioctl on a descriptor that is not emulated."""
         if found is None:
             return errno.EBADF
         if listener.door.is_guarded(found):
@@ -382,11 +382,11 @@ class Supervisor:
         return errno.ENOTTY
 
     def _descriptor(self, tid: int, number: int) -> tuple[int, os.stat_result | None]:
-        """The thread's process, and what its descriptor ``number`` is, None for closed."""
+        """The thread's process, and the stat of its descriptor ``number``, None if closed."""
         process = self._processes.get(tid, 0)
         for _ in range(2):
             with contextlib.suppress(OSError):
-                # By way of the process, so that a thread number used anew is noticed.
+                # Via the process, so that a reused thread id is noticed.
                 return process, os.stat(f"/proc/{process}/task/{tid}/fd/{number}")
             process = self._process(tid)
         return process, None

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the kernel says of a thread: its process, and the signals that wait for it.
+"""Reads a thread's process and pending signals from the kernel.
 
 Source: proc_pid_status(5). Threads are named by their id (``tid``) in this
 process's pid namespace.
@@ -28,7 +28,7 @@ class Task:
 
 
 def task(tid: int) -> Task | None:
-    """The thread as it is now; None when it is gone or may not be looked at."""
+    """The thread's current state; None if it has ended or may not be read."""
     try:
         with open(f"/proc/{tid}/status", "rb", buffering=0) as file:
             text = file.read(_STATUS_MAX)

@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Watching what a program does with certain files, at the moment before it does it.
+"""Observes a program's calls on certain files before they happen.
 
-The calls are those of :data:`~snpcerts.emulator.frontdoor.bpf.FILE_CALLS`. They
-are the kernel's to perform, or the watch holds one back for a while, or answers
-it itself, as the kernel might have: with fewer bytes than were asked for, say.
-Other threads of the program go on meanwhile.
+The calls are those of :data:`~snpcerts.emulator.frontdoor.bpf.FILE_CALLS`. The watch
+lets the kernel perform a call, delays it, or answers it as the kernel might have,
+for example with a short read. Other threads of the program continue meanwhile.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from typing import Final, Protocol
 from snpcerts.emulator.frontdoor.bpf import Call
 from snpcerts.emulator.syscall.device import Pending
 
-# The result of a held call that the kernel shall perform after all.
+# The result of a delayed call that the kernel is to perform.
 PROCEED: Final = 1 << 62
 
 
@@ -24,8 +23,8 @@ PROCEED: Final = 1 << 62
 class FileCall:
     """A thread is about to make a call on an open file.
 
-    ``descriptor`` is the program's number for the file, ``found`` what a stat of
-    it says, ``arguments`` are the six words of the system call as they are.
+    ``descriptor`` is the program's descriptor number, ``found`` is the file's stat
+    result, ``arguments`` are the six words of the system call.
     """
 
     call: Call
@@ -37,10 +36,10 @@ class FileCall:
 
 
 class Watch(Protocol):
-    """Somebody who wants to know. Asked in the supervisor's loop; must not block."""
+    """An observer of file calls. Called in the supervisor's loop; must not block."""
 
     def wants(self, found: os.stat_result) -> bool:
-        """Whether calls on this file matter."""
+        """Whether to observe calls on this file."""
 
     def before(self, call: FileCall) -> int | Pending | None:
         """None lets the kernel perform the call; a number is the call's result.

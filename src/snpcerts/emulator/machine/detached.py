@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Leaving the process that started this one, which may become somebody's program.
+"""Detaches this process from its parent, which may become the user's program.
 
 A program that waits for all its children (``os.wait()``, strace, an init) must
-not find one that it did not start.
+not find a child that it did not start.
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ import threading
 
 
 def leave_parent() -> None:
-    """Go on as a process without that parent; the old one ends with exit code 0.
+    """Fork; the parent ends with exit code 0, and the orphaned child continues.
 
-    Only for a process of one thread. The new process id is another.
+    Only for a single-threaded process. The process id changes.
     """
     if os.fork():
         os._exit(0)
 
 
 def end_with(process: int) -> None:
-    """End this process when another does; ``process`` is a pidfd of it, which is taken."""
+    """End this process when another ends; takes ownership of ``process``, its pidfd."""
 
     def wait() -> None:
         poll = select.poll()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Becoming a program on an emulated machine, with the machine's server started if need be."""
+"""Turns this process into a program on an emulated machine; starts its server if needed."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from snpcerts.emulator.psp.choices import FirmwareChoices
 from snpcerts.errors import RefusedError, RetryLaterError, SnpCertsError
 from snpcerts.temporary_directory import TemporaryDirectory
 
-PATIENCE: Final = 30.0  # seconds for a server or a VM to be there
+PATIENCE: Final = 30.0  # seconds for a server or a VM to start
 _PAUSE: Final = 0.02
 
 
@@ -35,10 +35,10 @@ _PAUSE: Final = 0.02
 def throw_away(
     product: Product | None, choices: FirmwareChoices | None = None
 ) -> Iterator[PlatformHome]:
-    """A platform of its own for one command, in a temporary directory.
+    """A temporary platform for one command.
 
-    Its server removes the directory. It is removed here when the block is left:
-    a block that went well has become the program.
+    Its server removes the directory. If the block is left, it is removed here:
+    after success the process has become the program and never leaves the block.
     """
     temporary = TemporaryDirectory.make("platform")
     try:
@@ -50,7 +50,7 @@ def throw_away(
 
 
 def ask(home: PlatformHome, message: Mapping[str, object]) -> dict[str, Any]:
-    """One question to the platform's server, which is started if it is not there."""
+    """Send one message to the platform's server, starting it if needed; returns the answer."""
     with contextlib.closing(_connect(home)) as peer:
         return _ask(home, peer, message)
 
@@ -59,7 +59,9 @@ def _ask(home: PlatformHome, peer: socket.socket, message: Mapping[str, object])
     control.send(peer, message)
     received = control.receive(peer)
     if received is None:
-        raise RefusedError(f"the server of {home.path} hung up", hint=f"see {home.log}")
+        raise RefusedError(
+            f"the server of {home.path} closed the connection", hint=f"see {home.log}"
+        )
     answer, _ = received
     if "error" in answer:
         raise RefusedError(str(answer["error"]))
@@ -74,7 +76,7 @@ def become_host_program(
 ) -> NoReturn:
     """Replace this process by ``argv``, with ``/dev/sev`` and ``/dev/kvm`` of the platform.
 
-    ``exit_number`` is what its kernel calls KVM_EXIT_SNP_REQ_CERTS.
+    ``exit_number`` is the number of KVM_EXIT_SNP_REQ_CERTS in its kernel.
     """
     hello = {"ask": "host", "guest": script.to_json(), "exit_number": int(exit_number)}
     _become(home, argv, hello)
@@ -101,11 +103,11 @@ def host_program(
 def start_reference_vm(home: PlatformHome, certs: str) -> str:
     """Start the built-in VMM, which serves the file ``certs``; return its VM's name.
 
-    The VMM is a process of its own, no child of the calling one, and ends with it.
+    The VMM is a separate process, not a child of the calling one, and ends with it.
     """
     program = [sys.executable, "-P", "-m", "snpcerts.emulator.machine.vmm_program", certs]
     with contextlib.ExitStack() as stack:
-        # The server is there before the VMM wants it, and does not end meanwhile.
+        # Start the server before the VMM needs it, and keep it running meanwhile.
         peer = stack.enter_context(contextlib.closing(_connect(home)))
         ours = os.pidfd_open(os.getpid())
         stack.callback(os.close, ours)
@@ -149,7 +151,7 @@ def _become(home: PlatformHome, argv: Sequence[str], hello: Mapping[str, object]
 
 
 def _connect(home: PlatformHome) -> socket.socket:
-    for _ in range(3):  # the server may be on its way out when we come
+    for _ in range(3):  # the server may be ending when we connect
         with contextlib.suppress(RefusedError):
             return _connect_to_server(home)
         start_server(home)
@@ -157,7 +159,7 @@ def _connect(home: PlatformHome) -> socket.socket:
 
 
 def _connect_to_server(home: PlatformHome) -> socket.socket:
-    """A connection that the server has taken: it stays as long as we are connected."""
+    """A connection that the server has accepted: the server runs while we are connected."""
     peer = control.connect(home.control)
     try:
         control.send(peer, {"ask": "here"})
@@ -170,15 +172,15 @@ def _connect_to_server(home: PlatformHome) -> socket.socket:
         raise
     if received is None:
         peer.close()
-        raise RefusedError(f"no emulator answers at {home.control}: it hung up")
+        raise RefusedError(f"no emulator answers at {home.control}: the connection was closed")
     return peer
 
 
 def start_server(home: PlatformHome, *, detached: bool = True) -> subprocess.Popen[str]:
     """Start the platform's server and wait until it serves.
 
-    A ``detached`` one is no child of this process, and ends when nobody uses
-    it; another one ends with this process, or by SIGTERM.
+    A ``detached`` server is not a child of this process and ends when it is no
+    longer used; otherwise it ends with this process or by SIGTERM.
     """
     words = [sys.executable, "-P", "-m", "snpcerts.emulator.machine.server", str(home.path)]
     words.append("--detached" if detached else f"--parent={os.getpid()}")
@@ -191,7 +193,7 @@ def start_server(home: PlatformHome, *, detached: bool = True) -> subprocess.Pop
             stdout=subprocess.PIPE,
             stderr=log,
             text=True,
-            start_new_session=True,  # Ctrl-C is for the program
+            start_new_session=True,  # Ctrl-C goes only to the program
             pass_fds=() if home.temporary is None else (home.temporary.lease,),
         )
     said = ""
@@ -199,14 +201,16 @@ def start_server(home: PlatformHome, *, detached: bool = True) -> subprocess.Pop
         with server.stdout as out:
             said = out.readline().strip()
     if detached:
-        server.wait()  # it was the parent of the one that serves, and has ended
+        server.wait()  # the parent of the detached server, which has ended
     if said != "ready" and not control_is_up(home):
-        raise RefusedError(f"no emulated machine: {said or 'its server ended'}", hint=str(home.log))
+        raise RefusedError(
+            f"the emulated machine did not start: {said or 'its server ended'}", hint=str(home.log)
+        )
     return server
 
 
 def control_is_up(home: PlatformHome) -> bool:
-    """Whether a server listens, perhaps one that another command has just started."""
+    """Whether a server listens, possibly one that another command has just started."""
     try:
         _connect_to_server(home).close()
     except SnpCertsError:

@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What an operator does to a host's firmware that no ioctl of ``/dev/sev`` does.
+"""Changes to a host's firmware that an operator makes without an ioctl of ``/dev/sev``.
 
 Linux shuts SNP down and initialises it again when kvm_amd is unloaded and
 loaded (7.3: ``arch/x86/kvm/svm/sev.c``, ``sev_hardware_unsetup``;
-``drivers/crypto/ccp/sev-dev.c``, ``__sev_snp_shutdown_locked``). A live update
-comes by a tool of the platform's maker, a mitigation is verified by a write to
-sysfs.
+``drivers/crypto/ccp/sev-dev.c``, ``__sev_snp_shutdown_locked``). A tool of the
+platform's vendor installs a live update; a write to sysfs verifies a mitigation.
 """
 
 from __future__ import annotations
@@ -23,8 +22,8 @@ from snpcerts.errors import InputError, RefusedError, UsageError
 def carry_out(platform: Platform, order: Mapping[str, Any]) -> Mapping[str, object]:
     """Do what ``order["do"]`` names: ``reload``, ``update`` or ``verify-mitigation``.
 
-    Raises :class:`FirmwareError` when the firmware refuses, :class:`RefusedError`
-    when the kernel would, :class:`InputError` for an order that is none.
+    Raises :class:`FirmwareError` if the firmware refuses, :class:`RefusedError`
+    if the kernel would refuse, :class:`InputError` for an invalid order.
     """
     firmware, do = platform.firmware, order.get("do")
     if do == "reload":
@@ -42,7 +41,7 @@ def carry_out(platform: Platform, order: Mapping[str, Any]) -> Mapping[str, obje
     elif do == "verify-mitigation":
         firmware.snp_verify_mitigation(_number(order, "vector") or 0)
     else:
-        raise InputError(f"the firmware cannot be asked to do {do!r}")
+        raise InputError(f"unknown firmware order {do!r}")
     return {"ok": True}
 
 
@@ -58,7 +57,7 @@ def _version(order: Mapping[str, Any], now: ApiVersion) -> tuple[int, int, int]:
     if parts is None:
         return now.major, now.minor, now.build
     if not isinstance(parts, list) or [type(part) for part in parts] != [int, int, int]:
-        raise InputError(f"{parts!r} is no firmware version")
+        raise InputError(f"{parts!r} is not a firmware version: expected three numbers")
     major, minor, build = parts
     return major, minor, build
 
@@ -66,12 +65,12 @@ def _version(order: Mapping[str, Any], now: ApiVersion) -> tuple[int, int, int]:
 def _numbers(order: Mapping[str, Any], name: str) -> Mapping[str, int]:
     found = order.get(name, {})
     if not isinstance(found, dict) or not all(type(value) is int for value in found.values()):
-        raise InputError(f"{name} is {found!r}, not names with numbers")
+        raise InputError(f"{name} is {found!r}, expected an object of names and numbers")
     return found
 
 
 def _number(order: Mapping[str, Any], name: str) -> int | None:
     found = order.get(name)
     if found is not None and (type(found) is not int or not 0 <= found < 1 << 64):
-        raise InputError(f"{name} is {found!r}, not a number of 64 bits")
+        raise InputError(f"{name} is {found!r}, expected a 64-bit number")
     return found

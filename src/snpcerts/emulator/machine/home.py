@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A platform's directory: the machine that lasts from one command to the next.
+"""A platform's directory: the state of a persistent emulated machine.
 
 ::
 
-    platform.json   the chip's secret, TCBs, VLEK: what firmware remembers
+    platform.json   the chip's secret, TCBs, VLEK: the firmware's persistent state
     authority/      the emulated AMD: keys and certificates
-    control.sock    where the platform's server listens while it runs
-    server.log      what it said
+    control.sock    the socket of the platform's server while it runs
+    server.log      the server's log
 
 All of it is emulated; the secrets in it protect nothing.
 """
@@ -33,9 +33,9 @@ STATE_LIMIT = 1 << 16  # bytes of platform.json
 
 
 class PlatformHome:
-    """One platform directory, which need not exist before :meth:`prepare`.
+    """One platform directory; :meth:`prepare` creates it.
 
-    ``temporary`` is its directory where that is to be removed when its server ends.
+    ``temporary`` is set if the server removes the directory when it ends.
     """
 
     def __init__(self, path: Path, *, temporary: TemporaryDirectory | None = None) -> None:
@@ -53,9 +53,9 @@ class PlatformHome:
         return self.path / "server.log"
 
     def prepare(self, product: Product | None, choices: FirmwareChoices | None = None) -> None:
-        """Make the platform unless it is there.
+        """Create the platform unless it exists.
 
-        ``product``, and the firmware that ``choices`` is, must be what it has, if given.
+        An existing platform must match ``product`` and ``choices``, if given.
         """
         with self.alone():
             if not self._state.exists():
@@ -63,17 +63,17 @@ class PlatformHome:
                 self.save(Firmware(Chip.create(product or Product.MILAN), choices=choices))
         if product is not None and (found := self.firmware().product) is not product:
             raise UsageError(
-                f"{self.path}: is a {found.value} platform, not {product.value}",
-                hint="leave --product out, or use another directory",
+                f"{self.path} is a {found.value} platform, not {product.value}",
+                hint="omit --product, or use another directory",
             )
         if choices is not None and (played := self.firmware().state.choices) is not choices:
             raise UsageError(
-                f"{self.path}: plays firmware {played}, not {choices}",
-                hint="leave --firmware out, or use another directory",
+                f"{self.path} has firmware {played}, not {choices}",
+                hint="omit --firmware, or use another directory",
             )
 
     def firmware(self) -> Firmware:
-        """The firmware as it was saved last, without guests."""
+        """The firmware in its last saved state, without guests."""
         try:
             with self._state.open("rb") as file:
                 data = file.read(STATE_LIMIT + 1)
@@ -87,13 +87,13 @@ class PlatformHome:
                 raise TypeError("not an object")
         except (ValueError, TypeError, RecursionError) as error:
             raise InputError(
-                f"{self._state}: is not a saved platform: {error}",
+                f"{self._state} is not a saved platform: {error}",
                 hint="delete the directory to start with a new platform",
             ) from None
         return Firmware.from_state(saved)
 
     def save(self, firmware: Firmware) -> None:
-        """Write what the firmware remembers: all of it or nothing."""
+        """Write the firmware's persistent state atomically."""
         temporary = self._state.with_suffix(".new")
         try:
             fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
@@ -108,7 +108,7 @@ class PlatformHome:
         return EmulatedAuthority.load(self.path / "authority")
 
     def provider(self, csp_id: str) -> CloudProvider:
-        """A cloud provider known to this platform's AMD: the same one for the same name."""
+        """The cloud provider with this name; the same name always gives the same provider."""
         secret = hashlib.sha256(self.firmware().chip.provider_seed + csp_id.encode()).digest()
         return CloudProvider(csp_id, secret)
 
@@ -118,12 +118,12 @@ class PlatformHome:
 
     @contextmanager
     def alone(self) -> Iterator[None]:
-        """Keep two processes from making the same platform, or from serving it, at once."""
+        """Hold a lock, so that only one process creates or serves the platform at a time."""
         try:
             self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
             fd = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as error:
-            raise InputError(f"{self.path}: cannot be a platform: {error.strerror}") from None
+            raise InputError(f"{self.path}: cannot create a platform: {error.strerror}") from None
         try:
             fcntl.flock(fd, fcntl.LOCK_EX)
             yield

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """An emulated kernel for callers in this process: open, ioctl, mmap and close.
 
-The same devices as behind the front door, called as functions. A call that
-waits blocks its thread, as a system call would, and no other.
+The same devices as behind the front door, called as functions. A waiting call
+blocks only its own thread, as a system call would.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from snpcerts.emulator.psp.sev_device import SevDevice
 from snpcerts.emulator.syscall.device import Caller, Device, NewDescriptor, Pending
 from snpcerts.emulator.syscall.memory import ProcessMemory
 
-FIRST_DESCRIPTOR = 1 << 20  # far from the real ones, so that none is taken for another
+FIRST_DESCRIPTOR = 1 << 20  # far above real descriptors, so that they are never confused
 
 Waiter = Callable[[threading.Condition, float | None], None]
 Argument = int | bytearray | memoryview | mmap.mmap
@@ -50,11 +50,11 @@ def _wait(changed: threading.Condition, timeout: float | None) -> None:
 
 
 class Machine:
-    """One emulated host and one process on it: this one.
+    """One emulated host, and this process as the one process on it.
 
     All methods raise ``OSError`` with the kernel's errno and may be called from
-    any thread. ``wait`` waits for the condition or so many seconds of the
-    platform's clock; give another one together with another clock.
+    any thread. ``wait`` waits for the condition, or for a number of seconds of the
+    platform's clock; replace it together with the clock.
     """
 
     def __init__(
@@ -72,12 +72,12 @@ class Machine:
         }
 
     def attach(self, path: str, opened: Callable[[], Device]) -> None:
-        """Have ``path`` open as another device, such as a guest's ``/dev/sev-guest``."""
+        """Make ``path`` open another device, such as a guest's ``/dev/sev-guest``."""
         with self._changed:
             self._paths[path] = opened
 
     def open(self, path: str, flags: int = os.O_RDWR) -> int:
-        """A new descriptor for a device; ENOENT for a path that is none."""
+        """A new descriptor for a device; ENOENT if the path is not a device."""
         with self._changed:
             opened = self._paths.get(path)
             if opened is None:
@@ -85,7 +85,7 @@ class Machine:
             return self._add(_Open(opened(), writable=flags & os.O_ACCMODE != os.O_RDONLY))
 
     def ioctl(self, fd: int, request: int, argument: Argument = 0) -> int:
-        """ioctl(2). A buffer stands for its address and must be writable.
+        """ioctl(2). A buffer is passed as its address and must be writable.
 
         A call that has to wait blocks this thread until it is done or kicked.
         """
@@ -95,7 +95,7 @@ class Machine:
         return self._ioctl(fd, request, ctypes.addressof(view))
 
     def close(self, fd: int) -> None:
-        """close(2). Calls on it that are under way keep the device until they are done."""
+        """close(2). Calls in progress keep the device open until they are done."""
         with self._changed:
             opened = self._find_open(fd)
             del self._descriptors[fd]
@@ -104,7 +104,7 @@ class Machine:
             self._changed.notify_all()
 
     def mmap_run(self, vcpu_fd: int) -> mmap.mmap:
-        """Map a vCPU's kvm_run, 12288 bytes shared with the kernel; ENODEV for what is no vCPU."""
+        """Map a vCPU's kvm_run, 12288 bytes shared with the kernel; ENODEV if it is not a vCPU."""
         with self._changed:
             shared = self._find_open(vcpu_fd).shared
             if shared is None:
@@ -112,7 +112,7 @@ class Machine:
             return mmap.mmap(shared, VCPU_MMAP_SIZE)
 
     def kick(self, vcpu_fd: int) -> bool:
-        """A signal for the thread that is in KVM_RUN on this vCPU; whether there was one."""
+        """Interrupt the thread that is in KVM_RUN on this vCPU; False if there is none."""
         with self._changed:
             running = [c for c in self._find_open(vcpu_fd).calls if c.request == Ioctl.RUN]
             for call in running[:1]:  # the others wait for the vCPU's mutex, not in the guest
@@ -121,7 +121,7 @@ class Machine:
             return bool(running)
 
     def wake(self) -> None:
-        """Something changed that no call has told: look at the waiting calls again."""
+        """Poll the waiting calls again, after a change that was not made by a call."""
         with self._changed:
             self._changed.notify_all()
 

@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An emulated AMD key server: real HTTP on loopback, real URL forms.
+"""An emulated AMD key server: real HTTP on loopback, with AMD's URL forms.
 
-It knows the chips it is given, at any TCB, and signs with their emulated AMD's
-keys. Like AMD's it issues a new certificate each time it is asked. VLEK leaves
-are not to be had here: AMD hands them out on another port, to cloud providers
-who show a certificate of their own.
+It serves the given chips at any TCB, and signs with the keys of their emulated
+AMD. Like AMD's server, it issues a new certificate for each request. It does not
+serve VLEK leaves: AMD serves them on another port, to cloud providers that
+authenticate with a client certificate.
 
-``/stats`` tells, in JSON, how often it was asked for what. A request's
-parameter ``fault`` (repeated for several) asks for faults in its answer.
+``/stats`` returns request counts in JSON. The request parameter ``fault`` (may be
+repeated) asks for a fault in the answer.
 
-Source: KDS (57230) chapters 3 and 4, and what is known of AMD's server beyond it.
+Source: KDS (57230) chapters 3 and 4, and observations of AMD's server.
 """
 
 from __future__ import annotations
@@ -54,9 +54,9 @@ from snpcerts.kds.url import (
     parse_target,
 )
 
-RETRY_AFTER: Final = 10  # seconds, as AMD's server says
+RETRY_AFTER: Final = 10  # seconds, the value that AMD's server sends
 
-_IDLE: Final = 30.0  # seconds that a client may take to ask
+_IDLE: Final = 30.0  # seconds that a client may take to send its request
 _DER: Final = "application/octet-stream"
 _PEM: Final = "application/x-pem-file"
 _PAGE: Final = b"<!doctype html><html><body><h1>It works!</h1></body></html>\n"
@@ -72,7 +72,7 @@ _DROP: Final = 16
 
 @dataclass(frozen=True, slots=True)
 class ProductLine:
-    """What the server knows of one product: its authority and some chips."""
+    """One product on the server: its authority and some chips."""
 
     authority: EmulatedAuthority
     chips: tuple[Chip, ...]
@@ -88,11 +88,11 @@ class _Answer:
 
 
 class KeyServer:
-    """One server on 127.0.0.1, from its making until :meth:`close`.
+    """One server on 127.0.0.1; it listens until :meth:`close`.
 
-    ``throttle`` is for VCEKs, the only thing that AMD's server has been seen to
-    throttle; without one everybody has everything. ``delay`` is how late a slow
-    answer comes. Port 0 takes a free one.
+    ``throttle`` applies to VCEKs, the only resource that AMD's server has been
+    seen to throttle; without it there is no limit. ``delay`` is how long a slow
+    answer takes. Port 0 takes a free one.
     """
 
     def __init__(
@@ -136,13 +136,13 @@ class KeyServer:
 
     @property
     def requests(self) -> Mapping[str, int]:
-        """How often each thing was asked for: paths in one spelling, ``other`` for the rest."""
+        """Request counts by normalised path; ``other`` for unknown paths."""
         with self._lock:
             return dict(self._requests)
 
     @property
     def statuses(self) -> Mapping[int, int]:
-        """How often each status was answered."""
+        """Answer counts by HTTP status."""
         with self._lock:
             return dict(self._statuses)
 
@@ -163,7 +163,7 @@ class KeyServer:
         self._http.serve_forever(poll_interval=0.05)
 
     def close(self) -> None:
-        """Stop serving and let go of the port."""
+        """Stop serving and release the port."""
         self._closing.set()
         if self._thread is not None:
             self._http.shutdown()
@@ -171,11 +171,11 @@ class KeyServer:
         self._http.server_close()
 
     def pause(self, seconds: float) -> None:
-        """Wait, but not beyond the server's end."""
+        """Wait for ``seconds`` or until the server ends."""
         self._closing.wait(seconds)
 
     def stats(self) -> bytes:
-        """What ``/stats`` answers."""
+        """The response of ``/stats``."""
         with self._lock:
             counts = {
                 "total": self._requests.total(),
@@ -185,7 +185,7 @@ class KeyServer:
         return json.dumps(counts, indent=1).encode() + b"\n"
 
     def answer(self, target: str, client: str) -> tuple[_Answer, frozenset[Fault]]:
-        """What to send for a request's target, and how it is to be spoilt on its way."""
+        """The answer to a request's target, and the faults to apply when sending it."""
         faults = self.faults.take()
         try:
             plain, wanted = _without_faults(target)
@@ -269,7 +269,7 @@ def _now() -> datetime:
 
 @functools.cache
 def _stranger(product: Product) -> EmulatedAuthority:
-    """An authority of the right names that nobody pinned."""
+    """An authority with the right names and another key."""
     return EmulatedAuthority.create(product)
 
 
@@ -283,7 +283,7 @@ def _retry_after(wait: float, faults: frozenset[Fault]) -> tuple[tuple[str, str]
 
 
 def _without_faults(target: str) -> tuple[str, frozenset[Fault]]:
-    """The target as AMD's server would see it, and the faults it asked for."""
+    """The target without its ``fault`` parameters, and the faults they name."""
     try:
         parts = urlsplit(target)
         pairs = parse_qsl(parts.query, keep_blank_values=True, max_num_fields=32)
@@ -297,12 +297,12 @@ def _without_faults(target: str) -> tuple[str, frozenset[Fault]]:
 
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
-    # Answers that are being dripped end with the server, not the server with them.
+    # Slow answers must not keep the server from ending.
     block_on_close = False
     request_queue_size = 64
 
     def handle_error(self, request: object, client_address: object) -> None:
-        """A client that leaves early is not worth a traceback."""
+        """Print no traceback for a client that disconnects early."""
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -332,7 +332,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(answer, faults)
 
     def log_message(self, format: str, *args: object) -> None:
-        """Say nothing: the counts are in /stats."""
+        """Log nothing: the counts are in /stats."""
 
     def _send(self, answer: _Answer, faults: frozenset[Fault]) -> None:
         body = answer.body

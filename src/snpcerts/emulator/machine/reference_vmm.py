@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The smallest VMM that launches an SNP VM with certificates: the usual order of calls."""
+"""A minimal VMM that launches an SNP VM with certificates, in the usual order of calls."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from snpcerts.emulator.kvm.capability import HYPERCALLS
 
 POLICY: Final = 1 << 16 | 1 << 17  # SMT, and the bit that must be one
 MEMORY_SIZE: Final = 1 << 21
-SECRETS_GPA: Final = PAGE_SIZE  # the first page is measured, the second takes the secrets
+SECRETS_GPA: Final = PAGE_SIZE  # the first page is measured, the second becomes the secrets page
 
 
 class Kernel(Protocol):
@@ -42,7 +42,7 @@ class Kernel(Protocol):
         """A descriptor of a device."""
 
     def ioctl(self, fd: int, request: int, argument: int | bytearray = 0) -> int:
-        """ioctl(2); a bytearray is written back to."""
+        """ioctl(2); a bytearray receives the result."""
 
     def mmap_run(self, vcpu_fd: int) -> mmap.mmap:
         """A vCPU's kvm_run."""
@@ -84,7 +84,7 @@ class ReferenceVm:
 def sev_command(
     machine: Kernel, vm_fd: int, command: int, data: bytearray | None = None, sev_fd: int = 0
 ) -> SevCmd:
-    """KVM_MEMORY_ENCRYPT_OP; the command structure as it came back."""
+    """KVM_MEMORY_ENCRYPT_OP; returns the command structure after the call."""
     view = None if data is None else (ctypes.c_char * len(data)).from_buffer(data)
     pointer = 0 if view is None else ctypes.addressof(view)
     issued = bytearray(SevCmd(id=command, data=pointer, sev_fd=sev_fd).pack())
@@ -102,7 +102,7 @@ def build_vm(
     policy: int = POLICY,
     host_data: bytes = bytes(32),
 ) -> ReferenceVm:
-    """Launch a VM up to its first KVM_RUN. ``certs`` is whether it asks for certificate exits.
+    """Launch a VM up to its first KVM_RUN. ``certs`` enables the exit for certificates.
 
     ``memory_size`` and ``base`` are bytes, multiples of 4096, room for two pages at least.
     """

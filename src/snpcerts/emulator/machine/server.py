@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The process that is an emulated machine: it owns the firmware and every VM.
+"""The server process of an emulated machine: it owns the firmware and every VM.
 
-Launchers (:mod:`snpcerts.emulator.machine.enter`) hand it the seccomp listeners of the
-programs they start; it serves them all in one loop, and ends when the last is
-gone or SIGTERM asks for it. Started as ``python -m snpcerts.emulator.machine.server
-DIRECTORY``; with ``--throw-away`` it removes the directory at its end, with
-``--detached`` it is not the child of its starter, with ``--parent=PID`` it stays
-until its parent, that process, ends.
+Launchers (:mod:`snpcerts.emulator.machine.enter`) send it the seccomp listeners of
+the programs they start. It serves them all in one loop, and ends after the last
+program has ended or on SIGTERM. Started as ``python -m
+snpcerts.emulator.machine.server DIRECTORY``; with ``--throw-away`` it removes the
+directory when it ends, with ``--detached`` it is not a child of its starter, with
+``--parent=PID`` it runs until that process, its parent, ends.
 """
 
 from __future__ import annotations
@@ -43,12 +43,12 @@ from snpcerts.errors import InputError, RefusedError, SnpCertsError
 
 log = logging.getLogger(__name__)
 
-# How long to go on with nobody there: a launcher may be about to connect.
+# How long to wait without clients: a launcher may be about to connect.
 IDLE_SECONDS: Final = 1.0
 
 
 class Server:
-    """One platform, served until nobody uses it."""
+    """Serves one platform while it is in use."""
 
     def __init__(self, home: PlatformHome, *, stays: bool = False) -> None:
         self._home = home
@@ -63,7 +63,7 @@ class Server:
         self._control.attach(self._supervisor)
 
     def run(self) -> None:
-        """Serve; return when there was nobody for a while, or :meth:`end` was called."""
+        """Serve; return after some time without clients, or after :meth:`end`."""
         busy = time.monotonic()
         try:
             while time.monotonic() - busy < IDLE_SECONDS and not self._asked_to_end:
@@ -77,7 +77,7 @@ class Server:
             self._save()
 
     def end(self) -> None:
-        """Have :meth:`run` return. Programs that are there get errors."""
+        """Make :meth:`run` return. Calls of running programs then fail."""
         self._asked_to_end = True
 
     def _save(self) -> None:
@@ -87,7 +87,7 @@ class Server:
             self._saved = state
 
     def _hear(self, hello: Hello) -> Mapping[str, object]:
-        """Answer one message; its descriptors are ours."""
+        """Answer one message; takes ownership of its descriptors."""
         try:
             ask = hello.message.get("ask")
             if hello.descriptors and ask not in ("host", "guest"):
@@ -108,7 +108,7 @@ class Server:
             raise
 
     def _carry_out(self, message: Mapping[str, Any]) -> Mapping[str, object]:
-        """What an operator does to the firmware and no ioctl of Linux does."""
+        """Carry out an operator's change to the firmware that no ioctl of Linux makes."""
         try:
             return carry_out(self._platform, message)
         finally:
@@ -169,8 +169,8 @@ class Server:
             if len(serving) != 1:
                 running = ", ".join(serving) or "none"
                 raise RefusedError(
-                    f"which VM? Those that serve programs: {running}",
-                    hint="give --vm NAME, or start one: host --serve, or guest --certs FILE",
+                    f"expected exactly one VM that serves programs, found: {running}",
+                    hint="give --vm NAME, or start one with 'host --serve' or 'guest --certs FILE'",
                 )
             name = serving[0]
         if not isinstance(name, str):
@@ -182,9 +182,9 @@ class Server:
 
 
 class _SavedSevDevice(SevDevice):
-    """A ``/dev/sev`` whose commands are on disk before their caller learns how they went.
+    """A ``/dev/sev`` that saves the platform before each command returns.
 
-    Whoever runs a command after another one reads the platform's directory.
+    A later command reads the platform's directory and must find the new state.
     """
 
     __slots__ = ("_save",)
@@ -194,7 +194,7 @@ class _SavedSevDevice(SevDevice):
         self._save = save
 
     def ioctl(self, caller: Caller, request: int, argument: int) -> int:
-        """As any; what it changed is saved."""
+        """Serve an ioctl as :class:`SevDevice` does, then save changes."""
         try:
             return super().ioctl(caller, request, argument)
         finally:
@@ -209,12 +209,12 @@ def _exit_number(message: Mapping[str, Any]) -> int:
 
 
 def _serves(guest: object) -> bool:
-    # A scripted guest is a Linux guest too, one with no time for others.
+    # A scripted guest is a LinuxGuest too, but serves no programs.
     return type(guest) is LinuxGuest
 
 
 def main(arguments: list[str]) -> int:
-    """Serve the platform in the directory named; say so on standard output when ready."""
+    """Serve the platform in the given directory; report on standard output when ready."""
     directory, *options = arguments
     home = PlatformHome(Path(directory))
     parent = next((int(each[9:]) for each in options if each.startswith("--parent=")), None)

@@ -1,14 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files that tools read to find out whether they are on an SNP host or in an SNP guest.
+"""Files by which tools recognise an SNP host or an SNP guest.
 
 Sources: virtee/snphost ``src/ok`` and virtee/snpguest ``src/ok.rs`` for who reads
 what; AMD64 Architecture Programmer's Manual volume 2 for the MSRs (SYSCFG
 C001_0010, SEV_STATUS C001_0131, RMP_BASE C001_0132, RMP_END C001_0133); msr(4)
 for the file: eight bytes at the offset that is the register's number; Linux
 7.3's ``drivers/crypto/ccp/sev-dev.c``, ``sev_snp_register_verify_mitigation``,
-for ``/sys/firmware/sev``, which firmware without mitigations does not get. What
-tools ask of the CPUID instruction cannot be answered here: it is not a system
-call.
+for ``/sys/firmware/sev``, which exists only for firmware with mitigation vectors.
+The CPUID instruction cannot be emulated here: it is not a system call.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ _FIRST_INODE = 1 << 16
 
 
 def host_files(firmware: Firmware) -> dict[str, Callable[[], Content]]:
-    """What an SNP host with that firmware shows; it has as many processors as this machine."""
+    """The files of an SNP host with that firmware; it has as many processors as this machine."""
     processor = firmware.processor
     parameters = {
         f"/sys/module/kvm_amd/parameters/{name}": lambda: b"Y\n"
@@ -65,7 +64,7 @@ def host_files(firmware: Firmware) -> dict[str, Callable[[], Content]]:
 
 
 def host_inodes(firmware: Firmware) -> dict[str, Callable[[], int]]:
-    """Numbers of directories: sysfs gives ``kvm_amd``'s another one when it is loaded again.
+    """Inode numbers of directories: sysfs gives ``kvm_amd`` a new one when it is loaded again.
 
     Linux initialises SNP when it loads that module and at no other time.
     """
@@ -73,7 +72,7 @@ def host_inodes(firmware: Firmware) -> dict[str, Callable[[], int]]:
 
 
 def guest_files() -> dict[str, Callable[[], Content]]:
-    """What an SNP guest running at VMPL 0 shows."""
+    """The files of an SNP guest that runs at VMPL 0."""
     return {
         _MSRS: lambda: {_SEV_STATUS: _register(_SEV | _SEV_ES | _SEV_SNP)},
         "/sys/devices/system/cpu/sev/vmpl": lambda: b"0\n",

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The built-in VMM as a process: one SNP VM whose certificates come from a file.
+"""The built-in VMM process: one SNP VM whose certificates come from a file.
 
-It makes the same system calls as any VMM, through the same library that VMMs in
-Python use. Started behind the front door as
+It makes the same system calls as any VMM, and uses the library for VMMs in
+Python. Started behind the front door as
 ``python -m snpcerts.emulator.machine.vmm_program FILE [PIDFD]``; ends with the process that
 ``PIDFD``, a descriptor, stands for, or with its parent.
 """
@@ -26,14 +26,14 @@ from snpcerts.vmm.guest_memory import MappedMemory
 
 
 class SystemCalls:
-    """The real thing, as far as a process can tell."""
+    """Real system calls."""
 
     def open(self, path: str, flags: int = os.O_RDWR) -> int:
         """open(2)."""
         return os.open(path, flags | os.O_CLOEXEC)
 
     def ioctl(self, fd: int, request: int, argument: int | bytearray = 0) -> int:
-        """ioctl(2); a bytearray is written back to."""
+        """ioctl(2); a bytearray receives the result."""
         return fcntl.ioctl(fd, request, argument)
 
     def mmap_run(self, vcpu_fd: int) -> mmap.mmap:
@@ -75,7 +75,7 @@ def run_vm(
 
 
 def main(arguments: list[str]) -> int:
-    """Serve the certificate file named; end with the process given."""
+    """Serve the given certificate file; end when the given process ends."""
     path, *process = arguments
     if process:
         end_with(int(process[0]))

@@ -56,7 +56,7 @@ def _checked_secret(secret: bytes) -> None:
 
 def _checked_layout(tcb: TcbVersion, product: Product) -> None:
     if tcb.layout is not product.tcb_layout:
-        raise UsageError(f"the TCB {tcb} has not the layout of {product.value}")
+        raise UsageError(f"the TCB {tcb} does not have the layout of {product.value}")
 
 
 class Chip:

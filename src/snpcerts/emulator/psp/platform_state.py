@@ -99,7 +99,7 @@ class PlatformState:
         for name in ("current", "committed", "reported", "vcek_tcb"):
             tcb: TcbVersion = getattr(self, name)
             if tcb.layout is not self.product.tcb_layout:
-                raise UsageError(f"the {name} TCB has not the layout of {self.product.value}")
+                raise UsageError(f"the {name} TCB does not have the layout of {self.product.value}")
         if not self.current.covers(self.committed):
             raise UsageError("the committed TCB is above the current one")
         if not self._at_most_committed(self.reported):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What every emulated device is made of: calls, callers and their memory.
+"""The basis of every emulated device: calls, callers and their memory.
 
 ``device``: an ioctl, its caller, its result, a call that waits. ``memory``: the
 caller's address space. Imports nothing of the emulator.

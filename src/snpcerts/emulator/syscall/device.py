@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What an emulated device is: an ioctl number and an argument in, a result or an errno out.
+"""An emulated device: takes an ioctl number and an argument, returns a result or an errno.
 
 The same devices serve callers in this process (:mod:`snpcerts.emulator.machine.in_process`)
 and unmodified programs behind the front door. Errors are ``OSError`` with the
@@ -21,19 +21,19 @@ class Device(Protocol):
     """An open emulated device."""
 
     def ioctl(self, caller: Caller, request: int, argument: int) -> Result:
-        """Serve one ioctl; raise ``OSError`` for what the kernel would refuse.
+        """Serve one ioctl; raise ``OSError`` as the kernel would.
 
         ``argument`` is the third word of the system call as it is: a number, or
         an address in ``caller.memory``.
         """
 
     def close(self) -> None:
-        """The last descriptor of this open device is gone."""
+        """Called when the last descriptor of this open device has been closed."""
 
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who makes the call.
+    """The process that makes the call.
 
     ``find`` resolves a descriptor number in the caller's own table, at the
     moment of the call, to the open emulated device behind it; None when the
@@ -66,7 +66,7 @@ class NewDescriptor:
 class Pending(Protocol):
     """A call that has to wait.
 
-    ``poll`` is asked again whenever something may have changed, and at the
+    ``poll`` is called again whenever something may have changed, and at the
     latest at ``deadline`` (``time.monotonic`` seconds; None means no time of
     its own). It returns the result or raises ``OSError`` as an ioctl would, or
     returns None while the call must go on waiting.
@@ -78,13 +78,13 @@ class Pending(Protocol):
 
     @property
     def interruptible(self) -> bool:
-        """Whether a signal breaks the call; one that kills always does."""
+        """Whether a signal interrupts the call; a fatal one always does."""
 
     def poll(self) -> int | None:
-        """The result, if it is there by now."""
+        """The result, or None if the call must keep waiting."""
 
     def cancel(self) -> None:
-        """The caller is gone or was interrupted: forget the call."""
+        """Forget the call: the caller has ended or was interrupted."""
 
 
 Result = int | NewDescriptor | Pending

@@ -30,7 +30,7 @@ _ADDRESS_LIMIT = 1 << 64
 class ProcessMemory:
     """A live process's memory through process_vm_readv(2), this one's included.
 
-    A bad address is EFAULT, never a crash; a process that is gone is ESRCH.
+    A bad address is EFAULT, never a crash; a process that has ended is ESRCH.
     """
 
     __slots__ = ("pid",)
