@@ -201,7 +201,7 @@ def test_scripted_guests_tell_what_they_got(emulated: Emulated, tmp_path: Path) 
         (["host"], 2, "Missing argument"),
         (["host", "--", "no-such-program-at-all"], 2, "no such program"),
         (["host", "--serve", "--requests", "1", "--", "true"], 2, "exclude each other"),
-        (["guest", "--", "true"], 1, "which VM"),
+        (["guest", "--", "true"], 1, "exactly one VM"),
         (["guest", "--vm", "nobody", "--", "true"], 1, "no VM 'nobody'"),
         (["guest", "--certs", "missing", "--", "true"], 2, "No such file"),
         (["guest", "--certs", "x", "--vm", "y", "--", "true"], 2, "exclude each other"),

@@ -88,7 +88,7 @@ def test_every_choice_has_one_row_with_a_source_for_each_firmware() -> None:
 def test_the_default_has_a_reason_and_no_other_name_is_known() -> None:
     assert choices_of(None) is choices_of(DOCUMENTED)
     assert "1.55.29" in DEFAULT_REASON
-    with pytest.raises(UsageError, match="no firmware"):
+    with pytest.raises(UsageError, match="unknown firmware"):
         choices_of("milan")
 
 

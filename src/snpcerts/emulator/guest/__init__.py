@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What runs in a VM, and ``/dev/sev-guest``.
+"""The software in a VM, and ``/dev/sev-guest``.
 
 ``program`` is a vCPU's program and the events it waits for; ``memory`` the
 guest's memory, by slots; ``linux`` the Linux driver's behaviour; ``scripted`` a

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A Linux guest: its shared pages, and its driver's way of sending guest messages.
+"""A Linux guest: its shared pages, and how its driver sends guest messages.
 
 Source: Linux ``arch/x86/coco/sev/core.c`` and
 ``drivers/virt/coco/sev-guest/sev-guest.c``. The driver's rules decide what a
@@ -66,7 +66,7 @@ _TERMINATE_PAGE_STATE = 4 << 16 | 1 << 12 | MsrCode.TERMINATE
 
 @dataclass(frozen=True, slots=True)
 class SharedPages:
-    """Where one vCPU has the pages it shares with its host. All addresses are GPAs."""
+    """The GPAs of the pages that one vCPU shares with its host."""
 
     ghcb: int
     request: int
@@ -77,7 +77,7 @@ class SharedPages:
 
 @dataclass(slots=True)
 class Vmpck:
-    """A message key as the guest's kernel holds it.
+    """A message key in the guest's kernel.
 
     ``counter`` is the number of the last message exchanged; ``key`` is all zero
     once the driver has destroyed it. ``busy`` is the driver's mutex.
@@ -90,7 +90,7 @@ class Vmpck:
 
     @property
     def disabled(self) -> bool:
-        """Whether there is no key (any more)."""
+        """Whether the key does not exist or has been destroyed."""
         return not any(self.key)
 
 
@@ -107,7 +107,7 @@ class DriverRequest:
 
 @dataclass(frozen=True, slots=True)
 class DriverResponse:
-    """What came of it.
+    """The result of a request.
 
     ``result`` is 0, a negative errno, or positive: the ``es_result`` of a VMGEXIT
     whose SW_EXITINFO1 was not 0. ``exitinfo2`` is None where the driver never
@@ -155,8 +155,8 @@ class LinuxGuest:
     vCPU ask its host to make its pages shared before it uses them, for VMMs
     that handle KVM_HC_MAP_GPA_RANGE.
 
-    As it stands this guest serves the requests of its programs, see
-    :meth:`submit`: on its first vCPU, with VMPCK 0.
+    This guest serves the requests of its programs (:meth:`submit`) on its first vCPU,
+    with VMPCK 0.
     """
 
     vm: LaunchedVm
@@ -180,7 +180,7 @@ class LinuxGuest:
     # What runs on a vCPU.
 
     def program(self, cpu: GuestCpu) -> Program:
-        """Boot, then serve what is submitted. The other vCPUs idle."""
+        """Boot, then serve submitted requests. The other vCPUs idle."""
         if cpu.index != 0:
             yield WaitUntil(lambda: False)
             return
@@ -203,14 +203,14 @@ class LinuxGuest:
         return call
 
     def withdraw(self, call: DriverCall) -> None:
-        """Forget a call that was not begun; one that was goes on and nobody looks."""
+        """Cancel a queued call. A call that has started still runs; its result is dropped."""
         if call in self._calls:
             self._calls.remove(call)
 
     # Boot.
 
     def shared_pages(self, index: int) -> SharedPages | None:
-        """Where vCPU ``index`` has its pages: from the top of the largest slot downward.
+        """The shared pages of vCPU ``index``: from the top of the largest slot downward.
 
         None when the slot has no room for them.
         """
@@ -228,7 +228,7 @@ class LinuxGuest:
         )
 
     def boot(self, cpu: GuestCpu) -> Generator[Event, int, SharedPages | None]:
-        """Find the shared pages and register the GHCB; None when that cannot be."""
+        """Find the shared pages and register the GHCB; None if that is impossible."""
         pages = self.shared_pages(cpu.index)
         if pages is None or not self.vmpcks:
             log.warning("%s: no memory or no keys for vCPU %d", self.vm.name, cpu.index)
@@ -282,7 +282,7 @@ class LinuxGuest:
             request.data_pages or 0,
         )
         result = yield from self._issue_until_answered(cpu, pages, sending)
-        # Whatever happened, this number is used up: it has been a nonce.
+        # The number has been used as a nonce, so it is used up in any case.
         vmpck.counter += 2
         if sending.override:
             sending.exitinfo2 = sending.override
@@ -312,7 +312,7 @@ class LinuxGuest:
     def _issue_until_answered(
         self, cpu: GuestCpu, pages: SharedPages, sending: _Sending
     ) -> Generator[Event, int, int]:
-        """Issue the same bytes again while the host is busy; once more if the buffer was small."""
+        """Repeat the same message while the host is busy; repeat once if the buffer was small."""
         started = cpu.now()
         while True:
             result = yield from self._issue(cpu, pages, sending)
@@ -369,7 +369,7 @@ class LinuxGuest:
 
 
 def _exit_failure(info1: int, info2: int) -> int:
-    """The ``es_result`` of a VMGEXIT, 0 when the host took the request."""
+    """The ``es_result`` of a VMGEXIT, 0 if the host handled the request."""
     code = info1 & 0xFFFF_FFFF
     if code == ResponseCode.NO_ACTION:
         return 0
@@ -380,7 +380,7 @@ def _exit_failure(info1: int, info2: int) -> int:
 
 
 def _checked_response(key: bytes, sent: MessageHeader, page: bytes, size: int) -> bytes | None:
-    """The payload of a response, or None for anything that does not answer ``sent``."""
+    """The payload of a response, or None if it is not a valid answer to ``sent``."""
     header = MessageHeader.unpack(page)
     if (
         header.msg_seqno != sent.msg_seqno + 1

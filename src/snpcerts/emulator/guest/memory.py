@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A VM's memory: the slots a VMM has given to KVM, and what KVM sees through them.
+"""A VM's memory: the slots that a VMM has given to KVM, and access through them.
 
 A slot maps guest physical addresses to addresses of the VMM. The rules for
 adding, moving and deleting slots are those of ``__kvm_set_memory_region`` in
@@ -28,7 +28,7 @@ USER_SLOTS = 32764  # KVM_USER_MEM_SLOTS on x86
 MAX_SLOT_PAGES = (1 << 31) - 1  # KVM_MEM_MAX_NR_PAGES
 USER_ADDRESS_LIMIT = (1 << 47) - PAGE_SIZE  # TASK_SIZE_MAX with four-level paging
 _U64 = 1 << 64
-_CHUNK = 1 << 20  # bytes moved at once, so that no guest makes the emulator allocate much
+_CHUNK = 1 << 20  # bytes copied at once, so that a guest cannot make the emulator allocate much
 
 
 class GuestMemfd:
@@ -78,7 +78,7 @@ class GuestMemfd:
         self._bound[slot] = offset
 
     def unbind(self, slot: int) -> None:
-        """The slot is gone."""
+        """Release the range of a deleted slot."""
         if (offset := self._bound.pop(slot, None)) is not None:
             del self._sizes[offset]
             del self._starts[bisect.bisect_left(self._starts, offset)]
@@ -86,7 +86,7 @@ class GuestMemfd:
 
 @dataclass(frozen=True, slots=True)
 class MemorySlot:
-    """``size`` bytes from ``gpa`` on are at ``address`` in the VMM. All page-aligned."""
+    """Maps ``size`` bytes at ``gpa`` to ``address`` in the VMM. All are page-aligned."""
 
     number: int
     gpa: int
@@ -135,7 +135,7 @@ class MemorySlots:
         return slot if gpa < slot.end else None
 
     def largest(self) -> MemorySlot | None:
-        """The largest writable slot: where a guest has its ordinary memory. None without one."""
+        """The largest writable slot, the guest's ordinary memory; None if there is none."""
         writable = [slot for slot in self if not slot.readonly]
         return max(writable, key=lambda slot: slot.size, default=None)
 
@@ -174,7 +174,7 @@ class MemorySlots:
             ):
                 raise _einval("a slot's size, address and kind cannot change")
         index = bisect.bisect_right(self._starts, new.gpa)
-        # Those next to it, on either side; one of them may be what it replaces.
+        # The neighbours on both sides; one of them may be the slot that it replaces.
         for start in self._starts[max(0, index - 2) : index + 2]:
             other = self._at[start]
             if other is not old and new.gpa < other.end and other.gpa < new.end:
@@ -221,10 +221,10 @@ class MemorySlots:
 
 
 class GuestMemory:
-    """Guest physical memory as KVM reaches it: through the slots, in the VMM's memory.
+    """Guest physical memory as KVM accesses it: through the slots, in the VMM's memory.
 
-    Every access may fail with ``OSError(EFAULT)``: no slot there, a read-only
-    slot written to, or VMM memory that is not mapped.
+    Every access may fail with ``OSError(EFAULT)``: no slot, a write to a read-only
+    slot, or unmapped VMM memory.
     """
 
     __slots__ = ("_slots", "_user")
@@ -248,7 +248,7 @@ class GuestMemory:
             done += length
 
     def writable(self, gpa: int) -> bool:
-        """Whether a slot that may be written to is there."""
+        """Whether the address is in a writable slot."""
         slot = self._slots.find(gpa)
         return slot is not None and not slot.readonly
 

@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What runs on an emulated vCPU: a guest as a generator, and the events it yields.
+"""The program of an emulated vCPU: a generator, and the events it yields.
 
-A program touches shared guest memory through its :class:`GuestCpu` and yields
-when the processor would leave the guest. The vCPU sends back the value of the
-GHCB MSR as it stands when the guest goes on. A program that returns has shut
-its machine down.
+A program accesses shared guest memory through its :class:`GuestCpu` and yields when
+the processor would leave the guest. The vCPU sends back the value of the GHCB MSR at
+the time the guest resumes. A program that returns shuts its machine down.
 """
 
 from __future__ import annotations
@@ -37,14 +36,14 @@ class Sleep:
 
 @dataclass(frozen=True, slots=True)
 class WaitUntil:
-    """The vCPU halts until ``ready`` returns true; asked whenever something may have changed."""
+    """The vCPU halts until ``ready`` returns true; it is called after every possible change."""
 
     ready: Callable[[], bool]
 
 
 @dataclass(frozen=True, slots=True)
 class StartProcessors:
-    """The boot processor brings the others up."""
+    """The boot processor starts the others."""
 
 
 Event = Vmgexit | Sleep | WaitUntil | StartProcessors
@@ -52,7 +51,7 @@ Program = Generator[Event, int, None]
 
 
 class GuestFaultError(OSError):
-    """A program touched shared memory that the VMM did not give or has taken away."""
+    """A program accessed shared memory that the VMM did not provide or has removed."""
 
     def __init__(self, gpa: int, size: int) -> None:
         super().__init__(errno.EFAULT, f"no guest memory at {gpa:#x}")
@@ -99,7 +98,7 @@ class GuestCpu:
 
 
 class LaunchedVm(Protocol):
-    """What a guest finds when it starts: its machine after SNP_LAUNCH_FINISH."""
+    """The machine that a guest starts on, after SNP_LAUNCH_FINISH."""
 
     @property
     def name(self) -> str:
@@ -111,14 +110,14 @@ class LaunchedVm(Protocol):
 
     @property
     def secrets_page(self) -> bytes | None:
-        """The secrets page, 4096 bytes of private memory; None when the VMM gave no room for it."""
+        """The secrets page, 4096 bytes of private memory; None if the VMM provided none."""
 
 
 class Guest(Protocol):
     """The software in one VM."""
 
     def program(self, cpu: GuestCpu) -> Program:
-        """What one of its vCPUs does; called once per vCPU, when it first runs."""
+        """The program of one vCPU; called once per vCPU, when it first runs."""
 
 
 GuestFactory = Callable[[LaunchedVm], Guest]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What guests of a VMM under the front door do, as its launcher asks for."""
+"""What the guests of a VMM behind the front door do, as its launcher requests."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class GuestScript:
             raise InputError("guest script: expected an object")
         known = {field.name for field in fields(cls)}
         if unknown := set(message) - known:
-            raise InputError(f"guest script: unknown word {sorted(unknown)[0]!r}")
+            raise InputError(f"guest script: unknown key {sorted(unknown)[0]!r}")
         script = cls(**message)
         _check("requests", script.requests, int, REQUESTS_MAX)
         _check("pages", 0 if script.pages is None else script.pages, int, PAGES_MAX)
@@ -93,12 +93,12 @@ def _is_absolute_path(value: object) -> bool:
 
 
 def _without_empty_pages(table: bytes) -> bytes:
-    # Whole pages, for a certificate may end in a zero byte; the empty table has one.
+    # Whole pages, because a certificate may end in a zero byte; the empty table has one page.
     return table[: max(1, pages_of(len(table.rstrip(b"\0")))) * PAGE_SIZE]
 
 
 def _open_at_once(path: str, flags: int) -> int:
-    """A pipe that nobody reads is an error: the whole machine would wait for a reader."""
+    """Open without blocking: a pipe without a reader is an error, and must not stop the machine."""
     return os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
 
 

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """A guest that asks for a number of reports with certificates, then shuts down.
 
-Each vCPU does so on its own, as a program in a Linux guest would: it asks with
-the buffer it has, and again with a larger one when told that it is too small.
-vCPU n uses VMPCK n modulo 4, so up to four requests are under way at once.
+Each vCPU works independently, like a program in a Linux guest: it asks with its
+current buffer, and again with a larger one if the buffer is too small. vCPU n uses
+VMPCK n modulo 4, so up to four requests are in progress at once.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ TRIES_MAX = 4  # with a buffer that is too small, each time larger
 
 @dataclass(frozen=True, slots=True)
 class ReportOutcome:
-    """What the guest's program got for one report.
+    """The result of one report request, as the guest's program gets it.
 
     ``report`` and ``table`` are empty unless the call succeeded; the table is the
     whole buffer, page padding included. ``errno`` is positive, 0 for success
@@ -63,7 +63,7 @@ def _random_report_data(_vcpu: int, _number: int) -> bytes:
 
 
 def _ignore(_outcome: ReportOutcome) -> None:
-    """Nobody is interested."""
+    """The default of ``on_report``: do nothing."""
 
 
 @dataclass(slots=True)
@@ -73,7 +73,7 @@ class ScriptedGuest(LinuxGuest):
     ``first_pages`` is the buffer of the first call (0: none, to be told the
     size). ``report_data`` gives the 64 bytes for (vCPU index, number of the
     report). ``on_report`` gets each outcome; it is called inside KVM_RUN and
-    must not raise. A vCPU whose key is gone stops early.
+    must not raise. A vCPU whose key has been destroyed stops early.
     """
 
     reports: int = 1
@@ -84,7 +84,7 @@ class ScriptedGuest(LinuxGuest):
     on_report: Callable[[ReportOutcome], None] = _ignore
 
     def submit(self, request: DriverRequest) -> DriverCall:  # noqa: ARG002 - as in LinuxGuest
-        """Nothing is served: the script is all this guest does."""
+        """ENODEV: this guest runs only its script."""
         raise OSError(errno.ENODEV, "a scripted guest has no programs")
 
     def program(self, cpu: GuestCpu) -> Program:
@@ -120,7 +120,7 @@ class ScriptedGuest(LinuxGuest):
                 if not too_small or tries == TRIES_MAX:
                     break
                 if response.pages > self.data_pages:
-                    # What the driver says to a buffer larger than it takes.
+                    # The driver's answer to a buffer larger than it supports.
                     response = DriverResponse(-errno.EINVAL, EXITINFO2_PRESET, pages=response.pages)
                     tries += 1
                     break

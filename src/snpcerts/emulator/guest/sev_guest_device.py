@@ -41,7 +41,7 @@ USER_LIMIT = (1 << 47) - PAGE_SIZE  # TASK_SIZE_MAX: what access_ok() takes
 
 
 class GuestHolder(Protocol):
-    """The VM whose guest is meant."""
+    """The VM that the guest runs in."""
 
     @property
     def guest(self) -> Guest | None:
@@ -55,8 +55,8 @@ class GuestHolder(Protocol):
 class SevGuestDevice:
     """An open ``/dev/sev-guest`` in the guest of ``vm``, which must be a :class:`LinuxGuest`.
 
-    A call made before the guest has started waits for it. ENODEV when the VM is
-    gone, or its guest has ended or serves no such requests.
+    A call made before the guest has started waits for it. ENODEV if the VM or its
+    guest has ended, or the guest serves no such requests.
     """
 
     def __init__(self, vm: GuestHolder) -> None:
@@ -80,7 +80,7 @@ class SevGuestDevice:
 
 
 class SevGuestCall:
-    """A request on its way through the guest. The driver cannot be interrupted in it."""
+    """A request in progress in the guest. A signal cannot interrupt the driver in it."""
 
     def __init__(
         self,
@@ -125,7 +125,7 @@ class SevGuestCall:
         return None
 
     def cancel(self) -> None:
-        """The program is gone."""
+        """The program has ended."""
         if self._guest is not None and self._call is not None:
             self._guest.withdraw(self._call)
 
@@ -162,7 +162,7 @@ class SevGuestCall:
         extended = None if stored is None else ExtReportReq.unpack(stored)
         too_small = (response.exitinfo2 or 0) >> 32 == VmmError.INVALID_LEN
         if extended is not None and stored is not None and too_small:
-            # C's arithmetic: certs_len is a u32, whatever the host has put in RBX.
+            # C's arithmetic: certs_len is a u32, for any value of the host's in RBX.
             needed = replace(extended, certs_len=response.pages * PAGE_SIZE & 0xFFFF_FFFF)
             memory.write(self._outer.req_data, needed.pack(stored))
         if response.result:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""KVM's SNP path: ``/dev/kvm``, VMs, vCPUs, and what a VMGEXIT does.
+"""KVM's SNP path: ``/dev/kvm``, VMs, vCPUs, and VMGEXITs.
 
 ``host`` is the host's processor, firmware and VMs; ``device``, ``vm`` and
 ``vcpu`` the three kinds of descriptor; ``sev`` the launch commands; ``ghcb`` the

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The board as a VMM sets it up: interrupt controllers, timers, clock, kept and given back.
+"""Stores the board that a VMM sets up: interrupt controllers, timers, clock.
 
-Nothing in an emulated VM makes or takes interrupts, but a VMM that was not
-written for the emulator sets these up and saves them at its end.
+An emulated VM neither raises nor takes interrupts, but a VMM that was not written
+for the emulator sets these up, and saves them when it ends.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _CHIPS: Final = 3  # two PICs and the I/O APIC
 _FILTER_HEADER: Final = 8
 _FILTER_RANGE: Final = struct.Struct("<IIIxxxxQ")
 
-# Taken and forgotten.
+# Accepted and ignored.
 IGNORED: Final = frozenset(
     (
         Ioctl.SET_TSS_ADDR,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What KVM_CHECK_EXTENSION answers, on ``/dev/kvm`` and on a VM, and what can be enabled.
+"""The answers of KVM_CHECK_EXTENSION, on ``/dev/kvm`` and on a VM, and what can be enabled.
 
 Source: ``kvm_vm_ioctl_check_extension_generic`` in Linux 7.3 ``virt/kvm/kvm_main.c``,
 ``kvm_vm_ioctl_check_extension`` and ``kvm_vm_ioctl_enable_cap`` in
@@ -142,7 +142,7 @@ def vm_types(platform: Platform) -> int:
 def capability(
     platform: Platform, number: int, kind: VmType | None = None, *, split_irqchip: bool = False
 ) -> int:
-    """The answer for a capability; 0 for one that is not there.
+    """The value of a capability; 0 if it is not supported.
 
     ``kind`` is the type of the VM that was asked, None on ``/dev/kvm``;
     ``split_irqchip`` whether it has enabled KVM_CAP_SPLIT_IRQCHIP.

@@ -62,9 +62,8 @@ _CPUID: Final = (
 class KvmDevice:
     """An open ``/dev/kvm``.
 
-    ``guest`` makes the guest of each VM that is created through it. ``req_certs_exit``
-    is what this kernel calls KVM_EXIT_SNP_REQ_CERTS: 42 in trees that carry the
-    series as posted.
+    ``guest`` creates the guest of each VM. ``req_certs_exit`` is this kernel's number
+    of KVM_EXIT_SNP_REQ_CERTS: 42 in trees that carry the series as posted.
     """
 
     def __init__(
@@ -79,10 +78,10 @@ class KvmDevice:
         self._req_certs_exit = req_certs_exit
 
     def close(self) -> None:
-        """VMs live on without it."""
+        """Do nothing: VMs do not depend on this descriptor."""
 
     def ioctl(self, caller: Caller, request: int, argument: int) -> Result:
-        """Serve a system ioctl; EINVAL for every one not known, as the kernel has it."""
+        """Serve a system ioctl; EINVAL for an unknown one, as in the kernel."""
         match request:
             case Ioctl.GET_API_VERSION:
                 _no_argument(argument)
@@ -132,7 +131,7 @@ class KvmDevice:
         return NewDescriptor(vm)
 
     def _attribute(self, wanted: DeviceAttr) -> int:
-        """An attribute's value; ENXIO for one that is not there."""
+        """An attribute's value; ENXIO for an unknown one."""
         platform = self._platform
         if (wanted.group, wanted.attr) == (GROUP_X86, ATTR_XCOMP_GUEST_SUPP):
             return XCR0_SUPPORTED
@@ -164,7 +163,7 @@ def _supported_cpuid(caller: Caller, argument: int) -> int:
 
 
 def _msr_list(caller: Caller, argument: int, known: tuple[int, ...]) -> int:
-    """``struct kvm_msr_list``: a count and room for that many; the count is told in any case."""
+    """``struct kvm_msr_list``: a count and room for that many; the count is always written."""
     room = int.from_bytes(caller.memory.read(argument, 4), "little")
     caller.memory.write(argument, len(known).to_bytes(4, "little"))
     if room < len(known):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How each exit other than the one for certificates looks in ``struct kvm_run``.
+"""Writes each exit, except the one for certificates, into ``struct kvm_run``.
 
 Source: Linux ``include/uapi/linux/kvm.h``. Every function writes its member of
 the exit union and then the exit reason, into the shared memory of the vCPU.
@@ -30,12 +30,12 @@ _SVM_EXIT_ERR = 0xFFFF_FFFF_FFFF_FFFF
 
 
 def plain(run: memoryview, reason: int) -> None:
-    """An exit that says nothing more."""
+    """An exit without further data."""
     struct.pack_into("<I", run, RUN_EXIT_REASON, reason)
 
 
 def map_gpa_range(run: memoryview, gpa: int, pages: int, attributes: int) -> None:
-    """The guest asks for pages to become private or shared (KVM_HC_MAP_GPA_RANGE).
+    """The guest asks to make pages private or shared (KVM_HC_MAP_GPA_RANGE).
 
     Arguments 3 to 5 and the flags stay as they are.
     """
@@ -50,7 +50,7 @@ def long_mode(run: memoryview) -> None:
 
 
 def hypercall_result(run: memoryview) -> int:
-    """What userspace answered to a hypercall; 0 is success."""
+    """Userspace's answer to a hypercall; 0 is success."""
     return int(struct.unpack_from("<Q", run, HYPERCALL_RET)[0])
 
 
@@ -67,14 +67,14 @@ def port_io(run: memoryview, *, inward: bool, size: int, port: int, count: int) 
 
 
 def mmio_read(run: memoryview, gpa: int, size: int) -> None:
-    """The guest reads where there is no memory; the data is userspace's to fill in."""
+    """The guest reads outside memory; userspace must fill in the data."""
     struct.pack_into("<Q", run, RUN_EXIT, gpa)
     struct.pack_into("<IB", run, _MMIO_DATA + 8, size, 0)
     plain(run, ExitReason.MMIO)
 
 
 def mmio_write(run: memoryview, gpa: int, data: bytes) -> None:
-    """The guest writes at most eight bytes where there is no memory."""
+    """The guest writes at most eight bytes outside memory."""
     struct.pack_into("<Q", run, RUN_EXIT, gpa)
     run[_MMIO_DATA : _MMIO_DATA + len(data)] = data
     struct.pack_into("<IB", run, _MMIO_DATA + 8, len(data), 1)
@@ -82,7 +82,7 @@ def mmio_write(run: memoryview, gpa: int, data: bytes) -> None:
 
 
 def mmio_data(run: memoryview, size: int) -> bytes:
-    """What userspace filled in."""
+    """The data that userspace filled in."""
     return bytes(run[_MMIO_DATA : _MMIO_DATA + size])
 
 
@@ -93,7 +93,7 @@ def unexpected(run: memoryview, code: int) -> None:
 
 
 def guest_terminated(run: memoryview, ghcb_msr: int) -> None:
-    """The guest asked for its own end; ``ghcb_msr`` has its reason."""
+    """The guest requested its termination; ``ghcb_msr`` has the reason."""
     struct.pack_into("<IIQ", run, RUN_EXIT, SYSTEM_EVENT_SEV_TERM, 1, ghcb_msr)
     plain(run, ExitReason.SYSTEM_EVENT)
 
@@ -111,6 +111,6 @@ def not_emulated(run: memoryview) -> None:
 
 
 def memory_fault(run: memoryview, gpa: int, size: int) -> None:
-    """The guest touched shared memory that is not there."""
+    """The guest accessed shared memory that does not exist."""
     struct.pack_into("<QQQ", run, RUN_EXIT, 0, gpa, size)
     plain(run, ExitReason.MEMORY_FAULT)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What KVM does when a guest executes VMGEXIT, from the bytes of the GHCB page on.
+"""Handles a guest's VMGEXIT as KVM does, starting from the bytes of the GHCB page.
 
 Source: Linux ``arch/x86/kvm/svm/sev.c`` with certificate fetching (kvm-x86/linux
 fa9893fadbc2). The steps stand in KVM's order, for the order decides what a
@@ -46,7 +46,7 @@ log = logging.getLogger(__name__)
 
 EXIT = 0
 RESUME = 1
-HALT = 2  # the vCPU stays in the kernel until something wakes it
+HALT = 2  # the vCPU stays in the kernel until it is woken
 
 C_BIT = 51
 VERSION_MIN = 1
@@ -116,7 +116,7 @@ class RequestingVm(Machine, Protocol):
         """Whether a vCPU has that number."""
 
     def processor_requested(self, apic_id: int, request: ProcessorRequest) -> None:
-        """The guest wants a vCPU started from a VMSA of its own, or stopped."""
+        """The guest asks to start a vCPU from its own VMSA, or to stop one."""
 
     def issue_guest_request(self, caller: Caller) -> int:
         """Have the firmware serve ``request_page`` into ``response_page``.
@@ -143,7 +143,7 @@ class GhcbRequests:
         self._completion: Callable[[GuestMemory, Caller], int] | None = None
 
     def vmgexit(self, memory: GuestMemory, caller: Caller) -> int:
-        """The guest left with the MSR as it is now."""
+        """Handle a VMGEXIT with the current value of the GHCB MSR."""
         if self.msr & MSR_CODE_MASK:
             return self._msr_protocol()
         if self.msr == 0:
@@ -261,7 +261,7 @@ class GhcbRequests:
             not self._vm.has_processor(apic_id)
             or (not creating and request != ProcessorRequest.DESTROY)
             or (creating and snapshot.registers[Field.RAX] != self._vm.sev_features)
-            # A VMSA at the start of 2 MiB meets an erratum of the processor.
+            # A VMSA at the start of a 2 MiB page triggers an erratum of the processor.
             or (creating and (vmsa % PAGE_SIZE or vmsa >> GPA_BITS or not vmsa % _2M))
         ):
             return self._bad(memory, InputErrorCode.INVALID_INPUT)
@@ -333,7 +333,7 @@ class GhcbRequests:
         vm = self._vm
         if not vm.snp:
             raise _failed(errno.EINVAL, "not an SNP guest")
-        # KVM serialises the vCPUs of a VM here. So does whoever calls this.
+        # KVM serialises the vCPUs of a VM here. The callers of this method do too.
         try:
             vm.request_page = memory.read(snapshot.info1, PAGE_SIZE)
         except OSError:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A guest's GHCB page while KVM has it mapped: taken at VMGEXIT, let go at the next entry.
+"""A guest's GHCB page while KVM has it mapped: from VMGEXIT to the next entry.
 
 Source: ``sev_es_sync_from_ghcb``, ``sev_es_sync_to_ghcb`` and
 ``setup_vmgexit_scratch`` in Linux ``arch/x86/kvm/svm/sev.c``.
@@ -53,7 +53,7 @@ class GhcbSnapshot:
 
 
 class MappedGhcb:
-    """What KVM reads and writes of the page, and the registers it will store in it."""
+    """The page as KVM reads and writes it, and the registers that KVM will store in it."""
 
     def __init__(self) -> None:
         self.registers: dict[Field, int] = {}
@@ -64,7 +64,7 @@ class MappedGhcb:
         self._copy = bytearray(PAGE_SIZE)
 
     def take(self, memory: GuestMemory, gpa: int) -> GhcbSnapshot | None:
-        """Map the page and clear its valid bits; None where that cannot be."""
+        """Map the page and clear its valid bits; None if it cannot be mapped."""
         if not memory.writable(gpa):
             return None
         try:
@@ -110,7 +110,7 @@ class MappedGhcb:
         self.write(memory, field.valid_byte, bytes([bitmap | field.valid_mask]))
 
     def ok(self, memory: GuestMemory, value: int) -> None:
-        """No action is asked of the guest; ``value`` is the outcome."""
+        """Answer without an action for the guest; ``value`` is the result."""
         self._answer(memory, ResponseCode.NO_ACTION, value)
 
     def bad(self, memory: GuestMemory, why: InputErrorCode) -> None:
@@ -148,7 +148,7 @@ class MappedGhcb:
             return bytes(self._copy[offset : offset + size])
 
     def write(self, memory: GuestMemory, offset: int, data: bytes) -> None:
-        """Change bytes of the page. One taken away meanwhile is the VMM's loss."""
+        """Write bytes to the page; dropped if the VMM has removed the page."""
         self._copy[offset : offset + len(data)] = data
         try:
             memory.write(self._gpa + offset, data)

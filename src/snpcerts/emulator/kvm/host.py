@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An emulated host: its firmware, what its kernel can do, and the VMs that exist."""
+"""An emulated host: its firmware, its kernel's capabilities, and its VMs."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Page state changes: a guest has pages made private or shared, by MSR or by a list.
+"""Page state changes: a guest asks to make pages private or shared, by MSR or by a list.
 
 Source: ``snp_begin_psc_msr``, ``snp_begin_psc``, ``snp_do_psc`` and their
 completions in Linux ``arch/x86/kvm/svm/sev.c``. KVM hands each run of adjacent
@@ -33,7 +33,7 @@ _OPERATIONS: Final = frozenset(PageStateOperation)
 
 
 def operation_and_gpa(msr: int) -> tuple[int, int]:
-    """What the MSR form asks, and of which page."""
+    """The operation and the page's GPA in the MSR form."""
     return msr >> 52 & 0xF, msr & (1 << 52) - 1 & ~0xFFF
 
 
@@ -46,12 +46,12 @@ def ask_userspace(run: memoryview, gpa: int, pages: int, operation: int, *, huge
 
 
 def known_operation(operation: int) -> bool:
-    """Whether KVM does that."""
+    """Whether KVM supports the operation."""
     return operation in _OPERATIONS
 
 
 def userspace_agrees(run: memoryview) -> bool:
-    """Whether userspace has done it. EINVAL as KVM_RUN's for an answer that is none."""
+    """Whether userspace has made the change. EINVAL, as from KVM_RUN, for an invalid answer."""
     answer = kvm_exit.hypercall_result(run)
     if answer not in (0, errno.EINVAL, errno.EAGAIN):
         log.warning("KVM_RUN fails: %d is no answer to KVM_HC_MAP_GPA_RANGE", answer)
@@ -70,7 +70,7 @@ class _Entry:
 
     @property
     def pages(self) -> int:
-        """How many pages of 4 KiB it is about."""
+        """The number of 4 KiB pages in the entry."""
         return PAGES_OF_2M if self.huge else 1
 
 
@@ -84,7 +84,7 @@ class PageStateList:
         self._index = self._last = self._batch = 0
 
     def begin(self, memory: GuestMemory, offset: int) -> bool:
-        """Take the list at ``offset`` of the page; whether userspace is asked."""
+        """Start with the list at ``offset`` in the page; returns whether userspace is asked."""
         self._at = offset
         room = (SHARED_BUFFER + SHARED_BUFFER_SIZE - offset - PSC_HEADER_SIZE) // PSC_ENTRY_SIZE
         self._index = self._header(memory, 0)
@@ -94,14 +94,14 @@ class PageStateList:
         return self._go_on(memory)
 
     def answered(self, memory: GuestMemory) -> bool:
-        """Userspace is back; whether it is asked again."""
+        """Process userspace's answer; returns whether userspace is asked again."""
         if not userspace_agrees(self._run):
             return self.end(memory, PageStateError.GENERIC)
         self._complete(memory)
         return self._go_on(memory)
 
     def end(self, memory: GuestMemory, outcome: int) -> bool:
-        """Tell the guest; False, for userspace is not asked."""
+        """Report the outcome to the guest; returns False: userspace is not asked."""
         self._index = self._last = self._batch = 0
         self._ghcb.ok(memory, outcome)
         return False

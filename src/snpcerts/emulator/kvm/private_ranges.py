@@ -16,11 +16,11 @@ class PrivateRanges:
         return len(self._ranges)
 
     def add(self, start: int, end: int) -> None:
-        """Everything from ``start`` up to ``end`` is private."""
+        """Mark the addresses from ``start`` up to ``end`` private."""
         self._change(start, end, private=True)
 
     def remove(self, start: int, end: int) -> None:
-        """Everything from ``start`` up to ``end`` is shared."""
+        """Mark the addresses from ``start`` up to ``end`` shared."""
         self._change(start, end, private=False)
 
     def covers(self, start: int, end: int) -> bool:

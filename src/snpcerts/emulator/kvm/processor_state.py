@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The processor as a VMM sets it up: registers, MSRs and CPUID, kept and given back.
+"""Stores the processor state that a VMM sets up: registers, MSRs and CPUID.
 
 An emulated vCPU executes no instructions, so nothing here has an effect. But a
 VMM that was not written for the emulator sets dozens of things before its first
-KVM_RUN, reads some of them back, and gives up where a call fails.
+KVM_RUN, reads some of them back, and gives up if a call fails.
 
 Structures are opaque here, but for the lists of MSRs and of CPUID entries.
 """
@@ -26,7 +26,7 @@ _CPUID_ENTRY: Final = struct.Struct("<7I12x")
 _MSR_ENTRY: Final = struct.Struct("<I4xQ")
 _LIST_HEADER: Final = 8
 
-# One state of so many bytes, by its name: how it is read, how it is set.
+# The states by name: size in bytes, the ioctl that reads it, the ioctl that sets it.
 _STATES: Final = {
     "regs": (Ioctl.GET_REGS, Ioctl.SET_REGS, kvm.REGS_SIZE),
     "sregs": (Ioctl.GET_SREGS, Ioctl.SET_SREGS, kvm.SREGS_SIZE),
@@ -52,7 +52,7 @@ CPUID_SIGNIFICANT_INDEX: Final = 1
 APIC_BASE: Final = 0xFEE0_0900  # enabled, boot processor
 _APIC_BASE_AT: Final = slice(272, 280)  # of sregs and sregs2
 
-# Taken and forgotten.
+# Accepted and ignored.
 IGNORED: Final = frozenset(
     (
         Ioctl.SET_SIGNAL_MASK,
@@ -68,7 +68,7 @@ IGNORED: Final = frozenset(
 
 
 class ProcessorState:
-    """What one vCPU was told. ``protected`` says whether the firmware has its registers by now."""
+    """The state of one vCPU. ``protected`` says whether the firmware already has its registers."""
 
     def __init__(self, protected: Callable[[], bool]) -> None:
         self._protected = protected
@@ -85,11 +85,11 @@ class ProcessorState:
         }
 
     def read_msr(self, index: int) -> int | None:
-        """An MSR as it was set; None for one that was never."""
+        """An MSR's value; None if it was never set."""
         return self._msrs.get(index)
 
     def write_msr(self, index: int, value: int) -> bool:
-        """Set an MSR that there is; whether there is one."""
+        """Set an existing MSR; returns whether it exists."""
         if index not in self._msrs:
             return False
         self._msrs[index] = value

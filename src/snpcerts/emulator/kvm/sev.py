@@ -132,7 +132,7 @@ class SevCommands:
         return Status.SUCCESS
 
     def _reach_firmware(self, caller: Caller, descriptor: int | None) -> None:
-        """What keeps a command from the firmware: EBADF, or the PSP's own errno."""
+        """Raise the error that keeps a command from the firmware: EBADF, or the PSP's errno."""
         device = None if descriptor is None else caller.find(descriptor)
         if not isinstance(device, SevDevice):
             raise OSError(errno.EBADF, "sev_fd is not an open /dev/sev")
@@ -239,9 +239,9 @@ class SevCommands:
         slot: MemorySlot,
         update: SnpLaunchUpdate,
     ) -> tuple[int, FirmwareError | None]:
-        """How many pages were taken, and the firmware's reason to stop if it was the firmware.
+        """Give pages to the firmware; returns how many it took, and its error if it refused one.
 
-        Stops at the slot's end, at a page that is not private, was taken before
+        Stops at the slot's end, and at a page that is not private, was taken before
         or cannot be read.
         """
         vm, kind = self._vm, PageType(update.type)
@@ -262,7 +262,7 @@ class SevCommands:
                 secrets = vm.platform.firmware.launch_update(context, gpa, kind, contents)
             except FirmwareError as refused:
                 if isinstance(refused, CpuidPageError):
-                    # What is right, for the VMM to tell its user of.
+                    # Write the corrected page, so that the VMM can report the difference.
                     caller.memory.write(update.uaddr + done * PAGE_SIZE, refused.page)
                 return done, refused
             self._populated.add(page)

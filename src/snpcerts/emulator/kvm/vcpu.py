@@ -52,7 +52,7 @@ from snpcerts.emulator.syscall.device import Caller, Result
 log = logging.getLogger(__name__)
 
 CR8_MAX = 15
-STEPS_PER_POLL = 64  # a guest that never waits must not keep others from their turn
+STEPS_PER_POLL = 64  # so that a guest that never waits does not starve the others
 
 MP_RUNNABLE, MP_UNINITIALIZED = 0, 1
 
@@ -93,7 +93,7 @@ class RunningVm(RequestingVm, Protocol):
         """Remember what the VMM wants CPUID to answer, by function."""
 
     def release(self, vcpu: Vcpu) -> None:
-        """The vCPU's last descriptor is gone."""
+        """Called when the vCPU's last descriptor has been closed."""
 
 
 class Vcpu:
@@ -177,7 +177,7 @@ class Vcpu:
 
     @property
     def wake_at(self) -> float | None:
-        """When a halted vCPU goes on by itself."""
+        """When a halted vCPU resumes by itself."""
         return self._wake_at
 
     def hold(self) -> None:
@@ -185,12 +185,12 @@ class Vcpu:
         self._held = True
 
     def start(self) -> None:
-        """The vCPU may run, whatever it waited for."""
+        """Make the vCPU runnable; ends any wait."""
         self._held = False
         self.mp_state = MP_RUNNABLE
 
     def save_run(self) -> None:
-        """What KVM tells of the vCPU in ``kvm_run`` whenever KVM_RUN returns."""
+        """Write the vCPU's state to ``kvm_run``, as KVM does when KVM_RUN returns."""
         apic_base = self.state.apic_base
         head = (0, self.cr8, apic_base)  # interrupts of a protected guest are its own
         struct.pack_into("<B2xQQ", self.page, RUN_IF_FLAG, *head)
@@ -208,7 +208,7 @@ class Vcpu:
         return self._wake_at is not None or self._ready is not None
 
     def _advance(self, memory: GuestMemory, caller: Caller) -> int:
-        """The guest's next event, handled."""
+        """Run the guest to its next event and handle it."""
         if self._program is None:
             self._program = self.vm.program(self._cpu)
         self._cpu.memory = memory
@@ -263,7 +263,7 @@ class Vcpu:
 
 
 class KvmRun:
-    """One KVM_RUN. Runs of the same vCPU go one after the other, as its mutex makes them."""
+    """One KVM_RUN. Runs of the same vCPU are serialised, as by its mutex."""
 
     def __init__(self, vcpu: Vcpu, caller: Caller, argument: int) -> None:
         self._vcpu = vcpu
@@ -276,7 +276,7 @@ class KvmRun:
 
     @property
     def deadline(self) -> float | None:
-        """When the guest goes on by itself."""
+        """When the guest resumes by itself."""
         return self._vcpu.wake_at if self._entered and self._first() else None
 
     @property
@@ -297,7 +297,7 @@ class KvmRun:
         return result
 
     def cancel(self) -> None:
-        """As a signal would: what has been done stays done."""
+        """End the call as a signal would: completed effects remain."""
         if self._entered and self._first():
             self._vcpu.run.exit_reason = ExitReason.INTR
             self._vcpu.save_run()

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A VM's descriptor: memory, vCPUs, and the calls that carry SEV commands.
 
-Calls that are not emulated answer ENOTTY, as a kernel without them, and leave
+Calls that are not emulated fail with ENOTTY, as on a kernel without them, and leave
 one log line.
 """
 
@@ -105,7 +105,7 @@ class Vm:
         self._board = Board(platform.clock)
         platform.vms[self.name] = self
 
-    # What the others ask of a VM.
+    # Used by vCPUs, the guest and the SEV commands.
 
     @property
     def snp(self) -> bool:
@@ -114,12 +114,12 @@ class Vm:
 
     @property
     def protected(self) -> bool:
-        """Whether vCPU state is protected: so it is for SNP, whether initialised or not."""
+        """Whether vCPU state is protected: true for SNP, initialised or not."""
         return self.kind == VmType.SNP
 
     @property
     def awaits_init(self) -> bool:
-        """Whether INIT2 is still to come."""
+        """Whether INIT2 has not been called yet."""
         return self.kind == VmType.SNP and not self.initialised
 
     @property
@@ -191,7 +191,7 @@ class Vm:
         return self._sev.guest_request(caller)
 
     def release(self, vcpu: Vcpu | None) -> None:
-        """A descriptor is gone; with the last one the VM is."""
+        """A descriptor has been closed; the VM ends with the last one."""
         if vcpu is not None:
             vcpu.launched = False
         self._open -= 1
@@ -205,7 +205,7 @@ class Vm:
     # The device.
 
     def close(self) -> None:
-        """The VM's own descriptor is gone; vCPUs keep the VM alive."""
+        """The VM's own descriptor has been closed; vCPUs keep the VM alive."""
         self.release(None)
 
     def ioctl(self, caller: Caller, request: int, argument: int) -> Result:
@@ -347,7 +347,7 @@ class Vm:
 
     def _create_irqchip(self) -> None:
         if self.irqchip:
-            raise OSError(errno.EEXIST, "there is an interrupt controller")
+            raise OSError(errno.EEXIST, "an interrupt controller already exists")
         if self.vcpus:
             raise OSError(errno.EINVAL, "vCPUs exist already")
         self.irqchip = True

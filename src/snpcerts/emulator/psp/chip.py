@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What one chip keeps secret, and the keys that come of it.
+"""A chip's secret, and the keys derived from it.
 
-Real parts derive the VCEK from fused secrets and the TCB_VERSION by a chain of
-hashes AMD has not published. Here HKDF-SHA384 stands in for it. What matters
-is kept: one chip and one TCB give one key, any other gives another.
+Real chips derive the VCEK from fused secrets and the TCB_VERSION by a chain of hashes
+that AMD has not published. The emulator uses HKDF-SHA384 instead. It keeps the
+essential property: each pair of chip and TCB has its own key.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def derive(secret: bytes, purpose: str, context: bytes, size: int) -> bytes:
 
 
 def _signing_key(secret: bytes, purpose: str, context: bytes) -> ec.EllipticCurvePrivateKey:
-    # 24 bytes more than the order has: what the reduction favours is beyond notice.
+    # 24 bytes more than the order has: the bias of the reduction is negligible.
     wide = int.from_bytes(derive(secret, purpose, context, 72), "big")
     return ec.derive_private_key(wide % (_P384_ORDER - 1) + 1, ec.SECP384R1())
 
@@ -62,8 +62,8 @@ def _checked_layout(tcb: TcbVersion, product: Product) -> None:
 class Chip:
     """One processor: its identity and its secret.
 
-    ``secret`` is 32 bytes; everything else follows from it and the product.
-    Safe for use by several threads.
+    ``secret`` is 32 bytes; everything else is derived from it and the product.
+    Thread-safe.
     """
 
     __slots__ = ("_vcek", "chip_id", "product", "secret")
@@ -104,12 +104,12 @@ class Chip:
         return _signing_key(self.secret, f"SEV {name}", b"")
 
     def guest_key_root(self, tcb: TcbVersion) -> bytes:
-        """What keys for guests are derived from when the VCEK of ``tcb`` is the root; 48 bytes."""
+        """The 48 bytes that guests' keys are derived from if the VCEK of ``tcb`` is the root."""
         return derive(self.secret, "guest key root", tcb.pack(), 48)
 
     @property
     def provider_seed(self) -> bytes:
-        """What the emulated AMD makes the seeds of this platform's providers of; 48 bytes."""
+        """The 48 bytes that the emulated AMD derives this platform's provider seeds from."""
         return derive(self.secret, "guest key root", b"", 48)
 
     def unwrap_vlek(self, blob: bytes, vcek_tcb: TcbVersion) -> bytes:
@@ -151,7 +151,7 @@ class Chip:
 
 @dataclass(frozen=True, slots=True)
 class LoadedVlek:
-    """A hashstick as the firmware holds it: the TCB it is for, and 48 secret bytes."""
+    """A hashstick in the firmware: the TCB it is for, and 48 secret bytes."""
 
     tcb: TcbVersion
     hashstick: bytes = field(repr=False)

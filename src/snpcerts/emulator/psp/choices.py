@@ -1,15 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where sources disagree about AMD's firmware: which of them the emulated one follows.
+"""Questions on which sources about AMD's firmware disagree, and the choices of the emulator.
 
-Each row of :data:`ROWS` is one question, with an answer for each firmware that
-can be played and the source of that answer. What no source disputes is not
-here: the emulated firmware does it the one way.
+Each row of :data:`ROWS` is one question, with an answer and its source for each
+firmware that can be chosen. Behaviour on which all sources agree is not listed.
 
 ``genoa-1.55.25`` is the firmware whose source AMD published (repository
 amd/AMD-ASPFW, directory ``fw/psp_bl_uapps/sev_uapp/src``), read and restated.
 ``documented`` is AMD's SNP ABI (56860) as others restate it; where it is
-silent, the published source answers. ``observed-2022`` is what one observer saw
-on real firmware of that year, and ``documented`` where nothing was seen.
+silent, the published source answers. ``observed-2022`` is what one observer saw on
+real firmware of that year, and ``documented`` for everything else.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ Answer = bool | Status
 
 @dataclass(frozen=True, slots=True)
 class FirmwareChoices:
-    """One firmware to play: the answers of one column of :data:`ROWS`."""
+    """One firmware that can be chosen: the answers of one column of :data:`ROWS`."""
 
     name: str
     commit_drops_vlek: bool
@@ -44,7 +43,7 @@ class FirmwareChoices:
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """One answer and where it is from."""
+    """One answer and its source."""
 
     answer: Answer
     source: str
@@ -88,15 +87,15 @@ NAMES: Final = (PUBLISHED, DOCUMENTED, OBSERVED)
 
 DEFAULT: Final = DOCUMENTED
 DEFAULT_REASON: Final = (
-    "The published source is of one product at one version, older than what the "
-    "emulator plays by default (Milan 1.55.29, Genoa 1.55.40, Turin 1.55.65); the "
-    "document is for all of them."
+    "The published source covers one product at one version, older than the emulator's "
+    "default versions (Milan 1.55.29, Genoa 1.55.40, Turin 1.55.65); the document covers "
+    "all of them."
 )
 
 ROWS: Final = (
     Row(
         "commit_drops_vlek",
-        "Does SNP_COMMIT forget a loaded VLEK when the reported TCB changes by it?",
+        "Does SNP_COMMIT drop a loaded VLEK if it changes the reported TCB?",
         Reading(
             False, "sev_mcmd.c: snp_mcmd_commit and update_committed_versions touch the VCEK only"
         ),
@@ -104,13 +103,15 @@ ROWS: Final = (
     ),
     Row(
         "config_drops_vlek",
-        "Does SNP_CONFIG forget a loaded VLEK when the reported TCB changes by it?",
+        "Does SNP_CONFIG drop a loaded VLEK if it changes the reported TCB?",
         Reading(False, "sev_mcmd.c: snp_mcmd_config derives the VCEK anew and leaves the VLEK"),
-        Reading(True, "the rule of SNP_COMMIT, taken to hold for every change of the reported TCB"),
+        Reading(
+            True, "the rule of SNP_COMMIT, assumed to apply to every change of the reported TCB"
+        ),
     ),
     Row(
         "mask_chip_key_stops_vlek",
-        "Does MASK_CHIP_KEY keep a loaded VLEK from signing too?",
+        "Does MASK_CHIP_KEY also keep a loaded VLEK from signing?",
         Reading(False, "sev_mcmd.c: snp_mcmd_guest_request, SNP_MSG_REPORT_REQ, choice of the key"),
         Reading(
             True,
@@ -130,7 +131,7 @@ ROWS: Final = (
     ),
     Row(
         "reload_commits",
-        "After SNP_SHUTDOWN and SNP_INIT, is what runs committed?",
+        "After SNP_SHUTDOWN and SNP_INIT, is the current TCB committed?",
         Reading(
             True, "sev_mcmd.c: snp_mcmd_shutdown_common spoils perm.magic; sev_plat.c: init_perm"
         ),
@@ -143,7 +144,7 @@ ROWS: Final = (
     ),
     Row(
         "init_derives_running_vcek",
-        "Does SNP_INIT make the VCEK that of the running TCB, whatever is reported?",
+        "Does SNP_INIT derive the VCEK for the current TCB instead of the reported one?",
         Reading(
             True,
             "sev_mcmd.c: snp_mcmd_init_common calls vcek_hash_derive without a TCB; "
@@ -186,5 +187,5 @@ def choices_of(name: str | None) -> FirmwareChoices:
         return FIRMWARES[name or DEFAULT]
     except KeyError:
         raise UsageError(
-            f"no firmware {name!r} to play", hint=f"choose one of {', '.join(NAMES)}"
+            f"unknown firmware {name!r}", hint=f"choose one of {', '.join(NAMES)}"
         ) from None

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How the firmware judges CPUID values: those of a launch page, those a guest asks about.
+"""Checks CPUID values as the firmware does: those of a launch page and of a guest's request.
 
 Source: AMD-ASPFW ``cpuid_lookup.c``, ``sanitize_cpuid_list`` and
 ``sanitize_cpuid_entry``. Its rules for single feature bits come from the

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How the emulated firmware says no."""
+"""The error of the emulated firmware."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ from snpcerts.errors import RefusedError
 class FirmwareError(RefusedError):
     """The firmware ended a command with a status other than SUCCESS.
 
-    ``status`` is what the PSP mailbox would carry. Nothing was changed by the
-    command.
+    ``status`` is the status in the PSP mailbox. The command changed nothing.
     """
 
     code = "firmware-status"

@@ -109,15 +109,15 @@ class Mitigations(NamedTuple):
 
 
 class Firmware:
-    """One platform's firmware. Safe for use by several threads.
+    """One platform's firmware. Thread-safe.
 
-    Every command raises :class:`FirmwareError` where hardware would give
-    another status than SUCCESS, and has then changed nothing. ``tcb`` is what
-    the firmware starts at, committed and reported; ``report_version`` is the
-    newest the firmware knows (default 3 on Milan and Genoa, 5 on Turin; 2 may
-    be chosen on the first two, whose firmware is then of an age without VLEK).
-    ``choices`` says which firmware to play where sources disagree. The published
-    one on its own product is at its own version, with reports of version 2.
+    Every command raises :class:`FirmwareError`, and changes nothing, if hardware would
+    return a status other than SUCCESS. ``tcb`` is the initial TCB, committed and
+    reported. ``report_version`` is the newest report version that the firmware
+    supports (default 3 on Milan and Genoa, 5 on Turin; with 2, possible on Milan and
+    Genoa, the firmware is too old for VLEKs). ``choices`` selects the behaviour where
+    sources disagree. The published firmware, on its product, has its own version and
+    reports of version 2.
     """
 
     def __init__(
@@ -299,9 +299,13 @@ class Firmware:
         with self._lock:
             platform = self._platform
             if platform.report_version < _MITIGATIONS_SINCE:
-                raise FirmwareError(Status.INVALID_COMMAND, "this firmware knows no mitigations")
+                raise FirmwareError(
+                    Status.INVALID_COMMAND, "this firmware has no mitigation vectors"
+                )
             if vector & (vector - 1) or vector & ~platform.mit_supported:
-                raise FirmwareError(Status.INVALID_PARAM, f"mitigation {vector:#x} is not one")
+                raise FirmwareError(
+                    Status.INVALID_PARAM, f"{vector:#x} is not one supported mitigation"
+                )
             self._platform = replace(platform, mit_vector=platform.mit_vector | vector)
             return Mitigations(platform.mit_supported, self._platform.mit_vector)
 
@@ -399,13 +403,15 @@ class Firmware:
         """
         with self._lock:
             if page_type not in PAGE_TYPES:
-                raise FirmwareError(Status.INVALID_PARAM, f"{page_type} is no page type")
+                raise FirmwareError(Status.INVALID_PARAM, f"{page_type} is not a page type")
             alone = page_type in PAGES_ALONE
             if not data or len(data) % PAGE_SIZE or (alone and len(data) != PAGE_SIZE):
-                raise FirmwareError(Status.INVALID_PAGE_SIZE, f"{len(data)} bytes are no pages")
+                raise FirmwareError(
+                    Status.INVALID_PAGE_SIZE, f"{len(data)} bytes are not whole pages"
+                )
             self._check_state(context, GuestState.LAUNCHING)
             if gpa % PAGE_SIZE or not 0 <= gpa <= 2**64 - len(data):
-                raise FirmwareError(Status.INVALID_ADDRESS, f"{gpa:#x} is no page address")
+                raise FirmwareError(Status.INVALID_ADDRESS, f"{gpa:#x} is not page-aligned")
             if page_type == PageType.CPUID:
                 _check_cpuid_page(data, self._platform.cpuid.signature)
             for start in range(0, len(data), PAGE_SIZE):
@@ -447,7 +453,7 @@ class Firmware:
             context.state = GuestState.RUNNING
 
     def decommission(self, context: GuestContext) -> None:
-        """SNP_DECOMMISSION: the guest is no more."""
+        """SNP_DECOMMISSION: remove the guest."""
         with self._lock:
             self._check_known(context)
             self._guests.discard(context)
@@ -494,13 +500,13 @@ class Firmware:
 
     def _shutdown(self) -> None:
         if self._guests:
-            raise FirmwareError(Status.DFFLUSH_REQUIRED, "guests are still there")
+            raise FirmwareError(Status.DFFLUSH_REQUIRED, "guests still exist")
         if self.state.initialized:
             self._become(self.state.shutdown())
 
     def _check_known(self, context: GuestContext) -> None:
         if context not in self._guests:
-            raise FirmwareError(Status.INVALID_GUEST, "no guest of this platform")
+            raise FirmwareError(Status.INVALID_GUEST, "not a guest of this platform")
 
     def _check_state(self, context: GuestContext, expected: GuestState) -> None:
         self._check_known(context)
@@ -531,7 +537,7 @@ class Firmware:
 
 
 class CpuidPageError(FirmwareError):
-    """A CPUID page has values that this processor has not; ``page`` has those it should have."""
+    """A CPUID page has values that differ from this processor's; ``page`` is the corrected page."""
 
     def __init__(self, page: bytes) -> None:
         super().__init__(Status.INVALID_PARAM, "the CPUID page has values that are not this CPU's")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the firmware keeps of one guest: launch, identity, message keys and counters.
+"""The firmware's state of one guest: launch, identity, message keys and counters.
 
 Only :class:`snpcerts.emulator.psp.firmware.Firmware` changes a context, under its
 own lock; others may look.
@@ -54,7 +54,7 @@ VMSA_TWEAK_BITMAP: Final = _tweak_bitmap()
 
 
 class GuestState(enum.Enum):
-    """Where a guest is in its life."""
+    """The stages of a guest's life."""
 
     LAUNCHING = "launching"
     RUNNING = "running"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the firmware answers to the payload of a guest message.
+"""Answers the payloads of guest messages as the firmware does.
 
 Source: SNP ABI (56860) chapter 7, "Guest Messages", and the report's table. A
 well-formed message with bad parameters is answered, with a STATUS in the

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The ID block and its authentication: who a guest says it is, and who signed that.
+"""The ID block (a guest's claimed identity) and its signatures.
 
 Source: SNP ABI (56860), ID_BLOCK and ID_AUTHENTICATION; AMD-ASPFW
 ``sev_mcmd.c``, ``snp_mcmd_launch_finish``, for the order of the checks. The
@@ -95,7 +95,7 @@ def _verify(name: str, key: bytes, signature: bytes, signed: bytes) -> None:
         numbers.public_key().verify(encoded, signed, ec.ECDSA(SHA384()))
     except (ValueError, InvalidSignature):
         raise FirmwareError(
-            Status.BAD_SIGNATURE, f"the {name} is no P-384 key, or did not sign"
+            Status.BAD_SIGNATURE, f"the {name} is not a P-384 key, or its signature is wrong"
         ) from None
 
 

@@ -29,7 +29,7 @@ from snpcerts.errors import RefusedError, UsageError
 
 
 class SealError(RefusedError):
-    """A page is no message under this key: too large, or its tag does not verify."""
+    """A page is not a message under this key: too large, or its tag does not verify."""
 
     code = "seal"
 

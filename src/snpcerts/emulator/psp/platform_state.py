@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The firmware's variables, and what each SNP command makes of them.
+"""The firmware's variables, and how each SNP command changes them.
 
 Pure: a command takes a state and gives the next one or raises
 :class:`FirmwareError`. Sources: the effects of SNP_COMMIT, SNP_SET_CONFIG and
@@ -127,7 +127,7 @@ class PlatformState:
     def init(self) -> Self:
         """SNP_INIT: the VCEK is derived; nothing else is looked at or set."""
         if self.initialized:
-            raise FirmwareError(Status.INVALID_PLATFORM_STATE, "SNP is initialised already")
+            raise FirmwareError(Status.INVALID_PLATFORM_STATE, "SNP is already initialised")
         running = self.choices.init_derives_running_vcek
         return replace(
             self,
@@ -202,7 +202,7 @@ class PlatformState:
                 Status.BAD_SVN,
                 f"the hashstick is for TCB {asked.hex()}, reported is {self.reported.pack().hex()}",
             )
-        # The key it is wrapped with hangs on the VCEK in use: not always the reported TCB's.
+        # The wrapping key depends on the VCEK in use, which may not be the reported TCB's.
         hashstick = chip.unwrap_vlek(blob, self.vcek_tcb)
         vlek = LoadedVlek(self.reported, hashstick)
         return replace(self, vlek=vlek)
@@ -213,7 +213,7 @@ class PlatformState:
         Below Committed it is refused, in either part.
         """
         if current.layout is not self.product.tcb_layout:
-            raise FirmwareError(Status.INVALID_PARAM, "the firmware is another product's")
+            raise FirmwareError(Status.INVALID_PARAM, "the firmware is for another product")
         if not current.covers(self.committed) or version < self.committed_version:
             raise FirmwareError(
                 Status.INVALID_CONFIG,

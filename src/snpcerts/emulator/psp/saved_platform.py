@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A platform as values JSON can hold, and back.
+"""Converts a platform to JSON values and back.
 
-The chip's secret is in it, in hexadecimal. Guests are not: they do not outlive
-the process that emulates them.
+The chip's secret is included, in hexadecimal. Guests are not: they end with the
+process that emulates them.
 """
 
 from __future__ import annotations

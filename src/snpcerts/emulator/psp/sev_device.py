@@ -77,7 +77,7 @@ class SevDevice:
         return 0
 
     def close(self) -> None:
-        """Nothing is kept per descriptor."""
+        """Do nothing: there is no state per descriptor."""
 
 
 def _read(caller: Caller, address: int, size: int) -> bytes:
@@ -96,7 +96,7 @@ def _write(caller: Caller, address: int, data: bytes) -> None:
 
 @dataclass(slots=True)
 class _Call:
-    """One command under way; ``error`` is what the caller will find in its structure."""
+    """One command in progress; ``error`` is returned in the caller's structure."""
 
     firmware: Firmware
     caller: Caller
