@@ -107,7 +107,7 @@ static char path[PATH_MAX];
 static uint64_t timeout = 100000000; /* nanoseconds */
 static const char *unusable = ""; /* why the settings are; NULL if they are not */
 
-/* ---- what the operator is told ---- */
+/* ---- messages for the operator ---- */
 
 /* One line on standard error; none where that would block, or kill by SIGPIPE. */
 __attribute__((format(printf, 1, 2))) static void say(const char *format, ...)
@@ -162,7 +162,7 @@ static void note_file_state(int problem)
 
 static void pause_for(long nanoseconds)
 {
-	/* A signal may cut it short; whoever waits looks at a clock or counts. */
+	/* A signal may cut the sleep short: callers check a clock or count. */
 	nanosleep(&(struct timespec){ .tv_nsec = nanoseconds }, NULL);
 }
 
@@ -177,7 +177,7 @@ static uint64_t now(void)
 /* The errno for a guest whose buffer is in no slot that we know of. EIO is for one
  * that is not the guest's memory, and costs a Linux guest its VMPCK. So where the
  * memory may be the guest's after all, it is another one: EAGAIN while a slot that is
- * being replaced may come back, and ENOSPC where somebody else sets slots. A Linux
+ * being replaced may come back, and ENOSPC where another process sets slots. A Linux
  * guest survives that: its driver repeats the request without certificates and keeps
  * the key (drivers/virt/coco/sev-guest, arch/x86/coco/sev/core.c of Linux 7.3). */
 static int not_found(struct vm *vm, uint64_t gpa, uint64_t size)
@@ -258,7 +258,7 @@ static int pieces_of(struct vm *vm, uint64_t gpa, uint64_t length, struct iovec 
 		uint64_t at = gpa, left = length;
 		int count = 0;
 
-		if (before & 1) { /* sleep: whoever changes it may have a lower priority */
+		if (before & 1) { /* sleep: the thread that changes it may have a lower priority */
 			pause_for(100000);
 			continue;
 		}
@@ -290,7 +290,7 @@ static int open_locked(struct stat *mine, int *problem)
 	long pause = FIRST_PAUSE;
 
 	for (;;) {
-		/* A description of its own: nobody else's unlock can drop its lock.
+		/* Its own open file description: no other unlock can drop its lock.
 		 * O_NONBLOCK: opening a FIFO must not wait for its other end. */
 		int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY), error;
 		struct flock shared = { .l_type = F_RDLCK, .l_whence = SEEK_SET };
@@ -436,8 +436,8 @@ static int serve(int vcpu, struct vm *vm, struct kvm_run *run, int saved)
 		fcntl(fd, F_OFD_SETLK, &(struct flock){ .l_type = F_UNLCK });
 		close(fd);
 	}
-	/* A kick since the exchange stays written; and whoever kicked before is seen by
-	 * the VMM when it looks, as it does after every EINTR. */
+	/* A kick after the exchange stays set. The VMM notices an earlier kick itself,
+	 * because it checks after every EINTR. */
 	atomic_compare_exchange_strong(&run->immediate_exit, &still, before);
 	pthread_sigmask(SIG_SETMASK, &mask, NULL);
 	note_file_state(problem);
@@ -664,7 +664,7 @@ static void after_fork(void)
 	pthread_mutex_unlock(&changing);
 }
 
-static void after_fork_in_child(void) /* where no other thread goes on copying */
+static void after_fork_in_child(void) /* no other thread copies there */
 {
 	for (int i = 0; i < MAX_VMS; i++)
 		vms[i].copying = 0;
@@ -757,7 +757,7 @@ EXPORT void *mmap(void *where, size_t length, int protection, int flags, int fd,
 {
 	void *made;
 
-	if (!next_mmap) /* and whoever looks for it may need memory */
+	if (!next_mmap) /* the lookup itself may need memory */
 		return (void *)syscall(SYS_mmap, where, length, protection, flags, fd, offset);
 	made = next_mmap(where, length, protection, flags, fd, offset);
 	if (made != MAP_FAILED && flags & MAP_FIXED)

@@ -34,7 +34,7 @@ def test_the_report_for_people(build: Build) -> None:
     assert made.stderr == ""
 
 
-def test_what_was_not_judged_for_one_reason_is_one_line() -> None:
+def test_checks_skipped_for_the_same_reason_share_one_line() -> None:
     made = conformance("false", "{certs}")
     assert made.returncode == 1
     lines = made.stdout.splitlines()
@@ -99,7 +99,7 @@ def test_the_page_for_authors_has_every_check_as_it_is() -> None:
         (["conformance", "--busy-limit", "60000", "--", "vmm", "{certs}"], 2, "busy-limit"),
     ],
 )
-def test_wrong_use_is_told_in_one_line(
+def test_wrong_use_is_reported_in_one_line(
     words: list[str], code: int, message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(words) == code
@@ -125,7 +125,7 @@ def test_a_report_that_cannot_be_written_is_an_error(build: Build) -> None:
         (["sh", "-c", "sleep 60"], "did not run the guest within 1 s"),
     ],
 )
-def test_what_is_no_vmm_fails_the_first_check_and_skips_the_rest(
+def test_a_program_that_is_not_a_vmm_fails_the_first_check_and_skips_the_rest(
     program: list[str], said: str
 ) -> None:
     checks = judged(*program, "{certs}", options=("--timeout", "1"))
@@ -164,7 +164,7 @@ def runs(pid: str, path: Path) -> bool:
 
 
 @given(size=st.integers(400, 20_000), seed=st.integers(0, 1000))
-def test_tables_are_well_formed_and_of_the_size_wanted(size: int, seed: int) -> None:
+def test_tables_are_well_formed_and_have_the_given_size(size: int, seed: int) -> None:
     from snpcerts.abi.cert_table import CertTable
 
     table = table_of(size, seed)

@@ -86,7 +86,7 @@ EXPECTED: dict[str, set[str]] = {
 PRIVILEGED = set() if os.geteuid() == 0 else {"same-device"}
 
 
-def test_every_wrong_vmm_stands_in_the_table() -> None:
+def test_every_wrong_vmm_has_a_row_in_the_table() -> None:
     source = Path(__file__).with_name("vmm.c").read_text(encoding="utf-8")
     (body,) = re.findall(r"enum wrong \{(.*?)\};", source, re.DOTALL)
     assert set(re.findall(r"[A-Z][A-Z_]+", body)) - {"NOTHING"} == EXPECTED.keys()
@@ -119,7 +119,7 @@ def assert_all_passed(*words: str | Path) -> None:
     assert checks.keys() == BY_ID.keys()
 
 
-def test_a_right_vmm_in_c_passes_everything(build: Build) -> None:
+def test_a_correct_vmm_in_c_passes_everything(build: Build) -> None:
     assert_all_passed(build("NOTHING"), "{certs}", "2")
 
 
@@ -127,7 +127,7 @@ def test_the_exit_service_passes_everything() -> None:
     assert_all_passed(sys.executable, Path(__file__).with_name("python_vmm.py"), "{certs}", "2")
 
 
-def test_the_shim_passes_everything_for_a_vmm_that_knows_nothing(build: Build) -> None:
+def test_the_shim_passes_everything_for_an_unmodified_vmm(build: Build) -> None:
     """The VMM serves no file and enables nothing: what is judged is the library before it."""
     try:
         shim_library()
@@ -137,7 +137,7 @@ def test_the_shim_passes_everything_for_a_vmm_that_knows_nothing(build: Build) -
     assert_all_passed(*run, build("NEVER_ENABLED"), "/dev/null", "2")
 
 
-def test_with_one_vcpu_what_needs_two_is_not_judged(build: Build) -> None:
+def test_checks_that_need_two_vcpus_are_skipped_with_one(build: Build) -> None:
     checks = judged(build("NOTHING"), "{certs}", "1")
     skipped = {name: each["detail"] for name, each in checks.items() if each["state"] == "skipped"}
     assert skipped.keys() - PRIVILEGED == {"vcpus-served", "vcpus-keep-locks"}

@@ -30,9 +30,7 @@ def test_every_report_matches_the_table_that_came_with_it(
 
 
 @pytest.mark.parametrize("broken", ["no-lock", "no-handshake"])
-def test_a_reader_that_does_it_wrong_is_found_out(
-    broken: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_wrong_reader_is_detected(broken: str, capsys: pytest.CaptureFixture[str]) -> None:
     code, counts = demo(capsys, "--seconds", "4", "--updates", "30", "--break", broken)
     assert code == 1
     assert counts["mismatched"] > 0

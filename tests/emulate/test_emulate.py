@@ -208,7 +208,7 @@ def test_scripted_guests_tell_what_they_got(emulated: Emulated, tmp_path: Path) 
         (["certificates", "/dev/null/x"], 1, "cannot create"),
     ],
 )
-def test_wrong_use_is_told_in_one_line(
+def test_wrong_use_is_reported_in_one_line(
     emulated: Emulated, words: list[str], code: int, message: str
 ) -> None:
     made = emulated.run(*words)
@@ -225,7 +225,7 @@ def test_another_product_than_the_machines_is_refused(emulated: Emulated) -> Non
 
 
 @pytest.mark.parametrize("content", ["", "{}", "[]", "no json", '{"product": 7}'])
-def test_a_spoilt_platform_is_told_in_one_line(tmp_path: Path, content: str) -> None:
+def test_a_damaged_platform_is_reported_in_one_line(tmp_path: Path, content: str) -> None:
     (tmp_path / "platform.json").write_text(content)
     words = [*SNPCERTS, "emulate", "--platform", str(tmp_path), "status"]
     made = subprocess.run(words, capture_output=True, text=True)

@@ -109,7 +109,7 @@ def test_an_update_moves_current_and_a_commit_the_rest(tmp_path: Path) -> None:
         (["verify-mitigation", "one"], 2, "not a number"),
     ],
 )
-def test_wrong_orders_are_told_in_one_line(
+def test_wrong_orders_are_reported_in_one_line(
     emulated: Emulated, words: list[str], code: int, message: str
 ) -> None:
     told = emulated.run("firmware", *words)

@@ -77,7 +77,7 @@ def test_no_message_ends_the_machine(home: PlatformHome) -> None:
         assert control.receive(peer) is not None
 
 
-def test_what_is_no_listener_is_refused(home: PlatformHome, tmp_path: Path) -> None:
+def test_a_descriptor_that_is_not_a_listener_is_refused(home: PlatformHome, tmp_path: Path) -> None:
     """Not registered either: each of these would be ready, or would block."""
     (tmp_path / "file").touch()
     reader, writer = os.pipe()
@@ -124,7 +124,7 @@ def test_a_listener_sent_twice_is_served_once(home: PlatformHome) -> None:
     assert "served already" in second
 
 
-def test_outcomes_to_a_pipe_that_nobody_reads(home: PlatformHome, tmp_path: Path) -> None:
+def test_outcomes_to_a_pipe_without_a_reader(home: PlatformHome, tmp_path: Path) -> None:
     served = tmp_path / "table"
     served.write_bytes(b"")
     os.mkfifo(tmp_path / "pipe")
@@ -162,7 +162,7 @@ libc.open(ctypes.c_void_p(page), 0)
 """
 
 
-def test_memory_that_never_answers_stalls_nobody(home: PlatformHome) -> None:
+def test_memory_that_never_answers_does_not_stall_others(home: PlatformHome) -> None:
     assert bpf.USERFAULTFD_IOC_NEW == 0xAA00
     words = ["--platform", str(home.path), "host", "--", sys.executable, "-c", UNANSWERED]
     made = subprocess.run(

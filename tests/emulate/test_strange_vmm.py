@@ -86,7 +86,7 @@ def test_every_one_of_a_thousand_reports_matches_its_table(
     assert verdicts == [Status.VERIFIED] * REQUESTS
 
 
-def test_the_same_vmm_without_its_lock_is_found_out(emulated: Emulated, tmp_path: Path) -> None:
+def test_the_same_vmm_without_its_lock_is_detected(emulated: Emulated, tmp_path: Path) -> None:
     verdicts = run(emulated, tmp_path, build(tmp_path, "-DNO_LOCK"), REQUESTS, 40)
     assert Status.REFUSED in verdicts
     assert Status.VERIFIED in verdicts

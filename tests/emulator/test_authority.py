@@ -217,7 +217,7 @@ def test_a_leaf_of_another_product_is_refused(authority: EmulatedAuthority) -> N
             authority.issue_vlek(csp_id, tcb, key)
 
 
-def test_the_crl_is_the_roots_and_empty_unless_told(authority: EmulatedAuthority) -> None:
+def test_the_crl_is_signed_by_the_root_and_empty_by_default(authority: EmulatedAuthority) -> None:
     crl = authority.crl()
     public = authority.ark.public_key()
     assert isinstance(public, rsa.RSAPublicKey)
@@ -279,7 +279,7 @@ def test_a_spoilt_directory_is_refused(
         EmulatedAuthority.load(tmp_path)
 
 
-def test_a_directory_that_cannot_be_written_is_said(
+def test_a_directory_that_cannot_be_written_is_an_error(
     authority: EmulatedAuthority, tmp_path: Path
 ) -> None:
     (tmp_path / "file").write_bytes(b"")

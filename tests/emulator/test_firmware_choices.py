@@ -266,7 +266,7 @@ def test_a_reset_by_set_config_is_a_value_of_its_own() -> None:
         (OBSERVED, Status.INVALID_PARAM),
     ],
 )
-def test_a_bad_tag(played: str, status: Status) -> None:
+def test_a_message_with_a_bad_tag_gets_the_chosen_status(played: str, status: Status) -> None:
     on = firmware(played)
     guest = FirmwareGuest(on)
     page = seal(guest.vmpcks[1], guest.header(MessageType.REPORT_REQ), ReportRequest().pack())

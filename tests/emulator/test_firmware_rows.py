@@ -90,7 +90,7 @@ INVALID_PARAM, BAD_MEASUREMENT, AEAD_OFLOW = 0x16, 0x0B, 0x1D
         ({}, 4000, True, BAD_MEASUREMENT),
     ],
 )
-def test_the_order_of_guest_request(
+def test_guest_request_checks_in_the_published_order(
     change: dict[str, Any], size: int, spoil_tag: bool, status: int, guest: FirmwareGuest
 ) -> None:
     header: MessageHeader = replace(guest.header(MessageType.REPORT_REQ), **change)
@@ -319,7 +319,7 @@ def test_what_the_firmware_sets_in_a_vmsa_is_measured_as_zero(published: Firmwar
         POLICY | 1 << 8 | 56,  # ABI 1.56
     ],
 )
-def test_what_a_policy_asks_in_vain_is_policy_failure(policy: int, published: Firmware) -> None:
+def test_an_unsatisfiable_policy_is_policy_failure(policy: int, published: Firmware) -> None:
     """sev_mcmd.c: snp_mcmd_launch_start; sev_guest.h: bits 21 and up are reserved."""
     with pytest.raises(FirmwareError) as caught:
         published.launch_start(policy)

@@ -589,7 +589,7 @@ def test_msr_requests_and_responses(request_: int, response: int) -> None:
     assert bench.arena.written == []
 
 
-def test_registration_is_what_later_exits_are_held_against() -> None:
+def test_later_exits_must_use_the_registered_ghcb() -> None:
     bench = Bench(registered=0)
     bench.vmgexit(GHCB | 0x012)
     bench.fill(PLAIN)
@@ -611,7 +611,7 @@ def test_page_state_change_asks_userspace(
     assert bench.requests.msr == response
 
 
-def test_an_answer_to_a_page_state_change_that_is_none_fails_kvm_run() -> None:
+def test_an_invalid_answer_to_a_page_state_change_fails_kvm_run() -> None:
     bench = Bench()
     request = 2 << 52 | 0x7000 | 0x014
     assert bench.vmgexit(request) == EXIT
@@ -622,7 +622,7 @@ def test_an_answer_to_a_page_state_change_that_is_none_fails_kvm_run() -> None:
     assert bench.requests.msr == request
 
 
-def test_page_state_change_is_refused_where_userspace_does_not_take_it() -> None:
+def test_page_state_change_is_refused_if_userspace_does_not_support_it() -> None:
     bench = Bench(Host(exits_for_page_state=False))
     assert bench.vmgexit(2 << 52 | 0x7000 | 0x014) == RESUME
     assert bench.requests.msr == 1 << 63 | 0x015

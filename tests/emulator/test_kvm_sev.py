@@ -200,7 +200,7 @@ def test_certificates_may_be_enabled_after_launch_start() -> None:
 # SNP_LAUNCH_START.
 
 
-def test_start_of_a_vm_that_is_no_snp_guest_is_enotty() -> None:
+def test_start_of_a_vm_that_is_not_an_snp_guest_is_enotty() -> None:
     process = Process()
     for vm in (process.create_vm(0), process.create_vm()):
         assert failing(partial(process.start, vm)) == errno.ENOTTY

@@ -522,7 +522,7 @@ def test_counter_overflow_is_eio_and_keeps_the_key() -> None:
 
 
 @pytest.mark.parametrize("resp_data", [BAD, 0x20000 - 100])
-def test_an_unwritable_buffer_is_efault_and_the_report_is_gone(resp_data: int) -> None:
+def test_an_unwritable_buffer_is_efault_and_the_report_is_lost(resp_data: int) -> None:
     rig = Rig()
     with raises(errno.EFAULT):
         rig.report(resp_data=resp_data)

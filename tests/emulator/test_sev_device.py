@@ -195,7 +195,7 @@ def test_the_chip_id_comes_with_its_length(product: Product) -> None:
 @pytest.mark.parametrize(
     ("address", "length"), [(0, 0), (0, 64), (BLOB_AT, 0), (BLOB_AT, 63), (0, 2**32 - 1)]
 )
-def test_without_room_for_the_chip_id_its_length_is_told(
+def test_without_room_for_the_chip_id_its_length_is_returned(
     address: int, length: int, host: Host
 ) -> None:
     asked = GetId2(address=address, length=length)

@@ -120,7 +120,7 @@ def test_interrupt_controllers_and_timers_are_given_back() -> None:
     assert process.arena.read(DATA, 112) == b"p" * 112
 
 
-def test_the_clock_goes_on() -> None:
+def test_the_clock_keeps_running() -> None:
     process = Process()
     vm = process.create_vm()
     readings = []
@@ -130,7 +130,7 @@ def test_the_clock_goes_on() -> None:
     assert readings[0] <= readings[1]
 
 
-def test_what_has_no_effect_is_taken() -> None:
+def test_calls_without_effect_are_accepted() -> None:
     process = Process()
     vm = process.create_vm()
     vcpu = process.create_vcpu(vm)

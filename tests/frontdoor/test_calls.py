@@ -28,7 +28,7 @@ EINTR, EFAULT, EBADF = str(-errno.EINTR), str(-errno.EFAULT), str(-errno.EBADF)
 NOWHERE = 8
 
 
-def test_a_value_there_and_back(stage: Stage) -> None:
+def test_an_ioctl_passes_a_value_in_and_out(stage: Stage) -> None:
     assert stage.words("open", "/dev/kvm", "echo", 123456) == ["0", "456", "1"]
 
 

@@ -119,7 +119,7 @@ def test_a_second_server_is_refused_and_a_dead_one_replaced(
     assert not left.exists()
 
 
-def test_nobody_there_is_said_plainly(tmp_path: Path) -> None:
+def test_connecting_without_a_server_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RefusedError, match="start one first"):
         control.connect(tmp_path / "nobody")
     with pytest.raises(RefusedError, match="start one first"):

@@ -147,7 +147,7 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return top
 
 
-def test_another_machine_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_architecture_is_named_in_the_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "uname", lambda: SimpleNamespace(sysname="Linux", machine="aarch64"))
     with pytest.raises(seccomp.FrontDoorUnavailableError, match="this is Linux on aarch64"):
         seccomp.check()
@@ -156,12 +156,12 @@ def test_another_machine_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("operation", "code", "says"),
     [
-        (seccomp.SECCOMP_GET_ACTION_AVAIL, errno.EOPNOTSUPP, "no user notification"),
+        (seccomp.SECCOMP_GET_ACTION_AVAIL, errno.EOPNOTSUPP, "user notification is not available"),
         (seccomp.SECCOMP_GET_ACTION_AVAIL, errno.EPERM, "container that allows seccomp"),
         (seccomp.SECCOMP_SET_MODE_FILTER, errno.EINVAL, "WAIT_KILLABLE_RECV.*Linux 5.19"),
     ],
 )
-def test_a_kernel_without_the_feature_is_told_so(
+def test_a_missing_kernel_feature_is_named_in_the_error(
     monkeypatch: pytest.MonkeyPatch, operation: int, code: int, says: str
 ) -> None:
     real = seccomp._seccomp

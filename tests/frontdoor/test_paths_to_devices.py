@@ -25,7 +25,7 @@ DEVICES = pytest.mark.parametrize("device", ["/dev/kvm", "/dev/sev"])
 
 @DEVICES
 @pytest.mark.parametrize("call", ["open", "sysopen", "path-at-edge", "path-across"])
-def test_the_plain_path(stage: Stage, device: str, call: str) -> None:
+def test_a_device_opens_by_its_own_path(stage: Stage, device: str, call: str) -> None:
     assert stage.words(call, device, "api") == HERE
 
 
@@ -96,7 +96,9 @@ def test_another_node_of_the_same_device(stage: Stage, tmp_path: Path) -> None:
 
 
 @ROOT_ONLY
-def test_a_root_of_its_own(stage: Stage, tmp_path: Path, static_probe: Path) -> None:
+def test_a_program_with_its_own_root_directory(
+    stage: Stage, tmp_path: Path, static_probe: Path
+) -> None:
     (tmp_path / "dev").mkdir()
     (tmp_path / "dev/link").symlink_to("/dev/sev")
     steps = ("chroot", tmp_path, "chdir", "/", "open")
@@ -105,7 +107,7 @@ def test_a_root_of_its_own(stage: Stage, tmp_path: Path, static_probe: Path) -> 
 
 
 @DEVICES
-def test_creating_what_is_there(stage: Stage, device: str) -> None:
+def test_creating_an_existing_device(stage: Stage, device: str) -> None:
     assert stage.words("creat", device, "api") == HERE
     exclusive = os.O_RDWR | os.O_CREAT | os.O_EXCL
     assert stage.words("flags", exclusive, device) == [str(-errno.EEXIST)]
@@ -114,13 +116,13 @@ def test_creating_what_is_there(stage: Stage, device: str) -> None:
 
 
 @DEVICES
-def test_a_device_is_no_directory(stage: Stage, device: str) -> None:
+def test_a_device_is_not_a_directory(stage: Stage, device: str) -> None:
     failed = stage.words("open", device + "/", "open", device + "/x")
     assert set(failed) <= {str(-errno.ENOTDIR), str(-errno.ENOENT)}
     assert stage.toys.opened == []
 
 
-def test_an_open_device_opened_anew(stage: Stage) -> None:
+def test_an_open_device_can_be_opened_again(stage: Stage) -> None:
     """By its link in /proc, as with a real node: a second open, not a second descriptor."""
     assert stage.words("open", "/dev/sev", "again", "api", "devfd", "api") == [
         *HERE[:1],
@@ -244,7 +246,7 @@ def test_a_door_that_does_not_answer_looks(stage: Stage) -> None:
     assert words == [str(-errno.ENOENT), "0"]
 
 
-def test_side_doors_are_shut(stage: Stage) -> None:
+def test_calls_that_bypass_the_filter_are_refused(stage: Stage) -> None:
     io_uring_setup, open_by_handle_at, x32_open = 425, 304, 0x40000002
     words = stage.words(
         "syscall", io_uring_setup, "syscall", open_by_handle_at, "syscall", x32_open

@@ -101,7 +101,7 @@ def test_every_command_that_locks_is_trapped(command: int) -> None:
         ("other = os.open('/dev/null', 0); os.read(other, 1)", []),
     ],
 )
-def test_what_is_done_with_the_file_is_seen_and_done(
+def test_calls_on_a_watched_file_are_seen_and_performed(
     stage: Stage, diary: Diary, statements: str, expected: list[Call]
 ) -> None:
     assert run(stage, diary, f"{statements}; print('done')") == "done"
@@ -197,7 +197,7 @@ def test_a_read_of_one_byte_and_a_mapping_cannot_be_cut_short(stage: Stage, diar
         ("os.read(fd, 1)", False),
     ],
 )
-def test_taking_a_lock_is_told_from_letting_it_go(
+def test_taking_a_lock_is_distinguished_from_releasing_it(
     stage: Stage, diary: Diary, statement: str, expected: bool
 ) -> None:
     taken: list[bool] = []

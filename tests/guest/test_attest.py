@@ -64,14 +64,14 @@ def test_without_the_device_configfs_is_asked(kernel: Mounted, paths: Paths) -> 
     assert (kernel.requests, kernel.entries) == (1, {})
 
 
-def test_certificates_that_nobody_wants_are_not_even_read(kernel: Mounted, paths: Paths) -> None:
+def test_certificates_are_not_read_unless_requested(kernel: Mounted, paths: Paths) -> None:
     kernel.table = b"nonsense"
     assert attest(DATA, certificates=False, paths=paths).certificates is None
     kernel.table = b""
     assert attest(DATA, certificates=True, paths=paths).certificates == CertTable()
 
 
-def test_the_vmpl_is_left_to_the_kernel_unless_it_is_said(kernel: Mounted, paths: Paths) -> None:
+def test_the_vmpl_is_left_to_the_kernel_by_default(kernel: Mounted, paths: Paths) -> None:
     kernel.floor = 2
     assert attest(DATA, certificates=False, vmpl=3, paths=paths).report[0] == 3
     with pytest.raises(RefusedError, match="refused the request"):
@@ -88,7 +88,7 @@ def test_with_neither_interface_both_are_named(tmp_path: Path, paths: Paths) -> 
 
 
 @pytest.mark.parametrize("via", list(Interface))
-def test_an_interface_that_is_asked_for_by_name_is_the_only_one(
+def test_an_interface_named_by_the_user_is_the_only_one_tried(
     via: Interface, paths: Paths, tmp_path: Path
 ) -> None:
     name = "sev-guest" if via is Interface.SEV_GUEST else "configfs-tsm"
@@ -99,7 +99,7 @@ def test_an_interface_that_is_asked_for_by_name_is_the_only_one(
     assert error.value.hint
 
 
-def test_a_device_that_is_there_and_fails_is_not_passed_over(
+def test_a_failing_device_does_not_fall_back_to_configfs(
     kernel: Mounted, paths: Paths, tmp_path: Path
 ) -> None:
     """That it cannot be used is what its operator must learn."""
@@ -113,7 +113,7 @@ def test_a_device_that_is_there_and_fails_is_not_passed_over(
     assert kernel.requests == 0
 
 
-def test_the_command(
+def test_the_guest_report_command(
     kernel: Mounted, paths: Paths, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     report, table = tmp_path / "report.bin", tmp_path / "table.bin"

@@ -157,7 +157,7 @@ def test_a_guest_of_another_kind_is_said_to_be_one() -> None:
     assert (kernel.requests, kernel.entries) == (0, {})
 
 
-def test_a_name_that_is_taken_is_not_the_end() -> None:
+def test_an_existing_entry_name_is_retried() -> None:
     assert client(Kernel(taken=3)).report(DATA).outblob
     with pytest.raises(TsmRequestError, match="already exist"):
         client(Kernel(taken=100)).report(DATA)

@@ -34,7 +34,7 @@ def test_an_empty_table_is_no_certificates(emulated: Emulated, tmp_path: Path) -
     assert run(emulated, empty, program) == ["1184 0"]
 
 
-def test_a_table_no_linux_guest_can_take_is_told_and_costs_nothing(
+def test_a_table_too_large_for_linux_is_an_error_and_keeps_the_key(
     emulated: Emulated,
     tmp_path: Path,
 ) -> None:
@@ -52,7 +52,7 @@ print(len(guest.report(bytes(64))))
     assert second == "1184"
 
 
-def test_a_key_that_is_not_there_is_told_and_costs_nothing(emulated: Emulated) -> None:
+def test_a_missing_signing_key_is_an_error_and_keeps_the_key(emulated: Emulated) -> None:
     program = """
 try:
     guest.report(bytes(64), key=KeySelect.VLEK)
@@ -83,7 +83,7 @@ def test_outside_a_guest_it_says_so(tmp_path: Path, capsys: pytest.CaptureFixtur
         SevGuest(str(tmp_path / "none"))
 
 
-def test_a_host_that_sends_nonsense_is_noticed(emulated: Emulated, tmp_path: Path) -> None:
+def test_a_malformed_table_from_the_host_is_an_error(emulated: Emulated, tmp_path: Path) -> None:
     nonsense, out = tmp_path / "nonsense.bin", tmp_path / "r"
     nonsense.write_bytes(b"\x01" * 100)
     words = [*SNPCERTS, "guest", "report", "-o", str(out), "--table-out", str(tmp_path / "t")]

@@ -121,7 +121,7 @@ def test_a_file_on_another_device_with_the_same_number_is_another_file(
         ({"SNPCERTS_CERTS_TIMEOUT": "99999999999999999999999"}, "below 60000"),
     ],
 )
-def test_it_stands_back_and_says_so_once(
+def test_the_shim_does_nothing_and_says_so_once(
     settings: dict[str, str], words: str, libraries: Path, tmp_path: Path
 ) -> None:
     made = run("nothing_is_enabled", libraries, tmp_path / "certs.bin", settings)
@@ -136,9 +136,7 @@ def test_a_program_without_vms_hears_nothing(libraries: Path) -> None:
     assert (made.returncode, made.stderr) == (0, b"")
 
 
-def test_a_reader_of_standard_error_that_has_gone_harms_nobody(
-    libraries: Path, tmp_path: Path
-) -> None:
+def test_a_closed_standard_error_does_no_harm(libraries: Path, tmp_path: Path) -> None:
     """Nor does one that does not read: the line is left out."""
     name = "a_table_is_served"
     program = f"""

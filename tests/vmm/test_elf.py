@@ -51,7 +51,7 @@ def test_a_static_program_has_no_interpreter(flags: tuple[str, ...], tmp_path: P
     assert read_elf(str(build(tmp_path, CALLS_IOCTL, *flags))).interpreter is None
 
 
-def test_a_32_bit_program_is_told_by_its_class(tmp_path: Path) -> None:
+def test_a_32_bit_program_is_recognised_by_its_class(tmp_path: Path) -> None:
     header = bytearray(64)
     header[:6] = b"\x7fELF\x01\x01"
     struct.pack_into("<H", header, 18, 3)
@@ -67,7 +67,7 @@ def test_big_endian(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"#!/bin/sh\n", b"\x7fELF", b"\x7fELF" + bytes(60)])
-def test_what_is_no_elf_file_is_told(content: bytes, tmp_path: Path) -> None:
+def test_a_file_that_is_not_elf_is_refused(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "x").write_bytes(content)
     with pytest.raises(FormatError):
         read_elf(str(tmp_path / "x"))

@@ -173,7 +173,7 @@ def test_busy_while_the_lock_is_held(file: Path) -> None:
 
 
 @pytest.mark.parametrize("code", [errno.EINTR, errno.EINVAL, errno.EIO, errno.EBADF, None])
-def test_the_lock_goes_whatever_kvm_run_returns(file: Path, code: int | None) -> None:
+def test_the_lock_is_released_for_any_result_of_kvm_run(file: Path, code: int | None) -> None:
     vcpu = Vcpu()
     vcpu.fails_with = code
     held: list[bool] = []

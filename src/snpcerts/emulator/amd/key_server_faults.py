@@ -98,8 +98,8 @@ class Throttled(enum.Enum):
 class Throttle:
     """One VCEK in ``interval`` seconds; 0 means no limit.
 
-    Where it ``lengthens``, a refused request starts the interval anew: one who
-    goes on asking gets nothing. Public reports tell of both.
+    With ``lengthens``, a refused request restarts the interval, so a client that keeps
+    asking gets nothing. Public reports describe both behaviours.
     """
 
     interval: float = 0.0

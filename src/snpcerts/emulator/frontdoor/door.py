@@ -11,14 +11,12 @@ A path that escapes this (changed by another thread between check and use, or a
 link to a link in ``/proc/self/fd``) reaches at worst a real device, on which no
 device ioctl is ever let through: the supervisor answers each of them itself.
 
-The price, measured with ``python -m bench frontdoor`` on a virtual machine of
-two cores: an open takes 22 to 34 us instead of 2, a trapped stat 22 to 33
-instead of 1, an ioctl on a device 18 to 25. Starting Python twenty times takes
-1.10 times as long with opens trapped, 1.31 times with looks trapped as well; a
-gcc run or arithmetic shows no difference beyond the noise of some 10 %. Looks
-are trapped all the same unless the door is told otherwise: tools that check
-for a device before they open it must find it, and those that stat much are not
-the ones that want a device.
+The cost, measured with ``python -m bench frontdoor`` on a virtual machine with two
+cores: an open takes 22 to 34 us instead of 2, a trapped stat 22 to 33 instead of 1,
+an ioctl on a device 18 to 25. Starting Python twenty times takes 1.10 times as long
+with opens trapped, and 1.31 times with stat calls trapped as well; a gcc run or
+arithmetic shows no difference beyond the noise of about 10 %. Stat calls are trapped
+by default, because tools that check for a device before they open it must find it.
 """
 
 from __future__ import annotations

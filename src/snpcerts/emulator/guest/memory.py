@@ -34,9 +34,8 @@ _CHUNK = 1 << 20  # bytes copied at once, so that a guest cannot make the emulat
 class GuestMemfd:
     """The memory behind KVM_CREATE_GUEST_MEMFD: a size, and which ranges are bound to slots.
 
-    Its bytes are private to the guest, so nobody needs them here. ``memfd`` is the
-    empty file of that size that the VMM gets a descriptor of; it is this device's and
-    lives until :meth:`close`.
+    Its bytes are private to the guest and are not emulated. ``memfd`` is an empty file
+    of that size; the VMM gets a descriptor of it. This device owns it until :meth:`close`.
     """
 
     __slots__ = ("_bound", "_sizes", "_starts", "memfd", "owner", "size")

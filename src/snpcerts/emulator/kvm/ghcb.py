@@ -2,8 +2,8 @@
 """Handles a guest's VMGEXIT as KVM does, starting from the bytes of the GHCB page.
 
 Source: Linux ``arch/x86/kvm/svm/sev.c`` with certificate fetching (kvm-x86/linux
-fa9893fadbc2). The steps stand in KVM's order, for the order decides what a
-guest that gets several things wrong is told, and what it can change in between.
+fa9893fadbc2). The steps are in KVM's order, because the order decides which error a
+request with several faults gets, and what the guest can change in between.
 
 A handler returns :data:`RESUME`, :data:`EXIT` or :data:`HALT`, or raises
 ``OSError`` with what KVM_RUN then fails with.

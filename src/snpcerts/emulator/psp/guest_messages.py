@@ -259,7 +259,7 @@ def answer_cpuid(
 def _answer_export(
     _platform: PspSnapshot, _context: GuestContext, _vmpck: int, payload: bytes
 ) -> bytes:
-    """MSG_EXPORT_RSP: fills its page, and exports nobody."""
+    """MSG_EXPORT_RSP: fills its page, but exports no guest."""
     address, flags, reserved = struct.unpack_from("<QII", payload)
     status = _of_context(address, sound=not flags >> 1 and not reserved)
     head = struct.pack("<III", status, _GUEST_CONTEXT_SIZE, _GUEST_CONTEXT_VERSION)

@@ -179,7 +179,7 @@ def _pek_cert_import(call: _Call) -> None:
 
 
 def _pdh_cert_export(call: _Call) -> None:
-    """``sev_ioctl_do_pdh_export``: with an address or a length of 0, only lengths are told."""
+    """``sev_ioctl_do_pdh_export``: with an address or a length of 0, only lengths are returned."""
     asked = PdhCertExport.unpack(call.read(PdhCertExport.SIZE))
     room = (asked.pdh_cert_len, asked.cert_chain_len)
     addresses = (asked.pdh_cert_address, asked.cert_chain_address)
