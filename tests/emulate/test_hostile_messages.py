@@ -49,6 +49,9 @@ MESSAGES: list[object] = [
     *({"ask": "guest", "vm": vm} for vm in VMS),
     *({"ask": ask} for ask in ASKED),
     *({"ask": "host", "exit_number": number} for number in EXIT_NUMBERS),
+    {"ask": "host", "kernel": "6.1"},
+    {"ask": "host", "kernel": 7.3},
+    {"ask": "host", "kernel": ["7.3"]},
     {"ask": "firmware", "do": []},
     {},
 ]

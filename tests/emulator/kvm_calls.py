@@ -22,6 +22,7 @@ from snpcerts.emulator.guest.linux import LinuxGuest
 from snpcerts.emulator.guest.program import GuestFactory
 from snpcerts.emulator.kvm.device import KvmDevice
 from snpcerts.emulator.kvm.host import Platform
+from snpcerts.emulator.kvm.release import NEWEST, Kernel
 from snpcerts.emulator.kvm.vcpu import Vcpu
 from snpcerts.emulator.kvm.vm import Vm
 from snpcerts.emulator.psp.sev_device import SevDevice
@@ -38,12 +39,17 @@ MEMORY, MEMORY_SIZE = 0x14000, 0x1C000  # what the VM gets as its memory, from G
 class Process:
     """A caller with 256 KiB of memory."""
 
-    def __init__(self, platform: Platform | None = None, guest: GuestFactory = LinuxGuest) -> None:
+    def __init__(
+        self,
+        platform: Platform | None = None,
+        guest: GuestFactory = LinuxGuest,
+        kernel: Kernel = NEWEST,
+    ) -> None:
         self.platform = platform or make_platform()
         self.arena = Arena(0x20000)
         self.devices: dict[int, Device] = {SEV_FD: SevDevice(self.platform.firmware)}
         self.signal = False
-        self.kvm = KvmDevice(self.platform, guest)
+        self.kvm = KvmDevice(self.platform, guest, kernel)
 
     def caller(self, pid: int = 1) -> Caller:
         return Caller(self.arena, self.devices.get, pid=pid, interrupted=lambda: self.signal)

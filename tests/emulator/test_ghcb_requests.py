@@ -17,6 +17,7 @@ from snpcerts.abi.ghcb import USAGE, Field, GhcbPage
 from snpcerts.abi.kvm import VCPU_MMAP_SIZE, RunView, UserspaceMemoryRegion2
 from snpcerts.emulator.guest.memory import GuestMemory, MemorySlots
 from snpcerts.emulator.kvm.ghcb import EXIT, HALT, RESUME, GhcbRequests
+from snpcerts.emulator.kvm.release import NEWEST, Kernel
 from snpcerts.emulator.syscall.device import Caller
 from tests.emulator.kvm_rig import Arena, caller_with
 
@@ -35,7 +36,7 @@ class Host:
 
     snp: bool = True
     certs_enabled: bool = True
-    req_certs_exit: int = 43
+    kernel: Kernel = NEWEST
     ghcb_version: int = 2
     irqchip: bool = False
     exits_for_page_state: bool = True

@@ -21,6 +21,7 @@ from snpcerts.abi.kvm import (
     SnpLaunchUpdate,
 )
 from snpcerts.abi.psp import Status
+from snpcerts.emulator.kvm.release import Kernel
 from snpcerts.emulator.kvm.vm import Vm
 from tests.emulator.id_blocks import key_digest, new_key, signed
 from tests.emulator.kvm_calls import BAD, COMMAND, DATA, MEMORY, POLICY, SEV_FD, Process
@@ -289,6 +290,20 @@ def test_update_stops_at_the_end_of_the_slot_and_at_what_was_taken() -> None:
 def test_update_parameters_that_kvm_refuses(fields: dict[str, int]) -> None:
     process = Process()
     assert failing(lambda: process.update(started(process), **fields)) == errno.EINVAL
+
+
+@pytest.mark.parametrize(
+    ("series", "code", "error"), [("7.2", errno.EIO, 0), ("7.3", errno.EINVAL, 0x1234)]
+)
+def test_update_without_a_source_ends_as_in_each_release(
+    series: str, code: int, error: int
+) -> None:
+    """``snp_launch_update`` of 7.3 looks at uaddr; 7.2 meets it in ``sev_gmem_post_populate``."""
+    process = Process(kernel=Kernel(series))
+    vm = started(process)
+    update = SnpLaunchUpdate(uaddr=0, len=0x1000, type=1)
+    assert failing(lambda: process.sev(vm, 101, update, error=0x1234)) == code
+    assert process.command().error == error
 
 
 def test_update_needs_a_context_and_private_memory() -> None:

@@ -126,6 +126,13 @@ def command(
     help="The number of KVM_EXIT_SNP_REQ_CERTS: 43 in released kernels, 42 in trees that "
     "carry the patch series as posted.",
 )
+@click.option(
+    "--kernel",
+    type=click.Choice(["7.2", "7.3"]),
+    default="7.3",
+    show_default=True,
+    help="Which Linux it is, where releases differ.",
+)
 @click.option("--serve", is_flag=True, help="Keep VMs running for programs under 'emulate guest'.")
 @click.argument("program", nargs=-1, required=True)
 @click.pass_obj
@@ -137,11 +144,13 @@ def host(
     busy_delay: float,
     outcomes: str | None,
     exit_number: str,
+    kernel: str,
     serve: bool,
     program: tuple[str, ...],
 ) -> None:
     """Run PROGRAM on the host: it sees /dev/sev and /dev/kvm."""
     from snpcerts.emulator.guest.script import GuestScript
+    from snpcerts.emulator.kvm.release import Kernel
     from snpcerts.emulator.machine.enter import become_host_program
 
     if serve and requests is not None:
@@ -155,7 +164,7 @@ def host(
         outcomes=None if outcomes is None else os.path.abspath(outcomes),
     )
     with options.home() as home:
-        become_host_program(home, program, script, int(exit_number))
+        become_host_program(home, program, script, Kernel(kernel, int(exit_number)))
 
 
 @command.command(context_settings=_PROGRAM)

@@ -46,6 +46,7 @@ from snpcerts.emulator.guest.program import (
 from snpcerts.emulator.guest.program import Program as GuestProgram
 from snpcerts.emulator.kvm.device import KvmDevice
 from snpcerts.emulator.kvm.host import Platform
+from snpcerts.emulator.kvm.release import Kernel
 from snpcerts.emulator.machine.virtual_files import host_files
 from snpcerts.emulator.psp.firmware import Firmware
 from snpcerts.emulator.psp.sev_device import SevDevice
@@ -236,7 +237,8 @@ class Trial:
         return Door(
             {
                 "/dev/kvm": lambda _: ObservedKvm(
-                    KvmDevice(platform, self._make_guest, req_certs_exit=self._exit_number), self
+                    KvmDevice(platform, self._make_guest, Kernel(req_certs_exit=self._exit_number)),
+                    self,
                 ),
                 "/dev/sev": lambda _: SevDevice(platform.firmware),
             },

@@ -23,6 +23,7 @@ from snpcerts.abi.kvm import Ioctl, UserspaceMemoryRegion2, VmType
 from snpcerts.abi.psp import Status
 from snpcerts.emulator.guest.program import GuestCpu, Program, Vmgexit, WaitUntil
 from snpcerts.emulator.kvm.host import Platform
+from snpcerts.emulator.kvm.release import NEWEST
 from snpcerts.emulator.kvm.vcpu import Vcpu
 from snpcerts.emulator.kvm.vm import Vm
 from snpcerts.emulator.psp.firmware import Firmware, FirmwareError
@@ -283,7 +284,7 @@ class EmulatedKvm:
             VmType.SNP,
             1,
             lambda _: self._guest,
-            req_certs_exit=abi.ExitReason.SNP_REQ_CERTS,
+            NEWEST,
         )
         vm.initialised = True
         vm.sev_fd = 7

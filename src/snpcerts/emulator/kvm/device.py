@@ -18,7 +18,6 @@ from snpcerts.abi.kvm import (
     KVMIO,
     VCPU_MMAP_SIZE,
     DeviceAttr,
-    ExitReason,
     Ioctl,
     VmType,
 )
@@ -27,6 +26,7 @@ from snpcerts.emulator.guest.program import GuestFactory
 from snpcerts.emulator.kvm.capability import capability, vm_types
 from snpcerts.emulator.kvm.ghcb import C_BIT
 from snpcerts.emulator.kvm.host import Platform
+from snpcerts.emulator.kvm.release import NEWEST, Kernel
 from snpcerts.emulator.kvm.vm import Vm
 from snpcerts.emulator.syscall.device import Caller, NewDescriptor, Result
 
@@ -62,20 +62,18 @@ _CPUID: Final = (
 class KvmDevice:
     """An open ``/dev/kvm``.
 
-    ``guest`` creates the guest of each VM. ``req_certs_exit`` is this kernel's number
-    of KVM_EXIT_SNP_REQ_CERTS: 42 in trees that carry the series as posted.
+    ``guest`` creates the guest of each VM. ``kernel`` says which Linux this is.
     """
 
     def __init__(
         self,
         platform: Platform,
         guest: GuestFactory = LinuxGuest,
-        *,
-        req_certs_exit: int = ExitReason.SNP_REQ_CERTS,
+        kernel: Kernel = NEWEST,
     ) -> None:
         self._platform = platform
         self._guest = guest
-        self._req_certs_exit = req_certs_exit
+        self._kernel = kernel
 
     def close(self) -> None:
         """Do nothing: VMs do not depend on this descriptor."""
@@ -126,7 +124,7 @@ class KvmDevice:
             VmType(argument),
             caller.pid,
             self._guest,
-            req_certs_exit=self._req_certs_exit,
+            self._kernel,
         )
         return NewDescriptor(vm)
 

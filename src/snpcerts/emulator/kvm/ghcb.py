@@ -40,6 +40,7 @@ from snpcerts.emulator.kvm import page_state
 from snpcerts.emulator.kvm.ghcb_page import GhcbSnapshot, MappedGhcb
 from snpcerts.emulator.kvm.guest_instruction import Completion, Instructions, Machine, Msrs
 from snpcerts.emulator.kvm.page_state import PageStateList
+from snpcerts.emulator.kvm.release import Kernel
 from snpcerts.emulator.syscall.device import Caller
 
 log = logging.getLogger(__name__)
@@ -93,8 +94,8 @@ class RequestingVm(Machine, Protocol):
         """Whether SNP_ENABLE_REQ_CERTS was issued."""
 
     @property
-    def req_certs_exit(self) -> int:
-        """The number that this kernel gives KVM_EXIT_SNP_REQ_CERTS."""
+    def kernel(self) -> Kernel:
+        """Which Linux this is."""
 
     @property
     def ghcb_version(self) -> int:
@@ -301,7 +302,7 @@ class GhcbRequests:
             return self._bad(memory, InputErrorCode.INVALID_INPUT)
         if self._vm.certs_enabled:
             self._run.snp_req_certs = (gpa, npages, 0)
-            self._run.exit_reason = self._vm.req_certs_exit
+            self._run.exit_reason = self._vm.kernel.req_certs_exit
             self._completion = lambda memory, caller: self._certs_answered(snapshot, memory, caller)
             return EXIT
         if npages:

@@ -33,6 +33,7 @@ from snpcerts.emulator.guest.memory import MemorySlot, MemorySlots
 from snpcerts.emulator.kvm.host import Platform
 from snpcerts.emulator.kvm.private_ranges import PrivateRanges
 from snpcerts.emulator.kvm.processor_state import TSC_KHZ
+from snpcerts.emulator.kvm.release import Kernel
 from snpcerts.emulator.kvm.vcpu import Vcpu
 from snpcerts.emulator.psp.firmware import CpuidPageError, FirmwareError, GuestContext
 from snpcerts.emulator.psp.guest_context import PAGE_TYPE_VMSA
@@ -53,6 +54,13 @@ _INIT_COMMANDS: Final = (SevCommand.INIT, SevCommand.ES_INIT)
 _S = TypeVar("_S", bound=CStruct)
 
 
+class LaunchUpdateError(OSError):
+    """Not the firmware's doing: KVM says EIO, with firmware status 0."""
+
+    def __init__(self) -> None:
+        super().__init__(errno.EIO, "no page could be taken")
+
+
 class SevVm(Protocol):
     """The VM that the commands act on."""
 
@@ -65,6 +73,7 @@ class SevVm(Protocol):
     certs_enabled: bool
     ghcb_version: int
     vmsa_features: int
+    kernel: Kernel
     context: GuestContext | None
     sev_fd: int | None
     secrets: tuple[int, bytes] | None
@@ -112,6 +121,8 @@ class SevCommands:
             log.info("SEV command %d: %s", given.id, refused)
             error = refused.status
             outcome = OSError(errno.EIO, str(refused))
+        except LaunchUpdateError as failed:
+            error, outcome = Status.SUCCESS, failed
         except OSError as failed:
             outcome = failed
         caller.memory.write(argument, _with_error(stored, error))
@@ -212,16 +223,14 @@ class SevCommands:
             or update.len == 0
             or update.len % PAGE_SIZE
             or update.type not in frozenset(PageType)
-            or (update.type != PageType.ZERO and update.uaddr % PAGE_SIZE)
+            or (update.type != PageType.ZERO and self._bad_source(update.uaddr))
             or slot is None
             or slot.memfd is None
         ):
             raise OSError(errno.EINVAL, "SNP_LAUNCH_UPDATE parameters")
         pages, error = self._populate(caller, given.sev_fd, vm.context, slot, update)
         if pages == 0:
-            if error is not None:
-                raise error
-            raise OSError(errno.EIO, "no page could be taken")
+            raise error or LaunchUpdateError
         advanced = replace(
             update,
             gfn_start=update.gfn_start + pages,
@@ -229,7 +238,12 @@ class SevCommands:
             uaddr=update.uaddr + (0 if update.type == PageType.ZERO else pages * PAGE_SIZE),
         )
         caller.memory.write(given.data, advanced.pack())
-        return Status.SUCCESS
+        return given.error  # KVM sets it only when a page was refused
+
+    def _bad_source(self, address: int) -> bool:
+        if address % PAGE_SIZE:
+            return True
+        return not address and self._vm.kernel.refuses_launch_update_without_source
 
     def _populate(
         self,

@@ -46,6 +46,7 @@ from snpcerts.emulator.kvm.capability import (
 )
 from snpcerts.emulator.kvm.host import Platform
 from snpcerts.emulator.kvm.private_ranges import PrivateRanges
+from snpcerts.emulator.kvm.release import Kernel
 from snpcerts.emulator.kvm.sev import SevCommands
 from snpcerts.emulator.kvm.vcpu import MP_RUNNABLE, Vcpu
 from snpcerts.emulator.psp.firmware import GuestContext
@@ -70,11 +71,10 @@ class Vm:
         kind: VmType,
         owner: int,
         guest: GuestFactory,
-        *,
-        req_certs_exit: int,
+        kernel: Kernel,
     ) -> None:
         self.platform = platform
-        self.req_certs_exit = req_certs_exit
+        self.kernel = kernel
         self._make_guest = guest
         self.kind = kind
         self.owner = owner

@@ -16,11 +16,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
-from snpcerts.abi.kvm import ExitReason
 from snpcerts.abi.product import Product
 from snpcerts.emulator.frontdoor import control, launch, seccomp
 from snpcerts.emulator.frontdoor.parent import end_with_parent
 from snpcerts.emulator.guest.script import GuestScript
+from snpcerts.emulator.kvm.release import NEWEST, Kernel
 from snpcerts.emulator.machine.detached import leave_parent
 from snpcerts.emulator.machine.home import PlatformHome
 from snpcerts.emulator.psp.choices import FirmwareChoices
@@ -72,13 +72,18 @@ def become_host_program(
     home: PlatformHome,
     argv: Sequence[str],
     script: GuestScript,
-    exit_number: int = ExitReason.SNP_REQ_CERTS,
+    kernel: Kernel = NEWEST,
 ) -> NoReturn:
     """Replace this process by ``argv``, with ``/dev/sev`` and ``/dev/kvm`` of the platform.
 
-    ``exit_number`` is the number of KVM_EXIT_SNP_REQ_CERTS in its kernel.
+    ``kernel`` is the Linux of the host.
     """
-    hello = {"ask": "host", "guest": script.to_json(), "exit_number": int(exit_number)}
+    hello = {
+        "ask": "host",
+        "guest": script.to_json(),
+        "kernel": kernel.series,
+        "exit_number": int(kernel.req_certs_exit),
+    }
     _become(home, argv, hello)
 
 

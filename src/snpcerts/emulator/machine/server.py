@@ -32,6 +32,7 @@ from snpcerts.emulator.guest.script import GuestScript
 from snpcerts.emulator.guest.sev_guest_device import SevGuestDevice
 from snpcerts.emulator.kvm.device import KvmDevice
 from snpcerts.emulator.kvm.host import Platform
+from snpcerts.emulator.kvm.release import NEWEST, SERIES, Kernel
 from snpcerts.emulator.machine.detached import leave_parent
 from snpcerts.emulator.machine.firmware_order import carry_out
 from snpcerts.emulator.machine.home import PlatformHome
@@ -151,10 +152,10 @@ class Server:
 
     def _host(self, message: Mapping[str, Any]) -> Door:
         script = GuestScript.from_json(message.get("guest", {}))
-        platform, number = self._platform, _exit_number(message)
+        platform, kernel = self._platform, _kernel(message)
         return Door(
             {
-                "/dev/kvm": lambda _: KvmDevice(platform, script.guest, req_certs_exit=number),
+                "/dev/kvm": lambda _: KvmDevice(platform, script.guest, kernel),
                 "/dev/sev": lambda _: _SavedSevDevice(platform.firmware, self._save),
             },
             host_files(platform.firmware),
@@ -199,6 +200,13 @@ class _SavedSevDevice(SevDevice):
             return super().ioctl(caller, request, argument)
         finally:
             self._save()
+
+
+def _kernel(message: Mapping[str, Any]) -> Kernel:
+    series = message.get("kernel", NEWEST.series)
+    if series not in SERIES:
+        raise InputError(f"control message: kernel is {series!r}, expected {' or '.join(SERIES)}")
+    return Kernel(series, _exit_number(message))
 
 
 def _exit_number(message: Mapping[str, Any]) -> int:
