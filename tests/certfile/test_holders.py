@@ -95,6 +95,8 @@ def test_flock_is_seen_and_does_not_stop_an_update(file: Path) -> None:
         (["qemu", "-name", "web"], "web"),
         (["qemu", "-name", "guest=web,process=x"], "web"),
         (["qemu", "-name", "web,process=x"], "web"),
+        (["qemu", "-name", "debug-threads=on,guest=a,,b"], "a,b"),
+        (["qemu", "-name", "bad\x1b[2J"], "bad\\x1b[2J"),
         (["cloud-hypervisor", "--name", "web"], "web"),
         (["qemu", "-name"], None),
         (["qemu"], None),

@@ -13,7 +13,6 @@ from snpcerts.errors import RefusedError
 from snpcerts.host import check
 from snpcerts.host.check import Line, Outcome
 from snpcerts.host.config import Config, FileConfig
-from snpcerts.host.lock_owner import vm_name
 from snpcerts.host.mitigations import mitigations
 from snpcerts.host.processor import product_of_host
 
@@ -120,21 +119,6 @@ def test_the_file_system_is_that_of_the_innermost_mount(tmp_path: Path) -> None:
     for path, kind in (("/srv x/y", "nfs4"), ("/srv x/local/y", "xfs"), ("/srv xyz", "ext4")):
         assert check.file_system(path, str(mounts)) == kind
     assert check.file_system("/", str(tmp_path / "missing")) == ""
-
-
-@pytest.mark.parametrize(
-    ("words", "name"),
-    [
-        (["qemu", "-name", "web1"], "web1"),
-        (["qemu", "-name", "guest=web1,debug-threads=on"], "web1"),
-        (["qemu", "-name", "debug-threads=on,guest=a,,b"], "a,b"),
-        (["qemu", "-name", "bad\x1b[2J"], "bad\\x1b[2J"),
-        (["qemu", "-name"], None),
-        ([], None),
-    ],
-)
-def test_the_name_of_a_vm(words: list[str], name: str | None) -> None:
-    assert vm_name(words) == name
 
 
 def test_the_product_is_the_processors(tmp_path: Path) -> None:

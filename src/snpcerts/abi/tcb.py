@@ -9,6 +9,7 @@ follow: the product must be known from elsewhere.
 from __future__ import annotations
 
 import enum
+import re
 from dataclasses import dataclass
 from typing import Self
 
@@ -29,6 +30,13 @@ _BYTES: dict[TcbLayout, dict[str, int]] = {
     TcbLayout.MILAN: {"bootloader": 0, "tee": 1, "snp": 6, "microcode": 7},
     TcbLayout.TURIN: {"fmc": 0, "bootloader": 1, "tee": 2, "snp": 3, "microcode": 7},
 }
+
+
+# The names that people type, beside those of the components.
+SHORT_NAMES = {"bl": "bootloader", "tee": "tee", "snp": "snp", "ucode": "microcode", "fmc": "fmc"}
+_NAMES = SHORT_NAMES | {name: name for name in SHORT_NAMES.values()}
+_PART = re.compile(r'"?([a-z]+)"?\s*[=:]\s*([0-9]{1,3})')
+_RAW = re.compile(r"(?:0x)?([0-9a-fA-F]{16})")
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +88,40 @@ class TcbVersion:
                     hint="the value may belong to another product",
                 )
         return cls(**{name: data[index] for name, index in places.items()})
+
+    @classmethod
+    def parse(cls, text: str, layout: TcbLayout | None = None) -> Self:
+        """Read a TCB as any command prints it, or as people type it.
+
+        ``bootloader=4 tee=0 snp=24 microcode=219``, ``bl=4,tee=0,snp=24,ucode=219``, the
+        JSON object, or the eight bytes in hexadecimal, in the order of a report; these
+        need a ``layout``. Raises :class:`FormatError` for anything else, a component that
+        is missing or named twice, and one that the layout does not have.
+        """
+        raw = _RAW.fullmatch(text.strip())
+        if raw is not None:
+            if layout is None:
+                raise FormatError("TCB", "bytes alone: name the product, which decides their order")
+            return cls.unpack(bytes.fromhex(raw[1]), layout)
+        values: dict[str, int] = {}
+        bare = text.strip().removeprefix("{").removesuffix("}")
+        for part in re.split(r",\s*|(?<![:=\s])\s+(?![:=\s])", bare.strip()):
+            match = _PART.fullmatch(part)
+            name = None if match is None else _NAMES.get(match[1])
+            if match is None or name is None or name in values:
+                raise FormatError(
+                    "TCB",
+                    f"cannot read {part[:40]!r}",
+                    hint="as in bl=4,tee=0,snp=24,ucode=219, on Turin with fmc=1",
+                )
+            values[name] = int(match[2])
+        for short, name in SHORT_NAMES.items():
+            if name not in values and name != "fmc":
+                raise FormatError("TCB", f"{short} is missing; name every component")
+        if layout is not None and ("fmc" in values) != ("fmc" in _BYTES[layout]):
+            needs = "needs" if "fmc" in _BYTES[layout] else "has no"
+            raise FormatError("TCB", f"a TCB of this product {needs} fmc")
+        return cls(**values)
 
     def pack(self) -> bytes:
         """The eight bytes, in this value's own layout."""

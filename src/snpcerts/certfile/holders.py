@@ -11,6 +11,7 @@ only how long its process has run.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -19,7 +20,7 @@ from typing import Final
 
 from snpcerts.printable import printable
 
-_COMMAND_LIMIT: Final = 4096  # bytes of a command line that are read
+_COMMAND_LIMIT: Final = 1 << 16  # bytes of a command line that are read
 _COMMAND_SHOWN: Final = 120  # characters of it that are shown
 _FDINFO_LIMIT: Final = 1 << 16
 _START_TIME: Final = 19  # field 22 of /proc/PID/stat, counted from behind the command
@@ -75,12 +76,16 @@ def holders_of(path: str) -> tuple[Holder, ...]:
 
 
 def vm_named_in(argv: list[str]) -> str | None:
-    """The VM's name on a VMM's command line: ``-name NAME``, ``-name guest=NAME,...``."""
+    """The VM's name on a VMM's command line: ``-name NAME``, ``-name guest=NAME,...``.
+
+    As for QEMU, a doubled comma stands for one.
+    """
     for option, value in pairwise(argv):
         if option in ("-name", "--name"):
-            fields = value.split(",")
+            fields = re.split(r"(?<!,),(?!,)", value)
             named = [field.removeprefix("guest=") for field in fields if field.startswith("guest=")]
-            return printable(named[0] if named else fields[0], _COMMAND_SHOWN)
+            name = named[0] if named else fields[0]
+            return printable(name.replace(",,", ","), _COMMAND_SHOWN)
     return None
 
 

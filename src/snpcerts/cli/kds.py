@@ -7,7 +7,6 @@ import functools
 import importlib
 import json
 import os
-import re
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -39,7 +38,6 @@ if TYPE_CHECKING:
 
 # How long a command may be quiet, in seconds.
 _QUIET = 1.0
-_TCB_WORDS = {"bl": "bootloader", "tee": "tee", "snp": "snp", "ucode": "microcode", "fmc": "fmc"}
 _PRODUCTS = [product.value.lower() for product in Product]
 
 # A product, a hwID of it, and a TCB.
@@ -146,7 +144,7 @@ def vcek(
     elif named is None or hwid is None or tcb is None:
         raise UsageError("which VCEK?", hint="give --product, --hwid and --tcb, or --report")
     else:
-        candidates = [(named, _hex(hwid), _tcb(tcb))]
+        candidates = [(named, _hex(hwid), _tcb(tcb, named))]
     products = " or ".join(chip.value for chip, _, _ in candidates)
     shown = candidates[0][1].hex()[:16]
     with where.source(f"fetching the VCEK of {products} {shown}…") as source:
@@ -294,21 +292,11 @@ def _hex(text: str) -> bytes:
         raise UsageError(f"--hwid {text[:40]}: is not hexadecimal") from None
 
 
-def _tcb(text: str) -> TcbVersion:
-    values: dict[str, int] = {}
-    for part in text.split(","):
-        word, _, number = part.strip().partition("=")
-        name = _TCB_WORDS.get(word)
-        if name is None or name in values or re.fullmatch("[0-9]{1,3}", number) is None:
-            raise UsageError(
-                f"--tcb {text!r}: cannot read {part!r}",
-                hint="as in bl=4,tee=0,snp=24,ucode=219, on Turin with fmc=1",
-            )
-        values[name] = int(number)
-    missing = [word for word, name in _TCB_WORDS.items() if name != "fmc" and name not in values]
-    if missing:
-        raise UsageError(f"--tcb {text!r}: {', '.join(missing)} is missing")
-    return TcbVersion(**values)
+def _tcb(text: str, product: Product) -> TcbVersion:
+    try:
+        return TcbVersion.parse(text, product.tcb_layout)
+    except InputError as error:
+        raise UsageError(f"--tcb {text[:80]!r}: {error.message}", hint=error.hint) from None
 
 
 def _utc(when: datetime) -> str:

@@ -20,8 +20,6 @@ if TYPE_CHECKING:
 # A list of AMD's is good for a year, in which much may be withdrawn: the agent asks daily, too.
 FETCHED_LIST_AGE = timedelta(days=1)
 
-_SPLS = {"fmc": "fmc", "bl": "bootloader", "tee": "tee", "snp": "snp", "ucode": "microcode"}
-
 
 @dataclass(frozen=True, slots=True)
 class PolicyOptions:
@@ -99,23 +97,12 @@ def _floor(policy: Policy, texts: Iterable[str]) -> Any:
         if product is None:
             known = ", ".join(each.name.lower() for each in Product)
             raise UsageError(f"--min-tcb {text}: the product must be one of {known}")
-        floor = dataclasses.replace(floor, **{product.name.lower(): _tcb(text, levels)})
+        floor = dataclasses.replace(floor, **{product.name.lower(): _tcb(text, levels, product)})
     return floor
 
 
-def _tcb(text: str, levels: str) -> TcbVersion:
-    components: dict[str, int] = {}
-    for each in levels.split(","):
-        name, _, number = each.partition("=")
-        if name not in _SPLS or _SPLS[name] in components or not number.isdecimal():
-            raise UsageError(
-                f"--min-tcb {text}: {each!r} is not one of {', '.join(_SPLS)} once, with a number"
-            )
-        components[_SPLS[name]] = int(number)
-    missing = [name for name in ("bl", "tee", "snp", "ucode") if _SPLS[name] not in components]
-    if missing:
-        raise UsageError(f"--min-tcb {text}: {missing[0]} is missing; name every component")
+def _tcb(text: str, levels: str, product: Product) -> TcbVersion:
     try:
-        return TcbVersion(**components)
+        return TcbVersion.parse(levels, product.tcb_layout)
     except InputError as error:
-        raise UsageError(f"--min-tcb {text}: {error.message}") from None
+        raise UsageError(f"--min-tcb {text}: {error.message}", hint=error.hint) from None

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from snpcerts.abi.cert_table import VCEK_GUID, VLEK_GUID, CertTable
 from snpcerts.abi.guest_message import KeySelect as KeySel
+from snpcerts.certfile.holders import Holder, holders_of
 from snpcerts.endorsement.crl import RevocationList
 from snpcerts.endorsement.vek import EndorsementCert, VekKind
 from snpcerts.errors import FormatError
@@ -15,7 +16,6 @@ from snpcerts.host.firmware import HostFirmware, State
 from snpcerts.host.holding import Holding
 from snpcerts.host.initialisation import Initialisation, initialisation
 from snpcerts.host.known import Proof
-from snpcerts.host.lock_owner import LockOwner, owners_of
 from snpcerts.host.mitigations import Mitigations, mitigations
 from snpcerts.host.wanted import Key, signing_key
 from snpcerts.printable import printable
@@ -28,7 +28,7 @@ class FileStatus:
     """One file, with who holds its lock."""
 
     holding: Holding
-    owners: tuple[LockOwner, ...]
+    holders: tuple[Holder, ...]
 
     @property
     def leaf(self) -> EndorsementCert | None:
@@ -125,7 +125,7 @@ def status_of(
     firmware: HostFirmware, holdings: Sequence[Holding], lists: Mapping[VekKind, RevocationList]
 ) -> HostStatus:
     """Put together what was found; ``lists`` are the revocation lists at hand."""
-    files = tuple(FileStatus(each, owners_of(each.file.path)) for each in holdings)
+    files = tuple(FileStatus(each, holders_of(each.file.path)) for each in holdings)
     return HostStatus(firmware, firmware.state(), files, lists)
 
 
@@ -240,7 +240,7 @@ def _file_lines(status: FileStatus) -> list[str]:
     if not holding.in_step:
         out.append(f"  should hold    {holding.wanted}")
     out += (f"  problem: {problem}" for problem in holding.problems)
-    out += (f"  locked by      {owner}" for owner in status.owners)
+    out += (f"  locked by      {holder}" for holder in status.holders)
     return out
 
 
@@ -265,12 +265,12 @@ def _file_json(status: FileStatus) -> dict[str, object]:
         "not_after": None if holding.not_after is None else holding.not_after.isoformat(),
         "locks": [
             {
-                "pid": owner.pid,
-                "command": owner.command,
-                "exclusive": owner.exclusive,
-                "vm": owner.vm,
-                "started": None if owner.started is None else owner.started.isoformat(),
+                "pid": holder.pid,
+                "command": holder.command,
+                "exclusive": holder.exclusive,
+                "vm": holder.vm,
+                "started": None if holder.since is None else holder.since.isoformat(),
             }
-            for owner in status.owners
+            for holder in status.holders
         ],
     }
