@@ -161,10 +161,10 @@ def _watched(call: Call) -> bytes:
 
 
 def program(*, look: bool, watch: bool = False) -> bytes:
-    """The filter.
+    """Build the filter.
 
-    ``look`` says whether the calls that only look at a path are trapped too,
-    ``watch`` whether those on open files are, see :data:`FILE_CALLS`.
+    With ``look`` the calls that only examine a path are trapped too, with ``watch``
+    those on open files, see :data:`FILE_CALLS`.
     """
     parts = [
         _op(_LOAD, _ARCH),

@@ -63,7 +63,7 @@ class Kind(enum.Enum):
 
     DEVICE = "an emulated device"
     FILE = "a virtual file"
-    DIRECTORY = "a directory above one of ours that the machine does not have"
+    DIRECTORY = "a directory above an emulated path that the machine does not have"
     BARRED = "a real device for which this door has no emulated one"
     OPEN = "an emulated device that is open already, by its descriptor in /proc"
 
@@ -92,11 +92,11 @@ class Door:
 
     ``devices`` maps absolute paths to what opens them; the function gets the
     :class:`OpenInfo` and may raise ``OSError``. ``files`` maps absolute paths to
-    the content of a read-only file, made anew for each open: bytes, or a mapping
+    the content of a read-only file, created for each open: bytes, or a mapping
     of offsets to bytes for a sparse one (``/dev/cpu/0/msr``: the offset is the
     register's number).
 
-    ``look`` tells whether calls that only look at a path (stat, access,
+    ``look`` tells whether calls that only examine a path (stat, access,
     readlink) find what an open would find. Where the machine itself has, for
     this user, every path of ours and no device but ours, none is trapped.
 

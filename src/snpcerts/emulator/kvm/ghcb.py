@@ -83,7 +83,7 @@ _INPUT: dict[int, tuple[Field, ...]] = {
 
 
 class RequestingVm(Machine, Protocol):
-    """What the handling of one vCPU's exits needs of its VM."""
+    """What the handling of one vCPU's exits needs from its VM."""
 
     @property
     def snp(self) -> bool:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Instructions that a guest has KVM carry out through its GHCB: CPUID, IN and OUT, MSRs, VMMCALL.
+"""Instructions that KVM performs for a guest through its GHCB: CPUID, IN, OUT, MSRs, VMMCALL.
 
 Source: Linux ``arch/x86/kvm/x86.c`` (``kvm_fast_pio``, ``kvm_sev_es_string_io``,
 ``kvm_sev_es_mmio``, ``____kvm_emulate_hypercall``), ``svm/svm.c``
@@ -36,7 +36,7 @@ Completion = Callable[[GuestMemory], None]
 
 
 class Machine(Protocol):
-    """What the instructions need of the VM."""
+    """What the instructions need from the VM."""
 
     @property
     def exits_for_page_state(self) -> bool:
@@ -47,13 +47,13 @@ class Machine(Protocol):
 
 
 class Msrs(Protocol):
-    """What they need of the vCPU."""
+    """What the instructions need from the vCPU."""
 
     def read_msr(self, index: int) -> int | None:
-        """An MSR's value; None for one that there is not."""
+        """An MSR's value; None if it does not exist."""
 
     def write_msr(self, index: int, value: int) -> bool:
-        """Set an MSR; whether there is one."""
+        """Set an MSR; returns whether it exists."""
 
 
 class Instructions:
@@ -200,4 +200,4 @@ class Instructions:
 
 
 def _nothing(_: GuestMemory) -> None:
-    """Nothing is left to be done."""
+    """Nothing remains to be done."""

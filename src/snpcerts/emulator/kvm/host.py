@@ -40,11 +40,11 @@ class Platform:
     """One host.
 
     ``sev``, ``snp`` and ``certs_supported`` say what the processor and its
-    kernel can do: an Intel host has no SEV, a kernel before certificate fetching
-    does not know the attribute and the command.
-    ``psp_errno`` is what every command to the firmware fails with before it gets
-    there (ENODEV, EBUSY, ETIMEDOUT), 0 for a PSP that works. ``clock`` gives seconds, as
-    ``time.monotonic`` does; deadlines of waiting calls are on it.
+    kernel support: an Intel host has no SEV, and a kernel without certificate
+    fetching has neither the attribute nor the command.
+    If ``psp_errno`` (ENODEV, EBUSY, ETIMEDOUT) is not 0, every command fails with it
+    before it reaches the firmware. ``clock`` returns seconds, as ``time.monotonic``
+    does; deadlines of waiting calls use it.
     """
 
     firmware: Firmware

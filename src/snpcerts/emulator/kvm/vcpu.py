@@ -58,7 +58,7 @@ MP_RUNNABLE, MP_UNINITIALIZED = 0, 1
 
 
 class RunningVm(RequestingVm, Protocol):
-    """What a vCPU needs of its VM."""
+    """What a vCPU needs from its VM."""
 
     @property
     def name(self) -> str:

@@ -104,7 +104,7 @@ def build_vm(
 ) -> ReferenceVm:
     """Launch a VM up to its first KVM_RUN. ``certs`` enables the exit for certificates.
 
-    ``memory_size`` and ``base`` are bytes, multiples of 4096, room for two pages at least.
+    ``memory_size`` (at least two pages) and ``base`` are multiples of 4096, in bytes.
     """
     kvm_fd, sev_fd = machine.open("/dev/kvm"), machine.open("/dev/sev")
     vm_fd = machine.ioctl(kvm_fd, Ioctl.CREATE_VM, VmType.SNP)

@@ -122,7 +122,7 @@ class Server:
         if not seccomp.is_listener(hello.descriptors[0]):
             raise InputError("control message: its descriptor is not a seccomp listener")
         if self._supervisor.serves(hello.descriptors[0]):
-            raise InputError("control message: its seccomp listener is served already")
+            raise InputError("control message: its seccomp listener is already served")
         self._supervisor.add_listener(hello.descriptors[0], door, self._left)
         self._programs += 1
         return {"ok": True}

@@ -292,7 +292,7 @@ class Firmware:
     def snp_verify_mitigation(self, vector: int = 0) -> Mitigations:
         """SNP_VERIFY_MITIGATION.
 
-        ``vector`` 0 asks for the status; one bit asks to verify that one.
+        ``vector`` 0 requests the status; a single bit requests that mitigation's check.
         INVALID_COMMAND on firmware older than reports of version 5;
         INVALID_PARAM for several bits, or one that is not supported.
         """

@@ -155,7 +155,7 @@ def answer_report(
 def make_report(
     platform: PspSnapshot, context: GuestContext, vmpl: int, report_data: bytes, key: Signer
 ) -> bytes:
-    """A report of 1184 bytes, signed with ``key`` if that is one."""
+    """A report of 1184 bytes, signed with ``key`` unless it is None."""
     state = platform.state
     signing_key, private_key = key
     identity = context.id_block
@@ -206,7 +206,7 @@ def make_report(
 def answer_key(platform: PspSnapshot, context: GuestContext, vmpck: int, payload: bytes) -> bytes:
     """MSG_KEY_RSP to a MSG_KEY_REQ, version 1: a key of 32 bytes.
 
-    What goes into it is what goes into AMD's, the formula is another. It always
+    It depends on the same inputs as AMD's, but the formula differs. It always
     depends on the VMPL, HOST_DATA and the key that vouches for the ID block; a
     VCEK as root is that of the reported TCB unless the request names a TCB.
     """
@@ -238,7 +238,7 @@ def tsc_scale(desired_khz: int) -> int:
 def answer_cpuid(
     platform: PspSnapshot, _context: GuestContext, _vmpck: int, payload: bytes
 ) -> bytes:
-    """MSG_CPUID_RSP, as long as its request: the functions as they may be."""
+    """MSG_CPUID_RSP, as long as its request: the functions with permitted values."""
     count, reserved, more = struct.unpack_from("<IIQ", payload)
     status, judged, functions = ResponseStatus.SUCCESS, 0, b""
     if reserved or more or count > CPUID_COUNT_MAX:
@@ -311,8 +311,8 @@ def _short(status: ResponseStatus) -> bytes:
 class Kind:
     """One kind of request the firmware knows: its payload's size in bytes, and the answer.
 
-    A shorter payload is taken as if zeros followed, of a longer one the rest is
-    not looked at. ``size`` 0: as it comes.
+    A shorter payload is padded with zeros; the rest of a longer one is ignored.
+    ``size`` 0 accepts any size.
     """
 
     size: int
@@ -340,7 +340,7 @@ KINDS: Final[dict[int, Kind]] = {
 
 def _select(platform: PspSnapshot, context: GuestContext, value: int) -> Signer:
     if value and platform.state.version < VLEK_SINCE:
-        raise _BadRequestError(ResponseStatus.INVALID_PARAM)  # reserved in those days
+        raise _BadRequestError(ResponseStatus.INVALID_PARAM)  # reserved in firmware of that age
     key = None
     if value in set(KeySelect):
         key = signer(platform, KeySelect(value), vcek_disabled=context.vcek_disabled)
