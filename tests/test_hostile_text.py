@@ -225,3 +225,33 @@ def test_a_vmms_last_words(tmp_path: Path) -> None:
     harmless(made.stdout)
     harmless(made.stderr)
     assert ": x\\x1b[2J\\nsnpcerts: in step" in made.stdout, "its words are there, in one line"
+
+
+def test_what_was_typed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Arguments that are quoted in a usage error, and names of files that were written."""
+    import click._compat
+
+    # As to a terminal, where click leaves escape sequences in.
+    monkeypatch.setattr(click.utils, "should_strip_ansi", lambda *_: False)
+    folder = tmp_path / HOSTILE.replace("/", "")
+    folder.mkdir()
+    table, out = str(folder / "table.bin"), str(folder / "out")
+    Path(table).write_bytes(CertTable((TableEntry(VCEK_GUID, hostile_certificate()),)).encode())
+    for words, code in (
+        (["table", "show", "x", HOSTILE], 2),
+        (["host", "status", HOSTILE, HOSTILE], 2),
+        ([HOSTILE], 2),
+        (["verify", f"--{HOSTILE}"], 2),
+        (["table", "show", table], 0),
+        (["table", "extract", table, out], 0),
+        (["table", "build", "-o", f"{out}.bin", "--vcek", f"{out}/vcek.der"], 0),
+        (["lock", "--shared", "--seconds", "0.01", table], 0),
+        (["kds", "show", "--cache", out], 0),
+        (["emulate", "--platform", f"{out}/p", "certificates", f"{out}/c"], 0),
+    ):
+        assert main(words) == code
+        said = capsys.readouterr()
+        harmless(said.out)
+        harmless(said.err)

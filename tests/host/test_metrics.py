@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from snpcerts.errors import RefusedError
 from snpcerts.host.metrics import Metrics
 from snpcerts.host.metrics_server import MOST_CONNECTIONS
 
@@ -61,3 +62,26 @@ def test_idle_connections_do_not_pile_up_nor_keep_others_out(metrics: Metrics) -
         for each in idle:
             each.close()
         end()
+
+
+@pytest.mark.parametrize("content", [b"precious\n", bytes(24), b"# HELP node_load1 of another\n"])
+def test_a_mistyped_path_destroys_nothing(metrics: Metrics, tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(content)
+    with pytest.raises(RefusedError, match="does not hold metrics"):
+        metrics.write(str(path))
+    assert path.read_bytes() == content
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with pytest.raises(RefusedError, match="does not hold metrics"):
+        metrics.write(str(pipe))
+    assert pipe.is_fifo()
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_figures_take_the_place_of_those_before(metrics: Metrics, tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.touch()
+    for _ in range(2):
+        metrics.write(str(path))
+    assert path.read_bytes().startswith(b"# HELP snpcerts_")

@@ -14,8 +14,8 @@ import click
 
 from snpcerts.cli.ending import ends_cleanly
 from snpcerts.cli.files import make_directory, write_output
+from snpcerts.cli.say import say, say_line
 from snpcerts.errors import InputError, UsageError
-from snpcerts.printable import printable
 
 if TYPE_CHECKING:
     from snpcerts.abi.product import Product
@@ -227,7 +227,7 @@ def certificates(options: _PlatformOptions, directory: str, vlek: str | None) ->
     make_directory(directory)
     for name, data in files.items():
         write_output(os.path.join(directory, name), data)
-        click.echo(f"{os.path.join(directory, name)}: {len(data)} bytes")
+        say_line(f"{os.path.join(directory, name)}: {len(data)} bytes")
 
 
 @command.command("key-server")
@@ -280,7 +280,7 @@ def key_server(
     limit = Throttle(throttle, Throttled(throttle_by), throttle_lengthens)
     server = KeyServer.of_homes(homes, faults=fault_plan, throttle=limit, delay=delay, port=port)
     try:
-        click.echo(server.url)
+        say_line(server.url)
         server.serve()
     finally:
         server.close()
@@ -300,19 +300,19 @@ def status(options: _PlatformOptions, as_json: bool) -> None:
     home = options.lasting_home()
     answer = ask(home, {"ask": "status"})
     if as_json:
-        click.echo(json.dumps(answer))
+        say(json.dumps(answer))
         return
-    click.echo(f"{home.path}: emulated {answer['product']} platform")
-    click.echo(f"  firmware      {answer['version']}, behaves as {answer['firmware']}")
-    click.echo(f"  chip ID       {answer['chip_id']}")
-    click.echo(f"  current TCB   {answer['current_tcb']}")
-    click.echo(f"  committed TCB {answer['committed_tcb']}")
-    click.echo(f"  reported TCB  {answer['reported_tcb']}")
-    click.echo(f"  VCEK's TCB    {answer['vcek_tcb']}")
-    click.echo(f"  VLEK's TCB    {answer['vlek_tcb'] or 'no VLEK is loaded'}")
+    say_line(f"{home.path}: emulated {answer['product']} platform")
+    say_line(f"  firmware      {answer['version']}, behaves as {answer['firmware']}")
+    say_line(f"  chip ID       {answer['chip_id']}")
+    say_line(f"  current TCB   {answer['current_tcb']}")
+    say_line(f"  committed TCB {answer['committed_tcb']}")
+    say_line(f"  reported TCB  {answer['reported_tcb']}")
+    say_line(f"  VCEK's TCB    {answer['vcek_tcb']}")
+    say_line(f"  VLEK's TCB    {answer['vlek_tcb'] or 'no VLEK is loaded'}")
     for vm in answer["vms"]:
         serves = "serves programs" if vm["serves"] else "busy with its own requests"
-        click.echo(printable(f"  VM {vm['name']}, pid {vm['pid']}, {serves}"))
+        say_line(f"  VM {vm['name']}, pid {vm['pid']}, {serves}")
 
 
 @command.group()
@@ -396,14 +396,14 @@ def rows(as_json: bool) -> None:
         for row in ROWS
     ]
     if as_json:
-        click.echo(json.dumps({"default": DEFAULT, "reason": DEFAULT_REASON, "rows": table}))
+        say(json.dumps({"default": DEFAULT, "reason": DEFAULT_REASON, "rows": table}))
         return
-    click.echo(f"Default: {DEFAULT}. {DEFAULT_REASON}")
+    say_line(f"Default: {DEFAULT}. {DEFAULT_REASON}")
     for row in ROWS:
-        click.echo(f"\n{row.question}  [{row.choice}]")
+        say(f"\n{row.question}  [{row.choice}]")
         for name in NAMES:
             reading = row.reading(name)
-            click.echo(f"  {name:<14} {reading.shown}: {reading.source}")
+            say_line(f"  {name:<14} {reading.shown}: {reading.source}")
 
 
 def _order(options: _PlatformOptions, order: dict[str, object]) -> None:

@@ -4,11 +4,13 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import stat
 import tempfile
 from datetime import UTC, datetime
 
+from snpcerts.certfile.trusted_path import resolve
 from snpcerts.errors import InputError, RefusedError
 
 INPUT_LIMIT = 1 << 20
@@ -50,24 +52,45 @@ def read_dated_input(path: str, *, limit: int = INPUT_LIMIT) -> tuple[bytes, dat
 def write_output(path: str, data: bytes) -> None:
     """Replace the file at ``path`` by ``data`` in one step.
 
-    Raises :class:`RefusedError`, naming the path, and leaves nothing behind.
+    A pipe or a character device (``/dev/null``, ``/dev/stdout``) stays what it is and
+    is written to. Links are followed where root or this user made them. Raises
+    :class:`RefusedError` naming the path, and leaves nothing behind.
     """
-    folder = os.path.dirname(path) or "."
     try:
-        if os.path.isdir(path):
-            raise IsADirectoryError(21, "Is a directory")
+        # A link of ours stays a link: /dev/stdout, with a file behind it.
+        path_of_file = resolve(path)
+        if _is_stream(path):
+            with open(path, "wb", buffering=0) as stream:
+                stream.write(data)
+            return
+        folder = os.path.dirname(path_of_file)
         fd, temporary = tempfile.mkstemp(prefix=".snpcerts-", dir=folder)
         try:
             with os.fdopen(fd, "wb") as file:
                 file.write(data)
                 os.fchmod(fd, 0o666 & ~_umask())
-            os.replace(temporary, path)
+            os.replace(temporary, path_of_file)
         except BaseException:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(temporary)
             raise
     except (OSError, ValueError) as error:
         raise RefusedError(f"{path}: cannot write: {_reason(error)}") from None
+
+
+def _is_stream(path: str) -> bool:
+    """Whether what is at ``path`` is written to, not replaced; raises for what is neither."""
+    try:
+        mode = os.stat(path).st_mode
+    except FileNotFoundError:
+        return False
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+    if stat.S_ISCHR(mode) or stat.S_ISFIFO(mode):
+        return True
+    if not stat.S_ISREG(mode):
+        raise ValueError("is not a regular file")
+    return False
 
 
 def _date(seconds: float) -> datetime:

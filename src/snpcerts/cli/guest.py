@@ -10,7 +10,7 @@ import sys
 import click
 
 from snpcerts.cli.files import write_output
-from snpcerts.cli.say import say
+from snpcerts.cli.say import say, say_line
 from snpcerts.errors import UsageError
 
 _SIZE = 64
@@ -117,12 +117,12 @@ def report(
             )
         )
         return
-    say(f"{output}: report over {data.hex()}")
+    say_line(f"{output}: report over {data.hex()}")
     if table_out is not None:
         what = (
             f"{entries} certificates" if entries else "an empty table: the host has no certificates"
         )
-        say(f"{table_out}: {what}")
+        say_line(f"{table_out}: {what}")
 
 
 def _report_data(text: str) -> bytes:

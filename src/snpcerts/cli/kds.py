@@ -20,7 +20,7 @@ import click
 from snpcerts.abi.product import Product, hwid_of_chip_id
 from snpcerts.abi.tcb import TcbVersion
 from snpcerts.cli.files import make_directory, read_input, write_output
-from snpcerts.cli.say import present, say
+from snpcerts.cli.say import present, say, say_line
 from snpcerts.cli.source_options import (
     ANCHOR,
     CACHE,
@@ -87,9 +87,9 @@ class _Where:
         if self.as_json:
             say(json.dumps({"ok": True, **facts, "files": list(written.values())}, indent=2))
             return
-        present(printable(line))
+        say_line(line)
         for name, path in written.items():
-            present(f"{path}: {len(files[name])} bytes")
+            say_line(f"{path}: {len(files[name])} bytes")
 
 
 def _common(function: Callable[..., None]) -> Callable[..., None]:
@@ -223,11 +223,11 @@ def show(cache: str | None, anchors: tuple[str, ...], as_json: bool) -> None:
         entries = [entry.to_json() for entry in found]
         say(json.dumps({"cache": str(where), "entries": entries}, indent=2))
     else:
-        present(f"{where}: {len(found)} files" if found else f"{where}: empty")
+        say_line(f"{where}: {len(found)} files" if found else f"{where}: empty")
         for entry in found:
             until = "" if entry.not_after is None else f", until {_utc(entry.not_after)}"
-            present(f"  {printable(str(entry.place))}")
-            present(printable(f"    {entry.title}{until}: {entry.problem or 'verifies'}"))
+            say_line(f"  {entry.place}")
+            say_line(f"    {entry.title}{until}: {entry.problem or 'verifies'}")
     if any(entry.problem for entry in found):
         click.get_current_context().exit(1)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import click
 
-from snpcerts.cli.say import say
+from snpcerts.cli.say import say, say_line
 
 
 @click.command()
@@ -25,7 +25,7 @@ def command(file: str, shared: bool, seconds: float | None) -> None:
 
     mode = "shared" if shared else "exclusive"
     with hold(file, shared=shared) as lock:
-        say(f"{file}: {mode} lock held")
+        say_line(f"{file}: {mode} lock held")
         for second in lock.ticks(seconds):
             say(f"holding the {mode} lock ({second} s)")
-    say(f"{file}: lock released")
+    say_line(f"{file}: lock released")

@@ -75,6 +75,7 @@ def main(arguments: Sequence[str]) -> int:
         present(f"snpcerts: {error}", err=True)
         return error.exit_code
     except click.ClickException as error:
+        error.message = printable(error.message)  # it may quote an argument as it is
         error.show()
         return 2
     except (click.Abort, KeyboardInterrupt):

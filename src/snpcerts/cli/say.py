@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
-from snpcerts.printable import printable_lines
+from snpcerts.printable import printable, printable_lines
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -109,3 +109,8 @@ def wrapped(line: str, width: int) -> str:
         else:
             lines.append(" " * indent + word)
     return "\n".join(lines)
+
+
+def say_line(text: object, *, err: bool = False) -> None:
+    """Print one line, whatever foreign text, such as the name of a file, stands in it; as :func:`present`."""
+    present(printable(str(text)), err=err)

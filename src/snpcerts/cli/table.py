@@ -13,7 +13,7 @@ import click
 from snpcerts.abi import cert_table
 from snpcerts.abi.cert_table import CertTable, TableEntry, TableProblem
 from snpcerts.cli.files import make_directory, read_input, write_output
-from snpcerts.cli.say import present, say
+from snpcerts.cli.say import present, say, say_line
 from snpcerts.errors import FormatError, InputError, RefusedError, UsageError
 from snpcerts.printable import printable
 
@@ -76,7 +76,7 @@ def build(
     from snpcerts.certfile.file import CertFile
 
     CertFile(output).publish(table, force=force)
-    present(f"{output}: {len(table)} entries, {len(data)} bytes, {table.pages} pages")
+    say_line(f"{output}: {len(table)} entries, {len(data)} bytes, {table.pages} pages")
 
 
 @command.command()
@@ -95,7 +95,7 @@ def show(file: str, as_json: bool, lenient: bool) -> None:
     if as_json:
         say(json.dumps(_to_json(table, data, rows, problems)))
     else:
-        present(f"{file}: {len(table)} entries, {len(data)} bytes, {table.pages} pages")
+        say_line(f"{file}: {len(table)} entries, {len(data)} bytes, {table.pages} pages")
         for entry, text in rows:
             present(f"  {entry.name:<8} {len(entry.data):>6} bytes  {text}")
         for warning in table.warnings:
@@ -135,7 +135,7 @@ def extract(file: str, directory: str, encoding: str, as_json: bool) -> None:
         say(json.dumps({"directory": directory, "files": [name for name, _ in outputs]}))
     else:
         for name, data in outputs:
-            present(f"{os.path.join(directory, name)}: {len(data)} bytes")
+            say_line(f"{os.path.join(directory, name)}: {len(data)} bytes")
 
 
 def _decode(file: str, data: bytes) -> CertTable:

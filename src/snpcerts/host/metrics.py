@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import stat
 import tempfile
 import threading
 from collections.abc import Callable, Iterable, Mapping
@@ -25,6 +26,7 @@ from snpcerts.host.mitigations import mitigations
 from snpcerts.host.status import basis
 
 _TEXT_MODE: Final = 0o644  # for the node exporter
+_BEGINS: Final = b"# HELP snpcerts_"  # as the figures written before do
 _BUCKETS: Final = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 100)
 
 
@@ -194,7 +196,11 @@ class Metrics:
                 self._mitigations.labels(str(bit), name).set(vector >> bit & 1)
 
     def write(self, path: str) -> None:
-        """Write all figures to ``path``, at once; :class:`RefusedError` when that fails."""
+        """Write all figures to ``path``, at once; :class:`RefusedError` when that fails.
+
+        Also where something else is at the path than figures written before.
+        """
+        _require_metrics(path)
         folder = os.path.dirname(path) or "."
         try:
             # A new file of a name that cannot be foreseen: in a directory where
@@ -232,3 +238,19 @@ class Metrics:
             thread.join()
 
         return end
+
+
+def _require_metrics(path: str) -> None:
+    """Raise :class:`RefusedError` where a mistyped path would destroy someone's file."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY)
+    except OSError:
+        return  # nothing is there, or a link, which is replaced and not followed
+    with open(fd, "rb") as file:
+        regular = stat.S_ISREG(os.fstat(fd).st_mode)
+        if regular and file.read(len(_BEGINS)) in (b"", _BEGINS):
+            return
+    raise RefusedError(
+        f"{path}: is left as it is: it does not hold metrics",
+        hint="is the path right? remove what is there",
+    )
