@@ -21,6 +21,7 @@ FLOORS = [
     "printable",
     "errors",
     "temporary_directory",
+    "written",
     "abi",
     "endorsement",
     "verify",

@@ -3,7 +3,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import select
+import signal
 import subprocess
 import threading
 from collections.abc import Iterator
@@ -80,6 +83,26 @@ def prove(
         )
     finally:
         asked.join()
+
+
+def test_a_signal_ends_the_hand_over_as_well(host: Site) -> None:
+    """A guest that is never asked again would hold an ssh session for ever."""
+    host.done("sync")
+    pids = host.folder / "pids"
+    os.mkfifo(pids)
+    command = f'echo $$ $PPID > "{pids}"; exec sleep 600'
+    words = host.words("prove-key", "--timeout=600", "--", "sh", "-c", command)
+    with subprocess.Popen(host.emulated.command(*words), stderr=subprocess.PIPE) as process:
+        hand_over, prover = map(int, pids.read_text().split())
+        ended = os.pidfd_open(hand_over)
+        try:
+            os.kill(prover, signal.SIGTERM)
+            assert process.wait(60) == 128 + signal.SIGTERM
+            assert select.select([ended], [], [], 60)[0], "it is still there"
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(ended, signal.SIGKILL)
+            os.close(ended)
 
 
 def test_a_reload_below_the_running_tcb_is_noticed_and_a_guest_proves_which_key_signs(

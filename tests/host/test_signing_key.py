@@ -31,6 +31,7 @@ from snpcerts.host.config import Config, FileConfig
 from snpcerts.host.config import KeySelect as Select
 from snpcerts.host.event import EventKind
 from snpcerts.host.initialisation import Initialisation
+from snpcerts.host.memory import MemoryFile
 from snpcerts.host.proof import NONCE_SIZE, NoProofError, Proved, prove
 from snpcerts.host.sev import SevError
 from snpcerts.host.wanted import NoKey
@@ -437,12 +438,20 @@ def spoil_link(path: Path) -> None:
     path.symlink_to("elsewhere")
 
 
+def spoil_owner(path: Path) -> None:
+    """A VMM's user who may write to the directory puts a file of its own there."""
+    if os.geteuid() != 0:
+        pytest.skip("files of other users take root")
+    os.chown(path, 65534, 65534)
+
+
 SPOILED: tuple[Callable[[Path], object], ...] = (
     Path.unlink,
     spoil_torn,
     spoil_bit,
     spoil_version,
     spoil_link,
+    spoil_owner,
     lambda path: path.write_bytes(b""),
     lambda path: path.write_bytes(b"[" * 70_000),
     lambda path: path.write_bytes(b'{"sha256": [], "version": {}}'),
@@ -481,6 +490,21 @@ def test_what_is_remembered_of_another_chip_counts_for_nothing(published: Host) 
     other.snp_vlek_load(stick)
     published.sync()
     assert (published.rig.folder / "vlek.bin").read_bytes() == EMPTY
+
+
+def test_a_link_planted_where_it_is_written_leads_to_no_other_file(published: Host) -> None:
+    """Not even one planted after leftovers have been removed."""
+    path = published.rig.config.memory_path
+    victim = path.with_name("victim")
+    victim.write_bytes(b"precious")
+    store = MemoryFile(path, Product.GENOA)
+    published.sync()
+    found = store.load()
+    with store.locked():
+        os.link(victim, path.with_name(f".{path.name}.new"))
+        store.save(found)
+    assert victim.read_bytes() == b"precious"
+    assert store.load() == found
 
 
 def test_firmware_that_changed_while_the_agent_was_down_is_in_doubt(published: Host) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -374,6 +375,10 @@ def test_a_revocation_list_of_some_age_is_asked_for_anew_once_and_briefly(host: 
     os.utime(kept, (0, 0))
     source.crl(Product.MILAN, max_age=day)
     assert host.server.requests[path] == 2
+    # Written by a clock that was ahead, it would be new for as long again.
+    os.utime(kept, (time.time() + 86400,) * 2)
+    source.crl(Product.MILAN, max_age=day)
+    assert host.server.requests[path] == 3
     os.utime(kept, (0, 0))
     host.server.faults.set(Fault.UNAVAILABLE)
     assert host.source().crl(Product.MILAN, max_age=day, budget=3.0)
@@ -382,7 +387,7 @@ def test_a_revocation_list_of_some_age_is_asked_for_anew_once_and_briefly(host: 
     with pytest.raises(KdsUnavailableError):
         host.source().crl(Product.MILAN, max_age=day, budget=3.0)
     assert host.waits == []
-    assert host.server.requests[path] == 4
+    assert host.server.requests[path] == 5
 
 
 def test_a_withdrawn_chain_is_replaced_with_the_leaf_below_it(

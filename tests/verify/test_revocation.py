@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import timedelta
@@ -248,6 +249,10 @@ def test_a_file_is_as_old_as_its_modification_time(run: Run) -> None:
     assert (code, said["reasons"][0]["code"]) == (1, "crl-too-old")
     assert said["revocation_lists"][0]["age_seconds"] == 30 * 86400
     assert run("--crl", "vcek=before.crl", "--max-crl-age", "31d")[0] == 0
+    os.utime("before.crl", (time.time() + 86400,) * 2)
+    code, said = run("--crl", "vcek=before.crl", "--max-crl-age", "31d")
+    assert (code, said["reasons"][0]["code"]) == (1, "crl-too-old")
+    assert said["revocation_lists"][0]["age_seconds"] is None, "of a clock that was ahead"
     for wrong in ("1", "1w", "-1d", "0d", "", "1d 2h"):
         code, said = run("--crl", "vcek=before.crl", "--max-crl-age", wrong)
         assert (code, "is not an age" in said["error"]) == (2, True)

@@ -8,10 +8,11 @@ import errno
 import os
 import stat
 import tempfile
-from datetime import UTC, datetime
+from datetime import datetime
 
 from snpcerts.certfile.trusted_path import resolve
 from snpcerts.errors import InputError, RefusedError
+from snpcerts.written import written_at
 
 INPUT_LIMIT = 1 << 20
 
@@ -46,7 +47,7 @@ def read_dated_input(path: str, *, limit: int = INPUT_LIMIT) -> tuple[bytes, dat
         raise InputError(f"{path}: is empty")
     if len(data) > limit:
         raise InputError(f"{path}: is larger than {limit} bytes")
-    return data, _date(status.st_mtime)
+    return data, written_at(status.st_mtime)
 
 
 def write_output(path: str, data: bytes) -> None:
@@ -91,14 +92,6 @@ def _is_stream(path: str) -> bool:
     if not stat.S_ISREG(mode):
         raise ValueError("is not a regular file")
     return False
-
-
-def _date(seconds: float) -> datetime:
-    try:
-        return datetime.fromtimestamp(seconds, UTC)
-    except (OverflowError, OSError, ValueError):
-        # A file system can store times that datetime cannot: take the earliest date.
-        return datetime.min.replace(tzinfo=UTC)
 
 
 def make_directory(path: str) -> None:

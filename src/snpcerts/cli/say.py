@@ -112,5 +112,5 @@ def wrapped(line: str, width: int) -> str:
 
 
 def say_line(text: object, *, err: bool = False) -> None:
-    """Print one line, whatever foreign text, such as the name of a file, stands in it; as :func:`present`."""
+    """As :func:`present`, one line, whatever foreign text (a name of a file) stands in it."""
     present(printable(str(text)), err=err)

@@ -263,11 +263,15 @@ class MemoryFile:
         try:
             fd = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW)
             with os.fdopen(fd, "rb") as file:
+                owner = os.fstat(fd).st_uid
                 data = file.read(SIZE_LIMIT + 1) or b""
         except FileNotFoundError:
             raise UnusableError("nothing is remembered of this host") from None
         except OSError as error:
             raise UnusableError(f"{self.path}: {error.strerror}") from None
+        # Who may write to the directory may put any file there.
+        if owner not in (0, os.geteuid()):
+            raise UnusableError(f"{self.path}: is of user {owner}, so it is not believed")
         try:
             return _decode(data, self._product)
         except _DamagedError as error:
@@ -275,8 +279,11 @@ class MemoryFile:
 
     def save(self, what: Remembered) -> None:
         """Replace it by one rename, synced."""
-        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
         try:
+            # What is there may be another name of someone's file: not to be written to.
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(self._new)
             with os.fdopen(os.open(self._new, flags, 0o600), "wb") as file:
                 file.write(_encode(what))
                 file.flush()

@@ -19,7 +19,7 @@ from snpcerts.host.known import NOTHING_DOUBTED, Known, LoadedVlek, Proof
 
 _PROVE: Final = "'host prove-key' settles it"
 _AGAIN: Final = f"{_PROVE}, 'host set-config --again' derives the VCEK anew"
-_LOAD: Final = f"the next 'host load-vlek' does, and {_PROVE}"
+_LOAD: Final = "the next 'host load-vlek' settles it, and so does 'host prove-key'"
 
 STRANGER: Final = f"it was not loaded by 'host load-vlek', so its TCB is not known; {_LOAD}"
 BEGUN: Final = f"loading another was begun, and how it ended is not known; {_LOAD}"

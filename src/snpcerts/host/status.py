@@ -17,7 +17,7 @@ from snpcerts.host.holding import Holding
 from snpcerts.host.initialisation import Initialisation, initialisation
 from snpcerts.host.known import Proof
 from snpcerts.host.mitigations import Mitigations, mitigations
-from snpcerts.host.wanted import Key, signing_key
+from snpcerts.host.wanted import Key, NoKey, signing_key
 from snpcerts.printable import printable
 
 COMMITTED = "in no host interface; attestation reports carry it"
@@ -70,8 +70,17 @@ class HostStatus:
         ]
         for each in self.files:
             out += _file_lines(each)
-        out.append("in step" if self.in_step else "NOT in step: run 'snpcerts host sync'")
+        out.append(self._verdict())
         return [printable(line) for line in out]
+
+    def _verdict(self) -> str:
+        if not self.in_step:
+            return "NOT in step: run 'snpcerts host sync'"
+        empty = sum(isinstance(each.holding.wanted, NoKey) for each in self.files)
+        if not empty:
+            return "in step"
+        which = "" if len(self.files) == 1 else f" of {empty} of {len(self.files)} files"
+        return f"in step, but guests{which} get no certificates: see 'empty, since'"
 
     def _revocation_lines(self) -> Iterator[str]:
         wanted = (each.holding.wanted for each in self.files)
@@ -239,6 +248,8 @@ def _file_lines(status: FileStatus) -> list[str]:
         out.append(f"  valid until    {holding.not_after:%Y-%m-%d %H:%M:%SZ}")
     if not holding.in_step:
         out.append(f"  should hold    {holding.wanted}")
+    elif isinstance(holding.wanted, NoKey):
+        out.append(f"  empty, since   {holding.wanted.reason}")
     out += (f"  problem: {problem}" for problem in holding.problems)
     out += (f"  locked by      {holder}" for holder in status.holders)
     return out

@@ -33,7 +33,7 @@ import stat
 import tempfile
 import time
 from collections.abc import Iterator
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path, PurePosixPath
 from typing import Final
 
@@ -44,6 +44,7 @@ from snpcerts.errors import FormatError, UsageError
 from snpcerts.kds.body import MAX_BODY
 from snpcerts.kds.errors import CacheError
 from snpcerts.kds.url import ChainResource, CrlResource, Resource, VcekResource
+from snpcerts.written import written_at
 
 # A directory nobody tidies up must not hold a listing up for ever.
 MAX_ENTRIES: Final = 100_000
@@ -146,11 +147,10 @@ class Store:
         return data
 
     def kept_since(self, resource: Resource) -> datetime | None:
-        """When what is kept was written; None where nothing is, or that cannot be told."""
+        """When what is kept was written, as :func:`written_at` has it; None where nothing is."""
         try:
-            written = self.path_of(resource).stat().st_mtime
-            return datetime.fromtimestamp(written, UTC)
-        except (OSError, OverflowError, ValueError):
+            return written_at(self.path_of(resource).stat().st_mtime)
+        except OSError:
             return None
 
     def version(self, resource: Resource) -> object:

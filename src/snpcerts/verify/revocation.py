@@ -23,6 +23,7 @@ from snpcerts.endorsement.reason import Reason, ReasonCode
 from snpcerts.endorsement.vek import VekKind
 from snpcerts.verify.collateral import SuppliedCrl, Supplier
 from snpcerts.verify.policy import Policy, Revocation
+from snpcerts.written import LONG_AGO
 
 _NO_TIME: Final = timedelta(0)
 
@@ -117,7 +118,9 @@ def check_revocation(
 def _judged(
     kind: VekKind, supplied: SuppliedCrl, found: CrlFindings, policy: Policy, at: datetime
 ) -> JudgedList:
-    age = None if supplied.obtained is None else max(at - supplied.obtained, _NO_TIME)
+    age = None
+    if supplied.obtained is not None and supplied.obtained != LONG_AGO:
+        age = max(at - supplied.obtained, _NO_TIME)
     problems = [*found.problems_at(at), *_too_old(age, policy.maximum_crl_age)]
     counts = (
         found.believed

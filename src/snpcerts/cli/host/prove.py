@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from snpcerts.cli.ending import ends_cleanly
 from snpcerts.cli.host.chosen import Host, with_host
 from snpcerts.cli.host.said import listener_of, nothing
 from snpcerts.errors import RefusedError, RetryLaterError
@@ -67,7 +68,8 @@ def prove_key(host: Host, timeout: float, as_json: bool, command: tuple[str, ...
     def ask(nonce: bytes, select: KeySelect) -> bytes:
         return _run(command, nonce.hex(), select.name.lower(), timeout)
 
-    done = prove(agent, file, ask, nonce=os.urandom(NONCE_SIZE))
+    with ends_cleanly():  # or COMMAND would go on without us
+        done = prove(agent, file, ask, nonce=os.urandom(NONCE_SIZE))
     problem = done.synced.problem
     if as_json:
         click.echo(
