@@ -8,6 +8,7 @@ Its one-line help is in ``COMMANDS``, so that ``--help`` imports no subcommand.
 from __future__ import annotations
 
 import importlib
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -17,7 +18,7 @@ import click
 
 from snpcerts import __version__
 from snpcerts.cli.ending import EndedBySignalError
-from snpcerts.cli.say import present
+from snpcerts.cli.say import present, say
 from snpcerts.errors import SnpCertsError
 from snpcerts.printable import printable
 
@@ -75,8 +76,10 @@ def main(arguments: Sequence[str]) -> int:
         present(f"snpcerts: {error}", err=True)
         return error.exit_code
     except click.ClickException as error:
-        error.message = printable(error.message)  # it may quote an argument as it is
-        error.show()
+        shown, message = io.StringIO(), error.format_message()
+        error.show(shown)
+        # The message may quote an argument as it is.
+        say(shown.getvalue().rstrip("\n").replace(message, printable(message)), err=True)
         return 2
     except (click.Abort, KeyboardInterrupt):
         return 130
