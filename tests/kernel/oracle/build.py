@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Final
 
 from .. import headers
-from .cut import CutError, Cutter, definitions, selected, source
+from .cut import CutError, Cutter, Definition, definitions, selected, source
 
 STUBS: Final = Path(__file__).with_name("stubs")
 SOURCES: Final = headers.FETCHED / "source"
@@ -145,11 +145,16 @@ def releases() -> dict[str, Path]:
 
 def cut(part: Part, release: Path) -> str:
     """The part as one C text. Raises :class:`CutError` for what the release does not have."""
+    return source(cut_definitions(part, release))
+
+
+def cut_definitions(part: Part, release: Path) -> list[Definition]:
+    """The same, piece by piece."""
     cutter = Cutter(CONFIGURATION, _MAKERS)
     roots: dict[str, Sequence[str]] = dict(part.roots)
     cutter.add(release, *roots)
     cutter.add(release, *(each for each in part.files if (release / each).is_file()))
-    return source(cutter.cut(roots, _stubbed(part)))
+    return cutter.cut(roots, _stubbed(part))
 
 
 def _stubbed(part: Part) -> set[str]:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections import Counter
@@ -64,8 +65,16 @@ def judge(
     seed: int = 1,
     jobs: int = 2,
     library: Path | None = None,
+    product: Path | None = None,
 ) -> Outcome:
-    """Go through so many sequences. ``library`` is another build of the part, such as a mutant."""
+    """Go through so many sequences.
+
+    ``library`` is another build of the part, such as a mutant; ``product`` is a
+    directory with another ``snpcerts``.
+    """
+    environment = dict(os.environ)
+    if product is not None:
+        environment["PYTHONPATH"] = str(product)
     path = library or build(PARTS[part], release)
     outcome = Outcome(part, release)
 
@@ -75,7 +84,12 @@ def judge(
         words += [str(first), str(end)]
         try:
             done = subprocess.run(
-                words, cwd=ROOT, capture_output=True, text=True, timeout=CHILD_SECONDS
+                words,
+                cwd=ROOT,
+                capture_output=True,
+                text=True,
+                timeout=CHILD_SECONDS,
+                env=environment,
             )
         except subprocess.TimeoutExpired:
             outcome.died.append(f"sequences {first} to {end} took over {CHILD_SECONDS} s")

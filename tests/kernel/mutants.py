@@ -1,0 +1,294 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How much the oracle sees: changed kernels and changed emulators that it has to notice.
+
+``python -m tests.kernel.mutants`` changes one thing at a time (an operator, a constant,
+the order of two checks, a write that is left out) in the functions that are cut out of
+a release, and in the emulator's code for the same, and runs some sequences. What
+nothing noticed is listed: each such survivor is a sequence that is missing, or a change
+that nobody can see, and then :data:`EXPLAINED` says why.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import copy
+import random
+import re
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from queue import Queue
+from typing import Final
+
+from .oracle import build
+from .oracle.cut import CutError
+from .oracle.judge import ROOT, judge
+
+SOURCE: Final = ROOT / "src"
+# The emulator's code for each part of the kernel.
+EMULATOR: Final = {
+    "kvm": (
+        "emulator/kvm/ghcb.py",
+        "emulator/kvm/ghcb_page.py",
+        "emulator/kvm/page_state.py",
+        "emulator/kvm/guest_instruction.py",
+    ),
+    "guest": ("emulator/guest/sev_guest_device.py", "emulator/guest/linux.py"),
+    "sev": ("emulator/psp/sev_device.py",),
+}
+# Survivors that are meant: how a mutant's description begins, and why nobody sees it.
+EXPLAINED: Final[tuple[tuple[str, str], ...]] = (
+    ("kernel dump_ghcb", "writes to the log alone"),
+    ("kernel sev_irq_handler", "no interrupt reaches the cut: the stub of the PSP answers at once"),
+    ("kernel pr_", "writes to the log alone"),
+    ("kernel trace_", "writes to the log alone"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Mutant:
+    """One change: of the kernel (``old`` is a whole function) or of a file of the emulator."""
+
+    side: str
+    where: str
+    change: str
+    old: str
+    new: str
+
+    def __str__(self) -> str:
+        return f"{self.side} {self.where}: {self.change}"
+
+    @property
+    def explained(self) -> str:
+        """Why nobody can see it; "" where somebody should."""
+        return next((why for start, why in EXPLAINED if str(self).startswith(start)), "")
+
+
+_SWAPS: Final = (
+    (r"(?<![<>=!])==(?!=)", "!="),
+    (r"!=", "=="),
+    (r"(?<![<-])<(?![<=])(?= )", "<="),
+    (r"(?<![>-])>(?![>=])(?= )", ">="),
+    (r"&&", "||"),
+    (r"\|\|", "&&"),
+    (r"(?<=[(\s])!(?=[\w(])", ""),
+    (r"(?<=return )-E(?!IO\b)[A-Z]+", "-EIO"),
+    (r"(?<=return )-EIO", "-EINVAL"),
+    (r"(?<=return )1(?=;)", "0"),
+)
+_NUMBER: Final = re.compile(r"(?<![\w.])(?:0x[0-9a-fA-F]+|\d+)(?![\w.])")
+_DROPPED: Final = re.compile(
+    r"^\t+(?!return\b|goto\b|break\b|case\b|if\b|else\b)[^\n;{}]*(?:=|\()[^\n{}]*;$", re.M
+)
+_CHECK: Final = re.compile(r"^(\t+)if \([^\n{}]*\)\n\1\t(?:return|goto)[^\n]*;\n", re.M)
+
+
+def kernel_mutants(part: build.Part, release: Path) -> Iterator[Mutant]:
+    """Of every function of the files that the roots are in."""
+    for each in build.cut_definitions(part, release):
+        if each.kind == "function" and each.file.endswith(".c"):
+            for change, new in _changed_c(each.text):
+                yield Mutant("kernel", each.names[0], change, each.text, new)
+
+
+def _changed_c(text: str) -> Iterator[tuple[str, str]]:
+    body = text.index("{")
+
+    def line_of(at: int) -> str:
+        start = text.rindex("\n", 0, at) + 1 if "\n" in text[:at] else 0
+        return text[start : text.find("\n", at)].strip()
+
+    for pattern, instead in _SWAPS:
+        for found in re.finditer(pattern, text):
+            if found.start() > body:
+                new = text[: found.start()] + instead + text[found.end() :]
+                yield f"{found[0]} becomes {instead or 'nothing'} in {line_of(found.start())}", new
+    for found in _NUMBER.finditer(text):
+        if found.start() > body:
+            more = str(int(found[0], 0) + 1)
+            new = text[: found.start()] + more + text[found.end() :]
+            yield f"{found[0]} becomes {more} in {line_of(found.start())}", new
+    for found in _DROPPED.finditer(text):
+        if found.start() > body and not re.match(
+            r"\s*(?:struct|const|u\d+|int|bool|void|long|unsigned|gpa_t|__u\d+)\b", found[0]
+        ):
+            yield f"without {found[0].strip()}", text[: found.start()] + text[found.end() :]
+    checks = list(_CHECK.finditer(text))
+    for first, second in pairwise(checks):
+        between = text[first.end() : second.start()]
+        if not between.strip():
+            new = text[: first.start()] + second[0] + between + first[0] + text[second.end() :]
+            yield f"checks swapped: {line_of(second.start())}", new
+
+
+_COMPARE: Final[dict[type[ast.cmpop], type[ast.cmpop]]] = {
+    ast.Eq: ast.NotEq,
+    ast.NotEq: ast.Eq,
+    ast.Lt: ast.LtE,
+    ast.LtE: ast.Lt,
+    ast.Gt: ast.GtE,
+    ast.GtE: ast.Gt,
+    ast.In: ast.NotIn,
+    ast.NotIn: ast.In,
+    ast.Is: ast.IsNot,
+    ast.IsNot: ast.Is,
+}
+
+
+def emulator_mutants(file: str) -> Iterator[Mutant]:
+    """Of every statement of a file of the emulator."""
+    text = (SOURCE / "snpcerts" / file).read_text(encoding="utf-8")
+    tree = ast.parse(text)
+    for number, node in enumerate(ast.walk(tree)):
+        for change, edit in _changes(node):
+            changed = copy.deepcopy(tree)
+            edit(next(each for at, each in enumerate(ast.walk(changed)) if at == number))
+            where = f"{file}:{getattr(node, 'lineno', 0)}"
+            yield Mutant("emulator", where, change, file, ast.unparse(changed))
+
+
+def _changes(node: ast.AST) -> Iterator[tuple[str, Callable[[ast.AST], None]]]:
+    match node:
+        case ast.Compare(ops=[operator]) if type(operator) in _COMPARE:
+            instead = _COMPARE[type(operator)]
+
+            def compare(each: ast.AST) -> None:
+                assert isinstance(each, ast.Compare)
+                each.ops = [instead()]
+
+            yield f"{instead.__name__} in {ast.unparse(node)[:70]}", compare
+        case ast.BoolOp(op=operator):
+            other: ast.boolop = ast.Or() if isinstance(operator, ast.And) else ast.And()
+
+            def boolean(each: ast.AST) -> None:
+                assert isinstance(each, ast.BoolOp)
+                each.op = other
+
+            yield f"{type(other).__name__} in {ast.unparse(node)[:70]}", boolean
+        case ast.Constant(value=int() as value) if not isinstance(value, bool):
+
+            def constant(each: ast.AST) -> None:
+                assert isinstance(each, ast.Constant)
+                each.value = value + 1
+
+            yield f"{value} becomes {value + 1}", constant
+        case ast.FunctionDef(body=body) | ast.If(body=body) | ast.For(body=body):
+            yield from _without_one(body)
+
+
+def _without_one(body: Sequence[ast.stmt]) -> Iterator[tuple[str, Callable[[ast.AST], None]]]:
+    for at, statement in enumerate(body):
+        written = isinstance(statement, ast.Assign | ast.AugAssign) and not isinstance(
+            getattr(statement, "target", None) or getattr(statement, "targets", [None])[0], ast.Name
+        )
+        called = isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Call)
+        if (written or called) and "log." not in ast.unparse(statement):
+
+            def drop(each: ast.AST, at: int = at) -> None:
+                cast_body(each)[at] = ast.Pass()
+
+            yield f"without {ast.unparse(statement)[:70]}", drop
+        after = body[at + 1] if at + 1 < len(body) else None
+        if isinstance(statement, ast.If) and isinstance(after, ast.If) and not statement.orelse:
+
+            def swap(each: ast.AST, at: int = at) -> None:
+                statements = cast_body(each)
+                statements[at], statements[at + 1] = statements[at + 1], statements[at]
+
+            yield f"checks swapped: {ast.unparse(after.test)[:70]}", swap
+
+
+def cast_body(node: ast.AST) -> list[ast.stmt]:
+    """The statements of a node that has some."""
+    assert isinstance(node, ast.FunctionDef | ast.If | ast.For)
+    return node.body
+
+
+def survives(mutant: Mutant, part: str, release: str, sequences: int, product: Path) -> bool | None:
+    """Whether so many sequences notice nothing; None for what does not even build.
+
+    ``product`` is a copy of the source to put an emulator's mutant into.
+    """
+    if mutant.side == "kernel":
+        try:
+            library = build.build(build.PARTS[part], release, (mutant.old, mutant.new))
+        except CutError:
+            return None
+        try:
+            outcome = judge(part, release, sequences, jobs=1, library=library)
+        finally:
+            library.unlink(missing_ok=True)
+            library.with_suffix(".c").unlink(missing_ok=True)
+    else:
+        file = product / "snpcerts" / mutant.old
+        kept = file.read_text(encoding="utf-8")
+        file.write_text(mutant.new, encoding="utf-8")
+        try:
+            outcome = judge(part, release, sequences, jobs=1, product=product)
+        finally:
+            file.write_text(kept, encoding="utf-8")
+    return not outcome.faults()
+
+
+def main() -> int:
+    """Run them; 1 where an unexplained one survives, 2 where there is no source."""
+    parser = argparse.ArgumentParser(prog="python -m tests.kernel.mutants", description=__doc__)
+    parser.add_argument("--part", choices=build.PARTS, action="append")
+    parser.add_argument("--side", choices=("kernel", "emulator"), action="append")
+    parser.add_argument("--release", help="how its version begins [default: the newest]")
+    parser.add_argument("--sequences", type=int, default=1500, help="to find each of them")
+    parser.add_argument("--limit", type=int, help="so many of each part and side, at random")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--jobs", type=int, default=2)
+    options = parser.parse_args()
+    found = [each for each in build.releases() if each.startswith(options.release or "")]
+    if not found:
+        print("no kernel source: run tests/kernel/fetch.sh", file=sys.stderr)
+        return 2
+    release, unexplained = found[-1], 0
+    with tempfile.TemporaryDirectory() as folder:
+        copies: Queue[Path] = Queue()
+        for number in range(options.jobs):
+            shutil.copytree(SOURCE / "snpcerts", Path(folder, str(number), "snpcerts"))
+            copies.put(Path(folder, str(number)))
+        for part in options.part or build.PARTS:
+            for side in options.side or ("kernel", "emulator"):
+                unexplained += _try(part, side, release, options, copies)
+    return int(unexplained > 0)
+
+
+def _try(
+    part: str, side: str, release: str, options: argparse.Namespace, copies: Queue[Path]
+) -> int:
+    if side == "kernel":
+        mutants = list(kernel_mutants(build.PARTS[part], build.SOURCES / release))
+    else:
+        mutants = [each for file in EMULATOR[part] for each in emulator_mutants(file)]
+    if options.limit is not None and options.limit < len(mutants):
+        mutants = random.Random(options.seed).sample(mutants, options.limit)
+
+    def run(mutant: Mutant) -> bool | None:
+        product = copies.get()
+        try:
+            return survives(mutant, part, release, options.sequences, product)
+        finally:
+            copies.put(product)
+
+    with ThreadPoolExecutor(options.jobs) as pool:
+        outcomes = list(zip(mutants, pool.map(run, mutants), strict=True))
+    built = [each for each in outcomes if each[1] is not None]
+    survivors = [mutant for mutant, survived in built if survived]
+    print(f"{release} {part} {side}: {len(built)} mutants, {len(survivors)} survive", flush=True)
+    for mutant in survivors:
+        print(f"  {mutant}{f'  [{mutant.explained}]' if mutant.explained else ''}", flush=True)
+    return sum(not mutant.explained for mutant in survivors)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
