@@ -39,6 +39,7 @@ EMULATOR: Final = {
         "emulator/kvm/page_state.py",
         "emulator/kvm/guest_instruction.py",
     ),
+    "launch": ("emulator/kvm/sev.py",),
     "guest": ("emulator/guest/sev_guest_device.py", "emulator/guest/linux.py"),
     "sev": ("emulator/psp/sev_device.py",),
 }
@@ -46,8 +47,15 @@ EMULATOR: Final = {
 EXPLAINED: Final[tuple[tuple[str, str], ...]] = (
     ("kernel dump_ghcb", "writes to the log alone"),
     ("kernel sev_irq_handler", "no interrupt reaches the cut: the stub of the PSP answers at once"),
-    ("kernel pr_", "writes to the log alone"),
-    ("kernel trace_", "writes to the log alone"),
+    (
+        "kernel kvm_msr_user_space",
+        "no VMM has asked for exits on MSRs, so it ends at its first check",
+    ),
+    (
+        "kernel kvm_arch_vcpu_ioctl_run: without kvm_",
+        "the stubs of FPU, SRCU and signals do nothing",
+    ),
+    ("kernel snp_do_psc: without BUG()", "behind a switch of which every case leaves"),
 )
 
 

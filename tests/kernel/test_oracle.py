@@ -32,6 +32,8 @@ MUTANTS = [
         "",
     ),
     ("kvm", "kvm_clear_guest(kvm, data_gpa, 24)", "kvm_clear_guest(kvm, data_gpa, 32)"),
+    ("launch", "if (sev->snp_context)\n\t\treturn -EINVAL;", ""),
+    ("launch", "argp->error = sev_populate_args.fw_error;", ""),
     ("guest", "ret = -EAGAIN;", "ret = -EIO;"),
     ("guest", "\tsnp_inc_msg_seqno(mdesc);", ""),
     ("sev", "input.vlek_wrapped_version != 0", "false"),

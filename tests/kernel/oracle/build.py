@@ -29,6 +29,8 @@ CONFIGURATION: Final = frozenset(
         "CONFIG_X86_64",
         "CONFIG_64BIT",
         "CONFIG_X86",
+        "CONFIG_HAVE_KVM_ARCH_GMEM_POPULATE",
+        "CONFIG_HAVE_KVM_GMEM_POPULATE",
     )
 )
 # Macros that define functions when invoked.
@@ -65,7 +67,7 @@ class Part:
     name: str
     roots: Mapping[str, Sequence[str]]
     files: Sequence[str]
-    flags: Sequence[str] = ()
+    stubs: Sequence[str] = ()  # besides those that have its name
 
 
 _KVM: Final = "arch/x86/kvm"
@@ -78,7 +80,6 @@ KVM: Final = Part(
             "sev_handle_vmgexit",
             "sev_es_unmap_ghcb",
             "sev_snp_init_protected_guest_state",
-            "sev_dev_get_attr",
         ),
         f"{_KVM}/x86.c": ("kvm_arch_vcpu_ioctl_run", "kvm_emulate_hypercall"),
         f"{_KVM}/svm/svm.c": (
@@ -103,6 +104,16 @@ KVM: Final = Part(
         "include/linux/psp-sev.h",
     ),
 )
+LAUNCH: Final = Part(
+    "launch",
+    {
+        f"{_KVM}/svm/sev.c": ("sev_mem_enc_ioctl", "sev_dev_get_attr"),
+        "virt/kvm/guest_memfd.c": ("kvm_gmem_populate",),
+    },
+    KVM.files,
+    stubs=("kvm.h", "user.c"),
+)
+
 _CCP: Final = "drivers/crypto/ccp"
 
 SEV: Final = Part(
@@ -130,7 +141,7 @@ GUEST: Final = Part(
         "include/linux/psp-sev.h",
     ),
 )
-PARTS: Final = {each.name: each for each in (KVM, GUEST, SEV)}
+PARTS: Final = {each.name: each for each in (KVM, LAUNCH, GUEST, SEV)}
 
 
 def releases() -> dict[str, Path]:
@@ -160,7 +171,7 @@ def cut_definitions(part: Part, release: Path) -> list[Definition]:
 def _stubbed(part: Part) -> set[str]:
     """What the stubs define or declare: the cut ends there."""
     names: set[str] = set()
-    for file in ("kernel.h", f"{part.name}.h", f"{part.name}.c"):
+    for file in ("kernel.h", *part.stubs, f"{part.name}.h", f"{part.name}.c"):
         text = selected((STUBS / file).read_text(encoding="utf-8"), ())
         for each in definitions(text, file):
             names.update(each.names)
@@ -180,9 +191,10 @@ def build(part: Part, version: str, mutate: tuple[str, str] | None = None) -> Pa
         text = text.replace(*mutate, 1)
     whole = f'#include "kernel.h"\n#include "{part.name}.h"\n{text}#include "{part.name}.c"\n'
     stubs = b"".join(
-        (STUBS / file).read_bytes() for file in ("kernel.h", f"{part.name}.h", f"{part.name}.c")
+        (STUBS / file).read_bytes()
+        for file in ("kernel.h", *part.stubs, f"{part.name}.h", f"{part.name}.c")
     )
-    digest = hashlib.sha256(whole.encode() + stubs + " ".join(part.flags).encode()).hexdigest()[:16]
+    digest = hashlib.sha256(whole.encode() + stubs).hexdigest()[:16]
     made = BUILT / f"{part.name}-{version}-{digest}.so"
     if made.exists():
         return made
@@ -195,7 +207,6 @@ def build(part: Part, version: str, mutate: tuple[str, str] | None = None) -> Pa
         *("-shared", "-fPIC", "-O1", "-g", "-std=gnu11", "-w", "-fno-strict-aliasing", "-fwrapv"),
         *("-Werror=implicit-function-declaration", "-Werror=incompatible-pointer-types"),
         *("-Werror=int-conversion", "-Wl,-z,defs"),
-        *part.flags,
         f"-I{STUBS}",
         *("-isystem", str(user / "x86_64-linux-gnu"), "-isystem", str(user)),
         *("-o", str(made), str(file)),

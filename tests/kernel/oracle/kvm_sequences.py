@@ -15,7 +15,7 @@ from typing import Final, TypeVar
 
 from snpcerts.abi.ghcb import USAGE, VALID_BITMAP, ExitCode, MsrCode
 from snpcerts.abi.guest_message import MSG_TYPE_OFFSET
-from snpcerts.abi.kvm import RUN_EXIT, RUN_IMMEDIATE_EXIT, ExitReason
+from snpcerts.abi.kvm import RUN_EXIT, RUN_EXIT_SIZE, RUN_IMMEDIATE_EXIT, ExitReason
 from snpcerts.abi.psp import Status
 
 from .difference import DifferenceError
@@ -256,7 +256,8 @@ class Life:
             pick,
             (
                 (GHCB + _SHARED, 80),
-                (GHCB + _SHARED + pick.randrange(0, 2032), 10),
+                (GHCB + _SHARED + pick.randrange(0, 2032), 8),
+                (GHCB + 0xFF0 - pick.randrange(0, 10), 6),
                 (GHCB + pick.randrange(PAGE), 4),
                 (DATA, 3),
                 (0, 1),
@@ -329,6 +330,8 @@ class Life:
     def _exit(self, msr: int, what: str) -> None:
         self._what = what
         self._tell(f"VMGEXIT {msr:#x} ({what})")
+        if self._random.random() < 0.3:  # what KVM leaves alone stays
+            self._set_run(RUN_EXIT, self._random.randbytes(RUN_EXIT_SIZE))
         inside = self._inside
         result = self._both([side.vmgexit(msr, inside=inside) for side in self._sides])
         if result is None:

@@ -90,6 +90,7 @@ class SevCommands:
 
     def __init__(self, vm: SevVm) -> None:
         self._vm = vm
+        self._error = 0  # what the firmware has said so far to the command under way
         self._populated: set[int] = set()  # page numbers the firmware has taken
         self._handlers: dict[int, Callable[[Caller, SevCmd], int]] = {
             SevCommand.INIT2: self._init2,
@@ -114,7 +115,7 @@ class SevCommands:
         if handler is None and given.id not in _OLDER:
             raise OSError(errno.EINVAL, f"unknown SEV command {given.id}")
         outcome: OSError | None = None
-        error = given.error
+        error = self._error = given.error
         try:
             error = self._older(given) if handler is None else handler(caller, given)
         except FirmwareError as refused:
@@ -124,7 +125,7 @@ class SevCommands:
         except LaunchUpdateError as failed:
             error, outcome = Status.SUCCESS, failed
         except OSError as failed:
-            outcome = failed
+            error, outcome = self._error, failed
         caller.memory.write(argument, _with_error(stored, error))
         if outcome is not None:
             raise outcome
@@ -297,8 +298,8 @@ class SevCommands:
         block = None
         if finish.id_block_en:
             block = (
-                caller.memory.read(finish.id_block_uaddr, ID_BLOCK_SIZE),
-                caller.memory.read(finish.id_auth_uaddr, ID_AUTH_SIZE),
+                _blob(caller, finish.id_block_uaddr, ID_BLOCK_SIZE),
+                _blob(caller, finish.id_auth_uaddr, ID_AUTH_SIZE),
             )
         self._reach_firmware(caller, vm.sev_fd)
         vm.platform.firmware.launch_finish(
@@ -322,10 +323,18 @@ class SevCommands:
             page = vcpu.state.vmsa(vm.vmsa_features)
             vm.platform.firmware.launch_update(context, INITIAL_VMSA_GPA, PAGE_TYPE_VMSA, page)
             vcpu.protected = True
+            self._error = Status.SUCCESS
 
 
 def _copied(kind: type[_S], caller: Caller, address: int) -> _S:
     return kind.unpack(caller.memory.read(address, kind.SIZE))
+
+
+def _blob(caller: Caller, address: int, size: int) -> bytes:
+    """Copy a structure for the firmware; EINVAL at address 0, as ``psp_copy_user_blob``."""
+    if not address:
+        raise OSError(errno.EINVAL, "no address is given")
+    return caller.memory.read(address, size)
 
 
 def _with_error(stored: bytes, error: int) -> bytes:

@@ -195,7 +195,7 @@ int svm_invoke_exit_handler(struct kvm_vcpu *vcpu, u64 code)
 /* sev_fd: an open /dev/sev, closed, or open on something else. */
 enum { DEV_SEV, CLOSED, OTHER };
 
-struct fd oracle_fdget(int fd)
+struct fd oracle_get_fd(int fd)
 {
 	return (struct fd){ firmware.fd == CLOSED ? NULL : (struct file *)&firmware };
 }

@@ -52,13 +52,15 @@ struct kvm_arch {
 	u64 hypercall_exit_enabled;
 	u32 user_space_msr_mask;
 	u64 vm_type;
-	bool has_protected_state, irqchip;
+	bool has_protected_state, irqchip, pre_fault_allowed;
+	u32 default_tsc_khz;
 };
 struct kvm {
 	struct kvm_arch arch;
 	bool vm_bugged;
 	unsigned created_vcpus;
 	struct kvm_vcpu *vcpus[2];
+	struct mutex lock, slots_lock;
 };
 struct kvm_vcpu {
 	struct kvm *kvm;
@@ -167,7 +169,8 @@ void kvm_make_request_and_kick(unsigned request, struct kvm_vcpu *vcpu);
 int sev_issue_cmd_external_user(struct file *file, unsigned id, void *data, int *error);
 
 struct fd { struct file *file; };
-#define CLASS(kind, name) struct kind name = oracle_##kind##get
+#define CLASS(kind, name) CLASS_##kind name = oracle_get_##kind
+typedef struct fd CLASS_fd;
 #define fd_empty(f) (!(f).file)
 #define fd_file(f) ((f).file)
-struct fd oracle_fdget(int fd);
+struct fd oracle_get_fd(int fd);
