@@ -3,12 +3,14 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 
 import pytest
 
+from snpcerts.abi import psp
 from snpcerts.errors import RefusedError
-from snpcerts.host.sev import Sev
+from snpcerts.host.sev import Sev, SevError
 
 from ..emulated import Emulated
 
@@ -79,3 +81,11 @@ except SnpCertsError as error:
 def test_no_device_says_where_it_would_be(tmp_path: Path) -> None:
     with pytest.raises(RefusedError, match="on an SEV-SNP host"):
         Sev(str(tmp_path / "sev"))
+
+
+def test_a_hashstick_that_the_firmware_refuses_comes_with_what_to_do() -> None:
+    refused = SevError(psp.Command.SNP_VLEK_LOAD, errno.EIO, psp.Status.BAD_MEASUREMENT)
+    assert "BAD_MEASUREMENT" in refused.message
+    assert "'host set-config --again' first" in (refused.hint or "")
+    other = SevError(psp.Command.SNP_COMMIT, errno.EIO, psp.Status.BAD_MEASUREMENT)
+    assert other.hint is None

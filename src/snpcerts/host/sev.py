@@ -21,6 +21,12 @@ from snpcerts.errors import RefusedError
 
 DEVICE: Final = "/dev/sev"
 _ID_SIZE: Final = 64
+# What firmware answers to a hashstick that it cannot unwrap, or that is of another TCB.
+_OTHER_HASHSTICK: Final = (
+    psp.Status.INVALID_PARAM,
+    psp.Status.BAD_MEASUREMENT,
+    psp.Status.BAD_SVN,
+)
 
 
 class SevError(RefusedError):
@@ -41,7 +47,13 @@ class SevError(RefusedError):
             errno.ENODEV: "SNP is not initialised on this host",
             errno.EPERM: "open the device for writing",
         }
-        super().__init__(f"{command.name}: {text}", hint=hints.get(number))
+        hint = hints.get(number)
+        if command is psp.Command.SNP_VLEK_LOAD and self.status in _OTHER_HASHSTICK:
+            hint = (
+                "is the hashstick for this chip and the reported TCB? If kvm_amd was loaded again "
+                "with the reported TCB below the running one: 'host set-config --again' first"
+            )
+        super().__init__(f"{command.name}: {text}", hint=hint)
 
 
 class Sev:
