@@ -60,6 +60,7 @@ _INSTRUCTIONS: Final = (
     0x89,
     0x8A,
     0x8B,
+    *(4 * (IOIO,)),
 )
 
 
@@ -156,6 +157,7 @@ class Life:
                 (pick.choice(_INSTRUCTIONS), 14),
                 (int(pick.choice((ExitCode.MMIO_READ, ExitCode.MMIO_WRITE))), 6),
                 (int(ExitCode.AP_CREATION), 4),
+                (int(ExitCode.AP_JUMP_TABLE), 3),
                 (int(pick.choice(list(ExitCode))), 6),
                 (
                     pick.choice(
