@@ -203,7 +203,7 @@ def test_the_watch_repairs_what_was_changed_behind_our_back(site: Site, tmp_path
             site.behind_our_back(program)
             drift = lines.until("drift")
             assert drift["level"] == "warning"
-            assert "firmware reports" in drift["message"]
+            assert "tcb-mismatch" in drift["message"]
             lines.until("published")
             assert site.status()["in_step"]
         process.send_signal(signal.SIGHUP)

@@ -128,7 +128,7 @@ def test_no_mood_gets_anything_wrong_published_and_all_recover(
         emulated_site = next(iter(watches.values())).site
         emulated_site.behind_our_back(LOWER)
         for each in watches.values():
-            assert "firmware reports" in each.lines.until("drift")["message"]
+            assert "tcb-mismatch" in each.lines.until("drift")["message"]
             each.lines.until("emptied")
             assert each.site.file.read_bytes() == EMPTY, each.mood
         for each in watches.values():

@@ -307,7 +307,7 @@ def hostile_states(draw: st.DrawFn) -> bytes:
     )
     for _ in range(draw(st.integers(1, 3))):
         target = draw(st.sampled_from([state, *state["failures"][:1]]))
-        if isinstance(target, dict) and isinstance(state["failures"], list):
+        if isinstance(target, dict) and target and isinstance(state["failures"], list):
             target[draw(st.sampled_from(sorted(target)))] = draw(values)
         if not isinstance(state["failures"], list) or not state["failures"]:
             break

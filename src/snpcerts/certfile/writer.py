@@ -145,6 +145,11 @@ def turn_of(path: str) -> str:
     return _Names.of(path).turn
 
 
+def old_of(path: str) -> str:
+    """Where an update keeps the file of ``path``, a real path, until its readers are done."""
+    return _Names.of(path).old
+
+
 @dataclass(frozen=True, slots=True)
 class _Names:
     path: str

@@ -12,6 +12,7 @@ import os
 import stat
 
 from snpcerts.certfile import trusted_path
+from snpcerts.certfile.writer import old_of
 from snpcerts.errors import InputError, RefusedError
 from snpcerts.host.config import FileConfig
 
@@ -55,7 +56,7 @@ def apply(file: FileConfig) -> None:
         fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
         try:
             status = os.fstat(fd)
-            if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:
+            if not stat.S_ISREG(status.st_mode) or status.st_nlink > _names_of(path, status):
                 raise RefusedError(
                     f"{file.path}: is not a regular file with one name: "
                     "its group and mode are left as they are",
@@ -72,6 +73,15 @@ def apply(file: FileConfig) -> None:
             f"{file.path}: cannot set its group and mode: {error.strerror}",
             hint="run this as root",
         ) from None
+
+
+def _names_of(path: str, status: os.stat_result) -> int:
+    """How many names a file of ours has: two after an update that was killed in between."""
+    try:
+        old = os.lstat(old_of(path))
+    except FileNotFoundError:
+        return 1
+    return 1 + ((old.st_dev, old.st_ino) == (status.st_dev, status.st_ino))
 
 
 def _group_name(number: int) -> str:
