@@ -128,7 +128,7 @@ def test_a_file_at_a_mistyped_path_is_refused_and_stays(rig: Rig) -> None:
     assert rig.server.asked == []
     plan = plans.commit(rig.agent())
     assert any("the command will be refused" in note for note in plan.notes)
-    with pytest.raises(ForeignFileError, match="is the path right"):
+    with pytest.raises(ForeignFileError, match="check the path"):
         plans.carry_out(rig.agent(), plan, allow_empty=True)
     assert rig.file.read_bytes() == text
     agent = rig.agent()
