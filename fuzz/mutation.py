@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Mutations of bytes: small changes, some of them those that parsers fear."""
+"""Mutations of bytes: small changes, including values that often break parsers."""
 
 from __future__ import annotations
 

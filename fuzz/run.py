@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One target, so many times: mutate what came out in new ways further."""
+"""Run one target many times, and mutate inputs with new outcomes further."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Outcome:
 
 
 def run(name: str, executions: int, seed: int) -> Outcome:
-    """Execute a target so many times."""
+    """Execute a target ``executions`` times."""
     target = next(each for each in TARGETS if each.name == name)
     rng = random.Random(f"{name} {seed}")
     pool = target.seeds()

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Make the seeds anew, all of them synthetic: ``python -m fuzz.seed_corpus``.
+"""Make all seeds again: ``python -m fuzz.seed_corpus``. All of them are synthetic.
 
-They take the test suite's own authority, whose keys are made each time: the whole
-corpus is replaced together.
+The test suite's authority signs them. Its keys are new each time, so this
+replaces the whole corpus.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is fuzzed: each target reads bytes and keeps its promises, or raises an error of ours.
+"""The fuzz targets: each reads bytes and keeps its promises, or raises a SnpCertsError.
 
-A target returns what it made of the bytes, in a word or two: inputs that come
-out in a new way are kept to be mutated further.
+A target returns its outcome in a word or two. Inputs with a new outcome are
+kept and mutated further.
 """
 
 from __future__ import annotations
@@ -165,7 +165,7 @@ def _verdict(data: bytes) -> str:
     """Report and table through the whole verifier, against the corpus's root."""
     evidence = Evidence.from_bytes(data)
     verdict = verify(evidence, policy=_POLICY, anchors=_anchors, at=AT)
-    # Padding of the table may change, as may entries nobody reads.
+    # The table's padding may change, and so may entries that the verifier ignores.
     if verdict.status is Status.VERIFIED:
         _promise(evidence.report[:SIGNED_SIZE] in _signed, "only what was signed verifies")
         _promise(verdict.root in _anchors and not verdict.root_is_amds, "the root is named")

@@ -207,7 +207,7 @@ def test_the_watch_repairs_what_was_changed_behind_our_back(site: Site, tmp_path
             lines.until("published")
             assert site.status()["in_step"]
         process.send_signal(signal.SIGHUP)
-        while "configuration read again" not in lines.until("started")["message"]:
+        while "configuration reloaded" not in lines.until("started")["message"]:
             continue
         process.send_signal(signal.SIGTERM)
         lines.until("stopped")
@@ -345,7 +345,7 @@ def test_who_holds_the_lock_is_shown_with_the_vms_name(site: Site) -> None:
     [
         (["set-config"], 2, "what is to be set"),
         (["set-config", "--reset", "--reported-tcb", "bl=1"], 2, "exclude each other"),
-        (["set-config", "--reported-tcb", "bl=300"], 2, "is no component"),
+        (["set-config", "--reported-tcb", "bl=300"], 2, "is not a component"),
         (["set-config", "--reported-tcb", "bl=1,bl=2"], 2, "there twice"),
         (["set-config", "--reported-tcb", "fmc=1"], 2, "no FMC"),
         (["set-config", "--reported-tcb", "ucode=255"], 1, "above the current one"),

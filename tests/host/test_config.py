@@ -95,7 +95,7 @@ def edited(old: str, new: str) -> str:
     ("text", "line", "message"),
     [
         (edited('product = "genoa"', 'product = "rome"'), 2, '"milan"'),
-        (edited("cache =", "cash ="), 6, "cash: is not known; known here: anchors, cache"),
+        (edited("cache =", "cash ="), 6, "cash: unknown key; the keys are anchors, cache"),
         (edited('"/etc/snpcerts/ark.pem",', '"ark.pem",'), 7, "absolute path"),
         (edited("interval = 10", "interval = 0"), 14, "1 to 86400"),
         (edited("interval = 10", "interval = inf"), 14, "1 to 86400"),

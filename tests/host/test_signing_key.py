@@ -268,7 +268,7 @@ def test_after_a_reload_with_a_lowered_tcb_the_file_is_empty_until_proven(host: 
     lowered_and_reloaded(host)
     assert host.rig.file.read_bytes() == EMPTY
     (wanted,) = {str(each.wanted) for each in host.rig.agent().look()[:1]}
-    assert "kvm_amd was loaded again" in wanted
+    assert "kvm_amd was reloaded" in wanted
     assert "host set-config --again" in wanted
     done = proved(host)
     published = host.rig.firmware.state.choices.name == PUBLISHED
@@ -334,7 +334,7 @@ def old_report(host: Host) -> bytes:
 
 def answers(host: Host) -> Iterator[tuple[str, Callable[[bytes, KeySelect], bytes]]]:
     replayed = old_report(host)
-    yield "not made for this question", lambda _nonce, _select: replayed
+    yield "is not for this request", lambda _nonce, _select: replayed
     yield "no report", lambda _nonce, _select: b"<html>"
     stranger = Host(host.rig.folder, host.authority, PUBLISHED)
     stranger.rig.device = FirmwareDevice(Firmware(Chip(Product.GENOA, b"\7" * 32)))
@@ -345,7 +345,7 @@ def answers(host: Host) -> Iterator[tuple[str, Callable[[bytes, KeySelect], byte
         report[0x50:0x90] = nonce
         return bytes(report)
 
-    yield "no certificate here verifies", forged
+    yield "no available certificate verifies", forged
 
     def unsigned(nonce: bytes, select: KeySelect) -> bytes:
         report = bytearray(forged(nonce, select))

@@ -180,7 +180,7 @@ def test_a_redirect_that_is_not_followed_is_refused_for_good() -> None:
     head = b"HTTP/1.1 302 x\r\nLocation: ftp://mirror/x\r\nContent-Length: 0\r\n\r\n"
     clock = SkippingClock()
     with Answering(lambda _: head) as mirror:
-        with pytest.raises(KdsUnavailableError, match="no URL of a server"):
+        with pytest.raises(KdsUnavailableError, match="not the URL of a server"):
             KdsClient(mirror.url, clock=clock).get(CHAIN, anything)
         assert (len(mirror.targets), clock.waits) == (1, [])
 
@@ -267,7 +267,7 @@ def test_every_wait_is_announced(host: Host) -> None:
     client.get(host.resource(), read_vcek)
     assert len(said) == 1
     assert "503" in said[0]
-    assert "asking again in 1 s" in said[0]
+    assert "trying again in 1 s" in said[0]
 
 
 def test_a_body_that_cannot_be_read_is_told_from_one_that_can(host: Host) -> None:

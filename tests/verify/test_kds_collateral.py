@@ -221,7 +221,7 @@ def test_reports_of_chips_that_nobody_knows_cost_so_many_requests_and_no_file() 
         verdict = judge(server, Evidence(_bogus(ca, number)))
     assert len(server.asked) == LIMIT
     assert verdict.status is Status.UNDECIDED
-    assert "too many VCEKs" in verdict.reasons[0].message
+    assert "too many recent VCEK requests" in verdict.reasons[0].message
     assert [path.name for path in server.folder.iterdir()] == ["fruitless"]
 
 

@@ -74,7 +74,7 @@ def test_an_old_list_of_the_host_does_not_hide_what_a_newer_one_withdraws() -> N
 def test_a_list_of_the_host_satisfies_no_demand() -> None:
     verdict = judge(host=BEFORE)
     assert codes(verdict) == ["crl-missing"]
-    assert "whoever sent the evidence" in verdict.reasons[0].message
+    assert "came with the evidence" in verdict.reasons[0].message
     assert verdict.check("revocation").state.value == "failed"
     # Not even if somebody says what kind it is.
     verdict = judge(supplied(BEFORE, supplier=Supplier.EVIDENCE))

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 class NextStep(enum.StrEnum):
     """What the caller does next about a reason."""
 
-    REFUSE = "refuse"  # the evidence is bad or unwanted: asking again is no use
-    RETRY_LATER = "retry-later"  # what is needed could not be had just now
+    REFUSE = "refuse"  # the evidence is bad or unwanted: the same call will refuse it again
+    RETRY_LATER = "retry-later"  # something needed was not available
     FIX_USAGE = "fix-usage"  # the caller has not supplied what is needed
 
 
@@ -108,7 +108,7 @@ class ReasonCode(enum.StrEnum):
         "The report says that no key signed it: the host masks the chip's key (MASK_CHIP_KEY), "
         "and no VLEK signed in its place.",
     )
-    # Certificates at hand.
+    # Available certificates.
     VCEK_MISSING = (
         "vcek-missing",
         Authenticity.LEAF,

@@ -56,7 +56,7 @@ class Agent:
     """What the host commands do to the certificate files of one configuration.
 
     ``during`` is entered for each exclusive section, before its locks are waited for.
-    With ``force`` a file that is no certificate file is replaced all the same.
+    With ``force``, a file that is not a certificate file is replaced too.
     """
 
     def __init__(
@@ -117,7 +117,7 @@ class Agent:
         return holding.standing is Standing.FOREIGN and not self.force
 
     def make_safe(self, holdings: Iterable[Holding]) -> tuple[Section, ...]:
-        """Empty every file that is wrong, or fill it where the right table is at hand.
+        """Empty every wrong file, or fill it if the right table is cached.
 
         A missing file is made, empty. Raises the first error once all have been
         tried.
@@ -255,7 +255,7 @@ class Agent:
                 break
         problems += (_restless(file) for file in files)
         if not safe and not problems:
-            on_safe()  # the lock was had in the end
+            on_safe()  # the lock was free in the end
         problems += self.own(each.file for each in before if not self._refused(each))
         return Synced(before, tuple(sections), problems[0] if problems else None)
 
@@ -339,7 +339,7 @@ def in_section() -> bool:
 
 def _why_empty(each: Published, done: Section) -> str:
     if each.missing is not None:
-        return f"the certificates of the {each.missing} are not at hand"
+        return f"the certificates of the {each.missing} are not available"
     if isinstance(each.wanted, NoKey):
         return each.wanted.reason
     return f"the firmware's status is not known: {done.refused}"

@@ -73,8 +73,8 @@ def kernel(release: str) -> Line:
     return Line(
         "kernel",
         Outcome.WARN,
-        f"{release}, certificate fetching came with 7.0",
-        "go by the next line: it may have been backported",
+        f"{release}, but KVM asks for certificates since 7.0",
+        "see the next line: your distribution may have backported it",
     )
 
 
@@ -107,7 +107,7 @@ def kvm(supports: Callable[[int], bool], path: str = "/dev/kvm") -> Line:
     return Line(
         what,
         Outcome.FAIL,
-        "KVM_X86_SEV_SNP_REQ_CERTS is not there or 0",
+        "KVM_X86_SEV_SNP_REQ_CERTS is missing or 0",
         "SNP must be on in the firmware set-up (SEV-SNP, SMEE, RMP table) and kvm_amd loaded "
         "with sev_snp=1, on Linux 7.0 or later",
     )
@@ -146,7 +146,7 @@ def cache(folder: Path) -> Line:
     if there.is_dir() and os.access(there, os.W_OK | os.X_OK):
         made = "" if there == folder else ", will be made"
         return Line("cache", Outcome.PASS, f"{folder}{made}")
-    return Line("cache", Outcome.FAIL, f"{folder}: cannot be written to", "--cache names another")
+    return Line("cache", Outcome.FAIL, f"{folder}: is not writable", "--cache names another")
 
 
 def key_server(ask: Callable[[], str]) -> Line:
@@ -164,14 +164,14 @@ def passed(lines: Sequence[Line]) -> bool:
 
 def _directory(folder: str) -> Iterator[Line]:
     if not os.path.isdir(folder):
-        yield Line("directory", Outcome.FAIL, f"{folder}: is not there", f"mkdir -p {folder}")
+        yield Line("directory", Outcome.FAIL, f"{folder}: does not exist", f"mkdir -p {folder}")
         return
     kind = file_system(folder)
     if kind in _NETWORK:
         yield Line(
             "file system",
             Outcome.FAIL,
-            f"{folder} is on {kind}, whose locks other machines take part in",
+            f"{folder} is on {kind}, which other machines may share and lock",
             "keep certificate files on a local file system: each host has its own key",
         )
     else:
@@ -183,8 +183,8 @@ def _directory(folder: str) -> Iterator[Line]:
         yield Line(
             "locks",
             Outcome.FAIL,
-            f"{folder}: no file can be made here: {error.strerror}",
-            "run this as root, and look at free space and mount options",
+            f"{folder}: cannot create a file here: {error.strerror}",
+            "run this as root, and check free space and mount options",
         )
         return
     if problem:
@@ -196,8 +196,8 @@ def _directory(folder: str) -> Iterator[Line]:
         yield Line(
             "directory",
             Outcome.WARN,
-            f"{folder}: others than its owner may write to it ({stat.S_IMODE(status.st_mode):04o})",
-            f"chmod go-w {folder}: whoever may write here may replace what guests get",
+            f"{folder}: other users may write to it ({stat.S_IMODE(status.st_mode):04o})",
+            f"chmod go-w {folder}: a user who can write here can replace the file",
         )
 
 
@@ -215,7 +215,7 @@ def _way(path: str) -> Iterator[Line]:
             f"{path}: {doubt.place} {doubt.found}",
             "an update refuses to follow it: name the file itself, or make the link as root"
             if doubt.refused
-            else "whoever it is may lead updates to another file: root's alone, and mode go-w",
+            else "they can redirect updates to another file: make root the owner, mode go-w",
         )
 
 
@@ -253,7 +253,7 @@ def _file(file: FileConfig) -> Line:
         status = os.stat(file.path)
         wrong = differences(file)
     except FileNotFoundError:
-        return Line(what, Outcome.PASS, f"{file.path}: not there yet, 'host sync' makes it")
+        return Line(what, Outcome.PASS, f"{file.path}: does not exist yet; 'host sync' creates it")
     except OSError as error:
         return Line(what, Outcome.FAIL, f"{file.path}: {error.strerror}", "run this as root")
     except SnpCertsError as error:
@@ -269,7 +269,7 @@ def _file(file: FileConfig) -> Line:
         return Line(
             what,
             Outcome.WARN,
-            f"{file.path}: everyone may read it ({mode:04o}), and so hold a lock against updates",
+            f"{file.path}: every user may read it ({mode:04o}), and so lock out updates",
             'mode = "0640" and the group of the VMMs',
         )
     return Line(what, Outcome.PASS, f"{file.path}: mode {mode:04o}, group {status.st_gid}")

@@ -220,7 +220,7 @@ def _entries(table: _Table) -> tuple[ExtraEntry, ...]:
             each.take("guid", _guid, uuid.UUID(int=0)), each.take("path", _absolute, "")
         )
         if any(entry.guid == other.guid for other in entries):
-            raise each.error("guid", "is there twice; a table has one entry for each GUID")
+            raise each.error("guid", "is given twice; a table has one entry for each GUID")
         each.done()
         entries.append(entry)
     return tuple(entries)
@@ -303,18 +303,18 @@ class _Table:
         if not isinstance(value, list) or not all(isinstance(each, dict) for each in value):
             raise self.error(key, f"must be tables, [[{key}]]")
         if len(value) > limit:
-            raise self.error(key, f"there are {len(value)}, at most {limit}")
+            raise self.error(key, f"there are {len(value)}, the limit is {limit}")
         return [
             _Table(self._document, (*self._where, key, index), each)
             for index, each in enumerate(value)
         ]
 
     def done(self) -> None:
-        """Refuse a key that nobody asked for."""
+        """Refuse unknown keys."""
         for key in self.values:
             if key not in self._asked:
                 known = ", ".join(sorted(self._asked))
-                raise self.error(key, f"is not known; known here: {known}")
+                raise self.error(key, f"unknown key; the keys are {known}")
 
 
 # Readers of one value: what they make of it, or ValueError with what was expected.
@@ -417,7 +417,7 @@ def _list_of(read: Callable[[Any], T], limit: int) -> Callable[[Any], tuple[T, .
         if not isinstance(value, Sequence) or isinstance(value, str):
             raise ValueError(f"must be a list, found {value!r}")  # noqa: TRY004 (one error)
         if len(value) > limit:
-            raise ValueError(f"has {len(value)} items, at most {limit}")
+            raise ValueError(f"has {len(value)} items, the limit is {limit}")
         return tuple(read(each) for each in value)
 
     return read_all

@@ -20,7 +20,7 @@ class EventKind(enum.StrEnum):
     LAPSED = "lapsed"  # the certificates of a file have expired or were revoked
     FIRMWARE = "firmware"  # a firmware command was given
     FETCHED = "fetched"  # the certificate source was asked; ``result`` says how that went
-    UNAVAILABLE = "unavailable"  # a certificate cannot be had now
+    UNAVAILABLE = "unavailable"  # a certificate is not available now
     PROVEN = "proven"  # a report showed that the key signs that was believed to
     CONTRADICTED = "contradicted"  # a report showed that another key signs
     FAILED = "failed"  # something did not work

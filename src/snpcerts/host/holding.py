@@ -102,7 +102,7 @@ def look(
             return replace(held, data=found.data)
         ours = was_updated_before(file.path)
         standing = Standing.WRONG if ours else Standing.FOREIGN
-        problem = f"is malformed: {why}" if ours else f"is no certificate file: {why}"
+        problem = f"is malformed: {why}" if ours else f"is not a certificate file: {why}"
         return Holding(file, state, want, standing, (problem,), garbage=True, data=found.data)
     if isinstance(found, Empty):
         if isinstance(want, NoKey):
@@ -110,7 +110,7 @@ def look(
         problem = f"is empty, should hold the certificates of the {want}"
         return Holding(file, state, want, Standing.EMPTY, (problem,), table=CertTable())
     if isinstance(found, Busy):
-        problem = f"is locked for an update, not done after {found.waited:.1f} s"
+        problem = f"is locked for an update, still running after {found.waited:.1f} s"
         return Holding(file, state, want, Standing.LOCKED, (problem,))
     standing = Standing.MISSING if found.problem == _NO_SUCH_FILE else Standing.UNREADABLE
     return Holding(file, state, want, standing, (f"cannot be read: {found.problem}",))
@@ -142,7 +142,7 @@ def _of_table(
     elif judged.early:
         standing = Standing.OUTDATED
     elif {each for each in table if each.guid not in _CERTIFICATES} != set(extras(table)):
-        standing, problems = Standing.OUTDATED, ("its other entries are not as configured",)
+        standing, problems = Standing.OUTDATED, ("its extra entries differ from the configuration",)
     return Holding(
         file, state, want, standing, problems, table, judged.leaf, judged.not_after, lapsed
     )

@@ -43,9 +43,9 @@ class Initialisation:
     def told_by(self, after: Initialisation) -> str:
         """By what ``after`` is another than this one; empty where it seems to be the same."""
         if self.boot != after.boot:
-            return f"the host was booted again ({BOOT_ID})"
+            return f"the host was rebooted ({BOOT_ID})"
         if self.module != after.module:
-            return f"kvm_amd was loaded again ({MODULE} is another directory)"
+            return f"kvm_amd was reloaded ({MODULE} is a new directory)"
         return ""
 
 

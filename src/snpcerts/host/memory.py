@@ -139,12 +139,12 @@ class Memory:
             now = self._seen(read)
             if not self._which().certain:
                 raise RefusedError(
-                    "a proof cannot be kept: whether SNP is initialised again cannot be seen here",
+                    "cannot keep a proof: re-initialisation of SNP cannot be detected here",
                     hint="run this where /sys/module/kvm_amd and the boot ID can be read",
                 )
             if _bare(now.state) != _bare(taken_in):
                 raise RetryLaterError(
-                    "the firmware has changed while the report was asked for",
+                    "the firmware changed while the guest made the report",
                     hint="run the command again",
                 )
             self._keep(remembered.proven(now, proof))
@@ -266,7 +266,7 @@ class MemoryFile:
                 owner = os.fstat(fd).st_uid
                 data = file.read(SIZE_LIMIT + 1) or b""
         except FileNotFoundError:
-            raise UnusableError("nothing is remembered of this host") from None
+            raise UnusableError("there is no record of this host's keys") from None
         except OSError as error:
             raise UnusableError(f"{self.path}: {error.strerror}") from None
         # Who may write to the directory may put any file there.
@@ -310,8 +310,8 @@ def _sync_directory(folder: Path) -> None:
 
 def _unwritable(path: Path, error: OSError) -> RefusedError:
     return RefusedError(
-        f"{path}: cannot write down what is known of the keys: {error.strerror}",
-        hint="run this as root, and look at free space and mount options",
+        f"{path}: cannot save the record of the signing keys: {error.strerror}",
+        hint="run this as root, and check free space and mount options",
     )
 
 
@@ -348,10 +348,10 @@ def _decode(data: bytes, product: Product) -> Remembered:
         if body.get("version") != VERSION:
             raise _DamagedError("was written by another version of snpcerts")
         if digest != _sum(body):
-            raise _DamagedError("is torn or was changed by hand")
+            raise _DamagedError("is damaged or was changed by hand")
         return _remembered(body, product)
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError, SnpCertsError):
-        raise _DamagedError("is torn or was changed by hand") from None
+        raise _DamagedError("is damaged or was changed by hand") from None
 
 
 def _body(what: Remembered) -> dict[str, Any]:

@@ -40,7 +40,7 @@ class Metrics:
         except ImportError:
             raise RefusedError(
                 "metrics need the Python package prometheus-client",
-                hint="install it, or leave metrics out",
+                hint="install it, or omit the metrics options",
             ) from None
         self._prometheus = prometheus
         self.registry = registry = prometheus.CollectorRegistry()
@@ -69,16 +69,16 @@ class Metrics:
                 f"snpcerts_{name}_seconds", text, registry=registry, buckets=_BUCKETS
             )
             for name, text in (
-                ("lock_wait", "Time until an update had its locks"),
+                ("lock_wait", "Time that an update waited for its locks"),
                 ("lock_held", "Time that an update held its locks"),
-                ("firmware_command", "Part of that which a firmware command took"),
+                ("firmware_command", "Part of that time which a firmware command took"),
             )
         )
         self._drift = prometheus.Counter(
             "snpcerts_drift", "Files found not to match the firmware", registry=registry
         )
         self._garbage = prometheus.Counter(
-            "snpcerts_garbage", "Files of ours found to hold no table", registry=registry
+            "snpcerts_garbage", "Certificate files found to hold no valid table", registry=registry
         )
         self._lapses = prometheus.Counter(
             "snpcerts_lapsed",
@@ -87,13 +87,13 @@ class Metrics:
         )
         self._crl = prometheus.Gauge(
             "snpcerts_revocation_list_next_update_timestamp_seconds",
-            "Until when the revocation list at hand is good; none where there is no list",
+            "Until when the cached revocation list is valid; missing if there is no list",
             ["kind"],
             registry=registry,
         )
         self._fetches = prometheus.Counter(
             "snpcerts_certificate_fetches",
-            "Questions to the certificate source, by result",
+            "Requests to the certificate source, by result",
             ["result"],
             registry=registry,
         )
@@ -105,19 +105,19 @@ class Metrics:
         )
         self._basis = prometheus.Gauge(
             "snpcerts_signing_key_basis",
-            "1 for how it is known which key signs by default: proven, believed or unknown",
+            "1 for how the agent knows which key signs by default: proven, believed or unknown",
             ["basis"],
             registry=registry,
         )
         self._proven = prometheus.Gauge(
             "snpcerts_signing_key_proven_timestamp_seconds",
-            "When a report proved which key signs; none where none did",
+            "When a report proved which key signs; missing if none did",
             ["key_sel"],
             registry=registry,
         )
         self._contradictions = prometheus.Counter(
             "snpcerts_signing_key_contradictions",
-            "Reports that showed another key than the firmware's numbers speak for",
+            "Reports that showed a different key than the firmware's status implies",
             registry=registry,
         )
         self._mitigations = prometheus.Gauge(
@@ -126,9 +126,7 @@ class Metrics:
             ["bit", "state"],
             registry=registry,
         )
-        self._failures = prometheus.Counter(
-            "snpcerts_failures", "Things that did not work", registry=registry
-        )
+        self._failures = prometheus.Counter("snpcerts_failures", "Failures", registry=registry)
 
     def __call__(self, event: Event) -> None:
         """Count an event."""

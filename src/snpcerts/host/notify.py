@@ -52,7 +52,7 @@ class ServiceManager:
     def _send(self, message: str) -> None:
         if not self._address:
             return
-        # A service manager that does not listen is no reason to stop working.
+        # Keep working even if the service manager does not listen.
         with (
             contextlib.suppress(OSError),
             socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as peer,

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Group and mode of a certificate file: who may read it.
 
-Whoever may read the file may hold a shared lock on it, and thereby keep an
-update waiting. So the file is for the VMMs' group and nobody else.
+A user who can read the file can hold a shared lock on it and so block updates.
+So only the VMMs' group may read the file.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def apply(file: FileConfig) -> None:
                 raise RefusedError(
                     f"{file.path}: is not a regular file with one name: "
                     "its group and mode are left as they are",
-                    hint="see who works in this directory",
+                    hint="find out which other program works in this directory",
                 )
             if group is not None and status.st_gid != group:
                 os.fchown(fd, -1, group)

@@ -46,7 +46,7 @@ class Plan:
     """A firmware command and what follows from it.
 
     ``after`` is what the firmware is expected to be; what it *is* decides in
-    the end. ``fetch`` lists the keys whose certificates must be had first.
+    the end. ``fetch`` lists the keys whose certificates must be fetched first.
     ``prepare`` runs after fetching and before any lock.
     """
 
@@ -69,7 +69,7 @@ class Plan:
         for number, key in enumerate(self.fetch):
             out.append(f"  {'1. fetch' if number == 0 else '        '}  certificates of the {key}")
         if not self.fetch:
-            out.append("  1. fetch   nothing: all certificates are at hand")
+            out.append("  1. fetch   nothing: all certificates are cached")
         out.append("  2. lock and empty every file, give the command, read the status again")
         for each in self.files:
             name = each.holding.file.path
@@ -103,7 +103,7 @@ def _what(want: Wanted) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Changed:
-    """How a planned command went. ``unfetched`` is what could not be had beforehand."""
+    """How a planned command went. ``unfetched`` lists what could not be fetched beforehand."""
 
     section: Section
     unfetched: SnpCertsError | None = None
@@ -125,8 +125,8 @@ def carry_out(agent: Agent, plan: Plan, *, allow_empty: bool) -> Changed:
         if not allow_empty:
             raise UnavailableError(
                 f"{error.message}; nothing has been changed",
-                hint="try again later; --allow-empty goes on and leaves guests without "
-                "certificates until there are some",
+                hint="try again later; --allow-empty continues and leaves guests without "
+                "certificates until they are available",
                 after=getattr(error, "after", None),
             ) from None
         unfetched = error
@@ -136,8 +136,8 @@ def carry_out(agent: Agent, plan: Plan, *, allow_empty: bool) -> Changed:
         now = agent.firmware.state()
         if _bare(now) != _bare(plan.before):
             raise RetryLaterError(
-                f"{plan.command}: not given, the firmware has changed since this was planned",
-                hint="look at 'host status', and plan again",
+                f"{plan.command}: not run, the firmware has changed since the plan was made",
+                hint="check 'host status', and run the command again",
             )
         plan.run()
         agent.tell(Event(EventKind.FIRMWARE, f"{plan.command}: done"))
@@ -170,7 +170,7 @@ def commit(agent: Agent) -> Plan:
     holdings, before = _looked(agent)
     after = _reporting(before, before.current)
     notes = [
-        "cannot be undone: firmware and microcode below the current TCB are refused from then on"
+        "cannot be undone: from then on, firmware and microcode below the current TCB are refused"
     ]
     return _plan(agent, "SNP_COMMIT", holdings, before, after, notes, agent.firmware.commit)
 
@@ -204,7 +204,7 @@ def set_config(
                 hint="no component may be above the committed TCB",
             )
         if reported == before.reported:
-            notes.append("the same TCB is set again: the firmware derives the VCEK anew for it")
+            notes.append("sets the same TCB again: the firmware derives the VCEK anew")
             if before.vlek_loaded:
                 notes.append("a loaded VLEK is for the same TCB, and stays; if not, load it again")
         notes += (
@@ -256,7 +256,7 @@ def load_vlek(agent: Agent, hashstick: bytes, certificate: bytes) -> Plan:
     after = replace(before, vlek_loaded=True, known=replace(before.known, vlek_doubt="", proofs=()))
     notes: list[str] = []
     if before.vlek_loaded:
-        notes.append("the VLEK that is loaded now is replaced")
+        notes.append("replaces the VLEK that is loaded now")
     if not any(isinstance(wanted(after, each.file), Key) for each in holdings):
         notes.append(
             "no certificate file is for a VLEK: guests get the empty table "
@@ -278,7 +278,7 @@ def load_vlek(agent: Agent, hashstick: bytes, certificate: bytes) -> Plan:
 
 def _looked(agent: Agent) -> tuple[tuple[Holding, ...], State]:
     for file in agent.config.files:
-        group_of(file)  # a mistake in the configuration is told before anything is touched
+        group_of(file)  # report a configuration error before changing anything
     holdings = agent.look()
     return holdings, agent.firmware.state()
 

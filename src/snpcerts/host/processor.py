@@ -31,7 +31,7 @@ def product_of_host(path: str = CPUINFO) -> Product:
             return product
     raise RefusedError(
         f"{path}: {vendor or 'a processor without a name'} family {family or '?'} model "
-        f"{model or '?'} is no SEV-SNP processor known here",
+        f"{model or '?'} is not a known SEV-SNP processor",
         hint=_HINT,
     )
 

@@ -108,8 +108,7 @@ def prove(agent: Agent, file: FileConfig, ask: Ask, *, nonce: bytes) -> Proved:
         agent.tell(
             Event(
                 EventKind.CONTRADICTED,
-                f"a report contradicts what the firmware's numbers say: the {key} signs, "
-                f"not the {believed}",
+                f"a report contradicts the firmware's status: the {key} signs, not the {believed}",
             )
         )
     return Proved(proof, believed, agent.sync())
@@ -131,7 +130,7 @@ def judged(
         report = Report.unpack(data)
     except FormatError as error:
         raise NoProofError(
-            f"the answer is no report: {error}",
+            f"the answer is not a report: {error}",
             hint="the command must write the 1184 bytes to its standard output and nothing else: "
             "'snpcerts guest report -o -'",
         ) from None
@@ -140,8 +139,8 @@ def judged(
         raise NoProofError(f"the report is malformed: {wrong[0]}")
     if not hmac.compare_digest(report.fields.report_data, nonce):
         raise NoProofError(
-            "the report was not made for this question: its REPORT_DATA is not what was asked for",
-            hint="old reports prove nothing; ask with --report-data as given",
+            "the report is not for this request: its REPORT_DATA is not the requested nonce",
+            hint="old reports prove nothing; pass --report-data on as given",
         )
     _of_this_host(report, state, chip, product)
     kind = expected_kind(state, select)
@@ -150,15 +149,15 @@ def judged(
     )
     if signer is None:
         raise NoProofError(
-            "the report is not signed, and so could be anybody's",
+            "the report is not signed, so it proves nothing",
             hint="MASK_CHIP_KEY leaves reports unsigned on this firmware; the file stays empty"
             if state.chip_key_masked
-            else "was it asked for with another KEY_SEL?",
+            else "was it made with another KEY_SEL?",
         )
     if signer is not kind:
         raise NoProofError(
             f"the report is signed with the {signer.name}, and with KEY_SEL {int(select)} it is "
-            f"the {kind.name} that signs: it was asked for with another KEY_SEL",
+            f"the {kind.name} that signs: it was made with another KEY_SEL",
             hint=f"ask with --key-sel {select.name.lower()}",
         )
     if report.chip_id_masked and kind is VekKind.VLEK:
@@ -171,10 +170,10 @@ def judged(
         if not any(check_signature(report, each.leaf.public_key)):
             digest = hashlib.sha256(each.der).hexdigest()
             return Proof(select, kind, each.key.tcb, digest, at)
-    tried = "; ".join(str(each.key) for each in candidates) or "none could be had"
+    tried = "; ".join(str(each.key) for each in candidates) or "no certificate available"
     raise NoProofError(
-        f"no certificate here verifies the report (tried: {tried})",
-        hint="it is forged, or signed with a key whose certificate is not here",
+        f"no available certificate verifies the report (tried: {tried})",
+        hint="it is forged, or signed with a key whose certificate is not available",
     )
 
 
@@ -186,7 +185,7 @@ def _of_this_host(report: Report, state: State, chip: bytes, product: Product) -
             f"this one's {chip[:8].hex()}"
         )
     if report.chip_id_masked and not state.chip_id_masked:
-        raise NoProofError("the report's CHIP_ID is masked, and this host's is not")
+        raise NoProofError("the report's CHIP_ID is masked, but this host's is not")
     for name, raw, expected in (
         ("REPORTED_TCB", fields.reported_tcb, state.reported),
         ("CURRENT_TCB", fields.current_tcb, state.current),
@@ -240,5 +239,5 @@ def _numbers(state: State) -> tuple[object, ...]:
 
 def _changed() -> RetryLaterError:
     return RetryLaterError(
-        "the firmware has changed while the report was asked for", hint="run the command again"
+        "the firmware changed while the guest made the report", hint="run the command again"
     )

@@ -17,12 +17,12 @@ from snpcerts.host.firmware import State
 from snpcerts.host.initialisation import Initialisation
 from snpcerts.host.known import NOTHING_DOUBTED, Known, LoadedVlek, Proof
 
-_PROVE: Final = "'host prove-key' settles it"
+_PROVE: Final = "'host prove-key' resolves this"
 _AGAIN: Final = f"{_PROVE}, 'host set-config --again' derives the VCEK anew"
 _LOAD: Final = "the next 'host load-vlek' settles it, and so does 'host prove-key'"
 
 STRANGER: Final = f"it was not loaded by 'host load-vlek', so its TCB is not known; {_LOAD}"
-BEGUN: Final = f"loading another was begun, and how it ended is not known; {_LOAD}"
+BEGUN: Final = f"the load of another VLEK was interrupted; {_LOAD}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +43,7 @@ def looked(
     chip: str,
     initialisation: Initialisation,
     *,
-    why_nothing: str = "nothing is remembered of this host",
+    why_nothing: str = "there is no record of this host's keys",
 ) -> Remembered:
     """What is known once the firmware was found to be as in ``now``.
 
@@ -51,7 +51,7 @@ def looked(
     """
     now = replace(now, guests=0)
     if before is not None and before.chip != chip:
-        before, why_nothing = None, "what is remembered is of another chip"
+        before, why_nothing = None, "the record is of another chip"
     if before is None:
         known = _first_seen(now, why_nothing)
     elif again := _initialised_again(before, now, initialisation):

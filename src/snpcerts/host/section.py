@@ -28,7 +28,7 @@ _ReadState = Callable[[], State]
 
 @dataclass(frozen=True, slots=True)
 class Published:
-    """What one file holds after the section; ``missing`` is the key whose table was not at hand."""
+    """What one file holds after the section; ``missing`` is the key without a cached table."""
 
     file: FileConfig
     wanted: Wanted | None  # None when the firmware's status could not be read

@@ -20,7 +20,7 @@ from snpcerts.host.mitigations import Mitigations, mitigations
 from snpcerts.host.wanted import Key, NoKey, signing_key
 from snpcerts.printable import printable
 
-COMMITTED = "in no host interface; attestation reports carry it"
+COMMITTED = "shown by no host interface, only by attestation reports"
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +86,7 @@ class HostStatus:
         wanted = (each.holding.wanted for each in self.files)
         for kind in dict.fromkeys(each.kind for each in wanted if isinstance(each, Key)):
             found = self.lists.get(kind)
-            text = "no list at hand"
+            text = "no list"
             if found is not None:
                 text = f"list of {found.this_update:%Y-%m-%d}, until {found.next_update:%Y-%m-%d}"
             yield f"  revocations    {kind.name}s: {text}"
@@ -133,7 +133,7 @@ class HostStatus:
 def status_of(
     firmware: HostFirmware, holdings: Sequence[Holding], lists: Mapping[VekKind, RevocationList]
 ) -> HostStatus:
-    """Put together what was found; ``lists`` are the revocation lists at hand."""
+    """Combine the findings; ``lists`` are the cached revocation lists."""
     files = tuple(FileStatus(each, holders_of(each.file.path)) for each in holdings)
     return HostStatus(firmware, firmware.state(), files, lists)
 
@@ -175,9 +175,9 @@ def _signing(state: State) -> str:
         )
     key = signing_key(state)
     if state.chip_key_masked and state.vlek_loaded:
-        return "the loaded VLEK or none: MASK_CHIP_KEY is in force, and firmware differs there"
+        return "the loaded VLEK or none: MASK_CHIP_KEY is set, and firmware differs in this case"
     if key is None:
-        return "none: MASK_CHIP_KEY is in force, reports are not signed"
+        return "none: MASK_CHIP_KEY is set, reports are not signed"
     if basis(state) == "unknown":
         return f"a {key.name}, not known which{masked}"
     loaded = "one is loaded" if state.vlek_loaded else "no VLEK is loaded"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tables at hand: fetched and verified before any lock, looked up under it."""
+"""A cache of tables: fetched and verified before any lock is taken, looked up under it."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ LIST_PAUSE: Final = 300.0
 
 
 class UnavailableError(RetryLaterError):
-    """A certificate cannot be had now, for whatever reason: see the cause in the message."""
+    """A certificate is not available now; the message says why."""
 
     code = "certificate-unavailable"
 
@@ -179,7 +179,7 @@ class Stock:
         return new
 
     def known_crl(self, kind: VekKind) -> bytes | None:
-        """The revocation list at hand, unjudged."""
+        """The cached revocation list, not yet verified."""
         return self._source.known_crl(self.judge.product, kind)
 
     def revocation_lists(self) -> dict[VekKind, RevocationList]:
@@ -200,7 +200,7 @@ class Stock:
                 del self._tables[key]
 
     def table_for(self, file: FileConfig, wanted: Wanted) -> CertTable | None:
-        """The table ``file`` should hold, None where it is not at hand. Never fetches."""
+        """The table that ``file`` should hold, None if it is not cached. Never fetches."""
         if not isinstance(wanted, Key):
             return EMPTY_TABLE
         certificates = self._tables.get(wanted)
@@ -234,11 +234,11 @@ class Stock:
         return taken
 
     def table_of(self, key: Key) -> CertTable | None:
-        """The certificates for ``key``, None where they are not at hand. Never fetches."""
+        """The certificates for ``key``, None if they are not cached. Never fetches."""
         return self._tables.get(key)
 
     def kept_vleks(self) -> tuple[TcbVersion, ...]:
-        """The TCBs of which a VLEK certificate is kept; nobody has judged them."""
+        """The TCBs with a stored VLEK certificate; the certificates are not yet verified."""
         return self._vleks.tcbs(self.judge.product)
 
     def read_extras(self, files: Iterable[FileConfig]) -> tuple[str, ...]:
@@ -259,7 +259,7 @@ class Stock:
         """Why no guest should be handed this revocation list beside these judged certificates."""
         root = certificates.get(ARK_GUID)
         if root is None:
-            return "there is no root that it could be of"
+            return "no trusted root can have issued it"
         try:
             crl, ark = load_crl(data), load_certificate(root, "ARK")
         except FormatError as error:
@@ -278,8 +278,8 @@ class Stock:
         leaf = self._vleks.find(product, key.tcb)
         if leaf is None:
             raise RefusedError(
-                f"{self._vleks.path(product, key.tcb)}: there is no such certificate",
-                hint="'host load-vlek' keeps the one it is given with --vlek-cert",
+                f"{self._vleks.path(product, key.tcb)}: no such certificate",
+                hint="'host load-vlek --vlek-cert' stores one",
             )
         return self.vlek_table(leaf)
 

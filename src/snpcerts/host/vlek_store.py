@@ -38,7 +38,7 @@ class VlekStore:
         return self.folder / f"{product.value.lower()}_{parts}_vlek.der"
 
     def find(self, product: Product, tcb: TcbVersion) -> bytes | None:
-        """The certificate, if there is one that can be read; nobody has judged it."""
+        """The stored certificate, not yet verified; None if there is none that can be read."""
         try:
             with self.path(product, tcb).open("rb") as file:
                 data = file.read(_SIZE_LIMIT)

@@ -22,7 +22,7 @@ from snpcerts.host.known import Proof
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """A signing key of this host: its kind and its TCB; the chip goes without saying."""
+    """A signing key of this chip: its kind (VCEK or VLEK) and its TCB."""
 
     kind: VekKind
     tcb: TcbVersion
@@ -59,7 +59,7 @@ def wanted(state: State, file: FileConfig) -> Wanted:
     if file.kind is VekKind.VLEK and state.vlek_loaded:
         return _loaded_vlek(state, file)
     if state.chip_key_masked:
-        return NoKey("MASK_CHIP_KEY is in force: the VCEK does not sign reports")
+        return NoKey("MASK_CHIP_KEY is set: the VCEK does not sign reports")
     if file.kind is VekKind.VLEK and file.without_vlek is None:
         return _NO_VLEK
     if state.vlek_loaded and file.key_select is KeySelect.DEFAULT:
@@ -67,23 +67,23 @@ def wanted(state: State, file: FileConfig) -> Wanted:
     if state.chip_id_masked:
         return _UNTIED
     if state.known.vcek_doubt:
-        return NoKey(f"which VCEK signs is not known: {state.known.vcek_doubt}")
+        return NoKey(f"unknown which VCEK signs: {state.known.vcek_doubt}")
     return Key(VekKind.VCEK, state.reported)
 
 
 _NO_VLEK = NoKey("no VLEK is loaded")
-_VLEK_SIGNS = NoKey("a VLEK is loaded, and signs what guests ask for by default")
-_UNTIED = NoKey("MASK_CHIP_ID is in force: no report can be tied to the VCEK's chip")
+_VLEK_SIGNS = NoKey("a VLEK is loaded, and signs guests' reports by default")
+_UNTIED = NoKey("MASK_CHIP_ID is set: no report can be matched to the VCEK's chip")
 
 
 def _loaded_vlek(state: State, file: FileConfig) -> Wanted:
     if state.chip_key_masked and not file.masked_vlek_signs:
         return NoKey(
             "MASK_CHIP_KEY is in force with a VLEK loaded: whether that signs depends on the "
-            "firmware; 'host prove-key' settles it, or with_mask_chip_key in the configuration"
+            "firmware; 'host prove-key' resolves this, or with_mask_chip_key in the configuration"
         )
     if state.known.vlek_doubt:
-        return NoKey(f"for which TCB the loaded VLEK is, is not known: {state.known.vlek_doubt}")
+        return NoKey(f"the loaded VLEK's TCB is unknown: {state.known.vlek_doubt}")
     return Key(VekKind.VLEK, state.reported)
 
 

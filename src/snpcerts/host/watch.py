@@ -103,9 +103,9 @@ def watch(
             try:
                 agent = make_agent()
             except SnpCertsError as error:
-                agent.tell(Event(EventKind.FAILED, f"configuration not taken over: {error}"))
+                agent.tell(Event(EventKind.FAILED, f"configuration not reloaded: {error}"))
             else:
-                agent.tell(Event(EventKind.STARTED, "configuration read again"))
+                agent.tell(Event(EventKind.STARTED, "configuration reloaded"))
     manager.stopping()
     agent.tell(Event(EventKind.STOPPED, "stopped"))
 

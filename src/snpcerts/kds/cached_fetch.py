@@ -152,8 +152,8 @@ class CachedFetch:
             if cached is None:
                 raise KdsUnavailableError(
                     f"{request.resource}: the cache {self.store.root} has none that verifies, "
-                    "and offline no key server is asked",
-                    hint="fetch it where a key server can be reached, and bring the cache here",
+                    "and --offline forbids asking a key server",
+                    hint="fetch it on a machine with a network, and copy the cache here",
                 )
             return cached
         request.prepare()
@@ -207,7 +207,7 @@ class CachedFetch:
         if not isinstance(judged, list):
             return judged
         raise KdsUntrustedError(
-            f"{request.resource}: the answer of {client.url} is not to be trusted",
+            f"{request.resource}: the answer of {client.url} is not trusted",
             reasons=[str(reason) for reason in judged],
             hint=_hint(judged, request.at),
         )
@@ -261,5 +261,5 @@ class CachedFetch:
 
 def _hint(reasons: list[Reason], at: datetime) -> str:
     if all(reason.code in UNTIMELY for reason in reasons):
-        return f"is the clock right? It was taken to be {at:%Y-%m-%dT%H:%M:%SZ}"
-    return "nothing of it is kept or used"
+        return f"is the clock right? It says {at:%Y-%m-%dT%H:%M:%SZ}"
+    return "the answer is neither cached nor used"

@@ -178,9 +178,9 @@ class KdsClient:
             if error is not None:
                 raise error
         if now >= asked.deadline:
-            waited = f"others of this host ask it, and it was not our turn in {asked.budget:.0f} s"
+            waited = f"other processes of this host are using it: no turn in {asked.budget:.0f} s"
             raise self._unavailable(asked, waited, self._gap(state))
-        pauses = [_Pause("the key server asked to be left alone", state.hold_until - now)]
+        pauses = [_Pause("the key server asked for a pause", state.hold_until - now)]
         if asked.paced:
             gap = self._gap(state)
             pauses.append(_Pause(f"it gives one VCEK in {gap:.0f} s", state.next_at - now))
@@ -258,7 +258,7 @@ class KdsClient:
     def _wait(self, asked: _Asked[T], pause: _Pause) -> None:
         if not asked.patient or self.clock.now() + pause.wait >= asked.deadline:
             raise self._unavailable(asked, pause.problem, pause.wait)
-        self._notice(f"{asked.resource}: {pause.problem}; asking again in {pause.wait:.0f} s")
+        self._notice(f"{asked.resource}: {pause.problem}; trying again in {pause.wait:.0f} s")
         self.clock.sleep(pause.wait)
 
     def _unavailable(
@@ -296,7 +296,7 @@ class KdsClient:
             self._count("not-found")
             raise KdsNotFoundError(
                 f"{resource}: {self.url} answered 404",
-                hint="it has no such chip or TCB, or is out of order: the key server has "
+                hint="it has no such chip or TCB, or is faulty: the key server has "
                 "answered 404 for valid chips for days; a cached certificate stays good",
             )
         retry_after = parse_retry_after(headers.get("retry-after"), headers.get("date"))
@@ -336,7 +336,7 @@ class KdsClient:
                 target = checked_target(url, location)
             except ValueError as error:
                 raise _NotOursError(
-                    "refused", f"it sends us to {location[:120]!r}: {error}"
+                    "refused", f"it redirects to {location[:120]!r}: {error}"
                 ) from None
             url = target
         raise _NotOursError("refused", f"it redirects more than {_MAX_REDIRECTS} times")

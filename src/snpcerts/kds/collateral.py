@@ -86,10 +86,10 @@ class KdsCertificates:
         stamp, wait = self._fruitless.count()
         if wait:
             raise KdsUnavailableError(
-                f"{resource}: not asked for: too many VCEKs were lately asked for in vain, "
+                f"{resource}: not requested: too many recent VCEK requests were in vain, "
                 "for chips that the key server does not know or that signed no report",
                 retry_after=wait,
-                hint=f"try again in {wait:.0f} s, or bring the certificates: --certs DIR",
+                hint=f"try again in {wait:.0f} s, or supply the certificates: --certs DIR",
             )
         return stamp
 
@@ -137,7 +137,7 @@ class KdsRevocationLists:
         obtained = self._obtained(CrlResource(product, wanted.kind), found)
         client, outage = self._source.client, None
         if client is not None and age is not None and datetime.now(UTC) - obtained > age:
-            outage = f"{client.url}: gave no newer revocation list just now"
+            outage = f"{client.url}: returned no newer revocation list"
         return self._supplied(wanted, found, outage)
 
     def _supplied(

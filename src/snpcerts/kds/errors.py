@@ -57,6 +57,6 @@ class KdsUntrustedError(RefusedError):
 
 
 class CacheError(RefusedError):
-    """A file of the cache cannot be read or written. Certificates can still be had."""
+    """A file of the cache cannot be read or written. Certificates are still available."""
 
     code = "kds-cache"

@@ -113,7 +113,7 @@ def _kind(resource: Resource) -> VekKind:
 def _chain(store: Store, resource: ChainResource) -> ChainPair:
     data = store.read(resource)
     if data is None:
-        raise CacheError(f"{store.path_of(resource)}: there is no such chain to judge it by")
+        raise CacheError(f"{store.path_of(resource)}: no such chain to verify it with")
     return read_chain(data)
 
 

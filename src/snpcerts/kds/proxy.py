@@ -56,7 +56,7 @@ def proxy_for(url: str, environment: Mapping[str, str]) -> Proxy | None:
     except ValueError:
         host = None
     if not host or not text.isprintable() or " " in text:
-        raise InputError(f"{variable} in the environment names no proxy", hint=_HINT)
+        raise InputError(f"{variable} in the environment is not a proxy's URL", hint=_HINT)
     if found.scheme not in ("http", "https"):
         raise InputError(
             f"{variable} in the environment names a proxy of kind {found.scheme!r}, "

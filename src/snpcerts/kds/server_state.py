@@ -111,7 +111,7 @@ class ServerState:
     failures: dict[str, Failure] = field(default_factory=dict)
 
     def cut_off(self, now: float, gap: float, request: float) -> None:
-        """Whoever was asking has been stopped. What was asked counts all the same."""
+        """The process that was asking has been stopped. Its request still counts."""
         if self.asking is not None:
             self.next_at = max(self.next_at, min(now, self.asking + request) + gap)
             self.asking = None

@@ -303,7 +303,7 @@ def open_certificate_source(
     Raises :class:`UsageError` for a URL that cannot be one, or a URL offline.
     """
     if offline and url is not None:
-        raise UsageError("offline, no key server is asked", hint="leave the URL out")
+        raise UsageError("--offline forbids asking a key server", hint="leave the URL out")
     client = None
     if not offline:
         policy = RetryPolicy()

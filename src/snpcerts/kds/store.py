@@ -46,7 +46,7 @@ from snpcerts.kds.errors import CacheError
 from snpcerts.kds.url import ChainResource, CrlResource, Resource, VcekResource
 from snpcerts.written import written_at
 
-# A directory nobody tidies up must not hold a listing up for ever.
+# Bounds the listing of a directory that is never cleaned up.
 MAX_ENTRIES: Final = 100_000
 
 _COMPONENTS: Final = ("bootloader", "tee", "snp", "microcode", "fmc")

@@ -142,7 +142,7 @@ class Line:
                 return
 
     def _locked(self, descriptor: int, folder: int, deadline: float) -> bool:
-        """Wait for the lock; False when its holder is stuck, or there is no time left."""
+        """Wait for the lock; False if its holder is stuck or the time is over."""
         clock = self.clock
         silent_since = clock.now()
         # Whatever the deadline is, there is to be time for the spare lock, and for asking.
@@ -169,7 +169,7 @@ class Line:
 
 
 def _open_own(folder: int, name: str, flags: int) -> int | None:
-    """Open a file of ours; None for what is no regular file, or has another name elsewhere."""
+    """Open a file of the cache; None if it is not a regular file or has a second name."""
     flags |= os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY
     descriptor = os.open(name, flags, 0o600, dir_fd=folder)
     found = os.fstat(descriptor)

@@ -197,13 +197,13 @@ def checked_target(url: str, location: str) -> str:
     target = urljoin(url, location)
     here, there = urlsplit(url), urlsplit(target)
     if there.scheme not in ("http", "https") or not there.hostname or there.port == 0:
-        raise ValueError("that is no URL of a server")
+        raise ValueError("that is not the URL of a server")
     if "@" in there.netloc:
         raise ValueError("it has a user name")
     if here.scheme == "https" and there.scheme == "http":
-        raise ValueError("that is without TLS, and this one is with it")
+        raise ValueError("that has no TLS, but this server has")
     if _inside(there.hostname) and not _inside(here.hostname or ""):
-        raise ValueError("that is this machine itself")
+        raise ValueError("that is this machine")
     return target
 
 

@@ -155,7 +155,7 @@ def _cpuid(signature: int) -> dict[str, Any]:
     combined = family + extended_family
     if signature & ~_CPUID_BITS or (extended_family and family != _EXTENDED) or combined > 0xFF:
         raise FormatError(
-            REPORT, f"{signature:#x} is no family, model and stepping", field="cpuid1eax_fms"
+            REPORT, f"{signature:#x} is not a family, model and stepping", field="cpuid1eax_fms"
         )
     return {
         "cpuid_family": combined,
@@ -196,7 +196,7 @@ def _extra(data: bytes) -> tuple[uuid.UUID, bytes]:
     try:
         guid = uuid.UUID(text.decode("ascii"))
     except ValueError:
-        raise FormatError(EXTRA, f"key {text[:_GUID_TEXT_SIZE].hex()} is no GUID") from None
+        raise FormatError(EXTRA, f"key {text[:_GUID_TEXT_SIZE].hex()} is not a GUID") from None
     if str(guid) != text.decode("ascii").lower():
         raise FormatError(EXTRA, f"key is not in the form of {guid}")
     return guid, parts.get(2, b"")

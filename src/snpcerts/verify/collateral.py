@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The certificates and revocation lists for a report, as bytes nobody has judged yet."""
+"""The certificates and revocation lists for a report, as bytes that are not yet verified."""
 
 from __future__ import annotations
 

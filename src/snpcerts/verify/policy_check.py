@@ -73,7 +73,7 @@ def check_policy(policy: Policy, subject: Subject) -> tuple[tuple[Check, ...], t
 
 
 def unjudged(policy: Policy) -> tuple[Check, ...]:
-    """The checks of a policy where there is no report to hold against it."""
+    """The checks of a policy if there is no report to compare with it."""
     checks, _ = check_policy(policy, _NO_SUBJECT)
     return tuple(
         check

@@ -177,7 +177,7 @@ def _why_not(kind: VekKind, judged: Sequence[JudgedList]) -> str:
             f"(--crl {word}=FILE)"
         )
     if any(one.supplier is Supplier.EVIDENCE for one in judged):
-        return "the word of whoever sent the evidence is not enough"
+        return "a list that came with the evidence is not enough"
     return "those supplied are for other leaves"
 
 

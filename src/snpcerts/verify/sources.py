@@ -155,7 +155,7 @@ class GivenCrls:
             authority = parse_ca_name(name)
             if authority is None:
                 raise FormatError(
-                    "CRL", f"is of {name!r}, which is no ARK of AMD's", field="issuer"
+                    "CRL", f"is of {name!r}, which is not an ARK of AMD", field="issuer"
                 )
             self._lists.append((authority.product, each))
 

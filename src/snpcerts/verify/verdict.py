@@ -24,7 +24,7 @@ class Status(enum.Enum):
 
     VERIFIED = "verified"
     REFUSED = "refused"
-    UNDECIDED = "undecided"  # nothing is wrong, and something needed could not be had
+    UNDECIDED = "undecided"  # nothing is wrong, but something needed was not available
 
 
 def status_of(reasons: Sequence[Reason]) -> Status:

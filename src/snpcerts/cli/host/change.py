@@ -29,7 +29,7 @@ _CHANGE_OPTIONS = (
     click.option(
         "--allow-empty",
         is_flag=True,
-        help="Go on without the new certificates; guests get an empty table meanwhile.",
+        help="Continue without the new certificates; guests get an empty table meanwhile.",
     ),
 )
 
@@ -110,7 +110,7 @@ def commit(agent: Agent) -> Plan:
 @click.option(
     "--again",
     is_flag=True,
-    help="Set what is set now, so that the firmware derives the VCEK anew for it.",
+    help="Set the present configuration again, so that the firmware derives the VCEK anew.",
 )
 @click.option(
     "--mask-chip-id/--no-mask-chip-id", default=None, help="Leave CHIP_ID out of reports."
@@ -169,7 +169,7 @@ def set_config(
     "--vlek-cert",
     metavar="FILE",
     required=True,
-    help="Certificate of that VLEK, DER or PEM; kept for later.",
+    help="Certificate of that VLEK, DER or PEM; stored for 'host sync'.",
 )
 @_changes_firmware
 def load_vlek(agent: Agent, hashstick: str, vlek_cert: str) -> Plan:
@@ -190,10 +190,10 @@ def _components(text: str) -> dict[str, int]:
         name, equals, value = part.partition("=")
         if name not in _SHORT or not equals or not value.isdecimal() or int(value) > 255:
             raise UsageError(
-                f"--reported-tcb {text}: {part!r} is no component",
+                f"--reported-tcb {text}: {part!r} is not a component",
                 hint="as in bl=3,tee=0,snp=8,ucode=115; each 0 to 255",
             )
         if _SHORT[name] in found:
-            raise UsageError(f"--reported-tcb {text}: {name} is there twice")
+            raise UsageError(f"--reported-tcb {text}: {name} is given twice")
         found[_SHORT[name]] = int(value)
     return found

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from snpcerts.host.config import Config
 
 
-@click.command(short_help="Can this machine serve certificates? What to do if not.")
+@click.command(short_help="Check whether this machine can serve certificates.")
 @with_host
 @click.option("--online", is_flag=True, help="Also ask the key server.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")

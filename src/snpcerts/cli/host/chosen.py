@@ -31,7 +31,7 @@ _OPTIONS = (
         "config_path",
         metavar="FILE",
         envvar="SNPCERTS_CONFIG",
-        help="Configuration. [default: /etc/snpcerts.toml where there is one]",
+        help="Configuration file. [default: /etc/snpcerts.toml, if it exists]",
     ),
     click.option(
         "--file",
@@ -49,18 +49,18 @@ _OPTIONS = (
     click.option(
         "--product",
         type=click.Choice(["milan", "genoa", "turin"]),
-        help="[default: what the processor says]",
+        help="[default: the processor's product]",
     ),
     click.option(
         "--vlek-certs",
         metavar="DIR",
-        help="VLEK certificates that are kept. [default: /var/lib/snpcerts/vlek]",
+        help="Directory of stored VLEK certificates. [default: /var/lib/snpcerts/vlek]",
     ),
 )
 
 
 FORCE = click.option(
-    "--force", is_flag=True, help="Replace a file even if it is no certificate file."
+    "--force", is_flag=True, help="Replace a file even if it is not a certificate file."
 )
 
 

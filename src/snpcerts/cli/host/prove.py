@@ -29,7 +29,7 @@ _SIZE_LIMIT = 1 << 16
 
 @click.command(
     "prove-key",
-    short_help="Have a guest show which key signs.",
+    short_help="Prove by a guest's report which key signs.",
     context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False},
 )
 @with_host
@@ -39,7 +39,7 @@ _SIZE_LIMIT = 1 << 16
     default=60.0,
     show_default=True,
     metavar="S",
-    help="Seconds COMMAND may take; updates of the files wait that long.",
+    help="Seconds that COMMAND may take; updates wait meanwhile.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @click.argument("command", nargs=-1, required=True)
@@ -128,10 +128,10 @@ def _run(command: Sequence[str], report_data: str, key_sel: str, timeout: float)
             process.stdout.close()
     if data is None or code is None:
         raise RetryLaterError(
-            f"{words[0]}: was not done within {timeout:g} s", hint="--timeout gives it more"
+            f"{words[0]}: timed out after {timeout:g} s", hint="--timeout gives it more"
         )
     if code != 0:
-        raise RefusedError(f"{words[0]}: ended with exit code {code}, nothing is proven")
+        raise RefusedError(f"{words[0]}: ended with exit code {code}; nothing is proven")
     return data
 
 

@@ -12,7 +12,7 @@ from snpcerts.cli.host.said import listener_of
 from snpcerts.cli.say import present, say
 
 
-@click.command(short_help="Are firmware and certificate files in step?")
+@click.command(short_help="Show whether firmware and certificate files are in step.")
 @with_host
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def status(host: Host, as_json: bool) -> None:

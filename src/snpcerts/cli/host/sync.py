@@ -26,18 +26,18 @@ _LOG = click.option(
     help="Form of the log.",
 )
 _METRICS_FILE = click.option(
-    "--metrics-file", metavar="FILE", help="Write Prometheus metrics to FILE after each round."
+    "--metrics-file", metavar="FILE", help="Write Prometheus metrics to FILE after each check."
 )
 
 
 @click.command()
 @with_host
-@click.option("--watch", "watching", is_flag=True, help="Go on, and repair whatever drifts.")
+@click.option("--watch", "watching", is_flag=True, help="Keep running, and repair every drift.")
 @click.option(
     "--interval",
     type=click.FloatRange(0.1, 86400),
     metavar="S",
-    help="Seconds between two looks of --watch. [default: 30]",
+    help="Seconds between two checks of --watch. [default: 30]",
 )
 @_LOG
 @_METRICS_FILE
@@ -63,7 +63,7 @@ def sync(
     fetched, verified and published. With --watch, until SIGTERM; SIGHUP has the
     configuration read again.
 
-    Exit codes: 0 in step, 1 refused, 3 a certificate cannot be had now.
+    Exit codes: 0 in step, 1 refused, 3 a certificate is not available now.
     """
     if not watching and (interval is not None or metrics_port is not None):
         raise UsageError("--interval and --metrics-port are for --watch")
