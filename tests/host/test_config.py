@@ -111,7 +111,7 @@ def edited(old: str, new: str) -> str:
         (edited('path = "/srv/crl.der"', ""), 33, "needs a path"),
         (edited('path = "/srv/vcek.bin"', ""), 21, "needs a path"),
         (edited("[watch]", "[[watch]]"), 13, "must be a table"),
-        (edited("[lock]", "[locks]"), 15, "is not known"),
+        (edited("[lock]", "[locks]"), 15, "unknown key"),
         (edited("url = ", "url = 'ftp://x' #"), 5, "https://"),
     ],
 )
