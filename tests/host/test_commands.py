@@ -53,7 +53,7 @@ def test_a_new_host_is_checked_synced_and_its_guests_reports_verify(site: Site) 
     assert status["files"][0]["leaf"]["tcb"] == status["reported_tcb"]
     assert status["files"][0]["leaf"]["hwid"] == status["hwid"]
     text = site.host("status").stdout
-    assert "committed TCB  in no host interface" in text
+    assert "committed TCB  shown by no host interface" in text
     assert text.endswith("in step\n")
 
 

@@ -158,10 +158,10 @@ def test_a_hand_over_that_fails_or_lasts_leaves_everything_as_it_was(site: Site)
     before = site.file.read_bytes()
     for words, code, text in (
         (("false",), 1, "exit code 1"),
-        (("true",), 1, "no report"),
+        (("true",), 1, "is not a report"),
         (("/nowhere/at/all",), 1, "cannot be run"),
         (("sleep", "600"), 3, "timed out after"),
-        (("cat", "/dev/zero"), 1, "no report"),
+        (("cat", "/dev/zero"), 1, "is not a report"),
     ):
         made = site.host("prove-key", "--timeout=3", "--", *words)
         assert made.returncode == code, (words, made.stderr)

@@ -335,7 +335,7 @@ def old_report(host: Host) -> bytes:
 def answers(host: Host) -> Iterator[tuple[str, Callable[[bytes, KeySelect], bytes]]]:
     replayed = old_report(host)
     yield "is not for this request", lambda _nonce, _select: replayed
-    yield "no report", lambda _nonce, _select: b"<html>"
+    yield "is not a report", lambda _nonce, _select: b"<html>"
     stranger = Host(host.rig.folder, host.authority, PUBLISHED)
     stranger.rig.device = FirmwareDevice(Firmware(Chip(Product.GENOA, b"\7" * 32)))
     yield "another chip", guest_answer(stranger)
@@ -390,7 +390,7 @@ def test_a_change_while_the_report_is_made_proves_nothing(published: Host) -> No
         published.rig.device.snp_set_config(SnpConfig(reported_tcb=lower.pack()))
         return report
 
-    with pytest.raises(RetryLaterError, match="has changed"):
+    with pytest.raises(RetryLaterError, match="firmware changed"):
         proved(published, ask=ask)
     assert published.rig.agent().firmware.state().known.proofs == ()
 
@@ -534,9 +534,9 @@ def test_what_cannot_be_written_down_counts_as_forgotten(
         published.rig.device.snp_set_config(SnpConfig(reported_tcb=lower.pack()))
         agent = published.rig.agent()
         agent.sync()
-        assert "cannot write down" in agent.firmware.memory.problem
+        assert "cannot save the record" in agent.firmware.memory.problem
         assert (published.rig.folder / "vlek.bin").read_bytes() == EMPTY
-        with pytest.raises(RefusedError, match="cannot write down"):
+        with pytest.raises(RefusedError, match="cannot save the record"):
             agent.firmware.commit()
         assert published.rig.reported() == lower, "no command is given then"
     published.sync()
