@@ -18,7 +18,7 @@ from cryptography.x509.oid import ExtensionOID, NameOID
 from snpcerts.abi.product import Product
 from snpcerts.emulator.amd.authority import EmulatedAuthority
 from snpcerts.emulator.psp.chip import Chip, CloudProvider
-from snpcerts.emulator.psp.platform_state import DEFAULT_TCB
+from snpcerts.emulator.psp.chip_model import CHIP_MODELS
 from snpcerts.errors import InputError, UsageError
 
 Authorities = Callable[[Product], EmulatedAuthority]
@@ -44,12 +44,12 @@ def cn_of(name: x509.Name) -> str:
 
 
 def vcek_of(authority: EmulatedAuthority, chip: Chip) -> x509.Certificate:
-    tcb = DEFAULT_TCB[authority.product]
+    tcb = CHIP_MODELS[authority.product].tcb
     return authority.issue_vcek(chip.hwid, tcb, chip.vcek_key(tcb).public_key())
 
 
 def vlek_of(authority: EmulatedAuthority) -> x509.Certificate:
-    tcb = DEFAULT_TCB[authority.product]
+    tcb = CHIP_MODELS[authority.product].tcb
     key = CloudProvider(CSP_ID, bytes(32)).vlek_key(tcb).public_key()
     return authority.issue_vlek(CSP_ID, tcb, key)
 
@@ -140,14 +140,14 @@ def test_a_vcek_carries_its_chip_and_tcb(product: Product, authority_of: Authori
     assert found["2"] == bytes((0x16, len(name))) + name
     assert found["4"] == chip.hwid
     assert len(chip.hwid) == (8 if turin else 64)
-    tcb = DEFAULT_TCB[product]
+    tcb = CHIP_MODELS[product].tcb
     assert found["3.1"] == bytes((2, 1, tcb.bootloader))
     assert found["3.3"] == bytes((2, 1, tcb.snp))
     assert isinstance(certificate.public_key(), ec.EllipticCurvePublicKey)
 
 
 def test_a_patch_level_above_127_takes_two_bytes(authority: EmulatedAuthority) -> None:
-    assert DEFAULT_TCB[Product.MILAN].microcode == 219
+    assert CHIP_MODELS[Product.MILAN].tcb.microcode == 219
     assert amd_extensions(vlek_of(authority))["3.8"] == bytes.fromhex("020200db")
 
 
@@ -197,7 +197,7 @@ def test_validity_starts_in_the_past_and_lasts_as_long_as_amds(
 
 
 def test_a_leaf_can_be_issued_as_expired(authority: EmulatedAuthority) -> None:
-    tcb = DEFAULT_TCB[Product.MILAN]
+    tcb = CHIP_MODELS[Product.MILAN].tcb
     key = Chip.create(Product.MILAN).vcek_key(tcb).public_key()
     start = datetime(2001, 1, 1, tzinfo=UTC)
     leaf = authority.issue_vcek(bytes(64), tcb, key, not_before=start)
@@ -206,7 +206,7 @@ def test_a_leaf_can_be_issued_as_expired(authority: EmulatedAuthority) -> None:
 
 
 def test_a_leaf_of_another_product_is_refused(authority: EmulatedAuthority) -> None:
-    tcb, turin = DEFAULT_TCB[Product.MILAN], DEFAULT_TCB[Product.TURIN]
+    tcb, turin = CHIP_MODELS[Product.MILAN].tcb, CHIP_MODELS[Product.TURIN].tcb
     key = Chip.create(Product.MILAN).vcek_key(tcb).public_key()
     with pytest.raises(UsageError, match="64 bytes, not 8"):
         authority.issue_vcek(bytes(8), tcb, key)

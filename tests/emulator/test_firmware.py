@@ -29,10 +29,10 @@ from snpcerts.abi.report import malformations
 from snpcerts.abi.tcb import TcbVersion
 from snpcerts.emulator.amd.authority import EmulatedAuthority
 from snpcerts.emulator.psp.chip import Chip, CloudProvider
+from snpcerts.emulator.psp.chip_model import CHIP_MODELS
 from snpcerts.emulator.psp.firmware import Firmware, FirmwareError, GuestContext
 from snpcerts.emulator.psp.guest_context import GuestState
 from snpcerts.emulator.psp.message_seal import seal
-from snpcerts.emulator.psp.platform_state import DEFAULT_TCB
 from tests.emulator.firmware_guest import HOST_DATA, POLICY, FirmwareGuest, verify
 from tests.emulator.id_blocks import key_digest, new_key
 
@@ -88,7 +88,7 @@ def test_every_field_of_a_report_is_the_guests_or_the_platforms() -> None:
             "guest_svn": 7,
         },
     )
-    old = DEFAULT_TCB[Product.TURIN]
+    old = CHIP_MODELS[Product.TURIN].tcb
     new = replace(old, microcode=old.microcode + 1)
     firmware.update(new)
     fields = guest.report(vmpl=2, data=bytes(range(64))).fields

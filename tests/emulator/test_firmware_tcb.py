@@ -17,13 +17,13 @@ from snpcerts.abi.psp import SnpConfig, Status, WrappedVlekHashstick
 from snpcerts.abi.report import SigningKey
 from snpcerts.abi.tcb import TcbVersion
 from snpcerts.emulator.psp.chip import Chip, CloudProvider
+from snpcerts.emulator.psp.chip_model import CHIP_MODELS, ApiVersion
 from snpcerts.emulator.psp.choices import DOCUMENTED, NAMES, choices_of
-from snpcerts.emulator.psp.firmware import ApiVersion, Firmware, FirmwareError
-from snpcerts.emulator.psp.platform_state import DEFAULT_TCB
+from snpcerts.emulator.psp.firmware import Firmware, FirmwareError
 from snpcerts.errors import InputError, UsageError
 from tests.emulator.firmware_guest import FirmwareGuest, verify
 
-OLD = DEFAULT_TCB[Product.MILAN]
+OLD = CHIP_MODELS[Product.MILAN].tcb
 NEW = replace(OLD, snp=OLD.snp + 1)
 LOWER = replace(OLD, snp=OLD.snp - 1)
 NEWER_BUILD = ApiVersion(1, 55, 30)
@@ -86,7 +86,7 @@ def test_before_the_commit_an_update_can_be_rolled_back(firmware: Firmware) -> N
 
 
 def test_another_products_firmware_is_refused(firmware: Firmware) -> None:
-    refused(firmware, Status.INVALID_PARAM, firmware.update, DEFAULT_TCB[Product.TURIN])
+    refused(firmware, Status.INVALID_PARAM, firmware.update, CHIP_MODELS[Product.TURIN].tcb)
 
 
 def test_set_config_takes_the_given_tcb_and_both_mask_bits(firmware: Firmware) -> None:
@@ -392,13 +392,13 @@ def test_a_report_version_the_product_never_had_is_refused() -> None:
     with pytest.raises(UsageError, match="no report version 2"):
         Firmware(Chip.create(Product.TURIN), report_version=2)
     with pytest.raises(UsageError, match="layout of Milan"):
-        Firmware(Chip.create(Product.MILAN), tcb=DEFAULT_TCB[Product.TURIN])
+        Firmware(Chip.create(Product.MILAN), tcb=CHIP_MODELS[Product.TURIN].tcb)
 
 
 def test_a_chip_is_its_secret() -> None:
     """The same secret gives the same identity and keys; another, or another TCB, does not."""
     one, same, other = (Chip(Product.TURIN, bytes((b,)) * 32) for b in (1, 1, 2))
-    tcb = DEFAULT_TCB[Product.TURIN]
+    tcb = CHIP_MODELS[Product.TURIN].tcb
     assert tcb.fmc is not None
     assert one.chip_id == same.chip_id != other.chip_id
     assert one.chip_id[8:] == bytes(56)

@@ -32,8 +32,8 @@ from snpcerts.abi.psp import (
     Status,
 )
 from snpcerts.emulator.psp.chip import Chip, CloudProvider
-from snpcerts.emulator.psp.firmware import ApiVersion, Firmware
-from snpcerts.emulator.psp.platform_state import DEFAULT_TCB
+from snpcerts.emulator.psp.chip_model import CHIP_MODELS, ApiVersion
+from snpcerts.emulator.psp.firmware import Firmware
 from snpcerts.emulator.psp.sev_device import MAX_ALLOCATION, SEV_MAX, SevDevice
 from snpcerts.emulator.syscall.device import Caller, Device
 from snpcerts.emulator.syscall.memory import ProcessMemory
@@ -148,7 +148,7 @@ def test_the_command_structure_must_be_readable(host: Host) -> None:
 
 def test_a_fault_in_the_copy_back_takes_the_place_of_any_result(host: Host) -> None:
     """Both of a success and of a refusal; what the firmware did is done."""
-    low = replace(DEFAULT_TCB[Product.MILAN], snp=1)
+    low = replace(CHIP_MODELS[Product.MILAN].tcb, snp=1)
     caller = Caller(host.memory, find=lambda _fd: None)
     host.memory.write(DATA_AT, SnpConfig(reported_tcb=low.pack()).pack())
     for cmd, data in ((Command.SNP_SET_CONFIG, DATA_AT), (Command.SNP_SET_CONFIG, 0)):
@@ -213,7 +213,7 @@ def test_get_id2_faults_and_limits(host: Host) -> None:
 
 
 def test_commit_needs_neither_write_mode_nor_data(host: Host) -> None:
-    tcb = DEFAULT_TCB[Product.MILAN]
+    tcb = CHIP_MODELS[Product.MILAN].tcb
     newer = replace(tcb, snp=tcb.snp + 1)
     host.firmware.update(newer)
     assert host.issue(Command.SNP_COMMIT, at=0, writable=False) == (0, 0)
@@ -234,7 +234,7 @@ def test_the_changing_commands_check_in_the_drivers_order(cmd: Command, host: Ho
 
 
 def test_set_config_reaches_the_firmware(host: Host) -> None:
-    low = replace(DEFAULT_TCB[Product.MILAN], snp=1)
+    low = replace(CHIP_MODELS[Product.MILAN].tcb, snp=1)
     assert host.issue(Command.SNP_SET_CONFIG, SnpConfig(reported_tcb=low.pack(), flags=1)) == (0, 0)
     assert host.firmware.state.reported == low
     assert host.firmware.state.mask_chip_id

@@ -15,7 +15,12 @@ from dataclasses import dataclass
 from typing import ClassVar, Self
 
 from snpcerts.abi.cstruct import Buffer, CStruct, raw, u8, u32, u64
-from snpcerts.abi.product import Product, product_of_cpuid
+from snpcerts.abi.product import (
+    CHIP_ID_SIZE,
+    Product,
+    product_of_cpuid,
+    products_of_chip_id,
+)
 from snpcerts.errors import FormatError
 
 WHAT = "attestation report"
@@ -198,10 +203,10 @@ class Report:
             return (self.product,)
         if self.fields.version >= 3:
             return ()
-        # A Turin chip ID ends in zeros; the chip IDs of Milan and Genoa look alike.
-        if not self.chip_id_masked and not any(self.fields.chip_id[Product.TURIN.hwid_size :]):
-            return (Product.TURIN,)
-        return (Product.MILAN, Product.GENOA)
+        # A hidden chip ID is taken for a long one.
+        masked = b"\xff" * CHIP_ID_SIZE
+        alike = products_of_chip_id(masked if self.chip_id_masked else self.fields.chip_id)
+        return tuple(each for each in alike if each.oldest_report_version <= self.fields.version)
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,10 +19,20 @@ TCB_SIZE = 8
 
 
 class TcbLayout(enum.Enum):
-    """Which byte of a TCB_VERSION holds which component."""
+    """Which byte of a TCB_VERSION holds which component, named after the first product."""
 
-    MILAN = "milan"  # Milan and Genoa (with Bergamo, Siena)
+    MILAN = "milan"
     TURIN = "turin"
+
+    @property
+    def components(self) -> tuple[str, ...]:
+        """The names of the components, in the order of their bytes."""
+        return tuple(_BYTES[self])
+
+    @property
+    def has_fmc(self) -> bool:
+        """Whether there is a component for the FMC."""
+        return "fmc" in _BYTES[self]
 
 
 # Byte index of each component; the bytes not named are reserved and zero.
@@ -43,8 +53,8 @@ _RAW = re.compile(r"(?:0x)?([0-9a-fA-F]{16})")
 class TcbVersion:
     """The components of a TCB_VERSION, each 0 to 255.
 
-    ``fmc`` is None exactly where the product has no such component (Milan,
-    Genoa). TCBs have no total order: use :meth:`covers`.
+    ``fmc`` is None exactly where the product has no such component. TCBs have no
+    total order: use :meth:`covers`.
     """
 
     bootloader: int
@@ -118,8 +128,8 @@ class TcbVersion:
         for short, name in SHORT_NAMES.items():
             if name not in values and name != "fmc":
                 raise FormatError("TCB", f"{short} is missing; name every component")
-        if layout is not None and ("fmc" in values) != ("fmc" in _BYTES[layout]):
-            needs = "needs" if "fmc" in _BYTES[layout] else "has no"
+        if layout is not None and ("fmc" in values) != layout.has_fmc:
+            needs = "needs" if layout.has_fmc else "has no"
             raise FormatError("TCB", f"a TCB of this product {needs} fmc")
         return cls(**values)
 

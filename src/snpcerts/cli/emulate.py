@@ -12,33 +12,29 @@ from typing import TYPE_CHECKING
 
 import click
 
+from snpcerts.abi.product import Product
 from snpcerts.cli.ending import ends_cleanly
 from snpcerts.cli.files import make_directory, write_output
+from snpcerts.cli.product_option import product_option
 from snpcerts.cli.say import say, say_line
 from snpcerts.errors import InputError, UsageError
 
 if TYPE_CHECKING:
-    from snpcerts.abi.product import Product
     from snpcerts.emulator.machine.home import PlatformHome
     from snpcerts.emulator.psp.choices import FirmwareChoices
 
 _LEVEL = click.IntRange(0, 255)
+_WITH_FMC = " and ".join(each.value for each in Product if each.tcb_layout.has_fmc)
 _PROGRAM = {"ignore_unknown_options": True, "allow_interspersed_args": False}
 
 
 class _PlatformOptions:
     """The options before the subcommand, which name the platform."""
 
-    def __init__(self, platform: str | None, product: str | None, firmware: str | None) -> None:
+    def __init__(self, platform: str | None, product: Product | None, firmware: str | None) -> None:
         self._platform = platform
-        self._product = product
+        self.product = product
         self._firmware = firmware
-
-    @property
-    def product(self) -> Product | None:
-        from snpcerts.abi.product import Product
-
-        return None if self._product is None else Product[self._product.upper()]
 
     @property
     def choices(self) -> FirmwareChoices | None:
@@ -76,7 +72,7 @@ class _PlatformOptions:
     envvar="SNPCERTS_PLATFORM",
     help="Use the machine stored in DIR; create it if needed. [default: a temporary machine]",
 )
-@click.option("--product", type=click.Choice(["milan", "genoa", "turin"]), help="[default: milan]")
+@product_option("[default: milan]")
 @click.option(
     "--firmware",
     type=click.Choice(["genoa-1.55.25", "documented", "observed-2022"]),
@@ -84,7 +80,7 @@ class _PlatformOptions:
 )
 @click.pass_context
 def command(
-    ctx: click.Context, platform: str | None, product: str | None, firmware: str | None
+    ctx: click.Context, platform: str | None, product: Product | None, firmware: str | None
 ) -> None:
     """Run unmodified programs on an emulated SNP platform.
 
@@ -332,7 +328,7 @@ def reload(options: _PlatformOptions) -> None:
 
 
 @firmware.command()
-@click.option("--fmc", type=_LEVEL, help="Turin only.")
+@click.option("--fmc", type=_LEVEL, help=f"{_WITH_FMC} only.")
 @click.option("--bootloader", type=_LEVEL)
 @click.option("--tee", type=_LEVEL)
 @click.option("--snp", type=_LEVEL)
@@ -350,12 +346,10 @@ def update(
     Components that are not named keep their values. 'snpcerts host commit'
     makes the update final.
     """
-    from snpcerts.abi.product import Product
-
     named = {name: level for name, level in levels.items() if level is not None}
     order: dict[str, object] = {"do": "update", "tcb": named}
-    if "fmc" in named and options.lasting_home().firmware().product is not Product.TURIN:
-        raise UsageError("--fmc: only the TCB of Turin has that component")
+    if "fmc" in named and not options.lasting_home().firmware().product.tcb_layout.has_fmc:
+        raise UsageError(f"--fmc: only the TCB of {_WITH_FMC} has that component")
     if version is not None:
         parts = [_integer("--version", part, 10) for part in version.split(".")]
         if len(parts) != 3 or not all(0 <= part <= 255 for part in parts):

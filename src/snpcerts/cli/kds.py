@@ -20,6 +20,7 @@ import click
 from snpcerts.abi.product import Product, hwid_of_chip_id
 from snpcerts.abi.tcb import TcbVersion
 from snpcerts.cli.files import make_directory, read_input, write_output
+from snpcerts.cli.product_option import product_option
 from snpcerts.cli.say import present, say, say_line
 from snpcerts.cli.source_options import (
     ANCHOR,
@@ -38,7 +39,6 @@ if TYPE_CHECKING:
 
 # How long a command may be quiet, in seconds.
 _QUIET = 1.0
-_PRODUCTS = [product.value.lower() for product in Product]
 
 # A product, a hwID of it, and a TCB.
 _Key = tuple[Product, bytes, TcbVersion]
@@ -110,7 +110,7 @@ def _common(function: Callable[..., None]) -> Callable[..., None]:
 
 
 _JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-_PRODUCT = click.option("--product", type=click.Choice(_PRODUCTS), required=True)
+_PRODUCT = product_option(required=True)
 _VLEK = click.option("--vlek", is_flag=True, help="That of VLEKs, not of VCEKs.")
 
 
@@ -125,7 +125,7 @@ def fetch() -> None:
 
 
 @fetch.command()
-@click.option("--product", type=click.Choice(_PRODUCTS), help="Which product the chip is.")
+@product_option("Which product the chip is.")
 @click.option("--hwid", metavar="HEX", help="The chip's ID: 64 bytes, on Turin 8.")
 @click.option(
     "--tcb", metavar="TCB", help="The reported TCB, as in bl=4,tee=0,snp=24,ucode=219[,fmc=1]."
@@ -133,18 +133,17 @@ def fetch() -> None:
 @click.option("--report", metavar="FILE", help="Take all of these from an attestation report.")
 @_common
 def vcek(
-    where: _Where, product: str | None, hwid: str | None, tcb: str | None, report: str | None
+    where: _Where, product: Product | None, hwid: str | None, tcb: str | None, report: str | None
 ) -> None:
     """The certificate of a chip's key at a TCB: vcek.der, with ask.der and ark.der."""
-    named = None if product is None else Product[product.upper()]
     if report is not None:
         if hwid is not None or tcb is not None:
             raise UsageError("--report and --hwid or --tcb exclude each other")
-        candidates = _from_report(report, named)
-    elif named is None or hwid is None or tcb is None:
+        candidates = _from_report(report, product)
+    elif product is None or hwid is None or tcb is None:
         raise UsageError("which VCEK?", hint="give --product, --hwid and --tcb, or --report")
     else:
-        candidates = [(named, _hex(hwid), _tcb(tcb, named))]
+        candidates = [(product, _hex(hwid), _tcb(tcb, product))]
     products = " or ".join(chip.value for chip, _, _ in candidates)
     shown = candidates[0][1].hex()[:16]
     with where.source(f"fetching the VCEK of {products} {shown}…") as source:
@@ -166,16 +165,15 @@ def vcek(
 @_PRODUCT
 @_VLEK
 @_common
-def chain(where: _Where, product: str, vlek: bool) -> None:
+def chain(where: _Where, product: Product, vlek: bool) -> None:
     """What stands above a leaf: ask.der (or asvk.der) and ark.der."""
-    named = Product[product.upper()]
     kind, label = _kind(vlek), "ASVK" if vlek else "ASK"
-    with where.source(f"fetching the {label} and ARK of {named.value}") as source:
-        intermediate, root = source.chain(named, kind, refresh=where.refresh)
+    with where.source(f"fetching the {label} and ARK of {product.value}") as source:
+        intermediate, root = source.chain(product, kind, refresh=where.refresh)
     where.write(
         {f"{label.lower()}.der": intermediate, "ark.der": root},
-        {"product": named.value, "kind": kind.value},
-        f"{named.value} {label} and ARK, verified",
+        {"product": product.value, "kind": kind.value},
+        f"{product.value} {label} and ARK, verified",
     )
 
 
@@ -183,24 +181,24 @@ def chain(where: _Where, product: str, vlek: bool) -> None:
 @_PRODUCT
 @_VLEK
 @_common
-def crl(where: _Where, product: str, vlek: bool) -> None:
+def crl(where: _Where, product: Product, vlek: bool) -> None:
     """The list of what the ARK has revoked: crl.der."""
     from snpcerts.endorsement.crl import load_crl
 
-    named, kind = Product[product.upper()], _kind(vlek)
-    with where.source(f"fetching the revocation list of {named.value}") as source:
-        found = source.crl(named, kind, refresh=where.refresh)
+    kind = _kind(vlek)
+    with where.source(f"fetching the revocation list of {product.value}") as source:
+        found = source.crl(product, kind, refresh=where.refresh)
     read = load_crl(found)
     count = len(read.crl)
     where.write(
         {"crl.der": found},
         {
-            "product": named.value,
+            "product": product.value,
             "kind": kind.value,
             "revoked": count,
             "next_update": _utc(read.next_update),
         },
-        f"{named.value} revocation list, verified, {count} revoked, "
+        f"{product.value} revocation list, verified, {count} revoked, "
         f"next update {_utc(read.next_update)}",
     )
 

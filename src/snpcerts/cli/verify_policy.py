@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from snpcerts.abi.product import Product
+from snpcerts.abi.product import Product, product_of_keyword
 from snpcerts.abi.tcb import TcbVersion
 from snpcerts.cli.files import read_input
 from snpcerts.errors import InputError, UsageError
@@ -93,11 +93,11 @@ def _floor(policy: Policy, texts: Iterable[str]) -> Any:
     floor = policy.minimum_tcb or TcbFloor()
     for text in texts:
         name, _, levels = text.partition(":")
-        product = next((each for each in Product if each.name.lower() == name.lower()), None)
+        product = product_of_keyword(name)
         if product is None:
-            known = ", ".join(each.name.lower() for each in Product)
+            known = ", ".join(each.keyword for each in Product)
             raise UsageError(f"--min-tcb {text}: the product must be one of {known}")
-        floor = dataclasses.replace(floor, **{product.name.lower(): _tcb(text, levels, product)})
+        floor = dataclasses.replace(floor, **{product.keyword: _tcb(text, levels, product)})
     return floor
 
 

@@ -2,9 +2,8 @@
 """Trust anchors: the AMD Root Keys (ARK), pinned by their public key.
 
 A pin is the SHA-384 of the key's DER SubjectPublicKeyInfo, so a root that is
-issued again for the same key stays trusted and nothing else ever is. The
-values were computed from the roots of the key server's certificate chains, and
-agree with the copies in virtee/sev and google/go-sev-guest.
+issued again for the same key stays trusted and nothing else ever is. The pins
+are in the table of :mod:`snpcerts.abi.product`.
 """
 
 from __future__ import annotations
@@ -38,26 +37,8 @@ class Anchor:
         return hash(self.spki_sha384)
 
 
-def _amd(product: Product, spki_sha384: str) -> Anchor:
-    return Anchor(product, bytes.fromhex(spki_sha384), f"ARK-{product.value}")
-
-
-AMD_ANCHORS: tuple[Anchor, ...] = (
-    _amd(
-        Product.MILAN,
-        "1249f67f15cf229a4069195e1a9ce537d1765ef706a1f4a1"
-        "23c36be9518786515d25ecc007f366b564d2b3f31c48082e",
-    ),
-    _amd(
-        Product.GENOA,
-        "32ab53a6ce5ec14926207396e5c475ae768a6a9831b7e860"
-        "b5acf2e1c1dff222bc5a8bfc43eb5e06393189c1f246d880",
-    ),
-    _amd(
-        Product.TURIN,
-        "3475f08a9727f8ac9a1deaea5f2a2097aa59d64d05c2a678"
-        "c229c873e6359d3a6926287a2a22cd5f88a385e333a2fcc5",
-    ),
+AMD_ANCHORS: tuple[Anchor, ...] = tuple(
+    Anchor(product, product.ark_spki_sha384, f"ARK-{product.value}") for product in Product
 )
 
 

@@ -379,7 +379,7 @@ def _mode(value: Any) -> int:
 
 
 def _product(value: Any) -> Product | None:
-    names = {product.value.lower(): product for product in Product}
+    names = {product.keyword: product for product in Product}
     return _choice(names)(value.lower() if isinstance(value, str) else value)
 
 

@@ -35,7 +35,7 @@ class VlekStore:
     def path(self, product: Product, tcb: TcbVersion) -> Path:
         """Where the certificate for that TCB is kept."""
         parts = "_".join(f"{_SHORT[name]}{value}" for name, value in tcb.components().items())
-        return self.folder / f"{product.value.lower()}_{parts}_vlek.der"
+        return self.folder / f"{product.keyword}_{parts}_vlek.der"
 
     def find(self, product: Product, tcb: TcbVersion) -> bytes | None:
         """The stored certificate, not yet verified; None if there is none that can be read."""
@@ -77,7 +77,7 @@ class VlekStore:
 
 
 def _tcb(product: Product, name: str) -> TcbVersion | None:
-    match = re.fullmatch(rf"{product.value.lower()}_((?:[a-z]+[0-9]{{1,3}}_)+)vlek\.der", name)
+    match = re.fullmatch(rf"{product.keyword}_((?:[a-z]+[0-9]{{1,3}}_)+)vlek\.der", name)
     if match is None:
         return None
     long = {short: component for component, short in _SHORT.items()}

@@ -20,7 +20,7 @@ from typing import Final
 from urllib.parse import parse_qsl, urljoin, urlsplit
 
 from snpcerts.abi.product import Product
-from snpcerts.abi.tcb import TcbLayout, TcbVersion
+from snpcerts.abi.tcb import TcbVersion
 from snpcerts.endorsement.vek import VekKind
 from snpcerts.errors import FormatError, UsageError
 
@@ -63,9 +63,9 @@ class VcekResource:
                 "the hwID is all zero",
                 hint="the platform masks its chip ID, or the report was signed by a VLEK",
             )
-        if self.tcb.layout is not self.product.tcb_layout:
-            needs = "needs" if self.product.tcb_layout is TcbLayout.TURIN else "has no"
-            raise UsageError(f"a TCB of {self.product.value} {needs} fmc, found: {self.tcb}")
+        problem = self.product.tcb_problem(self.tcb)
+        if problem is not None:
+            raise UsageError(problem)
 
     @property
     def path(self) -> str:

@@ -32,8 +32,7 @@ class Line:
 def guessed_product(report: Report) -> tuple[Product | None, str]:
     """The product, and how it is known.
 
-    Version 2 names none: a chip ID that ends in zeros is Turin's, any other but
-    zeros is of Milan or Genoa, which lay out TCBs alike.
+    Version 2 names none; the length of the chip ID narrows it down.
     """
     if report.product is not None:
         return report.product, "by its CPUID fields"
@@ -41,16 +40,20 @@ def guessed_product(report: Report) -> tuple[Product | None, str]:
         return None, "its CPUID fields are of no known product"
     if report.chip_id_masked:
         return None, "version 2 names none, and the chip ID is hidden"
-    if not any(report.fields.chip_id[Product.TURIN.hwid_size :]):
-        return Product.TURIN, "by its short chip ID"
-    return None, "Milan or Genoa, by its long chip ID"
+    first, *others = report.products
+    length = "short" if first.hwid_size < len(report.fields.chip_id) else "long"
+    if not others:
+        return first, f"by its {length} chip ID"
+    names = " or ".join(product.value for product in (first, *others))
+    return None, f"{names}, by its {length} chip ID"
 
 
 def tcbs_of(report: Report) -> ReportTcbs:
     """The four TCBs, as far as their layout can be told."""
     product, _ = guessed_product(report)
     if product is None and report.fields.version < 3 and not report.chip_id_masked:
-        product = Product.MILAN
+        # Those whose chip IDs are of one length also lay out TCBs alike.
+        product = report.products[0]
     return ReportTcbs() if product is None else read_tcbs(report, product)[0]
 
 

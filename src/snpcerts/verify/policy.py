@@ -19,7 +19,7 @@ from typing import Final, Self
 
 from snpcerts.abi.product import Product
 from snpcerts.abi.report import VMPL_HOST, SigningKey
-from snpcerts.abi.tcb import TcbLayout, TcbVersion
+from snpcerts.abi.tcb import TcbVersion
 from snpcerts.errors import UsageError
 
 REPORT_DATA_SIZE: Final = 64
@@ -79,17 +79,14 @@ class TcbFloor:
     def __post_init__(self) -> None:
         for product in Product:
             floor = self.of(product)
-            if floor is not None and floor.layout is not product.tcb_layout:
-                needs = "needs" if product.tcb_layout is TcbLayout.TURIN else "has no"
-                raise UsageError(f"a TCB of {product.value} {needs} fmc, found: {floor}")
+            problem = None if floor is None else product.tcb_problem(floor)
+            if problem is not None:
+                raise UsageError(problem)
 
     def of(self, product: Product) -> TcbVersion | None:
         """That product's floor."""
-        return {
-            Product.MILAN: self.milan,
-            Product.GENOA: self.genoa,
-            Product.TURIN: self.turin,
-        }[product]
+        floor: TcbVersion | None = getattr(self, product.keyword)
+        return floor
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

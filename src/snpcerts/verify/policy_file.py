@@ -32,7 +32,7 @@ from typing import Any, Final
 
 from snpcerts.abi.product import Product
 from snpcerts.abi.report import SigningKey
-from snpcerts.abi.tcb import TcbLayout, TcbVersion
+from snpcerts.abi.tcb import TcbVersion
 from snpcerts.errors import InputError, SnpCertsError
 from snpcerts.verify.policy import (
     GuestPolicyBits,
@@ -47,10 +47,6 @@ _ANY: Final = "any"
 _VERSION = re.compile(r"[0-9]{1,3}(?:\.[0-9]{1,3}){1,2}")
 _AGE = re.compile(r"([0-9]{1,5})([smhd])")
 _UNITS: Final = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
-_COMPONENTS: Final = {
-    TcbLayout.MILAN: ("bootloader", "tee", "snp", "microcode"),
-    TcbLayout.TURIN: ("fmc", "bootloader", "tee", "snp", "microcode"),
-}
 
 _Path = tuple[str, ...]
 _Reader = Callable[[Any], Any]
@@ -208,7 +204,7 @@ def _bits(kind: type[GuestPolicyBits] | type[PlatformInfoBits]) -> _Reader:
 
 
 def _floor(value: Any) -> TcbFloor:
-    products = {product.name.lower(): product for product in Product}
+    products = {product.keyword: product for product in Product}
     floors: dict[str, TcbVersion] = {}
     for key, table in _table(value, products):
         floors[key] = _below(key, functools.partial(_tcb, product=products[key]), table)
@@ -216,7 +212,7 @@ def _floor(value: Any) -> TcbFloor:
 
 
 def _tcb(value: Any, product: Product) -> TcbVersion:
-    names = _COMPONENTS[product.tcb_layout]
+    names = product.tcb_layout.components
     components: dict[str, int] = {}
     for key, each in _table(value, dict.fromkeys(names)):
         components[key] = _below(key, _component, each)

@@ -57,16 +57,15 @@ def read_tcbs(report: Report, product: Product) -> tuple[ReportTcbs, tuple[Reaso
         fields.reported_tcb,
         fields.committed_tcb,
         fields.launch_tcb,
-        product.tcb_layout is TcbLayout.TURIN,
+        product.tcb_layout,
     )
 
 
 @functools.lru_cache(maxsize=1024)
 def _read_tcbs(
-    current: bytes, reported: bytes, committed: bytes, launch: bytes, turin: bool
+    current: bytes, reported: bytes, committed: bytes, launch: bytes, layout: TcbLayout
 ) -> tuple[ReportTcbs, tuple[Reason, ...]]:
     """A fleet has few TCBs, and its reports name the same four."""
-    layout = TcbLayout.TURIN if turin else TcbLayout.MILAN
     named = {"current": current, "reported": reported, "committed": committed, "launch": launch}
     read: dict[str, TcbVersion] = {}
     reasons: list[Reason] = []

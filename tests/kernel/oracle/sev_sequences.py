@@ -19,9 +19,9 @@ from snpcerts.abi.psp import (
     SnpPlatformStatus,
     Status,
 )
+from snpcerts.emulator.psp.chip_model import ApiVersion
 from snpcerts.emulator.psp.error import FirmwareError
 from snpcerts.emulator.psp.firmware import Firmware
-from snpcerts.emulator.psp.platform_state import ApiVersion
 from snpcerts.emulator.psp.sev_device import SevDevice
 from snpcerts.emulator.syscall.device import Caller
 

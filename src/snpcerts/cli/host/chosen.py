@@ -14,10 +14,12 @@ import click
 
 from snpcerts.cli.host.said import told
 from snpcerts.cli.host.source import source_of_host
+from snpcerts.cli.product_option import product_option
 from snpcerts.cli.source_options import SourceOptions, anchors_of, source_options_of_host
 from snpcerts.errors import UsageError
 
 if TYPE_CHECKING:
+    from snpcerts.abi.product import Product
     from snpcerts.host.agent import Agent
     from snpcerts.host.config import Config
     from snpcerts.host.event import Listener
@@ -46,11 +48,7 @@ _OPTIONS = (
         help="With --file: which key's certificates it holds. [default: vcek]",
     ),
     source_options_of_host,
-    click.option(
-        "--product",
-        type=click.Choice(["milan", "genoa", "turin"]),
-        help="[default: the processor's product]",
-    ),
+    product_option("[default: the processor's product]"),
     click.option(
         "--vlek-certs",
         metavar="DIR",
@@ -72,7 +70,7 @@ def with_host(function: Callable[..., Any]) -> Callable[..., Any]:
         config_path: str | None,
         file_path: str | None,
         kind: str | None,
-        product: str | None,
+        product: Product | None,
         vlek_certs: str | None,
         *,
         server: SourceOptions,
@@ -118,7 +116,6 @@ class Host:
         """The configuration file, if there is one, with the options laid over it."""
         from dataclasses import replace
 
-        from snpcerts.abi.product import Product
         from snpcerts.endorsement.vek import VekKind
         from snpcerts.host.config import DEFAULT_PATH, Config, FileConfig, load
 
@@ -145,7 +142,7 @@ class Host:
         if server.anchors:
             changes["anchors"] = server.anchors
         if chosen["product"] is not None:
-            changes["product"] = Product[chosen["product"].upper()]
+            changes["product"] = chosen["product"]
         for option, name in (("cache", "cache"), ("vlek_certs", "vlek_certificates")):
             if chosen[option] is not None:
                 changes[name] = Path(chosen[option]).absolute()

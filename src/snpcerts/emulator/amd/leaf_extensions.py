@@ -2,8 +2,7 @@
 """AMD's extensions in VCEK and VLEK certificates.
 
 Source: the genuine certificates; KDS (57230) chapter 3. The order is the one
-in which they are encoded there: it differs between structure versions 0 (Milan,
-Genoa) and 1 (Turin).
+in which they are encoded there: it differs between structure versions 0 and 1.
 """
 
 from __future__ import annotations
@@ -14,6 +13,7 @@ from cryptography import x509
 
 from snpcerts.abi.product import Product
 from snpcerts.abi.tcb import TcbLayout, TcbVersion
+from snpcerts.emulator.psp.chip_model import CHIP_MODELS
 from snpcerts.errors import UsageError
 
 ARC: Final = "1.3.6.1.4.1.3704.1"
@@ -43,11 +43,6 @@ _LEVELS: dict[TcbLayout, tuple[tuple[str, str | None], ...]] = {
         ("3.8", "microcode"),
     ),
 }
-_VCEK_PRODUCT_NAME = {
-    Product.MILAN: "Milan-B0",
-    Product.GENOA: "Genoa",
-    Product.TURIN: "Turin",
-}
 
 
 def vcek_extensions(
@@ -56,7 +51,7 @@ def vcek_extensions(
     """The extensions of a VCEK; the extension hwID holds raw bytes, without an ASN.1 tag."""
     if len(hwid) != product.hwid_size:
         raise UsageError(f"a hwID of {product.value} is {product.hwid_size} bytes, not {len(hwid)}")
-    return (*_common(product, tcb, _VCEK_PRODUCT_NAME[product]), _extension("4", hwid))
+    return (*_common(product, tcb, CHIP_MODELS[product].vcek_product_name), _extension("4", hwid))
 
 
 def vlek_extensions(

@@ -15,7 +15,7 @@ from typing import Any
 
 from snpcerts.abi.tcb import TcbVersion
 from snpcerts.emulator.kvm.host import Platform
-from snpcerts.emulator.psp.platform_state import ApiVersion
+from snpcerts.emulator.psp.chip_model import ApiVersion
 from snpcerts.errors import InputError, RefusedError, UsageError
 
 

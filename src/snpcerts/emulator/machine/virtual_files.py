@@ -16,8 +16,8 @@ import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from snpcerts.emulator.psp.chip_model import CpuId
 from snpcerts.emulator.psp.firmware import Firmware
-from snpcerts.emulator.psp.guest_messages import CpuId
 
 Content = bytes | Mapping[int, bytes]
 

@@ -19,13 +19,12 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.hashes import SHA384
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
-from snpcerts.abi.product import Product, hwid_of_chip_id
+from snpcerts.abi.product import CHIP_ID_SIZE, Product, hwid_of_chip_id
 from snpcerts.abi.psp import Status, WrappedVlekHashstick
 from snpcerts.abi.tcb import TcbVersion
 from snpcerts.emulator.psp.error import FirmwareError
 from snpcerts.errors import UsageError
 
-CHIP_ID_SIZE = 64
 SECRET_SIZE = 32
 HASHSTICK_SIZE = 48  # ours; AMD's is opaque and fills the 384 bytes
 CACHED_KEYS = 32

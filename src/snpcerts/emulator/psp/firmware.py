@@ -46,6 +46,7 @@ from snpcerts.abi.report import POLICY_KNOWN, POLICY_RESERVED_ONE
 from snpcerts.abi.tcb import TcbVersion
 from snpcerts.emulator.psp import sev_certificates
 from snpcerts.emulator.psp.chip import Chip
+from snpcerts.emulator.psp.chip_model import CHIP_MODELS, ApiVersion, CpuId
 from snpcerts.emulator.psp.choices import PUBLISHED, FirmwareChoices, choices_of
 from snpcerts.emulator.psp.cpuid_check import CPUID_COUNT_MAX, LIST_HEADER, judge
 from snpcerts.emulator.psp.error import FirmwareError
@@ -59,31 +60,19 @@ from snpcerts.emulator.psp.guest_context import (
 from snpcerts.emulator.psp.guest_messages import (
     KINDS,
     MESSAGE_VERSION_MAX,
-    CpuId,
     PspSnapshot,
     signer,
 )
 from snpcerts.emulator.psp.id_block import check_id_block
 from snpcerts.emulator.psp.message_seal import SealError, header_for, open_sealed, seal
 from snpcerts.emulator.psp.platform_state import (
-    DEFAULT_TCB,
-    PUBLISHED_REPORT_VERSION,
-    PUBLISHED_VERSION,
-    REPORT_VERSIONS,
     VLEK_SINCE,
-    ApiVersion,
     PlatformState,
 )
 from snpcerts.emulator.psp.saved_platform import read_platform, write_platform
 from snpcerts.errors import UsageError
 
 __all__ = ["ApiVersion", "Firmware", "FirmwareError", "GuestContext"]
-
-_CPUID: Final = {
-    Product.MILAN: CpuId(0x19, 0x01, 1),
-    Product.GENOA: CpuId(0x19, 0x11, 1),
-    Product.TURIN: CpuId(0x1A, 0x02, 1),
-}
 
 # Bits of platform_info, with what a policy may ask of them.
 _SMT, _ECC, _RAPL_DIS, _CIPHERTEXT_HIDING, _ALIAS_CHECKED = 1 << 0, 1 << 2, 1 << 3, 1 << 4, 1 << 5
@@ -114,10 +103,10 @@ class Firmware:
     Every command raises :class:`FirmwareError`, and changes nothing, if hardware would
     return a status other than SUCCESS. ``tcb`` is the initial TCB, committed and
     reported. ``report_version`` is the newest report version that the firmware
-    supports (default 3 on Milan and Genoa, 5 on Turin; with 2, possible on Milan and
-    Genoa, the firmware is too old for VLEKs). ``choices`` selects the behaviour where
-    sources disagree. The published firmware, on its product, has its own version and
-    reports of version 2.
+    supports: one of the product's in :data:`CHIP_MODELS`, by default the newest; with 2
+    the firmware is too old for VLEKs. ``choices`` selects the behaviour where sources
+    disagree. The published firmware, on its product, has its own version and reports
+    of version 2.
     """
 
     def __init__(
@@ -132,10 +121,11 @@ class Firmware:
         platform_info: int = DEFAULT_PLATFORM_INFO,
     ) -> None:
         choices = choices_of(None) if choices is None else choices
-        versions = REPORT_VERSIONS[chip.product]
-        if choices.name == PUBLISHED and chip.product is Product.GENOA:
-            versions = {**versions, PUBLISHED_REPORT_VERSION: PUBLISHED_VERSION}
-            report_version = report_version or PUBLISHED_REPORT_VERSION
+        model = CHIP_MODELS[chip.product]
+        versions = model.firmware
+        if choices.name == PUBLISHED and model.published_firmware is not None:
+            versions = versions | model.published_firmware
+            report_version = report_version or max(model.published_firmware)
         if report_version is None:
             report_version = max(versions)
         if report_version not in versions:
@@ -145,7 +135,7 @@ class Firmware:
             )
         state = PlatformState.at(
             chip.product,
-            DEFAULT_TCB[chip.product] if tcb is None else tcb,
+            model.tcb if tcb is None else tcb,
             versions[report_version] if version is None else version,
             choices,
         )
@@ -155,7 +145,7 @@ class Firmware:
             chip=chip,
             state=replace(state, initialized=initialized),
             report_version=report_version,
-            cpuid=_CPUID[chip.product],
+            cpuid=model.cpuid,
             platform_info=platform_info,
             mit_vector=DEFAULT_MIT_VECTOR,
             mit_supported=DEFAULT_MIT_VECTOR,

@@ -43,6 +43,7 @@ from snpcerts.abi.report import (
 )
 from snpcerts.abi.tcb import TcbVersion
 from snpcerts.emulator.psp.chip import Chip, derive
+from snpcerts.emulator.psp.chip_model import CpuId
 from snpcerts.emulator.psp.cpuid_check import (
     CPUID_COUNT_MAX,
     LIST_HEADER,
@@ -65,26 +66,6 @@ _KEY_SEL_BITS = 3  # of ROOT_KEY_SELECT: the root, and KEY_SEL
 _MIXED_DIGEST = 32  # so many bytes of a digest go into a derived key
 _CPUID_SINCE = 3
 _MIT_VECTOR_SINCE = 5
-
-
-@dataclass(frozen=True, slots=True)
-class CpuId:
-    """Combined family and model, and stepping, as reports of version 3 and later carry them."""
-
-    family: int
-    model: int
-    stepping: int
-
-    @property
-    def signature(self) -> int:
-        """EAX of CPUID leaf 1."""
-        return (
-            self.stepping
-            | (self.model & 0xF) << 4
-            | 0xF << 8
-            | (self.model >> 4) << 16
-            | (self.family - 0xF) << 20
-        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,6 +23,7 @@ from snpcerts.abi.psp import (
 )
 from snpcerts.abi.tcb import TCB_SIZE, TcbVersion
 from snpcerts.emulator.psp.chip import Chip, LoadedVlek
+from snpcerts.emulator.psp.chip_model import ApiVersion
 from snpcerts.emulator.psp.choices import FirmwareChoices, choices_of
 from snpcerts.emulator.psp.error import FirmwareError
 from snpcerts.errors import FormatError, UsageError
@@ -30,41 +31,7 @@ from snpcerts.errors import FormatError, UsageError
 CONFIG_KNOWN_FLAGS: Final = CONFIG_MASK_CHIP_ID | CONFIG_MASK_CHIP_KEY
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class ApiVersion:
-    """A firmware version, in the order in which versions follow each other. Each 0 to 255."""
-
-    major: int
-    minor: int
-    build: int
-
-    def __post_init__(self) -> None:
-        if not all(0 <= part <= 255 for part in (self.major, self.minor, self.build)):
-            raise UsageError(f"firmware version {self} has a part that is not 0 to 255")
-
-    def __str__(self) -> str:
-        return f"{self.major}.{self.minor}.{self.build}"
-
-
 VLEK_SINCE: Final = ApiVersion(1, 54, 0)
-
-# Report versions each product's firmware may speak, and the firmware of genuine
-# reports of that version.
-REPORT_VERSIONS: Final = {
-    Product.MILAN: {3: ApiVersion(1, 55, 29), 2: ApiVersion(1, 49, 3)},
-    Product.GENOA: {3: ApiVersion(1, 55, 40), 2: ApiVersion(1, 49, 3)},
-    Product.TURIN: {5: ApiVersion(1, 55, 65)},
-}
-
-# sev_plat.h and sev_rmp.h of the published firmware: SEV_API_MAJOR, SNP_GMSG_MAX_REPORT_VERSION.
-PUBLISHED_VERSION: Final = ApiVersion(1, 55, 25)
-PUBLISHED_REPORT_VERSION: Final = 2
-
-DEFAULT_TCB: Final = {
-    Product.MILAN: TcbVersion(bootloader=4, tee=0, snp=24, microcode=219),
-    Product.GENOA: TcbVersion(bootloader=10, tee=0, snp=23, microcode=84),
-    Product.TURIN: TcbVersion(fmc=1, bootloader=1, tee=1, snp=4, microcode=81),
-}
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,9 +13,10 @@ from typing import Any, Final, TypeVar
 from snpcerts.abi.product import Product
 from snpcerts.abi.tcb import TcbVersion
 from snpcerts.emulator.psp.chip import HASHSTICK_SIZE, Chip, LoadedVlek
+from snpcerts.emulator.psp.chip_model import CHIP_MODELS, ApiVersion, CpuId
 from snpcerts.emulator.psp.choices import DOCUMENTED, choices_of
-from snpcerts.emulator.psp.guest_messages import CpuId, PspSnapshot
-from snpcerts.emulator.psp.platform_state import REPORT_VERSIONS, ApiVersion, PlatformState
+from snpcerts.emulator.psp.guest_messages import PspSnapshot
+from snpcerts.emulator.psp.platform_state import PlatformState
 from snpcerts.errors import InputError, SnpCertsError
 
 _T = TypeVar("_T")
@@ -70,7 +71,7 @@ def _read(saved: Mapping[str, Any]) -> PspSnapshot:
         raise ValueError(f"format is {saved['format']!r}, expected {FORMAT!r}")
     product = Product(saved["product"])
     report_version = _checked(saved["report_version"], int)
-    if report_version not in REPORT_VERSIONS[product]:
+    if report_version not in CHIP_MODELS[product].firmware:
         raise ValueError(f"{product.value} has no report version {report_version!r}")
 
     def tcb_in(value: Any) -> TcbVersion:

@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
 from cryptography.hazmat.primitives.hashes import SHA256
 
 from snpcerts.emulator.psp.chip import Chip
-from snpcerts.emulator.psp.platform_state import ApiVersion
+from snpcerts.emulator.psp.chip_model import ApiVersion
 
 CERTIFICATE_SIZE: Final = 2084
 CHAIN_SIZE: Final = 3 * CERTIFICATE_SIZE  # PEK, OCA, CEK

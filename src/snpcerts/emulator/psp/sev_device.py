@@ -30,8 +30,8 @@ from snpcerts.abi.psp import (
     Status,
     WrappedVlekHashstick,
 )
+from snpcerts.emulator.psp.chip_model import ApiVersion
 from snpcerts.emulator.psp.firmware import Firmware, FirmwareError
-from snpcerts.emulator.psp.platform_state import ApiVersion
 from snpcerts.emulator.syscall.device import Caller
 
 SEV_MAX: Final = len(Command)
