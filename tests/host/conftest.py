@@ -10,12 +10,11 @@ import pytest
 
 from snpcerts.abi.product import Product
 from snpcerts.emulator.amd.authority import EmulatedAuthority
-from snpcerts.emulator.machine.home import PlatformHome
 
 from ..emulated import Emulated
 from ..keys import authority_of
 from .rig import Rig
-from .site import RESET, Site, key_server
+from .site import Site, key_server, reset_reported_tcb
 
 
 @pytest.fixture(scope="session")
@@ -38,9 +37,5 @@ def url(emulated: Emulated) -> Iterator[str]:
 
 @pytest.fixture
 def site(emulated: Emulated, url: str, tmp_path: Path) -> Site:
-    site = Site(emulated, tmp_path, url)
-    state = PlatformHome(emulated.directory).firmware().state
-    if state.reported != state.current:
-        # An agent that remembers nothing does not know which VCEK signs then.
-        site.behind_our_back(RESET)
-    return site
+    reset_reported_tcb(emulated)
+    return Site(emulated, tmp_path, url)

@@ -91,6 +91,17 @@ class Site:
         return main(["verify", str(report), "--table", str(table), "--anchor", str(self.anchor)])
 
 
+def reset_reported_tcb(emulated: Emulated) -> None:
+    """Set the reported TCB back to the running one, should an earlier test have lowered it.
+
+    The agent of a new test remembers no key of this host, and cannot know which VCEK
+    signs while the two differ.
+    """
+    state = PlatformHome(emulated.directory).firmware().state
+    if state.reported != state.current:
+        Site(emulated, emulated.directory, "").behind_our_back(RESET)
+
+
 def truth(path: Path, home: PlatformHome) -> str:
     """What the file is to a guest: ``empty``, ``right`` or ``wrong``, by the keys alone."""
     table = CertTable.decode(path.read_bytes()) if path.exists() else CertTable()

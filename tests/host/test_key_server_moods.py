@@ -24,7 +24,7 @@ from snpcerts.emulator.machine.home import PlatformHome
 from snpcerts.emulator.machine.key_server import KeyServer, ProductLine
 
 from ..emulated import Emulated
-from .site import LOWER, PATIENCE, Lines, Site, truth, watching
+from .site import LOWER, PATIENCE, Lines, Site, reset_reported_tcb, truth, watching
 
 # Nothing that can be taken for an answer: the client itself asks again.
 NO_ANSWER = (
@@ -88,6 +88,7 @@ def _until(true: Callable[[], bool]) -> None:
 def all_watching(
     emulated: Emulated, folder: Path, moods: Sequence[Fault]
 ) -> Iterator[dict[Fault, Watched]]:
+    reset_reported_tcb(emulated)
     with contextlib.ExitStack() as stack:
         found: dict[Fault, Watched] = {}
         for mood in moods:
@@ -158,6 +159,7 @@ def test_a_late_answer_and_one_by_another_name_are_answers(
 def test_a_revoked_ask_is_withdrawn_and_its_successor_published(
     emulated: Emulated, tmp_path: Path
 ) -> None:
+    reset_reported_tcb(emulated)
     home = PlatformHome(emulated.directory)
     authority, chips = home.authority(), (home.firmware().chip,)
     revoked = (authority.ask.serial_number,)
