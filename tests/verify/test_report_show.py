@@ -73,6 +73,15 @@ def test_json_has_the_bits_by_name() -> None:
     assert explained_json(Report.unpack(bytes(1184)))["malformed"]
 
 
+def test_a_version_2_report_with_a_short_chip_id_is_explained() -> None:
+    # Turin has short chip IDs, and its firmware never wrote version 2.
+    report = bytearray(CA.report(2))
+    report[0x1A0:0x1E0] = bytes(range(1, 9)).ljust(64, b"\0")
+    product, how = said(bytes(report))["report product"]
+    assert product == "unknown"
+    assert "no known product" in how
+
+
 def test_the_command_shows_reports_tables_and_hcl_reports(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -40,6 +40,8 @@ def guessed_product(report: Report) -> tuple[Product | None, str]:
         return None, "its CPUID fields are of no known product"
     if report.chip_id_masked:
         return None, "version 2 names none, and the chip ID is hidden"
+    if not report.products:
+        return None, "no known product has a chip ID of this length at this report version"
     first, *others = report.products
     length = "short" if first.hwid_size < len(report.fields.chip_id) else "long"
     if not others:
@@ -53,7 +55,7 @@ def tcbs_of(report: Report) -> ReportTcbs:
     product, _ = guessed_product(report)
     if product is None and report.fields.version < 3 and not report.chip_id_masked:
         # Those whose chip IDs are of one length also lay out TCBs alike.
-        product = report.products[0]
+        product = next(iter(report.products), None)
     return ReportTcbs() if product is None else read_tcbs(report, product)[0]
 
 
