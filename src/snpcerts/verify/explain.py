@@ -41,7 +41,7 @@ def guessed_product(report: Report) -> tuple[Product | None, str]:
     if report.chip_id_masked:
         return None, "version 2 names none, and the chip ID is hidden"
     if not report.products:
-        return None, "no known product has a chip ID of this length at this report version"
+        return None, "no known product has such a chip ID and report version"
     first, *others = report.products
     length = "short" if first.hwid_size < len(report.fields.chip_id) else "long"
     if not others:
