@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import os
 import signal
-import tempfile
 from pathlib import Path
 
 import pytest
@@ -13,6 +12,7 @@ from hypothesis import settings
 
 from snpcerts.emulator.frontdoor import seccomp
 from snpcerts.errors import SnpCertsError
+from snpcerts.temporary_directory import TemporaryDirectory
 
 from .emulated import Emulated
 from .keys import FOLDER, prepare_platform
@@ -25,20 +25,23 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 settings.register_profile("snpcerts", deadline=None, print_blob=True)
 settings.load_profile("snpcerts")
 
-_keys = pytest.StashKey[tempfile.TemporaryDirectory[str]]()
+_keys = pytest.StashKey[TemporaryDirectory]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """A folder for the keys of this run, which the workers inherit."""
+    """A folder for the keys of this run, which the workers inherit.
+
+    A run that a signal ends cannot remove it: the next one does.
+    """
     if FOLDER not in os.environ:
-        config.stash[_keys] = tempfile.TemporaryDirectory(prefix="snpcerts-keys-")
-        os.environ[FOLDER] = config.stash[_keys].name
+        config.stash[_keys] = TemporaryDirectory.make("test-keys")
+        os.environ[FOLDER] = str(config.stash[_keys].path)
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
     if _keys in config.stash:
         del os.environ[FOLDER]
-        config.stash[_keys].cleanup()
+        config.stash[_keys].remove()
 
 
 _SHARED = Path(__file__).parents[1].parent / "shared"

@@ -331,6 +331,18 @@ def test_a_vlek_without_its_certificate_leaves_the_file_empty(rig: Rig) -> None:
     assert vlek.read_bytes() == EMPTY
 
 
+def test_a_fifo_in_a_vlek_certificates_place_does_not_hold_the_agent_up(rig: Rig) -> None:
+    vlek = rig.with_file("vlek.bin", kind=VekKind.VLEK)
+    load_vlek(rig)
+    (certificate,) = rig.config.vlek_certificates.iterdir()
+    certificate.unlink()
+    os.mkfifo(certificate)
+    vlek.unlink()
+    done = rig.agent().sync()
+    assert "load-vlek" in str(done.problem)
+    assert vlek.read_bytes() == EMPTY
+
+
 def test_a_vlek_that_another_program_loaded_is_of_unknown_tcb(rig: Rig) -> None:
     vlek = rig.with_file("vlek.bin", kind=VekKind.VLEK)
     stick, leaf = rig.vlek()

@@ -16,7 +16,7 @@ import pytest
 
 from snpcerts.abi.cert_table import EMPTY
 from snpcerts.abi.product import Product
-from snpcerts.emulator.psp.choices import DOCUMENTED, PUBLISHED, choices_of
+from snpcerts.emulator.psp.choices import NAMES, PUBLISHED, choices_of
 from tests.documented_json import documented
 
 from ..emulated import SNPCERTS, Emulated
@@ -27,7 +27,7 @@ from .site import Lines, Site, key_server, watching
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture(scope="module", params=sized((PUBLISHED,), (PUBLISHED, DOCUMENTED)))
+@pytest.fixture(scope="module", params=sized((PUBLISHED,), NAMES))
 def played(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Emulated:
     folder = tmp_path_factory.mktemp("played")
     emulated = Emulated(folder / "platform", folder / "certs")

@@ -200,6 +200,14 @@ def test_what_the_cached_revocation_list_withdraws_shows(
     assert "ask-revoked" in problems["vcek"]
 
 
+def test_a_file_named_as_the_cache_is_not_an_empty_cache(host: Host, run: Run) -> None:
+    host.cache.write_bytes(b"a certificate, say")
+    code, out, err = run("show", server=False)
+    assert (code, out) == (2, "")
+    assert "is not a directory" in err
+    assert host.cache.read_bytes() == b"a certificate, say"
+
+
 def test_a_damaged_cache_shows(host: Host, run: Run) -> None:
     run("fetch", "vcek", *named(host))
     host.kept().write_bytes(b"\x30\x00")

@@ -210,12 +210,17 @@ def crl(where: _Where, product: Product, vlek: bool) -> None:
 def show(cache: str | None, anchors: tuple[str, ...], as_json: bool) -> None:
     """Show what the cache has, until when it is good, and whether it verifies.
 
-    Exit codes: 0 all of it verifies, 1 something does not, 2 wrong usage.
+    Exit codes: 0 all of it verifies, 1 something does not, 2 wrong usage
+    or not a directory.
     """
     from snpcerts.kds.inventory import inventory
     from snpcerts.kds.store import Store
 
     where = cache_directory(cache)
+    if where.exists() and not where.is_dir():
+        raise InputError(
+            f"{where}: is not a directory", hint="--cache names the directory of the cache"
+        )
     found = inventory(Store(where), anchors_of(anchors), datetime.now(UTC))
     if as_json:
         entries = [entry.to_json() for entry in found]

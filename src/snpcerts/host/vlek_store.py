@@ -39,8 +39,10 @@ class VlekStore:
 
     def find(self, product: Product, tcb: TcbVersion) -> bytes | None:
         """The stored certificate, not yet verified; None if there is none that can be read."""
+        flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
         try:
-            with self.path(product, tcb).open("rb") as file:
+            # Non-blocking, so that a FIFO cannot hold the agent up.
+            with open(os.open(self.path(product, tcb), flags), "rb") as file:
                 data = file.read(_SIZE_LIMIT)
         except OSError:
             return None

@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``python fork_server.py [MODULE...]``: commands of snpcerts, each in a process of its own.
+
+Starting Python costs more than most commands do. Here each command is a fork of a process that
+has imported them: it opens its own devices, takes its own locks, and can be killed. A line of
+standard input is a JSON object with the command's ``words`` and the files for ``out`` and
+``err``; the answers are ``started PID`` and, in any order, ``ended PID STATUS``.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import select
+import signal
+import sys
+from typing import Any
+
+from snpcerts.cli.main import main
+
+
+def command(order: dict[str, Any]) -> int:
+    """Be the command."""
+    signal.set_wakeup_fd(-1)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, 0)
+    for name, fd in (("err", 2), ("out", 1)):
+        opened = os.open(order[name], os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        os.dup2(opened, fd)
+        os.close(opened)
+    try:
+        return main(order["words"])
+    except SystemExit as ended:
+        return ended.code if isinstance(ended.code, int) else 1
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+
+
+def answer(text: str) -> None:
+    os.write(1, text.encode() + b"\n")
+
+
+def started(line: bytes) -> None:
+    pid = os.fork()
+    if pid == 0:
+        code = 70
+        try:
+            code = command(json.loads(line))
+        finally:
+            os._exit(code)
+    answer(f"started {pid}")
+
+
+def reap() -> None:
+    while True:
+        try:
+            pid, status = os.waitpid(-1, os.WNOHANG)
+        except ChildProcessError:
+            return
+        if pid == 0:
+            return
+        answer(f"ended {pid} {os.waitstatus_to_exitcode(status)}")
+
+
+def serve() -> None:
+    readable, writable = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+    signal.signal(signal.SIGCHLD, lambda *_: None)
+    signal.set_wakeup_fd(writable)
+    waiting = b""
+    answer("ready")
+    while True:
+        if readable in select.select([0, readable], [], [])[0]:
+            os.read(readable, 4096)
+            reap()
+            continue
+        data = os.read(0, 65536)
+        if not data:
+            return
+        *lines, waiting = (waiting + data).split(b"\n")
+        for line in lines:
+            started(line)
+
+
+if __name__ == "__main__":
+    for module in sys.argv[1:]:
+        importlib.import_module(module)
+    serve()

@@ -1,0 +1,446 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A host in use: the agent, the operator's commands and guests, in an order that is given.
+
+Real are the commands (``snpcerts host``, ``guest report``, ``verify``, ``emulate``), each a
+process, the devices behind the front door, the VMMs that serve the files, and the guests.
+Commands are forked from a process that has imported them (:mod:`.fork_server`) instead of
+starting Python for each; a guest boots once and makes a report whenever it is asked, until
+kvm_amd is unloaded.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import os
+import random
+import select
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from snpcerts.abi.cert_table import CertTable
+
+from ..emulated import Emulated
+
+SERVER = Path(__file__).with_name("fork_server.py")
+LIMIT = 180  # seconds that one command may take on a slow machine
+HOST = (
+    "snpcerts.cli.host.sync",
+    "snpcerts.cli.host.change",
+    "snpcerts.cli.host.status",
+    "snpcerts.cli.host.prove",
+    "snpcerts.host.agent",
+    "snpcerts.host.plan",
+    "snpcerts.host.proof",
+    "snpcerts.host.status",
+    "snpcerts.host.watch",
+    "snpcerts.kds.source",
+)
+GUEST = ("snpcerts.cli.guest", "snpcerts.guest.sev_guest")
+PLAIN = (
+    "snpcerts.cli.verify",
+    "snpcerts.cli.verify_run",
+    "snpcerts.verify",
+    "snpcerts.cli.emulate",
+)
+
+
+@dataclass
+class Running:
+    """A command that has been started."""
+
+    server: Commands
+    pid: int
+    handle: int
+    out: Path
+    err: Path
+
+    def kill(self, number: signal.Signals = signal.SIGKILL) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(self.handle, number)
+
+    def over(self, wait: float = 0) -> bool:
+        return bool(select.select([self.handle], [], [], wait)[0])
+
+    def wait(self) -> int:
+        """Its exit code, once it has ended."""
+        code = self.server.ended(self.pid)
+        os.close(self.handle)
+        return code
+
+    def said(self) -> str:
+        return self.out.read_text(errors="replace") + self.err.read_text(errors="replace")
+
+
+class Commands:
+    """A process that commands are forked from."""
+
+    def __init__(self, folder: Path, modules: Sequence[str], *prefix: str) -> None:
+        self._folder = folder
+        folder.mkdir(exist_ok=True)
+        self._process = subprocess.Popen(
+            [*prefix, sys.executable, str(SERVER), *modules],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        )
+        self._ended: dict[int, int] = {}
+        self._numbers = itertools.count()
+        self._unread = b""
+
+    def _answer(self) -> list[str]:
+        assert self._process.stdout is not None
+        fd = self._process.stdout.fileno()
+        while b"\n" not in self._unread:
+            assert select.select([fd], [], [], LIMIT)[0], "no command has started or ended"
+            data = os.read(fd, 65536)
+            assert data, "the process that commands are forked from has ended"
+            self._unread += data
+        line, _, self._unread = self._unread.partition(b"\n")
+        words = line.decode().split()
+        if words[0] == "ended":
+            self._ended[int(words[1])] = int(words[2])
+        return words
+
+    def ready(self) -> None:
+        while self._answer() != ["ready"]:
+            pass
+
+    def start(self, *words: str, out: Path | None = None) -> Running:
+        place = self._folder / str(next(self._numbers) % 8)
+        out = out or place.with_suffix(".out")
+        err = place.with_suffix(".err")
+        order = {"words": words, "out": str(out), "err": str(err)}
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps(order).encode() + b"\n")
+        self._process.stdin.flush()
+        while (answer := self._answer())[0] != "started":
+            pass
+        pid = int(answer[1])
+        # It is not reaped before the end is announced, so the number is still its own unless it is.
+        try:
+            handle = os.pidfd_open(pid)
+        except ProcessLookupError:
+            handle = os.open(os.devnull, os.O_RDONLY)  # always readable: over
+        return Running(self, pid, handle, out, err)
+
+    def run(self, *words: str) -> tuple[int, str]:
+        running = self.start(*words)
+        code = running.wait()
+        return code, running.said()
+
+    def ended(self, pid: int) -> int:
+        while pid not in self._ended:
+            self._answer()
+        return self._ended.pop(pid)
+
+    def close(self) -> None:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        try:
+            with contextlib.suppress(BrokenPipeError):
+                self._process.stdin.close()
+            self._process.wait(LIMIT)
+        finally:
+            self._process.kill()
+            self._process.wait()
+            self._process.stdout.close()
+
+
+@dataclass
+class Guest:
+    """A VM whose VMM serves one file; asks for reports with one KEY_SEL."""
+
+    name: str
+    commands: Commands
+    key_sel: str
+    folder: Path
+
+
+FILES = {
+    # name: (configuration, KEY_SEL of its guests)
+    "certs.bin": ("", "default"),
+    "vlek.bin": ('kind = "vlek"\nwithout_vlek = "vcek"\n', "default"),
+    "named.bin": ('key_select = "named"\n', "vcek"),
+}
+OPERATIONS = ("load_vlek", "set_config", "commit", "mask", "reload", "restart")
+
+
+@dataclass
+class Course:
+    """One host through one order of operations. ``kills`` says what may be killed at each."""
+
+    emulated: Emulated
+    folder: Path
+    url: str
+    chance: random.Random
+    reports: int = 0
+    empty: int = 0
+    killed: int = 0
+    refused: int = 0
+    proofs: int = 0
+    history: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.config = self.folder / "snpcerts.toml"
+        tables = "".join(
+            f'[[file]]\npath = "{self.folder / name}"\n{more}' for name, (more, _) in FILES.items()
+        )
+        self.config.write_text(tables + f'[memory]\nfile = "{self.folder / "signing-key.json"}"\n')
+        self.anchor = self.emulated.certs / "ark.der"
+        self.events = self.folder / "events"
+        if not self.events.exists():
+            os.mkfifo(self.events)
+        self.plain = Commands(self.folder / "plain", PLAIN)
+        self.hosts = Commands(self.folder / "host", HOST, *self.emulated.command("host", "--"))
+        self.guests: list[Guest] = []
+        self.agent: Running | None = None
+        self._log = -1
+        self._unread = b""
+        for each in (self.plain, self.hosts):
+            each.ready()
+
+    def close(self) -> None:
+        self.end_agent(signal.SIGKILL)
+        self.shut_down_guests()
+        self.hosts.close()
+        self.plain.close()
+
+    # The agent.
+
+    def words(self, command: str, *words: str) -> list[str]:
+        return [
+            "host",
+            command,
+            f"--config={self.config}",
+            f"--cache={self.folder / 'cache'}",
+            f"--vlek-certs={self.folder / 'vlek'}",
+            f"--anchor={self.anchor}",
+            f"--kds={self.url}",
+            *words,
+        ]
+
+    def start_agent(self) -> None:
+        self._log = os.open(self.events, os.O_RDONLY | os.O_NONBLOCK)
+        self._unread = b""
+        words = self.words("sync", "--watch", "--log=json", "--interval=0.2")
+        self.agent = self.hosts.start(*words, out=self.events)
+        self.until("watching")
+
+    def end_agent(self, number: signal.Signals) -> None:
+        if self.agent is not None:
+            self.agent.kill(number)
+            code = self.agent.wait()
+            assert code == (-number if number is signal.SIGKILL else 0), self.agent.err.read_text()
+            os.close(self._log)
+            self.agent = None
+
+    def until(self, message: str) -> None:
+        """Read the agent's log until it says that."""
+        while True:
+            line, newline, rest = self._unread.partition(b"\n")
+            if newline:
+                self._unread = rest
+                if json.loads(line)["message"].startswith(message):
+                    return
+                continue
+            assert select.select([self._log], [], [], LIMIT)[0], f"no {message!r}"
+            data = os.read(self._log, 65536)
+            assert data or not (self.agent and self.agent.over()), self.agent and self.agent.said()
+            self._unread += data
+
+    def look(self) -> None:
+        """Wait until the agent has looked at the firmware once more, from beginning to end."""
+        assert self.agent is not None
+        for _ in range(2):  # the first is answered before that look, the second after it
+            self.agent.kill(signal.SIGHUP)
+            self.until("configuration reloaded")
+
+    # Guests.
+
+    def boot_guests(self) -> None:
+        for name, (_, key_sel) in FILES.items():
+            words = self.emulated.command("guest", "--certs", str(self.folder / name), "--")
+            commands = Commands(self.folder / f"guest-{name}", GUEST, *words)
+            self.guests.append(Guest(name, commands, key_sel, self.folder / f"guest-{name}"))
+        for guest in self.guests:
+            guest.commands.ready()
+
+    def shut_down_guests(self) -> None:
+        for guest in self.guests:
+            guest.commands.close()
+        self.guests = []
+
+    def attest(self, guest: Guest) -> bool:
+        """A report, and the certificates that came along: they match. Whether there are any."""
+        report, table = guest.folder / "report", guest.folder / "table"
+        code, said = guest.commands.run(
+            "guest", "report", "-o", str(report), "--table-out", str(table),
+            f"--key-sel={guest.key_sel}",
+        )  # fmt: skip
+        assert code == 0, (self.history, guest.name, said)
+        self.reports += 1
+        if not CertTable.decode(table.read_bytes()).entries:
+            self.empty += 1
+            return False
+        code, said = self.plain.run(
+            "verify", str(report), f"--table={table}", f"--anchor={self.anchor}"
+        )
+        assert code == 0, (self.history, guest.name, said)
+        return True
+
+    # What must hold.
+
+    def no_mismatch(self) -> None:
+        for guest in self.guests:
+            self.attest(guest)
+
+    def status(self) -> Any:
+        code, said = self.hosts.run(*self.words("status", "--json"))
+        assert code in (0, 1), said
+        return json.loads(said)
+
+    def check(self) -> None:
+        """No report with certificates that do not match; no file empty without a stated reason."""
+        served = {guest.name for guest in self.guests if self.attest(guest)}
+        for each in self.status()["files"]:
+            name = Path(each["path"]).name
+            if name not in served:
+                assert each["wanted"].startswith("the empty table ("), (self.history, each)
+
+    # The operations.
+
+    def perform(self, name: str, kill: str = "") -> None:
+        """``kill``: what gets SIGKILL meanwhile, the "command", the "agent", or nothing."""
+        self.history.append(f"{name} (SIGKILL: {kill})" if kill else name)
+        if name == "restart":
+            self.end_agent(signal.SIGKILL if kill else signal.SIGTERM)
+            self.killed += bool(kill)
+            self.no_mismatch()
+            self.start_agent()
+        elif name == "reload":
+            if kill:  # it does not see the firmware go
+                self.end_agent(signal.SIGKILL)
+                self.killed += 1
+            self.reload()
+        else:
+            self.command(name, kill)
+        self.look()
+        self.check()
+
+    def reload(self) -> None:
+        """kvm_amd is unloaded and loaded, for which VMs must end; they boot when the agent saw."""
+        self.shut_down_guests()
+        code, said = self.plain.run(*self.emulated.command("firmware", "reload")[3:])
+        assert code == 0, said
+        if self.agent is None:
+            self.start_agent()
+        self.look()
+        self.boot_guests()
+
+    def command(self, name: str, kill: str) -> None:
+        words: list[str] = getattr(self, f"_{name}")()
+        if kill == "command":
+            running = self.hosts.start(*words)
+            running.over(self.chance.uniform(0, 0.25))
+            running.kill()
+            self.killed += running.wait() == -signal.SIGKILL
+            self.no_mismatch()
+            self.look()
+            self.check()
+        running = self.hosts.start(*words)
+        if kill == "agent":
+            self.end_agent(signal.SIGKILL)
+            self.killed += 1
+        while not running.over():  # guests go on asking
+            self.attest(self.chance.choice(self.guests))
+        code = running.wait()
+        if code:
+            # After a reload no hashstick for a lowered reported TCB opens, under some firmware.
+            assert name == "load_vlek", (self.history, running.said())
+            assert code == 1, running.said()
+            assert "SNP_VLEK_LOAD" in running.said(), running.said()
+            self.refused += 1
+        self.no_mismatch()
+        if self.agent is None:
+            self.start_agent()
+
+    def _load_vlek(self) -> list[str]:
+        issued = self.folder / "issued"
+        words = self.emulated.command("certificates", str(issued), "--vlek", "CN=cloud")[3:]
+        code, said = self.plain.run(*words)
+        assert code == 0, said
+        return self.words(
+            "load-vlek", str(issued / "hashstick.bin"), f"--vlek-cert={issued / 'vlek.der'}"
+        )
+
+    def _set_config(self) -> list[str]:
+        status = self.status()
+        reported, current = (status[f"{each}_tcb"]["microcode"] for each in ("reported", "current"))
+        other = current if reported < current else current - 1
+        return self.words("set-config", f"--reported-tcb=ucode={other}")
+
+    def _mask(self) -> list[str]:
+        masked = self.status()["mask_chip_key"]
+        return self.words("set-config", f"--{'no-' if masked else ''}mask-chip-key")
+
+    def _commit(self) -> list[str]:
+        return self.words("commit")
+
+    # Proof.
+
+    def prove(self, guest: Guest) -> tuple[int, str]:
+        """``host prove-key``, whose COMMAND hands the question to a guest through FIFOs."""
+        ask, answer = self.folder / "ask", self.folder / "answer"
+        for fifo in (ask, answer):
+            if not fifo.exists():
+                os.mkfifo(fifo)
+        script = f'echo {{report_data}} {{key_sel}} > "{ask}"; cat "{answer}"'
+        words = self.words("prove-key", f"--file={self.folder / guest.name}", "--", "sh", "-c")
+        running = self.hosts.start(*words, script)
+        data, key_sel = ask.read_text().split()
+        report = guest.folder / "proof"
+        code, said = guest.commands.run(
+            "guest", "report", "-o", str(report), f"--report-data={data}", f"--key-sel={key_sel}"
+        )
+        assert code == 0, said
+        answer.write_bytes(report.read_bytes())
+        code = running.wait()
+        return code, running.said()
+
+    def prove_all(self) -> None:
+        """A guest of each file shows which key signs; then what is proven is served."""
+        for guest in self.guests:
+            self.history.append(f"prove-key for {guest.name}")
+            code, said = self.prove(guest)
+            if code:
+                # An unsigned report proves nothing; a contradiction ends with 1 as well.
+                assert code == 1, (self.history, said)
+                assert any(
+                    text in said
+                    for text in ("not signed", "contradicts", "no available certificate")
+                ), (self.history, said)
+            else:
+                self.proofs += 1
+            self.look()
+            self.check()
+
+    def settle(self) -> None:
+        """Back to where every course begins, by the operator's own commands."""
+        self.history = []
+        if self.agent is None:
+            self.start_agent()
+        self.reload()
+        status = self.status()
+        if status["reported_tcb"] != status["current_tcb"] or status["vcek_doubt"]:
+            current = status["current_tcb"]["microcode"]
+            code, said = self.hosts.run(
+                *self.words("set-config", f"--reported-tcb=ucode={current}")
+            )
+            assert code == 0, said
+        self.check()
