@@ -26,7 +26,7 @@ from snpcerts.emulator.kvm.host import Platform
 from snpcerts.emulator.machine.enter import host_program
 from snpcerts.emulator.machine.home import PlatformHome
 from snpcerts.emulator.machine.in_process import Machine
-from snpcerts.emulator.machine.reference_vmm import Kernel, build_vm
+from snpcerts.emulator.machine.reference_vmm import KernelCalls, build_vm
 from snpcerts.emulator.machine.vmm_program import SystemCalls
 from snpcerts.errors import SnpCertsError
 from snpcerts.vmm.exit_service import ExitService
@@ -79,7 +79,7 @@ def main() -> None:
             )
 
 
-def measured(kernel: Kernel, what: str, path: str) -> float:
+def measured(kernel: KernelCalls, what: str, path: str) -> float:
     """Seconds for one of what is asked for, in a VM of this process."""
     vm = build_vm(kernel)
     service = ExitService(CertFile(path))

@@ -25,8 +25,8 @@ from typing import Final
 from snpcerts.abi.guest_message import KeySelect as KeySel
 from snpcerts.abi.tcb import TcbVersion
 from snpcerts.endorsement.vek import VekKind
-from snpcerts.host.config import FileConfig, KeySelect
-from snpcerts.host.firmware import State
+from snpcerts.host.config import FileConfig, GuestKeySelect
+from snpcerts.host.firmware import FirmwareState
 from snpcerts.host.initialisation import Initialisation
 from snpcerts.host.known import Proof
 from snpcerts.host.memory import Memory, UnusableError
@@ -38,7 +38,7 @@ LOW: Final = TcbVersion(4, 0, 24, 213)
 FILES: Final = (
     FileConfig("/vcek"),
     FileConfig("/vlek", VekKind.VLEK, without_vlek=VekKind.VCEK),
-    FileConfig("/named", key_select=KeySelect.NAMED),
+    FileConfig("/named", key_select=GuestKeySelect.NAMED),
 )
 _NOW: Final = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -73,9 +73,9 @@ class Psp:
     masked: bool = False
     loads: int = 0  # of kvm_amd
 
-    def state(self) -> State:
+    def state(self) -> FirmwareState:
         """SNP_PLATFORM_STATUS."""
-        return State(
+        return FirmwareState(
             current=HIGH,
             reported=self.reported,
             vlek_loaded=self.vlek is not None,
@@ -139,7 +139,7 @@ class Host:
             clock=lambda: _NOW,
         )
 
-    def said(self) -> State:
+    def said(self) -> FirmwareState:
         """What the firmware says now."""
         return self.psp.state()
 
@@ -170,7 +170,7 @@ class Host:
         self.psp = psp
 
 
-Decide = Callable[[State, FileConfig], Wanted]
+Decide = Callable[[FirmwareState, FileConfig], Wanted]
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,7 +181,7 @@ class Agent:
     wrong: str = ""
     memory: type[Memory] = Memory
     decide: Decide = wanted
-    see: Callable[[State], State] = lambda state: state
+    see: Callable[[FirmwareState], FirmwareState] = lambda state: state
 
 
 @dataclass(frozen=True, slots=True)
@@ -331,14 +331,14 @@ def _look(host: Host, agent: Agent, result: Explored) -> str:
 # Wrong agents, each of which one rule less makes.
 
 
-def _without(**fields: object) -> Callable[[State], State]:
-    def see(state: State) -> State:
+def _without(**fields: object) -> Callable[[FirmwareState], FirmwareState]:
+    def see(state: FirmwareState) -> FirmwareState:
         return replace(state, known=replace(state.known, **fields))  # type: ignore[arg-type]  # fields of Known
 
     return see
 
 
-def _no_doubt_of_masks(state: State, file: FileConfig) -> Wanted:
+def _no_doubt_of_masks(state: FirmwareState, file: FileConfig) -> Wanted:
     return wanted(state, replace(file, masked_vlek_signs=True))
 
 
@@ -347,7 +347,7 @@ class _ForgetsNothingFirst(Memory):
 
     def load_vlek(
         self,
-        read: Callable[[], State],
+        read: Callable[[], FirmwareState],
         give: Callable[[], None],
         tcb: TcbVersion,
         certificate: bytes,
@@ -359,11 +359,11 @@ class _ForgetsNothingFirst(Memory):
 class _BlindToReloads(Memory):
     """Takes every initialisation of SNP for the first."""
 
-    def look(self, read: Callable[[], State]) -> State:
+    def look(self, read: Callable[[], FirmwareState]) -> FirmwareState:
         self._which = lambda: Initialisation("boot", "1")
         return super().look(read)
 
-    def configure(self, read: Callable[[], State], give: Callable[[], None]) -> None:
+    def configure(self, read: Callable[[], FirmwareState], give: Callable[[], None]) -> None:
         self._which = lambda: Initialisation("boot", "1")
         super().configure(read, give)
 
@@ -371,7 +371,7 @@ class _BlindToReloads(Memory):
 class _KeepsProofs(Memory):
     """Lets a proof last whatever changes."""
 
-    def look(self, read: Callable[[], State]) -> State:
+    def look(self, read: Callable[[], FirmwareState]) -> FirmwareState:
         try:
             before = self._store.load().state.known.proofs
         except UnusableError:
@@ -383,7 +383,7 @@ class _KeepsProofs(Memory):
 class _TrustsWhatIsLoaded(Memory):
     """Takes every VLEK that it finds loaded for one of the reported TCB."""
 
-    def look(self, read: Callable[[], State]) -> State:
+    def look(self, read: Callable[[], FirmwareState]) -> FirmwareState:
         state = super().look(read)
         known = state.known
         return state if known.vlek else replace(state, known=replace(known, vlek_doubt=""))

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from snpcerts.cli.main import main
 from snpcerts.conformance.check import CHECKS
-from snpcerts.conformance.result import Result, State, to_junit
+from snpcerts.conformance.result import Result, ResultState, to_junit
 from snpcerts.conformance.served_file import ServedFile, table_of
 from tests.documented_json import documented
 
@@ -62,9 +62,9 @@ def test_the_report_for_build_servers(build: Build, tmp_path: Path) -> None:
 @given(detail=st.text(), words=st.lists(st.text(), max_size=3))
 def test_junit_is_xml_whatever_a_vmm_says(detail: str, words: list[str]) -> None:
     results = [
-        Result("busy", State.FAILED, detail),
-        Result("too-small", State.SKIPPED, detail),
-        Result("enabled", State.PASSED),
+        Result("busy", ResultState.FAILED, detail),
+        Result("too-small", ResultState.SKIPPED, detail),
+        Result("enabled", ResultState.PASSED),
     ]
     suite = ElementTree.fromstring(to_junit(results, words, 1.5))  # noqa: S314 (our own)
     assert suite.get("failures") == "1"

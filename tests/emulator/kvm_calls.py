@@ -22,7 +22,7 @@ from snpcerts.emulator.guest.linux import LinuxGuest
 from snpcerts.emulator.guest.program import GuestFactory
 from snpcerts.emulator.kvm.device import KvmDevice
 from snpcerts.emulator.kvm.host import Platform
-from snpcerts.emulator.kvm.release import NEWEST, Kernel
+from snpcerts.emulator.kvm.release import NEWEST, KernelRelease
 from snpcerts.emulator.kvm.vcpu import Vcpu
 from snpcerts.emulator.kvm.vm import Vm
 from snpcerts.emulator.psp.sev_device import SevDevice
@@ -43,7 +43,7 @@ class Process:
         self,
         platform: Platform | None = None,
         guest: GuestFactory = LinuxGuest,
-        kernel: Kernel = NEWEST,
+        kernel: KernelRelease = NEWEST,
     ) -> None:
         self.platform = platform or make_platform()
         self.arena = Arena(0x20000)

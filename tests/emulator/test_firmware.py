@@ -24,7 +24,7 @@ from snpcerts.abi.guest_message import (
 )
 from snpcerts.abi.kvm import PageType
 from snpcerts.abi.product import Product
-from snpcerts.abi.psp import SnpConfig, Status
+from snpcerts.abi.psp import SevStatus, SnpConfig
 from snpcerts.abi.report import malformations
 from snpcerts.abi.tcb import TcbVersion
 from snpcerts.emulator.amd.authority import EmulatedAuthority
@@ -48,7 +48,7 @@ REPORT = ReportRequest().pack()
 ID_KEY = new_key()
 
 
-def refused(status: Status, what: Callable[..., object], *arguments: object) -> None:
+def refused(status: SevStatus, what: Callable[..., object], *arguments: object) -> None:
     with pytest.raises(FirmwareError) as caught:
         what(*arguments)
     assert caught.value.status is status
@@ -141,37 +141,39 @@ def test_launch_commands_keep_their_order(firmware: Firmware) -> None:
     page = bytes(4096)
     context = firmware.launch_start(POLICY)
     message = seal(context.vmpcks[0], FirmwareGuest(firmware).header(5), REPORT)
-    refused(Status.INVALID_GUEST_STATE, firmware.guest_request, context, message)
+    refused(SevStatus.INVALID_GUEST_STATE, firmware.guest_request, context, message)
     firmware.launch_finish(context)
     assert context.host_data == bytes(32)
-    refused(Status.INVALID_GUEST_STATE, firmware.launch_finish, context)
-    refused(Status.INVALID_GUEST_STATE, firmware.launch_update, context, 0, PageType.NORMAL, page)
+    refused(SevStatus.INVALID_GUEST_STATE, firmware.launch_finish, context)
+    refused(
+        SevStatus.INVALID_GUEST_STATE, firmware.launch_update, context, 0, PageType.NORMAL, page
+    )
     firmware.guest_request(context, message)
     firmware.decommission(context)
     assert context.state is GuestState.GONE
-    refused(Status.INVALID_GUEST, firmware.guest_request, context, message)
-    refused(Status.INVALID_GUEST, firmware.decommission, context)
+    refused(SevStatus.INVALID_GUEST, firmware.guest_request, context, message)
+    refused(SevStatus.INVALID_GUEST, firmware.decommission, context)
 
 
 def test_a_guest_of_another_platform_is_unknown(firmware: Firmware) -> None:
     stranger: GuestContext = FirmwareGuest(Firmware(Chip.create(Product.MILAN))).context
-    refused(Status.INVALID_GUEST, firmware.guest_request, stranger, bytes(4096))
+    refused(SevStatus.INVALID_GUEST, firmware.guest_request, stranger, bytes(4096))
 
 
 @pytest.mark.parametrize(
     ("policy", "status"),
     [
-        (0x10000, Status.POLICY_FAILURE),  # bit 17 must be one
-        (POLICY | 1 << 26, Status.POLICY_FAILURE),
-        (0x20000, Status.POLICY_FAILURE),  # no SMT, on a host that has it on
-        (POLICY | 2 << 8, Status.POLICY_FAILURE),  # ABI 2.0
-        (POLICY | 1 << 8 | 56, Status.POLICY_FAILURE),  # ABI 1.56 on 1.55
-        (POLICY | 1 << 23, Status.POLICY_FAILURE),
-        (POLICY | 1 << 24, Status.POLICY_FAILURE),
+        (0x10000, SevStatus.POLICY_FAILURE),  # bit 17 must be one
+        (POLICY | 1 << 26, SevStatus.POLICY_FAILURE),
+        (0x20000, SevStatus.POLICY_FAILURE),  # no SMT, on a host that has it on
+        (POLICY | 2 << 8, SevStatus.POLICY_FAILURE),  # ABI 2.0
+        (POLICY | 1 << 8 | 56, SevStatus.POLICY_FAILURE),  # ABI 1.56 on 1.55
+        (POLICY | 1 << 23, SevStatus.POLICY_FAILURE),
+        (POLICY | 1 << 24, SevStatus.POLICY_FAILURE),
     ],
 )
 def test_a_policy_the_platform_cannot_keep_is_refused(
-    policy: int, status: Status, firmware: Firmware
+    policy: int, status: SevStatus, firmware: Firmware
 ) -> None:
     refused(status, firmware.launch_start, policy)
     assert firmware.snp_platform_status().guest_count == 0
@@ -185,16 +187,16 @@ def test_a_policy_the_platform_can_keep_is_taken(firmware: Firmware) -> None:
 @pytest.mark.parametrize(
     ("gpa", "kind", "size", "status"),
     [
-        (1, PageType.NORMAL, 4096, Status.INVALID_ADDRESS),
-        (-4096, PageType.NORMAL, 4096, Status.INVALID_ADDRESS),
-        (2**64, PageType.NORMAL, 4096, Status.INVALID_ADDRESS),
-        (0, PageType.NORMAL, 0, Status.INVALID_PAGE_SIZE),
-        (0, PageType.NORMAL, 4095, Status.INVALID_PAGE_SIZE),
-        (0, PageType.SECRETS, 8192, Status.INVALID_PAGE_SIZE),
+        (1, PageType.NORMAL, 4096, SevStatus.INVALID_ADDRESS),
+        (-4096, PageType.NORMAL, 4096, SevStatus.INVALID_ADDRESS),
+        (2**64, PageType.NORMAL, 4096, SevStatus.INVALID_ADDRESS),
+        (0, PageType.NORMAL, 0, SevStatus.INVALID_PAGE_SIZE),
+        (0, PageType.NORMAL, 4095, SevStatus.INVALID_PAGE_SIZE),
+        (0, PageType.SECRETS, 8192, SevStatus.INVALID_PAGE_SIZE),
     ],
 )
 def test_launch_pages_are_whole_and_aligned(
-    gpa: int, kind: PageType, size: int, status: Status, firmware: Firmware
+    gpa: int, kind: PageType, size: int, status: SevStatus, firmware: Firmware
 ) -> None:
     context = firmware.launch_start(POLICY)
     refused(status, firmware.launch_update, context, gpa, kind, bytes(size))
@@ -229,7 +231,7 @@ def test_any_other_sequence_number_is_refused_and_costs_nothing(
     guest.report()
     header = replace(guest.header(MessageType.REPORT_REQ), msg_seqno=seqno)
     page = seal(guest.vmpcks[0], header, REPORT)
-    refused(Status.AEAD_OFLOW, firmware.guest_request, guest.context, page)
+    refused(SevStatus.AEAD_OFLOW, firmware.guest_request, guest.context, page)
     guest.report()  # number 3 is still the one expected
 
 
@@ -237,7 +239,7 @@ def test_a_message_cannot_be_replayed(firmware: Firmware) -> None:
     guest = FirmwareGuest(firmware)
     page = seal(guest.vmpcks[0], guest.header(MessageType.REPORT_REQ), REPORT)
     firmware.guest_request(guest.context, page)
-    refused(Status.AEAD_OFLOW, firmware.guest_request, guest.context, page)
+    refused(SevStatus.AEAD_OFLOW, firmware.guest_request, guest.context, page)
 
 
 def test_one_message_sent_by_many_threads_at_once_is_answered_once(firmware: Firmware) -> None:
@@ -261,14 +263,14 @@ def test_one_message_sent_by_many_threads_at_once_is_answered_once(firmware: Fir
         for thread in threads:
             thread.join()
         guest.counters[0] += 2
-        assert sorted(outcomes) == [0, *[Status.AEAD_OFLOW] * 3]
+        assert sorted(outcomes) == [0, *[SevStatus.AEAD_OFLOW] * 3]
 
 
 def test_the_last_sequence_numbers_are_not_used(firmware: Firmware) -> None:
     guest = FirmwareGuest(firmware)
     guest.counters[0] = guest.context.counters[0] = 2**64 - 2
     page = seal(guest.vmpcks[0], guest.header(MessageType.REPORT_REQ), REPORT)
-    refused(Status.AEAD_OFLOW, firmware.guest_request, guest.context, page)
+    refused(SevStatus.AEAD_OFLOW, firmware.guest_request, guest.context, page)
 
 
 def test_a_bad_tag_is_refused_and_costs_nothing(firmware: Firmware) -> None:
@@ -276,9 +278,9 @@ def test_a_bad_tag_is_refused_and_costs_nothing(firmware: Firmware) -> None:
     for at in (0, 15, 0x60, 0xBF):
         page = bytearray(seal(guest.vmpcks[0], guest.header(MessageType.REPORT_REQ), REPORT))
         page[at] ^= 1
-        refused(Status.BAD_MEASUREMENT, firmware.guest_request, guest.context, bytes(page))
+        refused(SevStatus.BAD_MEASUREMENT, firmware.guest_request, guest.context, bytes(page))
     wrong_key = seal(guest.vmpcks[1], guest.header(MessageType.REPORT_REQ), REPORT)
-    refused(Status.BAD_MEASUREMENT, firmware.guest_request, guest.context, wrong_key)
+    refused(SevStatus.BAD_MEASUREMENT, firmware.guest_request, guest.context, wrong_key)
     guest.report()
 
 
@@ -304,7 +306,7 @@ def test_a_malformed_message_is_refused_even_well_sealed(
     guest = FirmwareGuest(firmware)
     header = replace(guest.header(MessageType.REPORT_REQ), **change)
     page = seal(guest.vmpcks[0], header, REPORT)
-    refused(Status.INVALID_PARAM, firmware.guest_request, guest.context, page)
+    refused(SevStatus.INVALID_PARAM, firmware.guest_request, guest.context, page)
     guest.report()
 
 
@@ -314,7 +316,7 @@ _FUZZED = FirmwareGuest(Firmware(Chip(Product.MILAN, bytes(32))))
 @given(st.binary(max_size=200), st.sampled_from([0, 4095, 4096, 4097]))
 def test_random_pages_are_refused_by_status_only(start: bytes, size: int) -> None:
     refused(
-        Status.INVALID_PARAM,
+        SevStatus.INVALID_PARAM,
         _FUZZED.firmware.guest_request,
         _FUZZED.context,
         start.ljust(size, b"\0")[: max(size, 200)],
@@ -340,7 +342,7 @@ def test_a_sound_message_changed_anywhere_is_refused_by_status_only(edits: dict[
         return
     with pytest.raises(FirmwareError) as caught:
         _FUZZED.firmware.guest_request(_FUZZED.context, bytes(page))
-    assert caught.value.status in (Status.INVALID_PARAM, Status.BAD_MEASUREMENT)
+    assert caught.value.status in (SevStatus.INVALID_PARAM, SevStatus.BAD_MEASUREMENT)
 
 
 @given(

@@ -15,7 +15,7 @@ from cryptography.exceptions import InvalidSignature
 
 from snpcerts.abi.guest_message import KeySelect, MessageType, ReportRequest
 from snpcerts.abi.product import Product
-from snpcerts.abi.psp import SnpConfig, Status
+from snpcerts.abi.psp import SevStatus, SnpConfig
 from snpcerts.abi.report import SigningKey
 from snpcerts.abi.tcb import TcbVersion
 from snpcerts.emulator.psp.chip import Chip, CloudProvider
@@ -192,7 +192,7 @@ def test_after_such_a_reload_a_hashstick_for_the_reported_tcb_does_not_open() ->
     on.reload()
     with pytest.raises(FirmwareError) as caught:
         load_vlek(on)
-    assert caught.value.status is Status.BAD_MEASUREMENT
+    assert caught.value.status is SevStatus.BAD_MEASUREMENT
     on.snp_commit()
     load_vlek(on)
     assert signs(on) == (SigningKey.VLEK, OLD)
@@ -238,7 +238,7 @@ def test_what_set_config_takes(asked: TcbVersion, published: bool, documented: b
         if not taken:
             with pytest.raises(FirmwareError) as caught:
                 on.snp_set_config(config(asked))
-            assert caught.value.status is Status.INVALID_PARAM
+            assert caught.value.status is SevStatus.INVALID_PARAM
             continue
         on.snp_set_config(config(asked))
         report = FirmwareGuest(on).report()
@@ -261,12 +261,12 @@ def test_a_reset_by_set_config_is_a_value_of_its_own() -> None:
 @pytest.mark.parametrize(
     ("played", "status"),
     [
-        (PUBLISHED, Status.BAD_MEASUREMENT),  # sev_mcmd.c: snp_mcmd_guest_request
-        (DOCUMENTED, Status.BAD_MEASUREMENT),
-        (OBSERVED, Status.INVALID_PARAM),
+        (PUBLISHED, SevStatus.BAD_MEASUREMENT),  # sev_mcmd.c: snp_mcmd_guest_request
+        (DOCUMENTED, SevStatus.BAD_MEASUREMENT),
+        (OBSERVED, SevStatus.INVALID_PARAM),
     ],
 )
-def test_a_message_with_a_bad_tag_gets_the_chosen_status(played: str, status: Status) -> None:
+def test_a_message_with_a_bad_tag_gets_the_chosen_status(played: str, status: SevStatus) -> None:
     on = firmware(played)
     guest = FirmwareGuest(on)
     page = seal(guest.vmpcks[1], guest.header(MessageType.REPORT_REQ), ReportRequest().pack())
@@ -300,7 +300,7 @@ def test_mitigations_are_verified_one_at_a_time_and_reported() -> None:
     for vector in (0xC0, 0x100):
         with pytest.raises(FirmwareError) as caught:
             on.snp_verify_mitigation(vector)
-        assert caught.value.status is Status.INVALID_PARAM
+        assert caught.value.status is SevStatus.INVALID_PARAM
     assert on.snp_verify_mitigation(0x80) == (0xFF, 0xBF)
     assert FirmwareGuest(on).report().fields.current_mit_vector == 0xBF
     assert Firmware.from_state(on.save_state()).snp_verify_mitigation() == (0xFF, 0xBF)
@@ -308,4 +308,4 @@ def test_mitigations_are_verified_one_at_a_time_and_reported() -> None:
     assert not old.knows_mitigations
     with pytest.raises(FirmwareError) as caught:
         old.snp_verify_mitigation()
-    assert caught.value.status is Status.INVALID_COMMAND
+    assert caught.value.status is SevStatus.INVALID_COMMAND

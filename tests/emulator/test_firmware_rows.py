@@ -24,7 +24,7 @@ from snpcerts.abi.guest_message import (
 )
 from snpcerts.abi.kvm import PageType
 from snpcerts.abi.product import Product
-from snpcerts.abi.psp import SnpConfig, Status
+from snpcerts.abi.psp import SevStatus, SnpConfig
 from snpcerts.abi.tcb import TcbVersion
 from snpcerts.emulator.psp.chip import Chip, CloudProvider
 from snpcerts.emulator.psp.choices import choices_of
@@ -229,13 +229,13 @@ def test_a_cpuid_page_is_judged_and_the_right_values_given_back() -> None:
             firmware.launch_update(
                 context, 0, PageType.CPUID, cpuid_list(SOUND[2], given).ljust(4096, b"\0")
             )
-        assert caught.value.status is Status.INVALID_PARAM
+        assert caught.value.status is SevStatus.INVALID_PARAM
         assert caught.value.page == cpuid_list(SOUND[2], right).ljust(4096, b"\0")
     assert context.measurement == bytes(48)
     for malformed in (cpuid_list(count=65), cpuid_list(reserved=1)):
         with pytest.raises(FirmwareError) as refused:
             firmware.launch_update(context, 0, PageType.CPUID, malformed.ljust(4096, b"\0"))
-        assert refused.value.status is Status.INVALID_PARAM
+        assert refused.value.status is SevStatus.INVALID_PARAM
     firmware.launch_update(context, 0, PageType.CPUID, cpuid_list(*SOUND).ljust(4096, b"\0"))
     assert context.measurement != bytes(48)
 
@@ -278,15 +278,15 @@ def test_the_secrets_page_has_the_tsc_factor_and_the_tweak_bitmap(published: Fir
 @pytest.mark.parametrize(
     ("kind", "size", "status"),
     [
-        (0, 4096, Status.INVALID_PARAM),
-        (7, 4096, Status.INVALID_PARAM),
-        (PageType.CPUID, 8192, Status.INVALID_PAGE_SIZE),
-        (PageType.SECRETS, 8192, Status.INVALID_PAGE_SIZE),
-        (PAGE_TYPE_VMSA, 8192, Status.INVALID_PAGE_SIZE),
+        (0, 4096, SevStatus.INVALID_PARAM),
+        (7, 4096, SevStatus.INVALID_PARAM),
+        (PageType.CPUID, 8192, SevStatus.INVALID_PAGE_SIZE),
+        (PageType.SECRETS, 8192, SevStatus.INVALID_PAGE_SIZE),
+        (PAGE_TYPE_VMSA, 8192, SevStatus.INVALID_PAGE_SIZE),
     ],
 )
 def test_page_types_and_their_sizes(
-    kind: int, size: int, status: Status, published: Firmware
+    kind: int, size: int, status: SevStatus, published: Firmware
 ) -> None:
     context = published.launch_start(POLICY)
     with pytest.raises(FirmwareError) as caught:
@@ -323,7 +323,7 @@ def test_an_unsatisfiable_policy_is_policy_failure(policy: int, published: Firmw
     """sev_mcmd.c: snp_mcmd_launch_start; sev_guest.h: bits 21 and up are reserved."""
     with pytest.raises(FirmwareError) as caught:
         published.launch_start(policy)
-    assert caught.value.status is Status.POLICY_FAILURE
+    assert caught.value.status is SevStatus.POLICY_FAILURE
 
 
 def test_an_id_block_is_judged_in_order(published: Firmware) -> None:
@@ -339,25 +339,25 @@ def test_an_id_block_is_judged_in_order(published: Firmware) -> None:
     forged = signature(other, sound[0])
     off_curve = (2).to_bytes(4, "little") + b"\1" * 144
     cases = [
-        (signed(bytes(48), 0, id_key=id_key, algorithms=(9, 9)), False, Status.BAD_MEASUREMENT),
-        (signed(digest, 0, id_key=id_key, algorithms=(9, 9)), False, Status.POLICY_FAILURE),
-        (signed(digest, POLICY, id_key=id_key, algorithms=(2, 1)), False, Status.INVALID_PARAM),
+        (signed(bytes(48), 0, id_key=id_key, algorithms=(9, 9)), False, SevStatus.BAD_MEASUREMENT),
+        (signed(digest, 0, id_key=id_key, algorithms=(9, 9)), False, SevStatus.POLICY_FAILURE),
+        (signed(digest, POLICY, id_key=id_key, algorithms=(2, 1)), False, SevStatus.INVALID_PARAM),
         (
             signed(digest, POLICY, id_key=id_key, author_key=author_key, algorithms=(1, 0)),
             True,
-            Status.INVALID_PARAM,
+            SevStatus.INVALID_PARAM,
         ),
-        (signed(digest, POLICY, id_key=id_key, curve=1), False, Status.BAD_SIGNATURE),
-        ((sound[0], spoilt(sound[1], 0x40, forged)), True, Status.BAD_SIGNATURE),
-        ((sound[0], spoilt(sound[1], 0x240, off_curve)), True, Status.BAD_SIGNATURE),
-        ((sound[0], spoilt(sound[1], 0x680, forged)), True, Status.BAD_SIGNATURE),
-        ((sound[0], spoilt(sound[1], 0x880, key_bytes(other))), True, Status.BAD_SIGNATURE),
-        (signed(digest, POLICY, id_key=id_key), True, Status.BAD_SIGNATURE),  # no author at all
+        (signed(digest, POLICY, id_key=id_key, curve=1), False, SevStatus.BAD_SIGNATURE),
+        ((sound[0], spoilt(sound[1], 0x40, forged)), True, SevStatus.BAD_SIGNATURE),
+        ((sound[0], spoilt(sound[1], 0x240, off_curve)), True, SevStatus.BAD_SIGNATURE),
+        ((sound[0], spoilt(sound[1], 0x680, forged)), True, SevStatus.BAD_SIGNATURE),
+        ((sound[0], spoilt(sound[1], 0x880, key_bytes(other))), True, SevStatus.BAD_SIGNATURE),
+        (signed(digest, POLICY, id_key=id_key), True, SevStatus.BAD_SIGNATURE),  # no author at all
     ]
     for block, author, status in cases:
         with pytest.raises(FirmwareError) as caught:
             published.launch_finish(context, id_block=block, author_key_en=author)
-        assert caught.value.status is (Status.INVALID_PARAM if status is None else status)
+        assert caught.value.status is (SevStatus.INVALID_PARAM if status is None else status)
     # The version of an ID block is not looked at.
     block = signed(digest, POLICY, id_key=id_key, version=99)
     published.launch_finish(context, id_block=block)
@@ -371,7 +371,7 @@ def test_feature_info(published: Firmware) -> None:
     assert published.snp_feature_info(1) == (0x1FF, 0, 0, 0)
     with pytest.raises(FirmwareError) as caught:
         published.snp_feature_info(2)
-    assert caught.value.status is Status.INVALID_PARAM
+    assert caught.value.status is SevStatus.INVALID_PARAM
 
 
 def key(guest: FirmwareGuest, request: KeyRequest, vmpck: int = 0) -> tuple[int, bytes]:

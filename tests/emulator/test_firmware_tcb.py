@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from snpcerts.abi.guest_message import KeySelect
 from snpcerts.abi.product import Product
-from snpcerts.abi.psp import SnpConfig, Status, WrappedVlekHashstick
+from snpcerts.abi.psp import SevStatus, SnpConfig, WrappedVlekHashstick
 from snpcerts.abi.report import SigningKey
 from snpcerts.abi.tcb import TcbVersion
 from snpcerts.emulator.psp.chip import Chip, CloudProvider
@@ -39,7 +39,7 @@ def config(tcb: TcbVersion, flags: int = 0) -> SnpConfig:
     return SnpConfig(reported_tcb=tcb.pack(), flags=flags)
 
 
-def refused(firmware: Firmware, status: Status, *what: Any) -> None:
+def refused(firmware: Firmware, status: SevStatus, *what: Any) -> None:
     """The command ends with ``status`` and the platform is as it was."""
     before = firmware.save_state()
     with pytest.raises(FirmwareError) as caught:
@@ -74,8 +74,8 @@ def test_commit_undoes_a_lowered_reported_tcb(firmware: Firmware) -> None:
 def test_commit_cannot_be_undone(firmware: Firmware) -> None:
     firmware.update(NEW, NEWER_BUILD)
     firmware.snp_commit()
-    refused(firmware, Status.INVALID_CONFIG, firmware.update, OLD, NEWER_BUILD)
-    refused(firmware, Status.INVALID_CONFIG, firmware.update, NEW, ApiVersion(1, 55, 29))
+    refused(firmware, SevStatus.INVALID_CONFIG, firmware.update, OLD, NEWER_BUILD)
+    refused(firmware, SevStatus.INVALID_CONFIG, firmware.update, NEW, ApiVersion(1, 55, 29))
 
 
 def test_before_the_commit_an_update_can_be_rolled_back(firmware: Firmware) -> None:
@@ -86,7 +86,7 @@ def test_before_the_commit_an_update_can_be_rolled_back(firmware: Firmware) -> N
 
 
 def test_another_products_firmware_is_refused(firmware: Firmware) -> None:
-    refused(firmware, Status.INVALID_PARAM, firmware.update, CHIP_MODELS[Product.TURIN].tcb)
+    refused(firmware, SevStatus.INVALID_PARAM, firmware.update, CHIP_MODELS[Product.TURIN].tcb)
 
 
 def test_set_config_takes_the_given_tcb_and_both_mask_bits(firmware: Firmware) -> None:
@@ -115,7 +115,7 @@ def test_set_config_above_committed_in_any_component_is_refused(
     above = {component: getattr(OLD, component) + 1}
     firmware.update(replace(OLD, **above))
     asked = replace(TcbVersion(0, 0, 0, 0), **above)
-    refused(firmware, Status.INVALID_PARAM, firmware.snp_set_config, config(asked))
+    refused(firmware, SevStatus.INVALID_PARAM, firmware.snp_set_config, config(asked))
 
 
 @pytest.mark.parametrize(
@@ -128,7 +128,7 @@ def test_set_config_above_committed_in_any_component_is_refused(
     ],
 )
 def test_set_config_with_reserved_bits_is_refused(asked: SnpConfig, firmware: Firmware) -> None:
-    refused(firmware, Status.INVALID_PARAM, firmware.snp_set_config, asked)
+    refused(firmware, SevStatus.INVALID_PARAM, firmware.snp_set_config, asked)
 
 
 def test_a_loaded_vlek_signs_by_default(firmware: Firmware) -> None:
@@ -177,7 +177,7 @@ def test_a_vlek_goes_when_reported_changes_and_only_then(firmware: Firmware) -> 
 def test_shutdown_forgets_the_vlek_and_waits_for_guests(firmware: Firmware) -> None:
     load_vlek(firmware)
     guest = FirmwareGuest(firmware)
-    refused(firmware, Status.DFFLUSH_REQUIRED, firmware.snp_shutdown)
+    refused(firmware, SevStatus.DFFLUSH_REQUIRED, firmware.snp_shutdown)
     firmware.decommission(guest.context)
     firmware.snp_shutdown()
     assert firmware.state.vlek is None
@@ -191,26 +191,26 @@ def test_before_snp_init_only_guests_are_refused(firmware: Firmware) -> None:
     """The firmware judges no state for the rest; Linux does, where its driver says so."""
     firmware.snp_shutdown()
     firmware.snp_shutdown()  # nothing to do
-    refused(firmware, Status.INVALID_PLATFORM_STATE, firmware.launch_start, 0x30000)
+    refused(firmware, SevStatus.INVALID_PLATFORM_STATE, firmware.launch_start, 0x30000)
     firmware.snp_set_config(config(LOWER))
     load_vlek(firmware)
     firmware.update(NEW)
     firmware.snp_commit()
     assert firmware.snp_platform_status().reported_tcb == NEW.pack()
     firmware.snp_init()
-    refused(firmware, Status.INVALID_PLATFORM_STATE, firmware.snp_init)
+    refused(firmware, SevStatus.INVALID_PLATFORM_STATE, firmware.snp_init)
 
 
 def test_a_hashstick_for_another_tcb_is_refused_lower_or_higher(firmware: Firmware) -> None:
     firmware.update(NEW)
     for tcb in (LOWER, NEW):
         blob = PROVIDER.hashstick_for(firmware.chip, tcb)
-        refused(firmware, Status.BAD_SVN, firmware.snp_vlek_load, blob)
+        refused(firmware, SevStatus.BAD_SVN, firmware.snp_vlek_load, blob)
 
 
 def test_a_hashstick_for_another_chip_is_refused(firmware: Firmware) -> None:
     blob = PROVIDER.hashstick_for(Chip.create(Product.MILAN), OLD)
-    refused(firmware, Status.BAD_MEASUREMENT, firmware.snp_vlek_load, blob)
+    refused(firmware, SevStatus.BAD_MEASUREMENT, firmware.snp_vlek_load, blob)
 
 
 @given(at=st.integers(0, WrappedVlekHashstick.SIZE - 1), flip=st.integers(1, 255))
@@ -221,19 +221,19 @@ def test_a_damaged_hashstick_is_refused_wherever_the_tag_covers_it(at: int, flip
     if 0x0C <= at < 0x10:  # reserved, not judged, not under the tag
         firmware.snp_vlek_load(bytes(blob))
         return
-    status = Status.BAD_SVN if 0x190 <= at < 0x198 else Status.BAD_MEASUREMENT
+    status = SevStatus.BAD_SVN if 0x190 <= at < 0x198 else SevStatus.BAD_MEASUREMENT
     refused(firmware, status, firmware.snp_vlek_load, bytes(blob))
 
 
 def test_a_hashstick_of_another_size_is_refused(firmware: Firmware) -> None:
     for size in (0, 431, 433):
-        refused(firmware, Status.INVALID_LEN, firmware.snp_vlek_load, bytes(size))
+        refused(firmware, SevStatus.INVALID_LEN, firmware.snp_vlek_load, bytes(size))
 
 
 def test_firmware_below_1_54_has_no_vlek() -> None:
     firmware = Firmware(Chip.create(Product.MILAN), report_version=2)
     blob = PROVIDER.hashstick_for(firmware.chip, OLD)
-    refused(firmware, Status.INVALID_COMMAND, firmware.snp_vlek_load, blob)
+    refused(firmware, SevStatus.INVALID_COMMAND, firmware.snp_vlek_load, blob)
     status, _ = FirmwareGuest(firmware).ask_report(key_sel=KeySelect.VCEK)
     assert status == 0x16  # where KEY_SEL is now, a reserved word was then
 
@@ -285,7 +285,7 @@ def test_status_shows_masks_vlek_guests_and_both_tcbs(firmware: Firmware) -> Non
 def test_the_vlek_asked_for_by_name_must_be_there(firmware: Firmware) -> None:
     with pytest.raises(FirmwareError) as caught:
         firmware.signing_public_key(KeySelect.VLEK)
-    assert caught.value.status is Status.INVALID_KEY
+    assert caught.value.status is SevStatus.INVALID_KEY
 
 
 _LEVEL = st.integers(0, 3)

@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 
 from snpcerts.abi.ghcb import USAGE, Field, GhcbPage
 from snpcerts.abi.kvm import VCPU_MMAP_SIZE, RunView, UserspaceMemoryRegion2
-from snpcerts.emulator.guest.memory import GuestMemory, MemorySlots
+from snpcerts.emulator.guest.memory import MemorySlots, SlotMemory
 from snpcerts.emulator.kvm.ghcb import EXIT, HALT, RESUME, GhcbRequests
-from snpcerts.emulator.kvm.release import NEWEST, Kernel
+from snpcerts.emulator.kvm.release import NEWEST, KernelRelease
 from snpcerts.emulator.syscall.device import Caller
 from tests.emulator.kvm_rig import Arena, caller_with
 
@@ -36,7 +36,7 @@ class Host:
 
     snp: bool = True
     certs_enabled: bool = True
-    kernel: Kernel = NEWEST
+    kernel: KernelRelease = NEWEST
     ghcb_version: int = 2
     irqchip: bool = False
     exits_for_page_state: bool = True
@@ -88,7 +88,7 @@ class Bench:
         slots = MemorySlots(protected=False)
         slots.set(UserspaceMemoryRegion2(0, 0, 0, 0x10000, BASE))
         slots.set(UserspaceMemoryRegion2(1, 2, READ_ONLY, 0x10000, BASE + 0x10000))
-        self.memory = GuestMemory(slots, self.arena)
+        self.memory = SlotMemory(slots, self.arena)
         self.page = memoryview(bytearray(VCPU_MMAP_SIZE))
         self.run = RunView(self.page)
         self.requests = GhcbRequests(self.host, self.host, self.page)

@@ -21,7 +21,7 @@ from snpcerts.abi.kvm import (
     UserspaceMemoryRegion,
     UserspaceMemoryRegion2,
 )
-from snpcerts.emulator.guest.memory import USER_SLOTS, GuestMemfd, GuestMemory, MemorySlots
+from snpcerts.emulator.guest.memory import USER_SLOTS, GuestMemfd, MemorySlots, SlotMemory
 from snpcerts.emulator.kvm.private_ranges import PrivateRanges
 from snpcerts.emulator.kvm.vm import Vm
 from snpcerts.emulator.syscall.device import NewDescriptor
@@ -220,7 +220,7 @@ def test_guest_memory_is_what_the_slots_say(
             assert refusal.errno in (errno.EINVAL, errno.EEXIST)  # noqa: PT017 - success is fine too
     mapped = {slot.gpa + at for slot in slots for at in range(0, slot.size, 0x1000)}
     touched = {address & ~0xFFF for address in range(gpa, gpa + len(data))}
-    memory = GuestMemory(slots, arena)
+    memory = SlotMemory(slots, arena)
     try:
         memory.write(gpa, data)
         whole = True

@@ -20,8 +20,8 @@ from snpcerts.abi.kvm import (
     SnpLaunchStart,
     SnpLaunchUpdate,
 )
-from snpcerts.abi.psp import Status
-from snpcerts.emulator.kvm.release import Kernel
+from snpcerts.abi.psp import SevStatus
+from snpcerts.emulator.kvm.release import KernelRelease
 from snpcerts.emulator.kvm.vm import Vm
 from tests.emulator.id_blocks import key_digest, new_key, signed
 from tests.emulator.kvm_calls import BAD, COMMAND, DATA, MEMORY, POLICY, SEV_FD, Process
@@ -244,7 +244,7 @@ def test_start_that_the_firmware_refuses_is_eio_with_its_status() -> None:
     process = Process()
     vm = initialised(process)
     assert failing(lambda: process.start(vm, policy=1 << 17)) == errno.EIO  # SMT not allowed
-    assert process.command().error == Status.POLICY_FAILURE
+    assert process.command().error == SevStatus.POLICY_FAILURE
     process.start(vm)
     assert process.command().error == 0
 
@@ -299,7 +299,7 @@ def test_update_without_a_source_ends_as_in_each_release(
     series: str, code: int, error: int
 ) -> None:
     """``snp_launch_update`` of 7.3 looks at uaddr; 7.2 meets it in ``sev_gmem_post_populate``."""
-    process = Process(kernel=Kernel(series))
+    process = Process(kernel=KernelRelease(series))
     vm = started(process)
     update = SnpLaunchUpdate(uaddr=0, len=0x1000, type=1)
     assert failing(lambda: process.sev(vm, 101, update, error=0x1234)) == code
@@ -349,7 +349,7 @@ def test_finish_refusals() -> None:
     assert failing(lambda: process.sev(vm, 102, bad_block)) == errno.EFAULT
     process.finish(vm, sev_fd=99)  # nothing to do with it without a vCPU
     assert failing(lambda: process.finish(vm)) == errno.EIO
-    assert process.command().error == Status.INVALID_GUEST_STATE
+    assert process.command().error == SevStatus.INVALID_GUEST_STATE
 
 
 def test_finish_with_a_vcpu_needs_the_sev_device() -> None:

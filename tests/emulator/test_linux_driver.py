@@ -23,7 +23,7 @@ from snpcerts.abi.sev_guest import (
     GuestRequestIoctl,
 )
 from snpcerts.emulator.guest.linux import LinuxGuest
-from snpcerts.emulator.guest.memory import GuestMemory, MemorySlots
+from snpcerts.emulator.guest.memory import MemorySlots, SlotMemory
 from snpcerts.emulator.guest.program import (
     Guest,
     GuestCpu,
@@ -115,7 +115,7 @@ class Rig:
         guest_arena = Arena(0x10000, base=0)
         slots = MemorySlots(protected=False)
         slots.set(UserspaceMemoryRegion2(0, 0, 0, 0x10000, 0))
-        self.memory = GuestMemory(slots, guest_arena)
+        self.memory = SlotMemory(slots, guest_arena)
         self.vm = Vm(slots, secrets)
         self.guest = LinuxGuest(self.vm)
         self.vm.guest = self.guest

@@ -26,10 +26,10 @@ from snpcerts.abi.psp import (
     IssueCmd,
     PdhCertExport,
     PlatformStatus,
+    SevStatus,
     SnpConfig,
     SnpPlatformStatus,
     SnpVlekLoad,
-    Status,
 )
 from snpcerts.emulator.psp.chip import Chip, CloudProvider
 from snpcerts.emulator.psp.chip_model import CHIP_MODELS, ApiVersion
@@ -199,7 +199,7 @@ def test_without_room_for_the_chip_id_its_length_is_returned(
     address: int, length: int, host: Host
 ) -> None:
     asked = GetId2(address=address, length=length)
-    assert host.issue(Command.GET_ID2, asked) == (errno.EIO, Status.INVALID_LEN)
+    assert host.issue(Command.GET_ID2, asked) == (errno.EIO, SevStatus.INVALID_LEN)
     assert GetId2.unpack(host.memory.read(DATA_AT, 12)) == replace(asked, length=64)
     assert not any(host.memory.read(BLOB_AT, 64))
 
@@ -240,7 +240,7 @@ def test_set_config_reaches_the_firmware(host: Host) -> None:
     assert host.firmware.state.mask_chip_id
     assert host.issue(Command.SNP_SET_CONFIG, SnpConfig(flags=4)) == (
         errno.EIO,
-        Status.INVALID_PARAM,
+        SevStatus.INVALID_PARAM,
     )
     assert host.firmware.state.reported == low
 
@@ -250,7 +250,7 @@ def test_vlek_load_reaches_the_firmware(host: Host) -> None:
     blob = PROVIDER.hashstick_for(host.firmware.chip, tcb)
     assert host.vlek_load(blob[:-1] + bytes((blob[-1] ^ 1,))) == (
         errno.EIO,
-        Status.BAD_MEASUREMENT,
+        SevStatus.BAD_MEASUREMENT,
     )
     assert host.vlek_load(blob) == (0, 0)
     assert host.firmware.signing_public_key() == PROVIDER.vlek_key(tcb).public_key()
@@ -276,7 +276,7 @@ def test_vlek_loads_fields_are_the_drivers_to_check(
 
 
 def test_key_commands_end_after_the_write_check(host: Host) -> None:
-    wrong_state = (errno.EIO, Status.INVALID_PLATFORM_STATE)
+    wrong_state = (errno.EIO, SevStatus.INVALID_PLATFORM_STATE)
     for cmd in KEY_COMMANDS:
         assert host.issue(cmd, writable=False) == (errno.EPERM, OWN)
         if cmd == Command.PEK_CERT_IMPORT:
@@ -315,7 +315,7 @@ BOTH = PdhCertExport(PDH_AT, 2084, BLOB_AT, 6252)
     ],
 )
 def test_the_platforms_certificates_tell_their_lengths(query: PdhCertExport, host: Host) -> None:
-    told = (errno.EIO, Status.INVALID_LEN)
+    told = (errno.EIO, SevStatus.INVALID_LEN)
     assert host.issue(Command.PDH_CERT_EXPORT, query, writable=False) == told
     assert (asked(host).pdh_cert_len, asked(host).cert_chain_len) == (2084, 6252)
     assert not any(host.memory.read(PDH_AT, 2084))

@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from snpcerts.abi.product import Product
 from snpcerts.endorsement.anchors import AMD_ANCHORS, Anchor, anchor_from_certificate
 from snpcerts.endorsement.certificate import load_certificate
-from snpcerts.endorsement.chain import Chain, Place, check_chain, windows_of
+from snpcerts.endorsement.chain import Chain, Position, check_chain, windows_of
 from snpcerts.endorsement.vek import VekKind
 from tests.endorsement.small_ca import (
     AMD_ALGORITHM,
@@ -259,9 +259,9 @@ def test_a_key_usage_with_more_rights_is_accepted() -> None:
     assert faults(chain(ark=CA.ark.with_extension(KEY_USAGE, both, True))) == []
 
 
-@pytest.mark.parametrize("place", list(Place))
-def test_validity_is_inclusive_and_judged_per_certificate(place: Place) -> None:
-    window = windows_of(chain())[list(Place).index(place)]
+@pytest.mark.parametrize("place", list(Position))
+def test_validity_is_inclusive_and_judged_per_certificate(place: Position) -> None:
+    window = windows_of(chain())[list(Position).index(place)]
     second = timedelta(seconds=1)
     assert window.place is place
     assert window.problem_at(START) is None

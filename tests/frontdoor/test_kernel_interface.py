@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from snpcerts.emulator.frontdoor import bpf, paths, seccomp
-from snpcerts.emulator.frontdoor.bpf import Call
+from snpcerts.emulator.frontdoor.bpf import Syscall
 from snpcerts.emulator.frontdoor.launch import spawn
 
 from .conftest import Stage
@@ -54,12 +54,12 @@ def decide(program: bytes, number: int, *arguments: int, arch: int = bpf.AUDIT_A
 def test_ioctls_are_trapped_by_their_type_byte_alone(request: int, look: bool) -> None:
     ours = request >> 8 & 0xFF in (0xAE, ord("S"))
     expected = NOTIFY if ours else ALLOW
-    assert decide(bpf.program(look=look), Call.IOCTL, 3, request) == expected
+    assert decide(bpf.program(look=look), Syscall.IOCTL, 3, request) == expected
 
 
 @given(number=st.integers(0, 600), arguments=st.lists(st.integers(0, (1 << 64) - 1), max_size=6))
 def test_calls_that_open_nothing_are_the_kernels(number: int, arguments: list[int]) -> None:
-    if number not in set(Call):
+    if number not in set(Syscall):
         assert decide(bpf.program(look=True), number, *arguments) == ALLOW
 
 
@@ -67,19 +67,25 @@ def test_calls_that_open_nothing_are_the_kernels(number: int, arguments: list[in
 def test_every_open_but_of_a_directory_is_trapped(flags: int) -> None:
     expected = ALLOW if flags & os.O_DIRECTORY else NOTIFY
     program = bpf.program(look=False)
-    assert decide(program, Call.OPENAT, 0, 0, flags) == expected
-    assert decide(program, Call.OPEN, 0, flags) == expected
-    assert decide(program, Call.OPENAT2, 0, 0, flags) == NOTIFY
-    assert decide(program, Call.CREAT, 0, flags) == NOTIFY
+    assert decide(program, Syscall.OPENAT, 0, 0, flags) == expected
+    assert decide(program, Syscall.OPEN, 0, flags) == expected
+    assert decide(program, Syscall.OPENAT2, 0, 0, flags) == NOTIFY
+    assert decide(program, Syscall.CREAT, 0, flags) == NOTIFY
 
 
 def test_looks_are_trapped_on_demand_only() -> None:
-    looks = [Call.STAT, Call.LSTAT, Call.NEWFSTATAT, Call.STATX, Call.ACCESS]
-    looks += [Call.GETXATTR, Call.LGETXATTR, Call.LISTXATTR, Call.LLISTXATTR]
-    for call in (*looks, Call.FACCESSAT, Call.FACCESSAT2, Call.READLINK, Call.READLINKAT):
+    looks = [Syscall.STAT, Syscall.LSTAT, Syscall.NEWFSTATAT, Syscall.STATX, Syscall.ACCESS]
+    looks += [Syscall.GETXATTR, Syscall.LGETXATTR, Syscall.LISTXATTR, Syscall.LLISTXATTR]
+    for call in (
+        *looks,
+        Syscall.FACCESSAT,
+        Syscall.FACCESSAT2,
+        Syscall.READLINK,
+        Syscall.READLINKAT,
+    ):
         assert decide(bpf.program(look=True), call) == NOTIFY, call
         assert decide(bpf.program(look=False), call) == ALLOW, call
-    fstat = decide(bpf.program(look=True), Call.NEWFSTATAT, 3, 0, 0, bpf.AT_EMPTY_PATH)
+    fstat = decide(bpf.program(look=True), Syscall.NEWFSTATAT, 3, 0, 0, bpf.AT_EMPTY_PATH)
     assert fstat == ALLOW
 
 

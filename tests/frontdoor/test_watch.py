@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from snpcerts.abi.lock import F_OFD_GETLK, F_OFD_SETLK, F_OFD_SETLKW, F_SETLK, F_SETLKW
 from snpcerts.conformance.file_observer import HeldUntil, read_short, takes_lock
 from snpcerts.emulator.frontdoor import bpf
-from snpcerts.emulator.frontdoor.bpf import FILE_CALLS, Call
+from snpcerts.emulator.frontdoor.bpf import FILE_CALLS, Syscall
 from snpcerts.emulator.frontdoor.door import Door
 from snpcerts.emulator.frontdoor.watch import FileCall
 from snpcerts.emulator.syscall.device import Pending
@@ -49,7 +49,7 @@ class Diary:
         return self.react(call)
 
     @property
-    def calls(self) -> list[Call]:
+    def calls(self) -> list[Syscall]:
         return [call.call for call in self.seen]
 
 
@@ -69,13 +69,13 @@ def run(stage: Stage, diary: Diary, statements: str) -> str:
 
 
 @given(call=st.sampled_from(sorted(FILE_CALLS)), word=st.integers(0, (1 << 32) - 1))
-def test_calls_on_files_are_trapped_only_for_a_watch(call: Call, word: int) -> None:
+def test_calls_on_files_are_trapped_only_for_a_watch(call: Syscall, word: int) -> None:
     arguments = [3, word, 0, bpf.MAP_ANONYMOUS if word & 1 else 0]
     assert decide(bpf.program(look=True), call, *arguments) == ALLOW
     expected = NOTIFY
-    if call is Call.MMAP and word & 1:
+    if call is Syscall.MMAP and word & 1:
         expected = ALLOW
-    if call is Call.FCNTL and word not in (F_SETLK, F_SETLKW, F_OFD_SETLK, F_OFD_SETLKW):
+    if call is Syscall.FCNTL and word not in (F_SETLK, F_SETLKW, F_OFD_SETLK, F_OFD_SETLKW):
         expected = ALLOW
     assert decide(bpf.program(look=False, watch=True), call, *arguments) == expected
 
@@ -83,35 +83,35 @@ def test_calls_on_files_are_trapped_only_for_a_watch(call: Call, word: int) -> N
 @pytest.mark.parametrize("command", [F_SETLK, F_SETLKW, F_OFD_SETLK, F_OFD_SETLKW])
 def test_every_command_that_locks_is_trapped(command: int) -> None:
     program = bpf.program(look=False, watch=True)
-    assert decide(program, Call.FCNTL, 3, command) == NOTIFY
-    assert decide(program, Call.FCNTL, 3, F_OFD_GETLK) == ALLOW
+    assert decide(program, Syscall.FCNTL, 3, command) == NOTIFY
+    assert decide(program, Syscall.FCNTL, 3, F_OFD_GETLK) == ALLOW
 
 
 @pytest.mark.parametrize(
     ("statements", "expected"),
     [
-        ("os.read(fd, 10)", [Call.READ]),
-        ("os.pread(fd, 10, 5)", [Call.PREAD64]),
-        ("os.readv(fd, [bytearray(4)])", [Call.READV]),
-        ("os.preadv(fd, [bytearray(4)], 0)", [Call.PREADV2]),
-        ("mmap.mmap(fd, 4096)", [Call.MMAP]),
-        ("fcntl.flock(fd, fcntl.LOCK_SH)", [Call.FLOCK]),
-        ("fcntl.lockf(fd, fcntl.LOCK_SH)", [Call.FCNTL]),
-        ("os.close(fd)", [Call.CLOSE]),
+        ("os.read(fd, 10)", [Syscall.READ]),
+        ("os.pread(fd, 10, 5)", [Syscall.PREAD64]),
+        ("os.readv(fd, [bytearray(4)])", [Syscall.READV]),
+        ("os.preadv(fd, [bytearray(4)], 0)", [Syscall.PREADV2]),
+        ("mmap.mmap(fd, 4096)", [Syscall.MMAP]),
+        ("fcntl.flock(fd, fcntl.LOCK_SH)", [Syscall.FLOCK]),
+        ("fcntl.lockf(fd, fcntl.LOCK_SH)", [Syscall.FCNTL]),
+        ("os.close(fd)", [Syscall.CLOSE]),
         ("other = os.open('/dev/null', 0); os.read(other, 1)", []),
     ],
 )
 def test_calls_on_a_watched_file_are_seen_and_performed(
-    stage: Stage, diary: Diary, statements: str, expected: list[Call]
+    stage: Stage, diary: Diary, statements: str, expected: list[Syscall]
 ) -> None:
     assert run(stage, diary, f"{statements}; print('done')") == "done"
     # Python may also close it at its end.
     assert diary.calls[: len(expected)] == expected
-    assert set(diary.calls[len(expected) :]) <= {Call.CLOSE}
+    assert set(diary.calls[len(expected) :]) <= {Syscall.CLOSE}
 
 
 def test_a_call_can_be_answered_in_the_kernels_place(stage: Stage, diary: Diary) -> None:
-    diary.react = lambda call: -errno.EIO if call.call is Call.READ else None
+    diary.react = lambda call: -errno.EIO if call.call is Syscall.READ else None
     said = run(
         stage,
         diary,
@@ -124,7 +124,7 @@ def test_a_call_can_be_held_back_until_something_has_happened(stage: Stage, diar
     written: list[float] = []
 
     def react(call: FileCall) -> HeldUntil | None:
-        if call.call is not Call.PREAD64:
+        if call.call is not Syscall.PREAD64:
             return None
         diary.path.write_bytes(b"changed meanwhile")
         written.append(time.monotonic())
@@ -135,7 +135,9 @@ def test_a_call_can_be_held_back_until_something_has_happened(stage: Stage, diar
 
 
 def test_a_call_is_not_held_back_for_ever(stage: Stage, diary: Diary) -> None:
-    diary.react = lambda call: HeldUntil(lambda: False, 0.05) if call.call is Call.PREAD64 else None
+    diary.react = lambda call: (
+        HeldUntil(lambda: False, 0.05) if call.call is Syscall.PREAD64 else None
+    )
     assert run(stage, diary, "print(len(os.pread(fd, 7, 0)))") == "7"
 
 
@@ -155,7 +157,13 @@ def test_a_read_cut_short_gives_the_files_bytes_and_moves_on(
     cut: list[int] = []
 
     def react(call: FileCall) -> int | None:
-        if cut or call.call not in (Call.READ, Call.PREAD64, Call.READV, Call.PREADV, Call.PREADV2):
+        if cut or call.call not in (
+            Syscall.READ,
+            Syscall.PREAD64,
+            Syscall.READV,
+            Syscall.PREADV,
+            Syscall.PREADV2,
+        ):
             return None
         done = read_short(call)
         cut.append(done or 0)
@@ -177,7 +185,7 @@ def test_a_read_of_one_byte_and_a_mapping_cannot_be_cut_short(stage: Stage, diar
     results: list[int | None] = []
 
     def react(call: FileCall) -> None:
-        if call.call in (Call.READ, Call.MMAP):
+        if call.call in (Syscall.READ, Syscall.MMAP):
             results.append(read_short(call))
 
     diary.react = react

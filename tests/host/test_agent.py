@@ -33,7 +33,7 @@ from snpcerts.emulator.psp.chip import Chip
 from snpcerts.endorsement.vek import VekKind
 from snpcerts.errors import InputError, RefusedError
 from snpcerts.host import plan as plans
-from snpcerts.host.config import ExtraEntry, KeySelect
+from snpcerts.host.config import ExtraEntry, GuestKeySelect
 from snpcerts.host.event import EventKind
 from snpcerts.host.holding import Standing
 from snpcerts.host.stock import UnavailableError
@@ -309,7 +309,7 @@ def load_vlek(rig: Rig) -> None:
 def test_each_file_follows_its_own_rule_while_a_vlek_is_loaded(rig: Rig) -> None:
     vlek = rig.with_file("vlek.bin", kind=VekKind.VLEK)
     either = rig.with_file("either.bin", kind=VekKind.VLEK, without_vlek=VekKind.VCEK)
-    named = rig.with_file("named.bin", key_select=KeySelect.NAMED)
+    named = rig.with_file("named.bin", key_select=GuestKeySelect.NAMED)
     assert rig.agent().sync().problem is None
     without = [rig.truth(path) for path in (rig.file, vlek, either, named)]
     assert without == ["right", "empty", "right", "right"]

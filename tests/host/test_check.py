@@ -11,7 +11,7 @@ import pytest
 
 from snpcerts.errors import RefusedError
 from snpcerts.host import check
-from snpcerts.host.check import Line, Outcome
+from snpcerts.host.check import Finding, Severity
 from snpcerts.host.config import Config, FileConfig
 from snpcerts.host.mitigations import mitigations
 from snpcerts.host.processor import product_of_host
@@ -19,20 +19,20 @@ from snpcerts.host.processor import product_of_host
 from .rig import Rig
 
 
-def outcomes(config: Config) -> dict[str, Line]:
+def outcomes(config: Config) -> dict[str, Finding]:
     return {line.what: line for line in check.files(config)}
 
 
 @pytest.mark.parametrize(
     ("release", "outcome"),
     [
-        ("7.0.0-rc1", Outcome.PASS),
-        ("10.2.3", Outcome.PASS),
-        ("6.18.4-el10", Outcome.WARN),
-        ("strange", Outcome.WARN),
+        ("7.0.0-rc1", Severity.PASS),
+        ("10.2.3", Severity.PASS),
+        ("6.18.4-el10", Severity.WARN),
+        ("strange", Severity.WARN),
     ],
 )
-def test_the_kernels_release(release: str, outcome: Outcome) -> None:
+def test_the_kernels_release(release: str, outcome: Severity) -> None:
     assert check.kernel(release).outcome is outcome
 
 
@@ -43,14 +43,14 @@ def _fails(fd: int) -> bool:
 @pytest.mark.parametrize(
     ("supports", "path", "outcome", "text"),
     [
-        (lambda _: True, "/dev/null", Outcome.PASS, "is 1"),
-        (lambda _: False, "/dev/null", Outcome.FAIL, "sev_snp=1"),
-        (_fails, "/dev/null", Outcome.FAIL, "Inappropriate ioctl"),
-        (lambda _: True, "/dev/no-kvm", Outcome.FAIL, "load kvm_amd"),
+        (lambda _: True, "/dev/null", Severity.PASS, "is 1"),
+        (lambda _: False, "/dev/null", Severity.FAIL, "sev_snp=1"),
+        (_fails, "/dev/null", Severity.FAIL, "Inappropriate ioctl"),
+        (lambda _: True, "/dev/no-kvm", Severity.FAIL, "load kvm_amd"),
     ],
 )
 def test_kvms_own_word(
-    supports: Callable[[int], bool], path: str, outcome: Outcome, text: str
+    supports: Callable[[int], bool], path: str, outcome: Severity, text: str
 ) -> None:
     line = check.kvm(supports, path)
     assert line.outcome is outcome
@@ -58,18 +58,18 @@ def test_kvms_own_word(
 
 
 def test_firmware_that_is_not_initialised_fails(rig: Rig) -> None:
-    assert check.firmware(lambda: rig.agent().firmware).outcome is Outcome.PASS
+    assert check.firmware(lambda: rig.agent().firmware).outcome is Severity.PASS
     rig.firmware.snp_shutdown()
     line = check.firmware(lambda: rig.agent().firmware)
-    assert line.outcome is Outcome.FAIL
+    assert line.outcome is Severity.FAIL
     assert "not initialised" in line.found
     rig.device.broken = True
-    assert check.firmware(lambda: rig.agent().firmware).outcome is Outcome.FAIL
+    assert check.firmware(lambda: rig.agent().firmware).outcome is Severity.FAIL
 
 
 def test_a_sound_directory_passes_and_nothing_is_left_in_it(tmp_path: Path) -> None:
     lines = outcomes(Config(files=(FileConfig(str(tmp_path / "certs.bin")),)))
-    assert {line.outcome for line in lines.values()} == {Outcome.PASS}
+    assert {line.outcome for line in lines.values()} == {Severity.PASS}
     assert list(tmp_path.iterdir()) == []
 
 
@@ -78,7 +78,7 @@ def test_a_directory_that_is_missing_or_open_to_others(tmp_path: Path) -> None:
     assert missing["directory"].to_do.startswith("mkdir -p")
     tmp_path.chmod(0o777)
     assert outcomes(Config(files=(FileConfig(str(tmp_path / "x")),)))["directory"].outcome is (
-        Outcome.WARN
+        Severity.WARN
     )
 
 
@@ -87,25 +87,25 @@ def test_a_file_with_another_mode_or_for_everyone(tmp_path: Path) -> None:
     path.touch()
     path.chmod(0o644)
     config = Config(files=(FileConfig(str(path), mode=0o640),))
-    assert outcomes(config)["certificate file"].outcome is Outcome.FAIL
+    assert outcomes(config)["certificate file"].outcome is Severity.FAIL
     config = Config(files=(FileConfig(str(path)),))
     assert "lock out updates" in str(outcomes(config)["certificate file"])
     path.unlink()
     path.mkdir()
-    assert outcomes(config)["certificate file"].outcome is Outcome.FAIL
+    assert outcomes(config)["certificate file"].outcome is Severity.FAIL
 
 
 def test_a_group_that_does_not_exist_fails_before_there_is_a_file(tmp_path: Path) -> None:
     config = Config(files=(FileConfig(str(tmp_path / "certs.bin"), group="no-such-group"),))
     line = outcomes(config)["certificate file"]
-    assert line.outcome is Outcome.FAIL
+    assert line.outcome is Severity.FAIL
     assert "no group 'no-such-group'" in str(line)
 
 
 def test_a_network_file_system_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(check, "file_system", lambda _: "nfs4")
     lines = outcomes(Config(files=(FileConfig(str(tmp_path / "certs.bin")),)))
-    assert lines["file system"].outcome is Outcome.FAIL
+    assert lines["file system"].outcome is Severity.FAIL
 
 
 def test_the_file_system_is_that_of_the_innermost_mount(tmp_path: Path) -> None:

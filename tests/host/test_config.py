@@ -19,7 +19,7 @@ from snpcerts.host.config import (
     ConfigError,
     ExtraEntry,
     FileConfig,
-    KeySelect,
+    GuestKeySelect,
     load,
     parse,
 )
@@ -71,7 +71,7 @@ def test_everything_it_can_say() -> None:
     assert (config.interval, config.lock_wait) == (10.0, 0.5)
     assert (config.metrics_file, config.metrics_port) == ("/run/snpcerts.prom", 9469)
     assert config.files == (
-        FileConfig("/srv/vcek.bin", key_select=KeySelect.NAMED, group="kvm", mode=0o640),
+        FileConfig("/srv/vcek.bin", key_select=GuestKeySelect.NAMED, group="kvm", mode=0o640),
         FileConfig(
             "/srv/vlek.bin",
             kind=VekKind.VLEK,

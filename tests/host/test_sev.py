@@ -84,8 +84,8 @@ def test_no_device_says_where_it_would_be(tmp_path: Path) -> None:
 
 
 def test_a_hashstick_that_the_firmware_refuses_comes_with_what_to_do() -> None:
-    refused = SevError(psp.Command.SNP_VLEK_LOAD, errno.EIO, psp.Status.BAD_MEASUREMENT)
+    refused = SevError(psp.Command.SNP_VLEK_LOAD, errno.EIO, psp.SevStatus.BAD_MEASUREMENT)
     assert "BAD_MEASUREMENT" in refused.message
     assert "'host set-config --again' first" in (refused.hint or "")
-    other = SevError(psp.Command.SNP_COMMIT, errno.EIO, psp.Status.BAD_MEASUREMENT)
+    other = SevError(psp.Command.SNP_COMMIT, errno.EIO, psp.SevStatus.BAD_MEASUREMENT)
     assert other.hint is None

@@ -28,7 +28,7 @@ from snpcerts.endorsement.vek import EndorsementCert, VekKind
 from snpcerts.errors import RefusedError, RetryLaterError
 from snpcerts.host import plan as plans
 from snpcerts.host.config import Config, FileConfig
-from snpcerts.host.config import KeySelect as Select
+from snpcerts.host.config import GuestKeySelect as Select
 from snpcerts.host.event import EventKind
 from snpcerts.host.initialisation import Initialisation
 from snpcerts.host.memory import MemoryFile

@@ -31,7 +31,7 @@ from snpcerts.kds.errors import KdsUnavailableError
 from snpcerts.kds.retry import MAX_RETRY_AFTER, RetryPolicy
 from snpcerts.kds.server_state import Failure, ServerState
 from snpcerts.kds.source import Endorsement
-from snpcerts.kds.turn import Line
+from snpcerts.kds.turn import RequestQueue
 
 from .baton import Baton
 from .conftest import MILAN_TCB, Host, SkippingClock
@@ -200,7 +200,7 @@ def test_processes_share_the_turn_and_one_that_is_killed_in_it_leaves_it_to_the_
 
 def test_a_request_that_was_cut_off_counts_all_the_same(host: Host) -> None:
     host.policy = RetryPolicy(gap=10)
-    line = Line(host.cache, host.server.url, host.clock)
+    line = RequestQueue(host.cache, host.server.url, host.clock)
     with line.turn(host.clock.now() + 9) as turn:
         turn.state.asking = host.clock.now()
         turn.save()
@@ -393,7 +393,7 @@ def test_a_hostile_cache_changes_no_other_file_and_costs_no_certificate(
     (elsewhere / "precious").write_bytes(b"precious")
     host.cache.mkdir()
     plant(host.cache / "lock", elsewhere)
-    line = Line(host.cache, host.server.url, host.clock)
+    line = RequestQueue(host.cache, host.server.url, host.clock)
     for path in (host.cache / "lock").glob("*LINE*") if (host.cache / "lock").is_dir() else ():
         path.rename(path.with_name(path.name.replace("LINE", line._name)))
     host.policy = RetryPolicy(gap=10)
@@ -422,11 +422,11 @@ def test_nothing_is_left_in_the_cache_but_the_lock_and_the_state(host: Host) -> 
 
 def test_one_server_is_nothing_to_another(host: Host) -> None:
     clock = SkippingClock()
-    one, other = (Line(host.cache, url, clock) for url in ("http://one", "http://other"))
+    one, other = (RequestQueue(host.cache, url, clock) for url in ("http://one", "http://other"))
     with one.turn(clock.now() + 9) as turn:
         turn.state.refused(clock.now(), 100, 10)
         turn.save()
     with other.turn(clock.now() + 9) as turn:
         assert turn.state.hold_until < clock.now()
-    with Line(host.cache, "http://one", clock).turn(clock.now() + 9) as turn:
+    with RequestQueue(host.cache, "http://one", clock).turn(clock.now() + 9) as turn:
         assert turn.state.hold_until > clock.now()

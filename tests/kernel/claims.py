@@ -31,7 +31,7 @@ ENUMS: Final[Mapping[type[enum.IntEnum], str]] = {
     kvm.SevCommand: "KVM_SEV_{}",
     kvm.VmType: "KVM_X86_{}_VM",
     psp.Command: "SEV_{}",
-    psp.Status: "SEV_RET_{}",
+    psp.SevStatus: "SEV_RET_{}",
     ghcb.ExitCode: "SVM_VMGEXIT_{}",
     ghcb.Field: "offsetof(struct ghcb, save.{})",
     ghcb.InputErrorCode: "GHCB_ERR_{}",
@@ -52,8 +52,8 @@ SPELLED: Final[Mapping[enum.IntEnum, str]] = {
     psp.Command.SNP_COMMIT: "SNP_COMMIT",
     psp.Command.SNP_SET_CONFIG: "SNP_SET_CONFIG",
     psp.Command.SNP_VLEK_LOAD: "SNP_VLEK_LOAD",
-    psp.Status.HWERROR_PLATFORM: "SEV_RET_HWSEV_RET_PLATFORM",
-    psp.Status.HWERROR_UNSAFE: "SEV_RET_HWSEV_RET_UNSAFE",
+    psp.SevStatus.HWERROR_PLATFORM: "SEV_RET_HWSEV_RET_PLATFORM",
+    psp.SevStatus.HWERROR_UNSAFE: "SEV_RET_HWSEV_RET_UNSAFE",
     ghcb.Field.RAX: "offsetof(struct ghcb, save.rax)",
     ghcb.Field.RBX: "offsetof(struct ghcb, save.rbx)",
     ghcb.Field.RSI: "offsetof(struct ghcb, save.rsi)",
@@ -364,7 +364,7 @@ def _of_others() -> Iterator[tuple[str, int]]:
         module = importlib.import_module(name)
         for attribute, expression in constants.items():
             yield expression, int(getattr(module, attribute))
-    for call in bpf.Call:
+    for call in bpf.Syscall:
         yield f"__NR_{call.name.lower()}", int(call)
 
 

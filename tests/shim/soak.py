@@ -22,7 +22,7 @@ from pathlib import Path
 
 from snpcerts.abi.product import Product
 from snpcerts.certfile.file import CertFile
-from snpcerts.demo.event import Attested
+from snpcerts.demo.event import AttestedEvent
 from snpcerts.demo.host import EmulatedHost
 from snpcerts.demo.tally import Tally
 from snpcerts.emulator.guest.script import REQUESTS_MAX, GuestScript
@@ -100,7 +100,7 @@ def problems(seen: dict[str, object]) -> list[str]:
     return found + [f"no {name}" for name in ("verified", "updates", "kicks") if not seen[name]]
 
 
-def _lines(path: Path, vmm: subprocess.Popen[str]) -> Iterator[Attested]:
+def _lines(path: Path, vmm: subprocess.Popen[str]) -> Iterator[AttestedEvent]:
     """What guests got, as it is written, until the VMM has ended."""
     with open(path, "rb") as file:
         rest = b""
@@ -110,7 +110,7 @@ def _lines(path: Path, vmm: subprocess.Popen[str]) -> Iterator[Attested]:
             *whole, rest = (rest + data).split(b"\n")
             for line in map(json.loads, whole):
                 report, table = (base64.b64decode(line[name]) for name in ("report", "table"))
-                yield Attested(0.0, 0, line["errno"], report, table)
+                yield AttestedEvent(0.0, 0, line["errno"], report, table)
             if not data:
                 if ended:
                     return

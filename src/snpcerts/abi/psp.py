@@ -35,7 +35,7 @@ class Command(enum.IntEnum):
     SNP_VLEK_LOAD = 12
 
 
-class Status(enum.IntEnum):
+class SevStatus(enum.IntEnum):
     """Firmware status codes (SEV_RET_*)."""
 
     SUCCESS = 0x00

@@ -60,7 +60,7 @@ class SeveralUpdate:
 
 
 @dataclass(slots=True)
-class _State:
+class _Progress:
     """The state of one update; all sequences are in the order of locking."""
 
     targets: Sequence[Target]
@@ -114,7 +114,7 @@ def update(
 
         return call
 
-    state = _State(
+    state = _Progress(
         [targets[index] for index in order], lock_wait, in_order(change), in_order(unchanged)
     )
     state.start = yield step.Now()
@@ -147,7 +147,7 @@ def perform(
     return result
 
 
-def _update_from(state: _State, place: int) -> Steps[None]:
+def _update_from(state: _Progress, place: int) -> Steps[None]:
     """Update the file at ``place``, with the updates of the later files nested in it."""
     target = state.targets[place]
     now: float = yield step.Now()
@@ -183,7 +183,7 @@ def _update_from(state: _State, place: int) -> Steps[None]:
         state.updates[place] = writer.Update(0.0, 0.0, len(EMPTY))
 
 
-def _nested(state: _State, place: int) -> Steps[bytes]:
+def _nested(state: _Progress, place: int) -> Steps[bytes]:
     """With the files up to ``place`` locked and empty, do the rest; return this file's table."""
     if place + 1 == len(state.targets):
         state.locked = yield step.Now()

@@ -76,7 +76,7 @@ def command(
     no SNP hardware is needed. The exit code is 1 if a check fails.
     """
     from snpcerts.conformance.check import BY_ID
-    from snpcerts.conformance.result import State, count, to_json, to_junit
+    from snpcerts.conformance.result import ResultState, count, to_json, to_junit
     from snpcerts.conformance.suite import run
     from snpcerts.conformance.trial import Limits
 
@@ -109,12 +109,12 @@ def command(
                 continue
             for result in rows:
                 _print(result)
-                if result.state is State.FAILED:
+                if result.state is ResultState.FAILED:
                     check = BY_ID[result.id]
                     click.echo(f"        asked: {check.asks}\n        rule:  {check.rule}")
-        summary = ", ".join(f"{totals[state]} {state.value}" for state in State)
+        summary = ", ".join(f"{totals[state]} {state.value}" for state in ResultState)
         click.echo(f"{summary} in {seconds:.1f} s")
-    if totals[State.FAILED]:
+    if totals[ResultState.FAILED]:
         raise click.exceptions.Exit(1)
 
 

@@ -40,7 +40,7 @@ def command(
     1 if a table does not match its report.
     """
     from snpcerts.abi.tcb import TcbVersion
-    from snpcerts.demo.event import Answered, Attested, Updated
+    from snpcerts.demo.event import Answered, AttestedEvent, Updated
     from snpcerts.demo.host import key_name
     from snpcerts.demo.stage import DemoRun, Script
     from snpcerts.demo.tally import Tally
@@ -69,7 +69,7 @@ def command(
                 case Answered() if event.outcome not in ("served", "too-small"):
                     answer = event.outcome + (f": {event.detail}" if event.detail else "")
                     say(f"{place}guest {event.guest}  got {answer}")
-                case Attested() if judgement is not None:
+                case AttestedEvent() if judgement is not None:
                     since[judgement.key, judgement.result] += 1
                     if judgement.result in ("mismatched", "failed"):
                         reasons = ", ".join(judgement.reasons)

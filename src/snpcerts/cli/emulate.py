@@ -146,7 +146,7 @@ def host(
 ) -> None:
     """Run PROGRAM on the host: it sees /dev/sev and /dev/kvm."""
     from snpcerts.emulator.guest.script import GuestScript
-    from snpcerts.emulator.kvm.release import Kernel
+    from snpcerts.emulator.kvm.release import KernelRelease
     from snpcerts.emulator.machine.enter import become_host_program
 
     if serve and requests is not None:
@@ -160,7 +160,7 @@ def host(
         outcomes=None if outcomes is None else os.path.abspath(outcomes),
     )
     with options.home() as home:
-        become_host_program(home, program, script, Kernel(kernel, int(exit_number)))
+        become_host_program(home, program, script, KernelRelease(kernel, int(exit_number)))
 
 
 @command.command(context_settings=_PROGRAM)

@@ -36,7 +36,7 @@ MAX_FILES = 1_000_000
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class EvidenceFiles:
     """One piece of evidence on disk: its report, its table, its certificates' directory."""
 
     report: str
@@ -62,13 +62,13 @@ class Place:
             return Evidence.from_parts(evidence.report, table)
 
 
-def places(path: str) -> Iterator[Place]:
+def places(path: str) -> Iterator[EvidenceFiles]:
     """The evidence at ``path``, a file or a directory, in order of names.
 
     Raises :class:`InputError` for a directory that holds none.
     """
     if not os.path.isdir(path):
-        yield Place(path, _beside(path))
+        yield EvidenceFiles(path, _beside(path))
         return
     names = _listed(path)
     one = _one(path, names)
@@ -85,7 +85,7 @@ def places(path: str) -> Iterator[Place]:
                 yield inner
         elif _may_be_evidence(name):
             found = True
-            yield Place(below, _beside(below))
+            yield EvidenceFiles(below, _beside(below))
     if not found:
         raise InputError(f"{path}: the directory holds no evidence", hint="name a report")
 
@@ -156,11 +156,11 @@ def _listed(folder: str) -> list[str]:
     return sorted(name for name in names if not name.startswith("."))
 
 
-def _one(folder: str, names: list[str]) -> Place | None:
+def _one(folder: str, names: list[str]) -> EvidenceFiles | None:
     """The directory as one piece of evidence, where it is one."""
     if _OUTBLOB in names:
         table = os.path.join(folder, _AUXBLOB) if _filled(folder, _AUXBLOB) else None
-        return Place(os.path.join(folder, _OUTBLOB), table, folder)
+        return EvidenceFiles(os.path.join(folder, _OUTBLOB), table, folder)
     if not any(slot + form in names for slot in SLOTS for form in _FORMS):
         return None
     reports = [
@@ -169,7 +169,7 @@ def _one(folder: str, names: list[str]) -> Place | None:
     if len(reports) != 1:
         return None
     report = os.path.join(folder, reports[0])
-    return Place(report, _beside(report), folder)
+    return EvidenceFiles(report, _beside(report), folder)
 
 
 def _may_be_evidence(name: str) -> bool:

@@ -8,7 +8,7 @@ import json
 import click
 
 from snpcerts.abi.report import Report
-from snpcerts.cli.evidence import Place
+from snpcerts.cli.evidence import EvidenceFiles
 from snpcerts.cli.say import present, say
 
 
@@ -29,7 +29,7 @@ def show(report: str, as_json: bool) -> None:
     """
     from snpcerts.verify.explain import explain, explained_json
 
-    evidence = Place(report).read()
+    evidence = EvidenceFiles(report).read()
     parsed = Report.unpack(evidence.report)
     runtime = None if evidence.runtime_data is None else evidence.runtime_data.data
     entries = () if evidence.table is None else evidence.table.entries

@@ -13,7 +13,7 @@ import click
 from snpcerts.cli.evidence import places
 from snpcerts.cli.source_options import SourceOptions, source_options, trusted_roots
 from snpcerts.cli.verify_policy import PolicyOptions
-from snpcerts.cli.verify_run import Run
+from snpcerts.cli.verify_run import VerifyRun
 from snpcerts.cli.verify_sources import ORDER, sources_in_order
 from snpcerts.errors import UsageError
 
@@ -135,7 +135,7 @@ def command(
             source = stack.enter_context(server.open(anchors))
         sources = sources_in_order(order, certs, crl, roots, source, when)
         has_more = certs is not None or source is not None
-        run = Run(given, sources, policy, anchors, when, jobs, verbose, has_more)
+        run = VerifyRun(given, sources, policy, anchors, when, jobs, verbose, has_more)
         code = run.print(as_json)
     click.get_current_context().exit(code)
 

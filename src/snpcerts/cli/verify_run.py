@@ -13,7 +13,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING
 
 from snpcerts.abi.report import Report
-from snpcerts.cli.evidence import Place, certificates
+from snpcerts.cli.evidence import EvidenceFiles, certificates
 from snpcerts.cli.say import present, say
 from snpcerts.cli.verify_text import for_people, json_line, one_line, summary, unreadable_json
 from snpcerts.errors import InputError, SnpCertsError, UsageError
@@ -31,10 +31,10 @@ _WORST_FIRST = ("refused", "unreadable", "undecided")
 
 
 @dataclass(frozen=True, slots=True)
-class Run:
+class VerifyRun:
     """All there is to verify, and how."""
 
-    places: list[Place]
+    places: list[EvidenceFiles]
     sources: list[CollateralSource]
     policy: Policy
     anchors: tuple[Anchor, ...]
@@ -76,7 +76,7 @@ class Run:
             present(summary(counts, reasons))
         return next((_EXIT[name] for name in _WORST_FIRST if counts[name]), 0)
 
-    def _read(self, place: Place) -> Evidence:
+    def _read(self, place: EvidenceFiles) -> Evidence:
         evidence = place.read()
         for warning in evidence.warnings:
             say(printable(f"snpcerts: {place.report}: warning: {warning}"), err=True)

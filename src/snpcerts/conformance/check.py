@@ -15,7 +15,7 @@ from typing import Final
 
 
 @dataclass(frozen=True, slots=True)
-class Check:
+class ConformanceCheck:
     """One requirement on a VMM."""
 
     id: str
@@ -25,195 +25,195 @@ class Check:
 
 CHECKS: Final = (
     # Before the guest runs.
-    Check(
+    ConformanceCheck(
         "vm-starts",
         "the VMM launches an SNP VM with a secrets page and runs it",
         "sev: SNP_LAUNCH_START, UPDATE, FINISH",
     ),
-    Check(
+    ConformanceCheck(
         "attribute-asked",
         "KVM_X86_SEV_SNP_REQ_CERTS is read on /dev/kvm before the exit is enabled",
         "sev: support is discovered by KVM_GET_DEVICE_ATTR, and the value counts: "
         "KVM_HAS_DEVICE_ATTR succeeds where SNP is off",
     ),
-    Check(
+    ConformanceCheck(
         "enabled",
         "KVM_SEV_SNP_ENABLE_REQ_CERTS is issued after INIT2 and before the first vCPU",
         "sev: EINVAL at any other time",
     ),
-    Check(
+    ConformanceCheck(
         "enabled-where-supported",
         "the exit is not enabled on a kernel that does not have it",
         "sev: support is discovered by KVM_GET_DEVICE_ATTR",
     ),
-    Check(
+    ConformanceCheck(
         "exit-number",
         "the exit is recognised by its number, 43",
         "linux/kvm.h of Linux 7.0 and later: KVM_EXIT_SNP_REQ_CERTS is 43; 42, as in the series "
         "on the mailing list, became arm64's KVM_EXIT_ARM_LDST64B",
     ),
     # The answer.
-    Check(
+    ConformanceCheck(
         "table-delivered",
         "all bytes of the file are in the guest's buffer, and ret is 0",
         "api: userspace writes the certificate data to gpa",
     ),
-    Check(
+    ConformanceCheck(
         "ret-supported",
         "ret is 0, ENOSPC, EAGAIN or EIO, as a positive number",
         "api: any other value makes KVM_RUN fail with EINVAL, and the request is lost",
     ),
-    Check(
+    ConformanceCheck(
         "nothing-outside",
         "nothing is written outside the guest's buffer",
         "api: the buffer is npages pages starting at gpa",
     ),
-    Check(
+    ConformanceCheck(
         "too-small",
         "a table that does not fit: ENOSPC, the exact number of pages, nothing written",
         "api: npages is set to the number of pages needed",
     ),
-    Check(
+    ConformanceCheck(
         "exact-pages",
         "a table of exactly n pages fits into n pages; a smaller buffer gets ENOSPC and npages n",
         "api: npages counts pages of 4 KiB; a size that is a multiple of 4 KiB needs no extra page",
     ),
-    Check(
+    ConformanceCheck(
         "no-buffer",
         "a request with npages 0: ENOSPC, the exact number of pages, nothing written",
         "api: npages may be 0, KVM does not check it",
     ),
-    Check(
+    ConformanceCheck(
         "huge-npages",
         "absurd values of npages do not wrap: the table is delivered, or EIO",
         "api: KVM passes on the guest's 64 bits unchecked",
     ),
-    Check(
+    ConformanceCheck(
         "short-read",
         "after a short read, the VMM keeps reading until it has the whole file",
         "read(2): a short read is not an error; a truncated table must not reach the guest",
     ),
     # Where the buffer is.
-    Check(
+    ConformanceCheck(
         "buffer-at-slot-end",
         "a buffer that ends with its memory slot gets its table",
         "api: gpa is any page of the guest's memory",
     ),
-    Check(
+    ConformanceCheck(
         "buffer-across-slots",
         "a buffer that extends from one memory slot into the next gets its table",
         "api: gpa is a guest physical address; only the VMM knows its memory slots",
     ),
-    Check(
+    ConformanceCheck(
         "buffer-past-memory",
         "a buffer that runs past the end of memory: EIO, and the VM continues",
         "api: KVM checks only the alignment of gpa",
     ),
-    Check(
+    ConformanceCheck(
         "buffer-outside-memory",
         "a buffer where there is no memory: EIO, and the VM continues",
         "api: KVM checks only the alignment of gpa",
     ),
-    Check(
+    ConformanceCheck(
         "buffer-wraps",
         "a buffer at the end of the address space: EIO, and the VM continues",
         "api: KVM checks only the alignment of gpa; gpa plus size may overflow",
     ),
     # The lock.
-    Check(
+    ConformanceCheck(
         "lock-kind",
         "the lock on the file is an open-file-description lock",
         "fcntl_locking(2): OFD locks and flock(2) do not see each other; classic locks belong "
         "to the process, and any close of the file drops them",
     ),
-    Check(
+    ConformanceCheck(
         "lock-before-read",
         "the lock is held before the first byte is read, in every request",
         "sev: the file must not change between the read and the attestation",
     ),
-    Check(
+    ConformanceCheck(
         "lock-until-signed",
         "the lock is held until the firmware has signed and KVM_RUN has returned",
         "sev: hold the lock until KVM_RUN with immediate_exit has returned EINTR",
     ),
-    Check(
+    ConformanceCheck(
         "lock-released",
         "no lock is held while the guest runs, whatever the answer was",
         "sev: an update needs the lock, and a guest may run for a year",
     ),
-    Check(
+    ConformanceCheck(
         "same-inode",
         "a file replaced between open and lock is noticed",
         "docs/protocol.md: a lock on a replaced file protects nothing",
     ),
-    Check(
+    ConformanceCheck(
         "same-device",
         "a file replaced by one with the same inode number on another file system is noticed",
         "docs/protocol.md: an inode number alone is not an identity",
     ),
-    Check(
+    ConformanceCheck(
         "busy",
         "EAGAIN within the limit, and nothing written, while an update holds the lock",
         "api: EAGAIN if the certificates are being updated; guest: retries after 2 s",
     ),
     # The file.
-    Check(
+    ConformanceCheck(
         "file-replaced",
         "after the file is replaced, the next request gets the new file",
         "sev: the table must match the firmware's key at the time of the request",
     ),
-    Check(
+    ConformanceCheck(
         "file-grown",
         "after the file has grown in place, it is served whole",
         "sev: the table must match the firmware's key at the time of the request",
     ),
-    Check(
+    ConformanceCheck(
         "file-shrunk",
         "after the file has shrunk in place, it is served without bytes of the old file",
         "sev: the table must match the firmware's key at the time of the request",
     ),
-    Check(
+    ConformanceCheck(
         "missing-file",
         "no file: an empty table, never EIO; once the file is back, it is served",
         "guest: EIO destroys the VMPCK, after which the guest cannot attest until it reboots",
     ),
-    Check(
+    ConformanceCheck(
         "unreadable-file",
         "a directory in place of the file: an empty table, never EIO; later the file is served",
         "guest: EIO destroys the VMPCK, after which the guest cannot attest until it reboots",
     ),
     # vCPUs and the end.
-    Check(
+    ConformanceCheck(
         "immediate-exit-cleared",
         "immediate_exit is 0 again before the guest runs",
         "api: KVM never clears immediate_exit",
     ),
-    Check(
+    ConformanceCheck(
         "exit-reason-stale",
         "exit_reason is ignored after EINTR",
         "api: exit_reason is still 43, but the request has been served",
     ),
-    Check(
+    ConformanceCheck(
         "vcpus-served",
         "requests of two vCPUs at once are both answered",
         "api: each vCPU has its own exit",
     ),
-    Check(
+    ConformanceCheck(
         "vcpus-keep-locks",
         "an unlock by one vCPU does not drop another's lock",
         "fcntl_locking(2): a lock belongs to the open file description; each request needs its own",
     ),
-    Check(
+    ConformanceCheck(
         "kick-not-lost",
         "a stop requested during a certificate request takes effect",
         "api: a kick may set immediate_exit at any time; clearing it afterwards loses the kick",
     ),
-    Check(
+    ConformanceCheck(
         "descriptors",
         "requests leave no open descriptors of the file",
         "docs/protocol.md: close after each request",
     ),
-    Check(
+    ConformanceCheck(
         "lock-ends-with-vmm",
         "a VMM that is stopped or killed in the middle of a request leaves no lock",
         "fcntl_locking(2): the lock lives while any process has the description open",

@@ -17,9 +17,9 @@ from collections.abc import Callable
 from typing import Final
 
 from snpcerts.abi.lock import F_OFD_SETLK, F_OFD_SETLKW, F_SETLK, F_SETLKW, F_UNLCK, Flock
-from snpcerts.conformance.journal import Journal, Read
+from snpcerts.conformance.journal import FileRead, Journal
 from snpcerts.conformance.served_file import ServedFile
-from snpcerts.emulator.frontdoor.bpf import Call
+from snpcerts.emulator.frontdoor.bpf import Syscall
 from snpcerts.emulator.frontdoor.watch import PROCEED, FileCall
 from snpcerts.emulator.syscall.device import Pending
 from snpcerts.emulator.syscall.memory import ProcessMemory
@@ -28,13 +28,13 @@ Meddle = Callable[[FileCall], int | Pending | None]
 
 READS: Final = frozenset(
     (
-        Call.READ,
-        Call.PREAD64,
-        Call.READV,
-        Call.PREADV,
-        Call.PREADV2,
-        Call.MMAP,
-        Call.SENDFILE,
+        Syscall.READ,
+        Syscall.PREAD64,
+        Syscall.READV,
+        Syscall.PREADV,
+        Syscall.PREADV2,
+        Syscall.MMAP,
+        Syscall.SENDFILE,
     )
 )
 _LOCK_COMMANDS: Final = frozenset((F_SETLK, F_SETLKW, F_OFD_SETLK, F_OFD_SETLKW))
@@ -47,9 +47,9 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 def takes_lock(call: FileCall) -> bool:
     """Whether the call asks for a lock of any kind."""
-    if call.call is Call.FLOCK:
+    if call.call is Syscall.FLOCK:
         return not call.arguments[1] & fcntl.LOCK_UN
-    if call.call is not Call.FCNTL or call.arguments[1] not in _LOCK_COMMANDS:
+    if call.call is not Syscall.FCNTL or call.arguments[1] not in _LOCK_COMMANDS:
         return False
     try:
         wanted = Flock.unpack(ProcessMemory(call.tid).read(call.arguments[2], Flock.SIZE))
@@ -90,7 +90,7 @@ class FileObserver:
             if locks:
                 request.lock_descriptors.append((call.process, call.descriptor))
             else:
-                request.reads.append(Read(identity, self._served.locked(identity)))
+                request.reads.append(FileRead(identity, self._served.locked(identity)))
 
 
 class HeldUntil:
@@ -141,9 +141,9 @@ def read_short(call: FileCall) -> int | None:
 def _pieces(call: FileCall, memory: ProcessMemory) -> list[tuple[int, int]]:
     arguments = call.arguments
     match call.call:
-        case Call.READ | Call.PREAD64:
+        case Syscall.READ | Syscall.PREAD64:
             return [(arguments[1], arguments[2])]
-        case Call.READV | Call.PREADV | Call.PREADV2:
+        case Syscall.READV | Syscall.PREADV | Syscall.PREADV2:
             count = min(arguments[2], _IOVECS_MAX)
             return list(_IOVEC.iter_unpack(memory.read(arguments[1], count * _IOVEC.size)))
     return []
@@ -160,7 +160,7 @@ def _read(call: FileCall, size: int) -> bytes:
     finally:
         os.close(handle)
     try:
-        if call.call in (Call.READ, Call.READV):
+        if call.call in (Syscall.READ, Syscall.READV):
             return os.read(descriptor, size)
         return os.pread(descriptor, size, call.arguments[3])
     finally:

@@ -20,7 +20,7 @@ from snpcerts.abi.guest_message import (
     MessageType,
     ReportRequest,
 )
-from snpcerts.conformance.journal import Journal, Request
+from snpcerts.conformance.journal import CertsRequest, Journal
 from snpcerts.emulator.guest.linux import GHCB_PROTOCOL_VERSION, LinuxGuest, SharedPages
 from snpcerts.emulator.guest.program import Event, GuestCpu, LaunchedVm, Program, Vmgexit
 from snpcerts.emulator.psp.message_seal import SealError, header_for, open_sealed, seal
@@ -56,7 +56,7 @@ class Answer:
     field: int
     before: bytes
     after: bytes
-    request: Request | None
+    request: CertsRequest | None
 
     def __str__(self) -> str:
         text = _NAMES.get(self.exitinfo2, f"SW_EXITINFO2 {self.exitinfo2:#x}")

@@ -13,7 +13,7 @@ from snpcerts.conformance.served_file import Identity, LockSeen
 
 
 @dataclass(slots=True)
-class Read:
+class FileRead:
     """The VMM was about to read the file. ``lock`` is the lock on it at that time."""
 
     file: Identity
@@ -21,7 +21,7 @@ class Read:
 
 
 @dataclass(slots=True)
-class Request:
+class CertsRequest:
     """One exit for certificates, from KVM_RUN's return to the end of the next one.
 
     Times are those of ``time.monotonic``. ``ret``, ``needed`` (npages) and
@@ -37,7 +37,7 @@ class Request:
     gpa: int
     npages: int
     asked_at: float
-    reads: list[Read] = field(default_factory=list)
+    reads: list[FileRead] = field(default_factory=list)
     lock_descriptors: list[tuple[int, int]] = field(default_factory=list)
     answered_at: float | None = None
     ret: int = 0
@@ -88,15 +88,15 @@ class Journal:
 
     attribute: Attribute = field(default_factory=Attribute)
     enablings: list[Enabling] = field(default_factory=list)
-    requests: list[Request] = field(default_factory=list)
+    requests: list[CertsRequest] = field(default_factory=list)
     spins: dict[int, int] = field(default_factory=dict)
     threads: dict[int, int] = field(default_factory=dict)  # tid -> vCPU
     entered: dict[int, int] = field(default_factory=dict)  # vCPU -> how often KVM_RUN was called
 
-    def open_requests(self) -> list[Request]:
+    def open_requests(self) -> list[CertsRequest]:
         """Requests that have not ended."""
         return [request for request in self.requests if request.errno is None]
 
-    def last_of(self, vcpu: int) -> Request | None:
+    def last_of(self, vcpu: int) -> CertsRequest | None:
         """A vCPU's latest request."""
         return next((each for each in reversed(self.requests) if each.vcpu == vcpu), None)

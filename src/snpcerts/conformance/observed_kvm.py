@@ -22,7 +22,7 @@ from snpcerts.abi.kvm import (
     SevCmd,
     SevCommand,
 )
-from snpcerts.conformance.journal import Enabling, Journal, Request
+from snpcerts.conformance.journal import CertsRequest, Enabling, Journal
 from snpcerts.conformance.served_file import ServedFile
 from snpcerts.emulator.kvm.device import KvmDevice
 from snpcerts.emulator.kvm.vcpu import Vcpu
@@ -39,7 +39,7 @@ class Observer(Protocol):
     journal: Journal
     served: ServedFile
 
-    def lets_go(self, request: Request) -> bool:
+    def lets_go(self, request: CertsRequest) -> bool:
         """Whether the firmware takes this answered request now."""
 
 
@@ -107,7 +107,7 @@ class _ObservedVcpu:
         self._vcpu = vcpu
         self._observer = observer
         self._index = len(vcpu.vm.vcpus) - 1 if isinstance(vcpu.vm, Vm) else 0
-        self._open: Request | None = None  # exited, and not answered yet
+        self._open: CertsRequest | None = None  # exited, and not answered yet
 
     def ioctl(self, caller: Caller, request: int, argument: int) -> Result:
         if request != Ioctl.RUN:
@@ -130,14 +130,14 @@ class _ObservedVcpu:
     def close(self) -> None:
         self._vcpu.close()
 
-    def _note_answer(self, request: Request) -> None:
+    def _note_answer(self, request: CertsRequest) -> None:
         run = self._vcpu.run
         request.answered_at = time.monotonic()
         _, request.needed, request.ret = run.snp_req_certs
         request.immediate_exit = run.immediate_exit
         request.lock_at_answer = self._observer.served.locked(request.file)
 
-    def _run(self, caller: Caller, argument: int, answered: Request | None) -> Result:
+    def _run(self, caller: Caller, argument: int, answered: CertsRequest | None) -> Result:
         spins = self._observer.journal.spins
         immediate = bool(self._vcpu.run.immediate_exit)
         try:
@@ -158,7 +158,7 @@ class _ObservedVcpu:
             return result
         return _Recorded(result, lambda code: self._ended(answered, code))
 
-    def _ended(self, answered: Request | None, code: int) -> None:
+    def _ended(self, answered: CertsRequest | None, code: int) -> None:
         """Record the end of KVM_RUN: an exit (``code`` 0) or an errno."""
         if answered is not None and answered.errno is None:
             if not answered.signed:
@@ -167,7 +167,7 @@ class _ObservedVcpu:
             answered.errno = code
         if code == 0 and self._vcpu.run.asks_for_certs:
             gpa, npages, _ = self._vcpu.run.snp_req_certs
-            self._open = Request(self._index, gpa, npages, time.monotonic())
+            self._open = CertsRequest(self._index, gpa, npages, time.monotonic())
             self._observer.journal.requests.append(self._open)
 
 

@@ -18,7 +18,7 @@ _NOT_IN_XML: Final = dict.fromkeys(
 )
 
 
-class State(enum.Enum):
+class ResultState(enum.Enum):
     """The state of one check."""
 
     PASSED = "passed"
@@ -31,7 +31,7 @@ class Result:
     """One check's result. ``detail`` says what was found, or why it was skipped."""
 
     id: str
-    state: State
+    state: ResultState
     detail: str = ""
     seconds: float = 0.0
 
@@ -48,9 +48,9 @@ class Result:
         }
 
 
-def count(results: Iterable[Result]) -> dict[State, int]:
+def count(results: Iterable[Result]) -> dict[ResultState, int]:
     """The number of checks in each state."""
-    totals = dict.fromkeys(State, 0)
+    totals = dict.fromkeys(ResultState, 0)
     for result in results:
         totals[result.state] += 1
     return totals
@@ -62,7 +62,7 @@ def to_json(results: Sequence[Result], argv: Sequence[str], seconds: float) -> M
     return {
         "vmm": list(argv),
         "seconds": round(seconds, 3),
-        **{state.value: totals[state] for state in State},
+        **{state.value: totals[state] for state in ResultState},
         "checks": [result.to_json() for result in results],
     }
 
@@ -74,8 +74,8 @@ def to_junit(results: Sequence[Result], argv: Sequence[str], seconds: float) -> 
         "testsuite",
         name=SUITE,
         tests=str(len(results)),
-        failures=str(totals[State.FAILED]),
-        skipped=str(totals[State.SKIPPED]),
+        failures=str(totals[ResultState.FAILED]),
+        skipped=str(totals[ResultState.SKIPPED]),
         errors="0",
         time=f"{seconds:.3f}",
     )
@@ -86,10 +86,10 @@ def to_junit(results: Sequence[Result], argv: Sequence[str], seconds: float) -> 
         case = ElementTree.SubElement(
             suite, "testcase", classname=SUITE, name=result.id, time=f"{result.seconds:.3f}"
         )
-        if result.state is State.FAILED:
+        if result.state is ResultState.FAILED:
             failure = ElementTree.SubElement(case, "failure", message=_plain(result.detail))
             failure.text = f"{check.asks}\nrule: {check.rule}"
-        elif result.state is State.SKIPPED:
+        elif result.state is ResultState.SKIPPED:
             ElementTree.SubElement(case, "skipped", message=_plain(result.detail))
     ElementTree.indent(suite)
     text = ElementTree.tostring(suite, encoding="unicode")

@@ -13,8 +13,8 @@ from typing import Final
 
 from snpcerts.abi.kvm import SNP_REQ_CERTS_AS_POSTED, ExitReason
 from snpcerts.abi.product import Product
-from snpcerts.conformance.check import BY_ID, CHECKS, Check
-from snpcerts.conformance.result import Result, State
+from snpcerts.conformance.check import BY_ID, CHECKS, ConformanceCheck
+from snpcerts.conformance.result import Result, ResultState
 from snpcerts.conformance.scenarios import (
     answers,
     buffers,
@@ -77,7 +77,7 @@ def run(
     firmware = Firmware(Chip.create(Product.MILAN))
     with temporary_directory("conformance") as directory:
         directory.chmod(0o755)  # the VMM may run as another user
-        return _Run(argv, limits, firmware, directory, chosen, on_progress).results()
+        return _SuiteRun(argv, limits, firmware, directory, chosen, on_progress).results()
 
 
 def _chosen(only: Iterable[str]) -> frozenset[str]:
@@ -90,7 +90,7 @@ def _chosen(only: Iterable[str]) -> frozenset[str]:
     return wanted or frozenset(BY_ID)
 
 
-class _Run:
+class _SuiteRun:
     def __init__(
         self,
         argv: Sequence[str],
@@ -113,13 +113,13 @@ class _Run:
     def results(self) -> list[Result]:
         """Run the scenarios of the chosen checks."""
         self._find_exit_number()
-        broken = next((id for id in VITAL if self._state(id) is not State.PASSED), None)
+        broken = next((id for id in VITAL if self._state(id) is not ResultState.PASSED), None)
         if broken is not None:
             why = f"not judged, because {broken} did not pass"
             return [self._found.get(check.id) or _skipped(check.id, why) for check in self._asked()]
         for number, scenario in enumerate(_SCENARIOS):
             open_checks = [check for check in scenario.checks if check in self._chosen]
-            if any(self._state(check) is not State.FAILED for check in open_checks):
+            if any(self._state(check) is not ResultState.FAILED for check in open_checks):
                 self._try(scenario, self._fresh(str(number)))
         if "same-device" in self._chosen:
             self._two_devices()
@@ -128,10 +128,10 @@ class _Run:
             for check in self._asked()
         ]
 
-    def _asked(self) -> list[Check]:
+    def _asked(self) -> list[ConformanceCheck]:
         return [check for check in CHECKS if check.id in self._chosen]
 
-    def _state(self, check: str) -> State | None:
+    def _state(self, check: str) -> ResultState | None:
         found = self._found.get(check)
         return None if found is None else found.state
 
@@ -145,7 +145,7 @@ class _Run:
         first = self._try(starting.FIRST, self._fresh("first"))
         if first.exits_served is not False:
             if first.exits_served:
-                self._add(Result("exit-number", State.PASSED), 0.0)
+                self._add(Result("exit-number", ResultState.PASSED), 0.0)
             return
         found, self._found = self._found, {}
         self._exit_number = SNP_REQ_CERTS_AS_POSTED
@@ -155,7 +155,7 @@ class _Run:
                 f"series, but not exit {ExitReason.SNP_REQ_CERTS}; the other checks were judged "
                 f"with {SNP_REQ_CERTS_AS_POSTED}"
             )
-            self._add(Result("exit-number", State.FAILED, detail), 0.0)
+            self._add(Result("exit-number", ResultState.FAILED, detail), 0.0)
         else:
             self._found, self._exit_number = found, ExitReason.SNP_REQ_CERTS
             self._add(_skipped("exit-number", "the VMM serves neither number"), 0.0)
@@ -181,7 +181,7 @@ class _Run:
     def _add(self, result: Result, seconds: float) -> None:
         """Merge a result: if several scenarios judge a check, a failure wins, then a pass."""
         known = self._found.get(result.id)
-        order = (State.SKIPPED, State.PASSED, State.FAILED)
+        order = (ResultState.SKIPPED, ResultState.PASSED, ResultState.FAILED)
         total = seconds + (0.0 if known is None else known.seconds)
         if known is not None and order.index(known.state) >= order.index(result.state):
             result = known
@@ -200,7 +200,7 @@ class _Run:
 
 
 def _skipped(check: str, why: str) -> Result:
-    return Result(check, State.SKIPPED, why)
+    return Result(check, ResultState.SKIPPED, why)
 
 
 @contextlib.contextmanager

@@ -26,9 +26,9 @@ from snpcerts.abi.kvm import ExitReason
 from snpcerts.conformance.check import BY_ID
 from snpcerts.conformance.file_observer import FileObserver
 from snpcerts.conformance.guest import Answer, Asking, TrialGuest
-from snpcerts.conformance.journal import Journal, Request
+from snpcerts.conformance.journal import CertsRequest, Journal
 from snpcerts.conformance.observed_kvm import ObservedKvm
-from snpcerts.conformance.result import Result, State
+from snpcerts.conformance.result import Result, ResultState
 from snpcerts.conformance.served_file import ServedFile
 from snpcerts.emulator.frontdoor.door import Door
 from snpcerts.emulator.frontdoor.keeper import descendants
@@ -46,7 +46,7 @@ from snpcerts.emulator.guest.program import (
 from snpcerts.emulator.guest.program import Program as GuestProgram
 from snpcerts.emulator.kvm.device import KvmDevice
 from snpcerts.emulator.kvm.host import Platform
-from snpcerts.emulator.kvm.release import Kernel
+from snpcerts.emulator.kvm.release import KernelRelease
 from snpcerts.emulator.machine.virtual_files import host_files
 from snpcerts.emulator.psp.firmware import Firmware
 from snpcerts.emulator.psp.sev_device import SevDevice
@@ -87,15 +87,15 @@ class Scenario:
     """
 
     checks: tuple[str, ...]
-    script: Callable[[Trial, Vcpu], Script]
-    second: Callable[[Trial, Vcpu], Script] | None = None
+    script: Callable[[Trial, TrialVcpu], Script]
+    second: Callable[[Trial, TrialVcpu], Script] | None = None
     after: Callable[[Trial], None] | None = None
     ends: bool = False
     certs_supported: bool = True
 
 
 @dataclass(slots=True)
-class Vcpu:
+class TrialVcpu:
     """A vCPU as scripts see it."""
 
     cpu: GuestCpu
@@ -130,7 +130,7 @@ class Trial:
         self.limits = limits
         self.journal = Journal()
         self.observer = FileObserver(served, self.journal)
-        self.gate: Callable[[Request], bool] = lambda _: True
+        self.gate: Callable[[CertsRequest], bool] = lambda _: True
         self.answers: list[Answer] = []
         self.vm: LaunchedVm | None = None
         self.program: Program | None = None
@@ -153,18 +153,18 @@ class Trial:
 
     def judge(self, check: str, problem: str | None) -> None:
         """Record a pass if ``problem`` is None, else a failure. A failure is never overwritten."""
-        state = State.PASSED if problem is None else State.FAILED
+        state = ResultState.PASSED if problem is None else ResultState.FAILED
         self._note(check, state, problem or "")
 
     def skip(self, check: str, why: str) -> None:
         """Record that the check cannot be judged."""
-        self._note(check, State.SKIPPED, why)
+        self._note(check, ResultState.SKIPPED, why)
 
     def note(self, answer: Answer) -> None:
         """Record an answer; :meth:`run` checks all of them for writes outside the buffer."""
         self.answers.append(answer)
 
-    def lets_go(self, request: Request) -> bool:
+    def lets_go(self, request: CertsRequest) -> bool:
         """Whether an answered request may proceed to the firmware."""
         return self.gate(request)
 
@@ -237,7 +237,9 @@ class Trial:
         return Door(
             {
                 "/dev/kvm": lambda _: ObservedKvm(
-                    KvmDevice(platform, self._make_guest, Kernel(req_certs_exit=self._exit_number)),
+                    KvmDevice(
+                        platform, self._make_guest, KernelRelease(req_certs_exit=self._exit_number)
+                    ),
                     self,
                 ),
                 "/dev/sev": lambda _: SevDevice(platform.firmware),
@@ -286,13 +288,13 @@ class Trial:
         if bad_rets:
             # Later failures are only a consequence of the unsupported ret.
             for check in missing:
-                self._note(check, State.SKIPPED, f"after an unsupported ret: {why}")
+                self._note(check, ResultState.SKIPPED, f"after an unsupported ret: {why}")
             return
         blamed = self._now if self._now in missing else missing[0]
-        self._note(blamed, State.FAILED, why)
+        self._note(blamed, ResultState.FAILED, why)
         for check in missing:
             if check != blamed:
-                self._note(check, State.SKIPPED, f"not reached: {why}")
+                self._note(check, ResultState.SKIPPED, f"not reached: {why}")
 
     def _judge_rets(self) -> list[int]:
         """Judge every ret; returns the unsupported ones."""
@@ -337,13 +339,13 @@ class Trial:
         shown = printable(text[-_LOG_SHOWN:])
         return f": {shown}" if shown else ""
 
-    def _note(self, check: str, state: State, detail: str) -> None:
+    def _note(self, check: str, state: ResultState, detail: str) -> None:
         if check not in BY_ID:
             raise KeyError(check)
         known = self._results.get(check)
-        if known is not None and known.state is State.FAILED:
+        if known is not None and known.state is ResultState.FAILED:
             return
-        if known is not None and state is State.SKIPPED:
+        if known is not None and state is ResultState.SKIPPED:
             return
         self._results[check] = Result(check, state, detail, time.monotonic() - self._started)
 
@@ -367,7 +369,7 @@ class Trial:
             self.judge("vm-starts", "the VM has no secrets page, or too little memory")
         else:
             try:
-                yield from script(self, Vcpu(cpu, pages, guest, self))
+                yield from script(self, TrialVcpu(cpu, pages, guest, self))
             except SnpCertsError as error:
                 self.judge(self._now, str(error))
             except GeneratorExit:

@@ -20,7 +20,7 @@ class Answered:
 
 
 @dataclass(frozen=True, slots=True)
-class Attested:
+class AttestedEvent:
     """A guest got an answer to one report request; ``report`` is empty after an error."""
 
     at: float
@@ -41,4 +41,4 @@ class Updated:
     held: float  # seconds
 
 
-Event = Answered | Attested | Updated
+Event = Answered | AttestedEvent | Updated

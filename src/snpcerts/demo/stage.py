@@ -23,7 +23,7 @@ from typing import IO, Any, Final
 
 from snpcerts.abi.product import Product
 from snpcerts.certfile.file import CertFile
-from snpcerts.demo.event import Answered, Attested, Event, Updated
+from snpcerts.demo.event import Answered, AttestedEvent, Event, Updated
 from snpcerts.demo.host import EmulatedHost
 from snpcerts.emulator.guest.script import REQUESTS_MAX, GuestScript
 from snpcerts.emulator.machine.enter import host_program, start_server
@@ -109,7 +109,7 @@ class DemoRun:
         self._start = time.monotonic()
         while waiting:
             for event in self._from_guests(sources):
-                if isinstance(event, Attested):
+                if isinstance(event, AttestedEvent):
                     waiting.discard(event.guest)
                 yield event
             self._check(vmms)
@@ -168,7 +168,7 @@ class DemoRun:
         for number, source in enumerate(sources):
             for line in source:
                 report, table = (base64.b64decode(line[name]) for name in ("report", "table"))
-                yield Attested(self._now(), number, line["errno"], report, table)
+                yield AttestedEvent(self._now(), number, line["errno"], report, table)
 
 
 class _Lines:

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 
 from snpcerts.abi.cert_table import CertTable
 from snpcerts.abi.report import Report
-from snpcerts.demo.event import Answered, Attested, Event, Updated
+from snpcerts.demo.event import Answered, AttestedEvent, Event, Updated
 from snpcerts.demo.host import EmulatedHost, key_name
 from snpcerts.errors import FormatError
 from snpcerts.verify.collateral import Collateral
@@ -18,7 +18,7 @@ from snpcerts.vmm.exit_service import Outcome
 
 
 @dataclass(frozen=True, slots=True)
-class Judgement:
+class RequestResult:
     """The result of one answered request: ``result`` is the name of a :class:`Tally` field."""
 
     result: str
@@ -40,7 +40,7 @@ class Tally:
     writer_wait_ms_max: float = 0.0
     writer_hold_ms_max: float = 0.0
 
-    def count(self, event: Event, host: EmulatedHost) -> Judgement | None:
+    def count(self, event: Event, host: EmulatedHost) -> RequestResult | None:
         """Count one event; returns the result if the event is a guest's answer."""
         match event:
             case Answered(outcome=outcome):
@@ -49,23 +49,23 @@ class Tally:
                 self.updates += 1
                 self.writer_wait_ms_max = max(self.writer_wait_ms_max, waited * 1000)
                 self.writer_hold_ms_max = max(self.writer_hold_ms_max, held * 1000)
-            case Attested():
+            case AttestedEvent():
                 judgement = self._judge(event.report, event.table, event.errno, host)
                 self.reports += judgement.result != "failed"
                 setattr(self, judgement.result, getattr(self, judgement.result) + 1)
                 return judgement
         return None
 
-    def _judge(self, report: bytes, table: bytes, errno: int, host: EmulatedHost) -> Judgement:
+    def _judge(self, report: bytes, table: bytes, errno: int, host: EmulatedHost) -> RequestResult:
         if not report:
-            return Judgement("failed", reasons=(f"errno {errno}",))
+            return RequestResult("failed", reasons=(f"errno {errno}",))
         key = key_name(host.tcb_of(Report.unpack(report)))
         try:
             parsed = CertTable.decode(table)
         except FormatError as error:
-            return Judgement("mismatched", key, (str(error),))
+            return RequestResult("mismatched", key, (str(error),))
         if not parsed.entries:
-            return Judgement("empty", key)
+            return RequestResult("empty", key)
         verdict = verify(
             report,
             Collateral.from_table(parsed),
@@ -73,8 +73,8 @@ class Tally:
             at=datetime.now(UTC),
         )
         if verdict.status is Status.VERIFIED:
-            return Judgement("verified", key)
-        return Judgement("mismatched", key, tuple(reason.code for reason in verdict.reasons))
+            return RequestResult("verified", key)
+        return RequestResult("mismatched", key, tuple(reason.code for reason in verdict.reasons))
 
     def to_json(self) -> dict[str, int | float]:
         """The counts as JSON values."""

@@ -43,7 +43,7 @@ from snpcerts.endorsement.vek import VekKind, is_amd_extension
 __all__ = [
     "SALT_SIZE",
     "Chain",
-    "Place",
+    "Position",
     "Window",
     "anchor_of",
     "check_chain",
@@ -51,7 +51,7 @@ __all__ = [
 ]
 
 
-class Place(enum.Enum):
+class Position(enum.Enum):
     """A certificate's place in the chain."""
 
     LEAF = "leaf"
@@ -60,38 +60,38 @@ class Place(enum.Enum):
 
 
 # The code for each place, by what is wrong there.
-_NAME = {Place.INTERMEDIATE: ReasonCode.ASK_NAME, Place.ROOT: ReasonCode.ARK_NAME}
-_KEY = {Place.INTERMEDIATE: ReasonCode.ASK_KEY, Place.ROOT: ReasonCode.ARK_KEY}
-_CA = {Place.INTERMEDIATE: ReasonCode.ASK_CA, Place.ROOT: ReasonCode.ARK_CA}
+_NAME = {Position.INTERMEDIATE: ReasonCode.ASK_NAME, Position.ROOT: ReasonCode.ARK_NAME}
+_KEY = {Position.INTERMEDIATE: ReasonCode.ASK_KEY, Position.ROOT: ReasonCode.ARK_KEY}
+_CA = {Position.INTERMEDIATE: ReasonCode.ASK_CA, Position.ROOT: ReasonCode.ARK_CA}
 _EXTENSIONS = {
-    Place.LEAF: ReasonCode.LEAF_EXTENSIONS,
-    Place.INTERMEDIATE: ReasonCode.ASK_EXTENSIONS,
-    Place.ROOT: ReasonCode.ARK_EXTENSIONS,
+    Position.LEAF: ReasonCode.LEAF_EXTENSIONS,
+    Position.INTERMEDIATE: ReasonCode.ASK_EXTENSIONS,
+    Position.ROOT: ReasonCode.ARK_EXTENSIONS,
 }
 _SIGNATURE_ALGORITHM = {
-    Place.LEAF: ReasonCode.LEAF_SIGNATURE_ALGORITHM,
-    Place.INTERMEDIATE: ReasonCode.ASK_SIGNATURE_ALGORITHM,
-    Place.ROOT: ReasonCode.ARK_SIGNATURE_ALGORITHM,
+    Position.LEAF: ReasonCode.LEAF_SIGNATURE_ALGORITHM,
+    Position.INTERMEDIATE: ReasonCode.ASK_SIGNATURE_ALGORITHM,
+    Position.ROOT: ReasonCode.ARK_SIGNATURE_ALGORITHM,
 }
 _ISSUER = {
-    Place.LEAF: ReasonCode.LEAF_ISSUER,
-    Place.INTERMEDIATE: ReasonCode.ASK_ISSUER,
-    Place.ROOT: ReasonCode.ARK_ISSUER,
+    Position.LEAF: ReasonCode.LEAF_ISSUER,
+    Position.INTERMEDIATE: ReasonCode.ASK_ISSUER,
+    Position.ROOT: ReasonCode.ARK_ISSUER,
 }
 _SIGNATURE = {
-    Place.LEAF: ReasonCode.LEAF_SIGNATURE,
-    Place.INTERMEDIATE: ReasonCode.ASK_SIGNATURE,
-    Place.ROOT: ReasonCode.ARK_SIGNATURE,
+    Position.LEAF: ReasonCode.LEAF_SIGNATURE,
+    Position.INTERMEDIATE: ReasonCode.ASK_SIGNATURE,
+    Position.ROOT: ReasonCode.ARK_SIGNATURE,
 }
 _NOT_YET_VALID = {
-    Place.LEAF: ReasonCode.LEAF_NOT_YET_VALID,
-    Place.INTERMEDIATE: ReasonCode.ASK_NOT_YET_VALID,
-    Place.ROOT: ReasonCode.ARK_NOT_YET_VALID,
+    Position.LEAF: ReasonCode.LEAF_NOT_YET_VALID,
+    Position.INTERMEDIATE: ReasonCode.ASK_NOT_YET_VALID,
+    Position.ROOT: ReasonCode.ARK_NOT_YET_VALID,
 }
 _EXPIRED = {
-    Place.LEAF: ReasonCode.LEAF_EXPIRED,
-    Place.INTERMEDIATE: ReasonCode.ASK_EXPIRED,
-    Place.ROOT: ReasonCode.ARK_EXPIRED,
+    Position.LEAF: ReasonCode.LEAF_EXPIRED,
+    Position.INTERMEDIATE: ReasonCode.ASK_EXPIRED,
+    Position.ROOT: ReasonCode.ARK_EXPIRED,
 }
 
 
@@ -109,15 +109,15 @@ class Chain:
     root: x509.Certificate | None
     leaf_product: Product | None = None
 
-    def label(self, place: Place) -> str:
+    def label(self, place: Position) -> str:
         """VCEK, ASK, ...: what the certificate in that place is called."""
-        if place is Place.LEAF:
+        if place is Position.LEAF:
             return self.kind.name
         return self.role(place).name
 
-    def role(self, place: Place) -> CaRole:
+    def role(self, place: Position) -> CaRole:
         """Which authority belongs in that place of such a chain."""
-        if place is Place.ROOT:
+        if place is Position.ROOT:
             return CaRole.ARK
         return CaRole.ASK if self.kind is VekKind.VCEK else CaRole.ASVK
 
@@ -142,7 +142,7 @@ def check_authorities(chain: Chain, anchors: Sequence[Anchor]) -> tuple[Reason, 
 class Window:
     """From when to when a certificate is valid, both inclusive, in UTC."""
 
-    place: Place
+    place: Position
     label: str
     not_before: datetime
     not_after: datetime
@@ -166,7 +166,7 @@ class Window:
 
 def windows_of(chain: Chain) -> tuple[Window, ...]:
     """The validity of each certificate at hand, leaf first."""
-    placed = zip(Place, (chain.leaf, chain.intermediate, chain.root), strict=True)
+    placed = zip(Position, (chain.leaf, chain.intermediate, chain.root), strict=True)
     return tuple(
         Window(
             place,
@@ -189,22 +189,22 @@ def check_leaf(chain: Chain) -> Iterator[Reason]:
             ReasonCode.LEAF_KIND,
             f"the leaf's common name is {cn!r}, must be {chain.kind.common_name!r}",
         )
-    yield from _critical(chain, Place.LEAF, chain.leaf)
-    yield from _issued(chain, Place.LEAF, chain.leaf, chain.intermediate)
+    yield from _critical(chain, Position.LEAF, chain.leaf)
+    yield from _issued(chain, Position.LEAF, chain.leaf, chain.intermediate)
 
 
 def _intermediate(chain: Chain) -> Iterator[Reason]:
     if chain.intermediate is None:
         return
-    yield from _authority(chain, Place.INTERMEDIATE, chain.intermediate, below=0)
-    yield from _issued(chain, Place.INTERMEDIATE, chain.intermediate, chain.root)
+    yield from _authority(chain, Position.INTERMEDIATE, chain.intermediate, below=0)
+    yield from _issued(chain, Position.INTERMEDIATE, chain.intermediate, chain.root)
 
 
 def _root(chain: Chain, anchors: Sequence[Anchor]) -> Iterator[Reason]:
     if chain.root is None:
         return
-    yield from _authority(chain, Place.ROOT, chain.root, below=1)
-    yield from _issued(chain, Place.ROOT, chain.root, chain.root)
+    yield from _authority(chain, Position.ROOT, chain.root, below=1)
+    yield from _issued(chain, Position.ROOT, chain.root, chain.root)
     pin = spki_sha384(chain.root)
     pinned = [anchor.product for anchor in anchors if anchor.spki_sha384 == pin]
     name = _ca_name(chain.root)
@@ -235,7 +235,7 @@ def _ca_name(certificate: x509.Certificate) -> CaName | None:
 
 
 def _authority(
-    chain: Chain, place: Place, certificate: x509.Certificate, *, below: int
+    chain: Chain, place: Position, certificate: x509.Certificate, *, below: int
 ) -> Iterator[Reason]:
     """What makes a certificate an authority with ``below`` authorities under it."""
     label = chain.label(place)
@@ -276,12 +276,12 @@ def _authority_flags(certificate: x509.Certificate, below: int) -> Iterator[str]
 _EVALUATED = frozenset({x509.BasicConstraints.oid, x509.KeyUsage.oid})
 
 
-def _critical(chain: Chain, place: Place, certificate: x509.Certificate) -> Iterator[Reason]:
+def _critical(chain: Chain, place: Position, certificate: x509.Certificate) -> Iterator[Reason]:
     """RFC 5280: a critical extension that is not evaluated must not be passed over."""
     for extension in certificate.extensions:
         if not extension.critical:
             continue
-        if place is Place.LEAF:
+        if place is Position.LEAF:
             evaluated = is_amd_extension(extension.oid)
         else:
             evaluated = extension.oid in _EVALUATED
@@ -294,7 +294,7 @@ def _critical(chain: Chain, place: Place, certificate: x509.Certificate) -> Iter
 
 
 def _issued(
-    chain: Chain, place: Place, certificate: x509.Certificate, issuer: x509.Certificate | None
+    chain: Chain, place: Position, certificate: x509.Certificate, issuer: x509.Certificate | None
 ) -> Iterator[Reason]:
     """Whether ``issuer`` issued ``certificate``: algorithm, name, signature."""
     label = chain.label(place)
@@ -304,7 +304,7 @@ def _issued(
         yield Reason(_SIGNATURE_ALGORITHM[place], f"the {label} {problem}")
     if issuer is None:
         return
-    by = chain.label(Place.ROOT if place is not Place.LEAF else Place.INTERMEDIATE)
+    by = chain.label(Position.ROOT if place is not Position.LEAF else Position.INTERMEDIATE)
     if certificate.issuer != issuer.subject:
         yield Reason(
             _ISSUER[place],
@@ -365,10 +365,10 @@ def check_products(chain: Chain) -> Iterator[Reason]:
     """All certificates must be of one product."""
     said: list[tuple[str, Product]] = []
     if chain.leaf_product is not None:
-        said.append((chain.label(Place.LEAF), chain.leaf_product))
+        said.append((chain.label(Position.LEAF), chain.leaf_product))
     for place, certificate in (
-        (Place.INTERMEDIATE, chain.intermediate),
-        (Place.ROOT, chain.root),
+        (Position.INTERMEDIATE, chain.intermediate),
+        (Position.ROOT, chain.root),
     ):
         name = None if certificate is None else _ca_name(certificate)
         if name is not None:

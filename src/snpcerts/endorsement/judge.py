@@ -184,9 +184,9 @@ class JudgeMemory:
     """Findings about the chains seen last. Bounded, and safe to share among threads."""
 
     def __init__(self, limit: int = REMEMBERED) -> None:
-        self._chains: _Memory[Findings] = _Memory(limit)
-        self._authorities: _Memory[_Authorities] = _Memory(limit)
-        self._lists: _Memory[CrlFindings] = _Memory(limit)
+        self._chains: _FoundCache[Findings] = _FoundCache(limit)
+        self._authorities: _FoundCache[_Authorities] = _FoundCache(limit)
+        self._lists: _FoundCache[CrlFindings] = _FoundCache(limit)
         self._trusted: tuple[tuple[Anchor, ...], tuple[object, ...]] = ((), ())
 
     def __len__(self) -> int:
@@ -254,7 +254,7 @@ class JudgeMemory:
         return content
 
 
-class _Memory(Generic[_Found]):
+class _FoundCache(Generic[_Found]):
     """What was found, by key; forgets what was not asked for longest."""
 
     def __init__(self, limit: int) -> None:

@@ -34,7 +34,7 @@ _NETWORK: Final = frozenset(("nfs", "nfs4", "cifs", "smb3", "9p", "ceph", "afs",
 _FIRST_KERNEL: Final = (7, 0)
 
 
-class Outcome(enum.Enum):
+class Severity(enum.Enum):
     """How a check came out."""
 
     PASS = "pass"  # noqa: S105 (no password)
@@ -43,11 +43,11 @@ class Outcome(enum.Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class Line:
+class Finding:
     """One check: what was looked at, what was found, what to do."""
 
     what: str
-    outcome: Outcome
+    outcome: Severity
     found: str
     to_do: str = ""
 
@@ -65,71 +65,71 @@ class Line:
         }
 
 
-def kernel(release: str) -> Line:
+def kernel(release: str) -> Finding:
     """The kernel's release; distributions backport, so KVM's own word counts more."""
     match = re.match(r"(\d+)\.(\d+)", release)
     if match is not None and (int(match[1]), int(match[2])) >= _FIRST_KERNEL:
-        return Line("kernel", Outcome.PASS, release)
-    return Line(
+        return Finding("kernel", Severity.PASS, release)
+    return Finding(
         "kernel",
-        Outcome.WARN,
+        Severity.WARN,
         f"{release}, but KVM asks for certificates since 7.0",
         "see the next line: your distribution may have backported it",
     )
 
 
-def faults(release: str) -> Iterator[Line]:
+def faults(release: str) -> Iterator[Finding]:
     """Known faults of that kernel on this path: warnings, since fixes are backported."""
     for each in kernel_faults.known(release):
-        yield Line(
+        yield Finding(
             f"kernel fault {each.name}",
-            Outcome.WARN,
+            Severity.WARN,
             f"{release}: {each.what} (known by {kernel_faults.AS_OF}; source: {each.source})",
             f"fixed in {each.fixed_in}, or earlier where your distribution has backported it",
         )
 
 
-def kvm(supports: Callable[[int], bool], path: str = "/dev/kvm") -> Line:
+def kvm(supports: Callable[[int], bool], path: str = "/dev/kvm") -> Finding:
     """KVM's device attribute; ``supports`` asks an open ``/dev/kvm``."""
     what = "KVM certificate requests"
     try:
         fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
     except OSError as error:
         to_do = "load kvm_amd" if isinstance(error, FileNotFoundError) else "run this as root"
-        return Line(what, Outcome.FAIL, f"{path}: {error.strerror}", to_do)
+        return Finding(what, Severity.FAIL, f"{path}: {error.strerror}", to_do)
     try:
         if supports(fd):
-            return Line(what, Outcome.PASS, "KVM_X86_SEV_SNP_REQ_CERTS is 1")
+            return Finding(what, Severity.PASS, "KVM_X86_SEV_SNP_REQ_CERTS is 1")
     except OSError as error:
-        return Line(what, Outcome.FAIL, f"{path}: {error.strerror}", "is this KVM?")
+        return Finding(what, Severity.FAIL, f"{path}: {error.strerror}", "is this KVM?")
     finally:
         os.close(fd)
-    return Line(
+    return Finding(
         what,
-        Outcome.FAIL,
+        Severity.FAIL,
         "KVM_X86_SEV_SNP_REQ_CERTS is missing or 0",
         "SNP must be on in the firmware set-up (SEV-SNP, SMEE, RMP table) and kvm_amd loaded "
         "with sev_snp=1, on Linux 7.0 or later",
     )
 
 
-def firmware(open_firmware: Callable[[], HostFirmware]) -> Line:
+def firmware(open_firmware: Callable[[], HostFirmware]) -> Finding:
     """``/dev/sev`` answers, and SNP is initialised."""
     what = "/dev/sev"
     try:
         found = open_firmware()
         state = found.state()
     except SnpCertsError as error:
-        return Line(what, Outcome.FAIL, error.message, error.hint or "")
+        return Finding(what, Severity.FAIL, error.message, error.hint or "")
     text = f"{found.product.value}, firmware {state.version}, reported TCB {state.reported}"
     if not state.initialised:
-        return Line(
-            what, Outcome.FAIL, f"{text}, SNP not initialised", "load kvm_amd with sev_snp=1"
+        return Finding(
+            what, Severity.FAIL, f"{text}, SNP not initialised", "load kvm_amd with sev_snp=1"
         )
-    return Line(what, Outcome.PASS, text)
+    return Finding(what, Severity.PASS, text)
 
 
-def files(config: Config) -> Iterator[Line]:
+def files(config: Config) -> Iterator[Finding]:
     """Directories, locks and permissions of every certificate file."""
     for folder in dict.fromkeys(os.path.dirname(os.path.realpath(f.path)) for f in config.files):
         yield from _directory(folder)
@@ -138,80 +138,80 @@ def files(config: Config) -> Iterator[Line]:
         yield _file(file)
 
 
-def cache(folder: Path) -> Line:
+def cache(folder: Path) -> Finding:
     """The cache directory is there and may be written to, or can be made."""
     there = folder
     while not there.exists() and there != there.parent:
         there = there.parent
     if there.is_dir() and os.access(there, os.W_OK | os.X_OK):
         made = "" if there == folder else ", will be made"
-        return Line("cache", Outcome.PASS, f"{folder}{made}")
-    return Line("cache", Outcome.FAIL, f"{folder}: is not writable", "--cache names another")
+        return Finding("cache", Severity.PASS, f"{folder}{made}")
+    return Finding("cache", Severity.FAIL, f"{folder}: is not writable", "--cache names another")
 
 
-def key_server(ask: Callable[[], str]) -> Line:
+def key_server(ask: Callable[[], str]) -> Finding:
     """The key server answers; ``ask`` says what it answered or raises."""
     try:
-        return Line("key server", Outcome.PASS, ask())
+        return Finding("key server", Severity.PASS, ask())
     except SnpCertsError as error:
-        return Line("key server", Outcome.FAIL, error.message, error.hint or "")
+        return Finding("key server", Severity.FAIL, error.message, error.hint or "")
 
 
-def passed(lines: Sequence[Line]) -> bool:
+def passed(lines: Sequence[Finding]) -> bool:
     """Nothing failed. A warning is for people to think about."""
-    return all(line.outcome is not Outcome.FAIL for line in lines)
+    return all(line.outcome is not Severity.FAIL for line in lines)
 
 
-def _directory(folder: str) -> Iterator[Line]:
+def _directory(folder: str) -> Iterator[Finding]:
     if not os.path.isdir(folder):
-        yield Line("directory", Outcome.FAIL, f"{folder}: does not exist", f"mkdir -p {folder}")
+        yield Finding("directory", Severity.FAIL, f"{folder}: does not exist", f"mkdir -p {folder}")
         return
     kind = file_system(folder)
     if kind in _NETWORK:
-        yield Line(
+        yield Finding(
             "file system",
-            Outcome.FAIL,
+            Severity.FAIL,
             f"{folder} is on {kind}, which other machines may share and lock",
             "keep certificate files on a local file system: each host has its own key",
         )
     else:
-        yield Line("file system", Outcome.PASS, f"{folder} is on {kind or 'an unnamed one'}")
+        yield Finding("file system", Severity.PASS, f"{folder} is on {kind or 'an unnamed one'}")
     try:
         with _two_descriptions(folder) as (first, second):
             problem = _locks_problem(first, second)
     except OSError as error:
-        yield Line(
+        yield Finding(
             "locks",
-            Outcome.FAIL,
+            Severity.FAIL,
             f"{folder}: cannot create a file here: {error.strerror}",
             "run this as root, and check free space and mount options",
         )
         return
     if problem:
-        yield Line("locks", Outcome.FAIL, f"{folder}: {problem}", "use another file system")
+        yield Finding("locks", Severity.FAIL, f"{folder}: {problem}", "use another file system")
     else:
-        yield Line("locks", Outcome.PASS, f"{folder}: open-file-description locks work")
+        yield Finding("locks", Severity.PASS, f"{folder}: open-file-description locks work")
     status = os.stat(folder)
     if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-        yield Line(
+        yield Finding(
             "directory",
-            Outcome.WARN,
+            Severity.WARN,
             f"{folder}: other users may write to it ({stat.S_IMODE(status.st_mode):04o})",
             f"chmod go-w {folder}: a user who can write here can replace the file",
         )
 
 
-def _way(path: str) -> Iterator[Line]:
+def _way(path: str) -> Iterator[Finding]:
     """Who else decides where the path leads, as it is written."""
     try:
         found = list(trusted_path.doubts(path))
     except (SnpCertsError, OSError) as error:
-        yield Line("path", Outcome.FAIL, str(error))
+        yield Finding("path", Severity.FAIL, str(error))
         return
     for doubt in found:
-        yield Line(
+        yield Finding(
             "path",
-            Outcome.FAIL if doubt.refused else Outcome.WARN,
+            Severity.FAIL if doubt.refused else Severity.WARN,
             f"{path}: {doubt.place} {doubt.found}",
             "an update refuses to follow it: name the file itself, or make the link as root"
             if doubt.refused
@@ -246,33 +246,39 @@ def _two_descriptions(folder: str) -> Iterator[tuple[int, int]]:
         os.unlink(path)
 
 
-def _file(file: FileConfig) -> Line:
+def _file(file: FileConfig) -> Finding:
     what = "certificate file"
     try:
         group_of(file)
         status = os.stat(file.path)
         wrong = differences(file)
     except FileNotFoundError:
-        return Line(what, Outcome.PASS, f"{file.path}: does not exist yet; 'host sync' creates it")
+        return Finding(
+            what, Severity.PASS, f"{file.path}: does not exist yet; 'host sync' creates it"
+        )
     except OSError as error:
-        return Line(what, Outcome.FAIL, f"{file.path}: {error.strerror}", "run this as root")
+        return Finding(what, Severity.FAIL, f"{file.path}: {error.strerror}", "run this as root")
     except SnpCertsError as error:
-        return Line(what, Outcome.FAIL, error.message, error.hint or "")
+        return Finding(what, Severity.FAIL, error.message, error.hint or "")
     if not stat.S_ISREG(status.st_mode):
-        return Line(what, Outcome.FAIL, f"{file.path}: is not a regular file", "move it away")
+        return Finding(what, Severity.FAIL, f"{file.path}: is not a regular file", "move it away")
     if wrong:
-        return Line(what, Outcome.FAIL, f"{file.path}: {', '.join(wrong)}", "'host sync' sets them")
+        return Finding(
+            what, Severity.FAIL, f"{file.path}: {', '.join(wrong)}", "'host sync' sets them"
+        )
     if os.path.ismount(file.path) and file.strategy is Strategy.SWAP:
-        return Line(what, Outcome.FAIL, f"{file.path}: is a mount point", 'strategy = "in-place"')
+        return Finding(
+            what, Severity.FAIL, f"{file.path}: is a mount point", 'strategy = "in-place"'
+        )
     mode = stat.S_IMODE(status.st_mode)
     if mode & stat.S_IROTH:
-        return Line(
+        return Finding(
             what,
-            Outcome.WARN,
+            Severity.WARN,
             f"{file.path}: every user may read it ({mode:04o}), and so lock out updates",
             'mode = "0640" and the group of the VMMs',
         )
-    return Line(what, Outcome.PASS, f"{file.path}: mode {mode:04o}, group {status.st_gid}")
+    return Finding(what, Severity.PASS, f"{file.path}: mode {mode:04o}, group {status.st_gid}")
 
 
 def file_system(path: str, mounts: str = "/proc/self/mountinfo") -> str:

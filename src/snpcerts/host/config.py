@@ -43,7 +43,7 @@ class ConfigError(InputError):
     code = "config"
 
 
-class KeySelect(enum.Enum):
+class GuestKeySelect(enum.Enum):
     """Which key the guests of a file ask for (KEY_SEL of their report requests)."""
 
     DEFAULT = "default"  # the VLEK where one is loaded, else the VCEK: what Linux asks for
@@ -70,7 +70,7 @@ class FileConfig:
 
     path: str
     kind: VekKind = VekKind.VCEK
-    key_select: KeySelect = KeySelect.DEFAULT
+    key_select: GuestKeySelect = GuestKeySelect.DEFAULT
     without_vlek: VekKind | None = None
     masked_vlek_signs: bool = False
     strategy: Strategy = Strategy.SWAP
@@ -192,7 +192,7 @@ def _file(table: _Table) -> FileConfig:
     file = FileConfig(
         path=table.take("path", _absolute, ""),
         kind=kind,
-        key_select=table.take("key_select", _one_of(KeySelect), KeySelect.DEFAULT),
+        key_select=table.take("key_select", _one_of(GuestKeySelect), GuestKeySelect.DEFAULT),
         without_vlek=without,
         masked_vlek_signs=table.take(
             "with_mask_chip_key", _choice({"empty": False, "vlek": True}), False

@@ -15,10 +15,10 @@ from snpcerts.abi import psp
 from snpcerts.abi.product import Product
 from snpcerts.abi.tcb import TcbVersion
 from snpcerts.errors import FormatError, RefusedError
-from snpcerts.host.known import NOTHING_DOUBTED, Known, Proof
+from snpcerts.host.known import NOTHING_DOUBTED, KnownKeys, Proof
 
 
-class Device(Protocol):
+class SevCommands(Protocol):
     """The commands of ``/dev/sev`` that the agent gives; see :class:`snpcerts.host.sev.Sev`."""
 
     def snp_platform_status(self) -> psp.SnpPlatformStatus: ...
@@ -33,7 +33,7 @@ class Device(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class State:
+class FirmwareState:
     """The firmware at one moment. ``initialised`` is SNP's, not SEV's.
 
     ``known`` is what is remembered of its keys: the firmware does not say it.
@@ -47,7 +47,7 @@ class State:
     initialised: bool
     version: str  # of the firmware: major.minor.build
     guests: int
-    known: Known = NOTHING_DOUBTED
+    known: KnownKeys = NOTHING_DOUBTED
 
     @property
     def config_flags(self) -> int:
@@ -63,19 +63,21 @@ class KeyMemory(Protocol):
 
     problem: str
 
-    def look(self, read: Callable[[], State]) -> State: ...
+    def look(self, read: Callable[[], FirmwareState]) -> FirmwareState: ...
 
-    def configure(self, read: Callable[[], State], give: Callable[[], None]) -> None: ...
+    def configure(self, read: Callable[[], FirmwareState], give: Callable[[], None]) -> None: ...
 
     def load_vlek(
         self,
-        read: Callable[[], State],
+        read: Callable[[], FirmwareState],
         give: Callable[[], None],
         tcb: TcbVersion,
         certificate: bytes,
     ) -> None: ...
 
-    def prove(self, read: Callable[[], State], taken_in: State, proof: Proof) -> None: ...
+    def prove(
+        self, read: Callable[[], FirmwareState], taken_in: FirmwareState, proof: Proof
+    ) -> None: ...
 
 
 class HostFirmware:
@@ -86,7 +88,7 @@ class HostFirmware:
     """
 
     def __init__(
-        self, device: Device, product: Product, memory: Callable[[bytes], KeyMemory]
+        self, device: SevCommands, product: Product, memory: Callable[[bytes], KeyMemory]
     ) -> None:
         """``memory`` makes it for a chip's ID.
 
@@ -103,7 +105,7 @@ class HostFirmware:
             )
         self.memory = memory(self.hwid)
 
-    def state(self) -> State:
+    def state(self) -> FirmwareState:
         """SNP_PLATFORM_STATUS, read, with what is known of the keys.
 
         Raises as :meth:`said`.
@@ -124,11 +126,11 @@ class HostFirmware:
             self.said, lambda: self.device.snp_vlek_load(hashstick), tcb, certificate
         )
 
-    def prove(self, taken_in: State, proof: Proof) -> None:
+    def prove(self, taken_in: FirmwareState, proof: Proof) -> None:
         """Take in a proof of which key signs."""
         self.memory.prove(self.said, taken_in, proof)
 
-    def said(self) -> State:
+    def said(self) -> FirmwareState:
         """SNP_PLATFORM_STATUS, read: what the firmware itself says.
 
         Raises :class:`~snpcerts.host.sev.SevError`, and :class:`RefusedError`
@@ -145,7 +147,7 @@ class HostFirmware:
                 f"SNP_PLATFORM_STATUS: {error}",
                 hint="is the product right? --product, or product in the configuration file",
             ) from None
-        return State(
+        return FirmwareState(
             current=current,
             reported=reported,
             vlek_loaded=bool(status.flags & psp.STATUS_VLEK_EN),

@@ -21,7 +21,7 @@ from snpcerts.certfile.recognise import table_problem, was_updated_before
 from snpcerts.endorsement.judge import ChainBytes, ChipJudge
 from snpcerts.endorsement.vek import EndorsementCert
 from snpcerts.host.config import FileConfig
-from snpcerts.host.firmware import State
+from snpcerts.host.firmware import FirmwareState
 from snpcerts.host.wanted import Key, NoKey, Wanted, wanted
 
 # Longer than an update without its firmware command takes.
@@ -58,7 +58,7 @@ class Holding:
     """
 
     file: FileConfig
-    state: State
+    state: FirmwareState
     wanted: Wanted
     standing: Standing
     problems: tuple[str, ...] = ()
@@ -77,7 +77,7 @@ class Holding:
 
 def look(
     file: FileConfig,
-    read_state: Callable[[], State],
+    read_state: Callable[[], FirmwareState],
     judge: ChipJudge,
     at: datetime,
     *,
@@ -90,7 +90,7 @@ def look(
     what ``read_state`` raises.
     """
     seen: list[Found] = []
-    state: State = CertFile(file.path).serve(
+    state: FirmwareState = CertFile(file.path).serve(
         deliver=seen.append, handshake=read_state, lock_wait=lock_wait
     )
     want = wanted(state, file)
@@ -122,7 +122,7 @@ _CERTIFICATES = frozenset((VCEK_GUID, VLEK_GUID, ASK_GUID, ARK_GUID))
 
 def _of_table(
     file: FileConfig,
-    state: State,
+    state: FirmwareState,
     want: Wanted,
     data: bytes,
     judge: ChipJudge,

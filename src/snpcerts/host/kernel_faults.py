@@ -17,7 +17,7 @@ _Version = tuple[int, int, int]
 
 
 @dataclass(frozen=True, slots=True)
-class Fault:
+class KernelFault:
     """In kernels from ``since`` on and before ``fixed``; ``source`` says where that is from."""
 
     name: str
@@ -37,7 +37,7 @@ class Fault:
 
 
 FAULTS: Final = (
-    Fault(
+    KernelFault(
         "vlek-load-lost",
         (6, 15, 0),
         (7, 2, 0),
@@ -46,7 +46,7 @@ FAULTS: Final = (
         "linux-crypto, 'Do not initialize SNP for SEV ioctls', v2, 2026-05-04 "
         "(20260504165147.1615643-1-tycho@kernel.org); in stable kernels since May 2026",
     ),
-    Fault(
+    KernelFault(
         "ghcb-not-registered",
         (6, 11, 0),
         (7, 2, 6),
@@ -64,7 +64,7 @@ def version_of(release: str) -> _Version | None:
     return None if match is None else (int(match[1]), int(match[2]), int(match[3] or 0))
 
 
-def known(release: str) -> tuple[Fault, ...]:
+def known(release: str) -> tuple[KernelFault, ...]:
     """The faults that a kernel of that release has, by its number."""
     version = version_of(release)
     return () if version is None else tuple(each for each in FAULTS if each.concerns(version))

@@ -20,7 +20,7 @@ from snpcerts.endorsement.vek import VekKind
 
 
 @dataclass(frozen=True, slots=True)
-class LoadedVlek:
+class RememberedVlek:
     """The VLEK that ``host load-vlek`` loaded: its TCB, and the SHA-256 of its certificate."""
 
     tcb: TcbVersion
@@ -44,14 +44,14 @@ class Proof:
 
 
 @dataclass(frozen=True, slots=True)
-class Known:
+class KnownKeys:
     """What is remembered of the keys, and what is not certain of them.
 
     A doubt that is empty is none. ``lost_masks`` are those that were in force
     until SNP was initialised again, and are not any more.
     """
 
-    vlek: LoadedVlek | None = None
+    vlek: RememberedVlek | None = None
     vlek_doubt: str = ""
     vcek_doubt: str = ""
     proofs: tuple[Proof, ...] = ()
@@ -61,10 +61,10 @@ class Known:
         """What was proven for reports asked for with ``select``."""
         return next((each for each in self.proofs if each.select is select), None)
 
-    def proven(self, proof: Proof) -> Known:
+    def proven(self, proof: Proof) -> KnownKeys:
         """With one more proof, which takes the place of an older one."""
         others = tuple(each for each in self.proofs if each.select is not proof.select)
         return replace(self, proofs=(*others, proof))
 
 
-NOTHING_DOUBTED = Known()
+NOTHING_DOUBTED = KnownKeys()

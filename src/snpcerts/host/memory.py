@@ -33,9 +33,9 @@ from snpcerts.abi.tcb import TcbVersion
 from snpcerts.endorsement.vek import VekKind
 from snpcerts.errors import RefusedError, RetryLaterError, SnpCertsError
 from snpcerts.host import remembered
-from snpcerts.host.firmware import State
+from snpcerts.host.firmware import FirmwareState
 from snpcerts.host.initialisation import Initialisation, initialisation
-from snpcerts.host.known import Known, LoadedVlek, Proof
+from snpcerts.host.known import KnownKeys, Proof, RememberedVlek
 from snpcerts.host.remembered import Remembered
 from snpcerts.host.sev import SevError
 
@@ -44,7 +44,7 @@ SIZE_LIMIT: Final = 1 << 16
 LOCK_WAIT: Final = 5.0
 _PAUSE: Final = 0.005
 
-Read = Callable[[], State]
+Read = Callable[[], FirmwareState]
 
 
 class UnusableError(RefusedError):
@@ -53,7 +53,7 @@ class UnusableError(RefusedError):
     code = "memory"
 
 
-class Store(Protocol):
+class MemoryStore(Protocol):
     """Where it is kept."""
 
     def locked(self) -> AbstractContextManager[object]:
@@ -77,7 +77,7 @@ class Memory:
 
     def __init__(
         self,
-        store: Store,
+        store: MemoryStore,
         chip: bytes,
         *,
         which: Callable[[], Initialisation] = initialisation,
@@ -90,7 +90,7 @@ class Memory:
         self._depth = 0
         self.problem = ""
 
-    def look(self, read: Read) -> State:
+    def look(self, read: Read) -> FirmwareState:
         """Ask the firmware, and add what is known of its keys."""
         try:
             with self._locked():
@@ -127,10 +127,10 @@ class Memory:
                 if error.status is not None:  # the firmware said no: what was there still is
                     self._keep(before)
                 raise
-            vlek = LoadedVlek(tcb, _digest(certificate), self._clock())
+            vlek = RememberedVlek(tcb, _digest(certificate), self._clock())
             self._keep(remembered.loaded(self._seen(read), vlek))
 
-    def prove(self, read: Read, taken_in: State, proof: Proof) -> None:
+    def prove(self, read: Read, taken_in: FirmwareState, proof: Proof) -> None:
         """Write down a proof that was taken in the state ``taken_in``.
 
         Raises :class:`RetryLaterError` when the firmware is in another state now.
@@ -162,7 +162,7 @@ class Memory:
             return remembered.looked(before, now, self._chip, which)
         return remembered.looked(None, now, self._chip, which, why_nothing=why)
 
-    def _keep(self, what: Remembered) -> State:
+    def _keep(self, what: Remembered) -> FirmwareState:
         try:
             kept: Remembered | None = self._store.load()
         except UnusableError:
@@ -172,7 +172,7 @@ class Memory:
         self.problem = ""
         return what.state
 
-    def _forgotten(self, read: Read, error: SnpCertsError) -> State:
+    def _forgotten(self, read: Read, error: SnpCertsError) -> FirmwareState:
         """Others will not know what is seen here, so it counts as never seen."""
         self.problem = str(error)
         now = remembered.looked(
@@ -319,8 +319,8 @@ def _digest(certificate: bytes) -> str:
     return hashlib.sha256(certificate).hexdigest()
 
 
-def _bare(state: State) -> State:
-    return replace(state, guests=0, known=Known())
+def _bare(state: FirmwareState) -> FirmwareState:
+    return replace(state, guests=0, known=KnownKeys())
 
 
 # The file: a JSON object whose "sha256" is the digest of the others, in the order they stand.
@@ -398,10 +398,10 @@ def _remembered(body: dict[str, Any], product: Product) -> Remembered:
         return TcbVersion.unpack(bytes.fromhex(text), product.tcb_layout)
 
     vlek, firmware = body["vlek"], body["firmware"]
-    known = Known(
+    known = KnownKeys(
         vlek=None
         if vlek is None
-        else LoadedVlek(
+        else RememberedVlek(
             tcb(vlek["tcb"]), str(vlek["certificate"]), datetime.fromisoformat(vlek["at"])
         ),
         vlek_doubt=str(body["vlek_doubt"]),
@@ -418,7 +418,7 @@ def _remembered(body: dict[str, Any], product: Product) -> Remembered:
             for each in body["proofs"]
         ),
     )
-    state = State(
+    state = FirmwareState(
         current=tcb(firmware["current_tcb"]),
         reported=tcb(firmware["reported_tcb"]),
         vlek_loaded=bool(firmware["vlek_loaded"]),

@@ -20,7 +20,7 @@ from snpcerts.endorsement.crl import RevocationList
 from snpcerts.endorsement.vek import VekKind
 from snpcerts.errors import RefusedError
 from snpcerts.host.event import Event, EventKind
-from snpcerts.host.firmware import State
+from snpcerts.host.firmware import FirmwareState
 from snpcerts.host.holding import Holding
 from snpcerts.host.mitigations import mitigations
 from snpcerts.host.status import basis
@@ -179,7 +179,7 @@ class Metrics:
         for result, count in kds.items():
             self._kds.labels(result).set(count)
 
-    def _keys(self, state: State) -> None:
+    def _keys(self, state: FirmwareState) -> None:
         for name in ("proven", "believed", "unknown"):
             self._basis.labels(name).set(name == basis(state))
         self._proven.clear()

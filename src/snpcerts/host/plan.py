@@ -23,9 +23,9 @@ from snpcerts.endorsement.vek import VekKind
 from snpcerts.errors import FormatError, InputError, RefusedError, RetryLaterError, SnpCertsError
 from snpcerts.host.agent import Agent
 from snpcerts.host.event import Event, EventKind
-from snpcerts.host.firmware import State
+from snpcerts.host.firmware import FirmwareState
 from snpcerts.host.holding import Holding
-from snpcerts.host.known import Known
+from snpcerts.host.known import KnownKeys
 from snpcerts.host.ownership import group_of
 from snpcerts.host.section import Section
 from snpcerts.host.stock import UnavailableError
@@ -51,8 +51,8 @@ class Plan:
     """
 
     command: str
-    before: State
-    after: State
+    before: FirmwareState
+    after: FirmwareState
     files: tuple[FilePlan, ...]
     fetch: tuple[Key, ...]
     notes: tuple[str, ...]
@@ -146,9 +146,9 @@ def carry_out(agent: Agent, plan: Plan, *, allow_empty: bool) -> Changed:
     return Changed(done, unfetched)
 
 
-def _bare(state: State) -> State:
+def _bare(state: FirmwareState) -> FirmwareState:
     """What the firmware says, without what is remembered."""
-    return replace(state, guests=0, known=Known())
+    return replace(state, guests=0, known=KnownKeys())
 
 
 def follow_up(agent: Agent, changed: Changed) -> SnpCertsError | None:
@@ -276,14 +276,14 @@ def load_vlek(agent: Agent, hashstick: bytes, certificate: bytes) -> Plan:
     )
 
 
-def _looked(agent: Agent) -> tuple[tuple[Holding, ...], State]:
+def _looked(agent: Agent) -> tuple[tuple[Holding, ...], FirmwareState]:
     for file in agent.config.files:
         group_of(file)  # report a configuration error before changing anything
     holdings = agent.look()
     return holdings, agent.firmware.state()
 
 
-def _reporting(before: State, reported: TcbVersion) -> State:
+def _reporting(before: FirmwareState, reported: TcbVersion) -> FirmwareState:
     kept = before.vlek_loaded and reported == before.reported
     known = replace(before.known, vcek_doubt="", proofs=())
     return replace(before, reported=reported, vlek_loaded=kept, known=known)
@@ -293,8 +293,8 @@ def _plan(
     agent: Agent,
     command: str,
     holdings: Sequence[Holding],
-    before: State,
-    after: State,
+    before: FirmwareState,
+    after: FirmwareState,
     notes: Sequence[str],
     run: Callable[[], None],
 ) -> Plan:

@@ -29,7 +29,7 @@ from snpcerts.errors import FormatError, RefusedError, RetryLaterError, SnpCerts
 from snpcerts.host.agent import Agent, Synced
 from snpcerts.host.config import FileConfig
 from snpcerts.host.event import Event, EventKind
-from snpcerts.host.firmware import State
+from snpcerts.host.firmware import FirmwareState
 from snpcerts.host.known import Proof
 from snpcerts.host.remembered import expected_kind
 from snpcerts.host.wanted import Key, key_sel
@@ -117,7 +117,7 @@ def prove(agent: Agent, file: FileConfig, ask: Ask, *, nonce: bytes) -> Proved:
 def judged(
     data: bytes,
     nonce: bytes,
-    state: State,
+    state: FirmwareState,
     select: KeySelect,
     candidates: Sequence[Candidate],
     *,
@@ -177,7 +177,7 @@ def judged(
     )
 
 
-def _of_this_host(report: Report, state: State, chip: bytes, product: Product) -> None:
+def _of_this_host(report: Report, state: FirmwareState, chip: bytes, product: Product) -> None:
     fields = report.fields
     if not report.chip_id_masked and fields.chip_id != chip.ljust(len(fields.chip_id), b"\0"):
         raise NoProofError(
@@ -200,7 +200,7 @@ def _of_this_host(report: Report, state: State, chip: bytes, product: Product) -
         raise NoProofError("the report and the firmware differ about MASK_CHIP_KEY")
 
 
-def _candidates(agent: Agent, state: State, kind: VekKind) -> Iterable[Candidate]:
+def _candidates(agent: Agent, state: FirmwareState, kind: VekKind) -> Iterable[Candidate]:
     """The keys that firmware may sign with: for the VCEK those of the reported and running TCB."""
     tcbs = (
         (state.reported, state.current)
@@ -225,7 +225,7 @@ def _leaf(table: CertTable, kind: VekKind) -> tuple[EndorsementCert, bytes] | No
     return None if der is None else (EndorsementCert.from_bytes(der), der)
 
 
-def _numbers(state: State) -> tuple[object, ...]:
+def _numbers(state: FirmwareState) -> tuple[object, ...]:
     return (
         state.current,
         state.reported,

@@ -13,9 +13,9 @@ from typing import Final
 
 from snpcerts.abi.guest_message import KeySelect
 from snpcerts.endorsement.vek import VekKind
-from snpcerts.host.firmware import State
+from snpcerts.host.firmware import FirmwareState
 from snpcerts.host.initialisation import Initialisation
-from snpcerts.host.known import NOTHING_DOUBTED, Known, LoadedVlek, Proof
+from snpcerts.host.known import NOTHING_DOUBTED, KnownKeys, Proof, RememberedVlek
 
 _PROVE: Final = "'host prove-key' resolves this"
 _AGAIN: Final = f"{_PROVE}, 'host set-config --again' derives the VCEK anew"
@@ -34,12 +34,12 @@ class Remembered:
 
     chip: str
     initialisation: Initialisation
-    state: State
+    state: FirmwareState
 
 
 def looked(
     before: Remembered | None,
-    now: State,
+    now: FirmwareState,
     chip: str,
     initialisation: Initialisation,
     *,
@@ -77,7 +77,7 @@ def loading(remembered: Remembered) -> Remembered:
     return _with(remembered, _without_vlek_proofs(known))
 
 
-def loaded(remembered: Remembered, vlek: LoadedVlek) -> Remembered:
+def loaded(remembered: Remembered, vlek: RememberedVlek) -> Remembered:
     """After SNP_VLEK_LOAD of ours: the firmware took it for the reported TCB."""
     state = remembered.state
     known = _without_vlek_proofs(state.known)
@@ -91,11 +91,11 @@ def proven(remembered: Remembered, proof: Proof) -> Remembered:
     return _with(remembered, remembered.state.known.proven(proof))
 
 
-def _with(remembered: Remembered, known: Known) -> Remembered:
+def _with(remembered: Remembered, known: KnownKeys) -> Remembered:
     return replace(remembered, state=replace(remembered.state, known=known))
 
 
-def _first_seen(now: State, why: str) -> Known:
+def _first_seen(now: FirmwareState, why: str) -> KnownKeys:
     return replace(
         NOTHING_DOUBTED,
         vlek_doubt=STRANGER if now.vlek_loaded else "",
@@ -106,14 +106,16 @@ def _first_seen(now: State, why: str) -> Known:
     )
 
 
-def _initialised_again(before: Remembered, now: State, initialisation: Initialisation) -> str:
+def _initialised_again(
+    before: Remembered, now: FirmwareState, initialisation: Initialisation
+) -> str:
     told = before.initialisation.told_by(initialisation)
     if not told and now.initialised and not before.state.initialised:
         told = "SNP was not initialised before"
     return told
 
 
-def _after_initialisation(before: State, now: State, told: str) -> Known:
+def _after_initialisation(before: FirmwareState, now: FirmwareState, told: str) -> KnownKeys:
     masks = (
         ("MASK_CHIP_ID", before.chip_id_masked and not now.chip_id_masked),
         ("MASK_CHIP_KEY", before.chip_key_masked and not now.chip_key_masked),
@@ -129,7 +131,7 @@ def _after_initialisation(before: State, now: State, told: str) -> Known:
     )
 
 
-def _went_on(before: State, now: State) -> Known:
+def _went_on(before: FirmwareState, now: FirmwareState) -> KnownKeys:
     """The same initialisation as before: what changed, a command changed."""
     known = before.known
     if _key_facts(before) != _key_facts(now):
@@ -155,7 +157,7 @@ def _went_on(before: State, now: State) -> Known:
     return known
 
 
-def _unobserved(known: Known, now: State) -> Known:
+def _unobserved(known: KnownKeys, now: FirmwareState) -> KnownKeys:
     """A re-initialisation would not be seen: no proof lasts, and no VCEK below the running TCB."""
     if now.reported != now.current and not known.vcek_doubt:
         known = replace(
@@ -166,12 +168,12 @@ def _unobserved(known: Known, now: State) -> Known:
     return replace(known, proofs=())
 
 
-def _without_vlek_proofs(known: Known) -> Known:
+def _without_vlek_proofs(known: KnownKeys) -> KnownKeys:
     kept = tuple(each for each in known.proofs if each.select is KeySelect.VCEK)
     return replace(known, proofs=kept)
 
 
-def _key_facts(state: State) -> tuple[object, ...]:
+def _key_facts(state: FirmwareState) -> tuple[object, ...]:
     """What a proof was given under; a change of any of it ends the proof."""
     return (
         state.version,
@@ -184,7 +186,7 @@ def _key_facts(state: State) -> tuple[object, ...]:
     )
 
 
-def expected_kind(state: State, select: KeySelect) -> VekKind:
+def expected_kind(state: FirmwareState, select: KeySelect) -> VekKind:
     """The kind of key a report asked for with ``select`` is signed with, if it is signed."""
     if select is KeySelect.VLEK or (select is KeySelect.DEFAULT and state.vlek_loaded):
         return VekKind.VLEK

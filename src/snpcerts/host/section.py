@@ -19,11 +19,11 @@ from snpcerts.certfile.several import Target
 from snpcerts.certfile.step import Performer
 from snpcerts.errors import SnpCertsError
 from snpcerts.host.config import FileConfig
-from snpcerts.host.firmware import State
+from snpcerts.host.firmware import FirmwareState
 from snpcerts.host.stock import EMPTY_TABLE, Stock
 from snpcerts.host.wanted import Key, Wanted, wanted
 
-_ReadState = Callable[[], State]
+_ReadState = Callable[[], FirmwareState]
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +46,7 @@ class Section:
     the files then match the firmware as it was left.
     """
 
-    state: State | None
+    state: FirmwareState | None
     files: tuple[Published, ...]
     waited: float
     held: float
@@ -76,7 +76,7 @@ class _Chooser:
         self._files = files
         self._read_state = read_state
         self._stock = stock
-        self.state: State | None = None
+        self.state: FirmwareState | None = None
         self.failure: SnpCertsError | None = None
         self.published: list[Published] = []
 

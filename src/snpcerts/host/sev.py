@@ -23,9 +23,9 @@ DEVICE: Final = "/dev/sev"
 _ID_SIZE: Final = 64
 # What firmware answers to a hashstick that it cannot unwrap, or that is of another TCB.
 _OTHER_HASHSTICK: Final = (
-    psp.Status.INVALID_PARAM,
-    psp.Status.BAD_MEASUREMENT,
-    psp.Status.BAD_SVN,
+    psp.SevStatus.INVALID_PARAM,
+    psp.SevStatus.BAD_MEASUREMENT,
+    psp.SevStatus.BAD_SVN,
 )
 
 
@@ -40,8 +40,8 @@ class SevError(RefusedError):
         if self.status is None:
             text = f"the driver refused: {os.strerror(number)}"
         else:
-            known = self.status in psp.Status.__members__.values()
-            name = psp.Status(self.status).name if known else "unknown"
+            known = self.status in psp.SevStatus.__members__.values()
+            name = psp.SevStatus(self.status).name if known else "unknown"
             text = f"the firmware answered {self.status:#x} ({name})"
         hints = {
             errno.ENODEV: "SNP is not initialised on this host",

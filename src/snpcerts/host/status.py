@@ -12,7 +12,7 @@ from snpcerts.certfile.holders import Holder, holders_of
 from snpcerts.endorsement.crl import RevocationList
 from snpcerts.endorsement.vek import EndorsementCert, VekKind
 from snpcerts.errors import FormatError
-from snpcerts.host.firmware import HostFirmware, State
+from snpcerts.host.firmware import FirmwareState, HostFirmware
 from snpcerts.host.holding import Holding
 from snpcerts.host.initialisation import Initialisation, initialisation
 from snpcerts.host.known import Proof
@@ -41,7 +41,7 @@ class HostStatus:
     """Everything at one moment."""
 
     firmware: HostFirmware
-    state: State
+    state: FirmwareState
     files: tuple[FileStatus, ...]
     lists: Mapping[VekKind, RevocationList] = field(default_factory=dict)
     initialisation: Initialisation = field(default_factory=initialisation)
@@ -150,7 +150,7 @@ def leaf_of(table: CertTable | None) -> EndorsementCert | None:
     return None
 
 
-def basis(state: State) -> str:
+def basis(state: FirmwareState) -> str:
     """How it is known which key signs what guests ask for by default.
 
     ``proven`` by a report, ``believed`` since everything that was seen speaks for
@@ -165,7 +165,7 @@ def basis(state: State) -> str:
     return "unknown" if unknown else "believed"
 
 
-def _signing(state: State) -> str:
+def _signing(state: FirmwareState) -> str:
     masked = "; MASK_CHIP_ID is in force" if state.chip_id_masked else ""
     proof = state.known.proof(KeySel.DEFAULT)
     if proof is not None:
@@ -184,7 +184,7 @@ def _signing(state: State) -> str:
     return f"{key.name} ({loaded}), believed{masked}"
 
 
-def _known_lines(state: State) -> Iterator[str]:
+def _known_lines(state: FirmwareState) -> Iterator[str]:
     known = state.known
     if known.vlek_doubt:
         yield f"  loaded VLEK    of unknown TCB: {known.vlek_doubt}"
@@ -207,7 +207,7 @@ def _mitigation_lines(found: Mitigations | None) -> Iterator[str]:
         yield f"  mitigations    {found}"
 
 
-def _vlek_json(state: State) -> dict[str, object] | None:
+def _vlek_json(state: FirmwareState) -> dict[str, object] | None:
     known = state.known
     if not state.vlek_loaded:
         return None

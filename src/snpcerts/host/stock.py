@@ -63,7 +63,7 @@ class UnavailableError(RetryLaterError):
 
 
 @dataclass(frozen=True, slots=True)
-class _Failure:
+class _FailedFetch:
     """The key server did not have it; not to be asked again before ``until`` (monotonic)."""
 
     error: UnavailableError
@@ -71,7 +71,7 @@ class _Failure:
     until: float
 
     @classmethod
-    def of(cls, error: UnavailableError, last: _Failure | None) -> _Failure:
+    def of(cls, error: UnavailableError, last: _FailedFetch | None) -> _FailedFetch:
         pause = FIRST_PAUSE if last is None else min(2 * last.pause, LONGEST_PAUSE)
         wait = min(max(pause, error.after or 0.0), LONGEST_WAIT)
         return cls(error, pause, time.monotonic() + wait)
@@ -105,7 +105,7 @@ class Stock:
         self._tables: dict[Key, CertTable] = {}
         self._problems: dict[str, None] = {}
         self._extras: dict[ExtraEntry, TableEntry] = {}
-        self._failed: dict[Key, _Failure] = {}
+        self._failed: dict[Key, _FailedFetch] = {}
         self._list_due: dict[VekKind, float] = {}  # monotonic
 
     def __contains__(self, key: object) -> bool:
@@ -148,7 +148,7 @@ class Stock:
                 hint=error.hint,
                 after=getattr(error, "retry_after", None),
             )
-            self._failed[key] = _Failure.of(unavailable, failure)
+            self._failed[key] = _FailedFetch.of(unavailable, failure)
             raise unavailable from error
         self._failed.pop(key, None)
 

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from snpcerts.abi.guest_message import KeySelect as KeySel
 from snpcerts.abi.tcb import TcbVersion
 from snpcerts.endorsement.vek import VekKind
-from snpcerts.host.config import FileConfig, KeySelect
-from snpcerts.host.firmware import State
+from snpcerts.host.config import FileConfig, GuestKeySelect
+from snpcerts.host.firmware import FirmwareState
 from snpcerts.host.known import Proof
 
 
@@ -46,12 +46,12 @@ Wanted = Key | NoKey
 
 def key_sel(file: FileConfig) -> KeySel:
     """What the guests of ``file`` ask for."""
-    if file.key_select is KeySelect.DEFAULT:
+    if file.key_select is GuestKeySelect.DEFAULT:
         return KeySel.DEFAULT
     return KeySel.VLEK if file.kind is VekKind.VLEK else KeySel.VCEK
 
 
-def wanted(state: State, file: FileConfig) -> Wanted:
+def wanted(state: FirmwareState, file: FileConfig) -> Wanted:
     """What ``file`` must hold while the firmware is in ``state``."""
     proof = state.known.proof(key_sel(file))
     if proof is not None:
@@ -62,7 +62,7 @@ def wanted(state: State, file: FileConfig) -> Wanted:
         return NoKey("MASK_CHIP_KEY is set: the VCEK does not sign reports")
     if file.kind is VekKind.VLEK and file.without_vlek is None:
         return _NO_VLEK
-    if state.vlek_loaded and file.key_select is KeySelect.DEFAULT:
+    if state.vlek_loaded and file.key_select is GuestKeySelect.DEFAULT:
         return _VLEK_SIGNS
     if state.chip_id_masked:
         return _UNTIED
@@ -76,7 +76,7 @@ _VLEK_SIGNS = NoKey("a VLEK is loaded, and signs guests' reports by default")
 _UNTIED = NoKey("MASK_CHIP_ID is set: no report can be matched to the VCEK's chip")
 
 
-def _loaded_vlek(state: State, file: FileConfig) -> Wanted:
+def _loaded_vlek(state: FirmwareState, file: FileConfig) -> Wanted:
     if state.chip_key_masked and not file.masked_vlek_signs:
         return NoKey(
             "MASK_CHIP_KEY is in force with a VLEK loaded: whether that signs depends on the "
@@ -87,7 +87,7 @@ def _loaded_vlek(state: State, file: FileConfig) -> Wanted:
     return Key(VekKind.VLEK, state.reported)
 
 
-def _proven(state: State, file: FileConfig, proof: Proof) -> Wanted:
+def _proven(state: FirmwareState, file: FileConfig, proof: Proof) -> Wanted:
     if proof.kind is VekKind.VLEK and file.kind is VekKind.VCEK:
         return _VLEK_SIGNS
     if proof.kind is VekKind.VCEK and file.kind is VekKind.VLEK and file.without_vlek is None:
@@ -103,7 +103,7 @@ def _proven(state: State, file: FileConfig, proof: Proof) -> Wanted:
     return key
 
 
-def signing_key(state: State) -> VekKind | None:
+def signing_key(state: FirmwareState) -> VekKind | None:
     """The kind of key that signs by default; None while reports are not signed."""
     if state.chip_key_masked:
         return None

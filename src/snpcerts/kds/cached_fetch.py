@@ -27,7 +27,7 @@ from snpcerts.kds.errors import (
     KdsUntrustedError,
 )
 from snpcerts.kds.store import Store
-from snpcerts.kds.turn import Line
+from snpcerts.kds.turn import RequestQueue
 from snpcerts.kds.url import Resource
 
 T = TypeVar("T")
@@ -50,7 +50,7 @@ class Verified(Generic[T]):
 
 
 @dataclass(frozen=True, slots=True)
-class Request(Generic[T]):
+class FetchRequest(Generic[T]):
     """One resource at one time, and how to judge bytes for it.
 
     ``judge`` returns what is kept of a body, or what is wrong with it; it raises
@@ -81,7 +81,7 @@ class Request(Generic[T]):
 
 
 @dataclass(slots=True)
-class _Known(Generic[T]):
+class _Cached(Generic[T]):
     """What the cache had when we last looked, and which file that was when we first did."""
 
     value: Verified[T] | None
@@ -99,7 +99,7 @@ class CachedFetch:
         self.store = store
         self.client = client
         self._warn = warn
-        self._line = None if client is None else Line(store.root, client.url, client.clock)
+        self._line = None if client is None else RequestQueue(store.root, client.url, client.clock)
         self._lock = threading.Lock()
         self._asking: dict[tuple[object, ...], Future[Any]] = {}
         self._renewal_failed: dict[Resource, float] = {}
@@ -113,7 +113,7 @@ class CachedFetch:
             return self.store.read(resource) if kept is None else kept
         return None
 
-    def get(self, request: Request[T]) -> Verified[T]:
+    def get(self, request: FetchRequest[T]) -> Verified[T]:
         """From the cache, or from a request for it that is already under way.
 
         Raises :class:`KdsUnavailableError`, :class:`KdsNotFoundError` and
@@ -144,7 +144,7 @@ class CachedFetch:
             with self._lock:
                 del self._asking[key]
 
-    def _renew(self, request: Request[T]) -> Verified[T]:
+    def _renew(self, request: FetchRequest[T]) -> Verified[T]:
         """Ask, in our turn; fall back on a cached one that is valid."""
         client = self.client
         if client is None:
@@ -157,7 +157,7 @@ class CachedFetch:
                 )
             return cached
         request.prepare()
-        known = _Known(self._cached(request, report=True), self.store.version(request.resource))
+        known = _Cached(self._cached(request, report=True), self.store.version(request.resource))
 
         def settled() -> Verified[T] | None:
             """What another got while we waited for our turn."""
@@ -196,7 +196,7 @@ class CachedFetch:
             return known.value
 
     def _judged(
-        self, client: KdsClient, request: Request[T], body: bytes, cached: Verified[T] | None
+        self, client: KdsClient, request: FetchRequest[T], body: bytes, cached: Verified[T] | None
     ) -> Verified[T]:
         judged = request.judge(body)
         if isinstance(judged, list) and request.retry_after_repair(judged):
@@ -212,7 +212,7 @@ class CachedFetch:
             hint=_hint(judged, request.at),
         )
 
-    def _cached(self, request: Request[T], *, report: bool = False) -> Verified[T] | None:
+    def _cached(self, request: FetchRequest[T], *, report: bool = False) -> Verified[T] | None:
         """What the cache has, if it verifies; otherwise, with ``report``, a warning."""
         with self._lock:
             kept = self._unkept.get(request.resource)
@@ -236,7 +236,7 @@ class CachedFetch:
             self._warn(f"cached file not used: {problem}")
         return None
 
-    def _due(self, request: Request[T], cached: Verified[T]) -> bool:
+    def _due(self, request: FetchRequest[T], cached: Verified[T]) -> bool:
         """Whether to try to renew what is still good."""
         if self.client is None or request.at < cached.renew_at:
             return False

@@ -35,7 +35,7 @@ from snpcerts.kds.proxy import Proxy, proxy_for
 from snpcerts.kds.retry import AMD_GAP, RetryPolicy, parse_retry_after
 from snpcerts.kds.server_state import Failure, KdsError, ServerState
 from snpcerts.kds.trust import places_of_roots, trusted
-from snpcerts.kds.turn import Line, Turn
+from snpcerts.kds.turn import RequestQueue, Turn
 from snpcerts.kds.url import AMD_URL, Resource, VcekResource, checked_base, checked_target
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ class _Asked(Generic[T]):
 
 
 @dataclass(frozen=True, slots=True)
-class _Pause:
+class _BackOff:
     """What keeps us from asking now, and for how long, in seconds."""
 
     problem: str
@@ -106,7 +106,7 @@ class KdsClient:
         self.policy = policy or RetryPolicy()
         self.clock = clock or Clock()
         self._notice = notice
-        self._line = Line(None, self.url, self.clock)
+        self._line = RequestQueue(None, self.url, self.clock)
         self._lock = threading.Lock()
         self._http: dict[tuple[str | None, bool], httpx2.Client] = {}
         self._results: Counter[str] = Counter()
@@ -126,7 +126,7 @@ class KdsClient:
         resource: Resource,
         read: Callable[[bytes], T],
         *,
-        line: Line | None = None,
+        line: RequestQueue | None = None,
         settled: Callable[[], T | None] = lambda: None,
         attempts: int | None = None,
         budget: float | None = None,
@@ -163,7 +163,7 @@ class KdsClient:
                     continue
             self._wait(asked, pause)
 
-    def _pause(self, turn: Turn, asked: _Asked[T]) -> _Pause | None:
+    def _pause(self, turn: Turn, asked: _Asked[T]) -> _BackOff | None:
         """What to wait for, if anything; raises what another met who wanted the same."""
         state, now = turn.state, self.clock.now()
         if turn.cut_off:
@@ -180,16 +180,16 @@ class KdsClient:
         if now >= asked.deadline:
             waited = f"other processes of this host are using it: no turn in {asked.budget:.0f} s"
             raise self._unavailable(asked, waited, self._gap(state))
-        pauses = [_Pause("the key server asked for a pause", state.hold_until - now)]
+        pauses = [_BackOff("the key server asked for a pause", state.hold_until - now)]
         if asked.paced:
             gap = self._gap(state)
-            pauses.append(_Pause(f"it gives one VCEK in {gap:.0f} s", state.next_at - now))
+            pauses.append(_BackOff(f"it gives one VCEK in {gap:.0f} s", state.next_at - now))
         if last is not None and (ours or last.retry_after is not None):
-            pauses.append(_Pause(last.problem, last.again_at - now))
+            pauses.append(_BackOff(last.problem, last.again_at - now))
         longest = max(pauses, key=lambda pause: pause.wait)
         return longest if longest.wait > 0 else None
 
-    def _ask(self, turn: Turn, asked: _Asked[T]) -> _Read[T] | None:
+    def _ask(self, turn: Turn, asked: _Asked[T]) -> _Received[T] | None:
         """Make one try, and let the others know; None where there is to be another."""
         state, path = turn.state, asked.resource.path
         started = self.clock.now()
@@ -198,7 +198,7 @@ class KdsClient:
         if asked.paced:
             state.asking = started
             turn.save()
-        answer: _Read[T] | _Failed | KdsError
+        answer: _Received[T] | _Failed | KdsError
         try:
             answer = self._try(asked)
         except (KdsUnavailableError, KdsNotFoundError, KdsUntrustedError) as error:
@@ -214,7 +214,7 @@ class KdsClient:
             again_at += self._hold_off(state, failed, count, now)
         if asked.paced and (failed is None or failed.result != "unreachable"):
             state.next_at = now + self._gap(state)
-        if isinstance(answer, _Read):
+        if isinstance(answer, _Received):
             self._count("ok")
             state.failures.pop(path, None)
             turn.save()
@@ -255,7 +255,7 @@ class KdsClient:
         for client in clients.values():
             client.close()
 
-    def _wait(self, asked: _Asked[T], pause: _Pause) -> None:
+    def _wait(self, asked: _Asked[T], pause: _BackOff) -> None:
         if not asked.patient or self.clock.now() + pause.wait >= asked.deadline:
             raise self._unavailable(asked, pause.problem, pause.wait)
         self._notice(f"{asked.resource}: {pause.problem}; trying again in {pause.wait:.0f} s")
@@ -277,7 +277,7 @@ class KdsClient:
         with self._lock:
             self._results[result] += 1
 
-    def _try(self, asked: _Asked[T]) -> _Read[T] | _Failed:
+    def _try(self, asked: _Asked[T]) -> _Received[T] | _Failed:
         import httpx2
 
         resource = asked.resource
@@ -311,7 +311,7 @@ class KdsClient:
                 again=False,
             )
         try:
-            return _Read(asked.read(body))
+            return _Received(asked.read(body))
         except (KdsUnavailableError, KdsNotFoundError, KdsUntrustedError):
             self._count("ok")  # an answer it was
             raise
@@ -428,7 +428,7 @@ def _lasting(error: Exception, proxy: Proxy | None, trace: _Trace) -> str | None
 
 
 @dataclass(frozen=True, slots=True)
-class _Read(Generic[T]):
+class _Received(Generic[T]):
     value: T
 
 

@@ -40,7 +40,7 @@ from snpcerts.endorsement.reason import Reason, ReasonCode
 from snpcerts.endorsement.vek import VekKind
 from snpcerts.errors import UsageError
 from snpcerts.kds.body import ChainPair, der_of, read_chain, read_vcek, same_key
-from snpcerts.kds.cached_fetch import CachedFetch, Request, Verified
+from snpcerts.kds.cached_fetch import CachedFetch, FetchRequest, Verified
 from snpcerts.kds.client import KdsClient
 from snpcerts.kds.retry import AMD_GAP, RetryPolicy
 from snpcerts.kds.store import Store
@@ -179,7 +179,7 @@ class CertificateSource:
             after = min(leaf.not_valid_after_utc, chain().not_after)
             return Verified(_Leaf(leaf, chain()), der_of(leaf), before, after, after - RENEW_BEFORE)
 
-        request = Request(resource, when, refresh, judge, chain, newer_chain, _another_key)
+        request = FetchRequest(resource, when, refresh, judge, chain, newer_chain, _another_key)
         with self._progress("asking for a VCEK certificate"):
             found = self._fetch.get(request)
         return Endorsement(
@@ -244,7 +244,9 @@ class CertificateSource:
                 return list(reasons)
             return Verified(found, der, found.this_update, found.next_update, renew_at)
 
-        request = Request(resource, when, refresh, judge, reject_replacement=_older, budget=budget)
+        request = FetchRequest(
+            resource, when, refresh, judge, reject_replacement=_older, budget=budget
+        )
         return self._fetch.get(request).kept_as
 
     def known_crl(self, product: Product, kind: VekKind = VekKind.VCEK) -> bytes | None:
@@ -278,7 +280,7 @@ class CertificateSource:
             )
 
         return self._fetch.get(
-            Request(resource, at, refresh, judge, budget=budget, lenient=withdrawn)
+            FetchRequest(resource, at, refresh, judge, budget=budget, lenient=withdrawn)
         )
 
 

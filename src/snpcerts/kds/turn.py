@@ -46,7 +46,7 @@ class Turn:
     ``cut_off`` says that the one before us was stopped while it was asking.
     """
 
-    def __init__(self, line: Line, folder: int | None, state: ServerState) -> None:
+    def __init__(self, line: RequestQueue, folder: int | None, state: ServerState) -> None:
         self._line = line
         self._folder = folder
         self.state = state
@@ -57,7 +57,7 @@ class Turn:
         self._line.write(self._folder, self.state)
 
 
-class Line:
+class RequestQueue:
     """Those who wait for their turn at the server of that URL, by files below ``root``.
 
     Without ``root`` they are the threads of this process that share this object.

@@ -20,7 +20,7 @@ _NO_AGENT = b"\xff" * 32
 
 
 @dataclass(frozen=True, slots=True)
-class Line:
+class FieldLine:
     """One field: its section, its name, its value, and what that means ("" where it is plain)."""
 
     section: str
@@ -59,61 +59,63 @@ def tcbs_of(report: Report) -> ReportTcbs:
     return ReportTcbs() if product is None else read_tcbs(report, product)[0]
 
 
-def explain(report: Report) -> Iterator[Line]:
+def explain(report: Report) -> Iterator[FieldLine]:
     """Every field of a report, in the order people ask for them."""
     fields = report.fields
     product, how = guessed_product(report)
-    yield Line("report", "version", str(fields.version))
-    yield Line("report", "product", "unknown" if product is None else product.value, how)
+    yield FieldLine("report", "version", str(fields.version))
+    yield FieldLine("report", "product", "unknown" if product is None else product.value, how)
     if fields.version >= 3:
         cpuid = f"{fields.cpuid_family:#x} {fields.cpuid_model:#x} {fields.cpuid_stepping}"
-        yield Line("report", "CPUID", cpuid, "family, model, stepping")
+        yield FieldLine("report", "CPUID", cpuid, "family, model, stepping")
     masked = "hidden (MASK_CHIP_ID), or a VLEK's" if report.chip_id_masked else ""
-    yield Line("report", "chip ID", fields.chip_id.hex(), masked)
+    yield FieldLine("report", "chip ID", fields.chip_id.hex(), masked)
     yield from _signing(report)
 
-    yield Line("guest", "measurement", fields.measurement.hex())
-    yield Line("guest", "report data", fields.report_data.hex(), _zero(fields.report_data))
-    yield Line("guest", "host data", fields.host_data.hex(), _zero(fields.host_data))
+    yield FieldLine("guest", "measurement", fields.measurement.hex())
+    yield FieldLine("guest", "report data", fields.report_data.hex(), _zero(fields.report_data))
+    yield FieldLine("guest", "host data", fields.host_data.hex(), _zero(fields.host_data))
     vmpl = "asked for by the host, not by a guest" if fields.vmpl == VMPL_HOST else ""
-    yield Line("guest", "VMPL", str(fields.vmpl), vmpl)
-    yield Line("guest", "guest SVN", str(fields.guest_svn))
-    yield Line("guest", "family ID", fields.family_id.hex())
-    yield Line("guest", "image ID", fields.image_id.hex())
-    yield Line("guest", "ID key digest", fields.id_key_digest.hex(), _zero(fields.id_key_digest))
+    yield FieldLine("guest", "VMPL", str(fields.vmpl), vmpl)
+    yield FieldLine("guest", "guest SVN", str(fields.guest_svn))
+    yield FieldLine("guest", "family ID", fields.family_id.hex())
+    yield FieldLine("guest", "image ID", fields.image_id.hex())
+    yield FieldLine(
+        "guest", "ID key digest", fields.id_key_digest.hex(), _zero(fields.id_key_digest)
+    )
     author = "" if report.author_key_en else "no author key (AUTHOR_KEY_EN is 0)"
-    yield Line("guest", "author key digest", fields.author_key_digest.hex(), author)
-    yield Line("guest", "report ID", fields.report_id.hex())
+    yield FieldLine("guest", "author key digest", fields.author_key_digest.hex(), author)
+    yield FieldLine("guest", "report ID", fields.report_id.hex())
     agent = "no migration agent" if fields.report_id_ma == _NO_AGENT else ""
-    yield Line("guest", "report ID of agent", fields.report_id_ma.hex(), agent)
+    yield FieldLine("guest", "report ID of agent", fields.report_id_ma.hex(), agent)
 
-    yield Line("guest policy", "POLICY", f"{fields.policy:#x}")
+    yield FieldLine("guest policy", "POLICY", f"{fields.policy:#x}")
     minimum = f"{fields.policy >> 8 & 0xFF}.{fields.policy & 0xFF}"
-    yield Line("guest policy", "least ABI", minimum)
+    yield FieldLine("guest policy", "least ABI", minimum)
     yield from _bits("guest policy", GUEST_POLICY_BITS, fields.policy)
 
-    yield Line("platform", "PLATFORM_INFO", f"{fields.platform_info:#x}")
+    yield FieldLine("platform", "PLATFORM_INFO", f"{fields.platform_info:#x}")
     yield from _bits("platform", PLATFORM_INFO_BITS, fields.platform_info)
     named = sum(1 << bit.index for bit in PLATFORM_INFO_BITS.values())
     unnamed = fields.platform_info & ~named
     if unnamed:
-        yield Line("platform", "other bits", f"{unnamed:#x}", "no public name")
+        yield FieldLine("platform", "other bits", f"{unnamed:#x}", "no public name")
     current = f"{fields.current_major}.{fields.current_minor}.{fields.current_build}"
     committed = f"{fields.committed_major}.{fields.committed_minor}.{fields.committed_build}"
-    yield Line("platform", "firmware", current, "runs now")
-    yield Line("platform", "committed firmware", committed, "cannot be rolled back below")
+    yield FieldLine("platform", "firmware", current, "runs now")
+    yield FieldLine("platform", "committed firmware", committed, "cannot be rolled back below")
     if fields.version >= 5 or fields.launch_mit_vector or fields.current_mit_vector:
-        yield Line("platform", "mitigations at launch", f"{fields.launch_mit_vector:#x}")
-        yield Line("platform", "mitigations now", f"{fields.current_mit_vector:#x}")
+        yield FieldLine("platform", "mitigations at launch", f"{fields.launch_mit_vector:#x}")
+        yield FieldLine("platform", "mitigations now", f"{fields.current_mit_vector:#x}")
 
     for name, meaning in _TCBS.items():
         tcb = tcbs_of(report).named()[name]
         raw: bytes = getattr(fields, f"{name}_tcb")
         value = raw.hex() if tcb is None else f"{tcb}"
-        yield Line("TCB", name, value, meaning)
+        yield FieldLine("TCB", name, value, meaning)
 
     for malformation in malformations(report):
-        yield Line(
+        yield FieldLine(
             "wrong", malformation.field, f"at {malformation.offset:#x}", malformation.message
         )
 
@@ -126,7 +128,7 @@ _TCBS = {
 }
 
 
-def _signing(report: Report) -> Iterator[Line]:
+def _signing(report: Report) -> Iterator[FieldLine]:
     key = report.signing_key
     meanings = {
         SigningKey.VCEK: "a key of this chip at its reported TCB",
@@ -134,9 +136,9 @@ def _signing(report: Report) -> Iterator[Line]:
         SigningKey.NONE: "no key did",
     }
     name = f"reserved ({report.fields.flags >> 2 & 7})" if key is None else key.name
-    yield Line("report", "signed by", name, "" if key is None else meanings[key])
+    yield FieldLine("report", "signed by", name, "" if key is None else meanings[key])
     masked = report.mask_chip_key
-    yield Line("report", "MASK_CHIP_KEY", str(int(masked)), _MASKED[masked].get(key, ""))
+    yield FieldLine("report", "MASK_CHIP_KEY", str(int(masked)), _MASKED[masked].get(key, ""))
 
 
 # By MASK_CHIP_KEY, and which key signed.
@@ -154,9 +156,9 @@ def _zero(data: bytes) -> str:
     return "" if any(data) else "all zero"
 
 
-def _bits(section: str, bits: dict[str, Bit], word: int) -> Iterator[Line]:
+def _bits(section: str, bits: dict[str, Bit], word: int) -> Iterator[FieldLine]:
     for name, bit in bits.items():
-        yield Line(section, name, str(int(bit.of(word))), bit.words(word))
+        yield FieldLine(section, name, str(int(bit.of(word))), bit.words(word))
 
 
 def explained_json(report: Report) -> dict[str, Any]:

@@ -41,7 +41,7 @@ class Subject:
 
 
 @dataclass(frozen=True, slots=True)
-class _Outcome:
+class _DemandResult:
     """Passed or not; None where the product must be known and is not."""
 
     passed: bool | None
@@ -49,7 +49,7 @@ class _Outcome:
     found: str
 
 
-_Demand = Callable[[Policy, Subject], _Outcome | None]
+_Demand = Callable[[Policy, Subject], _DemandResult | None]
 
 
 def check_policy(policy: Policy, subject: Subject) -> tuple[tuple[Check, ...], tuple[Reason, ...]]:
@@ -84,7 +84,7 @@ def unjudged(policy: Policy) -> tuple[Check, ...]:
 
 
 @dataclass(frozen=True, slots=True)
-class _Plan:
+class _PolicyDemands:
     """What a policy asks (position, code, demand), and the checks where it asks nothing."""
 
     policy: Policy
@@ -93,11 +93,11 @@ class _Plan:
 
 
 # By identity: to hash a policy takes longer than to hold a report against it.
-_plans: dict[int, _Plan] = {}
+_plans: dict[int, _PolicyDemands] = {}
 _MAX_PLANS: Final = 64
 
 
-def _plan(policy: Policy) -> _Plan:
+def _plan(policy: Policy) -> _PolicyDemands:
     known = _plans.get(id(policy))
     # The plan keeps its policy alive, so that no other can have the same identity.
     if known is not None and known.policy is policy:
@@ -108,114 +108,114 @@ def _plan(policy: Policy) -> _Plan:
         if demand(policy, _NO_SUBJECT) is not None
     )
     unasked = tuple(Check(code.value, CheckState.NOT_ASKED) for code in _DEMANDS)
-    made = _Plan(policy, asked, unasked)
+    made = _PolicyDemands(policy, asked, unasked)
     if len(_plans) >= _MAX_PLANS:
         _plans.clear()
     _plans[id(policy)] = made
     return made
 
 
-def _signing_key(policy: Policy, subject: Subject) -> _Outcome | None:
+def _signing_key(policy: Policy, subject: Subject) -> _DemandResult | None:
     if policy.signing_key is None:
         return None
     found = subject.report.signing_key
     name = "a reserved value" if found is None else found.name
-    return _Outcome(found is policy.signing_key, policy.signing_key.name, name)
+    return _DemandResult(found is policy.signing_key, policy.signing_key.name, name)
 
 
-def _any_of(wanted: tuple[bytes, ...], found: bytes) -> _Outcome:
+def _any_of(wanted: tuple[bytes, ...], found: bytes) -> _DemandResult:
     expected = " or ".join(each.hex() for each in wanted)
-    return _Outcome(found in wanted, expected, found.hex())
+    return _DemandResult(found in wanted, expected, found.hex())
 
 
-def _chip_id(policy: Policy, subject: Subject) -> _Outcome | None:
+def _chip_id(policy: Policy, subject: Subject) -> _DemandResult | None:
     if policy.chip_ids is None:
         return None
     return _any_of(policy.chip_ids, subject.report.fields.chip_id)
 
 
-def _csp_id(policy: Policy, subject: Subject) -> _Outcome | None:
+def _csp_id(policy: Policy, subject: Subject) -> _DemandResult | None:
     if policy.csp_ids is None:
         return None
     expected = " or ".join(map(repr, policy.csp_ids))
     if subject.report.signing_key is not SigningKey.VLEK:
-        return _Outcome(False, expected, "no VLEK")
+        return _DemandResult(False, expected, "no VLEK")
     if subject.leaf is None:
-        return _Outcome(None, expected, "no VLEK that can be read")
-    return _Outcome(subject.leaf.csp_id in policy.csp_ids, expected, repr(subject.leaf.csp_id))
+        return _DemandResult(None, expected, "no VLEK that can be read")
+    return _DemandResult(subject.leaf.csp_id in policy.csp_ids, expected, repr(subject.leaf.csp_id))
 
 
-def _report_data(policy: Policy, subject: Subject) -> _Outcome | None:
+def _report_data(policy: Policy, subject: Subject) -> _DemandResult | None:
     if policy.report_data is None:
         return None
     wanted = policy.report_data.ljust(REPORT_DATA_SIZE, b"\0")
     return _any_of((wanted,), subject.report.fields.report_data)
 
 
-def _user_data(policy: Policy, subject: Subject) -> _Outcome | None:
+def _user_data(policy: Policy, subject: Subject) -> _DemandResult | None:
     if policy.user_data is None:
         return None
     expected = policy.user_data.hex()
     if subject.runtime_data is None:
-        return _Outcome(False, expected, "no runtime data")
+        return _DemandResult(False, expected, "no runtime data")
     found = subject.runtime_data.user_data()
     if found is None:
-        return _Outcome(False, expected, "no user data")
-    return _Outcome(found == policy.user_data, expected, found.hex())
+        return _DemandResult(False, expected, "no user data")
+    return _DemandResult(found == policy.user_data, expected, found.hex())
 
 
-def _measurement(policy: Policy, subject: Subject) -> _Outcome | None:
+def _measurement(policy: Policy, subject: Subject) -> _DemandResult | None:
     if policy.measurements is None:
         return None
     return _any_of(policy.measurements, subject.report.fields.measurement)
 
 
-def _host_data(policy: Policy, subject: Subject) -> _Outcome | None:
+def _host_data(policy: Policy, subject: Subject) -> _DemandResult | None:
     if policy.host_data is None:
         return None
     return _any_of((policy.host_data,), subject.report.fields.host_data)
 
 
-def _id_key(policy: Policy, subject: Subject) -> _Outcome | None:
+def _id_key(policy: Policy, subject: Subject) -> _DemandResult | None:
     if policy.id_key_digests is None:
         return None
     return _any_of(policy.id_key_digests, subject.report.fields.id_key_digest)
 
 
-def _author_key(policy: Policy, subject: Subject) -> _Outcome | None:
+def _author_key(policy: Policy, subject: Subject) -> _DemandResult | None:
     if policy.author_key_digests is None:
         return None
     outcome = _any_of(policy.author_key_digests, subject.report.fields.author_key_digest)
     if not subject.report.author_key_en:
-        return _Outcome(False, outcome.expected, "no author key (AUTHOR_KEY_EN is 0)")
+        return _DemandResult(False, outcome.expected, "no author key (AUTHOR_KEY_EN is 0)")
     return outcome
 
 
-def _family_id(policy: Policy, subject: Subject) -> _Outcome | None:
+def _family_id(policy: Policy, subject: Subject) -> _DemandResult | None:
     if policy.family_id is None:
         return None
     return _any_of((policy.family_id,), subject.report.fields.family_id)
 
 
-def _image_id(policy: Policy, subject: Subject) -> _Outcome | None:
+def _image_id(policy: Policy, subject: Subject) -> _DemandResult | None:
     if policy.image_id is None:
         return None
     return _any_of((policy.image_id,), subject.report.fields.image_id)
 
 
-def _guest_svn(policy: Policy, subject: Subject) -> _Outcome | None:
+def _guest_svn(policy: Policy, subject: Subject) -> _DemandResult | None:
     least = policy.minimum_guest_svn
     if least is None:
         return None
     found = subject.report.fields.guest_svn
-    return _Outcome(found >= least, f"at least {least}", str(found))
+    return _DemandResult(found >= least, f"at least {least}", str(found))
 
 
-def _vmpl(policy: Policy, subject: Subject) -> _Outcome | None:
+def _vmpl(policy: Policy, subject: Subject) -> _DemandResult | None:
     if policy.vmpls is None:
         return None
     found = subject.report.fields.vmpl
-    return _Outcome(found in policy.vmpls, " or ".join(map(str, policy.vmpls)), str(found))
+    return _DemandResult(found in policy.vmpls, " or ".join(map(str, policy.vmpls)), str(found))
 
 
 _DEBUG: Final = 1 << GUEST_POLICY_BITS["debug"].index
@@ -223,20 +223,22 @@ _MIGRATE_MA: Final = 1 << GUEST_POLICY_BITS["migrate_ma"].index
 
 
 @functools.lru_cache(maxsize=8)
-def _one_bit(name: str, wanted: bool, value: bool) -> _Outcome:
+def _one_bit(name: str, wanted: bool, value: bool) -> _DemandResult:
     bit = GUEST_POLICY_BITS[name]
     expected, found = ((int(each), bit.one if each else bit.zero) for each in (wanted, value))
-    return _Outcome(value is wanted, f"{expected[0]} ({expected[1]})", f"{found[0]} ({found[1]})")
+    return _DemandResult(
+        value is wanted, f"{expected[0]} ({expected[1]})", f"{found[0]} ({found[1]})"
+    )
 
 
-def _debug(policy: Policy, subject: Subject) -> _Outcome | None:
+def _debug(policy: Policy, subject: Subject) -> _DemandResult | None:
     wanted = policy.guest_policy.debug
     if wanted is None:
         return None
     return _one_bit("debug", wanted, bool(subject.report.fields.policy & _DEBUG))
 
 
-def _migration_agent(policy: Policy, subject: Subject) -> _Outcome | None:
+def _migration_agent(policy: Policy, subject: Subject) -> _DemandResult | None:
     wanted = policy.guest_policy.migrate_ma
     if wanted is None:
         return None
@@ -254,24 +256,24 @@ def _bits(
     names: tuple[str, ...],
     known: dict[str, Bit],
     word: int,
-) -> _Outcome | None:
+) -> _DemandResult | None:
     asked = {name: getattr(wanted, name) for name in names if getattr(wanted, name) is not None}
     if not asked:
         return None
     found = {name: known[name].of(word) for name in asked}
-    return _Outcome(found == asked, _listed(asked), _listed(found))
+    return _DemandResult(found == asked, _listed(asked), _listed(found))
 
 
 def _listed(bits: dict[str, bool]) -> str:
     return " ".join(f"{name}={int(value)}" for name, value in bits.items())
 
 
-def _guest_policy(policy: Policy, subject: Subject) -> _Outcome | None:
+def _guest_policy(policy: Policy, subject: Subject) -> _DemandResult | None:
     word = subject.report.fields.policy
     return _bits(policy.guest_policy, _GUEST_POLICY_NAMES, GUEST_POLICY_BITS, word)
 
 
-def _policy_abi(policy: Policy, subject: Subject) -> _Outcome | None:
+def _policy_abi(policy: Policy, subject: Subject) -> _DemandResult | None:
     least = policy.minimum_policy_abi
     if least is None:
         return None
@@ -279,12 +281,12 @@ def _policy_abi(policy: Policy, subject: Subject) -> _Outcome | None:
     return _at_least(least, (word >> 8 & 0xFF, word & 0xFF))
 
 
-def _platform_info(policy: Policy, subject: Subject) -> _Outcome | None:
+def _platform_info(policy: Policy, subject: Subject) -> _DemandResult | None:
     word = subject.report.fields.platform_info
     return _bits(policy.platform_info, _PLATFORM_INFO_NAMES, PLATFORM_INFO_BITS, word)
 
 
-def _mitigations(policy: Policy, subject: Subject) -> _Outcome | None:
+def _mitigations(policy: Policy, subject: Subject) -> _DemandResult | None:
     fields_ = subject.report.fields
     asked = [
         (name, wanted, found)
@@ -296,15 +298,15 @@ def _mitigations(policy: Policy, subject: Subject) -> _Outcome | None:
     ]
     if not asked:
         return None
-    return _Outcome(
+    return _DemandResult(
         all(found & wanted == wanted for _, wanted, found in asked),
         "all bits of " + " ".join(f"{name}={wanted:#x}" for name, wanted, _ in asked),
         " ".join(f"{name}={found:#x}" for name, _, found in asked),
     )
 
 
-def _at_least(least: tuple[int, ...], found: tuple[int, ...]) -> _Outcome:
-    return _Outcome(found >= least, f"at least {_dotted(least)}", _dotted(found))
+def _at_least(least: tuple[int, ...], found: tuple[int, ...]) -> _DemandResult:
+    return _DemandResult(found >= least, f"at least {_dotted(least)}", _dotted(found))
 
 
 def _dotted(version: tuple[int, ...]) -> str:
@@ -321,23 +323,23 @@ def _committed(report: Report) -> tuple[int, int, int]:
     return fields_.committed_major, fields_.committed_minor, fields_.committed_build
 
 
-def _firmware(policy: Policy, subject: Subject) -> _Outcome | None:
+def _firmware(policy: Policy, subject: Subject) -> _DemandResult | None:
     least = policy.minimum_firmware
     return None if least is None else _at_least(least, _current_firmware(subject.report))
 
 
-def _committed_firmware(policy: Policy, subject: Subject) -> _Outcome | None:
+def _committed_firmware(policy: Policy, subject: Subject) -> _DemandResult | None:
     least = policy.minimum_committed_firmware
     return None if least is None else _at_least(least, _committed(subject.report))
 
 
-def _provisional(policy: Policy, subject: Subject) -> _Outcome | None:
+def _provisional(policy: Policy, subject: Subject) -> _DemandResult | None:
     if not policy.refuse_provisional_firmware:
         return None
     report = subject.report
     current, committed = _current_firmware(report), _committed(report)
     same = current == committed and report.fields.current_tcb == report.fields.committed_tcb
-    return _Outcome(
+    return _DemandResult(
         same,
         "committed firmware and TCB",
         f"firmware {_dotted(current)} (committed {_dotted(committed)}), TCB "
@@ -345,46 +347,48 @@ def _provisional(policy: Policy, subject: Subject) -> _Outcome | None:
     )
 
 
-def _tcb(floor: TcbFloor | None, found: TcbVersion | None, subject: Subject) -> _Outcome | None:
+def _tcb(
+    floor: TcbFloor | None, found: TcbVersion | None, subject: Subject
+) -> _DemandResult | None:
     if floor is None:
         return None
     if subject.product is None:
-        return _Outcome(None, "a TCB at or above the floor", "an unknown product's")
+        return _DemandResult(None, "a TCB at or above the floor", "an unknown product's")
     least = floor.of(subject.product)
     if least is None:
-        return _Outcome(
+        return _DemandResult(
             False, "of a product with a floor", f"{subject.product.value}, which has none"
         )
     expected = f"at least {least} in every component"
     if found is None:
-        return _Outcome(False, expected, "a TCB that cannot be read")
+        return _DemandResult(False, expected, "a TCB that cannot be read")
     # Two layouts cannot be compared: that is no pass.
     covered = found.layout is least.layout and found.covers(least)
-    return _Outcome(covered, expected, str(found))
+    return _DemandResult(covered, expected, str(found))
 
 
-def _reported_tcb(policy: Policy, subject: Subject) -> _Outcome | None:
+def _reported_tcb(policy: Policy, subject: Subject) -> _DemandResult | None:
     return _tcb(policy.minimum_tcb, subject.tcbs.reported, subject)
 
 
-def _tcb_above_current(policy: Policy, subject: Subject) -> _Outcome | None:
+def _tcb_above_current(policy: Policy, subject: Subject) -> _DemandResult | None:
     if policy.allow_tcb_above_current:
         return None
     tcbs = subject.tcbs
     current, reported = tcbs.current, tcbs.reported
     certified = None if subject.leaf is None else subject.leaf.tcb
     if current is None or reported is None:
-        return _Outcome(None, _NOT_ABOVE, "a TCB that cannot be read")
+        return _DemandResult(None, _NOT_ABOVE, "a TCB that cannot be read")
     above = _above(reported, current)
     if certified is not None and certified != reported:
         above += tuple(f"{each} in the leaf" for each in _above(certified, current))
     if not above:
         return _NOTHING_ABOVE
-    return _Outcome(False, _NOT_ABOVE, ", ".join(above))
+    return _DemandResult(False, _NOT_ABOVE, ", ".join(above))
 
 
 _NOT_ABOVE: Final = "at most CURRENT_TCB in every component"
-_NOTHING_ABOVE: Final = _Outcome(True, _NOT_ABOVE, "no component above")
+_NOTHING_ABOVE: Final = _DemandResult(True, _NOT_ABOVE, "no component above")
 
 
 @functools.lru_cache(maxsize=1024)
@@ -398,15 +402,15 @@ def _above(tcb: TcbVersion, current: TcbVersion) -> tuple[str, ...]:
     )
 
 
-def _current_tcb(policy: Policy, subject: Subject) -> _Outcome | None:
+def _current_tcb(policy: Policy, subject: Subject) -> _DemandResult | None:
     return _tcb(policy.minimum_current_tcb, subject.tcbs.current, subject)
 
 
-def _committed_tcb(policy: Policy, subject: Subject) -> _Outcome | None:
+def _committed_tcb(policy: Policy, subject: Subject) -> _DemandResult | None:
     return _tcb(policy.minimum_committed_tcb, subject.tcbs.committed, subject)
 
 
-def _launch_tcb(policy: Policy, subject: Subject) -> _Outcome | None:
+def _launch_tcb(policy: Policy, subject: Subject) -> _DemandResult | None:
     return _tcb(policy.minimum_launch_tcb, subject.tcbs.launch, subject)
 
 

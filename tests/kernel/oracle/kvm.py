@@ -20,7 +20,7 @@ from typing import Any, Final, cast
 
 from snpcerts.abi import kvm as abi
 from snpcerts.abi.kvm import Ioctl, UserspaceMemoryRegion2, VmType
-from snpcerts.abi.psp import Status
+from snpcerts.abi.psp import SevStatus
 from snpcerts.emulator.guest.program import GuestCpu, Program, Vmgexit, WaitUntil
 from snpcerts.emulator.kvm.host import Platform
 from snpcerts.emulator.kvm.release import NEWEST
@@ -234,7 +234,7 @@ class _ScriptedFirmware:
         if self.script.code and not self.script.status:
             raise OSError(-self.script.code, "the PSP does not answer")
         if self.script.status:
-            raise FirmwareError(Status(self.script.status), "as scripted")
+            raise FirmwareError(SevStatus(self.script.status), "as scripted")
         return self.script.response
 
     def decommission(self, context: object) -> None:

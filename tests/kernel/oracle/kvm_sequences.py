@@ -16,7 +16,7 @@ from typing import Final, TypeVar
 from snpcerts.abi.ghcb import USAGE, VALID_BITMAP, ExitCode, MsrCode
 from snpcerts.abi.guest_message import MSG_TYPE_OFFSET
 from snpcerts.abi.kvm import RUN_EXIT, RUN_EXIT_SIZE, RUN_IMMEDIATE_EXIT, ExitReason
-from snpcerts.abi.psp import Status
+from snpcerts.abi.psp import SevStatus
 
 from .difference import DifferenceError
 from .kvm import CPUID, IN_GUEST, MSRS, PAGE, PAGES, EmulatedKvm, FirmwareScript, KernelKvm, Setting
@@ -429,7 +429,7 @@ class Life:
     def _firmware(self) -> None:
         pick = self._random
         code = _weighted(pick, ((0, 70), (-5, 20), (-19, 3), (-110, 3), (-16, 4)))
-        status = int(pick.choice([each for each in Status if each])) if code == -5 else 0
+        status = int(pick.choice([each for each in SevStatus if each])) if code == -5 else 0
         script = FirmwareScript(code, status, pick.randbytes(PAGE))
         self._tell(f"firmware {code} {status:#x}")
         for side in self._sides:

@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any, Final, cast
 
 from snpcerts.abi.kvm import MEM_GUEST_MEMFD, Ioctl, SevCommand, UserspaceMemoryRegion2, VmType
-from snpcerts.abi.psp import Status
+from snpcerts.abi.psp import SevStatus
 from snpcerts.emulator.guest.linux import LinuxGuest
 from snpcerts.emulator.guest.memory import GuestMemfd
 from snpcerts.emulator.kvm.device import KvmDevice
 from snpcerts.emulator.kvm.host import Platform
-from snpcerts.emulator.kvm.release import Kernel
+from snpcerts.emulator.kvm.release import KernelRelease
 from snpcerts.emulator.kvm.vm import Vm
 from snpcerts.emulator.psp.error import FirmwareError
 from snpcerts.emulator.psp.firmware import CpuidPageError, Firmware
@@ -53,7 +53,7 @@ class _Firmware:
         self.commands += 1
         self.payload = payload
         if status:
-            raise FirmwareError(Status(status), "as scripted")
+            raise FirmwareError(SevStatus(status), "as scripted")
 
     def launch_start(self, policy: int, *, gosvw: bytes, **_: Any) -> object:
         self._answer(self.script.start, struct.pack("<Q", policy) + gosvw)
@@ -63,7 +63,7 @@ class _Firmware:
         if int(kind) == 2:  # a VMSA
             self._answer(0, bytes([2]))
             return None
-        if self.script.update == Status.INVALID_PARAM and kind == _CPUID:
+        if self.script.update == SevStatus.INVALID_PARAM and kind == _CPUID:
             self.commands += 1
             self.payload = bytes([kind])
             raise CpuidPageError(_CPUID_PAGE)
@@ -97,7 +97,7 @@ class _Life:
         self._script = _Script()
         self._firmware = _Firmware(self._script)
         platform = Platform(cast("Firmware", self._firmware))
-        self._vm = Vm(platform, VmType.SNP, 1, LinuxGuest, Kernel(series))
+        self._vm = Vm(platform, VmType.SNP, 1, LinuxGuest, KernelRelease(series))
         self._devices = {_SEV_FD: SevDevice(platform.firmware), _OTHER_FD: self._vm}
         self._closing: list[Any] = [self._vm]
         self.reached: set[str] = set()
@@ -160,7 +160,9 @@ class _Life:
     def _command(self, user: UserSide, command: int) -> None:
         pick = self._pick
         for name in ("start", "update", "finish"):
-            status = weighted(pick, ((0, 85), (0x16, 8), (int(pick.choice(list(Status)[1:])), 7)))
+            status = weighted(
+                pick, ((0, 85), (0x16, 8), (int(pick.choice(list(SevStatus)[1:])), 7))
+            )
             setattr(self._script, name, status)
         script = self._script
         fds = struct.pack("<4I", 0, script.start, script.update, script.finish)

@@ -15,9 +15,9 @@ from snpcerts.abi.psp import (
     SEV_ISSUE_CMD,
     Command,
     PlatformStatus,
+    SevStatus,
     SnpConfig,
     SnpPlatformStatus,
-    Status,
 )
 from snpcerts.emulator.psp.chip_model import ApiVersion
 from snpcerts.emulator.psp.error import FirmwareError
@@ -38,7 +38,7 @@ class _Script:
     """What the firmware has and says."""
 
     def __init__(self, pick: random.Random) -> None:
-        self.status = weighted(pick, ((0, 75), (int(pick.choice(list(Status)[1:])), 25)))
+        self.status = weighted(pick, ((0, 75), (int(pick.choice(list(SevStatus)[1:])), 25)))
         self.platform = bytearray(pick.randbytes(PlatformStatus.SIZE))
         self.platform[2] = pick.choice((0, 1, 2))  # the platform's state
         self.snp = pick.randbytes(SnpPlatformStatus.SIZE)
@@ -65,7 +65,7 @@ class _Firmware:
     def _answer(self, payload: bytes = b"") -> None:
         self.payload = payload.ljust(_PAYLOAD, b"\0")
         if self._script.status:
-            raise FirmwareError(Status(self._script.status), "as scripted")
+            raise FirmwareError(SevStatus(self._script.status), "as scripted")
 
     def platform_status(self) -> PlatformStatus:
         self._answer()

@@ -8,7 +8,7 @@ import errno
 from snpcerts.abi.cert_table import EMPTY, PAGE_SIZE, pages_of
 from snpcerts.conformance.file_observer import READS, read_short
 from snpcerts.conformance.guest import Answer
-from snpcerts.conformance.trial import TABLE_SIZE, Scenario, Script, Trial, Vcpu
+from snpcerts.conformance.trial import TABLE_SIZE, Scenario, Script, Trial, TrialVcpu
 from snpcerts.emulator.frontdoor.watch import FileCall
 
 
@@ -33,7 +33,7 @@ def asks_and_writes_nothing(answer: Answer, pages: int) -> str | None:
     return problem
 
 
-def _delivered(trial: Trial, vcpu: Vcpu) -> Script:
+def _delivered(trial: Trial, vcpu: TrialVcpu) -> Script:
     for size in (TABLE_SIZE, 5000, 16_000):
         table = trial.served.table(size)
         trial.served.rewrite(table)
@@ -43,7 +43,7 @@ def _delivered(trial: Trial, vcpu: Vcpu) -> Script:
     trial.judge("table-delivered", answer.delivers(table))
 
 
-def _small(trial: Trial, vcpu: Vcpu) -> Script:
+def _small(trial: Trial, vcpu: TrialVcpu) -> Script:
     trial.served.rewrite(trial.served.table(TABLE_SIZE))
     answer = yield from vcpu.ask(1)
     trial.judge("too-small", asks_and_writes_nothing(answer, 2))
@@ -52,7 +52,7 @@ def _small(trial: Trial, vcpu: Vcpu) -> Script:
     trial.judge("too-small", asks_and_writes_nothing(answer, 4))
 
 
-def _exact(trial: Trial, vcpu: Vcpu) -> Script:
+def _exact(trial: Trial, vcpu: TrialVcpu) -> Script:
     for pages in (1, 2, 4):
         table = trial.served.table(pages * PAGE_SIZE)
         trial.served.rewrite(table)
@@ -62,7 +62,7 @@ def _exact(trial: Trial, vcpu: Vcpu) -> Script:
     trial.judge("exact-pages", asks_for(answer, 4))
 
 
-def _none(trial: Trial, vcpu: Vcpu) -> Script:
+def _none(trial: Trial, vcpu: TrialVcpu) -> Script:
     trial.served.rewrite(trial.served.table(TABLE_SIZE))
     answer = yield from vcpu.ask(0)
     trial.judge("no-buffer", asks_and_writes_nothing(answer, 2))
@@ -70,7 +70,7 @@ def _none(trial: Trial, vcpu: Vcpu) -> Script:
     trial.judge("no-buffer", asks_and_writes_nothing(answer, 2))
 
 
-def _huge(trial: Trial, vcpu: Vcpu) -> Script:
+def _huge(trial: Trial, vcpu: TrialVcpu) -> Script:
     table = trial.served.table(TABLE_SIZE)
     trial.served.rewrite(table)
     for npages in ((1 << 64) - 1, 1 << 52, (1 << 52) + 1, 1 << 63, 1 << 32):
@@ -84,7 +84,7 @@ def _huge(trial: Trial, vcpu: Vcpu) -> Script:
         trial.judge("huge-npages", problem)
 
 
-def _short(trial: Trial, vcpu: Vcpu) -> Script:
+def _short(trial: Trial, vcpu: TrialVcpu) -> Script:
     table = trial.served.table(TABLE_SIZE)
     trial.served.rewrite(table)
     cut: list[FileCall] = []

@@ -8,7 +8,7 @@ from itertools import pairwise
 
 from snpcerts.abi.cert_table import PAGE_SIZE
 from snpcerts.conformance.guest import FIELD_PAGES, Answer
-from snpcerts.conformance.trial import TABLE_SIZE, Scenario, Script, Trial, Vcpu, field_around
+from snpcerts.conformance.trial import TABLE_SIZE, Scenario, Script, Trial, TrialVcpu, field_around
 from snpcerts.emulator.guest.memory import MemorySlot
 
 _LAST_PAGE = (1 << 64) - PAGE_SIZE
@@ -18,7 +18,7 @@ def _slots(trial: Trial) -> list[MemorySlot]:
     return [] if trial.vm is None else list(trial.vm.slots)
 
 
-def _at_end(trial: Trial, vcpu: Vcpu) -> Script:
+def _at_end(trial: Trial, vcpu: TrialVcpu) -> Script:
     table = trial.served.table(TABLE_SIZE)
     trial.served.replace(table)
     end = vcpu.pages.data + FIELD_PAGES * PAGE_SIZE  # the field's end is the slot's
@@ -26,7 +26,7 @@ def _at_end(trial: Trial, vcpu: Vcpu) -> Script:
     trial.judge("buffer-at-slot-end", answer.delivers(table))
 
 
-def _across(trial: Trial, vcpu: Vcpu) -> Script:
+def _across(trial: Trial, vcpu: TrialVcpu) -> Script:
     slots = _slots(trial)
     size = 2 * PAGE_SIZE
     pairs = [
@@ -56,13 +56,13 @@ def _refused(trial: Trial, check: str, answer: Answer) -> None:
         trial.judge(check, None)
 
 
-def _and_goes_on(trial: Trial, vcpu: Vcpu, check: str, table: bytes) -> Script:
+def _and_goes_on(trial: Trial, vcpu: TrialVcpu, check: str, table: bytes) -> Script:
     answer = yield from vcpu.ask(2)
     wrong = answer.delivers(table)
     trial.judge(check, None if wrong is None else f"the next request: {wrong}")
 
 
-def _past(trial: Trial, vcpu: Vcpu) -> Script:
+def _past(trial: Trial, vcpu: TrialVcpu) -> Script:
     check = "buffer-past-memory"
     table = trial.served.table(TABLE_SIZE)
     trial.served.replace(table)
@@ -75,7 +75,7 @@ def _past(trial: Trial, vcpu: Vcpu) -> Script:
     yield from _and_goes_on(trial, vcpu, check, table)
 
 
-def _outside(trial: Trial, vcpu: Vcpu) -> Script:
+def _outside(trial: Trial, vcpu: TrialVcpu) -> Script:
     check = "buffer-outside-memory"
     table = trial.served.table(TABLE_SIZE)
     trial.served.replace(table)
@@ -85,7 +85,7 @@ def _outside(trial: Trial, vcpu: Vcpu) -> Script:
     yield from _and_goes_on(trial, vcpu, check, table)
 
 
-def _wraps(trial: Trial, vcpu: Vcpu) -> Script:
+def _wraps(trial: Trial, vcpu: TrialVcpu) -> Script:
     check = "buffer-wraps"
     table = trial.served.table(TABLE_SIZE)
     trial.served.replace(table)

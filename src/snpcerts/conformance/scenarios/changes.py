@@ -8,11 +8,11 @@ from collections.abc import Callable
 
 from snpcerts.abi.cert_table import EMPTY
 from snpcerts.conformance.guest import Answer
-from snpcerts.conformance.trial import TABLE_SIZE, Scenario, Script, Trial, Vcpu
+from snpcerts.conformance.trial import TABLE_SIZE, Scenario, Script, Trial, TrialVcpu
 
 
 def _served_after(check: str, change: Callable[[Trial], None]) -> Scenario:
-    def script(trial: Trial, vcpu: Vcpu) -> Script:
+    def script(trial: Trial, vcpu: TrialVcpu) -> Script:
         trial.served.replace(trial.served.table(TABLE_SIZE))
         yield from vcpu.ask(4)
         change(trial)
@@ -47,7 +47,7 @@ def _empty(answer: Answer) -> str | None:
 
 
 def _gone(check: str, take_away: Callable[[Trial], None]) -> Scenario:
-    def script(trial: Trial, vcpu: Vcpu) -> Script:
+    def script(trial: Trial, vcpu: TrialVcpu) -> Script:
         trial.served.replace(trial.served.table(TABLE_SIZE))
         yield from vcpu.ask(2)
         take_away(trial)

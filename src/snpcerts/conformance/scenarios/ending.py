@@ -8,9 +8,9 @@ import time
 from collections.abc import Callable
 
 from snpcerts.conformance.file_observer import READS, HeldUntil, takes_lock
-from snpcerts.conformance.journal import Request
-from snpcerts.conformance.trial import TABLE_SIZE, Scenario, Script, Trial, Vcpu
-from snpcerts.emulator.frontdoor.bpf import Call
+from snpcerts.conformance.journal import CertsRequest
+from snpcerts.conformance.trial import TABLE_SIZE, Scenario, Script, Trial, TrialVcpu
+from snpcerts.emulator.frontdoor.bpf import Syscall
 from snpcerts.emulator.frontdoor.tasks import task
 from snpcerts.emulator.frontdoor.watch import FileCall
 from snpcerts.emulator.guest.program import Sleep
@@ -38,7 +38,7 @@ def _stopped_when(moment: Moment) -> Scenario:
     check = "kick-not-lost"
     asked: list[float] = []  # when the stop was asked for
 
-    def script(trial: Trial, vcpu: Vcpu) -> Script:
+    def script(trial: Trial, vcpu: TrialVcpu) -> Script:
         number = trial.limits.stop
         asked.clear()
         if trial.program is None or not _catches(trial.program.pid, number):
@@ -119,7 +119,7 @@ def _at_call(wanted: Callable[[FileCall], bool]) -> Moment:
 def _in_firmware(trial: Trial, stop: Callable[[], None]) -> None:
     held: list[HeldUntil] = []
 
-    def gate(request: Request) -> bool:
+    def gate(request: CertsRequest) -> bool:
         if not held:
             tids = [tid for tid, vcpu in trial.journal.threads.items() if vcpu == request.vcpu]
             kicked = _Kick(trial, tids[-1] if tids else 0)
@@ -130,7 +130,7 @@ def _in_firmware(trial: Trial, stop: Callable[[], None]) -> None:
     trial.gate = gate
 
 
-def _leaves_nothing(trial: Trial, vcpu: Vcpu) -> Script:
+def _leaves_nothing(trial: Trial, vcpu: TrialVcpu) -> Script:
     counts = []
     for number in range(_MANY):
         trial.served.rewrite(trial.served.table(TABLE_SIZE))
@@ -147,10 +147,10 @@ def _leaves_nothing(trial: Trial, vcpu: Vcpu) -> Script:
     )
 
 
-def _killed(trial: Trial, vcpu: Vcpu) -> Script:
+def _killed(trial: Trial, vcpu: TrialVcpu) -> Script:
     trial.served.replace(trial.served.table(TABLE_SIZE))
 
-    def gate(_: Request) -> bool:
+    def gate(_: CertsRequest) -> bool:
         trial.send(signal.SIGKILL)
         return False
 
@@ -180,7 +180,7 @@ def _takes_or_reads(call: FileCall) -> bool:
 
 
 def _at_close(call: FileCall) -> bool:
-    return call.call is Call.CLOSE
+    return call.call is Syscall.CLOSE
 
 
 SCENARIOS = (

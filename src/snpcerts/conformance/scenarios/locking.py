@@ -12,24 +12,24 @@ from pathlib import Path
 from snpcerts.abi.cert_table import pages_of
 from snpcerts.conformance.file_observer import takes_lock
 from snpcerts.conformance.guest import Answer
-from snpcerts.conformance.journal import Request
-from snpcerts.conformance.trial import TABLE_SIZE, Scenario, Script, Trial, Vcpu
+from snpcerts.conformance.journal import CertsRequest
+from snpcerts.conformance.trial import TABLE_SIZE, Scenario, Script, Trial, TrialVcpu
 from snpcerts.emulator.frontdoor.watch import FileCall
 
 FIRMWARE_TIME = 0.02  # seconds for which the emulated firmware delays each signature
 RELEASE_LIMIT = 1.0  # seconds after which a lock counts as never released
 
 
-def slow_firmware(seconds: float = FIRMWARE_TIME) -> Callable[[Request], bool]:
+def slow_firmware(seconds: float = FIRMWARE_TIME) -> Callable[[CertsRequest], bool]:
     """A gate that delays each answer by ``seconds``."""
 
-    def gate(request: Request) -> bool:
+    def gate(request: CertsRequest) -> bool:
         return time.monotonic() - (request.answered_at or 0.0) >= seconds
 
     return gate
 
 
-def _held(trial: Trial, vcpu: Vcpu) -> Script:
+def _held(trial: Trial, vcpu: TrialVcpu) -> Script:
     trial.gate = slow_firmware()
     for size in (TABLE_SIZE, 5000):
         trial.served.replace(trial.served.table(size))
@@ -59,7 +59,7 @@ def released(trial: Trial, when: str) -> Script:
     trial.judge("lock-released", problem)
 
 
-def _lock_before_read(request: Request) -> str | None:
+def _lock_before_read(request: CertsRequest) -> str | None:
     if not request.reads:
         return "the table was delivered, but the file was not read in this request"
     if any(read.lock is None for read in request.reads):
@@ -67,7 +67,7 @@ def _lock_before_read(request: Request) -> str | None:
     return None
 
 
-def _lock_kind(request: Request) -> str | None:
+def _lock_kind(request: CertsRequest) -> str | None:
     seen = [lock for lock in (request.lock_at_answer, *(r.lock for r in request.reads)) if lock]
     if not seen:
         return "the file never had a lock that an update would see"
@@ -75,7 +75,7 @@ def _lock_kind(request: Request) -> str | None:
     return f"a classic lock of process {classic[0].pid}" if classic else None
 
 
-def _lock_until_signed(trial: Trial, request: Request) -> str | None:
+def _lock_until_signed(trial: Trial, request: CertsRequest) -> str | None:
     if request.lock_at_answer is None:
         return "the file had no lock when KVM_RUN was called to have the report signed"
     # If KVM_RUN has not returned yet, the VMM is still in the call that signed.
@@ -85,7 +85,9 @@ def _lock_until_signed(trial: Trial, request: Request) -> str | None:
     return None
 
 
-def _replaced_at_lock(trial: Trial, vcpu: Vcpu, check: str, swap: Callable[[], bytes]) -> Script:
+def _replaced_at_lock(
+    trial: Trial, vcpu: TrialVcpu, check: str, swap: Callable[[], bytes]
+) -> Script:
     """Swap the file at the moment the VMM asks for its lock, and judge the answer."""
     old = trial.served.content or b""
     swapped: list[bytes] = []
@@ -111,7 +113,7 @@ def _serves_new(answer: Answer, old: bytes, new: bytes) -> str | None:
     return answer.delivers(new)
 
 
-def _same_inode(trial: Trial, vcpu: Vcpu) -> Script:
+def _same_inode(trial: Trial, vcpu: TrialVcpu) -> Script:
     served = trial.served
     served.replace(served.table(TABLE_SIZE))
 
@@ -125,7 +127,7 @@ def _same_inode(trial: Trial, vcpu: Vcpu) -> Script:
 def same_device(first: Path, second: Path, link: Path) -> Scenario:
     """``link`` points to ``first``, then to ``second``, whose files have the same inode numbers."""
 
-    def script(trial: Trial, vcpu: Vcpu) -> Script:
+    def script(trial: Trial, vcpu: TrialVcpu) -> Script:
         served = trial.served
         path, descriptor = served.prepare(first, served.table(TABLE_SIZE))
         served.take_place(path, descriptor)
@@ -153,7 +155,7 @@ def point_link(link: Path, target: Path) -> None:
     fresh.rename(link)
 
 
-def _busy(trial: Trial, vcpu: Vcpu) -> Script:
+def _busy(trial: Trial, vcpu: TrialVcpu) -> Script:
     served = trial.served
     old = served.table(TABLE_SIZE)
     served.replace(old)

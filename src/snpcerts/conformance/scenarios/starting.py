@@ -3,11 +3,11 @@
 
 from __future__ import annotations
 
-from snpcerts.conformance.trial import TABLE_SIZE, Scenario, Script, Trial, Vcpu
+from snpcerts.conformance.trial import TABLE_SIZE, Scenario, Script, Trial, TrialVcpu
 from snpcerts.emulator.guest.program import Sleep
 
 
-def _first_request(trial: Trial, vcpu: Vcpu) -> Script:
+def _first_request(trial: Trial, vcpu: TrialVcpu) -> Script:
     trial.judge("vm-starts", None)
     trial.judging("enabled")
     _judge_enabling(trial)
@@ -50,7 +50,7 @@ def _judge_enabling(trial: Trial) -> None:
     trial.judge("attribute-asked", asked)
 
 
-def _old_kernel(_: Trial, vcpu: Vcpu) -> Script:
+def _old_kernel(_: Trial, vcpu: TrialVcpu) -> Script:
     yield from vcpu.ask(2)
 
 

@@ -7,9 +7,9 @@ import errno
 import time
 from functools import partial
 
-from snpcerts.conformance.journal import Request
+from snpcerts.conformance.journal import CertsRequest
 from snpcerts.conformance.scenarios.locking import released
-from snpcerts.conformance.trial import TABLE_SIZE, Scenario, Script, Trial, Vcpu
+from snpcerts.conformance.trial import TABLE_SIZE, Scenario, Script, Trial, TrialVcpu
 from snpcerts.emulator.guest.program import Sleep
 
 ROUNDS = 3
@@ -26,13 +26,13 @@ class _OneByOne:
 
     def __init__(self, trial: Trial) -> None:
         self._trial = trial
-        self._first: Request | None = None
-        self._second: Request | None = None
+        self._first: CertsRequest | None = None
+        self._second: CertsRequest | None = None
         self._entered = 0
         self.done = [0, 0]  # rounds, by vCPU
         self.lost = 0
 
-    def __call__(self, request: Request) -> bool:
+    def __call__(self, request: CertsRequest) -> bool:
         if request.ret != 0:
             return True
         if self._first is None:
@@ -41,7 +41,7 @@ class _OneByOne:
             return self._first_goes(request)
         return request is self._second and self._second_goes(request)
 
-    def _first_goes(self, request: Request) -> bool:
+    def _first_goes(self, request: CertsRequest) -> bool:
         self._second = next(
             (
                 each
@@ -57,7 +57,7 @@ class _OneByOne:
             self._first = None
         return True
 
-    def _second_goes(self, request: Request) -> bool:
+    def _second_goes(self, request: CertsRequest) -> bool:
         first, trial = self._first, self._trial
         if first is None or first.errno is None:
             return False
@@ -68,7 +68,7 @@ class _OneByOne:
         self._first = self._second = None
         return True
 
-    def _has_lost(self, request: Request) -> bool:
+    def _has_lost(self, request: CertsRequest) -> bool:
         """Whether the lock that this request was answered under has been released.
 
         Checks the request's own descriptors, since the first request's lock may remain.
@@ -90,7 +90,7 @@ def _reached(done: list[int], vcpu: int, number: int) -> bool:
     return done[vcpu] > number
 
 
-def _script(trial: Trial, vcpu: Vcpu) -> Script:
+def _script(trial: Trial, vcpu: TrialVcpu) -> Script:
     if trial.vcpus < 2:
         for check in ("vcpus-served", "vcpus-keep-locks"):
             trial.skip(check, "the VM has one vCPU")

@@ -53,7 +53,7 @@ MAP_ANONYMOUS: Final = 0x20
 USERFAULTFD_IOC_NEW: Final = io(0xAA, 0)  # linux/userfaultfd.h
 
 
-class Call(enum.IntEnum):
+class Syscall(enum.IntEnum):
     """System call numbers of x86-64."""
 
     READ = 0
@@ -93,16 +93,16 @@ class Call(enum.IntEnum):
 
 # Calls on an open file, by the argument that is its descriptor.
 FILE_CALLS: Final = {
-    Call.READ: 0,
-    Call.PREAD64: 0,
-    Call.READV: 0,
-    Call.PREADV: 0,
-    Call.PREADV2: 0,
-    Call.MMAP: 4,
-    Call.SENDFILE: 1,
-    Call.CLOSE: 0,
-    Call.FLOCK: 0,
-    Call.FCNTL: 0,
+    Syscall.READ: 0,
+    Syscall.PREAD64: 0,
+    Syscall.READV: 0,
+    Syscall.PREADV: 0,
+    Syscall.PREADV2: 0,
+    Syscall.MMAP: 4,
+    Syscall.SENDFILE: 1,
+    Syscall.CLOSE: 0,
+    Syscall.FLOCK: 0,
+    Syscall.FCNTL: 0,
 }
 
 
@@ -137,7 +137,7 @@ _TRAP = _op(_RETURN, SECCOMP_RET_USER_NOTIF)
 _ALLOW = _op(_RETURN, SECCOMP_RET_ALLOW)
 
 
-def _when(call: Call, body: bytes) -> bytes:
+def _when(call: Syscall, body: bytes) -> bytes:
     """Apply ``body``, which always returns, to one system call."""
     return _op(_IF_EQUAL, call, 0, len(body) // _instruction.size) + body
 
@@ -147,10 +147,10 @@ def _unless_flags(index: int, flags: int) -> bytes:
     return _op(_LOAD, _argument(index)) + _op(_IF_BITS, flags, 0, 1) + _ALLOW + _TRAP
 
 
-def _watched(call: Call) -> bytes:
-    if call is Call.MMAP:
+def _watched(call: Syscall) -> bytes:
+    if call is Syscall.MMAP:
         return _unless_flags(3, MAP_ANONYMOUS)
-    if call is Call.FCNTL:
+    if call is Syscall.FCNTL:
         commands = (F_SETLK, F_SETLKW, F_OFD_SETLK, F_OFD_SETLKW)
         tests = b"".join(
             _op(_IF_EQUAL, command, len(commands) - place, 0)
@@ -174,7 +174,7 @@ def program(*, look: bool, watch: bool = False) -> bytes:
         _op(_IF_AT_LEAST, X32_BIT, 0, 1),
         _fails(errno.ENOSYS),
         _when(
-            Call.IOCTL,
+            Syscall.IOCTL,
             _op(_LOAD, _argument(1))
             + _op(_IF_EQUAL, USERFAULTFD_IOC_NEW, 0, 1)
             + _fails(errno.ENOTTY)
@@ -184,38 +184,38 @@ def program(*, look: bool, watch: bool = False) -> bytes:
             + _TRAP
             + _ALLOW,
         ),
-        _when(Call.OPENAT, _unless_flags(2, os.O_DIRECTORY)),
-        _when(Call.OPEN, _unless_flags(1, os.O_DIRECTORY)),
-        _when(Call.OPENAT2, _TRAP),
-        _when(Call.CREAT, _TRAP),
+        _when(Syscall.OPENAT, _unless_flags(2, os.O_DIRECTORY)),
+        _when(Syscall.OPEN, _unless_flags(1, os.O_DIRECTORY)),
+        _when(Syscall.OPENAT2, _TRAP),
+        _when(Syscall.CREAT, _TRAP),
     ]
     if look:
         parts += [
-            _when(Call.NEWFSTATAT, _unless_flags(3, AT_EMPTY_PATH)),
-            _when(Call.STATX, _unless_flags(2, AT_EMPTY_PATH)),
-            _when(Call.FACCESSAT2, _unless_flags(3, AT_EMPTY_PATH)),
+            _when(Syscall.NEWFSTATAT, _unless_flags(3, AT_EMPTY_PATH)),
+            _when(Syscall.STATX, _unless_flags(2, AT_EMPTY_PATH)),
+            _when(Syscall.FACCESSAT2, _unless_flags(3, AT_EMPTY_PATH)),
         ]
         others = (
-            Call.STAT,
-            Call.LSTAT,
-            Call.ACCESS,
-            Call.FACCESSAT,
-            Call.READLINK,
-            Call.READLINKAT,
-            Call.GETXATTR,
-            Call.LGETXATTR,
-            Call.LISTXATTR,
-            Call.LLISTXATTR,
+            Syscall.STAT,
+            Syscall.LSTAT,
+            Syscall.ACCESS,
+            Syscall.FACCESSAT,
+            Syscall.READLINK,
+            Syscall.READLINKAT,
+            Syscall.GETXATTR,
+            Syscall.LGETXATTR,
+            Syscall.LISTXATTR,
+            Syscall.LLISTXATTR,
         )
         parts += [_when(call, _TRAP) for call in others]
     if watch:
         parts += [_when(call, _watched(call)) for call in FILE_CALLS]
     parts += [
-        _when(Call.IO_URING_SETUP, _fails(errno.ENOSYS)),
-        _when(Call.IO_URING_ENTER, _fails(errno.ENOSYS)),
-        _when(Call.IO_URING_REGISTER, _fails(errno.ENOSYS)),
-        _when(Call.OPEN_BY_HANDLE_AT, _fails(errno.EPERM)),
-        _when(Call.USERFAULTFD, _fails(errno.ENOSYS)),
+        _when(Syscall.IO_URING_SETUP, _fails(errno.ENOSYS)),
+        _when(Syscall.IO_URING_ENTER, _fails(errno.ENOSYS)),
+        _when(Syscall.IO_URING_REGISTER, _fails(errno.ENOSYS)),
+        _when(Syscall.OPEN_BY_HANDLE_AT, _fails(errno.EPERM)),
+        _when(Syscall.USERFAULTFD, _fails(errno.ENOSYS)),
         _ALLOW,
     ]
     return b"".join(parts)

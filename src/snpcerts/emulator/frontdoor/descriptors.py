@@ -45,7 +45,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 @dataclass(slots=True)
-class Open:
+class OpenDevice:
     """An emulated device that is open.
 
     ``path`` is the path it was opened by, None if an ioctl created it; ``keeper``
@@ -64,8 +64,8 @@ class Descriptors:
     """All emulated opens of a supervisor. ``open`` maps identities to them."""
 
     def __init__(self) -> None:
-        self.open: dict[Key, Open] = {}
-        self._watches: dict[int, Open] = {}
+        self.open: dict[Key, OpenDevice] = {}
+        self._watches: dict[int, OpenDevice] = {}
         self._suspects: dict[Key, float] = {}
         self._inotify = _libc.inotify_init1(os.O_CLOEXEC | os.O_NONBLOCK)
         if self._inotify < 0:
@@ -80,7 +80,7 @@ class Descriptors:
 
     def admit(
         self, device: Device, *, path: bytes | None, flags: int, shared: int | None
-    ) -> tuple[Open, int]:
+    ) -> tuple[OpenDevice, int]:
         """Register a device; return it with the descriptor to give to the program.
 
         The caller closes that descriptor after passing it on. ``shared`` is the
@@ -104,7 +104,7 @@ class Descriptors:
             os.close(given)
             os.close(keeper)
             raise
-        entry = Open(
+        entry = OpenDevice(
             device=device,
             path=path,
             writable=flags & os.O_ACCMODE != os.O_RDONLY,
@@ -116,7 +116,7 @@ class Descriptors:
         self._watches[watch] = entry
         return entry, given
 
-    def reap(self) -> list[Open]:
+    def reap(self) -> list[OpenDevice]:
         """Return and forget the opens that have ended."""
         now = time.monotonic()
         try:
@@ -141,7 +141,7 @@ class Descriptors:
         """Whether to reap again after :data:`RECHECK` seconds, event or not."""
         return bool(self._suspects)
 
-    def forget(self, entry: Open) -> None:
+    def forget(self, entry: OpenDevice) -> None:
         """Drop an open; the caller must close its device."""
         _libc.inotify_rm_watch(self._inotify, entry.watch)
         self._watches.pop(entry.watch, None)
@@ -154,7 +154,7 @@ class Descriptors:
         os.close(self._inotify)
 
 
-def _is_gone(entry: Open) -> bool:
+def _is_gone(entry: OpenDevice) -> bool:
     try:
         fcntl.flock(entry.keeper, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

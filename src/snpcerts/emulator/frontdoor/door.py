@@ -58,7 +58,7 @@ class OpenInfo:
         return self.flags & os.O_ACCMODE in (os.O_WRONLY, os.O_RDWR)
 
 
-class Kind(enum.Enum):
+class PathKind(enum.Enum):
     """What an emulated path stands for."""
 
     DEVICE = "an emulated device"
@@ -75,7 +75,7 @@ class Match:
     ``inode`` is the inode number if the door sets it.
     """
 
-    kind: Kind
+    kind: PathKind
     path: bytes
     real: bool = False
     key: Key | None = None
@@ -84,7 +84,7 @@ class Match:
     @property
     def is_barred(self) -> bool:
         """Whether the path does not exist for the program, even if the machine has it."""
-        return self.kind is Kind.BARRED
+        return self.kind is PathKind.BARRED
 
 
 class Door:
@@ -211,16 +211,16 @@ class Door:
 
     def _directory(self, path: bytes, *, real: bool) -> Match:
         number = self._inodes.get(path)
-        return Match(Kind.DIRECTORY, path, real, inode=None if number is None else number())
+        return Match(PathKind.DIRECTORY, path, real, inode=None if number is None else number())
 
     def _by_name(self, path: bytes, real: bool) -> Match | None:
         if path in self._inodes:
             return self._directory(path, real=real)
         if path in self.devices:
-            return Match(Kind.DEVICE, path, real)
+            return Match(PathKind.DEVICE, path, real)
         if path in self.files:
-            return Match(Kind.FILE, path, real)
-        return Match(Kind.BARRED, path, real) if path in self._guarded else None
+            return Match(PathKind.FILE, path, real)
+        return Match(PathKind.BARRED, path, real) if path in self._guarded else None
 
     def _by_identity(self, status: os.stat_result, opened: Container[Key]) -> Match | None:
         if status.st_rdev:
@@ -229,7 +229,7 @@ class Door:
             return self._by_name(self._rdevs[status.st_rdev], real=True)
         key = (status.st_dev, status.st_ino)
         if key in opened:
-            return Match(Kind.OPEN, b"", key=key)
+            return Match(PathKind.OPEN, b"", key=key)
         path = self._real_files.get(key)
         return None if path is None else self._by_name(path, real=True)
 

@@ -7,7 +7,7 @@ import errno
 import os
 
 from snpcerts.emulator.frontdoor import seccomp
-from snpcerts.emulator.frontdoor.descriptors import Descriptors, Open
+from snpcerts.emulator.frontdoor.descriptors import Descriptors, OpenDevice
 from snpcerts.emulator.frontdoor.seccomp import Notification
 from snpcerts.emulator.syscall.device import Device
 
@@ -36,7 +36,7 @@ def give_device(
 
     ``path`` is the path it was opened by; ``shared`` is its memfd, None for a new one.
     """
-    entry: Open | None = None
+    entry: OpenDevice | None = None
     try:
         entry, given = descriptors.admit(device, path=path, flags=flags, shared=shared)
         try:

@@ -13,9 +13,9 @@ from collections.abc import Callable
 from typing import Final
 
 from snpcerts.emulator.frontdoor import seccomp, stat
-from snpcerts.emulator.frontdoor.bpf import Call
+from snpcerts.emulator.frontdoor.bpf import Syscall
 from snpcerts.emulator.frontdoor.descriptors import Descriptors, file_with
-from snpcerts.emulator.frontdoor.door import Door, Kind, Match, OpenInfo
+from snpcerts.emulator.frontdoor.door import Door, Match, OpenInfo, PathKind
 from snpcerts.emulator.frontdoor.install_fd import give, give_device
 from snpcerts.emulator.frontdoor.paths import AT_FDCWD, read_path
 from snpcerts.emulator.frontdoor.seccomp import Notification, c_int
@@ -26,13 +26,13 @@ _RESOLVE_IN_ROOT: Final = 0x10
 _O_PATH: Final = os.O_PATH
 _AT_SYMLINK_NOFOLLOW: Final = 0x100
 
-OPENS: Final = frozenset((Call.OPEN, Call.OPENAT, Call.OPENAT2, Call.CREAT))
+OPENS: Final = frozenset((Syscall.OPEN, Syscall.OPENAT, Syscall.OPENAT2, Syscall.CREAT))
 _LOOKS_AT: Final = frozenset(
-    (Call.NEWFSTATAT, Call.STATX, Call.FACCESSAT, Call.FACCESSAT2, Call.READLINKAT)
+    (Syscall.NEWFSTATAT, Syscall.STATX, Syscall.FACCESSAT, Syscall.FACCESSAT2, Syscall.READLINKAT)
 )
-_ACCESS: Final = frozenset((Call.ACCESS, Call.FACCESSAT, Call.FACCESSAT2))
+_ACCESS: Final = frozenset((Syscall.ACCESS, Syscall.FACCESSAT, Syscall.FACCESSAT2))
 _LOOKS_AT_LINKS: Final = frozenset(
-    (Call.LSTAT, Call.READLINK, Call.READLINKAT, Call.LGETXATTR, Call.LLISTXATTR)
+    (Syscall.LSTAT, Syscall.READLINK, Syscall.READLINKAT, Syscall.LGETXATTR, Syscall.LLISTXATTR)
 )
 
 
@@ -48,11 +48,11 @@ class PathCalls:
         arguments, tid, how = notification.arguments, notification.tid, 0
         number = notification.number
         dirfd, address, flags = AT_FDCWD, arguments[0], arguments[1]
-        if number == Call.CREAT:
+        if number == Syscall.CREAT:
             flags = os.O_CREAT | os.O_WRONLY | os.O_TRUNC
-        elif number != Call.OPEN:
+        elif number != Syscall.OPEN:
             dirfd, address, flags = c_int(arguments[0]), arguments[1], arguments[2]
-        if number == Call.OPENAT2:
+        if number == Syscall.OPENAT2:
             try:
                 flags, _, how = _OPEN_HOW.unpack(ProcessMemory(tid).read(flags, _OPEN_HOW.size))
             except OSError:
@@ -69,7 +69,7 @@ class PathCalls:
                 follow=not flags & os.O_NOFOLLOW,
                 confined=bool(how & _RESOLVE_IN_ROOT),
             )
-        if match is None or match.kind is Kind.DIRECTORY:
+        if match is None or match.kind is PathKind.DIRECTORY:
             seccomp.proceed(listener, notification.id)
         elif seccomp.is_waiting(listener, notification.id):
             self._open_ours(listener, door, notification, match, flags)
@@ -82,7 +82,7 @@ class PathCalls:
             seccomp.proceed(listener, notification.id)
             return
         path = match.path
-        if match.kind is Kind.OPEN and match.key is not None:
+        if match.kind is PathKind.OPEN and match.key is not None:
             path = self._descriptors.open[match.key].path or b""
         try:
             if flags & _O_PATH or match.is_barred:
@@ -91,7 +91,7 @@ class PathCalls:
                 raise OSError(errno.EEXIST, "there already")
             if flags & os.O_DIRECTORY:
                 raise OSError(errno.ENOTDIR, "not a directory")
-            if match.kind is Kind.FILE:
+            if match.kind is PathKind.FILE:
                 self._give_file(listener, door, notification, path, flags)
                 return
             if path not in door.devices:
@@ -120,7 +120,11 @@ class PathCalls:
 
     def look(self, listener: int, door: Door, notification: Notification) -> None:
         """Serve a call that only examines a path."""
-        arguments, tid, call = notification.arguments, notification.tid, Call(notification.number)
+        arguments, tid, call = (
+            notification.arguments,
+            notification.tid,
+            Syscall(notification.number),
+        )
         at = call in _LOOKS_AT
         dirfd, address = (c_int(arguments[0]), arguments[1]) if at else (AT_FDCWD, arguments[0])
         path = read_path(tid, address)
@@ -136,7 +140,7 @@ class PathCalls:
         # If the path exists, only access is answered here (all may open it), else the kernel.
         known = match is not None and match.real and not match.is_barred and call not in _ACCESS
         known = known and match is not None and match.inode is None
-        if match is None or match.kind is Kind.OPEN or known:
+        if match is None or match.kind is PathKind.OPEN or known:
             seccomp.proceed(listener, notification.id)
             return
         if not seccomp.is_waiting(listener, notification.id):
@@ -149,34 +153,36 @@ class PathCalls:
             seccomp.answer(listener, notification.id, 0)
 
     @staticmethod
-    def _show(tid: int, call: Call, arguments: tuple[int, ...], match: Match, door: Door) -> None:
+    def _show(
+        tid: int, call: Syscall, arguments: tuple[int, ...], match: Match, door: Door
+    ) -> None:
         memory = ProcessMemory(tid)
         if match.is_barred:
             raise OSError(errno.ENOENT, "not here")
-        if call in (Call.STAT, Call.LSTAT):
+        if call in (Syscall.STAT, Syscall.LSTAT):
             memory.write(arguments[1], stat.stat_of(match))
-        elif call is Call.NEWFSTATAT:
+        elif call is Syscall.NEWFSTATAT:
             memory.write(arguments[2], stat.stat_of(match))
-        elif call is Call.STATX:
+        elif call is Syscall.STATX:
             memory.write(arguments[4], stat.statx_of(match))
-        elif call in (Call.READLINK, Call.READLINKAT):
+        elif call in (Syscall.READLINK, Syscall.READLINKAT):
             raise OSError(errno.EINVAL, "not a link")
-        elif call in (Call.GETXATTR, Call.LGETXATTR):
+        elif call in (Syscall.GETXATTR, Syscall.LGETXATTR):
             raise OSError(errno.ENODATA, "no such attribute")
-        elif call in (Call.LISTXATTR, Call.LLISTXATTR):
+        elif call in (Syscall.LISTXATTR, Syscall.LLISTXATTR):
             return  # an empty list
         else:
-            mode = arguments[1] if call is Call.ACCESS else arguments[2]
-            if mode & os.X_OK and match.kind is not Kind.DIRECTORY:
+            mode = arguments[1] if call is Syscall.ACCESS else arguments[2]
+            if mode & os.X_OK and match.kind is not PathKind.DIRECTORY:
                 raise OSError(errno.EACCES, "not executable")
             if mode & os.W_OK and not door.opens_for_writing(match.path):
                 raise OSError(errno.EACCES, "not writable")
 
 
-def _follows(call: Call, arguments: tuple[int, ...]) -> bool:
+def _follows(call: Syscall, arguments: tuple[int, ...]) -> bool:
     """Whether a call that examines a path follows a link at its end."""
-    if call in (Call.NEWFSTATAT, Call.FACCESSAT2):
+    if call in (Syscall.NEWFSTATAT, Syscall.FACCESSAT2):
         return not arguments[3] & _AT_SYMLINK_NOFOLLOW
-    if call is Call.STATX:
+    if call is Syscall.STATX:
         return not arguments[2] & _AT_SYMLINK_NOFOLLOW
     return call not in _LOOKS_AT_LINKS

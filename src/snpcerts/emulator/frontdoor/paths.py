@@ -89,7 +89,7 @@ def start(tid: int, dirfd: int, path: bytes) -> bytes:
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class ResolvedPath:
     """The result of resolving a path.
 
     ``path`` is absolute, without links and ``..``, relative to the thread's root; for
@@ -103,7 +103,7 @@ class Place:
 
 def resolve(
     tid: int, dirfd: int, path: bytes, *, follow: bool, confined: bool = False
-) -> Place | None:
+) -> ResolvedPath | None:
     """Where ``path`` leads; None when it leads nowhere (too many links, no such start).
 
     ``follow`` tells whether a link at the end is followed; ``confined`` makes the
@@ -145,7 +145,7 @@ def _inside(root: bytes, path: bytes) -> bytes:
     return (path[len(top) :] or b"/") if inside else path
 
 
-def _walk(root: bytes, walk: _Walk, tid: int, follow: bool) -> Place | None:
+def _walk(root: bytes, walk: _Walk, tid: int, follow: bool) -> ResolvedPath | None:
     links = 0
     while walk.todo:
         part = walk.todo.pop()
@@ -159,7 +159,7 @@ def _walk(root: bytes, walk: _Walk, tid: int, follow: bool) -> Place | None:
                 text = _inside(root, os.readlink(root + name))
                 status = os.stat(root + name)
                 if not walk.todo or not stat.S_ISDIR(status.st_mode):
-                    return Place(text, status)
+                    return ResolvedPath(text, status)
             else:
                 text = _link(root, name, tid)
             if text:
@@ -173,11 +173,11 @@ def _walk(root: bytes, walk: _Walk, tid: int, follow: bool) -> Place | None:
         walk.done.append(part)
     name = b"/".join(walk.done)
     try:
-        return Place(b"/" + name, os.lstat(root + name))
+        return ResolvedPath(b"/" + name, os.lstat(root + name))
     except OSError as error:
         if error.errno not in _ENOENT:
             raise
-        return Place(b"/" + name, None)
+        return ResolvedPath(b"/" + name, None)
 
 
 def _link(root: bytes, name: bytes, tid: int) -> bytes:

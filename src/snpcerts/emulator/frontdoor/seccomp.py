@@ -74,7 +74,7 @@ class FrontDoorUnavailableError(RefusedError):
     code = "front-door-unavailable"
 
 
-class _Program(ctypes.Structure):
+class _SockFprog(ctypes.Structure):
     """``struct sock_fprog``."""
 
     _fields_ = (("len", ctypes.c_ushort), ("filter", ctypes.c_void_p))
@@ -160,7 +160,7 @@ def install(program: bytes) -> int:
     its descriptors are closed, trapped calls fail with ENOSYS.
     """
     buffer = ctypes.create_string_buffer(program, len(program))
-    filters = _Program(len(program) // 8, ctypes.addressof(buffer))
+    filters = _SockFprog(len(program) // 8, ctypes.addressof(buffer))
     try:
         if _libc.prctl(PR_SET_NO_NEW_PRIVS, *(ctypes.c_ulong(word) for word in (1, 0, 0, 0))):
             code = ctypes.get_errno()

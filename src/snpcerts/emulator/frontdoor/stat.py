@@ -13,7 +13,7 @@ import stat
 import struct
 from typing import Final
 
-from snpcerts.emulator.frontdoor.door import KVM_RDEV, Kind, Match
+from snpcerts.emulator.frontdoor.door import KVM_RDEV, Match, PathKind
 
 _PAGE: Final = 4096
 _STATX_BASIC_STATS: Final = 0x7FF
@@ -29,14 +29,14 @@ _STAT = struct.Struct("<QQQIII4xQqqq48x24x")
 _STATX = struct.Struct("<IIQIIIH2xQQQQ64xIIII112x")
 
 _MODES: Final = {
-    Kind.DEVICE: stat.S_IFCHR | 0o600,
-    Kind.FILE: stat.S_IFREG | 0o444,
-    Kind.DIRECTORY: stat.S_IFDIR | 0o755,
+    PathKind.DEVICE: stat.S_IFCHR | 0o600,
+    PathKind.FILE: stat.S_IFREG | 0o444,
+    PathKind.DIRECTORY: stat.S_IFDIR | 0o755,
 }
 
 
 def _device_number(match: Match) -> int:
-    if match.kind is not Kind.DEVICE:
+    if match.kind is not PathKind.DEVICE:
         return 0
     if match.path == b"/dev/kvm":
         return KVM_RDEV
@@ -64,7 +64,7 @@ def stat_of(match: Match) -> bytes:
         os.geteuid(),
         os.getegid(),
         _device_number(match),
-        _PAGE if match.kind is Kind.FILE else 0,
+        _PAGE if match.kind is PathKind.FILE else 0,
         _PAGE,
         0,
     )
@@ -82,7 +82,7 @@ def statx_of(match: Match) -> bytes:
         os.getegid(),
         _MODES[match.kind],
         _inode(match),
-        _PAGE if match.kind is Kind.FILE else 0,
+        _PAGE if match.kind is PathKind.FILE else 0,
         0,
         0,
         os.major(rdev),

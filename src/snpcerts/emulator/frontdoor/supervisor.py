@@ -34,7 +34,7 @@ from snpcerts.abi.kvm import KVMIO
 from snpcerts.abi.psp import SEV_ISSUE_CMD
 from snpcerts.abi.sev_guest import SNP_GET_DERIVED_KEY, SNP_GET_EXT_REPORT, SNP_GET_REPORT
 from snpcerts.emulator.frontdoor import seccomp
-from snpcerts.emulator.frontdoor.bpf import FILE_CALLS, Call
+from snpcerts.emulator.frontdoor.bpf import FILE_CALLS, Syscall
 from snpcerts.emulator.frontdoor.descriptors import RECHECK, Descriptors
 from snpcerts.emulator.frontdoor.door import Door
 from snpcerts.emulator.frontdoor.install_fd import give_device
@@ -77,7 +77,7 @@ class _Waiting:
     seen: bool = False
 
 
-class _Interrupted:
+class _SignalPending:
     """Whether a signal is pending for a thread; the answer is cached for a short time."""
 
     __slots__ = ("_answer", "_tid", "_until")
@@ -292,7 +292,7 @@ class Supervisor:
         if notification is None:
             return
         number = notification.number
-        if number == Call.IOCTL:
+        if number == Syscall.IOCTL:
             self._ioctl(listener, notification)
         elif number in OPENS:
             self._paths.open(listener.descriptor, listener.door, notification)
@@ -321,7 +321,7 @@ class Supervisor:
             find=lambda other: self._device(tid, other),
             writable=entry.writable,
             pid=process,
-            interrupted=_Interrupted(tid),
+            interrupted=_SignalPending(tid),
             take=partial(take_descriptor, process),
         )
         self._changed = True
@@ -352,7 +352,7 @@ class Supervisor:
 
     def _watched(self, listener: _Listener, notification: Notification) -> None:
         """Serve a call on an open file that a watch may have selected."""
-        call, watch = Call(notification.number), listener.door.watch
+        call, watch = Syscall(notification.number), listener.door.watch
         number = c_int(notification.arguments[FILE_CALLS[call]])
         process, found = self._descriptor(notification.tid, number)
         result: int | Pending | None = None

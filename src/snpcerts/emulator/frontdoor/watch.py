@@ -12,7 +12,7 @@ import os
 from dataclasses import dataclass
 from typing import Final, Protocol
 
-from snpcerts.emulator.frontdoor.bpf import Call
+from snpcerts.emulator.frontdoor.bpf import Syscall
 from snpcerts.emulator.syscall.device import Pending
 
 # The result of a delayed call that the kernel is to perform.
@@ -27,7 +27,7 @@ class FileCall:
     result, ``arguments`` are the six words of the system call.
     """
 
-    call: Call
+    call: Syscall
     tid: int
     process: int
     descriptor: int

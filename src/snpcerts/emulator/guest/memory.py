@@ -219,7 +219,7 @@ class MemorySlots:
             bisect.insort(self._starts, new.gpa)
 
 
-class GuestMemory:
+class SlotMemory:
     """Guest physical memory as KVM accesses it: through the slots, in the VMM's memory.
 
     Every access may fail with ``OSError(EFAULT)``: no slot, a write to a read-only

@@ -13,7 +13,7 @@ from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from typing import Protocol
 
-from snpcerts.emulator.guest.memory import GuestMemory, MemorySlots
+from snpcerts.emulator.guest.memory import MemorySlots, SlotMemory
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +70,7 @@ class GuestCpu:
 
     def __init__(self, index: int, clock: Callable[[], float]) -> None:
         self.index = index
-        self.memory: GuestMemory | None = None
+        self.memory: SlotMemory | None = None
         self._clock = clock
 
     def now(self) -> float:
@@ -91,7 +91,7 @@ class GuestCpu:
         except OSError:
             raise GuestFaultError(gpa, len(data)) from None
 
-    def _memory(self) -> GuestMemory:
+    def _memory(self) -> SlotMemory:
         if self.memory is None:
             raise OSError(errno.EFAULT, "the vCPU is not running")
         return self.memory

@@ -26,7 +26,7 @@ from snpcerts.emulator.guest.program import GuestFactory
 from snpcerts.emulator.kvm.capability import capability, vm_types
 from snpcerts.emulator.kvm.ghcb import C_BIT
 from snpcerts.emulator.kvm.host import Platform
-from snpcerts.emulator.kvm.release import NEWEST, Kernel
+from snpcerts.emulator.kvm.release import NEWEST, KernelRelease
 from snpcerts.emulator.kvm.vm import Vm
 from snpcerts.emulator.syscall.device import Caller, NewDescriptor, Result
 
@@ -69,7 +69,7 @@ class KvmDevice:
         self,
         platform: Platform,
         guest: GuestFactory = LinuxGuest,
-        kernel: Kernel = NEWEST,
+        kernel: KernelRelease = NEWEST,
     ) -> None:
         self._platform = platform
         self._guest = guest

@@ -34,13 +34,13 @@ from snpcerts.abi.ghcb import (
 )
 from snpcerts.abi.guest_message import MSG_TYPE_OFFSET, MessageType
 from snpcerts.abi.kvm import ExitReason, RunView
-from snpcerts.emulator.guest.memory import GuestMemory
+from snpcerts.emulator.guest.memory import SlotMemory
 from snpcerts.emulator.kvm import exits as kvm_exit
 from snpcerts.emulator.kvm import page_state
 from snpcerts.emulator.kvm.ghcb_page import GhcbSnapshot, MappedGhcb
-from snpcerts.emulator.kvm.guest_instruction import Completion, Instructions, Machine, Msrs
+from snpcerts.emulator.kvm.guest_instruction import Completion, Instructions, InstructionVm, Msrs
 from snpcerts.emulator.kvm.page_state import PageStateList
-from snpcerts.emulator.kvm.release import Kernel
+from snpcerts.emulator.kvm.release import KernelRelease
 from snpcerts.emulator.syscall.device import Caller
 
 log = logging.getLogger(__name__)
@@ -82,7 +82,7 @@ _INPUT: dict[int, tuple[Field, ...]] = {
 }
 
 
-class RequestingVm(Machine, Protocol):
+class RequestingVm(InstructionVm, Protocol):
     """What the handling of one vCPU's exits needs from its VM."""
 
     @property
@@ -94,7 +94,7 @@ class RequestingVm(Machine, Protocol):
         """Whether SNP_ENABLE_REQ_CERTS was issued."""
 
     @property
-    def kernel(self) -> Kernel:
+    def kernel(self) -> KernelRelease:
         """Which Linux this is."""
 
     @property
@@ -141,9 +141,9 @@ class GhcbRequests:
         self._ghcb = MappedGhcb()
         self._page_states = PageStateList(self._ghcb, run)
         self._instructions = Instructions(vm, msrs, self._ghcb, run)
-        self._completion: Callable[[GuestMemory, Caller], int] | None = None
+        self._completion: Callable[[SlotMemory, Caller], int] | None = None
 
-    def vmgexit(self, memory: GuestMemory, caller: Caller) -> int:
+    def vmgexit(self, memory: SlotMemory, caller: Caller) -> int:
         """Handle a VMGEXIT with the current value of the GHCB MSR."""
         if self.msr & MSR_CODE_MASK:
             return self._msr_protocol()
@@ -158,22 +158,22 @@ class GhcbRequests:
         self._ghcb.ok(memory, 0)
         return self._dispatch(snapshot, memory, caller)
 
-    def complete(self, memory: GuestMemory, caller: Caller) -> int:
+    def complete(self, memory: SlotMemory, caller: Caller) -> int:
         """Finish what the last exit to userspace left open. Disarmed before it is called."""
         completion, self._completion = self._completion, None
         return RESUME if completion is None else completion(memory, caller)
 
-    def enter_guest(self, memory: GuestMemory) -> None:
+    def enter_guest(self, memory: SlotMemory) -> None:
         """Write the four registers to the page and let go of it, as before each entry."""
         self._ghcb.let_go(memory)
 
     # The page.
 
-    def _ok(self, memory: GuestMemory, value: int) -> int:
+    def _ok(self, memory: SlotMemory, value: int) -> int:
         self._ghcb.ok(memory, value)
         return RESUME
 
-    def _bad(self, memory: GuestMemory, why: InputErrorCode) -> int:
+    def _bad(self, memory: SlotMemory, why: InputErrorCode) -> int:
         self._ghcb.bad(memory, why)
         return RESUME
 
@@ -188,7 +188,7 @@ class GhcbRequests:
             return InputErrorCode.MISSING_INPUT
         return None
 
-    def _dispatch(self, snapshot: GhcbSnapshot, memory: GuestMemory, caller: Caller) -> int:
+    def _dispatch(self, snapshot: GhcbSnapshot, memory: SlotMemory, caller: Caller) -> int:
         match snapshot.code:
             case code if code in _INSTRUCTIONS:
                 return self._unless_exited(self._instructions.carry_out(snapshot, memory))
@@ -233,7 +233,7 @@ class GhcbRequests:
         if left is None:
             return RESUME
 
-        def complete(memory: GuestMemory, caller: Caller) -> int:  # noqa: ARG001 - one signature for completions
+        def complete(memory: SlotMemory, caller: Caller) -> int:  # noqa: ARG001 - one signature for completions
             left(memory)
             return RESUME
 
@@ -246,7 +246,7 @@ class GhcbRequests:
         kvm_exit.plain(self._run_page, ExitReason.AP_RESET_HOLD)
         return EXIT
 
-    def _jump_table(self, snapshot: GhcbSnapshot, memory: GuestMemory) -> int:
+    def _jump_table(self, snapshot: GhcbSnapshot, memory: SlotMemory) -> int:
         if snapshot.info1 == _JUMP_TABLE_SET:
             self._vm.jump_table = snapshot.info2
             return RESUME
@@ -254,7 +254,7 @@ class GhcbRequests:
             return self._ok(memory, self._vm.jump_table)
         return self._bad(memory, InputErrorCode.INVALID_INPUT)
 
-    def _create_processor(self, snapshot: GhcbSnapshot, memory: GuestMemory) -> int:
+    def _create_processor(self, snapshot: GhcbSnapshot, memory: SlotMemory) -> int:
         request, apic_id = snapshot.info1 & 0xFFFF_FFFF, snapshot.info1 >> 32
         vmsa = snapshot.info2
         creating = request in (ProcessorRequest.CREATE, ProcessorRequest.CREATE_ON_INIT)
@@ -269,7 +269,7 @@ class GhcbRequests:
         self._vm.processor_requested(apic_id, ProcessorRequest(request))
         return RESUME
 
-    def _page_state_list(self, snapshot: GhcbSnapshot, memory: GuestMemory) -> int:
+    def _page_state_list(self, snapshot: GhcbSnapshot, memory: SlotMemory) -> int:
         at = self._ghcb.scratch(snapshot, PSC_HEADER_SIZE)
         if at is None:
             return self._bad(memory, InputErrorCode.INVALID_SCRATCH_AREA)
@@ -282,7 +282,7 @@ class GhcbRequests:
         if not asks:
             return RESUME
 
-        def answered(memory: GuestMemory, caller: Caller) -> int:  # noqa: ARG001 - one signature for completions
+        def answered(memory: SlotMemory, caller: Caller) -> int:  # noqa: ARG001 - one signature for completions
             return self._page_states_or_resume(self._page_states.answered(memory))
 
         self._completion = answered
@@ -290,7 +290,7 @@ class GhcbRequests:
 
     # Guest requests.
 
-    def _extended_request(self, snapshot: GhcbSnapshot, memory: GuestMemory, caller: Caller) -> int:
+    def _extended_request(self, snapshot: GhcbSnapshot, memory: SlotMemory, caller: Caller) -> int:
         try:
             msg_type = memory.read(snapshot.info1 + MSG_TYPE_OFFSET, 1)[0]
         except OSError:
@@ -312,7 +312,7 @@ class GhcbRequests:
                 raise _failed(errno.EIO, "the certificate buffer cannot be written") from None
         return self._guest_request(snapshot, memory, caller)
 
-    def _certs_answered(self, snapshot: GhcbSnapshot, memory: GuestMemory, caller: Caller) -> int:
+    def _certs_answered(self, snapshot: GhcbSnapshot, memory: SlotMemory, caller: Caller) -> int:
         _, npages, answer = self._run.snp_req_certs
         match answer:
             case 0:
@@ -330,7 +330,7 @@ class GhcbRequests:
         self._ghcb.put(memory, Field.SW_EXITINFO2, guest_err(error, 0))
         return RESUME
 
-    def _guest_request(self, snapshot: GhcbSnapshot, memory: GuestMemory, caller: Caller) -> int:
+    def _guest_request(self, snapshot: GhcbSnapshot, memory: SlotMemory, caller: Caller) -> int:
         vm = self._vm
         if not vm.snp:
             raise _failed(errno.EINVAL, "not an SNP guest")
@@ -389,7 +389,7 @@ class GhcbRequests:
         self._completion = self._page_state_answered
         return EXIT
 
-    def _page_state_answered(self, memory: GuestMemory, caller: Caller) -> int:  # noqa: ARG002 - one signature for completions
+    def _page_state_answered(self, memory: SlotMemory, caller: Caller) -> int:  # noqa: ARG002 - one signature for completions
         done = page_state.userspace_agrees(self._run_page)
         self.msr = int(MsrCode.PSC_RSP) if done else _PSC_ERROR
         return RESUME

@@ -24,7 +24,7 @@ from snpcerts.abi.ghcb import (
     InputErrorCode,
     ResponseCode,
 )
-from snpcerts.emulator.guest.memory import GuestMemory
+from snpcerts.emulator.guest.memory import SlotMemory
 
 log = logging.getLogger(__name__)
 
@@ -63,7 +63,7 @@ class MappedGhcb:
         # anew each time, and this copy is what is left of one that is gone.
         self._copy = bytearray(PAGE_SIZE)
 
-    def take(self, memory: GuestMemory, gpa: int) -> GhcbSnapshot | None:
+    def take(self, memory: SlotMemory, gpa: int) -> GhcbSnapshot | None:
         """Map the page and clear its valid bits; None if it cannot be mapped."""
         if not memory.writable(gpa):
             return None
@@ -93,7 +93,7 @@ class MappedGhcb:
             cpl_valid,
         )
 
-    def let_go(self, memory: GuestMemory) -> None:
+    def let_go(self, memory: SlotMemory) -> None:
         """Store the four registers that go back, as before each entry."""
         if not self._mapped:
             return
@@ -103,26 +103,26 @@ class MappedGhcb:
 
     # Answers. Each resumes the guest.
 
-    def put(self, memory: GuestMemory, field: Field, value: int) -> None:
+    def put(self, memory: SlotMemory, field: Field, value: int) -> None:
         """Store a field and set its valid bit."""
         self.write(memory, field, value.to_bytes(8, "little"))
         bitmap = self.read(memory, field.valid_byte, 1)[0]
         self.write(memory, field.valid_byte, bytes([bitmap | field.valid_mask]))
 
-    def ok(self, memory: GuestMemory, value: int) -> None:
+    def ok(self, memory: SlotMemory, value: int) -> None:
         """Answer without an action for the guest; ``value`` is the result."""
         self._answer(memory, ResponseCode.NO_ACTION, value)
 
-    def bad(self, memory: GuestMemory, why: InputErrorCode) -> None:
+    def bad(self, memory: SlotMemory, why: InputErrorCode) -> None:
         """The guest's input is malformed."""
         self._answer(memory, ResponseCode.MALFORMED_INPUT, why)
 
-    def inject(self, memory: GuestMemory, vector: int) -> None:
+    def inject(self, memory: SlotMemory, vector: int) -> None:
         """The guest is to take an exception."""
         event = _EVENT_VALID | _EVENT_EXCEPTION | vector
         self._answer(memory, ResponseCode.ISSUE_EXCEPTION, event)
 
-    def _answer(self, memory: GuestMemory, response: ResponseCode, value: int) -> None:
+    def _answer(self, memory: SlotMemory, response: ResponseCode, value: int) -> None:
         self.put(memory, Field.SW_EXITINFO1, response)
         self.put(memory, Field.SW_EXITINFO2, value)
 
@@ -140,14 +140,14 @@ class MappedGhcb:
             return None
         return offset
 
-    def read(self, memory: GuestMemory, offset: int, size: int) -> bytes:
+    def read(self, memory: SlotMemory, offset: int, size: int) -> bytes:
         """Bytes of the page as they are now."""
         try:
             return memory.read(self._gpa + offset, size)
         except OSError:
             return bytes(self._copy[offset : offset + size])
 
-    def write(self, memory: GuestMemory, offset: int, data: bytes) -> None:
+    def write(self, memory: SlotMemory, offset: int, data: bytes) -> None:
         """Write bytes to the page; dropped if the VMM has removed the page."""
         self._copy[offset : offset + len(data)] = data
         try:

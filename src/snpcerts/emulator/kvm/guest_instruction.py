@@ -20,7 +20,7 @@ from snpcerts.abi.kvm import (
     HC_VAPIC_POLL_IRQ,
     HYPERCALL_ENOSYS,
 )
-from snpcerts.emulator.guest.memory import GuestMemory
+from snpcerts.emulator.guest.memory import SlotMemory
 from snpcerts.emulator.kvm import exits as kvm_exit
 from snpcerts.emulator.kvm.ghcb_page import GhcbSnapshot, MappedGhcb
 
@@ -32,10 +32,10 @@ _INT_MAX: Final = (1 << 31) - 1
 _PAGE_SHIFT: Final = 12
 _IO_IN, _IO_STRING = 1, 4
 
-Completion = Callable[[GuestMemory], None]
+Completion = Callable[[SlotMemory], None]
 
 
-class Machine(Protocol):
+class InstructionVm(Protocol):
     """What the instructions need from the VM."""
 
     @property
@@ -62,13 +62,15 @@ class Instructions:
     Raises ``OSError`` as KVM_RUN fails.
     """
 
-    def __init__(self, machine: Machine, msrs: Msrs, ghcb: MappedGhcb, run: memoryview) -> None:
+    def __init__(
+        self, machine: InstructionVm, msrs: Msrs, ghcb: MappedGhcb, run: memoryview
+    ) -> None:
         self._machine = machine
         self._msrs = msrs
         self._ghcb = ghcb
         self._run = run
 
-    def carry_out(self, snapshot: GhcbSnapshot, memory: GuestMemory) -> Completion | None:
+    def carry_out(self, snapshot: GhcbSnapshot, memory: SlotMemory) -> Completion | None:
         """Do it. None also where nothing is left to see, as after INVD or MWAIT."""
         match snapshot.code:
             case Instruction.CPUID:
@@ -85,7 +87,7 @@ class Instructions:
         return None
 
     def mmio(
-        self, snapshot: GhcbSnapshot, memory: GuestMemory, *, writing: bool
+        self, snapshot: GhcbSnapshot, memory: SlotMemory, *, writing: bool
     ) -> Completion | None:
         """An access to a device's memory, of ``info2`` bytes at ``info1``."""
         size = snapshot.info2
@@ -103,7 +105,7 @@ class Instructions:
         kvm_exit.mmio_read(self._run, snapshot.info1, size)
         return lambda memory: self._ghcb.write(memory, at, kvm_exit.mmio_data(self._run, size))
 
-    def _scratch(self, snapshot: GhcbSnapshot, memory: GuestMemory, size: int) -> int | None:
+    def _scratch(self, snapshot: GhcbSnapshot, memory: SlotMemory, size: int) -> int | None:
         at = self._ghcb.scratch(snapshot, size)
         if at is None:
             self._ghcb.bad(memory, InputErrorCode.INVALID_SCRATCH_AREA)
@@ -115,7 +117,7 @@ class Instructions:
         for field, value in zip((Field.RAX, Field.RBX, Field.RCX, Field.RDX), found, strict=True):
             registers[field] = value
 
-    def _msr(self, snapshot: GhcbSnapshot, memory: GuestMemory) -> None:
+    def _msr(self, snapshot: GhcbSnapshot, memory: SlotMemory) -> None:
         registers = self._ghcb.registers
         index = registers[Field.RCX] & _U32
         if snapshot.info1:
@@ -130,7 +132,7 @@ class Instructions:
         if not known:
             self._ghcb.inject(memory, GP_VECTOR)
 
-    def _port_io(self, snapshot: GhcbSnapshot, memory: GuestMemory) -> Completion | None:
+    def _port_io(self, snapshot: GhcbSnapshot, memory: SlotMemory) -> Completion | None:
         info = snapshot.info1 & _U32
         size, port, inward = info >> 4 & 7, info >> 16, bool(info & _IO_IN)
         if not size:
@@ -161,7 +163,7 @@ class Instructions:
         if not inward:
             return _nothing
 
-        def done(_: GuestMemory) -> None:
+        def done(_: SlotMemory) -> None:
             kept = registers[Field.RAX].to_bytes(8, "little") if size < 4 else bytes(8)
             registers[Field.RAX] = int.from_bytes(self._port_data(size) + kept[size:], "little")
 
@@ -195,9 +197,9 @@ class Instructions:
         self._take_result(None)
         return None
 
-    def _take_result(self, _: GuestMemory | None) -> None:
+    def _take_result(self, _: SlotMemory | None) -> None:
         self._ghcb.registers[Field.RAX] = kvm_exit.hypercall_result(self._run)
 
 
-def _nothing(_: GuestMemory) -> None:
+def _nothing(_: SlotMemory) -> None:
     """Nothing remains to be done."""

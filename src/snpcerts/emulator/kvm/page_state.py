@@ -21,7 +21,7 @@ from snpcerts.abi.ghcb import (
     PageStateOperation,
 )
 from snpcerts.abi.kvm import MAP_GPA_RANGE_ENCRYPTED, MAP_GPA_RANGE_PAGE_SZ_2M
-from snpcerts.emulator.guest.memory import GuestMemory
+from snpcerts.emulator.guest.memory import SlotMemory
 from snpcerts.emulator.kvm import exits as kvm_exit
 from snpcerts.emulator.kvm.ghcb_page import MappedGhcb
 
@@ -83,7 +83,7 @@ class PageStateList:
         self._at = 0  # offset of the list in the page
         self._index = self._last = self._batch = 0
 
-    def begin(self, memory: GuestMemory, offset: int) -> bool:
+    def begin(self, memory: SlotMemory, offset: int) -> bool:
         """Start with the list at ``offset`` in the page; returns whether userspace is asked."""
         self._at = offset
         room = (SHARED_BUFFER + SHARED_BUFFER_SIZE - offset - PSC_HEADER_SIZE) // PSC_ENTRY_SIZE
@@ -93,20 +93,20 @@ class PageStateList:
             return self.end(memory, PageStateError.INVALID_HDR)
         return self._go_on(memory)
 
-    def answered(self, memory: GuestMemory) -> bool:
+    def answered(self, memory: SlotMemory) -> bool:
         """Process userspace's answer; returns whether userspace is asked again."""
         if not userspace_agrees(self._run):
             return self.end(memory, PageStateError.GENERIC)
         self._complete(memory)
         return self._go_on(memory)
 
-    def end(self, memory: GuestMemory, outcome: int) -> bool:
+    def end(self, memory: SlotMemory, outcome: int) -> bool:
         """Report the outcome to the guest; returns False: userspace is not asked."""
         self._index = self._last = self._batch = 0
         self._ghcb.ok(memory, outcome)
         return False
 
-    def _go_on(self, memory: GuestMemory) -> bool:
+    def _go_on(self, memory: SlotMemory) -> bool:
         while True:
             if self._batch:  # left from a list whose answer userspace got wrong
                 return self.end(memory, PageStateError.GENERIC)
@@ -124,7 +124,7 @@ class PageStateList:
                 return True
             self._complete(memory)
 
-    def _next(self, memory: GuestMemory) -> tuple[_Entry, int, int, bool] | PageStateError | None:
+    def _next(self, memory: SlotMemory) -> tuple[_Entry, int, int, bool] | PageStateError | None:
         """The next entry with something to do: itself, first page, pages, whether of 2 MiB."""
         index = self._index
         while index <= self._last:
@@ -139,7 +139,7 @@ class PageStateList:
             index += 1
         return None
 
-    def _gather(self, memory: GuestMemory, first: _Entry, pages: int, *, huge: bool) -> int:
+    def _gather(self, memory: SlotMemory, first: _Entry, pages: int, *, huge: bool) -> int:
         """How many pages of the entries after it go along, being next to it and alike."""
         more = 0
         for index in range(self._index + 1, self._last + 1):
@@ -155,7 +155,7 @@ class PageStateList:
             more += PAGES_OF_2M if huge else 1
         return more
 
-    def _complete(self, memory: GuestMemory) -> None:
+    def _complete(self, memory: SlotMemory) -> None:
         """Mark the entries under way as done, in the guest's list."""
         while self._batch:
             at = self._at + PSC_HEADER_SIZE + self._index * PSC_ENTRY_SIZE
@@ -166,12 +166,12 @@ class PageStateList:
             self._index += 1
         self._set_header(memory, self._index)
 
-    def _entry(self, memory: GuestMemory, index: int) -> _Entry:
+    def _entry(self, memory: SlotMemory, index: int) -> _Entry:
         at = self._at + PSC_HEADER_SIZE + index * PSC_ENTRY_SIZE
         return _Entry(int.from_bytes(self._ghcb.read(memory, at, PSC_ENTRY_SIZE), "little"))
 
-    def _header(self, memory: GuestMemory, at: int) -> int:
+    def _header(self, memory: SlotMemory, at: int) -> int:
         return int.from_bytes(self._ghcb.read(memory, self._at + at, 2), "little")
 
-    def _set_header(self, memory: GuestMemory, entry: int) -> None:
+    def _set_header(self, memory: SlotMemory, entry: int) -> None:
         self._ghcb.write(memory, self._at, (entry & 0xFFFF).to_bytes(2, "little"))

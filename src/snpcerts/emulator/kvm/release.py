@@ -12,7 +12,7 @@ SERIES: Final = ("7.2", "7.3")
 
 
 @dataclass(frozen=True, slots=True)
-class Kernel:
+class KernelRelease:
     """A release series, the newest unless said.
 
     ``req_certs_exit`` is what it calls KVM_EXIT_SNP_REQ_CERTS: 42 in trees that
@@ -28,4 +28,4 @@ class Kernel:
         return self.series != "7.2"
 
 
-NEWEST: Final = Kernel()
+NEWEST: Final = KernelRelease()

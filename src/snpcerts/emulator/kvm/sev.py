@@ -27,13 +27,13 @@ from snpcerts.abi.kvm import (
     SnpLaunchUpdate,
     VmType,
 )
-from snpcerts.abi.psp import Status
+from snpcerts.abi.psp import SevStatus
 from snpcerts.abi.report import POLICY_RESERVED_ONE
 from snpcerts.emulator.guest.memory import MemorySlot, MemorySlots
 from snpcerts.emulator.kvm.host import Platform
 from snpcerts.emulator.kvm.private_ranges import PrivateRanges
 from snpcerts.emulator.kvm.processor_state import TSC_KHZ
-from snpcerts.emulator.kvm.release import Kernel
+from snpcerts.emulator.kvm.release import KernelRelease
 from snpcerts.emulator.kvm.vcpu import Vcpu
 from snpcerts.emulator.psp.firmware import CpuidPageError, FirmwareError, GuestContext
 from snpcerts.emulator.psp.guest_context import PAGE_TYPE_VMSA
@@ -73,7 +73,7 @@ class SevVm(Protocol):
     certs_enabled: bool
     ghcb_version: int
     vmsa_features: int
-    kernel: Kernel
+    kernel: KernelRelease
     context: GuestContext | None
     sev_fd: int | None
     secrets: tuple[int, bytes] | None
@@ -123,7 +123,7 @@ class SevCommands:
             error = refused.status
             outcome = OSError(errno.EIO, str(refused))
         except LaunchUpdateError as failed:
-            error, outcome = Status.SUCCESS, failed
+            error, outcome = SevStatus.SUCCESS, failed
         except OSError as failed:
             error, outcome = self._error, failed
         caller.memory.write(argument, _with_error(stored, error))
@@ -141,7 +141,7 @@ class SevCommands:
         except FirmwareError as refused:
             log.debug("SNP_GUEST_REQUEST: %s", refused)
             return refused.status
-        return Status.SUCCESS
+        return SevStatus.SUCCESS
 
     def _reach_firmware(self, caller: Caller, descriptor: int | None) -> None:
         """Raise the error that keeps a command from the firmware: EBADF, or the PSP's errno."""
@@ -211,7 +211,7 @@ class SevCommands:
             gosvw=start.gosvw,
             desired_tsc_khz=TSC_KHZ if vm.vmsa_features & SECURE_TSC else 0,
         )
-        return Status.SUCCESS
+        return SevStatus.SUCCESS
 
     def _launch_update(self, caller: Caller, given: SevCmd) -> int:
         vm = self._vm
@@ -311,7 +311,7 @@ class SevCommands:
         )
         for vcpu in vm.vcpus.values():
             vcpu.launched = True
-        return Status.SUCCESS
+        return SevStatus.SUCCESS
 
     def _launch_vmsas(self, caller: Caller, sev_fd: int, context: GuestContext) -> None:
         """Each vCPU's registers, in their order; they are protected from then on."""
@@ -323,7 +323,7 @@ class SevCommands:
             page = vcpu.state.vmsa(vm.vmsa_features)
             vm.platform.firmware.launch_update(context, INITIAL_VMSA_GPA, PAGE_TYPE_VMSA, page)
             vcpu.protected = True
-            self._error = Status.SUCCESS
+            self._error = SevStatus.SUCCESS
 
 
 def _copied(kind: type[_S], caller: Caller, address: int) -> _S:

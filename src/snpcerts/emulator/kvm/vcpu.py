@@ -34,7 +34,7 @@ from snpcerts.abi.kvm import (
     Ioctl,
     RunView,
 )
-from snpcerts.emulator.guest.memory import GuestMemory
+from snpcerts.emulator.guest.memory import SlotMemory
 from snpcerts.emulator.guest.program import (
     GuestCpu,
     GuestFaultError,
@@ -80,7 +80,7 @@ class RunningVm(RequestingVm, Protocol):
     def clock(self) -> Callable[[], float]:
         """The platform's clock."""
 
-    def memory(self, caller: Caller) -> GuestMemory:
+    def memory(self, caller: Caller) -> SlotMemory:
         """Guest memory through the caller's address space."""
 
     def program(self, cpu: GuestCpu) -> Program:
@@ -207,7 +207,7 @@ class Vcpu:
             self._ready = None
         return self._wake_at is not None or self._ready is not None
 
-    def _advance(self, memory: GuestMemory, caller: Caller) -> int:
+    def _advance(self, memory: SlotMemory, caller: Caller) -> int:
         """Run the guest to its next event and handle it."""
         if self._program is None:
             self._program = self.vm.program(self._cpu)

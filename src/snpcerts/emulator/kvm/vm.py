@@ -32,7 +32,7 @@ from snpcerts.abi.kvm import (
     UserspaceMemoryRegion2,
     VmType,
 )
-from snpcerts.emulator.guest.memory import GuestMemfd, GuestMemory, MemorySlots
+from snpcerts.emulator.guest.memory import GuestMemfd, MemorySlots, SlotMemory
 from snpcerts.emulator.guest.program import Guest, GuestCpu, GuestFactory, Program
 from snpcerts.emulator.kvm.board import Board
 from snpcerts.emulator.kvm.capability import (
@@ -46,7 +46,7 @@ from snpcerts.emulator.kvm.capability import (
 )
 from snpcerts.emulator.kvm.host import Platform
 from snpcerts.emulator.kvm.private_ranges import PrivateRanges
-from snpcerts.emulator.kvm.release import Kernel
+from snpcerts.emulator.kvm.release import KernelRelease
 from snpcerts.emulator.kvm.sev import SevCommands
 from snpcerts.emulator.kvm.vcpu import MP_RUNNABLE, Vcpu
 from snpcerts.emulator.psp.firmware import GuestContext
@@ -71,7 +71,7 @@ class Vm:
         kind: VmType,
         owner: int,
         guest: GuestFactory,
-        kernel: Kernel,
+        kernel: KernelRelease,
     ) -> None:
         self.platform = platform
         self.kernel = kernel
@@ -142,9 +142,9 @@ class Vm:
         """The platform's clock."""
         return self.platform.clock
 
-    def memory(self, caller: Caller) -> GuestMemory:
+    def memory(self, caller: Caller) -> SlotMemory:
         """Guest memory through the caller's address space."""
-        return GuestMemory(self.slots, caller.memory)
+        return SlotMemory(self.slots, caller.memory)
 
     def cpuid(self, function: int, index: int = 0) -> tuple[int, int, int, int]:
         """EAX, EBX, ECX, EDX of a CPUID function; zeros for what the VMM has not set."""

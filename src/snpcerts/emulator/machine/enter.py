@@ -20,7 +20,7 @@ from snpcerts.abi.product import Product
 from snpcerts.emulator.frontdoor import control, launch, seccomp
 from snpcerts.emulator.frontdoor.parent import end_with_parent
 from snpcerts.emulator.guest.script import GuestScript
-from snpcerts.emulator.kvm.release import NEWEST, Kernel
+from snpcerts.emulator.kvm.release import NEWEST, KernelRelease
 from snpcerts.emulator.machine.detached import leave_parent
 from snpcerts.emulator.machine.home import PlatformHome
 from snpcerts.emulator.psp.choices import FirmwareChoices
@@ -72,7 +72,7 @@ def become_host_program(
     home: PlatformHome,
     argv: Sequence[str],
     script: GuestScript,
-    kernel: Kernel = NEWEST,
+    kernel: KernelRelease = NEWEST,
 ) -> NoReturn:
     """Replace this process by ``argv``, with ``/dev/sev`` and ``/dev/kvm`` of the platform.
 

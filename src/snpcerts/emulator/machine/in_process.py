@@ -31,18 +31,18 @@ Argument = int | bytearray | memoryview | mmap.mmap
 
 
 @dataclass(slots=True, eq=False)
-class _Call:
+class _PendingIoctl:
     request: int
     interrupted: bool = False
 
 
 @dataclass(slots=True, eq=False)
-class _Open:
+class _OpenFile:
     device: Device
     shared: int | None = None
     writable: bool = True
     closed: bool = False
-    calls: list[_Call] = field(default_factory=list)
+    calls: list[_PendingIoctl] = field(default_factory=list)
 
 
 def _wait(changed: threading.Condition, timeout: float | None) -> None:
@@ -64,7 +64,7 @@ class Machine:
         self._wait = wait
         self._changed = threading.Condition(threading.RLock())
         self._memory = ProcessMemory(os.getpid())
-        self._descriptors: dict[int, _Open] = {}
+        self._descriptors: dict[int, _OpenFile] = {}
         self._next = FIRST_DESCRIPTOR
         self._paths: dict[str, Callable[[], Device]] = {
             "/dev/kvm": lambda: KvmDevice(platform, guest),
@@ -82,7 +82,7 @@ class Machine:
             opened = self._paths.get(path)
             if opened is None:
                 raise OSError(errno.ENOENT, os.strerror(errno.ENOENT), path)
-            return self._add(_Open(opened(), writable=flags & os.O_ACCMODE != os.O_RDONLY))
+            return self._add(_OpenFile(opened(), writable=flags & os.O_ACCMODE != os.O_RDONLY))
 
     def ioctl(self, fd: int, request: int, argument: Argument = 0) -> int:
         """ioctl(2). A buffer is passed as its address and must be writable.
@@ -126,7 +126,7 @@ class Machine:
             self._changed.notify_all()
 
     def _ioctl(self, fd: int, request: int, argument: int) -> int:
-        call = _Call(request)
+        call = _PendingIoctl(request)
         with self._changed:
             opened = self._find_open(fd)
             opened.calls.append(call)
@@ -140,7 +140,7 @@ class Machine:
             try:
                 result = opened.device.ioctl(caller, request, argument)
                 if isinstance(result, NewDescriptor):
-                    return self._add(_Open(result.device, result.shared))
+                    return self._add(_OpenFile(result.device, result.shared))
                 if isinstance(result, int):
                     return result
                 return self._finish(result)
@@ -169,18 +169,18 @@ class Machine:
         opened = self._descriptors.get(fd)
         return None if opened is None else opened.device
 
-    def _find_open(self, fd: int) -> _Open:
+    def _find_open(self, fd: int) -> _OpenFile:
         opened = self._descriptors.get(fd)
         if opened is None:
             raise OSError(errno.EBADF, os.strerror(errno.EBADF))
         return opened
 
-    def _add(self, opened: _Open) -> int:
+    def _add(self, opened: _OpenFile) -> int:
         fd = self._next
         self._next += 1
         self._descriptors[fd] = opened
         return fd
 
-    def _close_unused(self, opened: _Open) -> None:
+    def _close_unused(self, opened: _OpenFile) -> None:
         if opened.closed and not opened.calls:
             opened.device.close()

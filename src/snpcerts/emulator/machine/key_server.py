@@ -80,7 +80,7 @@ class ProductLine:
 
 
 @dataclass(frozen=True, slots=True)
-class _Answer:
+class _Response:
     status: int
     body: bytes = b""
     content_type: str = "text/plain; charset=utf-8"
@@ -118,7 +118,7 @@ class KeyServer:
         self._closing = threading.Event()
         handler = functools.partial(_Handler, self)
         try:
-            self._http = _Server(("127.0.0.1", port), handler)
+            self._http = _HttpServer(("127.0.0.1", port), handler)
         except (OSError, OverflowError) as error:
             raise UsageError(f"port {port}: cannot listen: {error}") from None
         self._thread: threading.Thread | None = None
@@ -184,7 +184,7 @@ class KeyServer:
             }
         return json.dumps(counts, indent=1).encode() + b"\n"
 
-    def answer(self, target: str, client: str) -> tuple[_Answer, frozenset[Fault]]:
+    def answer(self, target: str, client: str) -> tuple[_Response, frozenset[Fault]]:
         """The answer to a request's target, and the faults to apply when sending it."""
         faults = self.faults.take()
         try:
@@ -192,60 +192,62 @@ class KeyServer:
             faults |= wanted
             resource = parse_target(plain)
         except SnpCertsError as error:
-            return self._counted("other", _Answer(404, f"{error}\n".encode())), faults
+            return self._counted("other", _Response(404, f"{error}\n".encode())), faults
         answer = self._refusal(resource, client, faults)
         if answer is None:
             answer = self._spoilt(resource, faults)
         return self._counted(resource.path, answer), faults
 
-    def _counted(self, name: str, answer: _Answer) -> _Answer:
+    def _counted(self, name: str, answer: _Response) -> _Response:
         with self._lock:
             self._requests[name] += 1
             self._statuses[answer.status] += 1
         return answer
 
-    def _refusal(self, resource: Resource, client: str, faults: frozenset[Fault]) -> _Answer | None:
+    def _refusal(
+        self, resource: Resource, client: str, faults: frozenset[Fault]
+    ) -> _Response | None:
         too_many = {Fault.TOO_MANY, Fault.TOO_MANY_DATE, Fault.TOO_MANY_SILENT} & faults
         wait = float(RETRY_AFTER) if too_many else 0.0
         if isinstance(resource, VcekResource) and not too_many:
             wait = self._throttle.wait(client, resource.path, self._clock())
         if wait:
-            return _Answer(429, b"Too Many Requests\n", headers=_retry_after(wait, faults))
+            return _Response(429, b"Too Many Requests\n", headers=_retry_after(wait, faults))
         for fault, status in _REFUSALS.items():
             if fault in faults:
-                return _Answer(status, f"{status}\n".encode())
+                return _Response(status, f"{status}\n".encode())
         if Fault.REDIRECT in faults:
-            return _Answer(302, headers=(("Location", f"http://localhost:1/{resource.path}"),))
+            return _Response(302, headers=(("Location", f"http://localhost:1/{resource.path}"),))
         if Fault.REDIRECT_HERE in faults:
-            return _Answer(301, headers=(("Location", f"/{resource.path}"),))
+            return _Response(301, headers=(("Location", f"/{resource.path}"),))
         return None
 
-    def _spoilt(self, resource: Resource, faults: frozenset[Fault]) -> _Answer:
+    def _spoilt(self, resource: Resource, faults: frozenset[Fault]) -> _Response:
         if Fault.HTML in faults:
-            return _Answer(200, _PAGE, "text/html")
+            return _Response(200, _PAGE, "text/html")
         if Fault.EMPTY in faults:
-            return _Answer(200, b"", _DER)
+            return _Response(200, b"", _DER)
         answer = self._certificate(resource, faults)
         return replace(answer, content_type="text/html") if Fault.CONTENT_TYPE in faults else answer
 
-    def _certificate(self, resource: Resource, faults: frozenset[Fault]) -> _Answer:
+    def _certificate(self, resource: Resource, faults: frozenset[Fault]) -> _Response:
         line = self.lines.get(resource.product)
         if line is None:
-            return _Answer(404, b"no such product here\n")
+            return _Response(404, b"no such product here\n")
         authority = line.authority
         if Fault.WRONG_ROOT in faults:
             authority = _stranger(resource.product)
         if isinstance(resource, ChainResource):
             vlek = resource.kind is VekKind.VLEK
-            return _Answer(200, authority.chain_pem(vlek=vlek), _PEM)
+            return _Response(200, authority.chain_pem(vlek=vlek), _PEM)
         if isinstance(resource, CrlResource):
             age = timedelta(days=1000 if Fault.EXPIRED in faults else 1)
             crl = authority.crl(line.revoked, last_update=_now() - age)
-            return _Answer(200, crl.public_bytes(Encoding.DER), _DER)
+            return _Response(200, crl.public_bytes(Encoding.DER), _DER)
         chip = next((chip for chip in line.chips if chip.hwid == resource.hwid), None)
         if chip is None:
-            return _Answer(404, b"no such chip here\n")
-        return _Answer(200, _vcek(authority, chip, resource.tcb, faults), _DER)
+            return _Response(404, b"no such chip here\n")
+        return _Response(200, _vcek(authority, chip, resource.tcb, faults), _DER)
 
 
 def _vcek(
@@ -295,7 +297,7 @@ def _without_faults(target: str) -> tuple[str, frozenset[Fault]]:
     return parts.path + (f"?{query}" if query else ""), faults_of_names(names)
 
 
-class _Server(ThreadingHTTPServer):
+class _HttpServer(ThreadingHTTPServer):
     daemon_threads = True
     # Slow answers must not keep the server from ending.
     block_on_close = False
@@ -321,7 +323,7 @@ class _Handler(BaseHTTPRequestHandler):
         """Answer one request, then close the connection."""
         self.close_connection = True
         if self.path == "/stats":
-            self._send(_Answer(200, self._keys.stats(), "application/json"), frozenset())
+            self._send(_Response(200, self._keys.stats(), "application/json"), frozenset())
             return
         answer, faults = self._keys.answer(self.path, self.client_address[0])
         if Fault.REFUSE in faults:
@@ -334,7 +336,7 @@ class _Handler(BaseHTTPRequestHandler):
     def log_message(self, format: str, *args: object) -> None:
         """Log nothing: the counts are in /stats."""
 
-    def _send(self, answer: _Answer, faults: frozenset[Fault]) -> None:
+    def _send(self, answer: _Response, faults: frozenset[Fault]) -> None:
         body = answer.body
         self.send_response(answer.status)
         self.send_header("Content-Type", answer.content_type)

@@ -35,7 +35,7 @@ MEMORY_SIZE: Final = 1 << 21
 SECRETS_GPA: Final = PAGE_SIZE  # the first page is measured, the second becomes the secrets page
 
 
-class Kernel(Protocol):
+class KernelCalls(Protocol):
     """The system calls a VMM makes; each raises ``OSError``."""
 
     def open(self, path: str) -> int:
@@ -55,7 +55,7 @@ class Kernel(Protocol):
 class ReferenceVm:
     """A launched VM. Addresses: ``memory[gpa - base]``; its whole memory is one slot."""
 
-    machine: Kernel
+    machine: KernelCalls
     fd: int
     sev_fd: int
     memory: mmap.mmap
@@ -82,7 +82,7 @@ class ReferenceVm:
 
 
 def sev_command(
-    machine: Kernel, vm_fd: int, command: int, data: bytearray | None = None, sev_fd: int = 0
+    machine: KernelCalls, vm_fd: int, command: int, data: bytearray | None = None, sev_fd: int = 0
 ) -> SevCmd:
     """KVM_MEMORY_ENCRYPT_OP; returns the command structure after the call."""
     view = None if data is None else (ctypes.c_char * len(data)).from_buffer(data)
@@ -93,7 +93,7 @@ def sev_command(
 
 
 def build_vm(
-    machine: Kernel,
+    machine: KernelCalls,
     *,
     vcpus: int = 1,
     certs: bool = True,

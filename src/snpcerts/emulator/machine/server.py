@@ -32,7 +32,7 @@ from snpcerts.emulator.guest.script import GuestScript
 from snpcerts.emulator.guest.sev_guest_device import SevGuestDevice
 from snpcerts.emulator.kvm.device import KvmDevice
 from snpcerts.emulator.kvm.host import Platform
-from snpcerts.emulator.kvm.release import NEWEST, SERIES, Kernel
+from snpcerts.emulator.kvm.release import NEWEST, SERIES, KernelRelease
 from snpcerts.emulator.machine.detached import leave_parent
 from snpcerts.emulator.machine.firmware_order import carry_out
 from snpcerts.emulator.machine.home import PlatformHome
@@ -48,7 +48,7 @@ log = logging.getLogger(__name__)
 IDLE_SECONDS: Final = 1.0
 
 
-class Server:
+class PlatformServer:
     """Serves one platform while it is in use."""
 
     def __init__(self, home: PlatformHome, *, stays: bool = False) -> None:
@@ -202,11 +202,11 @@ class _SavedSevDevice(SevDevice):
             self._save()
 
 
-def _kernel(message: Mapping[str, Any]) -> Kernel:
+def _kernel(message: Mapping[str, Any]) -> KernelRelease:
     series = message.get("kernel", NEWEST.series)
     if series not in SERIES:
         raise InputError(f"control message: kernel is {series!r}, expected {' or '.join(SERIES)}")
-    return Kernel(series, _exit_number(message))
+    return KernelRelease(series, _exit_number(message))
 
 
 def _exit_number(message: Mapping[str, Any]) -> int:
@@ -232,7 +232,7 @@ def main(arguments: list[str]) -> int:
         leave_parent()
     logging.basicConfig(format="%(asctime)s %(message)s", level=logging.INFO)
     try:
-        server = Server(home, stays=parent is not None)
+        server = PlatformServer(home, stays=parent is not None)
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, lambda *_: server.end())
     except SnpCertsError as error:  # there may be another one, and the platform is that one's

@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives.hashes import SHA384
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from snpcerts.abi.product import CHIP_ID_SIZE, Product, hwid_of_chip_id
-from snpcerts.abi.psp import Status, WrappedVlekHashstick
+from snpcerts.abi.psp import SevStatus, WrappedVlekHashstick
 from snpcerts.abi.tcb import TcbVersion
 from snpcerts.emulator.psp.error import FirmwareError
 from snpcerts.errors import UsageError
@@ -125,7 +125,8 @@ class Chip:
             )
         except InvalidTag:
             raise FirmwareError(
-                Status.BAD_MEASUREMENT, "the tag of the VLEK hashstick does not verify on this chip"
+                SevStatus.BAD_MEASUREMENT,
+                "the tag of the VLEK hashstick does not verify on this chip",
             ) from None
         return content[:HASHSTICK_SIZE]
 

@@ -16,10 +16,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-from snpcerts.abi.psp import Status
+from snpcerts.abi.psp import SevStatus
 from snpcerts.errors import UsageError
 
-Answer = bool | Status
+Answer = bool | SevStatus
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +34,7 @@ class FirmwareChoices:
     reload_commits: bool
     reload_clears_masks: bool
     init_derives_running_vcek: bool
-    bad_message_tag: Status
+    bad_message_tag: SevStatus
     report_vmpl_at_most_three: bool
 
     def __str__(self) -> str:
@@ -51,7 +51,7 @@ class Reading:
     @property
     def shown(self) -> str:
         """The answer in a word: yes, no, or a status's name."""
-        if isinstance(self.answer, Status):
+        if isinstance(self.answer, SevStatus):
             return self.answer.name
         return "yes" if self.answer else "no"
 
@@ -156,10 +156,10 @@ ROWS: Final = (
         "bad_message_tag",
         "The status of a guest message whose tag does not verify",
         Reading(
-            Status.BAD_MEASUREMENT,
+            SevStatus.BAD_MEASUREMENT,
             "sev_mcmd.c: snp_mcmd_guest_request; ccp_direct_cipher.c: the GCM tag",
         ),
-        observed=Reading(Status.INVALID_PARAM, "seen on a real host in 2022"),
+        observed=Reading(SevStatus.INVALID_PARAM, "seen on a real host in 2022"),
     ),
     Row(
         "report_vmpl_at_most_three",

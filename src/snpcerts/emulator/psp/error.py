@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from snpcerts.abi.psp import Status
+from snpcerts.abi.psp import SevStatus
 from snpcerts.errors import RefusedError
 
 
@@ -15,6 +15,6 @@ class FirmwareError(RefusedError):
 
     code = "firmware-status"
 
-    def __init__(self, status: Status, problem: str) -> None:
+    def __init__(self, status: SevStatus, problem: str) -> None:
         super().__init__(f"firmware status {status:#04x} {status.name}: {problem}")
         self.status = status

@@ -38,9 +38,9 @@ from snpcerts.abi.psp import (
     STATUS_RMP_INITIALIZED,
     STATUS_VLEK_EN,
     PlatformStatus,
+    SevStatus,
     SnpConfig,
     SnpPlatformStatus,
-    Status,
 )
 from snpcerts.abi.report import POLICY_KNOWN, POLICY_RESERVED_ONE
 from snpcerts.abi.tcb import TcbVersion
@@ -90,7 +90,7 @@ _LAST_SEQNO = 2**64 - 1
 _PAYLOAD_UNIT = 16
 
 
-class Mitigations(NamedTuple):
+class MitigationVectors(NamedTuple):
     """Two bit vectors: the mitigations that firmware can verify, and those it has."""
 
     supported: int
@@ -193,7 +193,7 @@ class Firmware:
         with self._lock:
             key = signer(self._platform, key_sel)
             if key is None:
-                raise FirmwareError(Status.INVALID_KEY, "no VLEK is loaded")
+                raise FirmwareError(SevStatus.INVALID_KEY, "no VLEK is loaded")
             return None if key[1] is None else key[1].public_key()
 
     def save_state(self) -> dict[str, Any]:
@@ -279,7 +279,7 @@ class Firmware:
             self._shutdown()
             self._become(self.state.init())
 
-    def snp_verify_mitigation(self, vector: int = 0) -> Mitigations:
+    def snp_verify_mitigation(self, vector: int = 0) -> MitigationVectors:
         """SNP_VERIFY_MITIGATION.
 
         ``vector`` 0 requests the status; a single bit requests that mitigation's check.
@@ -290,14 +290,14 @@ class Firmware:
             platform = self._platform
             if platform.report_version < _MITIGATIONS_SINCE:
                 raise FirmwareError(
-                    Status.INVALID_COMMAND, "this firmware has no mitigation vectors"
+                    SevStatus.INVALID_COMMAND, "this firmware has no mitigation vectors"
                 )
             if vector & (vector - 1) or vector & ~platform.mit_supported:
                 raise FirmwareError(
-                    Status.INVALID_PARAM, f"{vector:#x} is not one supported mitigation"
+                    SevStatus.INVALID_PARAM, f"{vector:#x} is not one supported mitigation"
                 )
             self._platform = replace(platform, mit_vector=platform.mit_vector | vector)
-            return Mitigations(platform.mit_supported, self._platform.mit_vector)
+            return MitigationVectors(platform.mit_supported, self._platform.mit_vector)
 
     @property
     def knows_mitigations(self) -> bool:
@@ -314,7 +314,7 @@ class Firmware:
         """
         with self._lock:
             if self.state.version < VLEK_SINCE:
-                raise FirmwareError(Status.INVALID_COMMAND, "this firmware has no FEATURE_INFO")
+                raise FirmwareError(SevStatus.INVALID_COMMAND, "this firmware has no FEATURE_INFO")
             if ecx == 0:
                 known = FEATURE_VLEK | FEATURE_X86_SNP_SHUTDOWN
                 if self._platform.report_version >= _MITIGATIONS_SINCE:
@@ -322,7 +322,7 @@ class Firmware:
                 return 1, 1, known, 0
             if ecx == 1:
                 return _GUEST_MESSAGES, 0, 0, 0
-            raise FirmwareError(Status.INVALID_PARAM, f"FEATURE_INFO has no subfunction {ecx}")
+            raise FirmwareError(SevStatus.INVALID_PARAM, f"FEATURE_INFO has no subfunction {ecx}")
 
     def snp_commit(self) -> None:
         """SNP_COMMIT: Committed and Reported := Current."""
@@ -368,7 +368,7 @@ class Firmware:
         """
         with self._lock:
             if not self.state.initialized:
-                raise FirmwareError(Status.INVALID_PLATFORM_STATE, "SNP is not initialised")
+                raise FirmwareError(SevStatus.INVALID_PLATFORM_STATE, "SNP is not initialised")
             self._check_policy(policy)
             context = GuestContext(
                 policy,
@@ -393,15 +393,15 @@ class Firmware:
         """
         with self._lock:
             if page_type not in PAGE_TYPES:
-                raise FirmwareError(Status.INVALID_PARAM, f"{page_type} is not a page type")
+                raise FirmwareError(SevStatus.INVALID_PARAM, f"{page_type} is not a page type")
             alone = page_type in PAGES_ALONE
             if not data or len(data) % PAGE_SIZE or (alone and len(data) != PAGE_SIZE):
                 raise FirmwareError(
-                    Status.INVALID_PAGE_SIZE, f"{len(data)} bytes are not whole pages"
+                    SevStatus.INVALID_PAGE_SIZE, f"{len(data)} bytes are not whole pages"
                 )
             self._check_state(context, GuestState.LAUNCHING)
             if gpa % PAGE_SIZE or not 0 <= gpa <= 2**64 - len(data):
-                raise FirmwareError(Status.INVALID_ADDRESS, f"{gpa:#x} is not page-aligned")
+                raise FirmwareError(SevStatus.INVALID_ADDRESS, f"{gpa:#x} is not page-aligned")
             if page_type == PageType.CPUID:
                 _check_cpuid_page(data, self._platform.cpuid.signature)
             for start in range(0, len(data), PAGE_SIZE):
@@ -428,7 +428,7 @@ class Firmware:
         with self._lock:
             self._check_state(context, GuestState.LAUNCHING)
             if len(host_data) != len(context.host_data):
-                raise FirmwareError(Status.INVALID_PARAM, "HOST_DATA is 32 bytes")
+                raise FirmwareError(SevStatus.INVALID_PARAM, "HOST_DATA is 32 bytes")
             if id_block is not None:
                 context.id_block = check_id_block(
                     *id_block,
@@ -467,12 +467,12 @@ class Firmware:
             expected = context.counters[vmpck] + 1
             if header.msg_seqno != expected or expected >= _LAST_SEQNO:
                 raise FirmwareError(
-                    Status.AEAD_OFLOW, f"message {header.msg_seqno}, expected {expected}"
+                    SevStatus.AEAD_OFLOW, f"message {header.msg_seqno}, expected {expected}"
                 )
             kind = KINDS.get(header.msg_type)
             if kind is None or not 1 <= header.msg_version <= MESSAGE_VERSION_MAX:
                 raise FirmwareError(
-                    Status.INVALID_PARAM,
+                    SevStatus.INVALID_PARAM,
                     f"no answer to type {header.msg_type} version {header.msg_version}",
                 )
             answer = kind.answer(self._platform, context, vmpck, kind.payload(payload))
@@ -490,19 +490,19 @@ class Firmware:
 
     def _shutdown(self) -> None:
         if self._guests:
-            raise FirmwareError(Status.DFFLUSH_REQUIRED, "guests still exist")
+            raise FirmwareError(SevStatus.DFFLUSH_REQUIRED, "guests still exist")
         if self.state.initialized:
             self._become(self.state.shutdown())
 
     def _check_known(self, context: GuestContext) -> None:
         if context not in self._guests:
-            raise FirmwareError(Status.INVALID_GUEST, "not a guest of this platform")
+            raise FirmwareError(SevStatus.INVALID_GUEST, "not a guest of this platform")
 
     def _check_state(self, context: GuestContext, expected: GuestState) -> None:
         self._check_known(context)
         if context.state is not expected:
             raise FirmwareError(
-                Status.INVALID_GUEST_STATE,
+                SevStatus.INVALID_GUEST_STATE,
                 f"the guest is {context.state.value}, not {expected.value}",
             )
 
@@ -522,7 +522,7 @@ class Firmware:
         )
         if any(reasons):
             raise FirmwareError(
-                Status.POLICY_FAILURE, f"this platform cannot satisfy policy {policy:#x}"
+                SevStatus.POLICY_FAILURE, f"this platform cannot satisfy policy {policy:#x}"
             )
 
 
@@ -530,14 +530,16 @@ class CpuidPageError(FirmwareError):
     """A CPUID page has values that differ from this processor's; ``page`` is the corrected page."""
 
     def __init__(self, page: bytes) -> None:
-        super().__init__(Status.INVALID_PARAM, "the CPUID page has values that are not this CPU's")
+        super().__init__(
+            SevStatus.INVALID_PARAM, "the CPUID page has values that are not this CPU's"
+        )
         self.page = page
 
 
 def _check_cpuid_page(page: bytes, signature: int) -> None:
     count, reserved, more = struct.unpack_from("<IIQ", page)
     if reserved or more or count > CPUID_COUNT_MAX:
-        raise FirmwareError(Status.INVALID_PARAM, "the CPUID page is malformed")
+        raise FirmwareError(SevStatus.INVALID_PARAM, "the CPUID page is malformed")
     right, _, sound = judge(page[LIST_HEADER:], count, signature)
     if not sound:
         raise CpuidPageError(page[:LIST_HEADER] + right + page[LIST_HEADER + len(right) :])
@@ -546,7 +548,7 @@ def _check_cpuid_page(page: bytes, signature: int) -> None:
 def _check_header(page: bytes) -> int:
     """The number of the VMPCK to open ``page`` with; FirmwareError for a malformed header."""
     if len(page) != MESSAGE_SIZE:
-        raise FirmwareError(Status.INVALID_PARAM, f"a message page is {MESSAGE_SIZE} bytes")
+        raise FirmwareError(SevStatus.INVALID_PARAM, f"a message page is {MESSAGE_SIZE} bytes")
     header = MessageHeader.unpack(page)
     # Reserved fields are not judged, nor the upper half of the tag's field.
     sound = (
@@ -558,5 +560,5 @@ def _check_header(page: bytes) -> int:
         and header.msg_vmpck < VMPCK_COUNT
     )
     if not sound:
-        raise FirmwareError(Status.INVALID_PARAM, "the message header is malformed")
+        raise FirmwareError(SevStatus.INVALID_PARAM, "the message header is malformed")
     return header.msg_vmpck

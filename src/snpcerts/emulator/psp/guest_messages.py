@@ -289,7 +289,7 @@ def _short(status: ResponseStatus) -> bytes:
 
 
 @dataclass(frozen=True, slots=True)
-class Kind:
+class MessageKind:
     """One kind of request the firmware knows: its payload's size in bytes, and the answer.
 
     A shorter payload is padded with zeros; the rest of a longer one is ignored.
@@ -306,16 +306,16 @@ class Kind:
 
 MESSAGE_VERSION_MAX: Final = 1
 # By MSG_TYPE. Version 2 of MSG_KEY_REQ, of newer firmware, is not emulated.
-KINDS: Final[dict[int, Kind]] = {
-    MessageType.CPUID_REQ: Kind(0, answer_cpuid),
-    MessageType.KEY_REQ: Kind(KeyRequest.SIZE, answer_key),
-    MessageType.REPORT_REQ: Kind(ReportRequest.SIZE, answer_report),
-    MessageType.EXPORT_REQ: Kind(0x10, _answer_export),
-    MessageType.IMPORT_REQ: Kind(0x20, _answer_import),
-    MessageType.ABSORB_REQ: Kind(0x20, _answer_absorb),
-    MessageType.VMRK_REQ: Kind(0x40, _answer_vmrk),
-    MessageType.ABSORB_NOMA_REQ: Kind(0x20, _answer_absorb_noma),
-    MessageType.TSC_INFO_REQ: Kind(TscInfoResponse.SIZE, answer_tsc_info),
+KINDS: Final[dict[int, MessageKind]] = {
+    MessageType.CPUID_REQ: MessageKind(0, answer_cpuid),
+    MessageType.KEY_REQ: MessageKind(KeyRequest.SIZE, answer_key),
+    MessageType.REPORT_REQ: MessageKind(ReportRequest.SIZE, answer_report),
+    MessageType.EXPORT_REQ: MessageKind(0x10, _answer_export),
+    MessageType.IMPORT_REQ: MessageKind(0x20, _answer_import),
+    MessageType.ABSORB_REQ: MessageKind(0x20, _answer_absorb),
+    MessageType.VMRK_REQ: MessageKind(0x40, _answer_vmrk),
+    MessageType.ABSORB_NOMA_REQ: MessageKind(0x20, _answer_absorb_noma),
+    MessageType.TSC_INFO_REQ: MessageKind(TscInfoResponse.SIZE, answer_tsc_info),
 }
 
 

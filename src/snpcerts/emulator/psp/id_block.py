@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 from cryptography.hazmat.primitives.hashes import SHA384
 
-from snpcerts.abi.psp import Status
+from snpcerts.abi.psp import SevStatus
 from snpcerts.emulator.psp.error import FirmwareError
 
 ID_BLOCK_SIZE: Final = 96
@@ -59,15 +59,15 @@ def check_id_block(
     BAD_SIGNATURE for a key that is none or did not sign.
     """
     if len(block) != ID_BLOCK_SIZE or len(auth) != ID_AUTH_SIZE:
-        raise FirmwareError(Status.INVALID_PARAM, "an ID block is 96 bytes, its page 4096")
+        raise FirmwareError(SevStatus.INVALID_PARAM, "an ID block is 96 bytes, its page 4096")
     digest, family_id, image_id, _version, guest_svn, expected_policy = _BLOCK.unpack(block)
     if digest != measurement:
-        raise FirmwareError(Status.BAD_MEASUREMENT, "the ID block expects another launch")
+        raise FirmwareError(SevStatus.BAD_MEASUREMENT, "the ID block expects another launch")
     if expected_policy != policy:
-        raise FirmwareError(Status.POLICY_FAILURE, "the ID block expects another policy")
+        raise FirmwareError(SevStatus.POLICY_FAILURE, "the ID block expects another policy")
     algorithms = struct.unpack_from("<II", auth)[: 2 if author else 1]
     if any(algorithm != ALGO_ECDSA_P384_SHA384 for algorithm in algorithms):
-        raise FirmwareError(Status.INVALID_PARAM, "a key is of an unknown algorithm")
+        raise FirmwareError(SevStatus.INVALID_PARAM, "a key is of an unknown algorithm")
     id_key = auth[_ID_KEY : _ID_KEY + KEY_SIZE]
     _verify("ID key", id_key, auth[_BLOCK_SIGNATURE:], block)
     author_key = b""
@@ -95,7 +95,7 @@ def _verify(name: str, key: bytes, signature: bytes, signed: bytes) -> None:
         numbers.public_key().verify(encoded, signed, ec.ECDSA(SHA384()))
     except (ValueError, InvalidSignature):
         raise FirmwareError(
-            Status.BAD_SIGNATURE, f"the {name} is not a P-384 key, or its signature is wrong"
+            SevStatus.BAD_SIGNATURE, f"the {name} is not a P-384 key, or its signature is wrong"
         ) from None
 
 

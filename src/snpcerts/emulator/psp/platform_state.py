@@ -17,8 +17,8 @@ from snpcerts.abi.product import Product
 from snpcerts.abi.psp import (
     CONFIG_MASK_CHIP_ID,
     CONFIG_MASK_CHIP_KEY,
+    SevStatus,
     SnpConfig,
-    Status,
     WrappedVlekHashstick,
 )
 from snpcerts.abi.tcb import TCB_SIZE, TcbVersion
@@ -94,7 +94,7 @@ class PlatformState:
     def init(self) -> Self:
         """SNP_INIT: the VCEK is derived; nothing else is looked at or set."""
         if self.initialized:
-            raise FirmwareError(Status.INVALID_PLATFORM_STATE, "SNP is already initialised")
+            raise FirmwareError(SevStatus.INVALID_PLATFORM_STATE, "SNP is already initialised")
         running = self.choices.init_derives_running_vcek
         return replace(
             self,
@@ -130,13 +130,14 @@ class PlatformState:
     def configure(self, config: SnpConfig) -> Self:
         """SNP_SET_CONFIG, in any state. An all-zero TCB sets Reported to Committed."""
         if config.flags & ~CONFIG_KNOWN_FLAGS or any(config.rsvd):
-            raise FirmwareError(Status.INVALID_PARAM, "SNP_SET_CONFIG has reserved bits set")
+            raise FirmwareError(SevStatus.INVALID_PARAM, "SNP_SET_CONFIG has reserved bits set")
         reported = self.committed
         if config.reported_tcb != bytes(TCB_SIZE):
             reported = self._tcb(config.reported_tcb)
         if not self._at_most_committed(reported):
             raise FirmwareError(
-                Status.INVALID_PARAM, f"reported TCB {reported} is above committed {self.committed}"
+                SevStatus.INVALID_PARAM,
+                f"reported TCB {reported} is above committed {self.committed}",
             )
         return replace(
             self,
@@ -156,17 +157,17 @@ class PlatformState:
         if self.version < VLEK_SINCE:
             # UNSUPPORTED (0x15) is the other candidate; no public source says which.
             raise FirmwareError(
-                Status.INVALID_COMMAND, f"{self.version} is below {VLEK_SINCE}: no VLEK"
+                SevStatus.INVALID_COMMAND, f"{self.version} is below {VLEK_SINCE}: no VLEK"
             )
         if len(blob) != WrappedVlekHashstick.SIZE:
             raise FirmwareError(
-                Status.INVALID_LEN,
+                SevStatus.INVALID_LEN,
                 f"a hashstick is {WrappedVlekHashstick.SIZE} bytes, found {len(blob)}",
             )
         asked = WrappedVlekHashstick.unpack(blob).tcb_version
         if asked != self.reported.pack():
             raise FirmwareError(
-                Status.BAD_SVN,
+                SevStatus.BAD_SVN,
                 f"the hashstick is for TCB {asked.hex()}, reported is {self.reported.pack().hex()}",
             )
         # The wrapping key depends on the VCEK in use, which may not be the reported TCB's.
@@ -180,10 +181,10 @@ class PlatformState:
         Below Committed it is refused, in either part.
         """
         if current.layout is not self.product.tcb_layout:
-            raise FirmwareError(Status.INVALID_PARAM, "the firmware is for another product")
+            raise FirmwareError(SevStatus.INVALID_PARAM, "the firmware is for another product")
         if not current.covers(self.committed) or version < self.committed_version:
             raise FirmwareError(
-                Status.INVALID_CONFIG,
+                SevStatus.INVALID_CONFIG,
                 f"{current} of {version} is below committed {self.committed} of "
                 f"{self.committed_version}",
             )
@@ -203,4 +204,4 @@ class PlatformState:
         try:
             return TcbVersion.unpack(data, self.product.tcb_layout)
         except FormatError as error:
-            raise FirmwareError(Status.INVALID_PARAM, str(error)) from None
+            raise FirmwareError(SevStatus.INVALID_PARAM, str(error)) from None

@@ -34,7 +34,7 @@ _PUBLIC_KEY_SIZE, _SIGNATURE_SIZE = 1028, 512
 _SIGNATURE_HEAD = struct.Struct("<II")
 
 
-class _Signer(NamedTuple):
+class _SevKey(NamedTuple):
     usage: int
     key: ec.EllipticCurvePrivateKey
 
@@ -45,7 +45,7 @@ def export(chip: Chip, version: ApiVersion) -> tuple[bytes, bytes]:
     2084 bytes, and 6252 of PEK, OCA and CEK.
     """
     oca, pek, pdh, cek = (
-        _Signer(usage, chip.sev_key(name))
+        _SevKey(usage, chip.sev_key(name))
         for usage, name in ((_OCA, "OCA"), (_PEK, "PEK"), (_PDH, "PDH"), (_CEK, "CEK"))
     )
     chain = (
@@ -57,7 +57,7 @@ def export(chip: Chip, version: ApiVersion) -> tuple[bytes, bytes]:
 
 
 def _certificate(
-    version: ApiVersion, subject: _Signer, algorithm: int, signers: tuple[_Signer, ...]
+    version: ApiVersion, subject: _SevKey, algorithm: int, signers: tuple[_SevKey, ...]
 ) -> bytes:
     head = _HEAD.pack(_VERSION, version.major, version.minor, 0, subject.usage, algorithm)
     numbers = subject.key.public_key().public_numbers()
@@ -68,7 +68,7 @@ def _certificate(
     return signed + b"".join([*signatures, nothing, nothing][:2])
 
 
-def _signature(signed: bytes, signer: _Signer) -> bytes:
+def _signature(signed: bytes, signer: _SevKey) -> bytes:
     r, s = decode_dss_signature(signer.key.sign(signed, ec.ECDSA(SHA256())))
     value = (_number(r) + _number(s)).ljust(_SIGNATURE_SIZE, b"\0")
     return _SIGNATURE_HEAD.pack(signer.usage, _ECDSA_SHA256) + value
