@@ -18,11 +18,11 @@ from pathlib import Path
 from bench.compare import Skip, compare
 from snpcerts.abi.product import Product
 from snpcerts.certfile.file import CertFile
-from snpcerts.demo.host import EmulatedHost
+from snpcerts.demo.demo_host import EmulatedHost
 from snpcerts.emulator.frontdoor import seccomp
 from snpcerts.emulator.guest.script import GuestScript
 from snpcerts.emulator.guest.scripted import ScriptedGuest
-from snpcerts.emulator.kvm.host import Platform
+from snpcerts.emulator.kvm.platform import Platform
 from snpcerts.emulator.machine.enter import host_program
 from snpcerts.emulator.machine.home import PlatformHome
 from snpcerts.emulator.machine.in_process import Machine

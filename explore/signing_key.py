@@ -3,7 +3,7 @@
 
 A small firmware whose signing key changes in all the ways in which sources
 disagree, some of them shown by no number of ``/dev/sev``; beside it what ships:
-:class:`snpcerts.host.memory.Memory` with its rules, and
+:class:`snpcerts.host.key_memory.Memory` with its rules, and
 :func:`snpcerts.host.wanted.wanted`. Every order of commands (the agent's, and
 other programs'), reloads, restarts and kills is visited, up to a depth. After
 each look of the agent what a file is to hold must be the key that signs. The
@@ -26,10 +26,10 @@ from snpcerts.abi.guest_message import KeySelect as KeySel
 from snpcerts.abi.tcb import TcbVersion
 from snpcerts.endorsement.vek import VekKind
 from snpcerts.host.config import FileConfig, GuestKeySelect
-from snpcerts.host.firmware import FirmwareState
+from snpcerts.host.host_firmware import FirmwareState
 from snpcerts.host.initialisation import Initialisation
+from snpcerts.host.key_memory import Memory, UnusableError
 from snpcerts.host.known import Proof
-from snpcerts.host.memory import Memory, UnusableError
 from snpcerts.host.remembered import Remembered, expected_kind
 from snpcerts.host.wanted import Key, Wanted, key_sel, wanted
 

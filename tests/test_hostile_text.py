@@ -28,7 +28,7 @@ from snpcerts.certfile.holders import holders_of
 from snpcerts.certfile.writer import LockHeldError
 from snpcerts.cli.main import main
 from snpcerts.errors import FormatError, RefusedError, SnpCertsError
-from snpcerts.host import check
+from snpcerts.host import host_check
 from snpcerts.host.config import Config, FileConfig
 from snpcerts.host.event import Event, EventKind
 from snpcerts.host.log import json_log, text_log
@@ -166,7 +166,7 @@ def test_names_of_files(vectors: Path, tmp_path: Path, capsys: pytest.CaptureFix
         said = capsys.readouterr()
         harmless(said.out)
         harmless(said.err)
-    for line in check.files(Config(files=(FileConfig(str(folder / "no" / "certs.bin")),))):
+    for line in host_check.files(Config(files=(FileConfig(str(folder / "no" / "certs.bin")),))):
         harmless(str(line), 1)
 
 

@@ -6,11 +6,15 @@ from __future__ import annotations
 
 import ast
 import sys
+from collections import defaultdict
 from functools import cache
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
+import click
 import pytest
+
+from snpcerts.cli.main import cli
 
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "snpcerts"
@@ -21,7 +25,7 @@ FLOORS = [
     "printable",
     "errors",
     "temporary_directory",
-    "written",
+    "file_date",
     "abi",
     "endorsement",
     "verify",
@@ -49,6 +53,9 @@ ROOMS: dict[str, set[str]] = {
 RUN_THE_EMULATOR = ("emulator", "conformance", "demo")
 COMMANDS_THAT_DO = {"conformance.py", "demo.py", "emulate.py"}
 MODULES = sorted(SOURCE.rglob("*.py"))
+# Module names that several packages have, where the package says which is meant. A command's
+# module is named after the command.
+SHARED_MODULE_NAMES = {"__init__", "__main__", "errors"}
 FORBIDDEN_NAMES = {"utils", "util", "helpers", "helper", "manager", "common", "misc"}
 
 
@@ -152,6 +159,15 @@ def test_a_room_of_the_emulator_imports_only_rooms_below(room: str) -> None:
                 assert parts[2] in {room, *ROOMS[room]}, f"{path}: imports {name}"
 
 
+@pytest.mark.parametrize("room", ROOMS)
+def test_a_room_of_the_emulator_says_which_file_holds_what(room: str) -> None:
+    folder = SOURCE / "emulator" / room
+    said = ast.get_docstring(ast.parse((folder / "__init__.py").read_text(encoding="utf-8"))) or ""
+    files = {path.stem for path in folder.glob("*.py")} - {"__init__", "__main__"}
+    assert {name for name in files if f"``{name}``" not in said} == set()
+    assert "Imports" in said
+
+
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(SOURCE)))
 def test_the_package_imports_by_full_names(path: Path) -> None:
     """So that a file can be moved, and what it needs be found, by searching."""
@@ -188,3 +204,32 @@ def test_every_module_has_a_licence_line_a_docstring_and_a_name_that_says_someth
     assert text.startswith("# SPDX-License-Identifier: Apache-2.0\n")
     assert ast.get_docstring(ast.parse(text)) or path.name == "__main__.py"
     assert path.stem not in FORBIDDEN_NAMES
+
+
+def test_a_class_name_means_one_thing() -> None:
+    """In a message, a search or a review, it names one class, private or not."""
+    found: dict[str, list[str]] = defaultdict(list)
+    for path in MODULES:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ClassDef):
+                found[node.name.lstrip("_")].append(f"{path.relative_to(SOURCE)}:{node.lineno}")
+    assert {name: places for name, places in found.items() if len(places) > 1} == {}
+
+
+def test_a_module_name_means_one_thing() -> None:
+    found: dict[str, list[str]] = defaultdict(list)
+    for path in MODULES:
+        relative = path.relative_to(SOURCE)
+        if path.stem not in SHARED_MODULE_NAMES and not _is_a_command(relative):
+            found[path.stem].append(str(relative))
+    assert {name: places for name, places in found.items() if len(places) > 1} == {}
+
+
+def _is_a_command(path: Path) -> bool:
+    if path.parts[0] != "cli":
+        return False
+    group: click.Command | None = cli
+    for word in path.with_suffix("").parts[1:]:
+        context = click.Context(cli)
+        group = group.get_command(context, word) if isinstance(group, click.Group) else None
+    return group is not None

@@ -19,9 +19,9 @@ from snpcerts.abi.report import Report
 from snpcerts.abi.tcb import TcbVersion
 from snpcerts.certfile.file import CertFile
 from snpcerts.cli.main import main
-from snpcerts.demo.host import EmulatedHost
+from snpcerts.demo.demo_host import EmulatedHost
 from snpcerts.emulator.guest.scripted import ReportOutcome, ScriptedGuest
-from snpcerts.emulator.kvm.host import Platform
+from snpcerts.emulator.kvm.platform import Platform
 from snpcerts.emulator.machine.in_process import Machine
 from snpcerts.emulator.machine.reference_vmm import ReferenceVm, build_vm
 from snpcerts.errors import RefusedError

@@ -18,7 +18,7 @@ from snpcerts.abi.tcb import TcbVersion
 from snpcerts.certfile.file import CertFile
 from snpcerts.certfile.reader import Empty, Found, Table
 from snpcerts.certfile.writer import Strategy
-from snpcerts.demo.host import EmulatedHost
+from snpcerts.demo.demo_host import EmulatedHost
 from snpcerts.emulator.machine.home import PlatformHome
 from snpcerts.emulator.psp.firmware import Firmware
 

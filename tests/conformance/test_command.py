@@ -13,9 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from snpcerts.cli.main import main
-from snpcerts.conformance.check import CHECKS
 from snpcerts.conformance.result import Result, ResultState, to_junit
 from snpcerts.conformance.served_file import ServedFile, table_of
+from snpcerts.conformance.vmm_check import CHECKS
 from tests.documented_json import documented
 
 from ..emulated import SNPCERTS

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from snpcerts.conformance.check import BY_ID
+from snpcerts.conformance.vmm_check import BY_ID
 from snpcerts.errors import RefusedError
 from snpcerts.vmm.preload import shim_library
 

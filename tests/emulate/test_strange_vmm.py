@@ -15,7 +15,7 @@ import pytest
 
 from snpcerts.abi.cert_table import CertTable
 from snpcerts.certfile.file import CertFile
-from snpcerts.demo.host import EmulatedHost
+from snpcerts.demo.demo_host import EmulatedHost
 from snpcerts.emulator.machine.home import PlatformHome
 from snpcerts.verify.collateral import Collateral
 from snpcerts.verify.judging import verify
@@ -49,7 +49,7 @@ def run(emulated: Emulated, folder: Path, vmm: Path, requests: int, updates: int
     for tcb, table in host.tables.items():
         (tables / f"{tcb.pack().hex()}.bin").write_bytes(table.encode())
     CertFile(str(file)).publish(host.table())
-    words = ["snpcerts.demo.writer", str(file), str(tables), str(updates), "6", "seed"]
+    words = ["snpcerts.demo.demo_writer", str(file), str(tables), str(updates), "6", "seed"]
     writer = subprocess.Popen(
         emulated.command("host", "--", sys.executable, "-P", "-m", *words),
         stdin=subprocess.PIPE,

@@ -20,8 +20,8 @@ from snpcerts.abi.kvm import (
 )
 from snpcerts.emulator.guest.linux import LinuxGuest
 from snpcerts.emulator.guest.program import GuestFactory
-from snpcerts.emulator.kvm.device import KvmDevice
-from snpcerts.emulator.kvm.host import Platform
+from snpcerts.emulator.kvm.kvm_device import KvmDevice
+from snpcerts.emulator.kvm.platform import Platform
 from snpcerts.emulator.kvm.release import NEWEST, KernelRelease
 from snpcerts.emulator.kvm.vcpu import Vcpu
 from snpcerts.emulator.kvm.vm import Vm

@@ -12,7 +12,7 @@ from typing import Any
 from snpcerts.abi.product import Product
 from snpcerts.emulator.guest.linux import LinuxGuest
 from snpcerts.emulator.guest.program import GuestFactory
-from snpcerts.emulator.kvm.host import Platform
+from snpcerts.emulator.kvm.platform import Platform
 from snpcerts.emulator.machine.in_process import Machine
 from snpcerts.emulator.psp.chip import Chip
 from snpcerts.emulator.psp.firmware import Firmware

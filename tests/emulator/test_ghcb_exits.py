@@ -12,7 +12,7 @@ import struct
 import pytest
 
 from snpcerts.abi.ghcb import CPL, Field, GhcbPage, Instruction
-from snpcerts.emulator.kvm.ghcb import EXIT, RESUME
+from snpcerts.emulator.kvm.ghcb_exit import EXIT, RESUME
 from tests.emulator.test_ghcb_requests import GHCB, Bench, Host
 
 PSC, MMIO_READ, MMIO_WRITE, AP_CREATION = 0x80000010, 0x80000001, 0x80000002, 0x80000013

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 
 from snpcerts.abi.ghcb import USAGE, Field, GhcbPage
 from snpcerts.abi.kvm import VCPU_MMAP_SIZE, RunView, UserspaceMemoryRegion2
-from snpcerts.emulator.guest.memory import MemorySlots, SlotMemory
-from snpcerts.emulator.kvm.ghcb import EXIT, HALT, RESUME, GhcbRequests
+from snpcerts.emulator.guest.memory_slots import MemorySlots, SlotMemory
+from snpcerts.emulator.kvm.ghcb_exit import EXIT, HALT, RESUME, GhcbRequests
 from snpcerts.emulator.kvm.release import NEWEST, KernelRelease
 from snpcerts.emulator.syscall.device import Caller
 from tests.emulator.kvm_rig import Arena, caller_with

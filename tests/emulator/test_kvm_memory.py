@@ -21,7 +21,7 @@ from snpcerts.abi.kvm import (
     UserspaceMemoryRegion,
     UserspaceMemoryRegion2,
 )
-from snpcerts.emulator.guest.memory import USER_SLOTS, GuestMemfd, MemorySlots, SlotMemory
+from snpcerts.emulator.guest.memory_slots import USER_SLOTS, GuestMemfd, MemorySlots, SlotMemory
 from snpcerts.emulator.kvm.private_ranges import PrivateRanges
 from snpcerts.emulator.kvm.vm import Vm
 from snpcerts.emulator.syscall.device import NewDescriptor

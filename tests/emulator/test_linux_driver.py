@@ -23,7 +23,7 @@ from snpcerts.abi.sev_guest import (
     GuestRequestIoctl,
 )
 from snpcerts.emulator.guest.linux import LinuxGuest
-from snpcerts.emulator.guest.memory import MemorySlots, SlotMemory
+from snpcerts.emulator.guest.memory_slots import MemorySlots, SlotMemory
 from snpcerts.emulator.guest.program import (
     Guest,
     GuestCpu,

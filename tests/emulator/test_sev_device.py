@@ -35,8 +35,8 @@ from snpcerts.emulator.psp.chip import Chip, CloudProvider
 from snpcerts.emulator.psp.chip_model import CHIP_MODELS, ApiVersion
 from snpcerts.emulator.psp.firmware import Firmware
 from snpcerts.emulator.psp.sev_device import MAX_ALLOCATION, SEV_MAX, SevDevice
+from snpcerts.emulator.syscall.caller_memory import ProcessMemory
 from snpcerts.emulator.syscall.device import Caller, Device
-from snpcerts.emulator.syscall.memory import ProcessMemory
 
 PROVIDER = CloudProvider("CN=cc-us-east-2.amazonaws.com", bytes(range(32)))
 OWN = 0x5A5A5A5A  # what the caller leaves in ``error`` before the call

@@ -15,8 +15,8 @@ from snpcerts.emulator.frontdoor.door import Door
 from snpcerts.emulator.frontdoor.launch import spawn
 from snpcerts.emulator.guest.scripted import ReportOutcome, ScriptedGuest
 from snpcerts.emulator.guest.sev_guest_device import SevGuestDevice
-from snpcerts.emulator.kvm.device import KvmDevice
-from snpcerts.emulator.kvm.host import Platform
+from snpcerts.emulator.kvm.kvm_device import KvmDevice
+from snpcerts.emulator.kvm.platform import Platform
 from snpcerts.emulator.psp.chip import Chip
 from snpcerts.emulator.psp.firmware import Firmware
 from snpcerts.emulator.psp.sev_device import SevDevice
@@ -24,7 +24,7 @@ from snpcerts.emulator.psp.sev_device import SevDevice
 from .conftest import Stage, build
 
 ATTEST = """
-from snpcerts.guest.sev_guest import SevGuest
+from snpcerts.guest.dev_sev_guest import SevGuest
 with SevGuest() as device:
     for number in range(3):
         got = device.extended_report(bytes([number]) * 64)

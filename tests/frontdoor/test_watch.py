@@ -20,7 +20,7 @@ from snpcerts.conformance.file_observer import HeldUntil, read_short, takes_lock
 from snpcerts.emulator.frontdoor import bpf
 from snpcerts.emulator.frontdoor.bpf import FILE_CALLS, Syscall
 from snpcerts.emulator.frontdoor.door import Door
-from snpcerts.emulator.frontdoor.watch import FileCall
+from snpcerts.emulator.frontdoor.file_watch import FileCall
 from snpcerts.emulator.syscall.device import Pending
 
 from .conftest import Stage

@@ -9,14 +9,14 @@ import pytest
 
 from snpcerts.cli.main import main
 from snpcerts.errors import RefusedError
-from snpcerts.guest.sev_guest import SevGuest
+from snpcerts.guest.dev_sev_guest import SevGuest
 
 from ..emulated import SNPCERTS, Emulated
 
 PREAMBLE = """
 from snpcerts.abi.guest_message import KeySelect
 from snpcerts.errors import SnpCertsError
-from snpcerts.guest.sev_guest import SevGuest
+from snpcerts.guest.dev_sev_guest import SevGuest
 guest = SevGuest()
 """
 

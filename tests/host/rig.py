@@ -31,9 +31,9 @@ from snpcerts.endorsement.vek import VekKind
 from snpcerts.host.agent import Agent
 from snpcerts.host.config import Config, FileConfig
 from snpcerts.host.event import Event, EventKind
-from snpcerts.host.firmware import HostFirmware
+from snpcerts.host.host_firmware import HostFirmware
 from snpcerts.host.initialisation import Initialisation
-from snpcerts.host.memory import Memory, MemoryFile
+from snpcerts.host.key_memory import Memory, MemoryFile
 from snpcerts.host.sev import SevError
 from snpcerts.host.stock import Stock
 from snpcerts.host.vlek_store import VlekStore

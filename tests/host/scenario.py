@@ -42,7 +42,7 @@ HOST = (
     "snpcerts.host.watch",
     "snpcerts.kds.source",
 )
-GUEST = ("snpcerts.cli.guest", "snpcerts.guest.sev_guest")
+GUEST = ("snpcerts.cli.guest", "snpcerts.guest.dev_sev_guest")
 PLAIN = (
     "snpcerts.cli.verify",
     "snpcerts.cli.verify_run",

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from snpcerts.errors import RefusedError
-from snpcerts.host import check
-from snpcerts.host.check import Finding, Severity
+from snpcerts.host import host_check
 from snpcerts.host.config import Config, FileConfig
+from snpcerts.host.host_check import Finding, Severity
 from snpcerts.host.mitigations import mitigations
 from snpcerts.host.processor import product_of_host
 
@@ -20,7 +20,7 @@ from .rig import Rig
 
 
 def outcomes(config: Config) -> dict[str, Finding]:
-    return {line.what: line for line in check.files(config)}
+    return {line.what: line for line in host_check.files(config)}
 
 
 @pytest.mark.parametrize(
@@ -33,7 +33,7 @@ def outcomes(config: Config) -> dict[str, Finding]:
     ],
 )
 def test_the_kernels_release(release: str, outcome: Severity) -> None:
-    assert check.kernel(release).outcome is outcome
+    assert host_check.kernel(release).outcome is outcome
 
 
 def _fails(fd: int) -> bool:
@@ -52,19 +52,19 @@ def _fails(fd: int) -> bool:
 def test_kvms_own_word(
     supports: Callable[[int], bool], path: str, outcome: Severity, text: str
 ) -> None:
-    line = check.kvm(supports, path)
+    line = host_check.kvm(supports, path)
     assert line.outcome is outcome
     assert text in str(line)
 
 
 def test_firmware_that_is_not_initialised_fails(rig: Rig) -> None:
-    assert check.firmware(lambda: rig.agent().firmware).outcome is Severity.PASS
+    assert host_check.firmware(lambda: rig.agent().firmware).outcome is Severity.PASS
     rig.firmware.snp_shutdown()
-    line = check.firmware(lambda: rig.agent().firmware)
+    line = host_check.firmware(lambda: rig.agent().firmware)
     assert line.outcome is Severity.FAIL
     assert "not initialised" in line.found
     rig.device.broken = True
-    assert check.firmware(lambda: rig.agent().firmware).outcome is Severity.FAIL
+    assert host_check.firmware(lambda: rig.agent().firmware).outcome is Severity.FAIL
 
 
 def test_a_sound_directory_passes_and_nothing_is_left_in_it(tmp_path: Path) -> None:
@@ -103,7 +103,7 @@ def test_a_group_that_does_not_exist_fails_before_there_is_a_file(tmp_path: Path
 
 
 def test_a_network_file_system_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(check, "file_system", lambda _: "nfs4")
+    monkeypatch.setattr(host_check, "file_system", lambda _: "nfs4")
     lines = outcomes(Config(files=(FileConfig(str(tmp_path / "certs.bin")),)))
     assert lines["file system"].outcome is Severity.FAIL
 
@@ -117,8 +117,8 @@ def test_the_file_system_is_that_of_the_innermost_mount(tmp_path: Path) -> None:
         "nonsense\n"
     )
     for path, kind in (("/srv x/y", "nfs4"), ("/srv x/local/y", "xfs"), ("/srv xyz", "ext4")):
-        assert check.file_system(path, str(mounts)) == kind
-    assert check.file_system("/", str(tmp_path / "missing")) == ""
+        assert host_check.file_system(path, str(mounts)) == kind
+    assert host_check.file_system("/", str(tmp_path / "missing")) == ""
 
 
 def test_the_product_is_the_processors(tmp_path: Path) -> None:
@@ -148,10 +148,10 @@ def test_known_faults_of_a_kernel_are_named_with_the_version_that_fixes_them(
     release: str, names: list[str]
 ) -> None:
     """Versions as the sources in the table have them; a warning keeps nobody from anything."""
-    lines = list(check.faults(release))
+    lines = list(host_check.faults(release))
     assert [line.what.removeprefix("kernel fault ") for line in lines] == names
     assert all("fixed in 7.2" in line.to_do and "source: " in line.found for line in lines)
-    assert check.passed(lines)
+    assert host_check.passed(lines)
 
 
 def test_mitigations_are_read_as_the_kernel_writes_them(tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ from snpcerts.host.config import Config, FileConfig
 from snpcerts.host.config import GuestKeySelect as Select
 from snpcerts.host.event import EventKind
 from snpcerts.host.initialisation import Initialisation
-from snpcerts.host.memory import MemoryFile
+from snpcerts.host.key_memory import MemoryFile
 from snpcerts.host.proof import NONCE_SIZE, NoProofError, Proved, prove
 from snpcerts.host.sev import SevError
 from snpcerts.host.wanted import NoKey
@@ -529,7 +529,7 @@ def test_what_cannot_be_written_down_counts_as_forgotten(
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("snpcerts.host.memory.os.replace", full)
+        patch.setattr("snpcerts.host.key_memory.os.replace", full)
         lower = replace(published.rig.lower(2))
         published.rig.device.snp_set_config(SnpConfig(reported_tcb=lower.pack()))
         agent = published.rig.agent()

@@ -6,8 +6,8 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from pathlib import Path
 
-from snpcerts.kds.collateral import KdsCertificates
 from snpcerts.kds.fruitless import LIMIT
+from snpcerts.kds.verifier_sources import KdsCertificates
 from snpcerts.verify.evidence import Evidence
 from snpcerts.verify.sources import verify_with
 from snpcerts.verify.verdict import Status

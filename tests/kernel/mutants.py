@@ -34,12 +34,12 @@ SOURCE: Final = ROOT / "src"
 # The emulator's code for each part of the kernel.
 EMULATOR: Final = {
     "kvm": (
-        "emulator/kvm/ghcb.py",
+        "emulator/kvm/ghcb_exit.py",
         "emulator/kvm/ghcb_page.py",
         "emulator/kvm/page_state.py",
         "emulator/kvm/guest_instruction.py",
     ),
-    "launch": ("emulator/kvm/sev.py",),
+    "launch": ("emulator/kvm/sev_commands.py",),
     "guest": ("emulator/guest/sev_guest_device.py", "emulator/guest/linux.py"),
     "sev": ("emulator/psp/sev_device.py",),
 }

@@ -22,8 +22,8 @@ from pathlib import Path
 
 from snpcerts.abi.product import Product
 from snpcerts.certfile.file import CertFile
-from snpcerts.demo.event import AttestedEvent
-from snpcerts.demo.host import EmulatedHost
+from snpcerts.demo.demo_event import AttestedEvent
+from snpcerts.demo.demo_host import EmulatedHost
 from snpcerts.demo.tally import Tally
 from snpcerts.emulator.guest.script import REQUESTS_MAX, GuestScript
 from snpcerts.emulator.machine.enter import host_program
@@ -57,7 +57,7 @@ def soak(folder: Path, plain_vmm: Path, seconds: float, vcpus: int = 4) -> dict[
         stderr=subprocess.PIPE,
         text=True,
     )
-    words = [sys.executable, "-P", "-m", "snpcerts.demo.writer", str(certs), str(tables)]
+    words = [sys.executable, "-P", "-m", "snpcerts.demo.demo_writer", str(certs), str(tables)]
     words += [str(int(seconds * UPDATES_PER_SECOND)), str(seconds), "soak"]
     with open(folder / "updates.jsonl", "wb") as updates:
         writer = subprocess.Popen(

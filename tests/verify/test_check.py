@@ -9,10 +9,10 @@ import pytest
 
 from snpcerts.endorsement.reason import Authenticity, NextStep, Reason, ReasonCode
 from snpcerts.endorsement.vek import VekKind
-from snpcerts.verify.check import CheckState
 from snpcerts.verify.collateral import Collateral
 from snpcerts.verify.judging import verify
 from snpcerts.verify.verdict import Status, Verdict
+from snpcerts.verify.verdict_check import CheckState
 from tests.endorsement.small_ca import NOON, SmallCa, ec_key, sign_report
 from tests.verify.test_verify import anchors, collateral
 

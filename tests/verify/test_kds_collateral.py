@@ -16,12 +16,12 @@ from snpcerts.abi.product import Product
 from snpcerts.abi.tcb import TcbVersion
 from snpcerts.endorsement.vek import VekKind
 from snpcerts.errors import SnpCertsError
-from snpcerts.kds.collateral import KdsCertificates, KdsRevocationLists
 from snpcerts.kds.errors import KdsNotFoundError, KdsUnavailableError
 from snpcerts.kds.fruitless import LIMIT
 from snpcerts.kds.source import CertificateSource, Endorsement
 from snpcerts.kds.store import Store
 from snpcerts.kds.url import CrlResource, VcekResource
+from snpcerts.kds.verifier_sources import KdsCertificates, KdsRevocationLists
 from snpcerts.verify.collateral import Collateral
 from snpcerts.verify.evidence import Evidence
 from snpcerts.verify.policy import Policy, Revocation

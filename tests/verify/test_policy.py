@@ -15,7 +15,6 @@ from snpcerts.abi.tcb import TcbVersion
 from snpcerts.endorsement.reason import ReasonCode
 from snpcerts.endorsement.vek import VekKind
 from snpcerts.errors import UsageError
-from snpcerts.verify.check import CheckState
 from snpcerts.verify.evidence import Evidence, RuntimeData
 from snpcerts.verify.judging import verify
 from snpcerts.verify.policy import (
@@ -26,6 +25,7 @@ from snpcerts.verify.policy import (
     TcbFloor,
 )
 from snpcerts.verify.verdict import Verdict
+from snpcerts.verify.verdict_check import CheckState
 from tests.endorsement.small_ca import NOON, TCBS, CrlRecipe, SmallCa
 from tests.verify.test_verify import anchors, codes, collateral
 

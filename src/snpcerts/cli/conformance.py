@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from snpcerts.cli.ending import ends_cleanly
 from snpcerts.cli.files import write_output
 from snpcerts.cli.say import present
+from snpcerts.cli.signals import ends_cleanly
 from snpcerts.errors import UsageError
 from snpcerts.printable import printable
 
@@ -75,10 +75,10 @@ def command(
     unmodified VMM is started once for each scenario on an emulated SNP host, so
     no SNP hardware is needed. The exit code is 1 if a check fails.
     """
-    from snpcerts.conformance.check import BY_ID
     from snpcerts.conformance.result import ResultState, count, to_json, to_junit
     from snpcerts.conformance.suite import run
     from snpcerts.conformance.trial import Limits
+    from snpcerts.conformance.vmm_check import BY_ID
 
     if list_only:
         _list(as_json)
@@ -133,7 +133,7 @@ def _show_progress(check: str) -> None:
 
 
 def _list(as_json: bool) -> None:
-    from snpcerts.conformance.check import CHECKS
+    from snpcerts.conformance.vmm_check import CHECKS
 
     if as_json:
         rows: Sequence[dict[str, str]] = [

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import click
 
-from snpcerts.cli.ending import ends_cleanly
+from snpcerts.cli.signals import ends_cleanly
 from snpcerts.temporary_directory import temporary_directory
 
 _BREAKS = ["no-lock", "no-handshake"]
@@ -40,8 +40,8 @@ def command(
     1 if a table does not match its report.
     """
     from snpcerts.abi.tcb import TcbVersion
-    from snpcerts.demo.event import Answered, AttestedEvent, Updated
-    from snpcerts.demo.host import key_name
+    from snpcerts.demo.demo_event import Answered, AttestedEvent, Updated
+    from snpcerts.demo.demo_host import key_name
     from snpcerts.demo.stage import DemoRun, Script
     from snpcerts.demo.tally import Tally
 

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING
 import click
 
 from snpcerts.abi.product import Product
-from snpcerts.cli.ending import ends_cleanly
 from snpcerts.cli.files import make_directory, write_output
 from snpcerts.cli.product_option import product_option
 from snpcerts.cli.say import say, say_line
+from snpcerts.cli.signals import ends_cleanly
 from snpcerts.errors import InputError, UsageError
 
 if TYPE_CHECKING:

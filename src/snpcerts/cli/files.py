@@ -12,7 +12,7 @@ from datetime import datetime
 
 from snpcerts.certfile.trusted_path import resolve
 from snpcerts.errors import InputError, RefusedError
-from snpcerts.written import written_at
+from snpcerts.file_date import written_at
 
 INPUT_LIMIT = 1 << 20
 

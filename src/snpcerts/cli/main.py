@@ -17,8 +17,8 @@ from typing import NoReturn
 import click
 
 from snpcerts import __version__
-from snpcerts.cli.ending import EndedBySignalError
 from snpcerts.cli.say import present, say
+from snpcerts.cli.signals import EndedBySignalError
 from snpcerts.errors import SnpCertsError
 from snpcerts.printable import printable
 

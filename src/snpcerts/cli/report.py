@@ -8,7 +8,7 @@ import json
 import click
 
 from snpcerts.abi.report import Report
-from snpcerts.cli.evidence import EvidenceFiles
+from snpcerts.cli.evidence_files import EvidenceFiles
 from snpcerts.cli.say import present, say
 
 

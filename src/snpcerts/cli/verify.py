@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from snpcerts.cli.evidence import places
+from snpcerts.cli.evidence_files import places
 from snpcerts.cli.source_options import SourceOptions, source_options, trusted_roots
 from snpcerts.cli.verify_policy import PolicyOptions
 from snpcerts.cli.verify_run import VerifyRun

@@ -13,7 +13,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING
 
 from snpcerts.abi.report import Report
-from snpcerts.cli.evidence import EvidenceFiles, certificates
+from snpcerts.cli.evidence_files import EvidenceFiles, certificates
 from snpcerts.cli.say import present, say
 from snpcerts.cli.verify_text import for_people, json_line, one_line, summary, unreadable_json
 from snpcerts.errors import InputError, SnpCertsError, UsageError

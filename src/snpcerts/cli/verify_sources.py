@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING
 
-from snpcerts.cli.evidence import certificates
+from snpcerts.cli.evidence_files import certificates
 from snpcerts.cli.files import read_dated_input
 from snpcerts.errors import UsageError
 
@@ -67,7 +67,7 @@ def sources_in_order(
     if certs is not None:
         by_name["certs"] = [certificates(certs)]
     if server is not None:
-        from snpcerts.kds.collateral import KdsCertificates, KdsRevocationLists
+        from snpcerts.kds.verifier_sources import KdsCertificates, KdsRevocationLists
 
         by_name["kds"] = [KdsCertificates(server, at=at), KdsRevocationLists(server, at=at)]
     sources: list[CollateralSource] = []

@@ -20,9 +20,9 @@ from snpcerts.abi.lock import F_OFD_SETLK, F_OFD_SETLKW, F_SETLK, F_SETLKW, F_UN
 from snpcerts.conformance.journal import FileRead, Journal
 from snpcerts.conformance.served_file import ServedFile
 from snpcerts.emulator.frontdoor.bpf import Syscall
-from snpcerts.emulator.frontdoor.watch import PROCEED, FileCall
+from snpcerts.emulator.frontdoor.file_watch import PROCEED, FileCall
+from snpcerts.emulator.syscall.caller_memory import ProcessMemory
 from snpcerts.emulator.syscall.device import Pending
-from snpcerts.emulator.syscall.memory import ProcessMemory
 
 Meddle = Callable[[FileCall], int | Pending | None]
 

@@ -24,11 +24,11 @@ from snpcerts.abi.kvm import (
 )
 from snpcerts.conformance.journal import CertsRequest, Enabling, Journal
 from snpcerts.conformance.served_file import ServedFile
-from snpcerts.emulator.kvm.device import KvmDevice
+from snpcerts.emulator.kvm.kvm_device import KvmDevice
 from snpcerts.emulator.kvm.vcpu import Vcpu
 from snpcerts.emulator.kvm.vm import Vm
+from snpcerts.emulator.syscall.caller_memory import ProcessMemory
 from snpcerts.emulator.syscall.device import Caller, NewDescriptor, Pending, Result
-from snpcerts.emulator.syscall.memory import ProcessMemory
 
 RECHECK: Final = 0.002  # seconds between checks whether a delayed call may proceed
 

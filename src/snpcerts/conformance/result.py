@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Final
 from xml.etree import ElementTree
 
-from snpcerts.conformance.check import BY_ID
+from snpcerts.conformance.vmm_check import BY_ID
 
 SUITE: Final = "snpcerts conformance"
 # XML 1.0 cannot represent these characters, and a VMM's output may contain them.

@@ -13,7 +13,6 @@ from typing import Final
 
 from snpcerts.abi.kvm import SNP_REQ_CERTS_AS_POSTED, ExitReason
 from snpcerts.abi.product import Product
-from snpcerts.conformance.check import BY_ID, CHECKS, ConformanceCheck
 from snpcerts.conformance.result import Result, ResultState
 from snpcerts.conformance.scenarios import (
     answers,
@@ -26,6 +25,7 @@ from snpcerts.conformance.scenarios import (
 )
 from snpcerts.conformance.served_file import ServedFile
 from snpcerts.conformance.trial import CERTS, TABLE_SIZE, Limits, Scenario, Trial
+from snpcerts.conformance.vmm_check import BY_ID, CHECKS, ConformanceCheck
 from snpcerts.emulator.frontdoor import seccomp
 from snpcerts.emulator.psp.chip import Chip
 from snpcerts.emulator.psp.firmware import Firmware
@@ -61,7 +61,7 @@ def run(
 
     ``only`` names the checks to judge, by default all. ``on_progress`` is called
     with a check's id before each scenario. The results are in the order of
-    :data:`~snpcerts.conformance.check.CHECKS`. If permitted, changes the mount
+    :data:`~snpcerts.conformance.vmm_check.CHECKS`. If permitted, changes the mount
     namespace of this process (one of the checks needs two file systems). Raises
     :class:`UsageError` for a command line without ``{certs}`` and for an unknown
     check, and the errors of :func:`~snpcerts.emulator.frontdoor.seccomp.check`.

@@ -23,13 +23,13 @@ from typing import Final
 
 from snpcerts.abi.ghcb import PAGE_SIZE
 from snpcerts.abi.kvm import ExitReason
-from snpcerts.conformance.check import BY_ID
 from snpcerts.conformance.file_observer import FileObserver
-from snpcerts.conformance.guest import Answer, Asking, TrialGuest
 from snpcerts.conformance.journal import CertsRequest, Journal
 from snpcerts.conformance.observed_kvm import ObservedKvm
 from snpcerts.conformance.result import Result, ResultState
 from snpcerts.conformance.served_file import ServedFile
+from snpcerts.conformance.trial_guest import Answer, Asking, TrialGuest
+from snpcerts.conformance.vmm_check import BY_ID
 from snpcerts.emulator.frontdoor.door import Door
 from snpcerts.emulator.frontdoor.keeper import descendants
 from snpcerts.emulator.frontdoor.launch import Program, spawn
@@ -44,8 +44,8 @@ from snpcerts.emulator.guest.program import (
     WaitUntil,
 )
 from snpcerts.emulator.guest.program import Program as GuestProgram
-from snpcerts.emulator.kvm.device import KvmDevice
-from snpcerts.emulator.kvm.host import Platform
+from snpcerts.emulator.kvm.kvm_device import KvmDevice
+from snpcerts.emulator.kvm.platform import Platform
 from snpcerts.emulator.kvm.release import KernelRelease
 from snpcerts.emulator.machine.virtual_files import host_files
 from snpcerts.emulator.psp.firmware import Firmware

@@ -23,8 +23,8 @@ from typing import IO, Any, Final
 
 from snpcerts.abi.product import Product
 from snpcerts.certfile.file import CertFile
-from snpcerts.demo.event import Answered, AttestedEvent, Event, Updated
-from snpcerts.demo.host import EmulatedHost
+from snpcerts.demo.demo_event import Answered, AttestedEvent, Event, Updated
+from snpcerts.demo.demo_host import EmulatedHost
 from snpcerts.emulator.guest.script import REQUESTS_MAX, GuestScript
 from snpcerts.emulator.machine.enter import host_program, start_server
 from snpcerts.emulator.machine.home import PlatformHome
@@ -137,7 +137,7 @@ class DemoRun:
 
     def _writer(self, stack: ExitStack) -> subprocess.Popen[bytes]:
         script = self._script
-        argv = ["snpcerts.demo.writer", str(self.path), str(self._tables)]
+        argv = ["snpcerts.demo.demo_writer", str(self.path), str(self._tables)]
         argv += [str(script.updates), str(script.seconds), f"{script.seed} writer"]
         return self._process(GuestScript(), argv, stack)
 

@@ -8,8 +8,8 @@ from datetime import UTC, datetime
 
 from snpcerts.abi.cert_table import CertTable
 from snpcerts.abi.report import Report
-from snpcerts.demo.event import Answered, AttestedEvent, Event, Updated
-from snpcerts.demo.host import EmulatedHost, key_name
+from snpcerts.demo.demo_event import Answered, AttestedEvent, Event, Updated
+from snpcerts.demo.demo_host import EmulatedHost, key_name
 from snpcerts.errors import FormatError
 from snpcerts.verify.collateral import Collateral
 from snpcerts.verify.judging import verify

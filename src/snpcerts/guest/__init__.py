@@ -14,10 +14,10 @@ if TYPE_CHECKING:
     from snpcerts.guest.configfs_tsm import TsmChangedError as TsmChangedError
     from snpcerts.guest.configfs_tsm import TsmReport as TsmReport
     from snpcerts.guest.configfs_tsm import TsmRequestError as TsmRequestError
-    from snpcerts.guest.sev_guest import ExtendedReport as ExtendedReport
-    from snpcerts.guest.sev_guest import GuestRequestError as GuestRequestError
-    from snpcerts.guest.sev_guest import NoDeviceError as NoDeviceError
-    from snpcerts.guest.sev_guest import SevGuest as SevGuest
+    from snpcerts.guest.dev_sev_guest import ExtendedReport as ExtendedReport
+    from snpcerts.guest.dev_sev_guest import GuestRequestError as GuestRequestError
+    from snpcerts.guest.dev_sev_guest import NoDeviceError as NoDeviceError
+    from snpcerts.guest.dev_sev_guest import SevGuest as SevGuest
 else:
     from snpcerts.exports import lazy_exports
 
@@ -26,6 +26,6 @@ else:
         {
             "attestation": ("Attested", "Interface", "Paths", "attest"),
             "configfs_tsm": ("ConfigfsTsm", "TsmChangedError", "TsmReport", "TsmRequestError"),
-            "sev_guest": ("ExtendedReport", "GuestRequestError", "NoDeviceError", "SevGuest"),
+            "dev_sev_guest": ("ExtendedReport", "GuestRequestError", "NoDeviceError", "SevGuest"),
         },
     )

@@ -16,7 +16,7 @@ from snpcerts.abi.cert_table import CertTable
 from snpcerts.abi.guest_message import KeySelect
 from snpcerts.errors import RefusedError, UsageError
 from snpcerts.guest.configfs_tsm import ROOT, ConfigfsTsm
-from snpcerts.guest.sev_guest import DEVICE, NoDeviceError, SevGuest
+from snpcerts.guest.dev_sev_guest import DEVICE, NoDeviceError, SevGuest
 
 
 class Interface(enum.StrEnum):

@@ -26,8 +26,8 @@ from snpcerts.errors import RefusedError, RetryLaterError, SnpCertsError
 from snpcerts.host import section
 from snpcerts.host.config import Config, FileConfig
 from snpcerts.host.event import Event, EventKind, Listener, nobody
-from snpcerts.host.firmware import HostFirmware
 from snpcerts.host.holding import Holding, Standing, look
+from snpcerts.host.host_firmware import HostFirmware
 from snpcerts.host.ownership import apply
 from snpcerts.host.section import Published, Section
 from snpcerts.host.stock import Stock, UnavailableError

@@ -126,7 +126,7 @@ def parse(text: str, path: str = "configuration") -> Config:
         document = tomllib.loads(text)
     except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise ConfigError(f"{path}: {error}", hint="the file is TOML") from None
-    top = _Table(_Document(path, text), (), document)
+    top = _TomlTable(_Document(path, text), (), document)
     config = Config(
         product=top.take("product", _product, None),
         files=_files(top),
@@ -146,7 +146,7 @@ def parse(text: str, path: str = "configuration") -> Config:
     return config
 
 
-def _kds(top: _Table) -> dict[str, Any]:
+def _kds(top: _TomlTable) -> dict[str, Any]:
     return _section(
         top,
         "kds",
@@ -160,7 +160,7 @@ def _kds(top: _Table) -> dict[str, Any]:
 
 
 def _section(
-    top: _Table, name: str, keys: Mapping[str, tuple[str, Callable[[Any], Any]]]
+    top: _TomlTable, name: str, keys: Mapping[str, tuple[str, Callable[[Any], Any]]]
 ) -> dict[str, Any]:
     """The fields of :class:`Config` that a table ``[name]`` sets."""
     table = top.table(name)
@@ -171,7 +171,7 @@ def _section(
     return {name: value for name, (key, value) in found.items() if key in table.values}
 
 
-def _files(top: _Table) -> tuple[FileConfig, ...]:
+def _files(top: _TomlTable) -> tuple[FileConfig, ...]:
     tables = top.tables("file", MAX_FILES)
     if not tables:
         return (FileConfig(DEFAULT_FILE),)
@@ -184,7 +184,7 @@ def _files(top: _Table) -> tuple[FileConfig, ...]:
     return tuple(files)
 
 
-def _file(table: _Table) -> FileConfig:
+def _file(table: _TomlTable) -> FileConfig:
     if "path" not in table.values:
         raise table.error(None, "a [[file]] needs a path")
     kind = table.take("kind", _one_of(VekKind), VekKind.VCEK)
@@ -210,7 +210,7 @@ def _file(table: _Table) -> FileConfig:
     return file
 
 
-def _entries(table: _Table) -> tuple[ExtraEntry, ...]:
+def _entries(table: _TomlTable) -> tuple[ExtraEntry, ...]:
     entries: list[ExtraEntry] = []
     for each in table.tables("entry", MAX_ENTRIES):
         for key in ("guid", "path"):
@@ -267,7 +267,7 @@ def _reaches(document: Any, where: _Path) -> bool:
     return True
 
 
-class _Table:
+class _TomlTable:
     """A table of the file; knows which of its keys have been asked for."""
 
     def __init__(self, document: _Document, where: _Path, values: Mapping[str, Any]) -> None:
@@ -288,16 +288,16 @@ class _Table:
         except ValueError as error:
             raise self.error(key, str(error)) from None
 
-    def table(self, key: str) -> _Table | None:
+    def table(self, key: str) -> _TomlTable | None:
         self._asked.add(key)
         if key not in self.values:
             return None
         value = self.values[key]
         if not isinstance(value, dict):
             raise self.error(key, f"must be a table, [{key}]")
-        return _Table(self._document, (*self._where, key), value)
+        return _TomlTable(self._document, (*self._where, key), value)
 
-    def tables(self, key: str, limit: int) -> list[_Table]:
+    def tables(self, key: str, limit: int) -> list[_TomlTable]:
         self._asked.add(key)
         value = self.values.get(key, [])
         if not isinstance(value, list) or not all(isinstance(each, dict) for each in value):
@@ -305,7 +305,7 @@ class _Table:
         if len(value) > limit:
             raise self.error(key, f"there are {len(value)}, the limit is {limit}")
         return [
-            _Table(self._document, (*self._where, key, index), each)
+            _TomlTable(self._document, (*self._where, key, index), each)
             for index, each in enumerate(value)
         ]
 

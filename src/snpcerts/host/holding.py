@@ -21,7 +21,7 @@ from snpcerts.certfile.recognise import table_problem, was_updated_before
 from snpcerts.endorsement.judge import ChainBytes, ChipJudge
 from snpcerts.endorsement.vek import EndorsementCert
 from snpcerts.host.config import FileConfig
-from snpcerts.host.firmware import FirmwareState
+from snpcerts.host.host_firmware import FirmwareState
 from snpcerts.host.wanted import Key, NoKey, Wanted, wanted
 
 # Longer than an update without its firmware command takes.

@@ -20,8 +20,8 @@ from snpcerts.endorsement.crl import RevocationList
 from snpcerts.endorsement.vek import VekKind
 from snpcerts.errors import RefusedError
 from snpcerts.host.event import Event, EventKind
-from snpcerts.host.firmware import FirmwareState
 from snpcerts.host.holding import Holding
+from snpcerts.host.host_firmware import FirmwareState
 from snpcerts.host.mitigations import mitigations
 from snpcerts.host.status import basis
 

@@ -23,8 +23,8 @@ from snpcerts.endorsement.vek import VekKind
 from snpcerts.errors import FormatError, InputError, RefusedError, RetryLaterError, SnpCertsError
 from snpcerts.host.agent import Agent
 from snpcerts.host.event import Event, EventKind
-from snpcerts.host.firmware import FirmwareState
 from snpcerts.host.holding import Holding
+from snpcerts.host.host_firmware import FirmwareState
 from snpcerts.host.known import KnownKeys
 from snpcerts.host.ownership import group_of
 from snpcerts.host.section import Section

@@ -29,7 +29,7 @@ from snpcerts.errors import FormatError, RefusedError, RetryLaterError, SnpCerts
 from snpcerts.host.agent import Agent, Synced
 from snpcerts.host.config import FileConfig
 from snpcerts.host.event import Event, EventKind
-from snpcerts.host.firmware import FirmwareState
+from snpcerts.host.host_firmware import FirmwareState
 from snpcerts.host.known import Proof
 from snpcerts.host.remembered import expected_kind
 from snpcerts.host.wanted import Key, key_sel

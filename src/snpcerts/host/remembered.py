@@ -13,7 +13,7 @@ from typing import Final
 
 from snpcerts.abi.guest_message import KeySelect
 from snpcerts.endorsement.vek import VekKind
-from snpcerts.host.firmware import FirmwareState
+from snpcerts.host.host_firmware import FirmwareState
 from snpcerts.host.initialisation import Initialisation
 from snpcerts.host.known import NOTHING_DOUBTED, KnownKeys, Proof, RememberedVlek
 

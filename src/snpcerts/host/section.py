@@ -19,7 +19,7 @@ from snpcerts.certfile.several import Target
 from snpcerts.certfile.step import Performer
 from snpcerts.errors import SnpCertsError
 from snpcerts.host.config import FileConfig
-from snpcerts.host.firmware import FirmwareState
+from snpcerts.host.host_firmware import FirmwareState
 from snpcerts.host.stock import EMPTY_TABLE, Stock
 from snpcerts.host.wanted import Key, Wanted, wanted
 

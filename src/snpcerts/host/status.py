@@ -12,8 +12,8 @@ from snpcerts.certfile.holders import Holder, holders_of
 from snpcerts.endorsement.crl import RevocationList
 from snpcerts.endorsement.vek import EndorsementCert, VekKind
 from snpcerts.errors import FormatError
-from snpcerts.host.firmware import FirmwareState, HostFirmware
 from snpcerts.host.holding import Holding
+from snpcerts.host.host_firmware import FirmwareState, HostFirmware
 from snpcerts.host.initialisation import Initialisation, initialisation
 from snpcerts.host.known import Proof
 from snpcerts.host.mitigations import Mitigations, mitigations

@@ -16,7 +16,7 @@ from snpcerts.abi.guest_message import KeySelect as KeySel
 from snpcerts.abi.tcb import TcbVersion
 from snpcerts.endorsement.vek import VekKind
 from snpcerts.host.config import FileConfig, GuestKeySelect
-from snpcerts.host.firmware import FirmwareState
+from snpcerts.host.host_firmware import FirmwareState
 from snpcerts.host.known import Proof
 
 

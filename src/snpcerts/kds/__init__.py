@@ -7,8 +7,6 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from snpcerts.kds.client import KdsClient as KdsClient
-    from snpcerts.kds.collateral import KdsCertificates as KdsCertificates
-    from snpcerts.kds.collateral import KdsRevocationLists as KdsRevocationLists
     from snpcerts.kds.errors import CacheError as CacheError
     from snpcerts.kds.errors import KdsNotFoundError as KdsNotFoundError
     from snpcerts.kds.errors import KdsUnavailableError as KdsUnavailableError
@@ -18,6 +16,8 @@ if TYPE_CHECKING:
     from snpcerts.kds.source import Endorsement as Endorsement
     from snpcerts.kds.source import open_certificate_source as open_certificate_source
     from snpcerts.kds.url import AMD_URL as AMD_URL
+    from snpcerts.kds.verifier_sources import KdsCertificates as KdsCertificates
+    from snpcerts.kds.verifier_sources import KdsRevocationLists as KdsRevocationLists
 else:
     from snpcerts.exports import lazy_exports
 
@@ -25,7 +25,7 @@ else:
         __name__,
         {
             "client": ("KdsClient",),
-            "collateral": ("KdsCertificates", "KdsRevocationLists"),
+            "verifier_sources": ("KdsCertificates", "KdsRevocationLists"),
             "errors": (
                 "CacheError",
                 "KdsNotFoundError",

@@ -41,10 +41,10 @@ from snpcerts.abi.product import Product
 from snpcerts.abi.tcb import TcbVersion
 from snpcerts.endorsement.vek import VekKind
 from snpcerts.errors import FormatError, UsageError
+from snpcerts.file_date import written_at
 from snpcerts.kds.body import MAX_BODY
 from snpcerts.kds.errors import CacheError
 from snpcerts.kds.url import ChainResource, CrlResource, Resource, VcekResource
-from snpcerts.written import written_at
 
 # Bounds the listing of a directory that is never cleaned up.
 MAX_ENTRIES: Final = 100_000

@@ -10,8 +10,6 @@ if TYPE_CHECKING:
     from snpcerts.endorsement.reason import Reason as Reason
     from snpcerts.endorsement.reason import ReasonCode as ReasonCode
     from snpcerts.verify.bulk import verify_many as verify_many
-    from snpcerts.verify.check import Check as Check
-    from snpcerts.verify.check import CheckState as CheckState
     from snpcerts.verify.collateral import Collateral as Collateral
     from snpcerts.verify.collateral import SuppliedCrl as SuppliedCrl
     from snpcerts.verify.collateral import Supplier as Supplier
@@ -40,6 +38,8 @@ if TYPE_CHECKING:
     from snpcerts.verify.verdict import ReportTcbs as ReportTcbs
     from snpcerts.verify.verdict import Status as Status
     from snpcerts.verify.verdict import Verdict as Verdict
+    from snpcerts.verify.verdict_check import Check as Check
+    from snpcerts.verify.verdict_check import CheckState as CheckState
 else:
     from snpcerts.exports import lazy_exports
 
@@ -47,7 +47,7 @@ else:
         __name__,
         {
             "bulk": ("verify_many",),
-            "check": ("Check", "CheckState"),
+            "verdict_check": ("Check", "CheckState"),
             "collateral": ("Collateral", "SuppliedCrl", "Supplier"),
             "evidence": ("Evidence", "RuntimeData", "Shape"),
             "judging": ("verify",),

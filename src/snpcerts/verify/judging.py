@@ -27,13 +27,13 @@ from snpcerts.endorsement.reason import Reason, ReasonCode
 from snpcerts.endorsement.vek import VekKind
 from snpcerts.errors import FormatError, UsageError
 from snpcerts.verify import report_check
-from snpcerts.verify.check import ReportFacts, authenticity_checks
 from snpcerts.verify.collateral import Collateral
 from snpcerts.verify.evidence import Evidence
 from snpcerts.verify.policy import Policy, Revocation
 from snpcerts.verify.policy_check import Subject, check_policy, unjudged
 from snpcerts.verify.revocation import NO_LISTS, check_revocation
 from snpcerts.verify.verdict import ReportTcbs, Status, Verdict, status_of
+from snpcerts.verify.verdict_check import ReportFacts, authenticity_checks
 
 KINDS = {SigningKey.VCEK: VekKind.VCEK, SigningKey.VLEK: VekKind.VLEK}
 DEFAULT_POLICY = Policy()

@@ -17,7 +17,6 @@ from snpcerts.abi.tcb import TcbVersion
 from snpcerts.endorsement.reason import Reason, ReasonCode
 from snpcerts.endorsement.vek import EndorsementCert
 from snpcerts.verify.bits import GUEST_POLICY_BITS, PLATFORM_INFO_BITS, Bit
-from snpcerts.verify.check import Check, CheckState
 from snpcerts.verify.evidence import RuntimeData
 from snpcerts.verify.policy import (
     REPORT_DATA_SIZE,
@@ -27,6 +26,7 @@ from snpcerts.verify.policy import (
     TcbFloor,
 )
 from snpcerts.verify.verdict import ReportTcbs
+from snpcerts.verify.verdict_check import Check, CheckState
 
 
 @dataclass(frozen=True, slots=True)

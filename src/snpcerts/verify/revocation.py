@@ -21,9 +21,9 @@ from snpcerts.abi.product import Product
 from snpcerts.endorsement.judge import CrlFindings
 from snpcerts.endorsement.reason import Reason, ReasonCode
 from snpcerts.endorsement.vek import VekKind
+from snpcerts.file_date import LONG_AGO
 from snpcerts.verify.collateral import SuppliedCrl, Supplier
 from snpcerts.verify.policy import Policy, Revocation
-from snpcerts.written import LONG_AGO
 
 _NO_TIME: Final = timedelta(0)
 

@@ -15,8 +15,8 @@ from snpcerts.endorsement.anchors import Anchor, is_amds
 from snpcerts.endorsement.reason import NextStep, Reason
 from snpcerts.endorsement.vek import EndorsementCert
 from snpcerts.printable import printable
-from snpcerts.verify.check import Check, CheckState
 from snpcerts.verify.revocation import JudgedList
+from snpcerts.verify.verdict_check import Check, CheckState
 
 
 class Status(enum.Enum):

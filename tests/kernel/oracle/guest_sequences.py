@@ -23,7 +23,7 @@ from snpcerts.abi.guest_message import MessageHeader, SecretsPage
 from snpcerts.abi.kvm import UserspaceMemoryRegion2
 from snpcerts.abi.sev_guest import SNP_GET_DERIVED_KEY, SNP_GET_EXT_REPORT, SNP_GET_REPORT
 from snpcerts.emulator.guest.linux import LinuxGuest
-from snpcerts.emulator.guest.memory import MemorySlots, SlotMemory
+from snpcerts.emulator.guest.memory_slots import MemorySlots, SlotMemory
 from snpcerts.emulator.guest.program import GuestCpu, Program, Sleep, Vmgexit, WaitUntil
 from snpcerts.emulator.guest.sev_guest_device import GuestHolder, SevGuestCall, SevGuestDevice
 from snpcerts.emulator.psp.message_seal import seal

@@ -22,7 +22,7 @@ from snpcerts.abi import kvm as abi
 from snpcerts.abi.kvm import Ioctl, UserspaceMemoryRegion2, VmType
 from snpcerts.abi.psp import SevStatus
 from snpcerts.emulator.guest.program import GuestCpu, Program, Vmgexit, WaitUntil
-from snpcerts.emulator.kvm.host import Platform
+from snpcerts.emulator.kvm.platform import Platform
 from snpcerts.emulator.kvm.release import NEWEST
 from snpcerts.emulator.kvm.vcpu import Vcpu
 from snpcerts.emulator.kvm.vm import Vm

@@ -13,9 +13,9 @@ from typing import Any, Final, cast
 from snpcerts.abi.kvm import MEM_GUEST_MEMFD, Ioctl, SevCommand, UserspaceMemoryRegion2, VmType
 from snpcerts.abi.psp import SevStatus
 from snpcerts.emulator.guest.linux import LinuxGuest
-from snpcerts.emulator.guest.memory import GuestMemfd
-from snpcerts.emulator.kvm.device import KvmDevice
-from snpcerts.emulator.kvm.host import Platform
+from snpcerts.emulator.guest.memory_slots import GuestMemfd
+from snpcerts.emulator.kvm.kvm_device import KvmDevice
+from snpcerts.emulator.kvm.platform import Platform
 from snpcerts.emulator.kvm.release import KernelRelease
 from snpcerts.emulator.kvm.vm import Vm
 from snpcerts.emulator.psp.error import FirmwareError

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 
 import click
 
-from snpcerts.cli.ending import ends_cleanly
 from snpcerts.cli.host.chosen import Host, with_host
-from snpcerts.cli.host.source import source_of_host
+from snpcerts.cli.host.host_source import source_of_host
 from snpcerts.cli.say import present, say
+from snpcerts.cli.signals import ends_cleanly
 from snpcerts.cli.source_options import anchors_of
 from snpcerts.temporary_directory import temporary_directory
 
@@ -29,7 +29,7 @@ def check(host: Host, online: bool, as_json: bool) -> None:
 
     Changes nothing. Exit codes: 0 nothing failed, 1 something did.
     """
-    from snpcerts.host import check as checks
+    from snpcerts.host import host_check as checks
     from snpcerts.vmm.enable import supports_req_certs
 
     config = host.config()

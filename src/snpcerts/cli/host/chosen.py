@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from snpcerts.cli.host.host_source import source_of_host
 from snpcerts.cli.host.said import told
-from snpcerts.cli.host.source import source_of_host
 from snpcerts.cli.product_option import product_option
 from snpcerts.cli.source_options import SourceOptions, anchors_of, source_options_of_host
 from snpcerts.errors import UsageError
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from snpcerts.host.agent import Agent
     from snpcerts.host.config import Config
     from snpcerts.host.event import Listener
-    from snpcerts.host.firmware import HostFirmware
+    from snpcerts.host.host_firmware import HostFirmware
     from snpcerts.host.sev import Sev
     from snpcerts.kds.source import CertificateSource
 
@@ -150,8 +150,8 @@ class Host:
 
     def firmware(self, config: Config) -> HostFirmware:
         """The open ``/dev/sev``."""
-        from snpcerts.host.firmware import HostFirmware
-        from snpcerts.host.memory import Memory, MemoryFile
+        from snpcerts.host.host_firmware import HostFirmware
+        from snpcerts.host.key_memory import Memory, MemoryFile
         from snpcerts.host.processor import product_of_host
         from snpcerts.host.sev import Sev
 

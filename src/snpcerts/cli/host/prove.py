@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from snpcerts.cli.ending import ends_cleanly
 from snpcerts.cli.host.chosen import Host, with_host
 from snpcerts.cli.host.said import listener_of, nothing
+from snpcerts.cli.signals import ends_cleanly
 from snpcerts.errors import RefusedError, RetryLaterError
 
 if TYPE_CHECKING:

@@ -7,9 +7,9 @@ import errno
 
 from snpcerts.abi.cert_table import EMPTY, PAGE_SIZE, pages_of
 from snpcerts.conformance.file_observer import READS, read_short
-from snpcerts.conformance.guest import Answer
 from snpcerts.conformance.trial import TABLE_SIZE, Scenario, Script, Trial, TrialVcpu
-from snpcerts.emulator.frontdoor.watch import FileCall
+from snpcerts.conformance.trial_guest import Answer
+from snpcerts.emulator.frontdoor.file_watch import FileCall
 
 
 def asks_for(answer: Answer, pages: int) -> str | None:

@@ -7,9 +7,9 @@ import errno
 from itertools import pairwise
 
 from snpcerts.abi.cert_table import PAGE_SIZE
-from snpcerts.conformance.guest import FIELD_PAGES, Answer
 from snpcerts.conformance.trial import TABLE_SIZE, Scenario, Script, Trial, TrialVcpu, field_around
-from snpcerts.emulator.guest.memory import MemorySlot
+from snpcerts.conformance.trial_guest import FIELD_PAGES, Answer
+from snpcerts.emulator.guest.memory_slots import MemorySlot
 
 _LAST_PAGE = (1 << 64) - PAGE_SIZE
 

@@ -7,8 +7,8 @@ import errno
 from collections.abc import Callable
 
 from snpcerts.abi.cert_table import EMPTY
-from snpcerts.conformance.guest import Answer
 from snpcerts.conformance.trial import TABLE_SIZE, Scenario, Script, Trial, TrialVcpu
+from snpcerts.conformance.trial_guest import Answer
 
 
 def _served_after(check: str, change: Callable[[Trial], None]) -> Scenario:

@@ -11,8 +11,8 @@ from snpcerts.conformance.file_observer import READS, HeldUntil, takes_lock
 from snpcerts.conformance.journal import CertsRequest
 from snpcerts.conformance.trial import TABLE_SIZE, Scenario, Script, Trial, TrialVcpu
 from snpcerts.emulator.frontdoor.bpf import Syscall
+from snpcerts.emulator.frontdoor.file_watch import FileCall
 from snpcerts.emulator.frontdoor.tasks import task
-from snpcerts.emulator.frontdoor.watch import FileCall
 from snpcerts.emulator.guest.program import Sleep
 
 KICK_TIME = 2.0  # seconds in which the VMM's other threads see the signal and kick the vCPU

@@ -11,10 +11,10 @@ from pathlib import Path
 
 from snpcerts.abi.cert_table import pages_of
 from snpcerts.conformance.file_observer import takes_lock
-from snpcerts.conformance.guest import Answer
 from snpcerts.conformance.journal import CertsRequest
 from snpcerts.conformance.trial import TABLE_SIZE, Scenario, Script, Trial, TrialVcpu
-from snpcerts.emulator.frontdoor.watch import FileCall
+from snpcerts.conformance.trial_guest import Answer
+from snpcerts.emulator.frontdoor.file_watch import FileCall
 
 FIRMWARE_TIME = 0.02  # seconds for which the emulated firmware delays each signature
 RELEASE_LIMIT = 1.0  # seconds after which a lock counts as never released

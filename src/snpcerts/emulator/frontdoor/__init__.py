@@ -5,12 +5,14 @@ A seccomp filter hands a program's opens and device ioctls to a supervisor in
 another process, which answers from emulated devices (:mod:`snpcerts.emulator.syscall.device`).
 The program needs no change, no library and no privilege, static or not.
 
-``bpf`` builds the filter; ``seccomp`` talks to the kernel; ``paths`` finds the
-file that a path means; ``door`` finds which paths are emulated; ``stat`` builds
-their stat results; ``descriptors`` tracks emulated descriptors and their end;
-``tasks`` reads pending signals; ``supervisor`` serves; ``launch`` puts a program
-behind the door; ``control`` lets several launchers share one server; ``parent``
-ends a process together with its parent.
+``bpf`` builds the filter; ``seccomp`` talks to the kernel. ``supervisor`` serves:
+``paths`` finds the file that a path means, ``door`` which paths are emulated,
+``path_calls`` answers calls with a path, ``stat`` builds their stat results;
+``descriptors`` tracks emulated descriptors and their end, ``install_fd`` and
+``take_fd`` pass descriptors to and from a program; ``tasks`` reads pending signals;
+``file_watch`` observes calls on certain files. ``launch`` puts a program behind the
+door; ``keeper`` ends its processes; ``control`` lets several launchers share one
+server; ``parent`` ends a process together with its parent. Imports ``syscall``.
 
 How a program can recognise the emulation:
 

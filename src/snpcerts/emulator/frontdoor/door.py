@@ -30,7 +30,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from snpcerts.emulator.frontdoor import paths
-from snpcerts.emulator.frontdoor.watch import Watch
+from snpcerts.emulator.frontdoor.file_watch import Watch
 from snpcerts.emulator.syscall.device import Device
 
 # Real devices that a program behind a door never reaches, even if the door does not emulate them.

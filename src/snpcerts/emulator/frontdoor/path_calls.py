@@ -19,7 +19,7 @@ from snpcerts.emulator.frontdoor.door import Door, Match, OpenInfo, PathKind
 from snpcerts.emulator.frontdoor.install_fd import give, give_device
 from snpcerts.emulator.frontdoor.paths import AT_FDCWD, read_path
 from snpcerts.emulator.frontdoor.seccomp import Notification, c_int
-from snpcerts.emulator.syscall.memory import ProcessMemory
+from snpcerts.emulator.syscall.caller_memory import ProcessMemory
 
 _OPEN_HOW = struct.Struct("<QQQ")  # struct open_how of linux/openat2.h: flags, mode, resolve
 _RESOLVE_IN_ROOT: Final = 0x10

@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from snpcerts.emulator.frontdoor.tasks import task
+from snpcerts.emulator.syscall.caller_memory import Iovec
 
 AT_FDCWD: Final = -100
 PATH_MAX: Final = 4096  # bytes, with the terminating zero
@@ -34,10 +35,6 @@ _ENOENT: Final = frozenset((errno.ENOENT, errno.ENOTDIR))
 _MAGIC_LINK = re.compile(rb"proc/\d+(/task/\d+)?/(fd/\d+|cwd|root|exe)\Z")
 
 
-class _Iovec(ctypes.Structure):
-    _fields_ = (("base", ctypes.c_void_p), ("length", ctypes.c_size_t))
-
-
 _libc = ctypes.CDLL(None, use_errno=True)
 _read = ctypes.CFUNCTYPE(
     ctypes.c_ssize_t,
@@ -45,8 +42,8 @@ _read = ctypes.CFUNCTYPE(
     *(ctypes.c_void_p, ctypes.c_ulong, ctypes.c_ulong),
 )(("process_vm_readv", _libc))
 _text = ctypes.create_string_buffer(PATH_MAX + 1)  # the last byte stays zero
-_local = _Iovec(ctypes.addressof(_text), PATH_MAX)
-_remote = _Iovec()
+_local = Iovec(ctypes.addressof(_text), PATH_MAX)
+_remote = Iovec()
 _local_address, _remote_address = ctypes.addressof(_local), ctypes.addressof(_remote)
 
 

@@ -37,14 +37,14 @@ from snpcerts.emulator.frontdoor import seccomp
 from snpcerts.emulator.frontdoor.bpf import FILE_CALLS, Syscall
 from snpcerts.emulator.frontdoor.descriptors import RECHECK, Descriptors
 from snpcerts.emulator.frontdoor.door import Door
+from snpcerts.emulator.frontdoor.file_watch import PROCEED, FileCall
 from snpcerts.emulator.frontdoor.install_fd import give_device
 from snpcerts.emulator.frontdoor.path_calls import OPENS, PathCalls
 from snpcerts.emulator.frontdoor.seccomp import Notification, c_int
 from snpcerts.emulator.frontdoor.take_fd import take_descriptor
 from snpcerts.emulator.frontdoor.tasks import task
-from snpcerts.emulator.frontdoor.watch import PROCEED, FileCall
+from snpcerts.emulator.syscall.caller_memory import ProcessMemory
 from snpcerts.emulator.syscall.device import Caller, Device, NewDescriptor, Pending
-from snpcerts.emulator.syscall.memory import ProcessMemory
 
 SIGNAL_INTERVAL: Final = 0.005  # seconds
 _TASKS_MAX: Final = 4096  # threads whose process is remembered

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The software in a VM, and ``/dev/sev-guest``.
 
-``program`` is a vCPU's program and the events it waits for; ``memory`` the
+``program`` is a vCPU's program and the events it waits for; ``memory_slots`` the
 guest's memory, by slots; ``linux`` the Linux driver's behaviour; ``scripted`` a
 Linux guest that asks for reports by itself, as a ``script`` says;
 ``sev_guest_device`` lets programs ask. Imports ``syscall`` and ``psp``'s message

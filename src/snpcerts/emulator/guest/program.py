@@ -13,7 +13,7 @@ from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from typing import Protocol
 
-from snpcerts.emulator.guest.memory import MemorySlots, SlotMemory
+from snpcerts.emulator.guest.memory_slots import MemorySlots, SlotMemory
 
 
 @dataclass(frozen=True, slots=True)

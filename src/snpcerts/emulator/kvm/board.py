@@ -22,7 +22,7 @@ from snpcerts.abi.kvm import (
     PIT_STATE2_SIZE,
     Ioctl,
 )
-from snpcerts.emulator.syscall.memory import UserMemory
+from snpcerts.emulator.syscall.caller_memory import UserMemory
 
 _IRQCHIP: Final = struct.Struct("<II512s")  # struct kvm_irqchip: which, padding, state
 _CHIPS: Final = 3  # two PICs and the I/O APIC

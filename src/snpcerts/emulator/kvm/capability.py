@@ -25,7 +25,7 @@ from snpcerts.abi.kvm import (
     Cap,
     VmType,
 )
-from snpcerts.emulator.kvm.host import Platform
+from snpcerts.emulator.kvm.platform import Platform
 
 HYPERCALLS: Final = 1 << HC_MAP_GPA_RANGE
 IRQ_ROUTES_MAX: Final = 4096  # KVM_MAX_IRQ_ROUTES

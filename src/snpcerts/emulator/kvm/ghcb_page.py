@@ -24,7 +24,7 @@ from snpcerts.abi.ghcb import (
     InputErrorCode,
     ResponseCode,
 )
-from snpcerts.emulator.guest.memory import SlotMemory
+from snpcerts.emulator.guest.memory_slots import SlotMemory
 
 log = logging.getLogger(__name__)
 

@@ -20,7 +20,7 @@ from snpcerts.abi.kvm import (
     HC_VAPIC_POLL_IRQ,
     HYPERCALL_ENOSYS,
 )
-from snpcerts.emulator.guest.memory import SlotMemory
+from snpcerts.emulator.guest.memory_slots import SlotMemory
 from snpcerts.emulator.kvm import exits as kvm_exit
 from snpcerts.emulator.kvm.ghcb_page import GhcbSnapshot, MappedGhcb
 

@@ -21,7 +21,7 @@ from snpcerts.abi.ghcb import (
     PageStateOperation,
 )
 from snpcerts.abi.kvm import MAP_GPA_RANGE_ENCRYPTED, MAP_GPA_RANGE_PAGE_SZ_2M
-from snpcerts.emulator.guest.memory import SlotMemory
+from snpcerts.emulator.guest.memory_slots import SlotMemory
 from snpcerts.emulator.kvm import exits as kvm_exit
 from snpcerts.emulator.kvm.ghcb_page import MappedGhcb
 

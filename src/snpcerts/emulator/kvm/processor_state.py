@@ -18,7 +18,7 @@ from typing import Final
 from snpcerts.abi import kvm
 from snpcerts.abi.kvm import Ioctl
 from snpcerts.emulator.psp import vmsa
-from snpcerts.emulator.syscall.memory import UserMemory
+from snpcerts.emulator.syscall.caller_memory import UserMemory
 
 MSR_ENTRIES_MAX = 256
 CPUID_ENTRIES_MAX = 256

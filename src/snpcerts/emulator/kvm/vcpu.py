@@ -34,7 +34,7 @@ from snpcerts.abi.kvm import (
     Ioctl,
     RunView,
 )
-from snpcerts.emulator.guest.memory import SlotMemory
+from snpcerts.emulator.guest.memory_slots import SlotMemory
 from snpcerts.emulator.guest.program import (
     GuestCpu,
     GuestFaultError,
@@ -45,7 +45,7 @@ from snpcerts.emulator.guest.program import (
     WaitUntil,
 )
 from snpcerts.emulator.kvm import exits as kvm_exit
-from snpcerts.emulator.kvm.ghcb import EXIT, HALT, RESUME, GhcbRequests, RequestingVm
+from snpcerts.emulator.kvm.ghcb_exit import EXIT, HALT, RESUME, GhcbRequests, RequestingVm
 from snpcerts.emulator.kvm.processor_state import ProcessorState
 from snpcerts.emulator.syscall.device import Caller, Result
 

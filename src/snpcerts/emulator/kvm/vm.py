@@ -32,7 +32,7 @@ from snpcerts.abi.kvm import (
     UserspaceMemoryRegion2,
     VmType,
 )
-from snpcerts.emulator.guest.memory import GuestMemfd, MemorySlots, SlotMemory
+from snpcerts.emulator.guest.memory_slots import GuestMemfd, MemorySlots, SlotMemory
 from snpcerts.emulator.guest.program import Guest, GuestCpu, GuestFactory, Program
 from snpcerts.emulator.kvm.board import Board
 from snpcerts.emulator.kvm.capability import (
@@ -44,10 +44,10 @@ from snpcerts.emulator.kvm.capability import (
     X2APIC_FLAGS,
     capability,
 )
-from snpcerts.emulator.kvm.host import Platform
+from snpcerts.emulator.kvm.platform import Platform
 from snpcerts.emulator.kvm.private_ranges import PrivateRanges
 from snpcerts.emulator.kvm.release import KernelRelease
-from snpcerts.emulator.kvm.sev import SevCommands
+from snpcerts.emulator.kvm.sev_commands import SevCommands
 from snpcerts.emulator.kvm.vcpu import MP_RUNNABLE, Vcpu
 from snpcerts.emulator.psp.firmware import GuestContext
 from snpcerts.emulator.syscall.device import Caller, NewDescriptor, Result

@@ -14,7 +14,7 @@ from dataclasses import replace
 from typing import Any
 
 from snpcerts.abi.tcb import TcbVersion
-from snpcerts.emulator.kvm.host import Platform
+from snpcerts.emulator.kvm.platform import Platform
 from snpcerts.emulator.psp.chip_model import ApiVersion
 from snpcerts.errors import InputError, RefusedError, UsageError
 

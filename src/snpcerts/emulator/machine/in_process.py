@@ -18,11 +18,11 @@ from dataclasses import dataclass, field
 from snpcerts.abi.kvm import VCPU_MMAP_SIZE, Ioctl
 from snpcerts.emulator.guest.linux import LinuxGuest
 from snpcerts.emulator.guest.program import GuestFactory
-from snpcerts.emulator.kvm.device import KvmDevice
-from snpcerts.emulator.kvm.host import Platform
+from snpcerts.emulator.kvm.kvm_device import KvmDevice
+from snpcerts.emulator.kvm.platform import Platform
 from snpcerts.emulator.psp.sev_device import SevDevice
+from snpcerts.emulator.syscall.caller_memory import ProcessMemory
 from snpcerts.emulator.syscall.device import Caller, Device, NewDescriptor, Pending
-from snpcerts.emulator.syscall.memory import ProcessMemory
 
 FIRST_DESCRIPTOR = 1 << 20  # far above real descriptors, so that they are never confused
 

@@ -30,8 +30,8 @@ from snpcerts.emulator.frontdoor.supervisor import Supervisor
 from snpcerts.emulator.guest.linux import LinuxGuest
 from snpcerts.emulator.guest.script import GuestScript
 from snpcerts.emulator.guest.sev_guest_device import SevGuestDevice
-from snpcerts.emulator.kvm.device import KvmDevice
-from snpcerts.emulator.kvm.host import Platform
+from snpcerts.emulator.kvm.kvm_device import KvmDevice
+from snpcerts.emulator.kvm.platform import Platform
 from snpcerts.emulator.kvm.release import NEWEST, SERIES, KernelRelease
 from snpcerts.emulator.machine.detached import leave_parent
 from snpcerts.emulator.machine.firmware_order import carry_out

@@ -68,7 +68,7 @@ class SevDevice:
         issued = IssueCmd.unpack(_read(caller, argument, IssueCmd.SIZE))
         if issued.cmd >= SEV_MAX:
             raise _refusal(errno.EINVAL)
-        call = _Command(self._firmware, caller, issued.data, issued.error)
+        call = _SevCall(self._firmware, caller, issued.data, issued.error)
         try:
             _COMMANDS[Command(issued.cmd)](call)
         finally:
@@ -95,7 +95,7 @@ def _write(caller: Caller, address: int, data: bytes) -> None:
 
 
 @dataclass(slots=True)
-class _Command:
+class _SevCall:
     """One command in progress; ``error`` is returned in the caller's structure."""
 
     firmware: Firmware
@@ -139,12 +139,12 @@ class _Command:
             raise _refusal(errno.ENODEV)
 
 
-def _key_command(call: _Command) -> None:
+def _key_command(call: _SevCall) -> None:
     call.needs_write_mode()
     _not_emulated(call)
 
 
-def _factory_reset(call: _Command) -> None:
+def _factory_reset(call: _SevCall) -> None:
     """``sev_ioctl_do_reset``: not while a guest runs."""
     call.needs_write_mode()
     if call.ask(call.firmware.platform_status).state == STATE_WORKING:
@@ -152,7 +152,7 @@ def _factory_reset(call: _Command) -> None:
     _not_emulated(call)
 
 
-def _pek_csr(call: _Command) -> None:
+def _pek_csr(call: _SevCall) -> None:
     """``sev_ioctl_do_pek_csr``: the length goes back even when the firmware refuses."""
     call.needs_write_mode()
     asked = GetId2.unpack(call.read(GetId2.SIZE))  # struct sev_user_data_pek_csr is laid out so
@@ -164,7 +164,7 @@ def _pek_csr(call: _Command) -> None:
     _not_emulated(call)
 
 
-def _pek_cert_import(call: _Command) -> None:
+def _pek_cert_import(call: _SevCall) -> None:
     """``sev_ioctl_do_pek_import``: both certificates are read first."""
     call.needs_write_mode()
     given = PdhCertExport.unpack(call.read(PdhCertExport.SIZE))  # laid out as the import's
@@ -178,7 +178,7 @@ def _pek_cert_import(call: _Command) -> None:
     _not_emulated(call)
 
 
-def _pdh_cert_export(call: _Command) -> None:
+def _pdh_cert_export(call: _SevCall) -> None:
     """``sev_ioctl_do_pdh_export``: with an address or a length of 0, only lengths are returned."""
     asked = PdhCertExport.unpack(call.read(PdhCertExport.SIZE))
     room = (asked.pdh_cert_len, asked.cert_chain_len)
@@ -201,21 +201,21 @@ def _pdh_cert_export(call: _Command) -> None:
         _write(call.caller, address, blob)
 
 
-def _not_emulated(call: _Command) -> None:
+def _not_emulated(call: _SevCall) -> None:
     call.error = int(SevStatus.INVALID_PLATFORM_STATE)
     raise _refusal(errno.EIO)
 
 
-def _platform_status(call: _Command) -> None:
+def _platform_status(call: _SevCall) -> None:
     call.write(call.ask(call.firmware.platform_status).pack())
 
 
-def _get_id(call: _Command) -> None:
+def _get_id(call: _SevCall) -> None:
     _needs_get_id(call)
     call.write(call.ask(call.firmware.get_id))
 
 
-def _get_id2(call: _Command) -> None:
+def _get_id2(call: _SevCall) -> None:
     _needs_get_id(call)
     asked = GetId2.unpack(call.read(GetId2.SIZE))
     room = asked.length if asked.address else 0
@@ -232,21 +232,21 @@ def _get_id2(call: _Command) -> None:
     _write(call.caller, asked.address, identity)
 
 
-def _needs_get_id(call: _Command) -> None:
+def _needs_get_id(call: _SevCall) -> None:
     if call.firmware.state.version < GET_ID_SINCE:
         raise _refusal(ENOTSUPP)
 
 
-def _snp_platform_status(call: _Command) -> None:
+def _snp_platform_status(call: _SevCall) -> None:
     call.needs_data()
     call.write(call.ask(call.firmware.snp_platform_status).pack())
 
 
-def _snp_commit(call: _Command) -> None:
+def _snp_commit(call: _SevCall) -> None:
     call.ask(call.firmware.snp_commit)
 
 
-def _snp_set_config(call: _Command) -> None:
+def _snp_set_config(call: _SevCall) -> None:
     call.needs_data()
     call.needs_write_mode()
     call.needs_snp()
@@ -254,7 +254,7 @@ def _snp_set_config(call: _Command) -> None:
     call.ask(partial(call.firmware.snp_set_config, config))
 
 
-def _snp_vlek_load(call: _Command) -> None:
+def _snp_vlek_load(call: _SevCall) -> None:
     call.needs_data()
     call.needs_write_mode()
     call.needs_snp()
@@ -265,7 +265,7 @@ def _snp_vlek_load(call: _Command) -> None:
     call.ask(partial(call.firmware.snp_vlek_load, blob))
 
 
-_COMMANDS: Final[dict[Command, Callable[[_Command], None]]] = {
+_COMMANDS: Final[dict[Command, Callable[[_SevCall], None]]] = {
     Command.FACTORY_RESET: _factory_reset,
     Command.PLATFORM_STATUS: _platform_status,
     Command.PEK_GEN: _key_command,

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The basis of every emulated device: calls, callers and their memory.
 
-``device``: an ioctl, its caller, its result, a call that waits. ``memory``: the
-caller's address space. Imports nothing of the emulator.
+``device``: an ioctl, its caller, its result, a call that waits.
+``caller_memory``: the caller's address space. Imports nothing of the emulator.
 """

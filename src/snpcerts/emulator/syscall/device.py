@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
-from snpcerts.emulator.syscall.memory import UserMemory
+from snpcerts.emulator.syscall.caller_memory import UserMemory
 
 
 @runtime_checkable

@@ -29,8 +29,8 @@ from snpcerts.abi.kvm import (
 )
 from snpcerts.abi.psp import SevStatus
 from snpcerts.abi.report import POLICY_RESERVED_ONE
-from snpcerts.emulator.guest.memory import MemorySlot, MemorySlots
-from snpcerts.emulator.kvm.host import Platform
+from snpcerts.emulator.guest.memory_slots import MemorySlot, MemorySlots
+from snpcerts.emulator.kvm.platform import Platform
 from snpcerts.emulator.kvm.private_ranges import PrivateRanges
 from snpcerts.emulator.kvm.processor_state import TSC_KHZ
 from snpcerts.emulator.kvm.release import KernelRelease

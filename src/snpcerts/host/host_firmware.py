@@ -18,7 +18,7 @@ from snpcerts.errors import FormatError, RefusedError
 from snpcerts.host.known import NOTHING_DOUBTED, KnownKeys, Proof
 
 
-class SevCommands(Protocol):
+class SevDriver(Protocol):
     """The commands of ``/dev/sev`` that the agent gives; see :class:`snpcerts.host.sev.Sev`."""
 
     def snp_platform_status(self) -> psp.SnpPlatformStatus: ...
@@ -59,7 +59,7 @@ class FirmwareState:
 
 
 class KeyMemory(Protocol):
-    """What is remembered of the keys; see :class:`snpcerts.host.memory.Memory`."""
+    """What is remembered of the keys; see :class:`snpcerts.host.key_memory.Memory`."""
 
     problem: str
 
@@ -88,7 +88,7 @@ class HostFirmware:
     """
 
     def __init__(
-        self, device: SevCommands, product: Product, memory: Callable[[bytes], KeyMemory]
+        self, device: SevDriver, product: Product, memory: Callable[[bytes], KeyMemory]
     ) -> None:
         """``memory`` makes it for a chip's ID.
 

@@ -34,7 +34,7 @@ from snpcerts.abi.ghcb import (
 )
 from snpcerts.abi.guest_message import MSG_TYPE_OFFSET, MessageType
 from snpcerts.abi.kvm import ExitReason, RunView
-from snpcerts.emulator.guest.memory import SlotMemory
+from snpcerts.emulator.guest.memory_slots import SlotMemory
 from snpcerts.emulator.kvm import exits as kvm_exit
 from snpcerts.emulator.kvm import page_state
 from snpcerts.emulator.kvm.ghcb_page import GhcbSnapshot, MappedGhcb

@@ -33,7 +33,7 @@ from snpcerts.abi.tcb import TcbVersion
 from snpcerts.endorsement.vek import VekKind
 from snpcerts.errors import RefusedError, RetryLaterError, SnpCertsError
 from snpcerts.host import remembered
-from snpcerts.host.firmware import FirmwareState
+from snpcerts.host.host_firmware import FirmwareState
 from snpcerts.host.initialisation import Initialisation, initialisation
 from snpcerts.host.known import KnownKeys, Proof, RememberedVlek
 from snpcerts.host.remembered import Remembered

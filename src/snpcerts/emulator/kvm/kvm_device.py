@@ -24,8 +24,8 @@ from snpcerts.abi.kvm import (
 from snpcerts.emulator.guest.linux import LinuxGuest
 from snpcerts.emulator.guest.program import GuestFactory
 from snpcerts.emulator.kvm.capability import capability, vm_types
-from snpcerts.emulator.kvm.ghcb import C_BIT
-from snpcerts.emulator.kvm.host import Platform
+from snpcerts.emulator.kvm.ghcb_exit import C_BIT
+from snpcerts.emulator.kvm.platform import Platform
 from snpcerts.emulator.kvm.release import NEWEST, KernelRelease
 from snpcerts.emulator.kvm.vm import Vm
 from snpcerts.emulator.syscall.device import Caller, NewDescriptor, Result

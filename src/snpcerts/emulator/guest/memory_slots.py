@@ -22,7 +22,7 @@ from snpcerts.abi.kvm import (
     MEM_READONLY,
     UserspaceMemoryRegion2,
 )
-from snpcerts.emulator.syscall.memory import UserMemory
+from snpcerts.emulator.syscall.caller_memory import UserMemory
 
 USER_SLOTS = 32764  # KVM_USER_MEM_SLOTS on x86
 MAX_SLOT_PAGES = (1 << 31) - 1  # KVM_MEM_MAX_NR_PAGES

@@ -19,7 +19,9 @@ class UserMemory(Protocol):
         """All of ``data``, or EFAULT."""
 
 
-class _Iovec(ctypes.Structure):
+class Iovec(ctypes.Structure):
+    """``struct iovec`` of readv(2)."""
+
     _fields_ = (("base", ctypes.c_void_p), ("length", ctypes.c_size_t))
 
 
@@ -60,8 +62,8 @@ class ProcessMemory:
             return
         if address + size > _ADDRESS_LIMIT:
             raise OSError(errno.EFAULT, os.strerror(errno.EFAULT))
-        local = _Iovec(ctypes.addressof(buffer), size)
-        remote = _Iovec(address, size)
+        local = Iovec(ctypes.addressof(buffer), size)
+        remote = Iovec(address, size)
         moved = call(self.pid, ctypes.byref(local), 1, ctypes.byref(remote), 1, 0)
         if moved == size:
             return

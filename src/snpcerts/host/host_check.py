@@ -25,7 +25,7 @@ from snpcerts.certfile.writer import Strategy
 from snpcerts.errors import SnpCertsError
 from snpcerts.host import kernel_faults
 from snpcerts.host.config import Config, FileConfig
-from snpcerts.host.firmware import HostFirmware
+from snpcerts.host.host_firmware import HostFirmware
 from snpcerts.host.ownership import differences, group_of
 from snpcerts.printable import printable
 
