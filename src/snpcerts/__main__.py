@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def run() -> NoReturn:
-    """Run the command line. Ctrl-C is no traceback, not even before there is a command."""
+    """Run the command line. Ctrl-C never prints a traceback, not even before a command starts."""
     ours = signal.getsignal(signal.SIGINT) is signal.default_int_handler
     if ours:
         signal.signal(signal.SIGINT, signal.SIG_DFL)

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a package offers, imported when it is first used (PEP 562).
+"""A package's public names, imported on first use (PEP 562).
 
-A package's ``__init__`` names its public objects twice: for type checkers, which
-read ``if TYPE_CHECKING``, and for the interpreter, by the module each is in. So
-``from snpcerts.verify import verify`` works, and importing one module of a package
-does not load the others. ``tests/test_public_api.py`` holds that the two agree.
+A package's ``__init__`` lists its public objects twice: for type checkers, which read ``if
+TYPE_CHECKING``, and for the interpreter, by the module that each is in. So ``from snpcerts.verify
+import verify`` works, and importing one module of a package does not load the others.
+``tests/test_public_api.py`` checks that the two lists agree.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ def lazy_exports(
 ) -> tuple[list[str], Callable[[str], object], Callable[[], list[str]]]:
     """``__all__``, ``__getattr__`` and ``__dir__`` for ``package``.
 
-    ``modules`` gives the names that each of its modules, named without the package,
-    exports. A module of another package has its whole name.
+    ``modules`` maps each module, named without the package, to the names that it exports. A module
+    of another package is given by its full name.
     """
     homes = {
         name: module if "." in module else f"{package}.{module}"

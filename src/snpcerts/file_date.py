@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""When a file was written, as far as its date can be believed.
+"""When a file was written, as far as its date is credible.
 
-A clock that was ahead dates files into the future, and they would stay young until
-that day: a revocation list of a host that came up with a wrong clock, for instance.
+A clock that is ahead dates files into the future, and they would look new until that day. An
+example is a revocation list fetched by a host that booted with a wrong clock.
 """
 
 from __future__ import annotations
@@ -12,17 +12,17 @@ from datetime import UTC, datetime
 from typing import Final
 
 LONG_AGO: Final = datetime.min.replace(tzinfo=UTC)
-"""Stands for a date that says nothing: as old as can be."""
+"""Replaces a date that means nothing: the file counts as infinitely old."""
 
-_SLACK: Final = 300.0  # seconds that clocks of file servers may differ
+_SLACK: Final = 300.0  # seconds by which the clocks of file servers may differ
 
 
 def written_at(seconds: float) -> datetime:
-    """The date of a file whose ``st_mtime`` that is; :data:`LONG_AGO` where it cannot be."""
+    """The date of a file with this ``st_mtime``; :data:`LONG_AGO` if the date is not credible."""
     if seconds > time.time() + _SLACK:
         return LONG_AGO
     try:
         return datetime.fromtimestamp(seconds, UTC)
     except (OverflowError, OSError, ValueError):
-        # A file system can hold times that no calendar has.
+        # A file system can hold times outside the calendar's range.
         return LONG_AGO

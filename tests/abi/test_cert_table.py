@@ -127,9 +127,9 @@ V = VCEK_GUID.bytes
 @pytest.mark.parametrize(
     ("data", "message", "index", "offset"),
     [
-        (b"", "without its terminator", 0, 0),
-        (bytes(23), "without its terminator", 0, 0),
-        (entry(V, 48, 1), "without its terminator", 1, 24),
+        (b"", "without a terminator", 0, 0),
+        (bytes(23), "without a terminator", 0, 0),
+        (entry(V, 48, 1), "without a terminator", 1, 24),
         (entry(V, 48, 2) + EMPTY + b"x", "ends after the table", 0, 0),
         (entry(V, 47, 1) + EMPTY + b"x", "inside the 48-byte header", 0, 0),
         (entry(V, 0, 1) + EMPTY + b"x", "inside the 48-byte header", 0, 0),
@@ -137,7 +137,7 @@ V = VCEK_GUID.bytes
         (entry(V, 0xFFFF_FFF0, 0x20) + EMPTY, "ends after the table", 0, 0),
         (entry(V, 48, 0xFFFF_FFFF) + EMPTY, "ends after the table", 0, 0),
         (entry(bytes(16), 48, 1) + EMPTY + b"x", "zero GUID", 0, 0),
-        (entry(V, 72, 1) * 2 + EMPTY + b"xy", "there twice", 1, 24),
+        (entry(V, 72, 1) * 2 + EMPTY + b"xy", "appears twice", 1, 24),
         (
             entry(V, 72, 2) + entry(ASK_GUID.bytes, 73, 2) + EMPTY + b"xyz",
             "overlaps that of entry 0",
@@ -179,7 +179,7 @@ def test_mixed_endian_guid_is_read_with_a_warning_and_written_right() -> None:
 
 def test_both_orders_of_one_guid_are_the_same_guid() -> None:
     data = entry(V, 72, 1) + entry(VCEK_GUID.bytes_le, 73, 1) + EMPTY + b"ab"
-    with pytest.raises(FormatError, match="there twice"):
+    with pytest.raises(FormatError, match="appears twice"):
         CertTable.decode(data)
 
 
@@ -204,7 +204,7 @@ def test_overlapping_entries_cost_no_more_than_the_table(count: int) -> None:
     ("entries", "message"),
     [
         ([TableEntry(VCEK_GUID, b"")], "vcek is empty"),
-        ([TableEntry(VCEK_GUID, b"a"), TableEntry(VCEK_GUID, b"b")], "there twice"),
+        ([TableEntry(VCEK_GUID, b"a"), TableEntry(VCEK_GUID, b"b")], "appears twice"),
         ([TableEntry(uuid.UUID(int=0), b"a")], "zero GUID"),
         ([TableEntry(uuid.UUID(int=i + 1), b"a") for i in range(683)], "683 entries"),
         ([TableEntry(VCEK_GUID, bytes(1 << 20))], "at most 1048576"),

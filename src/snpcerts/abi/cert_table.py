@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """The certificate table of an extended guest request.
 
-Source: GHCB (56421) section "SNP Extended Guest Request". The table starts with
-24-byte entries {GUID 16, offset u32, length u32}, little-endian, ended by 24
-zero bytes; offsets count from byte 0 of the table. GUIDs are written in RFC
-4122 byte order (google/go-sev-guest issue 157 has AMD's word on it).
+Source: GHCB (56421) section "SNP Extended Guest Request". The table starts with 24-byte entries
+{GUID 16, offset u32, length u32}, little-endian, ended by 24 zero bytes; offsets count from byte 0
+of the table. GUIDs are written in RFC 4122 byte order (AMD confirms this in google/go-sev-guest
+issue 157).
 
-A table comes from a host that a guest does not trust, so decoding is bounded:
-at most :data:`MAX_ENTRIES` entries, no blob inside the header, past the end or
-over another blob. The bytes copied are thus never more than the input's.
+A table comes from a host that a guest does not trust, so decoding is bounded: at most
+:data:`MAX_ENTRIES` entries, no blob inside the header, past the end or over another blob. So
+decoding never copies more bytes than the input has.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ ENTRY_SIZE = 24
 
 VCEK_GUID = uuid.UUID("63da758d-e664-4564-adc5-f4b93be8accd")
 VLEK_GUID = uuid.UUID("a8074bc2-a25a-483e-aae6-39c045a0b8a1")
-ASK_GUID = uuid.UUID("4ab7b379-bbac-4fe4-a02f-05aef327c782")  # the ASVK's too
+ASK_GUID = uuid.UUID("4ab7b379-bbac-4fe4-a02f-05aef327c782")  # also for the ASVK
 ARK_GUID = uuid.UUID("c0b406a4-a803-4952-9743-3fb6014cd0ae")
-CRL_GUID = uuid.UUID("92f81bc3-5811-4d3d-97ff-d19f88dc67ea")  # as virtee/sev has it
+CRL_GUID = uuid.UUID("92f81bc3-5811-4d3d-97ff-d19f88dc67ea")  # as in virtee/sev
 
 GUID_NAMES: dict[uuid.UUID, str] = {
     VCEK_GUID: "vcek",
@@ -45,11 +45,11 @@ OTHER_NAMES: dict[uuid.UUID, str] = {
     uuid.UUID("9f4116cd-c503-4f5a-8f6f-fb68882f4ce2"): "firmware endorsement (Google)",
 }
 
-# A Linux guest hands over at most this much (SEV_FW_BLOB_MAX_SIZE, arch/x86/include/asm/sev.h).
+# A Linux guest's buffer is at most this large (SEV_FW_BLOB_MAX_SIZE, arch/x86/include/asm/sev.h).
 LINUX_GUEST_LIMIT = 0x4000
-# As many entries as the header of a table of that size could hold.
+# The most entries that the header of a table of that size can hold.
 MAX_ENTRIES = LINUX_GUEST_LIMIT // ENTRY_SIZE
-# No table comes near this; a bound for those who read one from a file.
+# A bound for tables read from a file; no real table comes near it.
 MAX_SIZE = 1 << 20
 
 EMPTY = bytes(ENTRY_SIZE)
@@ -59,7 +59,7 @@ _KNOWN = frozenset(GUID_NAMES) | frozenset(OTHER_NAMES)
 
 
 def pages_of(size: int) -> int:
-    """How many 4 KiB pages ``size`` bytes take."""
+    """The number of 4 KiB pages that ``size`` bytes occupy."""
     return -(-size // PAGE_SIZE)
 
 
@@ -78,7 +78,7 @@ class TableEntry:
 
 @dataclass(frozen=True, slots=True)
 class TableProblem:
-    """One thing wrong with a table: what, in which entry, at which byte."""
+    """One defect of a table: what is wrong, in which entry, at which byte."""
 
     message: str
     entry: int
@@ -90,10 +90,8 @@ class TableProblem:
 
 @dataclass(frozen=True, slots=True)
 class CertTable:
-    """A certificate table: entries in order, unknown GUIDs included.
-
-    ``warnings`` says what was tolerated while decoding; it does not take part
-    in comparison and is not written.
+    """A certificate table: its entries in order, including those with unknown GUIDs. ``warnings``
+    lists what decoding tolerated; it is neither compared nor encoded.
     """
 
     entries: tuple[TableEntry, ...] = ()
@@ -106,25 +104,24 @@ class CertTable:
         return len(self.entries)
 
     def get(self, guid: uuid.UUID) -> bytes | None:
-        """The blob of ``guid``, or None."""
+        """The blob with ``guid``, or None."""
         return next((entry.data for entry in self.entries if entry.guid == guid), None)
 
     @property
     def size(self) -> int:
-        """Bytes of :meth:`encode`."""
+        """The size of :meth:`encode`'s result in bytes."""
         return ENTRY_SIZE * (len(self.entries) + 1) + sum(len(e.data) for e in self.entries)
 
     @property
     def pages(self) -> int:
-        """4 KiB pages a guest must hand over to receive this table."""
+        """The number of 4 KiB pages that a guest's buffer needs for this table."""
         return pages_of(self.size)
 
     def encode(self) -> bytes:
         """The table as bytes: header, terminator, blobs back to back.
 
-        Raises :class:`FormatError` for what other readers choke on: an empty
-        blob, a GUID twice, the zero GUID, too many entries, more than
-        :data:`MAX_SIZE` bytes.
+        Raises :class:`FormatError` for what other readers cannot handle: an empty blob, a repeated
+        GUID, the zero GUID, too many entries, more than :data:`MAX_SIZE` bytes.
         """
         if len(self.entries) > MAX_ENTRIES:
             raise FormatError(WHAT, f"{len(self.entries)} entries, at most {MAX_ENTRIES}")
@@ -139,7 +136,7 @@ class CertTable:
             if not entry.data:
                 raise FormatError(WHAT, f"{entry.name} is empty", field=f"entry {index}")
             if entry.guid in seen:
-                raise FormatError(WHAT, f"{entry.name} is there twice", field=f"entry {index}")
+                raise FormatError(WHAT, f"{entry.name} appears twice", field=f"entry {index}")
             seen.add(entry.guid)
             header += _ENTRY.pack(entry.guid.bytes, position + len(blobs), len(entry.data))
             blobs += entry.data
@@ -147,10 +144,9 @@ class CertTable:
 
     @classmethod
     def decode(cls, data: Buffer) -> Self:
-        """Read a table; what follows the last blob is padding and ignored.
+        """Read a table; bytes after the last blob are padding and are ignored.
 
-        Raises :class:`FormatError`, with the entry's index and offset, for the
-        first thing wrong.
+        Raises :class:`FormatError`, with the entry's index and offset, for the first defect.
         """
         table, problems = cls.decode_lenient(data)
         if problems:
@@ -162,7 +158,7 @@ class CertTable:
 
     @classmethod
     def decode_lenient(cls, data: Buffer) -> tuple[Self, tuple[TableProblem, ...]]:
-        """Read what can be read, and say what is wrong with the rest. Never raises."""
+        """Read what can be read, and list the defects of the rest. Never raises."""
         view = memoryview(data)
         headers, problems = _read_header(view)
         sound, unsound = _sound_headers(headers, len(view))
@@ -193,7 +189,7 @@ class _Header:
 
 
 def _guid(stored: bytes) -> tuple[uuid.UUID, bool]:
-    """The GUID of 16 stored bytes, and whether they are a known one's mixed-endian form."""
+    """The GUID of 16 stored bytes, and whether they are a known GUID in mixed-endian form."""
     guid = uuid.UUID(bytes=stored)
     swapped = uuid.UUID(bytes_le=stored)
     if guid not in _KNOWN and swapped in _KNOWN:
@@ -202,12 +198,12 @@ def _guid(stored: bytes) -> tuple[uuid.UUID, bool]:
 
 
 def _read_header(view: memoryview) -> tuple[list[_Header], list[TableProblem]]:
-    """The entries up to the terminator, as they stand."""
+    """The entries up to the terminator, unchecked."""
     headers: list[_Header] = []
     for index in range(MAX_ENTRIES + 1):
         at = index * ENTRY_SIZE
         if at + ENTRY_SIZE > len(view):
-            problem = f"the table ends after {len(view)} bytes without its terminator"
+            problem = f"the table ends after {len(view)} bytes without a terminator"
             return headers, [TableProblem(problem, index, at)]
         if view[at : at + ENTRY_SIZE] == EMPTY:
             return headers, []
@@ -219,13 +215,13 @@ def _read_header(view: memoryview) -> tuple[list[_Header], list[TableProblem]]:
 
 
 def _sound_headers(headers: list[_Header], size: int) -> tuple[list[_Header], list[TableProblem]]:
-    """Split entries into those that may be copied and what is wrong with the others."""
+    """Split the entries into those that may be copied, and the defects of the others."""
     header_end = ENTRY_SIZE * (len(headers) + 1)
     in_range: list[_Header] = []
     problems: list[TableProblem] = []
     seen: set[uuid.UUID] = set()
     for header in headers:
-        end = header.offset + header.length  # Python integers: cannot wrap
+        end = header.offset + header.length  # Python integers do not wrap
         if header.guid.int == 0:
             message = "zero GUID with a non-zero offset or length"
         elif header.length == 0:
@@ -235,7 +231,7 @@ def _sound_headers(headers: list[_Header], size: int) -> tuple[list[_Header], li
         elif end > size:
             message = f"blob {header.offset:#x}..{end:#x} ends after the table's {size} bytes"
         elif header.guid in seen:
-            message = f"GUID {header.guid} is there twice"
+            message = f"GUID {header.guid} appears twice"
         else:
             seen.add(header.guid)
             in_range.append(header)
@@ -251,6 +247,6 @@ def _sound_headers(headers: list[_Header], size: int) -> tuple[list[_Header], li
     for header in in_range:
         if header.index in overlapping:
             problems.append(
-                header.problem(f"blob overlaps that of entry {overlapping[header.index]}")
+                header.problem(f"the blob overlaps that of entry {overlapping[header.index]}")
             )
     return [header for header in in_range if header.index not in overlapping], problems

@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Fixed-size little-endian structures, declared with their offsets.
 
-A structure is a frozen dataclass whose fields carry the offset at which the C
-structure has them. Nothing is computed from the order of fields, so a reader
-can hold the class against the specification line by line, and a test can hold
-it against a compiler.
+A structure is a frozen dataclass whose fields carry the offset at which the C structure has them.
+Nothing is computed from the order of fields, so a reader can compare the class with the
+specification line by line, and a test can compare it with a compiler.
 
 >>> from dataclasses import dataclass
 >>> @dataclass(frozen=True, slots=True)
@@ -84,9 +83,8 @@ def raw(offset: int, size: int) -> Any:
 class CStruct:
     """Base of every declared structure.
 
-    ``SIZE`` is the size of the C structure in bytes, padding included;
-    ``C_NAME`` is its name in the header it comes from, empty where there is no
-    such header.
+    ``SIZE`` is the size of the C structure in bytes, padding included; ``C_NAME`` is its name in
+    the header it comes from, empty if there is none.
     """
 
     __slots__ = ()
@@ -102,18 +100,19 @@ class CStruct:
     def unpack(cls, data: Buffer) -> Self:
         """Read the structure from the first ``SIZE`` bytes of ``data``.
 
-        Raises :class:`FormatError` when ``data`` is shorter than that.
+        Raises :class:`FormatError` if ``data`` is shorter.
         """
         if len(data) < cls.SIZE:
             raise FormatError(
-                cls.C_NAME or cls.__name__, f"needs {cls.SIZE} bytes, found {len(data)}"
+                cls.C_NAME or cls.__name__, f"must be at least {cls.SIZE} bytes, found {len(data)}"
             )
         return cls(*_reader(cls)(data))
 
     def pack(self, onto: bytes = b"") -> bytes:
-        """Write the structure as ``SIZE`` bytes; bytes of no field are those of ``onto``, or zero.
+        """Write the structure as ``SIZE`` bytes; bytes outside all fields are copied from ``onto``,
+        or zero.
 
-        Raises :class:`FormatError` when a value does not fit its field.
+        Raises :class:`FormatError` if a value does not fit its field.
         """
         out = bytearray(onto[: self.SIZE].ljust(self.SIZE, b"\0"))
         for name, offset, codec in _members(type(self)):
@@ -147,10 +146,9 @@ def _members(cls: type[CStruct]) -> tuple[tuple[str, int, struct.Struct], ...]:
 
 
 def _reader(cls: type[CStruct]) -> _Read:
-    """What reads the fields, in the order of the class.
-
-    Reports are read by the million. Fields that lie one behind the other are read
-    by one format with padding in between; unions are read field by field.
+    """The unpackers of the fields, in the order of the class. Programs read millions of reports, so
+    fields in ascending order are read by one format, with padding between them; unions are read
+    field by field.
     """
     found = _readers.get(cls)
     if found is None:

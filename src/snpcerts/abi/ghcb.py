@@ -16,7 +16,7 @@ MSR_GHCB = 0xC001_0130
 SHARED_BUFFER = 0x800
 SHARED_BUFFER_SIZE = 2032
 PROTOCOL_VERSION = 0xFFA  # u16
-USAGE = 0xFFC  # u32; 0 is the standard layout, the only one KVM takes
+USAGE = 0xFFC  # u32; 0 is the standard layout, the only one that KVM accepts
 VALID_BITMAP = 0x3F0
 VALID_BITMAP_SIZE = 16
 
@@ -46,11 +46,11 @@ class Field(enum.IntEnum):
         return 1 << (self // 8 % 8)
 
 
-CPL = 0x0CB  # one byte, with the valid bit of the eight bytes that it is in
+CPL = 0x0CB  # one byte; its valid bit is that of the eight bytes around it
 
 
 class Instruction(enum.IntEnum):
-    """SW_EXITCODE of an instruction that the guest has its hypervisor carry out."""
+    """SW_EXITCODE of an instruction that the guest asks the hypervisor to emulate."""
 
     READ_DR7 = 0x27
     WRITE_DR7 = 0x37
@@ -101,7 +101,7 @@ class ProcessorRequest(enum.IntEnum):
 
 
 class PageStateOperation(enum.IntEnum):
-    """What is asked of a page; KVM takes these two."""
+    """The operation on a page; KVM supports these two."""
 
     PRIVATE = 1
     SHARED = 2
@@ -120,7 +120,7 @@ PSC_ENTRY_SIZE = 8  # cur_page 12 bits, gfn 40, operation 4, pagesize 1, reserve
 
 
 class InputErrorCode(enum.IntEnum):
-    """SW_EXITINFO2 when SW_EXITINFO1 says malformed input (GHCB_ERR_*)."""
+    """SW_EXITINFO2 if SW_EXITINFO1 reports malformed input (GHCB_ERR_*)."""
 
     NOT_REGISTERED = 1
     INVALID_USAGE = 2
@@ -146,7 +146,7 @@ def guest_err(vmm: int, firmware: int) -> int:
 
 # GHCB MSR protocol: low 12 bits are the information code, the rest is data.
 MSR_CODE_MASK: Final = 0xFFF
-HV_FEATURES_SUPPORTED = 0b11  # SNP, AP creation: what KVM answers
+HV_FEATURES_SUPPORTED = 0b11  # SNP, AP creation: the features that KVM reports
 
 
 class MsrCode(enum.IntEnum):
@@ -172,7 +172,7 @@ class MsrCode(enum.IntEnum):
 class GhcbPage:
     """A view of one GHCB page in writable memory of 4096 bytes.
 
-    Reads and writes go straight to the memory: two reads may see two values.
+    Reads and writes access the memory directly, so two reads may return different values.
     """
 
     __slots__ = ("_page",)
@@ -181,7 +181,7 @@ class GhcbPage:
         self._page = memoryview(page)
 
     def get(self, field: Field) -> int:
-        """The field's value, valid or not."""
+        """The field's value, whether or not it is valid."""
         return int.from_bytes(self._page[field : field + 8], "little")
 
     def put(self, field: Field, value: int) -> None:

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Guest messages: what a guest and the firmware say to each other.
+"""Guest messages, which a guest and the firmware exchange.
 
-Source: SNP ABI (56860) chapter 7 "Guest Messages"; Linux ``arch/x86/include/asm/sev.h``
-(struct snp_guest_msg_hdr). A message is one page: a 96-byte header in the
-clear, then the payload under AES-256-GCM. Here are the layouts and what goes
-into the cipher; the cipher itself is with those who hold a VMPCK.
+Source: SNP ABI (56860) chapter 7 "Guest Messages"; Linux ``arch/x86/include/asm/sev.h`` (struct
+snp_guest_msg_hdr). A message is one page: a 96-byte header in the clear, then the payload under
+AES-256-GCM. This module has the layouts and the cipher's inputs; the code that holds a VMPCK does
+the encryption.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ VMPCK_SIZE = 32
 VMPCK_COUNT = 4
 VMPL_MAX = 3
 
-# What AES-GCM authenticates but does not encrypt: header bytes from ALGO on.
+# What AES-GCM authenticates but does not encrypt: the header from ALGO on.
 AAD_START, AAD_END = 0x30, 0x60
 
-# The byte KVM reads before it decides whether certificates are asked for.
+# The byte that KVM reads to decide whether the guest wants certificates.
 MSG_TYPE_OFFSET = 0x34
 
 
@@ -82,7 +82,7 @@ def iv_of(seqno: int) -> bytes:
 
 
 class KeySelect(enum.IntEnum):
-    """KEY_SEL: which key signs a report or roots a derived key."""
+    """KEY_SEL: which key signs a report, or is the root of a derived key."""
 
     DEFAULT = 0  # VLEK if one is loaded, else VCEK
     VCEK = 1
@@ -161,7 +161,7 @@ class TscInfoResponse(CStruct):
     rsvd: int = u32(0x04)
     guest_tsc_scale: int = u64(0x08)
     guest_tsc_offset: int = u64(0x10)
-    tsc_factor: int = u32(0x18)  # thousandths of a per cent that the clock is slow on average
+    tsc_factor: int = u32(0x18)  # average slowdown of the clock, in thousandths of a per cent
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,7 +178,7 @@ class SecretsPage(CStruct):
     vmpck1: bytes = raw(0x40, VMPCK_SIZE)
     vmpck2: bytes = raw(0x60, VMPCK_SIZE)
     vmpck3: bytes = raw(0x80, VMPCK_SIZE)
-    msg_seqno_0: int = u32(0xA0)  # kept by the guest's kernel
+    msg_seqno_0: int = u32(0xA0)  # written by the guest's kernel
     msg_seqno_1: int = u32(0xA4)
     msg_seqno_2: int = u32(0xA8)
     msg_seqno_3: int = u32(0xAC)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How Linux makes ioctl request numbers on x86-64 (``asm-generic/ioctl.h``)."""
+"""How Linux builds ioctl request numbers on x86-64 (``asm-generic/ioctl.h``)."""
 
 from __future__ import annotations
 

@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """KVM's user interface on the path of a certificate request.
 
-Source: ``linux/kvm.h`` and ``asm/kvm.h`` of released kernels, 7.0 and later.
-``tests/kernel`` compares every number here with those headers. There is no
-capability for certificate fetching: the device attribute is the only way to
-find out.
+Source: ``linux/kvm.h`` and ``asm/kvm.h`` of released kernels, 7.0 and later. ``tests/kernel``
+compares every number here with those headers. There is no capability for certificate fetching: only
+the device attribute tells whether KVM supports it.
 """
 
 from __future__ import annotations
@@ -144,10 +143,9 @@ class ExitReason(enum.IntEnum):
     SNP_REQ_CERTS = 43
 
 
-# What a VMM on x86-64 must take for a request for certificates. Released kernels
-# say SNP_REQ_CERTS, 43. The series as posted on the mailing list said 42, and trees
-# that carry it still do; in released kernels 42 belongs to arm64 alone, so on
-# x86-64 it can mean nothing else.
+# The exits that a VMM on x86-64 must treat as a request for certificates. Released kernels use 43,
+# SNP_REQ_CERTS. The series posted on the mailing list used 42, and kernels that carry it still do;
+# in released kernels only arm64 uses 42, so on x86-64 it has no other meaning.
 SNP_REQ_CERTS_AS_POSTED = 42
 SNP_REQ_CERTS_EXITS = frozenset((int(ExitReason.SNP_REQ_CERTS), SNP_REQ_CERTS_AS_POSTED))
 
@@ -159,7 +157,7 @@ HC_CLOCK_PAIRING = 9
 HC_MAP_GPA_RANGE = 12
 MAP_GPA_RANGE_ENCRYPTED = 1 << 4
 MAP_GPA_RANGE_PAGE_SZ_2M = 1
-HYPERCALL_ENOSYS = 1000  # KVM_ENOSYS, what a hypercall that KVM does not have returns
+HYPERCALL_ENOSYS = 1000  # KVM_ENOSYS, the result of a hypercall that KVM does not have
 
 
 class SevCommand(enum.IntEnum):
@@ -191,7 +189,7 @@ MEM_READONLY = 2
 MEM_GUEST_MEMFD = 4
 MEMORY_ATTRIBUTE_PRIVATE = 8
 
-# What KVM_CAP_X2APIC_API is enabled with.
+# The flags that enable KVM_CAP_X2APIC_API.
 X2APIC_API_USE_32BIT_IDS = 1 << 0
 X2APIC_API_DISABLE_BROADCAST_QUIRK = 1 << 1
 X2APIC_ENABLE_SUPPRESS_EOI_BROADCAST = 1 << 2
@@ -365,7 +363,7 @@ class EncRegion(CStruct):
     size: int = u64(8)
 
 
-# Sizes of structures that are passed on and not looked into.
+# Sizes of structures that are passed on without being read.
 CLOCK_DATA_SIZE = 48  # struct kvm_clock_data
 DEBUGREGS_SIZE = 128  # struct kvm_debugregs
 ENABLE_CAP_SIZE = 104  # struct kvm_enable_cap
@@ -480,7 +478,7 @@ RUN_READY_FOR_INJECTION = 12
 RUN_IF_FLAG = 13
 RUN_FLAGS = 14
 RUN_CR8 = 16
-RUN_EXIT = 32  # the union of what each exit says
+RUN_EXIT = 32  # the union of exit-specific data
 RUN_EXIT_SIZE = 256
 RUN_VALID_REGS = 288
 RUN_DIRTY_REGS = 296
@@ -492,7 +490,7 @@ RUN_SNP_RET = RUN_EXIT + 16
 
 
 class RunView:
-    """``struct kvm_run`` in shared memory, as far as this path needs it.
+    """``struct kvm_run`` in shared memory, with the fields that this path needs.
 
     ``memory`` is a writable buffer of at least :data:`RUN_SIZE` bytes, such as
     the mapping of a vCPU's descriptor. Fields are read and written in place.
@@ -550,5 +548,5 @@ class RunView:
         self._U64.pack_into(self._memory, RUN_SNP_RET, ret)
 
     def clear_exit(self) -> None:
-        """Zero the union, as a fresh exit finds it."""
+        """Zero the union, as it is at a new exit."""
         self._memory[RUN_EXIT : RUN_EXIT + RUN_EXIT_SIZE] = bytes(RUN_EXIT_SIZE)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The processor products that attest: one row of facts for each.
+"""The processor products that support attestation: one row of facts for each.
 
 Everything that differs between products follows from its row here, from its
 :class:`~snpcerts.abi.tcb.TcbLayout`, and for the emulator from its row in
@@ -130,7 +130,7 @@ def product_of_cpuid(family: int, model: int) -> Product | None:
 def product_of_name(name: str) -> Product | None:
     """The product of a certificate's productName, such as ``Milan-B0`` or ``Turin``.
 
-    Only the part before the dash counts: certificates of B1 parts say B0.
+    Only the part before the dash matters: certificates of B1 parts say B0.
     """
     stem = name.partition("-")[0]
     return next((product for product in Product if product.value == stem), None)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """``/dev/sev``: the host's interface to the firmware.
 
-Source: psp-sev.h and ``drivers/crypto/ccp/sev-dev.c`` of Linux 7.0; the bits of
-the SNP status that the header does not name as in virtee/sev.
+Source: psp-sev.h and ``drivers/crypto/ccp/sev-dev.c`` of Linux 7.0; bits of the SNP status that the
+header does not name are named as in virtee/sev.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ class SevStatus(enum.IntEnum):
     INVALID_KEY = 0x27
 
 
-NO_FW_CALL = 0xFFFF_FFFF  # the kernel's mark for "firmware was never called"
+NO_FW_CALL = 0xFFFF_FFFF  # the kernel's value for "the firmware was never called"
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +98,7 @@ SEV_ISSUE_CMD = iowr(SEV_IOC_TYPE, 0x00, IssueCmd.SIZE)
 
 @dataclass(frozen=True, slots=True)
 class PlatformStatus(CStruct):
-    """Data of PLATFORM_STATUS (the SEV one, not SNP's)."""
+    """Data of PLATFORM_STATUS (SEV's command, not SNP's)."""
 
     SIZE: ClassVar[int] = 12
     C_NAME: ClassVar[str] = "struct sev_user_data_status"
@@ -122,7 +122,7 @@ class GetId2(CStruct):
 
 @dataclass(frozen=True, slots=True)
 class PdhCertExport(CStruct):
-    """Data of PDH_CERT_EXPORT; the lengths are told in any case."""
+    """Data of PDH_CERT_EXPORT; the kernel always writes the lengths back."""
 
     SIZE: ClassVar[int] = 24
     C_NAME: ClassVar[str] = "struct sev_user_data_pdh_cert_export"
@@ -146,7 +146,7 @@ STATUS_ALIAS_CHECK_COMPLETE = 1 << 1
 
 @dataclass(frozen=True, slots=True)
 class SnpPlatformStatus(CStruct):
-    """Data of SNP_PLATFORM_STATUS. The committed TCB is not in it: only reports carry that."""
+    """Data of SNP_PLATFORM_STATUS. It lacks the committed TCB, which only reports contain."""
 
     SIZE: ClassVar[int] = 32
     C_NAME: ClassVar[str] = "struct sev_user_data_snp_status"
@@ -195,7 +195,7 @@ class SnpVlekLoad(CStruct):
 
 @dataclass(frozen=True, slots=True)
 class WrappedVlekHashstick(CStruct):
-    """What SNP_VLEK_LOAD points to; the inner layout is virtee/sev's reading of SNP ABI."""
+    """What SNP_VLEK_LOAD points to; the inner layout is as virtee/sev reads the SNP ABI."""
 
     SIZE: ClassVar[int] = 432
     iv: bytes = raw(0x000, 12)

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """ATTESTATION_REPORT, versions 2 to 5.
 
-Source: SNP ABI (56860) table "ATTESTATION_REPORT Structure", held against
-genuine reports of Milan, Genoa and Turin. All integers are little-endian. The
-report is 1184 bytes in every version; the signature covers the first 672.
+Source: SNP ABI (56860) table "ATTESTATION_REPORT Structure", checked against genuine reports of
+Milan, Genoa and Turin. All integers are little-endian. The report is 1184 bytes in every version;
+the signature covers the first 672.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ SIGNATURE_PART_SIZE = 72  # R, then S, each little-endian and zero-extended
 CURVE_SIZE = 48  # bytes of a P-384 integer
 
 SIGNATURE_ALGO_ECDSA_P384_SHA384 = 1
-VMPL_HOST = 0xFFFF_FFFF  # in a report that the host asked for
+VMPL_HOST = 0xFFFF_FFFF  # in a report that the host requested
 
 POLICY_RESERVED_ONE = 1 << 17
 POLICY_KNOWN = (1 << 26) - 1
@@ -54,7 +54,7 @@ _SIGNING_KEYS = {key.value: key for key in SigningKey}
 
 @dataclass(frozen=True, slots=True)
 class ReportLayout(CStruct):
-    """The report's fields where they are. Use :class:`Report` to read one."""
+    """The report's fields at their offsets. To read a report, use :class:`Report`."""
 
     SIZE: ClassVar[int] = REPORT_SIZE
     version: int = u32(0x000)
@@ -92,14 +92,14 @@ class ReportLayout(CStruct):
     signature: bytes = raw(SIGNATURE_OFFSET, SIGNATURE_SIZE)
 
 
-# (first version, last version, offset, end): bytes that are zero in those versions.
+# (first version, last version, offset, end): bytes that are zero in these versions.
 _RESERVED = (
     (2, 5, 0x04C, 0x050),
     (2, 2, 0x188, 0x18B),
     (2, 5, 0x18B, 0x1A0),
     (2, 5, 0x1EB, 0x1EC),
     (2, 5, 0x1EF, 0x1F0),
-    # Sources differ on whether version 4 already has the mitigation vectors.
+    # Sources disagree on whether version 4 already has the mitigation vectors.
     (2, 3, 0x1F8, 0x208),
     (2, 5, 0x208, 0x2A0),
     (2, 5, SIGNATURE_OFFSET + 48, SIGNATURE_OFFSET + 72),
@@ -109,7 +109,7 @@ _RESERVED = (
 
 
 def _reserved_reader(version: int) -> tuple[struct.Struct, tuple[bytes, ...]]:
-    """What reads all bytes that are zero in that version at once, and what it then reads."""
+    """A reader of all bytes that are zero in that version, and what it returns for them."""
     form, at = "", 0
     for first, last, start, end in _RESERVED:
         if first <= version <= last:
@@ -126,23 +126,23 @@ _RESERVED_READERS = {version: _reserved_reader(version) for version in VERSIONS}
 class Report:
     """A report: its bytes, and its fields under their specification's names.
 
-    The TCB fields stay eight raw bytes: which layout they have depends on the
-    product, which a version 2 report does not name.
+    The TCB fields stay eight raw bytes: their layout depends on the product, which a version 2
+    report does not name.
     """
 
     raw: bytes
     fields: ReportLayout
 
     def __reduce__(self) -> tuple[Callable[[bytes], Report], tuple[bytes]]:
-        """As its bytes: reading them again takes less time than reading 33 pickled fields."""
+        """Pickle the bytes only: reading them again takes less time than unpickling 33 fields."""
         return Report.unpack, (self.raw,)
 
     @classmethod
     def unpack(cls, data: Buffer) -> Self:
         """Read a report of exactly 1184 bytes.
 
-        Raises :class:`FormatError` on another size. Nothing else is judged:
-        :func:`malformations` lists what a sound report would not have.
+        Raises :class:`FormatError` if the size is different. Nothing else is checked;
+        :func:`malformations` lists other defects.
         """
         if len(data) != REPORT_SIZE:
             raise FormatError(WHAT, f"must be {REPORT_SIZE} bytes, found {len(data)}")
@@ -151,7 +151,7 @@ class Report:
 
     @property
     def signed_bytes(self) -> bytes:
-        """The 672 bytes under the signature."""
+        """The 672 bytes that the signature covers."""
         return self.raw[:SIGNED_SIZE]
 
     @property
@@ -178,9 +178,9 @@ class Report:
     def mask_chip_key(self) -> bool:
         """MASK_CHIP_KEY, bit 1 of the flags word: the host masks the chip's key.
 
-        A VCEK then signs nothing. A VLEK that is loaded may sign all the same: the
-        firmware that AMD has published (Genoa, 1.55.25) masks the VCEK alone, while
-        other readings of the ABI have it mask both. SIGNING_KEY says what happened.
+        A VCEK then signs nothing. A loaded VLEK may still sign: the firmware that AMD has published
+        (Genoa, 1.55.25) masks only the VCEK, while others read the ABI as masking both. SIGNING_KEY
+        says which key signed, if any.
         """
         return bool(self.fields.flags & 2)
 
@@ -191,14 +191,14 @@ class Report:
 
     @property
     def product(self) -> Product | None:
-        """The product by the CPUID fields; None in version 2 and for unknown models."""
+        """The product according to the CPUID fields; None in version 2 and for unknown models."""
         if self.fields.version < 3:
             return None
         return product_of_cpuid(self.fields.cpuid_family, self.fields.cpuid_model)
 
     @property
     def products(self) -> tuple[Product, ...]:
-        """Those it may be of, most likely first: one at most from version 3 on."""
+        """The products that it may come from, most likely first; at most one from version 3 on."""
         if self.product is not None:
             return (self.product,)
         if self.fields.version >= 3:
@@ -211,7 +211,7 @@ class Report:
 
 @dataclass(frozen=True, slots=True)
 class Malformation:
-    """A field whose value no sound report has."""
+    """A field with a value that no well-formed report has."""
 
     field: str
     offset: int
@@ -222,10 +222,9 @@ class Malformation:
 
 
 def malformations(report: Report) -> tuple[Malformation, ...]:
-    """What is wrong with a report by its layout alone, in order of offset.
+    """The defects in a report's layout alone, in order of offset.
 
-    A report of unknown version yields that one finding: nothing further can be
-    said about its fields.
+    A report of unknown version has only that defect: nothing more can be said about its fields.
     """
     fields = report.fields
     if fields.version not in VERSIONS:
@@ -255,7 +254,7 @@ def malformations(report: Report) -> tuple[Malformation, ...]:
 
 
 def _set_bytes(report: Report) -> Iterator[Malformation]:
-    """The first byte that is not zero in each reserved range."""
+    """The first non-zero byte of each reserved range."""
     for first, last, start, end in _RESERVED:
         if first <= report.fields.version <= last and any(report.raw[start:end]):
             at = next(i for i in range(start, end) if report.raw[i])

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``/dev/sev-guest``: how a guest's programs ask their kernel for reports.
+"""``/dev/sev-guest``: how programs in a guest request reports from its kernel.
 
 Source: Linux ``include/uapi/linux/sev-guest.h`` and
 ``drivers/virt/coco/sev-guest/sev-guest.c``.
@@ -19,7 +19,7 @@ CERTS_MAX_SIZE = 0x4000  # SEV_FW_BLOB_MAX_SIZE
 REPORT_RESPONSE_SIZE = 4000
 KEY_RESPONSE_SIZE = 64
 
-EXITINFO2_PRESET = 0xFF  # what older drivers return when nothing was sent
+EXITINFO2_PRESET = 0xFF  # what older drivers return if nothing was sent
 EXITINFO2_NOT_SENT = 0xFFFF_FFFF_FFFF_FFFF  # the VMGEXIT itself failed
 
 
@@ -37,7 +37,7 @@ class GuestRequestIoctl(CStruct):
 
 @dataclass(frozen=True, slots=True)
 class ReportReq(CStruct):
-    """Request of SNP_GET_REPORT; passed to the firmware as it is."""
+    """Request of SNP_GET_REPORT, passed to the firmware unchanged."""
 
     SIZE: ClassVar[int] = 96
     C_NAME: ClassVar[str] = "struct snp_report_req"
@@ -68,7 +68,7 @@ class ExtReportReq(CStruct):
     C_NAME: ClassVar[str] = "struct snp_ext_report_req"
     data: bytes = raw(0x00, ReportReq.SIZE)
     certs_address: int = u64(0x60)
-    certs_len: int = u32(0x68)  # bytes; written back when the buffer was too small
+    certs_len: int = u32(0x68)  # bytes; the kernel writes the needed size if it is too small
 
 
 SNP_GET_REPORT = iowr(SEV_GUEST_IOC_TYPE, 0x0, GuestRequestIoctl.SIZE)

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """TCB_VERSION: eight security patch levels in eight bytes.
 
-Source: SNP ABI (56860) section 2.2; the layout of Turin as in virtee/sev and in
-genuine Turin certificates. Nothing in the eight bytes says which layout they
-follow: the product must be known from elsewhere.
+Source: SNP ABI (56860) section 2.2; the layout of Turin as in virtee/sev and in genuine Turin
+certificates. Nothing in the eight bytes says which layout they have: the caller must know the
+product.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ class TcbLayout(enum.Enum):
         return "fmc" in _BYTES[self]
 
 
-# Byte index of each component; the bytes not named are reserved and zero.
+# Byte index of each component; the other bytes are reserved and zero.
 _BYTES: dict[TcbLayout, dict[str, int]] = {
     TcbLayout.MILAN: {"bootloader": 0, "tee": 1, "snp": 6, "microcode": 7},
     TcbLayout.TURIN: {"fmc": 0, "bootloader": 1, "tee": 2, "snp": 3, "microcode": 7},
 }
 
 
-# The names that people type, beside those of the components.
+# Short names that people type, beside the components' own names.
 SHORT_NAMES = {"bl": "bootloader", "tee": "tee", "snp": "snp", "ucode": "microcode", "fmc": "fmc"}
 _NAMES = SHORT_NAMES | {name: name for name in SHORT_NAMES.values()}
 _PART = re.compile(r'"?([a-z]+)"?\s*[=:]\s*([0-9]{1,3})')
@@ -70,11 +70,11 @@ class TcbVersion:
 
     @property
     def layout(self) -> TcbLayout:
-        """The layout this value has when written."""
+        """The layout that this value is written in."""
         return TcbLayout.MILAN if self.fmc is None else TcbLayout.TURIN
 
     def components(self) -> dict[str, int]:
-        """Component names and values; ``fmc`` first, and only where it exists."""
+        """The components' names and values; ``fmc`` comes first, if it exists."""
         named = {} if self.fmc is None else {"fmc": self.fmc}
         return named | {
             "bootloader": self.bootloader,
@@ -85,7 +85,7 @@ class TcbVersion:
 
     @classmethod
     def unpack(cls, data: bytes, layout: TcbLayout) -> Self:
-        """Read eight bytes; :class:`FormatError` on another size or a reserved byte set."""
+        """Read eight bytes; :class:`FormatError` on another size or a non-zero reserved byte."""
         if len(data) != TCB_SIZE:
             raise FormatError("TCB_VERSION", f"needs {TCB_SIZE} bytes, found {len(data)}")
         places = _BYTES[layout]
@@ -101,17 +101,20 @@ class TcbVersion:
 
     @classmethod
     def parse(cls, text: str, layout: TcbLayout | None = None) -> Self:
-        """Read a TCB as any command prints it, or as people type it.
+        """Read a TCB in any form that commands print or people type.
 
-        ``bootloader=4 tee=0 snp=24 microcode=219``, ``bl=4,tee=0,snp=24,ucode=219``, the
-        JSON object, or the eight bytes in hexadecimal, in the order of a report; these
-        need a ``layout``. Raises :class:`FormatError` for anything else, a component that
-        is missing or named twice, and one that the layout does not have.
+        ``bootloader=4 tee=0 snp=24 microcode=219``, ``bl=4,tee=0,snp=24,ucode=219``, the JSON
+        object, or the eight bytes in hexadecimal, in the order of a report; only these need a
+        ``layout``. Raises :class:`FormatError` for anything else, and for a component that is
+        missing, repeated or not in the layout.
         """
         raw = _RAW.fullmatch(text.strip())
         if raw is not None:
             if layout is None:
-                raise FormatError("TCB", "bytes alone: name the product, which decides their order")
+                raise FormatError(
+                    "TCB",
+                    "eight bytes without a product: name the product, which decides their order",
+                )
             return cls.unpack(bytes.fromhex(raw[1]), layout)
         values: dict[str, int] = {}
         bare = text.strip().removeprefix("{").removesuffix("}")
@@ -143,11 +146,11 @@ class TcbVersion:
     def covers(self, other: TcbVersion) -> bool:
         """Whether every component is at least the other's.
 
-        Raises :class:`FormatError` when the two have different layouts, which
-        no comparison can bridge.
+        Raises :class:`FormatError` if the two have different layouts, because those cannot be
+        compared.
         """
         if self.layout is not other.layout:
-            raise FormatError("TCB_VERSION", "cannot compare values of two products")
+            raise FormatError("TCB_VERSION", "cannot compare TCBs of two products")
         mine, theirs = self.components(), other.components()
         return all(mine[name] >= theirs[name] for name in mine)
 

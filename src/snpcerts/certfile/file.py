@@ -22,8 +22,8 @@ T = TypeVar("T")
 class CertFile:
     """One certificate file, by its path.
 
-    Nothing is kept open between calls, so an instance may be shared by threads.
-    ``perform`` runs the protocol's steps.
+    No file is kept open between calls, so threads may share an instance. ``perform`` runs the
+    protocol's steps.
     """
 
     path: str

@@ -72,10 +72,9 @@ def serve(
 ) -> Steps[T]:
     """Serve one request from start to end; return what ``handshake`` returned.
 
-    Calls ``deliver`` once with what was found. If that is a :class:`Table`, the
-    lock is held from before its first byte was read until ``handshake`` returns
-    or raises. ``lock_wait`` is in seconds, ``size_limit`` in bytes. Raises only
-    what the two callables raise.
+    Calls ``deliver`` once with the outcome. If that is a :class:`Table`, the lock is held from
+    before the first byte is read until ``handshake`` returns or raises. ``lock_wait`` is in
+    seconds, ``size_limit`` in bytes. Raises only what the two callables raise.
     """
     fd, found = yield from _find(path, lock_wait, size_limit)
     try:

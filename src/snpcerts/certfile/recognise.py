@@ -32,7 +32,7 @@ class ForeignFileError(RefusedError):
 
 
 def was_updated_before(path: str) -> bool:
-    """Whether an update has been made at this path before."""
+    """Whether this path has been updated before."""
     try:
         return os.path.lexists(writer.turn_of(os.path.realpath(path)))
     except (OSError, ValueError):
@@ -53,8 +53,8 @@ def table_problem(data: bytes) -> str | None:
 def require_certificate_file(path: str, perform: Performer = perform_on_system) -> None:
     """Raise :class:`ForeignFileError` if an update would destroy a file that is not ours.
 
-    A file that cannot be read passes: the update itself reports what is wrong
-    with it. A file under an exclusive lock is being updated, so it is ours.
+    A file that cannot be read passes: the update itself reports the error. A file under an
+    exclusive lock is being updated, so it is ours.
     """
     found: list[reader.Found] = []
     with contextlib.suppress(OSError):

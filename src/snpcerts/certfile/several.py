@@ -13,10 +13,9 @@ runs the update of file *i+1* instead; the innermost one changes the firmware::
       publish 2, unlock 2
     publish 1, unlock 1
 
-Locks are taken in the order of the files' real paths, not in the order given,
-so that two agents with the same files cannot deadlock. Each file's part is
-:func:`snpcerts.certfile.writer.update`, step by step: what holds for one file
-after a crash holds for each of several.
+Locks are taken in the order of the files' real paths, not in the order given, so that two agents
+with the same files cannot deadlock. Each file's part is :func:`snpcerts.certfile.writer.update`,
+step by step: a crash leaves each file in a state that the update of a single file could leave.
 """
 
 from __future__ import annotations
@@ -40,7 +39,7 @@ class Target:
 
     path: str
     strategy: writer.Strategy = writer.Strategy.SWAP
-    condemned: bytes | None = None  # its present table, if that is known to be wrong
+    condemned: bytes | None = None  # its present table, if known to be wrong
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +60,7 @@ class SeveralUpdate:
 
 @dataclass(slots=True)
 class _Progress:
-    """The state of one update; all sequences are in the order of locking."""
+    """The state of one update; all sequences are in locking order."""
 
     targets: Sequence[Target]
     lock_wait: float
@@ -85,10 +84,9 @@ def update(
 ) -> Steps[SeveralUpdate]:
     """Run ``change`` while every target is locked and empty, then publish what it returns.
 
-    ``change`` returns one table for each target, in their order. ``unchanged``
-    returns the tables for firmware that was not changed: it is called if a lock
-    is not free in time, so that the files already emptied get the right tables
-    back. If ``unchanged`` raises, they stay empty.
+    ``change`` returns one table for each target, in their order. ``unchanged`` returns the tables
+    for firmware that was not changed: it is called if a lock does not become free in time, so that
+    the files already emptied get the right tables back. If ``unchanged`` raises, they stay empty.
 
     ``lock_wait`` (seconds) bounds the wait for all locks together. Raises what
     :func:`snpcerts.certfile.writer.update` raises, in which case the firmware

@@ -170,7 +170,7 @@ class Change(NamedTuple):
 
 
 class Deliver(NamedTuple):
-    """Copy what was found to the guest's buffer and set the answer -> None."""
+    """Copy the outcome to the guest's buffer and set the answer -> None."""
 
     call: Callable[[Any], None]
     found: object

@@ -50,7 +50,7 @@ class Strategy(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class Update:
-    """How an update went; times in seconds."""
+    """The outcome of an update; times in seconds."""
 
     waited: float  # for the exclusive lock; readers are served meanwhile
     held: float  # from taking the lock to writing the last byte
@@ -91,12 +91,11 @@ def update(
 ) -> Steps[Update]:
     """Run ``change`` under the exclusive lock and publish the table it returns.
 
-    While ``change`` runs, no guest gets a table, and no request with a table is
-    on its way to the firmware. If ``change`` raises, the file stays empty: only
-    the caller can find out which key the firmware has then. A missing file is
-    created. Raises :class:`LockHeldError` if the lock is not free in time, in
-    which case nothing has changed, and :class:`InputError` if the path is not
-    a regular file.
+    While ``change`` runs, no guest gets a table, and no request with a table is on its way to the
+    firmware. If ``change`` raises, the file stays empty: only the caller can find out which key the
+    firmware has then. A missing file is created. Raises :class:`LockHeldError` if the lock does not
+    become free in time, in which case nothing has changed, and :class:`InputError` if the path is
+    not a regular file.
 
     ``condemned`` is a table that was found at the path and is known to be wrong.
     An update that gives up does not leave that table in use: if the file still

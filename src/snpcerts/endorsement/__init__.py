@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""X.509 of AMD endorsement keys: VCEK, VLEK, their chains and pinned roots."""
+"""The X.509 side of AMD's endorsement keys: VCEK, VLEK, their chains and the pinned roots."""
 
 from __future__ import annotations
 

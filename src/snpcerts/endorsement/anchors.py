@@ -33,7 +33,7 @@ class Anchor:
     name: str
 
     def __hash__(self) -> int:
-        """Anchors are part of a key that is looked up for each report; bytes keep their hash."""
+        """Anchors are part of a key that is looked up for each report; bytes cache their hash."""
         return hash(self.spki_sha384)
 
 
@@ -49,7 +49,7 @@ def spki_sha384(certificate: x509.Certificate) -> bytes:
 
 
 def is_amds(anchor: Anchor) -> bool:
-    """Whether it is one of the roots of AMD pinned here, whatever it is called."""
+    """Whether the root is one of AMD's pinned roots; its name does not matter."""
     return any(
         anchor.spki_sha384 == pinned.spki_sha384 and anchor.product is pinned.product
         for pinned in AMD_ANCHORS
@@ -57,9 +57,8 @@ def is_amds(anchor: Anchor) -> bool:
 
 
 def anchor_from_certificate(certificate: x509.Certificate) -> Anchor:
-    """Trust the key of this root, for the product its common name gives.
-
-    Raises :class:`InputError` when the common name is not that of an ARK.
+    """Trust this root's key for the product in its common name. Raises :class:`InputError` if the
+    common name is not that of an ARK.
     """
     cn = common_name(certificate.subject)
     name = parse_ca_name(cn)

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the common name of an AMD certificate authority says.
+"""Reads the common name of an AMD certificate authority.
 
-``ARK-Milan`` is the root of Milan, ``SEV-Milan`` its intermediate (ASK) for
-VCEKs, ``SEV-VLEK-Milan`` the one (ASVK) for VLEKs. Further words may follow the
-product: authorities that are not AMD's say there what they are.
+``ARK-Milan`` is the root of Milan, ``SEV-Milan`` its intermediate (ASK) for VCEKs,
+``SEV-VLEK-Milan`` the one (ASVK) for VLEKs. Further words may follow the product: test authorities
+use them to say what they are.
 
 Source: the certificates that the key server (57230) hands out.
 """
@@ -18,7 +18,7 @@ from snpcerts.abi.product import Product
 
 
 class CaRole(enum.Enum):
-    """Which authority a certificate is. The value is the common name's prefix."""
+    """The role of an authority's certificate. The value is the common name's prefix."""
 
     ARK = "ARK"
     ASK = "SEV"
@@ -39,6 +39,6 @@ _PATTERN = re.compile(
 
 
 def parse_ca_name(name: str | None) -> CaName | None:
-    """Read a common name; None where it is not that of an AMD-style authority."""
+    """Read a common name; None if it is not that of an AMD-style authority."""
     match = _PATTERN.fullmatch(name or "")
     return match and CaName(CaRole(match[1]), Product(match[2]))

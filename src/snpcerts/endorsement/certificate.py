@@ -1,10 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From bytes to one X.509 certificate that can be read without surprises.
-
-Certificates come from hosts and networks nobody trusts. The X.509 library
-reads many parts only when asked and then raises various errors; here every
-part that this package uses is read once, so that all the trouble there can be
-is one :class:`~snpcerts.errors.FormatError` at the edge.
+"""Parses one X.509 certificate, completely and up front. Certificates come from untrusted hosts and
+networks. The X.509 library parses many parts only on access and then raises various errors. This
+module reads every part that the package uses once, so that a bad certificate causes a single
+:class:`~snpcerts.errors.FormatError`, here.
 """
 
 from __future__ import annotations
@@ -30,8 +28,8 @@ _PEM = re.compile(
     rb"\s*-----BEGIN CERTIFICATE-----\r?\n([A-Za-z0-9+/=\r\n]+)-----END CERTIFICATE-----\s*"
 )
 
-# What the library raises for parts it cannot read. It warns of some oddities, such
-# as a country name of three letters: a process may have turned those into errors.
+# The errors that the library raises for parts it cannot read. It warns about some oddities, such as
+# a country name of three letters; a process may have turned such warnings into errors.
 _UNREADABLE = (
     TypeError,
     ValueError,
@@ -54,13 +52,11 @@ _serial_warning_lock = threading.Lock()
 
 
 def _accept_serial_zero() -> None:
-    """Keep the library quiet about the serial number 0 that every AMD leaf has.
-
-    One filter, for that message alone, is put in front of the process's
-    warning filters and stays there: ``warnings.catch_warnings`` would put back
-    an old state of all filters under the feet of other threads. It is put in
-    front again where other code has since placed its own before it (test
-    runners do).
+    """Suppress the library's warning about the serial number 0, which every AMD leaf has. One
+    filter, for this message only, is inserted before the process's other warning filters and stays
+    there: ``warnings.catch_warnings`` would restore an old state of all filters while other threads
+    use them. It is inserted again if other code, such as a test runner, has put its own filter
+    first.
     """
     with _serial_warning_lock:
         if next(iter(warnings.filters), None) != _SERIAL_FILTER:
@@ -70,12 +66,11 @@ def _accept_serial_zero() -> None:
 
 
 def load_certificate(data: bytes, what: str) -> x509.Certificate:
-    """The one certificate, X.509 version 3, that ``data`` is in DER or PEM.
+    """Parse ``data``, one X.509 version 3 certificate in DER or PEM.
 
-    ``what`` names it in errors ("VCEK"). White space may surround a PEM block
-    and nothing else may. Raises :class:`FormatError` for more than 64 KiB, for
-    bytes before or after the certificate, and for a certificate of which any
-    part cannot be read.
+    ``what`` names it in errors ("VCEK"). Only white space may surround a PEM block. Raises
+    :class:`FormatError` for more than 64 KiB, for bytes before or after the certificate, and for a
+    certificate of which any part cannot be read.
     """
     if len(data) > MAX_CERTIFICATE_SIZE:
         raise FormatError(
@@ -109,7 +104,7 @@ def _der_of_pem(data: bytes, what: str) -> bytes:
 
 
 def _read_lazy_parts(certificate: x509.Certificate) -> None:
-    """Read each part that is used later, for the errors that this may raise."""
+    """Read each part that is used later, to raise its errors now."""
     _ = (
         certificate.subject,
         certificate.issuer,
@@ -121,6 +116,6 @@ def _read_lazy_parts(certificate: x509.Certificate) -> None:
 
 
 def common_name(name: x509.Name) -> str | None:
-    """The name's common name (CN), or None where there is none or more than one."""
+    """The name's common name (CN), or None if it has none or more than one."""
     found = [attribute.value for attribute in name.get_attributes_for_oid(NameOID.COMMON_NAME)]
     return found[0] if len(found) == 1 and isinstance(found[0], str) else None

@@ -1,14 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """The chain of an endorsement key: VCEK or VLEK, ASK or ASVK, ARK.
 
-Everything is checked that can be, and all that is wrong is listed: a person
-who has three things to mend should not learn of them one at a time. What holds
-at all times (:func:`check_chain`) is kept apart from what time decides
-(:func:`windows_of`), so that the first can be remembered.
-
-The signature algorithm is that of AMD and nothing else
-(:mod:`snpcerts.endorsement.signature`). Revocation is judged in
-:mod:`snpcerts.endorsement.crl`.
+Everything that can be checked is checked, and every problem is listed, so that a user with three
+problems to fix sees them all at once. Checks that do not depend on the time (:func:`check_chain`)
+are separate from those that do (:func:`windows_of`), so that results of the first can be
+remembered. Only AMD's signature algorithm is accepted (:mod:`snpcerts.endorsement.signature`).
+:mod:`snpcerts.endorsement.crl` judges revocation.
 
 Sources: KDS (57230) chapter 3; RFC 5280 sections 4.2.1 and 6.1.
 """
@@ -59,7 +56,7 @@ class Position(enum.Enum):
     ROOT = "ark"
 
 
-# The code for each place, by what is wrong there.
+# The code for each place, by kind of problem.
 _NAME = {Position.INTERMEDIATE: ReasonCode.ASK_NAME, Position.ROOT: ReasonCode.ARK_NAME}
 _KEY = {Position.INTERMEDIATE: ReasonCode.ASK_KEY, Position.ROOT: ReasonCode.ARK_KEY}
 _CA = {Position.INTERMEDIATE: ReasonCode.ASK_CA, Position.ROOT: ReasonCode.ARK_CA}
@@ -97,10 +94,9 @@ _EXPIRED = {
 
 @dataclass(frozen=True, slots=True)
 class Chain:
-    """Three certificates that should belong together; None where one is not at hand.
-
-    ``kind`` is the kind of leaf wanted, ``leaf_product`` what the leaf's
-    extensions say, where they could be read.
+    """Three certificates that should belong together; None for one that is not available. ``kind``
+    is the expected kind of leaf, ``leaf_product`` the product in the leaf's extensions, if they
+    could be read.
     """
 
     kind: VekKind
@@ -110,37 +106,36 @@ class Chain:
     leaf_product: Product | None = None
 
     def label(self, place: Position) -> str:
-        """VCEK, ASK, ...: what the certificate in that place is called."""
+        """The name of the certificate in that place: VCEK, ASK, ..."""
         if place is Position.LEAF:
             return self.kind.name
         return self.role(place).name
 
     def role(self, place: Position) -> CaRole:
-        """Which authority belongs in that place of such a chain."""
+        """The authority that belongs in that place of such a chain."""
         if place is Position.ROOT:
             return CaRole.ARK
         return CaRole.ASK if self.kind is VekKind.VCEK else CaRole.ASVK
 
 
 def check_chain(chain: Chain, anchors: Sequence[Anchor]) -> tuple[Reason, ...]:
-    """Everything wrong with a chain at any time, leaf first.
-
-    A certificate that is None is not a problem here, and what would need it is
-    left out: the caller knows why it is missing, and must not trust the chain.
-    It is :func:`check_leaf`, :func:`check_authorities` and :func:`check_products`:
-    authorities are the same for all the chips of a product.
+    """Every problem of a chain that does not depend on the time, leaf first. A missing certificate
+    (None) is not a problem here, and checks that need it are skipped: the caller knows why it is
+    missing, and must not trust the chain. Combines :func:`check_leaf`, :func:`check_authorities`
+    and :func:`check_products`, which are separate because all chips of a product have the same
+    authorities.
     """
     return (*check_leaf(chain), *check_authorities(chain, anchors), *check_products(chain))
 
 
 def check_authorities(chain: Chain, anchors: Sequence[Anchor]) -> tuple[Reason, ...]:
-    """What is wrong with intermediate and root, whatever the leaf is."""
+    """Problems of intermediate and root that do not depend on the leaf."""
     return (*_intermediate(chain), *_root(chain, anchors))
 
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """From when to when a certificate is valid, both inclusive, in UTC."""
+    """A certificate's period of validity, both ends inclusive, in UTC."""
 
     place: Position
     label: str
@@ -148,7 +143,7 @@ class Window:
     not_after: datetime
 
     def problem_at(self, at: datetime) -> Reason | None:
-        """What is wrong with the certificate at that time; ``at`` has a time zone."""
+        """The problem with the certificate at that time, if any; ``at`` has a time zone."""
         if at < self.not_before:
             return Reason(
                 _NOT_YET_VALID[self.place],
@@ -165,7 +160,7 @@ class Window:
 
 
 def windows_of(chain: Chain) -> tuple[Window, ...]:
-    """The validity of each certificate at hand, leaf first."""
+    """The validity of each available certificate, leaf first."""
     placed = zip(Position, (chain.leaf, chain.intermediate, chain.root), strict=True)
     return tuple(
         Window(
@@ -180,7 +175,7 @@ def windows_of(chain: Chain) -> tuple[Window, ...]:
 
 
 def check_leaf(chain: Chain) -> Iterator[Reason]:
-    """What is wrong with the leaf, and with the intermediate as its issuer."""
+    """Problems of the leaf, and of the intermediate as its issuer."""
     if chain.leaf is None:
         return
     cn = common_name(chain.leaf.subject)
@@ -222,7 +217,7 @@ def _root(chain: Chain, anchors: Sequence[Anchor]) -> Iterator[Reason]:
 
 
 def anchor_of(root: x509.Certificate, anchors: Sequence[Anchor]) -> Anchor | None:
-    """The anchor that makes this root a trusted one, None where it is not."""
+    """The anchor that makes this root trusted, or None."""
     pin, name = spki_sha384(root), _ca_name(root)
     for anchor in anchors:
         if anchor.spki_sha384 == pin and name is not None and anchor.product is name.product:
@@ -237,7 +232,7 @@ def _ca_name(certificate: x509.Certificate) -> CaName | None:
 def _authority(
     chain: Chain, place: Position, certificate: x509.Certificate, *, below: int
 ) -> Iterator[Reason]:
-    """What makes a certificate an authority with ``below`` authorities under it."""
+    """Check that a certificate is an authority that may have ``below`` authorities under it."""
     label = chain.label(place)
     role = chain.role(place)
     name = _ca_name(certificate)
@@ -272,12 +267,12 @@ def _authority_flags(certificate: x509.Certificate, below: int) -> Iterator[str]
         yield "may not sign certificates (keyUsage)"
 
 
-# Extensions whose demands are met by what is checked here.
+# Extensions whose requirements are checked here.
 _EVALUATED = frozenset({x509.BasicConstraints.oid, x509.KeyUsage.oid})
 
 
 def _critical(chain: Chain, place: Position, certificate: x509.Certificate) -> Iterator[Reason]:
-    """RFC 5280: a critical extension that is not evaluated must not be passed over."""
+    """RFC 5280: a critical extension that is not evaluated must not be ignored."""
     for extension in certificate.extensions:
         if not extension.critical:
             continue
@@ -289,14 +284,14 @@ def _critical(chain: Chain, place: Position, certificate: x509.Certificate) -> I
             yield Reason(
                 _EXTENSIONS[place],
                 f"the {chain.label(place)} has a critical extension "
-                f"{extension.oid.dotted_string} that is not known here",
+                f"{extension.oid.dotted_string} that snpcerts does not know",
             )
 
 
 def _issued(
     chain: Chain, place: Position, certificate: x509.Certificate, issuer: x509.Certificate | None
 ) -> Iterator[Reason]:
-    """Whether ``issuer`` issued ``certificate``: algorithm, name, signature."""
+    """Check that ``issuer`` issued ``certificate``: algorithm, name, signature."""
     label = chain.label(place)
     anatomy = _anatomy(certificate)
     problem = algorithm_problem(anatomy.inner_algorithm, anatomy.outer_algorithm)
@@ -317,9 +312,11 @@ def _issued(
 
 
 def _signed_by(anatomy: _Anatomy, key: rsa.RSAPublicKey) -> bool:
-    """Whether the signature is the key's, by AMD's algorithm whatever the certificate names."""
-    # A count of unused bits other than 0: two certificates of different bytes could
-    # bear the same signature.
+    """Whether the key made the signature with AMD's algorithm; the certificate's own field is
+    ignored.
+    """
+    # With a count of unused bits other than 0, two certificates of different bytes could have the
+    # same signature.
     if not anatomy.signature.startswith(b"\0"):
         return False
     return is_signed(anatomy.signed, anatomy.signature[1:], key)
@@ -327,9 +324,8 @@ def _signed_by(anatomy: _Anatomy, key: rsa.RSAPublicKey) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class _Anatomy:
-    """Parts of a certificate's DER.
-
-    What is signed, two AlgorithmIdentifiers, content of the BIT STRING.
+    """Parts of a certificate's DER: the signed part, two AlgorithmIdentifiers, the BIT STRING's
+    content.
     """
 
     signed: bytes
@@ -339,7 +335,7 @@ class _Anatomy:
 
 
 def _anatomy(certificate: x509.Certificate) -> _Anatomy:
-    """Take a version 3 certificate apart.
+    """Split a version 3 certificate into its parts.
 
     RFC 5280 section 4.1: Certificate is {tbsCertificate, signatureAlgorithm,
     signature}; tbsCertificate of version 3 starts with [0] version,

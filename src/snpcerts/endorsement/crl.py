@@ -1,15 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Revocation lists: what an ARK has withdrawn, and whether a list may be believed.
+"""Revocation lists: what an ARK has revoked, and whether to believe a list.
 
-AMD publishes one list per product and kind (VCEK, VLEK), signed by the ARK. It
-names the serial numbers of intermediates: the first Genoa ASK was withdrawn that
-way. Leaves are issued by intermediates, and all have serial number 0, so no
-such list can name one.
+AMD publishes one list per product and kind (VCEK, VLEK), signed by the ARK. It contains serial
+numbers of intermediates; the first Genoa ASK was revoked this way. It cannot name leaves:
+intermediates issue them, and all have serial number 0.
 
-A list is believed only when the root's key signed it, in the algorithm of AMD's
-certificates, and it says nothing that is not understood here: a critical
-extension, of the list or of an entry, could turn its meaning round (delta and
-indirect lists have them).
+A list is believed only if the root's key signed it, with the algorithm of AMD's certificates, and
+it has no unknown critical extension. Such an extension, of the list or of an entry, could reverse
+its meaning (delta and indirect lists have them).
 
 Source: RFC 5280 section 5; KDS (57230) chapter 3.
 """
@@ -53,7 +51,7 @@ _V2 = b"\x01"
 
 @dataclass(frozen=True, slots=True)
 class RevocationList:
-    """A list, read and not yet judged; times in UTC, both inclusive."""
+    """A parsed list, not yet judged; times in UTC, both inclusive."""
 
     crl: x509.CertificateRevocationList
     this_update: datetime
@@ -64,19 +62,16 @@ class RevocationList:
 
     @property
     def issuer_common_name(self) -> str | None:
-        """The common name of its issuer: ``ARK-Milan``, say."""
+        """The common name of its issuer, for example ``ARK-Milan``."""
         return common_name(self.crl.issuer)
 
 
 def load_crl(data: bytes, what: str = "CRL") -> RevocationList:
-    """The one revocation list (X.509 version 2) that ``data`` is, in DER or PEM.
-
-    Its entries are not read: anybody can send a long list, and to read one takes
-    a hundred times what its signature takes. :func:`check_crl` reads those of a
-    list that the root signed.
-
-    Raises :class:`FormatError` for more than 1 MiB, for anything around the
-    list, for a part that cannot be read, and for a list without nextUpdate.
+    """Parse ``data``, one revocation list (X.509 version 2) in DER or PEM. The entries are not
+    parsed: anyone can send a long list, and parsing one takes a hundred times as long as checking
+    its signature. :func:`check_crl` parses them if the root signed the list. Raises
+    :class:`FormatError` for more than 1 MiB, for extra data around the list, for a part that cannot
+    be read, and for a list without nextUpdate.
     """
     der = _der_of(data, what)
     try:
@@ -87,15 +82,14 @@ def load_crl(data: bytes, what: str = "CRL") -> RevocationList:
     except _UNREADABLE as error:
         raise FormatError(what, f"not a readable revocation list: {error}") from error
     if next_update is None:
-        raise FormatError(what, "has no nextUpdate: nothing says when it is too old")
+        raise FormatError(what, "has no nextUpdate, so nothing says when it expires")
     return RevocationList(crl, this_update, next_update, *_anatomy(crl, signed, what))
 
 
 def bears_signature(data: bytes, root: x509.Certificate, what: str = "CRL") -> bool:
-    """Whether the root's key signed ``data``, a list in DER or PEM, of which nothing else is read.
-
-    For lists so long that to read one costs something. Raises :class:`FormatError`
-    for what is no list by its outermost shape.
+    """Whether the root's key signed ``data``, a list in DER or PEM; parses nothing else. For lists
+    so long that parsing them is expensive. Raises :class:`FormatError` if the outermost structure
+    is not a list's.
     """
     whole = read_element(_der_of(data, what), 0, what).content
     signed = read_element(whole, 0, what)
@@ -155,11 +149,9 @@ def check_crl(
     intermediate: x509.Certificate | None,
     label: str,
 ) -> tuple[Reason, ...]:
-    """What is wrong at any time, and what the list withdraws.
-
-    ``root`` is the ARK that should have signed it and ``label`` what the
-    intermediate is called. A revocation counts whatever its date and reason, but
-    only in a list that can be believed: anybody can write another.
+    """Problems that do not depend on the time, and what the list revokes. ``root`` is the ARK that
+    should have signed it, ``label`` the intermediate's name. A revocation counts whatever its date
+    and reason, but only in a believed list: anyone can write a list.
     """
     doubts = tuple(_doubts(revocation, root))
     if doubts:
@@ -196,14 +188,14 @@ def _doubts(revocation: RevocationList, root: x509.Certificate) -> Iterator[Reas
 
 
 def _odd_extensions(crl: x509.CertificateRevocationList) -> Iterator[Reason]:
-    """The first critical extension, of the list or of an entry: none is known here."""
+    """The first critical extension, of the list or of an entry; snpcerts knows none."""
     for place, extensions in _all_extensions(crl):
         for extension in extensions:
             if extension.critical:
                 yield Reason(
                     ReasonCode.CRL_EXTENSIONS,
-                    f"{place} has a critical extension {extension.oid.dotted_string} "
-                    "that is not known here",
+                    f"{place} has a critical extension {extension.oid.dotted_string} that "
+                    "snpcerts does not know",
                 )
                 return
 
@@ -245,21 +237,20 @@ def _revoked(
 
 
 def crl_problem_at(revocation: RevocationList, at: datetime) -> Reason | None:
-    """What is wrong with the list at that time, which has a time zone."""
+    """Problems of the list at that time, which has a time zone."""
     return untimely(revocation.this_update, revocation.next_update, at)
 
 
 def untimely(this_update: datetime, next_update: datetime, at: datetime) -> Reason | None:
-    """What is wrong at that time with a list of these two times; all have a time zone."""
+    """Problems at that time of a list with these two times; all have a time zone."""
     if at < this_update:
         return Reason(
             ReasonCode.CRL_NOT_YET_VALID,
-            f"the CRL is of {this_update:%Y-%m-%dT%H:%M:%SZ}, judged at {at.isoformat()}",
+            f"the CRL is valid from {this_update:%Y-%m-%dT%H:%M:%SZ}, judged at {at.isoformat()}",
         )
     if at > next_update:
         return Reason(
             ReasonCode.CRL_EXPIRED,
-            f"the CRL was to be replaced by {next_update:%Y-%m-%dT%H:%M:%SZ}, "
-            f"judged at {at.isoformat()}",
+            f"the CRL was valid until {next_update:%Y-%m-%dT%H:%M:%SZ}, judged at {at.isoformat()}",
         )
     return None

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The little DER that certificates need beyond what the X.509 library reads.
+"""The part of DER that certificates need beyond what the X.509 library reads.
 
 AMD's extension values are a bare INTEGER or IA5String, and the two algorithm
 identifiers of a certificate are compared as bytes. Nothing else is read here.
@@ -33,8 +33,8 @@ class Element(NamedTuple):
 def read_element(data: bytes, at: int, what: str) -> Element:
     """The element that starts at byte ``at`` of ``data``.
 
-    Raises :class:`FormatError`, with the offset, when the bytes end too early,
-    the tag has more than one byte, or the length is not in its shortest form.
+    Raises :class:`FormatError`, with the offset, if the bytes end too early, the tag has more than
+    one byte, or the length is not in its shortest form.
     """
     if at + 2 > len(data):
         raise FormatError(what, "ends before a whole DER tag and length", offset=at)
@@ -69,7 +69,7 @@ def _read_whole(data: bytes, tag: int, name: str, what: str) -> bytes:
 
 
 def read_byte_integer(data: bytes, what: str) -> int:
-    """The INTEGER, 0 to 255, that ``data`` is; :class:`FormatError` for anything else."""
+    """Parse ``data`` as an INTEGER, 0 to 255; :class:`FormatError` for anything else."""
     content = _read_whole(data, INTEGER, "INTEGER", what)
     if not content:
         raise FormatError(what, "INTEGER has no content")
@@ -83,7 +83,7 @@ def read_byte_integer(data: bytes, what: str) -> int:
 
 
 def read_ia5_string(data: bytes, what: str) -> str:
-    """The IA5String (7-bit text) that ``data`` is; :class:`FormatError` for anything else."""
+    """Parse ``data`` as an IA5String (7-bit text); :class:`FormatError` for anything else."""
     content = _read_whole(data, IA5_STRING, "IA5String", what)
     if not content.isascii():
         raise FormatError(what, "IA5String has bytes above 0x7f")
@@ -91,5 +91,5 @@ def read_ia5_string(data: bytes, what: str) -> str:
 
 
 def read_octet_string(data: bytes, what: str) -> bytes:
-    """The content of the OCTET STRING that ``data`` is; :class:`FormatError` for anything else."""
+    """Parse ``data`` as an OCTET STRING; :class:`FormatError` for anything else."""
     return _read_whole(data, OCTET_STRING, "OCTET STRING", what)

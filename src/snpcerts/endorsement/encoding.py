@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Certificates and revocation lists between DER, PEM and a line for people."""
+"""Converts certificates and revocation lists between DER and PEM, and describes one in a line."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ _PEM_START = b"-----BEGIN "
 def to_der(data: bytes, *, crl: bool, what: str) -> bytes:
     """The DER form of one certificate (or, with ``crl``, revocation list) in DER or PEM.
 
-    Raises :class:`FormatError`, naming ``what``, when it is neither.
+    Raises :class:`FormatError`, naming ``what``, if it is neither.
     """
     return _load(data, crl, what).public_bytes(Encoding.DER)
 
 
 def to_pem(data: bytes, *, crl: bool) -> bytes:
-    """The PEM form of what :func:`to_der` returned."""
+    """The PEM form of a result of :func:`to_der`."""
     return _load(data, crl, "DER").public_bytes(Encoding.PEM)
 
 
 def describe(data: bytes, *, crl: bool) -> str:
-    """One line about a certificate or revocation list; never raises for bad ones."""
+    """One line about a certificate or revocation list; never raises for bad data."""
     try:
         loaded = _load(data, crl, "entry")
     except SnpCertsError:

@@ -1,17 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Do these certificates certify this key? The one judge, and what it remembers.
-
-The verifier asks for the key that signed a report, the key server's client for the
-VCEK it asked for, the host's agent for the key that the firmware signs with. All get
-the same reasons.
-
-A host serves the same three certificates with every report, and reading and
-checking them costs more than checking one report does. So what was found is
-remembered by content: the bytes of each certificate and the anchors. What was
-found of ASK and ARK is remembered by itself too, and so is what was found of each
-revocation list: they are the same for all chips of a product, and make up most of
-the work for a new VCEK. Only findings that no clock can change are kept; validity
-is judged each time.
+"""Do these certificates certify this key? The one judge, with a memory. The verifier asks about the
+key that signed a report, the key server's client about the VCEK that it requested, the host's agent
+about the signing key. All get the same reasons. A host serves the same three certificates with
+every report, and parsing and checking them costs more than checking a report. So findings are
+remembered by content: the bytes of each certificate, and the anchors. Findings about ASK and ARK,
+and about each revocation list, are also remembered separately: they are the same for all chips of a
+product, and most of the work for a new VCEK. Only findings that do not depend on the time are kept;
+validity is judged each time.
 """
 
 from __future__ import annotations
@@ -54,24 +49,24 @@ from snpcerts.endorsement.reason import EXPIRED, NOT_YET_VALID, REVOKED, Reason,
 from snpcerts.endorsement.vek import EndorsementCert, VekKind, p384_key
 from snpcerts.errors import FormatError
 
-# A fleet has one chain per chip and TCB. Some 5 KB each, unless a hostile host sends large ones.
+# A fleet has one chain per chip and TCB. About 5 KB each, unless a hostile host sends large ones.
 REMEMBERED = 256
-# What is larger in all is judged and not remembered.
+# A larger set of certificates is judged, but not remembered.
 MAX_REMEMBERED_SIZE = 64 << 10
 
-# A list that is longer is not read before its signature has been checked.
+# A longer list is parsed only after its signature has been checked.
 _LONG_LIST: Final = 64 << 10
-# One that is longer than this is remembered by its digest.
+# A longer list is remembered by its digest.
 _SHORT_LIST: Final = 4 << 10
 
 _Found = TypeVar("_Found")
-# What stands for a revocation list in memory.
+# The key of a revocation list in memory.
 _ListKey = bytes | tuple[str, bytes]
 _ALWAYS = (datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC))
 
 
 class ChainBytes(NamedTuple):
-    """A chain as bytes, each DER or PEM; None for what is not supplied.
+    """A chain as bytes, each DER or PEM; None for one that is not supplied.
 
     ``intermediate`` is the ASK of a VCEK or the ASVK of a VLEK.
     """
@@ -82,13 +77,13 @@ class ChainBytes(NamedTuple):
 
     @classmethod
     def from_table(cls, table: CertTable, kind: VekKind) -> ChainBytes:
-        """The chain that a certificate table has for a key of that kind."""
+        """The chain in a certificate table for a key of that kind."""
         leaf = leaf_of_slots(kind, table.get(VCEK_GUID), table.get(VLEK_GUID))
         return cls(leaf, table.get(ASK_GUID), table.get(ARK_GUID))
 
 
 def leaf_of_slots(kind: VekKind, vcek: bytes | None, vlek: bytes | None) -> bytes | None:
-    """The leaf of that kind, from the slots of a certificate table.
+    """The leaf of that kind in the slots of a certificate table.
 
     Some hosts put a VLEK into the VCEK's slot.
     """
@@ -108,10 +103,8 @@ def _is_of_kind(kind: VekKind, data: bytes) -> bool:
 
 
 class ChainFacts(NamedTuple):
-    """Which certificates there were, and what of them could be read.
-
-    ``of_no_chip`` is whether it is a VLEK's chain; ``leaf_read`` and ``key_read`` say
-    what could be read of the leaf.
+    """Which certificates were supplied, and which parts could be parsed. ``of_no_chip`` is True for
+    a VLEK's chain; ``leaf_read`` and ``key_read`` say whether the leaf and its key could be parsed.
     """
 
     of_no_chip: bool = False
@@ -124,11 +117,10 @@ class ChainFacts(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class CrlFindings:
-    """What holds of a revocation list at all times.
-
-    ``believed`` says that the root signed it and that it was understood; where not,
-    ``doubts`` say why, unless there was no root. ``revoked`` is what it withdraws of
-    the chain. ``product`` is its issuer's. Times are None where it cannot be read.
+    """Findings about a revocation list that do not depend on the time. ``believed`` says that the
+    root signed the list and that every part is known; if not, ``doubts`` say why, unless there was
+    no root. ``revoked`` is the part of the chain that it revokes. ``product`` is its issuer's.
+    Times are None if it cannot be parsed.
     """
 
     believed: bool
@@ -139,7 +131,7 @@ class CrlFindings:
     next_update: datetime | None = None
 
     def problems_at(self, at: datetime) -> tuple[Reason, ...]:
-        """Why it is no current list of the root at that time, which has a time zone."""
+        """Why it is not a current list of the root at that time, which has a time zone."""
         if self.this_update is None or self.next_update is None:
             return self.doubts
         late = untimely(self.this_update, self.next_update, at)
@@ -148,15 +140,12 @@ class CrlFindings:
 
 @dataclass(frozen=True, slots=True)
 class Findings:
-    """What holds of a set of certificates at all times.
-
-    ``key`` is the leaf's, there whenever a P-384 key could be read: a report
-    signed with it is worth telling from one that is not, whatever else is
-    wrong. It says nothing about trust; ``reasons`` does: what is wrong with the
-    chain, and what any believed list withdraws of it, however old that list is.
-    ``anchor`` is the trusted root that the ARK is, if it is one. ``lists`` are the
-    revocation lists in the order they were given. The certificates are in force
-    from the first time of ``in_force`` to the second, both inclusive.
+    """Findings about a set of certificates that do not depend on the time. ``key`` is the leaf's
+    key, set if a P-384 key could be parsed: whether it signed the report is worth knowing, whatever
+    else is wrong. It says nothing about trust. ``reasons`` does: it lists the chain's problems, and
+    the revocations in any believed list, however old. ``anchor`` is the anchor that the ARK's key
+    matches, if any. ``lists`` are the revocation lists in the order given. ``in_force`` is the
+    period in which all certificates are valid, both ends inclusive.
     """
 
     leaf: EndorsementCert | None
@@ -169,7 +158,7 @@ class Findings:
     in_force: tuple[datetime, datetime] = _ALWAYS
 
     def reasons_at(self, at: datetime) -> tuple[Reason, ...]:
-        """Everything wrong with the chain at that time, which has a time zone."""
+        """Every problem of the chain at that time, which has a time zone."""
         first, last = self.in_force
         if first <= at <= last:
             return self.reasons
@@ -181,7 +170,7 @@ NOTHING: Final = Findings(None, None, (), (), ChainFacts())
 
 
 class JudgeMemory:
-    """Findings about the chains seen last. Bounded, and safe to share among threads."""
+    """Findings about recent chains. Bounded, and safe to share among threads."""
 
     def __init__(self, limit: int = REMEMBERED) -> None:
         self._chains: _FoundCache[Findings] = _FoundCache(limit)
@@ -199,9 +188,9 @@ class JudgeMemory:
         anchors: Sequence[Anchor],
         lists: Sequence[bytes] = (),
     ) -> Findings:
-        """As :func:`find`, from memory where the same was asked before."""
+        """As :func:`find`, but uses remembered findings if possible."""
         leaf, intermediate, root = chain
-        # Callers may hand over a bytearray; of bytes this makes no copy.
+        # Callers may pass a bytearray; for bytes this makes no copy.
         chain = ChainBytes(
             None if leaf is None else bytes(leaf),
             None if intermediate is None else bytes(intermediate),
@@ -212,7 +201,7 @@ class JudgeMemory:
         key = (kind is VekKind.VCEK, chain, keys, self._content(anchors))
         known = self._chains.get(key)
         if known is None:
-            # Two threads may find out the same thing at once: both get it right.
+            # Two threads may work out the same findings at once; both get them right.
             known = find(kind, chain, anchors, lists, self)
             self._chains.put(key, known, chain)
         return known
@@ -220,7 +209,7 @@ class JudgeMemory:
     def authorities(
         self, kind: VekKind, chain: ChainBytes, anchors: tuple[Anchor, ...]
     ) -> _Authorities:
-        """As :func:`_find_authorities`, from memory where the same was asked before."""
+        """As :func:`_find_authorities`, but uses remembered findings if possible."""
         above = ChainBytes(None, chain.intermediate, chain.root)
         key = (kind is VekKind.VCEK, above, self._content(anchors))
         known = self._authorities.get(key)
@@ -232,7 +221,7 @@ class JudgeMemory:
     def revocation(
         self, kind: VekKind, chain: ChainBytes, data: bytes, authorities: _Authorities
     ) -> CrlFindings:
-        """As :func:`_judge_list`, from memory where the same was asked before."""
+        """As :func:`_judge_list`, but uses remembered findings if possible."""
         above = ChainBytes(None, chain.intermediate, chain.root)
         key = (kind is VekKind.VCEK, above, _list_key(data))
         known = self._lists.get(key)
@@ -242,7 +231,7 @@ class JudgeMemory:
         return known
 
     def _content(self, anchors: tuple[Anchor, ...]) -> tuple[object, ...]:
-        """What anchors say, in values whose hashes take no time; mostly those asked about last."""
+        """The anchors in a form that hashes fast; cached for the anchors used last."""
         last, content = self._trusted
         if last is not anchors:
             content = tuple(
@@ -255,7 +244,7 @@ class JudgeMemory:
 
 
 class _FoundCache(Generic[_Found]):
-    """What was found, by key; forgets what was not asked for longest."""
+    """Findings by key; forgets those that were not used for longest."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
@@ -284,7 +273,7 @@ class _FoundCache(Generic[_Found]):
 
 @dataclass(frozen=True, slots=True)
 class _Authorities:
-    """Intermediate and root, and what is wrong with each of them."""
+    """Intermediate and root, and the problems of each."""
 
     ask: x509.Certificate | None
     ark: x509.Certificate | None
@@ -300,9 +289,8 @@ def find(
     revocation_lists: Sequence[bytes] = (),
     memory: JudgeMemory | None = None,
 ) -> Findings:
-    """Read and judge the certificates that should endorse a key of that kind.
-
-    Reasons are listed leaf first. ``memory`` may know the authorities and lists.
+    """Parse and judge the certificates that should endorse a key of that kind. Reasons are listed
+    leaf first. ``memory`` may already have findings about the authorities and lists.
     """
     reasons: list[Reason] = []
     loaded = _load(certificates.leaf, kind.name, *_LEAF_CODES[kind], reasons)
@@ -324,7 +312,7 @@ def find(
         else memory.revocation(kind, certificates, data, authorities)
         for data in revocation_lists
     )
-    # Two lists that withdraw the same certificate are one reason.
+    # Two lists with the same revocation give one reason.
     reasons += dict.fromkeys(reason for each in lists for reason in each.revoked)
     windows = windows_of(chain)
     facts = ChainFacts(
@@ -382,7 +370,9 @@ def judge_list(
     intermediate: x509.Certificate | None,
     root: x509.Certificate | None,
 ) -> CrlFindings:
-    """What holds of a revocation list at all times, given the root that should have signed it."""
+    """Findings about a revocation list that do not depend on the time; ``root`` should have signed
+    it.
+    """
     issuer = parse_ca_name(crl.issuer_common_name)
     product = None if issuer is None else issuer.product
     times = (product, crl.this_update, crl.next_update)
@@ -397,10 +387,8 @@ def judge_list(
 def revocations(
     kind: VekKind, crl: bytes | None, intermediate: x509.Certificate, root: x509.Certificate
 ) -> tuple[Reason, ...]:
-    """What a revocation list (DER or PEM, None where there is none) withdraws of the two.
-
-    A list that is not the root's says nothing, and an old one still does: what was
-    revoked stays revoked.
+    """Which of the two a revocation list (DER or PEM, or None) revokes. A list that the root did
+    not sign is ignored. An old list still counts, because a revocation is permanent.
     """
     if crl is None:
         return ()
@@ -425,14 +413,14 @@ def judge_authorities(
 
 
 def _in_force(windows: Sequence[Window]) -> tuple[datetime, datetime]:
-    """When none of them is out of date; nothing at all is in force always."""
+    """The period in which all of them are valid; unlimited if there are none."""
     spans = [(window.not_before, window.not_after) for window in windows]
     firsts, lasts = zip(*spans, _ALWAYS, strict=True)
     return max(firsts), min(lasts)
 
 
 def _list_key(data: bytes) -> _ListKey:
-    """What stands for a list in memory: a long one is not kept for it."""
+    """The key of a list in memory: a digest if it is long, so that the list is not kept."""
     if len(data) <= _SHORT_LIST:
         return bytes(data)
     return "sha384", hashlib.sha384(data).digest()
@@ -478,11 +466,10 @@ def mismatches(
     tcb: TcbVersion | None,
     expected_by: str,
 ) -> Iterator[Reason]:
-    """Why a leaf is of another key than the one expected: product, chip, TCB.
-
-    None stands for what is not known and is not compared. ``hwid`` is the significant
-    bytes of the chip ID; a VLEK is of no chip. Every component of the TCB is compared:
-    another TCB is another key. ``expected_by`` says who expects it: "the report".
+    """Why a leaf does not certify the expected key: product, chip, TCB. A value of None is unknown
+    and is not compared. ``hwid`` is the significant bytes of the chip ID; a VLEK has none. Every
+    component of the TCB must be equal: each TCB has its own key. ``expected_by`` says who expects
+    it: "the report".
     """
     if product is not None and product is not leaf.product:
         yield Reason(
@@ -514,10 +501,8 @@ def _level(components: dict[str, int], name: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Judgement:
-    """Everything wrong with certificates for one key at one time.
-
-    ``leaf`` is None where it cannot be read; ``not_after`` is when the first of the
-    certificates expires.
+    """Every problem of certificates for one key at one time. ``leaf`` is None if it cannot be
+    parsed; ``not_after`` is when the first certificate expires.
     """
 
     leaf: EndorsementCert | None
@@ -526,32 +511,32 @@ class Judgement:
 
     @property
     def sound(self) -> bool:
-        """Nothing is wrong: they certify the key."""
+        """Whether the certificates certify the key: there are no problems."""
         return not self.reasons
 
     @property
     def wrong(self) -> tuple[Reason, ...]:
-        """What was never right: another key, an untrusted root."""
+        """Problems that waiting never caused: another key, an untrusted root."""
         timely = (*EXPIRED, *REVOKED, *NOT_YET_VALID)
         return tuple(each for each in self.reasons if each.code not in timely)
 
     @property
     def lapsed(self) -> tuple[Reason, ...]:
-        """What was right once: a certificate has expired or was revoked."""
+        """Problems that came with time: an expired or revoked certificate."""
         return tuple(each for each in self.reasons if each.code in (*EXPIRED, *REVOKED))
 
     @property
     def early(self) -> tuple[Reason, ...]:
-        """Which certificates are not valid yet. They were issued: the clock must be behind."""
+        """Certificates that are not valid yet. They have been issued, so the clock must be slow."""
         return tuple(each for each in self.reasons if each.code in NOT_YET_VALID)
 
 
 class ChipJudge:
-    """Judges certificates for the keys of one chip, by a set of trusted roots.
+    """Judges certificates for the keys of one chip, using a set of trusted roots.
 
-    ``hwid`` is the significant bytes of the chip ID. ``expected_by`` says in messages
-    who expects a key. ``known_crl`` gives the known revocation list for a kind of key,
-    or None. One that is not its root's says nothing; an old one still does.
+    ``hwid`` is the significant bytes of the chip ID. ``expected_by`` says in messages who expects a
+    key. ``known_crl`` returns the known revocation list for a kind of key, or None. A list that its
+    root did not sign is ignored; an old one still counts.
     """
 
     def __init__(
@@ -572,7 +557,7 @@ class ChipJudge:
         self._memory = _shared if memory is None else memory
 
     def judge(self, chain: ChainBytes, kind: VekKind, tcb: TcbVersion, at: datetime) -> Judgement:
-        """All that is wrong with the chain for that key at that time, which has a time zone."""
+        """Every problem of the chain for that key at that time, which has a time zone."""
         crl = self._known_crl(kind)
         lists = () if crl is None else (crl,)
         findings = self._memory.findings(kind, chain, self.anchors, lists)

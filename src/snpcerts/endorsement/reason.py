@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every reason for which certificates or a report are refused: stable codes, one sentence each.
+"""Every reason to refuse certificates or a report: stable codes, one sentence each.
 
-Programs and dashboards match on the code; it never changes its meaning. The
-message beside it says what was found this time, and may change. Each code names
-the check that it fails.
+Programs and dashboards match on the code, whose meaning never changes. The message beside it says
+what was found this time, and may change. Each code names the check that it fails.
 """
 
 from __future__ import annotations
@@ -15,9 +14,9 @@ from dataclasses import dataclass
 class NextStep(enum.StrEnum):
     """What the caller does next about a reason."""
 
-    REFUSE = "refuse"  # the evidence is bad or unwanted: the same call will refuse it again
-    RETRY_LATER = "retry-later"  # something needed was not available
-    FIX_USAGE = "fix-usage"  # the caller has not supplied what is needed
+    REFUSE = "refuse"  # the evidence is bad or unacceptable: another call will refuse it again
+    RETRY_LATER = "retry-later"  # something needed is not available now
+    FIX_USAGE = "fix-usage"  # the caller has not supplied something needed
 
 
 class Authenticity(enum.StrEnum):
@@ -41,17 +40,16 @@ class Authenticity(enum.StrEnum):
 class ReasonCode(enum.StrEnum):
     """A reason's code.
 
-    ``check`` is the check of authenticity that it fails; None for the policy's
-    checks, which have the code's own name, and for what fails no check.
-    ``description`` is its sentence in the documentation; ``next_step`` groups
-    codes by what the caller does next.
+    ``check`` is the check of authenticity that it fails; None for the policy's checks, which have
+    the code's own name, and for codes that fail no check. ``description`` is its sentence in the
+    documentation; ``next_step`` groups codes by what the caller does next.
     """
 
     check: Authenticity | None
     description: str
     next_step: NextStep
 
-    # The defaults stand for look-ups by code, which come here in type checkers only.
+    # The defaults are for look-ups by code, which only type checkers resolve to this method.
     def __new__(
         cls,
         code: str,
@@ -66,7 +64,7 @@ class ReasonCode(enum.StrEnum):
         member.next_step = next_step
         return member
 
-    # The report by itself.
+    # The report alone.
     REPORT_SIZE = (
         "report-size",
         Authenticity.REPORT_LAYOUT,
@@ -80,7 +78,7 @@ class ReasonCode(enum.StrEnum):
     REPORT_POLICY = (
         "report-policy",
         Authenticity.REPORT_LAYOUT,
-        "The guest policy has bits no policy has.",
+        "The guest policy has undefined bits set.",
     )
     REPORT_SIGNATURE_ALGORITHM = (
         "report-signature-algorithm",
@@ -100,7 +98,7 @@ class ReasonCode(enum.StrEnum):
     REPORT_RESERVED = (
         "report-reserved",
         Authenticity.REPORT_LAYOUT,
-        "Bytes that are zero in every such report are not.",
+        "Bytes that are zero in every report of this version are not.",
     )
     REPORT_UNSIGNED = (
         "report-unsigned",
@@ -156,13 +154,15 @@ class ReasonCode(enum.StrEnum):
     COLLATERAL_UNAVAILABLE = (
         "collateral-unavailable",
         None,
-        "A certificate or revocation list is needed, and a source of it could not be reached.",
+        "A needed certificate or revocation list is missing, because a source could not be "
+        "reached.",
         NextStep.RETRY_LATER,
     )
     COLLATERAL_NOT_FOUND = (
         "collateral-not-found",
         None,
-        "What is needed is nowhere, and a source said so (key servers have, of valid chips).",
+        "No source has what is needed, and one said so (key servers have said so about valid "
+        "chips).",
         NextStep.FIX_USAGE,
     )
     # The leaf: VCEK or VLEK.
@@ -194,7 +194,7 @@ class ReasonCode(enum.StrEnum):
     LEAF_ISSUER = (
         "leaf-issuer",
         Authenticity.LEAF,
-        "The leaf names another issuer than the ASK or ASVK supplied.",
+        "The leaf names an issuer other than the supplied ASK or ASVK.",
     )
     LEAF_SIGNATURE = (
         "leaf-signature",
@@ -209,13 +209,13 @@ class ReasonCode(enum.StrEnum):
     LEAF_EXPIRED = (
         "leaf-expired",
         Authenticity.VALIDITY,
-        "The leaf is not valid any more.",
+        "The leaf has expired.",
     )
     # The intermediate: ASK or ASVK.
     ASK_NAME = (
         "ask-name",
         Authenticity.INTERMEDIATE,
-        "The intermediate's name is not that of the ASK or ASVK needed.",
+        "The intermediate's name is not that of the required ASK or ASVK.",
     )
     ASK_KEY = (
         "ask-key",
@@ -240,7 +240,7 @@ class ReasonCode(enum.StrEnum):
     ASK_ISSUER = (
         "ask-issuer",
         Authenticity.INTERMEDIATE,
-        "The intermediate names another issuer than the ARK supplied.",
+        "The intermediate names an issuer other than the supplied ARK.",
     )
     ASK_SIGNATURE = (
         "ask-signature",
@@ -255,7 +255,7 @@ class ReasonCode(enum.StrEnum):
     ASK_EXPIRED = (
         "ask-expired",
         Authenticity.VALIDITY,
-        "The intermediate is not valid any more.",
+        "The intermediate has expired.",
     )
     # The root: ARK.
     ARK_NAME = (
@@ -286,7 +286,7 @@ class ReasonCode(enum.StrEnum):
     ARK_ISSUER = (
         "ark-issuer",
         Authenticity.ROOT,
-        "The root names another issuer than itself.",
+        "The root names an issuer other than itself.",
     )
     ARK_SIGNATURE = (
         "ark-signature",
@@ -306,19 +306,19 @@ class ReasonCode(enum.StrEnum):
     ARK_EXPIRED = (
         "ark-expired",
         Authenticity.VALIDITY,
-        "The root is not valid any more.",
+        "The root has expired.",
     )
     CHAIN_PRODUCT = (
         "chain-product",
         Authenticity.CHAIN_PRODUCT,
-        "The certificates are of different products.",
+        "The certificates are for different products.",
     )
-    # The revocation list, where one is given or required.
+    # The revocation list, if one is given or required.
     CRL_MISSING = (
         "crl-missing",
         Authenticity.REVOCATION,
-        "A revocation list of the relying party's own is required, for that kind of leaf, "
-        "and not supplied.",
+        "The policy requires the relying party's own revocation list for that kind of leaf, and "
+        "none is supplied.",
         NextStep.FIX_USAGE,
     )
     CRL_UNREADABLE = (
@@ -329,7 +329,7 @@ class ReasonCode(enum.StrEnum):
     CRL_ISSUER = (
         "crl-issuer",
         Authenticity.REVOCATION,
-        "The revocation list is not of the ARK supplied, or may not be.",
+        "The supplied ARK is not the revocation list's issuer, or may not sign lists.",
     )
     CRL_SIGNATURE_ALGORITHM = (
         "crl-signature-algorithm",
@@ -349,18 +349,18 @@ class ReasonCode(enum.StrEnum):
     CRL_NOT_YET_VALID = (
         "crl-not-yet-valid",
         Authenticity.REVOCATION,
-        "The revocation list is from after that time.",
+        "The revocation list was issued after that time.",
     )
     CRL_EXPIRED = (
         "crl-expired",
         Authenticity.REVOCATION,
-        "The revocation list should have been replaced by that time.",
+        "The revocation list had expired at that time.",
         NextStep.FIX_USAGE,
     )
     CRL_TOO_OLD = (
         "crl-too-old",
         Authenticity.REVOCATION,
-        "The revocation list came from the key server longer ago than the policy allows.",
+        "The revocation list was fetched from the key server longer ago than the policy allows.",
         NextStep.FIX_USAGE,
     )
     CRL_OLDER = (
@@ -382,22 +382,22 @@ class ReasonCode(enum.StrEnum):
     PRODUCT_UNKNOWN = (
         "product-unknown",
         Authenticity.PRODUCT,
-        "The report's CPUID fields are of no known product.",
+        "The report's CPUID fields match no known product.",
     )
     PRODUCT_MISMATCH = (
         "product-mismatch",
         Authenticity.PRODUCT,
-        "Report and leaf are of different products.",
+        "Report and leaf are for different products.",
     )
     CHIP_ID_MASKED = (
         "chip-id-masked",
         Authenticity.CHIP_ID,
-        "The report hides its chip ID, so no VCEK can be bound to it.",
+        "The report hides its chip ID, so no VCEK can be matched with it.",
     )
     CHIP_ID_MISMATCH = (
         "chip-id-mismatch",
         Authenticity.CHIP_ID,
-        "The VCEK is of another chip than the report's.",
+        "The VCEK is for a chip other than the report's.",
     )
     REPORT_TCB = (
         "report-tcb",
@@ -407,14 +407,14 @@ class ReasonCode(enum.StrEnum):
     TCB_MISMATCH = (
         "tcb-mismatch",
         Authenticity.REPORTED_TCB,
-        "The leaf is for another TCB than the one reported.",
+        "The leaf is for a TCB other than the reported one.",
     )
     REPORT_SIGNATURE = (
         "report-signature",
         Authenticity.REPORT_SIGNATURE,
         "The leaf's key did not sign the report.",
     )
-    # The report and what is said to be bound to it.
+    # The report and the data that should be bound to it.
     RUNTIME_DATA_MISMATCH = (
         "runtime-data-mismatch",
         Authenticity.RUNTIME_DATA,
@@ -423,74 +423,75 @@ class ReasonCode(enum.StrEnum):
     RUNTIME_DATA_VMPL = (
         "runtime-data-vmpl",
         Authenticity.RUNTIME_DATA,
-        "The report that binds the runtime data was asked for below VMPL 0, where the guest "
-        "chooses what it binds.",
+        "The report that binds the runtime data was requested at a VMPL other than 0, where the "
+        "guest chooses the data.",
     )
-    # What the policy asks for.
+    # The policy's demands.
     POLICY_SIGNING_KEY = (
         "policy-signing-key",
         None,
-        "Another kind of key signed than is wanted.",
+        "A kind of key signed that the policy does not accept.",
     )
     POLICY_CHIP_ID = (
         "policy-chip-id",
         None,
-        "The chip is none of those wanted.",
+        "The chip is not one that the policy accepts.",
     )
     POLICY_CSP_ID = (
         "policy-csp-id",
         None,
-        "The VLEK is of no provider wanted, or a VCEK signed.",
+        "The VLEK is not from a provider that the policy accepts, or a VCEK signed.",
     )
     POLICY_REPORT_DATA = (
         "policy-report-data",
         None,
-        "REPORT_DATA is not what is wanted.",
+        "REPORT_DATA is not the value that the policy demands.",
     )
     POLICY_USER_DATA = (
         "policy-user-data",
         None,
-        "The runtime data does not hold the user data that is wanted, or there is none.",
+        "The runtime data does not contain the user data that the policy demands, or there is "
+        "none.",
     )
     POLICY_MEASUREMENT = (
         "policy-measurement",
         None,
-        "The launch measurement is none of those wanted.",
+        "The launch measurement is not one that the policy accepts.",
     )
     POLICY_HOST_DATA = (
         "policy-host-data",
         None,
-        "HOST_DATA is not what is wanted.",
+        "HOST_DATA is not the value that the policy demands.",
     )
     POLICY_ID_KEY = (
         "policy-id-key",
         None,
-        "The ID key's digest is none of those wanted.",
+        "The ID key's digest is not one that the policy accepts.",
     )
     POLICY_AUTHOR_KEY = (
         "policy-author-key",
         None,
-        "The author key's digest is none of those wanted.",
+        "The author key's digest is not one that the policy accepts.",
     )
     POLICY_FAMILY_ID = (
         "policy-family-id",
         None,
-        "FAMILY_ID is not what is wanted.",
+        "FAMILY_ID is not the value that the policy demands.",
     )
     POLICY_IMAGE_ID = (
         "policy-image-id",
         None,
-        "IMAGE_ID is not what is wanted.",
+        "IMAGE_ID is not the value that the policy demands.",
     )
     POLICY_GUEST_SVN = (
         "policy-guest-svn",
         None,
-        "GUEST_SVN is lower than is wanted.",
+        "GUEST_SVN is lower than the policy demands.",
     )
     POLICY_VMPL = (
         "policy-vmpl",
         None,
-        "The report was asked for at another VMPL than is wanted.",
+        "The report was requested at a VMPL that the policy does not accept.",
     )
     POLICY_DEBUG = (
         "policy-debug",
@@ -505,66 +506,67 @@ class ReasonCode(enum.StrEnum):
     POLICY_GUEST_POLICY = (
         "policy-guest-policy",
         None,
-        "A bit of the guest policy is not as wanted.",
+        "A bit of the guest policy does not have the value that the policy demands.",
     )
     POLICY_ABI = (
         "policy-abi",
         None,
-        "The guest policy accepts firmware of an older ABI than is wanted.",
+        "The guest policy accepts firmware of an older ABI than the policy demands.",
     )
     POLICY_PLATFORM_INFO = (
         "policy-platform-info",
         None,
-        "A bit of PLATFORM_INFO is not as wanted.",
+        "A bit of PLATFORM_INFO does not have the value that the policy demands.",
     )
     POLICY_MITIGATIONS = (
         "policy-mitigations",
         None,
-        "A mitigation that is wanted is not in force.",
+        "A mitigation that the policy demands is not in force.",
     )
     POLICY_FIRMWARE = (
         "policy-firmware",
         None,
-        "The firmware is older than is wanted.",
+        "The firmware is older than the policy demands.",
     )
     POLICY_COMMITTED_FIRMWARE = (
         "policy-committed-firmware",
         None,
-        "The firmware can be rolled back to an older version than is wanted.",
+        "The firmware can be rolled back to an older version than the policy demands.",
     )
     POLICY_PROVISIONAL_FIRMWARE = (
         "policy-provisional-firmware",
         None,
-        "The firmware that runs is not committed: it can be rolled back.",
+        "The running firmware is not committed, so it can be rolled back.",
     )
     POLICY_REPORTED_TCB = (
         "policy-reported-tcb",
         None,
-        "REPORTED_TCB is below the floor, or the product has none.",
+        "REPORTED_TCB is below the floor, or the policy has no floor for the product.",
     )
     POLICY_TCB_ABOVE_CURRENT = (
         "policy-tcb-above-current",
         None,
-        "A component of REPORTED_TCB, or of the leaf's TCB, is above what runs (CURRENT_TCB).",
+        "A component of REPORTED_TCB, or of the leaf's TCB, is above the current TCB "
+        "(CURRENT_TCB).",
     )
     POLICY_CURRENT_TCB = (
         "policy-current-tcb",
         None,
-        "CURRENT_TCB is below the floor, or the product has none.",
+        "CURRENT_TCB is below the floor, or the policy has no floor for the product.",
     )
     POLICY_COMMITTED_TCB = (
         "policy-committed-tcb",
         None,
-        "COMMITTED_TCB is below the floor, or the product has none.",
+        "COMMITTED_TCB is below the floor, or the policy has no floor for the product.",
     )
     POLICY_LAUNCH_TCB = (
         "policy-launch-tcb",
         None,
-        "LAUNCH_TCB is below the floor, or the product has none.",
+        "LAUNCH_TCB is below the floor, or the policy has no floor for the product.",
     )
 
 
-# What was right once: a certificate's time is over, or its issuer has withdrawn it.
+# Reasons that arise with time: a certificate expires, or its issuer revokes it.
 EXPIRED = frozenset(
     {ReasonCode.LEAF_EXPIRED, ReasonCode.ASK_EXPIRED, ReasonCode.ARK_EXPIRED},
 )
@@ -576,7 +578,7 @@ NOT_YET_VALID = frozenset(
         ReasonCode.ARK_NOT_YET_VALID,
     }
 )
-# What depends on the clock alone; a wrong clock causes it too.
+# Reasons that depend only on the time; a wrong clock causes them too.
 UNTIMELY = frozenset(
     {*EXPIRED, *NOT_YET_VALID, ReasonCode.CRL_EXPIRED, ReasonCode.CRL_NOT_YET_VALID}
 )

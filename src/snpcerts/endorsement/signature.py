@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The one signature algorithm of AMD's authorities, for certificates and revocation lists.
 
-RSASSA-PSS with SHA-384, MGF1 with SHA-384 and 48 bytes of salt, over RSA keys of
-at least 4096 bits; nothing else is taken.
+RSASSA-PSS with SHA-384, MGF1 with SHA-384 and 48 bytes of salt, over RSA keys of at least 4096
+bits; nothing else is accepted.
 
 Sources: KDS (57230) chapter 3; RFC 4055 section 3.1 for the parameters.
 """
@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import padding, rsa
 
 MIN_RSA_BITS = 4096
-MAX_RSA_BITS = 16384  # above this a check costs a hostile host nothing and us much
+MAX_RSA_BITS = 16384  # with larger keys, a hostile host could make a check expensive for us
 SALT_SIZE = 48
 ALGORITHM_WANTED = (
     f"RSASSA-PSS with SHA-384, MGF1 with SHA-384 and {SALT_SIZE} bytes of salt"  # for messages
@@ -31,7 +31,7 @@ _SHOWN = 80  # bytes of a foreign algorithm that a message shows
 
 
 def authority_key(certificate: x509.Certificate) -> rsa.RSAPublicKey | None:
-    """The certificate's key where it is one an authority may sign with, else None."""
+    """The certificate's key if an authority may sign with it, else None."""
     key = certificate.public_key()
     if isinstance(key, rsa.RSAPublicKey) and MIN_RSA_BITS <= key.key_size <= MAX_RSA_BITS:
         return key
@@ -39,7 +39,7 @@ def authority_key(certificate: x509.Certificate) -> rsa.RSAPublicKey | None:
 
 
 def is_signed(signed: bytes, signature: bytes, key: rsa.RSAPublicKey) -> bool:
-    """Whether the signature is the key's by that algorithm, whatever another field names."""
+    """Whether the key made the signature with that algorithm; other fields are ignored."""
     try:
         key.verify(signature, signed, _PSS, _SHA384)
     except InvalidSignature:
@@ -48,7 +48,7 @@ def is_signed(signed: bytes, signature: bytes, key: rsa.RSAPublicKey) -> bool:
 
 
 def algorithm_problem(inner: bytes, outer: bytes) -> str | None:
-    """What is wrong with the AlgorithmIdentifiers inside and outside a signed part, in DER."""
+    """Problems of the two AlgorithmIdentifiers, inside and outside a signed part, in DER."""
     if inner != outer:
         return (
             f"names two signature algorithms: {_short(inner)} inside and "
@@ -65,7 +65,7 @@ def _short(algorithm: bytes) -> str:
 
 
 def _encodings() -> Iterator[bytes]:
-    """Every DER form of the one algorithm: hash parameters and trailer may be left out."""
+    """Every DER form of the one algorithm: hash parameters and trailer are optional."""
 
     def der(tag: int, *parts: bytes) -> bytes:
         content = b"".join(parts)

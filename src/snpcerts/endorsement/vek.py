@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """VCEK and VLEK certificates: whose key, on which product, at which TCB.
 
-Source: KDS (57230) chapter 3, "VCEK certificate format" and its VLEK sibling,
-held against genuine certificates. The values are X.509 extensions below
-1.3.6.1.4.1.3704.1:
+Source: KDS (57230) chapter 3, "VCEK certificate format" and its VLEK sibling, checked against
+genuine certificates. The values are X.509 extensions below 1.3.6.1.4.1.3704.1:
 
 =======  ============  =========================================
 suffix   name          value
@@ -78,7 +77,7 @@ _SPLS = {
 }
 _LAYOUTS = {0: TcbLayout.MILAN, 1: TcbLayout.TURIN}
 
-# Names nobody needs to be longer; kept in verdicts and logs.
+# A bound on names, which verdicts and logs contain.
 _MAX_TEXT = 256
 
 
@@ -96,11 +95,9 @@ class VekKind(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class EndorsementCert:
-    """A VCEK or VLEK certificate, read.
-
-    ``hwid`` is the chip's ID (64 bytes, 8 on Turin), there exactly for a VCEK;
-    ``csp_id`` names the cloud provider, exactly for a VLEK. Nothing here says
-    that the certificate is genuine: see :mod:`snpcerts.endorsement.chain`.
+    """A parsed VCEK or VLEK certificate. ``hwid`` is the chip's ID (64 bytes, 8 on Turin) and set
+    only for a VCEK; ``csp_id`` names the cloud provider and is set only for a VLEK. Nothing here
+    says that the certificate is genuine: see :mod:`snpcerts.endorsement.chain`.
     """
 
     certificate: x509.Certificate
@@ -113,23 +110,23 @@ class EndorsementCert:
     public_key: ec.EllipticCurvePublicKey
 
     def __reduce__(self) -> tuple[Callable[[bytes], EndorsementCert], tuple[bytes]]:
-        """As its bytes, to be read again: the library's objects do not travel to processes."""
+        """Pickle the bytes and parse them again: the library's objects cannot be pickled."""
         return _read_again, (self.certificate.public_bytes(Encoding.DER),)
 
     @classmethod
     def from_bytes(cls, data: bytes, what: str = "VCEK or VLEK") -> Self:
-        """Read DER or PEM; :class:`FormatError` as for its two steps."""
+        """Parse DER or PEM; raises :class:`FormatError` as its two steps do."""
         return cls.from_certificate(load_certificate(data, what))
 
     @classmethod
     def from_certificate(
         cls, certificate: x509.Certificate, key: ec.EllipticCurvePublicKey | None = None
     ) -> Self:
-        """Read the AMD extensions of a loaded certificate; ``key`` is its key, if read already.
+        """Read the AMD extensions of a loaded certificate; ``key`` is its key, if already parsed.
 
-        Raises :class:`FormatError`, naming the extension, for one that is
-        missing, of another type, out of range, out of place, or unknown below
-        AMD's arc; and for a key that is not on P-384.
+        Raises :class:`FormatError`, naming the extension, for one that is missing, of another type,
+        out of range, not allowed here, or unknown below AMD's arc; also raises it for a key that is
+        not on P-384.
         """
         kind = _kind(certificate)
         what = kind.name
@@ -201,7 +198,7 @@ def _kind(certificate: x509.Certificate) -> VekKind:
 
 
 def _amd_extensions(certificate: x509.Certificate, what: str) -> dict[str, bytes]:
-    """Raw values by name. The library has refused duplicates already."""
+    """Raw values by name. The library has already refused duplicates."""
     values: dict[str, bytes] = {}
     for extension in certificate.extensions:
         oid = extension.oid.dotted_string
@@ -231,9 +228,8 @@ def _tcb(required: Callable[[str], bytes], product: Product, what: str) -> TcbVe
 
 
 def _hwid(value: bytes, product: Product, what: str) -> bytes:
-    """The chip's ID: bare bytes, or an OCTET STRING that holds as many.
-
-    The length decides, never the first byte: a bare ID may start with any.
+    """The chip's ID: bare bytes, or an OCTET STRING of that size. The length decides, never the
+    first byte: a bare ID may start with any byte.
     """
     size = product.hwid_size
     if len(value) == size:

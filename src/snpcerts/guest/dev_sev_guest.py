@@ -49,8 +49,8 @@ _NOT_THERE: Final = (errno.ENOENT, errno.ENOTDIR, errno.ENODEV, errno.ENXIO)
 class GuestRequestError(RefusedError):
     """The guest's kernel, its host or the firmware refused a request.
 
-    ``errno`` is the ioctl's; ``vmm_error`` and ``fw_error`` are the upper and lower
-    half of ``exitinfo2``, 0 if there was no such error.
+    ``errno`` is the ioctl's; ``vmm_error`` and ``fw_error`` are the upper and lower half of
+    ``exitinfo2``, 0 if there was no such error.
     """
 
     code = "guest-request"

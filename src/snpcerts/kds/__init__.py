@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""AMD's key server (KDS): its URLs, a client, and a cache of what has verified."""
+"""AMD's key server (KDS): its URLs, a client, and a cache of verified certificates."""
 
 from __future__ import annotations
 

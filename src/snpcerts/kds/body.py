@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Certificates read from what the key server answers, or the cache has.
+"""Reads certificates from bodies of the key server's answers, or from the cache's files.
 
-What cannot be read at all raises :class:`~snpcerts.errors.FormatError`: an error
-page, a body cut short; it says nothing of the chip. Whether what can be read is
-what was asked for is judged in :mod:`snpcerts.endorsement.judge`.
+A body that cannot be read, such as an error page or a truncated answer, raises
+:class:`~snpcerts.errors.FormatError`; it says nothing about the chip.
+:mod:`snpcerts.endorsement.judge` decides whether a readable body is the requested certificate.
 
 Source: KDS (57230) chapter 3 for the bodies.
 """
@@ -29,19 +29,19 @@ _PEM_BLOCK = re.compile(rb"-----BEGIN CERTIFICATE-----.*?-----END CERTIFICATE---
 
 @dataclass(frozen=True, slots=True)
 class ChainPair:
-    """ASK or ASVK, and ARK, as loaded."""
+    """ASK or ASVK, and ARK, parsed."""
 
     intermediate: x509.Certificate
     root: x509.Certificate
 
     @property
     def not_before(self) -> datetime:
-        """From when both are valid."""
+        """The time from which both are valid."""
         return max(self.intermediate.not_valid_before_utc, self.root.not_valid_before_utc)
 
     @property
     def not_after(self) -> datetime:
-        """When the first of the two expires."""
+        """The time at which the first of the two expires."""
         return min(self.intermediate.not_valid_after_utc, self.root.not_valid_after_utc)
 
     def der(self) -> tuple[bytes, bytes]:
@@ -67,8 +67,8 @@ def read_vcek(body: bytes) -> x509.Certificate:
 def read_chain(body: bytes) -> ChainPair:
     """The two PEM certificates that ``body`` is, intermediate first.
 
-    Raises :class:`FormatError` for another number of them, or anything but
-    white space around them.
+    Raises :class:`FormatError` for any other number of certificates, or anything but white space
+    around them.
     """
     blocks = _PEM_BLOCK.findall(body)
     if len(blocks) != 2 or _PEM_BLOCK.sub(b"", body).strip():
@@ -84,9 +84,8 @@ def read_chain(body: bytes) -> ChainPair:
 def same_key(one: bytes, other: bytes) -> bool:
     """Whether two certificates (DER or PEM) certify one key for the same chip and TCB.
 
-    The key server issues a new certificate each time it is asked: other bytes,
-    the same public key and the same extensions. Raises :class:`FormatError`
-    when either cannot be read.
+    The key server issues a new certificate for each request: its bytes differ, its public key and
+    extensions do not. Raises :class:`FormatError` if either cannot be read.
     """
     first, second = (load_certificate(data, "certificate") for data in (one, other))
     return _key_and_extensions(first) == _key_and_extensions(second)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What has verified, out of the cache or from the key server and then the cache.
+"""Fetches verified resources from the cache, or from the key server into the cache.
 
 This module does not know what it fetches: each caller passes a function that
 judges. Concurrent requests for one resource are merged.
@@ -32,15 +32,15 @@ from snpcerts.kds.url import Resource
 
 T = TypeVar("T")
 
-# A renewal that failed is left alone for so long, in seconds.
+# After a failed renewal, wait this long before the next, in seconds.
 RENEWAL_PAUSE: Final = 3600.0
-# What could not be written is kept in memory, a few KB each.
+# Resources that the cache could not store, kept in memory; a few KB each.
 _MAX_UNKEPT: Final = 64
 
 
 @dataclass(frozen=True, slots=True)
 class Verified(Generic[T]):
-    """Something that verified, its form in the cache, and from when to when it is good."""
+    """A verified resource, its form in the cache, and its period of validity."""
 
     value: T
     kept_as: bytes
@@ -53,13 +53,13 @@ class Verified(Generic[T]):
 class FetchRequest(Generic[T]):
     """One resource at one time, and how to judge bytes for it.
 
-    ``judge`` returns what is kept of a body, or what is wrong with it; it raises
-    :class:`FormatError` for what cannot be read. ``prepare`` fetches what
-    judging needs. ``retry_after_repair`` fetches what may put those reasons right, and
-    says whether the body should be judged again. ``reject_replacement`` says why the
-    first, which is new, must not take the place of the second, which is cached.
-    A ``budget`` (seconds) is for what is not essential: it is asked for once,
-    and waited for no longer. A ``lenient`` judge accepts what others do not.
+    ``judge`` returns the resource in a body, or the reasons against it; it raises
+    :class:`FormatError` for a body that cannot be read. ``prepare`` fetches what judging needs.
+    ``retry_after_repair`` fetches what may remove those reasons, and returns whether to judge the
+    body again. ``reject_replacement`` says why the new resource (first argument) must not replace
+    the cached one (second). A ``budget`` (seconds) is for a resource that is not essential: it
+    limits the request to one try and to that time. A ``lenient`` judge accepts resources that
+    others reject.
     """
 
     resource: Resource
@@ -82,17 +82,15 @@ class FetchRequest(Generic[T]):
 
 @dataclass(slots=True)
 class _Cached(Generic[T]):
-    """What the cache had when we last looked, and which file that was when we first did."""
+    """The cache's content at the last look, and the file's identity at the first."""
 
     value: Verified[T] | None
     version: object
 
 
 class CachedFetch:
-    """Gets what is requested. Without a client the cache is all there is.
-
-    ``warn`` is told of what does not stop the work. Safe for use by several
-    threads; processes that share the cache take turns.
+    """Gets requested resources. Without a client it uses only the cache. ``warn`` is called with
+    problems that do not stop the work. Thread-safe; processes that share the cache take turns.
     """
 
     def __init__(self, store: Store, client: KdsClient | None, warn: Callable[[str], None]) -> None:
@@ -106,7 +104,7 @@ class CachedFetch:
         self._unkept: OrderedDict[Resource, bytes] = OrderedDict()
 
     def kept(self, resource: Resource) -> bytes | None:
-        """What the cache has, however old, unjudged; nobody is asked."""
+        """The cached body, however old and not judged; never asks the key server."""
         with self._lock:
             kept = self._unkept.get(resource)
         with contextlib.suppress(CacheError):
@@ -114,10 +112,9 @@ class CachedFetch:
         return None
 
     def get(self, request: FetchRequest[T]) -> Verified[T]:
-        """From the cache, or from a request for it that is already under way.
-
-        Raises :class:`KdsUnavailableError`, :class:`KdsNotFoundError` and
-        :class:`KdsUntrustedError` where there is nothing that verifies.
+        """The resource from the cache, from a request already under way, or from a new one. Raises
+        :class:`KdsUnavailableError`, :class:`KdsNotFoundError` or :class:`KdsUntrustedError` if
+        nothing verifies.
         """
         cached = None if request.refresh else self._cached(request)
         if cached is not None and not self._due(request, cached):
@@ -145,7 +142,7 @@ class CachedFetch:
                 del self._asking[key]
 
     def _renew(self, request: FetchRequest[T]) -> Verified[T]:
-        """Ask, in our turn; fall back on a cached one that is valid."""
+        """Ask in this process's turn; if that fails, use the cached resource if it is valid."""
         client = self.client
         if client is None:
             cached = self._cached(request, report=True)
@@ -160,7 +157,7 @@ class CachedFetch:
         known = _Cached(self._cached(request, report=True), self.store.version(request.resource))
 
         def settled() -> Verified[T] | None:
-            """What another got while we waited for our turn."""
+            """The resource that another process fetched while this one waited for its turn."""
             cached = self._cached(request)
             if cached is None:
                 return None
@@ -182,7 +179,7 @@ class CachedFetch:
                 read,
                 line=self._line,
                 settled=settled,
-                # What is only renewed can wait; it is not worth many tries now.
+                # A renewal can wait, so one try is enough now.
                 attempts=None if cached is None and request.budget is None else 1,
                 budget=request.budget,
                 patient=request.budget is None and (cached is None or request.refresh),
@@ -192,7 +189,7 @@ class CachedFetch:
                 raise
             with self._lock:
                 self._renewal_failed[request.resource] = time.monotonic()
-            self._warn(f"not renewed, the cached one stays in use: {error}")
+            self._warn(f"not renewed; the cached one stays in use: {error}")
             return known.value
 
     def _judged(
@@ -213,7 +210,7 @@ class CachedFetch:
         )
 
     def _cached(self, request: FetchRequest[T], *, report: bool = False) -> Verified[T] | None:
-        """What the cache has, if it verifies; otherwise, with ``report``, a warning."""
+        """The cached resource if it verifies; otherwise None and, with ``report``, a warning."""
         with self._lock:
             kept = self._unkept.get(request.resource)
         path = self.store.path_of(request.resource)
@@ -237,7 +234,7 @@ class CachedFetch:
         return None
 
     def _due(self, request: FetchRequest[T], cached: Verified[T]) -> bool:
-        """Whether to try to renew what is still good."""
+        """Whether to try to renew a resource that is still valid."""
         if self.client is None or request.at < cached.renew_at:
             return False
         with self._lock:
@@ -245,7 +242,9 @@ class CachedFetch:
         return failed is None or time.monotonic() - failed > RENEWAL_PAUSE
 
     def _keep(self, resource: Resource, data: bytes) -> None:
-        """Into the cache; where that fails, into memory, so as not to ask again soon."""
+        """Write to the cache; if that fails, keep it in memory, so that it is not fetched again
+        soon.
+        """
         with self._lock:
             self._renewal_failed.pop(resource, None)
             self._unkept.pop(resource, None)
@@ -256,10 +255,10 @@ class CachedFetch:
                 self._unkept[resource] = data
                 while len(self._unkept) > _MAX_UNKEPT:
                     self._unkept.popitem(last=False)
-            self._warn(f"{resource}: fetched, but not kept: {error}")
+            self._warn(f"{resource}: fetched, but not cached: {error}")
 
 
 def _hint(reasons: list[Reason], at: datetime) -> str:
     if all(reason.code in UNTIMELY for reason in reasons):
-        return f"is the clock right? It says {at:%Y-%m-%dT%H:%M:%SZ}"
+        return f"check the clock: it shows {at:%Y-%m-%dT%H:%M:%SZ}"
     return "the answer is neither cached nor used"

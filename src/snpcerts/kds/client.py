@@ -1,13 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Ask the key server, within bounds of time, size and number.
+"""Asks the key server, within limits of time, size and number of tries.
 
-Only the moment is judged here: whether there was an answer, and whether it can
-be read at all. Whether it is the right one is for
-:mod:`snpcerts.kds.source`. An answer goes by its body; what its headers call
-it does not matter.
+This module decides only whether there was an answer and whether it can be read.
+:mod:`snpcerts.kds.source` decides whether it is the right one. Only an answer's body counts, not
+its headers' description of it.
 
-Sources: KDS (57230) chapter 4, and what users of AMD's server have reported:
-404 for valid chips, 429 that outlasts minutes, hours without a connection.
+Sources: KDS (57230) chapter 4, and reports by users of AMD's server: 404 for valid chips, 429 for
+minutes on end, hours without a connection.
 """
 
 from __future__ import annotations
@@ -50,7 +49,7 @@ _MAX_REDIRECTS: Final = 3
 
 @dataclass(frozen=True, slots=True)
 class _Failed:
-    """A try that may go better next time."""
+    """A failed try that may succeed later."""
 
     result: str  # for the counter
     problem: str
@@ -76,22 +75,21 @@ class _Asked(Generic[T]):
 
     @property
     def paced(self) -> bool:
-        """Whether the server is known to want a pause between two of these."""
+        """Whether the server is known to require a pause between two of these."""
         return isinstance(self.resource, VcekResource)
 
 
 @dataclass(frozen=True, slots=True)
 class _BackOff:
-    """What keeps us from asking now, and for how long, in seconds."""
+    """What prevents a request now, and for how long, in seconds."""
 
     problem: str
     wait: float
 
 
 class KdsClient:
-    """Asks one key server, AMD's or a mirror. Safe for use by several threads.
-
-    ``notice`` is told, in a sentence, of every wait.
+    """Asks one key server, AMD's or a mirror. Thread-safe. ``notice`` is called with a sentence
+    before every wait.
     """
 
     def __init__(
@@ -113,7 +111,7 @@ class KdsClient:
 
     @property
     def results(self) -> Mapping[str, int]:
-        """How many requests ended how.
+        """The number of requests by outcome.
 
         Keys: ``ok``, ``not-found``, ``throttled``, ``server-error``,
         ``unreachable``, ``unreadable``, ``refused``.
@@ -132,18 +130,18 @@ class KdsClient:
         budget: float | None = None,
         patient: bool = True,
     ) -> T:
-        """What ``read`` makes of the answer's body.
+        """What ``read`` returns for the answer's body.
 
-        A body that ``read`` refuses with :class:`FormatError` counts as no
-        answer: error pages come with status 200 too. ``read`` runs in our turn
-        in ``line``, which is also when ``settled`` says, if it can, what another
-        got meanwhile. Those in the line who want the same thing share the tries
-        and what comes of them. ``attempts`` and ``budget`` stand for the policy's
-        where they are given. Who is not ``patient`` asks now or not at all.
+        A body for which ``read`` raises :class:`FormatError` counts as no answer, because some
+        error pages come with status 200. ``read`` runs in this process's turn in ``line``; before
+        the request, ``settled`` returns what another process fetched meanwhile, if anything.
+        Processes in the line that want the same resource share the tries and their outcome.
+        ``attempts`` and ``budget`` override the policy's. Without ``patient`` the call does not
+        wait: if it may not ask now, it fails.
 
-        Raises :class:`KdsUnavailableError` when there was no answer within the
-        policy's bounds, :class:`KdsNotFoundError`, at once, for a 404, and
-        :class:`KdsUntrustedError` where ``read`` does.
+        Raises :class:`KdsUnavailableError` if there was no answer within the policy's limits,
+        :class:`KdsNotFoundError` immediately after a 404, and :class:`KdsUntrustedError` if
+        ``read`` does.
         """
         line = self._line if line is None else line
         budget = self.policy.budget if budget is None else budget
@@ -164,10 +162,12 @@ class KdsClient:
             self._wait(asked, pause)
 
     def _pause(self, turn: Turn, asked: _Asked[T]) -> _BackOff | None:
-        """What to wait for, if anything; raises what another met who wanted the same."""
+        """What to wait for, if anything; raises the error that another process met for the same
+        resource.
+        """
         state, now = turn.state, self.clock.now()
         if turn.cut_off:
-            log.info("another process was stopped while it asked %s", self.url)
+            log.info("another process was stopped while it was asking %s", self.url)
             state.cut_off(now, self._gap(state), self.policy.request)
             turn.cut_off = False
             turn.save()
@@ -178,7 +178,7 @@ class KdsClient:
             if error is not None:
                 raise error
         if now >= asked.deadline:
-            waited = f"other processes of this host are using it: no turn in {asked.budget:.0f} s"
+            waited = f"other processes of this host used it for {asked.budget:.0f} s"
             raise self._unavailable(asked, waited, self._gap(state))
         pauses = [_BackOff("the key server asked for a pause", state.hold_until - now)]
         if asked.paced:
@@ -190,7 +190,9 @@ class KdsClient:
         return longest if longest.wait > 0 else None
 
     def _ask(self, turn: Turn, asked: _Asked[T]) -> _Received[T] | None:
-        """Make one try, and let the others know; None where there is to be another."""
+        """Make one try and record its outcome for other processes; None if another try should
+        follow.
+        """
         state, path = turn.state, asked.resource.path
         started = self.clock.now()
         last = state.failures.get(path)
@@ -202,7 +204,7 @@ class KdsClient:
         try:
             answer = self._try(asked)
         except (KdsUnavailableError, KdsNotFoundError, KdsUntrustedError) as error:
-            answer = error  # there was an answer, and it is final
+            answer = error  # an answer, and it is final
         now = again_at = self.clock.now()
         failed = answer if isinstance(answer, _Failed) else None
         if asked.paced:
@@ -234,7 +236,7 @@ class KdsClient:
         return None
 
     def _hold_off(self, state: ServerState, failed: _Failed, count: int, now: float) -> float:
-        """Seconds until it may be asked for this again; after a 429, for anything."""
+        """Seconds until this may be requested again; after a 429, until anything may."""
         if not failed.throttled:
             return self.policy.wait_after(count, failed.retry_after)
         wait = self.policy.hold_off(state.refusals + 1, failed.retry_after)
@@ -249,7 +251,7 @@ class KdsClient:
         return max(known, state.gap)
 
     def close(self) -> None:
-        """Let go of connections; the client can still be used."""
+        """Close connections; the client remains usable."""
         with self._lock:
             clients, self._http = self._http, {}
         for client in clients.values():
@@ -264,11 +266,11 @@ class KdsClient:
     def _unavailable(
         self, asked: _Asked[T], problem: str, wait: float, failed: _Failed | None = None
     ) -> KdsUnavailableError:
-        """``failed`` is the try that makes us say so; what it names as a time is passed on."""
+        """``failed`` is the last try; the time that it names is passed on."""
         named = failed is None or failed.throttled or failed.retry_after is not None
         then = f"try again in {math.ceil(wait)} s" if named else "try again later"
         return KdsUnavailableError(
-            f"{asked.resource}: no answer from {self.url}: {problem}",
+            f"{asked.resource}: no usable answer from {self.url}: {problem}",
             retry_after=float(math.ceil(wait)) if named else None,
             hint=f"this says nothing about the certificate; {then}",
         )
@@ -290,42 +292,43 @@ class KdsClient:
         except (httpx2.HTTPError, httpx2.InvalidURL, httpx2.StreamError, OSError) as error:
             said = str(error) or type(error).__name__
             if time.monotonic() >= deadline:
-                said = f"took longer than {min(asked.budget, self.policy.request):.0f} s"
+                said = f"it took longer than {min(asked.budget, self.policy.request):.0f} s"
             return _Failed("unreachable", said)
         if status == 404:
             self._count("not-found")
             raise KdsNotFoundError(
                 f"{resource}: {self.url} answered 404",
-                hint="it has no such chip or TCB, or is faulty: the key server has "
-                "answered 404 for valid chips for days; a cached certificate stays good",
+                hint="the server does not have this chip or TCB, or it is faulty: AMD's key "
+                "server has answered 404 for valid chips for days. A cached certificate "
+                "stays valid",
             )
         retry_after = parse_retry_after(headers.get("retry-after"), headers.get("date"))
         if status == 429:
-            return _Failed("throttled", "it answers 429, too many requests", retry_after)
+            return _Failed("throttled", "it answered 429, too many requests", retry_after)
         if status >= 500 or status in (408, 425):
-            return _Failed("server-error", f"it answers {status}", retry_after)
+            return _Failed("server-error", f"it answered {status}", retry_after)
         if status != 200:
             return _Failed(
                 "refused",
-                f"it answers {status}; is there a proxy or another server in between?",
+                f"it answered {status}; is there a proxy or another server in between?",
                 again=False,
             )
         try:
             return _Received(asked.read(body))
         except (KdsUnavailableError, KdsNotFoundError, KdsUntrustedError):
-            self._count("ok")  # an answer it was
+            self._count("ok")  # this was an answer
             raise
         except FormatError as error:
             log.info("%s: body of %d bytes: %s", resource, len(body), error)
             return _Failed(
-                "unreadable", f"it answers 200 with something else ({error}), as error pages do"
+                "unreadable",
+                f"it answered 200 with something else ({error}), perhaps an error page",
             )
 
     def _exchange(self, url: str, deadline: float) -> tuple[int, Mapping[str, str], bytes]:
-        """Status, headers and body, after redirects: whoever answers, it is verified.
-
-        None is followed from https to http, which would tell others what is
-        asked for, or from outside to this machine.
+        """Status, headers and body, after redirects. Any server may answer, because the body is
+        verified. A redirect from https to http is not followed, because it would reveal the
+        request; nor is one from another machine to this one.
         """
         for _ in range(_MAX_REDIRECTS + 1):
             status, headers, body = self._request(url, deadline)
@@ -336,10 +339,10 @@ class KdsClient:
                 target = checked_target(url, location)
             except ValueError as error:
                 raise _NotOursError(
-                    "refused", f"it redirects to {location[:120]!r}: {error}"
+                    "refused", f"it redirected to {location[:120]!r}: {error}"
                 ) from None
             url = target
-        raise _NotOursError("refused", f"it redirects more than {_MAX_REDIRECTS} times")
+        raise _NotOursError("refused", f"it redirected more than {_MAX_REDIRECTS} times")
 
     def _request(self, url: str, deadline: float) -> tuple[int, Mapping[str, str], bytes]:
         import httpx2
@@ -371,7 +374,8 @@ class KdsClient:
                     raise
                 raise _NotOursError("unreachable", lasting) from None
             if time.monotonic() >= deadline:
-                # Cut off by us: without a length, that looks like a body's end.
+                # The connection was broken at the deadline; without a length, that looks like the
+                # body's end.
                 raise httpx2.ReadTimeout("")
             return response.status_code, dict(response.headers), bytes(body)
 
@@ -389,7 +393,7 @@ class KdsClient:
                 "Accept-Encoding": "identity",
                 "User-Agent": f"snpcerts/{__version__}",
             }
-            # Requests are rare, and each is watched from its connection on.
+            # Requests are rare, and each is watched from its own connection's start.
             limits = httpx2.Limits(max_keepalive_connections=0)
             try:
                 client = httpx2.Client(
@@ -409,7 +413,7 @@ class KdsClient:
 
 
 def _lasting(error: Exception, proxy: Proxy | None, trace: _Trace) -> str | None:
-    """What is wrong on this side of the key server, and will be at the next try too."""
+    """A problem on this side of the key server, which another try would meet again."""
     import httpx2
 
     if "CERTIFICATE_VERIFY_FAILED" in str(error):
@@ -433,7 +437,7 @@ class _Received(Generic[T]):
 
 
 class _NotOursError(Exception):
-    """An answer that asking again will not better."""
+    """An answer that a further request would not improve."""
 
     def __init__(self, result: str, message: str) -> None:
         super().__init__(message)
@@ -441,7 +445,7 @@ class _NotOursError(Exception):
 
 
 class _Trace:
-    """Told by the library of each stage of a request; has the sockets of its connections."""
+    """Receives each stage of a request from the library; knows the sockets of its connections."""
 
     def __init__(self, deadline: float) -> None:
         self.connected = False
@@ -453,7 +457,7 @@ class _Trace:
             self.connected = True
             connected = info["return_value"].get_extra_info("socket")
             if isinstance(connected, socket.socket):
-                # A duplicate, since TLS takes the original over.
+                # A duplicate, because TLS takes over the original.
                 self._sockets.append(connected.dup())
                 if time.monotonic() >= self._deadline:
                     self.shut()
@@ -465,16 +469,15 @@ class _Trace:
                 each.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
-        """Let go of them."""
+        """Forget the connections and close their duplicates."""
         for each in self._sockets:
             each.close()
 
 
 @contextmanager
 def _cut_off_at(deadline: float) -> Iterator[_Trace]:
-    """Break the connection at the deadline, however slowly bytes drip in.
-
-    The library's own time limits start anew with every byte.
+    """Break the connection at the deadline, even if bytes keep arriving slowly. The library's own
+    time limits restart with every byte.
     """
     trace = _Trace(deadline)
     timer = threading.Timer(max(deadline - time.monotonic(), 0.0), trace.shut)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The clock that waits for the key server are measured by."""
+"""The clock by which waits for the key server are measured."""
 
 from __future__ import annotations
 
@@ -12,21 +12,19 @@ _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
 class Clock:
-    """Seconds since this machine was started, the same for all its processes.
-
-    Setting the time of day does not touch it, and it goes on while the machine
-    sleeps (CLOCK_BOOTTIME).
+    """Seconds since this machine booted, the same for all its processes. Setting the time of day
+    does not change it, and it runs while the machine sleeps (CLOCK_BOOTTIME).
     """
 
     @cached_property
     def boot(self) -> str:
-        """Which start of which machine :meth:`now` counts from; empty where that is unknown."""
+        """Which boot of which machine :meth:`now` counts from; empty if unknown."""
         with contextlib.suppress(OSError, UnicodeDecodeError):
             return _BOOT_ID.read_text(encoding="ascii").strip()
         return ""
 
     def now(self) -> float:
-        """Seconds since the machine was started."""
+        """Seconds since the machine booted."""
         return time.clock_gettime(time.CLOCK_BOOTTIME)
 
     def wall(self) -> float:
@@ -34,5 +32,5 @@ class Clock:
         return time.time()
 
     def sleep(self, seconds: float) -> None:
-        """Wait."""
+        """Sleep for ``seconds``."""
         time.sleep(seconds)

@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What can come of asking the key server, grouped by what the caller does next.
-
-Unreachable or throttled is never reported as bad evidence: a caller that took
-it so would give up for good.
+"""Errors of asking the key server, grouped by what the caller does next. An unreachable or
+throttling server is never reported as bad evidence, because a caller would then give up for good.
 """
 
 from __future__ import annotations
@@ -13,10 +11,8 @@ from snpcerts.errors import RefusedError, RetryLaterError
 
 
 class KdsUnavailableError(RetryLaterError):
-    """The key server could not be had, or said to come back.
-
-    ``retry_after`` is the number of seconds it asked to be left alone, or None
-    where it named none.
+    """The key server was unreachable, or asked to be asked again later. ``retry_after`` is the
+    number of seconds to wait, or None if it named none.
     """
 
     code = "kds-unavailable"
@@ -31,17 +27,16 @@ class KdsUnavailableError(RetryLaterError):
 class KdsNotFoundError(RefusedError):
     """The key server answered 404.
 
-    That is no proof of a wrong request: it has answered 404 for valid chips,
-    and for its own chains, for as long as a day.
+    That does not prove a wrong request: it has answered 404 for valid chips, and for its own
+    chains, for up to a day.
     """
 
     code = "kds-not-found"
 
 
 class KdsUntrustedError(RefusedError):
-    """What was answered is not a certificate of this chip and TCB from a trusted root.
-
-    ``reasons`` lists all that is wrong with it, one sentence each.
+    """The answer is not a certificate of this chip and TCB from a trusted root. ``reasons`` lists
+    everything wrong with it, one sentence each.
     """
 
     code = "kds-untrusted"

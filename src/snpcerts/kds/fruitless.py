@@ -1,10 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How many requests came to nothing lately: what a stranger's reports may cost.
-
-A verifier that fetches is made to ask by whoever sends it reports. The count is
-kept in the cache, for all processes that share it: eight bytes for each request of
-the last hour, in one file, and never more than :data:`LIMIT` of them. Where that
-file cannot be written, each process counts by itself.
+"""Limits the recent requests that were fruitless, because strangers' reports can cause them. Anyone
+who sends a report to a verifier that fetches makes it ask the key server. The count is kept in the
+cache, for all processes that share it: eight bytes for each request of the last hour, in one file,
+and at most :data:`LIMIT` of them. If that file cannot be written, each process keeps its own count.
 """
 
 from __future__ import annotations
@@ -37,7 +35,9 @@ class FruitlessRequests:
         self._own: list[float] = []
 
     def count(self) -> tuple[float, float]:
-        """Count one request: (what takes it back, 0), or (0, seconds to wait) when it must wait."""
+        """Count one request: (a token that takes it back, 0), or (0, seconds to wait) over the
+        limit.
+        """
         now = self._clock()
         with self._stamps() as stamps:
             if len(stamps) >= LIMIT:
@@ -46,7 +46,7 @@ class FruitlessRequests:
         return now, 0.0
 
     def take_back(self, counted: Iterable[float]) -> None:
-        """They were not in vain."""
+        """Take these requests back: they were useful."""
         counted = list(counted)
         if not counted:
             return
@@ -57,13 +57,13 @@ class FruitlessRequests:
 
     @contextlib.contextmanager
     def _stamps(self) -> Iterator[list[float]]:
-        """Those of the last hour, oldest first; what is changed in the list is kept."""
+        """The requests of the last hour, oldest first; changes to the list are saved."""
         with self._lock:
             descriptor = self._open()
             try:
                 stamps = self._own if descriptor is None else _read(descriptor)
                 now = self._clock()
-                # One from the future was written by another clock: it says nothing.
+                # An entry from the future was written by another clock and means nothing.
                 recent = sorted(stamp for stamp in stamps if now - PERIOD < stamp <= now)
                 before = list(recent)
                 yield recent
@@ -79,7 +79,7 @@ class FruitlessRequests:
             self._root.mkdir(mode=0o755, parents=True, exist_ok=True)
             flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
             descriptor = os.open(self._root / _NAME, flags, 0o600)
-            # Held for as long as it takes to read and write a few bytes.
+            # Held only while a few bytes are read and written.
             with contextlib.suppress(OSError):
                 fcntl.flock(descriptor, fcntl.LOCK_EX)
             return descriptor

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a cache has: each file, what it is of, until when it is good, whether it verifies."""
+"""Lists the cache: each file, its resource, how long it is valid, and whether it verifies."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from snpcerts.kds.url import ChainResource, CrlResource, Resource
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """One file of the cache; ``problem`` is None where it verifies."""
+    """One file of the cache; ``problem`` is None if it verifies."""
 
     place: PurePosixPath
     title: str
@@ -39,7 +39,7 @@ class Kept:
     problem: str | None
 
     def to_json(self) -> dict[str, object]:
-        """For programs."""
+        """The entry as JSON values."""
         return {
             "file": str(self.place),
             "title": self.title,
@@ -51,7 +51,7 @@ class Kept:
 def inventory(store: Store, anchors: Sequence[Anchor], at: datetime) -> list[Kept]:
     """Every file of the cache, judged at that time; chains first.
 
-    Raises :class:`CacheError` when a directory cannot be listed.
+    Raises :class:`CacheError` if a directory cannot be listed.
     """
     return [_judged(store, place, anchors, at) for place in store.places()]
 
@@ -92,13 +92,13 @@ def _of_chain(
 
 
 def _revoked(store: Store, resource: ChainResource, pair: ChainPair) -> tuple[Reason, ...]:
-    """What the revocation list in the cache withdraws, if there is one."""
+    """The cached revocation list's revocations, if there is such a list."""
     crl = store.read(CrlResource(resource.product, resource.kind))
     return revocations(resource.kind, crl, pair.intermediate, pair.root)
 
 
 def _resource(place: PurePosixPath, data: bytes) -> tuple[Resource | None, x509.Certificate | None]:
-    """What a place is of. For a VCEK of Milan or Genoa its certificate has to say."""
+    """The resource at a place. For a VCEK of Milan or Genoa the certificate names the product."""
     candidates = [each for each in (resource_at(place, product) for product in Product) if each]
     if len(candidates) < 2:
         return (candidates[0] if candidates else None), None
@@ -113,7 +113,7 @@ def _kind(resource: Resource) -> VekKind:
 def _chain(store: Store, resource: ChainResource) -> ChainPair:
     data = store.read(resource)
     if data is None:
-        raise CacheError(f"{store.path_of(resource)}: no such chain to verify it with")
+        raise CacheError(f"{store.path_of(resource)}: the chain that would verify it is missing")
     return read_chain(data)
 
 

@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The proxy that the environment names for a URL, as curl reads it.
 
-HTTP libraries differ in what they make of ``NO_PROXY``, up to refusing to work
-at all over an address of IPv6 in it. Here nothing in these variables is an
-error: an entry that cannot be read matches nothing. What differs from curl:
-``HTTP_PROXY`` in capitals counts too, but where ``REQUEST_METHOD`` is set (there
-a remote client could have chosen it).
+HTTP libraries interpret ``NO_PROXY`` differently; some even fail on an IPv6 address in it. Here an
+entry of ``NO_PROXY`` that cannot be read matches nothing. Unlike curl, this module also uses
+``HTTP_PROXY`` in capitals, unless ``REQUEST_METHOD`` is set (a remote client could then have chosen
+its value).
 
 Source: curl's manual page, ENVIRONMENT and --noproxy.
 """
@@ -28,12 +27,12 @@ class Proxy:
     variable: str
 
     def __str__(self) -> str:
-        """Without user name and password."""
+        """The proxy's URL without user name and password."""
         return f"the proxy {self.place}, which {self.variable} names,"
 
     @property
     def place(self) -> str:
-        """Its scheme, host and port."""
+        """Scheme, host and port."""
         parts = urlsplit(self.url)
         return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
 
@@ -41,8 +40,8 @@ class Proxy:
 def proxy_for(url: str, environment: Mapping[str, str]) -> Proxy | None:
     """The proxy to use for a URL, or None.
 
-    Raises :class:`InputError`, naming the variable, where what it says is no
-    proxy, or one of a kind that cannot be used.
+    Raises :class:`InputError`, naming the variable, if its value is not a proxy's URL, or names an
+    unsupported kind of proxy.
     """
     parts = urlsplit(url)
     variable = _variable(parts.scheme, environment)
@@ -59,18 +58,18 @@ def proxy_for(url: str, environment: Mapping[str, str]) -> Proxy | None:
         raise InputError(f"{variable} in the environment is not a proxy's URL", hint=_HINT)
     if found.scheme not in ("http", "https"):
         raise InputError(
-            f"{variable} in the environment names a proxy of kind {found.scheme!r}, "
-            "which cannot be used here",
+            f"{variable} in the environment names a proxy of kind {found.scheme!r}, which is not "
+            "supported",
             hint=_HINT,
         )
     return Proxy(text, variable)
 
 
-_HINT = "as in HTTPS_PROXY=http://proxy:3128; NO_PROXY names the hosts that need none"
+_HINT = "as in HTTPS_PROXY=http://proxy:3128; NO_PROXY lists the hosts to reach directly"
 
 
 def _variable(scheme: str, environment: Mapping[str, str]) -> str | None:
-    """The first variable that is set. Set to nothing, it says: no proxy."""
+    """The first variable that is set. An empty value means no proxy."""
     names = [f"{scheme}_proxy", f"{scheme}_proxy".upper(), "all_proxy", "ALL_PROXY"]
     remote = "REQUEST_METHOD" in environment
     usable = (name for name in names if not (remote and name == "HTTP_PROXY"))
@@ -79,7 +78,7 @@ def _variable(scheme: str, environment: Mapping[str, str]) -> str | None:
 
 
 def _excepted(host: str, environment: Mapping[str, str]) -> bool:
-    """Whether ``no_proxy`` has this host."""
+    """Whether ``no_proxy`` covers this host."""
     said = environment.get("no_proxy", environment.get("NO_PROXY", ""))
     if said == "*":
         return True
@@ -92,13 +91,13 @@ def _excepted(host: str, environment: Mapping[str, str]) -> bool:
 
 
 def _names(entry: str, host: str) -> bool:
-    """A name stands for itself and for what is below it."""
+    """A name matches itself and its subdomains."""
     name = entry.lower().rstrip(".").removeprefix(".")
     return bool(name) and (host == name or host.endswith(f".{name}"))
 
 
 def _has(entry: str, address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
-    """An address stands for itself, and with a slash for a network."""
+    """An address matches itself; with a slash it matches a network."""
     try:
         if "/" in entry:
             return address in ipaddress.ip_network(entry, strict=False)

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """How long to wait before asking the key server again.
 
-AMD's server throttles by client address: public reports agree on about one
-VCEK in ten seconds, whichever it is, then 429 with Retry-After; some saw more
-refusals the more they asked. Nobody reports a chain or a revocation list that
-was throttled. So VCEKs are spaced, and a 429 stops requests of every kind.
+AMD's server throttles by client address: public reports agree that it gives about one VCEK in ten
+seconds, whichever it is, and then answers 429 with Retry-After; some users saw more refusals the
+more they asked. No report mentions a throttled chain or revocation list. So requests for VCEKs are
+spaced, and a 429 stops requests of every kind.
 
 Sources: RFC 9110 section 10.2.3 (Retry-After) and 5.6.7 (dates);
 attestation-rs issue 88, NVFlare 3764, dstack 746, c8s 627.
@@ -19,31 +19,28 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Final
 
-# What a server may ask for at most: it must not be able to stop us for good.
+# The longest pause that a server may ask for: it must not be able to stop us for good.
 MAX_RETRY_AFTER: Final = 3600.0
-# The longest pause between VCEKs that a server can bring us to by refusing some.
+# The longest pause between VCEKs that a server can cause by refusing some.
 MAX_GAP: Final = 60.0
-# AMD's server gives one address one VCEK in so many seconds.
+# AMD's server gives one address one VCEK in this many seconds.
 AMD_GAP: Final = 10.0
 
-_SOON: Final = 1.0  # no more than what a date is rounded by
+_SOON: Final = 1.0  # at most the rounding error of a date
 _SECONDS = re.compile(r"[0-9]{1,9}")
 _random = random.SystemRandom()
 
 
 @dataclass(frozen=True, slots=True)
 class RetryPolicy:
-    """Bounds on asking for one thing. All times in seconds.
-
-    ``budget`` bounds everything together: tries and the waits between them.
-    ``request`` bounds one try, ``connect`` and ``silence`` how long it waits
-    for a connection and for the next bytes. After a failure the wait is
-    ``first_wait``, doubled each time up to ``longest_wait``. After a 429 it is
-    what the server names, or ``throttled_wait`` where it names no time to come,
-    doubled with each refusal in a row up to ``longest_hold_off``. Each is
-    stretched by up to a fifth, so that a fleet does not come back all at once.
-    ``gap`` is the time between two VCEKs; None is AMD's for AMD's server, and
-    for another one what it turns out to need.
+    """Limits on requesting one resource. All times in seconds. ``budget`` limits the total: tries
+    and the waits between them. ``request`` limits one try, ``connect`` and ``silence`` its waits
+    for a connection and for the next bytes. After a failure the wait is ``first_wait``, doubled
+    each time up to ``longest_wait``. After a 429 it is the time that the server names, or
+    ``throttled_wait`` if it names none in the future, doubled with each refusal in a row up to
+    ``longest_hold_off``. Each wait is lengthened by up to a fifth, so that a fleet does not return
+    all at once. ``gap`` is the time between two VCEKs; None is AMD's gap for AMD's server, and a
+    learnt one for other servers.
     """
 
     attempts: int = 4
@@ -58,18 +55,18 @@ class RetryPolicy:
     gap: float | None = None
 
     def wait_after(self, failures: int, retry_after: float | None) -> float:
-        """How long to wait for one thing after that many failures, none of them a 429."""
+        """How long to wait for one resource after that many failures, none of them a 429."""
         wait = min(self.first_wait * 2.0 ** (failures - 1), self.longest_wait)
         return _stretched(max(wait, retry_after or 0.0))
 
     def hold_off(self, refusals: int, retry_after: float | None) -> float:
-        """How long to leave the server alone after that many 429 in a row."""
+        """How long to leave the server alone after that many 429s in a row."""
         named = self.named_wait(retry_after)
         doubled = min(named * 2.0 ** min(refusals - 1, 16), self.longest_hold_off)
         return _stretched(max(named, doubled))
 
     def named_wait(self, retry_after: float | None) -> float:
-        """What a 429 asks for. One that names now, or the past, still means: not now."""
+        """The wait that a 429 asks for. A missing or past time still means: not now."""
         if retry_after is None or retry_after < _SOON:
             return self.throttled_wait
         return retry_after
@@ -80,7 +77,7 @@ def _stretched(wait: float) -> float:
 
 
 def parse_retry_after(value: str | None, date: str | None) -> float | None:
-    """Seconds that a Retry-After header asks for, 0 to an hour; None if it says nothing.
+    """Seconds that a Retry-After header asks for, 0 to an hour; None if it cannot be read.
 
     ``date`` is the answer's Date header. A time of day is counted from it, so
     that a wrong clock on this machine does not matter.

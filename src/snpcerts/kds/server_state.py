@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What all processes of a host know of one key server: when it may be asked again.
+"""What all processes of a host know about one key server: when it may be asked again.
 
-All times are those of :class:`snpcerts.kds.clock.Clock`, in seconds. On disk
-they are relative to when they were written, which is there by that clock and by
-the time of day: the first is right until the machine is started anew, whatever
-becomes of the time of day, and the second helps out after that. Nothing that
-the file says can keep anybody away for more than an hour.
+All times are those of :class:`snpcerts.kds.clock.Clock`, in seconds. On disk they are relative to
+the time of writing, which is stored both by that clock and by the time of day. The first is right
+until the machine reboots, even if the time of day is set; the second is used after a reboot.
+Nothing in the file can delay a request for more than an hour.
 """
 
 from __future__ import annotations
@@ -27,19 +26,17 @@ _FORGET: Final = MAX_RETRY_AFTER  # seconds
 _MAX_FAILURES: Final = 16
 _MAX_TEXT: Final = 300
 _MAX_REASONS: Final = 4
-# Whoever goes on with a series of tries does so this soon after it is time to.
+# A process that continues a series of tries does so this soon after the wait is over.
 _GRACE: Final = 5.0
 
-# What can come of asking.
+# The outcomes of a request.
 KdsError = KdsUnavailableError | KdsNotFoundError | KdsUntrustedError
 
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """What came of asking for one thing the last time.
-
-    ``tries`` counts those in a row; until ``again_at`` it is not to be asked
-    for again. ``over`` says that whoever asked has given up.
+    """The outcome of the last request for one resource. ``tries`` counts the requests in a row; the
+    next must not come before ``again_at``. ``over`` says that the process that asked has given up.
     """
 
     at: float
@@ -57,7 +54,7 @@ class Failure:
     def of(
         cls, error: KdsError, problem: str, *, at: float, tries: int, over: bool, again_at: float
     ) -> Failure:
-        """That error; ``problem`` says in few words what was wrong."""
+        """The outcome for that error; ``problem`` describes it in a few words."""
         message = error.message
         retry_after: float | None = None
         reasons: tuple[str, ...] = ()
@@ -79,7 +76,7 @@ class Failure:
         )
 
     def error(self) -> KdsError | None:
-        """The same error, for another who wanted the same."""
+        """The same error, for another process that wanted the same."""
         if self.code == KdsUnavailableError.code:
             return KdsUnavailableError(self.message, retry_after=self.retry_after, hint=self.hint)
         if self.code == KdsNotFoundError.code:
@@ -89,16 +86,15 @@ class Failure:
         return None
 
     def ours(self, since: float, now: float) -> bool:
-        """Whether one who wants the same ``since`` then takes part in these tries."""
+        """Whether a process that has wanted the same since ``since`` takes part in these tries."""
         return self.at >= since or (not self.over and now < self.again_at + _GRACE)
 
 
 @dataclass(slots=True)
 class ServerState:
-    """``saved`` is when it was written; ``asking`` since when a VCEK is being asked for.
-
-    ``hold_until`` is for every request, ``next_at`` for the next VCEK, and
-    ``gap`` what the server showed to need between two of them.
+    """``saved`` is when the state was written; ``asking`` is when a request for a VCEK started.
+    ``hold_until`` applies to every request, ``next_at`` to the next VCEK, and ``gap`` is the
+    observed time that the server needs between two of them.
     """
 
     saved: float = -math.inf
@@ -111,13 +107,13 @@ class ServerState:
     failures: dict[str, Failure] = field(default_factory=dict)
 
     def cut_off(self, now: float, gap: float, request: float) -> None:
-        """The process that was asking has been stopped. Its request still counts."""
+        """The process that was asking was stopped. Its request still counts."""
         if self.asking is not None:
             self.next_at = max(self.next_at, min(now, self.asking + request) + gap)
             self.asking = None
 
     def forget(self, now: float) -> None:
-        """Drop what no longer matters."""
+        """Drop entries that no longer matter."""
         if now > self.refused_at + _FORGET:
             self.refusals, self.gap = 0, 0.0
         recent = {
@@ -129,7 +125,7 @@ class ServerState:
         self.failures = {path: recent[path] for path in kept}
 
     def refused(self, now: float, hold_off: float, gap: float) -> None:
-        """It answered 429: stay away for ``hold_off``, and keep VCEKs ``gap`` apart."""
+        """Record a 429: no request for ``hold_off``, and VCEKs ``gap`` apart."""
         self.hold_until = now + min(hold_off, MAX_RETRY_AFTER)
         self.refusals += 1
         self.refused_at = now
@@ -174,7 +170,7 @@ class ServerState:
 
     @classmethod
     def decode(cls, data: bytes, clock: Clock) -> ServerState | None:
-        """What was written, in this machine's time; None where it says nothing of use."""
+        """Read the file, in this machine's time; None if it contains nothing usable."""
         try:
             said = json.loads(data)
             at = _written_at(said, clock)
@@ -201,8 +197,7 @@ def _written_at(said: Mapping[str, Any], clock: Clock) -> float | None:
     at, now = float(said["at"]), clock.now()
     if said["boot"] == clock.boot != "":
         return at if now - 2 * _FORGET <= at <= now else None
-    # Another start of this machine, or another machine. From the future, as its
-    # clock has it, or from long ago: of no use.
+    # Written before a reboot, or by another machine. Times in the future or long past are useless.
     elapsed = clock.wall() - float(said["wall"])
     return now - elapsed if 0 <= elapsed <= _FORGET else None
 

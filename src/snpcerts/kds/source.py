@@ -1,12 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where certificates come from: the cache, or the key server and then the cache.
-
-Nothing leaves here, and nothing is kept, that does not chain to a pinned ARK
-and, if it is a VCEK, name the chip and TCB it was asked for. That holds for
-what the cache has too: a file that somebody or something changed is reported
-and replaced, never handed out. A cached certificate that is valid wins over
-whatever the key server says about it: it has answered 404 for valid chips for
-days.
+"""The source of certificates: the cache, or the key server and then the cache. This module returns
+and caches only certificates that chain to a pinned ARK and, for a VCEK, name the requested chip and
+TCB. The same applies to cached files: one that has been changed is reported and replaced, never
+returned. A valid cached certificate wins over any answer of the key server, which has answered 404
+for valid chips for days.
 """
 
 from __future__ import annotations
@@ -50,7 +47,7 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-# A VCEK lives seven years. This leaves time to find a key server that answers.
+# A VCEK is valid for seven years. This leaves time to find a key server that answers.
 RENEW_BEFORE: Final = timedelta(days=30)
 _REMEMBERED: Final = 64  # chains whose findings are kept
 
@@ -59,7 +56,7 @@ _OF_ANOTHER_ISSUER: Final = frozenset({ReasonCode.LEAF_SIGNATURE, ReasonCode.LEA
 
 @dataclass(frozen=True, slots=True)
 class Endorsement:
-    """A VCEK that was verified, with what is above it; each DER.
+    """A verified VCEK and the certificates above it, each DER.
 
     ``not_after`` is when the first of the three expires.
     """
@@ -70,7 +67,7 @@ class Endorsement:
     not_after: datetime
 
     def table(self) -> CertTable:
-        """The three as a host hands them to its guests."""
+        """The three as a certificate table."""
         return CertTable(
             (
                 TableEntry(VCEK_GUID, self.leaf),
@@ -91,20 +88,18 @@ def _silent(_doing: str) -> AbstractContextManager[object]:
 
 
 class CertificateSource:
-    """Verified certificates, out of ``store`` or else from ``client``.
+    """Verified certificates, from ``store`` or else from ``client``.
 
-    Without a client it works offline. ``warn`` is told of what does not stop
-    the work: a cache that cannot be written, a file in it that is damaged, a
-    renewal that failed. Safe for use by several threads: those that lack the
-    same thing at the same time cause one request between them, and so do
-    processes that share the cache.
+    Without a client it works offline. ``warn`` is called with problems that do not stop the work: a
+    cache that cannot be written, a damaged file in it, a failed renewal. Thread-safe: concurrent
+    requests of threads, and of processes that share the cache, for one resource are merged.
 
-    With ``heed_revocation`` a chain that the cached revocation list withdraws
-    is not to be trusted either: it is asked for anew, and a leaf below it with
-    it. Without, revocation is left to whoever judges the certificates.
+    With ``heed_revocation`` a chain that the cached revocation list revokes is not trusted either:
+    it is fetched again, together with the leaf below it. Without it, the code that judges the
+    certificates handles revocation.
 
-    ``progress`` is given what is being fetched, in words, and its context is entered
-    while that lasts.
+    ``progress`` is called with a description of each fetch, and its context lasts as long as the
+    fetch.
     """
 
     def __init__(
@@ -141,14 +136,14 @@ class CertificateSource:
     ) -> Endorsement:
         """The VCEK of a chip at a TCB, verified, valid at ``at`` (default: now).
 
-        ``hwid`` is the significant bytes of the chip ID: 64, on Turin 8. With
-        ``refresh`` the key server is asked even if the cache has it; when that
-        fails the cached one is returned.
+        ``hwid`` is the significant bytes of the chip ID: 64, on Turin 8. With ``refresh`` the key
+        server is asked even if the certificate is cached; if that fails, the cached one is
+        returned.
 
-        Raises :class:`UsageError` for a hwID or TCB that is not the product's,
-        :class:`KdsUnavailableError` (with ``retry_after``) when it is not cached
-        and there was no answer, :class:`KdsNotFoundError` for a 404, and
-        :class:`KdsUntrustedError` when the answer does not verify.
+        Raises :class:`UsageError` for a hwID or TCB that does not fit the product,
+        :class:`KdsUnavailableError` (with ``retry_after``) if it is not cached and there was no
+        answer, :class:`KdsNotFoundError` for a 404, and :class:`KdsUntrustedError` if the answer
+        does not verify.
         """
         resource = VcekResource(product, hwid, tcb)
         when = _when(at)
@@ -163,7 +158,7 @@ class CertificateSource:
             return above[0]
 
         def newer_chain(reasons: list[Reason]) -> bool:
-            # An ASK is replaced now and then: the cached one may not be the leaf's.
+            # An ASK is replaced now and then: the cached one may not be the leaf's issuer.
             if not any(reason.code in _OF_ANOTHER_ISSUER for reason in reasons):
                 return False
             old = chain()
@@ -194,7 +189,9 @@ class CertificateSource:
         at: datetime | None = None,
         refresh: bool = False,
     ) -> tuple[bytes, bytes]:
-        """(ASK, ARK) in DER, or (ASVK, ARK); verified, valid at ``at``. Errors as :meth:`vcek`."""
+        """(ASK, ARK) in DER, or (ASVK, ARK); verified, valid at ``at``. Raises the same errors as
+        :meth:`vcek`.
+        """
         with self._progress(f"asking for the chain of a {kind.name}"):
             return self._chain(product, kind, _when(at), refresh=refresh).value.der()
 
@@ -210,11 +207,10 @@ class CertificateSource:
     ) -> bytes:
         """The ARK's revocation list in DER, signed by a pinned ARK and current at ``at``.
 
-        It is kept until the time it names itself for the next one; ``refresh``
-        asks sooner, and so does ``max_age`` for a list that has been kept for
-        longer: AMD's are good for a year, in which much may be withdrawn. With
-        a ``budget`` the list is asked for once, and waited for so many seconds
-        at most. Errors as :meth:`vcek`.
+        It is cached until its nextUpdate. ``refresh`` fetches it sooner, and so does ``max_age``
+        for a list that was fetched longer ago: AMD's lists are valid for a year, in which much may
+        be revoked. With a ``budget`` the list is requested once, for at most that many seconds.
+        Raises the same errors as :meth:`vcek`.
         """
         when = _when(at)
         with self._progress("asking for a revocation list"):
@@ -250,7 +246,7 @@ class CertificateSource:
         return self._fetch.get(request).kept_as
 
     def known_crl(self, product: Product, kind: VekKind = VekKind.VCEK) -> bytes | None:
-        """The revocation list that the cache has, however old, unjudged; nobody is asked."""
+        """The cached revocation list, however old and not judged; never asks the key server."""
         return self._fetch.kept(CrlResource(product, kind))
 
     def _chain(
@@ -263,7 +259,9 @@ class CertificateSource:
         withdrawn: bool = False,
         budget: float | None = None,
     ) -> Verified[ChainPair]:
-        """With ``withdrawn`` one that is revoked will do: for its root, which judges lists."""
+        """With ``withdrawn`` a revoked one is accepted, for the sake of its root, which judges
+        lists.
+        """
         resource = ChainResource(product, kind)
         heed = self._heed_revocation and not withdrawn
 
@@ -298,14 +296,13 @@ def open_certificate_source(
 ) -> CertificateSource:
     """The source for a cache directory and a key server (default: AMD's).
 
-    ``timeout`` is for how many seconds the key server is asked for one thing, waits
-    that it asks for included (default: 60). ``notice`` gets what is waited for, ``warn``
-    and ``progress`` are as in :class:`CertificateSource`.
-
-    Raises :class:`UsageError` for a URL that cannot be one, or a URL offline.
+    ``timeout`` limits the seconds spent on one resource, including waits that the key server asks
+    for (default: 60). ``notice`` is called with a sentence before every wait; ``warn`` and
+    ``progress`` are as in :class:`CertificateSource`. Raises :class:`UsageError` for an invalid
+    URL, and for a URL with ``offline``.
     """
     if offline and url is not None:
-        raise UsageError("--offline forbids asking a key server", hint="leave the URL out")
+        raise UsageError("--offline forbids asking a key server", hint="omit the URL")
     client = None
     if not offline:
         policy = RetryPolicy()
@@ -327,21 +324,22 @@ def _when(at: datetime | None) -> datetime:
     if at is None:
         return datetime.now(UTC)
     if at.tzinfo is None:
-        raise UsageError(f"{at.isoformat()}: needs a time zone")
+        raise UsageError(f"{at.isoformat()}: has no time zone")
     return at
 
 
 def _another_key(new: Verified[_Leaf], old: Verified[_Leaf]) -> Reason | None:
-    """A chip has one VCEK at one TCB, however often it is certified."""
+    """A chip has one VCEK at one TCB, however many certificates are issued for it."""
     if same_key(new.kept_as, old.kept_as):
         return None
     return Reason(
-        ReasonCode.LEAF_KEY, "its key or extensions are not those of the cached one, which verifies"
+        ReasonCode.LEAF_KEY,
+        "its key or extensions differ from those of the cached one, which verifies",
     )
 
 
 def _older(new: Verified[RevocationList], old: Verified[RevocationList]) -> Reason | None:
-    """An old list, played back, must not hide what a newer one withdraws."""
+    """A replayed old list must not hide what a newer one revokes."""
     if new.not_before >= old.not_before:
         return None
     return Reason(ReasonCode.CRL_OLDER, "it is older than the cached one")

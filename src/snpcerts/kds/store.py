@@ -8,20 +8,18 @@
     chain/{product}/vcek.pem                                ASK and ARK
     chain/{product}/vlek.pem                                ASVK and ARK
     crl/{product}/vcek.crl, crl/{product}/vlek.crl          DER
-    lock/                                                   whose turn it is to ask a key server
+    lock/                                                   locks and state of the turns
 
-The first two are what the offline store of the trustee verifier
-(confidential-containers/trustee) looks up below the path it is configured
-with: its ``deps/verifier/src/snp/mod.rs`` writes the hwID in lower case (8
-bytes on Turin, else 64) and the TCB components of the *reported* TCB in this
-order, decimal, with two digits at least. For ``fmc`` its code, its test and its
-guide have ``_fmc05``; only the description of the change that brought the
-layout (pull request 1498) has a second underscore. So a cache, or a copy of
-its ``vcek`` directory, can be handed to a trustee as it is. The product is not
-in these names: the certificate itself says it, and is read before use.
+The offline store of the trustee verifier (confidential-containers/trustee) looks up the first two
+below its configured path: its ``deps/verifier/src/snp/mod.rs`` writes the hwID in lower case (8
+bytes on Turin, else 64) and the TCB components of the *reported* TCB in this order, decimal, with
+two digits at least. For ``fmc`` its code, its test and its guide have ``_fmc05``; only the
+description of the change that brought the layout (pull request 1498) has a second underscore. So a
+trustee can use a cache, or a copy of its ``vcek`` directory, unchanged. The names do not contain
+the product: the certificate says it, and is read before use.
 
-The store knows names, sizes and atomic replacement, and trusts nobody: what
-is read here must be judged like an answer from the network.
+The store handles names, sizes and atomic replacement, and verifies nothing: its callers must judge
+what they read like an answer from the network.
 """
 
 from __future__ import annotations
@@ -57,13 +55,13 @@ _HWID = re.compile(r"(?:[0-9a-f]{2})+")
 _TEMPORARY: Final = ".snpcerts-"
 _LEFTOVER_AGE: Final = 3600.0  # seconds; a write takes milliseconds
 
-# Public data, which a trustee running as another user reads too.
+# Public data, which a trustee that runs as another user reads too.
 _FILE_MODE: Final = 0o644
 _DIRECTORY_MODE: Final = 0o755
 
 
 def place_of(resource: Resource) -> PurePosixPath:
-    """Where in the cache a resource is kept."""
+    """The place of a resource in the cache."""
     if isinstance(resource, VcekResource):
         tcb = resource.tcb
         name = f"bl{tcb.bootloader:02}_tee{tcb.tee:02}_snp{tcb.snp:02}_ucode{tcb.microcode:02}"
@@ -77,7 +75,7 @@ def place_of(resource: Resource) -> PurePosixPath:
 
 
 def resource_at(place: PurePosixPath, product: Product) -> Resource | None:
-    """The resource of ``product`` kept at ``place``, or None where none is.
+    """The resource of ``product`` at ``place``, or None if the place is not one.
 
     Only the one spelling that :func:`place_of` writes is a resource's place.
     """
@@ -111,17 +109,17 @@ def _kind(word: str) -> VekKind | None:
 
 
 class Store:
-    """The cache below one directory, which need not exist until something is kept."""
+    """The cache below one directory, which is created when something is first written."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
 
     def path_of(self, resource: Resource) -> Path:
-        """The file a resource is kept in."""
+        """The file of a resource."""
         return self.root / place_of(resource)
 
     def read(self, resource: Resource) -> bytes | None:
-        """What is kept, unjudged; None where nothing is.
+        """The cached body, not judged; None if there is none.
 
         Raises :class:`CacheError` for a file that cannot be read, is not a
         regular file, or has more than 64 KiB.
@@ -147,14 +145,14 @@ class Store:
         return data
 
     def kept_since(self, resource: Resource) -> datetime | None:
-        """When what is kept was written, as :func:`written_at` has it; None where nothing is."""
+        """When the resource was written, as :func:`written_at` has it; None if it is not cached."""
         try:
             return written_at(self.path_of(resource).stat().st_mtime)
         except OSError:
             return None
 
     def version(self, resource: Resource) -> object:
-        """Something that is another after each :meth:`write`; None where nothing is kept."""
+        """A value that changes with each :meth:`write`; None if the resource is not cached."""
         try:
             found = self.path_of(resource).stat()
         except OSError:
@@ -162,9 +160,8 @@ class Store:
         return found.st_dev, found.st_ino, found.st_mtime_ns
 
     def write(self, resource: Resource, data: bytes) -> None:
-        """Keep ``data``: the old file or the new one is there, whole, even after a crash.
-
-        Raises :class:`CacheError` when it cannot be written; what was there stays.
+        """Write ``data``; even after a crash, the whole old file or the whole new one is there.
+        Raises :class:`CacheError` if it cannot be written; the old file stays.
         """
         path = self.path_of(resource)
         try:
@@ -175,14 +172,14 @@ class Store:
             raise CacheError(f"{path}: cannot write: {error.strerror or error}") from None
 
     def remove(self, resource: Resource) -> None:
-        """Keep it no longer, nor the directory that then is empty."""
+        """Remove the resource, and its directory if that is then empty."""
         path = self.path_of(resource)
         with contextlib.suppress(OSError):
             path.unlink()
             path.parent.rmdir()
 
     def places(self) -> Iterator[PurePosixPath]:
-        """Every file that may be a resource, in order; at most :data:`MAX_ENTRIES` of them."""
+        """Every file that may be a resource, in order; at most :data:`MAX_ENTRIES`."""
         count = 0
         for first in ("chain", "crl", "vcek"):
             for folder in _listed(self.root / first):
@@ -225,7 +222,7 @@ def _replace(path: Path, data: bytes) -> None:
 
 
 def _remove_leftovers(folder: Path) -> None:
-    """Remove what a process that was killed while writing left behind."""
+    """Remove temporary files of a process that was killed while writing."""
     for name in os.listdir(folder):
         if name.startswith(_TEMPORARY):
             with contextlib.suppress(OSError):

@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which roots a key server's TLS certificate may have: the system's, or those of SSL_CERT_FILE.
-
-OpenSSL says nothing of a file that is not there; then no server verifies, and
-the reason is hard to find. Here it is an error that names the file.
+"""The trusted roots for a key server's TLS certificate: the system's, or those of SSL_CERT_FILE.
+OpenSSL silently ignores a missing file; then no server verifies, and the reason is hard to find.
+Here a missing file is an error that names it.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ _FILE, _FOLDER = "SSL_CERT_FILE", "SSL_CERT_DIR"
 
 
 def trusted(environment: Mapping[str, str]) -> ssl.SSLContext:
-    """A TLS context with those roots; :class:`InputError` where there are none."""
+    """A TLS context with those roots; :class:`InputError` if there are none."""
     file, folder = environment.get(_FILE) or None, environment.get(_FOLDER) or None
     if folder is not None and not any(Path(each).is_dir() for each in folder.split(":")):
         raise InputError(f"{_FOLDER} in the environment is not a directory: {folder!r}", hint=_HINT)
@@ -25,7 +24,7 @@ def trusted(environment: Mapping[str, str]) -> ssl.SSLContext:
         if file is None and folder is None:
             context = ssl.create_default_context()
         else:
-            # OpenSSL's own reading of a list of directories: through its defaults.
+            # OpenSSL reads a list of directories only through its defaults.
             context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
             context.set_default_verify_paths()
             if file is not None:
@@ -45,7 +44,7 @@ def trusted(environment: Mapping[str, str]) -> ssl.SSLContext:
 
 
 def places_of_roots(environment: Mapping[str, str]) -> str:
-    """Where they come from."""
+    """Where the roots come from, for messages."""
     paths = ssl.get_default_verify_paths()
     file = environment.get(_FILE) or paths.openssl_cafile
     folder = environment.get(_FOLDER) or paths.openssl_capath
@@ -56,7 +55,7 @@ _HINT = "install the package ca-certificates, or name a PEM file of roots in SSL
 
 
 def _may_have(environment: Mapping[str, str]) -> bool:
-    """Whether a directory of roots has any: those are only read when they are needed."""
+    """Whether a directory of roots has any; OpenSSL reads them only when it needs them."""
     folders = environment.get(_FOLDER) or ssl.get_default_verify_paths().openssl_capath
     for folder in folders.split(":"):
         try:

@@ -1,19 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One at a time: of all processes of a host, one asks a key server.
+"""Takes turns: only one process of a host asks a key server at a time.
 
-A key server that throttles does so by address, whatever it is asked for. So
-there is one turn for each server, and one file that says until when it wants to
-be left alone; both lie in the cache. A turn lasts for one request. What is to
-be waited for is waited for outside, so that a long wait for a certificate does
-not keep back a revocation list that may be had at once.
+A key server throttles by address, whatever the request. So there is one turn for each server, and
+one file that says when it may be asked again; both are in the cache. A turn lasts for one request.
+Longer waits happen outside the turn, so that a long wait for a certificate does not delay a
+revocation list that is available now.
 
-The turn is a lock, which the kernel takes from a process that ends, however it
-ends. The state is written before each request and after it, and replaced as a
-whole. Somebody who is stopped in the middle (a debugger, a frozen container)
-and says nothing for long loses the turn to the holder of a second lock.
+The turn is a lock, which the kernel releases when its process ends in any way. The state is written
+before and after each request, and replaced as a whole. A process that is stopped in its turn (by a
+debugger, or in a frozen container) and writes nothing for long loses the turn to the holder of a
+second lock.
 
-This is a courtesy to the key server and no more. A process that cannot lock,
-or cannot write in the cache, keeps to what it remembers itself.
+Turns are only a courtesy to the key server. A process that cannot lock, or cannot write to the
+cache, uses only what it remembers itself.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ from typing import Final
 from snpcerts.kds.clock import Clock
 from snpcerts.kds.server_state import MAX_SIZE, ServerState
 
-# One who holds the turn and has written nothing for so long is stuck (seconds).
+# A holder of the turn that has written nothing for this long is stuck (seconds).
 STUCK: Final = 30.0
 
 _POLL: Final = 0.02  # seconds
@@ -41,9 +40,8 @@ _LONGEST_POLL: Final = 0.2
 
 
 class Turn:
-    """Our turn at the key server. ``state`` may be changed, and then saved.
-
-    ``cut_off`` says that the one before us was stopped while it was asking.
+    """This process's turn at the key server. ``state`` may be changed, and then saved. ``cut_off``
+    says that the process before it was stopped while it was asking.
     """
 
     def __init__(self, line: RequestQueue, folder: int | None, state: ServerState) -> None:
@@ -53,14 +51,13 @@ class Turn:
         self.cut_off = state.asking is not None
 
     def save(self) -> None:
-        """Let the others know."""
+        """Write the state for the other processes."""
         self._line.write(self._folder, self.state)
 
 
 class RequestQueue:
-    """Those who wait for their turn at the server of that URL, by files below ``root``.
-
-    Without ``root`` they are the threads of this process that share this object.
+    """The processes that take turns at the server of that URL, through files below ``root``.
+    Without ``root``, the threads of this process that share this object.
     """
 
     def __init__(self, root: Path | None, url: str, clock: Clock) -> None:
@@ -73,9 +70,8 @@ class RequestQueue:
 
     @contextmanager
     def turn(self, deadline: float) -> Iterator[Turn]:
-        """Wait for one's turn, until ``deadline`` at most, then go ahead with or without it.
-
-        In a turn of the same thread it is that one: judging an answer may need another.
+        """Wait for the turn until ``deadline`` at most, then proceed with or without it. A thread
+        that already has the turn keeps it: judging one answer may need another.
         """
         outer: Turn | None = getattr(self._mine, "turn", None)
         if outer is not None:
@@ -93,7 +89,7 @@ class RequestQueue:
                 self._mine.turn = None
 
     def write(self, folder: int | None, state: ServerState) -> None:
-        """Keep the state, in memory at least."""
+        """Keep the state, at least in memory."""
         state.saved = self.clock.now()
         state.forget(state.saved)
         with self._here:
@@ -103,7 +99,7 @@ class RequestQueue:
                 _replace(folder, f"{self._name}.json", state.encode(self.clock))
 
     def _read(self, folder: int | None) -> ServerState:
-        """Whichever is newer: what this process remembers, or what the file says."""
+        """The newer of what this process remembers and what the file contains."""
         with self._here:
             known = replace(self._known, failures=dict(self._known.failures))
         found = None if folder is None else self._saved(folder)
@@ -119,7 +115,7 @@ class RequestQueue:
         return None
 
     def _folder(self) -> int | None:
-        """A descriptor of the directory; None where it cannot be one."""
+        """A descriptor of the directory; None if it cannot be opened or made."""
         if self._root is None:
             return None
         with contextlib.suppress(OSError):
@@ -145,7 +141,7 @@ class RequestQueue:
         """Wait for the lock; False if its holder is stuck or the time is over."""
         clock = self.clock
         silent_since = clock.now()
-        # Whatever the deadline is, there is to be time for the spare lock, and for asking.
+        # Whatever the deadline, leave time for the spare lock, and for asking.
         patience = min(STUCK, (deadline - silent_since) / 3)
         heard: float | None = None
         pause = _POLL
@@ -180,8 +176,8 @@ def _open_own(folder: int, name: str, flags: int) -> int | None:
 
 
 def _replace(folder: int, name: str, data: bytes) -> None:
-    """The old content or the new one is there, whole, even after a crash."""
-    temporary = f".{name}.new"  # always the same, so that no more than one is left behind
+    """Write atomically: even after a crash, the whole old or the whole new content is there."""
+    temporary = f".{name}.new"  # always the same name, so that at most one is left behind
     with contextlib.suppress(FileNotFoundError):
         os.unlink(temporary, dir_fd=folder)
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW

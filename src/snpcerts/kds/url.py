@@ -1,10 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the key server has, and the URL of each.
-
-Many spellings of one URL are in use: hexadecimal in either case, numbers with
-or without a leading zero, parameters in any order. Here one is written: lower
-case, two digits at least, ``fmcSPL`` first. All are read, so that a cache or a
-server never takes two spellings for two things.
+"""The key server's resources and their URLs. One URL has many spellings: hexadecimal in either
+case, numbers with or without a leading zero, parameters in any order. This module writes one of
+them: lower case, at least two digits, ``fmcSPL`` first. It reads all of them, so that a cache or a
+server never treats two spellings as two resources.
 
 Source: KDS (57230) chapter 3; parameters of Turin as in virtee/snphost and
 genuine requests.
@@ -43,8 +41,8 @@ _HEX = re.compile(r"(?:[0-9A-Fa-f]{2})+")
 class VcekResource:
     """The VCEK certificate of one chip at one TCB.
 
-    ``hwid`` is the significant bytes of the chip ID: 64, on Turin 8. Raises
-    :class:`UsageError` when it, or the TCB's layout, is not the product's.
+    ``hwid`` is the significant bytes of the chip ID: 64, on Turin 8. Raises :class:`UsageError` if
+    it, or the TCB's layout, does not fit the product.
     """
 
     product: Product
@@ -56,7 +54,7 @@ class VcekResource:
         if len(self.hwid) != size:
             raise UsageError(
                 f"a hwID of {self.product.value} has {size} bytes, found {len(self.hwid)}",
-                hint="the first bytes of the chip ID in a report",
+                hint="use the first bytes of the chip ID in a report",
             )
         if not any(self.hwid):
             raise UsageError(
@@ -118,12 +116,9 @@ Resource = VcekResource | ChainResource | CrlResource
 
 
 def parse_target(target: str) -> Resource:
-    """What a URL, or its path and query, names; in any spelling.
-
-    Raises :class:`FormatError` for everything that is none of the resources
-    above: another path, a product that is not known (case matters), a hwID of
-    another length, a parameter that is missing, there twice, unknown or not 0
-    to 255.
+    """The resource that a URL, or its path and query, names, in any spelling. Raises
+    :class:`FormatError` for anything else: another path, an unknown product (case matters), a hwID
+    of another length, a parameter that is missing, repeated, unknown or not 0 to 255.
     """
     if len(target) > _MAX_TARGET:
         raise FormatError(WHAT, f"{len(target)} characters, at most {_MAX_TARGET}")
@@ -158,7 +153,7 @@ def _tcb(pairs: list[tuple[str, str]]) -> TcbVersion:
         if component is None:
             raise FormatError(WHAT, f"unknown parameter {name[:40]!r}")
         if component in values:
-            raise FormatError(WHAT, "is there twice", field=name)
+            raise FormatError(WHAT, "appears twice", field=name)
         if _NUMBER.fullmatch(text) is None or int(text) > 255:
             raise FormatError(WHAT, f"{text[:40]!r} is not 0 to 255", field=name)
         values[component] = int(text)
@@ -191,8 +186,8 @@ def checked_base(url: str) -> str:
 def checked_target(url: str, location: str) -> str:
     """Where a redirect from ``url`` leads.
 
-    Raises :class:`ValueError`, with the reason, for what is not to be followed:
-    from https to http, from another machine to this one, or no HTTP at all.
+    Raises :class:`ValueError`, with the reason, if the redirect must not be followed: from https to
+    http, from another machine to this one, or to a URL that is not HTTP.
     """
     target = urljoin(url, location)
     here, there = urlsplit(url), urlsplit(target)
@@ -212,7 +207,7 @@ def _inside(host: str) -> bool:
     if host == "localhost" or host.endswith(".localhost"):
         return True
     try:
-        # As the resolver reads it: 127.1 and 0x7f000001 too.
+        # As the resolver reads it: also 127.1 and 0x7f000001.
         address: ipaddress.IPv4Address | ipaddress.IPv6Address
         address = ipaddress.IPv4Address(socket.inet_aton(host))
     except (OSError, UnicodeError):

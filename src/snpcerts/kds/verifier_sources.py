@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The key server and its cache, as sources for the verifier.
-
-Certificates and revocation lists are two sources: that one of them cannot be
-had should not keep the other back.
+"""The key server and its cache, as sources for the verifier. Certificates and revocation lists are
+separate sources: if one cannot be fetched, the other still can.
 """
 
 from __future__ import annotations
@@ -23,12 +21,11 @@ from snpcerts.verify.sources import Part, Wanted
 class KdsCertificates:
     """VCEKs, and the chains above VCEKs and VLEKs, valid at ``at`` (default: now).
 
-    A VLEK is the provider's: the key server gives it to nobody else.
+    VLEK certificates are not included: the key server gives them only to the cloud provider.
 
-    Anybody can write a report that names a chip, and the key server has a VCEK for
-    any TCB of a chip that exists. So a VCEK that was asked for counts as fruitless
-    unless it signed the report; only so many of those are asked for in an hour, and
-    none is kept.
+    Anyone can write a report that names a chip, and the key server has a VCEK for any TCB of an
+    existing chip. So a request counts as fruitless unless the VCEK signed the report. The number of
+    fruitless requests in an hour is limited, and their VCEKs are not cached.
     """
 
     def __init__(self, source: CertificateSource, *, at: datetime | None = None) -> None:
@@ -37,7 +34,7 @@ class KdsCertificates:
         self._fruitless = FruitlessRequests(source.store.root)
 
     def collateral(self, wanted: Wanted) -> Collateral:
-        """What is missing of leaf and chain. Errors as those of the source."""
+        """The missing parts of leaf and chain. Raises the source's errors."""
         if wanted.kind is VekKind.VCEK and Part.LEAF in wanted.missing:
             return self._leaf(wanted)
         if wanted.missing & {Part.INTERMEDIATE, Part.ROOT} and len(wanted.products) == 1:
@@ -46,7 +43,7 @@ class KdsCertificates:
         return Collateral()
 
     def _leaf(self, wanted: Wanted) -> Collateral:
-        """For the first product that has it: only reports of version 2 leave several."""
+        """Ask for each product until one has it; only version 2 reports leave several."""
         absent: KdsNotFoundError | None = None
         counted: list[float] = []
         for product in wanted.products:
@@ -63,7 +60,7 @@ class KdsCertificates:
                 absent = error
                 continue
             except RetryLaterError:
-                # It says nothing of the chip.
+                # This error says nothing about the chip.
                 self._fruitless.take_back(counted)
                 raise
             if _signed(wanted, found.leaf):
@@ -82,12 +79,12 @@ class KdsCertificates:
             return True
 
     def _counted(self, resource: VcekResource) -> float:
-        """Count a request as fruitless until it has borne fruit."""
+        """Count a request as fruitless until it turns out useful."""
         stamp, wait = self._fruitless.count()
         if wait:
             raise KdsUnavailableError(
-                f"{resource}: not requested: too many recent VCEK requests were in vain, "
-                "for chips that the key server does not know or that signed no report",
+                f"{resource}: not requested: too many recent VCEK requests were fruitless, for "
+                "chips that the key server does not know or that signed no report",
                 retry_after=wait,
                 hint=f"try again in {wait:.0f} s, or supply the certificates: --certs DIR",
             )
@@ -95,7 +92,7 @@ class KdsCertificates:
 
 
 def _signed(wanted: Wanted, leaf: bytes) -> bool:
-    """Whether the VCEK signed the report; so, too, where the report is not known."""
+    """Whether the VCEK signed the report; True if the report is not known."""
     if wanted.report is None:
         return True
     try:
@@ -108,19 +105,19 @@ def _signed(wanted: Wanted, leaf: bytes) -> bool:
 class KdsRevocationLists:
     """The ARKs' revocation lists, current at ``at`` (default: now).
 
-    Where one is required the key server is asked, for a newer one too when that of
-    the cache came longer ago than the policy allows. Otherwise what the cache has is
-    looked at: what is known to be revoked stays so.
+    If one is required, the key server is asked, also if the cached list was fetched longer ago than
+    the policy allows. Otherwise only the cached list is used, however old, because a revocation is
+    permanent.
     """
 
     def __init__(self, source: CertificateSource, *, at: datetime | None = None) -> None:
         self._source = source
         self._at = at
-        # When a list first came that no cache could keep.
+        # When a list that no cache could store was first fetched.
         self._came: dict[bytes, datetime] = {}
 
     def collateral(self, wanted: Wanted) -> Collateral:
-        """The list. Errors as those of the source, where there is not even an old one."""
+        """The list. Raises the source's errors if there is not even an old one."""
         if len(wanted.products) != 1:
             return Collateral()
         product, kind = wanted.products[0], wanted.kind
