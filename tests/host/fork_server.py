@@ -15,6 +15,7 @@ import os
 import select
 import signal
 import sys
+import traceback
 from typing import Any
 
 from snpcerts.cli.main import main
@@ -49,6 +50,8 @@ def started(line: bytes) -> None:
         code = 70
         try:
             code = command(json.loads(line))
+        except BaseException:
+            traceback.print_exc()
         finally:
             os._exit(code)
     answer(f"started {pid}")
