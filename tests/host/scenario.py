@@ -19,7 +19,7 @@ import select
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -296,6 +296,10 @@ class Course:
 
     # What must hold.
 
+    def content(self, name: str) -> bool:
+        """Whether that file has certificates."""
+        return bool(CertTable.decode((self.folder / name).read_bytes()).entries)
+
     def no_mismatch(self) -> None:
         for guest in self.guests:
             self.attest(guest)
@@ -394,7 +398,9 @@ class Course:
 
     # Proof.
 
-    def prove(self, guest: Guest) -> tuple[int, str]:
+    def prove(
+        self, guest: Guest, on_the_way: Callable[[bytes], bytes] = lambda report: report
+    ) -> tuple[int, str]:
         """``host prove-key``, whose COMMAND hands the question to a guest through FIFOs."""
         ask, answer = self.folder / "ask", self.folder / "answer"
         for fifo in (ask, answer):
@@ -409,7 +415,7 @@ class Course:
             "guest", "report", "-o", str(report), f"--report-data={data}", f"--key-sel={key_sel}"
         )
         assert code == 0, said
-        answer.write_bytes(report.read_bytes())
+        answer.write_bytes(on_the_way(report.read_bytes()))
         code = running.wait()
         return code, running.said()
 
