@@ -13,15 +13,18 @@ from pathlib import Path
 from typing import Any
 
 from cryptography import x509
-from cryptography.hazmat.primitives.asymmetric import padding, rsa
-from cryptography.hazmat.primitives.hashes import SHA384
+from cryptography.hazmat import asn1
+from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import NameOID
 
 from snpcerts.abi.tcb import TcbVersion
 from snpcerts.emulator.amd.authority import MARK
 from snpcerts.emulator.amd.certificates import Issued, vcek_of
+from snpcerts.emulator.amd.signing import sign_again
 from snpcerts.emulator.machine.home import PlatformHome
+from snpcerts.endorsement import structure
+from snpcerts.endorsement.certificate import Certificate, load_certificate
 
 _AMD = "Advanced Micro Devices"
 
@@ -41,30 +44,20 @@ def renamed_chain(platform: Path) -> RenamedChain:
     reported = firmware.snp_platform_status().reported_tcb
     tcb = TcbVersion.unpack(reported, firmware.product.tcb_layout)
     issued = vcek_of(authority, firmware.chip, tcb)
-    vcek = _renamed(x509.load_der_x509_certificate(issued.leaf), authority.ask_signer.key)
+    vcek = _renamed(load_certificate(issued.leaf, "VCEK"), authority.ask_signer.key)
     ask = _renamed(authority.ask, authority.ark_signer.key)
     ark = _renamed(authority.ark, authority.ark_signer.key)
-    der = [certificate.public_bytes(Encoding.DER) for certificate in (vcek, ask, ark)]
     return RenamedChain(
-        Issued(*der).table().encode(),
+        Issued(vcek.der, ask.der, ark.der).table().encode(),
         ask.public_bytes(Encoding.PEM) + ark.public_bytes(Encoding.PEM),
     )
 
 
-def _renamed(certificate: x509.Certificate, key: rsa.RSAPrivateKey) -> x509.Certificate:
-    builder = (
-        x509.CertificateBuilder()
-        .subject_name(_name(certificate.subject))
-        .issuer_name(_name(certificate.issuer))
-        .public_key(certificate.public_key())
-        .serial_number(certificate.serial_number)
-        .not_valid_before(certificate.not_valid_before_utc)
-        .not_valid_after(certificate.not_valid_after_utc)
-    )
-    for extension in certificate.extensions:
-        builder = builder.add_extension(extension.value, extension.critical)
-    pss = padding.PSS(mgf=padding.MGF1(SHA384()), salt_length=SHA384.digest_size)
-    return builder.sign(key, SHA384(), rsa_padding=pss)
+def _renamed(certificate: Certificate, key: rsa.RSAPrivateKey) -> Certificate:
+    tbs = structure.read(structure.TbsCertificate, certificate.tbs_certificate_bytes)
+    tbs.subject = structure.read(asn1.TLV, _name(certificate.subject).public_bytes())
+    tbs.issuer = structure.read(asn1.TLV, _name(certificate.issuer).public_bytes())
+    return sign_again(tbs, key)
 
 
 def _name(name: x509.Name) -> x509.Name:

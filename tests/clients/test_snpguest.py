@@ -210,7 +210,7 @@ def test_a_crl_in_the_table_is_more_than_it_can_read(genoa: Bench, snpguest: Pat
     """It takes every entry for a certificate. The report is none the worse for it."""
     issued = genoa.certificates()
     genoa.request()
-    crl = PlatformHome(genoa.platform).authority().crl().public_bytes(Encoding.DER)
+    crl = PlatformHome(genoa.platform).authority().crl().der
     entries = CertTable.decode((issued / "table.bin").read_bytes()).entries
     table = genoa.place / "with-crl.bin"
     table.write_bytes(CertTable((*entries, TableEntry(CRL_GUID, crl))).encode())

@@ -15,7 +15,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
-from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from snpcerts.abi.cert_table import ARK_GUID, ASK_GUID, VCEK_GUID, VLEK_GUID, CertTable, TableEntry
@@ -133,9 +132,8 @@ def _signed(piece: Piece) -> Iterator[Piece]:
 
 def _hwid_at(vcek: bytes) -> int:
     certificate = load_certificate(vcek, "VCEK")
-    extension = certificate.extensions.get_extension_for_oid(x509.ObjectIdentifier(HWID))
-    assert isinstance(extension.value, x509.UnrecognizedExtension)
-    return vcek.index(extension.value.value)
+    (value,) = (each.value for each in certificate.extensions if each.oid.dotted_string == HWID)
+    return vcek.index(value)
 
 
 Judge = Callable[[Piece], tuple[str, str]]

@@ -130,7 +130,6 @@ def test_a_list_is_good_from_this_update_to_next_update(at: datetime, expected: 
         (SOUND.make() + b"\0", "not a readable"),
         (SOUND.make()[:-1], "not a readable"),
         (CA.ark.make(), "not a readable"),
-        (SOUND.but(inner=pss_algorithm(salt=32)).make(), "do not match"),
         (SOUND.but(next_update=None).make(), "no nextUpdate"),
         (SOUND.but(version=None).make(), "not"),
         (SOUND.but(version=0).make(), "not"),
@@ -138,7 +137,7 @@ def test_a_list_is_good_from_this_update_to_next_update(at: datetime, expected: 
         (b"-----BEGIN X509 CRL-----\nAAA\n-----END X509 CRL-----\n", "base64"),
         (b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n", "PEM"),
     ],
-    ids=range(12),
+    ids=range(11),
 )
 def test_what_is_not_one_list_is_said_not_to_be(data: bytes, said: str) -> None:
     with pytest.raises(FormatError, match=said):
@@ -149,7 +148,7 @@ def test_pem_serves_as_well() -> None:
     data = SOUND.make()
     body = "\n".join(textwrap.wrap(base64.b64encode(data).decode(), 64))
     pem = f"-----BEGIN X509 CRL-----\n{body}\n-----END X509 CRL-----\n".encode()
-    assert load_crl(pem).crl == load_crl(data).crl
+    assert load_crl(pem) == load_crl(data)
     with pytest.raises(FormatError):
         load_crl(pem + pem)
 

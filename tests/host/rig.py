@@ -10,8 +10,6 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import cast
 
-from cryptography.hazmat.primitives.serialization import Encoding
-
 from snpcerts.abi.cert_table import CertTable
 from snpcerts.abi.product import Product
 from snpcerts.abi.psp import Command, SnpConfig, SnpPlatformStatus
@@ -139,7 +137,7 @@ class KeyServer:
         """The list of what is revoked, made once."""
         if self.revoked not in self._lists:
             crl = self.authority.crl(self.revoked)
-            self._lists[self.revoked] = crl.public_bytes(Encoding.DER)
+            self._lists[self.revoked] = crl.der
         return self._lists[self.revoked]
 
     def known_crl(self, product: Product, kind: VekKind = VekKind.VCEK) -> bytes | None:

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cryptography.hazmat.primitives.serialization import Encoding
 
 from snpcerts.abi.cert_table import CRL_GUID, EMPTY, VCEK_GUID, CertTable, TableEntry
 from snpcerts.abi.product import Product
@@ -265,7 +264,7 @@ def test_without_a_revocation_list_there_are_certificates(
 def test_a_strangers_revocation_list_says_nothing(rig: Rig) -> None:
     other = authority_of(Product.MILAN, "other")
     crl = other.crl((rig.server.authority.ask.serial_number,))
-    rig.server.known[VekKind.VCEK] = crl.public_bytes(Encoding.DER)
+    rig.server.known[VekKind.VCEK] = crl.der
     rig.server.down = True
     agent = rig.agent()
     assert agent.stock.revocation_lists()
@@ -378,8 +377,8 @@ def test_a_configured_revocation_list_is_judged_before_guests_get_it(
     rig.config = replace(
         rig.config, files=(replace(file, entries=(ExtraEntry(CRL_GUID, str(crl)),)),)
     )
-    good = rig.server.authority.crl(()).public_bytes(Encoding.DER)
-    other = authority_of(Product.MILAN, "other").crl(()).public_bytes(Encoding.DER)
+    good = rig.server.authority.crl(()).der
+    other = authority_of(Product.MILAN, "other").crl(()).der
     for bad in (b"a list", other, bytes(5000)):
         crl.write_bytes(bad)
         rig.events.clear()

@@ -12,7 +12,8 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.hazmat import asn1
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -20,7 +21,9 @@ from snpcerts.abi.cert_table import ARK_GUID, ASK_GUID, VCEK_GUID
 from snpcerts.abi.product import Product
 from snpcerts.emulator.amd.authority import EmulatedAuthority
 from snpcerts.emulator.amd.key_server_faults import Fault, Faults
+from snpcerts.emulator.amd.signing import sign_again
 from snpcerts.emulator.machine.key_server import KeyServer, ProductLine
+from snpcerts.endorsement import structure
 from snpcerts.endorsement.crl import load_crl
 from snpcerts.endorsement.encoding import to_pem
 from snpcerts.endorsement.vek import EndorsementCert, VekKind
@@ -284,24 +287,12 @@ def test_a_new_ask_is_fetched_when_a_leaf_needs_it(
 
 def _with_new_ask(authority: EmulatedAuthority) -> EmulatedAuthority:
     """The same root over an ASK with another key, made from the ASVK's."""
-    from cryptography import x509
-    from cryptography.hazmat.primitives import hashes
-    from cryptography.hazmat.primitives.asymmetric import padding
-
-    old, key = authority.ask, authority.asvk_signer.key
-    builder = (
-        x509.CertificateBuilder()
-        .subject_name(old.subject)
-        .issuer_name(old.issuer)
-        .public_key(key.public_key())
-        .serial_number(old.serial_number + 0x10000)
-        .not_valid_before(old.not_valid_before_utc)
-        .not_valid_after(old.not_valid_after_utc)
-    )
-    for extension in old.extensions:
-        builder = builder.add_extension(extension.value, extension.critical)
-    pss = padding.PSS(mgf=padding.MGF1(hashes.SHA384()), salt_length=48)
-    ask = builder.sign(authority.ark_signer.key, hashes.SHA384(), rsa_padding=pss)
+    key = authority.asvk_signer.key
+    tbs = structure.read(structure.TbsCertificate, authority.ask.tbs_certificate_bytes)
+    tbs.serial_number += 0x10000
+    spki = key.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    tbs.subject_public_key_info = structure.read(asn1.TLV, spki)
+    ask = sign_again(tbs, authority.ark_signer.key)
     return replace(authority, ask_signer=replace(authority.ask_signer, certificate=ask, key=key))
 
 
@@ -345,10 +336,7 @@ def test_an_older_revocation_list_does_not_replace_a_newer_one(
     host: Host, milan: EmulatedAuthority
 ) -> None:
     now = datetime.now(UTC).replace(microsecond=0)
-    lists = {
-        age: milan.crl((age,), last_update=now - timedelta(days=age)).public_bytes(Encoding.DER)
-        for age in (10, 20)
-    }
+    lists = {age: milan.crl((age,), last_update=now - timedelta(days=age)).der for age in (10, 20)}
     path = CrlResource(Product.MILAN, VekKind.VCEK).path
     age = 10
 
@@ -412,7 +400,7 @@ def test_a_withdrawn_chain_is_replaced_with_the_leaf_below_it(
 
 def test_a_strangers_revocation_list_is_refused(host: Host, turin: EmulatedAuthority) -> None:
     host.source().chain(Product.MILAN)
-    with Answering(lambda _: ok(turin.crl().public_bytes(Encoding.DER))) as server:
+    with Answering(lambda _: ok(turin.crl().der)) as server:
         host.url = server.url
         with pytest.raises(KdsUntrustedError, match="crl-issuer"):
             host.source().crl(Product.MILAN)

@@ -182,13 +182,13 @@ def test_entries_of_a_list_are_read_after_its_signature_and_what_was_found_is_re
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     seen: list[object] = []
-    entries = crl_module._all_extensions
+    entries = crl_module.RevocationList.entries
 
     def counting(crl: Any) -> Any:
         seen.append(crl)
         return entries(crl)
 
-    monkeypatch.setattr(crl_module, "_all_extensions", counting)
+    monkeypatch.setattr(crl_module.RevocationList, "entries", counting)
     parts, other = collateral(), SmallCa(chip_id=bytes(range(3, 67)))
 
     def look_at(data: bytes) -> int:

@@ -189,7 +189,7 @@ def crl(where: _Where, product: Product, vlek: bool) -> None:
     with where.source(f"fetching the revocation list of {product.value}") as source:
         found = source.crl(product, kind, refresh=where.refresh)
     read = load_crl(found)
-    count = len(read.crl)
+    count = len(read)
     where.write(
         {"crl.der": found},
         {

@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from snpcerts.endorsement.anchors import AMD_ANCHORS as AMD_ANCHORS
     from snpcerts.endorsement.anchors import Anchor as Anchor
     from snpcerts.endorsement.anchors import anchor_from_certificate as anchor_from_certificate
+    from snpcerts.endorsement.certificate import Certificate as Certificate
     from snpcerts.endorsement.certificate import load_certificate as load_certificate
     from snpcerts.endorsement.crl import RevocationList as RevocationList
     from snpcerts.endorsement.crl import load_crl as load_crl
@@ -21,7 +22,7 @@ else:
         __name__,
         {
             "anchors": ("AMD_ANCHORS", "Anchor", "anchor_from_certificate"),
-            "certificate": ("load_certificate",),
+            "certificate": ("Certificate", "load_certificate"),
             "crl": ("RevocationList", "load_crl"),
             "vek": ("EndorsementCert", "VekKind"),
         },

@@ -11,12 +11,11 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 
-from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from snpcerts.abi.product import Product
 from snpcerts.endorsement.ca_name import CaRole, parse_ca_name
-from snpcerts.endorsement.certificate import common_name
+from snpcerts.endorsement.certificate import Certificate, common_name
 from snpcerts.errors import InputError
 
 
@@ -42,7 +41,7 @@ AMD_ANCHORS: tuple[Anchor, ...] = tuple(
 )
 
 
-def spki_sha384(certificate: x509.Certificate) -> bytes:
+def spki_sha384(certificate: Certificate) -> bytes:
     """SHA-384 of the DER SubjectPublicKeyInfo of the certificate's key."""
     spki = certificate.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
     return hashlib.sha384(spki).digest()
@@ -56,7 +55,7 @@ def is_amds(anchor: Anchor) -> bool:
     )
 
 
-def anchor_from_certificate(certificate: x509.Certificate) -> Anchor:
+def anchor_from_certificate(certificate: Certificate) -> Anchor:
     """Trust this root's key for the product in its common name. Raises :class:`InputError` if the
     common name is not that of an ARK.
     """

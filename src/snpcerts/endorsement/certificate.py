@@ -1,23 +1,31 @@
 # SPDX-License-Identifier: Apache-2.0
 """Parses one X.509 certificate, completely and up front. Certificates come from untrusted hosts and
-networks. The X.509 library parses many parts only on access and then raises various errors. This
-module reads every part that the package uses once, so that a bad certificate causes a single
-:class:`~snpcerts.errors.FormatError`, here.
+networks. This module parses every part that the package uses once, so that a bad certificate causes
+a single :class:`~snpcerts.errors.FormatError`, here.
+
+:mod:`snpcerts.endorsement.structure` declares the structures and says why; keys are the library's.
+Extensions that the package evaluates are parsed too. All others (key identifiers, places of
+revocation lists) stay bytes.
 """
 
 from __future__ import annotations
 
 import base64
 import binascii
+import functools
 import re
-import threading
-import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import datetime
 
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
-from cryptography.utils import CryptographyDeprecationWarning
-from cryptography.x509.oid import NameOID
+from cryptography.hazmat import asn1
+from cryptography.hazmat.primitives.asymmetric.types import PublicKeyTypes
+from cryptography.hazmat.primitives.serialization import Encoding, load_der_public_key
+from cryptography.x509.oid import ExtensionOID, NameOID
 
+from snpcerts.endorsement import structure
 from snpcerts.errors import FormatError
 
 # AMD's have 1.3 to 1.7 KB, some 2.3 KB as PEM.
@@ -27,66 +35,212 @@ _PEM_MARK = b"-----BEGIN"
 _PEM = re.compile(
     rb"\s*-----BEGIN CERTIFICATE-----\r?\n([A-Za-z0-9+/=\r\n]+)-----END CERTIFICATE-----\s*"
 )
+_PEM_WIDTH = 64
 
 # The errors that the library raises for parts it cannot read. It warns about some oddities, such as
 # a country name of three letters; a process may have turned such warnings into errors.
-_UNREADABLE = (
-    TypeError,
-    ValueError,
-    Warning,
-    UnsupportedAlgorithm,
-    x509.DuplicateExtension,
-    x509.InvalidVersion,
-    x509.UnsupportedGeneralNameType,
-)
+UNREADABLE = (TypeError, ValueError, Warning, UnsupportedAlgorithm)
 
-_SERIAL_WARNING = "Parsed a serial number which wasn't positive"
-_SERIAL_FILTER = (
-    "ignore",
-    re.compile(_SERIAL_WARNING, re.IGNORECASE),
-    CryptographyDeprecationWarning,
-    None,
-    0,
-)
-_serial_warning_lock = threading.Lock()
+# RFC 5280: a positive number of at most 20 bytes. AMD's leaf certificates have 0.
+MAX_SERIAL_NUMBER = (1 << 159) - 1
+
+# Names up to this size are remembered: all certificates of a product share them.
+_SHORT_NAME = 1 << 10
+
+_BASIC_CONSTRAINTS = ExtensionOID.BASIC_CONSTRAINTS
+_KEY_USAGE = ExtensionOID.KEY_USAGE
+
+# Bits of keyUsage, counted as in RFC 5280 section 4.2.1.3: the first is the highest.
+_KEY_AGREEMENT, _KEY_CERT_SIGN, _CRL_SIGN, _ENCIPHER_ONLY, _DECIPHER_ONLY = 4, 5, 6, 7, 8
 
 
-def _accept_serial_zero() -> None:
-    """Suppress the library's warning about the serial number 0, which every AMD leaf has. One
-    filter, for this message only, is inserted before the process's other warning filters and stays
-    there: ``warnings.catch_warnings`` would restore an old state of all filters while other threads
-    use them. It is inserted again if other code, such as a test runner, has put its own filter
-    first.
+@dataclass(frozen=True, slots=True)
+class Extension:
+    """An extension; ``value`` is what its OCTET STRING holds."""
+
+    oid: x509.ObjectIdentifier
+    critical: bool
+    value: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class BasicConstraints:
+    """Whether the certificate is an authority's; ``path_length`` is None for any."""
+
+    ca: bool
+    path_length: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class KeyUsage:
+    """What the certificate's key may be used for, as far as it matters here."""
+
+    key_cert_sign: bool
+    crl_sign: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Certificate:
+    """A parsed X.509 version 3 certificate, not yet judged. Two certificates are equal if their
+    bytes are. Attributes that ``cryptography.x509.Certificate`` also has mean the same there.
+    ``der`` is the whole certificate. ``tbs_certificate_bytes``, ``inner_algorithm`` (inside the
+    signed part) and ``outer_algorithm`` are DER inside it. ``unused_bits`` belongs to the
+    signature's BIT STRING; only 0 is correct.
     """
-    with _serial_warning_lock:
-        if next(iter(warnings.filters), None) != _SERIAL_FILTER:
-            warnings.filterwarnings(
-                "ignore", message=_SERIAL_WARNING, category=CryptographyDeprecationWarning
-            )
+
+    der: bytes
+    serial_number: int = field(compare=False)
+    issuer: x509.Name = field(compare=False)
+    subject: x509.Name = field(compare=False)
+    not_valid_before_utc: datetime = field(compare=False)
+    not_valid_after_utc: datetime = field(compare=False)
+    key: PublicKeyTypes = field(compare=False, repr=False)
+    extensions: tuple[Extension, ...] = field(compare=False, repr=False)
+    basic_constraints: BasicConstraints | None = field(compare=False, repr=False)
+    key_usage: KeyUsage | None = field(compare=False, repr=False)
+    tbs_certificate_bytes: bytes = field(compare=False, repr=False)
+    inner_algorithm: bytes = field(compare=False, repr=False)
+    outer_algorithm: bytes = field(compare=False, repr=False)
+    signature: bytes = field(compare=False, repr=False)
+    unused_bits: int = field(compare=False, repr=False)
+
+    def __reduce__(self) -> tuple[Callable[[bytes, str], Certificate], tuple[bytes, str]]:
+        """Pickle the bytes and parse them again: the library's objects cannot be pickled."""
+        return load_certificate, (self.der, "certificate")
+
+    def public_key(self) -> PublicKeyTypes:
+        """The key that it certifies."""
+        return self.key
+
+    def public_bytes(self, encoding: Encoding) -> bytes:
+        """The certificate in DER or PEM."""
+        if encoding is Encoding.DER:
+            return self.der
+        if encoding is Encoding.PEM:
+            return to_pem_block(self.der, "CERTIFICATE")
+        raise ValueError("a certificate is written as DER or PEM")
 
 
-def load_certificate(data: bytes, what: str) -> x509.Certificate:
+def load_certificate(data: bytes, what: str) -> Certificate:
     """Parse ``data``, one X.509 version 3 certificate in DER or PEM.
 
     ``what`` names it in errors ("VCEK"). Only white space may surround a PEM block. Raises
-    :class:`FormatError` for more than 64 KiB, for bytes before or after the certificate, and for a
-    certificate of which any part cannot be read.
+    :class:`FormatError` for more than 64 KiB, for bytes before or after the certificate, for a
+    duplicate extension, and for a certificate of which any part cannot be read.
     """
     if len(data) > MAX_CERTIFICATE_SIZE:
         raise FormatError(
             what, f"{len(data)} bytes, a certificate has at most {MAX_CERTIFICATE_SIZE}"
         )
-    der = _der_of_pem(data, what) if data.lstrip().startswith(_PEM_MARK) else data
-    _accept_serial_zero()
+    der = _der_of_pem(data, what) if data.lstrip().startswith(_PEM_MARK) else bytes(data)
     try:
-        certificate = x509.load_der_x509_certificate(der)
-        version = certificate.version
-        _read_lazy_parts(certificate)
-    except _UNREADABLE as error:
-        raise FormatError(what, f"not a readable X.509 certificate: {error}") from error
-    if version is not x509.Version.v3:
-        raise FormatError(what, f"X.509 version is {version.name}, must be v3")
-    return certificate
+        outer = structure.read(structure.Signed, der)
+        tbs = outer.tbs.parse(structure.TbsCertificate)
+        if tbs.version == structure.V3:
+            return _certificate(der, outer, tbs)
+    except UNREADABLE as error:
+        raise FormatError(what, f"not a readable X.509 certificate: {plainly(error)}") from error
+    raise FormatError(what, f"X.509 version is v{tbs.version + 1}, must be v3")
+
+
+def _certificate(der: bytes, outer: structure.Signed, tbs: structure.TbsCertificate) -> Certificate:
+    if not 0 <= tbs.serial_number <= MAX_SERIAL_NUMBER:
+        raise ValueError("the serial number is negative, or has more than 20 bytes")
+    extensions = extensions_of(tbs.extensions)
+    by_oid = {extension.oid: extension.value for extension in extensions}
+    constraints, usage = by_oid.get(_BASIC_CONSTRAINTS), by_oid.get(_KEY_USAGE)
+    return Certificate(
+        der,
+        tbs.serial_number,
+        name_of(tbs.issuer),
+        name_of(tbs.subject),
+        structure.time_of(tbs.validity.not_before),
+        structure.time_of(tbs.validity.not_after),
+        _key(tbs.subject_public_key_info),
+        extensions,
+        None if constraints is None else _read_basic_constraints(constraints),
+        None if usage is None else _read_key_usage(usage),
+        structure.der_of(outer.tbs),
+        structure.der_of(tbs.signature),
+        structure.der_of(outer.signature_algorithm),
+        outer.signature.as_bytes(),
+        outer.signature.padding_bits(),
+    )
+
+
+def extensions_of(found: list[structure.ExtensionDer] | None) -> tuple[Extension, ...]:
+    """The extensions of a certificate, a list or an entry. Raises ValueError for a duplicate, and
+    for a field that is present but empty (RFC 5280 section 4.2).
+    """
+    if found is None:
+        return ()
+    extensions = tuple(Extension(each.extn_id, each.critical, each.extn_value) for each in found)
+    if not extensions:
+        raise ValueError("the list of extensions is empty")
+    if len({extension.oid for extension in extensions}) < len(extensions):
+        seen: set[x509.ObjectIdentifier] = set()
+        for oid in (extension.oid for extension in extensions):
+            if oid in seen:
+                raise ValueError(f"duplicate extension {oid.dotted_string}")
+            seen.add(oid)
+    return extensions
+
+
+def name_of(part: asn1.TLV) -> x509.Name:
+    """Parse a distinguished name. Raises ValueError for anything else."""
+    if len(part.data) > _SHORT_NAME:
+        return structure.name_of(part)
+    return _known_name(structure.der_of(part))
+
+
+@functools.lru_cache(maxsize=64)
+def _known_name(der: bytes) -> x509.Name:
+    return structure.read(x509.Name, der)
+
+
+def _key(part: asn1.TLV) -> PublicKeyTypes:
+    # The library would take a bare RSA key too.
+    part.parse(structure.SubjectPublicKeyInfo)
+    return load_der_public_key(structure.der_of(part))
+
+
+def _read_basic_constraints(value: bytes) -> BasicConstraints:
+    read = structure.read(structure.BasicConstraintsDer, value)
+    length = read.path_len_constraint
+    if length is not None and (length < 0 or not read.ca):
+        raise ValueError("basicConstraints has a path length that cannot be")
+    return BasicConstraints(read.ca, length)
+
+
+def _read_key_usage(value: bytes) -> KeyUsage:
+    bits = structure.read(asn1.BitString, value)
+    octets, size = bits.as_bytes(), 8 * len(bits.as_bytes()) - bits.padding_bits()
+
+    def has(bit: int) -> bool:
+        return bit < size and bool(octets[bit // 8] & 0x80 >> bit % 8)
+
+    if not has(_KEY_AGREEMENT) and (has(_ENCIPHER_ONLY) or has(_DECIPHER_ONLY)):
+        raise ValueError("keyUsage restricts a key agreement that it does not allow")
+    return KeyUsage(has(_KEY_CERT_SIGN), has(_CRL_SIGN))
+
+
+_KIND = re.compile(r"ParseError \{ kind: (\w+)")
+_PLAIN = {
+    "ShortData": "it ends too early",
+    "ExtraData": "bytes follow where it should end",
+    "UnexpectedTag": "something else stands where a part of it should",
+    "InvalidLength": "a length in it is wrong",
+    "EncodedDefault": "it writes out a default value, which DER forbids",
+    "OidTooLong": "an object identifier in it is too long",
+}
+
+
+def plainly(error: BaseException) -> str:
+    """The library's error about DER in plain words."""
+    kind = _KIND.search(str(error))
+    if kind is None:
+        return str(error) or type(error).__name__
+    return _PLAIN.get(kind[1], "a part of it has a value that cannot be")
 
 
 def _der_of_pem(data: bytes, what: str) -> bytes:
@@ -103,15 +257,13 @@ def _der_of_pem(data: bytes, what: str) -> bytes:
         raise FormatError(what, f"PEM body is not base64: {error}") from error
 
 
-def _read_lazy_parts(certificate: x509.Certificate) -> None:
-    """Read each part that is used later, to raise its errors now."""
-    _ = (
-        certificate.subject,
-        certificate.issuer,
-        certificate.extensions,
-        certificate.public_key(),
-        certificate.not_valid_before_utc,
-        certificate.not_valid_after_utc,
+def to_pem_block(der: bytes, label: str) -> bytes:
+    """DER as one PEM block, in lines of 64 characters, as RFC 7468 has it."""
+    body = base64.b64encode(der)
+    lines = [body[at : at + _PEM_WIDTH] for at in range(0, len(body), _PEM_WIDTH)]
+    mark = label.encode("ascii")
+    return b"\n".join(
+        (b"-----BEGIN " + mark + b"-----", *lines, b"-----END " + mark + b"-----", b"")
     )
 
 

@@ -17,15 +17,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import rsa
-from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.x509.oid import ExtensionOID
 
 from snpcerts.abi.product import Product
 from snpcerts.endorsement.anchors import Anchor, spki_sha384
 from snpcerts.endorsement.ca_name import CaName, CaRole, parse_ca_name
-from snpcerts.endorsement.certificate import common_name
-from snpcerts.endorsement.der import read_element
+from snpcerts.endorsement.certificate import Certificate, common_name
 from snpcerts.endorsement.reason import Reason, ReasonCode
 from snpcerts.endorsement.signature import (
     MAX_RSA_BITS,
@@ -100,9 +98,9 @@ class Chain:
     """
 
     kind: VekKind
-    leaf: x509.Certificate | None
-    intermediate: x509.Certificate | None
-    root: x509.Certificate | None
+    leaf: Certificate | None
+    intermediate: Certificate | None
+    root: Certificate | None
     leaf_product: Product | None = None
 
     def label(self, place: Position) -> str:
@@ -216,7 +214,7 @@ def _root(chain: Chain, anchors: Sequence[Anchor]) -> Iterator[Reason]:
         )
 
 
-def anchor_of(root: x509.Certificate, anchors: Sequence[Anchor]) -> Anchor | None:
+def anchor_of(root: Certificate, anchors: Sequence[Anchor]) -> Anchor | None:
     """The anchor that makes this root trusted, or None."""
     pin, name = spki_sha384(root), _ca_name(root)
     for anchor in anchors:
@@ -225,12 +223,12 @@ def anchor_of(root: x509.Certificate, anchors: Sequence[Anchor]) -> Anchor | Non
     return None
 
 
-def _ca_name(certificate: x509.Certificate) -> CaName | None:
+def _ca_name(certificate: Certificate) -> CaName | None:
     return parse_ca_name(common_name(certificate.subject))
 
 
 def _authority(
-    chain: Chain, place: Position, certificate: x509.Certificate, *, below: int
+    chain: Chain, place: Position, certificate: Certificate, *, below: int
 ) -> Iterator[Reason]:
     """Check that a certificate is an authority that may have ``below`` authorities under it."""
     label = chain.label(place)
@@ -255,23 +253,22 @@ def _authority(
     yield from _critical(chain, place, certificate)
 
 
-def _authority_flags(certificate: x509.Certificate, below: int) -> Iterator[str]:
-    by_oid = {extension.oid: extension.value for extension in certificate.extensions}
-    constraints = by_oid.get(x509.BasicConstraints.oid)
-    if not isinstance(constraints, x509.BasicConstraints) or not constraints.ca:
+def _authority_flags(certificate: Certificate, below: int) -> Iterator[str]:
+    constraints = certificate.basic_constraints
+    if constraints is None or not constraints.ca:
         yield "is not marked as an authority (basicConstraints)"
     elif constraints.path_length is not None and constraints.path_length < below:
         yield f"has path length {constraints.path_length}, needs {below} (basicConstraints)"
-    usage = by_oid.get(x509.KeyUsage.oid)
-    if not isinstance(usage, x509.KeyUsage) or not usage.key_cert_sign:
+    usage = certificate.key_usage
+    if usage is None or not usage.key_cert_sign:
         yield "may not sign certificates (keyUsage)"
 
 
 # Extensions whose requirements are checked here.
-_EVALUATED = frozenset({x509.BasicConstraints.oid, x509.KeyUsage.oid})
+_EVALUATED = frozenset({ExtensionOID.BASIC_CONSTRAINTS, ExtensionOID.KEY_USAGE})
 
 
-def _critical(chain: Chain, place: Position, certificate: x509.Certificate) -> Iterator[Reason]:
+def _critical(chain: Chain, place: Position, certificate: Certificate) -> Iterator[Reason]:
     """RFC 5280: a critical extension that is not evaluated must not be ignored."""
     for extension in certificate.extensions:
         if not extension.critical:
@@ -289,12 +286,11 @@ def _critical(chain: Chain, place: Position, certificate: x509.Certificate) -> I
 
 
 def _issued(
-    chain: Chain, place: Position, certificate: x509.Certificate, issuer: x509.Certificate | None
+    chain: Chain, place: Position, certificate: Certificate, issuer: Certificate | None
 ) -> Iterator[Reason]:
     """Check that ``issuer`` issued ``certificate``: algorithm, name, signature."""
     label = chain.label(place)
-    anatomy = _anatomy(certificate)
-    problem = algorithm_problem(anatomy.inner_algorithm, anatomy.outer_algorithm)
+    problem = algorithm_problem(certificate.inner_algorithm, certificate.outer_algorithm)
     if problem is not None:
         yield Reason(_SIGNATURE_ALGORITHM[place], f"the {label} {problem}")
     if issuer is None:
@@ -307,54 +303,19 @@ def _issued(
             f"the {by}'s subject is {common_name(issuer.subject)!r}",
         )
     key = authority_key(issuer)
-    if key is not None and not _signed_by(anatomy, key):
+    if key is not None and not _signed_by(certificate, key):
         yield Reason(_SIGNATURE[place], f"the {label} is not signed by the {by}'s key")
 
 
-def _signed_by(anatomy: _Anatomy, key: rsa.RSAPublicKey) -> bool:
+def _signed_by(certificate: Certificate, key: rsa.RSAPublicKey) -> bool:
     """Whether the key made the signature with AMD's algorithm; the certificate's own field is
     ignored.
     """
     # With a count of unused bits other than 0, two certificates of different bytes could have the
     # same signature.
-    if not anatomy.signature.startswith(b"\0"):
+    if certificate.unused_bits:
         return False
-    return is_signed(anatomy.signed, anatomy.signature[1:], key)
-
-
-@dataclass(frozen=True, slots=True)
-class _Anatomy:
-    """Parts of a certificate's DER: the signed part, two AlgorithmIdentifiers, the BIT STRING's
-    content.
-    """
-
-    signed: bytes
-    inner_algorithm: bytes
-    outer_algorithm: bytes
-    signature: bytes
-
-
-def _anatomy(certificate: x509.Certificate) -> _Anatomy:
-    """Split a version 3 certificate into its parts.
-
-    RFC 5280 section 4.1: Certificate is {tbsCertificate, signatureAlgorithm,
-    signature}; tbsCertificate of version 3 starts with [0] version,
-    serialNumber and signature.
-    """
-    what = "certificate"
-    whole = read_element(certificate.public_bytes(Encoding.DER), 0, what).content
-    signed = read_element(whole, 0, what)
-    outer = read_element(whole, signed.end, what)
-    signature = read_element(whole, outer.end, what)
-    version = read_element(signed.content, 0, what)
-    serial = read_element(signed.content, version.end, what)
-    inner = read_element(signed.content, serial.end, what)
-    return _Anatomy(
-        whole[signed.start : signed.end],
-        signed.content[inner.start : inner.end],
-        whole[outer.start : outer.end],
-        signature.content,
-    )
+    return is_signed(certificate.tbs_certificate_bytes, certificate.signature, key)
 
 
 def check_products(chain: Chain) -> Iterator[Reason]:

@@ -17,15 +17,24 @@ from __future__ import annotations
 import base64
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 
 from cryptography import x509
-from cryptography.exceptions import UnsupportedAlgorithm
-from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.hazmat import asn1
 
-from snpcerts.endorsement.certificate import common_name
-from snpcerts.endorsement.der import INTEGER, read_element
+from snpcerts.endorsement import structure
+from snpcerts.endorsement.certificate import (
+    UNREADABLE,
+    Certificate,
+    Extension,
+    common_name,
+    extensions_of,
+    name_of,
+    plainly,
+    to_pem_block,
+)
+from snpcerts.endorsement.der import read_element
 from snpcerts.endorsement.reason import Reason, ReasonCode
 from snpcerts.endorsement.signature import algorithm_problem, authority_key, is_signed
 from snpcerts.errors import FormatError
@@ -37,33 +46,58 @@ _PEM_MARK = b"-----BEGIN"
 _PEM = re.compile(
     rb"\s*-----BEGIN X509 CRL-----\r?\n([A-Za-z0-9+/=\r\n]+)-----END X509 CRL-----\s*"
 )
-_UNREADABLE = (
-    TypeError,
-    ValueError,
-    Warning,
-    UnsupportedAlgorithm,
-    x509.DuplicateExtension,
-    x509.InvalidVersion,
-    x509.UnsupportedGeneralNameType,
-)
-_V2 = b"\x01"
+
+
+@dataclass(frozen=True, slots=True)
+class RevokedCertificate:
+    """An entry of a list: a revoked certificate and the date."""
+
+    serial_number: int
+    revocation_date: datetime
+    extensions: tuple[Extension, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class RevocationList:
-    """A parsed list, not yet judged; times in UTC, both inclusive."""
+    """A parsed list, not yet judged; times in UTC, both inclusive. Two lists are equal if their
+    bytes are. ``der`` is the whole list. ``signed``, ``inner_algorithm`` and ``outer_algorithm``
+    are DER inside it. :meth:`entries` parses ``raw_entries``.
+    """
 
-    crl: x509.CertificateRevocationList
-    this_update: datetime
-    next_update: datetime
-    inner_algorithm: bytes
-    outer_algorithm: bytes
-    unused_bits: int
+    der: bytes
+    issuer: x509.Name = field(compare=False)
+    this_update: datetime = field(compare=False)
+    next_update: datetime = field(compare=False)
+    extensions: tuple[Extension, ...] = field(compare=False, repr=False)
+    raw_entries: tuple[asn1.TLV, ...] = field(compare=False, repr=False)
+    signed: bytes = field(compare=False, repr=False)
+    inner_algorithm: bytes = field(compare=False, repr=False)
+    outer_algorithm: bytes = field(compare=False, repr=False)
+    signature: bytes = field(compare=False, repr=False)
+    unused_bits: int = field(compare=False, repr=False)
+
+    def __len__(self) -> int:
+        """The number of entries."""
+        return len(self.raw_entries)
+
+    def entries(self) -> Iterator[RevokedCertificate]:
+        """Parse the entries, in the list's order. Raises ValueError for one that cannot be read."""
+        for raw in self.raw_entries:
+            entry = raw.parse(structure.RevokedCertificateDer)
+            yield RevokedCertificate(
+                entry.user_certificate,
+                structure.time_of(entry.revocation_date),
+                extensions_of(entry.crl_entry_extensions),
+            )
+
+    def pem(self) -> bytes:
+        """The list as one PEM block."""
+        return to_pem_block(self.der, "X509 CRL")
 
     @property
     def issuer_common_name(self) -> str | None:
-        """The common name of its issuer, for example ``ARK-Milan``."""
-        return common_name(self.crl.issuer)
+        """The common name of its issuer: ``ARK-Milan``, say."""
+        return common_name(self.issuer)
 
 
 def load_crl(data: bytes, what: str = "CRL") -> RevocationList:
@@ -75,18 +109,34 @@ def load_crl(data: bytes, what: str = "CRL") -> RevocationList:
     """
     der = _der_of(data, what)
     try:
-        crl = x509.load_der_x509_crl(der)
-        this_update, next_update = crl.last_update_utc, crl.next_update_utc
-        _ = (crl.issuer, crl.extensions, crl.signature)
-        signed = crl.tbs_certlist_bytes
-    except _UNREADABLE as error:
-        raise FormatError(what, f"not a readable revocation list: {error}") from error
-    if next_update is None:
+        outer = structure.read(structure.Signed, der)
+        tbs = outer.tbs.parse(structure.TbsCertList)
+        extensions = extensions_of(tbs.crl_extensions)
+        issuer = name_of(tbs.issuer)
+        if tbs.revoked_certificates == []:
+            raise ValueError("its list of certificates is there and empty")
+    except UNREADABLE as error:
+        raise FormatError(what, f"not a readable revocation list: {plainly(error)}") from error
+    if tbs.version != structure.V2_LIST:
+        raise FormatError(what, "is not of X.509 version 2")
+    if tbs.next_update is None:
         raise FormatError(what, "has no nextUpdate, so nothing says when it expires")
-    return RevocationList(crl, this_update, next_update, *_anatomy(crl, signed, what))
+    return RevocationList(
+        der,
+        issuer,
+        structure.time_of(tbs.this_update),
+        structure.time_of(tbs.next_update),
+        extensions,
+        tuple(tbs.revoked_certificates or ()),
+        structure.der_of(outer.tbs),
+        structure.der_of(tbs.signature),
+        structure.der_of(outer.signature_algorithm),
+        outer.signature.as_bytes(),
+        outer.signature.padding_bits(),
+    )
 
 
-def bears_signature(data: bytes, root: x509.Certificate, what: str = "CRL") -> bool:
+def bears_signature(data: bytes, root: Certificate, what: str = "CRL") -> bool:
     """Whether the root's key signed ``data``, a list in DER or PEM; parses nothing else. For lists
     so long that parsing them is expensive. Raises :class:`FormatError` if the outermost structure
     is not a list's.
@@ -106,7 +156,7 @@ def bears_signature(data: bytes, root: x509.Certificate, what: str = "CRL") -> b
 def _der_of(data: bytes, what: str) -> bytes:
     if len(data) > MAX_CRL_SIZE:
         raise FormatError(what, f"{len(data)} bytes, a list has at most {MAX_CRL_SIZE}")
-    return _der_of_pem(data, what) if data.lstrip().startswith(_PEM_MARK) else data
+    return _der_of_pem(data, what) if data.lstrip().startswith(_PEM_MARK) else bytes(data)
 
 
 def _der_of_pem(data: bytes, what: str) -> bytes:
@@ -119,34 +169,10 @@ def _der_of_pem(data: bytes, what: str) -> bytes:
         raise FormatError(what, f"PEM body is not base64: {error}") from error
 
 
-def _anatomy(
-    crl: x509.CertificateRevocationList, signed: bytes, what: str
-) -> tuple[bytes, bytes, int]:
-    """Both AlgorithmIdentifiers, and the signature's count of unused bits.
-
-    RFC 5280 section 5.1: CertificateList is {tbsCertList, signatureAlgorithm,
-    signatureValue}; tbsCertList of version 2 starts with version and signature.
-    """
-    whole = read_element(crl.public_bytes(Encoding.DER), 0, what).content
-    part = read_element(whole, 0, what)
-    outer = read_element(whole, part.end, what)
-    signature = read_element(whole, outer.end, what)
-    content = read_element(signed, 0, what).content
-    version = read_element(content, 0, what)
-    if version.tag != INTEGER or version.content != _V2:
-        raise FormatError(what, "is not of X.509 version 2")
-    inner = read_element(content, version.end, what)
-    return (
-        content[inner.start : inner.end],
-        whole[outer.start : outer.end],
-        signature.content[0] if signature.content else 0,
-    )
-
-
 def check_crl(
     revocation: RevocationList,
-    root: x509.Certificate,
-    intermediate: x509.Certificate | None,
+    root: Certificate,
+    intermediate: Certificate | None,
     label: str,
 ) -> tuple[Reason, ...]:
     """Problems that do not depend on the time, and what the list revokes. ``root`` is the ARK that
@@ -157,23 +183,23 @@ def check_crl(
     if doubts:
         return doubts
     try:
-        odd = tuple(_odd_extensions(revocation.crl))
-        return odd or tuple(_revoked(revocation.crl, root, intermediate, label))
-    except _UNREADABLE as error:
-        return (Reason(ReasonCode.CRL_UNREADABLE, f"the CRL's entries cannot be read: {error}"),)
+        entries = tuple(revocation.entries())
+    except UNREADABLE as error:
+        problem = f"the CRL's entries cannot be read: {plainly(error)}"
+        return (Reason(ReasonCode.CRL_UNREADABLE, problem),)
+    odd = tuple(_odd_extensions(revocation, entries))
+    return odd or tuple(_revoked(revocation, entries, root, intermediate, label))
 
 
-def _doubts(revocation: RevocationList, root: x509.Certificate) -> Iterator[Reason]:
-    crl = revocation.crl
-    if crl.issuer != root.subject:
+def _doubts(revocation: RevocationList, root: Certificate) -> Iterator[Reason]:
+    if revocation.issuer != root.subject:
         yield Reason(
             ReasonCode.CRL_ISSUER,
             f"the CRL's issuer is {revocation.issuer_common_name!r}, "
             f"the ARK's subject is {common_name(root.subject)!r}",
         )
         return
-    usage = _key_usage(root)
-    if usage is None or not usage.crl_sign:
+    if root.key_usage is None or not root.key_usage.crl_sign:
         yield Reason(ReasonCode.CRL_ISSUER, "the ARK may not sign revocation lists (keyUsage)")
     problem = algorithm_problem(revocation.inner_algorithm, revocation.outer_algorithm)
     if problem is not None:
@@ -182,14 +208,20 @@ def _doubts(revocation: RevocationList, root: x509.Certificate) -> Iterator[Reas
     if (
         key is None
         or revocation.unused_bits
-        or not is_signed(crl.tbs_certlist_bytes, crl.signature, key)
+        or not is_signed(revocation.signed, revocation.signature, key)
     ):
         yield Reason(ReasonCode.CRL_SIGNATURE, "the CRL is not signed by the ARK's key")
 
 
-def _odd_extensions(crl: x509.CertificateRevocationList) -> Iterator[Reason]:
+def _odd_extensions(
+    revocation: RevocationList, entries: tuple[RevokedCertificate, ...]
+) -> Iterator[Reason]:
     """The first critical extension, of the list or of an entry; snpcerts knows none."""
-    for place, extensions in _all_extensions(crl):
+    places = (
+        ("the CRL", revocation.extensions),
+        *((f"the CRL's entry {each.serial_number:#x}", each.extensions) for each in entries),
+    )
+    for place, extensions in places:
         for extension in extensions:
             if extension.critical:
                 yield Reason(
@@ -200,39 +232,26 @@ def _odd_extensions(crl: x509.CertificateRevocationList) -> Iterator[Reason]:
                 return
 
 
-def _key_usage(certificate: x509.Certificate) -> x509.KeyUsage | None:
-    for extension in certificate.extensions:
-        if isinstance(extension.value, x509.KeyUsage):
-            return extension.value
-    return None
-
-
-def _all_extensions(
-    crl: x509.CertificateRevocationList,
-) -> Iterator[tuple[str, x509.Extensions]]:
-    yield "the CRL", crl.extensions
-    for entry in crl:
-        yield f"the CRL's entry {entry.serial_number:#x}", entry.extensions
-
-
 def _revoked(
-    crl: x509.CertificateRevocationList,
-    root: x509.Certificate,
-    intermediate: x509.Certificate | None,
+    revocation: RevocationList,
+    entries: tuple[RevokedCertificate, ...],
+    root: Certificate,
+    intermediate: Certificate | None,
     label: str,
 ) -> Iterator[Reason]:
+    named = {each.serial_number: each for each in reversed(entries)}
     for code, name, certificate in (
         (ReasonCode.ASK_REVOKED, label, intermediate),
         (ReasonCode.ARK_REVOKED, "ARK", root),
     ):
-        if certificate is None or certificate.issuer != crl.issuer:
+        if certificate is None or certificate.issuer != revocation.issuer:
             continue
-        entry = crl.get_revoked_certificate_by_serial_number(certificate.serial_number)
+        entry = named.get(certificate.serial_number)
         if entry is not None:
             yield Reason(
                 code,
                 f"the {name} with serial number {certificate.serial_number:#x} was revoked "
-                f"on {entry.revocation_date_utc:%Y-%m-%d}",
+                f"on {entry.revocation_date:%Y-%m-%d}",
             )
 
 

@@ -3,11 +3,11 @@
 
 from __future__ import annotations
 
-from cryptography import x509
-from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.x509.oid import NameOID
 
-from snpcerts.endorsement.certificate import load_certificate
-from snpcerts.errors import FormatError, SnpCertsError
+from snpcerts.endorsement.certificate import load_certificate, to_pem_block
+from snpcerts.endorsement.crl import load_crl
+from snpcerts.errors import SnpCertsError
 
 _PEM_START = b"-----BEGIN "
 
@@ -17,42 +17,31 @@ def to_der(data: bytes, *, crl: bool, what: str) -> bytes:
 
     Raises :class:`FormatError`, naming ``what``, if it is neither.
     """
-    return _load(data, crl, what).public_bytes(Encoding.DER)
+    return (load_crl if crl else load_certificate)(data, what).der
 
 
 def to_pem(data: bytes, *, crl: bool) -> bytes:
     """The PEM form of a result of :func:`to_der`."""
-    return _load(data, crl, "DER").public_bytes(Encoding.PEM)
+    return to_pem_block(to_der(data, crl=crl, what="DER"), "X509 CRL" if crl else "CERTIFICATE")
 
 
 def describe(data: bytes, *, crl: bool) -> str:
     """One line about a certificate or revocation list; never raises for bad data."""
+    form = "PEM" if data.startswith(_PEM_START) else "DER"
     try:
-        loaded = _load(data, crl, "entry")
+        if crl:
+            found = load_crl(data, "entry")
+            issuer = found.issuer.rfc4514_string()
+            return f"{form}, revocation list of {issuer}, next update {found.next_update:%Y-%m-%d}"
+        certificate = load_certificate(data, "entry")
     except SnpCertsError:
         return "not a revocation list" if crl else "not a certificate"
-    form = "PEM" if data.startswith(_PEM_START) else "DER"
-    if isinstance(loaded, x509.CertificateRevocationList):
-        until = loaded.next_update_utc
-        end = f", next update {until:%Y-%m-%d}" if until is not None else ""
-        return f"{form}, revocation list of {loaded.issuer.rfc4514_string()}{end}"
     names = [
         ", ".join(str(attribute.value) for attribute in name.get_attributes_for_oid(_COMMON_NAME))
-        for name in (loaded.subject, loaded.issuer)
+        for name in (certificate.subject, certificate.issuer)
     ]
-    until_day = f"{loaded.not_valid_after_utc:%Y-%m-%d}"
-    return f"{form}, {names[0]} issued by {names[1]}, valid until {until_day}"
+    until = f"{certificate.not_valid_after_utc:%Y-%m-%d}"
+    return f"{form}, {names[0]} issued by {names[1]}, valid until {until}"
 
 
-_COMMON_NAME = x509.NameOID.COMMON_NAME
-
-
-def _load(data: bytes, crl: bool, what: str) -> x509.Certificate | x509.CertificateRevocationList:
-    if not crl:
-        return load_certificate(data, what)
-    try:
-        if data.startswith(_PEM_START):
-            return x509.load_pem_x509_crl(data)
-        return x509.load_der_x509_crl(data)
-    except ValueError as error:
-        raise FormatError(what, f"is not a certificate revocation list: {error}") from None
+_COMMON_NAME = NameOID.COMMON_NAME

@@ -19,7 +19,6 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Final, Generic, NamedTuple, TypeVar
 
-from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from snpcerts.abi.cert_table import ARK_GUID, ASK_GUID, VCEK_GUID, VLEK_GUID, CertTable
@@ -27,7 +26,7 @@ from snpcerts.abi.product import Product
 from snpcerts.abi.tcb import TcbVersion
 from snpcerts.endorsement.anchors import Anchor
 from snpcerts.endorsement.ca_name import parse_ca_name
-from snpcerts.endorsement.certificate import common_name, load_certificate
+from snpcerts.endorsement.certificate import Certificate, common_name, load_certificate
 from snpcerts.endorsement.chain import (
     Chain,
     Window,
@@ -275,8 +274,8 @@ class _FoundCache(Generic[_Found]):
 class _Authorities:
     """Intermediate and root, and the problems of each."""
 
-    ask: x509.Certificate | None
-    ark: x509.Certificate | None
+    ask: Certificate | None
+    ark: Certificate | None
     anchor: Anchor | None
     unloaded: tuple[Reason, ...]
     reasons: tuple[Reason, ...]
@@ -367,8 +366,8 @@ def _judge_list(kind: VekKind, data: bytes, authorities: _Authorities) -> CrlFin
 def judge_list(
     kind: VekKind,
     crl: RevocationList,
-    intermediate: x509.Certificate | None,
-    root: x509.Certificate | None,
+    intermediate: Certificate | None,
+    root: Certificate | None,
 ) -> CrlFindings:
     """Findings about a revocation list that do not depend on the time; ``root`` should have signed
     it.
@@ -385,7 +384,7 @@ def judge_list(
 
 
 def revocations(
-    kind: VekKind, crl: bytes | None, intermediate: x509.Certificate, root: x509.Certificate
+    kind: VekKind, crl: bytes | None, intermediate: Certificate, root: Certificate
 ) -> tuple[Reason, ...]:
     """Which of the two a revocation list (DER or PEM, or None) revokes. A list that the root did
     not sign is ignored. An old list still counts, because a revocation is permanent.
@@ -401,8 +400,8 @@ def revocations(
 def judge_authorities(
     kind: VekKind,
     product: Product,
-    intermediate: x509.Certificate,
-    root: x509.Certificate,
+    intermediate: Certificate,
+    root: Certificate,
     anchors: Sequence[Anchor],
     at: datetime,
 ) -> tuple[Reason, ...]:
@@ -432,7 +431,7 @@ def _load(
     missing: ReasonCode,
     unreadable: ReasonCode,
     reasons: list[Reason],
-) -> x509.Certificate | None:
+) -> Certificate | None:
     if data is None:
         reasons.append(Reason(missing, f"the {name} is not supplied"))
         return None
@@ -444,7 +443,7 @@ def _load(
 
 
 def _read_leaf(
-    certificate: x509.Certificate, kind: VekKind, reasons: list[Reason]
+    certificate: Certificate, kind: VekKind, reasons: list[Reason]
 ) -> tuple[EndorsementCert | None, ec.EllipticCurvePublicKey | None]:
     try:
         key = p384_key(certificate, kind.name)

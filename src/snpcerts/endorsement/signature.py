@@ -11,11 +11,13 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from typing import Final
 
-from cryptography import x509
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import padding, rsa
+
+from snpcerts.endorsement.certificate import Certificate
 
 MIN_RSA_BITS = 4096
 MAX_RSA_BITS = 16384  # with larger keys, a hostile host could make a check expensive for us
@@ -30,7 +32,7 @@ _PSS = padding.PSS(mgf=padding.MGF1(_SHA384), salt_length=SALT_SIZE)
 _SHOWN = 80  # bytes of a foreign algorithm that a message shows
 
 
-def authority_key(certificate: x509.Certificate) -> rsa.RSAPublicKey | None:
+def authority_key(certificate: Certificate) -> rsa.RSAPublicKey | None:
     """The certificate's key if an authority may sign with it, else None."""
     key = certificate.public_key()
     if isinstance(key, rsa.RSAPublicKey) and MIN_RSA_BITS <= key.key_size <= MAX_RSA_BITS:
@@ -45,6 +47,11 @@ def is_signed(signed: bytes, signature: bytes, key: rsa.RSAPublicKey) -> bool:
     except InvalidSignature:
         return False
     return True
+
+
+def sign(signed: bytes, key: rsa.RSAPrivateKey) -> bytes:
+    """A signature by that algorithm."""
+    return key.sign(signed, _PSS, _SHA384)
 
 
 def algorithm_problem(inner: bytes, outer: bytes) -> str | None:
@@ -83,3 +90,5 @@ def _encodings() -> Iterator[bytes]:
 
 
 _ENCODINGS = frozenset(_encodings())
+# The form in AMD's certificates of Milan: nothing is left out.
+ALGORITHM: Final = next(_encodings())

@@ -31,11 +31,10 @@ from typing import Self
 
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import Encoding
 
 from snpcerts.abi.product import Product, product_of_name
 from snpcerts.abi.tcb import TcbLayout, TcbVersion
-from snpcerts.endorsement.certificate import common_name, load_certificate
+from snpcerts.endorsement.certificate import Certificate, common_name, load_certificate
 from snpcerts.endorsement.der import read_byte_integer, read_ia5_string, read_octet_string
 from snpcerts.errors import FormatError
 
@@ -100,7 +99,7 @@ class EndorsementCert:
     says that the certificate is genuine: see :mod:`snpcerts.endorsement.chain`.
     """
 
-    certificate: x509.Certificate
+    certificate: Certificate
     kind: VekKind
     product: Product
     product_name: str
@@ -111,7 +110,7 @@ class EndorsementCert:
 
     def __reduce__(self) -> tuple[Callable[[bytes], EndorsementCert], tuple[bytes]]:
         """Pickle the bytes and parse them again: the library's objects cannot be pickled."""
-        return _read_again, (self.certificate.public_bytes(Encoding.DER),)
+        return _read_again, (self.certificate.der,)
 
     @classmethod
     def from_bytes(cls, data: bytes, what: str = "VCEK or VLEK") -> Self:
@@ -120,7 +119,7 @@ class EndorsementCert:
 
     @classmethod
     def from_certificate(
-        cls, certificate: x509.Certificate, key: ec.EllipticCurvePublicKey | None = None
+        cls, certificate: Certificate, key: ec.EllipticCurvePublicKey | None = None
     ) -> Self:
         """Read the AMD extensions of a loaded certificate; ``key`` is its key, if already parsed.
 
@@ -174,7 +173,7 @@ def _read_again(der: bytes) -> EndorsementCert:
     return EndorsementCert.from_bytes(der)
 
 
-def p384_key(certificate: x509.Certificate, what: str) -> ec.EllipticCurvePublicKey:
+def p384_key(certificate: Certificate, what: str) -> ec.EllipticCurvePublicKey:
     """The certificate's key; :class:`FormatError` unless it is an EC key on P-384."""
     key = certificate.public_key()
     if isinstance(key, ec.EllipticCurvePublicKey) and isinstance(key.curve, ec.SECP384R1):
@@ -188,7 +187,7 @@ def is_amd_extension(oid: x509.ObjectIdentifier) -> bool:
     return oid.dotted_string.startswith(_BELOW_AMD_ARC)
 
 
-def _kind(certificate: x509.Certificate) -> VekKind:
+def _kind(certificate: Certificate) -> VekKind:
     cn = common_name(certificate.subject)
     for kind in VekKind:
         if cn == kind.common_name:
@@ -197,17 +196,17 @@ def _kind(certificate: x509.Certificate) -> VekKind:
     raise FormatError("leaf certificate", f"common name is {cn!r}, must be {names}")
 
 
-def _amd_extensions(certificate: x509.Certificate, what: str) -> dict[str, bytes]:
-    """Raw values by name. The library has already refused duplicates."""
+def _amd_extensions(certificate: Certificate, what: str) -> dict[str, bytes]:
+    """Raw values by name. Duplicates have been refused already."""
     values: dict[str, bytes] = {}
     for extension in certificate.extensions:
         oid = extension.oid.dotted_string
         if not oid.startswith(_BELOW_AMD_ARC):
             continue
-        name, value = _NAMES.get(oid), extension.value
-        if name is None or not isinstance(value, x509.UnrecognizedExtension):
+        name = _NAMES.get(oid)
+        if name is None:
             raise FormatError(what, "unknown AMD extension", field=oid)
-        values[name] = value.value
+        values[name] = extension.value
     return values
 
 

@@ -15,10 +15,9 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Final
 
-from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from snpcerts.endorsement.certificate import load_certificate
+from snpcerts.endorsement.certificate import Certificate, load_certificate
 from snpcerts.errors import FormatError
 
 # AMD's chain has 4.6 KB, its revocation lists about 1 KB.
@@ -31,8 +30,8 @@ _PEM_BLOCK = re.compile(rb"-----BEGIN CERTIFICATE-----.*?-----END CERTIFICATE---
 class ChainPair:
     """ASK or ASVK, and ARK, parsed."""
 
-    intermediate: x509.Certificate
-    root: x509.Certificate
+    intermediate: Certificate
+    root: Certificate
 
     @property
     def not_before(self) -> datetime:
@@ -54,12 +53,12 @@ class ChainPair:
         return self.intermediate.public_bytes(pem) + self.root.public_bytes(pem)
 
 
-def der_of(certificate: x509.Certificate) -> bytes:
+def der_of(certificate: Certificate) -> bytes:
     """The certificate's DER."""
-    return certificate.public_bytes(Encoding.DER)
+    return certificate.der
 
 
-def read_vcek(body: bytes) -> x509.Certificate:
+def read_vcek(body: bytes) -> Certificate:
     """The one certificate that ``body`` is; :class:`FormatError` if it is not one."""
     return load_certificate(body, "VCEK")
 
@@ -91,10 +90,9 @@ def same_key(one: bytes, other: bytes) -> bool:
     return _key_and_extensions(first) == _key_and_extensions(second)
 
 
-def _key_and_extensions(certificate: x509.Certificate) -> tuple[bytes, frozenset[object]]:
+def _key_and_extensions(certificate: Certificate) -> tuple[bytes, frozenset[object]]:
     spki = certificate.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
     extensions = frozenset(
-        (extension.oid, extension.critical, extension.value.public_bytes())
-        for extension in certificate.extensions
+        (extension.oid, extension.critical, extension.value) for extension in certificate.extensions
     )
     return spki, extensions

@@ -8,10 +8,9 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import PurePosixPath
 
-from cryptography import x509
-
 from snpcerts.abi.product import Product
 from snpcerts.endorsement.anchors import Anchor
+from snpcerts.endorsement.certificate import Certificate
 from snpcerts.endorsement.crl import load_crl
 from snpcerts.endorsement.judge import (
     ChainBytes,
@@ -97,7 +96,7 @@ def _revoked(store: Store, resource: ChainResource, pair: ChainPair) -> tuple[Re
     return revocations(resource.kind, crl, pair.intermediate, pair.root)
 
 
-def _resource(place: PurePosixPath, data: bytes) -> tuple[Resource | None, x509.Certificate | None]:
+def _resource(place: PurePosixPath, data: bytes) -> tuple[Resource | None, Certificate | None]:
     """The resource at a place. For a VCEK of Milan or Genoa the certificate names the product."""
     candidates = [each for each in (resource_at(place, product) for product in Product) if each]
     if len(candidates) < 2:

@@ -17,13 +17,11 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Final, TypeVar
 
-from cryptography import x509
-from cryptography.hazmat.primitives.serialization import Encoding
-
 from snpcerts.abi.cert_table import ARK_GUID, ASK_GUID, VCEK_GUID, CertTable, TableEntry
 from snpcerts.abi.product import Product
 from snpcerts.abi.tcb import TcbVersion
 from snpcerts.endorsement.anchors import AMD_ANCHORS, Anchor
+from snpcerts.endorsement.certificate import Certificate
 from snpcerts.endorsement.crl import RevocationList, load_crl
 from snpcerts.endorsement.judge import (
     ChainBytes,
@@ -79,7 +77,7 @@ class Endorsement:
 
 @dataclass(frozen=True, slots=True)
 class _Leaf:
-    certificate: x509.Certificate
+    certificate: Certificate
     above: ChainPair
 
 
@@ -232,7 +230,7 @@ class CertificateSource:
         def judge(body: bytes) -> Verified[RevocationList] | list[Reason]:
             found = load_crl(body)
             reasons = judge_list(kind, found, None, root).problems_at(when)
-            der = found.crl.public_bytes(Encoding.DER)
+            der = found.der
             renew_at = found.next_update
             if max_age is not None and kept_since is not None:
                 renew_at = min(renew_at, kept_since + max_age)

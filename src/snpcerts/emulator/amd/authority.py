@@ -2,11 +2,8 @@
 """An emulated AMD: root, issuers and leaf certificates in the form of AMD's.
 
 Source: AMD's genuine certificates of Milan, Genoa and Turin. Names, extensions,
-their order and the signature's parameters are theirs, with three differences.
-Every CA's CN ends in EMULATED and every O says who made it. Leaf serial numbers
-are 1 where AMD's are 0, which RFC 5280 forbids and the library used here does
-not write. And the signature's trailer field, whose value is the default, is
-left out where AMD's certificates write it.
+their order, the signature's parameters and the leaf's serial number 0 are theirs,
+with one difference: every CA's CN ends in EMULATED and every O says who made it.
 """
 
 from __future__ import annotations
@@ -23,29 +20,31 @@ from typing import Final, Self
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
-from cryptography.hazmat.primitives.hashes import SHA384
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509.oid import NameOID
 
 from snpcerts.abi.product import Product
 from snpcerts.abi.tcb import TcbVersion
 from snpcerts.emulator.amd.leaf_extensions import vcek_extensions, vlek_extensions
+from snpcerts.emulator.amd.signing import sign_certificate, sign_list
+from snpcerts.endorsement.certificate import Certificate, load_certificate
+from snpcerts.endorsement.crl import RevocationList
 from snpcerts.endorsement.vek import VekKind
-from snpcerts.errors import InputError
+from snpcerts.errors import FormatError, InputError
 
 MARK: Final = "EMULATED"
 ORGANIZATION: Final = "snpcerts emulator, not AMD"
 CRL_URL: Final = "https://kdsintf.amd.com/{kind}/v1/{product}/crl"
 
 _RSA_BITS, _RSA_EXPONENT = 4096, 65537
-_SALT_SIZE = 48
 _DAY = timedelta(days=1)
 _YEAR = timedelta(days=365, hours=6)
 CA_LIFETIME: Final = 25 * _YEAR
 VCEK_LIFETIME: Final = 7 * _YEAR
 VLEK_LIFETIME: Final = _YEAR
 CRL_LIFETIME: Final = _YEAR
-LEAF_SERIAL: Final = 1
+LEAF_SERIAL: Final = 0
+_DRAFT_SERIAL = 1  # replaced before anything is signed
 _ARK_SERIAL, _ASK_SERIAL, _ASVK_SERIAL = 0x10000, 0x10001, 0x10002
 
 _ROLES: Final = ("ark", "ask", "asvk")
@@ -56,7 +55,7 @@ _MAX_FILE = 64 << 10
 class Signer:
     """A certificate authority: its certificate and its key."""
 
-    certificate: x509.Certificate
+    certificate: Certificate
     key: rsa.RSAPrivateKey
 
 
@@ -82,7 +81,7 @@ class EmulatedAuthority:
             .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
             .add_extension(_crl_point(product, "vcek"), critical=False)
         )
-        root = Signer(_signed(ark, ark_key), ark_key)
+        root = Signer(sign_certificate(ark, ark_key), ark_key)
 
         return cls(
             product,
@@ -98,17 +97,17 @@ class EmulatedAuthority:
         return replace(self, ask_signer=signer)
 
     @property
-    def ark(self) -> x509.Certificate:
+    def ark(self) -> Certificate:
         """The root certificate."""
         return self.ark_signer.certificate
 
     @property
-    def ask(self) -> x509.Certificate:
+    def ask(self) -> Certificate:
         """The certificate that signs VCEKs."""
         return self.ask_signer.certificate
 
     @property
-    def asvk(self) -> x509.Certificate:
+    def asvk(self) -> Certificate:
         """The certificate that signs VLEKs."""
         return self.asvk_signer.certificate
 
@@ -119,7 +118,7 @@ class EmulatedAuthority:
         public_key: ec.EllipticCurvePublicKey,
         *,
         not_before: datetime | None = None,
-    ) -> x509.Certificate:
+    ) -> Certificate:
         """A VCEK, valid for seven years from ``not_before`` (default: a day ago).
 
         ``hwid`` is the chip ID's significant bytes. Raises :class:`snpcerts.errors.UsageError`
@@ -137,7 +136,7 @@ class EmulatedAuthority:
         public_key: ec.EllipticCurvePublicKey,
         *,
         not_before: datetime | None = None,
-    ) -> x509.Certificate:
+    ) -> Certificate:
         """A VLEK for the provider ``csp_id``, valid for one year from ``not_before``.
 
         Raises :class:`snpcerts.errors.UsageError` when the TCB is not of this product, or
@@ -150,7 +149,7 @@ class EmulatedAuthority:
 
     def crl(
         self, revoked: Iterable[int] = (), *, last_update: datetime | None = None
-    ) -> x509.CertificateRevocationList:
+    ) -> RevocationList:
         """The ARK's revocation list over the given serial numbers, valid for a year."""
         start = _now() - _DAY if last_update is None else last_update
         builder = (
@@ -168,7 +167,7 @@ class EmulatedAuthority:
                 .revocation_date(start)
                 .build()
             )
-        return builder.sign(self.ark_signer.key, SHA384(), rsa_padding=_pss())
+        return sign_list(builder, self.ark_signer.key)
 
     def chain_pem(self, *, vlek: bool = False) -> bytes:
         """The key server's cert_chain response: ASK (or ASVK), then ARK, as PEM."""
@@ -217,18 +216,18 @@ class EmulatedAuthority:
         extensions: tuple[x509.UnrecognizedExtension, ...],
         lifetime: timedelta,
         not_before: datetime | None,
-    ) -> x509.Certificate:
+    ) -> Certificate:
         builder = _certificate(
             _name(cn),
             issuer.certificate.subject,
             public_key,
-            LEAF_SERIAL,
+            _DRAFT_SERIAL,
             lifetime,
             not_before,
         )
         for extension in extensions:
             builder = builder.add_extension(extension, critical=False)
-        return _signed(builder, issuer.key)
+        return sign_certificate(builder, issuer.key, serial=LEAF_SERIAL)
 
 
 def _now() -> datetime:
@@ -237,10 +236,6 @@ def _now() -> datetime:
 
 def _new_key(_index: int) -> rsa.RSAPrivateKey:
     return rsa.generate_private_key(_RSA_EXPONENT, _RSA_BITS)
-
-
-def _pss() -> padding.PSS:
-    return padding.PSS(mgf=padding.MGF1(SHA384()), salt_length=_SALT_SIZE)
 
 
 def _name(cn: str) -> x509.Name:
@@ -294,11 +289,7 @@ def _intermediate(
         .add_extension(_key_usage(crl_sign=False), critical=True)
         .add_extension(_crl_point(product, kind.value), critical=False)
     )
-    return Signer(_signed(builder, root.key), key)
-
-
-def _signed(builder: x509.CertificateBuilder, key: rsa.RSAPrivateKey) -> x509.Certificate:
-    return builder.sign(key, SHA384(), rsa_padding=_pss())
+    return Signer(sign_certificate(builder, root.key), key)
 
 
 def _authority_key_id(issuer: Signer) -> x509.AuthorityKeyIdentifier:
@@ -330,7 +321,7 @@ def _crl_point(product: Product, kind: str) -> x509.CRLDistributionPoints:
     return x509.CRLDistributionPoints([point])
 
 
-def _pem(certificate: x509.Certificate) -> bytes:
+def _pem(certificate: Certificate) -> bytes:
     return certificate.public_bytes(serialization.Encoding.PEM)
 
 
@@ -355,17 +346,23 @@ def _load_signer(directory: Path, role: str) -> Signer:
     path = directory / f"{role}.pem"
     key_path = directory / f"{role}.key.pem"
     try:
-        certificate = x509.load_pem_x509_certificate(_read(path))
+        certificate = _read_certificate(path)
         # OpenSSL would test the primes, 0.3 s for each key. That the key is the
         # certificate's is compared below.
         key = serialization.load_pem_private_key(
             _read(key_path), password=None, unsafe_skip_rsa_key_validation=True
         )
-    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+    except (FormatError, ValueError, TypeError, UnsupportedAlgorithm) as error:
         raise InputError(f"{path} or {key_path.name} is not valid PEM: {error}") from error
     if not isinstance(key, rsa.RSAPrivateKey) or key.public_key() != certificate.public_key():
         raise InputError(f"{key_path} does not match the certificate {path}")
     return Signer(certificate, key)
+
+
+def _read_certificate(path: Path) -> Certificate:
+    """The one certificate in a file; a line of text stands above it."""
+    text = _read(path)
+    return load_certificate(text[max(text.find(b"-----BEGIN"), 0) :], str(path))
 
 
 def _read(path: Path) -> bytes:

@@ -5,8 +5,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from cryptography.hazmat.primitives.serialization import Encoding
-
 from snpcerts.abi.cert_table import (
     ARK_GUID,
     ASK_GUID,
@@ -43,9 +41,9 @@ def vcek_of(authority: EmulatedAuthority, chip: Chip, tcb: TcbVersion) -> Issued
     """The VCEK of a chip at a TCB, with its ASK and ARK."""
     vcek = authority.issue_vcek(chip.hwid, tcb, chip.vcek_key(tcb).public_key())
     return Issued(
-        vcek.public_bytes(Encoding.DER),
-        authority.ask.public_bytes(Encoding.DER),
-        authority.ark.public_bytes(Encoding.DER),
+        vcek.der,
+        authority.ask.der,
+        authority.ark.der,
     )
 
 
@@ -54,7 +52,7 @@ def vlek_of(authority: EmulatedAuthority, provider: CloudProvider, tcb: TcbVersi
     key = provider.vlek_key(tcb).public_key()
     vlek = authority.issue_vlek(provider.csp_id, tcb, key)
     return Issued(
-        vlek.public_bytes(Encoding.DER),
-        authority.asvk.public_bytes(Encoding.DER),
-        authority.ark.public_bytes(Encoding.DER),
+        vlek.der,
+        authority.asvk.der,
+        authority.ark.der,
     )

@@ -30,7 +30,6 @@ from typing import Final, Self
 from urllib.parse import parse_qsl, urlencode, urlsplit
 
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import Encoding
 
 from snpcerts.abi.product import Product
 from snpcerts.abi.tcb import TcbVersion
@@ -243,7 +242,7 @@ class KeyServer:
         if isinstance(resource, CrlResource):
             age = timedelta(days=1000 if Fault.EXPIRED in faults else 1)
             crl = authority.crl(line.revoked, last_update=_now() - age)
-            return _Response(200, crl.public_bytes(Encoding.DER), _DER)
+            return _Response(200, crl.der, _DER)
         chip = next((chip for chip in line.chips if chip.hwid == resource.hwid), None)
         if chip is None:
             return _Response(404, b"no such chip here\n")
@@ -262,7 +261,7 @@ def _vcek(
         key = ec.generate_private_key(ec.SECP384R1())
     age = VCEK_LIFETIME + timedelta(days=1) if Fault.EXPIRED in faults else timedelta(days=1)
     issued = authority.issue_vcek(chip.hwid, tcb, key.public_key(), not_before=_now() - age)
-    return issued.public_bytes(Encoding.DER)
+    return issued.der
 
 
 def _now() -> datetime:

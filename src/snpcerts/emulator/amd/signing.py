@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Signs certificates and revocation lists as AMD does, from drafts.
+
+The library drafts them, signed with a key of no importance. Their signed part is
+then taken, given the algorithm as AMD's Milan certificates write it (with the trailer
+field, a default value) and, for a leaf, serial number 0, and signed again: the
+library writes neither.
+"""
+
+from __future__ import annotations
+
+import functools
+
+from cryptography import x509
+from cryptography.hazmat import asn1
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.hazmat.primitives.hashes import SHA384
+
+from snpcerts.endorsement import structure
+from snpcerts.endorsement.certificate import Certificate, load_certificate
+from snpcerts.endorsement.crl import RevocationList, load_crl
+from snpcerts.endorsement.signature import ALGORITHM, sign
+
+
+def sign_certificate(
+    draft: x509.CertificateBuilder, key: rsa.RSAPrivateKey, *, serial: int | None = None
+) -> Certificate:
+    """The certificate; ``serial`` replaces the draft's serial number."""
+    made = draft.sign(_draft_key(), SHA384())
+    tbs = structure.read(structure.TbsCertificate, made.tbs_certificate_bytes)
+    if serial is not None:
+        tbs.serial_number = serial
+    return sign_again(tbs, key)
+
+
+def sign_again(tbs: structure.TbsCertificate, key: rsa.RSAPrivateKey) -> Certificate:
+    """A certificate of that content, signed with ``key``."""
+    tbs.signature = structure.read(asn1.TLV, ALGORITHM)
+    return load_certificate(_signed(structure.der_of(tbs), key), "certificate")
+
+
+def sign_list(
+    draft: x509.CertificateRevocationListBuilder, key: rsa.RSAPrivateKey
+) -> RevocationList:
+    """The revocation list."""
+    made = draft.sign(_draft_key(), SHA384())
+    tbs = structure.read(structure.TbsCertList, made.tbs_certlist_bytes)
+    tbs.signature = structure.read(asn1.TLV, ALGORITHM)
+    return load_crl(_signed(structure.der_of(tbs), key))
+
+
+def _signed(part: bytes, key: rsa.RSAPrivateKey) -> bytes:
+    return structure.der_of(
+        structure.Signed(
+            tbs=structure.read(asn1.TLV, part),
+            signature_algorithm=structure.read(asn1.TLV, ALGORITHM),
+            signature=asn1.BitString(sign(part, key), 0),
+        )
+    )
+
+
+@functools.cache
+def _draft_key() -> ec.EllipticCurvePrivateKey:
+    return ec.generate_private_key(ec.SECP384R1())

@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The structures of X.509, declared under their names in RFC 5280.
+
+:mod:`cryptography.hazmat.asn1` reads and writes them. It accepts only DER: shortest lengths, no
+encoded default values, no trailing bytes. A part that is signed or compared as bytes is a ``TLV``.
+
+snpcerts does not load certificates with ``cryptography.x509``: all AMD leaf certificates have
+serial number 0, which RFC 5280 forbids, and a future release will refuse to load them.
+
+Source: RFC 5280 sections 4.1, 4.2.1 and 5.1, appendix A.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated, TypeVar
+
+from cryptography import x509
+from cryptography.hazmat import asn1
+
+V2_LIST, V3 = 1, 2  # versions count from 0
+
+_T = TypeVar("_T")
+
+
+@asn1.sequence
+class SubjectPublicKeyInfo:
+    """A public key and what it is for."""
+
+    algorithm: asn1.TLV
+    subject_public_key: asn1.BitString
+
+
+@asn1.sequence
+class ExtensionDer:
+    """One extension; its value is DER of its own, or what AMD puts there."""
+
+    extn_id: x509.ObjectIdentifier
+    critical: Annotated[bool, asn1.Default(False)]
+    extn_value: bytes
+
+
+@asn1.sequence
+class Validity:
+    """From when to when, both inclusive."""
+
+    not_before: asn1.UTCTime | asn1.GeneralizedTime
+    not_after: asn1.UTCTime | asn1.GeneralizedTime
+
+
+@asn1.sequence
+class TbsCertificate:
+    """The part of a certificate that is signed."""
+
+    version: Annotated[int, asn1.Explicit(0), asn1.Default(0)]
+    serial_number: int
+    signature: asn1.TLV
+    issuer: asn1.TLV
+    validity: Validity
+    subject: asn1.TLV
+    subject_public_key_info: asn1.TLV
+    issuer_unique_id: Annotated[asn1.BitString | None, asn1.Implicit(1)]
+    subject_unique_id: Annotated[asn1.BitString | None, asn1.Implicit(2)]
+    extensions: Annotated[list[ExtensionDer] | None, asn1.Explicit(3)]
+
+
+@asn1.sequence
+class RevokedCertificateDer:
+    """An entry of a revocation list."""
+
+    user_certificate: int
+    revocation_date: asn1.UTCTime | asn1.GeneralizedTime
+    crl_entry_extensions: list[ExtensionDer] | None
+
+
+@asn1.sequence
+class TbsCertList:
+    """The part of a revocation list that is signed; its entries are read one by one."""
+
+    version: int | None
+    signature: asn1.TLV
+    issuer: asn1.TLV
+    this_update: asn1.UTCTime | asn1.GeneralizedTime
+    next_update: asn1.UTCTime | asn1.GeneralizedTime | None
+    revoked_certificates: list[asn1.TLV] | None
+    crl_extensions: Annotated[list[ExtensionDer] | None, asn1.Explicit(0)]
+
+
+@asn1.sequence
+class Signed:
+    """A certificate or a revocation list: what is signed, and the signature over it."""
+
+    tbs: asn1.TLV
+    signature_algorithm: asn1.TLV
+    signature: asn1.BitString
+
+
+@asn1.sequence
+class BasicConstraintsDer:
+    """Whether a certificate is an authority's, and how many may follow below it."""
+
+    ca: Annotated[bool, asn1.Default(False)]
+    path_len_constraint: int | None
+
+
+def read(structure: type[_T], der: bytes) -> _T:
+    """Parse ``der``, one whole structure. Raises ValueError for anything else."""
+    return asn1.decode_der(structure, der)
+
+
+def der_of(part: object) -> bytes:
+    """The DER of a structure, or of a part of one."""
+    return asn1.encode_der(part)
+
+
+def name_of(part: asn1.TLV) -> x509.Name:
+    """Parse a distinguished name. Raises ValueError for anything else."""
+    name = part.parse(x509.Name)
+    if not isinstance(name, x509.Name):
+        raise TypeError("a Name was asked for")
+    return name
+
+
+def time_of(time: asn1.UTCTime | asn1.GeneralizedTime) -> datetime:
+    """The time, in UTC."""
+    return time.as_datetime()
