@@ -37,6 +37,7 @@ from snpcerts.host.stock import Stock
 from snpcerts.host.vlek_store import VlekStore
 from snpcerts.kds.errors import KdsNotFoundError, KdsUnavailableError
 from snpcerts.kds.source import CertificateSource
+from tests.x509_library import by_the_library
 
 FIRST = Initialisation("this boot", "1")
 
@@ -245,8 +246,6 @@ class Rig:
 
         Judged by the public keys alone, not by the agent's own judgement.
         """
-        from cryptography import x509
-
         from snpcerts.abi.cert_table import VCEK_GUID, VLEK_GUID
 
         path = path or self.file
@@ -255,7 +254,7 @@ class Rig:
             return "empty"
         key = self.firmware.signing_public_key()
         leaves = [table.get(guid) for guid in (VCEK_GUID, VLEK_GUID)]
-        keys = [x509.load_der_x509_certificate(leaf).public_key() for leaf in leaves if leaf]
+        keys = [by_the_library(leaf).public_key() for leaf in leaves if leaf]
         return "right" if keys == [key] else "wrong"
 
 

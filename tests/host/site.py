@@ -11,12 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cryptography import x509
-
 from snpcerts.abi.cert_table import VCEK_GUID, VLEK_GUID, CertTable
 from snpcerts.cli.main import main
 from snpcerts.emulator.machine.home import PlatformHome
 from tests.documented_json import documented
+from tests.x509_library import by_the_library
 
 from ..emulated import SNPCERTS, Emulated
 
@@ -108,7 +107,7 @@ def truth(path: Path, home: PlatformHome) -> str:
     if not table.entries:
         return "empty"
     leaves = [table.get(guid) for guid in (VCEK_GUID, VLEK_GUID)]
-    keys = [x509.load_der_x509_certificate(leaf).public_key() for leaf in leaves if leaf]
+    keys = [by_the_library(leaf).public_key() for leaf in leaves if leaf]
     return "right" if keys == [home.firmware().signing_public_key()] else "wrong"
 
 
