@@ -142,7 +142,7 @@ def _report(**changes: bytes) -> bytes:
     ("message", "text"),
     [
         (_report(_32=number(32, 1)), "unknown field 32"),
-        (_report(_32=number(1, 2)), "field 1 is there twice"),
+        (_report(_32=number(1, 2)), "field 1 appears twice"),
         (_report(_4=blob(4, bytes(15))), "family_id: 15 bytes, must be 16"),
         (_report(_28=blob(28, bytes(144))), "signature: 144 bytes, must be 512"),
         (_report(_19=b""), "chip_id: is missing, must be 64 bytes"),
@@ -174,10 +174,10 @@ def test_malformed_reports_are_errors_that_name_the_field(message: bytes, text: 
     ("rest", "text"),
     [
         (blob(4, b""), "unknown field 4"),
-        (blob(1, b""), "field 1 is there twice"),
+        (blob(1, b""), "field 1 appears twice"),
         (number(2, 1), "is a number, must be bytes"),
         (blob(2, blob(1, b"")), "has no bytes"),
-        (blob(2, blob(1, b"a") + blob(1, b"b")), "field 1 is there twice"),
+        (blob(2, blob(1, b"a") + blob(1, b"b")), "field 1 appears twice"),
         (blob(2, blob(5, b"a")), "unknown field 5"),
         (blob(2, blob(1, b"a") + extra("63da758d-e664-4564-adc5-f4b93be8accd", b"b")), "twice"),
         (blob(2, extra("0" * 8 + "-0000" * 3 + "-" + "0" * 12, b"b")), "is zero"),

@@ -110,7 +110,7 @@ def test_a_vlek_alone_lacks_what_is_above_it_and_nothing_else() -> None:
     evidence = Evidence.from_parts(report, table((VLEK_GUID, VLEK_CA.leaf.make())))
     verdict = judge(evidence, ca=VLEK_CA)
     assert codes(verdict) == ["ask-missing", "ark-missing"]
-    assert verdict.check("chip-id").found == "a VLEK is of no chip"
+    assert verdict.check("chip-id").found == "a VLEK belongs to no chip"
 
 
 def test_a_masked_chip_id_is_taken_only_when_the_policy_says_so() -> None:

@@ -389,7 +389,7 @@ def test_a_vlek_signs_while_the_chips_key_is_masked() -> None:
         assert codes(judge(None, VLEK, version, flags=SigningKey.VLEK << 2 | 2)) == []
     verdict = judge(None, flags=SigningKey.NONE << 2 | 2)
     assert codes(verdict) == ["report-unsigned"]
-    assert "did not get a VLEK's signature" in verdict.reasons[0].message
+    assert "no VLEK signed in its place" in verdict.reasons[0].message
     assert "MASK_CHIP_KEY is zero" in judge(None, flags=SigningKey.NONE << 2).reasons[0].message
 
 

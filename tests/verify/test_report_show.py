@@ -33,7 +33,7 @@ def said(report: bytes) -> dict[str, tuple[str, str]]:
         (CA.report(cpuid_model=0x50), "report product", "unknown", "no known product"),
         (CA.report(), "report signed by", "VCEK", "this chip"),
         (SmallCa(kind=VekKind.VLEK).report(), "report signed by", "VLEK", "provider"),
-        (CA.report(flags=7 << 2), "report signed by", "NONE", "no key did"),
+        (CA.report(flags=7 << 2), "report signed by", "NONE", "no key signed"),
         (
             CA.report(flags=7 << 2 | 2),
             "report MASK_CHIP_KEY",
@@ -44,7 +44,7 @@ def said(report: bytes) -> dict[str, tuple[str, str]]:
             SmallCa(kind=VekKind.VLEK).report(flags=1 << 2 | 2),
             "report MASK_CHIP_KEY",
             "1",
-            "the chip's key is masked; this firmware goes on signing with the VLEK",
+            "the chip's key is masked; this firmware still signs with the VLEK",
         ),
         (CA.report(flags=5 << 2), "report signed by", "reserved (5)", ""),
         (CA.report(policy=0x30000 | 1 << 19), "guest policy debug", "1", "read and write"),

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Report, certificates and time in; a verdict with reasons out. Pure: no I/O."""
+"""Takes a report, certificates and a time; returns a verdict with reasons. No I/O."""
 
 from __future__ import annotations
 

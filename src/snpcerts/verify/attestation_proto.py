@@ -1,15 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Evidence as protocol buffers: the messages of google/go-sev-guest, in their binary form.
 
-Its tools write them (``attest -outform proto``, ``show -outform proto``), and so do
-services that pass attestations on. A *Report* holds the report's fields one by one,
-an *Attestation* such a report, its certificates and a product. The report's bytes
-are put together again, for the signature is over them: every byte that no field
-has is zero, as it is in every sound report.
+Its tools write them (``attest -outform proto``, ``show -outform proto``), as do services that
+forward attestations. A *Report* holds the report's fields one by one; an *Attestation* holds a
+Report, its certificates and a product. This module rebuilds the report's bytes, because the
+signature covers them: bytes outside all fields are zero, as in every well-formed report.
 
-A message is read strictly: a field that is unknown, of another type, there twice,
-out of range or of another size is an error, and so is a number that is not in its
-shortest form. What is read is never more than the bytes given.
+A message is read strictly: a field that is unknown, repeated, out of range, or of the wrong type or
+size is an error, and so is a number that is not in its shortest form. Reading never goes beyond the
+given bytes.
 
 Sources: go-sev-guest ``proto/sevsnp.proto``; Protocol Buffers "Encoding" for the
 wire format; AMD APM volume 3 (24594), CPUID Fn0000_0001_EAX, for ``cpuid1eax_fms``.
@@ -86,13 +85,13 @@ _BLOBS: Final = tuple(
     if isinstance(field.default, bytes) and field.name not in _TCBS
 )
 _CPUID_BITS: Final = 0x0FFF_0FFF
-_EXTENDED: Final = 0xF  # a family of this much has the rest in another field
+_EXTENDED: Final = 0xF  # a family of at least this value continues in another field
 
 
 def is_attestation(data: bytes) -> bool:
     """Whether ``data`` starts as an Attestation does: with a report of more than 127 bytes.
 
-    No report does: the second byte of its version is zero.
+    A raw report never does: the second byte of its version is zero.
     """
     return len(data) > 1 and data[0] == 1 << 3 | _BYTES and data[1] >= 0x80
 
@@ -100,7 +99,7 @@ def is_attestation(data: bytes) -> bool:
 def is_report(data: bytes) -> bool:
     """Whether ``data`` starts as a Report does: with a version, then GUEST_SVN or POLICY.
 
-    No report does: the bytes of its version after the first are zero.
+    A raw report never does: the bytes of its version after the first are zero.
     """
     return len(data) > 2 and data[0] == 1 << 3 and 0 < data[1] < 0x80 and data[2] in (0x10, 0x18)
 
@@ -118,7 +117,7 @@ def read_attestation(data: bytes) -> tuple[bytes, CertTable]:
             report = read_report(content)
         elif number == 2:
             entries = tuple(_certificates(content))
-        # The product (3) is what the tool made of its own machine: nobody's word.
+        # The product (3) describes the machine on which the tool ran, so it proves nothing.
     if not report:
         raise FormatError(ATTESTATION, "has no report", field="report")
     return report, CertTable(entries)
@@ -142,7 +141,7 @@ def read_report(data: bytes) -> bytes:
                 raise FormatError(REPORT, f"{len(values[name])} bytes, must be {size}", field=name)
         else:
             values[name] = _number(value, size, name)
-    # Numbers that are zero are left out of a message; bytes that are zero are not.
+    # Numbers that are zero are omitted from a message; bytes that are zero are not.
     for name in _BLOBS:
         if name not in values:
             raise FormatError(REPORT, f"is missing, must be {_SIZES[name]} bytes", field=name)
@@ -150,7 +149,7 @@ def read_report(data: bytes) -> bytes:
 
 
 def _cpuid(signature: int) -> dict[str, Any]:
-    """Family, model and stepping as a report of version 3 has them; zero is none."""
+    """Family, model and stepping as in a report of version 3; zero means none."""
     extended_family, family = signature >> 20 & 0xFF, signature >> 8 & 0xF
     combined = family + extended_family
     if signature & ~_CPUID_BITS or (extended_family and family != _EXTENDED) or combined > 0xFF:
@@ -179,7 +178,7 @@ def _certificates(data: bytes) -> Iterator[TableEntry]:
         if guid.int == 0 or not blob:
             raise FormatError(CHAIN, f"{guid} is zero or has no bytes", field=f"field {number}")
         if guid in seen:
-            raise FormatError(CHAIN, f"{guid} is there twice", field=f"field {number}")
+            raise FormatError(CHAIN, f"{guid} appears twice", field=f"field {number}")
         seen.add(guid)
         if len(seen) > MAX_ENTRIES:
             raise FormatError(CHAIN, f"more than {MAX_ENTRIES} certificates")
@@ -215,7 +214,7 @@ def _once(
         if number not in known:
             raise FormatError(what, f"unknown field {number}", offset=start)
         if number in seen and number != repeated:
-            raise FormatError(what, f"field {number} is there twice", offset=start)
+            raise FormatError(what, f"field {number} appears twice", offset=start)
         seen.add(number)
         if wire == _VARINT:
             number_value, at = _varint(data, at, what)

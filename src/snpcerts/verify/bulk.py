@@ -1,12 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Many reports, on several cores.
-
-Chains are verified once in each process and remembered there. Nothing is done by
-processes that is not done by :func:`~snpcerts.verify.sources.verify_with`.
-
-A process takes as long to start as hundreds of reports take to verify. So others
-are started only for many reports, and where nobody can say how many there are,
-after the first many. This one goes on judging while they start, and beside them.
+"""Verifies many reports on several cores. Each process verifies a chain once and remembers it. The
+results are those of :func:`~snpcerts.verify.sources.verify_with`. Starting a process takes as long
+as verifying hundreds of reports. So other processes are started only for many reports; if their
+number is unknown, only after the first many. This process judges reports before and after the
+others have started.
 """
 
 from __future__ import annotations
@@ -31,12 +28,12 @@ from snpcerts.verify.policy import Policy
 from snpcerts.verify.sources import OWN, CollateralSource, Prepared, prepare
 from snpcerts.verify.verdict import Verdict
 
-# Reports handed to a process at a time: some 30 ms of work, against some 0.1 ms to hand over.
+# Reports passed to a process at a time: about 30 ms of work, against about 0.1 ms to pass them.
 CHUNK: Final = 64
-# Fewer reports than this are judged before others have started.
+# Fewer reports than this are judged before other processes have started.
 WORTHWHILE: Final = 1000
 _AHEAD: Final = 3  # chunks under way or waiting, for each process
-# Chunks whose verdicts wait for an earlier one: some 30 MB.
+# Chunks whose verdicts wait for an earlier one: about 30 MB.
 _WAITING: Final = 64
 
 
@@ -52,11 +49,10 @@ def verify_many(
 ) -> Iterator[Verdict]:
     """The verdicts, in the order of the evidence.
 
-    With ``jobs`` above 1 up to that many processes, this one among them, share
-    the work; sources are asked in this one. Evidence is taken from its iterable
-    only some chunks ahead of the verdicts, so that any number of reports takes a
-    bounded amount of memory. ``count`` says how many there are, where the iterable
-    does not: for few no process is started.
+    With ``jobs`` above 1, up to that many processes, including this one, share the work; only this
+    one asks the sources. Evidence is taken from its iterable only some chunks ahead of the
+    verdicts, so that any number of reports takes a bounded amount of memory. ``count`` is their
+    number, if the iterable does not know it: for a few reports no process is started.
     :class:`UsageError` for a number of jobs below 1.
     """
     if jobs < 1:
@@ -89,13 +85,13 @@ def _here(prepared: Iterable[Prepared], task: _Task) -> Iterator[Verdict]:
 def _in_processes(
     prepared: Iterator[Prepared], task: _Task, jobs: int, alone: int
 ) -> Iterator[Verdict]:
-    """The first ``alone`` here, the others in as many processes."""
+    """The first ``alone`` chunks here, the others in as many processes."""
     yield from _here(itertools.islice(prepared, alone), task)
     chunks = _chunks(prepared)
     first = next(chunks, None)
     if first is None:
         return
-    # The parent may have threads, which a fork would not survive well.
+    # The parent may have threads, which make a fork unsafe.
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(jobs - 1, mp_context=context, initializer=_end_with_parent)
     work = _Work(pool, task, (jobs - 1) * _AHEAD)
@@ -106,7 +102,7 @@ def _in_processes(
         while work.rest():
             yield from work.finished()
     finally:
-        # Whoever has the verdicts need not wait for processes to end.
+        # A caller that has the verdicts need not wait for the processes to end.
         pool.shutdown(wait=False, cancel_futures=True)
 
 
@@ -117,13 +113,13 @@ class _Work:
         self._pool = pool
         self._task = task
         self._ahead = ahead
-        # Until a process answers, whatever it was given would have to wait for its start.
+        # Until a process answers, a chunk given to it would wait for the process to start.
         self._started = pool.submit(_started)
         # The chunk is kept as long as it may be taken back.
         self._given: deque[tuple[list[Prepared], Future[list[Verdict]]]] = deque()
 
     def take(self, chunk: list[Prepared]) -> None:
-        """Give the chunk to the pool while that has not enough, else judge it here."""
+        """Give the chunk to the pool if that has too few; otherwise judge it here."""
         under_way = sum(not future.done() for _, future in self._given)
         if self._started.done() and under_way < self._ahead:
             self._given.append((chunk, self._pool.submit(self._task, chunk)))
@@ -131,12 +127,12 @@ class _Work:
             self._given.append((chunk, _done(self._task(chunk))))
 
     def finished(self) -> Iterator[Verdict]:
-        """The verdicts whose turn it is; waits only when too many others wait for one."""
+        """The verdicts that are next in order; waits only if too many others wait for one."""
         while self._given and (self._given[0][1].done() or len(self._given) > _WAITING):
             yield from self._given.popleft()[1].result()
 
     def rest(self) -> bool:
-        """Judge one more chunk, the last that nobody has begun; whether there is any left."""
+        """Judge one more chunk, the last that no process has begun; returns whether any is left."""
         if not self._given:
             return False
         for index in range(len(self._given) - 1, -1, -1):
@@ -149,7 +145,7 @@ class _Work:
 
 
 def _end_with_parent() -> None:
-    """In a process of the pool: it holds both ends of its queue, and would wait for ever."""
+    """Runs in a process of the pool, which holds both ends of its queue and would wait forever."""
     parent = multiprocessing.parent_process()
 
     def wait_for_end() -> None:
@@ -161,7 +157,7 @@ def _end_with_parent() -> None:
 
 
 def _started() -> None:
-    """What a process does first."""
+    """A process's initialisation."""
 
 
 def _done(verdicts: list[Verdict]) -> Future[list[Verdict]]:

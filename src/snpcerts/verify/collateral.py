@@ -14,27 +14,24 @@ from snpcerts.endorsement.vek import VekKind
 
 
 class Supplier(enum.StrEnum):
-    """Who supplies a revocation list, which decides what it may do.
-
-    The word of a host, or of anybody else who hands over evidence, may only add
-    revocations: whoever gains by hiding one must not choose the list.
+    """Who supplied a revocation list, which decides what the list can do. A list from the host, or
+    from another supplier of evidence, can only add revocations: a party that gains by hiding a
+    revocation must not choose the list.
     """
 
     EVIDENCE = "evidence"  # it came with the report
     CALLER = "caller"  # the relying party's own
-    CACHE = "cache"  # the key server's, out of the relying party's cache
+    CACHE = "cache"  # the key server's, from the relying party's cache
     KEY_SERVER = "key-server"  # the same, and the server may be asked for a newer one
 
 
 @dataclass(frozen=True, slots=True)
 class SuppliedCrl:
-    """A revocation list (DER or PEM), and what is known of it from where it came.
-
-    ``origin`` names the place for people: a file, a URL. AMD's lists for VCEKs and
-    VLEKs have one issuer, and nothing inside tells them apart: ``kind`` is known
-    from the origin alone, and None where it is not. ``obtained`` is when the key
-    server gave it, None where that is not known. ``outage`` says why nothing newer
-    could be had, where that was tried.
+    """A revocation list (DER or PEM), and what is known about its origin. ``origin`` names the
+    place for people: a file, a URL. AMD's lists for VCEKs and VLEKs have the same issuer, and
+    nothing inside distinguishes them: only the origin tells ``kind``, which is None if unknown.
+    ``obtained`` is when the key server gave it, None if unknown. ``outage`` says why no newer list
+    could be fetched, if that was tried.
     """
 
     data: bytes
@@ -47,13 +44,12 @@ class SuppliedCrl:
 
 @dataclass(frozen=True, slots=True)
 class Collateral:
-    """Certificates by slot, each DER or PEM; None for what is not supplied.
+    """Certificates by slot, each DER or PEM; None for one that is not supplied.
 
-    ``ask`` holds the ASK of a VCEK or the ASVK of a VLEK, which share a slot in
-    certificate tables too. Some hosts put a VLEK into the slot of the VCEK: it is
-    taken from there where its own is empty. ``crl`` is a revocation list that came
-    with the certificates, of unknown kind: it may add revocations and satisfies no
-    demand. ``lists`` are those of which more is known.
+    ``ask`` holds the ASK of a VCEK or the ASVK of a VLEK, which share a slot in certificate tables
+    too. Some hosts put a VLEK into the VCEK's slot; it is taken from there if its own slot is
+    empty. ``crl`` is a revocation list that came with the certificates, of unknown kind: it can add
+    revocations but satisfies no demand. ``lists`` are those about which more is known.
     """
 
     vcek: bytes | None = None
@@ -65,7 +61,7 @@ class Collateral:
 
     @classmethod
     def from_table(cls, table: CertTable) -> Self:
-        """The known entries of a certificate table; others are left aside."""
+        """The known entries of a certificate table; others are ignored."""
         return cls(
             vcek=table.get(VCEK_GUID),
             vlek=table.get(VLEK_GUID),
@@ -81,14 +77,14 @@ class Collateral:
 
     @property
     def all_lists(self) -> tuple[SuppliedCrl, ...]:
-        """Every revocation list, that of the slot first."""
+        """Every revocation list, the slot's first."""
         if self.crl is None:
             return self.lists
         own = SuppliedCrl(self.crl, None, Supplier.EVIDENCE, "what came with the report")
         return (own, *self.lists)
 
     def leaf(self, kind: VekKind) -> bytes | None:
-        """The leaf for a report signed by a key of that kind: see :func:`leaf_of_slots`."""
+        """The leaf for a report signed by a key of that kind; see :func:`leaf_of_slots`."""
         return leaf_of_slots(kind, self.vcek, self.vlek)
 
     def chain(self, kind: VekKind) -> ChainBytes:
@@ -100,9 +96,8 @@ class Collateral:
         return Collateral(self.vcek, self.vlek, self.ask, self.ark)
 
     def completed_by(self, other: Collateral) -> Collateral:
-        """These, and from ``other`` what is not supplied here.
-
-        No revocation list takes the place of another: all of both are kept.
+        """These, with missing certificates taken from ``other``. Revocation lists do not replace
+        each other: all lists of both are kept.
         """
         slots = ("vcek", "vlek", "ask", "ark")
         kept = {

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Evidence in the shapes it is met in, read into one.
+"""Reads evidence in all its formats into one.
 
 ========================  ====================================================
 shape                     from
@@ -11,8 +11,8 @@ HCL report                the TPM of an Azure confidential VM
 protocol buffers          ``attest -outform proto`` of go-sev-guest
 ========================  ====================================================
 
-Nothing here is judged: certificates in a table are the host's word, and runtime
-data is anybody's. Reading them takes memory and time in proportion to their size.
+Nothing is judged here: the host chose the certificates in a table, and anyone may have written the
+runtime data. Reading takes memory and time in proportion to the size.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _NO_COLLATERAL: Final = Collateral()
 
 
 class Shape(enum.StrEnum):
-    """What evidence was read from."""
+    """The format that evidence was read from."""
 
     REPORT = "report"
     REPORT_AND_TABLE = "report-and-table"
@@ -62,13 +62,12 @@ class RuntimeData:
         return hashlib.new(self.digest, self.data).digest().ljust(64, b"\0")
 
     def user_data(self) -> bytes | None:
-        """What the guest's owner asked to be bound (Azure: NV index 0x01400002).
-
-        The claims are JSON; None when they are not, or hold no such text.
+        """The user data that the guest's owner asked to be bound (Azure: NV index 0x01400002). None
+        if the claims are not JSON, or contain no such text.
         """
         try:
             claims = json.loads(self.data)
-        # Deep nesting exhausts the parser's stack before its memory.
+        # Deep nesting exhausts the parser's stack before it exhausts memory.
         except (ValueError, RecursionError):
             return None
         text = claims.get(_USER_DATA) if isinstance(claims, dict) else None
@@ -82,10 +81,8 @@ class RuntimeData:
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """A report of 1184 bytes and what came with it.
-
-    ``table`` is the host's certificate table with the entries nobody here knows
-    (Google's firmware endorsement, say), and ``warnings`` what was tolerated.
+    """A report of 1184 bytes and the data that came with it. ``table`` is the host's certificate
+    table, including unknown entries (such as Google's firmware endorsement).
     """
 
     report: bytes
@@ -101,9 +98,8 @@ class Evidence:
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Self:
-        """Read evidence in any of the shapes above, told apart by its first bytes.
-
-        Raises :class:`FormatError` when it is none of them, or what is in it is malformed.
+        """Read evidence in any of the formats above, distinguished by its first bytes. Raises
+        :class:`FormatError` if it is none of them, or its content is malformed.
         """
         if len(data) > MAX_EVIDENCE:
             raise FormatError("evidence", f"{len(data)} bytes, at most {MAX_EVIDENCE}")
@@ -113,7 +109,7 @@ class Evidence:
             return cls(hcl.report, runtime_data=runtime, shape=Shape.HCL)
         if attestation_proto.is_attestation(data):
             report, table = attestation_proto.read_attestation(data)
-            # A message cannot tell an empty table from none.
+            # A message cannot distinguish an empty table from none.
             given = table if len(table) else None
             return cls(report, Collateral.from_table(table), shape=Shape.PROTO, table=given)
         if attestation_proto.is_report(data):
@@ -139,8 +135,8 @@ class Evidence:
     def from_parts(cls, report: bytes, table: bytes = b"") -> Self:
         """A report and its certificate table: ``outblob`` and ``auxblob`` of configfs-tsm.
 
-        No bytes are no table. Raises :class:`FormatError` for a report of another
-        size and a malformed table.
+        Empty bytes mean no table. Raises :class:`FormatError` for a report of another size and a
+        malformed table.
         """
         if len(report) != REPORT_SIZE:
             raise FormatError("evidence", f"a report has {REPORT_SIZE} bytes, found {len(report)}")

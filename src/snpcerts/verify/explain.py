@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A report in words: what each field and bit says. Judges nothing.
+"""Explains a report in words: what each field and bit means. Judges nothing.
 
 Source: SNP ABI (56860) table "ATTESTATION_REPORT Structure".
 """
@@ -21,7 +21,7 @@ _NO_AGENT = b"\xff" * 32
 
 @dataclass(frozen=True, slots=True)
 class FieldLine:
-    """One field: its section, its name, its value, and what that means ("" where it is plain)."""
+    """One field: its section, its name, its value, and its meaning ("" if the value says it)."""
 
     section: str
     name: str
@@ -37,7 +37,7 @@ def guessed_product(report: Report) -> tuple[Product | None, str]:
     if report.product is not None:
         return report.product, "by its CPUID fields"
     if report.fields.version >= 3:
-        return None, "its CPUID fields are of no known product"
+        return None, "its CPUID fields match no known product"
     if report.chip_id_masked:
         return None, "version 2 names none, and the chip ID is hidden"
     if not report.products:
@@ -51,7 +51,7 @@ def guessed_product(report: Report) -> tuple[Product | None, str]:
 
 
 def tcbs_of(report: Report) -> ReportTcbs:
-    """The four TCBs, as far as their layout can be told."""
+    """The four TCBs, if their layout is known."""
     product, _ = guessed_product(report)
     if product is None and report.fields.version < 3 and not report.chip_id_masked:
         # Those whose chip IDs are of one length also lay out TCBs alike.
@@ -60,7 +60,7 @@ def tcbs_of(report: Report) -> ReportTcbs:
 
 
 def explain(report: Report) -> Iterator[FieldLine]:
-    """Every field of a report, in the order people ask for them."""
+    """Every field of a report, in the order of interest to people."""
     fields = report.fields
     product, how = guessed_product(report)
     yield FieldLine("report", "version", str(fields.version))
@@ -75,7 +75,7 @@ def explain(report: Report) -> Iterator[FieldLine]:
     yield FieldLine("guest", "measurement", fields.measurement.hex())
     yield FieldLine("guest", "report data", fields.report_data.hex(), _zero(fields.report_data))
     yield FieldLine("guest", "host data", fields.host_data.hex(), _zero(fields.host_data))
-    vmpl = "asked for by the host, not by a guest" if fields.vmpl == VMPL_HOST else ""
+    vmpl = "requested by the host, not by a guest" if fields.vmpl == VMPL_HOST else ""
     yield FieldLine("guest", "VMPL", str(fields.vmpl), vmpl)
     yield FieldLine("guest", "guest SVN", str(fields.guest_svn))
     yield FieldLine("guest", "family ID", fields.family_id.hex())
@@ -133,7 +133,7 @@ def _signing(report: Report) -> Iterator[FieldLine]:
     meanings = {
         SigningKey.VCEK: "a key of this chip at its reported TCB",
         SigningKey.VLEK: "a key of the cloud provider at the reported TCB",
-        SigningKey.NONE: "no key did",
+        SigningKey.NONE: "no key signed",
     }
     name = f"reserved ({report.fields.flags >> 2 & 7})" if key is None else key.name
     yield FieldLine("report", "signed by", name, "" if key is None else meanings[key])
@@ -141,14 +141,16 @@ def _signing(report: Report) -> Iterator[FieldLine]:
     yield FieldLine("report", "MASK_CHIP_KEY", str(int(masked)), _MASKED[masked].get(key, ""))
 
 
-# By MASK_CHIP_KEY, and which key signed.
+# By MASK_CHIP_KEY and by which key signed.
 _MASKED: Final[dict[bool, dict[SigningKey | None, str]]] = {
     True: {
-        SigningKey.VCEK: "the chip's key is masked, and yet signed: no known firmware does that",
-        SigningKey.VLEK: "the chip's key is masked; this firmware goes on signing with the VLEK",
+        SigningKey.VCEK: "the chip's key is masked, yet it signed: no known firmware does that",
+        SigningKey.VLEK: "the chip's key is masked; this firmware still signs with the VLEK",
         SigningKey.NONE: "the chip's key is masked, and no VLEK signed in its place",
     },
-    False: {SigningKey.NONE: "the chip's key is not masked: why no key signed is not said"},
+    False: {
+        SigningKey.NONE: "the chip's key is not masked; the report does not say why no key signed"
+    },
 }
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The attestation report of an Azure confidential VM: a report inside a blob of its own.
+"""The attestation report of an Azure confidential VM: a report inside another blob.
 
 Such a VM has no ``/dev/sev-guest``. Its paravisor asks the firmware for a report
 whose REPORT_DATA is a digest of *runtime claims*, JSON with the virtual TPM's
@@ -11,7 +11,7 @@ offset  size  field
 ======  ====  ==================================================
 0       4     signature, ``HCLA``
 4       4     version, 1 or 2
-8       20    sizes and usage; under no signature, not read here
+8       20    sizes and usage; not signed, not read here
 32      1184  the attestation report
 1216    4     size of the runtime data
 1220    4     its version, 1
@@ -21,8 +21,8 @@ offset  size  field
 1236    n     the runtime claims; then padding
 ======  ====  ==================================================
 
-Source: Microsoft, "Azure Confidential VM guest attestation design detail", held
-against a genuine blob (which has version 1, and pads with zero bytes).
+Source: Microsoft, "Azure Confidential VM guest attestation design detail", checked against a
+genuine blob (which has version 1, and pads with zero bytes).
 """
 
 from __future__ import annotations
@@ -51,7 +51,9 @@ _DIGESTS: Final = {1: "sha256", 2: "sha384", 3: "sha512"}
 
 @dataclass(frozen=True, slots=True)
 class HclReport:
-    """The report, the runtime claims bound to it, and by which digest (hashlib's name)."""
+    """The report, the runtime claims bound to it, and the digest that binds them (hashlib's
+    name).
+    """
 
     report: bytes
     claims: bytes

@@ -1,17 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Is this attestation report genuine, and is it what the caller asks for?
+"""Is this attestation report genuine, and does it meet the caller's demands?
 
-A verdict of *verified* says: a key that AMD endorses, through a chain to a
-trusted root that is valid at the time asked about, signed this report; the key
-is the one for the product, the TCB and (VCEK) the chip that the report names;
-and the report meets every demand of the policy.
+A verdict of *verified* says: a key that AMD endorses, through a chain to a trusted root that is
+valid at the given time, signed this report; the key is the one for the product, the TCB and (VCEK)
+the chip that the report names; and the report meets every demand of the policy.
 
-It does **not** say anything about what the policy does not ask for. Without a
-policy the only demands are that the guest cannot be debugged, that no
-migration agent can move it, and that no component of the reported TCB is above
-what runs. Above all, ask for ``report_data``: without the
-caller's nonce or key in it the report may be a replay. ``Verdict.checks`` lists
-what was asked and what was not.
+It says **nothing** about anything that the policy does not ask for. Without a policy the only
+demands are that the guest cannot be debugged, that no migration agent can move it, and that no
+component of the reported TCB is above the current TCB. Above all, ask for ``report_data``: without
+the caller's nonce or key in it the report may be a replay. ``Verdict.checks`` lists what was asked
+and what was not.
 """
 
 from __future__ import annotations
@@ -51,12 +49,11 @@ def verify(
 ) -> Verdict:
     """Judge a report with the certificates that came with it.
 
-    ``evidence`` may be a bare report of 1184 bytes. ``collateral``, where given,
-    takes the place of the evidence's own. Everything that can be judged is, and
-    every reason is listed, in the same order each time: the report itself, its
-    certificates, the two together, the policy. Nothing about the evidence raises,
-    whatever bytes it is. ``at`` is when the certificates must be valid;
-    :class:`UsageError` if it has no time zone.
+    ``evidence`` may be a bare report of 1184 bytes. ``collateral``, if given, replaces the
+    evidence's own certificates. Everything that can be judged is judged, and every reason is
+    listed, in the same order each time: the report itself, its certificates, the two together, the
+    policy. No evidence raises an error, whatever its bytes. ``at`` is when the certificates must be
+    valid; :class:`UsageError` if it has no time zone.
     """
     return judge(evidence, collateral, policy or DEFAULT_POLICY, anchors, at, ())
 
@@ -69,9 +66,9 @@ def judge(
     at: datetime,
     unavailable: Sequence[Reason],
 ) -> Verdict:
-    """As :func:`verify`; ``unavailable`` stands in for what is missing for that reason."""
+    """As :func:`verify`; ``unavailable`` replaces the reason for a missing certificate."""
     if at.tzinfo is None or at.utcoffset() is None:
-        raise UsageError("the time to verify at needs a time zone")
+        raise UsageError("the time of verification has no time zone")
     if isinstance(evidence, Report):
         report, evidence = evidence, Evidence(evidence.raw)
     else:
@@ -158,18 +155,18 @@ def _unsigned(report: Report) -> str:
     if report.mask_chip_key:
         return (
             "SIGNING_KEY says that neither VCEK nor VLEK signed: the host masks the chip's key "
-            "(MASK_CHIP_KEY), and the guest did not get a VLEK's signature in its place"
+            "(MASK_CHIP_KEY), and no VLEK signed in its place"
         )
     return "SIGNING_KEY says that neither VCEK nor VLEK signed, though MASK_CHIP_KEY is zero"
 
 
 def _explained(reasons: tuple[Reason, ...], unavailable: Sequence[Reason]) -> tuple[Reason, ...]:
-    """The reasons; those for what is missing give way to why it is missing."""
+    """The reasons; one for a missing certificate is replaced by why it is missing."""
     if not unavailable or all(reason.code not in _MISSING for reason in reasons):
         return reasons
     return (*unavailable, *(reason for reason in reasons if reason.code not in _MISSING))
 
 
 def _tcbs(report: Report, product: Product | None) -> tuple[ReportTcbs, tuple[Reason, ...]]:
-    # Without a product the bytes have no meaning, and the reason for that is listed.
+    # Without a product the bytes have no meaning; the reason for that is already listed.
     return (ReportTcbs(), ()) if product is None else report_check.read_tcbs(report, product)

@@ -1,11 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a relying party asks of a genuine report.
-
-Each field is one demand; None means *not asked*, and a verdict says so. Three
-demands are made unless they are taken back. The guest may not be debugged, and no
-migration agent may move it: whoever holds either can read the guest's memory. And
-no component of the reported TCB may be above the current one: firmware compares
-the two as one number, so it may report an SNP level that never ran.
+"""A relying party's demands on a genuine report. Each field is one demand; None means *not asked*,
+and a verdict says so. Three demands apply by default. The guest may not be debugged, and no
+migration agent may move it, because a debugger or a migration agent can read the guest's memory.
+And no component of the reported TCB may be above the current one: firmware compares the two as one
+number, so it may report an SNP level that never ran.
 
 Source of the fields: SNP ABI (56860) table "ATTESTATION_REPORT Structure".
 """
@@ -29,16 +27,16 @@ _U64: Final = 1 << 64
 class Revocation(enum.Enum):
     """What to do about revocation lists."""
 
-    IGNORE = "ignore"  # do not look at one
+    IGNORE = "ignore"  # ignore revocation lists
     IF_GIVEN = "if-given"  # judge those that are supplied
-    REQUIRE = "require"  # refuse without a current one that the host did not supply
+    REQUIRE = "require"  # refuse without a current list that the host did not supply
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GuestPolicyBits:
     """Bits of the guest's POLICY that must be one (True) or zero (False).
 
-    None is not asked. ``debug`` and ``migrate_ma`` must be zero unless told otherwise.
+    None means not asked. By default ``debug`` and ``migrate_ma`` must be zero.
     """
 
     smt: bool | None = None
@@ -54,7 +52,7 @@ class GuestPolicyBits:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlatformInfoBits:
-    """Bits of PLATFORM_INFO that must be one (True) or zero (False); None is not asked."""
+    """Bits of PLATFORM_INFO that must be one (True) or zero (False); None means not asked."""
 
     smt_en: bool | None = None
     tsme_en: bool | None = None
@@ -67,9 +65,8 @@ class PlatformInfoBits:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TcbFloor:
-    """The least TCB of each product; a product without one is refused.
-
-    Every component is compared: a TCB with one component below is below.
+    """The lowest accepted TCB of each product; a product without one is refused. Every component is
+    compared: a TCB with one lower component is refused.
     """
 
     milan: TcbVersion | None = None
@@ -91,7 +88,7 @@ class TcbFloor:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Policy:
-    """Demands on a report. Raises :class:`UsageError` for one that no report can meet.
+    """Demands on a report. Raises :class:`UsageError` for a demand that no report can meet.
 
     ===========================  ================================================================
     field                        demand
@@ -162,7 +159,7 @@ class Policy:
 
     @classmethod
     def authenticity_only(cls) -> Self:
-        """No demand at all, not even those made by default: is the report genuine?"""
+        """No demands at all, not even the default ones: is the report genuine?"""
         bits = GuestPolicyBits(debug=None, migrate_ma=None)
         return cls(guest_policy=bits, allow_tcb_above_current=True)
 
@@ -179,7 +176,7 @@ class Policy:
                 _check_size(name, each, size)
         for name in ("report_data", "user_data"):
             data = getattr(self, name)
-            # No bytes would be a nonce that everybody knows.
+            # An empty nonce would be one that everyone knows.
             if data is not None and not 1 <= len(data) <= REPORT_DATA_SIZE:
                 raise UsageError(f"{name} has {len(data)} bytes, must be 1 to {REPORT_DATA_SIZE}")
         for name in ("csp_ids", "vmpls"):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A report held against a policy: one check for each demand there can be.
+"""Compares a report with a policy: one check for each possible demand.
 
 Source: SNP ABI (56860) table "ATTESTATION_REPORT Structure".
 """
@@ -31,7 +31,7 @@ from snpcerts.verify.verdict_check import Check, CheckState
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """What is held against a policy; None for what could not be read."""
+    """The values that a policy is compared with; None for one that could not be read."""
 
     report: Report
     product: Product | None
@@ -42,7 +42,7 @@ class Subject:
 
 @dataclass(frozen=True, slots=True)
 class _DemandResult:
-    """Passed or not; None where the product must be known and is not."""
+    """Passed or not; None if the check needs the product and that is unknown."""
 
     passed: bool | None
     expected: str
@@ -85,14 +85,14 @@ def unjudged(policy: Policy) -> tuple[Check, ...]:
 
 @dataclass(frozen=True, slots=True)
 class _PolicyDemands:
-    """What a policy asks (position, code, demand), and the checks where it asks nothing."""
+    """The policy's demands (position, code, demand), and the checks for what it does not ask."""
 
     policy: Policy
     asked: tuple[tuple[int, ReasonCode, _Demand], ...]
     unasked: tuple[Check, ...]
 
 
-# By identity: to hash a policy takes longer than to hold a report against it.
+# By identity: hashing a policy takes longer than comparing a report with it.
 _plans: dict[int, _PolicyDemands] = {}
 _MAX_PLANS: Final = 64
 
@@ -141,7 +141,7 @@ def _csp_id(policy: Policy, subject: Subject) -> _DemandResult | None:
     if subject.report.signing_key is not SigningKey.VLEK:
         return _DemandResult(False, expected, "no VLEK")
     if subject.leaf is None:
-        return _DemandResult(None, expected, "no VLEK that can be read")
+        return _DemandResult(None, expected, "no readable VLEK")
     return _DemandResult(subject.leaf.csp_id in policy.csp_ids, expected, repr(subject.leaf.csp_id))
 
 
@@ -353,7 +353,7 @@ def _tcb(
     if floor is None:
         return None
     if subject.product is None:
-        return _DemandResult(None, "a TCB at or above the floor", "an unknown product's")
+        return _DemandResult(None, "a TCB at or above the floor", "that of an unknown product")
     least = floor.of(subject.product)
     if least is None:
         return _DemandResult(
@@ -362,7 +362,7 @@ def _tcb(
     expected = f"at least {least} in every component"
     if found is None:
         return _DemandResult(False, expected, "a TCB that cannot be read")
-    # Two layouts cannot be compared: that is no pass.
+    # Two layouts cannot be compared, so this does not pass.
     covered = found.layout is least.layout and found.covers(least)
     return _DemandResult(covered, expected, str(found))
 
@@ -393,7 +393,7 @@ _NOTHING_ABOVE: Final = _DemandResult(True, _NOT_ABOVE, "no component above")
 
 @functools.lru_cache(maxsize=1024)
 def _above(tcb: TcbVersion, current: TcbVersion) -> tuple[str, ...]:
-    """The components that are above; one that what runs does not have is."""
+    """The components that are above; a component that the current TCB lacks counts as above."""
     running = current.components()
     return tuple(
         f"{name} {value} above {running.get(name, 'none')}"
@@ -443,5 +443,5 @@ _DEMANDS: Final[dict[ReasonCode, _Demand]] = {
     ReasonCode.POLICY_COMMITTED_TCB: _committed_tcb,
     ReasonCode.POLICY_LAUNCH_TCB: _launch_tcb,
 }
-# What a policy asks does not depend on the report: any will do to find out.
+# The demands of a policy do not depend on the report, so any report will do here.
 _NO_SUBJECT: Final = Subject(Report.unpack(bytes(REPORT_SIZE)), None, ReportTcbs(), None, None)

@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Policies as TOML files. What is not understood is an error, with its line.
+"""Policies as TOML files. Anything unknown is an error that names its line.
 
-Keys are the fields of :class:`~snpcerts.verify.policy.Policy`. Bytes are
-hexadecimal text, versions text such as ``"1.55"``, ages text such as ``"12h"``. A
-bit is true, false, or ``"any"`` for not asked; everything else is not asked by
-leaving it out. Floors are tables per product::
+Keys are the fields of :class:`~snpcerts.verify.policy.Policy`. Bytes are hexadecimal text, versions
+text such as ``"1.55"``, ages text such as ``"12h"``. A bit is true, false, or ``"any"`` for not
+asked; a policy asks for nothing else that the file omits. Floors are tables per product::
 
     report_data = "0011..."
     measurements = ["7a1e...", "8922..."]
@@ -53,7 +52,7 @@ _Reader = Callable[[Any], Any]
 
 
 class PolicyFileError(InputError):
-    """A policy file that cannot be used. ``line`` counts from 1, None where unknown."""
+    """A policy file that cannot be used. ``line`` counts from 1; None if unknown."""
 
     code = "policy-file"
 
@@ -66,7 +65,7 @@ class PolicyFileError(InputError):
 
 
 class _ProblemError(Exception):
-    """What is wrong with a value, before its line is known."""
+    """An error in a value, before its line is known."""
 
     def __init__(self, problem: str, path: _Path = ()) -> None:
         super().__init__(problem)
@@ -75,11 +74,10 @@ class _ProblemError(Exception):
 
 
 def read_policy(data: bytes | str) -> Policy:
-    """The policy that a TOML file holds.
+    """Read the policy in a TOML file.
 
-    Raises :class:`PolicyFileError`, with the line, for anything that is not a
-    policy: text that is not TOML, a key that is not known, a value of another
-    type or size, a TCB with a component missing.
+    Raises :class:`PolicyFileError`, with the line, for anything that is not a policy: text that is
+    not TOML, an unknown key, a value of the wrong type or size, a TCB with a missing component.
     """
     if len(data) > MAX_POLICY_FILE:
         raise PolicyFileError(f"more than {MAX_POLICY_FILE} bytes")
@@ -91,7 +89,7 @@ def read_policy(data: bytes | str) -> Policy:
         parsed = tomllib.loads(text)
     except RecursionError:
         raise PolicyFileError("is nested too deeply") from None
-    # Numbers of thousands of digits are no TOMLDecodeError.
+    # Numbers of thousands of digits do not raise TOMLDecodeError.
     except ValueError as error:
         raise PolicyFileError(f"is not TOML: {error}") from None
     try:
@@ -114,10 +112,12 @@ def _policy(parsed: Mapping[str, Any]) -> Policy:
     for key, value in parsed.items():
         reader = _READERS.get(key)
         if reader is None:
-            raise _ProblemError(f"unknown key; known are {', '.join(sorted(_READERS))}", (key,))
+            raise _ProblemError(
+                f"unknown key; known keys are {', '.join(sorted(_READERS))}", (key,)
+            )
         try:
             values[key] = reader(value)
-            # Each demand by itself, so that its error has its line.
+            # Each demand separately, so that its error has its line.
             Policy(**{key: values[key]})
         except _ProblemError as problem:
             raise _ProblemError(problem.problem, (key, *problem.path)) from None
@@ -187,7 +187,7 @@ def _table(value: Any, known: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
         raise _ProblemError(f"must be a table, found {_shown(value)}")
     for key, each in value.items():
         if key not in known:
-            raise _ProblemError(f"unknown key; known are {', '.join(known)}", (key,))
+            raise _ProblemError(f"unknown key; known keys are {', '.join(known)}", (key,))
         yield key, each
 
 
@@ -218,7 +218,7 @@ def _tcb(value: Any, product: Product) -> TcbVersion:
         components[key] = _below(key, _component, each)
     for name in names:
         if name not in components:
-            raise _ProblemError(f"{name} is missing: a floor names every component")
+            raise _ProblemError(f"{name} is missing: a floor must name every component")
     return TcbVersion(**components)
 
 
@@ -295,9 +295,8 @@ _KEY = re.compile(r"\s*(?P<path>(?:[A-Za-z0-9_.\s-]|\"[^\"]*\"|'[^']*')+?)\s*=")
 
 
 def _line_of(text: str, path: _Path) -> int | None:
-    """The line that sets ``path``, or else the nearest thing above it.
-
-    For messages only: the file is TOML, and is not parsed a second time.
+    """The line that sets ``path``, or else its nearest parent's. For messages only: the TOML is not
+    parsed again.
     """
     best: tuple[int, int] = (0, 0)
     table: _Path = ()

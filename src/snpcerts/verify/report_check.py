@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The report by itself, and the report against the leaf that should endorse it.
+"""Checks the report alone, and the report against the leaf that should endorse it.
 
 Source: SNP ABI (56860) table "ATTESTATION_REPORT Structure"; KDS (57230)
 chapter 3 for the leaf.
@@ -45,12 +45,12 @@ _MALFORMED = {
 
 
 def check_layout(report: Report) -> list[Reason]:
-    """What no sound report has, in order of offset."""
+    """Defects that no well-formed report has, in order of offset."""
     return [Reason(_MALFORMED[each.field], str(each)) for each in malformations(report)]
 
 
 def read_tcbs(report: Report, product: Product) -> tuple[ReportTcbs, tuple[Reason, ...]]:
-    """The report's TCBs as that product writes them, and what cannot be read."""
+    """The report's TCBs in that product's layout, and those that cannot be read."""
     fields = report.fields
     return _read_tcbs(
         fields.current_tcb,
@@ -82,9 +82,9 @@ def check_leaf(
 ) -> Iterator[Reason]:
     """The leaf must be of the report's product (version 3 and later), chip and reported TCB.
 
-    A VCEK is of one chip, a VLEK of none. With ``allow_masked`` a chip ID of zeros is
-    taken: the signature alone then says that the chip is the VCEK's. ``reported`` is
-    None for a TCB that could not be read, which has been refused before.
+    A VCEK belongs to one chip, a VLEK to none. With ``allow_masked`` a zero chip ID is accepted:
+    then only the signature shows that the chip is the VCEK's. ``reported`` is None for a TCB that
+    could not be read, which has already been refused.
     """
     fields, product = report.fields, report.product
     if product is None and fields.version >= 3:
@@ -117,11 +117,10 @@ def check_leaf(
 def check_runtime_data(
     report: Report, runtime_data: RuntimeData | None, *, any_vmpl: bool
 ) -> Iterator[Reason]:
-    """Runtime data that came with the report must be what REPORT_DATA is the digest of.
-
-    It is believed as the word of whoever runs at VMPL 0, the paravisor: code at
-    another VMPL, the guest's own, may ask for a report over claims of its choice.
-    With ``any_vmpl`` the caller has a demand of its own on that.
+    """REPORT_DATA must be the digest of the runtime data that came with the report. Runtime data is
+    trusted only from VMPL 0, where the paravisor runs: the guest's own code runs at another VMPL
+    and may request a report over any claims. With ``any_vmpl`` the caller makes its own demand on
+    the VMPL.
     """
     if runtime_data is None:
         return
@@ -135,8 +134,8 @@ def check_runtime_data(
     if report.fields.vmpl != 0 and not any_vmpl:
         yield Reason(
             ReasonCode.RUNTIME_DATA_VMPL,
-            f"the report with the runtime data was asked for at VMPL {report.fields.vmpl}, "
-            "must be 0 (a policy that names VMPLs decides instead)",
+            f"the report with the runtime data was requested at VMPL {report.fields.vmpl}, must "
+            "be 0 (a policy that names VMPLs decides instead)",
         )
 
 

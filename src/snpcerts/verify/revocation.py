@@ -1,11 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Is the chain revoked, as far as the relying party can know, and does it know enough?
-
-Revocation is the relying party's knowledge. Every list is judged, whoever supplies
-it, and what a believed one withdraws refuses, however old the list is. To satisfy
-a demand takes more: a list for that kind of leaf, of the relying party's own or the
-key server's, current, and not older than the policy allows. So a host that sends
-last year's list hides nothing by it.
+"""Is the chain revoked, as far as the relying party can know, and does it know enough? Every list
+is judged, from any supplier, and a revocation in a believed list refuses the chain, however old the
+list is. Satisfying a demand for a list takes more: a list for that kind of leaf, from the relying
+party itself or the key server, current, and not older than the policy allows. So a host that sends
+last year's list cannot hide a revocation.
 
 Source: RFC 5280 section 6.3; KDS (57230) chapter 3 for the kinds of list.
 """
@@ -30,11 +28,9 @@ _NO_TIME: Final = timedelta(0)
 
 @dataclass(frozen=True, slots=True)
 class JudgedList:
-    """A revocation list as it was judged.
-
-    ``age`` is how long ago the key server gave it, None where that is not known.
-    ``problems`` say why it is no current list of the root; ``believed`` says whether
-    what it withdraws counts all the same; ``counts`` whether it satisfies a demand.
+    """The judgement of a revocation list. ``age`` is how long ago the key server gave it, None if
+    unknown. ``problems`` say why it is not a current list of the root; ``believed`` says whether
+    its revocations count anyway; ``counts`` says whether it satisfies a demand.
     """
 
     origin: str
@@ -67,7 +63,7 @@ class JudgedList:
 
 @dataclass(frozen=True, slots=True)
 class RevocationFindings:
-    """The lists, whether there was a demand and whether it was met, and what follows."""
+    """The lists, whether a list was demanded and supplied, and the reasons that follow."""
 
     lists: tuple[JudgedList, ...] = ()
     asked: bool = False
@@ -89,7 +85,7 @@ def check_revocation(
     """Hold the lists against the policy's demand. What they withdraw is no part of this.
 
     ``findings`` are those of ``supplied``, in its order. A caller who gives a list
-    for a kind of leaf asks for a good one by that, whatever the policy says.
+    for a kind of leaf thereby asks for a good one, whatever the policy says.
     """
     required = policy.revocation is Revocation.REQUIRE
     if not supplied and not required:
@@ -103,7 +99,7 @@ def check_revocation(
         for each, found, one in zip(supplied, findings, judged, strict=True)
         if each.supplier is not Supplier.EVIDENCE
         and each.kind is kind
-        # A caller may give lists of all products at once: those of others are no matter.
+        # A caller may give lists of all products at once; those of other products do not matter.
         and (found.product is product or found.product is None or product is None)
     ]
     asked = required or any(each.supplier is Supplier.CALLER for each, _ in fit)
@@ -144,10 +140,10 @@ def _judged(
 def _too_old(age: timedelta | None, most: timedelta | None) -> Iterator[Reason]:
     if most is None or (age is not None and age <= most):
         return
-    found = "when it came is not known" if age is None else f"it came {in_words(age)} ago"
+    found = "its age is not known" if age is None else f"it is {in_words(age)} old"
     yield Reason(
         ReasonCode.CRL_TOO_OLD,
-        f"the CRL must have come from the key server in the last {in_words(most)}, {found}",
+        f"the CRL must have been fetched from the key server in the last {in_words(most)}, {found}",
     )
 
 
@@ -163,7 +159,7 @@ def _unmet(
         yield Reason(ReasonCode.CRL_MISSING, message)
     for each, one in fit:
         if each.outage is not None:
-            # Nothing is wrong that a key server within reach would not put right.
+            # A reachable key server would fix everything that is wrong.
             yield Reason(ReasonCode.COLLATERAL_UNAVAILABLE, each.outage)
         else:
             yield from one.problems
@@ -173,7 +169,7 @@ def _why_not(kind: VekKind, judged: Sequence[JudgedList]) -> str:
     if any(one.supplier is Supplier.CALLER and one.kind is None for one in judged):
         word = kind.value
         return (
-            "one was given whose kind is not known; nothing inside a list tells, so say it "
+            "one was given, but its kind is not known; a list does not contain its kind, so name it "
             f"(--crl {word}=FILE)"
         )
     if any(one.supplier is Supplier.EVIDENCE for one in judged):
@@ -182,7 +178,7 @@ def _why_not(kind: VekKind, judged: Sequence[JudgedList]) -> str:
 
 
 def in_words(span: timedelta) -> str:
-    """A span of time in the largest unit that it fills: 3 days, 5 hours."""
+    """A span of time in the largest unit that fits: 3 days, 5 hours."""
     seconds = int(span.total_seconds())
     for unit, size in (("day", 86400), ("hour", 3600), ("minute", 60), ("second", 1)):
         if seconds >= size:

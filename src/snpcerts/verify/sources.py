@@ -1,13 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Certificates from several places, in an order the caller sets.
-
-A source is asked for what is still missing and gives what it has. The first that
-has a certificate wins: whether it is the right one is the verdict's business. Of
-revocation lists none wins: all that there are get judged. A source that cannot be
-reached leaves a report *undecided*, never refused: an outage says nothing about
-the evidence.
-
-Sources may do I/O; nothing else here does.
+"""Collects certificates from several sources, in an order that the caller sets. Each source is
+asked for what is still missing. The first certificate found is used; the verdict decides whether it
+is the right one. All revocation lists found are judged. A source that cannot be reached leaves a
+report *undecided*, never refused, because an outage says nothing about the evidence. Sources may do
+I/O; nothing else in this module does.
 """
 
 from __future__ import annotations
@@ -39,7 +35,7 @@ from snpcerts.verify.verdict import Verdict
 
 
 class Part(enum.Enum):
-    """What may be missing."""
+    """The items that may be missing."""
 
     LEAF = "leaf"
     INTERMEDIATE = "intermediate"
@@ -49,15 +45,13 @@ class Part(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """What a source is asked for.
-
-    ``products`` are those the report may be of, most likely first: exactly one
-    from version 3 on. ``chip_id`` is the report's 64 bytes (zero when masked),
-    ``reported_tcb`` its eight raw bytes, whose layout depends on the product.
-    ``own`` is what came with the report. ``maximum_crl_age`` is how long ago the key
-    server may have given a list; where none is missing, lists are still looked at if
-    they are there already: no key server should be asked for them. ``report`` is the
-    report itself, for a source that wants to know whether what it found signed it.
+    """A request to a source. ``products`` are the products that the report may come from, most
+    likely first: exactly one from version 3 on. ``chip_id`` is the report's 64 bytes (zero when
+    masked), ``reported_tcb`` its eight raw bytes, whose layout depends on the product. ``own``
+    holds the certificates that came with the report. ``maximum_crl_age`` is how long ago the key
+    server may have given a list; if no list is missing, a source should still return lists that it
+    already has, without asking a key server. ``report`` is the report itself, for a source that
+    checks whether the certificate it found signed it.
     """
 
     missing: frozenset[Part]
@@ -70,11 +64,11 @@ class Wanted:
     report: Report | None = None
 
     def hwid(self, product: Product) -> bytes | None:
-        """The chip as a VCEK of that product names it; None when it is masked."""
+        """The chip ID in a VCEK of that product; None if the report hides it."""
         return hwid_of_chip_id(self.chip_id, product) if any(self.chip_id) else None
 
     def tcb(self, product: Product) -> TcbVersion | None:
-        """The reported TCB on that product; None when the bytes are not one of it."""
+        """The reported TCB on that product; None if the bytes do not fit its layout."""
         try:
             return TcbVersion.unpack(self.reported_tcb, product.tcb_layout)
         except FormatError:
@@ -82,23 +76,21 @@ class Wanted:
 
 
 class CollateralSource(Protocol):
-    """Where certificates come from.
-
-    Raises :class:`~snpcerts.errors.RetryLaterError` when it cannot be reached now.
-    What it does not have stays None; :class:`~snpcerts.errors.RefusedError` means
-    the same, and its message is passed on.
+    """A source of certificates. Raises :class:`~snpcerts.errors.RetryLaterError` if it cannot be
+    reached now. Certificates that it does not have stay None;
+    :class:`~snpcerts.errors.RefusedError` means the same, and its message is reported.
     """
 
     def collateral(self, wanted: Wanted) -> Collateral:
-        """What there is of what is missing; more does no harm."""
+        """The missing items that the source has; returning more does no harm."""
         ...
 
 
 class AsyncCollateralSource(Protocol):
-    """As :class:`CollateralSource`, to be awaited."""
+    """As :class:`CollateralSource`, but awaited."""
 
     def collateral(self, wanted: Wanted) -> Awaitable[Collateral]:
-        """What there is of what is missing; more does no harm."""
+        """The missing items that the source has; returning more does no harm."""
         ...
 
 
@@ -114,9 +106,8 @@ OWN: Final[CollateralSource] = _Own()
 
 @dataclass(frozen=True, slots=True)
 class Given:
-    """Certificates at hand, the same for every report.
-
-    ``asvk`` serves reports signed by a VLEK; where it is None ``ask`` does.
+    """Given certificates, the same for every report. ``asvk`` is used for reports signed by a VLEK;
+    if it is None, ``ask`` is.
     """
 
     certificates: Collateral
@@ -132,21 +123,22 @@ class Given:
         if kind is VekKind.VLEK and self.asvk is not None:
             found = replace(found, ask=self.asvk)
         if found.crl is not None:
-            # Among certificates at hand it is the caller's, and still of unknown kind.
+            # A list among given certificates is the caller's, but its kind is unknown.
             own = SuppliedCrl(found.crl, None, Supplier.CALLER, "with the certificates given")
             found = replace(found, crl=None, lists=(own, *found.lists))
         return found
 
 
 class GivenCrls:
-    """Revocation lists of the relying party's own, each for the product whose ARK issued it.
-
-    Give their kind: a list as bytes alone is of unknown kind, adds revocations, and
-    satisfies no demand.
+    """The relying party's own revocation lists, each for the product whose ARK issued it. Give
+    their kind: a list given as bytes has an unknown kind; it adds revocations, but satisfies no
+    demand.
     """
 
     def __init__(self, lists: Iterable[bytes | SuppliedCrl]) -> None:
-        """Raises :class:`FormatError` for one that cannot be read, or is of no ARK."""
+        """Raises :class:`FormatError` for a list that cannot be read, or whose issuer is not an
+        ARK.
+        """
         self._lists: list[tuple[Product, SuppliedCrl]] = []
         for each in lists:
             if not isinstance(each, SuppliedCrl):
@@ -155,33 +147,32 @@ class GivenCrls:
             authority = parse_ca_name(name)
             if authority is None:
                 raise FormatError(
-                    "CRL", f"is of {name!r}, which is not an ARK of AMD", field="issuer"
+                    "CRL", f"the issuer is {name!r}, which is not an ARK of AMD", field="issuer"
                 )
             self._lists.append((authority.product, each))
 
     def collateral(self, wanted: Wanted) -> Collateral:
-        """All lists of the products that the report may be of."""
+        """All lists of the products that the report may come from."""
         return Collateral(
             lists=tuple(each for product, each in self._lists if product in wanted.products)
         )
 
 
 class InThread:
-    """A source that blocks, for those who await: each question has a thread of its own."""
+    """Makes a blocking source awaitable: each request runs in its own thread."""
 
     def __init__(self, source: CollateralSource) -> None:
         self._source = source
 
     def collateral(self, wanted: Wanted) -> Awaitable[Collateral]:
-        """As the source's."""
+        """As the source's own method."""
         return asyncio.to_thread(self._source.collateral, wanted)
 
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """Evidence with the certificates found for it, ready to be judged.
-
-    ``unavailable`` says why something may be missing.
+    """Evidence with the certificates found for it, ready to judge. ``unavailable`` says why a
+    certificate may be missing.
     """
 
     evidence: Evidence
@@ -191,7 +182,7 @@ class Prepared:
     def judge(
         self, policy: Policy, *, anchors: Sequence[Anchor] = AMD_ANCHORS, at: datetime
     ) -> Verdict:
-        """The verdict; pure."""
+        """The verdict; does no I/O."""
         return judge(self.evidence, self.collateral, policy, anchors, at, self.unavailable)
 
 
@@ -208,10 +199,10 @@ def verify_with(
 ) -> Verdict:
     """Judge a report with certificates from ``sources``, asked in that order.
 
-    The certificates that came with the report are used where :data:`OWN` stands,
-    and not at all where it does not. Sources are asked only while something is
-    missing. A report for which a certificate is still missing, and a source
-    could not be reached, is undecided unless something else refuses it.
+    :data:`OWN` in the list stands for the certificates that came with the report; without it they
+    are not used. Sources are asked only while something is missing. If a certificate is still
+    missing and a source could not be reached, the report is undecided unless something else refuses
+    it.
     """
     policy = policy or DEFAULT_POLICY
     return prepare(evidence, sources, policy, at).judge(policy, anchors=anchors, at=at)
@@ -220,7 +211,7 @@ def verify_with(
 def prepare(
     evidence: Evidence, sources: Sequence[CollateralSource], policy: Policy, at: datetime
 ) -> Prepared:
-    """Ask the sources, and judge nothing yet: the part of :func:`verify_with` that does I/O."""
+    """Ask the sources without judging: the part of :func:`verify_with` that does I/O."""
     if len(sources) == 1 and sources[0] is OWN:
         return Prepared(evidence, evidence.collateral)
     steps = _gather(evidence, sources, policy, at)
@@ -245,7 +236,7 @@ async def averify_with(
     anchors: Sequence[Anchor] = AMD_ANCHORS,
     at: datetime,
 ) -> Verdict:
-    """As :func:`verify_with`, awaiting those sources that are to be awaited."""
+    """As :func:`verify_with`, but awaits the awaitable sources."""
     policy = policy or DEFAULT_POLICY
     steps = _gather(evidence, sources, policy, at)
     answer: _Answer | None = None
@@ -268,7 +259,7 @@ _Answer = Collateral | RetryLaterError | RefusedError
 def _gather(
     evidence: Evidence, sources: Sequence[AnySource], policy: Policy, at: datetime
 ) -> Generator[tuple[AnySource, Wanted], _Answer, Prepared]:
-    """Which source to ask for what, one after the other."""
+    """Which source to ask for which items, one after the other."""
     collateral = Collateral()
     unreached: list[Reason] = []
     without: list[Reason] = []
@@ -301,7 +292,7 @@ def _gather(
             without.append(Reason(ReasonCode.COLLATERAL_NOT_FOUND, str(answer)))
         else:
             collateral = collateral.completed_by(answer)
-    # While one source is out of reach, that another has nothing settles nothing.
+    # While one source cannot be reached, another's "I do not have it" decides nothing.
     return Prepared(evidence, collateral, tuple(unreached or without))
 
 
@@ -321,7 +312,7 @@ def _missing(
         )
         if data is None
     }
-    # A list is asked for where a report needs one, and looked at where it comes by itself.
+    # A list is requested if the report needs one; otherwise lists that are already there are used.
     if policy.revocation is Revocation.REQUIRE and not any(
         _may_serve(each, kind, products, policy, at) for each in collateral.lists
     ):
@@ -336,7 +327,7 @@ def _may_serve(
     policy: Policy,
     at: datetime,
 ) -> bool:
-    """Whether a list may satisfy the policy's demand; who signed it is not looked at here."""
+    """Whether a list may satisfy the policy's demand; this does not check its signature."""
     if supplied.supplier is Supplier.EVIDENCE or supplied.kind is not kind:
         return False
     most, obtained = policy.maximum_crl_age, supplied.obtained
@@ -359,7 +350,7 @@ def _read_list(data: bytes) -> RevocationList | None:
 
 
 def _products(report: Report, leaf: bytes | None) -> tuple[Product, ...]:
-    """A leaf that came with it says more than a report of version 2."""
+    """A leaf that came with a version 2 report says more about the product than the report."""
     if leaf is not None and report.fields.version < 3:
         with contextlib.suppress(FormatError):
             return (EndorsementCert.from_bytes(leaf).product,)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The answer of a verification: verified, refused and why, or undecided for now."""
+"""The result of a verification: verified, refused, or undecided for now, with reasons."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from snpcerts.verify.verdict_check import Check, CheckState
 
 
 class Status(enum.Enum):
-    """The answers there are."""
+    """The possible results."""
 
     VERIFIED = "verified"
     REFUSED = "refused"
-    UNDECIDED = "undecided"  # nothing is wrong, but something needed was not available
+    UNDECIDED = "undecided"  # no problem found, but something needed was not available
 
 
 def status_of(reasons: Sequence[Reason]) -> Status:
-    """The status that follows from the reasons: one that does not pass with time refuses."""
+    """The status that follows from the reasons: one lasting reason refuses."""
     if not reasons:
         return Status.VERIFIED
     if all(reason.next_step is NextStep.RETRY_LATER for reason in reasons):
@@ -38,7 +38,7 @@ def status_of(reasons: Sequence[Reason]) -> Status:
 
 @dataclass(frozen=True, slots=True)
 class ReportTcbs:
-    """The four TCBs of a report; None where the bytes cannot be read."""
+    """The four TCBs of a report; None if the bytes cannot be read."""
 
     current: TcbVersion | None = None
     reported: TcbVersion | None = None
@@ -59,14 +59,12 @@ class ReportTcbs:
 class Verdict:
     """Whether a report is genuine, why not, and what it says.
 
-    Read ``status``; ``str`` of a verdict is one line for a log. The other fields
-    hold what was read of the evidence, also when it is not verified: then they are
-    claims that nothing backs. ``chip_id`` is the report's 64 bytes (zero when
-    masked); ``report`` and ``leaf`` are None where they could not be read.
-    ``checks`` lists every check there is, those that nobody asked for too. ``root``
-    is the anchor that the ARK is, None where it is none: only with
-    ``root_is_amds`` was it AMD who endorsed the key. ``revocation_lists`` are all
-    those that were looked at, whoever supplied them.
+    Read ``status``; ``str`` of a verdict is one line for a log. The other fields hold the content
+    of the evidence, even if it is not verified: then they are unproven claims. ``chip_id`` is the
+    report's 64 bytes (zero when masked); ``report`` and ``leaf`` are None if they could not be
+    read. ``checks`` lists every check, including those that the policy does not ask for. ``root``
+    is the anchor that matches the ARK, None if none does: AMD endorsed the key only if
+    ``root_is_amds``. ``revocation_lists`` are all that were judged, from any supplier.
     """
 
     status: Status
@@ -97,21 +95,20 @@ class Verdict:
 
     @property
     def root_is_amds(self) -> bool:
-        """Whether the root is one of AMD's, and not one that the caller trusts instead."""
+        """Whether the root is one of AMD's, rather than another that the caller trusts."""
         return self.root is not None and is_amds(self.root)
 
     @property
     def next_step(self) -> NextStep | None:
-        """What the caller does next; None when verified.
-
-        Bad evidence comes before missing certificates, and those before a wait.
+        """What the caller does next; None if verified. Bad evidence comes before missing
+        certificates, and those before a wait.
         """
         steps = {reason.next_step for reason in self.reasons}
         order = (NextStep.REFUSE, NextStep.FIX_USAGE, NextStep.RETRY_LATER)
         return next((step for step in order if step in steps), None)
 
     def check(self, name: str) -> Check:
-        """The check of that name; :class:`KeyError` when there is none."""
+        """The check of that name; :class:`KeyError` if there is none."""
         for check in self.checks:
             if check.name == name:
                 return check
@@ -136,7 +133,7 @@ class Verdict:
         raise TypeError("a verdict is not a truth value: compare its .status with Status.VERIFIED")
 
     def to_json(self) -> dict[str, Any]:
-        """The verdict as JSON values; bytes as lower-case hex, null for what is not known."""
+        """The verdict as JSON values; bytes as lower-case hex, null for unknown values."""
         fields = None if self.report is None else self.report.fields
         return {
             "verdict": self.status.value,

@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What was checked, and how it came out: silence is never a pass.
-
-A verdict lists every check there is. Those of authenticity are named here;
-those of the policy have the name of their reason code.
+"""The checks and their outcomes: a check that was not made never counts as passed. A verdict lists
+every check. This module names the checks of authenticity; a policy's checks have the names of their
+reason codes.
 """
 
 from __future__ import annotations
@@ -18,17 +17,17 @@ from snpcerts.endorsement.reason import Authenticity, Reason
 
 
 class CheckState(enum.StrEnum):
-    """How a check came out."""
+    """The outcome of a check."""
 
     PASSED = "passed"
     FAILED = "failed"
-    NOT_ASKED = "not-asked"  # the policy does not ask for it, or there was nothing to ask about
-    NOT_JUDGED = "not-judged"  # what it needs is missing or cannot be read
+    NOT_ASKED = "not-asked"  # the policy does not ask for it, or it does not apply
+    NOT_JUDGED = "not-judged"  # something it needs is missing or cannot be read
 
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One check; ``expected`` and ``found`` are for people, None where nothing is to be said."""
+    """One check; ``expected`` and ``found`` are for people, None if there is nothing to say."""
 
     name: str
     state: CheckState
@@ -50,11 +49,12 @@ _EXPECTED = {
     Authenticity.LEAF: "an endorsement certificate as AMD issues it, signed by the intermediate",
     Authenticity.INTERMEDIATE: "an ASK or ASVK, signed by the root",
     Authenticity.ROOT: "an ARK, signed by itself",
-    Authenticity.ANCHOR: "the root's key is one that is trusted",
-    Authenticity.CHAIN_PRODUCT: "all certificates are of one product",
-    Authenticity.VALIDITY: "all certificates are valid at the time asked about",
-    Authenticity.REVOCATION: "a current list, not the host's, does not name the ASK or ASVK",
-    Authenticity.PRODUCT: "the report's processor is of the leaf's product",
+    Authenticity.ANCHOR: "the root's key is trusted",
+    Authenticity.CHAIN_PRODUCT: "all certificates are for one product",
+    Authenticity.VALIDITY: "all certificates are valid at the time of verification",
+    Authenticity.REVOCATION: "a current list that did not come from the host does not name the "
+    "ASK or ASVK",
+    Authenticity.PRODUCT: "the report's processor belongs to the leaf's product",
     Authenticity.CHIP_ID: "the report's chip is the VCEK's",
     Authenticity.REPORTED_TCB: "REPORTED_TCB is the leaf's, in every component",
     Authenticity.REPORT_SIGNATURE: "the leaf's key signed the report",
@@ -63,11 +63,9 @@ _EXPECTED = {
 
 
 class ReportFacts(NamedTuple):
-    """What the report and its policy left to judge.
-
-    ``masked`` is whether the chip ID is zero and the policy accepts that,
-    ``revocation`` whether the relying party gave or requires a list, ``list_met``
-    whether one satisfies that, ``other_lists`` whether there are any lists at all.
+    """Which checks apply to a report and its policy. ``masked``: the chip ID is zero and the policy
+    accepts that. ``revocation``: the relying party gave or requires a list. ``list_met``: a list
+    satisfies that. ``other_lists``: there are any lists at all.
     """
 
     read: bool = False
@@ -101,7 +99,7 @@ def authenticity_checks(
 
 @functools.lru_cache(maxsize=256)
 def _made(chain: ChainFacts, report: ReportFacts) -> tuple[Check, ...]:
-    """The checks as they are when none has failed."""
+    """The checks as they are if none has failed."""
     authorities = chain.intermediate and chain.root
     judged: dict[Authenticity, bool] = {
         Authenticity.REPORT_LAYOUT: report.read,
@@ -121,16 +119,18 @@ def _made(chain: ChainFacts, report: ReportFacts) -> tuple[Check, ...]:
     nothing_to_ask: dict[Authenticity, str] = {}
     if not report.revocation:
         nothing_to_ask[Authenticity.REVOCATION] = (
-            "no revocation list is required; those that there are were looked at"
+            "no revocation list is required; the available ones were checked"
             if report.other_lists
             else "no revocation list was given or required"
         )
     if report.read and not report.names_product:
         nothing_to_ask[Authenticity.PRODUCT] = "the report names no processor (version 2)"
     if chain.of_no_chip:
-        nothing_to_ask[Authenticity.CHIP_ID] = "a VLEK is of no chip"
+        nothing_to_ask[Authenticity.CHIP_ID] = "a VLEK belongs to no chip"
     elif report.masked:
-        nothing_to_ask[Authenticity.CHIP_ID] = "the report hides its chip ID, as the policy accepts"
+        nothing_to_ask[Authenticity.CHIP_ID] = (
+            "the report hides its chip ID, which the policy accepts"
+        )
     if not report.runtime_data:
         nothing_to_ask[Authenticity.RUNTIME_DATA] = "no runtime data came with the report"
     made: list[Check] = []
