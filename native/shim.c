@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * Certificates for the guests of a VMM that knows nothing of them. Preloaded, this
+ * Certificates for the guests of a VMM without support for them. This preloaded
  * library sits between the VMM and ioctl(2): it enables KVM_EXIT_SNP_REQ_CERTS for
  * an SNP VM, and answers the exit before the VMM sees it.
  *
@@ -8,15 +8,15 @@
  *	SNPCERTS_CERTS_FILENAME	the certificate file, an absolute path
  *	SNPCERTS_CERTS_TIMEOUT	ms to wait for its lock, then BUSY; 100
  *
- * It stands back from a VM that is not SNP, a kernel that does not know the exit, and
- * a VMM that enables the exit itself.
+ * It does nothing for a VM that is not SNP, on a kernel without the exit, or if the
+ * VMM enables the exit itself.
  *
  * The certificate file's protocol is docs/protocol.md; src/snpcerts/certfile/reader.py
  * and vmm/exit_service.py are the same in Python. KVM's numbers: Linux
  * Documentation/virt/kvm/api.rst and x86/amd-memory-encryption.rst; see kvm_abi.h.
  *
- * Each KVM_RUN costs two loads more. A request takes no lock of ours and allocates
- * nothing; what is remembered is in tables of fixed size.
+ * Each KVM_RUN costs two more loads. A request takes no lock inside the shim and
+ * allocates nothing; all state is in tables of fixed size.
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -613,7 +613,7 @@ static int note_duplicate(int from, int to)
 	return to;
 }
 
-/* What the VMM has unmapped, or mapped something else over, is no kvm_run any more. */
+/* Memory that the VMM has unmapped, or mapped over, is no longer a kvm_run. */
 static void note_unmapped(const void *where, size_t length)
 {
 	uintptr_t start = (uintptr_t)where, end = start + length;

@@ -152,7 +152,7 @@ def test_a_list_older_than_is_allowed_satisfies_nothing_and_its_revocations_coun
         assert judge(aged(BEFORE, age), policy=policy).status is Status.VERIFIED
     verdict = judge(aged(BEFORE, 3 * DAY), policy=policy)
     assert codes(verdict) == ["crl-too-old"]
-    assert "came 3 days ago" in verdict.reasons[0].message
+    assert "is 3 days old" in verdict.reasons[0].message
     assert verdict.to_json()["revocation_lists"][0]["age_seconds"] == 3 * 86400
     assert codes(judge(aged(BEFORE, None), policy=policy)) == ["crl-too-old"]
     assert codes(judge(aged(REVOKED, 3 * DAY), aged(BEFORE, DAY), policy=policy)) == NAMED

@@ -169,7 +169,7 @@ def _why_not(kind: VekKind, judged: Sequence[JudgedList]) -> str:
     if any(one.supplier is Supplier.CALLER and one.kind is None for one in judged):
         word = kind.value
         return (
-            "one was given, but its kind is not known; a list does not contain its kind, so name it "
+            "one was given, but its kind is not known; nothing in a list says it, so name it "
             f"(--crl {word}=FILE)"
         )
     if any(one.supplier is Supplier.EVIDENCE for one in judged):
