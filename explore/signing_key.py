@@ -4,7 +4,7 @@
 A small firmware whose signing key changes in all the ways in which sources
 disagree, some of them shown by no number of ``/dev/sev``; beside it what ships:
 :class:`snpcerts.host.key_memory.Memory` with its rules, and
-:func:`snpcerts.host.wanted.wanted`. Every order of commands (the agent's, and
+:func:`snpcerts.host.expected_content.expected_content`. Every order of commands (the agent's, and
 other programs'), reloads, restarts and kills is visited, up to a depth. After
 each look of the agent what a file is to hold must be the key that signs. The
 agent looks between any two changes by others: two that undo each other between
@@ -26,12 +26,12 @@ from snpcerts.abi.guest_message import KeySelect as KeySel
 from snpcerts.abi.tcb import TcbVersion
 from snpcerts.endorsement.vek import VekKind
 from snpcerts.host.config import FileConfig, GuestKeySelect
+from snpcerts.host.expected_content import ExpectedContent, Key, expected_content, key_sel
 from snpcerts.host.host_firmware import FirmwareState
 from snpcerts.host.initialisation import Initialisation
 from snpcerts.host.key_memory import Memory, UnusableError
 from snpcerts.host.known import Proof
 from snpcerts.host.remembered import Remembered, expected_kind
-from snpcerts.host.wanted import Key, Wanted, key_sel, wanted
 
 HIGH: Final = TcbVersion(4, 0, 24, 219)
 LOW: Final = TcbVersion(4, 0, 24, 213)
@@ -139,7 +139,7 @@ class Host:
             clock=lambda: _NOW,
         )
 
-    def said(self) -> FirmwareState:
+    def read_firmware(self) -> FirmwareState:
         """What the firmware says now."""
         return self.psp.state()
 
@@ -170,7 +170,7 @@ class Host:
         self.psp = psp
 
 
-Decide = Callable[[FirmwareState, FileConfig], Wanted]
+Decide = Callable[[FirmwareState, FileConfig], ExpectedContent]
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,7 +180,7 @@ class Agent:
     name: str = "shipped"
     wrong: str = ""
     memory: type[Memory] = Memory
-    decide: Decide = wanted
+    decide: Decide = expected_content
     see: Callable[[FirmwareState], FirmwareState] = lambda state: state
 
 
@@ -199,7 +199,7 @@ def _toggled(psp: Psp) -> TcbVersion:
 
 def _ours(change: Callable[[Psp], Psp]) -> Callable[[Host, Memory], None]:
     def do(host: Host, memory: Memory) -> None:
-        memory.configure(host.said, lambda: host.become(change(host.psp)))
+        memory.configure(host.read_firmware, lambda: host.become(change(host.psp)))
 
     return do
 
@@ -214,7 +214,9 @@ def _others(change: Callable[[Psp], Psp]) -> Callable[[Host, Memory], None]:
 
 def _load(host: Host, memory: Memory) -> None:
     tcb = host.psp.reported
-    memory.load_vlek(host.said, lambda: host.become(host.psp.loaded()), tcb, b"certificate")
+    memory.load_vlek(
+        host.read_firmware, lambda: host.become(host.psp.loaded()), tcb, b"certificate"
+    )
 
 
 def _prove(host: Host, memory: Memory) -> None:
@@ -222,9 +224,9 @@ def _prove(host: Host, memory: Memory) -> None:
     for select in (KeySel.DEFAULT, KeySel.VCEK):
         key = host.psp.signs(select)
         if key is not None:
-            state = memory.look(host.said)
+            state = memory.observe(host.read_firmware)
             proof = Proof(select, key.kind, key.tcb, "certificate", _NOW)
-            memory.prove(host.said, state, proof)
+            memory.prove(host.read_firmware, state, proof)
 
 
 def _config(psp: Psp) -> Psp:
@@ -310,7 +312,7 @@ def explore(choices: Choices, agent: Agent = Agent(), *, depth: int = 4) -> Expl
 
 def _look(host: Host, agent: Agent, result: Explored) -> str:
     """The agent, started anew, looks; what is wrong with what it makes of it."""
-    state = agent.see(host.memory(agent.memory).look(host.said))
+    state = agent.see(host.memory(agent.memory).observe(host.read_firmware))
     for file in FILES:
         want = agent.decide(state, file)
         if not isinstance(want, Key):
@@ -338,8 +340,8 @@ def _without(**fields: object) -> Callable[[FirmwareState], FirmwareState]:
     return see
 
 
-def _no_doubt_of_masks(state: FirmwareState, file: FileConfig) -> Wanted:
-    return wanted(state, replace(file, masked_vlek_signs=True))
+def _no_doubt_of_masks(state: FirmwareState, file: FileConfig) -> ExpectedContent:
+    return expected_content(state, replace(file, masked_vlek_signs=True))
 
 
 class _ForgetsNothingFirst(Memory):
@@ -359,9 +361,9 @@ class _ForgetsNothingFirst(Memory):
 class _BlindToReloads(Memory):
     """Takes every initialisation of SNP for the first."""
 
-    def look(self, read: Callable[[], FirmwareState]) -> FirmwareState:
+    def observe(self, read: Callable[[], FirmwareState]) -> FirmwareState:
         self._which = lambda: Initialisation("boot", "1")
-        return super().look(read)
+        return super().observe(read)
 
     def configure(self, read: Callable[[], FirmwareState], give: Callable[[], None]) -> None:
         self._which = lambda: Initialisation("boot", "1")
@@ -371,20 +373,20 @@ class _BlindToReloads(Memory):
 class _KeepsProofs(Memory):
     """Lets a proof last whatever changes."""
 
-    def look(self, read: Callable[[], FirmwareState]) -> FirmwareState:
+    def observe(self, read: Callable[[], FirmwareState]) -> FirmwareState:
         try:
             before = self._store.load().state.known.proofs
         except UnusableError:
             before = ()
-        state = super().look(read)
+        state = super().observe(read)
         return replace(state, known=replace(state.known, proofs=before or state.known.proofs))
 
 
 class _TrustsWhatIsLoaded(Memory):
     """Takes every VLEK that it finds loaded for one of the reported TCB."""
 
-    def look(self, read: Callable[[], FirmwareState]) -> FirmwareState:
-        state = super().look(read)
+    def observe(self, read: Callable[[], FirmwareState]) -> FirmwareState:
+        state = super().observe(read)
         known = state.known
         return state if known.vlek else replace(state, known=replace(known, vlek_doubt=""))
 

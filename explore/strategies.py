@@ -22,12 +22,12 @@ def swap() -> Steps[writer.Update]:
 
 def swap_wrong() -> Steps[writer.Update]:
     """Swap, by an agent that knows that the table of key 0 is wrong."""
-    return writer.update(PATH, change, strategy=writer.Strategy.SWAP, condemned=table(0))
+    return writer.update(PATH, change, strategy=writer.Strategy.SWAP, wrong_table=table(0))
 
 
 def in_place_wrong() -> Steps[writer.Update]:
     """In-place, by an agent that knows that the table of key 0 is wrong."""
-    return writer.update(PATH, change, strategy=writer.Strategy.IN_PLACE, condemned=table(0))
+    return writer.update(PATH, change, strategy=writer.Strategy.IN_PLACE, wrong_table=table(0))
 
 
 def in_place() -> Steps[writer.Update]:

@@ -33,7 +33,7 @@ from snpcerts.host.host_firmware import HostFirmware
 from snpcerts.host.initialisation import Initialisation
 from snpcerts.host.key_memory import Memory, MemoryFile
 from snpcerts.host.sev import SevError
-from snpcerts.host.stock import Stock
+from snpcerts.host.table_cache import TableCache
 from snpcerts.host.vlek_store import VlekStore
 from snpcerts.kds.errors import KdsNotFoundError, KdsUnavailableError
 from snpcerts.kds.source import CertificateSource
@@ -200,14 +200,14 @@ class Rig:
             lambda chip: Memory(store, chip, which=lambda: self.initialisation, clock=self.time),
         )
         anchors = (anchor_from_certificate(self.server.authority.ark),)
-        stock = Stock(
+        table_cache = TableCache(
             ChipJudge(host.product, host.hwid, anchors, self._known_crl),
             cast("CertificateSource", self.server),
             VlekStore(self.config.vlek_certificates),
             clock=self.time,
         )
         return Agent(
-            self.config, host, stock, listener=self.events.append, performer=self.performer
+            self.config, host, table_cache, listener=self.events.append, performer=self.performer
         )
 
     def time(self) -> datetime:
@@ -241,7 +241,7 @@ class Rig:
     def kinds(self) -> list[EventKind]:
         return [event.kind for event in self.events]
 
-    def truth(self, path: Path | None = None) -> str:
+    def seen_by_guest(self, path: Path | None = None) -> str:
         """What a guest of this file gets: ``empty``, ``right`` or ``wrong``.
 
         Judged by the public keys alone, not by the agent's own judgement.

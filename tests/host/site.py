@@ -21,7 +21,7 @@ from ..emulated import SNPCERTS, Emulated
 
 PATIENCE = 60.0  # seconds that something may take on a slow machine
 
-# A program for Site.behind_our_back.
+# A program for Site.change_firmware_without_lock.
 LOWER = (
     "tcb = bytearray(sev.snp_platform_status().reported_tcb); tcb[7] -= 1\n"
     "sev.snp_set_config(SnpConfig(reported_tcb=bytes(tcb)))\n"
@@ -67,7 +67,7 @@ class Site:
     def status(self) -> Any:
         return documented("host status", self.host("status", "--json", kds="", offline="").stdout)
 
-    def behind_our_back(self, program: str) -> None:
+    def change_firmware_without_lock(self, program: str) -> None:
         made = self.emulated.python(
             ["host"],
             "from snpcerts.abi.psp import SnpConfig\n"
@@ -98,10 +98,10 @@ def reset_reported_tcb(emulated: Emulated) -> None:
     """
     state = PlatformHome(emulated.directory).firmware().state
     if state.reported != state.current:
-        Site(emulated, emulated.directory, "").behind_our_back(RESET)
+        Site(emulated, emulated.directory, "").change_firmware_without_lock(RESET)
 
 
-def truth(path: Path, home: PlatformHome) -> str:
+def seen_by_guest(path: Path, home: PlatformHome) -> str:
     """What the file is to a guest: ``empty``, ``right`` or ``wrong``, by the keys alone."""
     table = CertTable.decode(path.read_bytes()) if path.exists() else CertTable()
     if not table.entries:

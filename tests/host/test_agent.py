@@ -34,15 +34,15 @@ from snpcerts.errors import InputError, RefusedError
 from snpcerts.host import plan as plans
 from snpcerts.host.config import ExtraEntry, GuestKeySelect
 from snpcerts.host.event import EventKind
-from snpcerts.host.holding import Standing
-from snpcerts.host.stock import UnavailableError
+from snpcerts.host.file_state import FileMatch
+from snpcerts.host.table_cache import UnavailableError
 from snpcerts.kds.errors import KdsUnavailableError
 
 from ..keys import authority_of
 from .rig import Rig, served
 
 
-def behind_our_back(rig: Rig, **flags: bool) -> None:
+def change_firmware_without_lock(rig: Rig, **flags: bool) -> None:
     """Another program changes the firmware, without the lock."""
     bits = CONFIG_MASK_CHIP_KEY * flags.get("key", False)
     bits |= CONFIG_MASK_CHIP_ID * flags.get("chip", False)
@@ -52,7 +52,7 @@ def behind_our_back(rig: Rig, **flags: bool) -> None:
 def test_a_new_host_gets_its_file(rig: Rig) -> None:
     done = rig.agent().sync()
     assert done.problem is None
-    assert rig.truth() == "right"
+    assert rig.seen_by_guest() == "right"
     assert [entry.name for entry in rig.table()] == ["vcek", "ask", "ark"]
 
 
@@ -60,7 +60,7 @@ def test_in_step_nothing_is_touched_and_nobody_asked(rig: Rig) -> None:
     rig.agent().sync()
     before, asked = rig.file.stat(), list(rig.server.asked)
     done = rig.agent().sync()
-    assert done.sections == ()
+    assert done.updates == ()
     after = rig.file.stat()
     assert (after.st_ino, after.st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
     assert rig.server.asked == asked
@@ -69,18 +69,18 @@ def test_in_step_nothing_is_touched_and_nobody_asked(rig: Rig) -> None:
 def test_drift_is_emptied_first_and_repaired(rig: Rig) -> None:
     agent = rig.agent()
     agent.sync()
-    behind_our_back(rig)
-    assert rig.truth() == "wrong", "the check can fail"
+    change_firmware_without_lock(rig)
+    assert rig.seen_by_guest() == "wrong", "the check can fail"
     found: list[str] = []
 
     def lie(tcb: object) -> Any:
-        found.append(rig.truth())
+        found.append(rig.seen_by_guest())
         return vcek_of(rig.server.authority, rig.firmware.chip, rig.reported())
 
     rig.server.lie = lie
     assert agent.sync().problem is None
     assert found == ["empty"], "before anyone was asked"
-    assert rig.truth() == "right"
+    assert rig.seen_by_guest() == "right"
     assert EventKind.DRIFT in rig.kinds()
 
 
@@ -93,7 +93,7 @@ def test_a_vmm_that_never_lets_go_does_not_keep_a_wrong_table_in_use(
     agent = rig.agent()
     agent.sync()
     if harm == "drift":
-        behind_our_back(rig)
+        change_firmware_without_lock(rig)
     elif harm == "lapsed":
         rig.now = datetime.now(UTC) + timedelta(days=365 * 10)
     else:
@@ -102,7 +102,7 @@ def test_a_vmm_that_never_lets_go_does_not_keep_a_wrong_table_in_use(
     safe: list[str] = []
     with hold(str(rig.file), shared=True):
         for _ in range(2):
-            done = agent.sync(on_safe=lambda: safe.append(rig.truth()))
+            done = agent.sync(on_safe=lambda: safe.append(rig.seen_by_guest()))
             assert done.problem is not None
             assert done.problem.exit_code == 3
             assert served(rig.file) == Empty()
@@ -111,7 +111,7 @@ def test_a_vmm_that_never_lets_go_does_not_keep_a_wrong_table_in_use(
     assert EventKind.EMPTIED in rig.kinds()
     if harm == "drift":
         assert agent.sync().problem is None
-        assert rig.truth() == "right"
+        assert rig.seen_by_guest() == "right"
 
 
 def test_a_file_at_a_mistyped_path_is_refused_and_stays(rig: Rig) -> None:
@@ -120,7 +120,7 @@ def test_a_file_at_a_mistyped_path_is_refused_and_stays(rig: Rig) -> None:
     safe: list[bool] = []
     done = rig.agent().sync(on_safe=lambda: safe.append(True))
     assert isinstance(done.problem, ForeignFileError)
-    assert done.before[0].standing is Standing.FOREIGN
+    assert done.before[0].match is FileMatch.FOREIGN
     assert not safe, "its guests are handed what is no table"
     assert rig.kinds() == [EventKind.FAILED]
     assert rig.file.read_bytes() == text
@@ -134,7 +134,7 @@ def test_a_file_at_a_mistyped_path_is_refused_and_stays(rig: Rig) -> None:
     agent.force = True
     assert any("WILL BE REPLACED" in note for note in plans.commit(agent).notes)
     assert agent.sync().problem is None
-    assert rig.truth() == "right"
+    assert rig.seen_by_guest() == "right"
 
 
 def test_what_is_no_table_in_a_file_of_ours_is_garbage_and_no_drift(rig: Rig) -> None:
@@ -142,7 +142,7 @@ def test_what_is_no_table_in_a_file_of_ours_is_garbage_and_no_drift(rig: Rig) ->
     rig.events.clear()
     rig.file.write_bytes(b"an editor was here")
     assert rig.agent().sync().problem is None
-    assert rig.truth() == "right"
+    assert rig.seen_by_guest() == "right"
     assert EventKind.GARBAGE in rig.kinds()
     assert EventKind.DRIFT not in rig.kinds()
 
@@ -152,21 +152,21 @@ def test_with_the_key_server_down_what_is_right_stays(rig: Rig) -> None:
     rig.server.down = True
     done = rig.agent().sync()
     assert done.problem is None
-    assert rig.truth() == "right"
+    assert rig.seen_by_guest() == "right"
 
 
 @pytest.mark.parametrize("mood", ["down", "missing"])
-def test_with_the_key_server_down_what_is_wrong_becomes_empty(rig: Rig, mood: str) -> None:
+def test_with_the_key_server_down_what_is_wrong_becomes_empty(rig: Rig, fault: str) -> None:
     rig.agent().sync()
-    behind_our_back(rig)
-    setattr(rig.server, mood, True)
+    change_firmware_without_lock(rig)
+    setattr(rig.server, fault, True)
     done = rig.agent().sync()
     assert done.problem is not None
     assert done.problem.exit_code == 3
     assert rig.file.read_bytes() == EMPTY
-    setattr(rig.server, mood, False)
+    setattr(rig.server, fault, False)
     assert rig.agent().sync().problem is None
-    assert rig.truth() == "right"
+    assert rig.seen_by_guest() == "right"
 
 
 def another_chip(rig: Rig) -> Any:
@@ -196,15 +196,15 @@ def test_a_lie_is_never_published(rig: Rig, lie: Callable[[Rig], Any]) -> None:
     assert rig.file.read_bytes() == EMPTY
     rig.server.lie = None
     assert rig.agent().sync().problem is None
-    assert rig.truth() == "right"
+    assert rig.seen_by_guest() == "right"
 
 
 def test_a_clock_a_year_behind_is_named_and_what_is_right_stays(rig: Rig) -> None:
     rig.agent().sync()
     rig.now = datetime.now(UTC) - timedelta(days=365)
     done = rig.agent().sync()
-    assert rig.truth() == "right"
-    assert done.before[0].standing is Standing.OUTDATED
+    assert rig.seen_by_guest() == "right"
+    assert done.before[0].match is FileMatch.OUTDATED
     assert done.problem is not None
     assert "is this host's clock right? It says" in str(done.problem)
     rig.file.unlink()
@@ -232,7 +232,7 @@ def test_a_revoked_ask_is_not_published_and_a_new_one_is(rig: Rig) -> None:
     assert EventKind.PUBLISHED not in rig.kinds()
     rig.server.authority = old.with_new_ask()
     assert rig.agent().sync().problem is None
-    assert rig.truth() == "right"
+    assert rig.seen_by_guest() == "right"
 
 
 def test_an_ask_that_is_revoked_later_is_withdrawn_and_that_is_no_drift(rig: Rig) -> None:
@@ -257,7 +257,7 @@ def test_without_a_revocation_list_there_are_certificates(
 
     monkeypatch.setattr(rig.server, "crl", unreachable)
     assert rig.agent().sync().problem is None
-    assert rig.truth() == "right"
+    assert rig.seen_by_guest() == "right"
     assert EventKind.FAILED not in rig.kinds()
 
 
@@ -267,10 +267,10 @@ def test_a_strangers_revocation_list_says_nothing(rig: Rig) -> None:
     rig.server.known[VekKind.VCEK] = crl.der
     rig.server.down = True
     agent = rig.agent()
-    assert agent.stock.revocation_lists()
+    assert agent.table_cache.revocation_lists()
     rig.server.down = False
     agent.sync()
-    assert rig.truth() == "right"
+    assert rig.seen_by_guest() == "right"
 
 
 def test_revocation_lists_are_asked_for_once_a_day(rig: Rig) -> None:
@@ -283,7 +283,7 @@ def test_revocation_lists_are_asked_for_once_a_day(rig: Rig) -> None:
 def test_a_group_that_does_not_exist_is_told_and_the_file_is_right_all_the_same(rig: Rig) -> None:
     rig.config = replace(rig.config, files=(replace(rig.config.files[0], group="no-such-group"),))
     done = rig.agent().sync()
-    assert rig.truth() == "right"
+    assert rig.seen_by_guest() == "right"
     assert "no group 'no-such-group'" in str(done.problem)
     assert rig.kinds().count(EventKind.FAILED) == 1
     with pytest.raises(InputError, match="no-such-group"):
@@ -292,10 +292,10 @@ def test_a_group_that_does_not_exist_is_told_and_the_file_is_right_all_the_same(
 
 def test_masked_keys_leave_the_file_empty(rig: Rig) -> None:
     rig.agent().sync()
-    behind_our_back(rig, key=True)
+    change_firmware_without_lock(rig, key=True)
     assert rig.agent().sync().problem is None
     assert rig.file.read_bytes() == EMPTY
-    behind_our_back(rig, chip=True)
+    change_firmware_without_lock(rig, chip=True)
     assert rig.agent().sync().problem is None
     assert rig.file.read_bytes() == EMPTY
 
@@ -310,11 +310,11 @@ def test_each_file_follows_its_own_rule_while_a_vlek_is_loaded(rig: Rig) -> None
     either = rig.with_file("either.bin", kind=VekKind.VLEK, without_vlek=VekKind.VCEK)
     named = rig.with_file("named.bin", key_select=GuestKeySelect.NAMED)
     assert rig.agent().sync().problem is None
-    without = [rig.truth(path) for path in (rig.file, vlek, either, named)]
+    without = [rig.seen_by_guest(path) for path in (rig.file, vlek, either, named)]
     assert without == ["right", "empty", "right", "right"]
     load_vlek(rig)
     assert rig.agent().sync().problem is None
-    loaded = [rig.truth(path) for path in (rig.file, vlek, either)]
+    loaded = [rig.seen_by_guest(path) for path in (rig.file, vlek, either)]
     assert loaded == ["empty", "right", "right"]
     # Guests of this one ask for the VCEK by name.
     assert [entry.name for entry in rig.table(named)] == ["vcek", "ask", "ark"]
@@ -345,12 +345,12 @@ def test_a_fifo_in_a_vlek_certificates_place_does_not_hold_the_agent_up(rig: Rig
 def test_a_vlek_that_another_program_loaded_is_of_unknown_tcb(rig: Rig) -> None:
     vlek = rig.with_file("vlek.bin", kind=VekKind.VLEK)
     stick, leaf = rig.vlek()
-    rig.agent().stock.keep_vlek(rig.reported(), leaf)
+    rig.agent().table_cache.keep_vlek(rig.reported(), leaf)
     rig.device.snp_vlek_load(stick)
     done = rig.agent().sync()
     assert done.problem is None
     assert vlek.read_bytes() == EMPTY
-    (wanted,) = (each.wanted for each in rig.agent().look() if each.file.path == str(vlek))
+    (wanted,) = (each.expected for each in rig.agent().read_files() if each.file.path == str(vlek))
     assert "was not loaded by 'host load-vlek'" in str(wanted)
 
 
@@ -366,7 +366,7 @@ def test_other_entries_are_carried_and_kept_up(rig: Rig, tmp_path: Path) -> None
         extra.write_bytes(content)
         assert rig.agent().sync().problem is None
         assert rig.table().get(guid) == content
-    assert rig.truth() == "right"
+    assert rig.seen_by_guest() == "right"
 
 
 def test_a_configured_revocation_list_is_judged_before_guests_get_it(
@@ -383,7 +383,7 @@ def test_a_configured_revocation_list_is_judged_before_guests_get_it(
         crl.write_bytes(bad)
         rig.events.clear()
         assert rig.agent().sync().problem is None
-        assert rig.truth() == "right"
+        assert rig.seen_by_guest() == "right"
         assert rig.table().get(CRL_GUID) is None
         (told,) = {event.message for event in rig.events if event.kind is EventKind.FAILED}
         assert told.startswith(f"{crl}: ")
@@ -397,20 +397,20 @@ def test_a_configured_revocation_list_is_judged_before_guests_get_it(
     rig.now = datetime.now(UTC) + timedelta(days=365 * 2)
     assert rig.agent().sync().problem is None
     assert rig.table().get(CRL_GUID) is None
-    assert rig.truth() == "right"
+    assert rig.seen_by_guest() == "right"
 
 
 def test_a_table_of_another_host_is_replaced(rig: Rig) -> None:
     other = vcek_of(rig.server.authority, Chip.create(Product.MILAN), rig.reported())
     CertFile(str(rig.file)).publish(other.table())
-    assert rig.agent().look()[0].standing is Standing.WRONG
+    assert rig.agent().read_files()[0].match is FileMatch.WRONG
     assert rig.agent().sync().problem is None
-    assert rig.truth() == "right"
+    assert rig.seen_by_guest() == "right"
 
 
 def test_a_held_lock_is_told_with_its_holder(rig: Rig) -> None:
     rig.agent().sync()
-    behind_our_back(rig)
+    change_firmware_without_lock(rig)
     with hold(str(rig.file), shared=True):
         done = rig.agent().sync()
     assert isinstance(done.problem, LockHeldError)
@@ -430,14 +430,14 @@ def failing(*kinds: type, number: int = errno.ENOSPC) -> Any:
 def test_on_a_full_disk_a_wrong_file_is_still_emptied(rig: Rig) -> None:
     """No room for a new file, so the old one is emptied where it is."""
     rig.agent().sync()
-    behind_our_back(rig)
+    change_firmware_without_lock(rig)
     rig.performer = failing(step.Create)
     done = rig.agent().sync()
     assert "No space left on device" in str(done.problem)
     assert rig.file.read_bytes() == EMPTY
     rig.performer = Rig.performer
     assert rig.agent().sync().problem is None
-    assert rig.truth() == "right"
+    assert rig.seen_by_guest() == "right"
 
 
 def test_a_read_only_file_system_is_told(rig: Rig) -> None:
@@ -455,7 +455,7 @@ def test_firmware_that_does_not_answer_stops_the_look_and_touches_nothing(rig: R
     with pytest.raises(RefusedError, match="SNP_PLATFORM_STATUS"):
         agent.sync()
     rig.device.broken = False
-    assert rig.truth() == "right"
+    assert rig.seen_by_guest() == "right"
 
 
 def test_firmware_that_changes_while_we_fetch_is_noticed_under_the_lock(rig: Rig) -> None:
@@ -464,22 +464,22 @@ def test_firmware_that_changes_while_we_fetch_is_noticed_under_the_lock(rig: Rig
 
     def lie(tcb: Any) -> Any:
         if changes.pop() if changes else False:
-            behind_our_back(rig)
+            change_firmware_without_lock(rig)
         return vcek_of(rig.server.authority, rig.firmware.chip, tcb)
 
     rig.server.lie = lie
     done = rig.agent().sync()
-    missing = [section.files[0].missing for section in done.sections]
+    missing = [result.files[0].missing for result in done.updates]
     assert [each is not None for each in missing] == [True, True, False], (
         "the file is made; what was fetched is for the old key; the new one's is there"
     )
     assert done.problem is None
-    assert rig.truth() == "right"
+    assert rig.seen_by_guest() == "right"
 
 
 def test_firmware_that_never_rests_is_told_and_leaves_the_file_empty(rig: Rig) -> None:
     def lie(tcb: Any) -> Any:
-        behind_our_back(rig)
+        change_firmware_without_lock(rig)
         return vcek_of(rig.server.authority, rig.firmware.chip, tcb)
 
     rig.server.lie = lie
@@ -490,7 +490,7 @@ def test_firmware_that_never_rests_is_told_and_leaves_the_file_empty(rig: Rig) -
 
 def test_a_lock_that_is_had_at_the_second_try_is_no_problem(rig: Rig) -> None:
     rig.agent().sync()
-    behind_our_back(rig)
+    change_firmware_without_lock(rig)
     stack = contextlib.ExitStack()
     stack.enter_context(hold(str(rig.file), shared=True))
 
@@ -500,10 +500,10 @@ def test_a_lock_that_is_had_at_the_second_try_is_no_problem(rig: Rig) -> None:
 
     rig.server.lie = lie
     safe: list[bool] = []
-    done = rig.agent().sync(on_safe=lambda: safe.append(rig.truth() != "wrong"))
+    done = rig.agent().sync(on_safe=lambda: safe.append(rig.seen_by_guest() != "wrong"))
     assert done.problem is None
     assert safe == [True]
-    assert rig.truth() == "right"
+    assert rig.seen_by_guest() == "right"
 
 
 def test_the_key_server_is_left_alone_between_tries(rig: Rig) -> None:

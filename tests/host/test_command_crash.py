@@ -34,7 +34,7 @@ from snpcerts.emulator.machine.home import PlatformHome
 
 from ..certfile.tracing import Call, can_trace, killed_before
 from ..emulated import Emulated
-from .site import Site, truth
+from .site import Site, seen_by_guest
 
 HOW_MANY = os.environ.get("SNPCERTS_CRASHES", "")
 SAMPLE = 4  # places of each command, without being asked for more
@@ -115,10 +115,10 @@ class Scene:
         CertFile(str(self.site.file)).publish(self.tables[tcb])
         if self.online:
             shutil.rmtree(self.site.folder / "cache", ignore_errors=True)
-        assert self.truth() == ("wrong" if self.wrong else "right")
+        assert self.seen_by_guest() == ("wrong" if self.wrong else "right")
 
-    def truth(self) -> str:
-        return truth(self.site.file, self.firmware.home)
+    def seen_by_guest(self) -> str:
+        return seen_by_guest(self.site.file, self.firmware.home)
 
     def killed_at(self, place: int | None, *, every: bool) -> tuple[Call | None, int]:
         """Run it until that place, counted from 0; where that was, and how many there were."""
@@ -140,7 +140,7 @@ class Scene:
         every = HOW_MANY == "every"
         self.prepare()
         _, count = self.killed_at(None, every=every)
-        assert self.truth() == "right", "not killed, it does its work"
+        assert self.seen_by_guest() == "right", "not killed, it does its work"
         assert count > 20
         if HOW_MANY:
             return list(range(count))
@@ -162,14 +162,14 @@ class Scene:
             call, _ = self.killed_at(place, every=every)
             if call is None:
                 missed += 1
-                assert self.truth() == "right", f"not killed at {place}, it does its work"
+                assert self.seen_by_guest() == "right", f"not killed at {place}, it does its work"
                 continue
-            truths.append(self.truth())
+            truths.append(self.seen_by_guest())
             if not self.wrong:
                 assert truths[-1] != "wrong", f"killed at {place}, before {call.name}"
             made = self.site.emulated.run(*self.words)
             assert made.returncode == 0, f"after {place}, {call.name}: {made.stderr}"
-            assert self.truth() == "right", f"after {place}, {call.name}"
+            assert self.seen_by_guest() == "right", f"after {place}, {call.name}"
             self.tidy(place)
         assert missed <= 1 + len(places) // 20, f"{missed} of {len(places)} places were not there"
         return truths
@@ -254,7 +254,7 @@ def test_sync_killed_anywhere(site: Site, firmware: Firmware, low: TcbVersion) -
     """
     filled(site, firmware, low)
     truths = Scene(site, firmware, site.words("sync"), low, wrong=True, online=True).sweep()
-    ranks = [("wrong", "empty", "right").index(truth) for truth in truths]
+    ranks = [("wrong", "empty", "right").index(seen_by_guest) for seen_by_guest in truths]
     assert ranks == sorted(ranks), truths
     assert set(ranks) == {0, 1, 2}
 
@@ -264,4 +264,4 @@ def test_the_scene_itself_can_fail(site: Site, firmware: Firmware, low: TcbVersi
     scene = Scene(site, firmware, [], low)
     scene.prepare()
     firmware.report(replace(low, microcode=low.microcode + 1))
-    assert scene.truth() == "wrong"
+    assert scene.seen_by_guest() == "wrong"

@@ -200,7 +200,7 @@ def test_the_watch_repairs_what_was_changed_behind_our_back(site: Site, tmp_path
         lines = Lines(process)
         lines.until("published")
         for program in (LOWER, "sev.snp_commit()\n"):
-            site.behind_our_back(program)
+            site.change_firmware_without_lock(program)
             drift = lines.until("drift")
             assert drift["level"] == "warning"
             assert "tcb-mismatch" in drift["message"]
@@ -297,7 +297,7 @@ def test_a_full_disk_is_told_and_nothing_wrong_is_left(site: Site, tmp_path: Pat
         )
         assert made.returncode == 1
         assert "No space left on device" in made.stderr
-        site.behind_our_back(LOWER)
+        site.change_firmware_without_lock(LOWER)
         # The old table can be emptied where it is; the room this frees may do for a new one.
         metrics = site.folder / "snpcerts.prom"
         words = ["sync", f"--metrics-file={metrics}"]

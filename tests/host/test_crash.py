@@ -63,14 +63,14 @@ class Scene:
 
     def truths(self) -> list[str]:
         rig = self.wake()
-        return [rig.truth(Path(file.path)) for file in rig.config.files]
+        return [rig.seen_by_guest(Path(file.path)) for file in rig.config.files]
 
     def repair(self) -> None:
         """The next run of the agent, which has a while to get the locks."""
         rig = self.wake()
         done = rig.agent().sync()
         assert done.problem is None
-        assert all(holding.in_step for holding in rig.agent().look())
+        assert all(file_state.in_step for file_state in rig.agent().read_files())
 
     def report(self, tcb: TcbVersion) -> None:
         """Another program changes the firmware, without the lock."""
@@ -158,6 +158,6 @@ def test_a_repair_killed_anywhere_never_makes_a_file_wrong_again(
             break
     order = ["wrong", "empty", "right"]
     for course in zip(*courses, strict=True):
-        ranks = [order.index(truth) for truth in course]
+        ranks = [order.index(seen_by_guest) for seen_by_guest in course]
         assert ranks == sorted(ranks), course
         assert set(ranks) == {0, 1, 2}

@@ -17,7 +17,7 @@ from snpcerts.abi.cert_table import EMPTY
 from snpcerts.certfile.hold import hold
 from snpcerts.emulator.machine.home import PlatformHome
 
-from .site import LOWER, Site, truth
+from .site import LOWER, Site, seen_by_guest
 
 YEAR = 365 * 24 * 3600
 
@@ -46,8 +46,8 @@ def sync(site: Site, *, program: tuple[str, ...] = (), **options: Any) -> Ran:
     return Ran(made.returncode, made.stdout + made.stderr, text)
 
 
-def standing(site: Site, file: Path | None = None) -> str:
-    return truth(file or site.file, PlatformHome(site.emulated.directory))
+def match(site: Site, file: Path | None = None) -> str:
+    return seen_by_guest(file or site.file, PlatformHome(site.emulated.directory))
 
 
 def test_a_lock_that_is_not_let_go_is_told_with_who_has_it(site: Site) -> None:
@@ -56,7 +56,7 @@ def test_a_lock_that_is_not_let_go_is_told_with_who_has_it(site: Site) -> None:
     config.write_text(f'[lock]\nwait = 1.5\n[[file]]\npath = "{site.file}"\n')
     options: dict[str, Any] = {"file": "", "config": str(config)}
     assert sync(site, **options).code == 0
-    site.behind_our_back(LOWER)
+    site.change_firmware_without_lock(LOWER)
     with hold(str(site.file), shared=True):
         ran = sync(site, **options)
         assert ran.code == 3
@@ -71,7 +71,7 @@ def test_a_lock_that_is_not_let_go_is_told_with_who_has_it(site: Site) -> None:
     ran = sync(site, **options)
     assert ran.code == 0
     assert ran.metric("snpcerts_in_step{") == 1
-    assert standing(site) == "right"
+    assert match(site) == "right"
 
 
 @contextlib.contextmanager
@@ -134,8 +134,8 @@ def test_what_cannot_be_written_to_is_told(
         made = site.host("set-config", "--reported-tcb", site.lowered(), file=str(file))
         assert made.returncode == 1
         assert message in made.stderr
-        assert standing(site, file) == "right"
-        site.behind_our_back(LOWER)
+        assert match(site, file) == "right"
+        site.change_firmware_without_lock(LOWER)
         ran = sync(site, file=str(file))
         assert ran.code == 1
         assert message in ran.said
@@ -145,7 +145,7 @@ def test_what_cannot_be_written_to_is_told(
         assert site.host("status", file=str(file)).returncode == 1
         read_only(False)
         assert sync(site, file=str(file)).code == 0
-        assert standing(site, file) == "right"
+        assert match(site, file) == "right"
 
 
 @pytest.fixture(scope="session")
@@ -170,14 +170,14 @@ def test_a_clock_a_year_behind(site: Site, skewed: Callable[[int], tuple[str, ..
     assert ran.metric("snpcerts_in_step{") == 0
     assert ran.metric("snpcerts_failures_total") >= 1
     assert ran.metric("snpcerts_drift_total") == 0
-    assert standing(site) == "right"
+    assert match(site) == "right"
     site.file.unlink()
     ran = sync(site, program=skewed(-YEAR))
     assert ran.code == 3
     assert "not valid yet" in ran.said or "not-yet-valid" in ran.said
     assert site.file.read_bytes() == EMPTY
     assert sync(site).code == 0
-    assert standing(site) == "right"
+    assert match(site) == "right"
 
 
 def test_a_clock_a_year_ahead_changes_nothing_and_one_ten_years_ahead_does(
@@ -195,4 +195,4 @@ def test_a_clock_a_year_ahead_changes_nothing_and_one_ten_years_ahead_does(
     assert ran.metric("snpcerts_lapsed_total") == 1
     assert ran.metric("snpcerts_drift_total") == 0
     assert sync(site).code == 0
-    assert standing(site) == "right"
+    assert match(site) == "right"

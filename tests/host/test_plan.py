@@ -22,9 +22,9 @@ from snpcerts.endorsement.vek import VekKind
 from snpcerts.errors import InputError, RefusedError, RetryLaterError, SnpCertsError
 from snpcerts.host import plan as plans
 from snpcerts.host.agent import Agent
+from snpcerts.host.expected_content import Key, NoKey
 from snpcerts.host.plan import Plan, carry_out, follow_up
 from snpcerts.host.sev import SevError
-from snpcerts.host.wanted import Key, NoKey
 
 from .rig import Rig, served
 
@@ -49,10 +49,10 @@ def test_the_key_and_the_file_change_as_one(rig: Rig, agent: Agent) -> None:
     target = rig.lower()
     assert do(agent, lower(rig, agent)) is None
     assert rig.reported() == target
-    assert rig.truth() == "right"
+    assert rig.seen_by_guest() == "right"
     assert do(agent, plans.commit(agent)) is None
     assert rig.reported() == rig.firmware.state.current
-    assert rig.truth() == "right"
+    assert rig.seen_by_guest() == "right"
 
 
 def test_while_the_firmware_changes_every_file_is_locked_and_empty(rig: Rig) -> None:
@@ -71,7 +71,7 @@ def test_while_the_firmware_changes_every_file_is_locked_and_empty(rig: Rig) -> 
     rig.device.snp_set_config = watched  # type: ignore[method-assign]
     assert do(agent, lower(rig, agent)) is None
     assert during == [EMPTY, Busy, EMPTY, Busy]
-    assert [rig.truth(path) for path in (rig.file, second)] == ["right", "right"]
+    assert [rig.seen_by_guest(path) for path in (rig.file, second)] == ["right", "right"]
 
 
 def test_nothing_is_fetched_with_a_lock_held(rig: Rig, agent: Agent) -> None:
@@ -97,7 +97,7 @@ def test_without_the_certificate_nothing_is_touched(rig: Rig, agent: Agent) -> N
         carry_out(agent, plan, allow_empty=False)
     assert "--allow-empty" in str(caught.value)
     assert rig.reported() == before
-    assert rig.truth() == "right"
+    assert rig.seen_by_guest() == "right"
 
 
 def test_told_to_go_on_without_it_leaves_the_file_empty(rig: Rig, agent: Agent) -> None:
@@ -109,7 +109,7 @@ def test_told_to_go_on_without_it_leaves_the_file_empty(rig: Rig, agent: Agent) 
     assert rig.file.read_bytes() == EMPTY
     rig.server.down = False
     assert rig.agent().sync().problem is None
-    assert rig.truth() == "right"
+    assert rig.seen_by_guest() == "right"
 
 
 def test_a_refusal_of_the_firmware_puts_the_old_table_back(rig: Rig, agent: Agent) -> None:
@@ -123,7 +123,7 @@ def test_a_refusal_of_the_firmware_puts_the_old_table_back(rig: Rig, agent: Agen
     problem = do(agent, plan)
     assert isinstance(problem, SevError)
     assert rig.file.read_bytes() == old
-    assert rig.truth() == "right"
+    assert rig.seen_by_guest() == "right"
 
 
 def test_a_command_that_failed_and_yet_changed_the_key_is_believed_by_its_status(
@@ -138,7 +138,7 @@ def test_a_command_that_failed_and_yet_changed_the_key_is_believed_by_its_status
 
     rig.device.snp_set_config = half  # type: ignore[method-assign]
     assert isinstance(do(agent, plan), SevError)
-    assert rig.truth() == "right"
+    assert rig.seen_by_guest() == "right"
 
 
 def test_firmware_that_stops_answering_leaves_the_files_empty(rig: Rig, agent: Agent) -> None:
@@ -174,7 +174,7 @@ def test_a_lock_that_is_not_had_leaves_every_file_as_it_was(rig: Rig) -> None:
         with hold(str(held), shared=True), pytest.raises(LockHeldError):
             carry_out(agent, plan, allow_empty=False)
         assert rig.reported() == before
-        assert [rig.truth(path) for path in (rig.file, second)] == ["right", "right"]
+        assert [rig.seen_by_guest(path) for path in (rig.file, second)] == ["right", "right"]
 
 
 def test_a_file_that_cannot_be_written_after_the_change_does_not_keep_the_others(rig: Rig) -> None:
@@ -195,36 +195,36 @@ def test_a_file_that_cannot_be_written_after_the_change_does_not_keep_the_others
 
     rig.performer = relay(through)
     limited = rig.agent()
-    limited.look()
-    section = carry_out(
+    limited.read_files()
+    result = carry_out(
         limited, replace(plan, fetch=(Key(VekKind.VCEK, rig.lower()),)), allow_empty=False
-    ).section
-    assert sorted(rig.truth(path) for path in (rig.file, second)) == ["empty", "right"]
-    assert [bool(each.problem) for each in section.files].count(True) == 1
-    assert not section.in_step
+    ).result
+    assert sorted(rig.seen_by_guest(path) for path in (rig.file, second)) == ["empty", "right"]
+    assert [bool(each.problem) for each in result.files].count(True) == 1
+    assert not result.in_step
 
 
 def test_a_vlek_moves_every_file_at_once(rig: Rig) -> None:
     vlek = rig.with_file("vlek.bin", kind=VekKind.VLEK, without_vlek=VekKind.VCEK)
     agent = rig.agent()
     agent.sync()
-    assert [rig.truth(path) for path in (rig.file, vlek)] == ["right", "right"]
+    assert [rig.seen_by_guest(path) for path in (rig.file, vlek)] == ["right", "right"]
     stick, leaf = rig.vlek()
     plan = plans.load_vlek(agent, stick, leaf)
     assert any("empty table" in note for note in plan.notes)
     assert do(agent, plan) is None
-    assert [rig.truth(path) for path in (rig.file, vlek)] == ["empty", "right"]
+    assert [rig.seen_by_guest(path) for path in (rig.file, vlek)] == ["empty", "right"]
     assert rig.table(vlek).entries[0].name == "vlek"
     # A new agent, as after a restart, has the certificate from what was kept.
     vlek.write_bytes(EMPTY)
     assert rig.agent().sync().problem is None
-    assert rig.truth(vlek) == "right"
+    assert rig.seen_by_guest(vlek) == "right"
     # Another TCB drops the VLEK: the plan says so, and the file falls back.
     agent = rig.agent()
     dropping = lower(rig, agent)
     assert any("VLEK is dropped" in note for note in dropping.notes)
     assert do(agent, dropping) is None
-    assert [rig.truth(path) for path in (rig.file, vlek)] == ["right", "right"]
+    assert [rig.seen_by_guest(path) for path in (rig.file, vlek)] == ["right", "right"]
     assert rig.table(vlek).entries[0].name == "vcek"
 
 
@@ -242,7 +242,7 @@ def test_a_bad_hashstick_or_certificate_is_refused_before_anything_is_touched(
 ) -> None:
     with pytest.raises(error, match=message):
         plans.load_vlek(agent, *change(*rig.vlek()))
-    assert rig.truth() == "right"
+    assert rig.seen_by_guest() == "right"
 
 
 def test_a_vlek_for_another_tcb_or_with_another_certificate_is_refused(
@@ -259,7 +259,7 @@ def test_a_hashstick_the_chip_refuses_puts_everything_back(rig: Rig, agent: Agen
     stick, leaf = rig.vlek()
     damaged = stick[:100] + bytes(byte ^ 1 for byte in stick[100:101]) + stick[101:]
     assert isinstance(do(agent, plans.load_vlek(agent, damaged, leaf)), SevError)
-    assert rig.truth() == "right"
+    assert rig.seen_by_guest() == "right"
 
 
 def test_a_tcb_above_the_current_one_is_refused(rig: Rig, agent: Agent) -> None:
@@ -280,7 +280,7 @@ def test_a_mask_alone_leaves_the_tcb_where_it_is(rig: Rig, agent: Agent) -> None
     assert rig.file.read_bytes() == EMPTY
     agent = rig.agent()
     assert do(agent, plans.set_config(agent, tcb=lambda tcb: tcb, mask_chip_key=False)) is None
-    assert rig.truth() == "right"
+    assert rig.seen_by_guest() == "right"
 
 
 def test_a_reset_to_a_tcb_nobody_could_see_is_repaired_at_once(rig: Rig, agent: Agent) -> None:
@@ -293,9 +293,9 @@ def test_a_reset_to_a_tcb_nobody_could_see_is_repaired_at_once(rig: Rig, agent: 
     assert any("no host interface shows" in note for note in plan.notes)
     changed = carry_out(agent, plan, allow_empty=False)
     assert rig.file.read_bytes() == EMPTY
-    assert not changed.section.in_step
+    assert not changed.result.in_step
     assert follow_up(agent, changed) is None
-    assert rig.truth() == "right"
+    assert rig.seen_by_guest() == "right"
 
 
 def test_the_plan_can_be_read_by_people_and_programs(rig: Rig, agent: Agent) -> None:
@@ -305,7 +305,7 @@ def test_the_plan_can_be_read_by_people_and_programs(rig: Rig, agent: Agent) -> 
     assert str(rig.file) in text
     assert str(rig.lower()) in text
     assert plan.to_json()["fetch"] == [{"kind": "vcek", "tcb": rig.lower().components()}]
-    assert rig.truth() == "right", "a plan changes nothing"
+    assert rig.seen_by_guest() == "right", "a plan changes nothing"
 
 
 def test_two_agents_at_once_take_turns(rig: Rig, agent: Agent) -> None:
@@ -323,4 +323,4 @@ def test_two_agents_at_once_take_turns(rig: Rig, agent: Agent) -> None:
     rig.device.snp_set_config = slow  # type: ignore[method-assign]
     assert do(agent, plan) is None
     assert isinstance(problems[0], LockHeldError)
-    assert rig.truth() == "right"
+    assert rig.seen_by_guest() == "right"

@@ -30,11 +30,11 @@ from snpcerts.host import plan as plans
 from snpcerts.host.config import Config, FileConfig
 from snpcerts.host.config import GuestKeySelect as Select
 from snpcerts.host.event import EventKind
+from snpcerts.host.expected_content import NoKey
 from snpcerts.host.initialisation import Initialisation
 from snpcerts.host.key_memory import MemoryFile
 from snpcerts.host.proof import NONCE_SIZE, NoProofError, Proved, prove
 from snpcerts.host.sev import SevError
-from snpcerts.host.wanted import NoKey
 from snpcerts.verify.report_check import check_signature
 
 from ..emulator.firmware_guest import FirmwareGuest
@@ -130,17 +130,17 @@ class Host:
 
         Until the next look is over (not ``settled``) the reason may be that none has been.
         """
-        for holding in self.rig.agent().look():
-            path = Path(holding.file.path)
+        for file_state in self.rig.agent().read_files():
+            path = Path(file_state.file.path)
             key = KeySelect.VCEK if path.name == "named.bin" else KeySelect.DEFAULT
-            truth = self.attest(path, key)
-            assert truth != "wrong", (after, path.name, holding.wanted)
-            if truth == "empty":
-                if isinstance(holding.wanted, NoKey):
-                    assert holding.wanted.reason
+            seen_by_guest = self.attest(path, key)
+            assert seen_by_guest != "wrong", (after, path.name, file_state.expected)
+            if seen_by_guest == "empty":
+                if isinstance(file_state.expected, NoKey):
+                    assert file_state.expected.reason
                 else:
-                    assert not settled, (after, path.name, holding.problems)
-                    assert holding.problems
+                    assert not settled, (after, path.name, file_state.problems)
+                    assert file_state.problems
 
 
 def _config(folder: Path) -> Config:
@@ -231,7 +231,9 @@ def test_a_kept_vlek_leaves_its_file_empty_until_it_is_loaded_again(published: H
     published.set_config()
     assert published.rig.firmware.state.vlek is not None, "this firmware keeps it"
     assert vlek.read_bytes() == EMPTY
-    (reason,) = {str(e.wanted) for e in published.rig.agent().look() if e.file.path == str(vlek)}
+    (reason,) = {
+        str(e.expected) for e in published.rig.agent().read_files() if e.file.path == str(vlek)
+    }
     assert "the reported TCB has changed" in reason
     published.load_vlek()
     assert published.attest(vlek, KeySelect.DEFAULT) == "right"
@@ -267,7 +269,7 @@ def lowered_and_reloaded(host: Host) -> None:
 def test_after_a_reload_with_a_lowered_tcb_the_file_is_empty_until_proven(host: Host) -> None:
     lowered_and_reloaded(host)
     assert host.rig.file.read_bytes() == EMPTY
-    (wanted,) = {str(each.wanted) for each in host.rig.agent().look()[:1]}
+    (wanted,) = {str(each.expected) for each in host.rig.agent().read_files()[:1]}
     assert "kvm_amd was reloaded" in wanted
     assert "host set-config --again" in wanted
     done = proved(host)
@@ -550,10 +552,12 @@ def test_two_agents_write_down_one_after_the_other(published: Host) -> None:
 
     def read() -> object:
         with pytest.raises(RetryLaterError):
-            second.firmware.memory.configure(second.firmware.said, lambda: seen.append("given"))
-        return first.firmware.said()
+            second.firmware.memory.configure(
+                second.firmware.read_firmware, lambda: seen.append("given")
+            )
+        return first.firmware.read_firmware()
 
-    first.firmware.memory.look(read)  # type: ignore[arg-type]  # a State
+    first.firmware.memory.observe(read)  # type: ignore[arg-type]  # a State
     assert seen == []
 
 
@@ -566,7 +570,9 @@ def test_a_kept_vleks_certificate_is_found_by_a_proof(published: Host) -> None:
     assert done.contradicts
     assert done.proof.kind is VekKind.VLEK
     assert done.proof.tcb == published.rig.firmware.state.current
-    (wanted,) = {str(e.wanted) for e in published.rig.agent().look() if "vlek.bin" in e.file.path}
+    (wanted,) = {
+        str(e.expected) for e in published.rig.agent().read_files() if "vlek.bin" in e.file.path
+    }
     assert "no certificate matches both" in wanted
 
 

@@ -53,12 +53,12 @@ def test_metrics_tell_how_things_stand(rig: Rig, tmp_path: Path) -> None:
     agent.tell = metrics
     agent.sync()
     rig.device.snp_set_config(SnpConfig(reported_tcb=rig.lower().pack()))
-    metrics.seen(agent.look(), {"200": 3}, {})
+    metrics.seen(agent.read_files(), {"200": 3}, {})
     metrics.write(str(tmp_path / "m.prom"))
     text = (tmp_path / "m.prom").read_text()
     assert f'snpcerts_in_step{{file="{rig.file}"}} 0.0' in text
     agent.sync()
-    metrics.seen(agent.look(), {"200": 4}, agent.stock.revocation_lists())
+    metrics.seen(agent.read_files(), {"200": 4}, agent.table_cache.revocation_lists())
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -113,4 +113,4 @@ def test_firmware_that_does_not_answer_does_not_end_the_watch(rig: Rig) -> None:
         watch(lambda: agent, signals, manager=ServiceManager({}), after_round=after_round)
     assert rounds == [True]
     assert EventKind.FAILED in rig.kinds()
-    assert rig.truth() == "right"
+    assert rig.seen_by_guest() == "right"

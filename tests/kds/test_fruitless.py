@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from snpcerts.kds.fruitless import LIMIT, PERIOD, FruitlessRequests
+from snpcerts.kds.failed_requests import LIMIT, PERIOD, FruitlessRequests
 
 
 class Clock:

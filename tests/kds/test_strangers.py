@@ -6,7 +6,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from pathlib import Path
 
-from snpcerts.kds.fruitless import LIMIT
+from snpcerts.kds.failed_requests import LIMIT
 from snpcerts.kds.verifier_sources import KdsCertificates
 from snpcerts.verify.evidence import Evidence
 from snpcerts.verify.sources import verify_with

@@ -28,10 +28,10 @@ from snpcerts.emulator.psp.chip import Chip
 from snpcerts.endorsement.encoding import to_pem
 from snpcerts.kds.clock import Clock
 from snpcerts.kds.errors import KdsUnavailableError
+from snpcerts.kds.request_queue import RequestQueue
 from snpcerts.kds.retry import MAX_RETRY_AFTER, RetryPolicy
 from snpcerts.kds.server_state import Failure, ServerState
 from snpcerts.kds.source import Endorsement
-from snpcerts.kds.turn import RequestQueue
 
 from .baton import Baton
 from .conftest import MILAN_TCB, Host, SkippingClock

@@ -21,7 +21,7 @@ from snpcerts.kds.url import VcekResource
 from snpcerts.verify.collateral import Collateral
 from snpcerts.verify.evidence import Evidence
 from snpcerts.verify.judging import verify
-from snpcerts.verify.sources import Part, Wanted, verify_with
+from snpcerts.verify.sources import CollateralRequest, Part, verify_with
 from snpcerts.verify.verdict import Status
 from tests.endorsement.small_ca import (
     NOON,
@@ -177,18 +177,18 @@ def test_the_fmc_is_part_of_what_a_turin_vcek_is_looked_up_by() -> None:
     hwid = bytes(range(1, 9))
     paths = {VcekResource(Product.TURIN, hwid, each).path for each in (tcb, other)}
     assert len(paths) == 2
-    asked: list[Wanted] = []
+    asked: list[CollateralRequest] = []
 
     class Asked:
-        def collateral(self, wanted: Wanted) -> Collateral:
-            asked.append(wanted)
+        def collateral(self, request: CollateralRequest) -> Collateral:
+            asked.append(request)
             return Collateral()
 
     for each in (tcb, other):
         ca = SmallCa(Product.TURIN, tcb=each)
         verify_with(Evidence(ca.report()), [Asked()], anchors=anchors(ca), at=NOON)
-    assert [wanted.tcb(Product.TURIN) for wanted in asked] == [tcb, other]
-    assert all(Part.LEAF in wanted.missing for wanted in asked)
+    assert [request.tcb(Product.TURIN) for request in asked] == [tcb, other]
+    assert all(Part.LEAF in request.missing for request in asked)
 
 
 def test_an_extension_that_is_missing_is_not_passed_over() -> None:

@@ -17,7 +17,7 @@ from snpcerts.abi.tcb import TcbVersion
 from snpcerts.endorsement.vek import VekKind
 from snpcerts.errors import SnpCertsError
 from snpcerts.kds.errors import KdsNotFoundError, KdsUnavailableError
-from snpcerts.kds.fruitless import LIMIT
+from snpcerts.kds.failed_requests import LIMIT
 from snpcerts.kds.source import CertificateSource, Endorsement
 from snpcerts.kds.store import Store
 from snpcerts.kds.url import CrlResource, VcekResource

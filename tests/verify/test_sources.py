@@ -20,12 +20,12 @@ from snpcerts.verify.evidence import Evidence
 from snpcerts.verify.policy import Policy, Revocation
 from snpcerts.verify.sources import (
     OWN,
+    CollateralRequest,
     CollateralSource,
     Given,
     GivenCrls,
     InThread,
     Part,
-    Wanted,
     averify_with,
     verify_with,
 )
@@ -44,10 +44,10 @@ class Recorder:
     """A source that answers, or raises, and remembers what it was asked."""
 
     answer: Collateral | Exception
-    asked: list[Wanted] = field(default_factory=list)
+    asked: list[CollateralRequest] = field(default_factory=list)
 
-    def collateral(self, wanted: Wanted) -> Collateral:
-        self.asked.append(wanted)
+    def collateral(self, request: CollateralRequest) -> Collateral:
+        self.asked.append(request)
         if isinstance(self.answer, Exception):
             raise self.answer
         return self.answer
@@ -57,9 +57,9 @@ class Recorder:
 class AsyncRecorder(Recorder):
     """The same, to be awaited."""
 
-    async def collateral(self, wanted: Wanted) -> Collateral:  # type: ignore[override]  # as the other protocol has it
+    async def collateral(self, request: CollateralRequest) -> Collateral:  # type: ignore[override]  # as the other protocol has it
         await asyncio.sleep(0)
-        return super().collateral(wanted)
+        return super().collateral(request)
 
 
 def nowhere() -> Recorder:
@@ -92,7 +92,7 @@ def test_sources_are_asked_for_what_is_missing_until_nothing_is() -> None:
     third = Recorder(Collateral())
     policy = Policy(revocation=Revocation.IGNORE)
     assert judge([first, second, third], policy=policy).status is Status.VERIFIED
-    assert [wanted.missing for wanted in (*first.asked, *second.asked)] == [
+    assert [request.missing for request in (*first.asked, *second.asked)] == [
         {Part.LEAF, Part.INTERMEDIATE, Part.ROOT},
         {Part.INTERMEDIATE, Part.ROOT},
     ]
@@ -115,12 +115,12 @@ def test_a_source_is_told_which_chip_product_and_tcb() -> None:
     source = Recorder(Collateral())
     ca = SmallCa(Product.TURIN)
     judge([source], ca=ca)
-    (wanted,) = source.asked
-    assert wanted.products == (Product.TURIN,)
-    assert wanted.hwid(Product.TURIN) == ca.chip_id[:8]
-    assert wanted.tcb(Product.TURIN) == TCBS[Product.TURIN]
+    (request,) = source.asked
+    assert request.products == (Product.TURIN,)
+    assert request.hwid(Product.TURIN) == ca.chip_id[:8]
+    assert request.tcb(Product.TURIN) == TCBS[Product.TURIN]
     # Never with the layout of another product, where it does not fit.
-    assert wanted.tcb(Product.MILAN) is None
+    assert request.tcb(Product.MILAN) is None
 
 
 @pytest.mark.parametrize("product", list(Product))

@@ -39,7 +39,7 @@ class Target:
 
     path: str
     strategy: writer.Strategy = writer.Strategy.SWAP
-    condemned: bytes | None = None  # its present table, if known to be wrong
+    wrong_table: bytes | None = None  # its present table, if known to be wrong
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,7 +156,7 @@ def _update_from(state: _Progress, place: int) -> Steps[None]:
         bytes,
         strategy=target.strategy,
         lock_wait=left,
-        condemned=target.condemned,
+        wrong_table=target.wrong_table,
     )
     try:
         action = next(steps)

@@ -87,7 +87,7 @@ def update(
     *,
     strategy: Strategy = Strategy.SWAP,
     lock_wait: float = DEFAULT_LOCK_WAIT,
-    condemned: bytes | None = None,
+    wrong_table: bytes | None = None,
 ) -> Steps[Update]:
     """Run ``change`` under the exclusive lock and publish the table it returns.
 
@@ -97,7 +97,7 @@ def update(
     become free in time, in which case nothing has changed, and :class:`InputError` if the path is
     not a regular file.
 
-    ``condemned`` is a table that was found at the path and is known to be wrong.
+    ``wrong_table`` is a table that was found at the path and is known to be wrong.
     An update that gives up does not leave that table in use: if the file still
     holds it, the update empties the file in spite of the lock, and the error
     says so.
@@ -116,9 +116,9 @@ def update(
             if not (yield from _lock_until(turn, deadline)):
                 raise LockHeldError(names.turn, lock_wait)
             yield step.Unlink(names.new)
-            yield from _finish_old(names, deadline, lock_wait, condemned)
+            yield from _finish_old(names, deadline, lock_wait, wrong_table)
             acquire = _in_place if strategy is Strategy.IN_PLACE else _swap
-            fd: int = yield from acquire(names, deadline, lock_wait, condemned)
+            fd: int = yield from acquire(names, deadline, lock_wait, wrong_table)
         except OSError as error:
             raise _refused(path, error) from None
         try:
@@ -164,7 +164,7 @@ class _Names:
 
 
 def _finish_old(
-    names: _Names, deadline: float, lock_wait: float, condemned: bytes | None
+    names: _Names, deadline: float, lock_wait: float, wrong_table: bytes | None
 ) -> Steps[None]:
     """Finish an interrupted update: wait for the readers of the file it set aside, and empty it.
 
@@ -186,8 +186,8 @@ def _finish_old(
         if there is None or mine.identity != there.identity:
             _require_one_name(names.old, mine)
             if not (yield from _lock_until(old, deadline)):
-                yield from _withdraw(old, condemned)
-                emptied = yield from _withdraw_at(names.path, condemned)
+                yield from _withdraw(old, wrong_table)
+                emptied = yield from _withdraw_at(names.path, wrong_table)
                 raise LockHeldError(names.old, lock_wait, emptied=emptied)
             yield from _empty(old)
         yield step.Unlink(names.old)
@@ -195,7 +195,9 @@ def _finish_old(
         yield from step.closed(old)
 
 
-def _swap(names: _Names, deadline: float, lock_wait: float, condemned: bytes | None) -> Steps[int]:
+def _swap(
+    names: _Names, deadline: float, lock_wait: float, wrong_table: bytes | None
+) -> Steps[int]:
     """Put an empty, locked file at the path and wait for the old one's readers."""
     try:
         old: int | None = yield step.OpenWrite(names.path)
@@ -214,7 +216,7 @@ def _swap(names: _Names, deadline: float, lock_wait: float, condemned: bytes | N
             yield step.SyncDirectory(names.path)
             if old is not None and not (yield from _lock_until(old, deadline)):
                 # Some reader does not release the old file: put that file back at the path.
-                emptied = yield from _withdraw(old, condemned)
+                emptied = yield from _withdraw(old, wrong_table)
                 yield step.Rename(names.old, names.path)
                 yield step.SyncDirectory(names.path)
                 raise LockHeldError(names.path, lock_wait, emptied=emptied)
@@ -249,21 +251,21 @@ def _prepare(names: _Names, new: int, old: int | None) -> Steps[None]:
 
 
 def _in_place(
-    names: _Names, deadline: float, lock_wait: float, condemned: bytes | None
+    names: _Names, deadline: float, lock_wait: float, wrong_table: bytes | None
 ) -> Steps[int]:
     """Lock the existing file in a gap between readers, and empty it."""
     while True:
         try:
             fd: int = yield step.OpenWrite(names.path)
         except FileNotFoundError:
-            return (yield from _swap(names, deadline, lock_wait, condemned))
+            return (yield from _swap(names, deadline, lock_wait, wrong_table))
         keep = False
         try:
             yield from _require_regular(names.path, fd)
             # The rename of an interrupted update that put this file here may not be on disk yet.
             yield step.SyncDirectory(names.path)
             if not (yield from _lock_until(fd, deadline)):
-                emptied = yield from _withdraw(fd, condemned)
+                emptied = yield from _withdraw(fd, wrong_table)
                 raise LockHeldError(names.path, lock_wait, emptied=emptied)
             mine: step.FileStat = yield step.Stat(fd)
             there: step.FileStat = yield step.StatPath(names.path)
@@ -276,35 +278,35 @@ def _in_place(
                 yield from step.closed(fd)
 
 
-def _withdraw(fd: int, condemned: bytes | None) -> Steps[bool]:
-    """Empty a file that holds the ``condemned`` table, against its readers' locks.
+def _withdraw(fd: int, wrong_table: bytes | None) -> Steps[bool]:
+    """Empty a file that holds the ``wrong_table`` table, against its readers' locks.
 
     The locks protect readers of a right table. This table is wrong, so a reader
     loses nothing: it keeps what it has already read, and reads the empty table
     from now on. The size stays, so that no reader reads past the end.
     """
-    if condemned is None:
+    if wrong_table is None:
         return False
-    found: bytes = yield step.Read(fd, len(condemned) + 1)
-    if found == condemned:
+    found: bytes = yield step.Read(fd, len(wrong_table) + 1)
+    if found == wrong_table:
         yield step.Write(fd, EMPTY, 0)
     elif not found.startswith(EMPTY):
         return False
     # The file may have been emptied by an update that was interrupted before its sync.
     yield step.Sync(fd)
-    return found == condemned
+    return found == wrong_table
 
 
-def _withdraw_at(path: str, condemned: bytes | None) -> Steps[bool]:
+def _withdraw_at(path: str, wrong_table: bytes | None) -> Steps[bool]:
     """As :func:`_withdraw`, for the file at the path."""
-    if condemned is None:
+    if wrong_table is None:
         return False
     try:
         fd: int = yield step.OpenWrite(path)
     except FileNotFoundError:
         return False
     try:
-        return (yield from _withdraw(fd, condemned))
+        return (yield from _withdraw(fd, wrong_table))
     finally:
         yield from step.closed(fd)
 

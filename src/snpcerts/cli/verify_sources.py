@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from snpcerts.endorsement.anchors import Anchor
     from snpcerts.kds.source import CertificateSource
     from snpcerts.verify.collateral import Collateral, SuppliedCrl
-    from snpcerts.verify.sources import CollateralSource, Wanted
+    from snpcerts.verify.sources import CollateralRequest, CollateralSource
 
 ORDER = "table,certs,kds"
 
@@ -42,10 +42,10 @@ class _Roots:
 
     by_product: dict[Product, bytes]
 
-    def collateral(self, wanted: Wanted) -> Collateral:
+    def collateral(self, request: CollateralRequest) -> Collateral:
         from snpcerts.verify.collateral import Collateral
 
-        found = (self.by_product.get(product) for product in wanted.products)
+        found = (self.by_product.get(product) for product in request.products)
         return Collateral(ark=next((root for root in found if root is not None), None))
 
 

@@ -23,15 +23,15 @@ from snpcerts.certfile.step import Performer
 from snpcerts.certfile.writer import LockHeldError, Strategy
 from snpcerts.endorsement.vek import VekKind
 from snpcerts.errors import RefusedError, RetryLaterError, SnpCertsError
-from snpcerts.host import section
+from snpcerts.host import locked_update
 from snpcerts.host.config import Config, FileConfig
 from snpcerts.host.event import Event, EventKind, Listener, nobody
-from snpcerts.host.holding import Holding, Standing, look
+from snpcerts.host.expected_content import Key, NoKey, expected_content
+from snpcerts.host.file_state import FileMatch, FileState, read_file_state
 from snpcerts.host.host_firmware import HostFirmware
+from snpcerts.host.locked_update import FileResult, UpdateResult
 from snpcerts.host.ownership import apply
-from snpcerts.host.section import Published, Section
-from snpcerts.host.stock import Stock, UnavailableError
-from snpcerts.host.wanted import Key, NoKey, wanted
+from snpcerts.host.table_cache import TableCache, UnavailableError
 
 # Signals that end a process and can wait until a section is over.
 _ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -43,12 +43,12 @@ ROUNDS = 3
 class Synced:
     """How a round of keeping in step went.
 
-    ``before`` is what was found, ``sections`` what was published; ``problem`` is
+    ``before`` is what was found, ``updates`` what was published; ``problem`` is
     why some file is still not in step, the first of the reasons.
     """
 
-    before: tuple[Holding, ...]
-    sections: tuple[Section, ...] = ()
+    before: tuple[FileState, ...]
+    updates: tuple[UpdateResult, ...] = ()
     problem: SnpCertsError | None = None
 
 
@@ -63,7 +63,7 @@ class Agent:
         self,
         config: Config,
         firmware: HostFirmware,
-        stock: Stock,
+        table_cache: TableCache,
         *,
         listener: Listener = nobody,
         performer: Performer = system.perform,
@@ -72,65 +72,65 @@ class Agent:
     ) -> None:
         self.config = config
         self.firmware = firmware
-        self.stock = stock
+        self.table_cache = table_cache
         self.tell = listener
         self._performer = performer
         self._during = during
         self.force = force
-        self._condemned: dict[str, bytes] = {}  # by path: what the last look found to be wrong
+        self._wrong_tables: dict[str, bytes] = {}  # by path: what the last look found to be wrong
 
-    def look(self) -> tuple[Holding, ...]:
+    def read_files(self) -> tuple[FileState, ...]:
         """Every file and the firmware; what is right goes into the stock."""
-        self.stock.drop_stale()
-        for problem in self.stock.read_extras(self.config.files):
+        self.table_cache.drop_stale()
+        for problem in self.table_cache.read_extras(self.config.files):
             self.tell(Event(EventKind.FAILED, problem))
-        holdings = tuple(
-            look(
+        file_states = tuple(
+            read_file_state(
                 file,
                 self.firmware.state,
-                self.stock.judge,
-                self.stock.clock(),
-                extras=functools.partial(self.stock.extras, file),
+                self.table_cache.judge,
+                self.table_cache.clock(),
+                extras=functools.partial(self.table_cache.extras, file),
             )
             for file in self.config.files
         )
         self._tell_of_lists()
-        self._condemned = {
+        self._wrong_tables = {
             each.file.path: each.data
-            for each in holdings
+            for each in file_states
             if self._harmful(each) and each.data is not None
         }
         if self.firmware.memory.problem:
             self.tell(Event(EventKind.FAILED, self.firmware.memory.problem))
-        for each in holdings:
-            if isinstance(each.wanted, Key) and each.table is not None and each.in_step:
+        for each in file_states:
+            if isinstance(each.expected, Key) and each.table is not None and each.in_step:
                 with contextlib.suppress(RefusedError):  # expired between the two looks
-                    self.stock.put(each.wanted, each.table)
-        return holdings
+                    self.table_cache.put(each.expected, each.table)
+        return file_states
 
-    def _harmful(self, holding: Holding) -> bool:
+    def _harmful(self, file_state: FileState) -> bool:
         """Guests may be handed what does not match, and the file is ours to empty."""
-        foreign = holding.standing is Standing.FOREIGN
-        return holding.standing.harmful or (foreign and self.force)
+        foreign = file_state.match is FileMatch.FOREIGN
+        return file_state.match.harmful or (foreign and self.force)
 
-    def _refused(self, holding: Holding) -> bool:
-        return holding.standing is Standing.FOREIGN and not self.force
+    def _refused(self, file_state: FileState) -> bool:
+        return file_state.match is FileMatch.FOREIGN and not self.force
 
-    def make_safe(self, holdings: Iterable[Holding]) -> tuple[Section, ...]:
+    def make_safe(self, file_states: Iterable[FileState]) -> tuple[UpdateResult, ...]:
         """Empty every wrong file, or fill it if the right table is cached.
 
         A missing file is made, empty. Raises the first error once all have been
         tried.
         """
         errors: list[SnpCertsError] = []
-        sections: list[Section] = []
-        for each in holdings:
+        updates: list[UpdateResult] = []
+        for each in file_states:
             path = each.file.path
             if self._refused(each):
                 errors.append(ForeignFileError(path, "; ".join(each.problems)))
                 self.tell(Event(EventKind.FAILED, str(errors[-1]), path))
                 continue
-            if not self._harmful(each) and each.standing is not Standing.MISSING:
+            if not self._harmful(each) and each.match is not FileMatch.MISSING:
                 continue
             if self._harmful(each):
                 kind = _kind_of_harm(each)
@@ -138,7 +138,7 @@ class Agent:
                 why = matches + "; ".join(each.problems)
                 self.tell(Event(kind, f"{path}: {why}", path))
             try:
-                sections.append(self._make_safe(each.file))
+                updates.append(self._make_safe(each.file))
             except SnpCertsError as error:
                 if isinstance(error, LockHeldError) and error.emptied:
                     self.tell(Event(EventKind.EMPTIED, f"{path}: is empty: {error}", path))
@@ -148,9 +148,9 @@ class Agent:
                 errors.append(error)
         if errors:
             raise errors[0]
-        return tuple(sections)
+        return tuple(updates)
 
-    def _make_safe(self, file: FileConfig) -> Section:
+    def _make_safe(self, file: FileConfig) -> UpdateResult:
         try:
             return self.publish([file])
         except RefusedError:
@@ -165,7 +165,7 @@ class Agent:
         errors: list[SnpCertsError] = []
         for key in dict.fromkeys(keys):
             try:
-                self.stock.fetch(key)
+                self.table_cache.fetch(key)
             except SnpCertsError as error:
                 errors.append(error)
         if errors:
@@ -173,23 +173,23 @@ class Agent:
 
     def publish(
         self, files: Sequence[FileConfig], command: Callable[[], None] | None = None
-    ) -> Section:
+    ) -> UpdateResult:
         """One exclusive section over ``files``; says what came of it.
 
-        Raises as :func:`snpcerts.host.section.run`, the error of a file that
+        Raises as :func:`snpcerts.host.locked_update.run`, the error of a file that
         could not be written, and that of a file that is no certificate file.
         """
         if not self.force:
             for file in files:
                 require_certificate_file(file.path)
         with uninterrupted(), self._during():
-            done = section.run(
+            done = locked_update.run(
                 files,
                 self.firmware.state,
-                self.stock,
+                self.table_cache,
                 command=command,
                 lock_wait=self.config.lock_wait,
-                condemned=self._condemned,
+                wrong_tables=self._wrong_tables,
                 performer=self._performer,
             )
         self._tell_of_lists()
@@ -198,7 +198,7 @@ class Agent:
             if each.problem is not None:
                 self.tell(Event(EventKind.FAILED, each.problem, path, done.figures()))
             elif each.entries:
-                message = f"{path}: holds the certificates of the {each.wanted}"
+                message = f"{path}: holds the certificates of the {each.expected}"
                 self.tell(Event(EventKind.PUBLISHED, message, path, done.figures()))
             else:
                 why = _why_empty(each, done)
@@ -210,7 +210,7 @@ class Agent:
         return done
 
     def _tell_of_lists(self) -> None:
-        for problem in self.stock.take_problems():
+        for problem in self.table_cache.take_problems():
             self.tell(Event(EventKind.FAILED, problem))
 
     def own(self, files: Iterable[FileConfig]) -> tuple[SnpCertsError, ...]:
@@ -231,11 +231,11 @@ class Agent:
         Never raises for what keeps a file from being in step: that is the
         result's ``problem``. Raises when the firmware cannot be asked.
         """
-        before = self.look()
+        before = self.read_files()
         problems: list[SnpCertsError] = []
-        sections: list[Section] = []
+        updates: list[UpdateResult] = []
         try:
-            sections += self.make_safe(before)
+            updates += self.make_safe(before)
         except ForeignFileError as error:
             safe = False
             problems.append(error)
@@ -244,43 +244,43 @@ class Agent:
         else:
             safe = True
             on_safe()
-            if self.stock.learn_revocations(_kinds(before)):
-                before = self._without_the_revoked(before, sections, problems)
-        brought = {each.files[0].file.path for each in sections if each.in_step}
+            if self.table_cache.learn_revocations(_kinds(before)):
+                before = self._without_the_revoked(before, updates, problems)
+        brought = {each.files[0].file.path for each in updates if each.in_step}
         done = brought | {each.file.path for each in before if self._refused(each)}
         files = [each.file for each in before if not each.in_step and each.file.path not in done]
         for _ in range(ROUNDS):
-            files = [file for file in files if self._bring(file, sections, problems)]
+            files = [file for file in files if self._bring(file, updates, problems)]
             if not files:
                 break
         problems += (_restless(file) for file in files)
         if not safe and not problems:
             on_safe()  # the lock was free in the end
         problems += self.own(each.file for each in before if not self._refused(each))
-        return Synced(before, tuple(sections), problems[0] if problems else None)
+        return Synced(before, tuple(updates), problems[0] if problems else None)
 
     def _without_the_revoked(
         self,
-        before: tuple[Holding, ...],
-        sections: list[Section],
+        before: tuple[FileState, ...],
+        updates: list[UpdateResult],
         problems: list[SnpCertsError],
-    ) -> tuple[Holding, ...]:
+    ) -> tuple[FileState, ...]:
         """A new revocation list came: what it withdraws is emptied."""
-        again = self.look()
+        again = self.read_files()
         revoked = [each for each in again if self._harmful(each)]
         if not revoked:
             return before
         try:
-            sections += self.make_safe(revoked)
+            updates += self.make_safe(revoked)
         except SnpCertsError as error:
             problems.append(error)
         return again
 
     def _bring(
-        self, file: FileConfig, sections: list[Section], problems: list[SnpCertsError]
+        self, file: FileConfig, updates: list[UpdateResult], problems: list[SnpCertsError]
     ) -> bool:
         """Fetch and publish for one file; whether the firmware changed meanwhile."""
-        want = wanted(self.firmware.state(), file)
+        want = expected_content(self.firmware.state(), file)
         try:
             if isinstance(want, Key):
                 self.fetch([want])
@@ -291,19 +291,19 @@ class Agent:
             self.tell(Event(kind, f"{file.path}: {error}", file.path))
             problems.append(error)
             return False
-        sections.append(done)
+        updates.append(done)
         problems += (RefusedError(each.problem) for each in done.files if each.problem)
         return any(each.missing for each in done.files)
 
 
-def _kind_of_harm(holding: Holding) -> EventKind:
-    if holding.garbage:
+def _kind_of_harm(file_state: FileState) -> EventKind:
+    if file_state.garbage:
         return EventKind.GARBAGE
-    return EventKind.LAPSED if holding.lapsed else EventKind.DRIFT
+    return EventKind.LAPSED if file_state.lapsed else EventKind.DRIFT
 
 
-def _kinds(holdings: Iterable[Holding]) -> list[VekKind]:
-    kinds = (each.wanted.kind for each in holdings if isinstance(each.wanted, Key))
+def _kinds(file_states: Iterable[FileState]) -> list[VekKind]:
+    kinds = (each.expected.kind for each in file_states if isinstance(each.expected, Key))
     return list(dict.fromkeys(kinds))
 
 
@@ -314,32 +314,32 @@ def _restless(file: FileConfig) -> SnpCertsError:
     )
 
 
-_sections = threading.local()
+_updates = threading.local()
 
 
 @contextlib.contextmanager
 def uninterrupted() -> Iterator[None]:
     """Let signals that would end this thread's work wait until the end."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
-    _sections.open = True
+    _updates.open = True
     try:
         yield
     finally:
-        _sections.open = False
+        _updates.open = False
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def in_section() -> bool:
+def in_update() -> bool:
     """Whether this thread is inside an exclusive section.
 
     For signal handlers: Python may run one for a signal that another thread got.
     """
-    return getattr(_sections, "open", False)
+    return getattr(_updates, "open", False)
 
 
-def _why_empty(each: Published, done: Section) -> str:
+def _why_empty(each: FileResult, done: UpdateResult) -> str:
     if each.missing is not None:
         return f"the certificates of the {each.missing} are not available"
-    if isinstance(each.wanted, NoKey):
-        return each.wanted.reason
+    if isinstance(each.expected, NoKey):
+        return each.expected.reason
     return f"the firmware's status is not known: {done.refused}"

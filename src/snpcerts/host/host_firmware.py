@@ -63,7 +63,7 @@ class KeyMemory(Protocol):
 
     problem: str
 
-    def look(self, read: Callable[[], FirmwareState]) -> FirmwareState: ...
+    def observe(self, read: Callable[[], FirmwareState]) -> FirmwareState: ...
 
     def configure(self, read: Callable[[], FirmwareState], give: Callable[[], None]) -> None: ...
 
@@ -110,27 +110,27 @@ class HostFirmware:
 
         Raises as :meth:`said`.
         """
-        return self.memory.look(self.said)
+        return self.memory.observe(self.read_firmware)
 
     def commit(self) -> None:
         """SNP_COMMIT."""
-        self.memory.configure(self.said, self.device.snp_commit)
+        self.memory.configure(self.read_firmware, self.device.snp_commit)
 
     def set_config(self, config: psp.SnpConfig) -> None:
         """SNP_SET_CONFIG."""
-        self.memory.configure(self.said, lambda: self.device.snp_set_config(config))
+        self.memory.configure(self.read_firmware, lambda: self.device.snp_set_config(config))
 
     def load_vlek(self, hashstick: bytes, tcb: TcbVersion, certificate: bytes) -> None:
         """SNP_VLEK_LOAD of a hashstick for ``tcb``; ``certificate`` (DER) is the VLEK's."""
         self.memory.load_vlek(
-            self.said, lambda: self.device.snp_vlek_load(hashstick), tcb, certificate
+            self.read_firmware, lambda: self.device.snp_vlek_load(hashstick), tcb, certificate
         )
 
     def prove(self, taken_in: FirmwareState, proof: Proof) -> None:
         """Take in a proof of which key signs."""
-        self.memory.prove(self.said, taken_in, proof)
+        self.memory.prove(self.read_firmware, taken_in, proof)
 
-    def said(self) -> FirmwareState:
+    def read_firmware(self) -> FirmwareState:
         """SNP_PLATFORM_STATUS, read: what the firmware itself says.
 
         Raises :class:`~snpcerts.host.sev.SevError`, and :class:`RefusedError`

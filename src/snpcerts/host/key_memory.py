@@ -90,7 +90,7 @@ class Memory:
         self._depth = 0
         self.problem = ""
 
-    def look(self, read: Read) -> FirmwareState:
+    def observe(self, read: Read) -> FirmwareState:
         """Ask the firmware, and add what is known of its keys."""
         try:
             with self._locked():

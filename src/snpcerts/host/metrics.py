@@ -20,7 +20,7 @@ from snpcerts.endorsement.crl import RevocationList
 from snpcerts.endorsement.vek import VekKind
 from snpcerts.errors import RefusedError
 from snpcerts.host.event import Event, EventKind
-from snpcerts.host.holding import Holding
+from snpcerts.host.file_state import FileState
 from snpcerts.host.host_firmware import FirmwareState
 from snpcerts.host.mitigations import mitigations
 from snpcerts.host.status import basis
@@ -153,17 +153,17 @@ class Metrics:
 
     def seen(
         self,
-        holdings: Iterable[Holding],
+        file_states: Iterable[FileState],
         kds: Mapping[str, int],
         lists: Mapping[VekKind, RevocationList],
     ) -> None:
         """Take in what a look at every file found, the key server's counts, revocation lists."""
         now = datetime.now(UTC).timestamp()
         all_in_step = True
-        holdings = tuple(holdings)
-        if holdings:
-            self._keys(holdings[0].state)
-        for each in holdings:
+        file_states = tuple(file_states)
+        if file_states:
+            self._keys(file_states[0].state)
+        for each in file_states:
             all_in_step = all_in_step and each.in_step
             self._in_step.labels(each.file.path).set(each.in_step)
             if each.not_after is not None:

@@ -23,13 +23,13 @@ from snpcerts.endorsement.vek import VekKind
 from snpcerts.errors import FormatError, InputError, RefusedError, RetryLaterError, SnpCertsError
 from snpcerts.host.agent import Agent
 from snpcerts.host.event import Event, EventKind
-from snpcerts.host.holding import Holding
+from snpcerts.host.expected_content import ExpectedContent, Key, NoKey, expected_content
+from snpcerts.host.file_state import FileState
 from snpcerts.host.host_firmware import FirmwareState
 from snpcerts.host.known import KnownKeys
+from snpcerts.host.locked_update import UpdateResult
 from snpcerts.host.ownership import group_of
-from snpcerts.host.section import Section
-from snpcerts.host.stock import UnavailableError
-from snpcerts.host.wanted import Key, NoKey, Wanted, wanted
+from snpcerts.host.table_cache import UnavailableError
 from snpcerts.printable import printable
 
 
@@ -37,8 +37,8 @@ from snpcerts.printable import printable
 class FilePlan:
     """One file: what it holds now, and what it should hold afterwards."""
 
-    holding: Holding
-    after: Wanted
+    file_state: FileState
+    after: ExpectedContent
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +72,7 @@ class Plan:
             out.append("  1. fetch   nothing: all certificates are cached")
         out.append("  2. lock and empty every file, give the command, read the status again")
         for each in self.files:
-            name = each.holding.file.path
+            name = each.file_state.file.path
             out.append(f"  3. publish {name}: {_what(each.after)}")
         return [printable(line) for line in out]
 
@@ -87,8 +87,8 @@ class Plan:
             "fetch": [{"kind": key.kind.value, "tcb": key.tcb.components()} for key in self.fetch],
             "files": [
                 {
-                    "path": each.holding.file.path,
-                    "standing": each.holding.standing.value,
+                    "path": each.file_state.file.path,
+                    "standing": each.file_state.match.value,
                     "after": _what(each.after),
                 }
                 for each in self.files
@@ -97,15 +97,15 @@ class Plan:
         }
 
 
-def _what(want: Wanted) -> str:
-    return str(want) if isinstance(want, NoKey) else f"the certificates of the {want}"
+def _what(expected: ExpectedContent) -> str:
+    return str(expected) if isinstance(expected, NoKey) else f"the certificates of the {expected}"
 
 
 @dataclass(frozen=True, slots=True)
 class Changed:
     """How a planned command went. ``unfetched`` lists what could not be fetched beforehand."""
 
-    section: Section
+    result: UpdateResult
     unfetched: SnpCertsError | None = None
 
 
@@ -118,7 +118,7 @@ def carry_out(agent: Agent, plan: Plan, *, allow_empty: bool) -> Changed:
     unfetched: SnpCertsError | None = None
     if not agent.force:
         for each in plan.files:
-            require_certificate_file(each.holding.file.path)
+            require_certificate_file(each.file_state.file.path)
     try:
         agent.fetch(plan.fetch)
     except SnpCertsError as error:
@@ -142,7 +142,7 @@ def carry_out(agent: Agent, plan: Plan, *, allow_empty: bool) -> Changed:
         plan.run()
         agent.tell(Event(EventKind.FIRMWARE, f"{plan.command}: done"))
 
-    done = agent.publish([each.holding.file for each in plan.files], command)
+    done = agent.publish([each.file_state.file for each in plan.files], command)
     return Changed(done, unfetched)
 
 
@@ -157,22 +157,22 @@ def follow_up(agent: Agent, changed: Changed) -> SnpCertsError | None:
     The firmware may be at a TCB that was not planned for, after a reset for
     instance: its certificates are fetched now, with the files empty.
     """
-    section = changed.section
-    if section.refused is not None:
-        return section.refused
-    if section.in_step:
-        return next(iter(agent.own(each.file for each in section.files)), None)
+    result = changed.result
+    if result.refused is not None:
+        return result.refused
+    if result.in_step:
+        return next(iter(agent.own(each.file for each in result.files)), None)
     return agent.sync().problem
 
 
 def commit(agent: Agent) -> Plan:
     """SNP_COMMIT."""
-    holdings, before = _looked(agent)
+    file_states, before = _looked(agent)
     after = _reporting(before, before.current)
     notes = [
         "cannot be undone: from then on, firmware and microcode below the current TCB are refused"
     ]
-    return _plan(agent, "SNP_COMMIT", holdings, before, after, notes, agent.firmware.commit)
+    return _plan(agent, "SNP_COMMIT", file_states, before, after, notes, agent.firmware.commit)
 
 
 def set_config(
@@ -187,7 +187,7 @@ def set_config(
     A mask that is None stays as it is. Raises :class:`RefusedError` for a TCB
     above the current one, which the firmware would refuse.
     """
-    holdings, before = _looked(agent)
+    file_states, before = _looked(agent)
     notes: list[str] = []
     if tcb is None:
         reported, stored = before.current, bytes(TCB_SIZE)
@@ -223,7 +223,7 @@ def set_config(
     return _plan(
         agent,
         "SNP_SET_CONFIG",
-        holdings,
+        file_states,
         before,
         after,
         notes,
@@ -238,7 +238,7 @@ def load_vlek(agent: Agent, hashstick: bytes, certificate: bytes) -> Plan:
     for this product and the reported TCB, and what fetching the chain above
     the certificate raises.
     """
-    holdings, before = _looked(agent)
+    file_states, before = _looked(agent)
     product = agent.firmware.product
     stick = _hashstick(hashstick)
     try:
@@ -252,12 +252,12 @@ def load_vlek(agent: Agent, hashstick: bytes, certificate: bytes) -> Plan:
         )
     key = Key(VekKind.VLEK, tcb)
     leaf = to_der(certificate, crl=False, what="VLEK certificate")
-    agent.stock.put(key, agent.stock.vlek_table(leaf))
+    agent.table_cache.put(key, agent.table_cache.vlek_table(leaf))
     after = replace(before, vlek_loaded=True, known=replace(before.known, vlek_doubt="", proofs=()))
     notes: list[str] = []
     if before.vlek_loaded:
         notes.append("replaces the VLEK that is loaded now")
-    if not any(isinstance(wanted(after, each.file), Key) for each in holdings):
+    if not any(isinstance(expected_content(after, each.file), Key) for each in file_states):
         notes.append(
             "no certificate file is for a VLEK: guests get the empty table "
             '(kind = "vlek" in the configuration, or --kind vlek)'
@@ -266,21 +266,21 @@ def load_vlek(agent: Agent, hashstick: bytes, certificate: bytes) -> Plan:
         _plan(
             agent,
             "SNP_VLEK_LOAD",
-            holdings,
+            file_states,
             before,
             after,
             notes,
             lambda: agent.firmware.load_vlek(hashstick, tcb, leaf),
         ),
-        prepare=lambda: agent.stock.keep_vlek(tcb, leaf),
+        prepare=lambda: agent.table_cache.keep_vlek(tcb, leaf),
     )
 
 
-def _looked(agent: Agent) -> tuple[tuple[Holding, ...], FirmwareState]:
+def _looked(agent: Agent) -> tuple[tuple[FileState, ...], FirmwareState]:
     for file in agent.config.files:
         group_of(file)  # report a configuration error before changing anything
-    holdings = agent.look()
-    return holdings, agent.firmware.state()
+    file_states = agent.read_files()
+    return file_states, agent.firmware.state()
 
 
 def _reporting(before: FirmwareState, reported: TcbVersion) -> FirmwareState:
@@ -292,13 +292,13 @@ def _reporting(before: FirmwareState, reported: TcbVersion) -> FirmwareState:
 def _plan(
     agent: Agent,
     command: str,
-    holdings: Sequence[Holding],
+    file_states: Sequence[FileState],
     before: FirmwareState,
     after: FirmwareState,
     notes: Sequence[str],
     run: Callable[[], None],
 ) -> Plan:
-    files = tuple(FilePlan(each, wanted(after, each.file)) for each in holdings)
+    files = tuple(FilePlan(each, expected_content(after, each.file)) for each in file_states)
     keys = dict.fromkeys(each.after for each in files if isinstance(each.after, Key))
     said = list(notes)
     if before.vlek_loaded and not after.vlek_loaded:
@@ -311,14 +311,14 @@ def _plan(
         said.append("SNP is not initialised on this host")
     said += _doubts(agent, files)
     for each in files:
-        if isinstance(each.after, NoKey) and each.holding.table:
-            said.append(f"{each.holding.file.path}: guests will get {each.after}")
+        if isinstance(each.after, NoKey) and each.file_state.table:
+            said.append(f"{each.file_state.file.path}: guests will get {each.after}")
     return Plan(
         command=command,
         before=before,
         after=after,
         files=files,
-        fetch=tuple(key for key in keys if key not in agent.stock),
+        fetch=tuple(key for key in keys if key not in agent.table_cache),
         notes=tuple(said),
         run=run,
     )
@@ -328,7 +328,7 @@ def _doubts(agent: Agent, files: Sequence[FilePlan]) -> Iterator[str]:
     """Files that the command would refuse to replace, or is made to."""
     for each in files:
         try:
-            require_certificate_file(each.holding.file.path)
+            require_certificate_file(each.file_state.file.path)
         except ForeignFileError as error:
             what = "WILL BE REPLACED, by --force" if agent.force else "the command will be refused"
             yield f"{what}: {error}"

@@ -29,10 +29,10 @@ from snpcerts.errors import FormatError, RefusedError, RetryLaterError, SnpCerts
 from snpcerts.host.agent import Agent, Synced
 from snpcerts.host.config import FileConfig
 from snpcerts.host.event import Event, EventKind
+from snpcerts.host.expected_content import Key, key_sel
 from snpcerts.host.host_firmware import FirmwareState
 from snpcerts.host.known import Proof
 from snpcerts.host.remembered import expected_kind
-from snpcerts.host.wanted import Key, key_sel
 from snpcerts.verify.report_check import check_signature
 
 NONCE_SIZE: Final = 64
@@ -97,7 +97,7 @@ def prove(agent: Agent, file: FileConfig, ask: Ask, *, nonce: bytes) -> Proved:
             candidates,
             chip=firmware.hwid,
             product=firmware.product,
-            at=agent.stock.clock(),
+            at=agent.table_cache.clock(),
         )
         agent.firmware.prove(state, proof)
     believed = Key(expected_kind(state, select), state.reported)
@@ -205,7 +205,7 @@ def _candidates(agent: Agent, state: FirmwareState, kind: VekKind) -> Iterable[C
     tcbs = (
         (state.reported, state.current)
         if kind is VekKind.VCEK
-        else (state.reported, *agent.stock.kept_vleks())
+        else (state.reported, *agent.table_cache.kept_vleks())
     )
     for tcb in dict.fromkeys(tcbs):
         key = Key(kind, tcb)
@@ -214,7 +214,7 @@ def _candidates(agent: Agent, state: FirmwareState, kind: VekKind) -> Iterable[C
         except SnpCertsError as error:
             agent.tell(Event(EventKind.UNAVAILABLE, str(error)))
             continue
-        table = agent.stock.table_of(key)
+        table = agent.table_cache.table_of(key)
         found = None if table is None else _leaf(table, kind)
         if found is not None:
             yield Candidate(key, *found)

@@ -12,12 +12,12 @@ from snpcerts.certfile.holders import Holder, holders_of
 from snpcerts.endorsement.crl import RevocationList
 from snpcerts.endorsement.vek import EndorsementCert, VekKind
 from snpcerts.errors import FormatError
-from snpcerts.host.holding import Holding
+from snpcerts.host.expected_content import Key, NoKey, signing_key
+from snpcerts.host.file_state import FileState
 from snpcerts.host.host_firmware import FirmwareState, HostFirmware
 from snpcerts.host.initialisation import Initialisation, initialisation
 from snpcerts.host.known import Proof
 from snpcerts.host.mitigations import Mitigations, mitigations
-from snpcerts.host.wanted import Key, NoKey, signing_key
 from snpcerts.printable import printable
 
 COMMITTED = "shown by no host interface, only by attestation reports"
@@ -27,13 +27,13 @@ COMMITTED = "shown by no host interface, only by attestation reports"
 class FileStatus:
     """One file, with who holds its lock."""
 
-    holding: Holding
+    file_state: FileState
     holders: tuple[Holder, ...]
 
     @property
     def leaf(self) -> EndorsementCert | None:
         """The leaf that the file holds, whether it should or not."""
-        return self.holding.leaf or leaf_of(self.holding.table)
+        return self.file_state.leaf or leaf_of(self.file_state.table)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +50,7 @@ class HostStatus:
     @property
     def in_step(self) -> bool:
         """Every file holds what it should."""
-        return all(each.holding.in_step for each in self.files)
+        return all(each.file_state.in_step for each in self.files)
 
     def lines(self) -> list[str]:
         """For people."""
@@ -76,15 +76,15 @@ class HostStatus:
     def _verdict(self) -> str:
         if not self.in_step:
             return "NOT in step: run 'snpcerts host sync'"
-        empty = sum(isinstance(each.holding.wanted, NoKey) for each in self.files)
+        empty = sum(isinstance(each.file_state.expected, NoKey) for each in self.files)
         if not empty:
             return "in step"
         which = "" if len(self.files) == 1 else f" of {empty} of {len(self.files)} files"
         return f"in step, but guests{which} get no certificates: see 'empty, since'"
 
     def _revocation_lines(self) -> Iterator[str]:
-        wanted = (each.holding.wanted for each in self.files)
-        for kind in dict.fromkeys(each.kind for each in wanted if isinstance(each, Key)):
+        expected = (each.file_state.expected for each in self.files)
+        for kind in dict.fromkeys(each.kind for each in expected if isinstance(each, Key)):
             found = self.lists.get(kind)
             text = "no list"
             if found is not None:
@@ -131,10 +131,12 @@ class HostStatus:
 
 
 def status_of(
-    firmware: HostFirmware, holdings: Sequence[Holding], lists: Mapping[VekKind, RevocationList]
+    firmware: HostFirmware,
+    file_states: Sequence[FileState],
+    lists: Mapping[VekKind, RevocationList],
 ) -> HostStatus:
     """Combine the findings; ``lists`` are the cached revocation lists."""
-    files = tuple(FileStatus(each, holders_of(each.file.path)) for each in holdings)
+    files = tuple(FileStatus(each, holders_of(each.file.path)) for each in file_states)
     return HostStatus(firmware, firmware.state(), files, lists)
 
 
@@ -232,8 +234,8 @@ def _proof_json(proof: Proof) -> dict[str, object]:
 
 
 def _file_lines(status: FileStatus) -> list[str]:
-    holding, leaf = status.holding, status.leaf
-    out = [f"{holding.file.path}: {holding.standing.value}"]
+    file_state, leaf = status.file_state, status.leaf
+    out = [f"{file_state.file.path}: {file_state.match.value}"]
     if leaf is not None:
         whose = (
             f"chip {leaf.hwid[:8].hex()}{'...' if len(leaf.hwid) > 8 else ''}"
@@ -242,28 +244,28 @@ def _file_lines(status: FileStatus) -> list[str]:
         )
         out.append(f"  holds          {leaf.kind.name}, {leaf.product.value}, {whose}")
         out.append(f"  for TCB        {leaf.tcb}")
-    elif holding.table is not None:
-        out.append(f"  holds          {len(holding.table)} entries, no VCEK or VLEK")
-    if holding.not_after is not None:
-        out.append(f"  valid until    {holding.not_after:%Y-%m-%d %H:%M:%SZ}")
-    if not holding.in_step:
-        out.append(f"  should hold    {holding.wanted}")
-    elif isinstance(holding.wanted, NoKey):
-        out.append(f"  empty, since   {holding.wanted.reason}")
-    out += (f"  problem: {problem}" for problem in holding.problems)
+    elif file_state.table is not None:
+        out.append(f"  holds          {len(file_state.table)} entries, no VCEK or VLEK")
+    if file_state.not_after is not None:
+        out.append(f"  valid until    {file_state.not_after:%Y-%m-%d %H:%M:%SZ}")
+    if not file_state.in_step:
+        out.append(f"  should hold    {file_state.expected}")
+    elif isinstance(file_state.expected, NoKey):
+        out.append(f"  empty, since   {file_state.expected.reason}")
+    out += (f"  problem: {problem}" for problem in file_state.problems)
     out += (f"  locked by      {holder}" for holder in status.holders)
     return out
 
 
 def _file_json(status: FileStatus) -> dict[str, object]:
-    holding, leaf = status.holding, status.leaf
+    file_state, leaf = status.file_state, status.leaf
     return {
-        "path": holding.file.path,
-        "standing": holding.standing.value,
-        "in_step": holding.in_step,
-        "wanted": str(holding.wanted),
-        "problems": list(holding.problems),
-        "entries": None if holding.table is None else [each.name for each in holding.table],
+        "path": file_state.file.path,
+        "standing": file_state.match.value,
+        "in_step": file_state.in_step,
+        "wanted": str(file_state.expected),
+        "problems": list(file_state.problems),
+        "entries": None if file_state.table is None else [each.name for each in file_state.table],
         "leaf": None
         if leaf is None
         else {
@@ -273,7 +275,7 @@ def _file_json(status: FileStatus) -> dict[str, object]:
             "hwid": None if leaf.hwid is None else leaf.hwid.hex(),
             "csp_id": leaf.csp_id,
         },
-        "not_after": None if holding.not_after is None else holding.not_after.isoformat(),
+        "not_after": None if file_state.not_after is None else file_state.not_after.isoformat(),
         "locks": [
             {
                 "pid": holder.pid,

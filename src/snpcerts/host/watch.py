@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from typing import Final
 
 from snpcerts.errors import SnpCertsError
-from snpcerts.host.agent import Agent, Synced, in_section
+from snpcerts.host.agent import Agent, Synced, in_update
 from snpcerts.host.event import Event, EventKind
 from snpcerts.host.notify import ServiceManager
 
@@ -65,7 +65,7 @@ class Signals:
         del frame
         self.stop = self.stop or number in _STOP
         self.reload = self.reload or number in _AGAIN
-        if number in _STOP and self.in_round and not in_section():
+        if number in _STOP and self.in_round and not in_update():
             raise Interrupted
 
 

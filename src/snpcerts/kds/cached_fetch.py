@@ -26,8 +26,8 @@ from snpcerts.kds.errors import (
     KdsUnavailableError,
     KdsUntrustedError,
 )
+from snpcerts.kds.request_queue import RequestQueue
 from snpcerts.kds.store import Store
-from snpcerts.kds.turn import RequestQueue
 from snpcerts.kds.url import Resource
 
 T = TypeVar("T")

@@ -31,10 +31,10 @@ from snpcerts.kds.body import MAX_BODY
 from snpcerts.kds.clock import Clock
 from snpcerts.kds.errors import KdsNotFoundError, KdsUnavailableError, KdsUntrustedError
 from snpcerts.kds.proxy import Proxy, proxy_for
+from snpcerts.kds.request_queue import RequestQueue, Turn
 from snpcerts.kds.retry import AMD_GAP, RetryPolicy, parse_retry_after
 from snpcerts.kds.server_state import Failure, KdsError, ServerState
 from snpcerts.kds.trust import places_of_roots, trusted
-from snpcerts.kds.turn import RequestQueue, Turn
 from snpcerts.kds.url import AMD_URL, Resource, VcekResource, checked_base, checked_target
 
 if TYPE_CHECKING:

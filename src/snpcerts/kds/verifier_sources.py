@@ -10,12 +10,12 @@ from datetime import UTC, datetime
 from snpcerts.endorsement.vek import EndorsementCert, VekKind
 from snpcerts.errors import FormatError, RetryLaterError
 from snpcerts.kds.errors import CacheError, KdsNotFoundError, KdsUnavailableError
-from snpcerts.kds.fruitless import FruitlessRequests
+from snpcerts.kds.failed_requests import FruitlessRequests
 from snpcerts.kds.source import CertificateSource
 from snpcerts.kds.url import CrlResource, VcekResource
 from snpcerts.verify.collateral import Collateral, SuppliedCrl, Supplier
 from snpcerts.verify.report_check import check_signature
-from snpcerts.verify.sources import Part, Wanted
+from snpcerts.verify.sources import CollateralRequest, Part
 
 
 class KdsCertificates:
@@ -33,21 +33,21 @@ class KdsCertificates:
         self._at = at
         self._fruitless = FruitlessRequests(source.store.root)
 
-    def collateral(self, wanted: Wanted) -> Collateral:
+    def collateral(self, request: CollateralRequest) -> Collateral:
         """The missing parts of leaf and chain. Raises the source's errors."""
-        if wanted.kind is VekKind.VCEK and Part.LEAF in wanted.missing:
-            return self._leaf(wanted)
-        if wanted.missing & {Part.INTERMEDIATE, Part.ROOT} and len(wanted.products) == 1:
-            ask, ark = self._source.chain(wanted.products[0], wanted.kind, at=self._at)
+        if request.kind is VekKind.VCEK and Part.LEAF in request.missing:
+            return self._leaf(request)
+        if request.missing & {Part.INTERMEDIATE, Part.ROOT} and len(request.products) == 1:
+            ask, ark = self._source.chain(request.products[0], request.kind, at=self._at)
             return Collateral(ask=ask, ark=ark)
         return Collateral()
 
-    def _leaf(self, wanted: Wanted) -> Collateral:
+    def _leaf(self, request: CollateralRequest) -> Collateral:
         """Ask for each product until one has it; only version 2 reports leave several."""
         absent: KdsNotFoundError | None = None
         counted: list[float] = []
-        for product in wanted.products:
-            hwid, tcb = wanted.hwid(product), wanted.tcb(product)
+        for product in request.products:
+            hwid, tcb = request.hwid(product), request.tcb(product)
             if hwid is None or tcb is None:
                 continue
             resource = VcekResource(product, hwid, tcb)
@@ -63,7 +63,7 @@ class KdsCertificates:
                 # This error says nothing about the chip.
                 self._fruitless.take_back(counted)
                 raise
-            if _signed(wanted, found.leaf):
+            if _signed(request, found.leaf):
                 self._fruitless.take_back(counted)
             elif new:
                 self._source.store.remove(resource)
@@ -91,15 +91,15 @@ class KdsCertificates:
         return stamp
 
 
-def _signed(wanted: Wanted, leaf: bytes) -> bool:
+def _signed(request: CollateralRequest, leaf: bytes) -> bool:
     """Whether the VCEK signed the report; True if the report is not known."""
-    if wanted.report is None:
+    if request.report is None:
         return True
     try:
         key = EndorsementCert.from_bytes(leaf).public_key
     except FormatError:
         return False
-    return not any(check_signature(wanted.report, key))
+    return not any(check_signature(request.report, key))
 
 
 class KdsRevocationLists:
@@ -116,33 +116,33 @@ class KdsRevocationLists:
         # When a list that no cache could store was first fetched.
         self._came: dict[bytes, datetime] = {}
 
-    def collateral(self, wanted: Wanted) -> Collateral:
+    def collateral(self, request: CollateralRequest) -> Collateral:
         """The list. Raises the source's errors if there is not even an old one."""
-        if len(wanted.products) != 1:
+        if len(request.products) != 1:
             return Collateral()
-        product, kind = wanted.products[0], wanted.kind
-        if Part.CRL not in wanted.missing:
-            return self._supplied(wanted, self._source.known_crl(product, kind))
-        age = wanted.maximum_crl_age
+        product, kind = request.products[0], request.kind
+        if Part.CRL not in request.missing:
+            return self._supplied(request, self._source.known_crl(product, kind))
+        age = request.maximum_crl_age
         try:
             found = self._source.crl(product, kind, at=self._at, max_age=age)
         except RetryLaterError as error:
             known = self._source.known_crl(product, kind)
             if known is None:
                 raise
-            return self._supplied(wanted, known, str(error))
-        obtained = self._obtained(CrlResource(product, wanted.kind), found)
+            return self._supplied(request, known, str(error))
+        obtained = self._obtained(CrlResource(product, request.kind), found)
         client, outage = self._source.client, None
         if client is not None and age is not None and datetime.now(UTC) - obtained > age:
             outage = f"{client.url}: returned no newer revocation list"
-        return self._supplied(wanted, found, outage)
+        return self._supplied(request, found, outage)
 
     def _supplied(
-        self, wanted: Wanted, data: bytes | None, outage: str | None = None
+        self, request: CollateralRequest, data: bytes | None, outage: str | None = None
     ) -> Collateral:
         if data is None:
             return Collateral()
-        resource = CrlResource(wanted.products[0], wanted.kind)
+        resource = CrlResource(request.products[0], request.kind)
         client = self._source.client
         if client is None:
             supplier, origin = Supplier.CACHE, str(self._source.store.path_of(resource))

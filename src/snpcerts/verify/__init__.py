@@ -27,12 +27,12 @@ if TYPE_CHECKING:
     from snpcerts.verify.revocation import JudgedList as JudgedList
     from snpcerts.verify.sources import OWN as OWN
     from snpcerts.verify.sources import AsyncCollateralSource as AsyncCollateralSource
+    from snpcerts.verify.sources import CollateralRequest as CollateralRequest
     from snpcerts.verify.sources import CollateralSource as CollateralSource
     from snpcerts.verify.sources import Given as Given
     from snpcerts.verify.sources import GivenCrls as GivenCrls
     from snpcerts.verify.sources import InThread as InThread
     from snpcerts.verify.sources import Part as Part
-    from snpcerts.verify.sources import Wanted as Wanted
     from snpcerts.verify.sources import averify_with as averify_with
     from snpcerts.verify.sources import verify_with as verify_with
     from snpcerts.verify.verdict import ReportTcbs as ReportTcbs
@@ -63,7 +63,7 @@ else:
                 "GivenCrls",
                 "InThread",
                 "Part",
-                "Wanted",
+                "CollateralRequest",
                 "averify_with",
                 "verify_with",
             ),

@@ -44,7 +44,7 @@ class Part(enum.Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
+class CollateralRequest:
     """A request to a source. ``products`` are the products that the report may come from, most
     likely first: exactly one from version 3 on. ``chip_id`` is the report's 64 bytes (zero when
     masked), ``reported_tcb`` its eight raw bytes, whose layout depends on the product. ``own``
@@ -81,7 +81,7 @@ class CollateralSource(Protocol):
     :class:`~snpcerts.errors.RefusedError` means the same, and its message is reported.
     """
 
-    def collateral(self, wanted: Wanted) -> Collateral:
+    def collateral(self, request: CollateralRequest) -> Collateral:
         """The missing items that the source has; returning more does no harm."""
         ...
 
@@ -89,7 +89,7 @@ class CollateralSource(Protocol):
 class AsyncCollateralSource(Protocol):
     """As :class:`CollateralSource`, but awaited."""
 
-    def collateral(self, wanted: Wanted) -> Awaitable[Collateral]:
+    def collateral(self, request: CollateralRequest) -> Awaitable[Collateral]:
         """The missing items that the source has; returning more does no harm."""
         ...
 
@@ -97,8 +97,8 @@ class AsyncCollateralSource(Protocol):
 class _Own:
     """The certificates that came with the report itself."""
 
-    def collateral(self, wanted: Wanted) -> Collateral:
-        return wanted.own
+    def collateral(self, request: CollateralRequest) -> Collateral:
+        return request.own
 
 
 OWN: Final[CollateralSource] = _Own()
@@ -113,9 +113,9 @@ class Given:
     certificates: Collateral
     asvk: bytes | None = None
 
-    def collateral(self, wanted: Wanted) -> Collateral:
+    def collateral(self, request: CollateralRequest) -> Collateral:
         """All of them."""
-        return self.for_kind(wanted.kind)
+        return self.for_kind(request.kind)
 
     def for_kind(self, kind: VekKind | None) -> Collateral:
         """The certificates for reports signed by a key of that kind."""
@@ -151,10 +151,10 @@ class GivenCrls:
                 )
             self._lists.append((authority.product, each))
 
-    def collateral(self, wanted: Wanted) -> Collateral:
+    def collateral(self, request: CollateralRequest) -> Collateral:
         """All lists of the products that the report may come from."""
         return Collateral(
-            lists=tuple(each for product, each in self._lists if product in wanted.products)
+            lists=tuple(each for product, each in self._lists if product in request.products)
         )
 
 
@@ -164,9 +164,9 @@ class InThread:
     def __init__(self, source: CollateralSource) -> None:
         self._source = source
 
-    def collateral(self, wanted: Wanted) -> Awaitable[Collateral]:
+    def collateral(self, request: CollateralRequest) -> Awaitable[Collateral]:
         """As the source's own method."""
-        return asyncio.to_thread(self._source.collateral, wanted)
+        return asyncio.to_thread(self._source.collateral, request)
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,12 +218,12 @@ def prepare(
     answer: _Answer | None = None
     while True:
         try:
-            source, wanted = steps.send(answer)  # type: ignore[arg-type]  # None starts it
+            source, request = steps.send(answer)  # type: ignore[arg-type]  # None starts it
         except StopIteration as done:
             prepared: Prepared = done.value
             return prepared
         try:
-            answer = source.collateral(wanted)  # type: ignore[assignment]  # all are sync here
+            answer = source.collateral(request)  # type: ignore[assignment]  # all are sync here
         except (RetryLaterError, RefusedError) as error:
             answer = error
 
@@ -242,12 +242,12 @@ async def averify_with(
     answer: _Answer | None = None
     while True:
         try:
-            source, wanted = steps.send(answer)  # type: ignore[arg-type]  # None starts it
+            source, request = steps.send(answer)  # type: ignore[arg-type]  # None starts it
         except StopIteration as done:
             prepared: Prepared = done.value
             return prepared.judge(policy, anchors=anchors, at=at)
         try:
-            given = source.collateral(wanted)
+            given = source.collateral(request)
             answer = await given if inspect.isawaitable(given) else given
         except (RetryLaterError, RefusedError) as error:
             answer = error
@@ -258,7 +258,7 @@ _Answer = Collateral | RetryLaterError | RefusedError
 
 def _gather(
     evidence: Evidence, sources: Sequence[AnySource], policy: Policy, at: datetime
-) -> Generator[tuple[AnySource, Wanted], _Answer, Prepared]:
+) -> Generator[tuple[AnySource, CollateralRequest], _Answer, Prepared]:
     """Which source to ask for which items, one after the other."""
     collateral = Collateral()
     unreached: list[Reason] = []
@@ -275,7 +275,7 @@ def _gather(
         missing = _missing(kind, collateral, products, policy, at)
         if not missing and policy.revocation is Revocation.IGNORE:
             break
-        wanted = Wanted(
+        request = CollateralRequest(
             missing,
             kind,
             products,
@@ -285,7 +285,7 @@ def _gather(
             policy.maximum_crl_age,
             report,
         )
-        answer = yield source, wanted
+        answer = yield source, request
         if isinstance(answer, RetryLaterError):
             unreached.append(Reason(ReasonCode.COLLATERAL_UNAVAILABLE, str(answer)))
         elif isinstance(answer, RefusedError):

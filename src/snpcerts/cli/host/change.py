@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from snpcerts.cli.files import read_input
-from snpcerts.cli.host.chosen import FORCE, Host, with_host
-from snpcerts.cli.host.said import listener_of, nothing
+from snpcerts.cli.host.options import FORCE, Host, with_host
+from snpcerts.cli.host.output import event_printer, ignore_event
 from snpcerts.cli.say import present, say
 from snpcerts.errors import SnpCertsError, UsageError
 
@@ -41,7 +41,7 @@ def _changes_firmware(function: Callable[..., Any]) -> Callable[..., Any]:
     def call(
         host: Host, dry_run: bool, as_json: bool, force: bool, allow_empty: bool, **others: Any
     ) -> None:
-        agent = host.agent(nothing if as_json else listener_of("text"), force=force)
+        agent = host.agent(ignore_event if as_json else event_printer("text"), force=force)
         plan = function(agent, **others)
         if dry_run:
             if as_json:
@@ -66,24 +66,24 @@ def _carry_out(agent: Agent, plan: Plan, *, allow_empty: bool, as_json: bool) ->
     if as_json:
         say(json.dumps(_outcome(plan, changed, problem)))
     else:
-        section = changed.section
+        result = changed.result
         present(
-            f"lock wait {section.waited * 1000:.1f} ms, lock held {section.held * 1000:.1f} ms, "
-            f"of which firmware {section.firmware * 1000:.1f} ms"
+            f"lock wait {result.waited * 1000:.1f} ms, lock held {result.held * 1000:.1f} ms, "
+            f"of which firmware {result.firmware * 1000:.1f} ms"
         )
     if problem is not None:
         raise problem
 
 
 def _outcome(plan: Plan, changed: Changed, problem: SnpCertsError | None) -> dict[str, object]:
-    section = changed.section
+    result = changed.result
     return {
         **plan.to_json(),
-        "done": section.refused is None,
+        "done": result.refused is None,
         "in_step": problem is None,
         "problem": None if problem is None else problem.message,
-        "reported_tcb_now": None if section.state is None else section.state.reported.components(),
-        **section.figures(),
+        "reported_tcb_now": None if result.state is None else result.state.reported.components(),
+        **result.figures(),
     }
 
 

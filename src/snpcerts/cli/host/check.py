@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from snpcerts.cli.host.chosen import Host, with_host
 from snpcerts.cli.host.host_source import source_of_host
+from snpcerts.cli.host.options import Host, with_host
 from snpcerts.cli.say import present, say
 from snpcerts.cli.signals import ends_cleanly
 from snpcerts.cli.source_options import anchors_of

@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from snpcerts.cli.host.said import told
+from snpcerts.cli.host.output import show_progress
 
 if TYPE_CHECKING:
     from snpcerts.endorsement.anchors import Anchor
@@ -32,7 +32,7 @@ def source_of_host(
         offline=config.offline,
         anchors=anchors,
         heed_revocation=True,
-        progress=told if progress else _silent,
+        progress=show_progress if progress else _silent,
     )
 
 

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from snpcerts.cli.host.chosen import Host, with_host
-from snpcerts.cli.host.said import listener_of, nothing
+from snpcerts.cli.host.options import Host, with_host
+from snpcerts.cli.host.output import event_printer, ignore_event
 from snpcerts.cli.signals import ends_cleanly
 from snpcerts.errors import RefusedError, RetryLaterError
 
@@ -62,7 +62,7 @@ def prove_key(host: Host, timeout: float, as_json: bool, command: tuple[str, ...
     """
     from snpcerts.host.proof import NONCE_SIZE, prove
 
-    agent = host.agent(nothing if as_json else listener_of("text"))
+    agent = host.agent(ignore_event if as_json else event_printer("text"))
     file = agent.config.files[0]
 
     def ask(nonce: bytes, select: KeySelect) -> bytes:

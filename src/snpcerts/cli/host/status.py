@@ -7,8 +7,8 @@ import json
 
 import click
 
-from snpcerts.cli.host.chosen import Host, with_host
-from snpcerts.cli.host.said import listener_of
+from snpcerts.cli.host.options import Host, with_host
+from snpcerts.cli.host.output import event_printer
 from snpcerts.cli.say import present, say
 
 
@@ -22,8 +22,8 @@ def status(host: Host, as_json: bool) -> None:
     """
     from snpcerts.host.status import status_of
 
-    agent = host.agent(listener_of("text"))
-    found = status_of(agent.firmware, agent.look(), agent.stock.revocation_lists())
+    agent = host.agent(event_printer("text"))
+    found = status_of(agent.firmware, agent.read_files(), agent.table_cache.revocation_lists())
     if as_json:
         say(json.dumps(found.to_json()))
     else:

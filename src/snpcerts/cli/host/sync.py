@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from snpcerts.cli.host.chosen import FORCE, Host, with_host
-from snpcerts.cli.host.said import listener_of
+from snpcerts.cli.host.options import FORCE, Host, with_host
+from snpcerts.cli.host.output import event_printer
 from snpcerts.cli.say import present
 from snpcerts.errors import SnpCertsError, UsageError
 
@@ -71,24 +71,24 @@ def sync(
     metrics_file = metrics_file or config.metrics_file
     metrics_port = metrics_port or config.metrics_port
     metrics = _metrics(metrics_file, metrics_port if watching else None)
-    listener = listener_of(log_form, *([] if metrics is None else [metrics]))
+    listener = event_printer(log_form, *([] if metrics is None else [metrics]))
     if watching:
         _watch(host, interval, listener, metrics, metrics_file, metrics_port, force)
         return
     agent = host.agent(listener, force=force)
     done = agent.sync()
     if metrics is not None and metrics_file is not None:
-        metrics.seen(agent.look(), host.kds_requests(), agent.stock.revocation_lists())
+        metrics.seen(agent.read_files(), host.kds_requests(), agent.table_cache.revocation_lists())
         metrics.write(metrics_file)
     if done.problem is not None:
         click.get_current_context().exit(done.problem.exit_code)
     for each in done.before:
         if each.in_step and log_form == "text":
-            present(f"{each.file.path}: in step, holds {_held(each.wanted)}")
+            present(f"{each.file.path}: in step, holds {_held(each.expected)}")
 
 
 def _held(wanted: object) -> str:
-    from snpcerts.host.wanted import Key
+    from snpcerts.host.expected_content import Key
 
     return f"the certificates of the {wanted}" if isinstance(wanted, Key) else str(wanted)
 
@@ -128,7 +128,7 @@ def _watch(
     def after_round(agent: Agent) -> None:
         if metrics is None:
             return
-        metrics.seen(agent.look(), host.kds_requests(), agent.stock.revocation_lists())
+        metrics.seen(agent.read_files(), host.kds_requests(), agent.table_cache.revocation_lists())
         if metrics_file is not None:
             try:
                 metrics.write(metrics_file)

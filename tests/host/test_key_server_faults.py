@@ -2,7 +2,7 @@
 """``host sync --watch`` while the key server throttles, is down, lies, or answers in pieces.
 
 One watch for each mood, all at the same time: most of what they do is to wait.
-The key servers are in this process, so that their moods can be changed.
+The key servers are in this process, so that their faults can be changed.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from snpcerts.emulator.machine.home import PlatformHome
 from snpcerts.emulator.machine.key_server import KeyServer, ProductLine
 
 from ..emulated import Emulated
-from .site import LOWER, PATIENCE, Lines, Site, reset_reported_tcb, truth, watching
+from .site import LOWER, PATIENCE, Lines, Site, reset_reported_tcb, seen_by_guest, watching
 
 # Nothing that can be taken for an answer: the client itself asks again.
 NO_ANSWER = (
@@ -46,7 +46,7 @@ HARMLESS = (Fault.SLOW, Fault.CONTENT_TYPE)
 class Watched:
     """A watch, and the key server it asks."""
 
-    mood: Fault
+    fault: Fault
     server: KeyServer
     site: Site
     process: subprocess.Popen[str]
@@ -59,14 +59,14 @@ class Watched:
 
     def has_met_it(self) -> None:
         """Wait until the mood has had its effect."""
-        if self.mood in LIES:
+        if self.fault in LIES:
             self.lines.until("unavailable")
             return
         # The answer to the last but one was none, or there would not be another.
         _until(lambda: sum(self.server.requests.values()) >= 3)
 
     def right(self) -> bool:
-        return truth(self.site.file, PlatformHome(self.site.emulated.directory)) == "right"
+        return seen_by_guest(self.site.file, PlatformHome(self.site.emulated.directory)) == "right"
 
     def looks_again(self) -> None:
         """Wait for two rounds to be over: metrics are written after each."""
@@ -86,61 +86,61 @@ def _until(true: Callable[[], bool]) -> None:
 
 @contextlib.contextmanager
 def all_watching(
-    emulated: Emulated, folder: Path, moods: Sequence[Fault]
+    emulated: Emulated, folder: Path, faults: Sequence[Fault]
 ) -> Iterator[dict[Fault, Watched]]:
     reset_reported_tcb(emulated)
     with contextlib.ExitStack() as stack:
         found: dict[Fault, Watched] = {}
-        for mood in moods:
+        for fault in faults:
             home = PlatformHome(emulated.directory)
             server = stack.enter_context(KeyServer.of_homes([home], delay=2.0))
-            server.faults.set(mood)
-            place = folder / mood.value
+            server.faults.set(fault)
+            place = folder / fault.value
             place.mkdir()
             site, metrics = Site(emulated, place, server.url), place / "metrics.prom"
             words = ["--interval=1", f"--metrics-file={metrics}"]
             process = stack.enter_context(watching(site, *words, patience=10 * PATIENCE))
-            found[mood] = Watched(mood, server, site, process, Lines(process), metrics)
+            found[fault] = Watched(fault, server, site, process, Lines(process), metrics)
         yield found
 
 
 @pytest.mark.slow
-def test_no_mood_gets_anything_wrong_published_and_all_recover(
+def test_no_fault_gets_anything_wrong_published_and_all_recover(
     emulated: Emulated, tmp_path: Path
 ) -> None:
     with all_watching(emulated, tmp_path, (*NO_ANSWER, *LIES)) as watches:
         for each in watches.values():
             each.has_met_it()
-            assert each.site.file.read_bytes() == EMPTY, each.mood
+            assert each.site.file.read_bytes() == EMPTY, each.fault
         for each in watches.values():
             each.server.faults.clear()
         for each in watches.values():
             each.lines.until("published")
-            assert each.right(), each.mood
+            assert each.right(), each.fault
 
-        # The moods again. What is right stays, and nobody need be asked.
+        # The faults again. What is right stays, and nobody need be asked.
         for each in watches.values():
-            each.server.faults.set(each.mood)
+            each.server.faults.set(each.fault)
         for each in watches.values():
             each.looks_again()
-            assert each.right(), each.mood
+            assert each.right(), each.fault
 
         # The key changes behind our back: better nothing than what is wrong.
         emulated_site = next(iter(watches.values())).site
-        emulated_site.behind_our_back(LOWER)
+        emulated_site.change_firmware_without_lock(LOWER)
         for each in watches.values():
             assert "tcb-mismatch" in each.lines.until("drift")["message"]
             each.lines.until("emptied")
-            assert each.site.file.read_bytes() == EMPTY, each.mood
+            assert each.site.file.read_bytes() == EMPTY, each.fault
         for each in watches.values():
             each.server.faults.clear()
         for each in watches.values():
             each.lines.until("published")
-            assert each.right(), each.mood
+            assert each.right(), each.fault
             each.looks_again()
             assert each.metric("snpcerts_in_step{") == 1.0
             assert each.metric("snpcerts_drift_total") == 1.0
-        lied = [watches[mood] for mood in LIES]
+        lied = [watches[fault] for fault in LIES]
         assert all(each.metric("snpcerts_failures_total") >= 1 for each in lied)
         throttled = watches[Fault.TOO_MANY]
         assert throttled.metric('snpcerts_kds_requests{result="throttled"}') >= 1
@@ -153,7 +153,7 @@ def test_a_late_answer_and_one_by_another_name_are_answers(
     with all_watching(emulated, tmp_path, HARMLESS) as watches:
         for each in watches.values():
             each.lines.until("published")
-            assert each.right(), each.mood
+            assert each.right(), each.fault
 
 
 def test_a_revoked_ask_is_withdrawn_and_its_successor_published(
@@ -183,5 +183,5 @@ def test_a_revoked_ask_is_withdrawn_and_its_successor_published(
 
         server.lines[Product.MILAN] = ProductLine(authority.with_new_ask(), chips, revoked)
         site.done("sync")
-        assert truth(site.file, home) == "right"
+        assert seen_by_guest(site.file, home) == "right"
         assert site.attest() == 0

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from snpcerts.host.event import Event, Listener
 
 
-def listener_of(form: str, *others: Listener) -> Listener:
+def event_printer(form: str, *others: Listener) -> Listener:
     """Events to standard output, warnings of a text log to standard error, and to others."""
     from snpcerts.host.log import json_log, text_log
 
@@ -37,13 +37,13 @@ def listener_of(form: str, *others: Listener) -> Listener:
     return listen
 
 
-def nothing(event: Event) -> None:
+def ignore_event(event: Event) -> None:
     """Say nothing: the command prints one JSON object at its end."""
     del event
 
 
 @contextlib.contextmanager
-def told(what: str) -> Iterator[None]:
+def show_progress(what: str) -> Iterator[None]:
     """Say what is being done, once it takes longer than a second."""
     over = threading.Event()
     start = time.monotonic()

@@ -27,8 +27,8 @@ from snpcerts.endorsement.judge import ChainBytes, ChipJudge, Judgement, judge_l
 from snpcerts.endorsement.vek import VekKind
 from snpcerts.errors import FormatError, InputError, RefusedError, RetryLaterError, SnpCertsError
 from snpcerts.host.config import ExtraEntry, FileConfig
+from snpcerts.host.expected_content import ExpectedContent, Key
 from snpcerts.host.vlek_store import VlekStore
-from snpcerts.host.wanted import Key, Wanted
 from snpcerts.kds.source import CertificateSource
 
 T = TypeVar("T")
@@ -81,7 +81,7 @@ def _utc() -> datetime:
     return datetime.now(UTC)
 
 
-class Stock:
+class TableCache:
     """Verified tables by key. Nothing gets in that :class:`ChipJudge` refuses.
 
     ``observe`` is told the result of each call to the source: ``ok``, or the
@@ -199,11 +199,11 @@ class Stock:
             if not judge_table(self.judge, table, key, now).sound:
                 del self._tables[key]
 
-    def table_for(self, file: FileConfig, wanted: Wanted) -> CertTable | None:
+    def table_for(self, file: FileConfig, expected: ExpectedContent) -> CertTable | None:
         """The table that ``file`` should hold, None if it is not cached. Never fetches."""
-        if not isinstance(wanted, Key):
+        if not isinstance(expected, Key):
             return EMPTY_TABLE
-        certificates = self._tables.get(wanted)
+        certificates = self._tables.get(expected)
         if certificates is None:
             return None
         return CertTable(certificates.entries + self.extras(file, certificates))

@@ -19,26 +19,26 @@ from snpcerts.certfile.several import Target
 from snpcerts.certfile.step import Performer
 from snpcerts.errors import SnpCertsError
 from snpcerts.host.config import FileConfig
+from snpcerts.host.expected_content import ExpectedContent, Key, expected_content
 from snpcerts.host.host_firmware import FirmwareState
-from snpcerts.host.stock import EMPTY_TABLE, Stock
-from snpcerts.host.wanted import Key, Wanted, wanted
+from snpcerts.host.table_cache import EMPTY_TABLE, TableCache
 
 _ReadState = Callable[[], FirmwareState]
 
 
 @dataclass(frozen=True, slots=True)
-class Published:
+class FileResult:
     """What one file holds after the section; ``missing`` is the key without a cached table."""
 
     file: FileConfig
-    wanted: Wanted | None  # None when the firmware's status could not be read
+    expected: ExpectedContent | None  # None when the firmware's status could not be read
     entries: int
     missing: Key | None = None
     problem: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class Section:
+class UpdateResult:
     """How it went; times in seconds.
 
     ``waited`` for the locks, ``held`` the longest lock, ``firmware`` the part of
@@ -47,7 +47,7 @@ class Section:
     """
 
     state: FirmwareState | None
-    files: tuple[Published, ...]
+    files: tuple[FileResult, ...]
     waited: float
     held: float
     firmware: float
@@ -72,13 +72,15 @@ class Section:
 class _Chooser:
     """Gives the tables, once the firmware is what it will be."""
 
-    def __init__(self, files: Sequence[FileConfig], read_state: _ReadState, stock: Stock) -> None:
+    def __init__(
+        self, files: Sequence[FileConfig], read_state: _ReadState, table_cache: TableCache
+    ) -> None:
         self._files = files
         self._read_state = read_state
-        self._stock = stock
+        self._table_cache = table_cache
         self.state: FirmwareState | None = None
         self.failure: SnpCertsError | None = None
-        self.published: list[Published] = []
+        self.published: list[FileResult] = []
 
     def tables(self) -> list[bytes]:
         self.published.clear()
@@ -87,37 +89,37 @@ class _Chooser:
         except SnpCertsError as error:
             # Which key signs is not known, so no certificate is right.
             self.state, self.failure = None, error
-            self.published += [Published(file, None, 0) for file in self._files]
+            self.published += [FileResult(file, None, 0) for file in self._files]
             return [EMPTY_TABLE.encode() for _ in self._files]
-        return [self._table(file, wanted(self.state, file)) for file in self._files]
+        return [self._table(file, expected_content(self.state, file)) for file in self._files]
 
-    def _table(self, file: FileConfig, want: Wanted) -> bytes:
-        table = self._stock.table_for(file, want)
-        missing = want if table is None and isinstance(want, Key) else None
+    def _table(self, file: FileConfig, expected: ExpectedContent) -> bytes:
+        table = self._table_cache.table_for(file, expected)
+        missing = expected if table is None and isinstance(expected, Key) else None
         table = EMPTY_TABLE if table is None else table
-        self.published.append(Published(file, want, len(table), missing))
+        self.published.append(FileResult(file, expected, len(table), missing))
         return table.encode()
 
 
 def run(
     files: Sequence[FileConfig],
     read_state: _ReadState,
-    stock: Stock,
+    table_cache: TableCache,
     *,
     command: Callable[[], None] | None = None,
     lock_wait: float,
-    condemned: Mapping[str, bytes] = MappingProxyType({}),
+    wrong_tables: Mapping[str, bytes] = MappingProxyType({}),
     performer: Performer = system.perform,
-) -> Section:
+) -> UpdateResult:
     """Lock and empty ``files``, give the firmware ``command``, publish what matches then.
 
     Raises :class:`~snpcerts.certfile.writer.LockHeldError` and the errors of
     paths that are none, always before the firmware is touched. What the
     firmware says, or a file that cannot be written after it, is in the result.
-    ``condemned`` has, by path, the tables that were found to be wrong: no end
+    ``wrong_tables`` has, by path, the tables that were found to be wrong: no end
     of this leaves one of those in its file.
     """
-    chooser = _Chooser(files, read_state, stock)
+    chooser = _Chooser(files, read_state, table_cache)
     refused: list[SnpCertsError] = []
     took = 0.0
 
@@ -133,17 +135,19 @@ def run(
         return chooser.tables()
 
     done = several.perform(
-        [Target(file.path, file.strategy, condemned.get(file.path)) for file in files],
+        [Target(file.path, file.strategy, wrong_tables.get(file.path)) for file in files],
         change,
         chooser.tables,
         lock_wait=lock_wait,
         performer=performer,
     )
     problems = {path: str(error) for path, error in done.problems}
-    return Section(
+    return UpdateResult(
         state=chooser.state,
         files=tuple(
-            Published(each.file, each.wanted, each.entries, each.missing, problems[each.file.path])
+            FileResult(
+                each.file, each.expected, each.entries, each.missing, problems[each.file.path]
+            )
             if each.file.path in problems
             else each
             for each in chooser.published

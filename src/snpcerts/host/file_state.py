@@ -21,14 +21,14 @@ from snpcerts.certfile.recognise import table_problem, was_updated_before
 from snpcerts.endorsement.judge import ChainBytes, ChipJudge
 from snpcerts.endorsement.vek import EndorsementCert
 from snpcerts.host.config import FileConfig
+from snpcerts.host.expected_content import ExpectedContent, Key, NoKey, expected_content
 from snpcerts.host.host_firmware import FirmwareState
-from snpcerts.host.wanted import Key, NoKey, Wanted, wanted
 
 # Longer than an update without its firmware command takes.
 LOOK_WAIT = 1.0
 
 
-class Standing(enum.Enum):
+class FileMatch(enum.Enum):
     """How a file stands to the firmware."""
 
     RIGHT = "right"
@@ -43,11 +43,11 @@ class Standing(enum.Enum):
     @property
     def harmful(self) -> bool:
         """Guests may be handed what does not match."""
-        return self is Standing.WRONG
+        return self is FileMatch.WRONG
 
 
 @dataclass(frozen=True, slots=True)
-class Holding:
+class FileState:
     """One file: what it holds, what it should, what is the matter with it.
 
     ``state`` is the firmware's at the time; ``table`` None when there is none
@@ -59,8 +59,8 @@ class Holding:
 
     file: FileConfig
     state: FirmwareState
-    wanted: Wanted
-    standing: Standing
+    expected: ExpectedContent
+    match: FileMatch
     problems: tuple[str, ...] = ()
     table: CertTable | None = None
     leaf: EndorsementCert | None = None
@@ -72,10 +72,10 @@ class Holding:
     @property
     def in_step(self) -> bool:
         """The file holds what it should."""
-        return self.standing is Standing.RIGHT
+        return self.match is FileMatch.RIGHT
 
 
-def look(
+def read_file_state(
     file: FileConfig,
     read_state: Callable[[], FirmwareState],
     judge: ChipJudge,
@@ -83,7 +83,7 @@ def look(
     *,
     extras: Callable[[CertTable], Sequence[TableEntry]] = lambda _: (),
     lock_wait: float = LOOK_WAIT,
-) -> Holding:
+) -> FileState:
     """Look at one file and the firmware at once.
 
     A table whose other entries are not exactly its ``extras`` is outdated. Raises
@@ -93,27 +93,27 @@ def look(
     state: FirmwareState = CertFile(file.path).serve(
         deliver=seen.append, handshake=read_state, lock_wait=lock_wait
     )
-    want = wanted(state, file)
+    expected = expected_content(state, file)
     found = seen[0]
     if isinstance(found, Table):
         why = table_problem(found.data)
         if why is None:
-            held = _of_table(file, state, want, found.data, judge, at, extras)
+            held = _of_table(file, state, expected, found.data, judge, at, extras)
             return replace(held, data=found.data)
         ours = was_updated_before(file.path)
-        standing = Standing.WRONG if ours else Standing.FOREIGN
+        match = FileMatch.WRONG if ours else FileMatch.FOREIGN
         problem = f"is malformed: {why}" if ours else f"is not a certificate file: {why}"
-        return Holding(file, state, want, standing, (problem,), garbage=True, data=found.data)
+        return FileState(file, state, expected, match, (problem,), garbage=True, data=found.data)
     if isinstance(found, Empty):
-        if isinstance(want, NoKey):
-            return Holding(file, state, want, Standing.RIGHT, table=CertTable())
-        problem = f"is empty, should hold the certificates of the {want}"
-        return Holding(file, state, want, Standing.EMPTY, (problem,), table=CertTable())
+        if isinstance(expected, NoKey):
+            return FileState(file, state, expected, FileMatch.RIGHT, table=CertTable())
+        problem = f"is empty, should hold the certificates of the {expected}"
+        return FileState(file, state, expected, FileMatch.EMPTY, (problem,), table=CertTable())
     if isinstance(found, Busy):
         problem = f"is locked for an update, still running after {found.waited:.1f} s"
-        return Holding(file, state, want, Standing.LOCKED, (problem,))
-    standing = Standing.MISSING if found.problem == _NO_SUCH_FILE else Standing.UNREADABLE
-    return Holding(file, state, want, standing, (f"cannot be read: {found.problem}",))
+        return FileState(file, state, expected, FileMatch.LOCKED, (problem,))
+    match = FileMatch.MISSING if found.problem == _NO_SUCH_FILE else FileMatch.UNREADABLE
+    return FileState(file, state, expected, match, (f"cannot be read: {found.problem}",))
 
 
 _NO_SUCH_FILE = os.strerror(errno.ENOENT)
@@ -123,26 +123,28 @@ _CERTIFICATES = frozenset((VCEK_GUID, VLEK_GUID, ASK_GUID, ARK_GUID))
 def _of_table(
     file: FileConfig,
     state: FirmwareState,
-    want: Wanted,
+    expected: ExpectedContent,
     data: bytes,
     judge: ChipJudge,
     at: datetime,
     extras: Callable[[CertTable], Sequence[TableEntry]],
-) -> Holding:
+) -> FileState:
     table = CertTable.decode(data)
-    if not isinstance(want, Key):
-        problem = f"holds certificates, should hold {want}"
-        return Holding(file, state, want, Standing.WRONG, (problem,), table)
-    judged = judge.judge(ChainBytes.from_table(table, want.kind), want.kind, want.tcb, at)
-    standing = Standing.RIGHT
+    if not isinstance(expected, Key):
+        problem = f"holds certificates, should hold {expected}"
+        return FileState(file, state, expected, FileMatch.WRONG, (problem,), table)
+    judged = judge.judge(
+        ChainBytes.from_table(table, expected.kind), expected.kind, expected.tcb, at
+    )
+    match = FileMatch.RIGHT
     problems = tuple(map(str, judged.wrong + judged.lapsed + judged.early))
     lapsed = bool(judged.lapsed) and not judged.wrong
     if judged.wrong or lapsed:
-        standing = Standing.WRONG
+        match = FileMatch.WRONG
     elif judged.early:
-        standing = Standing.OUTDATED
+        match = FileMatch.OUTDATED
     elif {each for each in table if each.guid not in _CERTIFICATES} != set(extras(table)):
-        standing, problems = Standing.OUTDATED, ("its extra entries differ from the configuration",)
-    return Holding(
-        file, state, want, standing, problems, table, judged.leaf, judged.not_after, lapsed
+        match, problems = FileMatch.OUTDATED, ("its extra entries differ from the configuration",)
+    return FileState(
+        file, state, expected, match, problems, table, judged.leaf, judged.not_after, lapsed
     )

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from snpcerts.cli.host.host_source import source_of_host
-from snpcerts.cli.host.said import told
+from snpcerts.cli.host.output import show_progress
 from snpcerts.cli.product_option import product_option
 from snpcerts.cli.source_options import SourceOptions, anchors_of, source_options_of_host
 from snpcerts.errors import UsageError
@@ -166,7 +166,7 @@ class Host:
         from snpcerts.endorsement.judge import ChipJudge
         from snpcerts.host.agent import Agent
         from snpcerts.host.event import Event, EventKind
-        from snpcerts.host.stock import Stock
+        from snpcerts.host.table_cache import TableCache
         from snpcerts.host.vlek_store import VlekStore
 
         config = self.config()
@@ -178,7 +178,7 @@ class Host:
         def observe(result: str) -> None:
             listener(Event(EventKind.FETCHED, f"asked: {result}", fields={"result": result}))
 
-        stock = Stock(
+        table_cache = TableCache(
             ChipJudge(
                 firmware.product,
                 firmware.hwid,
@@ -190,14 +190,14 @@ class Host:
             observe=observe,
         )
         if not progress:
-            return Agent(config, firmware, stock, listener=listener, force=force)
+            return Agent(config, firmware, table_cache, listener=listener, force=force)
         return Agent(
             config,
             firmware,
-            stock,
+            table_cache,
             listener=listener,
             force=force,
-            during=lambda: told("waiting for the locks and the firmware"),
+            during=lambda: show_progress("waiting for the locks and the firmware"),
         )
 
     def kds_requests(self) -> dict[str, int]:

@@ -41,7 +41,7 @@ class NoKey:
         return f"the empty table ({self.reason})"
 
 
-Wanted = Key | NoKey
+ExpectedContent = Key | NoKey
 
 
 def key_sel(file: FileConfig) -> KeySel:
@@ -51,7 +51,7 @@ def key_sel(file: FileConfig) -> KeySel:
     return KeySel.VLEK if file.kind is VekKind.VLEK else KeySel.VCEK
 
 
-def wanted(state: FirmwareState, file: FileConfig) -> Wanted:
+def expected_content(state: FirmwareState, file: FileConfig) -> ExpectedContent:
     """What ``file`` must hold while the firmware is in ``state``."""
     proof = state.known.proof(key_sel(file))
     if proof is not None:
@@ -76,7 +76,7 @@ _VLEK_SIGNS = NoKey("a VLEK is loaded, and signs guests' reports by default")
 _UNTIED = NoKey("MASK_CHIP_ID is set: no report can be matched to the VCEK's chip")
 
 
-def _loaded_vlek(state: FirmwareState, file: FileConfig) -> Wanted:
+def _loaded_vlek(state: FirmwareState, file: FileConfig) -> ExpectedContent:
     if state.chip_key_masked and not file.masked_vlek_signs:
         return NoKey(
             "MASK_CHIP_KEY is in force with a VLEK loaded: whether that signs depends on the "
@@ -87,7 +87,7 @@ def _loaded_vlek(state: FirmwareState, file: FileConfig) -> Wanted:
     return Key(VekKind.VLEK, state.reported)
 
 
-def _proven(state: FirmwareState, file: FileConfig, proof: Proof) -> Wanted:
+def _proven(state: FirmwareState, file: FileConfig, proof: Proof) -> ExpectedContent:
     if proof.kind is VekKind.VLEK and file.kind is VekKind.VCEK:
         return _VLEK_SIGNS
     if proof.kind is VekKind.VCEK and file.kind is VekKind.VLEK and file.without_vlek is None:
