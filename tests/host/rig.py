@@ -79,7 +79,7 @@ class FirmwareDevice:
 
 @dataclass
 class KeyServer:
-    """A certificate source whose mood a test sets."""
+    """A certificate source whose faults a test sets."""
 
     authority: EmulatedAuthority
     chip: Chip

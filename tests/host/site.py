@@ -31,7 +31,7 @@ RESET = "sev.snp_set_config(SnpConfig())\n"
 
 @dataclass
 class Site:
-    """A host, its certificate file, and a key server that may be in a bad mood."""
+    """A host, its certificate file, and a key server that may be faulty."""
 
     emulated: Emulated
     folder: Path

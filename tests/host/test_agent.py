@@ -155,7 +155,7 @@ def test_with_the_key_server_down_what_is_right_stays(rig: Rig) -> None:
     assert rig.seen_by_guest() == "right"
 
 
-@pytest.mark.parametrize("mood", ["down", "missing"])
+@pytest.mark.parametrize("fault", ["down", "missing"])
 def test_with_the_key_server_down_what_is_wrong_becomes_empty(rig: Rig, fault: str) -> None:
     rig.agent().sync()
     change_firmware_without_lock(rig)

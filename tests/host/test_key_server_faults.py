@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """``host sync --watch`` while the key server throttles, is down, lies, or answers in pieces.
 
-One watch for each mood, all at the same time: most of what they do is to wait.
+One watch for each fault, all at the same time: most of what they do is to wait.
 The key servers are in this process, so that their faults can be changed.
 """
 
@@ -58,7 +58,7 @@ class Watched:
         return sum(float(line.split()[-1]) for line in found)
 
     def has_met_it(self) -> None:
-        """Wait until the mood has had its effect."""
+        """Wait until the fault has had its effect."""
         if self.fault in LIES:
             self.lines.until("unavailable")
             return
