@@ -90,7 +90,7 @@ def test_there_are_examples() -> None:
 
 @pytest.mark.usefixtures("directory")
 @pytest.mark.parametrize("code", [code for _, code in EXAMPLES], ids=[at for at, _ in EXAMPLES])
-def test_an_example_runs_by_itself(code: str) -> None:
+def test_an_example_runs_on_its_own(code: str) -> None:
     run(code)
 
 

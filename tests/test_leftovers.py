@@ -167,7 +167,7 @@ def test_a_launcher_that_fails_behind_its_filter_ends(tmp_path: Path) -> None:
     assert b"Broken pipe" in made.stderr
 
 
-def test_with_sigint_ignored_a_command_ends_all_the_same(tmp_path: Path) -> None:
+def test_with_sigint_ignored_a_command_still_ends(tmp_path: Path) -> None:
     """Started in the background of a script, or by nohup."""
     marked = Marked(tmp_path / "tmp")
     started = marked.start("demo", "--guests", "1", "--seconds", "600", ignored=True)

@@ -156,7 +156,7 @@ def test_eio_costs_a_linux_guest_its_key(host: EmulatedHost, tmp_path: Path) -> 
     assert not vm.outcomes[0].report
 
 
-def test_busy_while_somebody_holds_the_lock_and_served_when_they_are_done(
+def test_busy_while_the_lock_is_held_and_served_after_its_release(
     host: EmulatedHost, tmp_path: Path
 ) -> None:
     path = tmp_path / "certs.bin"

@@ -83,7 +83,7 @@ def _signature(function: object) -> str:
     return f"({', '.join(parts)}){arrow}"
 
 
-def test_names_and_signatures_are_those_that_were_promised() -> None:
+def test_public_names_and_signatures_are_unchanged() -> None:
     found = described().splitlines()
     promised = HELD.read_text(encoding="utf-8").splitlines()
     gone = [line for line in promised if line not in found]

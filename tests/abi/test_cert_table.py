@@ -153,7 +153,7 @@ V = VCEK_GUID.bytes
         (distinct(MAX_ENTRIES + 1, 0, 1) + EMPTY, "more than 682 entries", 682, 682 * 24),
     ],
 )
-def test_what_is_wrong_is_named_with_its_place(
+def test_errors_name_the_entry_and_offset(
     data: bytes, message: str, index: int, offset: int
 ) -> None:
     with pytest.raises(FormatError, match=message) as caught:
@@ -162,7 +162,7 @@ def test_what_is_wrong_is_named_with_its_place(
     assert caught.value.offset == offset
 
 
-def test_lenient_keeps_what_is_sound() -> None:
+def test_lenient_decoding_keeps_valid_entries() -> None:
     data = entry(V, 72, 2) + entry(ASK_GUID.bytes, 500, 2) + EMPTY + b"ok"
     table, problems = CertTable.decode_lenient(data)
     assert table.entries == (TableEntry(VCEK_GUID, b"ok"),)

@@ -144,7 +144,7 @@ def test_tcb_bytes_of_both_layouts() -> None:
     assert turin == TcbVersion(fmc=1, bootloader=1, tee=1, snp=4, microcode=81)
 
 
-def test_milan_bytes_are_no_turin_tcb() -> None:
+def test_milan_bytes_are_not_a_turin_tcb() -> None:
     with pytest.raises(FormatError, match="another product"):
         TcbVersion.unpack(bytes.fromhex("04000000000018db"), TcbLayout.TURIN)
 

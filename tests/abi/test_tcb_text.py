@@ -42,6 +42,8 @@ def test_short_names_are_read() -> None:
         (str(MILAN), Product.TURIN, "needs fmc"),
     ],
 )
-def test_what_is_no_tcb_is_refused(text: str, product: Product | None, message: str) -> None:
+def test_text_that_is_not_a_tcb_is_refused(
+    text: str, product: Product | None, message: str
+) -> None:
     with pytest.raises(FormatError, match=message):
         TcbVersion.parse(text, None if product is None else product.tcb_layout)

@@ -110,7 +110,7 @@ def test_the_way_is_followed_as_the_kernel_does(tmp_path: Path) -> None:
         resolve(str(tmp_path / "circle" / "x"))
 
 
-def test_directories_on_the_way_that_others_may_write_to_are_told(tmp_path: Path) -> None:
+def test_directories_on_the_path_that_others_may_write_to_are_reported(tmp_path: Path) -> None:
     loose = tmp_path / "loose"
     (loose / "inner").mkdir(parents=True)
     path = str(loose / "inner" / "certs.bin")

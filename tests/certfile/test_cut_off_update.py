@@ -90,7 +90,7 @@ def test_requests_on_their_way_from_a_file_set_aside_are_waited_for(
 
 
 @STRATEGIES
-def test_a_file_set_aside_is_emptied_for_those_that_keep_it_open(
+def test_a_file_set_aside_is_emptied_for_readers_that_keep_it_open(
     file: Path, strategy: Strategy
 ) -> None:
     kept = os.open(file, os.O_RDONLY)

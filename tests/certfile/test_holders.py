@@ -115,7 +115,7 @@ def test_a_command_line_cannot_play_tricks_on_the_terminal(file: Path) -> None:
     assert len(holder.command) <= 120
 
 
-def test_holders_are_told_without_what_is_not_known() -> None:
+def test_unknown_details_of_holders_are_omitted() -> None:
     assert str(Holder(7, "vmm", "OFDLCK", True)) == "pid 7 (vmm, exclusive OFD lock)"
 
 

@@ -120,7 +120,7 @@ def _loop(path: Path) -> None:
         (_loop, "symbolic links"),
     ],
 )
-def test_what_cannot_be_served_says_why(
+def test_a_file_that_cannot_be_served_gives_the_reason(
     file: Path, spoil: Callable[[Path], None], problem: str
 ) -> None:
     spoil(file)

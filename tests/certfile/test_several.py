@@ -199,7 +199,7 @@ def _ends_before(scene: Scene, at: int, firmware: Path) -> bool:
 
 
 @pytest.mark.parametrize("held", [0, 1, 2])
-def test_a_lock_that_is_not_had_gives_every_file_back(tmp_path: Path, held: int) -> None:
+def test_if_a_lock_is_not_granted_every_file_gets_its_table_back(tmp_path: Path, held: int) -> None:
     scene = Scene(tmp_path, [Strategy.SWAP, Strategy.IN_PLACE, Strategy.SWAP])
     before = scene.contents()
     start = time.monotonic()
@@ -225,7 +225,7 @@ def test_when_the_change_raises_every_file_stays_empty(tmp_path: Path) -> None:
     assert scene.contents() == [EMPTY, EMPTY]
 
 
-def test_locks_are_taken_in_one_order_whoever_asks(tmp_path: Path) -> None:
+def test_locks_are_always_taken_in_the_same_order(tmp_path: Path) -> None:
     """Two updates of the same files, listed in opposite orders, never wait for each other."""
     scene = Scene(tmp_path, [Strategy.SWAP] * 3)
     done: list[several.SeveralUpdate] = []

@@ -56,7 +56,7 @@ def served(path: Path, lock_wait: float = 0) -> Found:
 
 
 @STRATEGIES
-def test_while_the_firmware_changes_nobody_is_served(file: Path, strategy: Strategy) -> None:
+def test_no_reader_is_served_while_the_firmware_changes(file: Path, strategy: Strategy) -> None:
     during: list[object] = []
 
     def change() -> CertTable:
@@ -176,7 +176,7 @@ def test_owner_mode_and_attributes_survive(file: Path, strategy: Strategy) -> No
     assert os.getxattr(file, "user.label") == b"kept"
 
 
-def test_swap_leaves_the_old_file_empty_for_those_that_keep_it_open(file: Path) -> None:
+def test_swap_leaves_the_old_file_empty_for_readers_that_keep_it_open(file: Path) -> None:
     fd = os.open(file, os.O_RDONLY)
     try:
         CertFile(str(file)).publish(NEW)
@@ -381,7 +381,9 @@ def test_a_file_replaced_before_the_firmware_changes_stops_the_update(
 
 
 @STRATEGIES
-def test_a_file_replaced_while_the_firmware_changes_is_told(file: Path, strategy: Strategy) -> None:
+def test_a_file_replaced_while_the_firmware_changes_is_reported(
+    file: Path, strategy: Strategy
+) -> None:
     def change() -> CertTable:
         other = file.with_name("other")
         other.write_bytes(b"not ours")
@@ -413,7 +415,7 @@ def test_a_full_file_system_leaves_the_empty_table_for_real(tmp_path: Path) -> N
         subprocess.run(["umount", place], check=True)
 
 
-def test_a_read_only_file_system_is_told_and_nothing_changes(tmp_path: Path) -> None:
+def test_a_read_only_file_system_is_reported_and_nothing_changes(tmp_path: Path) -> None:
     place = tmp_path / "read-only"
     place.mkdir()
     mounted = subprocess.run(["mount", "-t", "tmpfs", "tmpfs", place], capture_output=True)

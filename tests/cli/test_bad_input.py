@@ -126,7 +126,7 @@ def test_bad_files_are_one_line_and_exit_code_2(
 
 @pytest.mark.parametrize("kind", ["missing", "directory", "fifo"])
 @pytest.mark.parametrize("name", ANY_CONTENT)
-def test_what_is_not_a_file_is_one_line_and_exit_code_2(
+def test_a_path_that_is_not_a_file_gives_one_line_and_exit_code_2(
     name: str, kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     BAD[kind](tmp_path / "BAD")
@@ -186,7 +186,7 @@ def test_wrong_usage_is_exit_code_2(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_reader_of_our_output_that_goes_away_is_no_traceback(tmp_path: Path) -> None:
+def test_a_closed_output_pipe_prints_no_traceback(tmp_path: Path) -> None:
     table = tmp_path / "table"
     table.write_bytes(bytes(24))
     shell = f"{sys.executable} -m snpcerts table show {table} | true"

@@ -191,7 +191,7 @@ def test_another_c_library_is_refused(
     assert (code, "musl" in said) == (1, True)
 
 
-def test_a_loader_that_is_not_there_is_told(
+def test_a_missing_loader_is_reported(
     certs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     nowhere = "-Wl,--dynamic-linker=/nowhere/ld.so"
@@ -199,7 +199,7 @@ def test_a_loader_that_is_not_there_is_told(
     assert (code, "/nowhere/ld.so cannot be run" in said) == (2, True)
 
 
-def test_a_library_that_is_not_there_is_told(
+def test_a_missing_library_is_reported(
     certs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     library = compile_c(tmp_path / "libx.so", "int x(void) { return 1; }\n", "-shared", "-fPIC")
@@ -257,7 +257,7 @@ def test_a_program_with_capabilities_is_refused(
 
 
 @pytest.mark.parametrize("content", [b"", b"random", b"#!\n", b"#!/nowhere\n", b"\x7fELF\x02\x01"])
-def test_what_is_no_program_is_told(
+def test_a_file_that_is_not_a_program_is_reported(
     content: bytes, certs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     program = tmp_path / "vmm"
@@ -267,7 +267,7 @@ def test_what_is_no_program_is_told(
     assert (code, str(program) in said or "/nowhere" in said) == (2, True)
 
 
-def test_a_script_that_interprets_itself_is_told(
+def test_a_script_that_interprets_itself_is_reported(
     certs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     script = tmp_path / "vmm"

@@ -89,7 +89,7 @@ def test_json_is_not_wrapped_on_a_terminal(folder: Path) -> None:
     assert on_terminal([*VERIFY, "--json"], folder) == in_pipe([*VERIFY, "--json"], folder)
 
 
-def test_what_was_not_asked_is_counted_and_listed_on_request(folder: Path) -> None:
+def test_checks_not_asked_are_counted_and_listed_on_request(folder: Path) -> None:
     assert re.search(r"\d+ not asked \(-v lists them\)", in_pipe(VERIFY, folder))
     assert "not asked    " in in_pipe([*VERIFY, "-v"], folder)
 

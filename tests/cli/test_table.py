@@ -130,7 +130,7 @@ def test_a_served_file_is_not_replaced_behind_its_lock(
     assert table.read_bytes() == bytes(24)
 
 
-def test_lenient_shows_what_is_sound_and_still_fails(
+def test_lenient_shows_valid_entries_and_still_fails(
     vectors: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     table = tmp_path / "table"
@@ -146,7 +146,7 @@ def test_lenient_shows_what_is_sound_and_still_fails(
     assert "problem: entry 2" in captured.err
 
 
-def test_a_key_that_is_no_certificate_is_not_built_in(
+def test_a_key_that_is_not_a_certificate_is_not_built_in(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     bad = tmp_path / "bad.pem"

@@ -47,7 +47,7 @@ def test_the_machine_outlives_the_command(emulated: Emulated) -> None:
     assert shown["vms"] == []
 
 
-def test_a_command_is_on_disk_before_its_caller_goes_on(emulated: Emulated) -> None:
+def test_a_command_is_on_disk_before_its_caller_continues(emulated: Emulated) -> None:
     """Who runs something after it, and reads the directory, finds it done."""
     look = (
         "import json; from pathlib import Path\n"
@@ -181,7 +181,7 @@ def test_a_killed_vmm_leaves_no_vm_and_no_lock(emulated: Emulated) -> None:
     assert main(["lock", served, "--seconds", "0"]) == 0
 
 
-def test_scripted_guests_tell_what_they_got(emulated: Emulated, tmp_path: Path) -> None:
+def test_scripted_guests_report_their_outcomes(emulated: Emulated, tmp_path: Path) -> None:
     emulated.issue_certificates()
     served, outcomes = str(emulated.certs / "table.bin"), tmp_path / "outcomes.jsonl"
     program = [sys.executable, "-P", "-m", "snpcerts.emulator.machine.vmm_program", served]
@@ -234,7 +234,7 @@ def test_a_damaged_platform_is_reported_in_one_line(tmp_path: Path, content: str
     assert made.stderr.startswith("snpcerts: ")
 
 
-def test_what_the_host_shows_agrees_with_its_firmware(emulated: Emulated) -> None:
+def test_the_files_of_the_host_agree_with_its_firmware(emulated: Emulated) -> None:
     """A guest's policy asks for SMT as the report says it is, and a guest_memfd has its size."""
     script = (
         "import fcntl, os\n"

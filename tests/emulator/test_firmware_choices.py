@@ -232,7 +232,9 @@ def test_what_is_committed_after_a_reload_of_an_uncommitted_update(
         (replace(OLD, bootloader=10, tee=0, snp=0, microcode=0), False, False),
     ],
 )
-def test_what_set_config_takes(asked: TcbVersion, published: bool, documented: bool) -> None:
+def test_set_config_accepts_valid_values_only(
+    asked: TcbVersion, published: bool, documented: bool
+) -> None:
     for played, taken in ((PUBLISHED, published), (DOCUMENTED, documented), (OBSERVED, documented)):
         on = firmware(played)
         if not taken:

@@ -130,7 +130,7 @@ def report_payload(*, vmpl: int = 0, key_sel: int = 0, rsvd: bytes = bytes(24)) 
         (report_payload(vmpl=2**32 - 1), 0, 0),
     ],
 )
-def test_what_a_report_request_is_answered(
+def test_answers_to_report_requests(
     payload: bytes, vmpck: int, status: int, guest: FirmwareGuest
 ) -> None:
     answer = guest.ask(MessageType.REPORT_REQ, payload, vmpck)
@@ -205,7 +205,7 @@ WRONG = (
 )
 
 
-def test_a_cpuid_request_is_judged_and_put_right() -> None:
+def test_a_cpuid_request_is_checked_and_corrected() -> None:
     """The answer is as long as its request, and counts what was judged."""
     guest = FirmwareGuest(Firmware(Chip.create(Product.MILAN)))
     payload = cpuid_list(*SOUND)
@@ -422,7 +422,7 @@ def test_a_derived_key_always_depends_on_host_data_and_on_who_vouches(published:
         (KeyRequest(guest_field_select=1 << 5, tcb_version=b"\0\0\1\0\0\0\0\0"), 0, 0x16),
     ],
 )
-def test_what_a_key_request_is_answered(
+def test_answers_to_key_requests(
     request_: KeyRequest, vmpck: int, status: int, guest: FirmwareGuest
 ) -> None:
     found, derived = key(guest, request_, vmpck)

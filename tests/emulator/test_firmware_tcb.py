@@ -388,7 +388,7 @@ def test_anything_else_is_not_a_saved_platform(saved: dict[str, object]) -> None
         Firmware.from_state(saved)
 
 
-def test_a_report_version_the_product_never_had_is_refused() -> None:
+def test_a_report_version_that_the_product_never_had_is_refused() -> None:
     with pytest.raises(UsageError, match="no report version 2"):
         Firmware(Chip.create(Product.TURIN), report_version=2)
     with pytest.raises(UsageError, match="layout of Milan"):

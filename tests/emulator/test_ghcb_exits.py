@@ -77,9 +77,7 @@ def test_adjacent_pages_change_their_state_in_one_exit() -> None:
         ((entry(1, SHARED, done=2),), 0, 1 << 32 | 2),
     ],
 )
-def test_a_list_that_is_wrong_asks_nobody(
-    entries: tuple[int, ...], last: int, outcome: int
-) -> None:
+def test_a_malformed_list_causes_no_exit(entries: tuple[int, ...], last: int, outcome: int) -> None:
     bench = Bench()
     psc_list(bench, *entries, last=last)
     assert exits(bench, PSC) == RESUME

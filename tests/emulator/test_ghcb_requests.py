@@ -219,7 +219,7 @@ def test_malformed_input_is_answered_in_the_page(
     assert bench.peek(RESPONSE) == bytes(4096)
 
 
-def test_guest_requests_of_a_guest_that_is_not_snp_are_no_events_of_its() -> None:
+def test_guest_requests_of_a_guest_that_is_not_snp_are_unknown_events() -> None:
     bench = Bench(Host(snp=False), registered=0)
     bench.fill(drop=Field.SW_EXITINFO1)
     assert bench.vmgexit() == RESUME

@@ -319,7 +319,7 @@ def test_sleep_waits_on_the_clock() -> None:
     assert vcpu.run.exit_reason == 8
 
 
-def test_a_signal_is_eintr_with_exit_reason_intr_and_the_sleep_goes_on() -> None:
+def test_a_signal_is_eintr_with_exit_reason_intr_and_the_sleep_continues() -> None:
     def script(_: GuestCpu) -> Program:
         yield Sleep(2.0)
 

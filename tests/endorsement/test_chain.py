@@ -92,7 +92,7 @@ def test_amd_names_on_other_keys_are_not_trusted() -> None:
     assert faults(chain(ca=impostor), AMD_ANCHORS) == ["ark-untrusted"]
 
 
-def test_a_root_of_another_name_is_untrusted_all_the_same() -> None:
+def test_a_root_with_another_name_is_still_untrusted() -> None:
     nameless = chain(ark=CA.ark.but(subject="root", issuer="root"))
     assert faults(nameless, ()) == ["ask-issuer", "ark-name", "ark-untrusted"]
 
@@ -245,7 +245,7 @@ def test_products_must_agree() -> None:
     assert faults(crossed) == ["chain-product"]
 
 
-def test_what_is_missing_is_left_out_and_the_rest_is_judged() -> None:
+def test_missing_certificates_are_skipped_and_the_rest_is_judged() -> None:
     whole = chain(leaf=CA.leaf.but(signer=rsa_key("ark")))
     assert faults(whole) == ["leaf-signature"]
     assert faults(replace(whole, intermediate=None)) == []
@@ -273,6 +273,6 @@ def test_validity_is_inclusive_and_judged_per_certificate(place: Position) -> No
     assert late.code.value == f"{place.value}-expired"
 
 
-def test_an_intermediate_on_another_curve_is_no_authority() -> None:
+def test_an_intermediate_on_another_curve_is_not_an_authority() -> None:
     key = ec.generate_private_key(ec.SECP256R1())
     assert faults(chain(ask=CA.ask.but(key=key))) == ["ask-key"]

@@ -139,7 +139,7 @@ def test_a_list_is_good_from_this_update_to_next_update(at: datetime, expected: 
     ],
     ids=range(11),
 )
-def test_what_is_not_one_list_is_said_not_to_be(data: bytes, said: str) -> None:
+def test_data_that_is_not_one_list_is_refused(data: bytes, said: str) -> None:
     with pytest.raises(FormatError, match=said):
         load_crl(data)
 

@@ -164,7 +164,7 @@ def test_a_tagged_hwid_is_tolerated(product: Product) -> None:
 
 
 @pytest.mark.parametrize("subject", ["SEV-Milan", "SEV-VCEK ", "sev-vcek", "SEV-VCEK TEST"])
-def test_another_common_name_is_no_leaf(subject: str) -> None:
+def test_a_certificate_with_another_common_name_is_not_a_leaf(subject: str) -> None:
     with pytest.raises(FormatError, match="common name"):
         EndorsementCert.from_bytes(SmallCa().leaf.but(subject=subject).make())
 

@@ -142,7 +142,7 @@ def test_a_hostile_table_is_an_error_only_when_it_is_read() -> None:
 
 
 @pytest.mark.parametrize("meddled", ["auxblob", "outblob"])
-def test_an_entry_that_somebody_else_writes_to_is_not_believed(meddled: str) -> None:
+def test_an_entry_that_another_process_writes_to_is_not_believed(meddled: str) -> None:
     """Else the report could be over data that another process chose."""
     kernel = Kernel(meddle_after=meddled)
     with pytest.raises(TsmChangedError, match="another process"):
@@ -150,7 +150,7 @@ def test_an_entry_that_somebody_else_writes_to_is_not_believed(meddled: str) -> 
     assert kernel.entries == {}
 
 
-def test_a_guest_of_another_kind_is_said_to_be_one() -> None:
+def test_a_guest_of_another_kind_is_reported_as_such() -> None:
     kernel = Kernel(provider="tdx_guest")
     with pytest.raises(TsmRequestError, match="tdx_guest"):
         client(kernel).report(DATA)
@@ -190,13 +190,13 @@ def test_every_failure_is_one_error_and_the_entry_is_removed(name: str, number: 
     assert kernel.entries == {}
 
 
-def test_a_lost_key_is_said_to_be_lost() -> None:
+def test_a_lost_key_is_reported() -> None:
     for number in (errno.ETIMEDOUT, errno.EBADMSG):
         with pytest.raises(TsmRequestError, match="VMPCK is destroyed"):
             client(Kernel(fails={"auxblob": number})).report(DATA)
 
 
-def test_an_entry_that_cannot_be_removed_is_no_failure() -> None:
+def test_an_entry_that_cannot_be_removed_is_not_a_failure() -> None:
     assert client(Kernel(fails={"rmdir": errno.EBUSY})).report(DATA).outblob
 
 

@@ -27,7 +27,7 @@ def run(platform: Emulated, certs: Path, program: str) -> list[str]:
     return made.stdout.splitlines()
 
 
-def test_an_empty_table_is_no_certificates(emulated: Emulated, tmp_path: Path) -> None:
+def test_an_empty_table_means_no_certificates(emulated: Emulated, tmp_path: Path) -> None:
     empty = tmp_path / "empty.bin"
     empty.write_bytes(bytes(24))
     program = "r = guest.extended_report(bytes(64)); print(len(r.report), len(r.certificates()))"

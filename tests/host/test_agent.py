@@ -56,7 +56,7 @@ def test_a_new_host_gets_its_file(rig: Rig) -> None:
     assert [entry.name for entry in rig.table()] == ["vcek", "ask", "ark"]
 
 
-def test_in_step_nothing_is_touched_and_nobody_asked(rig: Rig) -> None:
+def test_in_step_nothing_is_changed_and_no_server_asked(rig: Rig) -> None:
     rig.agent().sync()
     before, asked = rig.file.stat(), list(rig.server.asked)
     done = rig.agent().sync()
@@ -137,7 +137,7 @@ def test_a_file_at_a_mistyped_path_is_refused_and_stays(rig: Rig) -> None:
     assert rig.seen_by_guest() == "right"
 
 
-def test_what_is_no_table_in_a_file_of_ours_is_garbage_and_no_drift(rig: Rig) -> None:
+def test_garbage_in_a_certificate_file_is_not_drift(rig: Rig) -> None:
     rig.agent().sync()
     rig.events.clear()
     rig.file.write_bytes(b"an editor was here")
@@ -147,7 +147,7 @@ def test_what_is_no_table_in_a_file_of_ours_is_garbage_and_no_drift(rig: Rig) ->
     assert EventKind.DRIFT not in rig.kinds()
 
 
-def test_with_the_key_server_down_what_is_right_stays(rig: Rig) -> None:
+def test_with_the_key_server_down_right_files_stay(rig: Rig) -> None:
     rig.agent().sync()
     rig.server.down = True
     done = rig.agent().sync()
@@ -156,7 +156,7 @@ def test_with_the_key_server_down_what_is_right_stays(rig: Rig) -> None:
 
 
 @pytest.mark.parametrize("fault", ["down", "missing"])
-def test_with_the_key_server_down_what_is_wrong_becomes_empty(rig: Rig, fault: str) -> None:
+def test_with_the_key_server_down_wrong_files_become_empty(rig: Rig, fault: str) -> None:
     rig.agent().sync()
     change_firmware_without_lock(rig)
     setattr(rig.server, fault, True)
@@ -199,7 +199,7 @@ def test_a_lie_is_never_published(rig: Rig, lie: Callable[[Rig], Any]) -> None:
     assert rig.seen_by_guest() == "right"
 
 
-def test_a_clock_a_year_behind_is_named_and_what_is_right_stays(rig: Rig) -> None:
+def test_a_clock_a_year_behind_is_reported_and_right_files_stay(rig: Rig) -> None:
     rig.agent().sync()
     rig.now = datetime.now(UTC) - timedelta(days=365)
     done = rig.agent().sync()
@@ -235,7 +235,7 @@ def test_a_revoked_ask_is_not_published_and_a_new_one_is(rig: Rig) -> None:
     assert rig.seen_by_guest() == "right"
 
 
-def test_an_ask_that_is_revoked_later_is_withdrawn_and_that_is_no_drift(rig: Rig) -> None:
+def test_an_ask_that_is_revoked_later_is_removed_and_that_is_not_drift(rig: Rig) -> None:
     rig.agent().sync()
     rig.server.revoked = (rig.server.authority.ask.serial_number,)
     done = rig.agent().sync()
@@ -280,7 +280,7 @@ def test_revocation_lists_are_asked_for_once_a_day(rig: Rig) -> None:
     assert rig.server.lists_asked == 1
 
 
-def test_a_group_that_does_not_exist_is_told_and_the_file_is_right_all_the_same(rig: Rig) -> None:
+def test_a_group_that_does_not_exist_is_reported_and_the_file_is_still_right(rig: Rig) -> None:
     rig.config = replace(rig.config, files=(replace(rig.config.files[0], group="no-such-group"),))
     done = rig.agent().sync()
     assert rig.seen_by_guest() == "right"
@@ -408,7 +408,7 @@ def test_a_table_of_another_host_is_replaced(rig: Rig) -> None:
     assert rig.seen_by_guest() == "right"
 
 
-def test_a_held_lock_is_told_with_its_holder(rig: Rig) -> None:
+def test_a_held_lock_is_reported_with_its_holder(rig: Rig) -> None:
     rig.agent().sync()
     change_firmware_without_lock(rig)
     with hold(str(rig.file), shared=True):
@@ -440,7 +440,7 @@ def test_on_a_full_disk_a_wrong_file_is_still_emptied(rig: Rig) -> None:
     assert rig.seen_by_guest() == "right"
 
 
-def test_a_read_only_file_system_is_told(rig: Rig) -> None:
+def test_a_read_only_file_system_is_reported(rig: Rig) -> None:
     rig.performer = failing(step.OpenOrCreate, step.Create, number=errno.EROFS)
     done = rig.agent().sync()
     assert "Read-only file system" in str(done.problem)
@@ -477,7 +477,7 @@ def test_firmware_that_changes_while_we_fetch_is_noticed_under_the_lock(rig: Rig
     assert rig.seen_by_guest() == "right"
 
 
-def test_firmware_that_never_rests_is_told_and_leaves_the_file_empty(rig: Rig) -> None:
+def test_firmware_that_keeps_changing_is_reported_and_the_file_stays_empty(rig: Rig) -> None:
     def lie(tcb: Any) -> Any:
         change_firmware_without_lock(rig)
         return vcek_of(rig.server.authority, rig.firmware.chip, tcb)
@@ -488,7 +488,7 @@ def test_firmware_that_never_rests_is_told_and_leaves_the_file_empty(rig: Rig) -
     assert rig.file.read_bytes() == EMPTY
 
 
-def test_a_lock_that_is_had_at_the_second_try_is_no_problem(rig: Rig) -> None:
+def test_a_lock_granted_at_the_second_try_is_not_a_problem(rig: Rig) -> None:
     rig.agent().sync()
     change_firmware_without_lock(rig)
     stack = contextlib.ExitStack()

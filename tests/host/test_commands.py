@@ -220,7 +220,7 @@ def test_the_watch_repairs_what_was_changed_behind_our_back(site: Site, tmp_path
     assert "snpcerts_certificate_expiry_timestamp_seconds" in text
 
 
-def test_the_service_manager_is_told_when_no_file_is_wrong(
+def test_the_service_manager_is_notified_when_no_file_is_wrong(
     site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With the key server away too: what waits for us must not wait for the network."""
@@ -282,7 +282,7 @@ def test_two_agents_at_once_end_in_step(site: Site) -> None:
     assert site.attest() == 0
 
 
-def test_a_full_disk_is_told_and_nothing_wrong_is_left(site: Site, tmp_path: Path) -> None:
+def test_a_full_disk_is_reported_and_leaves_no_wrong_file(site: Site, tmp_path: Path) -> None:
     small = tmp_path / "small"
     small.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=16k,mode=755", "tmpfs", str(small)]
@@ -357,7 +357,7 @@ def test_who_holds_the_lock_is_shown_with_the_vms_name(site: Site) -> None:
         (["status", "--config", "missing.toml"], 2, "missing.toml"),
     ],
 )
-def test_wrong_use_is_told_in_one_line(
+def test_wrong_use_is_reported_in_one_line(
     site: Site, words: list[str], code: int, message: str
 ) -> None:
     made = site.host(words[0], *words[1:])
@@ -366,7 +366,7 @@ def test_wrong_use_is_told_in_one_line(
     assert "Traceback" not in made.stderr
 
 
-def test_without_the_device_it_is_told_what_to_do(tmp_path: Path) -> None:
+def test_without_the_device_the_error_says_what_to_do(tmp_path: Path) -> None:
     if os.path.exists("/dev/sev"):
         pytest.skip("this is an SEV host")
     words = [*SNPCERTS, "host", "status", "--file", str(tmp_path / "x")]

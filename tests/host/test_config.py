@@ -115,7 +115,7 @@ def edited(old: str, new: str) -> str:
         (edited("url = ", "url = 'ftp://x' #"), 5, "https://"),
     ],
 )
-def test_a_mistake_is_told_with_its_line(text: str, line: int, message: str) -> None:
+def test_a_mistake_is_reported_with_its_line(text: str, line: int, message: str) -> None:
     with pytest.raises(ConfigError) as caught:
         parse(text, "here.toml")
     assert str(caught.value).startswith(f"here.toml, line {line}: ")
@@ -136,7 +136,7 @@ def test_the_line_of_a_key_is_not_that_of_a_text_that_looks_like_it() -> None:
         (b"#" * 70000, "larger than"),
     ],
 )
-def test_what_is_no_toml_is_told(tmp_path: Path, content: bytes, message: str) -> None:
+def test_text_that_is_not_toml_is_reported(tmp_path: Path, content: bytes, message: str) -> None:
     path = tmp_path / "snpcerts.toml"
     path.write_bytes(content)
     with pytest.raises(ConfigError, match=message):
@@ -149,6 +149,6 @@ WORDS = [*'[]="\n.#{},x1 ', "file", "kds", "path", '"/a"', "[[file]]\n", "mode"]
 
 
 @given(st.lists(st.sampled_from(WORDS)).map("".join))
-def test_any_text_is_a_configuration_or_told(text: str) -> None:
+def test_any_text_is_a_configuration_or_an_error(text: str) -> None:
     with contextlib.suppress(ConfigError):
         assert parse(text).files

@@ -50,7 +50,7 @@ def match(site: Site, file: Path | None = None) -> str:
     return seen_by_guest(file or site.file, PlatformHome(site.emulated.directory))
 
 
-def test_a_lock_that_is_not_let_go_is_told_with_who_has_it(site: Site) -> None:
+def test_a_lock_that_is_never_released_is_reported_with_its_holder(site: Site) -> None:
     """Another agent, or a VMM that hangs. What is wrong cannot be mended, and all say so."""
     config = site.folder / "snpcerts.toml"
     config.write_text(f'[lock]\nwait = 1.5\n[[file]]\npath = "{site.file}"\n')
@@ -116,7 +116,7 @@ def immutable_file(folder: Path) -> Iterator[Callable[[bool], None]]:
     [(read_only_mount, "Read-only file system"), (immutable_file, "Operation not permitted")],
     ids=["mount", "file"],
 )
-def test_what_cannot_be_written_to_is_told(
+def test_a_path_that_cannot_be_written_is_reported(
     site: Site,
     tmp_path: Path,
     kind: Callable[[Path], contextlib.AbstractContextManager[Callable[[bool], None]]],

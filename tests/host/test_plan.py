@@ -100,7 +100,7 @@ def test_without_the_certificate_nothing_is_touched(rig: Rig, agent: Agent) -> N
     assert rig.seen_by_guest() == "right"
 
 
-def test_told_to_go_on_without_it_leaves_the_file_empty(rig: Rig, agent: Agent) -> None:
+def test_with_the_option_to_continue_without_it_the_file_is_empty(rig: Rig, agent: Agent) -> None:
     rig.server.down = True
     problem = do(agent, lower(rig, agent), allow_empty=True)
     assert problem is not None
@@ -164,7 +164,7 @@ def test_a_plan_made_for_other_firmware_is_not_carried_out(rig: Rig, agent: Agen
     assert rig.reported() == now
 
 
-def test_a_lock_that_is_not_had_leaves_every_file_as_it_was(rig: Rig) -> None:
+def test_if_a_lock_is_not_granted_every_file_stays_as_it_was(rig: Rig) -> None:
     second = rig.with_file("second.bin")
     agent = rig.agent()
     agent.sync()
@@ -283,7 +283,7 @@ def test_a_mask_alone_leaves_the_tcb_where_it_is(rig: Rig, agent: Agent) -> None
     assert rig.seen_by_guest() == "right"
 
 
-def test_a_reset_to_a_tcb_nobody_could_see_is_repaired_at_once(rig: Rig, agent: Agent) -> None:
+def test_a_reset_to_an_unpredictable_tcb_is_repaired_at_once(rig: Rig, agent: Agent) -> None:
     """Committed is below current: the guess was wrong, the file is empty, then right."""
     assert do(agent, lower(rig, agent)) is None
     current = rig.firmware.state.current

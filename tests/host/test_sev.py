@@ -83,7 +83,7 @@ def test_no_device_says_where_it_would_be(tmp_path: Path) -> None:
         Sev(str(tmp_path / "sev"))
 
 
-def test_a_hashstick_that_the_firmware_refuses_comes_with_what_to_do() -> None:
+def test_a_hashstick_that_the_firmware_refuses_gets_a_hint() -> None:
     refused = SevError(psp.Command.SNP_VLEK_LOAD, errno.EIO, psp.SevStatus.BAD_MEASUREMENT)
     assert "BAD_MEASUREMENT" in refused.message
     assert "'host set-config --again' first" in (refused.hint or "")

@@ -480,7 +480,7 @@ def test_what_is_remembered_is_gone_and_files_are_empty_rather_than_wrong(
     assert published.attest(published.rig.folder / "named.bin", KeySelect.VCEK) == "right"
 
 
-def test_what_is_remembered_of_another_chip_counts_for_nothing(published: Host) -> None:
+def test_records_of_another_chip_are_ignored(published: Host) -> None:
     published.sync()
     published.load_vlek()
     state, chip = published.rig.firmware.state, Chip(Product.GENOA, b"\7" * 32)
@@ -519,7 +519,7 @@ def test_firmware_that_changed_while_the_agent_was_down_is_in_doubt(published: H
     published.check("changed while down")
 
 
-def test_what_cannot_be_written_down_counts_as_forgotten(
+def test_a_record_that_cannot_be_written_counts_as_forgotten(
     published: Host, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     published.sync()

@@ -21,7 +21,7 @@ from snpcerts.host.watch import Signals, watch
 from .rig import Rig
 
 
-def test_a_warning_is_said_once_until_something_else_is(rig: Rig) -> None:
+def test_a_warning_is_repeated_only_after_another_one(rig: Rig) -> None:
     said: list[str] = []
     listen = without_repeats(lambda event: said.append(event.message))
     failed = Event(EventKind.FAILED, "no room", "a")

@@ -75,7 +75,7 @@ def test_a_wait_of_any_length_is_the_servers_to_name(status: int) -> None:
 
 
 @pytest.mark.parametrize("named", ["0", "Wed, 01 Jan 2020 00:00:00 GMT"])
-def test_a_429_that_says_now_or_names_the_past_is_waited_out_all_the_same(named: str) -> None:
+def test_a_429_with_a_present_or_past_time_still_causes_a_wait(named: str) -> None:
     head = f"HTTP/1.1 429 x\r\nRetry-After: {named}\r\nContent-Length: 0\r\n\r\n".encode()
     clock = SkippingClock()
     with Answering(lambda _: head) as server:
@@ -242,14 +242,14 @@ def test_silence_is_not_waited_out() -> None:
         b"HTTP/1.1 302 x\r\nLocation: http://127.0.0.1:99999999/\r\n\r\n",
     ],
 )
-def test_what_is_not_http_is_unavailable(reply: bytes) -> None:
+def test_an_answer_that_is_not_http_is_unavailable(reply: bytes) -> None:
     with Answering(lambda _: reply) as server:
         client = KdsClient(server.url, clock=SkippingClock())
         with pytest.raises(KdsUnavailableError):
             client.get(CHAIN, read_chain)
 
 
-def test_nobody_there_is_unavailable() -> None:
+def test_a_server_that_does_not_listen_is_unavailable() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
     clock = SkippingClock()
@@ -270,7 +270,7 @@ def test_every_wait_is_announced(host: Host) -> None:
     assert "trying again in 1 s" in said[0]
 
 
-def test_a_body_that_cannot_be_read_is_told_from_one_that_can(host: Host) -> None:
+def test_unreadable_bodies_are_distinguished_from_readable_ones(host: Host) -> None:
     def never(_body: bytes) -> None:
         raise FormatError("thing", "no good")
 

@@ -34,7 +34,7 @@ def test_the_count_is_one_for_all_processes_and_survives_them(tmp_path: Path) ->
     assert FruitlessRequests(tmp_path, clock=clock).count()[1] == 0.0
 
 
-def test_what_is_taken_back_may_be_asked_for_again(tmp_path: Path) -> None:
+def test_a_request_taken_back_may_be_repeated(tmp_path: Path) -> None:
     requests = FruitlessRequests(tmp_path, clock=Clock())
     stamps = spent(requests)
     assert requests.count()[1] > 0
@@ -44,7 +44,7 @@ def test_what_is_taken_back_may_be_asked_for_again(tmp_path: Path) -> None:
     assert requests.count()[1] > 0
 
 
-def test_a_clock_set_back_lets_nobody_wait_for_ever(tmp_path: Path) -> None:
+def test_a_clock_set_back_causes_no_endless_wait(tmp_path: Path) -> None:
     clock = Clock()
     spent(FruitlessRequests(tmp_path, clock=clock))
     clock.now -= 1e6

@@ -182,7 +182,7 @@ def test_chains_and_lists_are_fetched(
     assert all(entry["not_after"] for entry in entries)
 
 
-def test_what_the_cached_revocation_list_withdraws_shows(
+def test_revocations_in_the_cached_list_are_shown(
     host: Host, run: Run, milan: EmulatedAuthority
 ) -> None:
     chip = host.server.lines[Product.MILAN].chips[0]

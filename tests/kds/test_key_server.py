@@ -69,7 +69,7 @@ def test_other_spellings_get_the_same_key(host: Host, web: httpx2.Client) -> Non
     assert host.server.requests == {host.resource().path: 2}
 
 
-def test_what_it_does_not_have_is_404(host: Host, web: httpx2.Client) -> None:
+def test_unknown_resources_are_404(host: Host, web: httpx2.Client) -> None:
     chip = Chip.create(Product.MILAN)
     stranger = VcekResource(Product.MILAN, chip.hwid, MILAN_TCB).path
     for path in (stranger, "vcek/v1/Genoa/cert_chain", "", "vlek/v1/Milan/cert?blSPL=1"):
@@ -150,7 +150,7 @@ def test_every_fault_spoils_an_answer(host: Host, web: httpx2.Client, fault: Fau
     assert sound()
 
 
-def test_stats_tell_what_was_asked(host: Host, web: httpx2.Client) -> None:
+def test_stats_count_the_requests(host: Host, web: httpx2.Client) -> None:
     web.get(url_of(host))
     web.get(f"{host.server.url}/nothing")
     stats = json.loads(web.get(f"{host.server.url}/stats").content)

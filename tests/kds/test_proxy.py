@@ -123,7 +123,7 @@ def test_no_words_are_fatal(proxy: str, exceptions: str) -> None:
 
 
 @pytest.mark.parametrize("said", ["localhost,fd00::/8", "[::1]", "[[", "a:b:c, ,;/", "::/x"])
-def test_certificates_come_whatever_no_proxy_says(
+def test_certificates_are_fetched_with_any_no_proxy(
     host: Host, monkeypatch: pytest.MonkeyPatch, said: str
 ) -> None:
     monkeypatch.setenv("NO_PROXY", said)

@@ -30,7 +30,7 @@ def test_seconds_are_honoured_up_to_an_hour(value: str, seconds: float) -> None:
 @pytest.mark.parametrize(
     "value", [None, "", "soon", "-5", "1.5", "1e3", "٣", "Thu, 99 Foo 2031", "x" * 1000]
 )
-def test_what_says_nothing_is_no_wait(value: str | None) -> None:
+def test_an_unreadable_header_means_no_wait(value: str | None) -> None:
     assert parse_retry_after(value, None) is None
 
 
@@ -44,7 +44,7 @@ def test_a_date_without_a_servers_clock_counts_from_ours() -> None:
     assert 90 <= (parse_retry_after(until, None) or 0) <= 100
 
 
-def test_a_date_gone_by_is_no_wait_and_a_far_one_an_hour() -> None:
+def test_a_past_date_means_no_wait_and_a_distant_one_an_hour() -> None:
     assert parse_retry_after(http_date(THEN - timedelta(days=1)), http_date(THEN)) == 0.0
     far = http_date(THEN + timedelta(days=900))
     assert parse_retry_after(far, http_date(THEN)) == MAX_RETRY_AFTER

@@ -79,7 +79,7 @@ def test_genuine_certificates_pass_with_amds_anchors(
     assert offline.vcek(read.product, read.hwid, read.tcb, at=at) == found
 
 
-def test_what_is_cached_is_not_asked_for_again(host: Host) -> None:
+def test_cached_resources_are_not_requested_again(host: Host) -> None:
     first = host.vcek()
     assert host.vcek() == first
     assert host.server.requests == {
@@ -88,7 +88,7 @@ def test_what_is_cached_is_not_asked_for_again(host: Host) -> None:
     }
 
 
-def test_offline_what_is_cached_serves_and_what_is_not_is_unavailable(host: Host) -> None:
+def test_offline_cached_resources_are_used_and_others_unavailable(host: Host) -> None:
     found = host.vcek()
     offline = host.source(offline=True)
     assert host.fetch_from(offline) == found
@@ -146,7 +146,7 @@ def test_a_leaf_of_an_unpinned_root_is_refused_when_the_chain_is_genuine(host: H
     assert host.fetch_from(host.source())
 
 
-def test_another_platforms_root_is_no_anchor(host: Host) -> None:
+def test_another_platforms_root_is_not_an_anchor(host: Host) -> None:
     source = CertificateSource(Store(host.cache), host.client())
     with pytest.raises(KdsUntrustedError, match="ark-untrusted"):
         host.fetch_from(source)
@@ -163,9 +163,7 @@ def test_unavailable_is_never_refused(host: Host) -> None:
 @pytest.mark.parametrize(
     "fault", [Fault.NOT_FOUND, Fault.UNAVAILABLE, Fault.TOO_MANY, Fault.HTML, Fault.WRONG_CHIP]
 )
-def test_a_valid_cached_certificate_wins_over_whatever_is_said_of_it(
-    host: Host, fault: Fault
-) -> None:
+def test_a_valid_cached_certificate_wins_over_any_answer(host: Host, fault: Fault) -> None:
     found = host.vcek()
     host.server.faults.set(fault)
     assert host.vcek() == found
@@ -210,7 +208,7 @@ def test_near_its_end_a_certificate_is_renewed(host: Host) -> None:
     assert host.vcek(at=soon).leaf != found.leaf
 
 
-def test_a_renewal_waits_for_nobody(host: Host) -> None:
+def test_a_renewal_does_not_wait_for_its_turn(host: Host) -> None:
     found = host.vcek()
     host.server.faults.set(Fault.TOO_MANY)
     assert host.vcek(at=found.not_after - timedelta(days=5)) == found
@@ -304,7 +302,7 @@ def test_the_chain_of_a_vlek_is_asvk_and_ark(host: Host, product: Product) -> No
     assert host.source(offline=True).chain(product, VekKind.VLEK) == expected
 
 
-def test_a_vlek_chain_is_no_vcek_chain(host: Host, milan: EmulatedAuthority) -> None:
+def test_a_vlek_chain_is_not_a_vcek_chain(host: Host, milan: EmulatedAuthority) -> None:
     with Answering(lambda _: ok(milan.chain_pem(vlek=True))) as server:
         host.url = server.url
         with pytest.raises(KdsUntrustedError, match="ask-name"):
@@ -522,7 +520,7 @@ def test_ten_agents_that_share_a_cache_make_one_request(host: Host, waiting: set
         (Fault.WRONG_CHIP, KdsUntrustedError),
     ],
 )
-def test_those_who_wait_share_an_error_too(
+def test_waiting_processes_share_an_error_too(
     host: Host, waiting: set[int], fault: Fault, kind: type[Exception]
 ) -> None:
     host.policy = RetryPolicy(attempts=1)
@@ -535,7 +533,7 @@ def test_those_who_wait_share_an_error_too(
     assert host.leaf_requests() == 1
 
 
-def test_a_later_comer_keeps_away_for_as_long_as_another_was_told_to(host: Host) -> None:
+def test_a_later_process_waits_as_long_as_an_earlier_one_was_asked_to(host: Host) -> None:
     host.policy = RetryPolicy(budget=5.0)
     host.server.faults.next(Fault.CONTENT_TYPE)  # for the chain
     host.server.faults.next(Fault.TOO_MANY)
@@ -550,7 +548,7 @@ def test_a_later_comer_keeps_away_for_as_long_as_another_was_told_to(host: Host)
     assert 8 <= host.waits[0] <= 12
 
 
-def test_a_throttled_server_is_left_alone_by_those_who_want_something_else_too(
+def test_a_throttled_server_gets_no_requests_for_other_resources_either(
     host: Host,
 ) -> None:
     host.policy = RetryPolicy(budget=5.0)
@@ -573,7 +571,7 @@ def test_a_throttled_server_is_left_alone_by_those_who_want_something_else_too(
     max_examples=40,
 )
 @given(data=st.data())
-def test_hostile_bodies_are_errors_of_ours_and_never_kept(
+def test_hostile_bodies_raise_our_errors_and_are_never_cached(
     host: Host, milan: EmulatedAuthority, data: st.DataObject
 ) -> None:
     chip = host.server.lines[Product.MILAN].chips[0]

@@ -31,7 +31,7 @@ def test_places_are_those_a_trustee_looks_up() -> None:
 
 
 @given(vceks())
-def test_a_place_tells_what_is_kept_there(wanted: VcekResource) -> None:
+def test_a_place_names_its_resource(wanted: VcekResource) -> None:
     assert resource_at(place_of(wanted), wanted.product) == wanted
 
 
@@ -71,7 +71,7 @@ def test_only_one_spelling_is_a_name(name: str) -> None:
     assert resource_at(PurePosixPath("vcek", "ab" * 64, name), Product.MILAN) is None
 
 
-def test_what_is_written_is_read_and_public(tmp_path: Path) -> None:
+def test_written_files_are_read_back_and_public(tmp_path: Path) -> None:
     store = Store(tmp_path / "a" / "b")
     assert store.read(WANTED) is None
     store.write(WANTED, b"one")

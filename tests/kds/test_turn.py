@@ -120,7 +120,7 @@ def test_amds_own_server_is_asked_for_one_vcek_in_ten_seconds(
     assert 18 <= sum(host.waits) <= 20
 
 
-def test_a_try_that_fails_counts_for_all_who_want_the_same(
+def test_a_failed_try_counts_for_every_process_that_wants_the_same(
     milan: EmulatedAuthority, tmp_path: Path
 ) -> None:
     clock = Baton()
@@ -198,7 +198,7 @@ def test_processes_share_the_turn_and_one_that_is_killed_in_it_leaves_it_to_the_
     assert [path.name for path in (cache / "lock").iterdir() if path.suffix == ".new"] == []
 
 
-def test_a_request_that_was_cut_off_counts_all_the_same(host: Host) -> None:
+def test_an_interrupted_request_still_counts(host: Host) -> None:
     host.policy = RetryPolicy(gap=10)
     line = RequestQueue(host.cache, host.server.url, host.clock)
     with line.turn(host.clock.now() + 9) as turn:
@@ -315,7 +315,7 @@ def hostile_states(draw: st.DrawFn) -> bytes:
 
 
 @given(st.binary(max_size=300) | hostile_states())
-def test_no_file_keeps_anybody_away_for_more_than_an_hour(data: bytes) -> None:
+def test_no_file_delays_requests_for_more_than_an_hour(data: bytes) -> None:
     now = 5010.0
     state = ServerState.decode(data, Settable("one", now, DAY + 10))
     if state is None:
@@ -329,7 +329,7 @@ def test_no_file_keeps_anybody_away_for_more_than_an_hour(data: bytes) -> None:
     assert ServerState.decode(state.encode(THEN), Settable("one", now, DAY)) is not None
 
 
-def test_what_is_kept_of_failures_is_bounded() -> None:
+def test_the_record_of_failures_is_bounded() -> None:
     clock = Settable("one", 5000.0, DAY)
     state = ServerState(saved=clock.at)
     for index in range(1000):

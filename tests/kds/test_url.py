@@ -63,7 +63,7 @@ def test_chains_and_lists_round_trip(product: Product, kind: VekKind) -> None:
 
 
 @given(vceks())
-def test_what_is_written_is_read_as_the_same(wanted: VcekResource) -> None:
+def test_written_state_is_read_back_unchanged(wanted: VcekResource) -> None:
     assert parse_target(wanted.path) == wanted
 
 
@@ -127,7 +127,7 @@ GOOD = "blSPL=1&teeSPL=2&snpSPL=3&ucodeSPL=4"
         ("http://[", "cannot be read"),
     ],
 )
-def test_what_is_wrong_is_said(target: str, said: str) -> None:
+def test_problems_are_reported(target: str, said: str) -> None:
     with pytest.raises(FormatError, match=said):
         parse_target(target)
 

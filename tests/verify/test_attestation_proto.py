@@ -68,7 +68,7 @@ def test_extras_are_entries_of_the_table_and_a_deprecated_field_is_none() -> Non
 
 
 @pytest.mark.parametrize("chain", [None, b"", blob(4, b"firmware")])
-def test_without_certificates_there_is_no_table(chain: bytes | None) -> None:
+def test_evidence_without_certificates_has_no_table(chain: bytes | None) -> None:
     evidence = Evidence.from_bytes(attestation(REPORT, chain))
     assert (evidence.report, evidence.table) == (REPORT, None)
 

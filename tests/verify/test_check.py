@@ -41,7 +41,7 @@ def test_each_check_is_there_once_and_in_order() -> None:
     assert list(judge(CA.report())) == [each.value for each in Authenticity]
 
 
-def test_of_sound_evidence_all_passes_that_there_is_to_ask() -> None:
+def test_well_formed_evidence_passes_every_check() -> None:
     expected = dict.fromkeys(ALL, "passed")
     nothing = dict.fromkeys(("revocation", "runtime-data"), "not-asked")
     assert judge(CA.report()) == expected | nothing
@@ -62,7 +62,7 @@ def test_of_sound_evidence_all_passes_that_there_is_to_ask() -> None:
         ("ark", {"root"}, {"intermediate", "anchor", "chain-product", "validity"}),
     ],
 )
-def test_what_a_missing_certificate_is_needed_for_is_not_judged(
+def test_checks_that_need_a_missing_certificate_are_not_judged(
     slot: str, failed: set[str], not_judged: set[str]
 ) -> None:
     found = judge(CA.report(), with_slot(collateral(), slot, None))

@@ -170,7 +170,7 @@ def test_a_masked_report_of_version_2_can_be_read() -> None:
     assert found.tcbs.reported == TCBS[Product.MILAN]
 
 
-def test_the_fmc_is_part_of_what_a_turin_vcek_is_looked_up_by() -> None:
+def test_a_turin_vcek_is_looked_up_by_its_fmc_too() -> None:
     """A cache key without it gave the certificate of another firmware elsewhere."""
     tcb = TCBS[Product.TURIN]
     other = replace(tcb, fmc=2)
@@ -213,7 +213,7 @@ def test_the_key_that_the_report_names_decides_which_leaf_is_used() -> None:
     assert codes(verify(CA.report(), only, anchors=anchors(), at=NOON)) == ["vcek-missing"]
 
 
-def test_a_short_write_is_no_success(tmp_path: Path) -> None:
+def test_a_short_write_is_not_a_success(tmp_path: Path) -> None:
     """A write that took some of the bytes was taken for all of them elsewhere."""
     source, target = tmp_path / "table.bin", tmp_path / "ark.der"
     ark = CA.ark.make()
@@ -242,7 +242,7 @@ def test_an_authority_of_1024_bits_signs_nothing() -> None:
     assert codes(verify(CA.report(), parts, anchors=anchors(), at=NOON)) == ["ask-key"]
 
 
-def test_mixed_endian_guids_are_read_and_said_to_be_so() -> None:
+def test_mixed_endian_guids_are_read_with_a_warning() -> None:
     """Both orders are met; one reader's order hid the certificates from it."""
     leaf = CA.leaf.make()
     table = entry(VCEK_GUID.bytes_le, 48, len(leaf)) + bytes(ENTRY_SIZE) + leaf

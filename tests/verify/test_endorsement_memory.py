@@ -71,7 +71,7 @@ def test_authorities_seen_with_another_leaf_are_not_judged_again(
 
 
 @pytest.mark.parametrize("kind", list(VekKind))
-def test_what_is_remembered_of_authorities_is_what_would_be_found_again(kind: VekKind) -> None:
+def test_remembered_findings_about_authorities_equal_new_ones(kind: VekKind) -> None:
     """Whatever is wrong with which of the four, also when the others were seen before."""
     memory = JudgeMemory()
     bad = (None, b"x", PARTS.ask, PARTS.ark)

@@ -89,7 +89,7 @@ def test_outblob_and_auxblob() -> None:
     assert Evidence.from_parts(CA.report(), bytes(24)).collateral.vcek is None
 
 
-def test_certificates_in_pem_and_guids_nobody_here_knows() -> None:
+def test_certificates_in_pem_and_unknown_guids_are_kept() -> None:
     """As Google's hosts send it, and go-sev-guest adds to it."""
     served = table(
         (GOOGLE_FIRMWARE, b"an endorsement"),
@@ -104,7 +104,7 @@ def test_certificates_in_pem_and_guids_nobody_here_knows() -> None:
     assert evidence.table.get(GOOGLE_FIRMWARE) == b"an endorsement"
 
 
-def test_a_vlek_alone_lacks_what_is_above_it_and_nothing_else() -> None:
+def test_a_vlek_alone_lacks_only_the_certificates_above_it() -> None:
     """As Amazon's hosts send it, with a chip ID of zeros."""
     report = VLEK_CA.report(chip_id=bytes(64))
     evidence = Evidence.from_parts(report, table((VLEK_GUID, VLEK_CA.leaf.make())))
@@ -216,7 +216,7 @@ def test_garbage_is_never_anything_but_a_format_error(tail: bytes, head: bytes) 
 @pytest.mark.parametrize(
     "text", [b"report: {\n  version: 2\n", b" report:{version:2", b"version: 3"]
 )
-def test_a_message_in_its_text_form_is_said_to_be_one(text: bytes) -> None:
+def test_a_message_in_text_form_is_reported_as_such(text: bytes) -> None:
     with pytest.raises(FormatError, match="text form") as error:
         Evidence.from_bytes(text.ljust(4000))
     assert "show -inform textproto -outform bin" in str(error.value.hint)

@@ -30,7 +30,7 @@ def test_every_seed_is_read_to_its_end(target: Target) -> None:
     assert not any("Error" in target.outcome(seed) for seed in seeds)
 
 
-def test_what_is_no_error_of_ours_is_a_finding_and_ends_the_run(
+def test_an_unexpected_exception_is_a_finding_and_ends_the_run(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def read(data: bytes) -> str:

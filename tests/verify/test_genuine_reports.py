@@ -216,7 +216,7 @@ def test_no_byte_of_the_signature_can_change(evidence: Evidence) -> None:
         assert set(found) == expected, hex(index)
 
 
-def test_a_chip_id_of_another_chip_is_said_to_be_so(milan: Evidence) -> None:
+def test_a_chip_id_of_another_chip_is_reported(milan: Evidence) -> None:
     for index in range(0x1A0, 0x1E0):
         found = codes(milan.verdict_of(flipped(milan.report, index)))
         assert found == ["chip-id-mismatch", "report-signature"]

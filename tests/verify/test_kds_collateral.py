@@ -136,7 +136,7 @@ def test_nothing_is_asked_where_nothing_is_missing_or_could_be_named() -> None:
     assert server.asked == []
 
 
-def test_an_outage_is_no_refusal_and_a_404_says_so() -> None:
+def test_an_outage_does_not_refuse_and_a_404_is_reported() -> None:
     ca = SmallCa()
     down = Server(ca, KdsUnavailableError("throttled", retry_after=10))
     verdict = judge(down, Evidence(ca.report()))
@@ -147,7 +147,7 @@ def test_an_outage_is_no_refusal_and_a_404_says_so() -> None:
         assert [reason.code.value for reason in verdict.reasons] == ["collateral-not-found"]
 
 
-def test_a_required_list_is_asked_for_whatever_list_the_host_sends() -> None:
+def test_a_required_list_is_requested_even_if_the_host_sends_one() -> None:
     server = Server(SmallCa())
     ca = server.ca
     own = Collateral(ca.leaf.make(), None, ca.ask.make(), ca.ark.make(), CrlRecipe(ca).make())
@@ -162,7 +162,7 @@ def test_a_required_list_is_asked_for_whatever_list_the_host_sends() -> None:
     assert verdict.revocation_lists[1].origin == "https://kds.example/vcek/v1/Milan/crl"
 
 
-def test_what_the_cache_knows_to_be_revoked_counts_though_no_list_is_required() -> None:
+def test_cached_revocations_count_even_if_no_list_is_required() -> None:
     server = Server(SmallCa())
     server.known = CrlRecipe(server.ca, revoked=(1,)).make()
     verdict = judge(server, Evidence(server.ca.report()))
@@ -214,7 +214,7 @@ def _bogus(ca: SmallCa, number: int) -> bytes:
     return ca.report(chip_id=number.to_bytes(64, "little"))
 
 
-def test_reports_of_chips_that_nobody_knows_cost_so_many_requests_and_no_file() -> None:
+def test_reports_of_unknown_chips_cost_few_requests_and_no_file() -> None:
     ca = SmallCa()
     server = Server(ca, KdsNotFoundError("404"))
     for number in range(1, 3 * LIMIT):

@@ -176,7 +176,7 @@ DEMANDS: list[tuple[str, Policy, Policy, dict[str, object]]] = [
 
 
 @pytest.mark.parametrize(("code", "met", "unmet", "report"), DEMANDS)
-def test_a_demand_passes_what_it_should_and_refuses_the_rest(
+def test_a_demand_accepts_the_right_values_and_refuses_others(
     code: str, met: Policy, unmet: Policy, report: dict[str, Any]
 ) -> None:
     assert codes(judge(met, **report)) == []
@@ -203,7 +203,7 @@ def test_every_demand_is_in_the_list_above_or_has_a_test_of_its_own() -> None:
     assert {code for code, *_ in DEMANDS} | own == all_codes
 
 
-def test_what_is_not_asked_is_listed_as_not_asked() -> None:
+def test_demands_not_made_are_listed_as_not_asked() -> None:
     """Nobody should mistake silence for a pass."""
     verdict = judge(None)
     asked = {"policy-debug", "policy-migration-agent", "policy-tcb-above-current"}

@@ -79,7 +79,7 @@ microcode = 1
 """
 
 
-def test_every_field_can_be_said() -> None:
+def test_every_field_can_be_set() -> None:
     assert read_policy(WHOLE.encode()) == Policy(
         signing_key=SigningKey.VLEK,
         chip_ids=(b"\xab" * 64,),
@@ -156,7 +156,7 @@ def test_an_empty_file_is_the_default_policy() -> None:
         ("report_data = ''\n", 1, "1 to 64"),
     ],
 )
-def test_what_is_not_understood_is_an_error_with_its_line(text: str, line: int, said: str) -> None:
+def test_unknown_content_is_an_error_with_its_line(text: str, line: int, said: str) -> None:
     with pytest.raises(PolicyFileError) as caught:
         read_policy(text)
     assert caught.value.line == line
@@ -176,7 +176,7 @@ def test_what_is_not_understood_is_an_error_with_its_line(text: str, line: int, 
     ],
     ids=["bytes", "cut", "twice", "nested", "digits", "large"],
 )
-def test_what_is_not_toml_is_an_error(data: bytes) -> None:
+def test_text_that_is_not_toml_is_an_error(data: bytes) -> None:
     with pytest.raises(PolicyFileError):
         read_policy(data)
 
@@ -191,6 +191,6 @@ LINES = WHOLE.splitlines()
 
 
 @given(st.lists(st.sampled_from(LINES), max_size=12), st.text(max_size=12))
-def test_garbage_is_never_anything_but_an_error_of_ours(lines: list[str], text: str) -> None:
+def test_garbage_only_raises_errors_of_the_package(lines: list[str], text: str) -> None:
     with contextlib.suppress(PolicyFileError):
         assert isinstance(read_policy("\n".join([*lines, text])), Policy)

@@ -58,7 +58,7 @@ def said(report: bytes) -> dict[str, tuple[str, str]]:
         (CA.report(flags=1 << 31), "wrong FLAGS", "at 0x48", "reserved"),
     ],
 )
-def test_fields_are_said_in_words(report: bytes, name: str, value: str, meaning: str) -> None:
+def test_fields_are_explained_in_words(report: bytes, name: str, value: str, meaning: str) -> None:
     found = said(report)[name]
     assert found[0] == value
     assert meaning in found[1]

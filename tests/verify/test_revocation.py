@@ -66,7 +66,7 @@ def codes(verdict: Verdict) -> list[str]:
     return [reason.code.value for reason in verdict.reasons]
 
 
-def test_an_old_list_of_the_host_does_not_hide_what_a_newer_one_withdraws() -> None:
+def test_an_old_list_from_the_host_does_not_hide_a_newer_revocation() -> None:
     assert codes(judge(supplied(REVOKED), host=BEFORE)) == NAMED
     assert codes(judge(supplied(REVOKED), host=BEFORE, policy=None)) == NAMED
 
@@ -99,7 +99,7 @@ def test_a_list_of_the_host_may_add_a_revocation() -> None:
         (b"garbage", "crl-unreadable"),
     ],
 )
-def test_a_list_of_the_host_that_is_of_no_use_is_shown_and_decides_nothing(
+def test_a_useless_list_from_the_host_is_shown_and_decides_nothing(
     host: CrlRecipe | bytes, problem: str
 ) -> None:
     for verdict in (judge(supplied(BEFORE), host=host), judge(host=host, policy=None)):
@@ -110,7 +110,7 @@ def test_a_list_of_the_host_that_is_of_no_use_is_shown_and_decides_nothing(
         assert json.loads(json.dumps(verdict.to_json()))["revocation_lists"][0]["problems"]
 
 
-def test_of_several_lists_of_ones_own_none_wins_over_another() -> None:
+def test_several_lists_of_the_callers_own_all_count() -> None:
     for lists in ((BEFORE, REVOKED), (REVOKED, BEFORE), (EXPIRED, REVOKED)):
         assert codes(judge(*map(supplied, lists))) == NAMED
     assert judge(supplied(EXPIRED), supplied(BEFORE)).status is Status.VERIFIED
@@ -134,7 +134,7 @@ def test_a_list_of_unknown_kind_satisfies_nothing_and_its_revocations_count() ->
 
 
 @pytest.mark.parametrize("policy", [None, REQUIRED])
-def test_a_list_of_ones_own_that_is_of_no_use_refuses(policy: Policy | None) -> None:
+def test_a_useless_list_of_the_callers_own_refuses(policy: Policy | None) -> None:
     """Whoever gives a list asks for a good one."""
     assert codes(judge(supplied(EXPIRED), policy=policy)) == ["crl-expired"]
     forged = supplied(BEFORE.but(signer=rsa_key("another")))
@@ -160,7 +160,7 @@ def test_a_list_older_than_is_allowed_satisfies_nothing_and_its_revocations_coun
     assert judge(aged(BEFORE, 300 * DAY)).status is Status.VERIFIED
 
 
-def test_a_long_list_that_nobody_signed_is_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unsigned_long_list_is_not_parsed(monkeypatch: pytest.MonkeyPatch) -> None:
     """To read 30,000 entries takes a hundred times what it takes to see that it is forged."""
     long = REVOKED.but(revoked=tuple(range(30_000)), signer=rsa_key("another")).make()
     read: list[int] = []
@@ -178,7 +178,7 @@ def test_a_long_list_that_nobody_signed_is_not_read(monkeypatch: pytest.MonkeyPa
     assert codes(judge(supplied(BEFORE), host=signed)) == NAMED
 
 
-def test_entries_of_a_list_are_read_after_its_signature_and_what_was_found_is_remembered(
+def test_entries_of_a_list_are_parsed_after_its_signature_and_remembered(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     seen: list[object] = []

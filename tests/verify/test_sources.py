@@ -80,13 +80,13 @@ def codes(verdict: Verdict) -> list[str]:
     return [reason.code.value for reason in verdict.reasons]
 
 
-def test_what_came_with_the_report_is_used_where_own_stands_and_only_there() -> None:
+def test_certificates_from_the_report_are_used_only_at_own() -> None:
     evidence = Evidence(CA.report(), WHOLE)
     assert judge([OWN], evidence).status is Status.VERIFIED
     assert codes(judge([], evidence)) == ["vcek-missing", "ask-missing", "ark-missing"]
 
 
-def test_sources_are_asked_for_what_is_missing_until_nothing_is() -> None:
+def test_sources_are_asked_until_nothing_is_missing() -> None:
     first = Recorder(Collateral(vcek=WHOLE.vcek))
     second = Recorder(Collateral(vcek=b"later", ask=WHOLE.ask, ark=WHOLE.ark))
     third = Recorder(Collateral())
@@ -111,7 +111,7 @@ def test_the_order_is_the_callers() -> None:
     assert judge([fresh, OWN], evidence).status is Status.VERIFIED
 
 
-def test_a_source_is_told_which_chip_product_and_tcb() -> None:
+def test_a_source_gets_chip_product_and_tcb() -> None:
     source = Recorder(Collateral())
     ca = SmallCa(Product.TURIN)
     judge([source], ca=ca)
@@ -149,7 +149,7 @@ def test_an_outage_leaves_a_report_undecided_and_never_refuses_it() -> None:
     assert verdict.to_json()["verdict"] == "undecided"
 
 
-def test_an_outage_of_what_is_not_needed_is_no_matter() -> None:
+def test_an_outage_of_an_unneeded_source_does_not_matter() -> None:
     source = nowhere()
     assert judge([source, Given(WHOLE)]).status is Status.VERIFIED
     assert len(source.asked) == 1
@@ -180,7 +180,7 @@ def test_a_source_that_says_it_has_none_settles_it_unless_another_is_out_of_reac
     assert judge([without, Given(WHOLE)]).status is Status.VERIFIED
 
 
-def test_a_required_list_that_cannot_be_had_leaves_a_report_undecided() -> None:
+def test_a_required_list_that_cannot_be_fetched_leaves_a_report_undecided() -> None:
     assert codes(judge([Given(WHOLE)], policy=REQUIRED)) == ["crl-missing"]
     source = nowhere()
     verdict = judge([Given(WHOLE), source], policy=REQUIRED)
@@ -247,7 +247,7 @@ def test_a_source_that_blocks_may_be_asked_in_a_thread() -> None:
 
 
 @pytest.mark.parametrize("report", [b"", CA.report(flags=7 << 2), CA.report(flags=2 << 2)])
-def test_nobody_is_asked_about_a_report_that_no_key_signed(report: bytes) -> None:
+def test_no_source_is_asked_about_a_report_that_no_key_signed(report: bytes) -> None:
     source = nowhere()
     assert judge([source], Evidence(report)).status is Status.REFUSED
     assert source.asked == []

@@ -18,7 +18,7 @@ CA = SmallCa()
 REASON = Reason(ReasonCode.REPORT_SIZE, "too short")
 
 
-def test_a_verdict_is_no_truth_value() -> None:
+def test_a_verdict_is_not_a_truth_value() -> None:
     with pytest.raises(TypeError, match="status"):
         bool(Verdict(Status.REFUSED, (REASON,)))
 

@@ -208,7 +208,7 @@ def test_a_leaf_with_a_bad_extension_still_answers_for_the_signature() -> None:
     assert found == ["leaf-profile", "report-signature"]
 
 
-def test_a_leaf_with_another_key_is_said_to_have_one() -> None:
+def test_a_leaf_with_another_key_is_reported() -> None:
     for key in (rsa_key("ask"), ec.generate_private_key(ec.SECP256R1())):
         leaf = CA.leaf.but(key=key)
         assert codes(judge(CA.report(), collateral(leaf=leaf))) == ["leaf-key"]

@@ -231,7 +231,7 @@ def test_the_cache_of_the_key_server_serves_without_a_network(run: Run) -> None:
     assert run("old", "--offline", "--cache", "cache", "--require-crl")[0] == 0
 
 
-def test_what_cannot_be_had_just_now_exits_3_and_is_no_refusal(run: Run) -> None:
+def test_an_unavailable_certificate_exits_3_and_does_not_refuse(run: Run) -> None:
     Path("report").write_bytes(CA.report())
     code, out, _ = run("report", "--offline", "--cache", "empty")
     assert code == 3
