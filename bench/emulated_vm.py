@@ -80,7 +80,7 @@ def main() -> None:
 
 
 def measured(kernel: KernelCalls, what: str, path: str) -> float:
-    """Seconds for one of what is asked for, in a VM of this process."""
+    """Seconds for one request of the chosen kind, in a VM of this process."""
     vm = build_vm(kernel)
     service = ExitService(CertFile(path))
     memory = MappedMemory([(vm.base, memoryview(vm.memory))])

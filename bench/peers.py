@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Verifiers of others: small programs of ours around their libraries.
+"""Other projects' verifiers: our small programs around their libraries.
 
 They are built from the public registries into the user's cache, where they stay.
 """

@@ -345,7 +345,7 @@ def _no_doubt_of_masks(state: FirmwareState, file: FileConfig) -> ExpectedConten
 
 
 class _ForgetsNothingFirst(Memory):
-    """Goes on from the old VLEK when a load is cut off, and writes the new one down first."""
+    """After an interrupted load, continues from the old VLEK; records the new one first."""
 
     def load_vlek(
         self,

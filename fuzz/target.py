@@ -54,7 +54,7 @@ class Target:
     share: int
 
     def outcome(self, data: bytes) -> str:
-        """How it came out. Whatever is raised from here is a finding."""
+        """The outcome. Any exception raised here is a finding."""
         try:
             return self.read(data)
         except SnpCertsError as error:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every Python example in the README and the guides runs as it stands, by itself."""
+"""Every Python example in the README and the guides runs unchanged, on its own."""
 
 from __future__ import annotations
 

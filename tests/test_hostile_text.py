@@ -146,7 +146,7 @@ def test_names_in_certificates(tmp_path: Path, capsys: pytest.CaptureFixture[str
 
 
 def test_names_of_files(vectors: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Evidence in a directory that somebody else has filled."""
+    """Evidence in a directory that an attacker has filled."""
     name = HOSTILE.replace("/", "")
     folder = tmp_path / name
     folder.mkdir()

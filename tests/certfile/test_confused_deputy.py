@@ -119,7 +119,7 @@ def test_directories_on_the_path_that_others_may_write_to_are_reported(tmp_path:
     (doubt,) = doubts(path)
     assert (doubt.place, doubt.refused) == (str(loose), False)
     loose.chmod(0o1777)
-    assert not list(doubts(path)), "nobody may rename what is another's there"
+    assert not list(doubts(path)), "users cannot rename each other's files there"
 
 
 @STRATEGIES

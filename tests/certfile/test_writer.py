@@ -92,7 +92,7 @@ def test_the_firmware_does_not_change_while_a_request_is_on_its_way(
 def test_a_table_that_is_known_to_be_wrong_is_not_handed_back(
     file: Path, strategy: Strategy
 ) -> None:
-    """Whoever holds the lock: who reads from now on finds nothing."""
+    """Even while the lock is held, new readers get no certificates."""
     wrong = OLD.encode()
     with locked(file, SHARED) as holder:
         with pytest.raises(LockHeldError, match="emptied") as raised:
@@ -140,7 +140,7 @@ def test_a_mistyped_path_costs_nothing(tmp_path: Path, content: bytes) -> None:
     assert [each.name for each in tmp_path.iterdir()] == ["hosts"]
     CertFile(str(path)).publish(NEW, force=True)
     assert path.read_bytes() == NEW.encode()
-    # From now on it is ours, whatever is written there.
+    # From now on it counts as a certificate file, whatever its content.
     path.write_bytes(content)
     CertFile(str(path)).publish(OLD)
     assert path.read_bytes() == OLD.encode()
@@ -364,7 +364,7 @@ def test_a_file_replaced_before_the_firmware_changes_stops_the_update(
     def replace_path(action: object) -> None:
         if isinstance(action, step.Now):
             clock.append(action)
-        if len(clock) == 2 and other.exists():  # the lock is had
+        if len(clock) == 2 and other.exists():  # the lock is granted
             other.rename(file)
 
     def change() -> CertTable:
@@ -448,7 +448,7 @@ def test_the_target_of_a_bind_mount_needs_in_place(file: Path) -> None:
 
 
 def test_a_file_of_someone_else_keeps_its_owner_or_is_left_alone(file: Path) -> None:
-    """Without the right to give files away there is no swap, and nothing has changed."""
+    """Without the right to change a file's owner the swap fails, and nothing has changed."""
     if os.getuid() != 0:
         pytest.skip("needs root to give files away")
     os.chown(file, 12, 34)

@@ -81,7 +81,7 @@ def refusal(capsys: pytest.CaptureFixture[str], certs: Path, *words: object) -> 
 
 
 def test_the_program_runs_with_the_shim(shows: Path, certs: Path) -> None:
-    own = f"{shutil.which('true')}.so"  # not there: the loader says so and goes on
+    own = f"{shutil.which('true')}.so"  # missing: the loader reports it and continues
     words: list[str | Path] = [*RUN, "--certs-filename", "certs.bin", "--certs-timeout", "250"]
     made = subprocess.run(
         [*words, shows, "--help", "-x"],
@@ -229,7 +229,7 @@ def test_a_program_that_raises_privileges_is_refused(
     shows: Path, certs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], bit: int
 ) -> None:
     if os.getuid() != 0:
-        pytest.skip("takes root, to give a file to somebody else")
+        pytest.skip("needs root, to give a file to another user")
     program = Path(shutil.copy(shows, tmp_path / "vmm"))
     os.chown(program, 65534, 65534)
     program.chmod(0o755 | bit)

@@ -22,7 +22,7 @@ from typing import Final
 PATIENCE: Final = 3600  # seconds for one client on a slow machine
 _TAIL: Final = 15  # lines of a failed build's output
 
-# What cargo, go and the libraries below them say when nobody answers.
+# What cargo, go and their libraries print when no server answers.
 _UNREACHABLE: Final = (
     "could not resolve host",
     "couldn't resolve host",

@@ -250,5 +250,7 @@ def native(bench_of: Benches) -> Bench:
     """A platform of the product that this machine's CPUID instruction names."""
     product = product_of_cpu()
     if product is None:
-        pytest.skip("the tool executes CPUID, which cannot be emulated; this CPU is no SNP product")
+        pytest.skip(
+            "the tool executes CPUID, which cannot be emulated; this CPU is not an SNP product"
+        )
     return bench_of(product)

@@ -94,7 +94,7 @@ def test_attest_by_the_path_of_the_device(genoa: Bench, go_sev_guest: Tools) -> 
 
 
 def test_attest_where_the_host_has_no_certificates(genoa: Bench, go_sev_guest: Tools) -> None:
-    """An empty table is no error: what it adds by itself is all that comes."""
+    """An empty table is not an error: the output has only what the tool adds."""
     issued = genoa.certificates()
     genoa.request()
     (genoa.place / "table").write_bytes(bytes(24))
@@ -204,7 +204,7 @@ def test_check_accepts_the_same_chain_under_amds_names(
     ran = check(bench, go_sev_guest, "-in", "evidence.bin", *trusting)
     assert ran.returncode == POLICY_REFUSED, "its default policy has no SMT"
     ran = check(bench, go_sev_guest, "-in", "evidence.bin", *POLICY)
-    assert ran.returncode == SIGNATURE_REFUSED, "nobody told it to trust that root"
+    assert ran.returncode == SIGNATURE_REFUSED, "it was not given that root to trust"
 
     changed = bytearray((bench.place / "evidence.bin").read_bytes())
     changed[0x50] ^= 1

@@ -164,7 +164,7 @@ def test_vlek_load(native: Bench, snphost: Path, snpguest: Path) -> None:
 
 
 def test_vlek_load_of_anything_else(native: Bench, snphost: Path, snpguest: Path) -> None:
-    """A changed or short hashstick: refused, and the VCEK goes on signing."""
+    """A changed or short hashstick: refused, and the VCEK still signs."""
     issued = native.certificates("issued", "--vlek", "example-csp")
     stick = bytearray((issued / "hashstick.bin").read_bytes())
     stick[0x20] ^= 1
@@ -299,7 +299,7 @@ def test_it_exports_and_imports_the_file_that_the_agent_made(
 
     Two things differ. Their order: it writes entries as the directory lists
     them, the agent VCEK, ASK, ARK. And of PEM files it makes entries in PEM,
-    where the agent has DER. Readers of ours go by GUID and take both.
+    where the agent has DER. Our readers look up GUIDs and accept both.
     """
     anywhere.host(*AGENT, "sync", *agent_options(anywhere, key_server.url))
     table = CertTable.decode((anywhere.place / "certs.bin").read_bytes())
@@ -319,7 +319,7 @@ def test_it_exports_and_imports_the_file_that_the_agent_made(
         path.read_bytes() for path in (anywhere.place / "der").iterdir()
     }
 
-    # The agent takes such a file for its own: it is in step, and stays as it is.
+    # The agent accepts such a file: it is in step and stays unchanged.
     (anywhere.place / "certs.bin").write_bytes((anywhere.place / "der.bin").read_bytes())
     said = anywhere.host(*AGENT, "sync", *agent_options(anywhere, key_server.url)).stdout
     assert "in step" in said

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Right VMMs pass every check; each wrong one fails those that it should, and no other."""
+"""Correct VMMs pass every check; each wrong one fails exactly the expected checks."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def test_every_wrong_vmm_has_a_row_in_the_table() -> None:
 def test_every_check_is_failed_by_some_vmm() -> None:
     """A check that nothing can fail checks nothing."""
     caught = set().union(*EXPECTED.values())
-    # Failed by programs that are no VMM at all, in another test.
+    # In another test, programs that are not VMMs fail these.
     assert BY_ID.keys() - caught == {"vm-starts"}
 
 

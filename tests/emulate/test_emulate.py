@@ -62,7 +62,7 @@ def test_a_throw_away_machine_leaves_nothing(tmp_path: Path) -> None:
     words = [*SNPCERTS, "emulate", "host", "--", sys.executable, "-c", STATUS]
     made = subprocess.run(words, capture_output=True, text=True, env=environment, timeout=60)
     assert made.returncode == 0, made.stderr
-    # The server removes the directory when it has seen that nobody is left.
+    # The server removes the directory when no program is left.
     for process in Path("/proc").iterdir():
         if process.name.isdigit() and str(tmp_path).encode() in _command_line(process):
             _wait_for_end_of(int(process.name))
@@ -121,7 +121,7 @@ def test_a_guest_gets_a_report_with_the_certificates_its_vmm_serves(
     assert table.read_bytes() == (emulated.certs / "table.bin").read_bytes()
     anchor = str(emulated.certs / "ark.der")
     assert main(["verify", str(report), "--table", str(table), "--anchor", anchor]) == 0
-    # And nobody who was not told trusts it.
+    # A verifier without --anchor does not trust it.
     assert main(["verify", str(report), "--table", str(table)]) == 1
 
 

@@ -140,7 +140,7 @@ def test_outcomes_to_a_pipe_without_a_reader(home: PlatformHome, tmp_path: Path)
     assert "not written" in home.log.read_text()
 
 
-# A page that userfaultfd(2) holds back, and a path that lies there: whoever reads it waits.
+# A page that userfaultfd(2) holds back, and a path in that page: its reader waits.
 UNANSWERED = """
 import ctypes, fcntl, os, struct, sys
 libc = ctypes.CDLL(None, use_errno=True)

@@ -46,7 +46,7 @@ class Arena:
 
 
 class VirtualClock:
-    """Time that passes only when somebody waits for it."""
+    """A clock that advances only when something waits for it."""
 
     def __init__(self) -> None:
         self.now = 1000.0
@@ -56,7 +56,7 @@ class VirtualClock:
 
     def wait(self, changed: threading.Condition, timeout: float | None) -> None:
         if timeout is None:
-            assert changed.wait(30), "nobody woke the caller"
+            assert changed.wait(30), "nothing woke the caller"
         else:
             changed.wait(0)  # others may act first
             self.now += timeout

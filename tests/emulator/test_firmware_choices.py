@@ -82,7 +82,7 @@ def test_every_choice_has_one_row_with_a_source_for_each_firmware() -> None:
             assert getattr(choices_of(name), row.choice) == row.reading(name).answer
         answers = {str(row.reading(name).answer) for name in NAMES}
         silent = row.documented is None and row.observed is None
-        assert silent or len(answers) == 2, f"{row.choice}: nobody disagrees"
+        assert silent or len(answers) == 2, f"{row.choice}: no source disagrees"
 
 
 def test_the_default_has_a_reason_and_no_other_name_is_known() -> None:

@@ -32,7 +32,7 @@ BASE = 0x10000
 
 @dataclass
 class Host:
-    """A VM as the requests see it, with a firmware that does as it is told."""
+    """A VM as the requests see it, with firmware that gives the prepared answers."""
 
     snp: bool = True
     certs_enabled: bool = True
@@ -340,7 +340,7 @@ def test_unreadable_request_page_fails_extended_request_with_eio() -> None:
 
 @pytest.mark.parametrize("msg_type", [0, 1, 2, 3, 4, 6, 7, 17, 0x45, 0x85, 255])
 def test_other_messages_take_no_certificates(msg_type: int) -> None:
-    """RAX and RBX are not looked at, wrong as they are, and there is no exit."""
+    """RAX and RBX are wrong, but KVM ignores them and does not exit."""
     bench = Bench()
     bench.set_request(msg_type)
     bench.poke(DATA, b"D" * 4096)
@@ -527,7 +527,7 @@ def test_npages_is_consumed_only_with_enospc(ret: int) -> None:
 
 @pytest.mark.parametrize("ret", [1, 2, 12, 22, 4, 29, 2**64 - 5, 2**64 - 28, 2**32, 1 << 63])
 def test_any_other_answer_fails_kvm_run_and_loses_the_request(ret: int) -> None:
-    """The next KVM_RUN enters the guest, which sees success and a response nobody wrote."""
+    """The next KVM_RUN enters the guest, which sees success although no response was written."""
     bench = exited()
     bench.run.answer_req_certs(ret)
     written = len(bench.arena.written)

@@ -63,7 +63,7 @@ def register(cpu: GuestCpu) -> Program:
 
 
 def ask(cpu: GuestCpu, *, npages: int = 4) -> Program:
-    """One extended request with a report request's type, in nobody's cipher."""
+    """One extended request with a report request's type, not encrypted with any key."""
     at = cpu.index * 0x4000
     cpu.write(REQUEST + at, b"\0" * 0x34 + b"\5" + b"\0" * (4096 - 0x35))
     page = bytearray(4096)
@@ -257,7 +257,7 @@ def test_a_psp_that_does_not_answer_fails_kvm_run(code: int) -> None:
 
 
 def test_firmware_status_does_not_stop_the_vcpu() -> None:
-    """The request of this test is no sealed message."""
+    """The request of this test is not a sealed message."""
     process, (vcpu,), _ = launch(asking())
     process.run(vcpu)
     assert process.run(vcpu) == 0
@@ -401,7 +401,7 @@ def sleepy(cpu: GuestCpu) -> Program:
 
 
 def test_vcpus_are_independent() -> None:
-    """Both wait in their exits; the one answered first goes on first."""
+    """Both wait in their exits; the one answered first resumes first."""
     process, (first, second), _ = launch(asking(), vcpus=2)
     assert process.run(first) == 0
     assert process.run(second) == 0

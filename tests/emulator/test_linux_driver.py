@@ -76,7 +76,7 @@ def says(info2: int, *, info1: int = 0, rbx: int | None = None) -> Answer:
 
 
 def spoilt(change: Callable[[bytearray], None]) -> Answer:
-    """The firmware answers and somebody changes the response."""
+    """The firmware answers, and the response is then altered."""
 
     def answer(rig: Rig, ghcb: GhcbPage) -> None:
         response = ghcb.get(Field.SW_EXITINFO2)

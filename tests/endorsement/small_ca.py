@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A certificate authority for tests, in AMD's shapes and with every byte at hand.
+"""A certificate authority for tests, in AMD's formats, with control of every byte.
 
 Certificates are put together in DER here, so that tests can make those that a
 library refuses to build: serial number 0, an extension twice, two different

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Exactly one certificate is read, and whatever is wrong is one kind of error."""
+"""Exactly one certificate is read, and every defect raises the same kind of error."""
 
 from __future__ import annotations
 

@@ -126,7 +126,7 @@ def test_each_extension_is_needed(product: Product, kind: VekKind) -> None:
         ("3.4", integer(1)),
         ("3.7", integer(255)),
         ("3.9", integer(0)),  # Turin's alone
-        ("3.10", integer(0)),  # unknown: perhaps a component nobody compared
+        ("3.10", integer(0)),  # unknown: perhaps a component that would go uncompared
         ("9", integer(0)),
         ("4", bytes(63)),
         ("4", bytes(8)),

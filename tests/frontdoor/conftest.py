@@ -100,7 +100,7 @@ class Stage:
         return self.finish(self.start(*steps, program=program, door=door))
 
     def tell(self, running: Program) -> None:
-        """Let a probe go on that waits to be told."""
+        """Let a waiting probe continue."""
         assert running.process.stdin is not None
         running.process.stdin.write(b".")
         running.process.stdin.flush()

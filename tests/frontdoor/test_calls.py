@@ -66,7 +66,7 @@ def test_a_device_ioctl_on_something_else_is_enotty(stage: Stage) -> None:
 
 
 def test_a_real_device_answers_nothing(stage: Stage) -> None:
-    """The second line: a real descriptor, however it was come by, is of no use."""
+    """The second line: a real descriptor is useless, however the program got it."""
     try:
         real = os.open("/dev/kvm", os.O_RDWR)
     except OSError:
@@ -228,7 +228,7 @@ def test_a_killed_program_leaves_nothing(stage: Stage) -> None:
     stage.serve(lambda: not stage.toys.waiting)
     assert (stage.toys.cancelled, stage.toys.closed) == (1, 3)
     running.process.communicate()
-    assert stage.words("open", "/dev/kvm", "api") == ["0", str(MARKER)], "and the rest goes on"
+    assert stage.words("open", "/dev/kvm", "api") == ["0", str(MARKER)], "and the others continue"
 
 
 def test_a_killed_child_cancels_its_call_only(stage: Stage) -> None:

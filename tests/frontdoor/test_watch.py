@@ -35,7 +35,7 @@ exec(sys.argv[2])
 
 @dataclass
 class Diary:
-    """A watch on one file that writes down what it is told."""
+    """A watch on one file that records its calls."""
 
     path: Path
     react: Callable[[FileCall], int | Pending | None] = lambda _: None
@@ -153,7 +153,7 @@ def test_a_call_is_not_held_back_for_ever(stage: Stage, diary: Diary) -> None:
 def test_a_read_cut_short_gives_the_files_bytes_and_moves_on(
     stage: Stage, diary: Diary, read: str
 ) -> None:
-    """Half of what was asked for, and the next plain read goes on where it ended."""
+    """A read returns half the requested bytes, and the next plain read continues there."""
     cut: list[int] = []
 
     def react(call: FileCall) -> int | None:

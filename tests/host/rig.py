@@ -128,7 +128,7 @@ class KeyServer:
         budget: float | None = None,
     ) -> bytes:
         assert product is self.chip.product
-        assert budget is not None, "nobody waits long for it"
+        assert budget is not None, "the wait is short"
         self.lists_asked += 1
         self._answer()
         self.known[kind] = self.issue_list()

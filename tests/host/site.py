@@ -82,7 +82,7 @@ class Site:
         return f"ucode={status['reported_tcb']['microcode'] - by}"
 
     def attest(self) -> int:
-        """A guest asks for a report, and a verifier judges it with what came along."""
+        """A guest asks for a report, and a verifier judges it with the table that came along."""
         report, table = self.folder / "report.bin", self.folder / "table.bin"
         words = [*SNPCERTS, "guest", "report", "-o", str(report), "--table-out", str(table)]
         made = self.emulated.run("guest", "--certs", str(self.file), "--", *words)

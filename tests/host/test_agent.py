@@ -121,7 +121,7 @@ def test_a_file_at_a_mistyped_path_is_refused_and_stays(rig: Rig) -> None:
     done = rig.agent().sync(on_safe=lambda: safe.append(True))
     assert isinstance(done.problem, ForeignFileError)
     assert done.before[0].match is FileMatch.FOREIGN
-    assert not safe, "its guests are handed what is no table"
+    assert not safe, "its guests would get data that is not a table"
     assert rig.kinds() == [EventKind.FAILED]
     assert rig.file.read_bytes() == text
     assert rig.server.asked == []

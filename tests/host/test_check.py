@@ -147,7 +147,7 @@ def test_the_product_is_the_processors(tmp_path: Path) -> None:
 def test_known_faults_of_a_kernel_are_named_with_the_version_that_fixes_them(
     release: str, names: list[str]
 ) -> None:
-    """Versions as the sources in the table have them; a warning keeps nobody from anything."""
+    """Versions as the sources in the table have them; a warning prevents nothing."""
     lines = list(host_check.faults(release))
     assert [line.what.removeprefix("kernel fault ") for line in lines] == names
     assert all("fixed in 7.2" in line.to_do and "source: " in line.found for line in lines)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The configuration file: what it can say, and how its mistakes are told."""
+"""The configuration file: what it can contain, and how mistakes are reported."""
 
 from __future__ import annotations
 

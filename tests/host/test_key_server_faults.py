@@ -36,9 +36,9 @@ NO_ANSWER = (
     Fault.CUT_SILENT,
     Fault.HTML,
 )
-# Answers, and not for us: the agent is told so, and asks again some time later.
+# Answers that refuse us: the agent asks again some time later.
 LIES = (Fault.WRONG_CHIP, Fault.WRONG_TCB, Fault.WRONG_ROOT, Fault.EXPIRED, Fault.NOT_FOUND)
-# The right answer all the same.
+# Still the right answer.
 HARMLESS = (Fault.SLOW, Fault.CONTENT_TYPE)
 
 
@@ -169,7 +169,7 @@ def test_a_revoked_ask_is_withdrawn_and_its_successor_published(
         _until(lambda: "vcek" in (site.done("sync") and site.status()["revocation_lists"]))
         assert site.status()["revocation_lists"]["vcek"]["next_update"]
 
-        # It is told a day later, and the key server still has nothing better.
+        # It finds out a day later, and the key server still has nothing better.
         server.lines[Product.MILAN] = ProductLine(authority, chips, revoked)
         os.utime(site.folder / "cache" / "crl" / "Milan" / "vcek.crl", (0, 0))
         made = site.host("sync")
@@ -177,7 +177,7 @@ def test_a_revoked_ask_is_withdrawn_and_its_successor_published(
         assert "was revoked" in made.stderr
         assert "DRIFT" not in made.stderr
         assert site.file.read_bytes() == EMPTY
-        # Nor does anybody without a network put the old ones back.
+        # Without a network, the agent does not restore the old ones either.
         assert site.host("sync", "--offline", kds="").returncode == 3
         assert site.file.read_bytes() == EMPTY
 

@@ -51,7 +51,7 @@ def match(site: Site, file: Path | None = None) -> str:
 
 
 def test_a_lock_that_is_never_released_is_reported_with_its_holder(site: Site) -> None:
-    """Another agent, or a VMM that hangs. What is wrong cannot be mended, and all say so."""
+    """Another agent, or a VMM that hangs. The wrong file stays, and every command reports it."""
     config = site.folder / "snpcerts.toml"
     config.write_text(f'[lock]\nwait = 1.5\n[[file]]\npath = "{site.file}"\n')
     options: dict[str, Any] = {"file": "", "config": str(config)}
@@ -183,7 +183,7 @@ def test_a_clock_a_year_behind(site: Site, skewed: Callable[[int], tuple[str, ..
 def test_a_clock_a_year_ahead_changes_nothing_and_one_ten_years_ahead_does(
     site: Site, skewed: Callable[[int], tuple[str, ...]]
 ) -> None:
-    """A VCEK is good for seven years. What seems to have expired is no drift."""
+    """A VCEK is good for seven years. A certificate that seems expired is not drift."""
     assert sync(site).code == 0
     ran = sync(site, program=skewed(YEAR))
     assert ran.code == 0

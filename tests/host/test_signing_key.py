@@ -106,7 +106,7 @@ class Host:
         self.sync()
 
     def attest(self, path: Path, key: KeySelect) -> str:
-        """A guest's report with what came along: ``empty``, ``right`` or ``wrong``."""
+        """A guest's report with its table: ``empty``, ``right`` or ``wrong``."""
         table = self.rig.table(path)
         if not table.entries:
             return "empty"
@@ -197,7 +197,7 @@ def test_in_every_order_no_guest_gets_certificates_that_do_not_match(
 def test_killed_around_the_firmware_command_in_every_order(
     host: Host, monkeypatch: pytest.MonkeyPatch, name: str, place: str
 ) -> None:
-    """The agent is gone before or after the firmware has the command; another goes on."""
+    """The agent ends before or after the firmware has the command; another takes over."""
     for before, after in itertools.permutations(EVENTS, 2):
         host.sync()
         getattr(host, before)()

@@ -86,7 +86,7 @@ def test_the_service_manager_hears_us(tmp_path: Path, abstract: bool) -> None:
         manager.alive()
         manager.status("two\nlines")
         assert peer.recv(100) == b"STATUS=two lines"
-    manager.ready()  # nobody listens any more, and nothing happens
+    manager.ready()  # the listener is gone, and nothing happens
     other = ServiceManager({"WATCHDOG_USEC": "1000000", "WATCHDOG_PID": "1"})
     assert other.watchdog is None
     assert ServiceManager({"WATCHDOG_USEC": "1000000"}).watchdog == 0.5

@@ -38,7 +38,7 @@ class Baton(Clock):
             self._changed.wait_for(lambda: self._runs == mine)
 
     def run(self, tasks: Sequence[Callable[[], T]]) -> list[tuple[T | Exception, float]]:
-        """What comes of each, and when."""
+        """The outcome of each, and when."""
         ended: list[tuple[T | Exception, float]] = [(RuntimeError("has not run"), 0.0)] * len(tasks)
 
         def work(index: int, mine: int) -> None:

@@ -55,7 +55,7 @@ def server(milan: EmulatedAuthority, turin: EmulatedAuthority) -> Iterator[KeySe
 
 
 class SkippingClock(Clock):
-    """Goes on by itself, and skips what is waited for."""
+    """Advances on its own, and skips all waits."""
 
     def __init__(self) -> None:
         self.waits: list[float] = []

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The emulated key server answers as AMD's does, and fails as it is told to."""
+"""The emulated key server answers as AMD's does, and fails as configured."""
 
 from __future__ import annotations
 

@@ -69,7 +69,7 @@ def test_no_proxy_is_read_as_curl_reads_it(said: str, url: str, past: bool, vari
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="no curl to compare with")
 def test_curl_itself_reads_it_so() -> None:
-    """Nobody listens there, and the error says where it tried."""
+    """Nothing listens there, and the error says where it tried."""
     running = [
         subprocess.Popen(
             ["curl", "-sS", "-v", "--max-time", "5", url],

@@ -387,7 +387,7 @@ def test_a_withdrawn_chain_is_replaced_with_the_leaf_below_it(
     source.crl(Product.MILAN)
     with pytest.raises(KdsUntrustedError, match="ask-revoked"):
         host.fetch_from(source)
-    # Whoever judges by himself still gets what there is.
+    # Callers that judge revocation themselves still get the certificate.
     assert host.vcek().intermediate == old.intermediate
     host.server.lines[Product.MILAN] = ProductLine(milan.with_new_ask(), (chip,), revoked)
     new = host.fetch_from(host.source(heed_revocation=True))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What reports of anybody's may cost at a key server that answers, and in the cache."""
+"""What strangers' reports may cost, at a key server that answers and in the cache."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def files(cache: Path) -> int:
 
 
 def test_bogus_reports_cost_a_bounded_number_of_requests_and_no_file_each(host: Host) -> None:
-    """Each was asked for, and left a file behind, for as long as somebody sent them."""
+    """Formerly each caused a request and left a file, without limit."""
     chip = host.resource().hwid
 
     def judged(report: bytes) -> Status:
@@ -28,7 +28,7 @@ def test_bogus_reports_cost_a_bounded_number_of_requests_and_no_file_each(host: 
         return verify_with(Evidence(report), [source], at=datetime.now(UTC)).status
 
     levels = SmallCa(chip_id=chip, tcb=MILAN_TCB)
-    # A level of a chip that exists, which the key server has a VCEK for; nobody signed this.
+    # A level of a chip that exists, for which the key server has a VCEK; the report is unsigned.
     assert judged(levels.report()) is Status.REFUSED
     assert not host.kept().exists()
     before = files(host.cache)

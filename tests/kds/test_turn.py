@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One turn and one hold-off for a whole key server, whoever asks it for what."""
+"""One turn and one hold-off for a whole key server, for every process and resource."""
 
 from __future__ import annotations
 
@@ -406,7 +406,7 @@ def test_a_hostile_cache_changes_no_other_file_and_costs_no_certificate(
         open(elsewhere / "precious", "rb") as precious,
     ):
         fcntl.flock(precious, fcntl.LOCK_EX | fcntl.LOCK_NB)  # ours is not the one we lock
-    assert sum(host.waits) > 9, "what this process remembers counts all the same"
+    assert sum(host.waits) > 9, "what this process remembers still counts"
     assert [path.name for path in elsewhere.iterdir()] == ["precious"]
     assert (elsewhere / "precious").read_bytes() == b"precious"
     assert host.warnings == []

@@ -315,7 +315,7 @@ FIELDS: Final[Mapping[tuple[str, str], str | None]] = {
 
 
 def claims_of(release: str) -> dict[str, int]:
-    """Those that a release such as ``7.2.13-1`` can say anything about."""
+    """The claims that apply to a release such as ``7.2.13-1``."""
     return {name: value for name, value in claims().items() if is_in(name, release)}
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How much the oracle sees: changed kernels and changed emulators that it has to notice.
+"""Measures the oracle: it must notice changed kernels and changed emulators.
 
 ``python -m tests.kernel.mutants`` changes one thing at a time (an operator, a constant,
 the order of two checks, a write that is left out) in the functions that are cut out of
@@ -43,7 +43,7 @@ EMULATOR: Final = {
     "guest": ("emulator/guest/sev_guest_device.py", "emulator/guest/linux.py"),
     "sev": ("emulator/psp/sev_device.py",),
 }
-# Survivors that are meant: how a mutant's description begins, and why nobody sees it.
+# Survivors that are meant: the start of a mutant's description, and why it survives.
 EXPLAINED: Final[tuple[tuple[str, str], ...]] = (
     ("kernel dump_ghcb", "writes to the log alone"),
     ("kernel sev_irq_handler", "no interrupt reaches the cut: the stub of the PSP answers at once"),
@@ -74,7 +74,7 @@ class Mutant:
 
     @property
     def explained(self) -> str:
-        """Why nobody can see it; "" where somebody should."""
+        """Why no sequence can notice it; "" if one should."""
         return next((why for start, why in EXPLAINED if str(self).startswith(start)), "")
 
 
@@ -245,7 +245,7 @@ def survives(mutant: Mutant, part: str, release: str, sequences: int, product: P
 
 
 def main() -> int:
-    """Run them; 1 where an unexplained one survives, 2 where there is no source."""
+    """Run the mutants; 1 if an unexplained one survives, 2 if there is no source."""
     parser = argparse.ArgumentParser(prog="python -m tests.kernel.mutants", description=__doc__)
     parser.add_argument("--part", choices=build.PARTS, action="append")
     parser.add_argument("--side", choices=("kernel", "emulator"), action="append")

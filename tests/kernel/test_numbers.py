@@ -67,7 +67,7 @@ def test_recorded_releases_are_of_every_series() -> None:
 _BARE = re.compile(
     r"\b0x[0-9A-Fa-f]{0,4}AE[0-9A-Fa-f]{2}u?l?\b|\b0xC0[12]0530[0-9]|exit_reason\s*[!=]?=\s*\d"
 )
-# The front door's own test device, which is no KVM.
+# The front door's own test device, which is not KVM's.
 _NOT_KVM = {"probe.c", "storm.go"}
 
 

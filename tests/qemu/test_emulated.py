@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Stock QEMU on the emulated platform: no real KVM, and an SNP host all the same."""
+"""Stock QEMU on the emulated platform: an SNP host without a real KVM."""
 
 from __future__ import annotations
 

@@ -152,7 +152,7 @@ def test_stop_and_cont_reach_a_guest_that_asks_all_the_time(qemu: Qemu, certs: P
             assert command("cont") == {"return": {}}
             before = qemu.console.stat().st_size
             while qemu.console.stat().st_size == before:
-                assert vmm.poll() is None, "it goes on asking"
+                assert vmm.poll() is None, "it keeps asking"
         assert command("quit") == {"return": {}}
         assert vmm.wait(LIMIT) == 0
     finally:

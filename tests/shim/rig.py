@@ -35,7 +35,7 @@ class Seen:
 
 @dataclass(frozen=True)
 class Answer:
-    """What KVM was told, and what KVM_RUN came back with."""
+    """What KVM received, and what KVM_RUN returned."""
 
     ret: int
     npages: int

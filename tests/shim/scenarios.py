@@ -163,7 +163,7 @@ def forbid(call: int) -> None:
 
 @scenario
 def a_file_with_less_than_it_says_is_an_empty_table(file: Path) -> None:
-    """As one that somebody cuts off without the lock; sysfs has such files for good."""
+    """Like a file truncated without the lock; sysfs always has such files."""
     _, vcpu, memory = guest()
     for name in ("class/net/lo/address", "devices/system/cpu/vulnerabilities/spectre_v2"):
         file.unlink(missing_ok=True)
@@ -366,7 +366,7 @@ def slots_are_followed(file: Path) -> None:
 
 @scenario
 def a_slot_that_is_away_for_a_moment_is_busy(file: Path) -> None:
-    """EIO would cost a Linux guest its VMPCK; it comes back from BUSY by itself."""
+    """EIO would cost a Linux guest its VMPCK; after BUSY it retries."""
     file.write_bytes(TABLE)
     vm, vcpu, memory = guest(4)
     vm.set_region(0, 0, 0, 0)
@@ -442,7 +442,7 @@ def a_slot_is_gone_only_when_nobody_writes_to_it(file: Path) -> None:
             pass
         removing.join(0.2)
         assert removing.is_alive()
-        # A child does not inherit that somebody is at it.
+        # A child does not inherit the mark of a request under way.
         child = os.fork()
         if child == 0:
             Vm().add_memory(0, 0, 4)

@@ -20,7 +20,7 @@ from .soak import problems, soak
 @pytest.fixture(scope="module")
 def plain_vmm(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The VMM, built."""
-    shim_library()  # whoever has a compiler has it
+    shim_library()  # installed with every compiler
     folder = tmp_path_factory.mktemp("plain_vmm")
     return build(folder / "plain_vmm", Path(__file__).with_name("plain_vmm.c"), "-pthread")
 
@@ -83,7 +83,7 @@ def test_a_missing_file_costs_no_guest_its_report(
 
 
 def test_under_load_with_updates_and_kicks(
-    emulated: Emulated,  # skips where there is no front door
+    emulated: Emulated,  # skips if there is no front door
     plain_vmm: Path,
     tmp_path: Path,
 ) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The shim before a KVM that does as it is told: requests, slots, kicks, and standing back."""
+"""The shim in front of a scripted KVM: requests, slots, kicks, and doing nothing."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import pytest
 from .conftest import ROOT
 from .scenarios import SCENARIOS
 
-# Settings and what the operator is told, where it is not the usual and nothing.
+# Settings, and the messages that the operator gets, if not the defaults.
 SETTINGS: dict[str, dict[str, str]] = {
     "a_writer_makes_it_busy": {"SNPCERTS_CERTS_TIMEOUT": "0"},
     "a_writer_that_ends_in_time_is_waited_for": {"SNPCERTS_CERTS_TIMEOUT": "59999"},

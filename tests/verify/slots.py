@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One certificate among those that come with a report, exchanged."""
+"""Replaces one of the certificates that come with a report."""
 
 from __future__ import annotations
 

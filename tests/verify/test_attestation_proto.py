@@ -237,7 +237,7 @@ def test_any_change_is_read_or_refused(at: int, value: int) -> None:
 
 
 def test_no_report_is_taken_for_a_message() -> None:
-    """Also one that is wrong in its first byte, which must be told what is wrong with it."""
+    """Also one with a wrong first byte, for which the error must name the defect."""
     for index in (0, 1, 2, 3):
         for bit in range(8):
             report = flipped(REPORT, index, bit)

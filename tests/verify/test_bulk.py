@@ -80,7 +80,7 @@ class Lazy:
 def test_processes_that_begin_nothing_hold_nothing_up(
     monkeypatch: pytest.MonkeyPatch, starts: bool
 ) -> None:
-    """What nobody has begun is taken back; a process that has not started is given nothing."""
+    """Chunks not yet begun are taken back; a process that has not started gets none."""
     pool = Lazy(starts=starts)
     monkeypatch.setattr(bulk, "ProcessPoolExecutor", lambda *_a, **_n: pool)
     many = mixed(WORTHWHILE + CHUNK * 9)

@@ -72,7 +72,7 @@ def test_authorities_seen_with_another_leaf_are_not_judged_again(
 
 @pytest.mark.parametrize("kind", list(VekKind))
 def test_remembered_findings_about_authorities_equal_new_ones(kind: VekKind) -> None:
-    """Whatever is wrong with which of the four, also when the others were seen before."""
+    """Any defect of any of the four, also if the others were seen before."""
     memory = JudgeMemory()
     bad = (None, b"x", PARTS.ask, PARTS.ark)
     for ask in (PARTS.ask, *bad):

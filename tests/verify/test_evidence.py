@@ -138,7 +138,7 @@ def test_the_runtime_data_of_an_hcl_report_must_be_bound(number: int, name: str)
 
 
 def test_a_digest_with_more_behind_it_binds_nothing() -> None:
-    """REPORT_DATA is the digest and zeros: nobody else chose the rest."""
+    """REPORT_DATA is the digest and zeros: no other party chose the rest."""
     report_data = hashlib.sha256(CLAIMS).digest() + b"\1" * 32
     evidence = Evidence.from_bytes(hcl(CA.report(report_data=report_data)))
     assert "runtime-data-mismatch" in codes(judge(evidence))

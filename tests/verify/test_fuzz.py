@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The fuzzer runs, keeps its corpus small, and finds what there is to find."""
+"""The fuzzer runs, keeps its corpus small, and finds planted defects."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ from .slots import with_slot
 
 @dataclass(frozen=True)
 class Evidence:
-    """A genuine report, what came with it, and a time at which it is good."""
+    """A genuine report, its certificates, and a time at which it verifies."""
 
     name: str
     report: bytes
@@ -310,7 +310,7 @@ def _of_extension(evidence: Evidence, name: str) -> set[str]:
     oid = x509.ObjectIdentifier(_dotted(bytes.fromhex(name.split()[1])))
     suffix = oid.dotted_string.removeprefix(f"{AMD_ARC}.")
     if suffix == "2" and evidence.name == "milan":
-        # Milan-B1 for Milan-B0: another stepping is no other product.
+        # Milan-B1 for Milan-B0: another stepping is the same product.
         return {"leaf-signature"}
     own = EXTENSIONS.get(suffix, "leaf-profile")
     return {"leaf-signature"} | ({own} if own else set())

@@ -168,7 +168,7 @@ def test_cached_revocations_count_even_if_no_list_is_required() -> None:
     verdict = judge(server, Evidence(server.ca.report()))
     assert [question[0] for question in server.asked] == ["vcek"]
     assert [reason.code.value for reason in verdict.reasons] == ["ask-revoked", "ark-revoked"]
-    # An old one that says nothing is no demand of anybody's.
+    # An old list without a revocation is not a demand.
     server.known = CrlRecipe(server.ca, next_update=NOON - timedelta(days=1)).make()
     assert judge(server, Evidence(server.ca.report())).status is Status.VERIFIED
 

@@ -204,7 +204,7 @@ def test_every_demand_is_in_the_list_above_or_has_a_test_of_its_own() -> None:
 
 
 def test_demands_not_made_are_listed_as_not_asked() -> None:
-    """Nobody should mistake silence for a pass."""
+    """A missing check must not look like a pass."""
     verdict = judge(None)
     asked = {"policy-debug", "policy-migration-agent", "policy-tcb-above-current"}
     for check in verdict.checks:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Nobody hides a revocation: all lists are judged, and a host's satisfies no demand."""
+"""A host cannot hide a revocation: all lists are judged, and a host's satisfies no demand."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_a_list_of_the_host_satisfies_no_demand() -> None:
     assert codes(verdict) == ["crl-missing"]
     assert "came with the evidence" in verdict.reasons[0].message
     assert verdict.check("revocation").state.value == "failed"
-    # Not even if somebody says what kind it is.
+    # Not even if its kind is given.
     verdict = judge(supplied(BEFORE, supplier=Supplier.EVIDENCE))
     assert codes(verdict) == ["crl-missing"]
     assert not verdict.revocation_lists[0].counts
@@ -135,7 +135,7 @@ def test_a_list_of_unknown_kind_satisfies_nothing_and_its_revocations_count() ->
 
 @pytest.mark.parametrize("policy", [None, REQUIRED])
 def test_a_useless_list_of_the_callers_own_refuses(policy: Policy | None) -> None:
-    """Whoever gives a list asks for a good one."""
+    """A caller that gives a list asks for a good one."""
     assert codes(judge(supplied(EXPIRED), policy=policy)) == ["crl-expired"]
     forged = supplied(BEFORE.but(signer=rsa_key("another")))
     assert codes(judge(forged, policy=policy)) == ["crl-signature"]

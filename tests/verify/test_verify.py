@@ -136,7 +136,7 @@ def test_a_report_of_another_size_is_refused(size: int) -> None:
         ({"committed_tcb": bytes(8)}, []),
         ({"platform_info": 1 << 6}, []),
         ({"vmpl": 0xFFFFFFFF}, []),
-        # What a policy refuses unless it is told not to.
+        # What a policy refuses by default.
         ({"policy": 0x30000 | 1 << 19}, ["policy-debug"]),
         ({"policy": 0x30000 | 1 << 18}, ["policy-migration-agent"]),
     ],

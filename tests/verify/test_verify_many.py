@@ -243,7 +243,7 @@ def test_an_unavailable_certificate_exits_3_and_does_not_refuse(run: Run) -> Non
     assert documented("verify", out)["next_step"] == "retry-later"
     Path("sound").write_bytes(CA.report() + full_table())
     assert run("sound", "report", "--offline", "--cache", "empty")[0] == 3
-    # A server that cannot be reached is no other case.
+    # An unreachable server gives the same result.
     Path("bad").write_bytes(flipped(CA.report(), 0x4C))
     assert run("bad", "report", "--offline", "--cache", "empty")[0] == 1
 

@@ -12,7 +12,7 @@ from .judge import judge
 
 
 def main() -> int:
-    """Run what is asked for; 1 for any fault, 2 where there is no source."""
+    """Run the requested sequences; 1 if any differs, 2 if there is no source."""
     parser = argparse.ArgumentParser(prog="python -m tests.kernel.oracle", description=__doc__)
     parser.add_argument("--sequences", type=int, default=20_000, help="of each part and release")
     parser.add_argument("--seed", type=int, default=1)

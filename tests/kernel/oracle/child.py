@@ -15,7 +15,7 @@ from pathlib import Path
 
 
 def main(arguments: list[str]) -> int:
-    """Run them and print what came of it."""
+    """Run the sequences and print the results."""
     part, path, seed, first, end = arguments
     logging.disable(logging.CRITICAL)
     module = importlib.import_module(f"tests.kernel.oracle.{part}_sequences")

@@ -23,7 +23,7 @@ CHILD_SECONDS: Final = 600
 
 @dataclass(slots=True)
 class Outcome:
-    """What came of the sequences of one part of one release."""
+    """The results of the sequences of one part of one release."""
 
     part: str
     release: str

@@ -71,7 +71,7 @@ class FirmwareScript:
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """What there is to see after a step."""
+    """The observable state after a step."""
 
     result: int
     msr: int
@@ -181,7 +181,7 @@ class KernelKvm:
         return int(self._run())
 
     def seen(self, result: int) -> Seen:
-        """What there is to see now."""
+        """The observable state now."""
         memory = bytes(self.memory)
         reached = bytes(self._reached)
         return Seen(

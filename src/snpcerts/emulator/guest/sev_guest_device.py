@@ -210,5 +210,5 @@ def _buffer_pages(extended: ExtReportReq) -> int:
     if length % PAGE_SIZE or length > CERTS_MAX_SIZE:
         raise OSError(errno.EINVAL, f"certs_len {length} is not 1 to 4 whole pages")
     if address + length > USER_LIMIT:
-        raise OSError(errno.EFAULT, "certs_address is no user address")
+        raise OSError(errno.EFAULT, "certs_address is not a user address")
     return length // PAGE_SIZE

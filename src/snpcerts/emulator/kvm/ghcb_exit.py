@@ -225,7 +225,7 @@ class GhcbRequests:
             case ExitCode.UNSUPPORTED_EVENT:
                 raise _failed(errno.EINVAL, "the guest met an event it does not support")
             case _:
-                log.info("VMGEXIT %#x is no exit that KVM knows", snapshot.code)
+                log.info("KVM does not know VMGEXIT exit code %#x", snapshot.code)
                 return self._bad(memory, InputErrorCode.INVALID_EVENT)
 
     def _unless_exited(self, left: Completion | None) -> int:
@@ -325,7 +325,7 @@ class GhcbRequests:
             case errno.EIO:
                 error = VmmError.GENERIC
             case _:
-                raise _failed(errno.EINVAL, f"{answer} is no answer to a certificate request")
+                raise _failed(errno.EINVAL, f"{answer} is not an answer to a certificate request")
         # SW_EXITINFO1 holds 0 since the request was accepted.
         self._ghcb.put(memory, Field.SW_EXITINFO2, guest_err(error, 0))
         return RESUME

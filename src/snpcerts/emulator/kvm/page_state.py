@@ -54,7 +54,7 @@ def userspace_agrees(run: memoryview) -> bool:
     """Whether userspace has made the change. EINVAL, as from KVM_RUN, for an invalid answer."""
     answer = kvm_exit.hypercall_result(run)
     if answer not in (0, errno.EINVAL, errno.EAGAIN):
-        log.warning("KVM_RUN fails: %d is no answer to KVM_HC_MAP_GPA_RANGE", answer)
+        log.warning("KVM_RUN fails: %d is not an answer to KVM_HC_MAP_GPA_RANGE", answer)
         raise OSError(errno.EINVAL, "not an answer to KVM_HC_MAP_GPA_RANGE")
     return not answer
 

@@ -3,7 +3,7 @@
 
 Source: Linux ``arch/x86/kvm/svm/sev.c`` with certificate fetching. The order of
 checks is the kernel's. Guests other than SNP are not emulated: their commands
-answer as on a VM that is no SEV guest.
+answer as on a VM that is not an SEV guest.
 """
 
 from __future__ import annotations

@@ -278,7 +278,7 @@ def _answer_absorb_noma(
 
 
 def _of_context(address: int, *, sound: bool) -> ResponseStatus:
-    """What comes of naming a guest by its context: migration is not emulated, so none is there."""
+    """Answer a message that names a guest by its context: without migration there is none."""
     if address % PAGE_SIZE or not sound:
         return ResponseStatus.INVALID_PARAM
     return ResponseStatus.INVALID_GUEST
