@@ -120,6 +120,18 @@ def test_the_environment_for_others(certs: Path, capsys: pytest.CaptureFixture[s
     ]
 
 
+def test_an_environment_that_would_be_more_lines_than_variables_is_not_printed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A service manager that reads the lines would take the second for a variable."""
+    certs = tmp_path / "certs\nLD_PRELOAD=evil.so"
+    certs.write_bytes(b"")
+    assert main(["run", "--certs-filename", str(certs), "--print-environment"]) != 0
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert len(said.err.splitlines()) == 1
+
+
 def test_no_file_yet_is_a_warning(shows: Path, tmp_path: Path) -> None:
     words: list[str | Path] = [*RUN, "--certs-filename", tmp_path / "missing", "--", shows]
     made = subprocess.run(words, capture_output=True, text=True)

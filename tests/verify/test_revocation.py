@@ -71,6 +71,25 @@ def test_an_old_list_from_the_host_does_not_hide_a_newer_revocation() -> None:
     assert codes(judge(supplied(REVOKED), host=BEFORE, policy=None)) == NAMED
 
 
+@pytest.mark.parametrize("order", [1, -1])
+def test_several_lists_count_for_a_report_that_does_not_name_its_product(order: int) -> None:
+    """A version 2 report of a Genoa: which list is of its product, the leaf has to say."""
+    genoa = SmallCa(product=Product.GENOA)
+    old, new = CrlRecipe(genoa), CrlRecipe(genoa, revoked=(1,), this_update=NOON - DAY)
+    milan = CrlRecipe(CA, this_update=NOON - DAY)
+    report = genoa.report(version=2)
+
+    def found(*recipes: CrlRecipe) -> list[str]:
+        lists = tuple(supplied(recipe) for recipe in recipes[::order])
+        parts = replace(collateral(genoa), lists=lists)
+        return codes(verify(report, parts, REQUIRED, anchors=anchors(genoa), at=NOON))
+
+    assert found(old) == []
+    assert found(old, new) == NAMED
+    assert found(old, old) == []
+    assert set(NAMED) <= set(found(milan, new))
+
+
 def test_a_list_of_the_host_satisfies_no_demand() -> None:
     verdict = judge(host=BEFORE)
     assert codes(verdict) == ["crl-missing"]

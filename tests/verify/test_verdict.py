@@ -13,6 +13,7 @@ from snpcerts.endorsement.reason import Reason, ReasonCode
 from snpcerts.endorsement.vek import EndorsementCert
 from snpcerts.verify.verdict import Status, Verdict
 from tests.endorsement.small_ca import SmallCa
+from tests.verify.test_verify import judge
 
 CA = SmallCa()
 REASON = Reason(ReasonCode.REPORT_SIZE, "too short")
@@ -38,6 +39,17 @@ def test_status_and_reasons_cannot_disagree() -> None:
         Verdict(Status.VERIFIED, (), report=report, leaf=leaf)
     with pytest.raises(ValueError, match="verified"):
         Verdict(Status.VERIFIED, (), leaf=leaf, root=root)
+
+
+def test_no_verdict_is_made_around_the_guard(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_: Verdict) -> None:
+        raise AssertionError("judged")
+
+    assert judge(CA.report()).status is Status.VERIFIED
+    monkeypatch.setattr(Verdict, "__post_init__", refuse)
+    for report in (CA.report(), CA.report()[:-1], CA.report(vmpl=9)):
+        with pytest.raises(AssertionError, match="judged"):
+            judge(report)
 
 
 def test_a_refusal_of_nothing_readable_is_json_with_nulls() -> None:
