@@ -379,14 +379,21 @@ def test_a_configured_revocation_list_is_judged_before_guests_get_it(
     )
     good = rig.server.authority.crl(()).der
     other = authority_of(Product.MILAN, "other").crl(()).der
-    for bad in (b"a list", other, bytes(5000)):
-        crl.write_bytes(bad)
+    pem = b"-----BEGIN X509 CRL-----\n" + good[:40] + b"\n-----END X509 CRL-----\n"
+    flipped = good[:-1] + bytes((good[-1] ^ 1,))
+    for bad in (b"a list", other, bytes(5000), good[:-1], good + b"\0", pem, flipped, b"", None):
+        crl.unlink(missing_ok=True)
+        if bad is None:
+            os.mkfifo(crl)
+        else:
+            crl.write_bytes(bad)
         rig.events.clear()
         assert rig.agent().sync().problem is None
         assert rig.seen_by_guest() == "right"
         assert rig.table().get(CRL_GUID) is None
         (told,) = {event.message for event in rig.events if event.kind is EventKind.FAILED}
         assert told.startswith(f"{crl}: ")
+    crl.unlink()
     crl.write_bytes(good)
     assert rig.agent().sync().problem is None
     assert rig.table().get(CRL_GUID) == good
