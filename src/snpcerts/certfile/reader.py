@@ -5,7 +5,7 @@ Source: Linux ``Documentation/virt/kvm/x86/amd-memory-encryption.rst``, section
 KVM_SEV_SNP_ENABLE_REQ_CERTS. It asks for a lock from before the file is read
 until the firmware has the request. In detail:
 
-1. open the path anew for each request: with its own open file description, no
+1. open the path again for each request: with its own open file description, no
    other vCPU's unlock can drop this lock;
 2. try for a shared OFD lock until the limit; then the answer is "busy";
 3. compare device and inode of the locked file with those of the path, and start

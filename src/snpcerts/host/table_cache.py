@@ -284,7 +284,7 @@ class TableCache:
         return self.vlek_table(leaf)
 
     def keep_vlek(self, tcb: TcbVersion, leaf: bytes) -> None:
-        """Keep a VLEK certificate (DER) for when its VLEK is found loaded."""
+        """Keep a VLEK certificate (DER) until its VLEK is found loaded."""
         self._vleks.keep(self.judge.product, tcb, leaf)
 
     def vlek_table(self, leaf: bytes) -> CertTable:

@@ -155,7 +155,7 @@ def _factory_reset(call: _SevCall) -> None:
 def _pek_csr(call: _SevCall) -> None:
     """``sev_ioctl_do_pek_csr``: the length goes back even when the firmware refuses."""
     call.needs_write_mode()
-    asked = GetId2.unpack(call.read(GetId2.SIZE))  # struct sev_user_data_pek_csr is laid out so
+    asked = GetId2.unpack(call.read(GetId2.SIZE))  # same layout as struct sev_user_data_pek_csr
     room = asked.length if asked.address else 0
     if room > FW_BLOB_MAX_SIZE:
         raise _refusal(errno.EFAULT)
