@@ -70,7 +70,7 @@ if TYPE_CHECKING:
     "--min-tcb",
     multiple=True,
     metavar="PRODUCT:bl=N,...",
-    help="Least reported TCB, every component: milan:bl=4,tee=0,snp=24,ucode=219.",
+    help="Lowest reported TCB, every component: milan:bl=4,tee=0,snp=24,ucode=219.",
 )
 @click.option("--allow-debug", is_flag=True, help="Take reports of guests that can be debugged.")
 @click.option(
@@ -79,7 +79,7 @@ if TYPE_CHECKING:
     default=1,
     show_default=True,
     metavar="N",
-    help="Processes that share the work, where there are a thousand reports and more.",
+    help="Processes that share the work of a thousand or more reports.",
 )
 @click.option("-v", "--verbose", is_flag=True, help="List what was not asked, too.")
 @click.option("--json", "as_json", is_flag=True, help="Print each verdict as one JSON object.")

@@ -42,7 +42,7 @@ class ExtensionDer:
 
 @asn1.sequence
 class Validity:
-    """From when to when, both inclusive."""
+    """The period of validity, both ends inclusive."""
 
     not_before: asn1.UTCTime | asn1.GeneralizedTime
     not_after: asn1.UTCTime | asn1.GeneralizedTime
