@@ -96,7 +96,11 @@ def _floor(policy: Policy, texts: Iterable[str]) -> Any:
         product = product_of_keyword(name)
         if product is None:
             known = ", ".join(each.keyword for each in Product)
-            raise UsageError(f"--min-tcb {text}: the product must be one of {known}")
+            raise UsageError(
+                f"--min-tcb {text}: the product must be one of {known}",
+                hint="floors for single processors stand in a policy file: "
+                "'snpcerts policy floors' writes one",
+            )
         floor = dataclasses.replace(floor, **{product.keyword: _tcb(text, levels, product)})
     return floor
 

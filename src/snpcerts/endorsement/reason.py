@@ -427,6 +427,11 @@ class ReasonCode(enum.StrEnum):
         "guest chooses the data.",
     )
     # The policy's demands.
+    POLICY_PRODUCT = (
+        "policy-product",
+        None,
+        "The product is none of those accepted.",
+    )
     POLICY_SIGNING_KEY = (
         "policy-signing-key",
         None,
@@ -563,6 +568,11 @@ class ReasonCode(enum.StrEnum):
         "policy-launch-tcb",
         None,
         "LAUNCH_TCB is below the floor, or the policy has no floor for the product.",
+    )
+    POLICY_FLOOR = (
+        "policy-floor",
+        None,
+        "REPORTED_TCB or CURRENT_TCB is below the floor for this processor, or it has none.",
     )
 
 

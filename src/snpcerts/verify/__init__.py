@@ -20,8 +20,10 @@ if TYPE_CHECKING:
     from snpcerts.verify.policy import GuestPolicyBits as GuestPolicyBits
     from snpcerts.verify.policy import PlatformInfoBits as PlatformInfoBits
     from snpcerts.verify.policy import Policy as Policy
+    from snpcerts.verify.policy import ProcessorFloor as ProcessorFloor
     from snpcerts.verify.policy import Revocation as Revocation
     from snpcerts.verify.policy import TcbFloor as TcbFloor
+    from snpcerts.verify.policy import WithoutCpuid as WithoutCpuid
     from snpcerts.verify.policy_file import PolicyFileError as PolicyFileError
     from snpcerts.verify.policy_file import read_policy as read_policy
     from snpcerts.verify.revocation import JudgedList as JudgedList
@@ -51,7 +53,15 @@ else:
             "collateral": ("Collateral", "SuppliedCrl", "Supplier"),
             "evidence": ("Evidence", "RuntimeData", "Shape"),
             "judging": ("verify",),
-            "policy": ("GuestPolicyBits", "PlatformInfoBits", "Policy", "Revocation", "TcbFloor"),
+            "policy": (
+                "GuestPolicyBits",
+                "PlatformInfoBits",
+                "Policy",
+                "ProcessorFloor",
+                "Revocation",
+                "TcbFloor",
+                "WithoutCpuid",
+            ),
             "policy_file": ("PolicyFileError", "read_policy"),
             "snpcerts.endorsement.reason": ("NextStep", "Reason", "ReasonCode"),
             "revocation": ("JudgedList",),

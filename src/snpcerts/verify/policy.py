@@ -15,6 +15,7 @@ from dataclasses import dataclass, fields
 from datetime import timedelta
 from typing import Final, Self
 
+from snpcerts.abi.processor import MAX_STEPPING, CpuidRange
 from snpcerts.abi.product import Product
 from snpcerts.abi.report import VMPL_HOST, SigningKey
 from snpcerts.abi.tcb import TcbVersion
@@ -86,6 +87,59 @@ class TcbFloor:
         return floor
 
 
+class WithoutCpuid(enum.Enum):
+    """What floors for processors do with a report of version 2, which has no CPUID."""
+
+    STRICTEST = "strictest"  # hold it against the highest floor of its product
+    REFUSE = "refuse"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProcessorFloor:
+    """The least TCB components of the processors in one range of CPUID.
+
+    ``name`` is what messages call them. A component that is None is not asked.
+    ``bulletins`` names the bulletins that the numbers come from, for messages alone.
+    """
+
+    processors: CpuidRange
+    name: str = ""
+    fmc: int | None = None
+    bootloader: int | None = None
+    tee: int | None = None
+    snp: int | None = None
+    microcode: int | None = None
+    bulletins: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        cpuid = self.processors
+        for label, (first, last), most in (
+            ("models", cpuid.models, 255),
+            ("steppings", cpuid.steppings, MAX_STEPPING),
+        ):
+            if not 0 <= first <= last <= most:
+                raise UsageError(f"{label} {first} to {last}: must be 0 to {most}, first to last")
+        if not cpuid.products:
+            raise UsageError(f"{cpuid}: is not a known SEV-SNP processor")
+        asked = self.components()
+        if not asked:
+            raise UsageError("names no component of the TCB")
+        for component, least in asked.items():
+            if not 0 <= least <= 255:
+                raise UsageError(f"{component} is {least}, must be 0 to 255")
+            for product in cpuid.products:
+                if component not in product.tcb_layout.components:
+                    raise UsageError(f"a TCB of {product.value} has no {component}")
+
+    def components(self) -> dict[str, int]:
+        """What is asked: component names and the least value of each."""
+        values = {name: getattr(self, name) for name in _COMPONENTS}
+        return {name: value for name, value in values.items() if value is not None}
+
+
+_COMPONENTS: Final = ("fmc", "bootloader", "tee", "snp", "microcode")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Policy:
     """Demands on a report. Raises :class:`UsageError` for a demand that no report can meet.
@@ -93,6 +147,7 @@ class Policy:
     ===========================  ================================================================
     field                        demand
     ===========================  ================================================================
+    products                     products, any of them
     signing_key                  VCEK or VLEK signed
     chip_ids                     64-byte chip IDs, any of them
     csp_ids                      providers a VLEK may be of, any of them
@@ -118,6 +173,10 @@ class Policy:
     minimum_current_tcb          floor of CURRENT_TCB
     minimum_committed_tcb        floor of COMMITTED_TCB
     minimum_launch_tcb           floor of LAUNCH_TCB
+    floors                       floors per range of CPUID: every one that the processor is
+                                 in holds for REPORTED_TCB and for CURRENT_TCB, and a
+                                 processor in none of them is refused
+    floors_without_cpuid         what to do with a report of version 2 then
     allow_tcb_above_current      take a report whose reported TCB is above the current one in
                                  a component
     allow_masked_chip_id         take a VCEK's report that hides its chip ID
@@ -127,6 +186,7 @@ class Policy:
     ===========================  ================================================================
     """
 
+    products: tuple[Product, ...] | None = None
     signing_key: SigningKey | None = None
     chip_ids: tuple[bytes, ...] | None = None
     csp_ids: tuple[str, ...] | None = None
@@ -152,6 +212,8 @@ class Policy:
     minimum_current_tcb: TcbFloor | None = None
     minimum_committed_tcb: TcbFloor | None = None
     minimum_launch_tcb: TcbFloor | None = None
+    floors: tuple[ProcessorFloor, ...] | None = None
+    floors_without_cpuid: WithoutCpuid = WithoutCpuid.STRICTEST
     allow_tcb_above_current: bool = False
     allow_masked_chip_id: bool = False
     revocation: Revocation = Revocation.IF_GIVEN
@@ -179,7 +241,7 @@ class Policy:
             # An empty nonce would be one that everyone knows.
             if data is not None and not 1 <= len(data) <= REPORT_DATA_SIZE:
                 raise UsageError(f"{name} has {len(data)} bytes, must be 1 to {REPORT_DATA_SIZE}")
-        for name in ("csp_ids", "vmpls"):
+        for name in ("products", "csp_ids", "vmpls", "floors"):
             if getattr(self, name) is not None:
                 _not_empty(name, getattr(self, name))
         for vmpl in self.vmpls or ():

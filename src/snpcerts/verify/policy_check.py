@@ -7,7 +7,7 @@ Source: SNP ABI (56860) table "ATTESTATION_REPORT Structure".
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
 from typing import Final
 
@@ -23,7 +23,9 @@ from snpcerts.verify.policy import (
     GuestPolicyBits,
     PlatformInfoBits,
     Policy,
+    ProcessorFloor,
     TcbFloor,
+    WithoutCpuid,
 )
 from snpcerts.verify.verdict import ReportTcbs
 from snpcerts.verify.verdict_check import Check, CheckState
@@ -113,6 +115,15 @@ def _plan(policy: Policy) -> _PolicyDemands:
         _plans.clear()
     _plans[id(policy)] = made
     return made
+
+
+def _product(policy: Policy, subject: Subject) -> _DemandResult | None:
+    if policy.products is None:
+        return None
+    expected = " or ".join(each.value for each in policy.products)
+    if subject.product is None:
+        return _DemandResult(None, expected, "an unknown product")
+    return _DemandResult(subject.product in policy.products, expected, subject.product.value)
 
 
 def _signing_key(policy: Policy, subject: Subject) -> _DemandResult | None:
@@ -414,7 +425,67 @@ def _launch_tcb(policy: Policy, subject: Subject) -> _DemandResult | None:
     return _tcb(policy.minimum_launch_tcb, subject.tcbs.launch, subject)
 
 
+def _floor(policy: Policy, subject: Subject) -> _DemandResult | None:
+    if policy.floors is None:
+        return None
+    fields_ = subject.report.fields
+    if fields_.version < 3:
+        return _floor_without_cpuid(policy, policy.floors, subject)
+    cpuid = (fields_.cpuid_family, fields_.cpuid_model, fields_.cpuid_stepping)
+    floors = tuple(each for each in policy.floors if each.processors.contains(*cpuid))
+    if not floors:
+        family, model, stepping = cpuid
+        return _DemandResult(
+            False,
+            "a processor with a floor",
+            f"family {family:#x}, model {model:#x}, stepping {stepping}, which has none",
+        )
+    names = " and ".join(dict.fromkeys(each.name or str(each.processors) for each in floors))
+    return _reaches(_highest(floors), names, subject.tcbs)
+
+
+def _floor_without_cpuid(
+    policy: Policy, floors: tuple[ProcessorFloor, ...], subject: Subject
+) -> _DemandResult:
+    if policy.floors_without_cpuid is WithoutCpuid.REFUSE:
+        return _DemandResult(False, "a report with CPUID", "version 2, which has none")
+    if subject.product is None:
+        return _DemandResult(None, "a TCB at or above the floor", "an unknown product's")
+    of_product = tuple(each for each in floors if subject.product in each.processors.products)
+    if not of_product:
+        return _DemandResult(
+            False, "a product with a floor", f"{subject.product.value}, which has none"
+        )
+    names = f"any {subject.product.value}: a version 2 report does not name its processor"
+    return _reaches(_highest(of_product), names, subject.tcbs)
+
+
+def _highest(floors: Iterable[ProcessorFloor]) -> dict[str, int]:
+    """The highest value that any of the floors asks, by component."""
+    highest: dict[str, int] = {}
+    for floor in floors:
+        for name, least in floor.components().items():
+            highest[name] = max(least, highest.get(name, 0))
+    return highest
+
+
+def _reaches(least: dict[str, int], names: str, tcbs: ReportTcbs) -> _DemandResult:
+    """Both TCBs count: the reported one is certified, the current one is what runs."""
+    listed = ", ".join(f"{name} {value}" for name, value in least.items())
+    expected = f"at least {listed} ({names})"
+    if tcbs.reported is None or tcbs.current is None:
+        return _DemandResult(False, expected, "a TCB that cannot be read")
+    below = [
+        f"{which} {name} {tcb.components().get(name, 'none')}"
+        for which, tcb in (("reported", tcbs.reported), ("current", tcbs.current))
+        for name, value in least.items()
+        if tcb.components().get(name, -1) < value
+    ]
+    return _DemandResult(not below, expected, ", ".join(below) or str(tcbs.reported))
+
+
 _DEMANDS: Final[dict[ReasonCode, _Demand]] = {
+    ReasonCode.POLICY_PRODUCT: _product,
     ReasonCode.POLICY_SIGNING_KEY: _signing_key,
     ReasonCode.POLICY_CHIP_ID: _chip_id,
     ReasonCode.POLICY_CSP_ID: _csp_id,
@@ -442,6 +513,7 @@ _DEMANDS: Final[dict[ReasonCode, _Demand]] = {
     ReasonCode.POLICY_CURRENT_TCB: _current_tcb,
     ReasonCode.POLICY_COMMITTED_TCB: _committed_tcb,
     ReasonCode.POLICY_LAUNCH_TCB: _launch_tcb,
+    ReasonCode.POLICY_FLOOR: _floor,
 }
 # The demands of a policy do not depend on the report, so any report will do here.
 _NO_SUBJECT: Final = Subject(Report.unpack(bytes(REPORT_SIZE)), None, ReportTcbs(), None, None)

@@ -17,6 +17,18 @@ asked; a policy asks for nothing else that the file omits. Floors are tables per
     tee = 0
     snp = 24
     microcode = 219
+
+Floors for single processors name those by market name or CPUID, and only the components
+that they ask for::
+
+    [[floors]]
+    processor = "bergamo"
+    microcode = 27
+
+    [[floors]]
+    cpuid = { family = 0x19, model = 0x11, stepping = 1 }
+    snp = 27
+    microcode = 86
 """
 
 from __future__ import annotations
@@ -24,12 +36,14 @@ from __future__ import annotations
 import functools
 import re
 import tomllib
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields
 from datetime import timedelta
 from typing import Any, Final
 
-from snpcerts.abi.product import Product
+from snpcerts.abi.processor import MAX_STEPPING, PROCESSORS, CpuidRange
+from snpcerts.abi.product import Product, product_of_keyword
 from snpcerts.abi.report import SigningKey
 from snpcerts.abi.tcb import TcbVersion
 from snpcerts.errors import InputError, SnpCertsError
@@ -37,8 +51,10 @@ from snpcerts.verify.policy import (
     GuestPolicyBits,
     PlatformInfoBits,
     Policy,
+    ProcessorFloor,
     Revocation,
     TcbFloor,
+    WithoutCpuid,
 )
 
 MAX_POLICY_FILE: Final = 64 << 10
@@ -187,7 +203,8 @@ def _table(value: Any, known: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
         raise _ProblemError(f"must be a table, found {_shown(value)}")
     for key, each in value.items():
         if key not in known:
-            raise _ProblemError(f"unknown key; known keys are {', '.join(known)}", (key,))
+            hint = "; a floor for one processor is a table [[floors]]" if key in PROCESSORS else ""
+            raise _ProblemError(f"unknown key; known keys are {', '.join(known)}{hint}", (key,))
         yield key, each
 
 
@@ -229,6 +246,70 @@ def _component(value: Any) -> int:
     return number
 
 
+_FLOOR_KEYS: Final = dict.fromkeys(
+    ("processor", "cpuid", "fmc", "bootloader", "tee", "snp", "microcode", "bulletins")
+)
+
+
+def _floors(value: Any) -> tuple[ProcessorFloor, ...]:
+    if not isinstance(value, list):
+        raise _ProblemError(f"must be tables, each [[floors]], found {_shown(value)}")
+    return tuple(_below(str(index), _processor_floor, each) for index, each in enumerate(value))
+
+
+def _processor_floor(value: Any) -> ProcessorFloor:
+    read: dict[str, Any] = {}
+    for key, each in _table(value, _FLOOR_KEYS):
+        reader = {"processor": _processor, "cpuid": _cpuid, "bulletins": _list_of(_text)}.get(
+            key, _component
+        )
+        read[key] = _below(key, reader, each)
+    name, cpuid = read.pop("processor", None), read.pop("cpuid", None)
+    if (name is None) == (cpuid is None):
+        raise _ProblemError("must have either processor or cpuid")
+    processors = cpuid if name is None else PROCESSORS[name]
+    try:
+        return ProcessorFloor(processors=processors, name=name or "", **read)
+    except SnpCertsError as error:
+        raise _ProblemError(error.message) from None
+
+
+def _processor(value: Any) -> str:
+    text = _text(value).lower()
+    if text not in PROCESSORS:
+        raise _ProblemError(f"{_shown(text)} is not one of {', '.join(PROCESSORS)}")
+    return text
+
+
+def _cpuid(value: Any) -> CpuidRange:
+    known = dict.fromkeys(("family", "model", "stepping"))
+    read = dict(_table(value, known))
+    for key in ("family", "model"):
+        if key not in read:
+            raise _ProblemError(f"{key} is missing")
+    family = _below("family", _component, read["family"])
+    models = _below("model", _span, read["model"])
+    steppings = _below("stepping", _span, read.get("stepping", [0, MAX_STEPPING]))
+    return CpuidRange(family, models, steppings)
+
+
+def _span(value: Any) -> tuple[int, int]:
+    """One number, or a list of the first and the last."""
+    if isinstance(value, list):
+        if len(value) != 2:
+            raise _ProblemError(f"must be a number or [first, last], found {_shown(value)}")
+        return _component(value[0]), _component(value[1])
+    return _component(value), _component(value)
+
+
+def _product(value: Any) -> Product:
+    product = product_of_keyword(_text(value))
+    if product is None:
+        known = ", ".join(each.keyword for each in Product)
+        raise _ProblemError(f"{_shown(value)} is not one of {known}")
+    return product
+
+
 def _below(key: str, reader: _Reader, value: Any) -> Any:
     try:
         return reader(value)
@@ -247,6 +328,7 @@ def _one_of(choices: Mapping[str, Any]) -> _Reader:
 
 
 _READERS: Final[dict[str, _Reader]] = {
+    "products": _list_of(_product),
     "signing_key": _one_of({"vcek": SigningKey.VCEK, "vlek": SigningKey.VLEK}),
     "chip_ids": _list_of(_bytes),
     "csp_ids": _list_of(_text),
@@ -272,6 +354,8 @@ _READERS: Final[dict[str, _Reader]] = {
     "minimum_current_tcb": _floor,
     "minimum_committed_tcb": _floor,
     "minimum_launch_tcb": _floor,
+    "floors": _floors,
+    "floors_without_cpuid": _one_of({each.value: each for each in WithoutCpuid}),
     "allow_tcb_above_current": _flag,
     "allow_masked_chip_id": _flag,
     "revocation": _one_of({each.value: each for each in Revocation}),
@@ -290,6 +374,7 @@ def _name(path: _Path) -> str:
     return ".".join(part if part.isprintable() and len(part) <= _SHOWN else "?" for part in path)
 
 
+_ARRAY_HEADER = re.compile(r"\s*\[\[\s*(?P<path>[^\[\]]+?)\s*\]\]\s*(?:#.*)?")
 _HEADER = re.compile(r"\s*\[\s*(?P<path>[^\[\]]+?)\s*\]\s*(?:#.*)?")
 _KEY = re.compile(r"\s*(?P<path>(?:[A-Za-z0-9_.\s-]|\"[^\"]*\"|'[^']*')+?)\s*=")
 
@@ -300,10 +385,14 @@ def _line_of(text: str, path: _Path) -> int | None:
     """
     best: tuple[int, int] = (0, 0)
     table: _Path = ()
+    seen: Counter[str] = Counter()
     for number, line in enumerate(text.splitlines(), 1):
-        header = _HEADER.fullmatch(line)
-        key = None if header else _KEY.match(line)
-        if header:
+        header, array = _HEADER.fullmatch(line), _ARRAY_HEADER.fullmatch(line)
+        key = None if header or array else _KEY.match(line)
+        if array:
+            table = found = (*_split(array["path"]), str(seen[array["path"]]))
+            seen[array["path"]] += 1
+        elif header:
             table = found = _split(header["path"])
         elif key:
             found = (*table, *_split(key["path"]))

@@ -1,0 +1,150 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``snpcerts policy``: policies for ``snpcerts verify --policy``."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from snpcerts.abi.product import Product, product_of_keyword
+from snpcerts.cli.say import present, say
+
+if TYPE_CHECKING:
+    from snpcerts.verify.bulletins import Bulletin, BulletinData
+
+
+@click.group()
+def command() -> None:
+    """Write policies that say what AMD's security bulletins say."""
+
+
+@command.command()
+@click.option(
+    "--bulletin",
+    "names",
+    multiple=True,
+    metavar="NAME",
+    help="A bulletin such as AMD-SB-3023, or an attack such as EntrySign. [default: all]",
+)
+@click.option(
+    "--product",
+    "products",
+    multiple=True,
+    type=click.Choice([product.keyword for product in Product], case_sensitive=False),
+    help="A product to accept; several may be given. [default: all]",
+)
+@click.option(
+    "--unconfirmed", is_flag=True, help="Also ask for values that only one public source has."
+)
+def floors(names: tuple[str, ...], products: tuple[str, ...], unconfirmed: bool) -> None:
+    """Print a policy that asks for the fixes of security bulletins.
+
+    The policy has the products that it accepts, a floor for each processor, and the
+    bits that show a mitigation. Redirect it to a file, add report_data and
+    measurements, and give it to 'snpcerts verify --policy'. A processor without a
+    floor is refused.
+
+    Without --bulletin it asks for all bulletins that every product named can meet, and
+    leaves the products in that only AMD-SB-3045 refuses.
+
+    \b
+    Example:
+      snpcerts policy floors --bulletin AMD-SB-3023 --product genoa > policy.toml
+    """
+    from snpcerts.verify.bulletins import bulletin_data, policy_text
+
+    data = bulletin_data()
+    _warn_if_old(data)
+    accepted = [product_of_keyword(name) for name in products] or list(Product)
+    found = [product for product in accepted if product is not None]
+    chosen = [data.find(name) for name in names] or [
+        bulletin
+        for bulletin in data.bulletins
+        if (bulletin.floors or bulletin.required)
+        and (not bulletin.required or set(found) <= bulletin.products)
+    ]
+    say(policy_text(chosen, found, unconfirmed=unconfirmed).rstrip("\n"))
+
+
+@command.command()
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def bulletins(as_json: bool) -> None:
+    """List the bulletins, their values, and the public sources of each value.
+
+    \b
+    Example:
+      snpcerts policy bulletins
+    """
+    from snpcerts.verify.bulletins import bulletin_data
+
+    data = bulletin_data()
+    _warn_if_old(data)
+    if as_json:
+        say(json.dumps(_as_json(data), indent=2))
+        return
+    present(f"as of {data.date}")
+    for bulletin in data.bulletins:
+        present(f"\n{bulletin.name}  {', '.join(bulletin.cves)}".rstrip())
+        for floor in bulletin.floors:
+            note = "" if floor.confirmed else "  (one source only)"
+            present(
+                f"  {', '.join(floor.processors)}: {floor.component} at least "
+                f"{floor.value} ({floor.value:#04x})  [{', '.join(floor.sources)}]{note}"
+            )
+        for bit in bulletin.required:
+            asked = f"{bit.key} = {str(bit.value).lower()}"
+            present(f"  {asked}  [{', '.join(bit.sources)}]")
+        for product in sorted(bulletin.refused, key=lambda each: each.value):
+            present(f"  products without {product.keyword}")
+        if bulletin.gaps:
+            present(f"  {bulletin.gaps}")
+    present("\nNo field of a report shows")
+    for each in data.inexpressible:
+        present(f"  {', '.join(each.attacks)}: {each.why}")
+    present("\nSources")
+    for name, text in data.sources.items():
+        present(f"  {name}: {text}")
+
+
+def _as_json(data: BulletinData) -> dict[str, Any]:
+    return {
+        "date": data.date.isoformat(),
+        "bulletins": [_bulletin_json(bulletin) for bulletin in data.bulletins],
+        "inexpressible": [
+            {"attacks": list(each.attacks), "why": each.why} for each in data.inexpressible
+        ],
+        "sources": dict(data.sources),
+    }
+
+
+def _bulletin_json(bulletin: Bulletin) -> dict[str, Any]:
+    return {
+        "id": bulletin.id,
+        "attacks": list(bulletin.attacks),
+        "cves": list(bulletin.cves),
+        "floors": [
+            {
+                "processors": list(floor.processors),
+                "component": floor.component,
+                "value": floor.value,
+                "sources": list(floor.sources),
+                "confirmed": floor.confirmed,
+            }
+            for floor in bulletin.floors
+        ],
+        "required": [
+            {"key": bit.key, "value": bit.value, "sources": list(bit.sources)}
+            for bit in bulletin.required
+        ],
+        "refused": sorted(product.keyword for product in bulletin.refused),
+        "gaps": bulletin.gaps,
+    }
+
+
+def _warn_if_old(data: BulletinData) -> None:
+    problem = data.age_problem(datetime.now(UTC).date())
+    if problem is not None:
+        present(f"snpcerts: warning: {problem}", err=True)

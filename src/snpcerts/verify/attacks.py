@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The attacks that a failed rule of a policy stands for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Final
+
+from snpcerts.endorsement.reason import ReasonCode
+from snpcerts.verify.bulletins import Bulletin, bulletin_data
+from snpcerts.verify.verdict import Verdict
+
+_FLOORS: Final = frozenset(
+    {
+        ReasonCode.POLICY_FLOOR,
+        ReasonCode.POLICY_REPORTED_TCB,
+        ReasonCode.POLICY_CURRENT_TCB,
+        ReasonCode.POLICY_COMMITTED_TCB,
+        ReasonCode.POLICY_LAUNCH_TCB,
+    }
+)
+_TABLES: Final = {
+    ReasonCode.POLICY_GUEST_POLICY: "guest_policy",
+    ReasonCode.POLICY_PLATFORM_INFO: "platform_info",
+}
+
+
+def explained_reasons(verdict: Verdict) -> Iterator[str]:
+    """One line for each bulletin that a failed rule of ``verdict`` stands for."""
+    codes = {reason.code for reason in verdict.reasons}
+    for bulletin in bulletin_data().bulletins:
+        for why in _why(bulletin, verdict, codes):
+            yield f"{bulletin.name}: {why}"
+
+
+def _why(bulletin: Bulletin, verdict: Verdict, codes: set[ReasonCode]) -> Iterator[str]:
+    if codes & _FLOORS and verdict.report is not None:
+        yield from bulletin.below(verdict.report, verdict.tcbs)
+    if ReasonCode.POLICY_PRODUCT in codes and verdict.product in bulletin.refused:
+        yield f"no field of the report shows that a {verdict.product.value} is safe from it"
+    for code, table in _TABLES.items():
+        if code not in codes:
+            continue
+        found = verdict.check(code.value).found or ""
+        for bit in bulletin.required:
+            where, _, key = bit.key.partition(".")
+            if where == table and f"{key}={int(not bit.value)}" in found.split():
+                yield f"{bit.key} must be {str(bit.value).lower()}"

@@ -1,0 +1,262 @@
+# SPDX-License-Identifier: Apache-2.0
+"""AMD's security bulletins as a policy can ask for them.
+
+The data is ``bulletins.toml`` beside this file: dated, and each value with the public
+sources that agree on it.
+"""
+
+from __future__ import annotations
+
+import functools
+import tomllib
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from datetime import date, timedelta
+from importlib.resources import files
+from typing import Any, Final
+
+from snpcerts.abi.processor import PROCESSORS, processor_names
+from snpcerts.abi.product import Product, product_of_keyword
+from snpcerts.abi.report import Report
+from snpcerts.errors import UsageError
+from snpcerts.verify.policy import ProcessorFloor
+from snpcerts.verify.verdict import ReportTcbs
+
+# AMD publishes several bulletins on SEV-SNP a year.
+OLD_AFTER: Final = timedelta(days=180)
+
+
+@dataclass(frozen=True, slots=True)
+class BulletinFloor:
+    """The least value of one TCB component on some processors."""
+
+    processors: tuple[str, ...]
+    component: str
+    value: int
+    sources: tuple[str, ...]
+    confirmed: bool
+
+
+@dataclass(frozen=True, slots=True)
+class RequiredBit:
+    """A bit that a report must have: ``key`` is table and key of a policy file."""
+
+    key: str
+    value: bool
+    sources: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Bulletin:
+    """One bulletin.
+
+    ``products`` are those that ``required`` can be asked of. ``refused`` are products
+    that no field can show to be safe. ``gaps`` is what a policy for it cannot say.
+    """
+
+    id: str
+    attacks: tuple[str, ...]
+    cves: tuple[str, ...]
+    floors: tuple[BulletinFloor, ...]
+    required: tuple[RequiredBit, ...]
+    products: frozenset[Product]
+    refused: frozenset[Product]
+    gaps: str
+
+    @property
+    def name(self) -> str:
+        """The bulletin with the names of its attacks: ``AMD-SB-3019 (EntrySign)``."""
+        return f"{self.id} ({', '.join(self.attacks)})" if self.attacks else self.id
+
+    def below(self, report: Report, tcbs: ReportTcbs) -> tuple[str, ...]:
+        """The confirmed floors that a report's TCBs do not reach, in words.
+
+        Empty for a version 2 report, which does not name its processor.
+        """
+        fields = report.fields
+        if fields.version < 3:
+            return ()
+        names = processor_names(fields.cpuid_family, fields.cpuid_model, fields.cpuid_stepping)
+        return tuple(
+            f"{which} {floor.component} {value} is below {floor.value}"
+            for floor in self.floors
+            if floor.confirmed and set(names) & set(floor.processors)
+            for which, tcb in (("reported", tcbs.reported), ("current", tcbs.current))
+            if tcb is not None
+            and (value := tcb.components().get(floor.component)) is not None
+            and value < floor.value
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Inexpressible:
+    """Attacks that no field of a report can show, and why."""
+
+    attacks: tuple[str, ...]
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class BulletinData:
+    """The data file. ``sources`` describes each source by its short name."""
+
+    date: date
+    bulletins: tuple[Bulletin, ...]
+    inexpressible: tuple[Inexpressible, ...]
+    sources: Mapping[str, str]
+
+    def find(self, name: str) -> Bulletin:
+        """By id, with or without ``AMD-``, or by the name of an attack.
+
+        Raises :class:`UsageError` for another name.
+        """
+        wanted = name.lower().removeprefix("amd-")
+        for bulletin in self.bulletins:
+            names = (bulletin.id.removeprefix("AMD-"), *bulletin.attacks)
+            if wanted in (each.lower() for each in names):
+                return bulletin
+        for each in self.inexpressible:
+            if wanted in (attack.lower() for attack in each.attacks):
+                raise UsageError(f"{name}: no policy can ask for it", hint=each.why)
+        known = ", ".join(bulletin.name for bulletin in self.bulletins)
+        raise UsageError(f"bulletin {name[:40]!r}: is not one of {known}")
+
+    def age_problem(self, today: date) -> str | None:
+        """A warning where the data is old, or None."""
+        age = today - self.date
+        if age <= OLD_AFTER:
+            return None
+        return (
+            f"the list of bulletins is of {self.date}, {age.days} days old: AMD may have "
+            "published others since; update snpcerts"
+        )
+
+
+@functools.cache
+def bulletin_data() -> BulletinData:
+    """The data that came with this release."""
+    text = files("snpcerts.verify").joinpath("bulletins.toml").read_text(encoding="utf-8")
+    return read_bulletins(text)
+
+
+def read_bulletins(text: str) -> BulletinData:
+    """The data in ``text``. Raises what :mod:`tomllib` raises, KeyError and ValueError."""
+    data = tomllib.loads(text)
+    bulletins = tuple(map(_bulletin, data["bulletin"]))
+    inexpressible = tuple(
+        Inexpressible(tuple(each["attacks"]), each["why"]) for each in data["inexpressible"]
+    )
+    return BulletinData(data["date"], bulletins, inexpressible, data["sources"])
+
+
+def _bulletin(table: Mapping[str, Any]) -> Bulletin:
+    floors = tuple(
+        BulletinFloor(
+            tuple(each["processors"]),
+            each["component"],
+            each["value"],
+            tuple(each["sources"]),
+            confirmed,
+        )
+        for key, confirmed in (("floor", True), ("unconfirmed", False))
+        for each in table.get(key, ())
+    )
+    required = tuple(
+        RequiredBit(each["key"], each["value"], tuple(each["sources"]))
+        for each in table.get("require", ())
+    )
+    return Bulletin(
+        table["id"],
+        tuple(table["attacks"]),
+        tuple(table.get("cves", ())),
+        floors,
+        required,
+        _products(table.get("products", [each.keyword for each in Product])),
+        _products(table.get("refuse", ())),
+        table.get("gaps", ""),
+    )
+
+
+def _products(names: Iterable[str]) -> frozenset[Product]:
+    found = {name: product_of_keyword(name) for name in names}
+    if None in found.values():
+        raise ValueError(f"{found} has a product that is not known")
+    return frozenset(product for product in found.values() if product is not None)
+
+
+def policy_text(
+    bulletins: Iterable[Bulletin], products: Iterable[Product], *, unconfirmed: bool = False
+) -> str:
+    """A policy file that asks for what the bulletins state, for these products.
+
+    The highest value of each component counts, for each processor. A processor that no
+    bulletin has a value for has no floor, and is refused. Raises :class:`UsageError`
+    where nothing is left to ask.
+    """
+    chosen, accepted = tuple(bulletins), list(products)
+    for bulletin in chosen:
+        accepted = [each for each in accepted if each not in bulletin.refused]
+    if not accepted:
+        raise UsageError("no product is left to accept: the bulletins refuse all those named")
+    bits = _bits(chosen, accepted)
+    floors = list(_floors(chosen, accepted, unconfirmed))
+    if not bits and not floors and not any(bulletin.refused for bulletin in chosen):
+        names = ", ".join(bulletin.name for bulletin in chosen)
+        raise UsageError(
+            f"{names}: no value is known for {', '.join(each.value for each in accepted)}",
+            hint="'snpcerts policy bulletins' lists what is known",
+        )
+    lines = [f"# For {', '.join(bulletin.name for bulletin in chosen)}."]
+    lines += [f"# {bulletin.id}: {bulletin.gaps}" for bulletin in chosen if bulletin.gaps]
+    lines.append(f"products = [{', '.join(repr_toml(each.keyword) for each in accepted)}]")
+    for table in ("guest_policy", "platform_info"):
+        listed = [(key, value) for (where, key), value in bits.items() if where == table]
+        if listed:
+            lines += ["", f"[{table}]", *(f"{key} = {str(value).lower()}" for key, value in listed)]
+    for floor in floors:
+        lines += ["", "[[floors]]", f"processor = {repr_toml(floor.name)}"]
+        lines += [f"{name} = {value:#x}" for name, value in floor.components().items()]
+        lines.append(f"bulletins = [{', '.join(map(repr_toml, floor.bulletins))}]")
+    return "\n".join(lines) + "\n"
+
+
+def repr_toml(text: str) -> str:
+    """A TOML string; the names here need no escapes."""
+    return f'"{text}"'
+
+
+def _bits(
+    bulletins: Iterable[Bulletin], products: Iterable[Product]
+) -> dict[tuple[str, str], bool]:
+    """By table and key. A bit is asked where every product accepted can have it."""
+    accepted = set(products)
+    found: dict[tuple[str, str], bool] = {}
+    for bulletin in bulletins:
+        if bulletin.required and not accepted <= bulletin.products:
+            lacking = ", ".join(sorted(each.value for each in accepted - bulletin.products))
+            raise UsageError(
+                f"{bulletin.name}: {lacking} cannot have what it asks for",
+                hint="name the others with --product",
+            )
+        for bit in bulletin.required:
+            table, _, key = bit.key.partition(".")
+            found[table, key] = bit.value
+    return found
+
+
+def _floors(
+    bulletins: Iterable[Bulletin], products: Iterable[Product], unconfirmed: bool
+) -> Iterator[ProcessorFloor]:
+    accepted = set(products)
+    for name, cpuid in PROCESSORS.items():
+        if not cpuid.products & accepted:
+            continue
+        asked: dict[str, int] = {}
+        stated: dict[str, None] = {}
+        for bulletin in bulletins:
+            for floor in bulletin.floors:
+                if name in floor.processors and (floor.confirmed or unconfirmed):
+                    asked[floor.component] = max(floor.value, asked.get(floor.component, 0))
+                    stated[bulletin.id] = None
+        if asked:
+            yield ProcessorFloor(processors=cpuid, name=name, bulletins=tuple(stated), **asked)
