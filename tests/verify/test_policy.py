@@ -190,6 +190,8 @@ def test_a_demand_accepts_the_right_values_and_refuses_others(
 
 def test_every_demand_is_in_the_list_above_or_has_a_test_of_its_own() -> None:
     own = {
+        "policy-floor",
+        "policy-product",
         "policy-csp-id",
         "policy-user-data",
         "policy-mitigations",
@@ -212,7 +214,7 @@ def test_demands_not_made_are_listed_as_not_asked() -> None:
             expected = CheckState.PASSED if check.name in asked else CheckState.NOT_ASKED
             assert check.state is expected, check.name
     names = [check.name for check in verdict.checks]
-    assert len(names) == len(set(names)) == 13 + 27
+    assert len(names) == len(set(names)) == 13 + 29
     nothing = judge(Policy.authenticity_only())
     assert nothing.check("policy-debug").state is CheckState.NOT_ASKED
 

@@ -11,18 +11,24 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from snpcerts.abi.processor import PROCESSORS, CpuidRange
+from snpcerts.abi.product import Product
 from snpcerts.abi.report import SigningKey
 from snpcerts.abi.tcb import TcbVersion
 from snpcerts.verify.policy import (
     GuestPolicyBits,
     PlatformInfoBits,
     Policy,
+    ProcessorFloor,
     Revocation,
     TcbFloor,
+    WithoutCpuid,
 )
 from snpcerts.verify.policy_file import MAX_POLICY_FILE, PolicyFileError, read_policy
 
 WHOLE = f"""
+products = ["Milan", "genoa"]
+floors_without_cpuid = "refuse"
 signing_key = "vlek"
 chip_ids = ["{"ab" * 64}"]
 csp_ids = "CN=cloud"
@@ -54,6 +60,14 @@ smt = false
 [platform_info]
 alias_check_complete = true
 
+[[floors]]
+processor = "Bergamo"
+microcode = 27
+bulletins = ["AMD-SB-3023"]
+[[floors]]
+cpuid = {{ family = 0x19, model = [0x11, 0x12], stepping = 1 }}
+snp = 27
+microcode = 86
 [minimum_tcb.milan]
 bootloader = 4
 tee = 0
@@ -106,6 +120,17 @@ def test_every_field_can_be_set() -> None:
         minimum_current_tcb=TcbFloor(genoa=TcbVersion(1, 2, 3, 4)),
         minimum_committed_tcb=TcbFloor(turin=TcbVersion(2, 3, 4, 5, fmc=1)),
         minimum_launch_tcb=TcbFloor(turin=TcbVersion(4, 3, 2, 1, fmc=5)),
+        products=(Product.MILAN, Product.GENOA),
+        floors=(
+            ProcessorFloor(
+                processors=PROCESSORS["bergamo"],
+                name="bergamo",
+                microcode=27,
+                bulletins=("AMD-SB-3023",),
+            ),
+            ProcessorFloor(processors=CpuidRange(0x19, (0x11, 0x12), (1, 1)), snp=27, microcode=86),
+        ),
+        floors_without_cpuid=WithoutCpuid.REFUSE,
         allow_tcb_above_current=True,
         allow_masked_chip_id=True,
         revocation=Revocation.REQUIRE,
@@ -136,6 +161,28 @@ def test_an_empty_file_is_the_default_policy() -> None:
         ("[minimum_tcb.milan]\nbootloader = 1.0\n", 2, "whole number"),
         ("minimum_tcb = 4\n", 1, "must be a table"),
         ("[minimum_tcb]\n", 1, "no product"),
+        ("[minimum_tcb.bergamo]\nsnp = 1\n", 1, "[[floors]]"),
+        ("products = ['rome']\n", 1, "is not one of milan"),
+        ("floors = 3\n", 1, "[[floors]]"),
+        ("[floors]\nprocessor = 'genoa'\n", 1, "[[floors]]"),
+        ("[[floors]]\nsnp = 1\n", 1, "processor or cpuid"),
+        ("[[floors]]\nprocessor = 'rome'\nsnp = 1\n", 2, "is not one of milan"),
+        ("[[floors]]\nprocessor = 'milan'\n", 1, "no component"),
+        (
+            "vmpls = 0\n[[floors]]\nprocessor = 'milan'\nsnp = 1\n"
+            "[[floors]]\nprocessor = 'milan'\nsnp = 256\n",
+            7,
+            "256 is not 0 to 255",
+        ),
+        ("[[floors]]\nprocessor = 'milan'\nfmc = 1\n", 1, "TCB of Milan has no fmc"),
+        ("[[floors]]\nsnp = 1\ncpuid = { family = 6, model = 1 }\n", 1, "not a known SEV-SNP"),
+        ("[[floors]]\nsnp = 1\ncpuid = { family = 25 }\n", 3, "model is missing"),
+        (
+            "[[floors]]\nsnp = 1\ncpuid = { family = 25, model = [3, 1] }\n",
+            1,
+            "first to last",
+        ),
+        ("floors_without_cpuid = 'maybe'\n", 1, "is not one of strictest, refuse"),
         ("[guest_policy]\ndebug = 0\n", 2, 'true, false or "any"'),
         ("[guest_policy]\ndebug = 'no'\n", 2, 'true, false or "any"'),
         ("x = 1", 1, "unknown key"),

@@ -4,12 +4,12 @@
 from __future__ import annotations
 
 import json
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from snpcerts.abi.product import Product, product_of_keyword
+from snpcerts.cli.bulletin_age import warn_if_old
 from snpcerts.cli.say import present, say
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ def floors(names: tuple[str, ...], products: tuple[str, ...], unconfirmed: bool)
     from snpcerts.verify.bulletins import bulletin_data, policy_text
 
     data = bulletin_data()
-    _warn_if_old(data)
+    warn_if_old()
     accepted = [product_of_keyword(name) for name in products] or list(Product)
     found = [product for product in accepted if product is not None]
     chosen = [data.find(name) for name in names] or [
@@ -81,7 +81,7 @@ def bulletins(as_json: bool) -> None:
     from snpcerts.verify.bulletins import bulletin_data
 
     data = bulletin_data()
-    _warn_if_old(data)
+    warn_if_old()
     if as_json:
         say(json.dumps(_as_json(data), indent=2))
         return
@@ -142,9 +142,3 @@ def _bulletin_json(bulletin: Bulletin) -> dict[str, Any]:
         "refused": sorted(product.keyword for product in bulletin.refused),
         "gaps": bulletin.gaps,
     }
-
-
-def _warn_if_old(data: BulletinData) -> None:
-    problem = data.age_problem(datetime.now(UTC).date())
-    if problem is not None:
-        present(f"snpcerts: warning: {problem}", err=True)

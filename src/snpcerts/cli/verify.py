@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from snpcerts.cli.bulletin_age import warn_if_old
 from snpcerts.cli.evidence_files import places
 from snpcerts.cli.source_options import SourceOptions, source_options, trusted_roots
 from snpcerts.cli.verify_policy import PolicyOptions
@@ -81,6 +82,9 @@ if TYPE_CHECKING:
     metavar="N",
     help="Processes that share the work of a thousand or more reports.",
 )
+@click.option(
+    "--explain", is_flag=True, help="Name the attacks and bulletins that failed rules stand for."
+)
 @click.option("-v", "--verbose", is_flag=True, help="List what was not asked, too.")
 @click.option("--json", "as_json", is_flag=True, help="Print each verdict as one JSON object.")
 def command(
@@ -94,6 +98,7 @@ def command(
     crl: tuple[str, ...],
     require_crl: bool,
     jobs: int,
+    explain: bool,
     verbose: bool,
     as_json: bool,
     **asked: Any,
@@ -135,8 +140,10 @@ def command(
             source = stack.enter_context(server.open(anchors))
         sources = sources_in_order(order, certs, crl, roots, source, when)
         has_more = certs is not None or source is not None
-        run = VerifyRun(given, sources, policy, anchors, when, jobs, verbose, has_more)
+        run = VerifyRun(given, sources, policy, anchors, when, jobs, verbose, explain, has_more)
         code = run.print(as_json)
+    if explain:
+        warn_if_old()
     click.get_current_context().exit(code)
 
 

@@ -41,6 +41,7 @@ class VerifyRun:
     at: datetime
     jobs: int
     verbose: bool  # list what was not asked
+    explain: bool  # name the attacks that failed rules stand for
     has_more: bool  # there are certificates beside those that come with reports
 
     def print(self, as_json: bool) -> int:
@@ -49,9 +50,9 @@ class VerifyRun:
             verdict = next(self._verdicts(iter([self._read(self.places[0])])))
             path = self.places[0].report
             if as_json:
-                say(json_line(path, verdict))
+                say(self._json(path, verdict))
             else:
-                present(for_people(verdict, verbose=self.verbose))
+                present(for_people(verdict, self._attacks(verdict), verbose=self.verbose))
             return _EXIT[verdict.status.value]
         counts: Counter[str] = Counter()
         reasons: Counter[str] = Counter()
@@ -69,12 +70,24 @@ class VerifyRun:
                 counts[result.status.value] += 1
                 reasons.update({reason.code.value for reason in result.reasons})
                 if as_json:
-                    say(json_line(path, result))
-                else:
-                    present(one_line(path, result))
+                    say(self._json(path, result))
+                    continue
+                present(one_line(path, result))
+                for attack in self._attacks(result):
+                    present(printable(f"            {attack}"))
         if not as_json:
             present(summary(counts, reasons))
         return next((_EXIT[name] for name in _WORST_FIRST if counts[name]), 0)
+
+    def _json(self, path: str, verdict: Verdict) -> str:
+        return json_line(path, verdict, self._attacks(verdict) if self.explain else None)
+
+    def _attacks(self, verdict: Verdict) -> tuple[str, ...]:
+        if not self.explain or not verdict.reasons:
+            return ()
+        from snpcerts.verify.attacks import explained_reasons
+
+        return tuple(explained_reasons(verdict))
 
     def _read(self, place: EvidenceFiles) -> Evidence:
         evidence = place.read()

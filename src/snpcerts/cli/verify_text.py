@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from snpcerts.abi.product import Product, hwid_of_chip_id
@@ -20,9 +20,10 @@ if TYPE_CHECKING:
 OUTCOMES = ("verified", "refused", "unreadable", "undecided")
 
 
-def json_line(path: str, verdict: Verdict) -> str:
-    """One JSON object."""
-    return json.dumps({"evidence": path} | verdict.to_json())
+def json_line(path: str, verdict: Verdict, attacks: Sequence[str] | None = None) -> str:
+    """One JSON object; ``attacks`` are those that failed rules stand for, where asked."""
+    found = {} if attacks is None else {"attacks": list(attacks)}
+    return json.dumps({"evidence": path} | verdict.to_json() | found)
 
 
 def unreadable_json(path: str, error: SnpCertsError) -> str:
@@ -55,7 +56,7 @@ _NEXT = {
 }
 
 
-def for_people(verdict: Verdict, *, verbose: bool) -> str:
+def for_people(verdict: Verdict, attacks: Sequence[str] = (), *, verbose: bool) -> str:
     """A verdict alone, at length; ``verbose`` lists what was not asked, too."""
     key = "?" if verdict.signing_key is None else verdict.signing_key.name
     product = "unknown product" if verdict.product is None else verdict.product.value
@@ -64,6 +65,9 @@ def for_people(verdict: Verdict, *, verbose: bool) -> str:
         count = len(verdict.reasons)
         lines.append(f"{verdict.status.value}: {count} reason{'s' if count > 1 else ''}")
         lines += (f"  {reason}" for reason in verdict.reasons)
+        if attacks:
+            lines.append("the failed rules stand for:")
+            lines += (f"  {attack}" for attack in attacks)
         if verdict.next_step is not None and _NEXT[verdict.next_step.value]:
             lines.append(f"next: {_NEXT[verdict.next_step.value]}")
         lines.append("the report claims (nothing backs it):")

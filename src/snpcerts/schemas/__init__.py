@@ -29,6 +29,7 @@ NAMES: Final = {
     "kds fetch crl": "kds-fetch-crl",
     "kds fetch vcek": "kds-fetch-vcek",
     "kds show": "kds-show",
+    "policy bulletins": "policy-bulletins",
     "report show": "report-show",
     "table extract": "table-extract",
     "table show": "table-show",

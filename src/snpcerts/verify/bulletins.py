@@ -7,11 +7,11 @@ sources that agree on it.
 
 from __future__ import annotations
 
+import datetime as dt
 import functools
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from datetime import date, timedelta
 from importlib.resources import files
 from typing import Any, Final
 
@@ -23,7 +23,7 @@ from snpcerts.verify.policy import ProcessorFloor
 from snpcerts.verify.verdict import ReportTcbs
 
 # AMD publishes several bulletins on SEV-SNP a year.
-OLD_AFTER: Final = timedelta(days=180)
+OLD_AFTER: Final = dt.timedelta(days=180)
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +100,7 @@ class Inexpressible:
 class BulletinData:
     """The data file. ``sources`` describes each source by its short name."""
 
-    date: date
+    date: dt.date
     bulletins: tuple[Bulletin, ...]
     inexpressible: tuple[Inexpressible, ...]
     sources: Mapping[str, str]
@@ -121,7 +121,7 @@ class BulletinData:
         known = ", ".join(bulletin.name for bulletin in self.bulletins)
         raise UsageError(f"bulletin {name[:40]!r}: is not one of {known}")
 
-    def age_problem(self, today: date) -> str | None:
+    def age_problem(self, today: dt.date) -> str | None:
         """A warning where the data is old, or None."""
         age = today - self.date
         if age <= OLD_AFTER:
@@ -208,6 +208,7 @@ def policy_text(
         )
     lines = [f"# For {', '.join(bulletin.name for bulletin in chosen)}."]
     lines += [f"# {bulletin.id}: {bulletin.gaps}" for bulletin in chosen if bulletin.gaps]
+    lines.append("# Put report_data, measurements and the like here, above the tables.")
     lines.append(f"products = [{', '.join(repr_toml(each.keyword) for each in accepted)}]")
     for table in ("guest_policy", "platform_info"):
         listed = [(key, value) for (where, key), value in bits.items() if where == table]
