@@ -25,7 +25,7 @@ from snpcerts.printable import printable
 COMMANDS: dict[str, tuple[str, str]] = {
     "table": ("table", "Build, show and take apart certificate tables."),
     "verify": ("verify", "Verify an attestation report with its certificates."),
-    "policy": ("policy", "Write policies that say what AMD's security bulletins say."),
+    "policy": ("policy_commands", "Write policies that say what AMD's security bulletins say."),
     "host": ("host", "Keep an SNP host's certificate files in step with its firmware."),
     "report": ("report", "Print an attestation report in readable form."),
     "lock": ("lock", "Hold a certificate file's lock, as an update does."),
