@@ -119,6 +119,38 @@ def test_unknown_details_of_holders_are_omitted() -> None:
     assert str(Holder(7, "vmm", "OFDLCK", True)) == "pid 7 (vmm, exclusive OFD lock)"
 
 
+def test_locks_of_a_local_file_system_have_no_problem(tmp_path: Path) -> None:
+    assert lock_check.lock_problem(str(tmp_path)) is None
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("granted", "problem"),
+    [
+        ((True, True), "a second lock was granted beside an exclusive one"),
+        ((False,), "an exclusive lock was refused"),
+        ((True, False, True, True, True), "an exclusive lock was granted beside a shared one"),
+        ((True, False, True, False), "a shared lock was refused beside another"),
+    ],
+)
+def test_each_way_in_which_locks_do_not_work_has_its_message(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, granted: tuple[bool, ...], problem: str
+) -> None:
+    answers = iter(granted)
+
+    def answer(fd: int, command: int, argument: bytes) -> bytes:
+        del fd, command
+        if next(answers):
+            return argument
+        raise BlockingIOError(11, "try again")
+
+    monkeypatch.setattr(fcntl, "fcntl", answer)
+    assert problem in str(lock_check.lock_problem(str(tmp_path)))
+    monkeypatch.undo()
+    assert list(answers) == []
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize("granted", [True, False])
 def test_a_file_system_without_working_locks_is_refused(
     file: Path, monkeypatch: pytest.MonkeyPatch, granted: bool

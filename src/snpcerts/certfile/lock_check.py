@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Test whether OFD locks work on a file system, once for each file system.
+"""Test whether OFD locks work on a file system.
 
 Some network and user-space file systems refuse the lock, or grant it without
 keeping other lockers out. Certificate files depend on locks, so an update
@@ -30,8 +30,7 @@ def require_working_locks(directory: str) -> None:
         device = os.stat(directory).st_dev
         if device in _known_good:
             return
-        with tempfile.NamedTemporaryFile(prefix=".snpcerts-lock-", dir=directory) as file:
-            problem = _problem(file.fileno(), file.name)
+        problem = lock_problem(directory)
     except OSError:
         return
     if problem is not None:
@@ -42,16 +41,36 @@ def require_working_locks(directory: str) -> None:
     _known_good.add(device)
 
 
-def _problem(first: int, name: str) -> str | None:
+def lock_problem(directory: str) -> str | None:
+    """Why the locks of two open files do not exclude each other in ``directory``, or None.
+
+    Tries both ways, on a temporary file: a reader while a writer holds the lock, and a
+    writer while readers hold it. ``OSError`` if no file can be created.
+    """
+    with tempfile.NamedTemporaryFile(prefix=".snpcerts-lock-", dir=directory) as file:
+        first = file.fileno()
+        second = os.open(file.name, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            if not _locked(first, EXCLUSIVE):
+                return "an exclusive lock was refused on a file that is not locked"
+            if _locked(second, SHARED):
+                return "a second lock was granted beside an exclusive one"
+            if not (_locked(first, SHARED) and _locked(second, SHARED)):
+                return "a shared lock was refused beside another"
+            if _locked(first, EXCLUSIVE):
+                return "an exclusive lock was granted beside a shared one"
+        except OSError as error:
+            return error.strerror
+        finally:
+            os.close(second)
+    return None
+
+
+def _locked(fd: int, flock: bytes) -> bool:
     try:
-        fcntl.fcntl(first, F_OFD_SETLK, EXCLUSIVE)
+        fcntl.fcntl(fd, F_OFD_SETLK, flock)
     except OSError as error:
-        return error.strerror
-    second = os.open(name, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        fcntl.fcntl(second, F_OFD_SETLK, SHARED)
-    except OSError as error:
-        return None if error.errno in (errno.EAGAIN, errno.EACCES) else error.strerror
-    finally:
-        os.close(second)
-    return "a second lock was granted beside an exclusive one"
+        if error.errno in (errno.EAGAIN, errno.EACCES):
+            return False
+        raise
+    return True

@@ -22,11 +22,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from snpcerts.abi.cert_table import EMPTY
 from snpcerts.certfile import step, system, writer
 from snpcerts.certfile.holders import holders_of
-from snpcerts.certfile.step import Performer, Steps
+from snpcerts.certfile.step import Performer, Steps, relayed
 from snpcerts.errors import SnpCertsError, UsageError
 
 # Each file stays locked while the update waits for the next one's lock.
@@ -158,20 +159,14 @@ def _update_from(state: _Progress, place: int) -> Steps[None]:
         lock_wait=left,
         wrong_table=target.wrong_table,
     )
+
+    def through(action: Any) -> Steps[Any]:
+        if isinstance(action, step.Change):
+            return (yield from _nested(state, place))
+        return (yield action)
+
     try:
-        action = next(steps)
-        while True:
-            try:
-                if isinstance(action, step.Change):
-                    result = yield from _nested(state, place)
-                else:
-                    result = yield action
-            except BaseException as error:
-                action = steps.throw(error)
-            else:
-                action = steps.send(result)
-    except StopIteration as end:
-        state.updates[place] = end.value
+        state.updates[place] = yield from relayed(steps, through)
     except (SnpCertsError, OSError) as error:
         if not state.tables:
             raise

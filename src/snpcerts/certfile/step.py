@@ -187,6 +187,28 @@ Steps = Generator[Any, Any, T]
 Performer = Callable[[Steps[Any]], Any]
 
 
+def relayed(steps: Steps[T], through: Callable[[Any], Steps[Any]]) -> Steps[T]:
+    """The protocol with every step sent through ``through``, a generator.
+
+    Steps that ``through(action)`` yields are yielded in the action's place, its return
+    value is the action's result, and an exception that it raises is thrown into the
+    protocol. ``return (yield action)`` changes nothing.
+    """
+    try:
+        action = next(steps)
+        while True:
+            try:
+                result = yield from through(action)
+            except BaseException as error:
+                action = steps.throw(error)
+            else:
+                action = steps.send(result)
+            result = None  # what ``through`` returned must not live until the next step
+    except StopIteration as end:
+        value: T = end.value
+        return value
+
+
 def closed(fd: int) -> Steps[None]:
     """Close, and ignore an error: on Linux the descriptor is closed anyway.
 

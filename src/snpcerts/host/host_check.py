@@ -7,20 +7,17 @@ KVM needs, fcntl(2) for open-file-description locks, proc_pid_mountinfo(5).
 
 from __future__ import annotations
 
-import contextlib
 import enum
-import fcntl
 import os
 import re
 import stat
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from snpcerts.abi.lock import EXCLUSIVE, F_OFD_SETLK, SHARED
 from snpcerts.certfile import trusted_path
+from snpcerts.certfile.lock_check import lock_problem
 from snpcerts.certfile.writer import Strategy
 from snpcerts.errors import SnpCertsError
 from snpcerts.host import kernel_faults
@@ -177,8 +174,7 @@ def _directory(folder: str) -> Iterator[Finding]:
     else:
         yield Finding("file system", Severity.PASS, f"{folder} is on {kind or 'an unnamed one'}")
     try:
-        with _two_descriptions(folder) as (first, second):
-            problem = _locks_problem(first, second)
+        problem = lock_problem(folder)
     except OSError as error:
         yield Finding(
             "locks",
@@ -217,33 +213,6 @@ def _way(path: str) -> Iterator[Finding]:
             if doubt.refused
             else "they can redirect updates to another file: make root the owner, mode go-w",
         )
-
-
-def _locks_problem(first: int, second: int) -> str:
-    """Whether locks of two descriptions exclude each other as they should."""
-    fcntl.fcntl(first, F_OFD_SETLK, SHARED)
-    fcntl.fcntl(second, F_OFD_SETLK, SHARED)
-    for _ in range(2):
-        try:
-            fcntl.fcntl(first, F_OFD_SETLK, EXCLUSIVE)
-        except BlockingIOError:
-            return ""
-        fcntl.fcntl(first, F_OFD_SETLK, SHARED)
-    return "an exclusive lock was granted beside a shared one"
-
-
-@contextlib.contextmanager
-def _two_descriptions(folder: str) -> Iterator[tuple[int, int]]:
-    fd, path = tempfile.mkstemp(prefix=".snpcerts-check-", dir=folder)
-    try:
-        second = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-        try:
-            yield fd, second
-        finally:
-            os.close(second)
-    finally:
-        os.close(fd)
-        os.unlink(path)
 
 
 def _file(file: FileConfig) -> Finding:
