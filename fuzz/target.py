@@ -125,7 +125,7 @@ _DEFAULT = Policy()
 
 def _evidence(data: bytes) -> str:
     evidence = Evidence.from_bytes(data)
-    _promise(len(evidence.report) == REPORT_SIZE, "evidence has a whole report")
+    _promise(len(evidence.report.raw) == REPORT_SIZE, "evidence has a whole report")
     said = evidence.shape.value
     if evidence.runtime_data is not None:
         said += f" {evidence.runtime_data.digest}"
@@ -167,7 +167,7 @@ def _verdict(data: bytes) -> str:
     verdict = verify(evidence, policy=_POLICY, anchors=_anchors, at=AT)
     # The table's padding may change, and so may entries that the verifier ignores.
     if verdict.status is Status.VERIFIED:
-        _promise(evidence.report[:SIGNED_SIZE] in _signed, "only what was signed verifies")
+        _promise(evidence.report.signed_bytes in _signed, "only what was signed verifies")
         _promise(verdict.root in _anchors and not verdict.root_is_amds, "the root is named")
     # The same with a list required: nothing in a table is one.
     required = verify(evidence, policy=_REQUIRED, anchors=_anchors, at=AT)
@@ -209,7 +209,7 @@ def _chain() -> tuple[bytes, dict[str, Any]]:
     own = evidence.collateral
     if own.vcek is None or own.ask is None or own.ark is None:
         raise BrokenPromiseError("the first seed has a whole chain")
-    return evidence.report, {"vcek": own.vcek, "ask": own.ask, "ark": own.ark}
+    return evidence.report.raw, {"vcek": own.vcek, "ask": own.ask, "ark": own.ark}
 
 
 def _signed_part(data: bytes) -> bytes:

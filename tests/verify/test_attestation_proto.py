@@ -44,16 +44,16 @@ def test_an_attestation_verifies_as_its_report_and_table_do(version: int) -> Non
     report = CA.report(version)
     for product in (None, number(1, 1) + blob(3, number(1, 2))):
         evidence = Evidence.from_bytes(attestation(report, CHAIN, product))
-        assert (evidence.report, evidence.shape) == (report, Shape.PROTO)
+        assert (evidence.report.raw, evidence.shape) == (report, Shape.PROTO)
         assert codes(judge(evidence)) == []
 
 
 def test_a_report_message_alone() -> None:
     evidence = Evidence.from_bytes(report_message(REPORT))
-    assert (evidence.report, evidence.table) == (REPORT, None)
+    assert (evidence.report.raw, evidence.table) == (REPORT, None)
     assert codes(judge(evidence)) == ["vcek-missing", "ask-missing", "ark-missing"]
     with_svn = CA.report(guest_svn=7)
-    assert Evidence.from_bytes(report_message(with_svn)).report == with_svn
+    assert Evidence.from_bytes(report_message(with_svn)).report.raw == with_svn
 
 
 def test_extras_are_entries_of_the_table_and_a_deprecated_field_is_none() -> None:
@@ -70,7 +70,7 @@ def test_extras_are_entries_of_the_table_and_a_deprecated_field_is_none() -> Non
 @pytest.mark.parametrize("chain", [None, b"", blob(4, b"firmware")])
 def test_evidence_without_certificates_has_no_table(chain: bytes | None) -> None:
     evidence = Evidence.from_bytes(attestation(REPORT, chain))
-    assert (evidence.report, evidence.table) == (REPORT, None)
+    assert (evidence.report.raw, evidence.table) == (REPORT, None)
 
 
 def test_a_vlek_is_taken_from_its_field() -> None:
@@ -119,7 +119,7 @@ def test_a_change_of_any_field_is_a_change_of_the_report() -> None:
             evidence = Evidence.from_bytes(message)
         except FormatError:
             continue
-        assert evidence.report != NEWEST, field
+        assert evidence.report.raw != NEWEST, field
         assert codes(judge(evidence)), field
 
 
@@ -233,7 +233,7 @@ def test_any_change_is_read_or_refused(at: int, value: int) -> None:
         evidence = Evidence.from_bytes(bytes(message))
     except FormatError:
         return
-    assert len(evidence.report) == REPORT_SIZE
+    assert len(evidence.report.raw) == REPORT_SIZE
 
 
 def test_no_report_is_taken_for_a_message() -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from snpcerts.abi.report import REPORT_SIZE
 from snpcerts.errors import UsageError
 from snpcerts.verify import bulk
 from snpcerts.verify.bulk import CHUNK, WORTHWHILE, verify_many
@@ -21,6 +22,11 @@ from tests.verify.test_verify import anchors, collateral
 
 CA = SmallCa()
 WHOLE = collateral()
+
+
+def numbered(number: int) -> Evidence:
+    """A report that is refused with its number: its version is not known."""
+    return Evidence(number.to_bytes(4, "little") + bytes(REPORT_SIZE - 4))
 
 
 def mixed(count: int) -> list[Evidence]:
@@ -45,7 +51,7 @@ def test_verdicts_come_out_in_order_and_as_one_by_one(jobs: int, unknown: bool) 
 @pytest.mark.parametrize("count", [0, 1, WORTHWHILE - 1])
 def test_for_few_reports_no_process_is_started(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
     monkeypatch.setattr(bulk, "ProcessPoolExecutor", None)
-    many = [Evidence(b"")] * count
+    many = [numbered(0)] * count
     for given in (many, (each for each in many)):
         assert len(list(verify_many(given, anchors=anchors(), at=NOON, jobs=8))) == count
     verdicts = verify_many((each for each in many), at=NOON, jobs=8, count=count)
@@ -97,7 +103,7 @@ def test_a_slow_process_keeps_its_chunk_and_the_order(monkeypatch: pytest.Monkey
     here = bulk._judge
 
     def slow(chunk: Any, *args: Any, **named: Any) -> Any:
-        if chunk[0].evidence.report == b"slow" and not go.is_set():
+        if chunk[0].evidence.report.fields.version == 1000 and not go.is_set():
             begun.set()
             assert go.wait(30)
         return here(chunk, *args, **named)
@@ -114,17 +120,17 @@ def test_a_slow_process_keeps_its_chunk_and_the_order(monkeypatch: pytest.Monkey
     monkeypatch.setattr(bulk._Work, "__init__", wait_for_it)
 
     def evidence() -> Iterator[Evidence]:
-        yield from [Evidence(b"first")] * WORTHWHILE
-        yield from [Evidence(b"slow")] * CHUNK
+        yield from [numbered(1001)] * WORTHWHILE
+        yield from [numbered(1000)] * CHUNK
         for index in range(CHUNK * 8):
             assert begun.wait(30)
-            yield Evidence(bytes(index))
+            yield numbered(2000 + index)
         go.set()
 
     many = verify_many(evidence(), anchors=anchors(), at=NOON, jobs=2)
     found = [str(verdict.reasons[0]) for verdict in many]
-    sizes = [5] * WORTHWHILE + [4] * CHUNK + list(range(CHUNK * 8))
-    assert all(f"found {size}" in text for size, text in zip(sizes, found, strict=True))
+    numbers = [1001] * WORTHWHILE + [1000] * CHUNK + list(range(2000, 2000 + CHUNK * 8))
+    assert all(f" {each} is not" in text for each, text in zip(numbers, found, strict=True))
 
 
 @pytest.mark.parametrize(("jobs", "ahead"), [(1, 0), (2, bulk._WAITING + 1)])
@@ -138,7 +144,7 @@ def test_reports_are_read_only_some_chunks_ahead(
         nonlocal taken
         while True:
             taken += 1
-            yield Evidence(b"")
+            yield numbered(0)
 
     verdicts = verify_many(endless(), anchors=anchors(), at=NOON, jobs=jobs)
     for index in range(WORTHWHILE + CHUNK * 3):

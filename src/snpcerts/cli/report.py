@@ -7,7 +7,6 @@ import json
 
 import click
 
-from snpcerts.abi.report import Report
 from snpcerts.cli.evidence_files import EvidenceFiles
 from snpcerts.cli.say import present, say
 
@@ -30,7 +29,6 @@ def show(report: str, as_json: bool) -> None:
     from snpcerts.verify.explain import explain, explained_json
 
     evidence = EvidenceFiles(report).read()
-    parsed = Report.unpack(evidence.report)
     runtime = None if evidence.runtime_data is None else evidence.runtime_data.data
     entries = () if evidence.table is None else evidence.table.entries
     if as_json:
@@ -39,10 +37,10 @@ def show(report: str, as_json: bool) -> None:
             "table": [{"name": entry.name, "size": len(entry.data)} for entry in entries],
             "runtime_data": None if runtime is None else runtime.hex(),
         }
-        say(json.dumps(explained_json(parsed) | beside, indent=2))
+        say(json.dumps(explained_json(evidence.report) | beside, indent=2))
         return
     section = ""
-    for line in explain(parsed):
+    for line in explain(evidence.report):
         if line.section != section:
             present(f"{'' if not section else chr(10)}{line.section}")
             section = line.section
@@ -53,6 +51,6 @@ def show(report: str, as_json: bool) -> None:
         for entry in entries:
             present(f"  {entry.name:<26} {len(entry.data)} bytes")
     if evidence.runtime_data is not None and runtime is not None:
-        bound = evidence.runtime_data.report_data() == parsed.fields.report_data
+        bound = evidence.runtime_data.report_data() == evidence.report.fields.report_data
         state = "REPORT_DATA is its digest" if bound else "REPORT_DATA is not its digest"
         present(f"\nruntime data\n  {len(runtime)} bytes, {evidence.runtime_data.digest}: {state}")

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING
 
-from snpcerts.abi.report import Report
 from snpcerts.cli.evidence_files import EvidenceFiles, certificates
 from snpcerts.cli.say import present, say
 from snpcerts.cli.verify_text import for_people, json_line, one_line, summary, unreadable_json
@@ -97,7 +96,7 @@ class VerifyRun:
         if place.certificates is not None:
             from snpcerts.verify.judging import KINDS
 
-            key = Report.unpack(evidence.report).signing_key
+            key = evidence.report.signing_key
             kind = None if key is None else KINDS.get(key)
             beside = certificates(place.certificates, beside_evidence=True)
             own = own.completed_by(beside.for_kind(kind))

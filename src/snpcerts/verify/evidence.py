@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from typing import Final, Self
 
 from snpcerts.abi.cert_table import MAX_SIZE, CertTable
-from snpcerts.abi.report import REPORT_SIZE
+from snpcerts.abi.report import REPORT_SIZE, Report
 from snpcerts.errors import FormatError
 from snpcerts.verify import attestation_proto
 from snpcerts.verify.collateral import Collateral
@@ -79,17 +79,33 @@ class RuntimeData:
             return None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, init=False)
 class Evidence:
-    """A report of 1184 bytes and the data that came with it. ``table`` is the host's certificate
-    table, including unknown entries (such as Google's firmware endorsement).
+    """A report and the data that came with it. ``table`` is the host's certificate table, including
+    unknown entries (such as Google's firmware endorsement).
     """
 
-    report: bytes
-    collateral: Collateral = _NO_COLLATERAL
-    runtime_data: RuntimeData | None = None
-    shape: Shape = Shape.REPORT
-    table: CertTable | None = None
+    report: Report
+    collateral: Collateral
+    runtime_data: RuntimeData | None
+    shape: Shape
+    table: CertTable | None
+
+    def __init__(
+        self,
+        report: Report | bytes,
+        collateral: Collateral = _NO_COLLATERAL,
+        runtime_data: RuntimeData | None = None,
+        shape: Shape = Shape.REPORT,
+        table: CertTable | None = None,
+    ) -> None:
+        """Bytes are parsed here, once. :class:`FormatError` if they are not 1184."""
+        parsed = report if isinstance(report, Report) else Report.unpack(report)
+        object.__setattr__(self, "report", parsed)
+        object.__setattr__(self, "collateral", collateral)
+        object.__setattr__(self, "runtime_data", runtime_data)
+        object.__setattr__(self, "shape", shape)
+        object.__setattr__(self, "table", table)
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -132,13 +148,13 @@ class Evidence:
             ) from None
 
     @classmethod
-    def from_parts(cls, report: bytes, table: bytes = b"") -> Self:
+    def from_parts(cls, report: Report | bytes, table: bytes = b"") -> Self:
         """A report and its certificate table: ``outblob`` and ``auxblob`` of configfs-tsm.
 
         Empty bytes mean no table. Raises :class:`FormatError` for a report of another size and a
         malformed table.
         """
-        if len(report) != REPORT_SIZE:
+        if not isinstance(report, Report) and len(report) != REPORT_SIZE:
             raise FormatError("evidence", f"a report has {REPORT_SIZE} bytes, found {len(report)}")
         if not table:
             return cls(report)

@@ -69,15 +69,12 @@ def judge(
     """As :func:`verify`; ``unavailable`` replaces the reason for a missing certificate."""
     if at.tzinfo is None or at.utcoffset() is None:
         raise UsageError("the time of verification has no time zone")
-    if isinstance(evidence, Report):
-        report, evidence = evidence, Evidence(evidence.raw)
-    else:
-        if not isinstance(evidence, Evidence):
-            evidence = Evidence(evidence)
+    if not isinstance(evidence, Evidence):
         try:
-            report = Report.unpack(evidence.report)
+            evidence = Evidence(evidence)
         except FormatError as error:
             return _unread(policy, Reason(ReasonCode.REPORT_SIZE, str(error)))
+    report = evidence.report
     collateral = evidence.collateral if collateral is None else collateral
     if policy.revocation is Revocation.IGNORE:
         collateral = collateral.without_crl()

@@ -263,10 +263,7 @@ def _gather(
     collateral = Collateral()
     unreached: list[Reason] = []
     without: list[Reason] = []
-    try:
-        report = Report.unpack(evidence.report)
-    except FormatError:
-        return Prepared(evidence, collateral)
+    report = evidence.report
     kind = None if report.signing_key is None else KINDS.get(report.signing_key)
     if kind is None:
         return Prepared(evidence, collateral)
