@@ -136,6 +136,7 @@ def test_a_name_that_does_not_exist_is_an_attribute_error_that_names_the_package
 
 
 def test_dir_lists_public_names_before_they_are_imported() -> None:
+    importlib.import_module("snpcerts.vmm")
     _, _, dir_ = lazy_exports("snpcerts.vmm", {"exit_service": ("ExitService",)})
     assert "ExitService" in dir_()
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import pickle
 import struct
 import uuid
+from dataclasses import replace
 
 import pytest
 from cryptography.hazmat.primitives.serialization import Encoding
@@ -14,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from snpcerts.abi.cert_table import ARK_GUID, ASK_GUID, VCEK_GUID, VLEK_GUID, CertTable, TableEntry
+from snpcerts.abi.report import Report
 from snpcerts.endorsement.certificate import load_certificate
 from snpcerts.endorsement.vek import VekKind
 from snpcerts.errors import FormatError
@@ -68,6 +71,19 @@ def bound(claims: bytes = CLAIMS, digest: str = "sha256") -> bytes:
 
 def judge(evidence: Evidence, policy: Policy | None = None, ca: SmallCa = CA) -> Verdict:
     return verify(evidence, policy=policy, anchors=anchors(ca), at=NOON)
+
+
+def test_evidence_parses_its_report_once() -> None:
+    """Bytes of another size are no evidence; the verifier says so in a verdict."""
+    report = CA.report()
+    evidence = Evidence(report)
+    assert evidence.report == Report.unpack(report)
+    assert Evidence(evidence.report).report is evidence.report
+    assert replace(evidence, shape=Shape.HCL).report is evidence.report
+    assert pickle.loads(pickle.dumps(evidence)) == evidence  # noqa: S301 (our own)
+    with pytest.raises(FormatError, match="must be 1184 bytes, found 5"):
+        Evidence(b"short")
+    assert codes(verify(b"short", anchors=anchors(), at=NOON)) == ["report-size"]
 
 
 def test_a_report_alone() -> None:
