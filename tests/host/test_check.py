@@ -14,7 +14,7 @@ from snpcerts.host import host_check
 from snpcerts.host.config import Config, FileConfig
 from snpcerts.host.host_check import Finding, Severity
 from snpcerts.host.mitigations import mitigations
-from snpcerts.host.processor import product_of_host
+from snpcerts.host.host_processor import product_of_host
 
 from .rig import Rig
 

@@ -58,7 +58,7 @@ def check(host: Host, online: bool, as_json: bool) -> None:
 
 def _ask_key_server(config: Config) -> str:
     from snpcerts.endorsement.vek import VekKind
-    from snpcerts.host.processor import product_of_host
+    from snpcerts.host.host_processor import product_of_host
 
     if config.offline:
         return "not asked: offline"
