@@ -13,8 +13,8 @@ from snpcerts.errors import RefusedError
 from snpcerts.host import host_check
 from snpcerts.host.config import Config, FileConfig
 from snpcerts.host.host_check import Finding, Severity
-from snpcerts.host.mitigations import mitigations
 from snpcerts.host.host_processor import product_of_host
+from snpcerts.host.mitigations import mitigations
 
 from .rig import Rig
 

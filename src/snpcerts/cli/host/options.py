@@ -151,8 +151,8 @@ class Host:
     def firmware(self, config: Config) -> HostFirmware:
         """The open ``/dev/sev``."""
         from snpcerts.host.host_firmware import HostFirmware
-        from snpcerts.host.key_memory import Memory, MemoryFile
         from snpcerts.host.host_processor import product_of_host
+        from snpcerts.host.key_memory import Memory, MemoryFile
         from snpcerts.host.sev import Sev
 
         if self._device is None:
