@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from snpcerts.abi.processor import PROCESSORS, processor_names
+from snpcerts.abi.processor_names import PROCESSORS, processor_names
 from snpcerts.abi.product import Product
 from snpcerts.abi.tcb import TcbVersion
 from snpcerts.cli.main import main

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from snpcerts.abi.processor import PROCESSORS, CpuidRange
+from snpcerts.abi.processor_names import PROCESSORS, CpuidRange
 from snpcerts.abi.product import Product
 from snpcerts.abi.report import SigningKey
 from snpcerts.abi.tcb import TcbVersion

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any, Final
 
-from snpcerts.abi.processor import PROCESSORS, processor_names
+from snpcerts.abi.processor_names import PROCESSORS, processor_names
 from snpcerts.abi.product import Product, product_of_keyword
 from snpcerts.abi.report import Report
 from snpcerts.errors import UsageError

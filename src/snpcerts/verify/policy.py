@@ -15,7 +15,7 @@ from dataclasses import dataclass, fields
 from datetime import timedelta
 from typing import Final, Self
 
-from snpcerts.abi.processor import MAX_STEPPING, CpuidRange
+from snpcerts.abi.processor_names import MAX_STEPPING, CpuidRange
 from snpcerts.abi.product import Product
 from snpcerts.abi.report import VMPL_HOST, SigningKey
 from snpcerts.abi.tcb import TcbVersion

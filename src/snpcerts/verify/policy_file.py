@@ -42,7 +42,7 @@ from dataclasses import fields
 from datetime import timedelta
 from typing import Any, Final
 
-from snpcerts.abi.processor import MAX_STEPPING, PROCESSORS, CpuidRange
+from snpcerts.abi.processor_names import MAX_STEPPING, PROCESSORS, CpuidRange
 from snpcerts.abi.product import Product, product_of_keyword
 from snpcerts.abi.report import SigningKey
 from snpcerts.abi.tcb import TcbVersion
