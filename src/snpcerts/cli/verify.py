@@ -13,6 +13,7 @@ import click
 from snpcerts.cli.bulletin_age import warn_if_old
 from snpcerts.cli.evidence_files import places
 from snpcerts.cli.source_options import SourceOptions, source_options, trusted_roots
+from snpcerts.cli.verify_ear import EarFile
 from snpcerts.cli.verify_policy import PolicyOptions
 from snpcerts.cli.verify_run import VerifyRun
 from snpcerts.cli.verify_sources import ORDER, sources_in_order
@@ -85,6 +86,14 @@ if TYPE_CHECKING:
 @click.option(
     "--explain", is_flag=True, help="Name the attacks and bulletins that failed rules stand for."
 )
+@click.option(
+    "--ear",
+    metavar="FILE",
+    help="Write the verdict on one report here as an EAR, a signed JWT; - is standard output.",
+)
+@click.option(
+    "--ear-key", metavar="FILE", help="Private key for --ear: EC P-256, in PEM, without a password."
+)
 @click.option("-v", "--verbose", is_flag=True, help="List what was not asked, too.")
 @click.option("--json", "as_json", is_flag=True, help="Print each verdict as one JSON object.")
 def command(
@@ -99,6 +108,8 @@ def command(
     require_crl: bool,
     jobs: int,
     explain: bool,
+    ear: str | None,
+    ear_key: str | None,
     verbose: bool,
     as_json: bool,
     **asked: Any,
@@ -118,6 +129,8 @@ def command(
     Exit codes: 0 all verified, 1 one was refused, 2 wrong usage or unreadable
     input, 3 certificates could not be had just now.
     """
+    if (ear is None) != (ear_key is None):
+        raise UsageError("--ear and --ear-key belong together")
     if server.offline and fetch:
         raise UsageError("--offline excludes --fetch and --kds")
     when = datetime.now(UTC) if at is None else _time(at)
@@ -130,6 +143,11 @@ def command(
         require_crl=require_crl or bool(crl), asks_server=asks_server, **asked
     ).read()
     given = [place for path in evidence for place in places(path)]
+    result = None
+    if ear is not None and ear_key is not None:
+        if len(given) != 1:
+            raise UsageError("--ear is for one report")
+        result = EarFile.to(ear, ear_key, policy, asked["policy"])
     if table is not None:
         if len(given) != 1:
             raise UsageError("--table is for one report")
@@ -140,7 +158,9 @@ def command(
             source = stack.enter_context(server.open(anchors))
         sources = sources_in_order(order, certs, crl, roots, source, when)
         has_more = certs is not None or source is not None
-        run = VerifyRun(given, sources, policy, anchors, when, jobs, verbose, explain, has_more)
+        run = VerifyRun(
+            given, sources, policy, anchors, when, jobs, verbose, explain, has_more, result
+        )
         code = run.print(as_json)
     if explain:
         warn_if_old()

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from snpcerts.cli.evidence_files import EvidenceFiles, certificates
 from snpcerts.cli.say import present, say
+from snpcerts.cli.verify_ear import EarFile
 from snpcerts.cli.verify_text import for_people, json_line, one_line, summary, unreadable_json
 from snpcerts.errors import InputError, SnpCertsError, UsageError
 from snpcerts.printable import printable
@@ -42,12 +43,17 @@ class VerifyRun:
     verbose: bool  # list what was not asked
     explain: bool  # name the attacks that failed rules stand for
     has_more: bool  # there are certificates beside those that come with reports
+    ear: EarFile | None = None
 
     def print(self, as_json: bool) -> int:
         """Print the verdicts as they come; the exit code."""
         if len(self.places) == 1:
             verdict = next(self._verdicts(iter([self._read(self.places[0])])))
             path = self.places[0].report
+            if self.ear is not None:
+                self.ear.write(verdict)
+                if self.ear.on_standard_output:
+                    return _EXIT[verdict.status.value]
             if as_json:
                 say(self._json(path, verdict))
             else:

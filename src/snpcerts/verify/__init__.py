@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from snpcerts.verify.collateral import Collateral as Collateral
     from snpcerts.verify.collateral import SuppliedCrl as SuppliedCrl
     from snpcerts.verify.collateral import Supplier as Supplier
+    from snpcerts.verify.ear import EarSigner as EarSigner
+    from snpcerts.verify.ear import ear_claims as ear_claims
     from snpcerts.verify.evidence import Evidence as Evidence
     from snpcerts.verify.evidence import RuntimeData as RuntimeData
     from snpcerts.verify.evidence import Shape as Shape
@@ -51,6 +53,7 @@ else:
             "bulk": ("verify_many",),
             "verdict_check": ("Check", "CheckState"),
             "collateral": ("Collateral", "SuppliedCrl", "Supplier"),
+            "ear": ("EarSigner", "ear_claims"),
             "evidence": ("Evidence", "RuntimeData", "Shape"),
             "judging": ("verify",),
             "policy": (
