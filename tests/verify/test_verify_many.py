@@ -204,7 +204,7 @@ def test_a_revocation_list_is_asked_for_and_judged(run: Run) -> None:
     # Nothing inside tells whether it is for VCEKs or VLEKs.
     for given in ("good.crl", "vlek=good.crl"):
         assert "crl-missing" in run("report", "--crl", given)[1]
-    assert "say it (--crl vcek=FILE)" in run("report", "--crl", "good.crl")[1]
+    assert "name it (--crl vcek=FILE)" in run("report", "--crl", "good.crl")[1]
     Path("bad.crl").write_bytes(CrlRecipe(CA, revoked=(1,)).make())
     for given in ("bad.crl", "vlek=bad.crl", "vcek=bad.crl"):
         code, out, _ = run("report", "--crl", given, "--crl", "vcek=good.crl")
