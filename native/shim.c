@@ -177,7 +177,7 @@ static uint64_t now(void)
 /* The errno for a guest whose buffer is in no slot that we know of. EIO is for one
  * that is not the guest's memory, and costs a Linux guest its VMPCK. So where the
  * memory may be the guest's after all, it is another one: EAGAIN while a slot that is
- * being replaced may come back, and ENOSPC where another process sets slots. A Linux
+ * being replaced may come back, and ENOSPC where others may have set slots. A Linux
  * guest survives that: its driver repeats the request without certificates and keeps
  * the key (drivers/virt/coco/sev-guest, arch/x86/coco/sev/core.c of Linux 7.3). */
 static int not_found(struct vm *vm, uint64_t gpa, uint64_t size)
@@ -200,7 +200,8 @@ static int not_found(struct vm *vm, uint64_t gpa, uint64_t size)
 			return EAGAIN;
 	if (!vm->shared)
 		return EIO;
-	SAY_ONCE("another process has the VM's descriptor: memory it adds gets no certificates");
+	SAY_ONCE("memory may be added through a descriptor of the VM that is not known here: "
+		 "it gets no certificates");
 	return ENOSPC;
 }
 
@@ -630,6 +631,15 @@ static void note_unmapped(const void *where, size_t length)
 	}
 }
 
+/* A slot was set through a descriptor that came about in a way we cannot follow, a
+ * raw dup(2) for one. It may be of any VM, so none's slots are known for certain. */
+static void note_region_of_unknown(void)
+{
+	for (int i = 0; i < MAX_VMS; i++)
+		if (vms[i].ours)
+			vms[i].shared = true;
+}
+
 /* Follow a call that has succeeded; its result for the VMM. */
 static int note(int fd, unsigned request, void *argument, int result)
 {
@@ -649,6 +659,8 @@ static int note(int fd, unsigned request, void *argument, int result)
 	case KVM_SET_USER_MEMORY_REGION2:
 		if (vm)
 			note_region(vm, argument);
+		else
+			note_region_of_unknown();
 		break;
 	}
 	return result;

@@ -33,6 +33,7 @@ PAGES = 2
 TAKEN = errno.EINTR
 EMPTY = bytes(24)
 SYS_PROCESS_VM_WRITEV = 311
+_DUP = 32  # on x86-64
 PR_SET_SECCOMP, SECCOMP_MODE_FILTER, PR_SET_NO_NEW_PRIVS = 22, 2, 38
 SCENARIOS: dict[str, Callable[[Path], None]] = {}
 
@@ -410,6 +411,17 @@ def memory_that_another_process_may_add_is_not_eio(file: Path) -> None:
     assert vcpu.ask(0, PAGES) == Answer(0, PAGES, TAKEN)
     here.close()
     there.close()
+
+
+@scenario
+def memory_added_through_a_descriptor_that_cannot_be_followed_is_not_eio(file: Path) -> None:
+    file.write_bytes(TABLE)
+    vm, vcpu, _ = guest(4)
+    assert vcpu.ask(0x8000, PAGES) == Answer(errno.EIO, PAGES, TAKEN), "not memory yet"
+    vm.fd = ctypes.CDLL(None).syscall(_DUP, vm.fd)
+    vm.add_memory(1, 0x8000, 4)
+    assert vcpu.ask(0x8000, PAGES) == Answer(errno.ENOSPC, PAGES, TAKEN)
+    assert vcpu.ask(0, PAGES) == Answer(0, PAGES, TAKEN)
 
 
 @scenario

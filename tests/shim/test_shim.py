@@ -20,6 +20,7 @@ SETTINGS: dict[str, dict[str, str]] = {
     "a_writer_makes_it_busy": {"SNPCERTS_CERTS_TIMEOUT": "0"},
     "a_writer_that_ends_in_time_is_waited_for": {"SNPCERTS_CERTS_TIMEOUT": "59999"},
 }
+_UNKNOWN = "memory may be added through a descriptor of the VM that is not known"
 SAID: dict[str, list[str]] = {
     "a_file_that_cannot_be_served_is_an_empty_table": [
         "guests get no certificates: No such file or directory",
@@ -31,7 +32,8 @@ SAID: dict[str, list[str]] = {
     "a_file_with_less_than_it_says_is_an_empty_table": ["it shrank during the read"],
     "no_descriptor_left_is_an_empty_table": ["guests get no certificates: Too many open files"],
     "a_buffer_that_is_not_memory_is_eio_and_nothing_written": ["No such file or directory"],
-    "memory_that_another_process_may_add_is_not_eio": ["another process has the VM's"],
+    "memory_that_another_process_may_add_is_not_eio": [_UNKNOWN],
+    "memory_added_through_a_descriptor_that_cannot_be_followed_is_not_eio": [_UNKNOWN],
     "more_vms_than_there_is_room_for": ["more than 16 VMs"],
 }
 
