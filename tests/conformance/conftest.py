@@ -39,7 +39,14 @@ def build(tmp_path_factory: pytest.TempPathFactory) -> Build:
         program = directory / wrong.lower()
         if not program.exists():
             words = ["gcc", "-O1", "-Wall", "-Wextra", "-Werror", "-Wno-maybe-uninitialized"]
-            words += ["-pthread", f"-DWRONG={wrong}", "-o", str(program), str(source)]
+            words += [
+                "-Wno-unused-result",
+                "-pthread",
+                f"-DWRONG={wrong}",
+                "-o",
+                str(program),
+                str(source),
+            ]
             made = subprocess.run(words, capture_output=True, text=True)
             assert made.returncode == 0, made.stderr
         return program

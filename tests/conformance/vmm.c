@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
  * A VMM that serves certificates as it should: vmm FILE VCPUS. Compiled with
- * -DWRONG=NAME it is wrong in one way, which stands where the name does. It
- * ends at SIGTERM, by way of a kick of each vCPU.
+ * -DWRONG=NAME it is wrong in one way, which stands where the name does; with
+ * -DWRONG=RIGHT_NAME it is right in another way. It ends at SIGTERM, by way of
+ * a kick of each vCPU.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -17,7 +18,10 @@
 #include <sys/file.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/uio.h>
+#include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -34,6 +38,16 @@ enum wrong {
 	MISSING_ENDS_VM, MISSING_IS_EIO, MISSING_WRITES_NOTHING, UNREADABLE_ENDS_VM,
 	IMMEDIATE_EXIT_STAYS, KICK_ERASED, STALE_EXIT_REASON, LEAKS_DESCRIPTORS, CHILD_KEEPS_LOCK,
 	FIRST_VCPU_ONLY, LAST_PAGE_REFUSED, ONLY_THE_POSTED_EXIT,
+	CACHED_BY_MTIME, PROBES_THE_LOCK, SIZE_BEFORE_LOCK, LOCK_TIMES_OUT, LOCKS_AGAIN,
+	INODE_CHECKED_ONCE, MTIME_FOR_INODE, LINKS_FOR_INODE, PATH_READ_AGAIN,
+	LOCK_ERROR_IGNORED, READ_ERROR_IGNORED, HANDSHAKE_ERROR_KEEPS_LOCK,
+	STALE_BYTES_BEHIND, WORDS_ONLY, LIMIT_16_KIB, LIMIT_64_KIB, NO_BUFFER_WRITTEN,
+	EMPTY_FILE_UNWRITTEN, EMPTY_FILE_IS_EIO, FORBIDDEN_IS_EIO, LINK_COMPARED, LINK_REFUSED,
+	LEAKS_WHEN_BUSY, LEAKS_WHEN_REPLACED, LEAKS_ON_ERROR, CREATES_FILE, OPENS_FOR_WRITING,
+	VALUE_IGNORED, LOGS_EACH_TRY, LOGS_EACH_BUSY, SPINS, ONE_DESCRIPTION, UNCOUNTED_ON_ENOSPC,
+	RIGHT_DUPLICATE, RIGHT_HELPER, RIGHT_MAPPING, RIGHT_COUNTED, RIGHT_ONE_AT_A_TIME,
+	RIGHT_EXCLUSIVE, RIGHT_CHECKS_AT_START, RIGHT_SIGWAIT_IN_MAIN, RIGHT_CHILD_RUNS,
+	RIGHT_PIECES, RIGHT_PEEKS,
 };
 
 #ifndef WRONG
@@ -61,6 +75,11 @@ static int shared_fd = -1;
 static __thread bool exited; /* the hand-shake came to an exit of its own */
 static uint8_t copy[SIZE_MAX_SERVED];
 static ssize_t copied = -1;
+static struct stat copied_from;
+static int users; /* of the one description */
+static bool first_try;
+static pthread_mutex_t one_at_a_time = PTHREAD_MUTEX_INITIALIZER;
+static int helper = -1;
 
 static long must(long result, const char *what)
 {
@@ -118,6 +137,9 @@ static bool lock(int fd, int type)
 	struct flock whole = { .l_type = type, .l_whence = SEEK_SET };
 	int command = is_wrong(WAITS_FOR_EVER) ? F_OFD_SETLKW : F_OFD_SETLK;
 
+	if (is_wrong(RIGHT_EXCLUSIVE) && type == F_RDLCK)
+		whole.l_type = F_WRLCK;
+
 	if (is_wrong(NO_LOCK))
 		return true;
 	if (is_wrong(FLOCK_LOCK))
@@ -130,7 +152,9 @@ static bool lock(int fd, int type)
 			shared_fd = open(name, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
 		fd = shared_fd;
 	}
-	return !fcntl(fd, is_wrong(CLASSIC_LOCK) ? F_SETLK : command, &whole);
+	if (!fcntl(fd, is_wrong(CLASSIC_LOCK) ? F_SETLK : command, &whole))
+		return true;
+	return is_wrong(LOCK_ERROR_IGNORED) && errno != EAGAIN;
 }
 
 static bool same_file(int fd)
@@ -139,8 +163,15 @@ static bool same_file(int fd)
 
 	if (is_wrong(NO_INODE_CHECK))
 		return true;
-	if (fstat(fd, &mine) || stat(path, &there))
+	if (is_wrong(INODE_CHECKED_ONCE) && !first_try)
+		return true;
+	first_try = false;
+	if (fstat(fd, &mine) || (is_wrong(LINK_COMPARED) ? lstat(path, &there) : stat(path, &there)))
 		return false;
+	if (is_wrong(MTIME_FOR_INODE))
+		return !memcmp(&mine.st_mtim, &there.st_mtim, sizeof(mine.st_mtim));
+	if (is_wrong(LINKS_FOR_INODE))
+		return mine.st_nlink > 0;
 	return mine.st_ino == there.st_ino &&
 	       (mine.st_dev == there.st_dev || is_wrong(INODE_WITHOUT_DEVICE));
 }
@@ -149,7 +180,16 @@ static int open_file(void)
 {
 	if ((is_wrong(ONE_DESCRIPTOR_FOR_LIFE)) && shared_fd >= 0)
 		return shared_fd;
-	int fd = open(path, O_RDONLY | (is_wrong(CHILD_KEEPS_LOCK) ? 0 : O_CLOEXEC));
+	int flags = is_wrong(OPENS_FOR_WRITING) || is_wrong(RIGHT_EXCLUSIVE) ? O_RDWR : O_RDONLY;
+
+	if (is_wrong(CREATES_FILE))
+		flags = O_RDWR | O_CREAT;
+	if (is_wrong(LINK_REFUSED))
+		flags |= O_NOFOLLOW;
+	int fd = open(path, flags | (is_wrong(CHILD_KEEPS_LOCK) ? 0 : O_CLOEXEC), 0644);
+
+	if (fd < 0 && is_wrong(RIGHT_EXCLUSIVE))
+		fd = open(path, O_RDONLY | O_CLOEXEC);
 
 	if (is_wrong(ONE_DESCRIPTOR_FOR_LIFE) || is_wrong(SHARED_DESCRIPTOR))
 		shared_fd = fd;
@@ -170,31 +210,230 @@ static ssize_t contents(int fd, uint8_t *data)
 				return -1;
 		return size;
 	}
+	if (is_wrong(RIGHT_MAPPING)) {
+		struct stat found;
+		void *map;
+
+		if (fstat(fd, &found) || found.st_size == 0)
+			return 0;
+		map = mmap(NULL, found.st_size, PROT_READ, MAP_SHARED, fd, 0);
+		if (map == MAP_FAILED)
+			return -1;
+		memcpy(data, map, found.st_size);
+		munmap(map, found.st_size);
+		return found.st_size;
+	}
+	if (is_wrong(RIGHT_PIECES)) {
+		struct iovec two[2] = { { data, 100 }, { data + 100, 57 } };
+
+		while ((got = readv(fd, two, 2)) > 0) {
+			size += got;
+			two[0].iov_base = data + size;
+			two[1].iov_base = data + size + 100;
+		}
+		return got < 0 ? -1 : size;
+	}
 	while ((got = pread(fd, data + size, SIZE_MAX_SERVED - size, size)) > 0)
 		size += got;
-	return got < 0 ? -1 : size;
+	if (is_wrong(WORDS_ONLY))
+		size &= ~7l;
+	return got < 0 && !is_wrong(READ_ERROR_IGNORED) ? -1 : size;
+}
+
+static void send_descriptor(int line, int fd)
+{
+	char one = fd >= 0 ? 'y' : 'n', space[CMSG_SPACE(sizeof(int))] = { 0 };
+	struct iovec piece = { &one, 1 };
+	struct msghdr message = { .msg_iov = &piece, .msg_iovlen = 1 };
+
+	if (fd >= 0) {
+		message.msg_control = space;
+		message.msg_controllen = sizeof(space);
+		struct cmsghdr *head = CMSG_FIRSTHDR(&message);
+
+		head->cmsg_level = SOL_SOCKET;
+		head->cmsg_type = SCM_RIGHTS;
+		head->cmsg_len = CMSG_LEN(sizeof(int));
+		memcpy(CMSG_DATA(head), &fd, sizeof(int));
+	}
+	must(sendmsg(line, &message, 0), "sendmsg");
+}
+
+static int receive_descriptor(int line, char *one)
+{
+	char space[CMSG_SPACE(sizeof(int))] = { 0 };
+	struct iovec piece = { one, 1 };
+	struct msghdr message = { .msg_iov = &piece, .msg_iovlen = 1,
+				  .msg_control = space, .msg_controllen = sizeof(space) };
+	int fd = -1;
+
+	if (recvmsg(line, &message, MSG_CMSG_CLOEXEC) <= 0)
+		exit(0);
+	if (CMSG_FIRSTHDR(&message))
+		memcpy(&fd, CMSG_DATA(CMSG_FIRSTHDR(&message)), sizeof(int));
+	return fd;
+}
+
+/* A process that opens and locks for the others, and keeps nothing. */
+static void run_helper(int line)
+{
+	for (;;) {
+		char one;
+		int fd, tries = 0;
+
+		receive_descriptor(line, &one);
+		for (; tries < LOCK_WAIT; tries++) {
+			fd = open(path, O_RDONLY | O_CLOEXEC);
+			if (fd < 0 || (lock(fd, F_RDLCK) && same_file(fd)))
+				break;
+			close(fd);
+			usleep(1000);
+		}
+		send_descriptor(line, tries < LOCK_WAIT ? fd : -1);
+		if (fd >= 0 && tries < LOCK_WAIT)
+			close(fd);
+		write(line, tries < LOCK_WAIT ? "m" : "b", 1);
+	}
+}
+
+static bool same_state(const struct stat *one, const struct stat *other)
+{
+	return one->st_ino == other->st_ino && one->st_size == other->st_size &&
+	       !memcmp(&one->st_mtim, &other->st_mtim, sizeof(one->st_mtim)) &&
+	       (!is_wrong(PROBES_THE_LOCK) ||
+		!memcmp(&one->st_ctim, &other->st_ctim, sizeof(one->st_ctim)));
+}
+
+/* One description for all vCPUs, opened anew when the path leads elsewhere. */
+static ssize_t shared_contents(int *fd, uint8_t *data)
+{
+	ssize_t size = -1;
+
+	for (int tries = 0; tries < LOCK_WAIT; tries++) {
+		pthread_mutex_lock(&one_at_a_time);
+		if (!users && shared_fd >= 0 && !same_file(shared_fd)) {
+			close(shared_fd);
+			shared_fd = -1;
+		}
+		if (shared_fd < 0)
+			shared_fd = open(path, O_RDONLY | O_CLOEXEC);
+		if (shared_fd < 0) {
+			pthread_mutex_unlock(&one_at_a_time);
+			return -1;
+		}
+		if ((users || lock(shared_fd, F_RDLCK)) && same_file(shared_fd)) {
+			users++;
+			*fd = shared_fd;
+			size = contents(shared_fd, data);
+			pthread_mutex_unlock(&one_at_a_time);
+			return size;
+		}
+		if (!users)
+			lock(shared_fd, F_UNLCK);
+		pthread_mutex_unlock(&one_at_a_time);
+		usleep(1000);
+	}
+	errno = EAGAIN;
+	return -1;
 }
 
 /* The file, locked and read: its size, or -1 with errno, EAGAIN for a lock not had. */
 static ssize_t locked_contents(int *fd, uint8_t *data)
 {
-	struct timespec pause = { .tv_nsec = 1000000 };
+	struct timespec pause = { .tv_nsec = is_wrong(SPINS) ? 0 : 1000000 };
+	struct timespec start, now;
 
-	for (int tries = 0; tries < LOCK_WAIT; tries++) {
+	if (is_wrong(ONE_DESCRIPTION) || is_wrong(UNCOUNTED_ON_ENOSPC) || is_wrong(RIGHT_COUNTED))
+		return shared_contents(fd, data);
+	if (is_wrong(RIGHT_HELPER)) {
+		char one = 'a';
+
+		pthread_mutex_lock(&one_at_a_time);
+		send_descriptor(helper, -1);
+		*fd = receive_descriptor(helper, &one);
+		must(read(helper, &one, 1), "helper");
+		pthread_mutex_unlock(&one_at_a_time);
+		errno = one == 'b' ? EAGAIN : ENOENT;
+		return *fd < 0 ? -1 : contents(*fd, data);
+	}
+	first_try = true;
+	clock_gettime(CLOCK_MONOTONIC, &start);
+	for (int tries = 0; tries < LOCK_WAIT || is_wrong(SPINS); tries++) {
 		ssize_t size = 0;
+		struct stat before;
 
+		clock_gettime(CLOCK_MONOTONIC, &now);
+		if ((now.tv_sec - start.tv_sec) * 1000 + (now.tv_nsec - start.tv_nsec) / 1000000 > LOCK_WAIT)
+			break;
 		*fd = open_file();
 		if (*fd < 0)
 			return -1;
+		if (is_wrong(RIGHT_PEEKS))
+			pread(*fd, data, 24, 0);
+		if (is_wrong(SIZE_BEFORE_LOCK)) {
+			fstat(*fd, &before);
+			if (lock(*fd, F_RDLCK) && same_file(*fd)) {
+				memset(data, 0, before.st_size);
+				pread(*fd, data, before.st_size, 0);
+				return before.st_size;
+			}
+		}
+		if (is_wrong(CACHED_BY_MTIME) && lock(*fd, F_RDLCK) && same_file(*fd)) {
+			fstat(*fd, &before);
+			if (copied >= 0 && same_state(&before, &copied_from)) {
+				memcpy(data, copy, copied);
+				return copied;
+			}
+			copied_from = before;
+			copied = contents(*fd, data);
+			memcpy(copy, data, copied < 0 ? 0 : copied);
+			return copied;
+		}
+		if (is_wrong(PROBES_THE_LOCK)) {
+			struct flock probe = { .l_type = F_RDLCK, .l_whence = SEEK_SET };
+
+			fstat(*fd, &before);
+			fcntl(*fd, F_OFD_GETLK, &probe);
+			if (probe.l_type == F_UNLCK && copied >= 0 && same_state(&before, &copied_from)) {
+				memcpy(data, copy, copied);
+				return copied;
+			}
+			if (lock(*fd, F_RDLCK) && same_file(*fd)) {
+				copied_from = before;
+				copied = contents(*fd, data);
+				memcpy(copy, data, copied < 0 ? 0 : copied);
+				return copied;
+			}
+		}
 		if (is_wrong(READS_BEFORE_LOCK))
 			size = contents(*fd, data);
-		if (lock(*fd, F_RDLCK) && (is_wrong(ONE_DESCRIPTOR_FOR_LIFE) || same_file(*fd)))
-			return is_wrong(READS_BEFORE_LOCK) ? size : contents(*fd, data);
+		if (lock(*fd, F_RDLCK)) {
+			if (is_wrong(PATH_READ_AGAIN) && same_file(*fd)) {
+				int again = open(path, O_RDONLY | O_CLOEXEC);
+
+				size = contents(again, data);
+				close(again);
+				return size;
+			}
+			if (is_wrong(ONE_DESCRIPTOR_FOR_LIFE) || same_file(*fd))
+				return is_wrong(READS_BEFORE_LOCK) ? size : contents(*fd, data);
+			if (is_wrong(LEAKS_WHEN_REPLACED))
+				fcntl(*fd, F_DUPFD_CLOEXEC, 0);
+		} else if (errno != EAGAIN) {
+			return -1;
+		} else if (is_wrong(LEAKS_WHEN_BUSY) && tries == 0) {
+			fcntl(*fd, F_DUPFD_CLOEXEC, 0);
+		}
 		if (!is_wrong(ONE_DESCRIPTOR_FOR_LIFE))
 			close(*fd);
 		*fd = -1;
-		nanosleep(&pause, NULL);
+		if (is_wrong(LOGS_EACH_TRY))
+			fprintf(stderr, "vmm: the certificate file is locked, trying again\n");
+		if (!is_wrong(SPINS))
+			nanosleep(&pause, NULL);
 	}
+	if (is_wrong(LOGS_EACH_BUSY))
+		fprintf(stderr, "vmm: the certificate file is locked\n");
 	errno = EAGAIN;
 	return -1;
 }
@@ -212,6 +451,10 @@ static uint64_t deliver(struct kvm_run *run, const uint8_t *data, uint64_t size)
 		run->snp_req_certs.npages = pages;
 		return is_wrong(NEGATIVE_RET) ? -ENOSPC : ENOSPC;
 	}
+	if (is_wrong(STALE_BYTES_BEHIND))
+		size = pages * PAGE;
+	if ((is_wrong(LIMIT_16_KIB) && size > 16384) || (is_wrong(LIMIT_64_KIB) && size > 65536))
+		return EIO;
 	if (!put(run->snp_req_certs.gpa, data, size))
 		return EIO;
 	if (is_wrong(WRITES_WHOLE_PAGES)) /* and the page behind them */
@@ -227,6 +470,8 @@ static uint64_t deliver_nothing(struct kvm_run *run)
 		return EIO;
 	if (is_wrong(MISSING_WRITES_NOTHING))
 		return 0;
+	if (is_wrong(NO_BUFFER_WRITTEN))
+		return put(run->snp_req_certs.gpa, empty, sizeof(empty)) ? 0 : EIO;
 	return run->snp_req_certs.npages == 0 || put(run->snp_req_certs.gpa, empty, sizeof(empty)) ? 0 : EIO;
 }
 
@@ -242,20 +487,33 @@ static uint64_t answer(struct kvm_run *run, int *fd, uint8_t *data)
 	size = locked_contents(fd, data);
 	if (is_wrong(KEEPS_A_COPY) && size > 0)
 		memcpy(copy, data, copied = size);
+	if (size == 0 && !is_wrong(EMPTY_FILE_UNWRITTEN) && !is_wrong(EMPTY_FILE_IS_EIO))
+		return deliver_nothing(run);
+	if (size == 0 && is_wrong(EMPTY_FILE_IS_EIO))
+		return EIO;
 	if (size >= 0)
 		return is_wrong(EMPTY_IS_SUCCESS) && run->snp_req_certs.npages == 0 ? 0 : deliver(run, data, size);
 	if (*fd < 0 && errno == EAGAIN)
 		return is_wrong(BUSY_IS_EIO) ? EIO : EAGAIN;
+	if (is_wrong(FORBIDDEN_IS_EIO) && *fd < 0 && errno == EACCES)
+		return EIO;
 	if (is_wrong(MISSING_ENDS_VM) && *fd < 0)
 		must(-1, path);
 	if (is_wrong(UNREADABLE_ENDS_VM) && *fd >= 0)
 		must(-1, path);
+	if (*fd >= 0 && is_wrong(LEAKS_ON_ERROR))
+		fcntl(*fd, F_DUPFD_CLOEXEC, 0);
 	return deliver_nothing(run);
 }
 
 static void let_go(int fd)
 {
-	if (is_wrong(ONE_DESCRIPTOR_FOR_LIFE))
+	if (is_wrong(ONE_DESCRIPTION) || is_wrong(UNCOUNTED_ON_ENOSPC) || is_wrong(RIGHT_COUNTED)) {
+		pthread_mutex_lock(&one_at_a_time);
+		if (fd >= 0 && (--users == 0 || is_wrong(ONE_DESCRIPTION)))
+			lock(fd, F_UNLCK);
+		pthread_mutex_unlock(&one_at_a_time);
+	} else if (is_wrong(ONE_DESCRIPTOR_FOR_LIFE))
 		lock(fd, F_UNLCK);
 	else if (is_wrong(SHARED_DESCRIPTOR))
 		close(shared_fd);
@@ -265,22 +523,55 @@ static void let_go(int fd)
 		close(fd);
 }
 
+/* Drops the lock of a request whose firmware command takes too long. */
+static void *give_up(void *argument)
+{
+	sleep(1);
+	lock((int)(intptr_t)argument, F_UNLCK);
+	close((int)(intptr_t)argument);
+	return NULL;
+}
+
 /* Whether the vCPU shall stop. */
 static bool serve(int vcpu, struct kvm_run *run, uint8_t *data)
 {
 	int fd = -1;
 
 	run->snp_req_certs.ret = is_wrong(FIRST_VCPU_ONLY) && vcpu != fds[0] ? EIO : answer(run, &fd, data);
+	if (is_wrong(UNCOUNTED_ON_ENOSPC) && run->snp_req_certs.ret && fd >= 0)
+		lock(fd, F_UNLCK);
 	if (is_wrong(UNLOCKS_EARLY))
 		let_go(fd);
+	if (is_wrong(LOCK_TIMES_OUT) && fd >= 0) {
+		pthread_t timer;
+
+		pthread_create(&timer, NULL, give_up, (void *)(intptr_t)fcntl(fd, F_DUPFD_CLOEXEC, 0));
+		pthread_detach(timer);
+	}
+	if (is_wrong(LOCKS_AGAIN) && fd >= 0) {
+		lock(fd, F_UNLCK);
+		usleep(100);
+		lock(fd, F_RDLCK);
+	}
+	if (is_wrong(RIGHT_DUPLICATE) && fd >= 0) {
+		int other = fcntl(fd, F_DUPFD_CLOEXEC, 20);
+
+		close(fd);
+		fd = dup(other);
+		close(other);
+	}
 	if (is_wrong(CHILD_KEEPS_LOCK) && fork() == 0) {
 		sleep(60);
 		_exit(0);
 	}
 	if (!is_wrong(NO_HANDSHAKE))
 		run->immediate_exit = 1;
-	if (ioctl(vcpu, KVM_RUN, 0) < 0 && errno != EINTR)
-		must(-1, "KVM_RUN");
+	if (ioctl(vcpu, KVM_RUN, 0) < 0 && errno != EINTR) {
+		if (!is_wrong(HANDSHAKE_ERROR_KEEPS_LOCK))
+			must(-1, "KVM_RUN");
+		run->immediate_exit = 0;
+		return false;
+	}
 	exited = is_wrong(NO_HANDSHAKE) && errno != EINTR;
 	if (!is_wrong(UNLOCKS_EARLY))
 		let_go(fd);
@@ -320,8 +611,16 @@ static void *vcpu_thread(void *argument)
 		exited = false;
 		if (run->exit_reason == KVM_EXIT_SHUTDOWN)
 			break;
-		if (asks_for_certs(run) && serve(vcpu, run, data))
-			break;
+		if (asks_for_certs(run)) {
+			if (is_wrong(RIGHT_ONE_AT_A_TIME))
+				pthread_mutex_lock(&one_at_a_time);
+			bool stop = serve(vcpu, run, data);
+
+			if (is_wrong(RIGHT_ONE_AT_A_TIME))
+				pthread_mutex_unlock(&one_at_a_time);
+			if (stop)
+				break;
+		}
 	}
 	free(data);
 	return NULL;
@@ -371,7 +670,7 @@ static bool supported(int kvm)
 		return true;
 	if (is_wrong(ONLY_HAS_ASKED))
 		return !ioctl(kvm, KVM_HAS_DEVICE_ATTR, attr);
-	return !ioctl(kvm, KVM_GET_DEVICE_ATTR, attr) && value == 1;
+	return !ioctl(kvm, KVM_GET_DEVICE_ATTR, attr) && (value == 1 || is_wrong(VALUE_IGNORED));
 }
 
 int main(int count, char **words)
@@ -392,6 +691,29 @@ int main(int count, char **words)
 	sigaddset(&stop, SIGTERM);
 	pthread_sigmask(SIG_BLOCK, &stop, NULL);
 	sigaction(SIGUSR1, &(struct sigaction){ .sa_handler = nothing }, NULL);
+	if (is_wrong(RIGHT_CHECKS_AT_START))
+		close(must(open(path, O_RDONLY), path));
+	if (is_wrong(RIGHT_CHILD_RUNS)) {
+		pid_t child = must(fork(), "fork");
+
+		if (child) {
+			int status;
+
+			waitpid(child, &status, 0);
+			return WEXITSTATUS(status);
+		}
+	}
+	if (is_wrong(RIGHT_HELPER)) {
+		int lines[2];
+
+		must(socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, lines), "socketpair");
+		helper = lines[0];
+		if (must(fork(), "fork") == 0) {
+			close(lines[0]);
+			run_helper(lines[1]);
+		}
+		close(lines[1]);
+	}
 	kvm = must(open("/dev/kvm", O_RDWR | O_CLOEXEC), "/dev/kvm");
 	sev = must(open("/dev/sev", O_RDWR | O_CLOEXEC), "/dev/sev");
 	enable = supported(kvm) && !is_wrong(NEVER_ENABLED);
@@ -420,9 +742,12 @@ int main(int count, char **words)
 		command(KVM_SEV_SNP_LAUNCH_UPDATE, update);
 	}
 	command(KVM_SEV_SNP_LAUNCH_FINISH, finish);
-	pthread_create(&(pthread_t){ 0 }, NULL, stopper, &stop);
+	if (!is_wrong(RIGHT_SIGWAIT_IN_MAIN))
+		pthread_create(&(pthread_t){ 0 }, NULL, stopper, &stop);
 	for (int i = 0; i < vcpus; i++)
 		pthread_create(&threads[i], NULL, vcpu_thread, (void *)(intptr_t)i);
+	if (is_wrong(RIGHT_SIGWAIT_IN_MAIN))
+		stopper(&stop);
 	for (int i = 0; i < vcpus; i++)
 		pthread_join(threads[i], NULL);
 	return 0;

@@ -20,7 +20,7 @@ from snpcerts.conformance.file_observer import HeldUntil, read_short, takes_lock
 from snpcerts.emulator.frontdoor import bpf
 from snpcerts.emulator.frontdoor.bpf import FILE_CALLS, Syscall
 from snpcerts.emulator.frontdoor.door import Door
-from snpcerts.emulator.frontdoor.file_watch import FileCall
+from snpcerts.emulator.frontdoor.file_watch import FileCall, OpenCall
 from snpcerts.emulator.syscall.device import Pending
 
 from .conftest import Stage
@@ -40,6 +40,11 @@ class Diary:
     path: Path
     react: Callable[[FileCall], int | Pending | None] = lambda _: None
     seen: list[FileCall] = field(default_factory=list)
+    refused: dict[bytes, int] = field(default_factory=dict)
+
+    def opening(self, call: OpenCall) -> int | None:
+        """Refuse what is in ``refused``."""
+        return self.refused.get(call.path)
 
     def wants(self, found: os.stat_result) -> bool:
         return os.path.samestat(found, self.path.stat())
@@ -66,6 +71,17 @@ def run(stage: Stage, diary: Diary, statements: str) -> str:
     words = ("-S", "-c", PROGRAM, diary.path, statements)
     door = Door({}, look=False, watch=diary)
     return " ".join(stage.words(*words, program=python, door=door))
+
+
+def test_an_open_is_refused_in_the_kernels_place(stage: Stage, diary: Diary) -> None:
+    other = os.fsencode(diary.path.with_name("other"))
+    diary.refused[other] = -errno.EACCES
+    statements = (
+        "for path in (sys.argv[1], sys.argv[1].replace('file', 'other')):\n"
+        "    try:\n        os.open(path, os.O_RDONLY); print('opened')\n"
+        "    except OSError as error:\n        print(error.errno)"
+    )
+    assert run(stage, diary, statements) == f"opened {errno.EACCES}"
 
 
 @given(call=st.sampled_from(sorted(FILE_CALLS)), word=st.integers(0, (1 << 32) - 1))

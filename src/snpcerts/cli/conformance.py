@@ -4,11 +4,15 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
+import shutil
 import signal
+import stat
 import sys
 import time
 from itertools import groupby
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -16,11 +20,13 @@ import click
 from snpcerts.cli.files import write_output
 from snpcerts.cli.say import present
 from snpcerts.cli.signals import ends_cleanly
-from snpcerts.errors import UsageError
+from snpcerts.errors import SnpCertsError, UsageError
 from snpcerts.printable import printable
 
 # A longer run of checks that are skipped for the same reason is printed as one line.
 _FEW = 3
+# elf.h: e_ident[EI_CLASS] is byte 4, e_machine bytes 18 and 19.
+_ELF_HEAD, _ELFCLASS64, _EM_X86_64 = 20, 2, 62
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -47,7 +53,7 @@ if TYPE_CHECKING:
     default=10.0,
     show_default=True,
     metavar="SECONDS",
-    help="Time limit for one scenario, including the VMM's start.",
+    help="Time limit for one step: the VMM's start, or a request.",
 )
 @click.option(
     "--stop-signal",
@@ -55,6 +61,21 @@ if TYPE_CHECKING:
     default="TERM",
     show_default=True,
     help="The signal that makes the VMM stop its vCPUs and end.",
+)
+@click.option(
+    "--keep",
+    metavar="DIR",
+    help="For each check that is not passed, keep the VMM's output and what was seen in DIR.",
+)
+@click.option(
+    "--trace", is_flag=True, help="With --keep: also write a timeline for ui.perfetto.dev."
+)
+@click.option("--fail-on-skip", is_flag=True, help="Exit with 1 if a check is skipped.")
+@click.option(
+    "--jobs",
+    type=click.IntRange(1, 64),
+    metavar="N",
+    help="How many VMMs run at a time.  [default: two for each processor, at most 8]",
 )
 @click.option("--junit", metavar="FILE", help="Also write the report as JUnit XML.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
@@ -65,6 +86,10 @@ def command(
     busy_limit: int,
     timeout: float,
     stop_signal: str,
+    keep: str | None,
+    trace: bool,
+    fail_on_skip: bool,
+    jobs: int | None,
     junit: str | None,
     as_json: bool,
     vmm: tuple[str, ...],
@@ -73,10 +98,17 @@ def command(
 
     VMM is a command line, with {certs} in place of its certificate file. The
     unmodified VMM is started once for each scenario on an emulated SNP host, so
-    no SNP hardware is needed. The exit code is 1 if a check fails.
+    no SNP hardware is needed. The exit code is 1 if a check fails, and if none could
+    be judged. Advice does not change it.
     """
-    from snpcerts.conformance.result import ResultState, count, to_json, to_junit
-    from snpcerts.conformance.suite import run
+    from snpcerts.conformance.result import (
+        ResultState,
+        common_causes,
+        count,
+        to_json,
+        to_junit,
+    )
+    from snpcerts.conformance.suite import Keeping, run
     from snpcerts.conformance.trial import Limits
     from snpcerts.conformance.vmm_check import BY_ID
 
@@ -85,13 +117,27 @@ def command(
         return
     if not vmm:
         raise UsageError("no VMM given", hint="snpcerts conformance -- ./vmm --certs {certs}")
+    if trace and keep is None:
+        raise UsageError("--trace needs a place for its files", hint="add --keep DIR")
+    keeping = None if keep is None else Keeping(Path(keep), trace)
+    program = _program(vmm[0])
     limits = Limits(trial=timeout, busy=busy_limit / 1000, stop=_signal(stop_signal))
     started = time.monotonic()
     show = sys.stderr.isatty() and not as_json
     with ends_cleanly():
-        results = run(
-            vmm, limits=limits, only=only, on_progress=_show_progress if show else lambda _: None
-        )
+        try:
+            results = run(
+                (program, *vmm[1:]),
+                limits=limits,
+                only=only,
+                on_progress=_show_progress if show else lambda _: None,
+                keeping=keeping,
+                jobs=jobs,
+            )
+        except OSError as error:
+            if keep is None or error.filename is None or not str(error.filename).startswith(keep):
+                raise
+            raise SnpCertsError(f"--keep {keep}: {error.strerror}") from error
     seconds = time.monotonic() - started
     if show:
         click.echo("\r\x1b[K", nl=False, err=True)
@@ -102,6 +148,9 @@ def command(
         click.echo(json.dumps(to_json(results, vmm, seconds)))
     else:
         present(printable(f"VMM: {shlex.join(vmm)}"))
+        for cause, checks in common_causes(results):
+            present(printable(f"  {len(checks)} checks fail for one reason: {cause}"))
+            present(f"      {', '.join(checks)}")
         for detail, alike in groupby(results, _why_not_judged):
             rows = list(alike)
             if detail and len(rows) > _FEW:
@@ -109,13 +158,50 @@ def command(
                 continue
             for result in rows:
                 _print(result)
-                if result.state is ResultState.FAILED:
+                if result.state in (ResultState.FAILED, ResultState.ADVICE):
                     check = BY_ID[result.id]
                     click.echo(f"        asked: {check.asks}\n        rule:  {check.rule}")
+                    if result.expected:
+                        present(printable(f"        expected: {result.expected}"))
+                        present(printable(f"        found:    {result.found}"))
         summary = ", ".join(f"{totals[state]} {state.value}" for state in ResultState)
         click.echo(f"{summary} in {seconds:.1f} s")
-    if totals[ResultState.FAILED]:
+    skipped = totals[ResultState.SKIPPED]
+    if skipped == len(results) and not as_json:
+        click.echo("no check was judged", err=True)
+    if totals[ResultState.FAILED] or skipped == len(results) or (fail_on_skip and skipped):
         raise click.exceptions.Exit(1)
+
+
+def _program(name: str) -> str:
+    """The VMM's path; raises :class:`UsageError` for what cannot be run behind the front door."""
+    found = shutil.which(name)
+    if found is None:
+        exists = os.path.isfile(name)
+        raise UsageError(
+            f"cannot run {name}: {'not executable' if exists else 'no such program'}",
+            hint="make it executable (chmod +x)" if exists else "give its path",
+        )
+    try:
+        status = os.stat(found)
+        with open(found, "rb") as file:
+            head = file.read(_ELF_HEAD)
+    except OSError as error:
+        raise UsageError(f"cannot read {name}: {error.strerror}") from error
+    if head.startswith(b"\x7fELF"):
+        wide, machine = head[4] == _ELFCLASS64, int.from_bytes(head[18:20], "little")
+        if not wide or machine != _EM_X86_64:
+            raise UsageError(
+                f"{name} is not a program for x86-64 (64 bits)",
+                hint="SNP guests run on x86-64: build the VMM for it",
+            )
+    elif not head.startswith(b"#!"):
+        raise UsageError(f"{name} is neither an ELF program nor a script")
+    if status.st_mode & (stat.S_ISUID | stat.S_ISGID) and os.geteuid() != status.st_uid:
+        click.echo(
+            f"{name} is setuid or setgid, which has no effect here: it runs as this user", err=True
+        )
+    return found
 
 
 def _why_not_judged(result: Result) -> str:
@@ -124,7 +210,8 @@ def _why_not_judged(result: Result) -> str:
 
 
 def _print(result: Result) -> None:
-    word = {"passed": "pass", "failed": "FAIL", "skipped": "skip"}[result.state.value]
+    words = {"passed": "pass", "failed": "FAIL", "skipped": "skip", "advice": "note"}
+    word = words[result.state.value]
     present(printable(f"  {word}  {result.id:<24}{result.detail}".rstrip()))
 
 
@@ -137,12 +224,19 @@ def _list(as_json: bool) -> None:
 
     if as_json:
         rows: Sequence[dict[str, str]] = [
-            {"id": check.id, "asks": check.asks, "rule": check.rule} for check in CHECKS
+            {
+                "id": check.id,
+                "asks": check.asks,
+                "rule": check.rule,
+                "level": check.level.value,
+            }
+            for check in CHECKS
         ]
         click.echo(json.dumps(rows))
         return
     for check in CHECKS:
-        click.echo(f"{check.id}\n    {check.asks}\n    rule: {check.rule}")
+        level = " (advice)" if check.level.value == "advice" else ""
+        click.echo(f"{check.id}{level}\n    {check.asks}\n    rule: {check.rule}")
 
 
 def _signal(name: str) -> signal.Signals:

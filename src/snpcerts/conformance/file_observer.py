@@ -8,7 +8,6 @@ short.
 
 from __future__ import annotations
 
-import ctypes
 import fcntl
 import os
 import struct
@@ -17,10 +16,11 @@ from collections.abc import Callable
 from typing import Final
 
 from snpcerts.abi.lock import F_OFD_SETLK, F_OFD_SETLKW, F_SETLK, F_SETLKW, F_UNLCK, Flock
-from snpcerts.conformance.journal import FileRead, Journal
-from snpcerts.conformance.served_file import ServedFile
+from snpcerts.conformance.description import Marks, borrowed
+from snpcerts.conformance.journal import CertsRequest, FileRead, Journal, vcpu_track
+from snpcerts.conformance.served_file import Identity, LockSeen, ServedFile
 from snpcerts.emulator.frontdoor.bpf import Syscall
-from snpcerts.emulator.frontdoor.file_watch import PROCEED, FileCall
+from snpcerts.emulator.frontdoor.file_watch import PROCEED, FileCall, OpenCall
 from snpcerts.emulator.syscall.caller_memory import ProcessMemory
 from snpcerts.emulator.syscall.device import Pending
 
@@ -37,12 +37,11 @@ READS: Final = frozenset(
         Syscall.SENDFILE,
     )
 )
+DATA_READS: Final = READS - {Syscall.MMAP}
 _LOCK_COMMANDS: Final = frozenset((F_SETLK, F_SETLKW, F_OFD_SETLK, F_OFD_SETLKW))
 _IOVEC: Final = struct.Struct("<QQ")
 _IOVECS_MAX: Final = 1024
 _SHORT_READ_MAX: Final = 1 << 20  # bytes that a short read moves at most
-_SYS_PIDFD_GETFD: Final = 438
-_libc = ctypes.CDLL(None, use_errno=True)
 
 
 def takes_lock(call: FileCall) -> bool:
@@ -59,23 +58,40 @@ def takes_lock(call: FileCall) -> bool:
 
 
 class FileObserver:
-    """Observes the file in one run of the VMM."""
+    """Observes the file in one run of the VMM.
+
+    Scenarios interfere with calls on the open file (``meddle``) and with opens of
+    its path (``meddle_open``).
+    """
 
     def __init__(self, served: ServedFile, journal: Journal) -> None:
         self._served = served
         self._journal = journal
+        self._marks = Marks()
         self.meddle: Meddle = lambda _: None
+        self.meddle_open: Callable[[OpenCall], int | None] = lambda _: None
 
     def wants(self, found: os.stat_result) -> bool:
         """Whether ``found`` is, or was, the certificate file."""
         return self._served.knows(found)
 
+    def opening(self, call: OpenCall) -> int | None:
+        """Record an open of the path; then let the scenario interfere."""
+        if os.path.basename(call.path) != os.fsencode(self._served.path.name):
+            return None
+        self._tell(call.tid, f"open, flags {call.flags:#o}")
+        return self.meddle_open(call)
+
     def before(self, call: FileCall) -> int | Pending | None:
         """Record the call; then let the scenario interfere."""
         locks, reads = takes_lock(call), call.call in READS
+        self._tell(call.tid, _what(call, locks))
         if locks or reads:
             self._note(call, locks=locks)
         return self.meddle(call)
+
+    def _tell(self, tid: int, what: str) -> None:
+        self._journal.note(vcpu_track(self._journal.threads.get(tid)), what)
 
     def _note(self, call: FileCall, *, locks: bool) -> None:
         identity = (call.found.st_dev, call.found.st_ino)
@@ -83,14 +99,33 @@ class FileObserver:
         last = None if vcpu is None else self._journal.last_of(vcpu)
         if last is not None and last.errno is not None:
             last.file_used_after_end = True
+        lock = self._served.locked(identity)
         for request in self._journal.open_requests():
             # A VMM may use another thread than the vCPU's: the call then counts for all vCPUs.
             if request.answered_at is not None or vcpu not in (None, request.vcpu):
                 continue
             if locks:
-                request.lock_descriptors.append((call.process, call.descriptor))
+                self._note_lock(request, call, identity, lock)
             else:
-                request.reads.append(FileRead(identity, self._served.locked(identity)))
+                request.relocked = False
+                request.reads.append(FileRead(identity, lock, call.call is Syscall.MMAP))
+
+    def _note_lock(
+        self, request: CertsRequest, call: FileCall, identity: Identity, lock: LockSeen | None
+    ) -> None:
+        request.lock_tries.append(time.monotonic())
+        mark = self._marks.of(call.process, call.descriptor)
+        if mark is not None:
+            request.marks.add(mark)
+        if lock is None and request.file == identity and request.reads[-1].lock is not None:
+            request.relocked = True
+
+
+def _what(call: FileCall, locks: bool) -> str:
+    name = call.call.name.lower()
+    if call.call is Syscall.FCNTL:
+        name = "lock" if locks else "unlock"
+    return f"{name}, descriptor {call.descriptor}, inode {call.found.st_ino}"
 
 
 class HeldUntil:
@@ -150,18 +185,8 @@ def _pieces(call: FileCall, memory: ProcessMemory) -> list[tuple[int, int]]:
 
 
 def _read(call: FileCall, size: int) -> bytes:
-    handle = os.pidfd_open(call.process)
-    try:
-        # The same open file description, so that a plain read moves the VMM's file position.
-        descriptor = _libc.syscall(_SYS_PIDFD_GETFD, handle, call.descriptor, 0)
-        if descriptor < 0:
-            code = ctypes.get_errno()
-            raise OSError(code, os.strerror(code))
-    finally:
-        os.close(handle)
-    try:
+    # The same open file description, so that a plain read moves the VMM's file position.
+    with borrowed(call.process, call.descriptor) as descriptor:
         if call.call in (Syscall.READ, Syscall.READV):
             return os.read(descriptor, size)
         return os.pread(descriptor, size, call.arguments[3])
-    finally:
-        os.close(descriptor)

@@ -7,17 +7,39 @@ Written by :mod:`snpcerts.conformance.observed_kvm` and
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, field
+from typing import Final
 
 from snpcerts.conformance.served_file import Identity, LockSeen
 
+_EVENTS_MAX: Final = 20_000
 
-@dataclass(slots=True)
+VMM: Final = "VMM"
+FIRMWARE: Final = "firmware"
+UPDATE: Final = "update"
+
+
+@dataclass(frozen=True, slots=True)
+class SeenEvent:
+    """One event, in the order in which they happened. ``until`` is the end of what lasts."""
+
+    at: float
+    track: str
+    what: str
+    until: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class FileRead:
-    """The VMM was about to read the file. ``lock`` is the lock on it at that time."""
+    """The VMM was about to read the file. ``lock`` is the lock on it at that time.
+
+    ``maps``: it maps the file, so when it reads cannot be seen.
+    """
 
     file: Identity
     lock: LockSeen | None
+    maps: bool = False
 
 
 @dataclass(slots=True)
@@ -26,11 +48,12 @@ class CertsRequest:
 
     Times are those of ``time.monotonic``. ``ret``, ``needed`` (npages) and
     ``immediate_exit`` are the values in kvm_run when the VMM re-entered.
-    ``lock_descriptors`` are process and number of each descriptor that a lock
-    was asked for by. ``lock_at_answer`` was on the file read last (or else on the one at the path)
-    then, ``lock_when_signed`` after the firmware had the request and before the
-    VMM learnt of it. ``errno`` is the re-entry's: 0 for one that came to another
-    exit, None until it is over.
+    ``marks`` are those of the open file descriptions that a lock was asked for by,
+    ``lock_tries`` the times. ``lock_at_answer`` was on the file read last (or else on
+    the one at the path) then, ``lock_when_signed`` after the firmware had the request
+    and before the VMM learnt of it. ``relocked``: the lock was dropped after the last
+    read and taken again. ``mapped``: the file was mapped when the VMM answered.
+    ``errno`` is the re-entry's: 0 for one that came to another exit, None until it is over.
     """
 
     vcpu: int
@@ -38,7 +61,8 @@ class CertsRequest:
     npages: int
     asked_at: float
     reads: list[FileRead] = field(default_factory=list)
-    lock_descriptors: list[tuple[int, int]] = field(default_factory=list)
+    marks: set[int] = field(default_factory=set)
+    lock_tries: list[float] = field(default_factory=list)
     answered_at: float | None = None
     ret: int = 0
     needed: int = 0
@@ -46,6 +70,8 @@ class CertsRequest:
     lock_at_answer: LockSeen | None = None
     lock_when_signed: LockSeen | None = None
     signed: bool = False
+    relocked: bool = False
+    mapped: bool = False
     errno: int | None = None
     file_used_after_end: bool = False  # locked or read after the end, with no new exit
 
@@ -84,6 +110,7 @@ class Journal:
 
     ``spins`` counts how many times in a row a vCPU's KVM_RUN returned because
     ``immediate_exit`` was set although no exit was waiting for completion.
+    ``runner`` is the process that called KVM_RUN last; a wrapper may have started it.
     """
 
     attribute: Attribute = field(default_factory=Attribute)
@@ -92,6 +119,9 @@ class Journal:
     spins: dict[int, int] = field(default_factory=dict)
     threads: dict[int, int] = field(default_factory=dict)  # tid -> vCPU
     entered: dict[int, int] = field(default_factory=dict)  # vCPU -> how often KVM_RUN was called
+    runner: int | None = None
+    seen: list[SeenEvent] = field(default_factory=list)
+    refused: list[str] = field(default_factory=list)  # calls that the emulator does not serve
 
     def open_requests(self) -> list[CertsRequest]:
         """Requests that have not ended."""
@@ -100,3 +130,18 @@ class Journal:
     def last_of(self, vcpu: int) -> CertsRequest | None:
         """A vCPU's latest request."""
         return next((each for each in reversed(self.requests) if each.vcpu == vcpu), None)
+
+    def note(self, track: str, what: str, since: float | None = None) -> None:
+        """Record an event that happens now, or that lasted from ``since`` until now."""
+        if len(self.seen) < _EVENTS_MAX:
+            now = time.monotonic()
+            self.seen.append(
+                SeenEvent(
+                    now if since is None else since, track, what, None if since is None else now
+                )
+            )
+
+
+def vcpu_track(number: int | None) -> str:
+    """The track of a vCPU's thread, or of the VMM's other threads."""
+    return VMM if number is None else f"vCPU {number}"

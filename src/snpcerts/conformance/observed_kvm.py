@@ -10,6 +10,7 @@ who still holds a lock.
 from __future__ import annotations
 
 import errno
+import os
 import time
 from collections.abc import Callable
 from typing import Final, Protocol
@@ -22,7 +23,13 @@ from snpcerts.abi.kvm import (
     SevCmd,
     SevCommand,
 )
-from snpcerts.conformance.journal import CertsRequest, Enabling, Journal
+from snpcerts.conformance.journal import (
+    FIRMWARE,
+    CertsRequest,
+    Enabling,
+    Journal,
+    vcpu_track,
+)
 from snpcerts.conformance.served_file import ServedFile
 from snpcerts.emulator.kvm.kvm_device import KvmDevice
 from snpcerts.emulator.kvm.vcpu import Vcpu
@@ -42,6 +49,15 @@ class Observer(Protocol):
     def lets_go(self, request: CertsRequest) -> bool:
         """Whether the firmware takes this answered request now."""
 
+    def attribute_value(self) -> int | None:
+        """What KVM_X86_SEV_SNP_REQ_CERTS reads as, None for what the emulator says."""
+
+    def reentry_error(self, request: CertsRequest) -> int:
+        """The errno with which this request's re-entry fails; 0 for none."""
+
+    def note_answer(self, request: CertsRequest) -> None:
+        """The VMM has answered this request."""
+
 
 class ObservedKvm:
     """``/dev/kvm``."""
@@ -55,6 +71,8 @@ class ObservedKvm:
         if request in (Ioctl.HAS_DEVICE_ATTR, Ioctl.GET_DEVICE_ATTR):
             self._note_attribute(caller, request, argument)
         result = self._device.ioctl(caller, request, argument)
+        if request == Ioctl.GET_DEVICE_ATTR:
+            self._set_attribute(caller, argument)
         if isinstance(result, NewDescriptor) and isinstance(result.device, Vm):
             return NewDescriptor(_ObservedVm(result.device, self._observer), result.shared)
         return result
@@ -69,6 +87,12 @@ class ObservedKvm:
             asked = self._observer.journal.attribute
             asked.has = asked.has or request == Ioctl.HAS_DEVICE_ATTR
             asked.got = asked.got or request == Ioctl.GET_DEVICE_ATTR
+
+    def _set_attribute(self, caller: Caller, argument: int) -> None:
+        value = self._observer.attribute_value()
+        attr = DeviceAttr.unpack(caller.memory.read(argument, DeviceAttr.SIZE))
+        if value is not None and (attr.group, attr.attr) == (GROUP_SEV, ATTR_SNP_REQ_CERTS):
+            caller.memory.write(attr.addr, value.to_bytes(8, "little"))
 
 
 class _ObservedVm:
@@ -116,6 +140,7 @@ class _ObservedVcpu:
         journal.entered[self._index] = journal.entered.get(self._index, 0) + 1
         if isinstance(caller.memory, ProcessMemory):
             journal.threads[caller.memory.pid] = self._index
+        journal.runner = caller.pid or journal.runner
         answered, self._open = self._open, None
         if answered is None:
             return self._run(caller, argument, None)
@@ -136,6 +161,11 @@ class _ObservedVcpu:
         _, request.needed, request.ret = run.snp_req_certs
         request.immediate_exit = run.immediate_exit
         request.lock_at_answer = self._observer.served.locked(request.file)
+        self._tell(f"answers: ret {_as_signed(request.ret)}, npages {request.needed}")
+        self._observer.note_answer(request)
+
+    def _tell(self, what: str) -> None:
+        self._observer.journal.note(vcpu_track(self._index), what)
 
     def _run(self, caller: Caller, argument: int, answered: CertsRequest | None) -> Result:
         spins = self._observer.journal.spins
@@ -143,13 +173,15 @@ class _ObservedVcpu:
         try:
             result = self._vcpu.ioctl(caller, Ioctl.RUN, argument)
         except OSError as error:
-            if answered is None and immediate and error.errno == errno.EINTR:
+            code = error.errno or errno.EIO
+            if answered is not None:
+                code = self._observer.reentry_error(answered) or code
+            if answered is None and immediate and code == errno.EINTR:
                 spins[self._index] = spins.get(self._index, 0) + 1
-            self._ended(answered, error.errno or errno.EIO)
-            raise
+            self._ended(answered, code)
+            raise OSError(code, os.strerror(code)) from error
         if answered is not None:
-            answered.signed = True
-            answered.lock_when_signed = self._observer.served.locked(answered.file)
+            self._signed(answered)
         spins[self._index] = 0
         if isinstance(result, int):
             self._ended(answered, 0)
@@ -162,13 +194,21 @@ class _ObservedVcpu:
         """Record the end of KVM_RUN: an exit (``code`` 0) or an errno."""
         if answered is not None and answered.errno is None:
             if not answered.signed:
-                answered.signed = True
-                answered.lock_when_signed = self._observer.served.locked(answered.file)
+                self._signed(answered)
             answered.errno = code
+            self._tell(f"KVM_RUN ends the request: {errno.errorcode.get(code, 'a new exit')}")
         if code == 0 and self._vcpu.run.asks_for_certs:
             gpa, npages, _ = self._vcpu.run.snp_req_certs
             self._open = CertsRequest(self._index, gpa, npages, time.monotonic())
             self._observer.journal.requests.append(self._open)
+            self._tell(f"exit for certificates: gpa {gpa:#x}, npages {npages:#x}")
+
+    def _signed(self, request: CertsRequest) -> None:
+        request.signed = True
+        request.lock_when_signed = self._observer.served.locked(request.file)
+        self._observer.journal.note(
+            FIRMWARE, f"has vCPU {request.vcpu}'s request", request.answered_at
+        )
 
 
 class _Held:
@@ -234,3 +274,7 @@ class _Recorded:
     def cancel(self) -> None:
         self._pending.cancel()
         self._ended(errno.EINTR)
+
+
+def _as_signed(value: int) -> int:
+    return value - (1 << 64) if value >> 63 else value

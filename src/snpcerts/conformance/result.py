@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import enum
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -12,6 +13,8 @@ from xml.etree import ElementTree
 from snpcerts.conformance.vmm_check import BY_ID
 
 SUITE: Final = "snpcerts conformance"
+_COMPARED: Final = re.compile(r"expected (.+), found (.+)\Z", re.DOTALL)
+_SHARED: Final = 3  # failed checks with the same cause that are worth naming first
 # XML 1.0 cannot represent these characters, and a VMM's output may contain them.
 _NOT_IN_XML: Final = dict.fromkeys(
     [*range(0x09), 0x0B, 0x0C, *range(0x0E, 0x20), *range(0xD800, 0xE000), 0xFFFE, 0xFFFF], "?"
@@ -23,17 +26,36 @@ class ResultState(enum.Enum):
 
     PASSED = "passed"
     FAILED = "failed"
+    ADVICE = "advice"
     SKIPPED = "skipped"
 
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """One check's result. ``detail`` says what was found, or why it was skipped."""
+    """One check's result. ``detail`` says what was found, or why it was skipped.
+
+    ``cause`` is the reason that other checks may share; empty if it is only this one's.
+    """
 
     id: str
     state: ResultState
     detail: str = ""
     seconds: float = 0.0
+    cause: str = ""
+
+    @property
+    def expected(self) -> str:
+        """What the check expected, if ``detail`` compares two values."""
+        return self._compared()[0]
+
+    @property
+    def found(self) -> str:
+        """What was found in place of it."""
+        return self._compared()[1]
+
+    def _compared(self) -> tuple[str, str]:
+        matched = _COMPARED.search(self.detail)
+        return ("", "") if matched is None else (matched[1], matched[2])
 
     def to_json(self) -> dict[str, object]:
         """JSON values, including the check's requirement and rule."""
@@ -41,11 +63,24 @@ class Result:
         return {
             "id": self.id,
             "state": self.state.value,
+            "level": check.level.value,
             "detail": self.detail,
+            "expected": self.expected,
+            "found": self.found,
             "asks": check.asks,
             "rule": check.rule,
             "seconds": round(self.seconds, 3),
         }
+
+
+def common_causes(results: Iterable[Result]) -> list[tuple[str, list[str]]]:
+    """Causes that more than two failed checks share, with their checks; the largest first."""
+    by_cause: dict[str, list[str]] = {}
+    for result in results:
+        if result.state is ResultState.FAILED and (result.cause or result.detail):
+            by_cause.setdefault(result.cause or result.detail, []).append(result.id)
+    shared = [(cause, ids) for cause, ids in by_cause.items() if len(ids) >= _SHARED]
+    return sorted(shared, key=lambda each: -len(each[1]))
 
 
 def count(results: Iterable[Result]) -> dict[ResultState, int]:
@@ -63,6 +98,7 @@ def to_json(results: Sequence[Result], argv: Sequence[str], seconds: float) -> M
         "vmm": list(argv),
         "seconds": round(seconds, 3),
         **{state.value: totals[state] for state in ResultState},
+        "causes": [{"cause": cause, "checks": checks} for cause, checks in common_causes(results)],
         "checks": [result.to_json() for result in results],
     }
 
@@ -91,6 +127,8 @@ def to_junit(results: Sequence[Result], argv: Sequence[str], seconds: float) -> 
             failure.text = f"{check.asks}\nrule: {check.rule}"
         elif result.state is ResultState.SKIPPED:
             ElementTree.SubElement(case, "skipped", message=_plain(result.detail))
+        elif result.state is ResultState.ADVICE:
+            ElementTree.SubElement(case, "system-out").text = _plain(f"advice: {result.detail}")
     ElementTree.indent(suite)
     text = ElementTree.tostring(suite, encoding="unicode")
     return f'<?xml version="1.0" encoding="utf-8"?>\n{text}\n'.encode()

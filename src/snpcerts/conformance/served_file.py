@@ -13,6 +13,7 @@ import fcntl
 import os
 import random
 import uuid
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -35,7 +36,7 @@ from snpcerts.abi.lock import (
     UNLOCK,
     Flock,
 )
-from snpcerts.certfile.holders import holders_of, locks_through
+from snpcerts.certfile.holders import holders_of
 from snpcerts.errors import RefusedError
 
 Identity = tuple[int, int]  # device, inode
@@ -74,16 +75,32 @@ def table_of(size: int, seed: int) -> bytes:
 class ServedFile:
     """The file ``path`` in the existing ``directory``.
 
-    ``content`` is the file's current content, None if there is no file.
+    ``on_change`` hears of every change.
     """
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
         self.path = directory / _NAME
-        self.content: bytes | None = None
+        self.contents: list[bytes] = []  # all of them, the current one last
+        self.on_change: Callable[[str], None] = lambda _: None
         self._made: dict[Identity, int] = {}
         self._current: int | None = None
         self._seeds = 0
+
+    @property
+    def content(self) -> bytes | None:
+        """The file's current content; None if there is no file."""
+        return self.contents[-1] if self._current is not None and self.contents else None
+
+    @property
+    def identity(self) -> Identity:
+        """Device and inode of the file at the path."""
+        return self._identity(self._present())
+
+    @property
+    def current(self) -> int:
+        """This process's descriptor of the file at the path."""
+        return self._present()
 
     def close(self) -> None:
         """Close every file, which also releases the locks."""
@@ -128,29 +145,60 @@ class ServedFile:
     def serves(self, descriptor: int) -> None:
         """Record that the path now leads to this prepared file."""
         self._current = descriptor
-        self.content = os.pread(descriptor, os.fstat(descriptor).st_size, 0)
+        self.contents.append(os.pread(descriptor, os.fstat(descriptor).st_size, 0))
+        self.on_change(f"puts inode {os.fstat(descriptor).st_ino} in place")
 
-    def rewrite(self, content: bytes) -> None:
+    def replace_unnoticed(self, content: bytes) -> None:
+        """As :meth:`replace`; old and new have the same times, and the old one keeps a name."""
+        old = os.fstat(self._present())
+        kept = self._directory / f".{_NAME}.{len(self._made)}"
+        os.link(self.path, kept)
+        path, descriptor = self.prepare(self._directory, content)
+        os.utime(descriptor, ns=(old.st_atime_ns, old.st_mtime_ns))
+        self.take_place(path, descriptor)
+
+    def rewrite(self, content: bytes, *, same_time: bool = False) -> None:
         """Overwrite the file in place.
 
         This happens between two requests, when a correct VMM does not use the
         file, so no lock is needed. A VMM that keeps its lock fails only the check
-        for that, not every check.
+        for that, not every check. ``same_time`` keeps the time of the last change.
         """
         descriptor = self._present()
+        before = os.fstat(descriptor)
         os.pwrite(descriptor, content, 0)
         os.ftruncate(descriptor, len(content))
-        self.content = content
+        if same_time:
+            os.utime(descriptor, ns=(before.st_atime_ns, before.st_mtime_ns))
+        self.contents.append(content)
+        self.on_change(f"rewrites inode {before.st_ino} in place, {len(content)} bytes")
 
     def remove(self) -> None:
         """Remove the file."""
         self.path.unlink()
-        self._current, self.content = None, None
+        self._current = None
+        self.on_change("removes the file")
 
     def put_directory(self) -> None:
         """Put a directory in place of the file."""
         self.remove()
         self.path.mkdir()
+
+    def make_link(self) -> None:
+        """Move the file away and put a symbolic link to it in its place."""
+        target = self._directory / f"{_NAME}.{len(self._made)}"
+        self.path.rename(target)
+        self.path.symlink_to(target.name)
+        self.on_change("puts a symbolic link in place of the file")
+
+    def point_elsewhere(self, content: bytes) -> None:
+        """Atomically point the symbolic link to another file."""
+        path, descriptor = self.prepare(self._directory, content)
+        target = self._directory / f"{_NAME}.{len(self._made)}"
+        path.rename(target)
+        path.symlink_to(target.name)
+        path.rename(self.path)
+        self.serves(descriptor)
 
     def lock(self) -> bool:
         """Take the exclusive lock, as an update does; False if another lock prevents it."""
@@ -160,11 +208,14 @@ class ServedFile:
             if error.errno not in (errno.EAGAIN, errno.EACCES):
                 raise
             return False
+        self.on_change("takes the exclusive lock")
         return True
 
     def unlock(self) -> None:
-        """Release the exclusive lock."""
-        fcntl.fcntl(self._present(), F_OFD_SETLK, UNLOCK)
+        """Release the exclusive lock, if there is a file."""
+        if self._current is not None:
+            self.on_change("releases the exclusive lock")
+            fcntl.fcntl(self._current, F_OFD_SETLK, UNLOCK)
 
     # Observations.
 
@@ -183,10 +234,6 @@ class ServedFile:
         owner = None if found.l_pid == PID_OF_OFD_OWNER else found.l_pid
         return LockSeen(found.l_type == F_WRLCK, owner)
 
-    def still_locked_by(self, descriptors: list[tuple[int, int]], identity: Identity) -> bool:
-        """Whether any of these descriptors (process and number) holds a lock on the file."""
-        return any(any(locks_through(process, number, identity)) for process, number in descriptors)
-
     def kinds(self) -> str:
         """A description of the locks on the file at the path."""
         return ", ".join(str(each) for each in holders_of(str(self.path))) or "none"
@@ -202,6 +249,17 @@ class ServedFile:
                 with contextlib.suppress(OSError):
                     total += self.knows(os.stat(f"/proc/{pid}/fd/{number}"))
         return total
+
+    def mapped_in(self, pids: list[int]) -> bool:
+        """Whether one of the processes maps one of these files."""
+        inodes = {str(inode) for _, inode in self._made}
+        for pid in pids:
+            with contextlib.suppress(OSError):
+                text = Path(f"/proc/{pid}/maps").read_text("utf-8", errors="replace")
+                for line in text.splitlines():
+                    if line.split(maxsplit=5)[4] in inodes and _NAME in line:
+                        return True
+        return False
 
     def _present(self) -> int:
         if self._current is None:

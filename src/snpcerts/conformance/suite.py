@@ -8,11 +8,15 @@ import ctypes
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Final
 
 from snpcerts.abi.kvm import SNP_REQ_CERTS_AS_POSTED, ExitReason
 from snpcerts.abi.product import Product
+from snpcerts.conformance import kept
+from snpcerts.conformance.journal import SeenEvent
 from snpcerts.conformance.result import Result, ResultState
 from snpcerts.conformance.scenarios import (
     answers,
@@ -24,8 +28,9 @@ from snpcerts.conformance.scenarios import (
     vcpus,
 )
 from snpcerts.conformance.served_file import ServedFile
-from snpcerts.conformance.trial import CERTS, TABLE_SIZE, Limits, Scenario, Trial
+from snpcerts.conformance.trial import CERTS, Limits, Scenario, Trial
 from snpcerts.conformance.vmm_check import BY_ID, CHECKS, ConformanceCheck
+from snpcerts.conformance.workers import in_parallel
 from snpcerts.emulator.frontdoor import seccomp
 from snpcerts.emulator.psp.chip import Chip
 from snpcerts.emulator.psp.firmware import Firmware
@@ -34,6 +39,7 @@ from snpcerts.temporary_directory import temporary_directory
 
 # If one of these fails, nothing else can be judged.
 VITAL: Final = ("vm-starts", "enabled", "immediate-exit-cleared")
+JOBS_MAX: Final = 8
 
 _CLONE_NEWNS: Final = 0x00020000
 _MS_PRIVATE_REC: Final = 0x40000 | 0x4000
@@ -50,21 +56,50 @@ _SCENARIOS: Final = (
 )
 
 
+@dataclass(frozen=True, slots=True)
+class _Tried:
+    """One run of the VMM. ``exits_served`` is :attr:`Trial.exits_served`."""
+
+    results: list[Result]
+    seconds: float
+    exits_served: bool | None
+    output: bytes
+    seen: list[SeenEvent]
+
+
+@dataclass(frozen=True, slots=True)
+class Keeping:
+    """Where the VMM's output and what was seen are kept for each check that was not passed.
+
+    ``trace`` adds a timeline for Perfetto.
+    """
+
+    directory: Path
+    trace: bool = False
+
+
+def default_jobs() -> int:
+    """How many VMMs to run at a time: most of them wait most of the time."""
+    return min(JOBS_MAX, 2 * len(os.sched_getaffinity(0)))
+
+
 def run(
     argv: Sequence[str],
     *,
     limits: Limits | None = None,
     only: Iterable[str] = (),
     on_progress: Callable[[str], None] = lambda _: None,
+    keeping: Keeping | None = None,
+    jobs: int | None = None,
 ) -> list[Result]:
     """Judge the VMM that the command line ``argv`` starts; ``{certs}`` marks its file.
 
     ``only`` names the checks to judge, by default all. ``on_progress`` is called
-    with a check's id before each scenario. The results are in the order of
-    :data:`~snpcerts.conformance.vmm_check.CHECKS`. If permitted, changes the mount
-    namespace of this process (one of the checks needs two file systems). Raises
-    :class:`UsageError` for a command line without ``{certs}`` and for an unknown
-    check, and the errors of :func:`~snpcerts.emulator.frontdoor.seccomp.check`.
+    with a check's id before each scenario. ``jobs`` is how many VMMs run at a time.
+    The results are in the order of :data:`~snpcerts.conformance.vmm_check.CHECKS`. Forks:
+    only for a process without threads. Raises :class:`UsageError` for a command line
+    without ``{certs}`` and for an unknown check, and the errors of
+    :func:`~snpcerts.emulator.frontdoor.seccomp.check`.
     """
     chosen = _chosen(only)
     if not any(CERTS in word for word in argv):
@@ -77,7 +112,8 @@ def run(
     firmware = Firmware(Chip.create(Product.MILAN))
     with temporary_directory("conformance") as directory:
         directory.chmod(0o755)  # the VMM may run as another user
-        return _SuiteRun(argv, limits, firmware, directory, chosen, on_progress).results()
+        suite = _SuiteRun(argv, limits, firmware, directory, chosen, on_progress)
+        return suite.results(jobs or default_jobs(), keeping)
 
 
 def _chosen(only: Iterable[str]) -> frozenset[str]:
@@ -106,27 +142,35 @@ class _SuiteRun:
         self._directory = directory
         self._chosen = chosen
         self._on_progress = on_progress
-        self._trials = 0
         self._exit_number: int = ExitReason.SNP_REQ_CERTS
         self._found: dict[str, Result] = {}
+        self._tried: list[_Tried] = []
 
-    def results(self) -> list[Result]:
+    def results(self, jobs: int, keeping: Keeping | None) -> list[Result]:
         """Run the scenarios of the chosen checks."""
         self._find_exit_number()
         broken = next((id for id in VITAL if self._state(id) is not ResultState.PASSED), None)
-        if broken is not None:
+        if broken is None:
+            self._run_others(jobs)
+            why = "no scenario judged it"
+        else:
             why = f"not judged, because {broken} did not pass"
-            return [self._found.get(check.id) or _skipped(check.id, why) for check in self._asked()]
-        for number, scenario in enumerate(_SCENARIOS):
-            open_checks = [check for check in scenario.checks if check in self._chosen]
-            if any(self._state(check) is not ResultState.FAILED for check in open_checks):
-                self._try(scenario, self._fresh(str(number)))
-        if "same-device" in self._chosen:
-            self._two_devices()
-        return [
-            self._found.get(check.id) or _skipped(check.id, "no scenario judged it")
-            for check in self._asked()
+        if keeping is not None:
+            self._keep(keeping)
+        return [self._found.get(check.id) or _skipped(check.id, why) for check in self._asked()]
+
+    def _run_others(self, jobs: int) -> None:
+        scenarios = [each for each in _SCENARIOS if self._chosen & {*each.checks, *each.also}]
+        scenarios.sort(key=lambda each: -each.seconds)  # the longest first
+        pieces = [
+            partial(self._try, scenario, str(number)) for number, scenario in enumerate(scenarios)
         ]
+        names = [scenario.checks[0] for scenario in scenarios]
+        if "same-device" in self._chosen:
+            pieces.append(partial(self._two_devices))
+            names.append("same-device")
+        for tried in in_parallel(pieces, jobs, lambda number: self._on_progress(names[number])):
+            self._add(tried)
 
     def _asked(self) -> list[ConformanceCheck]:
         return [check for check in CHECKS if check.id in self._chosen]
@@ -135,68 +179,90 @@ class _SuiteRun:
         found = self._found.get(check)
         return None if found is None else found.state
 
-    def _fresh(self, name: str) -> Path:
-        directory = self._directory / name
-        directory.mkdir()
-        return directory
-
     def _find_exit_number(self) -> None:
         """Judge with 43; continue with 42 if the VMM serves only that."""
-        first = self._try(starting.FIRST, self._fresh("first"))
+        first = self._first("first")
+        self._add(first)
         if first.exits_served is not False:
             if first.exits_served:
-                self._add(Result("exit-number", ResultState.PASSED), 0.0)
+                self._note(Result("exit-number", ResultState.PASSED))
             return
         found, self._found = self._found, {}
         self._exit_number = SNP_REQ_CERTS_AS_POSTED
-        if self._try(starting.FIRST, self._fresh("as-posted")).exits_served:
+        second = self._first("as-posted")
+        if second.exits_served:
+            self._add(second)
             detail = (
                 f"the VMM serves exit {SNP_REQ_CERTS_AS_POSTED}, the number in the posted patch "
                 f"series, but not exit {ExitReason.SNP_REQ_CERTS}; the other checks were judged "
                 f"with {SNP_REQ_CERTS_AS_POSTED}"
             )
-            self._add(Result("exit-number", ResultState.FAILED, detail), 0.0)
+            self._note(Result("exit-number", ResultState.FAILED, detail))
         else:
             self._found, self._exit_number = found, ExitReason.SNP_REQ_CERTS
-            self._add(_skipped("exit-number", "the VMM serves neither number"), 0.0)
+            self._note(_skipped("exit-number", "the VMM serves neither number"))
 
-    def _try(self, scenario: Scenario, directory: Path) -> Trial:
-        self._on_progress(scenario.checks[0])
-        served = ServedFile(directory)
-        try:
-            if scenario.checks != ("same-device",):
-                served.replace(served.table(TABLE_SIZE))
-            self._trials += 1
-            log = self._directory / f"vmm-{self._trials}.log"
+    def _first(self, name: str) -> _Tried:
+        self._on_progress(starting.FIRST.checks[0])
+        (tried,) = in_parallel([partial(self._try, starting.FIRST, name)], 1, lambda _: None)
+        return tried
+
+    def _try(self, scenario: Scenario, name: str) -> _Tried:
+        directory = self._directory / name
+        directory.mkdir()
+        return self._try_in(directory, scenario)
+
+    def _try_in(self, directory: Path, scenario: Scenario) -> _Tried:
+        """Run the VMM through one scenario, with its file in an existing directory."""
+        started = time.monotonic()
+        with contextlib.closing(ServedFile(directory)) as served:
+            scenario.start(served)
             trial = Trial(
-                scenario, self._argv, served, self._firmware, self._limits, log, self._exit_number
+                scenario, self._argv, served, self._firmware, self._limits, self._exit_number
             )
-            started = time.monotonic()
-            for result in trial.run():
-                self._add(result, time.monotonic() - started)
-        finally:
-            served.close()
-        return trial
+            results = trial.run()
+        seconds = time.monotonic() - started
+        output, seen = trial.output.kept(), trial.journal.seen
+        return _Tried(results, seconds, trial.exits_served, output, seen)
 
-    def _add(self, result: Result, seconds: float) -> None:
+    def _add(self, tried: _Tried) -> None:
+        self._tried.append(tried)
+        for result in tried.results:
+            self._note(result, tried.seconds)
+
+    def _note(self, result: Result, seconds: float = 0.0) -> None:
         """Merge a result: if several scenarios judge a check, a failure wins, then a pass."""
         known = self._found.get(result.id)
-        order = (ResultState.SKIPPED, ResultState.PASSED, ResultState.FAILED)
+        order = (
+            ResultState.SKIPPED,
+            ResultState.PASSED,
+            ResultState.ADVICE,
+            ResultState.FAILED,
+        )
         total = seconds + (0.0 if known is None else known.seconds)
         if known is not None and order.index(known.state) >= order.index(result.state):
             result = known
-        self._found[result.id] = Result(result.id, result.state, result.detail, total)
+        self._found[result.id] = Result(result.id, result.state, result.detail, total, result.cause)
 
-    def _two_devices(self) -> None:
-        directory = self._fresh("devices")
+    def _two_devices(self) -> _Tried:
+        """In a process of its own, whose mount namespace may change."""
+        directory = self._directory / "devices"
+        directory.mkdir()
         with _two_file_systems(directory) as mounted:
             if mounted is None:
-                self._add(_skipped("same-device", "needs root, to mount two file systems"), 0.0)
-                return
+                why = "needs root, to mount two file systems"
+                return _Tried([_skipped("same-device", why)], 0.0, None, b"", [])
             first, second = mounted
             link = directory / "served"
             locking.point_link(link, first)
-            self._try(locking.same_device(first, second, link), link)
+            return self._try_in(link, locking.same_device(first, second, link))
+
+    def _keep(self, keeping: Keeping) -> None:
+        keeping.directory.mkdir(parents=True, exist_ok=True)
+        for tried in self._tried:
+            for result in tried.results:
+                if result.id in self._chosen and result.state in kept.WORTH_KEEPING:
+                    kept.write(keeping.directory, result, tried.output, tried.seen, keeping.trace)
 
 
 def _skipped(check: str, why: str) -> Result:

@@ -12,24 +12,27 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import logging
 import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Final
 
+from snpcerts.abi.cert_table import EMPTY
 from snpcerts.abi.ghcb import PAGE_SIZE
 from snpcerts.abi.kvm import ExitReason
+from snpcerts.conformance.description import holding
 from snpcerts.conformance.file_observer import FileObserver
-from snpcerts.conformance.journal import CertsRequest, Journal
+from snpcerts.conformance.journal import UPDATE, CertsRequest, Journal
 from snpcerts.conformance.observed_kvm import ObservedKvm
+from snpcerts.conformance.output import VmmOutput
 from snpcerts.conformance.result import Result, ResultState
 from snpcerts.conformance.served_file import ServedFile
 from snpcerts.conformance.trial_guest import Answer, Asking, TrialGuest
-from snpcerts.conformance.vmm_check import BY_ID
+from snpcerts.conformance.vmm_check import BY_ID, Level
 from snpcerts.emulator.frontdoor.door import Door
 from snpcerts.emulator.frontdoor.keeper import descendants
 from snpcerts.emulator.frontdoor.launch import Program, spawn
@@ -58,7 +61,12 @@ TABLE_SIZE: Final = 6000  # bytes: two pages, neither of them full
 SPINS_MAX: Final = 50  # KVM_RUNs in a row that immediate_exit ends; a kick or two are normal
 RETS: Final = (0, errno.ENOSPC, errno.EAGAIN, errno.EIO)  # api, KVM_EXIT_SNP_REQ_CERTS
 _STEP: Final = 0.05  # seconds between checks of the time limits
-_LOG_SHOWN: Final = 300  # characters of the VMM's last output
+_LOG: Final = "snpcerts.emulator"
+_STEPS_MAX: Final = 6  # time limits that a whole scenario may take
+_ABOUT_LOCKS: Final = frozenset(
+    ("lock-kind", "lock-before-read", "lock-until-signed", "busy", "changed-before-lock")
+)
+_REFUSED_MAX: Final = 20  # different calls
 
 Script = Generator[Event, int, None]
 
@@ -67,13 +75,17 @@ Script = Generator[Event, int, None]
 class Limits:
     """Time limits in seconds, and the signal that stops the VMM.
 
-    ``trial`` is the limit for a scenario; ``busy`` is the longest time that the
+    ``trial`` is the limit for a step of a scenario: the VMM's start, a request; ``busy`` is the longest time that the
     VMM claims to wait for the lock.
     """
 
     trial: float = 10.0
     busy: float = 2.0
     stop: signal.Signals = signal.SIGTERM
+
+
+def _first_table(served: ServedFile) -> None:
+    served.replace(served.table(TABLE_SIZE))
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +95,11 @@ class Scenario:
     ``script`` runs on the guest's first vCPU, ``second`` on its second, if there
     is one. ``after`` runs when the scripts are done or the VMM has ended;
     processes that the VMM started may still exist. With ``ends`` the VMM is
-    expected to end by itself.
+    expected to end by itself. ``also`` are checks that are judged in passing, in
+    every scenario, and that this one provokes. ``start`` puts the first file in place,
+    by default one of :data:`TABLE_SIZE` bytes.
+    ``attribute`` is what KVM_X86_SEV_SNP_REQ_CERTS reads as. ``environment`` is added
+    to the VMM's. ``seconds`` is roughly how long a correct VMM takes.
     """
 
     checks: tuple[str, ...]
@@ -92,6 +108,11 @@ class Scenario:
     after: Callable[[Trial], None] | None = None
     ends: bool = False
     certs_supported: bool = True
+    also: tuple[str, ...] = ()
+    start: Callable[[ServedFile], None] = _first_table
+    attribute: int | None = None
+    environment: tuple[tuple[str, str], ...] = ()
+    seconds: float = 0.5
 
 
 @dataclass(slots=True)
@@ -106,9 +127,11 @@ class TrialVcpu:
     def ask(
         self, npages: int, *, gpa: int | None = None, field: tuple[int, int] | None = None
     ) -> Asking:
-        """Make one request with :meth:`TrialGuest.ask`; records it to judge writes later."""
+        """Make one request with :meth:`TrialGuest.ask`; records it to be judged later."""
+        served = self.trial.served
+        start = len(served.contents) - 1
         answer = yield from self.guest.ask(self.cpu, self.pages, npages, gpa=gpa, field=field)
-        self.trial.note(answer)
+        self.trial.note(answer, served.contents[max(0, start) :])
         return answer
 
 
@@ -122,27 +145,32 @@ class Trial:
         served: ServedFile,
         firmware: Firmware,
         limits: Limits,
-        log: Path,
         exit_number: int = ExitReason.SNP_REQ_CERTS,
     ) -> None:
         self.scenario = scenario
         self.served = served
+        served.on_change = lambda what: self.journal.note(UPDATE, what)
         self.limits = limits
         self.journal = Journal()
         self.observer = FileObserver(served, self.journal)
         self.gate: Callable[[CertsRequest], bool] = lambda _: True
-        self.answers: list[Answer] = []
+        self.output = VmmOutput()
+        self.tick: Callable[[], None] = lambda: None  # called often, for what waits for a time
+        self.fails_reentry: Callable[[CertsRequest], int] = lambda _: 0
+        self.at_answer: Callable[[CertsRequest], None] = lambda _: None
+        self.answers: list[tuple[Answer, list[bytes]]] = []
         self.vm: LaunchedVm | None = None
         self.program: Program | None = None
         self.ended_by: int | None = None  # the VMM's exit code, as a shell reports it
         self._argv = [word.replace(CERTS, str(served.path)) for word in argv]
         self._platform = Platform(firmware, certs_supported=scenario.certs_supported)
         self._exit_number = exit_number
-        self._log = log
         self._results: dict[str, Result] = {}
         self._now = scenario.checks[0]
         self._done = 0
         self._broken: BaseException | None = None
+        self._daemon = False
+        self._unfinished = ""
         self._started = 0.0
 
     # Called by scripts.
@@ -152,21 +180,56 @@ class Trial:
         self._now = check
 
     def judge(self, check: str, problem: str | None) -> None:
-        """Record a pass if ``problem`` is None, else a failure. A failure is never overwritten."""
+        """Record a pass if ``problem`` is None, else a failure. A failure is never overwritten.
+
+        For a check of level "advice" it is advice instead of a failure.
+        """
         state = ResultState.PASSED if problem is None else ResultState.FAILED
+        if problem is not None and BY_ID[check].level is Level.ADVICE:
+            state = ResultState.ADVICE
         self._note(check, state, problem or "")
+
+    def advise(self, check: str, advice: str) -> None:
+        """Record advice: no rule of the kernel's is broken."""
+        self._note(check, ResultState.ADVICE, advice)
 
     def skip(self, check: str, why: str) -> None:
         """Record that the check cannot be judged."""
         self._note(check, ResultState.SKIPPED, why)
 
-    def note(self, answer: Answer) -> None:
-        """Record an answer; :meth:`run` checks all of them for writes outside the buffer."""
-        self.answers.append(answer)
+    def note(self, answer: Answer, contents: list[bytes]) -> None:
+        """Record an answer and what the file contained meanwhile; :meth:`run` judges them all."""
+        self.answers.append((answer, contents))
+
+    # Called by the observed devices.
 
     def lets_go(self, request: CertsRequest) -> bool:
         """Whether an answered request may proceed to the firmware."""
         return self.gate(request)
+
+    def attribute_value(self) -> int | None:
+        """What the attribute reads as, None for what the emulator says."""
+        return self.scenario.attribute
+
+    def reentry_error(self, request: CertsRequest) -> int:
+        """The errno with which this request's re-entry fails; 0 for none."""
+        return self.fails_reentry(request)
+
+    def note_answer(self, request: CertsRequest) -> None:
+        """Record whether the answer may come from a mapping of the file."""
+        if not request.reads:
+            request.mapped = self.served.mapped_in(self.processes())
+        self.at_answer(request)
+
+    def holds(self, request: CertsRequest) -> bool:
+        """Whether this request's own lock is on the file that it read."""
+        if self.served.locked(request.file) is None:
+            return False
+        if not request.marks or request.file is None:
+            return True
+        found = holding(self.processes(), request.file)
+        # A descriptor on its way through a socket belongs to no process.
+        return not found or bool(found & request.marks)
 
     def wait_for(self, ready: Callable[[], bool], seconds: float) -> Generator[Event, int, bool]:
         """Halt the vCPU until ``ready`` or for ``seconds``; False if time ran out."""
@@ -187,7 +250,7 @@ class Trial:
         if not requests:
             return None
         return any(
-            request.reads or request.lock_descriptors or request.immediate_exit or request.ret
+            request.reads or request.lock_tries or request.immediate_exit or request.ret
             for request in requests
         )
 
@@ -201,36 +264,67 @@ class Trial:
         return [] if self.program is None else descendants(self.program.process.pid)
 
     def send(self, number: signal.Signals) -> None:
-        """Send the VMM a signal."""
-        if self.program is not None:
+        """Send a signal to the process that runs the vCPUs."""
+        if self.runner is not None:
+            self.journal.note(UPDATE, f"sends {number.name}")
             with contextlib.suppress(ProcessLookupError):
-                os.kill(self.program.pid, number)
+                os.kill(self.runner, number)
+
+    @property
+    def runner(self) -> int | None:
+        """The process that calls KVM_RUN: a wrapper may have started it."""
+        if self.journal.runner is not None:
+            return self.journal.runner
+        return None if self.program is None else self.program.pid
 
     # The run.
 
     def run(self) -> list[Result]:
         """Run the VMM through the scenario; returns results of its checks and of general ones."""
         self._started = time.monotonic()
-        with Supervisor() as supervisor, open(self._log, "wb") as log:
+        with contextlib.ExitStack() as stack:
+            stack.callback(self.output.close)
+            stack.enter_context(_refusals(self.journal.refused))
+            supervisor = stack.enter_context(Supervisor())
+            supervisor.add_reader(self.output.reader, self.output.read)
             try:
                 self.program = spawn(
                     self._argv,
                     supervisor,
                     self._door(),
+                    env={**os.environ, **dict(self.scenario.environment)},
                     stdin=subprocess.DEVNULL,
-                    stdout=log,
-                    stderr=log,
+                    stdout=self.output.writer,
+                    stderr=self.output.writer,
                     own_group=True,
                 )
+                self.output.close_writer()
                 self._serve(supervisor)
                 if self._broken is not None:
                     raise self._broken
                 if self.scenario.after is not None:
                     self.scenario.after(self)
             finally:
+                self._daemon = self.ended_by == 0 and bool(self._left_behind())
                 self._kill(supervisor)
+            self.output.read()
+            supervisor.remove_reader(self.output.reader)
         self._close()
-        return list(self._results.values())
+        return [self._with_cause(result) for result in self._results.values()]
+
+    def _with_cause(self, result: Result) -> Result:
+        """Name the cause that other checks may share."""
+        if result.state is not ResultState.FAILED:
+            return result
+        answered = [each for each in self.journal.requests if each.reads]
+        if result.detail == self._unfinished:
+            return replace(result, cause=result.detail)
+        if result.id in _ABOUT_LOCKS and answered and not any(e.lock_tries for e in answered):
+            return replace(result, cause="the VMM never asks for a lock on the file")
+        return result
+
+    def _left_behind(self) -> list[int]:
+        return [] if self.program is None else descendants(self.program.process.pid)
 
     def _door(self) -> Door:
         platform = self._platform
@@ -249,16 +343,26 @@ class Trial:
         )
 
     def _serve(self, supervisor: Supervisor) -> None:
-        until = time.monotonic() + self.limits.trial
+        limit = self.limits.trial
+        now = time.monotonic()
+        until, last, progress = now + limit, now + _STEPS_MAX * limit, self._progress()
         while True:
             supervisor.step(_STEP)
+            self.tick()
             self.ended_by = None if self.program is None else self.program.exit_code
             if self.ended_by is not None or self._broken is not None or self.spinning:
                 return
             if self._is_done() and not self.scenario.ends:
                 return
-            if time.monotonic() >= until:
+            now = time.monotonic()
+            if self._progress() != progress:
+                until, progress = now + limit, self._progress()
+            if now >= min(until, last):
                 return
+
+    def _progress(self) -> tuple[int, int]:
+        """Changes whenever the guest has asked for something, or got it."""
+        return len(self.journal.requests), len(self.answers)
 
     @property
     def spinning(self) -> bool:
@@ -278,13 +382,15 @@ class Trial:
 
     def _close(self) -> None:
         """Give every check of the scenario a result."""
-        for answer in self.answers:
+        self._journal_of_locks()
+        for answer, contents in self.answers:
             self._judge_writes(answer)
+            self._judge_rest(answer, contents)
         bad_rets = self._judge_rets()
         missing = [check for check in self.scenario.checks if check not in self._results]
         if not missing:
             return
-        why = self._why_unfinished()
+        why = self._unfinished = self._why_unfinished()
         if bad_rets:
             # Later failures are only a consequence of the unsupported ret.
             for check in missing:
@@ -315,29 +421,66 @@ class Trial:
             f"{answer.npages} pages at {answer.gpa:#x}",
         )
 
+    def _judge_rest(self, answer: Answer, contents: list[bytes]) -> None:
+        """Judge what is in the buffer behind the table."""
+        start = answer.gpa - answer.field
+        end = start + answer.npages * PAGE_SIZE
+        if not answer.ok or start < 0 or end > len(answer.after):
+            return
+        sizes = [len(each) for each in contents if each and answer.got(len(each)) == each]
+        size = max(sizes, default=len(EMPTY) if answer.got(len(EMPTY)) == EMPTY else 0)
+        if not size:
+            return
+        old, new = answer.before[start + size : end], answer.after[start + size : end]
+        at = -1
+        if new not in (old, bytes(len(new))):
+            pairs = enumerate(zip(old, new, strict=True))
+            at = next((at + size for at, (was, now) in pairs if now not in (0, was)), -1)
+        self.judge(
+            "no-stale-bytes",
+            None
+            if at < 0
+            else f"expected zeros or the guest's own bytes behind the table of {size} bytes, "
+            f"found a byte of the host's memory at {at:#x}",
+        )
+
+    def _journal_of_locks(self) -> None:
+        """Judge the lock of every request that delivered a table."""
+        for answer, _ in self.answers:
+            request = answer.request
+            if request is None or not answer.ok or request.ret != 0 or not answer.has_table:
+                continue
+            self.judge("lock-before-read", lock_before_read(request))
+            self.judge("lock-until-signed", lock_until_signed(request))
+            if (kind := lock_kind(request)) is not None:
+                self.judge("lock-kind", kind)
+
     def _why_unfinished(self) -> str:
         if self.spinning:
             return "immediate_exit stays set: KVM_RUN returns before the guest runs"
-        output = self._last_output()
+        said = self._last_words()
+        if self._daemon:
+            return (
+                "the VMM's first process ended, but others still run: start it so that it stays "
+                f"in the foreground (not as a daemon){said}"
+            )
         if self.ended_by is not None:
             how = f"exit code {self.ended_by}"
             if self.ended_by > 128:
                 how = f"signal {_signal_name(self.ended_by - 128)}"
-            return f"the VMM ended ({how}){output}"
+            return f"the VMM ended ({how}){said}"
+        limit = f"within {self.limits.trial:g} s (--timeout)"
         if self.vm is None:
-            return f"the VMM did not run the guest within {self.limits.trial:g} s{output}"
+            return f"the VMM did not run the guest {limit}{said}"
         waiting = self.journal.open_requests()
         if waiting and waiting[-1].answered_at is None:
-            return f"the VMM did not answer the request within {self.limits.trial:g} s"
-        return f"the VM did not continue within {self.limits.trial:g} s"
+            return f"the VMM did not answer the request {limit}{said}"
+        return f"the VM did not continue {limit}{said}"
 
-    def _last_output(self) -> str:
-        try:
-            text = self._log.read_bytes()[-4096:].decode(errors="replace").strip()
-        except OSError:
-            return ""
-        shown = printable(text[-_LOG_SHOWN:])
-        return f": {shown}" if shown else ""
+    def _last_words(self) -> str:
+        said = self.output.last_words().replace(str(self.served.path), CERTS)
+        refused = "; the emulator does not serve: " + "; ".join(self.journal.refused[-3:])
+        return (f": {said}" if said else "") + (refused if self.journal.refused else "")
 
     def _note(self, check: str, state: ResultState, detail: str) -> None:
         if check not in BY_ID:
@@ -347,7 +490,15 @@ class Trial:
             return
         if known is not None and state is ResultState.SKIPPED:
             return
+        if (
+            known is not None
+            and known.state is ResultState.ADVICE
+            and state is not ResultState.FAILED
+        ):
+            return
         self._results[check] = Result(check, state, detail, time.monotonic() - self._started)
+        if state is ResultState.FAILED:
+            self.journal.note(UPDATE, f"{check} fails: {detail}")
 
     # The guest.
 
@@ -378,6 +529,59 @@ class Trial:
                 self._broken = error
         self._done += 1
         yield WaitUntil(lambda: False)
+
+
+def lock_before_read(request: CertsRequest) -> str | None:
+    """Why the table of this request was not read under a lock; None if it was.
+
+    A VMM may also read without a lock, as long as it reads again under one.
+    """
+    if request.mapped or any(read.maps for read in request.reads):
+        return None if request.lock_at_answer else "the file was mapped and never locked"
+    if not request.reads:
+        return "the table was delivered, but the file was not read in this request"
+    if all(read.lock is None for read in request.reads):
+        return "the file was read without a lock"
+    return None
+
+
+def lock_until_signed(request: CertsRequest) -> str | None:
+    """Why the lock did not last until the firmware had the request; None if it did."""
+    if request.lock_at_answer is None:
+        return "the file had no lock when KVM_RUN was called to have the report signed"
+    if request.relocked:
+        return "the lock was dropped after the read, and taken again"
+    if request.signed and request.lock_when_signed is None:
+        return "the lock was dropped before KVM_RUN returned"
+    return None
+
+
+def lock_kind(request: CertsRequest) -> str | None:
+    """What is wrong with the kind of lock; None if nothing, or if there was none."""
+    seen = [lock for lock in (request.lock_at_answer, *(r.lock for r in request.reads)) if lock]
+    classic = [lock for lock in seen if not lock.is_ofd]
+    return f"a classic lock of process {classic[0].pid}" if classic else None
+
+
+@contextlib.contextmanager
+def _refusals(into: list[str]) -> Iterator[None]:
+    """Collect what the emulator logs: the calls that it refused."""
+
+    class Handler(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            text = printable(record.getMessage())
+            if text not in into and len(into) < _REFUSED_MAX:
+                into.append(text)
+
+    log, handler = logging.getLogger(_LOG), Handler(logging.INFO)
+    level = log.level
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+        log.setLevel(level)
 
 
 def field_around(gpa: int, npages: int, before: int = 1, after: int = 1) -> tuple[int, int]:

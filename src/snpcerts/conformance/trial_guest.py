@@ -13,6 +13,7 @@ from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from typing import Final
 
+from snpcerts.abi.cert_table import EMPTY
 from snpcerts.abi.ghcb import PAGE_SIZE, ExitCode, Field, GhcbPage, VmmError, guest_err
 from snpcerts.abi.guest_message import (
     MESSAGE_SIZE,
@@ -26,6 +27,8 @@ from snpcerts.emulator.guest.program import Event, GuestCpu, LaunchedVm, Program
 from snpcerts.emulator.psp.message_seal import SealError, header_for, open_sealed, seal
 
 FIELD_PAGES: Final = 12
+LARGE_PAGES: Final = 24  # a field for large tables, where the VM has the memory
+_VCPUS: Final = 2  # that make requests
 INVALID_LEN: Final = guest_err(VmmError.INVALID_LEN, 0)
 BUSY: Final = guest_err(VmmError.BUSY, 0)
 GENERIC: Final = guest_err(VmmError.GENERIC, 0)
@@ -82,10 +85,23 @@ class Answer:
         return self.after[start : start + size]
 
     @property
+    def has_table(self) -> bool:
+        """Whether the buffer begins with a table that was written there, not an empty one."""
+        start = self.gpa - self.field
+        end = start + self.npages * PAGE_SIZE
+        if start < 0 or end > len(self.after):
+            return False
+        written = self.after[start:end] != self.before[start:end]
+        return written and self.got(len(EMPTY)) != EMPTY
+
+    @property
     def first_write_outside(self) -> int | None:
         """The GPA of the first byte written outside the buffer, or None."""
         start = self.gpa - self.field
         end = start + self.npages * PAGE_SIZE
+        below, above = max(0, start), max(0, end)
+        if self.before[:below] == self.after[:below] and self.before[above:] == self.after[above:]:
+            return None
         for at, (old, new) in enumerate(zip(self.before, self.after, strict=True)):
             if old != new and not start <= at < end:
                 return self.field + at
@@ -117,7 +133,10 @@ class TrialGuest(LinuxGuest):
         journal: Journal,
         programs: Callable[[TrialGuest, GuestCpu], Program],
     ) -> None:
-        super().__init__(vm, data_pages=FIELD_PAGES)
+        slot = vm.slots.largest()
+        needed = _VCPUS * (3 + LARGE_PAGES) * PAGE_SIZE
+        large = slot is not None and slot.size >= needed
+        super().__init__(vm, data_pages=LARGE_PAGES if large else FIELD_PAGES)
         self._programs = programs
         self._journal = journal
         self._chance = random.Random(0)  # noqa: S311 (bytes that are not the table's)

@@ -10,8 +10,18 @@ an answer ("guest"), ``fcntl_locking(2)``, and ``docs/protocol.md``.
 
 from __future__ import annotations
 
+import enum
 from dataclasses import dataclass
 from typing import Final
+
+
+class Level(enum.Enum):
+    """What it means for a VMM not to do what a check asks."""
+
+    MUST = "must"
+    """It breaks a rule of the kernel's, or the guest loses."""
+    ADVICE = "advice"
+    """It may work; this project advises against it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +31,7 @@ class ConformanceCheck:
     id: str
     asks: str
     rule: str
+    level: Level = Level.MUST
 
 
 CHECKS: Final = (
@@ -35,6 +46,7 @@ CHECKS: Final = (
         "KVM_X86_SEV_SNP_REQ_CERTS is read on /dev/kvm before the exit is enabled",
         "sev: support is discovered by KVM_GET_DEVICE_ATTR, and the value counts: "
         "KVM_HAS_DEVICE_ATTR succeeds where SNP is off",
+        Level.ADVICE,
     ),
     ConformanceCheck(
         "enabled",
@@ -47,6 +59,11 @@ CHECKS: Final = (
         "sev: support is discovered by KVM_GET_DEVICE_ATTR",
     ),
     ConformanceCheck(
+        "attribute-value",
+        "the exit is not enabled where the attribute reads 0",
+        "sev: the value of KVM_X86_SEV_SNP_REQ_CERTS says whether the exit can be enabled",
+    ),
+    ConformanceCheck(
         "exit-number",
         "the exit is recognised by its number, 43",
         "linux/kvm.h of Linux 7.0 and later: KVM_EXIT_SNP_REQ_CERTS is 43; 42, as in the series "
@@ -57,6 +74,16 @@ CHECKS: Final = (
         "table-delivered",
         "all bytes of the file are in the guest's buffer, and ret is 0",
         "api: userspace writes the certificate data to gpa",
+    ),
+    ConformanceCheck(
+        "large-table",
+        "tables of any size are delivered: odd sizes, 20 KiB, 70 KiB",
+        "api: npages has 64 bits; the size of the table is the operator's",
+    ),
+    ConformanceCheck(
+        "no-stale-bytes",
+        "behind the table, up to the end of the buffer, there is nothing of the host's memory",
+        "the guest is hostile: it reads whole pages",
     ),
     ConformanceCheck(
         "ret-supported",
@@ -92,6 +119,11 @@ CHECKS: Final = (
         "short-read",
         "after a short read, the VMM keeps reading until it has the whole file",
         "read(2): a short read is not an error; a truncated table must not reach the guest",
+    ),
+    ConformanceCheck(
+        "read-fails",
+        "a read that fails: no partial table reaches the guest, and the VM continues",
+        "read(2): EIO and EINTR; a truncated table must not reach the guest",
     ),
     # Where the buffer is.
     ConformanceCheck(
@@ -137,6 +169,21 @@ CHECKS: Final = (
         "sev: hold the lock until KVM_RUN with immediate_exit has returned EINTR",
     ),
     ConformanceCheck(
+        "slow-firmware",
+        "the lock is held however long the firmware takes",
+        "sev: hold the lock until KVM_RUN with immediate_exit has returned EINTR",
+    ),
+    ConformanceCheck(
+        "lock-fails",
+        "a lock that the kernel refuses: no table without the lock, and the VM continues",
+        "fcntl_locking(2): ENOLCK",
+    ),
+    ConformanceCheck(
+        "handshake-fails",
+        "KVM_RUN ends the hand-shake with an error: the lock is released",
+        "api: KVM_RUN may fail with EIO or EBADF; an update needs the lock",
+    ),
+    ConformanceCheck(
         "lock-released",
         "no lock is held while the guest runs, whatever the answer was",
         "sev: an update needs the lock, and a guest may run for a year",
@@ -150,16 +197,37 @@ CHECKS: Final = (
         "same-device",
         "a file replaced by one with the same inode number on another file system is noticed",
         "docs/protocol.md: an inode number alone is not an identity",
+        Level.ADVICE,
+    ),
+    ConformanceCheck(
+        "replaced-after-lock",
+        "the path is replaced after the lock: the table is that of a locked file",
+        "sev: the lock must be on the file that is read",
     ),
     ConformanceCheck(
         "busy",
         "EAGAIN within the limit, and nothing written, while an update holds the lock",
         "api: EAGAIN if the certificates are being updated; guest: retries after 2 s",
     ),
+    ConformanceCheck(
+        "waits-asleep",
+        "while it waits for the lock, the VMM sleeps",
+        "the guest is hostile: it can keep a processor busy for as long as an update lasts",
+    ),
+    ConformanceCheck(
+        "log-bounded",
+        "the output does not grow with each request that the guest makes",
+        "the guest is hostile: it decides how many requests there are",
+    ),
     # The file.
     ConformanceCheck(
         "file-replaced",
         "after the file is replaced, the next request gets the new file",
+        "sev: the table must match the firmware's key at the time of the request",
+    ),
+    ConformanceCheck(
+        "file-rewritten",
+        "after the file is rewritten in place, same size and same time, its new content is served",
         "sev: the table must match the firmware's key at the time of the request",
     ),
     ConformanceCheck(
@@ -173,6 +241,11 @@ CHECKS: Final = (
         "sev: the table must match the firmware's key at the time of the request",
     ),
     ConformanceCheck(
+        "changed-before-lock",
+        "the file changes in place before the VMM has the lock: what is served is what it is then",
+        "sev: lock first, then read; size and content may have changed before",
+    ),
+    ConformanceCheck(
         "missing-file",
         "no file: an empty table, never EIO; once the file is back, it is served",
         "guest: EIO destroys the VMPCK, after which the guest cannot attest until it reboots",
@@ -181,6 +254,27 @@ CHECKS: Final = (
         "unreadable-file",
         "a directory in place of the file: an empty table, never EIO; later the file is served",
         "guest: EIO destroys the VMPCK, after which the guest cannot attest until it reboots",
+    ),
+    ConformanceCheck(
+        "empty-file",
+        "a file of 0 bytes: an empty table, never EIO",
+        "guest: EIO destroys the VMPCK, after which the guest cannot attest until it reboots",
+    ),
+    ConformanceCheck(
+        "permission-denied",
+        "a file that the VMM may not open: an empty table, never EIO; later the file is served",
+        "guest: EIO destroys the VMPCK, after which the guest cannot attest until it reboots",
+    ),
+    ConformanceCheck(
+        "symbolic-link",
+        "a path that is a symbolic link leads to the file, and to another once it points there",
+        "path_resolution(7); operators link the current file",
+    ),
+    ConformanceCheck(
+        "read-only-file",
+        "a file that the VMM may read but not write is served",
+        "sev: a shared lock needs only the right to read",
+        Level.ADVICE,
     ),
     # vCPUs and the end.
     ConformanceCheck(
@@ -200,7 +294,7 @@ CHECKS: Final = (
     ),
     ConformanceCheck(
         "vcpus-keep-locks",
-        "an unlock by one vCPU does not drop another's lock",
+        "no other vCPU's request drops the lock of one that waits for the firmware",
         "fcntl_locking(2): a lock belongs to the open file description; each request needs its own",
     ),
     ConformanceCheck(

@@ -6,7 +6,7 @@ from __future__ import annotations
 import errno
 
 from snpcerts.abi.cert_table import EMPTY, PAGE_SIZE, pages_of
-from snpcerts.conformance.file_observer import READS, read_short
+from snpcerts.conformance.file_observer import DATA_READS, READS, read_short
 from snpcerts.conformance.trial import TABLE_SIZE, Scenario, Script, Trial, TrialVcpu
 from snpcerts.conformance.trial_guest import Answer
 from snpcerts.emulator.frontdoor.file_watch import FileCall
@@ -43,6 +43,34 @@ def _delivered(trial: Trial, vcpu: TrialVcpu) -> Script:
     trial.judge("table-delivered", answer.delivers(table))
 
 
+def _large(trial: Trial, vcpu: TrialVcpu) -> Script:
+    check, room = "large-table", vcpu.pages.data_pages
+    field = (vcpu.pages.data, room * PAGE_SIZE)
+    for size in (401, 4095, 4097, 8193, 5 * PAGE_SIZE, 71_680):
+        pages = pages_of(size)
+        if pages + 2 > room:
+            trial.advise(check, f"not tried with {size} bytes: the VM has too little memory")
+            return
+        table = trial.served.table(size)
+        trial.served.rewrite(table)
+        answer = yield from vcpu.ask(pages, field=field)
+        wrong = answer.delivers(table)
+        trial.judge(check, None if wrong is None else f"a table of {size} bytes: {wrong}")
+
+
+def _stale(trial: Trial, vcpu: TrialVcpu) -> Script:
+    """Serve a large table, then small ones, so that freed memory has something in it."""
+    for size in (16_000, 2000, 4100, 5000, 450):
+        trial.served.rewrite(trial.served.table(size))
+        answer = yield from vcpu.ask(4)
+        if not answer.ok:
+            trial.skip("no-stale-bytes", f"the table was not delivered: {answer}")
+            return
+    trial.served.remove()
+    yield from vcpu.ask(4)
+    # The answers are judged at the end, like those of every scenario.
+
+
 def _small(trial: Trial, vcpu: TrialVcpu) -> Script:
     trial.served.rewrite(trial.served.table(TABLE_SIZE))
     answer = yield from vcpu.ask(1)
@@ -68,6 +96,11 @@ def _none(trial: Trial, vcpu: TrialVcpu) -> Script:
     trial.judge("no-buffer", asks_and_writes_nothing(answer, 2))
     answer = yield from vcpu.ask(0, gpa=0)
     trial.judge("no-buffer", asks_and_writes_nothing(answer, 2))
+    trial.served.remove()
+    answer = yield from vcpu.ask(0)
+    if not answer.untouched:
+        problem = "without a file: expected nothing written, found the guest's memory changed"
+        trial.judge("no-buffer", problem)
 
 
 def _huge(trial: Trial, vcpu: TrialVcpu) -> Script:
@@ -111,11 +144,61 @@ def _short(trial: Trial, vcpu: TrialVcpu) -> Script:
     trial.judge("short-read", problem)
 
 
+def unharmed(answer: Answer, complete: bytes) -> str | None:
+    """What is wrong with an answer given while the file could not be read; None if nothing.
+
+    The whole table is right as well: the VMM may have tried again. So is any refusal.
+    """
+    request = answer.request
+    if request is None:
+        return f"no exit occurred; the guest got: {answer}"
+    if request.ret in (errno.EAGAIN, errno.EIO):
+        return None if answer.untouched else "refused, but the guest's memory was written to"
+    if answer.ok and (answer.untouched or answer.got(len(EMPTY)) == EMPTY):
+        return None
+    return answer.delivers(complete)
+
+
+def _read_fails(trial: Trial, vcpu: TrialVcpu) -> Script:
+    check = "read-fails"
+    for code in (errno.EIO, errno.EINTR):
+        for good in (0, 1):
+            table = trial.served.table(12_000)
+            trial.served.rewrite(table)
+            failed: list[FileCall] = []
+
+            def meddle(
+                call: FileCall, code: int = code, good: int = good, failed: list[FileCall] = failed
+            ) -> int | None:
+                if call.call not in DATA_READS or len(failed) > good:
+                    return None
+                failed.append(call)
+                return -code if len(failed) > good else read_short(call)
+
+            trial.observer.meddle = meddle
+            answer = yield from vcpu.ask(4)
+            trial.observer.meddle = lambda _: None
+            if not failed:
+                trial.skip(check, "the VMM does not read the file with a call that can fail")
+                return
+            wrong = unharmed(answer, table)
+            where = f"{errno.errorcode[code]} from read {good + 1}"
+            trial.judge(check, None if wrong is None else f"{where}: {wrong}")
+            answer = yield from vcpu.ask(4)
+            wrong = answer.delivers(table)
+            trial.judge(check, None if wrong is None else f"after {where}: {wrong}")
+
+
+_IN_PASSING = ("ret-supported", "nothing-outside", "no-stale-bytes")
+
 SCENARIOS = (
-    Scenario(checks=("table-delivered",), script=_delivered),
-    Scenario(checks=("too-small",), script=_small),
-    Scenario(checks=("exact-pages",), script=_exact),
-    Scenario(checks=("no-buffer",), script=_none),
+    Scenario(checks=("table-delivered",), script=_delivered, also=_IN_PASSING),
+    Scenario(checks=("large-table",), script=_large, also=_IN_PASSING),
+    Scenario(checks=("no-stale-bytes",), script=_stale, environment=(("MALLOC_PERTURB_", "165"),)),
+    Scenario(checks=("read-fails",), script=_read_fails),
+    Scenario(checks=("too-small",), script=_small, also=_IN_PASSING),
+    Scenario(checks=("exact-pages",), script=_exact, also=_IN_PASSING),
+    Scenario(checks=("no-buffer",), script=_none, also=_IN_PASSING),
     Scenario(checks=("huge-npages",), script=_huge),
     Scenario(checks=("short-read",), script=_short),
 )

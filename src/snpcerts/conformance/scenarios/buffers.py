@@ -18,11 +18,18 @@ def _slots(trial: Trial) -> list[MemorySlot]:
     return [] if trial.vm is None else list(trial.vm.slots)
 
 
+def _end(vcpu: TrialVcpu) -> int:
+    """The end of the first vCPU's pages, which is the end of the largest slot."""
+    return vcpu.pages.data + vcpu.pages.data_pages * PAGE_SIZE
+
+
 def _at_end(trial: Trial, vcpu: TrialVcpu) -> Script:
     table = trial.served.table(TABLE_SIZE)
     trial.served.replace(table)
-    end = vcpu.pages.data + FIELD_PAGES * PAGE_SIZE  # the field's end is the slot's
-    answer = yield from vcpu.ask(2, gpa=end - 2 * PAGE_SIZE)
+    end = _end(vcpu)
+    gpa = end - 2 * PAGE_SIZE
+    field = (end - FIELD_PAGES * PAGE_SIZE, FIELD_PAGES * PAGE_SIZE)
+    answer = yield from vcpu.ask(2, gpa=gpa, field=field)
     trial.judge("buffer-at-slot-end", answer.delivers(table))
 
 
@@ -36,7 +43,7 @@ def _across(trial: Trial, vcpu: TrialVcpu) -> Script:
         and not (low.readonly or high.readonly)
         and min(low.size, high.size) >= size
         # The vCPU's own pages, which are in the largest slot, must stay outside.
-        and not vcpu.pages.ghcb - size < low.end < vcpu.pages.data + FIELD_PAGES * PAGE_SIZE
+        and not vcpu.pages.ghcb - size < low.end < _end(vcpu)
     ]
     if not pairs:
         trial.skip("buffer-across-slots", "the VM has no two adjacent memory slots")
@@ -66,11 +73,12 @@ def _past(trial: Trial, vcpu: TrialVcpu) -> Script:
     check = "buffer-past-memory"
     table = trial.served.table(TABLE_SIZE)
     trial.served.replace(table)
-    end = vcpu.pages.data + FIELD_PAGES * PAGE_SIZE
+    end = _end(vcpu)
     if any(slot.gpa == end for slot in _slots(trial)):
         trial.skip(check, "another memory slot follows the largest")
         return
-    answer = yield from vcpu.ask(2, gpa=end - PAGE_SIZE)
+    field = (end - FIELD_PAGES * PAGE_SIZE, FIELD_PAGES * PAGE_SIZE)
+    answer = yield from vcpu.ask(2, gpa=end - PAGE_SIZE, field=field)
     _refused(trial, check, answer)
     yield from _and_goes_on(trial, vcpu, check, table)
 
@@ -97,7 +105,7 @@ def _wraps(trial: Trial, vcpu: TrialVcpu) -> Script:
 SCENARIOS = (
     Scenario(checks=("buffer-at-slot-end",), script=_at_end),
     Scenario(checks=("buffer-across-slots",), script=_across),
-    Scenario(checks=("buffer-past-memory",), script=_past),
+    Scenario(checks=("buffer-past-memory",), script=_past, also=("ret-supported",)),
     Scenario(checks=("buffer-outside-memory",), script=_outside),
     Scenario(checks=("buffer-wraps",), script=_wraps),
 )

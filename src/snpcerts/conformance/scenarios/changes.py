@@ -4,26 +4,48 @@
 from __future__ import annotations
 
 import errno
+import os
+import time
 from collections.abc import Callable
 
 from snpcerts.abi.cert_table import EMPTY
+from snpcerts.conformance.file_observer import takes_lock
 from snpcerts.conformance.trial import TABLE_SIZE, Scenario, Script, Trial, TrialVcpu
 from snpcerts.conformance.trial_guest import Answer
+from snpcerts.emulator.frontdoor.file_watch import FileCall, OpenCall
+
+_UPDATE_TIME = 0.02  # seconds for which an update holds the lock
 
 
-def _served_after(check: str, change: Callable[[Trial], None]) -> Scenario:
+def _served_after(check: str, *changes: Callable[[Trial], None]) -> Scenario:
     def script(trial: Trial, vcpu: TrialVcpu) -> Script:
         trial.served.replace(trial.served.table(TABLE_SIZE))
         yield from vcpu.ask(4)
-        change(trial)
-        answer = yield from vcpu.ask(4)
-        trial.judge(check, answer.delivers(trial.served.content or b""))
+        for change in changes:
+            change(trial)
+            answer = yield from vcpu.ask(4)
+            trial.judge(check, answer.delivers(trial.served.content or b""))
+            # Nothing has changed: this request is no different.
+            answer = yield from vcpu.ask(4)
+            trial.judge(check, answer.delivers(trial.served.content or b""))
 
     return Scenario(checks=(check,), script=script)
 
 
 def _replace(trial: Trial) -> None:
     trial.served.replace(trial.served.table(TABLE_SIZE))
+
+
+def _replace_unnoticed(trial: Trial) -> None:
+    trial.served.replace_unnoticed(trial.served.table(TABLE_SIZE))
+
+
+def _rewrite(trial: Trial) -> None:
+    trial.served.rewrite(trial.served.table(TABLE_SIZE))
+
+
+def _rewrite_unnoticed(trial: Trial) -> None:
+    trial.served.rewrite(trial.served.table(TABLE_SIZE), same_time=True)
 
 
 def _grow(trial: Trial) -> None:
@@ -54,6 +76,9 @@ def _gone(check: str, take_away: Callable[[Trial], None]) -> Scenario:
         for _ in range(2):
             answer = yield from vcpu.ask(2)
             trial.judge(check, _empty(answer))
+        if trial.served.content is None and trial.served.path.is_file():
+            trial.judge(check, "expected no file, found one that the VMM created at the path")
+        trial.observer.meddle_open = lambda _: None
         table = trial.served.table(TABLE_SIZE)
         trial.served.replace(table)
         answer = yield from vcpu.ask(2)
@@ -63,10 +88,113 @@ def _gone(check: str, take_away: Callable[[Trial], None]) -> Scenario:
     return Scenario(checks=(check,), script=script)
 
 
+def _refuse_open(trial: Trial) -> None:
+    # A new file: a VMM that has the old one open need not open it again.
+    _replace(trial)
+    trial.observer.meddle_open = lambda _: -errno.EACCES
+
+
+def _refuse_writers(trial: Trial, vcpu: TrialVcpu) -> Script:
+    check = "read-only-file"
+    table = trial.served.table(TABLE_SIZE)
+    trial.served.replace(table)
+
+    def refuse(call: OpenCall) -> int | None:
+        return None if call.flags & os.O_ACCMODE == os.O_RDONLY else -errno.EACCES
+
+    trial.observer.meddle_open = refuse
+    answer = yield from vcpu.ask(2)
+    wrong = answer.delivers(table)
+    trial.judge(
+        check, None if wrong is None else f"where the file cannot be opened for writing: {wrong}"
+    )
+
+
+def _link(trial: Trial, vcpu: TrialVcpu) -> Script:
+    check, served = "symbolic-link", trial.served
+    served.make_link()
+    for what in ("a link", "the link points to another file"):
+        answer = yield from vcpu.ask(2)
+        wrong = answer.delivers(served.content or b"")
+        trial.judge(check, None if wrong is None else f"{what}: {wrong}")
+        served.point_elsewhere(served.table(TABLE_SIZE))
+    answer = yield from vcpu.ask(2)
+    wrong = answer.delivers(served.content or b"")
+    trial.judge(check, None if wrong is None else f"{what}: {wrong}")
+
+
+def _before_lock(trial: Trial, vcpu: TrialVcpu) -> Script:
+    check, served = "changed-before-lock", trial.served
+    for size in (TABLE_SIZE, 12_000, 2000):
+        served.replace(served.table(TABLE_SIZE))
+        yield from vcpu.ask(4)
+        changed: list[bytes] = []
+
+        def meddle(call: FileCall, size: int = size, changed: list[bytes] = changed) -> None:
+            if not changed and takes_lock(call):
+                changed.append(served.table(size))
+                served.rewrite(changed[0], same_time=True)
+
+        trial.observer.meddle = meddle
+        answer = yield from vcpu.ask(4)
+        trial.observer.meddle = lambda _: None
+        if not changed:
+            trial.skip(check, "the VMM takes no lock")
+            return
+        _judge_change(trial, answer, changed[0])
+    yield from _while_waiting(trial, vcpu)
+
+
+def _while_waiting(trial: Trial, vcpu: TrialVcpu) -> Script:
+    """An update holds the lock when the VMM tries first, then rewrites the file and lets go."""
+    served = trial.served
+    for size in (2000, 12_000):
+        served.replace(served.table(TABLE_SIZE))
+        if not served.lock():
+            return
+        tried: list[float] = []
+
+        def meddle(call: FileCall, tried: list[float] = tried) -> None:
+            if takes_lock(call):
+                tried.append(time.monotonic())
+
+        def tick(size: int = size, tried: list[float] = tried) -> None:
+            if tried and time.monotonic() - tried[0] > _UPDATE_TIME:
+                tried.clear()
+                trial.tick = lambda: None
+                served.rewrite(served.table(size))
+                served.unlock()
+
+        trial.observer.meddle, trial.tick = meddle, tick
+        answer = yield from vcpu.ask(4)
+        trial.observer.meddle, trial.tick = lambda _: None, lambda: None
+        served.unlock()
+        request = answer.request
+        if request is not None and request.ret != errno.EAGAIN:
+            _judge_change(trial, answer, served.content or b"")
+
+
+def _judge_change(trial: Trial, answer: Answer, new: bytes) -> None:
+    if answer.request is not None and answer.request.ret == errno.EAGAIN:
+        trial.judge("changed-before-lock", None)
+        return
+    wrong = answer.delivers(new)
+    trial.judge(
+        "changed-before-lock",
+        None if wrong is None else f"the file has {len(new)} bytes under the lock: {wrong}",
+    )
+
+
 SCENARIOS = (
-    _served_after("file-replaced", _replace),
+    _served_after("file-replaced", _replace, _replace_unnoticed),
+    _served_after("file-rewritten", _rewrite, _rewrite_unnoticed),
     _served_after("file-grown", _grow),
     _served_after("file-shrunk", _shrink),
     _gone("missing-file", lambda trial: trial.served.remove()),
     _gone("unreadable-file", lambda trial: trial.served.put_directory()),
+    _gone("empty-file", lambda trial: trial.served.replace(b"")),
+    _gone("permission-denied", _refuse_open),
+    Scenario(checks=("symbolic-link",), script=_link),
+    Scenario(checks=("read-only-file",), script=_refuse_writers),
+    Scenario(checks=("changed-before-lock",), script=_before_lock),
 )

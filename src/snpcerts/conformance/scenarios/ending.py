@@ -3,11 +3,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import os
 import signal
 import time
 from collections.abc import Callable
 
-from snpcerts.conformance.file_observer import READS, HeldUntil, takes_lock
+from snpcerts.conformance.file_observer import DATA_READS, READS, HeldUntil, takes_lock
 from snpcerts.conformance.journal import CertsRequest
 from snpcerts.conformance.trial import TABLE_SIZE, Scenario, Script, Trial, TrialVcpu
 from snpcerts.emulator.frontdoor.bpf import Syscall
@@ -16,22 +19,25 @@ from snpcerts.emulator.frontdoor.tasks import task
 from snpcerts.emulator.guest.program import Sleep
 
 KICK_TIME = 2.0  # seconds in which the VMM's other threads see the signal and kick the vCPU
-_MANY = 12
-_FEW = 3
+_ROUNDS = 3  # requests of each kind, the first to warm up
 DEATH_TIME = 2.0  # seconds in which a killed process's locks must be released
 
 Moment = Callable[["Trial", Callable[[], None]], None]
 
 
 def _catches(pid: int, number: signal.Signals) -> bool:
-    """Whether a process handles or blocks a signal."""
-    masks = {}
-    with open(f"/proc/{pid}/status", encoding="ascii", errors="replace") as file:
-        for line in file:
-            name, _, value = line.partition(":")
-            if name in ("SigCgt", "SigBlk"):
-                masks[name] = int(value, 16)
-    return bool((masks["SigCgt"] | masks["SigBlk"]) >> (number - 1) & 1)
+    """Whether a process handles a signal, or a thread of it blocks it.
+
+    A thread in sigwait(3) does not show the signal as blocked; its siblings do.
+    """
+    mask = 0
+    for tid in os.listdir(f"/proc/{pid}/task"):
+        with open(f"/proc/{pid}/task/{tid}/status", encoding="ascii", errors="replace") as file:
+            for line in file:
+                name, _, value = line.partition(":")
+                if name in ("SigCgt", "SigBlk"):
+                    mask |= int(value, 16)
+    return bool(mask >> (number - 1) & 1)
 
 
 def _stopped_when(moment: Moment) -> Scenario:
@@ -41,7 +47,7 @@ def _stopped_when(moment: Moment) -> Scenario:
     def script(trial: Trial, vcpu: TrialVcpu) -> Script:
         number = trial.limits.stop
         asked.clear()
-        if trial.program is None or not _catches(trial.program.pid, number):
+        if trial.runner is None or not _catches(trial.runner, number):
             trial.skip(check, f"{number.name} ends the VMM without stopping its vCPUs")
             trial.send(signal.SIGKILL)
             return
@@ -131,20 +137,69 @@ def _in_firmware(trial: Trial, stop: Callable[[], None]) -> None:
 
 
 def _leaves_nothing(trial: Trial, vcpu: TrialVcpu) -> Script:
-    counts = []
-    for number in range(_MANY):
-        trial.served.rewrite(trial.served.table(TABLE_SIZE))
-        yield from vcpu.ask(2 if number % 3 else 0)
-        yield Sleep(0.001)
-        if number in (_FEW, _MANY - 1):
-            counts.append(trial.served.descriptors_of(trial.processes()))
-    grown = counts[1] - counts[0]
-    trial.judge(
-        "descriptors",
-        None
-        if grown <= 0
-        else f"{grown} more open descriptors of the file after {_MANY - 1 - _FEW} requests",
+    """Count the descriptors of the VMM's processes after each way a request can go."""
+    served, top = trial.served, _above_memory(trial)
+
+    def reset() -> None:
+        trial.observer.meddle = lambda _: None
+        served.unlock()
+        if not served.path.is_file():
+            served.replace(served.table(TABLE_SIZE))
+
+    def replaced() -> None:
+        done: list[FileCall] = []
+
+        def meddle(call: FileCall) -> None:
+            if not done and takes_lock(call):
+                done.append(call)
+                served.replace(served.table(TABLE_SIZE))
+
+        trial.observer.meddle = meddle
+
+    def refused(wanted: Callable[[FileCall], bool], code: int) -> Callable[[], None]:
+        def prepare() -> None:
+            trial.observer.meddle = lambda call: -code if wanted(call) else None
+
+        return prepare
+
+    kinds: tuple[tuple[str, Callable[[], object], int, int | None], ...] = (
+        ("a table", lambda: served.rewrite(served.table(TABLE_SIZE)), 2, None),
+        ("ENOSPC", lambda: None, 0, None),
+        ("EIO", lambda: None, 2, top),
+        ("EAGAIN", served.lock, 2, None),
+        ("a file that was replaced", replaced, 2, None),
+        ("a lock that failed", refused(takes_lock, errno.ENOLCK), 2, None),
+        ("a read that failed", refused(lambda call: call.call in DATA_READS, errno.EIO), 2, None),
+        ("a directory in place of the file", served.put_directory, 2, None),
     )
+    for kind, prepare, npages, gpa in kinds:
+        counts = []
+        for _ in range(_ROUNDS):
+            prepare()
+            yield from vcpu.ask(npages, gpa=gpa)
+            reset()
+            yield Sleep(0.002)
+            counts.append(_descriptors(trial.processes()))
+        # The first of a kind may open what stays open.
+        leaked = counts[-1] - counts[0]
+        trial.judge(
+            "descriptors",
+            None
+            if leaked < _ROUNDS - 1
+            else f"{leaked} more open descriptors after {_ROUNDS - 1} requests that got {kind}",
+        )
+
+
+def _above_memory(trial: Trial) -> int:
+    return (1 << 30) + max((slot.end for slot in trial.vm.slots), default=0) if trial.vm else 0
+
+
+def _descriptors(processes: list[int]) -> int:
+    total = 0
+    for process in processes:
+        with contextlib.suppress(OSError):
+            total += len(os.listdir(f"/proc/{process}/fd"))
+    return total
 
 
 def _killed(trial: Trial, vcpu: TrialVcpu) -> Script:

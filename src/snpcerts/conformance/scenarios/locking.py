@@ -3,21 +3,43 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import time
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 
 from snpcerts.abi.cert_table import pages_of
 from snpcerts.conformance.file_observer import takes_lock
 from snpcerts.conformance.journal import CertsRequest
-from snpcerts.conformance.trial import TABLE_SIZE, Scenario, Script, Trial, TrialVcpu
+from snpcerts.conformance.scenarios.answers import unharmed
+from snpcerts.conformance.served_file import ServedFile
+from snpcerts.conformance.trial import (
+    TABLE_SIZE,
+    Scenario,
+    Script,
+    Trial,
+    TrialVcpu,
+    lock_before_read,
+    lock_kind,
+    lock_until_signed,
+)
 from snpcerts.conformance.trial_guest import Answer
-from snpcerts.emulator.frontdoor.file_watch import FileCall
+from snpcerts.emulator.frontdoor.file_watch import FileCall, OpenCall
+from snpcerts.emulator.guest.program import Sleep
 
 FIRMWARE_TIME = 0.02  # seconds for which the emulated firmware delays each signature
+SLOW_FIRMWARE = 5.0  # seconds; Linux waits 100 s for a command by default
 RELEASE_LIMIT = 1.0  # seconds after which a lock counts as never released
+WAIT_MIN = 0.02  # seconds; a shorter wait is not judged
+SLEEP_MIN = 0.0002  # seconds between two tries for the lock
+TRIES_MIN = 20  # pauses, from which a median means something
+WARM_UP = 2  # requests after which a state is no longer new
+REPEATED, REPEATED_BUSY = 6, 3  # requests of each kind
+TALKS = 0.8  # lines for each request that are no accident
+LINE_MAX = 200  # bytes; a longer line counts as several
 
 
 def slow_firmware(seconds: float = FIRMWARE_TIME) -> Callable[[CertsRequest], bool]:
@@ -31,8 +53,9 @@ def slow_firmware(seconds: float = FIRMWARE_TIME) -> Callable[[CertsRequest], bo
 
 def _held(trial: Trial, vcpu: TrialVcpu) -> Script:
     trial.gate = slow_firmware()
-    for size in (TABLE_SIZE, 5000):
-        trial.served.replace(trial.served.table(size))
+    for size in (TABLE_SIZE, 0, 5000, 0):
+        if size:  # otherwise nothing has changed since the last request
+            trial.served.replace(trial.served.table(size))
         trial.judging("lock-before-read")
         answer = yield from vcpu.ask(2)
         request = answer.request
@@ -40,9 +63,9 @@ def _held(trial: Trial, vcpu: TrialVcpu) -> Script:
             for check in ("lock-before-read", "lock-kind", "lock-until-signed", "lock-released"):
                 trial.skip(check, f"the table was not delivered: {answer}")
             return
-        trial.judge("lock-before-read", _lock_before_read(request))
+        trial.judge("lock-before-read", lock_before_read(request))
         trial.judge("lock-kind", _lock_kind(request))
-        trial.judge("lock-until-signed", _lock_until_signed(trial, request))
+        trial.judge("lock-until-signed", lock_until_signed(request))
         trial.judging("lock-released")
         yield from released(trial, "after the table was delivered")
     yield from vcpu.ask(0)
@@ -59,41 +82,141 @@ def released(trial: Trial, when: str) -> Script:
     trial.judge("lock-released", problem)
 
 
-def _lock_before_read(request: CertsRequest) -> str | None:
-    if not request.reads:
-        return "the table was delivered, but the file was not read in this request"
-    if any(read.lock is None for read in request.reads):
-        return "the file was read without a lock"
-    return None
-
-
 def _lock_kind(request: CertsRequest) -> str | None:
-    seen = [lock for lock in (request.lock_at_answer, *(r.lock for r in request.reads)) if lock]
-    if not seen:
+    if request.lock_at_answer is None and all(read.lock is None for read in request.reads):
         return "the file never had a lock that an update would see"
-    classic = [lock for lock in seen if not lock.is_ofd]
-    return f"a classic lock of process {classic[0].pid}" if classic else None
+    return lock_kind(request)
 
 
-def _lock_until_signed(trial: Trial, request: CertsRequest) -> str | None:
-    if request.lock_at_answer is None:
-        return "the file had no lock when KVM_RUN was called to have the report signed"
-    # If KVM_RUN has not returned yet, the VMM is still in the call that signed.
-    then = request.lock_when_signed if request.signed else trial.served.locked(request.file)
-    if then is None:
-        return "the lock was dropped before KVM_RUN returned"
-    return None
+def _slow(trial: Trial, vcpu: TrialVcpu) -> Script:
+    """Hold the firmware for longer than any VMM should wait for a lock."""
+    check, seconds = "slow-firmware", min(SLOW_FIRMWARE, trial.limits.trial / 2)
+    lost: list[float] = []
+
+    def gate(request: CertsRequest) -> bool:
+        held = time.monotonic() - (request.answered_at or 0.0)
+        if request.ret == 0 and request.lock_at_answer is not None and not lost:
+            if trial.served.locked(request.file) is not None:
+                return held >= seconds
+            lost.append(held)
+        return True
+
+    trial.served.replace(trial.served.table(TABLE_SIZE))
+    trial.gate = gate
+    answer = yield from vcpu.ask(2)
+    request = answer.request
+    if request is None or request.ret != 0 or request.lock_at_answer is None:
+        trial.skip(check, f"no table was delivered under a lock: {answer}")
+        return
+    trial.judge(
+        check,
+        f"the firmware took {seconds:g} s; the lock was dropped after {lost[0]:.1f} s"
+        if lost
+        else None,
+    )
+
+
+def _lock_fails(trial: Trial, vcpu: TrialVcpu) -> Script:
+    check, served = "lock-fails", trial.served
+    refused: list[FileCall] = []
+
+    def meddle(call: FileCall) -> int | None:
+        if not takes_lock(call):
+            return None
+        refused.append(call)
+        return -errno.ENOLCK
+
+    table = served.table(TABLE_SIZE)
+    served.replace(table)
+    trial.observer.meddle = meddle
+    answer = yield from vcpu.ask(2)
+    trial.observer.meddle = lambda _: None
+    if not refused:
+        trial.skip(check, "the VMM takes no lock")
+        return
+    request = answer.request
+    if answer.has_table and request is not None and request.lock_at_answer is None:
+        trial.judge(check, "ENOLCK: the table was delivered without a lock")
+    else:
+        trial.judge(check, unharmed(answer, table))
+    answer = yield from vcpu.ask(2)
+    wrong = answer.delivers(table)
+    trial.judge(check, None if wrong is None else f"after ENOLCK: {wrong}")
+
+
+def _handshake_fails(trial: Trial, vcpu: TrialVcpu) -> Script:
+    trial.served.replace(trial.served.table(TABLE_SIZE))
+    failed: list[CertsRequest] = []
+
+    def fails(request: CertsRequest) -> int:
+        if request.ret != 0 or failed:
+            return 0
+        failed.append(request)
+        return errno.EIO
+
+    trial.fails_reentry = fails
+    answer = yield from vcpu.ask(2)
+    if not failed or failed[0].lock_at_answer is None:
+        trial.skip("handshake-fails", f"no table was delivered under a lock: {answer}")
+        return
+    free = yield from trial.wait_for(lambda: trial.served.locked() is None, RELEASE_LIMIT)
+    trial.judge(
+        "handshake-fails",
+        None if free else f"after EIO from KVM_RUN, while the guest runs: {trial.served.kinds()}",
+    )
+
+
+def _after_handshake(trial: Trial) -> None:
+    """A VMM that ends is right too: its lock ends with it."""
+    if trial.ended_by is not None:
+        left = trial.served.locked()
+        problem = None if left is None else f"the VMM ended, still held: {trial.served.kinds()}"
+        trial.judge("handshake-fails", problem)
+
+
+def _after_lock(trial: Trial, vcpu: TrialVcpu) -> Script:
+    """Replace the path after the lock, when the VMM opens it again."""
+    check, served = "replaced-after-lock", trial.served
+    served.replace(served.table(TABLE_SIZE))
+    locked: list[FileCall] = []
+    swapped: list[bytes] = []
+
+    def meddle(call: FileCall) -> None:
+        if takes_lock(call):
+            locked.append(call)
+
+    def opening(_: OpenCall) -> None:
+        if locked and not swapped and served.locked() is not None:
+            swapped.append(served.table(TABLE_SIZE))
+            served.replace(swapped[0])
+
+    trial.observer.meddle, trial.observer.meddle_open = meddle, opening
+    answer = yield from vcpu.ask(2)
+    trial.observer.meddle, trial.observer.meddle_open = lambda _: None, lambda _: None
+    if not locked:
+        trial.skip(check, "the VMM takes no lock")
+        return
+    request = answer.request
+    problem = None
+    if swapped and answer.has_table and request is not None:
+        if answer.got(TABLE_SIZE) == swapped[0] and not any(
+            read.lock for read in request.reads if read.file == served.identity
+        ):
+            problem = "the path was opened again after the lock: the new file was read unlocked"
+        elif request.lock_at_answer is None:
+            problem = "the file that was read last had no lock when the VMM answered"
+    trial.judge(check, problem)
 
 
 def _replaced_at_lock(
-    trial: Trial, vcpu: TrialVcpu, check: str, swap: Callable[[], bytes]
+    trial: Trial, vcpu: TrialVcpu, check: str, swap: Callable[[], bytes], times: int = 1
 ) -> Script:
-    """Swap the file at the moment the VMM asks for its lock, and judge the answer."""
+    """Swap the file each of the first ``times`` that the VMM asks for its lock."""
     old = trial.served.content or b""
     swapped: list[bytes] = []
 
     def meddle(call: FileCall) -> None:
-        if not swapped and takes_lock(call):
+        if len(swapped) < times and takes_lock(call):
             swapped.append(swap())
 
     trial.observer.meddle = meddle
@@ -102,14 +225,14 @@ def _replaced_at_lock(
     if not swapped:
         trial.skip(check, "the VMM takes no lock")
         return
-    trial.judge(check, _serves_new(answer, old, swapped[0]))
+    trial.judge(check, _serves_new(answer, [old, *swapped[:-1]], swapped[-1]))
 
 
-def _serves_new(answer: Answer, old: bytes, new: bytes) -> str | None:
+def _serves_new(answer: Answer, old: list[bytes], new: bytes) -> str | None:
     if answer.request is not None and answer.request.ret == errno.EAGAIN:
         return None
-    if answer.ok and answer.got(len(old)) == old:
-        return "the replaced file's table was delivered"
+    if answer.ok and any(answer.got(len(each)) == each for each in old):
+        return "expected the file at the path, found the table of a file that it replaced"
     return answer.delivers(new)
 
 
@@ -121,7 +244,13 @@ def _same_inode(trial: Trial, vcpu: TrialVcpu) -> Script:
         served.replace(served.table(TABLE_SIZE))
         return served.content or b""
 
-    yield from _replaced_at_lock(trial, vcpu, "same-inode", swap)
+    def swap_unnoticed() -> bytes:
+        served.replace_unnoticed(served.table(TABLE_SIZE))
+        return served.content or b""
+
+    for how in (swap, swap_unnoticed):
+        for times in (1, 2):
+            yield from _replaced_at_lock(trial, vcpu, "same-inode", how, times)
 
 
 def same_device(first: Path, second: Path, link: Path) -> Scenario:
@@ -129,10 +258,9 @@ def same_device(first: Path, second: Path, link: Path) -> Scenario:
 
     def script(trial: Trial, vcpu: TrialVcpu) -> Script:
         served = trial.served
-        path, descriptor = served.prepare(first, served.table(TABLE_SIZE))
-        served.take_place(path, descriptor)
+        descriptor = served.current
         other, other_descriptor = served.prepare(second, served.table(TABLE_SIZE))
-        other.rename(second / path.with_name(served.path.name).name)
+        other.rename(second / served.path.name)
         one, two = os.fstat(descriptor), os.fstat(other_descriptor)
         if one.st_ino != two.st_ino or one.st_dev == two.st_dev:
             trial.skip("same-device", "could not create two files with the same inode number")
@@ -145,7 +273,10 @@ def same_device(first: Path, second: Path, link: Path) -> Scenario:
 
         yield from _replaced_at_lock(trial, vcpu, "same-device", swap)
 
-    return Scenario(checks=("same-device",), script=script)
+    def start(served: ServedFile) -> None:
+        served.take_place(*served.prepare(first, served.table(TABLE_SIZE)))
+
+    return Scenario(checks=("same-device",), script=script, start=start)
 
 
 def point_link(link: Path, target: Path) -> None:
@@ -163,14 +294,89 @@ def _busy(trial: Trial, vcpu: TrialVcpu) -> Script:
     if not served.lock():
         trial.skip("busy", f"an update cannot take the lock at all: {served.kinds()}")
         return
+    before, spent = cpu_time(trial.processes()), [0.0]
+
+    def at_answer(_: CertsRequest) -> None:
+        spent[0] = cpu_time(trial.processes()) - before
+
+    trial.at_answer = at_answer
     answer = yield from vcpu.ask(2)
+    trial.at_answer = lambda _: None
     trial.judge("busy", _busy_answer(trial, answer))
+    _judge_waiting(trial, answer.request, spent[0])
     new = served.table(5000)
     served.unlock()
     served.rewrite(new)
     after = yield from vcpu.ask(2)
     wrong = after.delivers(new)
     trial.judge("busy", None if wrong is None else f"after the update: {wrong}")
+
+
+def _judge_waiting(trial: Trial, request: CertsRequest | None, spent: float) -> None:
+    check = "waits-asleep"
+    if request is None or request.waited is None or request.waited < WAIT_MIN:
+        trial.judge(check, None)  # it does not wait
+        return
+    gaps = sorted(later - earlier for earlier, later in pairwise(request.lock_tries))
+    median = gaps[len(gaps) // 2] if len(gaps) >= TRIES_MIN else None
+    problem = None
+    if median is not None and median < SLEEP_MIN:
+        problem = (
+            f"expected pauses between the tries for the lock, found {len(gaps) + 1} tries in "
+            f"{request.waited * 1000:.0f} ms, {median * 1e6:.0f} us apart"
+        )
+    elif spent > request.waited / 2:
+        problem = (
+            f"expected a VMM that sleeps, found {spent * 1000:.0f} ms of processor time in "
+            f"{request.waited * 1000:.0f} ms of waiting"
+        )
+    trial.judge(check, problem)
+
+
+def cpu_time(processes: list[int]) -> float:
+    """Processor time of all threads of some processes, in seconds."""
+    total = 0
+    for process in processes:
+        with contextlib.suppress(OSError, ValueError, IndexError):
+            for tid in os.listdir(f"/proc/{process}/task"):
+                text = Path(f"/proc/{process}/task/{tid}/schedstat").read_text("ascii")
+                total += int(text.split()[0])
+    return total / 1e9
+
+
+def _quiet(trial: Trial, vcpu: TrialVcpu) -> Script:
+    """Count the lines for each kind of request that a guest can repeat for ever."""
+    check, served = "log-bounded", trial.served
+    served.replace(served.table(TABLE_SIZE))
+    lines: dict[str, float] = {}
+
+    def ask_often(kind: str, npages: int, count: int) -> Script:
+        for number in range(count + WARM_UP):
+            if number == WARM_UP:
+                yield Sleep(0.01)
+                trial.output.read()
+                before = trial.output.lines, trial.output.size
+            yield from vcpu.ask(npages)
+        yield Sleep(0.01)
+        trial.output.read()
+        size = trial.output.size - before[1]
+        lines[kind] = max(trial.output.lines - before[0], size / LINE_MAX) / count
+
+    yield from ask_often("success", 2, REPEATED)
+    yield from ask_often("ENOSPC", 0, REPEATED)
+    if served.lock():
+        yield from ask_often("EAGAIN", 2, REPEATED_BUSY)
+        served.unlock()
+    served.remove()
+    yield from ask_often("no file", 2, REPEATED)
+    talks = {kind: each for kind, each in lines.items() if each >= TALKS}
+    found = ", ".join(f"{each:.0f} for each request ({kind})" for kind, each in talks.items())
+    if not talks:
+        trial.judge(check, None)
+    elif "success" in talks and max(talks.values()) < 2:
+        trial.advise(check, f"a line for each request, whatever its result: {found}")
+    else:
+        trial.judge(check, f"expected lines when something changes, found {found}")
 
 
 def _busy_answer(trial: Trial, answer: Answer) -> str | None:
@@ -185,10 +391,15 @@ def _busy_answer(trial: Trial, answer: Answer) -> str | None:
 
 
 SCENARIOS = (
+    Scenario(checks=("slow-firmware",), script=_slow, seconds=SLOW_FIRMWARE),
     Scenario(
         checks=("lock-before-read", "lock-kind", "lock-until-signed", "lock-released"),
         script=_held,
     ),
+    Scenario(checks=("lock-fails",), script=_lock_fails),
+    Scenario(checks=("handshake-fails",), script=_handshake_fails, after=_after_handshake),
     Scenario(checks=("same-inode",), script=_same_inode),
-    Scenario(checks=("busy",), script=_busy),
+    Scenario(checks=("replaced-after-lock",), script=_after_lock),
+    Scenario(checks=("busy", "waits-asleep"), script=_busy, also=("ret-supported",)),
+    Scenario(checks=("log-bounded",), script=_quiet, seconds=2.0),
 )

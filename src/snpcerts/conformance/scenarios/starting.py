@@ -56,9 +56,25 @@ def _old_kernel(_: Trial, vcpu: TrialVcpu) -> Script:
 
 def _after_old_kernel(trial: Trial) -> None:
     # The VMM may refuse to start or start without the exit: both are correct.
+    check, journal = "enabled-where-supported", trial.journal
+    if not journal.enablings:
+        trial.judge(check, None)
+    elif journal.attribute.has or journal.attribute.got:
+        trial.judge(check, "issued on a kernel without the attribute, which the VMM had asked for")
+    else:
+        trial.advise(check, "issued on a kernel without the attribute: the VMM never asked for it")
+
+
+def _after_value(trial: Trial) -> None:
+    check, journal = "attribute-value", trial.journal
+    if not (journal.attribute.has or journal.attribute.got):
+        trial.skip(check, "the VMM never asks for the attribute")
+        return
     trial.judge(
-        "enabled-where-supported",
-        "issued on a kernel without the attribute" if trial.journal.enablings else None,
+        check,
+        "the attribute reads 0: expected no KVM_SEV_SNP_ENABLE_REQ_CERTS, found one"
+        if journal.enablings
+        else None,
     )
 
 
@@ -79,4 +95,5 @@ SCENARIOS = (
         after=_after_old_kernel,
         certs_supported=False,
     ),
+    Scenario(checks=("attribute-value",), script=_old_kernel, after=_after_value, attribute=0),
 )

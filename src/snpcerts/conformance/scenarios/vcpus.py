@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Two vCPUs request certificates at the same time."""
+"""Two vCPUs request certificates at the same time, in an order that the suite forces."""
 
 from __future__ import annotations
 
 import errno
 import time
+from collections.abc import Callable
 from functools import partial
 
 from snpcerts.conformance.journal import CertsRequest
@@ -12,82 +13,81 @@ from snpcerts.conformance.scenarios.locking import released
 from snpcerts.conformance.trial import TABLE_SIZE, Scenario, Script, Trial, TrialVcpu
 from snpcerts.emulator.guest.program import Sleep
 
-ROUNDS = 3
-TOGETHER = 1.0  # seconds that the first answer waits for the second
+TOGETHER = 1.0  # seconds that one answer waits for the other: a VMM may serve one at a time
+TOGETHER_AGAIN = 0.1  # the same, once a VMM has been seen to do that
+SETTLE = 0.03  # seconds in which a VMM that drops its lock late drops it
 _TRIES = 20  # an exclusive lock of the VMM's own makes its vCPUs wait for each other
 
+# For each round: the vCPU that is answered first, and the one that finishes first.
+ROUNDS = ((0, 1), (0, 0), (1, 0), (1, 1))
 
-class _OneByOne:
-    """A gate that waits until both requests are answered, then lets them proceed in turn.
 
-    Between the two it checks the second request's lock. By then the first has
-    dropped its own, since its vCPU runs again.
+class _Rounds:
+    """A gate that holds the last vCPU's firmware command while the first finishes.
+
+    ``free`` are the vCPUs whose requests proceed at once, ``held`` the requests
+    that wait for the firmware, by vCPU; ``done`` counts rounds, by vCPU.
     """
 
     def __init__(self, trial: Trial) -> None:
         self._trial = trial
-        self._first: CertsRequest | None = None
-        self._second: CertsRequest | None = None
-        self._entered = 0
-        self.done = [0, 0]  # rounds, by vCPU
-        self.lost = 0
+        self._patience = TOGETHER
+        self.free: set[int] = set()
+        self.held: dict[int, CertsRequest] = {}
+        self.done = [0, 0]
+        self._number = 0
+        self.lost = ""
+        self.judged = 0
 
     def __call__(self, request: CertsRequest) -> bool:
-        if request.ret != 0:
+        if request.ret != 0 or request.vcpu in self.free:
             return True
-        if self._first is None:
-            self._first = request
-        if request is self._first:
-            return self._first_goes(request)
-        return request is self._second and self._second_goes(request)
+        self.held.setdefault(request.vcpu, request)
+        _, first = ROUNDS[self._number]
+        if first in self.held and 1 - first in self.held:
+            self.free.add(first)
+        elif self._alone(request):
+            self._patience = TOGETHER_AGAIN
+            self.free.add(request.vcpu)
+        return request.vcpu in self.free
 
-    def _first_goes(self, request: CertsRequest) -> bool:
-        self._second = next(
-            (
-                each
-                for each in self._trial.journal.open_requests()
-                if each is not request and each.answered_at is not None and each.ret == 0
-            ),
-            None,
-        )
-        self._entered = self._trial.journal.entered.get(request.vcpu, 0)
-        if self._second is None and not _late(request.answered_at):
-            return False
-        if self._second is None:
-            self._first = None
-        return True
+    def prepare(self, number: int) -> None:
+        """Begin a round, unless the other vCPU has begun it."""
+        if self._number < number < len(ROUNDS):
+            self._number = number
+            self.held.clear()
+            self.free.clear()
 
-    def _second_goes(self, request: CertsRequest) -> bool:
-        first, trial = self._first, self._trial
-        if first is None or first.errno is None:
-            return False
-        runs_again = trial.journal.entered.get(first.vcpu, 0) > self._entered
-        if not runs_again and not _late(first.answered_at, 2):
-            return False
-        self.lost += self._has_lost(request)
-        self._first = self._second = None
-        return True
+    def _alone(self, request: CertsRequest) -> bool:
+        """Whether the VMM keeps the other vCPU waiting until this request is over."""
+        now = time.monotonic()
+        other = self._trial.journal.last_of(1 - request.vcpu)
+        if other is not None and other.errno is None and other.answered_at is None:
+            return now - max(other.asked_at, request.answered_at or now) > self._patience
+        return now - (request.answered_at or now) > 5 * TOGETHER
 
-    def _has_lost(self, request: CertsRequest) -> bool:
-        """Whether the lock that this request was answered under has been released.
-
-        Checks the request's own descriptors, since the first request's lock may remain.
-        """
-        served = self._trial.served
-        if request.lock_at_answer is None or request.file is None:
-            return False
-        if not request.lock_descriptors:
-            return served.locked(request.file) is None
-        return not served.still_locked_by(request.lock_descriptors, request.file)
+    def check(self, vcpu: int, after: str) -> None:
+        """Note whether the request of this vCPU that is held still has its lock."""
+        request = self.held.get(vcpu)
+        if vcpu in self.free or request is None or request.lock_at_answer is None:
+            return
+        self.judged += 1
+        if not self.lost and not self._trial.holds(request):
+            self.lost = f"vCPU {vcpu} waits for the firmware; its lock is gone after {after}"
 
 
-def _late(since: float | None, times: int = 1) -> bool:
-    """Whether to stop waiting for the other vCPU: a VMM may serve one request at a time."""
-    return time.monotonic() - (since or 0.0) > times * TOGETHER
-
-
-def _reached(done: list[int], vcpu: int, number: int) -> bool:
-    return done[vcpu] > number
+def _ask(vcpu: TrialVcpu, npages: int, give_up: Callable[[], None] = lambda: None) -> Script:
+    for number in range(2 * _TRIES):
+        answer = yield from vcpu.ask(npages)
+        if answer.request is None or answer.request.ret != errno.EAGAIN:
+            break
+        if number == _TRIES:
+            give_up()
+        yield Sleep(0.005)
+    if npages:
+        wrong = answer.delivers(vcpu.trial.served.content or b"")
+        mine = vcpu.cpu.index
+        vcpu.trial.judge("vcpus-served", None if wrong is None else f"vCPU {mine}: {wrong}")
 
 
 def _script(trial: Trial, vcpu: TrialVcpu) -> Script:
@@ -96,39 +96,61 @@ def _script(trial: Trial, vcpu: TrialVcpu) -> Script:
             trial.skip(check, "the VM has one vCPU")
         return
     mine, other = vcpu.cpu.index, 1 - vcpu.cpu.index
-    if not isinstance(trial.gate, _OneByOne):
+    if not isinstance(trial.gate, _Rounds):
         trial.served.replace(trial.served.table(TABLE_SIZE))
-        trial.gate = _OneByOne(trial)
-    done = trial.gate.done
-    table = trial.served.content or b""
-    for number in range(ROUNDS):
-        for _ in range(_TRIES):
-            answer = yield from vcpu.ask(2)
-            if answer.request is None or answer.request.ret != errno.EAGAIN:
-                break
-            yield Sleep(0.005)
-        wrong = answer.delivers(table)
-        trial.judge("vcpus-served", None if wrong is None else f"vCPU {mine}: {wrong}")
-        done[mine] += 1
-        yield from trial.wait_for(partial(_reached, done, other, number), trial.limits.trial)
+        trial.gate = _Rounds(trial)
+    rounds = trial.gate
+    for number, (starter, first) in enumerate(ROUNDS):
+        if mine != starter:
+            yield from trial.wait_for(lambda: other in rounds.held, 2 * TOGETHER)
+            if mine == first:
+                rounds.free.add(mine)
+        yield from _ask(vcpu, 2, lambda: rounds.free.add(other))
+        if mine == first:
+            yield from _more(rounds, vcpu, other)
+            rounds.free.add(other)
+        rounds.done[mine] += 1
+        yield from trial.wait_for(partial(_reached, rounds, other, number), trial.limits.trial)
+        rounds.prepare(number + 1)
+        yield Sleep(0.002)
     if mine == 0:
         yield from released(trial, "after two vCPUs asked at once")
 
 
+def _reached(rounds: _Rounds, vcpu: int, number: int) -> bool:
+    return rounds.done[vcpu] > number
+
+
+def _more(rounds: _Rounds, vcpu: TrialVcpu, held: int) -> Script:
+    """What one vCPU does while the other waits for the firmware."""
+    mine = f"vCPU {vcpu.cpu.index}"
+    yield Sleep(SETTLE)
+    rounds.check(held, f"{mine} has finished")
+    if held in rounds.free:
+        return
+    for npages, what in ((0, "ENOSPC"), (2, "another request")):
+        yield from _ask(vcpu, npages, lambda: rounds.free.add(held))
+        yield Sleep(SETTLE)
+        rounds.check(held, f"{mine} has got the answer to {what}")
+
+
 def _after(trial: Trial) -> None:
     gate = trial.gate
-    if not isinstance(gate, _OneByOne):
+    if not isinstance(gate, _Rounds):
         return
     served = [each for each in trial.journal.requests if each.answered_at and each.ret == 0]
     if all(each.lock_at_answer is None for each in served):
         trial.skip("vcpus-keep-locks", "the VMM takes no lock")
         return
-    problem = "when one vCPU finished, the other's lock was released"
-    trial.judge("vcpus-keep-locks", problem if gate.lost else None)
+    trial.judge("vcpus-keep-locks", gate.lost or None)
 
 
 SCENARIOS = (
     Scenario(
-        checks=("vcpus-served", "vcpus-keep-locks"), script=_script, second=_script, after=_after
+        checks=("vcpus-served", "vcpus-keep-locks"),
+        script=_script,
+        second=_script,
+        after=_after,
+        seconds=1.0,
     ),
 )

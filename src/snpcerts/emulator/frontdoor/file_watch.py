@@ -35,8 +35,20 @@ class FileCall:
     arguments: tuple[int, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class OpenCall:
+    """A thread is about to open a path that is not emulated; ``flags`` are those of open(2)."""
+
+    tid: int
+    path: bytes
+    flags: int
+
+
 class Watch(Protocol):
     """An observer of file calls. Called in the supervisor's loop; must not block."""
+
+    def opening(self, call: OpenCall) -> int | None:
+        """None lets the kernel open the path; a negative errno is the call's result."""
 
     def wants(self, found: os.stat_result) -> bool:
         """Whether to observe calls on this file."""

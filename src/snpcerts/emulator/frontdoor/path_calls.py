@@ -16,6 +16,7 @@ from snpcerts.emulator.frontdoor import seccomp, stat
 from snpcerts.emulator.frontdoor.bpf import Syscall
 from snpcerts.emulator.frontdoor.descriptors import Descriptors, file_with
 from snpcerts.emulator.frontdoor.door import Door, Match, OpenInfo, PathKind
+from snpcerts.emulator.frontdoor.file_watch import OpenCall
 from snpcerts.emulator.frontdoor.install_fd import give, give_device
 from snpcerts.emulator.frontdoor.paths import AT_FDCWD, read_path
 from snpcerts.emulator.frontdoor.seccomp import Notification, c_int
@@ -70,9 +71,17 @@ class PathCalls:
                 confined=bool(how & _RESOLVE_IN_ROOT),
             )
         if match is None or match.kind is PathKind.DIRECTORY:
-            seccomp.proceed(listener, notification.id)
+            self._open_theirs(listener, door, notification, OpenCall(tid, path or b"", flags))
         elif seccomp.is_waiting(listener, notification.id):
             self._open_ours(listener, door, notification, match, flags)
+
+    @staticmethod
+    def _open_theirs(listener: int, door: Door, notification: Notification, call: OpenCall) -> None:
+        refused = door.watch.opening(call) if door.watch is not None and call.path else None
+        if refused is None:
+            seccomp.proceed(listener, notification.id)
+        else:
+            seccomp.answer(listener, notification.id, refused)
 
     def _open_ours(
         self, listener: int, door: Door, notification: Notification, match: Match, flags: int

@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tells open file descriptions of another process apart, however many descriptors they have.
+
+A lock belongs to the description. A VMM may lock through one descriptor and keep
+another: a duplicate, or one that a helper process sent over a socket. So each
+description that is locked gets a mark: the signal number of fcntl(2), F_SETSIG,
+which is the description's and means nothing for a regular file. Every descriptor
+of the description then shows the mark.
+
+Numbers: Linux ``include/uapi/asm-generic/fcntl.h`` and ``asm/unistd_64.h``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import fcntl
+import os
+from collections.abc import Iterable, Iterator
+from typing import Final
+
+from snpcerts.certfile.holders import locks_through
+
+_F_SETSIG: Final = 10
+_F_GETSIG: Final = 11
+_MARKS: Final = 64  # the highest signal number
+_SYS_PIDFD_GETFD: Final = 438
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+@contextlib.contextmanager
+def borrowed(process: int, number: int) -> Iterator[int]:
+    """A descriptor of this process for the same description; closed afterwards.
+
+    Raises ``OSError`` if the process has ended or may not be inspected.
+    """
+    handle = os.pidfd_open(process)
+    try:
+        descriptor = _libc.syscall(_SYS_PIDFD_GETFD, handle, number, 0)
+        if descriptor < 0:
+            code = ctypes.get_errno()
+            raise OSError(code, os.strerror(code))
+    finally:
+        os.close(handle)
+    try:
+        yield int(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+class Marks:
+    """Gives marks, and finds the marked descriptions that hold a lock.
+
+    After 64 descriptions the numbers repeat, so old ones must be gone by then.
+    """
+
+    def __init__(self) -> None:
+        self._last = 0
+
+    def of(self, process: int, number: int) -> int | None:
+        """The mark of a descriptor's description, a new one if it has none; None on failure."""
+        try:
+            with borrowed(process, number) as descriptor:
+                known = fcntl.fcntl(descriptor, _F_GETSIG)
+                if known:
+                    return known
+                self._last = self._last % _MARKS + 1
+                fcntl.fcntl(descriptor, _F_SETSIG, self._last)
+                return self._last
+        except OSError:
+            return None
+
+
+def holding(processes: Iterable[int], identity: tuple[int, int]) -> set[int]:
+    """The marks of the descriptions in these processes that own a lock on the file.
+
+    ``identity`` is the file's device and inode. A description without a mark counts as 0.
+    """
+    found: set[int] = set()
+    for process in processes:
+        with contextlib.suppress(OSError):
+            for number in os.listdir(f"/proc/{process}/fd"):
+                if any(locks_through(process, number, identity)):
+                    found.add(_mark(process, int(number)))
+    return found
+
+
+def _mark(process: int, number: int) -> int:
+    try:
+        with borrowed(process, number) as descriptor:
+            return fcntl.fcntl(descriptor, _F_GETSIG)
+    except OSError:
+        return 0

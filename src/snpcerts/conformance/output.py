@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The output of the VMM under test: counted, with its beginning and its end kept.
+
+A VMM may write without end, so nothing of it goes to a file while it runs.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Final
+
+from snpcerts.printable import printable
+
+_KEPT: Final = 64 << 10  # bytes of the beginning, and as many of the end
+_SHOWN: Final = 300  # characters of the last words
+_PIECE: Final = 64 << 10
+
+
+class VmmOutput:
+    """The reading end of a pipe, and what came through it.
+
+    ``lines`` and ``size`` count all of it. The VMM gets the end :attr:`writer`.
+    """
+
+    def __init__(self) -> None:
+        self.reader, self.writer = os.pipe2(os.O_CLOEXEC)
+        os.set_blocking(self.reader, False)
+        self.lines = 0
+        self.size = 0
+        self._head = b""
+        self._tail = b""
+
+    def read(self) -> None:
+        """Take what is there, at most a few pieces; call again when the pipe is readable."""
+        for _ in range(16):
+            try:
+                piece = os.read(self.reader, _PIECE)
+            except OSError:  # nothing more at the moment
+                return
+            if not piece:
+                return
+            self.lines += piece.count(b"\n")
+            self.size += len(piece)
+            room = _KEPT - len(self._head)
+            self._head += piece[: max(0, room)]
+            self._tail = (self._tail + piece[max(0, room) :])[-_KEPT:]
+
+    def close_writer(self) -> None:
+        """Close this process's copy of the writing end."""
+        if self.writer >= 0:
+            os.close(self.writer)
+            self.writer = -1
+
+    def close(self) -> None:
+        """Close the pipe; what was read stays."""
+        self.close_writer()
+        os.close(self.reader)
+
+    def kept(self) -> bytes:
+        """The beginning and the end, and between them how much is missing."""
+        missing = self.size - len(self._head) - len(self._tail)
+        note = f"\n[{missing} bytes left out]\n".encode() if missing > 0 else b""
+        return self._head + note + self._tail
+
+    def last_words(self) -> str:
+        """The last 300 characters, printable; empty if the VMM wrote nothing."""
+        text = (self._head + self._tail)[-4096:].decode(errors="replace").strip()
+        return printable(text[-_SHOWN:]) if text else ""

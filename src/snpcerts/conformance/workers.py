@@ -1,0 +1,145 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Runs pieces of work in forked processes, several at a time.
+
+Each piece gets a process of its own, which ends with this one. An end of this
+process by an exception ends the others first, and waits for them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pickle
+import signal
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, Pipe, wait
+from types import FrameType
+from typing import Final, Generic, NoReturn, TypeVar
+
+from snpcerts.emulator.frontdoor.parent import end_with_parent
+from snpcerts.errors import RefusedError
+
+Outcome = TypeVar("Outcome")
+_PATIENCE: Final = 10.0  # seconds for a process to end its own processes
+
+
+class _StopWorker(BaseException):
+    """The parent asked this process to end."""
+
+
+@dataclass(slots=True)
+class _Worker(Generic[Outcome]):
+    pid: int
+    number: int
+    line: Connection
+
+
+def in_parallel(
+    pieces: Sequence[Callable[[], Outcome]], jobs: int, on_start: Callable[[int], None]
+) -> list[Outcome]:
+    """Call all ``pieces``, at most ``jobs`` at a time; return their results in order.
+
+    ``on_start`` gets the index of each piece when it starts. Results are pickled. An
+    exception of a piece is raised here, after the other processes have ended.
+    Only for a process without threads.
+    """
+    found: dict[int, Outcome] = {}
+    running: dict[Connection, _Worker[Outcome]] = {}
+    waiting = list(range(len(pieces)))[::-1]
+    try:
+        while waiting or running:
+            while waiting and len(running) < jobs:
+                number = waiting.pop()
+                on_start(number)
+                worker = _fork(pieces[number], number)
+                running[worker.line] = worker
+            for line in wait(list(running)):
+                if isinstance(line, Connection):
+                    worker = running[line]
+                    found[worker.number] = _result(worker)
+                    del running[line]
+                    _reap(worker)
+    finally:
+        _end(list(running.values()))
+    return [found[number] for number in range(len(pieces))]
+
+
+def _fork(piece: Callable[[], Outcome], number: int) -> _Worker[Outcome]:
+    ours, theirs = Pipe(duplex=False)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    parent, before = os.getpid(), signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+    try:
+        pid = os.fork()
+        if pid == 0:
+            _work(piece, parent, theirs)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    theirs.close()
+    return _Worker(pid, number, ours)
+
+
+_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+def _stop(_number: int, _frame: FrameType | None) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    raise _StopWorker
+
+
+def _work(piece: Callable[[], Outcome], parent: int, line: Connection) -> NoReturn:
+    code = 1
+    try:
+        for number in (signal.SIGINT, signal.SIGHUP):  # the parent decides
+            signal.signal(number, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, _stop)
+        end_with_parent(parent, signal.SIGTERM)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
+        try:
+            answer: tuple[bool, object] = True, piece()
+        except Exception as error:
+            answer = False, error
+        line.send_bytes(pickle.dumps(answer))
+        code = 0
+    finally:
+        os._exit(code)
+
+
+def _result(worker: _Worker[Outcome]) -> Outcome:
+    try:
+        good, value = pickle.loads(worker.line.recv_bytes())  # noqa: S301 (our own process)
+    except EOFError:
+        raise RefusedError(
+            "a process of the suite was killed", hint="the machine may be short of memory"
+        ) from None
+    if not good:
+        raise value
+    outcome: Outcome = value
+    return outcome
+
+
+def _reap(worker: _Worker[Outcome]) -> None:
+    worker.line.close()
+    with contextlib.suppress(ChildProcessError):
+        os.waitpid(worker.pid, 0)
+
+
+def _end(workers: Sequence[_Worker[Outcome]]) -> None:
+    for worker in workers:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(worker.pid, signal.SIGTERM)
+    until = time.monotonic() + _PATIENCE
+    for worker in workers:
+        left = until - time.monotonic()
+        while left > 0 and worker.line.poll(left):  # ends with the process
+            try:
+                worker.line.recv_bytes()
+            except EOFError:
+                break
+            left = until - time.monotonic()
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(worker.pid, signal.SIGKILL)
+        _reap(worker)
