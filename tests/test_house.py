@@ -23,6 +23,7 @@ FLOORS = [
     "exports",
     "schemas",
     "printable",
+    "trace",
     "errors",
     "temporary_directory",
     "file_date",

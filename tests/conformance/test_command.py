@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from snpcerts.cli.main import main
 from snpcerts.conformance.result import Result, ResultState, to_junit
 from snpcerts.conformance.served_file import ServedFile, table_of
-from snpcerts.conformance.vmm_check import CHECKS
+from snpcerts.conformance.vmm_check import CHECKS, Level
 from tests.documented_json import documented
 
 from ..emulated import SNPCERTS
@@ -30,7 +30,7 @@ def test_the_report_for_people(build: Build) -> None:
     assert "2 pages needed" in lines[1]
     assert "asked: a table of exactly n pages" in lines[2]
     assert "rule:  api: npages counts pages" in lines[3]
-    assert lines[-1].startswith("0 passed, 1 failed, 0 skipped in ")
+    assert lines[-1].startswith("0 passed, 1 failed, 0 advice, 0 skipped in ")
     assert made.stderr == ""
 
 
@@ -82,7 +82,10 @@ def test_the_checks_are_listed_with_their_rules(capsys: pytest.CaptureFixture[st
 def test_the_page_for_authors_has_every_check_as_it_is() -> None:
     page = Path(__file__).parents[2] / "docs" / "vmm-authors.md"
     rows = [line for line in page.read_text("utf-8").splitlines() if line.startswith("| `")]
-    assert rows[-len(CHECKS) :] == [f"| `{c.id}` | {c.asks} | {c.rule} |" for c in CHECKS]
+    advice = {Level.MUST: "", Level.ADVICE: "advice: "}
+    assert rows[-len(CHECKS) :] == [
+        f"| `{c.id}` | {advice[c.level]}{c.asks} | {c.rule} |" for c in CHECKS
+    ]
 
 
 @pytest.mark.parametrize(
@@ -95,6 +98,9 @@ def test_the_page_for_authors_has_every_check_as_it_is() -> None:
             2,
             "unknown check 'nonsense'",
         ),
+        (["conformance", "--", "no-such-program-anywhere", "{certs}"], 2, "no such program"),
+        (["conformance", "--", "/etc/passwd", "{certs}"], 2, "not executable"),
+        (["conformance", "--trace", "--", "vmm", "{certs}"], 2, "add --keep DIR"),
         (["conformance", "--stop-signal", "NOPE", "--", "vmm", "{certs}"], 2, "unknown signal"),
         (["conformance", "--busy-limit", "60000", "--", "vmm", "{certs}"], 2, "busy-limit"),
     ],
@@ -119,7 +125,6 @@ def test_a_report_that_cannot_be_written_is_an_error(build: Build) -> None:
 @pytest.mark.parametrize(
     ("program", "said"),
     [
-        (["no-such-program-anywhere"], "no such program"),
         (["false"], "the VMM ended (exit code 1)"),
         (["sh", "-c", "echo went wrong >&2; exit 3"], "exit code 3): went wrong"),
         (["sh", "-c", "sleep 60"], "did not run the guest within 1 s"),

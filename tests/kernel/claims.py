@@ -258,7 +258,11 @@ OTHERS: Final[Mapping[str, Mapping[str, str]]] = {
         "_MISC_MAJOR": "MISC_MAJOR",
     },
     "snpcerts.emulator.frontdoor.take_fd": {"_SYS_PIDFD_GETFD": "__NR_pidfd_getfd"},
-    "snpcerts.conformance.file_observer": {"_SYS_PIDFD_GETFD": "__NR_pidfd_getfd"},
+    "snpcerts.conformance.description": {
+        "_SYS_PIDFD_GETFD": "__NR_pidfd_getfd",
+        "_F_SETSIG": "F_SETSIG",
+        "_F_GETSIG": "F_GETSIG",
+    },
     "snpcerts.conformance.suite": {
         "_CLONE_NEWNS": "CLONE_NEWNS",
         "_MS_PRIVATE_REC": "MS_PRIVATE | MS_REC",

@@ -151,7 +151,7 @@ class HeldUntil:
 
 
 def read_short(call: FileCall) -> int | None:
-    """Perform a read, but only half of it, as a kernel may.
+    """Perform a read, but at most half of it and half of the file, as a kernel may.
 
     Returns the number of bytes read. Returns None, and does nothing, for a call
     that cannot be cut short (a mapping, or a read of one byte).
@@ -159,7 +159,9 @@ def read_short(call: FileCall) -> int | None:
     memory = ProcessMemory(call.tid)
     try:
         pieces = _pieces(call, memory)
-        wanted = min(sum(length for _, length in pieces) // 2, _SHORT_READ_MAX)
+        # Also less than the file has: a VMM may ask for more.
+        limit = min(call.found.st_size // 2, _SHORT_READ_MAX)
+        wanted = min(sum(length for _, length in pieces) // 2, limit)
         if not wanted:
             return None
         data = _read(call, wanted)

@@ -75,8 +75,8 @@ Script = Generator[Event, int, None]
 class Limits:
     """Time limits in seconds, and the signal that stops the VMM.
 
-    ``trial`` is the limit for a step of a scenario: the VMM's start, a request; ``busy`` is the longest time that the
-    VMM claims to wait for the lock.
+    ``trial`` is the limit for a step of a scenario: the VMM's start, a request;
+    ``busy`` is the longest time that the VMM claims to wait for the lock.
     """
 
     trial: float = 10.0
