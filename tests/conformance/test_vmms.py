@@ -18,14 +18,12 @@ from ..emulated import SNPCERTS
 from ..sizes import FULL
 from .conftest import Build, failed, judged
 
-LOCK_UNSEEN = {"lock-kind", "lock-before-read", "lock-until-signed", "busy"}
-NO_LOCK = {*LOCK_UNSEEN, "changed-before-lock"}
+NO_LOCK = {"lock-kind", "lock-before-read", "lock-until-signed", "busy"}
 NOT_READ_ANEW = {
     "table-delivered",
     "large-table",
     "too-small",
     "exact-pages",
-    "no-buffer",
     "lock-before-read",
     "busy",
     "file-replaced",

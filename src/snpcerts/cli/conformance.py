@@ -108,7 +108,7 @@ def command(
         to_json,
         to_junit,
     )
-    from snpcerts.conformance.suite import Keeping, run
+    from snpcerts.conformance.suite import Keeping, checked, run
     from snpcerts.conformance.trial import Limits
     from snpcerts.conformance.vmm_check import BY_ID
 
@@ -120,8 +120,9 @@ def command(
     if trace and keep is None:
         raise UsageError("--trace needs a place for its files", hint="add --keep DIR")
     keeping = None if keep is None else Keeping(Path(keep), trace)
-    program = _program(vmm[0])
     limits = Limits(trial=timeout, busy=busy_limit / 1000, stop=_signal(stop_signal))
+    checked(vmm, only)
+    program = _program(vmm[0])
     started = time.monotonic()
     show = sys.stderr.isatty() and not as_json
     with ends_cleanly():

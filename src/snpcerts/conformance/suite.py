@@ -101,12 +101,7 @@ def run(
     without ``{certs}`` and for an unknown check, and the errors of
     :func:`~snpcerts.emulator.frontdoor.seccomp.check`.
     """
-    chosen = _chosen(only)
-    if not any(CERTS in word for word in argv):
-        raise UsageError(
-            f"the VMM's command line does not contain {CERTS}",
-            hint=f"put {CERTS} where the VMM takes its certificate file",
-        )
+    chosen = checked(argv, only)
     seccomp.check()
     limits = limits or Limits()
     firmware = Firmware(Chip.create(Product.MILAN))
@@ -116,7 +111,13 @@ def run(
         return suite.results(jobs or default_jobs(), keeping)
 
 
-def _chosen(only: Iterable[str]) -> frozenset[str]:
+def checked(argv: Sequence[str], only: Iterable[str]) -> frozenset[str]:
+    """The identifiers of the checks to judge; raises as :func:`run` does for wrong arguments."""
+    if not any(CERTS in word for word in argv):
+        raise UsageError(
+            f"the VMM's command line does not contain {CERTS}",
+            hint=f"put {CERTS} where the VMM takes its certificate file",
+        )
     wanted = frozenset(only)
     unknown = sorted(wanted - BY_ID.keys())
     if unknown:

@@ -28,7 +28,7 @@ from snpcerts.conformance.description import holding
 from snpcerts.conformance.file_observer import FileObserver
 from snpcerts.conformance.journal import UPDATE, CertsRequest, Journal
 from snpcerts.conformance.observed_kvm import ObservedKvm
-from snpcerts.conformance.output import VmmOutput
+from snpcerts.conformance.vmm_output import VmmOutput
 from snpcerts.conformance.result import Result, ResultState
 from snpcerts.conformance.served_file import ServedFile
 from snpcerts.conformance.trial_guest import Answer, Asking, TrialGuest
@@ -563,17 +563,23 @@ def lock_kind(request: CertsRequest) -> str | None:
     return f"a classic lock of process {classic[0].pid}" if classic else None
 
 
+class _RefusedCalls(logging.Handler):
+    """Collects what the emulator logs: the calls that it refused."""
+
+    def __init__(self, into: list[str]) -> None:
+        super().__init__(logging.INFO)
+        self._into = into
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Keep a message that is new."""
+        text = printable(record.getMessage())
+        if text not in self._into and len(self._into) < _REFUSED_MAX:
+            self._into.append(text)
+
+
 @contextlib.contextmanager
 def _refusals(into: list[str]) -> Iterator[None]:
-    """Collect what the emulator logs: the calls that it refused."""
-
-    class Handler(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            text = printable(record.getMessage())
-            if text not in into and len(into) < _REFUSED_MAX:
-                into.append(text)
-
-    log, handler = logging.getLogger(_LOG), Handler(logging.INFO)
+    log, handler = logging.getLogger(_LOG), _RefusedCalls(into)
     level = log.level
     log.addHandler(handler)
     log.setLevel(logging.INFO)
