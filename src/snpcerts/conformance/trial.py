@@ -28,11 +28,11 @@ from snpcerts.conformance.description import holding
 from snpcerts.conformance.file_observer import FileObserver
 from snpcerts.conformance.journal import UPDATE, CertsRequest, Journal
 from snpcerts.conformance.observed_kvm import ObservedKvm
-from snpcerts.conformance.vmm_output import VmmOutput
 from snpcerts.conformance.result import Result, ResultState
 from snpcerts.conformance.served_file import ServedFile
 from snpcerts.conformance.trial_guest import Answer, Asking, TrialGuest
 from snpcerts.conformance.vmm_check import BY_ID, Level
+from snpcerts.conformance.vmm_output import VmmOutput
 from snpcerts.emulator.frontdoor.door import Door
 from snpcerts.emulator.frontdoor.keeper import descendants
 from snpcerts.emulator.frontdoor.launch import Program, spawn
