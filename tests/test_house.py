@@ -27,6 +27,7 @@ FLOORS = [
     "errors",
     "temporary_directory",
     "file_date",
+    "toml_file",
     "abi",
     "endorsement",
     "verify",

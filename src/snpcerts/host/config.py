@@ -10,7 +10,6 @@ from __future__ import annotations
 import enum
 import math
 import os
-import tomllib
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,6 +22,8 @@ from snpcerts.certfile.several import MAX_FILES
 from snpcerts.certfile.writer import DEFAULT_LOCK_WAIT, Strategy
 from snpcerts.endorsement.vek import VekKind
 from snpcerts.errors import InputError
+from snpcerts.toml_file import Path as TomlPath
+from snpcerts.toml_file import TomlFileError, line_of, read_toml
 
 DEFAULT_PATH: Final = "/etc/snpcerts.toml"
 DEFAULT_FILE: Final = "/var/lib/snpcerts/certs.bin"
@@ -34,7 +35,6 @@ MAX_ENTRIES: Final = 32  # of one file, beyond the certificates
 _SIZE_LIMIT: Final = 1 << 16
 
 T = TypeVar("T")
-_Path = tuple[str | int, ...]
 
 
 class ConfigError(InputError):
@@ -110,22 +110,16 @@ def load(path: str) -> Config:
             data = file.read(_SIZE_LIMIT + 1)
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}") from None
-    if len(data) > _SIZE_LIMIT:
-        raise ConfigError(f"{path}: is larger than {_SIZE_LIMIT} bytes")
-    try:
-        text = data.decode()
-    except UnicodeDecodeError as error:
-        line = data[: error.start].count(b"\n") + 1
-        raise ConfigError(f"{path}, line {line}: is not UTF-8") from None
-    return parse(text, path)
+    return parse(data, path)
 
 
-def parse(text: str, path: str = "configuration") -> Config:
+def parse(text: str | bytes, path: str = "configuration") -> Config:
     """Read configuration text; ``path`` names it in errors."""
     try:
-        document = tomllib.loads(text)
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
-        raise ConfigError(f"{path}: {error}", hint="the file is TOML") from None
+        document, text = read_toml(text, _SIZE_LIMIT)
+    except TomlFileError as error:
+        line = "" if error.line is None else f", line {error.line}"
+        raise ConfigError(f"{path}{line}: {error.problem}") from None
     top = _TomlTable(_Document(path, text), (), document)
     config = Config(
         product=top.take("product", _product, None),
@@ -234,43 +228,17 @@ class _Document:
     path: str
     text: str
 
-    def error(self, where: _Path, message: str) -> ConfigError:
+    def error(self, where: TomlPath, message: str) -> ConfigError:
         name = next((part for part in reversed(where) if isinstance(part, str)), None)
-        line = f", line {self.line_of(where)}" if where else ""
-        return ConfigError(f"{self.path}{line}: {f'{name}: ' if name else ''}{message}")
-
-    def line_of(self, where: _Path) -> int:
-        """The line on which the value at ``where`` starts.
-
-        It is there once a beginning of the file, cut after whole lines, has it;
-        a beginning that ends inside a value is no TOML and says nothing.
-        """
-        lines = self.text.split("\n")
-        readable = 0
-        for count in range(1, len(lines) + 1):
-            try:
-                document: Any = tomllib.loads("\n".join(lines[:count]))
-            except tomllib.TOMLDecodeError:
-                continue
-            if _reaches(document, where):
-                return readable + 1
-            readable = count
-        return len(lines)
-
-
-def _reaches(document: Any, where: _Path) -> bool:
-    for part in where:
-        try:
-            document = document[part]
-        except (KeyError, IndexError, TypeError):
-            return False
-    return True
+        line = line_of(self.text, where) if where else None
+        at = "" if line is None else f", line {line}"
+        return ConfigError(f"{self.path}{at}: {f'{name}: ' if name else ''}{message}")
 
 
 class _TomlTable:
     """A table of the file; knows which of its keys have been asked for."""
 
-    def __init__(self, document: _Document, where: _Path, values: Mapping[str, Any]) -> None:
+    def __init__(self, document: _Document, where: TomlPath, values: Mapping[str, Any]) -> None:
         self._document = document
         self._where = where
         self._asked: set[str] = set()

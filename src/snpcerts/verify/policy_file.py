@@ -35,8 +35,6 @@ from __future__ import annotations
 
 import functools
 import re
-import tomllib
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields
 from datetime import timedelta
@@ -47,6 +45,7 @@ from snpcerts.abi.product import Product, product_of_keyword
 from snpcerts.abi.report import SigningKey
 from snpcerts.abi.tcb import TcbVersion
 from snpcerts.errors import InputError, SnpCertsError
+from snpcerts.toml_file import Path, TomlFileError, line_of, read_toml
 from snpcerts.verify.policy import (
     GuestPolicyBits,
     PlatformInfoBits,
@@ -63,7 +62,6 @@ _VERSION = re.compile(r"[0-9]{1,3}(?:\.[0-9]{1,3}){1,2}")
 _AGE = re.compile(r"([0-9]{1,5})([smhd])")
 _UNITS: Final = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 
-_Path = tuple[str, ...]
 _Reader = Callable[[Any], Any]
 
 
@@ -72,7 +70,7 @@ class PolicyFileError(InputError):
 
     code = "policy-file"
 
-    def __init__(self, problem: str, path: _Path = (), line: int | None = None) -> None:
+    def __init__(self, problem: str, path: Path = (), line: int | None = None) -> None:
         where = "policy" if line is None else f"policy, line {line}"
         name = f"{_name(path)}: " if path else ""
         super().__init__(f"{where}: {name}{problem}")
@@ -83,7 +81,7 @@ class PolicyFileError(InputError):
 class _ProblemError(Exception):
     """An error in a value, before its line is known."""
 
-    def __init__(self, problem: str, path: _Path = ()) -> None:
+    def __init__(self, problem: str, path: Path = ()) -> None:
         super().__init__(problem)
         self.problem = problem
         self.path = path
@@ -95,23 +93,14 @@ def read_policy(data: bytes | str) -> Policy:
     Raises :class:`PolicyFileError`, with the line, for anything that is not a policy: text that is
     not TOML, an unknown key, a value of the wrong type or size, a TCB with a missing component.
     """
-    if len(data) > MAX_POLICY_FILE:
-        raise PolicyFileError(f"more than {MAX_POLICY_FILE} bytes")
     try:
-        text = data if isinstance(data, str) else data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise PolicyFileError(f"is not UTF-8: {error.reason} at byte {error.start}") from None
-    try:
-        parsed = tomllib.loads(text)
-    except RecursionError:
-        raise PolicyFileError("is nested too deeply") from None
-    # Numbers of thousands of digits do not raise TOMLDecodeError.
-    except ValueError as error:
-        raise PolicyFileError(f"is not TOML: {error}") from None
+        parsed, text = read_toml(data, MAX_POLICY_FILE)
+    except TomlFileError as error:
+        raise PolicyFileError(error.problem, line=error.line) from None
     try:
         return _policy(parsed)
     except _ProblemError as problem:
-        line = _line_of(text, problem.path)
+        line = line_of(text, problem.path)
         raise PolicyFileError(problem.problem, problem.path, line) from None
 
 
@@ -254,7 +243,7 @@ _FLOOR_KEYS: Final = dict.fromkeys(
 def _floors(value: Any) -> tuple[ProcessorFloor, ...]:
     if not isinstance(value, list):
         raise _ProblemError(f"must be tables, each [[floors]], found {_shown(value)}")
-    return tuple(_below(str(index), _processor_floor, each) for index, each in enumerate(value))
+    return tuple(_below(index, _processor_floor, each) for index, each in enumerate(value))
 
 
 def _processor_floor(value: Any) -> ProcessorFloor:
@@ -310,7 +299,7 @@ def _product(value: Any) -> Product:
     return product
 
 
-def _below(key: str, reader: _Reader, value: Any) -> Any:
+def _below(key: str | int, reader: _Reader, value: Any) -> Any:
     try:
         return reader(value)
     except _ProblemError as problem:
@@ -370,43 +359,6 @@ def _shown(value: Any) -> str:
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
 
 
-def _name(path: _Path) -> str:
-    return ".".join(part if part.isprintable() and len(part) <= _SHOWN else "?" for part in path)
-
-
-_ARRAY_HEADER = re.compile(r"\s*\[\[\s*(?P<path>[^\[\]]+?)\s*\]\]\s*(?:#.*)?")
-_HEADER = re.compile(r"\s*\[\s*(?P<path>[^\[\]]+?)\s*\]\s*(?:#.*)?")
-_KEY = re.compile(r"\s*(?P<path>(?:[A-Za-z0-9_.\s-]|\"[^\"]*\"|'[^']*')+?)\s*=")
-
-
-def _line_of(text: str, path: _Path) -> int | None:
-    """The line that sets ``path``, or else its nearest parent's. For messages only: the TOML is not
-    parsed again.
-    """
-    best: tuple[int, int] = (0, 0)
-    table: _Path = ()
-    seen: Counter[str] = Counter()
-    for number, line in enumerate(text.splitlines(), 1):
-        header, array = _HEADER.fullmatch(line), _ARRAY_HEADER.fullmatch(line)
-        key = None if header or array else _KEY.match(line)
-        if array:
-            table = found = (*_split(array["path"]), str(seen[array["path"]]))
-            seen[array["path"]] += 1
-        elif header:
-            table = found = _split(header["path"])
-        elif key:
-            found = (*table, *_split(key["path"]))
-        else:
-            continue
-        common = 0
-        for mine, wanted in zip(found, path, strict=False):
-            if mine != wanted:
-                break
-            common += 1
-        if common == len(found) and common > best[0]:
-            best = (common, number)
-    return best[1] or None
-
-
-def _split(path: str) -> _Path:
-    return tuple(part.strip().strip("\"'") for part in path.split("."))
+def _name(path: Path) -> str:
+    parts = map(str, path)
+    return ".".join(part if part.isprintable() and len(part) <= _SHOWN else "?" for part in parts)

@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reads TOML files, and finds the line of a value, for messages.
+
+Every mistake in such a file is an error of its reader, with the line. What a value must
+be is the reader's business: :mod:`snpcerts.host.config`, :mod:`snpcerts.verify.policy_file`.
+"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from typing import Any, Final
+
+Path = tuple[str | int, ...]
+"""Where a value is: keys, and indices of arrays of tables, from the top."""
+
+_NAME: Final = r"""(?:[A-Za-z0-9_-]+|"[^"\n]*"|'[^'\n]*')"""
+_DOTTED: Final = rf"(?P<path>{_NAME}(?:\s*\.\s*{_NAME})*)"
+_HEADER: Final = re.compile(rf"\s*\[\s*{_DOTTED}\s*\]\s*(?:#.*)?")
+_ARRAY_HEADER: Final = re.compile(rf"\s*\[\[\s*{_DOTTED}\s*\]\]\s*(?:#.*)?")
+_KEY: Final = re.compile(rf"\s*{_DOTTED}\s*=")
+# What is to be told apart to find the strings of several lines: group 1.
+_STRINGS: Final = re.compile(
+    r"""(\"{3}(?:\\.|[^\\])*?\"{3,5}|'{3}.*?'{3,5})"""
+    r"""|"(?:\\.|[^"\\\n])*"|'[^'\n]*'|\#[^\n]*""",
+    re.DOTALL,
+)
+
+
+class TomlFileError(ValueError):
+    """Not TOML. ``line`` counts from 1; None if the message says where, or no line is to blame."""
+
+    def __init__(self, problem: str, line: int | None = None) -> None:
+        super().__init__(problem)
+        self.problem = problem
+        self.line = line
+
+
+def read_toml(data: bytes | str, limit: int) -> tuple[dict[str, Any], str]:
+    """The values and the text of a TOML file of at most ``limit`` bytes.
+
+    Raises :class:`TomlFileError` for a larger one, and for what is not UTF-8 or not TOML.
+    """
+    if len(data) > limit:
+        raise TomlFileError(f"is larger than {limit} bytes")
+    try:
+        text = data if isinstance(data, str) else data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        line = error.object[: error.start].count(b"\n") + 1
+        raise TomlFileError(f"is not UTF-8: {error.reason} at byte {error.start}", line) from None
+    try:
+        return tomllib.loads(text), text
+    except RecursionError:
+        raise TomlFileError("is nested too deeply") from None
+    # Numbers of thousands of digits do not raise TOMLDecodeError.
+    except ValueError as error:
+        raise TomlFileError(f"is not TOML: {error}") from None
+
+
+def line_of(text: str, path: Path) -> int | None:
+    """The line that sets ``path``, or else its nearest parent's; None if there is none.
+
+    ``text`` is TOML, as :func:`read_toml` returned it. Takes time in proportion to its size.
+    """
+    best: tuple[int, int] = (0, 0)
+    table: Path = ()
+    last: dict[str, int] = {}  # by the name of an array of tables: the index of its latest
+    for number, line in enumerate(_STRINGS.sub(_blank, text).split("\n"), 1):
+        header, array = _HEADER.fullmatch(line), _ARRAY_HEADER.fullmatch(line)
+        key = None if header or array else _KEY.match(line)
+        if array:
+            names = _split(array["path"])
+            name = ".".join(names)
+            last = {each: at for each, at in last.items() if not each.startswith(f"{name}.")}
+            last[name] = last.get(name, -1) + 1
+            table = found = _with_indices(names, last)
+        elif header:
+            table = found = _with_indices(_split(header["path"]), last)
+        elif key:
+            found = (*table, *_split(key["path"]))
+        else:
+            continue
+        # The line of something inside ``path`` is the path's if it is the first.
+        common = min(len(found), len(path))
+        if found[:common] == path[:common] and common > best[0]:
+            best = (common, number)
+    return best[1] or None
+
+
+def _blank(match: re.Match[str]) -> str:
+    return match[0] if match[1] is None else "\n" * match[1].count("\n")
+
+
+def _split(path: str) -> tuple[str, ...]:
+    return tuple(part.strip().strip("\"'") for part in path.split("."))
+
+
+def _with_indices(names: tuple[str, ...], last: dict[str, int]) -> Path:
+    path: list[str | int] = []
+    for count, name in enumerate(names, 1):
+        path.append(name)
+        index = last.get(".".join(names[:count]))
+        if index is not None:
+            path.append(index)
+    return tuple(path)
