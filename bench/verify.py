@@ -138,8 +138,8 @@ def _forgetting(subject: Callable[[], None], *, authorities: bool) -> Callable[[
     def judge() -> None:
         fresh = JudgeMemory()
         if not authorities:
-            fresh._authorities = verify_module._memory._authorities
-        verify_module._memory = fresh
+            fresh._authorities = verify_module.MEMORY._authorities
+        verify_module.MEMORY = fresh
         subject()
 
     return judge

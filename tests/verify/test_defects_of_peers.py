@@ -18,10 +18,11 @@ from snpcerts.abi.product import Product
 from snpcerts.endorsement.vek import AMD_ARC, VekKind
 from snpcerts.errors import FormatError
 from snpcerts.kds.url import VcekResource
+from snpcerts.verify.choosing import Part
 from snpcerts.verify.collateral import Collateral
 from snpcerts.verify.evidence import Evidence
 from snpcerts.verify.judging import verify
-from snpcerts.verify.sources import CollateralRequest, Part, verify_with
+from snpcerts.verify.sources import CollateralRequest, verify_with
 from snpcerts.verify.verdict import Status
 from tests.endorsement.small_ca import (
     NOON,

@@ -209,7 +209,7 @@ def test_user_data_is_read_from_the_claims_if_it_is_there(
 
 @pytest.mark.parametrize("size", [0, 1, 1183])
 def test_too_few_bytes_are_an_error(size: int) -> None:
-    with pytest.raises(FormatError, match="1184"):
+    with pytest.raises(FormatError, match=r"1184|empty"):
         Evidence.from_bytes(bytes(size))
     with pytest.raises(FormatError, match="1184"):
         Evidence.from_parts(bytes(size))

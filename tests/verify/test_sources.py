@@ -15,6 +15,7 @@ from snpcerts.abi.tcb import TcbVersion
 from snpcerts.endorsement.reason import NextStep
 from snpcerts.endorsement.vek import VekKind
 from snpcerts.errors import FormatError, RefusedError, RetryLaterError
+from snpcerts.verify.choosing import Part
 from snpcerts.verify.collateral import Collateral, SuppliedCrl, Supplier
 from snpcerts.verify.evidence import Evidence
 from snpcerts.verify.policy import Policy, Revocation
@@ -25,7 +26,6 @@ from snpcerts.verify.sources import (
     Given,
     GivenCrls,
     InThread,
-    Part,
     averify_with,
     verify_with,
 )
@@ -107,8 +107,11 @@ def of_vceks(recipe: CrlRecipe, **changes: Any) -> SuppliedCrl:
 def test_the_order_is_the_callers() -> None:
     evidence = Evidence(CA.report(), replace(WHOLE, vcek=b"stale"))
     fresh = Recorder(WHOLE)
-    assert codes(judge([OWN, fresh], evidence)) == ["vcek-unreadable"]
+    assert judge([OWN, fresh], evidence).status is Status.VERIFIED
+    assert fresh.asked[-1].missing == {Part.LEAF}
+    asked = len(fresh.asked)
     assert judge([fresh, OWN], evidence).status is Status.VERIFIED
+    assert Part.ROOT in fresh.asked[asked].missing
 
 
 def test_a_source_gets_chip_product_and_tcb() -> None:

@@ -66,6 +66,7 @@ def test_a_refusal_of_nothing_readable_is_json_with_nulls() -> None:
         "measurement": None,
         "report_data": None,
         "root": None,
+        "sources": [],
         "revocation_lists": [],
         "checks": [],
     }

@@ -1,65 +1,94 @@
 # SPDX-License-Identifier: Apache-2.0
 """Where evidence lies in files, and what belongs together.
 
-A file is a report, a report with its table right behind it, an HCL report or a
-protocol buffer. A table may also lie beside it: ``host.bin`` and ``host.table``,
-``outblob`` and ``auxblob``. A directory with one report and certificates by name
-(``vcek.pem``, ``ask.pem``...), as snpguest leaves them, is one piece of evidence;
-any other directory is searched, one level deep, for as many as it has.
+A file is evidence in any shape (:mod:`snpcerts.verify.evidence`). A table may also
+lie beside it: ``host.bin`` and ``host.table``, ``outblob`` and ``auxblob``. In a
+directory files are told by what is in them, not by their names: every report is
+evidence, and every certificate there serves every report there. It is searched one
+level deep.
 """
 
 from __future__ import annotations
 
+import enum
 import os
+import stat
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final
 
 from snpcerts.abi.cert_table import MAX_SIZE
 from snpcerts.abi.report import REPORT_SIZE
-from snpcerts.cli.files import read_input
-from snpcerts.errors import InputError, UsageError
+from snpcerts.cli.files import INPUT_LIMIT, STANDARD_INPUT, read_input
+from snpcerts.errors import InputError
+from snpcerts.printable import printable
 
 if TYPE_CHECKING:
     from snpcerts.verify.evidence import Evidence
     from snpcerts.verify.sources import Given
 
-# Certificates of one directory, by the name of their file.
-SLOTS = ("vcek", "vlek", "ask", "asvk", "ark", "crl")
-CHAIN = "cert_chain"
-_FORMS = (".der", ".pem")
-_TABLES = (".table", ".auxblob")
+_NAMES_OF_CERTIFICATES: Final = ("vcek", "vlek", "ask", "asvk", "ark", "crl", "cert_chain")
+_FORMS: Final = (".der", ".pem", ".crt", ".cer", ".cert", ".p7b", ".p7c", ".crl")
+_TABLES: Final = (".table", ".auxblob")
 _OUTBLOB, _AUXBLOB = "outblob", "auxblob"
-# What lies beside evidence and is none.
-_OTHER = (".json", ".md", ".txt", ".toml", ".log", ".request", ".crt", ".cer", ".crl", ".key")
-MAX_FILES = 1_000_000
+# What lies beside evidence and is none, unless its content says otherwise.
+_OTHER: Final = (".json", ".md", ".txt", ".toml", ".log", ".request", ".key", ".sh", ".py", ".yaml")
+MAX_FILES: Final = 1_000_000
+# Files with certificates in one directory, and their bytes in all.
+_MAX_SHELF: Final = 1000
+_MAX_SHELF_SIZE: Final = 32 << 20
+_HEAD: Final = 4096
+
+
+class Sort(enum.Enum):
+    """What a file in a directory is, by its first bytes and, where it is text, by all of it."""
+
+    EVIDENCE = "evidence"
+    TABLE = "table"
+    CERTIFICATES = "certificates"
+    UNKNOWN = "unknown"
+    OTHER = "other"
+
+
+@dataclass(eq=False)
+class Shelf:
+    """Files with certificates that lie together. They are read once, when first asked for."""
+
+    files: tuple[str, ...]
+    _given: Given | None = field(default=None, repr=False)
+
+    def given(self, *, beside_evidence: bool) -> Given:
+        """All certificates and lists of these files, as one source."""
+        if self._given is None:
+            self._given = _read_shelf(self.files, "what lies beside the report", beside_evidence)
+        return self._given
 
 
 @dataclass(frozen=True, slots=True)
 class EvidenceFiles:
-    """One piece of evidence on disk: its report, its table, its certificates' directory."""
+    """One piece of evidence: its report, its table, what lies beside it."""
 
     report: str
     table: str | None = None
-    certificates: str | None = None
+    beside: Shelf | None = None
 
     def read(self) -> Evidence:
         """The evidence; :class:`InputError` naming the file for what cannot be read."""
-        from snpcerts.verify.evidence import MAX_EVIDENCE, Evidence
+        from snpcerts.verify.evidence import MAX_FILE, Evidence
 
-        data = read_input(self.report, limit=MAX_EVIDENCE)
+        data = read_input(self.report, limit=MAX_FILE)
         with _named(self.report):
             evidence = Evidence.from_bytes(data)
         if self.table is None:
             return evidence
         if evidence.table is not None:
             raise InputError(
-                f"{self.report}: must be {REPORT_SIZE} bytes, found {len(data)}",
-                hint=f"there is a table behind it and another in {self.table}",
+                f"{self.report}: must be a report of {REPORT_SIZE} bytes alone",
+                hint=f"there is a table in it and another in {self.table}",
             )
         table = read_input(self.table, limit=MAX_SIZE)
         with _named(self.table):
-            return Evidence.from_parts(evidence.report, table)
+            return evidence.with_table(table)
 
 
 def places(path: str) -> Iterator[EvidenceFiles]:
@@ -67,73 +96,215 @@ def places(path: str) -> Iterator[EvidenceFiles]:
 
     Raises :class:`InputError` for a directory that holds none.
     """
-    if not os.path.isdir(path):
+    if path == STANDARD_INPUT or not os.path.isdir(path):
         yield EvidenceFiles(path, _beside(path))
         return
-    names = _listed(path)
-    one = _one(path, names)
-    if one is not None:
-        yield one
-        return
+    top = _scanned(path)
+    inner = [_scanned(folder) for folder in top.folders]
+    # Certificates in a directory of their own serve the reports above it, and those
+    # that lie above serve all below.
+    apart = tuple(file for each in inner if not each.reports for file in each.certificates)
+    shared = (*top.certificates, *apart)
     found = False
-    for name in names:
-        below = os.path.join(path, name)
-        if os.path.isdir(below):
-            inner = _one(below, _listed(below))
-            if inner is not None:
-                found = True
-                yield inner
-        elif _may_be_evidence(name):
+    for each in (top, *inner):
+        own = each.certificates if each is not top else ()
+        files = (*own, *shared)
+        shelf = Shelf(files) if files else None
+        for report in each.reports:
             found = True
-            yield EvidenceFiles(below, _beside(below))
+            yield EvidenceFiles(report, _beside(report), shelf)
     if not found:
-        raise InputError(f"{path}: the directory holds no evidence", hint="name a report")
+        said = "; ".join((*top.others, *(other for each in inner for other in each.others)))
+        raise InputError(
+            f"{path}: the directory holds no evidence{': ' if said else ''}{said[:400]}",
+            hint="name a report",
+        )
 
 
-def certificates(folder: str, *, beside_evidence: bool = False) -> Given:
-    """The certificates of a directory, by name; :class:`InputError` when it is none.
+def certificates(path: str) -> Given:
+    """The certificates in a directory, whatever their names, or in one file.
 
-    Those that lie beside evidence are the word of whoever sent it.
+    Raises :class:`InputError` when there is no such directory or file.
     """
+    if not os.path.lexists(path):
+        raise InputError(f"{path}: No such file or directory")
+    if not os.path.isdir(path):
+        given = _read_shelf((path,), f"--certs {path}", False)
+        if given.problems:
+            raise InputError(given.problems[0])
+        return given
+    names = _listed(path)
+    files = [each for each in (os.path.join(path, name) for name in names) if os.path.isfile(each)]
+    for folder in (os.path.join(path, name) for name in names):
+        if os.path.isdir(folder):
+            inside = (os.path.join(folder, name) for name in _listed(folder))
+            files += (each for each in inside if os.path.isfile(each))
+    # What is called a certificate comes first, before a bound is reached.
+    files.sort(key=lambda each: not _named_as_certificate(os.path.basename(each)))
+    return _read_shelf(tuple(files), f"--certs {path}", False)
+
+
+def _read_shelf(files: tuple[str, ...], name: str, beside_evidence: bool) -> Given:
+    from snpcerts.endorsement.bundle import read_bundle
+    from snpcerts.endorsement.file_kind import kind_of
     from snpcerts.verify.collateral import Collateral, SuppliedCrl, Supplier
     from snpcerts.verify.sources import Given
 
-    if not os.path.isdir(folder):
-        problem = "is not a directory" if os.path.lexists(folder) else "No such file or directory"
-        raise InputError(f"{folder}: {problem}")
-    found = {slot: certificate(folder, slot) for slot in SLOTS}
-    chain = certificate(folder, CHAIN)
-    if chain is not None:
-        intermediate, root = _split_chain(os.path.join(folder, CHAIN), chain)
-        # As the key server sends it, a chain is of VCEKs or of VLEKs and does not say which.
-        found["ask"] = found["ask"] or intermediate
-        found["ark"] = found["ark"] or root
-    asvk, crl = found.pop("asvk"), found.pop("crl")
-    lists: tuple[SuppliedCrl, ...] = ()
-    if crl is not None:
-        supplier = Supplier.EVIDENCE if beside_evidence else Supplier.CALLER
-        # Its name does not say whether it is for VCEKs or VLEKs.
-        lists = (SuppliedCrl(crl, None, supplier, f"crl in {folder}"),)
-    given = Collateral(**found, lists=lists)
-    if given.ask is None and asvk is not None:
-        given = replace(given, ask=asvk)
-    return Given(given, asvk)
+    supplier = Supplier.EVIDENCE if beside_evidence else Supplier.CALLER
+    others: dict[bytes, None] = {}
+    lists: dict[bytes, SuppliedCrl] = {}
+    problems: list[str] = []
+    total = 0
+    for path in files[:_MAX_SHELF]:
+        base = os.path.basename(path)
+        wanted = len(files) == 1 or _named_as_certificate(base)
+        try:
+            if not wanted and os.path.getsize(path) > INPUT_LIMIT:
+                continue
+            data = read_input(path)
+        except (InputError, OSError) as error:
+            if wanted:
+                problems.append(error.message if isinstance(error, InputError) else str(error))
+            continue
+        total += len(data)
+        if total > _MAX_SHELF_SIZE:
+            problems.append(f"more than {_MAX_SHELF_SIZE} bytes, of which no more are read")
+            break
+        bundle = read_bundle(data)
+        others.update(dict.fromkeys(bundle.certificates))
+        for each in bundle.lists:
+            # Its name does not say whether it is for VCEKs or VLEKs.
+            lists.setdefault(each, SuppliedCrl(each, None, supplier, path))
+        if wanted and bundle.empty:
+            kind = kind_of(data)
+            what = bundle.others[0] if bundle.others else kind.name
+            hint = f" ({kind.unwrap})" if kind.unwrap else ""
+            problems.append(printable(f"{base} is {what}, no certificate{hint}"))
+    given = Collateral(others=tuple(others), lists=tuple(lists.values()))
+    return Given(given, name=name, problems=tuple(problems))
 
 
-def certificate(folder: str, name: str) -> bytes | None:
-    """The file ``name.der`` or ``name.pem``; :class:`UsageError` when both are there."""
-    paths = [os.path.join(folder, name + form) for form in _FORMS]
-    there = [path for path in paths if os.path.lexists(path)]
-    if len(there) > 1:
-        raise UsageError(f"{there[0]} and {there[1]}: keep one of them")
-    return read_input(there[0]) if there else None
+@dataclass(frozen=True, slots=True)
+class _Scan:
+    """What a directory holds: paths by what they are; ``others`` in words."""
+
+    reports: tuple[str, ...]
+    certificates: tuple[str, ...]
+    folders: tuple[str, ...]
+    others: tuple[str, ...]
+
+
+def _scanned(folder: str) -> _Scan:
+    by_sort: dict[Sort, list[str]] = {sort: [] for sort in Sort}
+    folders: list[str] = []
+    for name in _listed(folder):
+        path = os.path.join(folder, name)
+        if os.path.isdir(path):
+            folders.append(path)
+        else:
+            by_sort[sort_of(path)].append(path)
+    reports = list(by_sort[Sort.EVIDENCE])
+    held = [*by_sort[Sort.CERTIFICATES], *by_sort[Sort.TABLE]]
+    paired = {_beside(report) for report in reports}
+    # Beside certificates, and in a directory of configfs, lie files of other kinds; in
+    # an archive of reports a broken one is named.
+    archive = all(path in paired for path in held) and not any(
+        os.path.basename(path) == _OUTBLOB for path in reports
+    )
+    for path in by_sort[Sort.UNKNOWN]:
+        name = os.path.basename(path)
+        if _named_as_certificate(name):
+            held.append(path)
+        elif _may_be_evidence(name) and (archive or _size(path) >= REPORT_SIZE):
+            reports.append(path)
+    reports.sort()
+    shelf = tuple(path for path in held if path not in paired)
+    others = tuple(printable(os.path.basename(path)) for path in (*by_sort[Sort.OTHER], *held)[:8])
+    return _Scan(tuple(reports), shelf, tuple(folders), others)
+
+
+def sort_of(path: str) -> Sort:
+    """What a file is, by its content."""
+    from snpcerts.verify.evidence import MAX_FILE
+
+    try:
+        with open(path, "rb", opener=_opener) as file:
+            status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                return Sort.OTHER
+            head = file.read(_HEAD)
+            if status.st_size <= _HEAD:
+                return _sort_of(head, status.st_size)
+            found = _sort_of(head, status.st_size)
+            if found is not Sort.UNKNOWN or status.st_size > MAX_FILE:
+                return found
+            return _sort_of(head + file.read(MAX_FILE), status.st_size)
+    except OSError:
+        # Reading it will say what is wrong.
+        return Sort.UNKNOWN if os.path.lexists(path) else Sort.OTHER
+
+
+def _opener(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+
+
+def _sort_of(data: bytes, size: int) -> Sort:
+    """``data`` is the whole file or its head."""
+    from snpcerts.endorsement.encoded_text import bytes_in, starts_like_json, text_of
+    from snpcerts.endorsement.file_kind import kind_of, looks_like_report, looks_like_table
+
+    if not data:
+        return Sort.OTHER
+    if looks_like_report(data) or _starts_as_evidence(data):
+        return Sort.EVIDENCE
+    if looks_like_table(data):
+        return Sort.TABLE
+    if data[:1] == b"\x30" and data[1:2] >= b"\x80":
+        return Sort.CERTIFICATES
+    if b"-----BEGIN " in data:
+        return Sort.CERTIFICATES
+    text = text_of(data)
+    if text is None:
+        kind = kind_of(data)
+        return Sort.OTHER if kind.known else Sort.UNKNOWN
+    if len(data) < size:
+        return Sort.UNKNOWN
+    if starts_like_json(text):
+        return _sort_of_json(data)
+    inner = bytes_in(text) if len(text) >= _LEAST_TEXT else None
+    if inner is not None and len(inner) > _LEAST_TEXT // 2:
+        return _sort_of(inner, len(inner))
+    return Sort.OTHER if text.startswith("#!") else Sort.UNKNOWN
+
+
+_LEAST_TEXT: Final = 400
+
+
+def _sort_of_json(data: bytes) -> Sort:
+    from snpcerts.endorsement.bundle import read_bundle
+    from snpcerts.verify.evidence import Evidence
+
+    try:
+        Evidence.from_bytes(data)
+    except InputError:
+        return Sort.OTHER if read_bundle(data).empty else Sort.CERTIFICATES
+    return Sort.EVIDENCE
+
+
+def _starts_as_evidence(data: bytes) -> bool:
+    from snpcerts.verify import attestation_proto
+    from snpcerts.verify.evidence import starts_in_binary_shape
+
+    return starts_in_binary_shape(data) or (
+        len(data) > REPORT_SIZE // 2 and attestation_proto.is_attestation(data)
+    )
 
 
 class _named:  # noqa: N801 (used as a statement)
     """Put the file's name in front of what is wrong with its content."""
 
     def __init__(self, path: str) -> None:
-        self._path = path
+        self._path = "standard input" if path == STANDARD_INPUT else path
 
     def __enter__(self) -> None:
         return None
@@ -156,20 +327,9 @@ def _listed(folder: str) -> list[str]:
     return sorted(name for name in names if not name.startswith("."))
 
 
-def _one(folder: str, names: list[str]) -> EvidenceFiles | None:
-    """The directory as one piece of evidence, where it is one."""
-    if _OUTBLOB in names:
-        table = os.path.join(folder, _AUXBLOB) if _filled(folder, _AUXBLOB) else None
-        return EvidenceFiles(os.path.join(folder, _OUTBLOB), table, folder)
-    if not any(slot + form in names for slot in SLOTS for form in _FORMS):
-        return None
-    reports = [
-        name for name in names if _may_be_evidence(name) and _size(folder, name) >= REPORT_SIZE
-    ]
-    if len(reports) != 1:
-        return None
-    report = os.path.join(folder, reports[0])
-    return EvidenceFiles(report, _beside(report), folder)
+def _named_as_certificate(name: str) -> bool:
+    stem, suffix = os.path.splitext(name.lower())
+    return suffix in _FORMS or stem in _NAMES_OF_CERTIFICATES
 
 
 def _may_be_evidence(name: str) -> bool:
@@ -177,12 +337,7 @@ def _may_be_evidence(name: str) -> bool:
     return not (suffix in (*_TABLES, *_FORMS, *_OTHER) or name == _AUXBLOB or stem == _AUXBLOB)
 
 
-def _filled(folder: str, name: str) -> bool:
-    return _size(folder, name) > 0
-
-
-def _size(folder: str, name: str) -> int:
-    path = os.path.join(folder, name)
+def _size(path: str) -> int:
     return os.path.getsize(path) if os.path.isfile(path) else 0
 
 
@@ -190,18 +345,10 @@ def _beside(path: str) -> str | None:
     """The table that lies beside a report, if there is one that is not empty."""
     folder, name = os.path.split(path)
     if name == _OUTBLOB:
-        return os.path.join(folder, _AUXBLOB) if _filled(folder, _AUXBLOB) else None
+        table = os.path.join(folder, _AUXBLOB)
+        return table if _size(table) else None
     stem, _ = os.path.splitext(path)
     for table in (stem + form for form in _TABLES):
-        if table != path and os.path.isfile(table) and os.path.getsize(table):
+        if table != path and _size(table):
             return table
     return None
-
-
-def _split_chain(path: str, data: bytes) -> tuple[bytes, bytes]:
-    """(intermediate, root) of a chain as the key server sends it: PEM, the intermediate first."""
-    mark = b"-----END CERTIFICATE-----"
-    first, found, rest = data.partition(mark)
-    if not found or mark not in rest:
-        raise InputError(f"{path}: is not a chain of two PEM certificates")
-    return first + mark, rest

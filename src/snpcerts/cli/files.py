@@ -6,19 +6,24 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import select
 import stat
 import tempfile
-from datetime import datetime
+from datetime import UTC, datetime
 
 from snpcerts.certfile.trusted_path import resolve
 from snpcerts.errors import InputError, RefusedError
 from snpcerts.file_date import written_at
 
 INPUT_LIMIT = 1 << 20
+STANDARD_INPUT = "-"
+_PART = 1 << 16
+# Milliseconds for a writer to come to a named pipe.
+_WAIT_FOR_WRITER = 5000
 
 
 def read_input(path: str, *, limit: int = INPUT_LIMIT) -> bytes:
-    """The bytes of a regular file, from 1 to ``limit`` of them.
+    """The bytes of a file or pipe, or of standard input (``-``), from 1 to ``limit`` of them.
 
     Raises :class:`InputError`, naming the path, for anything else.
     """
@@ -27,6 +32,8 @@ def read_input(path: str, *, limit: int = INPUT_LIMIT) -> bytes:
 
 def read_dated_input(path: str, *, limit: int = INPUT_LIMIT) -> tuple[bytes, datetime]:
     """As :func:`read_input`, with the file's modification time in UTC."""
+    if path == STANDARD_INPUT:
+        return _read_stream(0, "standard input", limit), datetime.now(UTC)
     try:
         # Non-blocking, so that opening a FIFO does not wait for a writer.
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
@@ -34,6 +41,8 @@ def read_dated_input(path: str, *, limit: int = INPUT_LIMIT) -> tuple[bytes, dat
         raise InputError(f"{path}: {_reason(error)}") from None
     try:
         status = os.fstat(fd)
+        if stat.S_ISFIFO(status.st_mode):
+            return _read_stream(fd, path, limit), datetime.now(UTC)
         if not stat.S_ISREG(status.st_mode):
             kind = "a directory" if stat.S_ISDIR(status.st_mode) else "not a regular file"
             raise InputError(f"{path}: is {kind}", hint="name a file")
@@ -43,11 +52,42 @@ def read_dated_input(path: str, *, limit: int = INPUT_LIMIT) -> tuple[bytes, dat
         raise InputError(f"{path}: {_reason(error)}") from None
     finally:
         os.close(fd)
-    if not data:
-        raise InputError(f"{path}: is empty")
-    if len(data) > limit:
-        raise InputError(f"{path}: is larger than {limit} bytes")
+    _check_size(path, data, limit)
     return data, written_at(status.st_mtime)
+
+
+def _read_stream(fd: int, name: str, limit: int) -> bytes:
+    """All that comes until its end; a pipe that nobody opens to write is not waited for long."""
+    if os.isatty(fd):
+        raise InputError(
+            f"{name}: is a terminal", hint="send a file into it: verify - < report.bin"
+        )
+    data = bytearray()
+    poll = select.poll()
+    poll.register(fd, select.POLLIN)
+    try:
+        while len(data) <= limit:
+            # Without a writer so far, poll waits, and a read would say that this is the end.
+            if not poll.poll(None if data or fd == 0 else _WAIT_FOR_WRITER):
+                break
+            try:
+                part = os.read(fd, min(limit + 1 - len(data), _PART))
+            except BlockingIOError:
+                continue
+            if not part:
+                break
+            data += part
+    except OSError as error:
+        raise InputError(f"{name}: {_reason(error)}") from None
+    _check_size(name, data, limit)
+    return bytes(data)
+
+
+def _check_size(name: str, data: bytes | bytearray, limit: int) -> None:
+    if not data:
+        raise InputError(f"{name}: is empty")
+    if len(data) > limit:
+        raise InputError(f"{name}: is larger than {limit} bytes")
 
 
 def write_output(path: str, data: bytes) -> None:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 import os
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import click
 
@@ -41,27 +41,39 @@ def command() -> None:
 @click.option("--ark", metavar="F", help="ARK certificate.")
 @click.option("--crl", metavar="F", help="Certificate revocation list.")
 @click.option(
+    "--chain",
+    metavar="F",
+    help="Several of these in one file, as the key server's cert_chain (ASK and ARK).",
+)
+@click.option(
     "--entry",
     "entries",
     multiple=True,
     metavar="GUID=F",
     help="Another entry, with the file's bytes as they are. May be given several times.",
 )
-@click.option("--force", is_flag=True, help="Replace FILE even if it is not a certificate table.")
+@click.option(
+    "--force",
+    is_flag=True,
+    help="Build a table that no verifier could use; replace FILE even if it is not a table.",
+)
 @click.option("--oversize", is_flag=True, help="Allow more than a Linux guest can fetch (16 KiB).")
 def build(
-    output: str, entries: tuple[str, ...], force: bool, oversize: bool, **slots: str | None
+    output: str,
+    entries: tuple[str, ...],
+    chain: str | None,
+    force: bool,
+    oversize: bool,
+    **slots: str | None,
 ) -> None:
     """Build a certificate table from certificates in DER or PEM.
 
     The table holds DER. FILE is replaced under its lock, so VMMs may be serving
-    it meanwhile.
+    it meanwhile. Certificates that no verifier could use together, such as an ASK
+    and an ARK that are exchanged, are refused.
     """
-    parts = [
-        TableEntry(_GUIDS[slot], _der(slot, path))
-        for slot in _SLOTS
-        if (path := slots[slot]) is not None
-    ]
+    found = _certificates(slots, chain, force)
+    parts = [TableEntry(_GUIDS[slot], found[slot]) for slot in _SLOTS if slot in found]
     parts += [_entry(text) for text in entries]
     if not parts:
         raise UsageError("the table would have no entries", hint="give --vcek, --ask, --ark ...")
@@ -148,11 +160,41 @@ def _decode(file: str, data: bytes) -> CertTable:
     return table
 
 
-def _der(slot: str, path: str) -> bytes:
-    """The DER form of a certificate or CRL file; :class:`InputError` when it is neither."""
-    from snpcerts.endorsement.encoding import to_der
+def _certificates(
+    slots: Mapping[str, str | None], chain: str | None, force: bool
+) -> dict[str, bytes]:
+    """DER by slot; raises for what is none, does not fit, or is of no use to a verifier."""
+    from snpcerts.endorsement.table_certificates import (
+        certificate_for,
+        certificates_in,
+        list_in,
+        slot_of,
+        useless,
+    )
 
-    return to_der(read_input(path), crl=slot == "crl", what=path)
+    found: dict[str, bytes] = {}
+    vlek = slots.get("vlek") is not None and slots.get("vcek") is None
+    for slot, path in slots.items():
+        if path is None:
+            continue
+        data = read_input(path)
+        if slot == "crl":
+            found[slot] = list_in(data, path)
+        else:
+            found[slot] = certificate_for(slot, data, path, vlek=vlek, force=force)
+    if chain is not None:
+        data = read_input(chain)
+        inside = dict.fromkeys(slot_of(each) for each in certificates_in(data, chain))
+        for name in inside:
+            if name is not None and name not in found:
+                found[name] = certificate_for(name, data, chain, vlek=vlek, force=force)
+    reasons = useless({slot: data for slot, data in found.items() if slot != "crl"})
+    if reasons and not force:
+        said = "; ".join(map(str, reasons))
+        raise RefusedError(
+            f"no verifier could use this table: {said}", hint="--force builds it all the same"
+        )
+    return found
 
 
 def _entry(text: str) -> TableEntry:

@@ -8,11 +8,11 @@ import sys
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING
 
-from snpcerts.cli.evidence_files import EvidenceFiles, certificates
+from snpcerts.cli.evidence_files import EvidenceFiles, Shelf
 from snpcerts.cli.say import present, say
 from snpcerts.cli.verify_ear import EarFile
 from snpcerts.cli.verify_text import for_people, json_line, one_line, summary, unreadable_json
@@ -44,6 +44,7 @@ class VerifyRun:
     explain: bool  # name the attacks that failed rules stand for
     has_more: bool  # there are certificates beside those that come with reports
     ear: EarFile | None = None
+    told: set[Shelf] = field(default_factory=set)  # whose files were warned of
 
     def print(self, as_json: bool) -> int:
         """Print the verdicts as they come; the exit code."""
@@ -99,13 +100,17 @@ class VerifyRun:
         for warning in evidence.warnings:
             say(printable(f"snpcerts: {place.report}: warning: {warning}"), err=True)
         own = evidence.collateral
-        if place.certificates is not None:
+        if place.beside is not None:
             from snpcerts.verify.judging import KINDS
 
             key = evidence.report.signing_key
             kind = None if key is None else KINDS.get(key)
-            beside = certificates(place.certificates, beside_evidence=True)
+            beside = place.beside.given(beside_evidence=True)
             own = own.completed_by(beside.for_kind(kind))
+            if place.beside not in self.told:
+                self.told.add(place.beside)
+                for problem in beside.problems:
+                    say(printable(f"snpcerts: warning: {problem}"), err=True)
         alone = len(self.places) == 1
         if alone and not self.has_more and own.empty and evidence.table is None:
             raise UsageError(

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from snpcerts.abi.product import Product, hwid_of_chip_id
+from snpcerts.cli.verify_advice import advice
 from snpcerts.errors import SnpCertsError
 from snpcerts.printable import printable
 
@@ -49,13 +50,6 @@ def summary(counts: Counter[str], reasons: Counter[str]) -> str:
     return "\n".join(lines)
 
 
-_NEXT = {
-    "refuse": "",
-    "retry-later": "try again later",
-    "fix-usage": "supply what is missing: --certs DIR, --crl KIND=FILE or --fetch",
-}
-
-
 def for_people(verdict: Verdict, attacks: Sequence[str] = (), *, verbose: bool) -> str:
     """A verdict alone, at length; ``verbose`` lists what was not asked, too."""
     key = "?" if verdict.signing_key is None else verdict.signing_key.name
@@ -68,8 +62,10 @@ def for_people(verdict: Verdict, attacks: Sequence[str] = (), *, verbose: bool) 
         if attacks:
             lines.append("the failed rules stand for:")
             lines += (f"  {attack}" for attack in attacks)
-        if verdict.next_step is not None and _NEXT[verdict.next_step.value]:
-            lines.append(f"next: {_NEXT[verdict.next_step.value]}")
+        if verdict.sources:
+            lines.append("what was asked for certificates:")
+            lines += (f"  {each.source}: {each.problem}" for each in verdict.sources)
+        lines += (f"next: {each}" for each in advice(verdict))
         lines.append("the report claims (nothing backs it):")
     else:
         lines.append(f"verified{_foreign(verdict)}")

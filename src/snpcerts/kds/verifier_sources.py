@@ -13,9 +13,10 @@ from snpcerts.kds.errors import CacheError, KdsNotFoundError, KdsUnavailableErro
 from snpcerts.kds.failed_requests import FruitlessRequests
 from snpcerts.kds.source import CertificateSource
 from snpcerts.kds.url import CrlResource, VcekResource
+from snpcerts.verify.choosing import Part
 from snpcerts.verify.collateral import Collateral, SuppliedCrl, Supplier
 from snpcerts.verify.report_check import check_signature
-from snpcerts.verify.sources import CollateralRequest, Part
+from snpcerts.verify.sources import CollateralRequest
 
 
 class KdsCertificates:
@@ -27,6 +28,8 @@ class KdsCertificates:
     existing chip. So a request counts as fruitless unless the VCEK signed the report. The number of
     fruitless requests in an hour is limited, and their VCEKs are not cached.
     """
+
+    name = "the key server"
 
     def __init__(self, source: CertificateSource, *, at: datetime | None = None) -> None:
         self._source = source

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from snpcerts.endorsement.reason import Reason as Reason
     from snpcerts.endorsement.reason import ReasonCode as ReasonCode
     from snpcerts.verify.bulk import verify_many as verify_many
+    from snpcerts.verify.choosing import Part as Part
     from snpcerts.verify.collateral import Collateral as Collateral
     from snpcerts.verify.collateral import SuppliedCrl as SuppliedCrl
     from snpcerts.verify.collateral import Supplier as Supplier
@@ -36,10 +37,10 @@ if TYPE_CHECKING:
     from snpcerts.verify.sources import Given as Given
     from snpcerts.verify.sources import GivenCrls as GivenCrls
     from snpcerts.verify.sources import InThread as InThread
-    from snpcerts.verify.sources import Part as Part
     from snpcerts.verify.sources import averify_with as averify_with
     from snpcerts.verify.sources import verify_with as verify_with
     from snpcerts.verify.verdict import ReportTcbs as ReportTcbs
+    from snpcerts.verify.verdict import SourceFault as SourceFault
     from snpcerts.verify.verdict import Status as Status
     from snpcerts.verify.verdict import Verdict as Verdict
     from snpcerts.verify.verdict_check import Check as Check
@@ -51,7 +52,7 @@ else:
         __name__,
         {
             "bulk": ("verify_many",),
-            "verdict_check": ("Check", "CheckState"),
+            "choosing": ("Part",),
             "collateral": ("Collateral", "SuppliedCrl", "Supplier"),
             "ear": ("EarSigner", "ear_claims"),
             "evidence": ("Evidence", "RuntimeData", "Shape"),
@@ -75,11 +76,11 @@ else:
                 "Given",
                 "GivenCrls",
                 "InThread",
-                "Part",
                 "CollateralRequest",
                 "averify_with",
                 "verify_with",
             ),
-            "verdict": ("ReportTcbs", "Status", "Verdict"),
+            "verdict": ("ReportTcbs", "SourceFault", "Status", "Verdict"),
+            "verdict_check": ("Check", "CheckState"),
         },
     )

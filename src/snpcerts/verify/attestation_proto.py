@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import dataclasses
 import uuid
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from typing import Any, Final
 
 from snpcerts.abi.cert_table import (
@@ -36,6 +36,8 @@ from snpcerts.errors import FormatError
 ATTESTATION: Final = "Attestation message"
 REPORT: Final = "Report message"
 CHAIN: Final = "CertificateChain message"
+TPM: Final = "Attestation message of go-tpm-tools"
+_SEV_SNP, _TDX = 8, 9
 EXTRA: Final = "CertificateChain.extras"
 
 _VARINT, _BYTES = 0, 2
@@ -104,6 +106,41 @@ def is_report(data: bytes) -> bool:
     return len(data) > 2 and data[0] == 1 << 3 and 0 < data[1] < 0x80 and data[2] in (0x10, 0x18)
 
 
+def is_tpm_attestation(data: bytes) -> bool:
+    """Whether bytes that are no text may be an Attestation of go-tpm-tools.
+
+    It starts with a TPM's key, where one of go-sev-guest starts with a Report, whose
+    first field is a number; or, without a key, with quotes or the SNP Attestation.
+    """
+    if not is_attestation(data):
+        return len(data) > 2 and data[0] in (2 << 3 | _BYTES, _SEV_SNP << 3 | _BYTES)
+    try:
+        _, at = _varint(data, 1, TPM)
+    except FormatError:
+        return False
+    return data[at : at + 1] != b"\x08"
+
+
+def read_tpm_attestation(data: bytes) -> tuple[bytes, CertTable]:
+    """The SNP Attestation in one of go-tpm-tools; the TPM's quotes are not judged here.
+
+    Raises :class:`FormatError` for one without, saying what it has instead.
+    """
+    found: bytes | None = None
+    for number, value in _once(data, TPM, range(1, 10), repeated=(2, 7)):
+        if number == _TDX:
+            raise FormatError(TPM, "is of a TDX guest, not of an SNP guest")
+        if number == _SEV_SNP:
+            found = _bytes(value, TPM, "sev_snp_attestation")
+    if found is None:
+        raise FormatError(
+            TPM,
+            "has no SNP attestation (field 8), but a TPM's quotes alone",
+            hint="ask for one: gotpm attest --tee-technology sev-snp",
+        )
+    return read_attestation(found)
+
+
 def read_attestation(data: bytes) -> tuple[bytes, CertTable]:
     """The report's 1184 bytes and its certificates, as a table.
 
@@ -145,11 +182,11 @@ def read_report(data: bytes) -> bytes:
     for name in _BLOBS:
         if name not in values:
             raise FormatError(REPORT, f"is missing, must be {_SIZES[name]} bytes", field=name)
-    return ReportLayout(**values, **_cpuid(signature)).pack()
+    return ReportLayout(**values, **cpuid_fields(signature)).pack()
 
 
-def _cpuid(signature: int) -> dict[str, Any]:
-    """Family, model and stepping as in a report of version 3; zero means none."""
+def cpuid_fields(signature: int) -> dict[str, Any]:
+    """Family, model and stepping as a report of version 3 has them; zero is none."""
     extended_family, family = signature >> 20 & 0xFF, signature >> 8 & 0xF
     combined = family + extended_family
     if signature & ~_CPUID_BITS or (extended_family and family != _EXTENDED) or combined > 0xFF:
@@ -170,7 +207,7 @@ _FIRMWARE, _EXTRAS = 4, 7
 def _certificates(data: bytes) -> Iterator[TableEntry]:
     """The entries of a certificate table; the deprecated firmware_cert has no GUID."""
     seen: set[uuid.UUID] = set()
-    for number, value in _once(data, CHAIN, (*_SLOTS, _FIRMWARE, _EXTRAS), repeated=_EXTRAS):
+    for number, value in _once(data, CHAIN, (*_SLOTS, _FIRMWARE, _EXTRAS), repeated=(_EXTRAS,)):
         content = _bytes(value, CHAIN, f"field {number}")
         if number == _FIRMWARE:
             continue
@@ -202,7 +239,7 @@ def _extra(data: bytes) -> tuple[uuid.UUID, bytes]:
 
 
 def _once(
-    data: bytes, what: str, known: tuple[int, ...], *, repeated: int | None = None
+    data: bytes, what: str, known: Container[int], *, repeated: tuple[int, ...] = ()
 ) -> Iterator[tuple[int, int | bytes]]:
     """The fields of a message: number, and an integer or bytes."""
     seen: set[int] = set()
@@ -213,7 +250,7 @@ def _once(
         number, wire = tag >> 3, tag & 7
         if number not in known:
             raise FormatError(what, f"unknown field {number}", offset=start)
-        if number in seen and number != repeated:
+        if number in seen and number not in repeated:
             raise FormatError(what, f"field {number} appears twice", offset=start)
         seen.add(number)
         if wire == _VARINT:

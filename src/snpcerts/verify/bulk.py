@@ -61,7 +61,7 @@ def verify_many(
     if count is None:
         hint = operator.length_hint(evidence, -1)
         count = None if hint < 0 else hint
-    prepared = (prepare(each, sources, policy, at) for each in evidence)
+    prepared = (prepare(each, sources, policy, at, anchors) for each in evidence)
     task = functools.partial(_judge, policy=policy, anchors=tuple(anchors), at=at)
     if jobs == 1 or (count is not None and count < WORTHWHILE):
         return _here(prepared, task)

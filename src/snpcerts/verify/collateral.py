@@ -46,10 +46,13 @@ class SuppliedCrl:
 class Collateral:
     """Certificates by slot, each DER or PEM; None for one that is not supplied.
 
-    ``ask`` holds the ASK of a VCEK or the ASVK of a VLEK, which share a slot in certificate tables
-    too. Some hosts put a VLEK into the VCEK's slot; it is taken from there if its own slot is
-    empty. ``crl`` is a revocation list that came with the certificates, of unknown kind: it can add
-    revocations but satisfies no demand. ``lists`` are those about which more is known.
+    ``ask`` holds the ASK of a VCEK or the ASVK of a VLEK, which share a slot in
+    certificate tables too. Some hosts put a VLEK into the slot of the VCEK: it is
+    taken from there where its own is empty. ``crl`` is a revocation list that came
+    with the certificates, of unknown kind: it may add revocations and satisfies no
+    demand. ``lists`` are those of which more is known. ``others`` are further
+    certificates, of which nothing is known yet: where those in the slots are not right,
+    all are sorted by what they are (:mod:`snpcerts.verify.choosing`).
     """
 
     vcek: bytes | None = None
@@ -58,6 +61,7 @@ class Collateral:
     ark: bytes | None = None
     crl: bytes | None = None
     lists: tuple[SuppliedCrl, ...] = ()
+    others: tuple[bytes, ...] = ()
 
     @classmethod
     def from_table(cls, table: CertTable) -> Self:
@@ -91,13 +95,26 @@ class Collateral:
         """The chain for a report signed by a key of that kind."""
         return ChainBytes(self.leaf(kind), self.ask, self.ark)
 
+    @property
+    def parts(self) -> tuple[bytes, ...]:
+        """All that may hold certificates, those in slots first."""
+        slots = (self.vcek, self.vlek, self.ask, self.ark)
+        return (*(each for each in slots if each is not None), *self.others)
+
+    @property
+    def without_certificates(self) -> bool:
+        """Whether there is nothing to sort."""
+        return not self.parts
+
     def without_crl(self) -> Collateral:
         """The certificates alone."""
-        return Collateral(self.vcek, self.vlek, self.ask, self.ark)
+        return Collateral(self.vcek, self.vlek, self.ask, self.ark, others=self.others)
 
     def completed_by(self, other: Collateral) -> Collateral:
-        """These, with missing certificates taken from ``other``. Revocation lists do not replace
-        each other: all lists of both are kept.
+        """These, and from ``other`` what is not supplied here.
+
+        Nothing is lost: a certificate whose slot is taken is among ``others``, and no
+        revocation list takes the place of another.
         """
         slots = ("vcek", "vlek", "ask", "ark")
         kept = {
@@ -106,7 +123,9 @@ class Collateral:
         }
         lists = self.all_lists
         lists += tuple(each for each in other.all_lists if each not in lists)
-        return replace(self, **kept, crl=None, lists=lists)
+        held = {*kept.values(), *self.others}
+        others = (*self.others, *(each for each in other.parts if each not in held))
+        return replace(self, **kept, crl=None, lists=lists, others=others)
 
 
 _EMPTY = Collateral()

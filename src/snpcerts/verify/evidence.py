@@ -7,12 +7,21 @@ shape                     from
 report                    the firmware, ``snpguest report``, ``attest`` of
                           go-sev-guest, configfs-tsm's ``outblob``
 report and table          ``attest -extended``; ``outblob`` and ``auxblob``
+driver response           the ioctl of ``/dev/sev-guest``: 32 bytes before the
+                          report, up to 4000 in all
 HCL report                the TPM of an Azure confidential VM
-protocol buffers          ``attest -outform proto`` of go-sev-guest
+protocol buffers          ``attest -outform proto`` of go-sev-guest; go-tpm-tools
+JSON                      :mod:`snpcerts.verify.json_evidence`
+CBOR                      ``application/vnd.veraison.tsm-report+cbor``
+SCALE                     Dstack, version 0
 ========================  ====================================================
 
-Nothing is judged here: the host chose the certificates in a table, and anyone may have written the
-runtime data. Reading takes memory and time in proportion to the size.
+Each of these may stand in hexadecimal, base64 or base64url, and one inside another,
+a few levels deep. A report as it is, with or without a table, is told by its first
+bytes before anything else is looked at.
+
+Nothing here is judged: certificates in a table are the host's word, and runtime
+data is anybody's. Reading them takes memory and time in proportion to their size.
 """
 
 from __future__ import annotations
@@ -22,17 +31,37 @@ import enum
 import hashlib
 import json
 import re
-from dataclasses import dataclass
-from typing import Final, Self
+import struct
+from dataclasses import dataclass, replace
+from typing import Any, Final, Self
 
 from snpcerts.abi.cert_table import MAX_SIZE, CertTable
+from snpcerts.abi.guest_message import ResponseStatus
 from snpcerts.abi.report import REPORT_SIZE, Report
+from snpcerts.endorsement.bundle import read_bundle
+from snpcerts.endorsement.encoded_text import (
+    MAX_TEXT,
+    bytes_in,
+    bytes_of_json,
+    read_json,
+    starts_like_json,
+    text_of,
+)
+from snpcerts.endorsement.file_kind import FileKind, kind_of, looks_like_report, looks_like_table
 from snpcerts.errors import FormatError
 from snpcerts.verify import attestation_proto
 from snpcerts.verify.collateral import Collateral
 from snpcerts.verify.hcl import SIGNATURE, HclReport
+from snpcerts.verify.json_evidence import blobs, keys_of, other_kind_of_guest, report_by_fields
+from snpcerts.verify.scale import START as SCALE_START
+from snpcerts.verify.scale import read_dstack
 
 MAX_EVIDENCE: Final = REPORT_SIZE + MAX_SIZE
+# The same in hexadecimal, with blanks and line ends; as much JSON.
+MAX_FILE: Final = MAX_TEXT
+_MAX_DEPTH: Final = 5
+_RESPONSE: Final = struct.pack("<II24x", ResponseStatus.SUCCESS, REPORT_SIZE)
+_MESSAGE_SIZE: Final = 4000
 _USER_DATA: Final = "user-data"
 _TEXT_MESSAGE: Final = re.compile(rb"\s*(report\s*:?\s*[{<]|version\s*:\s*[0-9])")
 _NO_COLLATERAL: Final = Collateral()
@@ -43,8 +72,13 @@ class Shape(enum.StrEnum):
 
     REPORT = "report"
     REPORT_AND_TABLE = "report-and-table"
+    DRIVER_RESPONSE = "driver-response"
     HCL = "hcl-report"
     PROTO = "protobuf"
+    TPM_PROTO = "go-tpm-tools"
+    JSON = "json"
+    CBOR = "cbor"
+    SCALE = "scale"
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,30 +148,21 @@ class Evidence:
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Self:
-        """Read evidence in any of the formats above, distinguished by its first bytes. Raises
-        :class:`FormatError` if it is none of them, or its content is malformed.
+        """Read evidence in any of the shapes above, told apart by its first bytes.
+
+        Raises :class:`FormatError` when it is none of them, saying what it is and how
+        to unwrap it where that is known, or when what is in it is malformed.
         """
+        if len(data) > MAX_FILE:
+            raise FormatError("evidence", f"{len(data)} bytes, at most {MAX_FILE}")
+        if len(data) >= REPORT_SIZE and looks_like_report(data):
+            return cls._from_report(data)
+        return cls._unwrapped(data, 0)
+
+    @classmethod
+    def _from_report(cls, data: bytes) -> Self:
         if len(data) > MAX_EVIDENCE:
             raise FormatError("evidence", f"{len(data)} bytes, at most {MAX_EVIDENCE}")
-        if data[:4] == SIGNATURE:
-            hcl = HclReport.unpack(data)
-            runtime = RuntimeData(hcl.claims, hcl.digest)
-            return cls(hcl.report, runtime_data=runtime, shape=Shape.HCL)
-        if attestation_proto.is_attestation(data):
-            report, table = attestation_proto.read_attestation(data)
-            # A message cannot distinguish an empty table from none.
-            given = table if len(table) else None
-            return cls(report, Collateral.from_table(table), shape=Shape.PROTO, table=given)
-        if attestation_proto.is_report(data):
-            return cls(attestation_proto.read_report(data), shape=Shape.PROTO)
-        if _TEXT_MESSAGE.match(data):
-            raise FormatError(
-                "evidence",
-                "is a protocol buffer in its text form",
-                hint="go-sev-guest turns it into bytes: show -inform textproto -outform bin",
-            )
-        if len(data) < REPORT_SIZE:
-            raise FormatError("evidence", f"a report has {REPORT_SIZE} bytes, found {len(data)}")
         try:
             return cls.from_parts(data[:REPORT_SIZE], data[REPORT_SIZE:])
         except FormatError as error:
@@ -146,6 +171,116 @@ class Evidence:
                 f"{len(data)} bytes are neither a report of {REPORT_SIZE} bytes nor one with its "
                 f"table behind it ({error})",
             ) from None
+
+    @classmethod
+    def _unwrapped(cls, data: bytes, depth: int) -> Self:
+        """What is no report by its first bytes."""
+        if depth > _MAX_DEPTH:
+            raise FormatError("evidence", "is wrapped too many times")
+        if len(data) >= REPORT_SIZE and looks_like_report(data):
+            return cls._from_report(data)
+        binary = cls._from_binary(data)
+        if binary is not None:
+            return binary
+        if _TEXT_MESSAGE.match(data):
+            raise FormatError(
+                "evidence",
+                "is a protocol buffer in its text form",
+                hint="go-sev-guest turns it into bytes: show -inform textproto -outform bin",
+            )
+        text = text_of(data)
+        if text is not None and starts_like_json(text):
+            value = read_json(text, "evidence")
+            inner = bytes_of_json(value) if isinstance(value, list) else None
+            if inner is None:
+                return cls._from_values(value, depth, Shape.JSON)
+            return cls._unwrapped(inner, depth + 1)
+        if text is not None and "-----BEGIN " not in text:
+            inner = bytes_in(text) if len(text) >= REPORT_SIZE else None
+            if inner is not None and len(inner) >= REPORT_SIZE // 2:
+                return cls._unwrapped(inner, depth + 1)
+        if text is None and attestation_proto.is_tpm_attestation(data):
+            return cls._from_message(*attestation_proto.read_tpm_attestation(data), Shape.TPM_PROTO)
+        if text is None and data[:1] in _CBOR_MAPS:
+            return cls._from_values(_read_cbor(data), depth, Shape.CBOR)
+        kind = kind_of(data)
+        if kind.known:
+            raise FormatError("evidence", f"is {kind.name}", hint=kind.unwrap or _EXPECTED)
+        if len(data) < REPORT_SIZE:
+            raise FormatError("evidence", f"a report has {REPORT_SIZE} bytes, found {len(data)}")
+        return cls._from_report(data)
+
+    @classmethod
+    def _from_binary(cls, data: bytes) -> Self | None:
+        """The shapes that their first bytes tell."""
+        if data[:4] == SIGNATURE:
+            hcl = HclReport.unpack(data)
+            runtime = RuntimeData(hcl.claims, hcl.digest)
+            return cls(hcl.report, runtime_data=runtime, shape=Shape.HCL)
+        if attestation_proto.is_attestation(data):
+            if attestation_proto.is_tpm_attestation(data):
+                return cls._from_message(
+                    *attestation_proto.read_tpm_attestation(data), Shape.TPM_PROTO
+                )
+            return cls._from_message(*attestation_proto.read_attestation(data), Shape.PROTO)
+        if attestation_proto.is_report(data):
+            return cls(attestation_proto.read_report(data), shape=Shape.PROTO)
+        if data[4:8] == _RESPONSE[4:8] and not any(data[8:32]):
+            return cls(_of_response(data), shape=Shape.DRIVER_RESPONSE)
+        if data.startswith(SCALE_START):
+            report, certificates = read_dstack(data)
+            return cls(report, Collateral(others=certificates), shape=Shape.SCALE)
+        return None
+
+    @classmethod
+    def _from_message(cls, report: bytes, table: CertTable, shape: Shape) -> Self:
+        # A message cannot tell an empty table from none.
+        given = table if len(table) else None
+        return cls(report, Collateral.from_table(table), shape=shape, table=given)
+
+    @classmethod
+    def _from_values(cls, value: Any, depth: int, shape: Shape) -> Self:
+        """The one report among the values of JSON or CBOR, and all certificates beside it."""
+        what = "evidence"
+        other = other_kind_of_guest(value)
+        if other is not None:
+            raise FormatError(what, f"is of a guest of {other}, not of SEV-SNP")
+        by_fields = report_by_fields(value)
+        found: dict[bytes, Self] = {}
+        if by_fields is not None:
+            found[by_fields] = cls(by_fields)
+        tables: list[CertTable] = []
+        others: list[bytes] = []
+        named: dict[str, FileKind] = {}
+        for key, data in blobs(value):
+            if looks_like_table(data):
+                tables.append(CertTable.decode(data))
+            elif data[:1] == b"\x30" or b"-----BEGIN " in data:
+                others += read_bundle(data).certificates
+            elif len(data) >= REPORT_SIZE // 2:
+                try:
+                    inner = cls._unwrapped(data, depth + 1)
+                except FormatError:
+                    named.setdefault(key, kind_of(data))
+                    continue
+                known = found.get(inner.report.raw)
+                # An HCL report says more than the report that was cut out of it.
+                if known is None or known.runtime_data is None:
+                    found[inner.report.raw] = inner
+        if len(found) > 1:
+            raise FormatError(
+                what, f"has {len(found)} reports, must be one", hint="give one at a time"
+            )
+        if not found:
+            raise _no_report(value, named, bool(others or tables))
+        (one,) = found.values()
+        collateral = one.collateral
+        for table in tables:
+            collateral = collateral.completed_by(Collateral.from_table(table))
+        if others:
+            collateral = collateral.completed_by(Collateral(others=tuple(others)))
+        own = one.table or (tables[0] if tables else None)
+        return cls(one.report, collateral, one.runtime_data, shape, own)
 
     @classmethod
     def from_parts(cls, report: Report | bytes, table: bytes = b"") -> Self:
@@ -165,3 +300,75 @@ class Evidence:
             shape=Shape.REPORT_AND_TABLE,
             table=decoded,
         )
+
+    def with_table(self, table: bytes) -> Self:
+        """The same, with the table beside it; :class:`FormatError` for a malformed one."""
+        decoded = CertTable.decode(table)
+        collateral = self.collateral.completed_by(Collateral.from_table(decoded))
+        shape = Shape.REPORT_AND_TABLE if self.shape is Shape.REPORT else self.shape
+        return replace(self, collateral=collateral, table=decoded, shape=shape)
+
+
+def starts_in_binary_shape(data: bytes) -> bool:
+    """Whether the first bytes are those of a shape that wraps a report in binary."""
+    return (
+        data[:4] == SIGNATURE
+        or data.startswith(SCALE_START)
+        or (data[4:8] == _RESPONSE[4:8] and not any(data[8:32]) and len(data) > len(_RESPONSE))
+    )
+
+
+_EXPECTED: Final = "expected an attestation report: see 'snpcerts report show --help'"
+_CBOR_MAPS: Final = frozenset(bytes([each]) for each in (*range(0xA1, 0xBC), 0xBF, 0xD9, 0xDA))
+
+
+def _of_response(data: bytes) -> bytes:
+    """The report in the answer to a report request, as the driver gives it."""
+    status = int.from_bytes(data[:4], "little")
+    if status:
+        raise FormatError(
+            "MSG_REPORT_RSP", f"the firmware answered status {status:#x}, and gave no report"
+        )
+    end = len(_RESPONSE) + REPORT_SIZE
+    if len(data) < end:
+        raise FormatError(
+            "MSG_REPORT_RSP",
+            f"is cut short: the report ends at byte {end}, there are {len(data)}",
+            hint="copy it again, as a binary file",
+        )
+    if any(data[end:]):
+        raise FormatError("MSG_REPORT_RSP", "bytes behind the report are not zero", offset=end)
+    return data[len(_RESPONSE) : end]
+
+
+def _read_cbor(data: bytes) -> Any:
+    """The value that CBOR has, which must be in its shortest form and name each key once."""
+    from cbor2 import CBORDecodeError, dumps, loads
+
+    try:
+        value = loads(data)
+        again = dumps(value)
+    except RecursionError:
+        raise FormatError("evidence", "is CBOR that is nested too deeply") from None
+    except (CBORDecodeError, ValueError, TypeError, OverflowError, MemoryError) as error:
+        raise FormatError("evidence", f"is not readable as CBOR: {str(error)[:80]}") from None
+    if len(again) != len(data):
+        raise FormatError(
+            "evidence", "is CBOR that is not in its shortest form, or has a key twice"
+        )
+    return value
+
+
+def _no_report(value: Any, named: dict[str, FileKind], certificates: bool) -> FormatError:
+    if certificates:
+        return FormatError(
+            "evidence",
+            f"is {keys_of(value)}: certificates, and no report",
+            hint="give it as --certs FILE, beside the report",
+        )
+    for key, kind in named.items():
+        if kind.known:
+            return FormatError(
+                "evidence", f"has no report; {key!r} is {kind.name}", hint=kind.unwrap
+            )
+    return FormatError("evidence", f"is {keys_of(value)}, none of which holds a report")

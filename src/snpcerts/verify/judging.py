@@ -21,22 +21,23 @@ from snpcerts.abi.product import Product
 from snpcerts.abi.report import Report, SigningKey
 from snpcerts.endorsement.anchors import AMD_ANCHORS, Anchor
 from snpcerts.endorsement.judge import NOTHING, ChainFacts, JudgeMemory
-from snpcerts.endorsement.reason import Reason, ReasonCode
+from snpcerts.endorsement.reason import Authenticity, NextStep, Reason, ReasonCode
 from snpcerts.endorsement.vek import VekKind
 from snpcerts.errors import FormatError, UsageError
 from snpcerts.verify import report_check
+from snpcerts.verify.choosing import Part, choose, parts_of, wrong_parts
 from snpcerts.verify.collateral import Collateral
 from snpcerts.verify.evidence import Evidence
 from snpcerts.verify.policy import Policy, Revocation
 from snpcerts.verify.policy_check import Subject, check_policy, unjudged
 from snpcerts.verify.revocation import NO_LISTS, check_revocation
-from snpcerts.verify.verdict import ReportTcbs, Status, Verdict, status_of
+from snpcerts.verify.verdict import ReportTcbs, SourceFault, Status, Verdict, status_of
 from snpcerts.verify.verdict_check import ReportFacts, authenticity_checks
 
 KINDS = {SigningKey.VCEK: VekKind.VCEK, SigningKey.VLEK: VekKind.VLEK}
 DEFAULT_POLICY = Policy()
 
-_memory = JudgeMemory()
+MEMORY = JudgeMemory()
 
 
 def verify(
@@ -65,8 +66,12 @@ def judge(
     anchors: Sequence[Anchor],
     at: datetime,
     unavailable: Sequence[Reason],
+    faults: Sequence[SourceFault] = (),
 ) -> Verdict:
-    """As :func:`verify`; ``unavailable`` replaces the reason for a missing certificate."""
+    """As :func:`verify`; ``unavailable`` stands in for what is missing for that reason.
+
+    ``faults`` say what is wrong with what each source gave.
+    """
     if at.tzinfo is None or at.utcoffset() is None:
         raise UsageError("the time of verification has no time zone")
     if not isinstance(evidence, Evidence):
@@ -82,26 +87,26 @@ def judge(
     signing_key = report.signing_key
     kind = None if signing_key is None else KINDS.get(signing_key)
     findings = NOTHING
+    of_leaf: tuple[Reason, ...] = ()
     supplied = collateral.all_lists
     if kind is not None:
-        lists_given = [each.data for each in supplied] if supplied else ()
-        findings = _memory.findings(kind, collateral.chain(kind), anchors, lists_given)
+        masked = policy.allow_masked_chip_id
+        choice = choose(report, kind, collateral, anchors, at, MEMORY, allow_masked=masked)
+        findings, of_leaf = choice.findings, choice.of_leaf
     leaf = findings.leaf
     product = report.product if leaf is None else leaf.product
     lists = NO_LISTS
     if kind is not None:
         lists = check_revocation(kind, product, supplied, findings.lists, policy, at)
-        absent = (*findings.reasons_at(at), *lists.reasons)
-        genuine += _explained(absent, unavailable)
+        genuine += (*findings.reasons_at(at), *lists.reasons)
     elif signing_key is SigningKey.NONE:
         genuine.append(Reason(ReasonCode.REPORT_UNSIGNED, _unsigned(report)))
     tcbs, unreadable = _tcbs(report, product)
     genuine += unreadable
-    if leaf is not None:
-        masked = policy.allow_masked_chip_id
-        genuine += report_check.check_leaf(report, tcbs.reported, leaf, allow_masked=masked)
+    genuine += of_leaf
     if findings.key is not None:
         genuine += report_check.check_signature(report, findings.key)
+    genuine = _explained(genuine, unavailable)
     genuine += report_check.check_runtime_data(
         report, evidence.runtime_data, any_vmpl=policy.vmpls is not None
     )
@@ -129,6 +134,7 @@ def judge(
         (*authenticity_checks(findings.facts, facts, genuine), *asked),
         findings.anchor,
         lists.lists,
+        tuple(faults) if reasons else (),
     )
 
 
@@ -157,11 +163,26 @@ def _unsigned(report: Report) -> str:
     return "SIGNING_KEY says that neither VCEK nor VLEK signed, though MASK_CHIP_KEY is zero"
 
 
-def _explained(reasons: tuple[Reason, ...], unavailable: Sequence[Reason]) -> tuple[Reason, ...]:
-    """The reasons; one for a missing certificate is replaced by why it is missing."""
-    if not unavailable or all(reason.code not in _MISSING for reason in reasons):
+def _explained(reasons: list[Reason], unavailable: Sequence[Reason]) -> list[Reason]:
+    """The reasons; those for what is missing give way to why it is missing.
+
+    While a source is out of reach, so do those that another certificate would do away
+    with: what the source has may be right. An untrusted root is none of these.
+    """
+    wrong = wrong_parts(reasons) | {Part.CRL for each in reasons if each.code in _MISSING}
+    if not unavailable or not wrong:
         return reasons
-    return (*unavailable, *(reason for reason in reasons if reason.code not in _MISSING))
+    kept = [each for each in reasons if each.code not in _MISSING]
+    retry = all(each.next_step is NextStep.RETRY_LATER for each in unavailable)
+    if retry and not any(each.code.check is Authenticity.ANCHOR for each in reasons):
+        leaf = Part.LEAF in wrong
+        kept = [
+            each
+            for each in kept
+            if not parts_of(each) and not (leaf and each.code is ReasonCode.REPORT_SIGNATURE)
+        ]
+    first = next((at for at, each in enumerate(reasons) if each not in kept), len(kept))
+    return [*kept[:first], *unavailable, *kept[first:]]
 
 
 def _tcbs(report: Report, product: Product | None) -> tuple[ReportTcbs, tuple[Reason, ...]]:

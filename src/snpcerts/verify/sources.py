@@ -1,19 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Collects certificates from several sources, in an order that the caller sets. Each source is
-asked for what is still missing. The first certificate found is used; the verdict decides whether it
-is the right one. All revocation lists found are judged. A source that cannot be reached leaves a
-report *undecided*, never refused, because an outage says nothing about the evidence. Sources may do
-I/O; nothing else in this module does.
+"""Certificates from several places, in an order the caller sets.
+
+A source is asked for what is still missing and gives what it has. A certificate of
+another chip or TCB, or one that nothing trusted issued, counts as missing: the next
+source is asked, and nothing is lost that an earlier one gave. Of
+revocation lists none wins: all that there are get judged. A source that cannot be
+reached leaves a report *undecided*, never refused: an outage says nothing about
+the evidence.
+
+Sources may do I/O; nothing else here does.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import enum
 import functools
 import inspect
-from collections.abc import Awaitable, Generator, Iterable, Sequence
+from collections.abc import Awaitable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Final, Protocol
@@ -25,22 +28,15 @@ from snpcerts.endorsement.anchors import AMD_ANCHORS, Anchor
 from snpcerts.endorsement.ca_name import parse_ca_name
 from snpcerts.endorsement.crl import RevocationList, load_crl
 from snpcerts.endorsement.reason import Reason, ReasonCode
-from snpcerts.endorsement.vek import EndorsementCert, VekKind
+from snpcerts.endorsement.vek import VekKind
 from snpcerts.errors import FormatError, RefusedError, RetryLaterError
+from snpcerts.printable import printable
+from snpcerts.verify.choosing import Choice, Part, choose, wrong_parts
 from snpcerts.verify.collateral import Collateral, SuppliedCrl, Supplier
 from snpcerts.verify.evidence import Evidence
-from snpcerts.verify.judging import DEFAULT_POLICY, KINDS, judge
+from snpcerts.verify.judging import DEFAULT_POLICY, KINDS, MEMORY, judge
 from snpcerts.verify.policy import Policy, Revocation
-from snpcerts.verify.verdict import Verdict
-
-
-class Part(enum.Enum):
-    """The items that may be missing."""
-
-    LEAF = "leaf"
-    INTERMEDIATE = "intermediate"
-    ROOT = "root"
-    CRL = "crl"
+from snpcerts.verify.verdict import SourceFault, Verdict
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +93,8 @@ class AsyncCollateralSource(Protocol):
 class _Own:
     """The certificates that came with the report itself."""
 
+    name = "what came with the report"
+
     def collateral(self, request: CollateralRequest) -> Collateral:
         return request.own
 
@@ -106,12 +104,16 @@ OWN: Final[CollateralSource] = _Own()
 
 @dataclass(frozen=True, slots=True)
 class Given:
-    """Given certificates, the same for every report. ``asvk`` is used for reports signed by a VLEK;
-    if it is None, ``ask`` is.
+    """Certificates at hand, the same for every report.
+
+    ``asvk`` serves reports signed by a VLEK; where it is None ``ask`` does. ``name``
+    says in verdicts what they are, and ``problems`` what could not be read of them.
     """
 
     certificates: Collateral
     asvk: bytes | None = None
+    name: str = "the certificates given"
+    problems: tuple[str, ...] = ()
 
     def collateral(self, request: CollateralRequest) -> Collateral:
         """All of them."""
@@ -171,19 +173,24 @@ class InThread:
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """Evidence with the certificates found for it, ready to judge. ``unavailable`` says why a
-    certificate may be missing.
+    """Evidence with the certificates found for it, ready to be judged.
+
+    ``unavailable`` says why something may be missing, ``faults`` what is wrong with what
+    each source gave, where something is.
     """
 
     evidence: Evidence
     collateral: Collateral
     unavailable: tuple[Reason, ...] = ()
+    faults: tuple[SourceFault, ...] = ()
 
     def judge(
         self, policy: Policy, *, anchors: Sequence[Anchor] = AMD_ANCHORS, at: datetime
     ) -> Verdict:
-        """The verdict; does no I/O."""
-        return judge(self.evidence, self.collateral, policy, anchors, at, self.unavailable)
+        """The verdict; pure."""
+        return judge(
+            self.evidence, self.collateral, policy, anchors, at, self.unavailable, self.faults
+        )
 
 
 AnySource = CollateralSource | AsyncCollateralSource
@@ -205,16 +212,21 @@ def verify_with(
     it.
     """
     policy = policy or DEFAULT_POLICY
-    return prepare(evidence, sources, policy, at).judge(policy, anchors=anchors, at=at)
+    prepared = prepare(evidence, sources, policy, at, anchors)
+    return prepared.judge(policy, anchors=anchors, at=at)
 
 
 def prepare(
-    evidence: Evidence, sources: Sequence[CollateralSource], policy: Policy, at: datetime
+    evidence: Evidence,
+    sources: Sequence[CollateralSource],
+    policy: Policy,
+    at: datetime,
+    anchors: Sequence[Anchor] = AMD_ANCHORS,
 ) -> Prepared:
     """Ask the sources without judging: the part of :func:`verify_with` that does I/O."""
     if len(sources) == 1 and sources[0] is OWN:
         return Prepared(evidence, evidence.collateral)
-    steps = _gather(evidence, sources, policy, at)
+    steps = _gather(evidence, sources, policy, at, anchors)
     answer: _Answer | None = None
     while True:
         try:
@@ -238,7 +250,7 @@ async def averify_with(
 ) -> Verdict:
     """As :func:`verify_with`, but awaits the awaitable sources."""
     policy = policy or DEFAULT_POLICY
-    steps = _gather(evidence, sources, policy, at)
+    steps = _gather(evidence, sources, policy, at, anchors)
     answer: _Answer | None = None
     while True:
         try:
@@ -257,19 +269,26 @@ _Answer = Collateral | RetryLaterError | RefusedError
 
 
 def _gather(
-    evidence: Evidence, sources: Sequence[AnySource], policy: Policy, at: datetime
+    evidence: Evidence,
+    sources: Sequence[AnySource],
+    policy: Policy,
+    at: datetime,
+    anchors: Sequence[Anchor],
 ) -> Generator[tuple[AnySource, CollateralRequest], _Answer, Prepared]:
-    """Which source to ask for which items, one after the other."""
+    """Which source to ask for what, one after the other."""
     collateral = Collateral()
     unreached: list[Reason] = []
     without: list[Reason] = []
+    answers: list[tuple[AnySource, _Answer]] = []
     report = evidence.report
     kind = None if report.signing_key is None else KINDS.get(report.signing_key)
     if kind is None:
         return Prepared(evidence, collateral)
+    asking = _Asking(report, kind, policy, tuple(anchors), at)
     for source in sources:
-        products = _products(report, collateral.leaf(kind))
-        missing = _missing(kind, collateral, products, policy, at)
+        choice = asking.choice(collateral)
+        products = _products(report, choice)
+        missing = asking.missing(choice, collateral, products)
         if not missing and policy.revocation is Revocation.IGNORE:
             break
         request = CollateralRequest(
@@ -283,38 +302,72 @@ def _gather(
             report,
         )
         answer = yield source, request
+        answers.append((source, answer))
         if isinstance(answer, RetryLaterError):
             unreached.append(Reason(ReasonCode.COLLATERAL_UNAVAILABLE, str(answer)))
         elif isinstance(answer, RefusedError):
             without.append(Reason(ReasonCode.COLLATERAL_NOT_FOUND, str(answer)))
         else:
             collateral = collateral.completed_by(answer)
-    # While one source cannot be reached, another's "I do not have it" decides nothing.
-    return Prepared(evidence, collateral, tuple(unreached or without))
+    faults: tuple[SourceFault, ...] = ()
+    if wrong_parts(asking.choice(collateral).reasons(at)):
+        faults = tuple(asking.faults(answers))
+    # While one source is out of reach, that another has nothing settles nothing.
+    return Prepared(evidence, collateral, tuple(unreached or without), faults)
 
 
-def _missing(
-    kind: VekKind,
-    collateral: Collateral,
-    products: tuple[Product, ...],
-    policy: Policy,
-    at: datetime,
-) -> frozenset[Part]:
-    missing = {
-        part
-        for part, data in (
-            (Part.LEAF, collateral.leaf(kind)),
-            (Part.INTERMEDIATE, collateral.ask),
-            (Part.ROOT, collateral.ark),
+@dataclass(frozen=True, slots=True)
+class _Asking:
+    """For which report certificates are looked for, and how they will be judged."""
+
+    report: Report
+    kind: VekKind
+    policy: Policy
+    anchors: tuple[Anchor, ...]
+    at: datetime
+
+    def choice(self, collateral: Collateral) -> Choice:
+        """The best chain so far. Lists of what is revoked count."""
+        if self.policy.revocation is Revocation.IGNORE:
+            collateral = collateral.without_crl()
+        return choose(
+            self.report,
+            self.kind,
+            collateral,
+            self.anchors,
+            self.at,
+            MEMORY,
+            allow_masked=self.policy.allow_masked_chip_id,
         )
-        if data is None
-    }
-    # A list is requested if the report needs one; otherwise lists that are already there are used.
-    if policy.revocation is Revocation.REQUIRE and not any(
-        _may_serve(each, kind, products, policy, at) for each in collateral.lists
-    ):
-        missing.add(Part.CRL)
-    return frozenset(missing)
+
+    def missing(
+        self, choice: Choice, collateral: Collateral, products: tuple[Product, ...]
+    ) -> frozenset[Part]:
+        """What is not there, or not right: both are looked for."""
+        missing = wrong_parts(choice.reasons(self.at))
+        # A list is asked for where a report needs one, and looked at where it comes by itself.
+        if self.policy.revocation is Revocation.REQUIRE and not any(
+            _may_serve(each, self.kind, products, self.policy, self.at) for each in collateral.lists
+        ):
+            missing |= {Part.CRL}
+        return missing
+
+    def faults(self, answers: Iterable[tuple[AnySource, _Answer]]) -> Iterator[SourceFault]:
+        """What is wrong with what each source gave, taken by itself."""
+        for source, answer in answers:
+            name = getattr(source, "name", None)
+            if not name:
+                continue
+            problems = list(getattr(source, "problems", ()))
+            if not isinstance(answer, Collateral):
+                problems.append(answer.message)
+            elif answer.without_certificates:
+                problems.append("has no certificates")
+            else:
+                reasons = self.choice(answer).reasons(self.at)
+                problems += [each.message for each in reasons if wrong_parts([each])]
+            if problems:
+                yield SourceFault(printable(name), printable("; ".join(problems)))
 
 
 def _may_serve(
@@ -346,9 +399,9 @@ def _read_list(data: bytes) -> RevocationList | None:
         return None
 
 
-def _products(report: Report, leaf: bytes | None) -> tuple[Product, ...]:
-    """A leaf that came with a version 2 report says more about the product than the report."""
-    if leaf is not None and report.fields.version < 3:
-        with contextlib.suppress(FormatError):
-            return (EndorsementCert.from_bytes(leaf).product,)
+def _products(report: Report, choice: Choice) -> tuple[Product, ...]:
+    """A leaf that came with it says more than a report of version 2."""
+    leaf = choice.findings.leaf
+    if leaf is not None and report.fields.version < 3 and not wrong_parts(choice.of_leaf):
+        return (leaf.product,)
     return report.products

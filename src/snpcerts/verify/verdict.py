@@ -55,16 +55,31 @@ class ReportTcbs:
         }
 
 
+@dataclass(frozen=True, slots=True)
+class SourceFault:
+    """Why what a source gave did not do, or that it gave nothing; both for people."""
+
+    source: str
+    problem: str
+
+    def to_json(self) -> dict[str, str]:
+        """Both, as JSON values."""
+        return {"source": self.source, "problem": self.problem}
+
+
 @dataclass(frozen=True, slots=True, repr=False)
 class Verdict:
     """Whether a report is genuine, why not, and what it says.
 
-    Read ``status``; ``str`` of a verdict is one line for a log. The other fields hold the content
-    of the evidence, even if it is not verified: then they are unproven claims. ``chip_id`` is the
-    report's 64 bytes (zero when masked); ``report`` and ``leaf`` are None if they could not be
-    read. ``checks`` lists every check, including those that the policy does not ask for. ``root``
-    is the anchor that matches the ARK, None if none does: AMD endorsed the key only if
-    ``root_is_amds``. ``revocation_lists`` are all that were judged, from any supplier.
+    Read ``status``; ``str`` of a verdict is one line for a log. The other fields
+    hold what was read of the evidence, also when it is not verified: then they are
+    claims that nothing backs. ``chip_id`` is the report's 64 bytes (zero when
+    masked); ``report`` and ``leaf`` are None where they could not be read.
+    ``checks`` lists every check there is, those that nobody asked for too. ``root``
+    is the anchor that the ARK is, None where it is none: only with
+    ``root_is_amds`` was it AMD who endorsed the key. ``revocation_lists`` are all
+    those that were looked at, whoever supplied them. ``sources`` says, where
+    certificates are missing or wrong, what is wrong with what each source gave.
     """
 
     status: Status
@@ -78,6 +93,7 @@ class Verdict:
     checks: tuple[Check, ...] = ()
     root: Anchor | None = None
     revocation_lists: tuple[JudgedList, ...] = ()
+    sources: tuple[SourceFault, ...] = ()
 
     def __post_init__(self) -> None:
         if self.status is not Status.VERIFIED:
@@ -165,6 +181,7 @@ class Verdict:
                 "spki_sha384": self.root.spki_sha384.hex(),
                 "amd": self.root_is_amds,
             },
+            "sources": [each.to_json() for each in self.sources],
             "revocation_lists": [each.to_json() for each in self.revocation_lists],
             "checks": [check.to_json() for check in self.checks],
         }

@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What to do about a verdict that is no pass: advice that fits its cause."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Final
+
+from snpcerts.endorsement.reason import EXPIRED, ReasonCode
+
+if TYPE_CHECKING:
+    from snpcerts.verify.verdict import Verdict
+
+_EMULATED: Final = "EMULATED"
+_LATER: Final = "try again later"
+_SUPPLY: Final = "supply what is missing: --certs DIR, --crl KIND=FILE or --fetch"
+_SUPPLY_VLEK: Final = (
+    "a VLEK's certificate comes from the cloud provider, never from the key server: take the "
+    "host's table along (guest report --table-out FILE, verify --table FILE) or give --certs DIR"
+)
+_ANOTHER_KEY: Final = (
+    "the certificate is of another key than the one that signed: give the right one with "
+    "--certs DIR or --fetch. A host's table is out of date after a firmware update until "
+    "'snpcerts host sync' has run there"
+)
+_ANOTHER_CHAIN: Final = (
+    "the certificates do not belong together: give leaf, ASK (or ASVK) and ARK of one product "
+    "with --certs DIR, or --fetch"
+)
+_ARCHIVED: Final = (
+    "the key server issues a new certificate at each request: to verify as of an earlier time "
+    "(--at), give the certificate that was archived then, with --certs DIR or --offline --cache DIR"
+)
+_PAST: Final = "evidence that was archived is verified as of its own time: --at TIME"
+_NONCE: Final = (
+    "the REPORT_DATA of an HCL report is the digest of its runtime data; the nonce is the user "
+    "data in that: --user-data HEX"
+)
+_EMULATOR: Final = (
+    "this evidence is of the emulator, whose root nobody should trust by default: name it with "
+    "--anchor FILE where you mean it"
+)
+_MASKED: Final = (
+    "the host hides its chip ID: only a policy with allow_masked_chip_id = true accepts that"
+)
+_MISSING: Final = frozenset(
+    {
+        ReasonCode.VCEK_MISSING,
+        ReasonCode.ASK_MISSING,
+        ReasonCode.ARK_MISSING,
+        ReasonCode.CRL_MISSING,
+        ReasonCode.CRL_EXPIRED,
+        ReasonCode.CRL_TOO_OLD,
+        ReasonCode.COLLATERAL_NOT_FOUND,
+    }
+)
+_OF_ANOTHER_KEY: Final = frozenset(
+    {ReasonCode.TCB_MISMATCH, ReasonCode.CHIP_ID_MISMATCH, ReasonCode.PRODUCT_MISMATCH}
+)
+_OF_ANOTHER_CHAIN: Final = frozenset(
+    {
+        ReasonCode.CHAIN_PRODUCT,
+        ReasonCode.LEAF_ISSUER,
+        ReasonCode.LEAF_SIGNATURE,
+        ReasonCode.ASK_ISSUER,
+        ReasonCode.ASK_SIGNATURE,
+        ReasonCode.ASK_NAME,
+        ReasonCode.ARK_NAME,
+        ReasonCode.LEAF_KIND,
+    }
+)
+
+
+def advice(verdict: Verdict) -> Iterator[str]:
+    """One sentence for each kind of cause, the nearest first; nothing where none helps."""
+    codes = {reason.code for reason in verdict.reasons}
+    if ReasonCode.VLEK_MISSING in codes:
+        yield _SUPPLY_VLEK
+    elif codes & _MISSING:
+        yield _SUPPLY
+    if codes & _OF_ANOTHER_KEY:
+        yield _ANOTHER_KEY
+    elif codes & _OF_ANOTHER_CHAIN:
+        yield _ANOTHER_CHAIN
+    if ReasonCode.LEAF_NOT_YET_VALID in codes:
+        yield _ARCHIVED
+    elif codes & EXPIRED:
+        yield _PAST
+    if ReasonCode.POLICY_REPORT_DATA in codes and _has_runtime_data(verdict):
+        yield _NONCE
+    if ReasonCode.ARK_UNTRUSTED in codes and _is_emulated(verdict):
+        yield _EMULATOR
+    if ReasonCode.CHIP_ID_MASKED in codes:
+        yield _MASKED
+    if codes == {ReasonCode.COLLATERAL_UNAVAILABLE}:
+        yield _LATER
+
+
+def _has_runtime_data(verdict: Verdict) -> bool:
+    return any(
+        check.name == "runtime-data" and check.state.value in ("passed", "failed")
+        for check in verdict.checks
+    )
+
+
+def _is_emulated(verdict: Verdict) -> bool:
+    """By its issuer's name, which a verifier believes in nothing but this."""
+    leaf = verdict.leaf
+    return leaf is not None and _EMULATED in leaf.certificate.issuer.rfc4514_string()

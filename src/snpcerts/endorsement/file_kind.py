@@ -1,0 +1,215 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What bytes are that are not what was wanted, in words for people, and how to unwrap them.
+
+A file called ``vcek.der`` may be the key server's error page, and one called
+``report.bin`` another machine's quote. Nothing here decides: it names what a file
+most likely is, so that its owner need not guess.
+
+Sources: the first bytes that each format's specification gives; for quotes, Intel
+"TDX DCAP Quoting Library API" and TCG "TPM 2.0 Structures" (TPMS_ATTEST); for
+Nitro, COSE (RFC 9052).
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Final, NamedTuple
+
+from snpcerts.abi.cert_table import ENTRY_SIZE, GUID_NAMES
+from snpcerts.abi.report import REPORT_SIZE, VERSIONS
+from snpcerts.endorsement.encoded_text import pem_blocks, starts_like_json, text_of
+from snpcerts.printable import printable
+
+_SHOWN: Final = 60
+
+
+class FileKind(NamedTuple):
+    """``name`` reads well after "is": "an HTML page"; ``unwrap`` says what to do, if anything."""
+
+    name: str
+    unwrap: str | None = None
+    known: bool = True
+
+
+_BINARY: Final = (
+    (b"\x1f\x8b", FileKind("gzip data", "unpack it first: gunzip")),
+    (b"\xfd7zXZ\0", FileKind("xz data", "unpack it first: xz -d")),
+    (b"\x28\xb5\x2f\xfd", FileKind("zstd data", "unpack it first: zstd -d")),
+    (b"BZh", FileKind("bzip2 data", "unpack it first: bunzip2")),
+    (b"PK\x03\x04", FileKind("a zip archive", "unpack it first: unzip")),
+    (b"\x7fELF", FileKind("a program (ELF)")),
+    (b"%PDF", FileKind("a PDF document")),
+    (b"\x89PNG", FileKind("a picture (PNG)")),
+    (
+        b"\xffTCG",
+        FileKind(
+            "a quote of a TPM",
+            "the SNP report of an Azure guest is elsewhere: tpm2_nvread -C o 0x01400001",
+        ),
+    ),
+    (b"HCLA", FileKind("an HCL report of an Azure guest", "give it as evidence")),
+    (
+        b"\x84\x44\xa1\x01\x38\x22",
+        FileKind(
+            "an attestation document of AWS Nitro (COSE)",
+            "it is no SNP report: snpcerts guest report gets one inside an SNP guest",
+        ),
+    ),
+    (
+        b"\xd2\x84\x44\xa1\x01\x38\x22",
+        FileKind(
+            "an attestation document of AWS Nitro (COSE)",
+            "it is no SNP report: snpcerts guest report gets one inside an SNP guest",
+        ),
+    ),
+)
+_TDX_TYPE, _SGX_TYPE = 0x81, 0
+_PKCS7_OID: Final = bytes.fromhex("06092a864886f70d010702")
+_PKCS12_START: Final = re.compile(rb"\x30[\x82\x80].{0,2}\x02\x01\x03\x30", re.DOTALL)
+_KEY_START: Final = re.compile(
+    rb"\x30(?:\x82..|\x81.|.)\x02\x01[\x00\x01][\x02\x04\x30]", re.DOTALL
+)
+_REQUEST_START: Final = re.compile(rb"\x30\x82..\x30\x82..\x02\x01\x00\x30", re.DOTALL)
+_HTML: Final = re.compile(
+    r"\s*(?:<!--.{0,400}?-->\s*)*<(?:!doctype html|html|head|body|title)\b", re.I | re.S
+)
+_XML: Final = re.compile(r"\s*<(?:\?xml\b|[A-Za-z][\w:.-]*[\s>/])")
+_TOKEN: Final = re.compile(r"\s*eyJ[\w-]+\.[\w-]+\.[\w-]*\s*")
+_LFS: Final = "version https://git-lfs"
+_AMD_SIZES: Final = (2048, 4096)
+
+_PEM_KINDS: Final = {
+    "CERTIFICATE": "a certificate in PEM",
+    "X509 CERTIFICATE": "a certificate in PEM",
+    "TRUSTED CERTIFICATE": "a certificate in PEM",
+    "X509 CRL": "a revocation list in PEM",
+    "CERTIFICATE REQUEST": "a certificate request",
+    "NEW CERTIFICATE REQUEST": "a certificate request",
+    "PKCS7": "a PKCS #7 bundle",
+    "CMS": "a CMS message",
+    "PUBLIC KEY": "a public key",
+}
+
+
+def kind_of(data: bytes) -> FileKind:
+    """What ``data`` most likely is. Never raises."""
+    if not data:
+        return FileKind("empty")
+    for start, kind in _BINARY:
+        if data.startswith(start):
+            return kind
+    found = _structure(data) or _der(data)
+    if found is not None:
+        return found
+    text = text_of(data)
+    if text is not None:
+        return _text(text)
+    if b"-----BEGIN " in data:
+        return _pem(data.decode("latin-1"))
+    return FileKind(
+        f"{len(data)} bytes of an unknown kind, which start {data[:8].hex()}", None, False
+    )
+
+
+def looks_like_report(data: bytes) -> bool:
+    """Whether it starts as a report does, whole or cut short."""
+    version = int.from_bytes(data[:4], "little")
+    # Behind the version of a quote stands what tells it from a report.
+    return len(data) >= 64 and version in VERSIONS and data[0x34:0x38] == b"\1\0\0\0"
+
+
+def looks_like_table(data: bytes) -> bool:
+    """Whether it starts with an entry of a certificate table that is known by name."""
+    guids = {guid.bytes for guid in GUID_NAMES} | {guid.bytes_le for guid in GUID_NAMES}
+    return len(data) >= ENTRY_SIZE and data[:16] in guids
+
+
+def _structure(data: bytes) -> FileKind | None:
+    if looks_like_report(data):
+        if len(data) < REPORT_SIZE:
+            return FileKind(
+                f"a report cut short: {len(data)} of {REPORT_SIZE} bytes",
+                "copy it again, as a binary file",
+            )
+        return FileKind("an attestation report", "give it as evidence")
+    if looks_like_table(data):
+        return FileKind("a certificate table", "give it with --table, or as --certs")
+    if 0x81 <= data[0] <= 0x8F and b"sev-snp" in data[:512]:
+        return FileKind(
+            "an attestation in MessagePack (Dstack, version 1)",
+            "its field platform.data.report is the report",
+        )
+    version, kind = int.from_bytes(data[:2], "little"), int.from_bytes(data[4:8], "little")
+    if len(data) > 432 and version in (4, 5) and kind == _TDX_TYPE:
+        return FileKind("a quote of Intel TDX", "it is of another kind of guest, not of SEV-SNP")
+    if len(data) > 432 and version == 3 and kind == _SGX_TYPE and data[8:12] != bytes(4):
+        return FileKind("a quote of Intel SGX", "it is no SNP report")
+    usage, bits = (
+        int.from_bytes(data[0x24:0x28], "little"),
+        int.from_bytes(data[0x38:0x3C], "little"),
+    )
+    if data[:4] == b"\1\0\0\0" and usage in (0, 0x13) and bits in _AMD_SIZES:
+        return FileKind(
+            "a certificate in AMD's binary format of SEV, which is not X.509",
+            "get the X.509 chain instead: snpcerts kds fetch chain",
+        )
+    if len(data) >= 0x60 and data[0x30:0x34] == b"\1\1\x60\0" and data[0x34] in range(1, 19):
+        return FileKind("an encrypted guest message", "only the guest's kernel can open it")
+    return None
+
+
+def _der(data: bytes) -> FileKind | None:
+    if _PKCS12_START.match(data):
+        return FileKind(
+            "a PKCS #12 file", "take its certificates out: openssl pkcs12 -nokeys -in FILE"
+        )
+    if data[:1] == b"\x30" and _PKCS7_OID in data[:32]:
+        return FileKind("a PKCS #7 bundle")
+    if _REQUEST_START.match(data):
+        return FileKind("a certificate request")
+    if _KEY_START.match(data):
+        return FileKind("a private key")
+    return None
+
+
+def _text(text: str) -> FileKind:
+    if not text.strip():
+        return FileKind("blank")
+    if _HTML.match(text):
+        return FileKind("an HTML page", "a server's error page, most likely: fetch it again")
+    if "-----BEGIN " in text:
+        return _pem(text)
+    if text.startswith(_LFS):
+        return FileKind("a pointer of Git LFS", "fetch the file itself: git lfs pull")
+    if text.startswith("#!"):
+        return FileKind("a script")
+    if starts_like_json(text):
+        return FileKind("JSON text")
+    if _XML.match(text):
+        return FileKind("an XML document", "a server's error page, most likely: fetch it again")
+    if _TOKEN.fullmatch(text):
+        return FileKind(
+            "a signed token (JWT)",
+            "its issuer has judged the evidence; ask for the evidence itself",
+        )
+    short = " ".join(text.split())
+    if len(short) <= _SHOWN:
+        return FileKind(f"the text {printable(short)!r}")
+    return FileKind(f"text that starts {printable(short[:_SHOWN])!r}")
+
+
+def _pem(text: str) -> FileKind:
+    labels = list(dict.fromkeys(block.label for block in pem_blocks(text)))
+    if not labels:
+        return FileKind(
+            "PEM cut short: it has a BEGIN line and no END line", "copy the whole of it"
+        )
+    return kind_of_label(labels[0])
+
+
+def kind_of_label(label: str) -> FileKind:
+    """What a PEM block of that label holds."""
+    if label.endswith("PRIVATE KEY"):
+        return FileKind("a private key")
+    known = _PEM_KINDS.get(label)
+    return FileKind(known if known is not None else f"PEM of {printable(label[:_SHOWN])!r}")

@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which certificates of a heap belong together: by what they are, not where they lay.
+
+A certificate's subject says whether it is a leaf, an ASK or ASVK, or an ARK; its
+issuer what should stand above it; a leaf's extensions of which chip and TCB it is.
+That gives chains, the likeliest first and a bounded number of them. Which of them is
+right the signatures and the pinned root decide, and so the one judge.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Final
+
+from snpcerts.endorsement.bundle import read_bundle
+from snpcerts.endorsement.ca_name import CaName, CaRole, parse_ca_name
+from snpcerts.endorsement.certificate import common_name, load_certificate
+from snpcerts.endorsement.judge import ChainBytes
+from snpcerts.endorsement.vek import EndorsementCert, VekKind
+from snpcerts.errors import FormatError
+
+# Leaves, intermediates and roots of each kind that are tried. AMD's have one, or two
+# where an authority was issued again.
+_TRIED: Final = 4
+_SHORT: Final = 4 << 10  # certificates that are remembered
+
+
+@dataclass(frozen=True, slots=True)
+class Sorted:
+    """A certificate and what it is: a leaf's kind, or an authority's name, or neither.
+
+    ``leaf`` is what its extensions say, None where they cannot be read.
+    """
+
+    der: bytes
+    title: str
+    subject: bytes
+    issuer: bytes
+    kind: VekKind | None
+    authority: CaName | None
+    leaf: EndorsementCert | None
+
+
+def sort(data: bytes) -> Sorted | None:
+    """What one certificate, DER or PEM, is; None where it cannot be read."""
+    return _known(bytes(data)) if len(data) <= _SHORT else _sort(data)
+
+
+def _sort(data: bytes) -> Sorted | None:
+    try:
+        certificate = load_certificate(data, "certificate")
+    except FormatError:
+        return None
+    name = common_name(certificate.subject)
+    kind = next((each for each in VekKind if name == each.common_name), None)
+    leaf = None
+    if kind is not None:
+        try:
+            leaf = EndorsementCert.from_certificate(certificate)
+        except FormatError:
+            leaf = None
+    return Sorted(
+        data,
+        name or "no common name",
+        certificate.subject.public_bytes(),
+        certificate.issuer.public_bytes(),
+        kind,
+        parse_ca_name(name),
+        leaf,
+    )
+
+
+_known = functools.lru_cache(maxsize=256)(_sort)
+
+
+def sort_all(parts: Iterable[bytes]) -> tuple[Sorted, ...]:
+    """All certificates in these, each once; a part may be a bundle of several."""
+    found: dict[tuple[bytes, bytes, bytes], Sorted] = {}
+    for part in parts:
+        one = sort(part)
+        inside = (one,) if one is not None else map(sort, read_bundle(part).certificates)
+        for each in inside:
+            if each is not None:
+                found.setdefault((each.subject, each.issuer, each.der), each)
+    return tuple(found.values())
+
+
+def chains(
+    kind: VekKind, certificates: Iterable[Sorted], fits: Callable[[EndorsementCert], bool]
+) -> Iterator[ChainBytes]:
+    """Chains for a leaf of that kind, the likeliest first.
+
+    ``fits`` says whether a leaf is of the chip and TCB wanted: one that is not is
+    given only where none is.
+    """
+    heap = tuple(certificates)
+    leaves = [each for each in heap if each.kind is kind]
+    fitting = [each for each in leaves if each.leaf is not None and fits(each.leaf)]
+    role = CaRole.ASK if kind is VekKind.VCEK else CaRole.ASVK
+    for leaf in _some(fitting or leaves):
+        for middle in _some(_above(leaf, _of(role, heap) or _other_middle(heap))):
+            for root in _some(_above(middle, _of(CaRole.ARK, heap))):
+                yield ChainBytes(
+                    *(None if each is None else each.der for each in (leaf, middle, root))
+                )
+
+
+def _some(found: list[Sorted]) -> list[Sorted | None]:
+    """The first few, or that there is none."""
+    return list(found[:_TRIED]) or [None]
+
+
+def _of(role: CaRole, heap: tuple[Sorted, ...]) -> list[Sorted]:
+    return [each for each in heap if each.authority is not None and each.authority.role is role]
+
+
+def _other_middle(heap: tuple[Sorted, ...]) -> list[Sorted]:
+    """The other kind's intermediate: the reason will say so."""
+    return [*_of(CaRole.ASK, heap), *_of(CaRole.ASVK, heap)]
+
+
+def _above(below: Sorted | None, authorities: list[Sorted]) -> list[Sorted]:
+    """Those that the one below names as its issuer first."""
+    if below is None:
+        return authorities
+    return sorted(authorities, key=lambda each: each.subject != below.issuer)

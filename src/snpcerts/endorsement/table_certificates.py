@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Certificates for the slots of a certificate table, and whether any verifier could use them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+from snpcerts.endorsement.anchors import Anchor, spki_sha384
+from snpcerts.endorsement.bundle import read_bundle
+from snpcerts.endorsement.ca_name import CaRole, parse_ca_name
+from snpcerts.endorsement.certificate import common_name, load_certificate
+from snpcerts.endorsement.file_kind import kind_of
+from snpcerts.endorsement.judge import ChainBytes, find
+from snpcerts.endorsement.reason import Reason, ReasonCode
+from snpcerts.endorsement.sorting import Sorted, sort
+from snpcerts.endorsement.vek import VekKind
+from snpcerts.errors import InputError, RefusedError
+
+_MISSING: Final = frozenset(
+    {
+        ReasonCode.VCEK_MISSING,
+        ReasonCode.VLEK_MISSING,
+        ReasonCode.ASK_MISSING,
+        ReasonCode.ARK_MISSING,
+    }
+)
+_TITLES: Final = {"vcek": "a VCEK", "vlek": "a VLEK", "ask": "an ASK or ASVK", "ark": "an ARK"}
+_INSIST: Final = "--force takes it all the same"
+
+
+def certificate_for(slot: str, data: bytes, what: str, *, vlek: bool, force: bool) -> bytes:
+    """The certificate, DER, for a slot (``vcek``, ``vlek``, ``ask``, ``ark``) out of a file.
+
+    The file may hold others too: ``vlek`` says that an ASVK is wanted, where it holds
+    both. Raises :class:`InputError`, naming ``what``, where there is no certificate, or
+    more than one fits, and :class:`RefusedError` where none fits, unless by ``force``.
+    """
+    found = certificates_in(data, what)
+    fitting = [each for each in found if slot_of(each) == slot]
+    if len(fitting) > 1 and slot == "ask":
+        role = CaRole.ASVK if vlek else CaRole.ASK
+        fitting = [each for each in fitting if each.authority and each.authority.role is role]
+    if len(fitting) > 1:
+        raise InputError(f"{what}: has {len(fitting)} certificates for {slot}, must be one")
+    if fitting:
+        return fitting[0].der
+    if force and len(found) == 1:
+        return found[0].der
+    titles = ", ".join(each.title for each in found)
+    raise RefusedError(f"{what}: is {titles}, not {_TITLES[slot]}", hint=_INSIST)
+
+
+def certificates_in(data: bytes, what: str) -> list[Sorted]:
+    """All certificates of a file; :class:`InputError`, saying what it is, where it has none."""
+    bundle = read_bundle(data)
+    if not bundle.certificates:
+        said = bundle.others[0] if bundle.others else kind_of(data).name
+        raise InputError(f"{what}: is {said}, no certificate", hint=kind_of(data).unwrap)
+    return [each for each in map(sort, bundle.certificates) if each is not None]
+
+
+def list_in(data: bytes, what: str) -> bytes:
+    """The one revocation list, DER, of a file; :class:`InputError` unless there is one."""
+    bundle = read_bundle(data)
+    if len(bundle.lists) == 1:
+        return bundle.lists[0]
+    said = f"has {len(bundle.lists)} revocation lists" if bundle.lists else "has none"
+    kind = kind_of(data)
+    if not bundle.lists and bundle.empty:
+        said = f"is {bundle.others[0] if bundle.others else kind.name}"
+    raise InputError(f"{what}: {said}, must be one revocation list", hint=kind.unwrap)
+
+
+def slot_of(certificate: Sorted) -> str | None:
+    """The slot of a table that the certificate belongs in."""
+    if certificate.kind is not None:
+        return certificate.kind.value
+    if certificate.authority is not None:
+        return "ark" if certificate.authority.role is CaRole.ARK else "ask"
+    return None
+
+
+def useless(slots: Mapping[str, bytes]) -> tuple[Reason, ...]:
+    """Why no verifier could use a table of these certificates; nothing where one could.
+
+    Whether the ARK is trusted is the verifier's business. A table may lack some of the
+    three, and may have both kinds of leaf: then one of them has to fit.
+    """
+    ark = slots.get("ark")
+    anchors = () if ark is None else _trusting(ark)
+    kinds = [kind for kind in VekKind if kind.value in slots] or [_kind_of_ask(slots.get("ask"))]
+    first: tuple[Reason, ...] = ()
+    for kind in kinds:
+        chain = ChainBytes(slots.get(kind.value), slots.get("ask"), ark)
+        reasons = find(kind, chain, anchors).reasons
+        wrong = tuple(each for each in reasons if each.code not in _MISSING)
+        if not wrong:
+            return ()
+        first = first or wrong
+    return first
+
+
+def _trusting(ark: bytes) -> tuple[Anchor, ...]:
+    certificate = load_certificate(ark, "ARK")
+    name = parse_ca_name(common_name(certificate.subject))
+    # Without such a name there is a reason already.
+    return () if name is None else (Anchor(name.product, spki_sha384(certificate), "the table's"),)
+
+
+def _kind_of_ask(ask: bytes | None) -> VekKind:
+    found = None if ask is None else sort(ask)
+    if found is not None and found.authority is not None and found.authority.role is CaRole.ASVK:
+        return VekKind.VLEK
+    return VekKind.VCEK

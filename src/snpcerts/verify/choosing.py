@@ -1,0 +1,145 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The chain for a report out of all the certificates there are, and which parts it lacks.
+
+The certificates in their slots come first. Where they are right nothing else is
+looked at. Where not, all that were supplied are sorted by what they are, and the
+first chain that nothing is wrong with is taken, or else the one with the least.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Final
+
+from snpcerts.abi.report import Report
+from snpcerts.endorsement.anchors import Anchor
+from snpcerts.endorsement.judge import Findings, JudgeMemory
+from snpcerts.endorsement.reason import Authenticity, Reason, ReasonCode
+from snpcerts.endorsement.sorting import chains, sort_all
+from snpcerts.endorsement.vek import EndorsementCert, VekKind
+from snpcerts.verify import report_check
+from snpcerts.verify.collateral import Collateral
+
+
+class Part(enum.Enum):
+    """What may be missing."""
+
+    LEAF = "leaf"
+    INTERMEDIATE = "intermediate"
+    ROOT = "root"
+    CRL = "crl"
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """What was found of a chain, and what is wrong between its leaf and the report."""
+
+    findings: Findings
+    of_leaf: tuple[Reason, ...]
+
+    def reasons(self, at: datetime) -> tuple[Reason, ...]:
+        """All that is wrong with it at that time."""
+        return (*self.findings.reasons_at(at), *self.of_leaf)
+
+
+def choose(
+    report: Report,
+    kind: VekKind,
+    collateral: Collateral,
+    anchors: Sequence[Anchor],
+    at: datetime,
+    memory: JudgeMemory,
+    *,
+    allow_masked: bool,
+) -> Choice:
+    """The best chain that ``collateral`` has for the report."""
+    lists = [each.data for each in collateral.all_lists]
+
+    def judged(findings: Findings) -> Choice:
+        leaf = findings.leaf
+        return Choice(findings, () if leaf is None else _of_leaf(report, leaf, allow_masked))
+
+    best = judged(memory.findings(kind, collateral.chain(kind), anchors, lists))
+    least = _score(best, at)
+    if not best.reasons(at) or collateral.without_certificates:
+        return best
+
+    def fits(leaf: EndorsementCert) -> bool:
+        return not _of_leaf(report, leaf, True)
+
+    for chain in chains(kind, sort_all(collateral.parts), fits):
+        other = judged(memory.findings(kind, chain, anchors, lists))
+        score = _score(other, at)
+        if score < least:
+            best, least = other, score
+        if not score[1]:
+            break
+    return best
+
+
+def _score(choice: Choice, at: datetime) -> tuple[int, int]:
+    """What is absent, and what is wrong.
+
+    A certificate that is there and wrong says more than one that is not there.
+    """
+    facts = choice.findings.facts
+    present = facts.leaf + facts.intermediate + facts.root
+    return 3 - present, len(choice.reasons(at))
+
+
+def _of_leaf(report: Report, leaf: EndorsementCert, allow_masked: bool) -> tuple[Reason, ...]:
+    tcbs, _ = report_check.read_tcbs(report, leaf.product)
+    return tuple(report_check.check_leaf(report, tcbs.reported, leaf, allow_masked=allow_masked))
+
+
+_LEAF = frozenset({Part.LEAF})
+_UPPER = frozenset({Part.INTERMEDIATE, Part.ROOT})
+_ALL = _LEAF | _UPPER
+_BY_CHECK: Final = {
+    Authenticity.LEAF: _LEAF,
+    Authenticity.INTERMEDIATE: frozenset({Part.INTERMEDIATE}),
+    Authenticity.ROOT: frozenset({Part.ROOT}),
+    Authenticity.ANCHOR: _UPPER,
+    Authenticity.CHAIN_PRODUCT: _ALL,
+    Authenticity.CHIP_ID: _LEAF,
+    Authenticity.REPORTED_TCB: _LEAF,
+    Authenticity.PRODUCT: _LEAF,
+}
+_BY_CODE: Final = {
+    # Which of the two is wrong is not known.
+    ReasonCode.LEAF_ISSUER: _ALL,
+    ReasonCode.LEAF_SIGNATURE: _ALL,
+    ReasonCode.ASK_ISSUER: _UPPER,
+    ReasonCode.ASK_SIGNATURE: _UPPER,
+    ReasonCode.LEAF_EXPIRED: _LEAF,
+    ReasonCode.LEAF_NOT_YET_VALID: _LEAF,
+    ReasonCode.ASK_EXPIRED: _UPPER,
+    ReasonCode.ASK_NOT_YET_VALID: _UPPER,
+    ReasonCode.ARK_EXPIRED: _UPPER,
+    ReasonCode.ARK_NOT_YET_VALID: _UPPER,
+    ReasonCode.ASK_REVOKED: _ALL,
+    # No certificate would make it right.
+    ReasonCode.CHIP_ID_MASKED: frozenset[Part](),
+    ReasonCode.PRODUCT_UNKNOWN: frozenset[Part](),
+    ReasonCode.REPORT_TCB: frozenset[Part](),
+}
+
+
+def parts_of(reason: Reason) -> frozenset[Part]:
+    """Which certificates, if they were others, might do away with the reason."""
+    by_code = _BY_CODE.get(reason.code)
+    if by_code is not None:
+        return by_code
+    check = reason.code.check
+    return frozenset() if check is None else _BY_CHECK.get(check, frozenset())
+
+
+def wrong_parts(reasons: Iterable[Reason]) -> frozenset[Part]:
+    """Which certificates to look for elsewhere."""
+    found: frozenset[Part] = frozenset()
+    for reason in reasons:
+        found |= parts_of(reason)
+    return found

@@ -1,0 +1,239 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Evidence in JSON, as attestation services and tools hand it about.
+
+Two forms are read. Some tools write a report's fields one by one: those are put
+together again, every byte that no field has is zero, and the signature decides
+(Trustee and others who write virtee/sev's structures; protojson of go-sev-guest's
+messages). All others have the report's bytes somewhere, in base64, hexadecimal or
+as an array of numbers: every value is looked at, and exactly one report must be
+among them. Certificates are taken from wherever they stand.
+
+Known so: ``application/vnd.veraison.tsm-report+json`` and ratsd's tokens around it;
+Trustee's SNP and Azure evidence; attestation-rs; Dstack; Google's ``{report,
+aux_blob}``; the answers that configfs-tsm's users write (``outblob``, ``auxblob``).
+
+Sources: veraison/ratsd ``tokens/tsm-report.go``; confidential-containers/trustee
+``deps/verifier/src/snp``; virtee/sev 8.0 ``AttestationReport``; go-sev-guest
+``proto/sevsnp.proto``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, Final
+
+from snpcerts.abi.report import SIGNATURE_PART_SIZE, SIGNATURE_SIZE, ReportLayout
+from snpcerts.endorsement.encoded_text import bytes_of_json
+from snpcerts.errors import FormatError
+
+WHAT: Final = "evidence in JSON"
+_SIZES: Final = {name: size for name, (_, size) in ReportLayout.layout().items()}
+# virtee/sev's names where they are not ours.
+_SEV_NAMES: Final = {
+    "signature_algo": "sig_algo",
+    "platform_info": "plat_info",
+    "flags": "key_info",
+    "cpuid_family": "cpuid_fam_id",
+    "cpuid_model": "cpuid_mod_id",
+    "cpuid_stepping": "cpuid_step",
+}
+_OLD_NAMES: Final = {"flags": "_author_key_en", "platform_info": "platform_info"}
+_VERSIONS: Final = {"current": "current", "committed": "committed"}
+_TCBS: Final = ("current_tcb", "reported_tcb", "committed_tcb", "launch_tcb")
+_OPTIONAL: Final = frozenset(
+    {
+        "cpuid_family",
+        "cpuid_model",
+        "cpuid_stepping",
+        "launch_mit_vector",
+        "current_mit_vector",
+        "vmpl",
+        "guest_svn",
+    }
+)
+_MOST: Final = 10_000  # values that are looked at
+# The names of providers of configfs-tsm that are other kinds of guest.
+_PROVIDERS: Final = {"tdx_guest": "Intel TDX", "arm_cca_guest": "Arm CCA"}
+
+
+def report_by_fields(value: Any) -> bytes | None:
+    """The report's bytes where ``value`` holds its fields one by one; None where it does not.
+
+    Raises :class:`FormatError`, naming the field, for one that is missing or has another size.
+    """
+    for each in _objects(value):
+        if "measurement" in each and "signature" in each and "reported_tcb" in each:
+            return _from_sev(each)
+        if "measurement" in each and "signature" in each and "reportedTcb" in each:
+            return _from_proto(each)
+    return None
+
+
+def other_kind_of_guest(value: Any) -> str | None:
+    """Which other kind of guest the evidence says it is of."""
+    for each in _objects(value):
+        provider = each.get("provider")
+        if isinstance(provider, str) and provider in _PROVIDERS and "outblob" in each:
+            return _PROVIDERS[provider]
+    return None
+
+
+def keys_of(value: Any) -> str:
+    """The keys of an object, for a message."""
+    if not isinstance(value, dict):
+        return f"an array of {len(value)}" if isinstance(value, list) else type(value).__name__
+    shown = ", ".join(repr(str(key)[:30]) for key in list(value)[:6])
+    return f"an object with the keys {shown}{', ...' if len(value) > 6 else ''}"
+
+
+def blobs(value: Any) -> Iterator[tuple[str, bytes]]:
+    """The keys and bytes of all values that may be bytes, 64 and more."""
+    looked = 0
+    waiting: list[tuple[str, Any]] = [("", value)]
+    while waiting:
+        key, each = waiting.pop()
+        looked += 1
+        if looked > _MOST:
+            raise FormatError(WHAT, f"more than {_MOST} values")
+        if isinstance(each, dict):
+            waiting += reversed(each.items())
+            continue
+        if isinstance(each, bytes):
+            found: bytes | None = each if len(each) >= 64 else None
+        elif isinstance(each, list):
+            found = bytes_of_json(each) if len(each) >= 64 else None
+            if found is None:
+                waiting += ((key, inner) for inner in reversed(each))
+        elif isinstance(each, str) and len(each) >= 64:
+            found = (
+                each.encode() if "-----BEGIN " in each or each[:1] == "{" else bytes_of_json(each)
+            )
+        else:
+            found = None
+        if found is not None:
+            yield key, found
+
+
+def _objects(value: Any) -> Iterator[dict[str, Any]]:
+    waiting, looked = [value], 0
+    while waiting:
+        each = waiting.pop()
+        looked += 1
+        if looked > 10 * _MOST:
+            raise FormatError(WHAT, f"more than {10 * _MOST} values")
+        if isinstance(each, dict):
+            yield each
+            waiting += reversed(each.values())
+        elif isinstance(each, list) and not (each and isinstance(each[0], int)):
+            waiting += reversed(each)
+
+
+def _from_sev(fields: Mapping[str, Any]) -> bytes:
+    """virtee/sev's AttestationReport as serde writes it."""
+    values: dict[str, Any] = {}
+    for name in ReportLayout.__slots__:
+        if name in _TCBS:
+            values[name] = _tcb(fields.get(name), name)
+        elif name == "signature":
+            values[name] = _signature(fields.get(name))
+        elif (of_version := _part_of_version(name)) is not None:
+            kind, part = of_version
+            version = fields.get(kind)
+            values[name] = _integer(version.get(part) if isinstance(version, dict) else None, name)
+        else:
+            written = _SEV_NAMES.get(name, name)
+            found = fields.get(written, fields.get(_OLD_NAMES.get(name, written)))
+            values[name] = _field(name, found)
+    return ReportLayout(**values).pack()
+
+
+def _part_of_version(name: str) -> tuple[str, str] | None:
+    for kind in _VERSIONS:
+        for part in ("major", "minor", "build"):
+            if name == f"{kind}_{part}":
+                return kind, part
+    return None
+
+
+def _field(name: str, found: Any) -> Any:
+    size = _SIZES[name]
+    default = next(iter([ReportLayout.__dataclass_fields__[name].default]))
+    if isinstance(default, int) or name in _OPTIONAL:
+        if found is None and name in _OPTIONAL:
+            return 0
+        return _integer(found, name)
+    data = bytes_of_json(found)
+    if data is None or len(data) != size:
+        raise FormatError(WHAT, f"must be {size} bytes", field=name)
+    return data
+
+
+def _integer(found: Any, name: str) -> int:
+    if isinstance(found, str) and found.isdecimal() and len(found) <= 20:
+        found = int(found)  # protojson writes 64-bit numbers as text
+    if type(found) is not int or not 0 <= found < 1 << 8 * _SIZES[name]:
+        raise FormatError(WHAT, f"is not a number of {_SIZES[name]} bytes", field=name)
+    return found
+
+
+def _tcb(found: Any, name: str) -> bytes:
+    """An object of components, laid out for Turin where it has an ``fmc``; or a number."""
+    if isinstance(found, int | str) and not isinstance(found, bool):
+        return _integer(found, name).to_bytes(8, "little")
+    if not isinstance(found, dict):
+        raise FormatError(WHAT, "is not a TCB", field=name)
+    from snpcerts.abi.tcb import TcbVersion
+
+    parts: dict[str, int | None] = {}
+    for part in ("bootloader", "tee", "snp", "microcode", "fmc"):
+        value = found.get(part)
+        if part == "fmc" and value is None:
+            continue
+        if type(value) is not int or not 0 <= value <= 255:
+            raise FormatError(WHAT, f"{part} is not 0 to 255", field=name)
+        parts[part] = value
+    return TcbVersion(**parts).pack()  # type: ignore[arg-type]  # fmc alone may be None, and is not
+
+
+def _signature(found: Any) -> bytes:
+    if not isinstance(found, dict):
+        data = bytes_of_json(found)
+        if data is None or len(data) != SIGNATURE_SIZE:
+            raise FormatError(WHAT, f"must be {SIGNATURE_SIZE} bytes", field="signature")
+        return data
+    both = b""
+    for part in ("r", "s"):
+        data = bytes_of_json(found.get(part))
+        if data is None or len(data) != SIGNATURE_PART_SIZE:
+            raise FormatError(
+                WHAT, f"{part} must be {SIGNATURE_PART_SIZE} bytes", field="signature"
+            )
+        both += data
+    return both.ljust(SIGNATURE_SIZE, b"\0")
+
+
+_PROTO_NAMES: Final = {"flags": "signerInfo"}
+
+
+def _from_proto(fields: Mapping[str, Any]) -> bytes:
+    """protojson of go-sev-guest's Report: lowerCamelCase, bytes in base64, zeros left out."""
+    from snpcerts.verify.attestation_proto import cpuid_fields
+
+    values: dict[str, Any] = {}
+    for name in ReportLayout.__slots__:
+        if name.startswith("cpuid_"):
+            continue
+        words = name.split("_")
+        written = _PROTO_NAMES.get(name, words[0] + "".join(each.title() for each in words[1:]))
+        found = fields.get(written)
+        default = ReportLayout.__dataclass_fields__[name].default
+        if name in _TCBS:
+            values[name] = _integer(0 if found is None else found, name).to_bytes(8, "little")
+        elif isinstance(default, int):
+            values[name] = _integer(0 if found is None else found, name)
+        else:
+            values[name] = _field(name, found)
+    stamp = fields.get("cpuid1eaxFms", 0)
+    if type(stamp) is not int or not 0 <= stamp < 1 << 32:
+        raise FormatError(WHAT, "is not a number of 4 bytes", field="cpuid1eaxFms")
+    return ReportLayout(**values, **cpuid_fields(stamp)).pack()

@@ -1,0 +1,57 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Dstack's attestation of version 0: a report and its certificates in SCALE.
+
+=========  ==================================================
+bytes      what
+=========  ==================================================
+1          version, 0
+1          which platform, 3 for SEV-SNP
+compact n  bytes of the report, n is 1184
+compact m  certificates, each a compact length and its bytes
+rest       configuration and event logs: not read here
+=========  ==================================================
+
+A compact number has its size in its lowest two bits: 0 one byte, 1 two bytes, 2 four.
+
+Sources: Dstack ``dstack-attest``; Substrate's SCALE codec.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from snpcerts.abi.report import REPORT_SIZE
+from snpcerts.errors import FormatError
+
+WHAT: Final = "Dstack attestation"
+START: Final = b"\0\3" + (REPORT_SIZE << 2 | 1).to_bytes(2, "little")
+_MOST: Final = 16
+
+
+def read_dstack(data: bytes) -> tuple[bytes, tuple[bytes, ...]]:
+    """The report's 1184 bytes, and certificates; :class:`FormatError` when cut short."""
+    report, at = _bytes(data, 2)
+    count, at = _compact(data, at)
+    if count > _MOST:
+        raise FormatError(WHAT, f"{count} certificates, at most {_MOST}")
+    certificates: list[bytes] = []
+    for _ in range(count):
+        certificate, at = _bytes(data, at)
+        certificates.append(certificate)
+    return report, tuple(certificates)
+
+
+def _bytes(data: bytes, at: int) -> tuple[bytes, int]:
+    size, at = _compact(data, at)
+    if size > len(data) - at:
+        raise FormatError(WHAT, f"{size} bytes are announced, {len(data) - at} follow", offset=at)
+    return data[at : at + size], at + size
+
+
+def _compact(data: bytes, at: int) -> tuple[int, int]:
+    if at >= len(data):
+        raise FormatError(WHAT, "ends where a number should be", offset=at)
+    size = (1, 2, 4, 0)[data[at] & 3]
+    if not size or at + size > len(data):
+        raise FormatError(WHAT, "has a number that cannot be read", offset=at)
+    return int.from_bytes(data[at : at + size], "little") >> 2, at + size
