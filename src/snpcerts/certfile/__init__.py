@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """The certificate file: how VMMs serve it and how updates change it, under its locks.
 
-:class:`CertFile` is the interface. :mod:`~snpcerts.certfile.reader` and
-:mod:`~snpcerts.certfile.writer` are the two sides of the protocol, made of the
-steps in :mod:`~snpcerts.certfile.step`; :mod:`~snpcerts.certfile.system`
-performs the steps as system calls; :mod:`~snpcerts.certfile.several` updates
-several files around one firmware command.
+:class:`CertFile`, in ``file``, is the interface. ``reader`` and ``writer`` are the two sides of
+the protocol, made of the steps in ``step``; ``system`` performs the steps as system calls;
+``several`` updates several files around one firmware command; ``relay`` disturbs the steps.
+``hold`` holds a lock and does nothing else, ``holders`` finds who holds one, ``lock_check``
+tests whether a file system has locks. ``recognise`` tells certificate files from others;
+``trusted_path`` refuses paths that another user can redirect. Imports ``abi``.
 """
 
 from __future__ import annotations

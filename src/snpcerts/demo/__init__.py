@@ -1,2 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Runs guests, firmware and updates together on one emulated host."""
+"""Runs guests, firmware and updates together on one emulated host.
+
+``stage`` starts the processes: ``vmm`` (or a ``broken`` reader) with its guest, and
+``demo_writer``, on the host of ``demo_host``. They print each ``demo_event``, and ``tally``
+counts the results. Imports ``emulator``, ``vmm``, ``host``, ``certfile``, ``verify``,
+``endorsement`` and ``abi``.
+"""

@@ -96,19 +96,19 @@ def prove_key(host: Host, timeout: float, as_json: bool, command: tuple[str, ...
 
 def _run(command: Sequence[str], report_data: str, key_sel: str, timeout: float) -> bytes:
     """Run the hand-over and return what it wrote; nothing of it is left running."""
-    words = [
+    argv = [
         word.replace("{report_data}", report_data).replace("{key_sel}", key_sel) for word in command
     ]
     try:
         process = subprocess.Popen(
-            words,
+            argv,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             env=os.environ | {"SNPCERTS_REPORT_DATA": report_data, "SNPCERTS_KEY_SEL": key_sel},
             start_new_session=True,
         )
     except OSError as error:
-        raise RefusedError(f"{words[0]}: cannot be run: {error.strerror}") from None
+        raise RefusedError(f"{argv[0]}: cannot be run: {error.strerror}") from None
     deadline, data, code = time.monotonic() + timeout, None, None
     try:
         data = _output(process, deadline)
@@ -128,10 +128,10 @@ def _run(command: Sequence[str], report_data: str, key_sel: str, timeout: float)
             process.stdout.close()
     if data is None or code is None:
         raise RetryLaterError(
-            f"{words[0]}: timed out after {timeout:g} s", hint="--timeout gives it more"
+            f"{argv[0]}: timed out after {timeout:g} s", hint="--timeout gives it more"
         )
     if code != 0:
-        raise RefusedError(f"{words[0]}: ended with exit code {code}; nothing is proven")
+        raise RefusedError(f"{argv[0]}: ended with exit code {code}; nothing is proven")
     return data
 
 

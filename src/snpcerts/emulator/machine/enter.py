@@ -101,8 +101,8 @@ def host_program(
     inherits, it leaves this process instead, and writes its process id there.
     """
     keeping = f"{os.getpid()}" if detached is None else f"detached {detached}"
-    words = [str(home.path), json.dumps(script.to_json()), keeping]
-    return [sys.executable, "-P", "-m", __name__, *words, *argv]
+    own = [str(home.path), json.dumps(script.to_json()), keeping]
+    return [sys.executable, "-P", "-m", __name__, *own, *argv]
 
 
 def start_reference_vm(home: PlatformHome, certs: str) -> str:
@@ -187,13 +187,13 @@ def start_server(home: PlatformHome, *, detached: bool = True) -> subprocess.Pop
     A ``detached`` server is not a child of this process and ends when it is no
     longer used; otherwise it ends with this process or by SIGTERM.
     """
-    words = [sys.executable, "-P", "-m", "snpcerts.emulator.machine.server", str(home.path)]
-    words.append("--detached" if detached else f"--parent={os.getpid()}")
+    argv = [sys.executable, "-P", "-m", "snpcerts.emulator.machine.server", str(home.path)]
+    argv.append("--detached" if detached else f"--parent={os.getpid()}")
     if home.temporary is not None:
-        words.append("--throw-away")
+        argv.append("--throw-away")
     with _log(home) as log:
         server = subprocess.Popen(
-            words,
+            argv,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=log,
