@@ -9,7 +9,7 @@ import signal
 import sys
 import threading
 
-from snpcerts.abi.kvm import Ioctl, UserspaceMemoryRegion
+from snpcerts.abi.kvm import MEM_GUEST_MEMFD, CreateGuestMemfd, Ioctl, UserspaceMemoryRegion2
 from snpcerts.certfile.file import CertFile
 from snpcerts.emulator.machine.reference_vmm import MEMORY_SIZE, ReferenceVm, build_vm
 from snpcerts.emulator.machine.vmm_program import SystemCalls
@@ -28,13 +28,19 @@ def main(path: str, vcpus: int) -> None:
     kvm = kernel.open("/dev/kvm")
     vm = build_vm(kernel, vcpus=vcpus, certs=supports_req_certs(kvm))
     more = mmap.mmap(-1, MORE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    region = UserspaceMemoryRegion(
+    memfd = kernel.ioctl(
+        vm.fd, Ioctl.CREATE_GUEST_MEMFD, bytearray(CreateGuestMemfd(size=MORE).pack())
+    )
+    region = UserspaceMemoryRegion2(
         slot=1,
+        flags=MEM_GUEST_MEMFD,
         guest_phys_addr=MEMORY_SIZE,
         memory_size=MORE,
         userspace_addr=ctypes.addressof((ctypes.c_char * MORE).from_buffer(more)),
+        guest_memfd=memfd,
     )
-    kernel.ioctl(vm.fd, Ioctl.SET_USER_MEMORY_REGION, bytearray(region.pack()))
+    kernel.ioctl(vm.fd, Ioctl.SET_USER_MEMORY_REGION2, bytearray(region.pack()))
+    vm.set_private(MEMORY_SIZE, MORE, private=True)
     memory = MappedMemory([(0, memoryview(vm.memory)), (MEMORY_SIZE, memoryview(more))])
     service = ExitService(CertFile(path))
     stopping = threading.Event()

@@ -90,6 +90,10 @@ EXPECTED: dict[str, set[str]] = {
     "LAST_PAGE_REFUSED": {"buffer-at-slot-end"},
     "FIRST_VCPU_ONLY": {"vcpus-served"},
     "ONLY_THE_POSTED_EXIT": {"exit-number"},
+    "PAGE_STATE_NOT_ENABLED": {"page-state"},
+    "PAGE_STATE_REFUSED": {"page-state"},
+    "PAGE_STATE_IGNORED": {"page-state"},
+    "LARGE_PAGES_REFUSED": {"page-state"},
     "CHILD_KEEPS_LOCK": {"lock-released", "descriptors", "lock-ends-with-vmm"},
     "CACHED_BY_MTIME": {"lock-before-read", "file-rewritten"},
     "PROBES_THE_LOCK": {"lock-before-read", "lock-until-signed", "lock-kind"},
@@ -184,6 +188,26 @@ def assert_all_passed(
     skipped = {name for name, check in found.items() if check["state"] == "skipped"}
     assert skipped <= PRIVILEGED | (skips or set()), found
     assert found.keys() == set(checks or BY_ID)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ("PAGE_STATE_NOT_ENABLED", "KVM_CAP_EXIT_HYPERCALL is not enabled"),
+        ("PAGE_STATE_REFUSED", "shared: answered with an error; a Linux guest then ends"),
+        ("PAGE_STATE_IGNORED", "ret 0, but KVM_SET_MEMORY_ATTRIBUTES has not made it"),
+        ("LARGE_PAGES_REFUSED", "512 pages at GPA"),
+    ],
+)
+def test_a_vmm_that_ignores_page_states_is_told_what_it_left_undone(
+    build: Build, wrong: str, said: str
+) -> None:
+    """What it does with certificates is judged all the same."""
+    checks = only("page-state", "table-delivered", "vcpus-served")
+    found = judged(build(wrong), "{certs}", "2", options=checks)
+    assert failed(found).keys() == {"page-state"}
+    assert said in found["page-state"]["detail"]
+    assert {each["state"] for each in found.values()} == {"failed", "passed"}
 
 
 def test_a_correct_vmm_in_c_passes_everything(build: Build) -> None:

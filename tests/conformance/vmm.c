@@ -48,6 +48,7 @@ enum wrong {
 	RIGHT_DUPLICATE, RIGHT_HELPER, RIGHT_MAPPING, RIGHT_COUNTED, RIGHT_ONE_AT_A_TIME,
 	RIGHT_EXCLUSIVE, RIGHT_CHECKS_AT_START, RIGHT_SIGWAIT_IN_MAIN, RIGHT_CHILD_RUNS,
 	RIGHT_PIECES, RIGHT_PEEKS,
+	PAGE_STATE_NOT_ENABLED, PAGE_STATE_REFUSED, PAGE_STATE_IGNORED, LARGE_PAGES_REFUSED,
 };
 
 #ifndef WRONG
@@ -57,7 +58,7 @@ enum wrong {
 
 #define PAGE 4096ul
 #define LOW (PAGE * 128) /* two slots that touch, the second the larger */
-#define MEMORY (PAGE * 640)
+#define MEMORY (PAGE * (128 + 2048)) /* with room for 2 MiB that are aligned */
 #define RUN_SIZE 12288
 #define LOCK_WAIT 100 /* ms, then BUSY */
 #define SIZE_MAX_SERVED (1ul << 20)
@@ -585,6 +586,30 @@ static bool serve(int vcpu, struct kvm_run *run, uint8_t *data)
 	return !is_wrong(KICK_ERASED) && stopping;
 }
 
+static void set_private(uint64_t gpa, uint64_t size, bool private)
+{
+	uint64_t range[4] = { gpa, size, private ? KVM_MEMORY_ATTRIBUTE_PRIVATE : 0 };
+
+	must(ioctl(vm, KVM_SET_MEMORY_ATTRIBUTES, range), "KVM_SET_MEMORY_ATTRIBUTES");
+}
+
+/* KVM_HC_MAP_GPA_RANGE: GPA, pages, attributes; bit 4 says private, bit 0 says 2 MiB. */
+static uint64_t change_page_state(uint64_t gpa, uint64_t pages, uint64_t attributes)
+{
+	uint64_t room = 0;
+
+	if (is_wrong(PAGE_STATE_REFUSED) || (is_wrong(LARGE_PAGES_REFUSED) && attributes & 1))
+		return EINVAL;
+	if (is_wrong(PAGE_STATE_IGNORED))
+		return 0;
+	set_private(gpa, pages * PAGE, attributes >> 4 & 1);
+	while (pages-- && attributes >> 4 & 1) {
+		memset(guest(gpa, PAGE, &room), 0, PAGE);
+		gpa += PAGE;
+	}
+	return 0;
+}
+
 static bool asks_for_certs(const struct kvm_run *run)
 {
 	if (is_wrong(ONLY_THE_POSTED_EXIT))
@@ -609,6 +634,12 @@ static void *vcpu_thread(void *argument)
 			continue;
 		}
 		exited = false;
+		if (run->exit_reason == KVM_EXIT_HYPERCALL) {
+			uint64_t *exit = &run->snp_req_certs.gpa; /* the union */
+
+			exit[7] = change_page_state(exit[1], exit[2], exit[3]);
+			continue;
+		}
 		if (run->exit_reason == KVM_EXIT_SHUTDOWN)
 			break;
 		if (asks_for_certs(run)) {
@@ -676,7 +707,7 @@ static bool supported(int kvm)
 int main(int count, char **words)
 {
 	uint64_t init[6] = { 0, 2ul << 32 }, start[8] = { 3 << 16 }, finish[11] = { 0 };
-	uint64_t private[4] = { 0, 2 * PAGE, KVM_MEMORY_ATTRIBUTE_PRIVATE };
+	uint64_t hypercalls[13] = { KVM_CAP_EXIT_HYPERCALL, 1 << KVM_HC_MAP_GPA_RANGE };
 	bool enable;
 	sigset_t stop;
 	int kvm;
@@ -719,13 +750,15 @@ int main(int count, char **words)
 	enable = supported(kvm) && !is_wrong(NEVER_ENABLED);
 	vm = must(ioctl(kvm, KVM_CREATE_VM, KVM_X86_SNP_VM), "KVM_CREATE_VM");
 	command(KVM_SEV_INIT2, init);
+	if (!is_wrong(PAGE_STATE_NOT_ENABLED))
+		must(ioctl(vm, KVM_ENABLE_CAP, hypercalls), "KVM_CAP_EXIT_HYPERCALL");
 	/* A page on either side that nobody may touch. */
 	memory[0] = mmap(NULL, MEMORY + 2 * PAGE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	memory[0] += PAGE;
 	must(mprotect(memory[0], MEMORY, PROT_READ | PROT_WRITE), "memory");
 	slot(0, 0, LOW);
 	slot(1, LOW, MEMORY - LOW);
-	must(ioctl(vm, KVM_SET_MEMORY_ATTRIBUTES, private), "KVM_SET_MEMORY_ATTRIBUTES");
+	set_private(0, is_wrong(PAGE_STATE_IGNORED) ? 2 * PAGE : MEMORY, true);
 	if (enable && !is_wrong(ENABLED_TOO_LATE))
 		command(KVM_SEV_SNP_ENABLE_REQ_CERTS, NULL);
 	for (int i = 0; i < vcpus; i++) {

@@ -98,6 +98,20 @@ static void serve(int vcpu, struct kvm_run *run, unsigned *seed)
 		close(fd);
 }
 
+static void set_private(uint64_t gpa, uint64_t size, uint64_t private)
+{
+	uint64_t range[4] = { gpa, size, private ? KVM_MEMORY_ATTRIBUTE_PRIVATE : 0 };
+
+	must(ioctl(vm, KVM_SET_MEMORY_ATTRIBUTES, range), "KVM_SET_MEMORY_ATTRIBUTES");
+}
+
+/* KVM_HC_MAP_GPA_RANGE: GPA, pages, attributes, of which bit 4 says private. */
+static void change_page_state(uint64_t *exit)
+{
+	set_private(exit[1], exit[2] * PAGE, exit[3] >> 4 & 1);
+	exit[7] = 0;
+}
+
 static void *vcpu_thread(void *argument)
 {
 	int vcpu = (int)(intptr_t)argument;
@@ -110,6 +124,8 @@ static void *vcpu_thread(void *argument)
 			continue;
 		if (run->exit_reason == KVM_EXIT_SNP_REQ_CERTS)
 			serve(vcpu, run, &seed);
+		else if (run->exit_reason == KVM_EXIT_HYPERCALL)
+			change_page_state(&run->snp_req_certs.gpa /* the union */);
 		else if (run->exit_reason == KVM_EXIT_SHUTDOWN)
 			return NULL;
 		else
@@ -122,7 +138,7 @@ int main(int count, char **words)
 	uint64_t supported = 0, attr[3] = { (uint64_t)KVM_X86_GRP_SEV << 32,
 					    KVM_X86_SEV_SNP_REQ_CERTS, (uintptr_t)&supported };
 	uint64_t init[6] = { 0, 2ul << 32 }, start[8] = { 3 << 16 }, finish[11] = { 0 };
-	uint64_t memfd[8] = { MEMORY }, private[4] = { 0, 2 * PAGE, KVM_MEMORY_ATTRIBUTE_PRIVATE };
+	uint64_t memfd[8] = { MEMORY }, hypercalls[13] = { KVM_CAP_EXIT_HYPERCALL, 1 << KVM_HC_MAP_GPA_RANGE };
 	uint64_t region[20] = { (uint64_t)KVM_MEM_GUEST_MEMFD << 32, 0, MEMORY };
 	int kvm, vcpus = count == 3 ? atoi(words[2]) : 0, fds[64];
 	pthread_t threads[64];
@@ -138,11 +154,12 @@ int main(int count, char **words)
 	must(supported == 1 ? 0 : -1, "certificates are not supported");
 	vm = must(ioctl(kvm, KVM_CREATE_VM, KVM_X86_SNP_VM), "KVM_CREATE_VM");
 	command(KVM_SEV_INIT2, init);
+	must(ioctl(vm, KVM_ENABLE_CAP, hypercalls), "KVM_CAP_EXIT_HYPERCALL");
 	memory = mmap(NULL, MEMORY, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	region[3] = (uintptr_t)memory;
 	region[5] = must(ioctl(vm, KVM_CREATE_GUEST_MEMFD, memfd), "KVM_CREATE_GUEST_MEMFD");
 	must(ioctl(vm, KVM_SET_USER_MEMORY_REGION2, region), "KVM_SET_USER_MEMORY_REGION2");
-	must(ioctl(vm, KVM_SET_MEMORY_ATTRIBUTES, private), "KVM_SET_MEMORY_ATTRIBUTES");
+	set_private(0, MEMORY, 1);
 	command(KVM_SEV_SNP_ENABLE_REQ_CERTS, NULL);
 	for (int i = 0; i < vcpus; i++)
 		fds[i] = must(ioctl(vm, KVM_CREATE_VCPU, i), "KVM_CREATE_VCPU");

@@ -15,7 +15,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from snpcerts.abi.ghcb import Field, GhcbPage
-from snpcerts.abi.kvm import RUN_DIRTY_REGS, RUN_VALID_REGS, VCPU_MMAP_SIZE, Ioctl, RunView
+from snpcerts.abi.kvm import (
+    RUN_DIRTY_REGS,
+    RUN_VALID_REGS,
+    VCPU_MMAP_SIZE,
+    ExitReason,
+    Ioctl,
+    MemoryAttributes,
+    RunView,
+)
 from snpcerts.emulator.guest.program import (
     GuestCpu,
     LaunchedVm,
@@ -65,7 +73,7 @@ def register(cpu: GuestCpu) -> Program:
 def ask(cpu: GuestCpu, *, npages: int = 4) -> Program:
     """One extended request with a report request's type, not encrypted with any key."""
     at = cpu.index * 0x4000
-    cpu.write(REQUEST + at, b"\0" * 0x34 + b"\5" + b"\0" * (4096 - 0x35))
+    yield from cpu.write(REQUEST + at, b"\0" * 0x34 + b"\5" + b"\0" * (4096 - 0x35))
     page = bytearray(4096)
     ghcb = GhcbPage(page)
     for which, value in (
@@ -76,7 +84,7 @@ def ask(cpu: GuestCpu, *, npages: int = 4) -> Program:
         (Field.SW_EXITINFO2, RESPONSE + at),
     ):
         ghcb.put(which, value)
-    cpu.write(GHCB + at, bytes(page))
+    yield from cpu.write(GHCB + at, bytes(page))
     yield Vmgexit(GHCB + at)
 
 
@@ -94,7 +102,8 @@ def launch(
 ) -> tuple[Process, list[Vcpu], Clock]:
     clock = Clock()
     process = Process(make_platform(clock=clock), Written(script))
-    _, made = process.launch(vcpus=vcpus)
+    vm, made = process.launch(vcpus=vcpus)
+    vm.private.remove(GHCB, GHCB + vcpus * 0x4000 + 4 * 4096)  # what the guest shares
     return process, made, clock
 
 
@@ -443,9 +452,41 @@ def test_guest_memory_that_went_away_is_a_memory_fault() -> None:
     process.arena.holes.add(MEMORY + REQUEST)
     assert run_fails(process, vcpu) == errno.EFAULT
     assert vcpu.run.exit_reason == 39
-    assert struct.unpack_from("<QQ", vcpu.page, 40) == (REQUEST, 4096)
+    assert struct.unpack_from("<QQQ", vcpu.page, 32) == (0, REQUEST, 4096)
+    assert run_fails(process, vcpu) == errno.EFAULT  # the guest tries again
+    process.arena.holes.clear()
     assert process.run(vcpu) == 0
-    assert vcpu.run.exit_reason == 8
+    assert vcpu.run.exit_reason == 43
+
+
+@pytest.mark.parametrize("private", [False, True])
+def test_an_access_that_disagrees_with_the_pages_attribute_is_a_memory_fault(private: bool) -> None:
+    """It is made again after the fault, so a VMM may make the change then."""
+
+    def script(cpu: GuestCpu) -> Program:
+        if private:
+            yield from cpu.use_private(DATA, 2 * 4096)
+        else:
+            yield from cpu.write(DATA + 0x10, bytes(4096))
+        yield Vmgexit(0x100)
+
+    def set_private(page: int, attributes: int) -> None:
+        wanted = MemoryAttributes(address=page, size=4096, attributes=attributes)
+        process.arena.write(COMMAND, wanted.pack())
+        assert process.ioctl(vm, Ioctl.SET_MEMORY_ATTRIBUTES, COMMAND) == 0
+
+    process = Process(make_platform(), Written(script))
+    vm, (vcpu,) = process.launch()
+    set_private(DATA, 8 * (not private))
+    set_private(DATA + 4096, 8 * (not private))
+    for page in (DATA, DATA + 4096):
+        for _ in range(2):
+            assert run_fails(process, vcpu) == errno.EFAULT
+            assert vcpu.run.exit_reason == ExitReason.MEMORY_FAULT
+            assert struct.unpack_from("<QQQ", vcpu.page, 32) == (8 * private, page, 4096)
+        set_private(page, 8 * private)
+    assert process.run(vcpu) == 0
+    assert vcpu.run.exit_reason == ExitReason.SYSTEM_EVENT
 
 
 # Processors that were not started.

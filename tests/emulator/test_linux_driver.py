@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from snpcerts.abi.ghcb import ExitCode, Field, GhcbPage
+from snpcerts.abi.ghcb import ExitCode, Field, GhcbPage, MsrCode, PageStateOperation
 from snpcerts.abi.guest_message import ReportRequest, ReportResponse
 from snpcerts.abi.kvm import PageType, UserspaceMemoryRegion2
 from snpcerts.abi.sev_guest import (
@@ -88,6 +88,21 @@ def spoilt(change: Callable[[bytearray], None]) -> Answer:
     return answer
 
 
+def change_page_states(page: bytearray) -> list[tuple[str, int, int]]:
+    """Do what the list in a GHCB page asks for: operation, GPA and pages of each entry."""
+    last = int.from_bytes(page[0x802:0x804], "little")
+    page[0x800:0x802] = (last + 1).to_bytes(2, "little")
+    ghcb = GhcbPage(page)
+    ghcb.put(Field.SW_EXITINFO1, 0)
+    ghcb.put(Field.SW_EXITINFO2, 0)
+    found = []
+    for at in range(0x808, 0x808 + 8 * (last + 1), 8):
+        entry = int.from_bytes(page[at : at + 8], "little")
+        operation = PageStateOperation(entry >> 52 & 0xF).name.lower()
+        found.append((operation, entry & (1 << 52) - 1 & ~0xFFF, 512 if entry >> 56 & 1 else 1))
+    return found
+
+
 @dataclass
 class Vm:
     """A launched VM as the guest and its device know it."""
@@ -97,6 +112,7 @@ class Vm:
     name: str = "vm"
     guest: Guest | None = None
     alive: bool = True
+    exits_for_page_state: bool = True
 
 
 @dataclass
@@ -105,6 +121,7 @@ class Rig:
 
     answers: list[Answer] = field(default_factory=list)
     now: float = 0.0
+    page_states: list[tuple[str, int, int]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         platform = make_platform()
@@ -129,10 +146,19 @@ class Rig:
 
     def boot(self) -> None:
         event = next(self.program)
-        while isinstance(event, Vmgexit) and event.msr & 0xFFF:
-            event = self.program.send(event.msr | 1)
+        while isinstance(event, Vmgexit):
+            event = self.program.send(self.booting(event.msr))
         assert isinstance(event, WaitUntil)
         self.waits = event
+
+    def booting(self, msr: int) -> int:
+        """The host's part in boot: every page becomes what the guest asks for."""
+        if msr & 0xFFF == MsrCode.PSC_REQ:
+            return MsrCode.PSC_RSP
+        if msr & 0xFFF:
+            return msr | 1
+        self.answer(msr)
+        return 0
 
     def serve(self) -> None:
         """Run the guest until it waits for requests again."""
@@ -152,6 +178,11 @@ class Rig:
     def answer(self, gpa: int) -> None:
         page = bytearray(self.memory.read(gpa, 4096))
         ghcb = GhcbPage(page)
+        if ghcb.get(Field.SW_EXITCODE) == ExitCode.PSC:
+            changed = change_page_states(page)
+            self.page_states += changed
+            self.memory.write(gpa, bytes(page))
+            return
         self.requests.append(
             (
                 ghcb.get(Field.SW_EXITCODE),

@@ -6,6 +6,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import struct
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -29,7 +30,7 @@ from snpcerts.emulator.guest.scripted import ReportOutcome, ScriptedGuest
 from snpcerts.emulator.guest.sev_guest_device import SevGuestDevice
 from snpcerts.emulator.kvm.vm import Vm
 from snpcerts.emulator.machine.in_process import Machine
-from snpcerts.emulator.machine.reference_vmm import ReferenceVm, build_vm
+from snpcerts.emulator.machine.reference_vmm import MEMORY_SIZE, ReferenceVm, build_vm
 from tests.emulator.firmware_guest import verify
 from tests.emulator.kvm_rig import VirtualClock, make_machine, make_platform
 
@@ -180,22 +181,93 @@ def test_plain_reports_never_reach_the_vmm() -> None:
     assert all(outcome.succeeded and not outcome.table for outcome in outcomes)
 
 
-def test_a_guest_that_shares_its_pages_asks_first() -> None:
-    """One KVM_HC_MAP_GPA_RANGE per page; a VMM that refuses ends the guest."""
+def next_page_states(vm: ReferenceVm) -> list[tuple[str, int, int]]:
+    """Serve page state changes until another exit: what they are, from which GPA, how many."""
+    found = []
+    vm.run_once()
+    while vm.runs[0].exit_reason == ExitReason.HYPERCALL:
+        gpa, pages, attributes = vm.runs[0].map_gpa_range
+        size = " 2M" if attributes & 1 else ""
+        found.append((("private" if attributes & 16 else "shared") + size, gpa, pages))
+        vm.change_page_state()
+        vm.run_once()
+    return found
+
+
+def test_a_guest_shares_its_buffer_for_a_request_and_takes_it_back() -> None:
     outcomes: list[ReportOutcome] = []
-    machine, _ = scripted(outcomes, share_pages=True)
+    machine, _ = scripted(outcomes, reports=2, first_pages=2)
     vm = build_vm(machine)
-    for _ in range(7):
-        vm.run()
-        assert vm.runs[0].exit_reason == ExitReason.HYPERCALL
+    top = MEMORY_SIZE - 7 * 4096
+    assert next_page_states(vm) == [
+        ("shared", top, 1),  # GHCB
+        ("private", top + 4096, 6),
+        ("shared", top + 4096, 1),
+        ("shared", top + 8192, 1),
+        ("shared", top + 12288, 2),
+    ]
+    for again in (True, False):
+        assert vm.runs[0].asks_for_certs
+        with_table(vm, 0)
+        changes = next_page_states(vm)
+        assert changes[0] == ("private", top + 12288, 2)
+        assert changes[1:] == [("shared", top + 12288, 2)] * again
+    assert all(outcome.succeeded for outcome in outcomes)
+
+
+def test_a_guest_with_room_for_it_shares_2_mib_at_once() -> None:
+    machine, _ = scripted([])
+    vm = build_vm(machine, memory_size=32 << 20, base=1 << 32)
+    changes = next_page_states(vm)
+    where = (1 << 32) + (22 << 20)
+    assert [each for each in changes if each[0].endswith("2M")] == [
+        ("private 2M", where, 512),
+        ("shared 2M", where, 512),
+    ]
+
+
+@pytest.mark.parametrize("until", [0, 1, 4])
+def test_a_vmm_that_refuses_a_page_state_change_ends_the_guest(until: int) -> None:
+    """By MSR or by list, Linux asks for its end with the reason PSC."""
+    machine, _ = scripted([])
+    vm = build_vm(machine)
+    for _ in range(until):
+        vm.run_once()
+        vm.change_page_state()
+    vm.run_once()
+    vm.runs[0].answer_hypercall(errno.EINVAL)
+    vm.run_once()
+    assert vm.runs[0].exit_reason == ExitReason.SYSTEM_EVENT
+    page = machine.mmap_run(vm.vcpus[0])
+    assert int.from_bytes(page[40:48], "little") == 1 << 16 | 1 << 12 | 0x100
+    vm.run_once()
+    assert vm.runs[0].exit_reason == ExitReason.SHUTDOWN
+
+
+def test_without_the_exit_for_hypercalls_a_page_state_change_fails() -> None:
+    machine, _ = scripted([])
+    vm = build_vm(machine)
+    (kvm_vm,) = machine.platform.vms.values()
+    assert isinstance(kvm_vm, Vm)
+    kvm_vm.hypercalls = 0
+    vm.run_once()
+    assert vm.runs[0].exit_reason == ExitReason.SYSTEM_EVENT
+
+
+def test_a_vmm_that_says_yes_and_changes_nothing_has_a_memory_fault() -> None:
+    """It may still make the change then."""
+    outcomes: list[ReportOutcome] = []
+    machine, _ = scripted(outcomes)
+    vm = build_vm(machine)
+    vm.run_once()
+    gpa, _, _ = vm.runs[0].map_gpa_range
+    assert failure(vm.run_once) == errno.EFAULT
+    assert vm.runs[0].exit_reason == ExitReason.MEMORY_FAULT
+    page = machine.mmap_run(vm.vcpus[0])
+    assert struct.unpack_from("<QQQ", page, 32) == (0, gpa, 4096)
+    vm.set_private(gpa, 4096, private=False)
     assert serve(vm) == 1
     assert outcomes[0].succeeded
-    refusing = build_vm(machine)
-    refusing.run()
-    page = machine.mmap_run(refusing.vcpus[0])
-    page[88:96] = errno.EINVAL.to_bytes(8, "little")
-    refusing.run()
-    assert refusing.runs[0].exit_reason == ExitReason.SYSTEM_EVENT
 
 
 def test_five_vcpus_ask_at_once_on_four_keys() -> None:

@@ -36,6 +36,12 @@ MUTANTS = [
     ("launch", "argp->error = sev_populate_args.fw_error;", ""),
     ("guest", "ret = -EAGAIN;", "ret = -EIO;"),
     ("guest", "\tsnp_inc_msg_seqno(mdesc);", ""),
+    (
+        "guest",
+        "pfn = __pa(vaddr) >> PAGE_SHIFT;\n\t\t\tuse_large_entry = true;",
+        "pfn = __pa(vaddr) >> PAGE_SHIFT;\n\t\t\tuse_large_entry = false;",
+    ),
+    ("guest", "ret || ghcb->save.sw_exit_info_2", "ret"),
     ("sev", "input.vlek_wrapped_version != 0", "false"),
     ("sev", "if (!sev->snp_initialized)\n\t\treturn -ENODEV;", ""),
 ]

@@ -65,6 +65,15 @@ static void command(uint32_t id, void *data)
 	must(call(vm, KVM_MEMORY_ENCRYPT_OP, (uintptr_t)issued), "KVM_MEMORY_ENCRYPT_OP");
 }
 
+static void set_private(uint64_t gpa, uint64_t size, uint64_t private)
+{
+	uint64_t range[4] = { gpa, size, private ? KVM_MEMORY_ATTRIBUTE_PRIVATE : 0 };
+
+	/* The front door lets a signal interrupt what a kernel would not (docs/fidelity.md). */
+	while (call(vm, KVM_SET_MEMORY_ATTRIBUTES, (uintptr_t)range) < 0)
+		must(errno == EINTR ? 0 : -1, "KVM_SET_MEMORY_ATTRIBUTES");
+}
+
 static __thread struct vcpu *mine;
 
 static void on_kick(int number)
@@ -94,6 +103,12 @@ static void *vcpu_thread(void *argument)
 			vcpu->noticed = vcpu->kicked;
 			if (stop)
 				break;
+		} else if (vcpu->run->exit_reason == KVM_EXIT_HYPERCALL) {
+			/* KVM_HC_MAP_GPA_RANGE: GPA, pages, attributes, of which bit 4 says private. */
+			uint64_t *exit = &vcpu->run->snp_req_certs.gpa; /* the union */
+
+			set_private(exit[1], exit[2] * PAGE, exit[3] >> 4 & 1);
+			exit[7] = 0;
 		} else if (vcpu->run->exit_reason == KVM_EXIT_SHUTDOWN) {
 			break;
 		} else {
@@ -171,7 +186,7 @@ static int open_files(void)
 int main(int argc, char **argv)
 {
 	uint64_t init[6] = { 0, 2ul << 32 }, start[8] = { 3 << 16 }, finish[11] = { 0 };
-	uint64_t memfd[8] = { MEMORY }, private[4] = { 0, 2 * PAGE, KVM_MEMORY_ATTRIBUTE_PRIVATE };
+	uint64_t memfd[8] = { MEMORY }, hypercalls[13] = { KVM_CAP_EXIT_HYPERCALL, 1 << KVM_HC_MAP_GPA_RANGE };
 	uint8_t *lower, *upper;
 	int kvm, guest, before, count = argc > 1 ? atoi(argv[1]) : 0;
 	double length = argc > 2 ? atof(argv[2]) : 0;
@@ -185,6 +200,7 @@ int main(int argc, char **argv)
 	sev = must(open("/dev/sev", O_RDWR | O_CLOEXEC), "/dev/sev");
 	vm = must(call(kvm, KVM_CREATE_VM, KVM_X86_SNP_VM), "KVM_CREATE_VM");
 	command(KVM_SEV_INIT2, init);
+	must(call(vm, KVM_ENABLE_CAP, (uintptr_t)hypercalls), "KVM_CAP_EXIT_HYPERCALL");
 	/* Side by side in the guest, the other way round here. */
 	upper = mmap(NULL, MEMORY, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	lower = upper + MEMORY / 2;
@@ -195,7 +211,7 @@ int main(int argc, char **argv)
 
 		must(call(vm, KVM_SET_USER_MEMORY_REGION2, (uintptr_t)region), "KVM_SET_USER_MEMORY_REGION2");
 	}
-	must(call(vm, KVM_SET_MEMORY_ATTRIBUTES, (uintptr_t)private), "KVM_SET_MEMORY_ATTRIBUTES");
+	set_private(0, MEMORY, 1);
 	for (int i = 0; i < count; i++)
 		vcpus[i].fd = must(call(vm, KVM_CREATE_VCPU, i), "KVM_CREATE_VCPU");
 	command(KVM_SEV_SNP_LAUNCH_START, start);

@@ -157,6 +157,7 @@ HC_CLOCK_PAIRING = 9
 HC_MAP_GPA_RANGE = 12
 MAP_GPA_RANGE_ENCRYPTED = 1 << 4
 MAP_GPA_RANGE_PAGE_SZ_2M = 1
+MEMORY_EXIT_FLAG_PRIVATE = 1 << 3
 HYPERCALL_ENOSYS = 1000  # KVM_ENOSYS, the result of a hypercall that KVM does not have
 
 
@@ -484,6 +485,8 @@ RUN_VALID_REGS = 288
 RUN_DIRTY_REGS = 296
 
 # struct kvm_exit_snp_req_certs inside the union.
+RUN_HYPERCALL_ARGS = RUN_EXIT + 8
+RUN_HYPERCALL_RET = RUN_EXIT + 56
 RUN_SNP_GPA = RUN_EXIT
 RUN_SNP_NPAGES = RUN_EXIT + 8
 RUN_SNP_RET = RUN_EXIT + 16
@@ -546,6 +549,16 @@ class RunView:
         if npages is not None:
             self._U64.pack_into(self._memory, RUN_SNP_NPAGES, npages)
         self._U64.pack_into(self._memory, RUN_SNP_RET, ret)
+
+    @property
+    def map_gpa_range(self) -> tuple[int, int, int]:
+        """GPA, pages of 4 KiB and attributes of KVM_HC_MAP_GPA_RANGE (KVM_EXIT_HYPERCALL)."""
+        gpa, pages, attributes = self._CERTS.unpack_from(self._memory, RUN_HYPERCALL_ARGS)
+        return gpa, pages, attributes
+
+    def answer_hypercall(self, ret: int) -> None:
+        """Set what a hypercall returns: 0, or an error that the guest is to get."""
+        self._U64.pack_into(self._memory, RUN_HYPERCALL_RET, ret)
 
     def clear_exit(self) -> None:
         """Zero the union, as it is at a new exit."""

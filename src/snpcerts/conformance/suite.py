@@ -24,6 +24,7 @@ from snpcerts.conformance.scenarios import (
     changes,
     ending,
     locking,
+    sharing,
     starting,
     vcpus,
 )
@@ -49,6 +50,7 @@ _SCENARIOS: Final = (
     *starting.SCENARIOS,
     *answers.SCENARIOS,
     *buffers.SCENARIOS,
+    *sharing.SCENARIOS,
     *locking.SCENARIOS,
     *changes.SCENARIOS,
     *vcpus.SCENARIOS,

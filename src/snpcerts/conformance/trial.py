@@ -95,9 +95,10 @@ class Scenario:
     ``script`` runs on the guest's first vCPU, ``second`` on its second, if there
     is one. ``after`` runs when the scripts are done or the VMM has ended;
     processes that the VMM started may still exist. With ``ends`` the VMM is
-    expected to end by itself. ``also`` are checks that are judged in passing, in
-    every scenario, and that this one provokes. ``start`` puts the first file in place,
-    by default one of :data:`TABLE_SIZE` bytes.
+    expected to end by itself. With ``strict_page_states`` the guest's accesses fault
+    where the VMM has not made a page what the guest asked for. ``also`` are checks that
+    are judged in passing, in every scenario, and that this one provokes. ``start`` puts
+    the first file in place, by default one of :data:`TABLE_SIZE` bytes.
     ``attribute`` is what KVM_X86_SEV_SNP_REQ_CERTS reads as. ``environment`` is added
     to the VMM's. ``seconds`` is roughly how long a correct VMM takes.
     """
@@ -107,6 +108,7 @@ class Scenario:
     second: Callable[[Trial, TrialVcpu], Script] | None = None
     after: Callable[[Trial], None] | None = None
     ends: bool = False
+    strict_page_states: bool = False
     certs_supported: bool = True
     also: tuple[str, ...] = ()
     start: Callable[[ServedFile], None] = _first_table
@@ -160,6 +162,7 @@ class Trial:
         self.at_answer: Callable[[CertsRequest], None] = lambda _: None
         self.answers: list[tuple[Answer, list[bytes]]] = []
         self.vm: LaunchedVm | None = None
+        self.guest: TrialGuest | None = None
         self.program: Program | None = None
         self.ended_by: int | None = None  # the VMM's exit code, as a shell reports it
         self._argv = [word.replace(CERTS, str(served.path)) for word in argv]
@@ -504,7 +507,10 @@ class Trial:
 
     def _make_guest(self, vm: LaunchedVm) -> TrialGuest:
         self.vm = vm
-        return TrialGuest(vm, self.journal, self._program)
+        self.guest = TrialGuest(
+            vm, self.journal, self._program, strict=self.scenario.strict_page_states
+        )
+        return self.guest
 
     def _program(self, guest: TrialGuest, cpu: GuestCpu) -> GuestProgram:
         """A vCPU's program: boot, run the script, then halt."""

@@ -14,7 +14,15 @@ from dataclasses import dataclass
 from typing import Final
 
 from snpcerts.abi.cert_table import EMPTY
-from snpcerts.abi.ghcb import PAGE_SIZE, ExitCode, Field, GhcbPage, VmmError, guest_err
+from snpcerts.abi.ghcb import (
+    PAGE_SIZE,
+    ExitCode,
+    Field,
+    GhcbPage,
+    PageStateOperation,
+    VmmError,
+    guest_err,
+)
 from snpcerts.abi.guest_message import (
     MESSAGE_SIZE,
     VMPCK_COUNT,
@@ -22,8 +30,9 @@ from snpcerts.abi.guest_message import (
     ReportRequest,
 )
 from snpcerts.conformance.journal import CertsRequest, Journal
-from snpcerts.emulator.guest.linux import GHCB_PROTOCOL_VERSION, LinuxGuest, SharedPages
-from snpcerts.emulator.guest.program import Event, GuestCpu, LaunchedVm, Program, Vmgexit
+from snpcerts.emulator.guest import page_state_calls
+from snpcerts.emulator.guest.linux import LinuxGuest, SharedPages
+from snpcerts.emulator.guest.program import Event, GuestCpu, LaunchedVm, Program
 from snpcerts.emulator.psp.message_seal import SealError, header_for, open_sealed, seal
 
 FIELD_PAGES: Final = 12
@@ -125,18 +134,28 @@ Asking = Generator[Event, int, Answer]
 
 
 class TrialGuest(LinuxGuest):
-    """A guest that runs a scenario's programs; ``programs`` has one for each vCPU."""
+    """A guest that runs a scenario's programs; ``programs`` has one for each vCPU.
+
+    Its field is shared from boot on. A VMM that does not do its part of a page state
+    change would end a guest. Here the guest goes on and its accesses are not checked any
+    more, so that the VMM's certificates can be judged; ``ignored`` says what was not done.
+    With ``strict`` an access to a page that is not as it should be faults all the same.
+    """
 
     def __init__(
         self,
         vm: LaunchedVm,
         journal: Journal,
         programs: Callable[[TrialGuest, GuestCpu], Program],
+        *,
+        strict: bool = False,
     ) -> None:
         slot = vm.slots.largest()
         needed = _VCPUS * (3 + LARGE_PAGES) * PAGE_SIZE
         large = slot is not None and slot.size >= needed
         super().__init__(vm, data_pages=LARGE_PAGES if large else FIELD_PAGES)
+        self.ignored: str | None = None
+        self._strict = strict
         self._programs = programs
         self._journal = journal
         self._chance = random.Random(0)  # noqa: S311 (bytes that are not the table's)
@@ -144,6 +163,63 @@ class TrialGuest(LinuxGuest):
     def program(self, cpu: GuestCpu) -> Program:
         """The scenario's program for this vCPU."""
         return self._programs(self, cpu)
+
+    def boot(self, cpu: GuestCpu) -> Generator[Event, int, SharedPages | None]:
+        """As Linux; then the field is shared."""
+        pages = yield from super().boot(cpu)
+        if pages is not None:
+            yield from self.make_shared(cpu, pages, pages.data, pages.data_pages)
+        return pages
+
+    def set_page_state_early(
+        self, cpu: GuestCpu, gpa: int, operation: PageStateOperation
+    ) -> Generator[Event, int, None]:
+        """As Linux; what the VMM did not do is noted."""
+        if cpu.is_private is not None:
+            yield from super().set_page_state_early(cpu, gpa, operation)
+            self._note_page_state(cpu, gpa, 1, operation)
+
+    def set_page_state(
+        self,
+        cpu: GuestCpu,
+        shared: SharedPages,
+        gpa: int,
+        pages: int,
+        operation: PageStateOperation,
+    ) -> Generator[Event, int, None]:
+        """As Linux; what the VMM did not do is noted."""
+        if cpu.is_private is not None:
+            yield from super().set_page_state(cpu, shared, gpa, pages, operation)
+            self._note_page_state(cpu, gpa, pages, operation)
+
+    def page_state_refused(
+        self, cpu: GuestCpu, gpa: int, pages: int, operation: PageStateOperation
+    ) -> Generator[Event, int, None]:
+        """Note why, and go on."""
+        if not self.vm.exits_for_page_state:
+            why = (
+                "KVM_CAP_EXIT_HYPERCALL is not enabled for KVM_HC_MAP_GPA_RANGE, so KVM refuses "
+                "every page state change"
+            )
+        else:
+            why = f"{_asked(gpa, pages, operation)}: answered with an error"
+        self.ignored = self.ignored or f"{why}; a Linux guest then ends"
+        cpu.is_private = None
+        yield from ()
+
+    def _note_page_state(
+        self, cpu: GuestCpu, gpa: int, pages: int, operation: PageStateOperation
+    ) -> None:
+        private = operation == PageStateOperation.PRIVATE
+        if cpu.mismatch(gpa, pages * PAGE_SIZE, private=private) is None:
+            return
+        self.ignored = self.ignored or (
+            f"{_asked(gpa, pages, operation)}: ret 0, but KVM_SET_MEMORY_ATTRIBUTES has not made "
+            f"it {operation.name.lower()}; the guest's next access ends KVM_RUN with EFAULT and "
+            "KVM_EXIT_MEMORY_FAULT"
+        )
+        if not self._strict:
+            cpu.is_private = None
 
     def ask(
         self,
@@ -162,29 +238,39 @@ class TrialGuest(LinuxGuest):
         """
         start, size = field or (pages.data, FIELD_PAGES * PAGE_SIZE)
         gpa = pages.data + PAGE_SIZE if gpa is None else gpa
-        kept = cpu.read(start, size)
+        if cpu.mismatch(start, size, private=False) is not None:
+            yield from self.set_page_state(
+                cpu, pages, start, size // PAGE_SIZE, PageStateOperation.SHARED
+            )
+        kept = yield from cpu.read(start, size)
         before = self._chance.randbytes(size)
-        cpu.write(start, before)
+        yield from cpu.write(start, before)
         vmpck = self.vmpcks[cpu.index % VMPCK_COUNT]
         header = header_for(MessageType.REPORT_REQ, vmpck.counter + 1, vmpck.number)
         payload = ReportRequest(report_data=before[:64], vmpl=vmpck.number).pack()
-        cpu.write(pages.response, bytes(MESSAGE_SIZE))
-        cpu.write(pages.request, seal(vmpck.key, header, payload))
+        yield from cpu.write(pages.response, bytes(MESSAGE_SIZE))
+        yield from cpu.write(pages.request, seal(vmpck.key, header, payload))
         known = len(self._journal.requests)
         exitinfo2, rbx = yield from _exit(cpu, pages, gpa, npages)
+        response = yield from cpu.read(pages.response, MESSAGE_SIZE)
         try:
-            open_sealed(vmpck.key, cpu.read(pages.response, MESSAGE_SIZE))
+            open_sealed(vmpck.key, response)
         except SealError:
             signed = False  # the firmware has not seen the message: reuse its sequence number
         else:
             signed = True
             vmpck.counter += 2
-        after = cpu.read(start, size)
-        cpu.write(start, kept)
+        after = yield from cpu.read(start, size)
+        yield from cpu.write(start, kept)
         request = next(
             (each for each in self._journal.requests[known:] if each.vcpu == cpu.index), None
         )
         return Answer(gpa, npages, exitinfo2, rbx, signed, start, before, after, request)
+
+
+def _asked(gpa: int, pages: int, operation: PageStateOperation) -> str:
+    what = "1 page" if pages == 1 else f"{pages} pages"
+    return f"KVM_HC_MAP_GPA_RANGE to make {what} at GPA {gpa:#x} {operation.name.lower()}"
 
 
 def _exit(
@@ -193,11 +279,7 @@ def _exit(
     ghcb = GhcbPage(page := bytearray(PAGE_SIZE))
     ghcb.put(Field.RAX, gpa)
     ghcb.put(Field.RBX, npages)
-    ghcb.protocol_version = GHCB_PROTOCOL_VERSION
-    ghcb.put(Field.SW_EXITCODE, ExitCode.SNP_EXT_GUEST_REQUEST)
-    ghcb.put(Field.SW_EXITINFO1, pages.request)
-    ghcb.put(Field.SW_EXITINFO2, pages.response)
-    cpu.write(pages.ghcb, bytes(page))
-    yield Vmgexit(pages.ghcb)
-    ghcb = GhcbPage(bytearray(cpu.read(pages.ghcb, PAGE_SIZE)))
+    code = ExitCode.SNP_EXT_GUEST_REQUEST
+    yield from page_state_calls.leave(cpu, pages.ghcb, page, code, pages.request, pages.response)
+    ghcb = GhcbPage(bytearray((yield from cpu.read(pages.ghcb, PAGE_SIZE))))
     return ghcb.get(Field.SW_EXITINFO2), ghcb.get(Field.RBX)

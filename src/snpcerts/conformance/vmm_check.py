@@ -151,6 +151,13 @@ CHECKS: Final = (
         "a buffer at the end of the address space: EIO, and the VM continues",
         "api: KVM checks only the alignment of gpa; gpa plus size may overflow",
     ),
+    ConformanceCheck(
+        "page-state",
+        "pages that the guest makes shared or private become so; its buffer is shared only "
+        "while it asks",
+        "api: KVM_EXIT_HYPERCALL with KVM_HC_MAP_GPA_RANGE, KVM_SET_MEMORY_ATTRIBUTES; guest: "
+        "Linux's driver shares its buffer before each request and takes it back afterwards",
+    ),
     # The lock.
     ConformanceCheck(
         "lock-kind",

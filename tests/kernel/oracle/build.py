@@ -128,7 +128,13 @@ GUEST: Final = Part(
     "guest",
     {
         _DRIVER: ("snp_guest_ioctl",),
-        f"{_COCO}/core.c": ("snp_send_guest_request", "snp_msg_init"),
+        f"{_COCO}/core.c": (
+            "snp_send_guest_request",
+            "snp_msg_alloc",
+            "snp_msg_init",
+            "snp_set_memory_shared",
+            "snp_set_memory_private",
+        ),
         f"{_COCO}/vc-shared.c": ("sev_es_ghcb_hv_call",),
         f"{_ASM}/uaccess_64.h": ("__access_ok",),
     },

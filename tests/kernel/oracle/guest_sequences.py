@@ -2,14 +2,16 @@
 """A Linux guest's own driver beside the emulator's: from ioctl to message and back.
 
 The host of both is the same and answers at random: well, busy, too small a buffer,
-errors, exceptions, and responses with something wrong in them.
+errors, exceptions, and responses with something wrong in them. It makes pages private
+and shared as it is asked, or in part, or not, or with a list that it has changed.
 """
 
 from __future__ import annotations
 
 import ctypes
 import random
-from collections.abc import Iterator
+import struct
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,7 +20,14 @@ from typing import Any, Final, cast
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from snpcerts.abi.ghcb import Field, GhcbPage
+from snpcerts.abi.ghcb import (
+    SHARED_BUFFER,
+    ExitCode,
+    Field,
+    GhcbPage,
+    MsrCode,
+    PageStateOperation,
+)
 from snpcerts.abi.guest_message import MessageHeader, SecretsPage
 from snpcerts.abi.kvm import UserspaceMemoryRegion2
 from snpcerts.abi.sev_guest import SNP_GET_DERIVED_KEY, SNP_GET_EXT_REPORT, SNP_GET_REPORT
@@ -37,6 +46,7 @@ _GHCB, _REQUEST, _RESPONSE, _DATA = 0, PAGE, 2 * PAGE, 3 * PAGE
 _OUTER, _REQ, _RESP, _CERTS = USER, USER + PAGE, USER + 2 * PAGE, USER + 4 * PAGE
 _EBADMSG: Final = 74
 _EXITS_MAX: Final = 40  # a busy host is asked 31 times
+_TERMINATED: Final = -1000  # in place of a result
 
 _SEAL = ctypes.CFUNCTYPE(
     ctypes.c_int,
@@ -83,19 +93,47 @@ class _Answer:
     table: bytes
 
 
+@dataclass(frozen=True, slots=True)
+class _Change:
+    """What the host does with one list of page state changes.
+
+    ``done`` is how many entries it gets on by; None for all.
+    """
+
+    info1: int = 0
+    info2: int = 0
+    done: int | None = None
+    end: int = 0  # what the list's end is moved by
+    reserved: int = 0
+
+
+class _TerminatedError(Exception):
+    """The guest asked for its end."""
+
+    def __init__(self, msr: int) -> None:
+        super().__init__(f"{msr:#x}")
+        self.msr = msr
+
+
 class _Host:
     """One side's host: the same answers, and a record of what it was given."""
 
-    def __init__(self, key: bytes, answers: list[_Answer]) -> None:
+    def __init__(self, key: bytes, answers: list[_Answer], changes: list[_Change]) -> None:
         self._key = key
         self._answers = answers
+        self._changes = changes
+        self._requests = self._lists = 0
         self.seen: list[bytes] = []
 
     def answer(self, shared: memoryview | bytearray) -> None:
         """Serve a VMGEXIT, in the guest's shared pages."""
         self.seen.append(bytes(shared[: 3 * PAGE]))
-        answer = self._answers[min(len(self.seen), len(self._answers)) - 1]
         ghcb = GhcbPage(memoryview(shared)[:PAGE])
+        if ghcb.get(Field.SW_EXITCODE) == ExitCode.PSC:
+            self._change(shared, ghcb)
+            return
+        self._requests += 1
+        answer = self._answers[min(self._requests, len(self._answers)) - 1]
         ghcb.put(Field.SW_EXITINFO1, answer.info1)
         ghcb.put(Field.SW_EXITINFO2, answer.info2)
         ghcb.put(Field.RBX, answer.rbx)
@@ -104,6 +142,16 @@ class _Host:
         shared[_DATA : _DATA + len(answer.table)] = answer.table
         request = MessageHeader.unpack(bytes(shared[_REQUEST : _REQUEST + PAGE]))
         shared[_RESPONSE : _RESPONSE + PAGE] = self._response(request, answer)
+
+    def _change(self, shared: memoryview | bytearray, ghcb: GhcbPage) -> None:
+        self._lists += 1
+        change = self._changes[min(self._lists, len(self._changes)) - 1]
+        current, end = struct.unpack_from("<HH", shared, SHARED_BUFFER)
+        done = end + 1 if change.done is None else min(end + 1, current + change.done)
+        end = max(0, min(end + change.end, 0xFFFF))
+        struct.pack_into("<HHI", shared, SHARED_BUFFER, done, end, change.reserved)
+        ghcb.put(Field.SW_EXITINFO1, change.info1)
+        ghcb.put(Field.SW_EXITINFO2, change.info2)
 
     def _response(self, request: MessageHeader, answer: _Answer) -> bytes:
         if answer.spoiled == "nothing":
@@ -135,8 +183,13 @@ class _Kernel:
         library.oracle_ioctl.restype = ctypes.c_long
         library.oracle_ioctl.argtypes = (ctypes.c_uint32, ctypes.c_uint64)
         library.oracle_reset.argtypes = (ctypes.c_uint64, ctypes.c_char_p, ctypes.c_uint32)
+        library.oracle_reset.restype = None
+        library.oracle_boot.restype = library.oracle_change.restype = ctypes.c_long
+        library.oracle_change.argtypes = (ctypes.c_uint64, ctypes.c_uint64, ctypes.c_int)
+        library.oracle_reason.restype = ctypes.c_uint64
         for name in ("shared", "secrets"):
             getattr(library, f"oracle_{name}").restype = ctypes.c_void_p
+        library.oracle_reset(0, bytes(32), 0)
         at = library.oracle_shared()
         area = (ctypes.c_ubyte * (_SHARED_PAGES * PAGE)).from_address(at)
         self.shared = memoryview(area).cast("B")
@@ -170,7 +223,7 @@ class _GuestMemoryPages:
 class _Emulator:
     """The emulator's guest."""
 
-    def __init__(self, key: bytes, counter: int) -> None:
+    def __init__(self, key: bytes, counter: int, host: _Host) -> None:
         secrets = SecretsPage(version=3, vmpck0=key).pack()
         self.pages = _GuestMemoryPages()
         slots = MemorySlots(protected=True)
@@ -180,13 +233,33 @@ class _Emulator:
             cast("Any", SimpleNamespace(name="guest", slots=slots, secrets_page=secrets))
         )
         self.guest.vmpcks[0].counter = counter
-        cpu = GuestCpu(0, lambda: self.now)
+        self._cpu = cpu = GuestCpu(0, lambda: self.now)
         cpu.memory = SlotMemory(slots, self.pages)
+        self.host: _Host | None = host
         self._program: Program = self.guest.program(cpu)
         self._event = next(self._program)
-        while isinstance(self._event, Vmgexit):  # boot registers the GHCB
-            self._event = self._program.send(self._event.msr | 1)
-        self.host: _Host | None = None
+
+    def boot(self) -> int:
+        """Up to the driver's start: 0, or what ends the guest."""
+        while isinstance(self._event, Vmgexit):
+            self._step()
+        return 0
+
+    def change(self, page: int, pages: int, *, private: bool) -> int:
+        """Make pages of it private or shared."""
+        shared = self.guest.shared_pages(0)
+        assert shared is not None
+        operation = PageStateOperation.PRIVATE if private else PageStateOperation.SHARED
+        work = self.guest.set_page_state(self._cpu, shared, page * PAGE, pages, operation)
+        self._program, waiting = work, (self._program, self._event)
+        try:
+            self._event = next(work)
+            while True:
+                self._step()
+        except StopIteration:
+            return 0
+        finally:
+            self._program, self._event = waiting
 
     def ioctl(self, caller: Caller, request: int, argument: int) -> int:
         """The whole call."""
@@ -199,15 +272,22 @@ class _Emulator:
         return result
 
     def _step(self) -> None:
+        answer = 0
         match self._event:
             case WaitUntil(ready):
                 assert ready(), "the guest waits for what does not come"
             case Sleep(seconds):
                 self.now += seconds
+            case Vmgexit(msr) if msr & 0xFFF == MsrCode.TERMINATE:
+                raise _TerminatedError(msr)
+            case Vmgexit(msr) if msr & 0xFFF == MsrCode.PSC_REQ:
+                answer = int(MsrCode.PSC_RSP)
+            case Vmgexit(msr) if msr & 0xFFF:
+                answer = msr | 1  # the GHCB is registered
             case Vmgexit():
                 assert self.host is not None
                 self.host.answer(self.pages.bytes)
-        self._event = self._program.send(0)
+        self._event = self._program.send(answer)
 
 
 class _Life:
@@ -217,20 +297,87 @@ class _Life:
         self._pick = random.Random(seed)
         self._kernel = kernel
         self._story: list[str] = []
+        self._ended = False
         self.reached: set[str] = set()
 
     def live(self) -> None:
         pick = self._pick
         key = pick.randbytes(32)
         counter = weighted(pick, ((0, 90), (0xFFFF_FFFC, 5), (0xFFFF_FFFE, 5)))
-        emulator = _Emulator(key, counter)
+        changes = self._changes(trouble=0.02)
+        emulator = _Emulator(key, counter, _Host(key, [], changes))
         self._kernel.library.oracle_reset(0, key, counter)
-        # Boot writes to the page that registers itself.
-        self._kernel.shared[:] = bytes(emulator.pages.bytes)
+        self._kernel.host = _Host(key, [], changes)
         user = UserSide(self._kernel.library)
-        self._story.append(f"counter {counter:#x}")
-        for _ in range(pick.randint(1, 4)):
-            self._call(user, emulator, key)
+        self._story += [f"counter {counter:#x}", "boot", *map(str, changes)]
+        kernel = int(self._kernel.library.oracle_boot())
+        self._compare("boot", kernel, emulator, emulator.boot)
+        while not self._ended and pick.random() < 0.7:
+            if pick.random() < 0.2:
+                self._change(emulator, key)
+            else:
+                self._call(user, emulator, key)
+
+    def _compare(
+        self, what: str, kernel: int, emulator: _Emulator, call: Callable[[], int]
+    ) -> None:
+        """Do the emulator's part; end the life where guests end or differ."""
+        assert self._kernel.host is not None
+        assert emulator.host is not None
+        try:
+            ours = call()
+        except _TerminatedError as end:
+            ours = _TERMINATED
+            if kernel == _TERMINATED and end.msr != self._kernel.library.oracle_reason():
+                ours = -end.msr
+        found = {} if kernel == ours else {"result": f"{kernel} {ours}"}
+        self._ended = kernel == _TERMINATED
+        self.reached.add(f"{what} {kernel}")
+        if self._kernel.host.seen != emulator.host.seen:
+            found["host"] = _first_difference(self._kernel.host.seen, emulator.host.seen)
+        if self._kernel.shared != emulator.pages.bytes:
+            found["memory"] = _first_difference(
+                [bytes(self._kernel.shared)], [bytes(emulator.pages.bytes)]
+            )
+        if found:
+            raise DifferenceError(f"{what}: {' '.join(sorted(found))}", found, self._story)
+
+    def _change(self, emulator: _Emulator, key: bytes) -> None:
+        """Pages that are only named, some of them 2 MiB at once."""
+        pick = self._pick
+        page = weighted(pick, ((512, 50), (pick.randrange(7, 1100), 50)))
+        pages = weighted(pick, ((1, 20), (512, 20), (1024, 10), (pick.randrange(1, 600), 50)))
+        private = pick.random() < 0.5
+        changes = self._changes(trouble=0.2)
+        self._story += [f"{pages} pages from {page}, private {private}", *map(str, changes)]
+        self._kernel.host, emulator.host = _Host(key, [], changes), _Host(key, [], changes)
+        kernel = int(self._kernel.library.oracle_change(page, pages, private))
+        self._compare(
+            "change", kernel, emulator, lambda: emulator.change(page, pages, private=private)
+        )
+
+    def _changes(self, *, trouble: float) -> list[_Change]:
+        pick = self._pick
+        found = []
+        while pick.random() < trouble:
+            found.append(
+                _Change(
+                    info1=weighted(pick, ((0, 80), (1, 5), (2, 5), (pick.getrandbits(64), 10))),
+                    info2=weighted(
+                        pick,
+                        (
+                            (0, 70),
+                            (1 << 31 | 3 << 8 | pick.choice((6, 13, 14)), 10),
+                            (pick.getrandbits(64), 10),
+                            (1 << pick.randrange(64), 10),
+                        ),
+                    ),
+                    done=weighted(pick, ((None, 40), (0, 20), (1, 20), (pick.randrange(64), 20))),
+                    end=weighted(pick, ((0, 70), (1, 10), (-1, 10), (pick.randrange(-70, 70), 10))),
+                    reserved=weighted(pick, ((0, 90), (1, 5), (1 << pick.randrange(32), 5))),
+                )
+            )
+        return [*found, _Change()]
 
     def _call(self, user: UserSide, emulator: _Emulator, key: bytes) -> None:
         pick = self._pick
@@ -257,13 +404,33 @@ class _Life:
         user.write(_OUTER, bytes(outer))
         argument = weighted(pick, ((_OUTER, 98), (8, 2)))
         self._story += [f"ioctl {request:#x} {bytes(outer).hex()}", *map(_told, answers)]
-        self._kernel.host, emulator.host = _Host(key, answers), _Host(key, answers)
+        changes = self._changes(trouble=0.05)
+        self._story += map(str, changes)
+        self._kernel.host = _Host(key, answers, changes)
+        emulator.host = _Host(key, answers, changes)
         kernel = int(self._kernel.library.oracle_ioctl(request, argument))
         caller = Caller(user.memory, lambda _: None)
-        ours = user.result(lambda: emulator.ioctl(caller, request, argument))
+        terminated: list[int] = []
+
+        def call() -> int:
+            try:
+                return emulator.ioctl(caller, request, argument)
+            except _TerminatedError as end:
+                terminated.append(end.msr)
+                return _TERMINATED
+
+        ours = user.result(call)
         found = user.differences()
         if kernel != ours:
             found["result"] = f"{kernel} {ours}"
+        if kernel == _TERMINATED:
+            self._ended = True
+            if terminated != [self._kernel.library.oracle_reason()]:
+                found["reason"] = f"{self._kernel.library.oracle_reason():#x} {terminated}"
+        if self._kernel.shared != emulator.pages.bytes:
+            found["memory"] = _first_difference(
+                [bytes(self._kernel.shared)], [bytes(emulator.pages.bytes)]
+            )
         if self._kernel.host.seen != emulator.host.seen:
             found["host"] = _first_difference(self._kernel.host.seen, emulator.host.seen)
         if self._kernel.key() != emulator.guest.vmpcks[0].key:

@@ -2,7 +2,9 @@
 """A Linux guest: its shared pages, and how its driver sends guest messages.
 
 Source: Linux ``arch/x86/coco/sev/core.c`` and
-``drivers/virt/coco/sev-guest/sev-guest.c``. The driver's rules decide what a
+``drivers/virt/coco/sev-guest/sev-guest.c``. A guest's memory is private until it
+asks for another state; the driver shares its certificate buffer for each request,
+and takes it back. The driver's rules decide what a
 host's answer does to a guest: BUSY is retried every two seconds for a minute,
 too small a buffer costs one firmware call, and any other error destroys the
 VMPCK, after which the guest cannot attest until it boots again.
@@ -22,7 +24,7 @@ from snpcerts.abi.ghcb import (
     Field,
     GhcbPage,
     MsrCode,
-    ResponseCode,
+    PageStateOperation,
     VmmError,
     guest_err,
 )
@@ -34,9 +36,11 @@ from snpcerts.abi.guest_message import (
     SecretsPage,
 )
 from snpcerts.abi.sev_guest import CERTS_MAX_SIZE, EXITINFO2_NOT_SENT
+from snpcerts.emulator.guest import page_state_calls
 from snpcerts.emulator.guest.program import (
     Event,
     GuestCpu,
+    GuestTerminatedError,
     LaunchedVm,
     Program,
     Sleep,
@@ -51,17 +55,14 @@ DATA_PAGES = CERTS_MAX_SIZE // PAGE_SIZE
 BUSY_DELAY = 2.0  # seconds, SNP_REQ_RETRY_DELAY
 BUSY_LIMIT = 60.0  # seconds, SNP_REQ_MAX_RETRY_DURATION
 SEQNO_LIMIT = 0xFFFF_FFFF
-GHCB_PROTOCOL_VERSION = 2
-
-ES_VMM_ERROR, ES_EXCEPTION = 2, 4  # what the driver returns, positive, for SW_EXITINFO1
-_EVENT_VALID, _EVENT_TYPE, _TYPE_EXCEPTION = 1 << 31, 7 << 8, 3 << 8
-_UD, _GP = 6, 13
+LARGE_MEMORY = 16 << 20  # bytes of a slot from which on the guest has a bounce buffer
+_VCPU_PAGES = 8 << 20  # bytes at the end of it that are left to the vCPUs' shared pages
 
 _INVALID_LEN = guest_err(VmmError.INVALID_LEN, 0)
 _BUSY = guest_err(VmmError.BUSY, 0)
-_PSC_SHARED = 2
-_TERMINATE_REGISTRATION = 3 << 16 | 1 << 12 | MsrCode.TERMINATE  # Linux's reason set, "register"
-_TERMINATE_PAGE_STATE = 4 << 16 | 1 << 12 | MsrCode.TERMINATE
+# Linux's set of reasons, 1; GHCB_TERM_REGISTER and GHCB_TERM_PSC in it.
+_TERMINATE_REGISTRATION = 0 << 16 | 1 << 12 | MsrCode.TERMINATE
+_TERMINATE_PAGE_STATE = 1 << 16 | 1 << 12 | MsrCode.TERMINATE
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,9 +152,7 @@ class LinuxGuest:
     """The kernel of one VM.
 
     ``data_pages`` is the most a certificate buffer may have (Linux: 4);
-    ``busy_delay`` and ``busy_limit`` are seconds. ``share_pages`` makes each
-    vCPU ask its host to make its pages shared before it uses them, for VMMs
-    that handle KVM_HC_MAP_GPA_RANGE.
+    ``busy_delay`` and ``busy_limit`` are seconds.
 
     This guest serves the requests of its programs (:meth:`submit`) on its first vCPU,
     with VMPCK 0.
@@ -163,7 +162,6 @@ class LinuxGuest:
     data_pages: int = DATA_PAGES
     busy_delay: float = BUSY_DELAY
     busy_limit: float = BUSY_LIMIT
-    share_pages: bool = False
     vmpcks: tuple[Vmpck, ...] = ()
     gone: bool = False
     _calls: deque[DriverCall] = field(default_factory=deque)
@@ -233,32 +231,100 @@ class LinuxGuest:
         if pages is None or not self.vmpcks:
             log.warning("%s: no memory or no keys for vCPU %d", self.vm.name, cpu.index)
             return None
-        if self.share_pages:
-            for gpa in range(pages.ghcb, pages.data + pages.data_pages * PAGE_SIZE, PAGE_SIZE):
-                answer = yield Vmgexit(_PSC_SHARED << 52 | gpa | MsrCode.PSC_REQ)
-                if answer != MsrCode.PSC_RSP:
-                    yield Vmgexit(_TERMINATE_PAGE_STATE)
-                    return None
+        yield from self.set_page_state_early(cpu, pages.ghcb, PageStateOperation.SHARED)
         answer = yield Vmgexit(pages.ghcb | MsrCode.REGISTER_GPA_REQ)
         if answer != pages.ghcb | MsrCode.REGISTER_GPA_RSP:
-            yield Vmgexit(_TERMINATE_REGISTRATION)
-            return None
-        cpu.write(pages.ghcb, bytes(PAGE_SIZE))
+            yield from self.terminate(_TERMINATE_REGISTRATION)
+        yield from cpu.write(pages.ghcb, bytes(PAGE_SIZE))
+        # The pages become the guest's own before the driver gets them.
+        yield from self.make_private(cpu, pages, pages.request, 2 + pages.data_pages)
+        for page in (pages.request, pages.response):
+            yield from self.make_shared(cpu, pages, page, 1)
+        if cpu.index == 0 and (buffer := self._bounce_buffer()) is not None:
+            large = page_state_calls.LARGE_PAGE // PAGE_SIZE
+            yield from self.make_private(cpu, pages, buffer, large)
+            yield from self.make_shared(cpu, pages, buffer, large)
         return pages
+
+    def _bounce_buffer(self) -> int | None:
+        """Where 2 MiB are for devices, as of Linux's swiotlb; None in a small memory."""
+        slot = self.vm.slots.largest()
+        if slot is None or slot.size < LARGE_MEMORY:
+            return None
+        large = page_state_calls.LARGE_PAGE
+        return (slot.end - _VCPU_PAGES) // large * large - large
+
+    def terminate(self, reason: int) -> Generator[Event, int, None]:
+        """Ask the host for the guest's end, as ``sev_es_terminate`` does."""
+        yield Vmgexit(reason)
+        raise GuestTerminatedError
+
+    # Page states.
+
+    def make_shared(
+        self, cpu: GuestCpu, shared: SharedPages, gpa: int, pages: int
+    ) -> Generator[Event, int, None]:
+        """``set_memory_decrypted``: what is in the pages afterwards is up to the host."""
+        yield from cpu.use_private(gpa, pages * PAGE_SIZE)
+        yield from self.set_page_state(cpu, shared, gpa, pages, PageStateOperation.SHARED)
+
+    def make_private(
+        self, cpu: GuestCpu, shared: SharedPages, gpa: int, pages: int
+    ) -> Generator[Event, int, None]:
+        """``set_memory_encrypted``; from then on the guest uses the pages as its own."""
+        yield from self.set_page_state(cpu, shared, gpa, pages, PageStateOperation.PRIVATE)
+        yield from cpu.use_private(gpa, pages * PAGE_SIZE)
+
+    def set_page_state_early(
+        self, cpu: GuestCpu, gpa: int, operation: PageStateOperation
+    ) -> Generator[Event, int, None]:
+        """One page without a GHCB."""
+        if not (yield from page_state_calls.change_early(gpa, operation)):
+            yield from self.page_state_refused(cpu, gpa, 1, operation)
+
+    def set_page_state(
+        self,
+        cpu: GuestCpu,
+        shared: SharedPages,
+        gpa: int,
+        pages: int,
+        operation: PageStateOperation,
+    ) -> Generator[Event, int, None]:
+        """Adjacent pages through the vCPU's GHCB. The guest does not go on without."""
+        if not (yield from page_state_calls.change(cpu, shared.ghcb, gpa, pages, operation)):
+            yield from self.page_state_refused(cpu, gpa, pages, operation)
+
+    def page_state_refused(
+        self, cpu: GuestCpu, gpa: int, pages: int, operation: PageStateOperation
+    ) -> Generator[Event, int, None]:
+        """What the guest does when its host has not made the change: it ends."""
+        log.warning(
+            "%s vCPU %d: %d pages at %#x did not become %s",
+            *(self.vm.name, cpu.index, pages, gpa, operation.name.lower()),
+        )
+        yield from self.terminate(_TERMINATE_PAGE_STATE)
 
     # The driver.
 
     def request(
         self, cpu: GuestCpu, pages: SharedPages, vmpck: Vmpck, request: DriverRequest
     ) -> Driver:
-        """Send one message and check its answer, as ``snp_send_guest_request`` does."""
+        """Send one message and check its answer, with a buffer for certificates where one is due.
+
+        As ``get_ext_report`` and ``snp_send_guest_request`` do.
+        """
+        if request.data_pages:
+            yield from self.make_shared(cpu, pages, pages.data, request.data_pages)
         while vmpck.busy:
             yield WaitUntil(lambda: not vmpck.busy)
         vmpck.busy = True
         try:
-            return (yield from self._send(cpu, pages, vmpck, request))
+            response = yield from self._send(cpu, pages, vmpck, request)
         finally:
             vmpck.busy = False
+        if request.data_pages:
+            yield from self.make_private(cpu, pages, pages.data, request.data_pages)
+        return response
 
     def _send(
         self, cpu: GuestCpu, pages: SharedPages, vmpck: Vmpck, request: DriverRequest
@@ -270,10 +336,8 @@ class LinuxGuest:
         if seqno >= SEQNO_LIMIT:
             return DriverResponse(-errno.EIO)
         header = header_for(request.msg_type, seqno, vmpck.number, msg_version=request.msg_version)
-        cpu.write(pages.response, bytes(MESSAGE_SIZE))
-        if request.data_pages:
-            cpu.write(pages.data, bytes(request.data_pages * PAGE_SIZE))
-        cpu.write(pages.request, seal(vmpck.key, header, request.payload))
+        yield from cpu.write(pages.response, bytes(MESSAGE_SIZE))
+        yield from cpu.write(pages.request, seal(vmpck.key, header, request.payload))
 
         extended = request.data_pages is not None
         sending = _Sending(
@@ -299,15 +363,15 @@ class LinuxGuest:
             log.warning("%s: error %d, exitinfo2 %#x", self.vm.name, result, sending.exitinfo2)
             self._disable(vmpck)
             return response(result)
-        payload = _checked_response(
-            vmpck.key, header, cpu.read(pages.response, MESSAGE_SIZE), request.response_size
-        )
+        page = yield from cpu.read(pages.response, MESSAGE_SIZE)
+        payload = _checked_response(vmpck.key, header, page, request.response_size)
         if payload is None:
             log.warning("%s: the response cannot be decrypted", self.vm.name)
             self._disable(vmpck)
             return response(-errno.EBADMSG)
         size = (request.data_pages or 0) * PAGE_SIZE
-        return response(0, payload, cpu.read(pages.data, size) if size else b"")
+        data = (yield from cpu.read(pages.data, size)) if size else b""
+        return response(0, payload, data)
 
     def _issue_until_answered(
         self, cpu: GuestCpu, pages: SharedPages, sending: _Sending
@@ -332,25 +396,19 @@ class LinuxGuest:
         self, cpu: GuestCpu, pages: SharedPages, sending: _Sending
     ) -> Generator[Event, int, int]:
         """One VMGEXIT. 0, a negative errno, or the positive result of a failed exit."""
-        ghcb = GhcbPage(page := bytearray(cpu.read(pages.ghcb, PAGE_SIZE)))
+        page = bytearray((yield from cpu.read(pages.ghcb, PAGE_SIZE)))
+        ghcb = GhcbPage(page)
         ghcb.clear_valid_bitmap()
         if sending.code == ExitCode.SNP_EXT_GUEST_REQUEST:
             ghcb.put(Field.RAX, pages.data if sending.pages else 0)
             ghcb.put(Field.RBX, sending.pages)
-        ghcb.protocol_version = GHCB_PROTOCOL_VERSION
-        ghcb.usage = 0
-        ghcb.put(Field.SW_EXITCODE, sending.code)
-        ghcb.put(Field.SW_EXITINFO1, pages.request)
-        ghcb.put(Field.SW_EXITINFO2, pages.response)
-        cpu.write(pages.ghcb, bytes(page))
         sending.exitinfo2 = EXITINFO2_NOT_SENT
         sending.exits += 1
-        yield Vmgexit(pages.ghcb)
-
-        ghcb = GhcbPage(bytearray(cpu.read(pages.ghcb, PAGE_SIZE)))
-        failure = _exit_failure(ghcb.get(Field.SW_EXITINFO1), ghcb.get(Field.SW_EXITINFO2))
+        addresses = pages.request, pages.response
+        failure = yield from page_state_calls.leave(cpu, pages.ghcb, page, sending.code, *addresses)
         if failure:
             return failure
+        ghcb = GhcbPage(bytearray((yield from cpu.read(pages.ghcb, PAGE_SIZE))))
         sending.exitinfo2 = ghcb.get(Field.SW_EXITINFO2)
         match sending.exitinfo2:
             case 0:
@@ -366,17 +424,6 @@ class LinuxGuest:
     def _disable(self, vmpck: Vmpck) -> None:
         log.warning("%s: disabling VMPCK %d", self.vm.name, vmpck.number)
         vmpck.key = bytes(VMPCK_SIZE)
-
-
-def _exit_failure(info1: int, info2: int) -> int:
-    """The ``es_result`` of a VMGEXIT, 0 if the host handled the request."""
-    code = info1 & 0xFFFF_FFFF
-    if code == ResponseCode.NO_ACTION:
-        return 0
-    injected = info2 & (_EVENT_VALID | _EVENT_TYPE) == _EVENT_VALID | _TYPE_EXCEPTION
-    if code == ResponseCode.ISSUE_EXCEPTION and injected and info2 & 0xFF in (_UD, _GP):
-        return ES_EXCEPTION
-    return ES_VMM_ERROR
 
 
 def _checked_response(key: bytes, sent: MessageHeader, page: bytes, size: int) -> bytes | None:

@@ -246,6 +246,16 @@ class SlotMemory:
             self._user.write(address, data[done : done + length])
             done += length
 
+    def has_private(self, gpa: int, size: int) -> bool:
+        """Whether all of it is in slots that have a guest_memfd."""
+        end = gpa + size
+        while gpa < end:
+            slot = self._slots.find(gpa)
+            if slot is None or slot.memfd is None:
+                return False
+            gpa = slot.end
+        return True
+
     def writable(self, gpa: int) -> bool:
         """Whether the address is in a writable slot."""
         slot = self._slots.find(gpa)

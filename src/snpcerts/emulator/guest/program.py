@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The program of an emulated vCPU: a generator, and the events it yields.
 
-A program accesses shared guest memory through its :class:`GuestCpu` and yields when
-the processor would leave the guest. The vCPU sends back the value of the GHCB MSR at
-the time the guest resumes. A program that returns shuts its machine down.
+A program accesses guest memory through its :class:`GuestCpu` and yields when the
+processor would leave the guest. The vCPU sends back the value of the GHCB MSR at the
+time the guest resumes. A program that returns shuts its machine down.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from typing import Protocol
 
+from snpcerts.abi.ghcb import PAGE_SIZE
 from snpcerts.emulator.guest.memory_slots import MemorySlots, SlotMemory
 
 
@@ -46,50 +47,97 @@ class StartProcessors:
     """The boot processor starts the others."""
 
 
-Event = Vmgexit | Sleep | WaitUntil | StartProcessors
+@dataclass(frozen=True, slots=True)
+class MemoryFault:
+    """An access to the page at ``gpa`` that KVM cannot let happen.
+
+    The host did not provide the page, or what it calls private is not what the guest
+    accesses as private. The program makes the access again when it is resumed.
+    """
+
+    gpa: int
+    private: bool
+
+
+Event = Vmgexit | Sleep | WaitUntil | StartProcessors | MemoryFault
 Program = Generator[Event, int, None]
 
 
-class GuestFaultError(OSError):
-    """A program accessed shared memory that the VMM did not provide or has removed."""
-
-    def __init__(self, gpa: int, size: int) -> None:
-        super().__init__(errno.EFAULT, f"no guest memory at {gpa:#x}")
-        self.gpa = gpa
-        self.size = size
+class GuestTerminatedError(Exception):
+    """The guest has asked its host to end it and executes no more."""
 
 
 class GuestCpu:
     """A vCPU as its program sees it.
 
     ``index`` counts vCPUs from 0 in the order of their creation; ``memory`` is
-    set by the vCPU for as long as it runs.
+    set by the vCPU for as long as it runs. ``is_private`` tells of a page whether the
+    host calls it private; with None it is not asked. An access that faults leaves the
+    guest and is made again, so every access is a generator, used with ``yield from``.
     """
 
-    __slots__ = ("_clock", "index", "memory")
+    __slots__ = ("_clock", "index", "is_private", "memory")
 
-    def __init__(self, index: int, clock: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        index: int,
+        clock: Callable[[], float],
+        is_private: Callable[[int], bool] | None = None,
+    ) -> None:
         self.index = index
         self.memory: SlotMemory | None = None
+        self.is_private = is_private
         self._clock = clock
 
     def now(self) -> float:
         """Seconds on the platform's clock."""
         return self._clock()
 
-    def read(self, gpa: int, size: int) -> bytes:
-        """Shared guest memory; raises :class:`GuestFaultError`."""
-        try:
-            return self._memory().read(gpa, size)
-        except OSError:
-            raise GuestFaultError(gpa, size) from None
+    def read(self, gpa: int, size: int) -> Generator[Event, int, bytes]:
+        """Read ``size`` bytes of shared memory (C-bit clear)."""
+        while True:
+            yield from self._reach(gpa, size, private=False)
+            try:
+                return self._memory().read(gpa, size)
+            except OSError:
+                yield self._missing(gpa, size)
 
-    def write(self, gpa: int, data: bytes) -> None:
-        """Write shared guest memory; raises :class:`GuestFaultError`."""
-        try:
-            self._memory().write(gpa, data)
-        except OSError:
-            raise GuestFaultError(gpa, len(data)) from None
+    def write(self, gpa: int, data: bytes) -> Generator[Event, int, None]:
+        """Write shared memory (C-bit clear)."""
+        while True:
+            yield from self._reach(gpa, len(data), private=False)
+            try:
+                return self._memory().write(gpa, data)
+            except OSError:
+                yield self._missing(gpa, len(data))
+
+    def use_private(self, gpa: int, size: int) -> Generator[Event, int, None]:
+        """Access private memory (C-bit set). Its bytes, in a guest_memfd, are not emulated."""
+        yield from self._reach(gpa, size, private=True)
+        while self.is_private is not None and not self._memory().has_private(gpa, size):
+            yield MemoryFault(gpa & -PAGE_SIZE, private=True)
+
+    def mismatch(self, gpa: int, size: int, *, private: bool) -> int | None:
+        """The first page of the range for which the host says otherwise; None if it agrees."""
+        if self.is_private is not None:
+            for page in range(gpa & -PAGE_SIZE, gpa + size, PAGE_SIZE):
+                if self.is_private(page) != private:
+                    return page
+        return None
+
+    def _reach(self, gpa: int, size: int, *, private: bool) -> Generator[Event, int, None]:
+        while (page := self.mismatch(gpa, size, private=private)) is not None:
+            yield MemoryFault(page, private)
+
+    def _missing(self, gpa: int, size: int) -> MemoryFault:
+        """The first page of the range that cannot be accessed."""
+        first = gpa & -PAGE_SIZE
+        for page in range(first, gpa + size, PAGE_SIZE):
+            try:
+                self._memory().read(page, 1)
+            except OSError:
+                return MemoryFault(page, private=False)
+        return MemoryFault(first, private=False)
 
     def _memory(self) -> SlotMemory:
         if self.memory is None:
@@ -107,6 +155,10 @@ class LaunchedVm(Protocol):
     @property
     def slots(self) -> MemorySlots:
         """Its memory."""
+
+    @property
+    def exits_for_page_state(self) -> bool:
+        """Whether the VMM has enabled the KVM_HC_MAP_GPA_RANGE exit."""
 
     @property
     def secrets_page(self) -> bytes | None:

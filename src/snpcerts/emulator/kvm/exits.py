@@ -14,13 +14,14 @@ from snpcerts.abi.kvm import (
     HC_MAP_GPA_RANGE,
     INTERNAL_ERROR_EMULATION,
     INTERNAL_ERROR_UNEXPECTED_EXIT_REASON,
+    MEMORY_EXIT_FLAG_PRIVATE,
     RUN_EXIT,
     RUN_EXIT_REASON,
+    RUN_HYPERCALL_RET,
     SYSTEM_EVENT_SEV_TERM,
     ExitReason,
 )
 
-HYPERCALL_RET = RUN_EXIT + 56
 _HYPERCALL_FLAGS = RUN_EXIT + 64
 _HYPERCALL_LONG_MODE = 1
 _MMIO_DATA = RUN_EXIT + 8
@@ -51,12 +52,12 @@ def long_mode(run: memoryview) -> None:
 
 def hypercall_result(run: memoryview) -> int:
     """Userspace's answer to a hypercall; 0 is success."""
-    return int(struct.unpack_from("<Q", run, HYPERCALL_RET)[0])
+    return int(struct.unpack_from("<Q", run, RUN_HYPERCALL_RET)[0])
 
 
 def set_hypercall_result(run: memoryview, value: int) -> None:
     """What the guest gets from a hypercall, unless userspace says something else."""
-    struct.pack_into("<Q", run, HYPERCALL_RET, value)
+    struct.pack_into("<Q", run, RUN_HYPERCALL_RET, value)
 
 
 def port_io(run: memoryview, *, inward: bool, size: int, port: int, count: int) -> None:
@@ -110,7 +111,8 @@ def not_emulated(run: memoryview) -> None:
     plain(run, ExitReason.INTERNAL_ERROR)
 
 
-def memory_fault(run: memoryview, gpa: int, size: int) -> None:
-    """The guest accessed shared memory that does not exist."""
-    struct.pack_into("<QQQ", run, RUN_EXIT, 0, gpa, size)
+def memory_fault(run: memoryview, gpa: int, *, private: bool) -> None:
+    """The guest accessed a page that is missing, or private where it must not be or the reverse."""
+    flags = MEMORY_EXIT_FLAG_PRIVATE if private else 0
+    struct.pack_into("<QQQ", run, RUN_EXIT, flags, gpa, PAGE_SIZE)
     plain(run, ExitReason.MEMORY_FAULT)

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import bisect
+
 
 class PrivateRanges:
     """A set of addresses as sorted ranges that neither touch nor overlap."""
@@ -22,6 +24,11 @@ class PrivateRanges:
     def remove(self, start: int, end: int) -> None:
         """Mark the addresses from ``start`` up to ``end`` shared."""
         self._change(start, end, private=False)
+
+    def holds(self, address: int) -> bool:
+        """Whether the address is private."""
+        index = bisect.bisect_right(self._ranges, address, key=lambda each: each[0])
+        return index > 0 and address < self._ranges[index - 1][1]
 
     def covers(self, start: int, end: int) -> bool:
         """Whether all of it is private."""

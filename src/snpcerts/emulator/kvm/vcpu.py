@@ -37,7 +37,8 @@ from snpcerts.abi.kvm import (
 from snpcerts.emulator.guest.memory_slots import SlotMemory
 from snpcerts.emulator.guest.program import (
     GuestCpu,
-    GuestFaultError,
+    GuestTerminatedError,
+    MemoryFault,
     Program,
     Sleep,
     StartProcessors,
@@ -83,6 +84,9 @@ class RunningVm(RequestingVm, Protocol):
     def memory(self, caller: Caller) -> SlotMemory:
         """Guest memory through the caller's address space."""
 
+    def is_private(self, gpa: int) -> bool:
+        """Whether the VMM has called the page private."""
+
     def program(self, cpu: GuestCpu) -> Program:
         """The guest's program for a vCPU."""
 
@@ -124,7 +128,7 @@ class Vcpu:
         self.mp_state = MP_RUNNABLE if runnable else MP_UNINITIALIZED
         self.protected = False  # the firmware has taken its registers
         self.launched = False  # SNP_LAUNCH_FINISH was done
-        self._cpu = GuestCpu(index, vm.clock)
+        self._cpu = GuestCpu(index, vm.clock, vm.is_private)
         self._program: Program | None = None
         self._started = False
         self._ended = False
@@ -218,14 +222,9 @@ class Vcpu:
             else:
                 self._started = True
                 event = next(self._program)
-        except StopIteration:
+        except (StopIteration, GuestTerminatedError):
             self._ended = True
             return RESUME
-        except GuestFaultError as fault:
-            self._ended = True
-            log.warning("%s vCPU %d: %s", self.vm.name, self.number, fault)
-            kvm_exit.memory_fault(self.page, fault.gpa, fault.size)
-            raise OSError(errno.EFAULT, str(fault)) from None
         finally:
             self._cpu.memory = None
         match event:
@@ -241,6 +240,11 @@ class Vcpu:
                 self.wait_until(ready)
             case StartProcessors():
                 self.vm.start_processors()
+            case MemoryFault(gpa, private):
+                wanted = "private" if private else "shared"
+                log.warning("%s vCPU %d: no %s page %#x", self.vm.name, self.number, wanted, gpa)
+                kvm_exit.memory_fault(self.page, gpa, private=private)
+                raise OSError(errno.EFAULT, f"the guest has no {wanted} page at {gpa:#x}")
         return RESUME
 
     @property

@@ -146,6 +146,10 @@ class Vm:
         """Guest memory through the caller's address space."""
         return SlotMemory(self.slots, caller.memory)
 
+    def is_private(self, gpa: int) -> bool:
+        """Whether the VMM has called the page private."""
+        return self.private.holds(gpa)
+
     def cpuid(self, function: int, index: int = 0) -> tuple[int, int, int, int]:
         """EAX, EBX, ECX, EDX of a CPUID function; zeros for what the VMM has not set."""
         found = self._cpuid.get((function, None)) or self._cpuid.get((function, index))

@@ -11,10 +11,12 @@ from typing import Final, Protocol
 
 from snpcerts.abi.ghcb import PAGE_SIZE
 from snpcerts.abi.kvm import (
+    MAP_GPA_RANGE_ENCRYPTED,
     MEM_GUEST_MEMFD,
     MEMORY_ATTRIBUTE_PRIVATE,
     Cap,
     CreateGuestMemfd,
+    ExitReason,
     Ioctl,
     MemoryAttributes,
     PageType,
@@ -64,8 +66,35 @@ class ReferenceVm:
     runs: tuple[RunView, ...]
 
     def run(self, vcpu: int = 0) -> None:
-        """KVM_RUN on the vCPU of that index; raises ``OSError``. The exit is in ``runs[vcpu]``."""
+        """KVM_RUN on the vCPU of that index; raises ``OSError``. The exit is in ``runs[vcpu]``.
+
+        What the guest asks for its pages is done, and the guest goes on.
+        """
+        self.run_once(vcpu)
+        while self.runs[vcpu].exit_reason == ExitReason.HYPERCALL:
+            self.change_page_state(vcpu)
+            self.run_once(vcpu)
+
+    def run_once(self, vcpu: int = 0) -> None:
+        """KVM_RUN, up to the next exit of any kind."""
         self.machine.ioctl(self.vcpus[vcpu], Ioctl.RUN)
+
+    def change_page_state(self, vcpu: int = 0) -> None:
+        """Serve KVM_HC_MAP_GPA_RANGE: tell KVM, and drop what pages held that are now private."""
+        run = self.runs[vcpu]
+        gpa, pages, attributes = run.map_gpa_range
+        private = bool(attributes & MAP_GPA_RANGE_ENCRYPTED)
+        size = pages * PAGE_SIZE
+        self.set_private(gpa, size, private=private)
+        if private and self.base <= gpa <= self.base + len(self.memory) - size:
+            self.write(gpa, bytes(size))
+        run.answer_hypercall(0)
+
+    def set_private(self, gpa: int, size: int, *, private: bool) -> None:
+        """KVM_SET_MEMORY_ATTRIBUTES."""
+        attributes = MEMORY_ATTRIBUTE_PRIVATE if private else 0
+        wanted = MemoryAttributes(address=gpa, size=size, attributes=attributes)
+        self.machine.ioctl(self.fd, Ioctl.SET_MEMORY_ATTRIBUTES, bytearray(wanted.pack()))
 
     def guest_bytes(self, gpa: int, size: int) -> bytes:
         """Shared guest memory."""
@@ -127,9 +156,7 @@ def build_vm(
     )
     machine.ioctl(vm_fd, Ioctl.SET_USER_MEMORY_REGION2, bytearray(region.pack()))
     machine.close(memfd)
-    private = MemoryAttributes(
-        address=base, size=2 * PAGE_SIZE, attributes=MEMORY_ATTRIBUTE_PRIVATE
-    )
+    private = MemoryAttributes(address=base, size=memory_size, attributes=MEMORY_ATTRIBUTE_PRIVATE)
     machine.ioctl(vm_fd, Ioctl.SET_MEMORY_ATTRIBUTES, bytearray(private.pack()))
     if certs:
         sev_command(machine, vm_fd, SevCommand.SNP_ENABLE_REQ_CERTS)

@@ -44,8 +44,25 @@ extern oracle_seal_t oracle_seal, oracle_open;
 #define pr_alert(...) ((void)0)
 #define local_irq_save(flags) ((void)(flags))
 #define local_irq_restore(flags) ((void)(flags))
-#define set_memory_decrypted(at, pages) 0
-#define set_memory_encrypted(at, pages) 0
+/* arch/x86/mm: amd_enc_status_change_prepare and _finish call these. */
+#define set_memory_decrypted(at, pages) (snp_set_memory_shared(at, pages), 0)
+#define set_memory_encrypted(at, pages) (snp_set_memory_private(at, pages), 0)
+#define cc_platform_has(what) true
+#define boot_ghcb oracle_ghcb()
+#define early_set_pages_state(...) abort() /* there is a GHCB */
+#define svsm_get_caa() NULL
+#define svsm_get_caa_pa() 0
+#define pvalidate_pages(list) ((void)0) /* an instruction of the guest's own */
+#define is_vmalloc_addr(at) false
+#define PMD_SIZE (1ul << 21)
+#define sev_es_terminate(set, reason) oracle_terminate(set, reason)
+#define alloc_pages(flags, order) oracle_page(order)
+#define page_address(page) ((void *)(page))
+#define get_order(size) 0
+#define __free_pages(page, order) abort()
+#define ioremap_encrypted(at, size) oracle_secrets()
+#define iounmap(at) ((void)0)
+#define sev_secrets_pa 0
 #define snp_leak_pages(...) abort()
 #define free_pages_exact(at, size) ((void)0)
 #define PHYS_PFN(at) ((at) >> PAGE_SHIFT)
@@ -68,6 +85,10 @@ extern u16 ghcb_version;
 extern int snp_vmpl;
 extern struct mutex snp_cmd_mutex;
 struct snp_guest_dev;
+struct page;
+void oracle_terminate(unsigned set, unsigned reason) __attribute__((noreturn));
+struct page *oracle_page(unsigned order);
+u8 *oracle_secrets(void);
 u64 oracle_pa(const volatile void *at);
 struct ghcb *oracle_ghcb(void);
 void oracle_vmgexit(void);

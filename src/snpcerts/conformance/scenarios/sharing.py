@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The guest makes pages shared for a request and private again, as Linux's driver does."""
+
+from __future__ import annotations
+
+from snpcerts.abi.cert_table import PAGE_SIZE
+from snpcerts.abi.ghcb import PageStateOperation
+from snpcerts.conformance.trial import TABLE_SIZE, Scenario, Script, Trial, TrialVcpu, field_around
+from snpcerts.conformance.trial_guest import FIELD_PAGES
+from snpcerts.emulator.guest.page_state_calls import LARGE_PAGE
+
+CHECK = "page-state"
+_LARGE_PAGES = LARGE_PAGE // PAGE_SIZE
+
+
+def _script(trial: Trial, vcpu: TrialVcpu) -> Script:
+    table = trial.served.table(TABLE_SIZE)
+    trial.served.replace(table)
+    if _ignored(trial) or not vcpu.guest.vm.exits_for_page_state:
+        return
+    yield from _field(trial, vcpu, table)
+    yield from _large(trial, vcpu, table)
+    yield from _named_private(trial, vcpu, table)
+
+
+def _ignored(trial: Trial) -> bool:
+    """Judge what the VMM has left undone so far; returns whether there is anything."""
+    why = None if trial.guest is None else trial.guest.ignored
+    if why is not None:
+        trial.judge(CHECK, why)
+    return why is not None
+
+
+def _field(trial: Trial, vcpu: TrialVcpu, table: bytes) -> Script:
+    """Several pages at once, each page by itself, and a page without the GHCB."""
+    guest, cpu, pages = vcpu.guest, vcpu.cpu, vcpu.pages
+    for at_once in (FIELD_PAGES, 1):
+        for number in range(0, FIELD_PAGES, at_once):
+            gpa = pages.data + number * PAGE_SIZE
+            yield from guest.make_private(cpu, pages, gpa, at_once)
+        for number in range(0, FIELD_PAGES, at_once):
+            gpa = pages.data + number * PAGE_SIZE
+            yield from guest.make_shared(cpu, pages, gpa, at_once)
+        if _ignored(trial):
+            return
+        answer = yield from vcpu.ask(2)
+        trial.judge(CHECK, answer.delivers(table))
+    for operation in (PageStateOperation.PRIVATE, PageStateOperation.SHARED):
+        yield from guest.set_page_state_early(cpu, pages.data + PAGE_SIZE, operation)
+    answer = yield from vcpu.ask(2)
+    trial.judge(CHECK, answer.delivers(table))
+
+
+def _large(trial: Trial, vcpu: TrialVcpu, table: bytes) -> Script:
+    """2 MiB as one entry; a buffer within; then one page of it by itself."""
+    guest, cpu, pages = vcpu.guest, vcpu.cpu, vcpu.pages
+    slot = guest.vm.slots.largest()
+    gpa = 0 if slot is None else (pages.ghcb - LARGE_PAGE) & -LARGE_PAGE
+    if slot is None or gpa < slot.gpa + LARGE_PAGE:
+        return  # a small VM has no 2 MiB besides those that it starts from
+    yield from guest.make_private(cpu, pages, gpa, _LARGE_PAGES)
+    yield from guest.make_shared(cpu, pages, gpa, _LARGE_PAGES)
+    if _ignored(trial):
+        return
+    middle = gpa + 5 * PAGE_SIZE
+    for _ in range(2):
+        answer = yield from vcpu.ask(2, gpa=middle, field=field_around(middle, 2))
+        trial.judge(CHECK, answer.delivers(table))
+        yield from guest.make_private(cpu, pages, middle, 1)
+        yield from guest.make_shared(cpu, pages, middle, 1)
+    yield from guest.make_private(cpu, pages, gpa, _LARGE_PAGES)
+
+
+def _named_private(trial: Trial, vcpu: TrialVcpu, table: bytes) -> Script:
+    """A guest that names a private page sees nothing of what is written; the VM goes on."""
+    guest, cpu, pages = vcpu.guest, vcpu.cpu, vcpu.pages
+    private = pages.data + 2 * PAGE_SIZE
+    yield from guest.make_private(cpu, pages, private, 2)
+    yield from vcpu.ask(2, gpa=private, field=(pages.data, PAGE_SIZE))
+    yield from guest.make_shared(cpu, pages, private, 2)
+    answer = yield from vcpu.ask(2)
+    wrong = answer.delivers(table)
+    problem = wrong and f"after a request whose buffer was private: {wrong}"
+    if not _ignored(trial):
+        trial.judge(CHECK, problem)
+
+
+def _after(trial: Trial) -> None:
+    """A VMM that ended is judged by what it had left undone."""
+    _ignored(trial)
+
+
+SCENARIOS = (Scenario(checks=(CHECK,), script=_script, after=_after, strict_page_states=True),)
