@@ -9,6 +9,7 @@ through cargo and go, at the versions pinned here, and are not changed.
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import os
 import shutil
 import subprocess
@@ -52,6 +53,7 @@ class Client:
     programs: tuple[str, ...]
     tools: tuple[str, ...]
     source: str
+    module: Path | None = None  # a Go module of ours around libraries
 
     @property
     def home(self) -> Path:
@@ -74,6 +76,17 @@ def _crate(name: str, version: str) -> Client:
     return Client(name, version, (name,), ("cargo", "cc", "make", "perl"), "the crate registry")
 
 
+_VERAISON: Final = Path(__file__).with_name("veraison")
+
+
+def _content(module: Path) -> str:
+    """What stands for a module of ours in a version: a digest of its files."""
+    digest = hashlib.sha256()
+    for file in sorted(module.iterdir()):
+        digest.update(file.read_bytes())
+    return digest.hexdigest()[:12]
+
+
 CLIENTS: Final = {
     client.name: client
     for client in (
@@ -85,6 +98,14 @@ CLIENTS: Final = {
             ("attest", "check", "show"),
             ("go",),
             "the Go module proxy",
+        ),
+        Client(
+            "veraison",
+            _content(_VERAISON),
+            ("veraison",),
+            ("go",),
+            "the Go module proxy",
+            _VERAISON,
         ),
     )
 }
@@ -120,6 +141,10 @@ def _build(client: Client) -> None:
         command = ["cargo", "install", "--locked", "--version", version, client.name]
         command += ["--root", str(unfinished)]
         environment = {"CARGO_TARGET_DIR": str(unfinished / "target")}
+    elif client.module is not None:
+        command = ["go", "build", "-C", str(client.module), "-o"]
+        command += [str(unfinished / "bin" / client.name), "."]
+        environment = {}
     else:
         module = f"github.com/google/{client.name}/tools"
         command = ["go", "install"]

@@ -93,6 +93,12 @@ def snphost() -> Path:
 
 
 @pytest.fixture(scope="session")
+def veraison() -> Path:
+    """Veraison's libraries, in a program of ours."""
+    return _built("veraison").program("veraison")
+
+
+@pytest.fixture(scope="session")
 def go_sev_guest() -> Callable[[str], Path]:
     """Google's three tools, by name."""
     return _built("go-sev-guest").program

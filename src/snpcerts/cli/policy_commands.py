@@ -4,21 +4,25 @@
 from __future__ import annotations
 
 import json
+import sys
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from snpcerts.abi.product import Product, product_of_keyword
 from snpcerts.cli.bulletin_age import warn_if_old
+from snpcerts.cli.files import read_input, write_output
 from snpcerts.cli.say import present, say
 
 if TYPE_CHECKING:
     from snpcerts.verify.bulletins import Bulletin, BulletinData
+    from snpcerts.verify.policy import Policy
+    from snpcerts.verify.reference_values import ReferenceValues
 
 
 @click.group()
 def command() -> None:
-    """Write policies that say what AMD's security bulletins say."""
+    """Write policies from AMD's security bulletins, and reference values from policies."""
 
 
 @command.command()
@@ -142,3 +146,70 @@ def _bulletin_json(bulletin: Bulletin) -> dict[str, Any]:
         "refused": sorted(product.keyword for product in bulletin.refused),
         "gaps": bulletin.gaps,
     }
+
+
+def _reference_options(function: Any) -> Any:
+    for option in (
+        click.option(
+            "--product",
+            "keyword",
+            type=click.Choice([product.keyword for product in Product], case_sensitive=False),
+            help="Whose floor to write, if the policy has several.",
+        ),
+        click.option(
+            "-o",
+            "--output",
+            metavar="FILE",
+            required=True,
+            help="File to write; - is standard output.",
+        ),
+        click.argument("policy"),
+    ):
+        function = option(function)
+    return function
+
+
+@command.command()
+@_reference_options
+def rvps(policy: str, output: str, keyword: str | None) -> None:
+    """Write a policy's reference values for Trustee's RVPS.
+
+    The file is a message of type 'sample' for 'rvps-tool register'. It has the names
+    that Trustee's default policy looks up. Demands that it cannot carry are named on
+    standard error.
+    """
+    from snpcerts.verify.reference_values import rvps_message
+
+    _write_values(rvps_message(_policy(policy), _product(keyword)), output)
+
+
+@command.command()
+@_reference_options
+def corim(policy: str, output: str, keyword: str | None) -> None:
+    """Write a policy's reference values as a CoRIM with AMD's SEV-SNP profile.
+
+    The file is an unsigned CoRIM, as Veraison takes it. The policy must name
+    measurements. Demands that it cannot carry are named on standard error.
+    """
+    from snpcerts.verify.reference_values import corim as corim_of
+
+    _write_values(corim_of(_policy(policy), _product(keyword)), output)
+
+
+def _policy(path: str) -> Policy:
+    from snpcerts.verify.policy_file import read_policy
+
+    return read_policy(read_input(path))
+
+
+def _product(keyword: str | None) -> Product | None:
+    return None if keyword is None else product_of_keyword(keyword.lower())
+
+
+def _write_values(values: ReferenceValues, output: str) -> None:
+    if values.left_out:
+        say(f"snpcerts: not in the file: {', '.join(values.left_out)}", err=True)
+    if output == "-":
+        sys.stdout.buffer.write(values.data)
+    else:
+        write_output(output, values.data)
