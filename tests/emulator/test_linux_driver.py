@@ -110,6 +110,8 @@ class Vm:
     slots: MemorySlots
     secrets_page: bytes | None
     name: str = "vm"
+    owner: int = 1
+    processors: int = 1
     guest: Guest | None = None
     alive: bool = True
     exits_for_page_state: bool = True

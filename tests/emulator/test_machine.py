@@ -25,7 +25,7 @@ from snpcerts.abi.sev_guest import (
     GuestRequestIoctl,
 )
 from snpcerts.emulator.guest.linux import LinuxGuest
-from snpcerts.emulator.guest.program import GuestCpu, Program, WaitUntil
+from snpcerts.emulator.guest.program import GuestCpu, LaunchedVm, Program, WaitUntil
 from snpcerts.emulator.guest.scripted import ReportOutcome, ScriptedGuest
 from snpcerts.emulator.guest.sev_guest_device import SevGuestDevice
 from snpcerts.emulator.kvm.vm import Vm
@@ -172,6 +172,42 @@ def test_report_data_is_the_users() -> None:
         b"\0\0" * 32,
         b"\0\1" * 32,
     ]
+
+
+def test_a_vcpu_that_has_its_reports_waits_for_the_others() -> None:
+    """The first to end shuts the machine down."""
+    outcomes: list[ReportOutcome] = []
+
+    def guest(vm: LaunchedVm) -> ScriptedGuest:
+        return ScriptedGuest(vm, reports=2, on_report=outcomes.append)
+
+    vm = build_vm(Machine(make_platform(), guest=guest), vcpus=2)
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(serve, vm, 0)
+        while len(outcomes) < 2:
+            assert not first.done()
+        second = pool.submit(serve, vm, 1)
+        assert (first.result(), second.result()) == (2, 2)
+    assert sorted((each.vcpu, each.number) for each in outcomes) == [(0, 0), (0, 1), (1, 0), (1, 1)]
+
+
+def test_a_guest_after_the_last_report_ends_its_vmm_instead() -> None:
+    """A VMM may reset its machine: the reports are counted across resets."""
+    outcomes: list[ReportOutcome] = []
+    made: dict[int, int] = {}
+    done = threading.Event()
+    machine, _ = scripted(outcomes, reports=2, made=made, when_done=done.set)
+    assert serve(build_vm(machine)) == 2
+    assert made == {0: 2}
+    assert not done.is_set()
+    again = build_vm(machine)
+    with ThreadPoolExecutor(1) as pool:
+        ended = pool.submit(failure, again.run)
+        assert done.wait(30)
+        while not machine.kick(again.vcpus[0]):
+            assert not ended.done()
+        assert ended.result() == errno.EINTR
+    assert len(outcomes) == 2
 
 
 def test_plain_reports_never_reach_the_vmm() -> None:

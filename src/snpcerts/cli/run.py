@@ -61,6 +61,7 @@ def command(
     warnings = (
         *preload.find_program(program[0], variables),
         *preload.certificate_warnings(certs_filename),
+        *preload.sandbox_warnings(program, certs_filename),
     )
     for warning in warnings:
         say(printable(f"snpcerts: warning: {warning}"), err=True)

@@ -16,6 +16,7 @@ import signal
 import stat
 import subprocess
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Final, NoReturn
 
@@ -69,6 +70,41 @@ def become(argv: Sequence[str], variables: Mapping[str, str]) -> NoReturn:
     for number in (signal.SIGPIPE, signal.SIGXFSZ):
         signal.signal(number, signal.SIG_DFL)
     os.execvpe(argv[0], list(argv), {**os.environ, **variables})  # noqa: S606 (as asked for)
+
+
+def sandbox_warnings(argv: Sequence[str], certs: str) -> list[str]:
+    """What the VMM's own options for a sandbox mean for the shim.
+
+    Raises :class:`RefusedError` for a sandbox whose filter kills the VMM at its
+    guest's first request. cloud-hypervisor's filter for vCPU threads
+    (``vmm/src/seccomp_filters.rs``, ``vcpu_thread_rules``) has no ``fcntl``, so no file
+    can be locked there.
+    """
+    name, options = os.path.basename(argv[0]), list(argv[1:])
+    if name.startswith("cloud-hypervisor"):
+        values = [value for option, value in pairwise(options) if option == "--seccomp"]
+        values += [each.partition("=")[2] for each in options if each.startswith("--seccomp=")]
+        if values[-1:] not in (["false"], ["log"]):
+            raise RefusedError(
+                f"{name} forbids its vCPU threads the calls that lock a file: it would be killed "
+                "at the guest's first request",
+                hint="add --seccomp false",
+            )
+    root = ""
+    for option, value in pairwise(options):
+        if option in ("-chroot", "--chroot"):
+            root = value
+        elif option in ("-run-with", "--run-with"):
+            fields = [each for each in value.split(",") if each.startswith("chroot=")]
+            root = fields[-1].removeprefix("chroot=") if fields else root
+    inside = os.path.join(root, os.path.abspath(certs).lstrip("/"))
+    if root and not os.path.exists(inside):
+        return [
+            f"after the change of root to {root}, the certificate file is looked for at {inside}, "
+            "which does not exist: guests get an empty table until it does (bind-mount its "
+            "directory there)"
+        ]
+    return []
 
 
 def certificate_warnings(certs: str) -> list[str]:

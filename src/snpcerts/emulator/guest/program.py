@@ -153,6 +153,14 @@ class LaunchedVm(Protocol):
         """The VM's name on its platform."""
 
     @property
+    def owner(self) -> int:
+        """The process that created it."""
+
+    @property
+    def processors(self) -> int:
+        """How many vCPUs it has."""
+
+    @property
     def slots(self) -> MemorySlots:
         """Its memory."""
 

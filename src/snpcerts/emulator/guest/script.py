@@ -4,11 +4,14 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 import logging
 import os
+import signal
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
+from functools import partial
 from typing import Any, Self
 
 from snpcerts.abi.cert_table import PAGE_SIZE, pages_of
@@ -64,19 +67,40 @@ class GuestScript:
         """Plain values."""
         return asdict(self)
 
-    def guest(self, vm: LaunchedVm) -> Guest:
+
+class ScriptedGuests:
+    """Makes the guests of the VMMs that one command starts.
+
+    A VMM may reset its machine when the guest shuts down, and build the VM anew. So the
+    reports are counted for each process, and the guest of a machine that comes after
+    the last report asks the process to end (SIGTERM).
+    """
+
+    def __init__(self, script: GuestScript) -> None:
+        self._script = script
+        self._made: dict[int, dict[int, int]] = {}  # by process, then by vCPU
+
+    def __call__(self, vm: LaunchedVm) -> Guest:
         """The guest for one VM."""
-        if self.serve:
-            return LinuxGuest(vm, busy_delay=self.busy_delay)
-        tell = _teller(vm.name, self.outcomes)
+        script = self._script
+        if script.serve:
+            return LinuxGuest(vm, busy_delay=script.busy_delay)
         return ScriptedGuest(
             vm,
-            reports=self.requests,
-            first_pages=self.pages,
-            pause=self.pause,
-            busy_delay=self.busy_delay,
-            on_report=tell,
+            reports=script.requests,
+            first_pages=script.pages,
+            pause=script.pause,
+            busy_delay=script.busy_delay,
+            on_report=_teller(vm.name, script.outcomes),
+            made=self._made.setdefault(vm.owner, {}),
+            when_done=partial(_end, vm.owner),
         )
+
+
+def _end(process: int) -> None:
+    log.info("process %d has reset its machine after the last report: SIGTERM", process)
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.kill(process, signal.SIGTERM)
 
 
 def _check(name: str, value: object, kind: type, limit: float) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from snpcerts.abi.guest_message import (
     REPORT_AT,
@@ -22,8 +22,16 @@ from snpcerts.abi.guest_message import (
 )
 from snpcerts.abi.sev_guest import EXITINFO2_PRESET, REPORT_RESPONSE_SIZE
 from snpcerts.emulator.guest.linux import DriverCall, DriverRequest, DriverResponse, LinuxGuest
-from snpcerts.emulator.guest.program import GuestCpu, Program, Sleep, StartProcessors
+from snpcerts.emulator.guest.program import (
+    GuestCpu,
+    Program,
+    Sleep,
+    StartProcessors,
+    WaitUntil,
+)
 
+START_LIMIT = 5.0  # seconds for a VMM to run a vCPU that it has created
+_LOOK_AGAIN = 0.01  # seconds
 TRIES_MAX = 4  # with a buffer that is too small, each time larger
 
 
@@ -70,6 +78,12 @@ def _ignore(_outcome: ReportOutcome) -> None:
 class ScriptedGuest(LinuxGuest):
     """Make ``reports`` reports on every vCPU, ``pause`` seconds apart, then shut down.
 
+    A vCPU that has made its reports waits for the others: any of them that ends shuts
+    the machine down. One that the VMM has not run by then counts no more after
+    :data:`START_LIMIT`. ``made`` counts the reports of each vCPU; a VMM that resets its
+    machine passes it on to the next guest. ``when_done`` is called instead of a
+    shutdown by a guest that has nothing to do from its start.
+
     ``first_pages`` is the buffer of the first call (0: none, to be told the
     size). ``report_data`` gives the 64 bytes for (vCPU index, number of the
     report). ``on_report`` gets each outcome; it is called inside KVM_RUN and
@@ -82,6 +96,9 @@ class ScriptedGuest(LinuxGuest):
     extended: bool = True
     report_data: Callable[[int, int], bytes] = _random_report_data
     on_report: Callable[[ReportOutcome], None] = _ignore
+    made: dict[int, int] = field(default_factory=dict)
+    when_done: Callable[[], None] | None = None
+    _busy: set[int] = field(default_factory=set)
 
     def submit(self, request: DriverRequest) -> DriverCall:  # noqa: ARG002 - as in LinuxGuest
         """ENODEV: this guest runs only its script."""
@@ -91,12 +108,35 @@ class ScriptedGuest(LinuxGuest):
         """Boot, make the reports, end."""
         if cpu.index == 0:
             yield StartProcessors()
+        if self.when_done is not None and self._nothing_left():
+            if cpu.index == 0:
+                self.when_done()
+            yield WaitUntil(lambda: False)
+        self._busy.add(cpu.index)
+        try:
+            yield from self._reports(cpu)
+        finally:
+            self._busy.discard(cpu.index)
+        self.made.setdefault(cpu.index, self.reports)
+        yield from self._others(cpu)
+
+    def _nothing_left(self) -> bool:
+        counts = [self.made.get(index, 0) for index in range(self.vm.processors)]
+        return bool(self.made) and min(counts, default=0) >= self.reports
+
+    def _others(self, cpu: GuestCpu) -> Program:
+        """Wait until every other vCPU has made its reports."""
+        until = cpu.now() + START_LIMIT
+        while not self._nothing_left() and (self._busy or cpu.now() < until):
+            yield Sleep(_LOOK_AGAIN)
+
+    def _reports(self, cpu: GuestCpu) -> Program:
         pages = yield from self.boot(cpu)
         if pages is None:
             return
         vmpck = self.vmpcks[cpu.index % VMPCK_COUNT]
         buffer = self.data_pages if self.first_pages is None else self.first_pages
-        for number in range(self.reports):
+        for number in range(self.made.get(cpu.index, 0), self.reports):
             if number and self.pause:
                 yield Sleep(self.pause)
             data = self.report_data(cpu.index, number)
@@ -126,6 +166,7 @@ class ScriptedGuest(LinuxGuest):
                     break
                 buffer = response.pages
             self.on_report(_outcome(cpu, number, data, response, tries, exits, cpu.now() - started))
+            self.made[cpu.index] = self.reports if vmpck.disabled else number + 1
             if vmpck.disabled:
                 return
 

@@ -113,6 +113,11 @@ class Vm:
         return self.kind == VmType.SNP and self.initialised
 
     @property
+    def processors(self) -> int:
+        """How many vCPUs have been created."""
+        return len(self.vcpus)
+
+    @property
     def protected(self) -> bool:
         """Whether vCPU state is protected: true for SNP, initialised or not."""
         return self.kind == VmType.SNP

@@ -28,7 +28,7 @@ from snpcerts.emulator.frontdoor.door import Door
 from snpcerts.emulator.frontdoor.parent import end_with_parent
 from snpcerts.emulator.frontdoor.supervisor import Supervisor
 from snpcerts.emulator.guest.linux import LinuxGuest
-from snpcerts.emulator.guest.script import GuestScript
+from snpcerts.emulator.guest.script import GuestScript, ScriptedGuests
 from snpcerts.emulator.guest.sev_guest_device import SevGuestDevice
 from snpcerts.emulator.kvm.kvm_device import KvmDevice
 from snpcerts.emulator.kvm.platform import Platform
@@ -151,11 +151,11 @@ class PlatformServer:
         }
 
     def _host(self, message: Mapping[str, Any]) -> Door:
-        script = GuestScript.from_json(message.get("guest", {}))
+        guests = ScriptedGuests(GuestScript.from_json(message.get("guest", {})))
         platform, kernel = self._platform, _kernel(message)
         return Door(
             {
-                "/dev/kvm": lambda _: KvmDevice(platform, script.guest, kernel),
+                "/dev/kvm": lambda _: KvmDevice(platform, guests, kernel),
                 "/dev/sev": lambda _: _SavedSevDevice(platform.firmware, self._save),
             },
             host_files(platform.firmware),

@@ -1,0 +1,39 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Options of a VMM for a sandbox, and what they mean for the library before it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from snpcerts.errors import RefusedError
+from snpcerts.vmm.preload import sandbox_warnings
+
+CERTS = "/var/lib/snpcerts/certs.bin"
+
+
+@pytest.mark.parametrize("options", [[], ["--seccomp", "true"], ["--seccomp=true"]])
+def test_a_sandbox_that_would_kill_the_vmm_is_refused(options: list[str]) -> None:
+    with pytest.raises(RefusedError) as refused:
+        sandbox_warnings(["/usr/bin/cloud-hypervisor", "--cpus", "boot=2", *options], CERTS)
+    assert "--seccomp false" in str(refused.value)
+
+
+@pytest.mark.parametrize("options", [["--seccomp", "false"], ["--seccomp=log"]])
+def test_a_sandbox_that_is_off_is_not(options: list[str]) -> None:
+    assert sandbox_warnings(["cloud-hypervisor", *options], CERTS) == []
+
+
+def test_a_file_outside_the_new_root_is_said(tmp_path: Path) -> None:
+    for options in (["-run-with", f"chroot={tmp_path},user=qemu"], ["-chroot", str(tmp_path)]):
+        (said,) = sandbox_warnings(["qemu-system-x86_64", *options], CERTS)
+        assert f"{tmp_path}{CERTS}" in said
+
+
+def test_a_file_inside_the_new_root_is_found(tmp_path: Path) -> None:
+    inside = tmp_path / CERTS.lstrip("/")
+    inside.parent.mkdir(parents=True)
+    inside.touch()
+    options = ["-run-with", f"chroot={tmp_path}"]
+    assert sandbox_warnings(["qemu-system-x86_64", *options], CERTS) == []
