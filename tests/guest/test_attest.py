@@ -3,10 +3,13 @@
 
 from __future__ import annotations
 
+import base64
 import errno
+import json
 from dataclasses import replace
 from pathlib import Path
 
+import cbor2
 import pytest
 
 from snpcerts.abi.cert_table import CertTable
@@ -135,6 +138,25 @@ def test_the_guest_report_command(
     kernel.fails.clear()
     kernel.meddle_after = "auxblob"
     assert main(words) == 3, "another process used the entry: the same again"
+
+
+@pytest.mark.parametrize("form", ["tsm-json", "tsm-cbor"])
+def test_report_and_certificates_are_written_as_a_tsm_report(
+    kernel: Mounted, paths: Paths, tmp_path: Path, form: str
+) -> None:
+    out = tmp_path / "out"
+    words = ["guest", "report", "-o", str(out), "--format", form, "--report-data", "ab"]
+    words += ["--device", paths.device, "--tsm", paths.tsm]
+    assert main(words) == 0
+    if form == "tsm-cbor":
+        found = cbor2.loads(out.read_bytes())
+    else:
+        found = json.loads(out.read_text())
+        for name in ("outblob", "auxblob"):
+            found[name] = base64.urlsafe_b64decode(found[name] + "===")
+    assert found["outblob"][1:3] == b"\xab\0"
+    assert (found["auxblob"], found["provider"]) == (TABLE, "sev_guest\n")
+    assert kernel.requests == 1
 
 
 def test_in_an_emulated_guest_the_device_answers(emulated: Emulated, tmp_path: Path) -> None:

@@ -30,6 +30,15 @@ def command() -> None:
     metavar="FILE",
     help="Write the report here; - is standard output, for 'host prove-key'.",
 )
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["report", "tsm-json", "tsm-cbor"]),
+    default="report",
+    show_default=True,
+    help="What to write: the report alone, or report and certificates as a tsm-report "
+    "(application/vnd.veraison.tsm-report+json or +cbor).",
+)
 @click.option("--table-out", metavar="FILE", help="Write the host's certificate table here.")
 @click.option(
     "--report-data",
@@ -62,6 +71,7 @@ def command() -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def report(
     output: str,
+    form: str,
     table_out: str | None,
     report_data: str | None,
     vmpl: int | None,
@@ -87,19 +97,25 @@ def report(
 
     got = attest(
         data,
-        certificates=table_out is not None,
+        certificates=table_out is not None or form != "report",
         vmpl=vmpl,
         key=KeySelect[key_sel.upper()],
         via=None if via == _AUTO else Interface(via),
         paths=Paths(device, tsm),
     )
-    if output == "-":
-        sys.stdout.buffer.write(got.report)
-        return
     certificates = got.certificates
     table = None if certificates is None else certificates.encode()
     entries = 0 if certificates is None else len(certificates)
-    write_output(output, got.report)
+    written = got.report
+    if form != "report":
+        from snpcerts.verify.tsm_report import TsmForm, tsm_report
+
+        pair_table = table if entries and table is not None else b""
+        written = tsm_report(got.report, pair_table, TsmForm(form))
+    if output == "-":
+        sys.stdout.buffer.write(written)
+        return
+    write_output(output, written)
     if table_out is not None and table is not None:
         write_output(table_out, table)
     if as_json:
