@@ -246,7 +246,7 @@ def test_what_was_typed(
         (["verify", f"--{HOSTILE}"], 2),
         (["table", "show", table], 0),
         (["table", "extract", table, out], 0),
-        (["table", "build", "-o", f"{out}.bin", "--vcek", f"{out}/vcek.der"], 0),
+        (["table", "build", "-o", f"{out}.bin", "--vcek", f"{out}/vcek.der"], 1),
         (["lock", "--shared", "--seconds", "0.01", table], 0),
         (["kds", "show", "--cache", out], 0),
         (["emulate", "--platform", f"{out}/p", "certificates", f"{out}/c"], 0),

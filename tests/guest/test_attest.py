@@ -16,7 +16,7 @@ from snpcerts.abi.cert_table import CertTable
 from snpcerts.cli.main import main
 from snpcerts.errors import RefusedError
 from snpcerts.guest import configfs_tsm
-from snpcerts.guest.attestation import Interface, Paths, attest
+from snpcerts.guest.attestation import Interface, Paths, attest, own_vmpl
 from tests.documented_json import documented
 from tests.emulated import SNPCERTS, Emulated
 from tests.guest.test_configfs_tsm import DATA, ROOT, TABLE, Kernel
@@ -74,12 +74,17 @@ def test_certificates_are_not_read_unless_requested(kernel: Mounted, paths: Path
     assert attest(DATA, certificates=True, paths=paths).certificates == CertTable()
 
 
-def test_the_vmpl_is_left_to_the_kernel_by_default(kernel: Mounted, paths: Paths) -> None:
+def test_the_guests_own_vmpl_is_the_default(kernel: Mounted, paths: Paths, tmp_path: Path) -> None:
     kernel.floor = 2
     assert attest(DATA, certificates=False, vmpl=3, paths=paths).report[0] == 3
     with pytest.raises(RefusedError, match="refused the request"):
         attest(DATA, certificates=False, vmpl=1, paths=paths)
-    attest(DATA, certificates=False, paths=paths)
+    assert attest(DATA, certificates=False, paths=paths).report[0] == 2
+    said = tmp_path / "vmpl"
+    assert own_vmpl(str(said)) == 0
+    for text, level in (("2\n", 2), ("0\n", 0), ("9\n", 0), ("x", 0)):
+        said.write_text(text, encoding="ascii")
+        assert own_vmpl(str(said)) == level
 
 
 def test_with_neither_interface_both_are_named(tmp_path: Path, paths: Paths) -> None:

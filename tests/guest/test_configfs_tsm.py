@@ -95,6 +95,7 @@ class Kernel:
             data = self._blob(entry, name)
         else:
             texts = {"provider": self.provider, "generation": str(entry.generation)}
+            texts["privlevel_floor"] = str(self.floor)
             data = f"{texts[name]}\n".encode()
         if name == self.meddle_after:
             entry.generation += 1
@@ -128,6 +129,13 @@ def test_the_vmpl_is_written_when_it_is_asked_for() -> None:
     with pytest.raises(TsmRequestError, match="privlevel_floor") as caught:
         client(Kernel(floor=2)).report(DATA, vmpl=1)
     assert caught.value.errno == errno.EINVAL
+
+
+def test_without_a_vmpl_the_guests_own_is_asked_for() -> None:
+    """The kernel would ask for VMPL 0, and lose the VMPCK by the firmware's refusal."""
+    assert client(Kernel(floor=2)).report(DATA).outblob[0] == 2
+    older = Kernel(fails={"privlevel_floor": errno.ENOENT})
+    assert client(older).report(DATA).outblob[0] == 0
 
 
 def test_a_host_without_certificates_gives_an_empty_table() -> None:

@@ -47,6 +47,7 @@ class Sort(enum.Enum):
     TABLE = "table"
     CERTIFICATES = "certificates"
     UNKNOWN = "unknown"
+    TEXT = "text"
     OTHER = "other"
 
 
@@ -211,15 +212,20 @@ def _scanned(folder: str) -> _Scan:
     archive = all(path in paired for path in held) and not any(
         os.path.basename(path) == _OUTBLOB for path in reports
     )
-    for path in by_sort[Sort.UNKNOWN]:
-        name = os.path.basename(path)
-        if _named_as_certificate(name):
-            held.append(path)
-        elif _may_be_evidence(name) and (archive or _size(path) >= REPORT_SIZE):
-            reports.append(path)
+    for sort in (Sort.UNKNOWN, Sort.TEXT):
+        for path in by_sort[sort]:
+            name = os.path.basename(path)
+            large = sort is Sort.UNKNOWN and _size(path) >= REPORT_SIZE
+            if _named_as_certificate(name):
+                held.append(path)
+            elif _may_be_evidence(name) and (archive or large):
+                reports.append(path)
     reports.sort()
     shelf = tuple(path for path in held if path not in paired)
-    others = tuple(printable(os.path.basename(path)) for path in (*by_sort[Sort.OTHER], *held)[:8])
+    others = tuple(
+        printable(os.path.basename(path))
+        for path in (*by_sort[Sort.OTHER], *by_sort[Sort.TEXT], *held)[:8]
+    )
     return _Scan(tuple(reports), shelf, tuple(folders), others)
 
 
@@ -269,12 +275,16 @@ def _sort_of(data: bytes, size: int) -> Sort:
         return Sort.OTHER if kind.known else Sort.UNKNOWN
     if len(data) < size:
         return Sort.UNKNOWN
+    if "-----BEGIN " in text:
+        return Sort.CERTIFICATES
     if starts_like_json(text):
         return _sort_of_json(data)
     inner = bytes_in(text) if len(text) >= _LEAST_TEXT else None
     if inner is not None and len(inner) > _LEAST_TEXT // 2:
-        return _sort_of(inner, len(inner))
-    return Sort.OTHER if text.startswith("#!") else Sort.UNKNOWN
+        found = _sort_of(inner, len(inner))
+        # Any long text without marks may be taken for base64.
+        return found if found is not Sort.UNKNOWN else Sort.TEXT
+    return Sort.OTHER if text.startswith("#!") else Sort.TEXT
 
 
 _LEAST_TEXT: Final = 400

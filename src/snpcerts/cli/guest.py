@@ -10,6 +10,7 @@ import sys
 import click
 
 from snpcerts.cli.files import write_output
+from snpcerts.cli.hex_option import hex_bytes
 from snpcerts.cli.say import say, say_line
 from snpcerts.errors import UsageError
 
@@ -45,7 +46,9 @@ def command() -> None:
     metavar="HEX",
     help="Up to 64 bytes of report data, padded with zeros. [default: 64 random bytes]",
 )
-@click.option("--vmpl", type=click.IntRange(0, 3), help="The report's VMPL. [default: 0]")
+@click.option(
+    "--vmpl", type=click.IntRange(0, 3), help="The report's VMPL. [default: the guest's own]"
+)
 @click.option(
     "--key-sel",
     type=click.Choice(["default", "vcek", "vlek"]),
@@ -142,10 +145,7 @@ def report(
 
 
 def _report_data(text: str) -> bytes:
-    try:
-        data = bytes.fromhex(text)
-    except ValueError:
-        raise UsageError(f"--report-data {text}: not hexadecimal") from None
+    data = hex_bytes("--report-data", text)
     if len(data) > _SIZE:
         raise UsageError(f"--report-data has {len(data)} bytes; at most {_SIZE} are allowed")
     return data.ljust(_SIZE, b"\0")

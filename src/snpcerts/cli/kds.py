@@ -17,9 +17,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from snpcerts.abi.product import Product, hwid_of_chip_id
+from snpcerts.abi.product import CHIP_ID_SIZE, Product, hwid_of_chip_id
 from snpcerts.abi.tcb import TcbVersion
-from snpcerts.cli.files import make_directory, read_input, write_output
+from snpcerts.cli.evidence_files import EvidenceFiles
+from snpcerts.cli.files import make_directory, write_output
+from snpcerts.cli.hex_option import hex_bytes
 from snpcerts.cli.product_option import product_option
 from snpcerts.cli.say import present, say, say_line
 from snpcerts.cli.source_options import (
@@ -30,7 +32,7 @@ from snpcerts.cli.source_options import (
     cache_directory,
     source_options,
 )
-from snpcerts.errors import InputError, SnpCertsError, UsageError
+from snpcerts.errors import FormatError, InputError, SnpCertsError, UsageError
 from snpcerts.printable import printable
 
 if TYPE_CHECKING:
@@ -143,7 +145,7 @@ def vcek(
     elif product is None or hwid is None or tcb is None:
         raise UsageError("which VCEK?", hint="give --product, --hwid and --tcb, or --report")
     else:
-        candidates = [(product, _hex(hwid), _tcb(tcb, product))]
+        candidates = [(product, _hwid(hwid, product), _tcb(tcb, product))]
     products = " or ".join(chip.value for chip, _, _ in candidates)
     shown = candidates[0][1].hex()[:16]
     with where.source(f"fetching the VCEK of {products} {shown}…") as source:
@@ -252,13 +254,13 @@ def _first_of(
 
 
 def _from_report(path: str, product: Product | None) -> list[_Key]:
-    """Whose VCEK it may be: a report of version 2 does not name its product."""
-    from snpcerts.abi.report import REPORT_SIZE, Report, SigningKey
+    """Whose VCEK it may be: a report of version 2 does not name its product.
 
-    data = read_input(path)
-    if len(data) < REPORT_SIZE:
-        raise InputError(f"{path}: a report has {REPORT_SIZE} bytes, found {len(data)}")
-    report = Report.unpack(data[:REPORT_SIZE])
+    As 'verify --fetch': each product whose TCB the report's may be.
+    """
+    from snpcerts.abi.report import SigningKey
+
+    report = EvidenceFiles(path).read().report
     products = report.products
     if product is not None:
         if report.product not in (None, product):
@@ -272,14 +274,23 @@ def _from_report(path: str, product: Product | None) -> list[_Key]:
             f"{path}: was not signed by a VCEK",
             hint="a VLEK's certificate comes from the cloud provider, not from the key server",
         )
-    return [
-        (
-            each,
-            hwid_of_chip_id(report.fields.chip_id, each),
-            TcbVersion.unpack(report.fields.reported_tcb, each.tcb_layout),
+    if report.chip_id_masked:
+        raise InputError(
+            f"{path}: hides its chip ID (MASK_CHIP_ID), so it does not say whose VCEK signed it",
+            hint="give --hwid, --tcb and --product: the host's operator knows the chip",
         )
-        for each in products
-    ]
+    found: list[_Key] = []
+    unfit: list[FormatError] = []
+    for each in products:
+        try:
+            tcb = TcbVersion.unpack(report.fields.reported_tcb, each.tcb_layout)
+        except FormatError as error:
+            unfit.append(error)
+            continue
+        found.append((each, hwid_of_chip_id(report.fields.chip_id, each), tcb))
+    if not found:
+        raise InputError(f"{path}: REPORTED_TCB: {unfit[0].message}", hint=unfit[0].hint)
+    return found
 
 
 def _kind(vlek: bool) -> VekKind:
@@ -288,11 +299,12 @@ def _kind(vlek: bool) -> VekKind:
     return VekKind.VLEK if vlek else VekKind.VCEK
 
 
-def _hex(text: str) -> bytes:
-    try:
-        return bytes.fromhex(text)
-    except ValueError:
-        raise UsageError(f"--hwid {text[:40]}: is not hexadecimal") from None
+def _hwid(text: str, product: Product) -> bytes:
+    """The chip's ID, also in the 64 bytes that a report has, which end in zeros on Turin."""
+    data = hex_bytes("--hwid", text)
+    if len(data) == CHIP_ID_SIZE and not any(data[product.hwid_size :]):
+        return hwid_of_chip_id(data, product)
+    return data
 
 
 def _tcb(text: str, product: Product) -> TcbVersion:

@@ -7,15 +7,48 @@ from collections.abc import Callable
 from typing import Any
 
 import click
+from click.shell_completion import CompletionItem
 
-from snpcerts.abi.product import Product, product_of_keyword
+from snpcerts.abi.processor_names import PROCESSORS
+from snpcerts.abi.product import Product, product_of_cpuid, product_of_keyword
 
 _CHOICE = click.Choice([product.keyword for product in Product], case_sensitive=False)
 
 
+class ProductName(click.ParamType[str]):
+    """A product in any case, as certificates name it (Milan-B0), or a processor's market name."""
+
+    name = "product"
+
+    def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str | None:
+        """As the choice between the products."""
+        return _CHOICE.get_metavar(param, ctx)
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """The product's keyword; Bergamo and Siena are Genoa to the key server."""
+        word = value.strip().lower()
+        processor = PROCESSORS.get(word.replace(" ", "-").replace("_", "-"))
+        if processor is not None:
+            found = product_of_cpuid(processor.family, processor.models[0])
+            if found is not None:
+                return found.keyword
+        if product_of_keyword(word) is None and product_of_keyword(word.partition("-")[0]):
+            word = word.partition("-")[0]
+        return str(_CHOICE.convert(word, param, ctx))
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem]:
+        """The products."""
+        return _CHOICE.shell_complete(ctx, param, incomplete)
+
+
+_NAME = ProductName()
+
+
 def product_option(text: str | None = None, *, required: bool = False) -> Callable[..., Any]:
     """A ``--product`` whose value is a :class:`Product`, or None where it is not given."""
-    return click.option("--product", type=_CHOICE, callback=_product, required=required, help=text)
+    return click.option("--product", type=_NAME, callback=_product, required=required, help=text)
 
 
 def _product(_context: click.Context, _option: click.Parameter, name: str | None) -> Product | None:

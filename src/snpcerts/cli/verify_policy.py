@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from snpcerts.abi.product import Product, product_of_keyword
 from snpcerts.abi.tcb import TcbVersion
 from snpcerts.cli.files import read_input
+from snpcerts.cli.hex_option import hex_bytes
 from snpcerts.errors import InputError, UsageError
 
 if TYPE_CHECKING:
@@ -80,10 +81,7 @@ class PolicyOptions:
 
 
 def _hex(name: str, text: str) -> bytes:
-    try:
-        return bytes.fromhex(text)
-    except ValueError:
-        raise UsageError(f"--{name.replace('_', '-')} {text}: is not hexadecimal") from None
+    return hex_bytes(f"--{name.replace('_', '-')}", text)
 
 
 def _floor(policy: Policy, texts: Iterable[str]) -> Any:

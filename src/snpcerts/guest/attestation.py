@@ -11,12 +11,17 @@ from __future__ import annotations
 import enum
 import os
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
 
 from snpcerts.abi.cert_table import CertTable
 from snpcerts.abi.guest_message import KeySelect
 from snpcerts.errors import RefusedError, UsageError
 from snpcerts.guest.configfs_tsm import ROOT, ConfigfsTsm
 from snpcerts.guest.dev_sev_guest import DEVICE, NoDeviceError, SevGuest
+
+# The kernel's word on the VMPL that it runs at; kernels before 6.14 have no such file.
+VMPL_FILE: Final = "/sys/devices/system/cpu/sev/vmpl"
 
 
 class Interface(enum.StrEnum):
@@ -45,6 +50,7 @@ class Paths:
 
     device: str = DEVICE
     tsm: str = ROOT
+    vmpl: str = VMPL_FILE
 
 
 def attest(
@@ -58,7 +64,7 @@ def attest(
 ) -> Attested:
     """Request a report with 64 bytes of report data; ``via`` None takes an existing interface.
 
-    ``vmpl`` None is 0. Only the device can select a ``key``. Raises the errors of
+    ``vmpl`` None is the guest's own. Only the device can select a ``key``. Raises the errors of
     the interface, and :class:`RefusedError` if neither exists.
     """
     paths = paths or Paths()
@@ -85,11 +91,13 @@ def attest(
 def _by_device(
     data: bytes, certificates: bool, vmpl: int | None, key: KeySelect, paths: Paths
 ) -> Attested:
+    if vmpl is None:
+        vmpl = own_vmpl(paths.vmpl)
     with SevGuest(paths.device) as guest:
         if not certificates:
-            report = guest.report(data, vmpl=vmpl or 0, key=key)
+            report = guest.report(data, vmpl=vmpl, key=key)
             return Attested(report, None, Interface.SEV_GUEST)
-        extended = guest.extended_report(data, vmpl=vmpl or 0, key=key)
+        extended = guest.extended_report(data, vmpl=vmpl, key=key)
     return Attested(extended.report, extended.certificates(), Interface.SEV_GUEST)
 
 
@@ -97,3 +105,12 @@ def _by_configfs(data: bytes, certificates: bool, vmpl: int | None, paths: Paths
     got = ConfigfsTsm(paths.tsm).report(data, vmpl=vmpl)
     table = got.certificates() if certificates else None
     return Attested(got.outblob, table, Interface.CONFIGFS_TSM)
+
+
+def own_vmpl(path: str = VMPL_FILE) -> int:
+    """The VMPL that the guest's kernel runs at; 0 where it does not say."""
+    try:
+        text = Path(path).read_text(encoding="ascii").strip()
+    except (OSError, ValueError):
+        return 0
+    return int(text) if text in ("0", "1", "2", "3") else 0

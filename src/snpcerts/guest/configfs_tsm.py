@@ -26,6 +26,7 @@ from snpcerts.abi.cert_table import LINUX_GUEST_LIMIT, CertTable
 from snpcerts.abi.guest_message import VMPL_MAX
 from snpcerts.abi.report import REPORT_SIZE
 from snpcerts.errors import FormatError, RefusedError, RetryLaterError, UsageError
+from snpcerts.guest.dev_sev_guest import NO_KEY
 
 ROOT: Final = "/sys/kernel/config/tsm/report"
 PROVIDER: Final = "sev_guest"
@@ -136,7 +137,7 @@ class ConfigfsTsm:
     def report(self, report_data: bytes, *, vmpl: int | None = None) -> TsmReport:
         """Request a report with 64 bytes of report data, and the host's certificates.
 
-        With ``vmpl`` None the kernel requests VMPL 0. Raises
+        With ``vmpl`` None it is that of ``privlevel_floor``, the guest's own. Raises
         :class:`TsmRequestError` if the interface does not exist, belongs to
         another kind of guest, or refuses the request; :class:`TsmChangedError` if
         another process used the entry meanwhile; :class:`FormatError` if the
@@ -159,6 +160,9 @@ class ConfigfsTsm:
             before = self._generation(entry)
             writes = 1
             self._write(entry, "inblob", report_data)
+            if vmpl is None:
+                # The kernel would ask for VMPL 0, which a guest below it may not.
+                vmpl = self._floor(entry) or None
             if vmpl is not None:
                 self._write(entry, "privlevel", str(vmpl).encode("ascii"))
                 writes += 1
@@ -217,6 +221,14 @@ class ConfigfsTsm:
     def _text(self, entry: str, name: str) -> str:
         return self._read(entry, name, _TEXT_LIMIT).decode("ascii", "replace").strip()
 
+    def _floor(self, entry: str) -> int:
+        """The lowest VMPL to ask for, the guest's own; 0 where the kernel does not say."""
+        try:
+            text = self._text(entry, "privlevel_floor")
+        except TsmRequestError:
+            return 0
+        return int(text) if text.isdecimal() and int(text[:3]) <= VMPL_MAX else 0
+
     def _generation(self, entry: str) -> int:
         text = self._text(entry, "generation")
         # A 64-bit number has at most 20 digits.
@@ -230,7 +242,7 @@ _MEANINGS: Final[dict[int, tuple[str, str | None]]] = {
     errno.ENOENT: ("configfs-tsm is not available", "mount configfs, load sev-guest"),
     errno.EACCES: ("no permission", "run this as root"),
     errno.EPERM: ("no permission", "run this as root"),
-    errno.ENOTTY: ("the VMPCK is disabled", "an earlier request failed; reboot the guest"),
+    errno.ENOTTY: ("the VMPCK is disabled", NO_KEY),
     errno.ETIMEDOUT: ("the host was busy for a minute", _LOST),
     errno.EBADMSG: ("the answer was not made by the firmware", _LOST),
     errno.EINVAL: ("the kernel refused the request", "is the VMPL at or above privlevel_floor?"),

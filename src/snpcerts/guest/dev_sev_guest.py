@@ -208,11 +208,18 @@ def _report_of(response: bytes) -> bytes:
     return response[REPORT_AT : REPORT_AT + REPORT_SIZE]
 
 
+# ENOTTY has more than one cause, and errno does not tell them apart.
+NO_KEY: Final = (
+    "if an earlier request failed, reboot the guest; if none did, the driver's VMPCK was empty "
+    "from the start, as below an SVSM: load sev-guest with vmpck_id= of the guest's own VMPL"
+)
+
+
 def _refusal(path: str, number: int, exitinfo2: int) -> SnpCertsError:
     lost = "this guest's VMPCK is destroyed: it cannot attest again until it reboots"
     vmm, firmware = exitinfo2 >> 32, exitinfo2 & 0xFFFF_FFFF
     if number == errno.ENOTTY:
-        text, hint = "the VMPCK is disabled", "an earlier request failed; reboot the guest"
+        text, hint = "the VMPCK is disabled, or this is no sev-guest device", NO_KEY
     elif number == errno.ETIMEDOUT:
         text, hint = "the host was busy for a minute", lost
     elif number == errno.EBADMSG:

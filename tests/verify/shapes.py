@@ -1,0 +1,232 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Evidence and certificates in every shape that is read, made of a report and its chain."""
+
+from __future__ import annotations
+
+import base64
+import json
+import struct
+from collections.abc import Callable
+from typing import Any, Final
+
+import cbor2
+
+from snpcerts.abi.cert_table import ARK_GUID, ASK_GUID, VCEK_GUID, CertTable, TableEntry
+from snpcerts.abi.report import ReportLayout
+from tests.endorsement.small_ca import SmallCa
+from tests.verify.messages import attestation, blob
+
+CA = SmallCa()
+LEAF, ASK, ARK = CA.leaf.make(), CA.ask.make(), CA.ark.make()
+DERS = (LEAF, ASK, ARK)
+TABLE = CertTable(
+    (TableEntry(VCEK_GUID, LEAF), TableEntry(ASK_GUID, ASK), TableEntry(ARK_GUID, ARK))
+).encode()
+
+
+def b64(data: bytes) -> str:
+    return base64.b64encode(data).decode()
+
+
+def b64url(data: bytes) -> str:
+    return base64.urlsafe_b64encode(data).decode().rstrip("=")
+
+
+def pem(der: bytes, label: str = "CERTIFICATE", end: str = "\n") -> str:
+    body = base64.encodebytes(der).decode().strip().replace("\n", end)
+    return f"-----BEGIN {label}-----{end}{body}{end}-----END {label}-----{end}"
+
+
+def tlv(tag: int, *parts: bytes) -> bytes:
+    body = b"".join(parts)
+    size = len(body).to_bytes(3, "big").lstrip(b"\0") or b"\0"
+    head = bytes([len(body)]) if len(body) < 0x80 else bytes([0x80 + len(size)]) + size
+    return bytes([tag]) + head + body
+
+
+def pkcs7(*ders: bytes) -> bytes:
+    data, signed = (bytes.fromhex(f"06092a864886f70d01070{last}") for last in (1, 2))
+    content = tlv(0x30, b"\2\1\1", tlv(0x31), tlv(0x30, data), tlv(0xA0, *ders), tlv(0x31))
+    return tlv(0x30, signed, tlv(0xA0, content))
+
+
+def xxd(data: bytes) -> str:
+    lines = []
+    for at in range(0, len(data), 16):
+        row = data[at : at + 16]
+        words = " ".join(row[index : index + 2].hex() for index in range(0, len(row), 2))
+        shown = "".join(chr(each) if 32 <= each < 127 else "." for each in row)
+        lines.append(f"{at:08x}: {words:<39}  {shown}")
+    return "\n".join(lines) + "\n"
+
+
+def hexdump(data: bytes) -> str:
+    lines, last, starred = [], b"", False
+    for at in range(0, len(data), 16):
+        row = data[at : at + 16]
+        if row == last:
+            lines += [] if starred else ["*"]
+            starred = True
+            continue
+        last, starred = row, False
+        left, right = (" ".join(f"{each:02x}" for each in half) for half in (row[:8], row[8:]))
+        lines.append(f"{at:08x}  {left:<23}  {right:<23}  |................|")
+    return "\n".join((*lines, f"{len(data):08x}")) + "\n"
+
+
+def response(report: bytes, size: int = 4000) -> bytes:
+    return (struct.pack("<II24x", 0, len(report)) + report).ljust(size, b"\0")
+
+
+def compact(number: int) -> bytes:
+    return (
+        (number << 2 | 2).to_bytes(4, "little")
+        if number > 0x3FFF
+        else ((number << 2 | 1).to_bytes(2, "little") if number > 0x3F else bytes([number << 2]))
+    )
+
+
+def scale(report: bytes, *ders: bytes) -> bytes:
+    out = b"\0\3" + compact(len(report)) + report + compact(len(ders))
+    return out + b"".join(compact(len(each)) + each for each in ders) + b"\1\2\3"
+
+
+def tpm(report: bytes, chain: bytes = b"") -> bytes:
+    """go-tpm-tools' Attestation: a key, a quote, and the SNP Attestation in field 8."""
+    key = bytes.fromhex("0001000b00040072") + bytes(250)
+    return blob(1, key) + blob(2, b"quote") + blob(3, b"log") + blob(8, attestation(report, chain))
+
+
+def by_sev_crate(report: bytes) -> dict[str, Any]:
+    """A report's fields as virtee/sev's serde writes them, of a Milan chip."""
+    fields = ReportLayout.unpack(report)
+    names = {"signature_algo": "sig_algo", "platform_info": "plat_info", "flags": "key_info"}
+    names |= {"cpuid_family": "cpuid_fam_id", "cpuid_model": "cpuid_mod_id"}
+    names |= {"cpuid_stepping": "cpuid_step"}
+    out: dict[str, Any] = {"current": {}, "committed": {}}
+    for name in ReportLayout.__slots__:
+        value = getattr(fields, name)
+        kind, _, part = name.partition("_")
+        if part in ("major", "minor", "build"):
+            out[kind][part] = value
+        elif name.endswith("_tcb"):
+            parts = {"bootloader": 0, "tee": 1, "snp": 6, "microcode": 7}
+            out[name] = {"fmc": None, **{key: value[at] for key, at in parts.items()}}
+        elif name == "signature":
+            out[name] = {"r": list(value[:72]), "s": list(value[72:144])}
+        else:
+            out[names.get(name, name)] = list(value) if isinstance(value, bytes) else value
+    return out
+
+
+def trustee(report: bytes) -> bytes:
+    chain = [
+        {"cert_type": kind, "data": list(der)}
+        for kind, der in zip(("VCEK", "ASK", "ARK"), DERS, strict=True)
+    ]
+    return json.dumps({"attestation_report": by_sev_crate(report), "cert_chain": chain}).encode()
+
+
+def ratsd(report: bytes) -> bytes:
+    inner = {"provider": "sev_guest", "outblob": b64url(report), "auxblob": b64url(TABLE)}
+    media = "application/vnd.veraison.tsm-report+json"
+    cmw = {"__cmwc_t": "tag:x", "tsm-report": [media, b64url(json.dumps(inner).encode())]}
+    return json.dumps({"eat_nonce": "x" * 86, "cmw": b64(json.dumps(cmw).encode())}).encode()
+
+
+def _json(**fields: Any) -> bytes:
+    return json.dumps(fields).encode()
+
+
+CHAIN: Final = [b64(each) for each in DERS]
+# Shapes with the certificates inside, and those of a report alone: by the name that the
+# documentation gives them.
+WHOLE: dict[str, Callable[[bytes], bytes]] = {
+    "report and table": lambda report: report + TABLE,
+    "go-sev-guest Attestation": lambda report: attestation(
+        report, blob(1, LEAF) + blob(2, ASK) + blob(3, ARK)
+    ),
+    "go-tpm-tools Attestation": lambda report: tpm(
+        report, blob(1, LEAF) + blob(2, ASK) + blob(3, ARK)
+    ),
+    "tsm-report+json": lambda report: _json(
+        provider="sev_guest", outblob=b64url(report), auxblob=b64url(TABLE)
+    ),
+    "tsm-report+cbor": lambda report: cbor2.dumps(
+        {"auxblob": TABLE, "outblob": report, "provider": "sev_guest"}
+    ),
+    "ratsd token": ratsd,
+    "Trustee": trustee,
+    "attestation-rs": lambda report: _json(
+        platform="snp",
+        evidence={
+            "attestation_report": b64(report),
+            "cert_chain": {"vcek": b64(LEAF), "ask": b64(ASK), "ark": b64(ARK)},
+        },
+    ),
+    "Google {report, aux_blob}": lambda report: _json(report=b64(report), aux_blob=b64(TABLE)),
+    "Dstack JSON": lambda report: _json(attestation=scale(report, *DERS).hex()),
+    "Dstack SCALE": lambda report: scale(report, *DERS),
+}
+ALONE: dict[str, Callable[[bytes], bytes]] = {
+    "report": lambda report: report,
+    "hexadecimal": lambda report: report.hex().encode() + b"\n",
+    "hexadecimal with 0x and line ends": lambda report: b"0x" + report.hex().upper().encode(),
+    "bytes in hexadecimal, as in C": lambda report: ", ".join(
+        f"0x{each:02x}" for each in report
+    ).encode(),
+    "xxd": lambda report: xxd(report).encode(),
+    "hexdump -C": lambda report: hexdump(report).encode(),
+    "base64": base64.encodebytes,
+    "base64, with line ends of Windows": lambda report: base64.encodebytes(report).replace(
+        b"\n", b"\r\n"
+    ),
+    "base64url": lambda report: b64url(report).encode(),
+    "base64 in quotes": lambda report: json.dumps(b64(report)).encode(),
+    "base64 in UTF-16": lambda report: b64(report).encode("utf-16"),
+    "driver response": response,
+    "driver response of 1216 bytes": lambda report: response(report, 0),
+    "base64 of the driver response": lambda report: base64.b64encode(response(report)),
+    "array of numbers": lambda report: json.dumps(list(report)).encode(),
+    "go-tpm-tools Attestation, no certificates": tpm,
+    "tsm-report+json, no table": lambda report: _json(provider="sev_guest", outblob=b64(report)),
+}
+# A file with all three certificates.
+BUNDLES: dict[str, bytes] = {
+    "DER, one behind the other": b"".join(DERS),
+    "PEM": "".join(map(pem, DERS)).encode(),
+    "PEM, root first": "".join(map(pem, reversed(DERS))).encode(),
+    "PEM, each twice": "".join(map(pem, DERS * 2)).encode(),
+    "PEM with text around": b"Bag Attributes\n friendlyName: caf\xe9: x\n"
+    + "subject=CN\n".join(map(pem, DERS)).encode()
+    + b"the end",
+    "PEM with trailing blanks": "".join(map(pem, DERS)).replace("\n", " \t\n").encode(),
+    "PEM with line ends of Windows": "".join(pem(each, end="\r\n") for each in DERS).encode(),
+    "PEM with line ends of an old Mac": "".join(pem(each, end="\r") for each in DERS).encode(),
+    "PEM behind a byte order mark": "".join(map(pem, DERS)).encode("utf-8-sig"),
+    "PEM in UTF-16": "".join(map(pem, DERS)).encode("utf-16"),
+    "PEM on one line": " ".join(pem(each, end=" ") for each in DERS).encode(),
+    "PEM with line ends written out": "".join(map(pem, DERS)).replace("\n", "\\n").encode(),
+    "PEM indented, as in YAML": "".join(map(pem, DERS)).replace("\n", "\n    ").encode(),
+    "TRUSTED CERTIFICATE": "".join(
+        pem(each + b"\x30\x0c\x30\x0a\x06\x08+\x06\x01\x05\x05\x07\x03\x01", "TRUSTED CERTIFICATE")
+        for each in DERS
+    ).encode(),
+    "PKCS #7": pkcs7(*DERS),
+    "PKCS #7 in PEM": pem(pkcs7(*DERS), "PKCS7").encode(),
+    "base64 of DER": base64.b64encode(b"".join(DERS)),
+    "base64 of PEM": base64.b64encode("".join(map(pem, DERS)).encode()),
+    "hexadecimal of DER": b"".join(DERS).hex().encode(),
+    "Azure IMDS JSON": _json(
+        vcekCert=pem(LEAF),
+        tcbm="DB18000000000004",
+        certificateChain=pem(ASK) + pem(ARK),
+        cacheControl="86400",
+    ),
+    "base64 of Azure IMDS JSON": base64.b64encode(
+        _json(vcekCert=pem(LEAF), certificateChain=pem(ASK) + pem(ARK))
+    ),
+    "JSON array of PEM": json.dumps([pem(each) for each in DERS]).encode(),
+    "JSON array of base64": json.dumps(CHAIN).encode(),
+    "certificate table": TABLE,
+}

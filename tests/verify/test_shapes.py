@@ -1,0 +1,386 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Evidence and certificates in every documented shape verify, and bad bytes in none of them do."""
+
+from __future__ import annotations
+
+import base64
+import itertools
+import json
+import os
+import random
+import resource
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import cbor2
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from snpcerts.abi.cert_table import ARK_GUID, ASK_GUID, VCEK_GUID, CertTable, TableEntry
+from snpcerts.cli.main import main
+from snpcerts.endorsement.bundle import MAX_CERTIFICATES, read_bundle
+from snpcerts.endorsement.encoded_text import MAX_TEXT, bytes_in
+from snpcerts.endorsement.file_kind import kind_of
+from snpcerts.endorsement.vek import VekKind
+from snpcerts.errors import FormatError, RetryLaterError
+from snpcerts.verify.collateral import Collateral
+from snpcerts.verify.evidence import Evidence
+from snpcerts.verify.judging import verify
+from snpcerts.verify.sources import OWN, CollateralRequest, Given, verify_with
+from snpcerts.verify.verdict import Status
+from tests.endorsement.small_ca import NOON, TCBS, SmallCa, flipped
+from tests.verify import shapes
+from tests.verify.shapes import ALONE, ARK, ASK, BUNDLES, CA, DERS, LEAF, TABLE, WHOLE
+from tests.verify.test_verify import anchors, codes
+
+REPORT = CA.report()
+DOCUMENTED = Path(__file__).parents[2] / "docs" / "relying-parties.md"
+AT = ("--at", NOON.isoformat())
+ALL = Collateral(others=DERS)
+
+Command = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Command:
+    monkeypatch.chdir(tmp_path)
+    Path("root.der").write_bytes(ARK)
+
+    def command(*arguments: str) -> tuple[int, str, str]:
+        code = main(["verify", *arguments, "--anchor", "root.der", *AT])
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return command
+
+
+@pytest.mark.parametrize("name", WHOLE)
+def test_evidence_with_its_certificates(name: str) -> None:
+    evidence = Evidence.from_bytes(WHOLE[name](REPORT))
+    assert evidence.report.raw == REPORT
+    assert codes(verify(evidence, anchors=anchors(), at=NOON)) == []
+
+
+@pytest.mark.parametrize("name", ALONE)
+def test_a_report_alone(name: str) -> None:
+    evidence = Evidence.from_bytes(ALONE[name](REPORT))
+    assert evidence.report.raw == REPORT
+    assert codes(verify(evidence, ALL, anchors=anchors(), at=NOON)) == []
+
+
+@pytest.mark.parametrize("name", BUNDLES)
+def test_a_file_of_certificates(name: str) -> None:
+    found = read_bundle(BUNDLES[name])
+    assert set(found.certificates) == set(DERS)
+    given_ = Given(Collateral(others=found.certificates))
+    verdict = verify_with(Evidence(REPORT), [given_], anchors=anchors(), at=NOON)
+    assert codes(verdict) == []
+
+
+def test_the_documentation_lists_every_shape() -> None:
+    text = DOCUMENTED.read_text(encoding="utf-8")
+    section = text.split("## What is read\n")[1].split("\n## ")[0]
+    listed = {line.split("`")[1] for line in section.splitlines() if line.startswith("| `")}
+    assert listed == {*WHOLE, *ALONE, *BUNDLES}
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.sampled_from([*WHOLE, *ALONE]), st.integers(0, 0x29F), st.integers(0, 7))
+def test_no_changed_report_verifies_in_any_shape(name: str, at: int, bit: int) -> None:
+    changed = bytearray(REPORT)
+    changed[at] ^= 1 << bit
+    make = WHOLE.get(name) or ALONE[name]
+    try:
+        evidence = Evidence.from_bytes(make(bytes(changed)))
+    except FormatError:
+        return
+    verdict = verify(evidence, ALL, anchors=anchors(), at=NOON)
+    # JSON and messages have no place for reserved bytes: a change there is not carried.
+    assert verdict.status is Status.REFUSED or evidence.report.raw == REPORT
+
+
+UNREADABLE: dict[str, Callable[[bytes], bytes]] = {
+    "empty": lambda _: b"",
+    "random": lambda data: random.Random(1).randbytes(len(data)),
+    "truncated": lambda data: data[: len(data) // 2],
+    "deeply nested": lambda data: b"[" * 100_000 + data,
+    "nested and closed": lambda _: b'{"a":' * 50_000 + b"1" + b"}" * 50_000,
+    "wrong type": lambda _: b'{"outblob": 5, "provider": ["sev_guest"], "report": {}}',
+    "twice the same key": lambda data: (
+        json.dumps({"report": data.hex()})[:-1].encode() + b', "report": ""}'
+    ),
+    "bad UTF-8": lambda data: b'{"report": "' + b"\xff\xfe" + base64.b64encode(data) + b'"}',
+    "wrong base64": lambda data: base64.b64encode(data)[:-7] + b"!",
+    "CBOR cut short": lambda data: cbor2.dumps({"outblob": data, "provider": "sev_guest"})[:-9],
+    "CBOR of a long string": lambda _: b"\xa1\x67outblob\x5b\x7f\xff\xff\xff\xff\xff\xff\xff",
+    "CBOR, twice the same key": lambda data: b"\xa2" + cbor2.dumps({"outblob": data})[1:] * 2,
+    "CBOR, deeply nested": lambda _: b"\xa1\x61a" * 50_000 + b"\1",
+}
+
+
+@pytest.mark.parametrize("fault", UNREADABLE)
+@pytest.mark.parametrize("name", ["report", *WHOLE])
+def test_bad_bytes_in_any_shape_are_an_error_or_a_refusal(name: str, fault: str) -> None:
+    data = UNREADABLE[fault]((WHOLE.get(name) or ALONE[name])(REPORT))
+    read_bundle(data)
+    kind_of(data)
+    try:
+        evidence = Evidence.from_bytes(data)
+    except FormatError:
+        return
+    verdict = verify(evidence, ALL, anchors=anchors(), at=NOON)
+    assert verdict.status is not Status.VERIFIED or evidence.report.raw == REPORT
+
+
+@pytest.mark.parametrize("start", [b"", b"[", b"0x", b"-----BEGIN A-----", b"\xa1", b"<html>"])
+def test_what_is_too_large_is_not_read(run: Command, start: bytes) -> None:
+    with open("huge", "wb") as file:
+        file.write(start)
+        file.truncate(100 << 20)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    code, out, err = run("huge")
+    assert (code, out) == (2, "")
+    assert "larger than" in err
+    # In KiB: a read of all of it would take 100 MiB.
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 60 << 10
+
+
+@given(st.binary(max_size=600))
+def test_no_bytes_break_a_reader(data: bytes) -> None:
+    for each in (data, data.hex().encode(), base64.b64encode(data), b'{"a": ' + data):
+        read_bundle(each)
+        assert kind_of(each).name
+        try:
+            Evidence.from_bytes(each)
+        except FormatError:
+            continue
+
+
+def test_text_takes_time_in_proportion_to_its_size() -> None:
+    """A BEGIN without its END, over and over, is looked through once."""
+    for part in (b"-----BEGIN X-----", b"-----BEGIN X-----\n-----END Y", b"{", b"* ", b"0x0 "):
+        assert read_bundle(part * (MAX_TEXT // len(part) // 4)).empty
+
+
+def test_a_file_of_many_certificates_is_bounded() -> None:
+    chips = [SmallCa(chip_id=bytes([1 + at]) * 64) for at in range(MAX_CERTIFICATES + 2)]
+    found = read_bundle(b"".join(chip.leaf.make() for chip in chips))
+    assert len(found.certificates) == MAX_CERTIFICATES
+    assert found.others
+
+
+NAMED = {
+    b"<!DOCTYPE html><html>": "an HTML page",
+    b"404 - Not Found\n": "the text '404 - Not Found'",
+    b"\x1f\x8b\x08" + bytes(40): "gzip data",
+    b"\x7fELF" + bytes(60): "a program (ELF)",
+    b"#!/bin/sh\nexit\n": "a script",
+    b"version https://git-lfs.github.com/spec/v1\n": "a pointer of Git LFS",
+    b"\xffTCG\x80\x18" + bytes(100): "a quote of a TPM",
+    b"\4\0\2\0\x81\0\0\0" + bytes(600): "a quote of Intel TDX",
+    b"\x84\x44\xa1\x01\x38\x22\xa0": "an attestation document of AWS Nitro (COSE)",
+    b"eyJhbGciOiJFUzI1NiJ9.eyJhIjoxfQ.c2ln": "a signed token (JWT)",
+    REPORT[:1000]: "a report cut short: 1000 of 1184 bytes",
+    REPORT[:1000].hex().encode(): "a report cut short: 1000 of 1184 bytes",
+    TABLE: "a certificate table",
+    shapes.pem(LEAF).encode(): "a certificate in PEM",
+    b"-----BEGIN EC PRIVATE KEY-----\nAAAA\n-----END EC PRIVATE KEY-----\n": "a private key",
+    BUNDLES["Azure IMDS JSON"]: "certificates, and no report",
+    b'{"provider": "tdx_guest", "outblob": "AAAA"}': "is of a guest of Intel TDX",
+    b"\x82\xa4kind\xa7sev-snp" + bytes(100): "an attestation in MessagePack",
+}
+
+
+@pytest.mark.parametrize("data", NAMED, ids=NAMED.values())
+def test_what_is_no_evidence_is_called_what_it_is(data: bytes) -> None:
+    with pytest.raises(FormatError) as raised:
+        Evidence.from_bytes(data)
+    assert NAMED[data] in str(raised.value)
+
+
+def test_a_response_without_a_report_says_why() -> None:
+    refused = bytearray(shapes.response(REPORT))
+    refused[0] = 0x16
+    with pytest.raises(FormatError, match="status 0x16"):
+        Evidence.from_bytes(bytes(refused))
+    with pytest.raises(FormatError, match="cut short"):
+        Evidence.from_bytes(shapes.response(REPORT)[:1000])
+
+
+def test_two_reports_in_one_file_are_an_error() -> None:
+    other = CA.report(report_data=b"\1" * 64)
+    both = {"a": shapes.b64(REPORT), "b": shapes.b64(other)}
+    with pytest.raises(FormatError, match="2 reports"):
+        Evidence.from_bytes(json.dumps(both).encode())
+    same = {"a": shapes.b64(REPORT), "b": REPORT.hex()}
+    assert Evidence.from_bytes(json.dumps(same).encode()).report.raw == REPORT
+
+
+# Which certificates are used.
+
+
+@pytest.mark.parametrize("order", list(itertools.permutations(range(3))))
+def test_certificates_in_each_others_slots_are_sorted(order: tuple[int, int, int]) -> None:
+    vcek, ask, ark = (DERS[index] for index in order)
+    exchanged = Collateral(vcek=vcek, ask=ask, ark=ark)
+    assert codes(verify(REPORT, exchanged, anchors=anchors(), at=NOON)) == []
+
+
+def _stale() -> Collateral:
+    """As after a firmware update: the host's table has the VCEK of the TCB before."""
+    before = replace(TCBS[CA.product], snp=TCBS[CA.product].snp - 1)
+    return Collateral(vcek=SmallCa(tcb=before).leaf.make(), ask=ASK, ark=ARK)
+
+
+def test_a_stale_table_is_no_answer_where_another_source_has_the_right_certificate() -> None:
+    evidence = Evidence(REPORT, _stale())
+    alone = verify_with(evidence, [OWN], anchors=anchors(), at=NOON)
+    assert "tcb-mismatch" in codes(alone)
+    fresh = Given(Collateral(vcek=LEAF))
+    verdict = verify_with(evidence, [OWN, fresh], anchors=anchors(), at=NOON)
+    assert (codes(verdict), verdict.sources) == ([], ())
+
+
+def test_a_refusal_names_each_sources_fault() -> None:
+    stale, other = _stale(), SmallCa(chip_id=b"\7" * 64)
+    given_ = Given(Collateral(vcek=other.leaf.make()), name="--certs other", problems=("x is y",))
+    evidence = Evidence(REPORT, stale)
+    verdict = verify_with(evidence, [OWN, given_], anchors=anchors(), at=NOON)
+    assert verdict.status is Status.REFUSED
+    own, certs = verdict.sources
+    assert own.source == "what came with the report"
+    assert "the report has" in own.problem
+    assert certs.source == "--certs other"
+    assert certs.problem.startswith("x is y; ")
+
+
+def test_an_outage_of_the_next_source_leaves_a_stale_table_undecided() -> None:
+    class Down:
+        name = "the key server"
+
+        def collateral(self, request: CollateralRequest) -> Collateral:
+            raise RetryLaterError(f"no answer for {request.kind.name}")
+
+    evidence = Evidence(REPORT, _stale())
+    verdict = verify_with(evidence, [OWN, Down()], anchors=anchors(), at=NOON)
+    said = [each.code.value for each in verdict.reasons]
+    assert (verdict.status, said) == (Status.UNDECIDED, ["collateral-unavailable"])
+    assert [each.source for each in verdict.sources] == [
+        "what came with the report",
+        "the key server",
+    ]
+    # A forged report is refused, whoever is out of reach.
+    broken = Evidence(flipped(REPORT, 0x2A0 + 40), Collateral(vcek=LEAF, ask=ASK, ark=ARK))
+    assert verify_with(broken, [OWN, Down()], anchors=anchors(), at=NOON).status is Status.REFUSED
+
+
+def test_a_chain_of_ones_own_beside_the_right_one_takes_nothing_away() -> None:
+    forged = SmallCa(ark_key="other", ask_key="other")
+    others = (forged.ark.make(), forged.ask.make(), forged.leaf.make(), *DERS)
+    assert codes(verify(REPORT, Collateral(others=others), anchors=anchors(), at=NOON)) == []
+    alone = Collateral(others=others[:3])
+    assert "ark-untrusted" in codes(verify(REPORT, alone, anchors=anchors(), at=NOON))
+
+
+def test_the_intermediate_is_that_of_the_leafs_kind() -> None:
+    vlek = SmallCa(kind=VekKind.VLEK)
+    mixed = (vlek.ask.make(), vlek.leaf.make(), vlek.ark.make(), *DERS)
+    assert codes(verify(REPORT, Collateral(others=mixed), anchors=anchors(), at=NOON)) == []
+
+
+# Files and directories.
+
+
+def _lay(**files: bytes) -> None:
+    for name, data in files.items():
+        path = Path("in", name.replace("_dot_", "."))
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(data)
+
+
+@pytest.mark.parametrize("name", BUNDLES)
+def test_a_directory_with_a_report_and_a_file_of_certificates(run: Command, name: str) -> None:
+    _lay(guest_report=REPORT, whatever=BUNDLES[name])
+    code, out, _ = run("in")
+    assert (code, out.splitlines()[0][:8]) == (0, "verified")
+    assert run("in/guest_report", "--certs", "in")[0] == 0
+    assert run("in/guest_report", "--certs", "in/whatever")[0] == 0
+
+
+@pytest.mark.parametrize("name", [*WHOLE, *ALONE])
+def test_evidence_in_every_shape_beside_certificates(run: Command, name: str) -> None:
+    _lay(evidence=(WHOLE.get(name) or ALONE[name])(REPORT), chain_dot_pem=BUNDLES["PEM"])
+    assert run("in")[0] == 0
+
+
+def test_two_reports_share_what_lies_there_and_other_files_take_nothing_away(run: Command) -> None:
+    second = CA.report(report_data=b"\2" * 64)
+    _lay(a_dot_bin=REPORT, b_dot_bin=second, program=b"\x7fELF" + bytes(5000))
+    _lay(main_dot_go=b"package main\n" * 200, readme=b"how to\n", page_dot_html=b"<html></html>")
+    _lay(vcek_dot_crt=LEAF, ask_dot_CER=ASK, ark_dot_cert=ARK, vcek_dot_pem=BUNDLES["PEM"])
+    code, out, err = run("in")
+    assert (code, err) == (0, "")
+    assert "2 in all: 2 verified" in out
+
+
+def test_a_file_that_should_be_a_certificate_is_named(run: Command) -> None:
+    _lay(report=REPORT, ask_dot_pem=b"<html><body>429</body></html>", ark_dot_der=ARK)
+    _lay(vcek_dot_pem=b"404 - Not Found")
+    code, out, _ = run("in/report", "--certs", "in")
+    assert code == 1
+    assert "ask.pem is an HTML page, no certificate" in out
+    assert "vcek.pem is the text '404 - Not Found', no certificate" in out
+    _, _, err = run("in")
+    assert "ask.pem is an HTML page, no certificate" in err
+
+
+def test_a_stale_table_in_a_file(run: Command) -> None:
+    Path("report").write_bytes(REPORT)
+    stale = _stale()
+    assert stale.vcek is not None
+    entries = ((VCEK_GUID, stale.vcek), (ASK_GUID, ASK), (ARK_GUID, ARK))
+    table = CertTable(tuple(TableEntry(guid, data) for guid, data in entries))
+    Path("stale").write_bytes(table.encode())
+    _lay(all_dot_pem=BUNDLES["PEM"])
+    assert run("report", "--table", "stale", "--certs", "in")[0] == 0
+    code, out, _ = run("report", "--table", "stale")
+    assert code == 1
+    assert "tcb-mismatch" in out
+    assert "next: the certificate is of another key" in out
+
+
+def test_pipes_and_standard_input() -> None:
+    command = [sys.executable, "-m", "snpcerts", "report", "show", "-", "--json"]
+    shown = subprocess.run(
+        command, input=base64.b64encode(REPORT), stdout=subprocess.PIPE, check=True
+    )
+    assert json.loads(shown.stdout)["chip_id"] == CA.chip_id.hex()
+
+
+def test_a_named_pipe_is_read_to_its_end(run: Command) -> None:
+    Path("certs.pem").write_bytes(BUNDLES["PEM"])
+    os.mkfifo("pipe")
+
+    def write() -> None:
+        with open("pipe", "wb") as pipe:
+            for part in (REPORT[:500], REPORT[500:]):
+                pipe.write(part)
+                pipe.flush()
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    assert run("pipe", "--certs", "certs.pem")[0] == 0
+    writer.join()
+
+
+@given(st.text(alphabet="0123456789abcdefxX,: \n*{}", max_size=300))
+def test_text_of_digits_is_bytes_or_nothing(text: str) -> None:
+    found = bytes_in(text)
+    assert found is None or len(found) <= len(text)
