@@ -14,6 +14,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from cryptography.hazmat.primitives.serialization import Encoding
+
 from snpcerts.abi.cert_table import CertTable
 from snpcerts.abi.report import REPORT_SIZE, SIGNED_SIZE, Report, ReportLayout, malformations
 from snpcerts.cli.verify_text import for_people
@@ -94,6 +96,17 @@ def _table(data: bytes) -> str:
 
 
 def _certificate(data: bytes) -> str:
+    whole = load_certificate(data, "certificate")
+    again = load_certificate(whole.public_bytes(Encoding.PEM), "certificate")
+    _promise(again == whole and again.issuer == whole.issuer, "PEM holds the same certificate")
+    signed = whole.tbs_certificate_bytes
+    parts = (signed, whole.inner_algorithm, whole.outer_algorithm, whole.signature)
+    _promise(all(part in whole.der for part in parts), "every part is in the certificate")
+    _promise(sum(map(len, (signed, *parts[2:]))) < len(whole.der), "no part is there twice")
+    _promise(
+        len({each.oid for each in whole.extensions}) == len(whole.extensions),
+        "an extension is there once",
+    )
     read = EndorsementCert.from_certificate(load_certificate(data, "leaf"))
     _promise((read.hwid is None) != (read.csp_id is None), "a leaf is of a chip or of a provider")
     _promise(read.tcb.layout is read.product.tcb_layout, "a TCB has its product's layout")
@@ -105,6 +118,8 @@ _root = load_certificate((CORPUS / "root.der").read_bytes(), "ARK")
 
 def _crl(data: bytes) -> str:
     revocation = load_crl(data)
+    _promise(load_crl(revocation.pem()) == revocation, "PEM holds the same list")
+    _promise(revocation.signed in revocation.der, "what is signed is in the list")
     problems = check_crl(revocation, _root, _root, "ASK")
     believed = {each.code for each in problems} <= REVOKED
     _promise(not believed or bears_signature(data, _root), "what is believed was signed")

@@ -11,6 +11,7 @@ Source: the certificates that the key server (57230) hands out.
 from __future__ import annotations
 
 import enum
+import functools
 import re
 from dataclasses import dataclass
 
@@ -36,9 +37,19 @@ class CaName:
 _PATTERN = re.compile(
     f"({'|'.join(role.value for role in CaRole)})-({'|'.join(p.value for p in Product)})(?: .+)?"
 )
+_SHORT_NAME = 256  # characters; shorter ones are remembered
 
 
 def parse_ca_name(name: str | None) -> CaName | None:
     """Read a common name; None if it is not that of an AMD-style authority."""
-    match = _PATTERN.fullmatch(name or "")
+    if name is None or len(name) > _SHORT_NAME:
+        return _parsed(name or "")
+    return _remembered(name)
+
+
+def _parsed(name: str) -> CaName | None:
+    match = _PATTERN.fullmatch(name)
     return match and CaName(CaRole(match[1]), Product(match[2]))
+
+
+_remembered = functools.lru_cache(maxsize=64)(_parsed)

@@ -94,6 +94,7 @@ class Certificate:
     subject: x509.Name = field(compare=False)
     not_valid_before_utc: datetime = field(compare=False)
     not_valid_after_utc: datetime = field(compare=False)
+    subject_common_name: str | None = field(compare=False, repr=False)
     key: PublicKeyTypes = field(compare=False, repr=False)
     extensions: tuple[Extension, ...] = field(compare=False, repr=False)
     basic_constraints: BasicConstraints | None = field(compare=False, repr=False)
@@ -147,15 +148,21 @@ def _certificate(der: bytes, outer: structure.Signed, tbs: structure.TbsCertific
     if not 0 <= tbs.serial_number <= MAX_SERIAL_NUMBER:
         raise ValueError("the serial number is negative, or has more than 20 bytes")
     extensions = extensions_of(tbs.extensions)
-    by_oid = {extension.oid: extension.value for extension in extensions}
-    constraints, usage = by_oid.get(_BASIC_CONSTRAINTS), by_oid.get(_KEY_USAGE)
+    constraints = usage = None
+    for extension in extensions:
+        if extension.oid == _BASIC_CONSTRAINTS:
+            constraints = extension.value
+        elif extension.oid == _KEY_USAGE:
+            usage = extension.value
+    subject, subject_common_name = _named(tbs.subject)
     return Certificate(
         der,
         tbs.serial_number,
         name_of(tbs.issuer),
-        name_of(tbs.subject),
+        subject,
         structure.time_of(tbs.validity.not_before),
         structure.time_of(tbs.validity.not_after),
+        subject_common_name,
         _key(tbs.subject_public_key_info),
         extensions,
         None if constraints is None else _read_basic_constraints(constraints),
@@ -188,14 +195,21 @@ def extensions_of(found: list[structure.ExtensionDer] | None) -> tuple[Extension
 
 def name_of(part: asn1.TLV) -> x509.Name:
     """Parse a distinguished name. Raises ValueError for anything else."""
+    return _named(part)[0]
+
+
+def _named(part: asn1.TLV) -> tuple[x509.Name, str | None]:
+    """A distinguished name and its common name."""
     if len(part.data) > _SHORT_NAME:
-        return structure.name_of(part)
+        name = structure.name_of(part)
+        return name, common_name(name)
     return _known_name(structure.der_of(part))
 
 
 @functools.lru_cache(maxsize=64)
-def _known_name(der: bytes) -> x509.Name:
-    return structure.read(x509.Name, der)
+def _known_name(der: bytes) -> tuple[x509.Name, str | None]:
+    name = structure.read(x509.Name, der)
+    return name, common_name(name)
 
 
 def _key(part: asn1.TLV) -> PublicKeyTypes:

@@ -176,7 +176,7 @@ def check_leaf(chain: Chain) -> Iterator[Reason]:
     """Problems of the leaf, and of the intermediate as its issuer."""
     if chain.leaf is None:
         return
-    cn = common_name(chain.leaf.subject)
+    cn = chain.leaf.subject_common_name
     if cn != chain.kind.common_name:
         yield Reason(
             ReasonCode.LEAF_KIND,
@@ -224,32 +224,31 @@ def anchor_of(root: Certificate, anchors: Sequence[Anchor]) -> Anchor | None:
 
 
 def _ca_name(certificate: Certificate) -> CaName | None:
-    return parse_ca_name(common_name(certificate.subject))
+    return parse_ca_name(certificate.subject_common_name)
 
 
 def _authority(
     chain: Chain, place: Position, certificate: Certificate, *, below: int
 ) -> Iterator[Reason]:
     """Check that a certificate is an authority that may have ``below`` authorities under it."""
-    label = chain.label(place)
     role = chain.role(place)
     name = _ca_name(certificate)
     if name is None or name.role is not role:
-        cn = common_name(certificate.subject)
+        cn = certificate.subject_common_name
         yield Reason(
             _NAME[place],
-            f"the {label}'s common name is {cn!r}, must be '{role.value}-' and a product",
+            f"the {role.name}'s common name is {cn!r}, must be '{role.value}-' and a product",
         )
     if authority_key(certificate) is None:
         key = certificate.public_key()
         bits = f" of {key.key_size} bits" if isinstance(key, rsa.RSAPublicKey) else ""
         yield Reason(
             _KEY[place],
-            f"the {label}'s key is {type(key).__name__}{bits}, "
+            f"the {role.name}'s key is {type(key).__name__}{bits}, "
             f"must be RSA of {MIN_RSA_BITS} to {MAX_RSA_BITS} bits",
         )
     for message in _authority_flags(certificate, below):
-        yield Reason(_CA[place], f"the {label} {message}")
+        yield Reason(_CA[place], f"the {role.name} {message}")
     yield from _critical(chain, place, certificate)
 
 
@@ -289,22 +288,25 @@ def _issued(
     chain: Chain, place: Position, certificate: Certificate, issuer: Certificate | None
 ) -> Iterator[Reason]:
     """Check that ``issuer`` issued ``certificate``: algorithm, name, signature."""
-    label = chain.label(place)
     problem = algorithm_problem(certificate.inner_algorithm, certificate.outer_algorithm)
     if problem is not None:
-        yield Reason(_SIGNATURE_ALGORITHM[place], f"the {label} {problem}")
+        yield Reason(_SIGNATURE_ALGORITHM[place], f"the {chain.label(place)} {problem}")
     if issuer is None:
         return
-    by = chain.label(Position.ROOT if place is not Position.LEAF else Position.INTERMEDIATE)
-    if certificate.issuer != issuer.subject:
+    above = Position.ROOT if place is not Position.LEAF else Position.INTERMEDIATE
+    # Equal names are mostly one object, remembered.
+    if certificate.issuer is not issuer.subject and certificate.issuer != issuer.subject:
         yield Reason(
             _ISSUER[place],
-            f"the {label}'s issuer is {common_name(certificate.issuer)!r}, "
-            f"the {by}'s subject is {common_name(issuer.subject)!r}",
+            f"the {chain.label(place)}'s issuer is {common_name(certificate.issuer)!r}, "
+            f"the {chain.label(above)}'s subject is {issuer.subject_common_name!r}",
         )
     key = authority_key(issuer)
     if key is not None and not _signed_by(certificate, key):
-        yield Reason(_SIGNATURE[place], f"the {label} is not signed by the {by}'s key")
+        yield Reason(
+            _SIGNATURE[place],
+            f"the {chain.label(place)} is not signed by the {chain.label(above)}'s key",
+        )
 
 
 def _signed_by(certificate: Certificate, key: rsa.RSAPublicKey) -> bool:

@@ -34,7 +34,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from snpcerts.abi.product import Product, product_of_name
 from snpcerts.abi.tcb import TcbLayout, TcbVersion
-from snpcerts.endorsement.certificate import Certificate, common_name, load_certificate
+from snpcerts.endorsement.certificate import Certificate, load_certificate
 from snpcerts.endorsement.der import read_byte_integer, read_ia5_string, read_octet_string
 from snpcerts.errors import FormatError
 
@@ -188,7 +188,7 @@ def is_amd_extension(oid: x509.ObjectIdentifier) -> bool:
 
 
 def _kind(certificate: Certificate) -> VekKind:
-    cn = common_name(certificate.subject)
+    cn = certificate.subject_common_name
     for kind in VekKind:
         if cn == kind.common_name:
             return kind
