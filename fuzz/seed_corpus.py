@@ -7,15 +7,19 @@ replaces the whole corpus.
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import shutil
 import struct
+from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 
+import cbor2
 from tests.endorsement.small_ca import START, CrlRecipe, SmallCa
 from tests.verify.messages import attestation, blob, extra, number, report_message
+from tests.verify.shapes import b64, response, scale
 
 from snpcerts.abi.cert_table import (
     ARK_GUID,
@@ -86,7 +90,12 @@ def main() -> None:
     _all("crl", [crl, CrlRecipe(milan).make(), last_year, foreign])
     _all("policy", [_POLICY.format(m="00" * 48, h="11" * 32).encode(), b"vmpls = 0\n"])
     claims = json.dumps({"keys": [], "user-data": "00ff"}).encode()
-    _all("evidence", [_hcl(claims), reports[0] + tables[0], reports[1]])
+    report, leaf = milan.report(), milan.leaf.make()
+    text = json.dumps({"report": b64(report), "aux": b64(leaf)}).encode()
+    as_cbor = cbor2.dumps({"outblob": report, "provider": "sev_guest"})
+    wrapped = [response(report, 0), report.hex().encode(), scale(report, leaf), text, as_cbor]
+    _all("evidence", [_hcl(claims), reports[0] + tables[0], reports[1], *wrapped])
+    _all("bundle", list(_bundles(milan, crl)))
     chain = blob(1, milan.leaf.make()) + extra(str(CRL_GUID), crl) + blob(6, vlek.leaf.make())
     product = number(1, 1) + blob(3, number(1, 2))
     _all("message", [attestation(reports[1], chain, product), report_message(reports[2])])
@@ -101,6 +110,17 @@ def main() -> None:
     seeds += [b"\0" + milan.leaf.but(subject=hostile, issuer=hostile).make()]
     seeds += [b"\1" + milan.ask.but(subject=hostile).make(), b"\3" + foreign]
     _all("collateral", seeds)
+
+
+def _bundles(ca: SmallCa, crl: bytes) -> Iterator[bytes]:
+    """A leaf in several encodings, and a list behind another certificate."""
+    leaf = ca.leaf.make()
+    body = base64.b64encode(leaf)
+    pem = b"-----BEGIN CERTIFICATE-----\n" + body + b"\n-----END CERTIFICATE-----\n"
+    yield leaf + crl
+    yield b"text before\n" + pem + b"between\n" + pem
+    yield json.dumps({"vcekCert": pem.decode(), "tcbm": "DB18"}).encode()
+    yield body
 
 
 def _table(ca: SmallCa, crl: bytes | None = None) -> bytes:

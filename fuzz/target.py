@@ -20,9 +20,11 @@ from snpcerts.abi.cert_table import CertTable
 from snpcerts.abi.report import REPORT_SIZE, SIGNED_SIZE, Report, ReportLayout, malformations
 from snpcerts.cli.verify_text import for_people
 from snpcerts.endorsement.anchors import anchor_from_certificate
+from snpcerts.endorsement.bundle import MAX_CERTIFICATES, read_bundle
 from snpcerts.endorsement.certificate import load_certificate
 from snpcerts.endorsement.crl import bears_signature, check_crl, crl_problem_at, load_crl
 from snpcerts.endorsement.encoding import describe
+from snpcerts.endorsement.file_kind import kind_of
 from snpcerts.endorsement.reason import REVOKED
 from snpcerts.endorsement.vek import EndorsementCert, VekKind
 from snpcerts.errors import SnpCertsError
@@ -149,6 +151,18 @@ def _evidence(data: bytes) -> str:
     return said
 
 
+def _bundle(data: bytes) -> str:
+    """A file of certificates, and what it is called where it is none."""
+    found = read_bundle(data)
+    _promise(len(found.certificates) + len(found.lists) <= MAX_CERTIFICATES, "few are read")
+    for each in found.certificates:
+        load_certificate(each, "certificate")
+    kind = kind_of(data).name
+    _promise("\n" not in kind, "a name is one line")
+    counts = f"{min(len(found.certificates), 4)} certificates, {min(len(found.lists), 2)} lists"
+    return f"{counts}, {len(found.others) > 0}"
+
+
 def _any(value: int | bytes) -> bool:
     return any(value) if isinstance(value, bytes) else value != 0
 
@@ -242,6 +256,7 @@ TARGETS: tuple[Target, ...] = (
     Target("crl", _crl, 10),
     Target("policy", _policy, 10),
     Target("evidence", _evidence, 18),
+    Target("bundle", _bundle, 2),
     Target("message", _message, 12),
     Target("verdict", _verdict, 1),
     Target("collateral", _collateral, 1),

@@ -165,7 +165,9 @@ WHOLE: dict[str, Callable[[bytes], bytes]] = {
         },
     ),
     "Google {report, aux_blob}": lambda report: _json(report=b64(report), aux_blob=b64(TABLE)),
-    "Dstack JSON": lambda report: _json(attestation=scale(report, *DERS).hex()),
+    "Dstack JSON": lambda report: _json(
+        attestation=scale(report, *(pem(each).encode() for each in DERS)).hex()
+    ),
     "Dstack SCALE": lambda report: scale(report, *DERS),
 }
 ALONE: dict[str, Callable[[bytes], bytes]] = {

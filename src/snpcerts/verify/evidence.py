@@ -255,7 +255,7 @@ class Evidence:
         for key, data in blobs(value):
             if looks_like_table(data):
                 tables.append(CertTable.decode(data))
-            elif data[:1] == b"\x30" or b"-----BEGIN " in data:
+            elif not _is_binary_shape(data) and (data[:1] == b"\x30" or b"-----BEGIN " in data):
                 others += read_bundle(data).certificates
             elif len(data) >= REPORT_SIZE // 2:
                 try:
@@ -307,6 +307,11 @@ class Evidence:
         collateral = self.collateral.completed_by(Collateral.from_table(decoded))
         shape = Shape.REPORT_AND_TABLE if self.shape is Shape.REPORT else self.shape
         return replace(self, collateral=collateral, table=decoded, shape=shape)
+
+
+def _is_binary_shape(data: bytes) -> bool:
+    """A report, or what wraps one: it may have certificates in PEM behind it."""
+    return looks_like_report(data) or starts_in_binary_shape(data)
 
 
 def starts_in_binary_shape(data: bytes) -> bool:
