@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import signal
 import subprocess
 from pathlib import Path
 from xml.etree import ElementTree
@@ -138,6 +140,76 @@ def test_a_program_that_is_not_a_vmm_fails_the_first_check_and_skips_the_rest(
     assert first["state"] == "failed"
     assert said in first["detail"]
     assert {check["state"] for check in checks.values()} == {"skipped"}
+
+
+def test_what_was_seen_is_kept_for_a_failed_check(build: Build, tmp_path: Path) -> None:
+    folder = tmp_path / "kept"
+    options = ("--only", "exact-pages", "--only", "enabled", "--keep", str(folder), "--trace")
+    made = conformance(build("PAGE_TOO_MANY"), "{certs}", "1", options=options)
+    assert made.returncode == 1
+    assert {each.name for each in folder.iterdir()} == {
+        "exact-pages.log",
+        "exact-pages.txt",
+        "exact-pages.trace.json",
+    }
+    text = (folder / "exact-pages.txt").read_text("utf-8")
+    order = ["exit for certificates", "lock,", "pread64,", "answers: ret 28", "ends the request"]
+    places = [text.index(each) for each in order]
+    assert places == sorted(places)
+    events = json.loads((folder / "exact-pages.trace.json").read_text("utf-8"))["traceEvents"]
+    assert {"request", "asks the firmware"} <= {each["name"] for each in events}
+    assert "        expected: ret 0 and the table" in made.stdout.splitlines()
+
+
+def test_one_cause_of_many_failures_is_named_first(build: Build) -> None:
+    options = ("--only", "busy", "--only", "lock-before-read", "--only", "lock-until-signed")
+    made = conformance(build("NO_LOCK"), "{certs}", "1", options=options)
+    first = made.stdout.splitlines()[1]
+    assert first == "  3 checks fail for one reason: the VMM never asks for a lock on the file"
+
+
+def test_a_skipped_check_fails_the_run_on_demand(build: Build) -> None:
+    options = ("--only", "vcpus-served", "--only", "enabled")
+    assert conformance(build("NOTHING"), "{certs}", "1", options=options).returncode == 0
+    made = conformance(build("NOTHING"), "{certs}", "1", options=(*options, "--fail-on-skip"))
+    assert made.returncode == 1
+    made = conformance(build("NOTHING"), "{certs}", "1", options=("--only", "vcpus-served"))
+    assert made.returncode == 1
+    assert "no check was judged" in made.stderr
+
+
+def test_a_daemon_is_recognised(build: Build) -> None:
+    script = '"$0" "$@" & exit 0'
+    checks = judged("sh", "-c", script, build("NOTHING"), "{certs}", "1")
+    failures = [each["detail"] for each in checks.values() if each["state"] == "failed"]
+    assert any("foreground" in each for each in failures), failures
+
+
+def test_a_flood_of_output_is_bounded(tmp_path: Path) -> None:
+    folder = tmp_path / "kept"
+    options = ("--keep", str(folder), "--timeout", "2")
+    made = conformance("sh", "-c", "yes; #", "{certs}", options=options)
+    assert made.returncode == 1
+    (log,) = folder.glob("*.log")
+    assert 0 < log.stat().st_size < 200_000
+    assert b"bytes left out" in log.read_bytes()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_run_and_all_it_started(
+    build: Build, tmp_path: Path, number: signal.Signals
+) -> None:
+    words = [*SNPCERTS, "conformance", "--", str(build("NOTHING")), "{certs}", "2"]
+    env = {"TMPDIR": str(tmp_path), "PATH": "/usr/bin:/bin"}
+    with subprocess.Popen(words, env=env, stderr=subprocess.PIPE, text=True) as run_of_all:
+        while not list(tmp_path.glob("*/*/certs.bin")):
+            assert run_of_all.poll() is None
+        run_of_all.send_signal(number)
+        _, said = run_of_all.communicate(timeout=60)
+    assert run_of_all.returncode == 128 + number
+    assert "Traceback" not in said
+    assert list(tmp_path.iterdir()) == []
+    assert [name for name in os.listdir("/proc") if name.isdigit() and runs(name, tmp_path)] == []
 
 
 def test_nothing_is_left_behind(build: Build, tmp_path: Path) -> None:

@@ -33,6 +33,7 @@ from snpcerts.conformance.served_file import ServedFile
 from snpcerts.conformance.trial_guest import Answer, Asking, TrialGuest
 from snpcerts.conformance.vmm_check import BY_ID, Level
 from snpcerts.conformance.vmm_output import VmmOutput
+from snpcerts.conformance.workers import end_if_asked
 from snpcerts.emulator.frontdoor.door import Door
 from snpcerts.emulator.frontdoor.keeper import descendants
 from snpcerts.emulator.frontdoor.launch import Program, spawn
@@ -350,6 +351,7 @@ class Trial:
         now = time.monotonic()
         until, last, progress = now + limit, now + _STEPS_MAX * limit, self._progress()
         while True:
+            end_if_asked()
             supervisor.step(_STEP)
             self.tick()
             self.ended_by = None if self.program is None else self.program.exit_code

@@ -26,8 +26,21 @@ Outcome = TypeVar("Outcome")
 _PATIENCE: Final = 10.0  # seconds for a process to end its own processes
 
 
-class _StopWorker(BaseException):
-    """The parent asked this process to end."""
+class StopWorkerError(BaseException):
+    """The parent asked this process to end. Nothing for ``except Exception``."""
+
+
+_asked_to_stop = False
+
+
+def end_if_asked() -> None:
+    """Raise :class:`StopWorkerError` if the parent has asked this process to end.
+
+    A signal handler that raised by itself could do so while a program is being
+    started, and lose it.
+    """
+    if _asked_to_stop:
+        raise StopWorkerError
 
 
 @dataclass(slots=True)
@@ -86,8 +99,8 @@ _SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def _stop(_number: int, _frame: FrameType | None) -> None:
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    raise _StopWorker
+    global _asked_to_stop  # noqa: PLW0603 (of this process, which has one task)
+    _asked_to_stop = True
 
 
 def _work(piece: Callable[[], Outcome], parent: int, line: Connection) -> NoReturn:
