@@ -114,6 +114,7 @@ class ExitService:
             # A Linux guest destroys its VMPCK after 60 s of BUSY.
             raise UsageError(f"lock_wait is {lock_wait} s", hint="0 to less than 60")
         self._certs = certs
+        self._known: tuple[Outcome, str] | None = None  # the problem that was logged last
         self._lock_wait = lock_wait
         self._on_error = on_error
         self._size_limit = size_limit
@@ -181,12 +182,16 @@ class ExitService:
         return f"{self._certs.path}: {problem}"
 
     def _report(self, served: Served) -> None:
-        """Log one line for each request, at a higher level for problems."""
+        """Log one line for each request: a problem at a higher level when it is new.
+
+        The guest decides how often it asks, so a lasting problem is not a reason to warn again.
+        """
         if served.run_errno not in (0, errno.EINTR):
             log.error("certificate request lost: KVM_RUN failed with errno %d", served.run_errno)
         level = logging.DEBUG
-        if served.detail is not None:
+        if served.detail is not None and (served.outcome, served.detail) != self._known:
             level = logging.INFO if served.outcome is Outcome.BUSY else logging.WARNING
+        self._known = None if served.detail is None else (served.outcome, served.detail)
         if log.isEnabledFor(level):
             log.log(level, "certificate request %s", served)
 
