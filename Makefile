@@ -23,7 +23,7 @@ test-clients: $(VENV)/.dev ## Programs of others, built from the registries, on 
 test-crashes: $(VENV)/.dev ## The host commands, killed before each call that changes something
 	SNPCERTS_CRASHES=changing $(BIN)/pytest tests/host/test_command_crash.py $(ARGS)
 
-test-kernel: $(VENV)/.dev ## Numbers, the emulator and a VMM, against released kernels
+test-kernel: $(VENV)/.dev ## Numbers, the emulator, selftests and a VMM, against released kernels
 	tests/kernel/fetch.sh
 	SNPCERTS_KERNEL_TESTS=1 $(BIN)/pytest tests/kernel $(ARGS)
 

@@ -25,6 +25,7 @@ FLOORS = [
     "printable",
     "trace",
     "errors",
+    "fidelity",
     "temporary_directory",
     "file_date",
     "toml_file",

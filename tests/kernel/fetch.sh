@@ -14,14 +14,16 @@ here=$(dirname "$0")
 . "$here/../debian.sh"
 
 fresh=$into/fetched
-if [ -e "$fresh" ] && [ -z "$(find "$fresh" -mtime +0)" ]; then exit 0; fi
+if [ -e "$fresh" ] && [ "$fresh" -nt "$0" ] && [ -z "$(find "$fresh" -mtime +0)" ]; then exit 0; fi
 debian trixie-backports sid
 
 # What of the source is kept; paths in the archive begin with a directory of its own.
 members="arch/x86/kvm arch/x86/coco arch/x86/include drivers/virt/coco drivers/crypto/ccp
 	include/linux include/crypto include/uapi include/kvm virt/kvm
 	tools/testing/selftests/kvm tools/testing/selftests/kselftest.h tools/include
-	tools/arch/x86/include"
+	tools/arch/x86/include tools/lib/rbtree.c"
+
+newest_member=tools/lib/rbtree.c # what a directory of an earlier version of this lacks
 
 # source_of VERSION DIRECTORY
 source_of() {
@@ -47,7 +49,7 @@ for each in $series; do
 	version=$(newest linux-libc-dev "$each")
 	[ -n "$version" ] || { echo "Debian has no linux-libc-dev $each" >&2; exit 1; }
 	there=$into/headers/$version
-	if [ ! -e "$into/source/$version/complete" ]; then
+	if [ ! -e "$into/source/$version/complete" ] || [ ! -e "$into/source/$version/$newest_member" ]; then
 		rm -rf "$into/source/$version"
 		source_of "$version" "$into/source/$version"
 		: >"$into/source/$version/complete"

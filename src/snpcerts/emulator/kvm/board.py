@@ -44,7 +44,6 @@ IGNORED: Final = frozenset(
         Ioctl.CREATE_PIT2,
         Ioctl.IOEVENTFD,
         Ioctl.SET_CLOCK,
-        Ioctl.SET_TSC_KHZ,
         Ioctl.SIGNAL_MSI,
     )
 )

@@ -46,6 +46,7 @@ from snpcerts.emulator.kvm.capability import (
 )
 from snpcerts.emulator.kvm.platform import Platform
 from snpcerts.emulator.kvm.private_ranges import PrivateRanges
+from snpcerts.emulator.kvm.processor_state import TSC_KHZ
 from snpcerts.emulator.kvm.release import KernelRelease
 from snpcerts.emulator.kvm.sev_commands import SevCommands
 from snpcerts.emulator.kvm.vcpu import MP_RUNNABLE, Vcpu
@@ -100,6 +101,7 @@ class Vm:
         self._encrypted: set[tuple[int, int]] = set()
         self._max_vcpu_id = 0  # 0: not set yet
         self._boot_cpu = 0
+        self._tsc_khz = TSC_KHZ
         self._open = 1
         self._sev = SevCommands(self)
         self._board = Board(platform.clock)
@@ -235,6 +237,12 @@ class Vm:
                 return capability(
                     self.platform, argument, self.kind, split_irqchip=self.split_irqchip
                 )
+            case Ioctl.GET_TSC_KHZ:
+                return self._tsc_khz
+            case Ioctl.SET_TSC_KHZ:
+                if self.vcpus:
+                    raise OSError(errno.EINVAL, "vCPUs exist already")
+                self._tsc_khz = argument & 0xFFFF_FFFF or TSC_KHZ
             case Ioctl.SET_NR_MMU_PAGES:
                 if argument < MMU_PAGES_MIN:
                     raise OSError(errno.EINVAL, "too few pages for page tables")

@@ -1,0 +1,193 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the emulator claims to do as released software does, and what each claim is held against.
+
+Identifiers of claims are stable. ``docs/fidelity.md`` prints the table; the test suites
+compare each entry with what they run, so an entry cannot outlive its test.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+from typing import Final
+
+
+class SourceKind(enum.Enum):
+    """What a claim is held against."""
+
+    HEADER = "header"
+    KERNEL = "kernel function"
+    SELFTEST = "kernel selftest"
+    AMD = "AMD function"
+    DOCUMENT = "document"
+    OBSERVER = "observer"
+    PROGRAM = "program"
+    NOTHING = "nothing yet"
+
+
+@dataclass(frozen=True, slots=True)
+class ClaimSource:
+    """One thing that a claim is held against: of which kind, by name."""
+
+    kind: SourceKind
+    names: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """One thing that the emulator claims. ``releases`` are those that it was compared with."""
+
+    id: str
+    text: str
+    held: tuple[ClaimSource, ...]
+    releases: tuple[str, ...] = ()
+
+    @property
+    def checked(self) -> bool:
+        """Whether anything that this project did not write stands behind it."""
+        return all(each.kind is not SourceKind.NOTHING for each in self.held)
+
+
+LINUX: Final = ("Linux 7.2", "Linux 7.3")
+_GENOA: Final = ("SEV firmware 1.55.25 (Genoa)",)
+_QEMU: Final = ("QEMU 10.0", "QEMU 11.1")
+
+
+def _kernel(*names: str) -> ClaimSource:
+    return ClaimSource(SourceKind.KERNEL, names)
+
+
+def _selftests(*names: str) -> ClaimSource:
+    return ClaimSource(SourceKind.SELFTEST, names)
+
+
+def _programs(*names: str) -> ClaimSource:
+    return ClaimSource(SourceKind.PROGRAM, names)
+
+
+_NOTHING: Final = (ClaimSource(SourceKind.NOTHING),)
+
+CLAIMS: Final = (
+    Claim(
+        "numbers",
+        "Numbers, sizes and offsets of KVM, /dev/sev, /dev/sev-guest, GHCB and guest messages",
+        (ClaimSource(SourceKind.HEADER, ("linux-libc-dev", "linux-headers")),),
+        LINUX,
+    ),
+    Claim(
+        "vmgexit",
+        "VMGEXIT: order of checks, GHCB and MSR protocol, every exit that KVM serves itself",
+        (
+            _kernel(
+                "sev_handle_vmgexit",
+                "sev_es_unmap_ghcb",
+                "sev_snp_init_protected_guest_state",
+                "kvm_emulate_hypercall",
+                "io_interception",
+                "msr_interception",
+                "svm_complete_emulated_msr",
+                "kvm_emulate_cpuid",
+            ),
+        ),
+        LINUX,
+    ),
+    Claim(
+        "kvm-run",
+        "KVM_RUN: order of checks, immediate_exit, completion of the last exit",
+        (_kernel("kvm_arch_vcpu_ioctl_run"),),
+        LINUX,
+    ),
+    Claim(
+        "launch",
+        "KVM_MEMORY_ENCRYPT_OP: argument checks, errors, the device attributes",
+        (_kernel("sev_mem_enc_ioctl", "sev_dev_get_attr", "kvm_gmem_populate"),),
+        LINUX,
+    ),
+    Claim(
+        "guest-driver",
+        "/dev/sev-guest and the guest's driver: messages, retries, loss of a VMPCK",
+        (
+            _kernel(
+                "snp_guest_ioctl",
+                "snp_send_guest_request",
+                "snp_msg_alloc",
+                "snp_msg_init",
+                "sev_es_ghcb_hv_call",
+                "__access_ok",
+            ),
+            _programs("snpguest", "go-sev-guest"),
+        ),
+        LINUX,
+    ),
+    Claim(
+        "guest-page-state",
+        "How a guest makes pages shared and private: lists, 2 MiB, a host that refuses",
+        (_kernel("snp_set_memory_shared", "snp_set_memory_private"), _programs("QEMU", "libvirt")),
+        LINUX,
+    ),
+    Claim(
+        "memory-fault",
+        "An access that disagrees with a page's attribute: EFAULT and KVM_EXIT_MEMORY_FAULT",
+        (ClaimSource(SourceKind.DOCUMENT, ("Linux api.rst", "arch/x86/kvm/mmu/mmu.c, read")),),
+        LINUX,
+    ),
+    Claim(
+        "dev-sev",
+        "/dev/sev: the ioctls, their checks and errors",
+        (_kernel("sev_ioctl", "__sev_do_cmd_locked"), _programs("snphost")),
+        LINUX,
+    ),
+    Claim(
+        "vm-setup",
+        "Creating VMs and vCPUs, their limits, VM types, APIC identifiers",
+        (
+            _selftests(
+                "kvm_create_max_vcpus",
+                "vm_types_test",
+                "x86/max_vcpuid_cap_test",
+                "x86/recalc_apic_map_test",
+            ),
+            _programs("QEMU"),
+        ),
+        LINUX,
+    ),
+    Claim(
+        "capabilities",
+        "The capabilities and other calls that VMMs make before the guest runs",
+        (_programs("QEMU", "libvirt"),),
+        _QEMU,
+    ),
+    Claim(
+        "firmware-messages",
+        "The firmware's answers to guest messages: statuses, order, sizes, derived keys",
+        (ClaimSource(SourceKind.AMD, ("sev_mcmd.c: snp_mcmd_guest_request",)),),
+        _GENOA,
+    ),
+    Claim(
+        "firmware-platform",
+        "COMMIT, SET_CONFIG, VLEK_LOAD, SHUTDOWN and what they do to the signing key",
+        (
+            ClaimSource(SourceKind.AMD, ("sev_mcmd.c", "sev_plat.c")),
+            ClaimSource(SourceKind.DOCUMENT, ("SNP ABI 56860, as others quote it",)),
+            ClaimSource(SourceKind.OBSERVER, ("linux-svsm issue 22",)),
+        ),
+        _GENOA,
+    ),
+    Claim(
+        "launch-digest",
+        "The launch measurement, of every page type and of VMSAs",
+        (_programs("sev-snp-measure"),),
+    ),
+    Claim(
+        "certificates",
+        "Extensions, names and chains of the emulated VCEK, VLEK, ASK and ARK",
+        (
+            _programs("snpguest", "snphost"),
+            ClaimSource(SourceKind.OBSERVER, ("genuine evidence of AMD's",)),
+        ),
+    ),
+    Claim("concurrency", "Two vCPUs, signals and time-outs at the same moment", _NOTHING),
+    Claim("hardware", "That a real SNP host behaves in the same way", _NOTHING),
+)
+
+BY_ID: Final = {claim.id: claim for claim in CLAIMS}

@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: Apache-2.0
+"""KVM's selftests of released kernels on the emulated host, up to where guest code would run.
+
+The table says of each whether it passes or what stops it. A change in either direction
+fails: one that passes now has to move to :data:`PASSES`.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from typing import Final
+
+import pytest
+
+from ..emulated import SNPCERTS
+from . import headers, selftests
+from .oracle.build import SOURCES
+from .test_numbers import needs_compiler, needs_headers
+
+pytestmark = [needs_compiler, needs_headers]
+
+_SKIPPED, _FAILED = 4, 254  # exit codes of the selftests
+SECONDS: Final = 240
+
+PASSES: Final = (
+    "kvm_create_max_vcpus",
+    "vm_types_test",
+    "x86/max_vcpuid_cap_test",
+    "x86/recalc_apic_map_test",
+)
+# What stops the others: the end of their output, and why it cannot be otherwise.
+STOPPED: Final = {
+    "x86/sev_init2_tests": (
+        _SKIPPED,
+        "Requirement not met: have_sev",
+        "VMs of the types SEV and SEV-ES, which it begins with, are not emulated",
+    ),
+    "x86/sev_smoke_test": (
+        _FAILED,
+        "Wanted SYSTEM_EVENT, got SHUTDOWN",
+        "its SNP guest is launched; then it expects the exit of code that runs in the guest",
+    ),
+    "set_memory_region_test": (
+        _FAILED,
+        "Unexpected suberror = 1",
+        "it runs code in a guest of the default type",
+    ),
+    "guest_memfd_test": (
+        _FAILED,
+        "read on a guest_mem fd should fail",
+        "the descriptor is a memory file of the real kernel's, which can be read",
+    ),
+    "x86/set_boot_cpu_id": (
+        _FAILED,
+        "Unexpected exit: INTERNAL_ERROR",
+        "it runs code in a guest of the default type",
+    ),
+    "x86/cpuid_test": (
+        _FAILED,
+        "Unexpected exit: INTERNAL_ERROR",
+        "it runs code in a guest of the default type",
+    ),
+    "x86/feature_msrs_test": (
+        _FAILED,
+        "KVM_GET_MSRS failed",
+        "the values of feature MSRs, which are those of a processor, are not emulated",
+    ),
+    "kvm_binary_stats_test": (
+        _SKIPPED,
+        "Requirement not met: kvm_has_cap(KVM_CAP_BINARY_STATS_FD)",
+        "statistics are not emulated",
+    ),
+    "x86/sev_migrate_tests": (
+        _SKIPPED,
+        "Requirement not met: kvm_has_cap(KVM_CAP_VM_MOVE_ENC_CONTEXT_FROM)",
+        "migration is not emulated",
+    ),
+}
+RELEASES: Final = headers.releases() if os.environ.get("SNPCERTS_KERNEL_TESTS") else {}
+
+
+def run(version: str, name: str) -> subprocess.CompletedProcess[str]:
+    program = selftests.build(version, name)
+    series = ".".join(version.split(".")[:2])
+    words = [*SNPCERTS, "emulate", "host", "--kernel", series, "--", str(program)]
+    return subprocess.run(
+        words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=SECONDS
+    )
+
+
+def has(version: str, name: str) -> bool:
+    """Whether a release has the selftest: some are of newer ones."""
+    return (SOURCES / version / "tools/testing/selftests/kvm" / f"{name}.c").is_file()
+
+
+@pytest.mark.parametrize("name", PASSES)
+@pytest.mark.parametrize("version", RELEASES)
+def test_a_selftest_passes(version: str, name: str) -> None:
+    if not has(version, name) and name in OF_ONE_RELEASE:
+        pytest.skip(f"Linux {version} has no {name}")
+    done = run(version, name)
+    assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize("name", STOPPED)
+@pytest.mark.parametrize("version", RELEASES)
+def test_a_selftest_gets_as_far_as_it_can(version: str, name: str) -> None:
+    code, said, _ = STOPPED[name]
+    done = run(version, name)
+    assert said in done.stdout
+    assert done.returncode == code, done.stdout
+
+
+# Selftests that not every release here has.
+OF_ONE_RELEASE: Final = {"vm_types_test"}

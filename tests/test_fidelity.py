@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Each claim of fidelity names what the test suites really run, and all of that is claimed."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from snpcerts.emulator.kvm import release
+from snpcerts.fidelity import BY_ID, CLAIMS, LINUX, SourceKind
+
+from . import fidelity_page
+from .kernel import headers, test_selftests
+from .kernel.oracle import build
+
+TESTS = Path(__file__).parent
+
+
+def named(kind: SourceKind) -> list[str]:
+    return [
+        name for claim in CLAIMS for each in claim.held if each.kind is kind for name in each.names
+    ]
+
+
+def test_identifiers_are_unique_plain_words() -> None:
+    assert len(BY_ID) == len(CLAIMS)
+    assert all(re.fullmatch(r"[a-z]+(-[a-z]+)*", name) for name in BY_ID)
+
+
+def test_every_kernel_function_that_runs_beside_the_emulator_is_in_one_claim() -> None:
+    roots = [
+        name for part in build.PARTS.values() for names in part.roots.values() for name in names
+    ]
+    assert sorted(named(SourceKind.KERNEL)) == sorted(roots)
+
+
+def test_every_selftest_that_passes_is_in_one_claim() -> None:
+    assert sorted(named(SourceKind.SELFTEST)) == sorted(test_selftests.PASSES)
+
+
+def test_the_releases_are_those_that_are_fetched_and_that_the_emulator_plays() -> None:
+    assert tuple(f"Linux {series}" for series in headers.SERIES) == LINUX
+    assert release.SERIES == headers.SERIES
+
+
+def test_every_program_that_is_named_has_a_test() -> None:
+    where = {
+        "snpguest": TESTS / "clients" / "test_snpguest.py",
+        "snphost": TESTS / "clients" / "test_snphost.py",
+        "go-sev-guest": TESTS / "clients" / "test_go_sev_guest.py",
+        "QEMU": TESTS / "qemu" / "test_emulated.py",
+        "libvirt": TESTS / "qemu" / "test_libvirt.py",
+        "sev-snp-measure": TESTS / "emulator" / "test_launch_digest.py",
+    }
+    programs = set(named(SourceKind.PROGRAM))
+    assert programs == where.keys()
+    assert all(where[name].is_file() for name in programs)
+
+
+def test_a_claim_is_held_against_something_or_says_nothing_yet() -> None:
+    assert all(claim.held for claim in CLAIMS)
+    assert {claim.id for claim in CLAIMS if not claim.checked} == {"concurrency", "hardware"}
+
+
+def test_the_page_has_the_table() -> None:
+    """Else: ``python -m tests.fidelity_page``."""
+    assert fidelity_page.PAGE.read_text(encoding="utf-8") == fidelity_page.page()
