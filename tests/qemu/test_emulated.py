@@ -7,14 +7,20 @@ import base64
 import json
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 from snpcerts.emulator.frontdoor import seccomp
+from snpcerts.emulator.kvm.release import SERIES
+from snpcerts.emulator.psp.choices import NAMES
 
+from ..sizes import sized
 from .rig import LIMIT, Qemu
 
+# Each Linux and firmware that the emulator plays.
+HOSTS = [(kernel, firmware) for firmware in NAMES for kernel in SERIES]
 SNPCERTS = (sys.executable, "-m", "snpcerts")
 
 
@@ -44,15 +50,30 @@ def test_qemu_with_the_shim_passes_every_check_for_vmms(qemu: Qemu) -> None:
 def test_its_guest_attests_with_the_certificates_of_the_file(
     qemu: Qemu, tmp_path: Path, exit_number: int
 ) -> None:
+    attests(qemu, tmp_path, [], ["--exit-number", str(exit_number)])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("kernel", "firmware"), sized(HOSTS[:1], HOSTS))
+def test_its_guest_attests_on_every_kernel_and_firmware(
+    qemu: Qemu, tmp_path: Path, kernel: str, firmware: str
+) -> None:
+    attests(qemu, tmp_path, ["--firmware", firmware], ["--kernel", kernel])
+
+
+def attests(
+    qemu: Qemu, tmp_path: Path, machine: Sequence[str], host_options: Sequence[str]
+) -> None:
+    """Three reports, verified with the table that came with them."""
     platform, certs = tmp_path / "platform", tmp_path / "certs"
     outcomes = tmp_path / "outcomes.jsonl"
-    emulate = ["emulate", "--platform", str(platform)]
+    emulate = ["emulate", "--platform", str(platform), *machine]
     made = snpcerts(qemu, *emulate, "certificates", certs)
     assert made.returncode == 0, made.stderr
     run = [*SNPCERTS, "run", "--certs-filename", str(certs / "table.bin"), "--"]
     # The emulated guest ends by a shutdown, for which QEMU 11 starts SNP guests anew.
     vmm = qemu.snp_command(qemu.tools.rom(1, 1), "-no-reboot")
-    options = ["--requests", "3", "--outcomes", str(outcomes), "--exit-number", str(exit_number)]
+    options = ["--requests", "3", "--outcomes", str(outcomes), *host_options]
     made = snpcerts(qemu, *emulate, "host", *options, "--", *run, *vmm)
     assert made.returncode == 0, made.stderr
     verified(outcomes, certs, tmp_path)
