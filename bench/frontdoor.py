@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the front door costs: per trapped call, and to programs that touch no device."""
+"""What the front door costs: per call, and to programs that touch no device, by each way."""
 
 from __future__ import annotations
 
@@ -14,9 +14,11 @@ from functools import partial
 from pathlib import Path
 
 from bench.compare import Skip, compare
+from snpcerts.emulator.frontdoor import namespace
 from snpcerts.emulator.frontdoor.door import Door, OpenInfo
 from snpcerts.emulator.frontdoor.launch import spawn
 from snpcerts.emulator.frontdoor.supervisor import Supervisor
+from snpcerts.emulator.frontdoor.ways import Way
 from snpcerts.emulator.syscall.device import Caller
 
 # Prints the seconds that one call takes.
@@ -58,6 +60,44 @@ int main(int count, char **words)
     return count != 2;
 }
 """
+# Runs a program and prints the seconds it took, so that starting the door does not count.
+TIMED = r"""
+#include <stdio.h>
+#include <stdlib.h>
+#include <sys/wait.h>
+#include <time.h>
+#include <unistd.h>
+
+static double now(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return t.tv_sec + t.tv_nsec * 1e-9;
+}
+
+int main(int count, char **words)
+{
+    double begin = now();
+    pid_t child = fork();
+    int status = 1;
+
+    if (child == 0) {
+        execv(words[1], words + 1);
+        _exit(127);
+    }
+    waitpid(child, &status, 0);
+    printf("%.9f\n", now() - begin);
+    return count < 2 || status;
+}
+"""
+# Opens and looks at many files, and does nothing else.
+STORM = (
+    "import os\n"
+    "for _ in range(40):\n"
+    "    for name in os.listdir('/usr/bin')[:500]:\n"
+    "        path = '/usr/bin/' + name\n"
+    "        os.path.exists(path) and os.close(os.open(path, os.O_RDONLY))\n"
+)
 # Something for a compiler to do that is not opening files.
 SOURCE = "".join(
     f"int f{number}(int x) {{ int s = 0; for (int i = 0; i < x; i++) s += i % {number + 2};"
@@ -83,14 +123,15 @@ class _Answers:
         """Nothing is kept."""
 
 
-def _run(argv: list[str], door: Door | None) -> tuple[float, bytes]:
-    """The seconds from start to end, and what was printed."""
+def _run(argv: list[str], way: Way | None) -> tuple[float, bytes]:
+    """The seconds from start to end, and what was printed; without a way, no door."""
     begin = time.perf_counter()
-    if door is None:
+    if way is None:
         done = subprocess.run([sys.executable, "-P", "-c", BARE, *argv], stdout=-1, check=True)
         return time.perf_counter() - begin, done.stdout
     with Supervisor() as supervisor:
-        program = spawn(argv, supervisor, door, stdout=subprocess.PIPE)
+        door = Door({"/dev/sev": _Answers})
+        program = spawn(argv, supervisor, door, stdout=subprocess.PIPE, way=way)
         supervisor.run(until=lambda: program.process.returncode is not None)
         took = time.perf_counter() - begin
         said, _ = program.process.communicate()
@@ -98,8 +139,9 @@ def _run(argv: list[str], door: Door | None) -> tuple[float, bytes]:
     return took, said
 
 
-def _seconds(argv: list[str], door: Door | None) -> float:
-    return _run(argv, door)[0]
+def _seconds(argv: list[str], way: Way | None) -> float:
+    """The seconds that the program took, by its own clock."""
+    return float(_run(argv, way)[1])
 
 
 def main() -> None:
@@ -107,27 +149,39 @@ def main() -> None:
     compiler = shutil.which("gcc")
     if compiler is None:
         raise Skip("no gcc")
-    opens, looks = Door({"/dev/sev": _Answers}, look=False), Door({"/dev/sev": _Answers})
+    ways: dict[str, Way | None] = {"no door": None, "namespace": Way.NAMESPACE, "trap": Way.TRAP}
+    if reason := namespace.missing():
+        print(f"no mount namespace here: {reason}")
+        del ways["namespace"]
     with tempfile.TemporaryDirectory() as name:
-        program, source = str(Path(name) / "calls"), Path(name) / "source.c"
-        (Path(name) / "calls.c").write_text(CALLS)
+        source = Path(name) / "source.c"
         source.write_text(SOURCE)
-        subprocess.run([compiler, "-O1", "-o", program, program + ".c"], check=True)
+        for each, text in {"calls": CALLS, "timed": TIMED}.items():
+            (Path(name) / f"{each}.c").write_text(text)
+            words = ["-O1", "-o", str(Path(name) / each), str(Path(name) / f"{each}.c")]
+            subprocess.run([compiler, *words], check=True)
+        program, timed = str(Path(name) / "calls"), str(Path(name) / "timed")
 
-        def call(kind: str, door: Door | None) -> float:
-            return float(_run([program, kind], door)[1])
-
+        kinds = {
+            "open": "open and close",
+            "missing": "open of what is missing",
+            "stat": "stat",
+            "device": "open and close of a device",
+            "ioctl": "ioctl on a device",
+        }
         calls: dict[str, Callable[[], float]] = {
-            "open and close, no door": partial(call, "open", None),
-            "open and close, not ours": partial(call, "open", opens),
-            "open of what is missing": partial(call, "missing", opens),
-            "open and close of a device": partial(call, "device", opens),
-            "ioctl on a device": partial(call, "ioctl", opens),
-            "stat, no door": partial(call, "stat", None),
-            "stat, not trapped": partial(call, "stat", opens),
-            "stat, trapped": partial(call, "stat", looks),
+            f"{title}, {what}": partial(_seconds, [program, kind], way)
+            for kind, title in kinds.items()
+            for what, way in ways.items()
+            if way is not None or kind not in ("device", "ioctl")
         }
         compare("one call", calls, unit="us", scale=1e6)
+
+        starts: dict[str, Callable[[], float]] = {
+            what: partial(lambda way: _run(["/bin/true"], way)[0], way)
+            for what, way in ways.items()
+        }
+        compare("a program that does nothing, with its launcher", starts, unit="ms", scale=1e3)
 
         python = os.path.realpath(sys.executable)
         programs = {
@@ -135,17 +189,13 @@ def main() -> None:
                 *("/bin/sh", "-c"),
                 f"for i in $(seq {STARTS}); do {python} -I -c 'import json'; done",
             ],
+            "20,000 opens and looks": [python, "-I", "-c", STORM],
             "gcc -O2, 400 functions": [compiler, "-O2", "-c", str(source), "-o", os.devnull],
             "arithmetic in python": [python, "-I", "-c", "sum(i * i for i in range(10_000_000))"],
         }
-        doors: dict[str, Door | None] = {
-            "no door": None,
-            "opens trapped": opens,
-            "opens and looks trapped": looks,
-        }
         for title, argv in programs.items():
             subjects: dict[str, Callable[[], float]] = {
-                what: partial(_seconds, argv, door) for what, door in doors.items()
+                what: partial(_seconds, [timed, *argv], way) for what, way in ways.items()
             }
             compare(f"no device touched: {title}", subjects, unit="s", scale=1)
 

@@ -117,10 +117,10 @@ def test_a_program_whose_machine_is_gone_gets_errors(
     """Never a real device, and it never waits for an answer that cannot come."""
     marked = Marked(tmp_path / "tmp")
     program = (
-        "import os, signal\n"
+        "import fcntl, os, signal\n"
         "print(os.open('/dev/kvm', os.O_RDWR) >= 0, flush=True)\n"
         "signal.sigwait({signal.SIGUSR1})\n"
-        "try: os.open('/dev/kvm', os.O_RDWR)\n"
+        "try: fcntl.ioctl(os.open('/dev/kvm', os.O_RDWR), 0xAE00)\n"
         "except OSError as error: print(error.strerror)\n"
     )
     mask = "import signal; signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})\n"

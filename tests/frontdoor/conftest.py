@@ -9,15 +9,21 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 
-from snpcerts.emulator.frontdoor import seccomp
+from snpcerts.emulator.frontdoor import seccomp, ways
 from snpcerts.emulator.frontdoor.door import Door
 from snpcerts.emulator.frontdoor.launch import Program, spawn
 from snpcerts.emulator.frontdoor.supervisor import Supervisor
+from snpcerts.emulator.frontdoor.ways import Way
+from snpcerts.errors import SnpCertsError
 
+from ..sizes import sized
 from .toys import Toys
+
+Said = TypeVar("Said")
 
 LIMIT = 60.0  # seconds that anything here may take at most
 
@@ -27,6 +33,16 @@ def _kernel() -> None:
     try:
         seccomp.check()
     except seccomp.FrontDoorUnavailableError as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture(scope="session", params=sized(["auto"], ["namespace", "trap"]))
+def door_way(request: pytest.FixtureRequest) -> Way:
+    """How programs are kept behind their doors; in a full run each way in turn."""
+    named = ways.wanted(None if request.param == "auto" else request.param)
+    try:
+        return ways.choose(named)[0]
+    except SnpCertsError as error:
         pytest.skip(str(error))
 
 
@@ -62,6 +78,7 @@ class Stage:
 
     probe: Path
     supervisor: Supervisor
+    way: Way
     toys: Toys = field(default_factory=Toys)
 
     def start(
@@ -70,6 +87,7 @@ class Stage:
         program: Path | None = None,
         door: Door | None = None,
         stdin: int = subprocess.PIPE,
+        way: Way | None = None,
     ) -> Program:
         """Start the probe with those steps; its streams are pipes."""
         return spawn(
@@ -78,6 +96,7 @@ class Stage:
             door or self.toys.door(),
             stdin=stdin,
             stdout=subprocess.PIPE,
+            way=way or self.way,
         )
 
     def serve(self, until: Callable[[], bool]) -> None:
@@ -94,10 +113,18 @@ class Stage:
         return said.decode().split()
 
     def words(
-        self, *steps: object, program: Path | None = None, door: Door | None = None
+        self,
+        *steps: object,
+        program: Path | None = None,
+        door: Door | None = None,
+        way: Way | None = None,
     ) -> list[str]:
         """Start, serve, and what was printed."""
-        return self.finish(self.start(*steps, program=program, door=door))
+        return self.finish(self.start(*steps, program=program, door=door, way=way))
+
+    def by_way(self, trap: Said, namespace: Said) -> Said:
+        """What differs between the ways."""
+        return trap if self.way is Way.TRAP else namespace
 
     def tell(self, running: Program) -> None:
         """Let a waiting probe continue."""
@@ -107,7 +134,7 @@ class Stage:
 
 
 @pytest.fixture
-def stage(probe: Path) -> Iterator[Stage]:
+def stage(probe: Path, door_way: Way) -> Iterator[Stage]:
     """A fresh supervisor with toys."""
     with Supervisor() as supervisor:
-        yield Stage(probe, supervisor)
+        yield Stage(probe, supervisor, door_way)

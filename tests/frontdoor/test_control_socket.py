@@ -13,9 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from snpcerts.emulator.frontdoor import control
+from snpcerts.emulator.frontdoor import control, ways
 from snpcerts.emulator.frontdoor.control import ControlSocket, Hello
 from snpcerts.emulator.frontdoor.door import Door
+from snpcerts.emulator.frontdoor.layout import Places
+from snpcerts.emulator.frontdoor.ways import Way
 from snpcerts.errors import InputError, RefusedError, UsageError
 
 from .conftest import Stage
@@ -43,11 +45,15 @@ def served(stage: Stage, tmp_path: Path) -> Iterator[ControlSocket]:
 
     def handler(hello: Hello) -> Mapping[str, object]:
         role = hello.message.get("role")
-        if role not in doors or len(hello.descriptors) != 1:
+        if role not in doors or (not hello.descriptors and "layout" not in hello.message):
             for descriptor in hello.descriptors:
                 os.close(descriptor)
             raise UsageError(f"no role {role!r}")
-        stage.supervisor.add_listener(hello.descriptors[0], doors[role])
+        if "layout" in hello.message:
+            return {"ok": True, "layout": doors[role].layout().to_json()}
+        listener, *given = hello.descriptors
+        places = Places.from_json(hello.message["places"]) if given else None
+        stage.supervisor.add_listener(listener, doors[role], places=places, namespace=given)
         return {"ok": True, "pid": hello.pid}
 
     served = ControlSocket(tmp_path / "control", handler)
@@ -56,19 +62,20 @@ def served(stage: Stage, tmp_path: Path) -> Iterator[ControlSocket]:
     served.close()
 
 
-def _enter(served: ControlSocket, role: str, *argv: object) -> subprocess.Popen[bytes]:
+def _enter(served: ControlSocket, way: Way, role: str, *argv: object) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
         [sys.executable, "-c", ENTER, str(served.path), role, *map(str, argv)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
+        env=os.environ | {ways.VARIABLE: way.value},
     )
 
 
 def test_commands_of_two_roles_share_a_server(stage: Stage, served: ControlSocket) -> None:
-    host = _enter(served, "host", stage.probe, "open", "/dev/kvm", "api", "open", "/dev/sev-guest")
-    guest = _enter(
-        served, "guest", stage.probe, "open", "/dev/kvm", "open", "/dev/sev-guest", "api", "exit", 5
-    )
+    words = ("open", "/dev/kvm", "api", "open", "/dev/sev-guest")
+    host = _enter(served, stage.way, "host", stage.probe, *words)
+    words = ("open", "/dev/kvm", "open", "/dev/sev-guest", "api")
+    guest = _enter(served, stage.way, "guest", stage.probe, *words, "exit", 5)
     stage.serve(lambda: host.poll() is not None and guest.poll() is not None)
     assert host.communicate()[0].split() == [b"0", b"%d" % MARKER, b"-2"]
     assert guest.communicate()[0].split() == [b"-2", b"0", b"%d" % MARKER]
@@ -77,7 +84,7 @@ def test_commands_of_two_roles_share_a_server(stage: Stage, served: ControlSocke
 
 
 def test_a_launcher_hears_why_it_is_refused(stage: Stage, served: ControlSocket) -> None:
-    launcher = _enter(served, "neighbour", stage.probe)
+    launcher = _enter(served, stage.way, "neighbour", stage.probe)
     stage.serve(lambda: launcher.poll() is not None)
     assert b"no role 'neighbour'" in launcher.communicate()[1]
     assert launcher.returncode == 1

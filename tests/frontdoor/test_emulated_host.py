@@ -58,6 +58,7 @@ def test_a_vmm_serves_certificates_to_its_guest(
         stage.supervisor,
         door,
         stdout=subprocess.PIPE,
+        way=stage.way,
     )
     assert stage.finish(running) == ["shut", "down"]
     assert len(outcomes) == 3 * vcpus
@@ -79,11 +80,17 @@ def test_a_program_in_the_guest_attests(stage: Stage, vmm: Path, tmp_path: Path)
             "/dev/sev": lambda _: SevDevice(platform.firmware),
         }
     )
-    machine = spawn([str(vmm), str(tmp_path / "table")], stage.supervisor, host)
+    machine = spawn([str(vmm), str(tmp_path / "table")], stage.supervisor, host, way=stage.way)
     stage.serve(lambda: any(vm.guest for vm in platform.vms.values()))
     (vm,) = platform.vms.values()
     guest = Door({"/dev/sev-guest": lambda _: SevGuestDevice(vm)})
-    program = spawn([sys.executable, "-c", ATTEST], stage.supervisor, guest, stdout=subprocess.PIPE)
+    program = spawn(
+        [sys.executable, "-c", ATTEST],
+        stage.supervisor,
+        guest,
+        stdout=subprocess.PIPE,
+        way=stage.way,
+    )
     assert stage.finish(program) == [
         word for number in range(3) for word in ("1184", f"{number:02x}" * 2, "certificates")
     ]

@@ -73,6 +73,12 @@ def test_every_open_but_of_a_directory_is_trapped(flags: int) -> None:
     assert decide(program, Syscall.CREAT, 0, flags) == NOTIFY
 
 
+@given(number=st.integers(0, 600), arguments=st.lists(st.integers(0, (1 << 64) - 1), max_size=6))
+def test_in_a_namespace_only_ioctls_are_trapped(number: int, arguments: list[int]) -> None:
+    decided = decide(bpf.program(look=False, opens=False), number, *arguments)
+    assert decided != NOTIFY or number == Syscall.IOCTL
+
+
 def test_looks_are_trapped_on_demand_only() -> None:
     looks = [Syscall.STAT, Syscall.LSTAT, Syscall.NEWFSTATAT, Syscall.STATX, Syscall.ACCESS]
     looks += [Syscall.GETXATTR, Syscall.LGETXATTR, Syscall.LISTXATTR, Syscall.LLISTXATTR]
@@ -194,5 +200,6 @@ def test_a_door_behind_a_door_is_refused(stage: Stage) -> None:
         stage.supervisor,
         stage.toys.door(look=False),
         stdout=subprocess.PIPE,
+        way=stage.way,
     )
     assert "already has a seccomp listener" in " ".join(stage.finish(running))

@@ -26,6 +26,16 @@ if TYPE_CHECKING:
 _LEVEL = click.IntRange(0, 255)
 _WITH_FMC = " and ".join(each.value for each in Product if each.tcb_layout.has_fmc)
 _PROGRAM = {"ignore_unknown_options": True, "allow_interspersed_args": False}
+_door = click.option(
+    "--door",
+    type=click.Choice(["auto", "namespace", "trap"]),
+    default="auto",
+    show_default=True,
+    envvar="SNPCERTS_DOOR",
+    help="How PROGRAM finds the emulated devices: in a mount namespace of its own, which "
+    "costs other opens nothing, or by a trap on each open. 'auto' takes the namespace where "
+    "the kernel allows it; server.log in the platform's directory says which one and why.",
+)
 
 
 class _PlatformOptions:
@@ -130,6 +140,7 @@ def command(
     help="Which Linux it is, where releases differ.",
 )
 @click.option("--serve", is_flag=True, help="Keep VMs running for programs under 'emulate guest'.")
+@_door
 @click.argument("program", nargs=-1, required=True)
 @click.pass_obj
 def host(
@@ -142,9 +153,11 @@ def host(
     exit_number: str,
     kernel: str,
     serve: bool,
+    door: str,
     program: tuple[str, ...],
 ) -> None:
     """Run PROGRAM on the host: it sees /dev/sev and /dev/kvm."""
+    from snpcerts.emulator.frontdoor import ways
     from snpcerts.emulator.guest.script import GuestScript
     from snpcerts.emulator.kvm.release import KernelRelease
     from snpcerts.emulator.machine.enter import become_host_program
@@ -160,7 +173,9 @@ def host(
         outcomes=None if outcomes is None else os.path.abspath(outcomes),
     )
     with options.home() as home:
-        become_host_program(home, program, script, KernelRelease(kernel, int(exit_number)))
+        become_host_program(
+            home, program, script, KernelRelease(kernel, int(exit_number)), ways.wanted(door)
+        )
 
 
 @command.command(context_settings=_PROGRAM)
@@ -168,12 +183,18 @@ def host(
     "--vm", metavar="NAME", help="The VM to attach to. [default: the only one that serves programs]"
 )
 @click.option("--certs", metavar="FILE", help="Start a VM whose VMM serves this certificate file.")
+@_door
 @click.argument("program", nargs=-1, required=True)
 @click.pass_obj
 def guest(
-    options: _PlatformOptions, vm: str | None, certs: str | None, program: tuple[str, ...]
+    options: _PlatformOptions,
+    vm: str | None,
+    certs: str | None,
+    door: str,
+    program: tuple[str, ...],
 ) -> None:
     """Run PROGRAM in a guest: it sees /dev/sev-guest."""
+    from snpcerts.emulator.frontdoor import ways
     from snpcerts.emulator.machine.enter import become_guest_program, start_reference_vm
 
     if vm is not None and certs is not None:
@@ -181,10 +202,10 @@ def guest(
     if certs is not None and not os.path.exists(certs):
         raise InputError(f"{certs}: No such file or directory")
     if certs is None:
-        become_guest_program(options.lasting_home(), program, vm)
+        become_guest_program(options.lasting_home(), program, vm, ways.wanted(door))
     with options.home() as home:
         vm = start_reference_vm(home, os.path.abspath(certs))
-        become_guest_program(home, program, vm)
+        become_guest_program(home, program, vm, ways.wanted(door))
 
 
 @command.command()

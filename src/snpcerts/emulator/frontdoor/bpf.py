@@ -6,11 +6,11 @@ call                                    decision
 ======================================  ============================================
 ioctl with type byte 0xAE or 'S'        supervisor
 open, openat                            supervisor, but for O_DIRECTORY (no device
-                                        opens as one)
-openat2, creat                          supervisor
+                                        opens as one); the kernel in a mount namespace
+openat2, creat                          supervisor; the kernel in a mount namespace
 stat, lstat, newfstatat, statx, access, supervisor, where what the machine has is not
-faccessat, faccessat2, readlink(at),    what the door has; with AT_EMPTY_PATH (fstat)
-(l)getxattr, (l)listxattr               the kernel
+faccessat, faccessat2, readlink(at),    what the door has; with AT_EMPTY_PATH (fstat),
+(l)getxattr, (l)listxattr               and in a mount namespace, the kernel
 io_uring_setup, _enter, _register       ENOSYS: it opens files without a system call
 open_by_handle_at                       EPERM: opens without a path
 userfaultfd                             ENOSYS, and ENOTTY for the ioctl of
@@ -160,11 +160,11 @@ def _watched(call: Syscall) -> bytes:
     return _TRAP
 
 
-def program(*, look: bool, watch: bool = False) -> bytes:
+def program(*, look: bool, watch: bool = False, opens: bool = True) -> bytes:
     """Build the filter.
 
-    With ``look`` the calls that only examine a path are trapped too, with ``watch``
-    those on open files, see :data:`FILE_CALLS`.
+    With ``opens`` the calls that open a path are trapped, with ``look`` those that only
+    examine one, with ``watch`` those on open files, see :data:`FILE_CALLS`.
     """
     parts = [
         _op(_LOAD, _ARCH),
@@ -184,11 +184,14 @@ def program(*, look: bool, watch: bool = False) -> bytes:
             + _TRAP
             + _ALLOW,
         ),
-        _when(Syscall.OPENAT, _unless_flags(2, os.O_DIRECTORY)),
-        _when(Syscall.OPEN, _unless_flags(1, os.O_DIRECTORY)),
-        _when(Syscall.OPENAT2, _TRAP),
-        _when(Syscall.CREAT, _TRAP),
     ]
+    if opens:
+        parts += [
+            _when(Syscall.OPENAT, _unless_flags(2, os.O_DIRECTORY)),
+            _when(Syscall.OPEN, _unless_flags(1, os.O_DIRECTORY)),
+            _when(Syscall.OPENAT2, _TRAP),
+            _when(Syscall.CREAT, _TRAP),
+        ]
     if look:
         parts += [
             _when(Syscall.NEWFSTATAT, _unless_flags(3, AT_EMPTY_PATH)),

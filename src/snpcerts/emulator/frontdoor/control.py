@@ -27,7 +27,7 @@ from snpcerts.errors import InputError, RefusedError, SnpCertsError, UsageError
 log = logging.getLogger(__name__)
 
 MESSAGE_MAX: Final = 65536  # bytes
-DESCRIPTORS_MAX: Final = 4
+DESCRIPTORS_MAX: Final = 32
 CONNECTIONS_MAX: Final = 256
 PATIENCE: Final = 30.0  # seconds for an answer
 _SUN_PATH: Final = 107  # bytes of a socket's path

@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tracks which descriptors are emulated devices, and when the last one is closed.
+"""Tracks the descriptors that the supervisor gave for emulated devices, to the last one's end.
 
-Each emulated open has its own memfd. A stat of ``/proc/TID/fd/N`` shows the memfd's
-identity (device, inode), which survives dup, fork, exec and passing over a socket.
+Each open has its own memfd. A stat of ``/proc/TID/fd/N`` shows the memfd's identity
+(device, inode), which survives dup, fork, exec and passing over a socket. For what a
+program opens in its mount namespace, see
+:mod:`snpcerts.emulator.frontdoor.namespace_devices`.
 
 The end is detected exactly, without scanning descriptor tables. The program gets a
 second open file description of the memfd, which holds a lock (flock(2)); this

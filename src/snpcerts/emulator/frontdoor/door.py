@@ -1,19 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
 """Recognises emulated paths and what they stand for.
 
-Every open of the program comes here, so the common case must be cheap: read the
-path, stat it once through ``/proc/TID``, compare numbers. Only a path that may be
-an emulated one under another name is resolved in full: its last component is an
-emulated name, it passes ``/proc/self`` or ``/dev/fd``, or it ends in a dangling
+In a mount namespace (:mod:`snpcerts.emulator.frontdoor.namespace`) the kernel does
+this. Otherwise every open of the program comes here, so the common case must be
+cheap: read the path, stat it once through ``/proc/TID``, compare numbers. Only a path
+that may be an emulated one under another name is resolved in full: its last component
+is an emulated name, it passes ``/proc/self`` or ``/dev/fd``, or it ends in a dangling
 link.
 
 A path that escapes this (changed by another thread between check and use, or a
 link to a link in ``/proc/self/fd``) reaches at worst a real device, on which no
 device ioctl is ever let through: the supervisor answers each of them itself.
 
-The cost, measured with ``python -m bench frontdoor`` on a virtual machine with two
-cores: an open takes 22 to 34 us instead of 2, a trapped stat 22 to 33 instead of 1,
-an ioctl on a device 18 to 25. Starting Python twenty times takes 1.10 times as long
+The cost without a namespace, measured with ``python -m bench frontdoor`` on a virtual
+machine with two cores: an open takes 22 to 34 us instead of 2, a trapped stat 22 to 33
+instead of 1, an ioctl on a device 18 to 25. Starting Python twenty times takes 1.10 times as long
 with opens trapped, and 1.31 times with stat calls trapped as well; a gcc run or
 arithmetic shows no difference beyond the noise of about 10 %. Stat calls are trapped
 by default, because tools that check for a device before they open it must find it.
@@ -31,7 +32,9 @@ from typing import Final
 
 from snpcerts.emulator.frontdoor import paths
 from snpcerts.emulator.frontdoor.file_watch import Watch
+from snpcerts.emulator.frontdoor.layout import Layout
 from snpcerts.emulator.syscall.device import Device
+from snpcerts.errors import InputError
 
 # Real devices that a program behind a door never reaches, even if the door does not emulate them.
 GUARDED: Final = (b"/dev/kvm", b"/dev/sev", b"/dev/sev-guest")
@@ -104,6 +107,9 @@ class Door:
     look: sysfs has another one for a module that was loaded again.
 
     ``watch`` is called for the calls on open files that it selects.
+
+    ``version`` returns another object whenever the content of a file or an inode
+    number may have changed; a program in a mount namespace sees the change then.
     """
 
     def __init__(
@@ -114,8 +120,10 @@ class Door:
         look: bool = True,
         watch: Watch | None = None,
         inodes: Mapping[str, Callable[[], int]] | None = None,
+        version: Callable[[], object] = lambda: None,
     ) -> None:
         self.watch = watch
+        self.version = version
         self.devices = {os.fsencode(path): opener for path, opener in devices.items()}
         self.files = {os.fsencode(path): content for path, content in (files or {}).items()}
         self._inodes = {os.fsencode(path): number for path, number in (inodes or {}).items()}
@@ -148,6 +156,25 @@ class Door:
     def is_guarded(self, status: os.stat_result) -> bool:
         """Whether this is a real device that programs behind a door never talk to."""
         return status.st_rdev in self._rdevs and stat.S_ISCHR(status.st_mode)
+
+    def layout(self) -> Layout:
+        """What a mount namespace of a program behind this door shows."""
+        return Layout(
+            devices=tuple(map(os.fsdecode, self.devices)),
+            hidden=tuple(os.fsdecode(path) for path in GUARDED if path not in self.devices),
+            files={
+                os.fsdecode(path): 0o600 if self.opens_for_writing(path) else 0o444
+                for path in self.files
+            },
+            directories=tuple(map(os.fsdecode, self._inodes)),
+        )
+
+    def inode_of(self, directory: str) -> int:
+        """The inode number that the door sets for a directory now; ``InputError`` if none."""
+        number = self._inodes.get(os.fsencode(directory))
+        if number is None:
+            raise InputError(f"{directory}: this door sets no inode number of it")
+        return number()
 
     def opens_for_writing(self, path: bytes) -> bool:
         """Whether an open of this path of ours for writing succeeds.

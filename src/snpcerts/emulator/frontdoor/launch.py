@@ -24,18 +24,20 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Generator, Mapping, Sequence
-from typing import IO, Final, NoReturn
+from typing import IO, Any, Final, NoReturn
 
-from snpcerts.emulator.frontdoor import bpf, control, keeper, seccomp
+from snpcerts.emulator.frontdoor import bpf, control, keeper, namespace, seccomp, ways
 from snpcerts.emulator.frontdoor.door import Door
+from snpcerts.emulator.frontdoor.layout import Layout, Places
 from snpcerts.emulator.frontdoor.supervisor import Supervisor
+from snpcerts.emulator.frontdoor.ways import Way
 from snpcerts.errors import InputError, RefusedError, SnpCertsError
 
 # A shell's exit codes for a program that does not exist or cannot be run.
 NOT_FOUND: Final = 127
 NOT_RUN: Final = 126
 _USAGE: Final = 2
-_TRAMPOLINE_ARGUMENTS: Final = 7  # door, line, look, watch, own group, "--", program
+_TRAMPOLINE_ARGUMENTS: Final = 8  # door, line, look, watch, own group, way, "--", program
 
 
 def enter(
@@ -45,33 +47,60 @@ def enter(
     *,
     look: bool = True,
     watch: bool = False,
+    way: Way | None = None,
     env: Mapping[str, str] | None = None,
 ) -> NoReturn:
     """Become ``argv`` behind the door of the server at the other end of ``server``.
 
     ``hello`` is sent with the seccomp listener, and the answer ``{"ok": true}``
-    awaited. The filter cannot be removed: after a later error the process can do
-    little but end.
+    awaited. In a mount namespace ``hello`` with ``"layout": true`` is sent first, and
+    answered with the ``"layout"`` of the door. ``way`` is the way to use, by default
+    what the environment names or else the kernel allows. Filter and namespace cannot
+    be left: after a later error the process can do little but end.
     """
     environment = dict(os.environ if env is None else env)
     program = shutil.which(argv[0], path=environment.get("PATH", os.defpath))
     if program is None:
         raise InputError(f"cannot run {argv[0]}: no such program", hint="give its path")
     seccomp.check()
+    chosen, reason = ways.choose(ways.wanted() if way is None else way)
     _give_signals_back()
-    listener = seccomp.install(bpf.program(look=look, watch=watch))
+    hello = {**hello, "way": chosen.value, "why": reason}
+    given: tuple[int, ...] = ()
+    if chosen is Way.NAMESPACE:
+        control.send(server, {**hello, "layout": True})
+        places, given = _enter_namespace(Layout.from_json(_answer(server).get("layout")))
+        hello = {**hello, "places": places.to_json()}
+    opens = chosen is Way.TRAP
+    listener = seccomp.install(bpf.program(look=look and opens, watch=watch, opens=opens))
     try:
-        control.send(server, hello, (listener,))
+        control.send(server, hello, (listener, *given))
     finally:
         # A process that holds its own listener deadlocks in its first trapped call.
         os.close(listener)
-    answer = control.receive(server)
-    if answer is None or answer[0].get("ok") is not True:
-        if answer is None:
-            raise RefusedError("the emulator closed the connection")
-        raise RefusedError(f"the emulator refused: {answer[0].get('error', 'no reason given')}")
+    _answer(server)
     server.close()
     os.execve(program, list(argv), environment)  # noqa: S606 (running a program is the purpose)
+
+
+def _answer(server: socket.socket) -> dict[str, Any]:
+    answer = control.receive(server)
+    if answer is None:
+        raise RefusedError("the emulator closed the connection")
+    if answer[0].get("ok") is not True:
+        raise RefusedError(f"the emulator refused: {answer[0].get('error', 'no reason given')}")
+    return answer[0]
+
+
+def _enter_namespace(layout: Layout) -> tuple[Places, tuple[int, ...]]:
+    try:
+        made = namespace.build(layout)
+    except OSError as error:
+        raise seccomp.FrontDoorUnavailableError(
+            f"the mount namespace of the front door cannot be built: {error}",
+            hint=f"use --door trap, or set {ways.VARIABLE}=trap",
+        ) from error
+    return made.places, made.descriptors
 
 
 def _give_signals_back() -> None:
@@ -172,12 +201,14 @@ def spawn(
     stdout: int | IO[bytes] | None = None,
     stderr: int | IO[bytes] | None = None,
     own_group: bool = False,
+    way: Way | None = None,
     on_exit: Callable[[], None] = lambda: None,
 ) -> Program:
     """Start ``argv``; it makes progress only while ``supervisor`` serves it.
 
     A program that does not exist ends with 127, one that cannot be executed with
-    126. ``own_group`` makes it the leader of a new process group. ``on_exit`` is
+    126. ``own_group`` makes it the leader of a new process group, ``way`` is as for
+    :func:`enter`. ``on_exit`` is
     called in the supervisor's loop when the program ends; processes that it left
     behind may still exist. :meth:`Program.end` ends those too, and so does any end
     of this process.
@@ -191,10 +222,12 @@ def spawn(
         failed.callback(line.close)
         numbers = theirs.fileno(), keepers.fileno()
         flags = (door.look, door.watch is not None, own_group)
+        named = way or ways.wanted()
         process = subprocess.Popen(
             [
                 *(sys.executable, "-P", "-m", __name__),
-                *(*map(str, numbers), *(str(int(each)) for each in flags), "--", *argv),
+                *(*map(str, numbers), *(str(int(each)) for each in flags)),
+                *("auto" if named is None else named.value, "--", *argv),
             ],
             env=None if env is None else dict(env),
             cwd=cwd,
@@ -214,19 +247,28 @@ def spawn(
         try:
             program.learn_pid()
             received = control.receive(ours)
+            if received is not None and received[0].get("layout"):
+                control.send(ours, {"ok": True, "layout": door.layout().to_json()})
+                received = control.receive(ours)
             if received is not None:
+                _let_in(supervisor, door, *received)
                 control.send(ours, {"ok": True})
         except OSError as error:
             raise seccomp.FrontDoorUnavailableError(
                 f"{argv[0]} did not start behind the front door ({error})",
                 hint="the machine may be overloaded: try again",
             ) from error
-        if received is not None:
-            (listener,) = received[1]
-            supervisor.add_listener(listener, door)
         program.watch()
         failed.pop_all()
     return program
+
+
+def _let_in(
+    supervisor: Supervisor, door: Door, hello: Mapping[str, Any], descriptors: tuple[int, ...]
+) -> None:
+    listener, *given = descriptors
+    places = Places.from_json(hello["places"]) if "places" in hello else None
+    supervisor.add_listener(listener, door, places=places, namespace=given)
 
 
 def run(
@@ -264,8 +306,8 @@ def _terminal_signals_ignored() -> Generator[None]:
 
 
 def _trampoline(arguments: list[str]) -> NoReturn:
-    """``launch DOOR LINE LOOK WATCH GROUP -- PROGRAM ...``: the process that spawn() starts."""
-    if len(arguments) < _TRAMPOLINE_ARGUMENTS or arguments[5] != "--":
+    """``launch DOOR LINE LOOK WATCH GROUP WAY -- PROGRAM ...``: the process that spawn() starts."""
+    if len(arguments) < _TRAMPOLINE_ARGUMENTS or arguments[6] != "--":
         print("this module is started only by the front door", file=sys.stderr)
         sys.exit(_USAGE)
     _give_signals_back()
@@ -273,19 +315,22 @@ def _trampoline(arguments: list[str]) -> NoReturn:
     for each in (server, line):
         each.set_inheritable(False)
     look, watch, own_group = (flag == "1" for flag in arguments[2:5])
+    way = ways.wanted(arguments[5])
 
     def become() -> int:
-        code = _become(arguments[6:], server, look=look, watch=watch)
+        code = _become(arguments[7:], server, look=look, watch=watch, way=way)
         sys.stderr.flush()
         return code
 
     keeper.keep(line, become, own_group=own_group)
 
 
-def _become(argv: list[str], server: socket.socket, *, look: bool, watch: bool) -> int:
+def _become(
+    argv: list[str], server: socket.socket, *, look: bool, watch: bool, way: Way | None
+) -> int:
     """Become the program; returns an exit code if that fails."""
     try:
-        enter(argv, server, {}, look=look, watch=watch)
+        enter(argv, server, {}, look=look, watch=watch, way=way)
     except SnpCertsError as error:
         print(error, file=sys.stderr)
         return NOT_FOUND if isinstance(error, InputError) else NOT_RUN

@@ -24,7 +24,7 @@ import os
 import select
 import stat
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Final
@@ -35,16 +35,24 @@ from snpcerts.abi.psp import SEV_ISSUE_CMD
 from snpcerts.abi.sev_guest import SNP_GET_DERIVED_KEY, SNP_GET_EXT_REPORT, SNP_GET_REPORT
 from snpcerts.emulator.frontdoor import seccomp
 from snpcerts.emulator.frontdoor.bpf import FILE_CALLS, Syscall
-from snpcerts.emulator.frontdoor.descriptors import RECHECK, Descriptors
+from snpcerts.emulator.frontdoor.descriptors import RECHECK, Descriptors, OpenDevice
 from snpcerts.emulator.frontdoor.door import Door
 from snpcerts.emulator.frontdoor.file_watch import PROCEED, FileCall
 from snpcerts.emulator.frontdoor.install_fd import give_device
+from snpcerts.emulator.frontdoor.layout import Places
+from snpcerts.emulator.frontdoor.namespace_devices import (
+    InUse,
+    NamespaceDevice,
+    NamespaceDevices,
+)
+from snpcerts.emulator.frontdoor.namespace_files import NamespaceFiles
 from snpcerts.emulator.frontdoor.path_calls import OPENS, PathCalls
 from snpcerts.emulator.frontdoor.seccomp import Notification, c_int
 from snpcerts.emulator.frontdoor.take_fd import take_descriptor
 from snpcerts.emulator.frontdoor.tasks import task
 from snpcerts.emulator.syscall.caller_memory import ProcessMemory
 from snpcerts.emulator.syscall.device import Caller, Device, NewDescriptor, Pending
+from snpcerts.errors import InputError
 
 SIGNAL_INTERVAL: Final = 0.005  # seconds
 _TASKS_MAX: Final = 4096  # threads whose process is remembered
@@ -60,11 +68,20 @@ _KCMP_FILE: Final = 0  # linux/kcmp.h
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
+@dataclass(frozen=True, slots=True)
+class _ServedNamespace:
+    """What a program's mount namespace has of its door."""
+
+    devices: list[NamespaceDevice]
+    files: NamespaceFiles
+
+
 @dataclass(slots=True)
 class _Listener:
     descriptor: int
     door: Door
     on_end: Callable[[], None]
+    namespace: _ServedNamespace | None
 
 
 @dataclass(slots=True)
@@ -116,6 +133,7 @@ class Supervisor:
     def __init__(self) -> None:
         self._epoll = select.epoll()
         self._descriptors = Descriptors()
+        self._namespaces = NamespaceDevices()
         self._paths = PathCalls(self._descriptors, self._process)
         self._listeners: dict[int, _Listener] = {}
         self._readers: dict[int, Callable[[], None]] = {}
@@ -125,17 +143,57 @@ class Supervisor:
         self._changed = False
         self._closing: list[Callable[[], None]] = []
         self.add_reader(self._descriptors.fileno(), self._reap)
+        self.add_reader(self._namespaces.fileno(), self._reap_namespaces)
 
     def add_listener(
-        self, descriptor: int, door: Door, on_end: Callable[[], None] = lambda: None
+        self,
+        descriptor: int,
+        door: Door,
+        on_end: Callable[[], None] = lambda: None,
+        *,
+        places: Places | None = None,
+        namespace: Sequence[int] = (),
     ) -> None:
-        """Serve a seccomp listener and take ownership of it.
+        """Serve a seccomp listener; take ownership of it and of the descriptors ``namespace``.
 
-        ``on_end`` is called when the last process behind it has ended.
+        ``on_end`` is called when the last process behind it has ended. ``places`` says
+        what the descriptors of the program's mount namespace are, if it has one: its
+        files are written before this returns. ``InputError`` if they are not the door's.
         """
+        try:
+            made = None if places is None else self._enter(door, places, namespace)
+        except BaseException:
+            os.close(descriptor)
+            raise
         seccomp.wake_synchronously(descriptor)
-        self._listeners[descriptor] = _Listener(descriptor, door, on_end)
+        self._listeners[descriptor] = _Listener(descriptor, door, on_end, made)
         self._epoll.register(descriptor, select.EPOLLIN)
+
+    def _enter(self, door: Door, places: Places, namespace: Sequence[int]) -> _ServedNamespace:
+        count = len(places.devices)
+        roots = namespace[count:]
+        if len(roots) != places.roots:
+            for each in namespace:
+                os.close(each)
+            raise InputError(f"a namespace with {len(roots)} file systems, not {places.roots}")
+        try:
+            devices = self._namespaces.add(door, places.devices, namespace[:count])
+        except BaseException:
+            for root in roots:
+                os.close(root)
+            raise
+        try:
+            return _ServedNamespace(devices, NamespaceFiles(door, places, roots))
+        except BaseException:
+            self._namespaces.end(devices)
+            raise
+
+    def refresh(self) -> None:
+        """Let the files in all namespaces show what has changed."""
+        for listener in self._listeners.values():
+            if listener.namespace is not None:
+                with contextlib.suppress(OSError):  # a device must not fail for a full tmpfs
+                    listener.namespace.files.refresh()
 
     def serves(self, descriptor: int) -> bool:
         """Whether a listener is already served under another descriptor number."""
@@ -159,7 +217,8 @@ class Supervisor:
     @property
     def devices(self) -> list[Device]:
         """The emulated devices that are open."""
-        return [entry.device for entry in self._descriptors.open.values()]
+        opened = (entry.device for entry in self._descriptors.open.values())
+        return [*opened, *self._namespaces.open]
 
     def run(self, until: Callable[[], bool]) -> None:
         """Serve until ``until``, called after each round, returns true."""
@@ -199,6 +258,8 @@ class Supervisor:
             self._descriptors.forget(entry)
             entry.device.close()
         self._descriptors.close()
+        for device in self._namespaces.close():
+            device.close()
         self._epoll.close()
 
     def __enter__(self) -> Supervisor:
@@ -225,6 +286,10 @@ class Supervisor:
         self._epoll.unregister(listener.descriptor)
         del self._listeners[listener.descriptor]
         os.close(listener.descriptor)
+        if listener.namespace is not None:
+            listener.namespace.files.close()
+            self._reap_namespaces()
+            self._namespaces.end(listener.namespace.devices)
         for key, waiting in list(self._waiting.items()):
             if waiting.listener is listener:
                 del self._waiting[key]
@@ -234,6 +299,11 @@ class Supervisor:
     def _reap(self) -> None:
         for entry in self._descriptors.reap():
             entry.device.close()
+            self._changed = True
+
+    def _reap_namespaces(self) -> None:
+        for device in self._namespaces.reap():
+            device.close()
             self._changed = True
 
     # Waiting calls
@@ -304,7 +374,11 @@ class Supervisor:
     def _ioctl(self, listener: _Listener, notification: Notification) -> None:
         number, request = c_int(notification.arguments[0]), notification.arguments[1] & _U32
         process, found = self._descriptor(notification.tid, number)
-        entry = None if found is None else self._descriptors.open.get((found.st_dev, found.st_ino))
+        try:
+            entry = self._entry(listener, notification, process, number, found)
+        except OSError as error:
+            seccomp.answer(listener.descriptor, notification.id, -(error.errno or errno.EIO))
+            return
         if entry is None:
             if type_of(request) == KVMIO or request in _SEV_REQUESTS:
                 code = self._refusal(listener, notification.tid, number, found)
@@ -318,7 +392,7 @@ class Supervisor:
         tid = notification.tid
         caller = Caller(
             memory=ProcessMemory(tid),
-            find=lambda other: self._device(tid, other),
+            find=lambda other: self._device(listener, notification, other),
             writable=entry.writable,
             pid=process,
             interrupted=_SignalPending(tid),
@@ -329,6 +403,7 @@ class Supervisor:
             result = entry.device.ioctl(caller, request, notification.arguments[2])
         except OSError as error:
             result = -(error.errno or errno.EIO)
+        self.refresh()
         if isinstance(result, int):
             seccomp.answer(listener.descriptor, notification.id, result)
         elif isinstance(result, NewDescriptor):
@@ -400,9 +475,36 @@ class Supervisor:
         self._processes[tid] = found.process
         return found.process
 
-    def _device(self, tid: int, number: int) -> Device | None:
-        _, found = self._descriptor(tid, number)
+    def _entry(
+        self,
+        listener: _Listener,
+        notification: Notification,
+        process: int,
+        number: int,
+        found: os.stat_result | None,
+    ) -> OpenDevice | InUse | None:
+        """The open emulated device behind a descriptor; ``OSError`` if it cannot be opened."""
         if found is None:
             return None
         entry = self._descriptors.open.get((found.st_dev, found.st_ino))
-        return None if entry is None else entry.device
+        if entry is not None:
+            return entry
+        place = self._namespaces.place(process, notification.tid, number, found)
+        if place is None:
+            return None
+        # A number that was free meanwhile must not lead to the device that had it before.
+        self._reap_namespaces()
+        # What was found by thread id may be another's.
+        if not seccomp.is_waiting(listener.descriptor, notification.id):
+            return None
+        return self._namespaces.use(place, listener.door, process)
+
+    def _device(
+        self, listener: _Listener, notification: Notification, number: int
+    ) -> Device | None:
+        """The device behind another descriptor of the caller's; None if it is none of ours."""
+        process, found = self._descriptor(notification.tid, number)
+        with contextlib.suppress(OSError):
+            entry = self._entry(listener, notification, process, number, found)
+            return None if entry is None else entry.device
+        return None

@@ -19,6 +19,7 @@ from typing import Any, Final, NoReturn
 from snpcerts.abi.product import Product
 from snpcerts.emulator.frontdoor import control, launch, seccomp
 from snpcerts.emulator.frontdoor.parent import end_with_parent
+from snpcerts.emulator.frontdoor.ways import Way
 from snpcerts.emulator.guest.script import GuestScript
 from snpcerts.emulator.kvm.release import NEWEST, KernelRelease
 from snpcerts.emulator.machine.detached import leave_parent
@@ -73,10 +74,12 @@ def become_host_program(
     argv: Sequence[str],
     script: GuestScript,
     kernel: KernelRelease = NEWEST,
+    way: Way | None = None,
 ) -> NoReturn:
     """Replace this process by ``argv``, with ``/dev/sev`` and ``/dev/kvm`` of the platform.
 
-    ``kernel`` is the Linux of the host.
+    ``kernel`` is the Linux of the host, ``way`` is as for
+    :func:`~snpcerts.emulator.frontdoor.launch.enter`.
     """
     hello = {
         "ask": "host",
@@ -84,12 +87,14 @@ def become_host_program(
         "kernel": kernel.series,
         "exit_number": int(kernel.req_certs_exit),
     }
-    _become(home, argv, hello)
+    _become(home, argv, hello, way)
 
 
-def become_guest_program(home: PlatformHome, argv: Sequence[str], vm: str | None) -> NoReturn:
+def become_guest_program(
+    home: PlatformHome, argv: Sequence[str], vm: str | None, way: Way | None = None
+) -> NoReturn:
     """Replace this process by ``argv``, with ``/dev/sev-guest`` of a VM."""
-    _become(home, argv, {"ask": "guest", "vm": vm})
+    _become(home, argv, {"ask": "guest", "vm": vm}, way)
 
 
 def host_program(
@@ -150,9 +155,11 @@ def start_reference_vm(home: PlatformHome, certs: str) -> str:
     raise RetryLaterError(f"the built-in VMM has no VM after {PATIENCE:g} s", hint="try again")
 
 
-def _become(home: PlatformHome, argv: Sequence[str], hello: Mapping[str, object]) -> NoReturn:
+def _become(
+    home: PlatformHome, argv: Sequence[str], hello: Mapping[str, object], way: Way | None
+) -> NoReturn:
     seccomp.check()
-    launch.enter(argv, _connect(home), hello)
+    launch.enter(argv, _connect(home), hello, way=way)
 
 
 def _connect(home: PlatformHome) -> socket.socket:

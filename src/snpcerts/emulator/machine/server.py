@@ -25,6 +25,7 @@ from snpcerts.abi.kvm import SNP_REQ_CERTS_EXITS, ExitReason
 from snpcerts.emulator.frontdoor import seccomp
 from snpcerts.emulator.frontdoor.control import ControlSocket, Hello
 from snpcerts.emulator.frontdoor.door import Door
+from snpcerts.emulator.frontdoor.layout import Places
 from snpcerts.emulator.frontdoor.parent import end_with_parent
 from snpcerts.emulator.frontdoor.supervisor import Supervisor
 from snpcerts.emulator.guest.linux import LinuxGuest
@@ -41,6 +42,7 @@ from snpcerts.emulator.psp.firmware import Firmware
 from snpcerts.emulator.psp.sev_device import SevDevice
 from snpcerts.emulator.syscall.device import Caller
 from snpcerts.errors import InputError, RefusedError, SnpCertsError
+from snpcerts.printable import printable
 
 log = logging.getLogger(__name__)
 
@@ -89,9 +91,11 @@ class PlatformServer:
 
     def _hear(self, hello: Hello) -> Mapping[str, object]:
         """Answer one message; takes ownership of its descriptors."""
+        descriptors = list(hello.descriptors)
         try:
             ask = hello.message.get("ask")
-            if hello.descriptors and ask not in ("host", "guest"):
+            wants_layout = bool(hello.message.get("layout"))
+            if descriptors and (wants_layout or ask not in ("host", "guest")):
                 raise InputError(f"control message asks for {ask!r} and has a descriptor")
             if ask == "status":
                 return self._status()
@@ -101,10 +105,12 @@ class PlatformServer:
                 return {"ok": True}
             if ask in ("host", "guest"):
                 door = self._host(hello.message) if ask == "host" else self._guest(hello.message)
-                return self._let_in(hello, door)
+                if wants_layout:
+                    return {"ok": True, "layout": door.layout().to_json()}
+                return self._let_in(hello, descriptors, door)
             raise InputError(f"control message asks for {ask!r}")
         except BaseException:
-            for descriptor in hello.descriptors:
+            for descriptor in descriptors:
                 os.close(descriptor)
             raise
 
@@ -113,18 +119,29 @@ class PlatformServer:
         try:
             return carry_out(self._platform, message)
         finally:
+            self._supervisor.refresh()
             self._home.save(self._platform.firmware)
             self._saved = self._platform.firmware.state
 
-    def _let_in(self, hello: Hello, door: Door) -> Mapping[str, object]:
-        if len(hello.descriptors) != 1:
-            raise InputError(f"control message has {len(hello.descriptors)} descriptors, not 1")
-        if not seccomp.is_listener(hello.descriptors[0]):
+    def _let_in(self, hello: Hello, descriptors: list[int], door: Door) -> Mapping[str, object]:
+        """Serve a program; takes ``descriptors`` once it passes them on."""
+        found = hello.message.get("places")
+        places = None if found is None else Places.from_json(found)
+        expected = 1 if places is None else 1 + len(places.devices) + places.roots
+        if len(descriptors) != expected:
+            raise InputError(f"control message has {len(descriptors)} descriptors, not {expected}")
+        if not seccomp.is_listener(descriptors[0]):
             raise InputError("control message: its descriptor is not a seccomp listener")
-        if self._supervisor.serves(hello.descriptors[0]):
+        if self._supervisor.serves(descriptors[0]):
             raise InputError("control message: its seccomp listener is already served")
-        self._supervisor.add_listener(hello.descriptors[0], door, self._left)
+        listener, *namespace = descriptors
+        descriptors.clear()
+        self._supervisor.add_listener(
+            listener, door, self._left, places=places, namespace=namespace
+        )
         self._programs += 1
+        way, why = (printable(str(hello.message.get(each, ""))) for each in ("way", "why"))
+        log.info("program %d: door %s (%s)", hello.pid, way, why)
         return {"ok": True}
 
     def _left(self) -> None:
@@ -160,6 +177,7 @@ class PlatformServer:
             },
             host_files(platform.firmware),
             inodes=host_inodes(platform.firmware),
+            version=lambda: platform.firmware.state,
         )
 
     def _guest(self, message: Mapping[str, Any]) -> Door:

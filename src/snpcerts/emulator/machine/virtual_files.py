@@ -28,7 +28,7 @@ _MSRS = "/dev/cpu/0/msr"
 _CPUINFO = "/proc/cpuinfo"
 _SMT = "/sys/devices/system/cpu/smt"
 _MITIGATIONS = "/sys/firmware/sev/vulnerabilities"
-_FIRST_INODE = 1 << 16
+_FIRST_INODE = 1 << 10
 
 
 def host_files(firmware: Firmware) -> dict[str, Callable[[], Content]]:

@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a program's private mount namespace shows, as server and launcher tell each other.
+
+The server knows the door and sends a :class:`Layout`. The launcher builds the
+namespace and sends a :class:`Places` back, with the descriptors that it counts.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from snpcerts.errors import InputError
+
+_PATHS_MAX: Final = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Paths of a door, absolute and plain.
+
+    ``devices`` are emulated; ``hidden`` are real devices that do not exist for the
+    program. ``files`` have a mode; ``directories`` are made by the server, with all
+    that is in them.
+    """
+
+    devices: tuple[str, ...]
+    hidden: tuple[str, ...]
+    files: Mapping[str, int]
+    directories: tuple[str, ...]
+
+    def to_json(self) -> dict[str, object]:
+        """A JSON object for :meth:`from_json`."""
+        return {
+            "devices": list(self.devices),
+            "hidden": list(self.hidden),
+            "files": dict(self.files),
+            "directories": list(self.directories),
+        }
+
+    @classmethod
+    def from_json(cls, found: object) -> Layout:
+        """Parse what :meth:`to_json` made; ``InputError``."""
+        parts = _object(found)
+        files = {path: mode for path, mode in _object(parts.get("files")).items() if _plain(path)}
+        if any(type(mode) is not int or not 0 <= mode <= 0o777 for mode in files.values()):
+            raise InputError("layout of a namespace: a file's mode is not one")
+        devices, hidden, directories = (
+            _paths(parts.get(name)) for name in ("devices", "hidden", "directories")
+        )
+        return cls(devices, hidden, files, directories)
+
+
+@dataclass(frozen=True, slots=True)
+class Places:
+    """Where a namespace has its devices and files.
+
+    ``devices`` are in the order of the descriptors, each of a devpts instance's root.
+    The descriptors of ``roots`` file systems follow. ``files`` and ``directories`` map
+    a path to its root's number and to the name below that root.
+    """
+
+    devices: tuple[str, ...]
+    roots: int
+    files: Mapping[str, tuple[int, str]]
+    directories: Mapping[str, tuple[int, str]]
+
+    def to_json(self) -> dict[str, object]:
+        """A JSON object for :meth:`from_json`."""
+        return {
+            "devices": list(self.devices),
+            "roots": self.roots,
+            "files": {path: list(place) for path, place in self.files.items()},
+            "directories": {path: list(place) for path, place in self.directories.items()},
+        }
+
+    @classmethod
+    def from_json(cls, found: object) -> Places:
+        """Parse what :meth:`to_json` made; ``InputError``."""
+        parts = _object(found)
+        roots = parts.get("roots")
+        if type(roots) is not int or not 0 <= roots < _PATHS_MAX:
+            raise InputError("places in a namespace: the number of roots is not one")
+        files, directories = (_places(parts.get(name), roots) for name in ("files", "directories"))
+        return cls(_paths(parts.get("devices")), roots, files, directories)
+
+
+def _object(found: object) -> dict[str, Any]:
+    if not isinstance(found, dict) or len(found) > _PATHS_MAX:
+        raise InputError("message about a namespace: expected a small JSON object")
+    return found
+
+
+def _plain(path: object) -> bool:
+    if not isinstance(path, str) or "\0" in path or os.path.normpath(path) != path:
+        raise InputError("message about a namespace: a path is not plain")
+    # normpath leaves two slashes at the start as they are.
+    if not path.startswith("/") or path.startswith("//"):
+        raise InputError("message about a namespace: a path is not absolute")
+    return True
+
+
+def _paths(found: object) -> tuple[str, ...]:
+    if not isinstance(found, list) or len(found) > _PATHS_MAX:
+        raise InputError("message about a namespace: expected a short list of paths")
+    return tuple(path for path in found if _plain(path))
+
+
+def _places(found: object, roots: int) -> dict[str, tuple[int, str]]:
+    return {path: _place(where, roots) for path, where in _object(found).items() if _plain(path)}
+
+
+def _place(found: Sequence[object], roots: int) -> tuple[int, str]:
+    match found:
+        case [int(root), str(name)] if 0 <= root < roots and name and _plain(f"/{name}"):
+            return root, name
+    raise InputError("message about a namespace: a place is not a root and a name")

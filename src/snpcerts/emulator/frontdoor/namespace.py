@@ -1,0 +1,319 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Builds the private mount namespace in which a program finds the emulated paths.
+
+The calling process, which becomes the program, moves into the namespace. Nothing of
+the machine's own file systems is changed, and the namespace ends with its processes.
+
+- A directory in which a name is missing, or must not be found, is covered by a
+  tmpfs with the same entries: each a bind mount of the real one, or a copy of a
+  link. ``/dev`` always is, so real devices that the door guards are not there.
+- A device is the bind mount of the ``ptmx`` of a devpts of its own: the only
+  character device that a user without privileges can have to himself. The kernel
+  counts its opens: each is a file in that devpts until its last descriptor is
+  closed (:mod:`snpcerts.emulator.frontdoor.namespace_devices`). Its own ioctls,
+  those of a terminal, do no harm; those of KVM and SEV are trapped.
+- A file is one of a tmpfs, which the server fills and keeps up to date
+  (:mod:`snpcerts.emulator.frontdoor.namespace_files`).
+
+A process that may not mount first moves into a user namespace of its own, in which
+its user and group have the same numbers. All others look like nobody's there. It
+gains no privilege: execve(2) takes the namespace's capabilities away.
+
+Sources: mount_namespaces(7), user_namespaces(7), mount(2), devpts in the kernel's
+``filesystems/devpts.rst``; numbers of ``linux/mount.h`` and ``linux/sched.h``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import os
+import stat
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Final
+
+from snpcerts.emulator.frontdoor.layout import Layout, Places
+
+CLONE_NEWNS: Final = 0x20000
+CLONE_NEWUSER: Final = 0x10000000
+MS_RDONLY: Final = 0x1
+MS_NOSUID: Final = 0x2
+MS_NOEXEC: Final = 0x8
+MS_REMOUNT: Final = 0x20
+MS_BIND: Final = 0x1000
+MS_REC: Final = 0x4000
+MS_SLAVE: Final = 0x80000
+MNT_DETACH: Final = 0x2
+OPEN_TREE_CLONE: Final = 0x1
+MOVE_MOUNT_F_EMPTY_PATH: Final = 0x4
+_AT_FDCWD: Final = -100
+_AT_RECURSIVE: Final = 0x8000
+_SYS_OPEN_TREE: Final = 428
+_SYS_MOVE_MOUNT: Final = 429
+
+DEVICES: Final = "/dev"
+_STAGE: Final = "/dev/.snpcerts"  # a mount point while the namespace is built
+_PTMX: Final = "/dev/ptmx"
+_REAL: Final = "/dev/.real"
+_HARMLESS: Final = MS_NOSUID | MS_NOEXEC
+_TMPFS: Final = "mode=755,size=64m"
+_DEVPTS: Final = "newinstance,mode=600,ptmxmode=600"
+_WORKS: Final = "works"
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+class Namespace:
+    """A namespace that this process is in. ``descriptors`` are those that ``places`` counts."""
+
+    def __init__(self, places: Places, descriptors: tuple[int, ...]) -> None:
+        self.places = places
+        self.descriptors = descriptors
+
+
+def missing() -> str:
+    """Why this process cannot have such a namespace; empty if it can.
+
+    A child process tries it, since a namespace that is entered cannot be left.
+    """
+    told, tell = os.pipe2(os.O_CLOEXEC)
+    child = os.fork()
+    if child == 0:
+        try:
+            os.write(tell, _try().encode())
+        finally:
+            os._exit(0)
+    os.close(tell)
+    with open(told, "rb") as pipe:
+        said = pipe.read().decode(errors="replace")
+    os.waitpid(child, 0)
+    return "" if said == _WORKS else said or "the attempt was killed"
+
+
+def _try() -> str:
+    try:
+        _Builder().build(Layout(("/dev/sev",), (), {"/proc/cpuinfo": 0o444}, ()), copies=False)
+        descriptor = os.open("/dev/sev", os.O_RDWR | os.O_CLOEXEC | os.O_NOCTTY)
+        with open(f"/proc/self/fdinfo/{descriptor}", "rb") as file:
+            if b"\ntty-index:" not in file.read():
+                return "the kernel does not number the opens of a ptmx"
+    except OSError as error:
+        return str(error)
+    return _WORKS
+
+
+def build(layout: Layout) -> Namespace:
+    """Move this process into a namespace of that layout; after an ``OSError`` it is half built."""
+    return _Builder().build(layout)
+
+
+class _Builder:
+    def __init__(self) -> None:
+        self._devices: dict[str, int] = {}
+        self._roots: list[int] = []
+        self._mirrors: dict[str, int] = {}  # by directory: the number of its root
+        self._files: dict[str, tuple[int, str]] = {}
+        self._directories: dict[str, tuple[int, str]] = {}
+
+    def build(self, layout: Layout, *, copies: bool = True) -> Namespace:
+        """Build the namespace; without ``copies`` covered directories stay empty but for ours."""
+        within = tuple(f"{each}/" for each in layout.directories)
+        files = {path: mode for path, mode in layout.files.items() if not path.startswith(within)}
+        absent = frozenset((*layout.devices, *layout.hidden, *layout.directories))
+        _enter()
+        before = os.umask(0o022)
+        try:
+            present = {path: mode for path, mode in files.items() if os.path.exists(path)}
+            lacking = {path: mode for path, mode in files.items() if path not in present}
+            above = {_existing(os.path.dirname(each)) for each in (*lacking, *layout.directories)}
+            for directory in (DEVICES, *sorted(above - {DEVICES})):
+                self._mirror(directory, absent if copies else None)
+            for path in layout.devices:
+                self._make_device(path)
+            for path, mode in lacking.items():
+                self._files[path] = self._place(path)
+                _create(path, mode)
+            for path in layout.directories:
+                self._directories[path] = self._place(path)
+            self._cover(present)
+            for directory in self._mirrors:
+                if os.path.commonpath((directory, DEVICES)) != DEVICES:
+                    _seal(directory)
+            os.rmdir(_STAGE)
+            with contextlib.suppress(OSError):  # it may have been removed
+                os.chdir(os.getcwd())  # the one that covers it, where one does
+        finally:
+            os.umask(before)
+        places = Places(
+            tuple(self._devices), len(self._roots), dict(self._files), dict(self._directories)
+        )
+        return Namespace(places, (*self._devices.values(), *self._roots))
+
+    def _mirror(self, directory: str, absent: frozenset[str] | None) -> None:
+        """Cover a directory with a tmpfs that has its entries but for ``absent``; None: none."""
+        with contextlib.ExitStack() as stack:
+            real = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+            stack.callback(os.close, real)
+            self._mirrors[directory] = len(self._roots)
+            if directory == DEVICES:
+                tree = _clone(directory)
+                stack.callback(os.close, tree)
+                _mount("tmpfs", directory, _HARMLESS, kind="tmpfs", options=_TMPFS)
+                self._roots.append(_open_directory(directory))
+                os.mkdir(_STAGE)
+            else:
+                with self._staged("tmpfs", _TMPFS) as root:
+                    self._roots.append(root)
+                    _mount(_STAGE, directory, MS_BIND)
+            if absent is not None:
+                _copy(real, directory, absent)
+                if directory == DEVICES:
+                    _make_ptmx(tree, absent)
+
+    @staticmethod
+    @contextlib.contextmanager
+    def _staged(kind: str, options: str) -> Iterator[int]:
+        """A new file system at the stage, and a descriptor of its root, which outlives that."""
+        _mount(kind, _STAGE, _HARMLESS, kind=kind, options=options)
+        try:
+            yield _open_directory(_STAGE)
+        finally:
+            _unmount(_STAGE)
+
+    def _make_device(self, path: str) -> None:
+        with self._staged("devpts", _DEVPTS) as root:
+            self._devices[path] = root
+            _create(path, 0o600)
+            _mount(f"{_STAGE}/ptmx", path, MS_BIND)
+
+    def _cover(self, files: Mapping[str, int]) -> None:
+        """Bind a file of ours over each of those real ones."""
+        with self._staged("tmpfs", _TMPFS) as root:
+            for number, (path, mode) in enumerate(files.items()):
+                self._files[path] = len(self._roots), str(number)
+                _create(f"{_STAGE}/{number}", mode)
+                _mount(f"{_STAGE}/{number}", path, MS_BIND)
+                if not mode & stat.S_IWUSR:
+                    _seal(path)
+            self._roots.append(root)
+
+    def _place(self, path: str) -> tuple[int, str]:
+        """The root and the name of a path in a mirror, whose parent is made."""
+        directory = max((each for each in self._mirrors if path.startswith(f"{each}/")), key=len)
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        return self._mirrors[directory], os.path.relpath(path, directory)
+
+
+def _enter() -> None:
+    """Move into a new mount namespace; without the privilege, into a user namespace first."""
+    if _libc.unshare(CLONE_NEWNS):
+        if ctypes.get_errno() != errno.EPERM:
+            raise _failed("unshare")
+        user, group = os.geteuid(), os.getegid()
+        if _libc.unshare(CLONE_NEWUSER | CLONE_NEWNS):
+            raise _failed("unshare")
+        for name, text in (
+            ("setgroups", "deny"),
+            ("uid_map", f"{user} {user} 1"),
+            ("gid_map", f"{group} {group} 1"),
+        ):
+            Path("/proc/self", name).write_text(text)
+    # What is mounted here stays here; what the machine mounts later arrives.
+    _mount("none", "/", MS_REC | MS_SLAVE)
+
+
+def _copy(real: int, directory: str, absent: frozenset[str]) -> None:
+    """Make the entries of the directory ``real`` in the new one."""
+    for name in os.listdir(f"/proc/self/fd/{real}"):
+        path = f"{directory}/{name}"
+        if path in absent or path == _PTMX:
+            continue
+        with contextlib.suppress(FileNotFoundError):  # devices come and go
+            mode = os.lstat(name, dir_fd=real).st_mode
+            if stat.S_ISLNK(mode):
+                os.symlink(os.readlink(name, dir_fd=real), path)
+            elif stat.S_ISDIR(mode):
+                os.mkdir(path)
+                _mount(f"/proc/self/fd/{real}/{name}", path, MS_BIND | MS_REC)
+            else:
+                _create(path, 0o600)
+                _mount(f"/proc/self/fd/{real}/{name}", path, MS_BIND)
+
+
+def _make_ptmx(tree: int, absent: frozenset[str]) -> None:
+    """A ``ptmx`` for all terminals; it looks for ``pts`` beside itself, so no bind mount."""
+    with contextlib.suppress(FileNotFoundError):
+        found = os.lstat("ptmx", dir_fd=tree)
+        if stat.S_ISLNK(found.st_mode):
+            os.symlink(os.readlink("ptmx", dir_fd=tree), _PTMX)
+            return
+        try:
+            os.mknod(_PTMX, found.st_mode, found.st_rdev)
+            os.chown(_PTMX, found.st_uid, found.st_gid)
+            os.chmod(_PTMX, stat.S_IMODE(found.st_mode))
+        except PermissionError:
+            # Not in a user namespace: the whole real directory again, with its devices covered.
+            os.mkdir(_REAL)
+            _attach(tree, _REAL)
+            for path in absent:
+                covered = os.path.join(_REAL, os.path.basename(path))
+                if os.path.dirname(path) == DEVICES and os.path.exists(covered):
+                    _mount(f"{DEVICES}/null", covered, MS_BIND)
+            os.symlink(f"{os.path.basename(_REAL)}/ptmx", _PTMX)
+
+
+def _existing(directory: str) -> str:
+    """The deepest directory of that path that exists."""
+    while not os.path.isdir(directory):
+        directory = os.path.dirname(directory)
+    return directory
+
+
+def _create(path: str, mode: int) -> None:
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+    os.close(os.open(path, flags, mode))
+
+
+def _open_directory(path: str) -> int:
+    return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+
+
+def _seal(path: str) -> None:
+    """Make a mount read-only; its file system is not."""
+    _mount("none", path, MS_REMOUNT | MS_BIND | MS_RDONLY | _HARMLESS)
+
+
+def _mount(source: str, target: str, flags: int, *, kind: str = "none", options: str = "") -> None:
+    words = (source, target, kind)
+    encoded = (os.fsencode(word) for word in words)
+    if _libc.mount(*encoded, ctypes.c_ulong(flags), options.encode() or None):
+        raise _failed(f"mount {kind if kind != 'none' else source}", target)
+
+
+def _clone(directory: str) -> int:
+    """A copy of the mounts at and below a directory, not mounted anywhere yet."""
+    flags = OPEN_TREE_CLONE | _AT_RECURSIVE | os.O_CLOEXEC
+    words = (ctypes.c_int(_AT_FDCWD), os.fsencode(directory), ctypes.c_uint(flags))
+    tree = int(_libc.syscall(ctypes.c_long(_SYS_OPEN_TREE), *words))
+    if tree < 0:
+        raise _failed("open_tree", directory)
+    return tree
+
+
+def _attach(tree: int, target: str) -> None:
+    """Mount what :func:`_clone` made."""
+    to = (ctypes.c_int(_AT_FDCWD), os.fsencode(target), ctypes.c_uint(MOVE_MOUNT_F_EMPTY_PATH))
+    if _libc.syscall(ctypes.c_long(_SYS_MOVE_MOUNT), ctypes.c_int(tree), b"", *to):
+        raise _failed("move_mount", target)
+
+
+def _unmount(target: str) -> None:
+    if _libc.umount2(os.fsencode(target), MNT_DETACH):
+        raise _failed("umount", target)
+
+
+def _failed(what: str, where: str = "") -> OSError:
+    code = ctypes.get_errno()
+    return OSError(code, f"{what}: {os.strerror(code)}", *([where] if where else []))

@@ -1,0 +1,211 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Recognises the devices of mount namespaces, and sees when each open of one ends.
+
+Each device of a namespace is the ``ptmx`` of a devpts instance
+(:mod:`snpcerts.emulator.frontdoor.namespace`). The instance's device number tells
+which device a descriptor belongs to. The number of its terminal (``tty-index`` in
+``/proc/PID/fdinfo``) tells which open: it survives dup, fork, exec and passing over
+a socket. When the last descriptor is closed, the kernel removes the terminal's file
+and inotify reports that.
+
+The program's open itself is not seen. The emulated device is opened at the first
+ioctl, so an error of opening it is that ioctl's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import os
+import stat
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+from snpcerts.emulator.frontdoor.door import Door, Key, OpenInfo
+from snpcerts.emulator.frontdoor.seccomp import FrontDoorUnavailableError
+from snpcerts.emulator.syscall.device import Device
+from snpcerts.errors import InputError
+
+PTMX_RDEV: Final = os.makedev(5, 2)  # the kernel's admin-guide/devices.rst
+_IN_DELETE: Final = 0x200  # linux/inotify.h
+_IN_Q_OVERFLOW: Final = 0x4000
+_EVENT = struct.Struct("<iIII")  # struct inotify_event without its name
+_EVENTS_MAX: Final = 1 << 16  # bytes
+_FDINFO_MAX: Final = 1024
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+@dataclass(slots=True)
+class InUse:
+    """An open of a device that an ioctl has used; its terminal was made at ``since``."""
+
+    device: Device
+    writable: bool
+    since: int
+
+
+@dataclass(slots=True)
+class NamespaceDevice:
+    """A device of one namespace. ``root`` is its devpts; ``opens`` are by number."""
+
+    door: Door
+    path: bytes
+    root: int
+    key: Key
+    watch: int
+    opens: dict[int, InUse] = field(default_factory=dict)
+    ended: bool = False
+
+    def age(self, number: int) -> int | None:
+        """When that open was made; None if it has ended."""
+        with contextlib.suppress(OSError):
+            return os.stat(str(number), dir_fd=self.root).st_ctime_ns
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A program's descriptor of a device: the number of its open, and the flags of open(2)."""
+
+    device: NamespaceDevice
+    number: int
+    flags: int
+
+
+class NamespaceDevices:
+    """The devices of all namespaces of a supervisor."""
+
+    def __init__(self) -> None:
+        self._devices: dict[Key, NamespaceDevice] = {}
+        self._watches: dict[int, NamespaceDevice] = {}
+        self._inotify = int(_libc.inotify_init1(os.O_CLOEXEC | os.O_NONBLOCK))
+        if self._inotify < 0:
+            raise FrontDoorUnavailableError(
+                f"cannot create an inotify instance ({os.strerror(ctypes.get_errno())})",
+                hint="raise fs.inotify.max_user_instances",
+            )
+
+    def fileno(self) -> int:
+        """A descriptor that is readable when an open has ended."""
+        return self._inotify
+
+    @property
+    def open(self) -> list[Device]:
+        """The emulated devices that are open."""
+        return [each.device for one in self._devices.values() for each in one.opens.values()]
+
+    def add(self, door: Door, paths: Sequence[str], roots: Sequence[int]) -> list[NamespaceDevice]:
+        """Serve a namespace's devices; takes ownership of the descriptors ``roots``."""
+        added: list[NamespaceDevice] = []
+        for path, root in zip(paths, roots, strict=True):
+            try:
+                added.append(self._add(door, os.fsencode(path), root))
+            except OSError as error:
+                self.end(added)
+                raise InputError(f"{path}: its devpts cannot be used ({error})") from error
+            except InputError:
+                self.end(added)
+                raise
+        return added
+
+    def _add(self, door: Door, path: bytes, root: int) -> NamespaceDevice:
+        found = os.stat("ptmx", dir_fd=root, follow_symlinks=False)
+        key = found.st_dev, found.st_ino
+        if path not in door.devices or found.st_rdev != PTMX_RDEV or key in self._devices:
+            raise InputError(
+                f"{os.fsdecode(path)}: no device of this door, or no devpts of its own"
+            )
+        watch = _libc.inotify_add_watch(self._inotify, b"/proc/self/fd/%d" % root, _IN_DELETE)
+        if watch < 0:
+            raise InputError(f"{os.fsdecode(path)}: no inotify watch left")
+        device = NamespaceDevice(door, path, root, key, watch)
+        self._devices[key] = self._watches[watch] = device
+        return device
+
+    def place(self, process: int, tid: int, number: int, found: os.stat_result) -> Place | None:
+        """The device that a thread's descriptor ``number`` belongs to, None if to none.
+
+        ``found`` is the descriptor's stat result.
+        """
+        device = self._devices.get((found.st_dev, found.st_ino))
+        if device is None or not stat.S_ISCHR(found.st_mode):
+            return None
+        try:
+            with open(f"/proc/{process}/task/{tid}/fdinfo/{number}", "rb", buffering=0) as file:
+                words = file.read(_FDINFO_MAX).split()
+            index = int(words[words.index(b"tty-index:") + 1])
+            return Place(device, index, int(words[words.index(b"flags:") + 1], 8))
+        except (OSError, ValueError):  # closed meanwhile, or opened with O_PATH
+            return None
+
+    def use(self, place: Place, door: Door, process: int) -> InUse:
+        """The open behind a descriptor, which becomes one with its first use.
+
+        ``door`` is that of the caller, ``process`` its number. ``OSError`` as open(2).
+        """
+        in_use = place.device.opens.get(place.number)
+        if in_use is not None:
+            return in_use
+        device = place.device
+        since = device.age(place.number)
+        if since is None or device.door is not door:
+            raise OSError(errno.ENXIO, "a descriptor from behind another door, not yet used")
+        info = OpenInfo(os.fsdecode(device.path), place.flags, process)
+        in_use = InUse(door.devices[device.path](info), info.writable, since)
+        device.opens[place.number] = in_use
+        return in_use
+
+    def reap(self) -> list[Device]:
+        """Forget the opens that have ended; the caller closes the devices returned."""
+        ended: list[Device] = []
+        while True:
+            try:
+                events = os.read(self._inotify, _EVENTS_MAX)
+            except BlockingIOError:
+                return ended
+            at = 0
+            while at < len(events):
+                watch, mask, _, size = _EVENT.unpack_from(events, at)
+                name = events[at + _EVENT.size : at + _EVENT.size + size].rstrip(b"\0")
+                at += _EVENT.size + size
+                if mask & _IN_Q_OVERFLOW:
+                    ended += self._look_at_all()
+                elif mask & _IN_DELETE and (device := self._watches.get(watch)) is not None:
+                    gone = device.opens.pop(int(name), None) if name.isdigit() else None
+                    ended += [] if gone is None else [gone.device]
+                    self._close_unused(device)
+
+    def _look_at_all(self) -> list[Device]:
+        ended: list[Device] = []
+        for device in list(self._devices.values()):
+            for number, in_use in list(device.opens.items()):
+                if device.age(number) != in_use.since:
+                    ended.append(device.opens.pop(number).device)
+            self._close_unused(device)
+        return ended
+
+    def end(self, devices: Sequence[NamespaceDevice]) -> None:
+        """A namespace has ended: its devices go with the last descriptor that was passed on."""
+        for device in devices:
+            device.ended = True
+            self._close_unused(device)
+
+    def _close_unused(self, device: NamespaceDevice) -> None:
+        if device.ended and not device.opens and self._devices.pop(device.key, None) is not None:
+            _libc.inotify_rm_watch(self._inotify, device.watch)
+            del self._watches[device.watch]
+            os.close(device.root)
+
+    def close(self) -> list[Device]:
+        """Forget everything; the caller closes the devices returned."""
+        found = self.open
+        for device in list(self._devices.values()):
+            device.opens.clear()
+            device.ended = True
+            self._close_unused(device)
+        os.close(self._inotify)
+        return found

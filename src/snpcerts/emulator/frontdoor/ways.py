@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The two ways in which a program is kept behind its door, and which one is used.
+
+- ``namespace``: the program's own mount namespace has the emulated paths
+  (:mod:`snpcerts.emulator.frontdoor.namespace`). Only ioctls are trapped.
+- ``trap``: every call that opens or examines a path is trapped
+  (:mod:`snpcerts.emulator.frontdoor.path_calls`). It works wherever a front door does.
+
+In both, no ioctl of KVM or SEV reaches a real device.
+"""
+
+from __future__ import annotations
+
+import enum
+import os
+from typing import Final
+
+from snpcerts.emulator.frontdoor import namespace
+from snpcerts.emulator.frontdoor.seccomp import FrontDoorUnavailableError
+from snpcerts.errors import UsageError
+
+VARIABLE: Final = "SNPCERTS_DOOR"
+
+
+class Way(enum.Enum):
+    """A way to keep a program behind its door."""
+
+    NAMESPACE = "namespace"
+    TRAP = "trap"
+
+
+def wanted(name: str | None = None) -> Way | None:
+    """The way of that name, or that the environment names; None: what the kernel allows."""
+    name = os.environ.get(VARIABLE) if name is None else name
+    if not name or name == "auto":
+        return None
+    try:
+        return Way(name)
+    except ValueError:
+        names = ", ".join(way.value for way in Way)
+        raise UsageError(f"{VARIABLE}={name!r}: expected {names} or auto") from None
+
+
+def choose(way: Way | None) -> tuple[Way, str]:
+    """The way to use, and why; :class:`FrontDoorUnavailableError` if ``way`` cannot be."""
+    if way is Way.TRAP:
+        return Way.TRAP, "as asked for"
+    reason = namespace.missing()
+    if not reason:
+        return Way.NAMESPACE, "the kernel allows a private mount namespace"
+    if way is Way.NAMESPACE:
+        raise FrontDoorUnavailableError(
+            f"the front door cannot be a mount namespace: {reason}",
+            hint="run this as root, allow user namespaces, or use --door trap",
+        )
+    return Way.TRAP, f"no private mount namespace: {reason}"
