@@ -152,6 +152,12 @@ CLAIMS: Final = (
         LINUX,
     ),
     Claim(
+        "irqfd",
+        "KVM_IRQFD: duplicates, ends of descriptors and VMs, calls of two threads at once",
+        (_selftests("irqfd_test"),),
+        LINUX,
+    ),
+    Claim(
         "capabilities",
         "The capabilities and other calls that VMMs make before the guest runs",
         (_programs("QEMU", "libvirt"),),
