@@ -5,21 +5,60 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections import Counter
-from collections.abc import Callable
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Final
 
 import click
 
-from snpcerts.cli.signals import ends_cleanly
-from snpcerts.temporary_directory import temporary_directory
+from snpcerts.cli.say import present, say
+from snpcerts.cli.signals import EndedBySignalError, ends_cleanly
 
-_BREAKS = ["no-lock", "no-handshake"]
+if TYPE_CHECKING:
+    from snpcerts.demo.demo_event import Event
+    from snpcerts.demo.stage import DemoRun
+    from snpcerts.demo.tally import RequestResult, Tally
+
+_BREAKS: Final = ["no-lock", "no-handshake"]
+_DETAILS: Final = 4  # mismatches of one run that are described
+_TICK: Final = 0.5  # seconds between two dots
+_FIRST: Final = (
+    "Guests ask for attestation reports with certificates while the key that signs\n"
+    "the reports changes: in a first run without the certificate file's lock, in a\n"
+    "second with it. All hardware is emulated; the programs above it are real.\n"
+)
+_NEXT: Final = (
+    "\nNext: snpcerts conformance --help  judge how your own VMM does it"
+    "\n      snpcerts emulate --help      run your own programs on this machine"
+    "\n      docs/protocol.md             why the lock works, and when it does not"
+    "\n      docs/operators.md            set up a host\n"
+)
 
 
 @click.command()
-@click.option("--guests", type=click.IntRange(1, 64), default=4, show_default=True)
-@click.option("--updates", type=click.IntRange(0, 100_000), default=20, show_default=True)
-@click.option("--seconds", type=click.FloatRange(0.1, 86_400), default=5.0, show_default=True)
+@click.option(
+    "--guests",
+    type=click.IntRange(1, 64),
+    default=4,
+    show_default=True,
+    help="Guests, each in its own VMM.",
+)
+@click.option(
+    "--updates",
+    type=click.IntRange(0, 100_000),
+    default=20,
+    show_default=True,
+    help="Changes of the signing key in each run.",
+)
+@click.option(
+    "--seconds",
+    type=click.FloatRange(0.1, 86_400),
+    default=5.0,
+    show_default=True,
+    help="Length of each of the two runs.",
+)
 @click.option(
     "--seed",
     type=int,
@@ -36,52 +75,169 @@ def command(
 
     The guests of an emulated host concurrently request attestation reports
     with certificates, while a writer keeps changing the firmware's signing key.
-    Every report is verified with the table that came with it. The exit code is
-    1 if a table does not match its report.
+    Every report is verified with the certificates that came with it. There are
+    two runs of the same machine, guests and updates: in the first, the VMMs
+    read the certificate file without its lock; in the second, with it. The
+    exit code is 1 if a report of the second run does not verify.
     """
-    from snpcerts.abi.tcb import TcbVersion
-    from snpcerts.demo.demo_event import Answered, AttestedEvent, Updated
-    from snpcerts.demo.demo_host import key_name
-    from snpcerts.demo.stage import DemoRun, Script
-    from snpcerts.demo.tally import Tally
-
-    say: Callable[[str], object] = (lambda _text: None) if as_json else click.echo
-    tally = Tally()
-    since: Counter[tuple[str, str]] = Counter()
-    with ends_cleanly(), contextlib.ExitStack() as stack:
-        folder = stack.enter_context(temporary_directory("demo"))
-        say("creating an emulated AMD root, a Milan chip and its certificates ...")
-        run = DemoRun(folder, Script(guests, updates, seconds, seed, broken))
-        layout = run.host.firmware.product.tcb_layout
-        say(f"{guests} guests; {updates} updates in {seconds:g} s; table at {run.path}")
-        for event in stack.enter_context(contextlib.closing(run.play())):
-            judgement = tally.count(event, run.host)
-            place = f"{event.at:8.3f} s  "
-            match event:
-                case Updated():
-                    _say_reports(say, since)
-                    key = key_name(TcbVersion.unpack(event.tcb, layout))
-                    say(
-                        f"{place}writer   update {event.number}: readers done after "
-                        f"{event.waited * 1000:.1f} ms, lock held {event.held * 1000:.1f} ms, "
-                        f"now {key}"
-                    )
-                case Answered() if event.outcome not in ("served", "too-small"):
-                    answer = event.outcome + (f": {event.detail}" if event.detail else "")
-                    say(f"{place}guest {event.guest}  got {answer}")
-                case AttestedEvent() if judgement is not None:
-                    since[judgement.key, judgement.result] += 1
-                    if judgement.result in ("mismatched", "failed"):
-                        reasons = ", ".join(judgement.reasons)
-                        name = judgement.result.upper()
-                        say(f"{place}guest {event.guest}  {name}: {judgement.key} {reasons}")
-    _say_reports(say, since)
-    click.echo(json.dumps(tally.to_json()) if as_json else str(tally))
-    return 1 if tally.mismatched else 0
+    stage = _Narrator(quiet=as_json, every=min(10.0, max(1.0, seconds / 10)))
+    try:
+        with ends_cleanly():
+            stage.say(_FIRST)
+            return _both_runs(stage, guests, updates, seconds, seed, as_json, broken)
+    except EndedBySignalError as ended:
+        with contextlib.suppress(OSError):  # the terminal may be gone
+            stage.break_line()
+            number = signal.Signals(ended.exit_code - 128)
+            by = "Ctrl-C" if number is signal.SIGINT else number.name
+            say(f"snpcerts: the demo was ended by {by}; it left nothing behind", err=True)
+        raise
 
 
-def _say_reports(say: Callable[[str], object], since: Counter[tuple[str, str]]) -> None:
-    """Print one line for each key that signed since the last update, and reset the counts."""
-    for (key, result), count in sorted(since.items()):
-        say(f"            guests   {count} reports signed with the {key}: {result}")
-    since.clear()
+def _both_runs(
+    stage: _Narrator,
+    guests: int,
+    updates: int,
+    seconds: float,
+    seed: int,
+    as_json: bool,
+    broken: str | None,
+) -> int:
+    from snpcerts.demo.conclusion import conclusion
+    from snpcerts.demo.stage import DemoMachine, DemoRun, Script
+    from snpcerts.temporary_directory import temporary_directory
+
+    with temporary_directory("demo") as folder:
+        with stage.waiting("Making the keys and certificates of an emulated AMD"):
+            machine = DemoMachine.create(folder / "machine")
+        script = Script(guests, updates, seconds, seed, "no-lock")
+        stage.say(
+            f"\n1. Without the lock: {_number(guests, 'guest')}, "
+            f"{_number(updates, 'update')} in {seconds:g} s. "
+            "Each VMM reads the file and\n"
+            "   enters its guest, up to 30 ms later, as on a busy host."
+        )
+        unlocked = stage.follow(DemoRun(folder / "unlocked", machine, script))
+        if unlocked.empty:
+            stage.say(
+                "   Those were read in the middle of an update, which empties the file first."
+            )
+        script = Script(guests, updates, seconds, seed, broken)
+        stage.say(
+            "\n2. With the lock: the same machine, guests and updates. Each VMM holds the\n"
+            "   file's lock until the firmware has signed; an update waits for that."
+        )
+        if broken:
+            stage.say(f"   --break {broken}: the VMMs are made wrong on purpose.")
+        locked = stage.follow(DemoRun(folder / "locked", machine, script))
+        stage.say(
+            f"   No update waited for the VMMs longer than {locked.writer_wait_ms_max:.0f} ms."
+        )
+    verdict = conclusion(unlocked, locked)
+    if as_json:
+        counts = {**locked.to_json(), "without_lock": unlocked.to_json(), "verdict": verdict}
+        click.echo(json.dumps(counts))
+    else:
+        stage.say(_NEXT)
+        present(verdict)
+    return 1 if locked.mismatched else 0
+
+
+def _number(count: int, what: str) -> str:
+    return f"{count} {what}" if count == 1 else f"{count} {what}s"
+
+
+class _Narrator:
+    """Prints what happens as it does, unless ``quiet``; a line of counts ``every`` so many seconds.
+
+    Nothing is printed for each report: the order in which reports and updates become
+    known is not that in which the firmware served them.
+    """
+
+    def __init__(self, *, quiet: bool, every: float) -> None:
+        self._quiet = quiet
+        self._every = every
+        self._open = False  # the last line printed has no end yet
+
+    def say(self, text: str) -> None:
+        """Print whole lines."""
+        if not self._quiet:
+            click.echo(text)
+
+    def break_line(self) -> None:
+        """End a line that :meth:`waiting` has begun."""
+        if self._open:
+            self._open = False
+            click.echo()
+
+    @contextlib.contextmanager
+    def waiting(self, what: str) -> Iterator[None]:
+        """Print ``what``, a dot every half second while the block runs, and how long it took."""
+        if self._quiet:
+            yield
+            return
+        start, over = time.monotonic(), threading.Event()
+
+        def tick() -> None:
+            while not over.wait(_TICK):
+                click.echo(".", nl=False)
+
+        click.echo(f"{what} ...", nl=False)
+        self._open = True
+        ticker = threading.Thread(target=tick, daemon=True)
+        ticker.start()
+        try:
+            yield
+        finally:
+            over.set()
+            ticker.join()
+        self._open = False
+        click.echo(f" done in {time.monotonic() - start:.1f} s")
+
+    def follow(self, run: DemoRun) -> Tally:
+        """Play a run to its end and print what happens."""
+        from snpcerts.demo.conclusion import summary
+        from snpcerts.demo.demo_event import AllUp
+        from snpcerts.demo.tally import Tally
+
+        tally, due = Tally(), self._every
+        with contextlib.closing(run.play()) as events:
+            with self.waiting("   Starting them"):
+                for event in events:
+                    tally.count(event, run.host)
+                    if isinstance(event, AllUp):
+                        break
+            for event in events:
+                while event.at >= due:
+                    self._say_counts(due, tally)
+                    due += self._every
+                self._say_trouble(event, tally.count(event, run.host), tally)
+        self.say(f"   {summary(tally)}.")
+        return tally
+
+    def _say_counts(self, at: float, tally: Tally) -> None:
+        self.say(
+            f"   {at:5.1f} s  {tally.updates:3} updates  {tally.reports:5,} reports  "
+            f"{tally.mismatched:3,} do not verify"
+        )
+
+    def _say_trouble(self, event: Event, result: RequestResult | None, tally: Tally) -> None:
+        from snpcerts.demo.demo_event import Answered, AttestedEvent
+
+        place = f"   {event.at:5.1f} s  guest"
+        match event:
+            case Answered() if event.outcome not in ("served", "too-small", "empty", "busy"):
+                answer = event.outcome + (f": {event.detail}" if event.detail else "")
+                self.say(f"{place} {event.guest}: {answer}")
+            case AttestedEvent() if result is not None and result.result == "failed":
+                self.say(f"{place} {event.guest}: no report, {', '.join(result.reasons)}")
+            case AttestedEvent() if result is not None and result.result == "mismatched":
+                if tally.mismatched <= _DETAILS:
+                    found = f"certificates for {result.certified}"
+                    if not result.certified:
+                        found = f"certificates unusable ({', '.join(result.reasons)})"
+                    self.say(f"{place} {event.guest}: report signed by {result.key}, {found}")
+                elif tally.mismatched == _DETAILS + 1:
+                    self.say("            and so on; further ones are only counted")
+            case _:
+                pass

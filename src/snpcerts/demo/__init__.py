@@ -2,7 +2,7 @@
 """Runs guests, firmware and updates together on one emulated host.
 
 ``stage`` starts the processes: ``vmm`` (or a ``broken`` reader) with its guest, and
-``demo_writer``, on the host of ``demo_host``. They print each ``demo_event``, and ``tally``
-counts the results. Imports ``emulator``, ``vmm``, ``host``, ``certfile``, ``verify``,
-``endorsement`` and ``abi``.
+``demo_writer``, on the host of ``demo_host``. They print each ``demo_event``, ``tally``
+counts the results, and ``conclusion`` says what they show. Imports ``emulator``, ``vmm``,
+``host``, ``certfile``, ``verify``, ``endorsement`` and ``abi``.
 """

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Readers that do one thing wrong, to show that the demo can fail.
+"""Readers that do one thing wrong.
 
+``no-lock`` is the reader of the demo's first run; both show that the demo can fail.
 Each runs the steps of the shipped protocol and changes one of them.
 """
 

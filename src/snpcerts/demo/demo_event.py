@@ -41,4 +41,11 @@ class Updated:
     held: float  # seconds
 
 
-Event = Answered | AttestedEvent | Updated
+@dataclass(frozen=True, slots=True)
+class AllUp:
+    """Every guest has got an answer: the time of the run begins."""
+
+    at: float
+
+
+Event = AllUp | Answered | AttestedEvent | Updated

@@ -53,6 +53,10 @@ class EmulatedHost:
         """The reported TCB in a report of this host."""
         return TcbVersion.unpack(report.fields.reported_tcb, self.firmware.product.tcb_layout)
 
+    def tcb_of_table(self, table: CertTable) -> TcbVersion | None:
+        """The TCB whose certificates ``table`` holds; None if it is none of this host's."""
+        return next((tcb for tcb, its in self.tables.items() if its == table), None)
+
     def reported_tcb(self) -> TcbVersion:
         """The firmware's reported TCB."""
         status = self.firmware.snp_platform_status()
@@ -64,5 +68,5 @@ class EmulatedHost:
 
 
 def key_name(tcb: TcbVersion) -> str:
-    """A readable name for a TCB's VCEK: in the demo only the microcode differs."""
-    return f"VCEK of microcode {tcb.microcode}"
+    """A readable name for a TCB's VCEK: in the demo only the microcode's number differs."""
+    return f"VCEK {tcb.microcode}"

@@ -12,6 +12,7 @@ import base64
 import json
 import os
 import selectors
+import shutil
 import subprocess
 import sys
 import time
@@ -19,11 +20,11 @@ from collections.abc import Generator, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Final
+from typing import IO, Any, Final, Self
 
 from snpcerts.abi.product import Product
 from snpcerts.certfile.file import CertFile
-from snpcerts.demo.demo_event import Answered, AttestedEvent, Event, Updated
+from snpcerts.demo.demo_event import AllUp, Answered, AttestedEvent, Event, Updated
 from snpcerts.demo.demo_host import EmulatedHost
 from snpcerts.emulator.guest.script import REQUESTS_MAX, GuestScript
 from snpcerts.emulator.machine.enter import host_program, start_server
@@ -42,7 +43,7 @@ class Script:
 
     ``seed`` determines the order of keys and the delays of VMM threads; it does
     not determine how the machine schedules the processes. ``broken`` is a name
-    in :data:`snpcerts.demo.broken.READERS`.
+    in :data:`snpcerts.demo.broken.READERS`: the VMMs then read the file that way.
     """
 
     guests: int = 4
@@ -52,13 +53,29 @@ class Script:
     broken: str | None = None
 
 
-class DemoRun:
-    """One run, in ``folder``, which must exist and be empty."""
+@dataclass(frozen=True, slots=True)
+class DemoMachine:
+    """The machine that runs start from. No run changes it: each works on a copy."""
 
-    def __init__(self, folder: Path, script: Script) -> None:
+    home: PlatformHome
+    host: EmulatedHost
+
+    @classmethod
+    def create(cls, folder: Path) -> Self:
+        """A new Milan machine in ``folder``, with certificates; this generates AMD's keys."""
+        home = PlatformHome(folder)
+        home.prepare(Product.MILAN)
+        return cls(home, EmulatedHost.of(home.firmware(), home.authority()))
+
+
+class DemoRun:
+    """One run, in ``folder``, which must not exist."""
+
+    def __init__(self, folder: Path, machine: DemoMachine, script: Script) -> None:
+        folder.mkdir()
         self._home = PlatformHome(folder / "platform")
-        self._home.prepare(Product.MILAN)
-        self.host = EmulatedHost.of(self._home.firmware(), self._home.authority())
+        shutil.copytree(machine.home.path, self._home.path)
+        self.host = machine.host
         self.path = folder / "certs.bin"
         self._tables = folder / "tables"
         self._outcomes = [folder / f"guest-{number}.jsonl" for number in range(script.guests)]
@@ -85,13 +102,14 @@ class DemoRun:
                     watch.register(process.stdout, selectors.EVENT_READ, number)
             pipes = [_Lines(process.stdout) for process in (*vmms, writer) if process.stdout]
             yield from self._until_all_are_up(vmms, sources)
+            yield AllUp(self._now())
             if writer.stdin is not None:
                 writer.stdin.write(b"go\n")
                 writer.stdin.flush()
             end = self._start + self._script.seconds
             while time.monotonic() < end or writer.poll() is None:
                 for key, _ in watch.select(_POLL):
-                    lines = list(pipes[key.data])
+                    lines = pipes[key.data].read_once()
                     if not lines and pipes[key.data].ended:
                         watch.unregister(key.fileobj)
                     yield from (self._from_process(key.data, line) for line in lines)
@@ -99,7 +117,16 @@ class DemoRun:
                 self._check(vmms)
             if writer.returncode:
                 raise RefusedError(f"the demo's writer ended with exit code {writer.returncode}")
-        # Processes killed in the middle of a request have written nothing for it.
+            # A VMM killed in the middle of a request has written nothing for it.
+            for vmm in vmms:
+                vmm.kill()
+                vmm.wait()
+            for number, pipe in enumerate(pipes):
+                yield from (self._from_process(number, line) for line in pipe)
+            for source in sources:
+                source.ended = False
+            while not all(source.ended for source in sources):
+                yield from self._from_guests(sources)
 
     def _until_all_are_up(
         self, vmms: list[subprocess.Popen[bytes]], sources: list[_Lines]
@@ -166,13 +193,13 @@ class DemoRun:
 
     def _from_guests(self, sources: list[_Lines]) -> Iterator[Event]:
         for number, source in enumerate(sources):
-            for line in source:
+            for line in source.read_once():
                 report, table = (base64.b64decode(line[name]) for name in ("report", "table"))
                 yield AttestedEvent(self._now(), number, line["errno"], report, table)
 
 
 class _Lines:
-    """JSON lines of a pipe or growing file: each iteration yields the lines available now."""
+    """JSON lines of a pipe or growing file: an iteration yields the lines available now."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self.file = file
@@ -181,8 +208,15 @@ class _Lines:
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         while data := self._read():
-            *lines, self._rest = (self._rest + data).split(b"\n")
-            yield from map(json.loads, lines)
+            yield from self._complete(data)
+
+    def read_once(self) -> list[dict[str, Any]]:
+        """The lines of one read: bounded, however fast the other end writes."""
+        return self._complete(self._read())
+
+    def _complete(self, data: bytes) -> list[dict[str, Any]]:
+        *lines, self._rest = (self._rest + data).split(b"\n")
+        return [json.loads(line) for line in lines]
 
     def _read(self) -> bytes:
         try:

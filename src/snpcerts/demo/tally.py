@@ -19,10 +19,15 @@ from snpcerts.vmm.exit_service import Outcome
 
 @dataclass(frozen=True, slots=True)
 class RequestResult:
-    """The result of one answered request: ``result`` is the name of a :class:`Tally` field."""
+    """The result of one answered request: ``result`` is the name of a :class:`Tally` field.
+
+    ``key`` names the key that signed the report; ``certified`` the one that the
+    certificates are for, empty if the table is none of the host's.
+    """
 
     result: str
     key: str = ""
+    certified: str = ""
     reasons: tuple[str, ...] = ()
 
 
@@ -63,7 +68,7 @@ class Tally:
         try:
             parsed = CertTable.decode(table)
         except FormatError as error:
-            return RequestResult("mismatched", key, (str(error),))
+            return RequestResult("mismatched", key, reasons=(str(error),))
         if not parsed.entries:
             return RequestResult("empty", key)
         verdict = verify(
@@ -73,8 +78,11 @@ class Tally:
             at=datetime.now(UTC),
         )
         if verdict.status is Status.VERIFIED:
-            return RequestResult("verified", key)
-        return RequestResult("mismatched", key, tuple(reason.code for reason in verdict.reasons))
+            return RequestResult("verified", key, key)
+        tcb = host.tcb_of_table(parsed)
+        certified = key_name(tcb) if tcb else ""
+        codes = tuple(reason.code for reason in verdict.reasons)
+        return RequestResult("mismatched", key, certified, codes)
 
     def to_json(self) -> dict[str, int | float]:
         """The counts as JSON values."""
@@ -89,11 +97,3 @@ class Tally:
             "writer_wait_ms_max": round(self.writer_wait_ms_max, 3),
             "writer_hold_ms_max": round(self.writer_hold_ms_max, 3),
         }
-
-    def __str__(self) -> str:
-        return (
-            f"reports {self.reports}, verified {self.verified}, empty {self.empty}, "
-            f"busy {self.busy}, failed {self.failed}, updates {self.updates}, "
-            f"writer waited {self.writer_wait_ms_max:.1f} ms at most, "
-            f"mismatched {self.mismatched}"
-        )
