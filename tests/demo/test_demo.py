@@ -83,7 +83,9 @@ def test_the_last_line_is_the_verdict(capsys: pytest.CaptureFixture[str]) -> Non
     assert main(["demo", *options, "--break", "no-handshake"]) in (0, 1)
     first, *_, last = capsys.readouterr().out.splitlines()
     assert first.startswith("Guests ask for attestation reports")
-    assert re.match(r"(FAILED: )?[\d,]+ (of|reports,) .*; without the lock, .*", last)
+    assert re.match(
+        r"(FAILED: with the lock, )?[\d,]+ (of|reports?,) .*; without the lock, .*", last
+    )
 
 
 def test_every_conclusion_says_what_was_counted() -> None:
@@ -94,7 +96,9 @@ def test_every_conclusion_says_what_was_counted() -> None:
         "without the lock, 37 of 1,400 did not"
     )
     assert "none of 1,412 went wrong this time either" in conclusion(good, good)
-    assert conclusion(bad, bad).startswith("FAILED: 37 of 1,400 reports do not verify")
+    assert conclusion(bad, bad).startswith(
+        "FAILED: with the lock, 37 of 1,400 reports do not verify"
+    )
     assert "the key did not change" in conclusion(Tally(reports=3, verified=3), good)
     some = Tally(reports=10, verified=8, empty=2, failed=1, busy=3, updates=1)
     assert summary(some) == (

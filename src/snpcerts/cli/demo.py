@@ -235,7 +235,7 @@ class _Narrator:
                 if tally.mismatched <= _DETAILS:
                     found = f"certificates for {result.certified}"
                     if not result.certified:
-                        found = f"certificates unusable ({', '.join(result.reasons)})"
+                        found = f"certificates unusable ({result.reasons[0]})"
                     self.say(f"{place} {event.guest}: report signed by {result.key}, {found}")
                 elif tally.mismatched == _DETAILS + 1:
                     self.say("            and so on; further ones are only counted")

@@ -27,8 +27,8 @@ def conclusion(unlocked: Tally, locked: Tally) -> str:
 def _with_lock(tally: Tally) -> str:
     if tally.mismatched:
         return (
-            f"FAILED: {tally.mismatched:,} of {tally.reports:,} reports do not verify "
-            f"with the certificates that came with them"
+            f"FAILED: with the lock, {tally.mismatched:,} of {tally.reports:,} reports do not "
+            "verify with the certificates that came with them"
         )
     if not tally.verified:
         return f"{tally.reports:,} reports, none of them with certificates"
