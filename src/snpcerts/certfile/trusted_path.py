@@ -51,7 +51,7 @@ def resolve(path: str) -> str:
 
 
 def doubts(path: str) -> Iterator[Doubt]:
-    """Directories and links on the path, and behind each link, that other users control.
+    """Find directories and links on the path, and behind each link, that other users control.
 
     The directory that holds the file is not checked here. Raises as :func:`resolve`.
     """

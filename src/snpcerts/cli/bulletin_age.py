@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The warning that the list of bulletins is old."""
+"""Warns that the list of bulletins is old."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from snpcerts.cli.say import present
 
 
 def warn_if_old() -> None:
-    """Warn on standard error where the list that came with this release is old."""
+    """Warn on standard error if the list in this release is old."""
     from snpcerts.verify.bulletins import bulletin_data
 
     problem = bulletin_data().age_problem(datetime.now(UTC).date())

@@ -175,7 +175,7 @@ def command(
 
 
 def _program(name: str) -> str:
-    """The VMM's path; raises :class:`UsageError` for what cannot be run behind the front door."""
+    """Return the VMM's path; raise :class:`UsageError` if it cannot run on the emulated host."""
     found = shutil.which(name)
     if found is None:
         exists = os.path.isfile(name)
@@ -206,7 +206,7 @@ def _program(name: str) -> str:
 
 
 def _why_not_judged(result: Result) -> str:
-    """Why the check was skipped; empty if it was judged."""
+    """Return why the check was skipped; empty if it was not."""
     return result.detail if result.state.value == "skipped" else ""
 
 

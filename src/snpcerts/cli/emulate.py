@@ -54,7 +54,9 @@ class _PlatformOptions:
 
     @contextlib.contextmanager
     def home(self) -> Iterator[PlatformHome]:
-        """The named platform, created if it does not exist, or else a temporary one."""
+        """Return the named platform, created if it does not exist, or a temporary one if none is
+        named.
+        """
         from snpcerts.emulator.machine.enter import throw_away
 
         with ends_cleanly():
@@ -65,7 +67,7 @@ class _PlatformOptions:
                 yield home
 
     def lasting_home(self) -> PlatformHome:
-        """The platform that --platform names; :class:`UsageError` without the option."""
+        """Return the platform that --platform names; raise :class:`UsageError` without it."""
         from snpcerts.emulator.machine.home import PlatformHome
 
         if self._platform is None:

@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Where evidence lies in files, and what belongs together.
 
-A file is evidence in any shape (:mod:`snpcerts.verify.evidence`). A table may also
-lie beside it: ``host.bin`` and ``host.table``, ``outblob`` and ``auxblob``. In a
-directory files are told by what is in them, not by their names: every report is
-evidence, and every certificate there serves every report there. It is searched one
-level deep.
+A file is evidence in any shape (:mod:`snpcerts.verify.evidence`). A table may also lie beside it:
+``host.bin`` and ``host.table``, ``outblob`` and ``auxblob``. In a directory, files are recognised
+by their content, not by their names: every report is evidence, and every certificate there is used
+for every report there. It is searched one level deep.
 """
 
 from __future__ import annotations
@@ -53,13 +52,13 @@ class Sort(enum.Enum):
 
 @dataclass(eq=False)
 class Shelf:
-    """Files with certificates that lie together. They are read once, when first asked for."""
+    """Certificate files in one directory. They are read once, when first needed."""
 
     files: tuple[str, ...]
     _given: Given | None = field(default=None, repr=False)
 
     def given(self, *, beside_evidence: bool) -> Given:
-        """All certificates and lists of these files, as one source."""
+        """Return all certificates and lists of these files, as one source."""
         if self._given is None:
             self._given = _read_shelf(self.files, "what lies beside the report", beside_evidence)
         return self._given
@@ -74,7 +73,7 @@ class EvidenceFiles:
     beside: Shelf | None = None
 
     def read(self) -> Evidence:
-        """The evidence; :class:`InputError` naming the file for what cannot be read."""
+        """Read the evidence; raise :class:`InputError`, naming the file, if it cannot be read."""
         from snpcerts.verify.evidence import MAX_FILE, Evidence
 
         data = read_input(self.report, limit=MAX_FILE)
@@ -311,7 +310,7 @@ def _starts_as_evidence(data: bytes) -> bool:
 
 
 class _named:  # noqa: N801 (used as a statement)
-    """Put the file's name in front of what is wrong with its content."""
+    """Adds the file's name to errors about its content."""
 
     def __init__(self, path: str) -> None:
         self._path = "standard input" if path == STANDARD_INPUT else path
@@ -352,7 +351,7 @@ def _size(path: str) -> int:
 
 
 def _beside(path: str) -> str | None:
-    """The table that lies beside a report, if there is one that is not empty."""
+    """Return the table beside a report, if there is one and it is not empty."""
     folder, name = os.path.split(path)
     if name == _OUTBLOB:
         table = os.path.join(folder, _AUXBLOB)

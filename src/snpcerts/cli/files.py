@@ -23,7 +23,7 @@ _WAIT_FOR_WRITER = 5000
 
 
 def read_input(path: str, *, limit: int = INPUT_LIMIT) -> bytes:
-    """The bytes of a file or pipe, or of standard input (``-``), from 1 to ``limit`` of them.
+    """Read a file, a pipe or standard input (``-``), from 1 to ``limit`` bytes.
 
     Raises :class:`InputError`, naming the path, for anything else.
     """
@@ -31,7 +31,7 @@ def read_input(path: str, *, limit: int = INPUT_LIMIT) -> bytes:
 
 
 def read_dated_input(path: str, *, limit: int = INPUT_LIMIT) -> tuple[bytes, datetime]:
-    """As :func:`read_input`, with the file's modification time in UTC."""
+    """Read as :func:`read_input` does; return the file's modification time (UTC) too."""
     if path == STANDARD_INPUT:
         return _read_stream(0, "standard input", limit), datetime.now(UTC)
     try:
@@ -57,7 +57,7 @@ def read_dated_input(path: str, *, limit: int = INPUT_LIMIT) -> tuple[bytes, dat
 
 
 def _read_stream(fd: int, name: str, limit: int) -> bytes:
-    """All that comes until its end; a pipe that nobody opens to write is not waited for long."""
+    """Read to the end; do not wait long for a pipe that has no writer."""
     if os.isatty(fd):
         raise InputError(
             f"{name}: is a terminal", hint="send a file into it: verify - < report.bin"
@@ -120,7 +120,7 @@ def write_output(path: str, data: bytes) -> None:
 
 
 def _is_stream(path: str) -> bool:
-    """Whether what is at ``path`` is written to, not replaced; raises for what is neither."""
+    """Whether ``path`` must be written to rather than replaced; raise if it allows neither."""
     try:
         mode = os.stat(path).st_mode
     except FileNotFoundError:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``snpcerts kds``: certificates from AMD's key server, through a cache of what has verified."""
+"""``snpcerts kds``: certificates from AMD's key server, through a cache of verified ones."""
 
 from __future__ import annotations
 
@@ -50,8 +50,8 @@ _Key = tuple[Product, bytes, TcbVersion]
 def command() -> None:
     """Fetch certificates from AMD's key server, and see what the cache has.
 
-    What verified is kept, and asked for only once: the key server throttles,
-    and is out of reach at times. What is kept is verified again each time.
+    The cache keeps what verified, and each certificate is requested only once: the key server
+    throttles, and is sometimes unreachable. Cached certificates are verified again each time.
     """
 
 
@@ -66,7 +66,7 @@ class _Where:
 
     @contextmanager
     def source(self, doing: str) -> Iterator[CertificateSource]:
-        """The source, while a person learns what is going on."""
+        """Open the source, and show progress to a person."""
         anchors = anchors_of(self.server.anchors)
         # Before the clock starts: what is reported is how long the key server takes.
         importlib.import_module("snpcerts.kds.source")
@@ -79,7 +79,7 @@ class _Where:
                 raise
 
     def write(self, files: Mapping[str, bytes], facts: Mapping[str, Any], line: str) -> None:
-        """Put the files where they were wanted, and say what they are."""
+        """Write the files to the requested directory, and print what they are."""
         written: dict[str, str] = {}
         if self.output is not None:
             make_directory(self.output)
@@ -107,27 +107,26 @@ def _common(function: Callable[..., None]) -> Callable[..., None]:
     wrapped = click.option("-o", "output", metavar="DIR", help="Also write files into DIR.")(
         wrapped
     )
-    refresh = click.option("--refresh", is_flag=True, help="Ask even for what is in the cache.")
+    refresh = click.option("--refresh", is_flag=True, help="Request even what is in the cache.")
     return refresh(_JSON(wrapped))
 
 
 _JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 _PRODUCT = product_option(required=True)
-_VLEK = click.option("--vlek", is_flag=True, help="That of VLEKs, not of VCEKs.")
+_VLEK = click.option("--vlek", is_flag=True, help="For VLEKs, not VCEKs.")
 
 
 @command.group()
 def fetch() -> None:
-    """Get something out of the cache, or else from the key server.
+    """Get certificates or lists from the cache, or else from the key server.
 
-    Exit codes: 0 done, 1 refused (it does not verify, or the server answers
-    404), 2 wrong usage or unreadable input, 3 the server cannot be had or wants
-    to be left alone for a while: try again later.
+    Exit codes: 0 done, 1 refused (it does not verify, or the server answers 404), 2 wrong usage or
+    unreadable input, 3 the server is unreachable or throttles: try again later.
     """
 
 
 @fetch.command()
-@product_option("Which product the chip is.")
+@product_option("The chip's product.")
 @click.option("--hwid", metavar="HEX", help="The chip's ID: 64 bytes, on Turin 8.")
 @click.option(
     "--tcb", metavar="TCB", help="The reported TCB, as in bl=4,tee=0,snp=24,ucode=219[,fmc=1]."
@@ -137,7 +136,7 @@ def fetch() -> None:
 def vcek(
     where: _Where, product: Product | None, hwid: str | None, tcb: str | None, report: str | None
 ) -> None:
-    """The certificate of a chip's key at a TCB: vcek.der, with ask.der and ark.der."""
+    """Get a chip's VCEK at a TCB: vcek.der, with ask.der and ark.der."""
     if report is not None:
         if hwid is not None or tcb is not None:
             raise UsageError("--report and --hwid or --tcb exclude each other")
@@ -168,7 +167,7 @@ def vcek(
 @_VLEK
 @_common
 def chain(where: _Where, product: Product, vlek: bool) -> None:
-    """What stands above a leaf: ask.der (or asvk.der) and ark.der."""
+    """Get the certificates above a leaf: ask.der (or asvk.der) and ark.der."""
     kind, label = _kind(vlek), "ASVK" if vlek else "ASK"
     with where.source(f"fetching the {label} and ARK of {product.value}") as source:
         intermediate, root = source.chain(product, kind, refresh=where.refresh)
@@ -184,7 +183,7 @@ def chain(where: _Where, product: Product, vlek: bool) -> None:
 @_VLEK
 @_common
 def crl(where: _Where, product: Product, vlek: bool) -> None:
-    """The list of what the ARK has revoked: crl.der."""
+    """Get the ARK's revocation list: crl.der."""
     from snpcerts.endorsement.crl import load_crl
 
     kind = _kind(vlek)
@@ -240,7 +239,9 @@ def show(cache: str | None, anchors: tuple[str, ...], as_json: bool) -> None:
 def _first_of(
     source: CertificateSource, candidates: Sequence[_Key], *, refresh: bool
 ) -> tuple[Endorsement, _Key]:
-    """The VCEK of the first of these that the key server has, below a root that is trusted."""
+    """Return the VCEK of the first of these products for which the key server has one below a
+    trusted root.
+    """
     from snpcerts.kds.errors import KdsNotFoundError
 
     trusted = {anchor.product for anchor in source.anchors}
@@ -254,7 +255,7 @@ def _first_of(
 
 
 def _from_report(path: str, product: Product | None) -> list[_Key]:
-    """Whose VCEK it may be: a report of version 2 does not name its product.
+    """Return the possible products of a report: version 2 does not name its product.
 
     As 'verify --fetch': each product whose TCB the report's may be.
     """
@@ -330,7 +331,7 @@ def _error_json(error: SnpCertsError) -> dict[str, object]:
 
 @contextmanager
 def _progress(doing: str) -> Iterator[Callable[[str], None]]:
-    """Say on standard error what takes longer than a second, and what it waits for."""
+    """Report on standard error what takes longer than a second, and what it waits for."""
     if sys.stderr.isatty():
         from rich.console import Console
         from rich.text import Text

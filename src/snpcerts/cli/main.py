@@ -23,9 +23,9 @@ from snpcerts.errors import SnpCertsError
 from snpcerts.printable import printable
 
 COMMANDS: dict[str, tuple[str, str]] = {
-    "table": ("table", "Build, show and take apart certificate tables."),
+    "table": ("table", "Build, show and extract certificate tables."),
     "verify": ("verify", "Verify an attestation report with its certificates."),
-    "policy": ("policy_commands", "Write policies that say what AMD's security bulletins say."),
+    "policy": ("policy_commands", "Write policies from AMD's security bulletins."),
     "host": ("host", "Keep an SNP host's certificate files in step with its firmware."),
     "report": ("report", "Print an attestation report in readable form."),
     "lock": ("lock", "Hold a certificate file's lock, as an update does."),
@@ -33,7 +33,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "run": ("run", "Run a VMM so that its SNP guests get certificates."),
     "guest": ("guest", "Attest from inside an SNP guest."),
     "emulate": ("emulate", "Run programs on an emulated SNP platform, unmodified."),
-    "conformance": ("conformance", "Judge how a VMM serves certificates to its guests."),
+    "conformance": ("conformance", "Test how a VMM serves certificates to its guests."),
     "demo": ("demo", "Watch guests, firmware and updates work together, without SNP hardware."),
 }
 

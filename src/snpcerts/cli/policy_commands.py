@@ -41,18 +41,18 @@ def command() -> None:
     help="A product to accept; several may be given. [default: all]",
 )
 @click.option(
-    "--unconfirmed", is_flag=True, help="Also ask for values that only one public source has."
+    "--unconfirmed", is_flag=True, help="Also require values that only one public source has."
 )
 def floors(names: tuple[str, ...], products: tuple[str, ...], unconfirmed: bool) -> None:
-    """Print a policy that asks for the fixes of security bulletins.
+    """Print a policy that requires the fixes of security bulletins.
 
     The policy has the products that it accepts, a floor for each processor, and the
     bits that show a mitigation. Redirect it to a file, add report_data and
     measurements, and give it to 'snpcerts verify --policy'. A processor without a
     floor is refused.
 
-    Without --bulletin it asks for all bulletins that every product named can meet, and
-    leaves the products in that only AMD-SB-3045 refuses.
+    Without --bulletin it requires all bulletins that every named product can meet; it includes
+    products that only AMD-SB-3045 refuses.
 
     \b
     Example:

@@ -47,7 +47,7 @@ _NAME = ProductName()
 
 
 def product_option(text: str | None = None, *, required: bool = False) -> Callable[..., Any]:
-    """A ``--product`` whose value is a :class:`Product`, or None where it is not given."""
+    """Make a ``--product`` option whose value is a :class:`Product`, or None if it is not given."""
     return click.option("--product", type=_NAME, callback=_product, required=required, help=text)
 
 

@@ -13,18 +13,18 @@ from snpcerts.cli.say import present, say
 
 @click.group()
 def command() -> None:
-    """Look into attestation reports. Nothing is verified here."""
+    """Print attestation reports. These commands verify nothing."""
 
 
 @command.command()
 @click.argument("report")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def show(report: str, as_json: bool) -> None:
-    """Show every field of a report, its bits explained.
+    """Show every field of a report and explain its bits.
 
-    REPORT is a report of 1184 bytes, with or without a certificate table behind
-    it, a protocol buffer of go-sev-guest, or the HCL report of an Azure VM. What
-    it says is a claim: see 'snpcerts verify'.
+    REPORT is a report of 1184 bytes, with or without a certificate table behind it, a protocol
+    buffer of go-sev-guest, or the HCL report of an Azure VM. The fields are unverified claims: see
+    'snpcerts verify'.
     """
     from snpcerts.verify.explain import explain, explained_json
 

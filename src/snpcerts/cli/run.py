@@ -39,10 +39,9 @@ def command(
 ) -> None:
     """Run PROGRAM, a VMM such as QEMU, and give its SNP guests certificates.
 
-    A library preloaded into PROGRAM answers KVM's requests for certificates. It
-    does nothing for VMs that are not SNP and in VMMs that serve certificates
-    themselves. Programs that cannot load the library, such as static ones, are
-    refused.
+    A library preloaded into PROGRAM answers KVM's requests for certificates. It does nothing for
+    VMs that are not SNP, or in VMMs that serve certificates themselves. Programs that cannot load
+    the library, such as static ones, are refused.
     """
     if print_environment == bool(program):
         raise UsageError("give either a PROGRAM or --print-environment")

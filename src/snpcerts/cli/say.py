@@ -112,5 +112,7 @@ def wrapped(line: str, width: int) -> str:
 
 
 def say_line(text: object, *, err: bool = False) -> None:
-    """As :func:`present`, one line, whatever foreign text (a name of a file) stands in it."""
+    """Print as :func:`present` does, on one line whatever foreign text (a file's name) it
+    contains.
+    """
     present(printable(str(text)), err=err)

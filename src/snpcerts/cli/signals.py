@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Signals that end a command which has processes or directories of its own to clear away."""
+"""Signals that end a command that must first clean up its processes or directories."""
 
 from __future__ import annotations
 
@@ -14,7 +14,9 @@ _ENDING: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class EndedBySignalError(BaseException):
-    """A signal asked the command to end. No mistake, and nothing for ``except Exception``."""
+    """A signal asked the command to end. This is not a failure, so ``except Exception`` does not
+    catch it.
+    """
 
     def __init__(self, number: int) -> None:
         super().__init__(number)

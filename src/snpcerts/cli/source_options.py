@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where a command has certificates from: its options, and the one place that opens the source."""
+"""The options for a command's certificate source, and the one place that opens it."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ _TIMEOUT = click.option(
     default=60.0,
     show_default=True,
     metavar="SECONDS",
-    help="How long to try, waits that the key server asks for included.",
+    help="How long to try, including waits that the key server requires.",
 )
 _KDS = click.option("--kds", "url", metavar="URL", help="Key server or mirror. [default: AMD's]")
 _OFFLINE = click.option("--offline", is_flag=True, help="Ask no key server: use the cache alone.")
@@ -50,7 +50,7 @@ _OFFLINE = click.option("--offline", is_flag=True, help="Ask no key server: use 
 
 @dataclass(frozen=True, slots=True)
 class SourceOptions:
-    """The options as given; None, False and () where they were not.
+    """The options as given; None, False or () for an option that was not.
 
     ``timeout`` is in seconds, None for the default of the key server's client.
     """
@@ -67,7 +67,9 @@ class SourceOptions:
         anchors: Sequence[Anchor],
         notice: Callable[[str], None] | None = None,
     ) -> Iterator[CertificateSource]:
-        """The source; ``notice`` gets what it waits for (default: standard error)."""
+        """Open the source; ``notice`` is called with what it waits for (default: print it to
+        standard error).
+        """
         from snpcerts.kds.source import open_certificate_source
 
         source = open_certificate_source(
@@ -91,7 +93,9 @@ def source_options(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def source_options_of_host(function: Callable[..., Any]) -> Callable[..., Any]:
-    """As :func:`source_options`, without ``--timeout``, which host commands use for other waits."""
+    """Give a command the same options without ``--timeout``, which host commands use for other
+    waits.
+    """
     return _with_source(function, (_KDS, _CACHE_OF_HOST, _OFFLINE, ANCHOR))
 
 
@@ -119,7 +123,7 @@ def _with_source(
 
 
 def cache_directory(given: str | None) -> Path:
-    """The cache that is named, or the default: that of the host for root, else the user's."""
+    """Return the named cache, or the default: the host's for root, else the user's."""
     if given is not None:
         return Path(given)
     if os.geteuid() == 0:
@@ -149,7 +153,9 @@ def trusted_roots(paths: Sequence[str]) -> tuple[tuple[Anchor, bytes], ...]:
 
 
 def anchors_of(paths: Sequence[str]) -> tuple[Anchor, ...]:
-    """The anchors in these files; AMD's where none is named. Raises as :func:`trusted_roots`."""
+    """Read the anchors in these files; return AMD's if no file is named. Raises as
+    :func:`trusted_roots`.
+    """
     from snpcerts.endorsement.anchors import AMD_ANCHORS
 
     return tuple(anchor for anchor, _ in trusted_roots(paths)) if paths else AMD_ANCHORS

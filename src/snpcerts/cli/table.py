@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``snpcerts table``: build, show and take apart certificate tables."""
+"""``snpcerts table``: build, show and extract certificate tables."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _SLOTS = ("vcek", "vlek", "ask", "ark", "crl")
 
 @click.group()
 def command() -> None:
-    """Build, show and take apart certificate tables.
+    """Build, show and extract certificate tables.
 
     A host gives its guests a certificate table with an attestation report. The
     table holds GUIDs, offsets and lengths, then the certificates, in the layout
@@ -163,7 +163,9 @@ def _decode(file: str, data: bytes) -> CertTable:
 def _certificates(
     slots: Mapping[str, str | None], chain: str | None, force: bool
 ) -> dict[str, bytes]:
-    """DER by slot; raises for what is none, does not fit, or is of no use to a verifier."""
+    """Return DER by slot; raise for a file that is not a certificate, does not fit its slot, or is
+    useless to a verifier.
+    """
     from snpcerts.endorsement.table_certificates import (
         certificate_for,
         certificates_in,
@@ -222,7 +224,9 @@ def _output(file: str, table: CertTable, entry: TableEntry, encoding: str) -> tu
 
 
 def _file_name(table: CertTable, entry: TableEntry) -> str:
-    """The file's name. ASK and ASVK share a GUID: a table with a VLEK and no VCEK has an ASVK."""
+    """Return the file's name. ASK and ASVK share a GUID: a table with a VLEK and no VCEK has an
+    ASVK.
+    """
     if entry.guid == cert_table.ASK_GUID:
         has_vlek = table.get(cert_table.VLEK_GUID) is not None
         has_vcek = table.get(cert_table.VCEK_GUID) is not None

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``snpcerts verify``: judge attestation reports with their certificates."""
+"""``snpcerts verify``: verify attestation reports with their certificates."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     metavar="NAMES",
     default=ORDER,
     show_default=True,
-    help="Which source is asked first.",
+    help="The order in which sources are asked.",
 )
 @click.option(
     "--at", metavar="TIME", help="When the certificates must be valid (RFC 3339). [default: now]"
@@ -58,23 +58,25 @@ if TYPE_CHECKING:
 @click.option(
     "--max-crl-age",
     metavar="AGE",
-    help="How long ago the key server may have given that list: 90m, 12h, 7d. "
+    help="Refuse a list that the key server sent longer ago than this: 90m, 12h, 7d. "
     "[default: 1d with --fetch or --kds, else any]",
 )
 @click.option("--ignore-crl", is_flag=True, help="Do not look at any revocation list.")
-@click.option("--policy", metavar="FILE", help="What to ask of reports, as TOML.")
-@click.option("--report-data", metavar="HEX", help="REPORT_DATA wanted; zeros are added.")
-@click.option("--user-data", metavar="HEX", help="User data wanted in an HCL report.")
-@click.option("--measurement", multiple=True, metavar="HEX", help="Measurement wanted, any of.")
-@click.option("--host-data", metavar="HEX", help="HOST_DATA wanted.")
-@click.option("--vmpl", multiple=True, type=click.IntRange(0, 3), help="VMPL wanted, any of.")
+@click.option("--policy", metavar="FILE", help="Requirements on reports, as TOML.")
+@click.option("--report-data", metavar="HEX", help="Required REPORT_DATA; zeros are added.")
+@click.option("--user-data", metavar="HEX", help="Required user data in an HCL report.")
+@click.option(
+    "--measurement", multiple=True, metavar="HEX", help="Accepted measurement, repeatable."
+)
+@click.option("--host-data", metavar="HEX", help="Required HOST_DATA.")
+@click.option("--vmpl", multiple=True, type=click.IntRange(0, 3), help="Accepted VMPL, repeatable.")
 @click.option(
     "--min-tcb",
     multiple=True,
     metavar="PRODUCT:bl=N,...",
     help="Lowest reported TCB, every component: milan:bl=4,tee=0,snp=24,ucode=219.",
 )
-@click.option("--allow-debug", is_flag=True, help="Take reports of guests that can be debugged.")
+@click.option("--allow-debug", is_flag=True, help="Accept reports of guests that can be debugged.")
 @click.option(
     "--jobs",
     type=click.IntRange(1, 256),
@@ -94,7 +96,7 @@ if TYPE_CHECKING:
 @click.option(
     "--ear-key", metavar="FILE", help="Private key for --ear: EC P-256, in PEM, without a password."
 )
-@click.option("-v", "--verbose", is_flag=True, help="List what was not asked, too.")
+@click.option("-v", "--verbose", is_flag=True, help="Also list what was not checked.")
 @click.option("--json", "as_json", is_flag=True, help="Print each verdict as one JSON object.")
 def command(
     evidence: tuple[str, ...],
@@ -120,14 +122,13 @@ def command(
     behind it (or beside it: x.bin and x.table, outblob and auxblob), a protocol
     buffer of go-sev-guest, the HCL report of an Azure VM, or a directory of these.
 
-    Verified means: the report was signed by a key that the root endorses, for
-    the report's chip, product and TCB, and it is as the policy asks. Unless told
-    otherwise the policy only refuses guests that can be debugged or moved by a
-    migration agent, and a reported TCB above the current one: give --report-data at
-    least. What was not asked is listed.
+    Verified means: the report was signed by a key that the root endorses, for the report's chip,
+    product and TCB, and it meets the policy. By default the policy only refuses guests that can be
+    debugged or moved by a migration agent, and a reported TCB above the current one: give
+    --report-data at least. The output lists what was not checked.
 
-    Exit codes: 0 all verified, 1 one was refused, 2 wrong usage or unreadable
-    input, 3 certificates could not be had just now.
+    Exit codes: 0 all verified, 1 one was refused, 2 wrong usage or unreadable input, 3
+    certificates were not available.
     """
     if (ear is None) != (ear_key is None):
         raise UsageError("--ear and --ear-key belong together")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What to do about a verdict that is no pass: advice that fits its cause."""
+"""Advice for a verdict other than *verified*, by its cause."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ _OF_ANOTHER_CHAIN: Final = frozenset(
 
 
 def advice(verdict: Verdict) -> Iterator[str]:
-    """One sentence for each kind of cause, the nearest first; nothing where none helps."""
+    """Return one sentence for each kind of cause, the likeliest first; empty if no advice helps."""
     codes = {reason.code for reason in verdict.reasons}
     if ReasonCode.VLEK_MISSING in codes:
         yield _SUPPLY_VLEK
@@ -104,6 +104,6 @@ def _has_runtime_data(verdict: Verdict) -> bool:
 
 
 def _is_emulated(verdict: Verdict) -> bool:
-    """By its issuer's name, which a verifier believes in nothing but this."""
+    """Whether the issuer's name says EMULATED; the verifier uses that name for advice only."""
     leaf = verdict.leaf
     return leaf is not None and _EMULATED in leaf.certificate.issuer.rfc4514_string()

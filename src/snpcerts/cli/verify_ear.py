@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class EarFile:
-    """Where the EAR goes, who signs it and what it says of the policy."""
+    """Where the EAR is written, who signs it and what it says about the policy."""
 
     path: str
     signer: EarSigner

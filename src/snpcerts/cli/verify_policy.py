@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the options of ``snpcerts verify`` ask of a report, on top of a policy file."""
+"""The requirements that options of ``snpcerts verify`` add to a policy file."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ FETCHED_LIST_AGE = timedelta(days=1)
 
 @dataclass(frozen=True, slots=True)
 class PolicyOptions:
-    """The options as they were given; None, empty and False are not given."""
+    """The options as they were given; None, empty or False for an option that was not."""
 
     policy: str | None
     report_data: str | None
@@ -40,7 +40,7 @@ class PolicyOptions:
     asks_server: bool  # the key server can be asked for what is missing
 
     def read(self) -> Policy:
-        """The policy file, if any, with the options on top."""
+        """Read the policy file, if any, and add the options."""
         from snpcerts.verify.policy import Policy, Revocation
         from snpcerts.verify.policy_file import read_age, read_policy
 
@@ -85,7 +85,7 @@ def _hex(name: str, text: str) -> bytes:
 
 
 def _floor(policy: Policy, texts: Iterable[str]) -> Any:
-    """The policy's floor with these on top."""
+    """Return the policy's floor with these values added."""
     from snpcerts.verify.policy import TcbFloor
 
     floor = policy.minimum_tcb or TcbFloor()

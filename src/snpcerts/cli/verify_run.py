@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One report or many: read, verify, print as they come, and the exit code."""
+"""Reads, verifies and prints one report or many, and returns the exit code."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _WORST_FIRST = ("refused", "unreadable", "undecided")
 
 @dataclass(frozen=True, slots=True)
 class VerifyRun:
-    """All there is to verify, and how."""
+    """What to verify, and how."""
 
     places: list[EvidenceFiles]
     sources: list[CollateralSource]
@@ -47,7 +47,7 @@ class VerifyRun:
     told: set[Shelf] = field(default_factory=set)  # whose files were warned of
 
     def print(self, as_json: bool) -> int:
-        """Print the verdicts as they come; the exit code."""
+        """Print the verdicts as they come; return the exit code."""
         if len(self.places) == 1:
             verdict = next(self._verdicts(iter([self._read(self.places[0])])))
             path = self.places[0].report
@@ -133,7 +133,7 @@ class VerifyRun:
         )
 
     def _results(self) -> Iterator[tuple[str, Verdict | SnpCertsError]]:
-        """Verdicts and what could not be read, in the order of the places."""
+        """Yield verdicts and read errors, in the order of ``places``."""
         waiting: deque[tuple[str, SnpCertsError | None]] = deque()
 
         def readable() -> Iterator[Evidence]:
@@ -165,7 +165,7 @@ def _unread(
 
 
 def _progress(stack: ExitStack, total: int) -> Callable[[], object]:
-    """Something to call once for each report; a bar where a person watches."""
+    """Return a function to call once for each report; on a terminal it draws a progress bar."""
     if not sys.stderr.isatty():
         return lambda: None
     from rich.console import Console

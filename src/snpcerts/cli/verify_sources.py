@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where ``snpcerts verify`` takes certificates from, and in which order."""
+"""The certificate sources of ``snpcerts verify``, and their order."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ ORDER = "table,certs,kds"
 
 
 def _given_list(text: str) -> SuppliedCrl:
-    """A list as ``vcek=FILE``, ``vlek=FILE`` or ``FILE``, whose kind is not known."""
+    """Parse ``vcek=FILE``, ``vlek=FILE`` or ``FILE``, which leaves the list's kind unknown."""
     from snpcerts.endorsement.vek import VekKind
     from snpcerts.verify.collateral import SuppliedCrl, Supplier
 
@@ -57,7 +57,7 @@ def sources_in_order(
     server: CertificateSource | None,
     at: datetime,
 ) -> list[CollateralSource]:
-    """The sources in that order; ``roots`` come last but before the key server."""
+    """Return the sources in that order; ``roots`` come last, but before the key server."""
     from snpcerts.verify.sources import OWN, GivenCrls
 
     names = order.split(",")

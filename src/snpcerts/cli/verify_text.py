@@ -22,18 +22,18 @@ OUTCOMES = ("verified", "refused", "unreadable", "undecided")
 
 
 def json_line(path: str, verdict: Verdict, attacks: Sequence[str] | None = None) -> str:
-    """One JSON object; ``attacks`` are those that failed rules stand for, where asked."""
+    """Return one JSON object; ``attacks``, if requested, are those that failed rules address."""
     found = {} if attacks is None else {"attacks": list(attacks)}
     return json.dumps({"evidence": path} | verdict.to_json() | found)
 
 
 def unreadable_json(path: str, error: SnpCertsError) -> str:
-    """One JSON object about a file that holds no evidence."""
+    """Return one JSON object about a file without evidence."""
     return json.dumps({"evidence": path, "verdict": "unreadable", "error": str(error)})
 
 
 def one_line(path: str, verdict: Verdict) -> str:
-    """One of many, for a person."""
+    """Return the line for one verdict of many."""
     said = ", ".join(dict.fromkeys(reason.code.value for reason in verdict.reasons))
     product = "" if verdict.product is None else verdict.product.value
     if not said:
@@ -42,7 +42,7 @@ def one_line(path: str, verdict: Verdict) -> str:
 
 
 def summary(counts: Counter[str], reasons: Counter[str]) -> str:
-    """How many came out how, and the reasons by how often they were given."""
+    """Return the number of verdicts by status, and the reasons by frequency."""
     total = sum(counts.values())
     parts = [f"{counts[name]} {name}" for name in OUTCOMES if counts[name] or name == "verified"]
     lines = [f"{total} in all: {', '.join(parts)}"]
@@ -51,7 +51,7 @@ def summary(counts: Counter[str], reasons: Counter[str]) -> str:
 
 
 def for_people(verdict: Verdict, attacks: Sequence[str] = (), *, verbose: bool) -> str:
-    """A verdict alone, at length; ``verbose`` lists what was not asked, too."""
+    """Return a single verdict in detail; ``verbose`` also lists what was not checked."""
     key = "?" if verdict.signing_key is None else verdict.signing_key.name
     product = "unknown product" if verdict.product is None else verdict.product.value
     lines: list[str] = []
@@ -85,7 +85,7 @@ def for_people(verdict: Verdict, attacks: Sequence[str] = (), *, verbose: bool) 
 
 
 def _foreign(verdict: Verdict) -> str:
-    """What is said right beside "verified" where it was not AMD who vouched."""
+    """Return the remark beside "verified" if the root is not AMD's."""
     if verdict.root is None or verdict.root_is_amds:
         return ""
     return f", by a root that is not AMD's: {verdict.root.name!r}"

@@ -124,7 +124,7 @@ class Journal:
     refused: list[str] = field(default_factory=list)  # calls that the emulator does not serve
 
     def open_requests(self) -> list[CertsRequest]:
-        """Requests that have not ended."""
+        """Return the requests that have not ended."""
         return [request for request in self.requests if request.errno is None]
 
     def last_of(self, vcpu: int) -> CertsRequest | None:

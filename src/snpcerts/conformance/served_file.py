@@ -126,7 +126,7 @@ class ServedFile:
         self.take_place(path, descriptor)
 
     def prepare(self, directory: Path, content: bytes) -> tuple[Path, int]:
-        """Create a file with a temporary name in ``directory``; returns path and descriptor."""
+        """Create a file with a temporary name in ``directory``; return its path and descriptor."""
         path = directory / f".{_NAME}.next"
         path.unlink(missing_ok=True)
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)

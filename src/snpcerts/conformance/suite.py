@@ -114,7 +114,9 @@ def run(
 
 
 def checked(argv: Sequence[str], only: Iterable[str]) -> frozenset[str]:
-    """The identifiers of the checks to judge; raises as :func:`run` does for wrong arguments."""
+    """Return the identifiers of the checks to judge; raise as :func:`run` does for wrong
+    arguments.
+    """
     if not any(CERTS in word for word in argv):
         raise UsageError(
             f"the VMM's command line does not contain {CERTS}",

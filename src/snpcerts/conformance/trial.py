@@ -284,7 +284,9 @@ class Trial:
     # The run.
 
     def run(self) -> list[Result]:
-        """Run the VMM through the scenario; returns results of its checks and of general ones."""
+        """Run the VMM through the scenario; return the results of its checks and of the general
+        ones.
+        """
         self._started = time.monotonic()
         with contextlib.ExitStack() as stack:
             stack.callback(self.output.close)
@@ -366,7 +368,7 @@ class Trial:
                 return
 
     def _progress(self) -> tuple[int, int]:
-        """Changes whenever the guest has asked for something, or got it."""
+        """Return a value that changes whenever the guest has made a request or got an answer."""
         return len(self.journal.requests), len(self.answers)
 
     @property
@@ -408,7 +410,7 @@ class Trial:
                 self._note(check, ResultState.SKIPPED, f"not reached: {why}")
 
     def _judge_rets(self) -> list[int]:
-        """Judge every ret; returns the unsupported ones."""
+        """Judge every ret; return the unsupported ones."""
         answered = [each for each in self.journal.requests if each.answered_at is not None]
         bad = [each.ret for each in answered if each.ret not in RETS]
         if answered:

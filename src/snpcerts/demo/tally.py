@@ -46,7 +46,7 @@ class Tally:
     writer_hold_ms_max: float = 0.0
 
     def count(self, event: Event, host: EmulatedHost) -> RequestResult | None:
-        """Count one event; returns the result if the event is a guest's answer."""
+        """Count one event; return the result if the event is a guest's answer."""
         match event:
             case Answered(outcome=outcome):
                 self.busy += outcome == Outcome.BUSY.value

@@ -32,7 +32,9 @@ class Anchor:
     name: str
 
     def __hash__(self) -> int:
-        """Anchors are part of a key that is looked up for each report; bytes cache their hash."""
+        """Hash only the bytes, which cache their hash: this is part of a key looked up for each
+        report.
+        """
         return hash(self.spki_sha384)
 
 

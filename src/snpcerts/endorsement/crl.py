@@ -59,9 +59,10 @@ class RevokedCertificate:
 
 @dataclass(frozen=True, slots=True)
 class RevocationList:
-    """A parsed list, not yet judged; times in UTC, both inclusive. Two lists are equal if their
-    bytes are. ``der`` is the whole list. ``signed``, ``inner_algorithm`` and ``outer_algorithm``
-    are DER inside it. :meth:`entries` parses ``raw_entries``.
+    """A parsed list whose signature and dates have not been checked. Times are in UTC, and both
+    are inclusive. Two lists are equal if their bytes are. ``der`` is the whole list. ``signed``,
+    ``inner_algorithm`` and ``outer_algorithm`` are DER inside it. :meth:`entries` parses
+    ``raw_entries``.
     """
 
     der: bytes

@@ -82,10 +82,11 @@ def slot_of(certificate: Sorted) -> str | None:
 
 
 def useless(slots: Mapping[str, bytes]) -> tuple[Reason, ...]:
-    """Why no verifier could use a table of these certificates; nothing where one could.
+    """Return the reasons why no verifier could use a table of these certificates.
 
-    Whether the ARK is trusted is the verifier's business. A table may lack some of the
-    three, and may have both kinds of leaf: then one of them has to fit.
+    The result is empty if a verifier could use it. Whether the ARK is trusted is for the verifier
+    to decide. A table may lack some of the three, and may have both kinds of leaf: then one of
+    them has to fit.
     """
     ark = slots.get("ark")
     anchors = () if ark is None else _trusting(ark)

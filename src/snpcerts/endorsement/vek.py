@@ -114,7 +114,7 @@ class EndorsementCert:
 
     @classmethod
     def from_bytes(cls, data: bytes, what: str = "VCEK or VLEK") -> Self:
-        """Parse DER or PEM; raises :class:`FormatError` as its two steps do."""
+        """Parse DER or PEM; raise :class:`FormatError` as its two steps do."""
         return cls.from_certificate(load_certificate(data, what))
 
     @classmethod

@@ -80,7 +80,7 @@ class Agent:
         self._wrong_tables: dict[str, bytes] = {}  # by path: what the last look found to be wrong
 
     def read_files(self) -> tuple[FileState, ...]:
-        """Every file and the firmware; what is right goes into the stock."""
+        """Read every file and the firmware; put tables that match into the cache."""
         self.table_cache.drop_stale()
         for problem in self.table_cache.read_extras(self.config.files):
             self.tell(Event(EventKind.FAILED, problem))
@@ -109,7 +109,7 @@ class Agent:
         return file_states
 
     def _harmful(self, file_state: FileState) -> bool:
-        """Guests may be handed what does not match, and the file is ours to empty."""
+        """Whether guests may get a table that does not match, and the agent may empty the file."""
         foreign = file_state.match is FileMatch.FOREIGN
         return file_state.match.harmful or (foreign and self.force)
 
@@ -161,7 +161,7 @@ class Agent:
             return self.publish([replace(file, strategy=Strategy.IN_PLACE)])
 
     def fetch(self, keys: Iterable[Key]) -> None:
-        """Have the tables of ``keys`` in stock; the first error once all have been tried."""
+        """Fetch the tables of ``keys`` into the cache; return the first error after trying all."""
         errors: list[SnpCertsError] = []
         for key in dict.fromkeys(keys):
             try:
@@ -174,10 +174,10 @@ class Agent:
     def publish(
         self, files: Sequence[FileConfig], command: Callable[[], None] | None = None
     ) -> UpdateResult:
-        """One exclusive section over ``files``; says what came of it.
+        """Run one exclusive section over ``files`` and report its result.
 
-        Raises as :func:`snpcerts.host.locked_update.run`, the error of a file that
-        could not be written, and that of a file that is no certificate file.
+        Raises as :func:`snpcerts.host.locked_update.run`, the error of a file that could not be
+        written, and that of a file that is not a certificate file.
         """
         if not self.force:
             for file in files:
@@ -214,7 +214,7 @@ class Agent:
             self.tell(Event(EventKind.FAILED, problem))
 
     def own(self, files: Iterable[FileConfig]) -> tuple[SnpCertsError, ...]:
-        """Give the files that are there their group and mode; tell what is not possible."""
+        """Set group and mode of the existing files; report what is not possible."""
         errors: list[SnpCertsError] = []
         for file in files:
             try:
@@ -265,7 +265,7 @@ class Agent:
         updates: list[UpdateResult],
         problems: list[SnpCertsError],
     ) -> tuple[FileState, ...]:
-        """A new revocation list came: what it withdraws is emptied."""
+        """Empty the files whose certificates a new revocation list withdraws."""
         again = self.read_files()
         revoked = [each for each in again if self._harmful(each)]
         if not revoked:
@@ -279,7 +279,7 @@ class Agent:
     def _bring(
         self, file: FileConfig, updates: list[UpdateResult], problems: list[SnpCertsError]
     ) -> bool:
-        """Fetch and publish for one file; whether the firmware changed meanwhile."""
+        """Fetch and publish for one file; return whether the firmware changed meanwhile."""
         want = expected_content(self.firmware.state(), file)
         try:
             if isinstance(want, Key):

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The agent's configuration: which certificate files there are, and where certificates come from.
 
-The file is TOML; docs/operators.md describes it. Every mistake is told with the
-line it is on, and a key that is not known is a mistake.
+The file is TOML; docs/operators.md describes it. Every error names its line, and an unknown key is
+an error.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ T = TypeVar("T")
 
 
 class ConfigError(InputError):
-    """The configuration file is not what it should be."""
+    """The configuration file has an error."""
 
     code = "config"
 
@@ -52,7 +52,7 @@ class GuestKeySelect(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class ExtraEntry:
-    """Something else that a table carries: ``path`` is a file taken as it is."""
+    """Another entry of a table: ``path`` is a file that is copied as it is."""
 
     guid: uuid.UUID
     path: str
@@ -62,10 +62,10 @@ class ExtraEntry:
 class FileConfig:
     """One certificate file.
 
-    ``without_vlek`` says what a VLEK file holds while no VLEK is loaded: the
-    VCEK's certificates, or None for the empty table. ``masked_vlek_signs``: the
-    operator knows of this firmware that a loaded VLEK signs with MASK_CHIP_KEY
-    in force. ``group`` and ``mode`` are given to the file where they are not None.
+    ``without_vlek`` says what a VLEK file holds while no VLEK is loaded: the VCEK's certificates,
+    or None for the empty table. ``masked_vlek_signs``: the operator knows that on this firmware a
+    loaded VLEK signs although MASK_CHIP_KEY is set. ``group`` and ``mode`` are set on the file
+    unless they are None.
     """
 
     path: str
@@ -81,7 +81,7 @@ class FileConfig:
 
 @dataclass(frozen=True, slots=True)
 class Config:
-    """All of it. ``product`` None means the processor's; seconds throughout."""
+    """The whole configuration. ``product`` None means the processor's; all times are in seconds."""
 
     files: tuple[FileConfig, ...] = (FileConfig(DEFAULT_FILE),)
     product: Product | None = None
@@ -99,12 +99,12 @@ class Config:
 
     @property
     def memory_path(self) -> Path:
-        """Where it is kept what is known of the keys: beside the first file unless named."""
+        """Where the record of the keys is kept: beside the first file unless configured."""
         return self.memory or Path(self.files[0].path).with_name(DEFAULT_MEMORY)
 
 
 def load(path: str) -> Config:
-    """Read a configuration file; :class:`ConfigError` with the line for everything wrong."""
+    """Read a configuration file; raise :class:`ConfigError`, with the line, for any error."""
     try:
         with open(path, "rb") as file:
             data = file.read(_SIZE_LIMIT + 1)
@@ -156,7 +156,7 @@ def _kds(top: _TomlTable) -> dict[str, Any]:
 def _section(
     top: _TomlTable, name: str, keys: Mapping[str, tuple[str, Callable[[Any], Any]]]
 ) -> dict[str, Any]:
-    """The fields of :class:`Config` that a table ``[name]`` sets."""
+    """Return the fields of :class:`Config` that a table ``[name]`` sets."""
     table = top.table(name)
     if table is None:
         return {}
@@ -236,7 +236,7 @@ class _Document:
 
 
 class _TomlTable:
-    """A table of the file; knows which of its keys have been asked for."""
+    """A table of the file; it tracks which of its keys have been read."""
 
     def __init__(self, document: _Document, where: TomlPath, values: Mapping[str, Any]) -> None:
         self._document = document

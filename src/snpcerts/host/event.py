@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the agent has to say while it works; logs and metrics listen."""
+"""Events that the agent reports while it works, for logs and metrics."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from snpcerts.printable import printable
 
 
 class EventKind(enum.StrEnum):
-    """What happened. Stable: programs that read the log go by it."""
+    """What happened. Stable, because programs that read the log depend on it."""
 
     PUBLISHED = "published"  # a file holds the certificates of the key in use
     EMPTIED = "emptied"  # a file was made the empty table
@@ -30,7 +30,7 @@ class EventKind(enum.StrEnum):
 
     @property
     def loud(self) -> bool:
-        """An operator should look."""
+        """Whether an operator should look."""
         return self in (
             EventKind.DRIFT,
             EventKind.GARBAGE,
@@ -51,7 +51,7 @@ class Event:
     fields: Mapping[str, str | float | bool | None] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """A message is one line of a log, whatever it quotes."""
+        """Escape the message, so that it is one line of a log whatever it quotes."""
         object.__setattr__(self, "message", printable(self.message))
 
 

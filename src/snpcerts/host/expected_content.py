@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which key's certificates belong in a certificate file, given what the firmware is.
 
-Source: SNP ABI (56860), SNP_GUEST_REQUEST and MSG_REPORT_REQ: KEY_SEL 0 means
-the VLEK where one is loaded and the VCEK where none is. With MASK_CHIP_KEY no
-report is signed with the VCEK; whether one is with a loaded VLEK differs: AMD's
-published firmware (1.55.25) goes on signing with it, others are said not to.
-What a report has proven goes before everything that is concluded here.
+Source: SNP ABI (56860), SNP_GUEST_REQUEST and MSG_REPORT_REQ: KEY_SEL 0 means the VLEK where one
+is loaded and the VCEK where none is. With MASK_CHIP_KEY no report is signed with the VCEK; whether
+one is with a loaded VLEK differs: AMD's published firmware (1.55.25) continues to sign with it,
+other firmware reportedly does not. What a report has proven takes precedence over these rules.
 """
 
 from __future__ import annotations
@@ -45,7 +44,7 @@ ExpectedContent = Key | NoKey
 
 
 def key_sel(file: FileConfig) -> KeySel:
-    """What the guests of ``file`` ask for."""
+    """The KEY_SEL that the guests of ``file`` use."""
     if file.key_select is GuestKeySelect.DEFAULT:
         return KeySel.DEFAULT
     return KeySel.VLEK if file.kind is VekKind.VLEK else KeySel.VCEK

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a certificate file holds, and whether that is what it should hold.
+"""What a certificate file holds, and whether it should hold that.
 
-File and firmware are looked at together under the shared lock that a VMM takes,
-so no update that follows the protocol can come between the two looks.
+File and firmware are read together under the shared lock that a VMM takes, so no update that
+follows the protocol can run between the two reads.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ LOOK_WAIT = 1.0
 
 
 class FileMatch(enum.Enum):
-    """How a file stands to the firmware."""
+    """How a file compares with the firmware."""
 
     RIGHT = "right"
     OUTDATED = "outdated"  # certifies the key, and is not all it should be
@@ -42,19 +42,18 @@ class FileMatch(enum.Enum):
 
     @property
     def harmful(self) -> bool:
-        """Guests may be handed what does not match."""
+        """Whether guests may get a table that does not match."""
         return self is FileMatch.WRONG
 
 
 @dataclass(frozen=True, slots=True)
 class FileState:
-    """One file: what it holds, what it should, what is the matter with it.
+    """One file: what it holds, what it should hold, and what is wrong with it.
 
-    ``state`` is the firmware's at the time; ``table`` None when there is none
-    that can be read; ``leaf`` and ``not_after`` are the table's, trusted or not.
-    ``lapsed``: it is wrong since a certificate expired or was revoked, and for
-    no other reason. ``garbage``: it is wrong since it is no table at all.
-    ``data`` is what was read.
+    ``state`` is the firmware's at the time; ``table`` None when there is none that can be read;
+    ``leaf`` and ``not_after`` are the table's, trusted or not. ``lapsed``: it is wrong only
+    because a certificate expired or was revoked. ``garbage``: it is wrong because it is not a
+    table. ``data`` is what was read.
     """
 
     file: FileConfig
@@ -71,7 +70,7 @@ class FileState:
 
     @property
     def in_step(self) -> bool:
-        """The file holds what it should."""
+        """Whether the file holds what it should."""
         return self.match is FileMatch.RIGHT
 
 
@@ -84,7 +83,7 @@ def read_file_state(
     extras: Callable[[CertTable], Sequence[TableEntry]] = lambda _: (),
     lock_wait: float = LOOK_WAIT,
 ) -> FileState:
-    """Look at one file and the firmware at once.
+    """Read one file and the firmware together.
 
     A table whose other entries are not exactly its ``extras`` is outdated. Raises
     what ``read_state`` raises.

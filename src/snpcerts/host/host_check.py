@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Can this machine do it? One line for each thing that must be so, with what to do where it is not.
+"""Checks whether this machine can serve certificates: one line for each requirement, with what to
+do if it is not met.
 
 Sources: Linux ``Documentation/virt/kvm/x86/amd-memory-encryption.rst`` for what
 KVM needs, fcntl(2) for open-file-description locks, proc_pid_mountinfo(5).
@@ -63,7 +64,7 @@ class Finding:
 
 
 def kernel(release: str) -> Finding:
-    """The kernel's release; distributions backport, so KVM's own word counts more."""
+    """The kernel's release; distributions backport, so KVM's own answer counts more."""
     match = re.match(r"(\d+)\.(\d+)", release)
     if match is not None and (int(match[1]), int(match[2])) >= _FIRST_KERNEL:
         return Finding("kernel", Severity.PASS, release)
@@ -147,7 +148,7 @@ def cache(folder: Path) -> Finding:
 
 
 def key_server(ask: Callable[[], str]) -> Finding:
-    """The key server answers; ``ask`` says what it answered or raises."""
+    """The key server answers; ``ask`` returns what it answered, or raises."""
     try:
         return Finding("key server", Severity.PASS, ask())
     except SnpCertsError as error:
@@ -155,7 +156,7 @@ def key_server(ask: Callable[[], str]) -> Finding:
 
 
 def passed(lines: Sequence[Finding]) -> bool:
-    """Nothing failed. A warning is for people to think about."""
+    """Whether nothing failed. Warnings are for people to consider."""
     return all(line.outcome is not Severity.FAIL for line in lines)
 
 
@@ -198,7 +199,7 @@ def _directory(folder: str) -> Iterator[Finding]:
 
 
 def _way(path: str) -> Iterator[Finding]:
-    """Who else decides where the path leads, as it is written."""
+    """Find other users who can redirect the path as it is written."""
     try:
         found = list(trusted_path.doubts(path))
     except (SnpCertsError, OSError) as error:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the firmware says it is: its TCBs, its masks, whether a VLEK is loaded.
 
-Source: SNP_PLATFORM_STATUS (SNP ABI, 56860; Linux ``psp-sev.h``). The committed
-TCB is not among it: no host interface shows that one, only reports do.
+Source: SNP_PLATFORM_STATUS (SNP ABI, 56860; Linux ``psp-sev.h``). It does not include the
+committed TCB: no host interface shows that, only reports do.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class SevDriver(Protocol):
 class FirmwareState:
     """The firmware at one moment. ``initialised`` is SNP's, not SEV's.
 
-    ``known`` is what is remembered of its keys: the firmware does not say it.
+    ``known`` is what is remembered of its keys, which the firmware does not report.
     """
 
     current: TcbVersion
@@ -59,7 +59,7 @@ class FirmwareState:
 
 
 class KeyMemory(Protocol):
-    """What is remembered of the keys; see :class:`snpcerts.host.key_memory.Memory`."""
+    """The record of the keys; see :class:`snpcerts.host.key_memory.Memory`."""
 
     problem: str
 
@@ -127,11 +127,11 @@ class HostFirmware:
         )
 
     def prove(self, taken_in: FirmwareState, proof: Proof) -> None:
-        """Take in a proof of which key signs."""
+        """Record a proof of which key signs."""
         self.memory.prove(self.read_firmware, taken_in, proof)
 
     def read_firmware(self) -> FirmwareState:
-        """SNP_PLATFORM_STATUS, read: what the firmware itself says.
+        """Read SNP_PLATFORM_STATUS: what the firmware itself says.
 
         Raises :class:`~snpcerts.host.sev.SevError`, and :class:`RefusedError`
         for TCBs that are not in the product's layout.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which product this host's processor is: nothing that ``/dev/sev`` says tells.
+"""Finds which product this host's processor is, because ``/dev/sev`` does not say.
 
 Source: proc_cpuinfo(5); the numbers are the combined family and model of CPUID
 leaf 0x80000001.
@@ -18,7 +18,7 @@ _HINT = "name it: --product, or product in the configuration file"
 
 
 def product_of_host(path: str = CPUINFO) -> Product:
-    """The product of the first processor; :class:`RefusedError` when it is none that is known."""
+    """Return the product of the first processor; raise :class:`RefusedError` if it is unknown."""
     try:
         with open(path, encoding="utf-8", errors="replace") as file:
             text = file.read(_LIMIT)

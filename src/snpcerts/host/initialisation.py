@@ -1,12 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which initialisation of SNP this is: one that follows changes keys without a trace in /dev/sev.
+"""Which initialisation of SNP this is: the next one changes keys without a trace in /dev/sev.
 
-Linux shuts SNP down when ``kvm_amd`` is unloaded and initialises it when that
-is loaded (7.3: ``svm/sev.c``, ``sev-dev.c``), and every boot begins anew. What
-tells them apart:
+Linux shuts SNP down when ``kvm_amd`` is unloaded and initialises it when that is loaded (7.3:
+``svm/sev.c``, ``sev-dev.c``), and at every boot. Two things identify an initialisation:
 
-* ``/proc/sys/kernel/random/boot_id``, made anew at each boot, kexec included:
-  certain;
+* ``/proc/sys/kernel/random/boot_id``, new at each boot, kexec included: certain;
 * the inode number of ``/sys/module/kvm_amd``. sysfs numbers a directory when
   the module is loaded and does not give a number again within a boot (kernfs
   counts in 64 bits): certain where it can be seen. A ``kvm_amd`` that is built
@@ -37,11 +35,13 @@ class Initialisation:
 
     @property
     def certain(self) -> bool:
-        """Whether a following one is told apart from this one for certain."""
+        """Whether the next initialisation can be distinguished from this one for certain."""
         return bool(self.boot and self.module)
 
     def told_by(self, after: Initialisation) -> str:
-        """By what ``after`` is another than this one; empty where it seems to be the same."""
+        """Return what shows that ``after`` is a different initialisation; empty if it seems the
+        same.
+        """
         if self.boot != after.boot:
             return f"the host was rebooted ({BOOT_ID})"
         if self.module != after.module:
@@ -50,7 +50,7 @@ class Initialisation:
 
 
 def initialisation(boot_id: str = BOOT_ID, module: str = MODULE) -> Initialisation:
-    """The one that is now, as far as this process can see."""
+    """Return the current initialisation, as far as this process can see."""
     try:
         with open(boot_id, encoding="ascii", errors="replace") as file:
             boot = file.read(_LIMIT).strip()

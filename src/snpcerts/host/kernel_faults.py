@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Known faults of released kernels on the path of certificates, as of November 2026.
 
-A version says what the mainline kernel of that number has; distributions and
-stable kernels may have the fix earlier, so a match is worth a look and no more.
+A version says what the mainline kernel of that number has; distributions and stable kernels may
+have the fix earlier, so a match is only a hint.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _Version = tuple[int, int, int]
 
 @dataclass(frozen=True, slots=True)
 class KernelFault:
-    """In kernels from ``since`` on and before ``fixed``; ``source`` says where that is from."""
+    """A fault of kernels from ``since`` on and before ``fixed``; ``source`` names the source."""
 
     name: str
     since: _Version
@@ -27,7 +27,7 @@ class KernelFault:
     source: str
 
     def concerns(self, version: _Version) -> bool:
-        """Whether a kernel of that version has it, by its number."""
+        """Whether a kernel of that version has the fault, going by its number."""
         return self.since <= version < self.fixed
 
     @property
@@ -65,6 +65,6 @@ def version_of(release: str) -> _Version | None:
 
 
 def known(release: str) -> tuple[KernelFault, ...]:
-    """The faults that a kernel of that release has, by its number."""
+    """Return the faults that a kernel of that release has, going by its number."""
     version = version_of(release)
     return () if version is None else tuple(each for each in FAULTS if each.concerns(version))

@@ -1,14 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the agent remembers of the signing keys from one command to the next, on disk.
 
-One file for each host, written whole or not at all, and a lock beside it under
-which the firmware is asked, so that two agents cannot write down a state that
-the other has left behind already. The lock is taken after those of certificate
-files and never before them. What cannot be used (missing, torn, of another
-chip, written by a later version) counts as nothing remembered; what cannot be
-written counts as forgotten: files are then empty rather than wrong, and the next
-look writes a new one. Its times decide nothing, since a host's clock may jump:
-the boot and the load of kvm_amd that it names do.
+One file for each host, written whole or not at all, and a lock beside it under which the firmware
+is asked, so that no agent writes down a state that another has already changed. The lock is taken
+after those of certificate files and never before them. What cannot be used (missing, torn, of
+another chip, written by a later version) counts as nothing remembered; what cannot be written
+counts as forgotten: files are then empty rather than wrong, and the next look writes a new one.
+Its times decide nothing, since a host's clock may jump: the boot and the load of kvm_amd that it
+names do.
 """
 
 from __future__ import annotations
@@ -48,7 +47,7 @@ Read = Callable[[], FirmwareState]
 
 
 class UnusableError(RefusedError):
-    """What is remembered cannot be used, or nothing is."""
+    """The record is missing or unusable."""
 
     code = "memory"
 
@@ -57,15 +56,17 @@ class MemoryStore(Protocol):
     """Where it is kept."""
 
     def locked(self) -> AbstractContextManager[object]:
-        """Keep others from reading and writing; :class:`SnpCertsError` when that cannot be."""
+        """Keep others from reading and writing; raise :class:`SnpCertsError` if that fails."""
         ...
 
     def load(self) -> Remembered:
-        """What was saved last; :class:`UnusableError` with the reason when there is nothing."""
+        """Return what was saved last; raise :class:`UnusableError` with the reason if there is
+        nothing.
+        """
         ...
 
     def save(self, what: Remembered) -> None:
-        """Keep it, on disk when this returns; :class:`SnpCertsError` when that cannot be."""
+        """Save it to disk before returning; raise :class:`SnpCertsError` if that fails."""
         ...
 
 
@@ -103,7 +104,7 @@ class Memory:
             return self._forgotten(read, error.why)
 
     def configure(self, read: Read, give: Callable[[], None]) -> None:
-        """Give SNP_SET_CONFIG or SNP_COMMIT, and write down what that means."""
+        """Give SNP_SET_CONFIG or SNP_COMMIT, and record its effect."""
         with self._for_a_command():
             self._keep(self._seen(read))
             give()
@@ -173,7 +174,7 @@ class Memory:
         return what.state
 
     def _forgotten(self, read: Read, error: SnpCertsError) -> FirmwareState:
-        """Others will not know what is seen here, so it counts as never seen."""
+        """Discard what was seen: it could not be saved, so other processes will not know it."""
         self.problem = str(error)
         now = remembered.looked(
             None, read(), self._chip, self._which(), why_nothing=f"{error.message}"
@@ -182,7 +183,7 @@ class Memory:
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
-        """The store's lock, once however often it is asked for within itself."""
+        """Hold the store's lock; nested calls take it only once."""
         with contextlib.ExitStack() as stack:
             if not self._depth:
                 try:
@@ -211,7 +212,7 @@ class _LockError(Exception):
 
 
 class MemoryFile:
-    """The store that is used: a JSON file of root's, and a lock file beside it."""
+    """The store in use: a JSON file that belongs to root, with a lock file beside it."""
 
     def __init__(
         self,
@@ -226,7 +227,7 @@ class MemoryFile:
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """An exclusive lock on the file beside it, waited for as long as ``lock_wait``."""
+        """Hold an exclusive lock on the file beside it; wait for it for up to ``lock_wait``."""
         path = self.path.with_name(f".{self.path.name}.lock")
         try:
             self.path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
@@ -259,7 +260,7 @@ class MemoryFile:
                 return
 
     def load(self) -> Remembered:
-        """Read it; whatever is wrong with it, nothing of it is used."""
+        """Read the file; if anything is wrong with it, none of it is used."""
         try:
             fd = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW)
             with os.fdopen(fd, "rb") as file:
@@ -278,7 +279,7 @@ class MemoryFile:
             raise UnusableError(f"{self.path}: {error}") from None
 
     def save(self, what: Remembered) -> None:
-        """Replace it by one rename, synced."""
+        """Replace the file with one rename, synced."""
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
         try:
             # What is there may be another name of someone's file: not to be written to.

@@ -1,12 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """What is known of the signing keys beyond what ``/dev/sev`` says.
 
-The device says that a VLEK is loaded, not for which TCB; and which TCB is
-reported, not which one the VCEK was derived for. On some firmware the two
-differ: AMD's published firmware (Genoa, 1.55.25) keeps a VLEK through
-SNP_COMMIT and SNP_SET_CONFIG, and derives the VCEK from the running TCB when
-SNP is initialised, whatever is reported. So a doubt, in words, stands where the
-numbers alone do not tell, and a proof where a report has settled it.
+The device says that a VLEK is loaded, not for which TCB; and which TCB is reported, not which one
+the VCEK was derived for. On some firmware the two differ: AMD's published firmware (Genoa,
+1.55.25) keeps a VLEK through SNP_COMMIT and SNP_SET_CONFIG, and derives the VCEK from the running
+TCB when SNP is initialised, whatever is reported. So this has a doubt, as text, where the numbers
+do not determine the key, and a proof where a report has.
 """
 
 from __future__ import annotations
@@ -58,11 +57,11 @@ class KnownKeys:
     lost_masks: tuple[str, ...] = ()
 
     def proof(self, select: KeySelect) -> Proof | None:
-        """What was proven for reports asked for with ``select``."""
+        """Return what was proven for reports requested with ``select``."""
         return next((each for each in self.proofs if each.select is select), None)
 
     def proven(self, proof: Proof) -> KnownKeys:
-        """With one more proof, which takes the place of an older one."""
+        """Return a copy with one more proof, which replaces an older one."""
         others = tuple(each for each in self.proofs if each.select is not proof.select)
         return replace(self, proofs=(*others, proof))
 

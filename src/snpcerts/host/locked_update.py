@@ -2,9 +2,9 @@
 """The exclusive section: every certificate file locked and empty, the firmware changed, the
 files filled in by what its status says then.
 
-Nothing is fetched in here. What the firmware was asked for does not count:
-its status is read again, and a key whose table is not at hand gets the empty
-one. So the section is right after a command that was refused, too.
+Nothing is fetched in here. The firmware's status after the command decides, not what the command
+asked for: a key whose table is not cached gets the empty table. So the files are also right after
+a refused command.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class UpdateResult:
 
     @property
     def in_step(self) -> bool:
-        """Every file holds what it should."""
+        """Whether every file holds what it should."""
         return self.state is not None and not any(
             each.missing or each.problem for each in self.files
         )
@@ -70,7 +70,7 @@ class UpdateResult:
 
 
 class _Chooser:
-    """Gives the tables, once the firmware is what it will be."""
+    """Chooses the tables after the firmware command has ended."""
 
     def __init__(
         self, files: Sequence[FileConfig], read_state: _ReadState, table_cache: TableCache

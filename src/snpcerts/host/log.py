@@ -55,7 +55,7 @@ def json_log(write: Callable[[str], None]) -> Listener:
 
 
 def without_repeats(listener: Listener) -> Listener:
-    """Pass on a warning once, and again only after something else was said of its file."""
+    """Pass on a warning once, and again only after a different event for its file."""
     last: dict[str | None, str] = {}
 
     def listen(event: Event) -> None:

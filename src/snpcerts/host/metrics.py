@@ -34,7 +34,7 @@ class Metrics:
     """All figures; a :data:`~snpcerts.host.event.Listener`."""
 
     def __init__(self) -> None:
-        """Raises :class:`RefusedError` where prometheus-client is not installed."""
+        """Create the figures. Raises :class:`RefusedError` without prometheus-client."""
         try:
             import prometheus_client as prometheus
         except ImportError:
@@ -157,7 +157,7 @@ class Metrics:
         kds: Mapping[str, int],
         lists: Mapping[VekKind, RevocationList],
     ) -> None:
-        """Take in what a look at every file found, the key server's counts, revocation lists."""
+        """Record the state of every file, the key server's counts and the revocation lists."""
         now = datetime.now(UTC).timestamp()
         all_in_step = True
         file_states = tuple(file_states)
@@ -217,7 +217,7 @@ class Metrics:
             raise RefusedError(f"{path}: cannot write metrics: {error.strerror}") from None
 
     def serve(self, port: int) -> Callable[[], None]:
-        """Serve them on 127.0.0.1; returns what ends that."""
+        """Serve the figures on 127.0.0.1; return a function that stops serving."""
         from snpcerts.host.metrics_server import MetricsServer
 
         handler = self._prometheus.MetricsHandler.factory(self.registry)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The port where metrics are read: any local user may connect, so what that costs is bounded."""
+"""The port that serves metrics: any local user may connect, so the cost is bounded."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ IDLE_SECONDS: Final = 10.0
 
 
 class MetricsServer(socketserver.ThreadingMixIn, socketserver.TCPServer):
-    """Serves 127.0.0.1. Of too many connections the oldest is closed, so a new one has its turn."""
+    """Serves 127.0.0.1. If there are too many connections, it closes the oldest to make room."""
 
     allow_reuse_address = True
     daemon_threads = True
@@ -27,7 +27,7 @@ class MetricsServer(socketserver.ThreadingMixIn, socketserver.TCPServer):
         super().__init__(("127.0.0.1", port), handler)
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        """Give the connection a thread, and make room for it."""
+        """Give the connection a thread, and close the oldest one if there are too many."""
         request.settimeout(IDLE_SECONDS)
         with self._lock:
             while len(self._open) >= MOST_CONNECTIONS:
@@ -38,11 +38,11 @@ class MetricsServer(socketserver.ThreadingMixIn, socketserver.TCPServer):
         super().process_request(request, client_address)
 
     def shutdown_request(self, request: Any) -> None:
-        """The connection is over."""
+        """Close the connection."""
         with self._lock:
             if request in self._open:
                 self._open.remove(request)
         super().shutdown_request(request)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that goes away, or is sent away, is nothing to tell of."""
+        """Ignore clients that disconnect or were disconnected."""

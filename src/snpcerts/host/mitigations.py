@@ -2,9 +2,8 @@
 """Which mitigations the firmware can verify, and which it has verified.
 
 Source: Linux 7.3, ``drivers/crypto/ccp/sev-dev.c``: SNP_VERIFY_MITIGATION behind
-``/sys/firmware/sev/vulnerabilities``, two files with a hexadecimal vector each.
-What its bits stand for is in AMD's security bulletins. Older kernels and older
-firmware have neither file.
+``/sys/firmware/sev/vulnerabilities``, two files with a hexadecimal vector each. AMD's security
+bulletins explain the bits. Older kernels and older firmware have neither file.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ class Mitigations:
 
     @property
     def unverified(self) -> int:
-        """Those that the firmware knows and has not verified."""
+        """Mitigations that the firmware supports and has not verified."""
         return self.supported & ~self.verified
 
     def __str__(self) -> str:
@@ -39,7 +38,7 @@ class Mitigations:
 
 
 def mitigations(folder: str = FOLDER) -> Mitigations | None:
-    """What this host shows, None where it shows nothing that can be read."""
+    """Read what this host shows; return None if it shows nothing readable."""
     found = [_vector(f"{folder}/{name}_mitigations") for name in ("supported", "verified")]
     supported, verified = found
     return None if supported is None or verified is None else Mitigations(supported, verified)

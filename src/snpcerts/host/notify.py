@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tell the service manager how things stand.
+"""Reports the agent's state to the service manager.
 
 Source: sd_notify(3): datagrams of ``NAME=value`` lines to the UNIX socket that
 ``NOTIFY_SOCKET`` names, an abstract one where it starts with ``@``;
@@ -27,26 +27,26 @@ class ServiceManager:
 
     @staticmethod
     def _watchdog(environment: Mapping[str, str]) -> float | None:
-        """Seconds between signs of life: half of what is allowed."""
+        """Return the seconds between watchdog messages: half of the limit."""
         text = environment.get("WATCHDOG_USEC", "")
         mine = environment.get("WATCHDOG_PID", str(os.getpid())) == str(os.getpid())
         return int(text) / 2_000_000 if text.isdecimal() and int(text) and mine else None
 
     def ready(self) -> None:
-        """No certificate file is wrong any more: what waits for us may start."""
+        """Report that no certificate file is wrong, so that dependent units may start."""
         self._send("READY=1")
 
     def status(self, text: str) -> None:
-        """One line for ``systemctl status``."""
+        """Set the line that ``systemctl status`` shows."""
         self._send("STATUS=" + text.replace("\n", " ")[:_STATUS_LIMIT])
 
     def alive(self) -> None:
-        """A sign of life."""
+        """Send a watchdog message."""
         if self.watchdog is not None:
             self._send("WATCHDOG=1")
 
     def stopping(self) -> None:
-        """We are on our way out."""
+        """Report that the agent is stopping."""
         self._send("STOPPING=1")
 
     def _send(self, message: str) -> None:

@@ -34,7 +34,7 @@ def group_of(file: FileConfig) -> int | None:
 
 
 def differences(file: FileConfig) -> tuple[str, ...]:
-    """What about the file's group and mode is not as configured. Raises ``OSError``."""
+    """Return how the file's group and mode differ from the configuration. Raises ``OSError``."""
     status = os.stat(file.path)
     found: list[str] = []
     if group_of(file) not in (None, status.st_gid):
@@ -76,7 +76,7 @@ def apply(file: FileConfig) -> None:
 
 
 def _names_of(path: str, status: os.stat_result) -> int:
-    """How many names a file of ours has: two after an update that was killed in between."""
+    """Return how many names a file of ours may have: two after an update that was killed."""
     try:
         old = os.lstat(old_of(path))
     except FileNotFoundError:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a firmware command will change, told before anything is touched.
+"""Plans what a firmware command will change, before anything changes.
 
 Source: SNP ABI (56860): SNP_COMMIT makes Reported and Committed what Current
 is; SNP_SET_CONFIG sets Reported and both masks at once, zero meaning "back to
@@ -103,7 +103,7 @@ def _what(expected: ExpectedContent) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Changed:
-    """How a planned command went. ``unfetched`` lists what could not be fetched beforehand."""
+    """The result of a planned command. ``unfetched`` lists what could not be fetched beforehand."""
 
     result: UpdateResult
     unfetched: SnpCertsError | None = None
@@ -112,8 +112,8 @@ class Changed:
 def carry_out(agent: Agent, plan: Plan, *, allow_empty: bool) -> Changed:
     """Fetch, then lock, empty, command, publish, unlock.
 
-    Raises, with nothing touched, when a certificate cannot be had (unless
-    ``allow_empty``), or a lock. What the firmware answered is in the result.
+    If a certificate is not available (unless ``allow_empty``) or a lock is not granted, it raises
+    and has changed nothing. The result holds the firmware's answer.
     """
     unfetched: SnpCertsError | None = None
     if not agent.force:
@@ -147,15 +147,15 @@ def carry_out(agent: Agent, plan: Plan, *, allow_empty: bool) -> Changed:
 
 
 def _bare(state: FirmwareState) -> FirmwareState:
-    """What the firmware says, without what is remembered."""
+    """Return what the firmware says, without what is remembered."""
     return replace(state, guests=0, known=KnownKeys())
 
 
 def follow_up(agent: Agent, changed: Changed) -> SnpCertsError | None:
-    """Bring in step what the section could not; the error that is left, if any.
+    """Bring in step what the section could not; return the remaining error, if any.
 
-    The firmware may be at a TCB that was not planned for, after a reset for
-    instance: its certificates are fetched now, with the files empty.
+    The firmware may be at a TCB that was not planned, for example after a reset: its certificates
+    are fetched now, while the files are empty.
     """
     result = changed.result
     if result.refused is not None:
@@ -204,7 +204,7 @@ def set_config(
                 hint="no component may be above the committed TCB",
             )
         if reported == before.reported:
-            notes.append("sets the same TCB again: the firmware derives the VCEK anew")
+            notes.append("sets the same TCB again: the firmware derives the VCEK again")
             if before.vlek_loaded:
                 notes.append("a loaded VLEK is for the same TCB, and stays; if not, load it again")
         notes += (
@@ -325,7 +325,9 @@ def _plan(
 
 
 def _doubts(agent: Agent, files: Sequence[FilePlan]) -> Iterator[str]:
-    """Files that the command would refuse to replace, or is made to."""
+    """Return notes on files that the command would refuse to replace, or replaces because of
+    --force.
+    """
     for each in files:
         try:
             require_certificate_file(each.file_state.file.path)
@@ -335,7 +337,7 @@ def _doubts(agent: Agent, files: Sequence[FilePlan]) -> Iterator[str]:
 
 
 def _hashstick(data: bytes) -> psp.WrappedVlekHashstick:
-    """Read a hashstick as far as anyone but the chip can."""
+    """Read the parts of a hashstick that are not encrypted for the chip."""
     size = psp.WrappedVlekHashstick.SIZE
     if len(data) != size:
         raise InputError(f"a wrapped VLEK hashstick has {size} bytes, not {len(data)}")

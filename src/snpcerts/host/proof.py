@@ -1,12 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which key signs, shown by a report: what the numbers of ``/dev/sev`` do not tell.
+"""Proves by a report which key signs, because ``/dev/sev`` does not always determine it.
 
-A report counts when it was asked for now (64 random bytes of ours in
-REPORT_DATA, the files' shared lock held from before the question to after the
-answer), on this chip, in the state that the firmware is in, with the KEY_SEL
-that is asked about, and when a certificate that is trusted verifies it. Any
-other report neither proves nor contradicts anything. An unsigned one is none:
-anybody can make it.
+A report counts if it was requested now (64 random bytes of ours in REPORT_DATA, the file's shared
+lock held from before the request until after the answer), on this chip, in the firmware's present
+state, with the KEY_SEL in question, and if a trusted certificate verifies it. Any other report
+neither proves nor contradicts anything. An unsigned report does not count, because anyone can make
+one.
 """
 
 from __future__ import annotations
@@ -49,7 +48,7 @@ class NoProofError(RefusedError):
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A key that may be the one that signs, with a certificate for it that is trusted."""
+    """A key that may be the signing key, with a trusted certificate for it."""
 
     key: Key
     leaf: EndorsementCert
@@ -58,7 +57,9 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class Proved:
-    """What came of it. ``believed`` is the key the numbers speak for; ``synced`` what followed."""
+    """The result. ``believed`` is the key that the firmware's status implies; ``synced`` is the
+    result of bringing the files in step.
+    """
 
     proof: Proof
     believed: Key
@@ -66,17 +67,16 @@ class Proved:
 
     @property
     def contradicts(self) -> bool:
-        """The key that signs is another than the numbers speak for."""
+        """Whether the signing key differs from the one that the firmware's status implies."""
         return (self.proof.kind, self.proof.tcb) != (self.believed.kind, self.believed.tcb)
 
 
 def prove(agent: Agent, file: FileConfig, ask: Ask, *, nonce: bytes) -> Proved:
     """Find out which key signs for the guests of ``file``, remember it, bring the files in step.
 
-    ``nonce`` is 64 bytes that nobody has seen before. Raises
-    :class:`NoProofError` for a report that does not count,
-    :class:`RetryLaterError` when the firmware changed meanwhile or the lock was
-    not had, and what ``ask`` raises; nothing has changed then.
+    ``nonce`` is 64 fresh random bytes. Raises :class:`NoProofError` for a report that does not
+    count, :class:`RetryLaterError` if the firmware changed meanwhile or the lock was not granted,
+    and what ``ask`` raises; in these cases nothing has changed.
     """
     select = key_sel(file)
     before = agent.firmware.state()
@@ -125,7 +125,9 @@ def judged(
     product: Product,
     at: datetime,
 ) -> Proof:
-    """What the report proves; :class:`NoProofError` with the reason when it proves nothing."""
+    """Return what the report proves; raise :class:`NoProofError` with the reason if it proves
+    nothing.
+    """
     try:
         report = Report.unpack(data)
     except FormatError as error:
@@ -201,7 +203,9 @@ def _of_this_host(report: Report, state: FirmwareState, chip: bytes, product: Pr
 
 
 def _candidates(agent: Agent, state: FirmwareState, kind: VekKind) -> Iterable[Candidate]:
-    """The keys that firmware may sign with: for the VCEK those of the reported and running TCB."""
+    """Return the keys that firmware may sign with: for the VCEK, those of the reported and the
+    running TCB.
+    """
     tcbs = (
         (state.reported, state.current)
         if kind is VekKind.VCEK

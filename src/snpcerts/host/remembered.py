@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a look at the firmware, and a command given to it, do to what is known of its keys.
+"""How reading the firmware's status, or giving it a command, changes what is known of its keys.
 
 Pure. Every rule here holds whichever firmware the host has: where AMD's
 document, AMD's published firmware (1.55.25) and what others saw disagree, the
@@ -18,7 +18,7 @@ from snpcerts.host.initialisation import Initialisation
 from snpcerts.host.known import NOTHING_DOUBTED, KnownKeys, Proof, RememberedVlek
 
 _PROVE: Final = "'host prove-key' resolves this"
-_AGAIN: Final = f"{_PROVE}, 'host set-config --again' derives the VCEK anew"
+_AGAIN: Final = f"{_PROVE}, 'host set-config --again' derives the VCEK again"
 _LOAD: Final = "the next 'host load-vlek' settles it, and so does 'host prove-key'"
 
 STRANGER: Final = f"it was not loaded by 'host load-vlek', so its TCB is not known; {_LOAD}"
@@ -27,7 +27,7 @@ BEGUN: Final = f"the load of another VLEK was interrupted; {_LOAD}"
 
 @dataclass(frozen=True, slots=True)
 class Remembered:
-    """What the agent writes down: of which chip and initialisation, and how it found the firmware.
+    """What the agent writes down: the chip, the initialisation, and the firmware's state.
 
     ``chip`` is its ID in hexadecimal; ``state`` has no guest count.
     """
@@ -64,13 +64,15 @@ def looked(
 
 
 def configured(remembered: Remembered) -> Remembered:
-    """After SNP_SET_CONFIG or SNP_COMMIT of ours: the VCEK is that of the reported TCB."""
+    """Record that we gave SNP_SET_CONFIG or SNP_COMMIT: the VCEK is that of the reported TCB."""
     known = replace(remembered.state.known, vcek_doubt="", lost_masks=(), proofs=())
     return _with(remembered, known)
 
 
 def loading(remembered: Remembered) -> Remembered:
-    """Before SNP_VLEK_LOAD of ours: where a VLEK is loaded, which one it will be is not known."""
+    """Record that we are about to give SNP_VLEK_LOAD: until it ends, which VLEK is loaded is
+    unknown.
+    """
     if not remembered.state.vlek_loaded:
         return remembered
     known = replace(remembered.state.known, vlek=None, vlek_doubt=BEGUN)
@@ -78,7 +80,7 @@ def loading(remembered: Remembered) -> Remembered:
 
 
 def loaded(remembered: Remembered, vlek: RememberedVlek) -> Remembered:
-    """After SNP_VLEK_LOAD of ours: the firmware took it for the reported TCB."""
+    """Record that our SNP_VLEK_LOAD succeeded: the firmware took the VLEK for the reported TCB."""
     state = remembered.state
     known = _without_vlek_proofs(state.known)
     if state.vlek_loaded and vlek.tcb == state.reported:
@@ -87,7 +89,7 @@ def loaded(remembered: Remembered, vlek: RememberedVlek) -> Remembered:
 
 
 def proven(remembered: Remembered, proof: Proof) -> Remembered:
-    """After a proof taken in the state that is remembered."""
+    """Record a proof that was taken in the remembered state."""
     return _with(remembered, remembered.state.known.proven(proof))
 
 
@@ -132,7 +134,7 @@ def _after_initialisation(before: FirmwareState, now: FirmwareState, told: str) 
 
 
 def _went_on(before: FirmwareState, now: FirmwareState) -> KnownKeys:
-    """The same initialisation as before: what changed, a command changed."""
+    """Handle the same initialisation as before: any change was made by a command."""
     known = before.known
     if _key_facts(before) != _key_facts(now):
         known = replace(known, proofs=())
@@ -158,7 +160,9 @@ def _went_on(before: FirmwareState, now: FirmwareState) -> KnownKeys:
 
 
 def _unobserved(known: KnownKeys, now: FirmwareState) -> KnownKeys:
-    """A re-initialisation would not be seen: no proof lasts, and no VCEK below the running TCB."""
+    """Handle a host that cannot show re-initialisations: proofs and VCEKs below the running TCB do
+    not last.
+    """
     if now.reported != now.current and not known.vcek_doubt:
         known = replace(
             known,
@@ -174,7 +178,7 @@ def _without_vlek_proofs(known: KnownKeys) -> KnownKeys:
 
 
 def _key_facts(state: FirmwareState) -> tuple[object, ...]:
-    """What a proof was given under; a change of any of it ends the proof."""
+    """Return the facts that a proof depends on; a change of any of them ends the proof."""
     return (
         state.version,
         state.current,
@@ -187,7 +191,7 @@ def _key_facts(state: FirmwareState) -> tuple[object, ...]:
 
 
 def expected_kind(state: FirmwareState, select: KeySelect) -> VekKind:
-    """The kind of key a report asked for with ``select`` is signed with, if it is signed."""
+    """Return the kind of key that signs a report requested with ``select``, if any signs."""
     if select is KeySelect.VLEK or (select is KeySelect.DEFAULT and state.vlek_loaded):
         return VekKind.VLEK
     return VekKind.VCEK

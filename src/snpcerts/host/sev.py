@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A client of ``/dev/sev``: what the firmware is, and the commands that change its key.
 
-Source: Linux ``include/uapi/linux/psp-sev.h``, ``drivers/crypto/ccp/sev-dev.c``.
-EIO with a status means that the firmware said no; any other errno is the
-driver's own.
+Source: Linux ``include/uapi/linux/psp-sev.h``, ``drivers/crypto/ccp/sev-dev.c``. EIO with a status
+means that the firmware refused; any other errno comes from the driver.
 """
 
 from __future__ import annotations
@@ -60,7 +59,7 @@ class Sev:
     """An open ``/dev/sev``; a context manager."""
 
     def __init__(self, path: str = DEVICE) -> None:
-        """Raises :class:`RefusedError` when there is no such device or no permission."""
+        """Open the device. Raises :class:`RefusedError` if it is missing or may not be opened."""
         try:
             self._fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
         except OSError as error:
@@ -87,7 +86,7 @@ class Sev:
             self._fd = -1
 
     def snp_platform_status(self) -> psp.SnpPlatformStatus:
-        """SNP_PLATFORM_STATUS: current and reported TCB, and what else there is."""
+        """SNP_PLATFORM_STATUS: current and reported TCB, and the other fields."""
         out = self._issue(psp.Command.SNP_PLATFORM_STATUS, psp.SnpPlatformStatus())
         return psp.SnpPlatformStatus.unpack(out)
 
@@ -118,7 +117,7 @@ class Sev:
         self._issue(psp.Command.SNP_VLEK_LOAD, load)
 
     def _issue(self, command: psp.Command, argument: CStruct | None) -> bytes:
-        """Issue a command; the argument structure as it came back."""
+        """Issue a command; return the argument structure as the driver left it."""
         data = bytearray(b"" if argument is None else argument.pack())
         view = (ctypes.c_char * len(data)).from_buffer(data) if data else None
         pointer = 0 if view is None else ctypes.addressof(view)

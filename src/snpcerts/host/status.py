@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The host as an operator wants to see it: firmware, files, whether the two are in step."""
+"""The host's state for operators: firmware, files, and whether they are in step."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class FileStatus:
 
     @property
     def leaf(self) -> EndorsementCert | None:
-        """The leaf that the file holds, whether it should or not."""
+        """The leaf that the file holds, right or wrong."""
         return self.file_state.leaf or leaf_of(self.file_state.table)
 
 
@@ -141,7 +141,7 @@ def status_of(
 
 
 def leaf_of(table: CertTable | None) -> EndorsementCert | None:
-    """The VCEK or VLEK certificate in a table, if there is one that can be read."""
+    """Return the VCEK or VLEK certificate in a table, if there is a readable one."""
     for guid in (VCEK_GUID, VLEK_GUID):
         data = None if table is None else table.get(guid)
         if data is not None:

@@ -64,7 +64,7 @@ class UnavailableError(RetryLaterError):
 
 @dataclass(frozen=True, slots=True)
 class _FailedFetch:
-    """The key server did not have it; not to be asked again before ``until`` (monotonic)."""
+    """A failed fetch; do not ask the key server again before ``until`` (monotonic)."""
 
     error: UnavailableError
     pause: float
@@ -112,7 +112,7 @@ class TableCache:
         return key in self._tables
 
     def put(self, key: Key, table: CertTable) -> None:
-        """Take in a table; :class:`RefusedError` with everything that is wrong with it."""
+        """Store a table; raise :class:`RefusedError` with everything that is wrong with it."""
         judged = judge_table(self.judge, table, key, self.clock())
         if judged.wrong or judged.lapsed:
             raise RefusedError(
@@ -183,7 +183,7 @@ class TableCache:
         return self._source.known_crl(self.judge.product, kind)
 
     def revocation_lists(self) -> dict[VekKind, RevocationList]:
-        """Those at hand that can be read; whether one is its root's has not been judged."""
+        """Return the cached lists that can be read; their signatures have not been checked."""
         found: dict[VekKind, RevocationList] = {}
         for kind in VekKind:
             data = self.known_crl(kind)
@@ -193,7 +193,7 @@ class TableCache:
         return found
 
     def drop_stale(self) -> None:
-        """Drop the tables that time has made wrong, so that they are fetched anew."""
+        """Drop the tables that are no longer valid, so that they are fetched again."""
         now = self.clock()
         for key, table in list(self._tables.items()):
             if not judge_table(self.judge, table, key, now).sound:
@@ -211,8 +211,8 @@ class TableCache:
     def extras(self, file: FileConfig, certificates: CertTable) -> tuple[TableEntry, ...]:
         """The other entries of ``file`` beside ``certificates``, as :meth:`read_extras` found them.
 
-        A revocation list is left out, and told of, unless the table's root signed
-        it and it is in force.
+        A revocation list is left out, and reported, unless the table's root signed it and it is in
+        force.
         """
         found: list[TableEntry] = []
         for entry in file.entries:
@@ -228,7 +228,7 @@ class TableCache:
         return tuple(found)
 
     def take_problems(self) -> tuple[str, ...]:
-        """What was wrong with revocation lists since the last call."""
+        """Return what was wrong with revocation lists since the last call, and forget it."""
         taken = tuple(self._problems)
         self._problems.clear()
         return taken
@@ -242,7 +242,7 @@ class TableCache:
         return self._vleks.tcbs(self.judge.product)
 
     def read_extras(self, files: Iterable[FileConfig]) -> tuple[str, ...]:
-        """Read the other entries of these files anew; return what is wrong with them.
+        """Read the other entries of these files again; return what is wrong with them.
 
         One that cannot be read is left out of the table: certificates matter more.
         """
@@ -256,7 +256,7 @@ class TableCache:
         return tuple(problems)
 
     def _list_problem(self, data: bytes, certificates: CertTable) -> str | None:
-        """Why no guest should be handed this revocation list beside these judged certificates."""
+        """Return why guests should not get this revocation list with these certificates."""
         root = certificates.get(ARK_GUID)
         if root is None:
             return "no trusted root can have issued it"
@@ -311,12 +311,12 @@ class TableCache:
 
 
 def judge_table(judge: ChipJudge, table: CertTable, key: Key, at: datetime) -> Judgement:
-    """All that is wrong with a table's certificates for that key of the chip."""
+    """Return everything that is wrong with a table's certificates for that key of the chip."""
     return judge.judge(ChainBytes.from_table(table, key.kind), key.kind, key.tcb, at)
 
 
 def _certificates_only(table: CertTable, kind: VekKind) -> CertTable:
-    """What vouches for the key, in the order tools expect it; nothing that came along."""
+    """Return only the certificates for the key, in the order that tools expect."""
     guids = (VCEK_GUID if kind is VekKind.VCEK else VLEK_GUID, ASK_GUID, ARK_GUID)
     found = ((guid, table.get(guid)) for guid in guids)
     return CertTable(tuple(TableEntry(guid, data) for guid, data in found if data is not None))

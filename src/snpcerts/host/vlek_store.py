@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """VLEK certificates of this host's provider, kept for when their VLEK is loaded.
 
-AMD gives VLEK certificates to the provider, by a service that needs the
-provider's own credentials, so the agent cannot fetch them: whoever loads a VLEK
-brings its certificate. ``/dev/sev`` says *that* a VLEK is loaded and not which;
-its TCB is the reported one, and a host has one provider.
+AMD gives VLEK certificates to the provider, by a service that needs the provider's own
+credentials, so the agent cannot fetch them: the operator who loads a VLEK supplies its
+certificate. ``/dev/sev`` says *that* a VLEK is loaded, but not which; its TCB is the reported one,
+and a host has one provider.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class VlekStore:
         return self.folder / f"{product.keyword}_{parts}_vlek.der"
 
     def find(self, product: Product, tcb: TcbVersion) -> bytes | None:
-        """The stored certificate, not yet verified; None if there is none that can be read."""
+        """Return the stored certificate, not yet verified; None if there is no readable one."""
         flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
         try:
             # Non-blocking, so that a FIFO cannot hold the agent up.
@@ -58,7 +58,7 @@ class VlekStore:
         return tuple(itertools.islice((each for each in found if each is not None), _TCBS_LIMIT))
 
     def keep(self, product: Product, tcb: TcbVersion, der: bytes) -> None:
-        """Keep a certificate, all of it or nothing; :class:`RefusedError` when it cannot be."""
+        """Store a certificate, all of it or nothing; raise :class:`RefusedError` if that fails."""
         path = self.path(product, tcb)
         temporary = ""
         try:

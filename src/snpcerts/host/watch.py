@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Look again and again, and repair: the agent as a service.
+"""The agent as a service: checks the files at intervals and repairs them.
 
-A firmware command that goes round the lock is not prevented, it is noticed: the
-next look finds a file that does not match, empties it and fills it anew. Until
-then, one interval at most, guests may be handed certificates of the old key.
+A firmware command that ignores the lock is not prevented but detected: the next check finds a file
+that does not match, empties it and fills it again. Until then, for at most one interval, guests
+may get certificates of the old key.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _AGAIN: Final = (signal.SIGHUP,)
 
 
 class Interrupted(BaseException):
-    """A signal ends this round: it was fetching, and may take long."""
+    """A signal ends this round while it is fetching, which can take long."""
 
 
 class Signals:
@@ -44,7 +44,7 @@ class Signals:
 
     @contextmanager
     def noted(self) -> Iterator[None]:
-        """Take the signals over; give them back at the end."""
+        """Handle the signals in this block; restore the old handlers at its end."""
         before = {number: signal.signal(number, self._note) for number in (*_STOP, *_AGAIN)}
         wakeup = signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
         try:
@@ -57,7 +57,7 @@ class Signals:
             os.close(self._write)
 
     def wait(self, seconds: float) -> None:
-        """Until a signal comes, or the time is over."""
+        """Wait for a signal, or until the time is over."""
         if not self.stop and not self.reload and select.select([self._read], [], [], seconds)[0]:
             os.read(self._read, 4096)
 
@@ -76,10 +76,10 @@ def watch(
     manager: ServiceManager,
     after_round: Callable[[Agent], None] = lambda _: None,
 ) -> None:
-    """Keep in step until told to stop.
+    """Keep the files in step until a signal ends the watch.
 
-    ``make_agent`` reads the configuration; it is called again after SIGHUP,
-    and when it raises then, the old configuration stays in use.
+    ``make_agent`` reads the configuration; it is called again after SIGHUP; if it then raises, the
+    old configuration stays in use.
     """
     agent = make_agent()
     agent.tell(Event(EventKind.STARTED, f"watching, every {agent.config.interval:g} s"))

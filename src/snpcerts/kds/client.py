@@ -162,8 +162,8 @@ class KdsClient:
             self._wait(asked, pause)
 
     def _pause(self, turn: Turn, asked: _Asked[T]) -> _BackOff | None:
-        """What to wait for, if anything; raises the error that another process met for the same
-        resource.
+        """Return what to wait for, if anything; raise the error that another process got for the
+        same resource.
         """
         state, now = turn.state, self.clock.now()
         if turn.cut_off:
@@ -236,7 +236,7 @@ class KdsClient:
         return None
 
     def _hold_off(self, state: ServerState, failed: _Failed, count: int, now: float) -> float:
-        """Seconds until this may be requested again; after a 429, until anything may."""
+        """Return the seconds until this may be requested again; after a 429, until anything may."""
         if not failed.throttled:
             return self.policy.wait_after(count, failed.retry_after)
         wait = self.policy.hold_off(state.refusals + 1, failed.retry_after)

@@ -77,7 +77,7 @@ def _stretched(wait: float) -> float:
 
 
 def parse_retry_after(value: str | None, date: str | None) -> float | None:
-    """Seconds that a Retry-After header asks for, 0 to an hour; None if it cannot be read.
+    """Parse a Retry-After header into seconds, 0 to an hour; return None if it is unreadable.
 
     ``date`` is the answer's Date header. A time of day is counted from it, so
     that a wrong clock on this machine does not matter.

@@ -170,7 +170,7 @@ class ServerState:
 
     @classmethod
     def decode(cls, data: bytes, clock: Clock) -> ServerState | None:
-        """Read the file, in this machine's time; None if it contains nothing usable."""
+        """Read the file and convert its times to ``clock``; return None if it is unusable."""
         try:
             said = json.loads(data)
             at = _written_at(said, clock)

@@ -127,12 +127,12 @@ class _Work:
             self._given.append((chunk, _done(self._task(chunk))))
 
     def finished(self) -> Iterator[Verdict]:
-        """The verdicts that are next in order; waits only if too many others wait for one."""
+        """Return the verdicts that are next in order; wait only if too many others wait for one."""
         while self._given and (self._given[0][1].done() or len(self._given) > _WAITING):
             yield from self._given.popleft()[1].result()
 
     def rest(self) -> bool:
-        """Judge one more chunk, the last that no process has begun; returns whether any is left."""
+        """Judge one more chunk, the last that no process has begun; return whether any is left."""
         if not self._given:
             return False
         for index in range(len(self._given) - 1, -1, -1):
@@ -145,7 +145,9 @@ class _Work:
 
 
 def _end_with_parent() -> None:
-    """Runs in a process of the pool, which holds both ends of its queue and would wait forever."""
+    """End this process of the pool with its parent: it holds both ends of its queue and would wait
+    forever.
+    """
     parent = multiprocessing.parent_process()
 
     def wait_for_end() -> None:

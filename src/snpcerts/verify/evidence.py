@@ -133,7 +133,7 @@ class Evidence:
         shape: Shape = Shape.REPORT,
         table: CertTable | None = None,
     ) -> None:
-        """Bytes are parsed here, once. :class:`FormatError` if they are not 1184."""
+        """Parse bytes, once. Raises :class:`FormatError` if they are not 1184."""
         parsed = report if isinstance(report, Report) else Report.unpack(report)
         object.__setattr__(self, "report", parsed)
         object.__setattr__(self, "collateral", collateral)

@@ -45,7 +45,7 @@ _MALFORMED = {
 
 
 def check_layout(report: Report) -> list[Reason]:
-    """Defects that no well-formed report has, in order of offset."""
+    """Return the defects of a malformed report, in order of offset."""
     return [Reason(_MALFORMED[each.field], str(each)) for each in malformations(report)]
 
 

@@ -138,8 +138,8 @@ class GivenCrls:
     """
 
     def __init__(self, lists: Iterable[bytes | SuppliedCrl]) -> None:
-        """Raises :class:`FormatError` for a list that cannot be read, or whose issuer is not an
-        ARK.
+        """Parse the list. Raises :class:`FormatError` if it cannot be read, or its issuer is not
+        an ARK.
         """
         self._lists: list[tuple[Product, SuppliedCrl]] = []
         for each in lists:

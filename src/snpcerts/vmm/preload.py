@@ -140,7 +140,7 @@ def certificate_warnings(certs: str) -> list[str]:
 
 
 def find_program(name: str, variables: Mapping[str, str]) -> list[str]:
-    """Find the program and check that the shim can serve it; returns warnings.
+    """Find the program and check that the shim can serve it; return warnings.
 
     Raises :class:`InputError` if the program cannot be run, :class:`RefusedError` if
     it would run without the shim.

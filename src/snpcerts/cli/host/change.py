@@ -35,7 +35,9 @@ _CHANGE_OPTIONS = (
 
 
 def _changes_firmware(function: Callable[..., Any]) -> Callable[..., Any]:
-    """A command that makes a plan: ``function(agent, ...)`` returns it, here it is carried out."""
+    """Make a command of ``function(agent, ...)``, which returns a plan; the command carries it
+    out.
+    """
 
     @functools.wraps(function)
     def call(
@@ -110,7 +112,7 @@ def commit(agent: Agent) -> Plan:
 @click.option(
     "--again",
     is_flag=True,
-    help="Set the present configuration again, so that the firmware derives the VCEK anew.",
+    help="Set the present configuration again, so that the firmware derives the VCEK again.",
 )
 @click.option(
     "--mask-chip-id/--no-mask-chip-id", default=None, help="Leave CHIP_ID out of reports."
@@ -127,9 +129,9 @@ def set_config(
 ) -> Plan:
     """Set the reported TCB and the masks (SNP_SET_CONFIG).
 
-    What is not named stays as it is. The signing key changes with the reported
-    TCB; a loaded VLEK is dropped then, or on some firmware kept as it was, and
-    VLEK files are empty until the next load-vlek or prove-key.
+    Settings that are not named do not change. The signing key changes with the reported TCB. Most
+    firmware then drops a loaded VLEK; some keeps it, and VLEK files are empty until the next
+    load-vlek or prove-key.
 
     --again is for after SNP was initialised again (kvm_amd loaded again) with the
     reported TCB below the running one: some firmware signs with the VCEK of the

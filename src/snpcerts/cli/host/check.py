@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``snpcerts host check``: can this machine do it?"""
+"""``snpcerts host check``: check whether this machine can serve certificates."""
 
 from __future__ import annotations
 

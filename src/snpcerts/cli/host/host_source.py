@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where the host commands have certificates from."""
+"""The certificate source of the host commands."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def source_of_host(
     cache: Path | None = None,
     progress: bool = False,
 ) -> CertificateSource:
-    """Where this host's certificates come from; with ``progress`` it says what it waits for."""
+    """Return this host's certificate source; with ``progress`` it reports what it waits for."""
     from snpcerts.kds.source import open_certificate_source
 
     return open_certificate_source(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which host: the options that every host command has, laid over the configuration."""
+"""The options that every host command has, which override the configuration."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ FORCE = click.option(
 
 
 def with_host(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Give a command the options that say which host, as one :class:`Host`."""
+    """Give a command the host options, as one :class:`Host`."""
 
     @functools.wraps(function)
     def call(
@@ -96,7 +96,7 @@ def with_host(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 class Host:
-    """This host as the options and the configuration describe it."""
+    """This host, as options and configuration describe it."""
 
     def __init__(
         self,
@@ -113,7 +113,7 @@ class Host:
         self._device: Sev | None = None
 
     def config(self) -> Config:
-        """The configuration file, if there is one, with the options laid over it."""
+        """The configuration file, if there is one, overridden by the options."""
         from dataclasses import replace
 
         from snpcerts.endorsement.vek import VekKind
@@ -162,7 +162,7 @@ class Host:
         return HostFirmware(self._device, product, lambda chip: Memory(store, chip))
 
     def agent(self, listener: Listener, *, progress: bool = True, force: bool = False) -> Agent:
-        """The agent; reads the configuration."""
+        """Create the agent, reading the configuration."""
         from snpcerts.endorsement.judge import ChipJudge
         from snpcerts.host.agent import Agent
         from snpcerts.host.event import Event, EventKind

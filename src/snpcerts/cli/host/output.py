@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the host commands say while they work, and to whom."""
+"""Prints what the host commands are doing."""
 
 from __future__ import annotations
 
@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 
 
 def event_printer(form: str, *others: Listener) -> Listener:
-    """Events to standard output, warnings of a text log to standard error, and to others."""
+    """Print events to standard output, and a text log's warnings to standard error; pass all to
+    the other listeners.
+    """
     from snpcerts.host.log import json_log, text_log
 
     def to_out(line: str) -> None:
@@ -38,7 +40,7 @@ def event_printer(form: str, *others: Listener) -> Listener:
 
 
 def ignore_event(event: Event) -> None:
-    """Say nothing: the command prints one JSON object at its end."""
+    """Print nothing: the command prints one JSON object at its end."""
     del event
 
 

@@ -46,17 +46,17 @@ _SIZE_LIMIT = 1 << 16
 def prove_key(host: Host, timeout: float, as_json: bool, command: tuple[str, ...]) -> None:
     """Find out by a report which key signs, remember it, and bring the files in step.
 
-    COMMAND has a guest of this host make a report and writes its 1184 bytes to
-    standard output. In its words {report_data} stands for the 64 bytes it must
-    carry, in hexadecimal, and {key_sel} for what --key-sel takes; they are in the
-    environment too, as SNPCERTS_REPORT_DATA and SNPCERTS_KEY_SEL:
+    COMMAND has a guest of this host make a report and writes its 1184 bytes to standard output. In
+    its arguments, {report_data} is replaced by the required 64 bytes of REPORT_DATA, in
+    hexadecimal, and {key_sel} by a value for --key-sel; they are in the environment too, as
+    SNPCERTS_REPORT_DATA and SNPCERTS_KEY_SEL:
 
     \b
     snpcerts host prove-key -- ssh guest \\
         snpcerts guest report -o - --report-data {report_data} --key-sel {key_sel}
 
-    The shared lock of the first certificate file (or of --file) is held
-    meanwhile, and it is that file's key that is proven.
+    The command holds the shared lock of the first certificate file (or of --file) meanwhile, and
+    proves that file's key.
 
     Exit codes: 0 proven and in step, 1 contradicted or no proof, 3 try again.
     """
@@ -95,7 +95,7 @@ def prove_key(host: Host, timeout: float, as_json: bool, command: tuple[str, ...
 
 
 def _run(command: Sequence[str], report_data: str, key_sel: str, timeout: float) -> bytes:
-    """Run the hand-over and return what it wrote; nothing of it is left running."""
+    """Run the command and return its output; leave none of its processes running."""
     argv = [
         word.replace("{report_data}", report_data).replace("{key_sel}", key_sel) for word in command
     ]
@@ -136,7 +136,7 @@ def _run(command: Sequence[str], report_data: str, key_sel: str, timeout: float)
 
 
 def _output(process: subprocess.Popen[bytes], deadline: float) -> bytes | None:
-    """All that it writes, at most ``_SIZE_LIMIT`` bytes; None when the time is over first."""
+    """Return all that it writes, at most ``_SIZE_LIMIT`` bytes; None if the time runs out first."""
     if process.stdout is None:
         return b""
     fd, data = process.stdout.fileno(), b""

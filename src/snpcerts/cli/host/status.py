@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``snpcerts host status``: are files and firmware in step?"""
+"""``snpcerts host status``: show whether files and firmware are in step."""
 
 from __future__ import annotations
 

@@ -59,9 +59,8 @@ def sync(
 ) -> None:
     """Bring the certificate files in step with the firmware.
 
-    A file that does not match is emptied at once; its certificates are then
-    fetched, verified and published. With --watch, until SIGTERM; SIGHUP has the
-    configuration read again.
+    A file that does not match is emptied at once; its certificates are then fetched, verified and
+    published. With --watch it runs until SIGTERM, and rereads the configuration on SIGHUP.
 
     Exit codes: 0 in step, 1 refused, 3 a certificate is not available now.
     """

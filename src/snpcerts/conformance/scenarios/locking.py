@@ -76,7 +76,7 @@ def _held(trial: Trial, vcpu: TrialVcpu) -> Script:
 
 
 def released(trial: Trial, when: str) -> Script:
-    """Judge whether the lock is released while the guest runs; waits for the release."""
+    """Wait for the lock's release and judge whether it is released while the guest runs."""
     free = yield from trial.wait_for(lambda: trial.served.locked() is None, RELEASE_LIMIT)
     problem = None if free else f"{when}, while the guest runs: {trial.served.kinds()}"
     trial.judge("lock-released", problem)

@@ -24,7 +24,7 @@ def _script(trial: Trial, vcpu: TrialVcpu) -> Script:
 
 
 def _ignored(trial: Trial) -> bool:
-    """Judge what the VMM has left undone so far; returns whether there is anything."""
+    """Judge what the VMM has left undone so far; return whether there is anything."""
     why = None if trial.guest is None else trial.guest.ignored
     if why is not None:
         trial.judge(CHECK, why)

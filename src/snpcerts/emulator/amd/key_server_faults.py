@@ -68,12 +68,12 @@ class Faults:
         self._next: list[frozenset[Fault]] = []
 
     def set(self, *faults: Fault) -> None:
-        """From now on every request meets exactly these faults."""
+        """Apply exactly these faults to every request from now on."""
         with self._lock:
             self._always, self._next = frozenset(faults), []
 
     def clear(self) -> None:
-        """From now on no request meets a fault."""
+        """Apply no faults from now on."""
         self.set()
 
     def next(self, *faults: Fault, times: int = 1) -> None:
@@ -82,7 +82,7 @@ class Faults:
             self._next += [frozenset(faults)] * times
 
     def take(self) -> frozenset[Fault]:
-        """The faults of the request that is being answered."""
+        """Return the faults for the request that is being answered."""
         with self._lock:
             return self._next.pop(0) if self._next else self._always
 
@@ -116,7 +116,7 @@ class ThrottleMemory:
         self._free_at: OrderedDict[tuple[str, str], float] = OrderedDict()
 
     def wait(self, client: str, target: str, now: float) -> float:
-        """Seconds until this client may get the target; 0 if it gets it now."""
+        """Return the seconds until this client may get the target; 0 if it gets it now."""
         interval = self.throttle.interval
         if not interval:
             return 0.0

@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Signs certificates and revocation lists as AMD does, from drafts.
 
-The library drafts them, signed with a key of no importance. Their signed part is
-then taken, given the algorithm as AMD's Milan certificates write it (with the trailer
-field, a default value) and, for a leaf, serial number 0, and signed again: the
-library writes neither.
+The library signs the drafts with a throw-away key. This module takes their signed part, replaces
+the algorithm by the form in AMD's Milan certificates (with the trailer field, a default value),
+sets a leaf's serial number to 0, and signs it again: the library can write neither.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The front door: unmodified programs see an emulated ``/dev/sev``, ``sev-guest`` and ``kvm``.
+"""The front door: gives unmodified programs an emulated ``/dev/sev``, ``sev-guest`` and ``kvm``.
 
 A seccomp filter hands a program's device ioctls to a supervisor in another process,
 which answers from emulated devices (:mod:`snpcerts.emulator.syscall.device`). The

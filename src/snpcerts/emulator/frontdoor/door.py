@@ -73,7 +73,7 @@ class PathKind(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class Match:
-    """An emulated path. ``real`` tells whether the machine itself has something there.
+    """An emulated path. ``real`` tells whether the path exists on the machine itself.
 
     ``inode`` is the inode number if the door sets it.
     """
@@ -154,7 +154,7 @@ class Door:
                 self._rdevs[status.st_rdev] = path
 
     def is_guarded(self, status: os.stat_result) -> bool:
-        """Whether this is a real device that programs behind a door never talk to."""
+        """Whether this is a real device that the door hides from programs."""
         return status.st_rdev in self._rdevs and stat.S_ISCHR(status.st_mode)
 
     def layout(self) -> Layout:

@@ -103,7 +103,7 @@ class _Keeper:
             self._hung_up = True
 
     def _reap(self) -> bool:
-        """Reap ended children; returns whether a child is left."""
+        """Reap ended children; return whether a child is left."""
         while True:
             try:
                 pid, status = os.waitpid(-1, os.WNOHANG)

@@ -1,16 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Puts a program behind a door.
+"""Starts programs under the front door's seccomp filter.
 
 :func:`enter` turns this process into the program; another process serves it, reached
 over a socket. :func:`spawn` starts a program from the process that serves it;
 :func:`run` also serves until the program ends.
 
-The filter is the last thing before execve(2). A process with threads cannot
-safely run Python between fork and exec, so :func:`spawn` starts this module as
-a program of its own; its start-up (some 60 ms) is the price. It forks: the child
-becomes the program wanted, the parent keeps it
-(:mod:`snpcerts.emulator.frontdoor.keeper`), so that no process of the program's
-outlives the supervisor.
+The filter is the last thing before execve(2). A process with threads cannot safely run Python
+between fork and exec, so :func:`spawn` starts this module as a program of its own; its start-up
+(some 60 ms) is the price. It forks: the child becomes the requested program, the parent is its
+keeper (:mod:`snpcerts.emulator.frontdoor.keeper`), so that no process of the program's outlives
+the supervisor.
 """
 
 from __future__ import annotations
@@ -50,7 +49,7 @@ def enter(
     way: Way | None = None,
     env: Mapping[str, str] | None = None,
 ) -> NoReturn:
-    """Become ``argv`` behind the door of the server at the other end of ``server``.
+    """Become ``argv``, served by the process at the other end of ``server``.
 
     ``hello`` is sent with the seccomp listener, and the answer ``{"ok": true}``
     awaited. In a mount namespace ``hello`` with ``"layout": true`` is sent first, and
@@ -112,7 +111,7 @@ def _give_signals_back() -> None:
 
 
 class Program:
-    """A program behind a door that this process serves.
+    """A program whose trapped calls this process serves.
 
     ``pid`` is its process id, which it had before the exec; 0 if it did not start.
     ``process`` is its keeper, which has the program's pipes and, once no process of
@@ -278,7 +277,8 @@ def run(
     env: Mapping[str, str] | None = None,
     supervisor: Supervisor | None = None,
 ) -> int:
-    """Run ``argv`` behind ``door`` with our standard streams; returns a shell's exit code.
+    """Run ``argv`` with the devices of ``door`` and our standard streams; return a shell's exit
+    code.
 
     Signals from the terminal go to the program. Processes that it leaves behind are
     killed; if ``supervisor`` is given, they may run until it is closed.
@@ -328,7 +328,7 @@ def _trampoline(arguments: list[str]) -> NoReturn:
 def _become(
     argv: list[str], server: socket.socket, *, look: bool, watch: bool, way: Way | None
 ) -> int:
-    """Become the program; returns an exit code if that fails."""
+    """Become the program; return an exit code if that fails."""
     try:
         enter(argv, server, {}, look=look, watch=watch, way=way)
     except SnpCertsError as error:

@@ -237,7 +237,8 @@ def proceed(listener: int, notification: int) -> bool:
 def answer_with_descriptor(
     listener: int, notification: int, descriptor: int, *, cloexec: bool
 ) -> None:
-    """The call returns a new number, the lowest free, for our open file ``descriptor``.
+    """Let the call return a new descriptor, the lowest free number, for our open file
+    ``descriptor``.
 
     ``FileNotFoundError`` if the caller has ended. Other ``OSError`` (EMFILE) must be
     passed to the caller; the call still waits for its answer.

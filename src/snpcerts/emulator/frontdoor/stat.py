@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Builds the results of stat(2) and statx(2) for a path that only the door has.
+"""Builds the results of stat(2) and statx(2) for a path that exists only in the emulation.
 
 Layouts: ``asm/stat.h`` of x86-64 (144 bytes) and ``linux/stat.h`` (struct
 statx, 256 bytes); little-endian. Devices are character devices of mode 0600,

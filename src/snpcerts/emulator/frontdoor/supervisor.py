@@ -326,7 +326,7 @@ class Supervisor:
                 self._finish(waiting, -errno.EINTR)
 
     def _poll(self, waiting: _Waiting) -> bool:
-        """Poll the call; returns whether it is done."""
+        """Poll the call; return whether it is done."""
         try:
             result = waiting.pending.poll()
         except OSError as error:

@@ -110,10 +110,9 @@ class DriverRequest:
 class DriverResponse:
     """The result of a request.
 
-    ``result`` is 0, a negative errno, or positive: the ``es_result`` of a VMGEXIT
-    whose SW_EXITINFO1 was not 0. ``exitinfo2`` is None where the driver never
-    got as far as to set it. ``pages`` is what RBX said last, ``data`` the data
-    pages, ``exits`` how often the guest left for it.
+    ``result`` is 0, a negative errno, or positive: the ``es_result`` of a VMGEXIT whose
+    SW_EXITINFO1 was not 0. ``exitinfo2`` is None if the driver did not set it. ``pages`` is what
+    RBX said last, ``data`` the data pages, ``exits`` how often the guest left for it.
     """
 
     result: int
@@ -247,7 +246,7 @@ class LinuxGuest:
         return pages
 
     def _bounce_buffer(self) -> int | None:
-        """Where 2 MiB are for devices, as of Linux's swiotlb; None in a small memory."""
+        """Return the place of 2 MiB for devices, like Linux's swiotlb; None if memory is small."""
         slot = self.vm.slots.largest()
         if slot is None or slot.size < LARGE_MEMORY:
             return None
@@ -278,7 +277,7 @@ class LinuxGuest:
     def set_page_state_early(
         self, cpu: GuestCpu, gpa: int, operation: PageStateOperation
     ) -> Generator[Event, int, None]:
-        """One page without a GHCB."""
+        """Change one page without a GHCB."""
         if not (yield from page_state_calls.change_early(gpa, operation)):
             yield from self.page_state_refused(cpu, gpa, 1, operation)
 
@@ -290,14 +289,14 @@ class LinuxGuest:
         pages: int,
         operation: PageStateOperation,
     ) -> Generator[Event, int, None]:
-        """Adjacent pages through the vCPU's GHCB. The guest does not go on without."""
+        """Change adjacent pages through the vCPU's GHCB. If that fails, the guest ends."""
         if not (yield from page_state_calls.change(cpu, shared.ghcb, gpa, pages, operation)):
             yield from self.page_state_refused(cpu, gpa, pages, operation)
 
     def page_state_refused(
         self, cpu: GuestCpu, gpa: int, pages: int, operation: PageStateOperation
     ) -> Generator[Event, int, None]:
-        """What the guest does when its host has not made the change: it ends."""
+        """End the guest because its host has not made the change."""
         log.warning(
             "%s vCPU %d: %d pages at %#x did not become %s",
             *(self.vm.name, cpu.index, pages, gpa, operation.name.lower()),

@@ -60,7 +60,7 @@ class GuestMemfd:
         raise OSError(errno.ENOTTY, "guest_memfd takes no ioctl")
 
     def close(self) -> None:
-        """Slots keep what they are bound to."""
+        """Do nothing: slots keep their memory."""
         os.close(self.memfd)
 
     def bind(self, slot: int, offset: int, size: int) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How a Linux guest has its host make pages private or shared.
+"""How a Linux guest tells its host to make pages private or shared.
 
 Source: ``set_pages_state``, ``__set_pages_state`` and ``vmgexit_psc`` in Linux
 ``arch/x86/coco/sev/core.c``, and ``__page_state_change`` for the time before there is
@@ -37,7 +37,7 @@ Changing = Generator[Event, int, bool]
 
 
 def change_early(gpa: int, operation: PageStateOperation) -> Changing:
-    """One page, by the GHCB MSR protocol; returns whether the host has done it."""
+    """Change one page by the GHCB MSR protocol; return whether the host made the change."""
     answer = yield Vmgexit(operation << 52 | gpa | MsrCode.PSC_REQ)
     return answer == MsrCode.PSC_RSP
 
@@ -45,7 +45,8 @@ def change_early(gpa: int, operation: PageStateOperation) -> Changing:
 def change(
     cpu: GuestCpu, ghcb: int, gpa: int, pages: int, operation: PageStateOperation
 ) -> Changing:
-    """``pages`` pages of 4 KiB from ``gpa``, in lists; returns whether the host has done it.
+    """Change ``pages`` pages of 4 KiB from ``gpa``, in lists; return whether the host made the
+    change.
 
     2 MiB that are aligned go as one entry.
     """

@@ -49,7 +49,7 @@ class StartProcessors:
 
 @dataclass(frozen=True, slots=True)
 class MemoryFault:
-    """An access to the page at ``gpa`` that KVM cannot let happen.
+    """An access to the page at ``gpa`` that KVM cannot complete.
 
     The host did not provide the page, or what it calls private is not what the guest
     accesses as private. The program makes the access again when it is resumed.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the guests of a VMM behind the front door do, as its launcher requests."""
+"""What the guests of a VMM do, as the command that started the VMM requests."""
 
 from __future__ import annotations
 

@@ -78,11 +78,11 @@ def _ignore(_outcome: ReportOutcome) -> None:
 class ScriptedGuest(LinuxGuest):
     """Make ``reports`` reports on every vCPU, ``pause`` seconds apart, then shut down.
 
-    A vCPU that has made its reports waits for the others: any of them that ends shuts
-    the machine down. One that the VMM has not run by then counts no more after
-    :data:`START_LIMIT`. ``made`` counts the reports of each vCPU; a VMM that resets its
-    machine passes it on to the next guest. ``when_done`` is called instead of a
-    shutdown by a guest that has nothing to do from its start.
+    A vCPU that has made its reports waits for the others: any of them that ends shuts the machine
+    down. It does not wait longer than :data:`START_LIMIT` for a vCPU that the VMM has never run.
+    ``made`` counts the reports of each vCPU; a VMM that resets its machine passes it on to the
+    next guest. ``when_done`` is called instead of a shutdown by a guest that has nothing to do
+    from its start.
 
     ``first_pages`` is the buffer of the first call (0: none, to be told the
     size). ``report_data`` gives the 64 bytes for (vCPU index, number of the

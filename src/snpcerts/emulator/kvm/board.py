@@ -58,7 +58,7 @@ class Board:
         self._pit = bytes(PIT_STATE2_SIZE)
 
     def ioctl(self, memory: UserMemory, request: int, argument: int) -> bool:
-        """Serve a call about the board; whether it was one."""
+        """Serve a call about the board; return whether it was one."""
         if request in IGNORED:
             return True
         match request:

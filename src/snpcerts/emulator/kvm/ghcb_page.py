@@ -94,7 +94,7 @@ class MappedGhcb:
         )
 
     def let_go(self, memory: SlotMemory) -> None:
-        """Store the four registers that go back, as before each entry."""
+        """Store the four registers that the guest gets back, as before each entry."""
         if not self._mapped:
             return
         for register in _SYNCED:
@@ -110,15 +110,15 @@ class MappedGhcb:
         self.write(memory, field.valid_byte, bytes([bitmap | field.valid_mask]))
 
     def ok(self, memory: SlotMemory, value: int) -> None:
-        """Answer without an action for the guest; ``value`` is the result."""
+        """Report success; ``value`` is the result."""
         self._answer(memory, ResponseCode.NO_ACTION, value)
 
     def bad(self, memory: SlotMemory, why: InputErrorCode) -> None:
-        """The guest's input is malformed."""
+        """Report malformed input from the guest."""
         self._answer(memory, ResponseCode.MALFORMED_INPUT, why)
 
     def inject(self, memory: SlotMemory, vector: int) -> None:
-        """The guest is to take an exception."""
+        """Report an exception that the guest must take."""
         event = _EVENT_VALID | _EVENT_EXCEPTION | vector
         self._answer(memory, ResponseCode.ISSUE_EXCEPTION, event)
 

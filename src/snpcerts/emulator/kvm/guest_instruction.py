@@ -53,7 +53,7 @@ class Msrs(Protocol):
         """An MSR's value; None if it does not exist."""
 
     def write_msr(self, index: int, value: int) -> bool:
-        """Set an MSR; returns whether it exists."""
+        """Set an MSR; return whether it exists."""
 
 
 class Instructions:
@@ -71,7 +71,9 @@ class Instructions:
         self._run = run
 
     def carry_out(self, snapshot: GhcbSnapshot, memory: SlotMemory) -> Completion | None:
-        """Do it. None also where nothing is left to see, as after INVD or MWAIT."""
+        """Carry out the instruction. Returns None also if it has no visible effect, as INVD and
+        MWAIT.
+        """
         match snapshot.code:
             case Instruction.CPUID:
                 self._cpuid()

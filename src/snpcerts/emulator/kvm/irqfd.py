@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Eventfds that VMMs tie to their guests' interrupts (KVM_IRQFD), kept apart.
 
-Nothing in an emulated VM takes interrupts, but an eventfd is one interrupt's alone,
-on the whole host: a second tie is EBUSY. Source: ``kvm_irqfd`` and what it calls in
-Linux 7.3 ``virt/kvm/eventfd.c``, ``kvm_arch_irqfd_allowed`` in
-``arch/x86/kvm/irq.c``.
+Nothing in an emulated VM takes interrupts, but on the whole host an eventfd can be tied to only
+one interrupt: a second tie is EBUSY. Source: ``kvm_irqfd`` and what it calls in Linux 7.3
+``virt/kvm/eventfd.c``, ``kvm_arch_irqfd_allowed`` in ``arch/x86/kvm/irq.c``.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ _DESCRIPTOR_MAX: Final = (1 << 31) - 1
 
 @dataclass(frozen=True, slots=True)
 class _Tie:
-    """``eventfd`` is a duplicate of ours: as long as it is open, no other has its number."""
+    """``eventfd`` is our duplicate: while it is open, no other eventfd gets its number."""
 
     vm: object
     gsi: int

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``/dev/kvm``: what the kernel can do, device attributes, and new VMs."""
+"""``/dev/kvm``: capabilities, device attributes, and new VMs."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Page state changes: a guest asks to make pages private or shared, by MSR or by a list.
+"""Page state changes: a guest requests pages to be made private or shared, by MSR or by a list.
 
 Source: ``snp_begin_psc_msr``, ``snp_begin_psc``, ``snp_do_psc`` and their
 completions in Linux ``arch/x86/kvm/svm/sev.c``. KVM hands each run of adjacent
@@ -84,7 +84,7 @@ class PageStateList:
         self._index = self._last = self._batch = 0
 
     def begin(self, memory: SlotMemory, offset: int) -> bool:
-        """Start with the list at ``offset`` in the page; returns whether userspace is asked."""
+        """Start with the list at ``offset`` in the page; return whether userspace is asked."""
         self._at = offset
         room = (SHARED_BUFFER + SHARED_BUFFER_SIZE - offset - PSC_HEADER_SIZE) // PSC_ENTRY_SIZE
         self._index = self._header(memory, 0)
@@ -94,14 +94,14 @@ class PageStateList:
         return self._go_on(memory)
 
     def answered(self, memory: SlotMemory) -> bool:
-        """Process userspace's answer; returns whether userspace is asked again."""
+        """Process userspace's answer; return whether userspace is asked again."""
         if not userspace_agrees(self._run):
             return self.end(memory, PageStateError.GENERIC)
         self._complete(memory)
         return self._go_on(memory)
 
     def end(self, memory: SlotMemory, outcome: int) -> bool:
-        """Report the outcome to the guest; returns False: userspace is not asked."""
+        """Report the outcome to the guest; return False: userspace is not asked."""
         self._index = self._last = self._batch = 0
         self._ghcb.ok(memory, outcome)
         return False
@@ -125,7 +125,9 @@ class PageStateList:
             self._complete(memory)
 
     def _next(self, memory: SlotMemory) -> tuple[_Entry, int, int, bool] | PageStateError | None:
-        """The next entry with something to do: itself, first page, pages, whether of 2 MiB."""
+        """Return the next unfinished entry: itself, its first page, its pages, whether they are of
+        2 MiB.
+        """
         index = self._index
         while index <= self._last:
             entry = self._entry(memory, index)
@@ -140,7 +142,7 @@ class PageStateList:
         return None
 
     def _gather(self, memory: SlotMemory, first: _Entry, pages: int, *, huge: bool) -> int:
-        """How many pages of the entries after it go along, being next to it and alike."""
+        """Count the pages of the following entries that are adjacent and of the same kind."""
         more = 0
         for index in range(self._index + 1, self._last + 1):
             entry = self._entry(memory, index)

@@ -89,7 +89,7 @@ class ProcessorState:
         return self._msrs.get(index)
 
     def write_msr(self, index: int, value: int) -> bool:
-        """Set an existing MSR; returns whether it exists."""
+        """Set an MSR that exists; return whether it does."""
         if index not in self._msrs:
             return False
         self._msrs[index] = value
@@ -173,7 +173,7 @@ def _cpuid_entries(memory: UserMemory, argument: int) -> bytes:
 
 
 def _give_cpuid(memory: UserMemory, argument: int, entries: bytes) -> None:
-    """The same the other way, if there is room for it."""
+    """Write the entries to the caller's structure, if they fit."""
     room = int(struct.unpack("<I4x", memory.read(argument, _LIST_HEADER))[0])
     count = len(entries) // _CPUID_ENTRY.size
     if room < count:

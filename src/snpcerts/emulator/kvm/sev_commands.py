@@ -55,7 +55,7 @@ _S = TypeVar("_S", bound=CStruct)
 
 
 class LaunchUpdateError(OSError):
-    """Not the firmware's doing: KVM says EIO, with firmware status 0."""
+    """KVM, not the firmware, refuses: EIO with firmware status 0."""
 
     def __init__(self) -> None:
         super().__init__(errno.EIO, "no page could be taken")
@@ -254,7 +254,7 @@ class SevCommands:
         slot: MemorySlot,
         update: SnpLaunchUpdate,
     ) -> tuple[int, FirmwareError | None]:
-        """Give pages to the firmware; returns how many it took, and its error if it refused one.
+        """Give pages to the firmware; return how many it took, and its error if it refused one.
 
         Stops at the slot's end, and at a page that is not private, was taken before
         or cannot be read.

@@ -189,7 +189,7 @@ class Vcpu:
         self._held = True
 
     def start(self) -> None:
-        """Make the vCPU runnable; ends any wait."""
+        """Make the vCPU runnable and end any wait."""
         self._held = False
         self.mp_state = MP_RUNNABLE
 
@@ -367,7 +367,7 @@ class KvmRun:
             raise OSError(errno.EINTR, "interrupted by a signal")
 
     def _take_cr8(self) -> None:
-        """Where the local APIC is userspace's, so is the task priority."""
+        """Take the task priority from userspace if userspace has the local APIC."""
         vcpu = self._vcpu
         if vcpu.vm.irqchip:
             return

@@ -202,7 +202,7 @@ class Vm:
         return self._sev.guest_request(caller)
 
     def release(self, vcpu: Vcpu | None) -> None:
-        """A descriptor has been closed; the VM ends with the last one."""
+        """Handle the close of a descriptor; the VM ends with the last one."""
         if vcpu is not None:
             vcpu.launched = False
         self._open -= 1
@@ -216,7 +216,7 @@ class Vm:
     # The device.
 
     def close(self) -> None:
-        """The VM's own descriptor has been closed; vCPUs keep the VM alive."""
+        """Handle the close of the VM's own descriptor; vCPUs keep the VM alive."""
         self.release(None)
 
     def ioctl(self, caller: Caller, request: int, argument: int) -> Result:
@@ -398,7 +398,7 @@ class Vm:
         self.irqchip = self.split_irqchip = True
 
     def _limit_vcpu_ids(self, limit: int) -> None:
-        """KVM_CAP_MAX_VCPU_ID: to be set once, or to the same again."""
+        """Set KVM_CAP_MAX_VCPU_ID: once, or again to the same value."""
         too_much = limit > VCPU_IDS_MAX or self._boot_cpu > limit
         if too_much or self._max_vcpu_id not in (0, limit):
             raise OSError(errno.EINVAL, "limit of vCPU ids out of range, or set already")

@@ -51,7 +51,7 @@ def throw_away(
 
 
 def ask(home: PlatformHome, message: Mapping[str, object]) -> dict[str, Any]:
-    """Send one message to the platform's server, starting it if needed; returns the answer."""
+    """Send one message to the platform's server, starting it if needed; return the answer."""
     with contextlib.closing(_connect(home)) as peer:
         return _ask(home, peer, message)
 

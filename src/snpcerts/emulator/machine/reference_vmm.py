@@ -66,9 +66,10 @@ class ReferenceVm:
     runs: tuple[RunView, ...]
 
     def run(self, vcpu: int = 0) -> None:
-        """KVM_RUN on the vCPU of that index; raises ``OSError``. The exit is in ``runs[vcpu]``.
+        """Call KVM_RUN on the vCPU of that index; raise ``OSError`` if it fails. The exit is in
+        ``runs[vcpu]``.
 
-        What the guest asks for its pages is done, and the guest goes on.
+        It serves page state changes and runs the guest again.
         """
         self.run_once(vcpu)
         while self.runs[vcpu].exit_reason == ExitReason.HYPERCALL:
@@ -113,7 +114,7 @@ class ReferenceVm:
 def sev_command(
     machine: KernelCalls, vm_fd: int, command: int, data: bytearray | None = None, sev_fd: int = 0
 ) -> SevCmd:
-    """KVM_MEMORY_ENCRYPT_OP; returns the command structure after the call."""
+    """Issue KVM_MEMORY_ENCRYPT_OP; return the command structure after the call."""
     view = None if data is None else (ctypes.c_char * len(data)).from_buffer(data)
     pointer = 0 if view is None else ctypes.addressof(view)
     issued = bytearray(SevCmd(id=command, data=pointer, sev_fd=sev_fd).pack())

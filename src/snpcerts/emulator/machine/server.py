@@ -90,7 +90,7 @@ class PlatformServer:
             self._saved = state
 
     def _hear(self, hello: Hello) -> Mapping[str, object]:
-        """Answer one message; takes ownership of its descriptors."""
+        """Answer one message; take ownership of its descriptors."""
         descriptors = list(hello.descriptors)
         try:
             ask = hello.message.get("ask")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The processor that the emulator models of each product: one row of facts for each.
+"""For each product, the processor that the emulator models, in one row of facts.
 
 Sources: genuine reports and VCEK certificates, one of each product; for the
 published firmware (``choices.PUBLISHED``) its ``sev_plat.h`` and ``sev_rmp.h``.

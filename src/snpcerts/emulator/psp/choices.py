@@ -104,7 +104,7 @@ ROWS: Final = (
     Row(
         "config_drops_vlek",
         "Does SNP_CONFIG drop a loaded VLEK if it changes the reported TCB?",
-        Reading(False, "sev_mcmd.c: snp_mcmd_config derives the VCEK anew and leaves the VLEK"),
+        Reading(False, "sev_mcmd.c: snp_mcmd_config derives the VCEK again and leaves the VLEK"),
         Reading(
             True, "the rule of SNP_COMMIT, assumed to apply to every change of the reported TCB"
         ),

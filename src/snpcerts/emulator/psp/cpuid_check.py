@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Checks CPUID values as the firmware does: those of a launch page and of a guest's request.
 
-Source: AMD-ASPFW ``cpuid_lookup.c``, ``sanitize_cpuid_list`` and
-``sanitize_cpuid_entry``. Its rules for single feature bits come from the
-processor's own reference and are not restated here: what is judged is the
-reserved field, the highest functions, the processor's signature, the size of a
-cache line, and functions that no processor of the kind has.
+Source: AMD-ASPFW ``cpuid_lookup.c``, ``sanitize_cpuid_list`` and ``sanitize_cpuid_entry``. Its
+rules for single feature bits come from the processor's own reference and are not restated here:
+this checks the reserved field, the highest functions, the processor's signature, the size of a
+cache line, and functions that no such processor has.
 """
 
 from __future__ import annotations
@@ -44,7 +43,7 @@ _KNOWN: Final = {
 
 @dataclass(frozen=True, slots=True)
 class CpuidFunction(CStruct):
-    """One function: its inputs, and the outputs it shall have."""
+    """One function: its inputs and the outputs to check."""
 
     SIZE: ClassVar[int] = 48
     eax_in: int = u32(0)
@@ -59,7 +58,8 @@ class CpuidFunction(CStruct):
 
 
 def judge(data: bytes, count: int, signature: int) -> tuple[bytes, int, bool]:
-    """The ``count`` functions in ``data`` as they may be, how many were judged, whether all pass.
+    """Check ``count`` functions in ``data``: return the permitted values, how many were checked,
+    and whether all pass.
 
     ``signature`` is EAX of the processor's own function 1.
     """
@@ -92,7 +92,7 @@ def _corrected(given: CpuidFunction, signature: int) -> CpuidFunction:
 
 
 def _order(signature: int) -> tuple[int, int, int]:
-    """Family, model and stepping, extended parts included, in the order that counts."""
+    """Return family, model and stepping, extended parts included, in a comparable order."""
     base, extended = signature >> 8 & 0xF, signature >> 20 & 0xFF
     family = base + extended if base == 0xF else base
     model = signature >> 4 & 0xF | (signature >> 16 & 0xF) << 4

@@ -179,13 +179,13 @@ class Firmware:
         return self._platform.state
 
     def vcek_public_key(self, tcb: TcbVersion) -> ec.EllipticCurvePublicKey:
-        """The VCEK this chip has at ``tcb``, whatever is reported now: what AMD certifies."""
+        """Return this chip's VCEK at ``tcb``, which AMD certifies, whatever TCB is reported now."""
         return self.chip.vcek_key(tcb).public_key()
 
     def signing_public_key(
         self, key_sel: KeySelect = KeySelect.DEFAULT
     ) -> ec.EllipticCurvePublicKey | None:
-        """The key a report asked for with ``key_sel`` is signed with now.
+        """Return the key that now signs reports requested with ``key_sel``.
 
         None while MASK_CHIP_KEY leaves such reports unsigned. Raises
         :class:`FirmwareError` (INVALID_KEY) for the VLEK when none is loaded.
@@ -197,13 +197,13 @@ class Firmware:
             return None if key[1] is None else key[1].public_key()
 
     def save_state(self) -> dict[str, Any]:
-        """The platform, secret included, as values JSON can hold. Guests are not in it."""
+        """Return the platform, secret included, as JSON values, without guests."""
         with self._lock:
             return write_platform(self._platform)
 
     @classmethod
     def from_state(cls, saved: dict[str, Any]) -> Firmware:
-        """The platform :meth:`save_state` described, without guests.
+        """Create the platform that :meth:`save_state` described, without guests.
 
         Raises :class:`snpcerts.errors.InputError` when ``saved`` is not such a description.
         """
@@ -301,7 +301,7 @@ class Firmware:
 
     @property
     def knows_mitigations(self) -> bool:
-        """Whether there is an SNP_VERIFY_MITIGATION, as Linux finds it out."""
+        """Whether the firmware has SNP_VERIFY_MITIGATION, as Linux determines it."""
         if not self.snp_platform_status().flags & STATUS_FEATURE_INFO:
             return False
         return bool(self.snp_feature_info(0)[2] & FEATURE_VERIFY_MITIGATION)
@@ -363,8 +363,8 @@ class Firmware:
     ) -> GuestContext:
         """SNP_GCTX_CREATE and SNP_LAUNCH_START.
 
-        POLICY_FAILURE when this platform cannot give what ``policy`` asks for,
-        reserved bits included; INVALID_PLATFORM_STATE before SNP_INIT.
+        POLICY_FAILURE if this platform cannot meet ``policy``, reserved bits included;
+        INVALID_PLATFORM_STATE before SNP_INIT.
         """
         with self._lock:
             if not self.state.initialized:
@@ -421,9 +421,9 @@ class Firmware:
     ) -> None:
         """SNP_LAUNCH_FINISH: the guest may run.
 
-        ``id_block`` is the ID block and its authentication page, judged by
-        :func:`~snpcerts.emulator.psp.id_block.check_id_block`. ``vcek_disabled``
-        forbids this guest the VCEK.
+        ``id_block`` is the ID block and its authentication page, checked by
+        :func:`~snpcerts.emulator.psp.id_block.check_id_block`. ``vcek_disabled`` forbids this
+        guest the VCEK.
         """
         with self._lock:
             self._check_state(context, GuestState.LAUNCHING)
@@ -507,7 +507,7 @@ class Firmware:
             )
 
     def _known_policy(self) -> int:
-        """The bits of a policy that firmware of this age knows: each report version added some."""
+        """Return the policy bits that this firmware knows: each report version added some."""
         return POLICY_KNOWN if self._platform.report_version >= _POLICY_GREW else _POLICY_FIRST
 
     def _check_policy(self, policy: int) -> None:

@@ -70,7 +70,7 @@ _MIT_VECTOR_SINCE = 5
 
 @dataclass(frozen=True, slots=True)
 class PspSnapshot:
-    """All that an answer may depend on besides the guest: one moment of one platform."""
+    """Everything besides the guest that an answer depends on, at one moment."""
 
     chip: Chip
     state: PlatformState
@@ -94,7 +94,7 @@ _UNSIGNED: Final[Signer] = (SigningKey.NONE, None)
 def signer(
     platform: PspSnapshot, select: KeySelect, *, vcek_disabled: bool = False
 ) -> Signer | None:
-    """The key that signs for this KEY_SEL, or None when there is no such key.
+    """Return the key that signs for this KEY_SEL, or None if there is no such key.
 
     ``(NONE, None)`` while MASK_CHIP_KEY leaves the report unsigned.
     """
@@ -278,7 +278,7 @@ def _answer_absorb_noma(
 
 
 def _of_context(address: int, *, sound: bool) -> ResponseStatus:
-    """Answer a message that names a guest by its context: without migration there is none."""
+    """Answer a message that names another guest's context: without migration none exists."""
     if address % PAGE_SIZE or not sound:
         return ResponseStatus.INVALID_PARAM
     return ResponseStatus.INVALID_GUEST

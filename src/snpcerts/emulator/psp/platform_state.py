@@ -36,7 +36,7 @@ VLEK_SINCE: Final = ApiVersion(1, 54, 0)
 
 @dataclass(frozen=True, slots=True)
 class PlatformState:
-    """What SNP_PLATFORM_STATUS and reports tell of a platform, and the loaded VLEK.
+    """What SNP_PLATFORM_STATUS and reports show of a platform, and the loaded VLEK.
 
     ``config_tcb`` is what SNP_CONFIG set since the last commit, None if nothing.
     ``vcek_tcb`` is what the VCEK was last derived for: the reported TCB, or on
@@ -151,8 +151,8 @@ class PlatformState:
     def load_vlek(self, chip: Chip, blob: bytes) -> Self:
         """SNP_VLEK_LOAD: the hashstick must be this chip's and for exactly ReportedTcb.
 
-        That is judged before the tag; reserved bytes outside the tag and the
-        platform's state are not judged.
+        That is checked before the tag; reserved bytes outside the tag and the platform's state are
+        not checked.
         """
         if self.version < VLEK_SINCE:
             # UNSUPPORTED (0x15) is the other candidate; no public source says which.

@@ -132,7 +132,7 @@ def _vlek(value: Any, tcb_in: Callable[[Any], TcbVersion]) -> LoadedVlek | None:
 
 
 def _from_first_format(saved: Mapping[str, Any]) -> Mapping[str, Any]:
-    """What the first format left out, because it was always so: all keys of the reported TCB."""
+    """Add what the first format left out because it was fixed: keys of the reported TCB."""
     reported, vlek = saved["reported_tcb"], saved["vlek"]
     return {
         **saved,

@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The certificates of a platform's own SEV keys: PDH, PEK, OCA and CEK.
 
-SEV and SEV-ES guests are launched with them; tools such as libvirt ask for them on
-every host with SEV. Source: SEV API (55766), chapter "Certificate format" and
-PDH_CERT_EXPORT: little-endian, 2084 bytes each, two signatures over the first
-1044. The platform owns itself (its OCA is its own), and the CEK carries no
-signature of AMD's, which the key server adds.
+SEV and SEV-ES guests are launched with them; tools such as libvirt ask for them on every host with
+SEV. Source: SEV API (55766), chapter "Certificate format" and PDH_CERT_EXPORT: little-endian, 2084
+bytes each, two signatures over the first 1044. The platform owns itself (it has its own OCA), and
+the CEK lacks AMD's signature, which the key server would add.
 """
 
 from __future__ import annotations

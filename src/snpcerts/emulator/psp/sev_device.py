@@ -58,10 +58,9 @@ class SevDevice:
     def ioctl(self, caller: Caller, request: int, argument: int) -> int:
         """SEV_ISSUE_CMD; any other request is EINVAL.
 
-        The 16-byte structure is copied back after every known command, refused
-        or not. EIO with ``error`` set means the firmware said no; any other
-        errno means the driver did, and ``error`` is then the caller's own, or 0
-        where the firmware had already done its part.
+        The 16-byte structure is copied back after every known command, refused or not. EIO with
+        ``error`` set means that the firmware refused; any other errno means that the driver did,
+        and ``error`` is then the caller's own, or 0 where the firmware had already done its part.
         """
         if request != SEV_ISSUE_CMD:
             raise _refusal(errno.EINVAL)
@@ -110,7 +109,7 @@ class _SevCall:
         _write(self.caller, self.address, data)
 
     def answer(self, command: Callable[[], _T]) -> _T | None:
-        """Let the firmware do ``command``; its status goes to ``error``. None: it refuses."""
+        """Let the firmware do ``command``; put its status into ``error``. None: it refuses."""
         try:
             result = command()
         except FirmwareError as no:
@@ -120,7 +119,7 @@ class _SevCall:
         return result
 
     def ask(self, command: Callable[[], _T]) -> _T:
-        """The same for commands whose caller gets nothing but EIO when it refuses."""
+        """Do the same for commands whose caller gets only EIO if the firmware refuses."""
         result = self.answer(command)
         if self.error:
             raise _refusal(errno.EIO)
