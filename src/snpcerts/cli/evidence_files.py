@@ -92,9 +92,9 @@ class EvidenceFiles:
 
 
 def places(path: str) -> Iterator[EvidenceFiles]:
-    """The evidence at ``path``, a file or a directory, in order of names.
+    """Return the evidence at ``path``, a file or a directory, in order of names.
 
-    Raises :class:`InputError` for a directory that holds none.
+    Raises :class:`InputError` for a directory without evidence.
     """
     if path == STANDARD_INPUT or not os.path.isdir(path):
         yield EvidenceFiles(path, _beside(path))
@@ -122,9 +122,9 @@ def places(path: str) -> Iterator[EvidenceFiles]:
 
 
 def certificates(path: str) -> Given:
-    """The certificates in a directory, whatever their names, or in one file.
+    """Return the certificates in a directory, whatever their names, or in one file.
 
-    Raises :class:`InputError` when there is no such directory or file.
+    Raises :class:`InputError` if there is no such directory or file.
     """
     if not os.path.lexists(path):
         raise InputError(f"{path}: No such file or directory")

@@ -209,10 +209,9 @@ def crl(where: _Where, product: Product, vlek: bool) -> None:
 @ANCHOR
 @_JSON
 def show(cache: str | None, anchors: tuple[str, ...], as_json: bool) -> None:
-    """Show what the cache has, until when it is good, and whether it verifies.
+    """Show what the cache has, until when it is valid, and whether it verifies.
 
-    Exit codes: 0 all of it verifies, 1 something does not, 2 wrong usage
-    or not a directory.
+    Exit codes: 0 everything verifies, 1 something does not, 2 wrong usage or not a directory.
     """
     from snpcerts.kds.inventory import inventory
     from snpcerts.kds.store import Store

@@ -52,10 +52,10 @@ _HANG: Final = 2
 
 
 def say(text: object = "", *, err: bool = False) -> None:
-    """Print text, of one or several lines, to standard output or error, as it is.
+    """Print one or several lines to standard output or error without changing them.
 
-    This keeps line breaks. Foreign text that may hold a line break must go
-    through :func:`snpcerts.printable.printable` before it is put into a line.
+    This keeps line breaks. Foreign text that may hold a line break must go through
+    :func:`snpcerts.printable.printable` before it is put into a line.
     """
     click.echo(printable_lines(str(text)), err=err)
 
@@ -91,9 +91,9 @@ def _show_line(console: Console, line: str) -> None:
 
 
 def wrapped(line: str, width: int) -> str:
-    """``line`` broken between words; later lines hang below the text behind its labels.
+    """Break ``line`` between words; indent later lines to the text behind its labels.
 
-    A word that is too long for any line (a measurement) stays whole, where it is.
+    A word that is too long for any line (a measurement) stays whole.
     """
     if len(line) <= width:
         return line

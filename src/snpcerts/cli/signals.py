@@ -25,9 +25,9 @@ class EndedBySignalError(BaseException):
 
 @contextlib.contextmanager
 def ends_cleanly() -> Iterator[None]:
-    """The first signal that would end the command leaves the block; later ones change nothing.
+    """Leave the block at the first signal that would end the command, and ignore later ones.
 
-    A signal that is ignored stays so (nohup). Nothing outside the main thread.
+    Ignored signals stay ignored (nohup). Outside the main thread this does nothing.
     """
     if threading.current_thread() is not threading.main_thread():
         yield

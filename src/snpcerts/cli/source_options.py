@@ -134,9 +134,9 @@ def cache_directory(given: str | None) -> Path:
 
 
 def trusted_roots(paths: Sequence[str]) -> tuple[tuple[Anchor, bytes], ...]:
-    """The roots in these files, each as an anchor and as the file's content.
+    """Read the roots in these files, each as an anchor and as the file's content.
 
-    Raises :class:`InputError`, naming the file, for one that is no ARK.
+    Raises :class:`InputError`, naming the file, for one that is not an ARK.
     """
     from snpcerts.endorsement.anchors import anchor_from_certificate
     from snpcerts.endorsement.certificate import load_certificate

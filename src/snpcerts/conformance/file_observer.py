@@ -45,7 +45,7 @@ _SHORT_READ_MAX: Final = 1 << 20  # bytes that a short read moves at most
 
 
 def takes_lock(call: FileCall) -> bool:
-    """Whether the call asks for a lock of any kind."""
+    """Whether the call requests a lock of any kind."""
     if call.call is Syscall.FLOCK:
         return not call.arguments[1] & fcntl.LOCK_UN
     if call.call is not Syscall.FCNTL or call.arguments[1] not in _LOCK_COMMANDS:

@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """One run of the VMM under test through one scenario, from its start to its end.
 
-The VMM is a real process behind the front door. Its guest's vCPUs run the
-scenario, which requests reports and also acts as the host's operator between
-requests: it replaces the file, takes the lock, sends a signal. All of this
-happens in one loop of this process, so the order does not depend on the speed
-of any process.
+The VMM is a real process on the emulated host. Its guest's vCPUs run the scenario, which requests
+reports and also acts as the host's operator between requests: it replaces the file, takes the
+lock, sends a signal. All of this happens in one loop of this process, so the order does not depend
+on the speed of any process.
 """
 
 from __future__ import annotations
@@ -93,15 +92,14 @@ def _first_table(served: ServedFile) -> None:
 class Scenario:
     """A sequence of events that judges some checks.
 
-    ``script`` runs on the guest's first vCPU, ``second`` on its second, if there
-    is one. ``after`` runs when the scripts are done or the VMM has ended;
-    processes that the VMM started may still exist. With ``ends`` the VMM is
-    expected to end by itself. With ``strict_page_states`` the guest's accesses fault
-    where the VMM has not made a page what the guest asked for. ``also`` are checks that
-    are judged in passing, in every scenario, and that this one provokes. ``start`` puts
-    the first file in place, by default one of :data:`TABLE_SIZE` bytes.
-    ``attribute`` is what KVM_X86_SEV_SNP_REQ_CERTS reads as. ``environment`` is added
-    to the VMM's. ``seconds`` is roughly how long a correct VMM takes.
+    ``script`` runs on the guest's first vCPU, ``second`` on its second, if there is one. ``after``
+    runs when the scripts are done or the VMM has ended; processes that the VMM started may still
+    exist. With ``ends`` the VMM is expected to end by itself. With ``strict_page_states`` the
+    guest's accesses fault where the VMM has not changed a page as the guest requested. ``also``
+    are checks that are judged in passing, in every scenario, and that this one provokes. ``start``
+    puts the first file in place, by default one of :data:`TABLE_SIZE` bytes. ``attribute`` is what
+    KVM_X86_SEV_SNP_REQ_CERTS reads as. ``environment`` is added to the VMM's. ``seconds`` is
+    roughly how long a correct VMM takes.
     """
 
     checks: tuple[str, ...]
@@ -130,7 +128,7 @@ class TrialVcpu:
     def ask(
         self, npages: int, *, gpa: int | None = None, field: tuple[int, int] | None = None
     ) -> Asking:
-        """Make one request with :meth:`TrialGuest.ask`; records it to be judged later."""
+        """Make one request with :meth:`TrialGuest.ask`; record it to be judged later."""
         served = self.trial.served
         start = len(served.contents) - 1
         answer = yield from self.guest.ask(self.cpu, self.pages, npages, gpa=gpa, field=field)

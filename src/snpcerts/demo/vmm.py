@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A VMM process of the demo: one guest, certificates served by the exit service.
 
-Started behind the front door as ``python -m snpcerts.demo.vmm FILE SEED [BREAK]``;
-prints a JSON line for each request it answered.
+Started on an emulated host as ``python -m snpcerts.demo.vmm FILE SEED [BREAK]``; prints a JSON
+line for each request it answered.
 """
 
 from __future__ import annotations

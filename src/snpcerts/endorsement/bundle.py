@@ -16,8 +16,8 @@ JSON, with any of these as its values     Azure's IMDS (THIM): ``vcekCert``,
 certificate table                         a host's, as ``snpcerts table`` shows it
 ========================================  ============================================
 
-Nothing is judged here but whether a certificate can be read. Time and memory are in
-proportion to the file's size, and the number of certificates is bounded.
+This checks only whether a certificate can be read. Time and memory are in proportion to the file's
+size, and the number of certificates is bounded.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@
 ``SEV-VLEK-Milan`` the one (ASVK) for VLEKs. Further words may follow the product: test authorities
 use them to say what they are.
 
-Source: the certificates that the key server (57230) hands out.
+Source: the certificates that the key server (57230) returns.
 """
 
 from __future__ import annotations

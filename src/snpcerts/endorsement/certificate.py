@@ -81,11 +81,11 @@ class KeyUsage:
 
 @dataclass(frozen=True, slots=True)
 class Certificate:
-    """A parsed X.509 version 3 certificate, not yet judged. Two certificates are equal if their
-    bytes are. Attributes that ``cryptography.x509.Certificate`` also has mean the same there.
-    ``der`` is the whole certificate. ``tbs_certificate_bytes``, ``inner_algorithm`` (inside the
-    signed part) and ``outer_algorithm`` are DER inside it. ``unused_bits`` belongs to the
-    signature's BIT STRING; only 0 is correct.
+    """A parsed X.509 version 3 certificate, which has not been verified. Two certificates are
+    equal if their bytes are. Attributes that ``cryptography.x509.Certificate`` also has mean the
+    same there. ``der`` is the whole certificate. ``tbs_certificate_bytes``, ``inner_algorithm``
+    (inside the signed part) and ``outer_algorithm`` are DER inside it. ``unused_bits`` belongs to
+    the signature's BIT STRING; only 0 is correct.
     """
 
     der: bytes

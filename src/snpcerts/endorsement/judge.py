@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Do these certificates certify this key? The one judge, with a memory. The verifier asks about the
-key that signed a report, the key server's client about the VCEK that it requested, the host's agent
-about the signing key. All get the same reasons. A host serves the same three certificates with
-every report, and parsing and checking them costs more than checking a report. So findings are
+"""Do these certificates certify this key? The one judge, with a memory. The verifier asks about
+the key that signed a report, the key server's client about the VCEK that it requested, the host's
+agent about the signing key. All get the same reasons. A host serves the same three certificates
+with every report, and parsing and checking them costs more than checking a report. So findings are
 remembered by content: the bytes of each certificate, and the anchors. Findings about ASK and ARK,
-and about each revocation list, are also remembered separately: they are the same for all chips of a
-product, and most of the work for a new VCEK. Only findings that do not depend on the time are kept;
-validity is judged each time.
+and about each revocation list, are also remembered separately: they are the same for all chips of
+a product, and most of the work for a new VCEK. Only findings that do not depend on the time are
+kept; validity is checked each time.
 """
 
 from __future__ import annotations

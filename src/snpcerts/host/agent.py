@@ -41,10 +41,10 @@ ROUNDS = 3
 
 @dataclass(frozen=True, slots=True)
 class Synced:
-    """How a round of keeping in step went.
+    """The result of one round.
 
-    ``before`` is what was found, ``updates`` what was published; ``problem`` is
-    why some file is still not in step, the first of the reasons.
+    ``before`` is what was found, ``updates`` what was published; ``problem`` is the first reason
+    why some file is still not in step.
     """
 
     before: tuple[FileState, ...]
@@ -53,10 +53,10 @@ class Synced:
 
 
 class Agent:
-    """What the host commands do to the certificate files of one configuration.
+    """Reads and updates the certificate files of one configuration.
 
-    ``during`` is entered for each exclusive section, before its locks are waited for.
-    With ``force``, a file that is not a certificate file is replaced too.
+    ``during`` is entered for each exclusive section, before it waits for its locks. With
+    ``force``, a file that is not a certificate file is replaced too.
     """
 
     def __init__(

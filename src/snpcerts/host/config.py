@@ -44,7 +44,7 @@ class ConfigError(InputError):
 
 
 class GuestKeySelect(enum.Enum):
-    """Which key the guests of a file ask for (KEY_SEL of their report requests)."""
+    """Which key the guests of a file request (KEY_SEL of their report requests)."""
 
     DEFAULT = "default"  # the VLEK where one is loaded, else the VCEK: what Linux asks for
     NAMED = "named"  # the kind of the file, by name

@@ -106,9 +106,9 @@ class HostFirmware:
         self.memory = memory(self.hwid)
 
     def state(self) -> FirmwareState:
-        """SNP_PLATFORM_STATUS, read, with what is known of the keys.
+        """Read SNP_PLATFORM_STATUS and add what is known of the keys.
 
-        Raises as :meth:`said`.
+        Raises as :func:`read_firmware`.
         """
         return self.memory.observe(self.read_firmware)
 

@@ -71,9 +71,9 @@ class MemoryStore(Protocol):
 
 
 class Memory:
-    """What is known of one host's keys, brought up to date whenever the firmware is asked.
+    """What is known of one host's keys, updated whenever the firmware is asked.
 
-    ``problem`` is what keeps it from being written down, empty when nothing does.
+    ``problem`` says why it cannot be written; it is empty if it can.
     """
 
     def __init__(
@@ -113,10 +113,10 @@ class Memory:
     def load_vlek(
         self, read: Read, give: Callable[[], None], tcb: TcbVersion, certificate: bytes
     ) -> None:
-        """Give SNP_VLEK_LOAD for ``tcb``, whose certificate (DER) that is; write it down.
+        """Give SNP_VLEK_LOAD for ``tcb``, with the VLEK's certificate (DER), and record it.
 
-        A VLEK that is there already is forgotten before: cut off in between,
-        which of the two is loaded is not known.
+        An already loaded VLEK is forgotten first: after an interruption it is unknown which of the
+        two is loaded.
         """
         with self._for_a_command():
             before = self._seen(read)
@@ -132,9 +132,9 @@ class Memory:
             self._keep(remembered.loaded(self._seen(read), vlek))
 
     def prove(self, read: Read, taken_in: FirmwareState, proof: Proof) -> None:
-        """Write down a proof that was taken in the state ``taken_in``.
+        """Record a proof that was taken in the state ``taken_in``.
 
-        Raises :class:`RetryLaterError` when the firmware is in another state now.
+        Raises :class:`RetryLaterError` if the firmware is in another state now.
         """
         with self._for_a_command():
             now = self._seen(read)
@@ -174,7 +174,7 @@ class Memory:
         return what.state
 
     def _forgotten(self, read: Read, error: SnpCertsError) -> FirmwareState:
-        """Discard what was seen: it could not be saved, so other processes will not know it."""
+        """Treat the host as never seen: the record could not be saved for other processes."""
         self.problem = str(error)
         now = remembered.looked(
             None, read(), self._chip, self._which(), why_nothing=f"{error.message}"

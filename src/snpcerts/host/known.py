@@ -29,10 +29,10 @@ class RememberedVlek:
 
 @dataclass(frozen=True, slots=True)
 class Proof:
-    """A report over a nonce of ours, asked for with ``select``, was signed with this key.
+    """A report over our nonce, requested with ``select``, was signed with this key.
 
-    ``tcb`` and ``certificate`` (SHA-256, DER) are of the certificate that
-    verified it, whatever TCB the report says.
+    ``tcb`` and ``certificate`` (SHA-256 of the DER) are those of the certificate that verified it,
+    whatever TCB the report says.
     """
 
     select: KeySelect
@@ -44,10 +44,10 @@ class Proof:
 
 @dataclass(frozen=True, slots=True)
 class KnownKeys:
-    """What is remembered of the keys, and what is not certain of them.
+    """What is remembered of the keys, and what is uncertain.
 
-    A doubt that is empty is none. ``lost_masks`` are those that were in force
-    until SNP was initialised again, and are not any more.
+    An empty doubt means none. ``lost_masks`` are masks that were set until SNP was initialised
+    again, and no longer are.
     """
 
     vlek: RememberedVlek | None = None

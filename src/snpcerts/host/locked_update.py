@@ -39,11 +39,11 @@ class FileResult:
 
 @dataclass(frozen=True, slots=True)
 class UpdateResult:
-    """How it went; times in seconds.
+    """The result; times are in seconds.
 
-    ``waited`` for the locks, ``held`` the longest lock, ``firmware`` the part of
-    that which the firmware command took. ``refused`` is the command's error:
-    the files then match the firmware as it was left.
+    ``waited`` is the wait for the locks, ``held`` the time of the longest lock, ``firmware`` the
+    part of it that the firmware command took. ``refused`` is the command's error: the files then
+    match the firmware as it was left.
     """
 
     state: FirmwareState | None
@@ -111,13 +111,12 @@ def run(
     wrong_tables: Mapping[str, bytes] = MappingProxyType({}),
     performer: Performer = system.perform,
 ) -> UpdateResult:
-    """Lock and empty ``files``, give the firmware ``command``, publish what matches then.
+    """Lock and empty ``files``, give the firmware ``command``, then publish what matches.
 
-    Raises :class:`~snpcerts.certfile.writer.LockHeldError` and the errors of
-    paths that are none, always before the firmware is touched. What the
-    firmware says, or a file that cannot be written after it, is in the result.
-    ``wrong_tables`` has, by path, the tables that were found to be wrong: no end
-    of this leaves one of those in its file.
+    Raises :class:`~snpcerts.certfile.writer.LockHeldError` and the errors of invalid paths, always
+    before the firmware is touched. The result holds the firmware's answer, and the error of a file
+    that cannot be written after it. ``wrong_tables`` has, by path, the tables that were found to
+    be wrong: however this ends, none of those stays in its file.
     """
     chooser = _Chooser(files, read_state, table_cache)
     refused: list[SnpCertsError] = []

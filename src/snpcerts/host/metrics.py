@@ -194,9 +194,8 @@ class Metrics:
                 self._mitigations.labels(str(bit), name).set(vector >> bit & 1)
 
     def write(self, path: str) -> None:
-        """Write all figures to ``path``, at once; :class:`RefusedError` when that fails.
-
-        Also where something else is at the path than figures written before.
+        """Write all figures to ``path`` in one step; raise :class:`RefusedError` if that fails, or
+        if the file at the path does not hold metrics.
         """
         _require_metrics(path)
         folder = os.path.dirname(path) or "."

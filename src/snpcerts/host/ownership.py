@@ -18,9 +18,9 @@ from snpcerts.host.config import FileConfig
 
 
 def group_of(file: FileConfig) -> int | None:
-    """The number of the group it is to have, None for whatever it has.
+    """Return the number of the configured group, or None to keep the file's.
 
-    Raises :class:`InputError` when there is no such group.
+    Raises :class:`InputError` if there is no such group.
     """
     if file.group is None:
         return None

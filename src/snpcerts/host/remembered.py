@@ -45,7 +45,7 @@ def looked(
     *,
     why_nothing: str = "there is no record of this host's keys",
 ) -> Remembered:
-    """What is known once the firmware was found to be as in ``now``.
+    """Return what is known after the firmware was found in the state ``now``.
 
     ``before`` None means that nothing is remembered, for the reason ``why_nothing``.
     """

@@ -153,10 +153,8 @@ def leaf_of(table: CertTable | None) -> EndorsementCert | None:
 
 
 def basis(state: FirmwareState) -> str:
-    """How it is known which key signs what guests ask for by default.
-
-    ``proven`` by a report, ``believed`` since everything that was seen speaks for
-    it, or ``unknown``.
+    """Return how it is known which key signs by default: ``proven`` by a report, ``believed``
+    because everything that was seen implies it, or ``unknown``.
     """
     if state.known.proof(KeySel.DEFAULT) is not None:
         return "proven"

@@ -43,7 +43,7 @@ LONGEST_PAUSE = 300.0
 LONGEST_WAIT = 3600.0  # however long it asked to be left alone
 
 # A revocation list says itself that it is good for a year. What is withdrawn in
-# that time should be known within a day; that a list cannot be had keeps
+# that time should be known within a day; that a list is not available keeps
 # nothing from being published, and delays it by no more than a few seconds.
 LIST_AGE: Final = timedelta(days=1)
 LIST_BUDGET: Final = 3.0
@@ -82,10 +82,9 @@ def _utc() -> datetime:
 
 
 class TableCache:
-    """Verified tables by key. Nothing gets in that :class:`ChipJudge` refuses.
+    """Verified tables by key. It stores nothing that :class:`ChipJudge` refuses.
 
-    ``observe`` is told the result of each call to the source: ``ok``, or the
-    error's code.
+    ``observe`` is called with the result of each call to the source: ``ok``, or the error's code.
     """
 
     def __init__(
@@ -129,11 +128,10 @@ class TableCache:
         self._tables[key] = _certificates_only(table, key.kind)
 
     def fetch(self, key: Key) -> None:
-        """Have the table for ``key``, from the source unless it is here.
+        """Fetch the table for ``key`` from the source unless it is cached.
 
-        Raises :class:`UnavailableError`, and again, without asking, until it is
-        time to ask once more. May take as long as the source takes: never
-        called with a lock held.
+        Raises :class:`UnavailableError`, and raises it again without a request until it is time to
+        retry. Can take as long as the source takes, so it is never called with a lock held.
         """
         if key in self._tables:
             return
@@ -153,10 +151,10 @@ class TableCache:
         self._failed.pop(key, None)
 
     def learn_revocations(self, kinds: Iterable[VekKind]) -> bool:
-        """Ask for the revocation lists of these kinds of keys, each once a day.
+        """Fetch the revocation lists of these kinds of keys, each once a day.
 
-        Returns whether one came that was not known. That one cannot be had is
-        no error: then those at hand count, or none.
+        Returns whether a new list came. An unavailable list is not an error: the cached one is
+        used, if there is one.
         """
         new = False
         for kind in kinds:

@@ -30,10 +30,10 @@ class Interrupted(BaseException):
 
 
 class Signals:
-    """SIGTERM and SIGINT end the watch, SIGHUP has the configuration read again.
+    """SIGTERM and SIGINT end the watch; SIGHUP rereads the configuration.
 
-    They are noted. One that ends the watch also ends a round under way, except
-    inside an exclusive section, which is never cut off.
+    The handlers only record the signal. One that ends the watch also ends a round under way,
+    except inside an exclusive section, which is never cut off.
     """
 
     def __init__(self) -> None:

@@ -104,7 +104,7 @@ class CachedFetch:
         self._unkept: OrderedDict[Resource, bytes] = OrderedDict()
 
     def kept(self, resource: Resource) -> bytes | None:
-        """The cached body, however old and not judged; never asks the key server."""
+        """Return the cached body, unverified and of any age; never ask the key server."""
         with self._lock:
             kept = self._unkept.get(resource)
         with contextlib.suppress(CacheError):

@@ -48,7 +48,7 @@ class Kept:
 
 
 def inventory(store: Store, anchors: Sequence[Anchor], at: datetime) -> list[Kept]:
-    """Every file of the cache, judged at that time; chains first.
+    """Yield every file of the cache, verified as of that time; chains first.
 
     Raises :class:`CacheError` if a directory cannot be listed.
     """

@@ -66,7 +66,7 @@ class RetryPolicy:
         return _stretched(max(named, doubled))
 
     def named_wait(self, retry_after: float | None) -> float:
-        """The wait that a 429 asks for. A missing or past time still means: not now."""
+        """Return the wait that a 429 requires. A missing or past time still means: not now."""
         if retry_after is None or retry_after < _SOON:
             return self.throttled_wait
         return retry_after

@@ -244,7 +244,7 @@ class CertificateSource:
         return self._fetch.get(request).kept_as
 
     def known_crl(self, product: Product, kind: VekKind = VekKind.VCEK) -> bytes | None:
-        """The cached revocation list, however old and not judged; never asks the key server."""
+        """Return the cached revocation list, unverified, of any age; never ask the key server."""
         return self._fetch.kept(CrlResource(product, kind))
 
     def _chain(

@@ -119,7 +119,7 @@ class Store:
         return self.root / place_of(resource)
 
     def read(self, resource: Resource) -> bytes | None:
-        """The cached body, not judged; None if there is none.
+        """Return the cached body, unverified; None if there is none.
 
         Raises :class:`CacheError` for a file that cannot be read, is not a
         regular file, or has more than 64 KiB.

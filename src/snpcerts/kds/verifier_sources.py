@@ -46,7 +46,7 @@ class KdsCertificates:
         return Collateral()
 
     def _leaf(self, request: CollateralRequest) -> Collateral:
-        """Ask for each product until one has it; only version 2 reports leave several."""
+        """Try each product until one has it; only version 2 reports leave several."""
         absent: KdsNotFoundError | None = None
         counted: list[float] = []
         for product in request.products:

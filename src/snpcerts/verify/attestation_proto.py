@@ -122,7 +122,7 @@ def is_tpm_attestation(data: bytes) -> bool:
 
 
 def read_tpm_attestation(data: bytes) -> tuple[bytes, CertTable]:
-    """The SNP Attestation in one of go-tpm-tools; the TPM's quotes are not judged here.
+    """The SNP Attestation in one of go-tpm-tools; the TPM's quotes are not checked here.
 
     Raises :class:`FormatError` for one without, saying what it has instead.
     """

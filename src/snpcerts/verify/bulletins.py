@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""AMD's security bulletins as a policy can ask for them.
+"""AMD's security bulletins, as a policy can require their fixes.
 
 The data is ``bulletins.toml`` beside this file: dated, and each value with the public
 sources that agree on it.
@@ -187,7 +187,7 @@ def _products(names: Iterable[str]) -> frozenset[Product]:
 def policy_text(
     bulletins: Iterable[Bulletin], products: Iterable[Product], *, unconfirmed: bool = False
 ) -> str:
-    """A policy file that asks for what the bulletins state, for these products.
+    """Return a policy file that requires what the bulletins state, for these products.
 
     The highest value of each component counts, for each processor. A processor that no
     bulletin has a value for has no floor, and is refused. Raises :class:`UsageError`

@@ -89,9 +89,9 @@ def ear_claims(
 ) -> dict[str, Any]:
     """The claims of an EAR about a verdict, not yet signed.
 
-    ``policy_id`` says by which policy it was judged. ``nonce`` is the challenge, 6 to 64 bytes,
-    that the caller has required of the report. ``at`` is when it is issued (default: now); it has a
-    time zone. Raises :class:`UsageError` for a nonce of another size or an ``at`` without zone.
+    ``policy_id`` names the policy. ``nonce`` is the challenge, 6 to 64 bytes, that the caller has
+    required of the report. ``at`` is when it is issued (default: now); it has a time zone. Raises
+    :class:`UsageError` for a nonce of another size or an ``at`` without zone.
     """
     issued = datetime.now(UTC) if at is None else at
     if issued.tzinfo is None:

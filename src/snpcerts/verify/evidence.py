@@ -16,12 +16,12 @@ CBOR                      ``application/vnd.veraison.tsm-report+cbor``
 SCALE                     Dstack, version 0
 ========================  ====================================================
 
-Each of these may stand in hexadecimal, base64 or base64url, and one inside another,
-a few levels deep. A report as it is, with or without a table, is told by its first
-bytes before anything else is looked at.
+Each of these may stand in hexadecimal, base64 or base64url, and one inside another, a few levels
+deep. A plain report, with or without a table, is recognised by its first bytes before anything
+else is looked at.
 
-Nothing here is judged: certificates in a table are the host's word, and runtime
-data is anybody's. Reading them takes memory and time in proportion to their size.
+Nothing here is checked: certificates in a table are the host's word, and runtime data is
+anybody's. Reading them takes memory and time in proportion to their size.
 """
 
 from __future__ import annotations
@@ -148,7 +148,7 @@ class Evidence:
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Self:
-        """Read evidence in any of the shapes above, told apart by its first bytes.
+        """Read evidence in any of the shapes above, which its first bytes distinguish.
 
         Raises :class:`FormatError` when it is none of them, saying what it is and how
         to unwrap it where that is known, or when what is in it is malformed.

@@ -5,9 +5,9 @@ A verdict of *verified* says: a key that AMD endorses, through a chain to a trus
 valid at the given time, signed this report; the key is the one for the product, the TCB and (VCEK)
 the chip that the report names; and the report meets every demand of the policy.
 
-It says **nothing** about anything that the policy does not ask for. Without a policy the only
+It says **nothing** about anything that the policy does not require. Without a policy the only
 demands are that the guest cannot be debugged, that no migration agent can move it, and that no
-component of the reported TCB is above the current TCB. Above all, ask for ``report_data``: without
+component of the reported TCB is above the current TCB. Above all, require ``report_data``: without
 the caller's nonce or key in it the report may be a replay. ``Verdict.checks`` lists what was asked
 and what was not.
 """
@@ -51,10 +51,10 @@ def verify(
     """Judge a report with the certificates that came with it.
 
     ``evidence`` may be a bare report of 1184 bytes. ``collateral``, if given, replaces the
-    evidence's own certificates. Everything that can be judged is judged, and every reason is
+    evidence's own certificates. Everything that can be checked is checked, and every reason is
     listed, in the same order each time: the report itself, its certificates, the two together, the
-    policy. No evidence raises an error, whatever its bytes. ``at`` is when the certificates must be
-    valid; :class:`UsageError` if it has no time zone.
+    policy. No evidence raises an error, whatever its bytes. ``at`` is when the certificates must
+    be valid; :class:`UsageError` if it has no time zone.
     """
     return judge(evidence, collateral, policy or DEFAULT_POLICY, anchors, at, ())
 

@@ -3,7 +3,7 @@
 
 Keys are the fields of :class:`~snpcerts.verify.policy.Policy`. Bytes are hexadecimal text, versions
 text such as ``"1.55"``, ages text such as ``"12h"``. A bit is true, false, or ``"any"`` for not
-asked; a policy asks for nothing else that the file omits. Floors are tables per product::
+asked; a policy requires nothing else that the file omits. Floors are tables per product::
 
     report_data = "0011..."
     measurements = ["7a1e...", "8922..."]

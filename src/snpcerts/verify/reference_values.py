@@ -68,9 +68,7 @@ _CHIP_ID, _COMMITTED_TCB, _LAUNCH_TCB = 3328, 3329, 3968
 
 @dataclass(frozen=True, slots=True)
 class ReferenceValues:
-    """``data`` is the file to hand over. ``left_out`` names fields of the policy that are not in
-    it.
-    """
+    """``data`` is the file's content; ``left_out`` names fields of the policy that it lacks."""
 
     data: bytes
     left_out: tuple[str, ...]

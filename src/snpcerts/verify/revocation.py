@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Is the chain revoked, as far as the relying party can know, and does it know enough? Every list
-is judged, from any supplier, and a revocation in a believed list refuses the chain, however old the
-list is. Satisfying a demand for a list takes more: a list for that kind of leaf, from the relying
-party itself or the key server, current, and not older than the policy allows. So a host that sends
-last year's list cannot hide a revocation.
+is checked, from any supplier, and a revocation in a believed list refuses the chain, however old
+the list is. Satisfying a demand for a list takes more: a list for that kind of leaf, from the
+relying party itself or the key server, current, and not older than the policy allows. So a host
+that sends last year's list cannot hide a revocation.
 
 Source: RFC 5280 section 6.3; KDS (57230) chapter 3 for the kinds of list.
 """
@@ -84,8 +84,8 @@ def check_revocation(
 ) -> RevocationFindings:
     """Hold the lists against the policy's demand. What they withdraw is no part of this.
 
-    ``findings`` are those of ``supplied``, in its order. A caller who gives a list
-    for a kind of leaf thereby asks for a good one, whatever the policy says.
+    ``findings`` are those of ``supplied``, in its order. A caller who gives a list for a kind of
+    leaf thereby requires a good one, whatever the policy says.
     """
     required = policy.revocation is Revocation.REQUIRE
     if not supplied and not required:

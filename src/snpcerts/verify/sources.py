@@ -1,12 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Certificates from several places, in an order the caller sets.
 
-A source is asked for what is still missing and gives what it has. A certificate of
-another chip or TCB, or one that nothing trusted issued, counts as missing: the next
-source is asked, and nothing is lost that an earlier one gave. Of
-revocation lists none wins: all that there are get judged. A source that cannot be
-reached leaves a report *undecided*, never refused: an outage says nothing about
-the evidence.
+Each source is asked for whatever is still missing, and gives what it has. A certificate of another
+chip or TCB, or one that nothing trusted issued, counts as missing: the next source is asked, and
+nothing is lost that an earlier one gave. Of revocation lists none wins: all lists are checked. A
+source that cannot be reached leaves a report *undecided*, never refused: an outage says nothing
+about the evidence.
 
 Sources may do I/O; nothing else here does.
 """
@@ -104,7 +103,7 @@ OWN: Final[CollateralSource] = _Own()
 
 @dataclass(frozen=True, slots=True)
 class Given:
-    """Certificates at hand, the same for every report.
+    """Given certificates, the same for every report.
 
     ``asvk`` serves reports signed by a VLEK; where it is None ``ask`` does. ``name``
     says in verdicts what they are, and ``problems`` what could not be read of them.
@@ -173,7 +172,7 @@ class InThread:
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """Evidence with the certificates found for it, ready to be judged.
+    """Evidence with the certificates found for it, ready to be verified.
 
     ``unavailable`` says why something may be missing, ``faults`` what is wrong with what
     each source gave, where something is.
@@ -275,7 +274,7 @@ def _gather(
     at: datetime,
     anchors: Sequence[Anchor],
 ) -> Generator[tuple[AnySource, CollateralRequest], _Answer, Prepared]:
-    """Which source to ask for what, one after the other."""
+    """Yields which source to ask for what, one after another."""
     collateral = Collateral()
     unreached: list[Reason] = []
     without: list[Reason] = []
@@ -318,7 +317,7 @@ def _gather(
 
 @dataclass(frozen=True, slots=True)
 class _Asking:
-    """For which report certificates are looked for, and how they will be judged."""
+    """The report that certificates are looked for, and how they will be checked."""
 
     report: Report
     kind: VekKind

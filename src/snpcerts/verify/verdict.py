@@ -71,15 +71,14 @@ class SourceFault:
 class Verdict:
     """Whether a report is genuine, why not, and what it says.
 
-    Read ``status``; ``str`` of a verdict is one line for a log. The other fields
-    hold what was read of the evidence, also when it is not verified: then they are
-    claims that nothing backs. ``chip_id`` is the report's 64 bytes (zero when
-    masked); ``report`` and ``leaf`` are None where they could not be read.
-    ``checks`` lists every check there is, those that nobody asked for too. ``root``
-    is the anchor that the ARK is, None where it is none: only with
-    ``root_is_amds`` was it AMD who endorsed the key. ``revocation_lists`` are all
-    those that were looked at, whoever supplied them. ``sources`` says, where
-    certificates are missing or wrong, what is wrong with what each source gave.
+    Read ``status``; ``str`` of a verdict is one line for a log. The other fields hold what was
+    read of the evidence, also when it is not verified: then they are claims that nothing backs.
+    ``chip_id`` is the report's 64 bytes (zero when masked); ``report`` and ``leaf`` are None where
+    they could not be read. ``checks`` lists every check there is, including those that were not
+    requested. ``root`` is the anchor that the ARK is, None where it is none: only with
+    ``root_is_amds`` was it AMD who endorsed the key. ``revocation_lists`` are all those that were
+    looked at, from any supplier. ``sources`` says, where certificates are missing or wrong, what
+    is wrong with what each source gave.
     """
 
     status: Status

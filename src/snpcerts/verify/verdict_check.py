@@ -21,7 +21,7 @@ class CheckState(enum.StrEnum):
 
     PASSED = "passed"
     FAILED = "failed"
-    NOT_ASKED = "not-asked"  # the policy does not ask for it, or it does not apply
+    NOT_ASKED = "not-asked"  # the policy does not require it, or it does not apply
     NOT_JUDGED = "not-judged"  # something it needs is missing or cannot be read
 
 

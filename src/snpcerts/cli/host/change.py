@@ -177,8 +177,7 @@ def set_config(
 def load_vlek(agent: Agent, hashstick: str, vlek_cert: str) -> Plan:
     """Load a VLEK (SNP_VLEK_LOAD) from HASHSTICK, the 432 bytes that AMD wrapped for this chip.
 
-    From then on guests' reports are signed with the VLEK unless they ask for
-    the VCEK by name.
+    From then on guests' reports are signed with the VLEK unless they request the VCEK.
     """
     from snpcerts.host import plan
 

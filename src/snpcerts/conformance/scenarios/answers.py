@@ -13,7 +13,7 @@ from snpcerts.emulator.frontdoor.file_watch import FileCall
 
 
 def asks_for(answer: Answer, pages: int) -> str | None:
-    """What is wrong with an answer that should ask for ``pages`` pages; None if correct."""
+    """Return what is wrong with an answer that should request ``pages`` pages; None if correct."""
     request = answer.request
     if request is None:
         return f"no exit occurred; the guest got: {answer}"

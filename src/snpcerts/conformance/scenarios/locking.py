@@ -211,7 +211,7 @@ def _after_lock(trial: Trial, vcpu: TrialVcpu) -> Script:
 def _replaced_at_lock(
     trial: Trial, vcpu: TrialVcpu, check: str, swap: Callable[[], bytes], times: int = 1
 ) -> Script:
-    """Swap the file each of the first ``times`` that the VMM asks for its lock."""
+    """Swap the file at each of the VMM's first ``times`` requests for its lock."""
     old = trial.served.content or b""
     swapped: list[bytes] = []
 

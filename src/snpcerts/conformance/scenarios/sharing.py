@@ -86,7 +86,7 @@ def _named_private(trial: Trial, vcpu: TrialVcpu, table: bytes) -> Script:
 
 
 def _after(trial: Trial) -> None:
-    """A VMM that ended is judged by what it had left undone."""
+    """Judge a VMM that ended by what it had left undone."""
     _ignored(trial)
 
 

@@ -1,13 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """A Linux guest: its shared pages, and how its driver sends guest messages.
 
-Source: Linux ``arch/x86/coco/sev/core.c`` and
-``drivers/virt/coco/sev-guest/sev-guest.c``. A guest's memory is private until it
-asks for another state; the driver shares its certificate buffer for each request,
-and takes it back. The driver's rules decide what a
-host's answer does to a guest: BUSY is retried every two seconds for a minute,
-too small a buffer costs one firmware call, and any other error destroys the
-VMPCK, after which the guest cannot attest until it boots again.
+Source: Linux ``arch/x86/coco/sev/core.c`` and ``drivers/virt/coco/sev-guest/sev-guest.c``. A
+guest's memory is private until it requests another state; the driver shares its certificate buffer
+for each request, and takes it back. The driver's rules decide what a host's answer does to a
+guest: BUSY is retried every two seconds for a minute, too small a buffer costs one firmware call,
+and any other error destroys the VMPCK, after which the guest cannot attest until it boots again.
 """
 
 from __future__ import annotations

@@ -71,9 +71,9 @@ class GuestScript:
 class ScriptedGuests:
     """Makes the guests of the VMMs that one command starts.
 
-    A VMM may reset its machine when the guest shuts down, and build the VM anew. So the
-    reports are counted for each process, and the guest of a machine that comes after
-    the last report asks the process to end (SIGTERM).
+    A VMM may reset its machine when the guest shuts down, and build the VM again. So the reports
+    are counted for each process, and the guest of a machine that comes after the last report asks
+    the process to end (SIGTERM).
     """
 
     def __init__(self, script: GuestScript) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A guest that asks for a number of reports with certificates, then shuts down.
+"""A guest that requests a number of reports with certificates, then shuts down.
 
 Each vCPU works independently, like a program in a Linux guest: it asks with its
 current buffer, and again with a larger one if the buffer is too small. vCPU n uses
@@ -84,10 +84,9 @@ class ScriptedGuest(LinuxGuest):
     next guest. ``when_done`` is called instead of a shutdown by a guest that has nothing to do
     from its start.
 
-    ``first_pages`` is the buffer of the first call (0: none, to be told the
-    size). ``report_data`` gives the 64 bytes for (vCPU index, number of the
-    report). ``on_report`` gets each outcome; it is called inside KVM_RUN and
-    must not raise. A vCPU whose key has been destroyed stops early.
+    ``first_pages`` is the buffer of the first call (0: none, to learn the size). ``report_data``
+    gives the 64 bytes for (vCPU index, number of the report). ``on_report`` gets each outcome; it
+    is called inside KVM_RUN and must not raise. A vCPU whose key has been destroyed stops early.
     """
 
     reports: int = 1

@@ -187,9 +187,10 @@ class Vm:
         return apic_id in self.vcpus
 
     def processor_requested(self, apic_id: int, request: ProcessorRequest) -> None:
-        """The guest starts a vCPU from a VMSA of its own, which nothing runs, or stops it.
+        """Record that the guest starts a vCPU from its own VMSA, which nothing here runs, or stops
+        it.
 
-        One that is to be created on INIT stays as it is, for nothing sends an INIT.
+        A vCPU to be created on INIT does not change, because nothing sends an INIT.
         """
         vcpu = self.vcpus[apic_id]
         if request == ProcessorRequest.CREATE:

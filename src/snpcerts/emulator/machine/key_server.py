@@ -6,8 +6,8 @@ AMD. Like AMD's server, it issues a new certificate for each request. It does no
 serve VLEK leaves: AMD serves them on another port, to cloud providers that
 authenticate with a client certificate.
 
-``/stats`` returns request counts in JSON. The request parameter ``fault`` (may be
-repeated) asks for a fault in the answer.
+``/stats`` returns request counts in JSON. The request parameter ``fault`` (may be repeated)
+requests a fault in the answer.
 
 Source: KDS (57230) chapters 3 and 4, and observations of AMD's server.
 """

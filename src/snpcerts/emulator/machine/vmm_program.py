@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The built-in VMM process: one SNP VM whose certificates come from a file.
 
-It makes the same system calls as any VMM, and uses the library for VMMs in
-Python. Started behind the front door as
-``python -m snpcerts.emulator.machine.vmm_program FILE [PIDFD]``; ends with the process that
-``PIDFD``, a descriptor, stands for, or with its parent.
+It makes the same system calls as any VMM, and uses the library for VMMs in Python. Started on an
+emulated host as ``python -m snpcerts.emulator.machine.vmm_program FILE [PIDFD]``; ends with the
+process that ``PIDFD``, a descriptor, stands for, or with its parent.
 """
 
 from __future__ import annotations

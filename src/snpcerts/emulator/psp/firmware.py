@@ -346,9 +346,9 @@ class Firmware:
         *,
         mit_supported: int | None = None,
     ) -> None:
-        """A live firmware update: Current and the version move, what is reported does not.
+        """Apply a live firmware update: Current and the version change, Reported does not.
 
-        ``mit_supported``: the mitigations the new firmware can verify, if others.
+        ``mit_supported``: the mitigations that the new firmware can verify, if they differ.
         INVALID_CONFIG below the committed TCB or the committed version.
         """
         with self._lock:

@@ -136,7 +136,7 @@ def answer_report(
 def make_report(
     platform: PspSnapshot, context: GuestContext, vmpl: int, report_data: bytes, key: Signer
 ) -> bytes:
-    """A report of 1184 bytes, signed with ``key`` unless it is None."""
+    """Make a report of 1184 bytes, signed with ``key`` unless it is None."""
     state = platform.state
     signing_key, private_key = key
     identity = context.id_block

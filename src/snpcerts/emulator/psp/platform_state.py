@@ -104,10 +104,10 @@ class PlatformState:
         )
 
     def shutdown(self) -> Self:
-        """SNP_SHUTDOWN as Linux asks for it: the VLEK is forgotten, a configured TCB is not.
+        """Apply SNP_SHUTDOWN as Linux issues it: the VLEK is forgotten, a configured TCB is not.
 
-        Linux sets IOMMU_SNP_SHUTDOWN, and the published firmware then makes its
-        variables anew at the next command.
+        Linux sets IOMMU_SNP_SHUTDOWN, and the published firmware then makes its variables again at
+        the next command.
         """
         after = replace(self, initialized=False, vlek=None)
         if self.choices.reload_commits:
@@ -117,7 +117,9 @@ class PlatformState:
         return after
 
     def commit(self) -> Self:
-        """SNP_COMMIT: Committed and Reported become Current. In any state; cannot be undone."""
+        """SNP_COMMIT: Committed and Reported become Current. It works in any state and cannot be
+        undone.
+        """
         return replace(
             self,
             committed=self.current,
@@ -176,9 +178,9 @@ class PlatformState:
         return replace(self, vlek=vlek)
 
     def update(self, current: TcbVersion, version: ApiVersion) -> Self:
-        """A live firmware update: Current and its version move, nothing else does.
+        """Apply a live firmware update: Current and its version change, nothing else does.
 
-        Below Committed it is refused, in either part.
+        It is refused if either would be below Committed.
         """
         if current.layout is not self.product.tcb_layout:
             raise FirmwareError(SevStatus.INVALID_PARAM, "the firmware is for another product")
