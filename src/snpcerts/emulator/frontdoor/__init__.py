@@ -11,7 +11,7 @@ traps every call with a path.
 the kernel; ``supervisor`` serves; ``descriptors`` tracks the descriptors that it gave,
 and their end, ``install_fd`` and ``take_fd`` pass descriptors to and from a program;
 ``tasks`` reads pending signals; ``file_watch`` observes calls on certain files.
-``launch`` puts a program behind the door; ``keeper`` ends its processes; ``control``
+``launch`` starts a program under the filter; ``keeper`` ends its processes; ``control``
 lets several launchers share one server; ``parent`` ends a process together with its
 parent. For the namespace: ``layout`` is what launcher and server tell each other,
 ``namespace`` builds it, ``namespace_devices`` recognises its devices,
