@@ -72,6 +72,9 @@ class Life:
         self._sides: tuple[KernelKvm, EmulatedKvm] = (kernel, emulator)
         self._story: list[str] = []
         self._unmapped: set[int] = set()
+        # Pages that stay mapped: without a slot there is nothing to map, and the copy
+        # that the emulator has of a GHCB that is gone lacks what a guest wrote meanwhile.
+        self._kept: set[int] = set()
         self._what = ""
         self.exits: set[str] = set()
 
@@ -89,6 +92,7 @@ class Life:
             no_slot=frozenset(pick.sample(range(10, PAGES), 2) if pick.random() < 0.3 else ()),
             sev_fd=_weighted(pick, ((0, 92), (1, 4), (2, 4))),
         )
+        self._kept |= setting.no_slot
         self._tell(f"{setting}")
         for side in self._sides:
             side.reset(setting)
@@ -391,15 +395,19 @@ class Life:
         kind = pick.choice(("ghcb", "request", "unmap", "map", "scratch"))
         if kind == "ghcb":
             at = pick.choice(list(_FIELDS.values())) & ~7
+            self._kept.add(GHCB // PAGE)
             self._write(GHCB + at, pick.randbytes(8), f"tamper {at:#x}")
         elif kind == "request":
             self._write(REQUEST, pick.randbytes(64), "request again")
         elif kind == "scratch":
+            self._kept.add(GHCB // PAGE)
             self._write(
                 GHCB + _SHARED + pick.randrange(0, 8) * 8, pick.randbytes(8), "scratch again"
             )
         elif kind == "unmap":
             page = pick.choice((GHCB, REQUEST, RESPONSE, DATA)) // PAGE
+            if page in self._kept:
+                return
             self._tell(f"unmap {page}")
             self._unmapped.add(page)
             for side in self._sides:
