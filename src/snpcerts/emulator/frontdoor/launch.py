@@ -221,7 +221,8 @@ def spawn(
         failed.callback(line.close)
         numbers = theirs.fileno(), keepers.fileno()
         flags = (door.look, door.watch is not None, own_group)
-        named = way or ways.wanted()
+        # A watch acts between a program's calls on a file, the next open included.
+        named = Way.TRAP if door.watch is not None else way or ways.wanted()
         process = subprocess.Popen(
             [
                 *(sys.executable, "-P", "-m", __name__),
