@@ -18,7 +18,9 @@ _SLACK: Final = 300.0  # seconds by which the clocks of file servers may differ
 
 
 def written_at(seconds: float) -> datetime:
-    """The date of a file with this ``st_mtime``; :data:`LONG_AGO` if the date is not credible."""
+    """Return the date of a file with this ``st_mtime``; :data:`LONG_AGO` if the date is not
+    credible.
+    """
     if seconds > time.time() + _SLACK:
         return LONG_AGO
     try:

@@ -20,7 +20,7 @@ _CUT: Final = "..."
 
 
 def printable(text: str, limit: int = LINE_LIMIT) -> str:
-    """The first ``limit`` characters of ``text`` as one line that is safe to print.
+    """Return the first ``limit`` characters of ``text`` as one line that is safe to print.
 
     Printable text stays as it is, so a second call changes nothing.
     """
@@ -31,7 +31,7 @@ def printable(text: str, limit: int = LINE_LIMIT) -> str:
 
 
 def printable_lines(text: str) -> str:
-    """Each line of ``text`` made safe to print; line breaks and full length stay."""
+    """Return each line of ``text`` made safe to print; line breaks and full length stay."""
     return "\n".join(printable(line, len(line)) for line in text.split("\n"))
 
 

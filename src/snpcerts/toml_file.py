@@ -37,7 +37,7 @@ class TomlFileError(ValueError):
 
 
 def read_toml(data: bytes | str, limit: int) -> tuple[dict[str, Any], str]:
-    """The values and the text of a TOML file of at most ``limit`` bytes.
+    """Return the values and the text of a TOML file of at most ``limit`` bytes.
 
     Raises :class:`TomlFileError` for a larger one, and for what is not UTF-8 or not TOML.
     """
@@ -58,7 +58,7 @@ def read_toml(data: bytes | str, limit: int) -> tuple[dict[str, Any], str]:
 
 
 def line_of(text: str, path: Path) -> int | None:
-    """The line that sets ``path``, or else its nearest parent's; None if there is none.
+    """Return the line that sets ``path``, or else its nearest parent's; None if there is none.
 
     ``text`` is TOML, as :func:`read_toml` returned it. Takes time in proportion to its size.
     """

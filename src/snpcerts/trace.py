@@ -42,7 +42,7 @@ class Timeline:
     _arrows: int = 0
 
     def track(self, name: str) -> Track:
-        """The track of this name."""
+        """Return the track of this name."""
         return self._tracks.setdefault(name, Track(len(self._tracks) + 1, name))
 
     def slice(
@@ -65,7 +65,7 @@ class Timeline:
         self._add({"ph": "f", "bp": "e", **self._at(end[0], name, end[1]), **same})
 
     def to_json(self) -> str:
-        """The file's text."""
+        """Return the file's text."""
         times = [each["ts"] for each in self._events]
         begin = min((at for at in times if isinstance(at, float)), default=0.0)
         names: list[dict[str, object]] = [

@@ -59,7 +59,7 @@ _KNOWN = frozenset(GUID_NAMES) | frozenset(OTHER_NAMES)
 
 
 def pages_of(size: int) -> int:
-    """The number of 4 KiB pages that ``size`` bytes occupy."""
+    """Return the number of 4 KiB pages that ``size`` bytes occupy."""
     return -(-size // PAGE_SIZE)
 
 
@@ -104,7 +104,7 @@ class CertTable:
         return len(self.entries)
 
     def get(self, guid: uuid.UUID) -> bytes | None:
-        """The blob with ``guid``, or None."""
+        """Return the blob with ``guid``, or None."""
         return next((entry.data for entry in self.entries if entry.guid == guid), None)
 
     @property
@@ -118,7 +118,7 @@ class CertTable:
         return pages_of(self.size)
 
     def encode(self) -> bytes:
-        """The table as bytes: header, terminator, blobs back to back.
+        """Return the table as bytes: header, terminator, blobs back to back.
 
         Raises :class:`FormatError` for what other readers cannot handle: an empty blob, a repeated
         GUID, the zero GUID, too many entries, more than :data:`MAX_SIZE` bytes.
@@ -189,7 +189,9 @@ class _Header:
 
 
 def _guid(stored: bytes) -> tuple[uuid.UUID, bool]:
-    """The GUID of 16 stored bytes, and whether they are a known GUID in mixed-endian form."""
+    """Return the GUID of 16 stored bytes, and whether they are a known GUID in mixed-endian
+    form.
+    """
     guid = uuid.UUID(bytes=stored)
     swapped = uuid.UUID(bytes_le=stored)
     if guid not in _KNOWN and swapped in _KNOWN:
@@ -198,7 +200,7 @@ def _guid(stored: bytes) -> tuple[uuid.UUID, bool]:
 
 
 def _read_header(view: memoryview) -> tuple[list[_Header], list[TableProblem]]:
-    """The entries up to the terminator, unchecked."""
+    """Return the entries up to the terminator, unchecked."""
     headers: list[_Header] = []
     for index in range(MAX_ENTRIES + 1):
         at = index * ENTRY_SIZE

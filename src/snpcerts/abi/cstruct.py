@@ -39,37 +39,37 @@ def _scalar(offset: int, code: str) -> Any:
 
 
 def u8(offset: int) -> Any:
-    """An unsigned byte at ``offset``."""
+    """Return an unsigned byte at ``offset``."""
     return _scalar(offset, "B")
 
 
 def u16(offset: int) -> Any:
-    """An unsigned 16-bit integer, little-endian, at ``offset``."""
+    """Return an unsigned 16-bit integer, little-endian, at ``offset``."""
     return _scalar(offset, "H")
 
 
 def s16(offset: int) -> Any:
-    """A signed 16-bit integer, little-endian, at ``offset``."""
+    """Return a signed 16-bit integer, little-endian, at ``offset``."""
     return _scalar(offset, "h")
 
 
 def u32(offset: int) -> Any:
-    """An unsigned 32-bit integer, little-endian, at ``offset``."""
+    """Return an unsigned 32-bit integer, little-endian, at ``offset``."""
     return _scalar(offset, "I")
 
 
 def s32(offset: int) -> Any:
-    """A signed 32-bit integer, little-endian, at ``offset``."""
+    """Return a signed 32-bit integer, little-endian, at ``offset``."""
     return _scalar(offset, "i")
 
 
 def u64(offset: int) -> Any:
-    """An unsigned 64-bit integer, little-endian, at ``offset``."""
+    """Return an unsigned 64-bit integer, little-endian, at ``offset``."""
     return _scalar(offset, "Q")
 
 
 def s64(offset: int) -> Any:
-    """A signed 64-bit integer, little-endian, at ``offset``."""
+    """Return a signed 64-bit integer, little-endian, at ``offset``."""
     return _scalar(offset, "q")
 
 
@@ -146,9 +146,9 @@ def _members(cls: type[CStruct]) -> tuple[tuple[str, int, struct.Struct], ...]:
 
 
 def _reader(cls: type[CStruct]) -> _Read:
-    """The unpackers of the fields, in the order of the class. Programs read millions of reports, so
-    fields in ascending order are read by one format, with padding between them; unions are read
-    field by field.
+    """Return the unpackers of the fields, in the order of the class. Programs read millions of
+    reports, so fields in ascending order are read by one format, with padding between them; unions
+    are read field by field.
     """
     found = _readers.get(cls)
     if found is None:

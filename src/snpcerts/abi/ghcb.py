@@ -181,7 +181,7 @@ class GhcbPage:
         self._page = memoryview(page)
 
     def get(self, field: Field) -> int:
-        """The field's value, whether or not it is valid."""
+        """Return the field's value, whether or not it is valid."""
         return int.from_bytes(self._page[field : field + 8], "little")
 
     def put(self, field: Field, value: int) -> None:

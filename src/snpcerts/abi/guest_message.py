@@ -77,7 +77,7 @@ class MessageHeader(CStruct):
 
 
 def iv_of(seqno: int) -> bytes:
-    """The 12-byte GCM nonce of a sequence number: u64 little-endian, four zero bytes."""
+    """Return the 12-byte GCM nonce of a sequence number: u64 little-endian, four zero bytes."""
     return seqno.to_bytes(8, "little") + bytes(4)
 
 

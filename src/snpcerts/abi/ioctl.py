@@ -31,5 +31,5 @@ def iowr(kind: int, number: int, size: int) -> int:
 
 
 def type_of(request: int) -> int:
-    """The type byte of a request number."""
+    """Return the type byte of a request number."""
     return request >> 8 & 0xFF

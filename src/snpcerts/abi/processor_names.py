@@ -74,7 +74,7 @@ PROCESSORS: Final = MappingProxyType(
 
 
 def processor_names(family: int, model: int, stepping: int) -> tuple[str, ...]:
-    """The market names of a processor; several where CPUID does not tell them apart."""
+    """Return the market names of a processor; several where CPUID does not tell them apart."""
     return tuple(
         name for name, each in PROCESSORS.items() if each.contains(family, model, stepping)
     )

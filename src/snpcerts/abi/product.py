@@ -65,7 +65,7 @@ class Product(enum.Enum):
         return bytes.fromhex(_FACTS[self].ark_spki_sha384)
 
     def tcb_problem(self, tcb: TcbVersion) -> str | None:
-        """Why ``tcb`` cannot be one of this product, or None."""
+        """Return why ``tcb`` cannot be one of this product, or None."""
         if tcb.layout is self.tcb_layout:
             return None
         needs = "needs" if self.tcb_layout.has_fmc else "has no"
@@ -119,7 +119,7 @@ _FACTS: Final = {
 
 @functools.lru_cache(maxsize=64)
 def product_of_cpuid(family: int, model: int) -> Product | None:
-    """The product of a combined CPUID family and model, or None if not known."""
+    """Return the product of a combined CPUID family and model, or None if not known."""
     for product in Product:
         for known_family, first, last in product.models:
             if family == known_family and first <= model <= last:
@@ -128,7 +128,7 @@ def product_of_cpuid(family: int, model: int) -> Product | None:
 
 
 def product_of_name(name: str) -> Product | None:
-    """The product of a certificate's productName, such as ``Milan-B0`` or ``Turin``.
+    """Return the product of a certificate's productName, such as ``Milan-B0`` or ``Turin``.
 
     Only the part before the dash matters: certificates of B1 parts say B0.
     """
@@ -137,12 +137,14 @@ def product_of_name(name: str) -> Product | None:
 
 
 def product_of_keyword(text: str) -> Product | None:
-    """The product that a person or a file names, in upper or lower case; None if not known."""
+    """Return the product that a person or a file names, in upper or lower case; None if not
+    known.
+    """
     return next((product for product in Product if product.keyword == text.lower()), None)
 
 
 def products_of_chip_id(chip_id: bytes) -> tuple[Product, ...]:
-    """Those whose 64-byte chip IDs look like this one, most likely first.
+    """Return those whose 64-byte chip IDs look like this one, most likely first.
 
     A chip ID shorter than 64 bytes ends in zeros.
     """
@@ -153,5 +155,5 @@ def products_of_chip_id(chip_id: bytes) -> tuple[Product, ...]:
 
 
 def hwid_of_chip_id(chip_id: bytes, product: Product) -> bytes:
-    """The significant bytes of a report's 64-byte chip ID on ``product``."""
+    """Return the significant bytes of a report's 64-byte chip ID on ``product``."""
     return chip_id[: product.hwid_size]

@@ -109,7 +109,7 @@ _RESERVED = (
 
 
 def _reserved_reader(version: int) -> tuple[struct.Struct, tuple[bytes, ...]]:
-    """A reader of all bytes that are zero in that version, and what it returns for them."""
+    """Return a reader of all bytes that are zero in that version, and what it returns for them."""
     form, at = "", 0
     for first, last, start, end in _RESERVED:
         if first <= version <= last:
@@ -222,7 +222,7 @@ class Malformation:
 
 
 def malformations(report: Report) -> tuple[Malformation, ...]:
-    """The defects in a report's layout alone, in order of offset.
+    """Return the defects in a report's layout alone, in order of offset.
 
     A report of unknown version has only that defect: nothing more can be said about its fields.
     """
@@ -254,7 +254,7 @@ def malformations(report: Report) -> tuple[Malformation, ...]:
 
 
 def _set_bytes(report: Report) -> Iterator[Malformation]:
-    """The first non-zero byte of each reserved range."""
+    """Yield the first non-zero byte of each reserved range."""
     for first, last, start, end in _RESERVED:
         if first <= report.fields.version <= last and any(report.raw[start:end]):
             at = next(i for i in range(start, end) if report.raw[i])

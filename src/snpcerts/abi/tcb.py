@@ -74,7 +74,7 @@ class TcbVersion:
         return TcbLayout.MILAN if self.fmc is None else TcbLayout.TURIN
 
     def components(self) -> dict[str, int]:
-        """The components' names and values; ``fmc`` comes first, if it exists."""
+        """Return the components' names and values; ``fmc`` comes first, if it exists."""
         named = {} if self.fmc is None else {"fmc": self.fmc}
         return named | {
             "bootloader": self.bootloader,
@@ -137,7 +137,7 @@ class TcbVersion:
         return cls(**values)
 
     def pack(self) -> bytes:
-        """The eight bytes, in this value's own layout."""
+        """Return the eight bytes, in this value's own layout."""
         out = bytearray(TCB_SIZE)
         for name, value in self.components().items():
             out[_BYTES[self.layout][name]] = value

@@ -59,7 +59,7 @@ class Holder:
 
 
 def holders_of(path: str) -> tuple[Holder, ...]:
-    """Every process found to hold a lock on the file at ``path``, by process ID."""
+    """Return every process found to hold a lock on the file at ``path``, by process ID."""
     try:
         status = os.stat(path)
     except OSError:
@@ -76,7 +76,7 @@ def holders_of(path: str) -> tuple[Holder, ...]:
 
 
 def vm_named_in(argv: list[str]) -> str | None:
-    """The VM's name on a VMM's command line: ``-name NAME``, ``-name guest=NAME,...``.
+    """Return the VM's name on a VMM's command line: ``-name NAME``, ``-name guest=NAME,...``.
 
     As in QEMU, a doubled comma stands for one comma.
     """

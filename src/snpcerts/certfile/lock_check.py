@@ -42,7 +42,7 @@ def require_working_locks(directory: str) -> None:
 
 
 def lock_problem(directory: str) -> str | None:
-    """Why the locks of two open files do not exclude each other in ``directory``, or None.
+    """Return why the locks of two open files do not exclude each other in ``directory``, or None.
 
     Tries both ways, on a temporary file: a reader while a writer holds the lock, and a
     writer while readers hold it. ``OSError`` if no file can be created.

@@ -40,7 +40,7 @@ def was_updated_before(path: str) -> bool:
 
 
 def table_problem(data: bytes) -> str | None:
-    """Why ``data`` cannot be the content of a certificate file; None if it can."""
+    """Return why ``data`` cannot be the content of a certificate file; None if it can."""
     if not any(data[: writer.EMPTY_SIZE]):
         return None
     try:

@@ -11,7 +11,7 @@ from snpcerts.certfile.step import Performer, Steps, relayed
 
 
 def relay(through: Callable[[Any], Steps[Any]]) -> Performer:
-    """A performer that sends every step through ``through``.
+    """Return a performer that sends every step through ``through``.
 
     ``through(action)`` is a generator, see :func:`~snpcerts.certfile.step.relayed`.
     """

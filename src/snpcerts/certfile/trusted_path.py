@@ -33,7 +33,8 @@ class Doubt:
 
 
 def resolve(path: str) -> str:
-    """The path with every symbolic link followed. A missing end of the path stays as written.
+    """Return the path with every symbolic link followed. A missing end of the path stays as
+    written.
 
     Raises :class:`RefusedError` for a link whose owner is neither root nor this
     process's user, and :class:`InputError` for links in a circle.
@@ -82,7 +83,7 @@ def _trusted(user: int) -> bool:
 
 
 def _steps(path: str) -> Iterator[tuple[str, os.stat_result | None, str]]:
-    """Each place from the root on, its status (None if missing), and the real path so far."""
+    """Yield each place from the root on, its status (None if missing), and the real path so far."""
     # Not abspath: it drops "x/..", which is wrong if x is a link.
     left = [part for part in os.path.join(os.getcwd(), path).split("/") if part][::-1]
     real, links = "/", 0

@@ -77,7 +77,7 @@ class LockHeldError(RetryLaterError):
         self.emptied = emptied  # nothing else has changed
 
     def with_holders(self, holders: tuple[str, ...]) -> LockHeldError:
-        """The same error, naming the holders of the lock."""
+        """Return the same error, naming the holders of the lock."""
         return LockHeldError(self.path, self.waited, holders, emptied=self.emptied)
 
 
@@ -140,12 +140,16 @@ def update(
 
 
 def turn_of(path: str) -> str:
-    """The file that writers of ``path``, a real path, lock among themselves. It stays for good."""
+    """Return the file that writers of ``path``, a real path, lock among themselves. It stays for
+    good.
+    """
     return _Names.of(path).turn
 
 
 def old_of(path: str) -> str:
-    """Where an update keeps the file of ``path``, a real path, until its readers are done."""
+    """Return where an update keeps the file of ``path``, a real path, until its readers are
+    done.
+    """
     return _Names.of(path).old
 
 
@@ -312,7 +316,7 @@ def _withdraw_at(path: str, wrong_table: bytes | None) -> Steps[bool]:
 
 
 def _refused(path: str, error: OSError) -> SnpCertsError:
-    """The error for a failed system call, with a hint where one helps."""
+    """Return the error for a failed system call, with a hint where one helps."""
     text = f"{path}: cannot update: {os.strerror(error.errno) if error.errno else error}"
     if error.errno in _WRONG_PATH:
         return InputError(text, hint="name a file in an existing directory")

@@ -229,7 +229,7 @@ def _scanned(folder: str) -> _Scan:
 
 
 def sort_of(path: str) -> Sort:
-    """What a file is, by its content."""
+    """Return what a file is, by its content."""
     from snpcerts.verify.evidence import MAX_FILE
 
     try:

@@ -12,7 +12,7 @@ _BETWEEN: Final = re.compile(r"[\s:]+")
 
 
 def hex_bytes(option: str, text: str) -> bytes:
-    """The bytes; ``0x`` before them, blanks and colons between them, and any case are taken.
+    """Parse the bytes; ``0x`` before them, blanks and colons between them, and any case are taken.
 
     Raises :class:`UsageError`, naming the option, for anything else.
     """

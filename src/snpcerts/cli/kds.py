@@ -300,7 +300,7 @@ def _kind(vlek: bool) -> VekKind:
 
 
 def _hwid(text: str, product: Product) -> bytes:
-    """The chip's ID, also in the 64 bytes that a report has, which end in zeros on Turin."""
+    """Return the chip's ID, also in the 64 bytes that a report has, which end in zeros on Turin."""
     data = hex_bytes("--hwid", text)
     if len(data) == CHIP_ID_SIZE and not any(data[product.hwid_size :]):
         return hwid_of_chip_id(data, product)

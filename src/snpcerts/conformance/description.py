@@ -58,7 +58,9 @@ class Marks:
         self._last = 0
 
     def of(self, process: int, number: int) -> int | None:
-        """The mark of a descriptor's description, a new one if it has none; None on failure."""
+        """Return the mark of a descriptor's description, a new one if it has none; None on
+        failure.
+        """
         try:
             with borrowed(process, number) as descriptor:
                 known = fcntl.fcntl(descriptor, _F_GETSIG)
@@ -72,7 +74,7 @@ class Marks:
 
 
 def holding(processes: Iterable[int], identity: tuple[int, int]) -> set[int]:
-    """The marks of the descriptions in these processes that own a lock on the file.
+    """Return the marks of the descriptions in these processes that own a lock on the file.
 
     ``identity`` is the file's device and inode. A description without a mark counts as 0.
     """

@@ -128,7 +128,7 @@ class Journal:
         return [request for request in self.requests if request.errno is None]
 
     def last_of(self, vcpu: int) -> CertsRequest | None:
-        """A vCPU's latest request."""
+        """Return a vCPU's latest request."""
         return next((each for each in reversed(self.requests) if each.vcpu == vcpu), None)
 
     def note(self, track: str, what: str, since: float | None = None) -> None:
@@ -143,5 +143,5 @@ class Journal:
 
 
 def vcpu_track(number: int | None) -> str:
-    """The track of a vCPU's thread, or of the VMM's other threads."""
+    """Return the track of a vCPU's thread, or of the VMM's other threads."""
     return VMM if number is None else f"vCPU {number}"

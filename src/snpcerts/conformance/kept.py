@@ -44,7 +44,8 @@ def _text(result: Result, seen: list[SeenEvent]) -> str:
 
 
 def timeline_of(title: str, seen: list[SeenEvent]) -> Timeline:
-    """The events as a timeline: one track for each vCPU, for the firmware and for the update.
+    """Return the events as a timeline: one track for each vCPU, for the firmware and for the
+    update.
 
     An answer is joined to the firmware's command by an arrow.
     """

@@ -50,10 +50,10 @@ class Observer(Protocol):
         """Whether the firmware takes this answered request now."""
 
     def attribute_value(self) -> int | None:
-        """What KVM_X86_SEV_SNP_REQ_CERTS reads as, None for what the emulator says."""
+        """Return what KVM_X86_SEV_SNP_REQ_CERTS reads as, None for what the emulator says."""
 
     def reentry_error(self, request: CertsRequest) -> int:
-        """The errno with which this request's re-entry fails; 0 for none."""
+        """Return the errno with which this request's re-entry fails; 0 for none."""
 
     def note_answer(self, request: CertsRequest) -> None:
         """The VMM has answered this request."""

@@ -84,7 +84,7 @@ def common_causes(results: Iterable[Result]) -> list[tuple[str, list[str]]]:
 
 
 def count(results: Iterable[Result]) -> dict[ResultState, int]:
-    """The number of checks in each state."""
+    """Return the number of checks in each state."""
     totals = dict.fromkeys(ResultState, 0)
     for result in results:
         totals[result.state] += 1
@@ -92,7 +92,7 @@ def count(results: Iterable[Result]) -> dict[ResultState, int]:
 
 
 def to_json(results: Sequence[Result], argv: Sequence[str], seconds: float) -> Mapping[str, object]:
-    """The whole report as JSON values. ``argv`` is the VMM's command line."""
+    """Return the whole report as JSON values. ``argv`` is the VMM's command line."""
     totals = count(results)
     return {
         "vmm": list(argv),
@@ -104,7 +104,7 @@ def to_json(results: Sequence[Result], argv: Sequence[str], seconds: float) -> M
 
 
 def to_junit(results: Sequence[Result], argv: Sequence[str], seconds: float) -> bytes:
-    """The report as JUnit XML, which build servers read."""
+    """Return the report as JUnit XML, which build servers read."""
     totals = count(results)
     suite = ElementTree.Element(
         "testsuite",

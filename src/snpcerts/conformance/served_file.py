@@ -59,7 +59,9 @@ class LockSeen:
 
 
 def table_of(size: int, seed: int) -> bytes:
-    """A well-formed certificate table of exactly ``size`` bytes, different for each ``seed``."""
+    """Return a well-formed certificate table of exactly ``size`` bytes, different for each
+    ``seed``.
+    """
     guids = (VCEK_GUID, ASK_GUID, ARK_GUID, _FILLER)
     room = size - ENTRY_SIZE * (len(guids) + 1)
     chance = random.Random(seed)  # noqa: S311 (the bytes only have to differ)
@@ -114,7 +116,7 @@ class ServedFile:
         return (found.st_dev, found.st_ino) in self._made
 
     def table(self, size: int) -> bytes:
-        """A table that was never served before."""
+        """Return a table that was never served before."""
         self._seeds += 1
         return table_of(size, self._seeds)
 
@@ -235,11 +237,11 @@ class ServedFile:
         return LockSeen(found.l_type == F_WRLCK, owner)
 
     def kinds(self) -> str:
-        """A description of the locks on the file at the path."""
+        """Return a description of the locks on the file at the path."""
         return ", ".join(str(each) for each in holders_of(str(self.path))) or "none"
 
     def descriptors_of(self, pids: list[int]) -> int:
-        """How many descriptors of these files the processes have open."""
+        """Return how many descriptors of these files the processes have open."""
         return sum(self._open_in(pid) for pid in pids)
 
     def _open_in(self, pid: int) -> int:

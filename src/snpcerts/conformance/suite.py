@@ -81,7 +81,7 @@ class Keeping:
 
 
 def default_jobs() -> int:
-    """How many VMMs to run at a time: most of them wait most of the time."""
+    """Return how many VMMs to run at a time: most of them wait most of the time."""
     return min(JOBS_MAX, 2 * len(os.sched_getaffinity(0)))
 
 

@@ -210,11 +210,11 @@ class Trial:
         return self.gate(request)
 
     def attribute_value(self) -> int | None:
-        """What the attribute reads as, None for what the emulator says."""
+        """Return what the attribute reads as, None for what the emulator says."""
         return self.scenario.attribute
 
     def reentry_error(self, request: CertsRequest) -> int:
-        """The errno with which this request's re-entry fails; 0 for none."""
+        """Return the errno with which this request's re-entry fails; 0 for none."""
         return self.fails_reentry(request)
 
     def note_answer(self, request: CertsRequest) -> None:
@@ -262,7 +262,7 @@ class Trial:
         return len(getattr(self.vm, "vcpus", ()))
 
     def processes(self) -> list[int]:
-        """The VMM's live processes, including those that left its process tree."""
+        """Return the VMM's live processes, including those that left its process tree."""
         return [] if self.program is None else descendants(self.program.process.pid)
 
     def send(self, number: signal.Signals) -> None:
@@ -540,7 +540,7 @@ class Trial:
 
 
 def lock_before_read(request: CertsRequest) -> str | None:
-    """Why the table of this request was not read under a lock; None if it was.
+    """Return why the table of this request was not read under a lock; None if it was.
 
     A VMM may also read without a lock, as long as it reads again under one.
     """
@@ -554,7 +554,7 @@ def lock_before_read(request: CertsRequest) -> str | None:
 
 
 def lock_until_signed(request: CertsRequest) -> str | None:
-    """Why the lock did not last until the firmware had the request; None if it did."""
+    """Return why the lock did not last until the firmware had the request; None if it did."""
     if request.lock_at_answer is None:
         return "the file had no lock when KVM_RUN was called to have the report signed"
     if request.relocked:
@@ -565,7 +565,7 @@ def lock_until_signed(request: CertsRequest) -> str | None:
 
 
 def lock_kind(request: CertsRequest) -> str | None:
-    """What is wrong with the kind of lock; None if nothing, or if there was none."""
+    """Return what is wrong with the kind of lock; None if nothing, or if there was none."""
     seen = [lock for lock in (request.lock_at_answer, *(r.lock for r in request.reads)) if lock]
     classic = [lock for lock in seen if not lock.is_ofd]
     return f"a classic lock of process {classic[0].pid}" if classic else None
@@ -599,7 +599,7 @@ def _refusals(into: list[str]) -> Iterator[None]:
 
 
 def field_around(gpa: int, npages: int, before: int = 1, after: int = 1) -> tuple[int, int]:
-    """The range to check (GPA, bytes) for a buffer outside the vCPU's field."""
+    """Return the range to check (GPA, bytes) for a buffer outside the vCPU's field."""
     return gpa - before * PAGE_SIZE, (before + npages + after) * PAGE_SIZE
 
 

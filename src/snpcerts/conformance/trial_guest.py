@@ -89,7 +89,7 @@ class Answer:
         return self.before == self.after
 
     def got(self, size: int) -> bytes:
-        """The first bytes of the buffer."""
+        """Return the first bytes of the buffer."""
         start = self.gpa - self.field
         return self.after[start : start + size]
 
@@ -117,7 +117,7 @@ class Answer:
         return None
 
     def delivers(self, table: bytes) -> str | None:
-        """Why the buffer does not hold ``table``; None if it does.
+        """Return why the buffer does not hold ``table``; None if it does.
 
         The VMM may leave or zero the rest of the buffer.
         """

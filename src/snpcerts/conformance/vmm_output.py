@@ -57,12 +57,12 @@ class VmmOutput:
         os.close(self.reader)
 
     def kept(self) -> bytes:
-        """The beginning and the end, and between them how much is missing."""
+        """Return the beginning and the end, and between them how much is missing."""
         missing = self.size - len(self._head) - len(self._tail)
         note = f"\n[{missing} bytes left out]\n".encode() if missing > 0 else b""
         return self._head + note + self._tail
 
     def last_words(self) -> str:
-        """The last 300 characters, printable; empty if the VMM wrote nothing."""
+        """Return the last 300 characters, printable; empty if the VMM wrote nothing."""
         text = (self._head + self._tail)[-4096:].decode(errors="replace").strip()
         return printable(text[-_SHOWN:]) if text else ""

@@ -7,7 +7,7 @@ from snpcerts.demo.tally import Tally
 
 
 def summary(tally: Tally) -> str:
-    """What one run counted."""
+    """Return what one run counted."""
     parts = [f"{tally.reports:,} reports: {tally.verified:,} verify with their certificates"]
     parts.append(f"{tally.mismatched:,} do not" if tally.mismatched else "none fails")
     if tally.empty:
@@ -20,7 +20,7 @@ def summary(tally: Tally) -> str:
 
 
 def conclusion(unlocked: Tally, locked: Tally) -> str:
-    """The verdict on both runs, as one sentence."""
+    """Return the verdict on both runs, as one sentence."""
     return f"{_with_lock(locked)}; {_without_lock(unlocked)}"
 
 

@@ -32,12 +32,12 @@ class EmulatedHost:
 
     @classmethod
     def create(cls, product: Product, tcbs: int = 4) -> Self:
-        """A new host whose reported TCB can take ``tcbs`` values."""
+        """Return a new host whose reported TCB can take ``tcbs`` values."""
         return cls.of(Firmware(Chip.create(product)), EmulatedAuthority.create(product), tcbs)
 
     @classmethod
     def of(cls, firmware: Firmware, authority: EmulatedAuthority, tcbs: int = 4) -> Self:
-        """The host with that firmware; its newest TCB is the current one."""
+        """Return the host with that firmware; its newest TCB is the current one."""
         status = firmware.snp_platform_status()
         newest = TcbVersion.unpack(status.current_tcb, firmware.product.tcb_layout)
         levels = tuple(replace(newest, microcode=newest.microcode - i) for i in range(tcbs))
@@ -50,23 +50,23 @@ class EmulatedHost:
         return anchor_from_certificate(self.authority.ark)
 
     def tcb_of(self, report: Report) -> TcbVersion:
-        """The reported TCB in a report of this host."""
+        """Return the reported TCB in a report of this host."""
         return TcbVersion.unpack(report.fields.reported_tcb, self.firmware.product.tcb_layout)
 
     def tcb_of_table(self, table: CertTable) -> TcbVersion | None:
-        """The TCB whose certificates ``table`` holds; None if it is none of this host's."""
+        """Return the TCB whose certificates ``table`` holds; None if it is none of this host's."""
         return next((tcb for tcb, its in self.tables.items() if its == table), None)
 
     def reported_tcb(self) -> TcbVersion:
-        """The firmware's reported TCB."""
+        """Return the firmware's reported TCB."""
         status = self.firmware.snp_platform_status()
         return TcbVersion.unpack(status.reported_tcb, self.firmware.product.tcb_layout)
 
     def table(self) -> CertTable:
-        """The table that matches the signing key."""
+        """Return the table that matches the signing key."""
         return self.tables[self.reported_tcb()]
 
 
 def key_name(tcb: TcbVersion) -> str:
-    """A readable name for a TCB's VCEK: in the demo only the microcode's number differs."""
+    """Return a readable name for a TCB's VCEK: in the demo only the microcode's number differs."""
     return f"VCEK {tcb.microcode}"

@@ -62,7 +62,9 @@ class DemoMachine:
 
     @classmethod
     def create(cls, folder: Path) -> Self:
-        """A new Milan machine in ``folder``, with certificates; this generates AMD's keys."""
+        """Return a new Milan machine in ``folder``, with certificates; this generates AMD's
+        keys.
+        """
         home = PlatformHome(folder)
         home.prepare(Product.MILAN)
         return cls(home, EmulatedHost.of(home.firmware(), home.authority()))
@@ -211,7 +213,7 @@ class _Lines:
             yield from self._complete(data)
 
     def read_once(self) -> list[dict[str, Any]]:
-        """The lines of one read: bounded, however fast the other end writes."""
+        """Return the lines of one read: bounded, however fast the other end writes."""
         return self._complete(self._read())
 
     def _complete(self, data: bytes) -> list[dict[str, Any]]:

@@ -85,7 +85,7 @@ class Tally:
         return RequestResult("mismatched", key, certified, codes)
 
     def to_json(self) -> dict[str, int | float]:
-        """The counts as JSON values."""
+        """Return the counts as JSON values."""
         return {
             "reports": self.reports,
             "verified": self.verified,

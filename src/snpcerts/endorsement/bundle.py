@@ -69,7 +69,7 @@ class Bundle:
 
 
 def read_bundle(data: bytes) -> Bundle:
-    """Every certificate and list in ``data``. Never raises for what it is."""
+    """Return every certificate and list in ``data``. Never raises for what it is."""
     if len(data) > MAX_TEXT:
         return Bundle(others=(f"{len(data)} bytes, more than is read",))
     reader = _BundleReader()
@@ -219,7 +219,7 @@ def _leaves(value: Any) -> Iterator[str | list[Any]]:
 
 
 def _enclosed(der: bytes) -> Iterator[bytes]:
-    """The certificates and lists of a PKCS #7 or CMS SignedData, unread.
+    """Yield the certificates and lists of a PKCS #7 or CMS SignedData, unread.
 
     RFC 5652 section 5.1: ContentInfo is {contentType, [0] SignedData}; SignedData is
     {version, digestAlgorithms, encapContentInfo, [0] certificates, [1] crls, ...}.

@@ -110,11 +110,11 @@ class Certificate:
         return load_certificate, (self.der, "certificate")
 
     def public_key(self) -> PublicKeyTypes:
-        """The key that it certifies."""
+        """Return the key that it certifies."""
         return self.key
 
     def public_bytes(self, encoding: Encoding) -> bytes:
-        """The certificate in DER or PEM."""
+        """Return the certificate in DER or PEM."""
         if encoding is Encoding.DER:
             return self.der
         if encoding is Encoding.PEM:
@@ -176,8 +176,8 @@ def _certificate(der: bytes, outer: structure.Signed, tbs: structure.TbsCertific
 
 
 def extensions_of(found: list[structure.ExtensionDer] | None) -> tuple[Extension, ...]:
-    """The extensions of a certificate, a list or an entry. Raises ValueError for a duplicate, and
-    for a field that is present but empty (RFC 5280 section 4.2).
+    """Return the extensions of a certificate, a list or an entry. Raises ValueError for a
+    duplicate, and for a field that is present but empty (RFC 5280 section 4.2).
     """
     if found is None:
         return ()
@@ -199,7 +199,7 @@ def name_of(part: asn1.TLV) -> x509.Name:
 
 
 def _named(part: asn1.TLV) -> tuple[x509.Name, str | None]:
-    """A distinguished name and its common name."""
+    """Return a distinguished name and its common name."""
     if len(part.data) > _SHORT_NAME:
         name = structure.name_of(part)
         return name, common_name(name)
@@ -250,7 +250,7 @@ _PLAIN = {
 
 
 def plainly(error: BaseException) -> str:
-    """The library's error about DER in plain words."""
+    """Return the library's error about DER in plain words."""
     kind = _KIND.search(str(error))
     if kind is None:
         return str(error) or type(error).__name__
@@ -282,6 +282,6 @@ def to_pem_block(der: bytes, label: str) -> bytes:
 
 
 def common_name(name: x509.Name) -> str | None:
-    """The name's common name (CN), or None if it has none or more than one."""
+    """Return the name's common name (CN), or None if it has none or more than one."""
     found = [attribute.value for attribute in name.get_attributes_for_oid(NameOID.COMMON_NAME)]
     return found[0] if len(found) == 1 and isinstance(found[0], str) else None

@@ -104,24 +104,24 @@ class Chain:
     leaf_product: Product | None = None
 
     def label(self, place: Position) -> str:
-        """The name of the certificate in that place: VCEK, ASK, ..."""
+        """Return the name of the certificate in that place: VCEK, ASK, ..."""
         if place is Position.LEAF:
             return self.kind.name
         return self.role(place).name
 
     def role(self, place: Position) -> CaRole:
-        """The authority that belongs in that place of such a chain."""
+        """Return the authority that belongs in that place of such a chain."""
         if place is Position.ROOT:
             return CaRole.ARK
         return CaRole.ASK if self.kind is VekKind.VCEK else CaRole.ASVK
 
 
 def check_chain(chain: Chain, anchors: Sequence[Anchor]) -> tuple[Reason, ...]:
-    """Every problem of a chain that does not depend on the time, leaf first. A missing certificate
-    (None) is not a problem here, and checks that need it are skipped: the caller knows why it is
-    missing, and must not trust the chain. Combines :func:`check_leaf`, :func:`check_authorities`
-    and :func:`check_products`, which are separate because all chips of a product have the same
-    authorities.
+    """Return every problem of a chain that does not depend on the time, leaf first. A missing
+    certificate (None) is not a problem here, and checks that need it are skipped: the caller knows
+    why it is missing, and must not trust the chain. Combines :func:`check_leaf`,
+    :func:`check_authorities` and :func:`check_products`, which are separate because all chips of a
+    product have the same authorities.
     """
     return (*check_leaf(chain), *check_authorities(chain, anchors), *check_products(chain))
 
@@ -141,7 +141,7 @@ class Window:
     not_after: datetime
 
     def problem_at(self, at: datetime) -> Reason | None:
-        """The problem with the certificate at that time, if any; ``at`` has a time zone."""
+        """Return the problem with the certificate at that time, if any; ``at`` has a time zone."""
         if at < self.not_before:
             return Reason(
                 _NOT_YET_VALID[self.place],
@@ -158,7 +158,7 @@ class Window:
 
 
 def windows_of(chain: Chain) -> tuple[Window, ...]:
-    """The validity of each available certificate, leaf first."""
+    """Return the validity of each available certificate, leaf first."""
     placed = zip(Position, (chain.leaf, chain.intermediate, chain.root), strict=True)
     return tuple(
         Window(
@@ -215,7 +215,7 @@ def _root(chain: Chain, anchors: Sequence[Anchor]) -> Iterator[Reason]:
 
 
 def anchor_of(root: Certificate, anchors: Sequence[Anchor]) -> Anchor | None:
-    """The anchor that makes this root trusted, or None."""
+    """Return the anchor that makes this root trusted, or None."""
     pin, name = spki_sha384(root), _ca_name(root)
     for anchor in anchors:
         if anchor.spki_sha384 == pin and name is not None and anchor.product is name.product:

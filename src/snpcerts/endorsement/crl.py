@@ -78,7 +78,7 @@ class RevocationList:
     unused_bits: int = field(compare=False, repr=False)
 
     def __len__(self) -> int:
-        """The number of entries."""
+        """Return the number of entries."""
         return len(self.raw_entries)
 
     def entries(self) -> Iterator[RevokedCertificate]:
@@ -92,7 +92,7 @@ class RevocationList:
             )
 
     def pem(self) -> bytes:
-        """The list as one PEM block."""
+        """Return the list as one PEM block."""
         return to_pem_block(self.der, "X509 CRL")
 
     @property
@@ -217,7 +217,7 @@ def _doubts(revocation: RevocationList, root: Certificate) -> Iterator[Reason]:
 def _odd_extensions(
     revocation: RevocationList, entries: tuple[RevokedCertificate, ...]
 ) -> Iterator[Reason]:
-    """The first critical extension, of the list or of an entry; snpcerts knows none."""
+    """Yield the first critical extension, of the list or of an entry; snpcerts knows none."""
     places = (
         ("the CRL", revocation.extensions),
         *((f"the CRL's entry {each.serial_number:#x}", each.extensions) for each in entries),

@@ -31,7 +31,7 @@ class Element(NamedTuple):
 
 
 def read_element(data: bytes, at: int, what: str) -> Element:
-    """The element that starts at byte ``at`` of ``data``.
+    """Return the element that starts at byte ``at`` of ``data``.
 
     Raises :class:`FormatError`, with the offset, if the bytes end too early, the tag has more than
     one byte, or the length is not in its shortest form.

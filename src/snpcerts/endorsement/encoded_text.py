@@ -40,7 +40,7 @@ _BASE64_IN_PEM: Final = re.compile(r"[A-Za-z0-9+/=]*")
 
 
 def text_of(data: bytes) -> str | None:
-    """The text that ``data`` is, without its byte order mark; None where it is none."""
+    """Return the text that ``data`` is, without its byte order mark; None where it is none."""
     for mark, name in _MARKS:
         if data.startswith(mark):
             try:
@@ -56,7 +56,7 @@ def text_of(data: bytes) -> str | None:
 
 
 def bytes_in(text: str) -> bytes | None:
-    """What a text in hexadecimal, base64 or base64url, or a dump of bytes, stands for.
+    """Return what a text in hexadecimal, base64 or base64url, or a dump of bytes, stands for.
 
     White space anywhere, quotes around it, ``0x``, ``\\x``, colons and commas between
     bytes, and missing padding are taken. None where it is nothing of these.
@@ -88,7 +88,9 @@ def bytes_in(text: str) -> bytes | None:
 
 
 def _dumped(text: str) -> bytes | None:
-    """The bytes of a dump by ``xxd`` or ``hexdump -C``; ``*`` stands for lines like the last."""
+    """Return the bytes of a dump by ``xxd`` or ``hexdump -C``; ``*`` stands for lines like the
+    last.
+    """
     found, last, repeat = bytearray(), b"", False
     for line in map(str.strip, text.splitlines()):
         if line == "*" and found:
@@ -118,7 +120,7 @@ class PemBlock(NamedTuple):
 
 
 def pem_blocks(text: str) -> Iterator[PemBlock]:
-    """Every PEM block, whatever stands before, between and behind them.
+    """Yield every PEM block, whatever stands before, between and behind them.
 
     Blanks, empty lines, header lines (``Proc-Type:``) and line breaks that were
     written out (backslash, n) are passed over.
@@ -156,7 +158,7 @@ def starts_like_json(text: str) -> bool:
 
 
 def read_json(text: str, what: str) -> Any:
-    """The value that a JSON text has.
+    """Return the value that a JSON text has.
 
     Raises :class:`FormatError`, naming ``what``, for anything else, a key that an
     object has twice, and nesting that is too deep.

@@ -13,7 +13,7 @@ _PEM_START = b"-----BEGIN "
 
 
 def to_der(data: bytes, *, crl: bool, what: str) -> bytes:
-    """The DER form of one certificate (or, with ``crl``, revocation list) in DER or PEM.
+    """Return the DER form of one certificate (or, with ``crl``, revocation list) in DER or PEM.
 
     Raises :class:`FormatError`, naming ``what``, if it is neither.
     """
@@ -21,12 +21,12 @@ def to_der(data: bytes, *, crl: bool, what: str) -> bytes:
 
 
 def to_pem(data: bytes, *, crl: bool) -> bytes:
-    """The PEM form of a result of :func:`to_der`."""
+    """Return the PEM form of a result of :func:`to_der`."""
     return to_pem_block(to_der(data, crl=crl, what="DER"), "X509 CRL" if crl else "CERTIFICATE")
 
 
 def describe(data: bytes, *, crl: bool) -> str:
-    """One line about a certificate or revocation list; never raises for bad data."""
+    """Return one line about a certificate or revocation list; never raises for bad data."""
     form = "PEM" if data.startswith(_PEM_START) else "DER"
     try:
         if crl:

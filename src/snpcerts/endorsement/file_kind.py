@@ -92,7 +92,7 @@ _PEM_KINDS: Final = {
 
 
 def kind_of(data: bytes) -> FileKind:
-    """What ``data`` most likely is. Never raises."""
+    """Return what ``data`` most likely is. Never raises."""
     if not data:
         return FileKind("empty")
     for start, kind in _BINARY:
@@ -208,7 +208,7 @@ def _pem(text: str) -> FileKind:
 
 
 def kind_of_label(label: str) -> FileKind:
-    """What a PEM block of that label holds."""
+    """Return what a PEM block of that label holds."""
     if label.endswith("PRIVATE KEY"):
         return FileKind("a private key")
     known = _PEM_KINDS.get(label)

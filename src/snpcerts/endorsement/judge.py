@@ -76,13 +76,13 @@ class ChainBytes(NamedTuple):
 
     @classmethod
     def from_table(cls, table: CertTable, kind: VekKind) -> ChainBytes:
-        """The chain in a certificate table for a key of that kind."""
+        """Return the chain in a certificate table for a key of that kind."""
         leaf = leaf_of_slots(kind, table.get(VCEK_GUID), table.get(VLEK_GUID))
         return cls(leaf, table.get(ASK_GUID), table.get(ARK_GUID))
 
 
 def leaf_of_slots(kind: VekKind, vcek: bytes | None, vlek: bytes | None) -> bytes | None:
-    """The leaf of that kind in the slots of a certificate table.
+    """Return the leaf of that kind in the slots of a certificate table.
 
     Some hosts put a VLEK into the VCEK's slot.
     """
@@ -130,7 +130,7 @@ class CrlFindings:
     next_update: datetime | None = None
 
     def problems_at(self, at: datetime) -> tuple[Reason, ...]:
-        """Why it is not a current list of the root at that time, which has a time zone."""
+        """Return why it is not a current list of the root at that time, which has a time zone."""
         if self.this_update is None or self.next_update is None:
             return self.doubts
         late = untimely(self.this_update, self.next_update, at)
@@ -157,7 +157,7 @@ class Findings:
     in_force: tuple[datetime, datetime] = _ALWAYS
 
     def reasons_at(self, at: datetime) -> tuple[Reason, ...]:
-        """Every problem of the chain at that time, which has a time zone."""
+        """Return every problem of the chain at that time, which has a time zone."""
         first, last = self.in_force
         if first <= at <= last:
             return self.reasons
@@ -230,7 +230,7 @@ class JudgeMemory:
         return known
 
     def _content(self, anchors: tuple[Anchor, ...]) -> tuple[object, ...]:
-        """The anchors in a form that hashes fast; cached for the anchors used last."""
+        """Return the anchors in a form that hashes fast; cached for the anchors used last."""
         last, content = self._trusted
         if last is not anchors:
             content = tuple(
@@ -386,8 +386,8 @@ def judge_list(
 def revocations(
     kind: VekKind, crl: bytes | None, intermediate: Certificate, root: Certificate
 ) -> tuple[Reason, ...]:
-    """Which of the two a revocation list (DER or PEM, or None) revokes. A list that the root did
-    not sign is ignored. An old list still counts, because a revocation is permanent.
+    """Return which of the two a revocation list (DER or PEM, or None) revokes. A list that the
+    root did not sign is ignored. An old list still counts, because a revocation is permanent.
     """
     if crl is None:
         return ()
@@ -405,21 +405,21 @@ def judge_authorities(
     anchors: Sequence[Anchor],
     at: datetime,
 ) -> tuple[Reason, ...]:
-    """Why the two are not the product's chain from a trusted ARK at that time."""
+    """Return why the two are not the product's chain from a trusted ARK at that time."""
     chain = Chain(kind, None, intermediate, root, product)
     late = (window.problem_at(at) for window in windows_of(chain))
     return (*check_chain(chain, anchors), *(reason for reason in late if reason is not None))
 
 
 def _in_force(windows: Sequence[Window]) -> tuple[datetime, datetime]:
-    """The period in which all of them are valid; unlimited if there are none."""
+    """Return the period in which all of them are valid; unlimited if there are none."""
     spans = [(window.not_before, window.not_after) for window in windows]
     firsts, lasts = zip(*spans, _ALWAYS, strict=True)
     return max(firsts), min(lasts)
 
 
 def _list_key(data: bytes) -> _ListKey:
-    """The key of a list in memory: a digest if it is long, so that the list is not kept."""
+    """Return the key of a list in memory: a digest if it is long, so that the list is not kept."""
     if len(data) <= _SHORT_LIST:
         return bytes(data)
     return "sha384", hashlib.sha384(data).digest()
@@ -465,10 +465,10 @@ def mismatches(
     tcb: TcbVersion | None,
     expected_by: str,
 ) -> Iterator[Reason]:
-    """Why a leaf does not certify the expected key: product, chip, TCB. A value of None is unknown
-    and is not compared. ``hwid`` is the significant bytes of the chip ID; a VLEK has none. Every
-    component of the TCB must be equal: each TCB has its own key. ``expected_by`` says who expects
-    it: "the report".
+    """Yield why a leaf does not certify the expected key: product, chip, TCB. A value of None is
+    unknown and is not compared. ``hwid`` is the significant bytes of the chip ID; a VLEK has none.
+    Every component of the TCB must be equal: each TCB has its own key. ``expected_by`` says who
+    expects it: "the report".
     """
     if product is not None and product is not leaf.product:
         yield Reason(
@@ -556,7 +556,7 @@ class ChipJudge:
         self._memory = _shared if memory is None else memory
 
     def judge(self, chain: ChainBytes, kind: VekKind, tcb: TcbVersion, at: datetime) -> Judgement:
-        """Every problem of the chain for that key at that time, which has a time zone."""
+        """Return every problem of the chain for that key at that time, which has a time zone."""
         crl = self._known_crl(kind)
         lists = () if crl is None else (crl,)
         findings = self._memory.findings(kind, chain, self.anchors, lists)

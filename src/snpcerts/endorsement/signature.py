@@ -33,7 +33,7 @@ _SHOWN = 80  # bytes of a foreign algorithm that a message shows
 
 
 def authority_key(certificate: Certificate) -> rsa.RSAPublicKey | None:
-    """The certificate's key if an authority may sign with it, else None."""
+    """Return the certificate's key if an authority may sign with it, else None."""
     key = certificate.public_key()
     if isinstance(key, rsa.RSAPublicKey) and MIN_RSA_BITS <= key.key_size <= MAX_RSA_BITS:
         return key
@@ -50,7 +50,7 @@ def is_signed(signed: bytes, signature: bytes, key: rsa.RSAPublicKey) -> bool:
 
 
 def sign(signed: bytes, key: rsa.RSAPrivateKey) -> bytes:
-    """A signature by that algorithm."""
+    """Return a signature by that algorithm."""
     return key.sign(signed, _PSS, _SHA384)
 
 
@@ -72,7 +72,7 @@ def _short(algorithm: bytes) -> str:
 
 
 def _encodings() -> Iterator[bytes]:
-    """Every DER form of the one algorithm: hash parameters and trailer are optional."""
+    """Yield every DER form of the one algorithm: hash parameters and trailer are optional."""
 
     def der(tag: int, *parts: bytes) -> bytes:
         content = b"".join(parts)

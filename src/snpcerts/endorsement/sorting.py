@@ -44,7 +44,7 @@ class Sorted:
 
 
 def sort(data: bytes) -> Sorted | None:
-    """What one certificate, DER or PEM, is; None where it cannot be read."""
+    """Return what one certificate, DER or PEM, is; None where it cannot be read."""
     return _known(bytes(data)) if len(data) <= _SHORT else _sort(data)
 
 
@@ -76,7 +76,7 @@ _known = functools.lru_cache(maxsize=256)(_sort)
 
 
 def sort_all(parts: Iterable[bytes]) -> tuple[Sorted, ...]:
-    """All certificates in these, each once; a part may be a bundle of several."""
+    """Return all certificates in these, each once; a part may be a bundle of several."""
     found: dict[tuple[bytes, bytes, bytes], Sorted] = {}
     for part in parts:
         one = sort(part)
@@ -117,12 +117,12 @@ def _of(role: CaRole, heap: tuple[Sorted, ...]) -> list[Sorted]:
 
 
 def _other_middle(heap: tuple[Sorted, ...]) -> list[Sorted]:
-    """The other kind's intermediate: the reason will say so."""
+    """Return the other kind's intermediate: the reason will say so."""
     return [*_of(CaRole.ASK, heap), *_of(CaRole.ASVK, heap)]
 
 
 def _above(below: Sorted | None, authorities: list[Sorted]) -> list[Sorted]:
-    """Those that the one below names as its issuer first."""
+    """Return those that the one below names as its issuer first."""
     if below is None:
         return authorities
     return sorted(authorities, key=lambda each: each.subject != below.issuer)

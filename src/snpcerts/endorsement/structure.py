@@ -109,7 +109,7 @@ def read(structure: type[_T], der: bytes) -> _T:
 
 
 def der_of(part: object) -> bytes:
-    """The DER of a structure, or of a part of one."""
+    """Return the DER of a structure, or of a part of one."""
     return asn1.encode_der(part)
 
 
@@ -122,5 +122,5 @@ def name_of(part: asn1.TLV) -> x509.Name:
 
 
 def time_of(time: asn1.UTCTime | asn1.GeneralizedTime) -> datetime:
-    """The time, in UTC."""
+    """Return the time, in UTC."""
     return time.as_datetime()

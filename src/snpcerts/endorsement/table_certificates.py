@@ -30,7 +30,7 @@ _INSIST: Final = "--force takes it all the same"
 
 
 def certificate_for(slot: str, data: bytes, what: str, *, vlek: bool, force: bool) -> bytes:
-    """The certificate, DER, for a slot (``vcek``, ``vlek``, ``ask``, ``ark``) out of a file.
+    """Return the certificate, DER, for a slot (``vcek``, ``vlek``, ``ask``, ``ark``) out of a file.
 
     The file may hold others too: ``vlek`` says that an ASVK is wanted, where it holds
     both. Raises :class:`InputError`, naming ``what``, where there is no certificate, or
@@ -52,7 +52,9 @@ def certificate_for(slot: str, data: bytes, what: str, *, vlek: bool, force: boo
 
 
 def certificates_in(data: bytes, what: str) -> list[Sorted]:
-    """All certificates of a file; :class:`InputError`, saying what it is, where it has none."""
+    """Return all certificates of a file; :class:`InputError`, saying what it is, where it has
+    none.
+    """
     bundle = read_bundle(data)
     if not bundle.certificates:
         said = bundle.others[0] if bundle.others else kind_of(data).name
@@ -61,7 +63,7 @@ def certificates_in(data: bytes, what: str) -> list[Sorted]:
 
 
 def list_in(data: bytes, what: str) -> bytes:
-    """The one revocation list, DER, of a file; :class:`InputError` unless there is one."""
+    """Return the one revocation list, DER, of a file; :class:`InputError` unless there is one."""
     bundle = read_bundle(data)
     if len(bundle.lists) == 1:
         return bundle.lists[0]
@@ -73,7 +75,7 @@ def list_in(data: bytes, what: str) -> bytes:
 
 
 def slot_of(certificate: Sorted) -> str | None:
-    """The slot of a table that the certificate belongs in."""
+    """Return the slot of a table that the certificate belongs in."""
     if certificate.kind is not None:
         return certificate.kind.value
     if certificate.authority is not None:

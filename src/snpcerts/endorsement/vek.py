@@ -174,7 +174,7 @@ def _read_again(der: bytes) -> EndorsementCert:
 
 
 def p384_key(certificate: Certificate, what: str) -> ec.EllipticCurvePublicKey:
-    """The certificate's key; :class:`FormatError` unless it is an EC key on P-384."""
+    """Return the certificate's key; :class:`FormatError` unless it is an EC key on P-384."""
     key = certificate.public_key()
     if isinstance(key, ec.EllipticCurvePublicKey) and isinstance(key.curve, ec.SECP384R1):
         return key
@@ -227,8 +227,8 @@ def _tcb(required: Callable[[str], bytes], product: Product, what: str) -> TcbVe
 
 
 def _hwid(value: bytes, product: Product, what: str) -> bytes:
-    """The chip's ID: bare bytes, or an OCTET STRING of that size. The length decides, never the
-    first byte: a bare ID may start with any byte.
+    """Return the chip's ID: bare bytes, or an OCTET STRING of that size. The length decides, never
+    the first byte: a bare ID may start with any byte.
     """
     size = product.hwid_size
     if len(value) == size:

@@ -108,7 +108,7 @@ def _by_configfs(data: bytes, certificates: bool, vmpl: int | None, paths: Paths
 
 
 def own_vmpl(path: str = VMPL_FILE) -> int:
-    """The VMPL that the guest's kernel runs at; 0 where it does not say."""
+    """Return the VMPL that the guest's kernel runs at; 0 where it does not say."""
     try:
         text = Path(path).read_text(encoding="ascii").strip()
     except (OSError, ValueError):

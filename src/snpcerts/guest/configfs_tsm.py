@@ -67,7 +67,7 @@ class TsmReport:
     auxblob: bytes
 
     def certificates(self) -> CertTable:
-        """The parsed table; :class:`FormatError` if it is malformed."""
+        """Return the parsed table; :class:`FormatError` if it is malformed."""
         return CertTable.decode(self.auxblob) if self.auxblob else CertTable()
 
 
@@ -222,7 +222,7 @@ class ConfigfsTsm:
         return self._read(entry, name, _TEXT_LIMIT).decode("ascii", "replace").strip()
 
     def _floor(self, entry: str) -> int:
-        """The lowest VMPL to ask for, the guest's own; 0 where the kernel does not say."""
+        """Return the lowest VMPL to ask for, the guest's own; 0 where the kernel does not say."""
         try:
             text = self._text(entry, "privlevel_floor")
         except TsmRequestError:

@@ -78,7 +78,7 @@ class ExtendedReport:
     table: bytes
 
     def certificates(self) -> CertTable:
-        """The parsed table; :class:`FormatError` if it is malformed."""
+        """Return the parsed table; :class:`FormatError` if it is malformed."""
         return CertTable.decode(self.table) if self.table else CertTable()
 
 

@@ -44,14 +44,14 @@ ExpectedContent = Key | NoKey
 
 
 def key_sel(file: FileConfig) -> KeySel:
-    """The KEY_SEL that the guests of ``file`` use."""
+    """Return the KEY_SEL that the guests of ``file`` use."""
     if file.key_select is GuestKeySelect.DEFAULT:
         return KeySel.DEFAULT
     return KeySel.VLEK if file.kind is VekKind.VLEK else KeySel.VCEK
 
 
 def expected_content(state: FirmwareState, file: FileConfig) -> ExpectedContent:
-    """What ``file`` must hold while the firmware is in ``state``."""
+    """Return what ``file`` must hold while the firmware is in ``state``."""
     proof = state.known.proof(key_sel(file))
     if proof is not None:
         return _proven(state, file, proof)
@@ -103,7 +103,7 @@ def _proven(state: FirmwareState, file: FileConfig, proof: Proof) -> ExpectedCon
 
 
 def signing_key(state: FirmwareState) -> VekKind | None:
-    """The kind of key that signs by default; None while reports are not signed."""
+    """Return the kind of key that signs by default; None while reports are not signed."""
     if state.chip_key_masked:
         return None
     return VekKind.VLEK if state.vlek_loaded else VekKind.VCEK

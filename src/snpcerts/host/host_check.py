@@ -252,7 +252,7 @@ def _file(file: FileConfig) -> Finding:
 
 
 def file_system(path: str, mounts: str = "/proc/self/mountinfo") -> str:
-    """The type of the file system that holds ``path``; empty when it is not known."""
+    """Return the type of the file system that holds ``path``; empty when it is not known."""
     try:
         lines = Path(mounts).read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:

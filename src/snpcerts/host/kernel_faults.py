@@ -59,7 +59,7 @@ FAULTS: Final = (
 
 
 def version_of(release: str) -> _Version | None:
-    """The numbers at the start of a kernel's release, such as ``7.2.6-1-amd64``."""
+    """Return the numbers at the start of a kernel's release, such as ``7.2.6-1-amd64``."""
     match = re.match(r"(\d+)\.(\d+)(?:\.(\d+))?", release)
     return None if match is None else (int(match[1]), int(match[2]), int(match[3] or 0))
 

@@ -61,7 +61,7 @@ class UpdateResult:
         )
 
     def figures(self) -> dict[str, float]:
-        """The times in milliseconds, for programs."""
+        """Return the times in milliseconds, for programs."""
         return {
             "lock_wait_ms": round(self.waited * 1000, 3),
             "lock_held_ms": round(self.held * 1000, 3),

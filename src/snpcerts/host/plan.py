@@ -60,7 +60,7 @@ class Plan:
     prepare: Callable[[], None] = lambda: None
 
     def lines(self) -> list[str]:
-        """The plan for people."""
+        """Return the plan for people."""
         out = [f"{self.command}:"]
         out.append(f"  reported TCB  {self.before.reported}")
         moved = self.after.reported != self.before.reported
@@ -77,7 +77,7 @@ class Plan:
         return [printable(line) for line in out]
 
     def to_json(self) -> dict[str, object]:
-        """The plan for programs."""
+        """Return the plan for programs."""
         return {
             "command": self.command,
             "reported_tcb": self.before.reported.components(),

@@ -177,7 +177,7 @@ class TableCache:
         return new
 
     def known_crl(self, kind: VekKind) -> bytes | None:
-        """The cached revocation list, not yet verified."""
+        """Return the cached revocation list, not yet verified."""
         return self._source.known_crl(self.judge.product, kind)
 
     def revocation_lists(self) -> dict[VekKind, RevocationList]:
@@ -198,7 +198,7 @@ class TableCache:
                 del self._tables[key]
 
     def table_for(self, file: FileConfig, expected: ExpectedContent) -> CertTable | None:
-        """The table that ``file`` should hold, None if it is not cached. Never fetches."""
+        """Return the table that ``file`` should hold, None if it is not cached. Never fetches."""
         if not isinstance(expected, Key):
             return EMPTY_TABLE
         certificates = self._tables.get(expected)
@@ -207,7 +207,8 @@ class TableCache:
         return CertTable(certificates.entries + self.extras(file, certificates))
 
     def extras(self, file: FileConfig, certificates: CertTable) -> tuple[TableEntry, ...]:
-        """The other entries of ``file`` beside ``certificates``, as :meth:`read_extras` found them.
+        """Return the other entries of ``file`` beside ``certificates``, as :meth:`read_extras`
+        found them.
 
         A revocation list is left out, and reported, unless the table's root signed it and it is in
         force.
@@ -232,11 +233,11 @@ class TableCache:
         return taken
 
     def table_of(self, key: Key) -> CertTable | None:
-        """The certificates for ``key``, None if they are not cached. Never fetches."""
+        """Return the certificates for ``key``, None if they are not cached. Never fetches."""
         return self._tables.get(key)
 
     def kept_vleks(self) -> tuple[TcbVersion, ...]:
-        """The TCBs with a stored VLEK certificate; the certificates are not yet verified."""
+        """Return the TCBs with a stored VLEK certificate; the certificates are not yet verified."""
         return self._vleks.tcbs(self.judge.product)
 
     def read_extras(self, files: Iterable[FileConfig]) -> tuple[str, ...]:
@@ -286,7 +287,7 @@ class TableCache:
         self._vleks.keep(self.judge.product, tcb, leaf)
 
     def vlek_table(self, leaf: bytes) -> CertTable:
-        """A VLEK certificate (DER) with the chain above it, from the source."""
+        """Return a VLEK certificate (DER) with the chain above it, from the source."""
         product, at = self.judge.product, self.clock()
         self.learn_revocations([VekKind.VLEK])
         asvk, ark = self._observed(lambda: self._source.chain(product, VekKind.VLEK, at=at))

@@ -33,7 +33,7 @@ class VlekStore:
         self.folder = folder
 
     def path(self, product: Product, tcb: TcbVersion) -> Path:
-        """Where the certificate for that TCB is kept."""
+        """Return where the certificate for that TCB is kept."""
         parts = "_".join(f"{_SHORT[name]}{value}" for name, value in tcb.components().items())
         return self.folder / f"{product.keyword}_{parts}_vlek.der"
 
@@ -49,7 +49,7 @@ class VlekStore:
         return data or None
 
     def tcbs(self, product: Product) -> tuple[TcbVersion, ...]:
-        """The TCBs that a certificate is kept for, by the names of the files; at most 64."""
+        """Return the TCBs that a certificate is kept for, by the names of the files; at most 64."""
         try:
             names = sorted(path.name for path in self.folder.iterdir())
         except OSError:

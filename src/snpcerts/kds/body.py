@@ -48,23 +48,23 @@ class ChainPair:
         return der_of(self.intermediate), der_of(self.root)
 
     def pem(self) -> bytes:
-        """Both as the key server writes them: PEM, the intermediate first."""
+        """Return both as the key server writes them: PEM, the intermediate first."""
         pem = Encoding.PEM
         return self.intermediate.public_bytes(pem) + self.root.public_bytes(pem)
 
 
 def der_of(certificate: Certificate) -> bytes:
-    """The certificate's DER."""
+    """Return the certificate's DER."""
     return certificate.der
 
 
 def read_vcek(body: bytes) -> Certificate:
-    """The one certificate that ``body`` is; :class:`FormatError` if it is not one."""
+    """Return the one certificate that ``body`` is; :class:`FormatError` if it is not one."""
     return load_certificate(body, "VCEK")
 
 
 def read_chain(body: bytes) -> ChainPair:
-    """The two PEM certificates that ``body`` is, intermediate first.
+    """Return the two PEM certificates that ``body`` is, intermediate first.
 
     Raises :class:`FormatError` for any other number of certificates, or anything but white space
     around them.

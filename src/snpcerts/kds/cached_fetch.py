@@ -112,9 +112,9 @@ class CachedFetch:
         return None
 
     def get(self, request: FetchRequest[T]) -> Verified[T]:
-        """The resource from the cache, from a request already under way, or from a new one. Raises
-        :class:`KdsUnavailableError`, :class:`KdsNotFoundError` or :class:`KdsUntrustedError` if
-        nothing verifies.
+        """Return the resource from the cache, from a request already under way, or from a new one.
+        Raises :class:`KdsUnavailableError`, :class:`KdsNotFoundError` or
+        :class:`KdsUntrustedError` if nothing verifies.
         """
         cached = None if request.refresh else self._cached(request)
         if cached is not None and not self._due(request, cached):
@@ -157,7 +157,9 @@ class CachedFetch:
         known = _Cached(self._cached(request, report=True), self.store.version(request.resource))
 
         def settled() -> Verified[T] | None:
-            """The resource that another process fetched while this one waited for its turn."""
+            """Return the resource that another process fetched while this one waited for
+            its turn.
+            """
             cached = self._cached(request)
             if cached is None:
                 return None
@@ -210,7 +212,9 @@ class CachedFetch:
         )
 
     def _cached(self, request: FetchRequest[T], *, report: bool = False) -> Verified[T] | None:
-        """The cached resource if it verifies; otherwise None and, with ``report``, a warning."""
+        """Return the cached resource if it verifies; otherwise None and, with ``report``, a
+        warning.
+        """
         with self._lock:
             kept = self._unkept.get(request.resource)
         path = self.store.path_of(request.resource)

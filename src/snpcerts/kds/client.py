@@ -130,7 +130,7 @@ class KdsClient:
         budget: float | None = None,
         patient: bool = True,
     ) -> T:
-        """What ``read`` returns for the answer's body.
+        """Return what ``read`` returns for the answer's body.
 
         A body for which ``read`` raises :class:`FormatError` counts as no answer, because some
         error pages come with status 200. ``read`` runs in this process's turn in ``line``; before
@@ -413,7 +413,7 @@ class KdsClient:
 
 
 def _lasting(error: Exception, proxy: Proxy | None, trace: _Trace) -> str | None:
-    """A problem on this side of the key server, which another try would meet again."""
+    """Return a problem on this side of the key server, which another try would meet again."""
     import httpx2
 
     if "CERTIFICATE_VERIFY_FAILED" in str(error):

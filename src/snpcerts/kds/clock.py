@@ -28,7 +28,7 @@ class Clock:
         return time.clock_gettime(time.CLOCK_BOOTTIME)
 
     def wall(self) -> float:
-        """The time of day, in seconds since the epoch; it may be set at any moment."""
+        """Return the time of day, in seconds since the epoch; it may be set at any moment."""
         return time.time()
 
     def sleep(self, seconds: float) -> None:

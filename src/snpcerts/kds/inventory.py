@@ -38,7 +38,7 @@ class Kept:
     problem: str | None
 
     def to_json(self) -> dict[str, object]:
-        """The entry as JSON values."""
+        """Return the entry as JSON values."""
         return {
             "file": str(self.place),
             "title": self.title,
@@ -91,13 +91,15 @@ def _of_chain(
 
 
 def _revoked(store: Store, resource: ChainResource, pair: ChainPair) -> tuple[Reason, ...]:
-    """The cached revocation list's revocations, if there is such a list."""
+    """Return the cached revocation list's revocations, if there is such a list."""
     crl = store.read(CrlResource(resource.product, resource.kind))
     return revocations(resource.kind, crl, pair.intermediate, pair.root)
 
 
 def _resource(place: PurePosixPath, data: bytes) -> tuple[Resource | None, Certificate | None]:
-    """The resource at a place. For a VCEK of Milan or Genoa the certificate names the product."""
+    """Return the resource at a place. For a VCEK of Milan or Genoa the certificate names the
+    product.
+    """
     candidates = [each for each in (resource_at(place, product) for product in Product) if each]
     if len(candidates) < 2:
         return (candidates[0] if candidates else None), None

@@ -27,7 +27,7 @@ class Proxy:
     variable: str
 
     def __str__(self) -> str:
-        """The proxy's URL without user name and password."""
+        """Return the proxy's URL without user name and password."""
         return f"the proxy {self.place}, which {self.variable} names,"
 
     @property
@@ -38,7 +38,7 @@ class Proxy:
 
 
 def proxy_for(url: str, environment: Mapping[str, str]) -> Proxy | None:
-    """The proxy to use for a URL, or None.
+    """Return the proxy to use for a URL, or None.
 
     Raises :class:`InputError`, naming the variable, if its value is not a proxy's URL, or names an
     unsupported kind of proxy.
@@ -69,7 +69,7 @@ _HINT = "as in HTTPS_PROXY=http://proxy:3128; NO_PROXY lists the hosts to reach 
 
 
 def _variable(scheme: str, environment: Mapping[str, str]) -> str | None:
-    """The first variable that is set. An empty value means no proxy."""
+    """Return the first variable that is set. An empty value means no proxy."""
     names = [f"{scheme}_proxy", f"{scheme}_proxy".upper(), "all_proxy", "ALL_PROXY"]
     remote = "REQUEST_METHOD" in environment
     usable = (name for name in names if not (remote and name == "HTTP_PROXY"))
@@ -91,13 +91,13 @@ def _excepted(host: str, environment: Mapping[str, str]) -> bool:
 
 
 def _names(entry: str, host: str) -> bool:
-    """A name matches itself and its subdomains."""
+    """Whether the name is that entry or one of its subdomains."""
     name = entry.lower().rstrip(".").removeprefix(".")
     return bool(name) and (host == name or host.endswith(f".{name}"))
 
 
 def _has(entry: str, address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
-    """An address matches itself; with a slash it matches a network."""
+    """Whether the address is that entry, or in that network if it has a slash."""
     try:
         if "/" in entry:
             return address in ipaddress.ip_network(entry, strict=False)

@@ -99,7 +99,7 @@ class RequestQueue:
                 _replace(folder, f"{self._name}.json", state.encode(self.clock))
 
     def _read(self, folder: int | None) -> ServerState:
-        """The newer of what this process remembers and what the file contains."""
+        """Return the newer of what this process remembers and what the file contains."""
         with self._here:
             known = replace(self._known, failures=dict(self._known.failures))
         found = None if folder is None else self._saved(folder)
@@ -115,7 +115,7 @@ class RequestQueue:
         return None
 
     def _folder(self) -> int | None:
-        """A descriptor of the directory; None if it cannot be opened or made."""
+        """Return a descriptor of the directory; None if it cannot be opened or made."""
         if self._root is None:
             return None
         with contextlib.suppress(OSError):

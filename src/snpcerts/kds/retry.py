@@ -55,12 +55,12 @@ class RetryPolicy:
     gap: float | None = None
 
     def wait_after(self, failures: int, retry_after: float | None) -> float:
-        """How long to wait for one resource after that many failures, none of them a 429."""
+        """Return how long to wait for one resource after that many failures, none of them a 429."""
         wait = min(self.first_wait * 2.0 ** (failures - 1), self.longest_wait)
         return _stretched(max(wait, retry_after or 0.0))
 
     def hold_off(self, refusals: int, retry_after: float | None) -> float:
-        """How long to leave the server alone after that many 429s in a row."""
+        """Return how long to leave the server alone after that many 429s in a row."""
         named = self.named_wait(retry_after)
         doubled = min(named * 2.0 ** min(refusals - 1, 16), self.longest_hold_off)
         return _stretched(max(named, doubled))

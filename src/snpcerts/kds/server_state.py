@@ -54,7 +54,7 @@ class Failure:
     def of(
         cls, error: KdsError, problem: str, *, at: float, tries: int, over: bool, again_at: float
     ) -> Failure:
-        """The outcome for that error; ``problem`` describes it in a few words."""
+        """Return the outcome for that error; ``problem`` describes it in a few words."""
         message = error.message
         retry_after: float | None = None
         reasons: tuple[str, ...] = ()
@@ -76,7 +76,7 @@ class Failure:
         )
 
     def error(self) -> KdsError | None:
-        """The same error, for another process that wanted the same."""
+        """Return the same error, for another process that wanted the same."""
         if self.code == KdsUnavailableError.code:
             return KdsUnavailableError(self.message, retry_after=self.retry_after, hint=self.hint)
         if self.code == KdsNotFoundError.code:

@@ -65,7 +65,7 @@ class Endorsement:
     not_after: datetime
 
     def table(self) -> CertTable:
-        """The three as a certificate table."""
+        """Return the three as a certificate table."""
         return CertTable(
             (
                 TableEntry(VCEK_GUID, self.leaf),
@@ -132,7 +132,7 @@ class CertificateSource:
         at: datetime | None = None,
         refresh: bool = False,
     ) -> Endorsement:
-        """The VCEK of a chip at a TCB, verified, valid at ``at`` (default: now).
+        """Return the VCEK of a chip at a TCB, verified, valid at ``at`` (default: now).
 
         ``hwid`` is the significant bytes of the chip ID: 64, on Turin 8. With ``refresh`` the key
         server is asked even if the certificate is cached; if that fails, the cached one is
@@ -203,7 +203,7 @@ class CertificateSource:
         max_age: timedelta | None = None,
         budget: float | None = None,
     ) -> bytes:
-        """The ARK's revocation list in DER, signed by a pinned ARK and current at ``at``.
+        """Return the ARK's revocation list in DER, signed by a pinned ARK and current at ``at``.
 
         It is cached until its nextUpdate. ``refresh`` fetches it sooner, and so does ``max_age``
         for a list that was fetched longer ago: AMD's lists are valid for a year, in which much may
@@ -292,7 +292,7 @@ def open_certificate_source(
     warn: Callable[[str], None] = log.warning,
     progress: Callable[[str], AbstractContextManager[object]] = _silent,
 ) -> CertificateSource:
-    """The source for a cache directory and a key server (default: AMD's).
+    """Return the source for a cache directory and a key server (default: AMD's).
 
     ``timeout`` limits the seconds spent on one resource, including waits that the key server asks
     for (default: 60). ``notice`` is called with a sentence before every wait; ``warn`` and
@@ -327,7 +327,7 @@ def _when(at: datetime | None) -> datetime:
 
 
 def _another_key(new: Verified[_Leaf], old: Verified[_Leaf]) -> Reason | None:
-    """A chip has one VCEK at one TCB, however many certificates are issued for it."""
+    """Compare the keys: a chip has one VCEK at one TCB, however many certificates it has."""
     if same_key(new.kept_as, old.kept_as):
         return None
     return Reason(
@@ -337,7 +337,7 @@ def _another_key(new: Verified[_Leaf], old: Verified[_Leaf]) -> Reason | None:
 
 
 def _older(new: Verified[RevocationList], old: Verified[RevocationList]) -> Reason | None:
-    """A replayed old list must not hide what a newer one revokes."""
+    """Compare the dates: a replayed old list must not hide what a newer one revokes."""
     if new.not_before >= old.not_before:
         return None
     return Reason(ReasonCode.CRL_OLDER, "it is older than the cached one")

@@ -61,7 +61,7 @@ _DIRECTORY_MODE: Final = 0o755
 
 
 def place_of(resource: Resource) -> PurePosixPath:
-    """The place of a resource in the cache."""
+    """Return the place of a resource in the cache."""
     if isinstance(resource, VcekResource):
         tcb = resource.tcb
         name = f"bl{tcb.bootloader:02}_tee{tcb.tee:02}_snp{tcb.snp:02}_ucode{tcb.microcode:02}"
@@ -75,7 +75,7 @@ def place_of(resource: Resource) -> PurePosixPath:
 
 
 def resource_at(place: PurePosixPath, product: Product) -> Resource | None:
-    """The resource of ``product`` at ``place``, or None if the place is not one.
+    """Return the resource of ``product`` at ``place``, or None if the place is not one.
 
     Only the one spelling that :func:`place_of` writes is a resource's place.
     """
@@ -115,7 +115,7 @@ class Store:
         self.root = root
 
     def path_of(self, resource: Resource) -> Path:
-        """The file of a resource."""
+        """Return the file of a resource."""
         return self.root / place_of(resource)
 
     def read(self, resource: Resource) -> bytes | None:
@@ -152,7 +152,9 @@ class Store:
             return None
 
     def version(self, resource: Resource) -> object:
-        """A value that changes with each :meth:`write`; None if the resource is not cached."""
+        """Return a value that changes with each :meth:`write`; None if the resource is not
+        cached.
+        """
         try:
             found = self.path_of(resource).stat()
         except OSError:
@@ -179,7 +181,7 @@ class Store:
             path.parent.rmdir()
 
     def places(self) -> Iterator[PurePosixPath]:
-        """Every file that may be a resource, in order; at most :data:`MAX_ENTRIES`."""
+        """Yield every file that may be a resource, in order; at most :data:`MAX_ENTRIES`."""
         count = 0
         for first in ("chain", "crl", "vcek"):
             for folder in _listed(self.root / first):

@@ -16,7 +16,7 @@ _FILE, _FOLDER = "SSL_CERT_FILE", "SSL_CERT_DIR"
 
 
 def trusted(environment: Mapping[str, str]) -> ssl.SSLContext:
-    """A TLS context with those roots; :class:`InputError` if there are none."""
+    """Return a TLS context with those roots; :class:`InputError` if there are none."""
     file, folder = environment.get(_FILE) or None, environment.get(_FOLDER) or None
     if folder is not None and not any(Path(each).is_dir() for each in folder.split(":")):
         raise InputError(f"{_FOLDER} in the environment is not a directory: {folder!r}", hint=_HINT)
@@ -44,7 +44,7 @@ def trusted(environment: Mapping[str, str]) -> ssl.SSLContext:
 
 
 def places_of_roots(environment: Mapping[str, str]) -> str:
-    """Where the roots come from, for messages."""
+    """Return where the roots come from, for messages."""
     paths = ssl.get_default_verify_paths()
     file = environment.get(_FILE) or paths.openssl_cafile
     folder = environment.get(_FOLDER) or paths.openssl_capath

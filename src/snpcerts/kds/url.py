@@ -116,7 +116,7 @@ Resource = VcekResource | ChainResource | CrlResource
 
 
 def parse_target(target: str) -> Resource:
-    """The resource that a URL, or its path and query, names, in any spelling. Raises
+    """Return the resource that a URL, or its path and query, names, in any spelling. Raises
     :class:`FormatError` for anything else: another path, an unknown product (case matters), a hwID
     of another length, a parameter that is missing, repeated, unknown or not 0 to 255.
     """
@@ -164,7 +164,7 @@ def _tcb(pairs: list[tuple[str, str]]) -> TcbVersion:
 
 
 def checked_base(url: str) -> str:
-    """A key server's or mirror's base URL, without the slash at its end.
+    """Return a key server's or mirror's base URL, without the slash at its end.
 
     Raises :class:`UsageError` unless it is http or https with a host, and
     without user name, query and fragment.
@@ -184,7 +184,7 @@ def checked_base(url: str) -> str:
 
 
 def checked_target(url: str, location: str) -> str:
-    """Where a redirect from ``url`` leads.
+    """Return where a redirect from ``url`` leads.
 
     Raises :class:`ValueError`, with the reason, if the redirect must not be followed: from https to
     http, from another machine to this one, or to a URL that is not HTTP.

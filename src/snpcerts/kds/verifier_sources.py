@@ -37,7 +37,7 @@ class KdsCertificates:
         self._fruitless = FruitlessRequests(source.store.root)
 
     def collateral(self, request: CollateralRequest) -> Collateral:
-        """The missing parts of leaf and chain. Raises the source's errors."""
+        """Return the missing parts of leaf and chain. Raises the source's errors."""
         if request.kind is VekKind.VCEK and Part.LEAF in request.missing:
             return self._leaf(request)
         if request.missing & {Part.INTERMEDIATE, Part.ROOT} and len(request.products) == 1:
@@ -120,7 +120,7 @@ class KdsRevocationLists:
         self._came: dict[bytes, datetime] = {}
 
     def collateral(self, request: CollateralRequest) -> Collateral:
-        """The list. Raises the source's errors if there is not even an old one."""
+        """Return the list. Raises the source's errors if there is not even an old one."""
         if len(request.products) != 1:
             return Collateral()
         product, kind = request.products[0], request.kind

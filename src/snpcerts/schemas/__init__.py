@@ -38,7 +38,7 @@ NAMES: Final = {
 
 
 def schema_of(command: str) -> dict[str, Any]:
-    """The schema of a command's JSON; :class:`KeyError` for a command that has none."""
+    """Return the schema of a command's JSON; :class:`KeyError` for a command that has none."""
     text = files(__name__).joinpath(f"{NAMES[command]}.json").read_text(encoding="utf-8")
     parsed: dict[str, Any] = json.loads(text)
     return parsed

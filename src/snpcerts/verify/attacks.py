@@ -26,7 +26,7 @@ _TABLES: Final = {
 
 
 def explained_reasons(verdict: Verdict) -> Iterator[str]:
-    """One line for each bulletin that a failed rule of ``verdict`` stands for."""
+    """Yield one line for each bulletin that a failed rule of ``verdict`` stands for."""
     codes = {reason.code for reason in verdict.reasons}
     for bulletin in bulletin_data().bulletins:
         for why in _why(bulletin, verdict, codes):

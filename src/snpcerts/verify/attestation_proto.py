@@ -122,7 +122,7 @@ def is_tpm_attestation(data: bytes) -> bool:
 
 
 def read_tpm_attestation(data: bytes) -> tuple[bytes, CertTable]:
-    """The SNP Attestation in one of go-tpm-tools; the TPM's quotes are not checked here.
+    """Return the SNP Attestation in one of go-tpm-tools; the TPM's quotes are not checked here.
 
     Raises :class:`FormatError` for one without, saying what it has instead.
     """
@@ -142,7 +142,7 @@ def read_tpm_attestation(data: bytes) -> tuple[bytes, CertTable]:
 
 
 def read_attestation(data: bytes) -> tuple[bytes, CertTable]:
-    """The report's 1184 bytes and its certificates, as a table.
+    """Return the report's 1184 bytes and its certificates, as a table.
 
     Raises :class:`FormatError`, naming message and field.
     """
@@ -161,7 +161,7 @@ def read_attestation(data: bytes) -> tuple[bytes, CertTable]:
 
 
 def read_report(data: bytes) -> bytes:
-    """The report's 1184 bytes; :class:`FormatError`, naming the field."""
+    """Return the report's 1184 bytes; :class:`FormatError`, naming the field."""
     values: dict[str, Any] = {}
     signature = 0
     for number, value in _once(data, REPORT, (*_FIELDS, _CPUID)):
@@ -205,7 +205,7 @@ _FIRMWARE, _EXTRAS = 4, 7
 
 
 def _certificates(data: bytes) -> Iterator[TableEntry]:
-    """The entries of a certificate table; the deprecated firmware_cert has no GUID."""
+    """Yield the entries of a certificate table; the deprecated firmware_cert has no GUID."""
     seen: set[uuid.UUID] = set()
     for number, value in _once(data, CHAIN, (*_SLOTS, _FIRMWARE, _EXTRAS), repeated=(_EXTRAS,)):
         content = _bytes(value, CHAIN, f"field {number}")
@@ -223,7 +223,7 @@ def _certificates(data: bytes) -> Iterator[TableEntry]:
 
 
 def _extra(data: bytes) -> tuple[uuid.UUID, bytes]:
-    """An entry of the map: a GUID in its text form, and the blob."""
+    """Read an entry of the map: a GUID in its text form, and the blob."""
     parts = {
         number: _bytes(value, EXTRA, f"field {number}")
         for number, value in _once(data, EXTRA, (1, 2))
@@ -241,7 +241,7 @@ def _extra(data: bytes) -> tuple[uuid.UUID, bytes]:
 def _once(
     data: bytes, what: str, known: Container[int], *, repeated: tuple[int, ...] = ()
 ) -> Iterator[tuple[int, int | bytes]]:
-    """The fields of a message: number, and an integer or bytes."""
+    """Yield the fields of a message: number, and an integer or bytes."""
     seen: set[int] = set()
     at = 0
     while at < len(data):
@@ -271,7 +271,7 @@ def _once(
 
 
 def _varint(data: bytes, at: int, what: str) -> tuple[int, int]:
-    """A number of up to 64 bits at ``at``, and where it ends."""
+    """Read a number of up to 64 bits at ``at``, and where it ends."""
     value = 0
     for index in range(_VARINT_SIZE):
         if at + index >= len(data):

@@ -19,11 +19,11 @@ class Bit:
     zero: str
 
     def of(self, word: int) -> bool:
-        """The bit's value in ``word``."""
+        """Return the bit's value in ``word``."""
         return bool(word >> self.index & 1)
 
     def words(self, word: int) -> str:
-        """What the bit's value in ``word`` means."""
+        """Return what the bit's value in ``word`` means."""
         return self.one if self.of(word) else self.zero
 
 

@@ -47,7 +47,7 @@ def verify_many(
     jobs: int = 1,
     count: int | None = None,
 ) -> Iterator[Verdict]:
-    """The verdicts, in the order of the evidence.
+    """Return the verdicts, in the order of the evidence.
 
     With ``jobs`` above 1, up to that many processes, including this one, share the work; only this
     one asks the sources. Evidence is taken from its iterable only some chunks ahead of the
@@ -85,7 +85,7 @@ def _here(prepared: Iterable[Prepared], task: _Task) -> Iterator[Verdict]:
 def _in_processes(
     prepared: Iterator[Prepared], task: _Task, jobs: int, alone: int
 ) -> Iterator[Verdict]:
-    """The first ``alone`` chunks here, the others in as many processes."""
+    """Judge the first ``alone`` chunks here, the others in as many processes."""
     yield from _here(itertools.islice(prepared, alone), task)
     chunks = _chunks(prepared)
     first = next(chunks, None)

@@ -69,7 +69,7 @@ class Bulletin:
         return f"{self.id} ({', '.join(self.attacks)})" if self.attacks else self.id
 
     def below(self, report: Report, tcbs: ReportTcbs) -> tuple[str, ...]:
-        """The confirmed floors that a report's TCBs do not reach, in words.
+        """Return the confirmed floors that a report's TCBs do not reach, in words.
 
         Empty for a version 2 report, which does not name its processor.
         """
@@ -122,7 +122,7 @@ class BulletinData:
         raise UsageError(f"bulletin {name[:40]!r}: is not one of {known}")
 
     def age_problem(self, today: dt.date) -> str | None:
-        """A warning where the data is old, or None."""
+        """Return a warning where the data is old, or None."""
         age = today - self.date
         if age <= OLD_AFTER:
             return None
@@ -134,13 +134,13 @@ class BulletinData:
 
 @functools.cache
 def bulletin_data() -> BulletinData:
-    """The data that came with this release."""
+    """Return the data that came with this release."""
     text = files("snpcerts.verify").joinpath("bulletins.toml").read_text(encoding="utf-8")
     return read_bulletins(text)
 
 
 def read_bulletins(text: str) -> BulletinData:
-    """The data in ``text``. Raises what :mod:`tomllib` raises, KeyError and ValueError."""
+    """Return the data in ``text``. Raises what :mod:`tomllib` raises, KeyError and ValueError."""
     data = tomllib.loads(text)
     bulletins = tuple(map(_bulletin, data["bulletin"]))
     inexpressible = tuple(
@@ -222,7 +222,7 @@ def policy_text(
 
 
 def repr_toml(text: str) -> str:
-    """A TOML string; the names here need no escapes."""
+    """Return a TOML string; the names here need no escapes."""
     return f'"{text}"'
 
 

@@ -41,7 +41,7 @@ class Choice:
     of_leaf: tuple[Reason, ...]
 
     def reasons(self, at: datetime) -> tuple[Reason, ...]:
-        """All that is wrong with it at that time."""
+        """Return all that is wrong with it at that time."""
         return (*self.findings.reasons_at(at), *self.of_leaf)
 
 
@@ -55,7 +55,7 @@ def choose(
     *,
     allow_masked: bool,
 ) -> Choice:
-    """The best chain that ``collateral`` has for the report."""
+    """Return the best chain that ``collateral`` has for the report."""
     lists = [each.data for each in collateral.all_lists]
 
     def judged(findings: Findings) -> Choice:
@@ -81,7 +81,7 @@ def choose(
 
 
 def _score(choice: Choice, at: datetime) -> tuple[int, int]:
-    """What is absent, and what is wrong.
+    """Return what is absent, and what is wrong.
 
     A certificate that is there and wrong says more than one that is not there.
     """
@@ -129,7 +129,7 @@ _BY_CODE: Final = {
 
 
 def parts_of(reason: Reason) -> frozenset[Part]:
-    """Which certificates, if they were others, might do away with the reason."""
+    """Return which certificates, if they were others, might do away with the reason."""
     by_code = _BY_CODE.get(reason.code)
     if by_code is not None:
         return by_code
@@ -138,7 +138,7 @@ def parts_of(reason: Reason) -> frozenset[Part]:
 
 
 def wrong_parts(reasons: Iterable[Reason]) -> frozenset[Part]:
-    """Which certificates to look for elsewhere."""
+    """Return which certificates to look for elsewhere."""
     found: frozenset[Part] = frozenset()
     for reason in reasons:
         found |= parts_of(reason)

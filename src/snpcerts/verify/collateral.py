@@ -65,7 +65,7 @@ class Collateral:
 
     @classmethod
     def from_table(cls, table: CertTable) -> Self:
-        """The known entries of a certificate table; others are ignored."""
+        """Return the known entries of a certificate table; others are ignored."""
         return cls(
             vcek=table.get(VCEK_GUID),
             vlek=table.get(VLEK_GUID),
@@ -88,11 +88,11 @@ class Collateral:
         return (own, *self.lists)
 
     def leaf(self, kind: VekKind) -> bytes | None:
-        """The leaf for a report signed by a key of that kind; see :func:`leaf_of_slots`."""
+        """Return the leaf for a report signed by a key of that kind; see :func:`leaf_of_slots`."""
         return leaf_of_slots(kind, self.vcek, self.vlek)
 
     def chain(self, kind: VekKind) -> ChainBytes:
-        """The chain for a report signed by a key of that kind."""
+        """Return the chain for a report signed by a key of that kind."""
         return ChainBytes(self.leaf(kind), self.ask, self.ark)
 
     @property
@@ -107,7 +107,7 @@ class Collateral:
         return not self.parts
 
     def without_crl(self) -> Collateral:
-        """The certificates alone."""
+        """Return the certificates alone."""
         return Collateral(self.vcek, self.vlek, self.ask, self.ark, others=self.others)
 
     def completed_by(self, other: Collateral) -> Collateral:

@@ -66,13 +66,13 @@ class EarSigner:
         raise FormatError(what, f"key is {found}, must be EC P-256 (ES256)")
 
     def jwk(self) -> dict[str, str]:
-        """The public key as a JSON Web Key."""
+        """Return the public key as a JSON Web Key."""
         numbers = self.key.public_key().public_numbers()
         x, y = (_base64url(n.to_bytes(_COORDINATE_SIZE, "big")) for n in (numbers.x, numbers.y))
         return {"kty": "EC", "crv": "P-256", "alg": "ES256", "x": x, "y": y}
 
     def sign(self, claims: dict[str, Any]) -> str:
-        """The claims as a JWT, with the public key in its header as Trustee has it."""
+        """Return the claims as a JWT, with the public key in its header as Trustee has it."""
         import jwt
 
         return jwt.encode(claims, self.key, algorithm="ES256", headers={"jwk": self.jwk()})
@@ -87,7 +87,7 @@ def ear_claims(
     lifetime: timedelta = LIFETIME,
     issuer: str = ISSUER,
 ) -> dict[str, Any]:
-    """The claims of an EAR about a verdict, not yet signed.
+    """Return the claims of an EAR about a verdict, not yet signed.
 
     ``policy_id`` names the policy. ``nonce`` is the challenge, 6 to 64 bytes, that the caller has
     required of the report. ``at`` is when it is issued (default: now); it has a time zone. Raises
@@ -126,7 +126,7 @@ def ear_claims(
 
 
 def _annotated(verdict: Verdict, report: Report) -> dict[str, Any]:
-    """The report's fields under Trustee's names."""
+    """Return the report's fields under Trustee's names."""
     fields = report.fields
     policy, platform = fields.policy, fields.platform_info
     reported = verdict.tcbs.reported

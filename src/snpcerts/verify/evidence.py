@@ -92,12 +92,12 @@ class RuntimeData:
     digest: str
 
     def report_data(self) -> bytes:
-        """The REPORT_DATA that binds these bytes."""
+        """Return the REPORT_DATA that binds these bytes."""
         return hashlib.new(self.digest, self.data).digest().ljust(64, b"\0")
 
     def user_data(self) -> bytes | None:
-        """The user data that the guest's owner asked to be bound (Azure: NV index 0x01400002). None
-        if the claims are not JSON, or contain no such text.
+        """Return the user data that the guest's owner asked to be bound (Azure: NV index
+        0x01400002). None if the claims are not JSON, or contain no such text.
         """
         try:
             claims = json.loads(self.data)
@@ -240,7 +240,9 @@ class Evidence:
 
     @classmethod
     def _from_values(cls, value: Any, depth: int, shape: Shape) -> Self:
-        """The one report among the values of JSON or CBOR, and all certificates beside it."""
+        """Return the one report among the values of JSON or CBOR, and all certificates
+        beside it.
+        """
         what = "evidence"
         other = other_kind_of_guest(value)
         if other is not None:
@@ -284,7 +286,7 @@ class Evidence:
 
     @classmethod
     def from_parts(cls, report: Report | bytes, table: bytes = b"") -> Self:
-        """A report and its certificate table: ``outblob`` and ``auxblob`` of configfs-tsm.
+        """Combine a report and its certificate table: ``outblob`` and ``auxblob`` of configfs-tsm.
 
         Empty bytes mean no table. Raises :class:`FormatError` for a report of another size and a
         malformed table.
@@ -302,7 +304,7 @@ class Evidence:
         )
 
     def with_table(self, table: bytes) -> Self:
-        """The same, with the table beside it; :class:`FormatError` for a malformed one."""
+        """Return the same, with the table beside it; :class:`FormatError` for a malformed one."""
         decoded = CertTable.decode(table)
         collateral = self.collateral.completed_by(Collateral.from_table(decoded))
         shape = Shape.REPORT_AND_TABLE if self.shape is Shape.REPORT else self.shape
@@ -310,7 +312,7 @@ class Evidence:
 
 
 def _is_binary_shape(data: bytes) -> bool:
-    """A report, or what wraps one: it may have certificates in PEM behind it."""
+    """Read a report, or what wraps one: it may have certificates in PEM behind it."""
     return looks_like_report(data) or starts_in_binary_shape(data)
 
 
@@ -328,7 +330,7 @@ _CBOR_MAPS: Final = frozenset(bytes([each]) for each in (*range(0xA1, 0xBC), 0xB
 
 
 def _of_response(data: bytes) -> bytes:
-    """The report in the answer to a report request, as the driver gives it."""
+    """Return the report in the answer to a report request, as the driver gives it."""
     status = int.from_bytes(data[:4], "little")
     if status:
         raise FormatError(
@@ -347,7 +349,7 @@ def _of_response(data: bytes) -> bytes:
 
 
 def _read_cbor(data: bytes) -> Any:
-    """The value that CBOR has, which must be in its shortest form and name each key once."""
+    """Return the value that CBOR has, which must be in its shortest form and name each key once."""
     from cbor2 import CBORDecodeError, dumps, loads
 
     try:

@@ -30,7 +30,7 @@ class FieldLine:
 
 
 def guessed_product(report: Report) -> tuple[Product | None, str]:
-    """The product, and how it is known.
+    """Return the product, and how it is known.
 
     Version 2 names none; the length of the chip ID narrows it down.
     """
@@ -51,7 +51,7 @@ def guessed_product(report: Report) -> tuple[Product | None, str]:
 
 
 def tcbs_of(report: Report) -> ReportTcbs:
-    """The four TCBs, if their layout is known."""
+    """Return the four TCBs, if their layout is known."""
     product, _ = guessed_product(report)
     if product is None and report.fields.version < 3 and not report.chip_id_masked:
         # Those whose chip IDs are of one length also lay out TCBs alike.
@@ -60,7 +60,7 @@ def tcbs_of(report: Report) -> ReportTcbs:
 
 
 def explain(report: Report) -> Iterator[FieldLine]:
-    """Every field of a report, in the order of interest to people."""
+    """Yield every field of a report, in the order of interest to people."""
     fields = report.fields
     product, how = guessed_product(report)
     yield FieldLine("report", "version", str(fields.version))
@@ -164,7 +164,7 @@ def _bits(section: str, bits: dict[str, Bit], word: int) -> Iterator[FieldLine]:
 
 
 def explained_json(report: Report) -> dict[str, Any]:
-    """The report as JSON values: bytes as lower-case hex, bits by name."""
+    """Return the report as JSON values: bytes as lower-case hex, bits by name."""
     fields = report.fields
     product, how = guessed_product(report)
     tcbs = tcbs_of(report)

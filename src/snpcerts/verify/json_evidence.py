@@ -57,7 +57,8 @@ _PROVIDERS: Final = {"tdx_guest": "Intel TDX", "arm_cca_guest": "Arm CCA"}
 
 
 def report_by_fields(value: Any) -> bytes | None:
-    """The report's bytes where ``value`` holds its fields one by one; None where it does not.
+    """Return the report's bytes where ``value`` holds its fields one by one; None where it does
+    not.
 
     Raises :class:`FormatError`, naming the field, for one that is missing or has another size.
     """
@@ -70,7 +71,7 @@ def report_by_fields(value: Any) -> bytes | None:
 
 
 def other_kind_of_guest(value: Any) -> str | None:
-    """Which other kind of guest the evidence says it is of."""
+    """Return which other kind of guest the evidence says it is of."""
     for each in _objects(value):
         provider = each.get("provider")
         if isinstance(provider, str) and provider in _PROVIDERS and "outblob" in each:
@@ -79,7 +80,7 @@ def other_kind_of_guest(value: Any) -> str | None:
 
 
 def keys_of(value: Any) -> str:
-    """The keys of an object, for a message."""
+    """Return the keys of an object, for a message."""
     if not isinstance(value, dict):
         return f"an array of {len(value)}" if isinstance(value, list) else type(value).__name__
     shown = ", ".join(repr(str(key)[:30]) for key in list(value)[:6])
@@ -87,7 +88,7 @@ def keys_of(value: Any) -> str:
 
 
 def blobs(value: Any) -> Iterator[tuple[str, bytes]]:
-    """The keys and bytes of all values that may be bytes, 64 and more."""
+    """Yield the keys and bytes of all values that may be bytes, 64 and more."""
     looked = 0
     waiting: list[tuple[str, Any]] = [("", value)]
     while waiting:
@@ -177,7 +178,7 @@ def _integer(found: Any, name: str) -> int:
 
 
 def _tcb(found: Any, name: str) -> bytes:
-    """An object of components, laid out for Turin where it has an ``fmc``; or a number."""
+    """Read an object of components, laid out for Turin where it has an ``fmc``; or a number."""
     if isinstance(found, int | str) and not isinstance(found, bool):
         return _integer(found, name).to_bytes(8, "little")
     if not isinstance(found, dict):

@@ -132,7 +132,7 @@ class ProcessorFloor:
                     raise UsageError(f"a TCB of {product.value} has no {component}")
 
     def components(self) -> dict[str, int]:
-        """What is asked: component names and the least value of each."""
+        """Return what is asked: component names and the least value of each."""
         values = {name: getattr(self, name) for name in _COMPONENTS}
         return {name: value for name, value in values.items() if value is not None}
 

@@ -55,7 +55,7 @@ _Demand = Callable[[Policy, Subject], _DemandResult | None]
 
 
 def check_policy(policy: Policy, subject: Subject) -> tuple[tuple[Check, ...], tuple[Reason, ...]]:
-    """Every check of a policy in a fixed order, and a reason for each that failed."""
+    """Return every check of a policy in a fixed order, and a reason for each that failed."""
     plan = _plan(policy)
     checks = list(plan.unasked)
     reasons: list[Reason] = []
@@ -75,7 +75,7 @@ def check_policy(policy: Policy, subject: Subject) -> tuple[tuple[Check, ...], t
 
 
 def unjudged(policy: Policy) -> tuple[Check, ...]:
-    """The checks of a policy if there is no report to compare with it."""
+    """Return the checks of a policy if there is no report to compare with it."""
     checks, _ = check_policy(policy, _NO_SUBJECT)
     return tuple(
         check
@@ -404,7 +404,9 @@ _NOTHING_ABOVE: Final = _DemandResult(True, _NOT_ABOVE, "no component above")
 
 @functools.lru_cache(maxsize=1024)
 def _above(tcb: TcbVersion, current: TcbVersion) -> tuple[str, ...]:
-    """The components that are above; a component that the current TCB lacks counts as above."""
+    """Return the components that are above; a component that the current TCB lacks counts as
+    above.
+    """
     running = current.components()
     return tuple(
         f"{name} {value} above {running.get(name, 'none')}"
@@ -461,7 +463,7 @@ def _floor_without_cpuid(
 
 
 def _highest(floors: Iterable[ProcessorFloor]) -> dict[str, int]:
-    """The highest value that any of the floors asks, by component."""
+    """Return the highest value that any of the floors asks, by component."""
     highest: dict[str, int] = {}
     for floor in floors:
         for name, least in floor.components().items():

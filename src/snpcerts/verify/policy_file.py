@@ -105,7 +105,7 @@ def read_policy(data: bytes | str) -> Policy:
 
 
 def read_age(text: str) -> timedelta:
-    """An age such as ``90m``, ``12h`` or ``7d``; :class:`ValueError` for other text."""
+    """Parse an age such as ``90m``, ``12h`` or ``7d``; :class:`ValueError` for other text."""
     match = _AGE.fullmatch(text)
     if match is None or not int(match[1]):
         raise ValueError('is not an age such as "90m", "12h" or "7d"')
@@ -283,7 +283,7 @@ def _cpuid(value: Any) -> CpuidRange:
 
 
 def _span(value: Any) -> tuple[int, int]:
-    """One number, or a list of the first and the last."""
+    """Read one number, or a list of the first and the last."""
     if isinstance(value, list):
         if len(value) != 2:
             raise _ProblemError(f"must be a number or [first, last], found {_shown(value)}")

@@ -75,7 +75,7 @@ class ReferenceValues:
 
 
 def rvps_message(policy: Policy, product: Product | None = None) -> ReferenceValues:
-    """The message that registers a policy's values with Trustee's RVPS, as JSON.
+    """Return the message that registers a policy's values with Trustee's RVPS, as JSON.
 
     The default policy of Trustee looks for a level in a list, so that a floor becomes the list of
     all levels from there. ``product`` says whose floor it is, if the policy has several. Raises
@@ -133,7 +133,7 @@ def _asks_only(bits: Any, names: tuple[str, ...]) -> bool:
 
 
 def corim(policy: Policy, product: Product | None = None) -> ReferenceValues:
-    """A policy's values as an unsigned CoRIM (CBOR, tag 501) with AMD's profile.
+    """Return a policy's values as an unsigned CoRIM (CBOR, tag 501) with AMD's profile.
 
     Veraison looks reference values up by the launch measurement, so that each measurement has its
     own set. A floor of the TCB is the least security version of its 64-bit number: the profile
@@ -179,7 +179,9 @@ def _measured(key: int, value: dict[int, Any]) -> dict[int, Any]:
 
 
 def _common(policy: Policy, product: Product | None, said: set[str]) -> Iterator[dict[int, Any]]:
-    """The values that hold whatever the measurement; names of their demands go to ``said``."""
+    """Yield the values that hold whatever the measurement; names of their demands go to
+    ``said``.
+    """
     import cbor2
 
     def raw(value: bytes) -> dict[int, Any]:
@@ -228,7 +230,7 @@ def _common(policy: Policy, product: Product | None, said: set[str]) -> Iterator
 
 
 def _floor(floors: TcbFloor | None, product: Product | None) -> TcbVersion | None:
-    """The floor of that product, or the only one that there is."""
+    """Return the floor of that product, or the only one that there is."""
     if floors is None:
         return None
     if product is not None:

@@ -50,7 +50,7 @@ def check_layout(report: Report) -> list[Reason]:
 
 
 def read_tcbs(report: Report, product: Product) -> tuple[ReportTcbs, tuple[Reason, ...]]:
-    """The report's TCBs in that product's layout, and those that cannot be read."""
+    """Return the report's TCBs in that product's layout, and those that cannot be read."""
     fields = report.fields
     return _read_tcbs(
         fields.current_tcb,

@@ -44,7 +44,7 @@ class JudgedList:
     problems: tuple[Reason, ...]
 
     def to_json(self) -> dict[str, Any]:
-        """The list as JSON values; times in UTC, the age in seconds."""
+        """Return the list as JSON values; times in UTC, the age in seconds."""
         return {
             "origin": self.origin,
             "supplier": self.supplier.value,
@@ -178,7 +178,7 @@ def _why_not(kind: VekKind, judged: Sequence[JudgedList]) -> str:
 
 
 def in_words(span: timedelta) -> str:
-    """A span of time in the largest unit that fits: 3 days, 5 hours."""
+    """Return a span of time in the largest unit that fits: 3 days, 5 hours."""
     seconds = int(span.total_seconds())
     for unit, size in (("day", 86400), ("hour", 3600), ("minute", 60), ("second", 1)):
         if seconds >= size:

@@ -29,7 +29,7 @@ _MOST: Final = 16
 
 
 def read_dstack(data: bytes) -> tuple[bytes, tuple[bytes, ...]]:
-    """The report's 1184 bytes, and certificates; :class:`FormatError` when cut short."""
+    """Return the report's 1184 bytes, and certificates; :class:`FormatError` when cut short."""
     report, at = _bytes(data, 2)
     count, at = _compact(data, at)
     if count > _MOST:

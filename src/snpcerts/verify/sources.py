@@ -59,11 +59,11 @@ class CollateralRequest:
     report: Report | None = None
 
     def hwid(self, product: Product) -> bytes | None:
-        """The chip ID in a VCEK of that product; None if the report hides it."""
+        """Return the chip ID in a VCEK of that product; None if the report hides it."""
         return hwid_of_chip_id(self.chip_id, product) if any(self.chip_id) else None
 
     def tcb(self, product: Product) -> TcbVersion | None:
-        """The reported TCB on that product; None if the bytes do not fit its layout."""
+        """Return the reported TCB on that product; None if the bytes do not fit its layout."""
         try:
             return TcbVersion.unpack(self.reported_tcb, product.tcb_layout)
         except FormatError:
@@ -77,7 +77,7 @@ class CollateralSource(Protocol):
     """
 
     def collateral(self, request: CollateralRequest) -> Collateral:
-        """The missing items that the source has; returning more does no harm."""
+        """Return the missing items that the source has; returning more does no harm."""
         ...
 
 
@@ -85,7 +85,7 @@ class AsyncCollateralSource(Protocol):
     """As :class:`CollateralSource`, but awaited."""
 
     def collateral(self, request: CollateralRequest) -> Awaitable[Collateral]:
-        """The missing items that the source has; returning more does no harm."""
+        """Return the missing items that the source has; returning more does no harm."""
         ...
 
 
@@ -115,11 +115,11 @@ class Given:
     problems: tuple[str, ...] = ()
 
     def collateral(self, request: CollateralRequest) -> Collateral:
-        """All of them."""
+        """Return all of them."""
         return self.for_kind(request.kind)
 
     def for_kind(self, kind: VekKind | None) -> Collateral:
-        """The certificates for reports signed by a key of that kind."""
+        """Return the certificates for reports signed by a key of that kind."""
         found = self.certificates
         if kind is VekKind.VLEK and self.asvk is not None:
             found = replace(found, ask=self.asvk)
@@ -153,7 +153,7 @@ class GivenCrls:
             self._lists.append((authority.product, each))
 
     def collateral(self, request: CollateralRequest) -> Collateral:
-        """All lists of the products that the report may come from."""
+        """Return all lists of the products that the report may come from."""
         return Collateral(
             lists=tuple(each for product, each in self._lists if product in request.products)
         )
@@ -186,7 +186,7 @@ class Prepared:
     def judge(
         self, policy: Policy, *, anchors: Sequence[Anchor] = AMD_ANCHORS, at: datetime
     ) -> Verdict:
-        """The verdict; pure."""
+        """Return the verdict; pure."""
         return judge(
             self.evidence, self.collateral, policy, anchors, at, self.unavailable, self.faults
         )
@@ -326,7 +326,7 @@ class _Asking:
     at: datetime
 
     def choice(self, collateral: Collateral) -> Choice:
-        """The best chain so far. Lists of what is revoked count."""
+        """Return the best chain so far. Lists of what is revoked count."""
         if self.policy.revocation is Revocation.IGNORE:
             collateral = collateral.without_crl()
         return choose(
@@ -342,7 +342,7 @@ class _Asking:
     def missing(
         self, choice: Choice, collateral: Collateral, products: tuple[Product, ...]
     ) -> frozenset[Part]:
-        """What is not there, or not right: both are looked for."""
+        """Return what is not there, or not right: both are looked for."""
         missing = wrong_parts(choice.reasons(self.at))
         # A list is asked for where a report needs one, and looked at where it comes by itself.
         if self.policy.revocation is Revocation.REQUIRE and not any(
@@ -352,7 +352,7 @@ class _Asking:
         return missing
 
     def faults(self, answers: Iterable[tuple[AnySource, _Answer]]) -> Iterator[SourceFault]:
-        """What is wrong with what each source gave, taken by itself."""
+        """Yield what is wrong with what each source gave, taken by itself."""
         for source, answer in answers:
             name = getattr(source, "name", None)
             if not name:

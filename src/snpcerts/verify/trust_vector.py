@@ -121,8 +121,8 @@ BY_CODE: Final[Mapping[ReasonCode, Vector]] = {
 
 
 def claims_of(code: ReasonCode) -> Vector:
-    """The claims that a reason sets. A reason about authenticity leaves no other claim; a policy's
-    reason leaves the claims that it does not set.
+    """Return the claims that a reason sets. A reason about authenticity leaves no other claim; a
+    policy's reason leaves the claims that it does not set.
     """
     found = BY_CODE.get(code)
     if found is not None:
@@ -138,7 +138,7 @@ def is_of_policy(code: ReasonCode) -> bool:
 
 
 def trust_vector(verdict: Verdict) -> dict[TrustClaim, int]:
-    """The vector of a verdict; claims with the value 0 are left out."""
+    """Return the vector of a verdict; claims with the value 0 are left out."""
     genuine = all(is_of_policy(reason.code) for reason in verdict.reasons)
     vector = _affirmed(verdict, verdict.report) if genuine and verdict.report is not None else {}
     for reason in verdict.reasons:
@@ -148,7 +148,7 @@ def trust_vector(verdict: Verdict) -> dict[TrustClaim, int]:
 
 
 def tier(verdict: Verdict, vector: Vector) -> TrustTier:
-    """The status of a verdict with that vector. Bad evidence is always contraindicated."""
+    """Return the status of a verdict with that vector. Bad evidence is always contraindicated."""
     if verdict.next_step is NextStep.REFUSE:
         return TrustTier.CONTRAINDICATED
     if verdict.status is not Status.VERIFIED:
@@ -173,7 +173,7 @@ _OF_CONFIGURATION: Final = (ReasonCode.POLICY_GUEST_POLICY, ReasonCode.POLICY_PL
 
 
 def _affirmed(verdict: Verdict, report: Report) -> dict[TrustClaim, int]:
-    """The claims about a genuine report, before any reason."""
+    """Return the claims about a genuine report, before any reason."""
     states = {check.name: check.state for check in verdict.checks}
 
     def passed(*codes: ReasonCode) -> bool:

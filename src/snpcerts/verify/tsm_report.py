@@ -23,7 +23,9 @@ class TsmForm(enum.StrEnum):
 
 
 def tsm_report(report: bytes, table: bytes, form: TsmForm) -> bytes:
-    """A report of 1184 bytes and the bytes of its certificate table, empty if there is none."""
+    """Return a report of 1184 bytes and the bytes of its certificate table, empty if there is
+    none.
+    """
     if form is TsmForm.CBOR:
         import cbor2
 

@@ -28,7 +28,7 @@ class Status(enum.Enum):
 
 
 def status_of(reasons: Sequence[Reason]) -> Status:
-    """The status that follows from the reasons: one lasting reason refuses."""
+    """Return the status that follows from the reasons: one lasting reason refuses."""
     if not reasons:
         return Status.VERIFIED
     if all(reason.next_step is NextStep.RETRY_LATER for reason in reasons):
@@ -123,14 +123,14 @@ class Verdict:
         return next((step for step in order if step in steps), None)
 
     def check(self, name: str) -> Check:
-        """The check of that name; :class:`KeyError` if there is none."""
+        """Return the check of that name; :class:`KeyError` if there is none."""
         for check in self.checks:
             if check.name == name:
                 return check
         raise KeyError(name)
 
     def __str__(self) -> str:
-        """One line: the status, and for whom or why."""
+        """Return one line: the status, and for whom or why."""
         if self.reasons:
             codes = dict.fromkeys(reason.code.value for reason in self.reasons)
             return f"{self.status.value}: {', '.join(codes)}"
@@ -148,7 +148,7 @@ class Verdict:
         raise TypeError("a verdict is not a truth value: compare its .status with Status.VERIFIED")
 
     def to_json(self) -> dict[str, Any]:
-        """The verdict as JSON values; bytes as lower-case hex, null for unknown values."""
+        """Return the verdict as JSON values; bytes as lower-case hex, null for unknown values."""
         fields = None if self.report is None else self.report.fields
         return {
             "verdict": self.status.value,

@@ -35,7 +35,7 @@ class Check:
     found: str | None = None
 
     def to_json(self) -> dict[str, str | None]:
-        """The check as JSON values."""
+        """Return the check as JSON values."""
         return {
             "name": self.name,
             "state": self.state.value,
@@ -80,7 +80,7 @@ class ReportFacts(NamedTuple):
 def authenticity_checks(
     chain: ChainFacts, report: ReportFacts, reasons: Sequence[Reason]
 ) -> tuple[Check, ...]:
-    """Every check of authenticity, in a fixed order."""
+    """Return every check of authenticity, in a fixed order."""
     made = _made(chain, report)
     if not reasons:
         return made
@@ -99,7 +99,7 @@ def authenticity_checks(
 
 @functools.lru_cache(maxsize=256)
 def _made(chain: ChainFacts, report: ReportFacts) -> tuple[Check, ...]:
-    """The checks as they are if none has failed."""
+    """Return the checks as they are if none has failed."""
     authorities = chain.intermediate and chain.root
     judged: dict[Authenticity, bool] = {
         Authenticity.REPORT_LAYOUT: report.read,

@@ -136,7 +136,7 @@ class _Reader:
         return frozenset(names)
 
     def _at_address(self, address: int, size: int, field: str) -> bytes:
-        """What the loader would map to ``address``."""
+        """Return what the loader would map to ``address``."""
         for kind, _, offset, start, _, length, _, _ in self._segments:
             if kind == _PT_LOAD and start <= address and address + size <= start + length:
                 return self._slice(offset + address - start, size, field)

@@ -81,7 +81,7 @@ class Served:
         return text if self.detail is None else f"{text}: {self.detail}"
 
     def to_json(self) -> dict[str, object]:
-        """The fields as JSON values."""
+        """Return the fields as JSON values."""
         return {
             "outcome": self.outcome.value,
             "ret": self.ret,

@@ -35,7 +35,7 @@ _LINE = 256  # bytes of a script that Linux reads
 
 
 def shim_library() -> str:
-    """The path of the shim. Raises :class:`RefusedError` if it is not installed."""
+    """Return the path of the shim. Raises :class:`RefusedError` if it is not installed."""
     if not _SHIM.is_file():
         raise RefusedError(
             "the shim is not installed",
@@ -51,7 +51,7 @@ def shim_library() -> str:
 
 
 def environment(certs: str, timeout: int, inherited: Mapping[str, str]) -> dict[str, str]:
-    """The variables that a VMM needs; libraries that ``inherited`` preloads follow the shim.
+    """Return the variables that a VMM needs; libraries that ``inherited`` preloads follow the shim.
 
     ``timeout`` is in milliseconds. A relative path is resolved against the working directory.
     """
@@ -73,7 +73,7 @@ def become(argv: Sequence[str], variables: Mapping[str, str]) -> NoReturn:
 
 
 def sandbox_warnings(argv: Sequence[str], certs: str) -> list[str]:
-    """What the VMM's own options for a sandbox mean for the shim.
+    """Return what the VMM's own options for a sandbox mean for the shim.
 
     Raises :class:`RefusedError` for a sandbox whose filter kills the VMM at its
     guest's first request. cloud-hypervisor's filter for vCPU threads
@@ -108,7 +108,7 @@ def sandbox_warnings(argv: Sequence[str], certs: str) -> list[str]:
 
 
 def certificate_warnings(certs: str) -> list[str]:
-    """What currently keeps guests of this user from getting certificates."""
+    """Return what currently keeps guests of this user from getting certificates."""
     found: list[str] = []
     try:
         fd = os.open(certs, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
@@ -243,7 +243,7 @@ def _refuse_loaderless(path: str, elf: Elf) -> None:
 
 
 def _loaded(path: str, program: str, elf: Elf, variables: Mapping[str, str]) -> list[str]:
-    """The libraries that the program's loader would load; the shim must be among them."""
+    """Return the libraries that the program's loader would load; the shim must be among them."""
     loader = elf.interpreter or ""
     shim = shim_library()
     try:

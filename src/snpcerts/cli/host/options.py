@@ -113,7 +113,7 @@ class Host:
         self._device: Sev | None = None
 
     def config(self) -> Config:
-        """The configuration file, if there is one, overridden by the options."""
+        """Return the configuration file, if there is one, overridden by the options."""
         from dataclasses import replace
 
         from snpcerts.endorsement.vek import VekKind
@@ -149,7 +149,7 @@ class Host:
         return replace(config, **changes)
 
     def firmware(self, config: Config) -> HostFirmware:
-        """The open ``/dev/sev``."""
+        """Return the open ``/dev/sev``."""
         from snpcerts.host.host_firmware import HostFirmware
         from snpcerts.host.host_processor import product_of_host
         from snpcerts.host.key_memory import Memory, MemoryFile

@@ -145,7 +145,7 @@ def _short(trial: Trial, vcpu: TrialVcpu) -> Script:
 
 
 def unharmed(answer: Answer, complete: bytes) -> str | None:
-    """What is wrong with an answer given while the file could not be read; None if nothing.
+    """Return what is wrong with an answer given while the file could not be read; None if nothing.
 
     The whole table is right as well: the VMM may have tried again. So is any refusal.
     """

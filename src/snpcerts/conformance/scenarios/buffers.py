@@ -19,7 +19,7 @@ def _slots(trial: Trial) -> list[MemorySlot]:
 
 
 def _end(vcpu: TrialVcpu) -> int:
-    """The end of the first vCPU's pages, which is the end of the largest slot."""
+    """Return the end of the first vCPU's pages, which is the end of the largest slot."""
     return vcpu.pages.data + vcpu.pages.data_pages * PAGE_SIZE
 
 

@@ -57,7 +57,7 @@ def _shrink(trial: Trial) -> None:
 
 
 def _empty(answer: Answer) -> str | None:
-    """What is wrong with an answer given without a file; None if correct."""
+    """Return what is wrong with an answer given without a file; None if correct."""
     request = answer.request
     if request is not None and request.ret == errno.EIO:
         return "ret 5 (EIO): a Linux guest then destroys its VMPCK"

@@ -43,7 +43,7 @@ LINE_MAX = 200  # bytes; a longer line counts as several
 
 
 def slow_firmware(seconds: float = FIRMWARE_TIME) -> Callable[[CertsRequest], bool]:
-    """A gate that delays each answer by ``seconds``."""
+    """Return a gate that delays each answer by ``seconds``."""
 
     def gate(request: CertsRequest) -> bool:
         return time.monotonic() - (request.answered_at or 0.0) >= seconds

@@ -70,7 +70,7 @@ class EmulatedAuthority:
 
     @classmethod
     def create(cls, product: Product) -> Self:
-        """A hierarchy with new keys; generating three RSA-4096 keys takes about a second."""
+        """Return a hierarchy with new keys; generating three RSA-4096 keys takes about a second."""
         with ThreadPoolExecutor(len(_ROLES)) as pool:
             ark_key, ask_key, asvk_key = pool.map(_new_key, range(len(_ROLES)))
         ark_name = _ca_name(f"ARK-{product.value}")
@@ -91,7 +91,7 @@ class EmulatedAuthority:
         )
 
     def with_new_ask(self) -> Self:
-        """The same ARK with a new ASK (key and serial number), as after a revocation."""
+        """Return the same ARK with a new ASK (key and serial number), as after a revocation."""
         serial = self.ask.serial_number + 0x10
         signer = _intermediate(self.ark_signer, self.product, VekKind.VCEK, _new_key(0), serial)
         return replace(self, ask_signer=signer)
@@ -119,7 +119,7 @@ class EmulatedAuthority:
         *,
         not_before: datetime | None = None,
     ) -> Certificate:
-        """A VCEK, valid for seven years from ``not_before`` (default: a day ago).
+        """Return a VCEK, valid for seven years from ``not_before`` (default: a day ago).
 
         ``hwid`` is the chip ID's significant bytes. Raises :class:`snpcerts.errors.UsageError`
         when it or the TCB is not of this product.
@@ -137,7 +137,7 @@ class EmulatedAuthority:
         *,
         not_before: datetime | None = None,
     ) -> Certificate:
-        """A VLEK for the provider ``csp_id``, valid for one year from ``not_before``.
+        """Return a VLEK for the provider ``csp_id``, valid for one year from ``not_before``.
 
         Raises :class:`snpcerts.errors.UsageError` when the TCB is not of this product, or
         ``csp_id`` is not 1 to 127 ASCII characters.
@@ -150,7 +150,7 @@ class EmulatedAuthority:
     def crl(
         self, revoked: Iterable[int] = (), *, last_update: datetime | None = None
     ) -> RevocationList:
-        """The ARK's revocation list over the given serial numbers, valid for a year."""
+        """Return the ARK's revocation list over the given serial numbers, valid for a year."""
         start = _now() - _DAY if last_update is None else last_update
         builder = (
             x509.CertificateRevocationListBuilder()
@@ -170,7 +170,7 @@ class EmulatedAuthority:
         return sign_list(builder, self.ark_signer.key)
 
     def chain_pem(self, *, vlek: bool = False) -> bytes:
-        """The key server's cert_chain response: ASK (or ASVK), then ARK, as PEM."""
+        """Return the key server's cert_chain response: ASK (or ASVK), then ARK, as PEM."""
         signer = self.asvk_signer if vlek else self.ask_signer
         return _pem(signer.certificate) + _pem(self.ark)
 
@@ -278,7 +278,7 @@ def _certificate(
 def _intermediate(
     root: Signer, product: Product, kind: VekKind, key: rsa.RSAPrivateKey, serial: int
 ) -> Signer:
-    """An ASK or ASVK that ``root`` certifies."""
+    """Return an ASK or ASVK that ``root`` certifies."""
     public = key.public_key()
     name = f"SEV-{product.value}" if kind is VekKind.VCEK else f"SEV-VLEK-{product.value}"
     builder = (
@@ -360,7 +360,7 @@ def _load_signer(directory: Path, role: str) -> Signer:
 
 
 def _read_certificate(path: Path) -> Certificate:
-    """The one certificate in a file; a line of text stands above it."""
+    """Return the one certificate in a file; a line of text stands above it."""
     text = _read(path)
     return load_certificate(text[max(text.find(b"-----BEGIN"), 0) :], str(path))
 

@@ -27,7 +27,7 @@ class Issued:
     root: bytes
 
     def table(self, *, vlek: bool = False) -> CertTable:
-        """The three certificates as a certificate table."""
+        """Return the three certificates as a certificate table."""
         return CertTable(
             (
                 TableEntry(VLEK_GUID if vlek else VCEK_GUID, self.leaf),
@@ -38,7 +38,7 @@ class Issued:
 
 
 def vcek_of(authority: EmulatedAuthority, chip: Chip, tcb: TcbVersion) -> Issued:
-    """The VCEK of a chip at a TCB, with its ASK and ARK."""
+    """Return the VCEK of a chip at a TCB, with its ASK and ARK."""
     vcek = authority.issue_vcek(chip.hwid, tcb, chip.vcek_key(tcb).public_key())
     return Issued(
         vcek.der,
@@ -48,7 +48,7 @@ def vcek_of(authority: EmulatedAuthority, chip: Chip, tcb: TcbVersion) -> Issued
 
 
 def vlek_of(authority: EmulatedAuthority, provider: CloudProvider, tcb: TcbVersion) -> Issued:
-    """A provider's VLEK at a TCB, with its ASVK and ARK."""
+    """Return a provider's VLEK at a TCB, with its ASVK and ARK."""
     key = provider.vlek_key(tcb).public_key()
     vlek = authority.issue_vlek(provider.csp_id, tcb, key)
     return Issued(

@@ -49,7 +49,9 @@ class Fault(enum.Enum):
 
 
 def faults_of_names(names: Iterable[str]) -> frozenset[Fault]:
-    """The faults with these names; :class:`UsageError`, which lists all, for an unknown one."""
+    """Return the faults with these names; :class:`UsageError`, which lists all, for an unknown
+    one.
+    """
     known = {fault.value: fault for fault in Fault}
     found: set[Fault] = set()
     for name in names:

@@ -48,7 +48,7 @@ _LEVELS: dict[TcbLayout, tuple[tuple[str, str | None], ...]] = {
 def vcek_extensions(
     product: Product, tcb: TcbVersion, hwid: bytes
 ) -> tuple[x509.UnrecognizedExtension, ...]:
-    """The extensions of a VCEK; the extension hwID holds raw bytes, without an ASN.1 tag."""
+    """Return the extensions of a VCEK; the extension hwID holds raw bytes, without an ASN.1 tag."""
     if len(hwid) != product.hwid_size:
         raise UsageError(f"a hwID of {product.value} is {product.hwid_size} bytes, not {len(hwid)}")
     return (*_common(product, tcb, CHIP_MODELS[product].vcek_product_name), _extension("4", hwid))
@@ -57,7 +57,7 @@ def vcek_extensions(
 def vlek_extensions(
     product: Product, tcb: TcbVersion, csp_id: str
 ) -> tuple[x509.UnrecognizedExtension, ...]:
-    """The extensions of a VLEK: a cspID where a VCEK has its hwID."""
+    """Return the extensions of a VLEK: a cspID where a VCEK has its hwID."""
     return (*_common(product, tcb, product.value), _extension("5", _ia5(csp_id)))
 
 

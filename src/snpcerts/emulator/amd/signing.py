@@ -33,7 +33,7 @@ def sign_certificate(
 
 
 def sign_again(tbs: structure.TbsCertificate, key: rsa.RSAPrivateKey) -> Certificate:
-    """A certificate of that content, signed with ``key``."""
+    """Return a certificate of that content, signed with ``key``."""
     tbs.signature = structure.read(asn1.TLV, ALGORITHM)
     return load_certificate(_signed(structure.der_of(tbs), key), "certificate")
 
@@ -41,7 +41,7 @@ def sign_again(tbs: structure.TbsCertificate, key: rsa.RSAPrivateKey) -> Certifi
 def sign_list(
     draft: x509.CertificateRevocationListBuilder, key: rsa.RSAPrivateKey
 ) -> RevocationList:
-    """The revocation list."""
+    """Return the revocation list."""
     made = draft.sign(_draft_key(), SHA384())
     tbs = structure.read(structure.TbsCertList, made.tbs_certlist_bytes)
     tbs.signature = structure.read(asn1.TLV, ALGORITHM)

@@ -118,7 +118,7 @@ _ARCH: Final = 4
 
 
 def _argument(index: int) -> int:
-    """The offset of an argument word's low half, which holds flags and ioctl numbers."""
+    """Return the offset of an argument word's low half, which holds flags and ioctl numbers."""
     return 16 + 8 * index
 
 

@@ -77,7 +77,7 @@ class Descriptors:
             )
 
     def fileno(self) -> int:
-        """A descriptor that is readable when an open may have ended."""
+        """Return a descriptor that is readable when an open may have ended."""
         return int(self._inotify)
 
     def admit(
@@ -165,7 +165,7 @@ def _is_gone(entry: OpenDevice) -> bool:
 
 
 def file_with(path: bytes, content: Content, mode: int = os.O_RDONLY) -> int:
-    """A sealed memfd with that content, open at its start; writing to it is EPERM."""
+    """Return a sealed memfd with that content, open at its start; writing to it is EPERM."""
     pieces: Mapping[int, bytes] = {0: content} if isinstance(content, bytes) else content
     writer = os.memfd_create(os.fsdecode(path), os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     try:

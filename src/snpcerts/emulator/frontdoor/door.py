@@ -158,7 +158,7 @@ class Door:
         return status.st_rdev in self._rdevs and stat.S_ISCHR(status.st_mode)
 
     def layout(self) -> Layout:
-        """What a mount namespace of a program behind this door shows."""
+        """Return what a mount namespace of a program behind this door shows."""
         return Layout(
             devices=tuple(map(os.fsdecode, self.devices)),
             hidden=tuple(os.fsdecode(path) for path in GUARDED if path not in self.devices),
@@ -170,7 +170,9 @@ class Door:
         )
 
     def inode_of(self, directory: str) -> int:
-        """The inode number that the door sets for a directory now; ``InputError`` if none."""
+        """Return the inode number that the door sets for a directory now; ``InputError`` if
+        none.
+        """
         number = self._inodes.get(os.fsencode(directory))
         if number is None:
             raise InputError(f"{directory}: this door sets no inode number of it")
@@ -196,7 +198,7 @@ class Door:
         follow: bool,
         confined: bool = False,
     ) -> Match | None:
-        """What ``path`` means to the thread ``tid``; None if it is not emulated.
+        """Return what ``path`` means to the thread ``tid``; None if it is not emulated.
 
         ``opened`` are the identities (device, inode) of emulated descriptors.
         """

@@ -141,7 +141,7 @@ def _kill_descendants() -> None:
 
 
 def descendants(of: int) -> list[int]:
-    """The processes below one, as /proc shows them, parents first."""
+    """Return the processes below one, as /proc shows them, parents first."""
     children: dict[int, list[int]] = {}
     for name in os.listdir("/proc"):
         if name.isdigit():

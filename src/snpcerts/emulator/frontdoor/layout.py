@@ -32,7 +32,7 @@ class Layout:
     directories: tuple[str, ...]
 
     def to_json(self) -> dict[str, object]:
-        """A JSON object for :meth:`from_json`."""
+        """Return a JSON object for :meth:`from_json`."""
         return {
             "devices": list(self.devices),
             "hidden": list(self.hidden),
@@ -68,7 +68,7 @@ class Places:
     directories: Mapping[str, tuple[int, str]]
 
     def to_json(self) -> dict[str, object]:
-        """A JSON object for :meth:`from_json`."""
+        """Return a JSON object for :meth:`from_json`."""
         return {
             "devices": list(self.devices),
             "roots": self.roots,

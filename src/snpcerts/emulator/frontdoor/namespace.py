@@ -74,7 +74,7 @@ class Namespace:
 
 
 def missing() -> str:
-    """Why this process cannot have such a namespace; empty if it can.
+    """Return why this process cannot have such a namespace; empty if it can.
 
     A child process tries it, since a namespace that is entered cannot be left.
     """
@@ -200,7 +200,7 @@ class _Builder:
             self._roots.append(root)
 
     def _place(self, path: str) -> tuple[int, str]:
-        """The root and the name of a path in a mirror, whose parent is made."""
+        """Return the root and the name of a path in a mirror, whose parent is made."""
         directory = max((each for each in self._mirrors if path.startswith(f"{each}/")), key=len)
         os.makedirs(os.path.dirname(path), exist_ok=True)
         return self._mirrors[directory], os.path.relpath(path, directory)
@@ -265,7 +265,7 @@ def _make_ptmx(tree: int, absent: frozenset[str]) -> None:
 
 
 def _existing(directory: str) -> str:
-    """The deepest directory of that path that exists."""
+    """Return the deepest directory of that path that exists."""
     while not os.path.isdir(directory):
         directory = os.path.dirname(directory)
     return directory
@@ -293,7 +293,7 @@ def _mount(source: str, target: str, flags: int, *, kind: str = "none", options:
 
 
 def _clone(directory: str) -> int:
-    """A copy of the mounts at and below a directory, not mounted anywhere yet."""
+    """Return a copy of the mounts at and below a directory, not mounted anywhere yet."""
     flags = OPEN_TREE_CLONE | _AT_RECURSIVE | os.O_CLOEXEC
     words = (ctypes.c_int(_AT_FDCWD), os.fsencode(directory), ctypes.c_uint(flags))
     tree = int(_libc.syscall(ctypes.c_long(_SYS_OPEN_TREE), *words))

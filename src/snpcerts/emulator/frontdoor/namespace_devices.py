@@ -90,7 +90,7 @@ class NamespaceDevices:
             )
 
     def fileno(self) -> int:
-        """A descriptor that is readable when an open has ended."""
+        """Return a descriptor that is readable when an open has ended."""
         return self._inotify
 
     @property
@@ -127,7 +127,7 @@ class NamespaceDevices:
         return device
 
     def place(self, process: int, tid: int, number: int, found: os.stat_result) -> Place | None:
-        """The device that a thread's descriptor ``number`` belongs to, None if to none.
+        """Return the device that a thread's descriptor ``number`` belongs to, None if to none.
 
         ``found`` is the descriptor's stat result.
         """
@@ -143,7 +143,7 @@ class NamespaceDevices:
             return None
 
     def use(self, place: Place, door: Door, process: int) -> InUse:
-        """The open behind a descriptor, which becomes one with its first use.
+        """Return the open behind a descriptor, which becomes one with its first use.
 
         ``door`` is that of the caller, ``process`` its number. ``OSError`` as open(2).
         """

@@ -134,7 +134,7 @@ def _make_numbered(parent: int, number: int) -> None:
 
 
 def _real_files(directory: str) -> dict[str, bytes]:
-    """The machine's own files below a directory that this process can read."""
+    """Return the machine's own files below a directory that this process can read."""
     found: dict[str, bytes] = {}
     for place, _, names in os.walk(directory):
         for name in names:

@@ -48,7 +48,7 @@ _local_address, _remote_address = ctypes.addressof(_local), ctypes.addressof(_re
 
 
 def read_path(tid: int, address: int) -> bytes | None:
-    """The zero-terminated path at ``address``; None if the kernel would find none.
+    """Return the zero-terminated path at ``address``; None if the kernel would find none.
 
     That is: EFAULT, ENAMETOOLONG, or memory that this process may not read.
     """
@@ -77,7 +77,9 @@ def _read_text(tid: int, address: int, size: int) -> bytes | None:
 
 
 def start(tid: int, dirfd: int, path: bytes) -> bytes:
-    """A name by which this process reaches the same file (links into ``/proc/self`` excepted)."""
+    """Return a name by which this process reaches the same file (links into ``/proc/self``
+    excepted).
+    """
     if path.startswith(b"/"):
         return b"/proc/%d/root%b" % (tid, path)
     if dirfd == AT_FDCWD:
@@ -101,7 +103,7 @@ class ResolvedPath:
 def resolve(
     tid: int, dirfd: int, path: bytes, *, follow: bool, confined: bool = False
 ) -> ResolvedPath | None:
-    """Where ``path`` leads; None when it leads nowhere (too many links, no such start).
+    """Return where ``path`` leads; None when it leads nowhere (too many links, no such start).
 
     ``follow`` tells whether a link at the end is followed; ``confined`` makes the
     start the root too, as RESOLVE_IN_ROOT does.
@@ -178,7 +180,7 @@ def _walk(root: bytes, walk: _Walk, tid: int, follow: bool) -> ResolvedPath | No
 
 
 def _link(root: bytes, name: bytes, tid: int) -> bytes:
-    """The link's target; empty if it is not a link or does not exist."""
+    """Return the link's target; empty if it is not a link or does not exist."""
     # The targets of these links depend on the process that follows them.
     if name in (b"proc/self", b"proc/thread-self") and (asking := task(tid)) is not None:
         own = b"%d" % asking.process

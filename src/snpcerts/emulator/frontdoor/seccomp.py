@@ -98,7 +98,7 @@ _U32: Final = (1 << 32) - 1
 
 
 def c_int(word: int) -> int:
-    """The low half of an argument word as a C int."""
+    """Return the low half of an argument word as a C int."""
     word &= _U32
     return word - (1 << 32) if word >> 31 else word
 
@@ -196,7 +196,7 @@ def wake_synchronously(listener: int) -> bool:
 
 
 def receive(listener: int) -> Notification | None:
-    """The next waiting call; None if its caller has ended."""
+    """Return the next waiting call; None if its caller has ended."""
     try:
         answer = fcntl.ioctl(listener, _NOTIF_RECV, _BLANK)
     except OSError as error:

@@ -45,7 +45,7 @@ def _device_number(match: Match) -> int:
 
 
 def _inode(match: Match) -> int:
-    """A stable inode number for each path, unless the door sets one."""
+    """Return a stable inode number for each path, unless the door sets one."""
     if match.inode is not None:
         return match.inode
     number = 0

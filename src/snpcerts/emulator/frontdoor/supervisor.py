@@ -445,7 +445,7 @@ class Supervisor:
 
     @staticmethod
     def _refusal(listener: _Listener, tid: int, number: int, found: os.stat_result | None) -> int:
-        """The errno of a device ioctl on a descriptor that is not emulated."""
+        """Return the errno of a device ioctl on a descriptor that is not emulated."""
         if found is None:
             return errno.EBADF
         if listener.door.is_guarded(found):
@@ -457,7 +457,9 @@ class Supervisor:
         return errno.ENOTTY
 
     def _descriptor(self, tid: int, number: int) -> tuple[int, os.stat_result | None]:
-        """The thread's process, and the stat of its descriptor ``number``, None if closed."""
+        """Return the thread's process, and the stat of its descriptor ``number``, None if
+        closed.
+        """
         process = self._processes.get(tid, 0)
         for _ in range(2):
             with contextlib.suppress(OSError):
@@ -483,7 +485,9 @@ class Supervisor:
         number: int,
         found: os.stat_result | None,
     ) -> OpenDevice | InUse | None:
-        """The open emulated device behind a descriptor; ``OSError`` if it cannot be opened."""
+        """Return the open emulated device behind a descriptor; ``OSError`` if it cannot be
+        opened.
+        """
         if found is None:
             return None
         entry = self._descriptors.open.get((found.st_dev, found.st_ino))
@@ -502,7 +506,9 @@ class Supervisor:
     def _device(
         self, listener: _Listener, notification: Notification, number: int
     ) -> Device | None:
-        """The device behind another descriptor of the caller's; None if it is none of ours."""
+        """Return the device behind another descriptor of the caller's; None if it is none
+        of ours.
+        """
         process, found = self._descriptor(notification.tid, number)
         with contextlib.suppress(OSError):
             entry = self._entry(listener, notification, process, number, found)

@@ -12,7 +12,9 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def take_descriptor(process: int, descriptor: int) -> int:
-    """A descriptor of this process for the file of ``process``'s; close it. ``OSError``: EBADF."""
+    """Return a descriptor of this process for the file of ``process``'s; close it. ``OSError``:
+    EBADF.
+    """
     handle = os.pidfd_open(process)
     try:
         taken = int(_libc.syscall(_SYS_PIDFD_GETFD, handle, ctypes.c_int(descriptor), 0))

@@ -28,7 +28,7 @@ class Task:
 
 
 def task(tid: int) -> Task | None:
-    """The thread's current state; None if it has ended or may not be read."""
+    """Return the thread's current state; None if it has ended or may not be read."""
     try:
         with open(f"/proc/{tid}/status", "rb", buffering=0) as file:
             text = file.read(_STATUS_MAX)

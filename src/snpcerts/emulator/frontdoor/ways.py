@@ -30,7 +30,7 @@ class Way(enum.Enum):
 
 
 def wanted(name: str | None = None) -> Way | None:
-    """The way of that name, or that the environment names; None: what the kernel allows."""
+    """Return the way of that name, or that the environment names; None: what the kernel allows."""
     name = os.environ.get(VARIABLE) if name is None else name
     if not name or name == "auto":
         return None
@@ -42,7 +42,7 @@ def wanted(name: str | None = None) -> Way | None:
 
 
 def choose(way: Way | None) -> tuple[Way, str]:
-    """The way to use, and why; :class:`FrontDoorUnavailableError` if ``way`` cannot be."""
+    """Return the way to use, and why; :class:`FrontDoorUnavailableError` if ``way`` cannot be."""
     if way is Way.TRAP:
         return Way.TRAP, "as asked for"
     reason = namespace.missing()

@@ -205,7 +205,7 @@ class LinuxGuest:
     # Boot.
 
     def shared_pages(self, index: int) -> SharedPages | None:
-        """The shared pages of vCPU ``index``: from the top of the largest slot downward.
+        """Return the shared pages of vCPU ``index``: from the top of the largest slot downward.
 
         None when the slot has no room for them.
         """
@@ -424,7 +424,7 @@ class LinuxGuest:
 
 
 def _checked_response(key: bytes, sent: MessageHeader, page: bytes, size: int) -> bytes | None:
-    """The payload of a response, or None if it is not a valid answer to ``sent``."""
+    """Return the payload of a response, or None if it is not a valid answer to ``sent``."""
     header = MessageHeader.unpack(page)
     if (
         header.msg_seqno != sent.msg_seqno + 1

@@ -126,7 +126,7 @@ class MemorySlots:
         return len(self._starts)
 
     def find(self, gpa: int) -> MemorySlot | None:
-        """The slot that holds a guest physical address, or None."""
+        """Return the slot that holds a guest physical address, or None."""
         index = bisect.bisect_right(self._starts, gpa) - 1
         if index < 0:
             return None
@@ -134,7 +134,7 @@ class MemorySlots:
         return slot if gpa < slot.end else None
 
     def largest(self) -> MemorySlot | None:
-        """The largest writable slot, the guest's ordinary memory; None if there is none."""
+        """Return the largest writable slot, the guest's ordinary memory; None if there is none."""
         writable = [slot for slot in self if not slot.readonly]
         return max(writable, key=lambda slot: slot.size, default=None)
 

@@ -111,7 +111,7 @@ def leave(
 
 
 def _failure(info1: int, info2: int) -> int:
-    """The ``es_result`` of a VMGEXIT, 0 if the host handled the request."""
+    """Return the ``es_result`` of a VMGEXIT, 0 if the host handled the request."""
     code = info1 & 0xFFFF_FFFF
     if code == ResponseCode.NO_ACTION:
         return 0

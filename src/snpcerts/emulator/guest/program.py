@@ -118,7 +118,9 @@ class GuestCpu:
             yield MemoryFault(gpa & -PAGE_SIZE, private=True)
 
     def mismatch(self, gpa: int, size: int, *, private: bool) -> int | None:
-        """The first page of the range for which the host says otherwise; None if it agrees."""
+        """Return the first page of the range for which the host says otherwise; None if it
+        agrees.
+        """
         if self.is_private is not None:
             for page in range(gpa & -PAGE_SIZE, gpa + size, PAGE_SIZE):
                 if self.is_private(page) != private:
@@ -130,7 +132,7 @@ class GuestCpu:
             yield MemoryFault(page, private)
 
     def _missing(self, gpa: int, size: int) -> MemoryFault:
-        """The first page of the range that cannot be accessed."""
+        """Return the first page of the range that cannot be accessed."""
         first = gpa & -PAGE_SIZE
         for page in range(first, gpa + size, PAGE_SIZE):
             try:

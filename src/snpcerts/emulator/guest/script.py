@@ -81,7 +81,7 @@ class ScriptedGuests:
         self._made: dict[int, dict[int, int]] = {}  # by process, then by vCPU
 
     def __call__(self, vm: LaunchedVm) -> Guest:
-        """The guest for one VM."""
+        """Return the guest for one VM."""
         script = self._script
         if script.serve:
             return LinuxGuest(vm, busy_delay=script.busy_delay)

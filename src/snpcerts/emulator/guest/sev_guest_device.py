@@ -113,7 +113,7 @@ class SevGuestCall:
         return False
 
     def poll(self) -> int | None:
-        """The ioctl's result once the guest has sent its message and checked the answer."""
+        """Return the ioctl's result once the guest has sent its message and checked the answer."""
         if self._call is None:
             self._submit()
         if self._call is None:
@@ -176,7 +176,7 @@ class SevGuestCall:
 def _prepared(
     caller: Caller, request: int, outer: GuestRequestIoctl
 ) -> tuple[DriverRequest, bytes | None]:
-    """The message to send for an ioctl, and the extended request as it was given."""
+    """Return the message to send for an ioctl, and the extended request as it was given."""
     if request not in (SNP_GET_REPORT, SNP_GET_DERIVED_KEY, SNP_GET_EXT_REPORT):
         raise OSError(errno.ENOTTY, "unknown ioctl")
     if not outer.req_data or not outer.resp_data:

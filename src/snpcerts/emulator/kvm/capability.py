@@ -142,7 +142,7 @@ def vm_types(platform: Platform) -> int:
 def capability(
     platform: Platform, number: int, kind: VmType | None = None, *, split_irqchip: bool = False
 ) -> int:
-    """The value of a capability; 0 if it is not supported.
+    """Return the value of a capability; 0 if it is not supported.
 
     ``kind`` is the type of the VM that was asked, None on ``/dev/kvm``;
     ``split_irqchip`` whether it has enabled KVM_CAP_SPLIT_IRQCHIP.

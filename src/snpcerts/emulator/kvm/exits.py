@@ -83,7 +83,7 @@ def mmio_write(run: memoryview, gpa: int, data: bytes) -> None:
 
 
 def mmio_data(run: memoryview, size: int) -> bytes:
-    """The data that userspace filled in."""
+    """Return the data that userspace filled in."""
     return bytes(run[_MMIO_DATA : _MMIO_DATA + size])
 
 

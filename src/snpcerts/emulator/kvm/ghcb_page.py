@@ -129,7 +129,8 @@ class MappedGhcb:
     # Bytes of the page, by their offset.
 
     def scratch(self, snapshot: GhcbSnapshot, size: int) -> int | None:
-        """Where in the page the guest's scratch area is; None when it is not inside the buffer.
+        """Return where in the page the guest's scratch area is; None when it is not inside the
+        buffer.
 
         Since version 2 of the protocol it has to be.
         """

@@ -50,7 +50,7 @@ class Msrs(Protocol):
     """What the instructions need from the vCPU."""
 
     def read_msr(self, index: int) -> int | None:
-        """An MSR's value; None if it does not exist."""
+        """Return an MSR's value; None if it does not exist."""
 
     def write_msr(self, index: int, value: int) -> bool:
         """Set an MSR; return whether it exists."""

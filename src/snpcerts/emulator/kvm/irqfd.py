@@ -86,7 +86,9 @@ def _take(caller: Caller, descriptor: int) -> int:
 
 
 def _number(descriptor: int) -> int:
-    """The kernel's number of an eventfd, this process's ``descriptor``; EINVAL for another file."""
+    """Return the kernel's number of an eventfd, this process's ``descriptor``; EINVAL for another
+    file.
+    """
     about = Path(f"/proc/self/fdinfo/{descriptor}").read_text(encoding="ascii", errors="replace")
     found = re.search(r"^eventfd-id:\s*(\d+)$", about, re.M)
     if found is None:

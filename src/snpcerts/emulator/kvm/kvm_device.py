@@ -129,7 +129,7 @@ class KvmDevice:
         return NewDescriptor(vm)
 
     def _attribute(self, wanted: DeviceAttr) -> int:
-        """An attribute's value; ENXIO for an unknown one."""
+        """Return an attribute's value; ENXIO for an unknown one."""
         platform = self._platform
         if (wanted.group, wanted.attr) == (GROUP_X86, ATTR_XCOMP_GUEST_SUPP):
             return XCR0_SUPPORTED

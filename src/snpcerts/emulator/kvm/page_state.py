@@ -33,7 +33,7 @@ _OPERATIONS: Final = frozenset(PageStateOperation)
 
 
 def operation_and_gpa(msr: int) -> tuple[int, int]:
-    """The operation and the page's GPA in the MSR form."""
+    """Return the operation and the page's GPA in the MSR form."""
     return msr >> 52 & 0xF, msr & (1 << 52) - 1 & ~0xFFF
 
 

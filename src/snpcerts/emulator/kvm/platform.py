@@ -65,7 +65,9 @@ class Platform:
         return sum(vm.initialised for vm in self.vms.values())
 
     def name_for(self, pid: int) -> str:
-        """A free name for a VM of process ``pid``: ``vm-1234`` or ``vm-1234-2``, ``-3``..."""
+        """Return a free name for a VM of process ``pid``: ``vm-1234`` or ``vm-1234-2``,
+        ``-3``...
+        """
         name, count = f"vm-{pid}", 1
         while name in self.vms:
             count += 1

@@ -85,7 +85,7 @@ class ProcessorState:
         }
 
     def read_msr(self, index: int) -> int | None:
-        """An MSR's value; None if it was never set."""
+        """Return an MSR's value; None if it was never set."""
         return self._msrs.get(index)
 
     def write_msr(self, index: int, value: int) -> bool:
@@ -107,7 +107,7 @@ class ProcessorState:
         return vmsa.debugged(self._states)
 
     def vmsa(self, features: int) -> bytes:
-        """The page that the firmware takes the registers from; see :func:`vmsa.build`."""
+        """Return the page that the firmware takes the registers from; see :func:`vmsa.build`."""
         return vmsa.build(self._states, self._msrs, features)
 
     @property

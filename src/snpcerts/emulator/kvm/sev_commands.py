@@ -338,6 +338,6 @@ def _blob(caller: Caller, address: int, size: int) -> bytes:
 
 
 def _with_error(stored: bytes, error: int) -> bytes:
-    """The structure as it was read, padding included, with ``error`` in its place."""
+    """Return the structure as it was read, padding included, with ``error`` in its place."""
     offset, size = SevCmd.layout()["error"]
     return stored[:offset] + error.to_bytes(size, "little") + stored[offset + size :]

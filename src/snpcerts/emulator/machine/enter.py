@@ -100,7 +100,7 @@ def become_guest_program(
 def host_program(
     home: PlatformHome, argv: Sequence[str], script: GuestScript, *, detached: int | None = None
 ) -> list[str]:
-    """The command line of a process that becomes ``argv`` on the platform's host.
+    """Return the command line of a process that becomes ``argv`` on the platform's host.
 
     It is killed when this process ends. With ``detached``, a descriptor that it
     inherits, it leaves this process instead, and writes its process id there.
@@ -171,7 +171,7 @@ def _connect(home: PlatformHome) -> socket.socket:
 
 
 def _connect_to_server(home: PlatformHome) -> socket.socket:
-    """A connection that the server has accepted: the server runs while we are connected."""
+    """Return a connection that the server has accepted: the server runs while we are connected."""
     peer = control.connect(home.control)
     try:
         control.send(peer, {"ask": "here"})

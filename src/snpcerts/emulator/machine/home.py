@@ -73,7 +73,7 @@ class PlatformHome:
             )
 
     def firmware(self) -> Firmware:
-        """The firmware in its last saved state, without guests."""
+        """Return the firmware in its last saved state, without guests."""
         try:
             with self._state.open("rb") as file:
                 data = file.read(STATE_LIMIT + 1)
@@ -104,11 +104,13 @@ class PlatformHome:
             raise RefusedError(f"{self._state}: cannot save: {error.strerror}") from None
 
     def authority(self) -> EmulatedAuthority:
-        """The emulated AMD that endorses this platform's keys."""
+        """Return the emulated AMD that endorses this platform's keys."""
         return EmulatedAuthority.load(self.path / "authority")
 
     def provider(self, csp_id: str) -> CloudProvider:
-        """The cloud provider with this name; the same name always gives the same provider."""
+        """Return the cloud provider with this name; the same name always gives the same
+        provider.
+        """
         secret = hashlib.sha256(self.firmware().chip.provider_seed + csp_id.encode()).digest()
         return CloudProvider(csp_id, secret)
 

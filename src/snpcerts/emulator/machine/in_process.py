@@ -77,7 +77,7 @@ class Machine:
             self._paths[path] = opened
 
     def open(self, path: str, flags: int = os.O_RDWR) -> int:
-        """A new descriptor for a device; ENOENT if the path is not a device."""
+        """Return a new descriptor for a device; ENOENT if the path is not a device."""
         with self._changed:
             opened = self._paths.get(path)
             if opened is None:

@@ -124,7 +124,7 @@ class KeyServer:
 
     @classmethod
     def of_homes(cls, homes: Sequence[PlatformHome], **options: object) -> Self:
-        """The server of the emulated AMD that endorses those platforms' keys."""
+        """Return the server of the emulated AMD that endorses those platforms' keys."""
         lines = [ProductLine(home.authority(), (home.firmware().chip,)) for home in homes]
         return cls(lines, **options)  # type: ignore[arg-type]  # names are checked at run time
 
@@ -174,7 +174,7 @@ class KeyServer:
         self._closing.wait(seconds)
 
     def stats(self) -> bytes:
-        """The response of ``/stats``."""
+        """Return the response of ``/stats``."""
         with self._lock:
             counts = {
                 "total": self._requests.total(),
@@ -184,7 +184,7 @@ class KeyServer:
         return json.dumps(counts, indent=1).encode() + b"\n"
 
     def answer(self, target: str, client: str) -> tuple[_Response, frozenset[Fault]]:
-        """The answer to a request's target, and the faults to apply when sending it."""
+        """Return the answer to a request's target, and the faults to apply when sending it."""
         faults = self.faults.take()
         try:
             plain, wanted = _without_faults(target)
@@ -270,7 +270,7 @@ def _now() -> datetime:
 
 @functools.cache
 def _stranger(product: Product) -> EmulatedAuthority:
-    """An authority with the right names and another key."""
+    """Return an authority with the right names and another key."""
     return EmulatedAuthority.create(product)
 
 
@@ -284,7 +284,7 @@ def _retry_after(wait: float, faults: frozenset[Fault]) -> tuple[tuple[str, str]
 
 
 def _without_faults(target: str) -> tuple[str, frozenset[Fault]]:
-    """The target without its ``fault`` parameters, and the faults they name."""
+    """Return the target without its ``fault`` parameters, and the faults they name."""
     try:
         parts = urlsplit(target)
         pairs = parse_qsl(parts.query, keep_blank_values=True, max_num_fields=32)

@@ -41,13 +41,13 @@ class KernelCalls(Protocol):
     """The system calls a VMM makes; each raises ``OSError``."""
 
     def open(self, path: str) -> int:
-        """A descriptor of a device."""
+        """Return a descriptor of a device."""
 
     def ioctl(self, fd: int, request: int, argument: int | bytearray = 0) -> int:
         """ioctl(2); a bytearray receives the result."""
 
     def mmap_run(self, vcpu_fd: int) -> mmap.mmap:
-        """A vCPU's kvm_run."""
+        """Return a vCPU's kvm_run."""
 
     def close(self, fd: int) -> None:
         """Close a descriptor."""

@@ -32,7 +32,9 @@ _FIRST_INODE = 1 << 10
 
 
 def host_files(firmware: Firmware) -> dict[str, Callable[[], Content]]:
-    """The files of an SNP host with that firmware; it has as many processors as this machine."""
+    """Return the files of an SNP host with that firmware; it has as many processors as this
+    machine.
+    """
     processor = firmware.processor
     parameters = {
         f"/sys/module/kvm_amd/parameters/{name}": lambda: b"Y\n"
@@ -72,7 +74,7 @@ def host_inodes(firmware: Firmware) -> dict[str, Callable[[], int]]:
 
 
 def guest_files() -> dict[str, Callable[[], Content]]:
-    """The files of an SNP guest that runs at VMPL 0."""
+    """Return the files of an SNP guest that runs at VMPL 0."""
     return {
         _MSRS: lambda: {_SEV_STATUS: _register(_SEV | _SEV_ES | _SEV_SNP)},
         "/sys/devices/system/cpu/sev/vmpl": lambda: b"0\n",

@@ -77,7 +77,7 @@ class Chip:
 
     @classmethod
     def create(cls, product: Product) -> Self:
-        """A chip with a fresh random secret."""
+        """Return a chip with a fresh random secret."""
         return cls(product, os.urandom(SECRET_SIZE))
 
     def __repr__(self) -> str:
@@ -89,21 +89,23 @@ class Chip:
         return hwid_of_chip_id(self.chip_id, self.product)
 
     def vcek_key(self, tcb: TcbVersion) -> ec.EllipticCurvePrivateKey:
-        """The VCEK this chip has while ``tcb`` is reported.
+        """Return the VCEK this chip has while ``tcb`` is reported.
 
         Raises :class:`UsageError` when ``tcb`` has another product's layout.
         """
         return self._vcek(tcb)
 
     def sev_key(self, name: str) -> ec.EllipticCurvePrivateKey:
-        """The platform's own key of that name, for SEV guests: CEK, OCA, PEK or PDH.
+        """Return the platform's own key of that name, for SEV guests: CEK, OCA, PEK or PDH.
 
         The firmware keeps the latter three from one start to the next; here they last.
         """
         return _signing_key(self.secret, f"SEV {name}", b"")
 
     def guest_key_root(self, tcb: TcbVersion) -> bytes:
-        """The 48 bytes that guests' keys are derived from if the VCEK of ``tcb`` is the root."""
+        """Return the 48 bytes that guests' keys are derived from if the VCEK of ``tcb`` is the
+        root.
+        """
         return derive(self.secret, "guest key root", tcb.pack(), 48)
 
     @property
@@ -112,7 +114,7 @@ class Chip:
         return derive(self.secret, "guest key root", b"", 48)
 
     def unwrap_vlek(self, blob: bytes, vcek_tcb: TcbVersion) -> bytes:
-        """The hashstick, 48 bytes, in a blob of 432 that was wrapped for this chip.
+        """Return the hashstick, 48 bytes, in a blob of 432 that was wrapped for this chip.
 
         The wrapping key follows from the VCEK of ``vcek_tcb``. Raises
         :class:`FirmwareError` when the tag does not verify: another chip's,
@@ -157,7 +159,7 @@ class LoadedVlek:
     hashstick: bytes = field(repr=False)
 
     def key(self) -> ec.EllipticCurvePrivateKey:
-        """The VLEK."""
+        """Return the VLEK."""
         return _vlek_of_hashstick(self.hashstick)
 
 
@@ -183,15 +185,15 @@ class CloudProvider:
 
     @classmethod
     def create(cls, csp_id: str) -> Self:
-        """A provider with a fresh random seed."""
+        """Return a provider with a fresh random seed."""
         return cls(csp_id, os.urandom(SECRET_SIZE))
 
     def vlek_key(self, tcb: TcbVersion) -> ec.EllipticCurvePrivateKey:
-        """The VLEK at ``tcb``."""
+        """Return the VLEK at ``tcb``."""
         return _vlek_of_hashstick(self._hashstick(tcb))
 
     def hashstick_for(self, chip: Chip, tcb: TcbVersion) -> bytes:
-        """The 432 bytes SNP_VLEK_LOAD takes on ``chip`` while ``tcb`` is reported."""
+        """Return the 432 bytes SNP_VLEK_LOAD takes on ``chip`` while ``tcb`` is reported."""
         return chip.wrap_vlek(self._hashstick(tcb), tcb)
 
     def _hashstick(self, tcb: TcbVersion) -> bytes:

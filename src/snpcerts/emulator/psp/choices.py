@@ -71,7 +71,7 @@ class Row:
     observed: Reading | None = None
 
     def reading(self, firmware: str) -> Reading:
-        """The answer of one of :data:`NAMES`, with its source."""
+        """Return the answer of one of :data:`NAMES`, with its source."""
         if firmware == PUBLISHED:
             return self.published
         documented = self.documented or Reading(
@@ -182,7 +182,9 @@ FIRMWARES: Final = {name: _column(name) for name in NAMES}
 
 
 def choices_of(name: str | None) -> FirmwareChoices:
-    """The firmware of that name, the default for None; :class:`UsageError` for no such name."""
+    """Return the firmware of that name, the default for None; :class:`UsageError` for no such
+    name.
+    """
     try:
         return FIRMWARES[name or DEFAULT]
     except KeyError:

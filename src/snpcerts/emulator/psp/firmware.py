@@ -546,7 +546,9 @@ def _check_cpuid_page(page: bytes, signature: int) -> None:
 
 
 def _check_header(page: bytes) -> int:
-    """The number of the VMPCK to open ``page`` with; FirmwareError for a malformed header."""
+    """Return the number of the VMPCK to open ``page`` with; FirmwareError for a malformed
+    header.
+    """
     if len(page) != MESSAGE_SIZE:
         raise FirmwareError(SevStatus.INVALID_PARAM, f"a message page is {MESSAGE_SIZE} bytes")
     header = MessageHeader.unpack(page)

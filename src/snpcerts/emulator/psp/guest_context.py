@@ -30,7 +30,7 @@ _TSC_SCALE: Final = 0x2F0  # GUEST_TSC_SCALE and GUEST_TSC_OFFSET of a VMSA, 8 b
 
 
 def _tweak_bitmap() -> bytes:
-    """Which quadwords of a VMSA the firmware stores tweaked: a bit for each.
+    """Return which quadwords of a VMSA the firmware stores tweaked: a bit for each.
 
     Those of RIP, RSP, RAX, the other general registers, x87, XMM, YMM, and the
     areas of AVX-512 (AMD64 APM volume 2, table B-4; AMD-ASPFW ``sev_es.c``).
@@ -113,7 +113,7 @@ class GuestContext:
         self.measurement = hashlib.sha384(info).digest()
 
     def secrets_page(self, fms: int) -> bytes:
-        """The page that gives the guest its VMPCKs. ``fms`` is CPUID 1's signature."""
+        """Return the page that gives the guest its VMPCKs. ``fms`` is CPUID 1's signature."""
         vmpck0, vmpck1, vmpck2, vmpck3 = self.vmpcks
         return SecretsPage(
             version=SECRETS_VERSION,

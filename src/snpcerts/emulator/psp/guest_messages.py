@@ -211,7 +211,7 @@ def answer_tsc_info(
 
 
 def tsc_scale(desired_khz: int) -> int:
-    """A frequency over the reference clock's, rounded up, as a number of 8.32 bits."""
+    """Return a frequency over the reference clock's, rounded up, as a number of 8.32 bits."""
     whole, rest = divmod(desired_khz, REFERENCE_CLOCK_KHZ)
     return (whole & 0xFF) << 32 | -(-(rest << 32) // REFERENCE_CLOCK_KHZ) & 0xFFFF_FFFF
 
@@ -381,7 +381,7 @@ def _derived_key(
 
 
 def _permitted_tcb(state: PlatformState, tcb: bytes) -> TcbVersion:
-    """The TCB a request names: at most what is committed, component by component."""
+    """Return the TCB a request names: at most what is committed, component by component."""
     try:
         asked = TcbVersion.unpack(tcb, state.product.tcb_layout)
     except FormatError:

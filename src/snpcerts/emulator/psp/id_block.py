@@ -51,7 +51,7 @@ class IdBlock:
 def check_id_block(
     block: bytes, auth: bytes, *, author: bool, measurement: bytes, policy: int
 ) -> IdBlock:
-    """The ID block of ``block`` (96 bytes), authenticated by ``auth`` (4096 bytes).
+    """Return the ID block of ``block`` (96 bytes), authenticated by ``auth`` (4096 bytes).
 
     ``author`` tells whether an author key is to vouch for the ID key. Raises
     :class:`FirmwareError`: BAD_MEASUREMENT or POLICY_FAILURE where the block

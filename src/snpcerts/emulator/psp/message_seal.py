@@ -35,7 +35,7 @@ class SealError(RefusedError):
 
 
 def header_for(msg_type: int, seqno: int, vmpck: int, *, msg_version: int = 1) -> MessageHeader:
-    """A header as Linux writes it: AES-256-GCM, header version 1, reserved fields zero.
+    """Return a header as Linux writes it: AES-256-GCM, header version 1, reserved fields zero.
 
     The tag and ``msg_sz`` are left to :func:`seal`.
     """
@@ -51,7 +51,7 @@ def header_for(msg_type: int, seqno: int, vmpck: int, *, msg_version: int = 1) -
 
 
 def seal(key: bytes, header: MessageHeader, payload: bytes) -> bytes:
-    """A whole message page of 4096 bytes, zero after the payload.
+    """Return a whole message page of 4096 bytes, zero after the payload.
 
     ``key`` is a VMPCK of 32 bytes. ``msg_sz`` and the tag are filled in; every
     other field of ``header`` goes into the page as it is, right or wrong.
@@ -66,7 +66,7 @@ def seal(key: bytes, header: MessageHeader, payload: bytes) -> bytes:
 
 
 def open_sealed(key: bytes, page: bytes) -> tuple[MessageHeader, bytes]:
-    """The header and the decrypted payload of a message page.
+    """Return the header and the decrypted payload of a message page.
 
     The header fields under the tag are authenticated as they stand in the page;
     ``msg_seqno`` is, being the nonce; the rest of the first 48 bytes is not.

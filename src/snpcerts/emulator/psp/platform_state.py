@@ -82,7 +82,7 @@ class PlatformState:
         version: ApiVersion,
         choices: FirmwareChoices | None = None,
     ) -> Self:
-        """A platform whose firmware is committed: all TCBs are ``tcb``."""
+        """Return a platform whose firmware is committed: all TCBs are ``tcb``."""
         played = choices_of(None) if choices is None else choices
         return cls(product, tcb, tcb, None, tcb, version, version, played)
 
@@ -193,7 +193,7 @@ class PlatformState:
         return replace(self, current=current, version=version)
 
     def _vlek_under(self, reported: TcbVersion, *, drops: bool) -> LoadedVlek | None:
-        """The loaded VLEK once ``reported`` is; its own TCB stays what it was loaded for."""
+        """Return the loaded VLEK once ``reported`` is; its own TCB stays what it was loaded for."""
         return None if drops and reported != self.reported else self.vlek
 
     def _at_most_committed(self, tcb: TcbVersion) -> bool:

@@ -54,7 +54,9 @@ def write_platform(platform: PspSnapshot) -> dict[str, Any]:
 
 
 def read_platform(saved: Mapping[str, Any]) -> PspSnapshot:
-    """The platform that :func:`write_platform` wrote; :class:`InputError` for anything else."""
+    """Return the platform that :func:`write_platform` wrote; :class:`InputError` for anything
+    else.
+    """
     try:
         return _read(saved)
     except (KeyError, TypeError, ValueError, OverflowError, SnpCertsError) as error:

@@ -39,7 +39,7 @@ class _SevKey(NamedTuple):
 
 
 def export(chip: Chip, version: ApiVersion) -> tuple[bytes, bytes]:
-    """The PDH's certificate and its chain, as PDH_CERT_EXPORT writes them.
+    """Return the PDH's certificate and its chain, as PDH_CERT_EXPORT writes them.
 
     2084 bytes, and 6252 of PEK, OCA and CEK.
     """

@@ -83,7 +83,7 @@ def debugged(states: Mapping[str, bytes]) -> bool:
 
 
 def build(states: Mapping[str, bytes], msrs: Mapping[int, int], features: int) -> bytes:
-    """The page of 4096 bytes for one vCPU of an SNP guest.
+    """Return the page of 4096 bytes for one vCPU of an SNP guest.
 
     ``states`` are KVM's structures by the names of :mod:`snpcerts.emulator.kvm.processor_state`,
     those that were set; ``features`` is what KVM_SEV_INIT2 requested (``vmsa_features``).

@@ -81,7 +81,7 @@ class Pending(Protocol):
         """Whether a signal interrupts the call; a fatal one always does."""
 
     def poll(self) -> int | None:
-        """The result, or None if the call must keep waiting."""
+        """Return the result, or None if the call must keep waiting."""
 
     def cancel(self) -> None:
         """Forget the call: the caller has ended or was interrupted."""
