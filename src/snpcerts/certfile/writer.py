@@ -302,7 +302,7 @@ def _withdraw(fd: int, wrong_table: bytes | None) -> Steps[bool]:
 
 
 def _withdraw_at(path: str, wrong_table: bytes | None) -> Steps[bool]:
-    """As :func:`_withdraw`, for the file at the path."""
+    """Do as :func:`_withdraw`, for the file at the path."""
     if wrong_table is None:
         return False
     try:

@@ -21,7 +21,7 @@ class ProductName(click.ParamType[str]):
     name = "product"
 
     def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str | None:
-        """As the choice between the products."""
+        """Return the choice between the products."""
         return _CHOICE.get_metavar(param, ctx)
 
     def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:

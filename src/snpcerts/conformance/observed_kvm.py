@@ -67,7 +67,7 @@ class ObservedKvm:
         self._observer = observer
 
     def ioctl(self, caller: Caller, request: int, argument: int) -> Result:
-        """As the device's ioctl; records attribute queries and wraps new VMs."""
+        """Pass the ioctl to the device; record attribute queries and wrap new VMs."""
         if request in (Ioctl.HAS_DEVICE_ATTR, Ioctl.GET_DEVICE_ATTR):
             self._note_attribute(caller, request, argument)
         result = self._device.ioctl(caller, request, argument)
@@ -78,7 +78,7 @@ class ObservedKvm:
         return result
 
     def close(self) -> None:
-        """As the device's close."""
+        """Close the device."""
         self._device.close()
 
     def _note_attribute(self, caller: Caller, request: int, argument: int) -> None:

@@ -74,7 +74,7 @@ class Result:
 
 
 def common_causes(results: Iterable[Result]) -> list[tuple[str, list[str]]]:
-    """Causes that more than two failed checks share, with their checks; the largest first."""
+    """Return causes that more than two failed checks share, with the checks; largest first."""
     by_cause: dict[str, list[str]] = {}
     for result in results:
         if result.state is ResultState.FAILED and (result.cause or result.detail):

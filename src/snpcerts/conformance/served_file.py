@@ -151,7 +151,7 @@ class ServedFile:
         self.on_change(f"puts inode {os.fstat(descriptor).st_ino} in place")
 
     def replace_unnoticed(self, content: bytes) -> None:
-        """As :meth:`replace`; old and new have the same times, and the old one keeps a name."""
+        """Replace the file; old and new have the same times, and the old one keeps a name."""
         old = os.fstat(self._present())
         kept = self._directory / f".{_NAME}.{len(self._made)}"
         os.link(self.path, kept)

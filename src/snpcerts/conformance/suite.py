@@ -276,7 +276,7 @@ def _skipped(check: str, why: str) -> Result:
 
 @contextlib.contextmanager
 def _two_file_systems(directory: Path) -> Iterator[tuple[Path, Path] | None]:
-    """Two new file systems in a private mount namespace; None without the right to mount.
+    """Mount two new file systems in a private namespace; yield None without the right to mount.
 
     Both are empty tmpfs, which number their inodes from 1, so files made in the
     same order have the same inode numbers.

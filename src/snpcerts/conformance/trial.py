@@ -178,7 +178,7 @@ class Trial:
     # Called by scripts.
 
     def judging(self, check: str) -> None:
-        """From now on this check fails if the VMM ends or hangs."""
+        """Let this check fail from now on if the VMM ends or hangs."""
         self._now = check
 
     def judge(self, check: str, problem: str | None) -> None:

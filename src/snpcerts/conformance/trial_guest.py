@@ -165,7 +165,7 @@ class TrialGuest(LinuxGuest):
         return self._programs(self, cpu)
 
     def boot(self, cpu: GuestCpu) -> Generator[Event, int, SharedPages | None]:
-        """As Linux; then the field is shared."""
+        """Boot as Linux does, then share the field."""
         pages = yield from super().boot(cpu)
         if pages is not None:
             yield from self.make_shared(cpu, pages, pages.data, pages.data_pages)

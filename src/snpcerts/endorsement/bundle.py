@@ -203,7 +203,7 @@ def _named(data: bytes) -> str:
 
 
 def _leaves(value: Any) -> Iterator[str | list[Any]]:
-    """Texts and arrays of numbers that are long enough to be a certificate."""
+    """Yield texts and arrays of numbers that are long enough to be a certificate."""
     waiting = [value]
     while waiting:
         each = waiting.pop()

@@ -127,7 +127,7 @@ def check_chain(chain: Chain, anchors: Sequence[Anchor]) -> tuple[Reason, ...]:
 
 
 def check_authorities(chain: Chain, anchors: Sequence[Anchor]) -> tuple[Reason, ...]:
-    """Problems of intermediate and root that do not depend on the leaf."""
+    """Return the problems of intermediate and root that do not depend on the leaf."""
     return (*_intermediate(chain), *_root(chain, anchors))
 
 
@@ -173,7 +173,7 @@ def windows_of(chain: Chain) -> tuple[Window, ...]:
 
 
 def check_leaf(chain: Chain) -> Iterator[Reason]:
-    """Problems of the leaf, and of the intermediate as its issuer."""
+    """Yield the problems of the leaf, and of the intermediate as its issuer."""
     if chain.leaf is None:
         return
     cn = chain.leaf.subject_common_name

@@ -176,9 +176,9 @@ def check_crl(
     intermediate: Certificate | None,
     label: str,
 ) -> tuple[Reason, ...]:
-    """Problems that do not depend on the time, and what the list revokes. ``root`` is the ARK that
-    should have signed it, ``label`` the intermediate's name. A revocation counts whatever its date
-    and reason, but only in a believed list: anyone can write a list.
+    """Return the problems that do not depend on the time, and what the list revokes. ``root`` is
+    the ARK that should have signed it, ``label`` the intermediate's name. A revocation counts
+    whatever its date and reason, but only in a believed list: anyone can write a list.
     """
     doubts = tuple(_doubts(revocation, root))
     if doubts:
@@ -257,12 +257,12 @@ def _revoked(
 
 
 def crl_problem_at(revocation: RevocationList, at: datetime) -> Reason | None:
-    """Problems of the list at that time, which has a time zone."""
+    """Return the problem of the list at that time, which has a time zone."""
     return untimely(revocation.this_update, revocation.next_update, at)
 
 
 def untimely(this_update: datetime, next_update: datetime, at: datetime) -> Reason | None:
-    """Problems at that time of a list with these two times; all have a time zone."""
+    """Return the problem at that time of a list with these two times; all have a time zone."""
     if at < this_update:
         return Reason(
             ReasonCode.CRL_NOT_YET_VALID,

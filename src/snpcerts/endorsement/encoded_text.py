@@ -185,7 +185,7 @@ def _no_number(name: str) -> Any:
 
 
 def bytes_of_json(value: Any) -> bytes | None:
-    """Bytes as JSON has them: a text that :func:`bytes_in` reads, or an array of numbers."""
+    """Read bytes as JSON has them: a text that :func:`bytes_in` reads, or an array of numbers."""
     if isinstance(value, str):
         return bytes_in(value)
     if isinstance(value, list) and all(type(each) is int and 0 <= each <= 255 for each in value):

@@ -187,7 +187,7 @@ class JudgeMemory:
         anchors: Sequence[Anchor],
         lists: Sequence[bytes] = (),
     ) -> Findings:
-        """As :func:`find`, but uses remembered findings if possible."""
+        """Do as :func:`find`, with remembered findings if possible."""
         leaf, intermediate, root = chain
         # Callers may pass a bytearray; for bytes this makes no copy.
         chain = ChainBytes(
@@ -208,7 +208,7 @@ class JudgeMemory:
     def authorities(
         self, kind: VekKind, chain: ChainBytes, anchors: tuple[Anchor, ...]
     ) -> _Authorities:
-        """As :func:`_find_authorities`, but uses remembered findings if possible."""
+        """Do as :func:`_find_authorities`, with remembered findings if possible."""
         above = ChainBytes(None, chain.intermediate, chain.root)
         key = (kind is VekKind.VCEK, above, self._content(anchors))
         known = self._authorities.get(key)
@@ -220,7 +220,7 @@ class JudgeMemory:
     def revocation(
         self, kind: VekKind, chain: ChainBytes, data: bytes, authorities: _Authorities
     ) -> CrlFindings:
-        """As :func:`_judge_list`, but uses remembered findings if possible."""
+        """Do as :func:`_judge_list`, with remembered findings if possible."""
         above = ChainBytes(None, chain.intermediate, chain.root)
         key = (kind is VekKind.VCEK, above, _list_key(data))
         known = self._lists.get(key)
@@ -369,8 +369,8 @@ def judge_list(
     intermediate: Certificate | None,
     root: Certificate | None,
 ) -> CrlFindings:
-    """Findings about a revocation list that do not depend on the time; ``root`` should have signed
-    it.
+    """Check what does not depend on the time in a revocation list that ``root`` should have
+    signed.
     """
     issuer = parse_ca_name(crl.issuer_common_name)
     product = None if issuer is None else issuer.product

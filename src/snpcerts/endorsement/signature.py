@@ -55,7 +55,7 @@ def sign(signed: bytes, key: rsa.RSAPrivateKey) -> bytes:
 
 
 def algorithm_problem(inner: bytes, outer: bytes) -> str | None:
-    """Problems of the two AlgorithmIdentifiers, inside and outside a signed part, in DER."""
+    """Compare the two AlgorithmIdentifiers, inside and outside a signed part, in DER."""
     if inner != outer:
         return (
             f"names two signature algorithms: {_short(inner)} inside and "

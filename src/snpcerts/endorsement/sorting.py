@@ -90,7 +90,7 @@ def sort_all(parts: Iterable[bytes]) -> tuple[Sorted, ...]:
 def chains(
     kind: VekKind, certificates: Iterable[Sorted], fits: Callable[[EndorsementCert], bool]
 ) -> Iterator[ChainBytes]:
-    """Chains for a leaf of that kind, the likeliest first.
+    """Yield chains for a leaf of that kind, the likeliest first.
 
     ``fits`` says whether a leaf is of the chip and TCB wanted: one that is not is
     given only where none is.

@@ -54,7 +54,7 @@ class Finding:
         return printable(f"{self.outcome.value:<4}  {self.what}: {self.found}{to_do}")
 
     def to_json(self) -> dict[str, str]:
-        """For programs."""
+        """Return the finding as JSON values."""
         return {
             "check": self.what,
             "outcome": self.outcome.value,

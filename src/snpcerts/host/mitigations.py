@@ -33,7 +33,7 @@ class Mitigations:
         return f"{text}, {self.unverified:#x} not" if self.unverified else text
 
     def to_json(self) -> dict[str, object]:
-        """For programs: the vectors as the kernel writes them."""
+        """Return the vectors as JSON values, in the kernel's notation."""
         return {"supported": f"{self.supported:#x}", "verified": f"{self.verified:#x}"}
 
 

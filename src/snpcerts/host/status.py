@@ -53,7 +53,7 @@ class HostStatus:
         return all(each.file_state.in_step for each in self.files)
 
     def lines(self) -> list[str]:
-        """For people."""
+        """Return the status as text, in lines."""
         state = self.state
         out = [
             f"{self.firmware.product.value}, chip {self.firmware.hwid.hex()}",
@@ -92,7 +92,7 @@ class HostStatus:
             yield f"  revocations    {kind.name}s: {text}"
 
     def to_json(self) -> dict[str, object]:
-        """For programs."""
+        """Return the status as JSON values."""
         state, key = self.state, signing_key(self.state)
         return {
             "product": self.firmware.product.value,

@@ -326,9 +326,9 @@ class KdsClient:
             )
 
     def _exchange(self, url: str, deadline: float) -> tuple[int, Mapping[str, str], bytes]:
-        """Status, headers and body, after redirects. Any server may answer, because the body is
-        verified. A redirect from https to http is not followed, because it would reveal the
-        request; nor is one from another machine to this one.
+        """Return status, headers and body, after redirects. Any server may answer, because the
+        body is verified. A redirect from https to http is not followed, because it would reveal
+        the request; nor is one from another machine to this one.
         """
         for _ in range(_MAX_REDIRECTS + 1):
             status, headers, body = self._request(url, deadline)

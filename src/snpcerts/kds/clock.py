@@ -24,7 +24,7 @@ class Clock:
         return ""
 
     def now(self) -> float:
-        """Seconds since the machine booted."""
+        """Return the seconds since the machine booted."""
         return time.clock_gettime(time.CLOCK_BOOTTIME)
 
     def wall(self) -> float:

@@ -132,7 +132,7 @@ class ServerState:
         self.gap = max(self.gap, min(gap, MAX_GAP))
 
     def encode(self, clock: Clock) -> bytes:
-        """As JSON, of at most :data:`MAX_SIZE` bytes."""
+        """Write JSON, of at most :data:`MAX_SIZE` bytes."""
         at = self.saved
         failures = [
             {

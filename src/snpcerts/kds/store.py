@@ -127,7 +127,7 @@ class Store:
         return self.read_place(place_of(resource))
 
     def read_place(self, place: PurePosixPath) -> bytes | None:
-        """As :meth:`read`, by place."""
+        """Read as :meth:`read` does, by place."""
         path = self.root / place
         try:
             # Non-blocking, so that a FIFO cannot hold the caller up.

@@ -106,7 +106,7 @@ class BulletinData:
     sources: Mapping[str, str]
 
     def find(self, name: str) -> Bulletin:
-        """By id, with or without ``AMD-``, or by the name of an attack.
+        """Find a bulletin by its id, with or without ``AMD-``, or by the name of an attack.
 
         Raises :class:`UsageError` for another name.
         """
@@ -229,7 +229,7 @@ def repr_toml(text: str) -> str:
 def _bits(
     bulletins: Iterable[Bulletin], products: Iterable[Product]
 ) -> dict[tuple[str, str], bool]:
-    """By table and key. A bit is asked where every product accepted can have it."""
+    """Return the required bits by table and key: those that every accepted product can have."""
     accepted = set(products)
     found: dict[tuple[str, str], bool] = {}
     for bulletin in bulletins:

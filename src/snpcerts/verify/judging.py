@@ -68,7 +68,7 @@ def judge(
     unavailable: Sequence[Reason],
     faults: Sequence[SourceFault] = (),
 ) -> Verdict:
-    """As :func:`verify`; ``unavailable`` stands in for what is missing for that reason.
+    """Verify as :func:`verify` does; ``unavailable`` replaces the reason for what is missing.
 
     ``faults`` say what is wrong with what each source gave.
     """

@@ -472,7 +472,7 @@ def _highest(floors: Iterable[ProcessorFloor]) -> dict[str, int]:
 
 
 def _reaches(least: dict[str, int], names: str, tcbs: ReportTcbs) -> _DemandResult:
-    """Both TCBs count: the reported one is certified, the current one is what runs."""
+    """Check both TCBs: the reported one is certified, the current one is what runs."""
     listed = ", ".join(f"{name} {value}" for name, value in least.items())
     expected = f"at least {listed} ({names})"
     if tcbs.reported is None or tcbs.current is None:

@@ -166,7 +166,7 @@ class InThread:
         self._source = source
 
     def collateral(self, request: CollateralRequest) -> Awaitable[Collateral]:
-        """As the source's own method."""
+        """Run the source's own method."""
         return asyncio.to_thread(self._source.collateral, request)
 
 
@@ -247,7 +247,7 @@ async def averify_with(
     anchors: Sequence[Anchor] = AMD_ANCHORS,
     at: datetime,
 ) -> Verdict:
-    """As :func:`verify_with`, but awaits the awaitable sources."""
+    """Verify as :func:`verify_with` does, awaiting the awaitable sources."""
     policy = policy or DEFAULT_POLICY
     steps = _gather(evidence, sources, policy, at, anchors)
     answer: _Answer | None = None
@@ -274,7 +274,7 @@ def _gather(
     at: datetime,
     anchors: Sequence[Anchor],
 ) -> Generator[tuple[AnySource, CollateralRequest], _Answer, Prepared]:
-    """Yields which source to ask for what, one after another."""
+    """Yield which source to ask for what, one after another."""
     collateral = Collateral()
     unreached: list[Reason] = []
     without: list[Reason] = []

@@ -46,7 +46,7 @@ class ReportTcbs:
     launch: TcbVersion | None = None
 
     def named(self) -> dict[str, TcbVersion | None]:
-        """Names and values, in the order above."""
+        """Return names and values, in the order above."""
         return {
             "current": self.current,
             "reported": self.reported,

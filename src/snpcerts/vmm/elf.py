@@ -59,7 +59,7 @@ def read_elf(path: str) -> Elf:
 
 
 def parse_elf(data: bytes | mmap.mmap) -> Elf:
-    """As :func:`read_elf`, for the bytes of a file."""
+    """Parse the bytes of a file as :func:`read_elf` does."""
     if data[:4] != b"\x7fELF" or len(data) < _HEADER.size:
         raise FormatError(WHAT, "not an ELF file")
     bits = {1: 32, 2: 64}.get(data[4])
@@ -99,7 +99,7 @@ class _Reader:
         return Elf(64, self._machine, interpreter, imports)
 
     def _imports(self, section: bytes) -> frozenset[str]:
-        """Names of the symbols that relocations refer to and this file does not define."""
+        """Return the symbols that relocations refer to and this file does not define."""
         found: dict[int, int] = {}
         section = section[: len(section) // _DYNAMIC.size * _DYNAMIC.size]
         for index, (tag, value) in enumerate(_DYNAMIC.iter_unpack(section)):

@@ -112,7 +112,7 @@ def commit(agent: Agent) -> Plan:
 @click.option(
     "--again",
     is_flag=True,
-    help="Set the present configuration again, so that the firmware derives the VCEK again.",
+    help="Repeat SNP_SET_CONFIG with the present settings: the firmware derives the VCEK again.",
 )
 @click.option(
     "--mask-chip-id/--no-mask-chip-id", default=None, help="Leave CHIP_ID out of reports."

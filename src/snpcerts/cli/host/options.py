@@ -201,6 +201,6 @@ class Host:
         )
 
     def kds_requests(self) -> dict[str, int]:
-        """Requests to the key server so far, by result."""
+        """Return the number of requests to the key server so far, by result."""
         client = None if self._source is None else self._source.client
         return {} if client is None else dict(client.results)

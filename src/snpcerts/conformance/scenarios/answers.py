@@ -26,7 +26,7 @@ def asks_for(answer: Answer, pages: int) -> str | None:
 
 
 def asks_and_writes_nothing(answer: Answer, pages: int) -> str | None:
-    """As :func:`asks_for`; the guest's memory must also be unchanged."""
+    """Check as :func:`asks_for`; the guest's memory must also be unchanged."""
     problem = asks_for(answer, pages)
     if problem is None and not answer.untouched:
         problem = "ENOSPC, but the guest's memory was written to"

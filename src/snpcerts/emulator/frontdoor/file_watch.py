@@ -48,13 +48,13 @@ class Watch(Protocol):
     """An observer of file calls. Called in the supervisor's loop; must not block."""
 
     def opening(self, call: OpenCall) -> int | None:
-        """None lets the kernel open the path; a negative errno is the call's result."""
+        """Return None to let the kernel open the path, or a negative errno as the call's result."""
 
     def wants(self, found: os.stat_result) -> bool:
         """Whether to observe calls on this file."""
 
     def before(self, call: FileCall) -> int | Pending | None:
-        """None lets the kernel perform the call; a number is the call's result.
+        """Return None to let the kernel perform the call, or a number as the call's result.
 
         A :class:`Pending` holds the call back; its result is the call's, or
         :data:`PROCEED`.

@@ -64,7 +64,7 @@ def read_path(tid: int, address: int) -> bytes | None:
 
 
 def _read_text(tid: int, address: int, size: int) -> bytes | None:
-    """Bytes up to the first zero, or ``size`` bytes if there is no zero."""
+    """Read bytes up to the first zero, or ``size`` bytes if there is no zero."""
     if address + size > _ADDRESS_LIMIT:
         return None
     _remote.base = address

@@ -90,7 +90,7 @@ class GuestCpu:
         self._clock = clock
 
     def now(self) -> float:
-        """Seconds on the platform's clock."""
+        """Return the seconds on the platform's clock."""
         return self._clock()
 
     def read(self, gpa: int, size: int) -> Generator[Event, int, bytes]:

@@ -142,7 +142,7 @@ class MappedGhcb:
         return offset
 
     def read(self, memory: SlotMemory, offset: int, size: int) -> bytes:
-        """Bytes of the page as they are now."""
+        """Read bytes of the page as they are now."""
         try:
             return memory.read(self._gpa + offset, size)
         except OSError:

@@ -110,7 +110,7 @@ def build(states: Mapping[str, bytes], msrs: Mapping[int, int], features: int) -
 
 
 def _put_system(page: bytearray, sregs: bytes | None) -> None:
-    """Segments, descriptor tables, control registers, EFER."""
+    """Write segments, descriptor tables, control registers and EFER."""
     cr0, cr2, cr3, cr4, efer, cpl = _RESET_CR0, 0, 0, 0, 0, 0
     for name, (at, source) in _SEGMENTS.items():
         selector, base = (0xF000, 0xFFFF_0000) if name == "cs" else (0, 0)
