@@ -143,7 +143,7 @@ def _went_on(before: FirmwareState, now: FirmwareState) -> KnownKeys:
         now.chip_key_masked and not before.chip_key_masked
     )
     if moved or masked:
-        # Only SNP_SET_CONFIG or SNP_COMMIT does that, and both derive the VCEK anew.
+        # Only SNP_SET_CONFIG or SNP_COMMIT does that, and both derive the VCEK again.
         known = replace(known, vcek_doubt="", lost_masks=())
     if not now.vlek_loaded:
         return replace(known, vlek=None, vlek_doubt="")
