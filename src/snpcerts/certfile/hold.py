@@ -47,7 +47,7 @@ class HeldLock:
 
 @contextmanager
 def hold(path: str, *, shared: bool) -> Iterator[HeldLock]:
-    """Hold a lock on the whole file; does not wait for it.
+    """Hold a lock on the whole file; do not wait for it.
 
     Raises :class:`LockHeldError` naming the holders, or :class:`InputError`.
     """

@@ -174,7 +174,7 @@ class Evidence:
 
     @classmethod
     def _unwrapped(cls, data: bytes, depth: int) -> Self:
-        """What is no report by its first bytes."""
+        """Unwrap what is not a report by its first bytes."""
         if depth > _MAX_DEPTH:
             raise FormatError("evidence", "is wrapped too many times")
         if len(data) >= REPORT_SIZE and looks_like_report(data):
@@ -212,7 +212,7 @@ class Evidence:
 
     @classmethod
     def _from_binary(cls, data: bytes) -> Self | None:
-        """The shapes that their first bytes tell."""
+        """Read the shapes that first bytes identify."""
         if data[:4] == SIGNATURE:
             hcl = HclReport.unpack(data)
             runtime = RuntimeData(hcl.claims, hcl.digest)
