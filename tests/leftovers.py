@@ -32,10 +32,10 @@ class Marked:
         return self.run(*shell, *SNPCERTS, *words)
 
     def run(self, *words: str) -> subprocess.Popen[bytes]:
-        """Start any program."""
+        """Start any program, with SIGHUP as a shell leaves it, should nohup run these tests."""
         self.place.mkdir(exist_ok=True)
         return subprocess.Popen(
-            words,
+            ["env", "--default-signal=HUP", *words],
             env=os.environ | {"TMPDIR": str(self.place), _MARK: self.mark},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
