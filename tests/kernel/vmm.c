@@ -120,7 +120,7 @@ static void hand_out(struct vcpu *vcpu, uint8_t *data)
 	bool busy = fd < 0 && errno == EAGAIN;
 	ssize_t size = fd < 0 ? -1 : contents(fd, data);
 
-	run->snp_req_certs.ret = busy ? EAGAIN : size < 0 ? give_nothing(run) : give(run, data, size);
+	run->snp_req_certs.ret = busy ? EAGAIN : size <= 0 ? give_nothing(run) : give(run, data, size);
 	run->immediate_exit = 1; /* the lock stays until the firmware has signed */
 	if (ioctl(vcpu->fd, KVM_RUN, 0) < 0 && errno != EINTR)
 		must(-1, "KVM_RUN");
