@@ -157,6 +157,7 @@ class Trial:
         self.gate: Callable[[CertsRequest], bool] = lambda _: True
         self.output = VmmOutput()
         self.tick: Callable[[], None] = lambda: None  # called often, for what waits for a time
+        self.enough = False  # set by a script that has seen what it needs
         self.fails_reentry: Callable[[CertsRequest], int] = lambda _: 0
         self.at_answer: Callable[[CertsRequest], None] = lambda _: None
         self.answers: list[tuple[Answer, list[bytes]]] = []
@@ -357,7 +358,7 @@ class Trial:
             self.ended_by = None if self.program is None else self.program.exit_code
             if self.ended_by is not None or self._broken is not None or self.spinning:
                 return
-            if self._is_done() and not self.scenario.ends:
+            if self.enough or (self._is_done() and not self.scenario.ends):
                 return
             now = time.monotonic()
             if self._progress() != progress:

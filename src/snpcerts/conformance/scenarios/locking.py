@@ -32,6 +32,7 @@ from snpcerts.emulator.guest.program import Sleep
 
 FIRMWARE_TIME = 0.02  # seconds for which the emulated firmware delays each signature
 SLOW_FIRMWARE = 5.0  # seconds; Linux waits 100 s for a command by default
+STOPPED_LIMIT = 3.0  # seconds after which a VM counts as stopped
 RELEASE_LIMIT = 1.0  # seconds after which a lock counts as never released
 WAIT_MIN = 0.02  # seconds; a shorter wait is not judged
 SLEEP_MIN = 0.0003  # seconds between two tries for the lock
@@ -147,15 +148,23 @@ def _lock_fails(trial: Trial, vcpu: TrialVcpu) -> Script:
 def _handshake_fails(trial: Trial, vcpu: TrialVcpu) -> Script:
     trial.served.replace(trial.served.table(TABLE_SIZE))
     failed: list[CertsRequest] = []
+    failed_at: list[float] = []
 
     def fails(request: CertsRequest) -> int:
         if request.ret != 0 or failed:
             return 0
         failed.append(request)
+        failed_at.append(time.monotonic())
         return errno.EIO
 
-    trial.fails_reentry = fails
+    def stops_waiting() -> None:
+        """Give up on a VM that the VMM has stopped, as QEMU does when KVM_RUN fails."""
+        if failed_at and time.monotonic() - failed_at[0] > STOPPED_LIMIT:
+            trial.enough = True
+
+    trial.fails_reentry, trial.tick = fails, stops_waiting
     answer = yield from vcpu.ask(2)
+    trial.tick = lambda: None
     if not failed or failed[0].lock_at_answer is None:
         trial.skip("handshake-fails", f"no table was delivered under a lock: {answer}")
         return
@@ -167,11 +176,14 @@ def _handshake_fails(trial: Trial, vcpu: TrialVcpu) -> Script:
 
 
 def _after_handshake(trial: Trial) -> None:
-    """A VMM that ends is right too: its lock ends with it."""
-    if trial.ended_by is not None:
-        left = trial.served.locked()
-        problem = None if left is None else f"the VMM ended, still held: {trial.served.kinds()}"
-        trial.judge("handshake-fails", problem)
+    """A VMM that ends or stops its VM is right too, if no lock is left."""
+    if trial.ended_by is None and not trial.enough:
+        return
+    what = "the VMM ended" if trial.ended_by is not None else "the VMM stopped the VM"
+    left = trial.served.locked()
+    trial.judge(
+        "handshake-fails", None if left is None else f"{what}, still held: {trial.served.kinds()}"
+    )
 
 
 def _after_lock(trial: Trial, vcpu: TrialVcpu) -> Script:
