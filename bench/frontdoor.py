@@ -132,7 +132,7 @@ def _run(argv: list[str], way: Way | None) -> tuple[float, bytes]:
     with Supervisor() as supervisor:
         door = Door({"/dev/sev": _Answers})
         program = spawn(argv, supervisor, door, stdout=subprocess.PIPE, way=way)
-        supervisor.run(until=lambda: program.process.returncode is not None)
+        supervisor.run(until=lambda: program.exit_code is not None)
         took = time.perf_counter() - begin
         said, _ = program.process.communicate()
     assert program.exit_code == 0
