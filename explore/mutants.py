@@ -29,7 +29,7 @@ from explore.transition import Settings
 from snpcerts.abi.cert_table import EMPTY
 from snpcerts.certfile import step
 from snpcerts.certfile.reader import Table
-from snpcerts.certfile.step import Steps
+from snpcerts.certfile.step import Steps, relayed
 
 Memory = dict[str, Any]
 Through = Callable[[Any, Memory], Steps[Any]]
@@ -38,20 +38,7 @@ Through = Callable[[Any, Memory], Steps[Any]]
 def altered(protocol: Steps[Any], through: Through) -> Steps[Any]:
     """The protocol with each step sent through ``through``, which has a memory of its own."""
     memory: Memory = {}
-    # Not step.relayed: what a frame keeps is part of the explorer's state, and the last
-    # result must not stay in it, or no state ever comes back.
-    try:
-        action = next(protocol)
-        while True:
-            try:
-                result = yield from through(action, memory)
-            except BaseException as error:
-                action = protocol.throw(error)
-            else:
-                action = protocol.send(result)
-            result = None
-    except StopIteration as end:
-        return end.value
+    return relayed(protocol, lambda action: through(action, memory))
 
 
 # Readers
