@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from snpcerts.endorsement.reason import ReasonCode
+from snpcerts.verify.bits import GUEST_POLICY_BITS, PLATFORM_INFO_BITS
 from snpcerts.verify.bulletins import Bulletin, bulletin_data
 from snpcerts.verify.verdict import Verdict
 
@@ -19,9 +20,10 @@ _FLOORS: Final = frozenset(
         ReasonCode.POLICY_LAUNCH_TCB,
     }
 )
-_TABLES: Final = {
-    ReasonCode.POLICY_GUEST_POLICY: "guest_policy",
-    ReasonCode.POLICY_PLATFORM_INFO: "platform_info",
+# By reason: the policy file's table, its bits, and the report's field.
+_BITS: Final = {
+    ReasonCode.POLICY_GUEST_POLICY: ("guest_policy", GUEST_POLICY_BITS, "policy"),
+    ReasonCode.POLICY_PLATFORM_INFO: ("platform_info", PLATFORM_INFO_BITS, "platform_info"),
 }
 
 
@@ -38,11 +40,11 @@ def _why(bulletin: Bulletin, verdict: Verdict, codes: set[ReasonCode]) -> Iterat
         yield from bulletin.below(verdict.report, verdict.tcbs)
     if ReasonCode.POLICY_PRODUCT in codes and verdict.product in bulletin.refused:
         yield f"no field of the report shows that a {verdict.product.value} is safe from it"
-    for code, table in _TABLES.items():
-        if code not in codes:
+    for code, (table, bits, field) in _BITS.items():
+        if code not in codes or verdict.report is None:
             continue
-        found = verdict.check(code.value).found or ""
-        for bit in bulletin.required:
-            where, _, key = bit.key.partition(".")
-            if where == table and f"{key}={int(not bit.value)}" in found.split():
-                yield f"{bit.key} must be {str(bit.value).lower()}"
+        word = getattr(verdict.report.fields, field)
+        for required in bulletin.required:
+            where, _, key = required.key.partition(".")
+            if where == table and bits[key].of(word) is not required.value:
+                yield f"{required.key} must be {str(required.value).lower()}"
