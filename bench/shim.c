@@ -105,7 +105,7 @@ static void write_guest(int vcpu)
 	memset(sregs, 0, 8); /* the code segment's base */
 	memset(sregs + 12, 0, 2);
 	must(ioctl(vcpu, KVM_SET_SREGS, sregs), "KVM_SET_SREGS");
-	regs[3] = 0x80; /* RDX: a port of nobody's */
+	regs[3] = 0x80; /* RDX: an unused port */
 	regs[16] = 0x1000; /* RIP */
 	regs[17] = 2; /* RFLAGS */
 	must(ioctl(vcpu, KVM_SET_REGS, regs), "KVM_SET_REGS");

@@ -13,7 +13,7 @@ Peers verify the same evidence in loops of their own languages, one thread each.
 "whole" is what they offer to verify a report with its certificates; neither
 remembers anything between calls, but go-sev-guest is given ASK and ARK already
 read. "known VCEK" is their report signature check with a VCEK read before and
-judged by nobody. go-sev-guest compares names, so this emulated chain has AMD's. A
+not checked. go-sev-guest compares names, so this emulated chain has AMD's. A
 peer is left out where its toolchain is not there.
 """
 

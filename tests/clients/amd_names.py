@@ -3,7 +3,7 @@
 
 The emulator's certificates say in their names that they are not AMD's. This
 signs the same contents again, with the same emulated keys, under the names that
-AMD's certificates have. They stay worthless to whoever trusts AMD's keys.
+AMD's certificates have. A verifier that trusts AMD's keys still refuses them.
 """
 
 from __future__ import annotations

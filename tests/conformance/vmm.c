@@ -338,7 +338,7 @@ static ssize_t shared_contents(int *fd, uint8_t *data)
 	return -1;
 }
 
-/* The file, locked and read: its size, or -1 with errno, EAGAIN for a lock not had. */
+/* The file, locked and read: its size, or -1 with errno, EAGAIN if the lock was not free. */
 static ssize_t locked_contents(int *fd, uint8_t *data)
 {
 	struct timespec pause = { .tv_nsec = is_wrong(SPINS) ? 0 : 1000000 };
@@ -752,7 +752,7 @@ int main(int count, char **words)
 	command(KVM_SEV_INIT2, init);
 	if (!is_wrong(PAGE_STATE_NOT_ENABLED))
 		must(ioctl(vm, KVM_ENABLE_CAP, hypercalls), "KVM_CAP_EXIT_HYPERCALL");
-	/* A page on either side that nobody may touch. */
+	/* A page on either side that must stay untouched. */
 	memory[0] = mmap(NULL, MEMORY + 2 * PAGE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	memory[0] += PAGE;
 	must(mprotect(memory[0], MEMORY, PROT_READ | PROT_WRITE), "memory");

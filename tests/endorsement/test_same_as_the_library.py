@@ -7,10 +7,10 @@ with differences that are listed here:
 
 * only here refused: a negative serial number, or one of more than 20 bytes; an empty
   list of extensions, or of entries of a revocation list;
-* only there refused: what nobody here reads. That is the content of extensions other
-  than AMD's, basicConstraints and keyUsage, and the parameters of algorithms, which
-  are compared as bytes afterwards. With sound content in these places the library
-  accepts the certificate as well.
+* refused by the library alone: content that this project does not read, that is, the
+  content of extensions other than AMD's, basicConstraints and keyUsage, and the
+  parameters of algorithms, which are compared as bytes afterwards. With sound content in
+  these places the library accepts the certificate as well.
 """
 
 from __future__ import annotations
@@ -130,7 +130,7 @@ def unlike(read: Certificate, other: x509.Certificate) -> list[str]:
 
 
 def without_unread_parts(data: bytes) -> bytes:
-    """The same certificate, sound where nobody here reads: algorithms, other extensions."""
+    """The same certificate with sound content wherever this project does not read."""
     outer = structure.read(structure.Signed, data)
     tbs = outer.tbs.parse(structure.TbsCertificate)
     tbs.signature = outer.signature_algorithm = structure.read(asn1.TLV, ALGORITHM)
@@ -200,7 +200,7 @@ def genuine(vectors: Path) -> list[bytes]:
     return [path.read_bytes() for path in sorted(vectors.glob("*/*.der"))]
 
 
-def test_both_read_the_same_in_what_nobody_changed() -> None:
+def test_both_read_the_same_in_unchanged_certificates() -> None:
     for data in MADE:
         assert ours(data) is not None
         assert disagreement(data) is None
@@ -345,7 +345,7 @@ def _v1(data: bytes) -> bool:
 
 
 def _sound_list(data: bytes) -> bytes:
-    """The same list, sound where nobody here reads."""
+    """The same list, sound where this project does not read."""
     outer = structure.read(structure.Signed, data)
     tbs = outer.tbs.parse(structure.TbsCertList)
     tbs.signature = outer.signature_algorithm = structure.read(asn1.TLV, ALGORITHM)

@@ -118,7 +118,7 @@ def test_no_fault_gets_anything_wrong_published_and_all_recover(
             each.lines.until("published")
             assert each.right(), each.fault
 
-        # The faults again. What is right stays, and nobody need be asked.
+        # The faults again. What is right stays, without a request to the key server.
         for each in watches.values():
             each.server.faults.set(each.fault)
         for each in watches.values():

@@ -5,7 +5,7 @@
 the order of two checks, a write that is left out) in the functions that are cut out of
 a release, and in the emulator's code for the same, and runs some sequences. What
 nothing noticed is listed: each such survivor is a sequence that is missing, or a change
-that nobody can see, and then :data:`EXPLAINED` says why.
+that has no effect, and then :data:`EXPLAINED` says why.
 """
 
 from __future__ import annotations

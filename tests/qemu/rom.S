@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
  * The firmware of a guest that asks for certificates ROUNDS times, each time first
- * with a buffer of PAGES and then with as many as it is told to bring, and writes
+ * with a buffer of PAGES and then with as many as the answer names, and writes
  * what it gets to the debug console: ret (1 byte), pages (1 byte), the pages. It ends
  * by port 0x501. Real mode, 64 KiB up to 4 GiB. Behind the code is what QEMU wants of
  * an SNP guest's firmware: a table of GUIDs with the SEV metadata.

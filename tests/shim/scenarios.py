@@ -438,7 +438,7 @@ def a_second_mapping_of_kvm_run_may_go(file: Path) -> None:
 
 
 @scenario
-def a_slot_is_gone_only_when_nobody_writes_to_it(file: Path) -> None:
+def a_slot_is_gone_only_once_nothing_writes_to_it(file: Path) -> None:
     """The VMM unmaps what it has taken from the guest, and may map something else there."""
     file.write_bytes(TABLE)
     vm, vcpu, _ = guest()

@@ -58,7 +58,7 @@ def run(
     }
     if "replaced_b" in name:
         environment["FAKE_NEW"] = str(file.with_suffix(".new"))
-    if name == "a_slot_is_gone_only_when_nobody_writes_to_it":
+    if name == "a_slot_is_gone_only_once_nothing_writes_to_it":
         environment["FAKE_HOLD"] = str(file.with_suffix(".hold"))
         os.mkfifo(environment["FAKE_HOLD"])
     environment |= SETTINGS.get(name, {}) | (settings or {})

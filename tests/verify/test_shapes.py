@@ -276,7 +276,7 @@ def test_an_outage_of_the_next_source_leaves_a_stale_table_undecided() -> None:
         "what came with the report",
         "the key server",
     ]
-    # A forged report is refused, whoever is out of reach.
+    # A forged report is refused, even while the key server is unreachable.
     broken = Evidence(flipped(REPORT, 0x2A0 + 40), Collateral(vcek=LEAF, ask=ASK, ark=ARK))
     assert verify_with(broken, [OWN, Down()], anchors=anchors(), at=NOON).status is Status.REFUSED
 

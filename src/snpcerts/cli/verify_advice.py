@@ -37,8 +37,8 @@ _NONCE: Final = (
     "data in that: --user-data HEX"
 )
 _EMULATOR: Final = (
-    "this evidence is of the emulator, whose root nobody should trust by default: name it with "
-    "--anchor FILE where you mean it"
+    "this evidence comes from the emulator, whose root is not trusted by default: to test with "
+    "it, name its root with --anchor FILE"
 )
 _MASKED: Final = (
     "the host hides its chip ID: only a policy with allow_masked_chip_id = true accepts that"

@@ -136,7 +136,7 @@ class _BundleReader:
         if block.content is None:
             self.others[f"PEM of {block.label[:40]!r} whose body is not base64"] = None
         elif block.label in _PEM_BUNDLES or block.label.endswith(("CERTIFICATE", "CRL")):
-            # Behind a "TRUSTED CERTIFICATE" stands what openssl is told to trust it for.
+            # In a "TRUSTED CERTIFICATE", openssl's trust settings follow the certificate.
             self._elements(block.content, first_alone=block.label == "TRUSTED CERTIFICATE")
         else:
             self.others[kind_of_label(block.label).name] = None

@@ -25,7 +25,7 @@ from snpcerts.endorsement.vek import VekKind
 from snpcerts.errors import RefusedError, RetryLaterError, SnpCertsError
 from snpcerts.host import locked_update
 from snpcerts.host.config import Config, FileConfig
-from snpcerts.host.event import Event, EventKind, Listener, nobody
+from snpcerts.host.event import Event, EventKind, Listener, ignore_event
 from snpcerts.host.expected_content import Key, NoKey, expected_content
 from snpcerts.host.file_state import FileMatch, FileState, read_file_state
 from snpcerts.host.host_firmware import HostFirmware
@@ -65,7 +65,7 @@ class Agent:
         firmware: HostFirmware,
         table_cache: TableCache,
         *,
-        listener: Listener = nobody,
+        listener: Listener = ignore_event,
         performer: Performer = system.perform,
         during: Callable[[], AbstractContextManager[object]] = contextlib.nullcontext,
         force: bool = False,

@@ -58,6 +58,6 @@ class Event:
 Listener = Callable[[Event], None]
 
 
-def nobody(event: Event) -> None:
-    """Listen to nothing."""
+def ignore_event(event: Event) -> None:
+    """Do nothing with an event: the listener of an agent that has no other."""
     del event

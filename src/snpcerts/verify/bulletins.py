@@ -209,19 +209,19 @@ def policy_text(
     lines = [f"# For {', '.join(bulletin.name for bulletin in chosen)}."]
     lines += [f"# {bulletin.id}: {bulletin.gaps}" for bulletin in chosen if bulletin.gaps]
     lines.append("# Put report_data, measurements and the like here, above the tables.")
-    lines.append(f"products = [{', '.join(repr_toml(each.keyword) for each in accepted)}]")
+    lines.append(f"products = [{', '.join(_toml_string(each.keyword) for each in accepted)}]")
     for table in ("guest_policy", "platform_info"):
         listed = [(key, value) for (where, key), value in bits.items() if where == table]
         if listed:
             lines += ["", f"[{table}]", *(f"{key} = {str(value).lower()}" for key, value in listed)]
     for floor in floors:
-        lines += ["", "[[floors]]", f"processor = {repr_toml(floor.name)}"]
+        lines += ["", "[[floors]]", f"processor = {_toml_string(floor.name)}"]
         lines += [f"{name} = {value:#x}" for name, value in floor.components().items()]
-        lines.append(f"bulletins = [{', '.join(map(repr_toml, floor.bulletins))}]")
+        lines.append(f"bulletins = [{', '.join(map(_toml_string, floor.bulletins))}]")
     return "\n".join(lines) + "\n"
 
 
-def repr_toml(text: str) -> str:
+def _toml_string(text: str) -> str:
     """Return a TOML string; the names here need no escapes."""
     return f'"{text}"'
 

@@ -86,7 +86,7 @@ void kvm_vcpu_unmap(struct kvm_vcpu *vcpu, struct kvm_host_map *map)
 	map->hva = NULL;
 }
 
-/* Userspace takes a page away. What KVM has mapped stays, but nobody sees it any more. */
+/* Userspace takes a page away. What KVM has mapped stays, and userspace no longer sees it. */
 void oracle_set_page(unsigned gfn, u8 to)
 {
 	struct vcpu_sev_es_state *es = &the_vcpus[0].sev_es;
