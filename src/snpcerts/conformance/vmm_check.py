@@ -187,7 +187,8 @@ CHECKS: Final = (
     ),
     ConformanceCheck(
         "handshake-fails",
-        "KVM_RUN ends the hand-shake with an error: the lock is released",
+        "KVM_RUN ends the hand-shake with an error: the lock is released, and the VM may be "
+        "stopped",
         "api: KVM_RUN may fail with EIO or EBADF; an update needs the lock",
     ),
     ConformanceCheck(
