@@ -287,23 +287,30 @@ def run(
     with contextlib.ExitStack() as stack:
         if supervisor is None:
             supervisor = stack.enter_context(Supervisor())
+        # Before the program starts: it may be interrupted at once.
+        stack.enter_context(_terminal_signals_left_to_the_program())
         program = spawn(argv, supervisor, door, env=env)
-        stack.enter_context(_terminal_signals_ignored())
         supervisor.run(until=lambda: program.exit_code is not None)
         code = program.exit_code
     return NOT_RUN if code is None else code
 
 
 @contextlib.contextmanager
-def _terminal_signals_ignored() -> Generator[None]:
+def _terminal_signals_left_to_the_program() -> Generator[None]:
+    """Let SIGINT and SIGQUIT pass without effect here.
+
+    A handler, not SIG_IGN, which the program would inherit; what is ignored already,
+    as by nohup, stays so.
+    """
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGQUIT)}
-    for number in before:
-        signal.signal(number, signal.SIG_IGN)
+    handled = [number for number, handler in before.items() if handler is not signal.SIG_IGN]
+    for number in handled:
+        signal.signal(number, lambda *_: None)
     try:
         yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for number in handled:
+            signal.signal(number, before[number])
 
 
 def _trampoline(arguments: list[str]) -> NoReturn:
