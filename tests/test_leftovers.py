@@ -16,6 +16,7 @@ from snpcerts.emulator.frontdoor.seccomp import FrontDoorUnavailableError
 from snpcerts.temporary_directory import TemporaryDirectory, remove_abandoned, temporary_directory
 
 from .leftovers import Marked, end, has
+from .sizes import sized
 
 # A VMM that has left its process group and its parent, as a daemon does, and holds a lock.
 DAEMON = (
@@ -27,14 +28,13 @@ DAEMON = (
     "time.sleep(1000)\n"
 )
 VMM = ("conformance", "--timeout", "600", "--", sys.executable, "-c", DAEMON, "{certs}")
-ENDINGS = [
+_OFTEN = [
     (signal.SIGINT, True),  # Ctrl-C: the whole foreground group
-    (signal.SIGINT, False),
     (signal.SIGTERM, False),
-    (signal.SIGHUP, True),
     (signal.SIGKILL, False),
-    (signal.SIGKILL, True),
 ]
+_SELDOM = [(signal.SIGINT, False), (signal.SIGHUP, True), (signal.SIGKILL, True)]
+ENDINGS = sized(_OFTEN, _OFTEN + _SELDOM)
 names = [f"{number.name}-{'group' if group else 'alone'}" for number, group in ENDINGS]
 
 
