@@ -109,7 +109,7 @@ def test_every_product_option_takes_each_product_in_any_case() -> None:
 
 
 def test_the_example_configuration_lists_the_products() -> None:
-    text = (ROOT / "packaging" / "snpcerts.toml").read_text(encoding="utf-8")
+    text = (ROOT / "src/snpcerts/host/system_files/snpcerts.toml").read_text(encoding="utf-8")
     listed = re.search(r"^# product = .*# (.*); default", text, re.MULTILINE)
     assert listed is not None
     assert re.findall(r"\w+", listed[1].replace(" or ", " ")) == KEYWORDS

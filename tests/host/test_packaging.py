@@ -18,7 +18,8 @@ from snpcerts.host.config import Config, FileConfig, parse
 
 ROOT = Path(__file__).parents[2]
 PACKAGING = ROOT / "packaging"
-UNITS = sorted((PACKAGING / "systemd").glob("*.service"))
+SYSTEM_FILES = ROOT / "src" / "snpcerts" / "host" / "system_files"
+UNITS = sorted(SYSTEM_FILES.glob("*.service"))
 
 
 @pytest.mark.parametrize("unit", UNITS, ids=lambda unit: unit.name)
@@ -52,7 +53,7 @@ def test_the_units_command_is_one_of_ours_and_comes_before_vms(unit: Path) -> No
 
 
 def test_the_example_configuration_says_the_defaults() -> None:
-    text = (PACKAGING / "snpcerts.toml").read_text()
+    text = (SYSTEM_FILES / "snpcerts.toml").read_text()
     assert parse(text).files == Config().files
     # And with every comment taken away from a setting it is still one that is understood.
     settings = re.sub(r"^# (\w+ = |\[\[)", r"\1", text, flags=re.MULTILINE)

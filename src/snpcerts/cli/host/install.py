@@ -1,0 +1,144 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``snpcerts host install`` and ``uninstall``: the agent as a service of this host."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import shutil
+import sys
+import sysconfig
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from snpcerts.cli.say import present, say
+from snpcerts.cli.signals import ends_cleanly
+
+if TYPE_CHECKING:
+    from snpcerts.host.installation import Step, Target
+
+_OPTIONS = (
+    click.option("--dry-run", is_flag=True, help="Only say what would be done."),
+    click.option(
+        "--root",
+        metavar="DIR",
+        default="/",
+        help="Work in the root directory of another system, for example an image. [default: /]",
+    ),
+    click.option(
+        "--command",
+        "program",
+        metavar="PATH",
+        help="The path by which the units start snpcerts. [default: this command's own]",
+    ),
+    click.option(
+        "--replace",
+        is_flag=True,
+        help="Also files that were edited or belong to another installation.",
+    ),
+    click.option("--json", "as_json", is_flag=True, help="Print one JSON object."),
+)
+
+
+def _with_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(function)
+    def call(**options: Any) -> Any:
+        return function(**options)
+
+    for option in reversed(_OPTIONS):
+        call = option(call)
+    return call
+
+
+@click.command(short_help="Put units, configuration and group in place.")
+@click.option(
+    "--group",
+    metavar="NAME",
+    default="kvm",
+    show_default=True,
+    help="The group that the VMMs run in; it is created if it is missing.",
+)
+@_with_options
+def install(
+    group: str, dry_run: bool, root: str, program: str | None, replace: bool, as_json: bool
+) -> None:
+    """Make the agent a service of this host: units, configuration, group and directories.
+
+    Says what it did with each. Starts nothing. Keeps a configuration that exists,
+    and never touches a certificate file. Run it again after an upgrade, or to
+    complete an installation that was interrupted.
+
+    Example: snpcerts host install --group libvirt-qemu --dry-run
+    """
+    from snpcerts.host.installation import Target, next_steps, plan_installation
+
+    target = Target(root, program or own_path(), group, replace)
+    steps = plan_installation(target)
+    _do(target, steps, dry_run, as_json, next_steps(target, steps))
+
+
+@click.command(short_help="Remove what host install has put in place.")
+@click.option("--purge", is_flag=True, help="Also the configuration and the cache.")
+@_with_options
+def uninstall(
+    purge: bool, dry_run: bool, root: str, program: str | None, replace: bool, as_json: bool
+) -> None:
+    """Stop the agent, and remove what 'host install' has put in place.
+
+    The group, the certificate files and the record of the signing keys stay: guests
+    keep their certificates. Nothing keeps the files right from then on, so remove
+    them before the firmware changes or the host reboots.
+
+    Example: snpcerts host uninstall --dry-run
+    """
+    from snpcerts.host.config import DEFAULT_FILE
+    from snpcerts.host.installation import Target, plan_removal
+
+    target = Target(root, program or own_path(), replace=replace)
+    steps = plan_removal(target, purge=purge)
+    after = []
+    if any(step.item == "certificates" for step in steps):
+        after = [f"rm {DEFAULT_FILE}   # before the firmware changes or the host reboots"]
+    _do(target, steps, dry_run, as_json, after)
+
+
+def own_path() -> str:
+    """Return the path by which this command was started, or is installed."""
+    started = shutil.which(sys.argv[0]) if os.path.basename(sys.argv[0]) == "snpcerts" else None
+    return os.path.abspath(started or os.path.join(sysconfig.get_path("scripts"), "snpcerts"))
+
+
+def _do(
+    target: Target, steps: Sequence[Step], dry_run: bool, as_json: bool, after: Sequence[str]
+) -> None:
+    from snpcerts.host.installation import carry_out
+
+    if not dry_run:
+        with ends_cleanly():
+            carry_out(target, steps)
+    if as_json:
+        say(
+            json.dumps(
+                {
+                    "dry_run": dry_run,
+                    "root": target.root,
+                    "command": target.command,
+                    "steps": [step.to_json() for step in steps],
+                    "next": list(after),
+                }
+            )
+        )
+        return
+    for step in steps:
+        present(str(step))
+    if not steps:
+        present("nothing is installed here")
+    if dry_run:
+        present("nothing was changed: --dry-run")
+    elif after:
+        present("next:")
+        for line in after:
+            say(f"  {line}")

@@ -1,0 +1,527 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Put the agent's units, configuration, group and directories in place, and take them away.
+
+:func:`plan_installation` and :func:`plan_removal` look at the host and change nothing; they
+refuse what they must not do, with what to do instead. :func:`carry_out` does the steps. Each
+step is complete or not begun, and a step that is already done does nothing, so running the
+command again completes what was interrupted.
+
+No step touches a certificate file: guests may be served from it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import enum
+import errno
+import grp
+import hashlib
+import os
+import re
+import shutil
+import stat
+import subprocess
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from importlib.resources import files
+from pathlib import Path
+from typing import Final
+
+from snpcerts.certfile.trusted_path import doubts
+from snpcerts.errors import InputError, RefusedError
+from snpcerts.host.config import DEFAULT_CACHE, DEFAULT_FILE, DEFAULT_PATH, DEFAULT_VLEK, load
+
+DEFAULT_GROUP: Final = "kvm"
+AGENT_UNIT: Final = "snpcerts-sync.service"
+UNITS: Final = (AGENT_UNIT, "snpcerts-check.service")
+_UNIT_FOLDER: Final = "/etc/systemd/system"
+_TMPFILES: Final = "/etc/tmpfiles.d/snpcerts.conf"
+_DIRECTORIES: Final = (os.path.dirname(DEFAULT_FILE), DEFAULT_VLEK, DEFAULT_CACHE)
+# Where packages put units, and what the shipped units run.
+_PACKAGE_UNITS: Final = ("/usr/lib/systemd/system", "/lib/systemd/system")
+_PACKAGED_COMMAND: Final = "/usr/bin/snpcerts"
+# The units have ProtectHome and PrivateTmp: they cannot see what is here.
+_HIDDEN_FROM_UNITS: Final = ("/home", "/root", "/run/user", "/tmp", "/var/tmp")  # noqa: S108 (refused)
+_MARK: Final = "# Written by snpcerts host install. SHA-256 of what follows: "
+_NAME: Final = re.compile(r"[a-z_][a-z0-9_-]{0,30}\Z")
+_PLAIN_PATH: Final = re.compile(r"/[A-Za-z0-9/._+-]+\Z")
+_RUNS: Final = re.compile(r"^ExecStart=(\S+)", re.MULTILINE)
+_SHARED: Final = ("share/man/man1", "share/bash-completion/completions", "share/zsh/site-functions")
+_OWN_VENV: Final = (
+    "install it for the whole host: python3 -m venv /opt/snpcerts, then "
+    "/opt/snpcerts/bin/pip install, then /opt/snpcerts/bin/snpcerts host install"
+)
+
+
+class Outcome(enum.Enum):
+    """What happens to an item; stable."""
+
+    CREATED = "created"
+    REPLACED = "replaced"
+    UNCHANGED = "unchanged"
+    KEPT = "kept"
+    REMOVED = "removed"
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One item, and what is done with it. ``perform`` None: nothing."""
+
+    item: str
+    path: str
+    outcome: Outcome
+    note: str = ""
+    perform: Callable[[], None] | None = field(default=None, compare=False, repr=False)
+
+    def to_json(self) -> dict[str, str]:
+        """Return the step as a JSON object."""
+        return {
+            "item": self.item,
+            "path": self.path,
+            "outcome": self.outcome.value,
+            "note": self.note,
+        }
+
+    def __str__(self) -> str:
+        note = f" ({self.note})" if self.note else ""
+        return f"{self.item:<13} {self.path}: {self.outcome.value}{note}"
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """The host to change.
+
+    ``root`` is its root directory, ``command`` the absolute path in it by which the units start
+    snpcerts. ``replace``: files that are not this installation's, or were edited, are replaced.
+    """
+
+    root: str = "/"
+    command: str = _PACKAGED_COMMAND
+    group: str = DEFAULT_GROUP
+    replace: bool = False
+
+    def at(self, path: str) -> str:
+        """Return where a path of the host is for this process."""
+        return os.path.join(self.root, path.lstrip("/"))
+
+    @property
+    def is_this_host(self) -> bool:
+        """Whether the directory is this machine's own root."""
+        return os.path.realpath(self.root) == "/"
+
+    @property
+    def has_service_manager(self) -> bool:
+        """Whether a running systemd reads these units."""
+        return self.is_this_host and os.path.isdir("/run/systemd/system")
+
+
+def plan_installation(target: Target) -> list[Step]:
+    """Return the steps that put everything in place.
+
+    Raises :class:`InputError` for a wrong name, path or configuration, :class:`RefusedError`
+    where something else is in the way.
+    """
+    _check_names(target)
+    if target.is_this_host:
+        _check_command(target.command)
+    _check_other_installations(target)
+    steps = [_group(target), _configuration(target)]
+    steps += [
+        _written(target, "unit", f"{_UNIT_FOLDER}/{name}", _unit(target, name)) for name in UNITS
+    ]
+    steps.append(
+        _written(target, "tmpfiles", _TMPFILES, _marked(_shipped("snpcerts-tmpfiles.conf")))
+    )
+    steps += [_directory(target, path) for path in _DIRECTORIES]
+    steps += _links(target)
+    return steps
+
+
+def plan_removal(target: Target, *, purge: bool = False) -> list[Step]:
+    """Return the steps that remove what :func:`plan_installation` puts in place.
+
+    Group, certificate files and records stay. So do configuration and cache, unless ``purge``.
+    """
+    _check_names(target)
+    steps = [_stopped(target, name) for name in UNITS if _enabled(target, name)]
+    for name in UNITS:
+        steps += _removed(target, "unit", f"{_UNIT_FOLDER}/{name}")
+    steps += _removed(target, "tmpfiles", _TMPFILES)
+    steps += _links_removed(target)
+    steps += _left(target, "configuration", DEFAULT_PATH, purge, os.unlink)
+    steps += _left(target, "cache", DEFAULT_CACHE, purge, shutil.rmtree)
+    if os.path.lexists(target.at(DEFAULT_FILE)):
+        note = "guests may be served from it"
+        steps.append(Step("certificates", DEFAULT_FILE, Outcome.KEPT, note))
+    return steps
+
+
+def carry_out(target: Target, steps: Sequence[Step]) -> None:
+    """Do the steps, in order; let the service manager read the units again.
+
+    Raises :class:`RefusedError`, which says how far it came.
+    """
+    work = [step for step in steps if step.perform is not None]
+    if target.is_this_host and os.geteuid() != 0 and work:
+        raise RefusedError(
+            "only root may change this host's installation",
+            hint="run it as root; --dry-run says what it would do",
+        )
+    for number, step in enumerate(work):
+        try:
+            assert step.perform is not None  # noqa: S101 (selected above)
+            step.perform()
+        except OSError as error:
+            raise RefusedError(
+                f"{step.path}: {error.strerror}: {number} of {len(work)} steps are done",
+                hint=_way_out(error),
+            ) from None
+    if work and target.has_service_manager:
+        _systemctl("daemon-reload")
+
+
+def next_steps(target: Target, steps: Sequence[Step]) -> list[str]:
+    """Return what the operator does after an installation, one command each."""
+    was_there = any(
+        step.item == "unit" and step.outcome in (Outcome.UNCHANGED, Outcome.REPLACED)
+        for step in steps
+    )
+    found = [f"snpcerts host check --online   # first edit {DEFAULT_PATH} if you need to"]
+    if was_there:
+        found.append(
+            "systemctl try-restart snpcerts-sync   # an agent that runs is the earlier one"
+        )
+    found.append("systemctl enable --now snpcerts-sync")
+    return found if target.is_this_host else []
+
+
+# What must be so before anything is changed.
+
+
+def _check_names(target: Target) -> None:
+    if not os.path.isdir(target.root):
+        raise InputError(f"{target.root}: is not a directory", hint="--root names a root directory")
+    if not _NAME.match(target.group):
+        raise InputError(f"{target.group!r} is not a group's name")
+    if not _PLAIN_PATH.match(target.command):
+        raise InputError(
+            f"{target.command}: a unit cannot run this path",
+            hint="--command needs an absolute path of letters, digits and /._+-",
+        )
+
+
+def _check_command(command: str) -> None:
+    """Refuse a command that the units could not run, or that other users could change."""
+    if not os.access(command, os.X_OK):
+        raise InputError(f"{command}: is not a program on this host", hint=_OWN_VENV)
+    for place in (command, os.path.realpath(command), _interpreter(command)):
+        for hidden in _HIDDEN_FROM_UNITS:
+            if place == hidden or place.startswith(hidden + "/"):
+                raise RefusedError(
+                    f"{place}: is under {hidden}, which the unit cannot see", hint=_OWN_VENV
+                )
+        for doubt in doubts(place):
+            raise RefusedError(
+                f"{place}: {doubt.place} {doubt.found}, so another user decides what root runs",
+                hint=_OWN_VENV,
+            )
+
+
+def _interpreter(command: str) -> str:
+    """Return the program of a script's first line, or the command itself."""
+    with open(command, "rb") as file:
+        first = file.readline(4096)
+    words = first[2:].split() if first.startswith(b"#!") else []
+    return os.path.realpath(os.fsdecode(words[0])) if words else command
+
+
+def _check_other_installations(target: Target) -> None:
+    for folder in _PACKAGE_UNITS:
+        place = f"{folder}/{AGENT_UNIT}"
+        if os.path.exists(target.at(place)):
+            raise RefusedError(
+                f"{place}: a package of snpcerts is installed, and two installations would "
+                "hide each other",
+                hint="use the package's, which is complete, or remove the package first",
+            )
+
+
+def _way_out(error: OSError) -> str:
+    if error.errno == errno.EROFS:
+        return (
+            "make the file system writable, or put the files into the host's image: "
+            "snpcerts host install --root DIR"
+        )
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return "free some space and run the command again"
+    return "correct that and run the command again; host uninstall takes back what is done"
+
+
+# Steps of an installation.
+
+
+def _shipped(name: str) -> str:
+    return files("snpcerts.host").joinpath("system_files", name).read_text(encoding="utf-8")
+
+
+def _marked(text: str) -> bytes:
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    return f"{_MARK}{digest}\n{text}".encode()
+
+
+def _unit(target: Target, name: str) -> bytes:
+    return _marked(_shipped(name).replace(_PACKAGED_COMMAND, target.command))
+
+
+def _group(target: Target) -> Step:
+    name = target.group
+    if _group_exists(target):
+        return Step("group", name, Outcome.UNCHANGED)
+    program = shutil.which("groupadd", path="/usr/sbin:/sbin:/usr/bin:/bin")
+    if program is None:
+        raise RefusedError(
+            f"there is no group {name!r}, and no groupadd on this machine to create it",
+            hint="create the group that your VMMs run in, or name it with --group",
+        )
+    where = [] if target.is_this_host else ["--prefix", os.path.abspath(target.root)]
+    words = [program, *where, "--system", name]
+
+    def create() -> None:
+        made = subprocess.run(words, capture_output=True, text=True, check=False)
+        if made.returncode != 0:
+            raise RefusedError(
+                f"group {name}: cannot create it: {made.stderr.strip()}",
+                hint="create the group that your VMMs run in, or name it with --group",
+            )
+
+    return Step("group", name, Outcome.CREATED, perform=create)
+
+
+def _group_exists(target: Target) -> bool:
+    if target.is_this_host:
+        try:
+            grp.getgrnam(target.group)
+        except KeyError:
+            return False
+        return True
+    try:
+        text = Path(target.at("/etc/group")).read_text(encoding="utf-8", errors="replace")
+    except FileNotFoundError:
+        return False
+    return any(line.startswith(f"{target.group}:") for line in text.splitlines())
+
+
+def _configuration(target: Target) -> Step:
+    place = target.at(DEFAULT_PATH)
+    if os.path.lexists(place):
+        groups = {file.group for file in load(place).files}
+        names = ", ".join(sorted(repr(name) for name in groups if name is not None)) or "none"
+        note = "" if groups == {target.group} else f"the group in it: {names}"
+        return Step("configuration", DEFAULT_PATH, Outcome.KEPT, note)
+    text = _shipped("snpcerts.toml")
+    for commented, setting in (
+        ('# group = "kvm"', f'group = "{target.group}"'),
+        ('# mode = "0640"', 'mode = "0640"'),
+    ):
+        text = text.replace(commented, setting)
+    return Step(
+        "configuration",
+        DEFAULT_PATH,
+        Outcome.CREATED,
+        f"group {target.group}, mode 0640",
+        lambda: _write(place, text.encode()),
+    )
+
+
+def _written(target: Target, item: str, path: str, data: bytes) -> Step:
+    """A file that is this command's own."""
+    place = target.at(path)
+    found = _content(place)
+    if found == data:
+        return Step(item, path, Outcome.UNCHANGED)
+    outcome = Outcome.CREATED if found is None else Outcome.REPLACED
+    if found is not None and not target.replace:
+        _refuse_foreign(path, found, data)
+    return Step(item, path, outcome, perform=lambda: _write(place, data))
+
+
+def _content(place: str) -> bytes | None:
+    """Return a file's bytes; None if there is none, b"" for what is no regular file."""
+    try:
+        if not stat.S_ISREG(os.lstat(place).st_mode):
+            return b""
+        return Path(place).read_bytes()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise InputError(f"{place}: {error.strerror}") from None
+
+
+def _refuse_foreign(path: str, found: bytes, data: bytes | None) -> None:
+    """Raise unless a file is as some version of this installation has written it."""
+    first, _, rest = found.partition(b"\n")
+    if not first.startswith(_MARK.encode()):
+        what = "was not written by snpcerts host install"
+        if not found:
+            what += "; a link to /dev/null means that the unit is masked"
+        raise RefusedError(f"{path}: {what}", hint="move it away, or replace it with --replace")
+    if first[len(_MARK) :].decode("ascii", "replace") != hashlib.sha256(rest).hexdigest():
+        raise RefusedError(
+            f"{path}: was edited after snpcerts host install wrote it",
+            hint="move your changes to a drop-in (systemctl edit), then give --replace",
+        )
+    if data is not None and (mine := _runs(data)) != (theirs := _runs(found)):
+        raise RefusedError(
+            f"{path}: belongs to another installation, {theirs}; this one is {mine}",
+            hint=f"run {theirs} host uninstall first, or take its place with --replace",
+        )
+
+
+def _runs(data: bytes) -> str | None:
+    found = _RUNS.search(data.decode("utf-8", "replace"))
+    return None if found is None else found[1]
+
+
+def _directory(target: Target, path: str) -> Step:
+    place = target.at(path)
+    if os.path.isdir(place):
+        return Step("directory", path, Outcome.UNCHANGED)
+    if os.path.lexists(place):
+        raise RefusedError(f"{path}: is not a directory", hint="move it away")
+
+    def create() -> None:
+        os.makedirs(place, mode=0o755, exist_ok=True)
+        os.chmod(place, 0o755)  # noqa: S103 (whatever the umask is: VMMs look for the file here)
+
+    return Step("directory", path, Outcome.CREATED, perform=create)
+
+
+def _links(target: Target) -> Iterator[Step]:
+    """Make a command outside /usr, its manual pages and completion usable without its path."""
+    for path, goal in _linked(target):
+        place = target.at(path)
+        if not os.path.lexists(place):
+            yield Step("link", path, Outcome.CREATED, f"to {goal}", _linker(place, goal))
+        elif os.path.islink(place) and os.readlink(place) == goal:
+            yield Step("link", path, Outcome.UNCHANGED)
+        elif target.replace:
+            yield Step("link", path, Outcome.REPLACED, f"to {goal}", _linker(place, goal))
+        else:
+            raise RefusedError(
+                f"{path}: another installation of snpcerts is there",
+                hint="remove that one first, or take its place with --replace",
+            )
+
+
+def _linked(target: Target) -> Iterator[tuple[str, str]]:
+    prefix = os.path.dirname(os.path.dirname(target.command))
+    if prefix in ("/usr", "/usr/local"):
+        return
+    yield "/usr/local/bin/snpcerts", target.command
+    for folder in _SHARED:
+        source = target.at(f"{prefix}/{folder}")
+        for name in sorted(os.listdir(source)) if os.path.isdir(source) else ():
+            if "snpcerts" in name:
+                yield f"/usr/local/{folder}/{name}", f"{prefix}/{folder}/{name}"
+
+
+def _linker(place: str, goal: str) -> Callable[[], None]:
+    def make() -> None:
+        os.makedirs(os.path.dirname(place), mode=0o755, exist_ok=True)
+        new = _new_of(place)
+        os.symlink(goal, new)
+        os.replace(new, place)
+
+    return make
+
+
+def _new_of(place: str) -> str:
+    """Return the temporary name beside ``place``, free even if a run was killed before."""
+    new = os.path.join(os.path.dirname(place), f".{os.path.basename(place)}.snpcerts-new")
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(new)
+    return new
+
+
+def _write(place: str, data: bytes) -> None:
+    """Put a file in place in one step; leave nothing behind if that fails."""
+    os.makedirs(os.path.dirname(place), mode=0o755, exist_ok=True)
+    temporary = _new_of(place)
+    try:
+        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC)
+        with os.fdopen(fd, "wb") as file:
+            file.write(data)
+            os.fchmod(fd, 0o644)
+            file.flush()
+            os.fsync(fd)
+        os.replace(temporary, place)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)
+        raise
+
+
+# Steps of a removal.
+
+
+def _enabled(target: Target, name: str) -> bool:
+    return target.has_service_manager or os.path.lexists(_wanted(target, name))
+
+
+def _wanted(target: Target, name: str) -> str:
+    return target.at(f"{_UNIT_FOLDER}/multi-user.target.wants/{name}")
+
+
+def _stopped(target: Target, name: str) -> Step:
+    def stop() -> None:
+        if target.has_service_manager:
+            _systemctl("disable", "--now", name)
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(_wanted(target, name))
+
+    path = f"{_UNIT_FOLDER}/{name}"
+    if _content(target.at(path)) is None:
+        return Step("service", name, Outcome.UNCHANGED, "not installed here")
+    return Step("service", name, Outcome.REMOVED, "stopped and disabled", stop)
+
+
+def _systemctl(*words: str) -> None:
+    """Tell the service manager; a refusal is its own message."""
+    made = subprocess.run(["systemctl", *words], capture_output=True, text=True, check=False)
+    if made.returncode != 0:
+        raise RefusedError(
+            f"systemctl {' '.join(words)} failed: {made.stderr.strip()}",
+            hint="the files are in place; repeat that command when the service manager answers",
+        )
+
+
+def _removed(target: Target, item: str, path: str) -> Iterator[Step]:
+    place = target.at(path)
+    found = _content(place)
+    if found is None:
+        return
+    if not target.replace:
+        mine = _marked(f"ExecStart={target.command}") if item == "unit" else None
+        _refuse_foreign(path, found, mine)
+    yield Step(item, path, Outcome.REMOVED, perform=lambda: os.unlink(place))
+
+
+def _links_removed(target: Target) -> Iterator[Step]:
+    for path, goal in _linked(target):
+        place = target.at(path)
+        if os.path.islink(place) and os.readlink(place) == goal:
+            yield Step("link", path, Outcome.REMOVED, perform=lambda place=place: os.unlink(place))  # type: ignore[misc] # a default binds the loop's value
+        elif os.path.lexists(place):
+            yield Step("link", path, Outcome.KEPT, "another installation's")
+
+
+def _left(
+    target: Target, item: str, path: str, purge: bool, remove: Callable[[str], None]
+) -> Iterator[Step]:
+    place = target.at(path)
+    if not os.path.lexists(place):
+        return
+    if purge:
+        yield Step(item, path, Outcome.REMOVED, perform=lambda: remove(place))
+    else:
+        yield Step(item, path, Outcome.KEPT, "--purge removes it")
