@@ -15,7 +15,7 @@ import pytest
 
 from snpcerts.cli.main import main
 from snpcerts.host.config import load
-from snpcerts.host.installation import Outcome, Target, carry_out, plan_installation
+from snpcerts.host.installation import InstallTarget, StepOutcome, carry_out, plan_installation
 from tests.documented_json import validator
 from tests.emulated import SNPCERTS
 from tests.verify.test_documented_reasons import sound_table
@@ -232,7 +232,7 @@ def test_another_user_than_root_changes_nothing(tmp_path: Path) -> None:
         pytest.skip("a package of snpcerts is on this machine")
     program = (
         "import os; from snpcerts.host.installation import *\n"
-        "target = Target(command='/usr/bin/env')\n"
+        "target = InstallTarget(command='/usr/bin/env')\n"
         "steps = plan_installation(target)\n"
         f"os.setgroups([]); os.setgid({NOBODY}); os.setuid({NOBODY})\n"
         "assert any(step.perform for step in steps)\n"
@@ -300,9 +300,9 @@ def test_a_missing_group_is_created(root: Path) -> None:
         pytest.skip("needs root and groupadd")
     for name in ("passwd", "gshadow"):
         (root / "etc" / name).touch()
-    target = Target(str(root), COMMAND, group="vmms")
+    target = InstallTarget(str(root), COMMAND, group="vmms")
     steps = plan_installation(target)
-    assert steps[0].outcome is Outcome.CREATED
+    assert steps[0].outcome is StepOutcome.CREATED
     carry_out(target, steps)
     assert "vmms:" in (root / "etc/group").read_text()
-    assert plan_installation(target)[0].outcome is Outcome.UNCHANGED
+    assert plan_installation(target)[0].outcome is StepOutcome.UNCHANGED

@@ -53,7 +53,7 @@ _OWN_VENV: Final = (
 )
 
 
-class Outcome(enum.Enum):
+class StepOutcome(enum.Enum):
     """What happens to an item; stable."""
 
     CREATED = "created"
@@ -64,12 +64,12 @@ class Outcome(enum.Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
+class InstallStep:
     """One item, and what is done with it. ``perform`` None: nothing."""
 
     item: str
     path: str
-    outcome: Outcome
+    outcome: StepOutcome
     note: str = ""
     perform: Callable[[], None] | None = field(default=None, compare=False, repr=False)
 
@@ -88,7 +88,7 @@ class Step:
 
 
 @dataclass(frozen=True, slots=True)
-class Target:
+class InstallTarget:
     """The host to change.
 
     ``root`` is its root directory, ``command`` the absolute path in it by which the units start
@@ -115,7 +115,7 @@ class Target:
         return self.is_this_host and os.path.isdir("/run/systemd/system")
 
 
-def plan_installation(target: Target) -> list[Step]:
+def plan_installation(target: InstallTarget) -> list[InstallStep]:
     """Return the steps that put everything in place.
 
     Raises :class:`InputError` for a wrong name, path or configuration, :class:`RefusedError`
@@ -137,7 +137,7 @@ def plan_installation(target: Target) -> list[Step]:
     return steps
 
 
-def plan_removal(target: Target, *, purge: bool = False) -> list[Step]:
+def plan_removal(target: InstallTarget, *, purge: bool = False) -> list[InstallStep]:
     """Return the steps that remove what :func:`plan_installation` puts in place.
 
     Group, certificate files and records stay. So do configuration and cache, unless ``purge``.
@@ -152,11 +152,11 @@ def plan_removal(target: Target, *, purge: bool = False) -> list[Step]:
     steps += _left(target, "cache", DEFAULT_CACHE, purge, shutil.rmtree)
     if os.path.lexists(target.at(DEFAULT_FILE)):
         note = "guests may be served from it"
-        steps.append(Step("certificates", DEFAULT_FILE, Outcome.KEPT, note))
+        steps.append(InstallStep("certificates", DEFAULT_FILE, StepOutcome.KEPT, note))
     return steps
 
 
-def carry_out(target: Target, steps: Sequence[Step]) -> None:
+def carry_out(target: InstallTarget, steps: Sequence[InstallStep]) -> None:
     """Do the steps, in order; let the service manager read the units again.
 
     Raises :class:`RefusedError`, which says how far it came.
@@ -180,10 +180,10 @@ def carry_out(target: Target, steps: Sequence[Step]) -> None:
         _systemctl("daemon-reload")
 
 
-def next_steps(target: Target, steps: Sequence[Step]) -> list[str]:
+def next_steps(target: InstallTarget, steps: Sequence[InstallStep]) -> list[str]:
     """Return what the operator does after an installation, one command each."""
     was_there = any(
-        step.item == "unit" and step.outcome in (Outcome.UNCHANGED, Outcome.REPLACED)
+        step.item == "unit" and step.outcome in (StepOutcome.UNCHANGED, StepOutcome.REPLACED)
         for step in steps
     )
     found = [f"snpcerts host check --online   # first edit {DEFAULT_PATH} if you need to"]
@@ -198,7 +198,7 @@ def next_steps(target: Target, steps: Sequence[Step]) -> list[str]:
 # What must be so before anything is changed.
 
 
-def _check_names(target: Target) -> None:
+def _check_names(target: InstallTarget) -> None:
     if not os.path.isdir(target.root):
         raise InputError(f"{target.root}: is not a directory", hint="--root names a root directory")
     if not _NAME.match(target.group):
@@ -235,7 +235,7 @@ def _interpreter(command: str) -> str:
     return os.path.realpath(os.fsdecode(words[0])) if words else command
 
 
-def _check_other_installations(target: Target) -> None:
+def _check_other_installations(target: InstallTarget) -> None:
     for folder in _PACKAGE_UNITS:
         place = f"{folder}/{AGENT_UNIT}"
         if os.path.exists(target.at(place)):
@@ -269,14 +269,14 @@ def _marked(text: str) -> bytes:
     return f"{_MARK}{digest}\n{text}".encode()
 
 
-def _unit(target: Target, name: str) -> bytes:
+def _unit(target: InstallTarget, name: str) -> bytes:
     return _marked(_shipped(name).replace(_PACKAGED_COMMAND, target.command))
 
 
-def _group(target: Target) -> Step:
+def _group(target: InstallTarget) -> InstallStep:
     name = target.group
     if _group_exists(target):
-        return Step("group", name, Outcome.UNCHANGED)
+        return InstallStep("group", name, StepOutcome.UNCHANGED)
     program = shutil.which("groupadd", path="/usr/sbin:/sbin:/usr/bin:/bin")
     if program is None:
         raise RefusedError(
@@ -294,10 +294,10 @@ def _group(target: Target) -> Step:
                 hint="create the group that your VMMs run in, or name it with --group",
             )
 
-    return Step("group", name, Outcome.CREATED, perform=create)
+    return InstallStep("group", name, StepOutcome.CREATED, perform=create)
 
 
-def _group_exists(target: Target) -> bool:
+def _group_exists(target: InstallTarget) -> bool:
     if target.is_this_host:
         try:
             grp.getgrnam(target.group)
@@ -311,38 +311,38 @@ def _group_exists(target: Target) -> bool:
     return any(line.startswith(f"{target.group}:") for line in text.splitlines())
 
 
-def _configuration(target: Target) -> Step:
+def _configuration(target: InstallTarget) -> InstallStep:
     place = target.at(DEFAULT_PATH)
     if os.path.lexists(place):
         groups = {file.group for file in load(place).files}
         names = ", ".join(sorted(repr(name) for name in groups if name is not None)) or "none"
         note = "" if groups == {target.group} else f"the group in it: {names}"
-        return Step("configuration", DEFAULT_PATH, Outcome.KEPT, note)
+        return InstallStep("configuration", DEFAULT_PATH, StepOutcome.KEPT, note)
     text = _shipped("snpcerts.toml")
     for commented, setting in (
         ('# group = "kvm"', f'group = "{target.group}"'),
         ('# mode = "0640"', 'mode = "0640"'),
     ):
         text = text.replace(commented, setting)
-    return Step(
+    return InstallStep(
         "configuration",
         DEFAULT_PATH,
-        Outcome.CREATED,
+        StepOutcome.CREATED,
         f"group {target.group}, mode 0640",
         lambda: _write(place, text.encode()),
     )
 
 
-def _written(target: Target, item: str, path: str, data: bytes) -> Step:
+def _written(target: InstallTarget, item: str, path: str, data: bytes) -> InstallStep:
     """A file that is this command's own."""
     place = target.at(path)
     found = _content(place)
     if found == data:
-        return Step(item, path, Outcome.UNCHANGED)
-    outcome = Outcome.CREATED if found is None else Outcome.REPLACED
+        return InstallStep(item, path, StepOutcome.UNCHANGED)
+    outcome = StepOutcome.CREATED if found is None else StepOutcome.REPLACED
     if found is not None and not target.replace:
         _refuse_foreign(path, found, data)
-    return Step(item, path, outcome, perform=lambda: _write(place, data))
+    return InstallStep(item, path, outcome, perform=lambda: _write(place, data))
 
 
 def _content(place: str) -> bytes | None:
@@ -382,10 +382,10 @@ def _runs(data: bytes) -> str | None:
     return None if found is None else found[1]
 
 
-def _directory(target: Target, path: str) -> Step:
+def _directory(target: InstallTarget, path: str) -> InstallStep:
     place = target.at(path)
     if os.path.isdir(place):
-        return Step("directory", path, Outcome.UNCHANGED)
+        return InstallStep("directory", path, StepOutcome.UNCHANGED)
     if os.path.lexists(place):
         raise RefusedError(f"{path}: is not a directory", hint="move it away")
 
@@ -393,19 +393,21 @@ def _directory(target: Target, path: str) -> Step:
         os.makedirs(place, mode=0o755, exist_ok=True)
         os.chmod(place, 0o755)  # noqa: S103 (whatever the umask is: VMMs look for the file here)
 
-    return Step("directory", path, Outcome.CREATED, perform=create)
+    return InstallStep("directory", path, StepOutcome.CREATED, perform=create)
 
 
-def _links(target: Target) -> Iterator[Step]:
+def _links(target: InstallTarget) -> Iterator[InstallStep]:
     """Make a command outside /usr, its manual pages and completion usable without its path."""
     for path, goal in _linked(target):
         place = target.at(path)
         if not os.path.lexists(place):
-            yield Step("link", path, Outcome.CREATED, f"to {goal}", _linker(place, goal))
+            yield InstallStep("link", path, StepOutcome.CREATED, f"to {goal}", _linker(place, goal))
         elif os.path.islink(place) and os.readlink(place) == goal:
-            yield Step("link", path, Outcome.UNCHANGED)
+            yield InstallStep("link", path, StepOutcome.UNCHANGED)
         elif target.replace:
-            yield Step("link", path, Outcome.REPLACED, f"to {goal}", _linker(place, goal))
+            yield InstallStep(
+                "link", path, StepOutcome.REPLACED, f"to {goal}", _linker(place, goal)
+            )
         else:
             raise RefusedError(
                 f"{path}: another installation of snpcerts is there",
@@ -413,7 +415,7 @@ def _links(target: Target) -> Iterator[Step]:
             )
 
 
-def _linked(target: Target) -> Iterator[tuple[str, str]]:
+def _linked(target: InstallTarget) -> Iterator[tuple[str, str]]:
     prefix = os.path.dirname(os.path.dirname(target.command))
     if prefix in ("/usr", "/usr/local"):
         return
@@ -464,15 +466,15 @@ def _write(place: str, data: bytes) -> None:
 # Steps of a removal.
 
 
-def _enabled(target: Target, name: str) -> bool:
+def _enabled(target: InstallTarget, name: str) -> bool:
     return target.has_service_manager or os.path.lexists(_wanted(target, name))
 
 
-def _wanted(target: Target, name: str) -> str:
+def _wanted(target: InstallTarget, name: str) -> str:
     return target.at(f"{_UNIT_FOLDER}/multi-user.target.wants/{name}")
 
 
-def _stopped(target: Target, name: str) -> Step:
+def _stopped(target: InstallTarget, name: str) -> InstallStep:
     def stop() -> None:
         if target.has_service_manager:
             _systemctl("disable", "--now", name)
@@ -481,8 +483,8 @@ def _stopped(target: Target, name: str) -> Step:
 
     path = f"{_UNIT_FOLDER}/{name}"
     if _content(target.at(path)) is None:
-        return Step("service", name, Outcome.UNCHANGED, "not installed here")
-    return Step("service", name, Outcome.REMOVED, "stopped and disabled", stop)
+        return InstallStep("service", name, StepOutcome.UNCHANGED, "not installed here")
+    return InstallStep("service", name, StepOutcome.REMOVED, "stopped and disabled", stop)
 
 
 def _systemctl(*words: str) -> None:
@@ -495,7 +497,7 @@ def _systemctl(*words: str) -> None:
         )
 
 
-def _removed(target: Target, item: str, path: str) -> Iterator[Step]:
+def _removed(target: InstallTarget, item: str, path: str) -> Iterator[InstallStep]:
     place = target.at(path)
     found = _content(place)
     if found is None:
@@ -503,25 +505,27 @@ def _removed(target: Target, item: str, path: str) -> Iterator[Step]:
     if not target.replace:
         mine = _marked(f"ExecStart={target.command}") if item == "unit" else None
         _refuse_foreign(path, found, mine)
-    yield Step(item, path, Outcome.REMOVED, perform=lambda: os.unlink(place))
+    yield InstallStep(item, path, StepOutcome.REMOVED, perform=lambda: os.unlink(place))
 
 
-def _links_removed(target: Target) -> Iterator[Step]:
+def _links_removed(target: InstallTarget) -> Iterator[InstallStep]:
     for path, goal in _linked(target):
         place = target.at(path)
         if os.path.islink(place) and os.readlink(place) == goal:
-            yield Step("link", path, Outcome.REMOVED, perform=lambda place=place: os.unlink(place))  # type: ignore[misc] # a default binds the loop's value
+            yield InstallStep(
+                "link", path, StepOutcome.REMOVED, perform=lambda place=place: os.unlink(place)
+            )  # type: ignore[misc] # a default binds the loop's value
         elif os.path.lexists(place):
-            yield Step("link", path, Outcome.KEPT, "another installation's")
+            yield InstallStep("link", path, StepOutcome.KEPT, "another installation's")
 
 
 def _left(
-    target: Target, item: str, path: str, purge: bool, remove: Callable[[str], None]
-) -> Iterator[Step]:
+    target: InstallTarget, item: str, path: str, purge: bool, remove: Callable[[str], None]
+) -> Iterator[InstallStep]:
     place = target.at(path)
     if not os.path.lexists(place):
         return
     if purge:
-        yield Step(item, path, Outcome.REMOVED, perform=lambda: remove(place))
+        yield InstallStep(item, path, StepOutcome.REMOVED, perform=lambda: remove(place))
     else:
-        yield Step(item, path, Outcome.KEPT, "--purge removes it")
+        yield InstallStep(item, path, StepOutcome.KEPT, "--purge removes it")

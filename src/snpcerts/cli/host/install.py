@@ -18,7 +18,7 @@ from snpcerts.cli.say import present, say
 from snpcerts.cli.signals import ends_cleanly
 
 if TYPE_CHECKING:
-    from snpcerts.host.installation import Step, Target
+    from snpcerts.host.installation import InstallStep, InstallTarget
 
 _OPTIONS = (
     click.option("--dry-run", is_flag=True, help="Only say what would be done."),
@@ -73,9 +73,9 @@ def install(
 
     Example: snpcerts host install --group libvirt-qemu --dry-run
     """
-    from snpcerts.host.installation import Target, next_steps, plan_installation
+    from snpcerts.host.installation import InstallTarget, next_steps, plan_installation
 
-    target = Target(root, program or own_path(), group, replace)
+    target = InstallTarget(root, program or own_path(), group, replace)
     steps = plan_installation(target)
     _do(target, steps, dry_run, as_json, next_steps(target, steps))
 
@@ -95,9 +95,9 @@ def uninstall(
     Example: snpcerts host uninstall --dry-run
     """
     from snpcerts.host.config import DEFAULT_FILE
-    from snpcerts.host.installation import Target, plan_removal
+    from snpcerts.host.installation import InstallTarget, plan_removal
 
-    target = Target(root, program or own_path(), replace=replace)
+    target = InstallTarget(root, program or own_path(), replace=replace)
     steps = plan_removal(target, purge=purge)
     after = []
     if any(step.item == "certificates" for step in steps):
@@ -112,7 +112,11 @@ def own_path() -> str:
 
 
 def _do(
-    target: Target, steps: Sequence[Step], dry_run: bool, as_json: bool, after: Sequence[str]
+    target: InstallTarget,
+    steps: Sequence[InstallStep],
+    dry_run: bool,
+    as_json: bool,
+    after: Sequence[str],
 ) -> None:
     from snpcerts.host.installation import carry_out
 
