@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import enum
 import errno
+import functools
 import grp
 import hashlib
 import os
@@ -513,8 +514,8 @@ def _links_removed(target: InstallTarget) -> Iterator[InstallStep]:
         place = target.at(path)
         if os.path.islink(place) and os.readlink(place) == goal:
             yield InstallStep(
-                "link", path, StepOutcome.REMOVED, perform=lambda place=place: os.unlink(place)
-            )  # type: ignore[misc] # a default binds the loop's value
+                "link", path, StepOutcome.REMOVED, perform=functools.partial(os.unlink, place)
+            )
         elif os.path.lexists(place):
             yield InstallStep("link", path, StepOutcome.KEPT, "another installation's")
 
