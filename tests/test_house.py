@@ -33,6 +33,7 @@ FLOORS = [
     "endorsement",
     "verify",
     "kds",
+    "mirror",
     "certfile",
     "host",
     "vmm",

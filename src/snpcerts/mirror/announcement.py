@@ -1,0 +1,303 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a host's agent tells the mirror about itself.
+
+One JSON object, sent with ``PUT /api/v1/hosts/{product}/{hwid}`` after each round. The mirror
+trusts none of it beyond what the token allows: it decides which certificates are prefetched, and
+what the fleet's page shows.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any, Final
+
+from snpcerts.abi.product import Product, product_of_keyword
+from snpcerts.abi.tcb import TcbVersion
+from snpcerts.endorsement.vek import VekKind
+from snpcerts.errors import FormatError
+
+VERSION: Final = 1
+MAX_BYTES: Final = 256 << 10  # of one announcement
+MAX_NAME: Final = 253  # characters of a host's name, as in DNS
+MAX_REPORTED_FILES: Final = 64
+_MAX_PATH: Final = 256
+_MAX_PROBLEM: Final = 256
+_MAX_WORD: Final = 64
+_MAX_GUESTS: Final = 1 << 20
+
+# How a certificate file compares with the firmware; snpcerts.host.file_state says what each means.
+FILE_STATES: Final = (
+    "right",
+    "outdated",
+    "empty",
+    "missing",
+    "wrong",
+    "foreign",
+    "unreadable",
+    "locked",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Cpuid:
+    """Family, model and stepping of a processor, the combined values of leaf 0x80000001."""
+
+    family: int
+    model: int
+    stepping: int
+
+
+@dataclass(frozen=True, slots=True)
+class FileReport:
+    """One certificate file.
+
+    ``certificates``: the table is not empty. ``not_after`` is when its first certificate expires.
+    ``reason`` is why it is not in step, or why it is empty on purpose.
+    """
+
+    path: str
+    kind: VekKind
+    state: str
+    certificates: bool
+    not_after: datetime | None = None
+    reason: str = ""
+
+    @property
+    def in_step(self) -> bool:
+        """Whether the file holds what it should."""
+        return self.state == "right"
+
+
+@dataclass(frozen=True, slots=True)
+class Announcement:
+    """One host at one moment.
+
+    ``hwid`` has 64 bytes, 8 on Turin. ``committed`` is None on hosts that do not know it: no host
+    interface shows the committed TCB. ``cpuid`` is None where /proc/cpuinfo does not name an AMD
+    processor.
+    """
+
+    host: str
+    product: Product
+    hwid: bytes
+    current: TcbVersion
+    reported: TcbVersion
+    committed: TcbVersion | None = None
+    cpuid: Cpuid | None = None
+    agent: str = ""
+    firmware: str = ""
+    initialised: bool = True
+    guests: int = 0
+    vlek_loaded: bool = False
+    files: tuple[FileReport, ...] = field(default_factory=tuple)
+
+    def to_json(self) -> dict[str, object]:
+        """Return the announcement as JSON values."""
+        return {
+            "version": VERSION,
+            "host": self.host,
+            "product": self.product.value,
+            "hwid": self.hwid.hex(),
+            "cpuid": None
+            if self.cpuid is None
+            else {
+                "family": self.cpuid.family,
+                "model": self.cpuid.model,
+                "stepping": self.cpuid.stepping,
+            },
+            "agent": self.agent,
+            "firmware": self.firmware,
+            "initialised": self.initialised,
+            "guests": self.guests,
+            "vlek_loaded": self.vlek_loaded,
+            "current_tcb": self.current.components(),
+            "reported_tcb": self.reported.components(),
+            "committed_tcb": None if self.committed is None else self.committed.components(),
+            "files": [
+                {
+                    "path": each.path,
+                    "kind": each.kind.value,
+                    "state": each.state,
+                    "certificates": each.certificates,
+                    "not_after": None if each.not_after is None else each.not_after.isoformat(),
+                    "reason": each.reason,
+                }
+                for each in self.files
+            ],
+        }
+
+
+def read_announcement(data: bytes) -> Announcement:
+    """Read an announcement; raise :class:`FormatError`, naming the field, for anything else."""
+    if len(data) > MAX_BYTES:
+        raise _wrong(f"has {len(data)} bytes, the limit is {MAX_BYTES}")
+    try:
+        found = json.loads(data)
+    except (ValueError, RecursionError):
+        raise _wrong("is not JSON") from None
+    if not isinstance(found, dict):
+        raise _wrong("is not a JSON object")
+    return announcement_of(found)
+
+
+def announcement_of(found: Mapping[str, Any]) -> Announcement:
+    """Return the announcement that JSON values hold; raise as :func:`read_announcement`."""
+    if found.get("version") != VERSION:
+        raise _wrong(f"is {_shown(found.get('version'))}, must be {VERSION}", "version")
+    product = product_of_keyword(_text(found, "product", _MAX_WORD))
+    if product is None:
+        names = ", ".join(each.value for each in Product)
+        raise _wrong(f"is {_shown(found['product'])}, must be one of {names}", "product")
+    files = found.get("files")
+    if not isinstance(files, Sequence) or isinstance(files, str):
+        raise _wrong("must be a list", "files")
+    if len(files) > MAX_REPORTED_FILES:
+        raise _wrong(f"has {len(files)} items, the limit is {MAX_REPORTED_FILES}", "files")
+    return Announcement(
+        host=_text(found, "host", MAX_NAME),
+        product=product,
+        hwid=_hwid(found, product),
+        cpuid=_cpuid(found.get("cpuid")),
+        agent=_text(found, "agent", _MAX_WORD, empty=True),
+        firmware=_text(found, "firmware", _MAX_WORD, empty=True),
+        initialised=_flag(found, "initialised"),
+        guests=_number(found, "guests", _MAX_GUESTS),
+        vlek_loaded=_flag(found, "vlek_loaded"),
+        current=_tcb(found, "current_tcb", product),
+        reported=_tcb(found, "reported_tcb", product),
+        committed=None
+        if found.get("committed_tcb") is None
+        else _tcb(found, "committed_tcb", product),
+        files=tuple(_file(each, index) for index, each in enumerate(files)),
+    )
+
+
+def tcb_of(components: object, product: Product, name: str = "tcb") -> TcbVersion:
+    """Return the TCB that a JSON object of components holds, in the product's layout.
+
+    Raises :class:`FormatError`, naming ``name``, for anything else.
+    """
+    names = product.tcb_layout.components
+    if not isinstance(components, Mapping) or set(components) != set(names):
+        raise _wrong(f"must be an object with {', '.join(names)}", name)
+    return TcbVersion(**{each: _number(components, each, 255) for each in names})
+
+
+def _wrong(problem: str, name: str | None = None) -> FormatError:
+    return FormatError("announcement", problem, field=name)
+
+
+def _shown(value: object) -> str:
+    return ascii(value)[:60]
+
+
+def _text(found: Mapping[str, Any], name: str, most: int, *, empty: bool = False) -> str:
+    value = found.get(name)
+    if not isinstance(value, str) or len(value) > most or not value.isprintable():
+        raise _wrong(f"must be printable text of at most {most} characters", name)
+    if not value and not empty:
+        raise _wrong("is empty", name)
+    return value
+
+
+def _flag(found: Mapping[str, Any], name: str) -> bool:
+    value = found.get(name)
+    if not isinstance(value, bool):
+        raise _wrong(f"is {_shown(value)}, must be true or false", name)
+    return value
+
+
+def _number(found: Mapping[str, Any], name: str, most: int) -> int:
+    value = found.get(name)
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= most:
+        raise _wrong(f"is {_shown(value)}, must be a number from 0 to {most}", name)
+    return value
+
+
+def _hwid(found: Mapping[str, Any], product: Product) -> bytes:
+    value = found.get("hwid")
+    digits = 2 * product.hwid_size
+    try:
+        hwid = bytes.fromhex(value) if isinstance(value, str) and len(value) == digits else b""
+    except ValueError:
+        hwid = b""
+    if len(hwid) != product.hwid_size:
+        raise _wrong(f"must be {digits} hexadecimal digits on {product.value}", "hwid")
+    return hwid
+
+
+def _tcb(found: Mapping[str, Any], name: str, product: Product) -> TcbVersion:
+    return tcb_of(found.get(name), product, name)
+
+
+def _cpuid(value: object) -> Cpuid | None:
+    if value is None:
+        return None
+    if not isinstance(value, Mapping):
+        raise _wrong("must be an object or null", "cpuid")
+    family, model, stepping = (
+        _number(value, name, 255) for name in ("family", "model", "stepping")
+    )
+    return Cpuid(family, model, stepping)
+
+
+def _file(value: object, index: int) -> FileReport:
+    where = f"files[{index}]"
+    if not isinstance(value, Mapping):
+        raise _wrong("must be an object", where)
+    if value.get("state") not in FILE_STATES:
+        listed = ", ".join(FILE_STATES)
+        raise _wrong(f"state is {_shown(value.get('state'))}, must be one of {listed}", where)
+    kinds = {each.value: each for each in VekKind}
+    kind = value.get("kind")
+    if not isinstance(kind, str) or kind not in kinds:
+        raise _wrong(f"kind is {_shown(kind)}, must be one of {', '.join(kinds)}", where)
+    return FileReport(
+        path=_text(value, "path", _MAX_PATH),
+        kind=kinds[kind],
+        state=value["state"],
+        certificates=_flag(value, "certificates"),
+        not_after=_time(value.get("not_after"), where),
+        reason=_text(value, "reason", _MAX_PROBLEM, empty=True),
+    )
+
+
+def _time(value: object, where: str) -> datetime | None:
+    if value is None:
+        return None
+    try:
+        found = datetime.fromisoformat(value) if isinstance(value, str) else None
+        if found is not None and found.tzinfo is not None:
+            return found.astimezone(UTC)
+    except (ValueError, OverflowError):
+        pass
+    raise _wrong("not_after must be a time with its zone, as in 2027-01-31T00:00:00+00:00", where)
+
+
+def within(text: str, most: int) -> str:
+    """Return ``text`` as an announcement may carry it: printable, at most ``most`` characters."""
+    shown = "".join(each if each.isprintable() else "?" for each in text)
+    return shown if len(shown) <= most else shown[: most - 3] + "..."
+
+
+def file_report(
+    path: str,
+    kind: VekKind,
+    state: str,
+    *,
+    certificates: bool,
+    not_after: datetime | None,
+    reason: str,
+) -> FileReport:
+    """Return a report of a file whose path and reason are cut to what an announcement takes."""
+    return FileReport(
+        within(path, _MAX_PATH),
+        kind,
+        state,
+        certificates,
+        not_after,
+        within(reason, _MAX_PROBLEM),
+    )

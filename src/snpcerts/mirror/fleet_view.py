@@ -1,0 +1,394 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the mirror knows of a fleet, as its page and its metrics show it.
+
+Plain values, without a database: the store makes them, :mod:`snpcerts.mirror.page` draws them.
+All times are the database's, in UTC.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Final
+
+from snpcerts.abi.processor_names import PROCESSORS, processor_names
+from snpcerts.abi.product import Product
+from snpcerts.abi.tcb import TcbVersion
+from snpcerts.mirror.announcement import Announcement, FileReport
+from snpcerts.verify.bulletins import BulletinData
+
+# An agent announces itself after each round, every 30 s unless configured otherwise.
+SILENT_AFTER: Final = timedelta(minutes=10)
+EXPIRES_SOON: Final = timedelta(days=30)
+
+
+class HostState(enum.Enum):
+    """What matters most about a host; the first that applies."""
+
+    WRONG = "wrong"  # a file misleads guests, or cannot be read
+    SILENT = "silent"  # the agent has not announced itself for a while
+    EMPTY = "empty"  # guests get no certificates, though there should be some
+    BEHIND = "behind"  # certificates match, and newer firmware is not committed yet
+    IN_STEP = "in step"
+
+    @property
+    def slug(self) -> str:
+        """The state as URLs and metrics spell it: ``in-step``."""
+        return self.value.replace(" ", "-")
+
+
+class NextState(enum.Enum):
+    """Where the certificate stands that a host needs at its next commit."""
+
+    NONE = "none"  # nothing newer is running or announced
+    STORED = "stored"
+    QUEUED = "queued"
+    NOT_FOUND = "not found"  # AMD's server said 404; asked again later
+
+
+_MISLEADS: Final = ("wrong", "foreign", "unreadable")
+_LACKS: Final = ("empty", "missing")
+
+
+@dataclass(frozen=True, slots=True)
+class FleetHost:
+    """A host as it last announced itself. ``target`` is the TCB it should have next, if any."""
+
+    announcement: Announcement
+    seen_at: datetime
+    first_seen_at: datetime
+    target: TcbVersion | None = None
+    next_state: NextState = NextState.NONE
+
+    def state(self, now: datetime) -> HostState:
+        """Return what matters most about it."""
+        states = [each.state for each in self.announcement.files]
+        if any(each in _MISLEADS for each in states):
+            return HostState.WRONG
+        if now - self.seen_at > SILENT_AFTER:
+            return HostState.SILENT
+        if any(each in _LACKS for each in states) or not states:
+            return HostState.EMPTY
+        if self.commit_pending or any(each != "right" for each in states):
+            return HostState.BEHIND
+        if self.target is not None and not self.announcement.reported.covers(self.target):
+            return HostState.BEHIND
+        return HostState.IN_STEP
+
+    @property
+    def commit_pending(self) -> bool:
+        """Whether the running firmware is newer than what reports say."""
+        return self.announcement.current != self.announcement.reported
+
+    def reason(self, now: datetime) -> str:
+        """Return one sentence on why it is not in step; empty if it is."""
+        told = self.announcement
+        for wanted in (_MISLEADS, _LACKS):
+            for file in told.files:
+                if file.state in wanted:
+                    return f"{file.path}: {file.reason or file.state}"
+        if now - self.seen_at > SILENT_AFTER:
+            return f"no announcement for {span(now - self.seen_at)}"
+        if not told.files:
+            return "no certificate file is configured"
+        if self.commit_pending:
+            ready = {
+                NextState.STORED: "the next certificate is stored: commit",
+                NextState.QUEUED: "the next certificate is queued",
+                NextState.NOT_FOUND: "the key server does not have the next certificate",
+                NextState.NONE: "newer firmware runs",
+            }
+            return f"commit pending; {ready[self.next_state]}"
+        for file in told.files:
+            if file.state != "right":
+                return f"{file.path}: {file.reason or file.state}"
+        if self.state(now) is HostState.BEHIND:
+            return "the firmware of the roll is not loaded yet"
+        return ""
+
+    @property
+    def expires_at(self) -> datetime | None:
+        """When the first certificate of its files expires."""
+        return min(
+            (each.not_after for each in self.announcement.files if each.not_after), default=None
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Queue:
+    """The requests that the mirror will make. ``waiting`` counts them by class.
+
+    ``gap`` is the time between two, in seconds; ``hold_until`` is when the key server lets us ask
+    again after a 429. ``ends_at`` is None while nothing waits. ``fetched`` and ``refused`` count
+    the last hour's. ``problem`` is the last failure, if the last request failed.
+    """
+
+    waiting: Mapping[str, int]
+    gap: float
+    ends_at: datetime | None = None
+    hold_until: datetime | None = None
+    fetched: int = 0
+    refused: int = 0
+    problem: str = ""
+    upstream: str = ""
+
+    @property
+    def length(self) -> int:
+        """How many requests wait."""
+        return sum(self.waiting.values())
+
+
+@dataclass(frozen=True, slots=True)
+class RollPoint:
+    """How many hosts of a roll had come how far at one moment."""
+
+    at: datetime
+    stored: int  # the target's certificate is in the store
+    committed: int  # reports say the target TCB
+    in_step: int  # and every file matches
+
+
+@dataclass(frozen=True, slots=True)
+class Roll:
+    """One announced firmware: ``tcb`` on ``hosts`` hosts. ``points`` are in order of time.
+
+    ``prefetched_at`` is when the queue will have, or has had, the last certificate.
+    """
+
+    number: int
+    product: Product
+    tcb: TcbVersion
+    started_at: datetime
+    hosts: int
+    points: tuple[RollPoint, ...] = ()
+    prefetched_at: datetime | None = None
+
+    @property
+    def done(self) -> bool:
+        """Whether every host is in step at the target."""
+        return bool(self.points) and self.points[-1].in_step >= self.hosts
+
+
+@dataclass(frozen=True, slots=True)
+class Expiring:
+    """Something that expires: a revocation list, a chain, a host's certificate."""
+
+    what: str
+    at: datetime
+    host: FleetHost | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Fleet:
+    """Everything at one moment. ``stored`` counts the stored certificates and lists by kind."""
+
+    now: datetime
+    hosts: tuple[FleetHost, ...]
+    queue: Queue
+    rolls: tuple[Roll, ...] = ()
+    stored: Mapping[str, int] = field(default_factory=dict)
+    lists: tuple[Expiring, ...] = ()
+    instances: int = 1
+    version: str = ""
+
+    def by_state(self) -> Counter[HostState]:
+        """Count the hosts in each state."""
+        return Counter(each.state(self.now) for each in self.hosts)
+
+    def expiring(self) -> list[Expiring]:
+        """Return all that expires, soonest first."""
+        of_hosts = [
+            Expiring(file.kind.name, file.not_after, host)
+            for host in self.hosts
+            for file in host.announcement.files
+            if file.not_after is not None
+        ]
+        return sorted((*self.lists, *of_hosts), key=lambda each: each.at)
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """An announcement of the past, kept because it differs from the one before it."""
+
+    at: datetime
+    announcement: Announcement
+
+
+@dataclass(frozen=True, slots=True)
+class HostHistory:
+    """One host and what is kept of its past, oldest first."""
+
+    now: datetime
+    host: FleetHost
+    seen: tuple[Seen, ...]
+
+    def state_at(self, seen: Seen) -> HostState:
+        """Return the host's state as one announcement of the past showed it."""
+        return FleetHost(seen.announcement, seen.at, seen.at).state(seen.at)
+
+
+def differs(before: Announcement | None, after: Announcement) -> bool:
+    """Whether an announcement says something new, so that it belongs in the history."""
+    return before is None or any(True for _ in changes(before, after))
+
+
+def changes(before: Announcement, after: Announcement) -> Iterator[str]:
+    """Say what is new in an announcement, one sentence for each thing."""
+    if before.host != after.host:
+        yield f"the host's name is {after.host}, was {before.host}"
+    for name, old, new in (
+        ("current TCB", before.current, after.current),
+        ("reported TCB", before.reported, after.reported),
+        ("committed TCB", before.committed, after.committed),
+    ):
+        if old is not None and new is not None and old != new:
+            yield f"{name}: {tcb_change(old, new)}"
+    for name, was, is_now in (
+        ("firmware", before.firmware, after.firmware),
+        ("agent", before.agent, after.agent),
+    ):
+        if was != is_now:
+            yield f"{name} {is_now or '?'}, was {was or '?'}"
+    if before.vlek_loaded != after.vlek_loaded:
+        yield "a VLEK was loaded" if after.vlek_loaded else "the VLEK is no longer loaded"
+    if before.initialised != after.initialised:
+        yield "SNP was initialised" if after.initialised else "SNP is not initialised"
+    yield from _changes_of_files(before.files, after.files)
+
+
+def _changes_of_files(before: Sequence[FileReport], after: Sequence[FileReport]) -> Iterator[str]:
+    old = {each.path: each for each in before}
+    for file in after:
+        was = old.pop(file.path, None)
+        reason = f": {file.reason}" if file.reason else ""
+        if was is None:
+            yield f"{file.path}: new, {file.state}{reason}"
+        elif was.state != file.state:
+            yield f"{file.path}: {file.state}, was {was.state}{reason}"
+        elif was.certificates != file.certificates:
+            yield f"{file.path}: " + ("has certificates again" if file.certificates else "emptied")
+        elif was.not_after != file.not_after and file.not_after is not None:
+            yield f"{file.path}: new certificate, valid until {file.not_after:%Y-%m-%d}"
+    for path in old:
+        yield f"{path}: no longer configured"
+
+
+def tcb_change(before: TcbVersion, after: TcbVersion) -> str:
+    """Name the components that changed: ``snp 23 → 24, microcode 213 → 219``."""
+    old, new = before.components(), after.components()
+    parts = (f"{name} {old.get(name)} → {new[name]}" for name in new if old.get(name) != new[name])
+    return ", ".join(parts)
+
+
+# The floors that bulletins set.
+
+
+@dataclass(frozen=True, slots=True)
+class Shortfall:
+    """A TCB component below what a bulletin asks for."""
+
+    bulletin: str
+    component: str
+    value: int
+    floor: int
+
+    def __str__(self) -> str:
+        return f"{self.component} {self.value} is below {self.floor} ({self.bulletin})"
+
+
+def processors_of(announcement: Announcement) -> tuple[str, ...]:
+    """Return the market names of a host's processor: one, or several that CPUID does not tell
+    apart; empty if the host did not announce it.
+    """
+    cpuid = announcement.cpuid
+    if cpuid is None:
+        return ()
+    names = processor_names(cpuid.family, cpuid.model, cpuid.stepping)
+    return tuple(name for name in names if announcement.product in PROCESSORS[name].products)
+
+
+def floors_of(processors: Iterable[str], bulletins: BulletinData) -> dict[str, tuple[int, str]]:
+    """Return the highest confirmed floor of each TCB component, with the bulletin that sets it."""
+    names = set(processors)
+    found: dict[str, tuple[int, str]] = {}
+    for bulletin in bulletins.bulletins:
+        for floor in bulletin.floors:
+            if floor.confirmed and names & set(floor.processors):
+                known = found.get(floor.component)
+                if known is None or floor.value > known[0]:
+                    found[floor.component] = (floor.value, bulletin.id)
+    return found
+
+
+def shortfalls(
+    tcb: TcbVersion, processors: Iterable[str], bulletins: BulletinData
+) -> tuple[Shortfall, ...]:
+    """Return where a TCB is below the floors for these processors."""
+    values = tcb.components()
+    return tuple(
+        Shortfall(bulletin, component, values[component], floor)
+        for component, (floor, bulletin) in floors_of(processors, bulletins).items()
+        if component in values and values[component] < floor
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class TcbGroup:
+    """The hosts of one kind of processor that report one TCB.
+
+    ``has_floor`` is false where no bulletin has a confirmed value for the processor, or the host
+    does not name it.
+    """
+
+    product: Product
+    processors: tuple[str, ...]
+    tcb: TcbVersion
+    hosts: int
+    has_floor: bool
+    below: tuple[Shortfall, ...]
+
+
+def tcb_spread(hosts: Iterable[FleetHost], bulletins: BulletinData) -> list[TcbGroup]:
+    """Group hosts by processor and reported TCB: the newest TCB of each processor first."""
+    counted: Counter[tuple[Product, tuple[str, ...], TcbVersion]] = Counter(
+        (each.announcement.product, processors_of(each.announcement), each.announcement.reported)
+        for each in hosts
+    )
+    order = list(Product)
+    return [
+        TcbGroup(
+            product,
+            processors,
+            tcb,
+            count,
+            bool(floors_of(processors, bulletins)),
+            shortfalls(tcb, processors, bulletins),
+        )
+        for (product, processors, tcb), count in sorted(
+            counted.items(),
+            key=lambda each: (
+                order.index(each[0][0]),
+                each[0][1],
+                tuple(-value for value in each[0][2].components().values()),
+            ),
+        )
+    ]
+
+
+def span(length: timedelta) -> str:
+    """Return a length of time in one or two units: ``2 h 46 min``."""
+    seconds = max(round(length.total_seconds()), 0)
+    for unit, size, below, part in (
+        ("d", 86400, "h", 3600),
+        ("h", 3600, "min", 60),
+        ("min", 60, "s", 1),
+    ):
+        if seconds >= size:
+            whole, rest = seconds // size, seconds % size // part
+            if unit == "min" and whole >= 10:
+                return f"{whole} min"
+            return f"{whole} {unit} {rest} {below}" if rest else f"{whole} {unit}"
+    return f"{seconds} s"
