@@ -51,8 +51,8 @@ def main() -> None:
 
         def behind_the_door(what: str) -> float:
             program = [sys.executable, "-m", "bench.emulated_vm", what, str(file)]
-            words = host_program(home, program, GuestScript(requests=REQUESTS))
-            made = subprocess.run(words, capture_output=True, text=True, check=True)
+            argv = host_program(home, program, GuestScript(requests=REQUESTS))
+            made = subprocess.run(argv, capture_output=True, text=True, check=True)
             return float(made.stdout)
 
         def in_process(what: str) -> float:

@@ -37,8 +37,8 @@ def main() -> None:
         file.write_bytes(b"\x01" * 8192)
 
         def in_c() -> float:
-            words = [str(program), str(file), str(COUNT)]
-            made = subprocess.run(words, capture_output=True, text=True, check=True)
+            argv = [str(program), str(file), str(COUNT)]
+            made = subprocess.run(argv, capture_output=True, text=True, check=True)
             return float(made.stdout) / 1e9
 
         def in_python() -> float:

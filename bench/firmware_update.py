@@ -53,7 +53,7 @@ def main() -> None:
         own: dict[int, float] = {}
         for guests in (0, GUESTS):
             with bench.guests(guests) as outcomes:
-                figures = [bench.command(*words) for _ in range(ROUNDS) for words in bench.updates]
+                figures = [bench.command(*argv) for _ in range(ROUNDS) for argv in bench.updates]
                 asked = outcomes.read_text().count("\n")
             own[guests] = _print(guests, figures, asked)
         ratio = own[GUESTS] / own[0]
@@ -83,11 +83,11 @@ class _Bench:
     def file(self) -> str:
         return str(self.folder / "certs.bin")
 
-    def command(self, name: str, *words: str) -> dict[str, Any]:
+    def command(self, name: str, *arguments: str) -> dict[str, Any]:
         options = [f"--file={self.file}", f"--cache={self.folder / 'cache'}", "--offline"]
         options += [f"--anchor={self.folder / 'ark.der'}"]
         form = [] if name == "sync" else ["--json"]
-        argv = [sys.executable, "-m", "snpcerts", "host", name, *options, *form, *words]
+        argv = [sys.executable, "-m", "snpcerts", "host", name, *options, *form, *arguments]
         made = subprocess.run(
             host_program(self.home, argv, GuestScript()), capture_output=True, text=True, check=True
         )

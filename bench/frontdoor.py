@@ -38,26 +38,26 @@ static double now(void)
     return t.tv_sec + t.tv_nsec * 1e-9;
 }
 
-int main(int count, char **words)
+int main(int argc, char **argv)
 {
     struct stat status;
     int fd = open("/dev/sev", O_RDWR);
     double begin = now();
 
     for (int i = 0; i < 4000; i++) {
-        if (!strcmp(words[1], "ioctl") && ioctl(fd, 0xAE00, 0) != 12)
+        if (!strcmp(argv[1], "ioctl") && ioctl(fd, 0xAE00, 0) != 12)
             return 1;
-        if (!strcmp(words[1], "open"))
+        if (!strcmp(argv[1], "open"))
             close(open("/etc/passwd", O_RDONLY));
-        if (!strcmp(words[1], "missing"))
+        if (!strcmp(argv[1], "missing"))
             open("/etc/passwd.missing", O_RDONLY);
-        if (!strcmp(words[1], "device"))
+        if (!strcmp(argv[1], "device"))
             close(open("/dev/sev", O_RDWR));
-        if (!strcmp(words[1], "stat"))
+        if (!strcmp(argv[1], "stat"))
             stat("/etc/passwd", &status);
     }
     printf("%.9f\n", (now() - begin) / 4000);
-    return count != 2;
+    return argc != 2;
 }
 """
 # Runs a program and prints the seconds it took, so that starting the door does not count.
@@ -75,19 +75,19 @@ static double now(void)
     return t.tv_sec + t.tv_nsec * 1e-9;
 }
 
-int main(int count, char **words)
+int main(int argc, char **argv)
 {
     double begin = now();
     pid_t child = fork();
     int status = 1;
 
     if (child == 0) {
-        execv(words[1], words + 1);
+        execv(argv[1], argv + 1);
         _exit(127);
     }
     waitpid(child, &status, 0);
     printf("%.9f\n", now() - begin);
-    return count < 2 || status;
+    return argc < 2 || status;
 }
 """
 # Opens and looks at many files, and does nothing else.
@@ -158,8 +158,8 @@ def main() -> None:
         source.write_text(SOURCE)
         for each, text in {"calls": CALLS, "timed": TIMED}.items():
             (Path(name) / f"{each}.c").write_text(text)
-            words = ["-O1", "-o", str(Path(name) / each), str(Path(name) / f"{each}.c")]
-            subprocess.run([compiler, *words], check=True)
+            argv = ["-O1", "-o", str(Path(name) / each), str(Path(name) / f"{each}.c")]
+            subprocess.run([compiler, *argv], check=True)
         program, timed = str(Path(name) / "calls"), str(Path(name) / "timed")
 
         kinds = {

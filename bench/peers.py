@@ -45,10 +45,10 @@ class Peer:
         if not (self.home / self.program).exists():
             print(f"{self.name}: building it, once, which may take some minutes", flush=True)
         self.home.mkdir(parents=True, exist_ok=True)
-        words = self.build(self.home)
+        argv = self.build(self.home)
         try:
             subprocess.run(
-                words, cwd=_HERE / self.source, check=True, capture_output=True, timeout=_PATIENCE
+                argv, cwd=_HERE / self.source, check=True, capture_output=True, timeout=_PATIENCE
             )
         except subprocess.CalledProcessError as error:
             said = error.stderr.decode(errors="replace").strip().splitlines()

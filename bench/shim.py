@@ -23,13 +23,13 @@ ROUNDS = 15
 HERE = Path(__file__).parent
 
 
-def _seconds(program: Path, words: list[str], preload: list[Path], certs: Path) -> float:
+def _seconds(program: Path, arguments: list[str], preload: list[Path], certs: Path) -> float:
     environment = os.environ | {
         "LD_PRELOAD": ":".join(map(str, preload)),
         "SNPCERTS_CERTS_FILENAME": str(certs),
     }
     made = subprocess.run(
-        [program, *words], capture_output=True, text=True, env=environment, check=True
+        [program, *arguments], capture_output=True, text=True, env=environment, check=True
     )
     return float(made.stdout) / 1e9
 
@@ -48,13 +48,13 @@ def main() -> None:
             (fake, HERE / "shim_kvm.c", library),
             (shim, HERE.parent / "native" / "shim.c", [*library, "-fvisibility=hidden"]),
         ):
-            words = [compiler, "-O2", "-o", str(output), str(source), *flags]
-            subprocess.run(words, check=True)
+            argv = [compiler, "-O2", "-o", str(output), str(source), *flags]
+            subprocess.run(argv, check=True)
         certs = folder / "certs.bin"
         certs.write_bytes(b"\x01" * 8192)
 
-        def take(words: list[str], *preload: Path) -> Callable[[], float]:
-            return partial(_seconds, program, words, list(preload), certs)
+        def take(arguments: list[str], *preload: Path) -> Callable[[], float]:
+            return partial(_seconds, program, arguments, list(preload), certs)
 
         compare(
             "one served request of 8 KiB",

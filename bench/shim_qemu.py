@@ -31,10 +31,10 @@ RESET = b"\xe9\x0d\x00"  # at 0xFFF0: jump to the segment's begin
 
 
 def _seconds(qemu: Qemu, rom: Path, variables: dict[str, str]) -> float:
-    words = qemu.command("-machine", "q35", "-bios", str(rom))
+    argv = qemu.command("-machine", "q35", "-bios", str(rom))
     child = os.posix_spawn(
-        words[0],
-        words,
+        argv[0],
+        argv,
         qemu.environment(fake=False) | variables,
         file_actions=[(os.POSIX_SPAWN_OPEN, 2, os.devnull, os.O_WRONLY, 0)],
     )

@@ -20,12 +20,12 @@ class Emulated:
     directory: Path
     certs: Path
 
-    def command(self, *words: str) -> list[str]:
-        return [*SNPCERTS, "emulate", "--platform", str(self.directory), *words]
+    def command(self, *arguments: str) -> list[str]:
+        return [*SNPCERTS, "emulate", "--platform", str(self.directory), *arguments]
 
-    def run(self, *words: str, **options: Any) -> subprocess.CompletedProcess[str]:
+    def run(self, *arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
         made: subprocess.CompletedProcess[str] = subprocess.run(
-            self.command(*words),
+            self.command(*arguments),
             capture_output=True,
             text=True,
             timeout=120,

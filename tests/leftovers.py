@@ -26,16 +26,16 @@ class Marked:
     place: Path
     mark: str = field(default_factory=lambda: secrets.token_hex(16))
 
-    def start(self, *words: str, ignored: bool = False) -> subprocess.Popen[bytes]:
+    def start(self, *arguments: str, ignored: bool = False) -> subprocess.Popen[bytes]:
         """Start ``snpcerts`` in a process group of its own; with SIGINT ignored, as by nohup."""
         shell = ["/bin/sh", "-c", 'trap "" INT; exec "$@"', "sh"] if ignored else []
-        return self.run(*shell, *SNPCERTS, *words)
+        return self.run(*shell, *SNPCERTS, *arguments)
 
-    def run(self, *words: str) -> subprocess.Popen[bytes]:
+    def run(self, *arguments: str) -> subprocess.Popen[bytes]:
         """Start any program, with SIGHUP as a shell leaves it, should nohup run these tests."""
         self.place.mkdir(exist_ok=True)
         return subprocess.Popen(
-            ["env", "--default-signal=HUP", *words],
+            ["env", "--default-signal=HUP", *arguments],
             env=os.environ | {"TMPDIR": str(self.place), _MARK: self.mark},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
@@ -50,8 +50,8 @@ class Marked:
             if process.name.isdigit():
                 try:
                     if self.mark.encode() in (process / "environ").read_bytes():
-                        words = (process / "cmdline").read_bytes().replace(b"\0", b" ")
-                        found[int(process.name)] = words.decode(errors="replace")
+                        line = (process / "cmdline").read_bytes().replace(b"\0", b" ")
+                        found[int(process.name)] = line.decode(errors="replace")
                 except OSError:
                     continue  # gone
         return found

@@ -107,9 +107,9 @@ def test_the_readmes_commands_on_files_run(
     lines = re.findall(r"^\$ snpcerts ((?:table|verify) .*)$", text, re.M)
     assert len(lines) >= 5
     for line in lines:
-        words = shlex.split(line)
-        trust = ["--anchor", "certs/ark.der"] if words[0] == "verify" else []
-        code = main([*words, *trust])
+        argv = shlex.split(line)
+        trust = ["--anchor", "certs/ark.der"] if argv[0] == "verify" else []
+        code = main([*argv, *trust])
         assert code == 0, (line, capsys.readouterr())
     assert (directory / "out" / "vcek.pem").exists()
 

@@ -89,8 +89,8 @@ def holder(file: Path) -> Iterator[int]:
         "import sys; from snpcerts.certfile.hold import hold\n"
         "with hold(sys.argv[1], shared=True): print('held', flush=True); sys.stdin.read()"
     )
-    words = [sys.executable, "-c", program, str(file), "-name", f"guest={HOSTILE},debug=on"]
-    process = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    argv = [sys.executable, "-c", program, str(file), "-name", f"guest={HOSTILE},debug=on"]
+    process = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     try:
         assert process.stdout is not None
         assert process.stdout.readline() == "held\n"
@@ -152,7 +152,7 @@ def test_names_of_files(vectors: Path, tmp_path: Path, capsys: pytest.CaptureFix
     folder.mkdir()
     (folder / "report.bin").write_bytes(b"no report" * 200)
     (folder / name).write_bytes((vectors / "milan" / "ark.der").read_bytes())
-    for words in (
+    for argv in (
         ["verify", str(folder / "report.bin")],
         ["verify", str(folder / "report.bin"), str(folder / name)],
         ["report", "show", str(folder / name)],
@@ -162,7 +162,7 @@ def test_names_of_files(vectors: Path, tmp_path: Path, capsys: pytest.CaptureFix
         ["run", "--certs-filename", str(folder / name), "--print-environment"],
         ["run", "--certs-filename", "x", str(folder / name)],
     ):
-        assert main(words) != 0
+        assert main(argv) != 0
         said = capsys.readouterr()
         harmless(said.out)
         harmless(said.err)
@@ -182,8 +182,8 @@ def test_what_a_key_server_says(tmp_path: Path) -> None:
             self.end_headers()
             self.wfile.write(HOSTILE.encode())
 
-        def log_message(self, *words: object) -> None:
-            del words
+        def log_message(self, *arguments: object) -> None:
+            del arguments
 
     server = http.server.HTTPServer(("127.0.0.1", 0), Server)
     thread = threading.Thread(target=server.serve_forever)
@@ -239,7 +239,7 @@ def test_what_was_typed(
     folder.mkdir()
     table, out = str(folder / "table.bin"), str(folder / "out")
     Path(table).write_bytes(CertTable((TableEntry(VCEK_GUID, hostile_certificate()),)).encode())
-    for words, code in (
+    for argv, code in (
         (["table", "show", "x", HOSTILE], 2),
         (["host", "status", HOSTILE, HOSTILE], 2),
         ([HOSTILE], 2),
@@ -251,7 +251,7 @@ def test_what_was_typed(
         (["kds", "show", "--cache", out], 0),
         (["emulate", "--platform", f"{out}/p", "certificates", f"{out}/c"], 0),
     ):
-        assert main(words) == code
+        assert main(argv) == code
         said = capsys.readouterr()
         harmless(said.out)
         harmless(said.err)

@@ -68,7 +68,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.mark.usefixtures("folder")
 @pytest.mark.parametrize(
-    ("command", "words"),
+    ("command", "arguments"),
     [
         ("verify", ["report.bin", "--table", "table.bin", "--anchor", "root.der"]),
         ("verify", ["report.bin", "--table", "table.bin"]),
@@ -85,9 +85,9 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     ids=lambda value: " ".join(value) if isinstance(value, list) else value,
 )
 def test_what_a_command_prints_is_as_its_schema_says(
-    command: str, words: list[str], capsys: pytest.CaptureFixture[str]
+    command: str, arguments: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    main([*command.split(), *words, "--json"])
+    main([*command.split(), *arguments, "--json"])
     out = capsys.readouterr().out
     assert out
     for text in out.splitlines() if command == "verify" else [out]:

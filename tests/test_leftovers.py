@@ -92,8 +92,8 @@ def test_a_program_with_a_vm_leaves_nothing(
     marked = Marked(tmp_path / "tmp")
     served = tmp_path / "table"
     served.write_bytes(b"")
-    words = ["emulate", "guest", "--certs", str(served), "--", "sleep", "1000"]
-    started = marked.start(*words)
+    argv = ["emulate", "guest", "--certs", str(served), "--", "sleep", "1000"]
+    started = marked.start(*argv)
     marked.wait_until(lambda found: found.get(started.pid, "").startswith("sleep "))
     end(started, number, group=group)
     assert started.returncode == -number

@@ -201,8 +201,8 @@ def test_genuine_certificates_arrive_byte_for_byte_and_verify_the_genuine_report
     assert not any(received[table.stat().st_size :])
     delivered = tmp_path / "delivered.bin"
     delivered.write_bytes(received)
-    words = ["verify", str(milan / "report.bin"), "--table", str(delivered)]
-    assert main([*words, "--at", "2024-01-01T00:00:00Z"]) == 0
+    argv = ["verify", str(milan / "report.bin"), "--table", str(delivered)]
+    assert main([*argv, "--at", "2024-01-01T00:00:00Z"]) == 0
     capsys.readouterr()
 
 

@@ -102,8 +102,8 @@ def test_the_way_is_followed_as_the_kernel_does(tmp_path: Path) -> None:
     (tmp_path / "a" / "b").mkdir(parents=True)
     (tmp_path / "link").symlink_to("a/b")
     (tmp_path / "absolute").symlink_to(tmp_path / "link")
-    for words in ("link/../x", "absolute/x", "a/./b/x", "missing/more/x", "absolute/../../a/x"):
-        path = os.path.join(tmp_path, words)
+    for relative in ("link/../x", "absolute/x", "a/./b/x", "missing/more/x", "absolute/../../a/x"):
+        path = os.path.join(tmp_path, relative)
         assert resolve(path) == os.path.realpath(path)
     (tmp_path / "circle").symlink_to("circle")
     with pytest.raises(InputError, match="symbolic links"):

@@ -37,7 +37,7 @@ def file(tmp_path: Path) -> Path:
 
 
 @contextmanager
-def held(file: Path, how: str, exclusive: bool, *words: str) -> Iterator[int]:
+def held(file: Path, how: str, exclusive: bool, *arguments: str) -> Iterator[int]:
     """Another process that holds a lock; its number."""
     program = (
         f"import fcntl, os, struct, sys; kind = {int(exclusive)}; "
@@ -45,7 +45,7 @@ def held(file: Path, how: str, exclusive: bool, *words: str) -> Iterator[int]:
         "sys.stdin.read()"
     )
     holder = subprocess.Popen(
-        [sys.executable, "-c", program, *words],
+        [sys.executable, "-c", program, *arguments],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
@@ -90,7 +90,7 @@ def test_flock_is_seen_and_does_not_stop_an_update(file: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "name"),
+    ("arguments", "name"),
     [
         (["qemu", "-name", "web"], "web"),
         (["qemu", "-name", "guest=web,process=x"], "web"),
@@ -103,8 +103,8 @@ def test_flock_is_seen_and_does_not_stop_an_update(file: Path) -> None:
         ([], None),
     ],
 )
-def test_vm_names_on_command_lines(words: list[str], name: str | None) -> None:
-    assert vm_named_in(words) == name
+def test_vm_names_on_command_lines(arguments: list[str], name: str | None) -> None:
+    assert vm_named_in(arguments) == name
 
 
 def test_a_command_line_cannot_play_tricks_on_the_terminal(file: Path) -> None:

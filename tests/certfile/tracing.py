@@ -124,7 +124,7 @@ class Call:
         return self.name in _CHANGING
 
 
-def killed_before(words: Sequence[str], here: Callable[[Call], bool], *, execs: int) -> Call | None:
+def killed_before(argv: Sequence[str], here: Callable[[Call], bool], *, execs: int) -> Call | None:
     """Run a program, and kill it before the first call for which ``here`` is true.
 
     ``here`` is asked from the ``execs``-th execve(2) on: a program may have become
@@ -136,7 +136,7 @@ def killed_before(words: Sequence[str], here: Callable[[Call], bool], *, execs: 
         null = os.open(os.devnull, os.O_RDWR)
         for number in (0, 1):
             os.dup2(null, number)
-        _child(lambda: os.execv(words[0], list(words)))  # noqa: S606 (running it is the purpose)
+        _child(lambda: os.execv(argv[0], list(argv)))  # noqa: S606 (running it is the purpose)
     os.waitpid(pid, 0)  # the child's SIGSTOP
     options = _O_TRACESYSGOOD | _O_EXITKILL | _O_TRACEEXEC
     if _libc.ptrace(_SETOPTIONS, pid, None, options) != 0:
@@ -147,7 +147,7 @@ def killed_before(words: Sequence[str], here: Callable[[Call], bool], *, execs: 
         status = os.waitpid(pid, 0)[1]
         deliver = 0
         if not os.WIFSTOPPED(status):
-            assert os.waitstatus_to_exitcode(status) == 0, f"{words} failed by itself"
+            assert os.waitstatus_to_exitcode(status) == 0, f"{argv} failed by itself"
             return None
         if status >> 8 == signal.SIGTRAP | _EVENT_EXEC << 8:
             seen += 1

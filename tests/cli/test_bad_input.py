@@ -83,7 +83,7 @@ ANY_CONTENT: dict[str, list[str]] = {
 }
 
 
-def _words(command: list[str], folder: Path) -> list[str]:
+def _arguments(command: list[str], folder: Path) -> list[str]:
     places = {name: str(folder / name) for name in ("BAD", "OUT", "REPORT", "TABLE")}
     return [
         word.replace("BAD", places["BAD"]) if "=BAD" in word else places.get(word, word)
@@ -96,7 +96,7 @@ def _run(
 ) -> tuple[int, str, str]:
     (folder / "REPORT").write_bytes(bytes(1184))
     (folder / "TABLE").write_bytes(bytes(24))
-    code = main(_words(command, folder))
+    code = main(_arguments(command, folder))
     captured = capsys.readouterr()
     return code, captured.out, captured.err
 
@@ -140,9 +140,9 @@ def test_no_permission_is_one_line_and_exit_code_2(name: str, tmp_path: Path) ->
     make_unreadable(bad)
     for other, content in (("REPORT", bytes(1184)), ("TABLE", bytes(24))):
         (tmp_path / other).write_bytes(content)
-    words = _words((COMMANDS | ANY_CONTENT)[name], tmp_path)
+    argv = _arguments((COMMANDS | ANY_CONTENT)[name], tmp_path)
     made = subprocess.run(
-        [sys.executable, "-m", "snpcerts", *words],
+        [sys.executable, "-m", "snpcerts", *argv],
         capture_output=True,
         text=True,
         preexec_fn=give_up_file_privileges,
@@ -152,7 +152,7 @@ def test_no_permission_is_one_line_and_exit_code_2(name: str, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(
-    "words",
+    "arguments",
     [
         ["nonsense"],
         ["table"],
@@ -178,10 +178,10 @@ def test_no_permission_is_one_line_and_exit_code_2(name: str, tmp_path: Path) ->
     ],
 )
 def test_wrong_usage_is_exit_code_2(
-    words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = [str(tmp_path / word) if word == "OUT" else word for word in words]
-    assert main(words) == 2
+    arguments = [str(tmp_path / word) if word == "OUT" else word for word in arguments]
+    assert main(arguments) == 2
     assert "Traceback" not in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
 

@@ -72,8 +72,8 @@ def certs(tmp_path: Path) -> Path:
     return tmp_path / "certs.bin"
 
 
-def refusal(capsys: pytest.CaptureFixture[str], certs: Path, *words: object) -> tuple[int, str]:
-    code = main(["run", "--certs-filename", str(certs), "--", *map(str, words)])
+def refusal(capsys: pytest.CaptureFixture[str], certs: Path, *arguments: object) -> tuple[int, str]:
+    code = main(["run", "--certs-filename", str(certs), "--", *map(str, arguments)])
     err = capsys.readouterr().err
     assert err.startswith("snpcerts: ")
     assert err.count("\n") == 1
@@ -82,9 +82,9 @@ def refusal(capsys: pytest.CaptureFixture[str], certs: Path, *words: object) -> 
 
 def test_the_program_runs_with_the_shim(shows: Path, certs: Path) -> None:
     own = f"{shutil.which('true')}.so"  # missing: the loader reports it and continues
-    words: list[str | Path] = [*RUN, "--certs-filename", "certs.bin", "--certs-timeout", "250"]
+    argv: list[str | Path] = [*RUN, "--certs-filename", "certs.bin", "--certs-timeout", "250"]
     made = subprocess.run(
-        [*words, shows, "--help", "-x"],
+        [*argv, shows, "--help", "-x"],
         capture_output=True,
         text=True,
         cwd=certs.parent,
@@ -133,8 +133,8 @@ def test_an_environment_that_would_be_more_lines_than_variables_is_not_printed(
 
 
 def test_no_file_yet_is_a_warning(shows: Path, tmp_path: Path) -> None:
-    words: list[str | Path] = [*RUN, "--certs-filename", tmp_path / "missing", "--", shows]
-    made = subprocess.run(words, capture_output=True, text=True)
+    argv: list[str | Path] = [*RUN, "--certs-filename", tmp_path / "missing", "--", shows]
+    made = subprocess.run(argv, capture_output=True, text=True)
     assert made.returncode == 7
     assert f"snpcerts: warning: {tmp_path / 'missing'}: No such file" in made.stderr
 
@@ -146,8 +146,8 @@ def test_a_file_that_cannot_be_served_is_a_warning(shows: Path, tmp_path: Path, 
         file.mkdir()
     else:
         file.write_bytes(bytes((1 << 20) + 1))
-    words: list[str | Path] = [*RUN, "--certs-filename", file, "--", shows]
-    made = subprocess.run(words, capture_output=True, text=True)
+    argv: list[str | Path] = [*RUN, "--certs-filename", file, "--", shows]
+    made = subprocess.run(argv, capture_output=True, text=True)
     assert made.returncode == 7
     assert f"snpcerts: warning: {file}: " in made.stderr
 
@@ -157,8 +157,8 @@ def test_a_script_is_run_with_a_warning(shows: Path, certs: Path, tmp_path: Path
     script = tmp_path / "kvm"
     script.write_text(f'#!/bin/sh\nexec {shows} "$@"\n')
     script.chmod(0o755)
-    words: list[str | Path] = [*RUN, "--certs-filename", certs, "--", script, "x"]
-    made = subprocess.run(words, capture_output=True, text=True)
+    argv: list[str | Path] = [*RUN, "--certs-filename", certs, "--", script, "x"]
+    made = subprocess.run(argv, capture_output=True, text=True)
     assert made.returncode == 7
     assert preload.shim_library() in made.stdout.splitlines()
     assert "is a script" in made.stderr

@@ -20,12 +20,12 @@ from tests.verify.test_documented_reasons import CHAIN, sound_report, sound_tabl
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 
-def on_terminal(words: list[str], cwd: Path, **environment: str) -> str:
+def on_terminal(arguments: list[str], cwd: Path, **environment: str) -> str:
     """What ``snpcerts`` writes to a terminal of 80 columns."""
     ours, theirs = pty.openpty()
     inherited = {name: value for name, value in os.environ.items() if name != "NO_COLOR"}
     process = subprocess.Popen(
-        [sys.executable, "-m", "snpcerts", *words],
+        [sys.executable, "-m", "snpcerts", *arguments],
         cwd=cwd,
         stdin=subprocess.DEVNULL,
         stdout=theirs,
@@ -45,9 +45,9 @@ def on_terminal(words: list[str], cwd: Path, **environment: str) -> str:
     return out.decode().replace("\r\n", "\n")
 
 
-def in_pipe(words: list[str], cwd: Path) -> str:
+def in_pipe(arguments: list[str], cwd: Path) -> str:
     made = subprocess.run(
-        [sys.executable, "-m", "snpcerts", *words], cwd=cwd, capture_output=True, text=True
+        [sys.executable, "-m", "snpcerts", *arguments], cwd=cwd, capture_output=True, text=True
     )
     return made.stdout + made.stderr
 

@@ -105,11 +105,11 @@ def test_more_than_a_linux_guest_can_fetch_needs_a_word(
 ) -> None:
     blob, table = tmp_path / "blob", tmp_path / "table"
     blob.write_bytes(bytes(16384))
-    words = ["table", "build", "-o", str(table), "--entry", f"{OTHER}={blob}"]
-    assert main(words) == 1
+    argv = ["table", "build", "-o", str(table), "--entry", f"{OTHER}={blob}"]
+    assert main(argv) == 1
     assert "at most 16384" in capsys.readouterr().err
     assert not table.exists()
-    assert main([*words, "--oversize"]) == 0
+    assert main([*argv, "--oversize"]) == 0
 
 
 def test_a_served_file_is_not_replaced_behind_its_lock(

@@ -128,13 +128,13 @@ class Bench:
     platform: Path
     place: Path
 
-    def snpcerts(self, *words: object, check: bool = True) -> Ran:
+    def snpcerts(self, *arguments: object, check: bool = True) -> Ran:
         """Our own command."""
-        return run([sys.executable, "-m", "snpcerts", *words], cwd=self.place, check=check)
+        return run([sys.executable, "-m", "snpcerts", *arguments], cwd=self.place, check=check)
 
-    def emulate(self, *words: object, check: bool = True) -> Ran:
+    def emulate(self, *arguments: object, check: bool = True) -> Ran:
         """``snpcerts emulate --platform ... WORDS``."""
-        return self.snpcerts("emulate", "--platform", self.platform, *words, check=check)
+        return self.snpcerts("emulate", "--platform", self.platform, *arguments, check=check)
 
     def host(self, *program: object, check: bool = True) -> Ran:
         """Run a program on the host."""
@@ -143,9 +143,9 @@ class Bench:
     @contextmanager
     def running(self, *program: object) -> Iterator[subprocess.Popen[str]]:
         """A program on the host that is ended here; its output is for reading."""
-        words = ["emulate", "--platform", self.platform, "host", "--", *program]
+        argv = ["emulate", "--platform", self.platform, "host", "--", *program]
         process = subprocess.Popen(
-            [sys.executable, "-m", "snpcerts", *map(str, words)],
+            [sys.executable, "-m", "snpcerts", *map(str, argv)],
             stdout=subprocess.PIPE,
             text=True,
             cwd=self.place,
@@ -166,10 +166,10 @@ class Bench:
     @contextmanager
     def guest_running(self, certs: Path) -> Iterator[None]:
         """A guest that is there for a while."""
-        words = ["emulate", "--platform", self.platform, "guest", "--certs", certs, "--"]
-        words += ["sh", "-c", "echo here; read _"]
+        argv = ["emulate", "--platform", self.platform, "guest", "--certs", certs, "--"]
+        argv += ["sh", "-c", "echo here; read _"]
         with subprocess.Popen(
-            [sys.executable, "-m", "snpcerts", *map(str, words)],
+            [sys.executable, "-m", "snpcerts", *map(str, argv)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -204,11 +204,11 @@ class Bench:
         return self.snpcerts("verify", *anchor, *options, report, check=check)
 
 
-def run(words: list[object], cwd: Path, *, check: bool = True) -> Ran:
+def run(arguments: list[object], cwd: Path, *, check: bool = True) -> Ran:
     """Run a program; with ``check`` it must succeed."""
     environment = {**os.environ, "RUST_BACKTRACE": "0"}
     ran = subprocess.run(
-        [str(word) for word in words],
+        [str(word) for word in arguments],
         cwd=cwd,
         env=environment,
         stdin=subprocess.DEVNULL,
@@ -218,7 +218,9 @@ def run(words: list[object], cwd: Path, *, check: bool = True) -> Ran:
         timeout=LIMIT,
     )
     if check:
-        assert ran.returncode == 0, f"{words}: exit code {ran.returncode}\n{ran.stdout}{ran.stderr}"
+        assert ran.returncode == 0, (
+            f"{arguments}: exit code {ran.returncode}\n{ran.stdout}{ran.stderr}"
+        )
     return ran
 
 

@@ -46,8 +46,8 @@ def genoa(bench_of: Benches) -> Bench:
 
 def check(bench: Bench, tools: Tools, *options: object) -> Ran:
     """``check`` without the network; its exit code is the caller's to look at."""
-    words = [tools("check"), "-network=false", "-product", bench.product.value, *options]
-    return run(words, bench.place, check=False)
+    argv = [tools("check"), "-network=false", "-product", bench.product.value, *options]
+    return run(argv, bench.place, check=False)
 
 
 @PRODUCTS
@@ -70,8 +70,8 @@ def test_attest_extended_is_a_report_and_the_table_of_the_vmm(
 
 def test_attest_at_a_vmpl_without_certificates(genoa: Bench, go_sev_guest: Tools) -> None:
     issued, asked = genoa.certificates(), genoa.request()
-    words = (*ATTEST, "-vmpl", "3", "-out", "report.bin")
-    genoa.guest(issued / "table.bin", go_sev_guest("attest"), *words)
+    argv = (*ATTEST, "-vmpl", "3", "-out", "report.bin")
+    genoa.guest(issued / "table.bin", go_sev_guest("attest"), *argv)
     fields = Report.unpack((genoa.place / "report.bin").read_bytes()).fields
     assert (fields.report_data, fields.vmpl) == (asked, 3)
     genoa.verify("report.bin", issued, "--certs", issued)
@@ -80,8 +80,8 @@ def test_attest_at_a_vmpl_without_certificates(genoa: Bench, go_sev_guest: Tools
 def test_attest_with_its_own_throttle(genoa: Bench, go_sev_guest: Tools) -> None:
     issued = genoa.certificates()
     genoa.request()
-    words = ("-infile", "request.bin", "-extended", "-out", "evidence.bin")
-    genoa.guest(issued / "table.bin", go_sev_guest("attest"), *words)
+    argv = ("-infile", "request.bin", "-extended", "-out", "evidence.bin")
+    genoa.guest(issued / "table.bin", go_sev_guest("attest"), *argv)
     genoa.verify("evidence.bin", issued)
 
 
@@ -109,11 +109,11 @@ def test_show(genoa: Bench, go_sev_guest: Tools) -> None:
     issued = genoa.certificates()
     genoa.request()
     genoa.guest(issued / "table.bin", go_sev_guest("attest"), *EXTENDED)
-    words = [go_sev_guest("show"), "-in", "evidence.bin"]
-    text = run(words, genoa.place).stdout
+    argv = [go_sev_guest("show"), "-in", "evidence.bin"]
+    text = run(argv, genoa.place).stdout
     assert "vcek_cert:" in text
     assert "ask_cert:" in text
-    shown = run([*words, "-outform", "tcb"], genoa.place).stdout
+    shown = run([*argv, "-outform", "tcb"], genoa.place).stdout
     (current,) = struct.unpack("<Q", bytes.fromhex(genoa.status()["current_tcb"]))
     assert f"current_tcb={current:#x}" in shown
 
@@ -123,10 +123,10 @@ def test_formats_go_round(genoa: Bench, go_sev_guest: Tools) -> None:
     issued = genoa.certificates()
     genoa.request()
     genoa.guest(issued / "table.bin", go_sev_guest("attest"), *EXTENDED)
-    words = [go_sev_guest("show"), "-in", "evidence.bin", "-out", "evidence.textproto"]
-    run(words, genoa.place)
-    words = [go_sev_guest("show"), "-in", "evidence.textproto", "-inform", "textproto"]
-    run([*words, "-outform", "bin", "-out", "again.bin"], genoa.place)
+    argv = [go_sev_guest("show"), "-in", "evidence.bin", "-out", "evidence.textproto"]
+    run(argv, genoa.place)
+    argv = [go_sev_guest("show"), "-in", "evidence.textproto", "-inform", "textproto"]
+    run([*argv, "-outform", "bin", "-out", "again.bin"], genoa.place)
     evidence, again = (
         (genoa.place / name).read_bytes()[:REPORT_SIZE] for name in ("evidence.bin", "again.bin")
     )
@@ -142,9 +142,9 @@ def test_attest_as_protocol_buffers(
     """Attestation and Report messages: the report comes back as the firmware made it."""
     bench = bench_of(product)
     issued, asked = bench.certificates(), bench.request()
-    words: tuple[str, ...] = (*ATTEST, "-outform", "proto", "-out", "evidence.pb")
-    words += ("-extended",) if extended else ()
-    bench.guest(issued / "table.bin", go_sev_guest("attest"), *words)
+    argv: tuple[str, ...] = (*ATTEST, "-outform", "proto", "-out", "evidence.pb")
+    argv += ("-extended",) if extended else ()
+    bench.guest(issued / "table.bin", go_sev_guest("attest"), *argv)
     given = () if extended else ("--certs", issued)
     ran = bench.verify("evidence.pb", issued, "--report-data", asked.hex(), *given)
     assert "verified" in ran.stdout
@@ -154,8 +154,8 @@ def test_every_form_it_writes_holds_the_same_report(genoa: Bench, go_sev_guest: 
     issued = genoa.certificates()
     genoa.request()
     genoa.guest(issued / "table.bin", go_sev_guest("attest"), *EXTENDED)
-    words = [go_sev_guest("show"), "-in", "evidence.bin", "-outform", "proto"]
-    run([*words, "-out", "evidence.pb"], genoa.place)
+    argv = [go_sev_guest("show"), "-in", "evidence.bin", "-outform", "proto"]
+    run([*argv, "-out", "evidence.pb"], genoa.place)
     read = [
         Evidence.from_bytes((genoa.place / name).read_bytes())
         for name in ("evidence.bin", "evidence.pb")

@@ -78,8 +78,8 @@ def test_certificates_in_pem_are_the_same_ones(genoa: Bench, snpguest: Path) -> 
 def test_a_report_at_each_vmpl(genoa: Bench, snpguest: Path) -> None:
     table = genoa.certificates() / "table.bin"
     for vmpl in range(4):
-        words = ("report", "--vmpl", vmpl, "--random", "report.bin", "random.bin")
-        genoa.guest(table, snpguest, *words)
+        argv = ("report", "--vmpl", vmpl, "--random", "report.bin", "random.bin")
+        genoa.guest(table, snpguest, *argv)
         report = Report.unpack((genoa.place / "report.bin").read_bytes())
         assert report.fields.vmpl == vmpl
         assert report.fields.report_data == (genoa.place / "random.bin").read_bytes()
@@ -97,12 +97,12 @@ def test_its_verifier_refuses_another_chips_certificate_and_a_changed_report(
     changed = bytearray((genoa.place / "report.bin").read_bytes())
     changed[0x50] ^= 1
     (genoa.place / "changed.bin").write_bytes(changed)
-    words = [snpguest, "verify", "attestation", issued, "changed.bin"]
-    assert run(words, genoa.place, check=False).returncode == 1
+    argv = [snpguest, "verify", "attestation", issued, "changed.bin"]
+    assert run(argv, genoa.place, check=False).returncode == 1
 
     (issued / "vcek.der").write_bytes((issued / "ask.der").read_bytes())
-    words = [snpguest, "verify", "attestation", issued, "report.bin"]
-    assert run(words, genoa.place, check=False).returncode == 1
+    argv = [snpguest, "verify", "attestation", issued, "report.bin"]
+    assert run(argv, genoa.place, check=False).returncode == 1
 
 
 def test_derived_keys(genoa: Bench, snpguest: Path) -> None:
@@ -131,8 +131,8 @@ def test_a_key_with_a_mitigation_vector_is_refused_by_the_firmware(
 ) -> None:
     """It asks with message version 2, and Linux sends 32 bytes of its 40."""
     table = genoa.certificates() / "table.bin"
-    words = (snpguest, "key", "key.bin", "vcek", "--launch_mit_vector", "1")
-    ran = genoa.guest(table, *words, check=False)
+    argv = (snpguest, "key", "key.bin", "vcek", "--launch_mit_vector", "1")
+    ran = genoa.guest(table, *argv, check=False)
     assert ran.returncode == 1
     assert "0x16: Given parameter is invalid" in ran.stderr
     genoa.guest(table, snpguest, "key", "key.bin", "vcek")

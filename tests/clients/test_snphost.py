@@ -38,10 +38,10 @@ def tcb(bench: Bench, which: str) -> TcbVersion:
 
 
 def levels(version: TcbVersion, mask: int = 0, **changed: int) -> tuple[int, ...]:
-    """The words of ``config set``: mask chip after the levels; the FMC last, where there is one."""
+    """The arguments of ``config set``: mask chip after the levels; then the FMC, if it has one."""
     part = {**version.components(), **changed}
-    words = (part["bootloader"], part["tee"], part["snp"], part["microcode"], mask)
-    return (*words, part["fmc"]) if "fmc" in part else words
+    argv = (part["bootloader"], part["tee"], part["snp"], part["microcode"], mask)
+    return (*argv, part["fmc"]) if "fmc" in part else argv
 
 
 def shown(version: TcbVersion) -> list[str]:
@@ -122,8 +122,8 @@ def test_config_set_of_the_mask_bits(native: Bench, snphost: Path, snpguest: Pat
         native.host(snphost, "config", "set", *levels(current, mask))
         native.guest(issued / "table.bin", snpguest, "report", "report.bin", "request.bin")
         fields = Report.unpack((native.place / "report.bin").read_bytes()).fields
-        words = [snpguest, "verify", "attestation", issued, "report.bin"]
-        theirs = run(words, native.place, check=False).returncode
+        argv = [snpguest, "verify", "attestation", issued, "report.bin"]
+        theirs = run(argv, native.place, check=False).returncode
         ours = native.verify("report.bin", issued, "--certs", issued, "--json", check=False)
         assert ours.returncode == 1
         reasons = [reason["code"] for reason in json.loads(ours.stdout)["reasons"]]
@@ -337,9 +337,9 @@ def test_its_commit_behind_the_agents_back_is_noticed(native: Bench, snphost: Pa
         # An agent without a record of this host does not know which VCEK signs below current.
         native.host(*AGENT, "sync", *agent_options(native, server.url))
         native.host(snphost, "config", "set", *levels(current, microcode=current.microcode - 1))
-        words = [*AGENT, "sync", "--watch", "--interval=0.2", "--log=json"]
-        words += agent_options(native, server.url)
-        watch = stack.enter_context(native.running(*words))
+        argv = [*AGENT, "sync", "--watch", "--interval=0.2", "--log=json"]
+        argv += agent_options(native, server.url)
+        watch = stack.enter_context(native.running(*argv))
         assert watch.stdout is not None
         seen: list[dict[str, Any]] = []
 
@@ -402,8 +402,8 @@ def test_a_new_reported_tcb_needs_new_certificates(
     native.host(snphost, "config", "set", *levels(current, microcode=current.microcode - 1))
     native.request()
     native.guest(before / "table.bin", snpguest, "report", "report.bin", "request.bin")
-    words = [snpguest, "verify", "attestation", before, "report.bin"]
-    assert run(words, native.place, check=False).returncode == 1
+    argv = [snpguest, "verify", "attestation", before, "report.bin"]
+    assert run(argv, native.place, check=False).returncode == 1
     refused = native.verify("report.bin", before, "--certs", before, check=False)
     assert refused.returncode == 1
     fields = Report.unpack((native.place / "report.bin").read_bytes()).fields

@@ -149,18 +149,18 @@ class Verifiers:
 
     def ours(self, piece: Piece) -> tuple[str, str]:
         """``snpcerts verify``."""
-        words = [sys.executable, "-m", "snpcerts", "verify", self._whole(piece), "--at", piece.at]
-        ran = run([*words, "--json"], self.place, check=False)
+        argv = [sys.executable, "-m", "snpcerts", "verify", self._whole(piece), "--at", piece.at]
+        ran = run([*argv, "--json"], self.place, check=False)
         verdict = json.loads(ran.stdout)
         assert ran.returncode == {"verified": 0, "refused": 1}[verdict["verdict"]]
         return verdict["verdict"], " ".join(reason["code"] for reason in verdict["reasons"])
 
     def go_sev_guest(self, piece: Piece) -> tuple[str, str]:
         """``check`` without the network, told the guest policy that the report has."""
-        words = [self.check, "-in", self._whole(piece), "-network=false"]
-        words += ["-product", piece.product]
+        argv = [self.check, "-in", self._whole(piece), "-network=false"]
+        argv += ["-product", piece.product]
         policy = int.from_bytes(piece.report[8:16], "little")
-        ran = run([*words, "-guest_policy", str(policy)], self.place, check=False)
+        ran = run([*argv, "-guest_policy", str(policy)], self.place, check=False)
         return _WORDS[ran.returncode == 0], ran.stderr
 
     def certs(self, piece: Piece) -> tuple[str, str]:
@@ -175,9 +175,9 @@ class Verifiers:
         model = ("-p", piece.product.lower())
         return self._snpguest("attestation", *model, directory, "report.bin")
 
-    def _snpguest(self, *words: object) -> tuple[str, str]:
+    def _snpguest(self, *arguments: object) -> tuple[str, str]:
         ran: subprocess.CompletedProcess[str] = run(
-            [self.snpguest, "verify", *words], self.place, check=False
+            [self.snpguest, "verify", *arguments], self.place, check=False
         )
         return _WORDS[ran.returncode == 0], ran.stdout + ran.stderr
 

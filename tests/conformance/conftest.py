@@ -38,8 +38,8 @@ def build(tmp_path_factory: pytest.TempPathFactory) -> Build:
     def compiled(wrong: str) -> Path:
         program = directory / wrong.lower()
         if not program.exists():
-            words = ["gcc", "-O1", "-Wall", "-Wextra", "-Werror", "-Wno-maybe-uninitialized"]
-            words += [
+            argv = ["gcc", "-O1", "-Wall", "-Wextra", "-Werror", "-Wno-maybe-uninitialized"]
+            argv += [
                 "-Wno-unused-result",
                 "-pthread",
                 f"-DWRONG={wrong}",
@@ -47,7 +47,7 @@ def build(tmp_path_factory: pytest.TempPathFactory) -> Build:
                 str(program),
                 str(source),
             ]
-            made = subprocess.run(words, capture_output=True, text=True)
+            made = subprocess.run(argv, capture_output=True, text=True)
             assert made.returncode == 0, made.stderr
         return program
 
@@ -55,20 +55,20 @@ def build(tmp_path_factory: pytest.TempPathFactory) -> Build:
 
 
 def conformance(
-    *words: str | Path, options: tuple[str, ...] = ()
+    *arguments: str | Path, options: tuple[str, ...] = ()
 ) -> subprocess.CompletedProcess[str]:
     """Run the command as its users do."""
     return subprocess.run(
-        [*SNPCERTS, "conformance", *options, "--", *map(str, words)],
+        [*SNPCERTS, "conformance", *options, "--", *map(str, arguments)],
         capture_output=True,
         text=True,
         timeout=300,
     )
 
 
-def judged(*words: str | Path, options: tuple[str, ...] = ()) -> dict[str, dict[str, Any]]:
+def judged(*arguments: str | Path, options: tuple[str, ...] = ()) -> dict[str, dict[str, Any]]:
     """The checks of a report, by id."""
-    made = conformance(*words, options=("--json", *options))
+    made = conformance(*arguments, options=("--json", *options))
     assert made.returncode in (0, 1), made.stderr
     report = documented("conformance", made.stdout)
     judged_none = report["skipped"] == len(report["checks"])

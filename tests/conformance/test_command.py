@@ -61,14 +61,14 @@ def test_the_report_for_build_servers(build: Build, tmp_path: Path) -> None:
     assert "pages needed" in str(failure.get("message"))
 
 
-@given(detail=st.text(), words=st.lists(st.text(), max_size=3))
-def test_junit_is_xml_whatever_a_vmm_says(detail: str, words: list[str]) -> None:
+@given(detail=st.text(), arguments=st.lists(st.text(), max_size=3))
+def test_junit_is_xml_whatever_a_vmm_says(detail: str, arguments: list[str]) -> None:
     results = [
         Result("busy", ResultState.FAILED, detail),
         Result("too-small", ResultState.SKIPPED, detail),
         Result("enabled", ResultState.PASSED),
     ]
-    suite = ElementTree.fromstring(to_junit(results, words, 1.5))  # noqa: S314 (our own)
+    suite = ElementTree.fromstring(to_junit(results, arguments, 1.5))  # noqa: S314 (our own)
     assert suite.get("failures") == "1"
 
 
@@ -91,7 +91,7 @@ def test_the_page_for_authors_has_every_check_as_it_is() -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "code", "message"),
+    ("arguments", "code", "message"),
     [
         (["conformance"], 2, "no VMM given"),
         (["conformance", "--", "./vmm"], 2, "does not contain {certs}"),
@@ -108,9 +108,9 @@ def test_the_page_for_authors_has_every_check_as_it_is() -> None:
     ],
 )
 def test_wrong_use_is_reported_in_one_line(
-    words: list[str], code: int, message: str, capsys: pytest.CaptureFixture[str]
+    arguments: list[str], code: int, message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(words) == code
+    assert main(arguments) == code
     said = capsys.readouterr().err
     assert message in said
     assert "Traceback" not in said
@@ -199,9 +199,9 @@ def test_a_flood_of_output_is_bounded(tmp_path: Path) -> None:
 def test_a_signal_ends_the_run_and_all_it_started(
     build: Build, tmp_path: Path, number: signal.Signals
 ) -> None:
-    words = [*SNPCERTS, "conformance", "--", str(build("NOTHING")), "{certs}", "2"]
+    argv = [*SNPCERTS, "conformance", "--", str(build("NOTHING")), "{certs}", "2"]
     env = {"TMPDIR": str(tmp_path), "PATH": "/usr/bin:/bin"}
-    with subprocess.Popen(words, env=env, stderr=subprocess.PIPE, text=True) as run_of_all:
+    with subprocess.Popen(argv, env=env, stderr=subprocess.PIPE, text=True) as run_of_all:
         while not list(tmp_path.glob("*/*/certs.bin")):
             assert run_of_all.poll() is None
         run_of_all.send_signal(number)
@@ -260,9 +260,9 @@ def test_a_lock_is_seen_by_its_kind(tmp_path: Path) -> None:
     )
     ofd = "fcntl.fcntl(f, 37, struct.pack('<hh4xqqi4x', 0, 0, 0, 0, 0))"
     for statement, is_ofd in ((ofd, True), ("fcntl.lockf(f, fcntl.LOCK_SH)", False)):
-        words = ["python3", "-c", program.format(statement), str(served.path)]
+        argv = ["python3", "-c", program.format(statement), str(served.path)]
         with subprocess.Popen(
-            words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         ) as holder:
             assert holder.stdout is not None
             assert holder.stdout.readline() == "locked\n"

@@ -191,10 +191,10 @@ TELLING = ("lock-until-signed", "vcpus-keep-locks", "kick-not-lost", "busy", "sa
 
 
 def assert_all_passed(
-    *words: str | Path, skips: set[str] | None = None, checks: tuple[str, ...] = ()
+    *arguments: str | Path, skips: set[str] | None = None, checks: tuple[str, ...] = ()
 ) -> None:
     # Nothing waits for the limit to pass; a busy machine starts slowly.
-    found = judged(*words, options=("--timeout", "40", *only(*checks)))
+    found = judged(*arguments, options=("--timeout", "40", *only(*checks)))
     assert failed(found).keys() <= ADVICE, failed(found)
     skipped = {name for name, check in found.items() if check["state"] == "skipped"}
     assert skipped <= PRIVILEGED | (skips or set()), found
@@ -240,7 +240,7 @@ def test_a_right_vmm_passes_whatever_its_style(build: Build, style: str) -> None
         ("timeout", "60"),
         ("unshare", "-p", "-f", "--kill-child"),
     ],
-    ids=lambda words: words[0],
+    ids=lambda arguments: arguments[0],
 )
 def test_a_vmm_behind_a_wrapper_that_forks_is_judged(
     build: Build, wrapper: tuple[str, ...]

@@ -704,7 +704,7 @@ static bool supported(int kvm)
 	return !ioctl(kvm, KVM_GET_DEVICE_ATTR, attr) && (value == 1 || is_wrong(VALUE_IGNORED));
 }
 
-int main(int count, char **words)
+int main(int argc, char **argv)
 {
 	uint64_t init[6] = { 0, 2ul << 32 }, start[8] = { 3 << 16 }, finish[11] = { 0 };
 	uint64_t hypercalls[13] = { KVM_CAP_EXIT_HYPERCALL, 1 << KVM_HC_MAP_GPA_RANGE };
@@ -712,12 +712,12 @@ int main(int count, char **words)
 	sigset_t stop;
 	int kvm;
 
-	vcpus = count == 3 ? atoi(words[2]) : 0;
+	vcpus = argc == 3 ? atoi(argv[2]) : 0;
 	if (vcpus < 1 || vcpus > 64) {
 		fprintf(stderr, "usage: vmm FILE VCPUS\n");
 		return 2;
 	}
-	path = words[1];
+	path = argv[1];
 	sigemptyset(&stop);
 	sigaddset(&stop, SIGTERM);
 	pthread_sigmask(SIG_BLOCK, &stop, NULL);

@@ -59,8 +59,8 @@ def test_a_command_is_on_disk_before_its_caller_continues(emulated: Emulated) ->
 
 def test_a_throw_away_machine_leaves_nothing(tmp_path: Path) -> None:
     environment = os.environ | {"TMPDIR": str(tmp_path)}
-    words = [*SNPCERTS, "emulate", "host", "--", sys.executable, "-c", STATUS]
-    made = subprocess.run(words, capture_output=True, text=True, env=environment, timeout=60)
+    argv = [*SNPCERTS, "emulate", "host", "--", sys.executable, "-c", STATUS]
+    made = subprocess.run(argv, capture_output=True, text=True, env=environment, timeout=60)
     assert made.returncode == 0, made.stderr
     # The server removes the directory when no program is left.
     for process in Path("/proc").iterdir():
@@ -114,9 +114,9 @@ def test_a_guest_gets_a_report_with_the_certificates_its_vmm_serves(
 ) -> None:
     emulated.issue_certificates()
     report, table = tmp_path / "report.bin", tmp_path / "table.bin"
-    words = ["guest", "report", "-o", str(report), "--table-out", str(table), "--report-data", "ab"]
+    argv = ["guest", "report", "-o", str(report), "--table-out", str(table), "--report-data", "ab"]
     served = str(emulated.certs / "table.bin")
-    made = emulated.run("guest", "--certs", served, "--", *SNPCERTS, *words)
+    made = emulated.run("guest", "--certs", served, "--", *SNPCERTS, *argv)
     assert made.returncode == 0, made.stderr
     assert table.read_bytes() == (emulated.certs / "table.bin").read_bytes()
     anchor = str(emulated.certs / "ark.der")
@@ -127,9 +127,9 @@ def test_a_guest_gets_a_report_with_the_certificates_its_vmm_serves(
 
 def test_a_report_without_certificates_and_json(emulated: Emulated, tmp_path: Path) -> None:
     report = tmp_path / "report.bin"
-    words = [*SNPCERTS, "guest", "report", "-o", str(report), "--json", "--vmpl", "2"]
+    argv = [*SNPCERTS, "guest", "report", "-o", str(report), "--json", "--vmpl", "2"]
     served = str(emulated.certs / "table.bin")
-    made = emulated.run("guest", "--certs", served, "--", *words)
+    made = emulated.run("guest", "--certs", served, "--", *argv)
     answer = json.loads(made.stdout)
     assert report.read_bytes()[0x50:0x90].hex() == answer["report_data"]
     assert report.read_bytes()[0x30] == 2
@@ -146,8 +146,8 @@ def test_a_guest_attaches_to_the_vm_of_a_vmm_in_another_terminal(
     try:
         name = _vm_of(emulated, vmm)
         report, table = tmp_path / "report.bin", tmp_path / "table.bin"
-        words = [*SNPCERTS, "guest", "report", "-o", str(report), "--table-out", str(table)]
-        made = emulated.run("guest", "--vm", name, "--", *words)
+        argv = [*SNPCERTS, "guest", "report", "-o", str(report), "--table-out", str(table)]
+        made = emulated.run("guest", "--vm", name, "--", *argv)
         assert made.returncode == 0, made.stderr
         assert table.read_bytes() == Path(served).read_bytes()
     finally:
@@ -196,7 +196,7 @@ def test_scripted_guests_report_their_outcomes(emulated: Emulated, tmp_path: Pat
 
 
 @pytest.mark.parametrize(
-    ("words", "code", "message"),
+    ("arguments", "code", "message"),
     [
         (["host"], 2, "Missing argument"),
         (["host", "--", "no-such-program-at-all"], 2, "no such program"),
@@ -209,17 +209,17 @@ def test_scripted_guests_report_their_outcomes(emulated: Emulated, tmp_path: Pat
     ],
 )
 def test_wrong_use_is_reported_in_one_line(
-    emulated: Emulated, words: list[str], code: int, message: str
+    emulated: Emulated, arguments: list[str], code: int, message: str
 ) -> None:
-    made = emulated.run(*words)
+    made = emulated.run(*arguments)
     assert made.returncode == code, made.stderr
     assert message in made.stderr
     assert "Traceback" not in made.stderr
 
 
 def test_another_product_than_the_machines_is_refused(emulated: Emulated) -> None:
-    words = [*SNPCERTS, "emulate", "--platform", str(emulated.directory), "--product", "turin"]
-    made = subprocess.run([*words, "status"], capture_output=True, text=True)
+    argv = [*SNPCERTS, "emulate", "--platform", str(emulated.directory), "--product", "turin"]
+    made = subprocess.run([*argv, "status"], capture_output=True, text=True)
     assert made.returncode == 2
     assert "is a Milan platform, not Turin" in made.stderr
 
@@ -227,8 +227,8 @@ def test_another_product_than_the_machines_is_refused(emulated: Emulated) -> Non
 @pytest.mark.parametrize("content", ["", "{}", "[]", "no json", '{"product": 7}'])
 def test_a_damaged_platform_is_reported_in_one_line(tmp_path: Path, content: str) -> None:
     (tmp_path / "platform.json").write_text(content)
-    words = [*SNPCERTS, "emulate", "--platform", str(tmp_path), "status"]
-    made = subprocess.run(words, capture_output=True, text=True)
+    argv = [*SNPCERTS, "emulate", "--platform", str(tmp_path), "status"]
+    made = subprocess.run(argv, capture_output=True, text=True)
     assert made.returncode in (1, 2)
     assert "Traceback" not in made.stderr
     assert made.stderr.startswith("snpcerts: ")

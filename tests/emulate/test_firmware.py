@@ -97,7 +97,7 @@ def test_an_update_moves_current_and_a_commit_the_rest(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "code", "message"),
+    ("arguments", "code", "message"),
     [
         (["update", "--snp", "1"], 1, "INVALID_CONFIG"),
         (["update", "--fmc", "1"], 2, "only the TCB of Turin"),
@@ -110,9 +110,9 @@ def test_an_update_moves_current_and_a_commit_the_rest(tmp_path: Path) -> None:
     ],
 )
 def test_wrong_orders_are_reported_in_one_line(
-    emulated: Emulated, words: list[str], code: int, message: str
+    emulated: Emulated, arguments: list[str], code: int, message: str
 ) -> None:
-    told = emulated.run("firmware", *words)
+    told = emulated.run("firmware", *arguments)
     assert message in told.stderr
     assert "Traceback" not in told.stderr
     assert told.returncode == code
@@ -121,8 +121,8 @@ def test_wrong_orders_are_reported_in_one_line(
 def test_a_reload_waits_for_the_last_vm(emulated: Emulated) -> None:
     emulated.issue_certificates()
     program = [sys.executable, "-P", "-m", "snpcerts.emulator.machine.vmm_program"]
-    words = emulated.command("host", "--serve", "--", *program, str(emulated.certs / "table.bin"))
-    with subprocess.Popen(words) as vmm:
+    argv = emulated.command("host", "--serve", "--", *program, str(emulated.certs / "table.bin"))
+    with subprocess.Popen(argv) as vmm:
         try:
             while not status(emulated)["vms"]:
                 assert vmm.poll() is None
@@ -147,11 +147,11 @@ def test_a_host_whose_firmware_knows_mitigations_shows_them_in_sysfs(tmp_path: P
 
 
 def test_the_rows_are_shown_with_their_sources() -> None:
-    words = [*SNPCERTS, "emulate", "firmware", "rows"]
-    shown = subprocess.run([*words, "--json"], capture_output=True, text=True, timeout=60)
+    argv = [*SNPCERTS, "emulate", "firmware", "rows"]
+    shown = subprocess.run([*argv, "--json"], capture_output=True, text=True, timeout=60)
     table = documented("emulate firmware rows", shown.stdout)
     assert table["default"] == "documented"
     for row in table["rows"]:
         assert set(row["answers"]) == {"genoa-1.55.25", "documented", "observed-2022"}
-    plain = subprocess.run(words, capture_output=True, text=True, timeout=60).stdout
+    plain = subprocess.run(argv, capture_output=True, text=True, timeout=60).stdout
     assert all(row["question"] in plain for row in table["rows"])

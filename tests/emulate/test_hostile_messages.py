@@ -131,10 +131,10 @@ def test_outcomes_to_a_pipe_without_a_reader(home: PlatformHome, tmp_path: Path)
     served = tmp_path / "table"
     served.write_bytes(b"")
     os.mkfifo(tmp_path / "pipe")
-    words = ["--platform", str(home.path), "host", "--outcomes", str(tmp_path / "pipe"), "--"]
+    argv = ["--platform", str(home.path), "host", "--outcomes", str(tmp_path / "pipe"), "--"]
     vmm = [sys.executable, "-P", "-m", "snpcerts.emulator.machine.vmm_program", str(served)]
     made = subprocess.run(
-        [sys.executable, "-m", "snpcerts", "emulate", *words, *vmm], timeout=60, check=False
+        [sys.executable, "-m", "snpcerts", "emulate", *argv, *vmm], timeout=60, check=False
     )
     assert made.returncode == 0
     assert "not written" in home.log.read_text()
@@ -167,9 +167,9 @@ libc.open(ctypes.c_void_p(page), 0)
 
 def test_memory_that_never_answers_does_not_stall_others(home: PlatformHome) -> None:
     assert bpf.USERFAULTFD_IOC_NEW == 0xAA00
-    words = ["--platform", str(home.path), "host", "--", sys.executable, "-c", UNANSWERED]
+    argv = ["--platform", str(home.path), "host", "--", sys.executable, "-c", UNANSWERED]
     made = subprocess.run(
-        [sys.executable, "-m", "snpcerts", "emulate", *words],
+        [sys.executable, "-m", "snpcerts", "emulate", *argv],
         capture_output=True,
         text=True,
         timeout=20,

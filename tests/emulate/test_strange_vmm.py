@@ -49,9 +49,9 @@ def run(emulated: Emulated, folder: Path, vmm: Path, requests: int, updates: int
     for tcb, table in host.tables.items():
         (tables / f"{tcb.pack().hex()}.bin").write_bytes(table.encode())
     CertFile(str(file)).publish(host.table())
-    words = ["snpcerts.demo.demo_writer", str(file), str(tables), str(updates), "6", "seed"]
+    argv = ["snpcerts.demo.demo_writer", str(file), str(tables), str(updates), "6", "seed"]
     writer = subprocess.Popen(
-        emulated.command("host", "--", sys.executable, "-P", "-m", *words),
+        emulated.command("host", "--", sys.executable, "-P", "-m", *argv),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,

@@ -133,21 +133,21 @@ static void *vcpu_thread(void *argument)
 	}
 }
 
-int main(int count, char **words)
+int main(int argc, char **argv)
 {
 	uint64_t supported = 0, attr[3] = { (uint64_t)KVM_X86_GRP_SEV << 32,
 					    KVM_X86_SEV_SNP_REQ_CERTS, (uintptr_t)&supported };
 	uint64_t init[6] = { 0, 2ul << 32 }, start[8] = { 3 << 16 }, finish[11] = { 0 };
 	uint64_t memfd[8] = { MEMORY }, hypercalls[13] = { KVM_CAP_EXIT_HYPERCALL, 1 << KVM_HC_MAP_GPA_RANGE };
 	uint64_t region[20] = { (uint64_t)KVM_MEM_GUEST_MEMFD << 32, 0, MEMORY };
-	int kvm, vcpus = count == 3 ? atoi(words[2]) : 0, fds[64];
+	int kvm, vcpus = argc == 3 ? atoi(argv[2]) : 0, fds[64];
 	pthread_t threads[64];
 
 	if (vcpus < 1 || vcpus > 64) {
 		fprintf(stderr, "usage: vmm FILE VCPUS\n");
 		return 2;
 	}
-	path = words[1];
+	path = argv[1];
 	kvm = must(open("/dev/kvm", O_RDWR | O_CLOEXEC), "/dev/kvm");
 	sev = must(open("/dev/sev", O_RDWR | O_CLOEXEC), "/dev/sev");
 	must(ioctl(kvm, KVM_GET_DEVICE_ATTR, attr), "KVM_X86_SEV_SNP_REQ_CERTS");

@@ -112,7 +112,7 @@ class Stage:
         said, _ = running.process.communicate()
         return said.decode().split()
 
-    def words(
+    def printed(
         self,
         *steps: object,
         program: Path | None = None,

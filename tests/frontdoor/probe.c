@@ -279,15 +279,15 @@ static long int80(long number)
 	return result;
 }
 
-int main(int count, char **words)
+int main(int argc, char **argv)
 {
 	struct stat status;
 	struct statx statx_;
 	char text[64];
 
-	for (int i = 1; i < count; i++) {
-		const char *word = words[i];
-#define NEXT (words[++i])
+	for (int i = 1; i < argc; i++) {
+		const char *word = argv[i];
+#define NEXT (argv[++i])
 		if (!strcmp(word, "open")) {
 			opened(open(NEXT, O_RDWR | O_CLOEXEC));
 		} else if (!strcmp(word, "flags")) {
@@ -345,7 +345,7 @@ int main(int count, char **words)
 		} else if (!strcmp(word, "waiting-child")) {
 			waiting_child();
 		} else if (!strcmp(word, "exec")) {
-			in_child(words[0]);
+			in_child(argv[0]);
 		} else if (!strcmp(word, "pass")) {
 			over_a_socket();
 		} else if (!strcmp(word, "shared")) {

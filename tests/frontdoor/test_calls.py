@@ -29,40 +29,42 @@ NOWHERE = 8
 
 
 def test_an_ioctl_passes_a_value_in_and_out(stage: Stage) -> None:
-    assert stage.words("open", "/dev/kvm", "echo", 123456) == ["0", "456", "1"]
+    assert stage.printed("open", "/dev/kvm", "echo", 123456) == ["0", "456", "1"]
 
 
 def test_an_unknown_request_gets_the_devices_own_error(stage: Stage) -> None:
-    words = stage.words("open", "/dev/kvm", "ioctl", 0xAEFF, 0, "ioctl", 0x5301, 0)
-    assert words == ["0", str(-errno.EBADRQC), str(-errno.EBADRQC)]
+    printed = stage.printed("open", "/dev/kvm", "ioctl", 0xAEFF, 0, "ioctl", 0x5301, 0)
+    assert printed == ["0", str(-errno.EBADRQC), str(-errno.EBADRQC)]
 
 
 def test_only_device_ioctls_come_to_the_device(stage: Stage) -> None:
     fionread, tcgets = 0x541B, 0x5401
-    words = stage.words("open", "/dev/kvm", "ioctl", tcgets, NOWHERE, "ioctl", fionread, NOWHERE)
-    assert str(-errno.EBADRQC) not in words
+    printed = stage.printed(
+        "open", "/dev/kvm", "ioctl", tcgets, NOWHERE, "ioctl", fionread, NOWHERE
+    )
+    assert str(-errno.EBADRQC) not in printed
 
 
 def test_bad_pointers_are_efault(stage: Stage) -> None:
     steps = [("ioctl", request, NOWHERE) for request in (toys.READ_BAD, toys.WRITE_BAD, toys.ECHO)]
-    words = stage.words("open", "/dev/kvm", *steps[0], *steps[1], *steps[2], "echo", 1)
-    assert words == ["0", EFAULT, EFAULT, EFAULT, "1", "1"]
+    printed = stage.printed("open", "/dev/kvm", *steps[0], *steps[1], *steps[2], "echo", 1)
+    assert printed == ["0", EFAULT, EFAULT, EFAULT, "1", "1"]
 
 
 def test_closed_descriptors_are_ebadf(stage: Stage) -> None:
     assert (
-        stage.words("open", "/dev/kvm", "close", "api", "use", -1, "api")
+        stage.printed("open", "/dev/kvm", "close", "api", "use", -1, "api")
         == ["0", "0"] + [EBADF] * 2
     )
 
 
 def test_a_device_ioctl_on_something_else_is_enotty(stage: Stage) -> None:
     sev_issue_cmd, cdrom_pause = 0xC0105300, 0x5301
-    words = stage.words(
+    printed = stage.printed(
         *("flags", os.O_RDONLY, "/etc/passwd", "api"),
         *("ioctl", sev_issue_cmd, 0, "ioctl", cdrom_pause, 0),
     )
-    assert words == ["0"] + [str(-errno.ENOTTY)] * 3
+    assert printed == ["0"] + [str(-errno.ENOTTY)] * 3
 
 
 def test_a_real_device_answers_nothing(stage: Stage) -> None:
@@ -87,18 +89,20 @@ def test_a_real_device_answers_nothing(stage: Stage) -> None:
 @pytest.mark.parametrize("way", ["dup", "fork", "pass"])
 def test_descriptors_keep_their_device(stage: Stage, way: str) -> None:
     steps = ("open", "/dev/kvm", way) + (("api",) if way == "dup" else ())
-    assert stage.words(*steps) == ["0", str(MARKER)]
+    assert stage.printed(*steps) == ["0", str(MARKER)]
 
 
 def test_descriptors_keep_their_device_over_exec(stage: Stage) -> None:
-    assert stage.words("open", "/dev/kvm", "keep", "exec") == ["0", str(MARKER)]
-    assert stage.words("open", "/dev/kvm", "exec") == ["0", EBADF], "close-on-exec"
+    assert stage.printed("open", "/dev/kvm", "keep", "exec") == ["0", str(MARKER)]
+    assert stage.printed("open", "/dev/kvm", "exec") == ["0", EBADF], "close-on-exec"
 
 
 def test_each_open_is_a_device_of_its_own(stage: Stage) -> None:
-    words = stage.words("open", "/dev/kvm", "find", "open", "/dev/sev", "find", "use", 3, "find")
-    assert words == ["0", "0", "0", "1", "0"]
-    assert stage.words("open", "/dev/kvm", "ioctl", toys.FIND, 1) == ["0", EBADF]
+    printed = stage.printed(
+        "open", "/dev/kvm", "find", "open", "/dev/sev", "find", "use", 3, "find"
+    )
+    assert printed == ["0", "0", "0", "1", "0"]
+    assert stage.printed("open", "/dev/kvm", "ioctl", toys.FIND, 1) == ["0", EBADF]
 
 
 def test_a_device_learns_who_calls(stage: Stage) -> None:
@@ -110,8 +114,8 @@ def test_a_device_learns_who_calls(stage: Stage) -> None:
 
 
 def test_shared_memory_is_shared(stage: Stage) -> None:
-    words = stage.words("open", "/dev/kvm", "shared")
-    assert words == ["0", str(MARKER), "42", "2"], "the mapping outlives its descriptor"
+    printed = stage.printed("open", "/dev/kvm", "shared")
+    assert printed == ["0", str(MARKER), "42", "2"], "the mapping outlives its descriptor"
 
 
 def test_devices_are_closed_when_the_last_descriptor_goes(stage: Stage) -> None:
@@ -155,8 +159,8 @@ def test_a_full_descriptor_table_is_emfile(stage: Stage, probe: Path) -> None:
     running = stage.start("until-told", *steps)
     resource.prlimit(running.pid, resource.RLIMIT_NOFILE, (5, 5))
     stage.tell(running)
-    words = stage.finish(running)
-    assert words == ["0", str(MARKER), "0", str(MARKER), str(-errno.EMFILE)]
+    printed = stage.finish(running)
+    assert printed == ["0", str(MARKER), "0", str(MARKER), str(-errno.EMFILE)]
     stage.serve(lambda: not stage.toys.open)
     assert stage.toys.closed == 3, "given or not"
 
@@ -164,7 +168,7 @@ def test_a_full_descriptor_table_is_emfile(stage: Stage, probe: Path) -> None:
 def test_a_waiting_call_does_not_hold_up_others(stage: Stage) -> None:
     waiter = stage.start("open", "/dev/kvm", "wait")
     stage.serve(lambda: len(stage.toys.waiting) == 1)
-    assert stage.words("open", "/dev/kvm", "api", "ioctl", toys.RELEASE, 0) == [
+    assert stage.printed("open", "/dev/kvm", "api", "ioctl", toys.RELEASE, 0) == [
         "0",
         str(MARKER),
         "1",
@@ -231,7 +235,7 @@ def test_a_killed_program_leaves_nothing(stage: Stage) -> None:
     stage.serve(lambda: not stage.toys.waiting)
     assert (stage.toys.cancelled, stage.toys.closed) == (1, 3)
     running.process.communicate()
-    assert stage.words("open", "/dev/kvm", "api") == ["0", str(MARKER)], "and the others continue"
+    assert stage.printed("open", "/dev/kvm", "api") == ["0", str(MARKER)], "and the others continue"
 
 
 def test_a_killed_child_cancels_its_call_only(stage: Stage) -> None:
@@ -261,8 +265,8 @@ STORM = sized(500, 3125)  # calls of each thread
 
 
 def _storm(stage: Stage, threads: int, calls: int) -> None:
-    words = stage.words("open", "/dev/kvm", "storm", threads, calls)
-    assert words == ["0", "0"], "every answer came to the thread that asked"
+    printed = stage.printed("open", "/dev/kvm", "storm", threads, calls)
+    assert printed == ["0", "0"], "every answer came to the thread that asked"
     assert len(stage.toys.echoed) == threads * calls, "none lost"
     assert set(stage.toys.echoed.values()) == {1}, "none twice"
 
@@ -291,7 +295,7 @@ def test_a_storm_of_calls_of_a_static_go_program_under_signals(
         text=True,
     )
     assert built.returncode == 0, built.stderr
-    assert stage.words(32, STORM, program=program) == ["0"]
+    assert stage.printed(32, STORM, program=program) == ["0"]
     assert len(stage.toys.echoed) == 32 * STORM, "none lost"
     assert set(stage.toys.echoed.values()) == {1}, "none twice"
 
@@ -299,8 +303,8 @@ def test_a_storm_of_calls_of_a_static_go_program_under_signals(
 @pytest.mark.parametrize("seed", range(3))
 def test_nonsense_does_not_end_the_supervisor(stage: Stage, tmp_path: Path, seed: int) -> None:
     """Nor does any of it leave a device open behind it."""
-    words = stage.words("chdir", tmp_path, "open", "/dev/kvm", "fuzz", seed, 5000)
-    assert words == ["0", "0", "survived"]
+    printed = stage.printed("chdir", tmp_path, "open", "/dev/kvm", "fuzz", seed, 5000)
+    assert printed == ["0", "0", "survived"]
     stage.serve(lambda: not stage.toys.open)
     assert stage.toys.closed > stage.by_way(10, 2)
 

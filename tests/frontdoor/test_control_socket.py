@@ -72,10 +72,10 @@ def _enter(served: ControlSocket, way: Way, role: str, *argv: object) -> subproc
 
 
 def test_commands_of_two_roles_share_a_server(stage: Stage, served: ControlSocket) -> None:
-    words = ("open", "/dev/kvm", "api", "open", "/dev/sev-guest")
-    host = _enter(served, stage.way, "host", stage.probe, *words)
-    words = ("open", "/dev/kvm", "open", "/dev/sev-guest", "api")
-    guest = _enter(served, stage.way, "guest", stage.probe, *words, "exit", 5)
+    argv = ("open", "/dev/kvm", "api", "open", "/dev/sev-guest")
+    host = _enter(served, stage.way, "host", stage.probe, *argv)
+    argv = ("open", "/dev/kvm", "open", "/dev/sev-guest", "api")
+    guest = _enter(served, stage.way, "guest", stage.probe, *argv, "exit", 5)
     stage.serve(lambda: host.poll() is not None and guest.poll() is not None)
     assert host.communicate()[0].split() == [b"0", b"%d" % MARKER, b"-2"]
     assert guest.communicate()[0].split() == [b"-2", b"0", b"%d" % MARKER]

@@ -70,37 +70,37 @@ def test_the_rest_of_dev_works_as_before(stage: Stage) -> None:
         "print(os.read(one, 100).decode())\n"
         "print(len(os.urandom(4)), open('/dev/null').read() == '', open('/dev/zero', 'rb').read(1))"
     )
-    said = stage.words("-I", "-c", program, program=Path(sys.executable))
+    said = stage.printed("-I", "-c", program, program=Path(sys.executable))
     assert said == ["through", "a", "terminal", "4", "True", r"b'\x00'"]
     ours = {"kvm", "sev", "sev-guest", "cpu", ".real"}
-    listed = stage.words("-c", "ls -A /dev", program=SHELL)
+    listed = stage.printed("-c", "ls -A /dev", program=SHELL)
     assert set(listed) - ours == set(os.listdir("/dev")) - ours
     assert set(listed) & {"kvm", "sev", "sev-guest"} == {"kvm", "sev"}
 
 
 def test_a_working_directory_that_is_covered_is_left_for_its_cover(stage: Stage) -> None:
     program = "import os; os.chdir('/dev'); os.execv({0!r}, [{0!r}, 'open', 'sev', 'api'])"
-    words = ("-I", "-c", program.format(str(stage.probe)))
-    assert stage.words(*words, program=Path(sys.executable)) == ["0", str(MARKER)]
+    argv = ("-I", "-c", program.format(str(stage.probe)))
+    assert stage.printed(*argv, program=Path(sys.executable)) == ["0", str(MARKER)]
 
 
 def test_a_namespace_of_the_programs_own_keeps_the_devices(stage: Stage) -> None:
     if shutil.which("unshare") is None:
         pytest.skip("no unshare on this machine")
     inner = ["unshare", "-m"] if os.geteuid() == 0 else ["unshare", "-rm"]
-    words = " ".join((*inner, str(stage.probe), "open", "/dev/sev", "api"))
-    assert stage.words("-c", words, program=SHELL) == ["0", str(MARKER)]
+    script = " ".join((*inner, str(stage.probe), "open", "/dev/sev", "api"))
+    assert stage.printed("-c", script, program=SHELL) == ["0", str(MARKER)]
 
 
 def test_no_privilege_is_gained(stage: Stage) -> None:
     command = "grep -E '^(CapEff|CapPrm|NoNewPrivs)' /proc/self/status; id -u; id -g"
-    said = stage.words("-c", command, program=SHELL)
+    said = stage.printed("-c", command, program=SHELL)
     status = Path("/proc/self/status").read_text()
     mine = next(line.split()[1] for line in status.splitlines() if line.startswith("CapEff"))
-    words = dict(zip(said[0:6:2], said[1:6:2], strict=True))
+    capabilities = dict(zip(said[0:6:2], said[1:6:2], strict=True))
     for name in ("CapPrm:", "CapEff:"):
-        assert int(words[name], 16) & ~int(mine, 16) == 0
-    assert words["NoNewPrivs:"] == "1"
+        assert int(capabilities[name], 16) & ~int(mine, 16) == 0
+    assert capabilities["NoNewPrivs:"] == "1"
     assert said[6:] == [str(os.geteuid()), str(os.getegid())]
 
 
@@ -128,10 +128,10 @@ def test_files_and_directories_follow_what_they_show(stage: Stage) -> None:
         version=lambda: changing.version,
     )
     look = f"cat {file} /proc/cpuinfo; stat -c %i {MODULE};"
-    words = (
+    script = (
         f"{look} {stage.probe} open /dev/kvm api; {look} {stage.probe} open /dev/kvm api; {look}"
     )
-    said = stage.words("-c", words, program=SHELL, door=door)
+    said = stage.printed("-c", script, program=SHELL, door=door)
     shown = [[str(number), f"c{number}", str(number)] for number in (2000, 2001, 2002)]
     called = ["0", str(MARKER)]
     assert said == [*shown[0], *called, *shown[1], *called, *shown[2]]
@@ -139,8 +139,8 @@ def test_files_and_directories_follow_what_they_show(stage: Stage) -> None:
 
 def test_opens_that_reuse_a_number_are_devices_of_their_own(stage: Stage) -> None:
     steps = ("open", "/dev/kvm", "api", "close") * 20
-    words = stage.words(*steps)
-    assert words == ["0", str(MARKER), "0"] * 20
+    printed = stage.printed(*steps)
+    assert printed == ["0", str(MARKER), "0"] * 20
     stage.serve(lambda: stage.toys.closed == 20)
     assert len(stage.toys.opened) == 20
 

@@ -29,12 +29,12 @@ DEVICES = pytest.mark.parametrize("device", ["/dev/kvm", "/dev/sev"])
 @DEVICES
 @pytest.mark.parametrize("call", ["open", "sysopen", "path-at-edge", "path-across"])
 def test_a_device_opens_by_its_own_path(stage: Stage, device: str, call: str) -> None:
-    assert stage.words(call, device, "api") == HERE
+    assert stage.printed(call, device, "api") == HERE
 
 
 @DEVICES
 def test_a_static_program(stage: Stage, static_probe: Path, device: str) -> None:
-    assert stage.words("open", device, "api", program=static_probe) == HERE
+    assert stage.printed("open", device, "api", program=static_probe) == HERE
 
 
 @DEVICES
@@ -54,13 +54,13 @@ def test_a_static_program(stage: Stage, static_probe: Path, device: str) -> None
 )
 def test_roundabout_paths(stage: Stage, device: str, form: str) -> None:
     path = form.format(os.path.basename(device), pid=os.getpid())
-    assert stage.words("chdir", "/", "open", path, "api") == ["0", *HERE]
+    assert stage.printed("chdir", "/", "open", path, "api") == ["0", *HERE]
 
 
 @DEVICES
 def test_by_the_root_of_another_process(stage: Stage, device: str) -> None:
     """The real one, in a namespace, which is none: not there, or it answers nothing."""
-    said = stage.words("open", f"/proc/{os.getpid()}/root{device}", "api")
+    said = stage.printed("open", f"/proc/{os.getpid()}/root{device}", "api")
     real = ["0", str(-errno.ENODEV)] if os.path.exists(device) else ["-2", str(-errno.EBADF)]
     assert said == stage.by_way(HERE, real)
 
@@ -68,17 +68,17 @@ def test_by_the_root_of_another_process(stage: Stage, device: str) -> None:
 @DEVICES
 def test_directory_descriptors(stage: Stage, device: str) -> None:
     name = os.path.basename(device)
-    assert stage.words("at", "/dev", name, "api") == HERE
-    assert stage.words("at", "/usr/lib", f"../../dev/{name}", "api") == HERE
-    assert stage.words("at", "/usr", device, "api") == HERE
+    assert stage.printed("at", "/dev", name, "api") == HERE
+    assert stage.printed("at", "/usr/lib", f"../../dev/{name}", "api") == HERE
+    assert stage.printed("at", "/usr", device, "api") == HERE
 
 
 @DEVICES
 def test_openat2(stage: Stage, device: str) -> None:
     name = os.path.basename(device)
-    assert stage.words("openat2", "/dev", name, 0, "api") == HERE
+    assert stage.printed("openat2", "/dev", name, 0, "api") == HERE
     in_root = 0x10
-    assert stage.words("openat2", "/", f"/../{device}", in_root, "api") == HERE
+    assert stage.printed("openat2", "/", f"/../{device}", in_root, "api") == HERE
 
 
 @DEVICES
@@ -88,21 +88,21 @@ def test_links(stage: Stage, tmp_path: Path, device: str) -> None:
     (tmp_path / "directory").symlink_to("/dev")
     (tmp_path / "self").symlink_to(f"/proc/self/root{device}")
     for name in ("plain", "chain", f"directory/{os.path.basename(device)}", "self"):
-        assert stage.words("open", tmp_path / name, "api") == HERE, name
+        assert stage.printed("open", tmp_path / name, "api") == HERE, name
     nofollow = os.O_RDWR | os.O_NOFOLLOW
-    assert stage.words("flags", nofollow, tmp_path / "plain") == [str(-errno.ELOOP)]
-    assert stage.words("flags", nofollow, device, "api") == HERE
+    assert stage.printed("flags", nofollow, tmp_path / "plain") == [str(-errno.ELOOP)]
+    assert stage.printed("flags", nofollow, device, "api") == HERE
 
 
 def test_links_without_end(stage: Stage, tmp_path: Path) -> None:
     (tmp_path / "sev").symlink_to("sev")
-    assert stage.words("open", tmp_path / "sev") == [str(-errno.ELOOP)]
+    assert stage.printed("open", tmp_path / "sev") == [str(-errno.ELOOP)]
 
 
 @ROOT_ONLY
 def test_another_node_of_the_same_device(stage: Stage, tmp_path: Path) -> None:
     node = tmp_path / "unsuspicious"
-    said = stage.words("mknod", node, os.makedev(10, 232), "open", node, "api")
+    said = stage.printed("mknod", node, os.makedev(10, 232), "open", node, "api")
     # In a namespace it is the kernel's, which has it or not, and no call reaches it.
     opened = ["0", str(-errno.ENODEV)]
     absent = [str(-errno.ENODEV), str(-errno.EBADF)]
@@ -119,63 +119,63 @@ def test_a_program_with_its_own_root_directory(
             (tmp_path / name).mkdir()
         script = f"mount --rbind /dev {tmp_path}/dev; exec chroot {tmp_path} /probe open /dev/sev"
         shutil.copy(static_probe, tmp_path / "probe")
-        said = stage.words("-c", f"{script} api", program=Path("/bin/sh"))
+        said = stage.printed("-c", f"{script} api", program=Path("/bin/sh"))
         assert said == HERE, "with the /dev that it was given"
-        bare = stage.words("chroot", tmp_path / "bare", "open", "/dev/sev", program=static_probe)
+        bare = stage.printed("chroot", tmp_path / "bare", "open", "/dev/sev", program=static_probe)
         assert bare == ["0", str(-errno.ENOENT)], "as on any machine"
         return
     (tmp_path / "dev").mkdir()
     (tmp_path / "dev/link").symlink_to("/dev/sev")
     steps = ("chroot", tmp_path, "chdir", "/", "open")
     for path in ("/dev/sev", "dev/kvm", "/dev/../../dev/sev", "/dev/link"):
-        assert stage.words(*steps, path, "api", program=static_probe) == ["0", "0", *HERE], path
+        assert stage.printed(*steps, path, "api", program=static_probe) == ["0", "0", *HERE], path
 
 
 @DEVICES
 def test_creating_an_existing_device(stage: Stage, device: str) -> None:
-    assert stage.words("creat", device, "api") == HERE
+    assert stage.printed("creat", device, "api") == HERE
     exclusive = os.O_RDWR | os.O_CREAT | os.O_EXCL
-    assert stage.words("flags", exclusive, device) == [str(-errno.EEXIST)]
+    assert stage.printed("flags", exclusive, device) == [str(-errno.EEXIST)]
     assert os.path.exists("/dev/kvm") or device != "/dev/kvm"
     assert not Path(device).is_file(), "nothing was made on this machine"
 
 
 @DEVICES
 def test_a_device_is_not_a_directory(stage: Stage, device: str) -> None:
-    failed = stage.words("open", device + "/", "open", device + "/x")
+    failed = stage.printed("open", device + "/", "open", device + "/x")
     assert set(failed) <= {str(-errno.ENOTDIR), str(-errno.ENOENT)}
     assert stage.toys.opened == []
 
 
 def test_an_open_device_can_be_opened_again(stage: Stage) -> None:
     """By its link in /proc, as with a real node: a second open, not a second descriptor."""
-    assert stage.words("open", "/dev/sev", "api", "again", "api", "devfd", "api") == HERE * 3
+    assert stage.printed("open", "/dev/sev", "api", "again", "api", "devfd", "api") == HERE * 3
     assert [info.path for info in stage.toys.opened] == ["/dev/sev"] * 3
 
 
 def test_a_descriptor_made_by_an_ioctl_opens_no_second_device(stage: Stage) -> None:
-    words = stage.words("open", "/dev/kvm", "plain", "again", "api")
+    printed = stage.printed("open", "/dev/kvm", "plain", "again", "api")
     # In a namespace the kernel opens the memfd again: the same VM's, while that is open.
-    assert words[2:] == stage.by_way([str(-errno.ENXIO), str(MARKER)], ["0", str(MARKER)])
+    assert printed[2:] == stage.by_way([str(-errno.ENXIO), str(MARKER)], ["0", str(MARKER)])
     assert len(stage.toys.opened) == 1
 
 
 def test_flags_reach_the_device(stage: Stage) -> None:
     for number, flags in enumerate((os.O_RDONLY | os.O_CLOEXEC, os.O_RDWR)):
-        words = stage.words("flags", flags, "/dev/sev", "access-mode", "cloexec", "api")
+        printed = stage.printed("flags", flags, "/dev/sev", "access-mode", "cloexec", "api")
         access, cloexec = flags & os.O_ACCMODE, int(bool(flags & os.O_CLOEXEC))
-        assert words == ["0", str(access), str(cloexec), str(MARKER)]
+        assert printed == ["0", str(access), str(cloexec), str(MARKER)]
         assert stage.toys.opened[number].writable == (access == os.O_RDWR)
 
 
 def test_a_device_that_the_door_does_not_have(stage: Stage) -> None:
     """A guest has no /dev/kvm, whatever the machine has."""
     door = Door({"/dev/sev-guest": stage.toys.device})
-    words = stage.words("open", "/dev/kvm", "open", "/proc/self/root/dev/sev", door=door)
-    assert words == [str(-errno.ENOENT)] * 2
-    assert stage.words("open", "/dev/sev-guest", "api", door=door) == HERE
+    printed = stage.printed("open", "/dev/kvm", "open", "/proc/self/root/dev/sev", door=door)
+    assert printed == [str(-errno.ENOENT)] * 2
+    assert stage.printed("open", "/dev/sev-guest", "api", door=door) == HERE
     looks = ("stat", "/dev/kvm", "access", 0, "/dev/kvm", "flags", os.O_PATH, "/dev/kvm")
-    assert stage.words(*looks, door=door) == [str(-errno.ENOENT)] * 3
+    assert stage.printed(*looks, door=door) == [str(-errno.ENOENT)] * 3
 
 
 def test_a_descriptor_from_behind_another_door(stage: Stage) -> None:
@@ -217,41 +217,41 @@ def test_a_device_that_refuses_to_open(stage: Stage) -> None:
 
     door = Door({"/dev/sev": busy})  # type: ignore[dict-item]  # it returns in no way at all
     refused = str(-errno.EBUSY)
-    said = stage.words("open", "/dev/sev", "api", door=door)
+    said = stage.printed("open", "/dev/sev", "api", door=door)
     # An open in a namespace is not seen: its error is that of the first call.
     assert said == stage.by_way([refused, str(-errno.EBADF)], ["0", refused])
 
 
 def test_other_files_are_the_kernels(stage: Stage, tmp_path: Path) -> None:
     (tmp_path / "kvm").write_bytes(b"mine")
-    assert stage.words("open", tmp_path / "kvm", "pread", 0) == ["0", "mine"]
-    assert stage.words("open", tmp_path / "absent") == [str(-errno.ENOENT)]
-    assert stage.words("bad-path") == [str(-errno.EFAULT)]
-    assert stage.words("open", "x" * 5000) == [str(-errno.ENAMETOOLONG)]
+    assert stage.printed("open", tmp_path / "kvm", "pread", 0) == ["0", "mine"]
+    assert stage.printed("open", tmp_path / "absent") == [str(-errno.ENOENT)]
+    assert stage.printed("bad-path") == [str(-errno.EFAULT)]
+    assert stage.printed("open", "x" * 5000) == [str(-errno.ENAMETOOLONG)]
 
 
 def test_virtual_files(stage: Stage) -> None:
-    words = stage.words(
+    printed = stage.printed(
         *("flags", os.O_RDONLY, "/sys/module/kvm_amd/parameters/sev", "pread", 0),
         *("flags", os.O_RDONLY, "/dev/cpu/0/msr", "pread", 0xC0010131),
         *("write", "flags", os.O_RDWR, "/sys/module/kvm_amd/parameters/sev"),
     )
     refused = stage.by_way(errno.EACCES, errno.EROFS if os.geteuid() == 0 else errno.EACCES)
-    assert words == ["0", "Y", "0", "register", str(-errno.EBADF), str(-refused)]
+    assert printed == ["0", "Y", "0", "register", str(-errno.EBADF), str(-refused)]
 
 
 def test_registers_open_for_writing_and_stay_as_they_are(stage: Stage) -> None:
     """Tools open msr(4) for reading and writing, only to read."""
-    words = stage.words(
+    printed = stage.printed(
         *("flags", os.O_RDWR, "/dev/cpu/0/msr", "write", "pread", 0xC0010131),
     )
     # In a namespace the program writes to a file of its own.
-    assert words == ["0", stage.by_way(str(-errno.EPERM), "1"), "register"]
+    assert printed == ["0", stage.by_way(str(-errno.EPERM), "1"), "register"]
 
 
 @pytest.mark.parametrize("call", ["stat", "lstat", "sysstat", "statx"])
 def test_looking_at_a_device(stage: Stage, call: str) -> None:
-    words = stage.words(
+    printed = stage.printed(
         *(call, "/dev/sev", call, "/dev/kvm", call, "/dev/sev-guest"),
         *(call, "/sys/module/kvm_amd/parameters/sev", call, "/sys/module/kvm_amd"),
     )
@@ -261,18 +261,18 @@ def test_looking_at_a_device(stage: Stage, call: str) -> None:
     file, directory = ["100444", "0"], ["40755", "0"]
     if os.path.exists("/sys/module/kvm_amd"):
         pytest.skip("this machine has a real kvm_amd")
-    assert words == ["20600", major, kvm, major, str(-errno.ENOENT), *file, *directory]
+    assert printed == ["20600", major, kvm, major, str(-errno.ENOENT), *file, *directory]
 
 
 def test_asking_for_access(stage: Stage) -> None:
-    words = stage.words(
+    printed = stage.printed(
         *("access", os.R_OK | os.W_OK, "/dev/sev", "faccessat2", os.F_OK, "/dev/sev"),
         *("access", os.X_OK, "/dev/sev", "readlink", "/dev/sev"),
         *("access", os.W_OK, "/sys/module/kvm_amd/parameters/sev"),
         *("access", os.W_OK, "/dev/cpu/0/msr", "stat-into", 8, "/dev/sev"),
     )
     not_writable = stage.by_way(errno.EACCES, errno.EROFS)
-    assert words == [
+    assert printed == [
         "0",
         "0",
         *(str(-code) for code in (errno.EACCES, errno.EINVAL)),
@@ -300,15 +300,15 @@ def test_ls_and_test_and_cat(stage: Stage) -> None:
 
 def test_a_door_that_does_not_answer_looks(stage: Stage) -> None:
     door = stage.toys.door(look=False)
-    words = stage.words("stat", "/dev/sev", "open", "/dev/sev", door=door, way=Way.TRAP)
-    assert words == [str(-errno.ENOENT), "0"]
+    printed = stage.printed("stat", "/dev/sev", "open", "/dev/sev", door=door, way=Way.TRAP)
+    assert printed == [str(-errno.ENOENT), "0"]
 
 
 def test_calls_that_bypass_the_filter_are_refused(stage: Stage) -> None:
     io_uring_setup, open_by_handle_at, x32_open = 425, 304, 0x40000002
-    words = stage.words(
+    printed = stage.printed(
         "syscall", io_uring_setup, "syscall", open_by_handle_at, "syscall", x32_open
     )
-    assert words == [str(-errno.ENOSYS), str(-errno.EPERM), str(-errno.ENOSYS)]
+    assert printed == [str(-errno.ENOSYS), str(-errno.EPERM), str(-errno.ENOSYS)]
     getpid_of_i386 = 20
-    assert stage.words("int80", getpid_of_i386) == [str(-errno.ENOSYS)]
+    assert stage.printed("int80", getpid_of_i386) == [str(-errno.ENOSYS)]

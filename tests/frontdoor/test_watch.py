@@ -68,9 +68,9 @@ def diary(tmp_path: Path) -> Diary:
 def run(stage: Stage, diary: Diary, statements: str) -> str:
     """Run Python statements with ``fd`` open on the file; what they print."""
     python = Path(sys.executable)
-    words = ("-S", "-c", PROGRAM, diary.path, statements)
+    argv = ("-S", "-c", PROGRAM, diary.path, statements)
     door = Door({}, look=False, watch=diary)
-    return " ".join(stage.words(*words, program=python, door=door))
+    return " ".join(stage.printed(*argv, program=python, door=door))
 
 
 def test_an_open_is_refused_in_the_kernels_place(stage: Stage, diary: Diary) -> None:

@@ -98,19 +98,19 @@ static void *vcpu(void *argument)
 	}
 }
 
-int main(int count, char **words)
+int main(int argc, char **argv)
 {
 	uint64_t init[6] = { [1] = 2ul << 32 }, start[8] = { 3 << 16 }, finish[11] = { 0 };
 	struct create_memfd memfd = { .size = MEMORY };
 	struct enable_cap hypercalls = { .cap = KVM_CAP_EXIT_HYPERCALL, .args = { 1 << KVM_HC_MAP_GPA_RANGE } };
 	struct region2 region = { .flags = KVM_MEM_GUEST_MEMFD, .size = MEMORY };
 	pthread_t threads[64];
-	int kvm, file, vcpus = count > 2 ? atoi(words[2]) : 1, fds[64];
+	int kvm, file, vcpus = argc > 2 ? atoi(argv[2]) : 1, fds[64];
 
 	kvm = must(open("/dev/kvm", O_RDWR | O_CLOEXEC), "/dev/kvm");
 	sev = must(open("/dev/sev", O_RDWR | O_CLOEXEC), "/dev/sev");
-	file = must(open(words[1], O_RDONLY), words[1]);
-	table_size = must(read(file, table, sizeof(table)), words[1]);
+	file = must(open(argv[1], O_RDONLY), argv[1]);
+	table_size = must(read(file, table, sizeof(table)), argv[1]);
 	must(ioctl(kvm, KVM_GET_VCPU_MMAP_SIZE, 0) == RUN_SIZE ? 0 : -1, "KVM_GET_VCPU_MMAP_SIZE");
 	vm = must(ioctl(kvm, KVM_CREATE_VM, KVM_X86_SNP_VM), "KVM_CREATE_VM");
 	init[1] = 2ul << 32;

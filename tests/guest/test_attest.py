@@ -125,24 +125,24 @@ def test_the_guest_report_command(
     kernel: Mounted, paths: Paths, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     report, table = tmp_path / "report.bin", tmp_path / "table.bin"
-    words = ["guest", "report", "-o", str(report), "--table-out", str(table)]
-    words += ["--device", paths.device, "--tsm", paths.tsm, "--report-data", "ab", "--json"]
+    argv = ["guest", "report", "-o", str(report), "--table-out", str(table)]
+    argv += ["--device", paths.device, "--tsm", paths.tsm, "--report-data", "ab", "--json"]
     for via in ("auto", "configfs-tsm"):
-        assert main([*words, "--via", via]) == 0
+        assert main([*argv, "--via", via]) == 0
         answer = documented("guest report", capsys.readouterr().out)
         assert (answer["via"], answer["table_entries"]) == ("configfs-tsm", 1)
         assert report.read_bytes()[1:3] == b"\xab\0"
         assert table.read_bytes() == TABLE
-    assert main([*words, "--via", "sev-guest"]) == 1
+    assert main([*argv, "--via", "sev-guest"]) == 1
     assert "sev-guest" in capsys.readouterr().err
     kernel.fails["inblob"] = errno.EBUSY
-    assert main(words) == 1
+    assert main(argv) == 1
     error = capsys.readouterr().err
     assert "inblob" in error
     assert "Traceback" not in error
     kernel.fails.clear()
     kernel.meddle_after = "auxblob"
-    assert main(words) == 3, "another process used the entry: the same again"
+    assert main(argv) == 3, "another process used the entry: the same again"
 
 
 @pytest.mark.parametrize("form", ["tsm-json", "tsm-cbor"])
@@ -150,9 +150,9 @@ def test_report_and_certificates_are_written_as_a_tsm_report(
     kernel: Mounted, paths: Paths, tmp_path: Path, form: str
 ) -> None:
     out = tmp_path / "out"
-    words = ["guest", "report", "-o", str(out), "--format", form, "--report-data", "ab"]
-    words += ["--device", paths.device, "--tsm", paths.tsm]
-    assert main(words) == 0
+    argv = ["guest", "report", "-o", str(out), "--format", form, "--report-data", "ab"]
+    argv += ["--device", paths.device, "--tsm", paths.tsm]
+    assert main(argv) == 0
     if form == "tsm-cbor":
         found = cbor2.loads(out.read_bytes())
     else:
@@ -167,8 +167,8 @@ def test_report_and_certificates_are_written_as_a_tsm_report(
 def test_in_an_emulated_guest_the_device_answers(emulated: Emulated, tmp_path: Path) -> None:
     served = str(emulated.certs / "table.bin")
     for via in ("auto", "sev-guest"):
-        words = [*SNPCERTS, "guest", "report", "-o", str(tmp_path / "r"), "--via", via, "--json"]
-        made = emulated.run("guest", "--certs", served, "--", *words)
+        argv = [*SNPCERTS, "guest", "report", "-o", str(tmp_path / "r"), "--via", via, "--json"]
+        made = emulated.run("guest", "--certs", served, "--", *argv)
         assert documented("guest report", made.stdout)["via"] == "sev-guest", made.stderr
 
 

@@ -76,8 +76,8 @@ def test_wrong_report_data_is_wrong_usage(
 
 
 def test_outside_a_guest_it_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["guest", "report", "-o", str(tmp_path / "r"), "--device", str(tmp_path / "none")]
-    assert main(words) == 1
+    argv = ["guest", "report", "-o", str(tmp_path / "r"), "--device", str(tmp_path / "none")]
+    assert main(argv) == 1
     assert "inside an SEV-SNP guest" in capsys.readouterr().err
     with pytest.raises(RefusedError):
         SevGuest(str(tmp_path / "none"))
@@ -86,8 +86,8 @@ def test_outside_a_guest_it_says_so(tmp_path: Path, capsys: pytest.CaptureFixtur
 def test_a_malformed_table_from_the_host_is_an_error(emulated: Emulated, tmp_path: Path) -> None:
     nonsense, out = tmp_path / "nonsense.bin", tmp_path / "r"
     nonsense.write_bytes(b"\x01" * 100)
-    words = [*SNPCERTS, "guest", "report", "-o", str(out), "--table-out", str(tmp_path / "t")]
-    made = emulated.run("guest", "--certs", str(nonsense), "--", *words)
+    argv = [*SNPCERTS, "guest", "report", "-o", str(out), "--table-out", str(tmp_path / "t")]
+    made = emulated.run("guest", "--certs", str(nonsense), "--", *argv)
     assert made.returncode == 2
     assert "certificate table, entry" in made.stderr
     assert not out.exists()

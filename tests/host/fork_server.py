@@ -3,7 +3,7 @@
 
 Starting Python costs more than most commands do. Here each command is a fork of a process that
 has imported them: it opens its own devices, takes its own locks, and can be killed. A line of
-standard input is a JSON object with the command's ``words`` and the files for ``out`` and
+standard input is a JSON object with the command's ``arguments`` and the files for ``out`` and
 ``err``; the answers are ``started PID`` and, in any order, ``ended PID STATUS``.
 """
 
@@ -32,7 +32,7 @@ def command(order: dict[str, Any]) -> int:
         os.dup2(opened, fd)
         os.close(opened)
     try:
-        return main(order["words"])
+        return main(order["arguments"])
     except SystemExit as ended:
         return ended.code if isinstance(ended.code, int) else 1
     finally:

@@ -111,11 +111,11 @@ class Commands:
         while self._answer() != ["ready"]:
             pass
 
-    def start(self, *words: str, out: Path | None = None) -> Running:
+    def start(self, *arguments: str, out: Path | None = None) -> Running:
         place = self._folder / str(next(self._numbers) % 8)
         out = out or place.with_suffix(".out")
         err = place.with_suffix(".err")
-        order = {"words": words, "out": str(out), "err": str(err)}
+        order = {"arguments": arguments, "out": str(out), "err": str(err)}
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps(order).encode() + b"\n")
         self._process.stdin.flush()
@@ -129,8 +129,8 @@ class Commands:
             handle = os.open(os.devnull, os.O_RDONLY)  # always readable: over
         return Running(self, pid, handle, out, err)
 
-    def run(self, *words: str) -> tuple[int, str]:
-        running = self.start(*words)
+    def run(self, *arguments: str) -> tuple[int, str]:
+        running = self.start(*arguments)
         code = running.wait()
         return code, running.said()
 
@@ -213,7 +213,7 @@ class Course:
 
     # The agent.
 
-    def words(self, command: str, *words: str) -> list[str]:
+    def arguments(self, command: str, *arguments: str) -> list[str]:
         return [
             "host",
             command,
@@ -222,14 +222,14 @@ class Course:
             f"--vlek-certs={self.folder / 'vlek'}",
             f"--anchor={self.anchor}",
             f"--kds={self.url}",
-            *words,
+            *arguments,
         ]
 
     def start_agent(self) -> None:
         self._log = os.open(self.events, os.O_RDONLY | os.O_NONBLOCK)
         self._unread = b""
-        words = self.words("sync", "--watch", "--log=json", "--interval=0.2")
-        self.agent = self.hosts.start(*words, out=self.events)
+        argv = self.arguments("sync", "--watch", "--log=json", "--interval=0.2")
+        self.agent = self.hosts.start(*argv, out=self.events)
         self.until("watching")
 
     def end_agent(self, number: signal.Signals) -> None:
@@ -265,8 +265,8 @@ class Course:
 
     def boot_guests(self) -> None:
         for name, (_, key_sel) in FILES.items():
-            words = self.emulated.command("guest", "--certs", str(self.folder / name), "--")
-            commands = Commands(self.folder / f"guest-{name}", GUEST, *words)
+            argv = self.emulated.command("guest", "--certs", str(self.folder / name), "--")
+            commands = Commands(self.folder / f"guest-{name}", GUEST, *argv)
             self.guests.append(Guest(name, commands, key_sel, self.folder / f"guest-{name}"))
         for guest in self.guests:
             guest.commands.ready()
@@ -305,7 +305,7 @@ class Course:
             self.attest(guest)
 
     def status(self) -> Any:
-        code, said = self.hosts.run(*self.words("status", "--json"))
+        code, said = self.hosts.run(*self.arguments("status", "--json"))
         assert code in (0, 1), said
         return json.loads(said)
 
@@ -348,16 +348,16 @@ class Course:
         self.boot_guests()
 
     def command(self, name: str, kill: str) -> None:
-        words: list[str] = getattr(self, f"_{name}")()
+        argv: list[str] = getattr(self, f"_{name}")()
         if kill == "command":
-            running = self.hosts.start(*words)
+            running = self.hosts.start(*argv)
             running.over(self.chance.uniform(0, 0.25))
             running.kill()
             self.killed += running.wait() == -signal.SIGKILL
             self.no_mismatch()
             self.look()
             self.check()
-        running = self.hosts.start(*words)
+        running = self.hosts.start(*argv)
         if kill == "agent":
             self.end_agent(signal.SIGKILL)
             self.killed += 1
@@ -376,10 +376,10 @@ class Course:
 
     def _load_vlek(self) -> list[str]:
         issued = self.folder / "issued"
-        words = self.emulated.command("certificates", str(issued), "--vlek", "CN=cloud")[3:]
-        code, said = self.plain.run(*words)
+        argv = self.emulated.command("certificates", str(issued), "--vlek", "CN=cloud")[3:]
+        code, said = self.plain.run(*argv)
         assert code == 0, said
-        return self.words(
+        return self.arguments(
             "load-vlek", str(issued / "hashstick.bin"), f"--vlek-cert={issued / 'vlek.der'}"
         )
 
@@ -387,14 +387,14 @@ class Course:
         status = self.status()
         reported, current = (status[f"{each}_tcb"]["microcode"] for each in ("reported", "current"))
         other = current if reported < current else current - 1
-        return self.words("set-config", f"--reported-tcb=ucode={other}")
+        return self.arguments("set-config", f"--reported-tcb=ucode={other}")
 
     def _mask(self) -> list[str]:
         masked = self.status()["mask_chip_key"]
-        return self.words("set-config", f"--{'no-' if masked else ''}mask-chip-key")
+        return self.arguments("set-config", f"--{'no-' if masked else ''}mask-chip-key")
 
     def _commit(self) -> list[str]:
-        return self.words("commit")
+        return self.arguments("commit")
 
     # Proof.
 
@@ -407,8 +407,8 @@ class Course:
             if not fifo.exists():
                 os.mkfifo(fifo)
         script = f'echo {{report_data}} {{key_sel}} > "{ask}"; cat "{answer}"'
-        words = self.words("prove-key", f"--file={self.folder / guest.name}", "--", "sh", "-c")
-        running = self.hosts.start(*words, script)
+        argv = self.arguments("prove-key", f"--file={self.folder / guest.name}", "--", "sh", "-c")
+        running = self.hosts.start(*argv, script)
         data, key_sel = ask.read_text().split()
         report = guest.folder / "proof"
         code, said = guest.commands.run(
@@ -446,7 +446,7 @@ class Course:
         if status["reported_tcb"] != status["current_tcb"] or status["vcek_doubt"]:
             current = status["current_tcb"]["microcode"]
             code, said = self.hosts.run(
-                *self.words("set-config", f"--reported-tcb=ucode={current}")
+                *self.arguments("set-config", f"--reported-tcb=ucode={current}")
             )
             assert code == 0, said
         self.check()

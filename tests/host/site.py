@@ -45,7 +45,7 @@ class Site:
     def anchor(self) -> Path:
         return self.emulated.certs / "ark.der"
 
-    def words(self, command: str, *words: str, **options: str) -> list[str]:
+    def arguments(self, command: str, *arguments: str, **options: str) -> list[str]:
         chosen = {
             "file": str(self.file),
             "cache": str(self.folder / "cache"),
@@ -54,13 +54,15 @@ class Site:
             "kds": self.url,
         } | {name.replace("_", "-"): value for name, value in options.items()}
         listed = [f"--{name}={value}" for name, value in chosen.items() if value]
-        return ["host", "--", *SNPCERTS, "host", command, *listed, *words]
+        return ["host", "--", *SNPCERTS, "host", command, *listed, *arguments]
 
-    def host(self, command: str, *words: str, **options: str) -> subprocess.CompletedProcess[str]:
-        return self.emulated.run(*self.words(command, *words, **options))
+    def host(
+        self, command: str, *arguments: str, **options: str
+    ) -> subprocess.CompletedProcess[str]:
+        return self.emulated.run(*self.arguments(command, *arguments, **options))
 
-    def done(self, command: str, *words: str, **options: str) -> str:
-        made = self.host(command, *words, **options)
+    def done(self, command: str, *arguments: str, **options: str) -> str:
+        made = self.host(command, *arguments, **options)
         assert made.returncode == 0, made.stdout + made.stderr
         return made.stdout
 
@@ -84,8 +86,8 @@ class Site:
     def attest(self) -> int:
         """A guest asks for a report, and a verifier judges it with the table that came along."""
         report, table = self.folder / "report.bin", self.folder / "table.bin"
-        words = [*SNPCERTS, "guest", "report", "-o", str(report), "--table-out", str(table)]
-        made = self.emulated.run("guest", "--certs", str(self.file), "--", *words)
+        argv = [*SNPCERTS, "guest", "report", "-o", str(report), "--table-out", str(table)]
+        made = self.emulated.run("guest", "--certs", str(self.file), "--", *argv)
         assert made.returncode == 0, made.stderr
         return main(["verify", str(report), "--table", str(table), "--anchor", str(self.anchor)])
 
@@ -113,9 +115,9 @@ def seen_by_guest(path: Path, home: PlatformHome) -> str:
 
 @contextlib.contextmanager
 def key_server(emulated: Emulated, *faults: str) -> Iterator[str]:
-    words = [word for fault in faults for word in ("--fault", fault)]
+    argv = [word for fault in faults for word in ("--fault", fault)]
     server = subprocess.Popen(
-        emulated.command("key-server", *words), stdout=subprocess.PIPE, text=True
+        emulated.command("key-server", *argv), stdout=subprocess.PIPE, text=True
     )
     try:
         assert server.stdout is not None
@@ -144,11 +146,13 @@ class Lines:
 
 @contextlib.contextmanager
 def watching(
-    site: Site, *words: str, patience: float = PATIENCE, **options: str
+    site: Site, *arguments: str, patience: float = PATIENCE, **options: str
 ) -> Iterator[subprocess.Popen[str]]:
-    if not any(word.startswith("--interval") for word in words):
-        words = (*words, "--interval=0.2")
-    command = site.emulated.command(*site.words("sync", "--watch", "--log=json", *words, **options))
+    if not any(word.startswith("--interval") for word in arguments):
+        arguments = (*arguments, "--interval=0.2")
+    command = site.emulated.command(
+        *site.arguments("sync", "--watch", "--log=json", *arguments, **options)
+    )
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     limit = threading.Timer(patience, process.kill)  # a test that waits in vain fails
     limit.start()

@@ -99,7 +99,7 @@ class Scene:
 
     site: Site
     firmware: Firmware
-    words: list[str]
+    arguments: list[str]
     start: TcbVersion
     wrong: bool = False  # the file is, at first
     online: bool = False  # the cache is empty, at first
@@ -132,7 +132,7 @@ class Scene:
             count += 1
             return place is not None and count == place + 1
 
-        command = self.site.emulated.command(*self.words)
+        command = self.site.emulated.command(*self.arguments)
         return killed_before(command, here, execs=2), count
 
     def places(self) -> list[int]:
@@ -156,7 +156,7 @@ class Scene:
         missed = 0
         every = HOW_MANY == "every"
         places = self.places()
-        print(f"{self.words[6]}: killed at {len(places)} places")
+        print(f"{self.arguments[6]}: killed at {len(places)} places")
         for place in places:
             self.prepare()
             call, _ = self.killed_at(place, every=every)
@@ -167,7 +167,7 @@ class Scene:
             truths.append(self.seen_by_guest())
             if not self.wrong:
                 assert truths[-1] != "wrong", f"killed at {place}, before {call.name}"
-            made = self.site.emulated.run(*self.words)
+            made = self.site.emulated.run(*self.arguments)
             assert made.returncode == 0, f"after {place}, {call.name}: {made.stderr}"
             assert self.seen_by_guest() == "right", f"after {place}, {call.name}"
             self.tidy(place)
@@ -203,8 +203,8 @@ def filled(site: Site, firmware: Firmware, *tcbs: TcbVersion) -> Site:
 
 def test_commit_killed_anywhere(site: Site, firmware: Firmware, low: TcbVersion) -> None:
     filled(site, firmware, low, firmware.tcb("current_tcb"))
-    words = site.words("commit", "--offline", kds="")
-    truths = Scene(site, firmware, words, low).sweep()
+    argv = site.arguments("commit", "--offline", kds="")
+    truths = Scene(site, firmware, argv, low).sweep()
     assert set(truths) == {"right", "empty"}
     assert firmware.tcb() == firmware.tcb("current_tcb")
 
@@ -212,8 +212,8 @@ def test_commit_killed_anywhere(site: Site, firmware: Firmware, low: TcbVersion)
 def test_set_config_killed_anywhere(site: Site, firmware: Firmware, low: TcbVersion) -> None:
     target = replace(low, microcode=low.microcode + 1)
     filled(site, firmware, target, low)
-    words = ["--offline", f"--reported-tcb=ucode={target.microcode}"]
-    truths = Scene(site, firmware, site.words("set-config", *words, kds=""), low).sweep()
+    argv = ["--offline", f"--reported-tcb=ucode={target.microcode}"]
+    truths = Scene(site, firmware, site.arguments("set-config", *argv, kds=""), low).sweep()
     assert set(truths) == {"right", "empty"}
     assert firmware.tcb() == target
 
@@ -231,7 +231,7 @@ def test_load_vlek_killed_anywhere(site: Site, firmware: Firmware, low: TcbVersi
     scene = VlekScene(
         site,
         firmware,
-        site.words("load-vlek", "--offline", *stick, kds="", config=str(config), file=""),
+        site.arguments("load-vlek", "--offline", *stick, kds="", config=str(config), file=""),
         low,
     )
     truths = scene.sweep()
@@ -253,7 +253,7 @@ def test_sync_killed_anywhere(site: Site, firmware: Firmware, low: TcbVersion) -
     The certificates come from the key server, so a kill may hit the cache, too.
     """
     filled(site, firmware, low)
-    truths = Scene(site, firmware, site.words("sync"), low, wrong=True, online=True).sweep()
+    truths = Scene(site, firmware, site.arguments("sync"), low, wrong=True, online=True).sweep()
     ranks = [("wrong", "empty", "right").index(seen_by_guest) for seen_by_guest in truths]
     assert ranks == sorted(ranks), truths
     assert set(ranks) == {0, 1, 2}

@@ -100,8 +100,8 @@ def guests_at_work(site: Site, count: int) -> Iterator[Guests]:
     outcomes.touch()
     program = [sys.executable, "-P", "-m", "snpcerts.emulator.machine.vmm_program", str(site.file)]
     options = ["--requests=1000000", "--pause=0.5", "--busy-delay=0.1", f"--outcomes={outcomes}"]
-    words = site.emulated.command("host", *options, "--", *program)
-    vmms = [subprocess.Popen(words) for _ in range(count)]
+    argv = site.emulated.command("host", *options, "--", *program)
+    vmms = [subprocess.Popen(argv) for _ in range(count)]
     limit = threading.Timer(10 * PATIENCE, vmms[0].kill)  # a test that waits in vain fails
     limit.start()
     try:
@@ -123,8 +123,8 @@ def test_no_report_mismatches_while_the_firmware_is_updated_under_guests(site: S
 
     with guests_at_work(site, GUESTS) as guests:
 
-        def change(command: str, *words: str) -> None:
-            said = documented("host commit", site.done(command, *words, "--json", **options))
+        def change(command: str, *arguments: str) -> None:
+            said = documented("host commit", site.done(command, *arguments, "--json", **options))
             assert said["done"]
             assert said["in_step"]
             assert said["lock_held_ms"] >= said["firmware_ms"] > 0
@@ -263,16 +263,16 @@ def test_two_agents_at_once_end_in_step(site: Site) -> None:
     site.done("sync")
     target = site.lowered()
     commands = [
-        site.words("set-config", f"--reported-tcb={target}"),
-        site.words("sync"),
-        site.words("commit"),
-        site.words("sync"),
+        site.arguments("set-config", f"--reported-tcb={target}"),
+        site.arguments("sync"),
+        site.arguments("commit"),
+        site.arguments("sync"),
     ]
     running = [
         subprocess.Popen(
-            site.emulated.command(*words), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            site.emulated.command(*argv), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         )
-        for words in commands
+        for argv in commands
     ]
     for process in running:
         out, err = process.communicate(timeout=PATIENCE)
@@ -300,8 +300,8 @@ def test_a_full_disk_is_reported_and_leaves_no_wrong_file(site: Site, tmp_path: 
         site.change_firmware_without_lock(LOWER)
         # The old table can be emptied where it is; the room this frees may do for a new one.
         metrics = site.folder / "snpcerts.prom"
-        words = ["sync", f"--metrics-file={metrics}"]
-        made = site.host(*words, file=str(small / "certs.bin"))
+        argv = ["sync", f"--metrics-file={metrics}"]
+        made = site.host(*argv, file=str(small / "certs.bin"))
         assert "DRIFT" in made.stderr
         in_step = 0.0 if made.returncode else 1.0
         assert f'snpcerts_in_step{{file="{small / "certs.bin"}"}} {in_step}' in metrics.read_text()
@@ -326,8 +326,8 @@ def test_who_holds_the_lock_is_shown_with_the_vms_name(site: Site) -> None:
         "import sys; from snpcerts.certfile.hold import hold\n"
         "with hold(sys.argv[1], shared=True): print('held', flush=True); sys.stdin.read()"
     )
-    words = [sys.executable, "-c", program, str(site.file), "-name", "guest=web1,debug-threads=on"]
-    vmm = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    argv = [sys.executable, "-c", program, str(site.file), "-name", "guest=web1,debug-threads=on"]
+    vmm = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     try:
         assert vmm.stdout is not None
         assert vmm.stdout.readline() == "held\n"
@@ -341,7 +341,7 @@ def test_who_holds_the_lock_is_shown_with_the_vms_name(site: Site) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "code", "message"),
+    ("arguments", "code", "message"),
     [
         (["set-config"], 2, "what is to be set"),
         (["set-config", "--reset", "--reported-tcb", "bl=1"], 2, "exclude each other"),
@@ -358,9 +358,9 @@ def test_who_holds_the_lock_is_shown_with_the_vms_name(site: Site) -> None:
     ],
 )
 def test_wrong_use_is_reported_in_one_line(
-    site: Site, words: list[str], code: int, message: str
+    site: Site, arguments: list[str], code: int, message: str
 ) -> None:
-    made = site.host(words[0], *words[1:])
+    made = site.host(arguments[0], *arguments[1:])
     assert made.returncode == code, made.stdout + made.stderr
     assert message in made.stderr
     assert "Traceback" not in made.stderr
@@ -369,10 +369,10 @@ def test_wrong_use_is_reported_in_one_line(
 def test_without_the_device_the_error_says_what_to_do(tmp_path: Path) -> None:
     if os.path.exists("/dev/sev"):
         pytest.skip("this is an SEV host")
-    words = [*SNPCERTS, "host", "status", "--file", str(tmp_path / "x")]
-    made = subprocess.run(words, capture_output=True, text=True)
+    argv = [*SNPCERTS, "host", "status", "--file", str(tmp_path / "x")]
+    made = subprocess.run(argv, capture_output=True, text=True)
     assert made.returncode == 1
     assert "run this on an SEV-SNP host" in made.stderr
-    checked = subprocess.run([*words[:4], "check", *words[5:]], capture_output=True, text=True)
+    checked = subprocess.run([*argv[:4], "check", *argv[5:]], capture_output=True, text=True)
     assert checked.returncode == 1
     assert "fail  /dev/sev" in checked.stdout

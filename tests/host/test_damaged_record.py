@@ -39,15 +39,15 @@ def course(emulated: Emulated, tmp_path_factory: pytest.TempPathFactory) -> Iter
     with key_server(emulated) as url:
         course = Course(emulated, folder / "site", url, random.Random(0))
         try:
-            done(course, *course.words("sync"))
+            done(course, *course.arguments("sync"))
             course.boot_guests()
             yield course
         finally:
             course.close()
 
 
-def done(course: Course, *words: str) -> str:
-    code, said = course.hosts.run(*words)
+def done(course: Course, *arguments: str) -> str:
+    code, said = course.hosts.run(*arguments)
     assert code == 0, said
     return said
 
@@ -56,7 +56,7 @@ def filled(course: Course) -> Path:
     """A VLEK loaded below the running TCB, and all files as they should be; the record."""
     status = course.status()
     below = status["current_tcb"]["microcode"] - 1
-    done(course, *course.words("set-config", f"--reported-tcb=ucode={below}"))
+    done(course, *course.arguments("set-config", f"--reported-tcb=ucode={below}"))
     done(course, *course._load_vlek())
     assert not course.content("certs.bin"), "the VLEK signs by default"
     assert course.content("vlek.bin")
@@ -100,8 +100,8 @@ def of_another_chip(course: Course, tmp_path_factory: pytest.TempPathFactory) ->
     folder = tmp_path_factory.mktemp("other")
     prepare_platform(folder / "platform", Product.GENOA, choices_of(PUBLISHED))
     host = Emulated(folder / "platform", folder / "certs")
-    words = ("status", f"--file={folder / 'certs.bin'}", f"--anchor={course.anchor}", "--offline")
-    host.run("host", "--", *SNPCERTS, "host", *words)
+    argv = ("status", f"--file={folder / 'certs.bin'}", f"--anchor={course.anchor}", "--offline")
+    host.run("host", "--", *SNPCERTS, "host", *argv)
     return folder / "signing-key.json"
 
 
@@ -122,10 +122,10 @@ def test_without_its_record_the_agent_leaves_files_empty_and_says_why(
 ) -> None:
     record = filled(course)
     spoil(record, of_another_chip)
-    done(course, *course.words("sync"))
+    done(course, *course.arguments("sync"))
     empty_with(course, reason)
     done(course, *course._load_vlek())
-    done(course, *course.words("set-config", "--again"))
+    done(course, *course.arguments("set-config", "--again"))
     filled(course)
     course.check()
 
@@ -157,7 +157,7 @@ def test_firmware_that_changed_while_the_agent_was_down(course: Course) -> None:
 def test_two_agents_and_the_operator_at_once(course: Course) -> None:
     """Each keeps the files in step; they take turns, and guests always get what matches."""
     filled(course)
-    second = course.hosts.start(*course.words("sync", "--watch", "--interval=0.1"))
+    second = course.hosts.start(*course.arguments("sync", "--watch", "--interval=0.1"))
     course.start_agent()
     try:
         for name in sized(

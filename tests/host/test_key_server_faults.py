@@ -99,8 +99,8 @@ def all_watching(
             place = folder / fault.value
             place.mkdir()
             site, metrics = Site(emulated, place, server.url), place / "metrics.prom"
-            words = ["--interval=1", f"--metrics-file={metrics}"]
-            process = stack.enter_context(watching(site, *words, patience=10 * PATIENCE))
+            argv = ["--interval=1", f"--metrics-file={metrics}"]
+            process = stack.enter_context(watching(site, *argv, patience=10 * PATIENCE))
             found[fault] = Watched(fault, server, site, process, Lines(process), metrics)
         yield found
 

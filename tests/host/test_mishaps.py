@@ -39,8 +39,8 @@ def sync(site: Site, *, program: tuple[str, ...] = (), **options: Any) -> Ran:
     """``host sync``, perhaps by way of another program."""
     metrics = site.folder / "snpcerts.prom"
     metrics.unlink(missing_ok=True)
-    words = site.words("sync", f"--metrics-file={metrics}", **options)
-    made = site.emulated.run(*words[:2], *program, *words[2:])
+    argv = site.arguments("sync", f"--metrics-file={metrics}", **options)
+    made = site.emulated.run(*argv[:2], *program, *argv[2:])
     assert "Traceback" not in made.stderr
     text = metrics.read_text() if metrics.exists() else ""
     return Ran(made.returncode, made.stdout + made.stderr, text)
@@ -79,8 +79,8 @@ def read_only_mount(folder: Path) -> Iterator[Callable[[bool], None]]:
     """A file system at ``folder`` that can be made read-only."""
     if shutil.which("mount") is None:
         pytest.skip("mount(8) is not on this machine")
-    words = ["mount", "-t", "tmpfs", "-o", "size=1m,mode=755", "tmpfs", str(folder)]
-    if subprocess.run(words, capture_output=True).returncode:
+    argv = ["mount", "-t", "tmpfs", "-o", "size=1m,mode=755", "tmpfs", str(folder)]
+    if subprocess.run(argv, capture_output=True).returncode:
         pytest.skip("no file system can be mounted here")
 
     def change(read_only: bool) -> None:

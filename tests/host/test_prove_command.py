@@ -59,10 +59,10 @@ def prove(
 
     def guest() -> None:
         data, key_sel = ask.read_text().split()
-        words = [*SNPCERTS, "guest", "report", "-o", "-", "--report-data", report_data or data]
+        argv = [*SNPCERTS, "guest", "report", "-o", "-", "--report-data", report_data or data]
         made = subprocess.run(
             site.emulated.command(
-                "guest", "--certs", str(site.file), "--", *words, "--key-sel", key_sel
+                "guest", "--certs", str(site.file), "--", *argv, "--key-sel", key_sel
             ),
             capture_output=True,
             timeout=120,
@@ -91,8 +91,8 @@ def test_a_signal_ends_the_hand_over_as_well(host: Site) -> None:
     pids = host.folder / "pids"
     os.mkfifo(pids)
     command = f'echo $$ $PPID > "{pids}"; exec sleep 600'
-    words = host.words("prove-key", "--timeout=600", "--", "sh", "-c", command)
-    with subprocess.Popen(host.emulated.command(*words), stderr=subprocess.PIPE) as process:
+    argv = host.arguments("prove-key", "--timeout=600", "--", "sh", "-c", command)
+    with subprocess.Popen(host.emulated.command(*argv), stderr=subprocess.PIPE) as process:
         hand_over, prover = map(int, pids.read_text().split())
         ended = os.pidfd_open(hand_over)
         try:
@@ -156,15 +156,15 @@ def test_a_reload_below_the_running_tcb_is_noticed_and_a_guest_proves_which_key_
 def test_a_hand_over_that_fails_or_lasts_leaves_everything_as_it_was(site: Site) -> None:
     site.done("sync")
     before = site.file.read_bytes()
-    for words, code, text in (
+    for argv, code, text in (
         (("false",), 1, "exit code 1"),
         (("true",), 1, "is not a report"),
         (("/nowhere/at/all",), 1, "cannot be run"),
         (("sleep", "600"), 3, "timed out after"),
         (("cat", "/dev/zero"), 1, "is not a report"),
     ):
-        made = site.host("prove-key", "--timeout=3", "--", *words)
-        assert made.returncode == code, (words, made.stderr)
+        made = site.host("prove-key", "--timeout=3", "--", *argv)
+        assert made.returncode == code, (argv, made.stderr)
         assert text in made.stderr
         assert "Traceback" not in made.stderr
         assert site.file.read_bytes() == before

@@ -204,12 +204,12 @@ def test_killed_around_the_firmware_command_in_every_order(
         give = FirmwareDevice._do
 
         def killed(
-            device: FirmwareDevice, *words: object, give: Callable[..., None] = give
+            device: FirmwareDevice, *arguments: object, give: Callable[..., None] = give
         ) -> None:
             if place == "after":
                 # Refused or not: after a reload no hashstick for a lowered reported TCB opens.
                 with contextlib.suppress(SevError):
-                    give(device, *words)
+                    give(device, *arguments)
             raise KilledError
 
         with monkeypatch.context() as patch:

@@ -48,12 +48,14 @@ def _runner(host: Host, folder: Path, capsys: pytest.CaptureFixture[str]) -> Run
         ark = line.authority.ark.public_bytes(Encoding.PEM)
         (folder / f"{product.value.lower()}.pem").write_bytes(ark)
 
-    def command(*words: str, product: str = "milan", server: bool = True) -> tuple[int, str, str]:
+    def command(
+        *arguments: str, product: str = "milan", server: bool = True
+    ) -> tuple[int, str, str]:
         options = ["--cache", str(host.cache), "--anchor", f"{product}.pem"]
         if server:
             options += ["--kds", host.server.url]
         capsys.readouterr()
-        code = main(["kds", *words, *options])
+        code = main(["kds", *arguments, *options])
         captured = capsys.readouterr()
         return code, captured.out, captured.err
 
@@ -252,7 +254,7 @@ def test_exit_codes_say_what_to_do_next(
 
 
 @pytest.mark.parametrize(
-    "words",
+    "arguments",
     [
         ["fetch", "vcek"],
         ["fetch", "vcek", "--product", "milan", "--hwid", "zz", "--tcb", "bl=1"],
@@ -284,8 +286,8 @@ def test_exit_codes_say_what_to_do_next(
         ["fetch", "chain", "--product", "milan", "--offline"],
     ],
 )
-def test_wrong_usage_is_exit_code_2(run: Run, words: list[str]) -> None:
-    code, out, err = run(*words)
+def test_wrong_usage_is_exit_code_2(run: Run, arguments: list[str]) -> None:
+    code, out, err = run(*arguments)
     assert (code, out) == (2, "")
     assert err
 
@@ -315,10 +317,10 @@ class Served:
     url: str
     folder: Path
 
-    def fetch(self, *words: str) -> list[str]:
+    def fetch(self, *arguments: str) -> list[str]:
         certs = self.folder / "certs"
         options = ["--kds", self.url, "--cache", str(self.folder / "cache")]
-        return [*SNPCERTS, "kds", "fetch", *words, *options, "--anchor", str(certs / "ark.der")]
+        return [*SNPCERTS, "kds", "fetch", *arguments, *options, "--anchor", str(certs / "ark.der")]
 
     def stats(self) -> dict[str, object]:
         found = httpx2.get(f"{self.url}/stats", trust_env=False).json()
@@ -353,10 +355,10 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
 @pytest.mark.slow
 def test_processes_that_share_a_cache_make_one_request(served: Served) -> None:
     hwid = PlatformHome(served.folder / "platform").firmware().chip.hwid.hex()
-    words = ["--product", "milan", "--hwid", hwid, "--tcb", "bl=1,tee=0,snp=2,ucode=3", "--json"]
+    argv = ["--product", "milan", "--hwid", hwid, "--tcb", "bl=1,tee=0,snp=2,ucode=3", "--json"]
     running = [
         subprocess.Popen(
-            served.fetch("vcek", *words, "-o", str(served.folder / f"out{index}")),
+            served.fetch("vcek", *argv, "-o", str(served.folder / f"out{index}")),
             stdout=subprocess.DEVNULL,
         )
         for index in range(4)

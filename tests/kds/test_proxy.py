@@ -216,10 +216,10 @@ def test_the_command_is_not_stopped_by_no_proxy(host: Host) -> None:
         .authority.chain_pem()
         .partition(b"-----END CERTIFICATE-----\n")[2]
     )
-    words = ["fetch", "chain", "--product", "milan", "--kds", host.server.url]
-    words += ["--cache", str(host.cache), "--anchor", str(anchor)]
+    argv = ["fetch", "chain", "--product", "milan", "--kds", host.server.url]
+    argv += ["--cache", str(host.cache), "--anchor", str(anchor)]
     done = subprocess.run(
-        [sys.executable, "-m", "snpcerts", "kds", *words],
+        [sys.executable, "-m", "snpcerts", "kds", *argv],
         env={**os.environ, "NO_PROXY": "localhost,fd00::/8,[::1]"},
         timeout=60,
     )

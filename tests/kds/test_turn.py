@@ -177,10 +177,10 @@ def test_processes_share_the_turn_and_one_that_is_killed_in_it_leaves_it_to_the_
         host = Host(server, cache, clock=Clock())
         host.source().chain(Product.MILAN)
         server.faults = gated = Gated()
-        words = [server.url, str(cache), str(anchor), host.resource().hwid.hex()]
+        argv = [server.url, str(cache), str(anchor), host.resource().hwid.hex()]
 
         def start(snp: int) -> subprocess.Popen[bytes]:
-            return subprocess.Popen([sys.executable, "-c", FETCH, *words, str(snp)])
+            return subprocess.Popen([sys.executable, "-c", FETCH, *argv, str(snp)])
 
         first = start(0)
         assert gated.asked.wait(60)

@@ -147,8 +147,8 @@ def compiled(source: str, expressions: Iterable[str], flags: Sequence[str]) -> d
     with tempfile.TemporaryDirectory() as folder:
         file, program = Path(folder, "facts.c"), Path(folder, "facts")
         file.write_text(f"{text}{body}return 0; }}\n", encoding="utf-8")
-        words = ["gcc", "-w", "-fmax-errors=0", *flags, "-o", str(program), str(file)]
-        made = subprocess.run(words, capture_output=True, text=True)
+        argv = ["gcc", "-w", "-fmax-errors=0", *flags, "-o", str(program), str(file)]
+        made = subprocess.run(argv, capture_output=True, text=True)
         if made.returncode:
             bad = {int(line) for line in re.findall(r"facts\.c:(\d+):\d+: error", made.stderr)}
             names = [each for at, each in enumerate(wanted, lines + 3) if at in bad]

@@ -65,16 +65,16 @@ def _folder(version: str) -> Path:
     return BUILT / version
 
 
-def _compile(version: str, words: list[str], made: Path) -> None:
+def _compile(version: str, arguments: list[str], made: Path) -> None:
     made.parent.mkdir(parents=True, exist_ok=True)
     place = SOURCES / version / _KVM
-    missing = [word for word in words if word.endswith(".c") and not (place / word).is_file()]
+    missing = [word for word in arguments if word.endswith(".c") and not (place / word).is_file()]
     if missing:
         raise SelftestError(f"Linux {version} has no {_KVM / missing[0]}")
     # Another process may build the same.
     unfinished = made.with_name(f"{made.name}.{os.getpid()}")
     done = subprocess.run(
-        ["gcc", *_FLAGS, *_includes(version), *words, "-o", str(unfinished)],
+        ["gcc", *_FLAGS, *_includes(version), *arguments, "-o", str(unfinished)],
         cwd=place,
         capture_output=True,
         text=True,

@@ -84,9 +84,9 @@ RELEASES: Final = headers.releases() if os.environ.get("SNPCERTS_KERNEL_TESTS") 
 def run(version: str, name: str) -> subprocess.CompletedProcess[str]:
     program = selftests.build(version, name)
     series = ".".join(version.split(".")[:2])
-    words = [*SNPCERTS, "emulate", "host", "--kernel", series, "--", str(program)]
+    argv = [*SNPCERTS, "emulate", "host", "--kernel", series, "--", str(program)]
     return subprocess.run(
-        words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=SECONDS
+        argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=SECONDS
     )
 
 

@@ -37,11 +37,11 @@ def vmm(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 
 @pytest.mark.parametrize("by", ["itself", "the shim"])
 def test_it_passes_every_check(vmm: Path, by: str) -> None:
-    words = [str(vmm), "2", "{certs}"]
+    argv = [str(vmm), "2", "{certs}"]
     if by == "the shim":
-        words = [*SHIM, "{certs}", "--", str(vmm), "2"]
+        argv = [*SHIM, "{certs}", "--", str(vmm), "2"]
     made = subprocess.run(
-        [*SNPCERTS, "conformance", "--json", "--", *words],
+        [*SNPCERTS, "conformance", "--json", "--", *argv],
         capture_output=True,
         text=True,
         timeout=300,
@@ -60,19 +60,19 @@ def test_its_guest_attests(
 ) -> None:
     certs, outcomes = tmp_path / "certs", tmp_path / "outcomes.jsonl"
     assert emulated.run("certificates", str(certs)).returncode == 0
-    words = [str(vmm), "1", str(certs / "table.bin")]
+    argv = [str(vmm), "1", str(certs / "table.bin")]
     if by == "the shim":
-        words = [*SHIM, str(certs / "table.bin"), "--", str(vmm), "1"]
+        argv = [*SHIM, str(certs / "table.bin"), "--", str(vmm), "1"]
     options = ["--requests", "3", "--outcomes", str(outcomes), "--exit-number", str(exit_number)]
-    made = emulated.run("host", *options, "--", *words)
+    made = emulated.run("host", *options, "--", *argv)
     assert made.returncode == 0, made.stderr
     lines = [json.loads(line) for line in outcomes.read_text().splitlines()]
     assert [line["errno"] for line in lines] == [0, 0, 0]
     for name in ("report", "table"):
         (tmp_path / name).write_bytes(base64.b64decode(lines[0][name]))
-    words = ["--table", str(tmp_path / "table"), "--anchor", str(certs / "ark.der")]
+    argv = ["--table", str(tmp_path / "table"), "--anchor", str(certs / "ark.der")]
     made = subprocess.run(
-        [*SNPCERTS, "verify", str(tmp_path / "report"), *words], capture_output=True, text=True
+        [*SNPCERTS, "verify", str(tmp_path / "report"), *argv], capture_output=True, text=True
     )
     assert made.returncode == 0, made.stdout + made.stderr
 
@@ -81,7 +81,7 @@ def test_its_own_service_knows_no_other_exit(vmm: Path, emulated: Emulated, tmp_
     """So it is the released number that the tests above are about."""
     certs = tmp_path / "certs"
     assert emulated.run("certificates", str(certs)).returncode == 0
-    words = ["--requests", "1", "--exit-number", "42", "--", str(vmm), "1"]
-    made = emulated.run("host", *words, str(certs / "table.bin"))
+    argv = ["--requests", "1", "--exit-number", "42", "--", str(vmm), "1"]
+    made = emulated.run("host", *argv, str(certs / "table.bin"))
     assert made.returncode == 1
     assert "unknown exit reason 42" in made.stderr

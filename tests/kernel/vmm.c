@@ -231,20 +231,20 @@ static void launch(void)
 	command(KVM_SEV_SNP_LAUNCH_FINISH, &finish);
 }
 
-int main(int count, char **words)
+int main(int argc, char **argv)
 {
 	struct kvm_enable_cap hypercalls = {
 		.cap = KVM_CAP_EXIT_HYPERCALL, .args = { 1 << KVM_HC_MAP_GPA_RANGE },
 	};
 	struct kvm_sev_init init = { .ghcb_version = 2 };
-	int kvm, number = count > 1 ? atoi(words[1]) : 0;
+	int kvm, number = argc > 1 ? atoi(argv[1]) : 0;
 	sigset_t stop;
 
-	if (number < 1 || number > MAX_VCPUS || count > 3) {
+	if (number < 1 || number > MAX_VCPUS || argc > 3) {
 		fprintf(stderr, "usage: vmm VCPUS [FILE]\n");
 		return 2;
 	}
-	path = words[2];
+	path = argv[2];
 	sigemptyset(&stop);
 	sigaddset(&stop, SIGTERM);
 	pthread_sigmask(SIG_BLOCK, &stop, NULL);

@@ -66,8 +66,8 @@ class Tools:
 def assemble(source: Path, output: Path, *symbols: str) -> None:
     """Sixteen-bit code, as it is put into memory."""
     code = output.with_suffix(".o")
-    words = ["as", "--32", *(word for symbol in symbols for word in ("--defsym", symbol))]
-    subprocess.run([*words, "-o", code, source], check=True)
+    argv = ["as", "--32", *(word for symbol in symbols for word in ("--defsym", symbol))]
+    subprocess.run([*argv, "-o", code, source], check=True)
     subprocess.run(["objcopy", "-O", "binary", "-j", ".text", code, output], check=True)
 
 
@@ -82,12 +82,12 @@ class Qemu:
 
     def command(self, *machine: str) -> list[str]:
         share = self.root / "usr" / "share"
-        words = [str(self.root / "usr/bin/qemu-system-x86_64"), "-L", str(share / "qemu")]
-        words += ["-L", str(share / "seabios"), "-nodefaults", "-no-user-config"]
-        words += ["-display", "none", "-accel", "kvm", "-cpu", "qemu64", "-m", "64"]
-        words += ["-chardev", f"file,id=console,path={self.console}"]
-        words += ["-device", "isa-debugcon,iobase=0x402,chardev=console"]
-        return [*words, "-device", "isa-debug-exit,iobase=0x501,iosize=2", *machine]
+        argv = [str(self.root / "usr/bin/qemu-system-x86_64"), "-L", str(share / "qemu")]
+        argv += ["-L", str(share / "seabios"), "-nodefaults", "-no-user-config"]
+        argv += ["-display", "none", "-accel", "kvm", "-cpu", "qemu64", "-m", "64"]
+        argv += ["-chardev", f"file,id=console,path={self.console}"]
+        argv += ["-device", "isa-debugcon,iobase=0x402,chardev=console"]
+        return [*argv, "-device", "isa-debug-exit,iobase=0x501,iosize=2", *machine]
 
     def snp_command(self, rom: Path, *more: str) -> list[str]:
         """With an SNP guest, in the sandbox that libvirt puts it in."""
@@ -119,14 +119,14 @@ class Qemu:
         loader = self.root / "usr" / "lib" / "x86_64-linux-gnu" / LOADER.name
         return loader if loader.exists() else None
 
-    def started(self, words: Sequence[str]) -> list[str]:
-        """The words that start a program where this QEMU can run, as it was packaged.
+    def started(self, arguments: Sequence[str]) -> list[str]:
+        """The command that starts a program where this QEMU can run, as it was packaged.
 
         A QEMU with a C library of its own finds it where its ELF header says, in a
         mount namespace; everything that is started there runs with that library.
         """
         if self.loader is None:
-            return list(words)
+            return list(arguments)
         return [
             *NAMESPACE,
             "sh",
@@ -135,7 +135,7 @@ class Qemu:
             "sh",
             str(self.loader),
             self.libraries,
-            *words,
+            *arguments,
         ]
 
     def environment(self, *, fake: bool) -> dict[str, str]:
@@ -145,11 +145,11 @@ class Qemu:
         return made | {"LD_PRELOAD": str(self.tools.fake)} if fake else made
 
     def run(
-        self, words: Sequence[str], *, certs: Path | None, fake: bool = True, timeout: int = 100
+        self, arguments: Sequence[str], *, certs: Path | None, fake: bool = True, timeout: int = 100
     ) -> subprocess.CompletedProcess[str]:
         """To its end; with ``certs`` by 'snpcerts run'."""
         return subprocess.run(
-            self.started([*(run_with(certs, timeout) if certs else []), *words]),
+            self.started([*(run_with(certs, timeout) if certs else []), *arguments]),
             capture_output=True,
             text=True,
             env=self.environment(fake=fake),
@@ -170,5 +170,5 @@ class Qemu:
 
 
 def run_with(certs: Path, timeout: int) -> list[str]:
-    words = [sys.executable, "-m", "snpcerts", "run", "--certs-filename", str(certs)]
-    return [*words, "--certs-timeout", str(timeout), "--"]
+    argv = [sys.executable, "-m", "snpcerts", "run", "--certs-filename", str(certs)]
+    return [*argv, "--certs-timeout", str(timeout), "--"]

@@ -49,9 +49,9 @@ def compiled_profile(rules: str, folder: Path) -> subprocess.CompletedProcess[st
     local.parent.mkdir(parents=True, exist_ok=True)
     local.write_text(rules)
     (folder / "profile").write_text(PROFILE)
-    words = ["--skip-kernel-load", "--skip-cache", "--debug", "--base", str(base)]
+    argv = ["--skip-kernel-load", "--skip-cache", "--debug", "--base", str(base)]
     return subprocess.run(
-        [str(confinement / "sbin" / "apparmor_parser"), *words, str(folder / "profile")],
+        [str(confinement / "sbin" / "apparmor_parser"), *argv, str(folder / "profile")],
         capture_output=True,
         text=True,
     )
@@ -80,6 +80,6 @@ def test_selinuxs_file_contexts_are_compiled(tmp_path: Path, spoil: bool, code: 
     pattern = path.strip("'").removesuffix(")?" if spoil else "")
     (tmp_path / "contexts").write_text(f"{pattern}\tsystem_u:object_r:{kind}:s0\n")
     compiler = unpacked("confinement") / "usr" / "sbin" / "sefcontext_compile"
-    words = [str(compiler), "-o", str(tmp_path / "compiled"), str(tmp_path / "contexts")]
-    made = subprocess.run(words, capture_output=True, text=True)
+    argv = [str(compiler), "-o", str(tmp_path / "compiled"), str(tmp_path / "contexts")]
+    made = subprocess.run(argv, capture_output=True, text=True)
     assert made.returncode == code, made.stderr

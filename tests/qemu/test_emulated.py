@@ -24,10 +24,10 @@ HOSTS = [(kernel, firmware) for firmware in NAMES for kernel in SERIES]
 SNPCERTS = (sys.executable, "-m", "snpcerts")
 
 
-def snpcerts(qemu: Qemu, *words: str | Path) -> subprocess.CompletedProcess[str]:
+def snpcerts(qemu: Qemu, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
     """Run a command with the libraries that the unpacked QEMU needs."""
     return subprocess.run(
-        qemu.started([*SNPCERTS, *map(str, words)]),
+        qemu.started([*SNPCERTS, *map(str, arguments)]),
         capture_output=True,
         text=True,
         env=qemu.environment(fake=False),
@@ -85,8 +85,8 @@ def verified(outcomes: Path, certs: Path, folder: Path) -> None:
     assert [line["errno"] for line in lines] == [0, 0, 0]
     for name in ("report", "table"):
         (folder / name).write_bytes(base64.b64decode(lines[0][name]))
-    words = ["--table", str(folder / "table"), "--anchor", str(certs / "ark.der")]
+    argv = ["--table", str(folder / "table"), "--anchor", str(certs / "ark.der")]
     made = subprocess.run(
-        [*SNPCERTS, "verify", str(folder / "report"), *words], capture_output=True, text=True
+        [*SNPCERTS, "verify", str(folder / "report"), *argv], capture_output=True, text=True
     )
     assert made.returncode == 0, made.stdout + made.stderr

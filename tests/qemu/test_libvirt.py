@@ -62,10 +62,10 @@ cat "$XDG_CACHE_HOME"/libvirt/qemu/log/attests.log
 """
 
 
-def installed(words: list[str]) -> list[str]:
-    """The words, started where libvirt and QEMU are installed, by an ordinary user."""
+def installed(arguments: list[str]) -> list[str]:
+    """Return the command, started where libvirt and QEMU are installed, by an ordinary user."""
     usr = [str(fetched() / each / "usr") for each in ("libvirt", "11")]
-    return [*NAMESPACE, "sh", "-ec", INSTALLED, "sh", *usr, *words]
+    return [*NAMESPACE, "sh", "-ec", INSTALLED, "sh", *usr, *arguments]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -101,9 +101,9 @@ def test_a_domain_of_type_sev_snp_attests(
     settings = {"rom": tools.rom(1, 1), "c_bit": tools.c_bit, "shim": shim_library()}
     domain.write_text(DOMAIN.format(table=certs / "table.bin", **settings))
 
-    def snpcerts(*words: str | Path) -> subprocess.CompletedProcess[str]:
+    def snpcerts(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            installed([*SNPCERTS, "emulate", "--platform", str(platform), *map(str, words)]),
+            installed([*SNPCERTS, "emulate", "--platform", str(platform), *map(str, arguments)]),
             capture_output=True,
             text=True,
             env=home,

@@ -122,9 +122,9 @@ def test_tables_are_whole_while_updates_run(qemu: Qemu, certs: Path) -> None:
 
 def test_stop_and_cont_reach_a_guest_that_asks_all_the_time(qemu: Qemu, certs: Path) -> None:
     """QEMU stops a VM by kicking its vCPUs; it would wait for ever for a kick that is lost."""
-    words = [*run_with(certs, 100), *qemu.snp_command(qemu.tools.rom(20_000, 0), "-qmp", "stdio")]
+    argv = [*run_with(certs, 100), *qemu.snp_command(qemu.tools.rom(20_000, 0), "-qmp", "stdio")]
     vmm = subprocess.Popen(
-        qemu.started(words),
+        qemu.started(argv),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
@@ -168,10 +168,10 @@ def test_a_vm_that_is_not_snp_is_none_the_worse(any_qemu: Qemu, certs: Path) -> 
     """Firmware, which moves memory slots about, and a boot sector that its VMM has work with."""
     drive = f"if=none,id=disk,format=raw,file={any_qemu.tools.boot_sector}"
     machine = ["-machine", "q35", "-smp", "2", "-drive", drive, "-device", "ide-hd,drive=disk"]
-    words = any_qemu.command(*machine)
+    argv = any_qemu.command(*machine)
     shown = []
     for each in (None, certs):
-        made = any_qemu.run(words, certs=each, fake=False)
+        made = any_qemu.run(argv, certs=each, fake=False)
         assert made.returncode == ENDED, made.stderr
         shown.append(any_qemu.console.read_bytes())
         assert "snpcerts shim" not in made.stderr

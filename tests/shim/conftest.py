@@ -19,8 +19,8 @@ def build(output: Path, source: Path, *flags: str) -> Path:
     compiler = shutil.which("cc")
     if compiler is None:
         pytest.skip("no C compiler on this machine")
-    words = [compiler, *STRICT, "-o", str(output), str(source), *flags]
-    made = subprocess.run(words, capture_output=True, text=True)
+    argv = [compiler, *STRICT, "-o", str(output), str(source), *flags]
+    made = subprocess.run(argv, capture_output=True, text=True)
     assert made.returncode == 0, made.stderr
     return output
 

@@ -50,18 +50,18 @@ def soak(folder: Path, plain_vmm: Path, seconds: float, vcpus: int = 4) -> dict[
         requests=REQUESTS_MAX, pages=2, pause=0.02, busy_delay=0.05, outcomes=str(outcomes)
     )
     variables = preload.environment(str(certs), preload.DEFAULT_TIMEOUT, {})
-    words = ["env", *(f"{name}={value}" for name, value in variables.items()), str(plain_vmm)]
+    argv = ["env", *(f"{name}={value}" for name, value in variables.items()), str(plain_vmm)]
     vmm = subprocess.Popen(
-        host_program(home, [*words, str(vcpus), str(seconds)], script),
+        host_program(home, [*argv, str(vcpus), str(seconds)], script),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
     )
-    words = [sys.executable, "-P", "-m", "snpcerts.demo.demo_writer", str(certs), str(tables)]
-    words += [str(int(seconds * UPDATES_PER_SECOND)), str(seconds), "soak"]
+    argv = [sys.executable, "-P", "-m", "snpcerts.demo.demo_writer", str(certs), str(tables)]
+    argv += [str(int(seconds * UPDATES_PER_SECOND)), str(seconds), "soak"]
     with open(folder / "updates.jsonl", "wb") as updates:
         writer = subprocess.Popen(
-            host_program(home, words, GuestScript()), stdin=subprocess.PIPE, stdout=updates
+            host_program(home, argv, GuestScript()), stdin=subprocess.PIPE, stdout=updates
         )
     tally, lines = Tally(), _lines(outcomes, vmm)
     try:

@@ -30,9 +30,9 @@ def outcomes_of(
 ) -> tuple[list[dict[str, object]], str]:
     """What guests got, and what was said."""
     outcomes = tmp_path / "outcomes.jsonl"
-    words = ["host", "--outcomes", str(outcomes), *options, "--", *SNPCERTS]
-    words += ["run", "--certs-filename", str(certs), "--certs-timeout", "20", "--"]
-    made = emulated.run(*words, str(plain_vmm), str(vcpus))
+    argv = ["host", "--outcomes", str(outcomes), *options, "--", *SNPCERTS]
+    argv += ["run", "--certs-filename", str(certs), "--certs-timeout", "20", "--"]
+    made = emulated.run(*argv, str(plain_vmm), str(vcpus))
     assert made.returncode == 0, made.stderr
     return [json.loads(line) for line in outcomes.read_text().splitlines()], made.stderr
 

@@ -62,9 +62,9 @@ def run(
         environment["FAKE_HOLD"] = str(file.with_suffix(".hold"))
         os.mkfifo(environment["FAKE_HOLD"])
     environment |= SETTINGS.get(name, {}) | (settings or {})
-    words = [*before, sys.executable, "-m", "tests.shim.scenarios", name, str(file)]
+    argv = [*before, sys.executable, "-m", "tests.shim.scenarios", name, str(file)]
     return subprocess.run(
-        words, capture_output=True, text=True, env=environment, cwd=ROOT, timeout=120
+        argv, capture_output=True, text=True, env=environment, cwd=ROOT, timeout=120
     )
 
 
@@ -169,8 +169,8 @@ print("done")
         "LD_PRELOAD": f"{libraries / 'shim.so'}:{libraries / 'fake_kvm.so'}",
         "SNPCERTS_CERTS_FILENAME": str(tmp_path / "certs.bin"),
     }
-    words = [sys.executable, "-c", program]
+    argv = [sys.executable, "-c", program]
     made = subprocess.run(
-        words, capture_output=True, text=True, env=environment, cwd=ROOT, timeout=60
+        argv, capture_output=True, text=True, env=environment, cwd=ROOT, timeout=60
     )
     assert made.stdout == "done\n"

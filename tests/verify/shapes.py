@@ -54,9 +54,9 @@ def xxd(data: bytes) -> str:
     lines = []
     for at in range(0, len(data), 16):
         row = data[at : at + 16]
-        words = " ".join(row[index : index + 2].hex() for index in range(0, len(row), 2))
+        hex_words = " ".join(row[index : index + 2].hex() for index in range(0, len(row), 2))
         shown = "".join(chr(each) if 32 <= each < 127 else "." for each in row)
-        lines.append(f"{at:08x}: {words:<39}  {shown}")
+        lines.append(f"{at:08x}: {hex_words:<39}  {shown}")
     return "\n".join(lines) + "\n"
 
 

@@ -251,12 +251,12 @@ def test_the_command_takes_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     path, root = tmp_path / "attestation.pb", tmp_path / "root.der"
     path.write_bytes(attestation(REPORT, CHAIN))
     root.write_bytes(CA.ark.make())
-    words = ["verify", str(path), "--anchor", str(root), "--at", "2025-06-01T12:00:00Z"]
-    assert main(words) == 0
+    argv = ["verify", str(path), "--anchor", str(root), "--at", "2025-06-01T12:00:00Z"]
+    assert main(argv) == 0
     assert main(["report", "show", str(path), "--json"]) == 0
     assert '"shape": "protobuf"' in capsys.readouterr().out
     path.write_bytes(attestation(REPORT, CHAIN)[:-1])
-    assert main(words) == 2
+    assert main(argv) == 2
 
 
 def test_cpuid_is_as_the_processor_has_it() -> None:

@@ -222,9 +222,9 @@ def test_a_short_write_is_not_a_success(tmp_path: Path) -> None:
     source.write_bytes(entry(ARK_GUID.bytes, 48, len(ark)) + bytes(ENTRY_SIZE) + ark)
     target.write_bytes(b"as it was")
     table = [sys.executable, "-m", "snpcerts", "table"]
-    words: list[str | Path] = [*table, "extract", source, tmp_path]
+    argv: list[str | Path] = [*table, "extract", source, tmp_path]
     full = subprocess.run(
-        words,
+        argv,
         check=False,
         capture_output=True,
         text=True,

@@ -94,6 +94,6 @@ def test_the_examples_in_the_shell_run(
     lines = [line for block in blocks("sh") for line in block.splitlines()]
     assert len(lines) >= 5
     for line in lines:
-        _, *words = shlex.split(line.partition(" > ")[0])
-        trust = ["--anchor", "root.der"] if words[0] == "verify" else []
-        assert main([*words, *trust]) == 0, (line, capsys.readouterr())
+        _, *argv = shlex.split(line.partition(" > ")[0])
+        trust = ["--anchor", "root.der"] if argv[0] == "verify" else []
+        assert main([*argv, *trust]) == 0, (line, capsys.readouterr())

@@ -16,8 +16,8 @@ use sev::parser::ByteParser;
 const REPORT_SIZE: usize = 1184;
 
 fn main() -> Result<(), Box<dyn Error>> {
-    let words: Vec<String> = env::args().collect();
-    let [_, mode, path, count] = &words[..] else {
+    let argv: Vec<String> = env::args().collect();
+    let [_, mode, path, count] = &argv[..] else {
         return Err("usage: (whole|known) EVIDENCE COUNT".into());
     };
     let evidence = fs::read(path)?;

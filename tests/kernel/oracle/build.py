@@ -208,7 +208,7 @@ def build(part: Part, version: str, mutate: tuple[str, str] | None = None) -> Pa
     file = made.with_suffix(".c")
     file.write_text(whole, encoding="utf-8")
     user = headers.releases()[version] / "user" / "usr" / "include"
-    words = [
+    argv = [
         "gcc",
         *("-shared", "-fPIC", "-O1", "-g", "-std=gnu11", "-w", "-fno-strict-aliasing", "-fwrapv"),
         *("-Werror=implicit-function-declaration", "-Werror=incompatible-pointer-types"),
@@ -217,7 +217,7 @@ def build(part: Part, version: str, mutate: tuple[str, str] | None = None) -> Pa
         *("-isystem", str(user / "x86_64-linux-gnu"), "-isystem", str(user)),
         *("-o", str(made), str(file)),
     ]
-    done = subprocess.run(words, capture_output=True, text=True)
+    done = subprocess.run(argv, capture_output=True, text=True)
     if done.returncode:
         raise CutError(f"{part.name} of {version} does not build:\n{done.stderr[:6000]}")
     return made

@@ -80,11 +80,11 @@ def judge(
 
     def run(first: int) -> None:
         end = min(first + batch, sequences)
-        words = [sys.executable, "-m", "tests.kernel.oracle.child", part, str(path), str(seed)]
-        words += [str(first), str(end)]
+        argv = [sys.executable, "-m", "tests.kernel.oracle.child", part, str(path), str(seed)]
+        argv += [str(first), str(end)]
         try:
             done = subprocess.run(
-                words,
+                argv,
                 cwd=ROOT,
                 capture_output=True,
                 text=True,
