@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Ground floor: layouts, numbers and codecs.
+"""The lowest layer: layouts, numbers and codecs.
 
 Nothing here does I/O, decides policy, or needs more than the standard library.
 Every number names its source. The sources most often named:

@@ -109,7 +109,7 @@ class CertTable:
 
     @property
     def size(self) -> int:
-        """The size of :meth:`encode`'s result in bytes."""
+        """Size in bytes of the table that :meth:`encode` returns."""
         return ENTRY_SIZE * (len(self.entries) + 1) + sum(len(e.data) for e in self.entries)
 
     @property
@@ -200,7 +200,7 @@ def _guid(stored: bytes) -> tuple[uuid.UUID, bool]:
 
 
 def _read_header(view: memoryview) -> tuple[list[_Header], list[TableProblem]]:
-    """Return the entries up to the terminator, unchecked."""
+    """Read the header's entries up to the terminator, without checking them."""
     headers: list[_Header] = []
     for index in range(MAX_ENTRIES + 1):
         at = index * ENTRY_SIZE
@@ -217,7 +217,9 @@ def _read_header(view: memoryview) -> tuple[list[_Header], list[TableProblem]]:
 
 
 def _sound_headers(headers: list[_Header], size: int) -> tuple[list[_Header], list[TableProblem]]:
-    """Split the entries into those that may be copied, and the defects of the others."""
+    """Separate the entries that may be copied from the others; return both, with the others'
+    defects.
+    """
     header_end = ENTRY_SIZE * (len(headers) + 1)
     in_range: list[_Header] = []
     problems: list[TableProblem] = []

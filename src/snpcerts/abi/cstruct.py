@@ -74,7 +74,7 @@ def s64(offset: int) -> Any:
 
 
 def raw(offset: int, size: int) -> Any:
-    """``size`` bytes at ``offset``, zero unless given."""
+    """A field of ``size`` bytes at ``offset``; zero unless set."""
     return dataclasses.field(
         default=bytes(size), metadata={_OFFSET: offset, _CODEC: struct.Struct(f"{size}s")}
     )
@@ -109,8 +109,8 @@ class CStruct:
         return cls(*_reader(cls)(data))
 
     def pack(self, onto: bytes = b"") -> bytes:
-        """Write the structure as ``SIZE`` bytes; bytes outside all fields are copied from ``onto``,
-        or zero.
+        """Write the structure as ``SIZE`` bytes. Bytes outside all fields are copied from ``onto``,
+        or are zero.
 
         Raises :class:`FormatError` if a value does not fit its field.
         """
@@ -147,7 +147,7 @@ def _members(cls: type[CStruct]) -> tuple[tuple[str, int, struct.Struct], ...]:
 
 def _reader(cls: type[CStruct]) -> _Read:
     """Return the unpackers of the fields, in the order of the class. Programs read millions of
-    reports, so fields in ascending order are read by one format, with padding between them; unions
+    reports: one format reads all fields in ascending order and skips the gaps between them; unions
     are read field by field.
     """
     found = _readers.get(cls)

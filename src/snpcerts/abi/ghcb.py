@@ -22,7 +22,7 @@ VALID_BITMAP_SIZE = 16
 
 
 class Field(enum.IntEnum):
-    """Offset of each eight-byte field of the save area that this path uses."""
+    """Offsets of the eight-byte fields of the save area that a certificate request uses."""
 
     RAX = 0x1F8
     RCX = 0x308
@@ -85,7 +85,7 @@ class ExitCode(enum.IntEnum):
 
 
 class ResponseCode(enum.IntEnum):
-    """Low half of SW_EXITINFO1 on return."""
+    """Low half of SW_EXITINFO1 after the exit."""
 
     NO_ACTION = 0
     ISSUE_EXCEPTION = 1
@@ -101,7 +101,7 @@ class ProcessorRequest(enum.IntEnum):
 
 
 class PageStateOperation(enum.IntEnum):
-    """The operation on a page; KVM supports these two."""
+    """The operation that a page state change requests; KVM supports these two."""
 
     PRIVATE = 1
     SHARED = 2
@@ -185,7 +185,7 @@ class GhcbPage:
         return int.from_bytes(self._page[field : field + 8], "little")
 
     def put(self, field: Field, value: int) -> None:
-        """Write the field and set its valid bit."""
+        """Set the field's value and its valid bit."""
         self._page[field : field + 8] = value.to_bytes(8, "little")
         self._page[field.valid_byte] |= field.valid_mask
 

@@ -77,7 +77,9 @@ class MessageHeader(CStruct):
 
 
 def iv_of(seqno: int) -> bytes:
-    """Return the 12-byte GCM nonce of a sequence number: u64 little-endian, four zero bytes."""
+    """Return the 12-byte GCM nonce of a sequence number: u64 little-endian, then four zero
+    bytes.
+    """
     return seqno.to_bytes(8, "little") + bytes(4)
 
 
@@ -166,7 +168,7 @@ class TscInfoResponse(CStruct):
 
 @dataclass(frozen=True, slots=True)
 class SecretsPage(CStruct):
-    """The part of the secrets page that guest messages need. One page in guest memory."""
+    """The fields of the secrets page that guest messages need. The page is in guest memory."""
 
     SIZE: ClassVar[int] = 4096
     C_NAME: ClassVar[str] = "struct snp_secrets_page"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""KVM's user interface on the path of a certificate request.
+"""The part of KVM's user interface that a certificate request uses.
 
 Source: ``linux/kvm.h`` and ``asm/kvm.h`` of released kernels, 7.0 and later. ``tests/kernel``
 compares every number here with those headers. There is no capability for certificate fetching: only
@@ -254,7 +254,7 @@ class SnpLaunchStart(CStruct):
 
 @dataclass(frozen=True, slots=True)
 class SnpLaunchUpdate(CStruct):
-    """Data of SNP_LAUNCH_UPDATE; gfn_start, len and uaddr are advanced on return."""
+    """Data of SNP_LAUNCH_UPDATE; the kernel advances gfn_start, len and uaddr."""
 
     SIZE: ClassVar[int] = 64
     C_NAME: ClassVar[str] = "struct kvm_sev_snp_launch_update"
@@ -493,7 +493,7 @@ RUN_SNP_RET = RUN_EXIT + 16
 
 
 class RunView:
-    """``struct kvm_run`` in shared memory, with the fields that this path needs.
+    """``struct kvm_run`` in shared memory, with the fields that a certificate request needs.
 
     ``memory`` is a writable buffer of at least :data:`RUN_SIZE` bytes, such as
     the mapping of a vCPU's descriptor. Fields are read and written in place.
@@ -513,7 +513,7 @@ class RunView:
 
     @property
     def immediate_exit(self) -> int:
-        """KVM reads this byte once, early in KVM_RUN, and never clears it."""
+        """The byte that makes KVM_RUN return early; KVM reads it once and never clears it."""
         return self._memory[RUN_IMMEDIATE_EXIT]
 
     @immediate_exit.setter
@@ -522,7 +522,7 @@ class RunView:
 
     @property
     def exit_reason(self) -> int:
-        """Valid only after a KVM_RUN that returned 0; stale after EINTR."""
+        """The reason for the exit: valid only if KVM_RUN returned 0, stale after EINTR."""
         return int(self._U32.unpack_from(self._memory, RUN_EXIT_REASON)[0])
 
     @exit_reason.setter
@@ -531,7 +531,7 @@ class RunView:
 
     @property
     def asks_for_certs(self) -> bool:
-        """Whether this exit is a request for certificates; see :data:`SNP_REQ_CERTS_EXITS`."""
+        """Whether this exit asks for certificates; see :data:`SNP_REQ_CERTS_EXITS`."""
         return self.exit_reason in SNP_REQ_CERTS_EXITS
 
     @property
@@ -545,7 +545,7 @@ class RunView:
         self._CERTS.pack_into(self._memory, RUN_SNP_GPA, *value)
 
     def answer_req_certs(self, ret: int, npages: int | None = None) -> None:
-        """Set ``ret`` (a positive errno or 0) and, where given, ``npages``."""
+        """Set ``ret`` (a positive errno or 0) and, if given, ``npages``."""
         if npages is not None:
             self._U64.pack_into(self._memory, RUN_SNP_NPAGES, npages)
         self._U64.pack_into(self._memory, RUN_SNP_RET, ret)
@@ -557,9 +557,9 @@ class RunView:
         return gpa, pages, attributes
 
     def answer_hypercall(self, ret: int) -> None:
-        """Set what a hypercall returns: 0, or an error that the guest is to get."""
+        """Set the result of a hypercall: 0, or the error that the guest gets."""
         self._U64.pack_into(self._memory, RUN_HYPERCALL_RET, ret)
 
     def clear_exit(self) -> None:
-        """Zero the union, as it is at a new exit."""
+        """Zero the union, as KVM does for a new exit."""
         self._memory[RUN_EXIT : RUN_EXIT + RUN_EXIT_SIZE] = bytes(RUN_EXIT_SIZE)

@@ -23,7 +23,7 @@ MAX_STEPPING: Final = 15
 
 @dataclass(frozen=True, slots=True)
 class CpuidRange:
-    """Processors of one family: first and last model, first and last stepping, inclusive.
+    """Processors of one family: first and last model, first and last stepping, all inclusive.
 
     Family and model are the combined values of CPUID leaf 0x80000001, as reports of
     version 3 and later hold them.
@@ -43,7 +43,7 @@ class CpuidRange:
 
     @property
     def products(self) -> frozenset[Product]:
-        """The products that the range has processors of."""
+        """The products that these processors belong to."""
         models = range(self.models[0], self.models[1] + 1)
         found = (product_of_cpuid(self.family, model) for model in models)
         return frozenset(product for product in found if product is not None)
@@ -74,7 +74,9 @@ PROCESSORS: Final = MappingProxyType(
 
 
 def processor_names(family: int, model: int, stepping: int) -> tuple[str, ...]:
-    """Return the market names of a processor; several where CPUID does not tell them apart."""
+    """Return the market names of a processor. There are several if CPUID does not distinguish
+    them.
+    """
     return tuple(
         name for name, each in PROCESSORS.items() if each.contains(family, model, stepping)
     )

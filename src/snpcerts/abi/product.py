@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The processor products that support attestation: one row of facts for each.
+"""The products that support attestation, with one row of facts for each.
 
 Everything that differs between products follows from its row here, from its
 :class:`~snpcerts.abi.tcb.TcbLayout`, and for the emulator from its row in
@@ -31,17 +31,17 @@ class Product(enum.Enum):
 
     @property
     def kds_name(self) -> str:
-        """The product as written in key-server paths; case matters there."""
+        """The product's name in key-server paths, which are case-sensitive."""
         return self.value
 
     @property
     def keyword(self) -> str:
-        """The product as options, policy files and file names spell it: ``milan``."""
+        """The product's name in options, policy files and file names: ``milan``."""
         return self.name.lower()
 
     @property
     def models(self) -> tuple[tuple[int, int, int], ...]:
-        """Its processors: (family, first model, last model)."""
+        """The product's processors: (family, first model, last model)."""
         return _FACTS[self].models
 
     @property
@@ -56,7 +56,7 @@ class Product(enum.Enum):
 
     @property
     def oldest_report_version(self) -> int:
-        """The first report version that its firmware wrote."""
+        """The oldest report version that the product's firmware has written."""
         return _FACTS[self].oldest_report_version
 
     @property
@@ -65,7 +65,7 @@ class Product(enum.Enum):
         return bytes.fromhex(_FACTS[self].ark_spki_sha384)
 
     def tcb_problem(self, tcb: TcbVersion) -> str | None:
-        """Return why ``tcb`` cannot be one of this product, or None."""
+        """Return why ``tcb`` cannot belong to this product, or None."""
         if tcb.layout is self.tcb_layout:
             return None
         needs = "needs" if self.tcb_layout.has_fmc else "has no"
@@ -73,7 +73,7 @@ class Product(enum.Enum):
 
 
 class _Facts(NamedTuple):
-    """One product.
+    """The facts about one product.
 
     ``models`` are (family, first model, last model), the combined values of CPUID leaf
     0x80000001. ``hwid_size`` counts the significant bytes of the chip ID.
@@ -137,14 +137,12 @@ def product_of_name(name: str) -> Product | None:
 
 
 def product_of_keyword(text: str) -> Product | None:
-    """Return the product that a person or a file names, in upper or lower case; None if not
-    known.
-    """
+    """Return the product that a person or a file names, in any case of letters; None if unknown."""
     return next((product for product in Product if product.keyword == text.lower()), None)
 
 
 def products_of_chip_id(chip_id: bytes) -> tuple[Product, ...]:
-    """Return those whose 64-byte chip IDs look like this one, most likely first.
+    """Return the products whose chip IDs look like this one (64 bytes), most likely first.
 
     A chip ID shorter than 64 bytes ends in zeros.
     """
@@ -155,5 +153,5 @@ def products_of_chip_id(chip_id: bytes) -> tuple[Product, ...]:
 
 
 def hwid_of_chip_id(chip_id: bytes, product: Product) -> bytes:
-    """Return the significant bytes of a report's 64-byte chip ID on ``product``."""
+    """Return the significant bytes of a 64-byte chip ID in a report of ``product``."""
     return chip_id[: product.hwid_size]

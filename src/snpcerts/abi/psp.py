@@ -195,7 +195,9 @@ class SnpVlekLoad(CStruct):
 
 @dataclass(frozen=True, slots=True)
 class WrappedVlekHashstick(CStruct):
-    """What SNP_VLEK_LOAD points to; the inner layout is as virtee/sev reads the SNP ABI."""
+    """What SNP_VLEK_LOAD points to. The inner layout follows virtee/sev's reading of the SNP
+    ABI.
+    """
 
     SIZE: ClassVar[int] = 432
     iv: bytes = raw(0x000, 12)

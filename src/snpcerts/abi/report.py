@@ -109,7 +109,9 @@ _RESERVED = (
 
 
 def _reserved_reader(version: int) -> tuple[struct.Struct, tuple[bytes, ...]]:
-    """Return a reader of all bytes that are zero in that version, and what it returns for them."""
+    """Return a reader of the bytes that are zero in that version, and the bytes it returns if all
+    are.
+    """
     form, at = "", 0
     for first, last, start, end in _RESERVED:
         if first <= version <= last:
@@ -134,7 +136,7 @@ class Report:
     fields: ReportLayout
 
     def __reduce__(self) -> tuple[Callable[[bytes], Report], tuple[bytes]]:
-        """Pickle the bytes only: reading them again takes less time than unpickling 33 fields."""
+        """Pickle only the bytes: parsing them again takes less time than unpickling 33 fields."""
         return Report.unpack, (self.raw,)
 
     @classmethod
@@ -156,7 +158,7 @@ class Report:
 
     @property
     def signature(self) -> tuple[int, int]:
-        """(R, S) as integers, read over their whole 72 bytes each."""
+        """(R, S) as integers, each read from all of its 72 bytes."""
         part = self.fields.signature
         split = SIGNATURE_PART_SIZE
         return (
@@ -171,12 +173,12 @@ class Report:
 
     @property
     def author_key_en(self) -> bool:
-        """AUTHOR_KEY_EN, bit 0 of the flags word."""
+        """AUTHOR_KEY_EN, bit 0 of the flags word: the report has the digest of an author key."""
         return bool(self.fields.flags & 1)
 
     @property
     def mask_chip_key(self) -> bool:
-        """MASK_CHIP_KEY, bit 1 of the flags word: the host masks the chip's key.
+        """MASK_CHIP_KEY, bit 1 of the flags word: the host has masked the chip's signing key.
 
         A VCEK then signs nothing. A loaded VLEK may still sign: the firmware that AMD has published
         (Genoa, 1.55.25) masks only the VCEK, while others read the ABI as masking both. SIGNING_KEY
@@ -198,7 +200,9 @@ class Report:
 
     @property
     def products(self) -> tuple[Product, ...]:
-        """The products that it may come from, most likely first; at most one from version 3 on."""
+        """The products that the report may come from, most likely first; at most one from version 3
+        on.
+        """
         if self.product is not None:
             return (self.product,)
         if self.fields.version >= 3:
@@ -211,7 +215,7 @@ class Report:
 
 @dataclass(frozen=True, slots=True)
 class Malformation:
-    """A field with a value that no well-formed report has."""
+    """A field whose value no well-formed report has."""
 
     field: str
     offset: int
@@ -222,7 +226,7 @@ class Malformation:
 
 
 def malformations(report: Report) -> tuple[Malformation, ...]:
-    """Return the defects in a report's layout alone, in order of offset.
+    """Return the defects that a report's layout alone shows, in order of offset.
 
     A report of unknown version has only that defect: nothing more can be said about its fields.
     """

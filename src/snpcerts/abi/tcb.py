@@ -19,7 +19,7 @@ TCB_SIZE = 8
 
 
 class TcbLayout(enum.Enum):
-    """Which byte of a TCB_VERSION holds which component, named after the first product."""
+    """The component in each byte of a TCB_VERSION, by the first product with that layout."""
 
     MILAN = "milan"
     TURIN = "turin"
@@ -31,7 +31,7 @@ class TcbLayout(enum.Enum):
 
     @property
     def has_fmc(self) -> bool:
-        """Whether there is a component for the FMC."""
+        """Whether the layout has a component for the FMC."""
         return "fmc" in _BYTES[self]
 
 
@@ -70,7 +70,7 @@ class TcbVersion:
 
     @property
     def layout(self) -> TcbLayout:
-        """The layout that this value is written in."""
+        """The layout of this value."""
         return TcbLayout.MILAN if self.fmc is None else TcbLayout.TURIN
 
     def components(self) -> dict[str, int]:
@@ -85,7 +85,9 @@ class TcbVersion:
 
     @classmethod
     def unpack(cls, data: bytes, layout: TcbLayout) -> Self:
-        """Read eight bytes; :class:`FormatError` on another size or a non-zero reserved byte."""
+        """Read eight bytes; raise :class:`FormatError` for another size or a non-zero reserved
+        byte.
+        """
         if len(data) != TCB_SIZE:
             raise FormatError("TCB_VERSION", f"needs {TCB_SIZE} bytes, found {len(data)}")
         places = _BYTES[layout]
@@ -137,14 +139,14 @@ class TcbVersion:
         return cls(**values)
 
     def pack(self) -> bytes:
-        """Return the eight bytes, in this value's own layout."""
+        """Return the eight bytes in this value's layout."""
         out = bytearray(TCB_SIZE)
         for name, value in self.components().items():
             out[_BYTES[self.layout][name]] = value
         return bytes(out)
 
     def covers(self, other: TcbVersion) -> bool:
-        """Whether every component is at least the other's.
+        """Whether every component is at least as high as the other's.
 
         Raises :class:`FormatError` if the two have different layouts, because those cannot be
         compared.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The certificate file for callers: serve a request from it, or update it."""
+"""Serve a request from the certificate file, or update the file."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ class HeldLock:
         self._file = (status.st_dev, status.st_ino)
 
     def is_at(self, path: str) -> bool:
-        """Whether ``path`` still leads to the locked file."""
+        """Whether ``path`` still names the locked file."""
         try:
             there = os.stat(path)
         except OSError:

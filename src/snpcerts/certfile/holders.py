@@ -45,7 +45,7 @@ class Holder:
 
     @property
     def blocks(self) -> bool:
-        """Whether the lock conflicts with OFD locks; a flock(2) does not."""
+        """Whether the lock conflicts with OFD locks; a lock of flock(2) does not."""
         return self.kind != "FLOCK"
 
     def __str__(self) -> str:
@@ -76,7 +76,7 @@ def holders_of(path: str) -> tuple[Holder, ...]:
 
 
 def vm_named_in(argv: list[str]) -> str | None:
-    """Return the VM's name on a VMM's command line: ``-name NAME``, ``-name guest=NAME,...``.
+    """Return the VM's name from a VMM's command line: ``-name NAME``, ``-name guest=NAME,...``.
 
     As in QEMU, a doubled comma stands for one comma.
     """
@@ -103,7 +103,7 @@ def _descriptors(pid: int) -> list[str]:
 def locks_through(
     pid: int, number: str | int, identity: tuple[int, int]
 ) -> Iterator[tuple[str, bool]]:
-    """Kind, and whether exclusive, of each lock that a descriptor's description owns on the file.
+    """Yield kind and exclusiveness of each lock that the descriptor's open file description owns.
 
     ``identity`` is the file's device and inode. Yields nothing if the descriptor
     is closed or is another file.

@@ -20,7 +20,7 @@ _known_good: set[int] = set()
 
 
 def require_working_locks(directory: str) -> None:
-    """Raise :class:`InputError` unless OFD locks keep others out in ``directory``.
+    """Raise :class:`InputError` unless OFD locks exclude other processes in ``directory``.
 
     The file system's device is remembered, so that the second call costs one
     stat. A directory that cannot be written to passes: the next write reports

@@ -47,14 +47,14 @@ class Empty:
 
 @dataclass(frozen=True, slots=True)
 class Busy:
-    """Another process held the lock until the limit: an update is under way."""
+    """Another process held the lock for the whole wait: an update is in progress."""
 
     waited: float  # seconds
 
 
 @dataclass(frozen=True, slots=True)
 class Unreadable:
-    """The path yields no table, and waiting will not change that."""
+    """The path has no readable table, and waiting will not change that."""
 
     problem: str
 
@@ -70,7 +70,7 @@ def serve(
     lock_wait: float = DEFAULT_LOCK_WAIT,
     size_limit: int = MAX_SIZE,
 ) -> Steps[T]:
-    """Serve one request from start to end; return what ``handshake`` returned.
+    """Serve one request; return what ``handshake`` returned.
 
     Calls ``deliver`` once with the outcome. If that is a :class:`Table`, the lock is held from
     before the first byte is read until ``handshake`` returns or raises. ``lock_wait`` is in
@@ -87,7 +87,7 @@ def serve(
 
 
 def _find(path: str, lock_wait: float, size_limit: int) -> Steps[tuple[int | None, Found]]:
-    """Lock and read the file. The descriptor is returned open with a table only."""
+    """Lock and read the file. The descriptor stays open only if there is a table."""
     start: float | None = None
     pause = _FIRST_PAUSE
     while True:
@@ -115,7 +115,7 @@ def _find(path: str, lock_wait: float, size_limit: int) -> Steps[tuple[int | Non
 
 
 def _locked_content(path: str, fd: int, size_limit: int) -> Steps[Found | None]:
-    """Read the open file under the lock; None means try again."""
+    """Read the open file under the lock; return None if the caller must try again."""
     try:
         if not (yield step.LockShared(fd)):
             return None

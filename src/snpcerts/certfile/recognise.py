@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Is this a certificate file, or some other file at a mistyped path?
+"""Tell a certificate file from another file at a mistyped path.
 
 A certificate file is empty, or begins with the empty table, or is a table. A
 file with other content is foreign, unless an update was made at that path
@@ -19,7 +19,7 @@ from snpcerts.errors import FormatError, RefusedError
 
 
 class ForeignFileError(RefusedError):
-    """The file at the path is not a certificate table, and no update was ever made there."""
+    """The file at the path is not a certificate table, and no update has ever been made there."""
 
     code = "foreign-file"
 
@@ -40,7 +40,7 @@ def was_updated_before(path: str) -> bool:
 
 
 def table_problem(data: bytes) -> str | None:
-    """Return why ``data`` cannot be the content of a certificate file; None if it can."""
+    """Return why ``data`` cannot be the content of a certificate file; None if it can be."""
     if not any(data[: writer.EMPTY_SIZE]):
         return None
     try:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Put a function between a protocol and its performer, to watch or disturb the steps."""
+"""Insert a function between a protocol and its performer, to watch or disturb the steps."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from snpcerts.certfile.step import Performer, Steps, relayed
 
 
 def relay(through: Callable[[Any], Steps[Any]]) -> Performer:
-    """Return a performer that sends every step through ``through``.
+    """Return a performer that passes every step to ``through``.
 
     ``through(action)`` is a generator, see :func:`~snpcerts.certfile.step.relayed`.
     """

@@ -36,7 +36,7 @@ MAX_FILES = 64
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """One certificate file, and the locking strategy to use for it."""
+    """A certificate file and the locking strategy to use for it."""
 
     path: str
     strategy: writer.Strategy = writer.Strategy.SWAP
@@ -45,7 +45,7 @@ class Target:
 
 @dataclass(frozen=True, slots=True)
 class SeveralUpdate:
-    """How an update of several files went; times in seconds.
+    """The outcome of an update of several files; times in seconds.
 
     ``waited`` is the time until all files were locked, ``held`` the longest time
     that one of them was. ``sizes`` are the bytes of each new table, in the order
@@ -61,7 +61,7 @@ class SeveralUpdate:
 
 @dataclass(slots=True)
 class _Progress:
-    """The state of one update; all sequences are in locking order."""
+    """The state of one update; all sequences are in the order of locking."""
 
     targets: Sequence[Target]
     lock_wait: float
@@ -147,7 +147,7 @@ def perform(
 
 
 def _update_from(state: _Progress, place: int) -> Steps[None]:
-    """Update the file at ``place``, with the updates of the later files nested in it."""
+    """Update the file at ``place``; the updates of the later files are nested in it."""
     target = state.targets[place]
     now: float = yield step.Now()
     left = max(0.0, state.start + state.lock_wait - now)
@@ -177,7 +177,9 @@ def _update_from(state: _Progress, place: int) -> Steps[None]:
 
 
 def _nested(state: _Progress, place: int) -> Steps[bytes]:
-    """With the files up to ``place`` locked and empty, do the rest; return this file's table."""
+    """With the files up to ``place`` locked and empty, update the rest; return this file's
+    table.
+    """
     if place + 1 == len(state.targets):
         state.locked = yield step.Now()
         state.changed = True

@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 
 class FileStat(NamedTuple):
-    """The fields of a stat that the protocol needs."""
+    """The fields of ``stat`` that the protocol needs."""
 
     device: int
     inode: int
@@ -26,7 +26,7 @@ class FileStat(NamedTuple):
 
     @property
     def identity(self) -> tuple[int, int]:
-        """Device and inode: an inode number alone means nothing across file systems."""
+        """Device and inode: an inode number identifies a file only on its own file system."""
         return self.device, self.inode
 
 
@@ -66,7 +66,7 @@ class Create(NamedTuple):
 
 
 class OpenOrCreate(NamedTuple):
-    """Open for reading and writing, creating the file where needed -> descriptor."""
+    """Open for reading and writing, creating the file if needed -> descriptor."""
 
     path: str
     mode: int
@@ -144,21 +144,21 @@ class CopyAttributes(NamedTuple):
 
 
 class Link(NamedTuple):
-    """Give the file at ``path`` a second name -> None."""
+    """Give the file at ``path`` another name -> None."""
 
     path: str
     second: str
 
 
 class Rename(NamedTuple):
-    """Put the file at ``source`` in place of ``target`` -> None."""
+    """Rename ``source`` to ``target``, replacing what is there -> None."""
 
     source: str
     target: str
 
 
 class Unlink(NamedTuple):
-    """Remove a name if it is there -> None."""
+    """Remove a name if it exists -> None."""
 
     path: str
 
@@ -177,7 +177,7 @@ class Deliver(NamedTuple):
 
 
 class Handshake(NamedTuple):
-    """Re-enter KVM_RUN so that the firmware gets the request -> what ``call`` returns."""
+    """Re-enter KVM_RUN so that the firmware gets the request -> the result of ``call``."""
 
     call: Callable[[], Any]
     fd: int | None  # the descriptor whose lock is held meanwhile, if any
@@ -188,7 +188,7 @@ Performer = Callable[[Steps[Any]], Any]
 
 
 def relayed(steps: Steps[T], through: Callable[[Any], Steps[Any]]) -> Steps[T]:
-    """The protocol with every step sent through ``through``, a generator.
+    """The protocol, with every step passed to ``through``, a generator.
 
     Steps that ``through(action)`` yields are yielded in the action's place, its return
     value is the action's result, and an exception that it raises is thrown into the
@@ -210,7 +210,7 @@ def relayed(steps: Steps[T], through: Callable[[Any], Steps[Any]]) -> Steps[T]:
 
 
 def closed(fd: int) -> Steps[None]:
-    """Close, and ignore an error: on Linux the descriptor is closed anyway.
+    """Close, ignoring errors: Linux closes the descriptor in any case.
 
     Data that must last has been synced. An error raised here would leave other
     descriptors open, with their locks.

@@ -24,7 +24,7 @@ _CONFLICT = (errno.EAGAIN, errno.EACCES)  # POSIX allows both
 
 
 def perform(steps: step.Steps[T]) -> T:
-    """Run a protocol to its end on the real system; return what it returns.
+    """Run a protocol with real system calls; return its result.
 
     An exception that a step raises is thrown into the protocol, which cleans up
     (closes, rolls back) before it raises it.

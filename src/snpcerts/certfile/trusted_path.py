@@ -22,7 +22,7 @@ _MOST_LINKS = 40  # as many as Linux follows
 
 @dataclass(frozen=True, slots=True)
 class Doubt:
-    """A place where another user may decide where the path leads.
+    """A place where another user could change where the path leads.
 
     ``refused`` says whether updates refuse such a path.
     """
@@ -33,8 +33,7 @@ class Doubt:
 
 
 def resolve(path: str) -> str:
-    """Return the path with every symbolic link followed. A missing end of the path stays as
-    written.
+    """Return the path with every symbolic link followed. Missing last components stay as written.
 
     Raises :class:`RefusedError` for a link whose owner is neither root nor this
     process's user, and :class:`InputError` for links in a circle.
@@ -52,7 +51,8 @@ def resolve(path: str) -> str:
 
 
 def doubts(path: str) -> Iterator[Doubt]:
-    """Find directories and links on the path, and behind each link, that other users control.
+    """Find the directories and links on the path, and on the way of each link, that other users
+    control.
 
     The directory that holds the file is not checked here. Raises as :func:`resolve`.
     """
@@ -83,7 +83,9 @@ def _trusted(user: int) -> bool:
 
 
 def _steps(path: str) -> Iterator[tuple[str, os.stat_result | None, str]]:
-    """Yield each place from the root on, its status (None if missing), and the real path so far."""
+    """Yield each place on the path from the root, its status (None if missing), and the real path
+    so far.
+    """
     # Not abspath: it drops "x/..", which is wrong if x is a link.
     left = [part for part in os.path.join(os.getcwd(), path).split("/") if part][::-1]
     real, links = "/", 0

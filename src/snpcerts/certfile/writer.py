@@ -42,7 +42,7 @@ _WRONG_PATH = (errno.EISDIR, errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENA
 
 
 class Strategy(enum.Enum):
-    """How the writer gets past the readers."""
+    """How the writer gets exclusive access despite readers."""
 
     SWAP = "swap"
     IN_PLACE = "in-place"
@@ -58,7 +58,7 @@ class Update:
 
 
 class LockHeldError(RetryLaterError):
-    """Another process held the lock for longer than the caller was willing to wait."""
+    """Another process held the lock for longer than the caller wanted to wait."""
 
     code = "lock-held"
 
@@ -77,7 +77,7 @@ class LockHeldError(RetryLaterError):
         self.emptied = emptied  # nothing else has changed
 
     def with_holders(self, holders: tuple[str, ...]) -> LockHeldError:
-        """Return the same error, naming the holders of the lock."""
+        """Return the same error with the holders of the lock."""
         return LockHeldError(self.path, self.waited, holders, emptied=self.emptied)
 
 
@@ -140,14 +140,14 @@ def update(
 
 
 def turn_of(path: str) -> str:
-    """Return the file that writers of ``path``, a real path, lock among themselves. It stays for
-    good.
+    """Return the file that writers of ``path``, a real path, lock to exclude each other. It is
+    never removed.
     """
     return _Names.of(path).turn
 
 
 def old_of(path: str) -> str:
-    """Return where an update keeps the file of ``path``, a real path, until its readers are
+    """Return where an update keeps the old file of ``path``, a real path, until its readers are
     done.
     """
     return _Names.of(path).old
@@ -170,7 +170,8 @@ class _Names:
 def _finish_old(
     names: _Names, deadline: float, lock_wait: float, wrong_table: bytes | None
 ) -> Steps[None]:
-    """Finish an interrupted update: wait for the readers of the file it set aside, and empty it.
+    """Finish an interrupted update: wait for the readers of the file that it set aside, then empty
+    it.
 
     Requests may be on their way with its table, and readers may keep it open.
     """
@@ -242,7 +243,7 @@ def _swap(
 
 
 def _prepare(names: _Names, new: int, old: int | None) -> Steps[None]:
-    """Make the new file an empty, locked table with the old file's owner, mode and attributes."""
+    """Make the new file: empty, locked, with the old file's owner, mode and attributes."""
     if not (yield step.LockExclusive(new)):
         raise InputError(
             f"{names.new}: another process locked a file that only this update should open",
@@ -257,7 +258,7 @@ def _prepare(names: _Names, new: int, old: int | None) -> Steps[None]:
 def _in_place(
     names: _Names, deadline: float, lock_wait: float, wrong_table: bytes | None
 ) -> Steps[int]:
-    """Lock the existing file in a gap between readers, and empty it."""
+    """Lock the existing file when no reader holds it, and empty it."""
     while True:
         try:
             fd: int = yield step.OpenWrite(names.path)
@@ -283,7 +284,7 @@ def _in_place(
 
 
 def _withdraw(fd: int, wrong_table: bytes | None) -> Steps[bool]:
-    """Empty a file that holds the ``wrong_table`` table, against its readers' locks.
+    """Empty a file that contains the wrong table ``wrong_table``, whatever locks readers hold.
 
     The locks protect readers of a right table. This table is wrong, so a reader
     loses nothing: it keeps what it has already read, and reads the empty table
@@ -302,7 +303,7 @@ def _withdraw(fd: int, wrong_table: bytes | None) -> Steps[bool]:
 
 
 def _withdraw_at(path: str, wrong_table: bytes | None) -> Steps[bool]:
-    """Do as :func:`_withdraw`, for the file at the path."""
+    """Do the same as :func:`_withdraw`, for the file at the path."""
     if wrong_table is None:
         return False
     try:
@@ -316,7 +317,7 @@ def _withdraw_at(path: str, wrong_table: bytes | None) -> Steps[bool]:
 
 
 def _refused(path: str, error: OSError) -> SnpCertsError:
-    """Return the error for a failed system call, with a hint where one helps."""
+    """Return the error for a failed system call, with a hint if there is one."""
     text = f"{path}: cannot update: {os.strerror(error.errno) if error.errno else error}"
     if error.errno in _WRONG_PATH:
         return InputError(text, hint="name a file in an existing directory")
@@ -335,7 +336,7 @@ def _require_regular(path: str, fd: int) -> Steps[None]:
 
 
 def _require_one_name(path: str, status: step.FileStat) -> None:
-    """Refuse a file with a second name: an update would change the file under both names."""
+    """Refuse a file with a second name: an update would change what both names show."""
     if status.links > 1:
         raise RefusedError(
             f"{path}: has {status.links} names (hard links); an update would change the file "
@@ -345,7 +346,7 @@ def _require_one_name(path: str, status: step.FileStat) -> None:
 
 
 def _require_not_replaced(path: str, fd: int) -> Steps[None]:
-    """Detect a program that replaced the file without the lock; nothing can prevent it."""
+    """Detect that a program replaced the file without taking the lock; nothing can prevent that."""
     mine: step.FileStat = yield step.Stat(fd)
     try:
         there: step.FileStat = yield step.StatPath(path)
@@ -359,7 +360,7 @@ def _require_not_replaced(path: str, fd: int) -> Steps[None]:
 
 
 def _lock_until(fd: int, deadline: float) -> Steps[bool]:
-    """Try for the exclusive lock until ``deadline``."""
+    """Try to take the exclusive lock until ``deadline``."""
     while not (yield step.LockExclusive(fd)):
         now: float = yield step.Now()
         if now >= deadline:
@@ -376,7 +377,7 @@ def _empty(fd: int) -> Steps[None]:
 
 
 def _fill(fd: int, table: bytes) -> Steps[None]:
-    """Write a table over the empty one, first entry last, with a sync after each part."""
+    """Write a table over the empty one, its first entry last, and sync each part."""
     first, rest = table[: len(EMPTY)], table[len(EMPTY) :]
     if rest:
         yield step.Write(fd, rest, len(EMPTY))
@@ -386,7 +387,7 @@ def _fill(fd: int, table: bytes) -> Steps[None]:
 
 
 def _free_space(fd: int) -> Steps[None]:
-    """Empty a table that could not be written completely, so that the next one has room."""
+    """Empty a file whose table could not be written completely, so that the next one has space."""
     try:
         yield from _empty(fd)
     except OSError:

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command line: one thin module per command group, imported late."""
+"""The command line: one thin module per command group, imported when it is called."""

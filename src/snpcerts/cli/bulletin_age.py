@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Warns that the list of bulletins is old."""
+"""Warns that the list of security bulletins is old."""
 
 from __future__ import annotations
 

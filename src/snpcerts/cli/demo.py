@@ -148,7 +148,8 @@ def _number(count: int, what: str) -> str:
 
 
 class _Narrator:
-    """Prints what happens as it does, unless ``quiet``; a line of counts ``every`` so many seconds.
+    """Prints what happens as it happens, unless ``quiet``, and a line of counts after every
+    ``every`` seconds.
 
     Nothing is printed for each report: the order in which reports and updates become
     known is not that in which the firmware served them.
@@ -165,14 +166,16 @@ class _Narrator:
             click.echo(text)
 
     def break_line(self) -> None:
-        """End a line that :meth:`waiting` has begun."""
+        """End a line that :meth:`waiting` has started."""
         if self._open:
             self._open = False
             click.echo()
 
     @contextlib.contextmanager
     def waiting(self, what: str) -> Iterator[None]:
-        """Print ``what``, a dot every half second while the block runs, and how long it took."""
+        """Print ``what`` and a dot every half second while the block runs; then print how long it
+        took.
+        """
         if self._quiet:
             yield
             return
@@ -195,7 +198,7 @@ class _Narrator:
         click.echo(f" done in {time.monotonic() - start:.1f} s")
 
     def follow(self, run: DemoRun) -> Tally:
-        """Play a run to its end and print what happens."""
+        """Follow a run to its end and print what happens."""
         from snpcerts.demo.conclusion import summary
         from snpcerts.demo.demo_event import AllUp
         from snpcerts.demo.tally import Tally

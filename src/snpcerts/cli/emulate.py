@@ -54,8 +54,8 @@ class _PlatformOptions:
 
     @contextlib.contextmanager
     def home(self) -> Iterator[PlatformHome]:
-        """Return the named platform, created if it does not exist, or a temporary one if none is
-        named.
+        """Return the named platform, which is created if missing; if none is named, a temporary
+        one.
         """
         from snpcerts.emulator.machine.enter import throw_away
 
@@ -215,7 +215,7 @@ def guest(
 @click.option("--vlek", metavar="CSP", help="Also write those of a VLEK of the provider CSP.")
 @click.pass_obj
 def certificates(options: _PlatformOptions, directory: str, vlek: str | None) -> None:
-    """Write the emulated AMD's certificates for the signing key to DIRECTORY.
+    """Write the certificates for the signing key, issued by the emulated AMD, to DIRECTORY.
 
     Writes vcek.der, ask.der, ark.der and table.bin; with --vlek also vlek.der,
     asvk.der, table-vlek.bin, and hashstick.bin for the firmware's VLEK_LOAD.
@@ -309,7 +309,7 @@ def key_server(
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @click.pass_obj
 def status(options: _PlatformOptions, as_json: bool) -> None:
-    """Show the machine: product, firmware, TCBs, running VMs.
+    """Show the machine: product, firmware, TCBs and running VMs.
 
     Also shows the TCBs of the VCEK and the VLEK in use, which no interface of
     real firmware reports.

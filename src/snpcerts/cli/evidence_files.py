@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where evidence lies in files, and what belongs together.
+"""Find reports, tables and certificates in files, and put together what belongs together.
 
 A file is evidence in any shape (:mod:`snpcerts.verify.evidence`). A table may also lie beside it:
 ``host.bin`` and ``host.table``, ``outblob`` and ``auxblob``. In a directory, files are recognised
@@ -40,7 +40,7 @@ _HEAD: Final = 4096
 
 
 class Sort(enum.Enum):
-    """What a file in a directory is, by its first bytes and, where it is text, by all of it."""
+    """The kind of a file in a directory, by its first bytes or, for text, by all of it."""
 
     EVIDENCE = "evidence"
     TABLE = "table"
@@ -52,13 +52,13 @@ class Sort(enum.Enum):
 
 @dataclass(eq=False)
 class Shelf:
-    """Certificate files in one directory. They are read once, when first needed."""
+    """The certificate files in one directory, read once, when first needed."""
 
     files: tuple[str, ...]
     _given: Given | None = field(default=None, repr=False)
 
     def given(self, *, beside_evidence: bool) -> Given:
-        """Return all certificates and lists of these files, as one source."""
+        """Return all certificates and revocation lists in these files, as one source."""
         if self._given is None:
             self._given = _read_shelf(self.files, "what lies beside the report", beside_evidence)
         return self._given
@@ -66,7 +66,7 @@ class Shelf:
 
 @dataclass(frozen=True, slots=True)
 class EvidenceFiles:
-    """One piece of evidence: its report, its table, what lies beside it."""
+    """One piece of evidence: a report, its table, and the files beside it."""
 
     report: str
     table: str | None = None
@@ -92,7 +92,7 @@ class EvidenceFiles:
 
 
 def places(path: str) -> Iterator[EvidenceFiles]:
-    """Return the evidence at ``path``, a file or a directory, in order of names.
+    """Return the evidence at ``path``, a file or a directory, sorted by name.
 
     Raises :class:`InputError` for a directory without evidence.
     """
@@ -186,7 +186,7 @@ def _read_shelf(files: tuple[str, ...], name: str, beside_evidence: bool) -> Giv
 
 @dataclass(frozen=True, slots=True)
 class _Scan:
-    """What a directory holds: paths by what they are; ``others`` in words."""
+    """The contents of a directory: paths by kind; ``others`` describes the rest."""
 
     reports: tuple[str, ...]
     certificates: tuple[str, ...]
@@ -229,7 +229,7 @@ def _scanned(folder: str) -> _Scan:
 
 
 def sort_of(path: str) -> Sort:
-    """Return what a file is, by its content."""
+    """Return the kind of a file, by its content."""
     from snpcerts.verify.evidence import MAX_FILE
 
     try:
@@ -254,7 +254,7 @@ def _opener(path: str, flags: int) -> int:
 
 
 def _sort_of(data: bytes, size: int) -> Sort:
-    """``data`` is the whole file or its head."""
+    """Return the kind of a file; ``data`` is all of it or its first bytes."""
     from snpcerts.endorsement.encoded_text import bytes_in, starts_like_json, text_of
     from snpcerts.endorsement.file_kind import kind_of, looks_like_report, looks_like_table
 
@@ -310,7 +310,7 @@ def _starts_as_evidence(data: bytes) -> bool:
 
 
 class _named:  # noqa: N801 (used as a statement)
-    """Adds the file's name to errors about its content."""
+    """Add the file's name to errors about its content."""
 
     def __init__(self, path: str) -> None:
         self._path = "standard input" if path == STANDARD_INPUT else path
@@ -351,7 +351,7 @@ def _size(path: str) -> int:
 
 
 def _beside(path: str) -> str | None:
-    """Return the table beside a report, if there is one and it is not empty."""
+    """Return the table beside a report, or None if there is none or it is empty."""
     folder, name = os.path.split(path)
     if name == _OUTBLOB:
         table = os.path.join(folder, _AUXBLOB)

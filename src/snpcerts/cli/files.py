@@ -23,7 +23,7 @@ _WAIT_FOR_WRITER = 5000
 
 
 def read_input(path: str, *, limit: int = INPUT_LIMIT) -> bytes:
-    """Read a file, a pipe or standard input (``-``), from 1 to ``limit`` bytes.
+    """Read 1 to ``limit`` bytes from a file, a pipe or standard input (``-``).
 
     Raises :class:`InputError`, naming the path, for anything else.
     """
@@ -31,7 +31,7 @@ def read_input(path: str, *, limit: int = INPUT_LIMIT) -> bytes:
 
 
 def read_dated_input(path: str, *, limit: int = INPUT_LIMIT) -> tuple[bytes, datetime]:
-    """Read as :func:`read_input` does; return the file's modification time (UTC) too."""
+    """Read as :func:`read_input` does; also return the file's modification time (UTC)."""
     if path == STANDARD_INPUT:
         return _read_stream(0, "standard input", limit), datetime.now(UTC)
     try:
@@ -57,7 +57,7 @@ def read_dated_input(path: str, *, limit: int = INPUT_LIMIT) -> tuple[bytes, dat
 
 
 def _read_stream(fd: int, name: str, limit: int) -> bytes:
-    """Read to the end; do not wait long for a pipe that has no writer."""
+    """Read to the end, but do not wait long for a pipe without a writer."""
     if os.isatty(fd):
         raise InputError(
             f"{name}: is a terminal", hint="send a file into it: verify - < report.bin"
@@ -120,7 +120,9 @@ def write_output(path: str, data: bytes) -> None:
 
 
 def _is_stream(path: str) -> bool:
-    """Whether ``path`` must be written to rather than replaced; raise if it allows neither."""
+    """Whether ``path`` must be written in place rather than replaced; raise if neither is
+    possible.
+    """
     try:
         mode = os.stat(path).st_mode
     except FileNotFoundError:

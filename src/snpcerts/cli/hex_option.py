@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Bytes in hexadecimal, as commands print them and people copy them."""
+"""Bytes in hexadecimal, as commands print them and as people copy them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ _BETWEEN: Final = re.compile(r"[\s:]+")
 
 
 def hex_bytes(option: str, text: str) -> bytes:
-    """Parse the bytes; ``0x`` before them, blanks and colons between them, and any case are taken.
+    """Parse the bytes. A leading ``0x``, blanks and colons between bytes, and any case are
+    accepted.
 
     Raises :class:`UsageError`, naming the option, for anything else.
     """

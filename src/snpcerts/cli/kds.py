@@ -48,7 +48,7 @@ _Key = tuple[Product, bytes, TcbVersion]
 
 @click.group()
 def command() -> None:
-    """Fetch certificates from AMD's key server, and see what the cache has.
+    """Fetch certificates from AMD's key server, and show what is cached.
 
     The cache keeps what verified, and each certificate is requested only once: the key server
     throttles, and is sometimes unreachable. Cached certificates are verified again each time.
@@ -57,7 +57,7 @@ def command() -> None:
 
 @dataclass(frozen=True, slots=True)
 class _Where:
-    """The options that every ``fetch`` has."""
+    """The options that every ``fetch`` command has."""
 
     output: str | None
     server: SourceOptions
@@ -66,7 +66,7 @@ class _Where:
 
     @contextmanager
     def source(self, doing: str) -> Iterator[CertificateSource]:
-        """Open the source, and show progress to a person."""
+        """Open the source; show progress to a person."""
         anchors = anchors_of(self.server.anchors)
         # Before the clock starts: what is reported is how long the key server takes.
         importlib.import_module("snpcerts.kds.source")
@@ -79,7 +79,7 @@ class _Where:
                 raise
 
     def write(self, files: Mapping[str, bytes], facts: Mapping[str, Any], line: str) -> None:
-        """Write the files to the requested directory, and print what they are."""
+        """Write the files to the requested directory, and print their names."""
         written: dict[str, str] = {}
         if self.output is not None:
             make_directory(self.output)
@@ -118,7 +118,7 @@ _VLEK = click.option("--vlek", is_flag=True, help="For VLEKs, not VCEKs.")
 
 @command.group()
 def fetch() -> None:
-    """Get certificates or lists from the cache, or else from the key server.
+    """Get certificates or revocation lists from the cache, otherwise from the key server.
 
     Exit codes: 0 done, 1 refused (it does not verify, or the server answers 404), 2 wrong usage or
     unreadable input, 3 the server is unreachable or throttles: try again later.
@@ -136,7 +136,7 @@ def fetch() -> None:
 def vcek(
     where: _Where, product: Product | None, hwid: str | None, tcb: str | None, report: str | None
 ) -> None:
-    """Get a chip's VCEK at a TCB: vcek.der, with ask.der and ark.der."""
+    """Get the VCEK of a chip at a TCB: vcek.der, with ask.der and ark.der."""
     if report is not None:
         if hwid is not None or tcb is not None:
             raise UsageError("--report and --hwid or --tcb exclude each other")
@@ -167,7 +167,7 @@ def vcek(
 @_VLEK
 @_common
 def chain(where: _Where, product: Product, vlek: bool) -> None:
-    """Get the certificates above a leaf: ask.der (or asvk.der) and ark.der."""
+    """Get the certificates above the leaf: ask.der (or asvk.der) and ark.der."""
     kind, label = _kind(vlek), "ASVK" if vlek else "ASK"
     with where.source(f"fetching the {label} and ARK of {product.value}") as source:
         intermediate, root = source.chain(product, kind, refresh=where.refresh)
@@ -209,7 +209,7 @@ def crl(where: _Where, product: Product, vlek: bool) -> None:
 @ANCHOR
 @_JSON
 def show(cache: str | None, anchors: tuple[str, ...], as_json: bool) -> None:
-    """Show what the cache has, until when it is valid, and whether it verifies.
+    """Show what is cached, how long it is valid, and whether it verifies.
 
     Exit codes: 0 everything verifies, 1 something does not, 2 wrong usage or not a directory.
     """
@@ -238,7 +238,7 @@ def show(cache: str | None, anchors: tuple[str, ...], as_json: bool) -> None:
 def _first_of(
     source: CertificateSource, candidates: Sequence[_Key], *, refresh: bool
 ) -> tuple[Endorsement, _Key]:
-    """Return the VCEK of the first of these products for which the key server has one below a
+    """Return the VCEK for the first of these products that the key server has one for, below a
     trusted root.
     """
     from snpcerts.kds.errors import KdsNotFoundError
@@ -254,7 +254,7 @@ def _first_of(
 
 
 def _from_report(path: str, product: Product | None) -> list[_Key]:
-    """Return the possible products of a report: version 2 does not name its product.
+    """Return the products that a report may come from: version 2 does not say.
 
     As 'verify --fetch': each product whose TCB the report's may be.
     """
@@ -300,7 +300,7 @@ def _kind(vlek: bool) -> VekKind:
 
 
 def _hwid(text: str, product: Product) -> bytes:
-    """Return the chip's ID, also in the 64 bytes that a report has, which end in zeros on Turin."""
+    """Parse the chip ID; also accept Turin's with the zeros that follow it in a report."""
     data = hex_bytes("--hwid", text)
     if len(data) == CHIP_ID_SIZE and not any(data[product.hwid_size :]):
         return hwid_of_chip_id(data, product)
@@ -330,7 +330,7 @@ def _error_json(error: SnpCertsError) -> dict[str, object]:
 
 @contextmanager
 def _progress(doing: str) -> Iterator[Callable[[str], None]]:
-    """Report on standard error what takes longer than a second, and what it waits for."""
+    """Print what takes longer than a second, and what it waits for, on standard error."""
     if sys.stderr.isatty():
         from rich.console import Console
         from rich.text import Text

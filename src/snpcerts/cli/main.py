@@ -66,7 +66,7 @@ class _LateGroup(click.Group):
 )
 @click.version_option(__version__, prog_name="snpcerts")
 def cli() -> None:
-    """Give SEV-SNP guests the certificates that match the firmware's signing key."""
+    """Give SEV-SNP guests the certificates that match the key that signs their reports."""
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -25,7 +25,7 @@ class ProductName(click.ParamType[str]):
         return _CHOICE.get_metavar(param, ctx)
 
     def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        """Return the product's keyword; Bergamo and Siena are Genoa to the key server."""
+        """Return the product's keyword; Bergamo and Siena count as Genoa, as on the key server."""
         word = value.strip().lower()
         processor = PROCESSORS.get(word.replace(" ", "-").replace("_", "-"))
         if processor is not None:
@@ -39,7 +39,7 @@ class ProductName(click.ParamType[str]):
     def shell_complete(
         self, ctx: click.Context, param: click.Parameter, incomplete: str
     ) -> list[CompletionItem]:
-        """Return the products."""
+        """Return the products to complete with."""
         return _CHOICE.shell_complete(ctx, param, incomplete)
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``snpcerts run``: certificates for the guests of an unmodified VMM."""
+"""``snpcerts run``: give certificates to the guests of an unmodified VMM."""
 
 from __future__ import annotations
 

@@ -52,7 +52,7 @@ _HANG: Final = 2
 
 
 def say(text: object = "", *, err: bool = False) -> None:
-    """Print one or several lines to standard output or error without changing them.
+    """Print one or more lines to standard output or error, unchanged.
 
     This keeps line breaks. Foreign text that may hold a line break must go through
     :func:`snpcerts.printable.printable` before it is put into a line.
@@ -91,7 +91,7 @@ def _show_line(console: Console, line: str) -> None:
 
 
 def wrapped(line: str, width: int) -> str:
-    """Break ``line`` between words; indent later lines to the text behind its labels.
+    """Wrap ``line`` between words; indent the following lines to the text after its labels.
 
     A word that is too long for any line (a measurement) stays whole.
     """
@@ -112,7 +112,7 @@ def wrapped(line: str, width: int) -> str:
 
 
 def say_line(text: object, *, err: bool = False) -> None:
-    """Print as :func:`present` does, on one line whatever foreign text (a file's name) it
+    """Print as :func:`present` does, but on one line, whatever the foreign text (a file's name)
     contains.
     """
     present(printable(str(text)), err=err)

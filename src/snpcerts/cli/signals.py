@@ -14,8 +14,8 @@ _ENDING: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class EndedBySignalError(BaseException):
-    """A signal asked the command to end. This is not a failure, so ``except Exception`` does not
-    catch it.
+    """A signal told the command to end. It is not a failure: ``except Exception`` does not catch
+    it.
     """
 
     def __init__(self, number: int) -> None:
@@ -25,7 +25,7 @@ class EndedBySignalError(BaseException):
 
 @contextlib.contextmanager
 def ends_cleanly() -> Iterator[None]:
-    """Leave the block at the first signal that would end the command, and ignore later ones.
+    """Leave the block at the first signal that would end the command; ignore later ones.
 
     Ignored signals stay ignored (nohup). Outside the main thread this does nothing.
     """

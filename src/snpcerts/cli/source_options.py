@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The options for a command's certificate source, and the one place that opens it."""
+"""The options for a command's certificate source, and the only code that opens it."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ _OFFLINE = click.option("--offline", is_flag=True, help="Ask no key server: use 
 
 @dataclass(frozen=True, slots=True)
 class SourceOptions:
-    """The options as given; None, False or () for an option that was not.
+    """The options as given; None, False or () where an option was not given.
 
     ``timeout`` is in seconds, None for the default of the key server's client.
     """
@@ -67,7 +67,7 @@ class SourceOptions:
         anchors: Sequence[Anchor],
         notice: Callable[[str], None] | None = None,
     ) -> Iterator[CertificateSource]:
-        """Open the source; ``notice`` is called with what it waits for (default: print it to
+        """Open the source; ``notice`` is called with what it waits for (the default prints it to
         standard error).
         """
         from snpcerts.kds.source import open_certificate_source
@@ -88,12 +88,12 @@ class SourceOptions:
 
 
 def source_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Give a command the options above, as one :class:`SourceOptions` named ``server``."""
+    """Give a command these options, as one :class:`SourceOptions` named ``server``."""
     return _with_source(function, (_KDS, CACHE, _OFFLINE, _TIMEOUT, ANCHOR))
 
 
 def source_options_of_host(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Give a command the same options without ``--timeout``, which host commands use for other
+    """Give a command the same options except ``--timeout``, which host commands use for other
     waits.
     """
     return _with_source(function, (_KDS, _CACHE_OF_HOST, _OFFLINE, ANCHOR))
@@ -123,7 +123,7 @@ def _with_source(
 
 
 def cache_directory(given: str | None) -> Path:
-    """Return the named cache, or the default: the host's for root, else the user's."""
+    """Return the named cache or the default: the host's for root, otherwise the user's."""
     if given is not None:
         return Path(given)
     if os.geteuid() == 0:
@@ -153,7 +153,7 @@ def trusted_roots(paths: Sequence[str]) -> tuple[tuple[Anchor, bytes], ...]:
 
 
 def anchors_of(paths: Sequence[str]) -> tuple[Anchor, ...]:
-    """Read the anchors in these files; return AMD's if no file is named. Raises as
+    """Read the anchors in these files; return AMD's if no file is given. Raises as
     :func:`trusted_roots`.
     """
     from snpcerts.endorsement.anchors import AMD_ANCHORS

@@ -163,7 +163,7 @@ def _decode(file: str, data: bytes) -> CertTable:
 def _certificates(
     slots: Mapping[str, str | None], chain: str | None, force: bool
 ) -> dict[str, bytes]:
-    """Return DER by slot; raise for a file that is not a certificate, does not fit its slot, or is
+    """Return DER by slot; raise if a file is not a certificate, does not fit its slot, or would be
     useless to a verifier.
     """
     from snpcerts.endorsement.table_certificates import (

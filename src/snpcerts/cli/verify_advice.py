@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Advice for a verdict other than *verified*, by its cause."""
+"""Advice for each cause of a verdict other than *verified*."""
 
 from __future__ import annotations
 
@@ -72,7 +72,9 @@ _OF_ANOTHER_CHAIN: Final = frozenset(
 
 
 def advice(verdict: Verdict) -> Iterator[str]:
-    """Return one sentence for each kind of cause, the likeliest first; empty if no advice helps."""
+    """Return one sentence for each kind of cause, most likely first; empty if there is no
+    advice.
+    """
     codes = {reason.code for reason in verdict.reasons}
     if ReasonCode.VLEK_MISSING in codes:
         yield _SUPPLY_VLEK
@@ -104,6 +106,6 @@ def _has_runtime_data(verdict: Verdict) -> bool:
 
 
 def _is_emulated(verdict: Verdict) -> bool:
-    """Whether the issuer's name says EMULATED; the verifier uses that name for advice only."""
+    """Whether the issuer's name contains EMULATED; the verifier uses the name only for advice."""
     leaf = verdict.leaf
     return leaf is not None and _EMULATED in leaf.certificate.issuer.rfc4514_string()

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class EarFile:
-    """Where the EAR is written, who signs it and what it says about the policy."""
+    """Where to write the EAR, what signs it and what it says about the policy."""
 
     path: str
     signer: EarSigner
@@ -27,9 +27,8 @@ class EarFile:
 
     @classmethod
     def to(cls, path: str, key: str, policy: Policy, policy_file: str | None) -> EarFile:
-        """Read the key. The policy's identifier is its file's SHA-256, and says whether options
-        changed the policy; the nonce is the report data that it requires, if that has a nonce's
-        size.
+        """Read the key. The policy's identifier is the SHA-256 of its file and says whether options
+        changed the policy. The nonce is the required report data, if it has the size of a nonce.
         """
         from snpcerts.verify.ear import MAX_NONCE, MIN_NONCE, EarSigner
         from snpcerts.verify.policy import Policy
@@ -50,11 +49,13 @@ class EarFile:
 
     @property
     def on_standard_output(self) -> bool:
-        """Whether the EAR takes the verdict's place on standard output."""
+        """Whether the EAR replaces the verdict on standard output."""
         return self.path == "-"
 
     def write(self, verdict: Verdict) -> None:
-        """Sign and write; :class:`~snpcerts.errors.RefusedError` if the file cannot be written."""
+        """Sign and write the EAR; raise :class:`~snpcerts.errors.RefusedError` if the file cannot
+        be written.
+        """
         from snpcerts.verify.ear import ear_claims
 
         token = self.signer.sign(ear_claims(verdict, policy_id=self.policy_id, nonce=self.nonce))

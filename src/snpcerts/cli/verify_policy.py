@@ -24,7 +24,7 @@ FETCHED_LIST_AGE = timedelta(days=1)
 
 @dataclass(frozen=True, slots=True)
 class PolicyOptions:
-    """The options as they were given; None, empty or False for an option that was not."""
+    """The options as given; None, empty or False where an option was not given."""
 
     policy: str | None
     report_data: str | None

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reads, verifies and prints one report or many, and returns the exit code."""
+"""Read, verify and print one report or many, and return the exit code."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _WORST_FIRST = ("refused", "unreadable", "undecided")
 
 @dataclass(frozen=True, slots=True)
 class VerifyRun:
-    """What to verify, and how."""
+    """What to verify and how."""
 
     places: list[EvidenceFiles]
     sources: list[CollateralSource]

@@ -23,7 +23,7 @@ ORDER = "table,certs,kds"
 
 
 def _given_list(text: str) -> SuppliedCrl:
-    """Parse ``vcek=FILE``, ``vlek=FILE`` or ``FILE``, which leaves the list's kind unknown."""
+    """Parse ``vcek=FILE``, ``vlek=FILE`` or ``FILE``; the last leaves the list's kind open."""
     from snpcerts.endorsement.vek import VekKind
     from snpcerts.verify.collateral import SuppliedCrl, Supplier
 
@@ -38,7 +38,7 @@ def _given_list(text: str) -> SuppliedCrl:
 
 @dataclass(frozen=True, slots=True)
 class _Roots:
-    """The trusted roots, each for reports of its product."""
+    """The trusted roots; each one is for reports of its product."""
 
     by_product: dict[Product, bytes]
 

@@ -22,18 +22,18 @@ OUTCOMES = ("verified", "refused", "unreadable", "undecided")
 
 
 def json_line(path: str, verdict: Verdict, attacks: Sequence[str] | None = None) -> str:
-    """Return one JSON object; ``attacks``, if requested, are those that failed rules address."""
+    """Return one JSON object. ``attacks``, if requested, are those behind the rules that failed."""
     found = {} if attacks is None else {"attacks": list(attacks)}
     return json.dumps({"evidence": path} | verdict.to_json() | found)
 
 
 def unreadable_json(path: str, error: SnpCertsError) -> str:
-    """Return one JSON object about a file without evidence."""
+    """Return one JSON object about a file that contains no evidence."""
     return json.dumps({"evidence": path, "verdict": "unreadable", "error": str(error)})
 
 
 def one_line(path: str, verdict: Verdict) -> str:
-    """Return the line for one verdict of many."""
+    """Return the line for one of many verdicts."""
     said = ", ".join(dict.fromkeys(reason.code.value for reason in verdict.reasons))
     product = "" if verdict.product is None else verdict.product.value
     if not said:
@@ -42,7 +42,7 @@ def one_line(path: str, verdict: Verdict) -> str:
 
 
 def summary(counts: Counter[str], reasons: Counter[str]) -> str:
-    """Return the number of verdicts by status, and the reasons by frequency."""
+    """Return how many verdicts have each status, and the reasons, most frequent first."""
     total = sum(counts.values())
     parts = [f"{counts[name]} {name}" for name in OUTCOMES if counts[name] or name == "verified"]
     lines = [f"{total} in all: {', '.join(parts)}"]
@@ -85,7 +85,7 @@ def for_people(verdict: Verdict, attacks: Sequence[str] = (), *, verbose: bool) 
 
 
 def _foreign(verdict: Verdict) -> str:
-    """Return the remark beside "verified" if the root is not AMD's."""
+    """Return the remark after "verified" if the root is not AMD's."""
     if verdict.root is None or verdict.root_is_amds:
         return ""
     return f", by a root that is not AMD's: {verdict.root.name!r}"

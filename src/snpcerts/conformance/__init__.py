@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Judges how any VMM handles KVM_EXIT_SNP_REQ_CERTS, with scripted guests and checks.
+"""Judges how a VMM handles KVM_EXIT_SNP_REQ_CERTS, with scripted guests.
 
 ``vmm_check`` has the checks, ``scenarios`` the courses of events; ``suite`` runs them all, in
 ``workers``, and gives a ``result`` for each check. A ``trial`` is one run of a VMM:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tells open file descriptions of another process apart, however many descriptors they have.
+"""Tell open file descriptions of another process apart, whichever descriptors refer to them.
 
 A lock belongs to the description. A VMM may lock through one descriptor and keep
 another: a duplicate, or one that a helper process sent over a socket. So each
@@ -30,7 +30,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 @contextlib.contextmanager
 def borrowed(process: int, number: int) -> Iterator[int]:
-    """A descriptor of this process for the same description; closed afterwards.
+    """Yield a descriptor of this process for the same description; close it afterwards.
 
     Raises ``OSError`` if the process has ended or may not be inspected.
     """
@@ -49,7 +49,7 @@ def borrowed(process: int, number: int) -> Iterator[int]:
 
 
 class Marks:
-    """Gives marks, and finds the marked descriptions that hold a lock.
+    """Marks open file descriptions, and finds the marked ones that hold a lock.
 
     After 64 descriptions the numbers repeat, so old ones must be gone by then.
     """
@@ -58,7 +58,7 @@ class Marks:
         self._last = 0
 
     def of(self, process: int, number: int) -> int | None:
-        """Return the mark of a descriptor's description, a new one if it has none; None on
+        """Return the mark of a descriptor's description; give it one if it has none. None on
         failure.
         """
         try:

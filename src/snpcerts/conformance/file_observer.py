@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Observes what the VMM does with the file: reads, locks and closes, before they happen.
+"""Observes the VMM's reads, locks and closes of the file, each before it happens.
 
 A scenario may interfere at such a moment (``meddle``): it replaces the file
 between open and lock, sends a signal between lock and read, or cuts a read
@@ -45,7 +45,7 @@ _SHORT_READ_MAX: Final = 1 << 20  # bytes that a short read moves at most
 
 
 def takes_lock(call: FileCall) -> bool:
-    """Whether the call requests a lock of any kind."""
+    """Whether the call asks for a lock of any kind."""
     if call.call is Syscall.FLOCK:
         return not call.arguments[1] & fcntl.LOCK_UN
     if call.call is not Syscall.FCNTL or call.arguments[1] not in _LOCK_COMMANDS:
@@ -72,11 +72,11 @@ class FileObserver:
         self.meddle_open: Callable[[OpenCall], int | None] = lambda _: None
 
     def wants(self, found: os.stat_result) -> bool:
-        """Whether ``found`` is, or was, the certificate file."""
+        """Whether ``found`` is the certificate file or was it before."""
         return self._served.knows(found)
 
     def opening(self, call: OpenCall) -> int | None:
-        """Record an open of the path; then let the scenario interfere."""
+        """Record that the path is opened; then let the scenario interfere."""
         if os.path.basename(call.path) != os.fsencode(self._served.path.name):
             return None
         self._tell(call.tid, f"open, flags {call.flags:#o}")
@@ -129,7 +129,7 @@ def _what(call: FileCall, locks: bool) -> str:
 
 
 class HeldUntil:
-    """Holds a call back until ``ready``, for at most ``seconds``."""
+    """Delays a call until ``ready``, for at most ``seconds``."""
 
     interruptible = False
 
@@ -139,7 +139,7 @@ class HeldUntil:
 
     @property
     def deadline(self) -> float | None:
-        """Soon: the event happens in another process, so it must be polled for."""
+        """The time to poll again: soon, because the event happens in another process."""
         return min(self._until, time.monotonic() + 0.002)
 
     def poll(self) -> int | None:
@@ -147,11 +147,11 @@ class HeldUntil:
         return PROCEED if self._ready() or time.monotonic() >= self._until else None
 
     def cancel(self) -> None:
-        """Nothing to undo."""
+        """Do nothing: there is nothing to undo."""
 
 
 def read_short(call: FileCall) -> int | None:
-    """Perform a read, but at most half of it and half of the file, as a kernel may.
+    """Read at most half of the requested bytes and half of the file, as a kernel may.
 
     Returns the number of bytes read. Returns None, and does nothing, for a call
     that cannot be cut short (a mapping, or a read of one byte).

@@ -22,7 +22,7 @@ UPDATE: Final = "update"
 
 @dataclass(frozen=True, slots=True)
 class SeenEvent:
-    """One event, in the order in which they happened. ``until`` is the end of what lasts."""
+    """One event. Events are in order of time; ``until`` is the end of one that lasts."""
 
     at: float
     track: str
@@ -143,5 +143,5 @@ class Journal:
 
 
 def vcpu_track(number: int | None) -> str:
-    """Return the track of a vCPU's thread, or of the VMM's other threads."""
+    """Return the track of a vCPU's thread, or that of the VMM's other threads."""
     return VMM if number is None else f"vCPU {number}"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Keeps what a failed check's run of the VMM showed: its output, and what was seen, in order."""
+"""Keep the VMM's output and the observed events of a failed check."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ WORTH_KEEPING: Final = (ResultState.FAILED, ResultState.ADVICE)
 def write(
     directory: Path, result: Result, output: bytes, seen: list[SeenEvent], trace: bool
 ) -> None:
-    """Write ``CHECK.log`` and ``CHECK.txt``, with ``trace`` also ``CHECK.trace.json``.
+    """Write ``CHECK.log`` and ``CHECK.txt``; with ``trace``, also ``CHECK.trace.json``.
 
     If several runs fail the same check, the later ones get a number. Raises ``OSError``.
     """
@@ -44,8 +44,8 @@ def _text(result: Result, seen: list[SeenEvent]) -> str:
 
 
 def timeline_of(title: str, seen: list[SeenEvent]) -> Timeline:
-    """Return the events as a timeline: one track for each vCPU, for the firmware and for the
-    update.
+    """Return the events as a timeline with one track for each vCPU, one for the firmware and one
+    for the update.
 
     An answer is joined to the firmware's command by an arrow.
     """

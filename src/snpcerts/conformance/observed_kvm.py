@@ -41,22 +41,22 @@ RECHECK: Final = 0.002  # seconds between checks whether a delayed call may proc
 
 
 class Observer(Protocol):
-    """Owns the journal and decides when the firmware takes an answer."""
+    """Owns the journal, and decides when the firmware gets an answered request."""
 
     journal: Journal
     served: ServedFile
 
     def lets_go(self, request: CertsRequest) -> bool:
-        """Whether the firmware takes this answered request now."""
+        """Whether the firmware may have this answered request now."""
 
     def attribute_value(self) -> int | None:
-        """Return what KVM_X86_SEV_SNP_REQ_CERTS reads as, None for what the emulator says."""
+        """Return the value of KVM_X86_SEV_SNP_REQ_CERTS, or None for the emulator's own."""
 
     def reentry_error(self, request: CertsRequest) -> int:
-        """Return the errno with which this request's re-entry fails; 0 for none."""
+        """Return the errno that this request's re-entry fails with; 0 if it does not fail."""
 
     def note_answer(self, request: CertsRequest) -> None:
-        """The VMM has answered this request."""
+        """Handle the VMM's answer to this request."""
 
 
 class ObservedKvm:
@@ -247,7 +247,7 @@ class _Held:
 
 
 class _Recorded:
-    """A pending KVM_RUN whose end is recorded."""
+    """A pending KVM_RUN; its end is recorded."""
 
     def __init__(self, pending: Pending, ended: Callable[[int], None]) -> None:
         self._pending = pending

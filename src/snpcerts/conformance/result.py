@@ -32,7 +32,7 @@ class ResultState(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """One check's result. ``detail`` says what was found, or why it was skipped.
+    """The result of one check. ``detail`` says what was found, or why the check was skipped.
 
     ``cause`` is the reason that other checks may share; empty if it is only this one's.
     """
@@ -50,7 +50,7 @@ class Result:
 
     @property
     def found(self) -> str:
-        """What was found in place of it."""
+        """What was found instead."""
         return self._compared()[1]
 
     def _compared(self) -> tuple[str, str]:
@@ -58,7 +58,7 @@ class Result:
         return ("", "") if matched is None else (matched[1], matched[2])
 
     def to_json(self) -> dict[str, object]:
-        """JSON values, including the check's requirement and rule."""
+        """Return JSON values, including the check's requirement and rule."""
         check = BY_ID[self.id]
         return {
             "id": self.id,
@@ -74,7 +74,9 @@ class Result:
 
 
 def common_causes(results: Iterable[Result]) -> list[tuple[str, list[str]]]:
-    """Return causes that more than two failed checks share, with the checks; largest first."""
+    """Return the causes that more than two failed checks share, with these checks; largest group
+    first.
+    """
     by_cause: dict[str, list[str]] = {}
     for result in results:
         if result.state is ResultState.FAILED and (result.cause or result.detail):

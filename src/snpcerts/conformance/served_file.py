@@ -47,20 +47,20 @@ _FILLER: Final = uuid.UUID("5e1f0f2a-8d1c-4f0e-9f43-6a3a5c0b7d10")  # ours; mean
 
 @dataclass(frozen=True, slots=True)
 class LockSeen:
-    """A lock on the file. ``pid`` is the owner of a classic lock; None for an OFD lock."""
+    """A lock on the file. ``pid`` is the owner of a POSIX lock, or None for an OFD lock."""
 
     exclusive: bool
     pid: int | None
 
     @property
     def is_ofd(self) -> bool:
-        """Whether it belongs to an open file description."""
+        """Whether the lock belongs to an open file description."""
         return self.pid is None
 
 
 def table_of(size: int, seed: int) -> bytes:
-    """Return a well-formed certificate table of exactly ``size`` bytes, different for each
-    ``seed``.
+    """Return a well-formed certificate table of exactly ``size`` bytes; each ``seed`` gives another
+    one.
     """
     guids = (VCEK_GUID, ASK_GUID, ARK_GUID, _FILLER)
     room = size - ENTRY_SIZE * (len(guids) + 1)
@@ -75,7 +75,7 @@ def table_of(size: int, seed: int) -> bytes:
 
 
 class ServedFile:
-    """The file ``path`` in the existing ``directory``.
+    """The served file at ``path``, whose ``directory`` exists.
 
     ``on_change`` hears of every change.
     """
@@ -101,7 +101,7 @@ class ServedFile:
 
     @property
     def current(self) -> int:
-        """This process's descriptor of the file at the path."""
+        """This process's descriptor for the file that is at the path now."""
         return self._present()
 
     def close(self) -> None:
@@ -112,7 +112,7 @@ class ServedFile:
         self._current = None
 
     def knows(self, found: os.stat_result) -> bool:
-        """Whether this file is or was at the path."""
+        """Whether this file is at the path or was there before."""
         return (found.st_dev, found.st_ino) in self._made
 
     def table(self, size: int) -> bytes:
@@ -145,7 +145,7 @@ class ServedFile:
         self.serves(descriptor)
 
     def serves(self, descriptor: int) -> None:
-        """Record that the path now leads to this prepared file."""
+        """Record that this prepared file is at the path now."""
         self._current = descriptor
         self.contents.append(os.pread(descriptor, os.fstat(descriptor).st_size, 0))
         self.on_change(f"puts inode {os.fstat(descriptor).st_ino} in place")
@@ -222,7 +222,7 @@ class ServedFile:
     # Observations.
 
     def locked(self, identity: Identity | None = None) -> LockSeen | None:
-        """Another process's lock on a file, by default on the one at the path now.
+        """The lock of another process on a file, by default on the file at the path.
 
         flock(2) locks are ignored, as updates ignore them too.
         """
@@ -241,7 +241,7 @@ class ServedFile:
         return ", ".join(str(each) for each in holders_of(str(self.path))) or "none"
 
     def descriptors_of(self, pids: list[int]) -> int:
-        """Return how many descriptors of these files the processes have open."""
+        """Return how many descriptors for these files the processes have open."""
         return sum(self._open_in(pid) for pid in pids)
 
     def _open_in(self, pid: int) -> int:
@@ -253,7 +253,7 @@ class ServedFile:
         return total
 
     def mapped_in(self, pids: list[int]) -> bool:
-        """Whether one of the processes maps one of these files."""
+        """Whether one of the processes has mapped one of these files."""
         inodes = {str(inode) for _, inode in self._made}
         for pid in pids:
             with contextlib.suppress(OSError):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Runs all scenarios against one VMM; gives one result for each check."""
+"""Run all scenarios against one VMM, and return one result for each check."""
 
 from __future__ import annotations
 
@@ -60,7 +60,9 @@ _SCENARIOS: Final = (
 
 @dataclass(frozen=True, slots=True)
 class _Tried:
-    """One run of the VMM. ``exits_served`` is :attr:`Trial.exits_served`."""
+    """One run of the VMM, as its process reports it. ``exits_served`` is
+    :attr:`Trial.exits_served`.
+    """
 
     results: list[Result]
     seconds: float
@@ -71,7 +73,7 @@ class _Tried:
 
 @dataclass(frozen=True, slots=True)
 class Keeping:
-    """Where the VMM's output and what was seen are kept for each check that was not passed.
+    """Where to keep the VMM's output and the observed events of each check that did not pass.
 
     ``trace`` adds a timeline for Perfetto.
     """
@@ -81,7 +83,7 @@ class Keeping:
 
 
 def default_jobs() -> int:
-    """Return how many VMMs to run at a time: most of them wait most of the time."""
+    """Return how many VMMs to run at a time; most of them only wait, most of the time."""
     return min(JOBS_MAX, 2 * len(os.sched_getaffinity(0)))
 
 
@@ -94,7 +96,7 @@ def run(
     keeping: Keeping | None = None,
     jobs: int | None = None,
 ) -> list[Result]:
-    """Judge the VMM that the command line ``argv`` starts; ``{certs}`` marks its file.
+    """Judge the VMM that ``argv`` starts; ``{certs}`` in it stands for the certificate file.
 
     ``only`` names the checks to judge, by default all. ``on_progress`` is called
     with a check's id before each scenario. ``jobs`` is how many VMMs run at a time.
@@ -185,7 +187,7 @@ class _SuiteRun:
         return None if found is None else found.state
 
     def _find_exit_number(self) -> None:
-        """Judge with 43; continue with 42 if the VMM serves only that."""
+        """Use exit number 43, or 42 if that is the only one the VMM serves."""
         first = self._first("first")
         self._add(first)
         if first.exits_served is not False:
@@ -236,7 +238,9 @@ class _SuiteRun:
             self._note(result, tried.seconds)
 
     def _note(self, result: Result, seconds: float = 0.0) -> None:
-        """Merge a result: if several scenarios judge a check, a failure wins, then a pass."""
+        """Merge a result: if several scenarios judge one check, a failure counts first, then a
+        pass.
+        """
         known = self._found.get(result.id)
         order = (
             ResultState.SKIPPED,
@@ -250,7 +254,7 @@ class _SuiteRun:
         self._found[result.id] = Result(result.id, result.state, result.detail, total, result.cause)
 
     def _two_devices(self) -> _Tried:
-        """In a process of its own, whose mount namespace may change."""
+        """Run the scenario in a process with a mount namespace of its own."""
         directory = self._directory / "devices"
         directory.mkdir()
         with _two_file_systems(directory) as mounted:

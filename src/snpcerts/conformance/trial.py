@@ -118,7 +118,7 @@ class Scenario:
 
 @dataclass(slots=True)
 class TrialVcpu:
-    """A vCPU as scripts see it."""
+    """A vCPU, with what scripts may do to it."""
 
     cpu: GuestCpu
     pages: SharedPages
@@ -179,7 +179,7 @@ class Trial:
     # Called by scripts.
 
     def judging(self, check: str) -> None:
-        """Let this check fail from now on if the VMM ends or hangs."""
+        """From now on, fail this check if the VMM ends or hangs."""
         self._now = check
 
     def judge(self, check: str, problem: str | None) -> None:
@@ -193,7 +193,7 @@ class Trial:
         self._note(check, state, problem or "")
 
     def advise(self, check: str, advice: str) -> None:
-        """Record advice: no rule of the kernel's is broken."""
+        """Record advice: the VMM breaks no rule of the kernel."""
         self._note(check, ResultState.ADVICE, advice)
 
     def skip(self, check: str, why: str) -> None:
@@ -201,31 +201,31 @@ class Trial:
         self._note(check, ResultState.SKIPPED, why)
 
     def note(self, answer: Answer, contents: list[bytes]) -> None:
-        """Record an answer and what the file contained meanwhile; :meth:`run` judges them all."""
+        """Record an answer and the file's content at that time; :meth:`run` judges them all."""
         self.answers.append((answer, contents))
 
     # Called by the observed devices.
 
     def lets_go(self, request: CertsRequest) -> bool:
-        """Whether an answered request may proceed to the firmware."""
+        """Whether the firmware may have this answered request."""
         return self.gate(request)
 
     def attribute_value(self) -> int | None:
-        """Return what the attribute reads as, None for what the emulator says."""
+        """Return the value of the attribute, or None for the emulator's own."""
         return self.scenario.attribute
 
     def reentry_error(self, request: CertsRequest) -> int:
-        """Return the errno with which this request's re-entry fails; 0 for none."""
+        """Return the errno that this request's re-entry fails with; 0 if it does not fail."""
         return self.fails_reentry(request)
 
     def note_answer(self, request: CertsRequest) -> None:
-        """Record whether the answer may come from a mapping of the file."""
+        """Record whether the VMM may have answered from a mapping of the file."""
         if not request.reads:
             request.mapped = self.served.mapped_in(self.processes())
         self.at_answer(request)
 
     def holds(self, request: CertsRequest) -> bool:
-        """Whether this request's own lock is on the file that it read."""
+        """Whether the request holds its own lock on the file that it read."""
         if self.served.locked(request.file) is None:
             return False
         if not request.marks or request.file is None:
@@ -235,7 +235,7 @@ class Trial:
         return not found or bool(found & request.marks)
 
     def wait_for(self, ready: Callable[[], bool], seconds: float) -> Generator[Event, int, bool]:
-        """Halt the vCPU until ``ready`` or for ``seconds``; False if time ran out."""
+        """Halt the vCPU until ``ready`` returns true; False after ``seconds``."""
         until = time.monotonic() + seconds
         while not ready():
             if time.monotonic() >= until:
@@ -275,7 +275,7 @@ class Trial:
 
     @property
     def runner(self) -> int | None:
-        """The process that calls KVM_RUN: a wrapper may have started it."""
+        """The process that calls KVM_RUN; it may be a child of the one that was started."""
         if self.journal.runner is not None:
             return self.journal.runner
         return None if self.program is None else self.program.pid
@@ -318,7 +318,7 @@ class Trial:
         return [self._with_cause(result) for result in self._results.values()]
 
     def _with_cause(self, result: Result) -> Result:
-        """Name the cause that other checks may share."""
+        """Add the cause that other checks may share."""
         if result.state is not ResultState.FAILED:
             return result
         answered = [each for each in self.journal.requests if each.reads]
@@ -409,7 +409,7 @@ class Trial:
                 self._note(check, ResultState.SKIPPED, f"not reached: {why}")
 
     def _judge_rets(self) -> list[int]:
-        """Judge every ret; return the unsupported ones."""
+        """Judge every ``ret``; return those that KVM does not support."""
         answered = [each for each in self.journal.requests if each.answered_at is not None]
         bad = [each.ret for each in answered if each.ret not in RETS]
         if answered:
@@ -428,7 +428,7 @@ class Trial:
         )
 
     def _judge_rest(self, answer: Answer, contents: list[bytes]) -> None:
-        """Judge what is in the buffer behind the table."""
+        """Judge the bytes of the buffer after the table."""
         start = answer.gpa - answer.field
         end = start + answer.npages * PAGE_SIZE
         if not answer.ok or start < 0 or end > len(answer.after):
@@ -516,7 +516,7 @@ class Trial:
         return self.guest
 
     def _program(self, guest: TrialGuest, cpu: GuestCpu) -> GuestProgram:
-        """A vCPU's program: boot, run the script, then halt."""
+        """The program of a vCPU: boot, run the script, then halt."""
         script = self.scenario.script if cpu.index == 0 else self.scenario.second
         if cpu.index == 0:
             yield StartProcessors()
@@ -580,7 +580,7 @@ class _RefusedCalls(logging.Handler):
         self._into = into
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Keep a message that is new."""
+        """Keep a message unless it was logged before."""
         text = printable(record.getMessage())
         if text not in self._into and len(self._into) < _REFUSED_MAX:
             self._into.append(text)
@@ -600,7 +600,7 @@ def _refusals(into: list[str]) -> Iterator[None]:
 
 
 def field_around(gpa: int, npages: int, before: int = 1, after: int = 1) -> tuple[int, int]:
-    """Return the range to check (GPA, bytes) for a buffer outside the vCPU's field."""
+    """Return (GPA, bytes): the memory to check around a buffer outside the vCPU's pages."""
     return gpa - before * PAGE_SIZE, (before + npages + after) * PAGE_SIZE
 
 

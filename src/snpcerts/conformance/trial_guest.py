@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The guest of a trial: requests reports with any buffer, and checks what was written where.
+"""The guest of a trial: requests reports with any buffer, and checks which memory was written.
 
 Its vCPUs use pages at the top of the largest slot: GHCB, request and response
 page, then a field of :data:`FIELD_PAGES` pages that contains the buffers.
@@ -52,7 +52,7 @@ _NAMES: Final = {
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What the guest got.
+    """The answer that the guest got.
 
     ``exitinfo2`` is SW_EXITINFO2, ``pages`` is RBX. ``signed`` says whether the
     firmware returned a report. ``before`` and ``after`` are the field's contents,
@@ -85,7 +85,7 @@ class Answer:
 
     @property
     def untouched(self) -> bool:
-        """Whether nothing was written anywhere in the field."""
+        """Whether nothing was written anywhere in the vCPU's pages."""
         return self.before == self.after
 
     def got(self, size: int) -> bytes:
@@ -95,7 +95,7 @@ class Answer:
 
     @property
     def has_table(self) -> bool:
-        """Whether the buffer begins with a table that was written there, not an empty one."""
+        """Whether the buffer now begins with a table, and one that is not empty."""
         start = self.gpa - self.field
         end = start + self.npages * PAGE_SIZE
         if start < 0 or end > len(self.after):
@@ -134,7 +134,7 @@ Asking = Generator[Event, int, Answer]
 
 
 class TrialGuest(LinuxGuest):
-    """A guest that runs a scenario's programs; ``programs`` has one for each vCPU.
+    """A guest that runs a scenario's programs, one for each vCPU.
 
     Its field is shared from boot on. A VMM that does not do its part of a page state
     change would end a guest. Here the guest goes on and its accesses are not checked any
@@ -165,7 +165,7 @@ class TrialGuest(LinuxGuest):
         return self._programs(self, cpu)
 
     def boot(self, cpu: GuestCpu) -> Generator[Event, int, SharedPages | None]:
-        """Boot as Linux does, then share the field."""
+        """Boot as Linux does, then share the vCPU's pages."""
         pages = yield from super().boot(cpu)
         if pages is not None:
             yield from self.make_shared(cpu, pages, pages.data, pages.data_pages)
@@ -174,7 +174,7 @@ class TrialGuest(LinuxGuest):
     def set_page_state_early(
         self, cpu: GuestCpu, gpa: int, operation: PageStateOperation
     ) -> Generator[Event, int, None]:
-        """As Linux; what the VMM did not do is noted."""
+        """Do as Linux does; record what the VMM ignored."""
         if cpu.is_private is not None:
             yield from super().set_page_state_early(cpu, gpa, operation)
             self._note_page_state(cpu, gpa, 1, operation)
@@ -187,7 +187,7 @@ class TrialGuest(LinuxGuest):
         pages: int,
         operation: PageStateOperation,
     ) -> Generator[Event, int, None]:
-        """As Linux; what the VMM did not do is noted."""
+        """Do as Linux does; record what the VMM ignored."""
         if cpu.is_private is not None:
             yield from super().set_page_state(cpu, shared, gpa, pages, operation)
             self._note_page_state(cpu, gpa, pages, operation)
@@ -195,7 +195,7 @@ class TrialGuest(LinuxGuest):
     def page_state_refused(
         self, cpu: GuestCpu, gpa: int, pages: int, operation: PageStateOperation
     ) -> Generator[Event, int, None]:
-        """Note why, and go on."""
+        """Record the reason and continue."""
         if not self.vm.exits_for_page_state:
             why = (
                 "KVM_CAP_EXIT_HYPERCALL is not enabled for KVM_HC_MAP_GPA_RANGE, so KVM refuses "
@@ -230,7 +230,7 @@ class TrialGuest(LinuxGuest):
         gpa: int | None = None,
         field: tuple[int, int] | None = None,
     ) -> Asking:
-        """Make one extended guest request, without the driver's retries.
+        """Make one extended guest request without the driver's retries.
 
         The buffer is ``npages`` pages at ``gpa``, by default the second page of
         the vCPU's field. ``field`` is the range to check, as GPA and size in bytes,

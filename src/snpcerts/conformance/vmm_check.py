@@ -16,7 +16,7 @@ from typing import Final
 
 
 class Level(enum.Enum):
-    """What it means for a VMM not to do what a check asks."""
+    """What a failed check means for a VMM."""
 
     MUST = "must"
     """It breaks a rule of the kernel's, or the guest loses."""

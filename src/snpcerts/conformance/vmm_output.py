@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The output of the VMM under test: counted, with its beginning and its end kept.
+"""The output of the VMM under test: its size, its beginning and its end.
 
 A VMM may write without end, so nothing of it goes to a file while it runs.
 """
@@ -31,7 +31,7 @@ class VmmOutput:
         self._tail = b""
 
     def read(self) -> None:
-        """Take what is there, at most a few pieces; call again when the pipe is readable."""
+        """Read what is available, at most a few pieces; call again when the pipe is readable."""
         for _ in range(16):
             try:
                 piece = os.read(self.reader, _PIECE)
@@ -57,7 +57,7 @@ class VmmOutput:
         os.close(self.reader)
 
     def kept(self) -> bytes:
-        """Return the beginning and the end, and between them how much is missing."""
+        """Return the beginning, how much is missing, and the end."""
         missing = self.size - len(self._head) - len(self._tail)
         note = f"\n[{missing} bytes left out]\n".encode() if missing > 0 else b""
         return self._head + note + self._tail

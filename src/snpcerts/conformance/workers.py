@@ -27,7 +27,7 @@ _PATIENCE: Final = 10.0  # seconds for a process to end its own processes
 
 
 class StopWorkerError(BaseException):
-    """The parent asked this process to end. Nothing for ``except Exception``."""
+    """The parent asked this process to end. ``except Exception`` does not catch it."""
 
 
 _asked_to_stop = False

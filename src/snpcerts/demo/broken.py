@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Readers that do one thing wrong.
+"""VMMs that each make one mistake, to show its effect.
 
 ``no-lock`` is the reader of the demo's first run; both show that the demo can fail.
 Each runs the steps of the shipped protocol and changes one of them.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the two runs of the demo show, in sentences."""
+"""The results of the demo's two runs, in sentences."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from snpcerts.demo.tally import Tally
 
 
 def summary(tally: Tally) -> str:
-    """Return what one run counted."""
+    """Return the counts of one run as a sentence."""
     parts = [f"{tally.reports:,} reports: {tally.verified:,} verify with their certificates"]
     parts.append(f"{tally.mismatched:,} do not" if tally.mismatched else "none fails")
     if tally.empty:

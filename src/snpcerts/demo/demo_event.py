@@ -43,7 +43,7 @@ class Updated:
 
 @dataclass(frozen=True, slots=True)
 class AllUp:
-    """Every guest has got an answer: the time of the run begins."""
+    """Every guest has got an answer: the run's time starts now."""
 
     at: float
 

@@ -32,12 +32,12 @@ class EmulatedHost:
 
     @classmethod
     def create(cls, product: Product, tcbs: int = 4) -> Self:
-        """Return a new host whose reported TCB can take ``tcbs`` values."""
+        """Return a new host that can report ``tcbs`` different TCBs."""
         return cls.of(Firmware(Chip.create(product)), EmulatedAuthority.create(product), tcbs)
 
     @classmethod
     def of(cls, firmware: Firmware, authority: EmulatedAuthority, tcbs: int = 4) -> Self:
-        """Return the host with that firmware; its newest TCB is the current one."""
+        """Return the host with that firmware; its newest TCB becomes the current one."""
         status = firmware.snp_platform_status()
         newest = TcbVersion.unpack(status.current_tcb, firmware.product.tcb_layout)
         levels = tuple(replace(newest, microcode=newest.microcode - i) for i in range(tcbs))
@@ -54,7 +54,9 @@ class EmulatedHost:
         return TcbVersion.unpack(report.fields.reported_tcb, self.firmware.product.tcb_layout)
 
     def tcb_of_table(self, table: CertTable) -> TcbVersion | None:
-        """Return the TCB whose certificates ``table`` holds; None if it is none of this host's."""
+        """Return the TCB that the certificates in ``table`` belong to; None if it is not one of
+        this host's.
+        """
         return next((tcb for tcb, its in self.tables.items() if its == table), None)
 
     def reported_tcb(self) -> TcbVersion:
@@ -68,5 +70,5 @@ class EmulatedHost:
 
 
 def key_name(tcb: TcbVersion) -> str:
-    """Return a readable name for a TCB's VCEK: in the demo only the microcode's number differs."""
+    """Return a readable name for a TCB's VCEK; in the demo, TCBs differ only in the microcode."""
     return f"VCEK {tcb.microcode}"

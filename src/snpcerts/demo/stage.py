@@ -55,7 +55,7 @@ class Script:
 
 @dataclass(frozen=True, slots=True)
 class DemoMachine:
-    """The machine that runs start from. No run changes it: each works on a copy."""
+    """The machine that runs start from. Runs do not change it: each works on a copy."""
 
     home: PlatformHome
     host: EmulatedHost
@@ -71,7 +71,7 @@ class DemoMachine:
 
 
 class DemoRun:
-    """One run, in ``folder``, which must not exist."""
+    """One run, in ``folder``, which must not exist yet."""
 
     def __init__(self, folder: Path, machine: DemoMachine, script: Script) -> None:
         folder.mkdir()
@@ -173,7 +173,7 @@ class DemoRun:
     def _process(
         self, script: GuestScript, argv: list[str], stack: ExitStack
     ) -> subprocess.Popen[bytes]:
-        """Start a process that ends when the stack closes or this process ends."""
+        """Start a process that ends when the stack closes or when this process ends."""
         command = host_program(self._home, [sys.executable, "-P", "-m", *argv], script)
         process = subprocess.Popen(
             command,
@@ -201,7 +201,9 @@ class DemoRun:
 
 
 class _Lines:
-    """JSON lines of a pipe or growing file: an iteration yields the lines available now."""
+    """JSON lines of a pipe or a growing file; each iteration yields the lines that are available
+    now.
+    """
 
     def __init__(self, file: IO[bytes]) -> None:
         self.file = file
@@ -213,7 +215,7 @@ class _Lines:
             yield from self._complete(data)
 
     def read_once(self) -> list[dict[str, Any]]:
-        """Return the lines of one read: bounded, however fast the other end writes."""
+        """Return the lines of one read; its size is bounded, however fast the other end writes."""
         return self._complete(self._read())
 
     def _complete(self, data: bytes) -> list[dict[str, Any]]:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Verifies every report with the table that came with it, and counts the results."""
+"""Verify every report with the table that came with it, and count the results."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class RequestResult:
 
 @dataclass(slots=True)
 class Tally:
-    """Counts of one run. ``mismatched`` must be 0."""
+    """The counts of one run. ``mismatched`` must be 0."""
 
     reports: int = 0  # reports that guests got
     verified: int = 0  # reports that verify with their table

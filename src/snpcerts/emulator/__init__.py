@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A software SEV-SNP platform: firmware, KVM's request path, the guest's driver.
+"""A software SEV-SNP platform: firmware, KVM's request path and the guest's driver.
 
 Everything here is below the system call. The product imports none of it and can
 tell it from real hardware only by its root key: the emulated ARK is generated,

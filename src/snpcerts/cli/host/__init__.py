@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``snpcerts host``: the agent of an SNP host, and the firmware commands it makes safe."""
+"""``snpcerts host``: the agent of an SNP host, and safe versions of the firmware commands."""
 
 from __future__ import annotations
 

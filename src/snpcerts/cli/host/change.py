@@ -35,7 +35,7 @@ _CHANGE_OPTIONS = (
 
 
 def _changes_firmware(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Make a command of ``function(agent, ...)``, which returns a plan; the command carries it
+    """Make a command of ``function(agent, ...)``, which returns a plan that the command carries
     out.
     """
 
@@ -185,7 +185,7 @@ def load_vlek(agent: Agent, hashstick: str, vlek_cert: str) -> Plan:
 
 
 def _components(text: str) -> dict[str, int]:
-    """``bl=3,snp=8`` as component names and values."""
+    """Return ``bl=3,snp=8`` as component names and values."""
     found: dict[str, int] = {}
     for part in text.split(","):
         name, equals, value = part.partition("=")

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 @click.option("--online", is_flag=True, help="Also ask the key server.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def check(host: Host, online: bool, as_json: bool) -> None:
-    """Say whether this machine can serve certificates, line by line, and what to do if not.
+    """Print whether this machine can serve certificates, what is missing, and what to do about it.
 
     Changes nothing. Exit codes: 0 nothing failed, 1 something did.
     """

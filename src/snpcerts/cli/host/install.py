@@ -86,7 +86,7 @@ def install(
 def uninstall(
     purge: bool, dry_run: bool, root: str, program: str | None, replace: bool, as_json: bool
 ) -> None:
-    """Stop the agent, and remove what 'host install' has put in place.
+    """Stop the agent and remove what 'host install' installed.
 
     The group, the certificate files and the record of the signing keys stay: guests
     keep their certificates. Nothing keeps the files right from then on, so remove
@@ -106,7 +106,7 @@ def uninstall(
 
 
 def own_path() -> str:
-    """Return the path by which this command was started, or is installed."""
+    """Return the path that this command was started by or is installed at."""
     started = shutil.which(sys.argv[0]) if os.path.basename(sys.argv[0]) == "snpcerts" else None
     return os.path.abspath(started or os.path.join(sysconfig.get_path("scripts"), "snpcerts"))
 

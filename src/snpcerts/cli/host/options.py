@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The options that every host command has, which override the configuration."""
+"""The options that all host commands share, which override the configuration."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def with_host(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 class Host:
-    """This host, as options and configuration describe it."""
+    """This host, as options and configuration file describe it."""
 
     def __init__(
         self,
@@ -113,7 +113,7 @@ class Host:
         self._device: Sev | None = None
 
     def config(self) -> Config:
-        """Return the configuration file, if there is one, overridden by the options."""
+        """Return the configuration, with the options applied."""
         from dataclasses import replace
 
         from snpcerts.endorsement.vek import VekKind

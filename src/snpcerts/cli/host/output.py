@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
 
 def event_printer(form: str, *others: Listener) -> Listener:
-    """Print events to standard output, and a text log's warnings to standard error; pass all to
-    the other listeners.
+    """Print events to standard output and, with a text log, warnings to standard error; then pass
+    each event to the other listeners.
     """
     from snpcerts.host.log import json_log, text_log
 
@@ -40,13 +40,13 @@ def event_printer(form: str, *others: Listener) -> Listener:
 
 
 def ignore_event(event: Event) -> None:
-    """Print nothing: the command prints one JSON object at its end."""
+    """Print nothing: the command prints one JSON object when it ends."""
     del event
 
 
 @contextlib.contextmanager
 def show_progress(what: str) -> Iterator[None]:
-    """Say what is being done, once it takes longer than a second."""
+    """Print what is being done if it takes longer than a second."""
     over = threading.Event()
     start = time.monotonic()
 

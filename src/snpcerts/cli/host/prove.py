@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``snpcerts host prove-key``: have a guest show which key signs."""
+"""``snpcerts host prove-key``: let a guest's report show which key signs."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ _SIZE_LIMIT = 1 << 16
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @click.argument("command", nargs=-1, required=True)
 def prove_key(host: Host, timeout: float, as_json: bool, command: tuple[str, ...]) -> None:
-    """Find out by a report which key signs, remember it, and bring the files in step.
+    """Find out from a report which key signs, remember it, and bring the files in step.
 
     COMMAND has a guest of this host make a report and writes its 1184 bytes to standard output. In
     its arguments, {report_data} is replaced by the required 64 bytes of REPORT_DATA, in
@@ -136,7 +136,9 @@ def _run(command: Sequence[str], report_data: str, key_sel: str, timeout: float)
 
 
 def _output(process: subprocess.Popen[bytes], deadline: float) -> bytes | None:
-    """Return all that it writes, at most ``_SIZE_LIMIT`` bytes; None if the time runs out first."""
+    """Return everything that it writes, at most ``_SIZE_LIMIT`` bytes; None if the time is up
+    first.
+    """
     if process.stdout is None:
         return b""
     fd, data = process.stdout.fileno(), b""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``snpcerts host sync``: bring the files in step, once or for ever."""
+"""``snpcerts host sync``: bring the files in step, once or continuously."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Answers: the table, too small a buffer, absurd sizes, a short read."""
+"""Answers: the table, a buffer that is too small, absurd sizes, a short read."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ from snpcerts.emulator.frontdoor.file_watch import FileCall
 
 
 def asks_for(answer: Answer, pages: int) -> str | None:
-    """Return what is wrong with an answer that should request ``pages`` pages; None if correct."""
+    """Return what is wrong with an answer that should ask for ``pages`` pages; None if it is
+    correct.
+    """
     request = answer.request
     if request is None:
         return f"no exit occurred; the guest got: {answer}"
@@ -26,7 +28,7 @@ def asks_for(answer: Answer, pages: int) -> str | None:
 
 
 def asks_and_writes_nothing(answer: Answer, pages: int) -> str | None:
-    """Check as :func:`asks_for`; the guest's memory must also be unchanged."""
+    """Check as :func:`asks_for` does, and also that the guest's memory is unchanged."""
     problem = asks_for(answer, pages)
     if problem is None and not answer.untouched:
         problem = "ENOSPC, but the guest's memory was written to"
@@ -59,7 +61,7 @@ def _large(trial: Trial, vcpu: TrialVcpu) -> Script:
 
 
 def _stale(trial: Trial, vcpu: TrialVcpu) -> Script:
-    """Serve a large table, then small ones, so that freed memory has something in it."""
+    """Serve a large table, then small ones, so that freed memory contains old certificates."""
     for size in (16_000, 2000, 4100, 5000, 450):
         trial.served.rewrite(trial.served.table(size))
         answer = yield from vcpu.ask(4)
@@ -145,7 +147,7 @@ def _short(trial: Trial, vcpu: TrialVcpu) -> Script:
 
 
 def unharmed(answer: Answer, complete: bytes) -> str | None:
-    """Return what is wrong with an answer given while the file could not be read; None if nothing.
+    """Return what is wrong with an answer given while the file was unreadable; None if nothing is.
 
     The whole table is right as well: the VMM may have tried again. So is any refusal.
     """

@@ -57,7 +57,7 @@ def _shrink(trial: Trial) -> None:
 
 
 def _empty(answer: Answer) -> str | None:
-    """Return what is wrong with an answer given without a file; None if correct."""
+    """Return what is wrong with an answer given without a file; None if it is correct."""
     request = answer.request
     if request is not None and request.ret == errno.EIO:
         return "ret 5 (EIO): a Linux guest then destroys its VMPCK"
@@ -146,7 +146,9 @@ def _before_lock(trial: Trial, vcpu: TrialVcpu) -> Script:
 
 
 def _while_waiting(trial: Trial, vcpu: TrialVcpu) -> Script:
-    """An update holds the lock when the VMM tries first, then rewrites the file and lets go."""
+    """Hold the lock as an update does when the VMM first tries; then rewrite the file and unlock
+    it.
+    """
     served = trial.served
     for size in (2000, 12_000):
         served.replace(served.table(TABLE_SIZE))

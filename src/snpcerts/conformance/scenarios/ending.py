@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A VMM that is stopped or killed in the middle of a request, and what it leaves behind."""
+"""A VMM is stopped or killed during a request; what does it leave behind?"""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Moment = Callable[["Trial", Callable[[], None]], None]
 
 
 def _catches(pid: int, number: signal.Signals) -> bool:
-    """Whether a process handles a signal, or a thread of it blocks it.
+    """Whether a process handles a signal or one of its threads blocks it.
 
     A thread in sigwait(3) does not show the signal as blocked; its siblings do.
     """
@@ -82,7 +82,7 @@ def _stopped_when(moment: Moment) -> Scenario:
 
 
 class _Kick:
-    """Whether the kick that follows a stop has reached a vCPU that is being held.
+    """Whether the signal that follows a stop has reached a vCPU that is being held.
 
     A kick shows as a signal for the vCPU's thread, or as a newly set
     immediate_exit. A VMM that has ended needs no kick.
@@ -137,7 +137,7 @@ def _in_firmware(trial: Trial, stop: Callable[[], None]) -> None:
 
 
 def _leaves_nothing(trial: Trial, vcpu: TrialVcpu) -> Script:
-    """Count the descriptors of the VMM's processes after each way a request can go."""
+    """Count the descriptors of the VMM's processes after each way in which a request can end."""
     served, top = trial.served, _above_memory(trial)
 
     def reset() -> None:
@@ -221,7 +221,7 @@ def _after_killed(trial: Trial) -> None:
 
 
 def _judge_lock_gone(trial: Trial) -> None:
-    """The VMM has ended: no lock may remain on the file."""
+    """Fail if a lock remains on the file after the VMM has ended."""
     until = time.monotonic() + DEATH_TIME
     while trial.served.locked() is not None and time.monotonic() < until:
         time.sleep(0.01)

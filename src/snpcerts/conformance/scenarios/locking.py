@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The lock: its kind, its duration, its file, and the answer while a writer holds it."""
+"""The lock: its kind and duration, which file it is on, and the answer while a writer holds it."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ LINE_MAX = 200  # bytes; a longer line counts as several
 
 
 def slow_firmware(seconds: float = FIRMWARE_TIME) -> Callable[[CertsRequest], bool]:
-    """Return a gate that delays each answer by ``seconds``."""
+    """Return a gate that delays the firmware's answer to each request by ``seconds``."""
 
     def gate(request: CertsRequest) -> bool:
         return time.monotonic() - (request.answered_at or 0.0) >= seconds
@@ -77,7 +77,7 @@ def _held(trial: Trial, vcpu: TrialVcpu) -> Script:
 
 
 def released(trial: Trial, when: str) -> Script:
-    """Wait for the lock's release and judge whether it is released while the guest runs."""
+    """Wait until the lock is released; judge whether that happens while the guest runs."""
     free = yield from trial.wait_for(lambda: trial.served.locked() is None, RELEASE_LIMIT)
     problem = None if free else f"{when}, while the guest runs: {trial.served.kinds()}"
     trial.judge("lock-released", problem)
@@ -90,7 +90,7 @@ def _lock_kind(request: CertsRequest) -> str | None:
 
 
 def _slow(trial: Trial, vcpu: TrialVcpu) -> Script:
-    """Hold the firmware for longer than any VMM should wait for a lock."""
+    """Delay the firmware for longer than a VMM should wait for a lock."""
     check, seconds = "slow-firmware", min(SLOW_FIRMWARE, trial.limits.trial / 2)
     lost: list[float] = []
 
@@ -158,7 +158,7 @@ def _handshake_fails(trial: Trial, vcpu: TrialVcpu) -> Script:
         return errno.EIO
 
     def stops_waiting() -> None:
-        """Give up on a VM that the VMM has stopped, as QEMU does when KVM_RUN fails."""
+        """Stop waiting for a VM that the VMM has stopped, as QEMU does when KVM_RUN fails."""
         if failed_at and time.monotonic() - failed_at[0] > STOPPED_LIMIT:
             trial.enough = True
 
@@ -176,7 +176,9 @@ def _handshake_fails(trial: Trial, vcpu: TrialVcpu) -> Script:
 
 
 def _after_handshake(trial: Trial) -> None:
-    """A VMM that ends or stops its VM is right too, if no lock is left."""
+    """Judge what a failed handshake leaves: a VMM may also end or stop its VM if no lock
+    remains.
+    """
     if trial.ended_by is None and not trial.enough:
         return
     what = "the VMM ended" if trial.ended_by is not None else "the VMM stopped the VM"
@@ -187,7 +189,7 @@ def _after_handshake(trial: Trial) -> None:
 
 
 def _after_lock(trial: Trial, vcpu: TrialVcpu) -> Script:
-    """Replace the path after the lock, when the VMM opens it again."""
+    """Replace the file after the VMM has locked it, when it opens the path again."""
     check, served = "replaced-after-lock", trial.served
     served.replace(served.table(TABLE_SIZE))
     locked: list[FileCall] = []
@@ -223,7 +225,7 @@ def _after_lock(trial: Trial, vcpu: TrialVcpu) -> Script:
 def _replaced_at_lock(
     trial: Trial, vcpu: TrialVcpu, check: str, swap: Callable[[], bytes], times: int = 1
 ) -> Script:
-    """Swap the file at each of the VMM's first ``times`` requests for its lock."""
+    """Replace the file at each of the VMM's first ``times`` attempts to lock it."""
     old = trial.served.content or b""
     swapped: list[bytes] = []
 
@@ -266,7 +268,9 @@ def _same_inode(trial: Trial, vcpu: TrialVcpu) -> Script:
 
 
 def same_device(first: Path, second: Path, link: Path) -> Scenario:
-    """``link`` points to ``first``, then to ``second``, whose files have the same inode numbers."""
+    """Let ``link`` point to ``first``, then to ``second``, whose files have the same inode
+    numbers.
+    """
 
     def script(trial: Trial, vcpu: TrialVcpu) -> Script:
         served = trial.served
@@ -292,7 +296,7 @@ def same_device(first: Path, second: Path, link: Path) -> Scenario:
 
 
 def point_link(link: Path, target: Path) -> None:
-    """Atomically point a symbolic link to another directory."""
+    """Atomically redirect a symbolic link to another directory."""
     fresh = link.with_name(f".{link.name}.next")
     fresh.symlink_to(target, target_is_directory=True)
     fresh.rename(link)
@@ -358,7 +362,9 @@ def cpu_time(processes: list[int]) -> float:
 
 
 def _quiet(trial: Trial, vcpu: TrialVcpu) -> Script:
-    """Count the lines for each kind of request that a guest can repeat for ever."""
+    """Count the lines that the VMM prints for each kind of request that a guest can repeat
+    endlessly.
+    """
     check, served = "log-bounded", trial.served
     served.replace(served.table(TABLE_SIZE))
     lines: dict[str, float] = {}

@@ -24,7 +24,7 @@ def _script(trial: Trial, vcpu: TrialVcpu) -> Script:
 
 
 def _ignored(trial: Trial) -> bool:
-    """Judge what the VMM has left undone so far; return whether there is anything."""
+    """Return whether the VMM has ignored a page state change; record the failure if so."""
     why = None if trial.guest is None else trial.guest.ignored
     if why is not None:
         trial.judge(CHECK, why)
@@ -32,7 +32,7 @@ def _ignored(trial: Trial) -> bool:
 
 
 def _field(trial: Trial, vcpu: TrialVcpu, table: bytes) -> Script:
-    """Several pages at once, each page by itself, and a page without the GHCB."""
+    """Change several pages at once, then each by itself, and one without the GHCB."""
     guest, cpu, pages = vcpu.guest, vcpu.cpu, vcpu.pages
     for at_once in (FIELD_PAGES, 1):
         for number in range(0, FIELD_PAGES, at_once):
@@ -52,7 +52,7 @@ def _field(trial: Trial, vcpu: TrialVcpu, table: bytes) -> Script:
 
 
 def _large(trial: Trial, vcpu: TrialVcpu, table: bytes) -> Script:
-    """2 MiB as one entry; a buffer within; then one page of it by itself."""
+    """Change 2 MiB as one entry, a buffer within it, then one of its pages alone."""
     guest, cpu, pages = vcpu.guest, vcpu.cpu, vcpu.pages
     slot = guest.vm.slots.largest()
     gpa = 0 if slot is None else (pages.ghcb - LARGE_PAGE) & -LARGE_PAGE
@@ -72,7 +72,9 @@ def _large(trial: Trial, vcpu: TrialVcpu, table: bytes) -> Script:
 
 
 def _named_private(trial: Trial, vcpu: TrialVcpu, table: bytes) -> Script:
-    """A guest that names a private page sees nothing of what is written; the VM goes on."""
+    """Check that a guest that names a private page sees nothing of the answer, and that its VM runs
+    on.
+    """
     guest, cpu, pages = vcpu.guest, vcpu.cpu, vcpu.pages
     private = pages.data + 2 * PAGE_SIZE
     yield from guest.make_private(cpu, pages, private, 2)
@@ -86,7 +88,7 @@ def _named_private(trial: Trial, vcpu: TrialVcpu, table: bytes) -> Script:
 
 
 def _after(trial: Trial) -> None:
-    """Judge a VMM that ended by what it had left undone."""
+    """Judge a VMM that ended, by the page state changes that it ignored."""
     _ignored(trial)
 
 

@@ -59,7 +59,7 @@ class _Rounds:
             self.free.clear()
 
     def _alone(self, request: CertsRequest) -> bool:
-        """Whether the VMM keeps the other vCPU waiting until this request is over."""
+        """Whether the VMM makes the other vCPU wait until this request is over."""
         now = time.monotonic()
         other = self._trial.journal.last_of(1 - request.vcpu)
         if other is not None and other.errno is None and other.answered_at is None:
@@ -67,7 +67,7 @@ class _Rounds:
         return now - (request.answered_at or now) > 5 * TOGETHER
 
     def check(self, vcpu: int, after: str) -> None:
-        """Note whether the request of this vCPU that is held still has its lock."""
+        """Record whether the held request of this vCPU still has its lock."""
         request = self.held.get(vcpu)
         if vcpu in self.free or request is None or request.lock_at_answer is None:
             return
@@ -122,7 +122,7 @@ def _reached(rounds: _Rounds, vcpu: int, number: int) -> bool:
 
 
 def _more(rounds: _Rounds, vcpu: TrialVcpu, held: int) -> Script:
-    """What one vCPU does while the other waits for the firmware."""
+    """Let one vCPU make requests while the other waits for the firmware."""
     mine = f"vCPU {vcpu.cpu.index}"
     yield Sleep(SETTLE)
     rounds.check(held, f"{mine} has finished")

@@ -175,7 +175,7 @@ class EmulatedAuthority:
         return _pem(signer.certificate) + _pem(self.ark)
 
     def save(self, directory: Path) -> None:
-        """Write six PEM files into ``directory``, made if missing; keys with mode 0600.
+        """Write six PEM files into ``directory``, which is created if missing; keys get mode 0600.
 
         Each file is replaced whole, but not the six together: no other process
         may load while this runs. Raises :class:`InputError` when one cannot be written.
@@ -278,7 +278,7 @@ def _certificate(
 def _intermediate(
     root: Signer, product: Product, kind: VekKind, key: rsa.RSAPrivateKey, serial: int
 ) -> Signer:
-    """Return an ASK or ASVK that ``root`` certifies."""
+    """Return an ASK or ASVK certified by ``root``."""
     public = key.public_key()
     name = f"SEV-{product.value}" if kind is VekKind.VCEK else f"SEV-VLEK-{product.value}"
     builder = (
@@ -360,7 +360,7 @@ def _load_signer(directory: Path, role: str) -> Signer:
 
 
 def _read_certificate(path: Path) -> Certificate:
-    """Return the one certificate in a file; a line of text stands above it."""
+    """Return the only certificate in a file, which begins with a line of text."""
     text = _read(path)
     return load_certificate(text[max(text.find(b"-----BEGIN"), 0) :], str(path))
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Faults that an emulated key server can show on demand.
+"""Faults that an emulated key server shows on request.
 
 AMD's server has throttled clients, answered 404 for existing certificates, and
 refused connections for hours. The other faults come from what may be between
@@ -90,7 +90,7 @@ class Faults:
 
 
 class Throttled(enum.Enum):
-    """What the throttle counts by."""
+    """What the throttle counts."""
 
     ADDRESS = "address"  # each address, for any VCEK, as AMD's server does
     CERTIFICATE = "certificate"  # each address, for each VCEK separately
@@ -98,7 +98,7 @@ class Throttled(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class Throttle:
-    """One VCEK in ``interval`` seconds; 0 means no limit.
+    """Serve each address one VCEK in ``interval`` seconds; 0 means no limit.
 
     With ``lengthens``, a refused request restarts the interval, so a client that keeps
     asking gets nothing. Public reports describe both behaviours.
