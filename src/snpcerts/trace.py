@@ -1,21 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
 """Writes a timeline that Perfetto and chrome://tracing open.
 
-Format: the JSON array of the "Trace Event Format": complete events (``X``),
-instants (``i``), flow arrows (``s`` and ``f``) and names of tracks (``M``).
-Times given here are seconds on any one clock; the file counts microseconds
-from the earliest.
+Format: the JSON of the "Trace Event Format": complete events (``X``), instants
+(``i``), flow arrows (``s``, ``t`` and ``f``) and names of groups and tracks (``M``).
+A group is a process of that format, a track a thread. Times given here are seconds
+on any one clock; the file counts microseconds from the earliest.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-_PID: Final = 1
-_EVENTS_MAX: Final = 200_000  # what a browser still opens
+EVENTS_MAX: Final = 200_000  # what a browser still opens
 
 Values = Mapping[str, object]
 
@@ -24,26 +23,32 @@ Values = Mapping[str, object]
 class Track:
     """One row of the timeline: a vCPU, a process, the firmware."""
 
+    group: int
     number: int
     name: str
 
 
 @dataclass(slots=True)
 class Timeline:
-    """A timeline named ``title``. Tracks appear in the order in which they were first named.
+    """A timeline named ``title``. Tracks and groups appear in the order in which they were first
+    named.
 
     Beyond 200,000 events, later ones are dropped and ``dropped`` counts them.
     """
 
     title: str
     dropped: int = 0
-    _tracks: dict[str, Track] = field(default_factory=dict)
+    _groups: dict[str, int] = field(default_factory=dict)
+    _tracks: dict[tuple[int, str], Track] = field(default_factory=dict)
     _events: list[dict[str, object]] = field(default_factory=list)
     _arrows: int = 0
 
-    def track(self, name: str) -> Track:
-        """Return the track of this name."""
-        return self._tracks.setdefault(name, Track(len(self._tracks) + 1, name))
+    def track(self, name: str, group: str | None = None) -> Track:
+        """Return the track of this name in ``group``, by default the one named by the title."""
+        group = self.title if group is None else group
+        number = self._groups.setdefault(group, len(self._groups) + 1)
+        found = Track(number, len(self._tracks) + 1, name)
+        return self._tracks.setdefault((number, name), found)
 
     def slice(
         self, track: Track, name: str, start: float, end: float, values: Values | None = None
@@ -57,37 +62,53 @@ class Timeline:
         where = self._at(track, name, at)
         self._add({"ph": "i", "s": "t", **where, "args": dict(values or {})})
 
-    def arrow(self, name: str, start: tuple[Track, float], end: tuple[Track, float]) -> None:
-        """An arrow from a slice to a later one; each is a track and a time within the slice."""
+    def arrow(self, name: str, *points: tuple[Track, float]) -> None:
+        """An arrow from a slice to later ones; each point is a track and a time within the
+        slice.
+        """
         self._arrows += 1
-        same = {"cat": "flow", "id": self._arrows}
-        self._add({"ph": "s", **self._at(start[0], name, start[1]), **same})
-        self._add({"ph": "f", "bp": "e", **self._at(end[0], name, end[1]), **same})
+        same: dict[str, object] = {"cat": "flow", "id": self._arrows}
+        for number, (track, at) in enumerate(points):
+            end = number == len(points) - 1
+            phase = "s" if number == 0 else "f" if end else "t"
+            binding = {"bp": "e"} if number else {}
+            self._add({"ph": phase, **binding, **self._at(track, name, at), **same})
 
     def to_json(self) -> str:
         """Return the file's text."""
         times = [each["ts"] for each in self._events]
         begin = min((at for at in times if isinstance(at, float)), default=0.0)
-        names: list[dict[str, object]] = [
-            {"ph": "M", "pid": _PID, "name": "process_name", "args": {"name": self.title}}
-        ]
-        for track in self._tracks.values():
-            where = {"ph": "M", "pid": _PID, "tid": track.number}
-            names.append({**where, "name": "thread_name", "args": {"name": track.name}})
-            order = {"sort_index": track.number}
-            names.append({**where, "name": "thread_sort_index", "args": order})
         events = [
             {**each, "ts": round(at - begin, 3)}
             for each, at in zip(self._events, times, strict=True)
             if isinstance(at, float)
         ]
-        return json.dumps({"traceEvents": [*names, *events], "displayTimeUnit": "ms"})
+        return json.dumps({"traceEvents": [*self.names(), *events], "displayTimeUnit": "ms"})
+
+    def names(self) -> list[dict[str, object]]:
+        """Return the events that name the groups and tracks, and put them in order."""
+        names: list[dict[str, object]] = []
+        for name, number in self._groups.items() or {self.title: 1}.items():
+            where = {"ph": "M", "pid": number}
+            names.append({**where, "name": "process_name", "args": {"name": name}})
+            names.append({**where, "name": "process_sort_index", "args": {"sort_index": number}})
+        for track in self._tracks.values():
+            where = {"ph": "M", "pid": track.group, "tid": track.number}
+            names.append({**where, "name": "thread_name", "args": {"name": track.name}})
+            order = {"sort_index": track.number}
+            names.append({**where, "name": "thread_sort_index", "args": order})
+        return names
+
+    def take(self) -> Sequence[Mapping[str, object]]:
+        """Return the events so far, their times as given in microseconds, and forget them."""
+        events, self._events = self._events, []
+        return events
 
     def _at(self, track: Track, name: str, at: float) -> dict[str, object]:
-        return {"name": name, "pid": _PID, "tid": track.number, "ts": at * 1e6}
+        return {"name": name, "pid": track.group, "tid": track.number, "ts": at * 1e6}
 
     def _add(self, event: dict[str, object]) -> None:
-        if len(self._events) >= _EVENTS_MAX:
+        if len(self._events) >= EVENTS_MAX:
             self.dropped += 1
         else:
             self._events.append(event)

@@ -110,7 +110,7 @@ def _lines(path: Path, vmm: subprocess.Popen[str]) -> Iterator[AttestedEvent]:
             *whole, rest = (rest + data).split(b"\n")
             for line in map(json.loads, whole):
                 report, table = (base64.b64decode(line[name]) for name in ("report", "table"))
-                yield AttestedEvent(0.0, 0, line["errno"], report, table)
+                yield AttestedEvent(0.0, 0, line["errno"], report, table, 0.0, 0.0)
             if not data:
                 if ended:
                     return

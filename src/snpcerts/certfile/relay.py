@@ -10,13 +10,13 @@ from snpcerts.certfile import system
 from snpcerts.certfile.step import Performer, Steps, relayed
 
 
-def relay(through: Callable[[Any], Steps[Any]]) -> Performer:
-    """Return a performer that passes every step to ``through``.
+def relay(through: Callable[[Any], Steps[Any]], performer: Performer = system.perform) -> Performer:
+    """Return a performer that passes every step to ``through``, then to ``performer``.
 
     ``through(action)`` is a generator, see :func:`~snpcerts.certfile.step.relayed`.
     """
 
     def perform(steps: Steps[Any]) -> Any:
-        return system.perform(relayed(steps, through))
+        return performer(relayed(steps, through))
 
     return perform

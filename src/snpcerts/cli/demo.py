@@ -8,16 +8,19 @@ import json
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Final
 
 import click
 
+from snpcerts.cli.files import check_output, write_output
 from snpcerts.cli.say import present, say
 from snpcerts.cli.signals import EndedBySignalError, ends_cleanly
 
 if TYPE_CHECKING:
+    from snpcerts.demo.course import Course
     from snpcerts.demo.demo_event import Event
+    from snpcerts.demo.demo_host import EmulatedHost
     from snpcerts.demo.stage import DemoRun
     from snpcerts.demo.tally import RequestResult, Tally
 
@@ -67,9 +70,20 @@ _NEXT: Final = (
     help="Seed for the order of keys and the delays.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print only the counts, as one JSON object.")
+@click.option("--trace", metavar="FILE", help="Write a timeline of both runs, for ui.perfetto.dev.")
+@click.option(
+    "--picture", metavar="FILE", help="Draw the second in the middle of both runs, as an SVG."
+)
 @click.option("--break", "broken", type=click.Choice(_BREAKS), hidden=True)
 def command(
-    guests: int, updates: int, seconds: float, seed: int, as_json: bool, broken: str | None
+    guests: int,
+    updates: int,
+    seconds: float,
+    seed: int,
+    as_json: bool,
+    trace: str | None,
+    picture: str | None,
+    broken: str | None,
 ) -> int:
     """Run guests, firmware and updates together, without SNP hardware.
 
@@ -83,8 +97,11 @@ def command(
     stage = _Narrator(quiet=as_json, every=min(10.0, max(1.0, seconds / 10)))
     try:
         with ends_cleanly():
+            files = {"trace": trace, "picture": picture}
+            for path in filter(None, files.values()):
+                check_output(path)
             stage.say(_FIRST)
-            return _both_runs(stage, guests, updates, seconds, seed, as_json, broken)
+            return _both_runs(stage, guests, updates, seconds, seed, as_json, broken, files)
     except EndedBySignalError as ended:
         with contextlib.suppress(OSError):  # the terminal may be gone
             stage.break_line()
@@ -102,8 +119,10 @@ def _both_runs(
     seed: int,
     as_json: bool,
     broken: str | None,
+    files: Mapping[str, str | None],
 ) -> int:
     from snpcerts.demo.conclusion import conclusion
+    from snpcerts.demo.course import Course
     from snpcerts.demo.stage import DemoMachine, DemoRun, Script
     from snpcerts.temporary_directory import temporary_directory
 
@@ -117,7 +136,11 @@ def _both_runs(
             "Each VMM reads the file and\n"
             "   enters its guest, up to 30 ms later, as on a busy host."
         )
-        unlocked = stage.follow(DemoRun(folder / "unlocked", machine, script))
+        courses = [
+            Course(title, guests, machine.host.key_names)
+            for title in ("Without the lock", "With the lock")
+        ]
+        unlocked = stage.follow(DemoRun(folder / "unlocked", machine, script), courses[0])
         if unlocked.empty:
             stage.say(
                 "   Those were read in the middle of an update, which empties the file first."
@@ -129,10 +152,11 @@ def _both_runs(
         )
         if broken:
             stage.say(f"   --break {broken}: the VMMs are made wrong on purpose.")
-        locked = stage.follow(DemoRun(folder / "locked", machine, script))
+        locked = stage.follow(DemoRun(folder / "locked", machine, script), courses[1])
         stage.say(
             f"   No update waited for the VMMs longer than {locked.writer_wait_ms_max:.0f} ms."
         )
+    _write(stage, files, courses, (unlocked, locked), machine.host, seconds)
     verdict = conclusion(unlocked, locked)
     if as_json:
         counts = {**locked.to_json(), "without_lock": unlocked.to_json(), "verdict": verdict}
@@ -141,6 +165,30 @@ def _both_runs(
         stage.say(_NEXT)
         present(verdict)
     return 1 if locked.mismatched else 0
+
+
+def _write(
+    stage: _Narrator,
+    files: Mapping[str, str | None],
+    courses: Sequence[Course],
+    tallies: Sequence[Tally],
+    host: EmulatedHost,
+    seconds: float,
+) -> None:
+    """Write the timeline and the picture, where asked for."""
+    from snpcerts.demo.demo_timeline import timeline_of
+    from snpcerts.demo.picture import DemoRunShown, picture_of
+
+    if (path := files["trace"]) is not None:
+        timeline = timeline_of(courses, host.issued)
+        write_output(path, timeline.to_json().encode())
+        left_out = timeline.dropped + sum(each.left_out for each in courses)
+        some = f", without {left_out:,} later events" if left_out else ""
+        stage.say(f"\n{path}: the timeline{some}; open it at ui.perfetto.dev")
+    if (path := files["picture"]) is not None:
+        unlocked, locked = (DemoRunShown(*each) for each in zip(courses, tallies, strict=True))
+        write_output(path, picture_of(unlocked, locked, seconds).encode())
+        stage.say(f"\n{path}: one second of both runs")
 
 
 def _number(count: int, what: str) -> str:
@@ -197,8 +245,8 @@ class _Narrator:
         self._open = False
         click.echo(f" done in {time.monotonic() - start:.1f} s")
 
-    def follow(self, run: DemoRun) -> Tally:
-        """Follow a run to its end and print what happens."""
+    def follow(self, run: DemoRun, course: Course) -> Tally:
+        """Follow a run to its end, print what happens, and note it in ``course``."""
         from snpcerts.demo.conclusion import summary
         from snpcerts.demo.demo_event import AllUp
         from snpcerts.demo.tally import Tally
@@ -207,14 +255,16 @@ class _Narrator:
         with contextlib.closing(run.play()) as events:
             with self.waiting("   Starting them"):
                 for event in events:
-                    tally.count(event, run.host)
+                    course.note(event, tally.count(event, run.host))
                     if isinstance(event, AllUp):
                         break
             for event in events:
                 while event.at >= due:
                     self._say_counts(due, tally)
                     due += self._every
-                self._say_trouble(event, tally.count(event, run.host), tally)
+                result = tally.count(event, run.host)
+                course.note(event, result)
+                self._say_trouble(event, result, tally)
         self.say(f"   {summary(tally)}.")
         return tally
 

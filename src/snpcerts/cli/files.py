@@ -119,6 +119,17 @@ def write_output(path: str, data: bytes) -> None:
         raise RefusedError(f"{path}: cannot write: {_reason(error)}") from None
 
 
+def check_output(path: str) -> None:
+    """Raise now what :func:`write_output` would raise after long work. Writes nothing."""
+    try:
+        path_of_file = resolve(path)
+        if not _is_stream(path):
+            with tempfile.TemporaryFile(dir=os.path.dirname(path_of_file)):
+                pass
+    except (OSError, ValueError) as error:
+        raise RefusedError(f"{path}: cannot write: {_reason(error)}") from None
+
+
 def _is_stream(path: str) -> bool:
     """Whether ``path`` must be written in place rather than replaced; raise if neither is
     possible.

@@ -3,6 +3,7 @@
 
 ``stage`` starts the processes: ``vmm`` (or a ``broken`` reader) with its guest, and
 ``demo_writer``, on the host of ``demo_host``. They print each ``demo_event``, ``tally``
-counts the results, and ``conclusion`` says what they show. Imports ``emulator``, ``vmm``,
+counts the results, and ``conclusion`` says what they show. ``course`` is who did what when:
+``demo_timeline`` writes it for Perfetto, ``picture`` draws it. Imports ``emulator``, ``vmm``,
 ``host``, ``certfile``, ``verify``, ``endorsement`` and ``abi``.
 """

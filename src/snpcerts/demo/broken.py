@@ -2,7 +2,7 @@
 """VMMs that each make one mistake, to show its effect.
 
 ``no-lock`` is the reader of the demo's first run; both show that the demo can fail.
-Each runs the steps of the shipped protocol and changes one of them.
+Each runs the steps of the shipped protocol and changes one of them; ``performer`` performs them.
 """
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ from __future__ import annotations
 import threading
 from typing import Any
 
-from snpcerts.certfile import step
+from snpcerts.certfile import step, system
 from snpcerts.certfile.relay import relay
 from snpcerts.certfile.step import Performer, Steps
 
 
-def no_lock() -> Performer:
+def no_lock(performer: Performer = system.perform) -> Performer:
     """Skip taking the shared lock."""
 
     def through(action: Any) -> Steps[Any]:
@@ -23,10 +23,10 @@ def no_lock() -> Performer:
             return True
         return (yield action)
 
-    return relay(through)
+    return relay(through, performer)
 
 
-def no_handshake() -> Performer:
+def no_handshake(performer: Performer = system.perform) -> Performer:
     """Drop the lock before the firmware gets the request."""
     closed = threading.local()  # one performer serves many vCPUs at once
 
@@ -39,7 +39,7 @@ def no_handshake() -> Performer:
             return None
         return (yield action)
 
-    return relay(through)
+    return relay(through, performer)
 
 
 READERS = {"no-lock": no_lock, "no-handshake": no_handshake}

@@ -1,12 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """The events of a demo run.
 
-``at`` is in seconds since all guests were running.
+``at`` is in seconds since all guests were running: when the event became known. All other
+times are those of ``time.monotonic``, as the process measured them that they are about.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+
+from snpcerts.certfile.span import Span
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,6 +20,8 @@ class Answered:
     guest: int
     outcome: str  # a value of vmm.exit_service.Outcome
     detail: str | None
+    exited: float  # the exit for certificates
+    spans: tuple[Span, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +33,8 @@ class AttestedEvent:
     errno: int
     report: bytes
     table: bytes
+    start: float
+    end: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,13 +46,26 @@ class Updated:
     tcb: bytes
     waited: float  # seconds
     held: float  # seconds
+    spans: tuple[Span, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class FirmwareCommand:
+    """The firmware carried out a command; ``guest`` is the one that it served."""
+
+    at: float
+    name: str
+    guest: int | None
+    start: float
+    end: float
 
 
 @dataclass(frozen=True, slots=True)
 class AllUp:
-    """Every guest has got an answer: the run's time starts now."""
+    """Every guest has got an answer: the run's time starts now, which is ``now``."""
 
     at: float
+    now: float
 
 
-Event = AllUp | Answered | AttestedEvent | Updated
+Event = AllUp | Answered | AttestedEvent | Updated | FirmwareCommand

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, replace
 from typing import Self
 
@@ -18,6 +19,15 @@ from snpcerts.endorsement.anchors import Anchor, anchor_from_certificate
 
 
 @dataclass(frozen=True, slots=True)
+class IssueTime:
+    """When the emulated AMD made certificates; times are those of ``time.monotonic``."""
+
+    what: str
+    start: float
+    end: float
+
+
+@dataclass(frozen=True, slots=True)
 class EmulatedHost:
     """The firmware, the authority that certifies it, and a table for each TCB it may report.
 
@@ -29,6 +39,7 @@ class EmulatedHost:
     authority: EmulatedAuthority
     tcbs: tuple[TcbVersion, ...]
     tables: dict[TcbVersion, CertTable]
+    issued: tuple[IssueTime, ...] = ()
 
     @classmethod
     def create(cls, product: Product, tcbs: int = 4) -> Self:
@@ -41,8 +52,12 @@ class EmulatedHost:
         status = firmware.snp_platform_status()
         newest = TcbVersion.unpack(status.current_tcb, firmware.product.tcb_layout)
         levels = tuple(replace(newest, microcode=newest.microcode - i) for i in range(tcbs))
-        tables = {tcb: vcek_of(authority, firmware.chip, tcb).table() for tcb in levels}
-        return cls(firmware, authority, levels, tables)
+        tables, issued = {}, []
+        for tcb in levels:
+            start = time.monotonic()
+            tables[tcb] = vcek_of(authority, firmware.chip, tcb).table()
+            issued.append(IssueTime(key_name(tcb), start, time.monotonic()))
+        return cls(firmware, authority, levels, tables, tuple(issued))
 
     @property
     def anchor(self) -> Anchor:
@@ -58,6 +73,11 @@ class EmulatedHost:
         this host's.
         """
         return next((tcb for tcb, its in self.tables.items() if its == table), None)
+
+    @property
+    def key_names(self) -> dict[bytes, str]:
+        """The name of each key, by its TCB, 8 bytes; the first is the one at the start."""
+        return {tcb.pack(): key_name(tcb) for tcb in self.tcbs}
 
     def reported_tcb(self) -> TcbVersion:
         """Return the firmware's reported TCB."""

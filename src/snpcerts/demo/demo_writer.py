@@ -17,6 +17,7 @@ from pathlib import Path
 from snpcerts.abi.cert_table import CertTable
 from snpcerts.abi.psp import SnpConfig
 from snpcerts.certfile.file import CertFile
+from snpcerts.certfile.span import Span, timed
 from snpcerts.host.sev import Sev
 
 
@@ -27,7 +28,8 @@ def main(arguments: list[str]) -> None:
         bytes.fromhex(file.stem): CertTable.decode(file.read_bytes())
         for file in sorted(Path(folder).iterdir())
     }
-    certs = CertFile(path)
+    spans: list[Span] = []
+    certs = CertFile(path, timed(spans.append))
     choice = random.Random(seed)  # noqa: S311 (a schedule)
     with Sev() as sev:
         sys.stdin.readline()
@@ -49,7 +51,9 @@ def main(arguments: list[str]) -> None:
                 "tcb": tcb.hex(),
                 "waited": update.waited,
                 "held": update.held,
+                "spans": [each.to_json() for each in spans],
             }
+            spans.clear()
             print(json.dumps(line), flush=True)
 
 

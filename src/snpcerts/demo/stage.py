@@ -24,7 +24,15 @@ from typing import IO, Any, Final, Self
 
 from snpcerts.abi.product import Product
 from snpcerts.certfile.file import CertFile
-from snpcerts.demo.demo_event import AllUp, Answered, AttestedEvent, Event, Updated
+from snpcerts.certfile.span import Span
+from snpcerts.demo.demo_event import (
+    AllUp,
+    Answered,
+    AttestedEvent,
+    Event,
+    FirmwareCommand,
+    Updated,
+)
 from snpcerts.demo.demo_host import EmulatedHost
 from snpcerts.emulator.guest.script import REQUESTS_MAX, GuestScript
 from snpcerts.emulator.machine.enter import host_program, start_server
@@ -81,8 +89,10 @@ class DemoRun:
         self.path = folder / "certs.bin"
         self._tables = folder / "tables"
         self._outcomes = [folder / f"guest-{number}.jsonl" for number in range(script.guests)]
+        self._commands = folder / "commands.jsonl"
         self._script = script
         self._start = 0.0
+        self._pids: dict[int, int] = {}  # of a VMM's process -> its guest's number
 
     def play(self) -> Generator[Event]:
         """Publish the first table, run everything, and yield events as they happen."""
@@ -91,12 +101,15 @@ class DemoRun:
             (self._tables / f"{tcb.pack().hex()}.bin").write_bytes(table.encode())
         CertFile(str(self.path)).publish(self.host.table())
         with ExitStack() as stack:
-            stack.callback(_stop, start_server(self._home, detached=False))
+            server = start_server(self._home, detached=False, commands=self._commands)
+            stack.callback(_stop, server)
             watch = stack.enter_context(selectors.DefaultSelector())
             vmms = [self._vmm(number, stack) for number in range(self._script.guests)]
+            self._pids = {vmm.pid: number for number, vmm in enumerate(vmms)}
             writer = self._writer(stack)
-            sources = [_Lines(open(path, "rb")) for path in self._outcomes]  # noqa: SIM115 (below)
-            for source in sources:
+            sources = [_Lines(open(path, "rb")) for path in self._outcomes]  # noqa: SIM115 (closed below)
+            commands = _Lines(open(self._commands, "rb"))  # noqa: SIM115 (as above)
+            for source in (*sources, commands):
                 stack.callback(source.file.close)
             for number, process in enumerate((*vmms, writer)):
                 if process.stdout is not None:
@@ -104,7 +117,7 @@ class DemoRun:
                     watch.register(process.stdout, selectors.EVENT_READ, number)
             pipes = [_Lines(process.stdout) for process in (*vmms, writer) if process.stdout]
             yield from self._until_all_are_up(vmms, sources)
-            yield AllUp(self._now())
+            yield AllUp(self._now(), self._start)
             if writer.stdin is not None:
                 writer.stdin.write(b"go\n")
                 writer.stdin.flush()
@@ -116,6 +129,7 @@ class DemoRun:
                         watch.unregister(key.fileobj)
                     yield from (self._from_process(key.data, line) for line in lines)
                 yield from self._from_guests(sources)
+                yield from map(self._from_firmware, commands.read_once())
                 self._check(vmms)
             if writer.returncode:
                 raise RefusedError(f"the demo's writer ended with exit code {writer.returncode}")
@@ -129,6 +143,7 @@ class DemoRun:
                 source.ended = False
             while not all(source.ended for source in sources):
                 yield from self._from_guests(sources)
+            yield from map(self._from_firmware, commands)
 
     def _until_all_are_up(
         self, vmms: list[subprocess.Popen[bytes]], sources: list[_Lines]
@@ -189,15 +204,28 @@ class DemoRun:
 
     def _from_process(self, number: int, line: dict[str, Any]) -> Event:
         if number < self._script.guests:
-            return Answered(self._now(), number, line["outcome"], line["detail"])
-        tcb = bytes.fromhex(line["tcb"])
-        return Updated(self._now(), line["number"], tcb, line["waited"], line["held"])
+            return Answered(
+                self._now(), number, line["outcome"], line["detail"], line["exited"], _spans(line)
+            )
+        tcb, times = bytes.fromhex(line["tcb"]), (line["waited"], line["held"])
+        return Updated(self._now(), line["number"], tcb, *times, _spans(line))
+
+    def _from_firmware(self, line: dict[str, Any]) -> Event:
+        guest = self._pids.get(line["vmm"])
+        return FirmwareCommand(self._now(), line["name"], guest, line["start"], line["end"])
 
     def _from_guests(self, sources: list[_Lines]) -> Iterator[Event]:
         for number, source in enumerate(sources):
             for line in source.read_once():
                 report, table = (base64.b64decode(line[name]) for name in ("report", "table"))
-                yield AttestedEvent(self._now(), number, line["errno"], report, table)
+                end = line["ended"]
+                yield AttestedEvent(
+                    self._now(), number, line["errno"], report, table, end - line["seconds"], end
+                )
+
+
+def _spans(line: dict[str, Any]) -> tuple[Span, ...]:
+    return tuple(Span.from_json(each) for each in line["spans"])
 
 
 class _Lines:

@@ -13,8 +13,8 @@ import random
 import sys
 import time
 
-from snpcerts.certfile import system
 from snpcerts.certfile.file import CertFile
+from snpcerts.certfile.span import Span, timed
 from snpcerts.demo.broken import READERS
 from snpcerts.emulator.machine.vmm_program import run_vm
 from snpcerts.vmm.exit_service import ExitService, Served
@@ -27,7 +27,11 @@ def main(arguments: list[str]) -> None:
     """Run one VM until it ends or the parent process ends."""
     path, seed, *broken = arguments
     delays = random.Random(seed)  # noqa: S311 (a schedule)
-    performer = READERS[broken[0]]() if broken else system.perform
+    spans: list[Span] = []
+    exits: list[float] = []
+    performer = timed(spans.append)
+    if broken:
+        performer = READERS[broken[0]](performer)
     logging.disable()  # the JSON lines below contain everything
 
     def detour() -> None:
@@ -35,9 +39,16 @@ def main(arguments: list[str]) -> None:
         time.sleep(delays.uniform(0, longest))
 
     def tell(served: Served) -> None:
-        print(json.dumps(served.to_json()), flush=True)
+        times = {"exited": exits.pop(), "spans": [each.to_json() for each in spans]}
+        spans.clear()
+        print(json.dumps(served.to_json() | times), flush=True)
 
-    run_vm(ExitService(CertFile(path, performer)), before_reentry=detour, after=tell)
+    run_vm(
+        ExitService(CertFile(path, performer)),
+        at_exit=lambda: exits.append(time.monotonic()),
+        before_reentry=detour,
+        after=tell,
+    )
 
 
 if __name__ == "__main__":

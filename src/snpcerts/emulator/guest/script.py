@@ -9,6 +9,7 @@ import json
 import logging
 import os
 import signal
+import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from functools import partial
@@ -138,6 +139,7 @@ def _teller(vm: str, path: str | None) -> Callable[[ReportOutcome], None]:
             "exitinfo2": outcome.exitinfo2,
             "tries": outcome.tries,
             "seconds": round(outcome.seconds, 6),
+            "ended": time.monotonic(),
             "report": base64.b64encode(outcome.report).decode(),
             "table": base64.b64encode(_without_empty_pages(outcome.table)).decode(),
         }

@@ -11,6 +11,7 @@ from typing import Protocol
 from snpcerts.emulator.guest.sev_guest_device import GuestHolder
 from snpcerts.emulator.kvm.irqfd import Irqfds
 from snpcerts.emulator.psp.firmware import Firmware
+from snpcerts.emulator.psp.guest_context import GuestContext
 
 
 class HostedVm(GuestHolder, Protocol):
@@ -27,6 +28,10 @@ class HostedVm(GuestHolder, Protocol):
     @property
     def initialised(self) -> bool:
         """Whether it holds an ASID."""
+
+    @property
+    def context(self) -> GuestContext | None:
+        """Its guest, as the firmware knows it."""
 
 
 # SNP_POLICY_MASK_* that KVM takes: ABI version, SMT, the bit that must be one,

@@ -188,14 +188,20 @@ def _connect_to_server(home: PlatformHome) -> socket.socket:
     return peer
 
 
-def start_server(home: PlatformHome, *, detached: bool = True) -> subprocess.Popen[str]:
+def start_server(
+    home: PlatformHome, *, detached: bool = True, commands: Path | None = None
+) -> subprocess.Popen[str]:
     """Start the platform's server and wait until it serves.
 
     A ``detached`` server is not a child of this process and ends when it is no
-    longer used; otherwise it ends with this process or by SIGTERM.
+    longer used; otherwise it ends with this process or by SIGTERM. It appends a
+    JSON line to the file ``commands`` for each command of the firmware: ``name``,
+    ``start`` and ``end`` (seconds, monotonic), and ``vmm``, the process whose guest asked.
     """
     argv = [sys.executable, "-P", "-m", "snpcerts.emulator.machine.server", str(home.path)]
     argv.append("--detached" if detached else f"--parent={os.getpid()}")
+    if commands is not None:
+        argv.append(f"--commands={commands}")
     if home.temporary is not None:
         argv.append("--throw-away")
     with _log(home) as log:

@@ -6,11 +6,13 @@ the programs they start. It serves them all in one loop, and ends after the last
 program has ended or on SIGTERM. Started as ``python -m
 snpcerts.emulator.machine.server DIRECTORY``; with ``--throw-away`` it removes the
 directory when it ends, with ``--detached`` it is not a child of its starter, with
-``--parent=PID`` it runs until that process, its parent, ends.
+``--parent=PID`` it runs until that process, its parent, ends, and with
+``--commands=FILE`` it appends a JSON line to FILE for each command of the firmware.
 """
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import shutil
@@ -19,7 +21,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import IO, Any, Final
 
 from snpcerts.abi.kvm import SNP_REQ_CERTS_EXITS, ExitReason
 from snpcerts.emulator.frontdoor import seccomp
@@ -40,6 +42,7 @@ from snpcerts.emulator.machine.home import PlatformHome
 from snpcerts.emulator.machine.virtual_files import guest_files, host_files, host_inodes
 from snpcerts.emulator.psp.firmware import Firmware
 from snpcerts.emulator.psp.sev_device import SevDevice
+from snpcerts.emulator.psp.timed_firmware import TimedCommand, TimedFirmware
 from snpcerts.emulator.syscall.device import Caller
 from snpcerts.errors import InputError, RefusedError, SnpCertsError
 from snpcerts.printable import printable
@@ -53,11 +56,18 @@ IDLE_SECONDS: Final = 1.0
 class PlatformServer:
     """Serves one platform while it is in use."""
 
-    def __init__(self, home: PlatformHome, *, stays: bool = False) -> None:
+    def __init__(
+        self, home: PlatformHome, *, stays: bool = False, commands: IO[str] | None = None
+    ) -> None:
+        """``commands`` gets the JSON line of each firmware command."""
         self._home = home
         self._stays = stays
         self._asked_to_end = False
-        self._platform = Platform(home.firmware())
+        self._commands = commands
+        firmware = home.firmware()
+        self._platform = Platform(
+            firmware if commands is None else TimedFirmware.of(firmware, self._write_command)
+        )
         self._saved = self._platform.firmware.state
         self._supervisor = Supervisor()
         self._programs = 0
@@ -82,6 +92,18 @@ class PlatformServer:
     def end(self) -> None:
         """Make :meth:`run` return. Calls of running programs then fail."""
         self._asked_to_end = True
+
+    def _write_command(self, command: TimedCommand) -> None:
+        owners = (vm.owner for vm in self._platform.vms.values() if vm.context is command.guest)
+        line = {
+            "name": command.name,
+            "start": command.start,
+            "end": command.end,
+            "vmm": None if command.guest is None else next(owners, None),
+        }
+        if self._commands is not None:
+            self._commands.write(json.dumps(line) + "\n")
+            self._commands.flush()
 
     def _save(self) -> None:
         state = self._platform.firmware.state
@@ -244,13 +266,15 @@ def main(arguments: list[str]) -> int:
     directory, *options = arguments
     home = PlatformHome(Path(directory))
     parent = next((int(each[9:]) for each in options if each.startswith("--parent=")), None)
+    told = next((each[11:] for each in options if each.startswith("--commands=")), None)
     if parent is not None:
         end_with_parent(parent, signal.SIGTERM)
     elif "--detached" in options:
         leave_parent()
     logging.basicConfig(format="%(asctime)s %(message)s", level=logging.INFO)
     try:
-        server = PlatformServer(home, stays=parent is not None)
+        commands = None if told is None else open(told, "a", encoding="ascii")  # noqa: SIM115 (until the end)
+        server = PlatformServer(home, stays=parent is not None, commands=commands)
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, lambda *_: server.end())
     except SnpCertsError as error:  # there may be another one, and the platform is that one's

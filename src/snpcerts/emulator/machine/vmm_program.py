@@ -47,13 +47,14 @@ class SystemCalls:
 def run_vm(
     service: ExitService,
     *,
+    at_exit: Callable[[], None] = lambda: None,
     before_reentry: Callable[[], None] = lambda: None,
     after: Callable[[Served], None] = lambda _: None,
 ) -> None:
     """Run one VM of one vCPU until it shuts down, its certificates served by ``service``.
 
-    ``before_reentry`` is called between an answer and its KVM_RUN, ``after``
-    when the request is over.
+    ``at_exit`` is called at each request, ``before_reentry`` between an answer and its
+    KVM_RUN, ``after`` when the request is over.
     """
     vm = build_vm(SystemCalls())
     memory = MappedMemory([(vm.base, memoryview(vm.memory))])
@@ -70,6 +71,7 @@ def run_vm(
             continue
         if not run.asks_for_certs:
             return
+        at_exit()
         after(service.serve(run, memory, reenter))
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import struct
 import threading
 from dataclasses import replace
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, Self
 
 from cryptography.hazmat.primitives.asymmetric import ec
 
@@ -202,7 +202,7 @@ class Firmware:
             return write_platform(self._platform)
 
     @classmethod
-    def from_state(cls, saved: dict[str, Any]) -> Firmware:
+    def from_state(cls, saved: dict[str, Any]) -> Self:
         """Create the platform that :meth:`save_state` described, without guests.
 
         Raises :class:`snpcerts.errors.InputError` when ``saved`` is not such a description.

@@ -1,0 +1,164 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Times what the protocol does: how long it waits for the lock, and what it does under it.
+
+A span never says more than what was so: a lock's begins after the lock was granted and
+ends before it is dropped. Times are those of ``time.monotonic``, one clock for all processes
+of a machine.
+"""
+
+from __future__ import annotations
+
+import enum
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+from snpcerts.certfile import step, system
+from snpcerts.certfile.reader import Busy
+from snpcerts.certfile.relay import relay
+from snpcerts.certfile.step import Performer, Steps
+
+
+class SpanKind(enum.StrEnum):
+    """What lasted that long."""
+
+    LOCK_WAIT = "lock wait"
+    LOCK_HELD = "lock held"
+    TABLE = "certificates in use"  # from their reading until the firmware has the request
+    REENTRY = "KVM_RUN"  # the re-entry that carries the answer
+    CHANGE = "change"  # the writer's firmware command, and its choice of the new table
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Something that lasted from ``start`` to ``end``, in seconds; ``path`` is of the file."""
+
+    kind: SpanKind
+    start: float
+    end: float
+    path: str | None = None
+
+    def to_json(self) -> list[object]:
+        """Return the fields as JSON values."""
+        return [self.kind.value, self.start, self.end, self.path]
+
+    @classmethod
+    def from_json(cls, values: list[Any]) -> Self:
+        """Read what :meth:`to_json` wrote."""
+        kind, start, end, path = values
+        return cls(SpanKind(kind), start, end, path)
+
+
+Tell = Callable[[Span], None]
+
+
+def timed(tell: Tell, performer: Performer = system.perform) -> Performer:
+    """Return a performer that passes on every step to ``performer``, and tells of the spans.
+
+    ``tell`` is called in the performing thread, some calls with the lock held.
+    """
+
+    def perform(steps: Steps[Any]) -> Any:
+        watch = _StepTimer(tell)
+        try:
+            return relay(watch.through, performer)(steps)
+        finally:
+            watch.give_up()
+
+    return perform
+
+
+@dataclass(slots=True)
+class _StepTimer:
+    """What one run of the protocol has done so far."""
+
+    tell: Tell
+    waits_since: float | None = None
+    tried_in_vain: bool = False
+    turns: set[int] = field(default_factory=set)
+    paths: dict[int, str] = field(default_factory=dict)
+    granted: dict[int, float] = field(default_factory=dict)  # descriptor -> since when
+    last_grant: float = 0.0
+    changed: bool = False
+    read_at: float | None = None
+
+    def through(self, action: Any) -> Steps[Any]:
+        match action:
+            case step.OpenRead(path=path) | step.OpenWrite(path=path) | step.Create(path=path):
+                fd = yield action
+                self.paths[fd] = path
+                return fd
+            case step.Rename(source=source, target=target):
+                for fd in [fd for fd, path in self.paths.items() if path == source]:
+                    self.paths[fd] = target
+            case step.OpenOrCreate():
+                fd = yield action
+                self.turns.add(fd)
+                return fd
+            case step.LockShared(fd=fd) | step.LockExclusive(fd=fd):
+                return (yield from self._lock(action, fd))
+            case step.Read():
+                self.read_at = time.monotonic()
+            case step.Deliver(found=Busy()):
+                self._end_wait(time.monotonic())
+            case step.Handshake(fd=fd):
+                return (yield from self._reenter(action, fd is not None))
+            case step.Change():
+                return (yield from self._change(action))
+            case step.Close(fd=fd):
+                self._close(fd)
+        return (yield action)
+
+    def _lock(self, action: Any, fd: int) -> Steps[Any]:
+        if self.waits_since is None:
+            self.waits_since = time.monotonic()
+        granted = yield action
+        now = time.monotonic()
+        if not granted:
+            self.tried_in_vain = True
+        elif fd not in self.turns:
+            self.granted[fd] = self.last_grant = now
+            if isinstance(action, step.LockShared):
+                if self.tried_in_vain:
+                    self._end_wait(now)
+                self.waits_since, self.tried_in_vain = None, False
+        return granted
+
+    def _end_wait(self, now: float) -> None:
+        if self.waits_since is not None:
+            self.tell(Span(SpanKind.LOCK_WAIT, self.waits_since, now))
+        self.waits_since, self.tried_in_vain = None, False
+
+    def give_up(self) -> None:
+        """Tell of a wait that ended without the lock."""
+        if self.tried_in_vain:
+            self._end_wait(time.monotonic())
+
+    def _reenter(self, action: Any, has_table: bool) -> Steps[Any]:
+        start = time.monotonic()
+        try:
+            return (yield action)
+        finally:
+            now = time.monotonic()
+            self.tell(Span(SpanKind.REENTRY, start, now))
+            if has_table and self.read_at is not None:
+                self.tell(Span(SpanKind.TABLE, self.read_at, now))
+
+    def _change(self, action: Any) -> Steps[Any]:
+        if not self.changed:
+            self._end_wait(self.last_grant)
+            self.changed = True
+            self.granted = dict.fromkeys(self.granted, self.last_grant)
+        start = time.monotonic()
+        try:
+            return (yield action)
+        finally:
+            self.tell(Span(SpanKind.CHANGE, start, time.monotonic()))
+
+    def _close(self, fd: int) -> None:
+        since, path = self.granted.pop(fd, None), self.paths.pop(fd, None)
+        self.turns.discard(fd)
+        # A writer holds the certificate file once it has every lock that it needs.
+        if since is not None and (self.changed or self.waits_since is None):
+            self.tell(Span(SpanKind.LOCK_HELD, since, time.monotonic(), path))

@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A firmware that tells when it carried out which command."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from snpcerts.abi.psp import SnpConfig, SnpPlatformStatus
+from snpcerts.emulator.psp.firmware import Firmware
+from snpcerts.emulator.psp.guest_context import GuestContext
+
+
+@dataclass(frozen=True, slots=True)
+class TimedCommand:
+    """One command. Times are in seconds, of ``time.monotonic``; ``guest`` is the one that it
+    served.
+    """
+
+    name: str
+    start: float
+    end: float
+    guest: GuestContext | None = None
+
+
+class TimedFirmware(Firmware):
+    """Calls ``tell`` after each command that concerns keys and reports, refused ones too."""
+
+    tell: Callable[[TimedCommand], None] = staticmethod(lambda _: None)
+
+    @classmethod
+    def of(cls, firmware: Firmware, tell: Callable[[TimedCommand], None]) -> TimedFirmware:
+        """Return the same platform, without guests, that tells of its commands."""
+        timed = cls.from_state(firmware.save_state())
+        timed.tell = tell
+        return timed
+
+    @contextmanager
+    def _timed(self, name: str, guest: GuestContext | None = None) -> Iterator[None]:
+        start = time.monotonic()
+        try:
+            yield
+        finally:
+            self.tell(TimedCommand(name, start, time.monotonic(), guest))
+
+    def snp_platform_status(self) -> SnpPlatformStatus:
+        """Time :meth:`Firmware.snp_platform_status`."""
+        with self._timed("SNP_PLATFORM_STATUS"):
+            return super().snp_platform_status()
+
+    def snp_commit(self) -> None:
+        """Time :meth:`Firmware.snp_commit`."""
+        with self._timed("SNP_COMMIT"):
+            super().snp_commit()
+
+    def snp_set_config(self, config: SnpConfig) -> None:
+        """Time :meth:`Firmware.snp_set_config`."""
+        with self._timed("SNP_CONFIG"):
+            super().snp_set_config(config)
+
+    def snp_vlek_load(self, blob: bytes) -> None:
+        """Time :meth:`Firmware.snp_vlek_load`."""
+        with self._timed("SNP_VLEK_LOAD"):
+            super().snp_vlek_load(blob)
+
+    def guest_request(self, context: GuestContext, page: bytes) -> bytes:
+        """Time :meth:`Firmware.guest_request`."""
+        with self._timed("SNP_GUEST_REQUEST", context):
+            return super().guest_request(context, page)
