@@ -63,7 +63,7 @@ $(VENV)/.run: $(BIN)/python pyproject.toml hatch_build.py native/shim.c native/k
 	@touch $@
 
 $(VENV)/.dev: $(BIN)/python pyproject.toml hatch_build.py native/shim.c native/kvm_abi.h
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev,mirror]'
 	@touch $@ $(VENV)/.run
 
 $(VENV)/.docs: $(VENV)/.dev

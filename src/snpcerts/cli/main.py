@@ -30,6 +30,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "report": ("report", "Print an attestation report in readable form."),
     "lock": ("lock", "Hold a certificate file's lock, as an update does."),
     "kds": ("kds", "Fetch certificates from AMD's key server; keep only what verifies."),
+    "mirror": ("mirror", "Mirror AMD's key server for a fleet of hosts."),
     "run": ("run", "Run a VMM so that its SNP guests get certificates."),
     "guest": ("guest", "Attest from inside an SNP guest."),
     "emulate": ("emulate", "Run programs on an emulated SNP platform, unmodified."),

@@ -48,13 +48,17 @@ _MAX_REDIRECTS: Final = 3
 
 
 @dataclass(frozen=True, slots=True)
-class _Failed:
-    """A failed try that may succeed later."""
+class FailedRequest:
+    """A failed try that may succeed later.
 
-    result: str  # for the counter
+    ``result`` is a key of :attr:`KdsClient.results`. ``retry_after`` is what the server named, in
+    seconds. Without ``again`` another try soon would meet the same problem.
+    """
+
+    result: str
     problem: str
     retry_after: float | None = None
-    again: bool = True  # within this call
+    again: bool = True
 
     @property
     def throttled(self) -> bool:
@@ -161,6 +165,20 @@ class KdsClient:
                     continue
             self._wait(asked, pause)
 
+    def ask_once(
+        self, resource: Resource, read: Callable[[bytes], T], *, limit: float
+    ) -> T | FailedRequest:
+        """Make one request, now, within ``limit`` seconds: for a caller that keeps its own queue
+        and pace. Raises as :meth:`get` does for an answer that is final.
+        """
+        since = self.clock.now()
+        answer = self._try(_Asked(resource, read, since, since + limit, limit, 1, patient=False))
+        if isinstance(answer, FailedRequest):
+            self._count(answer.result)
+            return answer
+        self._count("ok")
+        return answer.value
+
     def _pause(self, turn: Turn, asked: _Asked[T]) -> _BackOff | None:
         """Return what to wait for, if anything; raise the error that another process got for the
         same resource.
@@ -200,13 +218,13 @@ class KdsClient:
         if asked.paced:
             state.asking = started
             turn.save()
-        answer: _Received[T] | _Failed | KdsError
+        answer: _Received[T] | FailedRequest | KdsError
         try:
             answer = self._try(asked)
         except (KdsUnavailableError, KdsNotFoundError, KdsUntrustedError) as error:
             answer = error  # an answer, and it is final
         now = again_at = self.clock.now()
-        failed = answer if isinstance(answer, _Failed) else None
+        failed = answer if isinstance(answer, FailedRequest) else None
         if asked.paced:
             state.asking = None
             if failed is None:
@@ -221,7 +239,7 @@ class KdsClient:
             state.failures.pop(path, None)
             turn.save()
             return answer
-        if isinstance(answer, _Failed):
+        if isinstance(answer, FailedRequest):
             over = not answer.again or count >= asked.tries
             problem = answer.problem
             final: KdsError = self._unavailable(asked, problem, again_at - now, answer)
@@ -235,7 +253,7 @@ class KdsClient:
             raise final
         return None
 
-    def _hold_off(self, state: ServerState, failed: _Failed, count: int, now: float) -> float:
+    def _hold_off(self, state: ServerState, failed: FailedRequest, count: int, now: float) -> float:
         """Return the seconds until this may be requested again; after a 429, until anything may."""
         if not failed.throttled:
             return self.policy.wait_after(count, failed.retry_after)
@@ -264,7 +282,7 @@ class KdsClient:
         self.clock.sleep(pause.wait)
 
     def _unavailable(
-        self, asked: _Asked[T], problem: str, wait: float, failed: _Failed | None = None
+        self, asked: _Asked[T], problem: str, wait: float, failed: FailedRequest | None = None
     ) -> KdsUnavailableError:
         """``failed`` is the last try; the time that it names is passed on."""
         named = failed is None or failed.throttled or failed.retry_after is not None
@@ -279,7 +297,7 @@ class KdsClient:
         with self._lock:
             self._results[result] += 1
 
-    def _try(self, asked: _Asked[T]) -> _Received[T] | _Failed:
+    def _try(self, asked: _Asked[T]) -> _Received[T] | FailedRequest:
         import httpx2
 
         resource = asked.resource
@@ -288,12 +306,12 @@ class KdsClient:
         try:
             status, headers, body = self._exchange(f"{self.url}/{resource.path}", deadline)
         except _NotOursError as error:
-            return _Failed(error.result, str(error), again=False)
+            return FailedRequest(error.result, str(error), again=False)
         except (httpx2.HTTPError, httpx2.InvalidURL, httpx2.StreamError, OSError) as error:
             said = str(error) or type(error).__name__
             if time.monotonic() >= deadline:
                 said = f"it took longer than {min(asked.budget, self.policy.request):.0f} s"
-            return _Failed("unreachable", said)
+            return FailedRequest("unreachable", said)
         if status == 404:
             self._count("not-found")
             raise KdsNotFoundError(
@@ -304,11 +322,11 @@ class KdsClient:
             )
         retry_after = parse_retry_after(headers.get("retry-after"), headers.get("date"))
         if status == 429:
-            return _Failed("throttled", "it answered 429, too many requests", retry_after)
+            return FailedRequest("throttled", "it answered 429, too many requests", retry_after)
         if status >= 500 or status in (408, 425):
-            return _Failed("server-error", f"it answered {status}", retry_after)
+            return FailedRequest("server-error", f"it answered {status}", retry_after)
         if status != 200:
-            return _Failed(
+            return FailedRequest(
                 "refused",
                 f"it answered {status}; is there a proxy or another server in between?",
                 again=False,
@@ -320,7 +338,7 @@ class KdsClient:
             raise
         except FormatError as error:
             log.info("%s: body of %d bytes: %s", resource, len(body), error)
-            return _Failed(
+            return FailedRequest(
                 "unreadable",
                 f"it answered 200 with something else ({error}), perhaps an error page",
             )

@@ -1,0 +1,21 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``snpcerts mirror``: one key server for a fleet."""
+
+from __future__ import annotations
+
+import click
+
+from snpcerts.cli.mirror.serve import serve
+
+
+@click.group()
+def command() -> None:
+    """Mirror AMD's key server for a fleet: ask for each certificate once.
+
+    AMD's server gives one address about one VCEK in ten seconds. The mirror keeps that pace for all
+    hosts behind it, keeps what verifies, and serves it by AMD's own URLs.
+    """
+
+
+for _each in (serve,):
+    command.add_command(_each)

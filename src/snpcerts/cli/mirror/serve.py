@@ -1,0 +1,171 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``snpcerts mirror serve``."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import sys
+from typing import TYPE_CHECKING
+
+import click
+
+from snpcerts.cli.files import read_input
+from snpcerts.cli.say import say_line
+from snpcerts.cli.source_options import ANCHOR, anchors_of
+from snpcerts.errors import InputError, UsageError
+from snpcerts.kds.url import AMD_URL
+
+if TYPE_CHECKING:
+    from snpcerts.mirror.api import Tokens
+
+DATABASE = click.option(
+    "--database",
+    metavar="URL",
+    default="sqlite:////var/lib/snpcerts/mirror.db",
+    show_default=True,
+    envvar="SNPCERTS_MIRROR_DATABASE",
+    help="Database: sqlite:///PATH for one instance, postgresql://USER@HOST/NAME for several. The "
+    "variable SNPCERTS_MIRROR_DATABASE hides a password from the list of processes.",
+)
+
+
+@click.command()
+@DATABASE
+@click.option(
+    "--listen",
+    metavar="[HOST:]PORT",
+    default="127.0.0.1:8180",
+    show_default=True,
+    help="Where to serve. Port 0 takes a free one.",
+)
+@click.option(
+    "--upstream", metavar="URL", default=AMD_URL, show_default=True, help="Key server or mirror."
+)
+@ANCHOR
+@click.option(
+    "--gap",
+    type=click.FloatRange(0, 3600),
+    metavar="SECONDS",
+    help="Least time between two VCEKs. [default: 10 for AMD's server, 0 for another]",
+)
+@click.option(
+    "--patience",
+    type=click.FloatRange(0, 300),
+    default=15.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="How long a caller is held whose certificate is being fetched.",
+)
+@click.option(
+    "--unknown-chips",
+    type=click.Choice(["open", "enrolled"]),
+    default="open",
+    show_default=True,
+    help="Fetch also for chips of which no host has announced itself, or not.",
+)
+@click.option(
+    "--budget",
+    type=click.IntRange(1, 10_000),
+    default=16,
+    show_default=True,
+    metavar="COUNT",
+    help="How many unknown chips an address may have in the queue.",
+)
+@click.option("--agent-token-file", metavar="FILE", help="Tokens of the hosts' agents, one a line.")
+@click.option("--admin-token-file", metavar="FILE", help="Tokens of operators, one a line.")
+@click.option("--tls-cert", metavar="FILE", help="Serve TLS with this certificate chain (PEM).")
+@click.option("--tls-key", metavar="FILE", help="Its private key (PEM).")
+@click.option(
+    "--forwarded-from",
+    metavar="ADDRESSES",
+    help="Believe X-Forwarded-For of these proxies' addresses (comma-separated).",
+)
+def serve(
+    database: str,
+    listen: str,
+    upstream: str,
+    anchors: tuple[str, ...],
+    gap: float | None,
+    patience: float,
+    unknown_chips: str,
+    budget: int,
+    agent_token_file: str | None,
+    admin_token_file: str | None,
+    tls_cert: str | None,
+    tls_key: str | None,
+    forwarded_from: str | None,
+) -> None:
+    """Serve certificates from the database, and fetch those that are missing.
+
+    Runs until SIGINT or SIGTERM. Several instances may share one PostgreSQL database.
+    """
+    imported("snpcerts.mirror.serving")
+    if (tls_cert is None) != (tls_key is None):
+        raise UsageError("--tls-cert and --tls-key are given together")
+    host, port = _address(listen)
+    for path in (tls_cert, tls_key):
+        if path is not None:
+            read_input(path)
+    from snpcerts.mirror.service import CallerLimits
+    from snpcerts.mirror.serving import ServeOptions
+    from snpcerts.mirror.serving import serve as run
+
+    options = ServeOptions(
+        database=database,
+        host=host,
+        port=port,
+        upstream=upstream,
+        anchors=anchors_of(anchors),
+        gap=gap,
+        limits=CallerLimits(patience, budget, unknown_chips == "enrolled"),
+        tokens=_tokens(agent_token_file, admin_token_file),
+        certificate=tls_cert,
+        key=tls_key,
+        forwarded_from=forwarded_from,
+    )
+    logging.basicConfig(
+        stream=sys.stderr, level=logging.WARNING, format="snpcerts: %(levelname)s: %(message)s"
+    )
+    run(options, lambda url: say_line(f"serving {url}"))
+
+
+def imported(module: str) -> None:
+    """Import a module of the mirror; say which packages are missing if they are."""
+    try:
+        importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.startswith("snpcerts"):
+            raise
+        raise UsageError(
+            f"the mirror needs the Python package {error.name.partition('.')[0]}",
+            hint="pip install 'snpcerts[mirror]'",
+        ) from None
+
+
+def _address(listen: str) -> tuple[str, int]:
+    host, _, port = listen.rpartition(":")
+    if not port.isascii() or not port.isdigit() or int(port) > 65535:
+        raise UsageError(f"--listen {listen!r}: must be PORT or HOST:PORT")
+    return host.strip("[]") or "127.0.0.1", int(port)
+
+
+def _tokens(agent: str | None, admin: str | None) -> Tokens:
+    from snpcerts.mirror.api import Tokens
+
+    return Tokens(_token_file(agent), _token_file(admin))
+
+
+def _token_file(path: str | None) -> tuple[str, ...]:
+    if path is None:
+        return ()
+    try:
+        lines = read_input(path).decode("ascii").split()
+    except UnicodeDecodeError:
+        raise InputError(f"{path}: has bytes that are not ASCII") from None
+    if not lines or any(len(each) < 16 for each in lines):
+        raise InputError(
+            f"{path}: must have one token a line, of 16 characters at least",
+            hint="as 'openssl rand -hex 32' makes them",
+        )
+    return tuple(lines)

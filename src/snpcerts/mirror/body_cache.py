@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Keeps recent answers in memory, by the request's bytes as they came: a hit reads no URL twice.
+
+Bounded in bytes, so that the size of the process does not follow the size of the database.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import Final
+
+MAX_BYTES: Final = 16 << 20
+_OVERHEAD: Final = 1500  # of an entry's objects, roughly
+
+
+@dataclass(frozen=True, slots=True)
+class KeptAnswer:
+    """A good answer. ``until`` is the time, in seconds since the epoch, up to which it may be
+    given.
+    """
+
+    kind: str
+    body: bytes
+    etag: bytes
+    headers: tuple[tuple[bytes, bytes], ...]
+    until: float
+
+
+class BodyCache:
+    """The last answers. For one thread."""
+
+    def __init__(self, limit: int = MAX_BYTES) -> None:
+        self._limit = limit
+        self._size = 0
+        self._kept: OrderedDict[bytes, KeptAnswer] = OrderedDict()
+
+    def get(self, target: bytes, now: float) -> KeptAnswer | None:
+        """Return the answer to a target; None if there is none or its time is over."""
+        found = self._kept.get(target)
+        if found is None:
+            return None
+        if found.until <= now:
+            self._drop(target)
+            return None
+        self._kept.move_to_end(target)
+        return found
+
+    def put(self, target: bytes, answer: KeptAnswer) -> None:
+        """Keep an answer; the oldest ones make room."""
+        self._drop(target)
+        self._kept[target] = answer
+        self._size += _weight(target, answer)
+        while self._size > self._limit:
+            self._drop(next(iter(self._kept)))
+
+    def _drop(self, target: bytes) -> None:
+        found = self._kept.pop(target, None)
+        if found is not None:
+            self._size -= _weight(target, found)
+
+
+def _weight(target: bytes, answer: KeptAnswer) -> int:
+    return len(target) + len(answer.body) + _OVERHEAD

@@ -1,0 +1,190 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Opens the mirror's database, SQLite or PostgreSQL: connections, transactions, the clock, errors.
+
+SQLite is for one instance. A write takes the database's lock when it begins (BEGIN IMMEDIATE), so
+that two never fail halfway. PostgreSQL is for several instances, which share nothing else.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Final
+
+from sqlalchemy import Connection, Engine, Table, create_engine, event, text
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.engine import URL, make_url
+from sqlalchemy.exc import ArgumentError, SQLAlchemyError
+
+from snpcerts.errors import InputError, RetryLaterError, UsageError
+from snpcerts.mirror.migrations import NEWEST, migrate, version
+
+CHANNEL: Final = "snpcerts_mirror"  # of LISTEN and NOTIFY
+
+_CONNECT: Final = 5  # seconds
+_BUSY: Final = 5_000  # milliseconds to wait for SQLite's lock
+_STATEMENT: Final = 10_000  # milliseconds
+_CLOCKS: Final = {
+    "sqlite": "SELECT (julianday('now') - 2440587.5) * 86400.0",
+    "postgresql": "SELECT CAST(extract(epoch FROM clock_timestamp()) AS double precision)",
+}
+
+
+class DatabaseUnavailableError(RetryLaterError):
+    """The database does not answer, is full, is read-only, or is locked by another process."""
+
+    code = "mirror-database"
+
+
+class MirrorDatabase:
+    """The database at a URL: ``sqlite:///PATH`` or ``postgresql://USER@HOST/NAME``.
+
+    ``clock`` replaces the database's own clock; it returns seconds since the epoch. Thread-safe.
+    Raises :class:`UsageError` for another URL.
+    """
+
+    def __init__(self, url: str, *, clock: Callable[[], float] | None = None) -> None:
+        parsed = _parsed(url)
+        self.name = parsed.render_as_string(hide_password=True)
+        self._clock = clock
+        self.is_sqlite = parsed.get_backend_name() == "sqlite"
+        self.engine = _sqlite(parsed) if self.is_sqlite else _postgresql(parsed)
+
+    def prepare(self) -> None:
+        """Create or migrate the tables.
+
+        Raises :class:`RefusedError` for a database of a newer release, and
+        :class:`DatabaseUnavailableError`.
+        """
+        with self.write() as connection:
+            migrate(connection)
+
+    def check(self) -> None:
+        """Raise :class:`DatabaseUnavailableError` unless it answers and has our tables."""
+        with self.read() as connection:
+            found = version(connection)
+        if found != NEWEST:
+            raise DatabaseUnavailableError(
+                f"{self.name}: its schema is {found}, must be {NEWEST}",
+                hint="restart the mirror; if the schema is newer, upgrade it",
+            )
+
+    @contextlib.contextmanager
+    def read(self) -> Iterator[Connection]:
+        """Yield a connection within a transaction that only reads."""
+        with self._errors(), self.engine.connect() as connection:
+            yield connection
+
+    @contextlib.contextmanager
+    def write(self) -> Iterator[Connection]:
+        """Yield a connection within a transaction, committed at the block's end."""
+        with (
+            self._errors(),
+            self.engine.connect().execution_options(snpcerts_writes=True) as connection,
+            connection.begin(),
+        ):
+            yield connection
+
+    def now(self, connection: Connection) -> float:
+        """Return the database's time, in seconds since the epoch."""
+        if self._clock is not None:
+            return self._clock()
+        return float(connection.exec_driver_sql(_CLOCKS[self.engine.dialect.name]).scalar_one())
+
+    def notify(self, connection: Connection, resource: str) -> None:
+        """Tell the other instances, when the transaction commits, that a resource has changed."""
+        if not self.is_sqlite:
+            connection.execute(
+                text("SELECT pg_notify(:channel, :resource)"),
+                {"channel": CHANNEL, "resource": resource},
+            )
+
+    def close(self) -> None:
+        """Close the connections."""
+        self.engine.dispose()
+
+    @contextlib.contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            yield
+        except SQLAlchemyError as error:
+            said = str(getattr(error, "orig", None) or error).strip().splitlines()
+            reason = said[0] if said else type(error).__name__
+            raise DatabaseUnavailableError(
+                f"{self.name}: {reason}", hint="the mirror goes on when the database answers"
+            ) from error
+
+
+def insert(connection: Connection, table: Table) -> postgresql.Insert | sqlite.Insert:
+    """Return an INSERT that can have an ON CONFLICT clause."""
+    if connection.dialect.name == "sqlite":
+        return sqlite.insert(table)
+    return postgresql.insert(table)
+
+
+def _parsed(url: str) -> URL:
+    try:
+        parsed = make_url(url)
+    except (ArgumentError, ValueError):
+        raise UsageError("--database is not a URL", hint=_HINT) from None
+    if parsed.drivername in ("postgresql", "postgres", "postgresql+psycopg"):
+        return parsed.set(drivername="postgresql+psycopg")
+    if parsed.drivername == "sqlite" and parsed.database:
+        return parsed
+    raise UsageError(f"--database of kind {parsed.drivername!r}", hint=_HINT)
+
+
+_HINT: Final = "as in sqlite:////var/lib/snpcerts/mirror.db or postgresql://user@host/name"
+
+
+def _sqlite(url: URL) -> Engine:
+    folder = Path(url.database or "").parent
+    if not folder.is_dir():
+        raise InputError(f"{folder}: is not a directory", hint="create it for the database")
+    engine = create_engine(
+        url, pool_size=8, max_overflow=8, connect_args={"check_same_thread": False}
+    )
+
+    @event.listens_for(engine, "connect")
+    def connected(connection: Any, _record: object) -> None:
+        # Transactions are ours: the driver begins none.
+        connection.isolation_level = None
+        for pragma in (
+            f"busy_timeout = {_BUSY}",
+            "journal_mode = WAL",
+            "synchronous = FULL",
+            "cache_size = -4096",  # 4 MiB
+        ):
+            connection.execute(f"PRAGMA {pragma}")
+
+    @event.listens_for(engine, "begin")
+    def began(connection: Connection) -> None:
+        writes = connection.get_execution_options().get("snpcerts_writes", False)
+        connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+
+    return engine
+
+
+def _postgresql(url: URL) -> Engine:
+    # A process that is stopped within a transaction must not stop the others.
+    limits = (
+        f"-c statement_timeout={_STATEMENT} -c lock_timeout={_BUSY} "
+        f"-c idle_in_transaction_session_timeout={_STATEMENT}"
+    )
+    given = url.query.get("options")
+    options = f"{given} {limits}" if isinstance(given, str) else limits
+    return create_engine(
+        url,
+        pool_size=8,
+        max_overflow=8,
+        pool_timeout=_CONNECT,
+        pool_pre_ping=True,
+        connect_args={"connect_timeout": _CONNECT, "options": options},
+    )
+
+
+def seconds(value: float) -> int:
+    """Return whole seconds for a Retry-After header: at least 1, rounded up."""
+    return max(1, math.ceil(value))

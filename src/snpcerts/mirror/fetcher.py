@@ -1,0 +1,342 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Takes what is wanted from the queue, asks upstream for it, and stores what verifies.
+
+Each instance has one, in a thread. What upstream answered is kept until the database has it: an
+answer is never lost because the database was restarted.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Final
+
+from sqlalchemy import Connection
+
+from snpcerts.errors import FormatError
+from snpcerts.kds.body import ChainPair, read_chain, read_vcek
+from snpcerts.kds.client import FailedRequest, KdsClient
+from snpcerts.kds.errors import KdsNotFoundError, KdsUntrustedError
+from snpcerts.kds.url import ChainResource, CrlResource, Resource, VcekResource
+from snpcerts.mirror import stored
+from snpcerts.mirror.admission import Admission, OtherIssuerError, chain_of
+from snpcerts.mirror.database import DatabaseUnavailableError, MirrorDatabase
+from snpcerts.mirror.stored import Admitted
+from snpcerts.mirror.wanted import LEASE, REQUEST, NothingToTake, Taken, WantedQueue
+
+log = logging.getLogger(__name__)
+
+_POLL: Final = 1.0  # seconds: behind notifications, which a connection pooler may swallow
+_DATABASE_AGAIN: Final = 0.2
+_LONGEST_DATABASE_WAIT: Final = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """What is stored before a request: the chain that will judge its answer, and what the answer
+    would replace. Read beforehand, because the database may be gone when the answer comes.
+    """
+
+    chain: bytes | None
+    body: bytes | None
+
+    @classmethod
+    def read(cls, connection: Connection, resource: Resource) -> _Known:
+        chain = stored.find(connection, chain_of(resource).path)
+        own = stored.find(connection, resource.path)
+        return cls(None if chain is None else chain.body, None if own is None else own.body)
+
+
+@dataclass(frozen=True, slots=True)
+class _UpstreamAnswer:
+    """What a request brought. ``at`` is when, by this process's clock."""
+
+    taken: Taken
+    at: float
+    took: float
+    admitted: tuple[Admitted, ...] = ()
+    reason: str | None = None  # not-found or refused
+    failed: FailedRequest | None = None
+
+    @property
+    def problem(self) -> str:
+        return self.failed.problem if self.failed is not None else ""
+
+
+class Waiter:
+    """Waits, by a clock that a test may replace."""
+
+    def __init__(self) -> None:
+        self._event = threading.Event()
+        self._ended = False
+
+    @property
+    def ended(self) -> bool:
+        """Whether :meth:`end` has been called."""
+        return self._ended
+
+    def monotonic(self) -> float:
+        """Return seconds since some moment."""
+        return time.monotonic()
+
+    def wait(self, seconds: float) -> None:
+        """Wait until :meth:`wake`, at most ``seconds``."""
+        self._event.wait(seconds)
+        self._event.clear()
+
+    def sleep(self, seconds: float) -> None:
+        """Wait for ``seconds``, or until :meth:`end`."""
+        until = self.monotonic() + seconds
+        while not self._ended and (left := until - self.monotonic()) > 0:
+            self._event.wait(left)
+            if self._event.is_set() and not self._ended:
+                self._event.clear()
+
+    def wake(self) -> None:
+        """End a :meth:`wait`."""
+        self._event.set()
+
+    def end(self) -> None:
+        """End all waits, for good."""
+        self._ended = True
+        self._event.set()
+
+
+class Fetcher:
+    """One instance's fetcher. ``done`` is called with the path of each row that left the queue."""
+
+    def __init__(
+        self,
+        database: MirrorDatabase,
+        queue: WantedQueue,
+        client: KdsClient,
+        admission: Admission,
+        *,
+        done: Callable[[str], None] = lambda _: None,
+        waiter: Waiter | None = None,
+        wall: Callable[[], float] = time.time,
+    ) -> None:
+        self.waiter = waiter or Waiter()
+        self._database = database
+        self._queue = queue
+        self._client = client
+        self._admission = admission
+        self._done = done
+        self._wall = wall
+        self._instance = uuid.uuid4().hex[:12]
+        self._count = 0
+        self._thread: threading.Thread | None = None
+
+    def start(self) -> None:
+        """Fetch in a thread until :meth:`close`."""
+        self._thread = threading.Thread(target=self.run, name="mirror fetcher", daemon=True)
+        self._thread.start()
+
+    def wake(self) -> None:
+        """Look at the queue now: something has been added."""
+        self.waiter.wake()
+
+    def close(self) -> None:
+        """End after the request under way; its answer is stored."""
+        self.waiter.end()
+        if self._thread is not None:
+            self._thread.join(REQUEST + 5)
+
+    def run(self) -> None:
+        """Fetch until :meth:`close`."""
+        trouble = _DATABASE_AGAIN
+        while not self.waiter.ended:
+            try:
+                wait = self.step()
+                trouble = _DATABASE_AGAIN
+            except DatabaseUnavailableError as error:
+                log.warning("%s", error)
+                wait, trouble = trouble, min(trouble * 2, _LONGEST_DATABASE_WAIT)
+            except Exception:
+                log.exception("unexpected; the fetcher goes on")
+                wait = _LONGEST_DATABASE_WAIT
+            if wait > 0:
+                self.waiter.wait(min(wait, _POLL))
+
+    def step(self) -> float:
+        """Fetch one row; return the seconds until the next can be taken, 0 if perhaps at once.
+
+        Raises :class:`DatabaseUnavailableError` if no row could be taken.
+        """
+        self._count += 1
+        token = f"{self._instance}-{self._count}"
+        taken_at = self.waiter.monotonic()
+        with self._database.write() as connection:
+            self._queue.lock(connection)
+            taken = self._queue.take(connection, self._database.now(connection), token)
+            if isinstance(taken, NothingToTake):
+                return taken.wait
+            known = _Known.read(connection, taken.resource)
+        answer: _UpstreamAnswer | None = None
+        try:
+            left = taken.start_in - (self.waiter.monotonic() - taken_at)
+            if left > 0:
+                self.waiter.sleep(left)
+            late = self.waiter.monotonic() - taken_at - taken.start_in
+            # A process that was stopped meanwhile may have lost its lease.
+            if not self.waiter.ended and late < LEASE - REQUEST:
+                answer = self._ask(taken, known)
+        finally:
+            self._settle(taken, answer)
+        return 0.0
+
+    def _settle(self, taken: Taken, answer: _UpstreamAnswer | None) -> None:
+        """Record the outcome; try until the database takes it."""
+        wait = _DATABASE_AGAIN
+        until = self.waiter.monotonic() + 10 * LEASE
+        while True:
+            try:
+                with self._database.write() as connection:
+                    self._queue.lock(connection)
+                    now = self._database.now(connection)
+                    if answer is None:
+                        self._queue.give_back(connection, taken, now)
+                        return
+                    for each in answer.admitted:
+                        stored.put(connection, each, now=now, origin=self._client.url)
+                        self._queue.drop(connection, each.resource.path)
+                        self._database.notify(connection, each.resource.path)
+                    left = self._record(connection, answer, now)
+                    if left:
+                        self._database.notify(connection, taken.resource.path)
+                break
+            except DatabaseUnavailableError as error:
+                if self.waiter.monotonic() > until or (self.waiter.ended and wait > 1):
+                    log.exception("%s: an answer is lost", taken.resource)
+                    return
+                log.warning("%s: kept until the database is back: %s", taken.resource, error)
+                time.sleep(wait)
+                wait = min(wait * 2, _LONGEST_DATABASE_WAIT)
+        for each in answer.admitted:
+            self._done(each.resource.path)
+        if left:
+            self._done(taken.resource.path)
+
+    def _record(self, connection: Connection, answer: _UpstreamAnswer, now: float) -> bool:
+        """Record the outcome; return whether the row has left the queue."""
+        ago = max(0.0, self.waiter.monotonic() - answer.at)
+        failed, taken = answer.failed, answer.taken
+        if failed is None:
+            self._queue.answered(connection, taken, now, ago=ago, took=answer.took)
+            return True
+        if answer.reason is not None:
+            self._queue.answered(connection, taken, now, ago=ago, took=answer.took)
+            self._queue.not_given(
+                connection, taken, now, reason=answer.reason, problem=failed.problem
+            )
+            return True
+        if failed.throttled:
+            self._queue.throttled(
+                connection,
+                taken,
+                now,
+                ago=ago,
+                retry_after=failed.retry_after,
+                problem=failed.problem,
+            )
+            return False
+        self._queue.failed(
+            connection,
+            taken,
+            now,
+            ago=ago,
+            retry_after=failed.retry_after,
+            problem=failed.problem,
+        )
+        return False
+
+    def _ask(self, taken: Taken, known: _Known) -> _UpstreamAnswer:
+        started = self.waiter.monotonic()
+        arrived: list[float] = []
+
+        def read(body: bytes) -> bytes:
+            arrived.append(self.waiter.monotonic())
+            _readable(taken.resource, body)
+            return body
+
+        admitted: tuple[Admitted, ...] = ()
+        reason: str | None = None
+        failed: FailedRequest | None = None
+        try:
+            body = self._client.ask_once(taken.resource, read, limit=REQUEST)
+            if isinstance(body, FailedRequest):
+                failed = body
+            else:
+                admitted = self._admit(taken.resource, body, known)
+        except KdsNotFoundError as error:
+            reason, failed = "not-found", FailedRequest("not-found", error.message)
+        except KdsUntrustedError as error:
+            reason, failed = "refused", FailedRequest("refused", error.message)
+        except _NoChainError as error:
+            failed = FailedRequest("no-chain", str(error), retry_after=error.wait)
+        except FormatError as error:
+            failed = FailedRequest("unreadable", error.message)
+        at = arrived[0] if arrived else self.waiter.monotonic()
+        if failed is not None:
+            log.info("%s: %s", taken.resource, failed.problem)
+        return _UpstreamAnswer(taken, at, at - started, admitted, reason, failed)
+
+    def _admit(self, resource: Resource, body: bytes, known: _Known) -> tuple[Admitted, ...]:
+        at = datetime.fromtimestamp(self._wall(), UTC)
+        if isinstance(resource, ChainResource):
+            return (self._admission.chain(resource, body, at),)
+        chain, fresh = self._chain(chain_of(resource), at, known.chain)
+        if isinstance(resource, CrlResource):
+            return (*fresh, self._admission.crl(resource, body, chain, at, known.body))
+        try:
+            return (*fresh, self._admission.vcek(resource, body, chain, at, known.body))
+        except OtherIssuerError:
+            if fresh:
+                raise
+            chain, fresh = self._fetch_chain(chain_of(resource), at)
+            return (*fresh, self._admission.vcek(resource, body, chain, at, known.body))
+
+    def _chain(
+        self, resource: ChainResource, at: datetime, body: bytes | None
+    ) -> tuple[ChainPair, tuple[Admitted, ...]]:
+        """Return the stored chain; or else a fetched one, which is still to be stored."""
+        if body is not None:
+            with contextlib.suppress(KdsUntrustedError, FormatError):
+                self._admission.chain(resource, body, at)
+                return read_chain(body), ()
+        return self._fetch_chain(resource, at)
+
+    def _fetch_chain(
+        self, resource: ChainResource, at: datetime
+    ) -> tuple[ChainPair, tuple[Admitted, ...]]:
+        answer = self._client.ask_once(resource, _same, limit=REQUEST / 2)
+        if isinstance(answer, FailedRequest):
+            raise _NoChainError(f"{resource}: {answer.problem}", answer.retry_after or 1.0)
+        found = self._admission.chain(resource, answer, at)
+        return read_chain(found.body), (found,)
+
+
+class _NoChainError(Exception):
+    """There is no chain yet by which the answer could be verified."""
+
+    def __init__(self, message: str, wait: float) -> None:
+        super().__init__(message)
+        self.wait = wait
+
+
+def _same(body: bytes) -> bytes:
+    return body
+
+
+def _readable(resource: Resource, body: bytes) -> None:
+    """Raise :class:`FormatError` for a page or half an answer, which says nothing about a chip."""
+    if isinstance(resource, VcekResource):
+        read_vcek(body)
+    elif isinstance(resource, ChainResource):
+        read_chain(body)

@@ -1,0 +1,352 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The mirror's HTTP service: AMD's URL forms, below any prefix.
+
+A hit comes from memory or the database. A miss joins the queue, and its caller waits for a while.
+Everything else than AMD's forms is left to another application.
+
+Sources: KDS (57230) chapter 3 for forms and types; RFC 9110 for conditional requests and
+Retry-After; RFC 7240 for ``Prefer: wait``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import re
+import time
+from collections.abc import Awaitable, Callable, MutableMapping
+from dataclasses import dataclass
+from typing import Any, Final, TypeVar
+
+from sqlalchemy import Connection
+
+from snpcerts.errors import FormatError
+from snpcerts.kds.url import ChainResource, CrlResource, Resource
+from snpcerts.mirror import stored
+from snpcerts.mirror.body_cache import BodyCache, KeptAnswer
+from snpcerts.mirror.database import DatabaseUnavailableError, MirrorDatabase, seconds
+from snpcerts.mirror.stored import NoCertificate, StoredCertificate
+from snpcerts.mirror.target import (
+    MAX_TARGET,
+    PrivateResourceError,
+    is_key_servers,
+    read_target,
+)
+from snpcerts.mirror.waiting import WaitingCallers
+from snpcerts.mirror.wanted import MAX_QUEUE, Need, QueuePlace, WantedQueue, enrolled
+
+log = logging.getLogger(__name__)
+
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+Application = Callable[[Scope, Receive, Send], Awaitable[None]]
+T = TypeVar("T")
+
+MAX_WAITING: Final = 4096  # callers that are held at a time
+_LONGEST_CACHING: Final = 30 * 86400
+_CHAIN_CACHING: Final = 86400
+_CRL_CACHING: Final = 3600
+# Other instances replace chains and lists.
+_KEPT_REPLACEABLE: Final = 5.0
+_WAIT = re.compile(rb"(?:^|[,;\s])wait\s*=\s*([0-9]{1,6})(?:$|[,;\s])")
+_READ: Final = (b"GET", b"HEAD")
+_CORS: Final = (
+    (b"access-control-allow-origin", b"*"),
+    (b"access-control-expose-headers", b"ETag, Retry-After"),
+)
+_NOT_STORED: Final = ((b"cache-control", b"no-store"), *_CORS)
+
+
+@dataclass(frozen=True, slots=True)
+class CallerLimits:
+    """What a caller may do. ``patience`` is how long one is held, in seconds; ``budget`` how many
+    chips that no host has announced an address may have in the queue. With ``enrolled_only`` such
+    chips are not fetched at all. A stored revocation list older than ``crl_age`` seconds is
+    fetched again.
+    """
+
+    patience: float = 15.0
+    budget: int = 16
+    enrolled_only: bool = False
+    crl_age: float = 86400.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Refusal:
+    """An answer without a certificate."""
+
+    status: int
+    outcome: str
+    message: str
+    retry_after: int | None = None
+
+
+class MirrorService:
+    """The ASGI application of one instance. ``others`` answers what is not one of AMD's forms.
+
+    ``wake`` is called when something has been added to the queue. ``count`` is called with a
+    resource's kind, the outcome and the seconds that it took, for each answer.
+    """
+
+    def __init__(
+        self,
+        database: MirrorDatabase,
+        queue: WantedQueue,
+        waiting: WaitingCallers,
+        others: Application,
+        *,
+        limits: CallerLimits | None = None,
+        wake: Callable[[], None] = lambda: None,
+        count: Callable[[str, str, float], None] = lambda *_: None,
+        wall: Callable[[], float] = time.time,
+    ) -> None:
+        self.cache = BodyCache()
+        self._database = database
+        self._queue = queue
+        self._waiting = waiting
+        self._others = others
+        self._limits = limits or CallerLimits()
+        self._wake = wake
+        self._count = count
+        self._wall = wall
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        if scope["type"] != "http" or not is_key_servers(scope["raw_path"]):
+            await self._others(scope, receive, send)
+            return
+        started = time.perf_counter()
+        method = scope["method"].encode("ascii", "replace")
+        if method not in _READ:
+            await self._other_method(method, send)
+            return
+        target = scope["raw_path"] + b"?" + scope["query_string"]
+        kept = self.cache.get(target, self._wall())
+        kind, outcome = "unknown", "hit"
+        try:
+            if kept is None:
+                found = await self._answer(scope)
+                if isinstance(found, _Refusal):
+                    kind, outcome = "unknown", found.outcome
+                    await _refuse(send, found, method)
+                    return
+                kept, outcome = found
+                if len(target) < MAX_TARGET:
+                    self.cache.put(target, kept)
+            kind = kept.kind
+            await _give(send, kept, method, scope["headers"])
+        finally:
+            self._count(kind, outcome, time.perf_counter() - started)
+
+    async def _other_method(self, method: bytes, send: Send) -> None:
+        if method == b"OPTIONS":  # a browser's preflight
+            allowed = (
+                (b"access-control-allow-methods", b"GET, HEAD"),
+                (b"access-control-allow-headers", b"If-None-Match, Prefer"),
+                (b"access-control-max-age", b"86400"),
+            )
+            await _send(send, 204, (*_CORS, *allowed), b"")
+            return
+        headers = ((b"allow", b"GET, HEAD, OPTIONS"), (b"content-type", _TEXT), *_NOT_STORED)
+        await _send(send, 405, headers, b"certificates can be read only: use GET\n")
+
+    async def _answer(self, scope: Scope) -> tuple[KeptAnswer, str] | _Refusal:
+        try:
+            resource = read_target(scope["raw_path"], scope["query_string"])
+        except PrivateResourceError as error:
+            return _Refusal(403, "private", str(error))
+        except FormatError as error:
+            status = 414 if len(scope["raw_path"]) > MAX_TARGET else 400
+            return _Refusal(status, "bad_request", str(error))
+        try:
+            found = await self._run(self._look, resource)
+            if isinstance(found, StoredCertificate):
+                return self._kept(resource, found), "hit"
+            if isinstance(found, NoCertificate):
+                return _negative(resource, found, self._wall())
+            return await self._miss(scope, resource)
+        except DatabaseUnavailableError as error:
+            log.warning("%s", error)
+            return _Refusal(503, "database", "the mirror's database does not answer", 5)
+
+    async def _miss(self, scope: Scope, resource: Resource) -> tuple[KeptAnswer, str] | _Refusal:
+        client = scope.get("client")
+        caller = client[0] if client else "unknown"
+        path = resource.path
+        if len(self._waiting) >= MAX_WAITING:
+            return _Refusal(503, "queued", "too many callers wait here at this moment", 10)
+        patience = _patience(scope["headers"], self._limits.patience)
+        with self._waiting.event(path) as event:
+            refusal = await asyncio.to_thread(self._join, resource, caller)
+            if refusal is not None:
+                return refusal
+            self._wake()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(event.wait(), patience)
+        found = await asyncio.to_thread(self._look, resource)
+        if isinstance(found, StoredCertificate):
+            return self._kept(resource, found), "fetched"
+        if isinstance(found, NoCertificate):
+            return _negative(resource, found, self._wall())
+        place, problem = await asyncio.to_thread(self._place, resource)
+        if place is None:
+            return _Refusal(503, "queued", f"{resource}: could not be fetched{problem}", 10)
+        return _Refusal(
+            503,
+            "queued",
+            f"{resource}: {place.ahead} are before it in the queue{problem}",
+            seconds(place.wait),
+        )
+
+    async def _run(self, look: Callable[[Resource], T], resource: Resource) -> T:
+        # A read of SQLite takes less time than the way to a thread and back.
+        if self._database.is_sqlite:
+            return look(resource)
+        return await asyncio.to_thread(look, resource)
+
+    def _look(self, resource: Resource) -> StoredCertificate | NoCertificate | None:
+        with self._database.read() as connection:
+            found = stored.find(connection, resource.path)
+            if found is not None and found.not_after > self._wall():
+                return found
+            return stored.find_negative(connection, resource.path, self._database.now(connection))
+
+    def _join(self, resource: Resource, caller: str) -> _Refusal | None:
+        """Put the resource into the queue, or say why not."""
+        with self._database.write() as connection:
+            known = enrolled(connection, resource)
+            if not known:
+                refusal = self._over_budget(connection, resource, caller)
+                if refusal is not None:
+                    return refusal
+            if not known and self._queue.size(connection) >= MAX_QUEUE:
+                return _Refusal(503, "queued", "the queue is full", 600)
+            need = Need.HOST if known else Need.STRANGER
+            now = self._database.now(connection)
+            if self._queue.want(connection, resource, need, now, caller=caller):
+                self._database.notify(connection, "")
+        return None
+
+    def _over_budget(
+        self, connection: Connection, resource: Resource, caller: str
+    ) -> _Refusal | None:
+        if self._limits.enrolled_only:
+            return _Refusal(
+                403,
+                "not_enrolled",
+                f"{resource}: no host with this chip has announced itself to this mirror",
+            )
+        if self._queue.has(connection, resource):
+            return None  # it costs nothing
+        if self._queue.strangers(connection, caller) < self._limits.budget:
+            return None
+        now = self._database.now(connection)
+        wait = self._queue.budget_free_in(connection, caller, now)
+        return _Refusal(
+            429,
+            "over_budget",
+            f"{self._limits.budget} chips that this mirror does not know wait for {caller} already",
+            seconds(wait),
+        )
+
+    def _place(self, resource: Resource) -> tuple[QueuePlace | None, str]:
+        with self._database.read() as connection:
+            now = self._database.now(connection)
+            place = self._queue.place(connection, resource, now)
+            problem = self._queue.problem(connection, resource)
+        return place, "" if problem is None else f" ({problem})"
+
+    def _kept(self, resource: Resource, found: StoredCertificate) -> KeptAnswer:
+        now = self._wall()
+        if isinstance(resource, CrlResource):
+            control, until = f"public, max-age={_CRL_CACHING}", now + _KEPT_REPLACEABLE
+        elif isinstance(resource, ChainResource):
+            control, until = f"public, max-age={_CHAIN_CACHING}", now + _KEPT_REPLACEABLE
+        else:
+            lasts = min(max(0, int(found.not_after - now)), _LONGEST_CACHING)
+            control, until = f"public, max-age={lasts}, immutable", found.not_after
+        return KeptAnswer(
+            stored.kind_of(resource),
+            found.body,
+            found.etag.encode(),
+            (
+                (b"content-type", stored.content_type(resource).encode()),
+                (b"content-length", str(len(found.body)).encode()),
+                (b"cache-control", control.encode()),
+                (b"etag", found.etag.encode()),
+                *_CORS,
+            ),
+            min(until, found.not_after),
+        )
+
+
+_TEXT: Final = b"text/plain; charset=utf-8"
+
+
+def _negative(resource: Resource, found: NoCertificate, now: float) -> _Refusal:
+    wait = seconds(found.until - now)
+    if found.reason == "not-found":
+        return _Refusal(
+            404, "not_found", f"{resource}: upstream has none; it is asked again later", wait
+        )
+    return _Refusal(502, "refused", found.problem, wait)
+
+
+def _patience(headers: list[tuple[bytes, bytes]], most: float) -> float:
+    """Return how long to hold a caller: as long as it prefers, up to the mirror's limit."""
+    for name, value in headers:
+        if name == b"prefer":
+            found = _WAIT.search(value[:200])
+            if found is not None:
+                return min(float(found[1]), most)
+    return most
+
+
+async def _give(
+    send: Send, answer: KeptAnswer, method: bytes, headers: list[tuple[bytes, bytes]]
+) -> None:
+    for name, value in headers:
+        if name == b"if-none-match" and _matches(value, answer.etag):
+            kept = tuple(each for each in answer.headers if each[0] not in _OF_A_BODY)
+            await _send_raw(send, 304, kept, b"")
+            return
+    await _send_raw(send, 200, answer.headers, answer.body if method == b"GET" else b"")
+
+
+_OF_A_BODY: Final = (b"content-length", b"content-type")
+
+
+def _matches(value: bytes, etag: bytes) -> bool:
+    """Whether If-None-Match names this tag; weak comparison, RFC 9110 section 13.1.2."""
+    if value.strip() == b"*":
+        return True
+    return etag in {each.strip().removeprefix(b"W/") for each in value.split(b",")}
+
+
+async def _refuse(send: Send, refusal: _Refusal, method: bytes) -> None:
+    body = json.dumps(
+        {"code": refusal.outcome.replace("_", "-"), "error": refusal.message}
+    ).encode()
+    body += b"\n"
+    headers = [(b"content-type", b"application/json"), *_NOT_STORED]
+    if refusal.retry_after is not None:
+        headers.append((b"retry-after", str(refusal.retry_after).encode()))
+    headers.append((b"content-length", str(len(body)).encode()))
+    await _send_raw(send, refusal.status, tuple(headers), body if method == b"GET" else b"")
+
+
+async def _send(
+    send: Send, status: int, headers: tuple[tuple[bytes, bytes], ...], body: bytes
+) -> None:
+    length = () if status == 204 else ((b"content-length", str(len(body)).encode()),)
+    await _send_raw(send, status, (*headers, *length), body)
+
+
+async def _send_raw(
+    send: Send, status: int, headers: tuple[tuple[bytes, bytes], ...], body: bytes
+) -> None:
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})

@@ -1,0 +1,193 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Runs one instance of the mirror: database, fetcher, listener and HTTP server, until a signal."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import socket
+import ssl
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+import uvicorn
+import uvloop
+
+from snpcerts.endorsement.anchors import AMD_ANCHORS, Anchor
+from snpcerts.errors import InputError, UsageError
+from snpcerts.kds.client import KdsClient
+from snpcerts.kds.retry import AMD_GAP
+from snpcerts.kds.url import AMD_URL
+from snpcerts.mirror.admission import Admission
+from snpcerts.mirror.api import Tokens, mirror_api
+from snpcerts.mirror.database import MirrorDatabase
+from snpcerts.mirror.fetcher import Fetcher
+from snpcerts.mirror.service import Application, CallerLimits, MirrorService
+from snpcerts.mirror.waiting import NotificationListener, WaitingCallers
+from snpcerts.mirror.wanted import WantedQueue
+
+_DRAIN: Final = 5  # seconds for answers under way when the server ends
+_IDLE: Final = 75  # seconds that an idle connection is kept
+_CONNECTIONS: Final = 8192
+
+
+@dataclass(frozen=True, slots=True)
+class ServeOptions:
+    """How an instance serves. ``gap`` is the seconds between two VCEKs; None is AMD's gap for
+    AMD's server and none for another mirror, which keeps the pace itself.
+    """
+
+    database: str
+    host: str = "127.0.0.1"
+    port: int = 8180
+    upstream: str = AMD_URL
+    anchors: Sequence[Anchor] = AMD_ANCHORS
+    gap: float | None = None
+    limits: CallerLimits = field(default_factory=CallerLimits)
+    tokens: Tokens = field(default_factory=Tokens)
+    certificate: str | None = None
+    key: str | None = None
+    forwarded_from: str | None = None
+
+
+class Mirror:
+    """The parts of one instance. ``app`` is its ASGI application."""
+
+    def __init__(self, options: ServeOptions) -> None:
+        known = AMD_GAP if options.upstream.rstrip("/") == AMD_URL else 0.0
+        self.database = MirrorDatabase(options.database)
+        self.queue = WantedQueue(known if options.gap is None else options.gap)
+        self.client = KdsClient(options.upstream)
+        self.waiting = WaitingCallers(self.database)
+        self.fetcher = Fetcher(
+            self.database,
+            self.queue,
+            self.client,
+            Admission(options.anchors),
+            done=self.waiting.done,
+        )
+        self._listener = NotificationListener(self.database, self._heard)
+        self.app: Application = MirrorService(
+            self.database,
+            self.queue,
+            self.waiting,
+            mirror_api(self.database, self.queue, options.tokens, self.fetcher.wake),
+            limits=options.limits,
+            wake=self.fetcher.wake,
+        )
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Fetch and listen within the block."""
+        self.waiting.attach(asyncio.get_running_loop())
+        self.fetcher.start()
+        self._listener.start()
+        poll = asyncio.create_task(self.waiting.poll())
+        try:
+            yield
+        finally:
+            poll.cancel()
+            self._listener.close()
+            await asyncio.to_thread(self.fetcher.close)
+
+    def close(self) -> None:
+        """Close connections."""
+        self.client.close()
+        self.database.close()
+
+    def _heard(self, resource: str) -> None:
+        if resource:
+            self.waiting.done(resource)
+        self.fetcher.wake()
+
+
+def serve(options: ServeOptions, started: Callable[[str], None]) -> None:
+    """Serve until SIGINT or SIGTERM. ``started`` is called with the URL.
+
+    Raises :class:`UsageError` for an address that cannot be used, :class:`InputError` for a TLS
+    certificate or key that cannot, and the database's errors.
+    """
+
+    async def until_a_signal() -> None:
+        stopping = asyncio.Event()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            asyncio.get_running_loop().add_signal_handler(number, stopping.set)
+        await serve_until(mirror, options, started, stopping)
+
+    mirror = Mirror(options)
+    try:
+        mirror.database.prepare()
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(until_a_signal())
+    finally:
+        mirror.close()
+
+
+async def serve_until(
+    mirror: Mirror, options: ServeOptions, started: Callable[[str], None], stopping: asyncio.Event
+) -> None:
+    """Serve until ``stopping`` is set. Raises as :func:`serve`."""
+    server = _Server(_config(mirror.app, options))
+    with _listen(options.host, options.port) as listening:
+        host, port = listening.getsockname()[:2]
+        shown = f"[{host}]" if ":" in host else host
+        async with mirror.running():
+            serving = asyncio.create_task(server.serve(sockets=[listening]))
+            stop = asyncio.create_task(stopping.wait())
+            while not server.started and not serving.done():
+                await asyncio.sleep(0.01)
+            started(f"{'http' if options.certificate is None else 'https'}://{shown}:{port}")
+            await asyncio.wait((serving, stop), return_when=asyncio.FIRST_COMPLETED)
+            server.should_exit = True
+            stop.cancel()
+            await serving
+
+
+class _Server(uvicorn.Server):
+    """Leaves the signals to us: uvicorn would raise them again, before our own cleaning up."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+def _config(app: Application, options: ServeOptions) -> uvicorn.Config:
+    config = uvicorn.Config(
+        app,
+        log_config=None,
+        access_log=False,
+        lifespan="off",
+        http="httptools",
+        server_header=False,
+        timeout_graceful_shutdown=_DRAIN,
+        timeout_keep_alive=_IDLE,
+        limit_concurrency=_CONNECTIONS,
+        backlog=2048,
+        proxy_headers=options.forwarded_from is not None,
+        forwarded_allow_ips=options.forwarded_from or "",
+        ssl_certfile=options.certificate,
+        ssl_keyfile=options.key,
+    )
+    try:
+        config.load()
+    except (OSError, ssl.SSLError) as error:
+        raise InputError(
+            f"{options.certificate}: TLS certificate and key cannot be used: {error}",
+            hint="--tls-cert and --tls-key name PEM files; the first has the chain",
+        ) from None
+    return config
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        listening = socket.socket(family, kind, protocol)
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.bind(address)
+    except (OSError, OverflowError) as error:
+        raise UsageError(f"--listen {host}:{port}: cannot listen: {error}") from None
+    return listening

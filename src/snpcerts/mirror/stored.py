@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Certificates, chains and revocation lists in the database. All of them have verified: only
+:mod:`snpcerts.mirror.admission` makes an :class:`Admitted`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+from sqlalchemy import Connection, delete, select
+
+from snpcerts.kds.url import ChainResource, CrlResource, Resource, VcekResource
+from snpcerts.mirror.database import insert
+from snpcerts.mirror.tables import CERTIFICATE, NEGATIVE
+
+
+@dataclass(frozen=True, slots=True)
+class Admitted:
+    """A body that has verified. ``not_before`` and ``not_after`` are seconds since the epoch."""
+
+    resource: Resource
+    body: bytes
+    not_before: float
+    not_after: float
+
+
+@dataclass(frozen=True, slots=True)
+class StoredCertificate:
+    """A row of the table, as a request needs it."""
+
+    body: bytes
+    etag: str
+    not_after: float
+    fetched_at: float
+
+
+@dataclass(frozen=True, slots=True)
+class NoCertificate:
+    """Why upstream gave nothing, remembered until a time."""
+
+    reason: str  # not-found or refused
+    problem: str
+    until: float
+
+
+def kind_of(resource: Resource) -> str:
+    """Return ``vcek``, ``chain`` or ``crl``."""
+    if isinstance(resource, VcekResource):
+        return "vcek"
+    return "chain" if isinstance(resource, ChainResource) else "crl"
+
+
+def hwid_of(resource: Resource) -> str | None:
+    """Return the chip's ID in hexadecimal; None for a chain or list."""
+    return resource.hwid.hex() if isinstance(resource, VcekResource) else None
+
+
+def content_type(resource: Resource) -> str:
+    """Return the type that AMD's server sends."""
+    if isinstance(resource, ChainResource):
+        return "application/x-pem-file"
+    return "application/pkix-crl" if isinstance(resource, CrlResource) else _DER
+
+
+_DER = "application/octet-stream"
+
+
+def find(connection: Connection, resource: str) -> StoredCertificate | None:
+    """Return what is stored for a resource's path, of any age."""
+    c = CERTIFICATE.c
+    row = connection.execute(
+        select(c.body, c.etag, c.not_after, c.fetched_at).where(c.resource == resource)
+    ).first()
+    return None if row is None else StoredCertificate(bytes(row[0]), row[1], row[2], row[3])
+
+
+def find_negative(connection: Connection, resource: str, now: float) -> NoCertificate | None:
+    """Return what upstream's last answer was, if it was a refusal that still counts."""
+    n = NEGATIVE.c
+    row = connection.execute(
+        # An entry of the future comes from a clock that has jumped back.
+        select(n.reason, n.problem, n.until).where(
+            n.resource == resource, n.until > now, n.noted_at <= now + 1
+        )
+    ).first()
+    return None if row is None else NoCertificate(row[0], row[1], row[2])
+
+
+def put(connection: Connection, found: Admitted, *, now: float, origin: str) -> None:
+    """Store or replace a certificate, and forget that it could not be fetched."""
+    path = found.resource.path
+    values = {
+        "kind": kind_of(found.resource),
+        "product": found.resource.product.value,
+        "hwid": hwid_of(found.resource),
+        "body": found.body,
+        "etag": etag_of(found.body),
+        "not_before": found.not_before,
+        "not_after": found.not_after,
+        "fetched_at": now,
+        "origin": origin,
+    }
+    statement = insert(connection, CERTIFICATE).values(resource=path, **values)
+    connection.execute(statement.on_conflict_do_update(index_elements=["resource"], set_=values))
+    connection.execute(delete(NEGATIVE).where(NEGATIVE.c.resource == path))
+
+
+def etag_of(body: bytes) -> str:
+    """Return the entity tag of a body, in quotes."""
+    return f'"{hashlib.sha256(body).hexdigest()[:32]}"'

@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The database's tables, as queries name them; :mod:`snpcerts.mirror.migrations` creates them.
+
+Times are seconds since the epoch by the database's clock. A resource's key is its path below the
+key server's URL, in the one spelling of :mod:`snpcerts.kds.url`. Chip IDs are lower-case
+hexadecimal, TCBs JSON objects of their components.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    Column,
+    Double,
+    Integer,
+    LargeBinary,
+    MetaData,
+    Table,
+    Text,
+)
+
+METADATA: Final = MetaData()
+
+CERTIFICATE: Final = Table(
+    "certificate",
+    METADATA,
+    Column("resource", Text, primary_key=True),
+    Column("kind", Text, nullable=False),  # vcek, chain or crl
+    Column("product", Text, nullable=False),
+    Column("hwid", Text),
+    Column("body", LargeBinary, nullable=False),
+    Column("etag", Text, nullable=False),
+    Column("not_before", Double, nullable=False),
+    Column("not_after", Double, nullable=False),
+    Column("fetched_at", Double, nullable=False),
+    Column("origin", Text, nullable=False),  # upstream's URL, or import
+)
+
+# What is to be fetched. A row leaves when there is an answer.
+QUEUE: Final = Table(
+    "queue",
+    METADATA,
+    Column("resource", Text, primary_key=True),
+    Column("kind", Text, nullable=False),
+    Column("product", Text, nullable=False),
+    Column("hwid", Text),
+    Column("paced", Boolean, nullable=False),
+    Column("need", Integer, nullable=False),  # snpcerts.mirror.wanted.Need
+    Column("caller", Text),  # the address of a stranger that asked first
+    Column("wanted_at", Double, nullable=False),
+    Column("not_before", Double, nullable=False),
+    Column("leased_at", Double, nullable=False),
+    Column("lease_until", Double, nullable=False),  # 0: free
+    Column("leased_by", Text),
+    Column("attempts", Integer, nullable=False),
+    Column("problem", Text),
+)
+
+# One row: the pace of all instances.
+PACE: Final = Table(
+    "pace",
+    METADATA,
+    Column("id", Integer, primary_key=True),
+    Column("set_at", Double, nullable=False),
+    Column("next_at", Double, nullable=False),
+    Column("hold_until", Double, nullable=False),
+    Column("busy_until", Double, nullable=False),
+    Column("busy_by", Text),
+    Column("gap", Double, nullable=False),  # learnt from refusals
+    Column("refused_at", Double, nullable=False),
+    Column("refusals", Integer, nullable=False),  # in a row
+    Column("failures", Integer, nullable=False),  # in a row
+    Column("latency", Double, nullable=False),  # seconds that an answer takes, averaged
+    Column("problem", Text),
+    Column("requests", BigInteger, nullable=False),
+    Column("last_ok_at", Double, nullable=False),
+)
+
+# What upstream said it does not have, or sent wrong: remembered for minutes.
+NEGATIVE: Final = Table(
+    "negative",
+    METADATA,
+    Column("resource", Text, primary_key=True),
+    Column("reason", Text, nullable=False),  # not-found or refused
+    Column("problem", Text, nullable=False),
+    Column("noted_at", Double, nullable=False),
+    Column("until", Double, nullable=False),
+)
+
+HOST: Final = Table(
+    "host",
+    METADATA,
+    Column("product", Text, primary_key=True),
+    Column("hwid", Text, primary_key=True),
+    Column("name", Text, nullable=False),
+    Column("first_at", Double, nullable=False),
+    Column("announced_at", Double, nullable=False),
+    Column("announcement", Text, nullable=False),  # JSON, as the agent sent it
+    Column("digest", Text, nullable=False),  # of what history records
+)
+
+HOST_HISTORY: Final = Table(
+    "host_history",
+    METADATA,
+    Column("id", BigInteger().with_variant(Integer, "sqlite"), primary_key=True),
+    Column("product", Text, nullable=False),
+    Column("hwid", Text, nullable=False),
+    Column("at", Double, nullable=False),
+    Column("announcement", Text, nullable=False),
+)
+
+ROLL: Final = Table(
+    "roll",
+    METADATA,
+    Column("id", BigInteger().with_variant(Integer, "sqlite"), primary_key=True),
+    Column("product", Text, nullable=False),
+    Column("tcb", Text, nullable=False),
+    Column("announced_at", Double, nullable=False),
+)
+
+ROLL_HOST: Final = Table(
+    "roll_host",
+    METADATA,
+    Column("roll", BigInteger().with_variant(Integer, "sqlite"), primary_key=True),
+    Column("hwid", Text, primary_key=True),
+    Column("resource", Text, nullable=False),
+    Column("stored_at", Double),
+    Column("committed_at", Double),
+    Column("in_step_at", Double),
+)

@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reads the target of a request to the mirror: AMD's URL forms, below any prefix.
+
+Clients differ in how they spell one URL; these have all been read in their source. go-sev-guest
+writes numbers without a leading zero, and 64-byte hwIDs also for Turin; snpguest writes two digits
+and, on Turin, ``fmcSPL`` first; dstack's base URL ends in ``/vcek/v1``, trustee's does not, which
+gives the same target. A product's case does not matter here.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from snpcerts.abi.product import CHIP_ID_SIZE, Product
+from snpcerts.errors import FormatError, RefusedError
+from snpcerts.kds.url import WHAT, Resource, parse_target
+
+MAX_TARGET: Final = 2048
+_PRODUCTS: Final = {product.kds_name.lower(): product for product in Product}
+# What AMD gives to cloud providers alone, on another port and for a client certificate.
+_PRIVATE: Final = frozenset({"cert", "hash_stick", "hashstick", "hash_sticks", "hashsticks"})
+
+
+class PrivateResourceError(RefusedError):
+    """A VLEK certificate or a hash stick: a secret of one cloud provider."""
+
+    code = "mirror-private"
+
+
+def is_key_servers(path: bytes) -> bool:
+    """Whether the path has one of AMD's forms, so that it is not one of the mirror's own."""
+    return b"/vcek/v1" in path or b"/vlek/v1" in path
+
+
+def read_target(path: bytes, query: bytes) -> Resource:
+    """Return the resource that a request's raw path and query name.
+
+    Raises :class:`FormatError` for anything else, and :class:`PrivateResourceError`.
+    """
+    if len(path) + len(query) >= MAX_TARGET:
+        raise FormatError(WHAT, f"{len(path) + len(query)} bytes, must be below {MAX_TARGET}")
+    try:
+        words = path.decode("ascii").split("/")
+        parameters = query.decode("ascii")
+    except UnicodeDecodeError:
+        raise FormatError(WHAT, "has bytes that are not ASCII") from None
+    prefix, last = words[:-4], words[-4:]
+    if len(last) < 4 or ".." in prefix or not all(word.isprintable() for word in words):
+        raise FormatError(WHAT, "path must be PREFIX/vcek/v1/PRODUCT/... or PREFIX/vlek/v1/...")
+    kind, version, product, name = last
+    if kind == "vlek" and version == "v1" and name in _PRIVATE:
+        raise PrivateResourceError(
+            "VLEK certificates and hash sticks are given to one cloud provider alone",
+            hint="ask AMD's server itself, with the provider's client certificate",
+        )
+    known = _PRODUCTS.get(product.lower())
+    if known is not None:
+        product = known.kds_name
+        name = _significant(name, known)
+    target = "/".join((kind, version, product, name))
+    return parse_target(f"{target}?{parameters}" if parameters else target)
+
+
+def _significant(hwid: str, product: Product) -> str:
+    """Return the significant part of a chip ID in the 64 bytes that a report has."""
+    size = 2 * product.hwid_size
+    if len(hwid) == 2 * CHIP_ID_SIZE and not hwid[size:].strip("0"):
+        return hwid[:size]
+    return hwid

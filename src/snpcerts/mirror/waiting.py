@@ -1,0 +1,125 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Wakes callers that wait for a certificate, when this instance or another has an answer.
+
+PostgreSQL says so by NOTIFY. Behind it is a poll: a connection pooler may swallow notifications,
+and SQLite has none.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import threading
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from typing import Final
+
+from sqlalchemy import select
+
+from snpcerts.mirror.database import CHANNEL, DatabaseUnavailableError, MirrorDatabase
+from snpcerts.mirror.tables import QUEUE
+
+log = logging.getLogger(__name__)
+
+POLL: Final = 1.0  # seconds
+_BATCH: Final = 500
+_LISTEN: Final = 5.0  # seconds between looks at whether to end
+_AGAIN: Final = 1.0
+
+
+class WaitingCallers:
+    """The callers of one event loop, by resource."""
+
+    def __init__(self, database: MirrorDatabase) -> None:
+        self._database = database
+        self._events: dict[str, set[asyncio.Event]] = defaultdict(set)
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    def __len__(self) -> int:
+        return sum(len(each) for each in self._events.values())
+
+    def attach(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Use this loop."""
+        self._loop = loop
+
+    @contextlib.contextmanager
+    def event(self, resource: str) -> Iterator[asyncio.Event]:
+        """Yield an event that is set when the resource has left the queue."""
+        event = asyncio.Event()
+        self._events[resource].add(event)
+        try:
+            yield event
+        finally:
+            self._events[resource].discard(event)
+            if not self._events[resource]:
+                del self._events[resource]
+
+    def done(self, resource: str) -> None:
+        """Wake those who wait for a resource. For any thread."""
+        if self._loop is not None and not self._loop.is_closed():
+            with contextlib.suppress(RuntimeError):  # it closes at this moment
+                self._loop.call_soon_threadsafe(self._set, resource)
+
+    async def poll(self) -> None:
+        """Look every second whether what callers wait for is still in the queue."""
+        while True:
+            await asyncio.sleep(POLL)
+            wanted = list(self._events)
+            for start in range(0, len(wanted), _BATCH):
+                part = wanted[start : start + _BATCH]
+                with contextlib.suppress(DatabaseUnavailableError):
+                    for gone in set(part) - await asyncio.to_thread(self._queued, part):
+                        self._set(gone)
+
+    def _queued(self, resources: list[str]) -> set[str]:
+        q = QUEUE.c.resource
+        with self._database.read() as connection:
+            return set(connection.execute(select(q).where(q.in_(resources))).scalars())
+
+    def _set(self, resource: str) -> None:
+        for event in self._events.get(resource, ()):
+            event.set()
+
+
+class NotificationListener:
+    """Receives the other instances' notifications, in a thread.
+
+    ``heard`` is called with a resource's path.
+    """
+
+    def __init__(self, database: MirrorDatabase, heard: Callable[[str], None]) -> None:
+        self._database = database
+        self._heard = heard
+        self._ending = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def start(self) -> None:
+        """Listen until :meth:`close`; SQLite has nothing to listen to."""
+        if not self._database.is_sqlite:
+            self._thread = threading.Thread(target=self._run, name="mirror listener", daemon=True)
+            self._thread.start()
+
+    def close(self) -> None:
+        """End; the thread ends within seconds."""
+        self._ending.set()
+
+    def _run(self) -> None:
+        while not self._ending.is_set():
+            try:
+                self._listen()
+            except Exception as error:
+                log.info("notifications: %s", error)
+            self._ending.wait(_AGAIN)
+
+    def _listen(self) -> None:
+        import psycopg
+
+        url = self._database.engine.url.set(drivername="postgresql")
+        with psycopg.connect(
+            url.render_as_string(hide_password=False), autocommit=True
+        ) as connection:
+            connection.execute(f"LISTEN {CHANNEL}")
+            while not self._ending.is_set():
+                for notification in connection.notifies(timeout=_LISTEN):
+                    self._heard(notification.payload)

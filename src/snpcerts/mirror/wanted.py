@@ -1,0 +1,473 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The queue of what is to be fetched, and the pace at which upstream is asked.
+
+All instances share both through the database. A row of the queue is taken under a lease, so that
+one instance asks for it; if that instance dies, another takes it when the lease ends. The one row
+of the pace says when the next VCEK may be asked for. It is locked while a row is taken, so that
+no two instances ask within a gap. Times are the database's.
+
+The gap runs from the answer to the last request: upstream counts from when it received the
+request, which cannot be later.
+"""
+
+from __future__ import annotations
+
+import enum
+import math
+from dataclasses import dataclass
+from typing import Final
+
+from sqlalchemy import Connection, Select, and_, delete, func, or_, select, update
+
+from snpcerts.kds.retry import MAX_GAP, MAX_RETRY_AFTER, RetryPolicy
+from snpcerts.kds.url import Resource, VcekResource, parse_target
+from snpcerts.mirror.database import insert
+from snpcerts.mirror.stored import hwid_of, kind_of
+from snpcerts.mirror.tables import CERTIFICATE, HOST, NEGATIVE, PACE, QUEUE
+
+# How long one request may take, and its row's lease, in seconds.
+REQUEST: Final = 20.0
+LEASE: Final = 25.0
+# How long "upstream does not have it" and "what it sent does not verify" are remembered.
+NOT_FOUND_FOR: Final = 600.0
+REFUSED_FOR: Final = 60.0
+MAX_QUEUE: Final = 100_000
+
+_FORGET_GAP: Final = 3600.0  # seconds after the last refusal
+_LONGEST_OUTAGE_WAIT: Final = 60.0
+# A row is taken this part of a gap before its time, so that the request leaves on time.
+_LEAD: Final = 0.05
+_LONGEST_LEAD: Final = 0.2
+_SMOOTH: Final = 0.2
+_JUMP: Final = 1.0  # a step of the clock that is one, in seconds
+
+
+class Need(enum.IntEnum):
+    """Why something is wanted, the most urgent first."""
+
+    HOST = 0  # an announced host's key needs it now
+    ROLL = 1  # an announced host will need it
+    STRANGER = 2  # a caller asks for a chip that no host has announced
+    REFRESH = 3  # the stored one gets old
+
+
+@dataclass(frozen=True, slots=True)
+class PaceState:
+    """The pace, as of ``now``. ``gap`` is the time between two VCEKs."""
+
+    now: float
+    next_at: float
+    hold_until: float
+    busy_until: float
+    gap: float
+    refusals: int
+    failures: int
+    latency: float
+    problem: str | None
+    requests: int
+    last_ok_at: float
+
+    @property
+    def period(self) -> float:
+        """Seconds from one VCEK to the next."""
+        return self.gap + self.latency
+
+    @property
+    def free_at(self) -> float:
+        """When the next VCEK can be asked for."""
+        return max(self.now, self.next_at, self.hold_until)
+
+
+@dataclass(frozen=True, slots=True)
+class QueuePlace:
+    """A place in the queue: how many VCEKs are before it, and in how many seconds it is done."""
+
+    ahead: int
+    wait: float
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """A row that this instance may fetch, in ``start_in`` seconds. ``token`` names the lease."""
+
+    resource: Resource
+    start_in: float
+    token: str
+    attempts: int
+    need: Need
+
+
+@dataclass(frozen=True, slots=True)
+class NothingToTake:
+    """Look again in ``wait`` seconds."""
+
+    wait: float
+
+
+class WantedQueue:
+    """The queue's rules. ``gap`` is the least time between two VCEKs, in seconds."""
+
+    def __init__(self, gap: float, policy: RetryPolicy | None = None) -> None:
+        self.gap = gap
+        self.policy = policy or RetryPolicy()
+
+    def want(
+        self,
+        connection: Connection,
+        resource: Resource,
+        need: Need,
+        now: float,
+        *,
+        caller: str | None = None,
+    ) -> bool:
+        """Put a resource into the queue, or make its row more urgent; whether the row is new."""
+        q = QUEUE.c
+        found = connection.execute(select(q.need).where(q.resource == resource.path)).scalar()
+        if found is not None:
+            if need < found:
+                connection.execute(
+                    update(QUEUE).where(q.resource == resource.path).values(need=int(need))
+                )
+            return False
+        row = {
+            "resource": resource.path,
+            "kind": kind_of(resource),
+            "product": resource.product.value,
+            "hwid": hwid_of(resource),
+            "paced": isinstance(resource, VcekResource),
+            "need": int(need),
+            "caller": caller if need is Need.STRANGER else None,
+            "wanted_at": now,
+            "not_before": now,
+            "leased_at": 0.0,
+            "lease_until": 0.0,
+            "attempts": 0,
+        }
+        statement = insert(connection, QUEUE).values(row).on_conflict_do_nothing()
+        return connection.execute(statement).rowcount == 1
+
+    def drop(self, connection: Connection, resource: str) -> None:
+        """Remove a row that has been answered."""
+        connection.execute(delete(QUEUE).where(QUEUE.c.resource == resource))
+
+    def lock(self, connection: Connection) -> None:
+        """Lock the pace until the transaction's end; read the time after that."""
+        connection.execute(select(PACE.c.id).with_for_update())
+
+    def take(self, connection: Connection, now: float, token: str) -> Taken | NothingToTake:
+        """Take the most urgent row that may be asked for, for :data:`LEASE` seconds. The pace must
+        be locked here and where an outcome is recorded.
+        """
+        pace = self.pace(connection, now)
+        if pace.hold_until > now:
+            return NothingToTake(pace.hold_until - now)
+        row = connection.execute(_next(now, paced=False)).first()
+        start_in = 0.0
+        if row is None:
+            opens = max(pace.next_at, pace.busy_until)
+            lead = 0.0 if pace.busy_until > now else min(pace.gap * _LEAD, _LONGEST_LEAD)
+            if opens - lead > now:
+                return NothingToTake(opens - lead - now)
+            row = connection.execute(_next(now, paced=True)).first()
+            if row is None:
+                return NothingToTake(self._next_row_in(connection, now))
+            start_in = max(0.0, pace.next_at - now)
+            # If this instance dies, its request still counts.
+            connection.execute(
+                update(PACE).values(
+                    set_at=now,
+                    busy_until=now + LEASE,
+                    busy_by=token,
+                    next_at=now + start_in + pace.gap,
+                )
+            )
+        connection.execute(
+            update(QUEUE)
+            .where(QUEUE.c.resource == row.resource)
+            .values(
+                leased_at=now, lease_until=now + LEASE, leased_by=token, attempts=row.attempts + 1
+            )
+        )
+        resource = parse_target(row.resource)
+        return Taken(resource, start_in, token, row.attempts + 1, Need(row.need))
+
+    def answered(
+        self, connection: Connection, taken: Taken, now: float, *, ago: float, took: float
+    ) -> None:
+        """Record that upstream gave an answer, good or not, ``ago`` seconds before ``now``.
+
+        ``took`` is how long it took. The row leaves the queue.
+        """
+        self.drop(connection, taken.resource.path)
+        pace = self.pace(connection, now)
+        values = self._after(pace, taken, now, ago=ago)
+        if _paced(taken):
+            latency = took if pace.latency == 0 else pace.latency
+            values["latency"] = latency + _SMOOTH * (min(took, REQUEST) - latency)
+            values["refusals"] = 0
+        connection.execute(
+            update(PACE).values(**values, failures=0, last_ok_at=now - ago, problem=None)
+        )
+
+    def not_given(
+        self,
+        connection: Connection,
+        taken: Taken,
+        now: float,
+        *,
+        reason: str,
+        problem: str,
+    ) -> None:
+        """Remember for minutes that upstream has none (``not-found``), or that what it sent does
+        not verify (``refused``).
+        """
+        lasts = NOT_FOUND_FOR if reason == "not-found" else REFUSED_FOR
+        values = {"reason": reason, "problem": problem, "noted_at": now, "until": now + lasts}
+        statement = insert(connection, NEGATIVE).values(resource=taken.resource.path, **values)
+        connection.execute(
+            statement.on_conflict_do_update(index_elements=["resource"], set_=values)
+        )
+
+    def throttled(
+        self,
+        connection: Connection,
+        taken: Taken,
+        now: float,
+        *,
+        ago: float,
+        retry_after: float | None,
+        problem: str,
+    ) -> None:
+        """Record a 429: nothing is asked for a while, and VCEKs further apart."""
+        pace = self.pace(connection, now)
+        wait = self.policy.hold_off(pace.refusals + 1, retry_after)
+        named = self.policy.named_wait(retry_after)
+        values = self._after(pace, taken, now, ago=ago)
+        values |= {
+            "hold_until": now + min(wait, MAX_RETRY_AFTER),
+            "refusals": pace.refusals + 1,
+            "refused_at": now,
+            "gap": max(pace.gap, min(named, MAX_GAP)),
+            "problem": problem,
+        }
+        connection.execute(update(PACE).values(**values))
+        self._give_back(connection, taken, now, problem=problem)
+
+    def failed(
+        self,
+        connection: Connection,
+        taken: Taken,
+        now: float,
+        *,
+        ago: float,
+        retry_after: float | None,
+        problem: str,
+        asked: bool = True,
+    ) -> None:
+        """Record that there was no usable answer.
+
+        If upstream named a time, this row waits for it: another mirror names one for each row.
+        Otherwise all rows wait, longer with each failure in a row. With ``asked`` false, upstream
+        did not get the request.
+        """
+        pace = self.pace(connection, now)
+        values = self._after(pace, taken, now, ago=ago)
+        failures = min(pace.failures + 1, 16)
+        row_wait = self.policy.wait_after(min(taken.attempts, 16), retry_after)
+        if retry_after is None:
+            wait = min(self.policy.first_wait * 2.0 ** (failures - 1), _LONGEST_OUTAGE_WAIT)
+            values |= {"failures": failures, "hold_until": max(pace.hold_until, now + wait)}
+        if not asked and _paced(taken):
+            values["next_at"] = now
+        connection.execute(update(PACE).values(**values, problem=problem))
+        self._give_back(connection, taken, now, problem=problem, wait=row_wait)
+
+    def give_back(self, connection: Connection, taken: Taken, now: float) -> None:
+        """Return a row that was not asked for, as an instance does when it ends."""
+        pace = self.pace(connection, now)
+        if _paced(taken) and _holds(connection, taken):
+            connection.execute(update(PACE).values(busy_until=0.0, busy_by=None, set_at=pace.now))
+        self._give_back(connection, taken, now, problem=None)
+
+    def pace(self, connection: Connection, now: float) -> PaceState:
+        """Return the pace; :meth:`lock` it first for a change."""
+        row = connection.execute(select(PACE)).one()
+        # After a step back of the clock, times of the future would stop everything for as long.
+        back = row.set_at - now if row.set_at > now + _JUMP else 0.0
+        learnt = row.gap if now <= row.refused_at - back + _FORGET_GAP else 0.0
+        return PaceState(
+            now=now,
+            next_at=row.next_at - back,
+            hold_until=min(row.hold_until - back, now + MAX_RETRY_AFTER),
+            busy_until=min(row.busy_until - back, now + LEASE),
+            gap=max(self.gap, learnt),
+            refusals=row.refusals,
+            failures=row.failures,
+            latency=row.latency,
+            problem=row.problem,
+            requests=row.requests,
+            last_ok_at=row.last_ok_at,
+        )
+
+    def place(self, connection: Connection, resource: Resource, now: float) -> QueuePlace | None:
+        """Return the place of a resource; None if it is not in the queue."""
+        q = QUEUE.c
+        row = connection.execute(
+            select(q.paced, q.need, q.wanted_at, q.resource, q.not_before, q.lease_until).where(
+                q.resource == resource.path
+            )
+        ).first()
+        if row is None:
+            return None
+        pace = self.pace(connection, now)
+        own = max(0.0, row.not_before - now)
+        if not row.paced:
+            return QueuePlace(0, max(own, pace.hold_until - now, pace.latency))
+        if row.lease_until > now:
+            return QueuePlace(0, max(0.0, pace.next_at - pace.gap - now) + pace.latency)
+        before = connection.execute(
+            select(func.count())
+            .select_from(QUEUE)
+            .where(
+                q.paced,
+                or_(
+                    q.lease_until > now,
+                    q.need < row.need,
+                    and_(
+                        q.need == row.need,
+                        or_(
+                            q.wanted_at < row.wanted_at,
+                            and_(q.wanted_at == row.wanted_at, q.resource < row.resource),
+                        ),
+                    ),
+                ),
+            )
+        ).scalar_one()
+        leased = connection.execute(
+            select(func.count()).select_from(QUEUE).where(q.paced, q.lease_until > now)
+        ).scalar_one()
+        # The request under way has its gap counted in next_at already.
+        turns = before - leased
+        wait = pace.free_at - now + turns * pace.period + pace.latency
+        return QueuePlace(before, max(own, wait))
+
+    def empty_in(self, connection: Connection, now: float) -> float:
+        """Return in how many seconds the queue will be empty; 0 if it is."""
+        q = QUEUE.c
+        count = connection.execute(
+            select(func.count()).select_from(QUEUE).where(q.paced)
+        ).scalar_one()
+        if not count:
+            return 0.0
+        pace = self.pace(connection, now)
+        return pace.free_at - now + count * pace.period
+
+    def strangers(self, connection: Connection, caller: str) -> int:
+        """Return how many rows of the queue a caller has that no host has announced."""
+        return connection.execute(
+            select(func.count()).select_from(QUEUE).where(QUEUE.c.caller == caller)
+        ).scalar_one()
+
+    def budget_free_in(self, connection: Connection, caller: str, now: float) -> float:
+        """Return in how many seconds the first of a caller's rows will be done."""
+        q = QUEUE.c
+        first = connection.execute(
+            select(q.resource)
+            .where(q.caller == caller)
+            .order_by(q.need, q.wanted_at, q.resource)
+            .limit(1)
+        ).scalar()
+        place = None if first is None else self.place(connection, parse_target(first), now)
+        return 0.0 if place is None else place.wait
+
+    def has(self, connection: Connection, resource: Resource) -> bool:
+        """Whether the resource is in the queue."""
+        q = QUEUE.c.resource
+        return connection.execute(select(q).where(q == resource.path)).first() is not None
+
+    def problem(self, connection: Connection, resource: Resource) -> str | None:
+        """Return why there is no answer yet: what the last try met, or what holds all."""
+        q = QUEUE.c
+        own = connection.execute(select(q.problem).where(q.resource == resource.path)).scalar()
+        return own or connection.execute(select(PACE.c.problem)).scalar()
+
+    def size(self, connection: Connection) -> int:
+        """Return the number of rows."""
+        return connection.execute(select(func.count()).select_from(QUEUE)).scalar_one()
+
+    def _after(
+        self, pace: PaceState, taken: Taken, now: float, *, ago: float
+    ) -> dict[str, float | int | str | None]:
+        """Return the pace's new values after any request, however it ended."""
+        values: dict[str, float | int | str | None] = {"set_at": now, "requests": pace.requests + 1}
+        if _paced(taken):
+            values |= {
+                "busy_until": 0.0,
+                "busy_by": None,
+                "next_at": now - ago + pace.gap,
+            }
+        return values
+
+    def _give_back(
+        self,
+        connection: Connection,
+        taken: Taken,
+        now: float,
+        *,
+        problem: str | None,
+        wait: float = 0.0,
+    ) -> None:
+        q = QUEUE.c
+        connection.execute(
+            update(QUEUE)
+            .where(q.resource == taken.resource.path, q.leased_by == taken.token)
+            .values(lease_until=0.0, leased_by=None, not_before=now + wait, problem=problem)
+        )
+
+    def _next_row_in(self, connection: Connection, now: float) -> float:
+        """Return when a row that must wait may be taken: its own time, or another's lease."""
+        q = QUEUE.c
+        soonest = connection.execute(select(func.min(q.not_before)).where(q.not_before > now))
+        leased = connection.execute(select(func.min(q.lease_until)).where(q.lease_until > now))
+        times = [each for each in (soonest.scalar(), leased.scalar()) if each is not None]
+        return max(0.0, min(times, default=now + math.inf) - now)
+
+
+def _next(now: float, *, paced: bool) -> Select[tuple[str, int, int]]:
+    """Select the most urgent row that is free. A lease longer than any is from before a step back
+    of the clock.
+    """
+    q = QUEUE.c
+    free = or_(q.lease_until <= now, q.lease_until > now + LEASE + _JUMP)
+    due = or_(q.not_before <= now, q.not_before > now + MAX_RETRY_AFTER + _JUMP)
+    return (
+        select(q.resource, q.attempts, q.need)
+        .where(q.paced == paced, free, due)
+        .order_by(q.need, q.wanted_at, q.resource)
+        .limit(1)
+        .with_for_update(skip_locked=True)
+    )
+
+
+def _holds(connection: Connection, taken: Taken) -> bool:
+    return connection.execute(select(PACE.c.busy_by)).scalar() == taken.token
+
+
+def _paced(taken: Taken) -> bool:
+    return isinstance(taken.resource, VcekResource)
+
+
+def enrolled(connection: Connection, resource: Resource) -> bool:
+    """Whether a host with this chip has announced itself; chains and lists always count."""
+    if not isinstance(resource, VcekResource):
+        return True
+    h = HOST.c
+    query = select(h.hwid).where(h.product == resource.product.value, h.hwid == resource.hwid.hex())
+    return connection.execute(query).first() is not None
+
+
+def is_stored(connection: Connection, resource: Resource) -> bool:
+    """Whether the resource is stored."""
+    c = CERTIFICATE.c
+    query = select(c.resource).where(c.resource == resource.path)
+    return connection.execute(query).first() is not None
