@@ -8,5 +8,5 @@ it to hosts, guests and verifiers by AMD's own URLs. It needs the packages of th
 ``stored``, ``admission``    certificates that have verified, and how they do
 ``wanted``, ``fetcher``    the queue and pace of all instances, and who works on it
 ``target``, ``body_cache``, ``waiting``, ``service``, ``api``, ``serving``    HTTP
-``announcement``, ``fleet_view``, ``page``, ``charts``, ``markup``    hosts, and the pages about them
+``announcement``, ``fleet_view``, ``page``, ``charts``, ``markup``    hosts and the pages
 """
