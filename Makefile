@@ -6,6 +6,9 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 WORKERS ?= auto
 
+# What the libraries in the package are made of.
+NATIVE := native/shim.c native/snpcerts.c native/include/snpcerts.h native/kvm_abi.h
+
 .PHONY: help demo docs test test-clients test-crashes test-kernel test-qemu soak explore fuzz lint bench clean
 
 help: ## Say what there is
@@ -58,11 +61,11 @@ clean: ## Remove what make has made
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/.run: $(BIN)/python pyproject.toml hatch_build.py native/shim.c native/kvm_abi.h
+$(VENV)/.run: $(BIN)/python pyproject.toml hatch_build.py $(NATIVE)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
 	@touch $@
 
-$(VENV)/.dev: $(BIN)/python pyproject.toml hatch_build.py native/shim.c native/kvm_abi.h
+$(VENV)/.dev: $(BIN)/python pyproject.toml hatch_build.py $(NATIVE)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev,mirror]'
 	@touch $@ $(VENV)/.run
 

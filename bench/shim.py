@@ -43,12 +43,13 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         program, fake, shim = folder / "shim", folder / "fake.so", folder / "shim.so"
-        for output, source, flags in (
-            (program, HERE / "shim.c", []),
-            (fake, HERE / "shim_kvm.c", library),
-            (shim, HERE.parent / "native" / "shim.c", [*library, "-fvisibility=hidden"]),
+        native = HERE.parent / "native"
+        for output, *arguments in (
+            (program, HERE / "shim.c"),
+            (fake, HERE / "shim_kvm.c", *library),
+            (shim, native / "shim.c", native / "snpcerts.c", *library, "-fvisibility=hidden"),
         ):
-            argv = [compiler, "-O2", "-o", str(output), str(source), *flags]
+            argv = [compiler, "-O2", "-o", output, *arguments]
             subprocess.run(argv, check=True)
         certs = folder / "certs.bin"
         certs.write_bytes(b"\x01" * 8192)

@@ -11,8 +11,8 @@
  * It does nothing for a VM that is not SNP, on a kernel without the exit, or if the
  * VMM enables the exit itself.
  *
- * The certificate file's protocol is docs/protocol.md; src/snpcerts/certfile/reader.py
- * and vmm/exit_service.py are the same in Python. KVM's numbers: Linux
+ * Requests are served by snpcerts.c, which is linked into this library. What is here
+ * follows the VMM's VMs, vCPUs, descriptors and memory slots. KVM's numbers: Linux
  * Documentation/virt/kvm/api.rst and x86/amd-memory-encryption.rst; see kvm_abi.h.
  *
  * Each KVM_RUN costs two more loads. A request takes no lock inside the shim and
@@ -25,7 +25,6 @@
 #include <limits.h>
 #include <poll.h>
 #include <pthread.h>
-#include <signal.h>
 #include <stdarg.h>
 #include <stdatomic.h>
 #include <stdbool.h>
@@ -36,27 +35,20 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
-#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/uio.h>
 #include <time.h>
 #include <unistd.h>
 
+#include "include/snpcerts.h"
 #include "kvm_abi.h"
 
 #define EXPORT __attribute__((visibility("default")))
 
-static const char zeros[24]; /* an entry of a certificate table that ends it */
-#define ENTRY ((int)sizeof zeros)
-#define PAGE 4096u
-#define MAX_TABLE (1 << 20)
-#define MAX_PIECES (MAX_TABLE / (int)PAGE)
 #define MAX_VMS 16
 #define MAX_SLOTS 32768 /* KVM has 32,764 */
 #define MAX_FDS 65536
-#define FIRST_PAUSE 500000 /* nanoseconds between tries for the lock */
-#define LONGEST_PAUSE 5000000
-#define TRIES 100
+#define TRIES 100 /* to read slots that change */
 #define SLOT_RETURNS 1000000000ull /* nanoseconds a slot may be away for */
 #define MAX_GONE 16
 
@@ -104,7 +96,7 @@ static int (*_Atomic next_fcntl)(int, int, ...);
 static ssize_t (*_Atomic next_sendmsg)(int, const struct msghdr *, int);
 
 static char path[PATH_MAX];
-static uint64_t timeout = 100000000; /* nanoseconds */
+static uint64_t timeout = SNPCERTS_LOCK_WAIT;
 static const char *unusable = ""; /* why the settings are; NULL if they are not */
 
 /* ---- messages for the operator ---- */
@@ -135,18 +127,16 @@ __attribute__((format(printf, 1, 2))) static void say(const char *format, ...)
 			say(__VA_ARGS__);                \
 	} while (0)
 
-/* What is wrong with the file: 0, an errno, or one of these. */
-enum { NOT_REGULAR = 1 << 16, TOO_LARGE, SHRANK };
-
 /* Say when the file becomes unusable or usable, not for each request. */
 static void note_file_state(int problem)
 {
 	static _Atomic int last;
 	char buffer[128];
-	const char *why = problem == NOT_REGULAR ? "it is not a regular file" :
-			  problem == TOO_LARGE	 ? "it is too large" :
-			  problem == SHRANK ? "it shrank during the read: a writer does not take the lock" :
-					      NULL;
+	const char *why =
+		problem == SNPCERTS_NOT_REGULAR ? "it is not a regular file" :
+		problem == SNPCERTS_TOO_LARGE	? "it is too large" :
+		problem == SNPCERTS_SHRANK ? "it shrank during the read: a writer does not take the lock" :
+					     NULL;
 
 	if (atomic_load_explicit(&last, memory_order_relaxed) == problem ||
 	    atomic_exchange(&last, problem) == problem)
@@ -252,8 +242,6 @@ static void note_region(struct vm *vm, const struct kvm_userspace_memory_region 
  * number of pieces; 0 if any of it is not memory, -1 if the slots do not settle. */
 static int pieces_of(struct vm *vm, uint64_t gpa, uint64_t length, struct iovec *pieces)
 {
-	if (gpa > UINT64_MAX - length)
-		return 0;
 	for (int tries = 0; tries < TRIES; tries++) {
 		unsigned before = vm->sequence, slots = vm->slots;
 		uint64_t at = gpa, left = length;
@@ -263,7 +251,7 @@ static int pieces_of(struct vm *vm, uint64_t gpa, uint64_t length, struct iovec 
 			pause_for(100000);
 			continue;
 		}
-		for (unsigned i = 0; i < slots && left && count < MAX_PIECES; i++) {
+		for (unsigned i = 0; i < slots && left && count < SNPCERTS_MAX_PIECES; i++) {
 			uint64_t offset = at - vm->slot[i].gpa, size = vm->slot[i].size, part;
 
 			if (offset >= size)
@@ -283,168 +271,45 @@ static int pieces_of(struct vm *vm, uint64_t gpa, uint64_t length, struct iovec 
 
 /* ---- one request ---- */
 
-/* Open, lock and compare: the descriptor, with the shared lock; or -1, *problem 0 for
- * "an update has the lock". The same steps as in certfile/reader.py. */
-static int open_locked(struct stat *mine, int *problem)
+static int find_pieces(void *context, uint64_t gpa, uint64_t size, struct iovec *pieces)
 {
-	uint64_t end = 0, time;
-	long pause = FIRST_PAUSE;
+	struct vm *vm = context;
+	int count;
 
-	for (;;) {
-		/* Its own open file description: no other unlock can drop its lock.
-		 * O_NONBLOCK: opening a FIFO must not wait for its other end. */
-		int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY), error;
-		struct flock shared = { .l_type = F_RDLCK, .l_whence = SEEK_SET };
-		struct stat there;
-
-		if (fd < 0)
-			error = errno;
-		else if (fcntl(fd, F_OFD_SETLK, &shared) < 0)
-			error = errno == EACCES ? EAGAIN : errno; /* POSIX allows both */
-		else if (fstat(fd, mine) < 0 || stat(path, &there) < 0)
-			error = errno;
-		else if (mine->st_dev == there.st_dev && mine->st_ino == there.st_ino)
-			return fd;
-		else
-			error = EAGAIN; /* a lock on a replaced file protects nothing */
-		if (fd >= 0)
-			close(fd);
-		if (error != EAGAIN && error != EINTR) {
-			*problem = error;
-			return -1;
-		}
-		time = now();
-		if (!end)
-			end = time + timeout;
-		if (time >= end)
-			return -1;
-		pause_for(end - time < (uint64_t)pause ? (long)(end - time) : pause);
-		pause = 2 * pause < LONGEST_PAUSE ? 2 * pause : LONGEST_PAUSE;
-	}
-}
-
-/* The empty table, by a call that fails where memset would crash: the ret for KVM. */
-static int give_empty(struct vm *vm, uint64_t gpa, uint64_t npages)
-{
-	struct iovec pieces[MAX_PIECES], source = { (void *)(uintptr_t)zeros, ENTRY };
-	int count, ret = 0;
-	ssize_t put;
-
-	if (npages == 0)
-		return 0;
 	vm->copying++;
-	count = gpa % PAGE ? 0 : pieces_of(vm, gpa, ENTRY, pieces);
+	count = pieces_of(vm, gpa, size, pieces);
 	if (count <= 0) {
-		ret = count < 0 ? EAGAIN : gpa % PAGE ? EIO : not_found(vm, gpa, ENTRY);
-	} else {
-		put = process_vm_writev(getpid(), &source, 1, pieces, count, 0);
-		if (put >= 0 ? put != ENTRY : errno == EFAULT)
-			ret = EIO;
-		/* A sandbox may forbid the call; EIO would cost the guest its VMPCK. */
-		for (int i = 0; put < 0 && ret == 0 && i < count; i++)
-			memset(pieces[i].iov_base, 0, pieces[i].iov_len);
+		count = -(count < 0 ? EAGAIN : not_found(vm, gpa, size));
+		vm->copying--;
 	}
-	vm->copying--;
-	return ret;
+	return count;
 }
 
-/* The file's bytes straight into the guest's memory: the ret for KVM. */
-static int give_table(struct vm *vm, uint64_t gpa, int fd, off_t size, int *problem)
+static void pieces_used(void *context)
 {
-	struct iovec pieces[MAX_PIECES];
-	int interrupted = 0, ret = gpa % PAGE ? EIO : 0;
-	off_t done = 0;
-
-	vm->copying++;
-	while (ret == 0 && done < size) {
-		int count = pieces_of(vm, gpa + done, size - done, pieces);
-		ssize_t got = count > 0 ? preadv(fd, pieces, count, done) : 0;
-
-		if (got > 0)
-			done += got;
-		else if (count <= 0)
-			ret = count < 0 ? EAGAIN : not_found(vm, gpa + done, size - done);
-		else if (got == 0)
-			*problem = SHRANK, ret = EIO;
-		else if (errno == EFAULT)
-			ret = EIO;
-		else if (errno != EINTR || ++interrupted == TRIES)
-			*problem = errno, ret = EIO;
-	}
-	vm->copying--;
-	/* Never a torn table, and no EIO for what is the file's fault. */
-	if (ret && (done || *problem) && give_empty(vm, gpa, 1) == 0 && *problem)
-		ret = 0;
-	return ret;
+	((struct vm *)context)->copying--;
 }
 
-/* Fill the guest's buffer: the ret for KVM. *fd stays open, with its lock, if the
- * guest got a table; ENOSPC puts the pages needed into *npages. */
-static int answer(struct vm *vm, uint64_t gpa, uint64_t *npages, int *fd, int *problem)
+static int enter(void *context, int vcpu)
 {
-	char first[ENTRY];
-	struct stat file;
-	ssize_t got;
-
-	*fd = open_locked(&file, problem);
-	if (*fd < 0)
-		return *problem ? give_empty(vm, gpa, *npages) : EAGAIN;
-	if (!S_ISREG(file.st_mode))
-		*problem = NOT_REGULAR;
-	else if (file.st_size > MAX_TABLE)
-		*problem = TOO_LARGE;
-	else if ((got = pread(*fd, first, ENTRY, 0)) < 0)
-		*problem = errno;
-	else if (got < (file.st_size < ENTRY ? file.st_size : ENTRY))
-		*problem = SHRANK;
-	else if (file.st_size > 0 && (got < ENTRY || memcmp(first, zeros, ENTRY))) {
-		uint64_t pages = (file.st_size + PAGE - 1) / PAGE;
-
-		if (pages > *npages) {
-			*npages = pages;
-			return ENOSPC;
-		}
-		return give_table(vm, gpa, *fd, file.st_size, problem);
-	}
-	/* A terminator first: an update is not through. What follows does not count. */
-	return give_empty(vm, gpa, *npages);
+	(void)context;
+	return next_ioctl(vcpu, KVM_RUN, 0);
 }
 
 /* KVM_RUN has returned with a request: answer it, make KVM take the answer, and come
  * back to the VMM as KVM_RUN does when someone kicks the vCPU. */
 static int serve(int vcpu, struct vm *vm, struct kvm_run *run, int saved)
 {
-	/* Any value but 0 makes KVM_RUN return. A VMM's kick writes 1 over this one. */
-	const uint8_t OURS = 2;
-	uint8_t before, still = OURS;
-	uint64_t npages = run->snp_req_certs.npages;
-	int fd, problem = 0, result, error, cancel;
-	sigset_t all, mask;
+	struct snpcerts_vm certs = { .path = path, .lock_wait = timeout, .find = find_pieces,
+				     .done = pieces_used, .enter = enter, .context = vm };
+	struct snpcerts_served served;
+	int error = snpcerts_serve(&certs, vcpu, run, &served), cancel;
 
 	pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, &cancel);
-	run->snp_req_certs.ret = answer(vm, run->snp_req_certs.gpa, &npages, &fd, &problem);
-	run->snp_req_certs.npages = npages;
-	before = atomic_exchange(&run->immediate_exit, OURS);
-	/* EINTR must mean that KVM has taken the answer, not that a signal came before
-	 * KVM saw the call: then the firmware would sign after the lock is dropped. */
-	sigfillset(&all);
-	pthread_sigmask(SIG_SETMASK, &all, &mask);
-	result = next_ioctl(vcpu, KVM_RUN, 0);
-	error = result < 0 ? errno : saved;
-	if (fd >= 0) {
-		/* A child that was forked meanwhile has this description too: closing
-		 * would leave the lock to it. */
-		fcntl(fd, F_OFD_SETLK, &(struct flock){ .l_type = F_UNLCK });
-		close(fd);
-	}
-	/* A kick after the exchange stays set. The VMM notices an earlier kick itself,
-	 * because it checks after every EINTR. */
-	atomic_compare_exchange_strong(&run->immediate_exit, &still, before);
-	pthread_sigmask(SIG_SETMASK, &mask, NULL);
-	note_file_state(problem);
+	note_file_state(served.file_problem);
 	pthread_setcancelstate(cancel, NULL);
-	errno = error;
-	return result;
+	errno = error ? error : saved;
+	return error ? -1 : 0;
 }
 
 /* ---- what the VMM calls ---- */
@@ -722,14 +587,6 @@ __attribute__((constructor)) static void start(void)
 	timeout = milliseconds * 1000000ull;
 }
 
-/* 43 in released kernels. Trees with the series as posted say 42, which released ones
- * use on arm64 alone. */
-static bool asks_for_certs(const struct kvm_run *run)
-{
-	return run->exit_reason == KVM_EXIT_SNP_REQ_CERTS ||
-	       run->exit_reason == KVM_EXIT_ARM_LDST64B;
-}
-
 EXPORT int ioctl(int fd, unsigned long passed, ...)
 {
 	/* The kernel looks at 32 bits. A VMM that keeps requests in an int passes
@@ -753,7 +610,7 @@ EXPORT int ioctl(int fd, unsigned long passed, ...)
 	} else if (in_table(fd) && vcpus[fd].vm) {
 		struct kvm_run *run = vcpus[fd].run;
 
-		if (run && !asks_for_certs(run))
+		if (run && !snpcerts_asks(run))
 			return result;
 		if (run)
 			return serve(fd, vcpus[fd].vm, run, saved);

@@ -1,0 +1,383 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * One request for certificates, from the exit to the hand-shake; see include/snpcerts.h.
+ *
+ * The steps on the certificate file are those of src/snpcerts/certfile/reader.py, which
+ * the explorer examines; tests/native compares the two, call by call.
+ */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <fcntl.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdatomic.h>
+#include <stddef.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/stat.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "include/snpcerts.h"
+#include "kvm_abi.h"
+
+static const char zeros[24]; /* an entry of a certificate table that ends it */
+#define ENTRY ((int)sizeof zeros)
+#define PAGE 4096u
+#define FIRST_PAUSE 500000 /* ns between tries for the lock */
+#define LONGEST_PAUSE 5000000
+#define READS 100 /* that a signal may interrupt */
+
+static uint64_t now(void)
+{
+	struct timespec time;
+
+	clock_gettime(CLOCK_MONOTONIC, &time);
+	return time.tv_sec * 1000000000ull + time.tv_nsec;
+}
+
+static int lock(int fd, short type)
+{
+	struct flock whole = { .l_type = type, .l_whence = SEEK_SET };
+
+	return fcntl(fd, F_OFD_SETLK, &whole);
+}
+
+static void let_go(int fd)
+{
+	/* A child that was forked meanwhile has this description too: closing alone would
+	 * leave the lock to it. */
+	lock(fd, F_UNLCK);
+	close(fd);
+}
+
+/* ---- the file ---- */
+
+/* Open, lock and compare: the descriptor, with the shared lock; or -1, file_problem 0
+ * for "an update has the lock". */
+static int open_locked(const struct snpcerts_vm *vm, struct stat *mine,
+		       struct snpcerts_served *served)
+{
+	uint64_t start = 0, pause = FIRST_PAUSE, left;
+
+	for (;;) {
+		/* Its own open file description: no other unlock can drop its lock.
+		 * O_NONBLOCK: opening a FIFO must not wait for its other end. */
+		int fd = open(vm->path, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
+		int error = 0;
+		struct stat there;
+
+		if (fd < 0) {
+			error = errno;
+		} else if (lock(fd, F_RDLCK) < 0) {
+			error = errno == EACCES ? EAGAIN : errno; /* POSIX allows both */
+			close(fd);
+		} else {
+			if (fstat(fd, mine) < 0 || stat(vm->path, &there) < 0)
+				error = errno;
+			else if (mine->st_dev == there.st_dev && mine->st_ino == there.st_ino)
+				return fd;
+			else
+				error = EAGAIN; /* a lock on a replaced file protects nothing */
+			let_go(fd);
+		}
+		if (error != EAGAIN && error != EINTR) {
+			served->file_problem = error;
+			return -1;
+		}
+		if (!start)
+			start = now();
+		served->waited = now() - start;
+		if (served->waited >= vm->lock_wait)
+			return -1;
+		left = vm->lock_wait - served->waited;
+		/* A signal may cut the sleep short; the clock decides. */
+		nanosleep(&(struct timespec){ .tv_nsec = left < pause ? left : pause }, NULL);
+		pause = 2 * pause < LONGEST_PAUSE ? 2 * pause : LONGEST_PAUSE;
+	}
+}
+
+/* Whether the locked file has a table; if not, file_problem says why, 0 for the empty one. */
+static bool has_table(const struct snpcerts_vm *vm, int fd, const struct stat *file,
+		      struct snpcerts_served *served)
+{
+	char first[ENTRY];
+	ssize_t got;
+	int tries = 0;
+
+	if (!S_ISREG(file->st_mode)) {
+		served->file_problem = SNPCERTS_NOT_REGULAR;
+		return false;
+	}
+	served->file_size = file->st_size;
+	if (served->file_size > (vm->size_limit ? vm->size_limit : SNPCERTS_MAX_SIZE)) {
+		served->file_problem = SNPCERTS_TOO_LARGE;
+		return false;
+	}
+	do
+		got = pread(fd, first, ENTRY, 0);
+	while (got < 0 && errno == EINTR && ++tries < READS);
+	if (got < 0)
+		served->file_problem = errno;
+	else if (got < (file->st_size < ENTRY ? file->st_size : ENTRY))
+		served->file_problem = SNPCERTS_SHRANK;
+	else /* A terminator first: an update is not through. What follows does not count. */
+		return got && (got < ENTRY || memcmp(first, zeros, ENTRY));
+	return false;
+}
+
+/* ---- the guest's memory ---- */
+
+/* Where the guest's addresses are, across slots that touch. */
+static int find_in_slots(const struct snpcerts_vm *vm, uint64_t gpa, uint64_t size,
+			 struct iovec *pieces)
+{
+	int count = 0;
+
+	while (size && count < SNPCERTS_MAX_PIECES) {
+		const struct snpcerts_slot *slot = vm->slots, *end = slot + vm->slot_count;
+		uint64_t offset, part;
+
+		while (slot < end && gpa - slot->gpa >= slot->size)
+			slot++;
+		if (slot == end)
+			return -EIO;
+		offset = gpa - slot->gpa;
+		part = slot->size - offset < size ? slot->size - offset : size;
+		pieces[count].iov_base = (void *)(uintptr_t)(slot->host + offset);
+		pieces[count++].iov_len = part;
+		gpa += part;
+		size -= part;
+	}
+	return size ? -EIO : count;
+}
+
+/* The number of pieces, or 0 with ret and guest_problem set. */
+static int find(const struct snpcerts_vm *vm, uint64_t gpa, uint64_t size, struct iovec *pieces,
+		struct snpcerts_served *served)
+{
+	int count = -EIO;
+
+	served->guest_problem = gpa % PAGE ? SNPCERTS_NOT_ALIGNED : SNPCERTS_NOT_MEMORY;
+	if (gpa <= UINT64_MAX - size)
+		count = vm->find ? vm->find(vm->context, gpa, size, pieces) :
+				   find_in_slots(vm, gpa, size, pieces);
+	if (count > 0) {
+		served->guest_problem = 0;
+		return count;
+	}
+	served->ret = count ? -count : EIO;
+	return 0;
+}
+
+static void done(const struct snpcerts_vm *vm)
+{
+	if (vm->find && vm->done)
+		vm->done(vm->context);
+}
+
+/* The empty table, by a call that fails where memset would crash. */
+static void give_empty(const struct snpcerts_vm *vm, uint64_t gpa, uint64_t npages,
+		       struct snpcerts_served *served)
+{
+	struct iovec pieces[SNPCERTS_MAX_PIECES], source = { (void *)(uintptr_t)zeros, ENTRY };
+	int count;
+	ssize_t put;
+
+	served->outcome = SNPCERTS_EMPTY;
+	served->ret = 0;
+	served->size = 0;
+	if (npages == 0)
+		return;
+	served->outcome = SNPCERTS_FAILED;
+	if (gpa % PAGE) { /* KVM checks this; a VMM under test may not run on KVM */
+		served->guest_problem = SNPCERTS_NOT_ALIGNED;
+		served->ret = EIO;
+		return;
+	}
+	count = find(vm, gpa, ENTRY, pieces, served);
+	if (!count)
+		return;
+	put = process_vm_writev(getpid(), &source, 1, pieces, count, 0);
+	if (put >= 0 ? put != ENTRY : errno == EFAULT) {
+		served->guest_problem = SNPCERTS_NOT_MEMORY;
+		served->ret = EIO;
+	} else {
+		/* A sandbox may forbid the call; EIO would cost the guest its VMPCK. */
+		for (int i = 0; put < 0 && i < count; i++)
+			memset(pieces[i].iov_base, 0, pieces[i].iov_len);
+		served->outcome = SNPCERTS_EMPTY;
+		served->size = ENTRY;
+	}
+	done(vm);
+}
+
+/* There is no table to give: the empty one, or EIO for who wants it. */
+static void give_nothing(const struct snpcerts_vm *vm, uint64_t gpa, uint64_t npages,
+			 struct snpcerts_served *served)
+{
+	if (served->file_problem && vm->flags & SNPCERTS_UNREADABLE_IS_EIO) {
+		served->outcome = SNPCERTS_FAILED;
+		served->ret = EIO;
+	} else {
+		give_empty(vm, gpa, npages, served);
+	}
+}
+
+/* The file's bytes straight into the guest's memory: how many are there. If not all,
+ * ret, file_problem and guest_problem say why. */
+static uint64_t copy_table(const struct snpcerts_vm *vm, uint64_t gpa, int fd,
+			   struct snpcerts_served *served)
+{
+	struct iovec pieces[SNPCERTS_MAX_PIECES];
+	uint64_t size = served->file_size, got = 0;
+	int tries = 0;
+
+	while (got < size) {
+		int count = find(vm, gpa + got, size - got, pieces, served), error;
+		ssize_t more;
+
+		if (!count)
+			return got;
+		more = preadv(fd, pieces, count, got);
+		error = errno;
+		done(vm);
+		if (more > 0) {
+			got += more;
+			continue;
+		}
+		if (more < 0 && error == EINTR && ++tries < READS)
+			continue;
+		served->ret = EIO;
+		if (more == 0)
+			served->file_problem = SNPCERTS_SHRANK;
+		else if (error == EFAULT)
+			served->guest_problem = SNPCERTS_NOT_MEMORY;
+		else
+			served->file_problem = error;
+		return got;
+	}
+	return got;
+}
+
+/* ---- one request ---- */
+
+void snpcerts_answer(const struct snpcerts_vm *vm, uint64_t gpa, uint64_t npages,
+		     struct snpcerts_served *served)
+{
+	struct stat file;
+	uint64_t pages, got;
+	int fd;
+
+	memset(served, 0, sizeof *served);
+	served->fd = -1;
+	fd = open_locked(vm, &file, served);
+	if (fd < 0 && !served->file_problem) {
+		served->outcome = SNPCERTS_BUSY;
+		served->ret = EAGAIN;
+		return;
+	}
+	if (fd < 0 || !has_table(vm, fd, &file, served)) {
+		if (fd >= 0)
+			let_go(fd);
+		give_nothing(vm, gpa, npages, served);
+		return;
+	}
+	pages = (served->file_size + PAGE - 1) / PAGE;
+	if (pages > npages) {
+		served->outcome = SNPCERTS_TOO_SMALL;
+		served->ret = ENOSPC;
+		served->needed_pages = pages;
+		served->fd = fd;
+		return;
+	}
+	served->outcome = SNPCERTS_FAILED;
+	if (gpa % PAGE) {
+		served->guest_problem = SNPCERTS_NOT_ALIGNED;
+		served->ret = EIO;
+		served->fd = fd;
+		return;
+	}
+	got = copy_table(vm, gpa, fd, served);
+	if (got == served->file_size) {
+		served->outcome = SNPCERTS_SERVED;
+		served->size = got;
+		served->fd = fd;
+	} else if (served->file_problem) { /* no EIO for what is the file's fault */
+		let_go(fd);
+		give_nothing(vm, gpa, npages, served);
+	} else {
+		served->fd = fd;
+		if (got) { /* never a torn table */
+			struct snpcerts_served torn = *served;
+
+			give_empty(vm, gpa, npages, &torn);
+		}
+	}
+}
+
+void snpcerts_release(struct snpcerts_served *served)
+{
+	if (served->fd >= 0)
+		let_go(served->fd);
+	served->fd = -1;
+}
+
+int snpcerts_serve(const struct snpcerts_vm *vm, int vcpu, struct kvm_run *run,
+		   struct snpcerts_served *served)
+{
+	/* Any value but 0 makes KVM_RUN return. A VMM's kick writes 1 over this one. */
+	const uint8_t OURS = 2;
+	uint8_t before, still = OURS;
+	struct snpcerts_served mine;
+	sigset_t all, mask;
+	int cancel, result, error;
+
+	if (!served)
+		served = &mine;
+	pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, &cancel);
+	snpcerts_answer(vm, run->snp_req_certs.gpa, run->snp_req_certs.npages, served);
+	run->snp_req_certs.ret = served->ret;
+	if (served->needed_pages)
+		run->snp_req_certs.npages = served->needed_pages;
+	before = atomic_exchange(&run->immediate_exit, OURS);
+	/* EINTR must mean that KVM has taken the answer, not that a signal came before
+	 * KVM saw the call: then the firmware would sign after the lock is dropped. */
+	sigfillset(&all);
+	pthread_sigmask(SIG_SETMASK, &all, &mask);
+	result = vm->enter ? vm->enter(vm->context, vcpu) : ioctl(vcpu, KVM_RUN, 0);
+	error = result < 0 ? errno : 0;
+	snpcerts_release(served);
+	/* A kick after the exchange stays set. The VMM notices an earlier kick itself,
+	 * because it checks after every EINTR. */
+	atomic_compare_exchange_strong(&run->immediate_exit, &still, before);
+	pthread_sigmask(SIG_SETMASK, &mask, NULL);
+	pthread_setcancelstate(cancel, NULL);
+	served->run_errno = error;
+	return error;
+}
+
+/* 43 in released kernels. Trees with the series as posted say 42, which released ones
+ * use on arm64 alone. */
+bool snpcerts_asks(const struct kvm_run *run)
+{
+	return run->exit_reason == KVM_EXIT_SNP_REQ_CERTS ||
+	       run->exit_reason == KVM_EXIT_ARM_LDST64B;
+}
+
+bool snpcerts_supported(int kvm)
+{
+	uint64_t value = 0;
+	struct kvm_device_attr attr = { .group = KVM_X86_GRP_SEV,
+					.attr = KVM_X86_SEV_SNP_REQ_CERTS,
+					.addr = (uintptr_t)&value };
+
+	return ioctl(kvm, KVM_GET_DEVICE_ATTR, &attr) == 0 && value == 1;
+}
+
+int snpcerts_enable(int vm)
+{
+	struct kvm_sev_cmd enable = { .id = KVM_SEV_SNP_ENABLE_REQ_CERTS };
+
+	return ioctl(vm, KVM_MEMORY_ENCRYPT_OP, &enable) < 0 ? errno : 0;
+}
