@@ -44,11 +44,12 @@ def main() -> None:
         folder = Path(name)
         program, fake, shim = folder / "shim", folder / "fake.so", folder / "shim.so"
         native = HERE.parent / "native"
-        for output, *arguments in (
-            (program, HERE / "shim.c"),
-            (fake, HERE / "shim_kvm.c", *library),
-            (shim, native / "shim.c", native / "snpcerts.c", *library, "-fvisibility=hidden"),
-        ):
+        sources: dict[Path, list[Path | str]] = {
+            program: [HERE / "shim.c"],
+            fake: [HERE / "shim_kvm.c", *library],
+            shim: [native / "shim.c", native / "snpcerts.c", *library, "-fvisibility=hidden"],
+        }
+        for output, arguments in sources.items():
             argv = [compiler, "-O2", "-o", output, *arguments]
             subprocess.run(argv, check=True)
         certs = folder / "certs.bin"
