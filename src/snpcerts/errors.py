@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every error this package raises on purpose.
+"""Every error that snpcerts raises on purpose.
 
 One tree, rooted at :class:`SnpCertsError`, grouped by what the caller does
 next. An error says what was expected, what was found, where, and what to do.
@@ -21,7 +21,7 @@ from snpcerts.printable import printable
 
 
 class SnpCertsError(Exception):
-    """Root of the tree.
+    """The root of all errors of snpcerts.
 
     ``code`` is stable across releases and meant for programs; the message and
     the hint are meant for people and may change. Both are escaped into one
@@ -49,7 +49,7 @@ class RefusedError(SnpCertsError):
 
 
 class UsageError(SnpCertsError):
-    """The call itself is wrong: an option, an argument, an order of calls."""
+    """The call itself is wrong: an option, an argument, or the order of calls."""
 
     exit_code = 2
     code = "usage"

@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping
 def lazy_exports(
     package: str, modules: Mapping[str, tuple[str, ...]]
 ) -> tuple[list[str], Callable[[str], object], Callable[[], list[str]]]:
-    """``__all__``, ``__getattr__`` and ``__dir__`` for ``package``.
+    """Return ``__all__``, ``__getattr__`` and ``__dir__`` for ``package``.
 
     ``modules`` maps each module, named without the package, to the names that it exports. A module
     of another package is given by its full name.

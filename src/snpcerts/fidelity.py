@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the emulator claims to do as released software does, and what each claim is held against.
+"""What the emulator claims to do as released software does, and what supports each claim.
 
 Identifiers of claims are stable. ``docs/fidelity.md`` prints the table; the test suites
 compare each entry with what they run, so an entry cannot outlive its test.
@@ -13,7 +13,7 @@ from typing import Final
 
 
 class SourceKind(enum.Enum):
-    """What a claim is held against."""
+    """What supports a claim."""
 
     HEADER = "header"
     KERNEL = "kernel function"
@@ -27,7 +27,7 @@ class SourceKind(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class ClaimSource:
-    """One thing that a claim is held against: of which kind, by name."""
+    """One piece of support for a claim: its kind and its name."""
 
     kind: SourceKind
     names: tuple[str, ...] = ()
@@ -35,7 +35,7 @@ class ClaimSource:
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """One thing that the emulator claims. ``releases`` are those that it was compared with."""
+    """One claim of the emulator. ``releases`` are the releases that it was compared with."""
 
     id: str
     text: str
@@ -44,7 +44,7 @@ class Claim:
 
     @property
     def checked(self) -> bool:
-        """Whether anything that this project did not write stands behind it."""
+        """Whether anything outside this project supports the claim."""
         return all(each.kind is not SourceKind.NOTHING for each in self.held)
 
 

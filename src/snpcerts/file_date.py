@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""When a file was written, as far as its date is credible.
+"""When a file was written, if its date is credible.
 
 A clock that is ahead dates files into the future, and they would look new until that day. An
 example is a revocation list fetched by a host that booted with a wrong clock.

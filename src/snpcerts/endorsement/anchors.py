@@ -21,7 +21,7 @@ from snpcerts.errors import InputError
 
 @dataclass(frozen=True, slots=True)
 class Anchor:
-    """A root key that is trusted for one product.
+    """A root key that is trusted for one product's chains.
 
     ``spki_sha384`` is the 48-byte SHA-384 of its DER SubjectPublicKeyInfo;
     ``name`` is for people.
@@ -50,7 +50,7 @@ def spki_sha384(certificate: Certificate) -> bytes:
 
 
 def is_amds(anchor: Anchor) -> bool:
-    """Whether the root is one of AMD's pinned roots; its name does not matter."""
+    """Whether this is one of AMD's pinned roots, by its key; the name does not matter."""
     return any(
         anchor.spki_sha384 == pinned.spki_sha384 and anchor.product is pinned.product
         for pinned in AMD_ANCHORS

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every certificate and revocation list in a file, whatever the file is called and made of.
+"""Finds every certificate and revocation list in a file, whatever its name and format.
 
 ========================================  ============================================
 shape                                     from
@@ -53,7 +53,7 @@ _PEM_BUNDLES: Final = ("PKCS7", "CMS")
 
 @dataclass(frozen=True, slots=True)
 class Bundle:
-    """What a file holds: DER of certificates and lists, each once, in their order.
+    """The contents of a file: DER of its certificates and lists, each once, in order.
 
     ``others`` says what there was besides that is neither, in words.
     """
@@ -64,12 +64,12 @@ class Bundle:
 
     @property
     def empty(self) -> bool:
-        """Whether it holds neither a certificate nor a list."""
+        """Whether the file has neither a certificate nor a list."""
         return not self.certificates and not self.lists
 
 
 def read_bundle(data: bytes) -> Bundle:
-    """Return every certificate and list in ``data``. Never raises for what it is."""
+    """Return every certificate and list in ``data``. Never raises, whatever ``data`` is."""
     if len(data) > MAX_TEXT:
         return Bundle(others=(f"{len(data)} bytes, more than is read",))
     reader = _BundleReader()
@@ -78,7 +78,7 @@ def read_bundle(data: bytes) -> Bundle:
 
 
 class _BundleReader:
-    """Gathers what is found; dictionaries as ordered sets."""
+    """Collects what it finds; dictionaries serve as ordered sets."""
 
     def __init__(self) -> None:
         self.certificates: dict[bytes, None] = {}
@@ -86,7 +86,7 @@ class _BundleReader:
         self.others: dict[str, None] = {}
 
     def read(self, data: bytes, depth: int) -> None:
-        """Whatever it is, or what encodes it."""
+        """Read data of any kind, including an encoding of another kind."""
         if depth > _MAX_DEPTH or not data:
             self._other(data)
         elif looks_like_table(data):
@@ -103,7 +103,7 @@ class _BundleReader:
                 self._other(data)
 
     def _text(self, text: str, depth: int) -> bool:
-        """Whether the text encodes anything."""
+        """Read text; return whether it encodes anything."""
         if starts_like_json(text):
             try:
                 self._json(read_json(text, "JSON"), depth)
@@ -142,7 +142,9 @@ class _BundleReader:
             self.others[kind_of_label(block.label).name] = None
 
     def _elements(self, data: bytes, *, first_alone: bool = False) -> None:
-        """DER, one element behind another; what encloses certificates is opened."""
+        """Read DER elements one after another, and those inside a structure that encloses
+        certificates.
+        """
         at = 0
         while at < len(data):
             try:
@@ -164,7 +166,7 @@ class _BundleReader:
                 return
 
     def _one(self, der: bytes) -> bool:
-        """Keep it if it is a certificate or a list."""
+        """Keep an element if it is a certificate or a list."""
         if der in self.certificates or der in self.lists:
             return True
         if len(self.certificates) + len(self.lists) >= MAX_CERTIFICATES:
@@ -203,7 +205,7 @@ def _named(data: bytes) -> str:
 
 
 def _leaves(value: Any) -> Iterator[str | list[Any]]:
-    """Yield texts and arrays of numbers that are long enough to be a certificate."""
+    """Yield the texts and the arrays of numbers that are long enough to be a certificate."""
     waiting = [value]
     while waiting:
         each = waiting.pop()
@@ -219,7 +221,7 @@ def _leaves(value: Any) -> Iterator[str | list[Any]]:
 
 
 def _enclosed(der: bytes) -> Iterator[bytes]:
-    """Yield the certificates and lists of a PKCS #7 or CMS SignedData, unread.
+    """Yield the certificates and lists in a PKCS #7 or CMS SignedData, unparsed.
 
     RFC 5652 section 5.1: ContentInfo is {contentType, [0] SignedData}; SignedData is
     {version, digestAlgorithms, encapContentInfo, [0] certificates, [1] crls, ...}.

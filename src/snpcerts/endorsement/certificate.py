@@ -56,7 +56,7 @@ _KEY_AGREEMENT, _KEY_CERT_SIGN, _CRL_SIGN, _ENCIPHER_ONLY, _DECIPHER_ONLY = 4, 5
 
 @dataclass(frozen=True, slots=True)
 class Extension:
-    """An extension; ``value`` is what its OCTET STRING holds."""
+    """An extension; ``value`` is the content of its OCTET STRING."""
 
     oid: x509.ObjectIdentifier
     critical: bool
@@ -65,7 +65,7 @@ class Extension:
 
 @dataclass(frozen=True, slots=True)
 class BasicConstraints:
-    """Whether the certificate is an authority's; ``path_length`` is None for any."""
+    """Whether the certificate is an authority's; a ``path_length`` of None means no limit."""
 
     ca: bool
     path_length: int | None
@@ -73,7 +73,7 @@ class BasicConstraints:
 
 @dataclass(frozen=True, slots=True)
 class KeyUsage:
-    """What the certificate's key may be used for, as far as it matters here."""
+    """The permitted uses of the certificate's key, as far as snpcerts checks them."""
 
     key_cert_sign: bool
     crl_sign: bool
@@ -110,7 +110,7 @@ class Certificate:
         return load_certificate, (self.der, "certificate")
 
     def public_key(self) -> PublicKeyTypes:
-        """Return the key that it certifies."""
+        """Return the certificate's key."""
         return self.key
 
     def public_bytes(self, encoding: Encoding) -> bytes:
@@ -176,8 +176,8 @@ def _certificate(der: bytes, outer: structure.Signed, tbs: structure.TbsCertific
 
 
 def extensions_of(found: list[structure.ExtensionDer] | None) -> tuple[Extension, ...]:
-    """Return the extensions of a certificate, a list or an entry. Raises ValueError for a
-    duplicate, and for a field that is present but empty (RFC 5280 section 4.2).
+    """Return the extensions of a certificate, a list or an entry. Raises ValueError for a duplicate
+    extension and for a field that is present but empty (RFC 5280 section 4.2).
     """
     if found is None:
         return ()
@@ -194,7 +194,7 @@ def extensions_of(found: list[structure.ExtensionDer] | None) -> tuple[Extension
 
 
 def name_of(part: asn1.TLV) -> x509.Name:
-    """Parse a distinguished name. Raises ValueError for anything else."""
+    """Parse a distinguished name; raise ValueError if it is malformed."""
     return _named(part)[0]
 
 
@@ -250,7 +250,7 @@ _PLAIN = {
 
 
 def plainly(error: BaseException) -> str:
-    """Return the library's error about DER in plain words."""
+    """Return the library's error about DER in readable words."""
     kind = _KIND.search(str(error))
     if kind is None:
         return str(error) or type(error).__name__
@@ -272,7 +272,7 @@ def _der_of_pem(data: bytes, what: str) -> bytes:
 
 
 def to_pem_block(der: bytes, label: str) -> bytes:
-    """DER as one PEM block, in lines of 64 characters, as RFC 7468 has it."""
+    """Return DER as one PEM block with lines of 64 characters (RFC 7468)."""
     body = base64.b64encode(der)
     lines = [body[at : at + _PEM_WIDTH] for at in range(0, len(body), _PEM_WIDTH)]
     mark = label.encode("ascii")
@@ -282,6 +282,6 @@ def to_pem_block(der: bytes, label: str) -> bytes:
 
 
 def common_name(name: x509.Name) -> str | None:
-    """Return the name's common name (CN), or None if it has none or more than one."""
+    """Return the name's common name (CN); None unless there is exactly one."""
     found = [attribute.value for attribute in name.get_attributes_for_oid(NameOID.COMMON_NAME)]
     return found[0] if len(found) == 1 and isinstance(found[0], str) else None

@@ -104,13 +104,13 @@ class Chain:
     leaf_product: Product | None = None
 
     def label(self, place: Position) -> str:
-        """Return the name of the certificate in that place: VCEK, ASK, ..."""
+        """Return the name of the certificate in this position: VCEK, ASK, ..."""
         if place is Position.LEAF:
             return self.kind.name
         return self.role(place).name
 
     def role(self, place: Position) -> CaRole:
-        """Return the authority that belongs in that place of such a chain."""
+        """Return the role of the authority in this position of such a chain."""
         if place is Position.ROOT:
             return CaRole.ARK
         return CaRole.ASK if self.kind is VekKind.VCEK else CaRole.ASVK
@@ -141,7 +141,7 @@ class Window:
     not_after: datetime
 
     def problem_at(self, at: datetime) -> Reason | None:
-        """Return the problem with the certificate at that time, if any; ``at`` has a time zone."""
+        """Return the problem with the certificate at the time ``at`` (with a time zone), if any."""
         if at < self.not_before:
             return Reason(
                 _NOT_YET_VALID[self.place],
@@ -230,7 +230,7 @@ def _ca_name(certificate: Certificate) -> CaName | None:
 def _authority(
     chain: Chain, place: Position, certificate: Certificate, *, below: int
 ) -> Iterator[Reason]:
-    """Check that a certificate is an authority that may have ``below`` authorities under it."""
+    """Check that a certificate is an authority that may stand above ``below`` other authorities."""
     role = chain.role(place)
     name = _ca_name(certificate)
     if name is None or name.role is not role:
@@ -268,7 +268,7 @@ _EVALUATED = frozenset({ExtensionOID.BASIC_CONSTRAINTS, ExtensionOID.KEY_USAGE})
 
 
 def _critical(chain: Chain, place: Position, certificate: Certificate) -> Iterator[Reason]:
-    """RFC 5280: a critical extension that is not evaluated must not be ignored."""
+    """Check for an unknown critical extension, which RFC 5280 forbids to ignore."""
     for extension in certificate.extensions:
         if not extension.critical:
             continue
@@ -310,8 +310,8 @@ def _issued(
 
 
 def _signed_by(certificate: Certificate, key: rsa.RSAPublicKey) -> bool:
-    """Whether the key made the signature with AMD's algorithm; the certificate's own field is
-    ignored.
+    """Whether the key made the signature with AMD's algorithm; the certificate's own field does not
+    count.
     """
     # With a count of unused bits other than 0, two certificates of different bytes could have the
     # same signature.
@@ -321,7 +321,7 @@ def _signed_by(certificate: Certificate, key: rsa.RSAPublicKey) -> bool:
 
 
 def check_products(chain: Chain) -> Iterator[Reason]:
-    """All certificates must be of one product."""
+    """Check that all certificates belong to one product."""
     said: list[tuple[str, Product]] = []
     if chain.leaf_product is not None:
         said.append((chain.label(Position.LEAF), chain.leaf_product))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Revocation lists: what an ARK has revoked, and whether to believe a list.
+"""Revocation lists: what an ARK has revoked, and whether a list can be believed.
 
 AMD publishes one list per product and kind (VCEK, VLEK), signed by the ARK. It contains serial
 numbers of intermediates; the first Genoa ASK was revoked this way. It cannot name leaves:
@@ -50,7 +50,7 @@ _PEM = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class RevokedCertificate:
-    """An entry of a list: a revoked certificate and the date."""
+    """An entry of a list: a revoked certificate and the date of its revocation."""
 
     serial_number: int
     revocation_date: datetime
@@ -82,7 +82,7 @@ class RevocationList:
         return len(self.raw_entries)
 
     def entries(self) -> Iterator[RevokedCertificate]:
-        """Parse the entries, in the list's order. Raises ValueError for one that cannot be read."""
+        """Parse the entries in order; raise ValueError for an entry that cannot be read."""
         for raw in self.raw_entries:
             entry = raw.parse(structure.RevokedCertificateDer)
             yield RevokedCertificate(
@@ -97,7 +97,7 @@ class RevocationList:
 
     @property
     def issuer_common_name(self) -> str | None:
-        """The common name of its issuer: ``ARK-Milan``, say."""
+        """The common name of the list's issuer, such as ``ARK-Milan``."""
         return common_name(self.issuer)
 
 
@@ -217,7 +217,7 @@ def _doubts(revocation: RevocationList, root: Certificate) -> Iterator[Reason]:
 def _odd_extensions(
     revocation: RevocationList, entries: tuple[RevokedCertificate, ...]
 ) -> Iterator[Reason]:
-    """Yield the first critical extension, of the list or of an entry; snpcerts knows none."""
+    """Yield the first critical extension of the list or of an entry; snpcerts knows none."""
     places = (
         ("the CRL", revocation.extensions),
         *((f"the CRL's entry {each.serial_number:#x}", each.extensions) for each in entries),
@@ -257,12 +257,14 @@ def _revoked(
 
 
 def crl_problem_at(revocation: RevocationList, at: datetime) -> Reason | None:
-    """Return the problem of the list at that time, which has a time zone."""
+    """Return the problem with the list at that time, which has a time zone; None if there is
+    none.
+    """
     return untimely(revocation.this_update, revocation.next_update, at)
 
 
 def untimely(this_update: datetime, next_update: datetime, at: datetime) -> Reason | None:
-    """Return the problem at that time of a list with these two times; all have a time zone."""
+    """Return the problem at that time with a list of these two times; all have a time zone."""
     if at < this_update:
         return Reason(
             ReasonCode.CRL_NOT_YET_VALID,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The part of DER that certificates need beyond what the X.509 library reads.
+"""The part of DER that certificates need and the X.509 library does not read.
 
 AMD's extension values are a bare INTEGER or IA5String, and the two algorithm
 identifiers of a certificate are compared as bytes. Nothing else is read here.
@@ -22,7 +22,7 @@ _MAX_LENGTH_BYTES = 4
 
 
 class Element(NamedTuple):
-    """One tag-length-value: its tag byte, its content, and where it starts and ends."""
+    """A tag-length-value element: its tag byte, its content, and where it starts and ends."""
 
     tag: int
     content: bytes
@@ -69,7 +69,7 @@ def _read_whole(data: bytes, tag: int, name: str, what: str) -> bytes:
 
 
 def read_byte_integer(data: bytes, what: str) -> int:
-    """Parse ``data`` as an INTEGER, 0 to 255; :class:`FormatError` for anything else."""
+    """Parse ``data`` as an INTEGER from 0 to 255; raise :class:`FormatError` for anything else."""
     content = _read_whole(data, INTEGER, "INTEGER", what)
     if not content:
         raise FormatError(what, "INTEGER has no content")
@@ -83,7 +83,7 @@ def read_byte_integer(data: bytes, what: str) -> int:
 
 
 def read_ia5_string(data: bytes, what: str) -> str:
-    """Parse ``data`` as an IA5String (7-bit text); :class:`FormatError` for anything else."""
+    """Parse ``data`` as an IA5String (7-bit text); raise :class:`FormatError` for anything else."""
     content = _read_whole(data, IA5_STRING, "IA5String", what)
     if not content.isascii():
         raise FormatError(what, "IA5String has bytes above 0x7f")
@@ -91,5 +91,5 @@ def read_ia5_string(data: bytes, what: str) -> str:
 
 
 def read_octet_string(data: bytes, what: str) -> bytes:
-    """Parse ``data`` as an OCTET STRING; :class:`FormatError` for anything else."""
+    """Parse ``data`` as an OCTET STRING; raise :class:`FormatError` for anything else."""
     return _read_whole(data, OCTET_STRING, "OCTET STRING", what)

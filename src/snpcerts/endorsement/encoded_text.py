@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Text that stands for bytes: hexadecimal, base64, PEM and JSON, as people copy it about.
+"""Text forms of bytes: hexadecimal, base64, PEM and JSON, as people copy them.
 
 Everything here takes time and memory in proportion to the text, and returns None
 (or nothing) for what it does not recognise: whether that is an error is for others.
@@ -40,7 +40,7 @@ _BASE64_IN_PEM: Final = re.compile(r"[A-Za-z0-9+/=]*")
 
 
 def text_of(data: bytes) -> str | None:
-    """Return the text that ``data`` is, without its byte order mark; None where it is none."""
+    """Return ``data`` as text without a byte order mark; None if it is not text."""
     for mark, name in _MARKS:
         if data.startswith(mark):
             try:
@@ -56,7 +56,7 @@ def text_of(data: bytes) -> str | None:
 
 
 def bytes_in(text: str) -> bytes | None:
-    """Return what a text in hexadecimal, base64 or base64url, or a dump of bytes, stands for.
+    """Return the bytes that a text in hexadecimal, base64 or base64url, or a dump, stands for.
 
     White space anywhere, quotes around it, ``0x``, ``\\x``, colons and commas between
     bytes, and missing padding are taken. None where it is nothing of these.
@@ -88,9 +88,7 @@ def bytes_in(text: str) -> bytes | None:
 
 
 def _dumped(text: str) -> bytes | None:
-    """Return the bytes of a dump by ``xxd`` or ``hexdump -C``; ``*`` stands for lines like the
-    last.
-    """
+    """Return the bytes of a dump by ``xxd`` or ``hexdump -C``; ``*`` stands for repeated lines."""
     found, last, repeat = bytearray(), b"", False
     for line in map(str.strip, text.splitlines()):
         if line == "*" and found:
@@ -113,14 +111,14 @@ def _dumped(text: str) -> bytes | None:
 
 
 class PemBlock(NamedTuple):
-    """What stands between BEGIN and END; ``content`` is None where it is not base64."""
+    """The part of a PEM block between BEGIN and END; ``content`` is None if it is not base64."""
 
     label: str
     content: bytes | None
 
 
 def pem_blocks(text: str) -> Iterator[PemBlock]:
-    """Yield every PEM block, whatever stands before, between and behind them.
+    """Yield every PEM block; ignore any text before, between and after them.
 
     Blanks, empty lines, header lines (``Proc-Type:``) and line breaks that were
     written out (backslash, n) are passed over.
@@ -153,12 +151,12 @@ def pem_blocks(text: str) -> Iterator[PemBlock]:
 
 
 def starts_like_json(text: str) -> bool:
-    """Whether it is an object or an array, as far as its first character says."""
+    """Whether the first character is that of a JSON object or array."""
     return text.lstrip()[:1] in ("{", "[")
 
 
 def read_json(text: str, what: str) -> Any:
-    """Return the value that a JSON text has.
+    """Return the value of a JSON text.
 
     Raises :class:`FormatError`, naming ``what``, for anything else, a key that an
     object has twice, and nesting that is too deep.
@@ -185,7 +183,9 @@ def _no_number(name: str) -> Any:
 
 
 def bytes_of_json(value: Any) -> bytes | None:
-    """Read bytes as JSON has them: a text that :func:`bytes_in` reads, or an array of numbers."""
+    """Return the bytes that JSON stands for: a text that :func:`bytes_in` reads, or an array of
+    numbers.
+    """
     if isinstance(value, str):
         return bytes_in(value)
     if isinstance(value, list) and all(type(each) is int and 0 <= each <= 255 for each in value):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What bytes are that are not what was wanted, in words for people, and how to unwrap them.
+"""Recognise a file of the wrong kind: name it for people, and say how to convert it.
 
 A file called ``vcek.der`` may be the key server's error page, and one called
 ``report.bin`` another machine's quote. Nothing here decides: it names what a file
@@ -24,7 +24,9 @@ _SHOWN: Final = 60
 
 
 class FileKind(NamedTuple):
-    """``name`` reads well after "is": "an HTML page"; ``unwrap`` says what to do, if anything."""
+    """A kind of file. ``name`` fits after "is": "an HTML page"; ``unwrap`` says how to convert it,
+    if one can.
+    """
 
     name: str
     unwrap: str | None = None
@@ -92,7 +94,7 @@ _PEM_KINDS: Final = {
 
 
 def kind_of(data: bytes) -> FileKind:
-    """Return what ``data`` most likely is. Never raises."""
+    """Return the most likely kind of ``data``. Never raises."""
     if not data:
         return FileKind("empty")
     for start, kind in _BINARY:
@@ -112,14 +114,14 @@ def kind_of(data: bytes) -> FileKind:
 
 
 def looks_like_report(data: bytes) -> bool:
-    """Whether it starts as a report does, whole or cut short."""
+    """Whether the first bytes are those of a report, complete or truncated."""
     version = int.from_bytes(data[:4], "little")
     # Behind the version of a quote stands what tells it from a report.
     return len(data) >= 64 and version in VERSIONS and data[0x34:0x38] == b"\1\0\0\0"
 
 
 def looks_like_table(data: bytes) -> bool:
-    """Whether it starts with an entry of a certificate table that is known by name."""
+    """Whether the first bytes are an entry of a certificate table with a known GUID."""
     guids = {guid.bytes for guid in GUID_NAMES} | {guid.bytes_le for guid in GUID_NAMES}
     return len(data) >= ENTRY_SIZE and data[:16] in guids
 
@@ -208,7 +210,7 @@ def _pem(text: str) -> FileKind:
 
 
 def kind_of_label(label: str) -> FileKind:
-    """Return what a PEM block of that label holds."""
+    """Return what a PEM block with that label contains."""
     if label.endswith("PRIVATE KEY"):
         return FileKind("a private key")
     known = _PEM_KINDS.get(label)

@@ -76,13 +76,13 @@ class ChainBytes(NamedTuple):
 
     @classmethod
     def from_table(cls, table: CertTable, kind: VekKind) -> ChainBytes:
-        """Return the chain in a certificate table for a key of that kind."""
+        """Return the chain for a key of that kind from a certificate table."""
         leaf = leaf_of_slots(kind, table.get(VCEK_GUID), table.get(VLEK_GUID))
         return cls(leaf, table.get(ASK_GUID), table.get(ARK_GUID))
 
 
 def leaf_of_slots(kind: VekKind, vcek: bytes | None, vlek: bytes | None) -> bytes | None:
-    """Return the leaf of that kind in the slots of a certificate table.
+    """Return the leaf of that kind from the slots of a certificate table.
 
     Some hosts put a VLEK into the VCEK's slot.
     """
@@ -130,7 +130,7 @@ class CrlFindings:
     next_update: datetime | None = None
 
     def problems_at(self, at: datetime) -> tuple[Reason, ...]:
-        """Return why it is not a current list of the root at that time, which has a time zone."""
+        """Return why this is not a current list of the root at that time, which has a time zone."""
         if self.this_update is None or self.next_update is None:
             return self.doubts
         late = untimely(self.this_update, self.next_update, at)
@@ -169,7 +169,7 @@ NOTHING: Final = Findings(None, None, (), (), ChainFacts())
 
 
 class JudgeMemory:
-    """Findings about recent chains. Bounded, and safe to share among threads."""
+    """Findings about recent chains. Their number is bounded; threads may share them."""
 
     def __init__(self, limit: int = REMEMBERED) -> None:
         self._chains: _FoundCache[Findings] = _FoundCache(limit)
@@ -230,7 +230,7 @@ class JudgeMemory:
         return known
 
     def _content(self, anchors: tuple[Anchor, ...]) -> tuple[object, ...]:
-        """Return the anchors in a form that hashes fast; cached for the anchors used last."""
+        """Return the anchors in a form that hashes quickly; the last ones used are cached."""
         last, content = self._trusted
         if last is not anchors:
             content = tuple(
@@ -243,7 +243,7 @@ class JudgeMemory:
 
 
 class _FoundCache(Generic[_Found]):
-    """Findings by key; forgets those that were not used for longest."""
+    """Findings by key. The least recently used ones are dropped."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
@@ -272,7 +272,7 @@ class _FoundCache(Generic[_Found]):
 
 @dataclass(frozen=True, slots=True)
 class _Authorities:
-    """Intermediate and root, and the problems of each."""
+    """The intermediate and the root, with the problems of each."""
 
     ask: Certificate | None
     ark: Certificate | None
@@ -369,8 +369,8 @@ def judge_list(
     intermediate: Certificate | None,
     root: Certificate | None,
 ) -> CrlFindings:
-    """Check what does not depend on the time in a revocation list that ``root`` should have
-    signed.
+    """Check the parts of a revocation list, which ``root`` should have signed, that do not depend
+    on the time.
     """
     issuer = parse_ca_name(crl.issuer_common_name)
     product = None if issuer is None else issuer.product
@@ -405,21 +405,23 @@ def judge_authorities(
     anchors: Sequence[Anchor],
     at: datetime,
 ) -> tuple[Reason, ...]:
-    """Return why the two are not the product's chain from a trusted ARK at that time."""
+    """Return why these two are not the product's authorities below a trusted ARK at that time."""
     chain = Chain(kind, None, intermediate, root, product)
     late = (window.problem_at(at) for window in windows_of(chain))
     return (*check_chain(chain, anchors), *(reason for reason in late if reason is not None))
 
 
 def _in_force(windows: Sequence[Window]) -> tuple[datetime, datetime]:
-    """Return the period in which all of them are valid; unlimited if there are none."""
+    """Return the period in which all of them are valid; it is unlimited if there are none."""
     spans = [(window.not_before, window.not_after) for window in windows]
     firsts, lasts = zip(*spans, _ALWAYS, strict=True)
     return max(firsts), min(lasts)
 
 
 def _list_key(data: bytes) -> _ListKey:
-    """Return the key of a list in memory: a digest if it is long, so that the list is not kept."""
+    """Return the key of a list in the memory: for a long list a digest, so that the list is not
+    kept.
+    """
     if len(data) <= _SHORT_LIST:
         return bytes(data)
     return "sha384", hashlib.sha384(data).digest()
@@ -510,23 +512,25 @@ class Judgement:
 
     @property
     def sound(self) -> bool:
-        """Whether the certificates certify the key: there are no problems."""
+        """Whether the certificates certify the key without any problem."""
         return not self.reasons
 
     @property
     def wrong(self) -> tuple[Reason, ...]:
-        """Problems that waiting never caused: another key, an untrusted root."""
+        """Problems that the passing of time cannot cause: another key, an untrusted root."""
         timely = (*EXPIRED, *REVOKED, *NOT_YET_VALID)
         return tuple(each for each in self.reasons if each.code not in timely)
 
     @property
     def lapsed(self) -> tuple[Reason, ...]:
-        """Problems that came with time: an expired or revoked certificate."""
+        """Problems that time has brought: an expired or revoked certificate."""
         return tuple(each for each in self.reasons if each.code in (*EXPIRED, *REVOKED))
 
     @property
     def early(self) -> tuple[Reason, ...]:
-        """Certificates that are not valid yet. They have been issued, so the clock must be slow."""
+        """Certificates that are not valid yet. They have been issued, so the clock must be
+        behind.
+        """
         return tuple(each for each in self.reasons if each.code in NOT_YET_VALID)
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every reason to refuse certificates or a report: stable codes, one sentence each.
+"""Every reason to refuse certificates or a report, each with a stable code and a sentence.
 
 Programs and dashboards match on the code, whose meaning never changes. The message beside it says
 what was found this time, and may change. Each code names the check that it fails.
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 
 class NextStep(enum.StrEnum):
-    """What the caller does next about a reason."""
+    """What the caller should do about a reason."""
 
     REFUSE = "refuse"  # the evidence is bad or unacceptable: another call will refuse it again
     RETRY_LATER = "retry-later"  # something needed is not available now
@@ -603,7 +603,7 @@ class Reason:
 
     @property
     def next_step(self) -> NextStep:
-        """What the caller does next about it."""
+        """What the caller should do about the reason."""
         return self.code.next_step
 
     def __str__(self) -> str:

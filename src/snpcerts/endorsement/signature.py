@@ -41,7 +41,9 @@ def authority_key(certificate: Certificate) -> rsa.RSAPublicKey | None:
 
 
 def is_signed(signed: bytes, signature: bytes, key: rsa.RSAPublicKey) -> bool:
-    """Whether the key made the signature with that algorithm; other fields are ignored."""
+    """Whether the key made the signature with that algorithm; the certificate's fields do not
+    count.
+    """
     try:
         key.verify(signature, signed, _PSS, _SHA384)
     except InvalidSignature:
@@ -50,7 +52,7 @@ def is_signed(signed: bytes, signature: bytes, key: rsa.RSAPublicKey) -> bool:
 
 
 def sign(signed: bytes, key: rsa.RSAPrivateKey) -> bytes:
-    """Return a signature by that algorithm."""
+    """Return a signature made with that algorithm."""
     return key.sign(signed, _PSS, _SHA384)
 
 
@@ -72,7 +74,7 @@ def _short(algorithm: bytes) -> str:
 
 
 def _encodings() -> Iterator[bytes]:
-    """Yield every DER form of the one algorithm: hash parameters and trailer are optional."""
+    """Yield every DER encoding of the algorithm: hash parameters and trailer field are optional."""
 
     def der(tag: int, *parts: bytes) -> bytes:
         content = b"".join(parts)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which certificates of a heap belong together: by what they are, not where they lay.
+"""Find the certificates in a collection that form a chain, by their content.
 
 A certificate's subject says whether it is a leaf, an ASK or ASVK, or an ARK; its
 issuer what should stand above it; a leaf's extensions of which chip and TCB it is.
@@ -29,7 +29,7 @@ _SHORT: Final = 4 << 10  # certificates that are remembered
 
 @dataclass(frozen=True, slots=True)
 class Sorted:
-    """A certificate and what it is: a leaf's kind, or an authority's name, or neither.
+    """A certificate and its kind: a leaf's kind, an authority's name, or neither.
 
     ``leaf`` is what its extensions say, None where they cannot be read.
     """
@@ -44,7 +44,7 @@ class Sorted:
 
 
 def sort(data: bytes) -> Sorted | None:
-    """Return what one certificate, DER or PEM, is; None where it cannot be read."""
+    """Return the kind of one certificate, DER or PEM; None if it cannot be read."""
     return _known(bytes(data)) if len(data) <= _SHORT else _sort(data)
 
 
@@ -76,7 +76,7 @@ _known = functools.lru_cache(maxsize=256)(_sort)
 
 
 def sort_all(parts: Iterable[bytes]) -> tuple[Sorted, ...]:
-    """Return all certificates in these, each once; a part may be a bundle of several."""
+    """Return all certificates in these files or bundles, each once."""
     found: dict[tuple[bytes, bytes, bytes], Sorted] = {}
     for part in parts:
         one = sort(part)
@@ -90,7 +90,7 @@ def sort_all(parts: Iterable[bytes]) -> tuple[Sorted, ...]:
 def chains(
     kind: VekKind, certificates: Iterable[Sorted], fits: Callable[[EndorsementCert], bool]
 ) -> Iterator[ChainBytes]:
-    """Yield chains for a leaf of that kind, the likeliest first.
+    """Yield chains for a leaf of that kind, most likely first.
 
     ``fits`` says whether a leaf is of the chip and TCB wanted: one that is not is
     given only where none is.
@@ -108,7 +108,7 @@ def chains(
 
 
 def _some(found: list[Sorted]) -> list[Sorted | None]:
-    """The first few, or that there is none."""
+    """Return the first few, or a single None if there are none."""
     return list(found[:_TRIED]) or [None]
 
 
@@ -117,12 +117,12 @@ def _of(role: CaRole, heap: tuple[Sorted, ...]) -> list[Sorted]:
 
 
 def _other_middle(heap: tuple[Sorted, ...]) -> list[Sorted]:
-    """Return the other kind's intermediate: the reason will say so."""
+    """Return the intermediate of the other kind; the reason will explain that."""
     return [*_of(CaRole.ASK, heap), *_of(CaRole.ASVK, heap)]
 
 
 def _above(below: Sorted | None, authorities: list[Sorted]) -> list[Sorted]:
-    """Return those that the one below names as its issuer first."""
+    """Return them, with those first that the certificate below names as its issuer."""
     if below is None:
         return authorities
     return sorted(authorities, key=lambda each: each.subject != below.issuer)

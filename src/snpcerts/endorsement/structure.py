@@ -25,7 +25,7 @@ _T = TypeVar("_T")
 
 @asn1.sequence
 class SubjectPublicKeyInfo:
-    """A public key and what it is for."""
+    """A public key and its algorithm."""
 
     algorithm: asn1.TLV
     subject_public_key: asn1.BitString
@@ -33,7 +33,7 @@ class SubjectPublicKeyInfo:
 
 @asn1.sequence
 class ExtensionDer:
-    """One extension; its value is DER of its own, or what AMD puts there."""
+    """One extension; its value is DER, or AMD's own content."""
 
     extn_id: x509.ObjectIdentifier
     critical: Annotated[bool, asn1.Default(False)]
@@ -88,7 +88,7 @@ class TbsCertList:
 
 @asn1.sequence
 class Signed:
-    """A certificate or a revocation list: what is signed, and the signature over it."""
+    """A certificate or a revocation list: the signed part, and its signature."""
 
     tbs: asn1.TLV
     signature_algorithm: asn1.TLV
@@ -97,14 +97,14 @@ class Signed:
 
 @asn1.sequence
 class BasicConstraintsDer:
-    """Whether a certificate is an authority's, and how many may follow below it."""
+    """Whether a certificate is an authority's, and how many authorities may follow below it."""
 
     ca: Annotated[bool, asn1.Default(False)]
     path_len_constraint: int | None
 
 
 def read(structure: type[_T], der: bytes) -> _T:
-    """Parse ``der``, one whole structure. Raises ValueError for anything else."""
+    """Parse ``der``, one whole structure; raise ValueError for anything else."""
     return asn1.decode_der(structure, der)
 
 
@@ -114,7 +114,7 @@ def der_of(part: object) -> bytes:
 
 
 def name_of(part: asn1.TLV) -> x509.Name:
-    """Parse a distinguished name. Raises ValueError for anything else."""
+    """Parse a distinguished name; raise ValueError if it is malformed."""
     name = part.parse(x509.Name)
     if not isinstance(name, x509.Name):
         raise TypeError("a Name was asked for")

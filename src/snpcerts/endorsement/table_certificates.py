@@ -30,7 +30,7 @@ _INSIST: Final = "--force takes it all the same"
 
 
 def certificate_for(slot: str, data: bytes, what: str, *, vlek: bool, force: bool) -> bytes:
-    """Return the certificate, DER, for a slot (``vcek``, ``vlek``, ``ask``, ``ark``) out of a file.
+    """Return the certificate (DER) in a file for a slot: ``vcek``, ``vlek``, ``ask`` or ``ark``.
 
     The file may hold others too: ``vlek`` says that an ASVK is wanted, where it holds
     both. Raises :class:`InputError`, naming ``what``, where there is no certificate, or
@@ -52,8 +52,8 @@ def certificate_for(slot: str, data: bytes, what: str, *, vlek: bool, force: boo
 
 
 def certificates_in(data: bytes, what: str) -> list[Sorted]:
-    """Return all certificates of a file; :class:`InputError`, saying what it is, where it has
-    none.
+    """Return all certificates of a file; raise :class:`InputError`, which names the kind of file,
+    if it has none.
     """
     bundle = read_bundle(data)
     if not bundle.certificates:
@@ -63,7 +63,9 @@ def certificates_in(data: bytes, what: str) -> list[Sorted]:
 
 
 def list_in(data: bytes, what: str) -> bytes:
-    """Return the one revocation list, DER, of a file; :class:`InputError` unless there is one."""
+    """Return the only revocation list (DER) of a file; raise :class:`InputError` unless there is
+    exactly one.
+    """
     bundle = read_bundle(data)
     if len(bundle.lists) == 1:
         return bundle.lists[0]
@@ -75,7 +77,7 @@ def list_in(data: bytes, what: str) -> bytes:
 
 
 def slot_of(certificate: Sorted) -> str | None:
-    """Return the slot of a table that the certificate belongs in."""
+    """Return the slot of a table for the certificate."""
     if certificate.kind is not None:
         return certificate.kind.value
     if certificate.authority is not None:

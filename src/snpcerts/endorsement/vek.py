@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""VCEK and VLEK certificates: whose key, on which product, at which TCB.
+"""VCEK and VLEK certificates: which key, product and TCB they certify.
 
 Source: KDS (57230) chapter 3, "VCEK certificate format" and its VLEK sibling, checked against
 genuine certificates. The values are X.509 extensions below 1.3.6.1.4.1.3704.1:
@@ -81,14 +81,14 @@ _MAX_TEXT = 256
 
 
 class VekKind(enum.Enum):
-    """Which endorsement key a leaf certifies."""
+    """The kind of endorsement key that a leaf certifies."""
 
     VCEK = "vcek"  # of one chip
     VLEK = "vlek"  # of one cloud provider
 
     @property
     def common_name(self) -> str:
-        """The subject common name of such a leaf."""
+        """The common name in such a leaf's subject."""
         return f"SEV-{self.name}"
 
 
@@ -121,7 +121,7 @@ class EndorsementCert:
     def from_certificate(
         cls, certificate: Certificate, key: ec.EllipticCurvePublicKey | None = None
     ) -> Self:
-        """Read the AMD extensions of a loaded certificate; ``key`` is its key, if already parsed.
+        """Read the AMD extensions of a parsed certificate; ``key`` is its key, if already parsed.
 
         Raises :class:`FormatError`, naming the extension, for one that is missing, of another type,
         out of range, not allowed here, or unknown below AMD's arc; also raises it for a key that is
@@ -197,7 +197,7 @@ def _kind(certificate: Certificate) -> VekKind:
 
 
 def _amd_extensions(certificate: Certificate, what: str) -> dict[str, bytes]:
-    """Raw values by name. Duplicates have been refused already."""
+    """Return raw values by name. Duplicates have already been refused."""
     values: dict[str, bytes] = {}
     for extension in certificate.extensions:
         oid = extension.oid.dotted_string

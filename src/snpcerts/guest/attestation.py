@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Gets a report through one of the kernel's two interfaces.
+"""Get a report through one of the kernel's two interfaces.
 
 ``/dev/sev-guest`` is preferred: its errors say whether host or firmware refused,
 and it can request a report without certificates. A kernel may lack the device, or

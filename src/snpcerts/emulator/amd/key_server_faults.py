@@ -110,7 +110,7 @@ class Throttle:
 
 
 class ThrottleMemory:
-    """Records which client requested what, and when."""
+    """Records what each client requested, and when."""
 
     def __init__(self, throttle: Throttle) -> None:
         self.throttle = throttle

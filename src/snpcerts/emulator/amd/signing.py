@@ -24,7 +24,7 @@ from snpcerts.endorsement.signature import ALGORITHM, sign
 def sign_certificate(
     draft: x509.CertificateBuilder, key: rsa.RSAPrivateKey, *, serial: int | None = None
 ) -> Certificate:
-    """The certificate; ``serial`` replaces the draft's serial number."""
+    """Return the certificate; ``serial`` replaces the draft's serial number."""
     made = draft.sign(_draft_key(), SHA384())
     tbs = structure.read(structure.TbsCertificate, made.tbs_certificate_bytes)
     if serial is not None:
@@ -33,7 +33,7 @@ def sign_certificate(
 
 
 def sign_again(tbs: structure.TbsCertificate, key: rsa.RSAPrivateKey) -> Certificate:
-    """Return a certificate of that content, signed with ``key``."""
+    """Return a certificate with that content, signed with ``key``."""
     tbs.signature = structure.read(asn1.TLV, ALGORITHM)
     return load_certificate(_signed(structure.der_of(tbs), key), "certificate")
 

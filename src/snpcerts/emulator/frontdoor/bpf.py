@@ -118,7 +118,7 @@ _ARCH: Final = 4
 
 
 def _argument(index: int) -> int:
-    """Return the offset of an argument word's low half, which holds flags and ioctl numbers."""
+    """Return the offset of an argument's low half, which holds flags and ioctl numbers."""
     return 16 + 8 * index
 
 
@@ -138,7 +138,7 @@ _ALLOW = _op(_RETURN, SECCOMP_RET_ALLOW)
 
 
 def _when(call: Syscall, body: bytes) -> bytes:
-    """Apply ``body``, which always returns, to one system call."""
+    """Apply ``body``, which always ends the program, to one system call."""
     return _op(_IF_EQUAL, call, 0, len(body) // _instruction.size) + body
 
 

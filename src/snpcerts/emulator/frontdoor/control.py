@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The Unix socket over which launchers reach the server that owns the devices.
+"""The Unix socket through which launchers reach the server that owns the devices.
 
 Each message is one packet (SOCK_SEQPACKET) with a JSON object, and may carry
 descriptors; each gets one JSON object back. A server's socket has mode 0600, and
@@ -52,7 +52,7 @@ def send(
 
 
 def receive(peer: socket.socket) -> tuple[dict[str, Any], tuple[int, ...]] | None:
-    """Receive one message; None at the end. InputError for anything but a JSON object."""
+    """Receive one message; return None at the end; raise InputError if it is not a JSON object."""
     room = socket.CMSG_SPACE(DESCRIPTORS_MAX * 4)
     data, ancillary, flags, _ = peer.recvmsg(MESSAGE_MAX, room, socket.MSG_CMSG_CLOEXEC)
     descriptors = array.array("i")
@@ -78,7 +78,7 @@ def receive(peer: socket.socket) -> tuple[dict[str, Any], tuple[int, ...]] | Non
 
 
 def connect(path: Path) -> socket.socket:
-    """Connect to the server at ``path``; RefusedError if none listens."""
+    """Connect to the server at ``path``; raise RefusedError if no server listens."""
     peer = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     peer.settimeout(PATIENCE)
     try:
@@ -94,7 +94,7 @@ def connect(path: Path) -> socket.socket:
 
 @contextlib.contextmanager
 def _address(path: Path) -> Iterator[str]:
-    """A name for ``path`` that fits into a socket's address, even if the path is long."""
+    """Yield a name for ``path`` that fits into a socket's address, even if the path is long."""
     if len(os.fsencode(path)) <= _SUN_PATH:
         yield str(path)
         return
@@ -109,7 +109,7 @@ def _address(path: Path) -> Iterator[str]:
 
 
 class ControlSocket:
-    """A server's end, in the supervisor's loop.
+    """The server's end of the socket, in the supervisor's loop.
 
     ``handler`` gets each :class:`Hello` and returns the answer; a
     :class:`SnpCertsError` it raises is answered as ``{"error": ..., "code": ...}``.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tracks the descriptors that the supervisor gave for emulated devices, to the last one's end.
+"""Tracks each descriptor that the supervisor gave to a program, until its last copy is closed.
 
 Each open has its own memfd. A stat of ``/proc/TID/fd/N`` shows the memfd's identity
 (device, inode), which survives dup, fork, exec and passing over a socket. For what a
@@ -63,7 +63,7 @@ class OpenDevice:
 
 
 class Descriptors:
-    """All emulated opens of a supervisor. ``open`` maps identities to them."""
+    """All emulated devices that are open; ``open`` maps identities to them."""
 
     def __init__(self) -> None:
         self.open: dict[Key, OpenDevice] = {}
@@ -77,7 +77,7 @@ class Descriptors:
             )
 
     def fileno(self) -> int:
-        """Return a descriptor that is readable when an open may have ended."""
+        """Return a descriptor that becomes readable when an open may have ended."""
         return int(self._inotify)
 
     def admit(
@@ -119,7 +119,7 @@ class Descriptors:
         return entry, given
 
     def reap(self) -> list[OpenDevice]:
-        """Return and forget the opens that have ended."""
+        """Forget the opens that have ended, and return them."""
         now = time.monotonic()
         try:
             events = os.read(self._inotify, _EVENTS_MAX)
@@ -140,11 +140,11 @@ class Descriptors:
 
     @property
     def has_suspects(self) -> bool:
-        """Whether to reap again after :data:`RECHECK` seconds, event or not."""
+        """Whether to reap again after :data:`RECHECK` seconds, even without an event."""
         return bool(self._suspects)
 
     def forget(self, entry: OpenDevice) -> None:
-        """Drop an open; the caller must close its device."""
+        """Forget an open; the caller must close its device."""
         _libc.inotify_rm_watch(self._inotify, entry.watch)
         self._watches.pop(entry.watch, None)
         self._suspects.pop(entry.key, None)
@@ -165,7 +165,7 @@ def _is_gone(entry: OpenDevice) -> bool:
 
 
 def file_with(path: bytes, content: Content, mode: int = os.O_RDONLY) -> int:
-    """Return a sealed memfd with that content, open at its start; writing to it is EPERM."""
+    """Return a sealed memfd with that content, at offset 0; writing to it fails with EPERM."""
     pieces: Mapping[int, bytes] = {0: content} if isinstance(content, bytes) else content
     writer = os.memfd_create(os.fsdecode(path), os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     try:

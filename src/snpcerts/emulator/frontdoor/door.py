@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Recognises emulated paths and what they stand for.
+"""Recognises emulated paths and what each one is.
 
 In a mount namespace (:mod:`snpcerts.emulator.frontdoor.namespace`) the kernel does
 this. Otherwise every open of the program comes here, so the common case must be
@@ -57,12 +57,12 @@ class OpenInfo:
 
     @property
     def writable(self) -> bool:
-        """Opened for writing."""
+        """Whether the device was opened for writing."""
         return self.flags & os.O_ACCMODE in (os.O_WRONLY, os.O_RDWR)
 
 
 class PathKind(enum.Enum):
-    """What an emulated path stands for."""
+    """What an emulated path is."""
 
     DEVICE = "an emulated device"
     FILE = "a virtual file"
@@ -73,7 +73,7 @@ class PathKind(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class Match:
-    """An emulated path. ``real`` tells whether the path exists on the machine itself.
+    """An emulated path. ``real`` says whether the machine itself has a file there.
 
     ``inode`` is the inode number if the door sets it.
     """
@@ -86,7 +86,7 @@ class Match:
 
     @property
     def is_barred(self) -> bool:
-        """Whether the path does not exist for the program, even if the machine has it."""
+        """Whether the path must not exist for the program, even if the machine has it."""
         return self.kind is PathKind.BARRED
 
 
@@ -158,7 +158,7 @@ class Door:
         return status.st_rdev in self._rdevs and stat.S_ISCHR(status.st_mode)
 
     def layout(self) -> Layout:
-        """Return what a mount namespace of a program behind this door shows."""
+        """Return the contents of the mount namespace of a program behind this door."""
         return Layout(
             devices=tuple(map(os.fsdecode, self.devices)),
             hidden=tuple(os.fsdecode(path) for path in GUARDED if path not in self.devices),
@@ -170,8 +170,8 @@ class Door:
         )
 
     def inode_of(self, directory: str) -> int:
-        """Return the inode number that the door sets for a directory now; ``InputError`` if
-        none.
+        """Return the inode number that the door gives a directory now; raise ``InputError`` if it
+        gives none.
         """
         number = self._inodes.get(os.fsencode(directory))
         if number is None:
@@ -179,7 +179,7 @@ class Door:
         return number()
 
     def opens_for_writing(self, path: bytes) -> bool:
-        """Whether an open of this path of ours for writing succeeds.
+        """Whether this emulated path can be opened for writing.
 
         A file of registers opens, as msr(4) does, since tools open it for
         reading and writing and then read; what is written to it is EPERM.

@@ -37,7 +37,7 @@ class FileCall:
 
 @dataclass(frozen=True, slots=True)
 class OpenCall:
-    """A thread is about to open a path that is not emulated; ``flags`` are those of open(2)."""
+    """A thread is about to open a path that is not emulated; ``flags`` are the flags of open(2)."""
 
     tid: int
     path: bytes
@@ -45,7 +45,7 @@ class OpenCall:
 
 
 class Watch(Protocol):
-    """An observer of file calls. Called in the supervisor's loop; must not block."""
+    """An observer of file calls. It is called in the supervisor's loop and must not block."""
 
     def opening(self, call: OpenCall) -> int | None:
         """Return None to let the kernel open the path, or a negative errno as the call's result."""

@@ -13,7 +13,8 @@ from snpcerts.emulator.syscall.device import Device
 
 
 def give(listener: int, notification: Notification, descriptor: int, flags: int) -> None:
-    """Let the call return a descriptor for our open file; ``flags`` are those of open(2).
+    """Let the call return a descriptor for an open file of this process; ``flags`` are the flags of
+    open(2).
 
     ``OSError`` as :func:`~snpcerts.emulator.frontdoor.seccomp.answer_with_descriptor`.
     """
@@ -32,7 +33,7 @@ def give_device(
     flags: int,
     shared: int | None,
 ) -> None:
-    """Let the call return a descriptor for a device; on failure the device is closed.
+    """Let the call return a descriptor for a device; if that fails, close the device.
 
     ``path`` is the path it was opened by; ``shared`` is its memfd, None for a new one.
     """

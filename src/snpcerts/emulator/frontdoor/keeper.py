@@ -31,7 +31,7 @@ _KILL_AGAIN: Final = 0.05  # seconds, for descendants created in the meantime
 
 
 def keep(line: socket.socket, become: Callable[[], int], *, own_group: bool) -> NoReturn:
-    """Fork; the child calls ``become`` and ends with its result; this process is its keeper.
+    """Fork. The child calls ``become`` and ends with its result; this process becomes its keeper.
 
     ``line`` leads to the supervisor. Only for a single-threaded process.
     """
@@ -59,7 +59,7 @@ class _Keeper:
         self._hung_up = False
 
     def run(self) -> NoReturn:
-        """Run until the supervisor closes the connection or no descendant is left."""
+        """Run until the supervisor closes the connection or no descendant remains."""
         # The terminal, pipes and other inherited descriptors belong to the program alone.
         with contextlib.suppress(PermissionError):  # it is the first of a group already
             os.setsid()
@@ -103,7 +103,7 @@ class _Keeper:
             self._hung_up = True
 
     def _reap(self) -> bool:
-        """Reap ended children; return whether a child is left."""
+        """Reap ended children; return whether a child remains."""
         while True:
             try:
                 pid, status = os.waitpid(-1, os.WNOHANG)
@@ -141,7 +141,7 @@ def _kill_descendants() -> None:
 
 
 def descendants(of: int) -> list[int]:
-    """Return the processes below one, as /proc shows them, parents first."""
+    """Return the descendants of a process, as /proc shows them, parents first."""
     children: dict[int, list[int]] = {}
     for name in os.listdir("/proc"):
         if name.isdigit():

@@ -49,7 +49,7 @@ def enter(
     way: Way | None = None,
     env: Mapping[str, str] | None = None,
 ) -> NoReturn:
-    """Become ``argv``, served by the process at the other end of ``server``.
+    """Become the program ``argv``, served by the process at the other end of ``server``.
 
     ``hello`` is sent with the seccomp listener, and the answer ``{"ok": true}``
     awaited. In a mount namespace ``hello`` with ``"layout": true`` is sent first, and
@@ -103,7 +103,7 @@ def _enter_namespace(layout: Layout) -> tuple[Places, tuple[int, ...]]:
 
 
 def _give_signals_back() -> None:
-    """Undo Python's changes to signal dispositions, which would survive execve."""
+    """Undo Python's changes to signal dispositions, which execve would preserve."""
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
     for ignored in (signal.SIGPIPE, signal.SIGXFSZ):
@@ -134,18 +134,20 @@ class Program:
 
     @property
     def exit_code(self) -> int | None:
-        """The exit status, or 128 + the signal, as in a shell; None while it runs."""
+        """The exit status, or 128 + the signal number as in a shell; None while the program
+        runs.
+        """
         return self._code
 
     def end(self) -> None:
-        """Kill every process of the program; :attr:`ended` is true once they have ended."""
+        """Kill every process of the program; :attr:`ended` becomes true when they have ended."""
         if self._line is not None:
             with contextlib.suppress(OSError):
                 self._line.shutdown(socket.SHUT_WR)
 
     @property
     def ended(self) -> bool:
-        """Whether none of the program's processes is left."""
+        """Whether no process of the program remains."""
         return self.process.poll() is not None
 
     def learn_pid(self) -> None:
@@ -155,7 +157,7 @@ class Program:
         self.pid = int(said[0]["pid"])
 
     def watch(self) -> None:
-        """Register with the supervisor's loop, to learn of the program's end."""
+        """Register with the supervisor's loop, which reports the program's end."""
         if self._line is not None:
             self._line.setblocking(False)
             self._supervisor.add_reader(self._line.fileno(), self._hear)
@@ -278,8 +280,8 @@ def run(
     env: Mapping[str, str] | None = None,
     supervisor: Supervisor | None = None,
 ) -> int:
-    """Run ``argv`` with the devices of ``door`` and our standard streams; return a shell's exit
-    code.
+    """Run ``argv`` with the devices of ``door`` and the streams of this process; return a shell's
+    exit code.
 
     Signals from the terminal go to the program. Processes that it leaves behind are
     killed; if ``supervisor`` is given, they may run until it is closed.
@@ -297,7 +299,7 @@ def run(
 
 @contextlib.contextmanager
 def _terminal_signals_left_to_the_program() -> Generator[None]:
-    """Let SIGINT and SIGQUIT pass without effect here.
+    """Ignore SIGINT and SIGQUIT in this process; the program gets them.
 
     A handler, not SIG_IGN, which the program would inherit; what is ignored already,
     as by nohup, stays so.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a program's private mount namespace shows, as server and launcher tell each other.
+"""The contents of a program's mount namespace, as server and launcher describe them to each other.
 
 The server knows the door and sends a :class:`Layout`. The launcher builds the
 namespace and sends a :class:`Places` back, with the descriptors that it counts.
@@ -19,7 +19,7 @@ _PATHS_MAX: Final = 256
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """Paths of a door, absolute and plain.
+    """The paths that a door emulates: absolute, without links.
 
     ``devices`` are emulated; ``hidden`` are real devices that do not exist for the
     program. ``files`` have a mode; ``directories`` are made by the server, with all
@@ -42,7 +42,7 @@ class Layout:
 
     @classmethod
     def from_json(cls, found: object) -> Layout:
-        """Parse what :meth:`to_json` made; ``InputError``."""
+        """Parse the result of :meth:`to_json`; raise ``InputError`` if it is malformed."""
         parts = _object(found)
         files = {path: mode for path, mode in _object(parts.get("files")).items() if _plain(path)}
         if any(type(mode) is not int or not 0 <= mode <= 0o777 for mode in files.values()):
@@ -78,7 +78,7 @@ class Places:
 
     @classmethod
     def from_json(cls, found: object) -> Places:
-        """Parse what :meth:`to_json` made; ``InputError``."""
+        """Parse the result of :meth:`to_json`; raise ``InputError`` if it is malformed."""
         parts = _object(found)
         roots = parts.get("roots")
         if type(roots) is not int or not 0 <= roots < _PATHS_MAX:

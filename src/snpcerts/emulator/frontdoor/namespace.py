@@ -66,7 +66,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 class Namespace:
-    """A namespace that this process is in. ``descriptors`` are those that ``places`` counts."""
+    """A namespace that this process is in. ``places`` says what each of ``descriptors`` is for."""
 
     def __init__(self, places: Places, descriptors: tuple[int, ...]) -> None:
         self.places = places
@@ -105,7 +105,7 @@ def _try() -> str:
 
 
 def build(layout: Layout) -> Namespace:
-    """Move this process into a namespace of that layout; after an ``OSError`` it is half built."""
+    """Move this process into a namespace of that layout; an ``OSError`` leaves it half built."""
     return _Builder().build(layout)
 
 
@@ -118,7 +118,9 @@ class _Builder:
         self._directories: dict[str, tuple[int, str]] = {}
 
     def build(self, layout: Layout, *, copies: bool = True) -> Namespace:
-        """Build the namespace; without ``copies`` covered directories stay empty but for ours."""
+        """Build the namespace; without ``copies``, covered directories contain emulated files
+        only.
+        """
         within = tuple(f"{each}/" for each in layout.directories)
         files = {path: mode for path, mode in layout.files.items() if not path.startswith(within)}
         absent = frozenset((*layout.devices, *layout.hidden, *layout.directories))
@@ -152,7 +154,9 @@ class _Builder:
         return Namespace(places, (*self._devices.values(), *self._roots))
 
     def _mirror(self, directory: str, absent: frozenset[str] | None) -> None:
-        """Cover a directory with a tmpfs that has its entries but for ``absent``; None: none."""
+        """Cover a directory with a tmpfs that shows its entries except ``absent``; None shows
+        none.
+        """
         with contextlib.ExitStack() as stack:
             real = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
             stack.callback(os.close, real)
@@ -175,7 +179,9 @@ class _Builder:
     @staticmethod
     @contextlib.contextmanager
     def _staged(kind: str, options: str) -> Iterator[int]:
-        """A new file system at the stage, and a descriptor of its root, which outlives that."""
+        """Yield a new file system at the stage, and a descriptor of its root that stays valid
+        afterwards.
+        """
         _mount(kind, _STAGE, _HARMLESS, kind=kind, options=options)
         try:
             yield _open_directory(_STAGE)
@@ -189,7 +195,7 @@ class _Builder:
             _mount(f"{_STAGE}/ptmx", path, MS_BIND)
 
     def _cover(self, files: Mapping[str, int]) -> None:
-        """Bind a file of ours over each of those real ones."""
+        """Bind an emulated file over each of those real ones."""
         with self._staged("tmpfs", _TMPFS) as root:
             for number, (path, mode) in enumerate(files.items()):
                 self._files[path] = len(self._roots), str(number)
@@ -200,14 +206,14 @@ class _Builder:
             self._roots.append(root)
 
     def _place(self, path: str) -> tuple[int, str]:
-        """Return the root and the name of a path in a mirror, whose parent is made."""
+        """Return the root and the name of a path in a mirrored directory; make its parent."""
         directory = max((each for each in self._mirrors if path.startswith(f"{each}/")), key=len)
         os.makedirs(os.path.dirname(path), exist_ok=True)
         return self._mirrors[directory], os.path.relpath(path, directory)
 
 
 def _enter() -> None:
-    """Move into a new mount namespace; without the privilege, into a user namespace first."""
+    """Enter a new mount namespace; without the privilege, enter a user namespace first."""
     if _libc.unshare(CLONE_NEWNS):
         if ctypes.get_errno() != errno.EPERM:
             raise _failed("unshare")
@@ -243,7 +249,9 @@ def _copy(real: int, directory: str, absent: frozenset[str]) -> None:
 
 
 def _make_ptmx(tree: int, absent: frozenset[str]) -> None:
-    """A ``ptmx`` for all terminals; it looks for ``pts`` beside itself, so no bind mount."""
+    """Make a ``ptmx`` for all terminals: not a bind mount, because it looks for ``pts`` in its own
+    directory.
+    """
     with contextlib.suppress(FileNotFoundError):
         found = os.lstat("ptmx", dir_fd=tree)
         if stat.S_ISLNK(found.st_mode):
@@ -265,7 +273,7 @@ def _make_ptmx(tree: int, absent: frozenset[str]) -> None:
 
 
 def _existing(directory: str) -> str:
-    """Return the deepest directory of that path that exists."""
+    """Return the deepest directory on that path that exists."""
     while not os.path.isdir(directory):
         directory = os.path.dirname(directory)
     return directory
@@ -281,7 +289,7 @@ def _open_directory(path: str) -> int:
 
 
 def _seal(path: str) -> None:
-    """Make a mount read-only; its file system is not."""
+    """Make a mount read-only, but not its file system."""
     _mount("none", path, MS_REMOUNT | MS_BIND | MS_RDONLY | _HARMLESS)
 
 
@@ -303,7 +311,7 @@ def _clone(directory: str) -> int:
 
 
 def _attach(tree: int, target: str) -> None:
-    """Mount what :func:`_clone` made."""
+    """Mount a copy that :func:`_clone` returned."""
     to = (ctypes.c_int(_AT_FDCWD), os.fsencode(target), ctypes.c_uint(MOVE_MOUNT_F_EMPTY_PATH))
     if _libc.syscall(ctypes.c_long(_SYS_MOVE_MOUNT), ctypes.c_int(tree), b"", *to):
         raise _failed("move_mount", target)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Recognises the devices of mount namespaces, and sees when each open of one ends.
+"""Recognises the devices of mount namespaces, and notices when each open of one ends.
 
 Each device of a namespace is the ``ptmx`` of a devpts instance
 (:mod:`snpcerts.emulator.frontdoor.namespace`). The instance's device number tells
@@ -41,7 +41,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 @dataclass(slots=True)
 class InUse:
-    """An open of a device that an ioctl has used; its terminal was made at ``since``."""
+    """An open of a device that an ioctl has used. Its terminal was created at ``since``."""
 
     device: Device
     writable: bool
@@ -50,7 +50,7 @@ class InUse:
 
 @dataclass(slots=True)
 class NamespaceDevice:
-    """A device of one namespace. ``root`` is its devpts; ``opens`` are by number."""
+    """A device of one namespace. ``root`` is its devpts; ``opens`` maps numbers to opens."""
 
     door: Door
     path: bytes
@@ -61,7 +61,7 @@ class NamespaceDevice:
     ended: bool = False
 
     def age(self, number: int) -> int | None:
-        """When that open was made; None if it has ended."""
+        """Return when that open was made; None if it has ended."""
         with contextlib.suppress(OSError):
             return os.stat(str(number), dir_fd=self.root).st_ctime_ns
         return None
@@ -69,7 +69,7 @@ class NamespaceDevice:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """A program's descriptor of a device: the number of its open, and the flags of open(2)."""
+    """A program's descriptor of a device: the number of its open and the flags of open(2)."""
 
     device: NamespaceDevice
     number: int
@@ -90,7 +90,7 @@ class NamespaceDevices:
             )
 
     def fileno(self) -> int:
-        """Return a descriptor that is readable when an open has ended."""
+        """Return a descriptor that becomes readable when an open has ended."""
         return self._inotify
 
     @property
@@ -127,7 +127,8 @@ class NamespaceDevices:
         return device
 
     def place(self, process: int, tid: int, number: int, found: os.stat_result) -> Place | None:
-        """Return the device that a thread's descriptor ``number`` belongs to, None if to none.
+        """Return the device that a thread's descriptor ``number`` belongs to; None if it belongs to
+        none.
 
         ``found`` is the descriptor's stat result.
         """
@@ -143,7 +144,7 @@ class NamespaceDevices:
             return None
 
     def use(self, place: Place, door: Door, process: int) -> InUse:
-        """Return the open behind a descriptor, which becomes one with its first use.
+        """Return the open behind a descriptor; the first use creates it.
 
         ``door`` is that of the caller, ``process`` its number. ``OSError`` as open(2).
         """
@@ -189,7 +190,9 @@ class NamespaceDevices:
         return ended
 
     def end(self, devices: Sequence[NamespaceDevice]) -> None:
-        """A namespace has ended: its devices go with the last descriptor that was passed on."""
+        """Handle the end of a namespace: its devices remain until the last descriptor that was
+        passed on is closed.
+        """
         for device in devices:
             device.ended = True
             self._close_unused(device)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Fills the files that a program's mount namespace has for a door, and keeps them up to date.
+"""Fills and updates the files that a program's mount namespace shows.
 
 The program sees them read-only, through another mount of the same file systems.
 """
@@ -54,14 +54,14 @@ class NamespaceFiles:
             raise InputError(f"the namespace's files cannot be written ({error})") from error
 
     def refresh(self) -> None:
-        """Write what has changed."""
+        """Write the files that have changed."""
         version = self._door.version()
         if version is not self._version:
             self._version = version
             self._fill()
 
     def close(self) -> None:
-        """Leave the files to the namespace."""
+        """Stop updating; the namespace keeps the files."""
         for root in self._roots:
             os.close(root)
         self._roots = ()
@@ -79,7 +79,7 @@ class NamespaceFiles:
                 self._written[path] = new
 
     def _make_directory(self, path: str, root: int, name: str, number: int) -> None:
-        """Give a directory another inode number: a new directory, with the old one's entries."""
+        """Change a directory's inode number: make a new directory with the old one's entries."""
         parent = os.open(os.path.dirname(name) or ".", os.O_RDONLY | os.O_DIRECTORY, dir_fd=root)
         name = os.path.basename(name)
         try:
@@ -104,7 +104,7 @@ class NamespaceFiles:
             os.close(parent)
 
     def _fill_directory(self, path: str, root: int, parent: int, entries: str) -> None:
-        """The door's files in that directory, and copies of what the machine has there."""
+        """Fill a directory with the door's files and with copies of the machine's."""
         _, below = self._directories[path]
         for encoded, content in self._door.files.items():
             file = os.fsdecode(encoded)
@@ -120,7 +120,7 @@ class NamespaceFiles:
 
 
 def _make_numbered(parent: int, number: int) -> None:
-    """Make a directory with that inode number; a tmpfs numbers inodes in turn."""
+    """Make a directory with that inode number; a tmpfs assigns inode numbers in order."""
     while True:
         os.mkdir(_NEXT, 0o755, dir_fd=parent)
         found = os.stat(_NEXT, dir_fd=parent).st_ino

@@ -189,7 +189,7 @@ class PathCalls:
 
 
 def _follows(call: Syscall, arguments: tuple[int, ...]) -> bool:
-    """Whether a call that examines a path follows a link at its end."""
+    """Whether a call that examines a path follows a link in the last component."""
     if call in (Syscall.NEWFSTATAT, Syscall.FACCESSAT2):
         return not arguments[3] & _AT_SYMLINK_NOFOLLOW
     if call is Syscall.STATX:

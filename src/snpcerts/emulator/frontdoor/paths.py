@@ -48,7 +48,7 @@ _local_address, _remote_address = ctypes.addressof(_local), ctypes.addressof(_re
 
 
 def read_path(tid: int, address: int) -> bytes | None:
-    """Return the zero-terminated path at ``address``; None if the kernel would find none.
+    """Return the zero-terminated path at ``address``; None if the kernel could not read one.
 
     That is: EFAULT, ENAMETOOLONG, or memory that this process may not read.
     """
@@ -77,8 +77,8 @@ def _read_text(tid: int, address: int, size: int) -> bytes | None:
 
 
 def start(tid: int, dirfd: int, path: bytes) -> bytes:
-    """Return a name by which this process reaches the same file (links into ``/proc/self``
-    excepted).
+    """Return a path by which this process reaches the same file (except links in
+    ``/proc/self``).
     """
     if path.startswith(b"/"):
         return b"/proc/%d/root%b" % (tid, path)
@@ -103,7 +103,7 @@ class ResolvedPath:
 def resolve(
     tid: int, dirfd: int, path: bytes, *, follow: bool, confined: bool = False
 ) -> ResolvedPath | None:
-    """Return where ``path`` leads; None when it leads nowhere (too many links, no such start).
+    """Return where ``path`` leads; None if it leads nowhere (too many links, or no such start).
 
     ``follow`` tells whether a link at the end is followed; ``confined`` makes the
     start the root too, as RESOLVE_IN_ROOT does.
@@ -117,7 +117,9 @@ def resolve(
 
 @dataclass(slots=True)
 class _Walk:
-    """A walk at some point: components done, components to do (last first), the floor of ``..``."""
+    """The state of a path walk: the components done, those left (last first), and the limit for
+    ``..``.
+    """
 
     done: list[bytes]
     todo: list[bytes]
@@ -138,7 +140,7 @@ def _start_of(tid: int, root: bytes, dirfd: int, path: bytes, confined: bool) ->
 
 
 def _inside(root: bytes, path: bytes) -> bytes:
-    """Translate a path of this process for a thread with that root."""
+    """Translate a path of this process for a thread with another root."""
     top = os.readlink(root.rstrip(b"/"))
     inside = top != b"/" and (path == top or path.startswith(top + b"/"))
     return (path[len(top) :] or b"/") if inside else path

@@ -98,7 +98,7 @@ _U32: Final = (1 << 32) - 1
 
 
 def c_int(word: int) -> int:
-    """Return the low half of an argument word as a C int."""
+    """Return the low half of an argument as a C int."""
     word &= _U32
     return word - (1 << 32) if word >> 31 else word
 
@@ -118,7 +118,9 @@ def _refuse(missing: str, hint: str) -> FrontDoorUnavailableError:
 
 
 def check() -> None:
-    """Raise :class:`FrontDoorUnavailableError`, naming what is missing, if it cannot be used."""
+    """Raise :class:`FrontDoorUnavailableError`, which names what is missing, if the front door
+    cannot be used.
+    """
     machine = os.uname()
     if sys.platform != "linux" or machine.machine != "x86_64" or sys.maxsize < 1 << 32:
         raise _refuse(
@@ -187,7 +189,9 @@ def is_listener(descriptor: int) -> bool:
 
 
 def wake_synchronously(listener: int) -> bool:
-    """Let the scheduler run caller and supervisor in turns on one CPU; False if it cannot."""
+    """Let the scheduler run caller and supervisor alternately on one CPU; return False if it
+    cannot.
+    """
     try:
         fcntl.ioctl(listener, _NOTIF_SET_FLAGS, SECCOMP_USER_NOTIF_FD_SYNC_WAKE_UP)
     except OSError:
@@ -219,14 +223,16 @@ def _send(listener: int, response: bytes) -> bool:
 
 
 def answer(listener: int, notification: int, value: int) -> bool:
-    """Let the call return ``value``, or fail with errno ``-value``; False if its caller ended."""
+    """Let the call return ``value``, or fail with errno ``-value``; return False if its caller has
+    ended.
+    """
     if value < 0:
         return _send(listener, _RESPONSE.pack(notification, 0, value, 0))
     return _send(listener, _RESPONSE.pack(notification, value, 0, 0))
 
 
 def proceed(listener: int, notification: int) -> bool:
-    """Let the kernel perform the call; False if its caller has ended.
+    """Let the kernel perform the call; return False if its caller has ended.
 
     The kernel reads the arguments again, and another thread may have changed what
     they point to. Use this only for calls that are harmless with any arguments.
@@ -237,7 +243,7 @@ def proceed(listener: int, notification: int) -> bool:
 def answer_with_descriptor(
     listener: int, notification: int, descriptor: int, *, cloexec: bool
 ) -> None:
-    """Let the call return a new descriptor, the lowest free number, for our open file
+    """Let the call return a new descriptor, the lowest free number, for this process's open file
     ``descriptor``.
 
     ``FileNotFoundError`` if the caller has ended. Other ``OSError`` (EMFILE) must be
@@ -255,7 +261,7 @@ def answer_with_descriptor(
 
 
 def is_waiting(listener: int, notification: int) -> bool:
-    """Whether the call's thread is still there, waiting for this answer."""
+    """Whether the thread still exists and waits for this call's answer."""
     try:
         fcntl.ioctl(listener, _NOTIF_ID_VALID, _ID.pack(notification))
     except FileNotFoundError:

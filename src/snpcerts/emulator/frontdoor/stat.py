@@ -55,7 +55,7 @@ def _inode(match: Match) -> int:
 
 
 def stat_of(match: Match) -> bytes:
-    """``struct stat``."""
+    """Return ``struct stat`` for a path."""
     return _STAT.pack(
         _DEVTMPFS,
         _inode(match),
@@ -71,7 +71,7 @@ def stat_of(match: Match) -> bytes:
 
 
 def statx_of(match: Match) -> bytes:
-    """``struct statx``."""
+    """Return ``struct statx`` for a path."""
     rdev = _device_number(match)
     return _STATX.pack(
         _STATX_BASIC_STATS,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Serves the trapped calls: one thread, one loop, answers in any order.
+"""Serves the trapped calls in one thread and one loop; answers are sent in any order.
 
 A call that has to wait (an idle vCPU) stays unanswered while others are served, so
 one thread serves any number of vCPUs. With WAIT_KILLABLE_RECV a signal does not wake
@@ -70,7 +70,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 @dataclass(frozen=True, slots=True)
 class _ServedNamespace:
-    """What a program's mount namespace has of its door."""
+    """The emulated part of one program's mount namespace."""
 
     devices: list[NamespaceDevice]
     files: NamespaceFiles
@@ -86,7 +86,9 @@ class _Listener:
 
 @dataclass(slots=True)
 class _Waiting:
-    """A waiting call. ``seen``: the last check found a signal pending for the process."""
+    """A waiting call. ``seen`` says whether the last check found a signal pending for the
+    process.
+    """
 
     listener: _Listener
     notification: Notification
@@ -117,7 +119,7 @@ class _SignalPending:
 
 
 def _same_file(one: int, other: int) -> bool:
-    """kcmp(2), KCMP_FILE: whether both numbers of this process are one open file."""
+    """Whether two descriptors of this process are one open file: kcmp(2), KCMP_FILE."""
     me = os.getpid()
     words = (ctypes.c_long(each) for each in (_SYS_KCMP, me, me, _KCMP_FILE, one, other))
     return int(_libc.syscall(*words)) == 0
@@ -189,14 +191,14 @@ class Supervisor:
             raise
 
     def refresh(self) -> None:
-        """Let the files in all namespaces show what has changed."""
+        """Update the files in all namespaces."""
         for listener in self._listeners.values():
             if listener.namespace is not None:
                 with contextlib.suppress(OSError):  # a device must not fail for a full tmpfs
                     listener.namespace.files.refresh()
 
     def serves(self, descriptor: int) -> bool:
-        """Whether a listener is already served under another descriptor number."""
+        """Whether the listener is already served under another descriptor number."""
         # Two descriptors of one listener become ready together; the second receive would block.
         return any(_same_file(descriptor, other) for other in self._listeners)
 
@@ -278,7 +280,7 @@ class Supervisor:
         return limit
 
     def _due(self) -> float:
-        """When to check the waiting calls at the latest."""
+        """The latest time to check the waiting calls."""
         deadlines = (waiting.pending.deadline for waiting in self._waiting.values())
         return min((self._next_look, *(at for at in deadlines if at is not None)))
 
@@ -426,7 +428,7 @@ class Supervisor:
         self._waiting[listener.descriptor, notification.id] = waiting
 
     def _watched(self, listener: _Listener, notification: Notification) -> None:
-        """Serve a call on an open file that a watch may have selected."""
+        """Serve a call on an open file that a watch may observe."""
         call, watch = Syscall(notification.number), listener.door.watch
         number = c_int(notification.arguments[FILE_CALLS[call]])
         process, found = self._descriptor(notification.tid, number)
@@ -445,7 +447,7 @@ class Supervisor:
 
     @staticmethod
     def _refusal(listener: _Listener, tid: int, number: int, found: os.stat_result | None) -> int:
-        """Return the errno of a device ioctl on a descriptor that is not emulated."""
+        """Return the errno for a device's ioctl on a descriptor that is not emulated."""
         if found is None:
             return errno.EBADF
         if listener.door.is_guarded(found):
@@ -457,8 +459,8 @@ class Supervisor:
         return errno.ENOTTY
 
     def _descriptor(self, tid: int, number: int) -> tuple[int, os.stat_result | None]:
-        """Return the thread's process, and the stat of its descriptor ``number``, None if
-        closed.
+        """Return the thread's process and the stat of its descriptor ``number``; the stat is None
+        if it is closed.
         """
         process = self._processes.get(tid, 0)
         for _ in range(2):
@@ -506,8 +508,8 @@ class Supervisor:
     def _device(
         self, listener: _Listener, notification: Notification, number: int
     ) -> Device | None:
-        """Return the device behind another descriptor of the caller's; None if it is none
-        of ours.
+        """Return the device behind another descriptor of the caller; None if it is not an emulated
+        one.
         """
         process, found = self._descriptor(notification.tid, number)
         with contextlib.suppress(OSError):

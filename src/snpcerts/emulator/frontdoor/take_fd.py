@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A duplicate of a program's descriptor (pidfd_getfd(2))."""
+"""Duplicates a program's descriptor (pidfd_getfd(2))."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def take_descriptor(process: int, descriptor: int) -> int:
-    """Return a descriptor of this process for the file of ``process``'s; close it. ``OSError``:
+    """Yield a descriptor of this process for the same file; close it afterwards. ``OSError``:
     EBADF.
     """
     handle = os.pidfd_open(process)

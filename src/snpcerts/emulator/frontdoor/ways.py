@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The two ways in which a program is kept behind its door, and which one is used.
+"""The two ways to give a program the emulated paths, and the choice between them.
 
 - ``namespace``: the program's own mount namespace has the emulated paths
   (:mod:`snpcerts.emulator.frontdoor.namespace`). Only ioctls are trapped.
@@ -23,14 +23,16 @@ VARIABLE: Final = "SNPCERTS_DOOR"
 
 
 class Way(enum.Enum):
-    """A way to keep a program behind its door."""
+    """A way to give a program the emulated paths."""
 
     NAMESPACE = "namespace"
     TRAP = "trap"
 
 
 def wanted(name: str | None = None) -> Way | None:
-    """Return the way of that name, or that the environment names; None: what the kernel allows."""
+    """Return the way with that name, or the one that the environment names; None: whatever the
+    kernel allows.
+    """
     name = os.environ.get(VARIABLE) if name is None else name
     if not name or name == "auto":
         return None
@@ -42,7 +44,9 @@ def wanted(name: str | None = None) -> Way | None:
 
 
 def choose(way: Way | None) -> tuple[Way, str]:
-    """Return the way to use, and why; :class:`FrontDoorUnavailableError` if ``way`` cannot be."""
+    """Return the way to use and the reason; raise :class:`FrontDoorUnavailableError` if ``way``
+    cannot be used.
+    """
     if way is Way.TRAP:
         return Way.TRAP, "as asked for"
     reason = namespace.missing()

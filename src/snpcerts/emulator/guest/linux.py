@@ -76,7 +76,7 @@ class SharedPages:
 
 @dataclass(slots=True)
 class Vmpck:
-    """A message key in the guest's kernel.
+    """A message key that the guest's kernel holds.
 
     ``counter`` is the number of the last message exchanged; ``key`` is all zero
     once the driver has destroyed it. ``busy`` is the driver's mutex.
@@ -89,7 +89,7 @@ class Vmpck:
 
     @property
     def disabled(self) -> bool:
-        """Whether the key does not exist or has been destroyed."""
+        """Whether the key is missing or has been destroyed."""
         return not any(self.key)
 
 
@@ -123,7 +123,7 @@ class DriverResponse:
 
 @dataclass(slots=True)
 class DriverCall:
-    """A request handed to the guest from outside, through its ``/dev/sev-guest``."""
+    """A request of a program in the guest, made through its ``/dev/sev-guest``."""
 
     request: DriverRequest
     response: DriverResponse | None = None
@@ -131,7 +131,7 @@ class DriverCall:
 
 @dataclass(slots=True)
 class _Sending:
-    """One message on its way, resends included."""
+    """A message that is being sent, with its repetitions."""
 
     request: DriverRequest
     code: ExitCode
@@ -175,7 +175,7 @@ class LinuxGuest:
     # What runs on a vCPU.
 
     def program(self, cpu: GuestCpu) -> Program:
-        """Boot, then serve submitted requests. The other vCPUs idle."""
+        """Boot, then serve submitted requests. The other vCPUs are idle."""
         if cpu.index != 0:
             yield WaitUntil(lambda: False)
             return
@@ -189,7 +189,7 @@ class LinuxGuest:
             self.gone = True
 
     def submit(self, request: DriverRequest) -> DriverCall:
-        """Queue a request of a program in the guest; the response appears in the call.
+        """Queue a request of a program in the guest; the response is stored in the call.
 
         ENODEV when this guest serves none.
         """
@@ -205,7 +205,7 @@ class LinuxGuest:
     # Boot.
 
     def shared_pages(self, index: int) -> SharedPages | None:
-        """Return the shared pages of vCPU ``index``: from the top of the largest slot downward.
+        """Return the shared pages of vCPU ``index``, which are at the top of the largest slot.
 
         None when the slot has no room for them.
         """
@@ -223,7 +223,7 @@ class LinuxGuest:
         )
 
     def boot(self, cpu: GuestCpu) -> Generator[Event, int, SharedPages | None]:
-        """Find the shared pages and register the GHCB; None if that is impossible."""
+        """Find the shared pages and register the GHCB; return None if that is impossible."""
         pages = self.shared_pages(cpu.index)
         if pages is None or not self.vmpcks:
             log.warning("%s: no memory or no keys for vCPU %d", self.vm.name, cpu.index)
@@ -244,7 +244,9 @@ class LinuxGuest:
         return pages
 
     def _bounce_buffer(self) -> int | None:
-        """Return the place of 2 MiB for devices, like Linux's swiotlb; None if memory is small."""
+        """Return the 2 MiB buffer for devices, like Linux's swiotlb; None if memory is too
+        small.
+        """
         slot = self.vm.slots.largest()
         if slot is None or slot.size < LARGE_MEMORY:
             return None
@@ -252,7 +254,7 @@ class LinuxGuest:
         return (slot.end - _VCPU_PAGES) // large * large - large
 
     def terminate(self, reason: int) -> Generator[Event, int, None]:
-        """Ask the host for the guest's end, as ``sev_es_terminate`` does."""
+        """Ask the host to end the guest, as ``sev_es_terminate`` does."""
         yield Vmgexit(reason)
         raise GuestTerminatedError
 
@@ -261,14 +263,18 @@ class LinuxGuest:
     def make_shared(
         self, cpu: GuestCpu, shared: SharedPages, gpa: int, pages: int
     ) -> Generator[Event, int, None]:
-        """``set_memory_decrypted``: what is in the pages afterwards is up to the host."""
+        """Make pages shared (``set_memory_decrypted``); the host decides what they contain
+        afterwards.
+        """
         yield from cpu.use_private(gpa, pages * PAGE_SIZE)
         yield from self.set_page_state(cpu, shared, gpa, pages, PageStateOperation.SHARED)
 
     def make_private(
         self, cpu: GuestCpu, shared: SharedPages, gpa: int, pages: int
     ) -> Generator[Event, int, None]:
-        """``set_memory_encrypted``; from then on the guest uses the pages as its own."""
+        """Make pages private (``set_memory_encrypted``); from then on the guest uses them as its
+        own.
+        """
         yield from self.set_page_state(cpu, shared, gpa, pages, PageStateOperation.PRIVATE)
         yield from cpu.use_private(gpa, pages * PAGE_SIZE)
 
@@ -306,7 +312,7 @@ class LinuxGuest:
     def request(
         self, cpu: GuestCpu, pages: SharedPages, vmpck: Vmpck, request: DriverRequest
     ) -> Driver:
-        """Send one message and check its answer, with a buffer for certificates where one is due.
+        """Send one message, with a certificate buffer if the request has one, and check its answer.
 
         As ``get_ext_report`` and ``snp_send_guest_request`` do.
         """
@@ -373,7 +379,7 @@ class LinuxGuest:
     def _issue_until_answered(
         self, cpu: GuestCpu, pages: SharedPages, sending: _Sending
     ) -> Generator[Event, int, int]:
-        """Repeat the same message while the host is busy; repeat once if the buffer was small."""
+        """Repeat the same message while the host is busy, and once if the buffer was too small."""
         started = cpu.now()
         while True:
             result = yield from self._issue(cpu, pages, sending)
@@ -392,7 +398,7 @@ class LinuxGuest:
     def _issue(
         self, cpu: GuestCpu, pages: SharedPages, sending: _Sending
     ) -> Generator[Event, int, int]:
-        """One VMGEXIT. 0, a negative errno, or the positive result of a failed exit."""
+        """Make one VMGEXIT; return 0, a negative errno, or the positive result of a failed exit."""
         page = bytearray((yield from cpu.read(pages.ghcb, PAGE_SIZE)))
         ghcb = GhcbPage(page)
         ghcb.clear_valid_bitmap()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A VM's memory: the slots that a VMM has given to KVM, and access through them.
+"""The memory of a VM: the slots that a VMM has registered with KVM, and access through them.
 
 A slot maps guest physical addresses to addresses of the VMM. The rules for
 adding, moving and deleting slots are those of ``__kvm_set_memory_region`` in
@@ -56,7 +56,7 @@ class GuestMemfd:
             raise
 
     def ioctl(self, caller: object, request: int, argument: int) -> int:  # noqa: ARG002 - Device
-        """guest_memfd has no ioctls: ENOTTY."""
+        """Fail with ENOTTY: a guest_memfd has no ioctls."""
         raise OSError(errno.ENOTTY, "guest_memfd takes no ioctl")
 
     def close(self) -> None:
@@ -64,7 +64,7 @@ class GuestMemfd:
         os.close(self.memfd)
 
     def bind(self, slot: int, offset: int, size: int) -> None:
-        """Tie a range to a slot; EINVAL when it does not fit or is tied already."""
+        """Bind a range to a slot; EINVAL if it does not fit or is already bound."""
         index = bisect.bisect_right(self._starts, offset)
         overlapping = any(
             offset < start + self._sizes[start] and start < offset + size
@@ -85,7 +85,9 @@ class GuestMemfd:
 
 @dataclass(frozen=True, slots=True)
 class MemorySlot:
-    """Maps ``size`` bytes at ``gpa`` to ``address`` in the VMM. All are page-aligned."""
+    """A slot maps ``size`` bytes at ``gpa`` to ``address`` in the VMM; all three are
+    page-aligned.
+    """
 
     number: int
     gpa: int
@@ -126,7 +128,7 @@ class MemorySlots:
         return len(self._starts)
 
     def find(self, gpa: int) -> MemorySlot | None:
-        """Return the slot that holds a guest physical address, or None."""
+        """Return the slot that contains a guest physical address, or None."""
         index = bisect.bisect_right(self._starts, gpa) - 1
         if index < 0:
             return None
@@ -134,7 +136,9 @@ class MemorySlots:
         return slot if gpa < slot.end else None
 
     def largest(self) -> MemorySlot | None:
-        """Return the largest writable slot, the guest's ordinary memory; None if there is none."""
+        """Return the largest writable slot, which is the guest's main memory; None if there is
+        none.
+        """
         writable = [slot for slot in self if not slot.readonly]
         return max(writable, key=lambda slot: slot.size, default=None)
 
@@ -143,7 +147,7 @@ class MemorySlots:
         region: UserspaceMemoryRegion2,
         find_memfd: Callable[[], GuestMemfd] | None = None,
     ) -> None:
-        """Create, change or delete a slot as the region says.
+        """Create, change or delete a slot, as ``region`` says.
 
         ``find_memfd`` finds what ``region.guest_memfd`` names, for regions with
         that flag; it is asked last and may raise ``OSError``. Raises ``OSError``:
@@ -220,7 +224,7 @@ class MemorySlots:
 
 
 class SlotMemory:
-    """Guest physical memory as KVM accesses it: through the slots, in the VMM's memory.
+    """Guest physical memory as KVM accesses it: through the slots, in the VMM's address space.
 
     Every access may fail with ``OSError(EFAULT)``: no slot, a write to a read-only
     slot, or unmapped VMM memory.
@@ -233,21 +237,23 @@ class SlotMemory:
         self._user = user
 
     def read(self, gpa: int, size: int) -> bytes:
-        """Exactly ``size`` bytes."""
+        """Read exactly ``size`` bytes."""
         return b"".join(
             self._user.read(address, length)
             for address, length in self._pieces(gpa, size, writing=False)
         )
 
     def write(self, gpa: int, data: bytes) -> None:
-        """All of ``data``; before EFAULT a leading part may have been written."""
+        """Write all of ``data``; if that fails with EFAULT, the first part may have been
+        written.
+        """
         done = 0
         for address, length in self._pieces(gpa, len(data), writing=True):
             self._user.write(address, data[done : done + length])
             done += length
 
     def has_private(self, gpa: int, size: int) -> bool:
-        """Whether all of it is in slots that have a guest_memfd."""
+        """Whether the whole range is in slots with a guest_memfd."""
         end = gpa + size
         while gpa < end:
             slot = self._slots.find(gpa)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How a Linux guest tells its host to make pages private or shared.
+"""How a Linux guest asks its host to make pages private or shared.
 
 Source: ``set_pages_state``, ``__set_pages_state`` and ``vmgexit_psc`` in Linux
 ``arch/x86/coco/sev/core.c``, and ``__page_state_change`` for the time before there is
@@ -37,7 +37,7 @@ Changing = Generator[Event, int, bool]
 
 
 def change_early(gpa: int, operation: PageStateOperation) -> Changing:
-    """Change one page by the GHCB MSR protocol; return whether the host made the change."""
+    """Change one page with the GHCB MSR protocol; return whether the host made the change."""
     answer = yield Vmgexit(operation << 52 | gpa | MsrCode.PSC_REQ)
     return answer == MsrCode.PSC_RSP
 
@@ -45,7 +45,7 @@ def change_early(gpa: int, operation: PageStateOperation) -> Changing:
 def change(
     cpu: GuestCpu, ghcb: int, gpa: int, pages: int, operation: PageStateOperation
 ) -> Changing:
-    """Change ``pages`` pages of 4 KiB from ``gpa``, in lists; return whether the host made the
+    """Change ``pages`` pages of 4 KiB from ``gpa`` on, in lists; return whether the host made the
     change.
 
     2 MiB that are aligned go as one entry.
@@ -97,7 +97,9 @@ def _header(page: bytearray) -> tuple[int, int, int]:
 def leave(
     cpu: GuestCpu, ghcb: int, page: bytearray, code: int, info1: int, info2: int
 ) -> Generator[Event, int, int]:
-    """Store ``page`` and exit, as ``sev_es_ghcb_hv_call``: 0, or a positive ``es_result``."""
+    """Store ``page`` and exit, as ``sev_es_ghcb_hv_call`` does; return 0 or a positive
+    ``es_result``.
+    """
     view = GhcbPage(page)
     view.protocol_version = PROTOCOL_VERSION
     view.usage = 0

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The program of an emulated vCPU: a generator, and the events it yields.
+"""The program of an emulated vCPU: a generator that yields events.
 
 A program accesses guest memory through its :class:`GuestCpu` and yields when the
 processor would leave the guest. The vCPU sends back the value of the GHCB MSR at the
@@ -37,14 +37,16 @@ class Sleep:
 
 @dataclass(frozen=True, slots=True)
 class WaitUntil:
-    """The vCPU halts until ``ready`` returns true; it is called after every possible change."""
+    """The vCPU halts until ``ready`` returns true; ``ready`` is called after each change that may
+    matter.
+    """
 
     ready: Callable[[], bool]
 
 
 @dataclass(frozen=True, slots=True)
 class StartProcessors:
-    """The boot processor starts the others."""
+    """The boot processor starts the other ones."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,11 +66,11 @@ Program = Generator[Event, int, None]
 
 
 class GuestTerminatedError(Exception):
-    """The guest has asked its host to end it and executes no more."""
+    """The guest has asked its host to end it, and runs no further."""
 
 
 class GuestCpu:
-    """A vCPU as its program sees it.
+    """A vCPU as its program uses it.
 
     ``index`` counts vCPUs from 0 in the order of their creation; ``memory`` is
     set by the vCPU for as long as it runs. ``is_private`` tells of a page whether the
@@ -90,7 +92,7 @@ class GuestCpu:
         self._clock = clock
 
     def now(self) -> float:
-        """Return the seconds on the platform's clock."""
+        """Return the time on the platform's clock, in seconds."""
         return self._clock()
 
     def read(self, gpa: int, size: int) -> Generator[Event, int, bytes]:
@@ -112,15 +114,15 @@ class GuestCpu:
                 yield self._missing(gpa, len(data))
 
     def use_private(self, gpa: int, size: int) -> Generator[Event, int, None]:
-        """Access private memory (C-bit set). Its bytes, in a guest_memfd, are not emulated."""
+        """Access private memory (C-bit set). It is in a guest_memfd, and its bytes are not
+        emulated.
+        """
         yield from self._reach(gpa, size, private=True)
         while self.is_private is not None and not self._memory().has_private(gpa, size):
             yield MemoryFault(gpa & -PAGE_SIZE, private=True)
 
     def mismatch(self, gpa: int, size: int, *, private: bool) -> int | None:
-        """Return the first page of the range for which the host says otherwise; None if it
-        agrees.
-        """
+        """Return the first page of the range whose state differs on the host; None if none does."""
         if self.is_private is not None:
             for page in range(gpa & -PAGE_SIZE, gpa + size, PAGE_SIZE):
                 if self.is_private(page) != private:
@@ -148,7 +150,7 @@ class GuestCpu:
 
 
 class LaunchedVm(Protocol):
-    """The machine that a guest starts on, after SNP_LAUNCH_FINISH."""
+    """The VM that a guest starts in, after SNP_LAUNCH_FINISH."""
 
     @property
     def name(self) -> str:
@@ -156,15 +158,15 @@ class LaunchedVm(Protocol):
 
     @property
     def owner(self) -> int:
-        """The process that created it."""
+        """The process that created the VM."""
 
     @property
     def processors(self) -> int:
-        """How many vCPUs it has."""
+        """The number of vCPUs."""
 
     @property
     def slots(self) -> MemorySlots:
-        """Its memory."""
+        """The VM's memory."""
 
     @property
     def exits_for_page_state(self) -> bool:
@@ -172,14 +174,14 @@ class LaunchedVm(Protocol):
 
     @property
     def secrets_page(self) -> bytes | None:
-        """The secrets page, 4096 bytes of private memory; None if the VMM provided none."""
+        """The secrets page, 4096 bytes of private memory; None if the VMM did not provide it."""
 
 
 class Guest(Protocol):
     """The software in one VM."""
 
     def program(self, cpu: GuestCpu) -> Program:
-        """The program of one vCPU; called once per vCPU, when it first runs."""
+        """The program of one vCPU; called when the vCPU first runs."""
 
 
 GuestFactory = Callable[[LaunchedVm], Guest]

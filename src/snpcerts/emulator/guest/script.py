@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the guests of a VMM do, as the command that started the VMM requests."""
+"""What a VMM's guests do, as requested by the command that started the VMM."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ SECONDS_MAX = 3600.0
 
 @dataclass(frozen=True, slots=True)
 class GuestScript:
-    """``requests`` extended reports on every vCPU, then the vCPU ends.
+    """Make ``requests`` extended reports on every vCPU, then end the vCPU.
 
     With ``serve`` the guest stays up instead and serves programs that attach to
     it. ``pages`` is the buffer of the first request (None: four pages),
@@ -65,12 +65,12 @@ class GuestScript:
         return script
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values."""
+        """Return plain values for JSON."""
         return asdict(self)
 
 
 class ScriptedGuests:
-    """Makes the guests of the VMMs that one command starts.
+    """Creates the guests of the VMMs that one command starts.
 
     A VMM may reset its machine when the guest shuts down, and build the VM again. So the reports
     are counted for each process, and the guest of a machine that comes after the last report asks
@@ -123,7 +123,7 @@ def _without_empty_pages(table: bytes) -> bytes:
 
 
 def _open_at_once(path: str, flags: int) -> int:
-    """Open without blocking: a pipe without a reader is an error, and must not stop the machine."""
+    """Open without blocking: a pipe without a reader is an error and must not stop the machine."""
     return os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
 
 

@@ -62,7 +62,7 @@ class ReportOutcome:
 
     @property
     def succeeded(self) -> bool:
-        """Whether there is a report."""
+        """Whether the request returned a report."""
         return bool(self.report)
 
 
@@ -71,7 +71,7 @@ def _random_report_data(_vcpu: int, _number: int) -> bytes:
 
 
 def _ignore(_outcome: ReportOutcome) -> None:
-    """The default of ``on_report``: do nothing."""
+    """Do nothing: the default for ``on_report``."""
 
 
 @dataclass(slots=True)
@@ -100,11 +100,11 @@ class ScriptedGuest(LinuxGuest):
     _busy: set[int] = field(default_factory=set)
 
     def submit(self, request: DriverRequest) -> DriverCall:  # noqa: ARG002 - as in LinuxGuest
-        """ENODEV: this guest runs only its script."""
+        """Fail with ENODEV: this guest only runs its script."""
         raise OSError(errno.ENODEV, "a scripted guest has no programs")
 
     def program(self, cpu: GuestCpu) -> Program:
-        """Boot, make the reports, end."""
+        """Boot, make the reports, then end."""
         if cpu.index == 0:
             yield StartProcessors()
         if self.when_done is not None and self._nothing_left():

@@ -41,11 +41,11 @@ USER_LIMIT = (1 << 47) - PAGE_SIZE  # TASK_SIZE_MAX: what access_ok() takes
 
 
 class GuestHolder(Protocol):
-    """The VM that the guest runs in."""
+    """The VM in which the guest runs."""
 
     @property
     def guest(self) -> Guest | None:
-        """Its guest; None before it has started."""
+        """The VM's guest; None before it has started."""
 
     @property
     def alive(self) -> bool:
@@ -63,10 +63,10 @@ class SevGuestDevice:
         self._vm = vm
 
     def close(self) -> None:
-        """The driver keeps nothing per descriptor."""
+        """Do nothing: the driver keeps no state for a descriptor."""
 
     def ioctl(self, caller: Caller, request: int, argument: int) -> SevGuestCall:
-        """Serve one of the three requests; the checks are in the driver's order."""
+        """Serve one of the three requests; make the checks in the driver's order."""
         stored = caller.memory.read(argument, GuestRequestIoctl.SIZE)
         outer = GuestRequestIoctl.unpack(stored)
         if not outer.msg_version:
@@ -80,7 +80,9 @@ class SevGuestDevice:
 
 
 class SevGuestCall:
-    """A request in progress in the guest. A signal cannot interrupt the driver in it."""
+    """A request in progress in the guest. The driver cannot be interrupted by a signal during
+    it.
+    """
 
     def __init__(
         self,
@@ -125,7 +127,7 @@ class SevGuestCall:
         return None
 
     def cancel(self) -> None:
-        """The program has ended."""
+        """Do nothing: the program has ended."""
         if self._guest is not None and self._call is not None:
             self._guest.withdraw(self._call)
 
@@ -176,7 +178,7 @@ class SevGuestCall:
 def _prepared(
     caller: Caller, request: int, outer: GuestRequestIoctl
 ) -> tuple[DriverRequest, bytes | None]:
-    """Return the message to send for an ioctl, and the extended request as it was given."""
+    """Return the message to send for an ioctl, and the extended request as the program made it."""
     if request not in (SNP_GET_REPORT, SNP_GET_DERIVED_KEY, SNP_GET_EXT_REPORT):
         raise OSError(errno.ENOTTY, "unknown ioctl")
     if not outer.req_data or not outer.resp_data:

@@ -50,7 +50,7 @@ IGNORED: Final = frozenset(
 
 
 class Board:
-    """One VM's. ``clock`` gives seconds."""
+    """The board of one VM. ``clock`` returns seconds."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
@@ -58,7 +58,7 @@ class Board:
         self._pit = bytes(PIT_STATE2_SIZE)
 
     def ioctl(self, memory: UserMemory, request: int, argument: int) -> bool:
-        """Serve a call about the board; return whether it was one."""
+        """Serve an ioctl about the board; return whether it was one."""
         if request in IGNORED:
             return True
         match request:
@@ -83,7 +83,7 @@ class Board:
 
 
 def _judge_msr_filter(memory: UserMemory, argument: int) -> None:
-    """KVM_X86_SET_MSR_FILTER: the guests here use no MSR that could be filtered."""
+    """Check KVM_X86_SET_MSR_FILTER; emulated guests use no MSR that could be filtered."""
     data = memory.read(argument, MSR_FILTER_SIZE)
     flags = int.from_bytes(data[:4], "little")
     ranges = list(_FILTER_RANGE.iter_unpack(data[_FILTER_HEADER:]))[:MSR_FILTER_MAX_RANGES]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The answers of KVM_CHECK_EXTENSION, on ``/dev/kvm`` and on a VM, and what can be enabled.
+"""The answers of KVM_CHECK_EXTENSION for ``/dev/kvm`` and for a VM, and what can be enabled.
 
 Source: ``kvm_vm_ioctl_check_extension_generic`` in Linux 7.3 ``virt/kvm/kvm_main.c``,
 ``kvm_vm_ioctl_check_extension`` and ``kvm_vm_ioctl_enable_cap`` in
@@ -132,7 +132,7 @@ _FIXED: Final[dict[int, int]] = {
 
 
 def vm_types(platform: Platform) -> int:
-    """KVM_CAP_VM_TYPES: a bit for each type that can be created."""
+    """Return KVM_CAP_VM_TYPES: one bit for each type that can be created."""
     types = 1 << VmType.DEFAULT
     if platform.sev and platform.snp:
         types |= 1 << VmType.SNP

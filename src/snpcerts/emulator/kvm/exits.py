@@ -31,12 +31,12 @@ _SVM_EXIT_ERR = 0xFFFF_FFFF_FFFF_FFFF
 
 
 def plain(run: memoryview, reason: int) -> None:
-    """An exit without further data."""
+    """Write an exit without further data."""
     struct.pack_into("<I", run, RUN_EXIT_REASON, reason)
 
 
 def map_gpa_range(run: memoryview, gpa: int, pages: int, attributes: int) -> None:
-    """The guest asks to make pages private or shared (KVM_HC_MAP_GPA_RANGE).
+    """Write the exit for a guest that asks to make pages private or shared (KVM_HC_MAP_GPA_RANGE).
 
     Arguments 3 to 5 and the flags stay as they are.
     """
@@ -46,36 +46,38 @@ def map_gpa_range(run: memoryview, gpa: int, pages: int, attributes: int) -> Non
 
 
 def long_mode(run: memoryview) -> None:
-    """The hypercall came by VMMCALL of a 64-bit guest."""
+    """Whether the hypercall came from VMMCALL in a 64-bit guest."""
     struct.pack_into("<Q", run, _HYPERCALL_FLAGS, _HYPERCALL_LONG_MODE)
 
 
 def hypercall_result(run: memoryview) -> int:
-    """Userspace's answer to a hypercall; 0 is success."""
+    """Return userspace's answer to a hypercall; 0 is success."""
     return int(struct.unpack_from("<Q", run, RUN_HYPERCALL_RET)[0])
 
 
 def set_hypercall_result(run: memoryview, value: int) -> None:
-    """What the guest gets from a hypercall, unless userspace says something else."""
+    """Set what the guest gets from a hypercall unless userspace changes it."""
     struct.pack_into("<Q", run, RUN_HYPERCALL_RET, value)
 
 
 def port_io(run: memoryview, *, inward: bool, size: int, port: int, count: int) -> None:
-    """``count`` accesses of ``size`` bytes; their data is in the second page of the mapping."""
+    """Write the exit for ``count`` accesses of ``size`` bytes; the data is in the second page of
+    the mapping.
+    """
     direction = _IO_IN if inward else _IO_OUT
     struct.pack_into("<BBHIQ", run, RUN_EXIT, direction, size, port, count, PIO_PAGE)
     plain(run, ExitReason.IO)
 
 
 def mmio_read(run: memoryview, gpa: int, size: int) -> None:
-    """The guest reads outside memory; userspace must fill in the data."""
+    """Write the exit for a guest that reads outside its memory; userspace must fill in the data."""
     struct.pack_into("<Q", run, RUN_EXIT, gpa)
     struct.pack_into("<IB", run, _MMIO_DATA + 8, size, 0)
     plain(run, ExitReason.MMIO)
 
 
 def mmio_write(run: memoryview, gpa: int, data: bytes) -> None:
-    """The guest writes at most eight bytes outside memory."""
+    """Write the exit for a guest that writes at most eight bytes outside its memory."""
     struct.pack_into("<Q", run, RUN_EXIT, gpa)
     run[_MMIO_DATA : _MMIO_DATA + len(data)] = data
     struct.pack_into("<IB", run, _MMIO_DATA + 8, len(data), 1)
@@ -88,31 +90,35 @@ def mmio_data(run: memoryview, size: int) -> bytes:
 
 
 def unexpected(run: memoryview, code: int) -> None:
-    """KVM has no handler for this exit of the processor."""
+    """Write the exit for a processor exit that KVM has no handler for."""
     struct.pack_into("<II2Q", run, RUN_EXIT, INTERNAL_ERROR_UNEXPECTED_EXIT_REASON, 2, code, 0)
     plain(run, ExitReason.INTERNAL_ERROR)
 
 
 def guest_terminated(run: memoryview, ghcb_msr: int) -> None:
-    """The guest requested its termination; ``ghcb_msr`` has the reason."""
+    """Write the exit for a guest that asked to be terminated; ``ghcb_msr`` has the reason."""
     struct.pack_into("<IIQ", run, RUN_EXIT, SYSTEM_EVENT_SEV_TERM, 1, ghcb_msr)
     plain(run, ExitReason.SYSTEM_EVENT)
 
 
 def entry_failed(run: memoryview) -> None:
-    """The processor refuses the vCPU's state, as it does before SNP_LAUNCH_FINISH."""
+    """Write the exit for a vCPU whose state the processor refuses, as before SNP_LAUNCH_FINISH."""
     struct.pack_into("<QI", run, RUN_EXIT, _SVM_EXIT_ERR, 0)
     plain(run, ExitReason.FAIL_ENTRY)
 
 
 def not_emulated(run: memoryview) -> None:
-    """The vCPU would have to execute instructions, which nothing here does."""
+    """Write the exit for a vCPU that would have to execute instructions: the emulator executes
+    none.
+    """
     struct.pack_into("<II", run, RUN_EXIT, INTERNAL_ERROR_EMULATION, 0)
     plain(run, ExitReason.INTERNAL_ERROR)
 
 
 def memory_fault(run: memoryview, gpa: int, *, private: bool) -> None:
-    """The guest accessed a page that is missing, or private where it must not be or the reverse."""
+    """Write the exit for an access to a page that is missing, or not in the state that the access
+    needs.
+    """
     flags = MEMORY_EXIT_FLAG_PRIVATE if private else 0
     struct.pack_into("<QQQ", run, RUN_EXIT, flags, gpa, PAGE_SIZE)
     plain(run, ExitReason.MEMORY_FAULT)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Handles a guest's VMGEXIT as KVM does, starting from the bytes of the GHCB page.
+"""Handles a guest's VMGEXIT as KVM does, from the bytes of the GHCB page.
 
 Source: Linux ``arch/x86/kvm/svm/sev.c`` with certificate fetching (kvm-x86/linux
 fa9893fadbc2). The steps are in KVM's order, because the order decides which error a
@@ -83,7 +83,7 @@ _INPUT: dict[int, tuple[Field, ...]] = {
 
 
 class RequestingVm(InstructionVm, Protocol):
-    """What the handling of one vCPU's exits needs from its VM."""
+    """The VM, as the handling of a vCPU's exits needs it."""
 
     @property
     def snp(self) -> bool:
@@ -95,15 +95,15 @@ class RequestingVm(InstructionVm, Protocol):
 
     @property
     def kernel(self) -> KernelRelease:
-        """Which Linux this is."""
+        """The emulated Linux release."""
 
     @property
     def ghcb_version(self) -> int:
-        """The highest GHCB version offered."""
+        """The highest GHCB version that is offered to the guest."""
 
     @property
     def irqchip(self) -> bool:
-        """Whether KVM itself has the local APICs."""
+        """Whether KVM emulates the local APICs."""
 
     @property
     def sev_features(self) -> int:
@@ -114,20 +114,20 @@ class RequestingVm(InstructionVm, Protocol):
     response_page: bytes
 
     def has_processor(self, apic_id: int) -> bool:
-        """Whether a vCPU has that number."""
+        """Whether a vCPU with that number exists."""
 
     def processor_requested(self, apic_id: int, request: ProcessorRequest) -> None:
-        """The guest asks to start a vCPU from its own VMSA, or to stop one."""
+        """Handle the guest's request to start a vCPU from its own VMSA, or to stop one."""
 
     def issue_guest_request(self, caller: Caller) -> int:
-        """Have the firmware serve ``request_page`` into ``response_page``.
+        """Let the firmware serve ``request_page`` and write ``response_page``.
 
         Returns the firmware's status; raises ``OSError`` when it was not reached.
         """
 
 
 class GhcbRequests:
-    """The GHCB side of one vCPU.
+    """Handles the GHCB requests of one vCPU.
 
     ``run`` is what the vCPU's descriptor maps: ``struct kvm_run``, and the page of port I/O.
     """
@@ -159,12 +159,12 @@ class GhcbRequests:
         return self._dispatch(snapshot, memory, caller)
 
     def complete(self, memory: SlotMemory, caller: Caller) -> int:
-        """Finish what the last exit to userspace left open. Disarmed before it is called."""
+        """Complete the last exit to userspace; a second call does nothing."""
         completion, self._completion = self._completion, None
         return RESUME if completion is None else completion(memory, caller)
 
     def enter_guest(self, memory: SlotMemory) -> None:
-        """Write the four registers to the page and let go of it, as before each entry."""
+        """Write the four registers to the page and unmap it, as KVM does before each entry."""
         self._ghcb.let_go(memory)
 
     # The page.
@@ -229,7 +229,7 @@ class GhcbRequests:
                 return self._bad(memory, InputErrorCode.INVALID_EVENT)
 
     def _unless_exited(self, left: Completion | None) -> int:
-        """RESUME, or EXIT with what is left for the next KVM_RUN."""
+        """Return RESUME, or EXIT if the next KVM_RUN must complete something."""
         if left is None:
             return RESUME
 
@@ -396,7 +396,9 @@ class GhcbRequests:
 
 
 def _has_input(snapshot: GhcbSnapshot) -> bool:
-    """Whether the fields that this exit needs, besides the three of every exit, are valid."""
+    """Whether the fields that this exit needs are valid, besides the three that every exit
+    needs.
+    """
     valid, registers, info1 = snapshot.valid, snapshot.registers, snapshot.info1
     match snapshot.code:
         case Instruction.CPUID:

@@ -35,7 +35,7 @@ _EVENT_VALID, _EVENT_EXCEPTION = (1 << 64) - (1 << 31), 3 << 8  # an int, sign-e
 
 @dataclass(frozen=True, slots=True)
 class GhcbSnapshot:
-    """The request as it was at VMGEXIT; later edits of the page do not matter.
+    """The request as it was at VMGEXIT; later changes of the page have no effect.
 
     Registers, scratch address and CPL are 0 where the guest has not marked them valid.
     """
@@ -53,7 +53,7 @@ class GhcbSnapshot:
 
 
 class MappedGhcb:
-    """The page as KVM reads and writes it, and the registers that KVM will store in it."""
+    """The page as KVM reads and writes it, and the registers that KVM will write to it."""
 
     def __init__(self) -> None:
         self.registers: dict[Field, int] = {}
@@ -64,7 +64,7 @@ class MappedGhcb:
         self._copy = bytearray(PAGE_SIZE)
 
     def take(self, memory: SlotMemory, gpa: int) -> GhcbSnapshot | None:
-        """Map the page and clear its valid bits; None if it cannot be mapped."""
+        """Map the page and clear its valid bits; return None if it cannot be mapped."""
         if not memory.writable(gpa):
             return None
         try:
@@ -94,7 +94,7 @@ class MappedGhcb:
         )
 
     def let_go(self, memory: SlotMemory) -> None:
-        """Store the four registers that the guest gets back, as before each entry."""
+        """Write the four registers that the guest gets back, as KVM does before each entry."""
         if not self._mapped:
             return
         for register in _SYNCED:
@@ -114,7 +114,7 @@ class MappedGhcb:
         self._answer(memory, ResponseCode.NO_ACTION, value)
 
     def bad(self, memory: SlotMemory, why: InputErrorCode) -> None:
-        """Report malformed input from the guest."""
+        """Report to the guest that its input is malformed."""
         self._answer(memory, ResponseCode.MALFORMED_INPUT, why)
 
     def inject(self, memory: SlotMemory, vector: int) -> None:
@@ -129,7 +129,7 @@ class MappedGhcb:
     # Bytes of the page, by their offset.
 
     def scratch(self, snapshot: GhcbSnapshot, size: int) -> int | None:
-        """Return where in the page the guest's scratch area is; None when it is not inside the
+        """Return the offset of the guest's scratch area in the page; None if it is not inside the
         buffer.
 
         Since version 2 of the protocol it has to be.
@@ -142,14 +142,14 @@ class MappedGhcb:
         return offset
 
     def read(self, memory: SlotMemory, offset: int, size: int) -> bytes:
-        """Read bytes of the page as they are now."""
+        """Read bytes of the page in its present state."""
         try:
             return memory.read(self._gpa + offset, size)
         except OSError:
             return bytes(self._copy[offset : offset + size])
 
     def write(self, memory: SlotMemory, offset: int, data: bytes) -> None:
-        """Write bytes to the page; dropped if the VMM has removed the page."""
+        """Write bytes to the page; do nothing if the VMM has removed the page."""
         self._copy[offset : offset + len(data)] = data
         try:
             memory.write(self._gpa + offset, data)

@@ -36,18 +36,18 @@ Completion = Callable[[SlotMemory], None]
 
 
 class InstructionVm(Protocol):
-    """What the instructions need from the VM."""
+    """The VM, as the instructions need it."""
 
     @property
     def exits_for_page_state(self) -> bool:
-        """Whether the VMM takes KVM_HC_MAP_GPA_RANGE."""
+        """Whether the VMM handles KVM_HC_MAP_GPA_RANGE."""
 
     def cpuid(self, function: int, index: int = 0) -> tuple[int, int, int, int]:
-        """EAX, EBX, ECX, EDX as the VMM has set them."""
+        """Return EAX, EBX, ECX and EDX as the VMM has set them."""
 
 
 class Msrs(Protocol):
-    """What the instructions need from the vCPU."""
+    """The vCPU, as the instructions need it."""
 
     def read_msr(self, index: int) -> int | None:
         """Return an MSR's value; None if it does not exist."""
@@ -57,7 +57,7 @@ class Msrs(Protocol):
 
 
 class Instructions:
-    """Carries out one vCPU's instructions. Each returns what is left for after an exit, or None.
+    """Performs one vCPU's instructions. Each method returns what to do after an exit, or None.
 
     Raises ``OSError`` as KVM_RUN fails.
     """
@@ -71,8 +71,8 @@ class Instructions:
         self._run = run
 
     def carry_out(self, snapshot: GhcbSnapshot, memory: SlotMemory) -> Completion | None:
-        """Carry out the instruction. Returns None also if it has no visible effect, as INVD and
-        MWAIT.
+        """Perform the instruction. Return None also for one without a visible effect, such as INVD
+        or MWAIT.
         """
         match snapshot.code:
             case Instruction.CPUID:
@@ -91,7 +91,7 @@ class Instructions:
     def mmio(
         self, snapshot: GhcbSnapshot, memory: SlotMemory, *, writing: bool
     ) -> Completion | None:
-        """An access to a device's memory, of ``info2`` bytes at ``info1``."""
+        """Access ``info2`` bytes of a device's memory at ``info1``."""
         size = snapshot.info2
         if not size:
             return None
@@ -204,4 +204,4 @@ class Instructions:
 
 
 def _nothing(_: SlotMemory) -> None:
-    """Nothing remains to be done."""
+    """Do nothing: the exit needs no completion."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Eventfds that VMMs tie to their guests' interrupts (KVM_IRQFD), kept apart.
+"""The eventfds that VMMs connect to their guests' interrupts (KVM_IRQFD).
 
 Nothing in an emulated VM takes interrupts, but on the whole host an eventfd can be tied to only
 one interrupt: a second tie is EBUSY. Source: ``kvm_irqfd`` and what it calls in Linux 7.3
@@ -23,7 +23,9 @@ _DESCRIPTOR_MAX: Final = (1 << 31) - 1
 
 @dataclass(frozen=True, slots=True)
 class _Tie:
-    """``eventfd`` is our duplicate: while it is open, no other eventfd gets its number."""
+    """One connection. ``eventfd`` is a duplicate: while it is open, no other eventfd gets its
+    number.
+    """
 
     vm: object
     gsi: int
@@ -31,7 +33,7 @@ class _Tie:
 
 
 class Irqfds:
-    """Those of one host."""
+    """All connections of one host."""
 
     def __init__(self) -> None:
         self._ties: dict[int, _Tie] = {}  # by the kernel's number of the eventfd
@@ -42,7 +44,7 @@ class Irqfds:
     def call(
         self, vm: object, caller: Caller, wanted: Irqfd, *, in_kernel: bool, full: bool
     ) -> None:
-        """KVM_IRQFD. ``in_kernel`` and ``full`` say what interrupt controllers KVM has."""
+        """Serve KVM_IRQFD. ``in_kernel`` and ``full`` say which interrupt controllers KVM has."""
         if wanted.flags & ~(IRQFD_FLAG_DEASSIGN | IRQFD_FLAG_RESAMPLE):
             raise OSError(errno.EINVAL, "flags of KVM_IRQFD")
         assigns = not wanted.flags & IRQFD_FLAG_DEASSIGN
@@ -66,7 +68,7 @@ class Irqfds:
                 os.close(taken)
 
     def release(self, vm: object) -> None:
-        """The VM is gone, and its ties with it."""
+        """Remove the connections of a VM that has ended."""
         for number in [number for number, tie in self._ties.items() if tie.vm is vm]:
             os.close(self._ties.pop(number).eventfd)
 
@@ -86,7 +88,7 @@ def _take(caller: Caller, descriptor: int) -> int:
 
 
 def _number(descriptor: int) -> int:
-    """Return the kernel's number of an eventfd, this process's ``descriptor``; EINVAL for another
+    """Return the kernel's number for an eventfd of this process; raise EINVAL for another kind of
     file.
     """
     about = Path(f"/proc/self/fdinfo/{descriptor}").read_text(encoding="ascii", errors="replace")

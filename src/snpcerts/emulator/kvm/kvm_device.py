@@ -129,7 +129,7 @@ class KvmDevice:
         return NewDescriptor(vm)
 
     def _attribute(self, wanted: DeviceAttr) -> int:
-        """Return an attribute's value; ENXIO for an unknown one."""
+        """Return an attribute's value; raise ENXIO for an unknown one."""
         platform = self._platform
         if (wanted.group, wanted.attr) == (GROUP_X86, ATTR_XCOMP_GUEST_SUPP):
             return XCR0_SUPPORTED
@@ -149,7 +149,7 @@ def _no_argument(argument: int) -> None:
 
 
 def _supported_cpuid(caller: Caller, argument: int) -> int:
-    """``struct kvm_cpuid2``: a count and room for that many entries of 40 bytes."""
+    """Return ``struct kvm_cpuid2``: a count, and room for that many entries of 40 bytes."""
     room = int(struct.unpack("<I4x", caller.memory.read(argument, 8))[0])
     if room < len(_CPUID):
         raise OSError(errno.E2BIG, "too little room for the CPUID table")
@@ -161,7 +161,9 @@ def _supported_cpuid(caller: Caller, argument: int) -> int:
 
 
 def _msr_list(caller: Caller, argument: int, known: tuple[int, ...]) -> int:
-    """``struct kvm_msr_list``: a count and room for that many; the count is always written."""
+    """Return ``struct kvm_msr_list``: a count, and room for that many; the count is always
+    written.
+    """
     room = int.from_bytes(caller.memory.read(argument, 4), "little")
     caller.memory.write(argument, len(known).to_bytes(4, "little"))
     if room < len(known):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Page state changes: a guest requests pages to be made private or shared, by MSR or by a list.
+"""Page state changes: a guest asks to make pages private or shared, by MSR or by a list.
 
 Source: ``snp_begin_psc_msr``, ``snp_begin_psc``, ``snp_do_psc`` and their
 completions in Linux ``arch/x86/kvm/svm/sev.c``. KVM hands each run of adjacent
@@ -33,12 +33,12 @@ _OPERATIONS: Final = frozenset(PageStateOperation)
 
 
 def operation_and_gpa(msr: int) -> tuple[int, int]:
-    """Return the operation and the page's GPA in the MSR form."""
+    """Return the operation and the GPA in a request by MSR."""
     return msr >> 52 & 0xF, msr & (1 << 52) - 1 & ~0xFFF
 
 
 def ask_userspace(run: memoryview, gpa: int, pages: int, operation: int, *, huge: bool) -> None:
-    """The exit for ``pages`` pages of 4 KiB."""
+    """Write the exit that asks userspace to change ``pages`` pages of 4 KiB."""
     attributes = MAP_GPA_RANGE_ENCRYPTED if operation == PageStateOperation.PRIVATE else 0
     if huge:
         attributes |= MAP_GPA_RANGE_PAGE_SZ_2M
@@ -51,7 +51,7 @@ def known_operation(operation: int) -> bool:
 
 
 def userspace_agrees(run: memoryview) -> bool:
-    """Whether userspace has made the change. EINVAL, as from KVM_RUN, for an invalid answer."""
+    """Whether userspace made the change; raise EINVAL, as KVM_RUN does, for an invalid answer."""
     answer = kvm_exit.hypercall_result(run)
     if answer not in (0, errno.EINVAL, errno.EAGAIN):
         log.warning("KVM_RUN fails: %d is not an answer to KVM_HC_MAP_GPA_RANGE", answer)
@@ -75,7 +75,9 @@ class _Entry:
 
 
 class PageStateList:
-    """The change under way for one vCPU. The list stays in the GHCB, open to the guest's edits."""
+    """A vCPU's page state change in progress. The list stays in the GHCB, where the guest can
+    change it.
+    """
 
     def __init__(self, ghcb: MappedGhcb, run: memoryview) -> None:
         self._ghcb = ghcb
@@ -84,7 +86,7 @@ class PageStateList:
         self._index = self._last = self._batch = 0
 
     def begin(self, memory: SlotMemory, offset: int) -> bool:
-        """Start with the list at ``offset`` in the page; return whether userspace is asked."""
+        """Start with the list at ``offset`` in the page; return whether userspace must be asked."""
         self._at = offset
         room = (SHARED_BUFFER + SHARED_BUFFER_SIZE - offset - PSC_HEADER_SIZE) // PSC_ENTRY_SIZE
         self._index = self._header(memory, 0)
@@ -94,14 +96,14 @@ class PageStateList:
         return self._go_on(memory)
 
     def answered(self, memory: SlotMemory) -> bool:
-        """Process userspace's answer; return whether userspace is asked again."""
+        """Process userspace's answer; return whether userspace must be asked again."""
         if not userspace_agrees(self._run):
             return self.end(memory, PageStateError.GENERIC)
         self._complete(memory)
         return self._go_on(memory)
 
     def end(self, memory: SlotMemory, outcome: int) -> bool:
-        """Report the outcome to the guest; return False: userspace is not asked."""
+        """Report the outcome to the guest; return False, because userspace need not be asked."""
         self._index = self._last = self._batch = 0
         self._ghcb.ok(memory, outcome)
         return False
@@ -125,8 +127,8 @@ class PageStateList:
             self._complete(memory)
 
     def _next(self, memory: SlotMemory) -> tuple[_Entry, int, int, bool] | PageStateError | None:
-        """Return the next unfinished entry: itself, its first page, its pages, whether they are of
-        2 MiB.
+        """Return the next unfinished entry: the entry, its first page, its number of pages, and
+        whether they are of 2 MiB.
         """
         index = self._index
         while index <= self._last:
@@ -142,7 +144,7 @@ class PageStateList:
         return None
 
     def _gather(self, memory: SlotMemory, first: _Entry, pages: int, *, huge: bool) -> int:
-        """Count the pages of the following entries that are adjacent and of the same kind."""
+        """Count the pages in the following entries that are adjacent and of the same kind."""
         more = 0
         for index in range(self._index + 1, self._last + 1):
             entry = self._entry(memory, index)
@@ -158,7 +160,7 @@ class PageStateList:
         return more
 
     def _complete(self, memory: SlotMemory) -> None:
-        """Mark the entries under way as done, in the guest's list."""
+        """Mark the current entries in the guest's list as done."""
         while self._batch:
             at = self._at + PSC_HEADER_SIZE + self._index * PSC_ENTRY_SIZE
             raw = int.from_bytes(self._ghcb.read(memory, at, 8), "little")

@@ -15,11 +15,11 @@ from snpcerts.emulator.psp.guest_context import GuestContext
 
 
 class HostedVm(GuestHolder, Protocol):
-    """A VM as its host lists it."""
+    """A VM in its host's list."""
 
     @property
     def name(self) -> str:
-        """Its name, unique on the host."""
+        """The VM's name, unique on the host."""
 
     @property
     def owner(self) -> int:
@@ -27,7 +27,7 @@ class HostedVm(GuestHolder, Protocol):
 
     @property
     def initialised(self) -> bool:
-        """Whether it holds an ASID."""
+        """Whether the VM holds an ASID."""
 
     @property
     def context(self) -> GuestContext | None:
@@ -42,7 +42,7 @@ VMSA_FEATURES = 1 << 5 | 1 << 9  # DebugSwap, SecureTSC
 
 @dataclass(slots=True)
 class Platform:
-    """One host.
+    """An emulated host.
 
     ``sev``, ``snp`` and ``certs_supported`` say what the processor and its
     kernel support: an Intel host has no SEV, and a kernel without certificate
@@ -66,11 +66,11 @@ class Platform:
 
     @property
     def asids_in_use(self) -> int:
-        """How many VMs hold an ASID."""
+        """Return how many VMs hold an ASID."""
         return sum(vm.initialised for vm in self.vms.values())
 
     def name_for(self, pid: int) -> str:
-        """Return a free name for a VM of process ``pid``: ``vm-1234`` or ``vm-1234-2``,
+        """Return a free name for a VM of process ``pid``: ``vm-1234``, then ``vm-1234-2``,
         ``-3``...
         """
         name, count = f"vm-{pid}", 1

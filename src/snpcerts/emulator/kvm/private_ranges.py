@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which guest addresses a VMM has marked private (KVM_SET_MEMORY_ATTRIBUTES)."""
+"""The guest addresses that a VMM has made private (KVM_SET_MEMORY_ATTRIBUTES)."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class PrivateRanges:
         return index > 0 and address < self._ranges[index - 1][1]
 
     def covers(self, start: int, end: int) -> bool:
-        """Whether all of it is private."""
+        """Whether the whole range is private."""
         return any(low <= start and end <= high for low, high in self._ranges)
 
     def _change(self, start: int, end: int, *, private: bool) -> None:

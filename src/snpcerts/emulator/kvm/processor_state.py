@@ -68,7 +68,9 @@ IGNORED: Final = frozenset(
 
 
 class ProcessorState:
-    """The state of one vCPU. ``protected`` says whether the firmware already has its registers."""
+    """The state of one vCPU. ``protected`` says whether the firmware has taken over its
+    registers.
+    """
 
     def __init__(self, protected: Callable[[], bool]) -> None:
         self._protected = protected
@@ -78,7 +80,7 @@ class ProcessorState:
 
     @property
     def cpuid(self) -> dict[tuple[int, int | None], tuple[int, int, int, int]]:
-        """EAX to EDX by CPUID function and subleaf; None: whatever the subleaf."""
+        """Return EAX to EDX by CPUID function and subleaf; subleaf None stands for all."""
         return {
             (function, index if flags & CPUID_SIGNIFICANT_INDEX else None): (a, b, c, d)
             for function, index, flags, a, b, c, d in _CPUID_ENTRY.iter_unpack(self._cpuid)
@@ -97,22 +99,22 @@ class ProcessorState:
 
     @property
     def apic_base(self) -> int:
-        """The address and flags of the local APIC, as the VMM has set them."""
+        """The address and flags of the local APIC, as the VMM set them."""
         sregs = self._states.get("sregs") or self._states.get("sregs2")
         return APIC_BASE if sregs is None else int.from_bytes(sregs[_APIC_BASE_AT], "little")
 
     @property
     def debugged(self) -> bool:
-        """Whether a debug register keeps the vCPU from being launched."""
+        """Whether a debug register prevents the vCPU's launch."""
         return vmsa.debugged(self._states)
 
     def vmsa(self, features: int) -> bytes:
-        """Return the page that the firmware takes the registers from; see :func:`vmsa.build`."""
+        """Return the page that the firmware reads the registers from; see :func:`vmsa.build`."""
         return vmsa.build(self._states, self._msrs, features)
 
     @property
     def mp_state(self) -> int:
-        """KVM_MP_STATE_*."""
+        """The vCPU's KVM_MP_STATE_*."""
         return int.from_bytes(self._states.get("mp_state", bytes(4)), "little")
 
     @mp_state.setter
@@ -120,7 +122,7 @@ class ProcessorState:
         self._states["mp_state"] = value.to_bytes(4, "little")
 
     def ioctl(self, memory: UserMemory, request: int, argument: int) -> int | None:
-        """Serve a call about the processor's state; None for another call."""
+        """Serve an ioctl about the processor's state; return None for another ioctl."""
         if request in GETS:
             name = GETS[request]
             self._refuse_protected(name)
@@ -156,7 +158,7 @@ class ProcessorState:
 
 
 def _msrs(memory: UserMemory, argument: int) -> list[tuple[int, int]]:
-    """``struct kvm_msrs``: a count, then index and value of each."""
+    """Return ``struct kvm_msrs``: a count, then index and value of each MSR."""
     count = int(struct.unpack("<I4x", memory.read(argument, _LIST_HEADER))[0])
     if count >= MSR_ENTRIES_MAX:
         raise OSError(errno.E2BIG, "too many MSRs")

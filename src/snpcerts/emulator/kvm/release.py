@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which Linux the emulated host runs, and where that makes a difference."""
+"""The Linux release that the emulated host runs, and how releases differ."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ SERIES: Final = ("7.2", "7.3")
 
 @dataclass(frozen=True, slots=True)
 class KernelRelease:
-    """A release series, the newest unless said.
+    """A release series; the newest is the default.
 
     ``req_certs_exit`` is what it calls KVM_EXIT_SNP_REQ_CERTS: 42 in trees that
     carry the series as posted.
@@ -24,7 +24,9 @@ class KernelRelease:
 
     @property
     def refuses_launch_update_without_source(self) -> bool:
-        """Whether SNP_LAUNCH_UPDATE with uaddr 0 is EINVAL at once; 7.2 fails at the first page."""
+        """Whether SNP_LAUNCH_UPDATE with uaddr 0 fails with EINVAL at once; Linux 7.2 fails at the
+        first page.
+        """
         return self.series != "7.2"
 
 

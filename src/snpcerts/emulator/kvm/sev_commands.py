@@ -55,14 +55,14 @@ _S = TypeVar("_S", bound=CStruct)
 
 
 class LaunchUpdateError(OSError):
-    """KVM, not the firmware, refuses: EIO with firmware status 0."""
+    """KVM itself refuses a launch update: EIO with firmware status 0."""
 
     def __init__(self) -> None:
         super().__init__(errno.EIO, "no page could be taken")
 
 
 class SevVm(Protocol):
-    """The VM that the commands act on."""
+    """The VM that the SEV commands act on."""
 
     platform: Platform
     kind: VmType
@@ -102,7 +102,7 @@ class SevCommands:
             self._handlers[SevCommand.SNP_ENABLE_REQ_CERTS] = self._enable_req_certs
 
     def command(self, caller: Caller, argument: int) -> None:
-        """Serve the ``kvm_sev_cmd`` at ``argument``; it is copied back, failed or not."""
+        """Serve the ``kvm_sev_cmd`` at ``argument`` and copy it back, even after an error."""
         if not self._vm.platform.sev:
             raise OSError(errno.ENOTTY, "SEV is off")
         if argument == 0:
@@ -131,7 +131,7 @@ class SevCommands:
             raise outcome
 
     def guest_request(self, caller: Caller) -> int:
-        """SNP_GUEST_REQUEST on the bounce pages; the firmware's status."""
+        """Issue SNP_GUEST_REQUEST on the bounce pages; return the firmware's status."""
         self._reach_firmware(caller, self._vm.sev_fd)
         vm = self._vm
         if vm.context is None:
@@ -254,7 +254,7 @@ class SevCommands:
         slot: MemorySlot,
         update: SnpLaunchUpdate,
     ) -> tuple[int, FirmwareError | None]:
-        """Give pages to the firmware; return how many it took, and its error if it refused one.
+        """Pass pages to the firmware; return how many it accepted, and the error if it refused one.
 
         Stops at the slot's end, and at a page that is not private, was taken before
         or cannot be read.
@@ -314,7 +314,9 @@ class SevCommands:
         return SevStatus.SUCCESS
 
     def _launch_vmsas(self, caller: Caller, sev_fd: int, context: GuestContext) -> None:
-        """Each vCPU's registers, in their order; they are protected from then on."""
+        """Launch each vCPU's registers, in the order of the vCPUs; they are protected from then
+        on.
+        """
         vm = self._vm
         for vcpu in vm.vcpus.values():
             if vcpu.protected or vcpu.state.debugged:
@@ -331,13 +333,15 @@ def _copied(kind: type[_S], caller: Caller, address: int) -> _S:
 
 
 def _blob(caller: Caller, address: int, size: int) -> bytes:
-    """Copy a structure for the firmware; EINVAL at address 0, as ``psp_copy_user_blob``."""
+    """Copy a structure for the firmware; raise EINVAL for address 0, as ``psp_copy_user_blob``
+    does.
+    """
     if not address:
         raise OSError(errno.EINVAL, "no address is given")
     return caller.memory.read(address, size)
 
 
 def _with_error(stored: bytes, error: int) -> bytes:
-    """Return the structure as it was read, padding included, with ``error`` in its place."""
+    """Return the structure as the kernel read it, padding included, with ``error`` set."""
     offset, size = SevCmd.layout()["error"]
     return stored[:offset] + error.to_bytes(size, "little") + stored[offset + size :]

@@ -59,7 +59,7 @@ MP_RUNNABLE, MP_UNINITIALIZED = 0, 1
 
 
 class RunningVm(RequestingVm, Protocol):
-    """What a vCPU needs from its VM."""
+    """The VM, as a vCPU needs it."""
 
     @property
     def name(self) -> str:
@@ -67,15 +67,15 @@ class RunningVm(RequestingVm, Protocol):
 
     @property
     def owner(self) -> int:
-        """The process that created it; no other may use it."""
+        """The process that created the VM; no other process may use it."""
 
     @property
     def protected(self) -> bool:
-        """Whether the VM type has protected state (SEV-ES and SNP)."""
+        """Whether the VM type protects the vCPU state (SEV-ES and SNP)."""
 
     @property
     def awaits_init(self) -> bool:
-        """Whether the VM type needs INIT2 and has not had it."""
+        """Whether the VM type needs INIT2 and INIT2 has not been called."""
 
     @property
     def clock(self) -> Callable[[], float]:
@@ -85,7 +85,7 @@ class RunningVm(RequestingVm, Protocol):
         """Guest memory through the caller's address space."""
 
     def is_private(self, gpa: int) -> bool:
-        """Whether the VMM has called the page private."""
+        """Whether the VMM has made the page private."""
 
     def program(self, cpu: GuestCpu) -> Program:
         """The guest's program for a vCPU."""
@@ -94,10 +94,10 @@ class RunningVm(RequestingVm, Protocol):
         """Make every vCPU runnable."""
 
     def set_cpuid(self, entries: dict[tuple[int, int | None], tuple[int, int, int, int]]) -> None:
-        """Remember what the VMM wants CPUID to answer, by function."""
+        """Store the CPUID values that the VMM sets, by function."""
 
     def release(self, vcpu: Vcpu) -> None:
-        """Called when the vCPU's last descriptor has been closed."""
+        """Handle the close of the vCPU's last descriptor."""
 
 
 class Vcpu:
@@ -137,7 +137,7 @@ class Vcpu:
         self._wake_at: float | None = None
 
     def ioctl(self, caller: Caller, request: int, argument: int) -> Result:
-        """KVM_RUN, and calls about the processor's state; EINVAL for every other."""
+        """Serve KVM_RUN and the ioctls for the processor's state; EINVAL for every other."""
         if caller.pid != self.vm.owner:
             raise OSError(errno.EIO, "the VM belongs to another process")
         if type_of(request) != KVMIO:
@@ -161,7 +161,9 @@ class Vcpu:
     # What KVM_RUN needs.
 
     def enter(self, caller: Caller) -> int | None:
-        """Run the guest until it exits to userspace (0) or waits (None); ``OSError`` as KVM_RUN."""
+        """Run the guest until it exits to userspace (0) or waits (None); raise ``OSError`` as
+        KVM_RUN fails.
+        """
         memory = self.vm.memory(caller)
         for _ in range(STEPS_PER_POLL):
             if not self._held:
@@ -181,11 +183,11 @@ class Vcpu:
 
     @property
     def wake_at(self) -> float | None:
-        """When a halted vCPU resumes by itself."""
+        """The time at which a halted vCPU resumes by itself."""
         return self._wake_at
 
     def hold(self) -> None:
-        """Do not enter the guest until :meth:`start`."""
+        """Do not run the guest until :meth:`start` is called."""
         self._held = True
 
     def start(self) -> None:
@@ -201,7 +203,7 @@ class Vcpu:
         self.page[RUN_READY_FOR_INJECTION] = self.vm.irqchip
 
     def wait_until(self, ready: Callable[[], bool]) -> None:
-        """Halt the vCPU until ``ready``."""
+        """Halt the vCPU until ``ready`` returns true."""
         self._ready, self._wake_at = ready, None
 
     def _halted(self) -> bool:
@@ -249,7 +251,7 @@ class Vcpu:
 
     @property
     def mp_state(self) -> int:
-        """Whether it may run: one of MP_*."""
+        """Whether the vCPU may run: one of MP_*."""
         return self.state.mp_state
 
     @mp_state.setter
@@ -267,7 +269,7 @@ class Vcpu:
 
 
 class KvmRun:
-    """One KVM_RUN. Runs of the same vCPU are serialised, as by its mutex."""
+    """One call of KVM_RUN. Calls for the same vCPU run one after another, as its mutex ensures."""
 
     def __init__(self, vcpu: Vcpu, caller: Caller, argument: int) -> None:
         self._vcpu = vcpu
@@ -280,16 +282,18 @@ class KvmRun:
 
     @property
     def deadline(self) -> float | None:
-        """When the guest resumes by itself."""
+        """The time at which the guest resumes by itself."""
         return self._vcpu.wake_at if self._entered and self._first() else None
 
     @property
     def interruptible(self) -> bool:
-        """True: a signal is how a VMM gets its vCPU thread back."""
+        """True: VMMs use signals to interrupt their vCPU threads."""
         return True
 
     def poll(self) -> int | None:
-        """0 on an exit to userspace; ``OSError`` as KVM_RUN fails; None while the guest waits."""
+        """Return 0 on an exit to userspace, None while the guest waits; raise ``OSError`` if
+        KVM_RUN fails.
+        """
         if not self._first():
             return None
         result: int | None = EXIT
@@ -301,7 +305,7 @@ class KvmRun:
         return result
 
     def cancel(self) -> None:
-        """End the call as a signal would: completed effects remain."""
+        """End the call as a signal would; what it has done remains done."""
         if self._entered and self._first():
             self._vcpu.run.exit_reason = ExitReason.INTR
             self._vcpu.save_run()

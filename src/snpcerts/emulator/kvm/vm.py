@@ -64,7 +64,7 @@ _S = TypeVar("_S", bound=CStruct)
 
 
 class Vm:
-    """One VM, alive while its own or a vCPU's descriptor is open."""
+    """One VM. It exists while its own or a vCPU's descriptor is open."""
 
     def __init__(
         self,
@@ -141,7 +141,7 @@ class Vm:
 
     @property
     def secrets_page(self) -> bytes | None:
-        """The secrets page as the firmware wrote it."""
+        """The secrets page as the firmware has written it."""
         return self.secrets[1] if self.secrets is not None else None
 
     @property
@@ -154,20 +154,20 @@ class Vm:
         return SlotMemory(self.slots, caller.memory)
 
     def is_private(self, gpa: int) -> bool:
-        """Whether the VMM has called the page private."""
+        """Whether the VMM has made the page private."""
         return self.private.holds(gpa)
 
     def cpuid(self, function: int, index: int = 0) -> tuple[int, int, int, int]:
-        """EAX, EBX, ECX, EDX of a CPUID function; zeros for what the VMM has not set."""
+        """Return EAX, EBX, ECX and EDX of a CPUID function; zeros if the VMM has not set it."""
         found = self._cpuid.get((function, None)) or self._cpuid.get((function, index))
         return found or (0, 0, 0, 0)
 
     def set_cpuid(self, entries: dict[tuple[int, int | None], tuple[int, int, int, int]]) -> None:
-        """KVM_SET_CPUID2; one table serves all vCPUs."""
+        """Serve KVM_SET_CPUID2; all vCPUs share one table."""
         self._cpuid = entries
 
     def program(self, cpu: GuestCpu) -> Program:
-        """The guest's program for a vCPU; the guest starts with the first."""
+        """Return the guest's program for a vCPU; the first call starts the guest."""
         if self.guest is None:
             self.guest = self._make_guest(self)
         return self.guest.program(cpu)
@@ -179,7 +179,7 @@ class Vm:
 
     @property
     def sev_features(self) -> int:
-        """SEV_FEATURES of the guest's VMSAs: what INIT2 named, and SNP itself."""
+        """SEV_FEATURES of the guest's VMSAs: the features of INIT2, and SNP."""
         return self.vmsa_features | SEV_FEATURES_SNP
 
     def has_processor(self, apic_id: int) -> bool:
@@ -187,8 +187,8 @@ class Vm:
         return apic_id in self.vcpus
 
     def processor_requested(self, apic_id: int, request: ProcessorRequest) -> None:
-        """Record that the guest starts a vCPU from its own VMSA, which nothing here runs, or stops
-        it.
+        """Record that the guest stops a vCPU, or starts one from its own VMSA (the emulator does
+        not run it).
 
         A vCPU to be created on INIT does not change, because nothing sends an INIT.
         """
@@ -199,7 +199,9 @@ class Vm:
             vcpu.hold()
 
     def issue_guest_request(self, caller: Caller) -> int:
-        """SNP_GUEST_REQUEST on the bounce pages: the firmware's status, or ``OSError``."""
+        """Issue SNP_GUEST_REQUEST on the bounce pages: return the firmware's status or raise
+        ``OSError``.
+        """
         return self._sev.guest_request(caller)
 
     def release(self, vcpu: Vcpu | None) -> None:
@@ -399,7 +401,7 @@ class Vm:
         self.irqchip = self.split_irqchip = True
 
     def _limit_vcpu_ids(self, limit: int) -> None:
-        """Set KVM_CAP_MAX_VCPU_ID: once, or again to the same value."""
+        """Set KVM_CAP_MAX_VCPU_ID; it can be set once, or again to the same value."""
         too_much = limit > VCPU_IDS_MAX or self._boot_cpu > limit
         if too_much or self._max_vcpu_id not in (0, limit):
             raise OSError(errno.EINVAL, "limit of vCPU ids out of range, or set already")

@@ -22,7 +22,7 @@ def leave_parent() -> None:
 
 
 def end_with(process: int) -> None:
-    """End this process when another ends; take ownership of ``process``, its pidfd."""
+    """End this process when another one ends; take ownership of ``process``, that one's pidfd."""
 
     def wait() -> None:
         poll = select.poll()

@@ -36,7 +36,7 @@ _PAUSE: Final = 0.02
 def throw_away(
     product: Product | None, choices: FirmwareChoices | None = None
 ) -> Iterator[PlatformHome]:
-    """A temporary platform for one command.
+    """Yield a temporary platform for one command.
 
     Its server removes the directory. If the block is left, it is removed here:
     after success the process has become the program and never leaves the block.
@@ -171,7 +171,7 @@ def _connect(home: PlatformHome) -> socket.socket:
 
 
 def _connect_to_server(home: PlatformHome) -> socket.socket:
-    """Return a connection that the server has accepted: the server runs while we are connected."""
+    """Return a connection that the server has accepted; the server stays up while it is open."""
     peer = control.connect(home.control)
     try:
         control.send(peer, {"ask": "here"})
@@ -228,7 +228,7 @@ def start_server(
 
 
 def control_is_up(home: PlatformHome) -> bool:
-    """Whether a server listens, possibly one that another command has just started."""
+    """Whether a server listens; another command may have just started it."""
     try:
         _connect_to_server(home).close()
     except SnpCertsError:

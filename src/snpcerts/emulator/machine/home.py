@@ -108,9 +108,7 @@ class PlatformHome:
         return EmulatedAuthority.load(self.path / "authority")
 
     def provider(self, csp_id: str) -> CloudProvider:
-        """Return the cloud provider with this name; the same name always gives the same
-        provider.
-        """
+        """Return the cloud provider with this name; a name always gives the same provider."""
         secret = hashlib.sha256(self.firmware().chip.provider_seed + csp_id.encode()).digest()
         return CloudProvider(csp_id, secret)
 
@@ -120,7 +118,7 @@ class PlatformHome:
 
     @contextmanager
     def alone(self) -> Iterator[None]:
-        """Hold a lock, so that only one process creates or serves the platform at a time."""
+        """Hold a lock, so that only one process at a time creates or serves the platform."""
         try:
             self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
             fd = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)

@@ -50,7 +50,7 @@ def _wait(changed: threading.Condition, timeout: float | None) -> None:
 
 
 class Machine:
-    """One emulated host, and this process as the one process on it.
+    """One emulated host; this process is the only process on it.
 
     All methods raise ``OSError`` with the kernel's errno and may be called from
     any thread. ``wait`` waits for the condition, or for a number of seconds of the
@@ -72,7 +72,7 @@ class Machine:
         }
 
     def attach(self, path: str, opened: Callable[[], Device]) -> None:
-        """Make ``path`` open another device, such as a guest's ``/dev/sev-guest``."""
+        """Make ``path`` another device, such as a guest's ``/dev/sev-guest``."""
         with self._changed:
             self._paths[path] = opened
 
@@ -85,7 +85,7 @@ class Machine:
             return self._add(_OpenFile(opened(), writable=flags & os.O_ACCMODE != os.O_RDONLY))
 
     def ioctl(self, fd: int, request: int, argument: Argument = 0) -> int:
-        """ioctl(2). A buffer is passed as its address and must be writable.
+        """Do ioctl(2). A buffer is passed by its address and must be writable.
 
         A call that has to wait blocks this thread until it is done or kicked.
         """
@@ -95,7 +95,7 @@ class Machine:
         return self._ioctl(fd, request, ctypes.addressof(view))
 
     def close(self, fd: int) -> None:
-        """close(2). Calls in progress keep the device open until they are done."""
+        """Do close(2). A call in progress keeps the device open until it ends."""
         with self._changed:
             opened = self._find_open(fd)
             del self._descriptors[fd]
@@ -121,7 +121,7 @@ class Machine:
             return bool(running)
 
     def wake(self) -> None:
-        """Poll the waiting calls again, after a change that was not made by a call."""
+        """Poll the waiting calls again after a change that no call made."""
         with self._changed:
             self._changed.notify_all()
 

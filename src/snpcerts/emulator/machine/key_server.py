@@ -124,13 +124,13 @@ class KeyServer:
 
     @classmethod
     def of_homes(cls, homes: Sequence[PlatformHome], **options: object) -> Self:
-        """Return the server of the emulated AMD that endorses those platforms' keys."""
+        """Return the key server of the emulated AMD that certifies those platforms' keys."""
         lines = [ProductLine(home.authority(), (home.firmware().chip,)) for home in homes]
         return cls(lines, **options)  # type: ignore[arg-type]  # names are checked at run time
 
     @property
     def url(self) -> str:
-        """Its base URL."""
+        """The server's base URL."""
         return f"http://127.0.0.1:{self._http.server_address[1]}"
 
     @property
@@ -184,7 +184,7 @@ class KeyServer:
         return json.dumps(counts, indent=1).encode() + b"\n"
 
     def answer(self, target: str, client: str) -> tuple[_Response, frozenset[Fault]]:
-        """Return the answer to a request's target, and the faults to apply when sending it."""
+        """Return the answer to the target of a request, and the faults to apply to it."""
         faults = self.faults.take()
         try:
             plain, wanted = _without_faults(target)
@@ -270,7 +270,7 @@ def _now() -> datetime:
 
 @functools.cache
 def _stranger(product: Product) -> EmulatedAuthority:
-    """Return an authority with the right names and another key."""
+    """Return an authority with the right names but another key."""
     return EmulatedAuthority.create(product)
 
 
@@ -284,7 +284,7 @@ def _retry_after(wait: float, faults: frozenset[Fault]) -> tuple[tuple[str, str]
 
 
 def _without_faults(target: str) -> tuple[str, frozenset[Fault]]:
-    """Return the target without its ``fault`` parameters, and the faults they name."""
+    """Return the target without its ``fault`` parameters, and the faults that they name."""
     try:
         parts = urlsplit(target)
         pairs = parse_qsl(parts.query, keep_blank_values=True, max_num_fields=32)
@@ -307,7 +307,7 @@ class _HttpServer(ThreadingHTTPServer):
 
 
 class _Handler(BaseHTTPRequestHandler):
-    """One connection."""
+    """One connection of a client."""
 
     protocol_version = "HTTP/1.1"
     server_version = ORGANIZATION.replace(" ", "-").replace(",", "")
@@ -333,7 +333,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(answer, faults)
 
     def log_message(self, format: str, *args: object) -> None:
-        """Log nothing: the counts are in /stats."""
+        """Log nothing: /stats has the counts."""
 
     def _send(self, answer: _Response, faults: frozenset[Fault]) -> None:
         body = answer.body

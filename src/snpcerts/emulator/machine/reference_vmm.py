@@ -38,7 +38,7 @@ SECRETS_GPA: Final = PAGE_SIZE  # the first page is measured, the second becomes
 
 
 class KernelCalls(Protocol):
-    """The system calls a VMM makes; each raises ``OSError``."""
+    """The system calls that a VMM makes; each raises ``OSError`` if it fails."""
 
     def open(self, path: str) -> int:
         """Return a descriptor of a device."""
@@ -55,7 +55,7 @@ class KernelCalls(Protocol):
 
 @dataclass(slots=True)
 class ReferenceVm:
-    """A launched VM. Addresses: ``memory[gpa - base]``; its whole memory is one slot."""
+    """A launched VM. All its memory is one slot: GPA ``gpa`` is ``memory[gpa - base]``."""
 
     machine: KernelCalls
     fd: int
@@ -77,11 +77,13 @@ class ReferenceVm:
             self.run_once(vcpu)
 
     def run_once(self, vcpu: int = 0) -> None:
-        """KVM_RUN, up to the next exit of any kind."""
+        """Call KVM_RUN once; return at the next exit of any kind."""
         self.machine.ioctl(self.vcpus[vcpu], Ioctl.RUN)
 
     def change_page_state(self, vcpu: int = 0) -> None:
-        """Serve KVM_HC_MAP_GPA_RANGE: tell KVM, and drop what pages held that are now private."""
+        """Serve KVM_HC_MAP_GPA_RANGE: call KVM, and discard the content of pages that became
+        private.
+        """
         run = self.runs[vcpu]
         gpa, pages, attributes = run.map_gpa_range
         private = bool(attributes & MAP_GPA_RANGE_ENCRYPTED)
@@ -92,13 +94,13 @@ class ReferenceVm:
         run.answer_hypercall(0)
 
     def set_private(self, gpa: int, size: int, *, private: bool) -> None:
-        """KVM_SET_MEMORY_ATTRIBUTES."""
+        """Call KVM_SET_MEMORY_ATTRIBUTES."""
         attributes = MEMORY_ATTRIBUTE_PRIVATE if private else 0
         wanted = MemoryAttributes(address=gpa, size=size, attributes=attributes)
         self.machine.ioctl(self.fd, Ioctl.SET_MEMORY_ATTRIBUTES, bytearray(wanted.pack()))
 
     def guest_bytes(self, gpa: int, size: int) -> bytes:
-        """Shared guest memory."""
+        """Return bytes of shared guest memory."""
         return self.memory[gpa - self.base : gpa - self.base + size]
 
     def write(self, gpa: int, data: bytes) -> None:
@@ -132,7 +134,8 @@ def build_vm(
     policy: int = POLICY,
     host_data: bytes = bytes(32),
 ) -> ReferenceVm:
-    """Launch a VM up to its first KVM_RUN. ``certs`` enables the exit for certificates.
+    """Launch a VM up to its first KVM_RUN. ``certs`` says whether to enable the exit for
+    certificates.
 
     ``memory_size`` (at least two pages) and ``base`` are multiples of 4096, in bytes.
     """

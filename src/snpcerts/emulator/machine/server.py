@@ -137,7 +137,7 @@ class PlatformServer:
             raise
 
     def _carry_out(self, message: Mapping[str, Any]) -> Mapping[str, object]:
-        """Carry out an operator's change to the firmware that no ioctl of Linux makes."""
+        """Make an operator's change to the firmware that no Linux ioctl can make."""
         try:
             return carry_out(self._platform, message)
         finally:
@@ -146,7 +146,7 @@ class PlatformServer:
             self._saved = self._platform.firmware.state
 
     def _let_in(self, hello: Hello, descriptors: list[int], door: Door) -> Mapping[str, object]:
-        """Serve a program; takes ``descriptors`` once it passes them on."""
+        """Serve a program; take ownership of ``descriptors`` when they are passed on."""
         found = hello.message.get("places")
         places = None if found is None else Places.from_json(found)
         expected = 1 if places is None else 1 + len(places.devices) + places.roots

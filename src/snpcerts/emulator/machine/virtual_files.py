@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files by which tools recognise an SNP host or an SNP guest.
+"""The files by which tools recognise an SNP host or an SNP guest.
 
 Sources: virtee/snphost ``src/ok`` and virtee/snpguest ``src/ok.rs`` for who reads
 what; AMD64 Architecture Programmer's Manual volume 2 for the MSRs (SYSCFG
@@ -32,8 +32,8 @@ _FIRST_INODE = 1 << 10
 
 
 def host_files(firmware: Firmware) -> dict[str, Callable[[], Content]]:
-    """Return the files of an SNP host with that firmware; it has as many processors as this
-    machine.
+    """Return the files of an SNP host that has that firmware and this machine's number of
+    processors.
     """
     processor = firmware.processor
     parameters = {
@@ -66,7 +66,8 @@ def host_files(firmware: Firmware) -> dict[str, Callable[[], Content]]:
 
 
 def host_inodes(firmware: Firmware) -> dict[str, Callable[[], int]]:
-    """Inode numbers of directories: sysfs gives ``kvm_amd`` a new one when it is loaded again.
+    """Return inode numbers of directories: sysfs gives ``kvm_amd`` a new one each time it is
+    loaded.
 
     Linux initialises SNP when it loads that module and at no other time.
     """
@@ -87,7 +88,7 @@ def _smt_control(firmware: Firmware) -> bytes:
 
 
 def _cpuinfo(text: str, processor: CpuId) -> bytes:
-    """``/proc/cpuinfo`` with another processor's names and numbers (proc_cpuinfo(5))."""
+    """Return ``/proc/cpuinfo`` with another processor's names and numbers (proc_cpuinfo(5))."""
     for name, value in (
         ("vendor_id", "AuthenticAMD"),
         ("cpu family", processor.family),

@@ -25,7 +25,7 @@ from snpcerts.vmm.guest_memory import MappedMemory
 
 
 class SystemCalls:
-    """Real system calls."""
+    """The real system calls."""
 
     def open(self, path: str, flags: int = os.O_RDWR) -> int:
         """open(2)."""
@@ -51,7 +51,7 @@ def run_vm(
     before_reentry: Callable[[], None] = lambda: None,
     after: Callable[[Served], None] = lambda _: None,
 ) -> None:
-    """Run one VM of one vCPU until it shuts down, its certificates served by ``service``.
+    """Run one VM with one vCPU until it shuts down; ``service`` serves its certificates.
 
     ``at_exit`` is called at each request, ``before_reentry`` between an answer and its
     KVM_RUN, ``after`` when the request is over.
@@ -76,7 +76,7 @@ def run_vm(
 
 
 def main(arguments: list[str]) -> int:
-    """Serve the given certificate file; end when the given process ends."""
+    """Serve the given certificate file, and end when the given process ends."""
     path, *process = arguments
     if process:
         end_with(int(process[0]))

@@ -37,7 +37,7 @@ _P384_ORDER = int(
 
 
 def derive(secret: bytes, purpose: str, context: bytes, size: int) -> bytes:
-    """``size`` bytes that depend on every argument: HKDF-SHA384."""
+    """Return ``size`` bytes that depend on every argument, by HKDF-SHA384."""
     info = b"snpcerts emulator, " + purpose.encode() + b"\0" + context
     return HKDF(algorithm=SHA384(), length=size, salt=None, info=info).derive(secret)
 
@@ -59,7 +59,7 @@ def _checked_layout(tcb: TcbVersion, product: Product) -> None:
 
 
 class Chip:
-    """One processor: its identity and its secret.
+    """A chip: its identity and its secret.
 
     ``secret`` is 32 bytes; everything else is derived from it and the product.
     Thread-safe.
@@ -77,7 +77,7 @@ class Chip:
 
     @classmethod
     def create(cls, product: Product) -> Self:
-        """Return a chip with a fresh random secret."""
+        """Return a chip with a new random secret."""
         return cls(product, os.urandom(SECRET_SIZE))
 
     def __repr__(self) -> str:
@@ -89,32 +89,32 @@ class Chip:
         return hwid_of_chip_id(self.chip_id, self.product)
 
     def vcek_key(self, tcb: TcbVersion) -> ec.EllipticCurvePrivateKey:
-        """Return the VCEK this chip has while ``tcb`` is reported.
+        """Return the chip's VCEK for the reported TCB ``tcb``.
 
         Raises :class:`UsageError` when ``tcb`` has another product's layout.
         """
         return self._vcek(tcb)
 
     def sev_key(self, name: str) -> ec.EllipticCurvePrivateKey:
-        """Return the platform's own key of that name, for SEV guests: CEK, OCA, PEK or PDH.
+        """Return the platform's own SEV key of that name: CEK, OCA, PEK or PDH.
 
         The firmware keeps the latter three from one start to the next; here they last.
         """
         return _signing_key(self.secret, f"SEV {name}", b"")
 
     def guest_key_root(self, tcb: TcbVersion) -> bytes:
-        """Return the 48 bytes that guests' keys are derived from if the VCEK of ``tcb`` is the
-        root.
+        """Return the 48 bytes from which guests' keys are derived if the root is the VCEK of
+        ``tcb``.
         """
         return derive(self.secret, "guest key root", tcb.pack(), 48)
 
     @property
     def provider_seed(self) -> bytes:
-        """The 48 bytes that the emulated AMD derives this platform's provider seeds from."""
+        """The 48 bytes from which the emulated AMD derives this platform's provider seeds."""
         return derive(self.secret, "guest key root", b"", 48)
 
     def unwrap_vlek(self, blob: bytes, vcek_tcb: TcbVersion) -> bytes:
-        """Return the hashstick, 48 bytes, in a blob of 432 that was wrapped for this chip.
+        """Return the hashstick (48 bytes) from a blob (432 bytes) that was wrapped for this chip.
 
         The wrapping key follows from the VCEK of ``vcek_tcb``. Raises
         :class:`FirmwareError` when the tag does not verify: another chip's,
@@ -133,7 +133,7 @@ class Chip:
         return content[:HASHSTICK_SIZE]
 
     def wrap_vlek(self, hashstick: bytes, tcb: TcbVersion) -> bytes:
-        """AMD's side of :meth:`unwrap_vlek`: ``hashstick`` (48 bytes) as a blob of 432."""
+        """Wrap ``hashstick`` (48 bytes) into a blob of 432 bytes for this chip, as AMD does."""
         _checked_layout(tcb, self.product)
         iv, plain_tcb = os.urandom(12), tcb.pack()
         sealed = AESGCM(self._wrapping_key(tcb)).encrypt(
@@ -153,7 +153,7 @@ class Chip:
 
 @dataclass(frozen=True, slots=True)
 class LoadedVlek:
-    """A hashstick in the firmware: the TCB it is for, and 48 secret bytes."""
+    """A hashstick in the firmware: the TCB that it is for, and its 48 secret bytes."""
 
     tcb: TcbVersion
     hashstick: bytes = field(repr=False)
@@ -185,7 +185,7 @@ class CloudProvider:
 
     @classmethod
     def create(cls, csp_id: str) -> Self:
-        """Return a provider with a fresh random seed."""
+        """Return a provider with a new random seed."""
         return cls(csp_id, os.urandom(SECRET_SIZE))
 
     def vlek_key(self, tcb: TcbVersion) -> ec.EllipticCurvePrivateKey:
@@ -193,7 +193,7 @@ class CloudProvider:
         return _vlek_of_hashstick(self._hashstick(tcb))
 
     def hashstick_for(self, chip: Chip, tcb: TcbVersion) -> bytes:
-        """Return the 432 bytes SNP_VLEK_LOAD takes on ``chip`` while ``tcb`` is reported."""
+        """Return the 432 bytes that SNP_VLEK_LOAD takes on ``chip`` while it reports ``tcb``."""
         return chip.wrap_vlek(self._hashstick(tcb), tcb)
 
     def _hashstick(self, tcb: TcbVersion) -> bytes:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""For each product, the processor that the emulator models, in one row of facts.
+"""The processor that the emulator models for each product, in one row of facts.
 
 Sources: genuine reports and VCEK certificates, one of each product; for the
 published firmware (``choices.PUBLISHED``) its ``sev_plat.h`` and ``sev_rmp.h``.
@@ -17,7 +17,7 @@ from snpcerts.errors import UsageError
 
 @dataclass(frozen=True, slots=True)
 class CpuId:
-    """Combined family and model, and stepping, as reports of version 3 and later carry them."""
+    """Combined family and model, and stepping, as reports from version 3 on contain them."""
 
     family: int
     model: int
@@ -37,7 +37,7 @@ class CpuId:
 
 @dataclass(frozen=True, slots=True, order=True)
 class ApiVersion:
-    """A firmware version, in the order in which versions follow each other. Each 0 to 255."""
+    """A firmware version; its parts are 0 to 255. Versions compare in order of release."""
 
     major: int
     minor: int
@@ -53,7 +53,7 @@ class ApiVersion:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChipModel:
-    """One processor.
+    """The facts about one modelled processor.
 
     ``firmware`` maps each report version that the product's firmware can write to the
     firmware of genuine reports of that version. ``published_firmware`` is the same for

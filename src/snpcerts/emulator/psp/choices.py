@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Questions on which sources about AMD's firmware disagree, and the choices of the emulator.
+"""The questions on which sources about AMD's firmware disagree, and the emulator's choices.
 
 Each row of :data:`ROWS` is one question, with an answer and its source for each
 firmware that can be chosen. Behaviour on which all sources agree is not listed.
@@ -50,7 +50,7 @@ class Reading:
 
     @property
     def shown(self) -> str:
-        """The answer in a word: yes, no, or a status's name."""
+        """The answer as a word: yes, no, or a status's name."""
         if isinstance(self.answer, SevStatus):
             return self.answer.name
         return "yes" if self.answer else "no"
@@ -182,8 +182,8 @@ FIRMWARES: Final = {name: _column(name) for name in NAMES}
 
 
 def choices_of(name: str | None) -> FirmwareChoices:
-    """Return the firmware of that name, the default for None; :class:`UsageError` for no such
-    name.
+    """Return the firmware with that name, or the default for None; raise :class:`UsageError` for an
+    unknown name.
     """
     try:
         return FIRMWARES[name or DEFAULT]

@@ -43,7 +43,7 @@ _KNOWN: Final = {
 
 @dataclass(frozen=True, slots=True)
 class CpuidFunction(CStruct):
-    """One function: its inputs and the outputs to check."""
+    """One CPUID function: its inputs, and the outputs to check."""
 
     SIZE: ClassVar[int] = 48
     eax_in: int = u32(0)
@@ -92,7 +92,9 @@ def _corrected(given: CpuidFunction, signature: int) -> CpuidFunction:
 
 
 def _order(signature: int) -> tuple[int, int, int]:
-    """Return family, model and stepping, extended parts included, in a comparable order."""
+    """Return family, model and stepping, with the extended parts, in an order that can be
+    compared.
+    """
     base, extended = signature >> 8 & 0xF, signature >> 20 & 0xFF
     family = base + extended if base == 0xF else base
     model = signature >> 4 & 0xF | (signature >> 16 & 0xF) << 4

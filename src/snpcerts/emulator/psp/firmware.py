@@ -91,14 +91,16 @@ _PAYLOAD_UNIT = 16
 
 
 class MitigationVectors(NamedTuple):
-    """Two bit vectors: the mitigations that firmware can verify, and those it has."""
+    """Two bit vectors: the mitigations that the firmware can verify, and those that are in
+    effect.
+    """
 
     supported: int
     verified: int
 
 
 class Firmware:
-    """One platform's firmware. Thread-safe.
+    """The firmware of one platform. Thread-safe.
 
     Every command raises :class:`FirmwareError`, and changes nothing, if hardware would
     return a status other than SUCCESS. ``tcb`` is the initial TCB, committed and
@@ -165,21 +167,21 @@ class Firmware:
 
     @property
     def processor(self) -> CpuId:
-        """Family, model and stepping, as the CPUID instruction has them."""
+        """Family, model and stepping, as the CPUID instruction returns them."""
         return self._platform.cpuid
 
     @property
     def smt(self) -> bool:
-        """Whether SMT is on, as guests' policies and reports have it."""
+        """Whether SMT is on, as guests' policies and reports show it."""
         return bool(self._platform.platform_info & _SMT)
 
     @property
     def state(self) -> PlatformState:
-        """The platform's variables at this moment."""
+        """The platform's present variables."""
         return self._platform.state
 
     def vcek_public_key(self, tcb: TcbVersion) -> ec.EllipticCurvePublicKey:
-        """Return this chip's VCEK at ``tcb``, which AMD certifies, whatever TCB is reported now."""
+        """Return this chip's VCEK at ``tcb``, which need not be the reported TCB."""
         return self.chip.vcek_key(tcb).public_key()
 
     def signing_public_key(
@@ -203,7 +205,7 @@ class Firmware:
 
     @classmethod
     def from_state(cls, saved: dict[str, Any]) -> Self:
-        """Create the platform that :meth:`save_state` described, without guests.
+        """Create the platform from the result of :meth:`save_state`, without guests.
 
         Raises :class:`snpcerts.errors.InputError` when ``saved`` is not such a description.
         """
@@ -252,12 +254,12 @@ class Firmware:
             )
 
     def pdh_cert_export(self) -> tuple[bytes, bytes]:
-        """PDH_CERT_EXPORT: the PDH's certificate, and PEK, OCA and CEK."""
+        """PDH_CERT_EXPORT: return the certificate of the PDH, and those of PEK, OCA and CEK."""
         with self._lock:
             return sev_certificates.export(self.chip, self.state.version)
 
     def get_id(self) -> bytes:
-        """GET_ID: the chip ID's significant bytes, 64 or on Turin 8, MASK_CHIP_ID or not."""
+        """GET_ID: return the chip ID (64 bytes, or 8 on Turin), even if MASK_CHIP_ID is set."""
         return self.chip.hwid
 
     def snp_init(self) -> None:
@@ -266,12 +268,14 @@ class Firmware:
             self._become(self.state.init())
 
     def snp_shutdown(self) -> None:
-        """SNP_SHUTDOWN; DFFLUSH_REQUIRED while there are guests, nothing to do before SNP_INIT."""
+        """SNP_SHUTDOWN: fail with DFFLUSH_REQUIRED while there are guests; do nothing before
+        SNP_INIT.
+        """
         with self._lock:
             self._shutdown()
 
     def reload(self) -> None:
-        """SNP_SHUTDOWN and SNP_INIT: what unloading and loading kvm_amd does on Linux 7.
+        """SNP_SHUTDOWN and SNP_INIT, as unloading and loading kvm_amd does on Linux 7.
 
         DFFLUSH_REQUIRED while there are guests.
         """
@@ -307,7 +311,7 @@ class Firmware:
         return bool(self.snp_feature_info(0)[2] & FEATURE_VERIFY_MITIGATION)
 
     def snp_feature_info(self, ecx: int) -> tuple[int, int, int, int]:
-        """SNP_FEATURE_INFO, in any state: EAX to EDX of subfunction ``ecx``.
+        """SNP_FEATURE_INFO: return EAX to EDX of subfunction ``ecx``, in any state.
 
         INVALID_PARAM for a subfunction above 1; INVALID_COMMAND on firmware
         whose SNP_PLATFORM_STATUS does not tell of the command.
@@ -325,12 +329,14 @@ class Firmware:
             raise FirmwareError(SevStatus.INVALID_PARAM, f"FEATURE_INFO has no subfunction {ecx}")
 
     def snp_commit(self) -> None:
-        """SNP_COMMIT: Committed and Reported := Current."""
+        """SNP_COMMIT: set the committed and the reported TCB to the current one."""
         with self._lock:
             self._become(self.state.commit())
 
     def snp_set_config(self, config: SnpConfig) -> None:
-        """SNP_SET_CONFIG: Reported and both mask bits; all zero resets to Committed."""
+        """SNP_SET_CONFIG: set the reported TCB and both mask bits; all zero resets the TCB to the
+        committed one.
+        """
         with self._lock:
             self._become(self.state.configure(config))
 
@@ -346,7 +352,8 @@ class Firmware:
         *,
         mit_supported: int | None = None,
     ) -> None:
-        """Apply a live firmware update: Current and the version change, Reported does not.
+        """Install a live firmware update: the current TCB and the version change, the reported TCB
+        does not.
 
         ``mit_supported``: the mitigations that the new firmware can verify, if they differ.
         INVALID_CONFIG below the committed TCB or the committed version.
@@ -383,7 +390,7 @@ class Firmware:
     def launch_update(
         self, context: GuestContext, gpa: int, page_type: int, data: bytes
     ) -> bytes | None:
-        """SNP_LAUNCH_UPDATE of one page, or of several in a row.
+        """SNP_LAUNCH_UPDATE for one page or several adjacent ones.
 
         ``data`` is a whole number of 4096-byte pages (what a ZERO or UNMEASURED
         page holds is not looked at). For SECRETS, one page only, the result is
@@ -419,7 +426,7 @@ class Firmware:
         author_key_en: bool = False,
         vcek_disabled: bool = False,
     ) -> None:
-        """SNP_LAUNCH_FINISH: the guest may run.
+        """SNP_LAUNCH_FINISH: let the guest run.
 
         ``id_block`` is the ID block and its authentication page, checked by
         :func:`~snpcerts.emulator.psp.id_block.check_id_block`. ``vcek_disabled`` forbids this
@@ -452,7 +459,7 @@ class Firmware:
     # Requests of guests.
 
     def guest_request(self, context: GuestContext, page: bytes) -> bytes:
-        """SNP_GUEST_REQUEST: a request page of 4096 bytes in, the response page out.
+        """SNP_GUEST_REQUEST: take a request page of 4096 bytes, return the response page.
 
         The VMPCK's sequence number moves on by two, and only when this returns.
         Bad parameters inside a sound message are answered inside the response.
@@ -507,7 +514,7 @@ class Firmware:
             )
 
     def _known_policy(self) -> int:
-        """Return the policy bits that this firmware knows: each report version added some."""
+        """Return the policy bits that this firmware knows; each report version added some."""
         return POLICY_KNOWN if self._platform.report_version >= _POLICY_GREW else _POLICY_FIRST
 
     def _check_policy(self, policy: int) -> None:
@@ -546,8 +553,8 @@ def _check_cpuid_page(page: bytes, signature: int) -> None:
 
 
 def _check_header(page: bytes) -> int:
-    """Return the number of the VMPCK to open ``page`` with; FirmwareError for a malformed
-    header.
+    """Return the number of the VMPCK that opens ``page``; raise FirmwareError if the header is
+    malformed.
     """
     if len(page) != MESSAGE_SIZE:
         raise FirmwareError(SevStatus.INVALID_PARAM, f"a message page is {MESSAGE_SIZE} bytes")

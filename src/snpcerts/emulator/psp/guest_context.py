@@ -30,7 +30,7 @@ _TSC_SCALE: Final = 0x2F0  # GUEST_TSC_SCALE and GUEST_TSC_OFFSET of a VMSA, 8 b
 
 
 def _tweak_bitmap() -> bytes:
-    """Return which quadwords of a VMSA the firmware stores tweaked: a bit for each.
+    """Return a bitmap of the quadwords of a VMSA that the firmware stores with a tweak.
 
     Those of RIP, RSP, RAX, the other general registers, x87, XMM, YMM, and the
     areas of AVX-512 (AMD64 APM volume 2, table B-4; AMD-ASPFW ``sev_es.c``).
@@ -63,7 +63,7 @@ class GuestState(enum.Enum):
 
 @dataclass(slots=True, eq=False)
 class GuestContext:
-    """One guest.
+    """The firmware's state of one guest.
 
     ``counters`` holds per VMPCK the number of the last message exchanged: an
     even number, 0 at launch.
@@ -113,7 +113,9 @@ class GuestContext:
         self.measurement = hashlib.sha384(info).digest()
 
     def secrets_page(self, fms: int) -> bytes:
-        """Return the page that gives the guest its VMPCKs. ``fms`` is CPUID 1's signature."""
+        """Return the page that gives the guest its VMPCKs. ``fms`` is the signature from CPUID
+        function 1.
+        """
         vmpck0, vmpck1, vmpck2, vmpck3 = self.vmpcks
         return SecretsPage(
             version=SECRETS_VERSION,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Answers the payloads of guest messages as the firmware does.
+"""The firmware's answers to the payloads of guest messages.
 
 Source: SNP ABI (56860) chapter 7, "Guest Messages", and the report's table. A
 well-formed message with bad parameters is answered, with a STATUS in the
@@ -70,7 +70,7 @@ _MIT_VECTOR_SINCE = 5
 
 @dataclass(frozen=True, slots=True)
 class PspSnapshot:
-    """Everything besides the guest that an answer depends on, at one moment."""
+    """What an answer depends on besides the guest, at one moment."""
 
     chip: Chip
     state: PlatformState
@@ -211,7 +211,9 @@ def answer_tsc_info(
 
 
 def tsc_scale(desired_khz: int) -> int:
-    """Return a frequency over the reference clock's, rounded up, as a number of 8.32 bits."""
+    """Return a frequency divided by the reference clock's, rounded up, as a fixed-point number of
+    8.32 bits.
+    """
     whole, rest = divmod(desired_khz, REFERENCE_CLOCK_KHZ)
     return (whole & 0xFF) << 32 | -(-(rest << 32) // REFERENCE_CLOCK_KHZ) & 0xFFFF_FFFF
 
@@ -219,7 +221,7 @@ def tsc_scale(desired_khz: int) -> int:
 def answer_cpuid(
     platform: PspSnapshot, _context: GuestContext, _vmpck: int, payload: bytes
 ) -> bytes:
-    """MSG_CPUID_RSP, as long as its request: the functions with permitted values."""
+    """MSG_CPUID_RSP, of the same size as its request: the functions with permitted values."""
     count, reserved, more = struct.unpack_from("<IIQ", payload)
     status, judged, functions = ResponseStatus.SUCCESS, 0, b""
     if reserved or more or count > CPUID_COUNT_MAX:
@@ -240,7 +242,7 @@ def answer_cpuid(
 def _answer_export(
     _platform: PspSnapshot, _context: GuestContext, _vmpck: int, payload: bytes
 ) -> bytes:
-    """MSG_EXPORT_RSP: fills its page, but exports no guest."""
+    """MSG_EXPORT_RSP: fill its page, but export no guest."""
     address, flags, reserved = struct.unpack_from("<QII", payload)
     status = _of_context(address, sound=not flags >> 1 and not reserved)
     head = struct.pack("<III", status, _GUEST_CONTEXT_SIZE, _GUEST_CONTEXT_VERSION)
@@ -290,7 +292,8 @@ def _short(status: ResponseStatus) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class MessageKind:
-    """One kind of request the firmware knows: its payload's size in bytes, and the answer.
+    """One kind of request that the firmware knows: its payload's size in bytes and the function
+    that answers it.
 
     A shorter payload is padded with zeros; the rest of a longer one is ignored.
     ``size`` 0 accepts any size.
@@ -300,7 +303,7 @@ class MessageKind:
     answer: Callable[[PspSnapshot, GuestContext, int, bytes], bytes]
 
     def payload(self, given: bytes) -> bytes:
-        """``given`` as the firmware reads it."""
+        """Return ``given`` as the firmware reads it."""
         return given.ljust(self.size, b"\0")[: self.size] if self.size else given
 
 
@@ -381,7 +384,7 @@ def _derived_key(
 
 
 def _permitted_tcb(state: PlatformState, tcb: bytes) -> TcbVersion:
-    """Return the TCB a request names: at most what is committed, component by component."""
+    """Return the TCB in a request; no component may be above the committed one."""
     try:
         asked = TcbVersion.unpack(tcb, state.product.tcb_layout)
     except FormatError:

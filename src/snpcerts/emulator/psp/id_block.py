@@ -35,7 +35,7 @@ _DIGEST: Final = 48
 
 @dataclass(frozen=True, slots=True)
 class IdBlock:
-    """What reports say of an ID block and its keys; all zero for a guest that has none.
+    """The parts of an ID block and its keys that reports contain; all zero for a guest without one.
 
     The two key digests are SHA-384 over the keys in AMD's format, zero where
     there was no such key.
@@ -51,7 +51,7 @@ class IdBlock:
 def check_id_block(
     block: bytes, auth: bytes, *, author: bool, measurement: bytes, policy: int
 ) -> IdBlock:
-    """Return the ID block of ``block`` (96 bytes), authenticated by ``auth`` (4096 bytes).
+    """Return the ID block in ``block`` (96 bytes), authenticated by ``auth`` (4096 bytes).
 
     ``author`` tells whether an author key is to vouch for the ID key. Raises
     :class:`FirmwareError`: BAD_MEASUREMENT or POLICY_FAILURE where the block

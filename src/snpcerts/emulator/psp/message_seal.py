@@ -29,7 +29,7 @@ from snpcerts.errors import RefusedError, UsageError
 
 
 class SealError(RefusedError):
-    """A page is not a message under this key: too large, or its tag does not verify."""
+    """A page is not a message under this key: it is too large, or its tag does not match."""
 
     code = "seal"
 
@@ -51,7 +51,7 @@ def header_for(msg_type: int, seqno: int, vmpck: int, *, msg_version: int = 1) -
 
 
 def seal(key: bytes, header: MessageHeader, payload: bytes) -> bytes:
-    """Return a whole message page of 4096 bytes, zero after the payload.
+    """Return a whole message page of 4096 bytes with zeros after the payload.
 
     ``key`` is a VMPCK of 32 bytes. ``msg_sz`` and the tag are filled in; every
     other field of ``header`` goes into the page as it is, right or wrong.

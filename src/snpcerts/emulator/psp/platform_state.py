@@ -36,7 +36,7 @@ VLEK_SINCE: Final = ApiVersion(1, 54, 0)
 
 @dataclass(frozen=True, slots=True)
 class PlatformState:
-    """What SNP_PLATFORM_STATUS and reports show of a platform, and the loaded VLEK.
+    """The variables that SNP_PLATFORM_STATUS and reports show, and the loaded VLEK.
 
     ``config_tcb`` is what SNP_CONFIG set since the last commit, None if nothing.
     ``vcek_tcb`` is what the VCEK was last derived for: the reported TCB, or on
@@ -82,17 +82,17 @@ class PlatformState:
         version: ApiVersion,
         choices: FirmwareChoices | None = None,
     ) -> Self:
-        """Return a platform whose firmware is committed: all TCBs are ``tcb``."""
+        """Return a platform on which all TCBs are ``tcb``."""
         played = choices_of(None) if choices is None else choices
         return cls(product, tcb, tcb, None, tcb, version, version, played)
 
     @property
     def reported(self) -> TcbVersion:
-        """REPORTED_TCB: what was configured, else what is committed."""
+        """The reported TCB: the configured one, otherwise the committed one."""
         return self.committed if self.config_tcb is None else self.config_tcb
 
     def init(self) -> Self:
-        """SNP_INIT: the VCEK is derived; nothing else is looked at or set."""
+        """Apply SNP_INIT: derive the VCEK and nothing else."""
         if self.initialized:
             raise FirmwareError(SevStatus.INVALID_PLATFORM_STATE, "SNP is already initialised")
         running = self.choices.init_derives_running_vcek
@@ -104,7 +104,7 @@ class PlatformState:
         )
 
     def shutdown(self) -> Self:
-        """Apply SNP_SHUTDOWN as Linux issues it: the VLEK is forgotten, a configured TCB is not.
+        """Apply SNP_SHUTDOWN as Linux issues it: it removes the VLEK but keeps a configured TCB.
 
         Linux sets IOMMU_SNP_SHUTDOWN, and the published firmware then makes its variables again at
         the next command.
@@ -117,8 +117,8 @@ class PlatformState:
         return after
 
     def commit(self) -> Self:
-        """SNP_COMMIT: Committed and Reported become Current. It works in any state and cannot be
-        undone.
+        """Apply SNP_COMMIT: the committed and the reported TCB become the current one. It works in
+        any state and cannot be undone.
         """
         return replace(
             self,
@@ -130,7 +130,9 @@ class PlatformState:
         )
 
     def configure(self, config: SnpConfig) -> Self:
-        """SNP_SET_CONFIG, in any state. An all-zero TCB sets Reported to Committed."""
+        """Apply SNP_SET_CONFIG, in any state. An all-zero TCB resets the reported TCB to the
+        committed one.
+        """
         if config.flags & ~CONFIG_KNOWN_FLAGS or any(config.rsvd):
             raise FirmwareError(SevStatus.INVALID_PARAM, "SNP_SET_CONFIG has reserved bits set")
         reported = self.committed
@@ -151,7 +153,8 @@ class PlatformState:
         )
 
     def load_vlek(self, chip: Chip, blob: bytes) -> Self:
-        """SNP_VLEK_LOAD: the hashstick must be this chip's and for exactly ReportedTcb.
+        """Apply SNP_VLEK_LOAD: the hashstick must be for this chip and for exactly the reported
+        TCB.
 
         That is checked before the tag; reserved bytes outside the tag and the platform's state are
         not checked.
@@ -178,7 +181,8 @@ class PlatformState:
         return replace(self, vlek=vlek)
 
     def update(self, current: TcbVersion, version: ApiVersion) -> Self:
-        """Apply a live firmware update: Current and its version change, nothing else does.
+        """Apply a live firmware update: it changes the current TCB and the version, and nothing
+        else.
 
         It is refused if either would be below Committed.
         """
@@ -193,7 +197,7 @@ class PlatformState:
         return replace(self, current=current, version=version)
 
     def _vlek_under(self, reported: TcbVersion, *, drops: bool) -> LoadedVlek | None:
-        """Return the loaded VLEK once ``reported`` is; its own TCB stays what it was loaded for."""
+        """Return the VLEK that stays loaded when the reported TCB becomes ``reported``."""
         return None if drops and reported != self.reported else self.vlek
 
     def _at_most_committed(self, tcb: TcbVersion) -> bool:

@@ -26,7 +26,7 @@ _FIRST_FORMAT: Final = "snpcerts emulated platform 1"
 
 
 def write_platform(platform: PspSnapshot) -> dict[str, Any]:
-    """``platform`` as a dictionary of strings, numbers, lists and booleans."""
+    """Return ``platform`` as a dictionary of strings, numbers, lists and booleans."""
     state, cpuid = platform.state, platform.cpuid
     vlek = state.vlek
     return {
@@ -54,7 +54,7 @@ def write_platform(platform: PspSnapshot) -> dict[str, Any]:
 
 
 def read_platform(saved: Mapping[str, Any]) -> PspSnapshot:
-    """Return the platform that :func:`write_platform` wrote; :class:`InputError` for anything
+    """Return the platform that :func:`write_platform` wrote; raise :class:`InputError` for anything
     else.
     """
     try:
@@ -134,7 +134,7 @@ def _vlek(value: Any, tcb_in: Callable[[Any], TcbVersion]) -> LoadedVlek | None:
 
 
 def _from_first_format(saved: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Add what the first format left out because it was fixed: keys of the reported TCB."""
+    """Add the values that the first format did not store, because they were fixed."""
     reported, vlek = saved["reported_tcb"], saved["vlek"]
     return {
         **saved,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``/dev/sev``: the kernel driver's rules in front of the emulated firmware.
+"""``/dev/sev``: the kernel driver's checks before each firmware command.
 
 Source: ``drivers/crypto/ccp/sev-dev.c`` of Linux 7.0 with the change of 2026
 that answers ENODEV to SNP_SET_CONFIG and SNP_VLEK_LOAD while SNP is not
@@ -56,7 +56,7 @@ class SevDevice:
         self._firmware = firmware
 
     def ioctl(self, caller: Caller, request: int, argument: int) -> int:
-        """SEV_ISSUE_CMD; any other request is EINVAL.
+        """Serve SEV_ISSUE_CMD; any other request fails with EINVAL.
 
         The 16-byte structure is copied back after every known command, refused or not. EIO with
         ``error`` set means that the firmware refused; any other errno means that the driver did,
@@ -76,7 +76,7 @@ class SevDevice:
         return 0
 
     def close(self) -> None:
-        """Do nothing: there is no state per descriptor."""
+        """Do nothing: the driver keeps no state for a descriptor."""
 
 
 def _read(caller: Caller, address: int, size: int) -> bytes:
@@ -95,7 +95,7 @@ def _write(caller: Caller, address: int, data: bytes) -> None:
 
 @dataclass(slots=True)
 class _SevCall:
-    """One command in progress; ``error`` is returned in the caller's structure."""
+    """One command in progress; ``error`` goes back in the caller's structure."""
 
     firmware: Firmware
     caller: Caller
@@ -109,7 +109,9 @@ class _SevCall:
         _write(self.caller, self.address, data)
 
     def answer(self, command: Callable[[], _T]) -> _T | None:
-        """Let the firmware do ``command``; put its status into ``error``. None: it refuses."""
+        """Let the firmware perform ``command``, and store its status in ``error``; return None if
+        it refuses.
+        """
         try:
             result = command()
         except FirmwareError as no:
@@ -119,7 +121,7 @@ class _SevCall:
         return result
 
     def ask(self, command: Callable[[], _T]) -> _T:
-        """Do the same for commands whose caller gets only EIO if the firmware refuses."""
+        """Do the same for a command whose caller gets only EIO if the firmware refuses."""
         result = self.answer(command)
         if self.error:
             raise _refusal(errno.EIO)
@@ -144,7 +146,7 @@ def _key_command(call: _SevCall) -> None:
 
 
 def _factory_reset(call: _SevCall) -> None:
-    """``sev_ioctl_do_reset``: not while a guest runs."""
+    """Check as ``sev_ioctl_do_reset``: refuse while a guest runs."""
     call.needs_write_mode()
     if call.ask(call.firmware.platform_status).state == STATE_WORKING:
         raise _refusal(errno.EBUSY)
@@ -152,7 +154,7 @@ def _factory_reset(call: _SevCall) -> None:
 
 
 def _pek_csr(call: _SevCall) -> None:
-    """``sev_ioctl_do_pek_csr``: the length goes back even when the firmware refuses."""
+    """Do as ``sev_ioctl_do_pek_csr``: return the length even if the firmware refuses."""
     call.needs_write_mode()
     asked = GetId2.unpack(call.read(GetId2.SIZE))  # same layout as struct sev_user_data_pek_csr
     room = asked.length if asked.address else 0
@@ -164,7 +166,7 @@ def _pek_csr(call: _SevCall) -> None:
 
 
 def _pek_cert_import(call: _SevCall) -> None:
-    """``sev_ioctl_do_pek_import``: both certificates are read first."""
+    """Do as ``sev_ioctl_do_pek_import``: read both certificates first."""
     call.needs_write_mode()
     given = PdhCertExport.unpack(call.read(PdhCertExport.SIZE))  # laid out as the import's
     for address, size in (
@@ -178,7 +180,7 @@ def _pek_cert_import(call: _SevCall) -> None:
 
 
 def _pdh_cert_export(call: _SevCall) -> None:
-    """``sev_ioctl_do_pdh_export``: with an address or a length of 0, only lengths are returned."""
+    """Do as ``sev_ioctl_do_pdh_export``: if an address or a length is 0, return only lengths."""
     asked = PdhCertExport.unpack(call.read(PdhCertExport.SIZE))
     room = (asked.pdh_cert_len, asked.cert_chain_len)
     addresses = (asked.pdh_cert_address, asked.cert_chain_address)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A vCPU's registers as the page that the firmware measures and the processor starts from.
+"""A vCPU's registers in the page that the firmware measures and the processor starts from.
 
 Source: AMD64 Architecture Programmer's Manual volume 2, table B-4, for the
 page; Linux ``arch/x86/kvm/svm/sev.c`` (``sev_es_sync_vmsa``) and ``svm.c``
@@ -78,7 +78,7 @@ _XSTATE_BV, _XSAVE_YMM = 512, 576
 
 
 def debugged(states: Mapping[str, bytes]) -> bool:
-    """Whether DR7 holds anything: KVM launches no such vCPU."""
+    """Whether DR7 is set; KVM does not launch such a vCPU."""
     return "debugregs" in states and bool(_u64(states["debugregs"], 40) & ~_RESET_DR7)
 
 
@@ -149,7 +149,7 @@ def _put_system(page: bytearray, sregs: bytes | None) -> None:
 
 
 def _put_floating_point(page: bytearray, states: Mapping[str, bytes]) -> None:
-    """x87, SSE and AVX. Each part not set is as after FNINIT."""
+    """Put x87, SSE and AVX state. Parts that were not set are as after FNINIT."""
     control, status, tags, opcode, rip, rdp = _RESET_FCW, 0, 0, 0, 0, 0
     mxcsr, stack, xmm, ymm = _RESET_MXCSR, bytes(128), bytes(256), bytes(256)
     if "xsave" in states:
@@ -180,7 +180,9 @@ def _put_floating_point(page: bytearray, states: Mapping[str, bytes]) -> None:
 
 
 def _xcr0(xcrs: bytes | None) -> int:
-    """XCR0 of ``struct kvm_xcrs``: a count and flags, then number, reserved word and value."""
+    """Return XCR0 from ``struct kvm_xcrs``: a count and flags, then number, reserved word and
+    value.
+    """
     if xcrs is not None:
         (count,) = struct.unpack_from("<I", xcrs)
         for place in range(min(count, 16)):

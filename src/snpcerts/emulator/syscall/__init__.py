@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The basis of every emulated device: calls, callers and their memory.
+"""The basis of every emulated device: system calls, their callers, and the callers' memory.
 
 ``device``: an ioctl, its caller, its result, a call that waits.
 ``caller_memory``: the caller's address space. Imports nothing of the emulator.

@@ -10,13 +10,13 @@ from typing import Protocol
 
 
 class UserMemory(Protocol):
-    """Addresses of one process. Every access may fail with ``OSError(EFAULT)``."""
+    """The address space of one process. Every access may fail with ``OSError(EFAULT)``."""
 
     def read(self, address: int, size: int) -> bytes:
-        """Exactly ``size`` bytes, or EFAULT."""
+        """Read exactly ``size`` bytes; EFAULT if that is impossible."""
 
     def write(self, address: int, data: bytes) -> None:
-        """All of ``data``, or EFAULT."""
+        """Write all of ``data``; EFAULT if that is impossible."""
 
 
 class Iovec(ctypes.Structure):
@@ -30,7 +30,7 @@ _ADDRESS_LIMIT = 1 << 64
 
 
 class ProcessMemory:
-    """A live process's memory through process_vm_readv(2), this one's included.
+    """The memory of a live process, which may be this one, through process_vm_readv(2).
 
     A bad address is EFAULT, never a crash; a process that has ended is ESRCH.
     """
@@ -41,13 +41,15 @@ class ProcessMemory:
         self.pid = pid
 
     def read(self, address: int, size: int) -> bytes:
-        """Exactly ``size`` bytes at ``address``."""
+        """Read exactly ``size`` bytes at ``address``."""
         buffer = ctypes.create_string_buffer(size)
         self._move(_libc.process_vm_readv, buffer, address, size)
         return buffer.raw
 
     def write(self, address: int, data: bytes) -> None:
-        """All of ``data`` at ``address``; after EFAULT a leading part may be written."""
+        """Write all of ``data`` at ``address``; after EFAULT, the first part may have been
+        written.
+        """
         buffer = ctypes.create_string_buffer(data, len(data))
         self._move(_libc.process_vm_writev, buffer, address, len(data))
 

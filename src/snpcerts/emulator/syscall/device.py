@@ -28,7 +28,7 @@ class Device(Protocol):
         """
 
     def close(self) -> None:
-        """Called when the last descriptor of this open device has been closed."""
+        """Handle the close of the last descriptor of this open device."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +53,7 @@ class Caller:
 
 @dataclass(frozen=True, slots=True)
 class NewDescriptor:
-    """The call's result is a new descriptor for ``device``.
+    """The result of a call that returns a new descriptor for ``device``.
 
     ``shared`` is the memfd to be mapped where the kernel would let the caller
     map the new descriptor (a vCPU's kvm_run), or None.
@@ -64,7 +64,7 @@ class NewDescriptor:
 
 
 class Pending(Protocol):
-    """A call that has to wait.
+    """A call that must wait.
 
     ``poll`` is called again whenever something may have changed, and at the
     latest at ``deadline`` (``time.monotonic`` seconds; None means no time of
@@ -74,17 +74,17 @@ class Pending(Protocol):
 
     @property
     def deadline(self) -> float | None:
-        """When to poll at the latest."""
+        """The latest time to poll."""
 
     @property
     def interruptible(self) -> bool:
-        """Whether a signal interrupts the call; a fatal one always does."""
+        """Whether a signal interrupts the call; a fatal signal always does."""
 
     def poll(self) -> int | None:
         """Return the result, or None if the call must keep waiting."""
 
     def cancel(self) -> None:
-        """Forget the call: the caller has ended or was interrupted."""
+        """Drop the call: the caller has ended or was interrupted."""
 
 
 Result = int | NewDescriptor | Pending
