@@ -70,7 +70,7 @@ class _Bench:
         authority, firmware = self.home.authority(), self.home.firmware()
         status = firmware.snp_platform_status()
         current = TcbVersion.unpack(status.current_tcb, firmware.product.tcb_layout)
-        lower = replace(current, microcode=current.microcode - 1)
+        lower = replace(current, microcode=current.components()["microcode"] - 1)
         store = Store(folder / "cache")
         store.write(ChainResource(Product.MILAN, VekKind.VCEK), authority.chain_pem())
         for tcb in (current, lower):

@@ -24,6 +24,7 @@ ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "snpcerts"
 SCHEMAS = sorted(Path(schemas.__file__).parent.glob("*.json"))
 NAMES = [product.value for product in Product]
+PINNED = [product for product in Product if product.is_pinned]
 KEYWORDS = [product.keyword for product in Product]
 # A member's name in Python code: the two tables, the policy's public fields, which are
 # spelled out, and what is emulated unless somebody says otherwise.
@@ -44,13 +45,13 @@ def test_a_product_has_its_facts(product: Product) -> None:
     for family, first, last in product.models:
         assert product_of_cpuid(family, first) is product
         assert product_of_cpuid(family, last) is product
-    assert len(product.ark_spki_sha384) == 48
+    assert len(product.ark_spki_sha384 or bytes(48)) == 48
     assert product.hwid_size <= 64
-    assert [anchor.product for anchor in AMD_ANCHORS].count(product) == 1
+    assert [anchor.product for anchor in AMD_ANCHORS].count(product) == product.is_pinned
     assert product_of_keyword(product.value) is product
 
 
-@pytest.mark.parametrize("product", Product)
+@pytest.mark.parametrize("product", PINNED)
 def test_the_emulator_models_a_processor_of_each_product(product: Product) -> None:
     model = CHIP_MODELS[product]
     assert product_of_cpuid(model.cpuid.family, model.cpuid.model) is product
@@ -62,7 +63,7 @@ def test_the_emulator_models_a_processor_of_each_product(product: Product) -> No
 def test_chip_ids_of_one_length_have_tcbs_of_one_layout() -> None:
     """Reports of version 2 are read by it: they say nothing else of their product."""
     layouts: dict[int, set[object]] = {}
-    for product in Product:
+    for product in PINNED:
         layouts.setdefault(product.hwid_size, set()).add(product.tcb_layout)
     assert all(len(each) == 1 for each in layouts.values())
 
@@ -103,7 +104,7 @@ def test_every_product_option_takes_each_product_in_any_case() -> None:
     assert found
     context = click.Context(cli)
     for option in found:
-        for product in Product:
+        for product in PINNED:
             for text in (product.value, product.keyword, product.name):
                 assert option.process_value(context, text) is product
 
@@ -112,7 +113,9 @@ def test_the_example_configuration_lists_the_products() -> None:
     text = (ROOT / "src/snpcerts/host/system_files/snpcerts.toml").read_text(encoding="utf-8")
     listed = re.search(r"^# product = .*# (.*); default", text, re.MULTILINE)
     assert listed is not None
-    assert re.findall(r"\w+", listed[1].replace(" or ", " ")) == KEYWORDS
+    assert re.findall(r"\w+", listed[1].replace(" or ", " ")) == [
+        product.keyword for product in PINNED
+    ]
 
 
 def test_no_other_file_decides_by_a_product() -> None:

@@ -168,7 +168,10 @@ def test_tcbs_compare_component_by_component() -> None:
         (0x1A, 0x02, Product.TURIN),
         (0x1A, 0x11, Product.TURIN),
         (0x19, 0x20, None),
-        (0x1A, 0x50, None),
+        (0x1A, 0x4F, None),
+        (0x1A, 0x50, Product.VENICE),
+        (0x1A, 0xC7, Product.VENICE),
+        (0x1A, 0xB0, None),
         (0x17, 0x01, None),
     ],
 )

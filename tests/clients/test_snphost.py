@@ -95,16 +95,16 @@ def test_show_guests_counts_the_guests_there_are(native: Bench, snphost: Path) -
 def test_config_set_and_reset(native: Bench, snphost: Path) -> None:
     """The reported TCB follows, and what is above the current one is refused."""
     current = tcb(native, "current_tcb")
-    lower = levels(current, microcode=current.microcode - 1)
+    lower = levels(current, microcode=current.components()["microcode"] - 1)
     native.host(snphost, "config", "set", *lower)
-    assert tcb(native, "reported_tcb").microcode == current.microcode - 1
+    assert tcb(native, "reported_tcb").microcode == current.components()["microcode"] - 1
     assert tcb(native, "current_tcb") == current
 
-    higher = levels(current, microcode=current.microcode + 1)
+    higher = levels(current, microcode=current.components()["microcode"] + 1)
     ran = native.host(snphost, "config", "set", *higher, check=False)
     assert ran.returncode == 1
     assert "InvalidParam" in ran.stderr
-    assert tcb(native, "reported_tcb").microcode == current.microcode - 1
+    assert tcb(native, "reported_tcb").microcode == current.components()["microcode"] - 1
 
     native.host(snphost, "config", "reset")
     assert tcb(native, "reported_tcb") == current
@@ -137,7 +137,7 @@ def test_commit(native: Bench, snphost: Path) -> None:
     path = native.platform / "platform.json"
     state = json.loads(path.read_text(encoding="ascii"))
     current = TcbVersion.unpack(bytes.fromhex(state["current_tcb"]), native.product.tcb_layout)
-    before = replace(current, microcode=current.microcode - 1).pack().hex()
+    before = replace(current, microcode=current.components()["microcode"] - 1).pack().hex()
     state |= {"committed_tcb": before, "config_tcb": before, "vcek_tcb": before}
     path.write_text(json.dumps(state), encoding="ascii")
     native.host(snphost, "commit")
@@ -160,7 +160,9 @@ def test_vlek_load(native: Bench, snphost: Path, snpguest: Path) -> None:
     assert "signed by VLEK" in native.verify("report.bin", issued, "--table", table).stdout
 
     current = tcb(native, "current_tcb")
-    native.host(snphost, "config", "set", *levels(current, microcode=current.microcode - 1))
+    native.host(
+        snphost, "config", "set", *levels(current, microcode=current.components()["microcode"] - 1)
+    )
     assert native.host(snphost, "verify", "vlek-hashstick", stick, check=False).returncode == 1
 
 
@@ -336,7 +338,12 @@ def test_its_commit_behind_the_agents_back_is_noticed(native: Bench, snphost: Pa
         server = stack.enter_context(KeyServer.of_homes([home]))
         # An agent without a record of this host does not know which VCEK signs below current.
         native.host(*AGENT, "sync", *agent_options(native, server.url))
-        native.host(snphost, "config", "set", *levels(current, microcode=current.microcode - 1))
+        native.host(
+            snphost,
+            "config",
+            "set",
+            *levels(current, microcode=current.components()["microcode"] - 1),
+        )
         argv = [*AGENT, "sync", "--watch", "--interval=0.2", "--log=json"]
         argv += agent_options(native, server.url)
         watch = stack.enter_context(native.running(*argv))
@@ -399,7 +406,9 @@ def test_a_new_reported_tcb_needs_new_certificates(
     """Host tool and guest tool on one machine: the key changes, the old certificate is noticed."""
     before = native.certificates("before")
     current = tcb(native, "current_tcb")
-    native.host(snphost, "config", "set", *levels(current, microcode=current.microcode - 1))
+    native.host(
+        snphost, "config", "set", *levels(current, microcode=current.components()["microcode"] - 1)
+    )
     native.request()
     native.guest(before / "table.bin", snpguest, "report", "report.bin", "request.bin")
     argv = [snpguest, "verify", "attestation", before, "report.bin"]

@@ -89,7 +89,7 @@ def test_every_field_of_a_report_is_the_guests_or_the_platforms() -> None:
         },
     )
     old = CHIP_MODELS[Product.TURIN].tcb
-    new = replace(old, microcode=old.microcode + 1)
+    new = replace(old, microcode=old.components()["microcode"] + 1)
     firmware.update(new)
     fields = guest.report(vmpl=2, data=bytes(range(64))).fields
     assert (fields.policy, fields.vmpl, fields.guest_svn) == (POLICY, 2, 7)

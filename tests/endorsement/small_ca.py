@@ -30,6 +30,7 @@ NOON = datetime(2025, 6, 1, 12, tzinfo=UTC)
 START = datetime(2024, 1, 1, tzinfo=UTC)
 END = datetime(2030, 1, 1, tzinfo=UTC)
 
+PINNED = tuple(product for product in Product if product.is_pinned)
 CPUID = {Product.MILAN: (0x19, 1), Product.GENOA: (0x19, 0x11), Product.TURIN: (0x1A, 2)}
 TCBS = {
     Product.MILAN: TcbVersion(4, 0, 24, 219),
@@ -184,9 +185,10 @@ def amd_extensions(
 ) -> tuple[Extension, ...]:
     """AMD's extensions of a leaf, in AMD's order."""
     turin = product is Product.TURIN
-    spls = {"3.1": tcb.bootloader, "3.2": tcb.tee, "3.3": tcb.snp, "3.8": tcb.microcode}
+    named = tcb.components()
+    spls = {"3.1": named["bootloader"], "3.2": tcb.tee, "3.3": tcb.snp, "3.8": named["microcode"]}
     spls |= {"3.5": 0, "3.6": 0, "3.7": 0}
-    spls |= {"3.9": tcb.fmc or 0} if turin else {"3.4": 0}
+    spls |= {"3.9": named.get("fmc", 0)} if turin else {"3.4": 0}
     values = {"1": integer(int(turin)), "2": ia5(product.value)}
     values |= {suffix: integer(value) for suffix, value in spls.items()}
     values |= {"4": hwid} if kind is VekKind.VCEK else {"5": ia5(csp_id)}

@@ -14,10 +14,10 @@ from snpcerts.abi.product import Product
 from snpcerts.abi.tcb import TcbVersion
 from snpcerts.endorsement.vek import AMD_ARC, EndorsementCert, VekKind
 from snpcerts.errors import FormatError
-from tests.endorsement.small_ca import TCBS, SmallCa, der, ia5, integer
+from tests.endorsement.small_ca import PINNED, TCBS, SmallCa, der, ia5, integer
 from tests.keys import rsa_key
 
-PRODUCTS = list(Product)
+PRODUCTS = PINNED
 
 
 @pytest.mark.parametrize(

@@ -223,7 +223,7 @@ class Rig:
     def lower(self, microcode: int = 1) -> TcbVersion:
         """A TCB that may be reported instead of the one that is."""
         now = self.reported()
-        return replace(now, microcode=now.microcode - microcode)
+        return replace(now, microcode=now.components()["microcode"] - microcode)
 
     def provider(self) -> CloudProvider:
         return CloudProvider("CN=cloud.example", bytes(32))

@@ -108,7 +108,11 @@ class Scene:
     def prepare(self) -> None:
         """The firmware as it was at first, and the file right, or wrong."""
         self.firmware.report(self.start)
-        tcb = replace(self.start, microcode=self.start.microcode - 1) if self.wrong else self.start
+        tcb = (
+            replace(self.start, microcode=self.start.components()["microcode"] - 1)
+            if self.wrong
+            else self.start
+        )
         if tcb not in self.tables:
             home = self.firmware.home
             self.tables[tcb] = vcek_of(home.authority(), home.firmware().chip, tcb).table()
@@ -187,7 +191,7 @@ def low(firmware: Firmware) -> TcbVersion:
     """A TCB below the current one; reported now, and no VLEK is loaded."""
     current = firmware.tcb("current_tcb")
     for below in (3, 2):  # a change drops the VLEK
-        firmware.report(replace(current, microcode=current.microcode - below))
+        firmware.report(replace(current, microcode=current.components()["microcode"] - below))
     return firmware.tcb()
 
 
@@ -210,7 +214,7 @@ def test_commit_killed_anywhere(site: Site, firmware: Firmware, low: TcbVersion)
 
 
 def test_set_config_killed_anywhere(site: Site, firmware: Firmware, low: TcbVersion) -> None:
-    target = replace(low, microcode=low.microcode + 1)
+    target = replace(low, microcode=low.components()["microcode"] + 1)
     filled(site, firmware, target, low)
     argv = ["--offline", f"--reported-tcb=ucode={target.microcode}"]
     truths = Scene(site, firmware, site.arguments("set-config", *argv, kds=""), low).sweep()
@@ -243,7 +247,9 @@ class VlekScene(Scene):
     """Before each run the VLEK is dropped, as a changed TCB drops it."""
 
     def prepare(self) -> None:
-        self.firmware.report(replace(self.start, microcode=self.start.microcode + 1))
+        self.firmware.report(
+            replace(self.start, microcode=self.start.components()["microcode"] + 1)
+        )
         super().prepare()
 
 
@@ -263,5 +269,5 @@ def test_the_scene_itself_can_fail(site: Site, firmware: Firmware, low: TcbVersi
     """A firmware command without the lock: the file is wrong, and it is seen."""
     scene = Scene(site, firmware, [], low)
     scene.prepare()
-    firmware.report(replace(low, microcode=low.microcode + 1))
+    firmware.report(replace(low, microcode=low.components()["microcode"] + 1))
     assert scene.seen_by_guest() == "wrong"

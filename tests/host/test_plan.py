@@ -287,7 +287,7 @@ def test_a_reset_to_an_unpredictable_tcb_is_repaired_at_once(rig: Rig, agent: Ag
     """Committed is below current: the guess was wrong, the file is empty, then right."""
     assert do(agent, lower(rig, agent)) is None
     current = rig.firmware.state.current
-    rig.firmware.update(replace(current, microcode=current.microcode + 1))
+    rig.firmware.update(replace(current, microcode=current.components()["microcode"] + 1))
     agent = rig.agent()
     plan = plans.set_config(agent, tcb=None)
     assert any("no host interface shows" in note for note in plan.notes)

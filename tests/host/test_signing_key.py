@@ -84,7 +84,7 @@ class Host:
 
     def set_config(self) -> None:
         current = self.rig.firmware.state.current
-        lower = replace(current, microcode=current.microcode - 1)
+        lower = replace(current, microcode=current.components()["microcode"] - 1)
         other = current if self.rig.reported() == lower else lower
         self.command(lambda agent: plans.set_config(agent, tcb=lambda _: other))  # type: ignore[arg-type]  # an Agent
 

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from snpcerts.abi.product import Product
-from snpcerts.abi.tcb import TcbLayout, TcbVersion
+from snpcerts.abi.tcb import TcbVersion
 from snpcerts.endorsement.vek import VekKind
 from snpcerts.errors import FormatError, UsageError
 from snpcerts.kds.url import (
@@ -22,6 +22,7 @@ from snpcerts.kds.url import (
     checked_target,
     parse_target,
 )
+from tests.endorsement.small_ca import PINNED
 
 LEVEL = st.integers(0, 255)
 
@@ -31,9 +32,8 @@ def vceks(draw: st.DrawFn) -> VcekResource:
     product = draw(st.sampled_from(Product))
     size = product.hwid_size
     hwid = draw(st.binary(min_size=size, max_size=size).filter(any))
-    fmc = draw(LEVEL) if product.tcb_layout is TcbLayout.TURIN else None
-    bootloader, tee, snp, microcode = (draw(LEVEL) for _ in range(4))
-    return VcekResource(product, hwid, TcbVersion(bootloader, tee, snp, microcode, fmc=fmc))
+    tcb = TcbVersion.of({name: draw(LEVEL) for name in product.tcb_layout.components})
+    return VcekResource(product, hwid, tcb)
 
 
 def test_a_milan_url_is_the_one_that_is_in_use() -> None:
@@ -53,7 +53,7 @@ def test_a_turin_url_has_eight_bytes_of_chip_and_fmc_first() -> None:
 
 
 @pytest.mark.parametrize("kind", VekKind)
-@pytest.mark.parametrize("product", Product)
+@pytest.mark.parametrize("product", PINNED)
 def test_chains_and_lists_round_trip(product: Product, kind: VekKind) -> None:
     assert ChainResource(product, kind).path == f"{kind.value}/v1/{product.value}/cert_chain"
     assert CrlResource(product, kind).path == f"{kind.value}/v1/{product.value}/crl"

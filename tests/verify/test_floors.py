@@ -28,7 +28,7 @@ from snpcerts.verify.policy import Policy
 from snpcerts.verify.policy_file import read_policy
 from snpcerts.verify.verdict import Verdict
 from tests.documented_json import documented
-from tests.endorsement.small_ca import NOON, SmallCa
+from tests.endorsement.small_ca import NOON, PINNED, SmallCa
 from tests.verify.test_verify import anchors, codes, collateral
 
 # (family, model, stepping): processor, (microcode, snp) of AMD-SB-3019 and of AMD-SB-3023.
@@ -50,7 +50,7 @@ def product_of(cpuid: tuple[int, int, int]) -> Product:
 
 
 def tcb(product: Product, microcode: int, snp: int) -> TcbVersion:
-    fmc = 1 if product.tcb_layout.has_fmc else None
+    fmc = 1 if "fmc" in product.tcb_layout.components else None
     return TcbVersion(9, 0, snp, microcode, fmc)
 
 
@@ -66,7 +66,7 @@ def judged(
 
 def policy_for(*names: str, unconfirmed: bool = False) -> Policy:
     chosen = [bulletin_data().find(name) for name in names]
-    return read_policy(policy_text(chosen, list(Product), unconfirmed=unconfirmed))
+    return read_policy(policy_text(chosen, list(PINNED), unconfirmed=unconfirmed))
 
 
 def cases() -> Iterator[tuple[str, tuple[int, int, int], int, int]]:

@@ -5,10 +5,13 @@ Everything that differs between products follows from its row here, from its
 :class:`~snpcerts.abi.tcb.TcbLayout`, and for the emulator from its row in
 ``emulator/psp/chip_model.py``.
 
-Sources: family and model ranges as in virtee/sev and the AMD revision guides;
+Sources: family and model ranges as in virtee/sev and the AMD revision guides; those of Venice are
+Linux's first ranges of Zen 6 (``bsp_init_amd``), which hold those of release 8.0.0 of the crate
+``sev``;
 key-server names and hwID lengths from KDS (57230) chapter 3 and the
 certificates themselves; root keys from the key server's certificate chains,
-which agree with the copies in virtee/sev and google/go-sev-guest.
+which agree with the copies in virtee/sev and google/go-sev-guest. No chain of Venice is public:
+until its root is pinned here, its reports and certificates are refused by name.
 """
 
 from __future__ import annotations
@@ -28,6 +31,7 @@ class Product(enum.Enum):
     MILAN = "Milan"
     GENOA = "Genoa"
     TURIN = "Turin"
+    VENICE = "Venice"
 
     @property
     def kds_name(self) -> str:
@@ -60,16 +64,27 @@ class Product(enum.Enum):
         return _FACTS[self].oldest_report_version
 
     @property
-    def ark_spki_sha384(self) -> bytes:
-        """48 bytes: the SHA-384 of the root key's DER SubjectPublicKeyInfo."""
-        return bytes.fromhex(_FACTS[self].ark_spki_sha384)
+    def ark_spki_sha384(self) -> bytes | None:
+        """48 bytes: the SHA-384 of the root key's DER SubjectPublicKeyInfo; None if the key is not
+        public, and so nothing of the product can be verified.
+        """
+        pinned = _FACTS[self].ark_spki_sha384
+        return None if pinned is None else bytes.fromhex(pinned)
+
+    @property
+    def is_pinned(self) -> bool:
+        """Whether its root key is known here."""
+        return _FACTS[self].ark_spki_sha384 is not None
+
+    @property
+    def unpinned_text(self) -> str:
+        """What to say of a product that is not pinned."""
+        return f"AMD's root key of {self.value} is not pinned here: nothing of it can be verified"
 
     def tcb_problem(self, tcb: TcbVersion) -> str | None:
         """Return why ``tcb`` cannot belong to this product, or None."""
-        if tcb.layout is self.tcb_layout:
-            return None
-        needs = "needs" if self.tcb_layout.has_fmc else "has no"
-        return f"a TCB of {self.value} {needs} fmc, found: {tcb}"
+        problem = self.tcb_layout.problem(tcb.components())
+        return None if problem is None else f"a TCB of {self.value} {problem}, found: {tcb}"
 
 
 class _Facts(NamedTuple):
@@ -79,14 +94,14 @@ class _Facts(NamedTuple):
     0x80000001. ``hwid_size`` counts the significant bytes of the chip ID.
     ``oldest_report_version`` is the first that its firmware wrote; below 3 a report
     does not name its product. ``ark_spki_sha384`` is the SHA-384 of the root key's
-    DER SubjectPublicKeyInfo, in hexadecimal.
+    DER SubjectPublicKeyInfo, in hexadecimal; None if it is not public.
     """
 
     models: tuple[tuple[int, int, int], ...]
     tcb_layout: TcbLayout
     hwid_size: int
     oldest_report_version: int
-    ark_spki_sha384: str
+    ark_spki_sha384: str | None
 
 
 _FACTS: Final = {
@@ -113,6 +128,13 @@ _FACTS: Final = {
         oldest_report_version=2,
         ark_spki_sha384="3475f08a9727f8ac9a1deaea5f2a2097aa59d64d05c2a678"
         "c229c873e6359d3a6926287a2a22cd5f88a385e333a2fcc5",
+    ),
+    Product.VENICE: _Facts(
+        models=((0x1A, 0x50, 0x5F), (0x1A, 0x90, 0xAF), (0x1A, 0xC0, 0xCF)),
+        tcb_layout=TcbLayout.VENICE,
+        hwid_size=8,  # virtee/snpguest pull request 159
+        oldest_report_version=3,  # version 2 was replaced before Venice
+        ark_spki_sha384=None,
     ),
 }
 
@@ -142,14 +164,14 @@ def product_of_keyword(text: str) -> Product | None:
 
 
 def products_of_chip_id(chip_id: bytes) -> tuple[Product, ...]:
-    """Return the products whose chip IDs look like this one (64 bytes), most likely first.
-
-    A chip ID shorter than 64 bytes ends in zeros.
+    """Return those whose reports of version 2, which do not name their product, have 64-byte chip
+    IDs that look like this one, most likely first. A chip ID shorter than 64 bytes ends in zeros.
     """
-    longest = max(product.hwid_size for product in Product)
-    sizes = sorted({product.hwid_size for product in Product} - {longest})
+    candidates = [product for product in Product if product.oldest_report_version < 3]
+    longest = max(product.hwid_size for product in candidates)
+    sizes = sorted({product.hwid_size for product in candidates} - {longest})
     size = next((each for each in sizes if not any(chip_id[each:])), longest)
-    return tuple(product for product in Product if product.hwid_size == size)
+    return tuple(product for product in candidates if product.hwid_size == size)
 
 
 def hwid_of_chip_id(chip_id: bytes, product: Product) -> bytes:

@@ -4,14 +4,19 @@
 Source: SNP ABI (56860) section 2.2; the layout of Turin as in virtee/sev and in genuine Turin
 certificates. Nothing in the eight bytes says which layout they have: the caller must know the
 product.
+
+Venice has neither bootloader nor microcode in its TCB: virtee/sev pull request 396, which its
+reviewer compared with section 2.3 of the SNP ABI. The other three are in Turin's bytes, where
+release 8.0.0 of the crate ``sev`` reads them for Venice. No genuine Venice report is public.
 """
 
 from __future__ import annotations
 
 import enum
 import re
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Self
+from typing import NoReturn, Self
 
 from snpcerts.errors import FormatError
 
@@ -23,28 +28,38 @@ class TcbLayout(enum.Enum):
 
     MILAN = "milan"
     TURIN = "turin"
+    VENICE = "venice"
 
     @property
     def components(self) -> tuple[str, ...]:
         """The names of the components, in the order of their bytes."""
         return tuple(_BYTES[self])
 
-    @property
-    def has_fmc(self) -> bool:
-        """Whether the layout has a component for the FMC."""
-        return "fmc" in _BYTES[self]
+    def problem(self, names: Collection[str]) -> str | None:
+        """Return how these components differ from the layout's: ``needs fmc``; None if not."""
+        missing = [name for name in self.components if name not in names]
+        unknown = [name for name in names if name not in self.components]
+        parts = []
+        if missing:
+            parts.append(f"needs {', '.join(missing)}")
+        if unknown:
+            parts.append(f"has no {', '.join(unknown)}")
+        return " and ".join(parts) or None
 
 
 # Byte index of each component; the other bytes are reserved and zero.
 _BYTES: dict[TcbLayout, dict[str, int]] = {
     TcbLayout.MILAN: {"bootloader": 0, "tee": 1, "snp": 6, "microcode": 7},
     TcbLayout.TURIN: {"fmc": 0, "bootloader": 1, "tee": 2, "snp": 3, "microcode": 7},
+    TcbLayout.VENICE: {"fmc": 0, "tee": 2, "snp": 3},
 }
+_LAYOUTS = {frozenset(places): layout for layout, places in _BYTES.items()}
 
 
 # Short names that people type, beside the components' own names.
 SHORT_NAMES = {"bl": "bootloader", "tee": "tee", "snp": "snp", "ucode": "microcode", "fmc": "fmc"}
 _NAMES = SHORT_NAMES | {name: name for name in SHORT_NAMES.values()}
+_SHORT = {name: short for short, name in SHORT_NAMES.items()}
 _PART = re.compile(r'"?([a-z]+)"?\s*[=:]\s*([0-9]{1,3})')
 _RAW = re.compile(r"(?:0x)?([0-9a-fA-F]{16})")
 
@@ -53,35 +68,52 @@ _RAW = re.compile(r"(?:0x)?([0-9a-fA-F]{16})")
 class TcbVersion:
     """The components of a TCB_VERSION, each 0 to 255.
 
-    ``fmc`` is None exactly where the product has no such component. TCBs have no
-    total order: use :meth:`covers`.
+    ``fmc``, ``bootloader`` and ``microcode`` are None exactly where the product has no such
+    component: on Milan and Genoa the first, on Venice the other two. TCBs have no total order:
+    use :meth:`covers`.
     """
 
-    bootloader: int
+    bootloader: int | None
     tee: int
     snp: int
-    microcode: int
+    microcode: int | None
     fmc: int | None = None
 
     def __post_init__(self) -> None:
-        for name, value in self.components().items():
+        components = self.components()
+        for name, value in components.items():
             if not 0 <= value <= 255:
                 raise FormatError("TCB_VERSION", f"{value} is not 0 to 255", field=name)
+        if frozenset(components) not in _LAYOUTS:
+            _misfit(components)
+
+    @classmethod
+    def of(cls, components: Mapping[str, int]) -> Self:
+        """Return the TCB with these components, by their names; :class:`FormatError` if no layout
+        has exactly these.
+        """
+        if frozenset(components) not in _LAYOUTS:
+            _misfit(components)
+        named = {name: components.get(name) for name in ("bootloader", "microcode", "fmc")}
+        return cls(tee=components["tee"], snp=components["snp"], **named)
 
     @property
     def layout(self) -> TcbLayout:
-        """The layout of this value."""
-        return TcbLayout.MILAN if self.fmc is None else TcbLayout.TURIN
+        """The layout that this value is written in."""
+        if self.fmc is None:
+            return TcbLayout.MILAN
+        return TcbLayout.VENICE if self.bootloader is None else TcbLayout.TURIN
 
     def components(self) -> dict[str, int]:
-        """Return the components' names and values; ``fmc`` comes first, if it exists."""
-        named = {} if self.fmc is None else {"fmc": self.fmc}
-        return named | {
+        """Return the names and values of those that exist; ``fmc`` comes first."""
+        named = {
+            "fmc": self.fmc,
             "bootloader": self.bootloader,
             "tee": self.tee,
             "snp": self.snp,
             "microcode": self.microcode,
         }
+        return {name: value for name, value in named.items() if value is not None}
 
     @classmethod
     def unpack(cls, data: bytes, layout: TcbLayout) -> Self:
@@ -99,7 +131,7 @@ class TcbVersion:
                     offset=index,
                     hint="the value may belong to another product",
                 )
-        return cls(**{name: data[index] for name, index in places.items()})
+        return cls.of({name: data[index] for name, index in places.items()})
 
     @classmethod
     def parse(cls, text: str, layout: TcbLayout | None = None) -> Self:
@@ -127,16 +159,15 @@ class TcbVersion:
                 raise FormatError(
                     "TCB",
                     f"cannot read {part[:40]!r}",
-                    hint="as in bl=4,tee=0,snp=24,ucode=219, on Turin with fmc=1",
+                    hint="as in bl=4,tee=0,snp=24,ucode=219; on Turin with fmc=1, "
+                    "on Venice fmc=1,tee=0,snp=4",
                 )
             values[name] = int(match[2])
-        for short, name in SHORT_NAMES.items():
-            if name not in values and name != "fmc":
-                raise FormatError("TCB", f"{short} is missing; name every component")
-        if layout is not None and ("fmc" in values) != layout.has_fmc:
-            needs = "needs" if layout.has_fmc else "has no"
-            raise FormatError("TCB", f"a TCB of this product {needs} fmc")
-        return cls(**values)
+        tcb = cls.of(values)
+        problem = None if layout is None else layout.problem(values)
+        if problem is not None:
+            raise FormatError("TCB", f"a TCB of this product {problem}")
+        return tcb
 
     def pack(self) -> bytes:
         """Return the eight bytes in this value's layout."""
@@ -158,3 +189,13 @@ class TcbVersion:
 
     def __str__(self) -> str:
         return " ".join(f"{name}={value}" for name, value in self.components().items())
+
+
+def _misfit(components: Collection[str]) -> NoReturn:
+    """Say what is missing, or too much, for the layout that is closest."""
+    places = min(_BYTES.values(), key=lambda each: len(each.keys() ^ set(components)))
+    for name in places:
+        if name not in components:
+            raise FormatError("TCB", f"{_SHORT[name]} is missing; name every component")
+    extra = ", ".join(name for name in components if name not in places)
+    raise FormatError("TCB", f"no product has a TCB with {extra} beside {', '.join(places)}")

@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from snpcerts.emulator.psp.choices import FirmwareChoices
 
 _LEVEL = click.IntRange(0, 255)
-_WITH_FMC = " and ".join(each.value for each in Product if each.tcb_layout.has_fmc)
 _PROGRAM = {"ignore_unknown_options": True, "allow_interspersed_args": False}
 _door = click.option(
     "--door",
@@ -351,7 +350,7 @@ def reload(options: _PlatformOptions) -> None:
 
 
 @firmware.command()
-@click.option("--fmc", type=_LEVEL, help=f"{_WITH_FMC} only.")
+@click.option("--fmc", type=_LEVEL, help="Turin only.")
 @click.option("--bootloader", type=_LEVEL)
 @click.option("--tee", type=_LEVEL)
 @click.option("--snp", type=_LEVEL)
@@ -371,8 +370,10 @@ def update(
     """
     named = {name: level for name, level in levels.items() if level is not None}
     order: dict[str, object] = {"do": "update", "tcb": named}
-    if "fmc" in named and not options.lasting_home().firmware().product.tcb_layout.has_fmc:
-        raise UsageError(f"--fmc: only the TCB of {_WITH_FMC} has that component")
+    layout = options.lasting_home().firmware().product.tcb_layout
+    for name in named:
+        if name not in layout.components:
+            raise UsageError(f"--{name}: this product's TCB has no such component")
     if version is not None:
         parts = [_integer("--version", part, 10) for part in version.split(".")]
         if len(parts) != 3 or not all(0 <= part <= 255 for part in parts):

@@ -37,7 +37,9 @@ def command() -> None:
     "--product",
     "products",
     multiple=True,
-    type=click.Choice([product.keyword for product in Product], case_sensitive=False),
+    type=click.Choice(
+        [product.keyword for product in Product if product.is_pinned], case_sensitive=False
+    ),
     help="A product to accept; several may be given. [default: all]",
 )
 @click.option(
@@ -62,8 +64,8 @@ def floors(names: tuple[str, ...], products: tuple[str, ...], unconfirmed: bool)
 
     data = bulletin_data()
     warn_if_old()
-    accepted = [product_of_keyword(name) for name in products] or list(Product)
-    found = [product for product in accepted if product is not None]
+    accepted = [product_of_keyword(name) for name in products] or Product
+    found = [product for product in accepted if product is not None and product.is_pinned]
     chosen = [data.find(name) for name in names] or [
         bulletin
         for bulletin in data.bulletins

@@ -12,7 +12,9 @@ from click.shell_completion import CompletionItem
 from snpcerts.abi.processor_names import PROCESSORS
 from snpcerts.abi.product import Product, product_of_cpuid, product_of_keyword
 
-_CHOICE = click.Choice([product.keyword for product in Product], case_sensitive=False)
+_CHOICE = click.Choice(
+    [product.keyword for product in Product if product.is_pinned], case_sensitive=False
+)
 
 
 class ProductName(click.ParamType[str]):
@@ -34,6 +36,9 @@ class ProductName(click.ParamType[str]):
                 return found.keyword
         if product_of_keyword(word) is None and product_of_keyword(word.partition("-")[0]):
             word = word.partition("-")[0]
+        product = product_of_keyword(word)
+        if product is not None and not product.is_pinned:
+            self.fail(product.unpinned_text, param, ctx)
         return str(_CHOICE.convert(word, param, ctx))
 
     def shell_complete(

@@ -111,7 +111,8 @@ class VerifyRun:
                 self.told.add(place.beside)
                 for problem in beside.problems:
                     say(printable(f"snpcerts: warning: {problem}"), err=True)
-        alone = len(self.places) == 1
+        product = evidence.report.product
+        alone = len(self.places) == 1 and (product is None or product.is_pinned)
         if alone and not self.has_more and own.empty and evidence.table is None:
             raise UsageError(
                 "no certificates to verify with",

@@ -51,7 +51,9 @@ class EmulatedHost:
         """Return the host with that firmware; its newest TCB becomes the current one."""
         status = firmware.snp_platform_status()
         newest = TcbVersion.unpack(status.current_tcb, firmware.product.tcb_layout)
-        levels = tuple(replace(newest, microcode=newest.microcode - i) for i in range(tcbs))
+        levels = tuple(
+            replace(newest, microcode=newest.components()["microcode"] - i) for i in range(tcbs)
+        )
         tables, issued = {}, []
         for tcb in levels:
             start = time.monotonic()

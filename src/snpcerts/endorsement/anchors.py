@@ -39,7 +39,9 @@ class Anchor:
 
 
 AMD_ANCHORS: tuple[Anchor, ...] = tuple(
-    Anchor(product, product.ark_spki_sha384, f"ARK-{product.value}") for product in Product
+    Anchor(product, pinned, f"ARK-{product.value}")
+    for product in Product
+    if (pinned := product.ark_spki_sha384) is not None
 )
 
 
@@ -64,7 +66,7 @@ def anchor_from_certificate(certificate: Certificate) -> Anchor:
     cn = common_name(certificate.subject)
     name = parse_ca_name(cn)
     if cn is None or name is None or name.role is not CaRole.ARK:
-        known = ", ".join(f"ARK-{product.value}" for product in Product)
+        known = ", ".join(f"ARK-{product.value}" for product in Product if product.is_pinned)
         raise InputError(
             f"the root's common name is {cn!r}, must be one of {known}",
             hint="trust a root certificate (ARK), not an intermediate or a leaf",

@@ -382,7 +382,7 @@ class ReasonCode(enum.StrEnum):
     PRODUCT_UNKNOWN = (
         "product-unknown",
         Authenticity.PRODUCT,
-        "The report's CPUID fields match no known product.",
+        "The report's CPUID fields match no product whose root key is pinned.",
     )
     PRODUCT_MISMATCH = (
         "product-mismatch",

@@ -146,6 +146,8 @@ class EndorsementCert:
         product = product_of_name(product_name)
         if product is None:
             raise FormatError(what, f"unknown product {product_name!r}", field="productName")
+        if not product.is_pinned:
+            raise FormatError(what, product.unpinned_text, field="productName")
         tcb = _tcb(required, product, what)
         hwid = csp_id = None
         if kind is VekKind.VCEK:
@@ -223,7 +225,7 @@ def _tcb(required: Callable[[str], bytes], product: Product, what: str) -> TcbVe
             components[_COMPONENTS[name]] = value
         elif value:
             raise FormatError(what, f"is {value}, must be 0", field=name)
-    return TcbVersion(**components)
+    return TcbVersion.of(components)
 
 
 def _hwid(value: bytes, product: Product, what: str) -> bytes:

@@ -347,7 +347,7 @@ def _mode(value: Any) -> int:
 
 
 def _product(value: Any) -> Product | None:
-    names = {product.keyword: product for product in Product}
+    names = {product.keyword: product for product in Product if product.is_pinned}
     return _choice(names)(value.lower() if isinstance(value, str) else value)
 
 

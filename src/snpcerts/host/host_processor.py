@@ -27,6 +27,8 @@ def product_of_host(path: str = CPUINFO) -> Product:
     vendor, family, model = (_field(text, name) for name in ("vendor_id", "cpu family", "model"))
     if vendor == "AuthenticAMD" and family.isdecimal() and model.isdecimal():
         product = product_of_cpuid(int(family), int(model))
+        if product is not None and not product.is_pinned:
+            raise RefusedError(f"{path}: {product.unpinned_text}")
         if product is not None:
             return product
     raise RefusedError(

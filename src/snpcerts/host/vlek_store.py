@@ -85,6 +85,6 @@ def _tcb(product: Product, name: str) -> TcbVersion | None:
     long = {short: component for component, short in _SHORT.items()}
     parts = re.findall(r"([a-z]+)([0-9]+)", match[1])
     try:
-        return TcbVersion(**{long[short]: int(value) for short, value in parts})
+        return TcbVersion.of({long[short]: int(value) for short, value in parts})
     except (KeyError, TypeError, FormatError):
         return None

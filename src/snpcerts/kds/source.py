@@ -144,6 +144,7 @@ class CertificateSource:
         does not verify.
         """
         resource = VcekResource(product, hwid, tcb)
+        _check_pinned(product)
         when = _when(at)
         chip = ChipJudge(
             product, hwid, self.anchors, expected_by="the request", memory=self._memory
@@ -223,6 +224,7 @@ class CertificateSource:
         max_age: timedelta | None,
         budget: float | None,
     ) -> bytes:
+        _check_pinned(product)
         resource = CrlResource(product, kind)
         root = self._chain(product, kind, when, withdrawn=True, budget=budget).value.root
         kept_since = self.store.kept_since(resource) if max_age is not None else None
@@ -260,6 +262,7 @@ class CertificateSource:
         """With ``withdrawn`` a revoked one is accepted, for the sake of its root, which judges
         lists.
         """
+        _check_pinned(product)
         resource = ChainResource(product, kind)
         heed = self._heed_revocation and not withdrawn
 
@@ -316,6 +319,11 @@ def open_certificate_source(
         warn=warn,
         progress=progress,
     )
+
+
+def _check_pinned(product: Product) -> None:
+    if not product.is_pinned:
+        raise UsageError(product.unpinned_text)
 
 
 def _when(at: datetime | None) -> datetime:

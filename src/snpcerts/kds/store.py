@@ -5,6 +5,7 @@
 
     vcek/{hwid}/bl04_tee00_snp24_ucode219_vcek.der          Milan, Genoa
     vcek/{hwid}/bl01_tee01_snp04_ucode81_fmc01_vcek.der     Turin
+    vcek/{hwid}/tee01_snp04_fmc01_vcek.der                  Venice (not in trustee)
     chain/{product}/vcek.pem                                ASK and ARK
     chain/{product}/vlek.pem                                ASVK and ARK
     crl/{product}/vcek.crl, crl/{product}/vlek.crl          DER
@@ -47,9 +48,15 @@ from snpcerts.kds.url import ChainResource, CrlResource, Resource, VcekResource
 # Bounds the listing of a directory that is never cleaned up.
 MAX_ENTRIES: Final = 100_000
 
-_COMPONENTS: Final = ("bootloader", "tee", "snp", "microcode", "fmc")
+_COMPONENTS: Final = {
+    "bl": "bootloader",
+    "tee": "tee",
+    "snp": "snp",
+    "ucode": "microcode",
+    "fmc": "fmc",
+}
 _VCEK_NAME = re.compile(
-    r"bl([0-9]{2,3})_tee([0-9]{2,3})_snp([0-9]{2,3})_ucode([0-9]{2,3})(?:_fmc([0-9]{2,3}))?_vcek\.der"
+    "".join(f"(?:{short}([0-9]{{2,3}})_)?" for short in _COMPONENTS) + r"vcek\.der"
 )
 _HWID = re.compile(r"(?:[0-9a-f]{2})+")
 _TEMPORARY: Final = ".snpcerts-"
@@ -63,11 +70,13 @@ _DIRECTORY_MODE: Final = 0o755
 def place_of(resource: Resource) -> PurePosixPath:
     """Return the place of a resource in the cache."""
     if isinstance(resource, VcekResource):
-        tcb = resource.tcb
-        name = f"bl{tcb.bootloader:02}_tee{tcb.tee:02}_snp{tcb.snp:02}_ucode{tcb.microcode:02}"
-        if tcb.fmc is not None:
-            name += f"_fmc{tcb.fmc:02}"
-        return PurePosixPath("vcek", resource.hwid.hex(), f"{name}_vcek.der")
+        named = resource.tcb.components()
+        name = "".join(
+            f"{short}{named[component]:02}_"
+            for short, component in _COMPONENTS.items()
+            if component in named
+        )
+        return PurePosixPath("vcek", resource.hwid.hex(), f"{name}vcek.der")
     kind = resource.kind.value
     if isinstance(resource, ChainResource):
         return PurePosixPath("chain", resource.product.value, f"{kind}.pem")
@@ -92,9 +101,9 @@ def _resource_at(place: PurePosixPath, product: Product) -> Resource | None:
             found = _VCEK_NAME.fullmatch(name)
             if found is None or _HWID.fullmatch(hwid) is None:
                 return None
-            numbers = zip(_COMPONENTS, found.groups(), strict=True)
+            numbers = zip(_COMPONENTS.values(), found.groups(), strict=True)
             values = {component: int(text) for component, text in numbers if text is not None}
-            return VcekResource(product, bytes.fromhex(hwid), TcbVersion(**values))
+            return VcekResource(product, bytes.fromhex(hwid), TcbVersion.of(values))
         case ("chain", product.value, name) if name.endswith(".pem"):
             kind = _kind(name.removesuffix(".pem"))
             return None if kind is None else ChainResource(product, kind)

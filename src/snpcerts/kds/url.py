@@ -5,7 +5,8 @@ them: lower case, at least two digits, ``fmcSPL`` first. It reads all of them, s
 server never treats two spellings as two resources.
 
 Source: KDS (57230) chapter 3; parameters of Turin as in virtee/snphost and
-genuine requests.
+genuine requests; a URL of Venice has those that its TCB has (virtee/snpguest pull
+request 159).
 """
 
 from __future__ import annotations
@@ -141,12 +142,12 @@ def parse_target(target: str) -> Resource:
     if kind is not VekKind.VCEK or _HEX.fullmatch(last) is None:
         raise FormatError(WHAT, f"{last[:80]!r} is neither cert_chain, crl nor a chip's hwID")
     try:
-        return VcekResource(product, bytes.fromhex(last), _tcb(pairs))
+        return VcekResource(product, bytes.fromhex(last), _tcb(pairs, product))
     except UsageError as error:
         raise FormatError(WHAT, error.message) from None
 
 
-def _tcb(pairs: list[tuple[str, str]]) -> TcbVersion:
+def _tcb(pairs: list[tuple[str, str]], product: Product) -> TcbVersion:
     values: dict[str, int] = {}
     for name, text in pairs:
         component = _PARAMETERS.get(name)
@@ -158,9 +159,13 @@ def _tcb(pairs: list[tuple[str, str]]) -> TcbVersion:
             raise FormatError(WHAT, f"{text[:40]!r} is not 0 to 255", field=name)
         values[component] = int(text)
     for name, component in _PARAMETERS.items():
-        if component not in values and component != "fmc":
+        needed = component != "fmc" and component in product.tcb_layout.components
+        if needed and component not in values:
             raise FormatError(WHAT, "parameter is missing", field=name)
-    return TcbVersion(**values)
+    problem = product.tcb_layout.problem(values)
+    if problem is not None:
+        raise FormatError(WHAT, f"a TCB of {product.value} {problem}")
+    return TcbVersion.of(values)
 
 
 def checked_base(url: str) -> str:

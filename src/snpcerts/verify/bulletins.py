@@ -171,7 +171,7 @@ def _bulletin(table: Mapping[str, Any]) -> Bulletin:
         tuple(table.get("cves", ())),
         floors,
         required,
-        _products(table.get("products", [each.keyword for each in Product])),
+        _products(table.get("products", [each.keyword for each in Product if each.is_pinned])),
         _products(table.get("refuse", ())),
         table.get("gaps", ""),
     )

@@ -178,22 +178,25 @@ def _integer(found: Any, name: str) -> int:
 
 
 def _tcb(found: Any, name: str) -> bytes:
-    """Read an object of components, laid out for Turin where it has an ``fmc``; or a number."""
+    """Read an object of components; null stands for one that the product has not. Or a number."""
     if isinstance(found, int | str) and not isinstance(found, bool):
         return _integer(found, name).to_bytes(8, "little")
     if not isinstance(found, dict):
         raise FormatError(WHAT, "is not a TCB", field=name)
     from snpcerts.abi.tcb import TcbVersion
 
-    parts: dict[str, int | None] = {}
+    parts: dict[str, int] = {}
     for part in ("bootloader", "tee", "snp", "microcode", "fmc"):
         value = found.get(part)
-        if part == "fmc" and value is None:
+        if part in ("fmc", "bootloader", "microcode") and value is None:
             continue
         if type(value) is not int or not 0 <= value <= 255:
             raise FormatError(WHAT, f"{part} is not 0 to 255", field=name)
         parts[part] = value
-    return TcbVersion(**parts).pack()  # type: ignore[arg-type]  # fmc alone may be None, and is not
+    try:
+        return TcbVersion.of(parts).pack()
+    except FormatError as error:
+        raise FormatError(WHAT, error.message, field=name) from None
 
 
 def _signature(found: Any) -> bytes:

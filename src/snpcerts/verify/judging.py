@@ -89,20 +89,23 @@ def judge(
     findings = NOTHING
     of_leaf: tuple[Reason, ...] = ()
     supplied = collateral.all_lists
-    if kind is not None:
+    unpinned = report.product is not None and not report.product.is_pinned
+    if unpinned:
+        genuine.append(report_check.unknown_product(report))
+    elif kind is not None:
         masked = policy.allow_masked_chip_id
         choice = choose(report, kind, collateral, anchors, at, MEMORY, allow_masked=masked)
         findings, of_leaf = choice.findings, choice.of_leaf
     leaf = findings.leaf
     product = report.product if leaf is None else leaf.product
     lists = NO_LISTS
-    if kind is not None:
+    if kind is not None and not unpinned:
         lists = check_revocation(kind, product, supplied, findings.lists, policy, at)
         genuine += (*findings.reasons_at(at), *lists.reasons)
     elif signing_key is SigningKey.NONE:
         genuine.append(Reason(ReasonCode.REPORT_UNSIGNED, _unsigned(report)))
     tcbs, unreadable = _tcbs(report, product)
-    genuine += unreadable
+    genuine += () if unpinned else unreadable  # such a TCB is no second reason
     genuine += of_leaf
     if findings.key is not None:
         genuine += report_check.check_signature(report, findings.key)

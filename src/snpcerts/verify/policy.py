@@ -73,6 +73,7 @@ class TcbFloor:
     milan: TcbVersion | None = None
     genoa: TcbVersion | None = None
     turin: TcbVersion | None = None
+    venice: TcbVersion | None = None
 
     def __post_init__(self) -> None:
         for product in Product:

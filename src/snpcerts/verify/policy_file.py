@@ -225,7 +225,7 @@ def _tcb(value: Any, product: Product) -> TcbVersion:
     for name in names:
         if name not in components:
             raise _ProblemError(f"{name} is missing: a floor must name every component")
-    return TcbVersion(**components)
+    return TcbVersion.of(components)
 
 
 def _component(value: Any) -> int:

@@ -88,11 +88,7 @@ def check_leaf(
     """
     fields, product = report.fields, report.product
     if product is None and fields.version >= 3:
-        yield Reason(
-            ReasonCode.PRODUCT_UNKNOWN,
-            f"CPUID family {fields.cpuid_family:#x} model {fields.cpuid_model:#x} "
-            "is not of a known product",
-        )
+        yield unknown_product(report)
     hwid, chip_id = None, fields.chip_id
     if leaf.hwid is None or chip_id == leaf.hwid:
         pass
@@ -112,6 +108,17 @@ def check_leaf(
                 f"on {leaf.product.value}",
             )
     yield from mismatches(leaf, product=product, hwid=hwid, tcb=reported, expected_by="the report")
+
+
+def unknown_product(report: Report) -> Reason:
+    """Return why no certificate can be right for the report's processor."""
+    fields, product = report.fields, report.product
+    found = f"CPUID family {fields.cpuid_family:#x} model {fields.cpuid_model:#x}"
+    if product is None:
+        return Reason(ReasonCode.PRODUCT_UNKNOWN, f"{found} is not of a known product")
+    return Reason(
+        ReasonCode.PRODUCT_UNKNOWN, f"{found} is {product.value}: {product.unpinned_text}"
+    )
 
 
 def check_runtime_data(

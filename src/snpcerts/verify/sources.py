@@ -281,7 +281,7 @@ def _gather(
     answers: list[tuple[AnySource, _Answer]] = []
     report = evidence.report
     kind = None if report.signing_key is None else KINDS.get(report.signing_key)
-    if kind is None:
+    if kind is None or not (report.product is None or report.product.is_pinned):
         return Prepared(evidence, collateral)
     asking = _Asking(report, kind, policy, tuple(anchors), at)
     for source in sources:

@@ -153,8 +153,9 @@ def set_config(
     def tcb(now: TcbVersion) -> TcbVersion:
         from dataclasses import replace
 
-        if "fmc" in components and now.fmc is None:
-            raise UsageError("--reported-tcb fmc: this product's TCB has no FMC")
+        for name in components:
+            if name not in now.components():
+                raise UsageError(f"--reported-tcb: this product's TCB has no {name}")
         return replace(now, **components)
 
     return plan.set_config(

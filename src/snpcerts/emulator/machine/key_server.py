@@ -255,7 +255,7 @@ def _vcek(
     if Fault.WRONG_CHIP in faults:
         chip = Chip.create(chip.product)
     if Fault.WRONG_TCB in faults:
-        tcb = replace(tcb, microcode=(tcb.microcode + 1) % 256)
+        tcb = replace(tcb, snp=(tcb.snp + 1) % 256)
     key = chip.vcek_key(tcb)
     if Fault.WRONG_KEY in faults:
         key = ec.generate_private_key(ec.SECP384R1())
