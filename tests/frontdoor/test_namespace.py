@@ -202,9 +202,9 @@ def test_messages_come_out_as_they_went_in(
     files: dict[str, tuple[int, str]],
     directories: dict[str, tuple[int, str]],
 ) -> None:
-    layout = Layout(tuple(some), tuple(others), modes, tuple(some))
+    layout = Layout(tuple(some), tuple(others), modes, tuple(some), tuple(others))
     assert Layout.from_json(layout.to_json()) == layout
-    found = Places(tuple(some), 4, files, directories)
+    found = Places(tuple(some), 4, files, directories, tuple(others))
     assert Places.from_json(found.to_json()) == found
 
 
@@ -212,7 +212,7 @@ json = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(),
     lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
 )
-keys = ("devices", "hidden", "files", "directories", "roots")
+keys = ("devices", "hidden", "files", "directories", "roots", "trees")
 
 
 @given(json | st.fixed_dictionaries({}, optional=dict.fromkeys(keys, json)))

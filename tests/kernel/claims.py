@@ -17,7 +17,7 @@ from typing import Final
 
 from snpcerts.abi import ghcb, guest_message, kvm, psp
 from snpcerts.abi.cstruct import CStruct
-from snpcerts.emulator.frontdoor import bpf
+from snpcerts.emulator.frontdoor import bpf, fuse_messages
 
 NATIVE: Final = Path(__file__).parents[2] / "native" / "kvm_abi.h"
 MODULES: Final = ("ghcb", "guest_message", "kvm", "lock", "psp", "sev_guest", "cert_table")
@@ -252,6 +252,16 @@ OTHERS: Final[Mapping[str, Mapping[str, str]]] = {
         "_IN_Q_OVERFLOW": "IN_Q_OVERFLOW",
         "_F_ADD_SEALS": "F_ADD_SEALS",
     },
+    "snpcerts.emulator.frontdoor.fuse_messages": {
+        "MAJOR": "FUSE_KERNEL_VERSION",
+        "FOPEN_DIRECT_IO": "FOPEN_DIRECT_IO",
+        "FUSE_BIG_WRITES": "FUSE_BIG_WRITES",
+        "FATTR_SIZE": "FATTR_SIZE",
+        "FATTR_FH": "FATTR_FH",
+        "FATTR_LOCKOWNER": "FATTR_LOCKOWNER",
+        "FUSE_ROOT_ID": "FUSE_ROOT_ID",
+        "MIN_READ_BUFFER": "FUSE_MIN_READ_BUFFER",
+    },
     "snpcerts.emulator.frontdoor.namespace": {
         "CLONE_NEWNS": "CLONE_NEWNS",
         "CLONE_NEWUSER": "CLONE_NEWUSER",
@@ -394,6 +404,11 @@ def _of_others() -> Iterator[tuple[str, int]]:
             yield expression, int(getattr(module, attribute))
     for call in bpf.Syscall:
         yield f"__NR_{call.name.lower()}", int(call)
+    for opcode in fuse_messages.Opcode:
+        yield f"FUSE_{opcode.name}", int(opcode)
+    for value in vars(fuse_messages).values():
+        if isinstance(value, type) and value is not CStruct and issubclass(value, CStruct):
+            yield from _layout(value)
 
 
 def _of_native() -> Iterator[tuple[str, int]]:

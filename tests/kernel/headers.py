@@ -43,6 +43,7 @@ _USER: Final = """
 #include <linux/audit.h>
 #include <linux/fcntl.h>
 #include <linux/filter.h>
+#include <linux/fuse.h>
 #include <linux/inotify.h>
 #include <linux/major.h>
 #include <linux/mman.h>

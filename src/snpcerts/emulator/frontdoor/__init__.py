@@ -15,7 +15,8 @@ and their end, ``install_fd`` and ``take_fd`` pass descriptors to and from a pro
 lets several launchers share one server; ``parent`` ends a process together with its
 parent. For the namespace: ``layout`` is what launcher and server tell each other,
 ``namespace`` builds it, ``namespace_devices`` recognises its devices,
-``namespace_files`` fills its files. For the trap: ``path_calls`` answers calls with a
+``namespace_files`` fills its files; ``tree_server`` serves file systems in it, by the
+messages of ``fuse_messages``. For the trap: ``path_calls`` answers calls with a
 path, ``paths`` finds the file that it means, ``stat`` builds stat results. Imports
 ``syscall``.
 
@@ -27,12 +28,15 @@ How a program can recognise the emulation, in a namespace:
   for as long as the first open lasts.
 - It can write to a file of registers (``/dev/cpu/0/msr``), which it has to itself; the
   other files are on read-only mounts, which ``/proc/self/mountinfo`` shows.
+- ``/sys/kernel/config`` is a FUSE file system. Where the machine has no ``/dev/fuse``, or
+  this user may not open it, it does not exist.
 - Users other than root are in a user namespace, with all other users shown as nobody.
 
 With the trap:
 
 - fstat and the link in ``/proc/PID/fd`` show a regular file (a memfd), and an
   ioctl of another type than KVM's and SEV's gets a memfd's answer.
+- There is no ``/sys/kernel/config``: what is read and written there cannot be served.
 - An emulated directory that the machine does not have cannot be listed, and a
   device it does not have cannot be opened with O_PATH.
 - The supervisor examines every path that is opened. A file system that is served

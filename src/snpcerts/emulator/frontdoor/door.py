@@ -34,6 +34,7 @@ from snpcerts.emulator.frontdoor import paths
 from snpcerts.emulator.frontdoor.file_watch import Watch
 from snpcerts.emulator.frontdoor.layout import Layout
 from snpcerts.emulator.syscall.device import Device
+from snpcerts.emulator.syscall.file_tree import TreeDirectory
 from snpcerts.errors import InputError
 
 # Real devices that a program behind a door never reaches, even if the door does not emulate them.
@@ -106,6 +107,9 @@ class Door:
     ``inodes`` gives directories above ours an inode number of their own at each
     look: sysfs has another one for a module that was loaded again.
 
+    ``trees`` are file systems to mount, by mount point. They exist in a mount namespace
+    only.
+
     ``watch`` is called for the calls on open files that it selects.
 
     ``version`` returns another object whenever the content of a file or an inode
@@ -121,8 +125,10 @@ class Door:
         watch: Watch | None = None,
         inodes: Mapping[str, Callable[[], int]] | None = None,
         version: Callable[[], object] = lambda: None,
+        trees: Mapping[str, TreeDirectory] | None = None,
     ) -> None:
         self.watch = watch
+        self.trees = dict(trees or {})
         self.version = version
         self.devices = {os.fsencode(path): opener for path, opener in devices.items()}
         self.files = {os.fsencode(path): content for path, content in (files or {}).items()}
@@ -167,6 +173,7 @@ class Door:
                 for path in self.files
             },
             directories=tuple(map(os.fsdecode, self._inodes)),
+            trees=tuple(self.trees),
         )
 
     def inode_of(self, directory: str) -> int:

@@ -68,8 +68,11 @@ def enter(
     given: tuple[int, ...] = ()
     if chosen is Way.NAMESPACE:
         control.send(server, {**hello, "layout": True})
-        places, given = _enter_namespace(Layout.from_json(_answer(server).get("layout")))
-        hello = {**hello, "places": places.to_json()}
+        made = _enter_namespace(Layout.from_json(_answer(server).get("layout")))
+        given = made.descriptors
+        hello = {**hello, "places": made.places.to_json()}
+        if made.lacks:
+            hello["why"] = f"{reason}; {made.lacks}"
     opens = chosen is Way.TRAP
     listener = seccomp.install(bpf.program(look=look and opens, watch=watch, opens=opens))
     try:
@@ -91,15 +94,14 @@ def _answer(server: socket.socket) -> dict[str, Any]:
     return answer[0]
 
 
-def _enter_namespace(layout: Layout) -> tuple[Places, tuple[int, ...]]:
+def _enter_namespace(layout: Layout) -> namespace.Namespace:
     try:
-        made = namespace.build(layout)
+        return namespace.build(layout)
     except OSError as error:
         raise seccomp.FrontDoorUnavailableError(
             f"the mount namespace of the front door cannot be built: {error}",
             hint=f"use --door trap, or set {ways.VARIABLE}=trap",
         ) from error
-    return made.places, made.descriptors
 
 
 def _give_signals_back() -> None:

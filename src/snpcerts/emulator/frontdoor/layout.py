@@ -23,13 +23,14 @@ class Layout:
 
     ``devices`` are emulated; ``hidden`` are real devices that do not exist for the
     program. ``files`` have a mode; ``directories`` are made by the server, with all
-    that is in them.
+    that is in them. On each of ``trees`` a file system of the server's is mounted.
     """
 
     devices: tuple[str, ...]
     hidden: tuple[str, ...]
     files: Mapping[str, int]
     directories: tuple[str, ...]
+    trees: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, object]:
         """Return a JSON object for :meth:`from_json`."""
@@ -38,6 +39,7 @@ class Layout:
             "hidden": list(self.hidden),
             "files": dict(self.files),
             "directories": list(self.directories),
+            "trees": list(self.trees),
         }
 
     @classmethod
@@ -47,10 +49,10 @@ class Layout:
         files = {path: mode for path, mode in _object(parts.get("files")).items() if _plain(path)}
         if any(type(mode) is not int or not 0 <= mode <= 0o777 for mode in files.values()):
             raise InputError("layout of a namespace: a file's mode is not one")
-        devices, hidden, directories = (
-            _paths(parts.get(name)) for name in ("devices", "hidden", "directories")
+        devices, hidden, directories, trees = (
+            _paths(parts.get(name)) for name in ("devices", "hidden", "directories", "trees")
         )
-        return cls(devices, hidden, files, directories)
+        return cls(devices, hidden, files, directories, trees)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,13 +61,20 @@ class Places:
 
     ``devices`` are in the order of the descriptors, each of a devpts instance's root.
     The descriptors of ``roots`` file systems follow. ``files`` and ``directories`` map
-    a path to its root's number and to the name below that root.
+    a path to its root's number and to the name below that root. Last come the descriptors
+    for ``trees``, which are those of the layout that could be mounted.
     """
 
     devices: tuple[str, ...]
     roots: int
     files: Mapping[str, tuple[int, str]]
     directories: Mapping[str, tuple[int, str]]
+    trees: tuple[str, ...] = ()
+
+    @property
+    def descriptors(self) -> int:
+        """How many descriptors come with this."""
+        return len(self.devices) + self.roots + len(self.trees)
 
     def to_json(self) -> dict[str, object]:
         """Return a JSON object for :meth:`from_json`."""
@@ -74,6 +83,7 @@ class Places:
             "roots": self.roots,
             "files": {path: list(place) for path, place in self.files.items()},
             "directories": {path: list(place) for path, place in self.directories.items()},
+            "trees": list(self.trees),
         }
 
     @classmethod
@@ -84,7 +94,8 @@ class Places:
         if type(roots) is not int or not 0 <= roots < _PATHS_MAX:
             raise InputError("places in a namespace: the number of roots is not one")
         files, directories = (_places(parts.get(name), roots) for name in ("files", "directories"))
-        return cls(_paths(parts.get("devices")), roots, files, directories)
+        devices, trees = _paths(parts.get("devices")), _paths(parts.get("trees"))
+        return cls(devices, roots, files, directories, trees)
 
 
 def _object(found: object) -> dict[str, Any]:

@@ -14,6 +14,8 @@ the machine's own file systems is changed, and the namespace ends with its proce
   those of a terminal, do no harm; those of KVM and SEV are trapped.
 - A file is one of a tmpfs, which the server fills and keeps up to date
   (:mod:`snpcerts.emulator.frontdoor.namespace_files`).
+- A tree is a FUSE file system that the server serves
+  (:mod:`snpcerts.emulator.frontdoor.tree_server`). Without ``/dev/fuse`` it is left out.
 
 A process that may not mount first moves into a user namespace of its own, in which
 its user and group have the same numbers. All others look like nobody's there. It
@@ -59,6 +61,7 @@ _PTMX: Final = "/dev/ptmx"
 _REAL: Final = "/dev/.real"
 _HARMLESS: Final = MS_NOSUID | MS_NOEXEC
 _TMPFS: Final = "mode=755,size=64m"
+_FUSE: Final = "/dev/fuse"
 _DEVPTS: Final = "newinstance,mode=600,ptmxmode=600"
 _WORKS: Final = "works"
 
@@ -66,11 +69,15 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 class Namespace:
-    """A namespace that this process is in. ``places`` says what each of ``descriptors`` is for."""
+    """A namespace that this process is in. ``places`` says what each of ``descriptors`` is for.
 
-    def __init__(self, places: Places, descriptors: tuple[int, ...]) -> None:
+    ``lacks`` says why a tree of the layout is not there; empty if all are.
+    """
+
+    def __init__(self, places: Places, descriptors: tuple[int, ...], lacks: str = "") -> None:
         self.places = places
         self.descriptors = descriptors
+        self.lacks = lacks
 
 
 def missing() -> str:
@@ -116,6 +123,8 @@ class _Builder:
         self._mirrors: dict[str, int] = {}  # by directory: the number of its root
         self._files: dict[str, tuple[int, str]] = {}
         self._directories: dict[str, tuple[int, str]] = {}
+        self._trees: dict[str, int] = {}
+        self._lacks = ""
 
     def build(self, layout: Layout, *, copies: bool = True) -> Namespace:
         """Build the namespace; without ``copies``, covered directories contain emulated files
@@ -129,7 +138,9 @@ class _Builder:
         try:
             present = {path: mode for path, mode in files.items() if os.path.exists(path)}
             lacking = {path: mode for path, mode in files.items() if path not in present}
-            above = {_existing(os.path.dirname(each)) for each in (*lacking, *layout.directories)}
+            new_trees = [path for path in layout.trees if not os.path.isdir(path)]
+            parents = map(os.path.dirname, (*lacking, *layout.directories, *new_trees))
+            above = {_existing(each) for each in parents}
             for directory in (DEVICES, *sorted(above - {DEVICES})):
                 self._mirror(directory, absent if copies else None)
             for path in layout.devices:
@@ -139,6 +150,8 @@ class _Builder:
                 _create(path, mode)
             for path in layout.directories:
                 self._directories[path] = self._place(path)
+            for path in new_trees:
+                os.makedirs(path)
             self._cover(present)
             for directory in self._mirrors:
                 if os.path.commonpath((directory, DEVICES)) != DEVICES:
@@ -146,12 +159,19 @@ class _Builder:
             os.rmdir(_STAGE)
             with contextlib.suppress(OSError):  # it may have been removed
                 os.chdir(os.getcwd())  # the one that covers it, where one does
+            for path in layout.trees:
+                self._mount_tree(path)
         finally:
             os.umask(before)
         places = Places(
-            tuple(self._devices), len(self._roots), dict(self._files), dict(self._directories)
+            tuple(self._devices),
+            len(self._roots),
+            dict(self._files),
+            dict(self._directories),
+            tuple(self._trees),
         )
-        return Namespace(places, (*self._devices.values(), *self._roots))
+        given = (*self._devices.values(), *self._roots, *self._trees.values())
+        return Namespace(places, given, self._lacks)
 
     def _mirror(self, directory: str, absent: frozenset[str] | None) -> None:
         """Cover a directory with a tmpfs that shows its entries except ``absent``; None shows
@@ -193,6 +213,23 @@ class _Builder:
             self._devices[path] = root
             _create(path, 0o600)
             _mount(f"{_STAGE}/ptmx", path, MS_BIND)
+
+    def _mount_tree(self, path: str) -> None:
+        """Mount what the server will serve. Nobody may look at it before the server does."""
+        try:
+            fuse = os.open(_FUSE, os.O_RDWR | os.O_CLOEXEC)
+        except OSError as error:
+            self._lacks = f"no {path}: {_FUSE}: {error.strerror}"
+            return
+        options = f"fd={fuse},rootmode=40000,user_id={os.geteuid()},group_id={os.getegid()}"
+        options += ",default_permissions,allow_other"
+        try:
+            _mount("snpcerts", path, _HARMLESS, kind="fuse", options=options)
+        except OSError as error:
+            os.close(fuse)
+            self._lacks = f"no {path}: {error}"
+        else:
+            self._trees[path] = fuse
 
     def _cover(self, files: Mapping[str, int]) -> None:
         """Bind an emulated file over each of those real ones."""

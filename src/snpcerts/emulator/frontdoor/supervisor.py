@@ -50,6 +50,7 @@ from snpcerts.emulator.frontdoor.path_calls import OPENS, PathCalls
 from snpcerts.emulator.frontdoor.seccomp import Notification, c_int
 from snpcerts.emulator.frontdoor.take_fd import take_descriptor
 from snpcerts.emulator.frontdoor.tasks import task
+from snpcerts.emulator.frontdoor.tree_server import TreeServer
 from snpcerts.emulator.syscall.caller_memory import ProcessMemory
 from snpcerts.emulator.syscall.device import Caller, Device, NewDescriptor, Pending
 from snpcerts.errors import InputError
@@ -74,6 +75,7 @@ class _ServedNamespace:
 
     devices: list[NamespaceDevice]
     files: NamespaceFiles
+    trees: list[TreeServer]
 
 
 @dataclass(slots=True)
@@ -139,6 +141,7 @@ class Supervisor:
         self._paths = PathCalls(self._descriptors, self._process)
         self._listeners: dict[int, _Listener] = {}
         self._readers: dict[int, Callable[[], None]] = {}
+        self._trees: dict[int, TreeServer] = {}
         self._waiting: dict[tuple[int, int], _Waiting] = {}
         self._processes: dict[int, int] = {}
         self._next_look = 0.0
@@ -173,22 +176,32 @@ class Supervisor:
 
     def _enter(self, door: Door, places: Places, namespace: Sequence[int]) -> _ServedNamespace:
         count = len(places.devices)
-        roots = namespace[count:]
-        if len(roots) != places.roots:
+        roots, trees = namespace[count : count + places.roots], namespace[count + places.roots :]
+        if len(namespace) != places.descriptors or not door.trees.keys() >= {*places.trees}:
             for each in namespace:
                 os.close(each)
-            raise InputError(f"a namespace with {len(roots)} file systems, not {places.roots}")
+            raise InputError("a namespace whose file systems are not those of the door")
         try:
             devices = self._namespaces.add(door, places.devices, namespace[:count])
         except BaseException:
-            for root in roots:
-                os.close(root)
+            for each in (*roots, *trees):
+                os.close(each)
             raise
         try:
-            return _ServedNamespace(devices, NamespaceFiles(door, places, roots))
+            files = NamespaceFiles(door, places, roots)
         except BaseException:
             self._namespaces.end(devices)
+            for each in trees:
+                os.close(each)
             raise
+        served = [
+            TreeServer(each, door.trees[path])
+            for path, each in zip(places.trees, trees, strict=True)
+        ]
+        for tree in served:
+            self._trees[tree.fileno()] = tree
+            self._epoll.register(tree.fileno(), select.EPOLLIN)
+        return _ServedNamespace(devices, files, served)
 
     def refresh(self) -> None:
         """Update the files in all namespaces."""
@@ -235,11 +248,15 @@ class Supervisor:
                     self._serve(listener)
                 elif events & (select.EPOLLHUP | select.EPOLLERR):
                     self._end(listener)
+            elif (tree := self._trees.get(descriptor)) is not None:
+                self._changed = True
+                if not tree.serve():
+                    self._close_tree(tree)
             elif (ready := self._readers.get(descriptor)) is not None:
                 ready()
         if self._descriptors.has_suspects:
             self._reap()
-        if self._waiting and (self._changed or time.monotonic() >= self._due()):
+        if self._changed or (self._waiting and time.monotonic() >= self._due()):
             self._look_after_waiting()
         self._changed = False
 
@@ -254,6 +271,8 @@ class Supervisor:
         for descriptor in self._listeners:
             os.close(descriptor)
         self._listeners.clear()
+        for tree in list(self._trees.values()):
+            self._close_tree(tree)
         for close in self._closing:
             close()
         for entry in list(self._descriptors.open.values()):
@@ -290,6 +309,8 @@ class Supervisor:
         os.close(listener.descriptor)
         if listener.namespace is not None:
             listener.namespace.files.close()
+            for tree in listener.namespace.trees:
+                self._close_tree(tree)
             self._reap_namespaces()
             self._namespaces.end(listener.namespace.devices)
         for key, waiting in list(self._waiting.items()):
@@ -297,6 +318,11 @@ class Supervisor:
                 del self._waiting[key]
                 waiting.pending.cancel()
         listener.on_end()
+
+    def _close_tree(self, tree: TreeServer) -> None:
+        if self._trees.pop(tree.fileno(), None) is tree:
+            self._epoll.unregister(tree.fileno())
+            tree.close()
 
     def _reap(self) -> None:
         for entry in self._descriptors.reap():
@@ -313,7 +339,9 @@ class Supervisor:
     def _look_after_waiting(self) -> None:
         now = time.monotonic()
         # The end of one call may complete another.
-        while sum(self._poll(waiting) for waiting in list(self._waiting.values())):
+        while sum(self._poll(waiting) for waiting in list(self._waiting.values())) + sum(
+            tree.go_on() for tree in list(self._trees.values())
+        ):
             pass
         if now < self._next_look:
             return

@@ -33,6 +33,7 @@ from snpcerts.emulator.frontdoor.supervisor import Supervisor
 from snpcerts.emulator.guest.linux import LinuxGuest
 from snpcerts.emulator.guest.script import GuestScript, ScriptedGuests
 from snpcerts.emulator.guest.sev_guest_device import SevGuestDevice
+from snpcerts.emulator.guest.tsm_reports import MOUNT_POINT, TsmReports
 from snpcerts.emulator.kvm.kvm_device import KvmDevice
 from snpcerts.emulator.kvm.platform import Platform
 from snpcerts.emulator.kvm.release import NEWEST, SERIES, KernelRelease
@@ -70,6 +71,7 @@ class PlatformServer:
         )
         self._saved = self._platform.firmware.state
         self._supervisor = Supervisor()
+        self._reports: dict[str, TsmReports] = {}  # by VM
         self._programs = 0
         with home.alone():
             self._control = ControlSocket(home.control, self._hear)
@@ -149,7 +151,7 @@ class PlatformServer:
         """Serve a program; take ownership of ``descriptors`` when they are passed on."""
         found = hello.message.get("places")
         places = None if found is None else Places.from_json(found)
-        expected = 1 if places is None else 1 + len(places.devices) + places.roots
+        expected = 1 if places is None else 1 + places.descriptors
         if len(descriptors) != expected:
             raise InputError(f"control message has {len(descriptors)} descriptors, not {expected}")
         if not seccomp.is_listener(descriptors[0]):
@@ -219,7 +221,16 @@ class PlatformServer:
         vm = vms.get(name)
         if vm is None:
             raise RefusedError(f"no VM {name!r}", hint="'snpcerts emulate status' lists them")
-        return Door({"/dev/sev-guest": lambda _: SevGuestDevice(vm)}, guest_files())
+        reports = self._reports.get(name)
+        if reports is None or reports.vm is not vm:
+            reports = TsmReports(vm)
+            self._reports = {each: of for each, of in self._reports.items() if each in vms}
+            self._reports[name] = reports
+        return Door(
+            {"/dev/sev-guest": lambda _: SevGuestDevice(vm)},
+            guest_files(),
+            trees={MOUNT_POINT: reports.root},
+        )
 
 
 class _SavedSevDevice(SevDevice):

@@ -2,5 +2,6 @@
 """The basis of every emulated device: system calls, their callers, and the callers' memory.
 
 ``device``: an ioctl, its caller, its result, a call that waits.
-``caller_memory``: the caller's address space. Imports nothing of the emulator.
+``file_tree``: a file system of the emulator's. ``caller_memory``: the caller's address space.
+Imports nothing of the emulator.
 """

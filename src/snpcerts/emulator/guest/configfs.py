@@ -1,0 +1,284 @@
+# SPDX-License-Identifier: Apache-2.0
+"""configfs, the kernel's file system in which a directory is an object of a driver.
+
+Source: Linux ``fs/configfs/file.c`` and ``fs/configfs/dir.c``. A text attribute is shown
+at the first read of an open file and stored at each write. A binary attribute is read
+as a whole at the first read, and written when the file is closed; the result of that write
+is lost.
+"""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import os
+import stat
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Final
+
+from snpcerts.emulator.syscall.file_tree import Operation
+
+TEXT_MAX: Final = 4096  # SIMPLE_ATTR_SIZE
+NAME_MAX: Final = 255  # linux/limits.h
+_READABLE: Final = 0o444
+_WRITABLE: Final = 0o200
+
+
+@dataclass(frozen=True, slots=True)
+class TextAttribute:
+    """An attribute of text: what shows it, what stores it; None where that is not possible."""
+
+    show: Callable[[], Operation[bytes]] | None = None
+    store: Callable[[bytes], Operation[None]] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class BinaryAttribute:
+    """A binary attribute of at most ``max_size`` bytes.
+
+    ``read`` returns the content, or as many zeros, where it is given False: configfs asks
+    for the size first. ``write`` gets all that was written to the open file.
+    """
+
+    max_size: int
+    read: Callable[[bool], Operation[bytes]] | None = None
+    write: Callable[[bytes], Operation[None]] | None = None
+
+
+@dataclass(slots=True)
+class _Fragment:
+    """Whether the directory still exists, for files that stay open after it is removed."""
+
+    dead: bool = False
+
+
+class ConfigFile:
+    """The file of an attribute."""
+
+    def __init__(
+        self, number: int, attribute: TextAttribute | BinaryAttribute, fragment: _Fragment
+    ) -> None:
+        self.number = number
+        self._attribute = attribute
+        self._fragment = fragment
+        if isinstance(attribute, TextAttribute):
+            reads, writes = attribute.show is not None, attribute.store is not None
+        else:
+            reads, writes = attribute.read is not None, attribute.write is not None
+        self._permissions = (_READABLE if reads else 0) | (_WRITABLE if writes else 0)
+
+    @property
+    def mode(self) -> int:
+        """A regular file."""
+        return stat.S_IFREG | self._permissions
+
+    @property
+    def size(self) -> int:
+        """One page for text, 0 for a binary attribute, whatever its content."""
+        return TEXT_MAX if isinstance(self._attribute, TextAttribute) else 0
+
+    def open(self, flags: int) -> _OpenText | _OpenBinary:
+        """EACCES for what the attribute does not do, to root as well."""
+        if self._fragment.dead:
+            raise OSError(errno.ENOENT, "the directory is removed")
+        mode = flags & os.O_ACCMODE
+        writes, reads = mode != os.O_RDONLY, mode != os.O_WRONLY
+        if (writes and not self._permissions & _WRITABLE) or (
+            reads and not self._permissions & _READABLE
+        ):
+            raise OSError(errno.EACCES, "the attribute cannot be opened this way")
+        if isinstance(self._attribute, TextAttribute):
+            return _OpenText(self._attribute, self._fragment)
+        return _OpenBinary(self._attribute, self._fragment)
+
+
+class _OpenConfigFile:
+    """What open files of both kinds have: the fragment, and one operation at a time."""
+
+    def __init__(self, fragment: _Fragment) -> None:
+        self._fragment = fragment
+        self._busy = False
+
+    def _alone(self) -> Operation[None]:
+        while self._busy:
+            yield
+
+    def _check(self) -> None:
+        if self._fragment.dead:
+            raise OSError(errno.ENOENT, "the directory is removed")
+
+
+class _OpenText(_OpenConfigFile):
+    def __init__(self, attribute: TextAttribute, fragment: _Fragment) -> None:
+        super().__init__(fragment)
+        self._attribute = attribute
+        self._page: bytes | None = None
+
+    def read(self, offset: int, size: int) -> Operation[bytes]:
+        yield from self._alone()
+        if self._page is None:
+            self._check()
+            if self._attribute.show is None:
+                raise OSError(errno.EBADF, "not open for reading")
+            self._busy = True
+            try:
+                self._page = yield from self._attribute.show()
+            finally:
+                self._busy = False
+        return self._page[offset : offset + size]
+
+    def write(self, _offset: int, data: bytes) -> Operation[int]:
+        """Store what one write has, wherever in the file it is."""
+        yield from self._alone()
+        text = data[: TEXT_MAX - 1]
+        if not text:
+            raise OSError(errno.EFAULT, "nothing to write")
+        self._page = None
+        self._check()
+        if self._attribute.store is None:
+            raise OSError(errno.EBADF, "not open for writing")
+        self._busy = True
+        try:
+            yield from self._attribute.store(text)
+        finally:
+            self._busy = False
+        return len(text)
+
+    def close(self) -> Operation[None]:
+        return
+        yield
+
+
+class _OpenBinary(_OpenConfigFile):
+    def __init__(self, attribute: BinaryAttribute, fragment: _Fragment) -> None:
+        super().__init__(fragment)
+        self._attribute = attribute
+        self._content: bytes | None = None
+        self._written: bytearray | None = None
+
+    def read(self, offset: int, size: int) -> Operation[bytes]:
+        yield from self._alone()
+        if self._written is not None:
+            raise OSError(errno.ETXTBSY, "written to already")
+        if self._content is None:
+            self._busy = True
+            try:
+                yield from self._fill()
+            finally:
+                self._busy = False
+        return b"" if self._content is None else self._content[offset : offset + size]
+
+    def _fill(self) -> Operation[None]:
+        read = self._attribute.read
+        if read is None:
+            raise OSError(errno.EBADF, "not open for reading")
+        self._check()
+        length = len((yield from read(False)))
+        if not length:
+            return
+        if length > self._attribute.max_size:
+            raise OSError(errno.EFBIG, "larger than the attribute can be")
+        self._check()
+        found = yield from read(True)
+        # The buffer has the size that was found first.
+        self._content = found[:length].ljust(length, b"\0")
+
+    def write(self, offset: int, data: bytes) -> Operation[int]:
+        yield from self._alone()
+        if self._content is not None:
+            raise OSError(errno.ETXTBSY, "read from already")
+        if self._written is None:
+            self._written = bytearray()
+        end = offset + len(data)
+        if end > self._attribute.max_size:
+            raise OSError(errno.EFBIG, "larger than the attribute can be")
+        if end > len(self._written):
+            self._written.extend(bytes(end - len(self._written)))
+        self._written[offset:end] = data
+        return len(data)
+
+    def close(self) -> Operation[None]:
+        """The write that takes effect, and whose errors nobody learns of."""
+        write = self._attribute.write
+        if self._written is None or write is None or self._fragment.dead:
+            return
+        try:
+            yield from write(bytes(self._written))
+        except OSError:
+            return
+
+
+@dataclass(slots=True)
+class ConfigDirectory:
+    """A directory. ``make_item`` makes what mkdir(2) in it stands for; EPERM without.
+
+    ``removable`` tells whether a program made it, so that a program may remove it.
+    """
+
+    numbers: itertools.count[int]
+    make_item: Callable[[], Operation[Mapping[str, TextAttribute | BinaryAttribute]]] | None = None
+    removable: bool = False
+    number: int = 0
+    children: dict[str, ConfigFile | ConfigDirectory] = field(default_factory=dict)
+    _fragment: _Fragment = field(default_factory=_Fragment)
+
+    def __post_init__(self) -> None:
+        self.number = next(self.numbers)
+
+    @property
+    def mode(self) -> int:
+        """A directory that only its owner changes."""
+        return stat.S_IFDIR | 0o755
+
+    @property
+    def size(self) -> int:
+        """0, as a directory of configfs has."""
+        return 0
+
+    @property
+    def entries(self) -> Mapping[str, ConfigFile | ConfigDirectory]:
+        """What it has, by name."""
+        return self.children
+
+    def group(
+        self,
+        name: str,
+        make_item: Callable[[], Operation[Mapping[str, TextAttribute | BinaryAttribute]]]
+        | None = None,
+    ) -> ConfigDirectory:
+        """Add a directory of the kernel's own, and return it."""
+        made = ConfigDirectory(self.numbers, make_item)
+        self.children[name] = made
+        return made
+
+    def make(self, name: str) -> Operation[ConfigDirectory]:
+        """Make an item; EPERM where the kernel makes none."""
+        if self.make_item is None:
+            raise OSError(errno.EPERM, "no directory can be made here")
+        if len(os.fsencode(name)) > NAME_MAX:
+            raise OSError(errno.ENAMETOOLONG, "the name is too long")
+        if name in self.children:
+            raise OSError(errno.EEXIST, "the name exists")
+        attributes = yield from self.make_item()
+        if name in self.children:  # made while this one waited
+            raise OSError(errno.EEXIST, "the name exists")
+        made = ConfigDirectory(self.numbers, removable=True)
+        for each, attribute in attributes.items():
+            made.children[each] = ConfigFile(next(self.numbers), attribute, made._fragment)
+        self.children[name] = made
+        return made
+
+    def remove(self, name: str) -> Operation[None]:
+        """Remove an item with its attributes; EPERM for the kernel's own directories."""
+        found = self.children.get(name)
+        if found is None:
+            raise OSError(errno.ENOENT, "there is no such directory")
+        if not isinstance(found, ConfigDirectory):
+            raise OSError(errno.ENOTDIR, "not a directory")
+        if not found.removable:
+            raise OSError(errno.EPERM, "the kernel's own directory")
+        found._fragment.dead = True
+        del self.children[name]
+        return
+        yield

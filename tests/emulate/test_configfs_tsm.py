@@ -1,0 +1,134 @@
+# SPDX-License-Identifier: Apache-2.0
+"""configfs-tsm behind the front door, as programs in a guest use it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from snpcerts.abi.report import Report
+from snpcerts.emulator.frontdoor import namespace
+
+from ..emulated import SNPCERTS, Emulated
+
+# Prints the errno of each line that fails, by name, and what each expression is.
+STEPS = """
+import errno, os, sys
+os.chdir("/sys/kernel/config/tsm/report")
+def read(path):
+    with open(path, "rb", buffering=0) as file:
+        return file.read()
+def write(path, data):
+    with open(path, "wb", buffering=0) as file:
+        return file.write(data)
+for step in sys.argv[1:]:
+    try:
+        print(repr(eval(step)))
+    except OSError as error:
+        print(errno.errorcode[error.errno])
+"""
+
+
+@pytest.fixture(autouse=True)
+def _served() -> None:
+    if reason := namespace.missing():
+        pytest.skip(reason)
+    if not os.access("/dev/fuse", os.R_OK | os.W_OK):
+        pytest.skip("this user may not open /dev/fuse, which configfs-tsm is served by")
+
+
+def in_guest(emulated: Emulated, *words: str) -> str:
+    if not emulated.certs.exists():
+        emulated.issue_certificates()
+    served = str(emulated.certs / "table.bin")
+    made = emulated.run("guest", "--certs", served, "--", *words)
+    assert made.returncode == 0, made.stderr
+    return made.stdout
+
+
+def steps(emulated: Emulated, *words: str) -> list[str]:
+    return in_guest(emulated, SNPCERTS[0], "-c", STEPS, *words).splitlines()
+
+
+def test_a_programs_system_calls_end_as_they_do_in_linux(emulated: Emulated) -> None:
+    course = {
+        "os.mkdir('a')": "None",
+        "os.mkdir('a') ": "EEXIST",
+        "os.mkdir('a/b')": "EPERM",
+        "os.mkdir('../x')": "EPERM",
+        "os.mkdir('x' * 256)": "ENAMETOOLONG",
+        "read('a/generation')": r"b'0\n'",
+        "read('a/provider')": r"b'sev_guest\n'",
+        "read('a/outblob')": "EINVAL",
+        "read('a/inblob')": "EACCES",
+        "write('a/outblob', b'x')": "EACCES",
+        "write('a/none', b'x')": "EACCES",
+        "read('a/service_guid')": "ENOENT",
+        "write('a/privlevel', b'7')": "EINVAL",
+        "write('a/privlevel', b'0')": "1",
+        "write('a/inblob', bytes(65))": "EFBIG",
+        "write('a/inblob', bytes(64))": "64",
+        # Linux counts the refused write too, when its file is closed.
+        "read('a/generation') ": r"b'3\n'",
+        "len(read('a/outblob'))": "1184",
+        "len(read('a/auxblob')) > 4096": "True",
+        "os.unlink('a/inblob')": "EPERM",
+        "os.rename('a', 'b')": "EPERM",
+        "os.symlink('a', 'b')": "EPERM",
+        "sorted(os.listdir('.'))": "['a']",
+        "os.rmdir('a')": "None",
+        "os.rmdir('a') ": "ENOENT",
+        "os.rmdir('../report')": "EPERM",
+        "os.listdir('.')": "[]",
+    }
+    assert dict(zip(course, steps(emulated, *course), strict=True)) == course
+
+
+def test_our_client_gets_a_report_and_its_certificates(emulated: Emulated, tmp_path: Path) -> None:
+    report, table = tmp_path / "report.bin", tmp_path / "table.bin"
+    words = ["--via", "configfs-tsm", "-o", str(report), "--table-out", str(table), "--vmpl", "1"]
+    said = json.loads(in_guest(emulated, *SNPCERTS, "guest", "report", *words, "--json"))
+    assert (said["via"], said["table_entries"]) == ("configfs-tsm", 3)
+    assert Report.unpack(report.read_bytes()).fields.vmpl == 1
+    made = emulated.certs / "ark.der"
+    words = ["verify", "--anchor", str(made), "--certs", str(table), str(report)]
+    assert "verified" in in_guest(emulated, *SNPCERTS, *words)
+
+
+def test_programs_of_one_guest_share_the_directory(emulated: Emulated) -> None:
+    """A program started in the guest by another command sees the first one's entries."""
+    emulated.issue_certificates()
+    reports = "/sys/kernel/config/tsm/report"
+    started = f"mkdir {reports}/mine; echo made; read _"
+    served = str(emulated.certs / "table.bin")
+    words = emulated.command("guest", "--certs", served, "--", "sh", "-c", started)
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as first:
+        assert first.stdin is not None
+        assert first.stdout is not None
+        assert first.stdout.readline() == "made\n"
+        assert emulated.run("guest", "--", "ls", reports).stdout == "mine\n"
+        first.stdin.close()
+
+
+def test_a_machine_without_fuse_says_so_in_its_log(emulated: Emulated) -> None:
+    """The device is there all the same."""
+    emulated.issue_certificates()
+    program = (
+        "import sys\n"
+        "from snpcerts.cli.main import main\n"
+        "from snpcerts.emulator.frontdoor import namespace\n"
+        "namespace._FUSE = '/dev/no-fuse'\n"
+        "sys.exit(main(sys.argv[1:]))"
+    )
+    words = ["emulate", "--platform", str(emulated.directory), "guest", "--certs"]
+    words += [str(emulated.certs / "table.bin"), "--", "ls", "/dev/sev-guest", "/sys/kernel/config"]
+    ran = subprocess.run(
+        [SNPCERTS[0], "-c", program, *words], capture_output=True, text=True, timeout=120
+    )
+    assert "/dev/sev-guest" in ran.stdout
+    log = next(emulated.directory.glob("*.log")).read_text()
+    assert "no /sys/kernel/config: /dev/no-fuse: No such file" in log
