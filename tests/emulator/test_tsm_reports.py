@@ -7,6 +7,7 @@ import errno
 import os
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TypeVar
 
 import pytest
@@ -143,9 +144,9 @@ def test_the_files_are_those_of_a_guest_without_an_svsm() -> None:
     }
     assert not modes.keys() & {*SERVICE}
     for name, mode in modes.items():
-        fails(errno.EACCES, lambda name=name: file_of(entry, name).open(os.O_RDWR))
+        fails(errno.EACCES, partial(file_of(entry, name).open, os.O_RDWR))
         other = os.O_WRONLY if mode == 0o444 else os.O_RDONLY
-        fails(errno.EACCES, lambda name=name, other=other: file_of(entry, name).open(other))
+        fails(errno.EACCES, partial(file_of(entry, name).open, other))
 
 
 @pytest.mark.parametrize(
@@ -172,7 +173,7 @@ def test_a_refused_privlevel_changes_nothing(text: bytes, code: int) -> None:
 def test_numbers_are_read_as_kstrtouint_reads_them(text: bytes, value: int) -> None:
     assert kstrtouint(text) == value
     for bad in (b"08", b"0x", b"1_0", b"\n1", b"1\n\n", b"3 "):
-        fails(errno.EINVAL, lambda bad=bad: kstrtouint(bad))
+        fails(errno.EINVAL, partial(kstrtouint, bad))
 
 
 @pytest.mark.parametrize("size", [0, 1, 63])
