@@ -18,6 +18,7 @@ from snpcerts.kds.url import VcekResource
 from snpcerts.mirror.serving import ServeOptions
 
 from ..keys import authority_of
+from .postgres import PostgresServer
 from .running import RunningMirror
 
 MILAN_TCB = TcbVersion(4, 0, 24, 219)
@@ -80,6 +81,23 @@ def start(
     yield starting
     for each in running:
         each.__exit__()
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[PostgresServer]:
+    """One server for all tests of this process."""
+    server = PostgresServer()
+    yield server
+    server.close()
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """The URL of an empty database, of each kind."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path}/mirror.db"
+    server: PostgresServer = request.getfixturevalue("postgres")
+    return server.new_database()
 
 
 @pytest.fixture

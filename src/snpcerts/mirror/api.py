@@ -1,19 +1,36 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The mirror's own routes: what agents announce, rolls, health."""
+"""The mirror's own routes: pages, what agents announce, rolls, metrics, health.
+
+Reading is open, as the certificates are: the pages show chip IDs and host names, so serve them to
+those who may see them. Writing needs a bearer token.
+"""
 
 from __future__ import annotations
 
 import hmac
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final
 
 from starlette.applications import Starlette
-from starlette.requests import Request
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from snpcerts.abi.product import Product
+from snpcerts.errors import FormatError, InputError, RefusedError, SnpCertsError
+from snpcerts.mirror.announcement import MAX_BYTES, read_announcement, tcb_of
 from snpcerts.mirror.database import DatabaseUnavailableError, MirrorDatabase
-from snpcerts.mirror.wanted import WantedQueue
+from snpcerts.mirror.fleet_records import MAX_HOSTS, FleetRecords
+from snpcerts.mirror.fleet_view import Fleet, FleetHost, Roll
+from snpcerts.mirror.mirror_metrics import FleetCache, MirrorMetrics
+from snpcerts.mirror.page import fleet_page, host_filter, host_page, page_headers
+
+_MAX_ROLL: Final = 8 << 20  # bytes: MAX_HOSTS chip IDs and names
+_PRODUCTS: Final = {product.kds_name.lower(): product for product in Product}
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,38 +49,267 @@ class Tokens:
         return found
 
 
-class _MirrorApi:
+class _RejectedError(Exception):
+    def __init__(self, status: int, code: str, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+        self.code = code
+
+
+class MirrorApi:
+    """The routes' handlers. ``wake`` is called when something has been added to the queue."""
+
     def __init__(
         self,
         database: MirrorDatabase,
-        queue: WantedQueue,
+        records: FleetRecords,
+        fleet: FleetCache,
+        metrics: MirrorMetrics,
         tokens: Tokens,
         wake: Callable[[], None],
     ) -> None:
         self._database = database
-        self._queue = queue
+        self._records = records
+        self._fleet = fleet
+        self._metrics = metrics
         self._tokens = tokens
         self._wake = wake
 
-    def routes(self) -> list[Route]:
-        return [
-            Route("/healthz", self.healthz),
-            Route("/readyz", self.readyz),
-        ]
+    def app(self) -> Starlette:
+        """Return the application."""
+        hosts = "/api/v1/hosts/{product}/{hwid}"
+        return Starlette(
+            routes=[
+                Route("/", self.page),
+                Route("/hosts/{product}/{hwid}", self.host_page),
+                Route("/metrics", self.metrics),
+                Route("/healthz", self.healthz),
+                Route("/readyz", self.readyz),
+                Route("/api/v1/fleet", self.fleet),
+                Route("/api/v1/rolls", self.rolls),
+                Route("/api/v1/rolls", self.start_roll, methods=["POST"]),
+                Route(hosts, self.host),
+                Route(hosts, self.announce, methods=["PUT"]),
+            ],
+            exception_handlers={
+                _RejectedError: _rejected,
+                FormatError: _unreadable,
+                InputError: _unreadable,
+                RefusedError: _refused,
+                DatabaseUnavailableError: _no_database,
+            },
+        )
 
     async def healthz(self, _request: Request) -> Response:
+        """Whether the process lives."""
         return JSONResponse({"ok": True})
 
     def readyz(self, _request: Request) -> Response:
-        try:
-            self._database.check()
-        except DatabaseUnavailableError as error:
-            return JSONResponse({"ok": False, "code": error.code, "error": str(error)}, 503)
+        """Whether it can serve: the database answers."""
+        self._database.check()
         return JSONResponse({"ok": True})
 
+    def metrics(self, _request: Request) -> Response:
+        """Everything for Prometheus."""
+        return Response(self._metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
-def mirror_api(
-    database: MirrorDatabase, queue: WantedQueue, tokens: Tokens, wake: Callable[[], None]
-) -> Starlette:
-    """Return the application. ``wake`` is called when something has been added to the queue."""
-    return Starlette(routes=_MirrorApi(database, queue, tokens, wake).routes())
+    def page(self, request: Request) -> Response:
+        """The fleet, for people."""
+        html = fleet_page(self._fleet.get(), host_filter(dict(request.query_params)))
+        return Response(html, headers=page_headers())
+
+    def host_page(self, request: Request) -> Response:
+        """One host, for people."""
+        product, hwid = _chip(request)
+        found = self._records.host(product, hwid)
+        if found is None:
+            raise _RejectedError(404, "unknown-host", "no such host has announced itself")
+        return Response(host_page(found), headers=page_headers())
+
+    def fleet(self, _request: Request) -> Response:
+        """The fleet, for programs."""
+        return JSONResponse(_fleet_json(self._fleet.get()))
+
+    def host(self, request: Request) -> Response:
+        """One host, for programs."""
+        product, hwid = _chip(request)
+        found = self._records.host(product, hwid)
+        if found is None:
+            raise _RejectedError(404, "unknown-host", "no such host has announced itself")
+        seen = [
+            {"at": each.at.isoformat(), "announcement": each.announcement.to_json()}
+            for each in found.seen
+        ]
+        return JSONResponse({**_host_json(found.host, found.now), "history": seen})
+
+    def rolls(self, _request: Request) -> Response:
+        """The rolls, the newest first."""
+        return JSONResponse({"rolls": [_roll_json(each) for each in self._records.rolls()]})
+
+    async def announce(self, request: Request) -> Response:
+        """Record an agent's announcement; answer where its certificates stand."""
+        self._authorise(request, admin=False)
+        told = read_announcement(await _body(request, MAX_BYTES))
+        product, hwid = _chip(request)
+        if (told.product, told.hwid) != (product, hwid):
+            raise _RejectedError(400, "input", "the announcement is of another chip than the URL")
+        wanted = await run_in_threadpool(self._records.announce, told)
+        self._wake()
+        return JSONResponse({"wanted": [each.to_json() for each in wanted]})
+
+    async def start_roll(self, request: Request) -> Response:
+        """Announce firmware before it is there; answer how long the queue will take."""
+        self._authorise(request, admin=True)
+        given = _object(await _body(request, _MAX_ROLL))
+        product = _PRODUCTS.get(str(given.get("product")).lower())
+        if product is None:
+            raise FormatError("roll", "is not a product", field="product")
+        tcb = tcb_of(given.get("tcb"), product)
+        names = given.get("hosts")
+        if names is not None and not _are_names(names):
+            raise FormatError("roll", "must be a list of names or chip IDs", field="hosts")
+        found = await run_in_threadpool(self._records.start_roll, product, tcb, names)
+        self._wake()
+        done = datetime.now(UTC) + timedelta(seconds=found.wait)
+        return JSONResponse(
+            {
+                "roll": found.number,
+                "hosts": found.hosts,
+                "stored": found.stored,
+                "queued": found.queued,
+                "wait_seconds": round(found.wait, 1),
+                "done_at": done.isoformat(timespec="seconds"),
+            },
+            201,
+        )
+
+    def _authorise(self, request: Request, *, admin: bool) -> None:
+        role = "admin" if admin else "agent"
+        if not self._tokens.admin and (admin or not self._tokens.agent):
+            raise _RejectedError(
+                403, "no-tokens", f"this mirror has no {role} tokens: see --{role}-token-file"
+            )
+        scheme, _, given = request.headers.get("authorization", "").partition(" ")
+        if scheme.lower() != "bearer" or not given:
+            raise _RejectedError(401, "no-token", f"send an {role}'s token: Authorization: Bearer")
+        if not self._tokens.allow(given.strip(), admin=admin):
+            raise _RejectedError(403, "wrong-token", f"the token is not that of an {role}")
+
+
+async def _body(request: Request, most: int) -> bytes:
+    data = bytearray()
+    try:
+        async for part in request.stream():
+            data += part
+            if len(data) > most:
+                raise _RejectedError(413, "too-large", f"the body has more than {most} bytes")
+    except ClientDisconnect:
+        raise _RejectedError(400, "input", "the body ended early") from None
+    return bytes(data)
+
+
+def _object(data: bytes) -> Mapping[str, Any]:
+    try:
+        found = json.loads(data)
+    except (ValueError, RecursionError):
+        raise FormatError("roll", "is not JSON") from None
+    if not isinstance(found, dict):
+        raise FormatError("roll", "is not a JSON object")
+    return found
+
+
+def _are_names(names: object) -> bool:
+    return (
+        isinstance(names, list)
+        and len(names) <= MAX_HOSTS
+        and all(isinstance(each, str) and 0 < len(each) <= 253 for each in names)
+    )
+
+
+def _chip(request: Request) -> tuple[Product, bytes]:
+    product = _PRODUCTS.get(request.path_params["product"].lower())
+    try:
+        hwid = bytes.fromhex(request.path_params["hwid"])
+    except ValueError:
+        hwid = b""
+    if product is None or len(hwid) != product.hwid_size:
+        raise _RejectedError(404, "unknown-host", "the URL names no chip: PRODUCT/HWID")
+    return product, hwid
+
+
+def _fleet_json(fleet: Fleet) -> dict[str, object]:
+    queue = fleet.queue
+    return {
+        "now": fleet.now.isoformat(),
+        "version": fleet.version,
+        "instances": fleet.instances,
+        "hosts": [_host_json(each, fleet.now) for each in fleet.hosts],
+        "queue": {
+            "waiting": dict(queue.waiting),
+            "gap": queue.gap,
+            "ends_at": _iso(queue.ends_at),
+            "hold_until": _iso(queue.hold_until),
+            "fetched": queue.fetched,
+            "refused": queue.refused,
+            "problem": queue.problem,
+            "upstream": queue.upstream,
+        },
+        "rolls": [_roll_json(each) for each in fleet.rolls],
+        "stored": dict(fleet.stored),
+        "expiring": [{"what": each.what, "at": _iso(each.at)} for each in fleet.lists],
+    }
+
+
+def _host_json(host: FleetHost, now: datetime) -> dict[str, object]:
+    return {
+        "state": host.state(now).slug,
+        "reason": host.reason(now),
+        "seen_at": _iso(host.seen_at),
+        "first_seen_at": _iso(host.first_seen_at),
+        "target_tcb": None if host.target is None else host.target.components(),
+        "next": host.next_state.value.replace(" ", "-"),
+        "announcement": host.announcement.to_json(),
+    }
+
+
+def _roll_json(roll: Roll) -> dict[str, object]:
+    last = roll.points[-1] if roll.points else None
+    return {
+        "roll": roll.number,
+        "product": roll.product.value,
+        "tcb": roll.tcb.components(),
+        "started_at": _iso(roll.started_at),
+        "hosts": roll.hosts,
+        "stored": last.stored if last else 0,
+        "committed": last.committed if last else 0,
+        "in_step": last.in_step if last else 0,
+        "prefetched_at": _iso(roll.prefetched_at),
+        "done": roll.done,
+    }
+
+
+def _iso(when: datetime | None) -> str | None:
+    return None if when is None else when.isoformat(timespec="seconds")
+
+
+def _rejected(_request: Request, error: Exception) -> Response:
+    assert isinstance(error, _RejectedError)  # noqa: S101 (Starlette's table says so)
+    headers = {"WWW-Authenticate": "Bearer"} if error.status == 401 else None
+    return JSONResponse({"code": error.code, "error": str(error)}, error.status, headers)
+
+
+def _unreadable(_request: Request, error: Exception) -> Response:
+    return _problem(error, 400)
+
+
+def _refused(_request: Request, error: Exception) -> Response:
+    return _problem(error, 409)
+
+
+def _no_database(_request: Request, error: Exception) -> Response:
+    return _problem(error, 503, {"Retry-After": "5"})
+
+
+def _problem(error: Exception, status: int, headers: Mapping[str, str] | None = None) -> Response:
+    code = error.code if isinstance(error, SnpCertsError) else "error"
+    return JSONResponse({"code": code, "error": str(error)}, status, headers)

@@ -154,7 +154,8 @@ def _sqlite(url: URL) -> Engine:
         for pragma in (
             f"busy_timeout = {_BUSY}",
             "journal_mode = WAL",
-            "synchronous = FULL",
+            # After a power cut the last moments may be missing, and are then asked for again.
+            "synchronous = NORMAL",
             "cache_size = -4096",  # 4 MiB
         ):
             connection.execute(f"PRAGMA {pragma}")
@@ -170,7 +171,7 @@ def _sqlite(url: URL) -> Engine:
 def _postgresql(url: URL) -> Engine:
     # A process that is stopped within a transaction must not stop the others.
     limits = (
-        f"-c statement_timeout={_STATEMENT} -c lock_timeout={_BUSY} "
+        f"-c client_encoding=UTF8 -c statement_timeout={_STATEMENT} -c lock_timeout={_BUSY} "
         f"-c idle_in_transaction_session_timeout={_STATEMENT}"
     )
     given = url.query.get("options")

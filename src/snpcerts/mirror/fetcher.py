@@ -129,7 +129,7 @@ class Fetcher:
         self._admission = admission
         self._done = done
         self._wall = wall
-        self._instance = uuid.uuid4().hex[:12]
+        self.instance = uuid.uuid4().hex[:12]
         self._count = 0
         self._thread: threading.Thread | None = None
 
@@ -170,7 +170,7 @@ class Fetcher:
         Raises :class:`DatabaseUnavailableError` if no row could be taken.
         """
         self._count += 1
-        token = f"{self._instance}-{self._count}"
+        token = f"{self.instance}-{self._count}"
         taken_at = self.waiter.monotonic()
         with self._database.write() as connection:
             self._queue.lock(connection)

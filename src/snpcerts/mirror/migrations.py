@@ -52,7 +52,7 @@ _FIRST: Final = (
         noted_at {real} NOT NULL, until {real} NOT NULL)""",
     """CREATE TABLE host (
         product TEXT NOT NULL, hwid TEXT NOT NULL, name TEXT NOT NULL, first_at {real} NOT NULL,
-        announced_at {real} NOT NULL, announcement TEXT NOT NULL, digest TEXT NOT NULL,
+        announced_at {real} NOT NULL, announcement TEXT NOT NULL,
         PRIMARY KEY (product, hwid))""",
     """CREATE TABLE host_history (
         id {serial} PRIMARY KEY, product TEXT NOT NULL, hwid TEXT NOT NULL,
@@ -65,6 +65,8 @@ _FIRST: Final = (
         roll {big} NOT NULL, hwid TEXT NOT NULL, resource TEXT NOT NULL, stored_at {real},
         committed_at {real}, in_step_at {real}, PRIMARY KEY (roll, hwid))""",
     "CREATE INDEX roll_host_resource ON roll_host (resource)",
+    "CREATE INDEX roll_host_chip ON roll_host (hwid)",
+    "CREATE TABLE instance (id TEXT PRIMARY KEY, seen_at {real} NOT NULL)",
 )
 
 MIGRATIONS: Final[Sequence[Sequence[str]]] = (_FIRST,)

@@ -21,10 +21,13 @@ from snpcerts.kds.client import KdsClient
 from snpcerts.kds.retry import AMD_GAP
 from snpcerts.kds.url import AMD_URL
 from snpcerts.mirror.admission import Admission
-from snpcerts.mirror.api import Tokens, mirror_api
+from snpcerts.mirror.api import MirrorApi, Tokens
 from snpcerts.mirror.database import MirrorDatabase
 from snpcerts.mirror.fetcher import Fetcher
+from snpcerts.mirror.fleet_records import FleetRecords
+from snpcerts.mirror.mirror_metrics import FleetCache, MirrorMetrics
 from snpcerts.mirror.service import Application, CallerLimits, MirrorService
+from snpcerts.mirror.upkeep import Upkeep
 from snpcerts.mirror.waiting import NotificationListener, WaitingCallers
 from snpcerts.mirror.wanted import WantedQueue
 
@@ -69,13 +72,30 @@ class Mirror:
             done=self.waiting.done,
         )
         self._listener = NotificationListener(self.database, self._heard)
+        self.records = FleetRecords(self.database, self.queue, self.client.url)
+        self._upkeep = Upkeep(
+            self.database,
+            self.queue,
+            self.records,
+            crl_age=options.limits.crl_age,
+            instance=self.fetcher.instance,
+            wake=self.fetcher.wake,
+        )
+        fleet = FleetCache(self.records.fleet)
+        metrics = MirrorMetrics(
+            self.client, fleet.get, lambda: len(self.waiting), self.records.crl_ages
+        )
+        api = MirrorApi(
+            self.database, self.records, fleet, metrics, options.tokens, self.fetcher.wake
+        )
         self.app: Application = MirrorService(
             self.database,
             self.queue,
             self.waiting,
-            mirror_api(self.database, self.queue, options.tokens, self.fetcher.wake),
+            api.app(),
             limits=options.limits,
             wake=self.fetcher.wake,
+            count=metrics.count,
         )
 
     @contextlib.asynccontextmanager
@@ -84,12 +104,14 @@ class Mirror:
         self.waiting.attach(asyncio.get_running_loop())
         self.fetcher.start()
         self._listener.start()
+        self._upkeep.start()
         poll = asyncio.create_task(self.waiting.poll())
         try:
             yield
         finally:
             poll.cancel()
             self._listener.close()
+            await asyncio.to_thread(self._upkeep.close)
             await asyncio.to_thread(self.fetcher.close)
 
     def close(self) -> None:

@@ -6,13 +6,14 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import Connection, delete, select
+from sqlalchemy import Connection, delete, select, update
 
 from snpcerts.kds.url import ChainResource, CrlResource, Resource, VcekResource
 from snpcerts.mirror.database import insert
-from snpcerts.mirror.tables import CERTIFICATE, NEGATIVE
+from snpcerts.mirror.tables import CERTIFICATE, NEGATIVE, ROLL_HOST
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +65,7 @@ def content_type(resource: Resource) -> str:
 
 
 _DER = "application/octet-stream"
+_BATCH = 500
 
 
 def find(connection: Connection, resource: str) -> StoredCertificate | None:
@@ -104,6 +106,23 @@ def put(connection: Connection, found: Admitted, *, now: float, origin: str) -> 
     statement = insert(connection, CERTIFICATE).values(resource=path, **values)
     connection.execute(statement.on_conflict_do_update(index_elements=["resource"], set_=values))
     connection.execute(delete(NEGATIVE).where(NEGATIVE.c.resource == path))
+    waiting = (ROLL_HOST.c.resource == path, ROLL_HOST.c.stored_at.is_(None))
+    connection.execute(update(ROLL_HOST).where(*waiting).values(stored_at=now))
+
+
+def stored_among(connection: Connection, paths: Sequence[str]) -> set[str]:
+    """Return those of the resources that are stored."""
+    c = CERTIFICATE.c.resource
+    found: set[str] = set()
+    for part in batches(paths):
+        found |= set(connection.execute(select(c).where(c.in_(part))).scalars())
+    return found
+
+
+def batches(paths: Sequence[str]) -> Iterator[Sequence[str]]:
+    """Yield parts of a list that fit into one query."""
+    for start in range(0, len(paths), _BATCH):
+        yield paths[start : start + _BATCH]
 
 
 def etag_of(body: bytes) -> str:

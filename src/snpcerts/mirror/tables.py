@@ -99,7 +99,6 @@ HOST: Final = Table(
     Column("first_at", Double, nullable=False),
     Column("announced_at", Double, nullable=False),
     Column("announcement", Text, nullable=False),  # JSON, as the agent sent it
-    Column("digest", Text, nullable=False),  # of what history records
 )
 
 HOST_HISTORY: Final = Table(
@@ -130,4 +129,12 @@ ROLL_HOST: Final = Table(
     Column("stored_at", Double),
     Column("committed_at", Double),
     Column("in_step_at", Double),
+)
+
+# Instances that are alive, for the page.
+INSTANCE: Final = Table(
+    "instance",
+    METADATA,
+    Column("id", Text, primary_key=True),
+    Column("seen_at", Double, nullable=False),
 )

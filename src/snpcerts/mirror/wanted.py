@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import enum
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -22,7 +23,7 @@ from sqlalchemy import Connection, Select, and_, delete, func, or_, select, upda
 from snpcerts.kds.retry import MAX_GAP, MAX_RETRY_AFTER, RetryPolicy
 from snpcerts.kds.url import Resource, VcekResource, parse_target
 from snpcerts.mirror.database import insert
-from snpcerts.mirror.stored import hwid_of, kind_of
+from snpcerts.mirror.stored import batches, hwid_of, kind_of
 from snpcerts.mirror.tables import CERTIFICATE, HOST, NEGATIVE, PACE, QUEUE
 
 # How long one request may take, and its row's lease, in seconds.
@@ -129,22 +130,28 @@ class WantedQueue:
                     update(QUEUE).where(q.resource == resource.path).values(need=int(need))
                 )
             return False
-        row = {
-            "resource": resource.path,
-            "kind": kind_of(resource),
-            "product": resource.product.value,
-            "hwid": hwid_of(resource),
-            "paced": isinstance(resource, VcekResource),
-            "need": int(need),
-            "caller": caller if need is Need.STRANGER else None,
-            "wanted_at": now,
-            "not_before": now,
-            "leased_at": 0.0,
-            "lease_until": 0.0,
-            "attempts": 0,
-        }
+        row = _row(resource, need, now, caller if need is Need.STRANGER else None)
         statement = insert(connection, QUEUE).values(row).on_conflict_do_nothing()
         return connection.execute(statement).rowcount == 1
+
+    def want_all(
+        self, connection: Connection, resources: Sequence[Resource], need: Need, now: float
+    ) -> int:
+        """Put many resources into the queue as :meth:`want` does; return how many rows are new."""
+        q = QUEUE.c
+        by_path = {resource.path: resource for resource in resources}
+        known: set[str] = set()
+        for part in batches(list(by_path)):
+            known |= set(
+                connection.execute(select(q.resource).where(q.resource.in_(part))).scalars()
+            )
+            connection.execute(
+                update(QUEUE).where(q.resource.in_(part), q.need > need).values(need=int(need))
+            )
+        rows = [_row(each, need, now) for path, each in by_path.items() if path not in known]
+        if rows:
+            connection.execute(insert(connection, QUEUE).on_conflict_do_nothing(), rows)
+        return len(rows)
 
     def drop(self, connection: Connection, resource: str) -> None:
         """Remove a row that has been answered."""
@@ -351,16 +358,21 @@ class WantedQueue:
         wait = pace.free_at - now + turns * pace.period + pace.latency
         return QueuePlace(before, max(own, wait))
 
-    def empty_in(self, connection: Connection, now: float) -> float:
-        """Return in how many seconds the queue will be empty; 0 if it is."""
+    def done_in(self, connection: Connection, need: Need, now: float) -> float:
+        """Return in how many seconds all rows of a need will be done, and those before them."""
         q = QUEUE.c
         count = connection.execute(
-            select(func.count()).select_from(QUEUE).where(q.paced)
+            select(func.count()).select_from(QUEUE).where(q.paced, q.need <= need)
         ).scalar_one()
         if not count:
             return 0.0
         pace = self.pace(connection, now)
-        return pace.free_at - now + count * pace.period
+        under_way = 1 if pace.busy_until > now else 0
+        return pace.free_at - now + (count - under_way) * pace.period + pace.latency
+
+    def empty_in(self, connection: Connection, now: float) -> float:
+        """Return in how many seconds the queue will be empty; 0 if it is."""
+        return self.done_in(connection, Need.REFRESH, now)
 
     def strangers(self, connection: Connection, caller: str) -> int:
         """Return how many rows of the queue a caller has that no host has announced."""
@@ -447,6 +459,25 @@ def _next(now: float, *, paced: bool) -> Select[tuple[str, int, int]]:
         .limit(1)
         .with_for_update(skip_locked=True)
     )
+
+
+def _row(
+    resource: Resource, need: Need, now: float, caller: str | None = None
+) -> dict[str, object]:
+    return {
+        "resource": resource.path,
+        "kind": kind_of(resource),
+        "product": resource.product.value,
+        "hwid": hwid_of(resource),
+        "paced": isinstance(resource, VcekResource),
+        "need": int(need),
+        "caller": caller,
+        "wanted_at": now,
+        "not_before": now,
+        "leased_at": 0.0,
+        "lease_until": 0.0,
+        "attempts": 0,
+    }
 
 
 def _holds(connection: Connection, taken: Taken) -> bool:

@@ -1,0 +1,228 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The mirror's metrics, in Prometheus' exposition format.
+
+Requests are counted by this instance. What is in the database is read when the metrics are read,
+and is the same for all instances.
+"""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Callable, Iterator
+from typing import Final
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from snpcerts import __version__
+from snpcerts.kds.client import KdsClient
+from snpcerts.mirror.database import DatabaseUnavailableError
+from snpcerts.mirror.fleet_view import Fleet, HostState, processors_of, shortfalls
+from snpcerts.verify.bulletins import BulletinData, bulletin_data
+
+_SECONDS: Final = (0.001, 0.002, 0.005, 0.01, 0.05, 0.25, 1, 5, 15, 60)
+_NEEDS: Final = ("host", "roll", "stranger", "refresh")
+_OUTCOMES: Final = (
+    "ok",
+    "not-found",
+    "throttled",
+    "server-error",
+    "unreachable",
+    "unreadable",
+    "refused",
+)
+
+
+class MirrorMetrics:
+    """One instance's metrics. ``fleet`` returns the database's content."""
+
+    def __init__(
+        self,
+        client: KdsClient,
+        fleet: Callable[[], Fleet],
+        waiting: Callable[[], int],
+        crl_ages: Callable[[], dict[tuple[str, str], float]],
+    ) -> None:
+        self._registry = CollectorRegistry()
+        self._requests = Counter(
+            "snpcerts_mirror_requests",
+            "Requests for AMD's resources, by kind of resource and outcome",
+            ("resource", "outcome"),
+            registry=self._registry,
+        )
+        self._seconds = Histogram(
+            "snpcerts_mirror_request_seconds",
+            "Time to an answer; hits apart from the rest, which may have waited",
+            ("hit",),
+            buckets=_SECONDS,
+            registry=self._registry,
+        )
+        self._hit = self._seconds.labels("true")
+        self._other = self._seconds.labels("false")
+        self._children: dict[tuple[str, str], Counter] = {}
+        self._registry.register(_DatabaseMetrics(client, fleet, waiting, crl_ages))
+
+    def count(self, kind: str, outcome: str, seconds: float) -> None:
+        """Count one answer."""
+        key = (kind, outcome)
+        child = self._children.get(key)
+        if child is None:
+            child = self._children[key] = self._requests.labels(*key)
+        child.inc()
+        (self._hit if outcome == "hit" else self._other).observe(seconds)
+
+    def text(self) -> bytes:
+        """Return the exposition."""
+        return generate_latest(self._registry)
+
+
+class _DatabaseMetrics(Collector):
+    def __init__(
+        self,
+        client: KdsClient,
+        fleet: Callable[[], Fleet],
+        waiting: Callable[[], int],
+        crl_ages: Callable[[], dict[tuple[str, str], float]],
+    ) -> None:
+        self._client = client
+        self._fleet = fleet
+        self._waiting = waiting
+        self._crl_ages = crl_ages
+
+    def describe(self) -> Iterator[Metric]:
+        """Describe nothing, so that registering asks no database."""
+        yield from ()
+
+    def collect(self) -> Iterator[Metric]:
+        """Read the database once."""
+        info = GaugeMetricFamily(
+            "snpcerts_mirror_build_info", "The release; always 1", labels=["version"]
+        )
+        info.add_metric([__version__], 1)
+        yield info
+        asked = CounterMetricFamily(
+            "snpcerts_mirror_upstream_requests",
+            "Requests of this instance to its upstream, by outcome",
+            labels=["outcome"],
+        )
+        results = self._client.results
+        for outcome in _OUTCOMES:
+            asked.add_metric([outcome], results.get(outcome, 0))
+        yield asked
+        yield _gauge("waiting_callers", "Callers that this instance holds", self._waiting())
+        try:
+            fleet = self._fleet()
+            ages = self._crl_ages()
+        except DatabaseUnavailableError:
+            yield _gauge("database_up", "Whether the database answers", 0)
+            return
+        yield _gauge("database_up", "Whether the database answers", 1)
+        yield from _of_queue(fleet)
+        yield from _of_store(fleet, ages)
+        yield from _of_hosts(fleet)
+
+
+def _of_queue(fleet: Fleet) -> Iterator[Metric]:
+    queue = fleet.queue
+    now = fleet.now.timestamp()
+    yield _labelled(
+        "queue",
+        "Certificates in the queue, by need",
+        "need",
+        {need: queue.waiting.get(need, 0) for need in _NEEDS},
+    )
+    ends = 0.0 if queue.ends_at is None else max(0.0, queue.ends_at.timestamp() - now)
+    yield _gauge("queue_seconds", "Seconds until the queue is empty", ends)
+    hold = 0.0 if queue.hold_until is None else max(0.0, queue.hold_until.timestamp() - now)
+    yield _gauge("hold_seconds", "Seconds until upstream may be asked again", hold)
+    yield _gauge("gap_seconds", "Least time between two VCEKs", queue.gap)
+    yield _gauge("upstream_failing", "Whether the last request had no answer", bool(queue.problem))
+    yield _gauge("fetched_last_hour", "Certificates fetched in the last hour", queue.fetched)
+    yield _gauge("refused_last_hour", "Refused or absent ones in the last hour", queue.refused)
+    yield _gauge("instances", "Instances that share the database", fleet.instances)
+
+
+def _of_store(fleet: Fleet, ages: dict[tuple[str, str], float]) -> Iterator[Metric]:
+    kinds = ("vcek", "chain", "crl")
+    counts = {kind: fleet.stored.get(kind, 0) for kind in kinds}
+    yield _labelled("certificates", "Stored certificates, chains and lists", "kind", counts)
+    age = GaugeMetricFamily(
+        "snpcerts_mirror_crl_age_seconds",
+        "Seconds since a revocation list was fetched",
+        labels=["product", "kind"],
+    )
+    for (product, kind), value in sorted(ages.items()):
+        age.add_metric([product, kind], value)
+    yield age
+    soonest: dict[str, float] = {}
+    for each in fleet.expiring():
+        kind = each.what if each.host is None else "host certificate"
+        soonest.setdefault(kind, each.at.timestamp())
+    yield _labelled(
+        "expiry_timestamp_seconds",
+        "When the first one expires",
+        "kind",
+        dict(sorted(soonest.items())),
+    )
+
+
+def _of_hosts(fleet: Fleet) -> Iterator[Metric]:
+    states = fleet.by_state()
+    yield _labelled(
+        "hosts", "Hosts by state", "state", {each.slug: states[each] for each in HostState}
+    )
+    bulletins = _bulletins()
+    told = [host.announcement for host in fleet.hosts]
+    below = sum(bool(shortfalls(each.reported, processors_of(each), bulletins)) for each in told)
+    yield _gauge("hosts_below_floor", "Hosts below a security bulletin's TCB", below)
+    rolls = GaugeMetricFamily(
+        "snpcerts_mirror_roll_hosts",
+        "Hosts of a roll, by how far they have come",
+        labels=["roll", "progress"],
+    )
+    for roll in fleet.rolls:
+        last = roll.points[-1] if roll.points else None
+        for progress, value in (
+            ("all", roll.hosts),
+            ("stored", last.stored if last else 0),
+            ("committed", last.committed if last else 0),
+            ("in-step", last.in_step if last else 0),
+        ):
+            rolls.add_metric([str(roll.number), progress], value)
+    yield rolls
+
+
+@functools.cache
+def _bulletins() -> BulletinData:
+    return bulletin_data()
+
+
+def _gauge(name: str, text: str, value: float) -> Metric:
+    return GaugeMetricFamily(f"snpcerts_mirror_{name}", text, value=value)
+
+
+def _labelled(
+    name: str, text: str, label: str, values: dict[str, float] | dict[str, int]
+) -> Metric:
+    family = GaugeMetricFamily(f"snpcerts_mirror_{name}", text, labels=[label])
+    for key, value in values.items():
+        family.add_metric([key], value)
+    return family
+
+
+class FleetCache:
+    """The fleet as of a moment ago, so that many readers cost one read."""
+
+    def __init__(self, read: Callable[[], Fleet], lasts: float = 2.0) -> None:
+        self._read = read
+        self._lasts = lasts
+        self._at = float("-inf")
+        self._fleet: Fleet | None = None
+
+    def get(self) -> Fleet:
+        """Return the fleet, at most seconds old."""
+        if self._fleet is None or time.monotonic() - self._at > self._lasts:
+            self._fleet, self._at = self._read(), time.monotonic()
+        return self._fleet
