@@ -147,6 +147,14 @@ def cache(folder: Path) -> Finding:
     return Finding("cache", Severity.FAIL, f"{folder}: is not writable", "--cache names another")
 
 
+def shim(library: Callable[[], str]) -> Finding:
+    """The library of ``snpcerts run``; ``library`` returns its path, or raises."""
+    try:
+        return Finding("snpcerts run", Severity.PASS, library())
+    except SnpCertsError as error:
+        return Finding("snpcerts run", Severity.WARN, error.message, error.hint or "")
+
+
 def key_server(ask: Callable[[], str]) -> Finding:
     """The key server answers; ``ask`` returns what it answered, or raises."""
     try:

@@ -47,7 +47,12 @@ _MARK: Final = "# Written by snpcerts host install. SHA-256 of what follows: "
 _NAME: Final = re.compile(r"[a-z_][a-z0-9_-]{0,30}\Z")
 _PLAIN_PATH: Final = re.compile(r"/[A-Za-z0-9/._+-]+\Z")
 _RUNS: Final = re.compile(r"^ExecStart=(\S+)", re.MULTILINE)
-_SHARED: Final = ("share/man/man1", "share/bash-completion/completions", "share/zsh/site-functions")
+_SHARED: Final = (
+    "share/man/man1",
+    "share/bash-completion/completions",
+    "share/zsh/site-functions",
+    "share/fish/vendor_completions.d",
+)
 _OWN_VENV: Final = (
     "install it for the whole host: python3 -m venv /opt/snpcerts, then "
     "/opt/snpcerts/bin/pip install, then /opt/snpcerts/bin/snpcerts host install"

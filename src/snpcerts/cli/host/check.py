@@ -31,6 +31,7 @@ def check(host: Host, online: bool, as_json: bool) -> None:
     """
     from snpcerts.host import host_check as checks
     from snpcerts.vmm.enable import supports_req_certs
+    from snpcerts.vmm.preload import shim_library
 
     config = host.config()
     lines = [
@@ -40,6 +41,7 @@ def check(host: Host, online: bool, as_json: bool) -> None:
         checks.firmware(lambda: host.firmware(config)),
         *checks.files(config),
         checks.cache(config.cache),
+        checks.shim(shim_library),
     ]
     if online:
         lines.append(checks.key_server(lambda: _ask_key_server(config)))

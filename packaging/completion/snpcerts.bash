@@ -1,0 +1,30 @@
+# SPDX-License-Identifier: Apache-2.0
+# What click makes: _SNPCERTS_COMPLETE=bash_source snpcerts
+_snpcerts_completion() {
+    local IFS=$'\n'
+    local response
+
+    response=$(env COMP_WORDS="${COMP_WORDS[*]}" COMP_CWORD=$COMP_CWORD _SNPCERTS_COMPLETE=bash_complete $1)
+
+    for completion in $response; do
+        IFS=',' read type value <<< "$completion"
+
+        if [[ $type == 'dir' ]]; then
+            COMPREPLY=()
+            compopt -o dirnames
+        elif [[ $type == 'file' ]]; then
+            COMPREPLY=()
+            compopt -o default
+        elif [[ $type == 'plain' ]]; then
+            COMPREPLY+=($value)
+        fi
+    done
+
+    return 0
+}
+
+_snpcerts_completion_setup() {
+    complete -o nosort -F _snpcerts_completion snpcerts
+}
+
+_snpcerts_completion_setup;

@@ -1,0 +1,19 @@
+# SPDX-License-Identifier: Apache-2.0
+# What click makes: _SNPCERTS_COMPLETE=fish_source snpcerts
+function _snpcerts_completion;
+    set -l response (env _SNPCERTS_COMPLETE=fish_complete COMP_WORDS=(commandline -cp) COMP_CWORD=(commandline -t) snpcerts);
+
+    for completion in $response;
+        set -l metadata (string split "," $completion);
+
+        if test $metadata[1] = "dir";
+            __fish_complete_directories $metadata[2];
+        else if test $metadata[1] = "file";
+            __fish_complete_path $metadata[2];
+        else if test $metadata[1] = "plain";
+            echo $metadata[2];
+        end;
+    end;
+end;
+
+complete --no-files --command snpcerts --arguments "(_snpcerts_completion)";
