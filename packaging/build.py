@@ -1,0 +1,218 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Build what a release consists of, into one directory.
+
+``python packaging/build.py dist`` makes the sdist, the wheel, the SBOM, the .deb and the .rpm.
+The Python that runs it needs what ``pip install '.[packages]'`` brings. All files are the same,
+byte by byte, for the same tree, compiler, ``SOURCE_DATE_EPOCH`` and tools; without
+``SOURCE_DATE_EPOCH``, the time of the last commit is taken.
+
+The .deb and the .rpm carry the dependencies of ``packaging/locked.txt`` in a virtual environment
+of their own, ``/usr/lib/snpcerts``, that runs on the system's python3. Distributions have older
+releases of these than snpcerts needs (cryptography, httpx2). A zip (shiv, pex) would unpack itself
+into root's home, where the unit does not look, and the shim must be a file that other programs
+may map. A dependency's C extension is for one Python: the environment has those for all of
+``PYTHONS``, so a distribution's next Python needs no other package.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import hashlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import tomllib
+import zipfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGING = ROOT / "packaging"
+LOCKED = PACKAGING / "locked.txt"
+PYTHONS = ("3.11", "3.12", "3.13", "3.14")
+PLATFORM = "manylinux_2_34_x86_64"
+# Older ones that are compatible with it, in which dependencies are published.
+PLATFORMS = (PLATFORM, "manylinux_2_28_x86_64", "manylinux2014_x86_64")
+PRIVATE = "usr/lib/snpcerts"
+LAUNCHER = """\
+#!/usr/lib/snpcerts/bin/python3 -I
+import sys
+
+from snpcerts.__main__ import run
+
+sys.argv[0] = "snpcerts"
+run()
+"""
+
+
+def main() -> None:
+    """Parse the command line and build."""
+    parser = argparse.ArgumentParser(description="Build what a release consists of.")
+    parser.add_argument("out", type=Path)
+    parser.add_argument(
+        "--also", metavar="VERSION", help="another .deb and .rpm, for tests of upgrades"
+    )
+    chosen = parser.parse_args()
+    os.environ.setdefault("SOURCE_DATE_EPOCH", _epoch())
+    # Tools that pip has put beside this Python.
+    os.environ["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    os.umask(0o022)
+    out: Path = chosen.out.resolve()
+    out.mkdir(parents=True, exist_ok=True)
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    with tempfile.TemporaryDirectory(prefix="snpcerts-build-") as work:
+        wheel = build_wheel(out, Path(work))
+        sbom = build_sbom(out / f"snpcerts-{version}.cdx.json", version)
+        stage = Path(work, "stage")
+        build_stage(stage, Path(work), wheel, sbom)
+        for each in filter(None, (version, chosen.also)):
+            build_packages(out, stage, each)
+    for path in sorted(out.iterdir()):
+        if path.is_file():
+            print(hashlib.sha256(path.read_bytes()).hexdigest(), path.name)
+
+
+def _epoch() -> str:
+    return _run("git", "-C", ROOT, "log", "-1", "--format=%ct").strip()
+
+
+def _run(*words: str | Path, **variables: str) -> str:
+    """Run a tool; end the build with what it said if it fails."""
+    made = subprocess.run(
+        words, capture_output=True, text=True, check=False, env={**os.environ, **variables}
+    )
+    if made.returncode != 0:
+        shown = " ".join(map(str, words))
+        sys.exit(f"{shown} failed:\n{made.stdout[-4000:]}{made.stderr[-4000:]}")
+    return made.stdout
+
+
+def build_wheel(out: Path, work: Path) -> Path:
+    """Build sdist and wheel; return the wheel, tagged for any Linux with its C library."""
+    made = work / "made"
+    _run(sys.executable, "-m", "build", "--outdir", made, ROOT)
+    (wheel,) = made.glob("*.whl")
+    if "linux" not in wheel.name:
+        sys.exit("the wheel has no shim: a release needs a C compiler, on x86-64")
+    # Refuses a library that needs more than this platform has.
+    _run(
+        *(sys.executable, "-m", "auditwheel", "repair", "--plat", PLATFORM, "--only-plat"),
+        *("--wheel-dir", out, wheel),
+    )
+    (sdist,) = made.glob("*.tar.gz")
+    shutil.copy(sdist, out)
+    (wheel,) = out.glob("*.whl")
+    return wheel
+
+
+def build_sbom(path: Path, version: str) -> Path:
+    """Write the SBOM: snpcerts and the locked dependencies, with their hashes (CycloneDX)."""
+    made = _run(
+        *("cyclonedx-py", "requirements", LOCKED, "--pyproject", ROOT / "pyproject.toml"),
+        *("--output-reproducible", "--of", "JSON"),
+    )
+    sbom = json.loads(made)
+    sbom["metadata"]["component"]["version"] = version
+    path.write_text(json.dumps(sbom, indent=1, sort_keys=True) + "\n")
+    return path
+
+
+def build_stage(stage: Path, work: Path, wheel: Path, sbom: Path) -> None:
+    """Lay out the files of the packages below ``stage``."""
+    site = stage / PRIVATE / "lib/python3/site-packages"
+    site.mkdir(parents=True)
+    for python in PYTHONS:
+        folder = work / f"wheels-{python}"
+        _download(python, folder)
+        for each in sorted(folder.glob("*.whl")):
+            unpack(each, site, stage / "usr")
+        (stage / PRIVATE / "lib" / f"python{python}").symlink_to("python3")
+    unpack(wheel, site, stage / "usr")
+    (stage / PRIVATE / "lib64").symlink_to("lib")
+    (stage / PRIVATE / "pyvenv.cfg").write_text(
+        "home = /usr/bin\ninclude-system-site-packages = false\n"
+    )
+    programs = stage / PRIVATE / "bin"
+    programs.mkdir()
+    (programs / "python3").symlink_to("/usr/bin/python3")
+    (programs / "snpcerts").write_text(LAUNCHER)
+    (programs / "snpcerts").chmod(0o755)
+    for page in sorted((stage / "usr/share/man/man1").iterdir()):
+        packed = gzip.compress(page.read_bytes(), mtime=0)
+        page.with_name(f"{page.name}.gz").write_bytes(packed)
+        page.unlink()
+    documents = stage / "usr/share/doc/snpcerts"
+    documents.mkdir(parents=True)
+    for name in ("README.md", "CHANGELOG.md", "SECURITY.md"):
+        shutil.copy(ROOT / name, documents)
+    shutil.copy(ROOT / "LICENSE", documents / "copyright")
+    shutil.copy(sbom, documents / "sbom.cdx.json")
+    _configuration(stage, site, work)
+
+
+def _download(python: str, folder: Path) -> None:
+    """Fetch the locked dependencies for one Python; a hash that differs ends the build."""
+    platforms = [word for each in PLATFORMS for word in ("--platform", each)]
+    _run(
+        *(sys.executable, "-m", "pip", "--disable-pip-version-check", "download", "--quiet"),
+        *("--no-deps", "--require-hashes", "--only-binary", ":all:", "--requirement", LOCKED),
+        *("--python-version", python, *platforms, "--dest", folder),
+    )
+
+
+def _configuration(stage: Path, site: Path, work: Path) -> None:
+    """Take the configuration that ``host install`` writes."""
+    other = work / "other"
+    (other / "etc").mkdir(parents=True)
+    (other / "etc/group").write_text("kvm:x:104:\n")
+    words = ("-m", "snpcerts", "host", "install", "--root", str(other))
+    _run(*(sys.executable, "-B", *words, "--command", "/usr/bin/snpcerts"), PYTHONPATH=str(site))
+    (stage / "etc").mkdir()
+    shutil.copy(other / "etc/snpcerts.toml", stage / "etc")
+
+
+def unpack(wheel: Path, site: Path, prefix: Path) -> None:
+    """Unpack a wheel into ``site``, and its data files below ``prefix``.
+
+    A file that is there already must be the same, but for a C extension's metadata.
+    """
+    with zipfile.ZipFile(wheel) as archive:
+        for member in archive.infolist():
+            if member.is_dir():
+                continue
+            place = site / member.filename
+            if found := re.match(r"[^/]+\.data/data/(.*)", member.filename):
+                place = prefix / found[1]
+            elif re.match(r"[^/]+\.data/", member.filename):
+                continue  # scripts: snpcerts has its own launcher, others' are not wanted
+            data = archive.read(member)
+            if place.exists() and place.read_bytes() != data and ".dist-info/" not in str(place):
+                sys.exit(f"{wheel.name}: {member.filename} differs from that of another Python")
+            place.parent.mkdir(parents=True, exist_ok=True)
+            place.write_bytes(data)
+            place.chmod(0o644)
+
+
+def build_packages(out: Path, stage: Path, version: str) -> None:
+    """Write the .deb and the .rpm from one description."""
+    epoch = int(os.environ["SOURCE_DATE_EPOCH"])
+    for place in (stage, *sorted(stage.rglob("*"))):
+        os.utime(place, (epoch, epoch), follow_symlinks=False)
+    # nfpm itself replaces variables in some places only.
+    text = (PACKAGING / "nfpm.yaml").read_text()
+    for name, value in (("STAGE", stage), ("PACKAGING", PACKAGING), ("VERSION", version)):
+        text = text.replace(f"${{{name}}}", str(value))
+    description = stage.with_name("nfpm.yaml")
+    description.write_text(text)
+    for kind in ("deb", "rpm"):
+        _run(
+            *("nfpm", "package", "--config", description, "--packager", kind, "--target", out),
+        )
+
+
+if __name__ == "__main__":
+    main()

