@@ -9,7 +9,7 @@ WORKERS ?= auto
 # What the libraries in the package are made of.
 NATIVE := native/shim.c native/snpcerts.c native/include/snpcerts.h native/kvm_abi.h
 
-.PHONY: help demo docs test test-clients test-crashes test-kernel test-qemu soak explore fuzz lint bench clean
+.PHONY: help demo docs test test-clients test-crashes test-kernel test-qemu test-packages packages soak explore fuzz lint bench clean
 
 help: ## Say what there is
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -33,6 +33,13 @@ test-kernel: $(VENV)/.dev ## Numbers, the emulator, selftests and a VMM, against
 test-qemu: $(VENV)/.dev ## Stock QEMU with the shim, on this machine's KVM made to look like SNP
 	tests/qemu/fetch.sh
 	$(BIN)/pytest tests/qemu $(ARGS)
+
+test-packages: $(VENV)/.dev ## The packages of a release, installed on bare Debian systems
+	tests/packages/fetch.sh
+	SNPCERTS_PACKAGE_TESTS=1 $(BIN)/pytest tests/packages $(ARGS)
+
+packages: $(VENV)/.packages ## What a release consists of, into dist: wheel, .deb, .rpm, SBOM
+	$(BIN)/python packaging/build.py dist
 
 soak: $(VENV)/.dev ## A VM with the shim under load, updates and kicks; ARGS="--seconds N"
 	$(BIN)/python -m tests.shim.soak $(ARGS)
@@ -68,6 +75,10 @@ $(VENV)/.run: $(BIN)/python pyproject.toml hatch_build.py $(NATIVE)
 $(VENV)/.dev: $(BIN)/python pyproject.toml hatch_build.py $(NATIVE)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev,mirror]'
 	@touch $@ $(VENV)/.run
+
+$(VENV)/.packages: $(BIN)/python pyproject.toml
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[packages]'
+	@touch $@
 
 $(VENV)/.docs: $(VENV)/.dev
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[docs]'
