@@ -12,9 +12,10 @@ import math
 import os
 import uuid
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, TypeVar
+from urllib.parse import urlsplit
 
 from snpcerts.abi.cert_table import ARK_GUID, ASK_GUID, GUID_NAMES, VCEK_GUID, VLEK_GUID
 from snpcerts.abi.product import Product
@@ -22,6 +23,7 @@ from snpcerts.certfile.several import MAX_FILES
 from snpcerts.certfile.writer import DEFAULT_LOCK_WAIT, Strategy
 from snpcerts.endorsement.vek import VekKind
 from snpcerts.errors import InputError
+from snpcerts.mirror.announcement import MAX_NAME
 from snpcerts.toml_file import Path as TomlPath
 from snpcerts.toml_file import TomlFileError, line_of, read_toml
 
@@ -80,6 +82,21 @@ class FileConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class MirrorConfig:
+    """The fleet's mirror that the agent announces this host to.
+
+    ``token_file`` holds the token, ``certificate`` and ``key`` are PEM files of a client
+    certificate. ``name`` is the host's name in the fleet, None for the system's.
+    """
+
+    url: str
+    token_file: str | None = None
+    certificate: str | None = None
+    key: str | None = None
+    name: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Config:
     """The whole configuration. ``product`` None means the processor's; all times are in seconds."""
 
@@ -95,6 +112,7 @@ class Config:
     lock_wait: float = DEFAULT_LOCK_WAIT
     metrics_file: str | None = None
     metrics_port: int | None = None
+    mirror: MirrorConfig | None = None
     source: str | None = field(default=None, compare=False)  # the file it was read from
 
     @property
@@ -121,6 +139,7 @@ def parse(text: str | bytes, path: str = "configuration") -> Config:
         line = "" if error.line is None else f", line {error.line}"
         raise ConfigError(f"{path}{line}: {error.problem}") from None
     top = _TomlTable(_Document(path, text), (), document)
+    mirror = _mirror(top)
     config = Config(
         product=top.take("product", _product, None),
         files=_files(top),
@@ -134,10 +153,42 @@ def parse(text: str | bytes, path: str = "configuration") -> Config:
             "metrics",
             {"file": ("metrics_file", _absolute), "port": ("metrics_port", _port)},
         ),
+        mirror=mirror,
         source=path,
     )
     top.done()
+    if mirror is not None and config.kds_url is None and not config.offline:
+        config = replace(config, kds_url=mirror.url)
     return config
+
+
+def _mirror(top: _TomlTable) -> MirrorConfig | None:
+    table = top.table("mirror")
+    if table is None:
+        return None
+    if "url" not in table.values:
+        raise table.error(None, "[mirror] needs a url")
+    found = MirrorConfig(
+        url=table.take("url", _url, "").rstrip("/"),
+        token_file=table.take("token_file", _absolute, None),
+        certificate=table.take("certificate", _absolute, None),
+        key=table.take("key", _absolute, None),
+        name=table.take("name", _host_name, None),
+    )
+    table.done()
+    if (found.certificate is None) != (found.key is None):
+        raise table.error("certificate", "certificate and key belong together: give both")
+    if found.token_file is not None and _clear_text(found.url):
+        raise table.error(
+            "url", "must start with https:// where a token is sent to another machine"
+        )
+    return found
+
+
+def _clear_text(url: str) -> bool:
+    """Whether others on the network can read what is sent to this URL."""
+    parts = urlsplit(url)
+    return parts.scheme == "http" and parts.hostname not in ("localhost", "127.0.0.1", "::1")
 
 
 def _kds(top: _TomlTable) -> dict[str, Any]:
@@ -292,6 +343,13 @@ def _text(value: Any) -> str:
     if not isinstance(value, str) or not value or "\0" in value:
         raise ValueError(f"must be text in quotes, found {value!r}")
     return value
+
+
+def _host_name(value: Any) -> str:
+    text = _text(value)
+    if len(text) > MAX_NAME or not text.isprintable():
+        raise ValueError(f"must be printable, at most {MAX_NAME} characters, found {value!r}")
+    return text
 
 
 def _absolute(value: Any) -> str:

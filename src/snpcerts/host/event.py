@@ -23,6 +23,8 @@ class EventKind(enum.StrEnum):
     UNAVAILABLE = "unavailable"  # a certificate is not available now
     PROVEN = "proven"  # a report showed that the key signs that was believed to
     CONTRADICTED = "contradicted"  # a report showed that another key signs
+    ANNOUNCED = "announced"  # the fleet's mirror knows this host
+    NOT_ANNOUNCED = "not-announced"  # the fleet's mirror could not be told
     FAILED = "failed"  # something did not work
     CHECKED = "checked"  # every file was looked at
     STARTED = "started"
@@ -37,6 +39,7 @@ class EventKind(enum.StrEnum):
             EventKind.LAPSED,
             EventKind.UNAVAILABLE,
             EventKind.CONTRADICTED,
+            EventKind.NOT_ANNOUNCED,
             EventKind.FAILED,
         )
 

@@ -11,6 +11,7 @@ import re
 
 from snpcerts.abi.product import Product, product_of_cpuid
 from snpcerts.errors import RefusedError
+from snpcerts.mirror.announcement import Cpuid
 
 CPUINFO = "/proc/cpuinfo"
 _LIMIT = 8192  # bytes; the first processor's part is enough
@@ -19,12 +20,7 @@ _HINT = "name it: --product, or product in the configuration file"
 
 def product_of_host(path: str = CPUINFO) -> Product:
     """Return the product of the first processor; raise :class:`RefusedError` if it is unknown."""
-    try:
-        with open(path, encoding="utf-8", errors="replace") as file:
-            text = file.read(_LIMIT)
-    except OSError as error:
-        raise RefusedError(f"{path}: {error.strerror}", hint=_HINT) from None
-    vendor, family, model = (_field(text, name) for name in ("vendor_id", "cpu family", "model"))
+    vendor, family, model, _ = _processor(path)
     if vendor == "AuthenticAMD" and family.isdecimal() and model.isdecimal():
         product = product_of_cpuid(int(family), int(model))
         if product is not None and not product.is_pinned:
@@ -36,6 +32,32 @@ def product_of_host(path: str = CPUINFO) -> Product:
         f"{model or '?'} is not a known SEV-SNP processor",
         hint=_HINT,
     )
+
+
+def cpuid_of_host(path: str = CPUINFO) -> Cpuid | None:
+    """Return family, model and stepping of the first processor; None if it is not AMD's, or the
+    file does not say.
+    """
+    try:
+        vendor, *numbers = _processor(path)
+    except RefusedError:
+        return None
+    if vendor != "AuthenticAMD" or not all(re.fullmatch(r"[0-9]{1,3}", each) for each in numbers):
+        return None
+    family, model, stepping = map(int, numbers)
+    return Cpuid(family, model, stepping) if max(family, model, stepping) < 256 else None
+
+
+def _processor(path: str) -> tuple[str, str, str, str]:
+    try:
+        with open(path, encoding="utf-8", errors="replace") as file:
+            text = file.read(_LIMIT)
+    except OSError as error:
+        raise RefusedError(f"{path}: {error.strerror}", hint=_HINT) from None
+    vendor, family, model, stepping = (
+        _field(text, name) for name in ("vendor_id", "cpu family", "model", "stepping")
+    )
+    return vendor, family, model, stepping
 
 
 def _field(text: str, name: str) -> str:

@@ -126,6 +126,12 @@ class Metrics:
             ["bit", "state"],
             registry=registry,
         )
+        self._announcements = prometheus.Counter(
+            "snpcerts_announcements",
+            "Announcements of this host to the fleet's mirror, by result",
+            ["result"],
+            registry=registry,
+        )
         self._failures = prometheus.Counter("snpcerts_failures", "Failures", registry=registry)
 
     def __call__(self, event: Event) -> None:
@@ -150,6 +156,10 @@ class Metrics:
             value = event.fields.get(name)
             if isinstance(value, float):
                 histogram.observe(value / 1000)
+
+    def announced(self, result: str) -> None:
+        """Count an announcement to the mirror: ``ok``, or the error's code."""
+        self._announcements.labels(result).inc()
 
     def seen(
         self,

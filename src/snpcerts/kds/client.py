@@ -11,26 +11,24 @@ minutes on end, hours without a connection.
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import math
 import os
 import re
-import socket
 import ssl
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
+from typing import TYPE_CHECKING, Final, Generic, TypeVar
 
 from snpcerts.errors import FormatError, InputError
 from snpcerts.kds.body import MAX_BODY
 from snpcerts.kds.clock import Clock
 from snpcerts.kds.errors import KdsNotFoundError, KdsUnavailableError, KdsUntrustedError
 from snpcerts.kds.proxy import Proxy, proxy_for
+from snpcerts.kds.request_deadline import RequestTrace, cut_off_at
 from snpcerts.kds.request_queue import RequestQueue, Turn
 from snpcerts.kds.retry import AMD_GAP, RetryPolicy, parse_retry_after
 from snpcerts.kds.server_state import Failure, KdsError, ServerState
@@ -370,7 +368,7 @@ class KdsClient:
         except InputError as error:
             raise _NotOursError("unreachable", f"{error.message}; {error.hint}") from None
         client = self._open(proxy, url.startswith("https:"))
-        with _cut_off_at(deadline) as trace:
+        with cut_off_at(deadline) as trace:
             left = max(deadline - time.monotonic(), 0.001)
             timeout = httpx2.Timeout(
                 min(self.policy.silence, left), connect=min(self.policy.connect, left)
@@ -430,7 +428,7 @@ class KdsClient:
             return client
 
 
-def _lasting(error: Exception, proxy: Proxy | None, trace: _Trace) -> str | None:
+def _lasting(error: Exception, proxy: Proxy | None, trace: RequestTrace) -> str | None:
     """Return a problem on this side of the key server, which another try would meet again."""
     import httpx2
 
@@ -460,50 +458,3 @@ class _NotOursError(Exception):
     def __init__(self, result: str, message: str) -> None:
         super().__init__(message)
         self.result = result
-
-
-class _Trace:
-    """Receives each stage of a request from the library; knows the sockets of its connections."""
-
-    def __init__(self, deadline: float) -> None:
-        self.connected = False
-        self._deadline = deadline
-        self._sockets: list[socket.socket] = []
-
-    def event(self, event: str, info: Mapping[str, Any]) -> None:
-        if event.endswith("connect_tcp.complete"):
-            self.connected = True
-            connected = info["return_value"].get_extra_info("socket")
-            if isinstance(connected, socket.socket):
-                # A duplicate, because TLS takes over the original.
-                self._sockets.append(connected.dup())
-                if time.monotonic() >= self._deadline:
-                    self.shut()
-
-    def shut(self) -> None:
-        """Break the connections."""
-        for each in tuple(self._sockets):
-            with contextlib.suppress(OSError):
-                each.shutdown(socket.SHUT_RDWR)
-
-    def close(self) -> None:
-        """Forget the connections and close their duplicates."""
-        for each in self._sockets:
-            each.close()
-
-
-@contextmanager
-def _cut_off_at(deadline: float) -> Iterator[_Trace]:
-    """Break the connection at the deadline, even if bytes keep arriving slowly. The library's own
-    time limits restart with every byte.
-    """
-    trace = _Trace(deadline)
-    timer = threading.Timer(max(deadline - time.monotonic(), 0.0), trace.shut)
-    timer.daemon = True
-    timer.start()
-    try:
-        yield trace
-    finally:
-        timer.cancel()
-        timer.join()
-        trace.close()

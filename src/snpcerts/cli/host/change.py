@@ -43,6 +43,7 @@ def _changes_firmware(function: Callable[..., Any]) -> Callable[..., Any]:
     def call(
         host: Host, dry_run: bool, as_json: bool, force: bool, allow_empty: bool, **others: Any
     ) -> None:
+        patience = others.pop("wait_for_mirror", None)
         agent = host.agent(ignore_event if as_json else event_printer("text"), force=force)
         plan = function(agent, **others)
         if dry_run:
@@ -53,7 +54,12 @@ def _changes_firmware(function: Callable[..., Any]) -> Callable[..., Any]:
             return
         if not as_json:
             present("\n".join(plan.lines()))
-        _carry_out(agent, plan, allow_empty=allow_empty, as_json=as_json)
+        if patience is not None:
+            host.wait_for_mirror(agent, plan, patience)
+        try:
+            _carry_out(agent, plan, allow_empty=allow_empty, as_json=as_json)
+        finally:
+            host.announce(agent, wait=True)
 
     for option in reversed(_CHANGE_OPTIONS):
         call = option(call)
@@ -90,6 +96,15 @@ def _outcome(plan: Plan, changed: Changed, problem: SnpCertsError | None) -> dic
 
 
 @click.command(short_help="Commit the running firmware (SNP_COMMIT).")
+@click.option(
+    "--wait-for-mirror",
+    is_flag=False,
+    flag_value=3600.0,
+    type=click.FloatRange(0, 86400),
+    metavar="[S]",
+    help="Wait until the configuration's mirror has the new certificates, S seconds at most "
+    "(3600 without a number). If it does not have them by then, change nothing.",
+)
 @_changes_firmware
 def commit(agent: Agent) -> Plan:
     """Commit the running firmware (SNP_COMMIT): the reported TCB becomes the current one.

@@ -6,7 +6,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,15 +15,19 @@ import click
 from snpcerts.cli.host.host_source import source_of_host
 from snpcerts.cli.host.output import show_progress
 from snpcerts.cli.product_option import product_option
+from snpcerts.cli.say import present
 from snpcerts.cli.source_options import SourceOptions, anchors_of, source_options_of_host
-from snpcerts.errors import UsageError
+from snpcerts.errors import SnpCertsError, UsageError
 
 if TYPE_CHECKING:
     from snpcerts.abi.product import Product
     from snpcerts.host.agent import Agent
+    from snpcerts.host.announce import BackgroundAnnouncer
     from snpcerts.host.config import Config
     from snpcerts.host.event import Listener
+    from snpcerts.host.file_state import FileState
     from snpcerts.host.host_firmware import HostFirmware
+    from snpcerts.host.plan import Plan
     from snpcerts.host.sev import Sev
     from snpcerts.kds.source import CertificateSource
 
@@ -111,6 +115,7 @@ class Host:
         self._stack = stack
         self._source: CertificateSource | None = None
         self._device: Sev | None = None
+        self._announcer: BackgroundAnnouncer | None = None
 
     def config(self) -> Config:
         """Return the configuration, with the options applied."""
@@ -204,3 +209,58 @@ class Host:
         """Return the number of requests to the key server so far, by result."""
         client = None if self._source is None else self._source.client
         return {} if client is None else dict(client.results)
+
+    def announce(
+        self,
+        agent: Agent,
+        file_states: Sequence[FileState] | None = None,
+        *,
+        observe: Callable[[str], None] | None = None,
+        wait: bool = False,
+    ) -> None:
+        """Tell the configured mirror how this host is, in the background; never raises.
+
+        ``file_states`` None reads the files. With ``wait``, return when the mirror knows, or after
+        a few seconds.
+        """
+        if agent.config.mirror is None:
+            return
+        from snpcerts.host.announce import Announcer, BackgroundAnnouncer, announcement_of
+        from snpcerts.host.event import Event, EventKind
+
+        if self._announcer is None or self._announcer.mirror != agent.config.mirror:
+            self._announcer = BackgroundAnnouncer(
+                Announcer(agent.config.mirror), agent.tell, observe or (lambda _: None)
+            )
+        try:
+            seen = agent.read_files() if file_states is None else file_states
+            told = announcement_of(agent.firmware, seen, agent.config.mirror.name)
+        except SnpCertsError as error:
+            agent.tell(Event(EventKind.NOT_ANNOUNCED, f"not announced: {error}"))
+            return
+        self._announcer.announce(told)
+        if wait:
+            self._announcer.finish()
+
+    def wait_for_mirror(self, agent: Agent, plan: Plan, patience: float) -> None:
+        """Return when the configured mirror has what ``plan`` will fetch. Raises as
+        :func:`snpcerts.host.mirror_wait.wait_for_mirror`, and :class:`UsageError` if no mirror is
+        configured.
+        """
+        from snpcerts.host.announce import Announcer, announcement_of
+        from snpcerts.host.mirror_wait import wait_for_mirror
+
+        config = agent.config
+        if config.mirror is None:
+            raise UsageError(
+                "--wait-for-mirror needs a mirror",
+                hint="name it in the configuration: [mirror] url",
+            )
+        told = announcement_of(agent.firmware, agent.read_files(), config.mirror.name)
+        wait_for_mirror(
+            Announcer(config.mirror),
+            told,
+            plan.fetch,
+            patience,
+            notice=lambda text: present(f"snpcerts: {text}", err=True),
+        )

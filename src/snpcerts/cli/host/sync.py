@@ -76,8 +76,10 @@ def sync(
         return
     agent = host.agent(listener, force=force)
     done = agent.sync()
+    file_states = () if config.mirror is None and metrics is None else agent.read_files()
+    host.announce(agent, file_states, wait=True)
     if metrics is not None and metrics_file is not None:
-        metrics.seen(agent.read_files(), host.kds_requests(), agent.table_cache.revocation_lists())
+        metrics.seen(file_states, host.kds_requests(), agent.table_cache.revocation_lists())
         metrics.write(metrics_file)
     if done.problem is not None:
         click.get_current_context().exit(done.problem.exit_code)
@@ -125,9 +127,13 @@ def _watch(
         return agent
 
     def after_round(agent: Agent) -> None:
+        if metrics is None and agent.config.mirror is None:
+            return
+        file_states = agent.read_files()
+        host.announce(agent, file_states, observe=None if metrics is None else metrics.announced)
         if metrics is None:
             return
-        metrics.seen(agent.read_files(), host.kds_requests(), agent.table_cache.revocation_lists())
+        metrics.seen(file_states, host.kds_requests(), agent.table_cache.revocation_lists())
         if metrics_file is not None:
             try:
                 metrics.write(metrics_file)

@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Waits until the fleet's mirror has the certificates that a firmware command will need."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from typing import Final
+
+from snpcerts.abi.tcb import TcbVersion
+from snpcerts.endorsement.vek import VekKind
+from snpcerts.errors import RefusedError, RetryLaterError
+from snpcerts.host.announce import (
+    NOT_FOUND,
+    REFUSED,
+    STORED,
+    Announcer,
+    MirroredCertificate,
+)
+from snpcerts.host.expected_content import Key
+from snpcerts.kds.clock import Clock
+from snpcerts.mirror.announcement import Announcement
+
+# Seconds between two questions: what the mirror expects, within these.
+SHORTEST_PAUSE: Final = 1.0
+LONGEST_PAUSE: Final = 30.0
+_UNKNOWN_PAUSE: Final = 10.0
+
+
+def wait_for_mirror(
+    announcer: Announcer,
+    told: Announcement,
+    keys: Iterable[Key],
+    patience: float,
+    *,
+    notice: Callable[[str], None],
+    clock: Clock | None = None,
+) -> None:
+    """Return once the mirror has the VCEK certificates of ``keys``, after ``patience`` seconds at
+    most.
+
+    Each question is an announcement, so the mirror queues what it does not have. VLEK certificates
+    are no mirror's business and are not waited for. Raises :class:`RetryLaterError` when the time
+    is over, or the mirror says that AMD's key server does not have a certificate, and
+    :class:`RefusedError` where the mirror refuses the announcement or was not asked for the key.
+    """
+    clock = clock or Clock()
+    tcbs = {key.tcb for key in keys if key.kind is VekKind.VCEK}
+    deadline = clock.now() + patience
+    while tcbs:
+        pause, problem = _UNKNOWN_PAUSE, ""
+        try:
+            found = {each.tcb: each for each in announcer.send(told)}
+        except RetryLaterError as error:
+            problem = error.message
+        else:
+            missing = [_of(found, tcb) for tcb in tcbs if _of(found, tcb).state != STORED]
+            if not missing:
+                return
+            for each in missing:
+                _require_hope(each)
+            pause, problem = _pause(missing)
+        pause = min(max(pause, SHORTEST_PAUSE), LONGEST_PAUSE)
+        left = deadline - clock.now()
+        if left <= 0:
+            raise RetryLaterError(
+                f"{problem}; waited {patience:.0f} s, and nothing has been changed",
+                hint="run the command again: the mirror goes on fetching meanwhile",
+                code="certificate-unavailable",
+            )
+        notice(f"{problem}; asking again in {min(pause, left):.0f} s")
+        clock.sleep(min(pause, left))
+
+
+def _of(found: Mapping[TcbVersion, MirroredCertificate], tcb: TcbVersion) -> MirroredCertificate:
+    if tcb not in found:
+        raise RefusedError(
+            f"the mirror was not asked for the certificate at {tcb}",
+            hint="is it a mirror of another version?",
+        )
+    return found[tcb]
+
+
+def _require_hope(missing: MirroredCertificate) -> None:
+    if missing.state == NOT_FOUND:
+        raise RetryLaterError(
+            f"the mirror says that the key server has no certificate for this chip at "
+            f"{missing.tcb}; nothing has been changed",
+            hint="the key server has answered 404 for valid chips for up to a day: try again then",
+            code="certificate-unavailable",
+        )
+    if missing.state == REFUSED:
+        raise RetryLaterError(
+            f"the mirror got a certificate for {missing.tcb} that does not verify; nothing has "
+            "been changed",
+            hint="the mirror's log says what is wrong with it",
+            code="certificate-unavailable",
+        )
+
+
+def _pause(missing: list[MirroredCertificate]) -> tuple[float, str]:
+    """Return when to ask again, in seconds, and what is waited for."""
+    waits = [each.wait for each in missing if each.wait is not None]
+    what = f"the mirror does not have the certificate at {missing[0].tcb} yet"
+    if not waits:
+        return _UNKNOWN_PAUSE, what
+    return max(waits), f"{what}, and expects it in {math.ceil(max(waits))} s"

@@ -1,0 +1,59 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Ends a request at its deadline, even if bytes keep arriving slowly."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+
+class RequestTrace:
+    """Receives each stage of a request from the library; knows the sockets of its connections."""
+
+    def __init__(self, deadline: float) -> None:
+        self.connected = False
+        self._deadline = deadline
+        self._sockets: list[socket.socket] = []
+
+    def event(self, event: str, info: Mapping[str, Any]) -> None:
+        if event.endswith("connect_tcp.complete"):
+            self.connected = True
+            connected = info["return_value"].get_extra_info("socket")
+            if isinstance(connected, socket.socket):
+                # A duplicate, because TLS takes over the original.
+                self._sockets.append(connected.dup())
+                if time.monotonic() >= self._deadline:
+                    self.shut()
+
+    def shut(self) -> None:
+        """Break the connections."""
+        for each in tuple(self._sockets):
+            with contextlib.suppress(OSError):
+                each.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        """Forget the connections and close their duplicates."""
+        for each in self._sockets:
+            each.close()
+
+
+@contextmanager
+def cut_off_at(deadline: float) -> Iterator[RequestTrace]:
+    """Break the connection at the deadline, even if bytes keep arriving slowly. The library's own
+    time limits restart with every byte.
+    """
+    trace = RequestTrace(deadline)
+    timer = threading.Timer(max(deadline - time.monotonic(), 0.0), trace.shut)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield trace
+    finally:
+        timer.cancel()
+        timer.join()
+        trace.close()
