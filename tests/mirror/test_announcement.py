@@ -40,7 +40,7 @@ def announcements(draw: st.DrawFn) -> Announcement:
     names = product.tcb_layout.components
 
     def tcb() -> TcbVersion:
-        return TcbVersion(**{name: draw(BYTE) for name in names})
+        return TcbVersion.of({name: draw(BYTE) for name in names})
 
     files = st.builds(
         FileReport,

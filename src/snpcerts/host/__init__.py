@@ -12,7 +12,8 @@ by the rules of ``remembered``, kept on disk by ``key_memory``, proven by ``proo
 carries it out, with ``locked_update`` around the command. ``watch`` is the agent as a
 service, ``notify`` tells the service manager; ``event``, ``log``, ``metrics`` and
 ``metrics_server`` report. ``announce`` tells the fleet's mirror how the host is,
-``mirror_wait`` waits until it has a certificate. ``status`` and ``host_check`` answer the commands of these names,
-with ``kernel_faults``. ``installation`` puts the units and files of ``system_files`` in
-place. Imports ``certfile``, ``mirror``, ``kds``, ``verify``, ``endorsement`` and ``abi``.
+``mirror_wait`` waits until it has a certificate. ``status`` and ``host_check`` answer the
+commands of these names, with ``kernel_faults``. ``installation`` puts the units and files of
+``system_files`` in place. Imports ``certfile``, ``mirror``, ``kds``, ``verify``,
+``endorsement`` and ``abi``.
 """

@@ -183,7 +183,7 @@ def tcb_of(components: object, product: Product, name: str = "tcb") -> TcbVersio
     names = product.tcb_layout.components
     if not isinstance(components, Mapping) or set(components) != set(names):
         raise _wrong(f"must be an object with {', '.join(names)}", name)
-    return TcbVersion(**{each: _number(components, each, 255) for each in names})
+    return TcbVersion.of({each: _number(components, each, 255) for each in names})
 
 
 def _wrong(problem: str, name: str | None = None) -> FormatError:
