@@ -262,8 +262,8 @@ static uint64_t copy_table(const struct snpcerts_vm *vm, uint64_t gpa, int fd,
 
 /* ---- one request ---- */
 
-void snpcerts_answer(const struct snpcerts_vm *vm, uint64_t gpa, uint64_t npages,
-		     struct snpcerts_served *served)
+static void answer(const struct snpcerts_vm *vm, uint64_t gpa, uint64_t npages,
+		   struct snpcerts_served *served)
 {
 	struct stat file;
 	uint64_t pages, got;
@@ -316,19 +316,34 @@ void snpcerts_answer(const struct snpcerts_vm *vm, uint64_t gpa, uint64_t npages
 	}
 }
 
-void snpcerts_release(struct snpcerts_served *served)
+/* In immediate_exit: any value but 0 makes KVM_RUN return. A VMM's kick writes 1. */
+#define OURS 2
+
+void snpcerts_begin(const struct snpcerts_vm *vm, struct kvm_run *run,
+		    struct snpcerts_served *served)
 {
+	answer(vm, run->snp_req_certs.gpa, run->snp_req_certs.npages, served);
+	run->snp_req_certs.ret = served->ret;
+	if (served->needed_pages)
+		run->snp_req_certs.npages = served->needed_pages;
+	served->immediate_exit = atomic_exchange(&run->immediate_exit, OURS);
+}
+
+void snpcerts_end(struct kvm_run *run, struct snpcerts_served *served)
+{
+	uint8_t still = OURS;
+
 	if (served->fd >= 0)
 		let_go(served->fd);
 	served->fd = -1;
+	/* A kick after the exchange stays set. The VMM notices an earlier kick itself,
+	 * because it checks after every EINTR. */
+	atomic_compare_exchange_strong(&run->immediate_exit, &still, served->immediate_exit);
 }
 
 int snpcerts_serve(const struct snpcerts_vm *vm, int vcpu, struct kvm_run *run,
 		   struct snpcerts_served *served)
 {
-	/* Any value but 0 makes KVM_RUN return. A VMM's kick writes 1 over this one. */
-	const uint8_t OURS = 2;
-	uint8_t before, still = OURS;
 	struct snpcerts_served mine;
 	sigset_t all, mask;
 	int cancel, result, error;
@@ -336,21 +351,14 @@ int snpcerts_serve(const struct snpcerts_vm *vm, int vcpu, struct kvm_run *run,
 	if (!served)
 		served = &mine;
 	pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, &cancel);
-	snpcerts_answer(vm, run->snp_req_certs.gpa, run->snp_req_certs.npages, served);
-	run->snp_req_certs.ret = served->ret;
-	if (served->needed_pages)
-		run->snp_req_certs.npages = served->needed_pages;
-	before = atomic_exchange(&run->immediate_exit, OURS);
+	snpcerts_begin(vm, run, served);
 	/* EINTR must mean that KVM has taken the answer, not that a signal came before
 	 * KVM saw the call: then the firmware would sign after the lock is dropped. */
 	sigfillset(&all);
 	pthread_sigmask(SIG_SETMASK, &all, &mask);
 	result = vm->enter ? vm->enter(vm->context, vcpu) : ioctl(vcpu, KVM_RUN, 0);
 	error = result < 0 ? errno : 0;
-	snpcerts_release(served);
-	/* A kick after the exchange stays set. The VMM notices an earlier kick itself,
-	 * because it checks after every EINTR. */
-	atomic_compare_exchange_strong(&run->immediate_exit, &still, before);
+	snpcerts_end(run, served);
 	pthread_sigmask(SIG_SETMASK, &mask, NULL);
 	pthread_setcancelstate(cancel, NULL);
 	served->run_errno = error;

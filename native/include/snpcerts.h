@@ -102,8 +102,8 @@ struct snpcerts_served {
 	int32_t outcome; /* enum snpcerts_outcome */
 	int32_t file_problem; /* 0; or why there is no table in the file: errno or a problem */
 	int32_t guest_problem; /* 0; or what is wrong with the guest's buffer */
-	int32_t fd; /* of snpcerts_answer: the locked file, or -1 */
 	int32_t run_errno; /* what snpcerts_serve returned */
+	int32_t fd, immediate_exit; /* the library's, between snpcerts_begin and snpcerts_end */
 };
 
 /* Whether KVM_RUN, which has returned 0, returned with a request for certificates: exit
@@ -121,15 +121,15 @@ bool snpcerts_asks(const struct kvm_run *run);
 int snpcerts_serve(const struct snpcerts_vm *vm, int vcpu, struct kvm_run *run,
 		   struct snpcerts_served *served);
 
-/* The two halves, for a VMM that enters KVM_RUN itself. Answer a request: fill the
- * guest's buffer, and `served`. The caller then writes served->ret into the exit, and
- * served->needed_pages into its npages unless 0; enters KVM_RUN with immediate_exit set;
- * and calls snpcerts_release, whatever KVM_RUN returned. */
-void snpcerts_answer(const struct snpcerts_vm *vm, uint64_t gpa, uint64_t npages,
-		     struct snpcerts_served *served);
-
-/* Drop the lock, if there is one. */
-void snpcerts_release(struct snpcerts_served *served);
+/* The two halves of snpcerts_serve, for a VMM that enters KVM_RUN itself, once, between
+ * them. The first fills the guest's buffer, puts the answer into `run` and sets
+ * immediate_exit. The second drops the lock and clears immediate_exit, unless it has been
+ * set by a kick; it is due whatever KVM_RUN returned, and does nothing if served->fd is
+ * -1 because the first was not called. Signals and pthread_cancel(3) are
+ * up to the caller. */
+void snpcerts_begin(const struct snpcerts_vm *vm, struct kvm_run *run,
+		    struct snpcerts_served *served);
+void snpcerts_end(struct kvm_run *run, struct snpcerts_served *served);
 
 /* Whether this host's KVM has the exit; `kvm` is an open /dev/kvm. False on kernels
  * before 7.0, and where SNP is off. */

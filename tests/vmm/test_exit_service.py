@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The exit service against a KVM_RUN that does what the test says."""
+"""The exit service, in C and in Python alone, against a KVM_RUN that does what the test says."""
 
 from __future__ import annotations
 
@@ -11,18 +11,65 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from snpcerts.abi.kvm import RUN_SIZE, ExitReason, RunView
 from snpcerts.abi.lock import EXCLUSIVE, F_OFD_SETLK
+from snpcerts.certfile import system
 from snpcerts.certfile.file import CertFile
+from snpcerts.certfile.step import Steps
 from snpcerts.errors import UsageError
+from snpcerts.vmm import c_library
 from snpcerts.vmm.exit_service import ExitService, Outcome, Served
 from snpcerts.vmm.guest_memory import GuestMemoryError, MappedMemory
 
 BASE = 0x10000
 SIZE = 0x8000
+ENTERED = 2  # the service's own value of immediate_exit; a kick writes 1
+
+
+def in_c() -> bool:
+    """Whether the library in C was compiled, as it is wherever there is a compiler."""
+    return c_library.load() is not None
+
+
+@pytest.fixture(params=["C", "Python"], autouse=True)
+def language(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Every test runs for both."""
+    if request.param == "Python":
+        monkeypatch.setattr(c_library, "load", lambda: None)
+    elif not in_c():
+        pytest.skip("libsnpcerts.so was not compiled: no C compiler, or not Linux on x86-64")
+    return str(request.param)
+
+
+def test_c_serves_where_it_can(file: Path, language: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And Python where a relay must see the steps, or the memory is not mapped."""
+    seen: list[str] = []
+
+    def in_c_instead(*_: object) -> Served:
+        seen.append("C")
+        return Served(Outcome.EMPTY, 0)
+
+    monkeypatch.setattr(ExitService, "_serve_in_c", in_c_instead)
+    Vcpu().serve(file)
+    assert seen == (["C"] if language == "C" else [])
+
+    class Copied(MappedMemory):
+        pass
+
+    class Relayed:
+        def __call__(self, steps: Steps[object]) -> object:
+            return system.perform(steps)
+
+    vcpu = Vcpu()
+    service = ExitService(CertFile(str(file), Relayed()))
+    assert service.serve(vcpu.run, vcpu.memory, vcpu.kvm_run).outcome is Outcome.SERVED
+    service = ExitService(CertFile(str(file)))
+    memory = Copied([(BASE, vcpu.pages)])
+    assert service.serve(vcpu.run, memory, vcpu.kvm_run).outcome is Outcome.SERVED
+    assert seen == (["C"] if language == "C" else [])
 
 
 class Vcpu:
@@ -69,7 +116,7 @@ def test_a_table_is_delivered_byte_for_byte(file: Path) -> None:
     served = vcpu.serve(file)
     assert (served.outcome, served.ret, served.size) == (Outcome.SERVED, 0, 5000)
     assert vcpu.written() == {BASE + 0x1000: b"\x01" * 5000}
-    assert vcpu.entered == [(1, 0, 4)]
+    assert vcpu.entered == [(ENTERED, 0, 4)]
     assert served.run_errno == errno.EINTR
     assert vcpu.run.immediate_exit == 0
 
@@ -85,7 +132,7 @@ def test_too_few_pages_gets_the_exact_number_and_nothing_written(
     vcpu = Vcpu(npages=npages)
     served = vcpu.serve(file)
     assert (served.outcome, served.needed_pages) == (Outcome.TOO_SMALL, needed)
-    assert vcpu.entered == [(1, errno.ENOSPC, needed)]
+    assert vcpu.entered == [(ENTERED, errno.ENOSPC, needed)]
     assert vcpu.written() == {}
 
 
@@ -122,7 +169,7 @@ def test_a_buffer_that_is_not_the_guests_is_an_error_and_nothing_is_written(
     served = vcpu.serve(file)
     assert (served.outcome, served.ret) == (Outcome.FAILED, errno.EIO)
     assert vcpu.written() == {}
-    assert vcpu.entered == [(1, errno.EIO, 4)]
+    assert vcpu.entered == [(ENTERED, errno.EIO, 4)]
 
 
 def test_a_missing_file_gives_an_empty_table_and_a_line_for_the_operator(
@@ -216,6 +263,46 @@ def test_an_immediate_exit_that_was_set_before_stays_set(file: Path) -> None:
     assert vcpu.run.immediate_exit == 1
 
 
+def test_a_kick_in_the_handshake_stays(file: Path) -> None:
+    vcpu = Vcpu()
+
+    def kick() -> None:
+        vcpu.run.immediate_exit = 1
+
+    vcpu.while_running = kick
+    vcpu.serve(file)
+    assert vcpu.run.immediate_exit == 1
+
+
+def test_what_is_wrong_with_a_file_is_said_alike(file: Path, language: str) -> None:
+    """The sentences are those of the reader, wherever they come from."""
+    said: list[str | None] = []
+
+    def serve(**options: object) -> None:
+        said.append(Vcpu().serve(file, **options).detail)
+
+    serve(size_limit=4999)
+    file.unlink()
+    serve()
+    file.mkdir()
+    serve()
+    serve(on_error="eio")
+    where = f"{file}: "
+    assert said == [
+        f"{where}has 5000 bytes, more than the limit of 4999",
+        f"{where}No such file or directory",
+        f"{where}is not a regular file",
+        f"{where}is not a regular file",
+    ]
+
+
+def test_a_path_that_c_cannot_express_is_an_unreadable_file(tmp_path: Path) -> None:
+    vcpu = Vcpu()
+    served = vcpu.serve(tmp_path / "certs\0.bin")
+    assert served.outcome is Outcome.EMPTY
+    assert "embedded null" in (served.detail or "")
+
+
 @pytest.mark.parametrize("options", [{"on_error": "ignore"}, {"lock_wait": -1}, {"lock_wait": 60}])
 def test_wrong_options_are_refused_at_once(file: Path, options: dict[str, object]) -> None:
     with pytest.raises(UsageError):
@@ -233,6 +320,7 @@ def test_outcomes_are_plain_values_for_a_log(file: Path) -> None:
     }
 
 
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     gpa=st.integers(0, 2**64 - 1) | st.integers(0, 0x20).map(lambda page: page * 0x1000),
     npages=st.integers(0, 2**64 - 1) | st.integers(0, 8),

@@ -8,6 +8,7 @@ the device attribute tells whether KVM supports it.
 
 from __future__ import annotations
 
+import ctypes
 import enum
 import struct
 from dataclasses import dataclass
@@ -499,7 +500,7 @@ class RunView:
     the mapping of a vCPU's descriptor. Fields are read and written in place.
     """
 
-    __slots__ = ("_memory",)
+    __slots__ = ("_address", "_memory")
 
     _U32 = struct.Struct("<I")
     _CERTS = struct.Struct("<QQQ")
@@ -510,6 +511,12 @@ class RunView:
         if view.readonly or view.nbytes < RUN_SIZE:
             raise ValueError(f"kvm_run needs {RUN_SIZE} writable bytes")
         self._memory = view.cast("B")
+        self._address = ctypes.addressof(ctypes.c_char.from_buffer(self._memory))
+
+    @property
+    def address(self) -> int:
+        """Where it is in this process, for programs in C, as long as this object lives."""
+        return self._address
 
     @property
     def immediate_exit(self) -> int:

@@ -33,6 +33,15 @@ _FIRST_PAUSE = 0.0005
 _LONGEST_PAUSE = 0.005
 
 
+NOT_REGULAR = "is not a regular file"
+SHRANK = "shrank while it was read: another program writes without the lock"
+
+
+def too_large(size: int, limit: int) -> str:
+    """Say that a file has more bytes than may be served."""
+    return f"has {size} bytes, more than the limit of {limit}"
+
+
 @dataclass(frozen=True, slots=True)
 class Table:
     """The file holds a table; the shared lock is held."""
@@ -124,14 +133,14 @@ def _locked_content(path: str, fd: int, size_limit: int) -> Steps[Found | None]:
         if mine.identity != there.identity:
             return None
         if not mine.regular:
-            return Unreadable("is not a regular file")
+            return Unreadable(NOT_REGULAR)
         if mine.size > size_limit:
-            return Unreadable(f"has {mine.size} bytes, more than the limit of {size_limit}")
+            return Unreadable(too_large(mine.size, size_limit))
         data: bytes = yield step.Read(fd, mine.size)
     except OSError as error:
         return Unreadable(_problem(error))
     if len(data) != mine.size:
-        return Unreadable("shrank while it was read: another program writes without the lock")
+        return Unreadable(SHRANK)
     # A leading terminator ends the table, whatever follows: an update may have
     # been interrupted between writing the table's body and its first entry.
     if not data.startswith(EMPTY) and data:

@@ -20,23 +20,31 @@ again until it reboots. Therefore a missing or unreadable file yields an empty
 table, and the guest can fetch certificates itself; only a buffer outside the
 guest's memory yields EIO. ``on_error="eio"`` yields EIO for an unreadable file
 too; use it only if a guest must not run without certificates.
+
+**In C, where it is built.** For memory that is mapped (:class:`MappedMemory`), the library of
+:mod:`snpcerts.vmm.c_library` fills the buffer, with the same system calls. Elsewhere, Python
+does.
 """
 
 from __future__ import annotations
 
+import ctypes
 import enum
 import errno
 import logging
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
 from snpcerts.abi.cert_table import EMPTY, MAX_SIZE, PAGE_SIZE, pages_of
 from snpcerts.abi.kvm import RunView
-from snpcerts.certfile import reader
+from snpcerts.certfile import reader, system
 from snpcerts.certfile.file import CertFile
 from snpcerts.errors import UsageError
-from snpcerts.vmm.guest_memory import GuestMemory, GuestMemoryError
+from snpcerts.vmm import c_library
+from snpcerts.vmm.c_library import CServed, Library, RequestProblem
+from snpcerts.vmm.guest_memory import GuestMemory, GuestMemoryError, MappedMemory
 
 log = logging.getLogger(__name__)
 
@@ -118,37 +126,33 @@ class ExitService:
         self._lock_wait = lock_wait
         self._on_error = on_error
         self._size_limit = size_limit
+        # What relays the steps must see them all.
+        self._library = c_library.load() if certs.perform is system.perform else None
+        self._described: tuple[MappedMemory, object] | None = None  # the last VM
 
     def serve(self, run: RunView, memory: GuestMemory, kvm_run: Callable[[], object]) -> Served:
         """Answer the request in ``run`` and re-enter the guest once.
 
-        ``immediate_exit`` is restored to its previous value. If another thread
-        set it in the meantime to kick this vCPU, the service cannot see that:
-        check your own kick flag after every request, as after any EINTR.
+        ``immediate_exit`` is restored to its previous value, unless another thread
+        set it to 1 in the meantime to kick this vCPU: then it stays 1. Check your
+        own kick flag after every request, as after any EINTR.
 
         Neither the guest nor the file can cause an exception. Exceptions of
         ``kvm_run`` other than ``OSError`` propagate after the lock is dropped.
         """
+        if self._library is not None and type(memory) is MappedMemory:
+            vm = self._describe(memory)
+            if vm is not None:
+                return self._serve_in_c(self._library, vm, run, memory, kvm_run)
         gpa, npages, _ = run.snp_req_certs
         answer: list[Served] = []
 
         def deliver(found: reader.Found) -> None:
             answer.append(self._answer(found, gpa, npages, run, memory))
 
-        def handshake() -> int:
-            before = run.immediate_exit
-            run.immediate_exit = 1
-            try:
-                kvm_run()
-            except OSError as error:
-                return error.errno or errno.EIO
-            finally:
-                run.immediate_exit = before
-            return 0
-
         run_errno = self._certs.serve(
             deliver=deliver,
-            handshake=handshake,
+            handshake=lambda: _enter(run, kvm_run),
             lock_wait=self._lock_wait,
             size_limit=self._size_limit,
         )
@@ -158,6 +162,72 @@ class ExitService:
         )
         self._report(served)
         return served
+
+    def _describe(self, memory: MappedMemory) -> object | None:
+        """Return what the library must know of the VM; None if it cannot serve this one."""
+        last = self._described
+        if last is not None and last[0] is memory:
+            return last[1]
+        flags = c_library.UNREADABLE_IS_EIO if self._on_error == "eio" else 0
+        try:
+            vm = c_library.describe_vm(
+                self._certs.path, self._lock_wait, self._size_limit, flags, memory.addresses()
+            )
+        except (TypeError, ValueError):  # memory or a path that C cannot use
+            return None
+        self._described = memory, vm
+        return vm
+
+    def _serve_in_c(
+        self,
+        library: Library,
+        vm: object,
+        run: RunView,
+        memory: MappedMemory,
+        kvm_run: Callable[[], object],
+    ) -> Served:
+        answer = CServed(fd=-1)
+        there, address, run_errno = ctypes.byref(answer), run.address, 0
+        try:  # a signal's exception may come between any two lines
+            library.begin(vm, address, there)
+            kvm_run()
+        except OSError as error:
+            run_errno = error.errno or errno.EIO
+        finally:
+            library.end(address, there)
+        outcome = _OUTCOMES[answer.outcome]
+        if outcome is Outcome.SERVED:
+            served = Served(outcome, 0, answer.size, None, None, run_errno)
+        else:
+            detail = self._detail(outcome, answer, run.snp_req_certs[0], memory)
+            needed = answer.needed_pages or None
+            served = Served(outcome, answer.ret, answer.size, needed, detail, run_errno)
+        self._report(served)
+        return served
+
+    def _detail(
+        self, outcome: Outcome, answer: CServed, gpa: int, memory: MappedMemory
+    ) -> str | None:
+        if outcome is Outcome.BUSY:
+            return _busy(answer.waited / 1e9)
+        if outcome is Outcome.FAILED and answer.guest_problem:
+            if answer.guest_problem == RequestProblem.NOT_ALIGNED:
+                return _not_aligned(gpa)
+            try:
+                memory.require(gpa, len(EMPTY) if answer.file_problem else answer.file_size)
+            except GuestMemoryError as error:
+                return error.message
+            return f"guest address {gpa:#x} is not mapped"
+        problem = answer.file_problem
+        if problem == 0:
+            return None
+        if problem == RequestProblem.NOT_REGULAR:
+            return self._place(reader.NOT_REGULAR)
+        if problem == RequestProblem.TOO_LARGE:
+            return self._place(reader.too_large(answer.file_size, self._size_limit))
+        if problem == RequestProblem.SHRANK:
+            return self._place(reader.SHRANK)
+        return self._place(os.strerror(problem))
 
     def _answer(
         self, found: reader.Found, gpa: int, npages: int, run: RunView, memory: GuestMemory
@@ -169,8 +239,7 @@ class ExitService:
             case reader.Empty():
                 served = _deliver_empty(gpa, npages, memory, None)
             case reader.Busy(waited):
-                detail = f"an update held the lock for {waited * 1000:.0f} ms"
-                served = Served(Outcome.BUSY, errno.EAGAIN, detail=detail)
+                served = Served(Outcome.BUSY, errno.EAGAIN, detail=_busy(waited))
             case reader.Unreadable(problem) if self._on_error == "eio":
                 served = Served(Outcome.FAILED, errno.EIO, detail=self._place(problem))
             case reader.Unreadable(problem):
@@ -196,11 +265,39 @@ class ExitService:
             log.log(level, "certificate request %s", served)
 
 
+# In immediate_exit: any value but 0 makes KVM_RUN return. A VMM's kick writes 1.
+_OURS = 2
+# In the order of c_library.OUTCOMES.
+_OUTCOMES = tuple(Outcome(name) for name in c_library.OUTCOMES)
+
+
+def _enter(run: RunView, kvm_run: Callable[[], object]) -> int:
+    """Enter the guest once with ``immediate_exit`` set; return the errno of KVM_RUN, or 0."""
+    before = run.immediate_exit
+    run.immediate_exit = _OURS
+    try:
+        kvm_run()
+    except OSError as error:
+        return error.errno or errno.EIO
+    finally:
+        if run.immediate_exit == _OURS:  # and not a kick's
+            run.immediate_exit = before
+    return 0
+
+
+def _busy(waited: float) -> str:
+    return f"an update held the lock for {waited * 1000:.0f} ms"
+
+
+def _not_aligned(gpa: int) -> str:
+    return f"guest address {gpa:#x} is not aligned"
+
+
 def _deliver(data: bytes, outcome: Outcome, gpa: int, npages: int, memory: GuestMemory) -> Served:
     if len(data) > npages * PAGE_SIZE:
         return Served(Outcome.TOO_SMALL, errno.ENOSPC, needed_pages=pages_of(len(data)))
     if gpa % PAGE_SIZE:  # KVM checks this; a VMM under test may not run on KVM
-        return Served(Outcome.FAILED, errno.EIO, detail=f"guest address {gpa:#x} is not aligned")
+        return Served(Outcome.FAILED, errno.EIO, detail=_not_aligned(gpa))
     try:
         memory.write(gpa, data)
     except GuestMemoryError as error:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Protocol
@@ -45,10 +46,36 @@ class MappedMemory:
             key=lambda slot: slot.gpa,
         )
 
+        self._at: tuple[tuple[int, int, int], ...] | None = None
+        self._held: list[ctypes.c_char] = []  # keeps the slots where they are
+
+    def addresses(self) -> tuple[tuple[int, int, int], ...]:
+        """Return GPA, size and this process's address of each slot, for programs in C.
+
+        Raises ``TypeError`` if a slot cannot be written to.
+        """
+        if self._at is None:
+            slots = [slot for slot in self._slots if slot.memory.nbytes]
+            self._held = [ctypes.c_char.from_buffer(slot.memory) for slot in slots]
+            self._at = tuple(
+                (slot.gpa, slot.memory.nbytes, ctypes.addressof(held))
+                for slot, held in zip(slots, self._held, strict=True)
+            )
+        return self._at
+
+    def require(self, gpa: int, size: int) -> None:
+        """Raise :class:`GuestMemoryError` if any of these bytes has no slot."""
+        self._parts(gpa, size)
+
     def write(self, gpa: int, data: bytes) -> None:
         """Write all of ``data``, across adjacent slots; nothing if any byte has no slot."""
+        for target, start, stop in self._parts(gpa, len(data)):
+            target[:] = data[start - gpa : stop - gpa]
+
+    def _parts(self, gpa: int, size: int) -> list[tuple[memoryview, int, int]]:
+        """Return the memory of a range, piece by piece, with the GPAs of each piece."""
         parts: list[tuple[memoryview, int, int]] = []
-        at, end = gpa, gpa + len(data)
+        at, end = gpa, gpa + size
         for slot in self._slots:
             if slot.gpa <= at < slot.end:
                 stop = min(end, slot.end)
@@ -58,5 +85,4 @@ class MappedMemory:
                 break
         if at != end:
             raise GuestMemoryError(f"guest address {at:#x} is outside the guest's memory")
-        for target, start, stop in parts:
-            target[:] = data[start - gpa : stop - gpa]
+        return parts
