@@ -77,6 +77,7 @@ def _crate(name: str, version: str) -> Client:
 
 
 _VERAISON: Final = Path(__file__).with_name("veraison")
+_SEVGUEST: Final = Path(__file__).with_name("sevguest")
 
 
 def _content(module: Path) -> str:
@@ -106,6 +107,14 @@ CLIENTS: Final = {
             ("go",),
             "the Go module proxy",
             _VERAISON,
+        ),
+        Client(
+            "sevguest",
+            _content(_SEVGUEST),
+            ("sevguest",),
+            ("go",),
+            "the Go module proxy",
+            _SEVGUEST,
         ),
     )
 }

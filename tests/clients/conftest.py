@@ -27,6 +27,7 @@ from snpcerts.emulator.frontdoor import seccomp
 from snpcerts.emulator.machine.home import PlatformHome
 
 from .build import CLIENTS, BuildFailedError, Client, ToolMissingError, ensure
+from .published import Published, published_evidence
 
 ASKED: Final = "SNPCERTS_CLIENTS"
 LIMIT: Final = 120.0  # seconds that one command may take at most
@@ -96,6 +97,23 @@ def snphost() -> Path:
 def veraison() -> Path:
     """Veraison's libraries, in a program of ours."""
     return _built("veraison").program("veraison")
+
+
+@pytest.fixture(scope="session")
+def sevguest() -> Path:
+    """Google's library, in a program of ours that judges much evidence at once."""
+    return _built("sevguest").program("sevguest")
+
+
+@pytest.fixture(scope="session")
+def published() -> tuple[Published, ...]:
+    """Genuine evidence that the Go module go-sev-guest and the crate sev ship."""
+    try:
+        return published_evidence()
+    except ToolMissingError as error:
+        pytest.skip(str(error))
+    except BuildFailedError as error:
+        pytest.fail(str(error), pytrace=False)
 
 
 @pytest.fixture(scope="session")

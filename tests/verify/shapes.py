@@ -7,7 +7,7 @@ import base64
 import json
 import struct
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any
 
 import cbor2
 
@@ -19,9 +19,16 @@ from tests.verify.messages import attestation, blob
 CA = SmallCa()
 LEAF, ASK, ARK = CA.leaf.make(), CA.ask.make(), CA.ark.make()
 DERS = (LEAF, ASK, ARK)
-TABLE = CertTable(
-    (TableEntry(VCEK_GUID, LEAF), TableEntry(ASK_GUID, ASK), TableEntry(ARK_GUID, ARK))
-).encode()
+Ders = tuple[bytes, bytes, bytes]  # VCEK, ASK, ARK
+Shape = Callable[[bytes], bytes]  # a report in its shape
+
+
+def table_of(ders: Ders) -> bytes:
+    guids = (VCEK_GUID, ASK_GUID, ARK_GUID)
+    return CertTable(tuple(map(TableEntry, guids, ders))).encode()
+
+
+TABLE = table_of(DERS)
 
 
 def b64(data: bytes) -> str:
@@ -119,16 +126,16 @@ def by_sev_crate(report: bytes) -> dict[str, Any]:
     return out
 
 
-def trustee(report: bytes) -> bytes:
+def trustee(report: bytes, ders: Ders) -> bytes:
     chain = [
         {"cert_type": kind, "data": list(der)}
-        for kind, der in zip(("VCEK", "ASK", "ARK"), DERS, strict=True)
+        for kind, der in zip(("VCEK", "ASK", "ARK"), ders, strict=True)
     ]
     return json.dumps({"attestation_report": by_sev_crate(report), "cert_chain": chain}).encode()
 
 
-def ratsd(report: bytes) -> bytes:
-    inner = {"provider": "sev_guest", "outblob": b64url(report), "auxblob": b64url(TABLE)}
+def ratsd(report: bytes, table: bytes) -> bytes:
+    inner = {"provider": "sev_guest", "outblob": b64url(report), "auxblob": b64url(table)}
     media = "application/vnd.veraison.tsm-report+json"
     cmw = {"__cmwc_t": "tag:x", "tsm-report": [media, b64url(json.dumps(inner).encode())]}
     return json.dumps({"eat_nonce": "x" * 86, "cmw": b64(json.dumps(cmw).encode())}).encode()
@@ -138,39 +145,44 @@ def _json(**fields: Any) -> bytes:
     return json.dumps(fields).encode()
 
 
-CHAIN: Final = [b64(each) for each in DERS]
 # Shapes with the certificates inside, and those of a report alone: by the name that the
 # documentation gives them.
-WHOLE: dict[str, Callable[[bytes], bytes]] = {
-    "report and table": lambda report: report + TABLE,
-    "go-sev-guest Attestation": lambda report: attestation(
-        report, blob(1, LEAF) + blob(2, ASK) + blob(3, ARK)
-    ),
-    "go-tpm-tools Attestation": lambda report: tpm(
-        report, blob(1, LEAF) + blob(2, ASK) + blob(3, ARK)
-    ),
-    "tsm-report+json": lambda report: _json(
-        provider="sev_guest", outblob=b64url(report), auxblob=b64url(TABLE)
-    ),
-    "tsm-report+cbor": lambda report: cbor2.dumps(
-        {"auxblob": TABLE, "outblob": report, "provider": "sev_guest"}
-    ),
-    "ratsd token": ratsd,
-    "Trustee": trustee,
-    "attestation-rs": lambda report: _json(
-        platform="snp",
-        evidence={
-            "attestation_report": b64(report),
-            "cert_chain": {"vcek": b64(LEAF), "ask": b64(ASK), "ark": b64(ARK)},
-        },
-    ),
-    "Google {report, aux_blob}": lambda report: _json(report=b64(report), aux_blob=b64(TABLE)),
-    "Dstack JSON": lambda report: _json(
-        attestation=scale(report, *(pem(each).encode() for each in DERS)).hex()
-    ),
-    "Dstack SCALE": lambda report: scale(report, *DERS),
-}
-ALONE: dict[str, Callable[[bytes], bytes]] = {
+def whole(ders: Ders) -> dict[str, Shape]:
+    leaf, ask, ark = ders
+    table = table_of(ders)
+    return {
+        "report and table": lambda report: report + table,
+        "go-sev-guest Attestation": lambda report: attestation(
+            report, blob(1, leaf) + blob(2, ask) + blob(3, ark)
+        ),
+        "go-tpm-tools Attestation": lambda report: tpm(
+            report, blob(1, leaf) + blob(2, ask) + blob(3, ark)
+        ),
+        "tsm-report+json": lambda report: _json(
+            provider="sev_guest", outblob=b64url(report), auxblob=b64url(table)
+        ),
+        "tsm-report+cbor": lambda report: cbor2.dumps(
+            {"auxblob": table, "outblob": report, "provider": "sev_guest"}
+        ),
+        "ratsd token": lambda report: ratsd(report, table),
+        "Trustee": lambda report: trustee(report, ders),
+        "attestation-rs": lambda report: _json(
+            platform="snp",
+            evidence={
+                "attestation_report": b64(report),
+                "cert_chain": {"vcek": b64(leaf), "ask": b64(ask), "ark": b64(ark)},
+            },
+        ),
+        "Google {report, aux_blob}": lambda report: _json(report=b64(report), aux_blob=b64(table)),
+        "Dstack JSON": lambda report: _json(
+            attestation=scale(report, *(pem(each).encode() for each in ders)).hex()
+        ),
+        "Dstack SCALE": lambda report: scale(report, *ders),
+    }
+
+
+WHOLE = whole(DERS)
+ALONE: dict[str, Shape] = {
     "report": lambda report: report,
     "hexadecimal": lambda report: report.hex().encode() + b"\n",
     "hexadecimal with 0x and line ends": lambda report: b"0x" + report.hex().upper().encode(),
@@ -193,42 +205,52 @@ ALONE: dict[str, Callable[[bytes], bytes]] = {
     "go-tpm-tools Attestation, no certificates": tpm,
     "tsm-report+json, no table": lambda report: _json(provider="sev_guest", outblob=b64(report)),
 }
+
+
 # A file with all three certificates.
-BUNDLES: dict[str, bytes] = {
-    "DER, one behind the other": b"".join(DERS),
-    "PEM": "".join(map(pem, DERS)).encode(),
-    "PEM, root first": "".join(map(pem, reversed(DERS))).encode(),
-    "PEM, each twice": "".join(map(pem, DERS * 2)).encode(),
-    "PEM with text around": b"Bag Attributes\n friendlyName: caf\xe9: x\n"
-    + "subject=CN\n".join(map(pem, DERS)).encode()
-    + b"the end",
-    "PEM with trailing blanks": "".join(map(pem, DERS)).replace("\n", " \t\n").encode(),
-    "PEM with line ends of Windows": "".join(pem(each, end="\r\n") for each in DERS).encode(),
-    "PEM with line ends of an old Mac": "".join(pem(each, end="\r") for each in DERS).encode(),
-    "PEM behind a byte order mark": "".join(map(pem, DERS)).encode("utf-8-sig"),
-    "PEM in UTF-16": "".join(map(pem, DERS)).encode("utf-16"),
-    "PEM on one line": " ".join(pem(each, end=" ") for each in DERS).encode(),
-    "PEM with line ends written out": "".join(map(pem, DERS)).replace("\n", "\\n").encode(),
-    "PEM indented, as in YAML": "".join(map(pem, DERS)).replace("\n", "\n    ").encode(),
-    "TRUSTED CERTIFICATE": "".join(
-        pem(each + b"\x30\x0c\x30\x0a\x06\x08+\x06\x01\x05\x05\x07\x03\x01", "TRUSTED CERTIFICATE")
-        for each in DERS
-    ).encode(),
-    "PKCS #7": pkcs7(*DERS),
-    "PKCS #7 in PEM": pem(pkcs7(*DERS), "PKCS7").encode(),
-    "base64 of DER": base64.b64encode(b"".join(DERS)),
-    "base64 of PEM": base64.b64encode("".join(map(pem, DERS)).encode()),
-    "hexadecimal of DER": b"".join(DERS).hex().encode(),
-    "Azure IMDS JSON": _json(
-        vcekCert=pem(LEAF),
-        tcbm="DB18000000000004",
-        certificateChain=pem(ASK) + pem(ARK),
-        cacheControl="86400",
-    ),
-    "base64 of Azure IMDS JSON": base64.b64encode(
-        _json(vcekCert=pem(LEAF), certificateChain=pem(ASK) + pem(ARK))
-    ),
-    "JSON array of PEM": json.dumps([pem(each) for each in DERS]).encode(),
-    "JSON array of base64": json.dumps(CHAIN).encode(),
-    "certificate table": TABLE,
-}
+def bundles(ders: Ders) -> dict[str, bytes]:
+    leaf, ask, ark = ders
+    return {
+        "DER, one behind the other": b"".join(ders),
+        "PEM": "".join(map(pem, ders)).encode(),
+        "PEM, root first": "".join(map(pem, reversed(ders))).encode(),
+        "PEM, each twice": "".join(map(pem, ders * 2)).encode(),
+        "PEM with text around": b"Bag Attributes\n friendlyName: caf\xe9: x\n"
+        + "subject=CN\n".join(map(pem, ders)).encode()
+        + b"the end",
+        "PEM with trailing blanks": "".join(map(pem, ders)).replace("\n", " \t\n").encode(),
+        "PEM with line ends of Windows": "".join(pem(each, end="\r\n") for each in ders).encode(),
+        "PEM with line ends of an old Mac": "".join(pem(each, end="\r") for each in ders).encode(),
+        "PEM behind a byte order mark": "".join(map(pem, ders)).encode("utf-8-sig"),
+        "PEM in UTF-16": "".join(map(pem, ders)).encode("utf-16"),
+        "PEM on one line": " ".join(pem(each, end=" ") for each in ders).encode(),
+        "PEM with line ends written out": "".join(map(pem, ders)).replace("\n", "\\n").encode(),
+        "PEM indented, as in YAML": "".join(map(pem, ders)).replace("\n", "\n    ").encode(),
+        "TRUSTED CERTIFICATE": "".join(
+            pem(
+                each + b"\x30\x0c\x30\x0a\x06\x08+\x06\x01\x05\x05\x07\x03\x01",
+                "TRUSTED CERTIFICATE",
+            )
+            for each in ders
+        ).encode(),
+        "PKCS #7": pkcs7(*ders),
+        "PKCS #7 in PEM": pem(pkcs7(*ders), "PKCS7").encode(),
+        "base64 of DER": base64.b64encode(b"".join(ders)),
+        "base64 of PEM": base64.b64encode("".join(map(pem, ders)).encode()),
+        "hexadecimal of DER": b"".join(ders).hex().encode(),
+        "Azure IMDS JSON": _json(
+            vcekCert=pem(leaf),
+            tcbm="DB18000000000004",
+            certificateChain=pem(ask) + pem(ark),
+            cacheControl="86400",
+        ),
+        "base64 of Azure IMDS JSON": base64.b64encode(
+            _json(vcekCert=pem(leaf), certificateChain=pem(ask) + pem(ark))
+        ),
+        "JSON array of PEM": json.dumps([pem(each) for each in ders]).encode(),
+        "JSON array of base64": json.dumps([b64(each) for each in ders]).encode(),
+        "certificate table": table_of(ders),
+    }
+
+
+BUNDLES = bundles(DERS)
