@@ -178,7 +178,8 @@ def _other_certificates(
     changed, at = list(ders), chance.randrange(3)
     how = chance.choice(("change", "exchange", "of another"))
     if how == "change":
-        changed[at], words = _mutated(chance, changed[at])
+        data, words = _mutated(chance, changed[at])
+        changed[at] = data or b"\0"  # a table has no empty entry
         how = words
     elif how == "exchange":
         changed[at] = chance.choice(ders)
