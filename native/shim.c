@@ -7,6 +7,7 @@
  *	LD_PRELOAD		this file
  *	SNPCERTS_CERTS_FILENAME	the certificate file, an absolute path
  *	SNPCERTS_CERTS_TIMEOUT	ms to wait for its lock, then BUSY; 100
+ *	SNPCERTS_TELL_EXIT	if set: say by which exit number KVM asked first
  *
  * It does nothing for a VM that is not SNP, on a kernel without the exit, or if the
  * VMM enables the exit itself.
@@ -97,6 +98,7 @@ static ssize_t (*_Atomic next_sendmsg)(int, const struct msghdr *, int);
 
 static char path[PATH_MAX];
 static uint64_t timeout = SNPCERTS_LOCK_WAIT;
+static bool tell_exit;
 static const char *unusable = ""; /* why the settings are; NULL if they are not */
 
 /* ---- messages for the operator ---- */
@@ -569,6 +571,7 @@ __attribute__((constructor)) static void start(void)
 	char *end = NULL;
 	unsigned long milliseconds = 100;
 
+	tell_exit = getenv("SNPCERTS_TELL_EXIT") != NULL;
 	find_next();
 	owner = getpid();
 	pthread_atfork(before_fork, after_fork, after_fork_in_child);
@@ -612,6 +615,8 @@ EXPORT int ioctl(int fd, unsigned long passed, ...)
 
 		if (run && !snpcerts_asks(run))
 			return result;
+		if (run && tell_exit)
+			SAY_ONCE("KVM asks for certificates by exit %u", run->exit_reason);
 		if (run)
 			return serve(fd, vcpus[fd].vm, run, saved);
 		SAY_ONCE("a vCPU gets no certificates: the mapping of its kvm_run was not seen");

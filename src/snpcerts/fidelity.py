@@ -192,6 +192,11 @@ CLAIMS: Final = (
             ClaimSource(SourceKind.OBSERVER, ("genuine evidence of AMD's",)),
         ),
     ),
+    Claim(
+        "certificate-path",
+        "One request through agent, VMM, KVM and guest: the lock, BUSY, an update in between",
+        _NOTHING,
+    ),
     Claim("concurrency", "Two vCPUs, signals and time-outs at the same moment", _NOTHING),
     Claim("hardware", "That a real SNP host behaves in the same way", _NOTHING),
 )

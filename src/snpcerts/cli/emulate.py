@@ -141,6 +141,11 @@ def command(
     help="Which Linux it is, where releases differ.",
 )
 @click.option("--serve", is_flag=True, help="Keep VMs running for programs under 'emulate guest'.")
+@click.option(
+    "--with-guest",
+    is_flag=True,
+    help="As --serve, and PROGRAM may play the guest of its VM too: it also sees /dev/sev-guest.",
+)
 @_door
 @click.argument("program", nargs=-1, required=True)
 @click.pass_obj
@@ -154,6 +159,7 @@ def host(
     exit_number: str,
     kernel: str,
     serve: bool,
+    with_guest: bool,
     door: str,
     program: tuple[str, ...],
 ) -> None:
@@ -163,8 +169,9 @@ def host(
     from snpcerts.emulator.kvm.release import KernelRelease
     from snpcerts.emulator.machine.enter import become_host_program
 
+    serve = serve or with_guest
     if serve and requests is not None:
-        raise UsageError("--serve and --requests exclude each other")
+        raise UsageError("--serve and --with-guest exclude --requests")
     script = GuestScript(
         requests=1 if requests is None else requests,
         serve=serve,
@@ -175,7 +182,12 @@ def host(
     )
     with options.home() as home:
         become_host_program(
-            home, program, script, KernelRelease(kernel, int(exit_number)), ways.wanted(door)
+            home,
+            program,
+            script,
+            KernelRelease(kernel, int(exit_number)),
+            ways.wanted(door),
+            with_guest=with_guest,
         )
 
 

@@ -45,7 +45,7 @@ def main(arguments: list[str]) -> None:
 
     run_vm(
         ExitService(CertFile(path, performer)),
-        at_exit=lambda: exits.append(time.monotonic()),
+        at_exit=lambda _: exits.append(time.monotonic()),
         before_reentry=detour,
         after=tell,
     )

@@ -80,7 +80,7 @@ def prove(agent: Agent, file: FileConfig, ask: Ask, *, nonce: bytes) -> Proved:
     """
     select = key_sel(file)
     before = agent.firmware.state()
-    candidates = tuple(_candidates(agent, before, expected_kind(before, select)))
+    candidates = tuple(candidate_keys(agent, before, expected_kind(before, select)))
     with hold_in_place(file.path, agent.config.lock_wait):
         state = agent.firmware.state()
         if _numbers(state) != _numbers(before):
@@ -202,7 +202,7 @@ def _of_this_host(report: Report, state: FirmwareState, chip: bytes, product: Pr
         raise NoProofError("the report and the firmware differ about MASK_CHIP_KEY")
 
 
-def _candidates(agent: Agent, state: FirmwareState, kind: VekKind) -> Iterable[Candidate]:
+def candidate_keys(agent: Agent, state: FirmwareState, kind: VekKind) -> Iterable[Candidate]:
     """Return the keys that firmware may sign with: for the VCEK, those of the reported and the
     running TCB.
     """

@@ -22,6 +22,7 @@ NAMES: Final = {
     "host commit": "host-change",
     "host install": "host-install",
     "host load-vlek": "host-change",
+    "host prove": "host-prove",
     "host prove-key": "host-prove-key",
     "host set-config": "host-change",
     "host status": "host-status",

@@ -9,6 +9,7 @@ from snpcerts.cli.host.change import commit, load_vlek, set_config
 from snpcerts.cli.host.check import check
 from snpcerts.cli.host.install import install, uninstall
 from snpcerts.cli.host.prove import prove_key
+from snpcerts.cli.host.prove_host import prove_host
 from snpcerts.cli.host.status import status
 from snpcerts.cli.host.sync import sync
 
@@ -23,5 +24,16 @@ def command() -> None:
     """
 
 
-for _each in (check, status, sync, commit, set_config, load_vlek, prove_key, install, uninstall):
+for _each in (
+    check,
+    status,
+    sync,
+    commit,
+    set_config,
+    load_vlek,
+    prove_key,
+    prove_host,
+    install,
+    uninstall,
+):
     command.add_command(_each)

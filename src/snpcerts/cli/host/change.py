@@ -163,19 +163,9 @@ def set_config(
         raise UsageError(
             "what is to be set?", hint="give --reported-tcb, --reset, --again or a mask"
         )
-    components = {} if reported_tcb is None else _components(reported_tcb)
-
-    def tcb(now: TcbVersion) -> TcbVersion:
-        from dataclasses import replace
-
-        for name in components:
-            if name not in now.components():
-                raise UsageError(f"--reported-tcb: this product's TCB has no {name}")
-        return replace(now, **components)
-
     return plan.set_config(
         agent,
-        tcb=None if reset else tcb,
+        tcb=None if reset else changed_tcb("--reported-tcb", reported_tcb or ""),
         mask_chip_id=mask_chip_id,
         mask_chip_key=mask_chip_key,
     )
@@ -200,17 +190,31 @@ def load_vlek(agent: Agent, hashstick: str, vlek_cert: str) -> Plan:
     return plan.load_vlek(agent, read_input(hashstick), read_input(vlek_cert))
 
 
-def _components(text: str) -> dict[str, int]:
-    """Return ``bl=3,snp=8`` as component names and values."""
+def changed_tcb(option: str, text: str) -> Callable[[TcbVersion], TcbVersion]:
+    """Return what replaces the components of a TCB that ``text`` names, as in ``bl=3,snp=8``."""
+    components = _components(option, text)
+
+    def tcb(now: TcbVersion) -> TcbVersion:
+        from dataclasses import replace
+
+        for name in components:
+            if name not in now.components():
+                raise UsageError(f"{option}: this product's TCB has no {name}")
+        return replace(now, **components)
+
+    return tcb
+
+
+def _components(option: str, text: str) -> dict[str, int]:
     found: dict[str, int] = {}
-    for part in text.split(","):
+    for part in text.split(",") if text else ():
         name, equals, value = part.partition("=")
         if name not in _SHORT or not equals or not value.isdecimal() or int(value) > 255:
             raise UsageError(
-                f"--reported-tcb {text}: {part!r} is not a component",
+                f"{option} {text}: {part!r} is not a component",
                 hint="as in bl=3,tee=0,snp=8,ucode=115; each 0 to 255",
             )
         if _SHORT[name] in found:
-            raise UsageError(f"--reported-tcb {text}: {name} is given twice")
+            raise UsageError(f"{option} {text}: {name} is given twice")
         found[_SHORT[name]] = int(value)
     return found

@@ -18,6 +18,7 @@ from snpcerts.temporary_directory import temporary_directory
 
 if TYPE_CHECKING:
     from snpcerts.host.config import Config
+    from snpcerts.host.host_check import Finding
 
 
 @click.command(short_help="Check whether this machine can serve certificates.")
@@ -30,19 +31,9 @@ def check(host: Host, online: bool, as_json: bool) -> None:
     Changes nothing. Exit codes: 0 nothing failed, 1 something did.
     """
     from snpcerts.host import host_check as checks
-    from snpcerts.vmm.enable import supports_req_certs
-    from snpcerts.vmm.preload import shim_library
 
+    lines = findings(host)
     config = host.config()
-    lines = [
-        checks.kernel(platform.release()),
-        *checks.faults(platform.release()),
-        checks.kvm(supports_req_certs),
-        checks.firmware(lambda: host.firmware(config)),
-        *checks.files(config),
-        checks.cache(config.cache),
-        checks.shim(shim_library),
-    ]
     if online:
         lines.append(checks.key_server(lambda: _ask_key_server(config)))
     if as_json:
@@ -56,6 +47,24 @@ def check(host: Host, online: bool, as_json: bool) -> None:
             present(str(line))
     if not checks.passed(lines):
         click.get_current_context().exit(1)
+
+
+def findings(host: Host) -> list[Finding]:
+    """Return what is found without asking the key server."""
+    from snpcerts.host import host_check as checks
+    from snpcerts.vmm.enable import supports_req_certs
+    from snpcerts.vmm.preload import shim_library
+
+    config = host.config()
+    return [
+        checks.kernel(platform.release()),
+        *checks.faults(platform.release()),
+        checks.kvm(supports_req_certs),
+        checks.firmware(lambda: host.firmware(config)),
+        *checks.files(config),
+        checks.cache(config.cache),
+        checks.shim(shim_library),
+    ]
 
 
 def _ask_key_server(config: Config) -> str:

@@ -66,7 +66,7 @@ def prove_key(host: Host, timeout: float, as_json: bool, command: tuple[str, ...
     file = agent.config.files[0]
 
     def ask(nonce: bytes, select: KeySelect) -> bytes:
-        return _run(command, nonce.hex(), select.name.lower(), timeout)
+        return run_in_guest(command, nonce.hex(), select.name.lower(), timeout)
 
     with ends_cleanly():  # or COMMAND would go on without us
         done = prove(agent, file, ask, nonce=os.urandom(NONCE_SIZE))
@@ -94,8 +94,12 @@ def prove_key(host: Host, timeout: float, as_json: bool, command: tuple[str, ...
         click.get_current_context().exit(1)
 
 
-def _run(command: Sequence[str], report_data: str, key_sel: str, timeout: float) -> bytes:
-    """Run the command and return its output; leave none of its processes running."""
+def run_in_guest(command: Sequence[str], report_data: str, key_sel: str, timeout: float) -> bytes:
+    """Run the command and return its output; leave none of its processes running.
+
+    ``timeout`` is in seconds. Raises :class:`RefusedError` if it fails, and
+    :class:`RetryLaterError` if it takes longer.
+    """
     argv = [
         word.replace("{report_data}", report_data).replace("{key_sel}", key_sel) for word in command
     ]

@@ -75,10 +75,13 @@ def become_host_program(
     script: GuestScript,
     kernel: KernelRelease = NEWEST,
     way: Way | None = None,
+    *,
+    with_guest: bool = False,
 ) -> NoReturn:
     """Replace this process by ``argv``, with ``/dev/sev`` and ``/dev/kvm`` of the platform.
 
-    ``kernel`` is the Linux of the host, ``way`` is as for
+    ``kernel`` is the Linux of the host; ``with_guest`` adds ``/dev/sev-guest`` of its VM;
+    ``way`` is as for
     :func:`~snpcerts.emulator.frontdoor.launch.enter`.
     """
     hello = {
@@ -86,6 +89,7 @@ def become_host_program(
         "guest": script.to_json(),
         "kernel": kernel.series,
         "exit_number": int(kernel.req_certs_exit),
+        "with_guest": with_guest,
     }
     _become(home, argv, hello, way)
 

@@ -12,6 +12,7 @@ directory when it ends, with ``--detached`` it is not a child of its starter, wi
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
@@ -26,7 +27,7 @@ from typing import IO, Any, Final
 from snpcerts.abi.kvm import SNP_REQ_CERTS_EXITS, ExitReason
 from snpcerts.emulator.frontdoor import seccomp
 from snpcerts.emulator.frontdoor.control import ControlSocket, Hello
-from snpcerts.emulator.frontdoor.door import Door
+from snpcerts.emulator.frontdoor.door import Door, OpenInfo
 from snpcerts.emulator.frontdoor.layout import Places
 from snpcerts.emulator.frontdoor.parent import end_with_parent
 from snpcerts.emulator.frontdoor.supervisor import Supervisor
@@ -44,7 +45,7 @@ from snpcerts.emulator.machine.virtual_files import guest_files, host_files, hos
 from snpcerts.emulator.psp.firmware import Firmware
 from snpcerts.emulator.psp.sev_device import SevDevice
 from snpcerts.emulator.psp.timed_firmware import TimedCommand, TimedFirmware
-from snpcerts.emulator.syscall.device import Caller
+from snpcerts.emulator.syscall.device import Caller, Device
 from snpcerts.errors import InputError, RefusedError, SnpCertsError
 from snpcerts.printable import printable
 
@@ -194,15 +195,25 @@ class PlatformServer:
     def _host(self, message: Mapping[str, Any]) -> Door:
         guests = ScriptedGuests(GuestScript.from_json(message.get("guest", {})))
         platform, kernel = self._platform, _kernel(message)
+        devices: dict[str, Callable[[OpenInfo], Device]] = {
+            "/dev/kvm": lambda _: KvmDevice(platform, guests, kernel),
+            "/dev/sev": lambda _: _SavedSevDevice(platform.firmware, self._save),
+        }
+        if message.get("with_guest") is True:
+            devices["/dev/sev-guest"] = lambda _: self._guest_on_host()
         return Door(
-            {
-                "/dev/kvm": lambda _: KvmDevice(platform, guests, kernel),
-                "/dev/sev": lambda _: _SavedSevDevice(platform.firmware, self._save),
-            },
+            devices,
             host_files(platform.firmware),
             inodes=host_inodes(platform.firmware),
             version=lambda: platform.firmware.state,
         )
+
+    def _guest_on_host(self) -> Device:
+        """Open the guest's device for a program of the host; ENODEV unless one VM serves."""
+        serving = [vm for vm in self._platform.vms.values() if _serves(vm.guest)]
+        if len(serving) != 1:
+            raise OSError(errno.ENODEV, os.strerror(errno.ENODEV))
+        return SevGuestDevice(serving[0])
 
     def _guest(self, message: Mapping[str, Any]) -> Door:
         vms = self._platform.vms

@@ -14,6 +14,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from typing import Final
 
 from snpcerts.abi.kvm import VCPU_MMAP_SIZE
 from snpcerts.certfile.file import CertFile
@@ -22,6 +23,9 @@ from snpcerts.emulator.machine.detached import end_with
 from snpcerts.emulator.machine.reference_vmm import build_vm
 from snpcerts.vmm.exit_service import ExitService, Served
 from snpcerts.vmm.guest_memory import MappedMemory
+
+# As the shim has it: say by which exit number KVM asked first.
+TELL_EXIT: Final = "SNPCERTS_TELL_EXIT"
 
 
 class SystemCalls:
@@ -47,14 +51,14 @@ class SystemCalls:
 def run_vm(
     service: ExitService,
     *,
-    at_exit: Callable[[], None] = lambda: None,
+    at_exit: Callable[[int], None] = lambda _: None,
     before_reentry: Callable[[], None] = lambda: None,
     after: Callable[[Served], None] = lambda _: None,
 ) -> None:
     """Run one VM with one vCPU until it shuts down; ``service`` serves its certificates.
 
-    ``at_exit`` is called at each request, ``before_reentry`` between an answer and its
-    KVM_RUN, ``after`` when the request is over.
+    ``at_exit`` is called at each request with the exit's number, ``before_reentry`` between
+    an answer and its KVM_RUN, ``after`` when the request is over.
     """
     vm = build_vm(SystemCalls())
     memory = MappedMemory([(vm.base, memoryview(vm.memory))])
@@ -71,7 +75,7 @@ def run_vm(
             continue
         if not run.asks_for_certs:
             return
-        at_exit()
+        at_exit(run.exit_reason)
         after(service.serve(run, memory, reenter))
 
 
@@ -82,8 +86,15 @@ def main(arguments: list[str]) -> int:
         end_with(int(process[0]))
     else:
         end_with_parent(os.getppid(), signal.SIGTERM)
+    said: list[int] = []
+
+    def tell_exit(number: int) -> None:
+        if TELL_EXIT in os.environ and not said:
+            said.append(number)
+            print(f"KVM asks for certificates by exit {number}", file=sys.stderr, flush=True)
+
     try:
-        run_vm(ExitService(CertFile(path)))
+        run_vm(ExitService(CertFile(path)), at_exit=tell_exit)
     except OSError as error:
         print(f"snpcerts: the built-in VMM: {error.strerror}", file=sys.stderr)
         return 1

@@ -1,0 +1,309 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``snpcerts host prove``: hold this host against each claim of docs/fidelity.md."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import platform
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Final
+
+import click
+
+from snpcerts import __version__
+from snpcerts.cli.files import check_output, write_output
+from snpcerts.cli.host.change import changed_tcb
+from snpcerts.cli.host.options import Host, with_host
+from snpcerts.cli.host.output import event_printer, ignore_event
+from snpcerts.cli.host.prove import run_in_guest
+from snpcerts.cli.say import present, say
+from snpcerts.cli.signals import ends_cleanly
+from snpcerts.cli.source_options import anchors_of
+from snpcerts.errors import RefusedError, RetryLaterError, UsageError
+from snpcerts.printable import printable
+
+if TYPE_CHECKING:
+    from snpcerts.abi.guest_message import KeySelect
+    from snpcerts.host.agent import Agent
+    from snpcerts.host.claim_report import ClaimReport
+
+_CERTS: Final = "{certs}"
+_ASKS: Final = re.compile(rb"KVM asks for certificates by exit (\d+)")
+_TELL: Final = "SNPCERTS_TELL_EXIT"
+_OUTPUT_KEPT: Final = 1 << 16  # bytes of a VMM's output
+_PAUSE: Final = 1.0  # seconds between two tries while the guest starts
+_END_LIMIT: Final = 10.0  # seconds for a VMM to end after SIGTERM
+_VERSION_LIMIT: Final = 10.0
+
+
+@click.command(
+    "prove",
+    short_help="Hold this host against each claim of the emulator.",
+    context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False},
+)
+@with_host
+@click.option(
+    "--vmm",
+    metavar="COMMAND",
+    help="Start this VMM for the trial, with the shim, or with {certs} in place of the "
+    "certificate file if it serves the file itself. [default: the guest is running]",
+)
+@click.option(
+    "--update",
+    metavar="bl=N,tee=N,snp=N,ucode=N[,fmc=N]",
+    help="Report this TCB for a while, so that another key signs; then the present one again.",
+)
+@click.option("-o", "--output", metavar="FILE", help="Write the report here, as JSON.")
+@click.option("--text", "text_path", metavar="FILE", help="Write it here too, for people.")
+@click.option("--full-chip-id", is_flag=True, help="Do not shorten the chip ID.")
+@click.option(
+    "--timeout",
+    type=click.FloatRange(0.1, 600),
+    default=60.0,
+    show_default=True,
+    metavar="S",
+    help="Seconds that COMMAND may take.",
+)
+@click.option(
+    "--start-timeout",
+    type=click.FloatRange(0.1, 3600),
+    default=180.0,
+    show_default=True,
+    metavar="S",
+    help="Seconds until the guest of --vmm answers COMMAND.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@click.argument("command", nargs=-1, required=True)
+def prove_host(
+    host: Host,
+    vmm: str | None,
+    update: str | None,
+    output: str | None,
+    text_path: str | None,
+    full_chip_id: bool,
+    timeout: float,
+    start_timeout: float,
+    as_json: bool,
+    command: tuple[str, ...],
+) -> None:
+    """Try the whole path of a request on this host; report claim by claim what was seen.
+
+    COMMAND has a guest of this host make an extended report, and writes it with its certificates
+    to standard output. {report_data} and {key_sel} in its arguments are replaced as for
+    prove-key:
+
+    \b
+    snpcerts host prove --vmm 'qemu-system-x86_64 ...' -- ssh guest \\
+        snpcerts guest report -o - --format tsm-json \\
+        --report-data {report_data} --key-sel {key_sel}
+
+    Each claim of docs/fidelity.md comes out as seen, differs, or not-tried. Only a report that
+    verifies with AMD's root counts as one about hardware; with any other root this one says so.
+
+    The certificate file is locked for some seconds, in which other guests of the host get BUSY.
+    With --update the key that signs changes twice; all files stay in step.
+
+    Exit codes: 0 nothing differs, 1 something does.
+    """
+    for path in filter(None, (output, text_path)):
+        check_output(path)
+    change = None if update is None else changed_tcb("--update", update)
+    certs = host.config().files[0].path
+    argv = [] if vmm is None else _arguments(vmm, certs)
+    agent = host.agent(ignore_event if as_json else event_printer("text"))
+    with ends_cleanly(), _vmm_of(argv, None if _CERTS in (vmm or "") else certs) as started:
+        report = _report(host, agent, started)
+
+        def ask(nonce: bytes, select: KeySelect) -> bytes:
+            return started.asked(
+                lambda: run_in_guest(command, nonce.hex(), select.name.lower(), timeout),
+                start_timeout,
+            )
+
+        from snpcerts.host.claim_trial import ClaimTrial
+
+        anchors = anchors_of(agent.config.anchors)
+        trial = ClaimTrial(agent, agent.config.files[0], ask, anchors, report, started.exit_number)
+        trial.run(change)
+        started.note_end(report)
+    text = "\n".join(report.lines(full_chip_id=full_chip_id))
+    value = json.dumps(report.to_json(full_chip_id=full_chip_id))
+    if output is not None:
+        write_output(output, f"{value}\n".encode())
+    if text_path is not None:
+        write_output(text_path, f"{text}\n".encode())
+    if as_json:
+        say(value)
+    else:
+        present(text)
+    if report.differs:
+        click.get_current_context().exit(1)
+
+
+def _report(host: Host, agent: Agent, started: _Vmm) -> ClaimReport:
+    """Return the report with all that can be seen without a guest."""
+    from snpcerts.cli.host.check import findings
+    from snpcerts.host import kernel_numbers
+    from snpcerts.host.claim_report import ClaimReport, Showing
+    from snpcerts.vmm.enable import supports_req_certs
+
+    release = platform.release()
+    checks = findings(host)
+    about = {"kernel": release, "product": agent.firmware.product.value}
+    about |= {"VMM": started.name} if started.name else {}
+    report = ClaimReport(
+        datetime.now(UTC),
+        __version__,
+        agent.firmware.hwid.hex(),
+        about,
+        [each.to_json() for each in checks],
+    )
+    report.observations += kernel_numbers.observe(release)
+    try:
+        fd = os.open("/dev/kvm", os.O_RDWR | os.O_CLOEXEC)
+    except OSError as error:
+        report.note("attribute", "launch", Showing.NOT_TRIED, f"/dev/kvm: {error.strerror}")
+        return report
+    try:
+        supported = supports_req_certs(fd)
+    except OSError as error:
+        report.note("attribute", "launch", Showing.DIFFERS, f"/dev/kvm: {error.strerror}")
+        return report
+    finally:
+        os.close(fd)
+    showing = Showing.SEEN if supported else Showing.NOT_TRIED
+    detail = "KVM_X86_SEV_SNP_REQ_CERTS is " + ("1" if supported else "missing or 0")
+    report.note("attribute", "launch", showing, detail)
+    return report
+
+
+class _Vmm:
+    """The VMM that this command has started, or none."""
+
+    def __init__(self, process: subprocess.Popen[bytes] | None, name: str) -> None:
+        self.name = name
+        self._process = process
+        self._said = b""
+        self._answered = False
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        if process is not None:
+            self._reader.start()
+
+    def _read(self) -> None:
+        if self._process is None or self._process.stdout is None:
+            return
+        # Chunks, since a guest's console need not have lines.
+        while data := os.read(self._process.stdout.fileno(), 4096):
+            if len(self._said) < _OUTPUT_KEPT:
+                self._said += data
+
+    def exit_number(self) -> int | None:
+        """Return by which exit KVM asked, as the VMM has said."""
+        found = _ASKS.search(self._said)
+        return None if found is None else int(found[1])
+
+    def asked(self, ask: Callable[[], bytes], limit: float) -> bytes:
+        """Return the guest's answer; the first time, wait until it has started."""
+        deadline = time.monotonic() + limit
+        while True:
+            try:
+                data = ask()
+            except (RefusedError, RetryLaterError):
+                self._require_running()
+                if self._answered or self._process is None or time.monotonic() >= deadline:
+                    raise
+                time.sleep(_PAUSE)
+            else:
+                self._answered = True
+                return data
+
+    def _require_running(self) -> None:
+        if self._process is None or self._process.poll() is None:
+            return
+        self._reader.join(1)
+        last = self._said.decode("utf-8", "replace").strip().splitlines()[-1:]
+        raise RefusedError(
+            printable(f"the VMM ended (exit code {self._process.returncode}): {''.join(last)}")
+        )
+
+    def note_end(self, report: ClaimReport) -> None:
+        """Note what the VMM's run shows."""
+        from snpcerts.host.claim_report import Showing
+
+        if self._process is not None and self._process.poll() is None and self._answered:
+            what = f"{self.name} starts a guest, and runs it"
+            report.note("vmm-runs", "capabilities", Showing.SEEN, what)
+
+
+@contextlib.contextmanager
+def _vmm_of(argv: Sequence[str], certs: str | None) -> Iterator[_Vmm]:
+    """Start the VMM, with the shim if ``certs`` names a file, and end it with all of its
+    processes.
+    """
+    if not argv:
+        yield _Vmm(None, "")
+        return
+    variables = {_TELL: "1"}
+    if certs is not None:
+        from snpcerts.vmm import preload
+
+        variables |= preload.environment(certs, preload.DEFAULT_TIMEOUT, os.environ)
+        for warning in preload.find_program(argv[0], variables):
+            say(printable(f"snpcerts: warning: {warning}"), err=True)
+    try:
+        process = subprocess.Popen(
+            argv,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            env=os.environ | variables,
+            start_new_session=True,
+        )
+    except OSError as error:
+        raise RefusedError(f"--vmm: {argv[0]}: cannot be run: {error.strerror}") from None
+    try:
+        yield _Vmm(process, _name_of(argv))
+    finally:
+        process.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(_END_LIMIT)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def _arguments(command: str, certs: str) -> list[str]:
+    try:
+        argv = shlex.split(command)
+    except ValueError as error:
+        raise UsageError(f"--vmm: {error}") from None
+    if not argv:
+        raise UsageError("--vmm: is empty", hint="give the VMM's command line")
+    if shutil.which(argv[0]) is None:
+        raise UsageError(f"--vmm: {argv[0]}: no such program", hint="give its path")
+    return [word.replace(_CERTS, certs) for word in argv]
+
+
+def _name_of(argv: Sequence[str]) -> str:
+    """Return the VMM's name, and its version if it is QEMU: other VMMs may start instead."""
+    name = os.path.basename(argv[0])
+    if not name.startswith("qemu-"):
+        return name
+    try:
+        made = subprocess.run(
+            [argv[0], "--version"], capture_output=True, timeout=_VERSION_LIMIT, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return name
+    first = made.stdout.decode("utf-8", "replace").splitlines()[:1]
+    return printable(first[0] if first else name)

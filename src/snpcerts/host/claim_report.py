@@ -1,0 +1,163 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a host showed, held against each claim of :mod:`snpcerts.fidelity`; as text and JSON.
+
+Only a report that verifies with a root of AMD's makes this a report about hardware.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from snpcerts.fidelity import BY_ID, CLAIMS
+from snpcerts.printable import printable
+
+_SHORT = 16  # hexadecimal digits of a chip ID that are shown
+
+
+class Showing(enum.StrEnum):
+    """What came of one claim."""
+
+    SEEN = "seen"
+    DIFFERS = "differs"
+    NOT_TRIED = "not-tried"
+
+
+@dataclass(frozen=True, slots=True)
+class Observation:
+    """One thing that was tried, for one claim."""
+
+    id: str
+    claim: str
+    showing: Showing
+    detail: str
+
+    def __post_init__(self) -> None:
+        """Refuse a claim that there is not, and make the detail one line."""
+        if self.claim not in BY_ID:
+            raise ValueError(f"no claim {self.claim!r}")
+        object.__setattr__(self, "detail", printable(self.detail))
+
+    def to_json(self) -> dict[str, str]:
+        """Return the fields as JSON values."""
+        return {"id": self.id, "showing": self.showing.value, "detail": self.detail}
+
+
+@dataclass(frozen=True, slots=True)
+class RootOfTrust:
+    """The root with which reports verified. ``amds``: it is one of the pinned roots of AMD's."""
+
+    name: str
+    amds: bool
+
+
+@dataclass(slots=True)
+class ClaimReport:
+    """All observations of one host. ``about`` has versions and names, for people.
+
+    ``root`` is None while no report has verified.
+    """
+
+    made_at: datetime
+    snpcerts: str
+    chip_id: str | None
+    about: Mapping[str, str]
+    checks: Sequence[Mapping[str, str]] = ()
+    root: RootOfTrust | None = None
+    observations: list[Observation] = field(default_factory=list)
+
+    def note(self, name: str, claim: str, showing: Showing, detail: str) -> None:
+        """Add an observation."""
+        self.observations.append(Observation(name, claim, showing, detail))
+
+    @property
+    def hardware(self) -> bool:
+        """Whether this is about a real SNP host: AMD's root verified a report of it."""
+        return self.root is not None and self.root.amds
+
+    def of_claim(self, claim: str) -> list[Observation]:
+        """Return the observations of a claim."""
+        return [each for each in self.observations if each.claim == claim]
+
+    def showing(self, claim: str) -> Showing:
+        """Return what came of a claim: one thing that differs outweighs all that was seen."""
+        if claim == _HARDWARE:
+            return self._hardware()
+        found = {each.showing for each in self.of_claim(claim)}
+        order = (Showing.DIFFERS, Showing.SEEN)
+        return next((each for each in order if each in found), Showing.NOT_TRIED)
+
+    @property
+    def differs(self) -> bool:
+        """Whether any claim differs."""
+        return any(self.showing(claim.id) is Showing.DIFFERS for claim in CLAIMS)
+
+    def to_json(self, *, full_chip_id: bool = False) -> dict[str, object]:
+        """Return the report as JSON values."""
+        return {
+            "made_at": self.made_at.isoformat(),
+            "snpcerts": self.snpcerts,
+            "hardware": self.hardware,
+            "root": None if self.root is None else {"name": self.root.name, "amd": self.root.amds},
+            "chip_id": self._chip_id(full_chip_id),
+            "about": dict(self.about),
+            "checks": [dict(each) for each in self.checks],
+            "claims": [
+                {
+                    "id": claim.id,
+                    "text": claim.text,
+                    "showing": self.showing(claim.id).value,
+                    "observations": [each.to_json() for each in self.of_claim(claim.id)],
+                }
+                for claim in CLAIMS
+            ],
+        }
+
+    def lines(self, *, full_chip_id: bool = False) -> list[str]:
+        """Return the report for people."""
+        out = [self._headline(), ""]
+        rows = {"made": f"{self.made_at:%Y-%m-%d %H:%M} UTC by snpcerts {self.snpcerts}"}
+        rows |= {**self.about, "chip ID": self._chip_id(full_chip_id) or "not known"}
+        rows["root"] = "no report has verified" if self.root is None else self.root.name
+        out += [f"  {name:<10} {value}" for name, value in rows.items()]
+        out.append("")
+        for claim in CLAIMS:
+            out.append(f"  {self.showing(claim.id).value:<10} {claim.id}")
+            out += [
+                f"             {_MARKS[each.showing]} {each.id}: {each.detail}"
+                for each in self.of_claim(claim.id)
+            ]
+        counted = {
+            each: sum(self.showing(claim.id) is each for claim in CLAIMS) for each in Showing
+        }
+        out.append("")
+        out.append(", ".join(f"{counted[each]} {_WORDS[each]}" for each in Showing))
+        return [printable(line) for line in out]
+
+    def _headline(self) -> str:
+        if self.hardware:
+            return "What this SNP host showed. Its reports verify with a root of AMD's."
+        if self.root is None:
+            return "What this host showed. No report verified, so it does not count as hardware."
+        return (
+            f"What this host showed. Its root is {self.root.name}, not AMD's: it does not count "
+            "as hardware."
+        )
+
+    def _hardware(self) -> Showing:
+        if not self.hardware:
+            return Showing.NOT_TRIED
+        others = {each.showing for each in self.observations}
+        return Showing.DIFFERS if Showing.DIFFERS in others else Showing.SEEN
+
+    def _chip_id(self, full: bool) -> str | None:
+        if self.chip_id is None or full:
+            return self.chip_id
+        return f"{self.chip_id[:_SHORT]}..."
+
+
+_HARDWARE = "hardware"
+_MARKS = {Showing.SEEN: "+", Showing.DIFFERS: "!", Showing.NOT_TRIED: "-"}
+_WORDS = {Showing.SEEN: "seen", Showing.DIFFERS: "differ", Showing.NOT_TRIED: "not tried"}

@@ -1,0 +1,364 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Has a guest of this host ask for certificates and reports, and notes what that shows.
+
+In this order: the agent brings the file in step; a guest asks; it asks again while another
+program holds the file's lock, and gets BUSY; where the operator wants it, it asks during and
+after an update of the signing key, which is then taken back. Each report must be made now
+(64 random bytes of ours in REPORT_DATA), on this chip, and verify with the certificates that
+came with it.
+
+Whatever fails becomes an observation: the trial goes on, so that the report is complete.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Final
+
+from snpcerts.abi.guest_message import KeySelect
+from snpcerts.abi.kvm import ExitReason
+from snpcerts.abi.tcb import TcbVersion
+from snpcerts.certfile.hold import hold
+from snpcerts.certfile.writer import LockHeldError
+from snpcerts.endorsement.anchors import Anchor, is_amds
+from snpcerts.errors import FormatError, SnpCertsError
+from snpcerts.host import plan
+from snpcerts.host.agent import Agent
+from snpcerts.host.claim_report import ClaimReport, RootOfTrust, Showing
+from snpcerts.host.config import FileConfig
+from snpcerts.host.expected_content import Key, expected_content, key_sel
+from snpcerts.host.host_firmware import FirmwareState
+from snpcerts.host.proof import NONCE_SIZE, NoProofError, candidate_keys, judged
+from snpcerts.host.remembered import expected_kind
+from snpcerts.verify.evidence import Evidence
+from snpcerts.verify.judging import verify
+from snpcerts.verify.policy import Policy
+from snpcerts.verify.verdict import Verdict
+
+AskGuest = Callable[[bytes, KeySelect], bytes]
+"""Has a guest ask for an extended report over 64 bytes; returns the report with its table."""
+
+_PATH: Final = "certificate-path"
+_FIRMWARE: Final = "firmware-platform"
+_EXIT: Final = ExitReason.SNP_REQ_CERTS
+_BUSY_LEAST: Final = 3.0  # seconds; a Linux guest asks again 2 s after BUSY
+_BUSY_MOST: Final = 20.0  # a Linux guest gives up for good after 60
+_RELEASE: Final = 2.0  # seconds for the VMM to drop its lock
+_PAUSE: Final = 0.02
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """One answer of the guest; times are monotonic seconds."""
+
+    evidence: Evidence
+    verdict: Verdict
+    nonce: bytes
+    start: float
+    end: float
+
+    @property
+    def seconds(self) -> float:
+        return self.end - self.start
+
+    @property
+    def entries(self) -> int:
+        table = self.evidence.table
+        return 0 if table is None else len(table)
+
+
+@dataclass(slots=True)
+class ClaimTrial:
+    """One trial, which notes what it sees in ``report``.
+
+    ``exit_number`` returns by which exit KVM asked for certificates, None where that is not
+    known.
+    """
+
+    agent: Agent
+    file: FileConfig
+    ask_guest: AskGuest
+    anchors: tuple[Anchor, ...]
+    report: ClaimReport
+    exit_number: Callable[[], int | None] = lambda: None
+
+    def run(self, update: Callable[[TcbVersion], TcbVersion] | None) -> None:
+        """Carry it out; with ``update``, report another TCB for a while."""
+        if not self._look():
+            return
+        first = self._extended()
+        if first is not None:
+            self._lock_is_free()
+            self._busy(first)
+        if update is None:
+            why = "no other TCB was named to report for a while (--update)"
+            self._note("update", _PATH, Showing.NOT_TRIED, why)
+            self._note("set-config", _FIRMWARE, Showing.NOT_TRIED, why)
+        elif first is not None:
+            self._update(update)
+
+    # The steps.
+
+    def _look(self) -> bool:
+        """Ask the firmware, and bring the file in step."""
+        try:
+            state = self.agent.firmware.state()
+        except SnpCertsError as error:
+            self._note("platform-status", "dev-sev", Showing.NOT_TRIED, str(error))
+            return False
+        detail = f"firmware {state.version}, reported TCB {state.reported}"
+        self._note("platform-status", "dev-sev", Showing.SEEN, detail)
+        try:
+            problem = self.agent.sync().problem
+        except SnpCertsError as error:
+            problem = error
+        wanted = expected_content(self.agent.firmware.state(), self.file)
+        if problem is not None:
+            self._note("agent", _PATH, Showing.NOT_TRIED, f"the file is not in step: {problem}")
+        elif isinstance(wanted, Key):
+            what = f"the agent published the certificates of the {wanted}"
+            self._note("agent", _PATH, Showing.SEEN, what)
+        else:
+            self._note("agent", _PATH, Showing.NOT_TRIED, f"the file is empty: {wanted}")
+        return True
+
+    def _extended(self) -> _Asked | None:
+        holds = self._holds_certificates()
+        try:
+            asked = self._ask()
+        except (SnpCertsError, FormatError) as error:
+            showing = Showing.DIFFERS if holds and self.exit_number() else Showing.NOT_TRIED
+            self._note("extended-request", "vmgexit", showing, f"no answer: {error}")
+            self._note_exit(None)
+            return None
+        fields = asked.evidence.report.fields
+        self._note(
+            "report-message",
+            "firmware-messages",
+            Showing.SEEN,
+            f"a report of version {fields.version} answers MSG_REPORT_REQ",
+        )
+        self._note_exit(asked)
+        if holds and not asked.entries:
+            self._note(
+                "extended-request",
+                "vmgexit",
+                Showing.DIFFERS,
+                f"{self.file.path} holds certificates, and the guest got none",
+            )
+        elif asked.entries:
+            what = f"an extended request brought {asked.entries} certificates with the report"
+            self._note("extended-request", "vmgexit", Showing.SEEN, what)
+            self._note("report-ioctl", "guest-driver", Showing.SEEN, what)
+        self._note_certificates("first-report", asked)
+        self._note_signer("signing-key", asked, self.agent.firmware.state())
+        return asked
+
+    def _note_exit(self, asked: _Asked | None) -> None:
+        number = self.exit_number()
+        if number is None:
+            why = "the VMM did not say by which exit KVM asked"
+            self._note("exit-number", "numbers", Showing.NOT_TRIED, why)
+            return
+        right = number == int(_EXIT)
+        detail = f"KVM asked for certificates by exit {number}"
+        if not right:
+            detail += f", expected {int(_EXIT)}"
+        showing = Showing.SEEN if right else Showing.DIFFERS
+        self._note("exit-number", "numbers", showing, detail)
+        if asked is not None and right:
+            self._note("guest-runs", "launch", Showing.SEEN, "an SNP guest was launched, and runs")
+
+    def _lock_is_free(self) -> None:
+        """Once the guest has its answer, the VMM holds no lock."""
+        deadline = time.monotonic() + _RELEASE
+        while True:
+            try:
+                with hold(self.file.path, shared=False):
+                    pass
+            except LockHeldError as error:
+                if time.monotonic() >= deadline:
+                    self._note("lock-dropped", "kvm-run", Showing.DIFFERS, error.message)
+                    return
+                time.sleep(_PAUSE)
+                continue
+            except SnpCertsError as error:
+                self._note("lock-dropped", "kvm-run", Showing.NOT_TRIED, str(error))
+                return
+            what = "KVM_RUN with immediate_exit came back: the lock is dropped after the answer"
+            self._note("lock-dropped", "kvm-run", Showing.SEEN, what)
+            return
+
+    def _busy(self, first: _Asked) -> None:
+        """Hold the file's lock for longer than a request takes, and have the guest ask."""
+        seconds = max(_BUSY_LEAST, 2 * first.seconds + 1)
+        if not first.entries or seconds > _BUSY_MOST:
+            why = (
+                f"a request takes {first.seconds:.0f} s here, too long to hold the lock for"
+                if first.entries
+                else "the guest gets no certificates"
+            )
+            self._note("busy", _PATH, Showing.NOT_TRIED, why)
+            return
+        try:
+            with hold(self.file.path, shared=False):
+                asking = self._ask_meanwhile()
+                done = _within(asking, seconds)
+            answer = asking.result()
+        except (SnpCertsError, FormatError) as error:
+            self._note("busy", _PATH, Showing.NOT_TRIED, str(error))
+            return
+        if done:
+            self._note(
+                "busy",
+                _PATH,
+                Showing.DIFFERS,
+                f"the guest got its answer in {answer.seconds:.1f} s, while another program held "
+                "the file's lock: the VMM does not take it",
+            )
+            return
+        what = f"BUSY for the {seconds:.1f} s that the file was locked, then an answer"
+        self._note("busy", _PATH, Showing.SEEN, what)
+        self._note("busy-again", "guest-driver", Showing.SEEN, "the guest asked again after BUSY")
+        self._note_certificates("report-after-busy", answer)
+
+    def _update(self, update: Callable[[TcbVersion], TcbVersion]) -> None:
+        before = self.agent.firmware.state().reported
+        try:
+            asking = self._ask_meanwhile()
+            self._report_tcb(update)
+            during = asking.result()
+        except (SnpCertsError, FormatError) as error:
+            self._note("update", _PATH, Showing.NOT_TRIED, str(error))
+        else:
+            self._note_certificates("report-during-update", during)
+            self._after_update(before)
+        if self.agent.firmware.state().reported == before:
+            return
+        try:
+            self._report_tcb(lambda _: before)
+        except SnpCertsError as error:
+            detail = f"the reported TCB is not what it was, {before}: {error}"
+            self._note("update-undone", _PATH, Showing.DIFFERS, detail)
+
+    def _after_update(self, before: TcbVersion) -> None:
+        state = self.agent.firmware.state()
+        moved = f"the reported TCB went from {before} to {state.reported}"
+        self._note("update", _PATH, Showing.SEEN, moved)
+        try:
+            asked = self._ask()
+        except (SnpCertsError, FormatError) as error:
+            self._note("set-config", _FIRMWARE, Showing.NOT_TRIED, f"no answer: {error}")
+            return
+        self._note_certificates("report-after-update", asked)
+        self._note_signer("set-config", asked, state)
+
+    def _report_tcb(self, change: Callable[[TcbVersion], TcbVersion]) -> None:
+        made = plan.set_config(self.agent, tcb=change)
+        problem = plan.follow_up(self.agent, plan.carry_out(self.agent, made, allow_empty=False))
+        if problem is not None:
+            raise problem
+
+    # What they are made of.
+
+    def _ask(self) -> _Asked:
+        nonce = os.urandom(NONCE_SIZE)
+        start = time.monotonic()
+        data = self.ask_guest(nonce, key_sel(self.file))
+        end = time.monotonic()
+        evidence = Evidence.from_bytes(data)
+        verdict = verify(
+            evidence,
+            policy=Policy(report_data=nonce),
+            anchors=self.anchors,
+            at=self.agent.table_cache.clock(),
+        )
+        return _Asked(evidence, verdict, nonce, start, end)
+
+    def _ask_meanwhile(self) -> Future[_Asked]:
+        asking: Future[_Asked] = Future()
+
+        def ask() -> None:
+            try:
+                asking.set_result(self._ask())
+            except BaseException as error:
+                asking.set_exception(error)
+
+        threading.Thread(target=ask, daemon=True).start()
+        return asking
+
+    def _holds_certificates(self) -> bool:
+        return any(
+            each.table is not None and len(each.table) > 0
+            for each in self.agent.read_files()
+            if each.file.path == self.file.path
+        )
+
+    def _note_certificates(self, name: str, asked: _Asked) -> None:
+        """Note whether a report verifies with the certificates that came with it, on this chip."""
+        if not asked.entries:
+            self._note(name, "certificates", Showing.NOT_TRIED, "the report came without any")
+            return
+        verdict, chip = asked.verdict, self.agent.firmware.hwid
+        if verdict.root is not None and verdict.leaf is not None and not verdict.reasons:
+            fields = asked.evidence.report.fields
+            if not asked.evidence.report.chip_id_masked and fields.chip_id != chip.ljust(64, b"\0"):
+                self._note(name, "certificates", Showing.DIFFERS, "the report is of another chip")
+                return
+            self._trust(verdict.root)
+            detail = f"verifies, with {verdict.root.name} as its root"
+            self._note(name, "certificates", Showing.SEEN, detail)
+            return
+        why = "; ".join(f"{reason.code}: {reason}" for reason in verdict.reasons)
+        self._note(name, "certificates", Showing.DIFFERS, f"does not verify: {why}")
+
+    def _trust(self, root: Anchor) -> None:
+        """Keep the root of all reports so far; one that is not AMD's wins."""
+        known = self.report.root
+        if known is None or known.amds:
+            self.report.root = RootOfTrust(root.name, is_amds(root))
+
+    def _note_signer(self, name: str, asked: _Asked, state: FirmwareState) -> None:
+        """Note whether the key signs that the firmware's status implies."""
+        select = key_sel(self.file)
+        kind = expected_kind(state, select)
+        believed = Key(kind, state.reported)
+        firmware = self.agent.firmware
+        try:
+            proof = judged(
+                asked.evidence.report.raw,
+                asked.nonce,
+                state,
+                select,
+                tuple(candidate_keys(self.agent, state, kind)),
+                chip=firmware.hwid,
+                product=firmware.product,
+                at=self.agent.table_cache.clock(),
+            )
+        except NoProofError as error:
+            self._note(name, _FIRMWARE, Showing.DIFFERS, error.message)
+            return
+        found = Key(proof.kind, proof.tcb)
+        if found == believed:
+            self._note(name, _FIRMWARE, Showing.SEEN, f"the {found} signs, as the status says")
+        else:
+            detail = f"the {found} signs, and the status says the {believed}"
+            self._note(name, _FIRMWARE, Showing.DIFFERS, detail)
+
+    def _note(self, name: str, claim: str, showing: Showing, detail: str) -> None:
+        self.report.note(name, claim, showing, detail)
+
+
+def _within(asking: Future[_Asked], seconds: float) -> bool:
+    """Whether it is over within that time."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if asking.done():
+            return True
+        time.sleep(_PAUSE)
+    return asking.done()

@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Compares what the running kernel says of its interface with the numbers of ``abi``.
+
+Its headers have the exit's number, its BTF the layout of ``struct kvm_run`` and the number of
+the SEV command. Neither need be installed; nothing else is taken for them, since headers of
+another release say nothing about this kernel.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+from snpcerts.abi.kvm import RUN_SNP_GPA, ExitReason, SevCommand
+from snpcerts.errors import FormatError
+from snpcerts.host.btf import KERNEL, Btf
+from snpcerts.host.claim_report import Observation, Showing
+
+_EXIT: Final = re.compile(r"^#define\s+KVM_EXIT_SNP_REQ_CERTS\s+(\d+)", re.MULTILINE)
+_CLAIM: Final = "numbers"
+_LIMIT: Final = 4 << 20  # bytes of a header
+_COMMAND: Final = "KVM_SEV_SNP_ENABLE_REQ_CERTS"
+
+
+def observe(
+    release: str, *, modules: Path = Path("/lib/modules"), btf: Path = KERNEL
+) -> Iterator[Observation]:
+    """Yield what the kernel of ``release`` says; "not tried" where it says nothing."""
+    yield _exit_number(release, modules)
+    yield from _layout(btf)
+
+
+def _exit_number(release: str, modules: Path) -> Observation:
+    tried = []
+    for tree in ("build", "source"):
+        header = modules / release / tree / "include" / "uapi" / "linux" / "kvm.h"
+        try:
+            with header.open(encoding="utf-8", errors="replace") as file:
+                found = _EXIT.search(file.read(_LIMIT))
+        except OSError:
+            continue
+        if found is not None:
+            detail = f"KVM_EXIT_SNP_REQ_CERTS is {found[1]} in {header}"
+            return _compared("header-exit-number", detail, int(found[1]), ExitReason.SNP_REQ_CERTS)
+        tried.append(str(header))
+    why = f"{tried[0]} does not have it" if tried else f"no headers of {release} are installed"
+    return Observation("header-exit-number", _CLAIM, Showing.NOT_TRIED, why)
+
+
+def _layout(folder: Path) -> Iterator[Observation]:
+    try:
+        types = Btf.of_kernel("kvm", folder)
+    except (OSError, FormatError) as error:
+        why = str(error.strerror) if isinstance(error, OSError) else str(error)
+        for name in ("btf-kvm-run", "btf-command"):
+            yield Observation(name, _CLAIM, Showing.NOT_TRIED, f"{folder}/vmlinux: {why}")
+        return
+    offset = types.offset_of("kvm_run", "snp_req_certs")
+    detail = f"kvm_run.snp_req_certs is at offset {offset}"
+    yield _compared("btf-kvm-run", detail, offset, RUN_SNP_GPA)
+    command = types.constant(_COMMAND)
+    yield _compared(
+        "btf-command", f"{_COMMAND} is {command}", command, SevCommand.SNP_ENABLE_REQ_CERTS
+    )
+
+
+def _compared(name: str, detail: str, found: int | None, expected: int) -> Observation:
+    if found is None:
+        why = "the kernel's BTF does not have it: the kernel is older, or kvm is not loaded"
+        return Observation(name, _CLAIM, Showing.NOT_TRIED, why)
+    if found == expected:
+        return Observation(name, _CLAIM, Showing.SEEN, detail)
+    return Observation(name, _CLAIM, Showing.DIFFERS, f"{detail}, expected {expected}")
