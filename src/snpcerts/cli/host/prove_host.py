@@ -113,7 +113,7 @@ def prove_host(
     The certificate file is locked for some seconds, in which other guests of the host get BUSY.
     With --update the key that signs changes twice; all files stay in step.
 
-    Exit codes: 0 nothing differs, 1 something does.
+    Exit codes: 0 nothing differs, 1 something does, or no report verified.
     """
     for path in filter(None, (output, text_path)):
         check_output(path)
@@ -146,7 +146,7 @@ def prove_host(
         say(value)
     else:
         present(text)
-    if report.differs:
+    if report.differs or report.root is None:
         click.get_current_context().exit(1)
 
 
