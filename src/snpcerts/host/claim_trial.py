@@ -53,7 +53,7 @@ _PAUSE: Final = 0.02
 
 
 @dataclass(frozen=True, slots=True)
-class _Asked:
+class _GuestAnswer:
     """One answer of the guest; times are monotonic seconds."""
 
     evidence: Evidence
@@ -127,7 +127,7 @@ class ClaimTrial:
             self._note("agent", _PATH, Showing.NOT_TRIED, f"the file is empty: {wanted}")
         return True
 
-    def _extended(self) -> _Asked | None:
+    def _extended(self) -> _GuestAnswer | None:
         holds = self._holds_certificates()
         try:
             asked = self._ask()
@@ -159,7 +159,7 @@ class ClaimTrial:
         self._note_signer("signing-key", asked, self.agent.firmware.state())
         return asked
 
-    def _note_exit(self, asked: _Asked | None) -> None:
+    def _note_exit(self, asked: _GuestAnswer | None) -> None:
         number = self.exit_number()
         if number is None:
             why = "the VMM did not say by which exit KVM asked"
@@ -194,7 +194,7 @@ class ClaimTrial:
             self._note("lock-dropped", "kvm-run", Showing.SEEN, what)
             return
 
-    def _busy(self, first: _Asked) -> None:
+    def _busy(self, first: _GuestAnswer) -> None:
         """Hold the file's lock for longer than a request takes, and have the guest ask."""
         seconds = max(_BUSY_LEAST, 2 * first.seconds + 1)
         if not first.entries or seconds > _BUSY_MOST:
@@ -266,7 +266,7 @@ class ClaimTrial:
 
     # What they are made of.
 
-    def _ask(self) -> _Asked:
+    def _ask(self) -> _GuestAnswer:
         nonce = os.urandom(NONCE_SIZE)
         start = time.monotonic()
         data = self.ask_guest(nonce, key_sel(self.file))
@@ -278,10 +278,10 @@ class ClaimTrial:
             anchors=self.anchors,
             at=self.agent.table_cache.clock(),
         )
-        return _Asked(evidence, verdict, nonce, start, end)
+        return _GuestAnswer(evidence, verdict, nonce, start, end)
 
-    def _ask_meanwhile(self) -> Future[_Asked]:
-        asking: Future[_Asked] = Future()
+    def _ask_meanwhile(self) -> Future[_GuestAnswer]:
+        asking: Future[_GuestAnswer] = Future()
 
         def ask() -> None:
             try:
@@ -299,7 +299,7 @@ class ClaimTrial:
             if each.file.path == self.file.path
         )
 
-    def _note_certificates(self, name: str, asked: _Asked) -> None:
+    def _note_certificates(self, name: str, asked: _GuestAnswer) -> None:
         """Note whether a report verifies with the certificates that came with it, on this chip."""
         if not asked.entries:
             self._note(name, "certificates", Showing.NOT_TRIED, "the report came without any")
@@ -323,7 +323,7 @@ class ClaimTrial:
         if known is None or known.amds:
             self.report.root = RootOfTrust(root.name, is_amds(root))
 
-    def _note_signer(self, name: str, asked: _Asked, state: FirmwareState) -> None:
+    def _note_signer(self, name: str, asked: _GuestAnswer, state: FirmwareState) -> None:
         """Note whether the key signs that the firmware's status implies."""
         select = key_sel(self.file)
         kind = expected_kind(state, select)
@@ -354,7 +354,7 @@ class ClaimTrial:
         self.report.note(name, claim, showing, detail)
 
 
-def _within(asking: Future[_Asked], seconds: float) -> bool:
+def _within(asking: Future[_GuestAnswer], seconds: float) -> bool:
     """Whether it is over within that time."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
