@@ -11,6 +11,7 @@ _KILL = Budget(kills=1)
 _POWER = Budget(power=1)
 _BOTH = Budget(kills=1, power=1)
 _FAULTS = Budget(faults=2)
+_LOST_WRITES = Budget(power=1, faults=1)
 _FIRMWARE = Settings(firmware_fails=True)
 _UNREDUCED = Settings(reduce=False)
 _STRANGER = Settings(reduce=False, reports=False)
@@ -40,6 +41,15 @@ def _scenario(
 
 
 SMALL = (
+    _scenario("R1 R1", "there-and-back:1"),
+    _scenario("R1", "there-and-back:1 there-and-back:1", _KILL),
+    _scenario("R1", "there-and-back:1 there-and-back:1", _POWER),
+    _scenario("R1", "there-and-back:1", _BOTH),
+    _scenario("R1", "there-and-back:1 in-place:1", _POWER),
+    _scenario("R1", "there-and-back:1", _FAULTS, _FIRMWARE),
+    _scenario("R1", "there-and-back:1 swap:1", _KILL, missing=True),
+    _scenario("R2 R3", "there-and-back:1", _KILL),
+    _scenario("R1 R4", "there-and-back:1", _BOTH),
     _scenario("R1 R1", "swap:1"),
     _scenario("R1", "swap:1 swap:1", _KILL),
     _scenario("R1", "swap:1 swap:1", _POWER),
@@ -53,15 +63,33 @@ SMALL = (
     _scenario("R2 R3", "swap:2", _KILL),
     _scenario("R2 R4", "swap:1 in-place:1", _POWER),
     _scenario("R1 R4", "in-place:2", _KILL),
-    _scenario("R1", "swap:1 swap:1", _KILL, _UNREDUCED),
+    _scenario("R1", "there-and-back:1", _KILL, _UNREDUCED),
     _scenario("R1", "in-place:1 stranger:1", _KILL, _STRANGER),
+    _scenario("R1 holder", "there-and-back-wrong:1", _KILL, _AGAINST, wrong=True),
     _scenario("R1 holder", "swap-wrong:1", _KILL, _AGAINST, wrong=True),
     _scenario("R1 holder", "in-place-wrong:1", _KILL, _AGAINST, wrong=True),
-    _scenario("holder", "swap-wrong:2", _POWER, _AGAINST, wrong=True),
+    _scenario("holder", "there-and-back-wrong:2", _POWER, _AGAINST, wrong=True),
+    _scenario("holder", "swap-wrong:1", _LOST_WRITES, _AGAINST, wrong=True),
+    _scenario("holder", "in-place-wrong:2", _LOST_WRITES, _AGAINST, wrong=True),
     _scenario("R3", "swap-wrong:1 in-place-wrong:1", NOTHING, _AGAINST, wrong=True),
 )
 
 FULL = (
+    _scenario("R1 R1 R1", "there-and-back:2", _KILL),
+    _scenario("R1 R1", "there-and-back:2 there-and-back:2"),
+    _scenario("R1 R1 R1", "there-and-back:1 there-and-back:1", _POWER),
+    _scenario("R1 R2 R3", "there-and-back:1 there-and-back:1", _KILL),
+    _scenario("R1 R2 R4", "there-and-back:2", _KILL),
+    _scenario("R1 R4", "there-and-back:1 there-and-back:1", _BOTH),
+    _scenario("R1 R2 R4", "there-and-back:1 swap:1", _KILL),
+    _scenario("R1", "there-and-back:2 in-place:2", _BOTH),
+    _scenario("", "there-and-back:2 there-and-back:2", Budget(kills=2, power=1)),
+    _scenario("R1 R2", "there-and-back:2", _FAULTS, _FIRMWARE),
+    _scenario("R1", "there-and-back:2", Budget(kills=1, power=1, faults=1), _FIRMWARE),
+    _scenario("R1 R1", "there-and-back:1 there-and-back:1", _KILL, _UNREDUCED),
+    _scenario("R1 holder", "there-and-back-wrong:2", _BOTH, _AGAINST, wrong=True),
+    _scenario("holder", "there-and-back-wrong:2", _LOST_WRITES, _AGAINST, wrong=True),
+    _scenario("holder", "swap-wrong:2", _LOST_WRITES, _AGAINST, wrong=True),
     _scenario("R1 R1 R1", "swap:2", _KILL),
     _scenario("R1 R1", "swap:2 swap:2"),
     _scenario("R1 R1 R1", "swap:1 swap:1", _KILL),
@@ -86,22 +114,22 @@ FULL = (
     _scenario("R3 holder", "swap-wrong:1 in-place-wrong:1", _KILL, _AGAINST, wrong=True),
     _scenario("R1 holder", "swap-wrong:2", _BOTH, _AGAINST, wrong=True),
 )
-# A writer that neither waits for its turn nor compares inodes conflicts with swap.
-UNSAFE = _scenario("R1", "swap:1 stranger:1", settings=_STRANGER)
+# A writer that neither waits for its turn nor compares inodes conflicts with these.
+UNSAFE = tuple(
+    _scenario("R1", f"{strategy}:1 stranger:1", settings=_STRANGER)
+    for strategy in ("there-and-back", "swap")
+)
 
 # Two readers of one kind can alternate; does that keep a writer out for ever?
 PROGRESS = tuple(
     _scenario(f"{kind} {kind}", f"{strategy}:1")
-    for strategy in ("swap", "in-place", "there-and-back")
+    for strategy in ("there-and-back", "swap", "in-place")
     for kind in ("R1", "R2", "R3", "R4")
 )
 # Where it does not.
-LIVELY = {(strategy, kind) for strategy in ("swap", "there-and-back") for kind in ("R1", "R2")}
-PROGRESS_OF_THREE = (_scenario("R1 R1 R1", "swap:1"), _scenario("R1 R1 R2", "swap:1"))
-
-# Not shipped: a strategy that keeps the file.
-COMPARED = tuple(
-    _scenario(f"R1 {kind}", "there-and-back:2", budget, _FIRMWARE)
-    for kind in ("R1", "R2", "R3", "R4")
-    for budget in (_KILL, _POWER)
+LIVELY = {(strategy, kind) for strategy in ("there-and-back", "swap") for kind in ("R1", "R2")}
+PROGRESS_OF_THREE = tuple(
+    _scenario(readers, f"{strategy}:1")
+    for strategy in ("there-and-back", "swap")
+    for readers in ("R1 R1 R1", "R1 R1 R2")
 )

@@ -142,7 +142,8 @@ def check_end(world: World, process: Process, end: Position, *, reports: bool = 
         if stray := set(world.names) - set(before_names):
             raise ViolationError(TIDY, f"the update leaves {', '.join(sorted(stray))} behind")
         changed = lasting - before_lasting - {data}
-        if world.wrong in before_lasting:
+        # An empty table may replace a wrong one, or return with the file set aside.
+        if world.wrong in before_lasting or undone:
             changed = {each for each in changed if not (each or b"").startswith(EMPTY)}
         if changed:
             raise ViolationError(

@@ -10,7 +10,9 @@ Rules of the disk: a write is in the page cache at once, and certain to be on
 disk only after a sync of its file. Before that, each piece of it may or may not
 survive a power failure, independently of other pieces. A piece lies within one
 sector: the first 24 bytes are one piece, the rest of a table one or two. A
-change of a name is certain only after a sync of the directory. A rename is on
+change of a name is certain only after a sync of the directory. After a sync that
+fails, Linux takes the pages for written: no later sync writes them, and the page cache
+may lose them at any time. A rename is on
 disk completely or not at all. An inode number is reused when the file is gone.
 """
 
@@ -164,15 +166,34 @@ class World:
 
     def _change(self, number: int, data: bytes, pieces: list[tuple[int, bytes | None]]) -> None:
         file = self.files[number]
-        if self.budget.power:
+        if self.keeps_content:
             self.files[number] = File(data, file.disk, (*file.pending, *pieces))
         else:
             self.files[number] = File(data, file.disk, ())
 
     def sync(self, number: int) -> None:
-        if self.budget.power:
+        if self.keeps_content:
             file = self.files[number]
-            self.files[number] = File(file.data, file.data, ())
+            self.files[number] = File(file.data, patched(file.disk, file.pending), ())
+
+    def lose_writes(self, number: int, *, at_once: bool) -> None:
+        """A sync has failed: what was not on disk counts as written, and never will be.
+
+        The page cache keeps it, or loses it ``at_once``.
+        """
+        file = self.files[number]
+        self.files[number] = File(file.disk if at_once else file.data, file.disk, ())
+
+    def spend_fault(self) -> None:
+        """One step fails."""
+        self.budget = self.budget._replace(faults=self.budget.faults - 1)
+        if not self.keeps_content:
+            self.files = {each: File(file.data, b"", ()) for each, file in self.files.items()}
+
+    @property
+    def keeps_content(self) -> bool:
+        """Whether it still matters what files hold on disk."""
+        return bool(self.budget.power or self.budget.faults)
 
     # Descriptions and locks
 
@@ -226,10 +247,9 @@ class World:
                 new.names = dict(names)
                 if MOUNT in self.names and PATH in new.names:
                     new.names[MOUNT] = new.names[PATH]
-                keeps_disk = new.budget.power > 0
-                new.disk = dict(names) if keeps_disk else {}
+                new.disk = dict(names) if new.budget.power else {}
                 new.files = {
-                    number: File(data, data if keeps_disk else b"", ())
+                    number: File(data, data if new.keeps_content else b"", ())
                     for number, data in outcome[1]
                 }
                 yield new

@@ -248,6 +248,16 @@ def wrong_table_handed_back(action: Any, memory: Memory) -> Steps[Any]:
     return result
 
 
+def sync_without_writing(action: Any, memory: Memory) -> Steps[Any]:
+    """As in an earlier version: who gives up and finds an emptied file only syncs it."""
+    if isinstance(action, step.Write) and memory.get("found", b"").startswith(EMPTY):
+        return None
+    result = yield action
+    if isinstance(action, step.Read):
+        memory["found"] = result
+    return result
+
+
 def any_table_withdrawn(action: Any, _memory: Memory) -> Steps[Any]:
     """The writer does not check that the file still holds the table that was judged wrong."""
     if isinstance(action, step.Read):
@@ -546,6 +556,62 @@ KILLED = (
         shows=("reads file B: the table of key 0", "key to 1", "signs with key 1"),
     ),
     Mutant(
+        "writer-no-wait-there-and-back",
+        "the writer does not wait for the file's readers while the stand-in is at the path",
+        MATCH,
+        "a request is on its way with key 0's table while the firmware changes",
+        _of("R1", strategy="there-and-back"),
+        writer=no_wait_for_old_readers,
+        shows=("reads file B: the table of key 0", "key to 1", "signs with key 1"),
+    ),
+    Mutant(
+        "writer-no-emptying-there-and-back",
+        "the file returns to the path with its table, and the firmware changes",
+        CRASH_SAFE,
+        "the writer is killed after the firmware command: key 0's table, key 1",
+        _of(strategy="there-and-back", kills=1),
+        writer=old_file_not_emptied,
+        shows=("renames .certs.old to certs", "key to 1", "is killed"),
+    ),
+    Mutant(
+        "writer-back-not-synced-there-and-back",
+        "the directory is not synced after the file has returned to the path",
+        LASTING,
+        "the update reports success; after a power failure the empty stand-in is at the path",
+        _of(strategy="there-and-back", power=1),
+        writer=way_back_not_synced,
+        shows=("renames .certs.old to certs", "closes the turn file"),
+    ),
+    Mutant(
+        "writer-hands-wrong-table-back-there-and-back",
+        "a writer that gives up puts a table back that it knows is wrong",
+        MATCH,
+        "one VMM never releases its lock; the update ends, and all other guests get key 0's table",
+        _of("R1", "holder", strategy="there-and-back-wrong", wrong=True),
+        writer=wrong_table_handed_back,
+        shows=("locks file B shared", "too late", "renames .certs.old to certs"),
+    ),
+    Mutant(
+        "writer-throws-leftover-away-there-and-back",
+        "a writer unlinks the file that a killed writer set aside",
+        MATCH,
+        "a request is on its way from that file; the writer does not wait for it",
+        _of("R1", strategy="there-and-back", kills=1, second="there-and-back"),
+        writer=leftover_thrown_away,
+        shows=("is killed", "unlinks .certs.old", "key to 1", "signs with key 1"),
+    ),
+    Mutant(
+        "writer-syncs-without-writing",
+        "a writer syncs a file that an earlier update has emptied, without writing to it "
+        "(found in shipped code)",
+        CRASH_SAFE,
+        "that update's sync failed, so the next one writes nothing; after a power failure key 0's "
+        "table is back",
+        _of("holder", strategy="in-place-wrong", updates=2, power=1, faults=1, wrong=True),
+        writer=sync_without_writing,
+        shows=("fails, writes are lost", "reads file B: the empty table", "power fails"),
+    ),
+    Mutant(
         "writer-flock",
         "the writer takes a flock, which does not conflict with readers' OFD locks",
         MATCH,
@@ -665,6 +731,14 @@ KILLED = (
 )
 
 EQUIVALENT = (
+    Mutant(
+        "writer-stand-in-not-locked",
+        "the stand-in is put at the path without a lock",
+        "",
+        "it holds the empty table and never another: a reader that comes gets that, not BUSY",
+        _of("R1", strategy="there-and-back"),
+        writer=new_file_not_locked,
+    ),
     Mutant(
         "reader-no-comparison-alone",
         "a reader does not compare inodes; the writer is the shipped one",

@@ -145,9 +145,8 @@ class _AbandonedError(BaseException):
 def _abandon(steps: Steps[Any]) -> None:
     """End a suspended generator, which may yield a few more steps while it cleans up."""
     try:
-        steps.throw(_AbandonedError())
         while True:
-            steps.send(None)
+            steps.throw(_AbandonedError())
     except (_AbandonedError, StopIteration):
         return
 

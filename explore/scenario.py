@@ -66,7 +66,7 @@ class Scenario:
         if not self.missing:
             file = world.new_file()
             data = table(0)
-            world.files[file] = File(data, data if self.budget.power else b"", ())
+            world.files[file] = File(data, data if world.keeps_content else b"", ())
             world.names[PATH] = file
             if self.wrong:
                 world.key, world.wrong = 1, data

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Writers: the shipped strategies, and others for comparison."""
+"""Writers: the shipped strategies, and a program that is not ours."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def change() -> bytes:
 
 
 def swap() -> Steps[writer.Update]:
-    """The shipped default."""
+    """Shipped: the new file stays at the path."""
     return writer.update(PATH, change, strategy=writer.Strategy.SWAP)
 
 
@@ -35,45 +35,16 @@ def in_place() -> Steps[writer.Update]:
     return writer.update(PATH, change, strategy=writer.Strategy.IN_PLACE)
 
 
-def there_and_back() -> Steps[int]:
-    """Not shipped: a temporary file takes the path while the old file is updated.
+def there_and_back() -> Steps[writer.Update]:
+    """The shipped default."""
+    return writer.update(PATH, change, strategy=writer.Strategy.THERE_AND_BACK)
 
-    Works as *swap* until the old file is empty. Then it writes the table to the
-    old file and renames that back. The same rename undoes an interrupted update.
-    """
-    names = writer._Names.of(PATH)
-    turn: int = yield step.OpenOrCreate(names.turn, 0o600)
-    fds = [turn]
-    try:
-        deadline = yield from _locked(turn)
-        yield step.Unlink(names.new)
-        try:  # noqa: SIM105 (where a context manager keeps its place cannot be compared)
-            yield step.Rename(names.old, names.path)
-        except FileNotFoundError:
-            pass
-        yield step.SyncDirectory(names.path)
-        yield step.Unlink(names.old)  # at most a second name of the file at the path
-        old: int = yield step.OpenWrite(names.path)
-        fds.append(old)
-        new: int = yield step.Create(names.new, 0o600)
-        fds.append(new)
-        yield from writer._prepare(names, new, old)
-        yield step.Link(names.path, names.old)
-        yield step.Rename(names.new, names.path)
-        yield step.SyncDirectory(names.path)
-        try:
-            if not (yield from writer._lock_until(old, deadline)):
-                raise writer.LockHeldError(names.path, 0)
-            yield from writer._empty(old)
-            table: bytes = yield step.Change(change)
-            yield from writer._fill(old, table)
-        finally:
-            yield step.Rename(names.old, names.path)
-            yield step.SyncDirectory(names.path)
-        return len(table)
-    finally:
-        while fds:
-            yield step.Close(fds.pop())
+
+def there_and_back_wrong() -> Steps[writer.Update]:
+    """There and back, by an agent that knows that the table of key 0 is wrong."""
+    return writer.update(
+        PATH, change, strategy=writer.Strategy.THERE_AND_BACK, wrong_table=table(0)
+    )
 
 
 def stranger() -> Steps[int]:
@@ -102,5 +73,6 @@ STRATEGIES: dict[str, Callable[[], Steps[object]]] = {
     "swap-wrong": swap_wrong,
     "in-place-wrong": in_place_wrong,
     "there-and-back": there_and_back,
+    "there-and-back-wrong": there_and_back_wrong,
     "stranger": stranger,
 }

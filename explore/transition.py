@@ -73,6 +73,9 @@ _FAULTY = (
 )
 POWER = -1
 _EIO = Fails(errno.EIO)
+# A sync that fails, after which the page cache keeps or loses what is not on disk.
+_NEVER_WRITTEN = Fails(errno.EIO)
+_LOST = Fails(errno.EIO)
 
 
 class Settings(NamedTuple):
@@ -144,7 +147,10 @@ def _results(world: World, process: Process, settings: Settings) -> list[object]
         return [IN_TIME] if _one_time(process, settings) else [IN_TIME, TOO_LATE]
     found: list[object] = [None]
     if world.budget.faults and isinstance(action, _FAULTY):
-        found.append(_EIO)
+        if isinstance(action, step.Sync) and _unsynced(world, process, action):
+            found += [_NEVER_WRITTEN, _LOST]
+        else:
+            found.append(_EIO)
     if isinstance(action, step.Change) and settings.firmware_fails:
         found += [FIRMWARE_FAILS, "changes, then fails"]
     return found
@@ -156,8 +162,13 @@ def _perform(world: World, index: int, chosen: object, settings: Settings) -> tu
     action = process.position.action
     if isinstance(action, step.Now):
         return chosen, "checks the clock" + (": too late" if chosen == TOO_LATE else "")
+    if chosen is _NEVER_WRITTEN or chosen is _LOST:
+        world.lose_writes(_file(world, process, action.fd), at_once=chosen is _LOST)
+        world.spend_fault()
+        after = "the page cache loses them" if chosen is _LOST else "the page cache keeps them"
+        return _EIO, f"{_in_words(world, process, action)}: fails, writes are lost, {after}"
     if chosen is _EIO:
-        world.budget = world.budget._replace(faults=world.budget.faults - 1)
+        world.spend_fault()
         if isinstance(action, step.Close):
             # As on Linux: the descriptor is closed even if close fails.
             text = _in_words(world, process, action)
@@ -184,6 +195,14 @@ def _perform(world: World, index: int, chosen: object, settings: Settings) -> tu
             write=not isinstance(action, step.Read),
         )
     return result, text + _outcome(action, result)
+
+
+def _unsynced(world: World, process: Process, action: step.Sync) -> bool:
+    return bool(world.files[_file(world, process, action.fd)].pending)
+
+
+def _file(world: World, process: Process, fd: int) -> int:
+    return world.descriptions[_description(process, fd)].file
 
 
 def _advance(world: World, index: int, result: object, settings: Settings) -> None:
@@ -533,7 +552,7 @@ def _outdated(world: World, _index: int, _action: Any) -> bytes:
 def _mount(world: World, _index: int, action: Any) -> None:
     file = 200 + world.names[action.path] % 100
     data = table(world.key)
-    world.files[file] = File(data, data if world.budget.power else b"", ())
+    world.files[file] = File(data, data if world.keeps_content else b"", ())
     world.change_names((action.path, file))
 
 

@@ -24,7 +24,11 @@ from snpcerts.emulator.psp.firmware import Firmware
 
 from .tracing import can_trace, killed_at
 
+# SNPCERTS_FILE_SYSTEMS names more, as in "xfs=/mnt/xfs btrfs=/mnt/btrfs".
 FILE_SYSTEMS = {"ext4": tempfile.gettempdir(), "tmpfs": "/dev/shm"}  # noqa: S108 (it is tmpfs)
+FILE_SYSTEMS |= dict(
+    each.split("=", 1) for each in os.environ.get("SNPCERTS_FILE_SYSTEMS", "").split()
+)
 
 
 def kind_of(folder: str) -> str:

@@ -90,16 +90,34 @@ def test_requests_on_their_way_from_a_file_set_aside_are_waited_for(
 
 
 @STRATEGIES
-def test_a_file_set_aside_is_emptied_for_readers_that_keep_it_open(
-    file: Path, strategy: Strategy
-) -> None:
+def test_a_file_set_aside_is_never_left_with_its_table(file: Path, strategy: Strategy) -> None:
+    """It returns to the path; a swap replaces it once more."""
     kept = os.open(file, os.O_RDONLY)
     try:
         cut_off_after_rename(file)
         CertFile(str(file)).publish(NEW, strategy=strategy)
-        assert os.pread(kept, 4096, 0) == EMPTY
+        right = EMPTY if strategy is Strategy.SWAP else NEW.encode()
+        assert os.pread(kept, 4096, 0) == right
     finally:
         os.close(kept)
+    assert file.read_bytes() == NEW.encode()
+    assert {path.name for path in file.parent.iterdir()} == {"certs.bin", ".certs.bin.turn"}
+
+
+@STRATEGIES
+def test_another_table_at_the_path_is_not_replaced_by_a_file_set_aside(
+    file: Path, strategy: Strategy
+) -> None:
+    """An update that gives up then leaves that table where it is."""
+    cut_off_after_rename(file)
+    file.write_bytes(NEW.encode())
+    reader = os.open(file, os.O_RDONLY)
+    try:
+        fcntl.fcntl(reader, F_OFD_SETLK, SHARED)
+        with pytest.raises(LockHeldError):
+            CertFile(str(file)).publish(OLD, strategy=strategy, lock_wait=0.02)
+    finally:
+        os.close(reader)
     assert file.read_bytes() == NEW.encode()
     assert {path.name for path in file.parent.iterdir()} == {"certs.bin", ".certs.bin.turn"}
 

@@ -179,17 +179,30 @@ def test_owner_mode_and_attributes_survive(file: Path, strategy: Strategy) -> No
 def test_swap_leaves_the_old_file_empty_for_readers_that_keep_it_open(file: Path) -> None:
     fd = os.open(file, os.O_RDONLY)
     try:
-        CertFile(str(file)).publish(NEW)
+        CertFile(str(file)).publish(NEW, strategy=Strategy.SWAP)
         assert os.pread(fd, 4096, 0) == EMPTY
     finally:
         os.close(fd)
 
 
-def test_in_place_keeps_the_inode(file: Path) -> None:
+@pytest.mark.parametrize("strategy", [Strategy.THERE_AND_BACK, Strategy.IN_PLACE])
+def test_readers_that_keep_the_file_open_get_the_new_table(file: Path, strategy: Strategy) -> None:
+    """A bind mount of the file leads to the same inode for ever, as an open descriptor does."""
     before = file.stat().st_ino
-    CertFile(str(file)).publish(NEW, strategy=Strategy.IN_PLACE)
+    fd = os.open(file, os.O_RDONLY)
+    try:
+        CertFile(str(file)).publish(NEW, strategy=strategy)
+        assert os.pread(fd, 4096, 0) == NEW.encode()
+    finally:
+        os.close(fd)
     assert file.stat().st_ino == before
     assert file.read_bytes() == NEW.encode()
+
+
+def test_there_and_back_is_the_default(file: Path) -> None:
+    before = file.stat().st_ino
+    CertFile(str(file)).publish(NEW)
+    assert file.stat().st_ino == before
 
 
 @STRATEGIES

@@ -52,7 +52,7 @@ class CertFile:
         self,
         change: Callable[[], CertTable],
         *,
-        strategy: writer.Strategy = writer.Strategy.SWAP,
+        strategy: writer.Strategy = writer.DEFAULT_STRATEGY,
         lock_wait: float = writer.DEFAULT_LOCK_WAIT,
         force: bool = False,
     ) -> writer.Update:
@@ -67,7 +67,7 @@ class CertFile:
         self,
         table: CertTable,
         *,
-        strategy: writer.Strategy = writer.Strategy.SWAP,
+        strategy: writer.Strategy = writer.DEFAULT_STRATEGY,
         lock_wait: float = writer.DEFAULT_LOCK_WAIT,
         force: bool = False,
     ) -> writer.Update:

@@ -39,7 +39,7 @@ class Target:
     """A certificate file and the locking strategy to use for it."""
 
     path: str
-    strategy: writer.Strategy = writer.Strategy.SWAP
+    strategy: writer.Strategy = writer.DEFAULT_STRATEGY
     wrong_table: bytes | None = None  # its present table, if known to be wrong
 
 

@@ -1,22 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
 """The writer's side of the protocol: change the firmware's key and the table together.
 
-Both strategies follow one order: take the exclusive lock; write the *empty*
+All strategies follow one order: take the exclusive lock; write the *empty*
 table and sync it; change the firmware; write the new table and sync it, first
 entry last; unlock. A crash at any point leaves the empty table or the right
 one. The caller fetches the certificates for the new key before it starts, so
 the lock is held only for as long as the firmware takes.
 
 OFD locks are not fair: a writer that waits for a moment without readers may
-wait for ever. Two strategies get the lock while readers keep coming:
+wait for ever. Three strategies get the lock:
 
-**swap** replaces the file at the path by a new, empty, exclusively locked one.
-New readers wait for the new file; readers of the old file finish. Then the
-writer locks the old file, empties it (some readers may keep it open), and fills
-in the new one. The writer needs write access to the directory.
+**there-and-back** puts a stand-in at the path: a new, empty, exclusively locked
+file. New readers wait for it; readers of the certificate file finish, so the writer
+gets its lock. Then the file returns to the path. It keeps its inode, so readers that
+keep it open or see it through a bind mount are served too. The writer needs write
+access to the directory.
 
-**in-place** waits for a gap between readers and keeps the inode. Use it where
-others see the file through a bind mount of the file itself.
+**swap** begins in the same way, but the new file stays at the path. Readers that
+keep the old file find it empty from then on.
+
+**in-place** waits for a gap between readers. Use it where the path is a mount
+point, or the directory cannot be written to.
 """
 
 from __future__ import annotations
@@ -26,6 +30,7 @@ import errno
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Final
 
 from snpcerts.abi.cert_table import EMPTY
 from snpcerts.certfile import step
@@ -44,8 +49,12 @@ _WRONG_PATH = (errno.EISDIR, errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENA
 class Strategy(enum.Enum):
     """How the writer gets exclusive access despite readers."""
 
+    THERE_AND_BACK = "there-and-back"
     SWAP = "swap"
     IN_PLACE = "in-place"
+
+
+DEFAULT_STRATEGY: Final = Strategy.THERE_AND_BACK
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +94,7 @@ def update(
     path: str,
     change: Callable[[], bytes],
     *,
-    strategy: Strategy = Strategy.SWAP,
+    strategy: Strategy = DEFAULT_STRATEGY,
     lock_wait: float = DEFAULT_LOCK_WAIT,
     wrong_table: bytes | None = None,
 ) -> Steps[Update]:
@@ -117,8 +126,7 @@ def update(
                 raise LockHeldError(names.turn, lock_wait)
             yield step.Unlink(names.new)
             yield from _finish_old(names, deadline, lock_wait, wrong_table)
-            acquire = _in_place if strategy is Strategy.IN_PLACE else _swap
-            fd: int = yield from acquire(names, deadline, lock_wait, wrong_table)
+            fd: int = yield from _ACQUIRE[strategy](names, deadline, lock_wait, wrong_table)
         except OSError as error:
             raise _refused(path, error) from None
         try:
@@ -173,7 +181,10 @@ def _finish_old(
     """Finish an interrupted update: wait for the readers of the file that it set aside, then empty
     it.
 
-    Requests may be on their way with its table, and readers may keep it open.
+    Requests may be on their way with its table, and readers may keep it open. The file
+    returns to the path, for those that see it through a bind mount, unless there is
+    another table at the path. Its own table does not return: the firmware may have
+    changed since.
     """
     try:
         old: int = yield step.OpenWrite(names.old)
@@ -195,51 +206,115 @@ def _finish_old(
                 emptied = yield from _withdraw_at(names.path, wrong_table)
                 raise LockHeldError(names.old, lock_wait, emptied=emptied)
             yield from _empty(old)
+            if there is None or (there.regular and (yield from _is_empty(names.path))):
+                yield from _put_back(names)
+                return
         yield step.Unlink(names.old)
     finally:
         yield from step.closed(old)
 
 
+def _is_empty(path: str) -> Steps[bool]:
+    """Return whether the file at the path holds the empty table, or nothing."""
+    fd: int = yield step.OpenRead(path)
+    try:
+        data: bytes = yield step.Read(fd, EMPTY_SIZE)
+    finally:
+        yield from step.closed(fd)
+    return not data or data.startswith(EMPTY)
+
+
+def _there_and_back(
+    names: _Names, deadline: float, lock_wait: float, wrong_table: bytes | None
+) -> Steps[int]:
+    """Lock the existing file while a stand-in is at the path, and empty it."""
+    try:
+        fd: int = yield step.OpenWrite(names.path)
+    except FileNotFoundError:
+        return (yield from _swap(names, deadline, lock_wait, wrong_table))
+    keep = False
+    try:
+        stand_in = yield from _set_aside(names, fd, deadline, lock_wait, wrong_table)
+        try:
+            yield from _require_not_replaced(names.path, stand_in)
+            # Its table may be wrong already: that must not come back for a moment.
+            yield from _empty(fd)
+            yield from _put_back(names)
+        finally:
+            yield from step.closed(stand_in)
+        keep = True
+    finally:
+        if not keep:
+            yield from step.closed(fd)
+    return fd
+
+
 def _swap(
     names: _Names, deadline: float, lock_wait: float, wrong_table: bytes | None
 ) -> Steps[int]:
-    """Put an empty, locked file at the path and wait for the old one's readers."""
+    """Put an empty, locked file at the path for good, and empty the one that was there."""
     try:
         old: int | None = yield step.OpenWrite(names.path)
     except FileNotFoundError:
         old = None
     try:
-        if old is not None:
-            yield from _require_regular(names.path, old)
-        new: int = yield step.Create(names.new, _PRIVATE if old is not None else _MODE)
+        new = yield from _set_aside(names, old, deadline, lock_wait, wrong_table)
         keep = False
         try:
-            yield from _prepare(names, new, old)
-            if old is not None:
-                yield step.Link(names.path, names.old)
-            yield step.Rename(names.new, names.path)
-            yield step.SyncDirectory(names.path)
-            if old is not None and not (yield from _lock_until(old, deadline)):
-                # Some reader does not release the old file: put that file back at the path.
-                emptied = yield from _withdraw(old, wrong_table)
-                yield step.Rename(names.old, names.path)
-                yield step.SyncDirectory(names.path)
-                raise LockHeldError(names.path, lock_wait, emptied=emptied)
             if old is not None:
                 yield from _empty(old)
                 yield step.Unlink(names.old)
             keep = True
         finally:
             if not keep:
-                try:
-                    yield step.Unlink(names.new)
-                finally:
-                    # The file may be at the path by now: its lock would keep every reader out.
-                    yield from step.closed(new)
+                yield from step.closed(new)
     finally:
         if old is not None:
             yield from step.closed(old)
     return new
+
+
+def _set_aside(
+    names: _Names,
+    old: int | None,
+    deadline: float,
+    lock_wait: float,
+    wrong_table: bytes | None,
+) -> Steps[int]:
+    """Put a new, empty, locked file at the path, and lock ``old``, the one that was there.
+
+    Returns the new file's descriptor; the old file is at ``names.old`` then. If some reader
+    does not release it, it is put back, and :class:`LockHeldError` is raised.
+    """
+    if old is not None:
+        yield from _require_regular(names.path, old)
+    new: int = yield step.Create(names.new, _PRIVATE if old is not None else _MODE)
+    keep = False
+    try:
+        yield from _prepare(names, new, old)
+        if old is not None:
+            yield step.Link(names.path, names.old)
+        yield step.Rename(names.new, names.path)
+        yield step.SyncDirectory(names.path)
+        if old is not None and not (yield from _lock_until(old, deadline)):
+            emptied = yield from _withdraw(old, wrong_table)
+            yield from _put_back(names)
+            raise LockHeldError(names.path, lock_wait, emptied=emptied)
+        keep = True
+    finally:
+        if not keep:
+            try:
+                yield step.Unlink(names.new)
+            finally:
+                # The file may be at the path by now: its lock would keep every reader out.
+                yield from step.closed(new)
+    return new
+
+
+def _put_back(names: _Names) -> Steps[None]:
+    """Rename the file that was set aside back to the path, for good."""
+    yield step.Rename(names.old, names.path)
+    yield step.SyncDirectory(names.path)
 
 
 def _prepare(names: _Names, new: int, old: int | None) -> Steps[None]:
@@ -283,6 +358,13 @@ def _in_place(
                 yield from step.closed(fd)
 
 
+_ACQUIRE: Final = {
+    Strategy.THERE_AND_BACK: _there_and_back,
+    Strategy.SWAP: _swap,
+    Strategy.IN_PLACE: _in_place,
+}
+
+
 def _withdraw(fd: int, wrong_table: bytes | None) -> Steps[bool]:
     """Empty a file that contains the wrong table ``wrong_table``, whatever locks readers hold.
 
@@ -293,11 +375,11 @@ def _withdraw(fd: int, wrong_table: bytes | None) -> Steps[bool]:
     if wrong_table is None:
         return False
     found: bytes = yield step.Read(fd, len(wrong_table) + 1)
-    if found == wrong_table:
-        yield step.Write(fd, EMPTY, 0)
-    elif not found.startswith(EMPTY):
+    if found != wrong_table and not found.startswith(EMPTY):
         return False
-    # The file may have been emptied by an update that was interrupted before its sync.
+    # An earlier update may have emptied the file without a sync. If its sync failed, Linux
+    # takes the pages for written, and only another write makes the next sync write them.
+    yield step.Write(fd, EMPTY, 0)
     yield step.Sync(fd)
     return found == wrong_table
 

@@ -154,7 +154,7 @@ class Agent:
         try:
             return self.publish([file])
         except RefusedError:
-            if file.strategy is not Strategy.SWAP:
+            if file.strategy is Strategy.IN_PLACE:
                 raise
             # A disk without room or a directory that cannot be written to keeps
             # a new file from being made; the old one may still be emptied.

@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 from snpcerts.abi.cert_table import ARK_GUID, ASK_GUID, GUID_NAMES, VCEK_GUID, VLEK_GUID
 from snpcerts.abi.product import Product
 from snpcerts.certfile.several import MAX_FILES
-from snpcerts.certfile.writer import DEFAULT_LOCK_WAIT, Strategy
+from snpcerts.certfile.writer import DEFAULT_LOCK_WAIT, DEFAULT_STRATEGY, Strategy
 from snpcerts.endorsement.vek import VekKind
 from snpcerts.errors import InputError
 from snpcerts.mirror.announcement import MAX_NAME
@@ -75,7 +75,7 @@ class FileConfig:
     key_select: GuestKeySelect = GuestKeySelect.DEFAULT
     without_vlek: VekKind | None = None
     masked_vlek_signs: bool = False
-    strategy: Strategy = Strategy.SWAP
+    strategy: Strategy = DEFAULT_STRATEGY
     group: str | None = None
     mode: int | None = None
     entries: tuple[ExtraEntry, ...] = ()
@@ -242,7 +242,7 @@ def _file(table: _TomlTable) -> FileConfig:
         masked_vlek_signs=table.take(
             "with_mask_chip_key", _choice({"empty": False, "vlek": True}), False
         ),
-        strategy=table.take("strategy", _one_of(Strategy), Strategy.SWAP),
+        strategy=table.take("strategy", _one_of(Strategy), DEFAULT_STRATEGY),
         group=table.take("group", _text, None),
         mode=table.take("mode", _mode, None),
         entries=_entries(table),

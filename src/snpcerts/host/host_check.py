@@ -244,7 +244,7 @@ def _file(file: FileConfig) -> Finding:
         return Finding(
             what, Severity.FAIL, f"{file.path}: {', '.join(wrong)}", "'host sync' sets them"
         )
-    if os.path.ismount(file.path) and file.strategy is Strategy.SWAP:
+    if os.path.ismount(file.path) and file.strategy is not Strategy.IN_PLACE:
         return Finding(
             what, Severity.FAIL, f"{file.path}: is a mount point", 'strategy = "in-place"'
         )
