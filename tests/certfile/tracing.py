@@ -13,9 +13,11 @@ from typing import NoReturn
 
 _TRACEME, _CONT, _SYSCALL, _SETOPTIONS, _GET_SYSCALL_INFO = 0, 7, 24, 0x4200, 0x420E
 _O_TRACESYSGOOD, _O_TRACEEXEC, _O_EXITKILL = 1, 1 << 4, 1 << 20
+_POKEUSER = 6
 _EVENT_EXEC = 4
 _SYSCALL_STOP = signal.SIGTRAP | 0x80
-_OP_ENTRY = 1
+_OP_ENTRY, _OP_EXIT = 1, 2
+_RAX, _ORIG_RAX = 10 * 8, 15 * 8  # of struct user_regs_struct
 # Names of the calls an update makes, for people who read a failure.
 _NAMES = {
     0: "read", 1: "write", 3: "close", 5: "fstat", 8: "lseek", 16: "ioctl", 17: "pread64",
@@ -26,7 +28,9 @@ _NAMES = {
     73: "flock", 75: "fdatasync", 76: "truncate", 83: "mkdir", 84: "rmdir", 88: "symlink",
     90: "chmod", 92: "chown", 188: "setxattr", 231: "exit_group", 258: "mkdirat",
     260: "fchownat", 263: "unlinkat", 266: "symlinkat", 268: "fchmodat", 280: "utimensat",
-    285: "fallocate", 316: "renameat2",
+    285: "fallocate", 316: "renameat2", 14: "rt_sigprocmask",
+    39: "getpid", 102: "getuid", 104: "getgid", 110: "getppid",
+    228: "clock_gettime", 295: "preadv", 311: "process_vm_writev",
 }  # fmt: skip
 
 # Of these, the calls after which something outside the process may be different.
@@ -103,14 +107,18 @@ class Call:
 
     @property
     def path(self) -> str:
-        """What an ``openat`` opens; empty for another call."""
-        if self.name != "openat":
+        """What an ``openat`` opens, or a ``newfstatat`` looks at; empty for another call."""
+        if self.name not in ("openat", "newfstatat"):
             return ""
-        with open(f"/proc/{self.pid}/mem", "rb", buffering=0) as memory:
-            memory.seek(self.arguments[1])
-            # No further than the page: the next may not be there.
-            data = memory.read(4096 - self.arguments[1] % 4096)
+        # No further than the page: the next may not be there.
+        data = self.memory(1, 4096 - self.arguments[1] % 4096)
         return os.fsdecode(data.partition(b"\0")[0])
+
+    def memory(self, argument: int, size: int) -> bytes:
+        """Return the bytes that an argument points to, before the call is made."""
+        with open(f"/proc/{self.pid}/mem", "rb", buffering=0) as memory:
+            memory.seek(self.arguments[argument])
+            return memory.read(size)
 
     @property
     def changes_something(self) -> bool:
@@ -159,6 +167,57 @@ def killed_before(argv: Sequence[str], here: Callable[[Call], bool], *, execs: i
                 os.kill(pid, signal.SIGKILL)
                 os.waitpid(pid, 0)
                 return call
+
+
+@dataclass
+class Traced:
+    """A system call that a program has made, and its result: negative for an errno."""
+
+    call: Call
+    result: int
+
+
+def calls_of(argv: Sequence[str], fails: Callable[[Call], int | None]) -> list[Traced]:
+    """Run a program of one thread to its end; return the system calls that it made.
+
+    ``fails`` is asked before each call is made. If it returns an errno, the call fails with that
+    and is not made. The program's exit code must be 0.
+    """
+    pid = os.fork()
+    if pid == 0:
+        _child(lambda: os.execv(argv[0], list(argv)))  # noqa: S606 (running it is the purpose)
+    os.waitpid(pid, 0)  # the child's SIGSTOP
+    if _libc.ptrace(_SETOPTIONS, pid, None, _O_TRACESYSGOOD | _O_EXITKILL | _O_TRACEEXEC) != 0:
+        raise OSError(ctypes.get_errno(), "PTRACE_SETOPTIONS")
+    made: list[Traced] = []
+    code: int | None = None
+    deliver = 0
+    while True:
+        _libc.ptrace(_SYSCALL, pid, None, deliver)
+        status = os.waitpid(pid, 0)[1]
+        deliver = 0
+        if not os.WIFSTOPPED(status):
+            assert os.waitstatus_to_exitcode(status) == 0, f"{argv} failed by itself"
+            return made
+        if status >> 8 == signal.SIGTRAP | _EVENT_EXEC << 8:
+            continue
+        if os.WSTOPSIG(status) != _SYSCALL_STOP:
+            deliver = os.WSTOPSIG(status)
+            continue
+        info = ctypes.create_string_buffer(88)  # struct ptrace_syscall_info
+        _libc.ptrace(_GET_SYSCALL_INFO, pid, ctypes.c_void_p(len(info)), info)
+        if info.raw[0] == _OP_ENTRY:
+            number, *arguments = struct.unpack_from("<7Q", info.raw, 24)
+            made.append(Traced(Call(pid, number, tuple(arguments)), 0))
+            code = fails(made[-1].call)
+            if code is not None:
+                _libc.ptrace(_POKEUSER, pid, _ORIG_RAX, ctypes.c_void_p(2**64 - 1))
+        elif info.raw[0] == _OP_EXIT and made:
+            if code is not None:
+                _libc.ptrace(_POKEUSER, pid, _RAX, ctypes.c_void_p(2**64 - code))
+            (made[-1].result,) = (
+                struct.unpack_from("<q", info.raw, 24) if code is None else (-code,)
+            )
 
 
 def _entered(pid: int) -> Call | None:
