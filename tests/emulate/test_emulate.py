@@ -262,3 +262,17 @@ def test_an_eventfd_is_one_interrupts_alone(emulated: Emulated) -> None:
         "        print(errno.errorcode[error.errno])\n"
     )
     assert emulated.python(["host"], script).stdout.split() == ["tied", "tied", "EBUSY"]
+
+
+def test_the_platform_may_be_named_after_the_subcommand(emulated: Emulated) -> None:
+    where = str(emulated.directory)
+    before = emulated.run("status").stdout
+    words = [*SNPCERTS, "emulate", "status", "--platform", where]
+    environment = os.environ | {"SNPCERTS_PLATFORM": "/nowhere"}
+    after = subprocess.run(words, capture_output=True, text=True, env=environment, timeout=60)
+    assert after.stdout == before
+    assert "reported TCB  bootloader=" in before
+    assert emulated.run("host", "--platform", where, "--", "true").returncode == 0
+    twice = emulated.run("firmware", "rows", "--platform", "/another")
+    assert (twice.returncode, "given twice" in twice.stderr) == (2, True)
+    assert not Path("/another").exists()

@@ -16,6 +16,7 @@ from snpcerts.host.event import Event, EventKind
 from snpcerts.host.log import json_log, text_log, without_repeats
 from snpcerts.host.metrics import Metrics
 from snpcerts.host.notify import ServiceManager
+from snpcerts.host.plan import carry_out, set_config
 from snpcerts.host.watch import Signals, watch
 
 from .rig import Rig
@@ -47,18 +48,42 @@ def test_logs_carry_the_figures() -> None:
     assert said["lock_wait_ms"] == 1.25
 
 
+def test_a_command_of_another_program_is_told_and_counted(rig: Rig) -> None:
+    """With the lock too, where the files never fail to match."""
+    events: list[Event] = []
+    agent = rig.agent()
+    agent.tell = events.append
+    agent.sync()
+    other = rig.agent()
+    lower = rig.lower()
+    carry_out(other, set_config(other, tcb=lambda _: lower), allow_empty=False)
+    agent.sync()
+    kinds = [each.kind for each in events]
+    assert EventKind.DRIFT not in kinds
+    (told,) = (each for each in events if each.kind is EventKind.CHANGED)
+    assert told.fields["what"] == "reported_tcb"
+    assert str(lower) in told.message
+    agent.sync()
+    assert [each.kind for each in events].count(EventKind.CHANGED) == 1
+
+
 def test_metrics_tell_how_things_stand(rig: Rig, tmp_path: Path) -> None:
     metrics = Metrics()
     agent = rig.agent()
     agent.tell = metrics
     agent.sync()
     rig.device.snp_set_config(SnpConfig(reported_tcb=rig.lower().pack()))
-    metrics.seen(agent.read_files(), {"200": 3}, {})
+    metrics.seen(agent.read_files(), {"200": 3}, {}, agent.update_is_prepared)
     metrics.write(str(tmp_path / "m.prom"))
     text = (tmp_path / "m.prom").read_text()
     assert f'snpcerts_in_step{{file="{rig.file}"}} 0.0' in text
     agent.sync()
-    metrics.seen(agent.read_files(), {"200": 4}, agent.table_cache.revocation_lists())
+    metrics.seen(
+        agent.read_files(),
+        {"200": 4},
+        agent.table_cache.revocation_lists(),
+        agent.update_is_prepared,
+    )
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -70,6 +95,12 @@ def test_metrics_tell_how_things_stand(rig: Rig, tmp_path: Path) -> None:
     assert f'snpcerts_in_step{{file="{rig.file}"}} 1.0' in text
     assert 'snpcerts_kds_requests{result="200"} 4.0' in text
     assert "snpcerts_drift_total 1.0" in text
+    assert 'snpcerts_firmware_changes_total{what="reported_tcb"} 1.0' in text
+    assert "snpcerts_commit_pending 1.0" in text
+    assert "snpcerts_target_ready 1.0" in text
+    snp = rig.lower().snp
+    assert f'snpcerts_tcb{{component="snp",tcb="reported"}} {snp}.0' in text
+    assert f'snpcerts_firmware_info{{version="{agent.firmware.state().version}"}} 1.0' in text
     assert 'snpcerts_revocation_list_next_update_timestamp_seconds{kind="vcek"}' in text
     with pytest.raises(RefusedError, match="cannot write metrics"):
         metrics.write(str(tmp_path / "no" / "m.prom"))

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+from click.core import ParameterSource
 
 from snpcerts.abi.product import Product
 from snpcerts.cli.files import make_directory, write_output
@@ -45,6 +46,10 @@ class _PlatformOptions:
         self.product = product
         self._firmware = firmware
 
+    def name(self, platform: str) -> None:
+        """Take the platform that is named after the subcommand."""
+        self._platform = platform
+
     @property
     def choices(self) -> FirmwareChoices | None:
         from snpcerts.emulator.psp.choices import choices_of
@@ -70,10 +75,34 @@ class _PlatformOptions:
         from snpcerts.emulator.machine.home import PlatformHome
 
         if self._platform is None:
-            raise UsageError("no platform given", hint="give --platform DIR before the subcommand")
+            raise UsageError("no platform given", hint="give --platform DIR")
         home = PlatformHome(Path(self._platform).absolute())
         home.prepare(self.product, self.choices)
         return home
+
+
+def _named_after(ctx: click.Context, _: click.Parameter, value: str | None) -> None:
+    """Take --platform after the subcommand as before it; two different ones are an error."""
+    options = ctx.find_object(_PlatformOptions)
+    if value is None or options is None:
+        return
+    group = ctx
+    while group.parent is not None and "platform" not in group.params:
+        group = group.parent
+    before = group.params.get("platform")
+    told = group.get_parameter_source("platform") is ParameterSource.COMMANDLINE
+    if told and before != value:
+        raise UsageError(f"--platform is given twice: {before} and {value}")
+    options.name(value)
+
+
+_platform = click.option(
+    "--platform",
+    metavar="DIR",
+    expose_value=False,
+    callback=_named_after,
+    help="As before the subcommand: use the machine stored in DIR.",
+)
 
 
 @click.group()
@@ -104,6 +133,7 @@ def command(
 
 
 @command.command(context_settings=_PROGRAM)
+@_platform
 @click.option(
     "--requests",
     type=click.IntRange(0, 10_000_000),
@@ -192,6 +222,7 @@ def host(
 
 
 @command.command(context_settings=_PROGRAM)
+@_platform
 @click.option(
     "--vm", metavar="NAME", help="The VM to attach to. [default: the only one that serves programs]"
 )
@@ -222,6 +253,7 @@ def guest(
 
 
 @command.command()
+@_platform
 @click.argument("directory")
 @click.option("--vlek", metavar="CSP", help="Also write those of a VLEK of the provider CSP.")
 @click.pass_obj
@@ -261,6 +293,7 @@ def certificates(options: _PlatformOptions, directory: str, vlek: str | None) ->
 
 
 @command.command("key-server")
+@_platform
 @click.option("--port", type=click.IntRange(0, 65535), default=0, help="[default: a free one]")
 @click.option(
     "--throttle",
@@ -317,6 +350,7 @@ def key_server(
 
 
 @command.command()
+@_platform
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @click.pass_obj
 def status(options: _PlatformOptions, as_json: bool) -> None:
@@ -325,6 +359,7 @@ def status(options: _PlatformOptions, as_json: bool) -> None:
     Also shows the TCBs of the VCEK and the VLEK in use, which no interface of
     real firmware reports.
     """
+    from snpcerts.abi.tcb import TcbVersion
     from snpcerts.emulator.machine.enter import ask
 
     home = options.lasting_home()
@@ -335,11 +370,13 @@ def status(options: _PlatformOptions, as_json: bool) -> None:
     say_line(f"{home.path}: emulated {answer['product']} platform")
     say_line(f"  firmware      {answer['version']}, behaves as {answer['firmware']}")
     say_line(f"  chip ID       {answer['chip_id']}")
-    say_line(f"  current TCB   {answer['current_tcb']}")
-    say_line(f"  committed TCB {answer['committed_tcb']}")
-    say_line(f"  reported TCB  {answer['reported_tcb']}")
-    say_line(f"  VCEK's TCB    {answer['vcek_tcb']}")
-    say_line(f"  VLEK's TCB    {answer['vlek_tcb'] or 'no VLEK is loaded'}")
+    layout = Product(answer["product"]).tcb_layout
+    for name in ("current_tcb", "committed_tcb", "reported_tcb", "vcek_tcb", "vlek_tcb"):
+        of_key = name.startswith("v")
+        shown = f"{name[:4].upper()}'s TCB" if of_key else f"{name.removesuffix('_tcb')} TCB"
+        packed = answer[name]
+        tcb = TcbVersion.unpack(bytes.fromhex(packed), layout) if packed else "no VLEK is loaded"
+        say_line(f"  {shown:<13} {tcb}")
     for vm in answer["vms"]:
         serves = "serves programs" if vm["serves"] else "busy with its own requests"
         say_line(f"  VM {vm['name']}, pid {vm['pid']}, {serves}")
@@ -351,6 +388,7 @@ def firmware() -> None:
 
 
 @firmware.command()
+@_platform
 @click.pass_obj
 def reload(options: _PlatformOptions) -> None:
     """Shut the firmware down and initialise it again.
@@ -362,6 +400,7 @@ def reload(options: _PlatformOptions) -> None:
 
 
 @firmware.command()
+@_platform
 @click.option("--fmc", type=_LEVEL, help="Turin only.")
 @click.option("--bootloader", type=_LEVEL)
 @click.option("--tee", type=_LEVEL)
@@ -397,6 +436,7 @@ def update(
 
 
 @firmware.command("verify-mitigation")
+@_platform
 @click.argument("vector")
 @click.pass_obj
 def verify_mitigation(options: _PlatformOptions, vector: str) -> None:

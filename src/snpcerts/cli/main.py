@@ -7,6 +7,7 @@ Its one-line help is in ``COMMANDS``, so that ``--help`` imports no subcommand.
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import io
 import os
@@ -54,6 +55,14 @@ class _LateGroup(click.Group):
             raise TypeError(f"{module.__name__}.command is not a click command")
         return command
 
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        close = [] if args[0] in COMMANDS else difflib.get_close_matches(args[0], COMMANDS, 2, 0.5)
+        if close:
+            ctx.fail(f"No such command {args[0]!r}. Did you mean {' or '.join(map(repr, close))}?")
+        return super().resolve_command(ctx, args)
+
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002 (click's)
         with formatter.section("Commands"):
             formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
@@ -65,7 +74,7 @@ class _LateGroup(click.Group):
     epilog="Exit codes: 0 done, 1 refused or failed, 2 wrong usage or unreadable input, "
     "3 try again later.",
 )
-@click.version_option(__version__, prog_name="snpcerts")
+@click.version_option(__version__, "-v", "--version", prog_name="snpcerts")
 def cli() -> None:
     """Give SEV-SNP guests the certificates that match the key that signs their reports."""
 

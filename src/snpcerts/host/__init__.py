@@ -2,9 +2,10 @@
 """The host's side: the firmware behind ``/dev/sev``, and the agent that keeps the files in step.
 
 ``sev`` is the client of ``/dev/sev``; ``host_firmware`` the firmware's state as the agent
-needs it; ``host_processor`` finds the product, ``mitigations`` and ``initialisation`` read
-what sysfs and the kernel say. What the agent knows of the signing keys: ``known``, changed
-by the rules of ``remembered``, kept on disk by ``key_memory``, proven by ``proof``.
+needs it, ``firmware_change`` what is new in it; ``host_processor`` finds the product,
+``mitigations`` and ``initialisation`` read what sysfs and the kernel say. What the agent
+knows of the signing keys: ``known``, changed by the rules of ``remembered``, kept on disk by
+``key_memory``, proven by ``proof``.
 
 ``config`` is the configuration. ``expected_content`` says what a file must hold,
 ``file_state`` what it holds, ``table_cache`` and ``vlek_store`` have the certificates,

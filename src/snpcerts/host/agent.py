@@ -28,7 +28,8 @@ from snpcerts.host.config import Config, FileConfig
 from snpcerts.host.event import Event, EventKind, Listener, ignore_event
 from snpcerts.host.expected_content import Key, NoKey, expected_content
 from snpcerts.host.file_state import FileMatch, FileState, read_file_state
-from snpcerts.host.host_firmware import HostFirmware
+from snpcerts.host.firmware_change import firmware_changes
+from snpcerts.host.host_firmware import FirmwareState, HostFirmware
 from snpcerts.host.locked_update import FileResult, UpdateResult
 from snpcerts.host.ownership import apply
 from snpcerts.host.table_cache import TableCache, UnavailableError
@@ -77,6 +78,7 @@ class Agent:
         self._performer = performer
         self._during = during
         self.force = force
+        self._last: FirmwareState | None = None  # at the last look of sync()
         self._wrong_tables: dict[str, bytes] = {}  # by path: what the last look found to be wrong
 
     def read_files(self) -> tuple[FileState, ...]:
@@ -232,6 +234,7 @@ class Agent:
         result's ``problem``. Raises when the firmware cannot be asked.
         """
         before = self.read_files()
+        self._tell_of_changes(before)
         problems: list[SnpCertsError] = []
         updates: list[UpdateResult] = []
         try:
@@ -258,6 +261,20 @@ class Agent:
             on_safe()  # the lock was free in the end
         problems += self.own(each.file for each in before if not self._refused(each))
         return Synced(before, tuple(updates), problems[0] if problems else None)
+
+    def _tell_of_changes(self, file_states: Sequence[FileState]) -> None:
+        """Tell what has changed in the firmware since the last round, by whichever program."""
+        for each in file_states[:1]:
+            if self._last is not None:
+                for what, text in firmware_changes(self._last, each.state).items():
+                    self.tell(Event(EventKind.CHANGED, text, fields={"what": what}))
+            self._last = each.state
+
+    def update_is_prepared(self, state: FirmwareState) -> bool:
+        """Whether the certificates of the VCEK for the current TCB, which a commit reports, are
+        cached.
+        """
+        return Key(VekKind.VCEK, state.current) in self.table_cache
 
     def _without_the_revoked(
         self,

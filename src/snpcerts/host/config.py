@@ -146,7 +146,7 @@ def parse(text: str | bytes, path: str = "configuration") -> Config:
         **_kds(top),
         **_section(top, "vlek", {"certificates": ("vlek_certificates", _absolute_path)}),
         **_section(top, "memory", {"file": ("memory", _absolute_path)}),
-        **_section(top, "watch", {"interval": ("interval", _seconds(1, 86400))}),
+        **_section(top, "watch", {"interval": ("interval", _seconds(0.1, 86400))}),
         **_section(top, "lock", {"wait": ("lock_wait", _seconds(0.001, 3600))}),
         **_section(
             top,

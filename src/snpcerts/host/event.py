@@ -19,6 +19,7 @@ class EventKind(enum.StrEnum):
     GARBAGE = "garbage"  # a file of ours holds no table
     LAPSED = "lapsed"  # the certificates of a file have expired or were revoked
     FIRMWARE = "firmware"  # a firmware command was given
+    CHANGED = "changed"  # the firmware is in another state than at the last look; ``what`` names it
     FETCHED = "fetched"  # the certificate source was asked; ``result`` says how that went
     UNAVAILABLE = "unavailable"  # a certificate is not available now
     PROVEN = "proven"  # a report showed that the key signs that was believed to

@@ -132,6 +132,35 @@ class Metrics:
             ["result"],
             registry=registry,
         )
+        self._tcb = prometheus.Gauge(
+            "snpcerts_tcb",
+            "The firmware's TCBs, component by component: current or reported",
+            ["tcb", "component"],
+            registry=registry,
+        )
+        self._build = prometheus.Gauge(
+            "snpcerts_firmware_info",
+            "Always 1; the labels name the running firmware",
+            ["version"],
+            registry=registry,
+        )
+        self._pending = prometheus.Gauge(
+            "snpcerts_commit_pending",
+            "1 while the current TCB is not the reported one: an update is not committed, "
+            "or a lower TCB is configured",
+            registry=registry,
+        )
+        self._prepared = prometheus.Gauge(
+            "snpcerts_target_ready",
+            "1 while the certificates of the VCEK for the current TCB are cached",
+            registry=registry,
+        )
+        self._changes = prometheus.Counter(
+            "snpcerts_firmware_changes",
+            "Changes of the firmware's state, by any program, with the lock or without",
+            ["what"],
+            registry=registry,
+        )
         self._failures = prometheus.Counter("snpcerts_failures", "Failures", registry=registry)
 
     def __call__(self, event: Event) -> None:
@@ -146,6 +175,8 @@ class Metrics:
             self._failures.inc()
         elif event.kind is EventKind.CONTRADICTED:
             self._contradictions.inc()
+        elif event.kind is EventKind.CHANGED:
+            self._changes.labels(str(event.fields["what"])).inc()
         elif event.kind is EventKind.FETCHED:
             self._fetches.labels(str(event.fields["result"])).inc()
         for name, histogram in (
@@ -166,13 +197,19 @@ class Metrics:
         file_states: Iterable[FileState],
         kds: Mapping[str, int],
         lists: Mapping[VekKind, RevocationList],
+        is_prepared: Callable[[FirmwareState], bool],
     ) -> None:
-        """Record the state of every file, the key server's counts and the revocation lists."""
+        """Record the state of every file, the key server's counts and the revocation lists.
+
+        ``is_prepared`` tells whether the certificates for a commit are there.
+        """
         now = datetime.now(UTC).timestamp()
         all_in_step = True
         file_states = tuple(file_states)
         if file_states:
             self._keys(file_states[0].state)
+            self._firmware_state(file_states[0].state)
+            self._prepared.set(is_prepared(file_states[0].state))
         for each in file_states:
             all_in_step = all_in_step and each.in_step
             self._in_step.labels(each.file.path).set(each.in_step)
@@ -188,6 +225,14 @@ class Metrics:
             self._crl.labels(kind.value).set(found.next_update.timestamp())
         for result, count in kds.items():
             self._kds.labels(result).set(count)
+
+    def _firmware_state(self, state: FirmwareState) -> None:
+        for name, tcb in (("current", state.current), ("reported", state.reported)):
+            for component, value in tcb.components().items():
+                self._tcb.labels(name, component).set(value)
+        self._build.clear()
+        self._build.labels(state.version).set(1)
+        self._pending.set(state.current != state.reported)
 
     def _keys(self, state: FirmwareState) -> None:
         for name in ("proven", "believed", "unknown"):

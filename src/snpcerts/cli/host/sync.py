@@ -14,8 +14,11 @@ from snpcerts.cli.say import present
 from snpcerts.errors import SnpCertsError, UsageError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from snpcerts.host.agent import Agent
     from snpcerts.host.event import Listener
+    from snpcerts.host.file_state import FileState
     from snpcerts.host.metrics import Metrics
 
 _LOG = click.option(
@@ -79,7 +82,7 @@ def sync(
     file_states = () if config.mirror is None and metrics is None else agent.read_files()
     host.announce(agent, file_states, wait=True)
     if metrics is not None and metrics_file is not None:
-        metrics.seen(file_states, host.kds_requests(), agent.table_cache.revocation_lists())
+        _record(metrics, agent, host, file_states)
         metrics.write(metrics_file)
     if done.problem is not None:
         click.get_current_context().exit(done.problem.exit_code)
@@ -100,6 +103,15 @@ def _metrics(file: str | None, port: int | None) -> Metrics | None:
     from snpcerts.host.metrics import Metrics
 
     return Metrics()
+
+
+def _record(metrics: Metrics, agent: Agent, host: Host, file_states: Sequence[FileState]) -> None:
+    metrics.seen(
+        file_states,
+        host.kds_requests(),
+        agent.table_cache.revocation_lists(),
+        agent.update_is_prepared,
+    )
 
 
 def _watch(
@@ -133,7 +145,7 @@ def _watch(
         host.announce(agent, file_states, observe=None if metrics is None else metrics.announced)
         if metrics is None:
             return
-        metrics.seen(file_states, host.kds_requests(), agent.table_cache.revocation_lists())
+        _record(metrics, agent, host, file_states)
         if metrics_file is not None:
             try:
                 metrics.write(metrics_file)

@@ -1,0 +1,41 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is different in the firmware since it was looked at last, whoever changed it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from snpcerts.host.host_firmware import FirmwareState
+
+
+def firmware_changes(before: FirmwareState, now: FirmwareState) -> Mapping[str, str]:
+    """Return a sentence for each thing that changed, by a name for programs.
+
+    Commands that leave the firmware's status as it was are not seen.
+    """
+    masks = [
+        f"{name} {'set' if bit else 'cleared'}"
+        for name, bit, old in (
+            ("MASK_CHIP_ID", now.chip_id_masked, before.chip_id_masked),
+            ("MASK_CHIP_KEY", now.chip_key_masked, before.chip_key_masked),
+        )
+        if bit != old
+    ]
+    found = {
+        "version": (before.version, now.version),
+        "current_tcb": (before.current, now.current),
+        "reported_tcb": (before.reported, now.reported),
+        "initialised": (before.initialised, now.initialised),
+    }
+    said = {
+        "version": f"the firmware is {now.version}, was {before.version}",
+        "current_tcb": f"the current TCB is {now.current}, was {before.current}",
+        "reported_tcb": f"the reported TCB is {now.reported}, was {before.reported}",
+        "initialised": f"SNP is {'' if now.initialised else 'no longer '}initialised",
+    }
+    changed = {name: said[name] for name, (old, new) in found.items() if old != new}
+    if before.vlek_loaded != now.vlek_loaded:
+        changed["vlek"] = "a VLEK is loaded" if now.vlek_loaded else "the VLEK is dropped"
+    if masks:
+        changed["masks"] = ", ".join(masks)
+    return changed

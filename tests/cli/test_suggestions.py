@@ -1,0 +1,30 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a mistyped command is answered with."""
+
+from __future__ import annotations
+
+import pytest
+
+from snpcerts import __version__
+from snpcerts.cli.main import main
+
+
+@pytest.mark.parametrize(
+    ("word", "nearest"), [("hots", "host"), ("verfy", "verify"), ("emulator", "emulate")]
+)
+def test_a_mistyped_command_names_the_nearest(
+    capsys: pytest.CaptureFixture[str], word: str, nearest: str
+) -> None:
+    assert main([word]) == 2
+    assert f"Did you mean '{nearest}'?" in capsys.readouterr().err
+
+
+def test_a_word_like_none_gets_no_suggestion(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["xyzzy"]) == 2
+    assert "Did you mean" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("option", ["-v", "--version"])
+def test_the_version(capsys: pytest.CaptureFixture[str], option: str) -> None:
+    assert main([option]) == 0
+    assert __version__ in capsys.readouterr().out
