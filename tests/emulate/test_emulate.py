@@ -273,6 +273,6 @@ def test_the_platform_may_be_named_after_the_subcommand(emulated: Emulated) -> N
     assert after.stdout == before
     assert "reported TCB  bootloader=" in before
     assert emulated.run("host", "--platform", where, "--", "true").returncode == 0
-    twice = emulated.run("firmware", "rows", "--platform", "/another")
+    twice = emulated.run("status", "--platform", "/another")
     assert (twice.returncode, "given twice" in twice.stderr) == (2, True)
     assert not Path("/another").exists()

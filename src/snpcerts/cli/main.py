@@ -58,9 +58,9 @@ class _LateGroup(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        close = [] if args[0] in COMMANDS else difflib.get_close_matches(args[0], COMMANDS, 2, 0.5)
+        close = [] if args[0] in COMMANDS else difflib.get_close_matches(args[0], COMMANDS, 1, 0.5)
         if close:
-            ctx.fail(f"No such command {args[0]!r}. Did you mean {' or '.join(map(repr, close))}?")
+            ctx.fail(f"No such command {args[0]!r}. Did you mean {close[0]!r}?")
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002 (click's)
