@@ -16,7 +16,7 @@ from pathlib import Path
 from bench.compare import Skip, compare
 from snpcerts.emulator.frontdoor import namespace
 from snpcerts.emulator.frontdoor.door import Door, OpenInfo
-from snpcerts.emulator.frontdoor.launch import spawn
+from snpcerts.emulator.frontdoor.spawn import spawn
 from snpcerts.emulator.frontdoor.supervisor import Supervisor
 from snpcerts.emulator.frontdoor.ways import Way
 from snpcerts.emulator.syscall.device import Caller

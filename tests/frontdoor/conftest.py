@@ -15,7 +15,7 @@ import pytest
 
 from snpcerts.emulator.frontdoor import seccomp, ways
 from snpcerts.emulator.frontdoor.door import Door
-from snpcerts.emulator.frontdoor.launch import Program, spawn
+from snpcerts.emulator.frontdoor.spawn import Program, spawn
 from snpcerts.emulator.frontdoor.supervisor import Supervisor
 from snpcerts.emulator.frontdoor.ways import Way
 from snpcerts.errors import SnpCertsError

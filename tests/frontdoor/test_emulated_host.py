@@ -12,7 +12,7 @@ import pytest
 
 from snpcerts.abi.product import Product
 from snpcerts.emulator.frontdoor.door import Door
-from snpcerts.emulator.frontdoor.launch import spawn
+from snpcerts.emulator.frontdoor.spawn import spawn
 from snpcerts.emulator.guest.scripted import ReportOutcome, ScriptedGuest
 from snpcerts.emulator.guest.sev_guest_device import SevGuestDevice
 from snpcerts.emulator.kvm.kvm_device import KvmDevice

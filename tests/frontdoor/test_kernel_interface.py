@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from snpcerts.emulator.frontdoor import bpf, paths, seccomp
 from snpcerts.emulator.frontdoor.bpf import Syscall
-from snpcerts.emulator.frontdoor.launch import spawn
+from snpcerts.emulator.frontdoor.spawn import spawn
 
 from .conftest import Stage
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from snpcerts.emulator.frontdoor.door import Door
-from snpcerts.emulator.frontdoor.launch import spawn
+from snpcerts.emulator.frontdoor.spawn import spawn
 from snpcerts.emulator.frontdoor.take_fd import take_descriptor
 from snpcerts.emulator.frontdoor.ways import Way
 

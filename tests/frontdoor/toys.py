@@ -11,7 +11,7 @@ from collections import Counter
 
 from snpcerts.abi.ioctl import iowr
 from snpcerts.emulator.frontdoor.door import Door, OpenInfo
-from snpcerts.emulator.frontdoor.launch import run
+from snpcerts.emulator.frontdoor.spawn import run
 from snpcerts.emulator.syscall.device import Caller, Device, NewDescriptor, Result
 
 MARKER = 4711  # no KVM has this API version

@@ -20,7 +20,7 @@ from snpcerts.abi.cstruct import CStruct
 from snpcerts.emulator.frontdoor import bpf, fuse_messages
 
 NATIVE: Final = Path(__file__).parents[2] / "native" / "kvm_abi.h"
-MODULES: Final = ("ghcb", "guest_message", "kvm", "lock", "psp", "sev_guest", "cert_table")
+MODULES: Final = ("ghcb", "guest_message", "ioctl", "kvm", "lock", "psp", "sev_guest", "cert_table")
 
 # How the kernel spells the members of each enum; {} is our name.
 ENUMS: Final[Mapping[type[enum.IntEnum], str]] = {
@@ -83,7 +83,7 @@ SPELLED: Final[Mapping[enum.IntEnum, str]] = {
 
 # Constants of a module, as C.
 CONSTANTS: Final[Mapping[str, str]] = {
-    "kvm.KVMIO": "KVMIO",
+    "ioctl.KVMIO": "KVMIO",
     "kvm.API_VERSION": "KVM_API_VERSION",
     "kvm.SYSTEM_EVENT_SEV_TERM": "KVM_SYSTEM_EVENT_SEV_TERM",
     "kvm.INTERNAL_ERROR_EMULATION": "KVM_INTERNAL_ERROR_EMULATION",
@@ -165,7 +165,7 @@ CONSTANTS: Final[Mapping[str, str]] = {
     "lock.F_UNLCK": "F_UNLCK",
     "psp.NO_FW_CALL": "(unsigned)SEV_RET_NO_FW_CALL",
     "psp.FW_BLOB_MAX_SIZE": "SEV_FW_BLOB_MAX_SIZE",
-    "psp.SEV_IOC_TYPE": "SEV_IOC_TYPE",
+    "ioctl.SEV_IOC_TYPE": "SEV_IOC_TYPE",
     "psp.SEV_ISSUE_CMD": "SEV_ISSUE_CMD",
     "psp.STATUS_RMP_INITIALIZED": "MASK(struct sev_user_data_snp_status, 3, is_rmp_initialized)",
     "psp.STATUS_MASK_CHIP_ID": "MASK(struct sev_user_data_snp_status, 8, mask_chip_id)",

@@ -15,9 +15,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from snpcerts.abi.cstruct import CStruct, raw, u8, u16, u32, u64
-from snpcerts.abi.ioctl import io, ior, iow, iowr
+from snpcerts.abi.ioctl import KVMIO, io, ior, iow, iowr
 
-KVMIO = 0xAE
 API_VERSION = 12
 
 

@@ -12,9 +12,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from snpcerts.abi.cstruct import CStruct, raw, u8, u32, u64
-from snpcerts.abi.ioctl import iowr
-
-SEV_IOC_TYPE = ord("S")
+from snpcerts.abi.ioctl import SEV_IOC_TYPE, iowr
 
 
 class Command(enum.IntEnum):

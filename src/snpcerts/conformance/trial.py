@@ -35,7 +35,7 @@ from snpcerts.conformance.vmm_output import VmmOutput
 from snpcerts.conformance.workers import end_if_asked
 from snpcerts.emulator.frontdoor.door import Door
 from snpcerts.emulator.frontdoor.keeper import descendants
-from snpcerts.emulator.frontdoor.launch import Program, spawn
+from snpcerts.emulator.frontdoor.spawn import Program, spawn
 from snpcerts.emulator.frontdoor.supervisor import Supervisor
 from snpcerts.emulator.guest.linux import SharedPages
 from snpcerts.emulator.guest.program import (

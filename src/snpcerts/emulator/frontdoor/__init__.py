@@ -11,7 +11,8 @@ traps every call with a path.
 the kernel; ``supervisor`` serves; ``descriptors`` tracks the descriptors that it gave,
 and their end, ``install_fd`` and ``take_fd`` pass descriptors to and from a program;
 ``tasks`` reads pending signals; ``file_watch`` observes calls on certain files.
-``launch`` starts a program under the filter; ``keeper`` ends its processes; ``control``
+``launch`` turns a process into a program under the filter, ``spawn`` starts one from the process
+that serves it; ``keeper`` ends its processes; ``control``
 lets several launchers share one server; ``parent`` ends a process together with its
 parent. For the namespace: ``layout`` is what launcher and server tell each other,
 ``namespace`` builds it, ``namespace_devices`` recognises its devices,

@@ -36,10 +36,8 @@ import os
 import struct
 from typing import Final
 
-from snpcerts.abi.ioctl import io
-from snpcerts.abi.kvm import KVMIO
+from snpcerts.abi.ioctl import KVMIO, SEV_IOC_TYPE, io
 from snpcerts.abi.lock import F_OFD_SETLK, F_OFD_SETLKW, F_SETLK, F_SETLKW
-from snpcerts.abi.psp import SEV_IOC_TYPE
 from snpcerts.emulator.frontdoor.seccomp import (
     SECCOMP_RET_ALLOW,
     SECCOMP_RET_ERRNO,

@@ -19,10 +19,12 @@ import struct
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
-from snpcerts.emulator.frontdoor.supervisor import Supervisor
 from snpcerts.errors import InputError, RefusedError, SnpCertsError, UsageError
+
+if TYPE_CHECKING:  # launchers start without the supervisor
+    from snpcerts.emulator.frontdoor.supervisor import Supervisor
 
 log = logging.getLogger(__name__)
 

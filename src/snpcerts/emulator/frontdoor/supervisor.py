@@ -29,8 +29,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Final
 
-from snpcerts.abi.ioctl import type_of
-from snpcerts.abi.kvm import KVMIO
+from snpcerts.abi.ioctl import KVMIO, type_of
 from snpcerts.abi.psp import SEV_ISSUE_CMD
 from snpcerts.abi.sev_guest import SNP_GET_DERIVED_KEY, SNP_GET_EXT_REPORT, SNP_GET_REPORT
 from snpcerts.emulator.frontdoor import seccomp

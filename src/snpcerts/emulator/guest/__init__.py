@@ -3,7 +3,8 @@
 
 ``program`` is a vCPU's program and the events it waits for; ``memory_slots`` the guest's memory,
 by slots; ``linux`` the Linux driver's behaviour; ``page_state_calls`` how it makes pages private
-or shared; ``scripted`` a Linux guest that requests reports by itself, as a ``script`` says;
-``sev_guest_device`` lets programs ask, and so does ``tsm_reports`` in the file system of
-``configfs``. Imports ``syscall`` and ``psp``'s message encryption.
+or shared; ``scripted`` a Linux guest that requests reports by itself; ``script`` says how many,
+and ``scripted_guests`` creates the guests of VMMs from it. ``sev_guest_device`` lets programs ask,
+and so does ``tsm_reports`` in the file system of ``configfs``. Imports ``syscall`` and ``psp``'s
+message encryption.
 """

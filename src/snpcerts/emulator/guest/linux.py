@@ -45,12 +45,12 @@ from snpcerts.emulator.guest.program import (
     Vmgexit,
     WaitUntil,
 )
+from snpcerts.emulator.guest.script import BUSY_DELAY
 from snpcerts.emulator.psp.message_seal import SealError, header_for, open_sealed, seal
 
 log = logging.getLogger(__name__)
 
 DATA_PAGES = CERTS_MAX_SIZE // PAGE_SIZE
-BUSY_DELAY = 2.0  # seconds, SNP_REQ_RETRY_DELAY
 BUSY_LIMIT = 60.0  # seconds, SNP_REQ_MAX_RETRY_DURATION
 SEQNO_LIMIT = 0xFFFF_FFFF
 LARGE_MEMORY = 16 << 20  # bytes of a slot from which on the guest has a bounce buffer

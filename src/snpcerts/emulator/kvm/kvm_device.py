@@ -8,14 +8,13 @@ import logging
 import struct
 from typing import Final
 
-from snpcerts.abi.ioctl import type_of
+from snpcerts.abi.ioctl import KVMIO, type_of
 from snpcerts.abi.kvm import (
     API_VERSION,
     ATTR_SEV_VMSA_FEATURES,
     ATTR_SNP_POLICY_BITS,
     ATTR_SNP_REQ_CERTS,
     GROUP_SEV,
-    KVMIO,
     VCPU_MMAP_SIZE,
     DeviceAttr,
     Ioctl,

@@ -18,9 +18,8 @@ from collections import deque
 from collections.abc import Callable
 from typing import Protocol
 
-from snpcerts.abi.ioctl import type_of
+from snpcerts.abi.ioctl import KVMIO, type_of
 from snpcerts.abi.kvm import (
-    KVMIO,
     RUN_CR8,
     RUN_DIRTY_REGS,
     RUN_FLAGS,

@@ -14,9 +14,8 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final, NoReturn
+from typing import TYPE_CHECKING, Any, Final, NoReturn
 
-from snpcerts.abi.product import Product
 from snpcerts.emulator.frontdoor import control, launch, seccomp
 from snpcerts.emulator.frontdoor.parent import end_with_parent
 from snpcerts.emulator.frontdoor.ways import Way
@@ -24,9 +23,12 @@ from snpcerts.emulator.guest.script import GuestScript
 from snpcerts.emulator.kvm.release import NEWEST, KernelRelease
 from snpcerts.emulator.machine.detached import leave_parent
 from snpcerts.emulator.machine.home import PlatformHome
-from snpcerts.emulator.psp.choices import FirmwareChoices
 from snpcerts.errors import RefusedError, RetryLaterError, SnpCertsError
 from snpcerts.temporary_directory import TemporaryDirectory
+
+if TYPE_CHECKING:
+    from snpcerts.abi.product import Product
+    from snpcerts.emulator.psp.choices import FirmwareChoices
 
 PATIENCE: Final = 30.0  # seconds for a server or a VM to start
 _PAUSE: Final = 0.02

@@ -20,14 +20,17 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from snpcerts.abi.product import Product
-from snpcerts.emulator.amd.authority import EmulatedAuthority
-from snpcerts.emulator.psp.chip import Chip, CloudProvider
-from snpcerts.emulator.psp.choices import FirmwareChoices
-from snpcerts.emulator.psp.firmware import Firmware
 from snpcerts.errors import InputError, RefusedError, UsageError
 from snpcerts.temporary_directory import TemporaryDirectory
+
+if TYPE_CHECKING:  # most commands only find the server, which has the firmware
+    from snpcerts.abi.product import Product
+    from snpcerts.emulator.amd.authority import EmulatedAuthority
+    from snpcerts.emulator.psp.chip import CloudProvider
+    from snpcerts.emulator.psp.choices import FirmwareChoices
+    from snpcerts.emulator.psp.firmware import Firmware
 
 STATE_LIMIT = 1 << 16  # bytes of platform.json
 
@@ -59,8 +62,7 @@ class PlatformHome:
         """
         with self.alone():
             if not self._state.exists():
-                EmulatedAuthority.create(product or Product.MILAN).save(self.path / "authority")
-                self.save(Firmware(Chip.create(product or Product.MILAN), choices=choices))
+                self._create(product, choices)
         if product is not None and (found := self.firmware().product) is not product:
             raise UsageError(
                 f"{self.path} is a {found.value} platform, not {product.value}",
@@ -72,8 +74,20 @@ class PlatformHome:
                 hint="omit --firmware, or use another directory",
             )
 
+    def _create(self, product: Product | None, choices: FirmwareChoices | None) -> None:
+        from snpcerts.abi.product import Product
+        from snpcerts.emulator.amd.authority import EmulatedAuthority
+        from snpcerts.emulator.psp.chip import Chip
+        from snpcerts.emulator.psp.firmware import Firmware
+
+        product = product or Product.MILAN
+        EmulatedAuthority.create(product).save(self.path / "authority")
+        self.save(Firmware(Chip.create(product), choices=choices))
+
     def firmware(self) -> Firmware:
         """Return the firmware in its last saved state, without guests."""
+        from snpcerts.emulator.psp.firmware import Firmware
+
         try:
             with self._state.open("rb") as file:
                 data = file.read(STATE_LIMIT + 1)
@@ -105,10 +119,14 @@ class PlatformHome:
 
     def authority(self) -> EmulatedAuthority:
         """Return the emulated AMD that endorses this platform's keys."""
+        from snpcerts.emulator.amd.authority import EmulatedAuthority
+
         return EmulatedAuthority.load(self.path / "authority")
 
     def provider(self, csp_id: str) -> CloudProvider:
         """Return the cloud provider with this name; a name always gives the same provider."""
+        from snpcerts.emulator.psp.chip import CloudProvider
+
         secret = hashlib.sha256(self.firmware().chip.provider_seed + csp_id.encode()).digest()
         return CloudProvider(csp_id, secret)
 

@@ -32,7 +32,8 @@ from snpcerts.emulator.frontdoor.layout import Places
 from snpcerts.emulator.frontdoor.parent import end_with_parent
 from snpcerts.emulator.frontdoor.supervisor import Supervisor
 from snpcerts.emulator.guest.linux import LinuxGuest
-from snpcerts.emulator.guest.script import GuestScript, ScriptedGuests
+from snpcerts.emulator.guest.script import GuestScript
+from snpcerts.emulator.guest.scripted_guests import ScriptedGuests
 from snpcerts.emulator.guest.sev_guest_device import SevGuestDevice
 from snpcerts.emulator.guest.tsm_reports import MOUNT_POINT, TsmReports
 from snpcerts.emulator.kvm.kvm_device import KvmDevice
