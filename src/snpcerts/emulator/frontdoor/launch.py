@@ -20,7 +20,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final, NoReturn
 
 from snpcerts.emulator.frontdoor import bpf, control, keeper, namespace, seccomp, ways
-from snpcerts.emulator.frontdoor.layout import Layout, Places
+from snpcerts.emulator.frontdoor.layout import Layout
 from snpcerts.emulator.frontdoor.ways import Way
 from snpcerts.errors import InputError, RefusedError, SnpCertsError
 
