@@ -84,6 +84,7 @@ SPELLED: Final[Mapping[enum.IntEnum, str]] = {
 # Constants of a module, as C.
 CONSTANTS: Final[Mapping[str, str]] = {
     "ioctl.KVMIO": "KVMIO",
+    "kvm.KVMIO": "KVMIO",  # imported from ioctl
     "kvm.API_VERSION": "KVM_API_VERSION",
     "kvm.SYSTEM_EVENT_SEV_TERM": "KVM_SYSTEM_EVENT_SEV_TERM",
     "kvm.INTERNAL_ERROR_EMULATION": "KVM_INTERNAL_ERROR_EMULATION",
@@ -166,6 +167,7 @@ CONSTANTS: Final[Mapping[str, str]] = {
     "psp.NO_FW_CALL": "(unsigned)SEV_RET_NO_FW_CALL",
     "psp.FW_BLOB_MAX_SIZE": "SEV_FW_BLOB_MAX_SIZE",
     "ioctl.SEV_IOC_TYPE": "SEV_IOC_TYPE",
+    "psp.SEV_IOC_TYPE": "SEV_IOC_TYPE",
     "psp.SEV_ISSUE_CMD": "SEV_ISSUE_CMD",
     "psp.STATUS_RMP_INITIALIZED": "MASK(struct sev_user_data_snp_status, 3, is_rmp_initialized)",
     "psp.STATUS_MASK_CHIP_ID": "MASK(struct sev_user_data_snp_status, 8, mask_chip_id)",
