@@ -21,7 +21,6 @@ from snpcerts.host.announce import (
     BackgroundAnnouncer,
     MirroredCertificate,
     announcement_of,
-    read_token,
 )
 from snpcerts.host.config import ConfigError, MirrorConfig, parse
 from snpcerts.host.event import Event, EventKind
@@ -30,6 +29,7 @@ from snpcerts.host.host_processor import cpuid_of_host
 from snpcerts.host.mirror_wait import LONGEST_PAUSE, SHORTEST_PAUSE, wait_for_mirror
 from snpcerts.kds.clock import Clock
 from snpcerts.mirror.announcement import Announcement, Cpuid
+from snpcerts.mirror.mirror_client import MirrorAccess, read_token
 
 from ..kds.answering import Answering, ok
 from ..mirror.sample_fleet import NEW, OLD, announcement
@@ -47,7 +47,7 @@ def mirror() -> Iterator[FakeMirror]:
 
 
 def config_of(mirror: FakeMirror, **more: Any) -> MirrorConfig:
-    return MirrorConfig(mirror.url, **more)
+    return MirrorConfig(MirrorAccess(mirror.url, **more))
 
 
 def test_an_announcement_arrives_with_its_token_and_the_answer_is_read(
@@ -71,7 +71,7 @@ def test_an_announcement_arrives_with_its_token_and_the_answer_is_read(
     [
         (403, RefusedError, "token"),
         (401, RefusedError, "token"),
-        (404, RefusedError, "URL"),
+        (404, RefusedError, "404"),
         (302, RefusedError, "302"),
         (500, RetryLaterError, "500"),
         (429, RetryLaterError, "429"),
@@ -112,7 +112,7 @@ ANSWERS = {
 @pytest.mark.parametrize("body", ANSWERS.values(), ids=ANSWERS)
 def test_an_answer_that_makes_no_sense_is_an_error(body: bytes) -> None:
     with Answering(lambda _: ok(body)) as server, pytest.raises(RetryLaterError):
-        Announcer(MirrorConfig(server.url)).send(TOLD)
+        Announcer(MirrorConfig(MirrorAccess(server.url))).send(TOLD)
 
 
 def test_an_announcement_ends_in_time_whatever_the_mirror_does() -> None:
@@ -126,7 +126,7 @@ def test_an_announcement_ends_in_time_whatever_the_mirror_does() -> None:
     with Answering(lambda _: b"", feed=trickle) as server:
         start = time.monotonic()
         with pytest.raises(RetryLaterError, match="does not answer"):
-            Announcer(MirrorConfig(server.url), limit=0.3).send(TOLD)
+            Announcer(MirrorConfig(MirrorAccess(server.url)), limit=0.3).send(TOLD)
         assert time.monotonic() - start < 30
         released.set()
 
@@ -135,7 +135,7 @@ def test_a_mirror_that_is_not_there_is_an_error_that_names_it() -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     with pytest.raises(RetryLaterError, match=f"127.0.0.1:{port} does not answer"):
-        Announcer(MirrorConfig(f"http://127.0.0.1:{port}")).send(TOLD)
+        Announcer(MirrorConfig(MirrorAccess(f"http://127.0.0.1:{port}"))).send(TOLD)
 
 
 @pytest.mark.parametrize("content", [b"", b"\n", b"two words\n", b"\xff\n", b"a" * 5000])
@@ -232,7 +232,7 @@ def test_the_processor_is_read_from_cpuinfo(tmp_path: Path) -> None:
 def test_the_mirror_is_the_key_server_too_unless_another_is_named() -> None:
     text = '[mirror]\nurl = "https://mirror.example/"\ntoken_file = "/etc/token"\n'
     config = parse(text)
-    assert config.mirror == MirrorConfig("https://mirror.example", "/etc/token")
+    assert config.mirror == MirrorConfig(MirrorAccess("https://mirror.example", "/etc/token"))
     assert config.kds_url == "https://mirror.example"
     assert parse(text + '[kds]\nurl = "https://kds.example"\n').kds_url == "https://kds.example"
     assert parse(text + "[kds]\noffline = true\n").kds_url is None

@@ -15,7 +15,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, TypeVar
-from urllib.parse import urlsplit
 
 from snpcerts.abi.cert_table import ARK_GUID, ASK_GUID, GUID_NAMES, VCEK_GUID, VLEK_GUID
 from snpcerts.abi.product import Product
@@ -24,6 +23,7 @@ from snpcerts.certfile.writer import DEFAULT_LOCK_WAIT, DEFAULT_STRATEGY, Strate
 from snpcerts.endorsement.vek import VekKind
 from snpcerts.errors import InputError
 from snpcerts.mirror.announcement import MAX_NAME
+from snpcerts.mirror.mirror_client import MirrorAccess, sent_in_clear
 from snpcerts.toml_file import Path as TomlPath
 from snpcerts.toml_file import TomlFileError, line_of, read_toml
 
@@ -83,16 +83,11 @@ class FileConfig:
 
 @dataclass(frozen=True, slots=True)
 class MirrorConfig:
-    """The fleet's mirror that the agent announces this host to.
-
-    ``token_file`` holds the token, ``certificate`` and ``key`` are PEM files of a client
-    certificate. ``name`` is the host's name in the fleet, None for the system's.
+    """The fleet's mirror that the agent announces this host to. ``name`` is the host's name in the
+    fleet, None for the system's.
     """
 
-    url: str
-    token_file: str | None = None
-    certificate: str | None = None
-    key: str | None = None
+    access: MirrorAccess
     name: str | None = None
 
 
@@ -158,7 +153,7 @@ def parse(text: str | bytes, path: str = "configuration") -> Config:
     )
     top.done()
     if mirror is not None and config.kds_url is None and not config.offline:
-        config = replace(config, kds_url=mirror.url)
+        config = replace(config, kds_url=mirror.access.url)
     return config
 
 
@@ -168,27 +163,21 @@ def _mirror(top: _TomlTable) -> MirrorConfig | None:
         return None
     if "url" not in table.values:
         raise table.error(None, "[mirror] needs a url")
-    found = MirrorConfig(
+    access = MirrorAccess(
         url=table.take("url", _url, "").rstrip("/"),
         token_file=table.take("token_file", _absolute, None),
         certificate=table.take("certificate", _absolute, None),
         key=table.take("key", _absolute, None),
-        name=table.take("name", _host_name, None),
     )
+    name = table.take("name", _host_name, None)
     table.done()
-    if (found.certificate is None) != (found.key is None):
+    if (access.certificate is None) != (access.key is None):
         raise table.error("certificate", "certificate and key belong together: give both")
-    if found.token_file is not None and _clear_text(found.url):
+    if access.token_file is not None and sent_in_clear(access.url):
         raise table.error(
             "url", "must start with https:// where a token is sent to another machine"
         )
-    return found
-
-
-def _clear_text(url: str) -> bool:
-    """Whether others on the network can read what is sent to this URL."""
-    parts = urlsplit(url)
-    return parts.scheme == "http" and parts.hostname not in ("localhost", "127.0.0.1", "::1")
+    return MirrorConfig(access, name)
 
 
 def _kds(top: _TomlTable) -> dict[str, Any]:

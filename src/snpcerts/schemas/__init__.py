@@ -32,6 +32,7 @@ NAMES: Final = {
     "kds fetch crl": "kds-fetch-crl",
     "kds fetch vcek": "kds-fetch-vcek",
     "kds show": "kds-show",
+    "mirror roll": "mirror-roll",
     "policy bulletins": "policy-bulletins",
     "report show": "report-show",
     "table extract": "table-extract",

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import click
 
+from snpcerts.cli.mirror.roll import roll
 from snpcerts.cli.mirror.serve import serve
 
 
@@ -17,5 +18,5 @@ def command() -> None:
     """
 
 
-for _each in (serve,):
+for _each in (serve, roll):
     command.add_command(_each)

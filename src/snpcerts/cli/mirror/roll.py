@@ -1,0 +1,145 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``snpcerts mirror roll``."""
+
+from __future__ import annotations
+
+import json
+import os
+from datetime import datetime, timedelta
+from typing import Any
+
+import click
+
+from snpcerts.cli.files import read_input
+from snpcerts.cli.product_option import product_option
+from snpcerts.cli.say import present, say
+from snpcerts.errors import InputError, RetryLaterError, UsageError
+
+_MAX_HOSTS_FILE = 20_000
+
+
+@click.command()
+@click.option(
+    "--tcb",
+    metavar="bl=N,tee=N,snp=N,ucode=N[,fmc=N]",
+    required=True,
+    help="The TCB that the hosts will report.",
+)
+@product_option("[default: by the TCB's components, if these leave no choice]")
+@click.option(
+    "--hosts",
+    metavar="FILE",
+    help="Only these hosts: a name or a chip ID on each line, - for standard input. "
+    "[default: all hosts of the product]",
+)
+@click.option(
+    "--mirror",
+    "url",
+    metavar="URL",
+    default="http://127.0.0.1:8180",
+    show_default=True,
+    envvar="SNPCERTS_MIRROR",
+    help="The mirror. Also from the variable SNPCERTS_MIRROR.",
+)
+@click.option(
+    "--token-file",
+    metavar="FILE",
+    envvar="SNPCERTS_MIRROR_TOKEN_FILE",
+    help="A file whose first line is an operator's token. Also from the variable "
+    "SNPCERTS_MIRROR_TOKEN_FILE.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def roll(
+    tcb: str,
+    product: object,
+    hosts: str | None,
+    url: str,
+    token_file: str | None,
+    as_json: bool,
+) -> None:
+    """Announce firmware before it is there: the mirror fetches what each host will need.
+
+    Prints how many certificates are stored already, how many wait, and when the last one comes.
+    The mirror's page shows how far the roll is. No host changes: commit there afterwards, for
+    example with 'snpcerts host commit --wait-for-mirror'.
+
+    Example: snpcerts mirror roll --product genoa --tcb bl=10,tee=0,snp=27,ucode=86
+    """
+    from snpcerts.abi.product import Product
+    from snpcerts.abi.tcb import TcbVersion
+    from snpcerts.mirror.mirror_client import MirrorAccess, MirrorClient, sent_in_clear
+
+    target = TcbVersion.parse(tcb, product.tcb_layout if isinstance(product, Product) else None)
+    if not isinstance(product, Product):
+        fitting = [each for each in Product if each.tcb_layout is target.layout]
+        if len(fitting) != 1:
+            names = " or ".join(each.keyword for each in fitting)
+            raise UsageError(
+                f"--tcb {tcb}: may be of {names}", hint=f"name the product: --product {names}"
+            )
+        product = fitting[0]
+    if token_file is not None and sent_in_clear(url):
+        raise UsageError(f"--mirror {url}: a token is sent by https:// only, or to this machine")
+    access = MirrorAccess(url.rstrip("/"), token_file and os.path.abspath(token_file))
+    client = MirrorClient(access, access_hint="--token-file names the file it is read from")
+    answer = client.call(
+        "POST",
+        "rolls",
+        {
+            "product": product.value,
+            "tcb": target.components(),
+            "hosts": None if hosts is None else _named(hosts),
+        },
+    )
+    found = _read(answer)
+    if as_json:
+        say(json.dumps(found))
+        return
+    present(f"roll {found['roll']}: {product.value} to {target}, {_count(found['hosts'], 'host')}")
+    present(f"  stored already  {_count(found['stored'], 'certificate')}")
+    present(f"  to fetch        {_count(found['queued'], 'certificate')}")
+    if found["queued"]:
+        from snpcerts.mirror.fleet_view import span
+
+        done = datetime.fromisoformat(found["done_at"])
+        wait = span(timedelta(seconds=found["wait_seconds"]))
+        present(f"  the last one    in {wait}, at {done:%Y-%m-%d %H:%M} UTC")
+    else:
+        present("  all are there: every host can commit now")
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number:,} {what}" if number == 1 else f"{number:,} {what}s"
+
+
+def _named(path: str) -> list[str]:
+    """Return the names in a file; empty lines and comments are left out."""
+    try:
+        text = read_input(path).decode("utf-8")
+    except UnicodeDecodeError:
+        raise InputError(f"{path}: is not text") from None
+    lines = (line.partition("#")[0].strip() for line in text.splitlines())
+    names = [line for line in lines if line]
+    if not names:
+        raise InputError(f"{path}: names no host", hint="a name or a chip ID on each line")
+    if len(names) > _MAX_HOSTS_FILE:
+        raise InputError(f"{path}: names {len(names)} hosts, the limit is {_MAX_HOSTS_FILE}")
+    return names
+
+
+def _read(answer: bytes) -> dict[str, Any]:
+    try:
+        found = json.loads(answer)
+        counts = ("roll", "hosts", "stored", "queued")
+        right = all(isinstance(found[name], int) for name in counts)
+        right = right and 0 <= float(found["wait_seconds"]) < 1e9
+        right = right and datetime.fromisoformat(found["done_at"]) is not None
+    except (ValueError, KeyError, TypeError, RecursionError):
+        right = False
+    if not right:
+        raise RetryLaterError(
+            "the mirror's answer cannot be read",
+            hint="is it another server, or a mirror of another version?",
+            code="mirror-unavailable",
+        )
+    return dict(found)

@@ -1,0 +1,176 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Calls the mirror's API, within limits of time and size, with a token or a client certificate."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import ssl
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+from urllib.parse import urlsplit
+
+from snpcerts import __version__
+from snpcerts.errors import InputError, RefusedError, RetryLaterError
+from snpcerts.kds.proxy import proxy_for
+from snpcerts.kds.request_deadline import cut_off_at
+from snpcerts.kds.trust import trusted
+from snpcerts.printable import printable
+
+if TYPE_CHECKING:
+    import httpx2
+
+REQUEST_LIMIT: Final = 10.0  # seconds of one call, its answer included
+_MAX_ANSWER: Final = 64 << 10
+_MAX_TOKEN: Final = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class MirrorAccess:
+    """How to reach a mirror: its URL without a slash at the end, a file whose first line is a
+    token, and PEM files of a client certificate and its key.
+    """
+
+    url: str
+    token_file: str | None = None
+    certificate: str | None = None
+    key: str | None = None
+
+
+class MirrorClient:
+    """Calls one mirror's API. ``access_hint`` says where its token is named."""
+
+    def __init__(
+        self, access: MirrorAccess, *, access_hint: str, limit: float = REQUEST_LIMIT
+    ) -> None:
+        self._access = access
+        self._access_hint = access_hint
+        self._limit = limit
+
+    def call(self, method: str, path: str, document: object) -> bytes:
+        """Send a JSON document; return the body of the answer.
+
+        Takes ``limit`` seconds at most. Raises :class:`RetryLaterError` where the mirror cannot be
+        reached or has a problem of its own, :class:`RefusedError` where it refuses, and
+        :class:`InputError` where the token or the client certificate cannot be read.
+        """
+        import httpx2
+
+        mirror = self._access.url
+        body = json.dumps(document, ensure_ascii=False).encode("utf-8", "replace")
+        try:
+            status, answer = self._exchange(method, f"{mirror}/api/v1/{path}", body)
+        except (httpx2.HTTPError, httpx2.InvalidURL, httpx2.StreamError, OSError) as error:
+            said = str(error) or type(error).__name__
+            raise RetryLaterError(
+                f"the mirror {mirror} does not answer: {said}",
+                hint="is 'snpcerts mirror serve' running there?",
+                code="mirror-unavailable",
+            ) from None
+        if status in (200, 201):
+            return answer
+        why = _error_of(answer)
+        if status >= 500 or status in (408, 429):
+            raise RetryLaterError(
+                f"the mirror {mirror} answered {status}{why}", code="mirror-unavailable"
+            )
+        hint = None
+        if status in (401, 403):
+            hint = f"is the token right? {self._access_hint}"
+        elif not why:
+            hint = "is the URL a mirror's?"
+        raise RefusedError(
+            f"the mirror {mirror} refuses: {status}{why}", hint=hint, code="mirror-refused"
+        )
+
+    def _exchange(self, method: str, url: str, body: bytes) -> tuple[int, bytes]:
+        import httpx2
+
+        deadline = time.monotonic() + self._limit
+        with self._client(url) as client, cut_off_at(deadline) as trace:
+            with client.stream(
+                method,
+                url,
+                content=body,
+                headers=self._headers(),
+                timeout=self._limit,
+                extensions={"trace": trace.event},
+            ) as response:
+                answer = bytearray()
+                for part in response.iter_raw():
+                    answer += part
+                    if len(answer) > _MAX_ANSWER:
+                        raise httpx2.ReadError(f"its answer has more than {_MAX_ANSWER} bytes")
+            if time.monotonic() >= deadline:
+                raise httpx2.ReadTimeout(f"it took longer than {self._limit:g} s")
+            return response.status_code, bytes(answer)
+
+    def _headers(self) -> dict[str, str]:
+        headers = {
+            "Accept-Encoding": "identity",
+            "Content-Type": "application/json",
+            "User-Agent": f"snpcerts/{__version__}",
+        }
+        if self._access.token_file is not None:
+            headers["Authorization"] = f"Bearer {read_token(self._access.token_file)}"
+        return headers
+
+    def _client(self, url: str) -> httpx2.Client:
+        """Return a client that follows no redirect: the token is for the mirror alone."""
+        import httpx2
+
+        proxy = proxy_for(url, os.environ)
+        tls = url.startswith("https:")
+        context = trusted(os.environ) if tls else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        certificate, key = self._access.certificate, self._access.key
+        if tls and certificate is not None:
+            try:
+                context.load_cert_chain(certificate, key, password="")  # never asks
+            except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
+                raise InputError(
+                    f"{certificate}, {key}: not a client certificate and its key: {error}",
+                    hint="both are PEM files, and the key has no passphrase",
+                ) from None
+        return httpx2.Client(
+            follow_redirects=False,
+            trust_env=False,
+            proxy=None if proxy is None else proxy.url,
+            verify=context,
+        )
+
+
+def read_token(path: str) -> str:
+    """Return the token in a file: its first line. Raises :class:`InputError`."""
+    try:
+        # Non-blocking, so that a FIFO cannot hold the agent up.
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
+        with open(fd, "rb") as file:
+            data = file.read(_MAX_TOKEN + 1)
+    except OSError as error:
+        raise InputError(f"{path}: cannot read the mirror's token: {error.strerror}") from None
+    data = data or b""
+    token = data.partition(b"\n")[0].strip()
+    if len(data) > _MAX_TOKEN or not re.fullmatch(rb"[\x21-\x7e]+", token):
+        raise InputError(
+            f"{path}: holds no token",
+            hint="its first line must be the token: letters, digits and signs without spaces",
+        )
+    return token.decode("ascii")
+
+
+def _error_of(answer: bytes) -> str:
+    """Return the reason that an answer names, for people; empty if it names none."""
+    try:
+        found = json.loads(answer)
+    except (ValueError, RecursionError):
+        return ""
+    said = found.get("error") if isinstance(found, dict) else None
+    return f", {printable(said, 200)}" if isinstance(said, str) else ""
+
+
+def sent_in_clear(url: str) -> bool:
+    """Whether others on the network can read what is sent to this URL."""
+    parts = urlsplit(url)
+    return parts.scheme == "http" and parts.hostname not in ("localhost", "127.0.0.1", "::1")
