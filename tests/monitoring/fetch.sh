@@ -1,6 +1,6 @@
 #!/bin/sh
 # SPDX-License-Identifier: Apache-2.0
-# Put promtool, from Debian's prometheus package, where tests/monitoring finds it: in a directory
+# Put promtool, from Debian's package of that name, where tests/monitoring finds it: in a directory
 # of the user's; nothing is installed. Exits with 77 where this machine cannot fetch Debian
 # packages at all, and with 1 where the package is gone.
 set -eu
@@ -8,10 +8,10 @@ set -eu
 into=${SNPCERTS_MONITORING:-${XDG_CACHE_HOME:-$HOME/.cache}/snpcerts/monitoring}
 . "$(dirname "$0")/../debian.sh"
 
-[ -e "$into/prometheus/complete" ] && exit 0
+[ -e "$into/promtool/complete" ] && exit 0
 debian trixie
-version=$(newest prometheus 2)
-[ -n "$version" ] || { echo "Debian has no prometheus 2" >&2; exit 1; }
-rm -rf "$into/prometheus"
-unpack "prometheus=$version" "$into/prometheus"
-touch "$into/prometheus/complete"
+version=$(newest promtool 2)
+[ -n "$version" ] || { echo "Debian has no promtool 2" >&2; exit 1; }
+rm -rf "$into/promtool"
+unpack "promtool=$version" "$into/promtool"
+touch "$into/promtool/complete"
