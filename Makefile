@@ -9,7 +9,7 @@ WORKERS ?= auto
 # What the libraries in the package are made of.
 NATIVE := native/shim.c native/snpcerts.c native/include/snpcerts.h native/kvm_abi.h
 
-.PHONY: help demo docs test test-clients test-crashes test-kernel test-qemu test-packages packages soak explore fuzz lint bench clean
+.PHONY: help demo docs test test-clients test-browser test-crashes test-kernel test-qemu test-packages packages soak explore fuzz lint bench clean
 
 help: ## Say what there is
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -40,6 +40,11 @@ test-packages: $(VENV)/.dev ## The packages of a release, installed on bare Debi
 
 packages: $(VENV)/.packages ## What a release consists of, into dist: wheel, .deb, .rpm, SBOM
 	$(BIN)/python packaging/build.py dist
+
+test-browser: $(VENV)/.dev ## The fleet's page in Debian's Chromium, which is fetched
+	tests/browser/fetch.sh
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check 'playwright>=1.50'
+	$(BIN)/pytest tests/browser $(ARGS)
 
 soak: $(VENV)/.dev ## A VM with the shim under load, updates and kicks; ARGS="--seconds N"
 	$(BIN)/python -m tests.shim.soak $(ARGS)

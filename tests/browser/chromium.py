@@ -1,0 +1,52 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Debian's Chromium, driven by Playwright."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
+
+_CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+_FETCHED = Path(os.environ.get("SNPCERTS_BROWSER") or _CACHE / "snpcerts" / "browser")
+_ROOT = _FETCHED / "chromium"
+LIMIT = 60_000.0  # milliseconds that anything in the browser may take on a slow machine
+
+
+def program() -> tuple[Path, dict[str, str]]:
+    """The browser and its environment: the fetched one, or the machine's; or skip."""
+    fetched = _ROOT / "usr" / "lib" / "chromium" / "chromium"
+    if fetched.exists():
+        libraries = ("usr/lib/x86_64-linux-gnu", "lib/x86_64-linux-gnu")
+        return fetched, {"LD_LIBRARY_PATH": ":".join(str(_ROOT / each) for each in libraries)}
+    installed = shutil.which("chromium")
+    if installed is None:
+        pytest.skip("no chromium: tests/browser/fetch.sh fetches Debian's")
+    return Path(installed), {}
+
+
+@contextlib.contextmanager
+def browser() -> Iterator[Browser]:
+    """A browser without a window; it ends with the block."""
+    sync_api: Any = pytest.importorskip("playwright.sync_api", reason="no playwright package")
+    path, more = program()
+    with sync_api.sync_playwright() as playwright:
+        # Root has no sandbox to put it into, and it visits this machine alone.
+        found = playwright.chromium.launch(
+            executable_path=str(path),
+            env={**os.environ, **more},
+            args=["--no-sandbox", "--no-proxy-server", "--disable-gpu"],
+            timeout=LIMIT,
+        )
+        try:
+            yield found
+        finally:
+            found.close()
