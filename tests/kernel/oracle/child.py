@@ -9,13 +9,19 @@ from __future__ import annotations
 import importlib
 import json
 import logging
+import resource
 import sys
 from collections import Counter
 from pathlib import Path
+from typing import Final
+
+# A mutant of the kernel or the emulator may never stop taking memory; the rest needs far less.
+MEMORY: Final = 4 << 30
 
 
 def main(arguments: list[str]) -> int:
     """Run the sequences and print the results."""
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     part, path, seed, first, end = arguments
     logging.disable(logging.CRITICAL)
     module = importlib.import_module(f"tests.kernel.oracle.{part}_sequences")

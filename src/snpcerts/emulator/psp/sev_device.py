@@ -160,7 +160,6 @@ def _pek_csr(call: _SevCall) -> None:
     room = asked.length if asked.address else 0
     if room > FW_BLOB_MAX_SIZE:
         raise _refusal(errno.EFAULT)
-    call.error = int(SevStatus.INVALID_PLATFORM_STATE)
     call.write(replace(asked, length=room).pack())
     _not_emulated(call)
 
