@@ -20,7 +20,7 @@ demo: $(VENV)/.run ## Guests, firmware and updates at work, without SNP hardware
 test: $(VENV)/.dev ## All tests
 	$(BIN)/pytest -n $(WORKERS) --dist worksteal $(ARGS)
 
-test-clients: $(VENV)/.dev ## Programs of others, built from the registries, on the emulated platform
+test-clients: $(VENV)/.dev ## Programs of others, and the examples in Rust and Go, on the emulated platform
 	SNPCERTS_CLIENTS=1 $(BIN)/pytest tests/clients $(ARGS)
 
 test-crashes: $(VENV)/.dev ## The host commands, killed before each call that changes something

@@ -1,0 +1,3 @@
+module snpcerts.example/vmm
+
+go 1.21
