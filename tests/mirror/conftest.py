@@ -95,7 +95,7 @@ def postgres() -> Iterator[PostgresServer]:
 def database(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """The URL of an empty database, of each kind."""
     if request.param == "sqlite":
-        return f"sqlite:///{tmp_path}/mirror.db"
+        return f"sqlite:///{tmp_path}/shared.db"
     server: PostgresServer = request.getfixturevalue("postgres")
     return server.new_database()
 

@@ -40,6 +40,8 @@ _LONGEST_OUTAGE_WAIT: Final = 60.0
 _LEAD: Final = 0.05
 _LONGEST_LEAD: Final = 0.2
 _SMOOTH: Final = 0.2
+# Upstream's clock and ours need not run alike: a gap is this part longer.
+_MARGIN: Final = 0.002
 _JUMP: Final = 1.0  # a step of the clock that is one, in seconds
 
 
@@ -67,11 +69,17 @@ class PaceState:
     problem: str | None
     requests: int
     last_ok_at: float
+    jumped_back: bool
 
     @property
     def period(self) -> float:
         """Seconds from one VCEK to the next."""
-        return self.gap + self.latency
+        return self.spacing + self.latency
+
+    @property
+    def spacing(self) -> float:
+        """Seconds from the answer to one VCEK's request to the next request."""
+        return self.gap * (1 + _MARGIN)
 
     @property
     def free_at(self) -> float:
@@ -166,6 +174,15 @@ class WantedQueue:
         be locked here and where an outcome is recorded.
         """
         pace = self.pace(connection, now)
+        if pace.jumped_back:
+            connection.execute(
+                update(PACE).values(
+                    set_at=now,
+                    next_at=pace.next_at,
+                    hold_until=pace.hold_until,
+                    busy_until=pace.busy_until,
+                )
+            )
         if pace.hold_until > now:
             return NothingToTake(pace.hold_until - now)
         row = connection.execute(_next(now, paced=False)).first()
@@ -185,7 +202,7 @@ class WantedQueue:
                     set_at=now,
                     busy_until=now + LEASE,
                     busy_by=token,
-                    next_at=now + start_in + pace.gap,
+                    next_at=now + start_in + pace.spacing,
                 )
             )
         connection.execute(
@@ -314,6 +331,7 @@ class WantedQueue:
             problem=row.problem,
             requests=row.requests,
             last_ok_at=row.last_ok_at,
+            jumped_back=back > 0,
         )
 
     def place(self, connection: Connection, resource: Resource, now: float) -> QueuePlace | None:
@@ -331,7 +349,7 @@ class WantedQueue:
         if not row.paced:
             return QueuePlace(0, max(own, pace.hold_until - now, pace.latency))
         if row.lease_until > now:
-            return QueuePlace(0, max(0.0, pace.next_at - pace.gap - now) + pace.latency)
+            return QueuePlace(0, max(0.0, pace.next_at - pace.spacing - now) + pace.latency)
         before = connection.execute(
             select(func.count())
             .select_from(QUEUE)
@@ -367,8 +385,10 @@ class WantedQueue:
         if not count:
             return 0.0
         pace = self.pace(connection, now)
-        under_way = 1 if pace.busy_until > now else 0
-        return pace.free_at - now + (count - under_way) * pace.period + pace.latency
+        turns = count - (1 if pace.busy_until > now else 0)
+        if not turns:
+            return pace.latency
+        return pace.free_at - now + (turns - 1) * pace.period + pace.latency
 
     def empty_in(self, connection: Connection, now: float) -> float:
         """Return in how many seconds the queue will be empty; 0 if it is."""
@@ -416,7 +436,7 @@ class WantedQueue:
             values |= {
                 "busy_until": 0.0,
                 "busy_by": None,
-                "next_at": now - ago + pace.gap,
+                "next_at": now - ago + pace.spacing,
             }
         return values
 

@@ -32,6 +32,8 @@ NAMES: Final = {
     "kds fetch crl": "kds-fetch-crl",
     "kds fetch vcek": "kds-fetch-vcek",
     "kds show": "kds-show",
+    "mirror export": "mirror-export",
+    "mirror import": "mirror-import",
     "mirror roll": "mirror-roll",
     "policy bulletins": "policy-bulletins",
     "report show": "report-show",

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import click
 
+from snpcerts.cli.mirror.archives import export, import_
 from snpcerts.cli.mirror.roll import roll
 from snpcerts.cli.mirror.serve import serve
 
@@ -18,5 +19,5 @@ def command() -> None:
     """
 
 
-for _each in (serve, roll):
+for _each in (serve, roll, export, import_):
     command.add_command(_each)

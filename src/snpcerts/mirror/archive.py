@@ -1,0 +1,171 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Writes the mirror's certificates as files, and reads such files back, for networks without a way
+to AMD.
+
+The files lie as in the cache of :mod:`snpcerts.kds.store`, whose ``vcek`` directory is the offline
+store of the trustee verifier. The names do not say a VCEK's product; its certificate does, and is
+read. What is read is verified like an answer from the network: an archive may come from anywhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path, PurePosixPath
+from typing import Final
+
+from sqlalchemy import select
+
+from snpcerts.abi.product import Product
+from snpcerts.endorsement.vek import VekKind
+from snpcerts.errors import FormatError, SnpCertsError
+from snpcerts.kds.body import ChainPair, read_chain
+from snpcerts.kds.errors import KdsUntrustedError
+from snpcerts.kds.store import Store, resource_at
+from snpcerts.kds.url import ChainResource, CrlResource, Resource, parse_target
+from snpcerts.mirror import stored
+from snpcerts.mirror.admission import Admission, chain_of
+from snpcerts.mirror.database import MirrorDatabase
+from snpcerts.mirror.stored import Admitted
+from snpcerts.mirror.tables import CERTIFICATE, QUEUE
+
+_AT_ONCE: Final = 200
+
+
+@dataclass(frozen=True, slots=True)
+class ArchiveFinding:
+    """One file of an import: what it is, and why it was refused, or None if it was stored."""
+
+    place: str
+    title: str
+    problem: str | None
+
+
+def export(database: MirrorDatabase, folder: Path, *, product: Product | None = None) -> int:
+    """Write everything that is stored into a directory; return the number of files.
+
+    Files that are there already and differ are replaced. Raises :class:`CacheError` for a file
+    that cannot be written, and the database's errors.
+    """
+    archive = Store(folder)
+    count = 0
+    last = ""
+    c = CERTIFICATE.c
+    while True:
+        query = select(c.resource, c.body).where(c.resource > last)
+        if product is not None:
+            query = query.where(c.product == product.value)
+        with database.read() as connection:
+            rows = connection.execute(query.order_by(c.resource).limit(_AT_ONCE)).all()
+        if not rows:
+            return count
+        for row in rows:
+            resource = parse_target(row.resource)
+            archive.write(resource, bytes(row.body))
+            count += 1
+        last = rows[-1].resource
+
+
+def import_archive(
+    database: MirrorDatabase, folder: Path, admission: Admission
+) -> Iterator[ArchiveFinding]:
+    """Store what verifies of a directory; yield what was found of each file.
+
+    Chains come first, because lists and VCEKs are verified by them: by the archive's or else by
+    the stored ones. Raises :class:`CacheError` for a directory that cannot be listed.
+    """
+    archive = Store(folder)
+    at = datetime.now(UTC)
+    chains: dict[ChainResource, ChainPair] = {}
+    batch: list[Admitted] = []
+    for place in archive.places():
+        try:
+            admitted = _admit(database, archive, place, admission, chains, at)
+        except SnpCertsError as error:
+            yield ArchiveFinding(str(place), "", str(error))
+            continue
+        batch.append(admitted)
+        yield ArchiveFinding(str(place), str(admitted.resource), None)
+        if len(batch) >= _AT_ONCE:
+            _put(database, batch)
+            batch = []
+    _put(database, batch)
+
+
+def _admit(
+    database: MirrorDatabase,
+    archive: Store,
+    place: PurePosixPath,
+    admission: Admission,
+    chains: dict[ChainResource, ChainPair],
+    at: datetime,
+) -> Admitted:
+    body = archive.read_place(place)
+    if body is None:
+        raise FormatError(str(place), "is gone")
+    problems: list[SnpCertsError] = []
+    for product in Product:
+        resource = resource_at(place, product)
+        if resource is None:
+            continue
+        try:
+            return _verified(database, resource, body, admission, chains, at)
+        except (KdsUntrustedError, FormatError) as error:
+            problems.append(error)
+    if not problems:
+        raise FormatError(str(place), "is not the name of a certificate, chain or list")
+    raise problems[0]
+
+
+def _verified(
+    database: MirrorDatabase,
+    resource: Resource,
+    body: bytes,
+    admission: Admission,
+    chains: dict[ChainResource, ChainPair],
+    at: datetime,
+) -> Admitted:
+    if isinstance(resource, ChainResource):
+        found = admission.chain(resource, body, at)
+        chains[resource] = read_chain(found.body)
+        return found
+    above = chain_of(resource)
+    pair = chains.get(above)
+    if pair is None:
+        pair = chains[above] = _chain(database, above, admission, at)
+    before = _stored(database, resource)
+    if isinstance(resource, CrlResource):
+        return admission.crl(resource, body, pair, at, before)
+    return admission.vcek(resource, body, pair, at, before)
+
+
+def _chain(
+    database: MirrorDatabase, resource: ChainResource, admission: Admission, at: datetime
+) -> ChainPair:
+    body = _stored(database, resource)
+    if body is None:
+        kind = "VLEK" if resource.kind is VekKind.VLEK else "VCEK"
+        raise KdsUntrustedError(
+            f"{resource.product.value}: there is no {kind} chain, in the archive or stored",
+            hint="export it too: chain/PRODUCT/vcek.pem",
+        )
+    admission.chain(resource, body, at)
+    return read_chain(body)
+
+
+def _stored(database: MirrorDatabase, resource: Resource) -> bytes | None:
+    with database.read() as connection:
+        found = stored.find(connection, resource.path)
+    return None if found is None else found.body
+
+
+def _put(database: MirrorDatabase, batch: list[Admitted]) -> None:
+    if not batch:
+        return
+    with database.write() as connection:
+        now = database.now(connection)
+        for each in batch:
+            stored.put(connection, each, now=now, origin="import")
+            connection.execute(QUEUE.delete().where(QUEUE.c.resource == each.resource.path))
+            database.notify(connection, each.resource.path)
