@@ -10,7 +10,7 @@ on any one clock; the file counts microseconds from the earliest.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -112,3 +112,35 @@ class Timeline:
             self.dropped += 1
         else:
             self._events.append(event)
+
+
+@dataclass(slots=True)
+class TimelineStream:
+    """Writes a timeline while it grows, in the format's array form: a reader takes it as complete
+    even if the end is missing because the writer was killed.
+
+    Times in it are as they were given. Beyond 200,000 events it writes nothing more.
+    """
+
+    timeline: Timeline
+    write: Callable[[str], object]
+    _written: int = 0
+    _named: int = 0
+    _begun: bool = False
+
+    def flush(self) -> None:
+        """Write what is new."""
+        events = list(self.timeline.take())[: EVENTS_MAX - self._written]
+        names = self.timeline.names()
+        if len(names) != self._named:
+            self._named = len(names)
+            events = [*names, *events]
+        self._written += len(events)
+        for each in events:
+            self.write((",\n" if self._begun else "[\n") + json.dumps(each))
+            self._begun = True
+
+    def close(self) -> None:
+        """Write what is new, and the end."""
+        self.flush()
+        self.write("\n]\n" if self._begun else "[]\n")

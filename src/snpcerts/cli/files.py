@@ -10,6 +10,7 @@ import select
 import stat
 import tempfile
 from datetime import UTC, datetime
+from io import FileIO
 
 from snpcerts.certfile.trusted_path import resolve
 from snpcerts.errors import InputError, RefusedError
@@ -115,6 +116,18 @@ def write_output(path: str, data: bytes) -> None:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(temporary)
             raise
+    except (OSError, ValueError) as error:
+        raise RefusedError(f"{path}: cannot write: {_reason(error)}") from None
+
+
+def open_output(path: str) -> FileIO:
+    """Open a file that is written while a command runs, emptied if it exists, unbuffered.
+
+    Links are followed where root or this user made them. Raises :class:`RefusedError`.
+    """
+    try:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+        return open(os.open(resolve(path), flags, 0o666), "wb", buffering=0)
     except (OSError, ValueError) as error:
         raise RefusedError(f"{path}: cannot write: {_reason(error)}") from None
 

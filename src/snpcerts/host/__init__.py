@@ -12,10 +12,11 @@ knows of the signing keys: ``known``, changed by the rules of ``remembered``, ke
 ``ownership`` group and mode. ``plan`` says what a firmware command will do; ``agent``
 carries it out, with ``locked_update`` around the command. ``watch`` is the agent as a
 service, ``notify`` tells the service manager; ``event``, ``log``, ``metrics`` and
-``metrics_server`` report. ``announce`` tells the fleet's mirror how the host is,
-``mirror_wait`` waits until it has a certificate. ``status`` and ``host_check`` answer the
-commands of these names, with ``kernel_faults``. ``claim_trial`` has a guest show how this host
-behaves, ``kernel_numbers`` and ``btf`` read what its kernel says, and ``claim_report`` is the
-result, claim by claim. ``installation`` puts the units and files of ``system_files`` in place.
-Imports ``certfile``, ``mirror``, ``kds``, ``verify``, ``endorsement`` and ``abi``.
+``metrics_server`` report, and ``agent_trace`` draws. ``announce`` tells the fleet's mirror how
+the host is, ``mirror_wait`` waits until it has a certificate. ``status`` and ``host_check``
+answer the commands of these names, with ``kernel_faults``. ``claim_trial`` has a guest show how
+this host behaves, ``kernel_numbers`` and ``btf`` read what its kernel says, and
+``claim_report`` is the result, claim by claim. ``installation`` puts the units and files of
+``system_files`` in place. Imports ``certfile``, ``mirror``, ``kds``, ``verify``,
+``endorsement`` and ``abi``.
 """

@@ -84,7 +84,8 @@ def _utc() -> datetime:
 class TableCache:
     """Verified tables by key. It stores nothing that :class:`ChipJudge` refuses.
 
-    ``observe`` is called with the result of each call to the source: ``ok``, or the error's code.
+    ``observe`` is called with the result of each call to the source (``ok``, or the error's code)
+    and how many seconds it took.
     """
 
     def __init__(
@@ -94,7 +95,7 @@ class TableCache:
         vleks: VlekStore,
         *,
         clock: Callable[[], datetime] = _utc,
-        observe: Callable[[str], None] = lambda _: None,
+        observe: Callable[[str, float], None] = lambda _result, _seconds: None,
     ) -> None:
         self.judge = judge
         self.clock = clock
@@ -300,12 +301,13 @@ class TableCache:
         )
 
     def _observed(self, call: Callable[[], T]) -> T:
+        start = time.monotonic()
         try:
             result = call()
         except SnpCertsError as error:
-            self._observe(error.code)
+            self._observe(error.code, time.monotonic() - start)
             raise
-        self._observe("ok")
+        self._observe("ok", time.monotonic() - start)
         return result
 
 

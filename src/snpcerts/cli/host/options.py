@@ -22,11 +22,12 @@ from snpcerts.errors import SnpCertsError, UsageError
 if TYPE_CHECKING:
     from snpcerts.abi.product import Product
     from snpcerts.host.agent import Agent
+    from snpcerts.host.agent_trace import AgentTrace
     from snpcerts.host.announce import BackgroundAnnouncer
     from snpcerts.host.config import Config
     from snpcerts.host.event import Listener
     from snpcerts.host.file_state import FileState
-    from snpcerts.host.host_firmware import HostFirmware
+    from snpcerts.host.host_firmware import HostFirmware, SevDriver
     from snpcerts.host.plan import Plan
     from snpcerts.host.sev import Sev
     from snpcerts.kds.source import CertificateSource
@@ -153,8 +154,8 @@ class Host:
                 changes[name] = Path(chosen[option]).absolute()
         return replace(config, **changes)
 
-    def firmware(self, config: Config) -> HostFirmware:
-        """Return the open ``/dev/sev``."""
+    def firmware(self, config: Config, trace: AgentTrace | None = None) -> HostFirmware:
+        """Return the open ``/dev/sev``; with ``trace``, note its commands there."""
         from snpcerts.host.host_firmware import HostFirmware
         from snpcerts.host.host_processor import product_of_host
         from snpcerts.host.key_memory import Memory, MemoryFile
@@ -164,10 +165,20 @@ class Host:
             self._device = self._stack.enter_context(Sev())
         product = config.product or product_of_host()
         store = MemoryFile(config.memory_path, product, lock_wait=config.lock_wait)
-        return HostFirmware(self._device, product, lambda chip: Memory(store, chip))
+        device: SevDriver = self._device if trace is None else trace.driver(self._device)
+        return HostFirmware(device, product, lambda chip: Memory(store, chip))
 
-    def agent(self, listener: Listener, *, progress: bool = True, force: bool = False) -> Agent:
-        """Create the agent, reading the configuration."""
+    def agent(
+        self,
+        listener: Listener,
+        *,
+        progress: bool = True,
+        force: bool = False,
+        trace: AgentTrace | None = None,
+    ) -> Agent:
+        """Create the agent, reading the configuration; with ``trace``, note all it does there."""
+        from snpcerts.certfile import system
+        from snpcerts.certfile.span import timed
         from snpcerts.endorsement.judge import ChipJudge
         from snpcerts.host.agent import Agent
         from snpcerts.host.event import Event, EventKind
@@ -175,13 +186,15 @@ class Host:
         from snpcerts.host.vlek_store import VlekStore
 
         config = self.config()
-        firmware = self.firmware(config)
+        firmware = self.firmware(config, trace)
+        performer = system.perform if trace is None else timed(trace.span)
         anchors = anchors_of(config.anchors)
         source = source_of_host(config, anchors, progress=progress)
         self._source = source
 
-        def observe(result: str) -> None:
-            listener(Event(EventKind.FETCHED, f"asked: {result}", fields={"result": result}))
+        def observe(result: str, seconds: float) -> None:
+            fields: dict[str, str | float] = {"result": result, "seconds": round(seconds, 6)}
+            listener(Event(EventKind.FETCHED, f"asked: {result}", fields=fields))
 
         table_cache = TableCache(
             ChipJudge(
@@ -194,15 +207,16 @@ class Host:
             VlekStore(config.vlek_certificates),
             observe=observe,
         )
-        if not progress:
-            return Agent(config, firmware, table_cache, listener=listener, force=force)
         return Agent(
             config,
             firmware,
             table_cache,
             listener=listener,
+            performer=performer,
             force=force,
-            during=lambda: show_progress("waiting for the locks and the firmware"),
+            during=(lambda: show_progress("waiting for the locks and the firmware"))
+            if progress
+            else contextlib.nullcontext,
         )
 
     def kds_requests(self) -> dict[str, int]:

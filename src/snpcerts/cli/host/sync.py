@@ -4,10 +4,12 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import click
 
+from snpcerts.cli.files import open_output
 from snpcerts.cli.host.options import FORCE, Host, with_host
 from snpcerts.cli.host.output import event_printer
 from snpcerts.cli.say import present
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from snpcerts.host.agent import Agent
+    from snpcerts.host.agent_trace import AgentTrace
     from snpcerts.host.event import Listener
     from snpcerts.host.file_state import FileState
     from snpcerts.host.metrics import Metrics
@@ -50,6 +53,13 @@ _METRICS_FILE = click.option(
     metavar="PORT",
     help="With --watch: serve Prometheus metrics on 127.0.0.1:PORT.",
 )
+@click.option(
+    "--trace",
+    "trace_path",
+    metavar="FILE",
+    help="With --watch: write a timeline of locks, firmware commands and fetches, for "
+    "ui.perfetto.dev.",
+)
 @FORCE
 def sync(
     host: Host,
@@ -58,6 +68,7 @@ def sync(
     log_form: str,
     metrics_file: str | None,
     metrics_port: int | None,
+    trace_path: str | None,
     force: bool,
 ) -> None:
     """Bring the certificate files in step with the firmware.
@@ -69,13 +80,17 @@ def sync(
     """
     if not watching and (interval is not None or metrics_port is not None):
         raise UsageError("--interval and --metrics-port are for --watch")
+    if not watching and trace_path is not None:
+        raise UsageError("--trace is for --watch")
     config = host.config()
     metrics_file = metrics_file or config.metrics_file
     metrics_port = metrics_port or config.metrics_port
     metrics = _metrics(metrics_file, metrics_port if watching else None)
     listener = event_printer(log_form, *([] if metrics is None else [metrics]))
     if watching:
-        _watch(host, interval, listener, metrics, metrics_file, metrics_port, force)
+        with contextlib.ExitStack() as stack:
+            trace = None if trace_path is None else stack.enter_context(_traced(trace_path))
+            _watch(host, interval, listener, metrics, metrics_file, metrics_port, force, trace)
         return
     agent = host.agent(listener, force=force)
     done = agent.sync()
@@ -114,6 +129,28 @@ def _record(metrics: Metrics, agent: Agent, host: Host, file_states: Sequence[Fi
     )
 
 
+@contextlib.contextmanager
+def _traced(path: str) -> Iterator[AgentTrace]:
+    """Write a timeline to the file while the block runs; a full disk ends the timeline alone."""
+    from snpcerts.host.agent_trace import AgentTrace
+    from snpcerts.trace import TimelineStream
+
+    with open_output(path) as file:
+
+        def write(text: str) -> None:
+            try:
+                file.write(text.encode())
+            except OSError as error:
+                present(f"snpcerts: warning: --trace {path}: {error.strerror}", err=True)
+                stream.write = len  # nothing more
+
+        stream = TimelineStream(AgentTrace.timeline(), write)
+        try:
+            yield AgentTrace(stream)
+        finally:
+            stream.close()
+
+
 def _watch(
     host: Host,
     interval: float | None,
@@ -122,6 +159,7 @@ def _watch(
     metrics_file: str | None,
     metrics_port: int | None,
     force: bool,
+    trace: AgentTrace | None,
 ) -> None:
     from dataclasses import replace
 
@@ -130,10 +168,15 @@ def _watch(
     from snpcerts.host.notify import ServiceManager
     from snpcerts.host.watch import Signals, watch
 
-    once = without_repeats(listener)
+    printed = without_repeats(listener)
+
+    def once(event: Event) -> None:
+        printed(event)
+        if trace is not None:
+            trace.listen(event)
 
     def make_agent() -> Agent:
-        agent = host.agent(once, progress=False, force=force)
+        agent = host.agent(once, progress=False, force=force, trace=trace)
         if interval is not None:
             agent.config = replace(agent.config, interval=interval)
         return agent
