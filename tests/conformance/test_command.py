@@ -161,6 +161,39 @@ def test_what_was_seen_is_kept_for_a_failed_check(build: Build, tmp_path: Path) 
     assert "        expected: ret 0 and the table" in made.stdout.splitlines()
 
 
+def lock_and_firmware(trace: Path) -> tuple[int, int, bool]:
+    """How many locks and requests a timeline has, and whether every request is under a lock."""
+    events = json.loads(trace.read_text("utf-8"))["traceEvents"]
+    slices = [each for each in events if each["ph"] == "X"]
+    held = [each for each in slices if each["name"] == "lock held"]
+    signed = [each for each in slices if each["name"].startswith("has vCPU")]
+    covered = all(
+        any(
+            lock["pid"] == each["pid"]
+            and lock["ts"] <= each["ts"]
+            and each["ts"] + each["dur"] <= lock["ts"] + lock["dur"] + 1
+            for lock in held
+        )
+        for each in signed
+    )
+    return len(held), len(signed), covered
+
+
+def test_a_timeline_shows_the_lock_held_until_the_firmware_has_the_request(
+    build: Build, tmp_path: Path
+) -> None:
+    trace = tmp_path / "trace.json"
+    options = ("--only", "lock-until-signed", "--trace", str(trace))
+    made = conformance(build("NOTHING"), "{certs}", "1", options=options)
+    assert made.returncode == 0, made.stdout
+    held, signed, covered = lock_and_firmware(trace)
+    assert (held > 0, signed > 0, covered) == (True, True, True)
+    made = conformance(build("NO_LOCK"), "{certs}", "1", options=options)
+    assert made.returncode == 1
+    held, signed, covered = lock_and_firmware(trace)
+    assert (held > 0, signed > 0, covered) == (False, True, False)
+
+
 def test_one_cause_of_many_failures_is_named_first(build: Build) -> None:
     options = ("--only", "busy", "--only", "lock-before-read", "--only", "lock-until-signed")
     made = conformance(build("NO_LOCK"), "{certs}", "1", options=options)

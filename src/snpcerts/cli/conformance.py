@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from snpcerts.cli.files import write_output
+from snpcerts.cli.files import check_output, write_output
 from snpcerts.cli.say import present
 from snpcerts.cli.signals import ends_cleanly
 from snpcerts.errors import SnpCertsError, UsageError
@@ -68,7 +68,12 @@ if TYPE_CHECKING:
     help="For each check that is not passed, keep the VMM's output and what was seen in DIR.",
 )
 @click.option(
-    "--trace", is_flag=True, help="With --keep: also write a timeline for ui.perfetto.dev."
+    "--trace",
+    is_flag=False,
+    flag_value="",
+    metavar="[FILE]",
+    help="Write a timeline of all runs to FILE, for ui.perfetto.dev; without FILE, one for each "
+    "check that --keep is for.",
 )
 @click.option("--fail-on-skip", is_flag=True, help="Exit with 1 if a check is skipped.")
 @click.option(
@@ -87,7 +92,7 @@ def command(
     timeout: float,
     stop_signal: str,
     keep: str | None,
-    trace: bool,
+    trace: str | None,
     fail_on_skip: bool,
     jobs: int | None,
     junit: str | None,
@@ -111,15 +116,19 @@ def command(
     from snpcerts.conformance.suite import Keeping, checked, run
     from snpcerts.conformance.trial import Limits
     from snpcerts.conformance.vmm_check import BY_ID
+    from snpcerts.trace import Timeline
 
     if list_only:
         _list(as_json)
         return
     if not vmm:
         raise UsageError("no VMM given", hint="snpcerts conformance -- ./vmm --certs {certs}")
-    if trace and keep is None:
-        raise UsageError("--trace needs a place for its files", hint="add --keep DIR")
-    keeping = None if keep is None else Keeping(Path(keep), trace)
+    if trace == "" and keep is None:
+        raise UsageError("--trace needs a place for its files", hint="add --keep DIR, or FILE")
+    keeping = None if keep is None else Keeping(Path(keep), trace == "")
+    if trace:
+        check_output(trace)
+    timeline = Timeline("snpcerts conformance") if trace else None
     limits = Limits(trial=timeout, busy=busy_limit / 1000, stop=_signal(stop_signal))
     checked(vmm, only)
     program = _program(vmm[0])
@@ -134,6 +143,7 @@ def command(
                 on_progress=_show_progress if show else lambda _: None,
                 keeping=keeping,
                 jobs=jobs,
+                timeline=timeline,
             )
         except OSError as error:
             if keep is None or error.filename is None or not str(error.filename).startswith(keep):
@@ -142,6 +152,8 @@ def command(
     seconds = time.monotonic() - started
     if show:
         click.echo("\r\x1b[K", nl=False, err=True)
+    if trace and timeline is not None:
+        write_output(trace, timeline.to_json().encode())
     if junit is not None:
         write_output(junit, to_junit(results, vmm, seconds))
     totals = count(results)

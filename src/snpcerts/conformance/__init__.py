@@ -5,5 +5,6 @@
 ``workers``, and gives a ``result`` for each check. A ``trial`` is one run of a VMM:
 ``trial_guest`` asks, ``served_file`` is the file and its changes, ``observed_kvm`` and
 ``file_observer`` write a ``journal``, with ``description`` to tell open files apart;
-``vmm_output`` and ``kept`` show what went wrong. Imports ``emulator``, ``certfile`` and ``abi``.
+``vmm_output`` and ``kept`` show what went wrong, ``trial_timeline`` draws it. Imports
+``emulator``, ``certfile`` and ``abi``.
 """

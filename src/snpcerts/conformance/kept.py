@@ -8,6 +8,7 @@ from typing import Final
 
 from snpcerts.conformance.journal import SeenEvent
 from snpcerts.conformance.result import Result, ResultState
+from snpcerts.conformance.trial_timeline import TrialSeen, add_trial
 from snpcerts.conformance.vmm_check import BY_ID
 from snpcerts.printable import printable
 from snpcerts.trace import Timeline
@@ -15,9 +16,7 @@ from snpcerts.trace import Timeline
 WORTH_KEEPING: Final = (ResultState.FAILED, ResultState.ADVICE)
 
 
-def write(
-    directory: Path, result: Result, output: bytes, seen: list[SeenEvent], trace: bool
-) -> None:
+def write(directory: Path, result: Result, output: bytes, seen: TrialSeen, trace: bool) -> None:
     """Write ``CHECK.log`` and ``CHECK.txt``; with ``trace``, also ``CHECK.trace.json``.
 
     If several runs fail the same check, the later ones get a number. Raises ``OSError``.
@@ -27,9 +26,10 @@ def write(
         number += 1
         name = f"{result.id}-{number}"
     (directory / f"{name}.log").write_bytes(output)
-    (directory / f"{name}.txt").write_text(_text(result, seen), "utf-8")
+    (directory / f"{name}.txt").write_text(_text(result, seen.events), "utf-8")
     if trace:
-        timeline = timeline_of(f"{result.id}: {result.detail}", seen)
+        timeline = Timeline(f"{result.id}: {result.detail}")
+        add_trial(timeline, seen)
         (directory / f"{name}.trace.json").write_text(timeline.to_json(), "utf-8")
 
 
@@ -41,30 +41,3 @@ def _text(result: Result, seen: list[SeenEvent]) -> str:
         at = (event.until or event.at) - start
         lines.append(f"{at * 1000:10.3f} ms  {event.track:<9} {event.what}")
     return "".join(f"{printable(line)}\n" for line in lines)
-
-
-def timeline_of(title: str, seen: list[SeenEvent]) -> Timeline:
-    """Return the events as a timeline with one track for each vCPU, one for the firmware and one
-    for the update.
-
-    An answer is joined to the firmware's command by an arrow.
-    """
-    timeline = Timeline(title)
-    for name in sorted({event.track for event in seen}, key=lambda name: (name[0] != "v", name)):
-        timeline.track(name)
-    asked: dict[str, float] = {}
-    for event in seen:
-        track = timeline.track(event.track)
-        if event.until is not None:
-            timeline.slice(track, event.what, event.at, event.until)
-        else:
-            timeline.instant(track, event.what, event.at)
-        if event.what.startswith("exit for certificates"):
-            asked[event.track] = event.at
-        elif event.what.startswith("answers") and event.track in asked:
-            timeline.slice(track, "request", asked.pop(event.track), event.at)
-            later = (each for each in seen if each.until is not None and each.at >= event.at)
-            if (command := next(later, None)) is not None:
-                firmware = timeline.track(command.track), command.at
-                timeline.arrow("asks the firmware", (track, event.at), firmware)
-    return timeline

@@ -16,7 +16,6 @@ from typing import Final
 from snpcerts.abi.kvm import SNP_REQ_CERTS_AS_POSTED, ExitReason
 from snpcerts.abi.product import Product
 from snpcerts.conformance import kept
-from snpcerts.conformance.journal import SeenEvent
 from snpcerts.conformance.result import Result, ResultState
 from snpcerts.conformance.scenarios import (
     answers,
@@ -30,6 +29,7 @@ from snpcerts.conformance.scenarios import (
 )
 from snpcerts.conformance.served_file import ServedFile
 from snpcerts.conformance.trial import CERTS, Limits, Scenario, Trial
+from snpcerts.conformance.trial_timeline import TrialSeen, add_trial
 from snpcerts.conformance.vmm_check import BY_ID, CHECKS, ConformanceCheck
 from snpcerts.conformance.workers import in_parallel
 from snpcerts.emulator.frontdoor import seccomp
@@ -37,6 +37,7 @@ from snpcerts.emulator.psp.chip import Chip
 from snpcerts.emulator.psp.firmware import Firmware
 from snpcerts.errors import UsageError
 from snpcerts.temporary_directory import temporary_directory
+from snpcerts.trace import Timeline
 
 # If one of these fails, nothing else can be judged.
 VITAL: Final = ("vm-starts", "enabled", "immediate-exit-cleared")
@@ -68,7 +69,7 @@ class _Tried:
     seconds: float
     exits_served: bool | None
     output: bytes
-    seen: list[SeenEvent]
+    seen: TrialSeen
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,11 +96,13 @@ def run(
     on_progress: Callable[[str], None] = lambda _: None,
     keeping: Keeping | None = None,
     jobs: int | None = None,
+    timeline: Timeline | None = None,
 ) -> list[Result]:
     """Judge the VMM that ``argv`` starts; ``{certs}`` in it stands for the certificate file.
 
     ``only`` names the checks to judge, by default all. ``on_progress`` is called
-    with a check's id before each scenario. ``jobs`` is how many VMMs run at a time.
+    with a check's id before each scenario. Each run of the VMM is added to ``timeline``. ``jobs``
+    is how many VMMs run at a time.
     The results are in the order of :data:`~snpcerts.conformance.vmm_check.CHECKS`. Forks:
     only for a process without threads. Raises :class:`UsageError` for a command line
     without ``{certs}`` and for an unknown check, and the errors of
@@ -112,7 +115,10 @@ def run(
     with temporary_directory("conformance") as directory:
         directory.chmod(0o755)  # the VMM may run as another user
         suite = _SuiteRun(argv, limits, firmware, directory, chosen, on_progress)
-        return suite.results(jobs or default_jobs(), keeping)
+        results = suite.results(jobs or default_jobs(), keeping)
+        if timeline is not None:
+            suite.add_to(timeline)
+        return results
 
 
 def checked(argv: Sequence[str], only: Iterable[str]) -> frozenset[str]:
@@ -229,7 +235,7 @@ class _SuiteRun:
             )
             results = trial.run()
         seconds = time.monotonic() - started
-        output, seen = trial.output.kept(), trial.journal.seen
+        output, seen = trial.output.kept(), TrialSeen(trial.journal.seen, trial.journal.requests)
         return _Tried(results, seconds, trial.exits_served, output, seen)
 
     def _add(self, tried: _Tried) -> None:
@@ -260,11 +266,17 @@ class _SuiteRun:
         with _two_file_systems(directory) as mounted:
             if mounted is None:
                 why = "needs root, to mount two file systems"
-                return _Tried([_skipped("same-device", why)], 0.0, None, b"", [])
+                return _Tried([_skipped("same-device", why)], 0.0, None, b"", TrialSeen([], []))
             first, second = mounted
             link = directory / "served"
             locking.point_link(link, first)
             return self._try_in(link, locking.same_device(first, second, link))
+
+    def add_to(self, timeline: Timeline) -> None:
+        """Add each run of the VMM, as a group named after the check that it is for."""
+        for number, tried in enumerate(self._tried, 1):
+            if tried.seen.events:
+                add_trial(timeline, tried.seen, f"{number}. {tried.results[0].id}")
 
     def _keep(self, keeping: Keeping) -> None:
         keeping.directory.mkdir(parents=True, exist_ok=True)
