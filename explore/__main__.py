@@ -11,16 +11,22 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from pathlib import Path
 
 from explore import signing_key
 from explore.bounds import FULL, LIVELY, PROGRESS, PROGRESS_OF_THREE, SMALL
+from explore.drawing import add_counterexample
 from explore.invariants import MEANING
 from explore.mutants import KILLED, MUTANTS, Mutant
 from explore.progress import explore_progress
 from explore.scenario import Scenario
 from explore.search import Exploration, explore
 from explore.strategies import STRATEGIES
+from snpcerts.trace import Timeline
+
+Draw = Callable[[str, Exploration], None]
+"""Draws the counterexample of an exploration of this name, if it has one."""
 
 _HEAD = f"{'states':>9} {'transitions':>12} {'depth':>6} {'seconds':>8}  participants"
 
@@ -38,14 +44,32 @@ def main(arguments: list[str] | None = None) -> int:
         metavar="NAME",
         help="explore wrong variants (all, or the named ones) and print their schedules",
     )
+    parser.add_argument(
+        "--trace",
+        metavar="FILE",
+        help="draw what is found as a timeline for ui.perfetto.dev: each step is one millisecond",
+    )
     chosen = parser.parse_args(arguments)
+    timeline = Timeline("python -m explore")
+
+    def draw(name: str, result: Exploration) -> None:
+        if result.start is not None:
+            add_counterexample(timeline, name, result.start, result.way, result.violation)
+
+    code = _run(chosen, draw)
+    if chosen.trace is not None:
+        Path(chosen.trace).write_text(timeline.to_json(), encoding="utf-8")
+    return code
+
+
+def _run(chosen: argparse.Namespace, draw: Draw) -> int:
     if chosen.mutants is not None:
-        return _mutants(chosen.mutants)
+        return _mutants(chosen.mutants, draw)
     full = chosen.bound == "full"
     print("invariants:")
     for name, meaning in MEANING.items():
         print(f"  {name:12} {meaning}")
-    wrong = _safety(_with(chosen.strategy, FULL if full else SMALL))
+    wrong = _safety(_with(chosen.strategy, FULL if full else SMALL), draw)
     wrong += _progress(_with(chosen.strategy, (*PROGRESS, *(PROGRESS_OF_THREE if full else ()))))
     if chosen.strategy is None:
         wrong += _signing_key(6 if full else 4)
@@ -85,7 +109,7 @@ def _with(strategy: str | None, scenarios: Iterable[Scenario]) -> list[Scenario]
     ]
 
 
-def _safety(scenarios: list[Scenario]) -> int:
+def _safety(scenarios: list[Scenario], draw: Draw) -> int:
     if not scenarios:
         return 0
     print(f"\n{_HEAD}")
@@ -96,6 +120,7 @@ def _safety(scenarios: list[Scenario]) -> int:
         if result.violation is not None:
             wrong += 1
             _schedule(result)
+            draw(scenario.name, result)
     return wrong
 
 
@@ -120,7 +145,7 @@ def _progress(scenarios: list[Scenario]) -> int:
     return wrong
 
 
-def _mutants(names: list[str]) -> int:
+def _mutants(names: list[str], draw: Draw) -> int:
     known = {each.name: each for each in MUTANTS}
     if unknown := set(names) - set(known):
         print(f"unknown mutant {', '.join(sorted(unknown))}; the mutants are {', '.join(known)}")
@@ -134,6 +159,7 @@ def _mutants(names: list[str]) -> int:
         if result.violation:
             print(f"  {result.violation.what}")
         _lines(result)
+        draw(mutant.name, result)
         wrong += found != mutant.invariant
     killed = sum(mutant.invariant != "" for mutant in _chosen(names))
     print(f"\n{killed} of {len(KILLED)} wrong variants, {wrong} not as expected")

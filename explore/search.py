@@ -16,7 +16,7 @@ from itertools import islice
 
 from explore.invariants import BOUNDED, ViolationError, unbounded_retries
 from explore.model import World
-from explore.transition import Settings, moves, start, writer_waits
+from explore.transition import Move, Settings, moves, start, writer_waits
 from snpcerts.certfile import step
 
 
@@ -30,6 +30,8 @@ class Exploration:
     seconds: float = 0.0
     violation: ViolationError | None = None
     schedule: list[str] = field(default_factory=list)
+    start: World | None = None  # where the schedule starts
+    way: list[Move] = field(default_factory=list)  # the schedule, with the states it leads to
     complete: bool = True
     graph: Graph | None = None
 
@@ -121,7 +123,8 @@ def explore(
             if move.violation is not None:
                 result.violation = move.violation
                 way = [*_way_to(number, parents, choices), choice]
-                result.schedule = _in_words(first, way, settings)
+                result.start, result.way = first, _moves_along(first, way, settings)
+                result.schedule = [each.text for each in result.way]
                 frontier.clear()
                 break
             key = names.of(move.world)
@@ -191,10 +194,10 @@ def _way_to(number: int, parents: array[int], choices: array[int]) -> list[int]:
     return way[::-1]
 
 
-def _in_words(world: World, way: list[int], settings: Settings) -> list[str]:
-    lines = []
+def _moves_along(world: World, way: list[int], settings: Settings) -> list[Move]:
+    made = []
     for choice in way:
         move = next(islice(moves(world, settings), choice, None))
-        lines.append(move.text)
+        made.append(move)
         world = move.world
-    return lines
+    return made

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -148,3 +149,28 @@ def test_the_command_prints_figures_and_schedules(capsys: pytest.CaptureFixture[
     assert "changes the firmware's key to 1" in printed
     assert main(["--mutants", "nothing-of-the-kind"]) == 2
     assert "writer-no-wait" in capsys.readouterr().out
+
+
+def test_a_counterexample_is_drawn(tmp_path: Path) -> None:
+    """The writer holds its lock, and a reader without one has read: nothing keeps them apart."""
+    drawn = tmp_path / "trace.json"
+    assert main(["--mutants", "reader-no-lock", "--trace", str(drawn)]) == 0
+    events = json.loads(drawn.read_text("utf-8"))["traceEvents"]
+    rows = {each["tid"]: each["args"]["name"] for each in events if each["name"] == "thread_name"}
+    groups = [each["args"]["name"] for each in events if each["name"] == "process_name"]
+    assert groups == ["reader-no-lock"]
+    slices = {
+        (rows[each["tid"]], each["name"]): (each["ts"], each["ts"] + each["dur"])
+        for each in events
+        if each["ph"] == "X"
+    }
+    reader, writer = "reader 1 (R1)", "writer 1 (swap)"
+    read, _ = slices[reader, "reads file B: the table of key 0"]
+    signed, _ = slices["firmware", f"signs for {reader}"]
+    locked, unlocked = slices[f"{writer}: locks on file C", "exclusive lock"]
+    changed, _ = slices["signing key", "key 1"]
+    assert read < locked < changed <= signed < unlocked
+    assert not any(row.startswith(f"{reader}: locks") for row, _ in slices)
+    assert any(each["name"].startswith("VIOLATION match") for each in events)
+    ends = [rows[each["tid"]] for each in events if each.get("cat") == "flow"]
+    assert ends == [reader, reader, "firmware"]
