@@ -54,6 +54,7 @@ def assert_passes(program: Path, variables: dict[str, str], checks: tuple[str, .
         timeout=LIMIT,
     )
     assert made.returncode in (0, 1), made.stderr
+    assert made.stdout, made.stderr
     report: dict[str, Any] = documented("conformance", made.stdout)
     # Only root may mount what this check needs.
     not_judged = set() if os.geteuid() == 0 else {"same-device"}

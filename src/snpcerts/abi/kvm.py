@@ -499,7 +499,7 @@ class RunView:
     the mapping of a vCPU's descriptor. Fields are read and written in place.
     """
 
-    __slots__ = ("_address", "_memory")
+    __slots__ = ("_memory", "_pointer")
 
     _U32 = struct.Struct("<I")
     _CERTS = struct.Struct("<QQQ")
@@ -510,12 +510,13 @@ class RunView:
         if view.readonly or view.nbytes < RUN_SIZE:
             raise ValueError(f"kvm_run needs {RUN_SIZE} writable bytes")
         self._memory = view.cast("B")
-        self._address = ctypes.addressof(ctypes.c_char.from_buffer(self._memory))
+        here = ctypes.c_char.from_buffer(self._memory)  # keeps the memory where it is
+        self._pointer = ctypes.cast(ctypes.pointer(here), ctypes.c_void_p)
 
     @property
-    def address(self) -> int:
-        """Where it is in this process, for programs in C, as long as this object lives."""
-        return self._address
+    def pointer(self) -> ctypes.c_void_p:
+        """Its address in this process, for functions in C, as long as this object lives."""
+        return self._pointer
 
     @property
     def immediate_exit(self) -> int:

@@ -85,12 +85,13 @@ class CServed(ctypes.Structure):
 class Library(NamedTuple):
     """The functions that the exit service calls. Both release the interpreter's lock.
 
-    ``begin`` takes what :func:`describe_vm` returns, the address of a ``kvm_run`` and a pointer to
-    a :class:`CServed`; ``end`` the latter two.
+    ``begin`` takes what :func:`describe_vm` returns, a pointer to a ``kvm_run`` and
+    ``ctypes.byref`` of a :class:`CServed`; ``end`` the latter two. The types are not checked at
+    each call, which would take half a microsecond.
     """
 
-    begin: Callable[[object, int, object], None]
-    end: Callable[[int, object], None]
+    begin: Callable[[object, ctypes.c_void_p, object], None]
+    end: Callable[[ctypes.c_void_p, object], None]
 
 
 @cache
@@ -101,8 +102,6 @@ def load() -> Library | None:
     except OSError:
         return None
     begin, end = loaded.snpcerts_begin, loaded.snpcerts_end
-    begin.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p)
-    end.argtypes = (ctypes.c_void_p, ctypes.c_void_p)
     begin.restype = end.restype = None
     return Library(begin, end)
 

@@ -128,6 +128,7 @@ class ExitService:
         self._size_limit = size_limit
         # What relays the steps must see them all.
         self._library = c_library.load() if certs.perform is system.perform else None
+        self._last = Served(Outcome.SERVED, 0)  # most requests are served alike
         self._described: tuple[MappedMemory, object] | None = None  # the last VM
 
     def serve(self, run: RunView, memory: GuestMemory, kvm_run: Callable[[], object]) -> Served:
@@ -187,17 +188,20 @@ class ExitService:
         kvm_run: Callable[[], object],
     ) -> Served:
         answer = CServed(fd=-1)
-        there, address, run_errno = ctypes.byref(answer), run.address, 0
+        there, pointer, run_errno = ctypes.byref(answer), run.pointer, 0
         try:  # a signal's exception may come between any two lines
-            library.begin(vm, address, there)
+            library.begin(vm, pointer, there)
             kvm_run()
         except OSError as error:
             run_errno = error.errno or errno.EIO
         finally:
-            library.end(address, there)
+            library.end(pointer, there)
         outcome = _OUTCOMES[answer.outcome]
         if outcome is Outcome.SERVED:
-            served = Served(outcome, 0, answer.size, None, None, run_errno)
+            served = self._last
+            if (served.size, served.run_errno) != (answer.size, run_errno):
+                served = Served(outcome, 0, answer.size, None, None, run_errno)
+                self._last = served
         else:
             detail = self._detail(outcome, answer, run.snp_req_certs[0], memory)
             needed = answer.needed_pages or None
