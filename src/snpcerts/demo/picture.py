@@ -81,8 +81,8 @@ def picture_of(unlocked: DemoRunShown, locked: DemoRunShown, seconds: float) -> 
     keys = _colours((unlocked.course, locked.course))
     parts: list[str] = []
     y = float(_TOP)
-    for run in (unlocked, locked):
-        panel = _Panel(run, start, length, keys, y)
+    for run, words in ((unlocked, ""), (locked, _UNDER_THE_LOCK)):
+        panel = _Panel(run, start, length, keys, y, words)
         parts += panel.draw()
         y += panel.height + _NOTE
     y -= _NOTE / 2
@@ -149,9 +149,16 @@ def _rules(colours: Sequence[tuple[str, str]]) -> Iterator[str]:
 
 class _Panel:
     def __init__(
-        self, run: DemoRunShown, start: float, length: float, keys: dict[str, str], top: float
+        self,
+        run: DemoRunShown,
+        start: float,
+        length: float,
+        keys: dict[str, str],
+        top: float,
+        words: str,
     ) -> None:
         self._run = run
+        self._words = words  # under the panel, unless a mismatch is seen in it
         self._course = run.course
         self._begin = run.course.begin + start
         self._length = length
@@ -187,9 +194,7 @@ class _Panel:
         yield from self._note(bad)
 
     def _note(self, bad: CourseRequest | None) -> Iterator[str]:
-        words, kind = _UNDER_THE_LOCK, "quiet small"
-        if self._run.tally.mismatched:
-            words = ""
+        words, kind = self._words, "quiet small"
         if bad is not None and bad.report is not None:
             result = bad.report.result
             words = (
@@ -263,7 +268,7 @@ def _axis(y: float, start: float, length: float) -> Iterator[str]:
         x = _LEFT + number / 5 * length * scale
         yield _line(x, y + 6, x, y + 10, "s-quiet")
         anchor = "end" if number == 5 else "middle"
-        words = f"{start + number / 5 * length:.1f} s"
+        words = f"{start + number / 5 * length:.{1 if length == _SECOND else 2}f} s"
         yield _text(x, y + 23, words, "quiet small", anchor=anchor)
     y += 40
     for x, what in ((_LEFT, "k0"), (_LEFT + 14, "k1"), (_LEFT + 28, "k2"), (_LEFT + 42, "k3")):
