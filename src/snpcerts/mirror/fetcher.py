@@ -171,10 +171,12 @@ class Fetcher:
         """
         self._count += 1
         token = f"{self.instance}-{self._count}"
-        taken_at = self.waiter.monotonic()
         with self._database.write() as connection:
             self._queue.lock(connection)
-            taken = self._queue.take(connection, self._database.now(connection), token)
+            now = self._database.now(connection)
+            # After the reading: a wait that is counted from here is never too short.
+            taken_at = self.waiter.monotonic()
+            taken = self._queue.take(connection, now, token)
             if isinstance(taken, NothingToTake):
                 return taken.wait
             known = _Known.read(connection, taken.resource)
@@ -199,6 +201,8 @@ class Fetcher:
             try:
                 with self._database.write() as connection:
                     self._queue.lock(connection)
+                    # Before the reading: the answer is never taken for older than it is.
+                    noted_at = self.waiter.monotonic()
                     now = self._database.now(connection)
                     if answer is None:
                         self._queue.give_back(connection, taken, now)
@@ -207,7 +211,7 @@ class Fetcher:
                         stored.put(connection, each, now=now, origin=self._client.url)
                         self._queue.drop(connection, each.resource.path)
                         self._database.notify(connection, each.resource.path)
-                    left = self._record(connection, answer, now)
+                    left = self._record(connection, answer, now, noted_at - answer.at)
                     if left:
                         self._database.notify(connection, taken.resource.path)
                 break
@@ -223,9 +227,10 @@ class Fetcher:
         if left:
             self._done(taken.resource.path)
 
-    def _record(self, connection: Connection, answer: _UpstreamAnswer, now: float) -> bool:
+    def _record(
+        self, connection: Connection, answer: _UpstreamAnswer, now: float, ago: float
+    ) -> bool:
         """Record the outcome; return whether the row has left the queue."""
-        ago = max(0.0, self.waiter.monotonic() - answer.at)
         failed, taken = answer.failed, answer.taken
         if failed is None:
             self._queue.answered(connection, taken, now, ago=ago, took=answer.took)

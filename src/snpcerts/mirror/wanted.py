@@ -42,6 +42,7 @@ _LONGEST_LEAD: Final = 0.2
 _SMOOTH: Final = 0.2
 # Upstream's clock and ours need not run alike: a gap is this part longer.
 _MARGIN: Final = 0.002
+_RESOLUTION: Final = 0.002  # seconds: SQLite's clock counts milliseconds
 _JUMP: Final = 1.0  # a step of the clock that is one, in seconds
 
 
@@ -79,7 +80,7 @@ class PaceState:
     @property
     def spacing(self) -> float:
         """Seconds from the answer to one VCEK's request to the next request."""
-        return self.gap * (1 + _MARGIN)
+        return self.gap * (1 + _MARGIN) + _RESOLUTION if self.gap else 0.0
 
     @property
     def free_at(self) -> float:

@@ -1,0 +1,194 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Instances that are killed, and a PostgreSQL that restarts, in the middle of a roll."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+from cryptography.hazmat.primitives.serialization import Encoding
+
+from snpcerts.abi.product import Product
+from snpcerts.emulator.amd.authority import EmulatedAuthority
+from snpcerts.emulator.amd.key_server_faults import Throttle
+from snpcerts.emulator.machine.key_server import KeyServer, ProductLine
+from snpcerts.emulator.psp.chip import Chip
+from snpcerts.kds.url import VcekResource
+from snpcerts.mirror.database import MirrorDatabase
+from snpcerts.mirror.wanted import LEASE
+
+from ..sizes import sized
+from .conftest import MILAN_TCB
+from .postgres import PostgresServer
+from .running import ask
+
+GAP = 0.4
+TOKEN = "b" * 32
+NEXT_TCB = replace(MILAN_TCB, microcode=220)
+
+
+@dataclass
+class Roll:
+    """A roll over some chips, and the instances at work on it."""
+
+    amd: KeyServer
+    chips: list[Chip]
+    database: str
+    start: Callable[[], tuple[subprocess.Popen[str], str]]
+
+    def announce(self, url: str) -> None:
+        body = {
+            "product": "milan",
+            "tcb": NEXT_TCB.components(),
+            "hosts": [chip.hwid.hex() for chip in self.chips],
+        }
+        found = ask(
+            url,
+            "api/v1/rolls",
+            method="POST",
+            body=json.dumps(body).encode(),
+            headers={"Authorization": f"Bearer {TOKEN}"},
+        )
+        assert found.status == 201, found.text
+
+    def path(self, chip: Chip) -> str:
+        return VcekResource(Product.MILAN, chip.hwid, NEXT_TCB).path
+
+    def asked(self) -> int:
+        """How many VCEKs the key server was asked for."""
+        return sum(self.amd.requests.get(self.path(chip), 0) for chip in self.chips)
+
+    def until_asked(self, count: int) -> None:
+        until = time.monotonic() + 120
+        while self.asked() < count:
+            assert time.monotonic() < until, "the instances do not go on"
+            time.sleep(0.02)
+
+    def until_stored(self) -> None:
+        with closing(MirrorDatabase(self.database)) as opened:
+            until = time.monotonic() + 180
+            while True:
+                with opened.read() as connection:
+                    query = "SELECT count(*) FROM certificate WHERE kind = 'vcek'"
+                    count = connection.exec_driver_sql(query).scalar_one()
+                if count == len(self.chips):
+                    return
+                assert time.monotonic() < until, f"{count} of {len(self.chips)} are stored"
+                time.sleep(0.1)
+
+
+@pytest.fixture
+def rolling(milan: EmulatedAuthority, tmp_path: Path) -> Iterator[Callable[[str, int], Roll]]:
+    root, tokens = tmp_path / "root.pem", tmp_path / "tokens"
+    root.write_bytes(milan.ark.public_bytes(Encoding.PEM))
+    tokens.write_text(f"{TOKEN}\n")
+    processes: list[subprocess.Popen[str]] = []
+    servers: list[KeyServer] = []
+
+    def make(database: str, count: int) -> Roll:
+        chips = [Chip.create(Product.MILAN) for _ in range(count)]
+        amd = KeyServer([ProductLine(milan, tuple(chips))], throttle=Throttle(GAP))
+        amd.start()
+        servers.append(amd)
+
+        def start() -> tuple[subprocess.Popen[str], str]:
+            options = ["--database", database, "--listen", "0", "--upstream", amd.url]
+            options += ["--anchor", str(root), "--gap", str(GAP), "--admin-token-file", str(tokens)]
+            process = subprocess.Popen(
+                [sys.executable, "-m", "snpcerts", "mirror", "serve", *options],
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                text=True,
+            )
+            processes.append(process)
+            assert process.stdout is not None
+            line = process.stdout.readline()
+            assert line.startswith("serving http://"), line
+            return process, line.split()[1]
+
+        return Roll(amd, chips, database, start)
+
+    yield make
+    for process in processes:
+        process.kill()
+        process.communicate()
+    for server in servers:
+        server.close()
+
+
+def test_a_restart_of_postgresql_loses_no_answer_and_asks_nothing_twice(
+    rolling: Callable[[str, int], Roll],
+) -> None:
+    with closing(PostgresServer()) as postgres:
+        count = sized(10, 60)
+        roll = rolling(postgres.new_database(), count)
+        urls = [roll.start()[1] for _ in range(sized(2, 3))]
+        roll.announce(urls[0])
+        roll.until_asked(count // 3)
+        postgres.stop("immediate")
+        postgres.start()
+        roll.until_asked(2 * count // 3)
+        postgres.stop("fast")
+        postgres.start()
+        roll.until_stored()
+        assert {roll.amd.requests[roll.path(chip)] for chip in roll.chips} == {1}
+        assert roll.amd.statuses.keys() == {200}
+        for url in urls:
+            assert ask(url, roll.path(roll.chips[0])).status == 200
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
+def test_instances_that_are_killed_lose_nothing(
+    rolling: Callable[[str, int], Roll],
+    kind: str,
+    request: pytest.FixtureRequest,
+    tmp_path: Path,
+) -> None:
+    """What a killed instance was asking for is asked for once more, after its lease."""
+    if sized(True, False):
+        pytest.skip(f"waits for leases of {LEASE:.0f} s: SNPCERTS_FULL_TESTS=1")
+    database = f"sqlite:///{tmp_path}/killed.db"
+    if kind == "postgresql":
+        server: PostgresServer = request.getfixturevalue("postgres")
+        database = server.new_database()
+    count, kills = 24, 3
+    roll = rolling(database, count)
+    running = [roll.start() for _ in range(1 if kind == "sqlite" else 3)]
+    roll.announce(running[0][1])
+    for kill in range(1, kills + 1):
+        roll.until_asked(kill * count // (kills + 1))
+        process, _ = running.pop(0)
+        process.kill()
+        process.wait()
+        running.append(roll.start())
+    roll.until_stored()
+    twice = [n for n in (roll.amd.requests[roll.path(chip)] for chip in roll.chips) if n > 1]
+    assert len(twice) <= kills
+    assert max(twice, default=1) <= 2
+    assert roll.amd.statuses.get(429, 0) == 0
+    for _, url in running:
+        assert ask(url, roll.path(roll.chips[-1])).status == 200
+
+
+def test_an_instance_ends_at_sigterm_and_gives_its_row_back(
+    rolling: Callable[[str, int], Roll], tmp_path: Path
+) -> None:
+    roll = rolling(f"sqlite:///{tmp_path}/ended.db", 6)
+    process, url = roll.start()
+    roll.announce(url)
+    roll.until_asked(1)
+    process.terminate()
+    assert process.wait(30) == 0
+    roll.start()
+    began = time.monotonic()
+    roll.until_stored()
+    assert time.monotonic() - began < LEASE
+    assert {roll.amd.requests[roll.path(chip)] for chip in roll.chips} == {1}
