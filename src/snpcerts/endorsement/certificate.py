@@ -218,6 +218,7 @@ def _key(part: asn1.TLV) -> PublicKeyTypes:
     return load_der_public_key(structure.der_of(part))
 
 
+@functools.lru_cache(maxsize=16)  # all authorities have the same few values
 def _read_basic_constraints(value: bytes) -> BasicConstraints:
     read = structure.read(structure.BasicConstraintsDer, value)
     length = read.path_len_constraint
@@ -226,6 +227,7 @@ def _read_basic_constraints(value: bytes) -> BasicConstraints:
     return BasicConstraints(read.ca, length)
 
 
+@functools.lru_cache(maxsize=16)
 def _read_key_usage(value: bytes) -> KeyUsage:
     bits = structure.read(asn1.BitString, value)
     octets, size = bits.as_bytes(), 8 * len(bits.as_bytes()) - bits.padding_bits()

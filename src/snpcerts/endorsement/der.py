@@ -70,6 +70,8 @@ def _read_whole(data: bytes, tag: int, name: str, what: str) -> bytes:
 
 def read_byte_integer(data: bytes, what: str) -> int:
     """Parse ``data`` as an INTEGER from 0 to 255; raise :class:`FormatError` for anything else."""
+    if len(data) == 3 and data[0] == INTEGER and data[1] == 1 and data[2] < 0x80:
+        return data[2]  # as nearly all of them are
     content = _read_whole(data, INTEGER, "INTEGER", what)
     if not content:
         raise FormatError(what, "INTEGER has no content")

@@ -63,9 +63,9 @@ def choose(
         return Choice(findings, () if leaf is None else _of_leaf(report, leaf, allow_masked))
 
     best = judged(memory.findings(kind, collateral.chain(kind), anchors, lists))
-    least = _score(best, at)
     if not best.reasons(at) or collateral.without_certificates:
         return best
+    least = _score(best, at)
 
     def fits(leaf: EndorsementCert) -> bool:
         return not _of_leaf(report, leaf, True)
