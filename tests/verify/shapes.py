@@ -8,6 +8,7 @@ import json
 import struct
 from collections.abc import Callable
 from typing import Any
+from urllib.parse import quote
 
 import cbor2
 
@@ -98,6 +99,44 @@ def scale(report: bytes, *ders: bytes) -> bytes:
     return out + b"".join(compact(len(each)) + each for each in ders) + b"\1\2\3"
 
 
+def packed(value: Any) -> bytes:
+    """MessagePack as rmp-serde writes it: bytes as arrays of numbers."""
+    if isinstance(value, dict):
+        inside = b"".join(packed(key) + packed(each) for key, each in value.items())
+        return bytes([0x80 + len(value)]) + inside
+    if isinstance(value, bytes | list):
+        return b"\xdc" + len(value).to_bytes(2, "big") + b"".join(map(packed, value))
+    if isinstance(value, str):
+        return b"\xd9" + bytes([len(value)]) + value.encode()
+    return bytes([value]) if value < 0x80 else bytes([0xCC, value])
+
+
+def dstack_packed(report: bytes, *ders: bytes) -> bytes:
+    platform = {"report": report, "cert_chain": list(ders), "mr_config": "{}"}
+    stack = {"report_data": bytes(64), "runtime_events": [], "config": "{}"}
+    return packed(
+        {
+            "version": 1,
+            "platform": {"kind": "sev-snp", "data": platform},
+            "stack": {"kind": "dstack", "data": stack},
+        }
+    )
+
+
+def octal(data: bytes, *, words: bool = False) -> str:
+    """``od -tx1``, or with ``words`` ``od -x``."""
+    rows = [data[at : at + 16] for at in range(0, len(data), 16)]
+    lines = [
+        f"{16 * index:07o} "
+        + " ".join(
+            row[at : at + 2][::-1].hex() if words else f"{row[at]:02x}"
+            for at in range(0, 16, 1 + words)
+        )
+        for index, row in enumerate(rows)
+    ]
+    return "\n".join((*lines, f"{len(data):07o}")) + "\n"
+
+
 def tpm(report: bytes, chain: bytes = b"") -> bytes:
     """go-tpm-tools' Attestation: a key, a quote, and the SNP Attestation in field 8."""
     key = bytes.fromhex("0001000b00040072") + bytes(250)
@@ -178,6 +217,7 @@ def whole(ders: Ders) -> dict[str, Shape]:
             attestation=scale(report, *(pem(each).encode() for each in ders)).hex()
         ),
         "Dstack SCALE": lambda report: scale(report, *ders),
+        "Dstack MessagePack": lambda report: dstack_packed(report, *ders),
     }
 
 
@@ -191,6 +231,28 @@ ALONE: dict[str, Shape] = {
     ).encode(),
     "xxd": lambda report: xxd(report).encode(),
     "hexdump -C": lambda report: hexdump(report).encode(),
+    "od -t x1": lambda report: octal(report).encode(),
+    "od -x": lambda report: octal(report, words=True).encode(),
+    "hexdump": lambda report: "".join(
+        f"{at:07x} " + " ".join(report[i : i + 2][::-1].hex() for i in range(at, at + 16, 2)) + "\n"
+        for at in range(0, len(report), 16)
+    ).encode(),
+    "xxd -i": lambda report: (
+        "unsigned char report_bin[] = {\n  "
+        + ",\n  ".join(
+            ", ".join(f"0x{each:02x}" for each in report[at : at + 12])
+            for at in range(0, len(report), 12)
+        )
+        + f"\n}};\nunsigned int report_bin_len = {len(report)};\n"
+    ).encode(),
+    "slice of Go": lambda report: f"[]byte{{{', '.join(map(hex, report))}}}".encode(),
+    "slice as Go prints it": lambda report: f"[{' '.join(map(str, report))}]".encode(),
+    "bytes of Python": lambda report: repr(report).encode(),
+    "bytes.fromhex of Python": lambda report: f"bytes.fromhex('{report.hex()}')".encode(),
+    "setting": lambda report: f"SNP_REPORT={b64(report)}\n".encode(),
+    "YAML": lambda report: f"report: |\n  {b64(report)}\n".encode(),
+    "form field": lambda report: f"report={quote(b64(report), safe='')}".encode(),
+    "report and a line end": lambda report: report + b"\n",
     "base64": base64.encodebytes,
     "base64, with line ends of Windows": lambda report: base64.encodebytes(report).replace(
         b"\n", b"\r\n"

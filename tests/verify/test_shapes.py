@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import itertools
 import json
 import os
@@ -12,6 +13,7 @@ import resource
 import subprocess
 import sys
 import threading
+import zlib
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -28,9 +30,11 @@ from snpcerts.endorsement.encoded_text import MAX_TEXT, bytes_in
 from snpcerts.endorsement.file_kind import kind_of
 from snpcerts.endorsement.vek import VekKind
 from snpcerts.errors import FormatError, RetryLaterError
+from snpcerts.schemas import schema_of
 from snpcerts.verify.collateral import Collateral
-from snpcerts.verify.evidence import Evidence
+from snpcerts.verify.evidence import Evidence, Shape
 from snpcerts.verify.judging import verify
+from snpcerts.verify.message_pack import read_message_pack
 from snpcerts.verify.sources import OWN, CollateralRequest, Given, verify_with
 from snpcerts.verify.verdict import Status
 from tests.endorsement.small_ca import NOON, TCBS, SmallCa, flipped
@@ -82,6 +86,11 @@ def test_a_file_of_certificates(name: str) -> None:
     given_ = Given(Collateral(others=found.certificates))
     verdict = verify_with(Evidence(REPORT), [given_], anchors=anchors(), at=NOON)
     assert codes(verdict) == []
+
+
+def test_the_schema_lists_every_shape() -> None:
+    shape = schema_of("report show")["properties"]["shape"]
+    assert shape["enum"] == [each.value for each in Shape]
 
 
 def test_the_documentation_lists_every_shape() -> None:
@@ -192,6 +201,13 @@ NAMED = {
     TABLE: "a certificate table",
     shapes.pem(LEAF).encode(): "a certificate in PEM",
     b"-----BEGIN EC PRIVATE KEY-----\nAAAA\n-----END EC PRIVATE KEY-----\n": "a private key",
+    b"HTTP/1.1 200 OK\r\n\r\n" + REPORT.hex().encode(): "a server's answer with its headers",
+    b"--x\r\nContent-Disposition: form-data\r\n\r\n" + REPORT: "a form of several parts",
+    b"\xd2\x84\x43\xa1\x01\x26\xa0\x59\x04\xa0" + REPORT + b"\x40": "a COSE message",
+    zlib.compress(REPORT): "zlib data",
+    b'{"a": 1}\n{"a": 2}\n': "has more behind a whole JSON value",
+    REPORT.decode("latin-1").encode(): "read as Latin-1 and written as UTF-8",
+    REPORT.decode(errors="replace").encode(): "bytes that are no text were replaced",
     BUNDLES["Azure IMDS JSON"]: "certificates, and no report",
     b'{"provider": "tdx_guest", "outblob": "AAAA"}': "is of a guest of Intel TDX",
     b"\x82\xa4kind\xa7sev-snp" + bytes(100): "an attestation in MessagePack",
@@ -203,6 +219,50 @@ def test_what_is_no_evidence_is_called_what_it_is(data: bytes) -> None:
     with pytest.raises(FormatError) as raised:
         Evidence.from_bytes(data)
     assert NAMED[data] in str(raised.value)
+
+
+def test_a_report_whose_line_ends_were_changed_is_named() -> None:
+    report = CA.report(report_data=b"\n" * 64)
+    with pytest.raises(FormatError, match="line ends were changed"):
+        Evidence.from_bytes(report.replace(b"\n", b"\r\n"))
+
+
+@pytest.mark.parametrize("behind", [b"x", b"\n\n", b"\r", b" \n"])
+def test_only_a_line_end_may_follow_a_report_without_a_table(behind: bytes) -> None:
+    with pytest.raises(FormatError, match="neither a report"):
+        Evidence.from_bytes(REPORT + behind)
+
+
+PACKED = shapes.dstack_packed(REPORT, *DERS)
+
+
+@pytest.mark.parametrize(
+    ("data", "problem"),
+    [
+        (PACKED[:-1], "ends where a value should be|announced|ends in a number"),
+        (PACKED + b"\0", "1 bytes follow it"),
+        (b"\x82" + shapes.packed("sev-snp") + b"\1" + shapes.packed("sev-snp") + b"\1", "twice"),
+        (b"\x81" + shapes.packed("sev-snp") + b"\x91" * 1000 + b"\0", "nested too deeply"),
+        (b"\x81" + shapes.packed("sev-snp") + b"\xdd\xff\xff\xff\xff", "announced"),
+        (b"\x82" + shapes.packed("sev-snp") + b"\1\1\1", "a key is not text"),
+        (b"\x81" + shapes.packed("sev-snp") + b"\xc7\1\1\1", "type 0xc7"),
+        (b"\x81" + shapes.packed("sev-snp") + b"\xa2\xff\xfe", "not UTF-8"),
+        (
+            b"\x81" + shapes.packed("sev-snp") + b"\xdc\xff\xff" + b"\x90" * 0xFFFF,
+            "more than 10000 maps and arrays",
+        ),
+        (b"\x81" + shapes.packed("sev-snp") + b"\1", "none of which holds a report"),
+    ],
+)
+def test_bad_message_pack_is_an_error(data: bytes, problem: str) -> None:
+    with pytest.raises(FormatError, match=problem):
+        Evidence.from_bytes(data)
+
+
+@given(st.binary(max_size=200))
+def test_no_bytes_break_the_reader_of_message_pack(data: bytes) -> None:
+    with contextlib.suppress(FormatError):
+        read_message_pack(data)
 
 
 def test_a_response_without_a_report_says_why() -> None:

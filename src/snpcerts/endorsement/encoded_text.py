@@ -10,6 +10,7 @@ text stand before BEGIN and asks readers to ignore blanks; RFC 8259 for JSON.
 
 from __future__ import annotations
 
+import ast
 import base64
 import binascii
 import codecs
@@ -17,6 +18,7 @@ import json
 import re
 from collections.abc import Iterator
 from typing import Any, Final, NamedTuple
+from urllib.parse import unquote
 
 from snpcerts.errors import FormatError
 
@@ -35,7 +37,15 @@ _NUMBER: Final = re.compile(r"0[xX]([0-9a-fA-F]{1,2})")
 _HEX: Final = re.compile(r"(?:[0-9a-fA-F]{2})+")
 _BASE64: Final = re.compile(r"[A-Za-z0-9+/]+={0,2}")
 _DATA_URL: Final = re.compile(r"data:[-\w.+/;=]{0,100};base64,")
-_DUMP_OFFSET: Final = re.compile(r"([0-9a-fA-F]{7,8})(:[ ]|[ ]{2}|$)")
+_DUMP_OFFSET: Final = re.compile(r"([0-9a-fA-F]{6,8})(:[ ]|[ ]{1,2}|$)")
+_DUMP_WORDS: Final = re.compile(r"[0-9a-fA-F]{4}(?: [0-9a-fA-F]{4})*+")
+# Possessive: a long text must not cost the memory for going back in it.
+_DECIMALS: Final = re.compile(r"[{\[(]?\s*\d{1,3}(?:[\s,]++\d{1,3}+){63,}+[\s,]*[}\])]?")
+# What stands before bytes that were copied out of a file of settings or of a program.
+_ASSIGNED: Final = re.compile(r"(?:export\s+)?[A-Za-z_][\w.-]{0,63}\s*[:=]\s*(?:[|>][-+]?\s+)?")
+_ARRAY: Final = re.compile(r"[\w\s*\[\]:=&.!;]{0,160}[{\[(](?=\s*(?:0[xX])?[0-9a-fA-F]{1,3}\s*,)")
+_CALL: Final = re.compile(r"(?:[\w.]{1,40}\s*=\s*)?(?:(?:bytes|bytearray)\.fromhex\(|[xX](?='))")
+_BYTES_LITERAL: Final = re.compile(r"b(['\"])(?:\\.|(?!\1)[\x20-\x5b\x5d-\x7e])*+\1")
 _BASE64_IN_PEM: Final = re.compile(r"[A-Za-z0-9+/=]*")
 
 
@@ -59,8 +69,59 @@ def bytes_in(text: str) -> bytes | None:
     """Return the bytes that a text in hexadecimal, base64 or base64url, or a dump, stands for.
 
     White space anywhere, quotes around it, ``0x``, ``\\x``, colons and commas between
-    bytes, and missing padding are taken. None where it is nothing of these.
+    bytes, and missing padding are taken, and so is a name before it (``REPORT=``) or a literal of a
+    program (``xxd -i``, ``[]byte{...}``, ``b'...'``). None where it is nothing of these.
     """
+    text = text.strip()
+    for read in (bytes_in_numbers, _in_program, _encoded, _in_setting):
+        found = read(text)
+        if found is not None:
+            return found
+    return None
+
+
+def bytes_in_numbers(text: str) -> bytes | None:
+    """Return the bytes that decimal numbers stand for, 64 and more: ``[3 0 255]``, as Go prints
+    them; None where it is not that.
+
+    Text of two digits everywhere may as well be hexadecimal, and is not taken.
+    """
+    if not _DECIMALS.fullmatch(text):
+        return None
+    numbers = re.findall(r"\d+", text)
+    if all(len(each) == 2 for each in numbers) or any(int(each) > 255 for each in numbers):
+        return None
+    return bytes(map(int, numbers))
+
+
+def _in_program(text: str) -> bytes | None:
+    """Return the bytes that a literal of a program stands for."""
+    literal = _BYTES_LITERAL.fullmatch(text)
+    if literal is not None:
+        try:
+            value = ast.literal_eval(text)
+        except (ValueError, SyntaxError):
+            return None
+        return value if isinstance(value, bytes) else None
+    array = _ARRAY.match(text)
+    if array is not None:
+        end = re.search(r"[}\])]", text[array.end() :])
+        body = text[array.end() :] if end is None else text[array.end() :][: end.start()]
+        return bytes_in_numbers(body.strip()) or _encoded(body)
+    call = _CALL.match(text)
+    return None if call is None else _encoded(text[call.end() :])
+
+
+def _in_setting(text: str) -> bytes | None:
+    """Return the bytes behind a name, as in a file of settings, YAML or a form."""
+    start = _ASSIGNED.match(text)
+    if start is None:
+        return None
+    rest = text[start.end() :]
+    return _encoded(unquote(rest) if "%2" in rest or "%3" in rest else rest)
+
+
+def _encoded(text: str) -> bytes | None:
     text = text.strip()
     url = _DATA_URL.match(text)
     if url is not None:
@@ -88,24 +149,42 @@ def bytes_in(text: str) -> bytes | None:
 
 
 def _dumped(text: str) -> bytes | None:
-    """Return the bytes of a dump by ``xxd`` or ``hexdump -C``; ``*`` stands for repeated lines."""
+    """Return the bytes of a dump by ``xxd``, ``hexdump`` or ``od``; ``*`` stands for repeated
+    lines.
+    """
+    lines = [line.strip() for line in text.splitlines()]
+    match = _DUMP_OFFSET.match(lines[0]) if lines else None
+    if match is None:
+        return None
+    # od has its offsets in octal, unless told otherwise.
+    bases = (8, 16, 10) if match[2] == " " else (16,)
+    return next((found for base in bases if (found := _of_lines(lines, base)) is not None), None)
+
+
+def _of_lines(lines: list[str], base: int) -> bytes | None:
     found, last, repeat = bytearray(), b"", False
-    for line in map(str.strip, text.splitlines()):
+    for line in lines:
         if line == "*" and found:
             repeat = True
             continue
         match = _DUMP_OFFSET.match(line)
         if match is None:
             return None
-        at, rest = int(match[1], 16), line[match.end() :]
+        try:
+            at, rest = int(match[1], base), line[match.end() :]
+        except ValueError:
+            return None
         if repeat and len(found) < at <= MAX_TEXT:
             found += last * ((at - len(found)) // len(last))
         repeat = False
         # Behind the bytes stand the same as characters.
-        digits = "".join(rest.split("  " if match[2] == ": " else "|")[0].split())
+        digits = "".join(re.split(r"\s{2}" if match[2] == ": " else r"\||\s>", rest)[0].split())
         if at != len(found) or (digits and not _HEX.fullmatch(digits)):
             return None
         last = bytes.fromhex(digits)
+        if match[2] == " " and _DUMP_WORDS.fullmatch(rest.strip()):
+            # Numbers of 16 bits, of which x86 stores the low byte first.
+            last = bytes(byte for at in range(0, len(last), 2) for byte in last[at : at + 2][::-1])
         found += last
     return bytes(found) or None
 
@@ -175,6 +254,10 @@ def read_json(text: str, what: str) -> Any:
     except RecursionError:
         raise FormatError(what, "is nested too deeply") from None
     except ValueError as error:
+        if str(error).startswith("Extra data"):
+            raise FormatError(
+                what, "has more behind a whole JSON value", hint="give one at a time"
+            ) from None
         raise FormatError(what, f"is not JSON: {str(error)[:120]}") from None
 
 

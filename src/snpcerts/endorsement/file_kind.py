@@ -37,6 +37,9 @@ _BINARY: Final = (
     (b"\x1f\x8b", FileKind("gzip data", "unpack it first: gunzip")),
     (b"\xfd7zXZ\0", FileKind("xz data", "unpack it first: xz -d")),
     (b"\x28\xb5\x2f\xfd", FileKind("zstd data", "unpack it first: zstd -d")),
+    (b"\x78\x01", FileKind("zlib data", "unpack it first: pigz -dz, or Python's zlib")),
+    (b"\x78\x9c", FileKind("zlib data", "unpack it first: pigz -dz, or Python's zlib")),
+    (b"\x78\xda", FileKind("zlib data", "unpack it first: pigz -dz, or Python's zlib")),
     (b"BZh", FileKind("bzip2 data", "unpack it first: bunzip2")),
     (b"PK\x03\x04", FileKind("a zip archive", "unpack it first: unzip")),
     (b"\x7fELF", FileKind("a program (ELF)")),
@@ -65,6 +68,11 @@ _BINARY: Final = (
         ),
     ),
 )
+_COSE: Final = FileKind(
+    "a COSE message (RFC 9052)", "its payload is the third of its four parts: give that"
+)
+_FORM: Final = FileKind("a form of several parts (multipart/form-data)", "give the part's body")
+_ANSWER: Final = re.compile(r"HTTP/[\d.]{1,3} \d{3}\b")
 _TDX_TYPE, _SGX_TYPE = 0x81, 0
 _PKCS7_OID: Final = bytes.fromhex("06092a864886f70d010702")
 _PKCS12_START: Final = re.compile(rb"\x30[\x82\x80].{0,2}\x02\x01\x03\x30", re.DOTALL)
@@ -100,6 +108,10 @@ def kind_of(data: bytes) -> FileKind:
     for start, kind in _BINARY:
         if data.startswith(start):
             return kind
+    if data[:2] in (b"\xd2\x84", b"\xd2\x9f"):
+        return _COSE
+    if data[:2] == b"--" and b"\nContent-Disposition:" in data[:400]:
+        return _FORM
     found = _structure(data) or _der(data)
     if found is not None:
         return found
@@ -136,11 +148,6 @@ def _structure(data: bytes) -> FileKind | None:
         return FileKind("an attestation report", "give it as evidence")
     if looks_like_table(data):
         return FileKind("a certificate table", "give it with --table, or as --certs")
-    if 0x81 <= data[0] <= 0x8F and b"sev-snp" in data[:512]:
-        return FileKind(
-            "an attestation in MessagePack (Dstack, version 1)",
-            "its field platform.data.report is the report",
-        )
     version, kind = int.from_bytes(data[:2], "little"), int.from_bytes(data[4:8], "little")
     if len(data) > 432 and version in (4, 5) and kind == _TDX_TYPE:
         return FileKind("a quote of Intel TDX", "it is of another kind of guest, not of SEV-SNP")
@@ -181,6 +188,8 @@ def _text(text: str) -> FileKind:
         return FileKind("an HTML page", "a server's error page, most likely: fetch it again")
     if "-----BEGIN " in text:
         return _pem(text)
+    if _ANSWER.match(text):
+        return FileKind("a server's answer with its headers", "fetch it without them: curl, not -i")
     if text.startswith(_LFS):
         return FileKind("a pointer of Git LFS", "fetch the file itself: git lfs pull")
     if text.startswith("#!"):

@@ -53,6 +53,7 @@ from snpcerts.verify import attestation_proto
 from snpcerts.verify.collateral import Collateral
 from snpcerts.verify.hcl import SIGNATURE, HclReport
 from snpcerts.verify.json_evidence import blobs, keys_of, other_kind_of_guest, report_by_fields
+from snpcerts.verify.message_pack import is_message_pack, read_message_pack
 from snpcerts.verify.scale import START as SCALE_START
 from snpcerts.verify.scale import read_dstack
 
@@ -79,6 +80,7 @@ class Shape(enum.StrEnum):
     JSON = "json"
     CBOR = "cbor"
     SCALE = "scale"
+    MESSAGE_PACK = "message-pack"
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,14 +165,21 @@ class Evidence:
     def _from_report(cls, data: bytes) -> Self:
         if len(data) > MAX_EVIDENCE:
             raise FormatError("evidence", f"{len(data)} bytes, at most {MAX_EVIDENCE}")
+        behind = data[REPORT_SIZE:]
+        if behind in (b"\n", b"\r\n"):
+            behind = b""  # an editor or echo put it there
         try:
-            return cls.from_parts(data[:REPORT_SIZE], data[REPORT_SIZE:])
+            found = cls.from_parts(data[:REPORT_SIZE], behind)
         except FormatError as error:
+            _check_unaltered(data)
             raise FormatError(
                 "evidence",
                 f"{len(data)} bytes are neither a report of {REPORT_SIZE} bytes nor one with its "
                 f"table behind it ({error})",
             ) from None
+        if behind and (found.table is None or not len(found.table)):
+            _check_unaltered(data)
+        return found
 
     @classmethod
     def _unwrapped(cls, data: bytes, depth: int) -> Self:
@@ -182,6 +191,8 @@ class Evidence:
         binary = cls._from_binary(data)
         if binary is not None:
             return binary
+        if is_message_pack(data):
+            return cls._from_values(read_message_pack(data), depth, Shape.MESSAGE_PACK)
         if _TEXT_MESSAGE.match(data):
             raise FormatError(
                 "evidence",
@@ -189,6 +200,9 @@ class Evidence:
                 hint="go-sev-guest turns it into bytes: show -inform textproto -outform bin",
             )
         text = text_of(data)
+        printed = bytes_in(text) if text is not None and _PRINTED_BY_GO.match(text) else None
+        if printed is not None:
+            return cls._unwrapped(printed, depth + 1)
         if text is not None and starts_like_json(text):
             value = read_json(text, "evidence")
             inner = bytes_of_json(value) if isinstance(value, list) else None
@@ -326,7 +340,33 @@ def starts_in_binary_shape(data: bytes) -> bool:
 
 
 _EXPECTED: Final = "expected an attestation report: see 'snpcerts report show --help'"
+_PRINTED_BY_GO: Final = re.compile(r"\s*\[(?:\]|\d{1,3} +\d)")
 _CBOR_MAPS: Final = frozenset(bytes([each]) for each in (*range(0xA1, 0xBC), 0xBF, 0xD9, 0xDA))
+
+
+_REPLACED: Final = "\ufffd".encode()
+_MANY: Final = 16
+
+
+def _check_unaltered(data: bytes) -> None:
+    """Raise :class:`FormatError` for a report that a program took for text and changed."""
+    if data.count(_REPLACED) >= _MANY:
+        how = "bytes that are no text were replaced in it, and are lost"
+    elif len(data.replace(b"\r\n", b"\n")) == REPORT_SIZE:
+        how = "its line ends were changed to those of Windows"
+    else:
+        try:
+            whole = len(data.decode("utf-8").encode("latin-1")) == REPORT_SIZE
+        except UnicodeError:
+            return
+        if not whole:
+            return
+        how = "it was read as Latin-1 and written as UTF-8"
+    raise FormatError(
+        "evidence",
+        f"is a report that was handled as text: {how}",
+        hint="copy it again as a binary file, or in base64",
+    )
 
 
 def _of_response(data: bytes) -> bytes:

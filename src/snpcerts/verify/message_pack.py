@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: Apache-2.0
+"""MessagePack, as Dstack's version 1 wraps evidence in it.
+
+Sources: the MessagePack specification (msgpack/msgpack, spec.md); the fields in Dstack-TEE/dstack,
+``dstack-attest/src/v1.rs``, which writes bytes as arrays of numbers.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import Any, Final
+
+from snpcerts.errors import FormatError
+
+WHAT: Final = "an attestation in MessagePack (Dstack, version 1)"
+_MAX_DEPTH: Final = 32
+_MAX_CONTAINERS: Final = 10_000  # an empty one takes a byte, and sixty times as much when read
+_SIZES: Final = {
+    0xC4: ">B",
+    0xC5: ">H",
+    0xC6: ">I",
+    0xD9: ">B",
+    0xDA: ">H",
+    0xDB: ">I",
+    0xDC: ">H",
+    0xDD: ">I",
+    0xDE: ">H",
+    0xDF: ">I",
+}
+_NUMBERS: Final = {
+    0xCA: ">f",
+    0xCB: ">d",
+    0xCC: ">B",
+    0xCD: ">H",
+    0xCE: ">I",
+    0xCF: ">Q",
+    0xD0: ">b",
+    0xD1: ">h",
+    0xD2: ">i",
+    0xD3: ">q",
+}
+_SINGLE: Final = {0xC0: None, 0xC2: False, 0xC3: True}
+
+
+def is_message_pack(data: bytes) -> bool:
+    """Whether the first bytes are a map that names SEV-SNP as its platform."""
+    return data[:1] != b"" and 0x81 <= data[0] <= 0x8F and b"sev-snp" in data[:512]
+
+
+def read_message_pack(data: bytes) -> Any:
+    """Return the value, which must end where ``data`` ends; maps have text as keys.
+
+    Raises :class:`FormatError` for anything else: cut short, a key twice, nested too deeply, an
+    extension type.
+    """
+    value, at = _value(data, 0, 0, [])
+    if at != len(data):
+        raise FormatError(WHAT, f"{len(data) - at} bytes follow it", offset=at)
+    return value
+
+
+def _value(data: bytes, at: int, depth: int, opened: list[int]) -> tuple[Any, int]:
+    if depth > _MAX_DEPTH:
+        raise FormatError(WHAT, "is nested too deeply", offset=at)
+    if at >= len(data):
+        raise FormatError(WHAT, "ends where a value should be", offset=at)
+    tag, at = data[at], at + 1
+    if tag < 0x80:
+        return tag, at
+    if tag >= 0xE0:
+        return tag - 0x100, at
+    if tag in _SINGLE:
+        return _SINGLE[tag], at
+    if tag in _NUMBERS:
+        return _number(data, at, _NUMBERS[tag])
+    if tag < 0xC0:
+        size = tag & (0x1F if tag >= 0xA0 else 0x0F)
+    elif tag in _SIZES:
+        size, at = _number(data, at, _SIZES[tag])
+    else:
+        raise FormatError(WHAT, f"type {tag:#04x} is not one that Dstack writes", offset=at - 1)
+    if size > len(data) - at:  # an element has at least one byte
+        raise FormatError(WHAT, f"{size} are announced, {len(data) - at} bytes follow", offset=at)
+    if tag in (0xC4, 0xC5, 0xC6):
+        return data[at : at + size], at + size
+    if 0xA0 <= tag < 0xC0 or tag in (0xD9, 0xDA, 0xDB):
+        return _text(data, at, size), at + size
+    opened.append(at)
+    if len(opened) > _MAX_CONTAINERS:
+        raise FormatError(WHAT, f"more than {_MAX_CONTAINERS} maps and arrays", offset=at)
+    if 0x90 <= tag < 0xA0 or tag in (0xDC, 0xDD):
+        items: list[Any] = []
+        for _ in range(size):
+            item, at = _value(data, at, depth + 1, opened)
+            items.append(item)
+        return items, at
+    return _map(data, at, size, depth, opened)
+
+
+def _map(
+    data: bytes, at: int, size: int, depth: int, opened: list[int]
+) -> tuple[dict[str, Any], int]:
+    found: dict[str, Any] = {}
+    for _ in range(size):
+        start = at
+        key, at = _value(data, at, depth + 1, opened)
+        if not isinstance(key, str):
+            raise FormatError(WHAT, "a key is not text", offset=start)
+        if key in found:
+            raise FormatError(WHAT, f"the key {key[:40]!r} is there twice", offset=start)
+        found[key], at = _value(data, at, depth + 1, opened)
+    return found, at
+
+
+def _number(data: bytes, at: int, form: str) -> tuple[Any, int]:
+    end = at + struct.calcsize(form)
+    if end > len(data):
+        raise FormatError(WHAT, "ends in a number", offset=at)
+    return struct.unpack(form, data[at:end])[0], end
+
+
+def _text(data: bytes, at: int, size: int) -> str:
+    try:
+        return data[at : at + size].decode("utf-8")
+    except UnicodeDecodeError:
+        raise FormatError(WHAT, "has text that is not UTF-8", offset=at) from None
