@@ -18,6 +18,7 @@ from snpcerts.cli.files import make_directory, write_output
 from snpcerts.cli.product_option import product_option
 from snpcerts.cli.say import say, say_line
 from snpcerts.cli.signals import ends_cleanly
+from snpcerts.cli.tcb_components import METAVAR, tcb_components
 from snpcerts.errors import InputError, UsageError
 
 if TYPE_CHECKING:
@@ -399,8 +400,35 @@ def reload(options: _PlatformOptions) -> None:
     _order(options, {"do": "reload"})
 
 
+@command.command()
+@_platform
+@click.option(
+    "--bios",
+    metavar=METAVAR,
+    default="",
+    help="The BIOS brings these components; the others are those that were committed.",
+)
+@click.option(
+    "--version", metavar="MAJOR.MINOR.BUILD", help="Version of the firmware that the BIOS brings."
+)
+@click.pass_obj
+def reboot(options: _PlatformOptions, bios: str, version: str | None) -> None:
+    """Reboot the machine, with a new BIOS if --bios is given.
+
+    The VLEK, masks, a configured TCB and an update that was not committed are gone. A BIOS below
+    the committed TCB is refused. Refused while VMs run.
+    """
+    order: dict[str, object] = {"do": "reboot", "tcb": _changed_levels(options, "--bios", bios)}
+    if version is not None:
+        order["version"] = _version_parts(version)
+    _order(options, order)
+
+
 @firmware.command()
 @_platform
+@click.option(
+    "--current", metavar=METAVAR, default="", help="The new current TCB, as in snp=25,ucode=220."
+)
 @click.option("--fmc", type=_LEVEL, help="Turin only.")
 @click.option("--bootloader", type=_LEVEL)
 @click.option("--tee", type=_LEVEL)
@@ -412,7 +440,12 @@ def reload(options: _PlatformOptions) -> None:
 )
 @click.pass_obj
 def update(
-    options: _PlatformOptions, /, version: str | None, mitigations: str | None, **levels: int | None
+    options: _PlatformOptions,
+    /,
+    current: str,
+    version: str | None,
+    mitigations: str | None,
+    **levels: int | None,
 ) -> None:
     """Update the running firmware without committing: the current TCB changes.
 
@@ -420,16 +453,16 @@ def update(
     makes the update final.
     """
     named = {name: level for name, level in levels.items() if level is not None}
-    order: dict[str, object] = {"do": "update", "tcb": named}
     layout = options.lasting_home().firmware().product.tcb_layout
     for name in named:
         if name not in layout.components:
             raise UsageError(f"--{name}: this product's TCB has no such component")
+    together = _changed_levels(options, "--current", current)
+    if twice := named.keys() & together.keys():
+        raise UsageError(f"--{min(twice)}: --current names this component too")
+    order: dict[str, object] = {"do": "update", "tcb": {**together, **named}}
     if version is not None:
-        parts = [_integer("--version", part, 10) for part in version.split(".")]
-        if len(parts) != 3 or not all(0 <= part <= 255 for part in parts):
-            raise UsageError(f"--version {version}: expected three numbers of 0 to 255")
-        order["version"] = parts
+        order["version"] = _version_parts(version)
     if mitigations is not None:
         order["mitigations"] = _vector("--mitigations", mitigations)
     _order(options, order)
@@ -480,6 +513,23 @@ def _order(options: _PlatformOptions, order: dict[str, object]) -> None:
     from snpcerts.emulator.machine.enter import ask
 
     ask(options.lasting_home(), {"ask": "firmware", **order})
+
+
+def _changed_levels(options: _PlatformOptions, option: str, text: str) -> dict[str, int]:
+    """Return the components that ``text`` names, all of which the product has."""
+    found = tcb_components(option, text)
+    layout = options.lasting_home().firmware().product.tcb_layout
+    for name in found:
+        if name not in layout.components:
+            raise UsageError(f"{option}: this product's TCB has no {name}")
+    return found
+
+
+def _version_parts(text: str) -> list[int]:
+    parts = [_integer("--version", part, 10) for part in text.split(".")]
+    if len(parts) != 3 or not all(0 <= part <= 255 for part in parts):
+        raise UsageError(f"--version {text}: expected three numbers of 0 to 255")
+    return parts
 
 
 def _integer(what: str, text: str, base: int) -> int:

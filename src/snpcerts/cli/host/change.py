@@ -14,6 +14,7 @@ from snpcerts.cli.files import read_input
 from snpcerts.cli.host.options import FORCE, Host, with_host
 from snpcerts.cli.host.output import event_printer, ignore_event
 from snpcerts.cli.say import present, say
+from snpcerts.cli.tcb_components import METAVAR, tcb_components
 from snpcerts.errors import SnpCertsError, UsageError
 
 if TYPE_CHECKING:
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from snpcerts.host.agent import Agent
     from snpcerts.host.plan import Changed, Plan
 
-_SHORT = {"bl": "bootloader", "tee": "tee", "snp": "snp", "ucode": "microcode", "fmc": "fmc"}
 _CHANGE_OPTIONS = (
     click.option("--dry-run", is_flag=True, help="Print the plan and change nothing."),
     click.option("--json", "as_json", is_flag=True, help="Print one JSON object."),
@@ -120,7 +120,7 @@ def commit(agent: Agent) -> Plan:
 @click.command("set-config")
 @click.option(
     "--reported-tcb",
-    metavar="bl=N,tee=N,snp=N,ucode=N[,fmc=N]",
+    metavar=METAVAR,
     help="TCB to report; a component left out stays as it is.",
 )
 @click.option("--reset", is_flag=True, help="Report the committed TCB again.")
@@ -192,7 +192,7 @@ def load_vlek(agent: Agent, hashstick: str, vlek_cert: str) -> Plan:
 
 def changed_tcb(option: str, text: str) -> Callable[[TcbVersion], TcbVersion]:
     """Return what replaces the components of a TCB that ``text`` names, as in ``bl=3,snp=8``."""
-    components = _components(option, text)
+    components = tcb_components(option, text)
 
     def tcb(now: TcbVersion) -> TcbVersion:
         from dataclasses import replace
@@ -203,18 +203,3 @@ def changed_tcb(option: str, text: str) -> Callable[[TcbVersion], TcbVersion]:
         return replace(now, **components)
 
     return tcb
-
-
-def _components(option: str, text: str) -> dict[str, int]:
-    found: dict[str, int] = {}
-    for part in text.split(",") if text else ():
-        name, equals, value = part.partition("=")
-        if name not in _SHORT or not equals or not value.isdecimal() or int(value) > 255:
-            raise UsageError(
-                f"{option} {text}: {part!r} is not a component",
-                hint="as in bl=3,tee=0,snp=8,ucode=115; each 0 to 255",
-            )
-        if _SHORT[name] in found:
-            raise UsageError(f"{option} {text}: {name} is given twice")
-        found[_SHORT[name]] = int(value)
-    return found

@@ -20,21 +20,24 @@ from snpcerts.errors import InputError, RefusedError, UsageError
 
 
 def carry_out(platform: Platform, order: Mapping[str, Any]) -> Mapping[str, object]:
-    """Do what ``order["do"]`` says: ``reload``, ``update`` or ``verify-mitigation``.
+    """Do what ``order["do"]`` says: ``reload``, ``reboot``, ``update`` or ``verify-mitigation``.
 
     Raises :class:`FirmwareError` if the firmware refuses, :class:`RefusedError`
     if the kernel would refuse, :class:`InputError` for an invalid order.
     """
     firmware, do = platform.firmware, order.get("do")
+    state = firmware.state
+    if do in ("reload", "reboot") and platform.vms:
+        raise RefusedError(
+            f"kvm_amd is in use by {', '.join(sorted(platform.vms))}",
+            hint="end these VMs first",
+        )
     if do == "reload":
-        if platform.vms:
-            raise RefusedError(
-                f"kvm_amd is in use by {', '.join(sorted(platform.vms))}",
-                hint="end these VMs first",
-            )
         firmware.reload()
+    elif do == "reboot":
+        tcb = _changed(state.committed, _numbers(order, "tcb"))
+        firmware.reboot(tcb, ApiVersion(*_version(order, state.committed_version)))
     elif do == "update":
-        state = firmware.state
         tcb = _changed(state.current, _numbers(order, "tcb"))
         version = ApiVersion(*_version(order, state.version))
         firmware.update(tcb, version, mit_supported=_number(order, "mitigations"))

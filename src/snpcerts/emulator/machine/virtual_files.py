@@ -13,6 +13,7 @@ The CPUID instruction cannot be emulated here: it is not a system call.
 from __future__ import annotations
 
 import re
+import uuid
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -26,6 +27,7 @@ _SME_ENABLED, _SNP_ENABLED = 1 << 23, 1 << 24
 _SEV, _SEV_ES, _SEV_SNP = 1 << 0, 1 << 1, 1 << 2
 _MSRS = "/dev/cpu/0/msr"
 _CPUINFO = "/proc/cpuinfo"
+_BOOT_ID = "/proc/sys/kernel/random/boot_id"
 _SMT = "/sys/devices/system/cpu/smt"
 _MITIGATIONS = "/sys/firmware/sev/vulnerabilities"
 _FIRST_INODE = 1 << 10
@@ -61,6 +63,7 @@ def host_files(firmware: Firmware) -> dict[str, Callable[[], Content]]:
         **{f"{_SMT}/{name}": content for name, content in smt.items()},
         **mitigations,
         _MSRS: lambda: registers,
+        _BOOT_ID: lambda: _boot_id(firmware),
         _CPUINFO: lambda: _cpuinfo(Path(_CPUINFO).read_text(errors="replace"), processor),
     }
 
@@ -81,6 +84,12 @@ def guest_files() -> dict[str, Callable[[], Content]]:
         "/sys/devices/system/cpu/sev/vmpl": lambda: b"0\n",
         "/sys/devices/platform/sev-guest/uevent": lambda: b"DRIVER=sev-guest\n",
     }
+
+
+def _boot_id(firmware: Firmware) -> bytes:
+    """A UUID for each boot of this machine; Linux makes a random one (random(4))."""
+    name = f"{firmware.chip.chip_id.hex()} {firmware.state.boots}"
+    return f"{uuid.uuid5(uuid.NAMESPACE_OID, name)}\n".encode()
 
 
 def _smt_control(firmware: Firmware) -> bytes:

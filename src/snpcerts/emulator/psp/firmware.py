@@ -283,6 +283,16 @@ class Firmware:
             self._shutdown()
             self._become(self.state.init())
 
+    def reboot(self, current: TcbVersion | None = None, version: ApiVersion | None = None) -> None:
+        """Boot the host with a BIOS of that TCB and version, or one with what is committed.
+
+        INVALID_CONFIG below the committed TCB or version; DFFLUSH_REQUIRED while there are guests.
+        """
+        with self._lock:
+            after = self.state.reboot(current, version)
+            self._shutdown()
+            self._become(after.init())
+
     def snp_verify_mitigation(self, vector: int = 0) -> MitigationVectors:
         """SNP_VERIFY_MITIGATION.
 

@@ -41,7 +41,7 @@ class PlatformState:
     ``config_tcb`` is what SNP_CONFIG set since the last commit, None if nothing.
     ``vcek_tcb`` is what the VCEK was last derived for: the reported TCB, or on
     some firmware after SNP_INIT the running one. No interface shows it.
-    ``initialisations`` counts SNP_INIT, for what a kernel shows of having done it.
+    ``initialisations`` counts SNP_INIT and ``boots`` the host's, for what a kernel shows of them.
 
     Committed <= Current holds component by component, always. Reported <=
     Committed does too, or as one number where the firmware compares so:
@@ -61,6 +61,7 @@ class PlatformState:
     vlek: LoadedVlek | None = None
     initialized: bool = True
     initialisations: int = 0
+    boots: int = 0
 
     def __post_init__(self) -> None:
         for name in ("current", "committed", "reported", "vcek_tcb"):
@@ -115,6 +116,25 @@ class PlatformState:
         if self.choices.reload_clears_masks:
             after = replace(after, mask_chip_id=False, mask_chip_key=False)
         return after
+
+    def reboot(self, current: TcbVersion | None, version: ApiVersion | None) -> Self:
+        """Start with the firmware of the BIOS, without SNP_INIT.
+
+        What was committed stays; configuration, masks and VLEK are gone, and so is a live update
+        that was not committed. A BIOS below Committed is refused (INVALID_CONFIG).
+        """
+        bare = replace(
+            self,
+            current=self.committed,
+            version=self.committed_version,
+            config_tcb=None,
+            mask_chip_id=False,
+            mask_chip_key=False,
+            vlek=None,
+            initialized=False,
+            boots=self.boots + 1,
+        )
+        return bare.update(current or self.committed, version or self.committed_version)
 
     def commit(self) -> Self:
         """Apply SNP_COMMIT: the committed and the reported TCB become the current one. It works in

@@ -41,6 +41,7 @@ def write_platform(platform: PspSnapshot) -> dict[str, Any]:
         "firmware": state.choices.name,
         "initialized": state.initialized,
         "initialisations": state.initialisations,
+        "boots": state.boots,
         "current_tcb": state.current.pack().hex(),
         "committed_tcb": state.committed.pack().hex(),
         "config_tcb": None if state.config_tcb is None else state.config_tcb.pack().hex(),
@@ -99,6 +100,7 @@ def _read(saved: Mapping[str, Any]) -> PspSnapshot:
         vlek=_vlek(saved["vlek"], tcb_in),
         initialized=flag("initialized"),
         initialisations=_integers([saved["initialisations"]], 1, 8)[0],
+        boots=_integers([saved.get("boots", 0)], 1, 8)[0],  # not in platforms of earlier releases
     )
     family, model, stepping = _integers(saved["cpuid"], 3, 1)
     (platform_info,) = _integers([saved["platform_info"]], 1, 8)
