@@ -100,7 +100,7 @@ def test_an_update_moves_current_and_a_commit_the_rest(tmp_path: Path) -> None:
     ("arguments", "code", "message"),
     [
         (["update", "--snp", "1"], 1, "INVALID_CONFIG"),
-        (["update", "--fmc", "1"], 2, "only the TCB of Turin"),
+        (["update", "--fmc", "1"], 2, "has no such component"),
         (["update", "--version", "1.x.3"], 2, "not a number"),
         (["update", "--version", "1.2"], 2, "three numbers"),
         (["update", "--version", "1.2.999"], 2, "three numbers"),
