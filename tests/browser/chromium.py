@@ -43,7 +43,7 @@ def browser() -> Iterator[Browser]:
         found = playwright.chromium.launch(
             executable_path=str(path),
             env={**os.environ, **more},
-            args=["--no-sandbox", "--no-proxy-server", "--disable-gpu"],
+            args=["--no-sandbox", "--no-proxy-server", "--disable-gpu", "--disable-lcd-text"],
             timeout=LIMIT,
         )
         try:
