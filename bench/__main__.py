@@ -17,7 +17,7 @@ def main(names: list[str]) -> int:
     known = [
         module.name
         for module in pkgutil.iter_modules([str(folder)])
-        if module.name not in ("__main__", "compare", "peers")
+        if module.name not in ("__main__", "compare", "http_load", "peers")
     ]
     if unknown := set(names) - set(known):
         print(f"no benchmark {', '.join(sorted(unknown))}; there are {', '.join(known)}")
