@@ -83,10 +83,15 @@ FILES = {
 
 
 @cache
+def tree_of(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+@cache
 def imported(path: Path) -> frozenset[str]:
     """Full names of the modules that a file imports, wherever in the file."""
     found: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in ast.walk(tree_of(path)):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -168,7 +173,7 @@ def test_a_room_of_the_emulator_imports_only_rooms_below(room: str) -> None:
 )
 def test_a_room_says_which_file_holds_what_and_what_it_imports(package: str) -> None:
     folder = SOURCE / package
-    said = ast.get_docstring(ast.parse((folder / "__init__.py").read_text(encoding="utf-8"))) or ""
+    said = ast.get_docstring(tree_of(folder / "__init__.py")) or ""
     files = {path.stem for path in folder.glob("*.py")} - {"__init__", "__main__"}
     assert {name for name in files if f"``{name}``" not in said} == set()
     assert "Imports" in said
@@ -177,8 +182,9 @@ def test_a_room_says_which_file_holds_what_and_what_it_imports(package: str) -> 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(SOURCE)))
 def test_the_package_imports_by_full_names(path: Path) -> None:
     """So that a file can be moved, and what it needs be found, by searching."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    assert not [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.level]
+    assert not [
+        node for node in ast.walk(tree_of(path)) if isinstance(node, ast.ImportFrom) and node.level
+    ]
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(SOURCE)))
@@ -208,7 +214,7 @@ def test_every_module_has_a_licence_line_a_docstring_and_a_name_that_says_someth
 ) -> None:
     text = path.read_text(encoding="utf-8")
     assert text.startswith("# SPDX-License-Identifier: Apache-2.0\n")
-    assert ast.get_docstring(ast.parse(text)) or path.name == "__main__.py"
+    assert ast.get_docstring(tree_of(path)) or path.name == "__main__.py"
     assert path.stem not in FORBIDDEN_NAMES
 
 
@@ -216,7 +222,7 @@ def test_a_class_name_means_one_thing() -> None:
     """In a message, a search or a review, it names one class, private or not."""
     found: dict[str, list[str]] = defaultdict(list)
     for path in MODULES:
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        for node in ast.walk(tree_of(path)):
             if isinstance(node, ast.ClassDef):
                 found[node.name.lstrip("_")].append(f"{path.relative_to(SOURCE)}:{node.lineno}")
     assert {name: places for name, places in found.items() if len(places) > 1} == {}

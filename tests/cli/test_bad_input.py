@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from snpcerts.cli import files
 from snpcerts.cli.main import main
 
 from ..privileges import give_up_file_privileges, make_unreadable
@@ -91,6 +92,12 @@ def _arguments(command: list[str], folder: Path) -> list[str]:
     ]
 
 
+@pytest.fixture
+def _short_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pipe that has no writer for 5 s is empty; no writer comes here."""
+    monkeypatch.setattr(files, "WAIT_FOR_WRITER", 20)
+
+
 def _run(
     command: list[str], folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> tuple[int, str, str]:
@@ -109,6 +116,7 @@ def _check(code: int, out: str, err: str, folder: Path) -> None:
     assert not (folder / "OUT").exists()
 
 
+@pytest.mark.usefixtures("_short_wait")
 @pytest.mark.parametrize("kind", BAD)
 @pytest.mark.parametrize("name", COMMANDS)
 def test_bad_files_are_one_line_and_exit_code_2(
@@ -124,6 +132,7 @@ def test_bad_files_are_one_line_and_exit_code_2(
     _check(code, out, err, tmp_path)
 
 
+@pytest.mark.usefixtures("_short_wait")
 @pytest.mark.parametrize("kind", ["missing", "directory", "fifo"])
 @pytest.mark.parametrize("name", ANY_CONTENT)
 def test_a_path_that_is_not_a_file_gives_one_line_and_exit_code_2(

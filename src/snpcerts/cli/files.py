@@ -20,7 +20,7 @@ INPUT_LIMIT = 1 << 20
 STANDARD_INPUT = "-"
 _PART = 1 << 16
 # Milliseconds for a writer to come to a named pipe.
-_WAIT_FOR_WRITER = 5000
+WAIT_FOR_WRITER = 5000
 
 
 def read_input(path: str, *, limit: int = INPUT_LIMIT) -> bytes:
@@ -69,7 +69,7 @@ def _read_stream(fd: int, name: str, limit: int) -> bytes:
     try:
         while len(data) <= limit:
             # Without a writer so far, poll waits, and a read would say that this is the end.
-            if not poll.poll(None if data or fd == 0 else _WAIT_FOR_WRITER):
+            if not poll.poll(None if data or fd == 0 else WAIT_FOR_WRITER):
                 break
             try:
                 part = os.read(fd, min(limit + 1 - len(data), _PART))
