@@ -65,7 +65,7 @@ class TemporaryDirectory:
 
 @contextlib.contextmanager
 def temporary_directory(kind: str) -> Iterator[Path]:
-    """A temporary directory, removed at the end of the block."""
+    """Yield a temporary directory; remove it at the end of the block."""
     with contextlib.ExitStack() as stack:
         with _undisturbed():
             made = TemporaryDirectory.make(kind)

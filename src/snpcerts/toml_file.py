@@ -28,7 +28,9 @@ _STRINGS: Final = re.compile(
 
 
 class TomlFileError(ValueError):
-    """Not TOML. ``line`` counts from 1; None if the message says where, or no line is to blame."""
+    """The file is not TOML. ``line`` counts from 1; None if the message names it or no line is at
+    fault.
+    """
 
     def __init__(self, problem: str, line: int | None = None) -> None:
         super().__init__(problem)
@@ -58,7 +60,7 @@ def read_toml(data: bytes | str, limit: int) -> tuple[dict[str, Any], str]:
 
 
 def line_of(text: str, path: Path) -> int | None:
-    """Return the line that sets ``path``, or else its nearest parent's; None if there is none.
+    """Return the line that sets ``path`` or its nearest parent; None if there is none.
 
     ``text`` is TOML, as :func:`read_toml` returned it. Takes time in proportion to its size.
     """

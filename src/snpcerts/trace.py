@@ -53,12 +53,12 @@ class Timeline:
     def slice(
         self, track: Track, name: str, start: float, end: float, values: Values | None = None
     ) -> None:
-        """Something that lasted from ``start`` to ``end``, in seconds."""
+        """Add a slice that lasts from ``start`` to ``end``, in seconds."""
         length = {"dur": max(0.0, end - start) * 1e6}
         self._add({"ph": "X", **self._at(track, name, start), **length, "args": dict(values or {})})
 
     def instant(self, track: Track, name: str, at: float, values: Values | None = None) -> None:
-        """Something that happened at one moment."""
+        """Add an event without duration."""
         where = self._at(track, name, at)
         self._add({"ph": "i", "s": "t", **where, "args": dict(values or {})})
 

@@ -3,9 +3,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,24 @@ from snpcerts.emulator.frontdoor import seccomp
 from tests.documented_json import documented
 
 from ..emulated import SNPCERTS
+from ..forked_commands import Commands
 
 Build = Callable[[str], Path]
+
+
+MODULES = ("snpcerts.cli.conformance", "snpcerts.conformance.suite")
+_forked: list[Commands] = []
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _commands(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A process that has imported the command; :func:`judged` forks it."""
+    commands = Commands(tmp_path_factory.mktemp("commands"), MODULES)
+    with contextlib.closing(commands):
+        commands.ready()
+        _forked.append(commands)
+        yield
+        _forked.clear()
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -68,11 +85,14 @@ def conformance(
 
 def judged(*arguments: str | Path, options: tuple[str, ...] = ()) -> dict[str, dict[str, Any]]:
     """The checks of a report, by id."""
-    made = conformance(*arguments, options=("--json", *options))
-    assert made.returncode in (0, 1), made.stderr
-    report = documented("conformance", made.stdout)
+    argv = ["conformance", "--json", *options, "--", *map(str, arguments)]
+    (commands,) = _forked
+    running = commands.start(*argv)
+    code = running.wait()
+    assert code in (0, 1), running.said()
+    report = documented("conformance", running.out.read_text())
     judged_none = report["skipped"] == len(report["checks"])
-    assert (made.returncode == 1) is bool(report["failed"] or judged_none)
+    assert (code == 1) is bool(report["failed"] or judged_none)
     return {check["id"]: check for check in report["checks"]}
 
 

@@ -65,7 +65,7 @@ if TYPE_CHECKING:
 @click.option(
     "--keep",
     metavar="DIR",
-    help="For each check that is not passed, keep the VMM's output and what was seen in DIR.",
+    help="For each check that did not pass, keep the VMM's output and what was seen in DIR.",
 )
 @click.option(
     "--trace",

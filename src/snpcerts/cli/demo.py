@@ -46,14 +46,14 @@ _NEXT: Final = (
     type=click.IntRange(1, 64),
     default=4,
     show_default=True,
-    help="Guests, each in its own VMM.",
+    help="Number of guests, each in its own VMM.",
 )
 @click.option(
     "--updates",
     type=click.IntRange(0, 100_000),
     default=20,
     show_default=True,
-    help="Changes of the signing key in each run.",
+    help="Number of changes of the signing key in each run.",
 )
 @click.option(
     "--seconds",

@@ -33,9 +33,9 @@ _door = click.option(
     default="auto",
     show_default=True,
     envvar="SNPCERTS_DOOR",
-    help="How PROGRAM finds the emulated devices: in a mount namespace of its own, which "
-    "costs other opens nothing, or by a trap on each open. 'auto' takes the namespace where "
-    "the kernel allows it; server.log in the platform's directory says which one and why.",
+    help="How PROGRAM finds the emulated devices: in a mount namespace of its own, which does "
+    "not slow down other opens, or by a trap on each open. 'auto' uses the namespace if the "
+    "kernel allows it; server.log in the platform's directory says which way was used and why.",
 )
 
 
@@ -169,7 +169,7 @@ def command(
     type=click.Choice(["7.2", "7.3"]),
     default="7.3",
     show_default=True,
-    help="Which Linux it is, where releases differ.",
+    help="The Linux release to emulate, where releases differ.",
 )
 @click.option("--serve", is_flag=True, help="Keep VMs running for programs under 'emulate guest'.")
 @click.option(
@@ -256,7 +256,11 @@ def guest(
 @command.command()
 @_platform
 @click.argument("directory")
-@click.option("--vlek", metavar="CSP", help="Also write those of a VLEK of the provider CSP.")
+@click.option(
+    "--vlek",
+    metavar="CSP",
+    help="Also write the certificates and the hashstick of a VLEK of the provider CSP.",
+)
 @click.pass_obj
 def certificates(options: _PlatformOptions, directory: str, vlek: str | None) -> None:
     """Write the certificates for the signing key, issued by the emulated AMD, to DIRECTORY.
@@ -312,14 +316,14 @@ def certificates(options: _PlatformOptions, directory: str, vlek: str | None) ->
 )
 @click.option("--throttle-lengthens", is_flag=True, help="A refused request restarts the interval.")
 @click.option(
-    "--fault", "faults", multiple=True, metavar="NAME", help="Spoil every answer in this way."
+    "--fault", "faults", multiple=True, metavar="NAME", help="Damage every answer in this way."
 )
 @click.option(
     "--delay",
     type=click.FloatRange(0, 3600),
     default=5.0,
     metavar="SECONDS",
-    help="How long slow answers take. [default: 5]",
+    help="Seconds that a slow answer takes. [default: 5]",
 )
 @click.pass_obj
 def key_server(

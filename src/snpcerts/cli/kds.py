@@ -107,13 +107,13 @@ def _common(function: Callable[..., None]) -> Callable[..., None]:
     wrapped = click.option("-o", "output", metavar="DIR", help="Also write files into DIR.")(
         wrapped
     )
-    refresh = click.option("--refresh", is_flag=True, help="Request even what is in the cache.")
+    refresh = click.option("--refresh", is_flag=True, help="Request it even if it is in the cache.")
     return refresh(_JSON(wrapped))
 
 
 _JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 _PRODUCT = product_option(required=True)
-_VLEK = click.option("--vlek", is_flag=True, help="For VLEKs, not VCEKs.")
+_VLEK = click.option("--vlek", is_flag=True, help="Those of VLEKs instead of VCEKs.")
 
 
 @command.group()
@@ -127,7 +127,7 @@ def fetch() -> None:
 
 @fetch.command()
 @product_option("The chip's product.")
-@click.option("--hwid", metavar="HEX", help="The chip's ID: 64 bytes, on Turin 8.")
+@click.option("--hwid", metavar="HEX", help="The chip ID: 64 bytes, or 8 on Turin.")
 @click.option(
     "--tcb", metavar="TCB", help="The reported TCB, as in bl=4,tee=0,snp=24,ucode=219[,fmc=1]."
 )

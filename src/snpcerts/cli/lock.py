@@ -10,7 +10,11 @@ from snpcerts.cli.say import say, say_line
 
 @click.command()
 @click.argument("file")
-@click.option("--shared", is_flag=True, help="Take a VMM's shared lock, not an update's.")
+@click.option(
+    "--shared",
+    is_flag=True,
+    help="Take the shared lock, as a VMM does, instead of an update's exclusive lock.",
+)
 @click.option(
     "--seconds", type=click.FloatRange(min=0), metavar="N", help="Release the lock after N seconds."
 )

@@ -45,7 +45,9 @@ _TIMEOUT = click.option(
     help="How long to try, including waits that the key server requires.",
 )
 _KDS = click.option("--kds", "url", metavar="URL", help="Key server or mirror. [default: AMD's]")
-_OFFLINE = click.option("--offline", is_flag=True, help="Ask no key server: use the cache alone.")
+_OFFLINE = click.option(
+    "--offline", is_flag=True, help="Use only the cache; contact no key server."
+)
 
 
 @dataclass(frozen=True, slots=True)

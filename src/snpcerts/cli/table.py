@@ -43,14 +43,14 @@ def command() -> None:
 @click.option(
     "--chain",
     metavar="F",
-    help="Several of these in one file, as the key server's cert_chain (ASK and ARK).",
+    help="File with several of these, such as the key server's cert_chain (ASK and ARK).",
 )
 @click.option(
     "--entry",
     "entries",
     multiple=True,
     metavar="GUID=F",
-    help="Another entry, with the file's bytes as they are. May be given several times.",
+    help="Add an entry that holds the file's bytes unchanged. May be given several times.",
 )
 @click.option(
     "--force",

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     metavar="NAMES",
     default=ORDER,
     show_default=True,
-    help="The order in which sources are asked.",
+    help="The order in which sources are tried.",
 )
 @click.option(
     "--at", metavar="TIME", help="When the certificates must be valid (RFC 3339). [default: now]"
@@ -61,15 +61,23 @@ if TYPE_CHECKING:
     help="Refuse a list that the key server sent longer ago than this: 90m, 12h, 7d. "
     "[default: 1d with --fetch or --kds, else any]",
 )
-@click.option("--ignore-crl", is_flag=True, help="Do not look at any revocation list.")
-@click.option("--policy", metavar="FILE", help="Requirements on reports, as TOML.")
-@click.option("--report-data", metavar="HEX", help="Required REPORT_DATA; zeros are added.")
+@click.option("--ignore-crl", is_flag=True, help="Ignore all revocation lists.")
+@click.option("--policy", metavar="FILE", help="TOML file with requirements on reports.")
+@click.option("--report-data", metavar="HEX", help="Required REPORT_DATA, padded with zeros.")
 @click.option("--user-data", metavar="HEX", help="Required user data in an HCL report.")
 @click.option(
-    "--measurement", multiple=True, metavar="HEX", help="Accepted measurement, repeatable."
+    "--measurement",
+    multiple=True,
+    metavar="HEX",
+    help="Accepted measurement. May be given several times.",
 )
 @click.option("--host-data", metavar="HEX", help="Required HOST_DATA.")
-@click.option("--vmpl", multiple=True, type=click.IntRange(0, 3), help="Accepted VMPL, repeatable.")
+@click.option(
+    "--vmpl",
+    multiple=True,
+    type=click.IntRange(0, 3),
+    help="Accepted VMPL. May be given several times.",
+)
 @click.option(
     "--min-tcb",
     multiple=True,
@@ -86,7 +94,7 @@ if TYPE_CHECKING:
     help="Processes that share the work of a thousand or more reports.",
 )
 @click.option(
-    "--explain", is_flag=True, help="Name the attacks and bulletins that failed rules stand for."
+    "--explain", is_flag=True, help="Name the attacks and bulletins behind each failed rule."
 )
 @click.option(
     "--ear",

@@ -62,7 +62,8 @@ def attest(
     via: Interface | None = None,
     paths: Paths | None = None,
 ) -> Attested:
-    """Request a report with 64 bytes of report data; ``via`` None takes an existing interface.
+    """Request a report with 64 bytes of report data; if ``via`` is None, use an interface that
+    exists.
 
     ``vmpl`` None is the guest's own. Only the device can select a ``key``. Raises the errors of
     the interface, and :class:`RefusedError` if neither exists.
@@ -108,7 +109,7 @@ def _by_configfs(data: bytes, certificates: bool, vmpl: int | None, paths: Paths
 
 
 def own_vmpl(path: str = VMPL_FILE) -> int:
-    """Return the VMPL that the guest's kernel runs at; 0 where it does not say."""
+    """Return the VMPL that the guest's kernel runs at; 0 if the kernel does not show it."""
     try:
         text = Path(path).read_text(encoding="ascii").strip()
     except (OSError, ValueError):

@@ -50,7 +50,9 @@ class TsmRequestError(RefusedError):
 
 
 class TsmChangedError(RetryLaterError):
-    """Another process wrote to the entry meanwhile: the blobs may be of two requests."""
+    """Another process wrote to the entry during the request: the blobs may belong to two
+    requests.
+    """
 
     code = "tsm-changed"
 
@@ -103,7 +105,7 @@ class SystemFiles:
         os.rmdir(path)
 
     def write(self, path: str, data: bytes) -> None:
-        """Write once: each write stores the attribute, so a short write is an error."""
+        """Write once: each write stores the whole attribute, so a short write is an error."""
         fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
         try:
             written = os.write(fd, data)
@@ -222,7 +224,9 @@ class ConfigfsTsm:
         return self._read(entry, name, _TEXT_LIMIT).decode("ascii", "replace").strip()
 
     def _floor(self, entry: str) -> int:
-        """Return the lowest VMPL to ask for, the guest's own; 0 where the kernel does not say."""
+        """Return the lowest VMPL that may be requested, the guest's own; 0 if the kernel does not
+        show it.
+        """
         try:
             text = self._text(entry, "privlevel_floor")
         except TsmRequestError:

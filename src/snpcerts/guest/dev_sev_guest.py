@@ -158,7 +158,7 @@ class SevGuest:
         raise _refusal(self._path, failed, exitinfo2)
 
     def _issue(self, number: int, request: bytearray) -> tuple[bytes, int, int | None]:
-        """(response, exitinfo2, errno or None)."""
+        """Issue the request; return (response, exitinfo2, errno or None)."""
         response = (ctypes.c_char * REPORT_RESPONSE_SIZE)()
         view = (ctypes.c_char * len(request)).from_buffer(request)
         outer = bytearray(

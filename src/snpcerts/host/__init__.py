@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The host's side: the firmware behind ``/dev/sev``, and the agent that keeps the files in step.
+"""The host's side: the firmware behind ``/dev/sev``, and the agent that updates the files.
 
 ``sev`` is the client of ``/dev/sev``; ``host_firmware`` the firmware's state as the agent
 needs it, ``firmware_change`` what is new in it; ``host_processor`` finds the product,

@@ -228,7 +228,7 @@ class Agent:
         return tuple(errors)
 
     def sync(self, on_safe: Callable[[], None] = lambda: None) -> Synced:
-        """Bring every file in step; ``on_safe`` is called once none is wrong.
+        """Bring every file in step; call ``on_safe`` once no file is wrong.
 
         Never raises for what keeps a file from being in step: that is the
         result's ``problem``. Raises when the firmware cannot be asked.
@@ -282,7 +282,7 @@ class Agent:
         updates: list[UpdateResult],
         problems: list[SnpCertsError],
     ) -> tuple[FileState, ...]:
-        """Empty the files whose certificates a new revocation list withdraws."""
+        """Empty the files whose certificates a new revocation list revokes."""
         again = self.read_files()
         revoked = [each for each in again if self._harmful(each)]
         if not revoked:
@@ -296,7 +296,7 @@ class Agent:
     def _bring(
         self, file: FileConfig, updates: list[UpdateResult], problems: list[SnpCertsError]
     ) -> bool:
-        """Fetch and publish for one file; return whether the firmware changed meanwhile."""
+        """Fetch and publish for one file; return whether the firmware has changed during that."""
         want = expected_content(self.firmware.state(), file)
         try:
             if isinstance(want, Key):
@@ -336,7 +336,7 @@ _updates = threading.local()
 
 @contextlib.contextmanager
 def uninterrupted() -> Iterator[None]:
-    """Let signals that would end this thread's work wait until the end."""
+    """Delay signals that would end this thread's work until the block ends."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
     _updates.open = True
     try:

@@ -112,7 +112,7 @@ class Config:
 
     @property
     def memory_path(self) -> Path:
-        """Where the record of the keys is kept: beside the first file unless configured."""
+        """The path of the record of keys: in the first file's directory unless configured."""
         return self.memory or Path(self.files[0].path).with_name(DEFAULT_MEMORY)
 
 

@@ -33,7 +33,7 @@ class EventKind(enum.StrEnum):
 
     @property
     def loud(self) -> bool:
-        """Whether an operator should look."""
+        """Whether an operator should see the event."""
         return self in (
             EventKind.DRIFT,
             EventKind.GARBAGE,
@@ -47,7 +47,7 @@ class EventKind(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """One thing that happened; ``fields`` are for programs: text, numbers, truth values."""
+    """One event; ``fields`` are for programs: text, numbers, truth values."""
 
     kind: EventKind
     message: str
@@ -55,7 +55,7 @@ class Event:
     fields: Mapping[str, str | float | bool | None] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Escape the message, so that it is one line of a log whatever it quotes."""
+        """Escape the message, so that it stays one line in a log whatever it quotes."""
         object.__setattr__(self, "message", printable(self.message))
 
 
@@ -63,5 +63,5 @@ Listener = Callable[[Event], None]
 
 
 def ignore_event(event: Event) -> None:
-    """Do nothing with an event: the listener of an agent that has no other."""
+    """Ignore the event: for an agent without another listener."""
     del event

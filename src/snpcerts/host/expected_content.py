@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which key's certificates belong in a certificate file, given what the firmware is.
+"""Which certificates belong in a certificate file, given the firmware's state.
 
 Source: SNP ABI (56860), SNP_GUEST_REQUEST and MSG_REPORT_REQ: KEY_SEL 0 means the VLEK where one
 is loaded and the VCEK where none is. With MASK_CHIP_KEY no report is signed with the VCEK; whether
@@ -51,7 +51,7 @@ def key_sel(file: FileConfig) -> KeySel:
 
 
 def expected_content(state: FirmwareState, file: FileConfig) -> ExpectedContent:
-    """Return what ``file`` must hold while the firmware is in ``state``."""
+    """Return what ``file`` should contain while the firmware is in ``state``."""
     proof = state.known.proof(key_sel(file))
     if proof is not None:
         return _proven(state, file, proof)

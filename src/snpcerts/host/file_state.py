@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a certificate file holds, and whether it should hold that.
+"""The content of a certificate file, and whether it is the right one.
 
 File and firmware are read together under the shared lock that a VMM takes, so no update that
 follows the protocol can run between the two reads.
@@ -48,7 +48,7 @@ class FileMatch(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class FileState:
-    """One file: what it holds, what it should hold, and what is wrong with it.
+    """One file: its content, its expected content, and what is wrong with it.
 
     ``state`` is the firmware's at the time; ``table`` None when there is none that can be read;
     ``leaf`` and ``not_after`` are the table's, trusted or not. ``lapsed``: it is wrong only
@@ -70,7 +70,7 @@ class FileState:
 
     @property
     def in_step(self) -> bool:
-        """Whether the file holds what it should."""
+        """Whether the file contains what it should."""
         return self.match is FileMatch.RIGHT
 
 

@@ -33,7 +33,7 @@ _FIRST_KERNEL: Final = (7, 0)
 
 
 class Severity(enum.Enum):
-    """How a check came out."""
+    """The result of a check, by how serious it is."""
 
     PASS = "pass"  # noqa: S105 (no password)
     WARN = "warn"
@@ -42,7 +42,7 @@ class Severity(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One check: what was looked at, what was found, what to do."""
+    """The result of one check: its subject, what was found, and what to do."""
 
     what: str
     outcome: Severity
@@ -64,7 +64,7 @@ class Finding:
 
 
 def kernel(release: str) -> Finding:
-    """The kernel's release; distributions backport, so KVM's own answer counts more."""
+    """Check the kernel's release; KVM's own answer counts more, because distributions backport."""
     match = re.match(r"(\d+)\.(\d+)", release)
     if match is not None and (int(match[1]), int(match[2])) >= _FIRST_KERNEL:
         return Finding("kernel", Severity.PASS, release)
@@ -88,7 +88,7 @@ def faults(release: str) -> Iterator[Finding]:
 
 
 def kvm(supports: Callable[[int], bool], path: str = "/dev/kvm") -> Finding:
-    """KVM's device attribute; ``supports`` asks an open ``/dev/kvm``."""
+    """Check KVM's device attribute; ``supports`` asks an open ``/dev/kvm``."""
     what = "KVM certificate requests"
     try:
         fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
@@ -112,7 +112,7 @@ def kvm(supports: Callable[[int], bool], path: str = "/dev/kvm") -> Finding:
 
 
 def firmware(open_firmware: Callable[[], HostFirmware]) -> Finding:
-    """``/dev/sev`` answers, and SNP is initialised."""
+    """Check that ``/dev/sev`` answers and SNP is initialised."""
     what = "/dev/sev"
     try:
         found = open_firmware()
@@ -128,7 +128,7 @@ def firmware(open_firmware: Callable[[], HostFirmware]) -> Finding:
 
 
 def files(config: Config) -> Iterator[Finding]:
-    """Directories, locks and permissions of every certificate file."""
+    """Check directories, locks and permissions of every certificate file."""
     for folder in dict.fromkeys(os.path.dirname(os.path.realpath(f.path)) for f in config.files):
         yield from _directory(folder)
     for file in config.files:
@@ -137,7 +137,7 @@ def files(config: Config) -> Iterator[Finding]:
 
 
 def cache(folder: Path) -> Finding:
-    """The cache directory is there and may be written to, or can be made."""
+    """Check that the cache directory exists and is writable, or can be created."""
     there = folder
     while not there.exists() and there != there.parent:
         there = there.parent
@@ -156,7 +156,7 @@ def shim(library: Callable[[], str]) -> Finding:
 
 
 def key_server(ask: Callable[[], str]) -> Finding:
-    """The key server answers; ``ask`` returns what it answered, or raises."""
+    """Check that the key server answers; ``ask`` returns its answer or raises."""
     try:
         return Finding("key server", Severity.PASS, ask())
     except SnpCertsError as error:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the firmware says it is: its TCBs, its masks, whether a VLEK is loaded.
+"""The firmware's own statements: its TCBs, its masks, and whether a VLEK is loaded.
 
 Source: SNP_PLATFORM_STATUS (SNP ABI, 56860; Linux ``psp-sev.h``). It does not include the
 committed TCB: no host interface shows that, only reports do.
@@ -90,7 +90,7 @@ class HostFirmware:
     def __init__(
         self, device: SevDriver, product: Product, memory: Callable[[bytes], KeyMemory]
     ) -> None:
-        """``memory`` makes it for a chip's ID.
+        """Create it; ``memory`` creates the record for a chip ID.
 
         Raises :class:`RefusedError` when the chip's ID is not one of that product.
         """
@@ -121,7 +121,7 @@ class HostFirmware:
         self.memory.configure(self.read_firmware, lambda: self.device.snp_set_config(config))
 
     def load_vlek(self, hashstick: bytes, tcb: TcbVersion, certificate: bytes) -> None:
-        """SNP_VLEK_LOAD of a hashstick for ``tcb``; ``certificate`` (DER) is the VLEK's."""
+        """Issue SNP_VLEK_LOAD of a hashstick for ``tcb``; ``certificate`` (DER) is the VLEK's."""
         self.memory.load_vlek(
             self.read_firmware, lambda: self.device.snp_vlek_load(hashstick), tcb, certificate
         )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Finds which product this host's processor is, because ``/dev/sev`` does not say.
+"""Finds the product of this host's processor, because ``/dev/sev`` does not report it.
 
 Source: proc_cpuinfo(5); the numbers are the combined family and model of CPUID
 leaf 0x80000001.

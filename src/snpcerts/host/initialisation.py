@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which initialisation of SNP this is: the next one changes keys without a trace in /dev/sev.
+"""Tells initialisations of SNP apart: each one changes keys, and /dev/sev does not show it.
 
 Linux shuts SNP down when ``kvm_amd`` is unloaded and initialises it when that is loaded (7.3:
 ``svm/sev.c``, ``sev-dev.c``), and at every boot. Two things identify an initialisation:
@@ -28,14 +28,14 @@ _LIMIT: Final = 64
 
 @dataclass(frozen=True, slots=True)
 class Initialisation:
-    """One run of SNP, from its initialisation on. Empty where the kernel does not show it."""
+    """One initialisation of SNP. It is empty if the kernel does not show it."""
 
     boot: str
     module: str
 
     @property
     def certain(self) -> bool:
-        """Whether the next initialisation can be distinguished from this one for certain."""
+        """Whether the next initialisation can certainly be told from this one."""
         return bool(self.boot and self.module)
 
     def told_by(self, after: Initialisation) -> str:

@@ -53,25 +53,25 @@ class UnusableError(RefusedError):
 
 
 class MemoryStore(Protocol):
-    """Where it is kept."""
+    """The place where the record is stored."""
 
     def locked(self) -> AbstractContextManager[object]:
-        """Keep others from reading and writing; raise :class:`SnpCertsError` if that fails."""
+        """Exclude other readers and writers; raise :class:`SnpCertsError` if that fails."""
         ...
 
     def load(self) -> Remembered:
-        """Return what was saved last; raise :class:`UnusableError` with the reason if there is
-        nothing.
+        """Return the last saved record; raise :class:`UnusableError` with the reason if there is
+        none.
         """
         ...
 
     def save(self, what: Remembered) -> None:
-        """Save it to disk before returning; raise :class:`SnpCertsError` if that fails."""
+        """Save the record to disk before returning; raise :class:`SnpCertsError` if that fails."""
         ...
 
 
 class Memory:
-    """What is known of one host's keys, updated whenever the firmware is asked.
+    """The record of one host's keys; each question to the firmware updates it.
 
     ``problem`` says why it cannot be written; it is empty if it can.
     """
@@ -92,7 +92,7 @@ class Memory:
         self.problem = ""
 
     def observe(self, read: Read) -> FirmwareState:
-        """Ask the firmware, and add what is known of its keys."""
+        """Ask the firmware, and add what the record says about its keys."""
         try:
             with self._locked():
                 now = self._seen(read)
@@ -104,7 +104,7 @@ class Memory:
             return self._forgotten(read, error.why)
 
     def configure(self, read: Read, give: Callable[[], None]) -> None:
-        """Give SNP_SET_CONFIG or SNP_COMMIT, and record its effect."""
+        """Issue SNP_SET_CONFIG or SNP_COMMIT, and record its effect."""
         with self._for_a_command():
             self._keep(self._seen(read))
             give()
@@ -113,7 +113,7 @@ class Memory:
     def load_vlek(
         self, read: Read, give: Callable[[], None], tcb: TcbVersion, certificate: bytes
     ) -> None:
-        """Give SNP_VLEK_LOAD for ``tcb``, with the VLEK's certificate (DER), and record it.
+        """Issue SNP_VLEK_LOAD for ``tcb`` with the VLEK's certificate (DER), and record it.
 
         An already loaded VLEK is forgotten first: after an interruption it is unknown which of the
         two is loaded.
@@ -132,7 +132,7 @@ class Memory:
             self._keep(remembered.loaded(self._seen(read), vlek))
 
     def prove(self, read: Read, taken_in: FirmwareState, proof: Proof) -> None:
-        """Record a proof that was taken in the state ``taken_in``.
+        """Record a proof that was made in the state ``taken_in``.
 
         Raises :class:`RetryLaterError` if the firmware is in another state now.
         """
@@ -174,7 +174,7 @@ class Memory:
         return what.state
 
     def _forgotten(self, read: Read, error: SnpCertsError) -> FirmwareState:
-        """Treat the host as never seen: the record could not be saved for other processes."""
+        """Treat the host as new: the record could not be saved for other processes."""
         self.problem = str(error)
         now = remembered.looked(
             None, read(), self._chip, self._which(), why_nothing=f"{error.message}"
@@ -227,7 +227,7 @@ class MemoryFile:
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold an exclusive lock on the file beside it; wait for it for up to ``lock_wait``."""
+        """Hold an exclusive lock on the lock file; wait up to ``lock_wait`` for it."""
         path = self.path.with_name(f".{self.path.name}.lock")
         try:
             self.path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
@@ -260,7 +260,7 @@ class MemoryFile:
                 return
 
     def load(self) -> Remembered:
-        """Read the file; if anything is wrong with it, none of it is used."""
+        """Read the file; use none of it if any part is wrong."""
         try:
             fd = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW)
             with os.fdopen(fd, "rb") as file:

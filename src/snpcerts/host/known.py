@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is known of the signing keys beyond what ``/dev/sev`` says.
+"""What is known about the signing keys beyond what ``/dev/sev`` reports.
 
 The device says that a VLEK is loaded, not for which TCB; and which TCB is reported, not which one
 the VCEK was derived for. On some firmware the two differ: AMD's published firmware (Genoa,
@@ -44,7 +44,7 @@ class Proof:
 
 @dataclass(frozen=True, slots=True)
 class KnownKeys:
-    """What is remembered of the keys, and what is uncertain.
+    """The remembered facts about the keys, and what is uncertain.
 
     An empty doubt means none. ``lost_masks`` are masks that were set until SNP was initialised
     again, and no longer are.
@@ -57,11 +57,11 @@ class KnownKeys:
     lost_masks: tuple[str, ...] = ()
 
     def proof(self, select: KeySelect) -> Proof | None:
-        """Return what was proven for reports requested with ``select``."""
+        """Return what has been proven for reports requested with ``select``."""
         return next((each for each in self.proofs if each.select is select), None)
 
     def proven(self, proof: Proof) -> KnownKeys:
-        """Return a copy with one more proof, which replaces an older one."""
+        """Return a copy with one more proof, in place of an older one of the same kind."""
         others = tuple(each for each in self.proofs if each.select is not proof.select)
         return replace(self, proofs=(*others, proof))
 

@@ -28,7 +28,7 @@ _ReadState = Callable[[], FirmwareState]
 
 @dataclass(frozen=True, slots=True)
 class FileResult:
-    """What one file holds after the section; ``missing`` is the key without a cached table."""
+    """The content of one file after the section; ``missing`` is the key without a cached table."""
 
     file: FileConfig
     expected: ExpectedContent | None  # None when the firmware's status could not be read
@@ -55,7 +55,7 @@ class UpdateResult:
 
     @property
     def in_step(self) -> bool:
-        """Whether every file holds what it should."""
+        """Whether every file contains what it should."""
         return self.state is not None and not any(
             each.missing or each.problem for each in self.files
         )
@@ -111,7 +111,7 @@ def run(
     wrong_tables: Mapping[str, bytes] = MappingProxyType({}),
     performer: Performer = system.perform,
 ) -> UpdateResult:
-    """Lock and empty ``files``, give the firmware ``command``, then publish what matches.
+    """Lock and empty ``files``, issue the firmware ``command``, then publish the matching tables.
 
     Raises :class:`~snpcerts.certfile.writer.LockHeldError` and the errors of invalid paths, always
     before the firmware is touched. The result holds the firmware's answer, and the error of a file

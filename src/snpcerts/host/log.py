@@ -15,7 +15,7 @@ _QUIET = (EventKind.CHECKED, EventKind.FETCHED)
 
 
 def text_log(write: Callable[[str], None]) -> Listener:
-    """One line for each event, without time: terminals and journals have their own."""
+    """Log one line per event, without the time: terminals and journals add their own."""
 
     def listen(event: Event) -> None:
         if event.kind in _QUIET:
@@ -38,7 +38,7 @@ def text_log(write: Callable[[str], None]) -> Listener:
 
 
 def json_log(write: Callable[[str], None]) -> Listener:
-    """One JSON object for each event, with the time in UTC."""
+    """Log one JSON object per event, with the time in UTC."""
 
     def listen(event: Event) -> None:
         line: dict[str, object] = {
@@ -55,7 +55,7 @@ def json_log(write: Callable[[str], None]) -> Listener:
 
 
 def without_repeats(listener: Listener) -> Listener:
-    """Pass on a warning once, and again only after a different event for its file."""
+    """Pass on a warning once; pass it on again only after another event for its file."""
     last: dict[str | None, str] = {}
 
     def listen(event: Event) -> None:

@@ -293,7 +293,7 @@ class Metrics:
 
 
 def _require_metrics(path: str) -> None:
-    """Raise :class:`RefusedError` where a mistyped path would destroy someone's file."""
+    """Raise :class:`RefusedError` if the path names a file that does not contain metrics."""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY)
     except OSError:

@@ -18,7 +18,7 @@ _STATUS_LIMIT = 400
 
 
 class ServiceManager:
-    """The service manager that started us, if any."""
+    """The service manager that started this process, if any."""
 
     def __init__(self, environment: Mapping[str, str] = os.environ) -> None:
         address = environment.get("NOTIFY_SOCKET", "")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Group and mode of a certificate file: who may read it.
+"""Group and mode of a certificate file, which decide who may read it.
 
 A user who can read the file can hold a shared lock on it and so block updates.
 So only the VMMs' group may read the file.
@@ -45,7 +45,7 @@ def differences(file: FileConfig) -> tuple[str, ...]:
 
 
 def apply(file: FileConfig) -> None:
-    """Give the file its group and mode; updates keep them from then on.
+    """Set the file's group and mode; updates preserve them.
 
     Raises :class:`RefusedError` when that is not allowed, and as :func:`group_of`.
     """
@@ -76,7 +76,7 @@ def apply(file: FileConfig) -> None:
 
 
 def _names_of(path: str, status: os.stat_result) -> int:
-    """Return how many names a file of ours may have: two after an update that was killed."""
+    """Return how many names one of the agent's files may have: two after an update was killed."""
     try:
         old = os.lstat(old_of(path))
     except FileNotFoundError:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Plans what a firmware command will change, before anything changes.
+"""Plans the effects of a firmware command before anything changes.
 
 Source: SNP ABI (56860): SNP_COMMIT makes Reported and Committed what Current
 is; SNP_SET_CONFIG sets Reported and both masks at once, zero meaning "back to
@@ -35,7 +35,7 @@ from snpcerts.printable import printable
 
 @dataclass(frozen=True, slots=True)
 class FilePlan:
-    """One file: what it holds now, and what it should hold afterwards."""
+    """One file: its present content, and its expected content afterwards."""
 
     file_state: FileState
     after: ExpectedContent
@@ -43,7 +43,7 @@ class FilePlan:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """A firmware command and what follows from it.
+    """A firmware command and its effects.
 
     ``after`` is what the firmware is expected to be; what it *is* decides in
     the end. ``fetch`` lists the keys whose certificates must be fetched first.
@@ -110,7 +110,7 @@ class Changed:
 
 
 def carry_out(agent: Agent, plan: Plan, *, allow_empty: bool) -> Changed:
-    """Fetch, then lock, empty, command, publish, unlock.
+    """Fetch the tables; then lock and empty the files, issue the command, publish, and unlock.
 
     If a certificate is not available (unless ``allow_empty``) or a lock is not granted, it raises
     and has changed nothing. The result holds the firmware's answer.
@@ -147,12 +147,12 @@ def carry_out(agent: Agent, plan: Plan, *, allow_empty: bool) -> Changed:
 
 
 def _bare(state: FirmwareState) -> FirmwareState:
-    """Return what the firmware says, without what is remembered."""
+    """Return the firmware's state without the remembered facts."""
     return replace(state, guests=0, known=KnownKeys())
 
 
 def follow_up(agent: Agent, changed: Changed) -> SnpCertsError | None:
-    """Bring in step what the section could not; return the remaining error, if any.
+    """Bring the remaining files in step; return the error that is left, if any.
 
     The firmware may be at a TCB that was not planned, for example after a reset: its certificates
     are fetched now, while the files are empty.

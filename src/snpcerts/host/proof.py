@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Proves by a report which key signs, because ``/dev/sev`` does not always determine it.
+"""Proves by a report which key signs, because ``/dev/sev`` does not always show it.
 
 A report counts if it was requested now (64 random bytes of ours in REPORT_DATA, the file's shared
 lock held from before the request until after the answer), on this chip, in the firmware's present
@@ -41,7 +41,7 @@ Ask = Callable[[bytes, KeySelect], bytes]
 
 
 class NoProofError(RefusedError):
-    """The report says nothing about which key signs now."""
+    """The report does not show which key signs now."""
 
     code = "no-proof"
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How reading the firmware's status, or giving it a command, changes what is known of its keys.
+"""How reading the firmware's status, or issuing a command, changes what is known about its keys.
 
 Pure. Every rule here holds whichever firmware the host has: where AMD's
 document, AMD's published firmware (1.55.25) and what others saw disagree, the
@@ -27,7 +27,7 @@ BEGUN: Final = f"the load of another VLEK was interrupted; {_LOAD}"
 
 @dataclass(frozen=True, slots=True)
 class Remembered:
-    """What the agent writes down: the chip, the initialisation, and the firmware's state.
+    """The record on disk: the chip, the initialisation, and the firmware's state.
 
     ``chip`` is its ID in hexadecimal; ``state`` has no guest count.
     """
@@ -45,7 +45,7 @@ def looked(
     *,
     why_nothing: str = "there is no record of this host's keys",
 ) -> Remembered:
-    """Return what is known after the firmware was found in the state ``now``.
+    """Return what is known after the firmware's state was read as ``now``.
 
     ``before`` None means that nothing is remembered, for the reason ``why_nothing``.
     """
@@ -64,13 +64,15 @@ def looked(
 
 
 def configured(remembered: Remembered) -> Remembered:
-    """Record that we gave SNP_SET_CONFIG or SNP_COMMIT: the VCEK is that of the reported TCB."""
+    """Record that the agent issued SNP_SET_CONFIG or SNP_COMMIT: the VCEK is that of the reported
+    TCB.
+    """
     known = replace(remembered.state.known, vcek_doubt="", lost_masks=(), proofs=())
     return _with(remembered, known)
 
 
 def loading(remembered: Remembered) -> Remembered:
-    """Record that we are about to give SNP_VLEK_LOAD: until it ends, which VLEK is loaded is
+    """Record that SNP_VLEK_LOAD is about to be issued: until it ends, the loaded VLEK is
     unknown.
     """
     if not remembered.state.vlek_loaded:
@@ -80,7 +82,7 @@ def loading(remembered: Remembered) -> Remembered:
 
 
 def loaded(remembered: Remembered, vlek: RememberedVlek) -> Remembered:
-    """Record that our SNP_VLEK_LOAD succeeded: the firmware took the VLEK for the reported TCB."""
+    """Record that SNP_VLEK_LOAD succeeded: the firmware loaded the VLEK for the reported TCB."""
     state = remembered.state
     known = _without_vlek_proofs(state.known)
     if state.vlek_loaded and vlek.tcb == state.reported:
@@ -89,7 +91,7 @@ def loaded(remembered: Remembered, vlek: RememberedVlek) -> Remembered:
 
 
 def proven(remembered: Remembered, proof: Proof) -> Remembered:
-    """Record a proof that was taken in the remembered state."""
+    """Record a proof that was made in the remembered state."""
     return _with(remembered, remembered.state.known.proven(proof))
 
 

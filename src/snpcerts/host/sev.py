@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A client of ``/dev/sev``: what the firmware is, and the commands that change its key.
+"""A client of ``/dev/sev``: the firmware's state, and the commands that change its key.
 
 Source: Linux ``include/uapi/linux/psp-sev.h``, ``drivers/crypto/ccp/sev-dev.c``. EIO with a status
 means that the firmware refused; any other errno comes from the driver.
@@ -29,7 +29,7 @@ _OTHER_HASHSTICK: Final = (
 
 
 class SevError(RefusedError):
-    """A command failed. ``status`` is the firmware's, or None when the driver refused."""
+    """A command failed. ``status`` is the firmware's, or None if the driver refused it."""
 
     code = "sev"
 
@@ -91,14 +91,14 @@ class Sev:
         return psp.SnpPlatformStatus.unpack(out)
 
     def hwid(self) -> bytes:
-        """GET_ID2: the chip's ID as the key server knows it, 64 bytes, or 8 on Turin."""
+        """GET_ID2: the chip ID as the key server uses it (64 bytes, or 8 on Turin)."""
         buffer = (ctypes.c_char * _ID_SIZE)()
         request = psp.GetId2(address=ctypes.addressof(buffer), length=_ID_SIZE)
         out = psp.GetId2.unpack(self._issue(psp.Command.GET_ID2, request))
         return buffer.raw[: out.length]
 
     def snp_commit(self) -> None:
-        """SNP_COMMIT: the reported TCB becomes the current one, for good; a VLEK is dropped."""
+        """SNP_COMMIT: the reported TCB becomes the current one permanently; the VLEK is removed."""
         self._issue(psp.Command.SNP_COMMIT, None)
 
     def snp_set_config(self, config: psp.SnpConfig) -> None:

@@ -25,20 +25,20 @@ COMMITTED = "shown by no host interface, only by attestation reports"
 
 @dataclass(frozen=True, slots=True)
 class FileStatus:
-    """One file, with who holds its lock."""
+    """One file, with the holders of its lock."""
 
     file_state: FileState
     holders: tuple[Holder, ...]
 
     @property
     def leaf(self) -> EndorsementCert | None:
-        """The leaf that the file holds, right or wrong."""
+        """The leaf in the file, right or wrong."""
         return self.file_state.leaf or leaf_of(self.file_state.table)
 
 
 @dataclass(frozen=True, slots=True)
 class HostStatus:
-    """Everything at one moment."""
+    """The host's whole state at one moment."""
 
     firmware: HostFirmware
     state: FirmwareState
@@ -49,7 +49,7 @@ class HostStatus:
 
     @property
     def in_step(self) -> bool:
-        """Every file holds what it should."""
+        """Whether every file contains what it should."""
         return all(each.file_state.in_step for each in self.files)
 
     def lines(self) -> list[str]:
@@ -153,8 +153,8 @@ def leaf_of(table: CertTable | None) -> EndorsementCert | None:
 
 
 def basis(state: FirmwareState) -> str:
-    """Return how it is known which key signs by default: ``proven`` by a report, ``believed``
-    because everything that was seen implies it, or ``unknown``.
+    """Return how the default signing key is known: ``proven`` by a report, ``believed`` because all
+    observations imply it, or ``unknown``.
     """
     if state.known.proof(KeySel.DEFAULT) is not None:
         return "proven"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A cache of tables: fetched and verified before any lock is taken, looked up under it."""
+"""A cache of tables, fetched and verified before any lock is taken and read under the lock."""
 
 from __future__ import annotations
 
@@ -228,7 +228,7 @@ class TableCache:
         return tuple(found)
 
     def take_problems(self) -> tuple[str, ...]:
-        """Return what was wrong with revocation lists since the last call, and forget it."""
+        """Return the problems with revocation lists since the last call, and clear them."""
         taken = tuple(self._problems)
         self._problems.clear()
         return taken
@@ -312,12 +312,12 @@ class TableCache:
 
 
 def judge_table(judge: ChipJudge, table: CertTable, key: Key, at: datetime) -> Judgement:
-    """Return everything that is wrong with a table's certificates for that key of the chip."""
+    """Return everything that is wrong with a table's certificates for that key."""
     return judge.judge(ChainBytes.from_table(table, key.kind), key.kind, key.tcb, at)
 
 
 def _certificates_only(table: CertTable, kind: VekKind) -> CertTable:
-    """Return only the certificates for the key, in the order that tools expect."""
+    """Return only the key's certificates, in the order that tools expect."""
     guids = (VCEK_GUID if kind is VekKind.VCEK else VLEK_GUID, ASK_GUID, ARK_GUID)
     found = ((guid, table.get(guid)) for guid in guids)
     return CertTable(tuple(TableEntry(guid, data) for guid, data in found if data is not None))

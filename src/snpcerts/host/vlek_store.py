@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""VLEK certificates of this host's provider, kept for when their VLEK is loaded.
+"""The provider's VLEK certificates, stored until their VLEK is loaded.
 
 AMD gives VLEK certificates to the provider, by a service that needs the provider's own
 credentials, so the agent cannot fetch them: the operator who loads a VLEK supplies its

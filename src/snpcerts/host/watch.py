@@ -26,7 +26,7 @@ _AGAIN: Final = (signal.SIGHUP,)
 
 
 class Interrupted(BaseException):
-    """A signal ends this round while it is fetching, which can take long."""
+    """A signal ended this round during a fetch, which can take long."""
 
 
 class Signals:

@@ -76,7 +76,7 @@ class FetchRequest(Generic[T]):
 
     @property
     def cache_key(self) -> tuple[object, ...]:
-        """Requests with the same key at the same time get the same answer."""
+        """The key for merging: concurrent requests with the same key get the same answer."""
         return (self.resource, self.refresh, self.budget, self.lenient)
 
 
@@ -246,9 +246,7 @@ class CachedFetch:
         return failed is None or time.monotonic() - failed > RENEWAL_PAUSE
 
     def _keep(self, resource: Resource, data: bytes) -> None:
-        """Write to the cache; if that fails, keep it in memory, so that it is not fetched again
-        soon.
-        """
+        """Write to the cache; if that fails, keep the resource in memory for a while."""
         with self._lock:
             self._renewal_failed.pop(resource, None)
             self._unkept.pop(resource, None)

@@ -282,7 +282,9 @@ class KdsClient:
     def _unavailable(
         self, asked: _Asked[T], problem: str, wait: float, failed: FailedRequest | None = None
     ) -> KdsUnavailableError:
-        """``failed`` is the last try; the time that it names is passed on."""
+        """Return the error for giving up. ``failed`` is the last try; the wait that it names is
+        passed on.
+        """
         named = failed is None or failed.throttled or failed.retry_after is not None
         then = f"try again in {math.ceil(wait)} s" if named else "try again later"
         return KdsUnavailableError(
@@ -429,7 +431,7 @@ class KdsClient:
 
 
 def _lasting(error: Exception, proxy: Proxy | None, trace: RequestTrace) -> str | None:
-    """Return a problem on this side of the key server, which another try would meet again."""
+    """Return a local problem that another try would meet again; None if there is none."""
     import httpx2
 
     if "CERTIFICATE_VERIFY_FAILED" in str(error):
@@ -453,7 +455,7 @@ class _Received(Generic[T]):
 
 
 class _NotOursError(Exception):
-    """An answer that a further request would not improve."""
+    """An answer that another request would not improve."""
 
     def __init__(self, result: str, message: str) -> None:
         super().__init__(message)

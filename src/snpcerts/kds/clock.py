@@ -18,7 +18,7 @@ class Clock:
 
     @cached_property
     def boot(self) -> str:
-        """Which boot of which machine :meth:`now` counts from; empty if unknown."""
+        """An identifier of the boot that :meth:`now` counts from; empty if unknown."""
         with contextlib.suppress(OSError, UnicodeDecodeError):
             return _BOOT_ID.read_text(encoding="ascii").strip()
         return ""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Lists the cache: each file, its resource, how long it is valid, and whether it verifies."""
+"""Lists the cache: each file, its resource, its validity, and whether it verifies."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from snpcerts.kds.url import ChainResource, CrlResource, Resource
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """One file of the cache; ``problem`` is None if it verifies."""
+    """One file in the cache; ``problem`` is None if it verifies."""
 
     place: PurePosixPath
     title: str

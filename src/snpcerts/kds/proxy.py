@@ -91,13 +91,13 @@ def _excepted(host: str, environment: Mapping[str, str]) -> bool:
 
 
 def _names(entry: str, host: str) -> bool:
-    """Whether the name is that entry or one of its subdomains."""
+    """Whether the name is this entry or one of its subdomains."""
     name = entry.lower().rstrip(".").removeprefix(".")
     return bool(name) and (host == name or host.endswith(f".{name}"))
 
 
 def _has(entry: str, address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
-    """Whether the address is that entry, or in that network if it has a slash."""
+    """Whether the address is this entry or, if the entry has a slash, in that network."""
     try:
         if "/" in entry:
             return address in ipaddress.ip_network(entry, strict=False)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Takes turns: only one process of a host asks a key server at a time.
+"""Lets only one process of a host at a time ask a key server.
 
 A key server throttles by address, whatever the request. So there is one turn for each server, and
 one file that says when it may be asked again; both are in the cache. A turn lasts for one request.
@@ -125,7 +125,9 @@ class RequestQueue:
         return None
 
     def _lock(self, stack: contextlib.ExitStack, folder: int, deadline: float) -> None:
-        """Hold one of the two locks until the stack ends, unless both are held for too long."""
+        """Hold one of the two locks until the stack ends, unless both are held by others for too
+        long.
+        """
         for name in (f"{self._name}.lock", f"{self._name}.spare"):
             try:
                 descriptor = _open_own(folder, name, os.O_RDWR | os.O_CREAT)
@@ -138,7 +140,7 @@ class RequestQueue:
                 return
 
     def _locked(self, descriptor: int, folder: int, deadline: float) -> bool:
-        """Wait for the lock; False if its holder is stuck or the time is over."""
+        """Wait for the lock; return False if its holder is stuck or the time is up."""
         clock = self.clock
         silent_since = clock.now()
         # Whatever the deadline, leave time for the spare lock, and for asking.

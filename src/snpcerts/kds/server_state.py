@@ -76,7 +76,7 @@ class Failure:
         )
 
     def error(self) -> KdsError | None:
-        """Return the same error, for another process that wanted the same."""
+        """Return the same error for another process that wanted the same resource."""
         if self.code == KdsUnavailableError.code:
             return KdsUnavailableError(self.message, retry_after=self.retry_after, hint=self.hint)
         if self.code == KdsNotFoundError.code:
@@ -107,7 +107,7 @@ class ServerState:
     failures: dict[str, Failure] = field(default_factory=dict)
 
     def cut_off(self, now: float, gap: float, request: float) -> None:
-        """The process that was asking was stopped. Its request still counts."""
+        """Record that the process that was asking was stopped. Its request still counts."""
         if self.asking is not None:
             self.next_at = max(self.next_at, min(now, self.asking + request) + gap)
             self.asking = None

@@ -65,7 +65,7 @@ class Endorsement:
     not_after: datetime
 
     def table(self) -> CertTable:
-        """Return the three as a certificate table."""
+        """Return the three certificates as a table."""
         return CertTable(
             (
                 TableEntry(VCEK_GUID, self.leaf),
@@ -86,7 +86,7 @@ def _silent(_doing: str) -> AbstractContextManager[object]:
 
 
 class CertificateSource:
-    """Verified certificates, from ``store`` or else from ``client``.
+    """Returns verified certificates from ``store``, otherwise from ``client``.
 
     Without a client it works offline. ``warn`` is called with problems that do not stop the work: a
     cache that cannot be written, a damaged file in it, a failed renewal. Thread-safe: concurrent
@@ -259,8 +259,8 @@ class CertificateSource:
         withdrawn: bool = False,
         budget: float | None = None,
     ) -> Verified[ChainPair]:
-        """With ``withdrawn`` a revoked one is accepted, for the sake of its root, which judges
-        lists.
+        """Return the chain. With ``withdrawn``, a revoked one is accepted too, because its root
+        judges lists.
         """
         _check_pinned(product)
         resource = ChainResource(product, kind)
@@ -335,7 +335,7 @@ def _when(at: datetime | None) -> datetime:
 
 
 def _another_key(new: Verified[_Leaf], old: Verified[_Leaf]) -> Reason | None:
-    """Compare the keys: a chip has one VCEK at one TCB, however many certificates it has."""
+    """Refuse another key: a chip has one VCEK at one TCB, however many certificates it has."""
     if same_key(new.kept_as, old.kept_as):
         return None
     return Reason(
@@ -345,7 +345,7 @@ def _another_key(new: Verified[_Leaf], old: Verified[_Leaf]) -> Reason | None:
 
 
 def _older(new: Verified[RevocationList], old: Verified[RevocationList]) -> Reason | None:
-    """Compare the dates: a replayed old list must not hide what a newer one revokes."""
+    """Refuse an older list: replaying it must not hide what a newer one revokes."""
     if new.not_before >= old.not_before:
         return None
     return Reason(ReasonCode.CRL_OLDER, "it is older than the cached one")

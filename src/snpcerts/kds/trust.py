@@ -55,7 +55,7 @@ _HINT = "install the package ca-certificates, or name a PEM file of roots in SSL
 
 
 def _may_have(environment: Mapping[str, str]) -> bool:
-    """Whether a directory of roots has any; OpenSSL reads them only when it needs them."""
+    """Whether a directory of roots contains any; OpenSSL reads them only when needed."""
     folders = environment.get(_FOLDER) or ssl.get_default_verify_paths().openssl_capath
     for folder in folders.split(":"):
         try:

@@ -46,7 +46,9 @@ class KdsCertificates:
         return Collateral()
 
     def _leaf(self, request: CollateralRequest) -> Collateral:
-        """Try each product until one has it; only version 2 reports leave several."""
+        """Try each product until the key server has a leaf; only version 2 reports leave
+        several.
+        """
         absent: KdsNotFoundError | None = None
         counted: list[float] = []
         for product in request.products:
@@ -82,7 +84,7 @@ class KdsCertificates:
             return True
 
     def _counted(self, resource: VcekResource) -> float:
-        """Count a request as fruitless until it turns out useful."""
+        """Count a request as fruitless until its answer turns out to be useful."""
         stamp, wait = self._fruitless.count()
         if wait:
             raise KdsUnavailableError(

@@ -91,7 +91,7 @@ _EXTENDED: Final = 0xF  # a family of at least this value continues in another f
 
 
 def is_attestation(data: bytes) -> bool:
-    """Whether ``data`` starts as an Attestation does: with a report of more than 127 bytes.
+    """Whether the first bytes are those of an Attestation with a report of more than 127 bytes.
 
     A raw report never does: the second byte of its version is zero.
     """
@@ -99,7 +99,7 @@ def is_attestation(data: bytes) -> bool:
 
 
 def is_report(data: bytes) -> bool:
-    """Whether ``data`` starts as a Report does: with a version, then GUEST_SVN or POLICY.
+    """Whether the first bytes are those of a Report: a version, then GUEST_SVN or POLICY.
 
     A raw report never does: the bytes of its version after the first are zero.
     """
@@ -107,7 +107,7 @@ def is_report(data: bytes) -> bool:
 
 
 def is_tpm_attestation(data: bytes) -> bool:
-    """Whether bytes that are no text may be an Attestation of go-tpm-tools.
+    """Whether binary bytes may be an Attestation of go-tpm-tools.
 
     It starts with a TPM's key, where one of go-sev-guest starts with a Report, whose
     first field is a number; or, without a key, with quotes or the SNP Attestation.
@@ -186,7 +186,7 @@ def read_report(data: bytes) -> bytes:
 
 
 def cpuid_fields(signature: int) -> dict[str, Any]:
-    """Family, model and stepping as a report of version 3 has them; zero is none."""
+    """Return family, model and stepping as reports from version 3 on contain them."""
     extended_family, family = signature >> 20 & 0xFF, signature >> 8 & 0xF
     combined = family + extended_family
     if signature & ~_CPUID_BITS or (extended_family and family != _EXTENDED) or combined > 0xFF:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Bit:
-    """One bit: its index, and what holds when it is one and when it is zero."""
+    """One bit: its index, and its meaning when it is one and when it is zero."""
 
     index: int
     one: str

@@ -119,7 +119,7 @@ class _Work:
         self._given: deque[tuple[list[Prepared], Future[list[Verdict]]]] = deque()
 
     def take(self, chunk: list[Prepared]) -> None:
-        """Give the chunk to the pool if that has too few; otherwise judge it here."""
+        """Give the chunk to the pool if the pool has too few; otherwise judge it here."""
         under_way = sum(not future.done() for _, future in self._given)
         if self._started.done() and under_way < self._ahead:
             self._given.append((chunk, self._pool.submit(self._task, chunk)))
@@ -127,12 +127,14 @@ class _Work:
             self._given.append((chunk, _done(self._task(chunk))))
 
     def finished(self) -> Iterator[Verdict]:
-        """Return the verdicts that are next in order; wait only if too many others wait for one."""
+        """Return the next verdicts in order; wait for one only if too many others wait behind
+        it.
+        """
         while self._given and (self._given[0][1].done() or len(self._given) > _WAITING):
             yield from self._given.popleft()[1].result()
 
     def rest(self) -> bool:
-        """Judge one more chunk, the last that no process has begun; return whether any is left."""
+        """Judge one more chunk that no process has begun; return whether any chunk is left."""
         if not self._given:
             return False
         for index in range(len(self._given) - 1, -1, -1):
@@ -159,7 +161,7 @@ def _end_with_parent() -> None:
 
 
 def _started() -> None:
-    """A process's initialisation."""
+    """Initialise a process of the pool."""
 
 
 def _done(verdicts: list[Verdict]) -> Future[list[Verdict]]:

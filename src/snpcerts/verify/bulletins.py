@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""AMD's security bulletins, as a policy can require their fixes.
+"""AMD's security bulletins, in a form from which policies can require their fixes.
 
 The data is ``bulletins.toml`` beside this file: dated, and each value with the public
 sources that agree on it.
@@ -65,7 +65,7 @@ class Bulletin:
 
     @property
     def name(self) -> str:
-        """The bulletin with the names of its attacks: ``AMD-SB-3019 (EntrySign)``."""
+        """The bulletin and its attacks: ``AMD-SB-3019 (EntrySign)``."""
         return f"{self.id} ({', '.join(self.attacks)})" if self.attacks else self.id
 
     def below(self, report: Report, tcbs: ReportTcbs) -> tuple[str, ...]:
@@ -90,7 +90,7 @@ class Bulletin:
 
 @dataclass(frozen=True, slots=True)
 class Inexpressible:
-    """Attacks that no field of a report can show, and why."""
+    """Attacks that no field of a report shows, and why."""
 
     attacks: tuple[str, ...]
     why: str
@@ -122,7 +122,7 @@ class BulletinData:
         raise UsageError(f"bulletin {name[:40]!r}: is not one of {known}")
 
     def age_problem(self, today: dt.date) -> str | None:
-        """Return a warning where the data is old, or None."""
+        """Return a warning if the data is old, or None."""
         age = today - self.date
         if age <= OLD_AFTER:
             return None

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The chain for a report out of all the certificates there are, and which parts it lacks.
+"""Select the chain for a report from all certificates, and say which parts are missing.
 
 The certificates in their slots come first. Where they are right nothing else is
 looked at. Where not, all that were supplied are sorted by what they are, and the
@@ -25,7 +25,7 @@ from snpcerts.verify.collateral import Collateral
 
 
 class Part(enum.Enum):
-    """What may be missing."""
+    """A part that may be missing."""
 
     LEAF = "leaf"
     INTERMEDIATE = "intermediate"
@@ -35,13 +35,13 @@ class Part(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """What was found of a chain, and what is wrong between its leaf and the report."""
+    """A possible chain, and what is wrong between its leaf and the report."""
 
     findings: Findings
     of_leaf: tuple[Reason, ...]
 
     def reasons(self, at: datetime) -> tuple[Reason, ...]:
-        """Return all that is wrong with it at that time."""
+        """Return all that is wrong with the chain at that time."""
         return (*self.findings.reasons_at(at), *self.of_leaf)
 
 
@@ -81,7 +81,7 @@ def choose(
 
 
 def _score(choice: Choice, at: datetime) -> tuple[int, int]:
-    """Return what is absent, and what is wrong.
+    """Return what is missing and what is wrong, as a score.
 
     A certificate that is there and wrong says more than one that is not there.
     """
@@ -129,7 +129,7 @@ _BY_CODE: Final = {
 
 
 def parts_of(reason: Reason) -> frozenset[Part]:
-    """Return which certificates, if they were others, might do away with the reason."""
+    """Return which certificates, if replaced, might remove the reason."""
     by_code = _BY_CODE.get(reason.code)
     if by_code is not None:
         return by_code
@@ -138,7 +138,7 @@ def parts_of(reason: Reason) -> frozenset[Part]:
 
 
 def wrong_parts(reasons: Iterable[Reason]) -> frozenset[Part]:
-    """Return which certificates to look for elsewhere."""
+    """Return which certificates to look for in other sources."""
     found: frozenset[Part] = frozenset()
     for reason in reasons:
         found |= parts_of(reason)

@@ -97,13 +97,13 @@ class Collateral:
 
     @property
     def parts(self) -> tuple[bytes, ...]:
-        """All that may hold certificates, those in slots first."""
+        """All parts that may hold certificates, those in slots first."""
         slots = (self.vcek, self.vlek, self.ask, self.ark)
         return (*(each for each in slots if each is not None), *self.others)
 
     @property
     def without_certificates(self) -> bool:
-        """Whether there is nothing to sort."""
+        """Whether there are no certificates to sort."""
         return not self.parts
 
     def without_crl(self) -> Collateral:
@@ -111,7 +111,7 @@ class Collateral:
         return Collateral(self.vcek, self.vlek, self.ask, self.ark, others=self.others)
 
     def completed_by(self, other: Collateral) -> Collateral:
-        """These, and from ``other`` what is not supplied here.
+        """Return this, with missing parts taken from ``other``.
 
         Nothing is lost: a certificate whose slot is taken is among ``others``, and no
         revocation list takes the place of another.

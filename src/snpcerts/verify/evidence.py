@@ -145,12 +145,12 @@ class Evidence:
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """What was tolerated in the table."""
+        """What decoding the table tolerated."""
         return () if self.table is None else self.table.warnings
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Self:
-        """Read evidence in any of the shapes above, which its first bytes distinguish.
+        """Read evidence in any of these formats, which its first bytes distinguish.
 
         Raises :class:`FormatError` when it is none of them, saying what it is and how
         to unwrap it where that is known, or when what is in it is malformed.
@@ -183,7 +183,7 @@ class Evidence:
 
     @classmethod
     def _unwrapped(cls, data: bytes, depth: int) -> Self:
-        """Unwrap what is not a report by its first bytes."""
+        """Unwrap data whose first bytes are not a report's."""
         if depth > _MAX_DEPTH:
             raise FormatError("evidence", "is wrapped too many times")
         if len(data) >= REPORT_SIZE and looks_like_report(data):
@@ -226,7 +226,7 @@ class Evidence:
 
     @classmethod
     def _from_binary(cls, data: bytes) -> Self | None:
-        """Read the shapes that first bytes identify."""
+        """Read the formats that the first bytes identify."""
         if data[:4] == SIGNATURE:
             hcl = HclReport.unpack(data)
             runtime = RuntimeData(hcl.claims, hcl.digest)
@@ -254,9 +254,7 @@ class Evidence:
 
     @classmethod
     def _from_values(cls, value: Any, depth: int, shape: Shape) -> Self:
-        """Return the one report among the values of JSON or CBOR, and all certificates
-        beside it.
-        """
+        """Return the only report among the values of JSON or CBOR, and all certificates with it."""
         what = "evidence"
         other = other_kind_of_guest(value)
         if other is not None:
@@ -326,12 +324,12 @@ class Evidence:
 
 
 def _is_binary_shape(data: bytes) -> bool:
-    """Read a report, or what wraps one: it may have certificates in PEM behind it."""
+    """Whether the bytes are a report, or wrap one; certificates in PEM may follow."""
     return looks_like_report(data) or starts_in_binary_shape(data)
 
 
 def starts_in_binary_shape(data: bytes) -> bool:
-    """Whether the first bytes are those of a shape that wraps a report in binary."""
+    """Whether the first bytes are those of a binary format that wraps a report."""
     return (
         data[:4] == SIGNATURE
         or data.startswith(SCALE_START)
@@ -370,7 +368,7 @@ def _check_unaltered(data: bytes) -> None:
 
 
 def _of_response(data: bytes) -> bytes:
-    """Return the report in the answer to a report request, as the driver gives it."""
+    """Return the report from the response to a report request, as the driver returns it."""
     status = int.from_bytes(data[:4], "little")
     if status:
         raise FormatError(
@@ -389,7 +387,7 @@ def _of_response(data: bytes) -> bytes:
 
 
 def _read_cbor(data: bytes) -> Any:
-    """Return the value that CBOR has, which must be in its shortest form and name each key once."""
+    """Return the value of CBOR data, which must use the shortest form and no key twice."""
     from cbor2 import CBORDecodeError, dumps, loads
 
     try:

@@ -21,7 +21,7 @@ _NO_AGENT = b"\xff" * 32
 
 @dataclass(frozen=True, slots=True)
 class FieldLine:
-    """One field: its section, its name, its value, and its meaning ("" if the value says it)."""
+    """One field: its section, name and value, and its meaning ("" if the value needs none)."""
 
     section: str
     name: str
@@ -30,7 +30,7 @@ class FieldLine:
 
 
 def guessed_product(report: Report) -> tuple[Product | None, str]:
-    """Return the product, and how it is known.
+    """Return the product and the reason for it.
 
     Version 2 names none; the length of the chip ID narrows it down.
     """
@@ -60,7 +60,7 @@ def tcbs_of(report: Report) -> ReportTcbs:
 
 
 def explain(report: Report) -> Iterator[FieldLine]:
-    """Yield every field of a report, in the order of interest to people."""
+    """Yield every field of a report, the most interesting first."""
     fields = report.fields
     product, how = guessed_product(report)
     yield FieldLine("report", "version", str(fields.version))

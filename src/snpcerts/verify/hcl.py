@@ -51,9 +51,7 @@ _DIGESTS: Final = {1: "sha256", 2: "sha384", 3: "sha512"}
 
 @dataclass(frozen=True, slots=True)
 class HclReport:
-    """The report, the runtime claims bound to it, and the digest that binds them (hashlib's
-    name).
-    """
+    """The report, the runtime claims, and the hashlib name of the digest that binds them."""
 
     report: bytes
     claims: bytes

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Evidence in JSON, as attestation services and tools hand it about.
+"""Evidence in JSON, in the forms that attestation services and tools use.
 
 Two forms are read. Some tools write a report's fields one by one: those are put
 together again, every byte that no field has is zero, and the signature decides
@@ -57,8 +57,7 @@ _PROVIDERS: Final = {"tdx_guest": "Intel TDX", "arm_cca_guest": "Arm CCA"}
 
 
 def report_by_fields(value: Any) -> bytes | None:
-    """Return the report's bytes where ``value`` holds its fields one by one; None where it does
-    not.
+    """Return the report's bytes if ``value`` contains its fields one by one; otherwise None.
 
     Raises :class:`FormatError`, naming the field, for one that is missing or has another size.
     """
@@ -71,7 +70,7 @@ def report_by_fields(value: Any) -> bytes | None:
 
 
 def other_kind_of_guest(value: Any) -> str | None:
-    """Return which other kind of guest the evidence says it is of."""
+    """Return the other kind of guest that the evidence belongs to; None if it names none."""
     for each in _objects(value):
         provider = each.get("provider")
         if isinstance(provider, str) and provider in _PROVIDERS and "outblob" in each:
@@ -88,7 +87,7 @@ def keys_of(value: Any) -> str:
 
 
 def blobs(value: Any) -> Iterator[tuple[str, bytes]]:
-    """Yield the keys and bytes of all values that may be bytes, 64 and more."""
+    """Yield the keys and bytes of all values that may be 64 bytes or more."""
     looked = 0
     waiting: list[tuple[str, Any]] = [("", value)]
     while waiting:
@@ -130,7 +129,7 @@ def _objects(value: Any) -> Iterator[dict[str, Any]]:
 
 
 def _from_sev(fields: Mapping[str, Any]) -> bytes:
-    """virtee/sev's AttestationReport as serde writes it."""
+    """Read virtee/sev's AttestationReport as serde writes it."""
     values: dict[str, Any] = {}
     for name in ReportLayout.__slots__:
         if name in _TCBS:
@@ -220,7 +219,7 @@ _PROTO_NAMES: Final = {"flags": "signerInfo"}
 
 
 def _from_proto(fields: Mapping[str, Any]) -> bytes:
-    """protojson of go-sev-guest's Report: lowerCamelCase, bytes in base64, zeros left out."""
+    """Read protojson of go-sev-guest's Report: lowerCamelCase, bytes in base64, zeros left out."""
     from snpcerts.verify.attestation_proto import cpuid_fields
 
     values: dict[str, Any] = {}

@@ -167,7 +167,7 @@ def _unsigned(report: Report) -> str:
 
 
 def _explained(reasons: list[Reason], unavailable: Sequence[Reason]) -> list[Reason]:
-    """Return the reasons; those for what is missing give way to why it is missing.
+    """Return the reasons; where something is missing, give the reason why.
 
     While a source is out of reach, so do those that another certificate would do away
     with: what the source has may be right. An untrusted root is none of these.

@@ -83,13 +83,13 @@ class TcbFloor:
                 raise UsageError(problem)
 
     def of(self, product: Product) -> TcbVersion | None:
-        """That product's floor."""
+        """Return the floor of that product."""
         floor: TcbVersion | None = getattr(self, product.keyword)
         return floor
 
 
 class WithoutCpuid(enum.Enum):
-    """What floors for processors do with a report of version 2, which has no CPUID."""
+    """How floors for processors treat a report of version 2, which has no CPUID."""
 
     STRICTEST = "strictest"  # hold it against the highest floor of its product
     REFUSE = "refuse"
@@ -97,7 +97,7 @@ class WithoutCpuid(enum.Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProcessorFloor:
-    """The least TCB components of the processors in one range of CPUID.
+    """The lowest accepted TCB components of the processors in one range of CPUID.
 
     ``name`` is what messages call them. A component that is None is not asked.
     ``bulletins`` names the bulletins that the numbers come from, for messages alone.
@@ -133,7 +133,7 @@ class ProcessorFloor:
                     raise UsageError(f"a TCB of {product.value} has no {component}")
 
     def components(self) -> dict[str, int]:
-        """Return what is asked: component names and the least value of each."""
+        """Return the required components and the lowest value of each."""
         values = {name: getattr(self, name) for name in _COMPONENTS}
         return {name: value for name, value in values.items() if value is not None}
 
@@ -222,7 +222,7 @@ class Policy:
 
     @classmethod
     def authenticity_only(cls) -> Self:
-        """No demands at all, not even the default ones: is the report genuine?"""
+        """Return a policy without any demands, even the default ones: is the report genuine?"""
         bits = GuestPolicyBits(debug=None, migrate_ma=None)
         return cls(guest_policy=bits, allow_tcb_above_current=True)
 

@@ -44,7 +44,7 @@ class Subject:
 
 @dataclass(frozen=True, slots=True)
 class _DemandResult:
-    """Passed or not; None if the check needs the product and that is unknown."""
+    """Whether the check passed; None if it needs the product and the product is unknown."""
 
     passed: bool | None
     expected: str
@@ -404,9 +404,7 @@ _NOTHING_ABOVE: Final = _DemandResult(True, _NOT_ABOVE, "no component above")
 
 @functools.lru_cache(maxsize=1024)
 def _above(tcb: TcbVersion, current: TcbVersion) -> tuple[str, ...]:
-    """Return the components that are above; a component that the current TCB lacks counts as
-    above.
-    """
+    """Return the components that are above; one that the current TCB lacks counts as above."""
     running = current.components()
     return tuple(
         f"{name} {value} above {running.get(name, 'none')}"
@@ -463,7 +461,7 @@ def _floor_without_cpuid(
 
 
 def _highest(floors: Iterable[ProcessorFloor]) -> dict[str, int]:
-    """Return the highest value that any of the floors asks, by component."""
+    """Return the highest value that any of the floors requires, by component."""
     highest: dict[str, int] = {}
     for floor in floors:
         for name, least in floor.components().items():
@@ -472,7 +470,7 @@ def _highest(floors: Iterable[ProcessorFloor]) -> dict[str, int]:
 
 
 def _reaches(least: dict[str, int], names: str, tcbs: ReportTcbs) -> _DemandResult:
-    """Check both TCBs: the reported one is certified, the current one is what runs."""
+    """Check both TCBs: the reported one is certified, and the current one is running."""
     listed = ", ".join(f"{name} {value}" for name, value in least.items())
     expected = f"at least {listed} ({names})"
     if tcbs.reported is None or tcbs.current is None:

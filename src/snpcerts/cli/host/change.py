@@ -121,7 +121,7 @@ def commit(agent: Agent) -> Plan:
 @click.option(
     "--reported-tcb",
     metavar=METAVAR,
-    help="TCB to report; a component left out stays as it is.",
+    help="TCB to report; omitted components stay unchanged.",
 )
 @click.option("--reset", is_flag=True, help="Report the committed TCB again.")
 @click.option(

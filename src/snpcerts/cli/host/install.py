@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from snpcerts.host.installation import InstallStep, InstallTarget
 
 _OPTIONS = (
-    click.option("--dry-run", is_flag=True, help="Only say what would be done."),
+    click.option("--dry-run", is_flag=True, help="Print what would be done; change nothing."),
     click.option(
         "--root",
         metavar="DIR",
@@ -37,7 +37,7 @@ _OPTIONS = (
     click.option(
         "--replace",
         is_flag=True,
-        help="Also files that were edited or belong to another installation.",
+        help="Also replace files that were edited or belong to another installation.",
     ),
     click.option("--json", "as_json", is_flag=True, help="Print one JSON object."),
 )
@@ -81,7 +81,7 @@ def install(
 
 
 @click.command(short_help="Remove what host install has put in place.")
-@click.option("--purge", is_flag=True, help="Also the configuration and the cache.")
+@click.option("--purge", is_flag=True, help="Also remove the configuration and the cache.")
 @_with_options
 def uninstall(
     purge: bool, dry_run: bool, root: str, program: str | None, replace: bool, as_json: bool

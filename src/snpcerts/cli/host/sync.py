@@ -29,7 +29,7 @@ _LOG = click.option(
     "log_form",
     type=click.Choice(["text", "json"]),
     default="text",
-    help="Form of the log.",
+    help="Format of the log.",
 )
 _METRICS_FILE = click.option(
     "--metrics-file", metavar="FILE", help="Write Prometheus metrics to FILE after each check."
