@@ -56,7 +56,7 @@ def test_the_example_configuration_says_the_defaults() -> None:
     text = (SYSTEM_FILES / "snpcerts.toml").read_text()
     assert parse(text).files == Config().files
     # And with every comment taken away from a setting it is still one that is understood.
-    settings = re.sub(r"^# (\w+ = |\[\[)", r"\1", text, flags=re.MULTILINE)
+    settings = re.sub(r"^# (\w+ = |\[)", r"\1", text, flags=re.MULTILINE)
     for of_vleks in ('without_vlek = "empty"', 'with_mask_chip_key = "empty"'):
         settings = settings.replace(of_vleks, "")
     whole = parse(settings)
