@@ -64,6 +64,8 @@ def _page(title: str, command: click.Command, above: click.Context) -> str:
     own = list(_options(command, context))
     if own:
         lines += [".SH OPTIONS", *own]
+    if name and command.epilog:
+        lines += [".SH EXAMPLE", ".nf", *map(_text, _example(command)), ".fi"]
     if isinstance(command, click.Group):
         lines.append(".SH COMMANDS")
         for each in command.list_commands(context):
@@ -97,11 +99,18 @@ def _of_command(
     yield ".PP"
     yield from _paragraphs(command.help or "")
     yield from _options(command, context)
+    if command.epilog:
+        yield from (".PP", "Example:", ".PP", ".nf", *map(_text, _example(command)), ".fi")
     if isinstance(command, click.Group):
         for each in command.list_commands(context):
             inner = command.get_command(context, each)
             if inner is not None:
                 yield from _of_command(each, inner, context, brief=False)
+
+
+def _example(command: click.Command) -> list[str]:
+    """The lines of the example at the end of a command's help."""
+    return [line.strip() for line in (command.epilog or "").splitlines() if "$ " in line]
 
 
 def _synopsis(command: click.Command, context: click.Context) -> Iterator[str]:

@@ -18,6 +18,7 @@ from typing import NoReturn
 import click
 
 from snpcerts import __version__
+from snpcerts.cli.examples import add_examples
 from snpcerts.cli.say import present, say
 from snpcerts.cli.signals import EndedBySignalError
 from snpcerts.errors import SnpCertsError
@@ -53,7 +54,7 @@ class _LateGroup(click.Group):
         command = module.command
         if not isinstance(command, click.Command):
             raise TypeError(f"{module.__name__}.command is not a click command")
-        return command
+        return add_examples(cmd_name, command)
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
