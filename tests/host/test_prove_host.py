@@ -3,7 +3,10 @@
 
 from __future__ import annotations
 
+import os
+import select
 import shlex
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -180,3 +183,21 @@ def test_wrong_use_is_one_line(
     error = capsys.readouterr().err
     assert said in error
     assert len(error.splitlines()) <= 2
+
+
+@only_in_full
+def test_a_signal_ends_the_vmm_and_the_command_as_well(host: Site) -> None:
+    pids = host.folder / "pids"
+    os.mkfifo(pids)
+    ask = ("sh", "-c", f'echo $$ $PPID > "{pids}"; exec sleep 600')
+    first, *others = host.arguments("prove", "--vmm", "sh -c 'exec sleep 600' {certs}", "--", *ask)
+    argv = host.emulated.command(first, "--with-guest", *others)
+    with subprocess.Popen(argv, stderr=subprocess.PIPE) as process:
+        hand_over, prover = map(int, pids.read_text().split())
+        vmms = Path(f"/proc/{prover}/task/{prover}/children").read_text().split()
+        ended = [os.pidfd_open(int(pid)) for pid in {str(hand_over), *vmms}]
+        os.kill(prover, signal.SIGTERM)
+        assert process.wait(60) == 128 + signal.SIGTERM
+        for each in ended:
+            assert select.select([each], [], [], 60)[0], "it is still there"
+            os.close(each)

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from snpcerts.abi.guest_message import KeySelect
 
 _SIZE_LIMIT = 1 << 16
+_running: set[int] = set()  # process groups of commands that have not ended
 
 
 @click.command(
@@ -113,6 +114,7 @@ def run_in_guest(command: Sequence[str], report_data: str, key_sel: str, timeout
         )
     except OSError as error:
         raise RefusedError(f"{argv[0]}: cannot be run: {error.strerror}") from None
+    _running.add(process.pid)
     deadline, data, code = time.monotonic() + timeout, None, None
     try:
         data = _output(process, deadline)
@@ -128,6 +130,7 @@ def run_in_guest(command: Sequence[str], report_data: str, key_sel: str, timeout
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
+        _running.discard(process.pid)
         if process.stdout is not None:
             process.stdout.close()
     if data is None or code is None:
@@ -137,6 +140,13 @@ def run_in_guest(command: Sequence[str], report_data: str, key_sel: str, timeout
     if code != 0:
         raise RefusedError(f"{argv[0]}: ended with exit code {code}; nothing is proven")
     return data
+
+
+def end_commands() -> None:
+    """End every command that another thread has in progress: a signal ends this process."""
+    for group in tuple(_running):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(group, signal.SIGKILL)
 
 
 def _output(process: subprocess.Popen[bytes], deadline: float) -> bytes | None:

@@ -25,7 +25,7 @@ from snpcerts.cli.files import check_output, write_output
 from snpcerts.cli.host.change import changed_tcb
 from snpcerts.cli.host.options import Host, with_host
 from snpcerts.cli.host.output import event_printer, ignore_event
-from snpcerts.cli.host.prove import run_in_guest
+from snpcerts.cli.host.prove import end_commands, run_in_guest
 from snpcerts.cli.say import present, say
 from snpcerts.cli.signals import ends_cleanly
 from snpcerts.cli.source_options import anchors_of
@@ -134,7 +134,10 @@ def prove_host(
 
         anchors = anchors_of(agent.config.anchors)
         trial = ClaimTrial(agent, agent.config.files[0], ask, anchors, report, started.exit_number)
-        trial.run(change)
+        try:
+            trial.run(change)
+        finally:
+            end_commands()
         started.note_end(report)
     text = "\n".join(report.lines(full_chip_id=full_chip_id))
     value = json.dumps(report.to_json(full_chip_id=full_chip_id))
