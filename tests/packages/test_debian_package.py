@@ -16,8 +16,8 @@ snpcerts emulate --platform snp certificates certs
 snpcerts emulate --platform snp key-server >server.log 2>&1 &
 until grep -o 'http://[^ ]*' server.log >url; do sleep 0.1; done
 url=$(head -n 1 url)
-sed -i 's|^# anchors = .*|anchors = ["/root/certs/ark.der"]|; s|^# url = .*|url = "'$url'"|' \
-    /etc/snpcerts.toml
+sed -i 's|^# anchors = .*|anchors = ["/root/certs/ark.der"]|' /etc/snpcerts.toml
+sed -i '0,/^# url = /s|^# url = .*|url = "'$url'"|' /etc/snpcerts.toml
 snpcerts emulate --platform snp host -- snpcerts host sync
 snpcerts emulate --platform snp host -- snpcerts host status
 snpcerts emulate --platform snp guest --certs /var/lib/snpcerts/certs.bin -- \

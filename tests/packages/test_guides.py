@@ -32,6 +32,7 @@ NOT_RUN = {
     "make demo": "CI runs it on a machine with make",
     "make test": "CI runs it on a machine with make",
     "systemctl": "there is no service manager; the next command runs what the unit does",
+    "ssh guest1": "another machine; tests/host/test_prove_command.py asks a guest",
     "qemu-system": "tests/qemu and tests/frontdoor run stock QEMU",
     "~/snp guest -- \\": "the guest of that QEMU",
     "snpguest": "tests/clients builds and runs it",
@@ -55,7 +56,6 @@ CHOICES = {
     "--kds URL": "--kds $(cat url)",
     "--cache DIR": "--kds $(cat url) --anchor certs/ark.der --cache DIR",
     "--hwid HWID": "--hwid $(cat hwid)",
-    "ssh guest1": "snpcerts emulate --platform ~/snp guest --certs /var/lib/snpcerts/certs.bin --",
 }
 # What the reader has done before the command with this text.
 BEFORE = {
@@ -64,7 +64,7 @@ BEFORE = {
     "certs/ark.der is the root to trust": "cd ~",
     "host check --online": """
         sed -i 's|^# anchors = .*|anchors = ["/root/certs/ark.der"]|' /etc/snpcerts.toml
-        sed -i "s|^# url = .*|url = \\"$(cat url)\\"|" /etc/snpcerts.toml
+        sed -i "0,/^# url = /s|^# url = .*|url = \\"$(cat url)\\"|" /etc/snpcerts.toml
     """,
     "host load-vlek": """
         snpcerts emulate --platform ~/snp certificates csp --vlek csp
@@ -143,6 +143,8 @@ def as_run(command: Command) -> str:
 
 def script_of(page: str) -> str:
     parts = ["exec 2>&1"]
+    if page == "docs/emulator.md":
+        parts.append("rm -rf snp")  # its reader has not loaded a VLEK
     for command in commands(page):
         if command.skipped:
             continue
