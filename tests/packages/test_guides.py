@@ -35,6 +35,8 @@ NOT_RUN = {
     "ssh guest1": "another machine; tests/host/test_prove_command.py asks a guest",
     "qemu-system": "tests/qemu and tests/frontdoor run stock QEMU",
     "~/snp guest -- \\": "the guest of that QEMU",
+    "make -C native": "a bare system has no compiler; tests/native builds and uses the library",
+    "cc ": "a bare system has no compiler; tests/native builds and uses the library",
     "snpguest": "tests/clients builds and runs it",
     "./my-vmm": "tests/conformance builds VMMs and judges them",
     "sync --watch": "does not end; tests/host runs it",
@@ -74,7 +76,7 @@ BEFORE = {
         snpcerts emulate --platform ~/snp host -- snpcerts host status --json |
             python3 -c 'import json, sys; print(json.load(sys.stdin)["hwid"])' >hwid
     """,
-    "host commit --dry-run": "snpcerts emulate --platform ~/snp firmware update --snp 25",
+    "host commit --dry-run": "snpcerts emulate --platform ~/snp firmware update --current snp=25",
     "table show": "cp certs/table.bin certs.bin",
     "--report-data 0123456789abcdef": f"""{_SERVER}
         snpcerts emulate --platform ~/snp guest --certs certs/table.bin -- \\
@@ -89,6 +91,7 @@ BEFORE = {
 # Commands that end otherwise than with 0, and why.
 OTHERWISE = {
     "host check": "this machine's kernel may be older than 7.0, and KVM's processor another",
+    "# refused: ": "the page says so",
     "--require-crl  ": "the page says: not enough",
     "--offline --max-crl-age": "this cache has no list of this root",
 }

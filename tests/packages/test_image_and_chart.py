@@ -140,7 +140,7 @@ def test_the_images_steps_make_an_agent_and_a_mirror(release: Path, tmp_path: Pa
     system = BareRoot(FETCHED / "trixie", tmp_path / "system", release, source)
     try:
         made = system.run(
-            "set -e; cd /run/source\n" + "\n".join(steps) + "\nPATH=/opt/snpcerts/bin:$PATH\n"
+            "set -e; cd /run/source\n" + "\n".join(steps) + "\nPATH=/opt/snpcerts/bin:$PATH; cd ~\n"
             "snpcerts mirror serve --help >/dev/null; snpcerts host sync --help >/dev/null\n"
             "snpcerts --version; snpcerts mirror serve --listen 127.0.0.1:0 --database "
             "sqlite:////root/mirror.db >log 2>&1 & \n"
