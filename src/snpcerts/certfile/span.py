@@ -21,7 +21,7 @@ from snpcerts.certfile.step import Performer, Steps
 
 
 class SpanKind(enum.StrEnum):
-    """What lasted that long."""
+    """The kind of a span: what the time was spent on."""
 
     LOCK_WAIT = "lock wait"
     LOCK_HELD = "lock held"

@@ -38,7 +38,9 @@ if TYPE_CHECKING:
     context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False},
 )
 @click.option("--list", "list_only", is_flag=True, help="Print the checks and their rules.")
-@click.option("--only", metavar="ID", multiple=True, help="Judge only this check; may be repeated.")
+@click.option(
+    "--only", metavar="ID", multiple=True, help="Judge only this check. May be given several times."
+)
 @click.option(
     "--busy-limit",
     type=click.IntRange(1, 59_000),

@@ -131,7 +131,9 @@ def fetch() -> None:
 @click.option(
     "--tcb", metavar="TCB", help="The reported TCB, as in bl=4,tee=0,snp=24,ucode=219[,fmc=1]."
 )
-@click.option("--report", metavar="FILE", help="Take all of these from an attestation report.")
+@click.option(
+    "--report", metavar="FILE", help="Take product, chip ID and TCB from an attestation report."
+)
 @_common
 def vcek(
     where: _Where, product: Product | None, hwid: str | None, tcb: str | None, report: str | None

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tells the fleet's mirror how this host is, and hears which certificates it has for it.
+"""Announces this host's state to the fleet's mirror, which answers with the certificates it has.
 
 An announcement is one HTTP request with a limit on time and size. The agent sends it from a thread
 of its own: a mirror that is slow, gone or wrong delays no round, and costs one event in the log.

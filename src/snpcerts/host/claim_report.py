@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a host showed, held against each claim of :mod:`snpcerts.fidelity`; as text and JSON.
+"""Compares what a host showed with each claim of :mod:`snpcerts.fidelity`; as text and JSON.
 
 Only a report that verifies with a root of AMD's makes this a report about hardware.
 """

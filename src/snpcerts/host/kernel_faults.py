@@ -32,7 +32,7 @@ class KernelFault:
 
     @property
     def fixed_in(self) -> str:
-        """The version, for people."""
+        """The version with the fix, as text."""
         return ".".join(map(str, self.fixed)).removesuffix(".0")
 
 

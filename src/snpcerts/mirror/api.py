@@ -158,7 +158,7 @@ class MirrorApi:
         return JSONResponse({"wanted": [each.to_json() for each in wanted]})
 
     async def start_roll(self, request: Request) -> Response:
-        """Announce firmware before it is there; answer how long the queue will take."""
+        """Announce firmware before it is installed; answer how long the queue will take."""
         self._authorise(request, admin=True)
         given = _object(await _body(request, _MAX_ROLL))
         product = _PRODUCTS.get(str(given.get("product")).lower())

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Takes what is wanted from the queue, asks upstream for it, and stores what verifies.
+"""Fetches the queued certificates from the upstream server, and stores those that verify.
 
 Each instance has one, in a thread. What upstream answered is kept until the database has it: an
 answer is never lost because the database was restarted.

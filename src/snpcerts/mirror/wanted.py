@@ -378,7 +378,7 @@ class WantedQueue:
         return QueuePlace(before, max(own, wait))
 
     def done_in(self, connection: Connection, need: Need, now: float) -> float:
-        """Return in how many seconds all rows of a need will be done, and those before them."""
+        """Return the seconds until a need's rows, and all rows before them, are done."""
         q = QUEUE.c
         count = connection.execute(
             select(func.count()).select_from(QUEUE).where(q.paced, q.need <= need)

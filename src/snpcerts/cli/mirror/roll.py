@@ -57,7 +57,7 @@ def roll(
     token_file: str | None,
     as_json: bool,
 ) -> None:
-    """Announce firmware before it is there: the mirror fetches what each host will need.
+    """Announce firmware before it is installed: the mirror fetches what each host will need.
 
     Prints how many certificates are stored already, how many wait, and when the last one comes.
     The mirror's page shows how far the roll is. No host changes: commit there afterwards, for
