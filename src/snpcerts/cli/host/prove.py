@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from snpcerts.abi.guest_message import KeySelect
 
 _SIZE_LIMIT = 1 << 16
+_ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _running: set[int] = set()  # process groups of commands that have not ended
 
 
@@ -104,6 +105,8 @@ def run_in_guest(command: Sequence[str], report_data: str, key_sel: str, timeout
     argv = [
         word.replace("{report_data}", report_data).replace("{key_sel}", key_sel) for word in command
     ]
+    # A signal between the fork and the assignment would leave the command running.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
     try:
         process = subprocess.Popen(
             argv,
@@ -111,10 +114,17 @@ def run_in_guest(command: Sequence[str], report_data: str, key_sel: str, timeout
             stdout=subprocess.PIPE,
             env=os.environ | {"SNPCERTS_REPORT_DATA": report_data, "SNPCERTS_KEY_SEL": key_sel},
             start_new_session=True,
+            preexec_fn=lambda: signal.pthread_sigmask(signal.SIG_SETMASK, before),  # noqa: PLW1509 (makes one call)
         )
+        _running.add(process.pid)
     except OSError as error:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
         raise RefusedError(f"{argv[0]}: cannot be run: {error.strerror}") from None
-    _running.add(process.pid)
+    try:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    except BaseException:
+        end_commands()
+        raise
     deadline, data, code = time.monotonic() + timeout, None, None
     try:
         data = _output(process, deadline)
