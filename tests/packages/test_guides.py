@@ -92,6 +92,7 @@ BEFORE = {
 OTHERWISE = {
     "host check": "this machine's kernel may be older than 7.0, and KVM's processor another",
     "# refused: ": "the page says so",
+    "host status --file ~/snp/certs.bin": "the commit before it was for another file",
     "--require-crl  ": "the page says: not enough",
     "--offline --max-crl-age": "this cache has no list of this root",
 }
