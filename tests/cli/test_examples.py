@@ -32,10 +32,15 @@ def test_every_command_has_an_example() -> None:
 
 
 @pytest.mark.parametrize("name", EXAMPLES)
-def test_the_example_has_only_options_that_exist(name: str) -> None:
+def test_the_example_has_what_is_required_and_nothing_unknown(name: str) -> None:
     command = COMMANDS[name]
     context = click.Context(command, **command.context_settings)
     words = shlex.split(EXAMPLES[name])
     # An unknown option is an error here; what the values must be is not looked at.
-    command.make_parser(context).parse_args(list(words))
-    assert f"snpcerts {name}" in command.get_help(context)
+    given, _, _ = command.make_parser(context).parse_args(list(words))
+    for parameter in command.params:
+        if parameter.required:
+            assert given.get(parameter.name or ""), f"{parameter.name} is required"
+    text = command.get_help(context)
+    assert f"snpcerts {name}" in text
+    assert text.count("Example") == 1

@@ -55,10 +55,6 @@ def floors(names: tuple[str, ...], products: tuple[str, ...], unconfirmed: bool)
 
     Without --bulletin it requires all bulletins that every named product can meet; it includes
     products that only AMD-SB-3045 refuses.
-
-    \b
-    Example:
-      snpcerts policy floors --bulletin AMD-SB-3023 --product genoa > policy.toml
     """
     from snpcerts.verify.bulletins import bulletin_data, policy_text
 
@@ -78,12 +74,7 @@ def floors(names: tuple[str, ...], products: tuple[str, ...], unconfirmed: bool)
 @command.command()
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def bulletins(as_json: bool) -> None:
-    """List the bulletins, their values, and the public sources of each value.
-
-    \b
-    Example:
-      snpcerts policy bulletins
-    """
+    """List the bulletins, their values, and the public sources of each value."""
     from snpcerts.verify.bulletins import bulletin_data
 
     data = bulletin_data()

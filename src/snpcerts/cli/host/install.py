@@ -70,8 +70,6 @@ def install(
     Says what it did with each. Starts nothing. Keeps a configuration that exists,
     and never touches a certificate file. Run it again after an upgrade, or to
     complete an installation that was interrupted.
-
-    Example: snpcerts host install --group libvirt-qemu --dry-run
     """
     from snpcerts.host.installation import InstallTarget, next_steps, plan_installation
 
@@ -91,8 +89,6 @@ def uninstall(
     The group, the certificate files and the record of the signing keys stay: guests
     keep their certificates. Nothing keeps the files right from then on, so remove
     them before the firmware changes or the host reboots.
-
-    Example: snpcerts host uninstall --dry-run
     """
     from snpcerts.host.config import DEFAULT_FILE
     from snpcerts.host.installation import InstallTarget, plan_removal

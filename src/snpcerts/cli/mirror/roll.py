@@ -62,8 +62,6 @@ def roll(
     Prints how many certificates are stored already, how many wait, and when the last one comes.
     The mirror's page shows how far the roll is. No host changes: commit there afterwards, for
     example with 'snpcerts host commit --wait-for-mirror'.
-
-    Example: snpcerts mirror roll --product genoa --tcb bl=10,tee=0,snp=27,ucode=86
     """
     from snpcerts.abi.product import Product
     from snpcerts.abi.tcb import TcbVersion
