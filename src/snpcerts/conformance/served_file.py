@@ -241,7 +241,7 @@ class ServedFile:
         return ", ".join(str(each) for each in holders_of(str(self.path))) or "none"
 
     def descriptors_of(self, pids: list[int]) -> int:
-        """Return how many descriptors for these files the processes have open."""
+        """Return how many descriptors the processes have open for these files."""
         return sum(self._open_in(pid) for pid in pids)
 
     def _open_in(self, pid: int) -> int:

@@ -63,7 +63,7 @@ class Script:
 
 @dataclass(frozen=True, slots=True)
 class DemoMachine:
-    """The machine that runs start from. Runs do not change it: each works on a copy."""
+    """The machine that each run starts from. Runs do not change it: each works on a copy."""
 
     home: PlatformHome
     host: EmulatedHost

@@ -13,7 +13,7 @@ _PEM_START = b"-----BEGIN "
 
 
 def to_der(data: bytes, *, crl: bool, what: str) -> bytes:
-    """Return the DER form of one certificate (or, with ``crl``, revocation list) in DER or PEM.
+    """Return one certificate (with ``crl``: one revocation list), given in DER or PEM, as DER.
 
     Raises :class:`FormatError`, naming ``what``, if it is neither.
     """

@@ -188,8 +188,9 @@ class CertificateSource:
         at: datetime | None = None,
         refresh: bool = False,
     ) -> tuple[bytes, bytes]:
-        """(ASK, ARK) in DER, or (ASVK, ARK); verified, valid at ``at``. Raises the same errors as
-        :meth:`vcek`.
+        """Return (ASK, ARK) or (ASVK, ARK) in DER, verified and valid at ``at``.
+
+        Raises the same errors as :meth:`vcek`.
         """
         with self._progress(f"asking for the chain of a {kind.name}"):
             return self._chain(product, kind, _when(at), refresh=refresh).value.der()

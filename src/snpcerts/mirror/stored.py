@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Certificates, chains and revocation lists in the database. All of them have verified: only
+"""Certificates, chains and revocation lists in the database. All of them are verified: only
 :mod:`snpcerts.mirror.admission` makes an :class:`Admitted`.
 """
 

@@ -153,7 +153,7 @@ def run_in_guest(command: Sequence[str], report_data: str, key_sel: str, timeout
 
 
 def end_commands() -> None:
-    """End every command that another thread has in progress: a signal ends this process."""
+    """End every command that another thread has in progress, because a signal ends this process."""
     for group in tuple(_running):
         with contextlib.suppress(ProcessLookupError):
             os.killpg(group, signal.SIGKILL)

@@ -47,7 +47,8 @@ DATABASE = click.option(
     "--gap",
     type=click.FloatRange(0, 3600),
     metavar="SECONDS",
-    help="Least time between two VCEKs. [default: 10 for AMD's server, 0 for another]",
+    help="Least seconds between two requests for a VCEK. "
+    "[default: 10 for AMD's server, 0 for any other]",
 )
 @click.option(
     "--patience",

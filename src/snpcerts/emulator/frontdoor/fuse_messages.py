@@ -212,7 +212,7 @@ class FuseWriteOut(CStruct):
 
 @dataclass(frozen=True, slots=True)
 class FuseReleaseIn(CStruct):
-    """Request of RELEASE and RELEASEDIR."""
+    """The request for RELEASE and RELEASEDIR."""
 
     SIZE: ClassVar[int] = 24
     C_NAME: ClassVar[str] = "struct fuse_release_in"

@@ -193,7 +193,7 @@ class CloudProvider:
         return _vlek_of_hashstick(self._hashstick(tcb))
 
     def hashstick_for(self, chip: Chip, tcb: TcbVersion) -> bytes:
-        """Return the 432 bytes that SNP_VLEK_LOAD takes on ``chip`` while it reports ``tcb``."""
+        """Return the 432 bytes that SNP_VLEK_LOAD accepts on ``chip`` while its TCB is ``tcb``."""
         return chip.wrap_vlek(self._hashstick(tcb), tcb)
 
     def _hashstick(self, tcb: TcbVersion) -> bytes:

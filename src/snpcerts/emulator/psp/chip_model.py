@@ -17,7 +17,7 @@ from snpcerts.errors import UsageError
 
 @dataclass(frozen=True, slots=True)
 class CpuId:
-    """Combined family and model, and stepping, as reports from version 3 on contain them."""
+    """Combined family, combined model, and stepping, as in reports of version 3 and later."""
 
     family: int
     model: int

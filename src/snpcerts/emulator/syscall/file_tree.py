@@ -34,7 +34,7 @@ class TreeNode(Protocol):
 
     @property
     def number(self) -> int:
-        """Unique in the tree."""
+        """The number that no other file of the tree has."""
 
     @property
     def mode(self) -> int:
