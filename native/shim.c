@@ -569,7 +569,7 @@ __attribute__((constructor)) static void start(void)
 	const char *file = getenv("SNPCERTS_CERTS_FILENAME");
 	const char *limit = getenv("SNPCERTS_CERTS_TIMEOUT");
 	char *end = NULL;
-	unsigned long milliseconds = 100;
+	unsigned long milliseconds = SNPCERTS_LOCK_WAIT / 1000000;
 
 	tell_exit = getenv("SNPCERTS_TELL_EXIT") != NULL;
 	find_next();

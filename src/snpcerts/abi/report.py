@@ -92,19 +92,20 @@ class ReportLayout(CStruct):
     signature: bytes = raw(SIGNATURE_OFFSET, SIGNATURE_SIZE)
 
 
+_NEWEST = VERSIONS[-1]
 # (first version, last version, offset, end): bytes that are zero in these versions.
 _RESERVED = (
-    (2, 5, 0x04C, 0x050),
+    (2, _NEWEST, 0x04C, 0x050),
     (2, 2, 0x188, 0x18B),
-    (2, 5, 0x18B, 0x1A0),
-    (2, 5, 0x1EB, 0x1EC),
-    (2, 5, 0x1EF, 0x1F0),
+    (2, _NEWEST, 0x18B, 0x1A0),
+    (2, _NEWEST, 0x1EB, 0x1EC),
+    (2, _NEWEST, 0x1EF, 0x1F0),
     # Sources disagree on whether version 4 already has the mitigation vectors.
     (2, 3, 0x1F8, 0x208),
-    (2, 5, 0x208, 0x2A0),
-    (2, 5, SIGNATURE_OFFSET + 48, SIGNATURE_OFFSET + 72),
-    (2, 5, SIGNATURE_OFFSET + 72 + 48, SIGNATURE_OFFSET + 144),
-    (2, 5, SIGNATURE_OFFSET + 144, REPORT_SIZE),
+    (2, _NEWEST, 0x208, 0x2A0),
+    (2, _NEWEST, SIGNATURE_OFFSET + 48, SIGNATURE_OFFSET + 72),
+    (2, _NEWEST, SIGNATURE_OFFSET + 72 + 48, SIGNATURE_OFFSET + 144),
+    (2, _NEWEST, SIGNATURE_OFFSET + 144, REPORT_SIZE),
 )
 
 

@@ -10,7 +10,7 @@ from typing import TypeVar
 
 from snpcerts.abi.cert_table import MAX_SIZE, CertTable
 from snpcerts.certfile import reader, system, writer
-from snpcerts.certfile.holders import holders_of
+from snpcerts.certfile.holders import blockers_of
 from snpcerts.certfile.lock_check import require_working_locks
 from snpcerts.certfile.recognise import require_certificate_file
 from snpcerts.certfile.step import Performer
@@ -93,6 +93,5 @@ class CertFile:
         try:
             result: writer.Update = self.perform(steps)
         except writer.LockHeldError as error:
-            holders = tuple(str(each) for each in holders_of(error.path) if each.blocks)
-            raise error.with_holders(holders) from None
+            raise error.with_holders(blockers_of(error.path)) from None
         return result

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from snpcerts.abi.lock import EXCLUSIVE, F_OFD_SETLK, SHARED
-from snpcerts.certfile.holders import holders_of
+from snpcerts.certfile.holders import blockers_of
 from snpcerts.certfile.writer import LockHeldError
 from snpcerts.errors import InputError
 
@@ -64,8 +64,7 @@ def hold(path: str, *, shared: bool) -> Iterator[HeldLock]:
         try:
             fcntl.fcntl(fd, F_OFD_SETLK, SHARED if shared else EXCLUSIVE)
         except BlockingIOError:
-            holders = tuple(str(holder) for holder in holders_of(path))
-            raise LockHeldError(path, 0, holders) from None
+            raise LockHeldError(path, 0, blockers_of(path)) from None
         yield HeldLock(status)
     finally:
         os.close(fd)

@@ -58,6 +58,11 @@ class Holder:
         return f"pid {self.pid} ({', '.join(parts)})"
 
 
+def blockers_of(path: str) -> tuple[str, ...]:
+    """Return the text for each process whose lock on the file at ``path`` keeps ours out."""
+    return tuple(str(each) for each in holders_of(path) if each.blocks)
+
+
 def holders_of(path: str) -> tuple[Holder, ...]:
     """Return every process found to hold a lock on the file at ``path``, by process ID."""
     try:

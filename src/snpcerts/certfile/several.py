@@ -26,7 +26,7 @@ from typing import Any
 
 from snpcerts.abi.cert_table import EMPTY
 from snpcerts.certfile import step, system, writer
-from snpcerts.certfile.holders import holders_of
+from snpcerts.certfile.holders import blockers_of
 from snpcerts.certfile.step import Performer, Steps, relayed
 from snpcerts.errors import SnpCertsError, UsageError
 
@@ -141,8 +141,7 @@ def perform(
     try:
         result: SeveralUpdate = performer(update(targets, change, unchanged, lock_wait=lock_wait))
     except writer.LockHeldError as error:
-        holders = tuple(str(holder) for holder in holders_of(error.path))
-        raise error.with_holders(holders) from None
+        raise error.with_holders(blockers_of(error.path)) from None
     return result
 
 

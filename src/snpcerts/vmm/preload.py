@@ -21,11 +21,12 @@ from pathlib import Path
 from typing import Final, NoReturn
 
 from snpcerts.abi.cert_table import MAX_SIZE
+from snpcerts.certfile.reader import DEFAULT_LOCK_WAIT
 from snpcerts.errors import FormatError, InputError, RefusedError
 from snpcerts.vmm.elf import MACHINE_X86_64, Elf, read_elf
 from snpcerts.vmm.enable import supports_req_certs
 
-DEFAULT_TIMEOUT: Final = 100  # milliseconds
+DEFAULT_TIMEOUT: Final = round(DEFAULT_LOCK_WAIT * 1000)  # milliseconds
 MAX_TIMEOUT: Final = 59_999  # a Linux guest destroys its VMPCK after 60 s of BUSY
 
 _SHIM = Path(__file__).with_name("libsnpcerts_shim.so")
