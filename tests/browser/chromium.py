@@ -25,8 +25,9 @@ def program() -> tuple[Path, dict[str, str]]:
     """The browser and its environment: the fetched one, or the machine's; or skip."""
     fetched = _ROOT / "usr" / "lib" / "chromium" / "chromium"
     if fetched.exists():
-        libraries = ("usr/lib/x86_64-linux-gnu", "lib/x86_64-linux-gnu")
-        return fetched, {"LD_LIBRARY_PATH": ":".join(str(_ROOT / each) for each in libraries)}
+        # Some libraries are in directories of their own, such as PulseAudio's.
+        libraries = {str(each.parent) for each in _ROOT.rglob("*.so*") if each.is_file()}
+        return fetched, {"LD_LIBRARY_PATH": ":".join(sorted(libraries))}
     installed = shutil.which("chromium")
     if installed is None:
         pytest.skip("no chromium: tests/browser/fetch.sh fetches Debian's")
