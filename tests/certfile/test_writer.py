@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from snpcerts.abi.cert_table import EMPTY, VCEK_GUID, CertTable, TableEntry
-from snpcerts.abi.lock import F_OFD_SETLK, SHARED
+from snpcerts.abi.lock import F_OFD_SETLK, F_OFD_SETLKW, SHARED
 from snpcerts.certfile import several, step
 from snpcerts.certfile.file import CertFile
 from snpcerts.certfile.reader import Empty, Found, Table
@@ -197,6 +197,34 @@ def test_readers_that_keep_the_file_open_get_the_new_table(file: Path, strategy:
         os.close(fd)
     assert file.stat().st_ino == before
     assert file.read_bytes() == NEW.encode()
+
+
+@pytest.mark.parametrize(
+    ("strategy", "right"), [(Strategy.SWAP, NEW.encode()), (Strategy.THERE_AND_BACK, EMPTY)]
+)
+def test_a_reader_that_blocks_and_compares_nothing_gets_the_table_after_a_swap_only(
+    file: Path, strategy: Strategy, right: bytes
+) -> None:
+    """It opens what is at the path while the writer waits for the readers that came before."""
+    found: list[bytes] = []
+    readers: list[threading.Thread] = []
+
+    def open_and_block(action: object, result: object) -> object:
+        if isinstance(action, step.SyncDirectory) and not readers:
+            fd = os.open(file, os.O_RDONLY)
+
+            def read() -> None:
+                fcntl.fcntl(fd, F_OFD_SETLKW, SHARED)
+                found.append(os.pread(fd, 4096, 0))
+                os.close(fd)
+
+            readers.append(threading.Thread(target=read))
+            readers[0].start()
+        return result
+
+    CertFile(str(file), relay(after=open_and_block)).publish(NEW, strategy=strategy)
+    readers[0].join(30)
+    assert found == [right]
 
 
 def test_there_and_back_is_the_default(file: Path) -> None:
