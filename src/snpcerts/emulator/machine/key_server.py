@@ -111,7 +111,7 @@ class KeyServer:
         self.delay = delay
         self._throttle = ThrottleMemory(throttle or Throttle())
         self._clock = clock
-        self._lock = threading.Lock()
+        self._lock = threading.Condition()
         self._requests: Counter[str] = Counter()
         self._statuses: Counter[int] = Counter()
         self._closing = threading.Event()
@@ -144,6 +144,11 @@ class KeyServer:
         """Answer counts by HTTP status."""
         with self._lock:
             return dict(self._statuses)
+
+    def wait_for_requests(self, enough: Callable[[Mapping[str, int]], bool], most: float) -> bool:
+        """Wait until the request counts are enough, at most ``most`` seconds; whether they are."""
+        with self._lock:
+            return self._lock.wait_for(lambda: enough(self._requests), most)
 
     def __enter__(self) -> Self:
         self.start()
@@ -201,6 +206,7 @@ class KeyServer:
         with self._lock:
             self._requests[name] += 1
             self._statuses[answer.status] += 1
+            self._lock.notify_all()
         return answer
 
     def _refusal(
