@@ -194,6 +194,18 @@ def test_an_error_that_was_not_foreseen_stays_in_the_announcers_thread(
     assert "ZeroDivisionError" in events[0].message
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_listener_that_raises_does_not_end_announcing(mirror: FakeMirror) -> None:
+    def raising(_: Event) -> None:
+        raise BrokenPipeError
+
+    background = BackgroundAnnouncer(Announcer(config_of(mirror)), raising)
+    for guests in range(2):
+        background.announce(replace(TOLD, guests=guests))
+        background.finish(60)
+    assert [each.guests for each in mirror.told] == [0, 1]
+
+
 def test_what_is_announced_is_what_the_agent_sees(rig: Rig) -> None:
     agent = rig.agent()
     agent.sync()

@@ -56,7 +56,7 @@ class MirroredCertificate:
 def announcement_of(
     firmware: HostFirmware, file_states: Sequence[FileState], name: str | None = None
 ) -> Announcement:
-    """Return what the mirror is told of this host. Raises as :meth:`HostFirmware.state`."""
+    """Return the announcement of this host. Raises as :meth:`HostFirmware.state`."""
     state = firmware.state()
     return Announcement(
         host=within(name or socket.gethostname() or "unnamed", MAX_NAME),
@@ -168,7 +168,8 @@ class BackgroundAnnouncer:
         """Send an announcement soon."""
         with self._lock:
             self._next = told
-            if self._thread is None:
+            # A listener that raises ends the thread; the next announcement has a new one.
+            if self._thread is None or not self._thread.is_alive():
                 self._thread = threading.Thread(target=self._send_all, name="announce", daemon=True)
                 self._thread.start()
 
