@@ -3,9 +3,12 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import threading
 from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -273,3 +276,35 @@ def test_a_mirror_of_a_mirror_serves_the_same_bytes(
     path = vcek(amd).path
     assert second.ask(path).body == mirror.ask(path).body
     assert amd.requests[path] == 1
+
+
+def test_a_compressed_answer_of_upstream_is_not_stored(
+    amd: KeyServer, start: Callable[..., RunningMirror], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The request asks for none; a proxy in between may compress all the same."""
+    plain = amd.answer
+
+    def compressed(target: str, client: str) -> Any:
+        answer, faults = plain(target, client)
+        headers = (*answer.headers, ("Content-Encoding", "gzip"))
+        return replace(answer, body=gzip.compress(answer.body), headers=headers), faults
+
+    mirror = start(limits=CallerLimits(patience=5))
+    monkeypatch.setattr(amd, "answer", compressed)
+    found = mirror.ask(vcek(amd).path, headers={"Prefer": "wait=1"})
+    assert found.status == 503
+    assert "something else" in json.loads(found.body)["error"]
+    monkeypatch.undo()
+    assert mirror.ask(vcek(amd).path).status == 200
+
+
+def test_a_chain_that_upstream_lacks_is_not_taken_for_a_missing_vcek(
+    amd: KeyServer, start: Callable[..., RunningMirror]
+) -> None:
+    mirror = start(limits=CallerLimits(patience=1))
+    amd.faults.next()
+    amd.faults.next(Fault.NOT_FOUND)
+    found = mirror.ask(vcek(amd).path)
+    assert found.status == 503
+    assert "chain" in json.loads(found.body)["error"]
+    assert amd.requests == {vcek(amd).path: 1, "vcek/v1/Milan/cert_chain": 1}

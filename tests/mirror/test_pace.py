@@ -6,6 +6,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -16,7 +17,9 @@ from snpcerts.emulator.machine.key_server import KeyServer, ProductLine
 from snpcerts.emulator.psp.chip import Chip
 from snpcerts.endorsement.anchors import Anchor
 from snpcerts.kds.url import VcekResource
+from snpcerts.mirror.admission import Admission
 from snpcerts.mirror.announcement import Announcement
+from snpcerts.mirror.stored import Admitted
 from snpcerts.mirror.wanted import LEASE, Need, NothingToTake, Taken
 
 from ..sizes import sized
@@ -240,3 +243,22 @@ def test_an_empty_queue_gives_nothing(start: Start, clock: VirtualClock) -> None
     with mirrors.database.write() as connection:
         found = mirrors.queue.take(connection, clock.at, "me")
     assert found == NothingToTake(math.inf)
+
+
+def test_a_row_whose_answer_raises_an_unforeseen_error_does_not_stop_the_others(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mirrors, amd, chips = start(3)
+    bad = min(chips, key=lambda chip: chip.hwid)  # the first in the queue
+    judged = Admission.vcek
+
+    def raising(self: Admission, resource: VcekResource, *rest: Any) -> Admitted:
+        if resource.hwid == bad.hwid and mirrors.stored() < 2:
+            raise ZeroDivisionError
+        return judged(self, resource, *rest)
+
+    monkeypatch.setattr(Admission, "vcek", raising)
+    want(mirrors, chips)
+    mirrors.run()
+    assert mirrors.stored() == 3
+    assert amd.statuses.keys() == {200}

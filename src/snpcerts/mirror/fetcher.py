@@ -35,6 +35,7 @@ log = logging.getLogger(__name__)
 _POLL: Final = 1.0  # seconds: behind notifications, which a connection pooler may swallow
 _DATABASE_AGAIN: Final = 0.2
 _LONGEST_DATABASE_WAIT: Final = 2.0
+_CHAIN_AGAIN: Final = 60.0  # seconds: upstream has no chain, without which nothing verifies
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,7 +218,7 @@ class Fetcher:
                 break
             except DatabaseUnavailableError as error:
                 if self.waiter.monotonic() > until or (self.waiter.ended and wait > 1):
-                    log.exception("%s: an answer is lost", taken.resource)
+                    log.error("%s: an answer is lost: %s", taken.resource, error)  # noqa: TRY400 (for people)
                     return
                 log.warning("%s: kept until the database is back: %s", taken.resource, error)
                 time.sleep(wait)
@@ -287,6 +288,9 @@ class Fetcher:
             failed = FailedRequest("no-chain", str(error), retry_after=error.wait)
         except FormatError as error:
             failed = FailedRequest("unreadable", error.message)
+        except Exception as error:  # the row waits, so that it does not stop those behind it
+            log.exception("%s: unexpected", taken.resource)
+            failed = FailedRequest("unreadable", f"{type(error).__name__}: {error}")
         at = arrived[0] if arrived else self.waiter.monotonic()
         if failed is not None:
             log.info("%s: %s", taken.resource, failed.problem)
@@ -320,7 +324,10 @@ class Fetcher:
     def _fetch_chain(
         self, resource: ChainResource, at: datetime
     ) -> tuple[ChainPair, tuple[Admitted, ...]]:
-        answer = self._client.ask_once(resource, _same, limit=REQUEST / 2)
+        try:
+            answer = self._client.ask_once(resource, _same, limit=REQUEST / 2)
+        except KdsNotFoundError as error:  # of the chain; the VCEK or list itself was there
+            raise _NoChainError(error.message, _CHAIN_AGAIN) from None
         if isinstance(answer, FailedRequest):
             raise _NoChainError(f"{resource}: {answer.problem}", answer.retry_after or 1.0)
         found = self._admission.chain(resource, answer, at)
