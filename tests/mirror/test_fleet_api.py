@@ -14,6 +14,7 @@ from snpcerts.abi.product import Product
 from snpcerts.abi.tcb import TcbVersion
 from snpcerts.emulator.machine.key_server import KeyServer
 from snpcerts.kds.url import VcekResource
+from snpcerts.mirror import wanted
 from snpcerts.mirror.announcement import Announcement
 from snpcerts.mirror.api import Tokens
 
@@ -162,9 +163,9 @@ def test_a_waiting_host_comes_before_a_roll_and_a_roll_before_strangers(
     assert first[1] == first[2] == (chips[0], 1)
     assert first[3][1] == 2
     # Its place is the first, whatever strangers have in the queue.
-    wanted = json.loads(put(mirror, told(amd, 1, files=(file_report("empty"),))).body)["wanted"]
-    assert wanted[0]["position"] == 0
-    assert wanted[0]["wait_seconds"] <= 301
+    first_wanted = json.loads(put(mirror, told(amd, 1, files=(file_report("empty"),))).body)
+    assert first_wanted["wanted"][0]["position"] == 0
+    assert first_wanted["wanted"][0]["wait_seconds"] <= 301
 
 
 def test_a_caller_about_an_announced_chip_is_no_stranger(
@@ -307,3 +308,19 @@ def test_metrics_are_readable_and_count_answers(amd: KeyServer, fleet: RunningMi
     assert 'snpcerts_mirror_hosts{state="in-step"} 1.0' in text
     assert "snpcerts_mirror_database_up 1.0" in text
     assert 'snpcerts_mirror_upstream_requests_total{outcome="ok"} 2.0' in text
+
+
+def test_a_full_queue_takes_no_more_from_agents_and_operators(
+    amd: KeyServer, slow_fleet: RunningMirror, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    until_stored(slow_fleet, vcek(amd, index=3))
+    monkeypatch.setattr(wanted, "MAX_QUEUE", 2)
+    assert put(slow_fleet, told(amd, 0)).status == 200
+    many = [put(slow_fleet, told(amd, 1, current=replace(NEXT_TCB, snp=n))) for n in (30, 31)]
+    refused = [*many, roll(slow_fleet, milan_roll(hosts=[told(amd, n).hwid.hex() for n in (1, 2)]))]
+    assert {(each.status, json.loads(each.body)["code"]) for each in refused} == {
+        (409, "mirror-queue-full")
+    }
+    assert queue(slow_fleet) == [(vcek(amd).path, 1)]
+    # What needs nothing more is still recorded.
+    assert put(slow_fleet, told(amd, 0, guests=7)).status == 200

@@ -21,7 +21,8 @@ import pytest
 
 from snpcerts.cli.main import cli
 from snpcerts.kds.retry import AMD_GAP
-from snpcerts.mirror.fleet_records import MAX_HOSTS, MAX_ROLLS
+from snpcerts.mirror.announcement import MAX_HOSTS
+from snpcerts.mirror.fleet_records import MAX_ROLLS
 from snpcerts.mirror.fleet_view import HostState, span
 
 ROOT = Path(__file__).parents[2]

@@ -3,11 +3,17 @@
 
 from __future__ import annotations
 
+import os
+import pwd
+import tempfile
 import threading
+from contextlib import closing
+from pathlib import Path
 
+import pytest
 from sqlalchemy import inspect
 
-from snpcerts.mirror.database import MirrorDatabase
+from snpcerts.mirror.database import DatabaseUnavailableError, MirrorDatabase
 from snpcerts.mirror.migrations import NEWEST, version
 from snpcerts.mirror.tables import METADATA
 
@@ -51,3 +57,25 @@ def test_instances_that_start_at_once_migrate_once(database: str) -> None:
         assert version(connection) == NEWEST
     for each in opened:
         each.close()
+
+
+def test_a_database_that_cannot_be_written_is_named() -> None:
+    """In a directory that another user can enter: root may write everywhere."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
+        path = Path(folder) / "mirror.db"
+        with closing(MirrorDatabase(f"sqlite:///{path}")) as opened:
+            opened.prepare()
+        path.chmod(0o444)
+        Path(folder).chmod(0o555)
+        user = os.geteuid()
+        try:
+            if user == 0:
+                os.seteuid(pwd.getpwnam("nobody").pw_uid)
+            with closing(MirrorDatabase(f"sqlite:///{path}")) as opened:
+                for use in (opened.prepare, opened.check):
+                    with pytest.raises(DatabaseUnavailableError, match=str(path)) as caught:
+                        use()
+                    assert caught.value.exit_code == 3
+        finally:
+            os.seteuid(user)
+            Path(folder).chmod(0o755)

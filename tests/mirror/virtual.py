@@ -25,7 +25,7 @@ START = time.time() + 3600
 
 @dataclass
 class VirtualClock:
-    """Seconds since the epoch; it advances when somebody waits. ``jumped`` is how far the
+    """Seconds since the epoch; it advances with each wait. ``jumped`` is how far the
     database's clock is from it.
     """
 

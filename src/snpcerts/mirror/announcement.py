@@ -21,6 +21,7 @@ from snpcerts.errors import FormatError
 
 VERSION: Final = 1
 MAX_BYTES: Final = 256 << 10  # of one announcement
+MAX_HOSTS: Final = 20_000  # of one mirror
 MAX_NAME: Final = 253  # characters of a host's name, as in DNS
 MAX_REPORTED_FILES: Final = 64
 _MAX_PATH: Final = 256

@@ -20,17 +20,22 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from snpcerts.abi.product import Product
+from snpcerts.abi.product import Product, product_of_keyword
 from snpcerts.errors import FormatError, InputError, RefusedError, SnpCertsError
-from snpcerts.mirror.announcement import MAX_BYTES, read_announcement, tcb_of
+from snpcerts.mirror.announcement import (
+    MAX_BYTES,
+    MAX_HOSTS,
+    MAX_NAME,
+    read_announcement,
+    tcb_of,
+)
 from snpcerts.mirror.database import DatabaseUnavailableError, MirrorDatabase
-from snpcerts.mirror.fleet_records import MAX_HOSTS, FleetRecords
+from snpcerts.mirror.fleet_records import FleetRecords
 from snpcerts.mirror.fleet_view import Fleet, FleetHost, Roll
 from snpcerts.mirror.mirror_metrics import FleetCache, MirrorMetrics
 from snpcerts.mirror.page import fleet_page, host_filter, host_page, page_headers
 
 _MAX_ROLL: Final = 8 << 20  # bytes: MAX_HOSTS chip IDs and names
-_PRODUCTS: Final = {product.kds_name.lower(): product for product in Product}
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,7 +166,7 @@ class MirrorApi:
         """Announce firmware before it is installed; answer how long the queue will take."""
         self._authorise(request, admin=True)
         given = _object(await _body(request, _MAX_ROLL))
-        product = _PRODUCTS.get(str(given.get("product")).lower())
+        product = product_of_keyword(str(given.get("product")))
         if product is None:
             raise FormatError("roll", "is not a product", field="product")
         tcb = tcb_of(given.get("tcb"), product)
@@ -222,12 +227,12 @@ def _are_names(names: object) -> bool:
     return (
         isinstance(names, list)
         and len(names) <= MAX_HOSTS
-        and all(isinstance(each, str) and 0 < len(each) <= 253 for each in names)
+        and all(isinstance(each, str) and 0 < len(each) <= MAX_NAME for each in names)
     )
 
 
 def _chip(request: Request) -> tuple[Product, bytes]:
-    product = _PRODUCTS.get(request.path_params["product"].lower())
+    product = product_of_keyword(request.path_params["product"])
     try:
         hwid = bytes.fromhex(request.path_params["hwid"])
     except ValueError:
@@ -273,16 +278,15 @@ def _host_json(host: FleetHost, now: datetime) -> dict[str, object]:
 
 
 def _roll_json(roll: Roll) -> dict[str, object]:
-    last = roll.points[-1] if roll.points else None
     return {
         "roll": roll.number,
         "product": roll.product.value,
         "tcb": roll.tcb.components(),
         "started_at": _iso(roll.started_at),
         "hosts": roll.hosts,
-        "stored": last.stored if last else 0,
-        "committed": last.committed if last else 0,
-        "in_step": last.in_step if last else 0,
+        "stored": roll.latest.stored,
+        "committed": roll.latest.committed,
+        "in_step": roll.latest.in_step,
         "prefetched_at": _iso(roll.prefetched_at),
         "done": roll.done,
     }

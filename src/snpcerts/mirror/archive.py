@@ -35,10 +35,9 @@ _AT_ONCE: Final = 200
 
 @dataclass(frozen=True, slots=True)
 class ArchiveFinding:
-    """One file of an import: what it is, and why it was refused, or None if it was stored."""
+    """One file of an import, and why it was refused; None if it was stored."""
 
     place: str
-    title: str
     problem: str | None
 
 
@@ -83,10 +82,10 @@ def import_archive(
         try:
             admitted = _admit(database, archive, place, admission, chains, at)
         except SnpCertsError as error:
-            yield ArchiveFinding(str(place), "", str(error))
+            yield ArchiveFinding(str(place), str(error))
             continue
         batch.append(admitted)
-        yield ArchiveFinding(str(place), str(admitted.resource), None)
+        yield ArchiveFinding(str(place), None)
         if len(batch) >= _AT_ONCE:
             _put(database, batch)
             batch = []

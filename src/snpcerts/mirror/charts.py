@@ -12,7 +12,7 @@ from datetime import datetime, timedelta
 from itertools import pairwise
 from typing import Final
 
-from snpcerts.mirror.fleet_view import HostHistory, HostState, Roll, RollPoint
+from snpcerts.mirror.fleet_view import HostHistory, HostState, Roll
 from snpcerts.mirror.markup import Markup, element
 
 MOST_SQUARES: Final = 1200
@@ -92,12 +92,7 @@ def state_squares(counts: Mapping[HostState, int], columns: int = 48) -> Markup:
 def roll_chart(roll: Roll, now: datetime) -> Markup:
     """How far the hosts of a roll had come, over time; dashed, the queue's work to come."""
     start = roll.started_at
-    last = roll.points[-1].at if roll.points else now
-    end = max(
-        start + timedelta(seconds=10),
-        last if roll.done else now,
-        *([] if roll.done or roll.prefetched_at is None else [roll.prefetched_at]),
-    )
+    end = roll_end(roll, now)
 
     def x(at: datetime) -> float:
         return _WIDTH * min(max((at - start) / (end - start), 0.0), 1.0)
@@ -120,10 +115,9 @@ def roll_chart(roll: Roll, now: datetime) -> Markup:
     if until < end:
         at = f"{x(until):g}"
         parts.append(element("line", x1=at, x2=at, y1=0, y2=_HEIGHT, class_="now"))
-    latest = shown[-1] if shown else RollPoint(start, 0, 0, 0)
     label = (
-        f"of {roll.hosts} hosts, {latest.stored} have their certificate stored, "
-        f"{latest.committed} have committed, {latest.in_step} are in step"
+        f"of {roll.hosts} hosts, {roll.latest.stored} have their certificate stored, "
+        f"{roll.latest.committed} have committed, {roll.latest.in_step} are in step"
     )
     return _svg(*parts, label=label, class_="roll", box=f"0 0 {_WIDTH:g} {_HEIGHT:g}")
 
@@ -131,7 +125,7 @@ def roll_chart(roll: Roll, now: datetime) -> Markup:
 def roll_end(roll: Roll, now: datetime) -> datetime:
     """Return the time at the right edge of :func:`roll_chart`."""
     if roll.done:
-        return max(roll.points[-1].at, roll.started_at + timedelta(seconds=10))
+        return max(roll.latest.at, roll.started_at + timedelta(seconds=10))
     return max(now, roll.prefetched_at or now, roll.started_at + timedelta(seconds=10))
 
 

@@ -8,7 +8,6 @@ that two never fail halfway. PostgreSQL is for several instances, which share no
 from __future__ import annotations
 
 import contextlib
-import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final
@@ -184,8 +183,3 @@ def _postgresql(url: URL) -> Engine:
         pool_pre_ping=True,
         connect_args={"connect_timeout": _CONNECT, "options": options},
     )
-
-
-def seconds(value: float) -> int:
-    """Return whole seconds for a Retry-After header: at least 1, rounded up."""
-    return max(1, math.ceil(value))

@@ -20,7 +20,7 @@ from snpcerts.abi.tcb import TcbVersion
 from snpcerts.errors import RefusedError
 from snpcerts.kds.url import VcekResource
 from snpcerts.mirror import stored
-from snpcerts.mirror.announcement import Announcement, announcement_of
+from snpcerts.mirror.announcement import MAX_HOSTS, Announcement, announcement_of
 from snpcerts.mirror.database import MirrorDatabase, insert
 from snpcerts.mirror.fleet_view import (
     Expiring,
@@ -46,7 +46,6 @@ from snpcerts.mirror.tables import (
 )
 from snpcerts.mirror.wanted import Need, WantedQueue
 
-MAX_HOSTS: Final = 20_000
 MAX_ROLLS: Final = 50  # the oldest ones are removed
 ALIVE: Final = 60.0  # seconds since an instance's last sign of life
 
@@ -54,12 +53,6 @@ _SEEN_AGAIN: Final = 60.0  # an unchanged announcement is written this often, in
 _KEPT_HISTORY: Final = 200  # rows of one host
 _POINTS: Final = 200
 _HOUR: Final = 3600.0
-_NEED_NAMES: Final = {
-    Need.HOST: "host",
-    Need.ROLL: "roll",
-    Need.STRANGER: "stranger",
-    Need.REFRESH: "refresh",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +98,7 @@ class FleetRecords:
     def announce(self, told: Announcement) -> list[WantedState]:
         """Record an announcement, and queue what its host needs now and next.
 
-        Raises :class:`RefusedError` if there are too many hosts.
+        Raises :class:`RefusedError` if there are too many hosts, or the queue is full.
         """
         tcbs = _needed(told)
         with self._database.read() as connection:
@@ -120,6 +113,8 @@ class FleetRecords:
             states = [self._wanted(connection, told, tcb, now) for tcb in tcbs]
             in_step = all(each.in_step for each in told.files)
             missing = [tcb for tcb, state in zip(tcbs, states, strict=True) if state is None]
+            if missing:
+                self._queue.require_room(connection, len(missing))
             for tcb in missing:
                 need = Need.HOST if tcb == told.reported and not in_step else Need.ROLL
                 self._queue.want(connection, _resource(told, tcb), need, now)
@@ -134,7 +129,7 @@ class FleetRecords:
         """Announce firmware to all hosts of a product, or to those named by name or chip ID.
 
         A chip ID may be of a host that has not announced itself. Raises :class:`RefusedError` for
-        an unknown name, and if there is no host.
+        an unknown name, if there is no host, and if the queue is full.
         """
         with self._database.write() as connection:
             now = self._database.now(connection)
@@ -156,6 +151,7 @@ class FleetRecords:
             for told in self._announced(connection, product, chips):
                 self._progress(connection, told, now)
             missing = [each for each in resources.values() if each.path not in have]
+            self._queue.require_room(connection, len(missing))
             self._queue.want_all(connection, missing, Need.ROLL, now)
             self._database.notify(connection, "")
             wait = self._queue.done_in(connection, Need.ROLL, now) if missing else 0.0
@@ -381,19 +377,19 @@ class FleetRecords:
             query = query.where(HOST.c.product == product.value, HOST.c.hwid == hwid)
         rows = [(row, _read(row.announcement)) for row in connection.execute(query)]
         targets = self._newest_targets(connection)
-        nexts: dict[str, VcekResource] = {}
+        nexts: dict[tuple[str, str], VcekResource] = {}
         for row, told in rows:
             target = targets.get((row.product, row.hwid))
             if target is None and told.current != told.reported:
                 target = told.current
             if target is not None:
-                nexts[row.hwid] = _resource(told, target)
+                nexts[row.product, row.hwid] = _resource(told, target)
         paths = [each.path for each in nexts.values()]
         have = stored.stored_among(connection, paths)
         queued = set(connection.execute(select(QUEUE.c.resource)).scalars())
         refused = set(connection.execute(select(NEGATIVE.c.resource)).scalars())
 
-        def next_state(chip: str) -> NextState:
+        def next_state(chip: tuple[str, str]) -> NextState:
             wanted = nexts.get(chip)
             if wanted is None:
                 return NextState.NONE
@@ -409,7 +405,7 @@ class FleetRecords:
                 _when(row.announced_at),
                 _when(row.first_at),
                 targets.get((row.product, row.hwid)),
-                next_state(row.hwid),
+                next_state((row.product, row.hwid)),
             )
             for row, told in rows
         )
@@ -427,7 +423,7 @@ class FleetRecords:
     def _queue_view(self, connection: Connection, now: float) -> Queue:
         q, c, n = QUEUE.c, CERTIFICATE.c, NEGATIVE.c
         counts = connection.execute(select(q.need, func.count()).group_by(q.need)).all()
-        waiting = {_NEED_NAMES[Need(need)]: count for need, count in counts}
+        waiting = {Need(need).label: count for need, count in counts}
         pace = self._queue.pace(connection, now)
         fetched = connection.execute(
             select(func.count()).select_from(CERTIFICATE).where(c.fetched_at > now - _HOUR)

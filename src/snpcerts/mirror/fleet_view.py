@@ -167,9 +167,14 @@ class Roll:
     prefetched_at: datetime | None = None
 
     @property
+    def latest(self) -> RollPoint:
+        """The last of the points; before the first one, none has come anywhere."""
+        return self.points[-1] if self.points else RollPoint(self.started_at, 0, 0, 0)
+
+    @property
     def done(self) -> bool:
         """Whether every host is in step at the target."""
-        return bool(self.points) and self.points[-1].in_step >= self.hosts
+        return bool(self.points) and self.latest.in_step >= self.hosts
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,10 +20,10 @@ from snpcerts import __version__
 from snpcerts.kds.client import KdsClient
 from snpcerts.mirror.database import DatabaseUnavailableError
 from snpcerts.mirror.fleet_view import Fleet, HostState, processors_of, shortfalls
+from snpcerts.mirror.wanted import Need
 from snpcerts.verify.bulletins import BulletinData, bulletin_data
 
 _SECONDS: Final = (0.001, 0.002, 0.005, 0.01, 0.05, 0.25, 1, 5, 15, 60)
-_NEEDS: Final = ("host", "roll", "stranger", "refresh")
 _OUTCOMES: Final = (
     "ok",
     "not-found",
@@ -131,7 +131,7 @@ def _of_queue(fleet: Fleet) -> Iterator[Metric]:
         "queue",
         "Certificates in the queue, by need",
         "need",
-        {need: queue.waiting.get(need, 0) for need in _NEEDS},
+        {need.label: queue.waiting.get(need.label, 0) for need in Need},
     )
     ends = 0.0 if queue.ends_at is None else max(0.0, queue.ends_at.timestamp() - now)
     yield _gauge("queue_seconds", "Seconds until the queue is empty", ends)
@@ -183,12 +183,11 @@ def _of_hosts(fleet: Fleet) -> Iterator[Metric]:
         labels=["roll", "progress"],
     )
     for roll in fleet.rolls:
-        last = roll.points[-1] if roll.points else None
         for progress, value in (
             ("all", roll.hosts),
-            ("stored", last.stored if last else 0),
-            ("committed", last.committed if last else 0),
-            ("in-step", last.in_step if last else 0),
+            ("stored", roll.latest.stored),
+            ("committed", roll.latest.committed),
+            ("in-step", roll.latest.in_step),
         ):
             rolls.add_metric([str(roll.number), progress], value)
     yield rolls

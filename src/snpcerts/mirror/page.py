@@ -41,7 +41,6 @@ from snpcerts.verify.bulletins import BulletinData, bulletin_data
 
 _ROWS: Final = 100  # hosts listed on one page
 _MOST_EXPIRING: Final = 8
-_MOST_HISTORY: Final = 200
 _MARKS: Final = {
     HostState.WRONG: "✕",
     HostState.SILENT: "…",
@@ -371,11 +370,9 @@ def _advised_on_commits(fleet: Fleet) -> Iterator[tuple[HostState, tuple[Child, 
 
 
 def _roll(roll: Roll, now: datetime) -> Markup:
-    latest = roll.points[-1] if roll.points else None
-    stored, committed, in_step = (
-        (0, 0, 0) if latest is None else (latest.stored, latest.committed, latest.in_step)
-    )
-    if roll.done and latest is not None:
+    latest = roll.latest
+    stored, committed, in_step = latest.stored, latest.committed, latest.in_step
+    if roll.done:
         told = f"done in {span(latest.at - roll.started_at)}"
     elif stored < roll.hosts and roll.prefetched_at is not None and roll.prefetched_at > now:
         told = (
@@ -433,12 +430,10 @@ def _queue(fleet: Fleet) -> Markup:
             end = "the end is not known while the key server does not answer"
     else:
         big, end = "empty", "nothing waits to be fetched"
-    pairs: list[tuple[str, Child]] = [
-        (
-            "waiting",
-            ", ".join(f"{count:,} {name}" for name, count in queue.waiting.items() if count),
-        )
-    ] * bool(queue.length)
+    pairs: list[tuple[str, Child]] = []
+    if queue.length:
+        waiting = (f"{count:,} {name}" for name, count in queue.waiting.items() if count)
+        pairs.append(("waiting", ", ".join(waiting)))
     pairs.append(("pace", f"one request in {queue.gap:g} s"))
     pairs.append(("last hour", f"{queue.fetched:,} fetched, {queue.refused:,} refused"))
     if queue.hold_until is not None and queue.hold_until > now:
@@ -808,6 +803,6 @@ def _host_history(history: HostHistory) -> Markup | None:
             class_="scale",
         ),
         element("br"),
-        element("table", head, element("tbody", rows[:_MOST_HISTORY]), class_="stack"),
+        element("table", head, element("tbody", rows), class_="stack"),
         id_="history",
     )

@@ -14,6 +14,7 @@ import asyncio
 import contextlib
 import json
 import logging
+import math
 import re
 import time
 from collections.abc import Awaitable, Callable, MutableMapping
@@ -26,7 +27,7 @@ from snpcerts.errors import FormatError
 from snpcerts.kds.url import ChainResource, CrlResource, Resource
 from snpcerts.mirror import stored
 from snpcerts.mirror.body_cache import BodyCache, KeptAnswer
-from snpcerts.mirror.database import DatabaseUnavailableError, MirrorDatabase, seconds
+from snpcerts.mirror.database import DatabaseUnavailableError, MirrorDatabase
 from snpcerts.mirror.stored import NoCertificate, StoredCertificate
 from snpcerts.mirror.target import (
     MAX_TARGET,
@@ -125,12 +126,12 @@ class MirrorService:
             return
         target = scope["raw_path"] + b"?" + scope["query_string"]
         kept = self.cache.get(target, self._wall())
-        kind, outcome = "unknown", "hit"
+        kind, outcome = "unknown", "failed" if kept is None else "hit"
         try:
             if kept is None:
                 found = await self._answer(scope)
                 if isinstance(found, _Refusal):
-                    kind, outcome = "unknown", found.outcome
+                    outcome = found.outcome
                     await _refuse(send, found, method)
                     return
                 kept, outcome = found
@@ -198,7 +199,7 @@ class MirrorService:
             503,
             "queued",
             f"{resource}: {place.ahead} are before it in the queue{problem}",
-            seconds(place.wait),
+            _retry_after(place.wait),
         )
 
     async def _run(self, look: Callable[[Resource], T], resource: Resource) -> T:
@@ -249,7 +250,7 @@ class MirrorService:
             429,
             "over_budget",
             f"{self._limits.budget} chips that this mirror does not know wait for {caller} already",
-            seconds(wait),
+            _retry_after(wait),
         )
 
     def _place(self, resource: Resource) -> tuple[QueuePlace | None, str]:
@@ -287,12 +288,17 @@ _TEXT: Final = b"text/plain; charset=utf-8"
 
 
 def _negative(resource: Resource, found: NoCertificate, now: float) -> _Refusal:
-    wait = seconds(found.until - now)
+    wait = _retry_after(found.until - now)
     if found.reason == "not-found":
         return _Refusal(
             404, "not_found", f"{resource}: upstream has none; it is asked again later", wait
         )
     return _Refusal(502, "refused", found.problem, wait)
+
+
+def _retry_after(wait: float) -> int:
+    """Return whole seconds for a Retry-After header: at least 1, rounded up."""
+    return max(1, math.ceil(wait))
 
 
 def _patience(headers: list[tuple[bytes, bytes]], most: float) -> float:

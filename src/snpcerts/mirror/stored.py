@@ -33,7 +33,6 @@ class StoredCertificate:
     body: bytes
     etag: str
     not_after: float
-    fetched_at: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,9 +71,9 @@ def find(connection: Connection, resource: str) -> StoredCertificate | None:
     """Return what is stored for a resource's path, of any age."""
     c = CERTIFICATE.c
     row = connection.execute(
-        select(c.body, c.etag, c.not_after, c.fetched_at).where(c.resource == resource)
+        select(c.body, c.etag, c.not_after).where(c.resource == resource)
     ).first()
-    return None if row is None else StoredCertificate(bytes(row[0]), row[1], row[2], row[3])
+    return None if row is None else StoredCertificate(bytes(row[0]), row[1], row[2])
 
 
 def find_negative(connection: Connection, resource: str, now: float) -> NoCertificate | None:

@@ -11,12 +11,11 @@ from __future__ import annotations
 
 from typing import Final
 
-from snpcerts.abi.product import CHIP_ID_SIZE, Product
+from snpcerts.abi.product import CHIP_ID_SIZE, Product, product_of_keyword
 from snpcerts.errors import FormatError, RefusedError
 from snpcerts.kds.url import WHAT, Resource, parse_target
 
 MAX_TARGET: Final = 2048
-_PRODUCTS: Final = {product.kds_name.lower(): product for product in Product}
 # What AMD gives to cloud providers alone, on another port and for a client certificate.
 _PRIVATE: Final = frozenset({"cert", "hash_stick", "hashstick", "hash_sticks", "hashsticks"})
 
@@ -53,7 +52,7 @@ def read_target(path: bytes, query: bytes) -> Resource:
             "VLEK certificates and hash sticks are given to one cloud provider alone",
             hint="ask AMD's server itself, with the provider's client certificate",
         )
-    known = _PRODUCTS.get(product.lower())
+    known = product_of_keyword(product)
     if known is not None:
         product = known.kds_name
         name = _significant(name, known)

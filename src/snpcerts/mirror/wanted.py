@@ -20,11 +20,12 @@ from typing import Final
 
 from sqlalchemy import Connection, Select, and_, delete, func, or_, select, update
 
+from snpcerts.errors import RefusedError
 from snpcerts.kds.retry import MAX_GAP, MAX_RETRY_AFTER, RetryPolicy
 from snpcerts.kds.url import Resource, VcekResource, parse_target
 from snpcerts.mirror.database import insert
 from snpcerts.mirror.stored import batches, hwid_of, kind_of
-from snpcerts.mirror.tables import CERTIFICATE, HOST, NEGATIVE, PACE, QUEUE
+from snpcerts.mirror.tables import HOST, NEGATIVE, PACE, QUEUE
 
 # How long one request may take, and its row's lease, in seconds.
 REQUEST: Final = 20.0
@@ -54,6 +55,11 @@ class Need(enum.IntEnum):
     STRANGER = 2  # a caller asks for a chip that no host has announced
     REFRESH = 3  # the stored one gets old
 
+    @property
+    def label(self) -> str:
+        """The need as pages and metrics spell it."""
+        return self.name.lower()
+
 
 @dataclass(frozen=True, slots=True)
 class PaceState:
@@ -69,7 +75,6 @@ class PaceState:
     latency: float
     problem: str | None
     requests: int
-    last_ok_at: float
     jumped_back: bool
 
     @property
@@ -104,7 +109,6 @@ class Taken:
     start_in: float
     token: str
     attempts: int
-    need: Need
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,6 +166,16 @@ class WantedQueue:
             connection.execute(insert(connection, QUEUE).on_conflict_do_nothing(), rows)
         return len(rows)
 
+    def require_room(self, connection: Connection, count: int) -> None:
+        """Raise :class:`RefusedError` unless the queue can take so many rows more."""
+        size = self.size(connection)
+        if size + count > MAX_QUEUE:
+            raise RefusedError(
+                f"the queue has {size:,} certificates and cannot take {count:,} more: the limit "
+                f"is {MAX_QUEUE:,}",
+                code="mirror-queue-full",
+            )
+
     def drop(self, connection: Connection, resource: str) -> None:
         """Remove a row that has been answered."""
         connection.execute(delete(QUEUE).where(QUEUE.c.resource == resource))
@@ -214,7 +228,7 @@ class WantedQueue:
             )
         )
         resource = parse_target(row.resource)
-        return Taken(resource, start_in, token, row.attempts + 1, Need(row.need))
+        return Taken(resource, start_in, token, row.attempts + 1)
 
     def answered(
         self, connection: Connection, taken: Taken, now: float, *, ago: float, took: float
@@ -287,13 +301,11 @@ class WantedQueue:
         ago: float,
         retry_after: float | None,
         problem: str,
-        asked: bool = True,
     ) -> None:
         """Record that there was no usable answer.
 
         If upstream named a time, this row waits for it: another mirror names one for each row.
-        Otherwise all rows wait, longer with each failure in a row. With ``asked`` false, upstream
-        did not get the request.
+        Otherwise all rows wait, longer with each failure in a row.
         """
         pace = self.pace(connection, now)
         values = self._after(pace, taken, now, ago=ago)
@@ -302,8 +314,6 @@ class WantedQueue:
         if retry_after is None:
             wait = min(self.policy.first_wait * 2.0 ** (failures - 1), _LONGEST_OUTAGE_WAIT)
             values |= {"failures": failures, "hold_until": max(pace.hold_until, now + wait)}
-        if not asked and _paced(taken):
-            values["next_at"] = now
         connection.execute(update(PACE).values(**values, problem=problem))
         self._give_back(connection, taken, now, problem=problem, wait=row_wait)
 
@@ -331,7 +341,6 @@ class WantedQueue:
             latency=row.latency,
             problem=row.problem,
             requests=row.requests,
-            last_ok_at=row.last_ok_at,
             jumped_back=back > 0,
         )
 
@@ -466,7 +475,7 @@ class WantedQueue:
         return max(0.0, min(times, default=now + math.inf) - now)
 
 
-def _next(now: float, *, paced: bool) -> Select[tuple[str, int, int]]:
+def _next(now: float, *, paced: bool) -> Select[tuple[str, int]]:
     """Select the most urgent row that is free. A lease longer than any is from before a step back
     of the clock.
     """
@@ -474,7 +483,7 @@ def _next(now: float, *, paced: bool) -> Select[tuple[str, int, int]]:
     free = or_(q.lease_until <= now, q.lease_until > now + LEASE + _JUMP)
     due = or_(q.not_before <= now, q.not_before > now + MAX_RETRY_AFTER + _JUMP)
     return (
-        select(q.resource, q.attempts, q.need)
+        select(q.resource, q.attempts)
         .where(q.paced == paced, free, due)
         .order_by(q.need, q.wanted_at, q.resource)
         .limit(1)
@@ -515,11 +524,4 @@ def enrolled(connection: Connection, resource: Resource) -> bool:
         return True
     h = HOST.c
     query = select(h.hwid).where(h.product == resource.product.value, h.hwid == resource.hwid.hex())
-    return connection.execute(query).first() is not None
-
-
-def is_stored(connection: Connection, resource: Resource) -> bool:
-    """Whether the resource is stored."""
-    c = CERTIFICATE.c
-    query = select(c.resource).where(c.resource == resource.path)
     return connection.execute(query).first() is not None

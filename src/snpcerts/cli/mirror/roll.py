@@ -15,8 +15,6 @@ from snpcerts.cli.product_option import product_option
 from snpcerts.cli.say import present, say
 from snpcerts.errors import InputError, RetryLaterError, UsageError
 
-_MAX_HOSTS_FILE = 20_000
-
 
 @click.command()
 @click.option(
@@ -65,6 +63,7 @@ def roll(
     """
     from snpcerts.abi.product import Product
     from snpcerts.abi.tcb import TcbVersion
+    from snpcerts.kds.url import checked_base
     from snpcerts.mirror.mirror_client import MirrorAccess, MirrorClient, sent_in_clear
 
     target = TcbVersion.parse(tcb, product.tcb_layout if isinstance(product, Product) else None)
@@ -78,7 +77,7 @@ def roll(
         product = fitting[0]
     if token_file is not None and sent_in_clear(url):
         raise UsageError(f"--mirror {url}: a token is sent by https:// only, or to this machine")
-    access = MirrorAccess(url.rstrip("/"), token_file and os.path.abspath(token_file))
+    access = MirrorAccess(checked_base(url), token_file and os.path.abspath(token_file))
     client = MirrorClient(access, access_hint="--token-file names the file it is read from")
     answer = client.call(
         "POST",
@@ -112,6 +111,8 @@ def _count(number: int, what: str) -> str:
 
 def _named(path: str) -> list[str]:
     """Return the names in a file; empty lines and comments are left out."""
+    from snpcerts.mirror.announcement import MAX_HOSTS
+
     try:
         text = read_input(path).decode("utf-8")
     except UnicodeDecodeError:
@@ -120,8 +121,8 @@ def _named(path: str) -> list[str]:
     names = [line for line in lines if line]
     if not names:
         raise InputError(f"{path}: names no host", hint="a name or a chip ID on each line")
-    if len(names) > _MAX_HOSTS_FILE:
-        raise InputError(f"{path}: names {len(names)} hosts, the limit is {_MAX_HOSTS_FILE}")
+    if len(names) > MAX_HOSTS:
+        raise InputError(f"{path}: names {len(names)} hosts, the limit is {MAX_HOSTS}")
     return names
 
 
