@@ -3,9 +3,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
+import signal
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -112,6 +115,66 @@ def test_programs_of_one_guest_share_the_directory(emulated: Emulated) -> None:
         assert first.stdout.readline() == "made\n"
         assert emulated.run("guest", "--", "ls", reports).stdout == "mine\n"
         first.stdin.close()
+
+
+def test_what_a_program_wrote_counts_when_it_ends_without_closing(emulated: Emulated) -> None:
+    """The kernel drops the message about the close when the mount goes with the program."""
+    emulated.issue_certificates()
+    started = "mkdir /sys/kernel/config/tsm/report/mine; echo made; read _"
+    writes = f"{STEPS}os.write(os.open('mine/inblob', os.O_WRONLY), bytes(64)); os._exit(0)"
+    served = str(emulated.certs / "table.bin")
+    words = emulated.command("guest", "--certs", served, "--", "sh", "-c", started)
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as first:
+        assert first.stdin is not None
+        assert first.stdout is not None
+        assert first.stdout.readline() == "made\n"
+        for _ in range(3):
+            assert emulated.python(["guest"], writes).returncode == 0
+        shown = emulated.python(["guest"], f"{STEPS}print(read('mine/generation'))").stdout
+        assert shown == "b'3\\n'\n"
+        first.stdin.close()
+
+
+def test_a_killed_program_ends_though_another_signal_came_first(emulated: Emulated) -> None:
+    """A read that waits for a busy host is not interrupted by a signal, but ends by SIGKILL."""
+    emulated.issue_certificates()
+    table = emulated.certs / "table.bin"
+    program = (
+        f"{STEPS}import signal\n"
+        "signal.signal(signal.SIGUSR1, lambda *_: None)\n"
+        "os.mkdir('a'); write('a/inblob', bytes(64))\n"
+        "file = open('a/outblob', 'rb', buffering=0)\n"
+        "print(os.getpid(), flush=True); file.read()"
+    )
+    words = emulated.command("guest", "--certs", str(table), "--", SNPCERTS[0], "-c", program)
+    with table.open("r+b") as update, subprocess.Popen(words, stdout=subprocess.PIPE) as guest:
+        fcntl.lockf(update, fcntl.LOCK_EX)
+        assert guest.stdout is not None
+        pid = int(guest.stdout.readline())
+        try:
+            wait_for_state(pid, "S", call=READ)
+            os.kill(pid, signal.SIGUSR1)
+            wait_for_state(pid, "D", call=READ)  # the kernel has sent the message about it,
+            assert emulated.run("status").returncode == 0  # and the emulator has received it
+            os.kill(pid, signal.SIGKILL)
+            guest.wait(20)
+        finally:
+            fcntl.lockf(update, fcntl.LOCK_UN)
+
+
+READ = 0  # read(2), as /proc/PID/syscall shows it
+
+
+def wait_for_state(pid: int, state: str, *, call: int) -> None:
+    end = time.monotonic() + 60
+    process = Path("/proc", str(pid))
+    while True:
+        calls = (process / "syscall").read_text().split()[0]
+        found = (process / "stat").read_text().rpartition(")")[2].split()[0]
+        if (found, calls) == (state, str(call)):
+            return
+        assert time.monotonic() < end, (found, calls)
+        time.sleep(0.005)
 
 
 def test_a_machine_without_fuse_says_so_in_its_log(emulated: Emulated) -> None:

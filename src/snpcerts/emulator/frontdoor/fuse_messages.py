@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Messages between the kernel and a file system that a program serves (FUSE).
 
-Source: ``include/uapi/linux/fuse.h``. Integers are little-endian; only fields that are used
-here are declared.
+Source: ``include/uapi/linux/fuse.h``. Integers are little-endian. Fields that the server
+neither reads nor sets may be missing.
 """
 
 from __future__ import annotations

@@ -18,8 +18,8 @@ the machine's own file systems is changed, and the namespace ends with its proce
   (:mod:`snpcerts.emulator.frontdoor.tree_server`). Without ``/dev/fuse`` it is left out.
 
 A process that may not mount first moves into a user namespace of its own, in which
-its user and group have the same numbers. All others look like nobody's there. It
-gains no privilege: execve(2) takes the namespace's capabilities away.
+its user and group have the same numbers. Files of all others appear to belong to the
+user ``nobody``. It gains no privilege: execve(2) takes the namespace's capabilities away.
 
 Sources: mount_namespaces(7), user_namespaces(7), mount(2), devpts in the kernel's
 ``filesystems/devpts.rst``; numbers of ``linux/mount.h`` and ``linux/sched.h``.
@@ -215,7 +215,7 @@ class _Builder:
             _mount(f"{_STAGE}/ptmx", path, MS_BIND)
 
     def _mount_tree(self, path: str) -> None:
-        """Mount what the server will serve. Nobody may look at it before the server does."""
+        """Mount the tree. A call on it waits until the server serves it."""
         try:
             fuse = os.open(_FUSE, os.O_RDWR | os.O_CLOEXEC)
         except OSError as error:

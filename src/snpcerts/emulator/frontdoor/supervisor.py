@@ -52,6 +52,7 @@ from snpcerts.emulator.frontdoor.tasks import task
 from snpcerts.emulator.frontdoor.tree_server import TreeServer
 from snpcerts.emulator.syscall.caller_memory import ProcessMemory
 from snpcerts.emulator.syscall.device import Caller, Device, NewDescriptor, Pending
+from snpcerts.emulator.syscall.file_tree import Operation
 from snpcerts.errors import InputError
 
 SIGNAL_INTERVAL: Final = 0.005  # seconds
@@ -126,6 +127,15 @@ def _same_file(one: int, other: int) -> bool:
     return int(_libc.syscall(*words)) == 0
 
 
+def _waits(operation: Operation[None]) -> bool:
+    """Go on with an operation; return whether it still waits."""
+    try:
+        next(operation)
+    except (StopIteration, OSError):
+        return False
+    return True
+
+
 class Supervisor:
     """Serves any number of listeners, each with its door.
 
@@ -141,6 +151,7 @@ class Supervisor:
         self._listeners: dict[int, _Listener] = {}
         self._readers: dict[int, Callable[[], None]] = {}
         self._trees: dict[int, TreeServer] = {}
+        self._closing_files: list[Operation[None]] = []
         self._waiting: dict[tuple[int, int], _Waiting] = {}
         self._processes: dict[int, int] = {}
         self._next_look = 0.0
@@ -255,7 +266,7 @@ class Supervisor:
                 ready()
         if self._descriptors.has_suspects:
             self._reap()
-        if self._changed or (self._waiting and time.monotonic() >= self._due()):
+        if self._changed or (self._looks() and time.monotonic() >= self._due()):
             self._look_after_waiting()
         self._changed = False
 
@@ -292,10 +303,14 @@ class Supervisor:
         limit = timeout
         if self._descriptors.has_suspects:
             limit = RECHECK if limit is None else min(limit, RECHECK)
-        if self._waiting:
+        if self._looks():
             left = max(0.0, self._due() - time.monotonic())
             limit = left if limit is None else min(limit, left)
         return limit
+
+    def _looks(self) -> bool:
+        """Whether to check the waiting calls, even without an event."""
+        return bool(self._waiting) or any(tree.interrupted for tree in self._trees.values())
 
     def _due(self) -> float:
         """The latest time to check the waiting calls."""
@@ -321,7 +336,8 @@ class Supervisor:
     def _close_tree(self, tree: TreeServer) -> None:
         if self._trees.pop(tree.fileno(), None) is tree:
             self._epoll.unregister(tree.fileno())
-            tree.close()
+            self._closing_files += tree.close()
+            self._changed = True
 
     def _reap(self) -> None:
         for entry in self._descriptors.reap():
@@ -337,11 +353,15 @@ class Supervisor:
 
     def _look_after_waiting(self) -> None:
         now = time.monotonic()
+        if now >= self._next_look:
+            for tree in self._trees.values():
+                tree.end_killed()
         # The end of one call may complete another.
         while sum(self._poll(waiting) for waiting in list(self._waiting.values())) + sum(
             tree.go_on() for tree in list(self._trees.values())
         ):
             pass
+        self._closing_files = [each for each in self._closing_files if _waits(each)]
         if now < self._next_look:
             return
         self._next_look = now + SIGNAL_INTERVAL

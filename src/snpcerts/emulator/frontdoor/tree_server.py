@@ -57,7 +57,7 @@ from snpcerts.emulator.frontdoor.fuse_messages import (
     Opcode,
 )
 from snpcerts.emulator.frontdoor.tasks import task
-from snpcerts.emulator.syscall.file_tree import OpenTreeFile, TreeDirectory, TreeFile
+from snpcerts.emulator.syscall.file_tree import OpenTreeFile, Operation, TreeDirectory, TreeFile
 from snpcerts.errors import FormatError
 
 log = logging.getLogger(__name__)
@@ -85,6 +85,7 @@ Handling = Generator[None, None, bytes]
 class _Request:
     header: FuseInHeader
     handling: Handling
+    interrupted: bool = False
 
 
 class TreeServer:
@@ -127,9 +128,9 @@ class TreeServer:
         return self._descriptor
 
     @property
-    def waits(self) -> bool:
-        """Whether a call waits for something to change."""
-        return bool(self._requests)
+    def interrupted(self) -> bool:
+        """Whether a signal has reached the caller of a call that waits."""
+        return any(request.interrupted for request in self._requests.values())
 
     def serve(self) -> bool:
         """Receive a message and serve it; False once the tree is no longer mounted."""
@@ -138,6 +139,14 @@ class TreeServer:
         except OSError as error:
             # ENOENT: the call was given up before it was received.
             return error.errno in (errno.EAGAIN, errno.EINTR, errno.ENOENT)
+        try:
+            self._begin(message)
+        except FormatError as error:  # a descriptor that is not the kernel's
+            log.warning("FUSE: %s", error)
+            return False
+        return True
+
+    def _begin(self, message: bytes) -> None:
         header, body = FuseInHeader.unpack(message), message[FuseInHeader.SIZE :]
         if header.opcode in (Opcode.FORGET, Opcode.BATCH_FORGET):
             self._forget(header, body)
@@ -151,18 +160,31 @@ class TreeServer:
             request = _Request(header, begin(header, body))
             self._requests[header.unique] = request
             self._go_on(request)
-        return True
 
     def go_on(self) -> int:
         """Go on with the calls that wait; return how many have ended."""
         return sum(self._go_on(request) for request in list(self._requests.values()))
 
-    def close(self) -> None:
-        """Stop: calls that wait, and all later ones, fail with ENOTCONN or ECONNABORTED."""
+    def end_killed(self) -> None:
+        """End the calls that wait and whose caller is killed."""
+        # The kernel reports the first signal only, and SIGKILL may be a later one.
+        for request in list(self._requests.values()):
+            if request.interrupted and _is_killed(request.header.pid):
+                request.handling.close()
+                del self._requests[request.header.unique]
+                self._answer(request.header.unique, errno.EINTR)
+
+    def close(self) -> list[Operation[None]]:
+        """Stop: calls that wait, and all later ones, fail with ENOTCONN or ECONNABORTED.
+
+        Returns what closing the open files has to do: at an unmount the kernel drops a RELEASE
+        that has not been received.
+        """
         for request in self._requests.values():
             request.handling.close()
         self._requests.clear()
         os.close(self._descriptor)
+        return [opened.close() for opened in self._open.values()]
 
     def _go_on(self, request: _Request) -> bool:
         unique = request.header.unique
@@ -185,19 +207,14 @@ class TreeServer:
         try:
             os.write(self._descriptor, FuseOutHeader(size, -code, unique).pack() + body)
         except OSError as error:
-            if error.errno not in (errno.ENOENT, errno.ENODEV):  # nobody waits for it any more
+            if error.errno not in (errno.ENOENT, errno.ENODEV):  # the caller is gone
                 log.warning("FUSE: an answer was not taken (%s)", error)
 
     def _interrupt(self, unique: int) -> None:
         request = self._requests.get(unique)
-        if request is None:
-            return
-        caller = task(request.header.pid)
-        kill = 1 << signal.SIGKILL - 1
-        if caller is None or (caller.own | caller.shared) & kill:
-            request.handling.close()
-            del self._requests[unique]
-            self._answer(unique, errno.EINTR)
+        if request is not None:
+            request.interrupted = True
+            self.end_killed()
 
     def _forget(self, header: FuseInHeader, body: bytes) -> None:
         if header.opcode == Opcode.FORGET:
@@ -319,9 +336,10 @@ class TreeServer:
         return FuseWriteOut(size=written).pack()
 
     def _release(self, _: FuseInHeader, body: bytes) -> Handling:
-        opened = self._open.pop(FuseReleaseIn.unpack(body).fh, None)
-        if opened is not None:
-            yield from opened.close()
+        handle = FuseReleaseIn.unpack(body).fh
+        if handle in self._open:
+            yield from self._open[handle].close()
+            del self._open[handle]
         return b""
 
     def _open_directory(self, header: FuseInHeader, _: bytes) -> Handling:
@@ -360,6 +378,11 @@ class TreeServer:
 def _nothing(_: FuseInHeader, _body: bytes) -> Handling:
     return b""
     yield
+
+
+def _is_killed(tid: int) -> bool:
+    caller = task(tid)
+    return caller is None or bool((caller.own | caller.shared) & 1 << signal.SIGKILL - 1)
 
 
 def _with_attributes(answer: CStruct, attributes: bytes) -> bytes:

@@ -199,7 +199,7 @@ class _OpenBinary(_OpenConfigFile):
         return len(data)
 
     def close(self) -> Operation[None]:
-        """The write that takes effect, and whose errors nobody learns of."""
+        """Carry out the write; its errors are lost."""
         write = self._attribute.write
         if self._written is None or write is None or self._fragment.dead:
             return
@@ -213,7 +213,7 @@ class _OpenBinary(_OpenConfigFile):
 class ConfigDirectory:
     """A directory. ``make_item`` makes what mkdir(2) in it stands for; EPERM without.
 
-    ``removable`` tells whether a program made it, so that a program may remove it.
+    ``removable``: a program made it, so a program may remove it.
     """
 
     numbers: itertools.count[int]
