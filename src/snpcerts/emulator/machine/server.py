@@ -106,8 +106,11 @@ class PlatformServer:
             "vmm": None if command.guest is None else next(owners, None),
         }
         if self._commands is not None:
-            self._commands.write(json.dumps(line) + "\n")
-            self._commands.flush()
+            try:
+                self._commands.write(json.dumps(line) + "\n")
+                self._commands.flush()
+            except OSError as error:  # a full disk must not fail the command
+                log.warning("%s: command not written: %s", self._commands.name, error.strerror)
 
     def _save(self) -> None:
         state = self._platform.firmware.state
