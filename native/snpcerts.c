@@ -61,6 +61,7 @@ static int open_locked(const struct snpcerts_vm *vm, struct stat *mine,
 	uint64_t start = 0, pause = FIRST_PAUSE, left;
 
 	for (;;) {
+		bool again = false;
 		/* Its own open file description: no other unlock can drop its lock.
 		 * O_NONBLOCK: opening a FIFO must not wait for its other end. */
 		int fd = open(vm->path, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
@@ -70,7 +71,8 @@ static int open_locked(const struct snpcerts_vm *vm, struct stat *mine,
 		if (fd < 0) {
 			error = errno;
 		} else if (lock(fd, F_RDLCK) < 0) {
-			error = errno == EACCES ? EAGAIN : errno; /* POSIX allows both */
+			error = errno;
+			again = error == EAGAIN || error == EACCES; /* POSIX allows both */
 			close(fd);
 		} else {
 			if (fstat(fd, mine) < 0 || stat(vm->path, &there) < 0)
@@ -78,10 +80,10 @@ static int open_locked(const struct snpcerts_vm *vm, struct stat *mine,
 			else if (mine->st_dev == there.st_dev && mine->st_ino == there.st_ino)
 				return fd;
 			else
-				error = EAGAIN; /* a lock on a replaced file protects nothing */
+				again = true; /* a lock on a replaced file protects nothing */
 			let_go(fd);
 		}
-		if (error != EAGAIN && error != EINTR) {
+		if (!again && error != EINTR) { /* Python repeats such a call itself */
 			served->file_problem = error;
 			return -1;
 		}
@@ -212,7 +214,7 @@ static void give_empty(const struct snpcerts_vm *vm, uint64_t gpa, uint64_t npag
 	done(vm);
 }
 
-/* There is no table to give: the empty one, or EIO for who wants it. */
+/* There is no table to give: the empty one, or EIO if the VMM asks for it. */
 static void give_nothing(const struct snpcerts_vm *vm, uint64_t gpa, uint64_t npages,
 			 struct snpcerts_served *served)
 {

@@ -78,7 +78,7 @@ struct snpcerts_vm {
 enum snpcerts_outcome {
 	SNPCERTS_SERVED, /* ret 0: the table is in the guest's buffer */
 	SNPCERTS_EMPTY, /* ret 0: an empty table is */
-	SNPCERTS_TOO_SMALL, /* ret ENOSPC: the guest is told the number of pages */
+	SNPCERTS_TOO_SMALL, /* ret ENOSPC: the guest gets the number of pages it needs */
 	SNPCERTS_BUSY, /* ret EAGAIN: an update has the lock */
 	SNPCERTS_FAILED, /* another ret: see the problems */
 };
@@ -98,7 +98,7 @@ struct snpcerts_served {
 	uint64_t needed_pages; /* TOO_SMALL: what KVM gets as npages; otherwise 0 */
 	uint64_t size; /* bytes of the table that are in the guest's buffer */
 	uint64_t file_size; /* bytes, if the file was locked */
-	uint64_t waited; /* ns that the lock was waited for */
+	uint64_t waited; /* ns spent waiting for the lock */
 	int32_t outcome; /* enum snpcerts_outcome */
 	int32_t file_problem; /* 0; or why there is no table in the file: errno or a problem */
 	int32_t guest_problem; /* 0; or what is wrong with the guest's buffer */

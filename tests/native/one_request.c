@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
  * One request, served by the library: one_request FILE GPA NPAGES LOCK_WAIT_NS FLAGS.
- * getuid(2) and getgid(2) stand before and after it, getppid(2) in place of KVM_RUN, for
- * who traces the calls. Prints outcome, ret, pages needed, size, and the errno of KVM_RUN.
+ * For a tracer, getuid(2) and getgid(2) come before and after it, and getppid(2) stands for
+ * KVM_RUN. Prints outcome, ret, pages needed, size, and the errno of KVM_RUN.
  */
 #define _GNU_SOURCE
 #include <errno.h>
