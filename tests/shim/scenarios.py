@@ -25,6 +25,7 @@ import pytest
 
 from snpcerts.abi import kvm
 from snpcerts.abi.lock import EXCLUSIVE, F_OFD_SETLK, UNLOCK
+from snpcerts.emulator.frontdoor.parent import end_with_parent
 
 from .rig import PAGE, SNP_VM, Answer, Vcpu, Vm, address_of, open_files
 
@@ -621,9 +622,11 @@ def a_child_forked_in_a_request_does_not_keep_the_lock(file: Path) -> None:
     thread = threading.Thread(target=serve)
     thread.start()
     children: list[int] = []
+    parent = os.getpid()
     while len(children) < 200:
         child = os.fork()
         if child == 0:
+            end_with_parent(parent)
             signal.pause()
         children.append(child)
         if any(
