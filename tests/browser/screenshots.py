@@ -7,7 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from snpcerts.mirror.page import fleet_page, host_page, page_headers
+from snpcerts.mirror.fleet_page import fleet_page
+from snpcerts.mirror.host_page import host_page
+from snpcerts.mirror.page import page_headers
 from tests.mirror.sample_fleet import fleet, history
 
 from .chromium import browser

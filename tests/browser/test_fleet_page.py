@@ -16,7 +16,8 @@ from snpcerts.abi.product import Product
 from snpcerts.cli.source_options import anchors_of
 from snpcerts.mirror.announcement import Announcement
 from snpcerts.mirror.api import Tokens
-from snpcerts.mirror.page import fleet_page, page_headers
+from snpcerts.mirror.fleet_page import fleet_page
+from snpcerts.mirror.page import page_headers
 
 from ..emulated import Emulated
 from ..host.conftest import site as site

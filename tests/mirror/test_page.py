@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from snpcerts.abi.product import Product
 from snpcerts.mirror.charts import MOST_SQUARES, hosts_per_square
+from snpcerts.mirror.fleet_page import HostFilter, fleet_page, host_filter
 from snpcerts.mirror.fleet_view import (
     SILENT_AFTER,
     Fleet,
@@ -27,8 +28,9 @@ from snpcerts.mirror.fleet_view import (
     span,
     tcb_spread,
 )
+from snpcerts.mirror.host_page import host_page
 from snpcerts.mirror.markup import element
-from snpcerts.mirror.page import HostFilter, fleet_page, host_filter, host_page, page_headers
+from snpcerts.mirror.page import page_headers
 from snpcerts.verify.bulletins import bulletin_data
 
 from .sample_fleet import (

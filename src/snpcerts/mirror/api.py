@@ -30,10 +30,12 @@ from snpcerts.mirror.announcement import (
     tcb_of,
 )
 from snpcerts.mirror.database import DatabaseUnavailableError, MirrorDatabase
+from snpcerts.mirror.fleet_page import fleet_page, host_filter
 from snpcerts.mirror.fleet_records import FleetRecords
 from snpcerts.mirror.fleet_view import Fleet, FleetHost, Roll
+from snpcerts.mirror.host_page import host_page
 from snpcerts.mirror.mirror_metrics import FleetCache, MirrorMetrics
-from snpcerts.mirror.page import fleet_page, host_filter, host_page, page_headers
+from snpcerts.mirror.page import page_headers
 
 _MAX_ROLL: Final = 8 << 20  # bytes: MAX_HOSTS chip IDs and names
 

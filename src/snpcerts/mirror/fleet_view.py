@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the mirror knows of a fleet, as its page and its metrics show it.
 
-Plain values, without a database: the store makes them, :mod:`snpcerts.mirror.page` draws them.
+Plain values, without a database: :mod:`snpcerts.mirror.fleet_records` makes
+them, :mod:`snpcerts.mirror.fleet_page` and :mod:`snpcerts.mirror.host_page` draw them.
 All times are the database's, in UTC.
 """
 
