@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import http.client
 import threading
+import time
 from collections.abc import Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -94,3 +95,11 @@ def ask(
         )
     finally:
         connection.close()
+
+
+def until_stored(url: str, target: str, most: float = 120) -> None:
+    """Ask until there is the certificate; the mirror holds each caller for a while."""
+    until = time.monotonic() + most
+    while (found := ask(url, target)).status == 503:
+        assert time.monotonic() < until, found.text
+    assert found.status == 200, found.text

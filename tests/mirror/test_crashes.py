@@ -26,7 +26,7 @@ from snpcerts.mirror.wanted import LEASE
 from ..sizes import sized
 from .conftest import MILAN_TCB
 from .postgres import PostgresServer
-from .running import ask
+from .running import ask, until_stored
 
 GAP = 0.4
 TOKEN = "b" * 32
@@ -68,11 +68,8 @@ class Roll:
 
     def until_stored(self, url: str) -> None:
         """Ask an instance for each certificate; it holds the caller until the queue has it."""
-        until = time.monotonic() + 180
         for chip in self.chips:
-            while (found := ask(url, self.path(chip))).status == 503:
-                assert time.monotonic() < until, found.text
-            assert found.status == 200, found.text
+            until_stored(url, self.path(chip))
 
 
 @pytest.fixture

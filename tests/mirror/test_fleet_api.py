@@ -18,6 +18,7 @@ from snpcerts.mirror import wanted
 from snpcerts.mirror.announcement import Announcement
 from snpcerts.mirror.api import Tokens
 
+from . import running
 from .conftest import MILAN_TCB, vcek
 from .running import Reply, RunningMirror
 from .sample_fleet import file_report
@@ -88,7 +89,7 @@ def queue(mirror: RunningMirror) -> list[tuple[str, int]]:
 
 
 def until_stored(mirror: RunningMirror, resource: VcekResource) -> None:
-    assert mirror.ask(resource.path).status == 200
+    running.until_stored(mirror.url, resource.path)
 
 
 def test_what_an_announced_host_needs_next_is_fetched_before_it_commits(
