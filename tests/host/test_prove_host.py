@@ -31,7 +31,10 @@ from .site import Site, key_server
 pytestmark = pytest.mark.slow
 only_in_full = pytest.mark.skipif(not FULL, reason="SNPCERTS_FULL_TESTS=1 tries it")
 
-BUILT_IN = f"{sys.executable} -m snpcerts.emulator.machine.vmm_program {{certs}}"
+VMM_MODULE = "snpcerts.emulator.machine.vmm_program"
+BUILT_IN = f"{sys.executable} -m {VMM_MODULE} {{certs}}"
+# A guest's console comes before its first request, longer than what is kept of it.
+NOISY = f"sh -c 'head -c 100000 /dev/zero; exec {sys.executable} -m {VMM_MODULE} $0' {{certs}}"
 WITHOUT_LOCK = """
 import sys
 from snpcerts.certfile.file import CertFile
@@ -94,7 +97,7 @@ def test_the_emulated_host_shows_what_is_claimed(host: Site) -> None:
     lowered = host.lowered()
     made = prove(
         host,
-        *("--vmm", BUILT_IN, "--update", lowered),
+        *("--vmm", NOISY, "--update", lowered),
         *("-o", str(output), "--text", str(text), "--json"),
     )
     assert made.returncode == 0, made.stdout + made.stderr
@@ -201,3 +204,26 @@ def test_a_signal_ends_the_vmm_and_the_command_as_well(host: Site) -> None:
         for each in ended:
             assert select.select([each], [], [], 60)[0], "it is still there"
             os.close(each)
+
+
+@only_in_full
+def test_a_signal_during_the_update_takes_the_update_back(host: Site, tmp_path: Path) -> None:
+    lowered = host.lowered()
+    prover, answers = tmp_path / "prover", tmp_path / "answers"
+    os.mkfifo(prover)
+    answers.touch()
+    # The third report is asked for during the update, and does not come.
+    ask = f"""
+        if [ $(wc -l < {answers}) = 2 ]; then echo $PPID > {prover}; exec sleep 600; fi
+        {shlex.join(ASK)} && echo answered >> {answers}
+    """
+    options = ("--vmm", BUILT_IN, "--update", lowered)
+    first, *others = host.arguments("prove", *options, "--", "sh", "-c", ask)
+    argv = host.emulated.command(first, "--with-guest", *others)
+    with subprocess.Popen(argv, stderr=subprocess.PIPE) as process:
+        pid = int(prover.read_text())
+        while host.lowered() == lowered:
+            assert process.poll() is None
+        os.kill(pid, signal.SIGTERM)
+        assert process.wait(60) == 128 + signal.SIGTERM
+    assert host.lowered() == lowered, "the reported TCB is what it was"

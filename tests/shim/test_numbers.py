@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The bounds and waits of the library in C are those of the reader in Python.
+"""The bounds and waits of the library in C are those of the reader in Python, and the shim says
+what ``host prove`` reads.
 
 KVM's numbers are compared with released headers, in tests/kernel.
 """
@@ -10,6 +11,7 @@ import re
 
 from snpcerts.abi import cert_table
 from snpcerts.certfile import reader
+from snpcerts.vmm import preload
 
 from .conftest import ROOT
 
@@ -32,3 +34,9 @@ def test_the_bounds_and_waits_of_the_reader() -> None:
     assert named["FIRST_PAUSE"] == reader._FIRST_PAUSE * 1e9
     assert named["LONGEST_PAUSE"] == reader._LONGEST_PAUSE * 1e9
     assert named["SNPCERTS_LOCK_WAIT"] == reader.DEFAULT_LOCK_WAIT * 1e9
+
+
+def test_the_shim_says_the_exit_number_as_host_prove_reads_it() -> None:
+    shim = (ROOT / "native" / "shim.c").read_text(encoding="utf-8")
+    assert f'getenv("{preload.TELL_EXIT}")' in shim
+    assert f'SAY_ONCE("{preload.EXIT_TOLD.format("%u")}"' in shim

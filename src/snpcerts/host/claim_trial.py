@@ -16,7 +16,7 @@ import os
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from dataclasses import dataclass
 from typing import Final
 
@@ -26,19 +26,25 @@ from snpcerts.abi.tcb import TcbVersion
 from snpcerts.certfile.hold import hold
 from snpcerts.certfile.writer import LockHeldError
 from snpcerts.endorsement.anchors import Anchor, is_amds
-from snpcerts.errors import FormatError, SnpCertsError
+from snpcerts.errors import SnpCertsError
 from snpcerts.host import plan
 from snpcerts.host.agent import Agent
 from snpcerts.host.claim_report import ClaimReport, RootOfTrust, Showing
 from snpcerts.host.config import FileConfig
 from snpcerts.host.expected_content import Key, expected_content, key_sel
 from snpcerts.host.host_firmware import FirmwareState
-from snpcerts.host.proof import NONCE_SIZE, NoProofError, candidate_keys, judged
+from snpcerts.host.proof import (
+    NONCE_SIZE,
+    NoProofError,
+    candidate_keys,
+    is_of_another_chip,
+    judged,
+)
 from snpcerts.host.remembered import expected_kind
 from snpcerts.verify.evidence import Evidence
 from snpcerts.verify.judging import verify
 from snpcerts.verify.policy import Policy
-from snpcerts.verify.verdict import Verdict
+from snpcerts.verify.verdict import Status, Verdict
 
 AskGuest = Callable[[bytes, KeySelect], bytes]
 """Has a guest ask for an extended report over 64 bytes; returns the report with its table."""
@@ -131,7 +137,7 @@ class ClaimTrial:
         holds = self._holds_certificates()
         try:
             asked = self._ask()
-        except (SnpCertsError, FormatError) as error:
+        except SnpCertsError as error:
             showing = Showing.DIFFERS if holds and self.exit_number() else Showing.NOT_TRIED
             self._note("extended-request", "vmgexit", showing, f"no answer: {error}")
             self._note_exit(None)
@@ -208,9 +214,9 @@ class ClaimTrial:
         try:
             with hold(self.file.path, shared=False):
                 asking = self._ask_meanwhile()
-                done = _within(asking, seconds)
+                done = wait([asking], seconds).done
             answer = asking.result()
-        except (SnpCertsError, FormatError) as error:
+        except SnpCertsError as error:
             self._note("busy", _PATH, Showing.NOT_TRIED, str(error))
             return
         if done:
@@ -228,20 +234,30 @@ class ClaimTrial:
         self._note_certificates("report-after-busy", answer)
 
     def _update(self, update: Callable[[TcbVersion], TcbVersion]) -> None:
+        """Report another TCB for a while; however that ends, report the earlier one again."""
         before = self.agent.firmware.state().reported
+        try:
+            self._ask_while_changing(update, before)
+        finally:
+            self._take_back(before)
+
+    def _ask_while_changing(
+        self, update: Callable[[TcbVersion], TcbVersion], before: TcbVersion
+    ) -> None:
         try:
             asking = self._ask_meanwhile()
             self._report_tcb(update)
             during = asking.result()
-        except (SnpCertsError, FormatError) as error:
+        except SnpCertsError as error:
             self._note("update", _PATH, Showing.NOT_TRIED, str(error))
         else:
             self._note_certificates("report-during-update", during)
             self._after_update(before)
-        if self.agent.firmware.state().reported == before:
-            return
+
+    def _take_back(self, before: TcbVersion) -> None:
         try:
-            self._report_tcb(lambda _: before)
+            if self.agent.firmware.state().reported != before:
+                self._report_tcb(lambda _: before)
         except SnpCertsError as error:
             detail = f"the reported TCB is not what it was, {before}: {error}"
             self._note("update-undone", _PATH, Showing.DIFFERS, detail)
@@ -252,7 +268,7 @@ class ClaimTrial:
         self._note("update", _PATH, Showing.SEEN, moved)
         try:
             asked = self._ask()
-        except (SnpCertsError, FormatError) as error:
+        except SnpCertsError as error:
             self._note("set-config", _FIRMWARE, Showing.NOT_TRIED, f"no answer: {error}")
             return
         self._note_certificates("report-after-update", asked)
@@ -304,10 +320,9 @@ class ClaimTrial:
         if not asked.entries:
             self._note(name, "certificates", Showing.NOT_TRIED, "the report came without any")
             return
-        verdict, chip = asked.verdict, self.agent.firmware.hwid
-        if verdict.root is not None and verdict.leaf is not None and not verdict.reasons:
-            fields = asked.evidence.report.fields
-            if not asked.evidence.report.chip_id_masked and fields.chip_id != chip.ljust(64, b"\0"):
+        verdict = asked.verdict
+        if verdict.status is Status.VERIFIED and verdict.root is not None:
+            if is_of_another_chip(asked.evidence.report, self.agent.firmware.hwid):
                 self._note(name, "certificates", Showing.DIFFERS, "the report is of another chip")
                 return
             self._trust(verdict.root)
@@ -352,13 +367,3 @@ class ClaimTrial:
 
     def _note(self, name: str, claim: str, showing: Showing, detail: str) -> None:
         self.report.note(name, claim, showing, detail)
-
-
-def _within(asking: Future[_GuestAnswer], seconds: float) -> bool:
-    """Whether it is over within that time."""
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        if asking.done():
-            return True
-        time.sleep(_PAUSE)
-    return asking.done()

@@ -179,9 +179,15 @@ def judged(
     )
 
 
+def is_of_another_chip(report: Report, chip: bytes) -> bool:
+    """Whether the report names a chip, and not the one with this ID, 8 or 64 bytes."""
+    found = report.fields.chip_id
+    return not report.chip_id_masked and found != chip.ljust(len(found), b"\0")
+
+
 def _of_this_host(report: Report, state: FirmwareState, chip: bytes, product: Product) -> None:
     fields = report.fields
-    if not report.chip_id_masked and fields.chip_id != chip.ljust(len(fields.chip_id), b"\0"):
+    if is_of_another_chip(report, chip):
         raise NoProofError(
             f"the report is of another chip: its CHIP_ID starts {fields.chip_id[:8].hex()}, "
             f"this one's {chip[:8].hex()}"

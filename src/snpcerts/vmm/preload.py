@@ -29,6 +29,10 @@ from snpcerts.vmm.enable import supports_req_certs
 DEFAULT_TIMEOUT: Final = round(DEFAULT_LOCK_WAIT * 1000)  # milliseconds
 MAX_TIMEOUT: Final = 59_999  # a Linux guest destroys its VMPCK after 60 s of BUSY
 
+# A variable with which the shim says, once, by which exit number KVM asked; and how it says it.
+TELL_EXIT: Final = "SNPCERTS_TELL_EXIT"
+EXIT_TOLD: Final = "KVM asks for certificates by exit {}"
+
 _SHIM = Path(__file__).with_name("libsnpcerts_shim.so")
 _LOADER_LIMIT = 30.0  # seconds for the loader to list what it would load
 _INTERPRETERS = 4  # nested interpreters, as Linux allows

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``snpcerts host prove``: hold this host against each claim of docs/fidelity.md."""
+"""``snpcerts host prove``: compare this host with each claim of docs/fidelity.md."""
 
 from __future__ import annotations
 
@@ -38,9 +38,7 @@ if TYPE_CHECKING:
     from snpcerts.host.claim_report import ClaimReport
 
 _CERTS: Final = "{certs}"
-_ASKS: Final = re.compile(rb"KVM asks for certificates by exit (\d+)")
-_TELL: Final = "SNPCERTS_TELL_EXIT"
-_OUTPUT_KEPT: Final = 1 << 16  # bytes of a VMM's output
+_OUTPUT_KEPT: Final = 1 << 14  # bytes of a VMM's last output
 _PAUSE: Final = 1.0  # seconds between two tries while the guest starts
 _END_LIMIT: Final = 10.0  # seconds for a VMM to end after SIGTERM
 _VERSION_LIMIT: Final = 10.0
@@ -48,7 +46,7 @@ _VERSION_LIMIT: Final = 10.0
 
 @click.command(
     "prove",
-    short_help="Hold this host against each claim of the emulator.",
+    short_help="Compare this host with each claim of the emulator.",
     context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False},
 )
 @with_host
@@ -196,7 +194,8 @@ class _Vmm:
     def __init__(self, process: subprocess.Popen[bytes] | None, name: str) -> None:
         self.name = name
         self._process = process
-        self._said = b""
+        self._said = b""  # the end of it
+        self._exit: int | None = None
         self._answered = False
         self._reader = threading.Thread(target=self._read, daemon=True)
         if process is not None:
@@ -205,15 +204,18 @@ class _Vmm:
     def _read(self) -> None:
         if self._process is None or self._process.stdout is None:
             return
-        # Chunks, since a guest's console need not have lines.
+        from snpcerts.vmm.preload import EXIT_TOLD
+
+        told = re.compile(EXIT_TOLD.format(r"(\d+)\s").encode())
+        # Chunks, since a guest's console need not have lines. It may write much before it asks.
         while data := os.read(self._process.stdout.fileno(), 4096):
-            if len(self._said) < _OUTPUT_KEPT:
-                self._said += data
+            self._said = (self._said + data)[-_OUTPUT_KEPT:]
+            if self._exit is None and (found := told.search(self._said)) is not None:
+                self._exit = int(found[1])
 
     def exit_number(self) -> int | None:
         """Return by which exit KVM asked, as the VMM has said."""
-        found = _ASKS.search(self._said)
-        return None if found is None else int(found[1])
+        return self._exit
 
     def asked(self, ask: Callable[[], bytes], limit: float) -> bytes:
         """Return the guest's answer; the first time, wait until it has started."""
@@ -256,10 +258,10 @@ def _vmm_of(argv: Sequence[str], certs: str | None) -> Iterator[_Vmm]:
     if not argv:
         yield _Vmm(None, "")
         return
-    variables = {_TELL: "1"}
-    if certs is not None:
-        from snpcerts.vmm import preload
+    from snpcerts.vmm import preload
 
+    variables = {preload.TELL_EXIT: "1"}
+    if certs is not None:
         variables |= preload.environment(certs, preload.DEFAULT_TIMEOUT, os.environ)
         for warning in preload.find_program(argv[0], variables):
             say(printable(f"snpcerts: warning: {warning}"), err=True)

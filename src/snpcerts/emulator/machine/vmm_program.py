@@ -14,7 +14,6 @@ import os
 import signal
 import sys
 from collections.abc import Callable
-from typing import Final
 
 from snpcerts.abi.kvm import VCPU_MMAP_SIZE
 from snpcerts.certfile.file import CertFile
@@ -23,9 +22,7 @@ from snpcerts.emulator.machine.detached import end_with
 from snpcerts.emulator.machine.reference_vmm import build_vm
 from snpcerts.vmm.exit_service import ExitService, Served
 from snpcerts.vmm.guest_memory import MappedMemory
-
-# As the shim has it: say by which exit number KVM asked first.
-TELL_EXIT: Final = "SNPCERTS_TELL_EXIT"
+from snpcerts.vmm.preload import EXIT_TOLD, TELL_EXIT
 
 
 class SystemCalls:
@@ -91,7 +88,7 @@ def main(arguments: list[str]) -> int:
     def tell_exit(number: int) -> None:
         if TELL_EXIT in os.environ and not said:
             said.append(number)
-            print(f"KVM asks for certificates by exit {number}", file=sys.stderr, flush=True)
+            print(EXIT_TOLD.format(number), file=sys.stderr, flush=True)
 
     try:
         run_vm(ExitService(CertFile(path)), at_exit=tell_exit)
