@@ -10,6 +10,7 @@ on any one clock; the file counts microseconds from the earliest.
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
@@ -101,7 +102,8 @@ class Timeline:
 
     def take(self) -> Sequence[Mapping[str, object]]:
         """Return the events so far, their times as given in microseconds, and forget them."""
-        events, self._events = self._events, []
+        events = self._events[:]
+        del self._events[: len(events)]  # another thread may add one meanwhile
         return events
 
     def _at(self, track: Track, name: str, at: float) -> dict[str, object]:
@@ -127,10 +129,24 @@ class TimelineStream:
     _written: int = 0
     _named: int = 0
     _begun: bool = False
+    _closed: bool = False
+    _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def flush(self) -> None:
-        """Write what is new."""
-        events = list(self.timeline.take())[: EVENTS_MAX - self._written]
+        """Write what is new. Any thread may call it; after :meth:`close` it does nothing."""
+        with self._lock:
+            if not self._closed:
+                self._flush()
+
+    def close(self) -> None:
+        """Write what is new, and the end."""
+        with self._lock:
+            self._flush()
+            self.write("\n]\n" if self._begun else "[]\n")
+            self._closed = True
+
+    def _flush(self) -> None:
+        events = list(self.timeline.take())[: max(0, EVENTS_MAX - self._written)]
         names = self.timeline.names()
         if len(names) != self._named:
             self._named = len(names)
@@ -139,8 +155,3 @@ class TimelineStream:
         for each in events:
             self.write((",\n" if self._begun else "[\n") + json.dumps(each))
             self._begun = True
-
-    def close(self) -> None:
-        """Write what is new, and the end."""
-        self.flush()
-        self.write("\n]\n" if self._begun else "[]\n")

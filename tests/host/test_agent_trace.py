@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import signal
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -77,6 +78,30 @@ def test_a_timeline_that_was_cut_off_lacks_only_its_end() -> None:
     assert [each["name"] for each in events if each["ph"] == "i"] == ["one", "two"]
     stream.close()
     assert json.loads("".join(parts)) == events
+
+
+def test_two_threads_write_one_timeline() -> None:
+    """The announcer's thread has events too; some after the end."""
+    parts: list[str] = []
+
+    def write(text: str) -> None:
+        if not parts:
+            stream.timeline.instant(track, "two", 2.0)
+            other.start()
+            other.join(0.2)
+        parts.append(text)
+
+    stream = TimelineStream(Timeline("x"), write)
+    other = threading.Thread(target=stream.flush)
+    track = stream.timeline.track("agent")
+    stream.timeline.instant(track, "one", 1.0)
+    stream.flush()
+    other.join()
+    stream.close()
+    stream.timeline.instant(track, "late", 3.0)
+    stream.flush()
+    events = json.loads("".join(parts))
+    assert [each["name"] for each in events if each["ph"] == "i"] == ["one", "two"]
 
 
 @pytest.mark.parametrize(
