@@ -215,8 +215,9 @@ def test_a_command_that_the_unit_could_not_run_is_refused(
 ) -> None:
     """On this machine itself, where the command must exist; nothing is changed."""
     here = ["host", "install", "--dry-run", "--command"]
-    assert main([*here, "/nowhere/snpcerts"]) == 2
-    assert "/opt/snpcerts" in capsys.readouterr().err
+    for place in ("/nowhere/snpcerts", "/usr/bin"):
+        assert main([*here, place]) == 2
+        assert f"{place}: is not a program" in capsys.readouterr().err
     program = tmp_path / "snpcerts"
     program.write_text("#!/bin/sh\n")
     program.chmod(0o755)

@@ -218,7 +218,7 @@ def _check_names(target: InstallTarget) -> None:
 
 def _check_command(command: str) -> None:
     """Refuse a command that the units could not run, or that other users could change."""
-    if not os.access(command, os.X_OK):
+    if not (os.path.isfile(command) and os.access(command, os.X_OK)):
         raise InputError(f"{command}: is not a program on this host", hint=_OWN_VENV)
     for place in (command, os.path.realpath(command), _interpreter(command)):
         for hidden in _HIDDEN_FROM_UNITS:

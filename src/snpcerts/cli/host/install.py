@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import os
 import shutil
@@ -44,13 +43,9 @@ _OPTIONS = (
 
 
 def _with_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    @functools.wraps(function)
-    def call(**options: Any) -> Any:
-        return function(**options)
-
     for option in reversed(_OPTIONS):
-        call = option(call)
-    return call
+        function = option(function)
+    return function
 
 
 @click.command(short_help="Put units, configuration and group in place.")
