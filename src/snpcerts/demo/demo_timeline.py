@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from snpcerts.certfile.span import SpanKind
-from snpcerts.demo.course import Course, CourseRequest
+from snpcerts.demo.course import SETS_KEY, Course, CourseRequest
 from snpcerts.demo.demo_host import IssueTime
 from snpcerts.trace import Timeline, Track
 
@@ -42,7 +42,7 @@ def _add(timeline: Timeline, course: Course) -> None:
     for update in course.updates:
         values = {"update": update.number, "reported_tcb": update.tcb.hex()}
         for span in update.spans:
-            name = "SNP_CONFIG" if span.kind is SpanKind.CHANGE else span.kind.value
+            name = SETS_KEY if span.kind is SpanKind.CHANGE else span.kind.value
             timeline.slice(writer, name, span.start, span.end, values)
     for command in course.commands:
         served = {} if command.guest is None else {"guest": command.guest}

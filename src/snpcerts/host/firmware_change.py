@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is different in the firmware since it was looked at last, whoever changed it."""
+"""What is different in the firmware since the last look, whichever program changed it."""
 
 from __future__ import annotations
 
@@ -13,6 +13,17 @@ def firmware_changes(before: FirmwareState, now: FirmwareState) -> Mapping[str, 
 
     Commands that leave the firmware's status as it was are not seen.
     """
+    changed = {}
+    if before.version != now.version:
+        changed["version"] = f"the firmware is {now.version}, was {before.version}"
+    if before.current != now.current:
+        changed["current_tcb"] = f"the current TCB is {now.current}, was {before.current}"
+    if before.reported != now.reported:
+        changed["reported_tcb"] = f"the reported TCB is {now.reported}, was {before.reported}"
+    if before.initialised != now.initialised:
+        changed["initialised"] = f"SNP is {'' if now.initialised else 'no longer '}initialised"
+    if before.vlek_loaded != now.vlek_loaded:
+        changed["vlek"] = "a VLEK is loaded" if now.vlek_loaded else "the VLEK is dropped"
     masks = [
         f"{name} {'set' if bit else 'cleared'}"
         for name, bit, old in (
@@ -21,21 +32,6 @@ def firmware_changes(before: FirmwareState, now: FirmwareState) -> Mapping[str, 
         )
         if bit != old
     ]
-    found = {
-        "version": (before.version, now.version),
-        "current_tcb": (before.current, now.current),
-        "reported_tcb": (before.reported, now.reported),
-        "initialised": (before.initialised, now.initialised),
-    }
-    said = {
-        "version": f"the firmware is {now.version}, was {before.version}",
-        "current_tcb": f"the current TCB is {now.current}, was {before.current}",
-        "reported_tcb": f"the reported TCB is {now.reported}, was {before.reported}",
-        "initialised": f"SNP is {'' if now.initialised else 'no longer '}initialised",
-    }
-    changed = {name: said[name] for name, (old, new) in found.items() if old != new}
-    if before.vlek_loaded != now.vlek_loaded:
-        changed["vlek"] = "a VLEK is loaded" if now.vlek_loaded else "the VLEK is dropped"
     if masks:
         changed["masks"] = ", ".join(masks)
     return changed

@@ -8,6 +8,7 @@ collector reads ``*.prom`` files, which must appear all at once.
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import stat
 import tempfile
@@ -44,25 +45,20 @@ class Metrics:
             ) from None
         self._prometheus = prometheus
         self.registry = registry = prometheus.CollectorRegistry()
+        gauge = functools.partial(prometheus.Gauge, registry=registry)
+        counter = functools.partial(prometheus.Counter, registry=registry)
         per_file = ["file"]
-        self._in_step = prometheus.Gauge(
-            "snpcerts_in_step", "1 while the file holds what it should", per_file, registry=registry
-        )
-        self._expiry = prometheus.Gauge(
+        self._in_step = gauge("snpcerts_in_step", "1 while the file holds what it should", per_file)
+        self._expiry = gauge(
             "snpcerts_certificate_expiry_timestamp_seconds",
             "When the first certificate of the file expires",
             per_file,
-            registry=registry,
         )
-        self._looked = prometheus.Gauge(
-            "snpcerts_last_look_timestamp_seconds",
-            "When files and firmware were last compared",
-            registry=registry,
+        self._looked = gauge(
+            "snpcerts_last_look_timestamp_seconds", "When files and firmware were last compared"
         )
-        self._synced = prometheus.Gauge(
-            "snpcerts_last_in_step_timestamp_seconds",
-            "When all files were last found in step",
-            registry=registry,
+        self._synced = gauge(
+            "snpcerts_last_in_step_timestamp_seconds", "When all files were last found in step"
         )
         self._wait, self._held, self._firmware = (
             prometheus.Histogram(
@@ -74,107 +70,84 @@ class Metrics:
                 ("firmware_command", "Part of that time which a firmware command took"),
             )
         )
-        self._drift = prometheus.Counter(
-            "snpcerts_drift", "Files found not to match the firmware", registry=registry
-        )
-        self._garbage = prometheus.Counter(
-            "snpcerts_garbage", "Certificate files found to hold no valid table", registry=registry
-        )
-        self._lapses = prometheus.Counter(
-            "snpcerts_lapsed",
-            "Files found with certificates that have expired or were revoked",
-            registry=registry,
-        )
-        self._crl = prometheus.Gauge(
+        failures = counter("snpcerts_failures", "Failures")
+        self._counted = {
+            EventKind.DRIFT: counter("snpcerts_drift", "Files found not to match the firmware"),
+            EventKind.GARBAGE: counter(
+                "snpcerts_garbage", "Certificate files found to hold no valid table"
+            ),
+            EventKind.LAPSED: counter(
+                "snpcerts_lapsed", "Files found with certificates that have expired or were revoked"
+            ),
+            EventKind.CONTRADICTED: counter(
+                "snpcerts_signing_key_contradictions",
+                "Reports that showed a different key than the firmware's status implies",
+            ),
+            EventKind.FAILED: failures,
+            EventKind.UNAVAILABLE: failures,
+        }
+        self._crl = gauge(
             "snpcerts_revocation_list_next_update_timestamp_seconds",
             "Until when the cached revocation list is valid; missing if there is no list",
             ["kind"],
-            registry=registry,
         )
-        self._fetches = prometheus.Counter(
+        self._fetches = counter(
             "snpcerts_certificate_fetches",
             "Requests to the certificate source, by result",
             ["result"],
-            registry=registry,
         )
-        self._kds = prometheus.Gauge(
+        self._kds = gauge(
             "snpcerts_kds_requests",
             "Requests to the key server since the start, by result",
             ["result"],
-            registry=registry,
         )
-        self._basis = prometheus.Gauge(
+        self._basis = gauge(
             "snpcerts_signing_key_basis",
             "1 for how the agent knows which key signs by default: proven, believed or unknown",
             ["basis"],
-            registry=registry,
         )
-        self._proven = prometheus.Gauge(
+        self._proven = gauge(
             "snpcerts_signing_key_proven_timestamp_seconds",
             "When a report proved which key signs; missing if none did",
             ["key_sel"],
-            registry=registry,
         )
-        self._contradictions = prometheus.Counter(
-            "snpcerts_signing_key_contradictions",
-            "Reports that showed a different key than the firmware's status implies",
-            registry=registry,
-        )
-        self._mitigations = prometheus.Gauge(
+        self._mitigations = gauge(
             "snpcerts_mitigation",
             "1 for each mitigation bit that the firmware supports, or has verified",
             ["bit", "state"],
-            registry=registry,
         )
-        self._announcements = prometheus.Counter(
+        self._announcements = counter(
             "snpcerts_announcements",
             "Announcements of this host to the fleet's mirror, by result",
             ["result"],
-            registry=registry,
         )
-        self._tcb = prometheus.Gauge(
+        self._tcb = gauge(
             "snpcerts_tcb",
             "The firmware's TCBs, component by component: current or reported",
             ["tcb", "component"],
-            registry=registry,
         )
-        self._build = prometheus.Gauge(
-            "snpcerts_firmware_info",
-            "Always 1; the labels name the running firmware",
-            ["version"],
-            registry=registry,
+        self._build = gauge(
+            "snpcerts_firmware_info", "Always 1; the labels name the running firmware", ["version"]
         )
-        self._pending = prometheus.Gauge(
+        self._pending = gauge(
             "snpcerts_commit_pending",
             "1 while the current TCB is not the reported one: an update is not committed, "
             "or a lower TCB is configured",
-            registry=registry,
         )
-        self._prepared = prometheus.Gauge(
+        self._prepared = gauge(
             "snpcerts_target_ready",
             "1 while the certificates of the VCEK for the current TCB are cached",
-            registry=registry,
         )
-        self._changes = prometheus.Counter(
+        self._changes = counter(
             "snpcerts_firmware_changes",
             "Changes of the firmware's state, by any program, with the lock or without",
             ["what"],
-            registry=registry,
         )
-        self._failures = prometheus.Counter("snpcerts_failures", "Failures", registry=registry)
 
     def __call__(self, event: Event) -> None:
         """Count an event."""
-        if event.kind is EventKind.DRIFT:
-            self._drift.inc()
-        elif event.kind is EventKind.GARBAGE:
-            self._garbage.inc()
-        elif event.kind is EventKind.LAPSED:
-            self._lapses.inc()
-        elif event.kind in (EventKind.FAILED, EventKind.UNAVAILABLE):
-            self._failures.inc()
-        elif event.kind is EventKind.CONTRADICTED:
-            self._contradictions.inc()
+        if event.kind in self._counted:
+            self._counted[event.kind].inc()
         elif event.kind is EventKind.CHANGED:
             self._changes.labels(str(event.fields["what"])).inc()
         elif event.kind is EventKind.FETCHED:
