@@ -25,7 +25,8 @@ snpcerts emulate --platform snp guest --certs /var/lib/snpcerts/certs.bin -- \
 snpcerts verify report.bin --table table.bin --anchor certs/ark.der
 stat -c %G:%a /var/lib/snpcerts/certs.bin
 """
-# A VMM in the middle of a request, while PACKAGE commands run.
+# A program stands in for a VMM in the middle of a request: it holds the file's lock while the
+# package commands run, and ends with the script, whose namespace kills all of its processes.
 SERVING = """
 set -eu
 identity() {
@@ -34,11 +35,11 @@ identity() {
 }
 identity >before
 python3 - <<'END' &
-import fcntl, os, struct, time
+import fcntl, os, signal, struct
 fd = os.open("/var/lib/snpcerts/certs.bin", os.O_RDONLY)
 fcntl.fcntl(fd, 37, struct.pack("hhqqi4x", fcntl.F_RDLCK, 0, 0, 0, 0))
 open("/root/holding", "w").close()
-time.sleep(600)
+signal.pause()
 END
 until [ -e holding ]; do sleep 0.1; done
 """
