@@ -13,6 +13,7 @@ import resource
 import subprocess
 import sys
 import threading
+import warnings
 import zlib
 from collections.abc import Callable
 from dataclasses import replace
@@ -26,7 +27,7 @@ from hypothesis import strategies as st
 from snpcerts.abi.cert_table import ARK_GUID, ASK_GUID, VCEK_GUID, CertTable, TableEntry
 from snpcerts.cli.main import main
 from snpcerts.endorsement.bundle import MAX_CERTIFICATES, read_bundle
-from snpcerts.endorsement.encoded_text import MAX_TEXT, bytes_in
+from snpcerts.endorsement.encoded_text import MAX_TEXT, bytes_in, read_json
 from snpcerts.endorsement.file_kind import kind_of
 from snpcerts.endorsement.vek import VekKind
 from snpcerts.errors import FormatError, RetryLaterError
@@ -172,10 +173,51 @@ def test_no_bytes_break_a_reader(data: bytes) -> None:
             continue
 
 
-def test_text_takes_time_in_proportion_to_its_size() -> None:
-    """A BEGIN without its END, over and over, is looked through once."""
-    for part in (b"-----BEGIN X-----", b"-----BEGIN X-----\n-----END Y", b"{", b"* ", b"0x0 "):
-        assert read_bundle(part * (MAX_TEXT // len(part) // 4)).empty
+# Each would take minutes if a reader looked at any of it again and again.
+REPEATED = {
+    "BEGIN without END": (b"", b"-----BEGIN X-----", b""),
+    "BEGIN without END, and one END": (b"", b"-----BEGIN ", b"-----END X-----"),
+    "END of something else": (b"", b"-----BEGIN X-----\n-----END Y", b""),
+    "objects": (b"", b"{", b""),
+    "stars": (b"", b"* ", b""),
+    "0x": (b"", b"0x0 ", b""),
+    "backslashes": (b"x", b"\\", b""),
+    "comments of HTML": (b"", b"<!---->", b""),
+    "blanks in a text message": (b"report", b" ", b""),
+    "characters of a literal": (b"b'", b"a", b""),
+    "decimals": (b"[", b"3 0 255 ", b"x"),
+}
+
+
+@pytest.mark.parametrize("name", REPEATED)
+def test_text_takes_time_in_proportion_to_its_size(name: str) -> None:
+    start, part, end = REPEATED[name]
+    data = start + part * (MAX_TEXT // len(part) // 4) + end
+    assert read_bundle(data).empty
+    with contextlib.suppress(FormatError):
+        Evidence.from_bytes(data)
+
+
+def test_json_with_many_keys_takes_time_in_proportion_to_its_size() -> None:
+    keys = ", ".join(f'"{at}": 0' for at in range(100_000))
+    with pytest.raises(FormatError, match="'99999' is there twice"):
+        read_json(f'{{{keys}, "99999": 1}}', "evidence")
+
+
+def test_a_dump_is_not_many_times_its_text() -> None:
+    """A few characters would stand for 4 MiB, thousands of times in one file of JSON."""
+    assert bytes_in("00000000: 00\n*\n003fffff: 00") is None
+    assert bytes_in("00000000: 00\n*\n00000100: 01") == bytes(256) + b"\1"
+    # The offset behind the last byte has no bytes to repeat.
+    assert bytes_in("00000000: 4141\n00000002\n*\n00000010: 4141") is None
+
+
+@pytest.mark.parametrize("escape", ["\\q", "\\400", "\\x4", "\\"])
+def test_python_does_not_warn_of_a_literals_escapes(escape: str) -> None:
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        bytes_in(f"b'AAAA{escape}'")
+    assert warned == []
 
 
 def test_a_file_of_many_certificates_is_bounded() -> None:

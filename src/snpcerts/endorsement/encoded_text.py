@@ -14,6 +14,7 @@ import ast
 import base64
 import binascii
 import codecs
+import collections
 import json
 import re
 from collections.abc import Iterator
@@ -32,12 +33,13 @@ _MARKS: Final = (
 )
 _CONTROL: Final = re.compile(r"[\x00-\x08\x0b\x0e-\x1a\x1c-\x1f]")
 _FILLING: Final = re.compile(r"[\s,;:{}\[\]()'\"\\`]+")
-_PREFIX: Final = re.compile(r"(?:0[xX]|\\+x)(?=[0-9a-fA-F])")
+_PREFIX: Final = re.compile(r"(?:0[xX]|(?<!\\)\\++x)(?=[0-9a-fA-F])")
 _NUMBER: Final = re.compile(r"0[xX]([0-9a-fA-F]{1,2})")
-_HEX: Final = re.compile(r"(?:[0-9a-fA-F]{2})+")
+_HEX: Final = re.compile(r"(?:[0-9a-fA-F]{2})++")
 _BASE64: Final = re.compile(r"[A-Za-z0-9+/]+={0,2}")
 _DATA_URL: Final = re.compile(r"data:[-\w.+/;=]{0,100};base64,")
 _DUMP_OFFSET: Final = re.compile(r"([0-9a-fA-F]{6,8})(:[ ]|[ ]{1,2}|$)")
+_MOST_REPEATED: Final = 16  # bytes for each character of a dump, where * stands for lines
 _DUMP_WORDS: Final = re.compile(r"[0-9a-fA-F]{4}(?: [0-9a-fA-F]{4})*+")
 # Possessive: a long text must not cost the memory for going back in it.
 _DECIMALS: Final = re.compile(r"[{\[(]?\s*\d{1,3}(?:[\s,]++\d{1,3}+){63,}+[\s,]*[}\])]?")
@@ -45,7 +47,10 @@ _DECIMALS: Final = re.compile(r"[{\[(]?\s*\d{1,3}(?:[\s,]++\d{1,3}+){63,}+[\s,]*
 _ASSIGNED: Final = re.compile(r"(?:export\s+)?[A-Za-z_][\w.-]{0,63}\s*[:=]\s*(?:[|>][-+]?\s+)?")
 _ARRAY: Final = re.compile(r"[\w\s*\[\]:=&.!;]{0,160}[{\[(](?=\s*(?:0[xX])?[0-9a-fA-F]{1,3}\s*,)")
 _CALL: Final = re.compile(r"(?:[\w.]{1,40}\s*=\s*)?(?:(?:bytes|bytearray)\.fromhex\(|[xX](?='))")
-_BYTES_LITERAL: Final = re.compile(r"b(['\"])(?:\\.|(?!\1)[\x20-\x5b\x5d-\x7e])*+\1")
+_BYTES_LITERAL: Final = re.compile(
+    r"b(['\"])(?:\\(?:x[0-9a-fA-F]{2}|[\\'\"abfnrtv]|[0-3][0-7]{0,2}|[4-7][0-7]?(?![0-7]))"
+    r"|(?!\1)[\x20-\x5b\x5d-\x7e])*+\1"
+)
 _BASE64_IN_PEM: Final = re.compile(r"[A-Za-z0-9+/=]*")
 
 
@@ -98,11 +103,8 @@ def _in_program(text: str) -> bytes | None:
     """Return the bytes that a literal of a program stands for."""
     literal = _BYTES_LITERAL.fullmatch(text)
     if literal is not None:
-        try:
-            value = ast.literal_eval(text)
-        except (ValueError, SyntaxError):
-            return None
-        return value if isinstance(value, bytes) else None
+        value: bytes = ast.literal_eval(text)
+        return value
     array = _ARRAY.match(text)
     if array is not None:
         end = re.search(r"[}\])]", text[array.end() :])
@@ -163,6 +165,7 @@ def _dumped(text: str) -> bytes | None:
 
 def _of_lines(lines: list[str], base: int) -> bytes | None:
     found, last, repeat = bytearray(), b"", False
+    most = min(_MOST_REPEATED * sum(map(len, lines)), MAX_TEXT)
     for line in lines:
         if line == "*" and found:
             repeat = True
@@ -174,7 +177,7 @@ def _of_lines(lines: list[str], base: int) -> bytes | None:
             at, rest = int(match[1], base), line[match.end() :]
         except ValueError:
             return None
-        if repeat and len(found) < at <= MAX_TEXT:
+        if repeat and last and len(found) < at <= most:
             found += last * ((at - len(found)) // len(last))
         repeat = False
         # Behind the bytes stand the same as characters.
@@ -207,15 +210,13 @@ def pem_blocks(text: str) -> Iterator[PemBlock]:
     begin, end = "-----BEGIN ", "-----END "
     at = text.find(begin)
     while at >= 0:
-        close = text.find("-----", at + len(begin))
-        finish = text.find(end, at + len(begin))
-        if close < 0 or finish < 0:
-            return
-        label = text[at + len(begin) : close]
         following = text.find(begin, at + len(begin))
-        if 0 <= following < finish:
+        finish = text.find(end, at + len(begin), following if following >= 0 else len(text))
+        if finish < 0:  # a block without an end
             at = following
             continue
+        close = text.find("-----", at + len(begin))
+        label = text[at + len(begin) : close]
         lines = text[close + 5 : finish].splitlines() if close < finish else []
         body = "".join(line.strip(" \t>\xa0") for line in lines if ":" not in line)
         body = "".join(body.split())
@@ -244,8 +245,8 @@ def read_json(text: str, what: str) -> Any:
     def pairs(found: list[tuple[str, Any]]) -> dict[str, Any]:
         values = dict(found)
         if len(values) < len(found):
-            keys = [key for key, _ in found]
-            twice = next(key for key in values if keys.count(key) > 1)
+            counts = collections.Counter(key for key, _ in found)
+            twice = next(key for key in values if counts[key] > 1)
             raise FormatError(what, f"the key {twice[:40]!r} is there twice")
         return values
 

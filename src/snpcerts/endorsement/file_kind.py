@@ -81,7 +81,8 @@ _KEY_START: Final = re.compile(
 )
 _REQUEST_START: Final = re.compile(rb"\x30\x82..\x30\x82..\x02\x01\x00\x30", re.DOTALL)
 _HTML: Final = re.compile(
-    r"\s*(?:<!--.{0,400}?-->\s*)*<(?:!doctype html|html|head|body|title)\b", re.I | re.S
+    r"\s*+(?:<!--(?:(?!-->).){0,400}+-->\s*+)*+<(?:!doctype html|html|head|body|title)\b",
+    re.I | re.S,
 )
 _XML: Final = re.compile(r"\s*<(?:\?xml\b|[A-Za-z][\w:.-]*[\s>/])")
 _TOKEN: Final = re.compile(r"\s*eyJ[\w-]+\.[\w-]+\.[\w-]*\s*")

@@ -64,7 +64,7 @@ _MAX_DEPTH: Final = 5
 _RESPONSE: Final = struct.pack("<II24x", ResponseStatus.SUCCESS, REPORT_SIZE)
 _MESSAGE_SIZE: Final = 4000
 _USER_DATA: Final = "user-data"
-_TEXT_MESSAGE: Final = re.compile(rb"\s*(report\s*:?\s*[{<]|version\s*:\s*[0-9])")
+_TEXT_MESSAGE: Final = re.compile(rb"\s*(report\s*+:?\s*+[{<]|version\s*:\s*[0-9])")
 _NO_COLLATERAL: Final = Collateral()
 
 
