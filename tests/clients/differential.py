@@ -132,14 +132,12 @@ def inputs(pieces: Sequence[Published], count: int, seed: int) -> Iterator[Chang
     """Yield that many, the same for each seed; the genuine shapes first."""
     chance = random.Random(seed)
     reports = [Evidence.from_bytes(each.report).report.raw for each in pieces]
-    made = 0
     for index in range(count):
         turn = index % len(pieces)
         piece, report, ders = pieces[turn], reports[turn], pieces[turn].certificates
         shapes = _shapes(ders)
-        name = list(shapes)[made // len(pieces) % len(shapes)]
-        made += 1
-        if made <= len(pieces) * len(shapes):
+        name = list(shapes)[index // len(pieces) % len(shapes)]
+        if index < len(pieces) * len(shapes):
             yield Changed(name, "nothing", shapes[name](report), piece)
             continue
         where = chance.choice(("report", "certificates", "shape", "shape"))

@@ -346,6 +346,7 @@ def test_who_holds_the_lock_is_shown_with_the_vms_name(site: Site) -> None:
         (["set-config"], 2, "what is to be set"),
         (["set-config", "--reset", "--reported-tcb", "bl=1"], 2, "exclude each other"),
         (["set-config", "--reported-tcb", "bl=300"], 2, "is not a component"),
+        (["set-config", "--reported-tcb", "bl=" + "1" * 5000], 2, "is not a component"),
         (["set-config", "--reported-tcb", "bl=1,bl=2"], 2, "given twice"),
         (["set-config", "--reported-tcb", "fmc=1"], 2, "no fmc"),
         (["set-config", "--reported-tcb", "ucode=255"], 1, "above the current one"),

@@ -182,12 +182,12 @@ def _tcb(found: Any, name: str) -> bytes:
         return _integer(found, name).to_bytes(8, "little")
     if not isinstance(found, dict):
         raise FormatError(WHAT, "is not a TCB", field=name)
-    from snpcerts.abi.tcb import TcbVersion
+    from snpcerts.abi.tcb import SHORT_NAMES, TcbVersion
 
     parts: dict[str, int] = {}
-    for part in ("bootloader", "tee", "snp", "microcode", "fmc"):
+    for part in SHORT_NAMES.values():
         value = found.get(part)
-        if part in ("fmc", "bootloader", "microcode") and value is None:
+        if value is None:
             continue
         if type(value) is not int or not 0 <= value <= 255:
             raise FormatError(WHAT, f"{part} is not 0 to 255", field=name)
