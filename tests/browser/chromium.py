@@ -24,7 +24,8 @@ LIMIT = 60_000.0  # milliseconds that anything in the browser may take on a slow
 def program() -> tuple[Path, dict[str, str]]:
     """The browser and its environment: the fetched one, or the machine's; or skip."""
     fetched = _ROOT / "usr" / "lib" / "chromium" / "chromium"
-    if fetched.exists():
+    if (_ROOT / "complete").exists():
+        assert fetched.exists(), f"{_ROOT} was fetched, and has no browser"
         # Some libraries are in directories of their own, such as PulseAudio's.
         libraries = {str(each.parent) for each in _ROOT.rglob("*.so*") if each.is_file()}
         return fetched, {"LD_LIBRARY_PATH": ":".join(sorted(libraries))}
