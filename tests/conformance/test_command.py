@@ -103,6 +103,7 @@ def test_the_page_for_authors_has_every_check_as_it_is() -> None:
         (["conformance", "--", "no-such-program-anywhere", "{certs}"], 2, "no such program"),
         (["conformance", "--", "/etc/passwd", "{certs}"], 2, "not executable"),
         (["conformance", "--trace", "--", "vmm", "{certs}"], 2, "add --keep DIR"),
+        (["conformance", "--trace", "/bin/sh", "-c", "{certs}"], 2, "put -- before"),
         (["conformance", "--stop-signal", "NOPE", "--", "vmm", "{certs}"], 2, "unknown signal"),
         (["conformance", "--busy-limit", "60000", "--", "vmm", "{certs}"], 2, "busy-limit"),
     ],

@@ -129,6 +129,12 @@ def command(
         raise UsageError("--trace needs a place for its files", hint="add --keep DIR, or FILE")
     keeping = None if keep is None else Keeping(Path(keep), trace == "")
     if trace:
+        # Without "--", click takes the VMM itself for FILE, which would then be written over.
+        if os.path.isfile(trace) and os.access(trace, os.X_OK):
+            raise UsageError(
+                f"--trace {trace}: is a program, not a timeline",
+                hint="put -- before the VMM's command, or name another file",
+            )
         check_output(trace)
     timeline = Timeline("snpcerts conformance") if trace else None
     limits = Limits(trial=timeout, busy=busy_limit / 1000, stop=_signal(stop_signal))
