@@ -25,7 +25,7 @@ from snpcerts.mirror.wanted import LEASE, Need, NothingToTake, Taken
 from ..sizes import sized
 from .conftest import MILAN_TCB
 from .sample_fleet import file_report
-from .virtual import VirtualClock, VirtualMirrors
+from .virtual import QueueNotEmptyError, VirtualClock, VirtualMirrors
 
 GAP = 10.0
 NEXT_TCB = replace(MILAN_TCB, microcode=220)
@@ -245,20 +245,26 @@ def test_an_empty_queue_gives_nothing(start: Start, clock: VirtualClock) -> None
     assert found == NothingToTake(math.inf)
 
 
-def test_a_row_whose_answer_raises_an_unforeseen_error_does_not_stop_the_others(
-    start: Start, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("bad", [1, 8])
+def test_rows_whose_answers_raise_an_unforeseen_error_do_not_stop_less_urgent_ones(
+    start: Start, monkeypatch: pytest.MonkeyPatch, bad: int
 ) -> None:
-    mirrors, amd, chips = start(3)
-    bad = min(chips, key=lambda chip: chip.hwid)  # the first in the queue
+    mirrors, amd, chips = start(bad + 5)
+    failing = {chip.hwid for chip in chips[:bad]}
     judged = Admission.vcek
 
     def raising(self: Admission, resource: VcekResource, *rest: Any) -> Admitted:
-        if resource.hwid == bad.hwid and mirrors.stored() < 2:
+        if resource.hwid in failing:
             raise ZeroDivisionError
         return judged(self, resource, *rest)
 
     monkeypatch.setattr(Admission, "vcek", raising)
-    want(mirrors, chips)
-    mirrors.run()
-    assert mirrors.stored() == 3
+    want(mirrors, chips[:bad], Need.HOST)
+    want(mirrors, chips[bad:], Need.ROLL)
+    with pytest.raises(QueueNotEmptyError):
+        mirrors.run(most=6 * bad + 30)
+    assert mirrors.stored() == 5
+    failing.clear()
+    mirrors.run(most=10 * bad + 30)
+    assert mirrors.stored() == bad + 5
     assert amd.statuses.keys() == {200}

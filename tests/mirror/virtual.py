@@ -57,6 +57,10 @@ class SkippingWaiter(Waiter):
         self._clock.advance(seconds)
 
 
+class QueueNotEmptyError(AssertionError):
+    """Rows are left after all steps."""
+
+
 class VirtualMirrors:
     """Some instances on one database and one upstream, which keeps the same clock."""
 
@@ -108,7 +112,7 @@ class VirtualMirrors:
                 if not self.size():
                     return
                 self.clock.advance(min(waits))
-        raise AssertionError("the queue does not get empty")
+        raise QueueNotEmptyError(f"after {most:,} steps the queue still has rows")
 
     def close(self) -> None:
         self.client.close()

@@ -123,7 +123,7 @@ class WantedQueue:
 
     def __init__(self, gap: float, policy: RetryPolicy | None = None) -> None:
         self.gap = gap
-        self.policy = policy or RetryPolicy()
+        self.policy = policy or RetryPolicy(longest_wait=_LONGEST_OUTAGE_WAIT)
 
     def want(
         self,
@@ -200,14 +200,14 @@ class WantedQueue:
             )
         if pace.hold_until > now:
             return NothingToTake(pace.hold_until - now)
-        row = connection.execute(_next(now, paced=False)).first()
+        row = connection.execute(_next(now, pace, paced=False)).first()
         start_in = 0.0
         if row is None:
             opens = max(pace.next_at, pace.busy_until)
             lead = 0.0 if pace.busy_until > now else min(pace.gap * _LEAD, _LONGEST_LEAD)
             if opens - lead > now:
                 return NothingToTake(opens - lead - now)
-            row = connection.execute(_next(now, paced=True)).first()
+            row = connection.execute(_next(now, pace, paced=True)).first()
             if row is None:
                 return NothingToTake(self._next_row_in(connection, now))
             start_in = max(0.0, pace.next_at - now)
@@ -305,7 +305,8 @@ class WantedQueue:
         """Record that there was no usable answer.
 
         If upstream named a time, this row waits for it: another mirror names one for each row.
-        Otherwise all rows wait, longer with each failure in a row.
+        Otherwise all rows wait, longer with each failure in a row, and this one at least as long as
+        its own failures require.
         """
         pace = self.pace(connection, now)
         values = self._after(pace, taken, now, ago=ago)
@@ -475,17 +476,20 @@ class WantedQueue:
         return max(0.0, min(times, default=now + math.inf) - now)
 
 
-def _next(now: float, *, paced: bool) -> Select[tuple[str, int]]:
-    """Select the most urgent row that is free. A lease longer than any is from before a step back
-    of the clock.
+def _next(now: float, pace: PaceState, *, paced: bool) -> Select[tuple[str, int]]:
+    """Select the most urgent row that is free. After a failure, select the one that was asked for
+    the fewest times: a row that always fails must not stop the others.
+
+    A lease longer than any is from before a step back of the clock.
     """
     q = QUEUE.c
     free = or_(q.lease_until <= now, q.lease_until > now + LEASE + _JUMP)
     due = or_(q.not_before <= now, q.not_before > now + MAX_RETRY_AFTER + _JUMP)
+    urgent = (q.need, q.wanted_at, q.resource)
     return (
         select(q.resource, q.attempts)
         .where(q.paced == paced, free, due)
-        .order_by(q.need, q.wanted_at, q.resource)
+        .order_by(*((q.attempts, *urgent) if pace.failures else urgent))
         .limit(1)
         .with_for_update(skip_locked=True)
     )
