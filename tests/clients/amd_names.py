@@ -8,23 +8,23 @@ AMD's certificates have. A verifier that trusts AMD's keys still refuses them.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from cryptography import x509
 from cryptography.hazmat import asn1
-from cryptography.hazmat.primitives.asymmetric import rsa
-from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509.oid import NameOID
 
 from snpcerts.abi.tcb import TcbVersion
-from snpcerts.emulator.amd.authority import MARK
-from snpcerts.emulator.amd.certificates import Issued, vcek_of
+from snpcerts.emulator.amd.authority import MARK, EmulatedAuthority
+from snpcerts.emulator.amd.certificates import vcek_of
 from snpcerts.emulator.amd.signing import sign_again
 from snpcerts.emulator.machine.home import PlatformHome
 from snpcerts.endorsement import structure
-from snpcerts.endorsement.certificate import Certificate, load_certificate
+from snpcerts.endorsement.certificate import Certificate
 
 _AMD = "Advanced Micro Devices"
 
@@ -40,17 +40,36 @@ class RenamedChain:
 def renamed_chain(platform: Path) -> RenamedChain:
     """The chain of the key that the platform's firmware signs with now."""
     home = PlatformHome(platform)
-    firmware, authority = home.firmware(), home.authority()
+    firmware, authority = home.firmware(), renamed_authority(home.authority())
     reported = firmware.snp_platform_status().reported_tcb
     tcb = TcbVersion.unpack(reported, firmware.product.tcb_layout)
     issued = vcek_of(authority, firmware.chip, tcb)
-    vcek = _renamed(load_certificate(issued.leaf, "VCEK"), authority.ask_signer.key)
-    ask = _renamed(authority.ask, authority.ark_signer.key)
-    ark = _renamed(authority.ark, authority.ark_signer.key)
-    return RenamedChain(
-        Issued(vcek.der, ask.der, ark.der).table().encode(),
-        ask.public_bytes(Encoding.PEM) + ark.public_bytes(Encoding.PEM),
+    return RenamedChain(issued.table().encode(), authority.chain_pem())
+
+
+class _RenamedAuthority(EmulatedAuthority):
+    """Issues VCEKs under AMD's names."""
+
+    def issue_vcek(
+        self,
+        hwid: bytes,
+        tcb: TcbVersion,
+        public_key: ec.EllipticCurvePublicKey,
+        *,
+        not_before: datetime | None = None,
+    ) -> Certificate:
+        issued = EmulatedAuthority.issue_vcek(self, hwid, tcb, public_key, not_before=not_before)
+        return _renamed(issued, self.ask_signer.key)
+
+
+def renamed_authority(authority: EmulatedAuthority) -> EmulatedAuthority:
+    """The same keys, with certificates under AMD's names."""
+    root = authority.ark_signer.key
+    ark, ask, asvk = (
+        replace(signer, certificate=_renamed(signer.certificate, root))
+        for signer in (authority.ark_signer, authority.ask_signer, authority.asvk_signer)
     )
+    return _RenamedAuthority(authority.product, ark, ask, asvk)
 
 
 def _renamed(certificate: Certificate, key: rsa.RSAPrivateKey) -> Certificate:

@@ -14,7 +14,7 @@ import shutil
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -222,7 +222,7 @@ class Bench:
         return self.snpcerts("verify", *anchor, *options, report, check=check)
 
 
-def run(arguments: list[object], cwd: Path, *, check: bool = True) -> Ran:
+def run(arguments: Sequence[object], cwd: Path, *, check: bool = True) -> Ran:
     """Run a program; with ``check`` it must succeed."""
     environment = {**os.environ, "RUST_BACKTRACE": "0"}
     ran = subprocess.run(

@@ -1,0 +1,180 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A mirror in the place of AMD's server, for programs that know only AMD's host name.
+
+As docs/fleet.md describes it: a private CA, its certificate for ``kdsintf.amd.com``, and a forward
+proxy that sends this one name to the mirror and refuses all others.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import socketserver
+import subprocess
+import sys
+import threading
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Final
+from urllib.parse import urlsplit
+
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.x509.oid import NameOID
+
+from snpcerts.kds.url import AMD_URL
+
+AMD_NAME: Final = urlsplit(AMD_URL).hostname or ""
+_ENDS: Final = 20.0  # seconds until a mirror that is told to end has done so
+
+
+@dataclass(frozen=True)
+class MirrorFront:
+    """A mirror at ``url``, and what leads a program to it."""
+
+    url: str
+    environment: Mapping[str, str]
+    connected: Counter[str]
+
+    @property
+    def program(self) -> tuple[str, ...]:
+        """What stands before a program that is to find the mirror."""
+        return ("env", *(f"{name}={value}" for name, value in self.environment.items()))
+
+
+@contextlib.contextmanager
+def mirror_front(place: Path, upstream: str, anchor: Path) -> Iterator[MirrorFront]:
+    """A mirror of ``upstream`` that stands at AMD's name for those who use ``environment``."""
+    place.mkdir()
+    ca, tls = _certificates(place)
+    options = ["--database", f"sqlite:///{place}/mirror.db", "--listen", "0"]
+    options += ["--upstream", upstream, "--anchor", str(anchor)]
+    options += ["--tls-cert", str(tls), "--tls-key", str(tls)]
+    with _serving(options) as url, _proxy(urlsplit(url).port or 0) as (proxy, connected):
+        environment = {"HTTPS_PROXY": proxy, "https_proxy": proxy, "SSL_CERT_FILE": str(ca)}
+        environment |= dict.fromkeys(("NO_PROXY", "no_proxy", "ALL_PROXY", "all_proxy"), "")
+        yield MirrorFront(url, environment, connected)
+
+
+@contextlib.contextmanager
+def _serving(options: Sequence[str]) -> Iterator[str]:
+    own = {name: value for name, value in os.environ.items() if "proxy" not in name.lower()}
+    with subprocess.Popen(
+        [sys.executable, "-m", "snpcerts", "mirror", "serve", *options],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=own,
+    ) as process:
+        try:
+            assert process.stdout is not None
+            words = process.stdout.readline().split()
+            assert words[:1] == ["serving"], words
+            yield words[1]
+        finally:
+            process.terminate()
+            try:
+                process.wait(_ENDS)
+            except subprocess.TimeoutExpired:
+                process.kill()
+
+
+class _Proxy(socketserver.ThreadingTCPServer):
+    daemon_threads = True
+    block_on_close = False
+
+    def __init__(self, mirror: tuple[str, int]) -> None:
+        super().__init__(("127.0.0.1", 0), _Connect)
+        self.mirror = mirror
+        self.connected: Counter[str] = Counter()
+
+
+class _Connect(socketserver.StreamRequestHandler):
+    """One CONNECT, RFC 9110 section 9.3.6."""
+
+    timeout = 30
+    server: _Proxy
+
+    def handle(self) -> None:
+        method, _, rest = self.rfile.readline(4096).decode("latin-1").partition(" ")
+        target = rest.partition(" ")[0]
+        while self.rfile.readline(4096).strip():
+            pass
+        self.server.connected[target] += 1
+        if (method, target) != ("CONNECT", f"{AMD_NAME}:443"):
+            self.wfile.write(b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n")
+            return
+        with socket.create_connection(self.server.mirror) as mirror:
+            self.wfile.write(b"HTTP/1.1 200 OK\r\n\r\n")
+            back = threading.Thread(target=_copy, args=(mirror, self.connection), daemon=True)
+            back.start()
+            _copy(self.connection, mirror)
+            back.join()
+
+
+def _copy(source: socket.socket, target: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        while data := source.recv(65536):
+            target.sendall(data)
+    with contextlib.suppress(OSError):
+        target.shutdown(socket.SHUT_WR)
+
+
+@contextlib.contextmanager
+def _proxy(port: int) -> Iterator[tuple[str, Counter[str]]]:
+    with _Proxy(("127.0.0.1", port)) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_address[1]}", server.connected
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+def _certificates(place: Path) -> tuple[Path, Path]:
+    """A private CA's root, and its certificate for AMD's name with the key in one file."""
+    root_key, key = (ec.generate_private_key(ec.SECP256R1()) for _ in range(2))
+    root_name = _name("Private CA")
+    root = (
+        _certificate(root_name, root_name, root_key.public_key())
+        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        .sign(root_key, SHA256())
+    )
+    names = [x509.DNSName(AMD_NAME), x509.IPAddress(ip_address("127.0.0.1"))]
+    leaf = (
+        _certificate(_name(AMD_NAME), root_name, key.public_key())
+        .add_extension(x509.SubjectAlternativeName(names), critical=False)
+        .sign(root_key, SHA256())
+    )
+    ca, tls = place / "private-ca.pem", place / "tls.pem"
+    ca.write_bytes(root.public_bytes(Encoding.PEM))
+    secret = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    tls.write_bytes(leaf.public_bytes(Encoding.PEM) + secret)
+    return ca, tls
+
+
+def _name(common: str) -> x509.Name:
+    return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common)])
+
+
+def _certificate(
+    subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePublicKey
+) -> x509.CertificateBuilder:
+    now = datetime.now(UTC)
+    return (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(issuer)
+        .public_key(key)
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - timedelta(hours=1))
+        .not_valid_after(now + timedelta(days=1))
+    )
