@@ -5,6 +5,7 @@ does not know the emulator."""
 from __future__ import annotations
 
 import ast
+import re
 import sys
 from collections import defaultdict
 from functools import cache
@@ -57,6 +58,8 @@ ROOMS: dict[str, set[str]] = {
 RUN_THE_EMULATOR = ("emulator", "conformance", "demo")
 COMMANDS_THAT_DO = {"conformance.py", "demo.py", "emulate.py"}
 MODULES = sorted(SOURCE.rglob("*.py"))
+PACKAGES = sorted(path.parent for path in SOURCE.rglob("__init__.py"))
+_QUOTED = re.compile(r"``([^`]+)``")
 # Module names that several packages have, where the package says which is meant. A command's
 # module is named after the command.
 SHARED_MODULE_NAMES = {"__init__", "__main__", "errors"}
@@ -168,15 +171,46 @@ def test_a_room_of_the_emulator_imports_only_rooms_below(room: str) -> None:
                 assert parts[2] in {room, *ROOMS[room]}, f"{path}: imports {name}"
 
 
+@pytest.mark.parametrize("package", PACKAGES, ids=lambda path: str(path.relative_to(SOURCE)))
+def test_a_package_says_which_file_holds_what(package: Path) -> None:
+    described = ast.get_docstring(tree_of(package / "__init__.py")) or ""
+    files = {path.stem for path in package.glob("*.py")} - {"__init__", "__main__"}
+    packages = {path.parent.name for path in package.glob("*/__init__.py")}
+    assert {name for name in files | packages if not _names(described, name)} == set()
+
+
+def _names(described: str, name: str) -> bool:
+    return re.search(rf"\b{name}\b", " ".join(_QUOTED.findall(described))) is not None
+
+
 @pytest.mark.parametrize(
-    "package", ["certfile", "conformance", "demo", "host", *(f"emulator/{room}" for room in ROOMS)]
+    "package",
+    [path for path in PACKAGES if path not in (SOURCE, SOURCE / "schemas", SOURCE / "emulator")],
+    ids=lambda path: str(path.relative_to(SOURCE)),
 )
-def test_a_room_says_which_file_holds_what_and_what_it_imports(package: str) -> None:
-    folder = SOURCE / package
-    said = ast.get_docstring(tree_of(folder / "__init__.py")) or ""
-    files = {path.stem for path in folder.glob("*.py")} - {"__init__", "__main__"}
-    assert {name for name in files if f"``{name}``" not in said} == set()
-    assert "Imports" in said
+def test_a_package_says_which_packages_it_imports(package: Path) -> None:
+    described = " ".join((ast.get_docstring(tree_of(package / "__init__.py")) or "").split())
+    sentence = re.search(r"\bImports (.*?)\.(?: |$)", described)
+    assert sentence is not None, "no sentence 'Imports ...'"
+    found = {
+        _package_as_named(name, package)
+        for path in package.glob("*.py")
+        for name in imported(path)
+        if name in FILES and SOURCE in FILES[name].parents
+    }
+    assert set(_QUOTED.findall(sentence[1])) == found - {None}
+
+
+def _package_as_named(module: str, package: Path) -> str | None:
+    """The package of a module, as files of another package name it; None for their own."""
+    path = FILES[module]
+    folder = path.parent.relative_to(SOURCE)
+    if path.name != "__init__.py" and not folder.parts:
+        return None  # errors.py and its neighbours, which everything imports
+    if package == path.parent or package in path.parents or not folder.parts:
+        return None
+    mine = package.relative_to(SOURCE)
+    return folder.parts[1] if folder.parts[0] == mine.parts[0] == "emulator" else folder.parts[0]
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(SOURCE)))

@@ -1,4 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The userspace half of SEV-SNP certificate delivery."""
+"""The userspace half of SEV-SNP certificate delivery.
+
+The packages, from the ground up: ``abi`` has layouts and numbers; ``endorsement`` reads and judges
+certificates; ``verify`` judges reports; ``kds`` asks AMD's key server; ``mirror`` is a key server
+for a fleet; ``certfile`` serves and updates certificate files; ``host`` is the agent; ``vmm``
+serves a VMM's exit; ``guest`` requests reports; ``emulator`` is a software SNP platform;
+``conformance`` judges VMMs; ``demo`` shows all of them together; ``cli`` is the command line.
+``schemas`` describes the commands' JSON.
+
+The files here are used by all packages: ``exports`` offers a package's public names; ``errors`` is
+the tree of errors; ``printable`` escapes foreign text; ``trace`` writes timelines;
+``temporary_directory`` makes directories that are always removed; ``file_date`` says when a file
+was written; ``toml_file`` reads TOML with line numbers; ``fidelity`` lists what the emulator claims
+about real hosts.
+"""
 
 __version__ = "0.1.0"

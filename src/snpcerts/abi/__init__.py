@@ -2,6 +2,13 @@
 """The lowest layer: layouts, numbers and codecs.
 
 Nothing here does I/O, decides policy, or needs more than the standard library.
+
+``cstruct`` declares C structures by their offsets. Linux's interfaces: ``kvm``, ``psp``
+(``/dev/sev``), ``sev_guest`` (``/dev/sev-guest``), ``lock`` (open-file-description locks),
+``ioctl`` (how request numbers are built). What guest, hypervisor and firmware exchange: ``ghcb``,
+``guest_message``, ``cert_table``. What is attested: ``report``, ``tcb``, ``product``;
+``processor_names`` gives processors their market names. Imports no other package.
+
 Every number names its source. The sources most often named:
 
 =========  ==================================================================

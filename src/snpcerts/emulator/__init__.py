@@ -5,10 +5,13 @@ Everything here is below the system call. The product imports none of it and can
 tell it from real hardware only by its root key: the emulated ARK is generated,
 its subject says EMULATED, and it is trusted only if named as an anchor.
 
-Rooms, from the floor up. Each imports only rooms before it in its line::
+The rooms, from the ground up. Each imports only rooms that stand before it here:
 
-    syscall < psp < amd           the firmware, and AMD's certificates for its keys
-    syscall < guest < kvm         guests, and the KVM that runs them (kvm also uses psp)
-    syscall < frontdoor           system calls of unmodified programs
-    machine                       all of it as machines that last; uses every room
+- ``syscall``: calls, their callers and the callers' memory
+- ``psp``: the firmware
+- ``amd``: AMD's certificates for the firmware's keys
+- ``guest``: guests and their drivers
+- ``kvm``: the KVM that runs them
+- ``frontdoor``: system calls of unmodified programs
+- ``machine``: all of it, as machines that last
 """

@@ -1,5 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Report clients for programs inside an SNP guest."""
+"""Report clients for programs inside an SNP guest.
+
+``attestation`` has :func:`attest`, which uses whichever interface the kernel has:
+``dev_sev_guest`` is the client of ``/dev/sev-guest``, ``configfs_tsm`` that of
+``/sys/kernel/config/tsm/report``. Imports ``abi``.
+"""
 
 from __future__ import annotations
 

@@ -1,5 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Takes a report, certificates and a time; returns a verdict with reasons. No I/O."""
+"""Takes a report, certificates and a time; returns a verdict with reasons. No I/O.
+
+``judging`` has :func:`verify`; ``sources`` has :func:`verify_with`, which fetches missing
+certificates; ``bulk`` verifies many reports on several cores. The checks: ``choosing`` selects the
+chain, ``report_check`` checks the report and its signature, ``revocation`` the revocation lists,
+``policy_check`` the relying party's demands. ``collateral`` holds certificates and lists that are
+not verified yet. The answer is a ``verdict`` with an outcome for each ``verdict_check``.
+
+Evidence: ``evidence`` reads every format; ``attestation_proto``, ``json_evidence``, ``hcl``,
+``message_pack`` and ``scale`` decode those that need a codec; ``tsm_report`` writes one.
+
+Demands: ``policy`` has the fields, ``policy_file`` reads them from TOML, ``bulletins`` derives them
+from AMD's security bulletins, ``reference_values`` writes them for other verifiers.
+
+In words and for other programs: ``explain`` prints a report, ``bits`` names its bits, ``attacks``
+names what a failed demand guards against; ``ear`` writes a verdict as a signed token, with the
+claims of ``trust_vector``. Imports ``endorsement`` and ``abi``.
+"""
 
 from __future__ import annotations
 

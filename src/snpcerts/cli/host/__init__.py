@@ -1,5 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``snpcerts host``: the agent of an SNP host, and safe versions of the firmware commands."""
+"""``snpcerts host``: the agent of an SNP host, and safe versions of the firmware commands.
+
+``check``, ``status`` and ``sync`` are the commands of these names. ``change`` has ``commit``,
+``set-config`` and ``load-vlek``; ``prove`` has ``prove-key``; ``prove_host`` has ``prove``;
+``install`` has ``install`` and ``uninstall``. ``options`` are those of all host commands,
+``host_source`` opens their certificate source, ``output`` prints. Imports ``cli``, ``host``,
+``vmm``, ``kds``, ``certfile``, ``endorsement`` and ``abi``.
+"""
 
 from __future__ import annotations
 

@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``snpcerts mirror``: one key server for a fleet."""
+"""``snpcerts mirror``: one key server for a fleet.
+
+``serve`` and ``roll`` are the commands of these names; ``archives`` has ``export`` and ``import``.
+Imports ``cli``, ``mirror``, ``kds`` and ``abi``.
+"""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ parent. For the namespace: ``layout`` is what launcher and server tell each othe
 ``namespace_files`` fills its files; ``tree_server`` serves file systems in it, by the
 messages of ``fuse_messages``. For the trap: ``path_calls`` answers calls with a
 path, ``paths`` finds the file that it means, ``stat`` builds stat results. Imports
-``syscall``.
+``syscall`` and ``abi``.
 
 How a program can recognise the emulation, in a namespace:
 

@@ -5,6 +5,6 @@
 by slots; ``linux`` the Linux driver's behaviour; ``page_state_calls`` how it makes pages private
 or shared; ``scripted`` a Linux guest that requests reports by itself; ``script`` says how many,
 and ``scripted_guests`` creates the guests of VMMs from it. ``sev_guest_device`` lets programs ask,
-and so does ``tsm_reports`` in the file system of ``configfs``. Imports ``syscall`` and ``psp``'s
-message encryption.
+and so does ``tsm_reports`` in the file system of ``configfs``. Imports ``psp``, ``syscall`` and
+``abi``.
 """

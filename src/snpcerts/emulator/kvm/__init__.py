@@ -9,5 +9,5 @@ that an exit stands for; ``exits`` is how each looks in ``kvm_run``.
 ``capability`` is what KVM_CHECK_EXTENSION says, ``release`` which kernels there are.
 ``processor_state`` and ``board`` keep what a VMM sets and nothing here uses;
 ``irqfd`` signals the eventfds of interrupts; ``private_ranges`` is which pages are
-private. Imports ``guest``, ``psp`` and ``syscall``.
+private. Imports ``guest``, ``psp``, ``syscall`` and ``abi``.
 """

@@ -6,5 +6,6 @@ into a program on it; ``detached`` starts a server that outlives its command. ``
 machine for callers in this process, without a front door. ``reference_vmm`` launches a VM, and
 ``vmm_program`` is the program that does so. ``key_server`` is AMD's key server for one machine;
 ``virtual_files`` has the files that tools read under ``/sys`` and ``/proc``; ``firmware_order``
-makes changes to the firmware for which there is no ioctl. Imports every other room.
+makes changes to the firmware for which there is no ioctl. Imports ``kvm``, ``guest``, ``amd``,
+``psp``, ``frontdoor``, ``syscall``, ``vmm``, ``certfile``, ``kds``, ``endorsement`` and ``abi``.
 """

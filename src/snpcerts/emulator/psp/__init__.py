@@ -7,5 +7,6 @@ what differs between published, documented and observed firmware. ``chip`` deriv
 ``guest_messages`` answers its messages, ``message_seal`` encrypts them; ``id_block``,
 ``cpuid_check`` and ``vmsa`` are what a launch checks and measures. ``sev_certificates`` are those
 of plain SEV. ``saved_platform`` writes and reads the state; ``sev_device`` is ``/dev/sev``;
-``timed_firmware`` tells when a command ran; ``error`` is what one fails with. Imports ``syscall``.
+``timed_firmware`` tells when a command ran; ``error`` is what one fails with. Imports ``syscall``
+and ``abi``.
 """

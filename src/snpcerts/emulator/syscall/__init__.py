@@ -3,5 +3,5 @@
 
 ``device``: an ioctl, its caller, its result, a call that waits.
 ``file_tree``: a file system of the emulator's. ``caller_memory``: the caller's address space.
-Imports nothing of the emulator.
+Imports no other package.
 """
