@@ -9,7 +9,13 @@ import signal
 import sys
 import threading
 
-from snpcerts.abi.kvm import MEM_GUEST_MEMFD, CreateGuestMemfd, Ioctl, UserspaceMemoryRegion2
+from snpcerts.abi.kvm import (
+    MEM_GUEST_MEMFD,
+    CreateGuestMemfd,
+    ExitReason,
+    Ioctl,
+    UserspaceMemoryRegion2,
+)
 from snpcerts.certfile.file import CertFile
 from snpcerts.emulator.machine.reference_vmm import MEMORY_SIZE, ReferenceVm, build_vm
 from snpcerts.emulator.machine.vmm_program import SystemCalls
@@ -64,15 +70,20 @@ def run_vcpu(
     stopping: threading.Event,
 ) -> None:
     """One vCPU's loop."""
-    run = vm.runs[number]
+    run, served = vm.runs[number], None
     while not stopping.is_set():
         try:
-            vm.run(number)
+            if served is None or served.run_errno != 0:  # no exit is waiting
+                vm.run_once(number)
         except InterruptedError:
             continue
-        if not run.asks_for_certs:
+        served = None
+        if run.exit_reason == ExitReason.HYPERCALL:
+            vm.change_page_state(number)
+        elif run.asks_for_certs:
+            served = service.serve(run, memory, vm.vcpus[number])
+        else:
             return
-        service.serve(run, memory, lambda: vm.run(number))
 
 
 def stop(vm: ReferenceVm, threads: list[threading.Thread], stopping: threading.Event) -> None:

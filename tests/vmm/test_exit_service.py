@@ -7,7 +7,10 @@ import errno
 import fcntl
 import logging
 import os
+import signal
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -83,7 +86,7 @@ class Vcpu:
         self.memory = MappedMemory([(BASE, self.pages)])
         self.entered: list[tuple[int, int, int]] = []
         self.fails_with: int | None = errno.EINTR
-        self.while_running: Callable[[], None] = lambda: None
+        self.while_running: Callable[[], object] = lambda: None
 
     def kvm_run(self) -> None:
         _, npages, ret = self.run.snp_req_certs
@@ -239,6 +242,42 @@ def test_the_lock_is_released_for_any_result_of_kvm_run(file: Path, code: int | 
     assert vcpu.serve(file).run_errno == (code or 0)
     try_exclusive()
     assert held == [True, False]
+
+
+def test_with_a_descriptor_the_service_enters_kvm_run_itself(
+    file: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """This one is of a device that refuses KVM_RUN."""
+    vcpu = Vcpu()
+    service = ExitService(CertFile(str(file)))
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    with open(os.devnull, "rb") as device:
+        served = [service.serve(vcpu.run, vcpu.memory, device.fileno()) for _ in range(2)]
+    assert served == 2 * [Served(Outcome.SERVED, 0, size=5000, run_errno=errno.ENOTTY)]
+    assert vcpu.written() == {BASE + 0x1000: b"\x01" * 5000}
+    assert vcpu.run.immediate_exit == 0
+    assert f"KVM_RUN failed with errno {errno.ENOTTY}" in caplog.text
+    with open(file, "rb+") as writer:
+        fcntl.fcntl(writer, F_OFD_SETLK, EXCLUSIVE)
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == before
+
+
+def test_requests_of_many_threads_at_once_are_all_served(file: Path) -> None:
+    service = ExitService(CertFile(str(file)))
+    vcpus = [Vcpu(gpa=BASE + 0x1000 * n, npages=2) for n in range(6)]
+    together = threading.Barrier(len(vcpus), timeout=60)
+    for vcpu in vcpus:
+        vcpu.while_running = together.wait  # all hold their locks here
+
+    def ask(vcpu: Vcpu) -> Served:
+        return service.serve(vcpu.run, vcpu.memory, vcpu.kvm_run)
+
+    with ThreadPoolExecutor(len(vcpus)) as threads:
+        for _ in range(20):
+            served = list(threads.map(ask, vcpus, timeout=60))
+            assert {each.outcome for each in served} == {Outcome.SERVED}
+    for number, vcpu in enumerate(vcpus):
+        assert vcpu.written() == {BASE + 0x1000 * number: b"\x01" * 5000}
 
 
 def test_another_exception_of_the_vmm_passes_with_the_lock_dropped(file: Path) -> None:

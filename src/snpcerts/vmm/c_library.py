@@ -83,13 +83,15 @@ class CServed(ctypes.Structure):
 
 
 class Library(NamedTuple):
-    """The functions that the exit service calls. Both release the interpreter's lock.
+    """The functions that the exit service calls. All release the interpreter's lock.
 
-    ``begin`` takes what :func:`describe_vm` returns, a pointer to a ``kvm_run`` and
-    ``ctypes.byref`` of a :class:`CServed`; ``end`` the latter two. The types are not checked at
-    each call, which would take half a microsecond.
+    ``serve`` takes what :func:`describe_vm` returns, the vCPU's descriptor, a pointer to a
+    ``kvm_run`` and ``ctypes.byref`` of a :class:`CServed`, and returns the errno of KVM_RUN;
+    ``begin`` takes them without the descriptor; ``end`` the latter two. The types are not
+    checked at each call, which would take half a microsecond.
     """
 
+    serve: Callable[[object, int, ctypes.c_void_p, object], int]
     begin: Callable[[object, ctypes.c_void_p, object], None]
     end: Callable[[ctypes.c_void_p, object], None]
 
@@ -103,7 +105,7 @@ def load() -> Library | None:
         return None
     begin, end = loaded.snpcerts_begin, loaded.snpcerts_end
     begin.restype = end.restype = None
-    return Library(begin, end)
+    return Library(loaded.snpcerts_serve, begin, end)
 
 
 def describe_vm(

@@ -9,11 +9,12 @@ In a vCPU's loop::
     service = ExitService(CertFile("/var/lib/snpcerts/certs.bin"))
     ...
     if run.asks_for_certs:
-        served = service.serve(run, memory, kvm_run)
+        served = service.serve(run, memory, vcpu)
 
-where ``kvm_run`` issues the vCPU's KVM_RUN and raises ``OSError`` if the ioctl
-fails. The service re-enters the guest once, with ``immediate_exit`` set, so
-that the firmware has the request before the lock is dropped.
+where ``vcpu`` is the vCPU's descriptor; or a function that issues its KVM_RUN
+and raises ``OSError`` if the ioctl fails. The service re-enters the guest once,
+with ``immediate_exit`` set, so that the firmware has the request before the lock
+is dropped.
 
 **Failures.** A Linux guest that gets EIO destroys its VMPCK: it cannot attest
 again until it reboots. Therefore a missing or unreadable file yields an empty
@@ -22,8 +23,9 @@ guest's memory yields EIO. ``on_error="eio"`` yields EIO for an unreadable file
 too; use it only if a guest must not run without certificates.
 
 **In C, where it is built.** For memory that is mapped (:class:`MappedMemory`), the library of
-:mod:`snpcerts.vmm.c_library` fills the buffer, with the same system calls. Elsewhere, Python
-does.
+:mod:`snpcerts.vmm.c_library` serves the request, with the same system calls: in one call that
+includes KVM_RUN if it gets the descriptor, in two around the function otherwise. Elsewhere,
+Python does.
 """
 
 from __future__ import annotations
@@ -31,14 +33,16 @@ from __future__ import annotations
 import ctypes
 import enum
 import errno
+import fcntl
 import logging
 import os
+import signal
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
 from snpcerts.abi.cert_table import EMPTY, MAX_SIZE, PAGE_SIZE, pages_of
-from snpcerts.abi.kvm import RunView
+from snpcerts.abi.kvm import Ioctl, RunView
 from snpcerts.certfile import reader, system
 from snpcerts.certfile.file import CertFile
 from snpcerts.errors import UsageError
@@ -130,16 +134,23 @@ class ExitService:
         self._library = c_library.load() if certs.perform is system.perform else None
         self._last = Served(Outcome.SERVED, 0)  # most requests are served alike
         self._described: tuple[MappedMemory, object] | None = None  # the last VM
+        self._spare: list[tuple[CServed, object]] = []  # structures that no request uses now
 
-    def serve(self, run: RunView, memory: GuestMemory, kvm_run: Callable[[], object]) -> Served:
+    def serve(
+        self, run: RunView, memory: GuestMemory, kvm_run: int | Callable[[], object]
+    ) -> Served:
         """Answer the request in ``run`` and re-enter the guest once.
+
+        ``kvm_run`` is the vCPU's descriptor, or a function that issues its KVM_RUN and raises
+        ``OSError`` if that fails. With the descriptor, all signals wait while KVM_RUN is
+        entered.
 
         ``immediate_exit`` is restored to its previous value, unless another thread
         set it to 1 in the meantime to kick this vCPU: then it stays 1. Check your
         own kick flag after every request, as after any EINTR.
 
         Neither the guest nor the file can cause an exception. Exceptions of
-        ``kvm_run`` other than ``OSError`` propagate after the lock is dropped.
+        the function other than ``OSError`` propagate after the lock is dropped.
         """
         if self._library is not None and type(memory) is MappedMemory:
             vm = self._describe(memory)
@@ -185,27 +196,29 @@ class ExitService:
         vm: object,
         run: RunView,
         memory: MappedMemory,
-        kvm_run: Callable[[], object],
+        kvm_run: int | Callable[[], object],
     ) -> Served:
-        answer = CServed(fd=-1)
-        there, pointer, run_errno = ctypes.byref(answer), run.pointer, 0
-        try:  # a signal's exception may come between any two lines
-            library.begin(vm, pointer, there)
-            kvm_run()
-        except OSError as error:
-            run_errno = error.errno or errno.EIO
-        finally:
-            library.end(pointer, there)
-        outcome = _OUTCOMES[answer.outcome]
+        try:
+            spare = self._spare.pop()
+        except IndexError:
+            fresh = CServed(fd=-1)
+            spare = fresh, ctypes.byref(fresh)
+        answer, there = spare
+        if isinstance(kvm_run, int):
+            run_errno = library.serve(vm, kvm_run, run.pointer, there)
+        else:
+            run_errno = _around(library, vm, run.pointer, there, kvm_run)
+        size, outcome = answer.size, _OUTCOMES[answer.outcome]
         if outcome is Outcome.SERVED:
             served = self._last
-            if (served.size, served.run_errno) != (answer.size, run_errno):
-                served = Served(outcome, 0, answer.size, None, None, run_errno)
+            if served.size != size or served.run_errno != run_errno:
+                served = Served(outcome, 0, size, None, None, run_errno)
                 self._last = served
         else:
             detail = self._detail(outcome, answer, run.snp_req_certs[0], memory)
             needed = answer.needed_pages or None
-            served = Served(outcome, answer.ret, answer.size, needed, detail, run_errno)
+            served = Served(outcome, answer.ret, size, needed, detail, run_errno)
+        self._spare.append(spare)
         self._report(served)
         return served
 
@@ -275,18 +288,48 @@ _OURS = 2
 _OUTCOMES = tuple(Outcome(name) for name in c_library.OUTCOMES)
 
 
-def _enter(run: RunView, kvm_run: Callable[[], object]) -> int:
+def _around(
+    library: Library,
+    vm: object,
+    run: ctypes.c_void_p,
+    answer: object,
+    kvm_run: Callable[[], object],
+) -> int:
+    """Let the library answer, enter the guest, and let the library end the request."""
+    try:  # a signal's exception may come between any two lines
+        library.begin(vm, run, answer)
+        kvm_run()
+    except OSError as error:
+        return error.errno or errno.EIO
+    finally:
+        library.end(run, answer)
+    return 0
+
+
+def _enter(run: RunView, kvm_run: int | Callable[[], object]) -> int:
     """Enter the guest once with ``immediate_exit`` set; return the errno of KVM_RUN, or 0."""
     before = run.immediate_exit
     run.immediate_exit = _OURS
     try:
-        kvm_run()
+        if isinstance(kvm_run, int):
+            _run_vcpu(kvm_run)
+        else:
+            kvm_run()
     except OSError as error:
         return error.errno or errno.EIO
     finally:
         if run.immediate_exit == _OURS:  # and not a kick's
             run.immediate_exit = before
     return 0
+
+
+def _run_vcpu(vcpu: int) -> None:
+    """Issue KVM_RUN while all signals wait: EINTR then means that KVM has taken the answer."""
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    try:
+        fcntl.ioctl(vcpu, Ioctl.RUN, 0)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
 def _busy(waited: float) -> str:
