@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import compileall
 import os
 import signal
+import sys
 from pathlib import Path
 
 import pytest
@@ -21,10 +23,15 @@ from .keys import FOLDER, prepare_platform
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
+# The suite starts thousands of commands: without bytecode each of them compiles the package.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
+
 # A slow machine is not a broken promise.
 settings.register_profile("snpcerts", deadline=None, print_blob=True)
 settings.load_profile("snpcerts")
 
+_SOURCE = Path(__file__).parents[1] / "src"
 _keys = pytest.StashKey[TemporaryDirectory]()
 
 
@@ -36,6 +43,9 @@ def pytest_configure(config: pytest.Config) -> None:
     if FOLDER not in os.environ:
         config.stash[_keys] = TemporaryDirectory.make("test-keys")
         os.environ[FOLDER] = str(config.stash[_keys].path)
+        # Here, so that the workers do not do it at the same time, and no command's first run
+        # makes other system calls than its second.
+        compileall.compile_dir(_SOURCE, quiet=2)
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:

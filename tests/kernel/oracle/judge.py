@@ -75,6 +75,8 @@ def judge(
     environment = dict(os.environ)
     if product is not None:
         environment["PYTHONPATH"] = str(product)
+        # Mutants of one file, of one size, within a second: bytecode would be the last one's.
+        environment["PYTHONDONTWRITEBYTECODE"] = "1"
     path = library or build(PARTS[part], release)
     outcome = Outcome(part, release)
 
