@@ -335,10 +335,9 @@ class _Life:
         self.reached.add(f"{what} {kernel}")
         if self._kernel.host.seen != emulator.host.seen:
             found["host"] = _first_difference(self._kernel.host.seen, emulator.host.seen)
-        if self._kernel.shared != emulator.pages.bytes:
-            found["memory"] = _first_difference(
-                [bytes(self._kernel.shared)], [bytes(emulator.pages.bytes)]
-            )
+        shared = bytes(self._kernel.shared)
+        if shared != emulator.pages.bytes:
+            found["memory"] = _first_difference([shared], [bytes(emulator.pages.bytes)])
         if found:
             raise DifferenceError(f"{what}: {' '.join(sorted(found))}", found, self._story)
 
@@ -427,10 +426,9 @@ class _Life:
             self._ended = True
             if terminated != [self._kernel.library.oracle_reason()]:
                 found["reason"] = f"{self._kernel.library.oracle_reason():#x} {terminated}"
-        if self._kernel.shared != emulator.pages.bytes:
-            found["memory"] = _first_difference(
-                [bytes(self._kernel.shared)], [bytes(emulator.pages.bytes)]
-            )
+        shared = bytes(self._kernel.shared)
+        if shared != emulator.pages.bytes:
+            found["memory"] = _first_difference([shared], [bytes(emulator.pages.bytes)])
         if self._kernel.host.seen != emulator.host.seen:
             found["host"] = _first_difference(self._kernel.host.seen, emulator.host.seen)
         if self._kernel.key() != emulator.guest.vmpcks[0].key:

@@ -11,7 +11,7 @@ import random
 import struct
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Final
 
 from snpcerts.abi.ghcb import USAGE, VALID_BITMAP, ExitCode, MsrCode
 from snpcerts.abi.guest_message import MSG_TYPE_OFFSET
@@ -20,8 +20,7 @@ from snpcerts.abi.psp import SevStatus
 
 from .difference import DifferenceError
 from .kvm import CPUID, IN_GUEST, MSRS, PAGE, PAGES, EmulatedKvm, FirmwareScript, KernelKvm, Setting
-
-_T = TypeVar("_T")
+from .user import weighted
 
 GHCB, REQUEST, RESPONSE, DATA = 4 * PAGE, 8 * PAGE, 9 * PAGE, 16 * PAGE
 _RUNS_MAX: Final = 5  # KVM_RUNs after one exit of the guest
@@ -41,6 +40,7 @@ _FIELDS: Final = {
     "scratch": 0x3A8,
     "xcr0": 0x3E8,
 }
+_EXIT_CODES: Final = tuple(int(each) for each in ExitCode)
 _SHARED: Final = 0x800
 # What guest memory holds at first: nothing is to be taken for zeros that were written.
 _FILLED: Final = random.Random(0).randbytes(PAGES * PAGE)
@@ -90,7 +90,7 @@ class Life:
             features=pick.choice((0, 0, 1 << 5)),
             second=pick.random() < 0.5,
             no_slot=frozenset(pick.sample(range(10, PAGES), 2) if pick.random() < 0.3 else ()),
-            sev_fd=_weighted(pick, ((0, 92), (1, 4), (2, 4))),
+            sev_fd=weighted(pick, ((0, 92), (1, 4), (2, 4))),
         )
         self._kept |= setting.no_slot
         self._tell(f"{setting}")
@@ -113,7 +113,7 @@ class Life:
     def _guest_exits(self) -> None:
         pick = self._random
         self._firmware()
-        kind = _weighted(pick, (("msr", 18), ("ghcb", 80), ("junk", 2)))
+        kind = weighted(pick, (("msr", 18), ("ghcb", 80), ("junk", 2)))
         if kind == "msr":
             msr = self._msr_request()
             self._exit(msr, f"msr {msr & 0xFFF:#x}")
@@ -121,14 +121,14 @@ class Life:
             self._exit(pick.getrandbits(64), "msr junk")
         else:
             code = self._ghcb_page()
-            gpa = _weighted(
+            gpa = weighted(
                 pick, ((GHCB, 95), (GHCB + PAGE, 2), (0, 1), (PAGES * PAGE, 1), (1 << 60, 1))
             )
             self._exit(gpa, f"code {code:#x}")
 
     def _msr_request(self) -> int:
         pick = self._random
-        code = _weighted(
+        code = weighted(
             pick,
             (
                 (MsrCode.PSC_REQ, 30),
@@ -143,7 +143,7 @@ class Life:
             ),
         )
         if code == MsrCode.PSC_REQ:
-            operation = _weighted(pick, ((1, 45), (2, 45), (pick.randrange(16), 10)))
+            operation = weighted(pick, ((1, 45), (2, 45), (pick.randrange(16), 10)))
             return operation << 52 | pick.getrandbits(pick.choice((4, 40))) << 12 | code
         if code == MsrCode.CPUID_REQ:
             function = pick.choice((*CPUID, pick.getrandbits(32)))
@@ -152,7 +152,7 @@ class Life:
 
     def _ghcb_page(self) -> int:
         pick = self._random
-        code = _weighted(
+        code = weighted(
             pick,
             (
                 (int(ExitCode.SNP_EXT_GUEST_REQUEST), 40),
@@ -162,7 +162,7 @@ class Life:
                 (int(pick.choice((ExitCode.MMIO_READ, ExitCode.MMIO_WRITE))), 6),
                 (int(ExitCode.AP_CREATION), 4),
                 (int(ExitCode.AP_JUMP_TABLE), 3),
-                (int(pick.choice(list(ExitCode))), 6),
+                (pick.choice(_EXIT_CODES), 6),
                 (
                     pick.choice(
                         (0x8000_0006, 0x8000_0014, pick.getrandbits(32), pick.getrandbits(64))
@@ -180,9 +180,9 @@ class Life:
             if pick.random() < 0.04:
                 fields["info2"] = fields["info1"]
             fields["rax"] = self._address(DATA)
-            fields["rbx"] = _weighted(pick, ((0, 15), (1, 15), (4, 50), (pick.getrandbits(64), 20)))
+            fields["rbx"] = weighted(pick, ((0, 15), (1, 15), (4, 50), (pick.getrandbits(64), 20)))
             message = bytearray(pick.randbytes(PAGE))
-            message[MSG_TYPE_OFFSET] = _weighted(pick, ((5, 85), (3, 5), (pick.randrange(256), 10)))
+            message[MSG_TYPE_OFFSET] = weighted(pick, ((5, 85), (3, 5), (pick.randrange(256), 10)))
             self._write(REQUEST, bytes(message), "request")
         elif code == ExitCode.PSC:
             wanted.add("scratch")
@@ -191,17 +191,17 @@ class Life:
             wanted.add("scratch")
             fields["scratch"] = self._scratch()
             fields["info1"] = pick.choice((0xFEC0_0000, 0x1000, pick.getrandbits(52)))
-            fields["info2"] = _weighted(
+            fields["info2"] = weighted(
                 pick, ((pick.randrange(0, 10), 90), (pick.getrandbits(64), 10))
             )
         elif code == ExitCode.AP_CREATION:
             wanted.add("rax")
-            target = _weighted(pick, ((0, 30), (1, 40), (2, 20), (pick.getrandbits(32), 10)))
-            fields["info1"] = target << 32 | _weighted(
+            target = weighted(pick, ((0, 30), (1, 40), (2, 20), (pick.getrandbits(32), 10)))
+            fields["info1"] = target << 32 | weighted(
                 pick, ((0, 30), (1, 30), (2, 30), (pick.getrandbits(32), 10))
             )
-            fields["rax"] = _weighted(pick, ((1, 60), (0x21, 30), (0, 10)))
-            fields["info2"] = _weighted(
+            fields["rax"] = weighted(pick, ((1, 60), (0x21, 30), (0, 10)))
+            fields["info2"] = weighted(
                 pick,
                 (
                     (5 * PAGE, 60),
@@ -245,7 +245,7 @@ class Life:
         else:
             size = pick.choice((0, 1, 2, 4))
             fields["info1"] = pick.getrandbits(16) << 16 | size << 4 | pick.choice((0, 1, 4, 5))
-            fields["info2"] = _weighted(
+            fields["info2"] = weighted(
                 pick,
                 (
                     (pick.randrange(0, 70), 70),
@@ -258,7 +258,7 @@ class Life:
 
     def _scratch(self) -> int:
         pick = self._random
-        return _weighted(
+        return weighted(
             pick,
             (
                 (GHCB + _SHARED, 80),
@@ -277,9 +277,9 @@ class Life:
         if not GHCB + _SHARED <= scratch <= GHCB + PAGE - 8:
             return
         room = (GHCB + 0xFF0 - scratch - 8) // 8
-        count = min(max(room, 1), _weighted(pick, ((1, 30), (pick.randrange(1, 6), 50), (253, 5))))
-        first = _weighted(pick, ((0, 80), (pick.randrange(0, 4), 18), (pick.getrandbits(16), 2)))
-        last = _weighted(
+        count = min(max(room, 1), weighted(pick, ((1, 30), (pick.randrange(1, 6), 50), (253, 5))))
+        first = weighted(pick, ((0, 80), (pick.randrange(0, 4), 18), (pick.getrandbits(16), 2)))
+        last = weighted(
             pick, ((count - 1, 85), (pick.randrange(0, 256), 10), (pick.getrandbits(16), 5))
         )
         entries, gfn = [], pick.randrange(0, 64)
@@ -287,10 +287,10 @@ class Life:
         for _ in range(count):
             huge = pick.random() < 0.25
             if pick.random() < 0.25:
-                operation = _weighted(pick, ((1, 40), (2, 40), (pick.randrange(16), 20)))
+                operation = weighted(pick, ((1, 40), (2, 40), (pick.randrange(16), 20)))
             if pick.random() < 0.2 or (huge and pick.random() < 0.9):
                 gfn = pick.randrange(0, 16) * 512 if huge else pick.getrandbits(40)
-            done = _weighted(pick, ((0, 85), (pick.randrange(0, 600), 15)))
+            done = weighted(pick, ((0, 85), (pick.randrange(0, 600), 15)))
             entries.append(
                 done & 0xFFF
                 | (gfn & (1 << 40) - 1) << 12
@@ -305,7 +305,7 @@ class Life:
 
     def _address(self, usual: int) -> int:
         pick = self._random
-        return _weighted(
+        return weighted(
             pick,
             (
                 (usual, 84),
@@ -360,7 +360,7 @@ class Life:
             self._what += f", exit {reason}"
             self.exits.add(f"exit {reason}")
         if reason == ExitReason.SNP_REQ_CERTS and pick.random() < 0.95:
-            answer = _weighted(
+            answer = weighted(
                 pick,
                 (
                     (0, 45),
@@ -374,7 +374,7 @@ class Life:
             gpa, npages = pick.getrandbits(64), pick.choice((0, 1, 5, pick.getrandbits(64)))
             self._set_run(RUN_EXIT, struct.pack("<3Q", gpa, npages, answer))
         elif reason == ExitReason.HYPERCALL:
-            answer = _weighted(
+            answer = weighted(
                 pick, ((0, 60), (22, 12), (11, 12), (pick.getrandbits(64), 8), ((1 << 64) - 22, 8))
             )
             self._set_run(RUN_EXIT + 56, struct.pack("<Q", answer))
@@ -436,7 +436,7 @@ class Life:
 
     def _firmware(self) -> None:
         pick = self._random
-        code = _weighted(pick, ((0, 70), (-5, 20), (-19, 3), (-110, 3), (-16, 4)))
+        code = weighted(pick, ((0, 70), (-5, 20), (-19, 3), (-110, 3), (-16, 4)))
         status = int(pick.choice([each for each in SevStatus if each])) if code == -5 else 0
         script = FirmwareScript(code, status, pick.randbytes(PAGE))
         self._tell(f"firmware {code} {status:#x}")
@@ -497,7 +497,3 @@ def lives(
         except DifferenceError as differs:
             found = differs
         yield number, life.exits, found
-
-
-def _weighted(pick: random.Random, choices: Sequence[tuple[_T, int]]) -> _T:
-    return pick.choices([each for each, _ in choices], [weight for _, weight in choices])[0]

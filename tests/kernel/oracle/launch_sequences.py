@@ -32,6 +32,8 @@ _SEV_FD, _OTHER_FD, _CLOSED_FD = 5, 6, 7
 _POLICY: Final = 0x30000
 _CPUID_PAGE: Final = b"\xc5" * PAGE  # what the firmware corrects a CPUID page to
 _NORMAL, _ZERO, _CPUID = 1, 3, 6
+_FAILURES: Final = tuple(int(each) for each in SevStatus)[1:]
+_NAMES: Final = {int(each): each.name for each in SevCommand}
 
 
 class _Script:
@@ -160,9 +162,7 @@ class _Life:
     def _command(self, user: UserSide, command: int) -> None:
         pick = self._pick
         for name in ("start", "update", "finish"):
-            status = weighted(
-                pick, ((0, 85), (0x16, 8), (int(pick.choice(list(SevStatus)[1:])), 7))
-            )
+            status = weighted(pick, ((0, 85), (0x16, 8), (pick.choice(_FAILURES), 7)))
             setattr(self._script, name, status)
         script = self._script
         fds = struct.pack("<4I", 0, script.start, script.update, script.finish)
@@ -199,7 +199,7 @@ class _Life:
         ours = (self._vm.context is not None, self._vm.certs_enabled)
         if state != ours:
             found["state"] = f"{state} {ours}"
-        name = SevCommand(command).name if command in list(SevCommand) else str(command)
+        name = _NAMES.get(command, str(command))
         if kernel == 0 and argument:
             self.reached.add(name)
         if found:

@@ -32,13 +32,16 @@ _COMMAND: Final = USER  # where struct sev_issue_cmd is
 _DATA, _BLOB, _OTHER = USER + PAGE, USER + 2 * PAGE, USER + 8 * PAGE
 _PAYLOAD: Final = 512
 _BLOB_SIZE: Final = 4096
+_FAILURES: Final = tuple(int(each) for each in SevStatus)[1:]
+_COMMANDS: Final = tuple(Command)
+_NAMES: Final = {int(each): each.name for each in Command}
 
 
 class _Script:
     """What the firmware has and says."""
 
     def __init__(self, pick: random.Random) -> None:
-        self.status = weighted(pick, ((0, 75), (int(pick.choice(list(SevStatus)[1:])), 25)))
+        self.status = weighted(pick, ((0, 75), (pick.choice(_FAILURES), 25)))
         self.platform = bytearray(pick.randbytes(PlatformStatus.SIZE))
         self.platform[2] = pick.choice((0, 1, 2))  # the platform's state
         self.snp = pick.randbytes(SnpPlatformStatus.SIZE)
@@ -125,7 +128,7 @@ class _Life:
     def _one(self, user: UserSide, device: SevDevice, firmware: _Firmware) -> None:
         pick = self._pick
         command = weighted(
-            pick, ((pick.choice(list(Command)), 95), (pick.choice((13, 14, 1 << 31)), 5))
+            pick, ((pick.choice(_COMMANDS), 95), (pick.choice((13, 14, 1 << 31)), 5))
         )
         writable = pick.random() < 0.85
         request = SEV_ISSUE_CMD if pick.random() < 0.97 else pick.getrandbits(32)
@@ -147,7 +150,7 @@ class _Life:
         kernel = int(self._library.oracle_ioctl(writable, request, address))
         caller = Caller(user.memory, lambda _: None, writable=writable)
         emulator = user.result(lambda: device.ioctl(caller, request, address))
-        name = Command(command).name if command in list(Command) else "unknown"
+        name = _NAMES.get(command, "unknown")
         if kernel == 0:
             self.reached.add(name)
         found = user.differences()

@@ -90,5 +90,10 @@ class UserSide:
 
 
 def weighted(pick: random.Random, choices: Sequence[tuple[_T, int]]) -> _T:
-    """One of the choices, by their weights."""
-    return pick.choices([each for each, _ in choices], [weight for _, weight in choices])[0]
+    """One of the choices, by their weights: ``random.choices`` does it at twice the cost."""
+    left = pick.random() * sum([weight for _, weight in choices])
+    for each, weight in choices:
+        left -= weight
+        if left < 0:
+            return each
+    return choices[-1][0]
