@@ -25,7 +25,9 @@ import pytest
 from snpcerts.abi.product import Product, product_of_cpuid
 from snpcerts.emulator.frontdoor import seccomp
 from snpcerts.emulator.machine.home import PlatformHome
+from snpcerts.emulator.psp.choices import choices_of
 
+from ..emulated_hosts import HOSTS, name
 from .build import CLIENTS, BuildFailedError, Client, ToolMissingError, ensure
 from .published import Published, published_evidence
 
@@ -145,6 +147,7 @@ class Bench:
     product: Product
     platform: Path
     place: Path
+    kernel: str
 
     def snpcerts(self, *arguments: object, check: bool = True) -> Ran:
         """Our own command."""
@@ -156,12 +159,13 @@ class Bench:
 
     def host(self, *program: object, check: bool = True) -> Ran:
         """Run a program on the host."""
-        return self.emulate("host", "--", *program, check=check)
+        return self.emulate("host", "--kernel", self.kernel, "--", *program, check=check)
 
     @contextmanager
     def running(self, *program: object) -> Iterator[subprocess.Popen[str]]:
         """A program on the host that is ended here; its output is for reading."""
-        argv = ["emulate", "--platform", self.platform, "host", "--", *program]
+        argv = ["emulate", "--platform", self.platform, "host", "--kernel", self.kernel, "--"]
+        argv += program
         process = subprocess.Popen(
             [sys.executable, "-m", "snpcerts", *map(str, argv)],
             stdout=subprocess.PIPE,
@@ -179,13 +183,14 @@ class Bench:
 
     def guest(self, certs: Path | str, *program: object, check: bool = True) -> Ran:
         """Run a program in a guest whose VMM serves the file ``certs``."""
-        return self.emulate("guest", "--certs", certs, "--", *program, check=check)
+        served = ("--certs", certs, "--kernel", self.kernel)
+        return self.emulate("guest", *served, "--", *program, check=check)
 
     @contextmanager
     def guest_running(self, certs: Path) -> Iterator[None]:
         """A guest that is there for a while."""
-        argv = ["emulate", "--platform", self.platform, "guest", "--certs", certs, "--"]
-        argv += ["sh", "-c", "echo here; read _"]
+        argv = ["emulate", "--platform", self.platform, "guest", "--certs", certs]
+        argv += ["--kernel", self.kernel, "--", "sh", "-c", "echo here; read _"]
         with subprocess.Popen(
             [sys.executable, "-m", "snpcerts", *map(str, argv)],
             stdin=subprocess.PIPE,
@@ -243,15 +248,16 @@ def run(arguments: Sequence[object], cwd: Path, *, check: bool = True) -> Ran:
 
 
 @pytest.fixture(scope="session")
-def pristine(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Product], Path]:
-    """A platform per product as it was made: three RSA keys take a second or two."""
-    made: dict[Product, Path] = {}
+def pristine(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Product, str], Path]:
+    """A platform per product and firmware as it was made: three RSA keys take a second or two."""
+    made: dict[tuple[Product, str], Path] = {}
 
-    def platform(product: Product) -> Path:
-        if product not in made:
-            made[product] = tmp_path_factory.mktemp("pristine") / product.value
-            PlatformHome(made[product]).prepare(product)
-        return made[product]
+    def platform(product: Product, firmware: str) -> Path:
+        if (product, firmware) not in made:
+            path = tmp_path_factory.mktemp("pristine") / product.value
+            PlatformHome(path).prepare(product, choices_of(firmware))
+            made[product, firmware] = path
+        return made[product, firmware]
 
     return platform
 
@@ -259,14 +265,17 @@ def pristine(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Product], Pa
 Benches = Callable[[Product], Bench]
 
 
-@pytest.fixture
-def bench_of(pristine: Callable[[Product], Path], tmp_path: Path) -> Benches:
+@pytest.fixture(params=HOSTS, ids=name)
+def bench_of(
+    request: pytest.FixtureRequest, pristine: Callable[[Product, str], Path], tmp_path: Path
+) -> Benches:
     """A fresh platform of a product, with a directory to work in."""
+    kernel, firmware = request.param
 
     def fresh(product: Product) -> Bench:
-        shutil.copytree(pristine(product), tmp_path / "platform")
+        shutil.copytree(pristine(product, firmware), tmp_path / "platform")
         (tmp_path / "place").mkdir()
-        return Bench(product, tmp_path / "platform", tmp_path / "place")
+        return Bench(product, tmp_path / "platform", tmp_path / "place", kernel)
 
     return fresh
 

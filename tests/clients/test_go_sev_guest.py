@@ -81,8 +81,8 @@ def test_attest_extended_by_ioctls(genoa: Bench, go_sev_guest: Tools) -> None:
     if Path("/sys/kernel/config/tsm/report").exists():
         pytest.skip("this machine has configfs-tsm, which these tools prefer")
     issued, asked = genoa.certificates(), genoa.request()
-    words = ("--certs", issued / "table.bin", "--door", "trap", "--", go_sev_guest("attest"))
-    genoa.emulate("guest", *words, *EXTENDED)
+    words = ("--certs", issued / "table.bin", "--kernel", genoa.kernel, "--door", "trap")
+    genoa.emulate("guest", *words, "--", go_sev_guest("attest"), *EXTENDED)
     genoa.verify("evidence.bin", issued, "--report-data", asked.hex())
 
 

@@ -16,6 +16,7 @@ from snpcerts.emulator.frontdoor import seccomp
 from tests.documented_json import documented
 
 from ..emulated import SNPCERTS
+from ..emulated_hosts import HOSTS, name, options
 from ..forked_commands import Commands
 
 Build = Callable[[str], Path]
@@ -100,3 +101,9 @@ def failed(checks: dict[str, dict[str, Any]]) -> dict[str, str]:
     """What failed or has advice, and why."""
     bad = ("failed", "advice")
     return {name: each["detail"] for name, each in checks.items() if each["state"] in bad}
+
+
+@pytest.fixture(params=HOSTS, ids=name)
+def host(request: pytest.FixtureRequest) -> tuple[str, ...]:
+    """The emulated host, as options of the command."""
+    return options(request.param)

@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -210,6 +211,35 @@ def test_a_skipped_check_fails_the_run_on_demand(build: Build) -> None:
     made = conformance(build("NOTHING"), "{certs}", "1", options=("--only", "vcpus-served"))
     assert made.returncode == 1
     assert "no check was judged" in made.stderr
+
+
+# The command, which notes what each VMM's /dev/kvm is made of.
+NOTING = """
+import sys
+from snpcerts.__main__ import run
+from snpcerts.conformance import trial
+
+class Noted(trial.KvmDevice):
+    def __init__(self, platform, guest, kernel):
+        super().__init__(platform, guest, kernel)
+        with open({seen!r}, "a") as seen:
+            print(kernel.series, platform.firmware.state.choices, file=seen)
+
+trial.KvmDevice = Noted
+run()
+"""
+
+
+def test_the_host_has_the_kernel_and_the_firmware_that_are_asked_for(
+    build: Build, tmp_path: Path
+) -> None:
+    seen = tmp_path / "seen"
+    options = ("--only", "vm-starts", "--kernel", "7.2", "--firmware", "observed-2022")
+    argv = ["conformance", *options, "--", str(build("NOTHING")), "{certs}", "1"]
+    code = NOTING.format(seen=str(seen))
+    made = subprocess.run([sys.executable, "-c", code, *argv], capture_output=True, text=True)
+    assert made.returncode == 0, made.stdout + made.stderr
+    assert set(seen.read_text().splitlines()) == {"7.2 observed-2022"}
 
 
 def test_a_daemon_is_recognised(build: Build) -> None:

@@ -15,6 +15,7 @@ from snpcerts.errors import RefusedError
 from snpcerts.vmm.preload import shim_library
 
 from ..emulated import SNPCERTS
+from ..emulated_hosts import EVERY_HOST, name, options
 from ..sizes import FULL, sized
 from .conftest import Build, failed, judged
 
@@ -175,10 +176,12 @@ def one_for_each_check() -> list[str]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("wrong", sized(one_for_each_check(), list(EXPECTED)))
-def test_a_wrong_vmm_fails_only_the_checks_it_violates(build: Build, wrong: str) -> None:
+def test_a_wrong_vmm_fails_only_the_checks_it_violates(
+    build: Build, wrong: str, host: tuple[str, ...]
+) -> None:
     """Other checks may fail for the same cause, and are not asked."""
     asked = sorted(EXPECTED[wrong])
-    found = failed(judged(build(wrong), "{certs}", "2", options=only(*asked)))
+    found = failed(judged(build(wrong), "{certs}", "2", options=(*host, *only(*asked))))
     assert found.keys() == EXPECTED[wrong] - PRIVILEGED, found
 
 
@@ -206,10 +209,13 @@ TELLING = ("lock-until-signed", "vcpus-keep-locks", "kick-not-lost", "busy", "sa
 
 
 def assert_all_passed(
-    *arguments: str | Path, skips: set[str] | None = None, checks: tuple[str, ...] = ()
+    *arguments: str | Path,
+    skips: set[str] | None = None,
+    checks: tuple[str, ...] = (),
+    host: tuple[str, ...] = (),
 ) -> None:
     # Nothing waits for the limit to pass; a busy machine starts slowly.
-    found = judged(*arguments, options=("--timeout", "40", *only(*checks)))
+    found = judged(*arguments, options=("--timeout", "40", *host, *only(*checks)))
     assert failed(found).keys() <= ADVICE, failed(found)
     skipped = {name for name, check in found.items() if check["state"] == "skipped"}
     assert skipped <= PRIVILEGED | (skips or set()), found
@@ -236,15 +242,29 @@ def test_a_vmm_that_ignores_page_states_is_told_what_it_left_undone(
     assert {each["state"] for each in found.values()} == {"failed", "passed"}
 
 
-def test_a_correct_vmm_in_c_passes_everything(build: Build) -> None:
-    assert_all_passed(build("NOTHING"), "{certs}", "2")
+def test_a_correct_vmm_in_c_passes_everything(build: Build, host: tuple[str, ...]) -> None:
+    assert_all_passed(build("NOTHING"), "{certs}", "2", host=host)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("each", sized(EVERY_HOST[-1:], EVERY_HOST), ids=name)
+def test_verdicts_do_not_depend_on_the_kernel_and_the_firmware(
+    build: Build, each: tuple[str, str]
+) -> None:
+    host = options(each)
+    assert_all_passed(build("NOTHING"), "{certs}", "2", checks=SOME, host=host)
+    wrong = "NO_LOCK"
+    found = failed(judged(build(wrong), "{certs}", "2", options=(*host, *only(*NO_LOCK))))
+    assert found.keys() == EXPECTED[wrong]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("style", sized(["RIGHT_HELPER", "RIGHT_EXCLUSIVE"], list(RIGHT)))
-def test_a_right_vmm_passes_whatever_its_style(build: Build, style: str) -> None:
+def test_a_right_vmm_passes_whatever_its_style(
+    build: Build, style: str, host: tuple[str, ...]
+) -> None:
     checks = () if FULL else TELLING
-    assert_all_passed(build(style), "{certs}", "2", skips=RIGHT[style], checks=checks)
+    assert_all_passed(build(style), "{certs}", "2", skips=RIGHT[style], checks=checks, host=host)
 
 
 @pytest.mark.slow
@@ -275,12 +295,14 @@ def test_single_checks_provoke_what_they_judge(build: Build) -> None:
         assert failed(judged(build(wrong), "{certs}", "1", options=only(check))).keys() == {check}
 
 
-def test_the_exit_service_passes_everything() -> None:
+def test_the_exit_service_passes_everything(host: tuple[str, ...]) -> None:
     vmm = Path(__file__).with_name("python_vmm.py")
-    assert_all_passed(sys.executable, vmm, "{certs}", "2", checks=() if FULL else SOME)
+    assert_all_passed(sys.executable, vmm, "{certs}", "2", checks=() if FULL else SOME, host=host)
 
 
-def test_the_shim_passes_everything_for_an_unmodified_vmm(build: Build) -> None:
+def test_the_shim_passes_everything_for_an_unmodified_vmm(
+    build: Build, host: tuple[str, ...]
+) -> None:
     """The VMM serves no file and enables nothing: what is judged is the library before it."""
     try:
         shim_library()
@@ -288,7 +310,7 @@ def test_the_shim_passes_everything_for_an_unmodified_vmm(build: Build) -> None:
         pytest.skip(str(error))
     run = [*SNPCERTS, "run", "--certs-filename", "{certs}", "--"]
     checks = () if FULL else SOME
-    assert_all_passed(*run, build("NEVER_ENABLED"), "/dev/null", "2", checks=checks)
+    assert_all_passed(*run, build("NEVER_ENABLED"), "/dev/null", "2", checks=checks, host=host)
 
 
 def test_checks_that_need_two_vcpus_are_skipped_with_one(build: Build) -> None:

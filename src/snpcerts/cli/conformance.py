@@ -84,6 +84,20 @@ if TYPE_CHECKING:
     metavar="N",
     help="How many VMMs run at a time.  [default: two for each processor, at most 8]",
 )
+@click.option(
+    "--kernel",
+    type=click.Choice(["7.2", "7.3"]),
+    default="7.3",
+    show_default=True,
+    help="The Linux release of the emulated host.",
+)
+@click.option(
+    "--firmware",
+    type=click.Choice(["genoa-1.55.25", "documented", "observed-2022"]),
+    default="documented",
+    show_default=True,
+    help="Which source the host's firmware follows where sources disagree.",
+)
 @click.option("--junit", metavar="FILE", help="Also write the report as JUnit XML.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @click.argument("vmm", nargs=-1)
@@ -97,6 +111,8 @@ def command(
     trace: str | None,
     fail_on_skip: bool,
     jobs: int | None,
+    kernel: str,
+    firmware: str,
     junit: str | None,
     as_json: bool,
     vmm: tuple[str, ...],
@@ -118,6 +134,7 @@ def command(
     from snpcerts.conformance.suite import Keeping, checked, run
     from snpcerts.conformance.trial import Limits
     from snpcerts.conformance.vmm_check import BY_ID
+    from snpcerts.emulator.kvm.release import KernelRelease
     from snpcerts.trace import Timeline
 
     if list_only:
@@ -152,6 +169,8 @@ def command(
                 keeping=keeping,
                 jobs=jobs,
                 timeline=timeline,
+                kernel=KernelRelease(kernel),
+                firmware=firmware,
             )
         except OSError as error:
             if keep is None or error.filename is None or not str(error.filename).startswith(keep):

@@ -228,6 +228,11 @@ def host(
     "--vm", metavar="NAME", help="The VM to attach to. [default: the only one that serves programs]"
 )
 @click.option("--certs", metavar="FILE", help="Start a VM whose VMM serves this certificate file.")
+@click.option(
+    "--kernel",
+    type=click.Choice(["7.2", "7.3"]),
+    help="The Linux release of the host on which --certs starts the VM. [default: 7.3]",
+)
 @_door
 @click.argument("program", nargs=-1, required=True)
 @click.pass_obj
@@ -235,21 +240,25 @@ def guest(
     options: _PlatformOptions,
     vm: str | None,
     certs: str | None,
+    kernel: str | None,
     door: str,
     program: tuple[str, ...],
 ) -> None:
     """Run PROGRAM in a guest: it sees /dev/sev-guest."""
     from snpcerts.emulator.frontdoor import ways
+    from snpcerts.emulator.kvm.release import NEWEST
     from snpcerts.emulator.machine.enter import become_guest_program, start_reference_vm
 
     if vm is not None and certs is not None:
         raise UsageError("--vm and --certs exclude each other")
+    if certs is None and kernel is not None:
+        raise UsageError("--kernel needs --certs", hint="a running VM has its host's kernel")
     if certs is not None and not os.path.exists(certs):
         raise InputError(f"{certs}: No such file or directory")
     if certs is None:
         become_guest_program(options.lasting_home(), program, vm, ways.wanted(door))
     with options.home() as home:
-        vm = start_reference_vm(home, os.path.abspath(certs))
+        vm = start_reference_vm(home, os.path.abspath(certs), kernel or NEWEST.series)
         become_guest_program(home, program, vm, ways.wanted(door))
 
 

@@ -8,7 +8,7 @@ import ctypes
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -33,7 +33,9 @@ from snpcerts.conformance.trial_timeline import TrialSeen, add_trial
 from snpcerts.conformance.vmm_check import BY_ID, CHECKS, ConformanceCheck
 from snpcerts.conformance.workers import in_parallel
 from snpcerts.emulator.frontdoor import seccomp
+from snpcerts.emulator.kvm.release import NEWEST, KernelRelease
 from snpcerts.emulator.psp.chip import Chip
+from snpcerts.emulator.psp.choices import choices_of
 from snpcerts.emulator.psp.firmware import Firmware
 from snpcerts.errors import UsageError
 from snpcerts.temporary_directory import temporary_directory
@@ -97,12 +99,15 @@ def run(
     keeping: Keeping | None = None,
     jobs: int | None = None,
     timeline: Timeline | None = None,
+    kernel: KernelRelease = NEWEST,
+    firmware: str | None = None,
 ) -> list[Result]:
     """Judge the VMM that ``argv`` starts; ``{certs}`` in it stands for the certificate file.
 
     ``only`` names the checks to judge, by default all. ``on_progress`` is called
     with a check's id before each scenario. Each run of the VMM is added to ``timeline``. ``jobs``
-    is how many VMMs run at a time.
+    is how many VMMs run at a time. ``kernel`` and ``firmware`` are what the emulated host has,
+    the latter one of :data:`~snpcerts.emulator.psp.choices.NAMES`.
     The results are in the order of :data:`~snpcerts.conformance.vmm_check.CHECKS`. Forks:
     only for a process without threads. Raises :class:`UsageError` for a command line
     without ``{certs}`` and for an unknown check, and the errors of
@@ -111,10 +116,10 @@ def run(
     chosen = checked(argv, only)
     seccomp.check()
     limits = limits or Limits()
-    firmware = Firmware(Chip.create(Product.MILAN))
+    emulated = Firmware(Chip.create(Product.MILAN), choices=choices_of(firmware))
     with temporary_directory("conformance") as directory:
         directory.chmod(0o755)  # the VMM may run as another user
-        suite = _SuiteRun(argv, limits, firmware, directory, chosen, on_progress)
+        suite = _SuiteRun(argv, limits, emulated, kernel, directory, chosen, on_progress)
         results = suite.results(jobs or default_jobs(), keeping)
         if timeline is not None:
             suite.add_to(timeline)
@@ -145,6 +150,7 @@ class _SuiteRun:
         argv: Sequence[str],
         limits: Limits,
         firmware: Firmware,
+        kernel: KernelRelease,
         directory: Path,
         chosen: frozenset[str],
         on_progress: Callable[[str], None],
@@ -155,7 +161,7 @@ class _SuiteRun:
         self._directory = directory
         self._chosen = chosen
         self._on_progress = on_progress
-        self._exit_number: int = ExitReason.SNP_REQ_CERTS
+        self._kernel = kernel
         self._found: dict[str, Result] = {}
         self._tried: list[_Tried] = []
 
@@ -201,7 +207,10 @@ class _SuiteRun:
                 self._note(Result("exit-number", ResultState.PASSED))
             return
         found, self._found = self._found, {}
-        self._exit_number = SNP_REQ_CERTS_AS_POSTED
+        released, self._kernel = (
+            self._kernel,
+            replace(self._kernel, req_certs_exit=SNP_REQ_CERTS_AS_POSTED),
+        )
         second = self._first("as-posted")
         if second.exits_served:
             self._add(second)
@@ -212,7 +221,7 @@ class _SuiteRun:
             )
             self._note(Result("exit-number", ResultState.FAILED, detail))
         else:
-            self._found, self._exit_number = found, ExitReason.SNP_REQ_CERTS
+            self._found, self._kernel = found, released
             self._note(_skipped("exit-number", "the VMM serves neither number"))
 
     def _first(self, name: str) -> _Tried:
@@ -230,9 +239,7 @@ class _SuiteRun:
         started = time.monotonic()
         with contextlib.closing(ServedFile(directory)) as served:
             scenario.start(served)
-            trial = Trial(
-                scenario, self._argv, served, self._firmware, self._limits, self._exit_number
-            )
+            trial = Trial(scenario, self._argv, served, self._firmware, self._limits, self._kernel)
             results = trial.run()
         seconds = time.monotonic() - started
         output, seen = trial.output.kept(), TrialSeen(trial.journal.seen, trial.journal.requests)

@@ -22,7 +22,6 @@ from typing import Final
 
 from snpcerts.abi.cert_table import EMPTY
 from snpcerts.abi.ghcb import PAGE_SIZE
-from snpcerts.abi.kvm import ExitReason
 from snpcerts.conformance.description import holding
 from snpcerts.conformance.file_observer import FileObserver
 from snpcerts.conformance.journal import UPDATE, CertsRequest, Journal
@@ -49,7 +48,7 @@ from snpcerts.emulator.guest.program import (
 from snpcerts.emulator.guest.program import Program as GuestProgram
 from snpcerts.emulator.kvm.kvm_device import KvmDevice
 from snpcerts.emulator.kvm.platform import Platform
-from snpcerts.emulator.kvm.release import KernelRelease
+from snpcerts.emulator.kvm.release import NEWEST, KernelRelease
 from snpcerts.emulator.machine.virtual_files import host_files
 from snpcerts.emulator.psp.firmware import Firmware
 from snpcerts.emulator.psp.sev_device import SevDevice
@@ -146,7 +145,7 @@ class Trial:
         served: ServedFile,
         firmware: Firmware,
         limits: Limits,
-        exit_number: int = ExitReason.SNP_REQ_CERTS,
+        kernel: KernelRelease = NEWEST,
     ) -> None:
         self.scenario = scenario
         self.served = served
@@ -167,7 +166,7 @@ class Trial:
         self.ended_by: int | None = None  # the VMM's exit code, as a shell reports it
         self._argv = [word.replace(CERTS, str(served.path)) for word in argv]
         self._platform = Platform(firmware, certs_supported=scenario.certs_supported)
-        self._exit_number = exit_number
+        self._kernel = kernel
         self._results: dict[str, Result] = {}
         self._now = scenario.checks[0]
         self._done = 0
@@ -336,9 +335,7 @@ class Trial:
         return Door(
             {
                 "/dev/kvm": lambda _: ObservedKvm(
-                    KvmDevice(
-                        platform, self._make_guest, KernelRelease(req_certs_exit=self._exit_number)
-                    ),
+                    KvmDevice(platform, self._make_guest, self._kernel),
                     self,
                 ),
                 "/dev/sev": lambda _: SevDevice(platform.firmware),

@@ -104,20 +104,27 @@ def become_guest_program(
 
 
 def host_program(
-    home: PlatformHome, argv: Sequence[str], script: GuestScript, *, detached: int | None = None
+    home: PlatformHome,
+    argv: Sequence[str],
+    script: GuestScript,
+    *,
+    detached: int | None = None,
+    series: str = NEWEST.series,
 ) -> list[str]:
     """Return the command line of a process that becomes ``argv`` on the platform's host.
 
     It is killed when this process ends. With ``detached``, a descriptor that it
-    inherits, it leaves this process instead, and writes its process id there.
+    inherits, it leaves this process instead, and writes its process id there. ``series`` is
+    the host's Linux.
     """
     keeping = f"{os.getpid()}" if detached is None else f"detached {detached}"
-    own = [str(home.path), json.dumps(script.to_json()), keeping]
+    own = [str(home.path), json.dumps(script.to_json()), series, keeping]
     return [sys.executable, "-P", "-m", __name__, *own, *argv]
 
 
-def start_reference_vm(home: PlatformHome, certs: str) -> str:
-    """Start the built-in VMM, which serves the file ``certs``; return its VM's name.
+def start_reference_vm(home: PlatformHome, certs: str, series: str = NEWEST.series) -> str:
+    """Start the built-in VMM on a host with Linux ``series``; it serves the file ``certs``. Return
+    its VM's name.
 
     The VMM is a separate process, not a child of the calling one, and ends with it.
     """
@@ -132,7 +139,11 @@ def start_reference_vm(home: PlatformHome, certs: str) -> str:
             try:
                 launcher = subprocess.Popen(
                     host_program(
-                        home, [*program, str(ours)], GuestScript(serve=True), detached=tell
+                        home,
+                        [*program, str(ours)],
+                        GuestScript(serve=True),
+                        detached=tell,
+                        series=series,
                     ),
                     stdin=subprocess.DEVNULL,
                     pass_fds=(tell, ours),
@@ -252,7 +263,7 @@ def _log(home: PlatformHome) -> Iterator[int]:
 
 
 def _main(arguments: Sequence[str]) -> int:
-    directory, script, keeping, *argv = arguments
+    directory, script, series, keeping, *argv = arguments
     if keeping.startswith("detached"):
         leave_parent()
         pipe = int(keeping.split()[1])
@@ -262,7 +273,9 @@ def _main(arguments: Sequence[str]) -> int:
         end_with_parent(int(keeping))
     home = PlatformHome(Path(directory))
     try:
-        become_host_program(home, argv, GuestScript.from_json(json.loads(script)))
+        become_host_program(
+            home, argv, GuestScript.from_json(json.loads(script)), KernelRelease(series)
+        )
     except SnpCertsError as error:
         print(f"snpcerts: {error}", file=sys.stderr)
         return error.exit_code
