@@ -26,6 +26,7 @@ FLOORS = [
     "printable",
     "trace",
     "errors",
+    "device_file",
     "fidelity",
     "temporary_directory",
     "file_date",

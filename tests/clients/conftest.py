@@ -66,8 +66,9 @@ def pytest_pycollect_makemodule(
     return module
 
 
-@pytest.fixture(scope="session", autouse=True)
-def _kernel() -> None:
+@pytest.fixture(scope="session")
+def front_door() -> None:
+    """Skip where this kernel cannot give programs an emulated platform."""
     try:
         seccomp.check()
     except seccomp.FrontDoorUnavailableError as error:
@@ -267,7 +268,10 @@ Benches = Callable[[Product], Bench]
 
 @pytest.fixture(params=HOSTS, ids=name)
 def bench_of(
-    request: pytest.FixtureRequest, pristine: Callable[[Product, str], Path], tmp_path: Path
+    front_door: None,
+    request: pytest.FixtureRequest,
+    pristine: Callable[[Product, str], Path],
+    tmp_path: Path,
 ) -> Benches:
     """A fresh platform of a product, with a directory to work in."""
     kernel, firmware = request.param

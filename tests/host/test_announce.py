@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from snpcerts.abi.product import Cpuid
 from snpcerts.endorsement.vek import VekKind
 from snpcerts.errors import InputError, RefusedError, RetryLaterError, SnpCertsError
 from snpcerts.host.announce import (
@@ -28,7 +29,7 @@ from snpcerts.host.expected_content import Key
 from snpcerts.host.host_processor import cpuid_of_host
 from snpcerts.host.mirror_wait import LONGEST_PAUSE, SHORTEST_PAUSE, wait_for_mirror
 from snpcerts.kds.clock import Clock
-from snpcerts.mirror.announcement import Announcement, Cpuid
+from snpcerts.mirror.announcement import Announcement
 from snpcerts.mirror.mirror_client import MirrorAccess, read_token
 
 from ..kds.answering import Answering, ok

@@ -7,10 +7,10 @@ import hashlib
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
-from snpcerts.abi.product import Product
+from snpcerts.abi.product import Cpuid, Product
 from snpcerts.abi.tcb import TcbVersion
 from snpcerts.endorsement.vek import VekKind
-from snpcerts.mirror.announcement import Announcement, Cpuid, FileReport
+from snpcerts.mirror.announcement import Announcement, FileReport
 from snpcerts.mirror.fleet_view import (
     Expiring,
     Fleet,

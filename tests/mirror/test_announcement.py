@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from snpcerts.abi.product import Product
+from snpcerts.abi.product import Cpuid, Product
 from snpcerts.abi.tcb import TcbVersion
 from snpcerts.endorsement.vek import VekKind
 from snpcerts.errors import FormatError
@@ -22,7 +22,6 @@ from snpcerts.mirror.announcement import (
     MAX_BYTES,
     MAX_REPORTED_FILES,
     Announcement,
-    Cpuid,
     FileReport,
     file_report,
     read_announcement,

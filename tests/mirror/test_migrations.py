@@ -11,11 +11,11 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from sqlalchemy import inspect
+from sqlalchemy import inspect, select, text
 
 from snpcerts.mirror.database import DatabaseUnavailableError, MirrorDatabase
-from snpcerts.mirror.migrations import NEWEST, version
-from snpcerts.mirror.tables import METADATA
+from snpcerts.mirror.migrations import NEWEST, migrate, version
+from snpcerts.mirror.tables import METADATA, PACE, QUEUE
 
 
 def test_the_migrations_and_the_tables_agree(database: str) -> None:
@@ -34,6 +34,66 @@ def test_the_migrations_and_the_tables_agree(database: str) -> None:
                 assert each["nullable"] == wanted[each["name"]].nullable, (name, each["name"])
         keys = found.get_pk_constraint(name)["constrained_columns"]
         assert set(keys) == {column.name for column in named[name].primary_key}
+    opened.close()
+
+
+def test_an_older_database_keeps_its_rows(database: str) -> None:
+    """Each migration after the first, from a database with a row in each table that it rewrites."""
+    opened = MirrorDatabase(database)
+    with opened.write() as connection:
+        migrate(connection, to=1)
+        connection.execute(
+            text(
+                "INSERT INTO queue VALUES ('/vcek/v1/Milan/cert_chain', 'chain', 'Milan', NULL, "
+                "FALSE, 2, '192.0.2.1', 10.5, 11.5, 12.5, 13.5, 'token', 3, 'no route')"
+            )
+        )
+        connection.execute(
+            text(
+                "UPDATE pace SET set_at = 1.5, next_at = 2.5, hold_until = 3.5, busy_until = 4.5, "
+                "busy_by = 'token', gap = 10.5, refused_at = 5.5, refusals = 2, failures = 3, "
+                "latency = 0.5, problem = 'no route', requests = 4, last_ok_at = 6.5"
+            )
+        )
+    opened.prepare()
+    with opened.read() as connection:
+        assert version(connection) == NEWEST
+        assert [dict(row) for row in connection.execute(select(QUEUE)).mappings()] == [
+            {
+                "resource": "/vcek/v1/Milan/cert_chain",
+                "kind": "chain",
+                "product": "Milan",
+                "hwid": None,
+                "paced": False,
+                "need": 2,
+                "caller": "192.0.2.1",
+                "wanted_at": 10.5,
+                "not_before": 11.5,
+                "lease_until": 13.5,
+                "leased_by": "token",
+                "attempts": 3,
+                "problem": "no route",
+            }
+        ]
+        assert [dict(row) for row in connection.execute(select(PACE)).mappings()] == [
+            {
+                "id": 1,
+                "set_at": 1.5,
+                "next_at": 2.5,
+                "hold_until": 3.5,
+                "busy_until": 4.5,
+                "busy_by": "token",
+                "gap": 10.5,
+                "refused_at": 5.5,
+                "refusals": 2,
+                "failures": 3,
+                "latency": 0.5,
+                "problem": "no route",
+                "requests": 4,
+            }
+        ]
+    indexes = {each["name"] for each in inspect(opened.engine).get_indexes("queue")}
+    assert indexes == {"queue_order", "queue_caller"}
     opened.close()
 
 

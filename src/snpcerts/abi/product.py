@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import enum
 import functools
+from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 from snpcerts.abi.tcb import TcbLayout, TcbVersion
@@ -137,6 +138,17 @@ _FACTS: Final = {
         ark_spki_sha384=None,
     ),
 }
+
+
+@dataclass(frozen=True, slots=True)
+class Cpuid:
+    """Family, model and stepping of a processor, the combined values of CPUID leaf 0x80000001,
+    each 0 to 255.
+    """
+
+    family: int
+    model: int
+    stepping: int
 
 
 @functools.lru_cache(maxsize=64)

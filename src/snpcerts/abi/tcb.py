@@ -59,7 +59,7 @@ _LAYOUTS = {frozenset(places): layout for layout, places in _BYTES.items()}
 # Short names that people type, beside the components' own names.
 SHORT_NAMES = {"bl": "bootloader", "tee": "tee", "snp": "snp", "ucode": "microcode", "fmc": "fmc"}
 _NAMES = SHORT_NAMES | {name: name for name in SHORT_NAMES.values()}
-_SHORT = {name: short for short, name in SHORT_NAMES.items()}
+SHORT_NAME_OF = {name: short for short, name in SHORT_NAMES.items()}
 _PART = re.compile(r'"?([a-z]+)"?\s*[=:]\s*([0-9]{1,3})')
 _RAW = re.compile(r"(?:0x)?([0-9a-fA-F]{16})")
 
@@ -196,6 +196,6 @@ def _misfit(components: Collection[str]) -> NoReturn:
     places = min(_BYTES.values(), key=lambda each: len(each.keys() ^ set(components)))
     for name in places:
         if name not in components:
-            raise FormatError("TCB", f"{_SHORT[name]} is missing; name every component")
+            raise FormatError("TCB", f"{SHORT_NAME_OF[name]} is missing; name every component")
     extra = ", ".join(name for name in components if name not in places)
     raise FormatError("TCB", f"no product has a TCB with {extra} beside {', '.join(places)}")

@@ -15,8 +15,7 @@ import errno
 import fcntl
 import os
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Final, Self
+from typing import Final
 
 from snpcerts.abi import sev_guest
 from snpcerts.abi.cert_table import CertTable
@@ -38,12 +37,12 @@ from snpcerts.abi.sev_guest import (
     ExtReportReq,
     GuestRequestIoctl,
 )
+from snpcerts.device_file import DeviceFile
 from snpcerts.errors import FormatError, RefusedError, SnpCertsError, UsageError
 
 DEVICE: Final = "/dev/sev-guest"
 REPORT_DATA_SIZE: Final = 64
 _MSG_VERSION: Final = 1
-_NOT_THERE: Final = (errno.ENOENT, errno.ENOTDIR, errno.ENODEV, errno.ENXIO)
 
 
 class GuestRequestError(RefusedError):
@@ -82,37 +81,17 @@ class ExtendedReport:
         return CertTable.decode(self.table) if self.table else CertTable()
 
 
-class SevGuest:
+class SevGuest(DeviceFile):
     """An open ``/dev/sev-guest``; a context manager."""
 
     def __init__(self, path: str = DEVICE) -> None:
         """Open the device; :class:`NoDeviceError` or :class:`RefusedError` if that fails."""
-        try:
-            self._fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-        except OSError as error:
-            kind = NoDeviceError if error.errno in _NOT_THERE else RefusedError
-            hint = "run this inside an SEV-SNP guest, with its sev-guest driver loaded"
-            if error.errno in (errno.EACCES, errno.EPERM):
-                hint = "run this as root, or give this user access to the device"
-            raise kind(f"{path}: {error.strerror}", hint=hint) from None
-        self._path = path
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Close the device."""
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
+        super().__init__(
+            path,
+            hint="run this inside an SEV-SNP guest, with its sev-guest driver loaded",
+            forbidden_hint="run this as root, or give this user access to the device",
+            missing=NoDeviceError,
+        )
 
     def report(
         self, report_data: bytes, *, vmpl: int = 0, key: KeySelect = KeySelect.DEFAULT
@@ -125,7 +104,7 @@ class SevGuest:
         request = _report_request(report_data, vmpl, key)
         response, exitinfo2, failed = self._issue(SNP_GET_REPORT, request)
         if failed is not None:
-            raise _refusal(self._path, failed, exitinfo2)
+            raise _refusal(self.path, failed, exitinfo2)
         return _report_of(response)
 
     def extended_report(
@@ -149,13 +128,13 @@ class SevGuest:
         if exitinfo2 >> 32 == VmmError.INVALID_LEN:
             needed = ExtReportReq.unpack(request).certs_len
             raise GuestRequestError(
-                f"{self._path}: the host's certificate table needs {needed} bytes; "
+                f"{self.path}: the host's certificate table needs {needed} bytes; "
                 f"a Linux guest accepts at most {CERTS_MAX_SIZE}",
                 failed,
                 exitinfo2,
                 "ask the operator for a smaller table; reports without certificates still work",
             )
-        raise _refusal(self._path, failed, exitinfo2)
+        raise _refusal(self.path, failed, exitinfo2)
 
     def _issue(self, number: int, request: bytearray) -> tuple[bytes, int, int | None]:
         """Issue the request; return (response, exitinfo2, errno or None)."""
@@ -171,7 +150,7 @@ class SevGuest:
         failed: int | None = None
         try:
             # Positive: the hypervisor did not handle the VMGEXIT; that is a failure too.
-            if fcntl.ioctl(self._fd, number, outer) > 0:
+            if fcntl.ioctl(self.fd, number, outer) > 0:
                 failed = errno.EIO
         except OSError as error:
             failed = error.errno or errno.EIO

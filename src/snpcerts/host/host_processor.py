@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import re
 
-from snpcerts.abi.product import Product, product_of_cpuid
+from snpcerts.abi.product import Cpuid, Product, product_of_cpuid
 from snpcerts.errors import RefusedError
-from snpcerts.mirror.announcement import Cpuid
 
 CPUINFO = "/proc/cpuinfo"
 _LIMIT = 8192  # bytes; the first processor's part is enough

@@ -11,11 +11,11 @@ import ctypes
 import errno
 import fcntl
 import os
-from types import TracebackType
-from typing import Final, Self
+from typing import Final
 
 from snpcerts.abi import psp
 from snpcerts.abi.cstruct import CStruct
+from snpcerts.device_file import DeviceFile
 from snpcerts.errors import RefusedError
 
 DEVICE: Final = "/dev/sev"
@@ -55,35 +55,16 @@ class SevError(RefusedError):
         super().__init__(f"{command.name}: {text}", hint=hint)
 
 
-class Sev:
+class Sev(DeviceFile):
     """An open ``/dev/sev``; a context manager."""
 
     def __init__(self, path: str = DEVICE) -> None:
         """Open the device. Raises :class:`RefusedError` if it is missing or may not be opened."""
-        try:
-            self._fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-        except OSError as error:
-            hint = "run this on an SEV-SNP host, with its ccp driver loaded"
-            if error.errno in (errno.EACCES, errno.EPERM):
-                hint = "run this as root"
-            raise RefusedError(f"{path}: {error.strerror}", hint=hint) from None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Close the device."""
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
+        super().__init__(
+            path,
+            hint="run this on an SEV-SNP host, with its ccp driver loaded",
+            forbidden_hint="run this as root",
+        )
 
     def snp_platform_status(self) -> psp.SnpPlatformStatus:
         """SNP_PLATFORM_STATUS: current and reported TCB, and the other fields."""
@@ -123,7 +104,7 @@ class Sev:
         pointer = 0 if view is None else ctypes.addressof(view)
         issue = bytearray(psp.IssueCmd(cmd=command, data=pointer).pack())
         try:
-            fcntl.ioctl(self._fd, psp.SEV_ISSUE_CMD, issue)
+            fcntl.ioctl(self.fd, psp.SEV_ISSUE_CMD, issue)
         except OSError as error:
             status = psp.IssueCmd.unpack(issue).error
             raise SevError(command, error.errno or errno.EIO, status) from None

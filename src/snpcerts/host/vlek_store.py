@@ -18,12 +18,11 @@ from pathlib import Path
 from typing import Final
 
 from snpcerts.abi.product import Product
-from snpcerts.abi.tcb import TcbVersion
+from snpcerts.abi.tcb import SHORT_NAME_OF, SHORT_NAMES, TcbVersion
 from snpcerts.errors import FormatError, RefusedError
 
 _SIZE_LIMIT: Final = 1 << 16
 _TCBS_LIMIT: Final = 64
-_SHORT = {"bootloader": "bl", "tee": "tee", "snp": "snp", "microcode": "ucode", "fmc": "fmc"}
 
 
 class VlekStore:
@@ -34,7 +33,8 @@ class VlekStore:
 
     def path(self, product: Product, tcb: TcbVersion) -> Path:
         """Return where the certificate for that TCB is kept."""
-        parts = "_".join(f"{_SHORT[name]}{value}" for name, value in tcb.components().items())
+        components = tcb.components().items()
+        parts = "_".join(f"{SHORT_NAME_OF[name]}{value}" for name, value in components)
         return self.folder / f"{product.keyword}_{parts}_vlek.der"
 
     def find(self, product: Product, tcb: TcbVersion) -> bytes | None:
@@ -82,9 +82,8 @@ def _tcb(product: Product, name: str) -> TcbVersion | None:
     match = re.fullmatch(rf"{product.keyword}_((?:[a-z]+[0-9]{{1,3}}_)+)vlek\.der", name)
     if match is None:
         return None
-    long = {short: component for component, short in _SHORT.items()}
     parts = re.findall(r"([a-z]+)([0-9]+)", match[1])
     try:
-        return TcbVersion.of({long[short]: int(value) for short, value in parts})
+        return TcbVersion.of({SHORT_NAMES[short]: int(value) for short, value in parts})
     except (KeyError, TypeError, FormatError):
         return None

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Final
 
-from snpcerts.abi.product import Product, product_of_keyword
+from snpcerts.abi.product import Cpuid, Product, product_of_keyword
 from snpcerts.abi.tcb import TcbVersion
 from snpcerts.endorsement.vek import VekKind
 from snpcerts.errors import FormatError
@@ -40,15 +40,6 @@ FILE_STATES: Final = (
     "unreadable",
     "locked",
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Cpuid:
-    """Family, model and stepping of a processor, the combined values of leaf 0x80000001."""
-
-    family: int
-    model: int
-    stepping: int
 
 
 @dataclass(frozen=True, slots=True)

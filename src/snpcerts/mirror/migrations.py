@@ -69,12 +69,38 @@ _FIRST: Final = (
     "CREATE TABLE instance (id TEXT PRIMARY KEY, seen_at {real} NOT NULL)",
 )
 
-MIGRATIONS: Final[Sequence[Sequence[str]]] = (_FIRST,)
+# Columns that nothing read: queue.leased_at, pace.last_ok_at. The tables are written again because
+# SQLite before 3.35 cannot drop a column.
+_SECOND: Final = (
+    """CREATE TABLE queue_2 (
+        resource TEXT PRIMARY KEY, kind TEXT NOT NULL, product TEXT NOT NULL, hwid TEXT,
+        paced BOOLEAN NOT NULL, need INTEGER NOT NULL, caller TEXT, wanted_at {real} NOT NULL,
+        not_before {real} NOT NULL, lease_until {real} NOT NULL, leased_by TEXT,
+        attempts INTEGER NOT NULL, problem TEXT)""",
+    """INSERT INTO queue_2 SELECT resource, kind, product, hwid, paced, need, caller, wanted_at,
+        not_before, lease_until, leased_by, attempts, problem FROM queue""",
+    "DROP TABLE queue",
+    "ALTER TABLE queue_2 RENAME TO queue",
+    "CREATE INDEX queue_order ON queue (paced, need, wanted_at, resource)",
+    "CREATE INDEX queue_caller ON queue (caller)",
+    """CREATE TABLE pace_2 (
+        id INTEGER PRIMARY KEY CHECK (id = 1), set_at {real} NOT NULL, next_at {real} NOT NULL,
+        hold_until {real} NOT NULL, busy_until {real} NOT NULL, busy_by TEXT,
+        gap {real} NOT NULL, refused_at {real} NOT NULL, refusals INTEGER NOT NULL,
+        failures INTEGER NOT NULL, latency {real} NOT NULL, problem TEXT,
+        requests {big} NOT NULL)""",
+    """INSERT INTO pace_2 SELECT id, set_at, next_at, hold_until, busy_until, busy_by, gap,
+        refused_at, refusals, failures, latency, problem, requests FROM pace""",
+    "DROP TABLE pace",
+    "ALTER TABLE pace_2 RENAME TO pace",
+)
+
+MIGRATIONS: Final[Sequence[Sequence[str]]] = (_FIRST, _SECOND)
 NEWEST: Final = len(MIGRATIONS)
 
 
-def migrate(connection: Connection) -> None:
-    """Bring the database up to :data:`NEWEST`, within the caller's transaction.
+def migrate(connection: Connection, to: int = NEWEST) -> None:
+    """Bring the database up to schema ``to``, within the caller's transaction.
 
     Raises :class:`RefusedError` for a database of a newer release.
     """
@@ -82,20 +108,20 @@ def migrate(connection: Connection) -> None:
     if dialect == "postgresql":
         connection.execute(text(f"SELECT pg_advisory_xact_lock({_LOCK})"))
     found = version(connection)
-    if found > NEWEST:
+    if found > to:
         raise RefusedError(
-            f"the database has schema {found}, this release of snpcerts knows {NEWEST}",
+            f"the database has schema {found}, this release of snpcerts knows {to}",
             hint="a newer release wrote it: upgrade this instance too, or restore a backup",
         )
-    if found == NEWEST:
+    if found == to:
         return
     if found == 0:
         connection.execute(text("CREATE TABLE schema_version (version INTEGER NOT NULL)"))
         connection.execute(text("INSERT INTO schema_version VALUES (0)"))
-    for statements in MIGRATIONS[found:]:
+    for statements in MIGRATIONS[found:to]:
         for statement in statements:
             connection.execute(text(statement.format_map(_TYPES[dialect])))
-    connection.execute(text("UPDATE schema_version SET version = :to"), {"to": NEWEST})
+    connection.execute(text("UPDATE schema_version SET version = :to"), {"to": to})
 
 
 def version(connection: Connection) -> int:

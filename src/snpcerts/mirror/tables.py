@@ -52,7 +52,6 @@ QUEUE: Final = Table(
     Column("caller", Text),  # the address of a stranger that asked first
     Column("wanted_at", Double, nullable=False),
     Column("not_before", Double, nullable=False),
-    Column("leased_at", Double, nullable=False),
     Column("lease_until", Double, nullable=False),  # 0: free
     Column("leased_by", Text),
     Column("attempts", Integer, nullable=False),
@@ -76,7 +75,6 @@ PACE: Final = Table(
     Column("latency", Double, nullable=False),  # seconds that an answer takes, averaged
     Column("problem", Text),
     Column("requests", BigInteger, nullable=False),
-    Column("last_ok_at", Double, nullable=False),
 )
 
 # What upstream said it does not have, or sent wrong: remembered for minutes.

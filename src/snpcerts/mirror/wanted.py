@@ -223,9 +223,7 @@ class WantedQueue:
         connection.execute(
             update(QUEUE)
             .where(QUEUE.c.resource == row.resource)
-            .values(
-                leased_at=now, lease_until=now + LEASE, leased_by=token, attempts=row.attempts + 1
-            )
+            .values(lease_until=now + LEASE, leased_by=token, attempts=row.attempts + 1)
         )
         resource = parse_target(row.resource)
         return Taken(resource, start_in, token, row.attempts + 1)
@@ -244,9 +242,7 @@ class WantedQueue:
             latency = took if pace.latency == 0 else pace.latency
             values["latency"] = latency + _SMOOTH * (min(took, REQUEST) - latency)
             values["refusals"] = 0
-        connection.execute(
-            update(PACE).values(**values, failures=0, last_ok_at=now - ago, problem=None)
-        )
+        connection.execute(update(PACE).values(**values, failures=0, problem=None))
 
     def not_given(
         self,
@@ -508,7 +504,6 @@ def _row(
         "caller": caller,
         "wanted_at": now,
         "not_before": now,
-        "leased_at": 0.0,
         "lease_until": 0.0,
         "attempts": 0,
     }

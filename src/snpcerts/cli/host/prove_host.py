@@ -29,6 +29,7 @@ from snpcerts.cli.host.prove import end_commands, run_in_guest
 from snpcerts.cli.say import present, say
 from snpcerts.cli.signals import ends_cleanly
 from snpcerts.cli.source_options import anchors_of
+from snpcerts.cli.tcb_components import METAVAR
 from snpcerts.errors import RefusedError, RetryLaterError, UsageError
 from snpcerts.printable import printable
 
@@ -58,7 +59,7 @@ _VERSION_LIMIT: Final = 10.0
 )
 @click.option(
     "--update",
-    metavar="bl=N,tee=N,snp=N,ucode=N[,fmc=N]",
+    metavar=METAVAR,
     help="Report this TCB for a while, so that another key signs; then the present one again.",
 )
 @click.option("-o", "--output", metavar="FILE", help="Write the report here, as JSON.")

@@ -13,13 +13,14 @@ import click
 from snpcerts.cli.files import read_input
 from snpcerts.cli.product_option import product_option
 from snpcerts.cli.say import present, say
+from snpcerts.cli.tcb_components import METAVAR
 from snpcerts.errors import InputError, RetryLaterError, UsageError
 
 
 @click.command()
 @click.option(
     "--tcb",
-    metavar="bl=N,tee=N,snp=N,ucode=N[,fmc=N]",
+    metavar=METAVAR,
     required=True,
     help="The TCB that the hosts will report.",
 )
