@@ -10,9 +10,8 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from datetime import datetime
-from typing import Final
+from typing import Final, NamedTuple
 
 from snpcerts.abi.report import Report
 from snpcerts.endorsement.anchors import Anchor
@@ -22,6 +21,7 @@ from snpcerts.endorsement.sorting import chains, sort_all
 from snpcerts.endorsement.vek import EndorsementCert, VekKind
 from snpcerts.verify import report_check
 from snpcerts.verify.collateral import Collateral
+from snpcerts.verify.verdict import ReportTcbs
 
 
 class Part(enum.Enum):
@@ -33,16 +33,18 @@ class Part(enum.Enum):
     CRL = "crl"
 
 
-@dataclass(frozen=True, slots=True)
-class Choice:
-    """A possible chain, and what is wrong between its leaf and the report."""
+class Choice(NamedTuple):
+    """A possible chain, and what is wrong between its leaf and the report. ``tcbs`` are the
+    report's, as the leaf's product has them, and why some cannot be read; None without a leaf.
+    """
 
     findings: Findings
-    of_leaf: tuple[Reason, ...]
+    of_leaf: tuple[Reason, ...] = ()
+    tcbs: tuple[ReportTcbs, tuple[Reason, ...]] | None = None
 
     def reasons(self, at: datetime) -> tuple[Reason, ...]:
         """Return all that is wrong with the chain at that time."""
-        return (*self.findings.reasons_at(at), *self.of_leaf)
+        return self.findings.reasons_at(at) + self.of_leaf
 
 
 def choose(
@@ -57,21 +59,18 @@ def choose(
 ) -> Choice:
     """Return the best chain that ``collateral`` has for the report."""
     lists = [each.data for each in collateral.all_lists]
-
-    def judged(findings: Findings) -> Choice:
-        leaf = findings.leaf
-        return Choice(findings, () if leaf is None else _of_leaf(report, leaf, allow_masked))
-
-    best = judged(memory.findings(kind, collateral.chain(kind), anchors, lists))
+    findings = memory.findings(kind, collateral.chain(kind), anchors, lists)
+    best = _choice(report, findings, allow_masked)
     if not best.reasons(at) or collateral.without_certificates:
         return best
     least = _score(best, at)
 
     def fits(leaf: EndorsementCert) -> bool:
-        return not _of_leaf(report, leaf, True)
+        return not _of_leaf(report, leaf, True)[0]
 
     for chain in chains(kind, sort_all(collateral.parts), fits):
-        other = judged(memory.findings(kind, chain, anchors, lists))
+        findings = memory.findings(kind, chain, anchors, lists)
+        other = _choice(report, findings, allow_masked)
         score = _score(other, at)
         if score < least:
             best, least = other, score
@@ -90,9 +89,22 @@ def _score(choice: Choice, at: datetime) -> tuple[int, int]:
     return 3 - present, len(choice.reasons(at))
 
 
-def _of_leaf(report: Report, leaf: EndorsementCert, allow_masked: bool) -> tuple[Reason, ...]:
-    tcbs, _ = report_check.read_tcbs(report, leaf.product)
-    return tuple(report_check.check_leaf(report, tcbs.reported, leaf, allow_masked=allow_masked))
+def _choice(report: Report, findings: Findings, allow_masked: bool) -> Choice:
+    leaf = findings.leaf
+    return (
+        Choice(findings)
+        if leaf is None
+        else Choice(findings, *_of_leaf(report, leaf, allow_masked))
+    )
+
+
+def _of_leaf(
+    report: Report, leaf: EndorsementCert, allow_masked: bool
+) -> tuple[tuple[Reason, ...], tuple[ReportTcbs, tuple[Reason, ...]]]:
+    tcbs = report_check.read_tcbs(report, leaf.product)
+    reported = tcbs[0].reported
+    reasons = tuple(report_check.check_leaf(report, reported, leaf, allow_masked=allow_masked))
+    return reasons, tcbs
 
 
 _LEAF = frozenset({Part.LEAF})

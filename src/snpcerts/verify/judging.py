@@ -25,17 +25,18 @@ from snpcerts.endorsement.reason import Authenticity, NextStep, Reason, ReasonCo
 from snpcerts.endorsement.vek import VekKind
 from snpcerts.errors import FormatError, UsageError
 from snpcerts.verify import report_check
-from snpcerts.verify.choosing import Part, choose, parts_of, wrong_parts
+from snpcerts.verify.choosing import Choice, Part, choose, parts_of, wrong_parts
 from snpcerts.verify.collateral import Collateral
 from snpcerts.verify.evidence import Evidence
 from snpcerts.verify.policy import Policy, Revocation
 from snpcerts.verify.policy_check import Subject, check_policy, unjudged
 from snpcerts.verify.revocation import NO_LISTS, check_revocation
 from snpcerts.verify.verdict import ReportTcbs, SourceFault, Status, Verdict, status_of
-from snpcerts.verify.verdict_check import ReportFacts, authenticity_checks
+from snpcerts.verify.verdict_check import ReportFacts, all_checks, authenticity_checks
 
 KINDS = {SigningKey.VCEK: VekKind.VCEK, SigningKey.VLEK: VekKind.VLEK}
 DEFAULT_POLICY = Policy()
+_NO_CHOICE = Choice(NOTHING)
 
 MEMORY = JudgeMemory()
 
@@ -86,8 +87,7 @@ def judge(
     genuine = report_check.check_layout(report)
     signing_key = report.signing_key
     kind = None if signing_key is None else KINDS.get(signing_key)
-    findings = NOTHING
-    of_leaf: tuple[Reason, ...] = ()
+    choice = _NO_CHOICE
     supplied = collateral.all_lists
     unpinned = report.product is not None and not report.product.is_pinned
     if unpinned:
@@ -95,7 +95,7 @@ def judge(
     elif kind is not None:
         masked = policy.allow_masked_chip_id
         choice = choose(report, kind, collateral, anchors, at, MEMORY, allow_masked=masked)
-        findings, of_leaf = choice.findings, choice.of_leaf
+    findings = choice.findings
     leaf = findings.leaf
     product = report.product if leaf is None else leaf.product
     lists = NO_LISTS
@@ -104,15 +104,16 @@ def judge(
         genuine += (*findings.reasons_at(at), *lists.reasons)
     elif signing_key is SigningKey.NONE:
         genuine.append(Reason(ReasonCode.REPORT_UNSIGNED, _unsigned(report)))
-    tcbs, unreadable = _tcbs(report, product)
+    tcbs, unreadable = choice.tcbs or _tcbs(report, product)
     genuine += () if unpinned else unreadable  # such a TCB is no second reason
-    genuine += of_leaf
+    genuine += choice.of_leaf
     if findings.key is not None:
         genuine += report_check.check_signature(report, findings.key)
-    genuine = _explained(genuine, unavailable)
-    genuine += report_check.check_runtime_data(
-        report, evidence.runtime_data, any_vmpl=policy.vmpls is not None
-    )
+    if unavailable:
+        genuine = _explained(genuine, unavailable)
+    if evidence.runtime_data is not None:
+        any_vmpl = policy.vmpls is not None
+        genuine += report_check.check_runtime_data(report, evidence.runtime_data, any_vmpl=any_vmpl)
     facts = ReportFacts(
         True,
         report.fields.version >= 3,
@@ -134,7 +135,7 @@ def judge(
         tcbs,
         report,
         leaf,
-        (*authenticity_checks(findings.facts, facts, genuine), *asked),
+        all_checks(authenticity_checks(findings.facts, facts, genuine), asked),
         findings.anchor,
         lists.lists,
         tuple(faults) if reasons else (),
@@ -173,7 +174,7 @@ def _explained(reasons: list[Reason], unavailable: Sequence[Reason]) -> list[Rea
     with: what the source has may be right. An untrusted root is none of these.
     """
     wrong = wrong_parts(reasons) | {Part.CRL for each in reasons if each.code in _MISSING}
-    if not unavailable or not wrong:
+    if not wrong:
         return reasons
     kept = [each for each in reasons if each.code not in _MISSING]
     retry = all(each.next_step is NextStep.RETRY_LATER for each in unavailable)

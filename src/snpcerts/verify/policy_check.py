@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
-from typing import Final
+from typing import Final, NamedTuple
 
 from snpcerts.abi.product import Product
 from snpcerts.abi.report import REPORT_SIZE, Report, SigningKey
@@ -31,8 +31,7 @@ from snpcerts.verify.verdict import ReportTcbs
 from snpcerts.verify.verdict_check import Check, CheckState
 
 
-@dataclass(frozen=True, slots=True)
-class Subject:
+class Subject(NamedTuple):
     """The values that a policy is compared with; None for one that could not be read."""
 
     report: Report
@@ -57,10 +56,19 @@ _Demand = Callable[[Policy, Subject], _DemandResult | None]
 def check_policy(policy: Policy, subject: Subject) -> tuple[tuple[Check, ...], tuple[Reason, ...]]:
     """Return every check of a policy in a fixed order, and a reason for each that failed."""
     plan = _plan(policy)
+    results = [demand(policy, subject) for _, _, demand in plan.asked]
+    last, listed = plan.last
+    # Most reports have the results of the one before.
+    if results != last:
+        listed = _listed_results(plan, results)
+        plan.last = (results, listed)
+    return listed
+
+
+def _listed_results(plan: _PolicyDemands, results: _Results) -> _Listed:
     checks = list(plan.unasked)
     reasons: list[Reason] = []
-    for index, code, demand in plan.asked:
-        outcome = demand(policy, subject)
+    for (index, code, _), outcome in zip(plan.asked, results, strict=True):
         if outcome is None:
             raise AssertionError(f"{code.value} depends on more than the policy")
         if outcome.passed:
@@ -85,13 +93,21 @@ def unjudged(policy: Policy) -> tuple[Check, ...]:
     )
 
 
-@dataclass(frozen=True, slots=True)
+_Results = list[_DemandResult | None]
+_Listed = tuple[tuple[Check, ...], tuple[Reason, ...]]
+
+
+@dataclass(slots=True)
 class _PolicyDemands:
-    """The policy's demands (position, code, demand), and the checks for what it does not ask."""
+    """The policy's demands (position, code, demand), and the checks for what it does not ask.
+
+    ``last`` has the results of the last report, and what follows from them.
+    """
 
     policy: Policy
     asked: tuple[tuple[int, ReasonCode, _Demand], ...]
     unasked: tuple[Check, ...]
+    last: tuple[_Results | None, _Listed] = (None, ((), ()))
 
 
 # By identity: hashing a policy takes longer than comparing a report with it.

@@ -122,15 +122,13 @@ def unknown_product(report: Report) -> Reason:
 
 
 def check_runtime_data(
-    report: Report, runtime_data: RuntimeData | None, *, any_vmpl: bool
+    report: Report, runtime_data: RuntimeData, *, any_vmpl: bool
 ) -> Iterator[Reason]:
     """REPORT_DATA must be the digest of the runtime data that came with the report. Runtime data is
     trusted only from VMPL 0, where the paravisor runs: the guest's own code runs at another VMPL
     and may request a report over any claims. With ``any_vmpl`` the caller makes its own demand on
     the VMPL.
     """
-    if runtime_data is None:
-        return
     expected, found = runtime_data.report_data(), report.fields.report_data
     if found != expected:
         yield Reason(

@@ -16,7 +16,7 @@ from snpcerts.endorsement.reason import NextStep, Reason
 from snpcerts.endorsement.vek import EndorsementCert
 from snpcerts.printable import printable
 from snpcerts.verify.revocation import JudgedList
-from snpcerts.verify.verdict_check import Check, CheckState
+from snpcerts.verify.verdict_check import Check, any_failed
 
 
 class Status(enum.Enum):
@@ -103,10 +103,8 @@ class Verdict:
             return
         if self.reasons or self.report is None or self.leaf is None or self.root is None:
             raise ValueError("a verified report has no reasons, and has report, leaf and root")
-        failed = CheckState.FAILED
-        for check in self.checks:
-            if check.state is failed:
-                raise ValueError("a verified report has no failed check")
+        if any_failed(self.checks):
+            raise ValueError("a verified report has no failed check")
 
     @property
     def root_is_amds(self) -> bool:

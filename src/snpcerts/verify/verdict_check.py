@@ -97,6 +97,40 @@ def authenticity_checks(
     )
 
 
+@dataclass(slots=True)
+class _Last:
+    """Authenticity's checks, the policy's and both in one, as of the last verdict; and the last
+    checks of which none has failed. Most verdicts have the same, as objects.
+    """
+
+    joined: tuple[tuple[Check, ...], tuple[Check, ...], tuple[Check, ...]] = ((), (), ())
+    unfailed: tuple[Check, ...] = ()
+
+
+_last = _Last()
+
+
+def all_checks(authenticity: tuple[Check, ...], asked: tuple[Check, ...]) -> tuple[Check, ...]:
+    """Return the checks of authenticity and those of a policy."""
+    first, second, both = _last.joined
+    if first is not authenticity or second is not asked:
+        both = (*authenticity, *asked)
+        _last.joined = (authenticity, asked, both)
+    return both
+
+
+def any_failed(checks: tuple[Check, ...]) -> bool:
+    """Whether one of the checks has failed."""
+    if checks is _last.unfailed:
+        return False
+    failed = CheckState.FAILED
+    for check in checks:
+        if check.state is failed:
+            return True
+    _last.unfailed = checks
+    return False
+
+
 @functools.lru_cache(maxsize=256)
 def _made(chain: ChainFacts, report: ReportFacts) -> tuple[Check, ...]:
     """Return the checks as they are if none has failed."""
