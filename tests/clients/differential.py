@@ -1,18 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
 """Changed evidence in every shape, before snpcerts and google/go-sev-guest.
 
-``python -m tests.clients.differential --inputs 20000 [--seed N]`` prints how many each accepts, and
-what snpcerts alone accepts; the exit code is then 1. docs/relying-parties.md lists where the two
-differ: in kinds of evidence that are not here (Turin, VLEKs).
+``python -m tests.clients.differential --inputs 20000 [--seed N]`` prints how many each accepts, by
+shape with ``--shapes``, and what snpcerts alone accepts; the exit code is then 1.
+docs/relying-parties.md lists where the two differ: in kinds of evidence that are not here (Turin,
+VLEKs).
 
 Evidence is genuine, and is changed in one of three ways: in its report, in its certificates, or in
-the bytes or characters of the shape around them. What snpcerts verifies is given to go-sev-guest as
-what was read: the report, and the certificates in DER behind it.
+the bytes or characters of the shape around them. For a shape of certificate files the report stands
+alone, and the certificates come from the changed file. What snpcerts verifies is given to
+go-sev-guest as what was read: the report, and the certificates in DER behind it.
 """
 
 from __future__ import annotations
 
 import argparse
+import collections
 import random
 import struct
 import subprocess
@@ -31,7 +34,7 @@ from snpcerts.verify.evidence import Evidence
 from snpcerts.verify.judging import verify
 from snpcerts.verify.policy import Policy
 from snpcerts.verify.verdict import Status, Verdict
-from tests.verify.shapes import ALONE, Ders, Shape, table_of, whole
+from tests.verify.shapes import ALONE, Ders, Shape, bundles, table_of, whole
 
 from .build import CLIENTS, BuildFailedError, ToolMissingError, ensure
 from .published import Published, published_evidence
@@ -42,12 +45,15 @@ _PATIENCE: Final = 3600  # seconds for go-sev-guest
 
 @dataclass(frozen=True)
 class Changed:
-    """One input: its shape, what was changed, and the bytes."""
+    """One input: its shape, what was changed, and the bytes. ``file`` has the certificates, where
+    they are in a file of their own.
+    """
 
     shape: str
     change: str
     data: bytes
     piece: Published
+    file: bytes | None = None
 
 
 @dataclass
@@ -61,6 +67,19 @@ class Result:
     altered: int = 0  # accepted with other bytes than the genuine shape has
     both: int = 0
     alone: list[str] = field(default_factory=list)
+    shapes: dict[str, collections.Counter[str]] = field(
+        default_factory=lambda: collections.defaultdict(collections.Counter)
+    )
+
+    def by_shape(self) -> str:
+        """Return one line for each shape."""
+        head = f"{'shape':46} {'inputs':>7} {'unread':>7} {'refused':>7} {'accepted':>8}"
+        lines = (
+            f"{name:46} {found.total():>7} {found['unread']:>7} {found['refused']:>7} "
+            f"{found['accepted']:>8}"
+            for name, found in self.shapes.items()
+        )
+        return "\n".join((head, *lines))
 
     def __str__(self) -> str:
         counts = (
@@ -135,9 +154,14 @@ def inputs(pieces: Sequence[Published], count: int, seed: int) -> Iterator[Chang
     for index in range(count):
         turn = index % len(pieces)
         piece, report, ders = pieces[turn], reports[turn], pieces[turn].certificates
-        shapes = _shapes(ders)
-        name = list(shapes)[index // len(pieces) % len(shapes)]
-        if index < len(pieces) * len(shapes):
+        shapes, files = _shapes(ders), bundles(ders)
+        names = (*shapes, *files)
+        name = names[index // len(pieces) % len(names)]
+        genuine = index < len(pieces) * len(names)
+        if name in files:
+            yield _file(chance, name, files[name], report, piece, genuine=genuine)
+            continue
+        if genuine:
             yield Changed(name, "nothing", shapes[name](report), piece)
             continue
         where = chance.choice(("report", "certificates", "shape", "shape"))
@@ -153,6 +177,15 @@ def inputs(pieces: Sequence[Published], count: int, seed: int) -> Iterator[Chang
         else:
             data, words = _mutated(chance, shapes[name](report))
         yield Changed(name, f"{where}: {words}", data, piece)
+
+
+def _file(
+    chance: random.Random, name: str, file: bytes, report: bytes, piece: Published, *, genuine: bool
+) -> Changed:
+    if genuine:
+        return Changed(name, "nothing", report, piece, file)
+    changed, words = _mutated(chance, file)
+    return Changed(name, f"shape: {words}", report, piece, changed)
 
 
 def _shapes(ders: Ders) -> dict[str, Shape]:
@@ -198,16 +231,21 @@ def compare(sevguest: Path, pieces: Sequence[Published], count: int, seed: int) 
             evidence = Evidence.from_bytes(each.data)
         except FormatError:
             result.unread += 1
+            result.shapes[each.shape]["unread"] += 1
             continue
         collateral = evidence.collateral
-        if each.shape in ALONE and collateral.empty:
+        if each.file is not None:
+            collateral = Collateral(others=(each.file,))
+        elif each.shape in ALONE and collateral.empty:
             collateral = Collateral(others=each.piece.certificates)
         verdict = verify(evidence, collateral, _GENUINE, at=each.piece.at)
         if verdict.status is not Status.VERIFIED:
             result.refused += 1
+            result.shapes[each.shape]["refused"] += 1
             continue
         accepted.append(each)
         result.accepted += 1
+        result.shapes[each.shape]["accepted"] += 1
         result.altered += each.change != "nothing"
         read.append(evidence.report.raw + table_of(_used(verdict, collateral, each.piece)))
     for each, line in zip(accepted, judge(sevguest, read, pieces[0].at), strict=True):
@@ -258,6 +296,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--inputs", type=int, default=20_000)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--shapes", action="store_true")
     options = parser.parse_args()
     try:
         sevguest = ensure(CLIENTS["sevguest"]).program("sevguest")
@@ -267,6 +306,8 @@ def main() -> int:
         return 2
     result = compare(sevguest, pieces, options.inputs, options.seed)
     print(result)
+    if options.shapes:
+        print(result.by_shape())
     return 1 if result.alone else 0
 
 
