@@ -5,10 +5,15 @@ Starting Python costs more than most commands do. Here each command is a fork of
 has imported them: it opens its own devices, takes its own locks, and can be killed. A line of
 standard input is a JSON object with the command's ``arguments`` and the files for ``out`` and
 ``err``; the answers are ``started PID`` and, in any order, ``ended PID STATUS``.
+
+What the first command of a kind imports besides, this process imports after it, so that the next
+ones find it.
 """
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import importlib
 import json
 import os
@@ -19,6 +24,10 @@ import traceback
 from typing import Any
 
 from snpcerts.cli.main import main
+
+
+# What to import from the children under way that tell it, by process id: a memory file of names.
+telling: dict[int, int] = {}
 
 
 def command(order: dict[str, Any]) -> int:
@@ -45,16 +54,35 @@ def answer(text: str) -> None:
 
 
 def started(line: bytes) -> None:
+    order = json.loads(line)
+    names = os.memfd_create("modules")
+    before = set(sys.modules)
     pid = os.fork()
     if pid == 0:
         code = 70
         try:
-            code = command(json.loads(line))
+            code = command(order)
+            os.write(names, "\n".join(sys.modules.keys() - before).encode())
         except BaseException:
             traceback.print_exc()
         finally:
             os._exit(code)
+    telling[pid] = names
     answer(f"started {pid}")
+
+
+def learn(names: int) -> None:
+    """Import the modules that a command needed; one that was killed has told none."""
+    with os.fdopen(names, encoding="ascii") as file:
+        file.seek(0)
+        new = file.read().split()
+    if not new:
+        return
+    for name in new:
+        with contextlib.suppress(ImportError):
+            importlib.import_module(name)
+    gc.collect()
+    gc.freeze()  # a child's collections leave the pages alone that it shares
 
 
 def reap() -> None:
@@ -65,6 +93,7 @@ def reap() -> None:
             return
         if pid == 0:
             return
+        learn(telling.pop(pid))
         answer(f"ended {pid} {os.waitstatus_to_exitcode(status)}")
 
 
