@@ -6,6 +6,10 @@ has imported them: it opens its own devices, takes its own locks, and can be kil
 standard input is a JSON object with the command's ``arguments`` and the files for ``out`` and
 ``err``; the answers are ``started PID`` and, in any order, ``ended PID STATUS``.
 
+A command that becomes another program in Python (``emulate host -- python -m MODULE``) calls what
+that program calls, with its arguments, where it would call execve(2). With ``in``, a FIFO, the
+command may be this program again: commands are then forked from a program behind a front door.
+
 What the first command of a kind imports besides, this process imports after it, so that the next
 ones find it.
 """
@@ -21,11 +25,11 @@ import select
 import signal
 import sys
 import traceback
-from typing import Any
+from typing import Any, Final, NoReturn
 
 from snpcerts.cli.main import main
 
-
+execve: Final = os.execve
 # What to import from the children under way that tell it, by process id: a memory file of names.
 telling: dict[int, int] = {}
 
@@ -34,12 +38,14 @@ def command(order: dict[str, Any]) -> int:
     """Be the command."""
     signal.set_wakeup_fd(-1)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    nothing = os.open(os.devnull, os.O_RDONLY)
-    os.dup2(nothing, 0)
+    given = os.open(order.get("in", os.devnull), os.O_RDONLY)
+    os.dup2(given, 0)
+    os.close(given)
     for name, fd in (("err", 2), ("out", 1)):
         opened = os.open(order[name], os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         os.dup2(opened, fd)
         os.close(opened)
+    os.execve = become  # type: ignore[assignment]  # in this process alone
     try:
         return main(order["arguments"])
     except SystemExit as ended:
@@ -47,6 +53,23 @@ def command(order: dict[str, Any]) -> int:
     finally:
         sys.stdout.flush()
         sys.stderr.flush()
+
+
+def become(path: str, argv: list[str], environment: dict[str, str]) -> NoReturn:
+    """Be that program, as execve(2) makes a process be it."""
+    words = [word for word in argv[1:] if word != "-P"]
+    if path != sys.executable or not words:
+        execve(path, argv, environment)
+    os.environ.update(environment)
+    if words[0] == __file__:
+        telling.clear()
+        serve(words[1:])
+        sys.exit(0)
+    if words[0] != "-m":
+        execve(path, argv, environment)
+    if words[1] == "snpcerts":
+        sys.exit(main(words[2:]))
+    sys.exit(importlib.import_module(words[1]).main(words[2:]))
 
 
 def answer(text: str) -> None:
@@ -97,7 +120,9 @@ def reap() -> None:
         answer(f"ended {pid} {os.waitstatus_to_exitcode(status)}")
 
 
-def serve() -> None:
+def serve(modules: list[str]) -> None:
+    for module in modules:
+        importlib.import_module(module)
     readable, writable = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
     signal.signal(signal.SIGCHLD, lambda *_: None)
     signal.set_wakeup_fd(writable)
@@ -117,6 +142,4 @@ def serve() -> None:
 
 
 if __name__ == "__main__":
-    for module in sys.argv[1:]:
-        importlib.import_module(module)
-    serve()
+    serve(sys.argv[1:])

@@ -28,45 +28,64 @@ class Running:
     handle: int
     out: Path
     err: Path
+    code: int | None = None
 
     def kill(self, number: signal.Signals = signal.SIGKILL) -> None:
+        if self.code is not None:
+            return
         with contextlib.suppress(ProcessLookupError):
             signal.pidfd_send_signal(self.handle, number)
 
     def over(self, wait: float = 0) -> bool:
         return bool(select.select([self.handle], [], [], wait)[0])
 
-    def wait(self) -> int:
+    def wait(self, limit: float = LIMIT) -> int:
         """Its exit code, once it has ended."""
-        code = self.server.ended(self.pid)
-        os.close(self.handle)
-        return code
+        if self.code is None:
+            assert self.over(limit), "a command does not end"
+            self.code = self.server.ended(self.pid)
+            os.close(self.handle)
+        return self.code
 
     def said(self) -> str:
         return self.out.read_text(errors="replace") + self.err.read_text(errors="replace")
 
 
 class Commands:
-    """A process that commands are forked from."""
+    """A process that commands are forked from.
 
-    def __init__(self, folder: Path, modules: Sequence[str], *prefix: str) -> None:
-        self._folder = folder
+    It is started with the command line ``prefix``, or is a command of ``start`` itself, with
+    ``prefix`` as its arguments.
+    """
+
+    def __init__(
+        self, folder: Path, modules: Sequence[str], *prefix: str, start: Commands | None = None
+    ) -> None:
         folder.mkdir(exist_ok=True)
-        self._process = subprocess.Popen(
-            [*prefix, sys.executable, str(SERVER), *modules],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-        )
+        self._folder = folder
         self._ended: dict[int, int] = {}
         self._numbers = itertools.count()
         self._unread = b""
+        orders, answers = folder / "orders", folder / "answers"
+        for fifo in (orders, answers):
+            if not fifo.exists():
+                os.mkfifo(fifo)
+        self._orders = os.open(orders, os.O_RDWR | os.O_CLOEXEC)
+        self._answers = os.open(answers, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        argv = [*prefix, sys.executable, str(SERVER), *modules]
+        self._process: subprocess.Popen[bytes] | Running
+        if start is None:
+            with orders.open("rb") as given, answers.open("wb") as out:
+                self._process = subprocess.Popen(argv, stdin=given, stdout=out)
+        else:
+            self._process = start.start(*argv, given=orders, out=answers)
 
     def _answer(self) -> list[str]:
-        assert self._process.stdout is not None
-        fd = self._process.stdout.fileno()
         while b"\n" not in self._unread:
-            assert select.select([fd], [], [], LIMIT)[0], "no command has started or ended"
-            data = os.read(fd, 65536)
+            assert select.select([self._answers], [], [], LIMIT)[0], (
+                "no command has started or ended"
+            )
+            data = os.read(self._answers, 65536)
             assert data, "the process that commands are forked from has ended"
             self._unread += data
         line, _, self._unread = self._unread.partition(b"\n")
@@ -79,14 +98,17 @@ class Commands:
         while self._answer() != ["ready"]:
             pass
 
-    def start(self, *arguments: str, out: Path | None = None) -> Running:
-        place = self._folder / str(next(self._numbers) % 8)
+    def start(self, *arguments: str, given: Path | None = None, out: Path | None = None) -> Running:
+        """Start a command, with the FIFO ``given`` as its standard input."""
+        number = next(self._numbers)
+        place = self._folder / str(number % 8 if given is None and out is None else number)
         out = out or place.with_suffix(".out")
         err = place.with_suffix(".err")
         order = {"arguments": arguments, "out": str(out), "err": str(err)}
-        assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps(order).encode() + b"\n")
-        self._process.stdin.flush()
+        if given is not None:
+            order["in"] = str(given)
+        data = json.dumps(order).encode() + b"\n"
+        assert os.write(self._orders, data) == len(data)
         while (answer := self._answer())[0] != "started":
             pass
         pid = int(answer[1])
@@ -108,13 +130,10 @@ class Commands:
         return self._ended.pop(pid)
 
     def close(self) -> None:
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
+        os.close(self._orders)
         try:
-            with contextlib.suppress(BrokenPipeError):
-                self._process.stdin.close()
             self._process.wait(LIMIT)
         finally:
             self._process.kill()
             self._process.wait()
-            self._process.stdout.close()
+            os.close(self._answers)

@@ -17,7 +17,7 @@ import pytest
 from snpcerts.abi.cert_table import VCEK_GUID, CertTable, TableEntry
 from snpcerts.certfile import lock_check
 from snpcerts.certfile.file import CertFile
-from snpcerts.certfile.holders import Holder, holders_of, vm_named_in
+from snpcerts.certfile.holders import Holder, holders_of, holders_of_each, vm_named_in
 from snpcerts.certfile.writer import LockHeldError
 from snpcerts.errors import InputError
 
@@ -67,6 +67,14 @@ def test_every_kind_of_lock_is_recognised(file: Path, how: str, exclusive: bool)
     assert holder.since is not None
     assert timedelta(0) <= datetime.now(UTC) - holder.since < timedelta(minutes=5)
     assert holders_of(str(file)) == ()
+
+
+def test_holders_of_several_files_are_found_together(file: Path, tmp_path: Path) -> None:
+    free, gone = tmp_path / "free", tmp_path / "gone"
+    free.touch()
+    with held(file, "OFDLCK", True) as pid:
+        found = holders_of_each([str(free), str(file), str(gone), str(file)])
+    assert [[each.pid for each in holders] for holders in found] == [[], [pid], [], [pid]]
 
 
 def test_the_error_names_process_vm_and_start(file: Path) -> None:

@@ -15,12 +15,15 @@ import os
 import random
 import select
 import signal
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from snpcerts.abi.cert_table import CertTable
+from snpcerts.emulator.machine.enter import ask
+from snpcerts.emulator.machine.home import PlatformHome
 
 from ..emulated import Emulated
 from ..forked_commands import LIMIT, Commands, Running
@@ -43,7 +46,10 @@ PLAIN = (
     "snpcerts.cli.verify_run",
     "snpcerts.verify",
     "snpcerts.cli.emulate",
+    "snpcerts.emulator.machine.vmm_program",
+    *GUEST,
 )
+VMM = (sys.executable, "-m", "snpcerts.emulator.machine.vmm_program")
 
 
 @dataclass
@@ -51,6 +57,7 @@ class Guest:
     """A VM whose VMM serves one file; asks for reports with one KEY_SEL."""
 
     name: str
+    vmm: Running
     commands: Commands
     key_sel: str
     folder: Path
@@ -158,17 +165,36 @@ class Course:
     # Guests.
 
     def boot_guests(self) -> None:
-        for name, (_, key_sel) in FILES.items():
-            argv = self.emulated.command("guest", "--certs", str(self.folder / name), "--")
-            commands = Commands(self.folder / f"guest-{name}", GUEST, *argv)
-            self.guests.append(Guest(name, commands, key_sel, self.folder / f"guest-{name}"))
+        """Each guest is forked too, and its VMM: the built-in one, as an operator starts it."""
+        vmms = {
+            name: self.plain.start(*self.emulate("host", "--serve", "--", *VMM, self.folder / name))
+            for name in FILES
+        }
+        for name, vmm in vmms.items():
+            while not (vms := [vm["name"] for vm in self.vms() if vm["pid"] == vmm.pid]):
+                assert not vmm.over(0.01), vmm.said()
+            folder = self.folder / f"guest-{name}"
+            argv = self.emulate("guest", "--vm", *vms, "--")
+            commands = Commands(folder, GUEST, *argv, start=self.plain)
+            self.guests.append(Guest(name, vmm, commands, FILES[name][1], folder))
         for guest in self.guests:
             guest.commands.ready()
+
+    def vms(self) -> list[dict[str, Any]]:
+        """The VMs that serve programs."""
+        answer = ask(PlatformHome(self.emulated.directory), {"ask": "status"})
+        return [vm for vm in answer["vms"] if vm["serves"]]
 
     def shut_down_guests(self) -> None:
         for guest in self.guests:
             guest.commands.close()
+        for guest in self.guests:
+            guest.vmm.kill(signal.SIGTERM)
+            guest.vmm.wait()
         self.guests = []
+
+    def emulate(self, *arguments: str | Path) -> list[str]:
+        return self.emulated.command(*map(str, arguments))[3:]
 
     def attest(self, guest: Guest) -> bool:
         """A report, and the certificates that came along: they match. Whether there are any."""
@@ -206,6 +232,8 @@ class Course:
     def check(self) -> None:
         """No report with certificates that do not match; no file empty without a stated reason."""
         served = {guest.name for guest in self.guests if self.attest(guest)}
+        if len(served) == len(FILES):
+            return
         for each in self.status()["files"]:
             name = Path(each["path"]).name
             if name not in served:
@@ -234,7 +262,7 @@ class Course:
     def reload(self) -> None:
         """kvm_amd is unloaded and loaded, for which VMs must end; they boot when the agent saw."""
         self.shut_down_guests()
-        code, said = self.plain.run(*self.emulated.command("firmware", "reload")[3:])
+        code, said = self.plain.run(*self.emulate("firmware", "reload"))
         assert code == 0, said
         if self.agent is None:
             self.start_agent()
@@ -270,7 +298,7 @@ class Course:
 
     def _load_vlek(self) -> list[str]:
         issued = self.folder / "issued"
-        argv = self.emulated.command("certificates", str(issued), "--vlek", "CN=cloud")[3:]
+        argv = self.emulate("certificates", issued, "--vlek", "CN=cloud")
         code, said = self.plain.run(*argv)
         assert code == 0, said
         return self.arguments(

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import pairwise
@@ -65,19 +65,36 @@ def blockers_of(path: str) -> tuple[str, ...]:
 
 def holders_of(path: str) -> tuple[Holder, ...]:
     """Return every process found to hold a lock on the file at ``path``, by process ID."""
+    return holders_of_each((path,))[0]
+
+
+def holders_of_each(paths: Sequence[str]) -> list[tuple[Holder, ...]]:
+    """Return what :func:`holders_of` does for each path, looking at every process once."""
+    wanted = [_identity(path) for path in paths]
+    found: dict[tuple[int, int], dict[tuple[int, str, bool], Holder]] = {
+        identity: {} for identity in wanted if identity is not None
+    }
+    for pid in _processes() if found else ():
+        for number in _descriptors(pid):
+            for identity, kind, exclusive in _locks_of(pid, number):
+                if identity in found:
+                    argv = _command_line(pid)
+                    found[identity][pid, kind, exclusive] = Holder(
+                        pid, _shown(argv), kind, exclusive, vm_named_in(argv), _started(pid)
+                    )
+    by_process = {
+        identity: tuple(holders[key] for key in sorted(holders))
+        for identity, holders in found.items()
+    }
+    return [() if identity is None else by_process[identity] for identity in wanted]
+
+
+def _identity(path: str) -> tuple[int, int] | None:
     try:
         status = os.stat(path)
     except OSError:
-        return ()
-    found: dict[tuple[int, str, bool], Holder] = {}
-    for pid in _processes():
-        for number in _descriptors(pid):
-            for kind, exclusive in locks_through(pid, number, (status.st_dev, status.st_ino)):
-                argv = _command_line(pid)
-                found[pid, kind, exclusive] = Holder(
-                    pid, _shown(argv), kind, exclusive, vm_named_in(argv), _started(pid)
-                )
-    return tuple(found[key] for key in sorted(found))
+        return None
+    return status.st_dev, status.st_ino
 
 
 def vm_named_in(argv: list[str]) -> str | None:
@@ -113,24 +130,30 @@ def locks_through(
     ``identity`` is the file's device and inode. Yields nothing if the descriptor
     is closed or is another file.
     """
+    for of, kind, exclusive in _locks_of(pid, number):
+        if of == identity:
+            yield kind, exclusive
+
+
+def _locks_of(pid: int, number: str | int) -> Iterator[tuple[tuple[int, int], str, bool]]:
+    """Yield the file's device and inode with kind and exclusiveness of each lock."""
     try:
-        with open(f"/proc/{pid}/fdinfo/{number}", encoding="ascii", errors="replace") as file:
-            lines = [line.split() for line in file.read(_FDINFO_LIMIT).splitlines()]
-        # lock: 1: OFDLCK ADVISORY WRITE -1 fe:00:2220772 0 EOF
-        locks = [words for words in lines if len(words) >= 5 and words[0] == "lock:"]
-        if not locks:
+        with open(f"/proc/{pid}/fdinfo/{number}", "rb", buffering=0) as file:
+            data = file.read(_FDINFO_LIMIT)
+        if b"lock:" not in data:
             # A stat may hang on a network file system whose server is gone, so
             # only descriptors that own some lock are statted.
             return
         # Use stat, not the numbers in fdinfo: those name the super block's
         # device, which differs from the one in stat on some file systems.
         status = os.stat(f"/proc/{pid}/fd/{number}")
-        if (status.st_dev, status.st_ino) != identity:
-            return
     except OSError:
         return
-    for words in locks:
-        yield words[2], words[4] == "WRITE"
+    for line in data.decode("ascii", errors="replace").splitlines():
+        words = line.split()
+        # lock: 1: OFDLCK ADVISORY WRITE -1 fe:00:2220772 0 EOF
+        if len(words) >= 5 and words[0] == "lock:":
+            yield (status.st_dev, status.st_ino), words[2], words[4] == "WRITE"
 
 
 def _command_line(pid: int) -> list[str]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from snpcerts.abi.cert_table import VCEK_GUID, VLEK_GUID, CertTable
 from snpcerts.abi.guest_message import KeySelect as KeySel
-from snpcerts.certfile.holders import Holder, holders_of
+from snpcerts.certfile.holders import Holder, holders_of_each
 from snpcerts.endorsement.crl import RevocationList
 from snpcerts.endorsement.vek import EndorsementCert, VekKind
 from snpcerts.errors import FormatError
@@ -136,7 +136,8 @@ def status_of(
     lists: Mapping[VekKind, RevocationList],
 ) -> HostStatus:
     """Combine the findings; ``lists`` are the cached revocation lists."""
-    files = tuple(FileStatus(each, holders_of(each.file.path)) for each in file_states)
+    holders = holders_of_each([each.file.path for each in file_states])
+    files = tuple(map(FileStatus, file_states, holders))
     return HostStatus(firmware, firmware.state(), files, lists)
 
 
