@@ -1,74 +1,51 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which key signs, with an agent, an operator's commands and guests in use, in any order.
 
-``SNPCERTS_CRASHES=every`` runs every order of the operations, under every firmware, with and
-without SIGKILL: many hours. Otherwise a sample, which is the same each time.
+A sample of the orders, the same each time; :mod:`tests.host.orders` runs every one.
 """
 
 from __future__ import annotations
 
-import itertools
-import random
-from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
-from snpcerts.abi.product import Product
-from snpcerts.emulator.psp.choices import NAMES, PUBLISHED, choices_of
+from snpcerts.emulator.psp.choices import NAMES, PUBLISHED
 
-from ..emulated import Emulated
-from ..keys import prepare_platform
 from ..sizes import sized
-from .scenario import OPERATIONS, Course
-from .site import key_server
-from .test_command_crash import HOW_MANY
+from .orders import Order, every_order, host_in_use
 
 pytestmark = pytest.mark.slow
 
-ORDERS = tuple(itertools.permutations(OPERATIONS))
 # The courses that matter most: each has a kept VLEK, a lowered TCB, and both through a reload.
 ALWAYS = (
-    ("load_vlek", "set_config", "reload", "restart", "commit", "mask"),
-    ("set_config", "load_vlek", "commit", "mask", "restart", "reload"),
+    (("load_vlek", "set_config", "reload", "restart", "commit", "mask"), True),
+    (("set_config", "load_vlek", "commit", "mask", "restart", "reload"), False),
 )
+SAMPLE = 6  # more of each firmware
 
 
-def chosen(played: str) -> Sequence[tuple[str, ...]]:
-    if HOW_MANY == "every":
-        return ORDERS
-    more = random.Random(played).sample(ORDERS, 2)
-    return sized((ALWAYS[0][:4],), (*ALWAYS, *more))
+def chosen(firmware: str) -> list[Order]:
+    always = [Order(firmware, operations, kills) for operations, kills in ALWAYS]
+    more = [each for each in every_order() if each.firmware == firmware and each not in always]
+    short = Order(firmware, ALWAYS[0][0][:4], True)
+    return sized([short], [*always, *more[:SAMPLE]])
 
 
-@pytest.fixture(params=sized((PUBLISHED,), NAMES))
-def host(
-    request: pytest.FixtureRequest, emulated: Emulated, tmp_path: Path
-) -> Iterator[tuple[str, Course]]:
-    played = request.param
-    emulated = Emulated(tmp_path / "platform", tmp_path / "certs")  # the fixture skips for us
-    prepare_platform(emulated.directory, Product.GENOA, choices_of(played))
-    emulated.issue_certificates()
-    (tmp_path / "site").mkdir()
-    with key_server(emulated) as url:
-        course = Course(emulated, tmp_path / "site", url, random.Random(played))
-        try:
-            yield played, course
-        finally:
-            course.close()
-
-
+@pytest.mark.parametrize("firmware", sized((PUBLISHED,), NAMES))
+@pytest.mark.usefixtures("emulated")  # skips for us
 def test_in_every_order_reports_match_their_certificates_and_an_empty_file_has_its_reason(
-    host: tuple[str, Course],
+    tmp_path: Path, firmware: str
 ) -> None:
-    """Every other course has SIGKILL in it: of a command under way, or of the agent."""
-    played, course = host
-    kills = random.Random(played)  # not the course's own, which timing draws from
-    for number, order in enumerate(chosen(played)):
-        course.settle()
-        for name in order:
-            victim = kills.choice(("", "command", "agent")) if number % 2 == 0 else ""
-            course.perform(name, victim)
-        course.prove_all()
-    assert course.reports > 3 * len(order)
-    assert 0 < course.empty < course.reports
+    with host_in_use(tmp_path, firmware) as course:
+        for order in chosen(firmware):
+            order.run(course)
+        assert course.reports > 3 * len(order.operations)
+        assert 0 < course.empty < course.reports
+
+
+def test_every_order_is_run_under_every_firmware_with_and_without_a_kill() -> None:
+    orders = every_order()
+    assert len(orders) == 3 * 720 * 2
+    assert len({each.name for each in orders}) == len(orders)
+    assert all(any(each.victims()) == each.kills for each in orders)
