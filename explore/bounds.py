@@ -72,6 +72,10 @@ SMALL = (
     _scenario("holder", "swap-wrong:1", _LOST_WRITES, _AGAINST, wrong=True),
     _scenario("holder", "in-place-wrong:2", _LOST_WRITES, _AGAINST, wrong=True),
     _scenario("R3", "swap-wrong:1 in-place-wrong:1", NOTHING, _AGAINST, wrong=True),
+    _scenario("R1 R5", "several-in-place:1", _KILL),
+    _scenario("R5", "several-there-and-back:1", _POWER),
+    _scenario("R5", "several-swap:1", _BOTH),
+    _scenario("R5", "several-in-place:1", _LOST_WRITES, _FIRMWARE),
 )
 
 FULL = (
@@ -113,6 +117,10 @@ FULL = (
     _scenario("R1 R4 holder", "in-place-wrong:2", _KILL, _AGAINST, wrong=True),
     _scenario("R3 holder", "swap-wrong:1 in-place-wrong:1", _KILL, _AGAINST, wrong=True),
     _scenario("R1 holder", "swap-wrong:2", _BOTH, _AGAINST, wrong=True),
+    _scenario("R1 R5", "several-there-and-back:1", _BOTH),
+    _scenario("R5", "several-there-and-back:1", _FAULTS, _FIRMWARE),
+    _scenario("R5", "several-swap:1 several-swap:1", _KILL),
+    _scenario("R1 R5", "several-in-place:1", _KILL, _UNREDUCED),
 )
 # A writer that neither waits for its turn nor compares inodes conflicts with these.
 UNSAFE = tuple(

@@ -5,7 +5,17 @@ from __future__ import annotations
 
 from typing import Any
 
-from explore.model import EXCLUSIVE, MOUNT, OLD, PATH, TURN, World, table
+from explore.model import (
+    EXCLUSIVE,
+    MOUNT,
+    OLD,
+    PATH,
+    SECOND,
+    SECOND_TURN,
+    TURN,
+    World,
+    table,
+)
 from explore.process import TOO_LATE, FirmwareError, Position, Process
 from snpcerts.abi.cert_table import EMPTY
 from snpcerts.certfile import step
@@ -32,6 +42,9 @@ MEANING = {
 }
 
 
+_PATHS = (PATH, SECOND)
+
+
 class ViolationError(Exception):
     """An invariant does not hold."""
 
@@ -43,7 +56,7 @@ class ViolationError(Exception):
 
 def check_handshake(world: World, delivered: bytes | None) -> None:
     """The firmware signs now: does the table in the guest's buffer match its key?"""
-    if delivered and delivered != table(world.key):
+    if delivered and delivered not in (table(world.key), table(world.key, SECOND)):
         raise ViolationError(
             MATCH,
             f"the guest gets {content_in_words(delivered)} with a report signed by key {world.key}",
@@ -56,15 +69,15 @@ def check_state(world: World, *, others: bool = True) -> None:
     ``others``: check every file that a process can reach, not only the path's.
     """
     exclusive = {each.file for each in world.descriptions.values() if each.lock == EXCLUSIVE}
-    path = world.names.get(PATH)
-    turn = world.names.get(TURN)
-    right = table(world.key)
+    paths = {world.names.get(path): path for path in (PATH, SECOND)}
+    turns = {world.names.get(turn) for turn in (TURN, SECOND_TURN)}
     for number, file in world.files.items():
-        if number in exclusive or number == turn or not (others or number == path):
+        if number in exclusive or number in turns or not (others or number in paths):
             continue
-        data = file.data
+        data, at_path = file.data, paths.get(number)
+        right = [table(world.key, at_path)] if at_path else [table(world.key, p) for p in _PATHS]
         # A leading terminator ends the table, whatever follows.
-        if data == right or data.startswith(EMPTY) or (not data and number != path):
+        if data in right or data.startswith(EMPTY) or (not data and not at_path):
             continue
         if data == world.wrong:
             continue  # the update did not cause this, and it has not ended yet
@@ -73,7 +86,8 @@ def check_state(world: World, *, others: bool = True) -> None:
             each.file == number for each in world.descriptions.values()
         ):
             continue
-        at = "the path" if number == path else "a file that a process still has open"
+        names = {PATH: "the path", SECOND: "the second path", None: "a file that is still open"}
+        at = names[at_path]
         raise ViolationError(
             CRASH_SAFE,
             f"{at} holds {content_in_words(data)} without an exclusive lock; "
@@ -91,14 +105,14 @@ def check_access(world: World, description: int, *, write: bool) -> None:
             raise ViolationError(DISCIPLINE, "a file is used against another's lock")
 
 
-def found_at_turn(world: World) -> tuple[Any, ...]:
+def found_at_turn(world: World, path: str) -> tuple[Any, ...]:
     """What an update finds when its turn comes: path, content, names, content on disk."""
-    path = world.names.get(PATH)
+    file = world.names.get(path)
     return (
-        path,
-        world.files[path].data if path is not None else None,
+        file,
+        world.files[file].data if file is not None else None,
         tuple(sorted(world.names)),
-        _lasting(world),
+        _lasting(world, path),
     )
 
 
@@ -108,9 +122,12 @@ def check_end(world: World, process: Process, end: Position, *, reports: bool = 
         raise ViolationError(TIDY, f"{process.name} ends with {len(process.fds)} descriptors open")
     if not process.writer or not reports:
         return
+    if SECOND in world.names:
+        _check_end_of_several(world, process, end)
+        return
     path = world.names.get(PATH)
     data = world.files[path].data if path is not None else None
-    lasting = _lasting(world)
+    lasting = _lasting(world, PATH)
     if end.error is None:
         if data != table(world.key):
             raise ViolationError(
@@ -122,8 +139,8 @@ def check_end(world: World, process: Process, end: Position, *, reports: bool = 
             raise ViolationError(
                 LASTING, "the update reports success, but the disk may hold another table"
             )
-    elif isinstance(end.error, LockHeldError) and process.before is not None:
-        before_path, before_data, before_names, before_lasting = process.before
+    elif isinstance(end.error, LockHeldError) and process.before:
+        before_path, before_data, before_names, before_lasting = dict(process.before)[PATH]
         # Undoing an interrupted update may put the path's own file back.
         undone = (
             OLD in before_names
@@ -153,6 +170,40 @@ def check_end(world: World, process: Process, end: Position, *, reports: bool = 
         raise ViolationError(NO_HARM, "the firmware command failed and the table is not empty")
 
 
+def _check_end_of_several(world: World, process: Process, end: Position) -> None:
+    """The same for an update of two files: each may hold what the result says, and no other."""
+    before = dict(process.before)
+    for path in _PATHS:
+        file = world.names.get(path)
+        data = world.files[file].data if file is not None else None
+        right, lasting = table(world.key, path), _lasting(world, path)
+        where = f"{path} holds {content_in_words(data)}"
+        if end.error is None:
+            # A file that could not be written is empty, and listed among the problems.
+            problems = {each for each, _ in getattr(end.value, "problems", ())}
+            if data != right and not (path in problems and (data or b"").startswith(EMPTY)):
+                raise ViolationError(NO_HARM, f"the update reports success, but {where}")
+            if path not in problems and lasting - {data}:
+                raise ViolationError(
+                    LASTING, f"the update reports success, but the disk may not: {where}"
+                )
+        elif isinstance(end.error, LockHeldError) and path in before:
+            found, found_lasting = before[path][1], before[path][3]
+            if data not in (right, found):
+                raise ViolationError(
+                    NO_HARM, f"the update reports that nothing changed, but {where}"
+                )
+            changed = lasting - found_lasting - {data}
+            if any(not (each or b"").startswith(EMPTY) for each in changed):
+                raise ViolationError(
+                    LASTING, "the update reports that nothing has changed, but the disk may have"
+                )
+        elif isinstance(end.error, FirmwareError) and not (data or b"").startswith(EMPTY):
+            raise ViolationError(NO_HARM, f"the firmware command failed, but {where}")
+    if end.error is None and (stray := set(world.names) - {*_PATHS, TURN, SECOND_TURN}):
+        raise ViolationError(TIDY, f"the update leaves {', '.join(sorted(stray))} behind")
+
+
 def check_withdrawn(world: World, process: Process, end: Position) -> None:
     """An update that knew of a wrong table has ended: can a reader still get that table?
 
@@ -160,7 +211,7 @@ def check_withdrawn(world: World, process: Process, end: Position) -> None:
     step, or before its turn, does not count.
     """
     done = end.error is None or isinstance(end.error, LockHeldError | FirmwareError)
-    if world.wrong is None or not process.writer or process.before is None or not done:
+    if world.wrong is None or not process.writer or not process.before or not done:
         return
     path = world.names.get(PATH)
     if path is not None and world.files[path].data == world.wrong:
@@ -168,14 +219,14 @@ def check_withdrawn(world: World, process: Process, end: Position) -> None:
     world.wrong = None
 
 
-def _lasting(world: World) -> frozenset[bytes | None]:
-    """What the path may hold after a power failure at this moment."""
+def _lasting(world: World, path: str) -> frozenset[bytes | None]:
+    """What a path may hold after a power failure at this moment."""
     if not world.budget.power:
         return frozenset()
     found: set[bytes | None] = set()
     for after in world.after_power_loss():
-        path = after.names.get(PATH)
-        found.add(after.files[path].data if path is not None else None)
+        file = after.names.get(path)
+        found.add(after.files[file].data if file is not None else None)
     return frozenset(found)
 
 
@@ -217,4 +268,6 @@ def content_in_words(data: bytes | None) -> str:
     for key in range(8):
         if data == table(key):
             return f"the table of key {key}"
+        if data == table(key, SECOND):
+            return f"the second table of key {key}"
     return "a torn table"

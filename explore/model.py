@@ -33,6 +33,14 @@ PATH = f"{FOLDER}/certs"
 TURN = f"{FOLDER}/.certs.turn"
 NEW = f"{FOLDER}/.certs.new"
 OLD = f"{FOLDER}/.certs.old"
+# Another file, for other guests of the same host.
+SECOND = f"{FOLDER}/second"
+SECOND_TURN = f"{FOLDER}/.second.turn"
+SECOND_NEW = f"{FOLDER}/.second.new"
+SECOND_OLD = f"{FOLDER}/.second.old"
+# The file that locks the turn to change a name.
+TURN_FOR = {PATH: TURN, NEW: TURN, OLD: TURN}
+TURN_FOR |= {SECOND: SECOND_TURN, SECOND_NEW: SECOND_TURN, SECOND_OLD: SECOND_TURN}
 # A bind mount of the file itself: bound to the file that PATH named when it was made.
 MOUNT = "/guest/certs"
 
@@ -42,9 +50,9 @@ _PIECE = 4
 
 
 @cache
-def table(key: int) -> bytes:
-    """The table that certifies ``key``: a first entry and one or two pieces more."""
-    fill = bytes([key + 1])
+def table(key: int, path: str = PATH) -> bytes:
+    """The table for a path that certifies ``key``: a first entry and one or two pieces more."""
+    fill = bytes([key + (101 if path == SECOND else 1)])
     return fill * (_FIRST + _PIECE * (2 - key % 2))
 
 

@@ -21,13 +21,14 @@ from explore.invariants import (
     PROGRESS,
     TIDY,
 )
-from explore.model import NEW, OLD, PATH, TURN, Budget, World, table
+from explore.model import NEW, OLD, PATH, SECOND, TURN, Budget, World, table
 from explore.progress import explore_progress
 from explore.scenario import Scenario
 from explore.search import Exploration, explore
+from explore.several import Wanted, timed
 from explore.transition import Settings
 from snpcerts.abi.cert_table import EMPTY
-from snpcerts.certfile import step
+from snpcerts.certfile import step, writer
 from snpcerts.certfile.reader import Table
 from snpcerts.certfile.step import Steps, relayed
 
@@ -116,7 +117,7 @@ def unlock_wrong_descriptor(action: Any, _memory: Memory) -> Steps[Any]:
 def change_first_published(action: Any, memory: Memory) -> Steps[Any]:
     if isinstance(action, step.Change):
         memory["change"], memory["syncs"] = action, 0
-        return (yield steps.Foretell())
+        return (yield steps.Foretell(PATH))
     result = yield action
     if isinstance(action, step.Sync) and "change" in memory:
         memory["syncs"] += 1
@@ -317,6 +318,77 @@ def lock_kept_after_error(action: Any, memory: Memory) -> Steps[Any]:
     return result
 
 
+# Writers of several files
+
+
+def second_file_not_emptied(action: Any, memory: Memory) -> Steps[Any]:
+    empties = isinstance(action, step.Truncate) or (
+        isinstance(action, step.Write) and action.data == EMPTY
+    )
+    if empties and action.fd == memory.get("second"):
+        return None
+    result = yield action
+    if isinstance(action, step.OpenWrite) and action.path == SECOND:
+        memory["second"] = result
+    return result
+
+
+def second_lock_not_taken(action: Any, memory: Memory) -> Steps[Any]:
+    if isinstance(action, step.LockExclusive) and action.fd == memory.get("second"):
+        return True
+    result = yield action
+    if isinstance(action, step.OpenWrite) and action.path == SECOND:
+        memory["second"] = result
+    return result
+
+
+def command_without_second_lock(action: Any, _memory: Memory) -> Steps[Any]:
+    """The agent gives up waiting for the second file, and changes the firmware all the same."""
+    if isinstance(action, step.Change):
+        every = [each._replace(changes=True) for each in action.call()]  # type: ignore[attr-defined]
+        return (yield step.Change(lambda: every))  # type: ignore[arg-type, return-value]
+    return (yield action)
+
+
+def tables_in_the_order_named(action: Any, _memory: Memory) -> Steps[Any]:
+    result = yield action
+    return result[::-1] if isinstance(action, step.Change) else result
+
+
+def one_file_after_the_other() -> Steps[Any]:
+    """The second file is locked and emptied only after the command."""
+
+    def second(action: Any) -> Steps[Any]:
+        if isinstance(action, step.Change):
+            tables = yield step.Change(lambda: [Wanted(SECOND, False)])  # type: ignore[arg-type, return-value]
+            return tables[0]
+        return (yield action)
+
+    def both() -> Steps[Any]:
+        yield from writer.update(PATH, bytes, strategy=writer.Strategy.IN_PLACE)
+        strategy = writer.Strategy.IN_PLACE
+        return (yield from relayed(writer.update(SECOND, bytes, strategy=strategy), second))
+
+    return timed(both())
+
+
+def second_file_filled_first() -> Steps[Any]:
+    """The second file is filled for the next key before the command, and not locked around it."""
+    in_place = writer.Strategy.IN_PLACE
+
+    def second(action: Any) -> Steps[Any]:
+        if isinstance(action, step.Change):
+            return (yield steps.Foretell(SECOND))
+        return (yield action)
+
+    def first(action: Any) -> Steps[Any]:
+        if isinstance(action, step.Change):
+            yield from relayed(writer.update(SECOND, bytes, strategy=in_place), second)
+        return (yield action)
+
+    return timed(relayed(writer.update(PATH, bytes, strategy=in_place), first))
+
+
 def move_to_another_device() -> Steps[None]:
     """Make the path lead to another file, correctly, under the exclusive lock."""
     turn: int = yield step.OpenOrCreate(TURN, 0o600)
@@ -348,12 +420,14 @@ class Mutant:
     shows: tuple[str, ...] = ()  # text that the schedule contains, in this order
     one_vmm: bool = False
     mover: bool = False
+    program: Callable[[], Steps[Any]] | None = None  # in place of the writer's
 
     def world(self) -> World:
         reader, writer = self.reader, self.writer
         world = self.scenario.world(
             reader=None if reader is None else lambda protocol: altered(protocol, reader),
             writer=None if writer is None else lambda protocol: altered(protocol, writer),
+            writers={self.scenario.writers[0][0]: self.program} if self.program else None,
             one_vmm=self.one_vmm,
         )
         if self.mover:
@@ -727,6 +801,60 @@ KILLED = (
         _of(faults=2),
         writer=lock_kept_after_error,
         shows=("fails", "unlinks .certs.new: fails"),
+    ),
+    Mutant(
+        "files-one-after-another",
+        "several files are updated one after the other, not around one command",
+        CRASH_SAFE,
+        "the first file's update changes the key; the second file still holds key 0's table",
+        _of(strategy="several-in-place"),
+        program=one_file_after_the_other,
+        shows=("key to 1",),
+    ),
+    Mutant(
+        "files-second-filled-first",
+        "the second file gets the next key's table before the command",
+        CRASH_SAFE,
+        "the second file is filled and unlocked; the firmware's key is still key 0",
+        _of(strategy="several-in-place"),
+        program=second_file_filled_first,
+        shows=("opens second", "the first entry of key 1's table"),
+    ),
+    Mutant(
+        "files-second-not-emptied",
+        "only the first of several files is emptied before the command",
+        CRASH_SAFE,
+        "the writer is killed after the firmware command: the second file holds key 0's table",
+        _of(strategy="several-in-place", kills=1),
+        writer=second_file_not_emptied,
+        shows=("key to 1", "is killed"),
+    ),
+    Mutant(
+        "files-second-not-locked",
+        "the second of several files is not locked",
+        MATCH,
+        "reader reads the second file's table of key 0; the writer changes the key",
+        _of("R5", strategy="several-in-place"),
+        writer=second_lock_not_taken,
+        shows=("the second table of key 0", "key to 1", "signs with key 1"),
+    ),
+    Mutant(
+        "files-command-without-lock",
+        "the agent cannot lock the second file, and changes the firmware all the same",
+        CRASH_SAFE,
+        "a reader holds the second file; the time is over; the key changes",
+        _of("R5", strategy="several-in-place"),
+        writer=command_without_second_lock,
+        shows=("too late", "key to 1"),
+    ),
+    Mutant(
+        "files-tables-mixed-up",
+        "tables are chosen in the order of the files' names, published in that of their locks",
+        CRASH_SAFE,
+        "each file gets the other's table",
+        _of(strategy="several-in-place"),
+        writer=tables_in_the_order_named,
+        shows=("key to 1",),
     ),
 )
 

@@ -15,12 +15,13 @@ This makes a loop of retries finite.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import enum
 import errno
 import gc
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 from snpcerts.certfile import step
@@ -48,6 +49,7 @@ class FirmwareError(Exception):
 
 
 FIRMWARE_FAILS = Fails(0)
+_ListIterator: type[Iterator[object]] = type(iter([]))
 
 
 class Position:
@@ -132,7 +134,7 @@ class Process(NamedTuple):
     fds: tuple[tuple[int, int], ...]  # descriptor, description
     left: int  # jobs to do, including the present one; -1: no limit
     delivered: bytes | None  # the guest's table, perhaps empty; None if there is none, or busy
-    before: tuple[Any, ...] | None  # what an update found when its turn came
+    before: tuple[tuple[str, Any], ...]  # what an update found at each path when its turn came
     writer: bool
     vmm: str
     misled: bool = False  # has read the wrong table before an update ended
@@ -172,6 +174,8 @@ def _place(steps: Any) -> tuple[object, ...]:
             place.append(_kind_of(each))
         elif isinstance(each, int):
             place.append(each)
+        elif isinstance(each, _ListIterator):
+            place.append(tuple(map(frozen, copy.copy(each))))  # what is still to come
         elif id(each) in mine or id(each) in code_names or each is inner or each is None:
             continue
         elif not isinstance(each, types.CodeType | types.FunctionType | types.CellType | str):

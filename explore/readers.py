@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from explore.model import MOUNT, PATH
+from explore.model import MOUNT, PATH, SECOND
 from explore.steps import HoldForEver, Unlock
 from snpcerts.abi.cert_table import EMPTY
 from snpcerts.certfile import reader, step
@@ -60,6 +60,11 @@ def r4() -> Steps[None]:
     return reader.serve(MOUNT, deliver=deliver, handshake=handshake)
 
 
+def r5() -> Steps[None]:
+    """The shipped reader, of the second file."""
+    return reader.serve(SECOND, deliver=deliver, handshake=handshake)
+
+
 def holder() -> Steps[None]:
     """Takes a reader's lock, reads, and never releases it: a VMM that hangs or is malicious."""
     try:
@@ -88,5 +93,6 @@ KINDS: dict[str, Callable[[], Steps[None]]] = {
     "R2": r2,
     "R3": r3,
     "R4": r4,
+    "R5": r5,
     "holder": holder,
 }

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from explore.model import MOUNT, PATH, TURN, Budget, File, World, table
+from explore.model import MOUNT, PATH, SECOND, SECOND_TURN, TURN, Budget, File, World, table
 from explore.process import Process, Program
 from explore.readers import KINDS
 from explore.strategies import STRATEGIES
@@ -56,9 +56,14 @@ class Scenario:
         reader: Callable[[Steps[Any]], Steps[Any]] | None = None,
         writer: Callable[[Steps[Any]], Steps[Any]] | None = None,
         readers: dict[str, Callable[[], Steps[Any]]] | None = None,
+        writers: dict[str, Callable[[], Steps[Any]]] | None = None,
         one_vmm: bool = False,
     ) -> World:
-        """The initial state; ``reader`` and ``writer`` may alter the programs' steps."""
+        """The initial state.
+
+        ``reader`` and ``writer`` may alter the programs' steps, ``readers`` and ``writers`` replace
+        programs.
+        """
         world = World()
         world.budget = self.budget
         turn = world.new_file()
@@ -72,9 +77,15 @@ class Scenario:
                 world.key, world.wrong = 1, data
             if "R4" in self.readers:
                 world.names[MOUNT] = file
+        if any(strategy.startswith("several") for strategy, _ in self.writers):
+            world.names[SECOND_TURN] = world.new_file()
+            second = world.names[SECOND] = world.new_file()
+            data = table(0, SECOND)
+            world.files[second] = File(data, data if world.keeps_content else b"", ())
         if self.budget.power:
             world.disk = {name: number for name, number in world.names.items() if name != MOUNT}
         kinds = KINDS | (readers or {})
+        strategies = STRATEGIES | (writers or {})
         programs: dict[str, Program] = {}
         for number, kind in enumerate(self.readers, 1):
             if kind not in programs:
@@ -84,7 +95,7 @@ class Scenario:
             )
         for number, (strategy, updates) in enumerate(self.writers, 1):
             if strategy not in programs:
-                programs[strategy] = Program(strategy, _altered(STRATEGIES[strategy], writer))
+                programs[strategy] = Program(strategy, _altered(strategies[strategy], writer))
             world.processes.append(
                 _process(f"writer {number} ({strategy})", programs[strategy], updates)
             )
@@ -97,7 +108,7 @@ class Scenario:
 
 
 def _process(name: str, program: Program, updates: int = -1, vmm: str = "") -> Process:
-    return Process(name, program.first, (), updates, None, None, updates >= 0, vmm)
+    return Process(name, program.first, (), updates, None, (), updates >= 0, vmm)
 
 
 def _altered(

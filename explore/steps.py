@@ -35,7 +35,9 @@ class CloseClassic(NamedTuple):
 
 
 class Foretell(NamedTuple):
-    """The table that the next firmware change will need -> bytes."""
+    """The table that the next firmware change will need at a path -> bytes."""
+
+    path: str
 
 
 class Outdated(NamedTuple):

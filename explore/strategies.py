@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from explore import several
 from explore.model import PATH, table
 from snpcerts.certfile import step, writer
 from snpcerts.certfile.step import Steps
@@ -47,6 +48,21 @@ def there_and_back_wrong() -> Steps[writer.Update]:
     )
 
 
+def several_there_and_back() -> Steps[object]:
+    """Two files, both there and back."""
+    return several.update(writer.Strategy.THERE_AND_BACK)
+
+
+def several_swap() -> Steps[object]:
+    """Two files, both by swap."""
+    return several.update(writer.Strategy.SWAP)
+
+
+def several_in_place() -> Steps[object]:
+    """Two files, both in place."""
+    return several.update(writer.Strategy.IN_PLACE)
+
+
 def stranger() -> Steps[int]:
     """Another program's writer: takes the kernel's recommended lock, no turn, compares nothing."""
     fd: int = yield step.OpenWrite(PATH)
@@ -74,5 +90,8 @@ STRATEGIES: dict[str, Callable[[], Steps[object]]] = {
     "in-place-wrong": in_place_wrong,
     "there-and-back": there_and_back,
     "there-and-back-wrong": there_and_back_wrong,
+    "several-there-and-back": several_there_and_back,
+    "several-swap": several_swap,
+    "several-in-place": several_in_place,
     "stranger": stranger,
 }

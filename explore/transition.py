@@ -39,19 +39,27 @@ from explore.model import (
     NONE,
     OLD,
     PATH,
+    SECOND,
+    SECOND_NEW,
+    SECOND_OLD,
+    SECOND_TURN,
     SHARED,
     TURN,
+    TURN_FOR,
     File,
     World,
     table,
 )
 from explore.process import FIRMWARE_FAILS, IN_TIME, TOO_LATE, Fails, Process
+from explore.several import tables_for
 from snpcerts.certfile import step
 from snpcerts.certfile.reader import Empty, Table
 
 _SHORT = {PATH: "certs", TURN: ".certs.turn", NEW: ".certs.new", OLD: ".certs.old"}
+_SHORT |= {SECOND: "second", SECOND_TURN: ".second.turn"}
+_SHORT |= {SECOND_NEW: ".second.new", SECOND_OLD: ".second.old"}
 _SHORT[MOUNT] = "its bind mount of certs"
-_OWN_NAMES = (NEW, OLD)
+_OWN_NAMES = (NEW, OLD, SECOND_NEW, SECOND_OLD)
 _FAULTY = (
     step.Close,
     step.OpenRead,
@@ -151,7 +159,7 @@ def _results(world: World, process: Process, settings: Settings) -> list[object]
             found += [_NEVER_WRITTEN, _LOST]
         else:
             found.append(_EIO)
-    if isinstance(action, step.Change) and settings.firmware_fails:
+    if isinstance(action, step.Change) and settings.firmware_fails and _changes(action):
         found += [FIRMWARE_FAILS, "changes, then fails"]
     return found
 
@@ -176,11 +184,15 @@ def _perform(world: World, index: int, chosen: object, settings: Settings) -> tu
             return chosen, f"{text}: fails"
         return chosen, f"{_in_words(world, process, action)}: fails"
     if isinstance(action, step.Change):
+        wanted: Any = action.call()
+        if wanted and not wanted[0].changes:  # the firmware stays as it is
+            return tables_for(world.key, wanted), "chooses the tables for the present key"
         if chosen is not FIRMWARE_FAILS:
             world.key += 1
         if chosen is not None:
             return FIRMWARE_FAILS, f"changes the firmware: fails, the key is {world.key}"
-        return table(world.key), f"changes the firmware's key to {world.key}"
+        chosen = tables_for(world.key, wanted) if wanted else table(world.key)
+        return chosen, f"changes the firmware's key to {world.key}"
     text = _in_words(world, process, action)
     try:
         result = _EFFECT[type(action)](world, index, action)
@@ -195,6 +207,11 @@ def _perform(world: World, index: int, chosen: object, settings: Settings) -> tu
             write=not isinstance(action, step.Read),
         )
     return result, text + _outcome(action, result)
+
+
+def _changes(action: step.Change) -> bool:
+    wanted: Any = action.call()
+    return not wanted or bool(wanted[0].changes)
 
 
 def _unsynced(world: World, process: Process, action: step.Sync) -> bool:
@@ -284,12 +301,14 @@ def _private(world: World, process: Process, action: Any) -> bool:
         return False
     match action:
         case step.Unlink(path=name) | step.Create(path=name) | step.Link(second=name):
-            return name in _OWN_NAMES
-        case step.OpenWrite() | step.Stat() | step.StatPath() | step.SyncDirectory():
+            return name in _OWN_NAMES and _has_turn(world, process, TURN_FOR[name])
+        case step.OpenWrite(path=name) | step.StatPath(path=name):
+            return _has_turn(world, process, TURN_FOR.get(name, TURN))
+        case step.Stat() | step.SyncDirectory():
             return True
         case step.LockExclusive(fd=fd):
             file = world.descriptions[_description(process, fd)].file
-            return file == world.names.get(NEW)
+            return file in (world.names.get(NEW), world.names.get(SECOND_NEW))
     return False
 
 
@@ -306,10 +325,11 @@ def writer_waits(world: World, process: Process) -> bool:
     )
 
 
-def _has_turn(world: World, process: Process) -> bool:
-    turn = world.names.get(TURN)
+def _has_turn(world: World, process: Process, turn: str | None = None) -> bool:
+    """Whether the process has the turn to change the names of one path, by default of any."""
+    turns = {world.names.get(each) for each in (TURN, SECOND_TURN) if turn in (None, each)}
     return any(
-        world.descriptions[each].file == turn and world.descriptions[each].lock == EXCLUSIVE
+        world.descriptions[each].file in turns and world.descriptions[each].lock == EXCLUSIVE
         for _, each in process.fds
     )
 
@@ -324,7 +344,7 @@ def _next_job(world: World, index: int) -> None:
         left=left,
         delivered=None,
         misled=False,
-        before=None,
+        before=(),
         position=process.position.program.first if left else process.position,
     )
 
@@ -338,7 +358,7 @@ def _restarted(process: Process) -> Process:
         left -= 1
     position = process.position.program.first if left else process.position.program.ended
     return process._replace(
-        position=position, fds=(), left=left, delivered=None, misled=False, before=None
+        position=position, fds=(), left=left, delivered=None, misled=False, before=()
     )
 
 
@@ -436,8 +456,10 @@ def _lock(world: World, index: int, action: Any) -> bool:
     if world.conflicts(number, wanted):
         return False
     world.set_lock(number, wanted)
-    if process.writer and world.descriptions[number].file == world.names.get(TURN):
-        world.processes[index] = process._replace(before=found_at_turn(world))
+    for path, turn in ((PATH, TURN), (SECOND, SECOND_TURN)):
+        if process.writer and world.descriptions[number].file == world.names.get(turn):
+            found = (*process.before, (path, found_at_turn(world, path)))
+            world.processes[index] = process._replace(before=found)
     return True
 
 
@@ -541,8 +563,8 @@ def _handshake(world: World, index: int, _action: Any) -> None:
     world.processes[index] = process._replace(delivered=None, misled=False)
 
 
-def _foretell(world: World, _index: int, _action: Any) -> bytes:
-    return table(world.key + 1)
+def _foretell(world: World, _index: int, action: Any) -> bytes:
+    return table(world.key + 1, action.path)
 
 
 def _outdated(world: World, _index: int, _action: Any) -> bytes:
@@ -598,7 +620,9 @@ def _in_words(world: World, process: Process, action: Any) -> str:
 
     def file(fd: int) -> str:
         number = world.descriptions[_description(process, fd)].file
-        return "the turn file" if number == world.names.get(TURN) else file_name(number)
+        turns = {world.names.get(TURN): "the turn file"}
+        turns[world.names.get(SECOND_TURN)] = "the second turn file"
+        return turns.get(number) or file_name(number)
 
     match action:
         case step.OpenRead(path=path) | step.OpenWrite(path=path) | steps.OpenOnce(path=path):
@@ -623,7 +647,8 @@ def _in_words(world: World, process: Process, action: Any) -> str:
             return f"reads {file(fd)}"
         case step.Write(fd=fd, data=data, offset=offset):
             what = "the first entry" if offset == 0 else "the rest"
-            kind = "zeros" if not any(data) else f"{what} of key {data[0] - 1}'s table"
+            key = data[0] - (101 if data[0] > 100 else 1)
+            kind = "zeros" if not any(data) else f"{what} of key {key}'s table"
             return f"writes {kind} to {file(fd)}"
         case step.Truncate(fd=fd):
             return f"truncates {file(fd)}"

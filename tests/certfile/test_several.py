@@ -214,6 +214,29 @@ def test_if_a_lock_is_not_granted_every_file_gets_its_table_back(tmp_path: Path,
     assert scene.contents() == before
 
 
+def test_a_file_that_cannot_be_filled_again_is_named(tmp_path: Path) -> None:
+    """The first file was emptied, the second is locked, and then the first cannot be written."""
+    scene = Scene(tmp_path, [Strategy.IN_PLACE] * 2)
+    first, second = sorted(target.path for target in scene.targets)
+    chosen: list[None] = []
+
+    def fail(action: Any) -> Steps[Any]:
+        if isinstance(action, step.Change):
+            chosen.append(None)
+        elif chosen and isinstance(action, step.Write) and action.data != EMPTY:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return (yield action)
+
+    with hold(second, shared=True), pytest.raises(several.LeftEmptyError) as caught:
+        scene.update(relay(fail), lock_wait=0.1)
+    said = str(caught.value)
+    assert f"{first} stays empty" in said
+    assert f"{second}: " in said
+    assert f"pid {os.getpid()}" in said
+    assert scene.firmware == "old"
+    assert Path(first).read_bytes() == EMPTY
+
+
 def test_when_the_change_raises_every_file_stays_empty(tmp_path: Path) -> None:
     scene = Scene(tmp_path, [Strategy.SWAP, Strategy.IN_PLACE])
 

@@ -28,7 +28,7 @@ from snpcerts.abi.cert_table import EMPTY
 from snpcerts.certfile import step, system, writer
 from snpcerts.certfile.holders import blockers_of
 from snpcerts.certfile.step import Performer, Steps, relayed
-from snpcerts.errors import SnpCertsError, UsageError
+from snpcerts.errors import RefusedError, SnpCertsError, UsageError
 
 # Each file stays locked while the update waits for the next one's lock.
 MAX_FILES = 64
@@ -56,7 +56,28 @@ class SeveralUpdate:
     waited: float
     held: float
     sizes: tuple[int, ...]
-    problems: tuple[tuple[str, SnpCertsError | OSError], ...] = ()
+    problems: tuple[Problem, ...] = ()
+
+
+Problem = tuple[str, SnpCertsError | OSError]
+
+
+class LeftEmptyError(RefusedError):
+    """The firmware was not changed, and a file that had been emptied could not be filled again.
+
+    ``refused`` is why the firmware was not changed, ``problems`` are the files that stay empty.
+    """
+
+    code = "left-empty"
+
+    def __init__(self, refused: SnpCertsError | OSError, problems: Sequence[Problem]) -> None:
+        left = "; ".join(f"{path} stays empty: {error}" for path, error in problems)
+        super().__init__(
+            f"{refused}. The firmware was not changed, but {left}",
+            hint="update again when the file can be written",
+        )
+        self.refused = refused
+        self.problems = tuple(problems)
 
 
 @dataclass(slots=True)
@@ -73,7 +94,7 @@ class _Progress:
     tables: Sequence[bytes] = ()
     refused: SnpCertsError | OSError | None = None  # why the firmware was not changed
     updates: dict[int, writer.Update] = field(default_factory=dict)
-    problems: list[tuple[str, SnpCertsError | OSError]] = field(default_factory=list)
+    problems: list[Problem] = field(default_factory=list)
 
 
 def update(
@@ -91,7 +112,8 @@ def update(
 
     ``lock_wait`` (seconds) bounds the wait for all locks together. Raises what
     :func:`snpcerts.certfile.writer.update` raises, in which case the firmware
-    has not been touched, and what ``change`` raises, in which case every file
+    has not been touched; :class:`LeftEmptyError` if it has not either, but an emptied
+    file cannot be filled again; and what ``change`` raises, in which case every file
     stays empty. A file that cannot be written *after* the change stays empty
     and is listed in ``problems``; the others are published.
     """
@@ -119,6 +141,8 @@ def update(
     state.start = yield step.Now()
     yield from _update_from(state, 0)
     if state.refused is not None:
+        if state.problems:
+            raise LeftEmptyError(state.refused, state.problems) from state.refused
         raise state.refused
     sizes = {index: state.updates[place].size for place, index in enumerate(order)}
     return SeveralUpdate(
@@ -142,6 +166,11 @@ def perform(
         result: SeveralUpdate = performer(update(targets, change, unchanged, lock_wait=lock_wait))
     except writer.LockHeldError as error:
         raise error.with_holders(blockers_of(error.path)) from None
+    except LeftEmptyError as error:
+        if not isinstance(error.refused, writer.LockHeldError):
+            raise
+        held = error.refused.with_holders(blockers_of(error.refused.path))
+        raise LeftEmptyError(held, error.problems) from None
     return result
 
 
