@@ -123,6 +123,18 @@ EXPECTED: dict[str, set[str]] = {
     "LEAKS_ON_ERROR": {"descriptors"},
     "CREATES_FILE": {"missing-file", "read-only-file"},
     "OPENS_FOR_WRITING": {"read-only-file"},
+    "PEEKS_AND_COPIES": {"lock-before-read"},
+    "COPY_FOR_SECOND_VCPU": {"vcpus-served"},
+    "GIVES_UP_WHEN_BUSY": {"busy"},
+    "NEEDED_ONLY_GROWS": {"too-small"},
+    "OPEN_ERROR_IS_EIO": {"open-fails"},
+    "LEAKS_ON_EMPTY_FILE": {"descriptors"},
+    "LEAKS_MAPPINGS": {"nothing-left"},
+    "LEAKS_THREADS": {"nothing-left"},
+    "LEAKS_CHILDREN": {"nothing-left"},
+    "LEAKS_MEMORY": {"memory-bounded"},
+    "LATE_LOCK_STAYS": {"lock-released"},
+    "GPA_TRUNCATED": {"buffer-outside-memory"},
     "VALUE_IGNORED": {"attribute-value"},
     "LOGS_EACH_TRY": {"log-bounded"},
     "LOGS_EACH_BUSY": {"log-bounded"},
@@ -144,6 +156,8 @@ RIGHT: dict[str, set[str]] = {
     "RIGHT_CHILD_RUNS": set(),
     "RIGHT_PIECES": set(),
     "RIGHT_PEEKS": set(),
+    "RIGHT_MAIN_LOOP": set(),
+    "RIGHT_KEPT_MAPPING": {"short-read", "read-fails"},
 }
 # Never judged on this machine without the right to mount.
 PRIVILEGED = set() if os.geteuid() == 0 else {"same-device"}

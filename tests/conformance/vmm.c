@@ -44,10 +44,13 @@ enum wrong {
 	STALE_BYTES_BEHIND, WORDS_ONLY, LIMIT_16_KIB, LIMIT_64_KIB, NO_BUFFER_WRITTEN,
 	EMPTY_FILE_UNWRITTEN, EMPTY_FILE_IS_EIO, FORBIDDEN_IS_EIO, LINK_COMPARED, LINK_REFUSED,
 	LEAKS_WHEN_BUSY, LEAKS_WHEN_REPLACED, LEAKS_ON_ERROR, CREATES_FILE, OPENS_FOR_WRITING,
+	PEEKS_AND_COPIES, COPY_FOR_SECOND_VCPU, GIVES_UP_WHEN_BUSY, NEEDED_ONLY_GROWS,
+	OPEN_ERROR_IS_EIO, LEAKS_ON_EMPTY_FILE, LEAKS_MAPPINGS, LEAKS_THREADS, LEAKS_CHILDREN,
+	LEAKS_MEMORY, LATE_LOCK_STAYS, GPA_TRUNCATED,
 	VALUE_IGNORED, LOGS_EACH_TRY, LOGS_EACH_BUSY, SPINS, ONE_DESCRIPTION, UNCOUNTED_ON_ENOSPC,
 	RIGHT_DUPLICATE, RIGHT_HELPER, RIGHT_MAPPING, RIGHT_COUNTED, RIGHT_ONE_AT_A_TIME,
 	RIGHT_EXCLUSIVE, RIGHT_CHECKS_AT_START, RIGHT_SIGWAIT_IN_MAIN, RIGHT_CHILD_RUNS,
-	RIGHT_PIECES, RIGHT_PEEKS,
+	RIGHT_PIECES, RIGHT_PEEKS, RIGHT_MAIN_LOOP, RIGHT_KEPT_MAPPING,
 	PAGE_STATE_NOT_ENABLED, PAGE_STATE_REFUSED, PAGE_STATE_IGNORED, LARGE_PAGES_REFUSED,
 };
 
@@ -81,6 +84,8 @@ static int users; /* of the one description */
 static bool first_try;
 static pthread_mutex_t one_at_a_time = PTHREAD_MUTEX_INITIALIZER;
 static int helper = -1;
+static uint64_t needed;
+static int refused; /* requests in a row */
 
 static long must(long result, const char *what)
 {
@@ -211,7 +216,30 @@ static ssize_t contents(int fd, uint8_t *data)
 				return -1;
 		return size;
 	}
-	if (is_wrong(RIGHT_MAPPING)) {
+	if (is_wrong(RIGHT_KEPT_MAPPING)) { /* unlocked before the close: the mapping keeps the file */
+		static uint8_t *map;
+		static struct stat mapped;
+		struct stat found;
+
+		if (fstat(fd, &found) || !S_ISREG(found.st_mode))
+			return -1;
+		pthread_mutex_lock(&one_at_a_time);
+		if (map && (mapped.st_ino != found.st_ino || mapped.st_dev != found.st_dev ||
+			    mapped.st_size != found.st_size)) {
+			munmap(map, mapped.st_size);
+			map = NULL;
+		}
+		if (!map && found.st_size)
+			map = mmap(NULL, found.st_size, PROT_READ, MAP_SHARED, fd, 0);
+		mapped = found;
+		size = map == MAP_FAILED ? -1 : found.st_size;
+		map = map == MAP_FAILED ? NULL : map;
+		if (size > 0)
+			memcpy(data, map, size);
+		pthread_mutex_unlock(&one_at_a_time);
+		return size;
+	}
+	if (is_wrong(RIGHT_MAPPING) || is_wrong(LEAKS_MAPPINGS)) {
 		struct stat found;
 		void *map;
 
@@ -221,7 +249,8 @@ static ssize_t contents(int fd, uint8_t *data)
 		if (map == MAP_FAILED)
 			return -1;
 		memcpy(data, map, found.st_size);
-		munmap(map, found.st_size);
+		if (!is_wrong(LEAKS_MAPPINGS))
+			munmap(map, found.st_size);
 		return found.st_size;
 	}
 	if (is_wrong(RIGHT_PIECES)) {
@@ -338,6 +367,15 @@ static ssize_t shared_contents(int *fd, uint8_t *data)
 	return -1;
 }
 
+/* Waits for a lock that nobody wants any more. */
+static void *wait_on(void *argument)
+{
+	struct flock whole = { .l_type = F_RDLCK, .l_whence = SEEK_SET };
+
+	fcntl((int)(intptr_t)argument, F_OFD_SETLKW, &whole);
+	return NULL;
+}
+
 /* The file, locked and read: its size, or -1 with errno, EAGAIN if the lock was not free. */
 static ssize_t locked_contents(int *fd, uint8_t *data)
 {
@@ -364,8 +402,11 @@ static ssize_t locked_contents(int *fd, uint8_t *data)
 		struct stat before;
 
 		clock_gettime(CLOCK_MONOTONIC, &now);
-		if ((now.tv_sec - start.tv_sec) * 1000 + (now.tv_nsec - start.tv_nsec) / 1000000 > LOCK_WAIT)
-			break;
+		if ((now.tv_sec - start.tv_sec) * 1000 + (now.tv_nsec - start.tv_nsec) / 1000000 > LOCK_WAIT) {
+			if (!is_wrong(LATE_LOCK_STAYS))
+				break;
+			tries = LOCK_WAIT - 1; /* the last */
+		}
 		*fd = open_file();
 		if (*fd < 0)
 			return -1;
@@ -406,6 +447,20 @@ static ssize_t locked_contents(int *fd, uint8_t *data)
 				return copied;
 			}
 		}
+		if (is_wrong(PEEKS_AND_COPIES) && lock(*fd, F_RDLCK) && same_file(*fd)) {
+			fstat(*fd, &before);
+			pread(*fd, data, 24, 0);
+			pthread_mutex_lock(&one_at_a_time);
+			if (copied < 0 || !same_state(&before, &copied_from) ||
+			    memcmp(&before.st_ctim, &copied_from.st_ctim, sizeof(before.st_ctim))) {
+				copied = contents(*fd, copy);
+				copied_from = before;
+			}
+			memcpy(data, copy, copied < 0 ? 0 : copied);
+			size = copied;
+			pthread_mutex_unlock(&one_at_a_time);
+			return size;
+		}
 		if (is_wrong(READS_BEFORE_LOCK))
 			size = contents(*fd, data);
 		if (lock(*fd, F_RDLCK)) {
@@ -425,7 +480,12 @@ static ssize_t locked_contents(int *fd, uint8_t *data)
 		} else if (is_wrong(LEAKS_WHEN_BUSY) && tries == 0) {
 			fcntl(*fd, F_DUPFD_CLOEXEC, 0);
 		}
-		if (!is_wrong(ONE_DESCRIPTOR_FOR_LIFE))
+		if (is_wrong(LATE_LOCK_STAYS) && tries == LOCK_WAIT - 1) {
+			pthread_t waiter;
+
+			pthread_create(&waiter, NULL, wait_on, (void *)(intptr_t)*fd);
+			pthread_detach(waiter);
+		} else if (!is_wrong(ONE_DESCRIPTOR_FOR_LIFE))
 			close(*fd);
 		*fd = -1;
 		if (is_wrong(LOGS_EACH_TRY))
@@ -448,6 +508,8 @@ static uint64_t deliver(struct kvm_run *run, const uint8_t *data, uint64_t size)
 		pages = (size + PAGE) / PAGE;
 	if (is_wrong(WRITES_BEFORE_CHECK) && run->snp_req_certs.npages < pages)
 		put(run->snp_req_certs.gpa, data, run->snp_req_certs.npages * PAGE);
+	if (is_wrong(NEEDED_ONLY_GROWS) && run->snp_req_certs.npages < pages)
+		pages = needed = pages > needed ? pages : needed;
 	if (is_wrong(SIZE_WRAPS) ? run->snp_req_certs.npages * PAGE < size : run->snp_req_certs.npages < pages) {
 		run->snp_req_certs.npages = pages;
 		return is_wrong(NEGATIVE_RET) ? -ENOSPC : ENOSPC;
@@ -456,7 +518,7 @@ static uint64_t deliver(struct kvm_run *run, const uint8_t *data, uint64_t size)
 		size = pages * PAGE;
 	if ((is_wrong(LIMIT_16_KIB) && size > 16384) || (is_wrong(LIMIT_64_KIB) && size > 65536))
 		return EIO;
-	if (!put(run->snp_req_certs.gpa, data, size))
+	if (!put(is_wrong(GPA_TRUNCATED) ? (uint32_t)run->snp_req_certs.gpa : run->snp_req_certs.gpa, data, size))
 		return EIO;
 	if (is_wrong(WRITES_WHOLE_PAGES)) /* and the page behind them */
 		put(run->snp_req_certs.gpa + size, zeros, (pages + 1) * PAGE - size);
@@ -486,6 +548,24 @@ static uint64_t answer(struct kvm_run *run, int *fd, uint8_t *data)
 		return deliver(run, copy, copied);
 	}
 	size = locked_contents(fd, data);
+	if (is_wrong(COPY_FOR_SECOND_VCPU) && run == runs[1] && size > 0) {
+		if (copied < 0)
+			memcpy(copy, data, copied = size);
+		return deliver(run, copy, copied);
+	}
+	if (is_wrong(LEAKS_ON_EMPTY_FILE) && size == 0)
+		fcntl(*fd, F_DUPFD_CLOEXEC, 0);
+	if (is_wrong(LEAKS_MEMORY) && size > 0) {
+		static void *volatile lost;
+
+		lost = malloc(size);
+		memcpy(lost, data, size);
+	}
+	if (is_wrong(OPEN_ERROR_IS_EIO) && *fd < 0 && size < 0 && errno != ENOENT && errno != EACCES && errno != EAGAIN)
+		return EIO;
+	refused = *fd < 0 && size < 0 && errno == EAGAIN ? refused + 1 : 0;
+	if (is_wrong(GIVES_UP_WHEN_BUSY) && refused > 2)
+		return EIO;
 	if (is_wrong(KEEPS_A_COPY) && size > 0)
 		memcpy(copy, data, copied = size);
 	if (size == 0 && !is_wrong(EMPTY_FILE_UNWRITTEN) && !is_wrong(EMPTY_FILE_IS_EIO))
@@ -520,8 +600,18 @@ static void let_go(int fd)
 		close(shared_fd);
 	else if (is_wrong(LEAKS_DESCRIPTORS) && fd >= 0)
 		lock(fd, F_UNLCK);
-	else if (fd >= 0)
+	else if (fd >= 0) {
+		if (is_wrong(LEAKS_MAPPINGS) || is_wrong(RIGHT_KEPT_MAPPING))
+			lock(fd, F_UNLCK);
 		close(fd);
+	}
+}
+
+static void *stay(void *argument)
+{
+	for (;;)
+		pause();
+	return argument;
 }
 
 /* Drops the lock of a request whose firmware command takes too long. */
@@ -561,6 +651,14 @@ static bool serve(int vcpu, struct kvm_run *run, uint8_t *data)
 		fd = dup(other);
 		close(other);
 	}
+	if (is_wrong(LEAKS_THREADS)) {
+		pthread_t thread;
+
+		pthread_create(&thread, NULL, stay, NULL);
+		pthread_detach(thread);
+	}
+	if (is_wrong(LEAKS_CHILDREN) && fork() == 0)
+		_exit(0); /* waited for by nobody */
 	if (is_wrong(CHILD_KEEPS_LOCK) && fork() == 0) {
 		sleep(60);
 		_exit(0);
@@ -584,6 +682,43 @@ static bool serve(int vcpu, struct kvm_run *run, uint8_t *data)
 		run->immediate_exit = 0;
 	/* A kick that came meanwhile set it too, and has just been undone. */
 	return !is_wrong(KICK_ERASED) && stopping;
+}
+
+/* One thread that serves all vCPUs, and enters KVM_RUN for them. */
+static pthread_mutex_t loop = PTHREAD_MUTEX_INITIALIZER;
+static pthread_cond_t turned = PTHREAD_COND_INITIALIZER;
+static int asking = -1;
+static bool stops;
+
+static void *main_loop(void *data)
+{
+	pthread_mutex_lock(&loop);
+	for (;;) {
+		while (asking < 0)
+			pthread_cond_wait(&turned, &loop);
+		stops = serve(fds[asking], runs[asking], data);
+		asking = -2; /* the vCPU shall see the result before another asks */
+		pthread_cond_broadcast(&turned);
+	}
+	return NULL;
+}
+
+static bool serve_in_loop(int number)
+{
+	bool stop;
+
+	pthread_mutex_lock(&loop);
+	while (asking != -1)
+		pthread_cond_wait(&turned, &loop);
+	asking = number;
+	pthread_cond_broadcast(&turned);
+	while (asking != -2)
+		pthread_cond_wait(&turned, &loop);
+	stop = stops;
+	asking = -1;
+	pthread_cond_broadcast(&turned);
+	pthread_mutex_unlock(&loop);
+	return stop;
 }
 
 static void set_private(uint64_t gpa, uint64_t size, bool private)
@@ -645,7 +780,7 @@ static void *vcpu_thread(void *argument)
 		if (asks_for_certs(run)) {
 			if (is_wrong(RIGHT_ONE_AT_A_TIME))
 				pthread_mutex_lock(&one_at_a_time);
-			bool stop = serve(vcpu, run, data);
+			bool stop = is_wrong(RIGHT_MAIN_LOOP) ? serve_in_loop(number) : serve(vcpu, run, data);
 
 			if (is_wrong(RIGHT_ONE_AT_A_TIME))
 				pthread_mutex_unlock(&one_at_a_time);
@@ -777,6 +912,8 @@ int main(int argc, char **argv)
 	command(KVM_SEV_SNP_LAUNCH_FINISH, finish);
 	if (!is_wrong(RIGHT_SIGWAIT_IN_MAIN))
 		pthread_create(&(pthread_t){ 0 }, NULL, stopper, &stop);
+	if (is_wrong(RIGHT_MAIN_LOOP))
+		pthread_create(&(pthread_t){ 0 }, NULL, main_loop, malloc(SIZE_MAX_SERVED));
 	for (int i = 0; i < vcpus; i++)
 		pthread_create(&threads[i], NULL, vcpu_thread, (void *)(intptr_t)i);
 	if (is_wrong(RIGHT_SIGWAIT_IN_MAIN))

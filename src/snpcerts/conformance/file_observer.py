@@ -96,19 +96,19 @@ class FileObserver:
     def _note(self, call: FileCall, *, locks: bool) -> None:
         identity = (call.found.st_dev, call.found.st_ino)
         vcpu = self._journal.threads.get(call.tid)
+        asking = [each for each in self._journal.open_requests() if each.answered_at is None]
         last = None if vcpu is None else self._journal.last_of(vcpu)
-        if last is not None and last.errno is not None:
+        if last is not None and last.errno is not None and not asking:
             last.file_used_after_end = True
         lock = self._served.locked(identity)
-        for request in self._journal.open_requests():
-            # A VMM may use another thread than the vCPU's: the call then counts for all vCPUs.
-            if request.answered_at is not None or vcpu not in (None, request.vcpu):
-                continue
+        # A VMM may use another thread than the vCPU's: the call then counts for all vCPUs.
+        for request in [each for each in asking if each.vcpu == vcpu] or asking:
             if locks:
                 self._note_lock(request, call, identity, lock)
             else:
                 request.relocked = False
-                request.reads.append(FileRead(identity, lock, call.call is Syscall.MMAP))
+                maps = call.call is Syscall.MMAP
+                request.reads.append(FileRead(identity, lock, maps, _asked_bytes(call)))
 
     def _note_lock(
         self, request: CertsRequest, call: FileCall, identity: Identity, lock: LockSeen | None
@@ -184,6 +184,16 @@ def _pieces(call: FileCall, memory: ProcessMemory) -> list[tuple[int, int]]:
             count = min(arguments[2], _IOVECS_MAX)
             return list(_IOVEC.iter_unpack(memory.read(arguments[1], count * _IOVEC.size)))
     return []
+
+
+def _asked_bytes(call: FileCall) -> int:
+    """Return how many bytes a call of :data:`READS` asks for."""
+    if call.call in (Syscall.SENDFILE, Syscall.MMAP):
+        return call.arguments[1 if call.call is Syscall.MMAP else 3]
+    try:
+        return sum(length for _, length in _pieces(call, ProcessMemory(call.tid)))
+    except OSError:
+        return 0
 
 
 def _read(call: FileCall, size: int) -> bytes:

@@ -34,12 +34,14 @@ class SeenEvent:
 class FileRead:
     """The VMM was about to read the file. ``lock`` is the lock on it at that time.
 
-    ``maps``: it maps the file, so when it reads cannot be seen.
+    ``maps``: it maps the file, so when it reads cannot be seen. ``size`` is how many bytes it
+    asks for.
     """
 
     file: Identity
     lock: LockSeen | None
     maps: bool = False
+    size: int = 0
 
 
 @dataclass(slots=True)
@@ -111,13 +113,14 @@ class Journal:
     ``spins`` counts how many times in a row a vCPU's KVM_RUN returned because
     ``immediate_exit`` was set although no exit was waiting for completion.
     ``runner`` is the process that called KVM_RUN last; a wrapper may have started it.
+    ``threads`` has None for a thread that runs several vCPUs.
     """
 
     attribute: Attribute = field(default_factory=Attribute)
     enablings: list[Enabling] = field(default_factory=list)
     requests: list[CertsRequest] = field(default_factory=list)
     spins: dict[int, int] = field(default_factory=dict)
-    threads: dict[int, int] = field(default_factory=dict)  # tid -> vCPU
+    threads: dict[int, int | None] = field(default_factory=dict)  # tid -> vCPU
     entered: dict[int, int] = field(default_factory=dict)  # vCPU -> how often KVM_RUN was called
     runner: int | None = None
     seen: list[SeenEvent] = field(default_factory=list)

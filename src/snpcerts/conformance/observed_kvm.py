@@ -139,7 +139,9 @@ class _ObservedVcpu:
         journal = self._observer.journal
         journal.entered[self._index] = journal.entered.get(self._index, 0) + 1
         if isinstance(caller.memory, ProcessMemory):
-            journal.threads[caller.memory.pid] = self._index
+            thread = caller.memory.pid
+            same = journal.threads.get(thread, self._index) == self._index
+            journal.threads[thread] = self._index if same else None
         journal.runner = caller.pid or journal.runner
         answered, self._open = self._open, None
         if answered is None:

@@ -238,7 +238,13 @@ class ServedFile:
 
     def kinds(self) -> str:
         """Return a description of the locks on the file at the path."""
-        return ", ".join(str(each) for each in holders_of(str(self.path))) or "none"
+        found = ", ".join(str(each) for each in holders_of(str(self.path)))
+        if found or self.locked() is None:
+            return found or "none"
+        return (
+            "a lock of a file that no process has open any more: a mapping of it keeps the lock "
+            "after close(2); unlock before you close"
+        )
 
     def descriptors_of(self, pids: list[int]) -> int:
         """Return how many descriptors the processes have open for these files."""
@@ -254,14 +260,18 @@ class ServedFile:
 
     def mapped_in(self, pids: list[int]) -> bool:
         """Whether one of the processes has mapped one of these files."""
+        return self.mappings_in(pids) > 0
+
+    def mappings_in(self, pids: list[int]) -> int:
+        """Return how many mappings of these files the processes have."""
+        total = 0
         inodes = {str(inode) for _, inode in self._made}
         for pid in pids:
             with contextlib.suppress(OSError):
                 text = Path(f"/proc/{pid}/maps").read_text("utf-8", errors="replace")
                 for line in text.splitlines():
-                    if line.split(maxsplit=5)[4] in inodes and _NAME in line:
-                        return True
-        return False
+                    total += line.split(maxsplit=5)[4] in inodes and _NAME in line
+        return total
 
     def _present(self) -> int:
         if self._current is None:

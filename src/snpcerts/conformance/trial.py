@@ -174,6 +174,7 @@ class Trial:
         self._daemon = False
         self._unfinished = ""
         self._started = 0.0
+        self._supervisor: Supervisor | None = None
 
     # Called by scripts.
 
@@ -242,6 +243,19 @@ class Trial:
             yield Sleep(0.005)
         return True
 
+    def serve_until(self, ready: Callable[[], bool], seconds: float) -> bool:
+        """Serve the calls of what is left of the VMM until ``ready``; False after ``seconds``.
+
+        For a scenario's ``after``: a process that waits for its call to be served cannot end.
+        """
+        until = time.monotonic() + seconds
+        while not ready():
+            if time.monotonic() >= until:
+                return False
+            if self._supervisor is not None:
+                self._supervisor.step(0.01)
+        return True
+
     @property
     def exits_served(self) -> bool | None:
         """Whether the VMM served an exit for certificates; None if there was no exit.
@@ -289,7 +303,7 @@ class Trial:
         with contextlib.ExitStack() as stack:
             stack.callback(self.output.close)
             stack.enter_context(_refusals(self.journal.refused))
-            supervisor = stack.enter_context(Supervisor())
+            supervisor = self._supervisor = stack.enter_context(Supervisor())
             supervisor.add_reader(self.output.reader, self.output.read)
             try:
                 self.program = spawn(
@@ -449,11 +463,12 @@ class Trial:
 
     def _journal_of_locks(self) -> None:
         """Judge the lock of every request that delivered a table."""
-        for answer, _ in self.answers:
+        for answer, contents in self.answers:
             request = answer.request
             if request is None or not answer.ok or request.ret != 0 or not answer.has_table:
                 continue
-            self.judge("lock-before-read", lock_before_read(request))
+            sizes = [len(each) for each in contents if answer.got(len(each)) == each]
+            self.judge("lock-before-read", lock_before_read(request, max(sizes, default=0)))
             self.judge("lock-until-signed", lock_until_signed(request))
             if (kind := lock_kind(request)) is not None:
                 self.judge("lock-kind", kind)
@@ -537,8 +552,9 @@ class Trial:
         yield WaitUntil(lambda: False)
 
 
-def lock_before_read(request: CertsRequest) -> str | None:
-    """Return why the table of this request was not read under a lock; None if it was.
+def lock_before_read(request: CertsRequest, size: int = 0) -> str | None:
+    """Return why a table of ``size`` bytes was not read under a lock in this request; None if it
+    was.
 
     A VMM may also read without a lock, as long as it reads again under one.
     """
@@ -548,6 +564,12 @@ def lock_before_read(request: CertsRequest) -> str | None:
         return "the table was delivered, but the file was not read in this request"
     if all(read.lock is None for read in request.reads):
         return "the file was read without a lock"
+    under_lock = sum(read.size for read in request.reads if read.lock is not None)
+    if under_lock < size:
+        return (
+            f"the table has {size} bytes, of which at most {under_lock} were read in this request: "
+            "the rest is of an earlier one"
+        )
     return None
 
 

@@ -167,7 +167,7 @@ CHECKS: Final = (
     ),
     ConformanceCheck(
         "lock-before-read",
-        "the lock is held before the first byte is read, in every request",
+        "the lock is held before the first byte is read, in every request, and all is read",
         "sev: the file must not change between the read and the attestation",
     ),
     ConformanceCheck(
@@ -214,7 +214,7 @@ CHECKS: Final = (
     ),
     ConformanceCheck(
         "busy",
-        "EAGAIN within the limit, and nothing written, while an update holds the lock",
+        "EAGAIN within the limit, and nothing written, as long as an update holds the lock",
         "api: EAGAIN if the certificates are being updated; guest: retries after 2 s",
     ),
     ConformanceCheck(
@@ -274,6 +274,12 @@ CHECKS: Final = (
         "guest: EIO destroys the VMPCK, after which the guest cannot attest until it reboots",
     ),
     ConformanceCheck(
+        "open-fails",
+        "open fails with EMFILE, ENOMEM or EIO: an empty table or EAGAIN, never EIO; then the file "
+        "is served",
+        "guest: EIO destroys the VMPCK, after which the guest cannot attest until it reboots",
+    ),
+    ConformanceCheck(
         "symbolic-link",
         "a path that is a symbolic link leads to the file, and to another once it points there",
         "path_resolution(7); operators link the current file",
@@ -314,6 +320,17 @@ CHECKS: Final = (
         "descriptors",
         "requests leave no open descriptors of the file",
         "docs/protocol.md: close after each request",
+    ),
+    ConformanceCheck(
+        "nothing-left",
+        "requests leave no thread, no process and no mapping of the file",
+        "the guest is hostile: it decides how many requests there are",
+    ),
+    ConformanceCheck(
+        "memory-bounded",
+        "the VMM's memory does not grow with each request",
+        "the guest is hostile: it decides how many requests there are",
+        Level.ADVICE,
     ),
     ConformanceCheck(
         "lock-ends-with-vmm",

@@ -80,6 +80,9 @@ def _small(trial: Trial, vcpu: TrialVcpu) -> Script:
     trial.served.rewrite(trial.served.table(3 * PAGE_SIZE + 1))
     answer = yield from vcpu.ask(3)
     trial.judge("too-small", asks_and_writes_nothing(answer, 4))
+    trial.served.rewrite(trial.served.table(PAGE_SIZE + 1))
+    answer = yield from vcpu.ask(1)
+    trial.judge("too-small", asks_and_writes_nothing(answer, 2))
 
 
 def _exact(trial: Trial, vcpu: TrialVcpu) -> Script:

@@ -7,6 +7,7 @@ import errno
 import os
 import time
 from collections.abc import Callable
+from functools import partial
 
 from snpcerts.abi.cert_table import EMPTY
 from snpcerts.conformance.file_observer import takes_lock
@@ -92,6 +93,29 @@ def _refuse_open(trial: Trial) -> None:
     # A new file: a VMM that has the old one open need not open it again.
     _replace(trial)
     trial.observer.meddle_open = lambda _: -errno.EACCES
+
+
+def _fails_with(code: int, _: OpenCall) -> int:
+    return -code
+
+
+def _open_fails(trial: Trial, vcpu: TrialVcpu) -> Script:
+    check, served = "open-fails", trial.served
+    for code in (errno.EMFILE, errno.ENOMEM, errno.EIO):
+        table = served.table(TABLE_SIZE)
+        served.replace(table)
+        trial.observer.meddle_open = partial(_fails_with, code)
+        answer = yield from vcpu.ask(2)
+        trial.observer.meddle_open = lambda _: None
+        request = answer.request
+        # A VMM that keeps the directory, or the file, open may not open the path at all.
+        wrong = None
+        if request is None or request.ret != errno.EAGAIN:
+            wrong = None if answer.delivers(table) is None else _empty(answer)
+        trial.judge(check, None if wrong is None else f"{errno.errorcode[code]}: {wrong}")
+        answer = yield from vcpu.ask(2)
+        wrong = answer.delivers(table)
+        trial.judge(check, None if wrong is None else f"after {errno.errorcode[code]}: {wrong}")
 
 
 def _refuse_writers(trial: Trial, vcpu: TrialVcpu) -> Script:
@@ -196,6 +220,7 @@ SCENARIOS = (
     _gone("unreadable-file", lambda trial: trial.served.put_directory()),
     _gone("empty-file", lambda trial: trial.served.replace(b"")),
     _gone("permission-denied", _refuse_open),
+    Scenario(checks=("open-fails",), script=_open_fails),
     Scenario(checks=("symbolic-link",), script=_link),
     Scenario(checks=("read-only-file",), script=_refuse_writers),
     Scenario(checks=("changed-before-lock",), script=_before_lock),

@@ -6,20 +6,29 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 import signal
 import time
 from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 
+from snpcerts.abi.cert_table import PAGE_SIZE
 from snpcerts.conformance.file_observer import DATA_READS, READS, HeldUntil, takes_lock
 from snpcerts.conformance.journal import CertsRequest
 from snpcerts.conformance.trial import TABLE_SIZE, Scenario, Script, Trial, TrialVcpu
 from snpcerts.emulator.frontdoor.bpf import Syscall
 from snpcerts.emulator.frontdoor.file_watch import FileCall
 from snpcerts.emulator.frontdoor.tasks import task
+from snpcerts.emulator.guest.page_state_calls import LARGE_PAGE
 from snpcerts.emulator.guest.program import Sleep
 
 KICK_TIME = 2.0  # seconds in which the VMM's other threads see the signal and kick the vCPU
 _ROUNDS = 3  # requests of each kind, the first to warm up
+SETTLE_TIME = 1.0  # seconds in which what a request used must be gone
+_DESCRIPTORS = "open descriptors"
+_BIG = 128 * PAGE_SIZE  # bytes of a table
+_BIG_ROUNDS = 16  # requests of each kind that are judged
 DEATH_TIME = 2.0  # seconds in which a killed process's locks must be released
 
 Moment = Callable[["Trial", Callable[[], None]], None]
@@ -137,7 +146,7 @@ def _in_firmware(trial: Trial, stop: Callable[[], None]) -> None:
 
 
 def _leaves_nothing(trial: Trial, vcpu: TrialVcpu) -> Script:
-    """Count the descriptors of the VMM's processes after each way in which a request can end."""
+    """Count what the VMM's processes have after each way in which a request can end."""
     served, top = trial.served, _above_memory(trial)
 
     def reset() -> None:
@@ -171,23 +180,88 @@ def _leaves_nothing(trial: Trial, vcpu: TrialVcpu) -> Script:
         ("a lock that failed", refused(takes_lock, errno.ENOLCK), 2, None),
         ("a read that failed", refused(lambda call: call.call in DATA_READS, errno.EIO), 2, None),
         ("a directory in place of the file", served.put_directory, 2, None),
+        ("an empty file", lambda: served.replace(b""), 2, None),
+        ("no file", served.remove, 2, None),
     )
     for kind, prepare, npages, gpa in kinds:
-        counts = []
+        first: dict[str, int] = {}
         for _ in range(_ROUNDS):
             prepare()
             yield from vcpu.ask(npages, gpa=gpa)
             reset()
             yield Sleep(0.002)
-            counts.append(_descriptors(trial.processes()))
-        # The first of a kind may open what stays open.
-        leaked = counts[-1] - counts[0]
+            # The first of a kind may open what stays open.
+            first = first or _left_in(trial)
+        # What ends late is no leak.
+        yield from trial.wait_for(partial(_no_more_than, trial, first), SETTLE_TIME)
+        now = _left_in(trial)
+        for what, before in first.items():
+            more = now[what] - before
+            trial.judge(
+                "descriptors" if what == _DESCRIPTORS else "nothing-left",
+                None
+                if more < _ROUNDS - 1
+                else f"{more} more {what} after {_ROUNDS - 1} requests that got {kind}",
+            )
+
+
+def _no_more_than(trial: Trial, before: dict[str, int]) -> bool:
+    return all(each - before[what] < _ROUNDS - 1 for what, each in _left_in(trial).items())
+
+
+def _left_in(trial: Trial) -> dict[str, int]:
+    processes = trial.processes()
+    threads = 0
+    for process in processes:
+        with contextlib.suppress(OSError):
+            threads += len(os.listdir(f"/proc/{process}/task"))
+    return {
+        _DESCRIPTORS: _descriptors(processes),
+        "threads or processes": threads,
+        "mappings of the file": trial.served.mappings_in(processes),
+    }
+
+
+def _memory(trial: Trial, vcpu: TrialVcpu) -> Script:
+    """Serve a large table often, and compare the VMM's memory with what a leak would take."""
+    check, guest, pages = "memory-bounded", vcpu.guest, vcpu.pages
+    slot = guest.vm.slots.largest()
+    gpa = (pages.ghcb - LARGE_PAGE) & -LARGE_PAGE
+    if slot is None or gpa < slot.gpa + LARGE_PAGE or guest.ignored is not None:
+        trial.skip(check, "the VM has too little memory")
+        return
+    trial.served.replace(trial.served.table(_BIG))
+    yield from guest.make_private(vcpu.cpu, pages, gpa, LARGE_PAGE // PAGE_SIZE)
+    yield from guest.make_shared(vcpu.cpu, pages, gpa, LARGE_PAGE // PAGE_SIZE)
+    field = (pages.data, PAGE_SIZE)
+    for npages, what in ((_BIG // PAGE_SIZE, "a table"), (0, "ENOSPC")):
+        # The first half is for memory that is collected, or kept to be used again.
+        for number in range(2 * _BIG_ROUNDS):
+            if number == _BIG_ROUNDS:
+                before = _private_bytes(trial.processes())
+            answer = yield from vcpu.ask(npages, gpa=gpa, field=field)
+        if npages and not answer.ok:
+            trial.skip(check, f"a table of {_BIG} bytes was not delivered: {answer}")
+            return
+        grown = _private_bytes(trial.processes()) - before
         trial.judge(
-            "descriptors",
+            check,
             None
-            if leaked < _ROUNDS - 1
-            else f"{leaked} more open descriptors after {_ROUNDS - 1} requests that got {kind}",
+            if grown < _BIG_ROUNDS * _BIG * 3 // 4
+            else f"{grown >> 10} KiB more after {_BIG_ROUNDS} requests that got {what}; "
+            f"the file has {_BIG >> 10} KiB",
         )
+
+
+def _private_bytes(processes: list[int]) -> int:
+    """Return the memory of some processes that is no file's, in bytes."""
+    total = 0
+    for process in processes:
+        with contextlib.suppress(OSError):
+            text = Path(f"/proc/{process}/status").read_text("ascii", errors="replace")
+            found = re.findall(r"^(?:RssAnon|VmSwap):\s*(\d+) kB", text, re.MULTILINE)
+            total += sum(map(int, found)) << 10
+    return total
 
 
 def _above_memory(trial: Trial) -> int:
@@ -222,11 +296,8 @@ def _after_killed(trial: Trial) -> None:
 
 def _judge_lock_gone(trial: Trial) -> None:
     """Fail if a lock remains on the file after the VMM has ended."""
-    until = time.monotonic() + DEATH_TIME
-    while trial.served.locked() is not None and time.monotonic() < until:
-        time.sleep(0.01)
-    left = trial.served.locked()
-    problem = None if left is None else f"still held: {trial.served.kinds()}"
+    gone = trial.serve_until(lambda: trial.served.locked() is None, DEATH_TIME)
+    problem = None if gone else f"still held: {trial.served.kinds()}"
     trial.judge("lock-ends-with-vmm", problem)
 
 
@@ -242,6 +313,7 @@ SCENARIOS = (
     _stopped_when(_at_call(_takes_or_reads)),
     _stopped_when(_in_firmware),
     _stopped_when(_at_call(_at_close)),
-    Scenario(checks=("descriptors",), script=_leaves_nothing),
+    Scenario(checks=("descriptors", "nothing-left"), script=_leaves_nothing),
+    Scenario(checks=("memory-bounded",), script=_memory),
     Scenario(checks=("lock-ends-with-vmm",), script=_killed, after=_after_killed, ends=True),
 )

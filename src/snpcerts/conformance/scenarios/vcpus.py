@@ -57,6 +57,7 @@ class _Rounds:
             self._number = number
             self.held.clear()
             self.free.clear()
+            self._trial.served.rewrite(self._trial.served.table(TABLE_SIZE))
 
     def _alone(self, request: CertsRequest) -> bool:
         """Whether the VMM makes the other vCPU wait until this request is over."""
