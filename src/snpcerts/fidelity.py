@@ -120,6 +120,30 @@ CLAIMS: Final = (
         LINUX,
     ),
     Claim(
+        "guest-tsm",
+        "configfs-tsm: which files there are, generations, reports and certificates, errors; the "
+        "file system itself is read and restated",
+        (
+            _kernel(
+                "sev_tsm_report_ops",
+                "tsm_report_make_item",
+                "tsm_report_item_release",
+                "tsm_report_privlevel_store",
+                "tsm_report_privlevel_floor_show",
+                "tsm_report_inblob_write",
+                "tsm_report_generation_show",
+                "tsm_report_provider_show",
+                "tsm_report_outblob_read",
+                "tsm_report_auxblob_read",
+                "tsm_report_is_visible",
+                "tsm_report_is_bin_visible",
+                "kstrtouint",
+            ),
+            _programs("go-sev-guest"),
+        ),
+        LINUX,
+    ),
+    Claim(
         "guest-page-state",
         "How a guest makes pages shared and private: lists, 2 MiB, a host that refuses",
         (_kernel("snp_set_memory_shared", "snp_set_memory_private"), _programs("QEMU", "libvirt")),

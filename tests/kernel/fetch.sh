@@ -21,9 +21,9 @@ debian trixie-backports sid
 members="arch/x86/kvm arch/x86/coco arch/x86/include drivers/virt/coco drivers/crypto/ccp
 	include/linux include/crypto include/uapi include/kvm virt/kvm
 	tools/testing/selftests/kvm tools/testing/selftests/kselftest.h tools/include
-	tools/arch/x86/include tools/lib/rbtree.c"
+	tools/arch/x86/include tools/lib/rbtree.c lib/kstrtox.c lib/kstrtox.h"
 
-newest_member=tools/lib/rbtree.c # what a directory of an earlier version of this lacks
+newest_member=lib/kstrtox.c # what a directory of an earlier version of this lacks
 
 # source_of VERSION DIRECTORY
 source_of() {

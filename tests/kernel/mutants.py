@@ -18,6 +18,7 @@ import re
 import shutil
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -28,7 +29,7 @@ from typing import Final
 
 from .oracle import build
 from .oracle.cut import CutError
-from .oracle.judge import ROOT, judge
+from .oracle.judge import ROOT, Stop, judge
 
 SOURCE: Final = ROOT / "src"
 # The emulator's code for each part of the kernel.
@@ -40,7 +41,12 @@ EMULATOR: Final = {
         "emulator/kvm/guest_instruction.py",
     ),
     "launch": ("emulator/kvm/sev_commands.py",),
-    "guest": ("emulator/guest/sev_guest_device.py", "emulator/guest/linux.py"),
+    "guest": (
+        "emulator/guest/sev_guest_device.py",
+        "emulator/guest/linux.py",
+        "emulator/guest/page_state_calls.py",
+        "emulator/guest/tsm_reports.py",
+    ),
     "sev": ("emulator/psp/sev_device.py",),
 }
 # Survivors that are meant: how a mutant's description begins (a pattern), and why it survives.
@@ -290,30 +296,59 @@ def cast_body(node: ast.AST) -> list[ast.stmt]:
     return node.body
 
 
-def survives(mutant: Mutant, part: str, release: str, sequences: int, product: Path) -> bool | None:
-    """Whether so many sequences notice nothing; None for what does not even build.
+# A mutant may loop for ever: so much of the processor's time for each, several times what all
+# sequences need.
+SECONDS: Final = 10
+_EARLY: Final = 30
 
-    ``product`` is a copy of the source to put an emulator's mutant into.
-    """
-    if mutant.side == "kernel":
-        try:
-            library = build.build(build.PARTS[part], release, (mutant.old, mutant.new))
-        except CutError:
-            return None
-        try:
-            outcome = judge(part, release, sequences, jobs=1, library=library)
-        finally:
-            library.unlink(missing_ok=True)
-            library.with_suffix(".c").unlink(missing_ok=True)
-    else:
+
+class Trials:
+    """Mutants of one part of one release against the same sequences."""
+
+    def __init__(self, part: str, release: str, sequences: int) -> None:
+        self._part = part
+        self._release = release
+        self._sequences = sequences
+        self._killers: Counter[int] = Counter()
+
+    def survives(self, mutant: Mutant, product: Path) -> bool | None:
+        """Whether the sequences notice nothing; None for what does not even build.
+
+        ``product`` is a copy of the source to put an emulator's mutant into.
+        """
+        if mutant.side == "kernel":
+            try:
+                changed = (mutant.old, mutant.new)
+                library = build.build(build.PARTS[self._part], self._release, changed)
+            except CutError:
+                return None
+            try:
+                return self._judged(library=library)
+            finally:
+                library.unlink(missing_ok=True)
+                library.with_suffix(".c").unlink(missing_ok=True)
         file = product / "snpcerts" / mutant.old
         kept = file.read_text(encoding="utf-8")
         file.write_text(mutant.new, encoding="utf-8")
         try:
-            outcome = judge(part, release, sequences, jobs=1, product=product)
+            return self._judged(product=product)
         finally:
             file.write_text(kept, encoding="utf-8")
-    return not outcome.faults()
+
+    def _judged(self, *, library: Path | None = None, product: Path | None = None) -> bool:
+        # What has noticed other mutants comes first: most of these are noticed at once, too.
+        early = [number for number, _ in self._killers.most_common(_EARLY)]
+        outcome = judge(
+            self._part,
+            self._release,
+            self._sequences,
+            jobs=1,
+            library=library,
+            product=product,
+            stop=Stop(SECONDS, early),
+        )
+        self._killers.update(each["number"] for each in outcome.differences.values())
+        return not outcome.differences and not outcome.died
 
 
 def main() -> int:
@@ -353,12 +388,20 @@ def _try(
     if options.limit is not None and options.limit < len(mutants):
         mutants = random.Random(options.seed).sample(mutants, options.limit)
 
+    trials = Trials(part, release, options.sequences)
+    done: list[Mutant] = []
+
     def run(mutant: Mutant) -> bool | None:
         product = copies.get()
         try:
-            return survives(mutant, part, release, options.sequences, product)
+            survived = trials.survives(mutant, product)
         finally:
             copies.put(product)
+        done.append(mutant)
+        if survived and not mutant.explained:
+            word = f"{len(done)} of {len(mutants)}: survives"
+            print(f"  {word}: {mutant}", file=sys.stderr, flush=True)
+        return survived
 
     with ThreadPoolExecutor(options.jobs) as pool:
         outcomes = list(zip(mutants, pool.map(run, mutants), strict=True))

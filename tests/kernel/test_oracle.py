@@ -42,6 +42,8 @@ MUTANTS = [
         "pfn = __pa(vaddr) >> PAGE_SHIFT;\n\t\t\tuse_large_entry = false;",
     ),
     ("guest", "ret || ghcb->save.sw_exit_info_2", "ret"),
+    ("guest", "\tstate->read_generation = state->write_generation;", ""),
+    ("guest", "if (rv & KSTRTOX_OVERFLOW)", "if (false)"),
     ("sev", "input.vlek_wrapped_version != 0", "false"),
     ("sev", "if (!sev->snp_initialized)\n\t\treturn -ENODEV;", ""),
 ]

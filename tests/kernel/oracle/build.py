@@ -127,7 +127,7 @@ _DRIVER: Final = "drivers/virt/coco/sev-guest/sev-guest.c"
 GUEST: Final = Part(
     "guest",
     {
-        _DRIVER: ("snp_guest_ioctl",),
+        _DRIVER: ("snp_guest_ioctl", "sev_tsm_report_ops"),
         f"{_COCO}/core.c": (
             "snp_send_guest_request",
             "snp_msg_alloc",
@@ -137,8 +137,24 @@ GUEST: Final = Part(
         ),
         f"{_COCO}/vc-shared.c": ("sev_es_ghcb_hv_call",),
         f"{_ASM}/uaccess_64.h": ("__access_ok",),
+        "drivers/virt/coco/guest/report.c": (
+            "tsm_report_make_item",
+            "tsm_report_item_release",
+            "tsm_report_privlevel_store",
+            "tsm_report_privlevel_floor_show",
+            "tsm_report_inblob_write",
+            "tsm_report_generation_show",
+            "tsm_report_provider_show",
+            "tsm_report_outblob_read",
+            "tsm_report_auxblob_read",
+            "tsm_report_is_visible",
+            "tsm_report_is_bin_visible",
+        ),
+        "lib/kstrtox.c": ("kstrtouint",),
     },
     (
+        "include/linux/tsm.h",
+        "lib/kstrtox.h",
         f"{_ASM}/sev.h",
         f"{_ASM}/sev-common.h",
         f"{_ASM}/svm.h",

@@ -2,6 +2,8 @@
 """Goes through sequences in a process of its own, which a kernel's BUG() may end.
 
 ``python -m tests.kernel.oracle.child PART OBJECT SEED FIRST END`` prints one JSON object.
+With ``--stop SECONDS EARLY`` it ends at the first difference, and after so much time of the
+processor's; the sequences EARLY, "1,2,3" or "", are gone through before the others.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ import logging
 import resource
 import sys
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
@@ -22,13 +25,19 @@ MEMORY: Final = 4 << 30
 def main(arguments: list[str]) -> int:
     """Run the sequences and print the results."""
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
-    part, path, seed, first, end = arguments
+    part, path, seed, first, end, *stop = arguments
+    numbers: Iterable[int] = range(int(first), int(end))
+    if stop:
+        seconds = int(stop[1])
+        resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
+        early = [int(each) for each in stop[2].split(",") if each]
+        numbers = dict.fromkeys([*early, *numbers])
     logging.disable(logging.CRITICAL)
     module = importlib.import_module(f"tests.kernel.oracle.{part}_sequences")
     seen: Counter[str] = Counter()
     differences: dict[str, dict[str, object]] = {}
     done = 0
-    lives = module.lives(Path(path), int(seed), range(int(first), int(end)))
+    lives = module.lives(Path(path), int(seed), numbers)
     for number, reached, found in lives:
         done += 1
         seen.update(reached)
@@ -38,6 +47,8 @@ def main(arguments: list[str]) -> int:
                 {"count": 0, "number": number, "values": found.values, "story": found.story},
             )
             known["count"] = int(str(known["count"])) + 1
+            if stop:
+                break
     print(json.dumps({"sequences": done, "reached": seen, "differences": differences}))
     return 0
 

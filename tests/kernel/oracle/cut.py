@@ -246,7 +246,9 @@ class Cutter:
 
 def _named(text: str) -> set[str]:
     """Every name in a text but those of members."""
-    found = set()
+    # linux/args.h: a macro for each number of arguments.
+    counted = re.findall(r"\bCONCATENATE\((\w+), COUNT_ARGS\(", text)
+    found = {f"{name}{count}" for name in counted for count in range(4)}
     text = re.sub(r'"(?:\\.|[^"\\\n])*"', '""', text)
     text = re.sub(r"(?:->|(?<!\.)\.(?!\.))\s*\w+", "", text)
     for tag, name in _WORD.findall(text):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A Linux guest's own driver beside the emulator's: from ioctl to message and back.
+"""A Linux guest's own driver beside the emulator's: from ioctl or configfs-tsm to message and back.
 
 The host of both is the same and answers at random: well, busy, too small a buffer,
 errors, exceptions, and responses with something wrong in them. It makes pages private
@@ -11,11 +11,11 @@ from __future__ import annotations
 import ctypes
 import random
 import struct
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, Final, cast
+from typing import Any, Final, TypeVar, cast
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
@@ -31,12 +31,15 @@ from snpcerts.abi.ghcb import (
 from snpcerts.abi.guest_message import MessageHeader, SecretsPage
 from snpcerts.abi.kvm import UserspaceMemoryRegion2
 from snpcerts.abi.sev_guest import SNP_GET_DERIVED_KEY, SNP_GET_EXT_REPORT, SNP_GET_REPORT
+from snpcerts.emulator.guest.configfs import BinaryAttribute, ConfigDirectory, TextAttribute
 from snpcerts.emulator.guest.linux import LinuxGuest
 from snpcerts.emulator.guest.memory_slots import MemorySlots, SlotMemory
 from snpcerts.emulator.guest.program import GuestCpu, Program, Sleep, Vmgexit, WaitUntil
 from snpcerts.emulator.guest.sev_guest_device import GuestHolder, SevGuestCall, SevGuestDevice
+from snpcerts.emulator.guest.tsm_reports import TsmReports
 from snpcerts.emulator.psp.message_seal import seal
 from snpcerts.emulator.syscall.device import Caller
+from snpcerts.emulator.syscall.file_tree import Operation
 
 from .difference import DifferenceError
 from .user import PAGE, USER, USER_PAGES, UserSide, weighted
@@ -47,6 +50,19 @@ _OUTER, _REQ, _RESP, _CERTS = USER, USER + PAGE, USER + 2 * PAGE, USER + 4 * PAG
 _EBADMSG: Final = 74
 _EXITS_MAX: Final = 40  # a busy host is asked 31 times
 _TERMINATED: Final = -1000  # in place of a result
+# In the order of enum tsm_attr_index and enum tsm_bin_attr_index.
+_TEXTS: Final = (
+    "generation",
+    "provider",
+    "privlevel",
+    "privlevel_floor",
+    "service_provider",
+    "service_guid",
+    "service_manifest_version",
+)
+_BLOBS: Final = ("inblob", "outblob", "auxblob", "manifestblob")
+
+_T = TypeVar("_T")
 
 _SEAL = ctypes.CFUNCTYPE(
     ctypes.c_int,
@@ -184,6 +200,15 @@ class _Kernel:
         library.oracle_ioctl.argtypes = (ctypes.c_uint32, ctypes.c_uint64)
         library.oracle_reset.argtypes = (ctypes.c_uint64, ctypes.c_char_p, ctypes.c_uint32)
         library.oracle_reset.restype = None
+        library.oracle_tsm_make.restype = library.oracle_tsm_show.restype = ctypes.c_long
+        library.oracle_tsm_show.argtypes = (ctypes.c_int, ctypes.c_char_p)
+        library.oracle_tsm_visible.argtypes = (ctypes.c_int, ctypes.c_bool)
+        for name in ("privlevel", "inblob"):
+            function = getattr(library, f"oracle_tsm_{name}")
+            function.restype = ctypes.c_long
+            function.argtypes = (ctypes.c_char_p, ctypes.c_size_t)
+        library.oracle_tsm_read.restype = ctypes.c_long
+        library.oracle_tsm_read.argtypes = (ctypes.c_bool, ctypes.c_char_p, ctypes.c_size_t)
         library.oracle_boot.restype = library.oracle_change.restype = ctypes.c_long
         library.oracle_change.argtypes = (ctypes.c_uint64, ctypes.c_uint64, ctypes.c_int)
         library.oracle_reason.restype = ctypes.c_uint64
@@ -200,6 +225,33 @@ class _Kernel:
     def _vmgexit(self) -> None:
         assert self.host is not None
         self.host.answer(self.shared)
+
+    def attributes(self) -> set[str]:
+        """The files of the configfs-tsm directory."""
+        visible = self.library.oracle_tsm_visible
+        found = {name for number, name in enumerate(_TEXTS) if visible(number, False)}
+        return found | {name for number, name in enumerate(_BLOBS) if visible(number, True)}
+
+    def show(self, name: str) -> tuple[int, bytes]:
+        """What a text of the directory shows, after its size or the error."""
+        page = ctypes.create_string_buffer(PAGE)
+        result = self.library.oracle_tsm_show(_TEXTS.index(name), page)
+        return result, page.raw[: max(result, 0)]
+
+    def store(self, name: str, data: bytes) -> tuple[int, bytes]:
+        """Write to a file of the directory."""
+        result = getattr(self.library, f"oracle_tsm_{name}")(data, len(data))
+        return min(result, 0), b""
+
+    def blob(self, name: str) -> tuple[int, bytes]:
+        """Read as configfs does: the size, then the content."""
+        read, certificates = self.library.oracle_tsm_read, name == "auxblob"
+        size = read(certificates, None, 0)
+        if size <= 0:
+            return size, b""
+        content = ctypes.create_string_buffer(size)
+        size = read(certificates, content, size)
+        return size, content.raw[: max(size, 0)]
 
     def key(self) -> bytes:
         """VMPCK 0 in the secrets page."""
@@ -236,6 +288,7 @@ class _Emulator:
         self._cpu = cpu = GuestCpu(0, lambda: self.now)
         cpu.memory = SlotMemory(slots, self.pages)
         self.host: _Host | None = host
+        self.attributes: Mapping[str, TextAttribute | BinaryAttribute] = {}
         self._program: Program = self.guest.program(cpu)
         self._event = next(self._program)
 
@@ -270,6 +323,52 @@ class _Emulator:
         while (result := call.poll()) is None:
             self._step()
         return result
+
+    def make_reports(self) -> int:
+        """A new directory of configfs-tsm."""
+        reports = TsmReports(cast("GuestHolder", SimpleNamespace(guest=self.guest, alive=True)))
+        found = reports.root.children["tsm"]
+        assert isinstance(found, ConfigDirectory)
+        directory = found.children["report"]
+        assert isinstance(directory, ConfigDirectory)
+        assert directory.make_item is not None
+        self.attributes = self._done(directory.make_item())
+        return 0
+
+    def show(self, name: str) -> tuple[int, bytes]:
+        """As the kernel's."""
+        text = self.attributes[name]
+        assert isinstance(text, TextAttribute)
+        assert text.show is not None
+        shown = self._done(text.show())
+        return len(shown), shown
+
+    def store(self, name: str, data: bytes) -> tuple[int, bytes]:
+        """As the kernel's."""
+        attribute = self.attributes[name]
+        store = attribute.store if isinstance(attribute, TextAttribute) else attribute.write
+        assert store is not None
+        self._done(store(data))
+        return 0, b""
+
+    def blob(self, name: str) -> tuple[int, bytes]:
+        """As the kernel's."""
+        attribute = self.attributes[name]
+        assert isinstance(attribute, BinaryAttribute)
+        assert attribute.read is not None
+        if not self._done(attribute.read(False)):
+            return 0, b""
+        found = self._done(attribute.read(True))
+        return len(found), found
+
+    def _done(self, work: Operation[_T]) -> _T:
+        """The result of an operation, while the guest runs."""
+        while True:
+            try:
+                next(work)
+            except StopIteration as end:
+                return cast("_T", end.value)
+            self._step()
 
     def _step(self) -> None:
         answer = 0
@@ -312,9 +411,12 @@ class _Life:
         self._story += [f"counter {counter:#x}", "boot", *map(str, changes)]
         kernel = int(self._kernel.library.oracle_boot())
         self._compare("boot", kernel, emulator, emulator.boot)
-        while not self._ended and pick.random() < 0.7:
-            if pick.random() < 0.2:
+        while not self._ended and pick.random() < 0.75:
+            what = pick.random()
+            if what < 0.15:
                 self._change(emulator, key)
+            elif what < 0.4:
+                self._reports(emulator, key)
             else:
                 self._call(user, emulator, key)
 
@@ -354,6 +456,115 @@ class _Life:
         self._compare(
             "change", kernel, emulator, lambda: emulator.change(page, pages, private=private)
         )
+
+    def _reports(self, emulator: _Emulator, key: bytes) -> None:
+        """A new directory of configfs-tsm, and some reads and writes of its files."""
+        pick = self._pick
+        self._compare(
+            "tsm make", self._kernel.library.oracle_tsm_make(), emulator, emulator.make_reports
+        )
+        visible = self._kernel.attributes()
+        if visible != emulator.attributes.keys():
+            found = {"files": f"{sorted(visible)} {sorted(emulator.attributes)}"}
+            raise DifferenceError("tsm: files", found, self._story)
+        while not self._ended and pick.random() < 0.85:
+            self._file(emulator, key)
+
+    def _file(self, emulator: _Emulator, key: bytes) -> None:
+        pick = self._pick
+        name = weighted(
+            pick,
+            (
+                ("inblob", 27),
+                ("outblob", 25),
+                ("auxblob", 23),
+                ("privlevel", 13),
+                ("generation", 8),
+                ("provider", 2),
+                ("privlevel_floor", 2),
+            ),
+        )
+        answers = [self._with_header(each) for each in self._answers(SNP_GET_EXT_REPORT)]
+        changes = self._changes(trouble=0.03)
+        self._kernel.host = _Host(key, answers, changes)
+        emulator.host = _Host(key, answers, changes)
+        data = b""
+        if name == "inblob":
+            data = pick.randbytes(weighted(pick, ((64, 85), (0, 5), (pick.randrange(1, 64), 10))))
+        elif name == "privlevel":
+            data = self._level()
+        self._story += [f"{name} {data.hex()}", *map(_told, answers), *map(str, changes)]
+
+        def of(side: _Kernel | _Emulator) -> tuple[int, bytes]:
+            if name in ("outblob", "auxblob"):
+                return side.blob(name)
+            return side.store(name, data) if data or name == "inblob" else side.show(name)
+
+        kernel, content = of(self._kernel)
+        ours = b""
+
+        def call() -> int:
+            nonlocal ours
+            try:
+                result, ours = of(emulator)
+            except OSError as failed:
+                return -(failed.errno or 0)
+            return result
+
+        self._compare(f"tsm {name}", kernel, emulator, call)
+        if content != ours:
+            found = {"content": _first_difference([content], [ours])}
+            raise DifferenceError(f"tsm {name}: content", found, self._story)
+
+    def _level(self) -> bytes:
+        pick = self._pick
+        usual = pick.choice((b"0", b"1", b"3", b"4"))
+        prefix = weighted(
+            pick, ((b"", 60), (b"0x", 10), (b"0", 10), (b"+", 5), (b"-", 5), (b" ", 5), (b"0X", 5))
+        )
+        digits = weighted(
+            pick,
+            (
+                (usual, 70),
+                (b"%d" % pick.getrandbits(66), 10),
+                (b"%d" % (1 << 32), 5),
+                (b"%x" % pick.getrandbits(70), 5),
+                (b"8", 5),
+                (pick.randbytes(3), 5),
+            ),
+        )
+        tail = weighted(pick, ((b"", 50), (b"\n", 30), (b"\n\n", 5), (b" ", 5), (b"\0x", 10)))
+        return prefix + digits + tail
+
+    def _with_header(self, answer: _Answer) -> _Answer:
+        """With a report in its payload, and a table as hosts have them."""
+        pick = self._pick
+        status = weighted(pick, ((0, 80), (0x16, 6), (0x27, 6), (pick.getrandbits(32), 8)))
+        size = weighted(
+            pick,
+            (
+                (1184, 75),
+                (0, 5),
+                (PAGE - 32, 5),
+                (PAGE - 31, 5),
+                (pick.randrange(1200), 5),
+                (pick.getrandbits(32), 5),
+            ),
+        )
+        payload = (struct.pack("<II24x", status, size) + answer.payload)[: len(answer.payload)]
+        if pick.random() < 0.3:
+            return replace(answer, payload=payload)
+        entries = []
+        for _ in range(pick.randrange(4)):
+            offset = weighted(
+                pick, ((pick.randrange(16000), 85), (0, 5), (pick.getrandbits(32), 10))
+            )
+            length = weighted(
+                pick, ((pick.randrange(2000), 85), (0, 10), (pick.getrandbits(32), 5))
+            )
+            guid = weighted(pick, ((pick.randbytes(16), 90), (bytes(16), 10)))
+            entries.append(guid + struct.pack("<II", offset, length))
+        return replace(answer, payload=payload, table=b"".join(entries) + bytes(24))
 
     def _changes(self, *, trouble: float) -> list[_Change]:
         pick = self._pick
@@ -530,7 +741,7 @@ def _first_difference(theirs: list[bytes], ours: list[bytes]) -> str:
 
 
 def lives(
-    path: Path, seed: int, numbers: range
+    path: Path, seed: int, numbers: Iterable[int]
 ) -> Iterator[tuple[int, set[str], DifferenceError | None]]:
     """Each guest by its number: what its calls returned, and what ended it."""
     kernel = _Kernel(path)

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +20,17 @@ from .difference import EXPLAINED
 ROOT: Final = Path(__file__).parents[3]
 _BATCH: Final = 2500  # sequences of one child
 CHILD_SECONDS: Final = 600
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """One difference is enough. ``early`` are sequences that are likely to show it.
+
+    A child that needs more than ``seconds`` of the processor's time is ended.
+    """
+
+    seconds: int
+    early: Sequence[int] = ()
 
 
 @dataclass(slots=True)
@@ -66,11 +78,12 @@ def judge(
     jobs: int = 2,
     library: Path | None = None,
     product: Path | None = None,
+    stop: Stop | None = None,
 ) -> Outcome:
     """Go through so many sequences.
 
     ``library`` is another build of the part, such as a mutant; ``product`` is a
-    directory with another ``snpcerts``.
+    directory with another ``snpcerts``. With ``stop``, each child ends at its first difference.
     """
     environment = dict(os.environ)
     if product is not None:
@@ -84,6 +97,8 @@ def judge(
         end = min(first + batch, sequences)
         argv = [sys.executable, "-m", "tests.kernel.oracle.child", part, str(path), str(seed)]
         argv += [str(first), str(end)]
+        if stop is not None:
+            argv += ["--stop", str(stop.seconds), ",".join(map(str, stop.early))]
         try:
             done = subprocess.run(
                 argv,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import random
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -485,7 +485,7 @@ class Life:
 
 
 def lives(
-    path: Path, seed: int, numbers: range
+    path: Path, seed: int, numbers: Iterable[int]
 ) -> Iterator[tuple[int, set[str], DifferenceError | None]]:
     """Each life by its number: the exits to userspace it had, and the difference that ended it."""
     kernel, emulator = KernelKvm(path), EmulatedKvm()

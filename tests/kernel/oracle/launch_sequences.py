@@ -6,7 +6,7 @@ from __future__ import annotations
 import ctypes
 import random
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Final, cast
 
@@ -257,7 +257,7 @@ class _Life:
 
 
 def lives(
-    path: Path, seed: int, numbers: range
+    path: Path, seed: int, numbers: Iterable[int]
 ) -> Iterator[tuple[int, set[str], DifferenceError | None]]:
     """Each VM by its number: the commands that succeeded, and what ended it."""
     library = ctypes.CDLL(str(path))

@@ -35,22 +35,22 @@ INBLOB_MAX: Final = 64  # TSM_REPORT_INBLOB_MAX
 OUTBLOB_MAX: Final = 16 << 20  # TSM_REPORT_OUTBLOB_MAX
 _REPORT_DATA: Final = 64  # SNP_REPORT_USER_DATA_SIZE
 _REPORT_BUFFER: Final = 4096
-_U32: Final = 1 << 32
-_GENERATIONS: Final = 1 << 64
-_NUMBER: Final = re.compile(rb"\+?(0[xX](?=[0-9a-fA-F]))?([0-9a-fA-F]+)\n?\Z")
+_U32, _U64 = 1 << 32, 1 << 64
+_NUMBER: Final = re.compile(rb"\+?(?:0[xX]([0-9a-fA-F]+)|(0[0-7]*)|([1-9][0-9]*))")
 
 
 def kstrtouint(text: bytes) -> int:
     """Return the number that a program wrote, as ``kstrtouint(text, 0, ...)`` reads it."""
-    match = _NUMBER.match(text.partition(b"\0")[0])
-    if match is None:
+    found = _NUMBER.match(text.partition(b"\0")[0])
+    if found is None:
         raise OSError(errno.EINVAL, "not a number")
-    digits = match[2]
-    base = 16 if match[1] else 8 if digits.startswith(b"0") else 10
-    try:
-        value = int(digits, base)
-    except ValueError:
-        raise OSError(errno.EINVAL, "not a number") from None
+    hexadecimal, octal, decimal = found.groups()
+    digits, base = (hexadecimal, 16) if hexadecimal else (octal, 8) if octal else (decimal, 10)
+    value = int(digits, base)
+    if value >= _U64:  # before what follows the digits is looked at
+        raise OSError(errno.ERANGE, "more than 64 bits")
+    if found.string[found.end() :] not in (b"", b"\n"):
+        raise OSError(errno.EINVAL, "not a number")
     if value >= _U32:
         raise OSError(errno.ERANGE, "more than 32 bits")
     return value
@@ -73,9 +73,9 @@ class _ReportItem:
 
     def advance(self) -> None:
         """``try_advance_write_generation``."""
-        if self.write_generation == (self.read_generation - 1) % _GENERATIONS:
+        if self.write_generation == (self.read_generation - 1) % _U64:
             raise OSError(errno.EBUSY, "written too often without a read")
-        self.write_generation = (self.write_generation + 1) % _GENERATIONS
+        self.write_generation = (self.write_generation + 1) % _U64
 
     @property
     def is_current(self) -> bool:

@@ -69,6 +69,90 @@ long oracle_change(u64 page, u64 pages, int private)
 	return UNLESS_TERMINATED(change(page, pages, private));
 }
 
+/* One directory of configfs-tsm. */
+static struct config_item *the_item;
+static unsigned reads_of_nothing;
+
+unsigned oracle_reads_of_nothing(void) { return reads_of_nothing; }
+
+/* As in the kernel, but where that would read from address 0. */
+long memory_read_from_buffer(void *to, size_t count, loff_t *at, const void *from, size_t available)
+{
+	if (*at >= available || !count)
+		return 0;
+	count = min(count, available - (size_t)*at);
+	if (!from) {
+		reads_of_nothing++;
+		return -EFAULT;
+	}
+	memcpy(to, (const u8 *)from + *at, count);
+	*at += count;
+	return count;
+}
+
+static void tsm_reset(void)
+{
+	if (the_item)
+		tsm_report_item_release(the_item);
+	the_item = NULL;
+	reads_of_nothing = 0;
+	memset(&provider, 0, sizeof(provider));
+}
+
+/* The driver registers itself when it starts. */
+static void tsm_register(void)
+{
+	sev_tsm_report_ops.privlevel_floor = the_messages->vmpck_id;
+	provider.ops = &sev_tsm_report_ops;
+	provider.data = &the_device;
+}
+
+long oracle_tsm_make(void)
+{
+	struct config_item *made = tsm_report_make_item(NULL, "entry");
+
+	if (IS_ERR(made))
+		return PTR_ERR(made);
+	if (the_item)
+		tsm_report_item_release(the_item);
+	the_item = made;
+	return 0;
+}
+
+int oracle_tsm_visible(int number, bool binary)
+{
+	return binary ? tsm_report_is_bin_visible(the_item, NULL, number)
+		      : tsm_report_is_visible(the_item, NULL, number);
+}
+
+long oracle_tsm_show(int number, char *page)
+{
+	switch (number) {
+	case TSM_REPORT_GENERATION:
+		return tsm_report_generation_show(the_item, page);
+	case TSM_REPORT_PROVIDER:
+		return tsm_report_provider_show(the_item, page);
+	default:
+		return tsm_report_privlevel_floor_show(the_item, page);
+	}
+}
+
+long oracle_tsm_privlevel(const char *text, size_t size)
+{
+	return tsm_report_privlevel_store(the_item, text, size);
+}
+
+long oracle_tsm_inblob(const void *data, size_t size)
+{
+	return tsm_report_inblob_write(the_item, data, size);
+}
+
+long oracle_tsm_read(bool certificates, void *to, size_t count)
+{
+	return UNLESS_TERMINATED((certificates ? tsm_report_auxblob_read
+					       : tsm_report_outblob_read)(the_item, to, count));
+}
+
 void *memchr_inv(const void *from, int value, unsigned long size)
 {
 	for (const u8 *at = from; size--; at++)
@@ -95,6 +179,7 @@ void oracle_reset(u64 gpa, const u8 *key, u32 counter)
 		shared = aligned_alloc(PMD_SIZE, NAMED);
 	memset(shared, 0, SHARED_PAGES * PAGE_SIZE);
 	memset(&the_secrets, 0, sizeof(the_secrets));
+	tsm_reset();
 	free(the_messages);
 	the_messages = NULL;
 	pages_given = 0;
@@ -109,10 +194,15 @@ void oracle_reset(u64 gpa, const u8 *key, u32 counter)
 /* Memory becomes the guest's; then its driver starts. */
 static long boot(void)
 {
+	long failed;
+
 	change(1, SHARED_PAGES - 1, 1);
 	the_messages = snp_msg_alloc();
 	the_device.msg_desc = the_messages;
-	return snp_msg_init(the_messages, 0);
+	failed = snp_msg_init(the_messages, 0);
+	if (!failed)
+		tsm_register();
+	return failed;
 }
 
 long oracle_boot(void)

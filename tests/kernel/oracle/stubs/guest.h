@@ -14,6 +14,7 @@
 extern unsigned long oracle_jiffies;
 
 typedef struct { u8 bytes[16]; } guid_t;
+#define guid_is_null(guid) (!memcmp(guid, &(guid_t){ 0 }, sizeof(guid_t)))
 struct file { void *private_data; };
 struct miscdevice { int minor; };
 struct es_fault_info { unsigned long vector, error_code, cr2; };
@@ -39,7 +40,44 @@ extern oracle_seal_t oracle_seal, oracle_open;
 #define aes_gcm_decrypt(out, in, size, tag, aad, aad_size, iv, ctx) \
 	oracle_open((ctx)->key, iv, (const u8 *)(aad), aad_size, (const u8 *)(in), size, (u8 *)(out), tag)
 
-#define __free(how)
+static inline void free_at_end(void *at)
+{
+	free(*(void **)at);
+}
+#define __free(how) __attribute__((cleanup(free_at_end)))
+#define no_free_ptr(at) ({ __typeof__(at) _at = (at); (at) = NULL; _at; })
+
+/* configfs: its files are callbacks here, and the test calls them. */
+#define SZ_4K 0x1000
+#define KBUILD_MODNAME "sev_guest"
+struct config_item { int unused; };
+struct config_group { int unused; };
+struct configfs_attribute { int unused; };
+struct configfs_bin_attribute { int unused; };
+struct tsm_report;
+struct tsm_report_ops;
+static struct oracle_provider { const struct tsm_report_ops *ops; void *data; atomic_t count; } provider;
+static int tsm_rwsem, tsm_report_type;
+#define guard_rwsem_read(semaphore) ((void)(semaphore))
+#define guard_rwsem_write(semaphore) ((void)(semaphore))
+#define lockdep_assert_held_write(semaphore) ((void)(semaphore))
+#define config_item_init_type_name(item, name, type) ((void)(type))
+#define atomic_inc(at) ((at)->counter++)
+#define sysfs_emit(page, ...) sprintf(page, __VA_ARGS__)
+#define sev_svsm_report_new(report, data) (abort(), 0) /* the guest has no SVSM */
+#define dev_warn_ratelimited(...) ((void)0)
+long memory_read_from_buffer(void *to, size_t count, loff_t *at, const void *from, size_t available);
+
+/* lib/kstrtox.c */
+#define _tolower(c) ((c) | 0x20)
+#define isxdigit(c) (((c) >= '0' && (c) <= '9') || (_tolower(c) >= 'a' && _tolower(c) <= 'f'))
+#define div_u64(a, b) ((a) / (b))
+#define noinline
+#define EXPORT_SYMBOL(name)
+#define CONCATENATE(a, b) CONCATENATE_(a, b)
+#define CONCATENATE_(a, b) a##b
+#define COUNT_ARGS(...) COUNT_ARGS_(, ##__VA_ARGS__, 2, 1, 0)
+#define COUNT_ARGS_(none, a, b, count, ...) count
 #define memzero_explicit(at, size) memset(at, 0, size)
 #define pr_alert(...) ((void)0)
 #define local_irq_save(flags) ((void)(flags))
