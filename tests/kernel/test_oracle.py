@@ -43,7 +43,7 @@ MUTANTS = [
     ),
     ("guest", "ret || ghcb->save.sw_exit_info_2", "ret"),
     ("guest", "\tstate->read_generation = state->write_generation;", ""),
-    ("guest", "if (rv & KSTRTOX_OVERFLOW)", "if (false)"),
+    ("guest", " || val > TSM_REPORT_PRIVLEVEL_MAX", ""),
     ("sev", "input.vlek_wrapped_version != 0", "false"),
     ("sev", "if (!sev->snp_initialized)\n\t\treturn -ENODEV;", ""),
 ]
