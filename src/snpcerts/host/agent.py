@@ -78,8 +78,10 @@ class Agent:
         self._performer = performer
         self._during = during
         self.force = force
-        self._last: FirmwareState | None = None  # at the last look of sync()
-        self._wrong_tables: dict[str, bytes] = {}  # by path: what the last look found to be wrong
+        self._last: FirmwareState | None = None  # when sync() last read the files
+        self._wrong_tables: dict[
+            str, bytes
+        ] = {}  # by path: what was wrong when the file was last read
 
     def read_files(self) -> tuple[FileState, ...]:
         """Read every file and the firmware; put tables that match into the cache."""
@@ -106,7 +108,7 @@ class Agent:
             self.tell(Event(EventKind.FAILED, self.firmware.memory.problem))
         for each in file_states:
             if isinstance(each.expected, Key) and each.table is not None and each.in_step:
-                with contextlib.suppress(RefusedError):  # expired between the two looks
+                with contextlib.suppress(RefusedError):  # it expired between the two readings
                     self.table_cache.put(each.expected, each.table)
         return file_states
 
@@ -121,8 +123,7 @@ class Agent:
     def make_safe(self, file_states: Iterable[FileState]) -> tuple[UpdateResult, ...]:
         """Empty every wrong file, or fill it if the right table is cached.
 
-        A missing file is made, empty. Raises the first error once all have been
-        tried.
+        A missing file is created empty. All files are tried; then the first error is raised.
         """
         errors: list[SnpCertsError] = []
         updates: list[UpdateResult] = []
@@ -144,7 +145,7 @@ class Agent:
             except SnpCertsError as error:
                 if isinstance(error, LockHeldError) and error.emptied:
                     self.tell(Event(EventKind.EMPTIED, f"{path}: is empty: {error}", path))
-                    continue  # it is safe; that it is to be filled is another matter
+                    continue  # the file is safe; filling it comes later
                 message = f"{path}: cannot be emptied: {error}"
                 self.tell(Event(EventKind.FAILED, message, path))
                 errors.append(error)
@@ -207,7 +208,7 @@ class Agent:
                 self.tell(
                     Event(EventKind.EMPTIED, f"{path}: is empty: {why}", path, done.figures())
                 )
-            with contextlib.suppress(SnpCertsError):  # told by own()
+            with contextlib.suppress(SnpCertsError):  # own() reports it
                 apply(each.file)
         return done
 
@@ -216,7 +217,7 @@ class Agent:
             self.tell(Event(EventKind.FAILED, problem))
 
     def own(self, files: Iterable[FileConfig]) -> tuple[SnpCertsError, ...]:
-        """Set group and mode of the existing files; report what is not possible."""
+        """Set group and mode of the existing files; report those that cannot be set."""
         errors: list[SnpCertsError] = []
         for file in files:
             try:
@@ -230,8 +231,8 @@ class Agent:
     def sync(self, on_safe: Callable[[], None] = lambda: None) -> Synced:
         """Bring every file in step; call ``on_safe`` once no file is wrong.
 
-        Never raises for what keeps a file from being in step: that is the
-        result's ``problem``. Raises when the firmware cannot be asked.
+        What keeps a file from being in step is the result's ``problem`` and never raised. Raises if
+        the firmware cannot be asked.
         """
         before = self.read_files()
         self._tell_of_changes(before)
@@ -243,7 +244,7 @@ class Agent:
             safe = False
             problems.append(error)
         except SnpCertsError:
-            safe = False  # told already; whether it matters is seen below
+            safe = False  # reported already; whether it matters is decided below
         else:
             safe = True
             on_safe()
@@ -258,12 +259,14 @@ class Agent:
                 break
         problems += (_restless(file) for file in files)
         if not safe and not problems:
-            on_safe()  # the lock was free in the end
+            on_safe()  # the lock was granted after all
         problems += self.own(each.file for each in before if not self._refused(each))
         return Synced(before, tuple(updates), problems[0] if problems else None)
 
     def _tell_of_changes(self, file_states: Sequence[FileState]) -> None:
-        """Tell what has changed in the firmware since the last round, by whichever program."""
+        """Report what has changed in the firmware since the last round, whichever program changed
+        it.
+        """
         for each in file_states[:1]:
             if self._last is not None:
                 for what, text in firmware_changes(self._last, each.state).items():

@@ -23,7 +23,7 @@ _TITLE: Final = "snpcerts host sync"
 
 
 class AgentTrace:
-    """Fills the timeline of a stream; what is new is written outside of all locks."""
+    """Fills a stream's timeline. New spans are written while no lock is held."""
 
     def __init__(self, stream: TimelineStream) -> None:
         self._stream = stream
@@ -38,12 +38,14 @@ class AgentTrace:
         return Timeline(_TITLE)
 
     def span(self, span: Span) -> None:
-        """Note one span of the protocol. Called with the lock held, so it only remembers."""
+        """Note one span of the protocol. It is called with the lock held, so it writes nothing
+        yet.
+        """
         values = {} if span.path is None else {"file": span.path}
         self._timeline.slice(self._agent, span.kind.value, span.start, span.end, values)
 
     def listen(self, event: Event) -> None:
-        """Note an event of the agent, and write what is new."""
+        """Note an event of the agent, and write the spans that are not yet written."""
         now = time.monotonic()
         seconds = event.fields.get("seconds")
         if event.kind is EventKind.FETCHED and isinstance(seconds, float):
@@ -69,7 +71,7 @@ class AgentTrace:
 
 @dataclass(frozen=True, slots=True)
 class _TimedSev:
-    """Issues the commands of a driver, each noted in a trace."""
+    """Passes commands to a driver and notes each one in a trace."""
 
     driver: SevDriver
     trace: AgentTrace

@@ -2,7 +2,8 @@
 """Announces this host's state to the fleet's mirror, which answers with the certificates it has.
 
 An announcement is one HTTP request with a limit on time and size. The agent sends it from a thread
-of its own: a mirror that is slow, gone or wrong delays no round, and costs one event in the log.
+of its own, so a mirror that is slow, unreachable or wrong delays no round and causes one event in
+the log.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ from snpcerts.mirror.mirror_client import REQUEST_LIMIT, MirrorClient
 
 _MAX_WANTED: Final = 16
 
-# How a certificate stands with the mirror.
+# The state of a certificate in the mirror.
 STORED, QUEUED, NOT_FOUND, REFUSED = "stored", "queued", "not-found", "refused"
 _STATES: Final = (STORED, QUEUED, NOT_FOUND, REFUSED)
 
@@ -45,7 +46,7 @@ _STATES: Final = (STORED, QUEUED, NOT_FOUND, REFUSED)
 class MirroredCertificate:
     """A VCEK certificate of this chip that the mirror has, or will fetch.
 
-    ``wait`` is how many seconds that will take, None where it does not know.
+    ``wait`` is the number of seconds until then; None if the mirror does not know.
     """
 
     tcb: TcbVersion
@@ -102,7 +103,7 @@ class Announcer:
         )
 
     def send(self, told: Announcement) -> tuple[MirroredCertificate, ...]:
-        """Announce this host; return how its certificates stand with the mirror.
+        """Announce this host; return the state of its certificates in the mirror.
 
         Raises as :meth:`MirrorClient.call`, and :class:`RetryLaterError` for an answer that
         cannot be read.
@@ -137,11 +138,11 @@ def _certificate(value: Mapping[str, Any], product: Product) -> MirroredCertific
 
 
 class BackgroundAnnouncer:
-    """Announces from a thread of its own; never raises, and never waits but in :meth:`finish`.
+    """Announces from a thread of its own. It never raises, and only :meth:`finish` waits.
 
-    While one announcement is being sent, only the newest of the others waits. ``listener`` hears
-    of each failure, and when announcing begins to work. ``observe`` is called with each result:
-    ``ok``, or the error's code.
+    While one announcement is being sent, only the newest of the others is kept. ``listener`` gets
+    an event for each failure, and one when announcing works again. ``observe`` is called with each
+    result: ``ok``, or the error's code.
     """
 
     def __init__(
@@ -161,7 +162,7 @@ class BackgroundAnnouncer:
 
     @property
     def mirror(self) -> MirrorConfig:
-        """The mirror that it announces to."""
+        """The mirror that receives the announcements."""
         return self._announcer.mirror
 
     def announce(self, told: Announcement) -> None:
@@ -174,7 +175,7 @@ class BackgroundAnnouncer:
                 self._thread.start()
 
     def finish(self, seconds: float = REQUEST_LIMIT) -> None:
-        """Wait for what is being sent, at most ``seconds``."""
+        """Wait at most ``seconds`` until all announcements have been sent."""
         with self._lock:
             thread = self._thread
         if thread is not None:

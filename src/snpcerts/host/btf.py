@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Reads structures and enumerations from BTF, the types that a running kernel describes.
 
-Source: Linux ``Documentation/bpf/btf.rst``. ``/sys/kernel/btf/vmlinux`` is whole; that of a
-module continues it. Preprocessor constants, such as the numbers of exits, are not in BTF.
+Source: Linux ``Documentation/bpf/btf.rst``. ``/sys/kernel/btf/vmlinux`` is complete in itself; a
+module's file adds to it. Preprocessor constants, such as the numbers of exits, are not in BTF.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Btf:
 
     @classmethod
     def of_kernel(cls, module: str | None = None, folder: Path = KERNEL) -> Self:
-        """Read that of the running kernel, with a module's if it has one.
+        """Read the BTF of the running kernel, with that of a module if the module has any.
 
         Raises ``OSError``, and :class:`FormatError` for a file that is not BTF.
         """
@@ -56,15 +56,15 @@ class Btf:
         return found
 
     def add(self, data: bytes) -> None:
-        """Add a file's types behind those that are known."""
+        """Add a file's types after those already read."""
         try:
             self._add(data)
         except (struct.error, IndexError, ValueError) as error:
             raise FormatError("BTF", f"is damaged: {error}") from None
 
     def offset_of(self, structure: str, member: str) -> int | None:
-        """Return a member's offset in bytes, of any depth in unnamed members; None if it is not
-        there.
+        """Return a member's offset in bytes; None if there is no such member. Unnamed members are
+        searched at any depth.
         """
         for each in self._types:
             if each.kind in (_STRUCT, _UNION) and each.name == structure:
@@ -74,7 +74,7 @@ class Btf:
         return None
 
     def constant(self, name: str) -> int | None:
-        """Return the value of an enumeration's member; None if it is not there."""
+        """Return the value of an enumeration's member; None if there is no such member."""
         return self._constants.get(name)
 
     def _find(self, inside: _BtfType, member: str, depth: int) -> int | None:

@@ -18,7 +18,7 @@ _SHORT = 16  # hexadecimal digits of a chip ID that are shown
 
 
 class Showing(enum.StrEnum):
-    """What came of one claim."""
+    """The result for one claim."""
 
     SEEN = "seen"
     DIFFERS = "differs"
@@ -27,7 +27,7 @@ class Showing(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Observation:
-    """One thing that was tried, for one claim."""
+    """One trial of one claim."""
 
     id: str
     claim: str
@@ -35,7 +35,7 @@ class Observation:
     detail: str
 
     def __post_init__(self) -> None:
-        """Refuse a claim that there is not, and make the detail one line."""
+        """Refuse an unknown claim, and make the detail one line."""
         if self.claim not in BY_ID:
             raise ValueError(f"no claim {self.claim!r}")
         object.__setattr__(self, "detail", printable(self.detail))
@@ -74,7 +74,7 @@ class ClaimReport:
 
     @property
     def hardware(self) -> bool:
-        """Whether this is about a real SNP host: AMD's root verified a report of it."""
+        """Whether this is about a real SNP host: AMD's root verified one of its reports."""
         return self.root is not None and self.root.amds
 
     def of_claim(self, claim: str) -> list[Observation]:
@@ -82,7 +82,7 @@ class ClaimReport:
         return [each for each in self.observations if each.claim == claim]
 
     def showing(self, claim: str) -> Showing:
-        """Return what came of a claim: one thing that differs outweighs all that was seen."""
+        """Return the result for a claim: one observation that differs outweighs all others."""
         if claim == _HARDWARE:
             return self._hardware()
         found = {each.showing for each in self.of_claim(claim)}

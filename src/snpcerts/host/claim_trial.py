@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Has a guest of this host ask for certificates and reports, and notes what that shows.
+"""Has a guest of this host request certificates and reports, and notes what that shows.
 
-In this order: the agent brings the file in step; a guest asks; it asks again while another
-program holds the file's lock, and gets BUSY; where the operator wants it, it asks during and
-after an update of the signing key, which is then taken back. Each report must be made now
-(64 random bytes of ours in REPORT_DATA), on this chip, and verify with the certificates that
-came with it.
+The order is: the agent brings the file in step; a guest makes a request; it makes another while a
+program holds the file's lock, and gets BUSY. If the operator wants it, the guest also makes
+requests during and after an update of the signing key, which is then undone. Each report must be
+made now (64 random bytes of ours in REPORT_DATA), on this chip, and verify with the certificates
+that came with it.
 
-Whatever fails becomes an observation: the trial goes on, so that the report is complete.
+A failure becomes an observation and the trial continues, so that the report is complete.
 """
 
 from __future__ import annotations
@@ -82,8 +82,8 @@ class _GuestAnswer:
 class ClaimTrial:
     """One trial, which notes what it sees in ``report``.
 
-    ``exit_number`` returns by which exit KVM asked for certificates, None where that is not
-    known.
+    ``exit_number`` returns the number of the exit by which KVM asked for certificates; None if it
+    is not known.
     """
 
     agent: Agent
@@ -94,7 +94,7 @@ class ClaimTrial:
     exit_number: Callable[[], int | None] = lambda: None
 
     def run(self, update: Callable[[TcbVersion], TcbVersion] | None) -> None:
-        """Carry it out; with ``update``, report another TCB for a while."""
+        """Run the trial; with ``update``, report another TCB for a while."""
         if not self._look():
             return
         first = self._extended()
@@ -111,7 +111,7 @@ class ClaimTrial:
     # The steps.
 
     def _look(self) -> bool:
-        """Ask the firmware, and bring the file in step."""
+        """Read the firmware's status, and bring the file in step."""
         try:
             state = self.agent.firmware.state()
         except SnpCertsError as error:
@@ -181,7 +181,7 @@ class ClaimTrial:
             self._note("guest-runs", "launch", Showing.SEEN, "an SNP guest was launched, and runs")
 
     def _lock_is_free(self) -> None:
-        """Once the guest has its answer, the VMM holds no lock."""
+        """Check that the VMM holds no lock once the guest has its answer."""
         deadline = time.monotonic() + _RELEASE
         while True:
             try:
@@ -201,7 +201,7 @@ class ClaimTrial:
             return
 
     def _busy(self, first: _GuestAnswer) -> None:
-        """Hold the file's lock for longer than a request takes, and have the guest ask."""
+        """Hold the file's lock for longer than a request takes, and have the guest make one."""
         seconds = max(_BUSY_LEAST, 2 * first.seconds + 1)
         if not first.entries or seconds > _BUSY_MOST:
             why = (
@@ -234,7 +234,7 @@ class ClaimTrial:
         self._note_certificates("report-after-busy", answer)
 
     def _update(self, update: Callable[[TcbVersion], TcbVersion]) -> None:
-        """Report another TCB for a while; however that ends, report the earlier one again."""
+        """Report another TCB for a while, and always report the earlier one again at the end."""
         before = self.agent.firmware.state().reported
         try:
             self._ask_while_changing(update, before)
@@ -280,7 +280,7 @@ class ClaimTrial:
         if problem is not None:
             raise problem
 
-    # What they are made of.
+    # The parts of the steps.
 
     def _ask(self) -> _GuestAnswer:
         nonce = os.urandom(NONCE_SIZE)
@@ -339,7 +339,7 @@ class ClaimTrial:
             self.report.root = RootOfTrust(root.name, is_amds(root))
 
     def _note_signer(self, name: str, asked: _GuestAnswer, state: FirmwareState) -> None:
-        """Note whether the key signs that the firmware's status implies."""
+        """Note whether the signing key is the one that the firmware's status implies."""
         select = key_sel(self.file)
         kind = expected_kind(state, select)
         believed = Key(kind, state.reported)

@@ -48,13 +48,13 @@ class ConfigError(InputError):
 class GuestKeySelect(enum.Enum):
     """Which key the guests of a file request (KEY_SEL of their report requests)."""
 
-    DEFAULT = "default"  # the VLEK where one is loaded, else the VCEK: what Linux asks for
+    DEFAULT = "default"  # the VLEK if one is loaded, else the VCEK: what Linux requests
     NAMED = "named"  # the kind of the file, by name
 
 
 @dataclass(frozen=True, slots=True)
 class ExtraEntry:
-    """Another entry of a table: ``path`` is a file that is copied as it is."""
+    """An additional entry of a table: ``path`` is a file that is copied unchanged."""
 
     guid: uuid.UUID
     path: str
@@ -84,7 +84,7 @@ class FileConfig:
 @dataclass(frozen=True, slots=True)
 class MirrorConfig:
     """The fleet's mirror that the agent announces this host to. ``name`` is the host's name in the
-    fleet, None for the system's.
+    fleet; None means the system's host name.
     """
 
     access: MirrorAccess
@@ -260,7 +260,7 @@ def _entries(table: _TomlTable) -> tuple[ExtraEntry, ...]:
     return tuple(entries)
 
 
-# Where a value is, for people.
+# The place of a value, for messages.
 
 
 @dataclass(frozen=True, slots=True)
@@ -325,7 +325,7 @@ class _TomlTable:
                 raise self.error(key, f"unknown key; the keys are {known}")
 
 
-# Readers of one value: what they make of it, or ValueError with what was expected.
+# Each reads one value, or raises ValueError with what was expected.
 
 
 def _text(value: Any) -> str:

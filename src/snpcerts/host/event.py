@@ -18,16 +18,16 @@ class EventKind(enum.StrEnum):
     DRIFT = "drift"  # the firmware changed without the lock
     GARBAGE = "garbage"  # a file of ours holds no table
     LAPSED = "lapsed"  # the certificates of a file have expired or were revoked
-    FIRMWARE = "firmware"  # a firmware command was given
-    CHANGED = "changed"  # the firmware is in another state than at the last look; ``what`` names it
-    FETCHED = "fetched"  # the certificate source was asked; ``result`` says how that went
+    FIRMWARE = "firmware"  # a firmware command was issued
+    CHANGED = "changed"  # the firmware's state changed since it was last read; ``what`` says how
+    FETCHED = "fetched"  # the certificate source was asked; ``result`` is the outcome
     UNAVAILABLE = "unavailable"  # a certificate is not available now
-    PROVEN = "proven"  # a report showed that the key signs that was believed to
+    PROVEN = "proven"  # a report showed that the believed signing key signs
     CONTRADICTED = "contradicted"  # a report showed that another key signs
     ANNOUNCED = "announced"  # the fleet's mirror knows this host
-    NOT_ANNOUNCED = "not-announced"  # the fleet's mirror could not be told
-    FAILED = "failed"  # something did not work
-    CHECKED = "checked"  # every file was looked at
+    NOT_ANNOUNCED = "not-announced"  # the announcement did not reach the fleet's mirror
+    FAILED = "failed"  # something failed
+    CHECKED = "checked"  # every file was checked
     STARTED = "started"
     STOPPED = "stopped"
 

@@ -32,11 +32,11 @@ class FileMatch(enum.Enum):
     """How a file compares with the firmware."""
 
     RIGHT = "right"
-    OUTDATED = "outdated"  # certifies the key, and is not all it should be
-    EMPTY = "empty"  # harmless: guests see to themselves
-    MISSING = "missing"  # harmless too
+    OUTDATED = "outdated"  # certifies the key, but is incomplete or has other faults
+    EMPTY = "empty"  # harmless: guests fetch certificates themselves
+    MISSING = "missing"  # also harmless
     WRONG = "wrong"  # certifies something else: guests are misled
-    FOREIGN = "foreign"  # no certificate file, and never was one: the path may be mistyped
+    FOREIGN = "foreign"  # not a certificate file and never was one: the path may be mistyped
     UNREADABLE = "unreadable"
     LOCKED = "locked"  # being updated
 
@@ -50,7 +50,7 @@ class FileMatch(enum.Enum):
 class FileState:
     """One file: its content, its expected content, and what is wrong with it.
 
-    ``state`` is the firmware's at the time; ``table`` None when there is none that can be read;
+    ``state`` is the firmware's at the time; ``table`` is None if none can be read;
     ``leaf`` and ``not_after`` are the table's, trusted or not. ``lapsed``: it is wrong only
     because a certificate expired or was revoked. ``garbage``: it is wrong because it is not a
     table. ``data`` is what was read.

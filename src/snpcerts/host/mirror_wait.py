@@ -21,7 +21,7 @@ from snpcerts.host.expected_content import Key
 from snpcerts.kds.clock import Clock
 from snpcerts.mirror.announcement import Announcement
 
-# Seconds between two questions: what the mirror expects, within these.
+# Limits for the seconds between two questions, which the mirror's estimate decides.
 SHORTEST_PAUSE: Final = 1.0
 LONGEST_PAUSE: Final = 30.0
 _UNKNOWN_PAUSE: Final = 10.0
@@ -39,10 +39,10 @@ def wait_for_mirror(
     """Return once the mirror has the VCEK certificates of ``keys``, after ``patience`` seconds at
     most.
 
-    Each question is an announcement, so the mirror queues what it does not have. VLEK certificates
-    are no mirror's business and are not waited for. Raises :class:`RetryLaterError` when the time
-    is over, or the mirror says that AMD's key server does not have a certificate, and
-    :class:`RefusedError` where the mirror refuses the announcement or was not asked for the key.
+    Each question is an announcement, so the mirror queues what it does not have. No mirror has VLEK
+    certificates, so they are not waited for. Raises :class:`RetryLaterError` if the time is over or
+    the mirror says that AMD's key server does not have a certificate, and :class:`RefusedError` if
+    the mirror refuses the announcement or was not asked for the key.
     """
     clock = clock or Clock()
     tcbs = {key.tcb for key in keys if key.kind is VekKind.VCEK}
@@ -99,7 +99,7 @@ def _require_hope(missing: MirroredCertificate) -> None:
 
 
 def _pause(missing: list[MirroredCertificate]) -> tuple[float, str]:
-    """Return when to ask again, in seconds, and what is waited for."""
+    """Return the seconds until the next question, and a description of what is missing."""
     waits = [each.wait for each in missing if each.wait is not None]
     what = f"the mirror does not have the certificate at {missing[0].tcb} yet"
     if not waits:

@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Reports the agent's state to the service manager.
 
-Source: sd_notify(3): datagrams of ``NAME=value`` lines to the UNIX socket that
-``NOTIFY_SOCKET`` names, an abstract one where it starts with ``@``;
-``WATCHDOG_USEC`` is the longest silence allowed. Without such a socket nothing
-happens.
+Source: sd_notify(3): datagrams of ``NAME=value`` lines to the UNIX socket that ``NOTIFY_SOCKET``
+names; it is an abstract one if the name starts with ``@``. ``WATCHDOG_USEC`` is the longest silence
+allowed. Without such a socket nothing happens.
 """
 
 from __future__ import annotations

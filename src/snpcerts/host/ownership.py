@@ -52,7 +52,7 @@ def apply(file: FileConfig) -> None:
     group = group_of(file)
     path = trusted_path.resolve(file.path)
     try:
-        # On a descriptor: what is at the path may be another file the next moment.
+        # On a descriptor, because another file may be at the path a moment later.
         fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
         try:
             status = os.fstat(fd)

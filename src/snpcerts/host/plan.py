@@ -1,13 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Plans the effects of a firmware command before anything changes.
 
-Source: SNP ABI (56860): SNP_COMMIT makes Reported and Committed what Current
-is; SNP_SET_CONFIG sets Reported and both masks at once, zero meaning "back to
-Committed"; SNP_VLEK_LOAD takes a hashstick made for exactly the reported TCB.
-Sources disagree whether a loaded VLEK survives a change of Reported: AMD's
-document says that COMMIT drops it, AMD's published firmware (1.55.25) keeps it
-through both. Here it is taken to be dropped, since that needs more fetched; a
-kept one leaves its files empty (:mod:`snpcerts.host.remembered`).
+Source: SNP ABI (56860): SNP_COMMIT makes Reported and Committed what Current is; SNP_SET_CONFIG
+sets Reported and both masks at once, zero meaning "back to Committed"; SNP_VLEK_LOAD takes a
+hashstick made for exactly the reported TCB. Sources disagree whether a loaded VLEK survives a
+change of Reported: AMD's document says that COMMIT drops it, AMD's published firmware (1.55.25)
+keeps it through both. A plan assumes that it is dropped, because then more must be fetched. If the
+firmware keeps it, its files stay empty (:mod:`snpcerts.host.remembered`).
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ from snpcerts.printable import printable
 
 @dataclass(frozen=True, slots=True)
 class FilePlan:
-    """One file: its present content, and its expected content afterwards."""
+    """One file's present content, and its expected content after the command."""
 
     file_state: FileState
     after: ExpectedContent
@@ -45,9 +44,9 @@ class FilePlan:
 class Plan:
     """A firmware command and its effects.
 
-    ``after`` is what the firmware is expected to be; what it *is* decides in
-    the end. ``fetch`` lists the keys whose certificates must be fetched first.
-    ``prepare`` runs after fetching and before any lock.
+    ``after`` is the expected state of the firmware; in the end its actual state decides. ``fetch``
+    lists the keys whose certificates must be fetched first. ``prepare`` runs after fetching and
+    before any lock.
     """
 
     command: str
@@ -234,9 +233,8 @@ def set_config(
 def load_vlek(agent: Agent, hashstick: bytes, certificate: bytes) -> Plan:
     """SNP_VLEK_LOAD of ``hashstick`` (432 bytes), whose VLEK ``certificate`` certifies.
 
-    Raises, with nothing touched, for a hashstick or a certificate that is not
-    for this product and the reported TCB, and what fetching the chain above
-    the certificate raises.
+    Raises, before anything changes, for a hashstick or a certificate that is not for this product
+    and the reported TCB. Also raises the errors of fetching the chain above the certificate.
     """
     file_states, before = _looked(agent)
     product = agent.firmware.product

@@ -72,7 +72,8 @@ class Proved:
 
 
 def prove(agent: Agent, file: FileConfig, ask: Ask, *, nonce: bytes) -> Proved:
-    """Find out which key signs for the guests of ``file``, remember it, bring the files in step.
+    """Find out which key signs for the guests of ``file``, remember it, and bring the files in
+    step.
 
     ``nonce`` is 64 fresh random bytes. Raises :class:`NoProofError` for a report that does not
     count, :class:`RetryLaterError` if the firmware changed meanwhile or the lock was not granted,

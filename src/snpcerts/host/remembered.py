@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """How reading the firmware's status, or issuing a command, changes what is known about its keys.
 
-Pure. Every rule here holds whichever firmware the host has: where AMD's
-document, AMD's published firmware (1.55.25) and what others saw disagree, the
-result is a doubt, and a file whose key is in doubt stays empty.
+Pure. Every rule holds for any firmware. Where AMD's document, AMD's published firmware (1.55.25)
+and reports from users disagree, the key is in doubt, and a file whose key is in doubt stays empty.
 """
 
 from __future__ import annotations
@@ -145,7 +144,7 @@ def _went_on(before: FirmwareState, now: FirmwareState) -> KnownKeys:
         now.chip_key_masked and not before.chip_key_masked
     )
     if moved or masked:
-        # Only SNP_SET_CONFIG or SNP_COMMIT does that, and both derive the VCEK again.
+        # Only SNP_SET_CONFIG and SNP_COMMIT change it, and both derive the VCEK again.
         known = replace(known, vcek_doubt="", lost_masks=())
     if not now.vlek_loaded:
         return replace(known, vlek=None, vlek_doubt="")

@@ -36,15 +36,15 @@ T = TypeVar("T")
 EMPTY_TABLE = CertTable()
 _ENTRY_LIMIT = 1 << 16  # bytes of one extra entry
 
-# Seconds between two questions for the same key that has not been had. A key
+# Seconds between two requests for a key whose certificate was not available. A key
 # server answers about once in ten seconds, and a 404 does not go away by asking.
 FIRST_PAUSE = 10.0
 LONGEST_PAUSE = 300.0
-LONGEST_WAIT = 3600.0  # however long it asked to be left alone
+LONGEST_WAIT = 3600.0  # even if the key server asked for a longer pause
 
-# A revocation list says itself that it is good for a year. What is withdrawn in
-# that time should be known within a day; that a list is not available keeps
-# nothing from being published, and delays it by no more than a few seconds.
+# A revocation list is valid for a year. What is revoked in
+# that time should be known within a day. A missing list keeps
+# no certificate from being published, and delays it by a few seconds at most.
 LIST_AGE: Final = timedelta(days=1)
 LIST_BUDGET: Final = 3.0
 LIST_PAUSE: Final = 300.0
@@ -59,7 +59,7 @@ class UnavailableError(RetryLaterError):
         self, message: str, *, hint: str | None = None, after: float | None = None
     ) -> None:
         super().__init__(message, hint=hint)
-        self.after = after  # seconds that the key server asked to be left alone
+        self.after = after  # the pause in seconds that the key server asked for
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,7 +32,7 @@ class VlekStore:
         self.folder = folder
 
     def path(self, product: Product, tcb: TcbVersion) -> Path:
-        """Return where the certificate for that TCB is kept."""
+        """Return the path of the certificate for that TCB."""
         components = tcb.components().items()
         parts = "_".join(f"{SHORT_NAME_OF[name]}{value}" for name, value in components)
         return self.folder / f"{product.keyword}_{parts}_vlek.der"
@@ -49,7 +49,9 @@ class VlekStore:
         return data or None
 
     def tcbs(self, product: Product) -> tuple[TcbVersion, ...]:
-        """Return the TCBs that a certificate is kept for, by the names of the files; at most 64."""
+        """Return the TCBs that have a stored certificate, according to the file names; at most
+        64.
+        """
         try:
             names = sorted(path.name for path in self.folder.iterdir())
         except OSError:
@@ -58,7 +60,7 @@ class VlekStore:
         return tuple(itertools.islice((each for each in found if each is not None), _TCBS_LIMIT))
 
     def keep(self, product: Product, tcb: TcbVersion, der: bytes) -> None:
-        """Store a certificate, all of it or nothing; raise :class:`RefusedError` if that fails."""
+        """Store a certificate atomically; raise :class:`RefusedError` if that fails."""
         path = self.path(product, tcb)
         temporary = ""
         try:

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The agent as a service: checks the files at intervals and repairs them.
 
-A firmware command that ignores the lock is not prevented but detected: the next check finds a file
-that does not match, empties it and fills it again. Until then, for at most one interval, guests
-may get certificates of the old key.
+The agent cannot prevent a firmware command that ignores the lock, but it detects one: the next
+check finds a file that does not match, empties it and fills it again. Until then, for at most one
+interval, guests may get certificates of the old key.
 """
 
 from __future__ import annotations
