@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is different in the firmware since the last look, whichever program changed it."""
+"""Compares the firmware's state with the one read before, whichever program changed it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from snpcerts.host.host_firmware import FirmwareState
 def firmware_changes(before: FirmwareState, now: FirmwareState) -> Mapping[str, str]:
     """Return a sentence for each thing that changed, by a name for programs.
 
-    Commands that leave the firmware's status as it was are not seen.
+    A command that does not change the firmware's status goes unnoticed.
     """
     changed = {}
     if before.version != now.version:

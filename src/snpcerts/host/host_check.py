@@ -27,7 +27,7 @@ from snpcerts.host.host_firmware import HostFirmware
 from snpcerts.host.ownership import differences, group_of
 from snpcerts.printable import printable
 
-# Where an exclusive lock on one machine says nothing about another.
+# File systems on which an exclusive lock may not exclude processes of other machines.
 _NETWORK: Final = frozenset(("nfs", "nfs4", "cifs", "smb3", "9p", "ceph", "afs", "fuse.sshfs"))
 _FIRST_KERNEL: Final = (7, 0)
 

@@ -19,7 +19,7 @@ from snpcerts.host.known import NOTHING_DOUBTED, KnownKeys, Proof
 
 
 class SevDriver(Protocol):
-    """The commands of ``/dev/sev`` that the agent gives; see :class:`snpcerts.host.sev.Sev`."""
+    """The commands that the agent issues to ``/dev/sev``; see :class:`snpcerts.host.sev.Sev`."""
 
     def snp_platform_status(self) -> psp.SnpPlatformStatus: ...
 

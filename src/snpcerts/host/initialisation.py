@@ -10,9 +10,8 @@ Linux shuts SNP down when ``kvm_amd`` is unloaded and initialises it when that i
   counts in 64 bits): certain where it can be seen. A ``kvm_amd`` that is built
   in has the directory too, and cannot be unloaded.
 
-Where the directory cannot be seen (a container without /sys) a re-initialisation
-within a boot goes unnoticed, and nothing may be concluded from there having
-been none.
+If the directory cannot be seen (in a container without /sys), a re-initialisation within a boot
+goes unnoticed. Then callers must not conclude that there was none.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Put the agent's units, configuration, group and directories in place, and take them away.
+"""Installs and removes the agent's units, configuration, group and directories.
 
-:func:`plan_installation` and :func:`plan_removal` look at the host and change nothing; they
-refuse what they must not do, with what to do instead. :func:`carry_out` does the steps. Each
-step is complete or not begun, and a step that is already done does nothing, so running the
-command again completes what was interrupted.
+:func:`plan_installation` and :func:`plan_removal` read the host and change nothing. They refuse
+what must not be done, and say what to do instead. :func:`carry_out` performs the steps. Each step
+happens completely or not at all, and a step that is already done does nothing, so running the
+command again completes an interrupted one.
 
 No step touches a certificate file: guests may be served from it.
 """
@@ -38,10 +38,10 @@ UNITS: Final = (AGENT_UNIT, "snpcerts-check.service")
 _UNIT_FOLDER: Final = "/etc/systemd/system"
 _TMPFILES: Final = "/etc/tmpfiles.d/snpcerts.conf"
 _DIRECTORIES: Final = (os.path.dirname(DEFAULT_FILE), DEFAULT_VLEK, DEFAULT_CACHE)
-# Where packages put units, and what the shipped units run.
+# Where packages install units, and the command that the shipped units run.
 _PACKAGE_UNITS: Final = ("/usr/lib/systemd/system", "/lib/systemd/system")
 _PACKAGED_COMMAND: Final = "/usr/bin/snpcerts"
-# The units have ProtectHome and PrivateTmp: they cannot see what is here.
+# The units have ProtectHome and PrivateTmp, so they cannot see these directories.
 _HIDDEN_FROM_UNITS: Final = ("/home", "/root", "/run/user", "/tmp", "/var/tmp")  # noqa: S108 (refused)
 _MARK: Final = "# Written by snpcerts host install. SHA-256 of what follows: "
 _NAME: Final = re.compile(r"[a-z_][a-z0-9_-]{0,30}\Z")
@@ -71,7 +71,7 @@ class StepOutcome(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class InstallStep:
-    """One item, and what is done with it. ``perform`` None: nothing."""
+    """One item, and what happens to it. With ``perform`` None nothing is done."""
 
     item: str
     path: str
@@ -107,7 +107,7 @@ class InstallTarget:
     replace: bool = False
 
     def at(self, path: str) -> str:
-        """Return where a path of the host is for this process."""
+        """Return the path by which this process reaches a path of the host."""
         return os.path.join(self.root, path.lstrip("/"))
 
     @property
@@ -163,7 +163,7 @@ def plan_removal(target: InstallTarget, *, purge: bool = False) -> list[InstallS
 
 
 def carry_out(target: InstallTarget, steps: Sequence[InstallStep]) -> None:
-    """Do the steps, in order; let the service manager read the units again.
+    """Perform the steps in order, and let the service manager read the units again.
 
     Raises :class:`RefusedError`, which says how far it came.
     """
@@ -187,7 +187,7 @@ def carry_out(target: InstallTarget, steps: Sequence[InstallStep]) -> None:
 
 
 def next_steps(target: InstallTarget, steps: Sequence[InstallStep]) -> list[str]:
-    """Return what the operator does after an installation, one command each."""
+    """Return the commands that the operator runs after an installation."""
     was_there = any(
         step.item == "unit" and step.outcome in (StepOutcome.UNCHANGED, StepOutcome.REPLACED)
         for step in steps
@@ -201,7 +201,7 @@ def next_steps(target: InstallTarget, steps: Sequence[InstallStep]) -> list[str]
     return found if target.is_this_host else []
 
 
-# What must be so before anything is changed.
+# Conditions that must hold before anything changes.
 
 
 def _check_names(target: InstallTarget) -> None:
@@ -352,7 +352,7 @@ def _written(target: InstallTarget, item: str, path: str, data: bytes) -> Instal
 
 
 def _content(place: str) -> bytes | None:
-    """Return a file's bytes; None if there is none, b"" for what is no regular file."""
+    """Return a file's bytes; None if there is no file, b"" if it is not a regular file."""
     try:
         if not stat.S_ISREG(os.lstat(place).st_mode):
             return b""
@@ -364,7 +364,7 @@ def _content(place: str) -> bytes | None:
 
 
 def _refuse_foreign(path: str, found: bytes, data: bytes | None) -> None:
-    """Raise unless a file is as some version of this installation has written it."""
+    """Raise unless a version of this installation wrote the file and it is unchanged."""
     first, _, rest = found.partition(b"\n")
     if not first.startswith(_MARK.encode()):
         what = "was not written by snpcerts host install"
@@ -444,7 +444,7 @@ def _linker(place: str, goal: str) -> Callable[[], None]:
 
 
 def _new_of(place: str) -> str:
-    """Return the temporary name beside ``place``, free even if a run was killed before."""
+    """Return a temporary name beside ``place``; remove what a killed run left there."""
     new = os.path.join(os.path.dirname(place), f".{os.path.basename(place)}.snpcerts-new")
     with contextlib.suppress(FileNotFoundError):
         os.unlink(new)
@@ -494,7 +494,7 @@ def _stopped(target: InstallTarget, name: str) -> InstallStep:
 
 
 def _systemctl(*words: str) -> None:
-    """Tell the service manager; a refusal is its own message."""
+    """Run a command of the service manager; an error carries its message."""
     made = subprocess.run(["systemctl", *words], capture_output=True, text=True, check=False)
     if made.returncode != 0:
         raise RefusedError(

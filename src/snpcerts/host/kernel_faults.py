@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Known faults of released kernels on the path of certificates, as of November 2026.
 
-A version says what the mainline kernel of that number has; distributions and stable kernels may
-have the fix earlier, so a match is only a hint.
+Versions are those of mainline kernels. Distributions and stable kernels may have the fix earlier,
+so a match is only a hint.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Compares what the running kernel says of its interface with the numbers of ``abi``.
+"""Compares the numbers of the running kernel's interface with those of ``abi``.
 
-Its headers have the exit's number, its BTF the layout of ``struct kvm_run`` and the number of
-the SEV command. Neither need be installed; nothing else is taken for them, since headers of
-another release say nothing about this kernel.
+Its headers have the exit's number, its BTF the layout of ``struct kvm_run`` and the number of the
+SEV command. Either may be missing. Headers of another release are not used instead, because they
+say nothing about this kernel.
 """
 
 from __future__ import annotations
@@ -27,7 +27,9 @@ _COMMAND: Final = "KVM_SEV_SNP_ENABLE_REQ_CERTS"
 def observe(
     release: str, *, modules: Path = Path("/lib/modules"), btf: Path = KERNEL
 ) -> Iterator[Observation]:
-    """Yield what the kernel of ``release`` says; "not tried" where it says nothing."""
+    """Yield an observation for each number of the kernel ``release``; "not tried" for those that it
+    does not show.
+    """
     yield _exit_number(release, modules)
     yield from _layout(btf)
 

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the agent remembers of the signing keys from one command to the next, on disk.
 
-One file for each host, written whole or not at all, and a lock beside it under which the firmware
-is asked, so that no agent writes down a state that another has already changed. The lock is taken
-after those of certificate files and never before them. What cannot be used (missing, torn, of
-another chip, written by a later version) counts as nothing remembered; what cannot be written
-counts as forgotten: files are then empty rather than wrong, and the next look writes a new one.
-Its times decide nothing, since a host's clock may jump: the boot and the load of kvm_amd that it
-names do.
+Each host has one file, replaced atomically, and a lock beside it. The firmware is read under that
+lock, so that no agent records a state that another has already changed. The lock is taken after
+those of certificate files and never before them. A record that cannot be used (missing, torn, of
+another chip, written by a later version) counts as nothing remembered, and one that cannot be
+written counts as forgotten. Files are then empty rather than wrong, and the next reading writes a
+new record. Its times decide nothing, because a host's clock may jump; the boot and the load of
+kvm_amd that it names decide.
 """
 
 from __future__ import annotations
@@ -71,9 +71,8 @@ class MemoryStore(Protocol):
 
 
 class Memory:
-    """The record of one host's keys; each question to the firmware updates it.
-
-    ``problem`` says why it cannot be written; it is empty if it can.
+    """The record of one host's keys; each reading of the firmware's status updates it. ``problem``
+    says why it cannot be written; it is empty if it can.
     """
 
     def __init__(
@@ -92,7 +91,7 @@ class Memory:
         self.problem = ""
 
     def observe(self, read: Read) -> FirmwareState:
-        """Ask the firmware, and add what the record says about its keys."""
+        """Read the firmware's status, and add what the record says about its keys."""
         try:
             with self._locked():
                 now = self._seen(read)
@@ -125,7 +124,7 @@ class Memory:
             try:
                 give()
             except SevError as error:
-                if error.status is not None:  # the firmware said no: what was there still is
+                if error.status is not None:  # the firmware refused: the loaded VLEK is unchanged
                     self._keep(before)
                 raise
             vlek = RememberedVlek(tcb, _digest(certificate), self._clock())
@@ -134,7 +133,7 @@ class Memory:
     def prove(self, read: Read, taken_in: FirmwareState, proof: Proof) -> None:
         """Record a proof that was made in the state ``taken_in``.
 
-        Raises :class:`RetryLaterError` if the firmware is in another state now.
+        Raises :class:`RetryLaterError` if the firmware's state has changed since then.
         """
         with self._for_a_command():
             now = self._seen(read)
@@ -156,7 +155,8 @@ class Memory:
             before: Remembered | None = self._store.load()
         except UnusableError as error:
             before, why = None, error.message
-        # The initialisation first: one that comes between is noticed the next time.
+        # The initialisation is read first, so that one between the two readings is noticed the next
+        # time.
         which = self._which()
         now = read()
         if not why:
@@ -270,7 +270,7 @@ class MemoryFile:
             raise UnusableError("there is no record of this host's keys") from None
         except OSError as error:
             raise UnusableError(f"{self.path}: {error.strerror}") from None
-        # Who may write to the directory may put any file there.
+        # A user who may write to the directory can put any file there.
         if owner not in (0, os.geteuid()):
             raise UnusableError(f"{self.path}: is of user {owner}, so it is not believed")
         try:
@@ -282,7 +282,7 @@ class MemoryFile:
         """Replace the file with one rename, synced."""
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
         try:
-            # What is there may be another name of someone's file: not to be written to.
+            # The name may be a second one of another user's file, so it is never written to.
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(self._new)
             with os.fdopen(os.open(self._new, flags, 0o600), "wb") as file:

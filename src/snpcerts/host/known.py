@@ -2,10 +2,10 @@
 """What is known about the signing keys beyond what ``/dev/sev`` reports.
 
 The device says that a VLEK is loaded, not for which TCB; and which TCB is reported, not which one
-the VCEK was derived for. On some firmware the two differ: AMD's published firmware (Genoa,
-1.55.25) keeps a VLEK through SNP_COMMIT and SNP_SET_CONFIG, and derives the VCEK from the running
-TCB when SNP is initialised, whatever is reported. So this has a doubt, as text, where the numbers
-do not determine the key, and a proof where a report has.
+the VCEK was derived for. On some firmware the two differ: AMD's published firmware (Genoa, 1.55.25)
+keeps a VLEK through SNP_COMMIT and SNP_SET_CONFIG, and derives the VCEK from the running TCB when
+SNP is initialised, whatever is reported. So the facts contain a doubt, as text, if the numbers do
+not determine the key, and a proof if a report has shown it.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The exclusive section: every certificate file locked and empty, the firmware changed, the
-files filled in by what its status says then.
+"""The exclusive section: lock and empty every certificate file, change the firmware, and fill the
+files as its status then requires.
 
-Nothing is fetched in here. The firmware's status after the command decides, not what the command
-asked for: a key whose table is not cached gets the empty table. So the files are also right after
-a refused command.
+Nothing is fetched in here. The firmware's status after the command decides, not the command's
+arguments, so the files are also right after a refused command. A key whose table is not cached gets
+the empty table.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ class UpdateResult:
     """The result; times are in seconds.
 
     ``waited`` is the wait for the locks, ``held`` the time of the longest lock, ``firmware`` the
-    part of it that the firmware command took. ``refused`` is the command's error: the files then
-    match the firmware as it was left.
+    part of it that the firmware command took. ``refused`` is the command's error; the files then
+    match the firmware's actual state.
     """
 
     state: FirmwareState | None

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from snpcerts.host.event import Event, EventKind, Listener
 
 _FIGURES = ("lock_wait_ms", "lock_held_ms", "firmware_ms")
-# Told in text only when something is the matter: programs get them all.
+# The text log has these only if there is a problem; the JSON log has all of them.
 _QUIET = (EventKind.CHECKED, EventKind.FETCHED)
 
 

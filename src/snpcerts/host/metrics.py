@@ -27,7 +27,7 @@ from snpcerts.host.mitigations import mitigations
 from snpcerts.host.status import basis
 
 _TEXT_MODE: Final = 0o644  # for the node exporter
-_BEGINS: Final = b"# HELP snpcerts_"  # as the figures written before do
+_BEGINS: Final = b"# HELP snpcerts_"  # as the metrics in a file written before do
 _BUCKETS: Final = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 100)
 
 
@@ -228,8 +228,8 @@ class Metrics:
         _require_metrics(path)
         folder = os.path.dirname(path) or "."
         try:
-            # A new file of a name that cannot be foreseen: in a directory where
-            # others write, no link of theirs is followed.
+            # The name of the new file is random: in a directory where
+            # others can write, no link of theirs is followed.
             fd, temporary = tempfile.mkstemp(prefix=".snpcerts-metrics-", dir=folder)
             try:
                 with open(fd, "wb") as file:
@@ -270,7 +270,7 @@ def _require_metrics(path: str) -> None:
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY)
     except OSError:
-        return  # nothing is there, or a link, which is replaced and not followed
+        return  # there is no file, or a link, which is replaced and not followed
     with open(fd, "rb") as file:
         regular = stat.S_ISREG(os.fstat(fd).st_mode)
         if regular and file.read(len(_BEGINS)) in (b"", _BEGINS):

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Decides whether a body may be stored: it must verify for its chip and TCB up to a pinned ARK.
 
-Upstream, an import and another mirror are all hostile here.
+Bodies from upstream, from an import and from another mirror are all untrusted.
 """
 
 from __future__ import annotations
@@ -49,8 +49,8 @@ class Admission:
     ) -> Admitted:
         """Verify a VCEK; ``stored`` is the one that it would replace.
 
-        Raises :class:`FormatError` for a body that is no certificate, :class:`KdsUntrustedError`
-        for another one than the resource's, and :class:`OtherIssuerError`.
+        Raises :class:`FormatError` for a body that is not a certificate, :class:`KdsUntrustedError`
+        for a certificate that does not verify as this resource, and :class:`OtherIssuerError`.
         """
         leaf = read_vcek(body)
         judge = ChipJudge(
@@ -109,7 +109,7 @@ class Admission:
 
 
 def chain_of(resource: Resource) -> ChainResource:
-    """Return the chain by which a VCEK or a list is verified."""
+    """Return the chain that verifies a VCEK or a list."""
     kind = VekKind.VCEK if isinstance(resource, VcekResource) else resource.kind
     return ChainResource(resource.product, kind)
 

@@ -59,7 +59,7 @@ class FileReport:
 
     @property
     def in_step(self) -> bool:
-        """Whether the file holds what it should."""
+        """Whether the file is in step with the signing key."""
         return self.state == "right"
 
 
@@ -123,7 +123,7 @@ class Announcement:
 
 
 def read_announcement(data: bytes) -> Announcement:
-    """Read an announcement; raise :class:`FormatError`, naming the field, for anything else."""
+    """Read an announcement; raise :class:`FormatError`, which names the field, if it is not one."""
     if len(data) > MAX_BYTES:
         raise _wrong(f"has {len(data)} bytes, the limit is {MAX_BYTES}")
     try:
@@ -284,7 +284,7 @@ def file_report(
     not_after: datetime | None,
     reason: str,
 ) -> FileReport:
-    """Return a report of a file whose path and reason are cut to what an announcement takes."""
+    """Return the report of a file, with path and reason cut to the limits of an announcement."""
     return FileReport(
         within(path, _MAX_PATH),
         kind,

@@ -42,13 +42,13 @@ _MAX_ROLL: Final = 8 << 20  # bytes: MAX_HOSTS chip IDs and names
 
 @dataclass(frozen=True, slots=True)
 class Tokens:
-    """Bearer tokens. Those of ``admin`` may do what those of ``agent`` may."""
+    """Bearer tokens. Those of ``admin`` also allow what those of ``agent`` allow."""
 
     agent: tuple[str, ...] = ()
     admin: tuple[str, ...] = ()
 
     def allow(self, given: str, *, admin: bool) -> bool:
-        """Whether the token is known for the role; takes as long for each wrong one."""
+        """Whether the token is valid for the role; takes the same time for every wrong token."""
         known = self.admin if admin else (*self.agent, *self.admin)
         found = False
         for each in known:
@@ -108,25 +108,25 @@ class MirrorApi:
         )
 
     async def healthz(self, _request: Request) -> Response:
-        """Whether the process lives."""
+        """Answer that the process is alive."""
         return JSONResponse({"ok": True})
 
     def readyz(self, _request: Request) -> Response:
-        """Whether it can serve: the database answers."""
+        """Answer whether the instance can serve, that is, whether the database answers."""
         self._database.check()
         return JSONResponse({"ok": True})
 
     def metrics(self, _request: Request) -> Response:
-        """Everything for Prometheus."""
+        """Answer with all metrics, for Prometheus."""
         return Response(self._metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
     def page(self, request: Request) -> Response:
-        """The fleet, for people."""
+        """Answer with the fleet's page."""
         html = fleet_page(self._fleet.get(), host_filter(dict(request.query_params)))
         return Response(html, headers=page_headers())
 
     def host_page(self, request: Request) -> Response:
-        """One host, for people."""
+        """Answer with one host's page."""
         product, hwid = _chip(request)
         found = self._records.host(product, hwid)
         if found is None:
@@ -134,11 +134,11 @@ class MirrorApi:
         return Response(host_page(found), headers=page_headers())
 
     def fleet(self, _request: Request) -> Response:
-        """The fleet, for programs."""
+        """Answer with the fleet, as JSON."""
         return JSONResponse(_fleet_json(self._fleet.get()))
 
     def host(self, request: Request) -> Response:
-        """One host, for programs."""
+        """Answer with one host, as JSON."""
         product, hwid = _chip(request)
         found = self._records.host(product, hwid)
         if found is None:
@@ -150,11 +150,11 @@ class MirrorApi:
         return JSONResponse({**_host_json(found.host, found.now), "history": seen})
 
     def rolls(self, _request: Request) -> Response:
-        """The rolls, the newest first."""
+        """Answer with the rolls, newest first, as JSON."""
         return JSONResponse({"rolls": [_roll_json(each) for each in self._records.rolls()]})
 
     async def announce(self, request: Request) -> Response:
-        """Record an agent's announcement; answer where its certificates stand."""
+        """Record an agent's announcement; answer with the state of its certificates."""
         self._authorise(request, admin=False)
         told = read_announcement(await _body(request, MAX_BYTES))
         product, hwid = _chip(request)
@@ -165,7 +165,7 @@ class MirrorApi:
         return JSONResponse({"wanted": [each.to_json() for each in wanted]})
 
     async def start_roll(self, request: Request) -> Response:
-        """Announce firmware before it is installed; answer how long the queue will take."""
+        """Announce firmware before it is installed; answer with how long the queue will take."""
         self._authorise(request, admin=True)
         given = _object(await _body(request, _MAX_ROLL))
         product = product_of_keyword(str(given.get("product")))

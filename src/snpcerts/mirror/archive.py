@@ -2,9 +2,10 @@
 """Writes the mirror's certificates as files, and reads such files back, for networks without a way
 to AMD.
 
-The files lie as in the cache of :mod:`snpcerts.kds.store`, whose ``vcek`` directory is the offline
-store of the trustee verifier. The names do not say a VCEK's product; its certificate does, and is
-read. What is read is verified like an answer from the network: an archive may come from anywhere.
+The layout is that of the cache of :mod:`snpcerts.kds.store`, whose ``vcek`` directory is the
+offline store of the trustee verifier. The name of a VCEK's file does not contain the product, so it
+is read from the certificate. An archive may come from anywhere, so its files are verified like
+answers from the network.
 """
 
 from __future__ import annotations
@@ -42,9 +43,9 @@ class ArchiveFinding:
 
 
 def export(database: MirrorDatabase, folder: Path, *, product: Product | None = None) -> int:
-    """Write everything that is stored into a directory; return the number of files.
+    """Write all stored certificates and lists into a directory; return the number of files.
 
-    Files that are there already and differ are replaced. Raises :class:`CacheError` for a file
+    Existing files that differ are replaced. Raises :class:`CacheError` for a file
     that cannot be written, and the database's errors.
     """
     archive = Store(folder)
@@ -69,10 +70,10 @@ def export(database: MirrorDatabase, folder: Path, *, product: Product | None = 
 def import_archive(
     database: MirrorDatabase, folder: Path, admission: Admission
 ) -> Iterator[ArchiveFinding]:
-    """Store what verifies of a directory; yield what was found of each file.
+    """Store the files of a directory that verify; yield the result for each file.
 
-    Chains come first, because lists and VCEKs are verified by them: by the archive's or else by
-    the stored ones. Raises :class:`CacheError` for a directory that cannot be listed.
+    Chains come first, because they verify lists and VCEKs: the archive's chain or, without one, the
+    stored chain. Raises :class:`CacheError` for a directory that cannot be listed.
     """
     archive = Store(folder)
     at = datetime.now(UTC)

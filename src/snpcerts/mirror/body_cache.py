@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Keeps recent answers in memory, by the request's bytes as they came: a hit reads no URL twice.
+"""Keeps recent answers in memory, by the bytes of the request, so that a hit need not parse a URL.
 
 Bounded in bytes, so that the size of the process does not follow the size of the database.
 """
@@ -16,9 +16,7 @@ _OVERHEAD: Final = 1500  # of an entry's objects, roughly
 
 @dataclass(frozen=True, slots=True)
 class KeptAnswer:
-    """A good answer. ``until`` is the time, in seconds since the epoch, up to which it may be
-    given.
-    """
+    """A good answer. It may be used up to the time ``until``, in seconds since the epoch."""
 
     kind: str
     body: bytes
@@ -36,7 +34,7 @@ class BodyCache:
         self._kept: OrderedDict[bytes, KeptAnswer] = OrderedDict()
 
     def get(self, target: bytes, now: float) -> KeptAnswer | None:
-        """Return the answer to a target; None if there is none or its time is over."""
+        """Return the answer to a target; None if there is none or it has expired."""
         found = self._kept.get(target)
         if found is None:
             return None
@@ -47,7 +45,7 @@ class BodyCache:
         return found
 
     def put(self, target: bytes, answer: KeptAnswer) -> None:
-        """Keep an answer; the oldest ones make room."""
+        """Keep an answer; drop the oldest ones if there is no room."""
         self._drop(target)
         self._kept[target] = answer
         self._size += _weight(target, answer)

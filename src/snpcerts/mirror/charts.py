@@ -53,7 +53,7 @@ def state_bar(counts: Mapping[HostState, int]) -> Markup:
 
 
 def share_bar(part: int, whole: int, class_: str) -> Markup:
-    """One bar that is filled as far as ``part`` of ``whole``."""
+    """One bar, filled in proportion to ``part`` of ``whole``."""
     filled = _WIDTH * part / whole if whole else 0.0
     return _svg(
         _rect(0, 0, _WIDTH, 10, "track"),
@@ -70,7 +70,7 @@ def hosts_per_square(hosts: int) -> int:
 
 
 def state_squares(counts: Mapping[HostState, int], columns: int = 48) -> Markup:
-    """One square for each host, or for several where there are many: the worst first."""
+    """One square for each host, or for several hosts if there are many; the worst come first."""
     total = sum(counts.values())
     each = hosts_per_square(total)
     squares = [state for state in HostState for _ in range(-(-counts.get(state, 0) // each))]
@@ -90,7 +90,7 @@ def state_squares(counts: Mapping[HostState, int], columns: int = 48) -> Markup:
 
 
 def roll_chart(roll: Roll, now: datetime) -> Markup:
-    """How far the hosts of a roll had come, over time; dashed, the queue's work to come."""
+    """The progress of a roll's hosts over time; the dashed line is what the queue will do."""
     start = roll.started_at
     end = roll_end(roll, now)
 

@@ -2,7 +2,7 @@
 """Opens the mirror's database, SQLite or PostgreSQL: connections, transactions, the clock, errors.
 
 SQLite is for one instance. A write takes the database's lock when it begins (BEGIN IMMEDIATE), so
-that two never fail halfway. PostgreSQL is for several instances, which share nothing else.
+that no two writes conflict halfway. PostgreSQL is for several instances, which share nothing else.
 """
 
 from __future__ import annotations
@@ -153,7 +153,8 @@ def _sqlite(url: URL) -> Engine:
         for pragma in (
             f"busy_timeout = {_BUSY}",
             "journal_mode = WAL",
-            # After a power cut the last moments may be missing, and are then asked for again.
+            # After a power failure the last transactions may be missing; then they are fetched
+            # again.
             "synchronous = NORMAL",
             "cache_size = -4096",  # 4 MiB
         ):

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Fetches the queued certificates from the upstream server, and stores those that verify.
 
-Each instance has one, in a thread. What upstream answered is kept until the database has it: an
-answer is never lost because the database was restarted.
+Each instance has one, in a thread. An answer of upstream is kept until the database has stored it,
+so that it survives a restart of the database.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from snpcerts.mirror.wanted import LEASE, REQUEST, NothingToTake, Taken, WantedQ
 
 log = logging.getLogger(__name__)
 
-_POLL: Final = 1.0  # seconds: behind notifications, which a connection pooler may swallow
+_POLL: Final = 1.0  # seconds between polls, because a connection pooler may drop notifications
 _DATABASE_AGAIN: Final = 0.2
 _LONGEST_DATABASE_WAIT: Final = 2.0
 _CHAIN_AGAIN: Final = 60.0  # seconds: upstream has no chain, without which nothing verifies
@@ -56,7 +56,7 @@ class _Known:
 
 @dataclass(frozen=True, slots=True)
 class _UpstreamAnswer:
-    """What a request brought. ``at`` is when, by this process's clock."""
+    """The outcome of a request. ``at`` is its time by this process's clock."""
 
     taken: Taken
     at: float
@@ -71,7 +71,7 @@ class _UpstreamAnswer:
 
 
 class Waiter:
-    """Waits, by a clock that a test may replace."""
+    """Waits, by a clock that tests can replace."""
 
     def __init__(self) -> None:
         self._event = threading.Event()
@@ -140,7 +140,7 @@ class Fetcher:
         self._thread.start()
 
     def wake(self) -> None:
-        """Look at the queue now: something has been added."""
+        """Read the queue now, because something has been added."""
         self.waiter.wake()
 
     def close(self) -> None:
@@ -175,7 +175,7 @@ class Fetcher:
         with self._database.write() as connection:
             self._queue.lock(connection)
             now = self._database.now(connection)
-            # After the reading: a wait that is counted from here is never too short.
+            # Read after the queue, so that a wait counted from here is never too short.
             taken_at = self.waiter.monotonic()
             taken = self._queue.take(connection, now, token)
             if isinstance(taken, NothingToTake):
@@ -195,14 +195,15 @@ class Fetcher:
         return 0.0
 
     def _settle(self, taken: Taken, answer: _UpstreamAnswer | None) -> None:
-        """Record the outcome; try until the database takes it."""
+        """Record the outcome; try again until the database stores it."""
         wait = _DATABASE_AGAIN
         until = self.waiter.monotonic() + 10 * LEASE
         while True:
             try:
                 with self._database.write() as connection:
                     self._queue.lock(connection)
-                    # Before the reading: the answer is never taken for older than it is.
+                    # Read before the database's clock, so that the answer never counts as older
+                    # than it is.
                     noted_at = self.waiter.monotonic()
                     now = self._database.now(connection)
                     if answer is None:
@@ -314,7 +315,9 @@ class Fetcher:
     def _chain(
         self, resource: ChainResource, at: datetime, body: bytes | None
     ) -> tuple[ChainPair, tuple[Admitted, ...]]:
-        """Return the stored chain; or else a fetched one, which is still to be stored."""
+        """Return the stored chain; if there is none, return a fetched one, which is not stored
+        yet.
+        """
         if body is not None:
             with contextlib.suppress(KdsUntrustedError, FormatError):
                 self._admission.chain(resource, body, at)
@@ -335,7 +338,7 @@ class Fetcher:
 
 
 class _NoChainError(Exception):
-    """There is no chain yet by which the answer could be verified."""
+    """There is no chain yet that could verify the answer."""
 
     def __init__(self, message: str, wait: float) -> None:
         super().__init__(message)
@@ -347,7 +350,9 @@ def _same(body: bytes) -> bytes:
 
 
 def _readable(resource: Resource, body: bytes) -> None:
-    """Raise :class:`FormatError` for a page or half an answer, which says nothing about a chip."""
+    """Raise :class:`FormatError` for an HTML page or a truncated answer, which says nothing about a
+    chip.
+    """
     if isinstance(resource, VcekResource):
         read_vcek(body)
     elif isinstance(resource, ChainResource):

@@ -55,7 +55,7 @@ class HostFilter:
         return self.text.lower() in f"{told.host} {told.hwid.hex()} {told.product.value}".lower()
 
     def link(self, **changed: str | int) -> str:
-        """Return the query for this filter with some of it changed."""
+        """Return the query for this filter with these parts changed."""
         values: dict[str, str | int] = {
             "state": "" if self.state is None else self.state.slug,
             "q": self.text,
@@ -67,7 +67,7 @@ class HostFilter:
 
 
 def host_filter(query: Mapping[str, str]) -> HostFilter:
-    """Read the filter from a URL's query; what makes no sense is left out."""
+    """Read the filter from a URL's query; ignore invalid parts."""
     state = next((each for each in HostState if each.slug == query.get("state")), None)
     page = query.get("page", "1")
     number = int(page) if page.isascii() and page.isdecimal() and len(page) < 6 else 1
@@ -361,7 +361,7 @@ def _expiry(fleet: Fleet) -> Markup:
 
 
 def _by_day(found: Sequence[Expiring]) -> list[list[Expiring]]:
-    """Put the hosts' certificates that expire on one day together; keep the order."""
+    """Combine the hosts' certificates that expire on one day; keep the order."""
     groups: dict[object, list[Expiring]] = {}
     for each in found:
         key = (each.what, each.at) if each.host is None else (each.what, each.at.date())

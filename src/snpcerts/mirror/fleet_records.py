@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Hosts and rolls in the database: what agents announce, what follows for the queue, and the
-values that the pages show.
+"""Hosts and rolls in the database: stores announcements, queues the certificates that they call
+for, and reads the values that the pages show.
 """
 
 from __future__ import annotations
@@ -57,8 +57,8 @@ _HOUR: Final = 3600.0
 
 @dataclass(frozen=True, slots=True)
 class WantedState:
-    """Where the certificate for one TCB of a host stands. ``ahead`` and ``wait`` (seconds) are
-    those of the queue, if it is in there.
+    """The state of the certificate for one TCB of a host. ``ahead`` and ``wait`` (seconds) are its
+    place in the queue, if it is queued.
     """
 
     tcb: TcbVersion
@@ -78,13 +78,13 @@ class WantedState:
 
 @dataclass(frozen=True, slots=True)
 class RollStart:
-    """A roll as it begins: its number, and how many certificates are stored or queued."""
+    """A new roll: its number, and how many certificates are stored or queued."""
 
     number: int
     hosts: int
     stored: int
     queued: int
-    wait: float  # seconds until the queue has the last one
+    wait: float  # seconds until the last one has been fetched
 
 
 class FleetRecords:
@@ -96,7 +96,7 @@ class FleetRecords:
         self._upstream = upstream
 
     def announce(self, told: Announcement) -> list[WantedState]:
-        """Record an announcement, and queue what its host needs now and next.
+        """Record an announcement, and queue the certificates that its host needs now and next.
 
         Raises :class:`RefusedError` if there are too many hosts, or the queue is full.
         """
@@ -128,8 +128,8 @@ class FleetRecords:
     ) -> RollStart:
         """Announce firmware to all hosts of a product, or to those named by name or chip ID.
 
-        A chip ID may be of a host that has not announced itself. Raises :class:`RefusedError` for
-        an unknown name, if there is no host, and if the queue is full.
+        A chip ID may belong to a host that has not announced itself. Raises :class:`RefusedError`
+        if a name is unknown, there is no host, or the queue is full.
         """
         with self._database.write() as connection:
             now = self._database.now(connection)
@@ -158,7 +158,7 @@ class FleetRecords:
         return RollStart(number, len(chips), len(have), len(missing), wait)
 
     def alive(self, instance: str) -> None:
-        """Record that an instance lives."""
+        """Record that an instance is alive."""
         with self._database.write() as connection:
             now = self._database.now(connection)
             statement = insert(connection, INSTANCE).values(id=instance, seen_at=now)
@@ -168,7 +168,7 @@ class FleetRecords:
             connection.execute(delete(INSTANCE).where(INSTANCE.c.seen_at < now - 10 * ALIVE))
 
     def fleet(self) -> Fleet:
-        """Return everything that the page shows."""
+        """Return all values that the page shows."""
         with self._database.read() as connection:
             now = self._database.now(connection)
             return Fleet(
@@ -198,7 +198,7 @@ class FleetRecords:
         return {(row.product, row.resource[:4]): max(0.0, now - row.fetched_at) for row in rows}
 
     def host(self, product: Product, hwid: bytes) -> HostHistory | None:
-        """Return one host and its past; None if it has not announced itself."""
+        """Return one host and its history; None if it has not announced itself."""
         h = HOST_HISTORY.c
         with self._database.read() as connection:
             now = self._database.now(connection)
@@ -213,7 +213,7 @@ class FleetRecords:
         seen = tuple(Seen(_when(row.at), _read(row.announcement)) for row in rows)
         return HostHistory(_when(now), hosts[0], seen)
 
-    # What an announcement changes.
+    # Changes by an announcement.
 
     def _worth_writing(self, connection: Connection, told: Announcement, now: float) -> bool:
         row = connection.execute(
@@ -294,7 +294,7 @@ class FleetRecords:
     def _wanted(
         self, connection: Connection, told: Announcement, tcb: TcbVersion, now: float
     ) -> WantedState | None:
-        """Return where a host's certificate stands; None if it is still to be queued."""
+        """Return the state of a host's certificate; None if it is not queued yet."""
         resource = _resource(told, tcb)
         found = stored.find(connection, resource.path)
         if found is not None and found.not_after > now:
@@ -367,7 +367,7 @@ class FleetRecords:
         ).all()
         return [_read(row.announcement) for row in rows if row.hwid in wanted]
 
-    # What the pages show.
+    # Values for the pages.
 
     def _hosts(
         self, connection: Connection, product: Product | None = None, hwid: str | None = None
@@ -492,7 +492,9 @@ class FleetRecords:
 
 
 def _needed(told: Announcement) -> list[TcbVersion]:
-    """Return the TCBs whose certificates a host needs: of the key in use, and of the next."""
+    """Return the TCBs whose certificates a host needs: that of the key in use and that of the next
+    key.
+    """
     if told.reported == told.current:
         return [told.reported]
     return [told.reported, told.current]

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the mirror knows of a fleet, as its page and its metrics show it.
+"""A fleet's state, as the mirror's page and metrics show it.
 
-Plain values, without a database: :mod:`snpcerts.mirror.fleet_records` makes
-them, :mod:`snpcerts.mirror.fleet_page` and :mod:`snpcerts.mirror.host_page` draw them.
-All times are the database's, in UTC.
+Plain values, without a database: :mod:`snpcerts.mirror.fleet_records` reads them,
+:mod:`snpcerts.mirror.fleet_page` and :mod:`snpcerts.mirror.host_page` draw them. All times are the
+database's, in UTC.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ EXPIRES_SOON: Final = timedelta(days=30)
 
 
 class HostState(enum.Enum):
-    """What matters most about a host; the first that applies."""
+    """The state of a host; the first that applies counts."""
 
     WRONG = "wrong"  # a file misleads guests, or cannot be read
     SILENT = "silent"  # the agent has not announced itself for a while
-    EMPTY = "empty"  # guests get no certificates, though there should be some
+    EMPTY = "empty"  # guests get no certificates although they should
     BEHIND = "behind"  # certificates match, and newer firmware is not committed yet
     IN_STEP = "in step"
 
@@ -42,12 +42,12 @@ class HostState(enum.Enum):
 
 
 class NextState(enum.Enum):
-    """Where the certificate stands that a host needs at its next commit."""
+    """The state of the certificate that a host needs at its next commit."""
 
     NONE = "none"  # nothing newer is running or announced
     STORED = "stored"
     QUEUED = "queued"
-    NOT_FOUND = "not found"  # AMD's server said 404; asked again later
+    NOT_FOUND = "not found"  # AMD's server answered 404; it will be asked again
 
 
 _MISLEADS: Final = ("wrong", "foreign", "unreadable")
@@ -65,7 +65,7 @@ class FleetHost:
     next_state: NextState = NextState.NONE
 
     def state(self, now: datetime) -> HostState:
-        """Return what matters most about it."""
+        """Return the host's state."""
         states = [each.state for each in self.announcement.files]
         if any(each in _MISLEADS for each in states):
             return HostState.WRONG
@@ -138,18 +138,18 @@ class Queue:
 
     @property
     def length(self) -> int:
-        """How many requests wait."""
+        """The number of waiting requests."""
         return sum(self.waiting.values())
 
 
 @dataclass(frozen=True, slots=True)
 class RollPoint:
-    """How many hosts of a roll had come how far at one moment."""
+    """The progress of a roll at one moment, as numbers of hosts."""
 
     at: datetime
-    stored: int  # the target's certificate is in the store
-    committed: int  # reports say the target TCB
-    in_step: int  # and every file matches
+    stored: int  # the certificate for the target TCB is stored
+    committed: int  # reports carry the target TCB
+    in_step: int  # reports carry it, and every file matches
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,7 +169,7 @@ class Roll:
 
     @property
     def latest(self) -> RollPoint:
-        """The last of the points; before the first one, none has come anywhere."""
+        """The last of the points; all counts are 0 if there is none."""
         return self.points[-1] if self.points else RollPoint(self.started_at, 0, 0, 0)
 
     @property
@@ -189,7 +189,9 @@ class Expiring:
 
 @dataclass(frozen=True, slots=True)
 class Fleet:
-    """Everything at one moment. ``stored`` counts the stored certificates and lists by kind."""
+    """The whole fleet at one moment. ``stored`` counts the stored certificates and lists by
+    kind.
+    """
 
     now: datetime
     hosts: tuple[FleetHost, ...]
@@ -217,7 +219,7 @@ class Fleet:
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """An announcement of the past, kept because it differs from the one before it."""
+    """An earlier announcement, kept because it differs from the one before it."""
 
     at: datetime
     announcement: Announcement
@@ -225,14 +227,14 @@ class Seen:
 
 @dataclass(frozen=True, slots=True)
 class HostHistory:
-    """One host and what is kept of its past, oldest first."""
+    """One host and its history, oldest first."""
 
     now: datetime
     host: FleetHost
     seen: tuple[Seen, ...]
 
     def state_at(self, seen: Seen) -> HostState:
-        """Return the host's state as one announcement of the past showed it."""
+        """Return the host's state according to an earlier announcement."""
         return FleetHost(seen.announcement, seen.at, seen.at).state(seen.at)
 
 
@@ -242,7 +244,7 @@ def differs(before: Announcement | None, after: Announcement) -> bool:
 
 
 def changes(before: Announcement, after: Announcement) -> Iterator[str]:
-    """Say what is new in an announcement, one sentence for each thing."""
+    """Describe what is new in an announcement, in one sentence for each change."""
     if before.host != after.host:
         yield f"the host's name is {after.host}, was {before.host}"
     for name, old, new in (
@@ -294,7 +296,7 @@ def tcb_change(before: TcbVersion, after: TcbVersion) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Shortfall:
-    """A TCB component below what a bulletin asks for."""
+    """A TCB component below a bulletin's floor."""
 
     bulletin: str
     component: str
@@ -306,8 +308,8 @@ class Shortfall:
 
 
 def processors_of(announcement: Announcement) -> tuple[str, ...]:
-    """Return the market names of a host's processor: one, or several that CPUID does not tell
-    apart; empty if the host did not announce it.
+    """Return the market names of a host's processor. There are several if CPUID does not
+    distinguish them, and none if the host did not announce its processor.
     """
     cpuid = announcement.cpuid
     if cpuid is None:
@@ -332,7 +334,7 @@ def floors_of(processors: Iterable[str], bulletins: BulletinData) -> dict[str, t
 def shortfalls(
     tcb: TcbVersion, processors: Iterable[str], bulletins: BulletinData
 ) -> tuple[Shortfall, ...]:
-    """Return where a TCB is below the floors for these processors."""
+    """Return the components of a TCB that are below the floors for these processors."""
     values = tcb.components()
     return tuple(
         Shortfall(bulletin, component, values[component], floor)
@@ -345,8 +347,8 @@ def shortfalls(
 class TcbGroup:
     """The hosts of one kind of processor that report one TCB.
 
-    ``has_floor`` is false where no bulletin has a confirmed value for the processor, or the host
-    does not name it.
+    ``has_floor`` is false if no bulletin has a confirmed value for the processor, or the host does
+    not name it.
     """
 
     product: Product
@@ -358,7 +360,7 @@ class TcbGroup:
 
 
 def tcb_spread(hosts: Iterable[FleetHost], bulletins: BulletinData) -> list[TcbGroup]:
-    """Group hosts by processor and reported TCB: the newest TCB of each processor first."""
+    """Group hosts by processor and reported TCB, with the newest TCB of each processor first."""
     counted: Counter[tuple[Product, tuple[str, ...], TcbVersion]] = Counter(
         (each.announcement.product, processors_of(each.announcement), each.announcement.reported)
         for each in hosts

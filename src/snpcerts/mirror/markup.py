@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """HTML and SVG, built so that foreign text cannot become markup.
 
-Only what :func:`element` returns is markup. Every other text, whether child or attribute, is
-escaped, and made printable first: a host's name cannot reverse the text after it either.
+Only the result of :func:`element` is markup. All other text, whether child or attribute, is made
+printable and then escaped, so a host's name cannot even reverse the text after it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class Markup(str):
 
     @classmethod
     def trusted(cls, text: str) -> Self:
-        """Take a constant of this package for markup, such as a style sheet."""
+        """Return a constant of this package, such as a style sheet, as markup."""
         return cls(text)
 
 
@@ -34,7 +34,7 @@ Child = str | Iterable["Child"] | None
 def element(tag: str, *children: Child, **attributes: str | float | bool | None) -> Markup:
     """Return an element.
 
-    An attribute that is None or False is left out; True stands for one without a value. A
+    An attribute that is None or False is left out; one that is True has no value. A
     trailing underscore in a name is dropped, and the others become dashes: ``class_``,
     ``aria_label``.
     """
@@ -51,7 +51,7 @@ def element(tag: str, *children: Child, **attributes: str | float | bool | None)
 
 
 def joined(children: Child) -> Markup:
-    """Return children one after another, those that are text escaped."""
+    """Join children into one piece of markup; text is escaped."""
     if children is None:
         return Markup("")
     if isinstance(children, Markup):

@@ -40,7 +40,7 @@ class MirrorAccess:
 
 
 class MirrorClient:
-    """Calls one mirror's API. ``access_hint`` says where its token is named."""
+    """Calls one mirror's API. ``access_hint`` tells people where its token is configured."""
 
     def __init__(
         self, access: MirrorAccess, *, access_hint: str, limit: float = REQUEST_LIMIT
@@ -52,9 +52,9 @@ class MirrorClient:
     def call(self, method: str, path: str, document: object) -> bytes:
         """Send a JSON document; return the body of the answer.
 
-        Takes ``limit`` seconds at most. Raises :class:`RetryLaterError` where the mirror cannot be
-        reached or has a problem of its own, :class:`RefusedError` where it refuses, and
-        :class:`InputError` where the token or the client certificate cannot be read.
+        Takes ``limit`` seconds at most. Raises :class:`RetryLaterError` if the mirror cannot be
+        reached or has an internal error, :class:`RefusedError` if it refuses, and
+        :class:`InputError` if the token or the client certificate cannot be read.
         """
         import httpx2
 
@@ -127,7 +127,7 @@ class MirrorClient:
         certificate, key = self._access.certificate, self._access.key
         if tls and certificate is not None:
             try:
-                context.load_cert_chain(certificate, key, password="")  # never asks
+                context.load_cert_chain(certificate, key, password="")  # never prompts
             except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
                 raise InputError(
                     f"{certificate}, {key}: not a client certificate and its key: {error}",
@@ -161,7 +161,7 @@ def read_token(path: str) -> str:
 
 
 def _error_of(answer: bytes) -> str:
-    """Return the reason that an answer names, for people; empty if it names none."""
+    """Return the reason in an answer, for people; empty if there is none."""
     try:
         found = json.loads(answer)
     except (ValueError, RecursionError):

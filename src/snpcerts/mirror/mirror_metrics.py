@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The mirror's metrics, in Prometheus' exposition format.
 
-Requests are counted by this instance. What is in the database is read when the metrics are read,
-and is the same for all instances.
+Requests are those of this instance. Values from the database are read when the metrics are read,
+and are the same for all instances.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ class _DatabaseMetrics(Collector):
         self._crl_ages = crl_ages
 
     def describe(self) -> Iterator[Metric]:
-        """Describe nothing, so that registering asks no database."""
+        """Describe nothing, so that registering does not read the database."""
         yield from ()
 
     def collect(self) -> Iterator[Metric]:
@@ -221,7 +221,7 @@ class FleetCache:
         self._fleet: Fleet | None = None
 
     def get(self) -> Fleet:
-        """Return the fleet, at most seconds old."""
+        """Return the fleet, at most ``lasts`` seconds old."""
         if self._fleet is None or time.monotonic() - self._at > self._lasts:
             self._fleet, self._at = self._read(), time.monotonic()
         return self._fleet

@@ -70,7 +70,7 @@ def page_headers() -> dict[str, str]:
 
 
 def document(title: str, now: datetime, main: Markup, footer: Markup | None, home: str) -> str:
-    """Return a whole document; ``home`` is the way to the fleet's page."""
+    """Return a whole document; ``home`` is the relative URL of the fleet's page."""
     head = element(
         "head",
         element("meta", charset="utf-8"),
@@ -108,13 +108,13 @@ def definitions(pairs: Sequence[tuple[str, Child]]) -> Markup:
 
 
 def processor_text(product: Product, processors: Sequence[str]) -> str:
-    """Return the names that a processor may have; the product where it is not known."""
+    """Return the market names of a processor; the product if it is not known."""
     names = " or ".join(name.title() for name in processors)
     return names or f"{product.value}, processor not announced"
 
 
 def in_time(at: datetime, now: datetime) -> Markup:
-    """Return how far away an expiry is."""
+    """Return the time until an expiry, in words."""
     left = at - now
     if left < timedelta(0):
         return element("span", "expired", class_="wrong")

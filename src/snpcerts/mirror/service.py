@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The mirror's HTTP service: AMD's URL forms, below any prefix.
 
-A hit comes from memory or the database. A miss joins the queue, and its caller waits for a while.
-Everything else than AMD's forms is left to another application.
+A hit is answered from memory or the database. A miss joins the queue, and its caller waits for a
+while. Another application answers all URLs that are not AMD's.
 
 Sources: KDS (57230) chapter 3 for forms and types; RFC 9110 for conditional requests and
 Retry-After; RFC 7240 for ``Prefer: wait``.
@@ -46,11 +46,11 @@ Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 Application = Callable[[Scope, Receive, Send], Awaitable[None]]
 T = TypeVar("T")
 
-MAX_WAITING: Final = 4096  # callers that are held at a time
+MAX_WAITING: Final = 4096  # callers that may wait at a time
 _LONGEST_CACHING: Final = 30 * 86400
 _CHAIN_CACHING: Final = 86400
 _CRL_CACHING: Final = 3600
-# Other instances replace chains and lists.
+# Short, because other instances replace chains and lists.
 _KEPT_REPLACEABLE: Final = 5.0
 _WAIT = re.compile(rb"(?:^|[,;\s])wait\s*=\s*([0-9]{1,6})(?:$|[,;\s])")
 _READ: Final = (b"GET", b"HEAD")
@@ -63,9 +63,9 @@ _NOT_STORED: Final = ((b"cache-control", b"no-store"), *_CORS)
 
 @dataclass(frozen=True, slots=True)
 class CallerLimits:
-    """What a caller may do. ``patience`` is how long one is held, in seconds; ``budget`` how many
-    chips that no host has announced an address may have in the queue. With ``enrolled_only`` such
-    chips are not fetched at all. A stored revocation list older than ``crl_age`` seconds is
+    """Limits for callers. ``patience`` is how long one may wait, in seconds. ``budget`` is how many
+    chips that no host has announced may be in the queue for one address; with ``enrolled_only``
+    such chips are not fetched at all. A stored revocation list older than ``crl_age`` seconds is
     fetched again.
     """
 
@@ -86,7 +86,7 @@ class _Refusal:
 
 
 class MirrorService:
-    """The ASGI application of one instance. ``others`` answers what is not one of AMD's forms.
+    """The ASGI application of one instance. ``others`` answers all URLs that are not AMD's.
 
     ``wake`` is called when something has been added to the queue. ``count`` is called with a
     resource's kind, the outcome and the seconds that it took, for each answer.
@@ -203,7 +203,7 @@ class MirrorService:
         )
 
     async def _run(self, look: Callable[[Resource], T], resource: Resource) -> T:
-        # A read of SQLite takes less time than the way to a thread and back.
+        # Reading SQLite takes less time than switching to a thread and back.
         if self._database.is_sqlite:
             return look(resource)
         return await asyncio.to_thread(look, resource)
@@ -241,7 +241,7 @@ class MirrorService:
                 f"{resource}: no host with this chip has announced itself to this mirror",
             )
         if self._queue.has(connection, resource):
-            return None  # it costs nothing
+            return None  # it is free: no request to upstream
         if self._queue.strangers(connection, caller) < self._limits.budget:
             return None
         now = self._database.now(connection)
@@ -302,7 +302,7 @@ def _retry_after(wait: float) -> int:
 
 
 def _patience(headers: list[tuple[bytes, bytes]], most: float) -> float:
-    """Return how long to hold a caller: as long as it prefers, up to the mirror's limit."""
+    """Return how long a caller waits: as long as it prefers, up to the mirror's limit."""
     for name, value in headers:
         if name == b"prefer":
             found = _WAIT.search(value[:200])

@@ -31,7 +31,7 @@ from snpcerts.mirror.upkeep import Upkeep
 from snpcerts.mirror.waiting import NotificationListener, WaitingCallers
 from snpcerts.mirror.wanted import WantedQueue
 
-_DRAIN: Final = 5  # seconds for answers under way when the server ends
+_DRAIN: Final = 5  # seconds to finish answers when the server ends
 _IDLE: Final = 75  # seconds that an idle connection is kept
 _CONNECTIONS: Final = 8192
 
@@ -100,7 +100,7 @@ class Mirror:
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """Fetch and listen within the block."""
+        """Run the fetcher and the listener during the block."""
         self.waiting.attach(asyncio.get_running_loop())
         self.fetcher.start()
         self._listener.start()
@@ -129,7 +129,7 @@ def serve(options: ServeOptions, started: Callable[[str], None]) -> None:
     """Serve until SIGINT or SIGTERM. ``started`` is called with the URL.
 
     Raises :class:`UsageError` for an address that cannot be used, :class:`InputError` for a TLS
-    certificate or key that cannot, and the database's errors.
+    certificate or key that cannot be used, and the database's errors.
     """
 
     async def until_a_signal() -> None:
@@ -168,7 +168,7 @@ async def serve_until(
 
 
 class _Server(uvicorn.Server):
-    """Leaves the signals to us: uvicorn would raise them again, before our own cleaning up."""
+    """A server that does not handle signals: uvicorn would raise them again before our clean-up."""
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:

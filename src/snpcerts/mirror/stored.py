@@ -37,7 +37,7 @@ class StoredCertificate:
 
 @dataclass(frozen=True, slots=True)
 class NoCertificate:
-    """Why upstream gave nothing, remembered until a time."""
+    """Why upstream has no certificate; remembered until ``until``."""
 
     reason: str  # not-found or refused
     problem: str
@@ -68,7 +68,7 @@ _BATCH = 500
 
 
 def find(connection: Connection, resource: str) -> StoredCertificate | None:
-    """Return what is stored for a resource's path, of any age."""
+    """Return the stored certificate for a resource's path, of any age."""
     c = CERTIFICATE.c
     row = connection.execute(
         select(c.body, c.etag, c.not_after).where(c.resource == resource)
@@ -80,7 +80,7 @@ def find_negative(connection: Connection, resource: str, now: float) -> NoCertif
     """Return what upstream's last answer was, if it was a refusal that still counts."""
     n = NEGATIVE.c
     row = connection.execute(
-        # An entry of the future comes from a clock that has jumped back.
+        # An entry with a future time is from before the clock jumped back.
         select(n.reason, n.problem, n.until).where(
             n.resource == resource, n.until > now, n.noted_at <= now + 1
         )
@@ -110,7 +110,7 @@ def put(connection: Connection, found: Admitted, *, now: float, origin: str) -> 
 
 
 def stored_among(connection: Connection, paths: Sequence[str]) -> set[str]:
-    """Return those of the resources that are stored."""
+    """Return the resources that are stored, out of those given."""
     c = CERTIFICATE.c.resource
     found: set[str] = set()
     for part in batches(paths):

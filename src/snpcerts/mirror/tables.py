@@ -39,7 +39,7 @@ CERTIFICATE: Final = Table(
     Column("origin", Text, nullable=False),  # upstream's URL, or import
 )
 
-# What is to be fetched. A row leaves when there is an answer.
+# The certificates to fetch. A row is removed when there is an answer.
 QUEUE: Final = Table(
     "queue",
     METADATA,
@@ -49,7 +49,7 @@ QUEUE: Final = Table(
     Column("hwid", Text),
     Column("paced", Boolean, nullable=False),
     Column("need", Integer, nullable=False),  # snpcerts.mirror.wanted.Need
-    Column("caller", Text),  # the address of a stranger that asked first
+    Column("caller", Text),  # the address of the first caller, if no host has announced the chip
     Column("wanted_at", Double, nullable=False),
     Column("not_before", Double, nullable=False),
     Column("lease_until", Double, nullable=False),  # 0: free
@@ -77,7 +77,7 @@ PACE: Final = Table(
     Column("requests", BigInteger, nullable=False),
 )
 
-# What upstream said it does not have, or sent wrong: remembered for minutes.
+# Certificates that upstream does not have, or that did not verify: remembered for minutes.
 NEGATIVE: Final = Table(
     "negative",
     METADATA,
@@ -129,7 +129,7 @@ ROLL_HOST: Final = Table(
     Column("in_step_at", Double),
 )
 
-# Instances that are alive, for the page.
+# Running instances, for the page.
 INSTANCE: Final = Table(
     "instance",
     METADATA,

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Reads the target of a request to the mirror: AMD's URL forms, below any prefix.
 
-Clients differ in how they spell one URL; these have all been read in their source. go-sev-guest
+Clients spell one URL differently; the following is from their source code. go-sev-guest
 writes numbers without a leading zero, and 64-byte hwIDs also for Turin; snpguest writes two digits
 and, on Turin, ``fmcSPL`` first; dstack's base URL ends in ``/vcek/v1``, trustee's does not, which
 gives the same target. A product's case does not matter here.
@@ -16,7 +16,7 @@ from snpcerts.errors import FormatError, RefusedError
 from snpcerts.kds.url import WHAT, Resource, parse_target
 
 MAX_TARGET: Final = 2048
-# What AMD gives to cloud providers alone, on another port and for a client certificate.
+# AMD serves these only to cloud providers, on another port, with a client certificate.
 _PRIVATE: Final = frozenset({"cert", "hash_stick", "hashstick", "hash_sticks", "hashsticks"})
 
 
@@ -27,7 +27,7 @@ class PrivateResourceError(RefusedError):
 
 
 def is_key_servers(path: bytes) -> bool:
-    """Whether the path has one of AMD's forms, so that it is not one of the mirror's own."""
+    """Whether the path is one of AMD's, not one of the mirror's own."""
     return b"/vcek/v1" in path or b"/vlek/v1" in path
 
 

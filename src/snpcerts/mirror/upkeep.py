@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What an instance does from time to time: queue what gets old, and remove what is past."""
+"""Periodic work of an instance: queues certificates that need renewal, and removes old rows."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 EVERY: Final = 20.0  # seconds
 _AT_ONCE: Final = 500  # renewals in one round
-_RENEWED_AT_MOST: Final = timedelta(days=1).total_seconds()  # a failed renewal comes again
+_RENEWED_AT_MOST: Final = timedelta(days=1).total_seconds()  # a failed renewal is queued again
 
 
 class Upkeep:
@@ -70,7 +70,7 @@ class Upkeep:
             self._ending.wait(EVERY)
 
     def round(self) -> None:
-        """Do all of it once. Raises :class:`DatabaseUnavailableError`."""
+        """Do all of this once. Raises :class:`DatabaseUnavailableError`."""
         self._records.alive(self._instance)
         with self._database.write() as connection:
             now = self._database.now(connection)
@@ -81,7 +81,7 @@ class Upkeep:
             self._wake()
 
     def _old(self, connection: Connection, now: float) -> list[Resource]:
-        """Return revocation lists that were fetched long ago, and what expires soon."""
+        """Return revocation lists that were fetched long ago, and certificates that expire soon."""
         c, n = CERTIFICATE.c, NEGATIVE.c.resource
         negative = select(n)
         lists = select(c.resource).where(
@@ -102,7 +102,9 @@ class Upkeep:
         return _resources(paths)
 
     def _of_rolls(self, connection: Connection) -> list[Resource]:
-        """Return what hosts of rolls still lack and is not in the queue, as after a 404."""
+        """Return the certificates that hosts of rolls need and that are neither stored nor queued,
+        for example after a 404.
+        """
         r = ROLL_HOST.c
         rows = connection.execute(
             select(r.resource).where(

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Wakes callers that wait for a certificate, when this instance or another has an answer.
 
-PostgreSQL says so by NOTIFY. Behind it is a poll: a connection pooler may swallow notifications,
-and SQLite has none.
+PostgreSQL sends a NOTIFY. There is a poll as well, because a connection pooler may drop
+notifications and SQLite has none.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 
 POLL: Final = 1.0  # seconds
 _BATCH: Final = 500
-_LISTEN: Final = 5.0  # seconds between looks at whether to end
+_LISTEN: Final = 5.0  # seconds between checks whether to end
 _AGAIN: Final = 1.0
 
 
@@ -40,7 +40,7 @@ class WaitingCallers:
         return sum(len(each) for each in self._events.values())
 
     def attach(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Use this loop."""
+        """Set the event loop of the callers."""
         self._loop = loop
 
     @contextlib.contextmanager
@@ -56,13 +56,13 @@ class WaitingCallers:
                 del self._events[resource]
 
     def done(self, resource: str) -> None:
-        """Wake those who wait for a resource. For any thread."""
+        """Wake the callers that wait for a resource. May be called from any thread."""
         if self._loop is not None and not self._loop.is_closed():
-            with contextlib.suppress(RuntimeError):  # it closes at this moment
+            with contextlib.suppress(RuntimeError):  # the loop is closing
                 self._loop.call_soon_threadsafe(self._set, resource)
 
     async def poll(self) -> None:
-        """Look every second whether what callers wait for is still in the queue."""
+        """Check every second whether the resources that callers wait for are still in the queue."""
         while True:
             await asyncio.sleep(POLL)
             wanted = list(self._events)
@@ -85,7 +85,7 @@ class WaitingCallers:
 class NotificationListener:
     """Receives the other instances' notifications, in a thread.
 
-    ``heard`` is called with a resource's path.
+    ``heard`` is called with the path of each resource.
     """
 
     def __init__(self, database: MirrorDatabase, heard: Callable[[str], None]) -> None:

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The queue of what is to be fetched, and the pace at which upstream is asked.
+"""The queue of resources to fetch, and the pace of requests to upstream.
 
 All instances share both through the database. A row of the queue is taken under a lease, so that
-one instance asks for it; if that instance dies, another takes it when the lease ends. The one row
-of the pace says when the next VCEK may be asked for. It is locked while a row is taken, so that
-no two instances ask within a gap. Times are the database's.
+one instance asks for it; if that instance dies, another takes it when the lease ends. The single
+row of the pace says when the next VCEK may be requested. It is locked while a row is taken, so that
+no two instances make requests within one gap. Times are the database's.
 
 The gap runs from the answer to the last request: upstream counts from when it received the
 request, which cannot be later.
@@ -30,34 +30,34 @@ from snpcerts.mirror.tables import HOST, NEGATIVE, PACE, QUEUE
 # How long one request may take, and its row's lease, in seconds.
 REQUEST: Final = 20.0
 LEASE: Final = 25.0
-# How long "upstream does not have it" and "what it sent does not verify" are remembered.
+# How long "upstream does not have it" and "its answer does not verify" are remembered.
 NOT_FOUND_FOR: Final = 600.0
 REFUSED_FOR: Final = 60.0
 MAX_QUEUE: Final = 100_000
 
 _FORGET_GAP: Final = 3600.0  # seconds after the last refusal
 _LONGEST_OUTAGE_WAIT: Final = 60.0
-# A row is taken this part of a gap before its time, so that the request leaves on time.
+# A row is taken this fraction of a gap before its time, so that the request is sent on time.
 _LEAD: Final = 0.05
 _LONGEST_LEAD: Final = 0.2
 _SMOOTH: Final = 0.2
-# Upstream's clock and ours need not run alike: a gap is this part longer.
+# Upstream's clock may run slower than ours, so a gap is longer by this fraction.
 _MARGIN: Final = 0.002
 _RESOLUTION: Final = 0.002  # seconds: SQLite's clock counts milliseconds
-_JUMP: Final = 1.0  # a step of the clock that is one, in seconds
+_JUMP: Final = 1.0  # seconds; a smaller difference does not count as a step of the clock
 
 
 class Need(enum.IntEnum):
-    """Why something is wanted, the most urgent first."""
+    """Why a resource is wanted; the most urgent need comes first."""
 
     HOST = 0  # an announced host's key needs it now
     ROLL = 1  # an announced host will need it
     STRANGER = 2  # a caller asks for a chip that no host has announced
-    REFRESH = 3  # the stored one gets old
+    REFRESH = 3  # the stored one needs renewal
 
     @property
     def label(self) -> str:
-        """The need as pages and metrics spell it."""
+        """The need's name on pages and in metrics."""
         return self.name.lower()
 
 
@@ -95,7 +95,7 @@ class PaceState:
 
 @dataclass(frozen=True, slots=True)
 class QueuePlace:
-    """A place in the queue: how many VCEKs are before it, and in how many seconds it is done."""
+    """A place in the queue: the number of VCEKs before it, and the seconds until it is done."""
 
     ahead: int
     wait: float
@@ -113,7 +113,7 @@ class Taken:
 
 @dataclass(frozen=True, slots=True)
 class NothingToTake:
-    """Look again in ``wait`` seconds."""
+    """There is nothing to fetch now: read the queue again in ``wait`` seconds."""
 
     wait: float
 
@@ -134,7 +134,9 @@ class WantedQueue:
         *,
         caller: str | None = None,
     ) -> bool:
-        """Put a resource into the queue, or make its row more urgent; whether the row is new."""
+        """Put a resource into the queue, or make its row more urgent; return whether the row is
+        new.
+        """
         q = QUEUE.c
         found = connection.execute(select(q.need).where(q.resource == resource.path)).scalar()
         if found is not None:
@@ -167,7 +169,7 @@ class WantedQueue:
         return len(rows)
 
     def require_room(self, connection: Connection, count: int) -> None:
-        """Raise :class:`RefusedError` unless the queue can take so many rows more."""
+        """Raise :class:`RefusedError` unless the queue has room for that many more rows."""
         size = self.size(connection)
         if size + count > MAX_QUEUE:
             raise RefusedError(
@@ -185,8 +187,8 @@ class WantedQueue:
         connection.execute(select(PACE.c.id).with_for_update())
 
     def take(self, connection: Connection, now: float, token: str) -> Taken | NothingToTake:
-        """Take the most urgent row that may be asked for, for :data:`LEASE` seconds. The pace must
-        be locked here and where an outcome is recorded.
+        """Take the most urgent row that may be requested, for :data:`LEASE` seconds. The caller
+        must have locked the pace, as it must to record an outcome.
         """
         pace = self.pace(connection, now)
         if pace.jumped_back:
@@ -231,7 +233,7 @@ class WantedQueue:
     def answered(
         self, connection: Connection, taken: Taken, now: float, *, ago: float, took: float
     ) -> None:
-        """Record that upstream gave an answer, good or not, ``ago`` seconds before ``now``.
+        """Record that upstream answered, whatever the answer, ``ago`` seconds before ``now``.
 
         ``took`` is how long it took. The row leaves the queue.
         """
@@ -253,8 +255,8 @@ class WantedQueue:
         reason: str,
         problem: str,
     ) -> None:
-        """Remember for minutes that upstream has none (``not-found``), or that what it sent does
-        not verify (``refused``).
+        """Remember for minutes that upstream does not have the resource (``not-found``), or that
+        its answer does not verify (``refused``).
         """
         lasts = NOT_FOUND_FOR if reason == "not-found" else REFUSED_FOR
         values = {"reason": reason, "problem": problem, "noted_at": now, "until": now + lasts}
@@ -273,7 +275,7 @@ class WantedQueue:
         retry_after: float | None,
         problem: str,
     ) -> None:
-        """Record a 429: nothing is asked for a while, and VCEKs further apart."""
+        """Record a 429: stop requests for a while, and make the gap between VCEKs longer."""
         pace = self.pace(connection, now)
         wait = self.policy.hold_off(pace.refusals + 1, retry_after)
         named = self.policy.named_wait(retry_after)
@@ -315,7 +317,7 @@ class WantedQueue:
         self._give_back(connection, taken, now, problem=problem, wait=row_wait)
 
     def give_back(self, connection: Connection, taken: Taken, now: float) -> None:
-        """Return a row that was not asked for, as an instance does when it ends."""
+        """Return a row that was not requested, as an instance does when it ends."""
         pace = self.pace(connection, now)
         if _paced(taken) and _holds(connection, taken):
             connection.execute(update(PACE).values(busy_until=0.0, busy_by=None, set_at=pace.now))
@@ -324,7 +326,8 @@ class WantedQueue:
     def pace(self, connection: Connection, now: float) -> PaceState:
         """Return the pace; :meth:`lock` it first for a change."""
         row = connection.execute(select(PACE)).one()
-        # After a step back of the clock, times of the future would stop everything for as long.
+        # After the clock has jumped back, times in the future would stop all requests for that
+        # long.
         back = row.set_at - now if row.set_at > now + _JUMP else 0.0
         learnt = row.gap if now <= row.refused_at - back + _FORGET_GAP else 0.0
         return PaceState(
@@ -378,7 +381,7 @@ class WantedQueue:
         leased = connection.execute(
             select(func.count()).select_from(QUEUE).where(q.paced, q.lease_until > now)
         ).scalar_one()
-        # The request under way has its gap counted in next_at already.
+        # next_at already includes the gap after the request in progress.
         turns = before - leased
         wait = pace.free_at - now + turns * pace.period + pace.latency
         return QueuePlace(before, max(own, wait))
@@ -398,17 +401,17 @@ class WantedQueue:
         return pace.free_at - now + (turns - 1) * pace.period + pace.latency
 
     def empty_in(self, connection: Connection, now: float) -> float:
-        """Return in how many seconds the queue will be empty; 0 if it is."""
+        """Return the seconds until the queue is empty; 0 if it is."""
         return self.done_in(connection, Need.REFRESH, now)
 
     def strangers(self, connection: Connection, caller: str) -> int:
-        """Return how many rows of the queue a caller has that no host has announced."""
+        """Return the number of a caller's rows for chips that no host has announced."""
         return connection.execute(
             select(func.count()).select_from(QUEUE).where(QUEUE.c.caller == caller)
         ).scalar_one()
 
     def budget_free_in(self, connection: Connection, caller: str, now: float) -> float:
-        """Return in how many seconds the first of a caller's rows will be done."""
+        """Return the seconds until the first of a caller's rows is done."""
         q = QUEUE.c
         first = connection.execute(
             select(q.resource)
@@ -425,7 +428,7 @@ class WantedQueue:
         return connection.execute(select(q).where(q == resource.path)).first() is not None
 
     def problem(self, connection: Connection, resource: Resource) -> str | None:
-        """Return why there is no answer yet: what the last try met, or what holds all."""
+        """Return why there is no answer yet: the row's last problem, or what stops all requests."""
         q = QUEUE.c
         own = connection.execute(select(q.problem).where(q.resource == resource.path)).scalar()
         return own or connection.execute(select(PACE.c.problem)).scalar()
@@ -464,7 +467,9 @@ class WantedQueue:
         )
 
     def _next_row_in(self, connection: Connection, now: float) -> float:
-        """Return when a row that must wait may be taken: its own time, or another's lease."""
+        """Return when a waiting row may be taken: at its own time, or at the end of another
+        instance's lease.
+        """
         q = QUEUE.c
         soonest = connection.execute(select(func.min(q.not_before)).where(q.not_before > now))
         leased = connection.execute(select(func.min(q.lease_until)).where(q.lease_until > now))
@@ -473,10 +478,10 @@ class WantedQueue:
 
 
 def _next(now: float, pace: PaceState, *, paced: bool) -> Select[tuple[str, int]]:
-    """Select the most urgent row that is free. After a failure, select the one that was asked for
-    the fewest times: a row that always fails must not stop the others.
+    """Select the most urgent free row. After a failure, select the row with the fewest attempts, so
+    that a row that always fails does not stop the others.
 
-    A lease longer than any is from before a step back of the clock.
+    A lease that lasts longer than :data:`LEASE` is from before the clock jumped back.
     """
     q = QUEUE.c
     free = or_(q.lease_until <= now, q.lease_until > now + LEASE + _JUMP)
