@@ -134,6 +134,88 @@ EXPLAINED: Final[tuple[tuple[str, str], ...]] = (
         r"kernel sev_ioctl_do_snp_commit: without buf.len",
         "the PSP's stub does not check the length that the kernel gives",
     ),
+    # The guest's driver.
+    (
+        r"kernel get_\w+: without req.vmpck_id|kernel get_vmpck: |kernel snp_msg_init: .*"
+        r"(vmpck_id == -1|-EINVAL|memchr_inv)",
+        "the driver is given VMPCK 0, which is there, as the emulated guest's is",
+    ),
+    (
+        r"kernel (get_report|get_ext_report): checks swapped: if \(copy_from_",
+        "no allocation fails in the stubs",
+    ),
+    (
+        r"kernel get_derived_key: without memzero_explicit|kernel \w+: without kfree_sensitive",
+        "clears or frees memory that is not used again",
+    ),
+    (
+        r"kernel \w+: (without (pfn = |snp_leak_pages|pr_err|WARN_ONCE|free_pages_exact"
+        r"|pvalidate_pages|local_irq_(save|restore)|__sev_put_ghcb|ret = set_memory_encrypted)"
+        r"|! becomes nothing in if \(!buf\))",
+        "frees and leaks of pages, PVALIDATE and interrupts have no effect in the stubs",
+    ),
+    (
+        r"kernel __set_pages_state: (==|!=) becomes \S+ in if \(op == SNP_PAGE_STATE_",
+        "chooses when PVALIDATE is executed, an instruction that the cut leaves out",
+    ),
+    (
+        r"kernel __set_pages_state: without (use_large_entry = false|e->pagesize = RMP_PG_SIZE_4K)",
+        "sets again what is 0 already",
+    ),
+    (
+        r"kernel set_pages_state: without (return early_set_pages_state|vaddr = vaddr & PAGE_MASK)",
+        "there is a GHCB, and addresses are those of pages",
+    ),
+    (
+        r"kernel vmgexit_psc: (1 becomes 2 in ret = 1|0 becomes 1 in int cur_entry"
+        r"|without cur_entry = )",
+        "any result but 0 ends the guest, and the value is read again before it is used",
+    ),
+    (
+        r"kernel (get_ext_report|snp_guest_ioctl): -EFAULT becomes -EIO in return -EFAULT",
+        "set_memory_decrypted() does not fail, and a structure that was read before can be written",
+    ),
+    (
+        r"kernel snp_issue_guest_request: without ret = -EIO",
+        "set again by every case that leads there",
+    ),
+    (
+        r"emulator emulator/guest/(sev_guest_device|tsm_reports)\.py:\d+: .*(_vm\.alive|vm\.alive"
+        r"|withdraw|guest is None|isinstance\(guest, LinuxGuest\)|_guest is not None"
+        r"|_call is not None|response is not None|without self\._guest = guest)",
+        "the oracle's guest does not end or reboot while a program waits, and no program is killed",
+    ),
+    (
+        r"emulator emulator/guest/sev_guest_device\.py:\d+: checks swapped: "
+        r"(request == SNP_GET_REPORT|fault is not None|result < 0|extended is not None and)",
+        "the two exclude each other, or neither changes what the other looks at",
+    ),
+    (
+        r"emulator emulator/guest/sev_guest_device\.py:\d+: (Or in extended is not None"
+        r"|0 becomes 1 in (fault, result = |too_small = ))",
+        "equal: without a buffer there is no data; 1 >> 32 is 0; the result of a fault is not used",
+    ),
+    (
+        r"emulator emulator/guest/linux\.py:\d+: (without vmpck\.busy|without sending\.exits"
+        r"|without self\._calls\.remove|NotIn in call in self\._calls"
+        r"|.* in (busy: |exits: |sending\.exits))",
+        "the oracle makes one call at a time; how often the guest left is for the demo alone",
+    ),
+    (
+        r"emulator emulator/guest/linux\.py:\d+: (.*(slot is None|slot\.size|cpu\.index == 0"
+        r"|pages is None)|\d+ becomes \d+ in (LARGE_MEMORY|_VCPU_PAGES|_TERMINATE_REGISTRATION"
+        r"|if cpu\.index == 0|.*page_state_refused))",
+        "memory too small for shared pages, the bounce buffer and registering the GHCB are of the "
+        "boot, which the cut begins after; how many pages were refused is for the log",
+    ),
+    (
+        r"emulator emulator/guest/linux\.py:\d+: 0 becomes 1 in \w+: int = 0$",
+        "the default of a field that is always given, or set before it is read",
+    ),
+    (
+        r"emulator emulator/guest/page_state_calls\.py:\d+: 52 becomes 53 in answer = ",
+        "a page state change before there is a GHCB, where the cut begins",
+    ),
 )
 
 
@@ -230,12 +312,16 @@ _COMPARE: Final[dict[type[ast.cmpop], type[ast.cmpop]]] = {
 def emulator_mutants(file: str) -> Iterator[Mutant]:
     """Of every statement of a file of the emulator."""
     text = (SOURCE / "snpcerts" / file).read_text(encoding="utf-8")
+    lines = text.splitlines()
     tree = ast.parse(text)
     for number, node in enumerate(ast.walk(tree)):
         for change, edit in _changes(node):
             changed = copy.deepcopy(tree)
             edit(next(each for at, each in enumerate(ast.walk(changed)) if at == number))
-            where = f"{file}:{getattr(node, 'lineno', 0)}"
+            line = getattr(node, "lineno", 0)
+            if isinstance(node, ast.Constant):
+                change = f"{change} in {lines[line - 1].strip()[:70]}"
+            where = f"{file}:{line}"
             yield Mutant("emulator", where, change, file, ast.unparse(changed))
 
 

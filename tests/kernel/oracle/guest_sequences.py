@@ -145,7 +145,9 @@ class _Host:
         """Serve a VMGEXIT, in the guest's shared pages."""
         self.seen.append(bytes(shared[: 3 * PAGE]))
         ghcb = GhcbPage(memoryview(shared)[:PAGE])
-        if ghcb.get(Field.SW_EXITCODE) == ExitCode.PSC:
+        is_list = ghcb.get(Field.SW_EXITCODE) == ExitCode.PSC
+        ghcb.usage, ghcb.protocol_version = 1 << 31 | 1, 0xFFFF  # which the guest sets anew
+        if is_list:
             self._change(shared, ghcb)
             return
         self._requests += 1
@@ -584,7 +586,7 @@ class _Life:
                     ),
                     done=weighted(pick, ((None, 40), (0, 20), (1, 20), (pick.randrange(64), 20))),
                     end=weighted(pick, ((0, 70), (1, 10), (-1, 10), (pick.randrange(-70, 70), 10))),
-                    reserved=weighted(pick, ((0, 90), (1, 5), (1 << pick.randrange(32), 5))),
+                    reserved=weighted(pick, ((0, 80), (1, 10), (1 << pick.randrange(32), 10))),
                 )
             )
         return [*found, _Change()]
@@ -701,6 +703,8 @@ class _Life:
                     (pick.getrandbits(64), 3),
                 ),
             )
+            if pick.random() < 0.04:  # as hosts refuse: #UD and #GP are the exceptions they give
+                info1, info2 = 1, 1 << 31 | 3 << 8 | pick.choice((6, 13, 14))
             spoiled = weighted(
                 pick,
                 (

@@ -14,6 +14,7 @@ _T = TypeVar("_T")
 PAGE: Final = 4096
 USER: Final = 0x1000_0000
 USER_PAGES: Final = 16
+_NO_ERRNO: Final = 9999  # no result of a system call
 
 
 class _Memory:
@@ -75,7 +76,7 @@ class UserSide:
         try:
             return int(call())
         except OSError as failed:
-            return -(failed.errno or 0)
+            return -(failed.errno or _NO_ERRNO)
 
     def differences(self) -> dict[str, str]:
         """Where the memories differ."""
