@@ -34,8 +34,8 @@ class SeenEvent:
 class FileRead:
     """The VMM was about to read the file. ``lock`` is the lock on it at that time.
 
-    ``maps``: it maps the file, so when it reads cannot be seen. ``size`` is how many bytes it
-    asks for.
+    With ``maps`` it maps the file, so the time of reading is not known. ``size`` is how many bytes
+    it asks for.
     """
 
     file: Identity
@@ -48,14 +48,14 @@ class FileRead:
 class CertsRequest:
     """One exit for certificates, from KVM_RUN's return to the end of the next one.
 
-    Times are those of ``time.monotonic``. ``ret``, ``needed`` (npages) and
-    ``immediate_exit`` are the values in kvm_run when the VMM re-entered.
-    ``marks`` are those of the open file descriptions that a lock was asked for by,
-    ``lock_tries`` the times. ``lock_at_answer`` was on the file read last (or else on
-    the one at the path) then, ``lock_when_signed`` after the firmware had the request
-    and before the VMM learnt of it. ``relocked``: the lock was dropped after the last
-    read and taken again. ``mapped``: the file was mapped when the VMM answered.
-    ``errno`` is the re-entry's: 0 for one that came to another exit, None until it is over.
+    Times are those of ``time.monotonic``. ``ret``, ``needed`` (npages) and ``immediate_exit`` are
+    the values in kvm_run when the VMM re-entered. ``marks`` identify the open file descriptions
+    through which a lock was requested, and ``lock_tries`` are the times of these requests.
+    ``lock_at_answer`` is the lock when the VMM answered, on the file read last or else on the file
+    at the path; ``lock_when_signed`` is the lock after the firmware had the request and before the
+    VMM learnt of it. ``relocked`` means that the lock was dropped after the last read and taken
+    again, ``mapped`` that the file was mapped when the VMM answered. ``errno`` is that of the
+    re-entry: 0 if it led to another exit, None until it ends.
     """
 
     vcpu: int

@@ -34,7 +34,7 @@ class ResultState(enum.Enum):
 class Result:
     """The result of one check. ``detail`` says what was found, or why the check was skipped.
 
-    ``cause`` is the reason that other checks may share; empty if it is only this one's.
+    ``cause`` is a reason that other checks may share; empty if no other check shares it.
     """
 
     id: str

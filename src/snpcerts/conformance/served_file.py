@@ -42,7 +42,9 @@ from snpcerts.errors import RefusedError
 Identity = tuple[int, int]  # device, inode
 
 _NAME: Final = "certs.bin"
-_FILLER: Final = uuid.UUID("5e1f0f2a-8d1c-4f0e-9f43-6a3a5c0b7d10")  # ours; means nothing to a guest
+_FILLER: Final = uuid.UUID(
+    "5e1f0f2a-8d1c-4f0e-9f43-6a3a5c0b7d10"
+)  # our own GUID, which guests do not know
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +79,7 @@ def table_of(size: int, seed: int) -> bytes:
 class ServedFile:
     """The served file at ``path``, whose ``directory`` exists.
 
-    ``on_change`` hears of every change.
+    ``on_change`` is called for every change.
     """
 
     def __init__(self, directory: Path) -> None:

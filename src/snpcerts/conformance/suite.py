@@ -86,7 +86,7 @@ class Keeping:
 
 
 def default_jobs() -> int:
-    """Return how many VMMs to run at a time; most of them only wait, most of the time."""
+    """Return how many VMMs to run at a time; they spend most of the time waiting."""
     return min(JOBS_MAX, 2 * len(os.sched_getaffinity(0)))
 
 

@@ -117,7 +117,7 @@ class Scenario:
 
 @dataclass(slots=True)
 class TrialVcpu:
-    """A vCPU, with what scripts may do to it."""
+    """A vCPU, with the actions that a script may take."""
 
     cpu: GuestCpu
     pages: SharedPages
@@ -155,7 +155,9 @@ class Trial:
         self.observer = FileObserver(served, self.journal)
         self.gate: Callable[[CertsRequest], bool] = lambda _: True
         self.output = VmmOutput()
-        self.tick: Callable[[], None] = lambda: None  # called often, for what waits for a time
+        self.tick: Callable[[], None] = lambda: (
+            None
+        )  # called often, for conditions that depend on time
         self.enough = False  # set by a script that has seen what it needs
         self.fails_reentry: Callable[[CertsRequest], int] = lambda _: 0
         self.at_answer: Callable[[CertsRequest], None] = lambda _: None
@@ -231,7 +233,7 @@ class Trial:
         if not request.marks or request.file is None:
             return True
         found = holding(self.processes(), request.file)
-        # A descriptor on its way through a socket belongs to no process.
+        # A descriptor that is being sent through a socket belongs to no process.
         return not found or bool(found & request.marks)
 
     def wait_for(self, ready: Callable[[], bool], seconds: float) -> Generator[Event, int, bool]:
@@ -585,7 +587,7 @@ def lock_until_signed(request: CertsRequest) -> str | None:
 
 
 def lock_kind(request: CertsRequest) -> str | None:
-    """Return what is wrong with the kind of lock; None if nothing, or if there was none."""
+    """Return the problem with the kind of lock; None if it is right or there was no lock."""
     seen = [lock for lock in (request.lock_at_answer, *(r.lock for r in request.reads)) if lock]
     classic = [lock for lock in seen if not lock.is_ofd]
     return f"a classic lock of process {classic[0].pid}" if classic else None

@@ -136,10 +136,10 @@ Asking = Generator[Event, int, Answer]
 class TrialGuest(LinuxGuest):
     """A guest that runs a scenario's programs, one for each vCPU.
 
-    Its field is shared from boot on. A VMM that does not do its part of a page state
-    change would end a guest. Here the guest goes on and its accesses are not checked any
-    more, so that the VMM's certificates can be judged; ``ignored`` says what was not done.
-    With ``strict`` an access to a page that is not as it should be faults all the same.
+    Its field is shared from boot on. If a VMM does not do its part of a page state change, a real
+    guest would end. This guest continues and its accesses are no longer checked, so that the VMM's
+    certificates can be judged; ``ignored`` says what the VMM did not do. With ``strict``, an access
+    to a page in the wrong state faults nevertheless.
     """
 
     def __init__(

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Draws one run of a VMM as a timeline: a track for each vCPU, the VMM, firmware and the update.
 
-A VMM is seen from outside, by its system calls: its lock is drawn only where it was found to be
-there, when the VMM answered and when the firmware had the request.
+A VMM is observed from outside, by its system calls. Its lock is drawn only where it was observed:
+when the VMM answered and when the firmware had the request.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from snpcerts.trace import Timeline, Track
 
 @dataclass(frozen=True, slots=True)
 class TrialSeen:
-    """What was seen of one run of the VMM."""
+    """The observations of one run of the VMM."""
 
     events: list[SeenEvent]
     requests: list[CertsRequest]

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The output of the VMM under test: its size, its beginning and its end.
 
-A VMM may write without end, so nothing of it goes to a file while it runs.
+A VMM may write without end, so its output does not go to a file while it runs.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ from typing import Final
 
 from snpcerts.printable import printable
 
-_KEPT: Final = 64 << 10  # bytes of the beginning, and as many of the end
+_KEPT: Final = 64 << 10  # bytes that are kept of the beginning, and of the end
 _SHOWN: Final = 300  # characters of the last words
 _PIECE: Final = 64 << 10
 
 
 class VmmOutput:
-    """The reading end of a pipe, and what came through it.
+    """The reading end of a pipe, and the output read from it.
 
     ``lines`` and ``size`` count all of it. The VMM gets the end :attr:`writer`.
     """

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Runs pieces of work in forked processes, several at a time.
 
-Each piece gets a process of its own, which ends with this one. An end of this
-process by an exception ends the others first, and waits for them.
+Each piece gets a process of its own, which ends when this one does. If an exception ends this
+process, it first ends the others and waits for them.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ _asked_to_stop = False
 def end_if_asked() -> None:
     """Raise :class:`StopWorkerError` if the parent has asked this process to end.
 
-    A signal handler that raised by itself could do so while a program is being
-    started, and lose it.
+    A signal handler that raised an exception could do so while a program is being started, and the
+    program would be lost.
     """
     if _asked_to_stop:
         raise StopWorkerError

@@ -52,7 +52,7 @@ class CourseRequest:
 
     @property
     def end(self) -> float:
-        """When the VMM was through with it."""
+        """When the VMM had finished it."""
         return max((each.end for each in self.spans), default=self.exited)
 
     def span(self, kind: SpanKind) -> Span | None:
@@ -67,7 +67,8 @@ class CourseRequest:
 
 @dataclass(slots=True)
 class Course:
-    """What :meth:`note` was told of one run, named ``title``; times are monotonic seconds.
+    """The events of one run, named ``title``, as :meth:`note` received them; times are monotonic
+    seconds.
 
     ``left_out`` counts the answers beyond the first 10,000, which are not kept.
     """
@@ -83,7 +84,7 @@ class Course:
     _reports: list[tuple[int, GuestReport]] = field(default_factory=list)
 
     def note(self, event: Event, result: RequestResult | None) -> None:
-        """Keep one event; ``result`` is what :meth:`Tally.count` made of it."""
+        """Keep one event; ``result`` is what :meth:`Tally.count` returned for it."""
         match event:
             case AllUp(now=now):
                 self.begin = now
@@ -115,10 +116,10 @@ class Course:
         return sorted(found, key=lambda each: each.exited)
 
     def keys(self) -> list[tuple[float, str]]:
-        """Return since when each key signed, with its name."""
+        """Return the time from which each key signed, with its name."""
         changes = (each.end for each in self.commands if each.name == SETS_KEY)
         first, *_ = self.key_names.values()
-        later = zip(changes, self.updates, strict=False)  # a run that is stopped has one more
+        later = zip(changes, self.updates, strict=False)  # a run that was stopped has one more
         return [(0.0, first), *((at, self.key_names[each.tcb]) for at, each in later)]
 
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The events of a demo run.
 
-``at`` is in seconds since all guests were running: when the event became known. All other
-times are those of ``time.monotonic``, as the process measured them that they are about.
+``at`` is in seconds since all guests were running: when the event became known. All other times are
+those of ``time.monotonic``, measured by the process that they describe.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class FirmwareCommand:
 
 @dataclass(frozen=True, slots=True)
 class AllUp:
-    """Every guest has got an answer: the run's time starts now, which is ``now``."""
+    """Every guest has received an answer, so the run's time starts at ``now``."""
 
     at: float
     now: float

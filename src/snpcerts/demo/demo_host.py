@@ -78,7 +78,7 @@ class EmulatedHost:
 
     @property
     def key_names(self) -> dict[bytes, str]:
-        """The name of each key, by its TCB, 8 bytes; the first is the one at the start."""
+        """The name of each key, by its TCB (8 bytes); the first one signs at the start."""
         return {tcb.pack(): key_name(tcb) for tcb in self.tcbs}
 
     def reported_tcb(self) -> TcbVersion:

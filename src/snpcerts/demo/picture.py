@@ -19,7 +19,7 @@ from snpcerts.demo.course import Course, CourseRequest
 from snpcerts.demo.tally import Tally
 
 _SECOND: Final = 1.0
-_STEP: Final = 0.1  # seconds between the places that are tried for the window
+_STEP: Final = 0.1  # seconds between candidate positions of the window
 _GUESTS: Final = 6  # drawn; the others are only counted
 _WIDTH, _LEFT, _RIGHT = 860, 92, 16
 _ROW, _BAR, _NOTE = 20, 12, 44
@@ -64,7 +64,7 @@ _DARK: Final = (
 
 @dataclass(frozen=True, slots=True)
 class DemoRunShown:
-    """A run to draw: its course, and what was counted."""
+    """A run to draw: its course, and its counts."""
 
     course: Course
     tally: Tally
@@ -233,7 +233,9 @@ class _Panel:
         self._bars.setdefault((kind, height), []).append(place)
 
     def _request(self, request: CourseRequest) -> list[str] | None:
-        """Add the request's bar; return what is drawn over it, None if it is not to be seen."""
+        """Add the request's bar; return the elements drawn over it, None if the bar is not
+        visible.
+        """
         table = request.span(SpanKind.TABLE)
         start = request.exited if table is None else table.start
         end = _at_end(request)

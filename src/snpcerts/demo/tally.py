@@ -21,8 +21,8 @@ from snpcerts.vmm.exit_service import Outcome
 class RequestResult:
     """The result of one answered request: ``result`` is the name of a :class:`Tally` field.
 
-    ``key`` names the key that signed the report; ``certified`` the one that the
-    certificates are for, empty if the table is none of the host's.
+    ``key`` names the key that signed the report, and ``certified`` the key that the certificates
+    are for; it is empty if the table is not one of the host's.
     """
 
     result: str

@@ -19,7 +19,7 @@ from snpcerts.demo.broken import READERS
 from snpcerts.emulator.machine.vmm_program import run_vm
 from snpcerts.vmm.exit_service import ExitService, Served
 
-# A delay between the answer and KVM_RUN: here a missing lock would do harm.
+# A delay between the answer and KVM_RUN, where a missing lock does harm.
 _DETOUR, _LONG_DETOUR, _LONG_SHARE = 0.002, 0.03, 0.25
 
 

@@ -55,7 +55,7 @@ _PEM_BUNDLES: Final = ("PKCS7", "CMS")
 class Bundle:
     """The contents of a file: DER of its certificates and lists, each once, in order.
 
-    ``others`` says what there was besides that is neither, in words.
+    ``others`` describes the contents that are neither, in words.
     """
 
     certificates: tuple[bytes, ...] = ()

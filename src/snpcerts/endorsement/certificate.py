@@ -213,7 +213,7 @@ def _known_name(der: bytes) -> tuple[x509.Name, str | None]:
 
 
 def _key(part: asn1.TLV) -> PublicKeyTypes:
-    # The library would take a bare RSA key too.
+    # The library would also accept a bare RSA key.
     part.parse(structure.SubjectPublicKeyInfo)
     return load_der_public_key(structure.der_of(part))
 

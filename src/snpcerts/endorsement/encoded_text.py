@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Text forms of bytes: hexadecimal, base64, PEM and JSON, as people copy them.
 
-Everything here takes time and memory in proportion to the text, and returns None
-(or nothing) for what it does not recognise: whether that is an error is for others.
+Every function takes time and memory in proportion to the text, and returns None (or yields nothing)
+for text that it does not recognise; the caller decides whether that is an error.
 
 Sources: RFC 4648 for base64 and base64url; RFC 7468 section 2 for PEM, which lets
-text stand before BEGIN and asks readers to ignore blanks; RFC 8259 for JSON.
+text precede BEGIN and asks readers to ignore blanks; RFC 8259 for JSON.
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ _DATA_URL: Final = re.compile(r"data:[-\w.+/;=]{0,100};base64,")
 _DUMP_OFFSET: Final = re.compile(r"([0-9a-fA-F]{6,8})(:[ ]|[ ]{1,2}|$)")
 _MOST_REPEATED: Final = 16  # bytes for each character of a dump, where * stands for lines
 _DUMP_WORDS: Final = re.compile(r"[0-9a-fA-F]{4}(?: [0-9a-fA-F]{4})*+")
-# Possessive: a long text must not cost the memory for going back in it.
+# Possessive, so that a long text needs no memory for backtracking.
 _DECIMALS: Final = re.compile(r"[{\[(]?\s*\d{1,3}(?:[\s,]++\d{1,3}+){63,}+[\s,]*[}\])]?")
-# What stands before bytes that were copied out of a file of settings or of a program.
+# What precedes bytes that were copied from a settings file or from source code.
 _ASSIGNED: Final = re.compile(r"(?:export\s+)?[A-Za-z_][\w.-]{0,63}\s*[:=]\s*(?:[|>][-+]?\s+)?")
 _ARRAY: Final = re.compile(r"[\w\s*\[\]:=&.!;]{0,160}[{\[(](?=\s*(?:0[xX])?[0-9a-fA-F]{1,3}\s*,)")
 _CALL: Final = re.compile(r"(?:[\w.]{1,40}\s*=\s*)?(?:(?:bytes|bytearray)\.fromhex\(|[xX](?='))")
@@ -71,11 +71,11 @@ def text_of(data: bytes) -> str | None:
 
 
 def bytes_in(text: str) -> bytes | None:
-    """Return the bytes that a text in hexadecimal, base64 or base64url, or a dump, stands for.
+    """Return the bytes that a text encodes in hexadecimal, base64 or base64url, or as a dump.
 
-    White space anywhere, quotes around it, ``0x``, ``\\x``, colons and commas between
-    bytes, and missing padding are taken, and so is a name before it (``REPORT=``) or a literal of a
-    program (``xxd -i``, ``[]byte{...}``, ``b'...'``). None where it is nothing of these.
+    White space anywhere, quotes around it, ``0x``, ``\\x``, colons and commas between bytes, and
+    missing padding are accepted, and so is a name before it (``REPORT=``) or a literal of a program
+    (``xxd -i``, ``[]byte{...}``, ``b'...'``). Returns None for any other text.
     """
     text = text.strip()
     for read in (bytes_in_numbers, _in_program, _encoded, _in_setting):
@@ -86,10 +86,10 @@ def bytes_in(text: str) -> bytes | None:
 
 
 def bytes_in_numbers(text: str) -> bytes | None:
-    """Return the bytes that decimal numbers stand for, 64 and more: ``[3 0 255]``, as Go prints
-    them; None where it is not that.
+    """Return the bytes of 64 or more decimal numbers, as Go prints them: ``[3 0 255]``; None for
+    any other text.
 
-    Text of two digits everywhere may as well be hexadecimal, and is not taken.
+    A text in which every number has two digits could also be hexadecimal, so it is not accepted.
     """
     if not _DECIMALS.fullmatch(text):
         return None
@@ -100,7 +100,7 @@ def bytes_in_numbers(text: str) -> bytes | None:
 
 
 def _in_program(text: str) -> bytes | None:
-    """Return the bytes that a literal of a program stands for."""
+    """Return the bytes of a literal in a program."""
     literal = _BYTES_LITERAL.fullmatch(text)
     if literal is not None:
         value: bytes = ast.literal_eval(text)
@@ -115,7 +115,7 @@ def _in_program(text: str) -> bytes | None:
 
 
 def _in_setting(text: str) -> bytes | None:
-    """Return the bytes behind a name, as in a file of settings, YAML or a form."""
+    """Return the bytes after a name, as in a settings file, YAML or a form."""
     start = _ASSIGNED.match(text)
     if start is None:
         return None
@@ -158,7 +158,7 @@ def _dumped(text: str) -> bytes | None:
     match = _DUMP_OFFSET.match(lines[0]) if lines else None
     if match is None:
         return None
-    # od has its offsets in octal, unless told otherwise.
+    # od prints offsets in octal by default.
     bases = (8, 16, 10) if match[2] == " " else (16,)
     return next((found for base in bases if (found := _of_lines(lines, base)) is not None), None)
 
@@ -180,7 +180,7 @@ def _of_lines(lines: list[str], base: int) -> bytes | None:
         if repeat and last and len(found) < at <= most:
             found += last * ((at - len(found)) // len(last))
         repeat = False
-        # Behind the bytes stand the same as characters.
+        # The bytes are followed by the same as characters.
         digits = "".join(re.split(r"\s{2}" if match[2] == ": " else r"\||\s>", rest)[0].split())
         if at != len(found) or (digits and not _HEX.fullmatch(digits)):
             return None
@@ -203,7 +203,7 @@ def pem_blocks(text: str) -> Iterator[PemBlock]:
     """Yield every PEM block; ignore any text before, between and after them.
 
     Blanks, empty lines, header lines (``Proc-Type:``) and line breaks that were
-    written out (backslash, n) are passed over.
+    written out (backslash, n) are skipped.
     """
     if "\\n" in text:
         text = text.replace("\\r", "\n").replace("\\n", "\n")
@@ -267,8 +267,8 @@ def _no_number(name: str) -> Any:
 
 
 def bytes_of_json(value: Any) -> bytes | None:
-    """Return the bytes that JSON stands for: a text that :func:`bytes_in` reads, or an array of
-    numbers.
+    """Return the bytes that a JSON value encodes: a text that :func:`bytes_in` reads, or an array
+    of numbers.
     """
     if isinstance(value, str):
         return bytes_in(value)

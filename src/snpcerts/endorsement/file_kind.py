@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Recognise a file of the wrong kind: name it for people, and say how to convert it.
 
-A file called ``vcek.der`` may be the key server's error page, and one called
-``report.bin`` another machine's quote. Nothing here decides: it names what a file
-most likely is, so that its owner need not guess.
+A file called ``vcek.der`` may be the key server's error page, and one called ``report.bin`` another
+machine's quote. Nothing is decided here; the most likely kind of a file is named, so that its owner
+need not guess.
 
 Sources: the first bytes that each format's specification gives; for quotes, Intel
 "TDX DCAP Quoting Library API" and TCG "TPM 2.0 Structures" (TPMS_ATTEST); for
@@ -129,7 +129,7 @@ def kind_of(data: bytes) -> FileKind:
 def looks_like_report(data: bytes) -> bool:
     """Whether the first bytes are those of a report, complete or truncated."""
     version = int.from_bytes(data[:4], "little")
-    # Behind the version of a quote stands what tells it from a report.
+    # The bytes after the version distinguish a quote from a report.
     return len(data) >= 64 and version in VERSIONS and data[0x34:0x38] == b"\1\0\0\0"
 
 

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Find the certificates in a collection that form a chain, by their content.
 
-A certificate's subject says whether it is a leaf, an ASK or ASVK, or an ARK; its
-issuer what should stand above it; a leaf's extensions of which chip and TCB it is.
-That gives chains, the likeliest first and a bounded number of them. Which of them is
-right the signatures and the pinned root decide, and so the one judge.
+A certificate's subject says whether it is a leaf, an ASK or ASVK, or an ARK. Its issuer names the
+certificate above it, and a leaf's extensions name its chip and TCB. This gives a bounded number of
+chains, most likely first. The judge then decides by the signatures and the pinned root which chain
+is right.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from snpcerts.endorsement.judge import ChainBytes
 from snpcerts.endorsement.vek import EndorsementCert, VekKind
 from snpcerts.errors import FormatError
 
-# Leaves, intermediates and roots of each kind that are tried. AMD's have one, or two
-# where an authority was issued again.
+# Leaves, intermediates and roots of each kind that are tried. AMD has one, or two
+# if an authority was issued again.
 _TRIED: Final = 4
 _SHORT: Final = 4 << 10  # certificates that are remembered
 
@@ -92,8 +92,8 @@ def chains(
 ) -> Iterator[ChainBytes]:
     """Yield chains for a leaf of that kind, most likely first.
 
-    ``fits`` says whether a leaf is of the chip and TCB wanted: one that is not is
-    given only where none is.
+    ``fits`` says whether a leaf is for the wanted chip and TCB; one that is not comes only if no
+    leaf is.
     """
     heap = tuple(certificates)
     leaves = [each for each in heap if each.kind is kind]
@@ -122,7 +122,7 @@ def _other_middle(heap: tuple[Sorted, ...]) -> list[Sorted]:
 
 
 def _above(below: Sorted | None, authorities: list[Sorted]) -> list[Sorted]:
-    """Return them, with those first that the certificate below names as its issuer."""
+    """Return them; the first are those that the certificate below names as its issuer."""
     if below is None:
         return authorities
     return sorted(authorities, key=lambda each: each.subject != below.issuer)

@@ -32,9 +32,9 @@ _INSIST: Final = "--force takes it all the same"
 def certificate_for(slot: str, data: bytes, what: str, *, vlek: bool, force: bool) -> bytes:
     """Return the certificate (DER) in a file for a slot: ``vcek``, ``vlek``, ``ask`` or ``ark``.
 
-    The file may hold others too: ``vlek`` says that an ASVK is wanted, where it holds
-    both. Raises :class:`InputError`, naming ``what``, where there is no certificate, or
-    more than one fits, and :class:`RefusedError` where none fits, unless by ``force``.
+    The file may hold others too. ``vlek`` selects the ASVK if the file holds both ASK and ASVK.
+    Raises :class:`InputError`, which names ``what``, if there is no certificate or more than one
+    fits, and :class:`RefusedError` if none fits, unless ``force`` is set.
     """
     found = certificates_in(data, what)
     fitting = [each for each in found if slot_of(each) == slot]

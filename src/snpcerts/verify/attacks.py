@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The attacks that a failed rule of a policy stands for."""
+"""Names the attacks that a failed rule of a policy protects against."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _BITS: Final = {
 
 
 def explained_reasons(verdict: Verdict) -> Iterator[str]:
-    """Yield one line for each bulletin that a failed rule of ``verdict`` stands for."""
+    """Yield one line for each bulletin whose rules failed in ``verdict``."""
     codes = {reason.code for reason in verdict.reasons}
     for bulletin in bulletin_data().bulletins:
         for why in _why(bulletin, verdict, codes):

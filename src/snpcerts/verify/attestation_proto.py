@@ -124,7 +124,7 @@ def is_tpm_attestation(data: bytes) -> bool:
 def read_tpm_attestation(data: bytes) -> tuple[bytes, CertTable]:
     """Return the SNP Attestation in one of go-tpm-tools; the TPM's quotes are not checked here.
 
-    Raises :class:`FormatError` for one without, saying what it has instead.
+    Raises :class:`FormatError` if it has none, and says what it has instead.
     """
     found: bytes | None = None
     for number, value in _once(data, TPM, range(1, 10), repeated=(2, 7)):

@@ -32,7 +32,7 @@ from snpcerts.verify.verdict import Verdict
 CHUNK: Final = 64
 # Fewer reports than this are judged before other processes have started.
 WORTHWHILE: Final = 1000
-_AHEAD: Final = 3  # chunks under way or waiting, for each process
+_AHEAD: Final = 3  # chunks in progress or waiting, for each process
 # Chunks whose verdicts wait for an earlier one: about 30 MB.
 _WAITING: Final = 64
 

@@ -28,7 +28,7 @@ OLD_AFTER: Final = dt.timedelta(days=180)
 
 @dataclass(frozen=True, slots=True)
 class BulletinFloor:
-    """The least value of one TCB component on some processors."""
+    """The lowest accepted value of one TCB component on some processors."""
 
     processors: tuple[str, ...]
     component: str
@@ -50,8 +50,8 @@ class RequiredBit:
 class Bulletin:
     """One bulletin.
 
-    ``products`` are those that ``required`` can be asked of. ``refused`` are products
-    that no field can show to be safe. ``gaps`` is what a policy for it cannot say.
+    ``required`` applies to ``products``. ``refused`` are products for which no field can show that
+    they are safe. ``gaps`` describes what a policy cannot require.
     """
 
     id: str
@@ -189,9 +189,9 @@ def policy_text(
 ) -> str:
     """Return a policy file that requires what the bulletins state, for these products.
 
-    The highest value of each component counts, for each processor. A processor that no
-    bulletin has a value for has no floor, and is refused. Raises :class:`UsageError`
-    where nothing is left to ask.
+    The highest value of each component counts, for each processor. A processor for which no
+    bulletin has a value gets no floor, and is refused. Raises :class:`UsageError` if nothing is
+    left to require.
     """
     chosen, accepted = tuple(bulletins), list(products)
     for bulletin in chosen:

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Select the chain for a report from all certificates, and say which parts are missing.
 
-The certificates in their slots come first. Where they are right nothing else is
-looked at. Where not, all that were supplied are sorted by what they are, and the
-first chain that nothing is wrong with is taken, or else the one with the least.
+The certificates in their slots come first; if they are right, nothing else is read. If not, all
+supplied certificates are sorted by kind, and the first chain without a problem is selected, or else
+the one with the fewest.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Choice(NamedTuple):
     tcbs: tuple[ReportTcbs, tuple[Reason, ...]] | None = None
 
     def reasons(self, at: datetime) -> tuple[Reason, ...]:
-        """Return all that is wrong with the chain at that time."""
+        """Return every problem of the chain at that time."""
         return self.findings.reasons_at(at) + self.of_leaf
 
 
@@ -80,9 +80,9 @@ def choose(
 
 
 def _score(choice: Choice, at: datetime) -> tuple[int, int]:
-    """Return what is missing and what is wrong, as a score.
+    """Return a score of the missing parts and of the problems.
 
-    A certificate that is there and wrong says more than one that is not there.
+    A certificate that is present and wrong counts more than a missing one.
     """
     facts = choice.findings.facts
     present = facts.leaf + facts.intermediate + facts.root
@@ -121,7 +121,7 @@ _BY_CHECK: Final = {
     Authenticity.PRODUCT: _LEAF,
 }
 _BY_CODE: Final = {
-    # Which of the two is wrong is not known.
+    # Either of the two may be the wrong one.
     ReasonCode.LEAF_ISSUER: _ALL,
     ReasonCode.LEAF_SIGNATURE: _ALL,
     ReasonCode.ASK_ISSUER: _UPPER,
@@ -133,7 +133,7 @@ _BY_CODE: Final = {
     ReasonCode.ARK_EXPIRED: _UPPER,
     ReasonCode.ARK_NOT_YET_VALID: _UPPER,
     ReasonCode.ASK_REVOKED: _ALL,
-    # No certificate would make it right.
+    # No other certificate would remove this reason.
     ReasonCode.CHIP_ID_MASKED: frozenset[Part](),
     ReasonCode.PRODUCT_UNKNOWN: frozenset[Part](),
     ReasonCode.REPORT_TCB: frozenset[Part](),
@@ -150,7 +150,7 @@ def parts_of(reason: Reason) -> frozenset[Part]:
 
 
 def wrong_parts(reasons: Iterable[Reason]) -> frozenset[Part]:
-    """Return which certificates to look for in other sources."""
+    """Return the certificates to request from other sources."""
     found: frozenset[Part] = frozenset()
     for reason in reasons:
         found |= parts_of(reason)

@@ -15,8 +15,8 @@ from snpcerts.endorsement.vek import VekKind
 
 class Supplier(enum.StrEnum):
     """Who supplied a revocation list, which decides what the list can do. A list from the host, or
-    from another supplier of evidence, can only add revocations: a party that gains by hiding a
-    revocation must not choose the list.
+    from another supplier of evidence, can only add revocations, because a party that gains by
+    hiding a revocation must not choose the list.
     """
 
     EVIDENCE = "evidence"  # it came with the report
@@ -46,13 +46,12 @@ class SuppliedCrl:
 class Collateral:
     """Certificates by slot, each DER or PEM; None for one that is not supplied.
 
-    ``ask`` holds the ASK of a VCEK or the ASVK of a VLEK, which share a slot in
-    certificate tables too. Some hosts put a VLEK into the slot of the VCEK: it is
-    taken from there where its own is empty. ``crl`` is a revocation list that came
-    with the certificates, of unknown kind: it may add revocations and satisfies no
-    demand. ``lists`` are those of which more is known. ``others`` are further
-    certificates, of which nothing is known yet: where those in the slots are not right,
-    all are sorted by what they are (:mod:`snpcerts.verify.choosing`).
+    ``ask`` holds the ASK of a VCEK or the ASVK of a VLEK, which share a slot in certificate tables
+    too. Some hosts put a VLEK into the slot of the VCEK; it is taken from there if its own slot is
+    empty. ``crl`` is a revocation list that came with the certificates, of unknown kind: it may add
+    revocations and satisfies no demand. ``lists`` are lists whose kind or origin is known.
+    ``others`` are further certificates of unknown kind; if those in the slots are not right, all
+    are sorted by kind (:mod:`snpcerts.verify.choosing`).
     """
 
     vcek: bytes | None = None
@@ -111,10 +110,10 @@ class Collateral:
         return Collateral(self.vcek, self.vlek, self.ask, self.ark, others=self.others)
 
     def completed_by(self, other: Collateral) -> Collateral:
-        """Return this, with missing parts taken from ``other``.
+        """Return a copy with missing parts taken from ``other``.
 
-        Nothing is lost: a certificate whose slot is taken is among ``others``, and no
-        revocation list takes the place of another.
+        Nothing is lost: a certificate whose slot is occupied is added to ``others``, and no
+        revocation list replaces another.
         """
         slots = ("vcek", "vlek", "ask", "ark")
         kept = {

@@ -2,9 +2,9 @@
 """Verdicts as EARs (EAT Attestation Results): JSON Web Tokens, signed with ES256.
 
 Profile, claim names and the layout of the annotated evidence are those of Trustee's attestation
-service, so that its consumers can read the result. The claims are flat words under
-``ear.veraison.annotated-evidence`` / ``snp``; they are there only for a genuine report. The codes
-of the verdict are under ``ear.veraison.policy-claims``.
+service, so that its consumers can read the result. The claims are flat names under
+``ear.veraison.annotated-evidence`` / ``snp``, and are present only for a genuine report. The
+verdict's codes are under ``ear.veraison.policy-claims``.
 
 Sources: draft-ietf-rats-ear; github.com/veraison/ear; attestation-service/docs/tcb_claims.md of
 Trustee.
@@ -89,8 +89,8 @@ def ear_claims(
 ) -> dict[str, Any]:
     """Return the claims of an EAR about a verdict, not yet signed.
 
-    ``policy_id`` names the policy. ``nonce`` is the challenge, 6 to 64 bytes, that the caller has
-    required of the report. ``at`` is when it is issued (default: now); it has a time zone. Raises
+    ``policy_id`` names the policy. ``nonce`` is the challenge, 6 to 64 bytes, that the caller
+    required in the report. ``at`` is the time of issue (default: now), with a time zone. Raises
     :class:`UsageError` for a nonce of another size or an ``at`` without zone.
     """
     issued = datetime.now(UTC) if at is None else at

@@ -16,12 +16,12 @@ CBOR                      ``application/vnd.veraison.tsm-report+cbor``
 SCALE                     Dstack, version 0
 ========================  ====================================================
 
-Each of these may stand in hexadecimal, base64 or base64url, and one inside another, a few levels
-deep. A plain report, with or without a table, is recognised by its first bytes before anything
-else is looked at.
+Each of these may be encoded in hexadecimal, base64 or base64url, and one may be inside another, a
+few levels deep. A plain report, with or without a table, is recognised by its first bytes before
+anything else is tried.
 
-Nothing here is checked: certificates in a table are the host's word, and runtime data is
-anybody's. Reading them takes memory and time in proportion to their size.
+Nothing here is checked. A host can put any certificates into a table, and anyone can write runtime
+data. Reading them takes memory and time in proportion to their size.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ from snpcerts.verify.scale import START as SCALE_START
 from snpcerts.verify.scale import read_dstack
 
 MAX_EVIDENCE: Final = REPORT_SIZE + MAX_SIZE
-# The same in hexadecimal, with blanks and line ends; as much JSON.
+# The same in hexadecimal, with blanks and line ends; the limit for JSON too.
 MAX_FILE: Final = MAX_TEXT
 _MAX_DEPTH: Final = 5
 _RESPONSE: Final = struct.pack("<II24x", ResponseStatus.SUCCESS, REPORT_SIZE)
@@ -167,7 +167,7 @@ class Evidence:
             raise FormatError("evidence", f"{len(data)} bytes, at most {MAX_EVIDENCE}")
         behind = data[REPORT_SIZE:]
         if behind in (b"\n", b"\r\n"):
-            behind = b""  # an editor or echo put it there
+            behind = b""  # added by an editor or echo
         try:
             found = cls.from_parts(data[:REPORT_SIZE], behind)
         except FormatError as error:
@@ -248,7 +248,7 @@ class Evidence:
 
     @classmethod
     def _from_message(cls, report: bytes, table: CertTable, shape: Shape) -> Self:
-        # A message cannot tell an empty table from none.
+        # A message does not distinguish an empty table from none.
         given = table if len(table) else None
         return cls(report, Collateral.from_table(table), shape=shape, table=given)
 
@@ -278,7 +278,7 @@ class Evidence:
                     named.setdefault(key, kind_of(data))
                     continue
                 known = found.get(inner.report.raw)
-                # An HCL report says more than the report that was cut out of it.
+                # An HCL report contains more than the report that was cut out of it.
                 if known is None or known.runtime_data is None:
                     found[inner.report.raw] = inner
         if len(found) > 1:
@@ -347,7 +347,9 @@ _MANY: Final = 16
 
 
 def _check_unaltered(data: bytes) -> None:
-    """Raise :class:`FormatError` for a report that a program took for text and changed."""
+    """Raise :class:`FormatError` for a report that a program changed because it treated it as
+    text.
+    """
     if data.count(_REPLACED) >= _MANY:
         how = "bytes that are no text were replaced in it, and are lost"
     elif len(data.replace(b"\r\n", b"\n")) == REPORT_SIZE:

@@ -32,7 +32,7 @@ class FieldLine:
 def guessed_product(report: Report) -> tuple[Product | None, str]:
     """Return the product and the reason for it.
 
-    Version 2 names none; the length of the chip ID narrows it down.
+    Version 2 does not name its product; the length of the chip ID narrows it down.
     """
     if report.product is not None:
         return report.product, "by its CPUID fields"
@@ -54,7 +54,7 @@ def tcbs_of(report: Report) -> ReportTcbs:
     """Return the four TCBs, if their layout is known."""
     product, _ = guessed_product(report)
     if product is None and report.fields.version < 3 and not report.chip_id_masked:
-        # Those whose chip IDs are of one length also lay out TCBs alike.
+        # Products whose chip IDs have the same length also have the same TCB layout.
         product = next(iter(report.products), None)
     return ReportTcbs() if product is None else read_tcbs(report, product)[0]
 

@@ -1,14 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Evidence in JSON, in the forms that attestation services and tools use.
 
-Two forms are read. Some tools write a report's fields one by one: those are put
-together again, every byte that no field has is zero, and the signature decides
-(Trustee and others who write virtee/sev's structures; protojson of go-sev-guest's
-messages). All others have the report's bytes somewhere, in base64, hexadecimal or
-as an array of numbers: every value is looked at, and exactly one report must be
-among them. Certificates are taken from wherever they stand.
+There are two forms. Some tools write a report's fields one by one. From these the report is
+rebuilt, with zero bytes outside all fields, and the signature decides (Trustee and others who write
+virtee/sev's structures; protojson of go-sev-guest's messages). All others contain the report's
+bytes in some value, in base64, hexadecimal or as an array of numbers. Every value is examined, and
+exactly one report must be among them. Certificates are taken from any value.
 
-Known so: ``application/vnd.veraison.tsm-report+json`` and ratsd's tokens around it;
+Known to work: ``application/vnd.veraison.tsm-report+json`` and ratsd's tokens around it;
 Trustee's SNP and Azure evidence; attestation-rs; Dstack; Google's ``{report,
 aux_blob}``; the answers that configfs-tsm's users write (``outblob``, ``auxblob``).
 
@@ -28,7 +27,7 @@ from snpcerts.errors import FormatError
 
 WHAT: Final = "evidence in JSON"
 _SIZES: Final = {name: size for name, (_, size) in ReportLayout.layout().items()}
-# virtee/sev's names where they are not ours.
+# virtee/sev's names that differ from ours.
 _SEV_NAMES: Final = {
     "signature_algo": "sig_algo",
     "platform_info": "plat_info",
@@ -51,7 +50,7 @@ _OPTIONAL: Final = frozenset(
         "guest_svn",
     }
 )
-_MOST: Final = 10_000  # values that are looked at
+_MOST: Final = 10_000  # values that are examined
 # The names of providers of configfs-tsm that are other kinds of guest.
 _PROVIDERS: Final = {"tdx_guest": "Intel TDX", "arm_cca_guest": "Arm CCA"}
 
@@ -177,7 +176,7 @@ def _integer(found: Any, name: str) -> int:
 
 
 def _tcb(found: Any, name: str) -> bytes:
-    """Read an object of components; null stands for one that the product has not. Or a number."""
+    """Read a number, or an object of components, in which null means that the product has none."""
     if isinstance(found, int | str) and not isinstance(found, bool):
         return _integer(found, name).to_bytes(8, "little")
     if not isinstance(found, dict):

@@ -71,7 +71,7 @@ def judge(
 ) -> Verdict:
     """Verify as :func:`verify` does; ``unavailable`` replaces the reason for what is missing.
 
-    ``faults`` say what is wrong with what each source gave.
+    ``faults`` are the problems with each source's answer.
     """
     if at.tzinfo is None or at.utcoffset() is None:
         raise UsageError("the time of verification has no time zone")
@@ -105,7 +105,7 @@ def judge(
     elif signing_key is SigningKey.NONE:
         genuine.append(Reason(ReasonCode.REPORT_UNSIGNED, _unsigned(report)))
     tcbs, unreadable = choice.tcbs or _tcbs(report, product)
-    genuine += () if unpinned else unreadable  # such a TCB is no second reason
+    genuine += () if unpinned else unreadable  # such a TCB must not give a second reason
     genuine += choice.of_leaf
     if findings.key is not None:
         genuine += report_check.check_signature(report, findings.key)
@@ -168,10 +168,10 @@ def _unsigned(report: Report) -> str:
 
 
 def _explained(reasons: list[Reason], unavailable: Sequence[Reason]) -> list[Reason]:
-    """Return the reasons; where something is missing, give the reason why.
+    """Return the reasons; for a missing part, the reason says why it is missing.
 
-    While a source is out of reach, so do those that another certificate would do away
-    with: what the source has may be right. An untrusted root is none of these.
+    While a source is unavailable, reasons that another certificate might remove are replaced by
+    that too, because the source may have the right one. An untrusted root is never replaced.
     """
     wrong = wrong_parts(reasons) | {Part.CRL for each in reasons if each.code in _MISSING}
     if not wrong:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""MessagePack, as Dstack's version 1 wraps evidence in it.
+"""Reads MessagePack, in which Dstack's version 1 wraps evidence.
 
 Sources: the MessagePack specification (msgpack/msgpack, spec.md); the fields in Dstack-TEE/dstack,
 ``dstack-attest/src/v1.rs``, which writes bytes as arrays of numbers.
@@ -14,7 +14,9 @@ from snpcerts.errors import FormatError
 
 WHAT: Final = "an attestation in MessagePack (Dstack, version 1)"
 _MAX_DEPTH: Final = 32
-_MAX_CONTAINERS: Final = 10_000  # an empty one takes a byte, and sixty times as much when read
+_MAX_CONTAINERS: Final = (
+    10_000  # an empty one has one byte, and takes sixty times as much memory when read
+)
 _SIZES: Final = {
     0xC4: ">B",
     0xC5: ">H",
@@ -50,8 +52,8 @@ def is_message_pack(data: bytes) -> bool:
 def read_message_pack(data: bytes) -> Any:
     """Return the value, which must end where ``data`` ends; maps have text as keys.
 
-    Raises :class:`FormatError` for anything else: cut short, a key twice, nested too deeply, an
-    extension type.
+    Raises :class:`FormatError` for anything else: data that is truncated or nested too deeply, a
+    duplicate key, an extension type.
     """
     value, at = _value(data, 0, 0, [])
     if at != len(data):

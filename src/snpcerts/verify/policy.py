@@ -91,7 +91,7 @@ class TcbFloor:
 class WithoutCpuid(enum.Enum):
     """How floors for processors treat a report of version 2, which has no CPUID."""
 
-    STRICTEST = "strictest"  # hold it against the highest floor of its product
+    STRICTEST = "strictest"  # compare it with the highest floor of its product
     REFUSE = "refuse"
 
 
@@ -99,8 +99,8 @@ class WithoutCpuid(enum.Enum):
 class ProcessorFloor:
     """The lowest accepted TCB components of the processors in one range of CPUID.
 
-    ``name`` is what messages call them. A component that is None is not asked.
-    ``bulletins`` names the bulletins that the numbers come from, for messages alone.
+    ``name`` is their name in messages. A component that is None is not asked. ``bulletins`` names
+    the bulletins that the numbers come from; it is used only in messages.
     """
 
     processors: CpuidRange

@@ -58,7 +58,7 @@ def check_policy(policy: Policy, subject: Subject) -> tuple[tuple[Check, ...], t
     plan = _plan(policy)
     results = [demand(policy, subject) for _, _, demand in plan.asked]
     last, listed = plan.last
-    # Most reports have the results of the one before.
+    # Most reports have the same results as the report before.
     if results != last:
         listed = _listed_results(plan, results)
         plan.last = (results, listed)

@@ -90,7 +90,7 @@ def _gone(check: str, take_away: Callable[[Trial], None]) -> Scenario:
 
 
 def _refuse_open(trial: Trial) -> None:
-    # A new file: a VMM that has the old one open need not open it again.
+    # A new file, because a VMM that has the old one open need not open it again.
     _replace(trial)
     trial.observer.meddle_open = lambda _: -errno.EACCES
 

@@ -38,10 +38,10 @@ RELEASE_LIMIT = 1.0  # seconds after which a lock counts as never released
 BUSY_IN_A_ROW = 4  # requests while one update has the lock
 WAIT_MIN = 0.02  # seconds; a shorter wait is not judged
 SLEEP_MIN = 0.0003  # seconds between two tries for the lock
-TRIES_MIN = 20  # pauses, from which the shortest tenth means something
+TRIES_MIN = 20  # the fewest pauses whose shortest tenth is meaningful
 WARM_UP = 2  # requests after which a state is no longer new
 REPEATED, REPEATED_BUSY = 6, 3  # requests of each kind
-TALKS = 0.8  # lines for each request that are no accident
+TALKS = 0.8  # lines for each request that count as a flood
 LINE_MAX = 200  # bytes; a longer line counts as several
 
 
@@ -57,7 +57,7 @@ def slow_firmware(seconds: float = FIRMWARE_TIME) -> Callable[[CertsRequest], bo
 def _held(trial: Trial, vcpu: TrialVcpu) -> Script:
     trial.gate = slow_firmware()
     for size in (TABLE_SIZE, 0, 5000, 0):
-        if size:  # otherwise nothing has changed since the last request
+        if size:  # otherwise the file has not changed since the last request
             trial.served.replace(trial.served.table(size))
         trial.judging("lock-before-read")
         answer = yield from vcpu.ask(2)
@@ -348,7 +348,7 @@ def _judge_waiting(trial: Trial, request: CertsRequest | None, spent: float) -> 
         trial.judge(check, None)  # it does not wait
         return
     gaps = sorted(later - earlier for earlier, later in pairwise(request.lock_tries))
-    # On a busy machine most pauses are long, whatever the VMM does: the shortest tell.
+    # On a busy machine most pauses are long, whatever the VMM does, so the shortest ones count.
     short = gaps[len(gaps) // 10] if len(gaps) >= TRIES_MIN else None
     problem = None
     if short is not None and short < SLEEP_MIN:

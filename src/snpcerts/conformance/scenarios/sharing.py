@@ -32,7 +32,7 @@ def _ignored(trial: Trial) -> bool:
 
 
 def _field(trial: Trial, vcpu: TrialVcpu, table: bytes) -> Script:
-    """Change several pages at once, then each by itself, and one without the GHCB."""
+    """Change several pages at once, then each one separately, and one without the GHCB."""
     guest, cpu, pages = vcpu.guest, vcpu.cpu, vcpu.pages
     for at_once in (FIELD_PAGES, 1):
         for number in range(0, FIELD_PAGES, at_once):
@@ -72,8 +72,8 @@ def _large(trial: Trial, vcpu: TrialVcpu, table: bytes) -> Script:
 
 
 def _named_private(trial: Trial, vcpu: TrialVcpu, table: bytes) -> Script:
-    """Check that a guest that names a private page sees nothing of the answer, and that its VM runs
-    on.
+    """Check that a guest that names a private page sees nothing of the answer, and that its VM
+    continues.
     """
     guest, cpu, pages = vcpu.guest, vcpu.cpu, vcpu.pages
     private = pages.data + 2 * PAGE_SIZE

@@ -13,7 +13,7 @@ from snpcerts.conformance.scenarios.locking import released
 from snpcerts.conformance.trial import TABLE_SIZE, Scenario, Script, Trial, TrialVcpu
 from snpcerts.emulator.guest.program import Sleep
 
-TOGETHER = 1.0  # seconds that one answer waits for the other: a VMM may serve one at a time
+TOGETHER = 1.0  # seconds that one answer waits for the other; a VMM may serve one at a time
 TOGETHER_AGAIN = 0.1  # the same, once a VMM has been seen to do that
 SETTLE = 0.03  # seconds in which a VMM that drops its lock late drops it
 _TRIES = 20  # an exclusive lock of the VMM's own makes its vCPUs wait for each other
