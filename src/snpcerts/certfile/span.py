@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Times what the protocol does: how long it waits for the lock, and what it does under it.
 
-A span never says more than what was so: a lock's begins after the lock was granted and
-ends before it is dropped. Times are those of ``time.monotonic``, one clock for all processes
-of a machine.
+A span is never longer than the event: that of a lock begins after the lock was granted and ends
+before it is dropped. Times are those of ``time.monotonic``, one clock for all processes of a
+machine.
 """
 
 from __future__ import annotations
@@ -25,7 +25,9 @@ class SpanKind(enum.StrEnum):
 
     LOCK_WAIT = "lock wait"
     LOCK_HELD = "lock held"
-    TABLE = "certificates in use"  # from their reading until the firmware has the request
+    TABLE = (
+        "certificates in use"  # from reading the certificates until the firmware has the request
+    )
     REENTRY = "KVM_RUN"  # the re-entry that carries the answer
     CHANGE = "change"  # the writer's firmware command, and its choice of the new table
 
@@ -54,7 +56,7 @@ Tell = Callable[[Span], None]
 
 
 def timed(tell: Tell, performer: Performer = system.perform) -> Performer:
-    """Return a performer that passes on every step to ``performer``, and tells of the spans.
+    """Return a performer that passes every step to ``performer`` and reports the spans.
 
     ``tell`` is called in the performing thread, some calls with the lock held.
     """
@@ -71,7 +73,7 @@ def timed(tell: Tell, performer: Performer = system.perform) -> Performer:
 
 @dataclass(slots=True)
 class _StepTimer:
-    """What one run of the protocol has done so far."""
+    """The spans of one run of the protocol so far."""
 
     tell: Tell
     waits_since: float | None = None
@@ -131,7 +133,7 @@ class _StepTimer:
         self.waits_since, self.tried_in_vain = None, False
 
     def give_up(self) -> None:
-        """Tell of a wait that ended without the lock."""
+        """Report a wait that ended without the lock."""
         if self.tried_in_vain:
             self._end_wait(time.monotonic())
 

@@ -378,7 +378,7 @@ def _withdraw(fd: int, wrong_table: bytes | None) -> Steps[bool]:
     if found != wrong_table and not found.startswith(EMPTY):
         return False
     # An earlier update may have emptied the file without a sync. If its sync failed, Linux
-    # takes the pages for written, and only another write makes the next sync write them.
+    # considers the pages written, and only another write makes the next sync write them.
     yield step.Write(fd, EMPTY, 0)
     yield step.Sync(fd)
     return found == wrong_table

@@ -20,7 +20,7 @@ from snpcerts.errors import RefusedError, UsageError
 from snpcerts.guest.configfs_tsm import ROOT, ConfigfsTsm
 from snpcerts.guest.dev_sev_guest import DEVICE, NoDeviceError, SevGuest
 
-# The kernel's word on the VMPL that it runs at; kernels before 6.14 have no such file.
+# The VMPL at which the kernel runs; kernels before 6.14 have no such file.
 VMPL_FILE: Final = "/sys/devices/system/cpu/sev/vmpl"
 
 

@@ -3,8 +3,8 @@
 
 Two forms. Trustee's reference value service (RVPS) takes a message with named values, which its
 default policy looks up. Veraison takes a CoRIM (Concise Reference Integrity Manifest) with AMD's
-profile, which has a measurement for each field of the report. Neither can say all that a policy
-says: :class:`ReferenceValues` names the demands that are left out.
+profile, which has a measurement for each field of the report. Neither can express every demand of a
+policy; :class:`ReferenceValues` names those that are left out.
 
 Sources: Trustee, rvps/src/lib.rs and attestation-service/src/ear_token/ear_default_policy_cpu.rego;
 draft-ietf-rats-corim; Veraison's services, scheme/sevsnp, for the profile's keys, which count
@@ -77,8 +77,8 @@ class ReferenceValues:
 def rvps_message(policy: Policy, product: Product | None = None) -> ReferenceValues:
     """Return the message that registers a policy's values with Trustee's RVPS, as JSON.
 
-    The default policy of Trustee looks for a level in a list, so that a floor becomes the list of
-    all levels from there. ``product`` says whose floor it is, if the policy has several. Raises
+    The default policy of Trustee looks for a level in a list, so a floor becomes the list of all
+    levels from the floor up. ``product`` selects the floor if the policy has several. Raises
     :class:`UsageError` if the policy has no value that the message can carry.
     """
     values: dict[str, Any] = {}
@@ -121,7 +121,7 @@ def rvps_message(policy: Policy, product: Product | None = None) -> ReferenceVal
     return ReferenceValues(f"{json.dumps(message)}\n".encode("ascii"), _left_out(policy, said))
 
 
-# What Trustee's default policy compares, with what it refuses by itself.
+# The fields that Trustee's default policy compares, and the values that it always refuses.
 _GUEST_BITS: Final = ("smt", "single_socket", "debug", "migrate_ma")
 _PLATFORM_BITS: Final = ("smt_en", "tsme_en")
 
@@ -135,10 +135,10 @@ def _asks_only(bits: Any, names: tuple[str, ...]) -> bool:
 def corim(policy: Policy, product: Product | None = None) -> ReferenceValues:
     """Return a policy's values as an unsigned CoRIM (CBOR, tag 501) with AMD's profile.
 
-    Veraison looks reference values up by the launch measurement, so that each measurement has its
-    own set. A floor of the TCB is the least security version of its 64-bit number: the profile
-    compares no components, which is weaker. ``product`` says whose floor it is, if the policy has
-    several. Raises :class:`UsageError` for a policy without measurements.
+    Veraison looks reference values up by the launch measurement, so each measurement has its own
+    set. A floor of the TCB becomes a least value of its 64-bit number: the profile does not compare
+    components, which is weaker. ``product`` selects the floor if the policy has several. Raises
+    :class:`UsageError` for a policy without measurements.
     """
     import cbor2
 
@@ -179,7 +179,7 @@ def _measured(key: int, value: dict[int, Any]) -> dict[int, Any]:
 
 
 def _common(policy: Policy, product: Product | None, said: set[str]) -> Iterator[dict[int, Any]]:
-    """Yield the values that hold whatever the measurement; names of their demands go to
+    """Yield the values that do not depend on the measurement; add the names of their demands to
     ``said``.
     """
     import cbor2
@@ -199,7 +199,7 @@ def _common(policy: Policy, product: Product | None, said: set[str]) -> Iterator
         if value is not None:
             said.add(name)
             yield _measured(key, raw(value))
-    # A measurement has one value: of several that would do, none can be said.
+    # A measurement has one value, so a demand that accepts several cannot be expressed.
     if policy.chip_ids is not None and len(policy.chip_ids) == 1:
         said.add("chip_ids")
         yield _measured(_CHIP_ID, raw(policy.chip_ids[0]))

@@ -65,7 +65,7 @@ def read_tcbs(report: Report, product: Product) -> tuple[ReportTcbs, tuple[Reaso
 def _read_tcbs(
     current: bytes, reported: bytes, committed: bytes, launch: bytes, layout: TcbLayout
 ) -> tuple[ReportTcbs, tuple[Reason, ...]]:
-    """A fleet has few TCBs, and its reports name the same four."""
+    """As :func:`tcbs_of`, remembered: a fleet has few TCBs, and its reports name the same four."""
     named = {"current": current, "reported": reported, "committed": committed, "launch": launch}
     read: dict[str, TcbVersion] = {}
     reasons: list[Reason] = []
@@ -80,7 +80,7 @@ def _read_tcbs(
 def check_leaf(
     report: Report, reported: TcbVersion | None, leaf: EndorsementCert, *, allow_masked: bool
 ) -> Iterator[Reason]:
-    """The leaf must be of the report's product (version 3 and later), chip and reported TCB.
+    """Check that the leaf is for the report's product (version 3 and later), chip and reported TCB.
 
     A VCEK belongs to one chip, a VLEK to none. With ``allow_masked`` a zero chip ID is accepted:
     then only the signature shows that the chip is the VCEK's. ``reported`` is None for a TCB that
@@ -111,7 +111,7 @@ def check_leaf(
 
 
 def unknown_product(report: Report) -> Reason:
-    """Return why no certificate can be right for the report's processor."""
+    """Return why no certificate can match the report's processor."""
     fields, product = report.fields, report.product
     found = f"CPUID family {fields.cpuid_family:#x} model {fields.cpuid_model:#x}"
     if product is None:
@@ -124,10 +124,10 @@ def unknown_product(report: Report) -> Reason:
 def check_runtime_data(
     report: Report, runtime_data: RuntimeData, *, any_vmpl: bool
 ) -> Iterator[Reason]:
-    """REPORT_DATA must be the digest of the runtime data that came with the report. Runtime data is
-    trusted only from VMPL 0, where the paravisor runs: the guest's own code runs at another VMPL
-    and may request a report over any claims. With ``any_vmpl`` the caller makes its own demand on
-    the VMPL.
+    """Check that REPORT_DATA is the digest of the runtime data that came with the report. Runtime
+    data is trusted only from VMPL 0, where the paravisor runs: the guest's own code runs at another
+    VMPL and may request a report over any claims. With ``any_vmpl`` the caller makes its own demand
+    on the VMPL.
     """
     expected, found = runtime_data.report_data(), report.fields.report_data
     if found != expected:
@@ -145,7 +145,7 @@ def check_runtime_data(
 
 
 def check_signature(report: Report, key: ec.EllipticCurvePublicKey) -> Iterator[Reason]:
-    """ECDSA P-384 with SHA-384 over the report's first 672 bytes."""
+    """Check the signature: ECDSA P-384 with SHA-384 over the report's first 672 bytes."""
     r, s = report.signature
     for name, value in (("R", r), ("S", s)):
         if not 1 <= value < P384_ORDER:

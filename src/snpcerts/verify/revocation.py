@@ -82,7 +82,7 @@ def check_revocation(
     policy: Policy,
     at: datetime,
 ) -> RevocationFindings:
-    """Hold the lists against the policy's demand. What they withdraw is no part of this.
+    """Compare the lists with the policy's demand. Their revocations are not judged here.
 
     ``findings`` are those of ``supplied``, in its order. A caller who gives a list for a kind of
     leaf thereby requires a good one, whatever the policy says.

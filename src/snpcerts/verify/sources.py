@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Certificates from several places, in an order the caller sets.
 
-Each source is asked for whatever is still missing, and gives what it has. A certificate of another
-chip or TCB, or one that nothing trusted issued, counts as missing: the next source is asked, and
-nothing is lost that an earlier one gave. Of revocation lists none wins: all lists are checked. A
-source that cannot be reached leaves a report *undecided*, never refused: an outage says nothing
-about the evidence.
+Each source is asked for the parts that are still missing, and returns those that it has. A
+certificate of another chip or TCB, or one without a trusted issuer, counts as missing, so the next
+source is asked; what an earlier source returned is kept. All revocation lists are checked; none
+takes precedence. A source that cannot be reached leaves a report *undecided*, never refused: an
+outage says nothing about the evidence.
 
 Sources may do I/O; nothing else here does.
 """
@@ -105,8 +105,8 @@ OWN: Final[CollateralSource] = _Own()
 class Given:
     """Given certificates, the same for every report.
 
-    ``asvk`` serves reports signed by a VLEK; where it is None ``ask`` does. ``name``
-    says in verdicts what they are, and ``problems`` what could not be read of them.
+    ``asvk`` serves reports signed by a VLEK; if it is None, ``ask`` does. ``name`` is their name in
+    verdicts, and ``problems`` describes the parts that could not be read.
     """
 
     certificates: Collateral

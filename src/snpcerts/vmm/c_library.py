@@ -2,8 +2,8 @@
 """The library in C that serves a request, called from Python.
 
 ``native/include/snpcerts.h`` describes its functions and structures; those declared here have the
-same layout. It is compiled when snpcerts is installed. Where that was not possible, :func:`load`
-returns None, and the exit service does without.
+same layout. It is compiled when snpcerts is installed. If that was not possible, :func:`load`
+returns None, and the exit service uses Python.
 """
 
 from __future__ import annotations

@@ -130,7 +130,7 @@ class ExitService:
         self._lock_wait = lock_wait
         self._on_error = on_error
         self._size_limit = size_limit
-        # What relays the steps must see them all.
+        # A function that relays the steps must see all of them.
         self._library = c_library.load() if certs.perform is system.perform else None
         self._last = Served(Outcome.SERVED, 0)  # most requests are served alike
         self._described: tuple[MappedMemory, object] | None = None  # the last VM
@@ -176,7 +176,7 @@ class ExitService:
         return served
 
     def _describe(self, memory: MappedMemory) -> object | None:
-        """Return what the library must know of the VM; None if it cannot serve this one."""
+        """Return the library's description of the VM; None if the library cannot serve it."""
         last = self._described
         if last is not None and last[0] is memory:
             return last[1]
@@ -318,7 +318,7 @@ def _enter(run: RunView, kvm_run: int | Callable[[], object]) -> int:
     except OSError as error:
         return error.errno or errno.EIO
     finally:
-        if run.immediate_exit == _OURS:  # and not a kick's
+        if run.immediate_exit == _OURS:  # and not by a kick
             run.immediate_exit = before
     return 0
 

@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The front door: gives unmodified programs an emulated ``/dev/sev``, ``sev-guest`` and ``kvm``.
 
-A seccomp filter hands a program's device ioctls to a supervisor in another process,
-which answers from emulated devices (:mod:`snpcerts.emulator.syscall.device`). The
-program needs no change, no library and no privilege, static or not. It finds the
-devices by one of two ways (``ways``): its own mount namespace has them, or the filter
-traps every call with a path.
+A seccomp filter hands a program's device ioctls to a supervisor in another process, which answers
+from emulated devices (:mod:`snpcerts.emulator.syscall.device`). The program needs no change, no
+library and no privilege, static or not. It finds the devices in one of two ways (``ways``): they
+are in its own mount namespace, or the filter traps every call with a path.
 
 ``door`` says which paths are emulated; ``bpf`` builds the filter; ``seccomp`` talks to
 the kernel; ``supervisor`` serves; ``descriptors`` tracks the descriptors that it gave,
@@ -14,7 +13,7 @@ and their end, ``install_fd`` and ``take_fd`` pass descriptors to and from a pro
 ``launch`` turns a process into a program under the filter, ``spawn`` starts one from the process
 that serves it; ``keeper`` ends its processes; ``control``
 lets several launchers share one server; ``parent`` ends a process together with its
-parent. For the namespace: ``layout`` is what launcher and server tell each other,
+parent. For the namespace: ``layout`` is the data that launcher and server exchange,
 ``namespace`` builds it, ``namespace_devices`` recognises its devices,
 ``namespace_files`` fills its files; ``tree_server`` serves file systems in it, by the
 messages of ``fuse_messages``. For the trap: ``path_calls`` answers calls with a

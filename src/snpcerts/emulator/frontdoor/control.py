@@ -202,7 +202,7 @@ class ControlSocket:
         except SnpCertsError as error:
             answer = {"error": str(error), "code": error.code}
         except Exception:
-            # One peer's message must not end the machine of the others.
+            # A message of one peer must not end the machine for the others.
             log.exception("control message of process %d", pid)
             answer = {"error": "control message: cannot be served", "code": InputError.code}
         self._reply(peer, answer)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Recognises emulated paths and what each one is.
+"""Recognises emulated paths, and finds the device or file that each one names.
 
 In a mount namespace (:mod:`snpcerts.emulator.frontdoor.namespace`) the kernel does
 this. Otherwise every open of the program comes here, so the common case must be
@@ -41,7 +41,7 @@ from snpcerts.errors import InputError
 GUARDED: Final = (b"/dev/kvm", b"/dev/sev", b"/dev/sev-guest")
 KVM_RDEV: Final = os.makedev(10, 232)  # linux/miscdevice.h: KVM_MINOR
 
-# Components that mean something else to each process that follows them.
+# Components whose meaning depends on the process that follows them.
 _RELATIVE_TO_PROCESS = re.compile(rb"(?:^|/)(?:self|thread-self|fd|stdin|stdout|stderr)(?:/|\Z)")
 
 Content = bytes | Mapping[int, bytes]
@@ -63,7 +63,7 @@ class OpenInfo:
 
 
 class PathKind(enum.Enum):
-    """What an emulated path is."""
+    """The kind of an emulated path."""
 
     DEVICE = "an emulated device"
     FILE = "a virtual file"
@@ -100,12 +100,12 @@ class Door:
     of offsets to bytes for a sparse one (``/dev/cpu/0/msr``: the offset is the
     register's number).
 
-    ``look`` tells whether calls that only examine a path (stat, access,
-    readlink) find what an open would find. Where the machine itself has, for
-    this user, every path of ours and no device but ours, none is trapped.
+    ``look`` says whether calls that only examine a path (stat, access, readlink) find what an open
+    would find. If the machine itself has, for this user, all of our paths and no other device, none
+    of these calls is trapped.
 
-    ``inodes`` gives directories above ours an inode number of their own at each
-    look: sysfs has another one for a module that was loaded again.
+    ``inodes`` gives directories above ours their inode numbers each time they are examined, because
+    sysfs gives a module that was loaded again another number.
 
     ``trees`` are file systems to mount, by mount point. They exist in a mount namespace
     only.

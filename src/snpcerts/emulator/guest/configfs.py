@@ -27,7 +27,7 @@ _WRITABLE: Final = 0o200
 
 @dataclass(frozen=True, slots=True)
 class TextAttribute:
-    """An attribute of text: what shows it, what stores it; None where that is not possible."""
+    """A text attribute, with the functions that show and store it; None if that is not possible."""
 
     show: Callable[[], Operation[bytes]] | None = None
     store: Callable[[bytes], Operation[None]] | None = None
@@ -37,8 +37,8 @@ class TextAttribute:
 class BinaryAttribute:
     """A binary attribute of at most ``max_size`` bytes.
 
-    ``read`` returns the content, or as many zeros, where it is given False: configfs asks
-    for the size first. ``write`` gets all that was written to the open file.
+    ``read`` returns the content or, called with False, as many zeros, because configfs asks for the
+    size first. ``write`` gets all data written to the open file.
     """
 
     max_size: int
@@ -79,7 +79,7 @@ class ConfigFile:
         return TEXT_MAX if isinstance(self._attribute, TextAttribute) else 0
 
     def open(self, flags: int) -> _OpenText | _OpenBinary:
-        """EACCES for what the attribute does not do, to root as well."""
+        """EACCES for an operation that the attribute does not have, for root too."""
         if self._fragment.dead:
             raise OSError(errno.ENOENT, "the directory is removed")
         mode = flags & os.O_ACCMODE
@@ -94,7 +94,9 @@ class ConfigFile:
 
 
 class _OpenConfigFile:
-    """What open files of both kinds have: the fragment, and one operation at a time."""
+    """The base of open files of both kinds: they have a fragment, and run one operation at a
+    time.
+    """
 
     def __init__(self, fragment: _Fragment) -> None:
         self._fragment = fragment
@@ -129,7 +131,7 @@ class _OpenText(_OpenConfigFile):
         return self._page[offset : offset + size]
 
     def write(self, _offset: int, data: bytes) -> Operation[int]:
-        """Store what one write has, wherever in the file it is."""
+        """Store the data of one write, whatever its offset in the file."""
         yield from self._alone()
         text = data[: TEXT_MAX - 1]
         if not text:
@@ -181,7 +183,7 @@ class _OpenBinary(_OpenConfigFile):
             raise OSError(errno.EFBIG, "larger than the attribute can be")
         self._check()
         found = yield from read(True)
-        # The buffer has the size that was found first.
+        # The buffer has the size that was returned first.
         self._content = found[:length].ljust(length, b"\0")
 
     def write(self, offset: int, data: bytes) -> Operation[int]:
@@ -199,7 +201,7 @@ class _OpenBinary(_OpenConfigFile):
         return len(data)
 
     def close(self) -> Operation[None]:
-        """Carry out the write; its errors are lost."""
+        """Perform the write; its errors are lost."""
         write = self._attribute.write
         if self._written is None or write is None or self._fragment.dead:
             return
@@ -211,9 +213,10 @@ class _OpenBinary(_OpenConfigFile):
 
 @dataclass(slots=True)
 class ConfigDirectory:
-    """A directory. ``make_item`` makes what mkdir(2) in it stands for; EPERM without.
+    """A directory. ``make_item`` creates the object for a mkdir(2) in it; without it mkdir fails
+    with EPERM.
 
-    ``removable``: a program made it, so a program may remove it.
+    ``removable`` says that a program created it, so a program may remove it.
     """
 
     numbers: itertools.count[int]
@@ -238,7 +241,7 @@ class ConfigDirectory:
 
     @property
     def entries(self) -> Mapping[str, ConfigFile | ConfigDirectory]:
-        """What it has, by name."""
+        """Its entries, by name."""
         return self.children
 
     def group(
@@ -253,7 +256,7 @@ class ConfigDirectory:
         return made
 
     def make(self, name: str) -> Operation[ConfigDirectory]:
-        """Make an item; EPERM where the kernel makes none."""
+        """Create an item; EPERM if the kernel creates none here."""
         if self.make_item is None:
             raise OSError(errno.EPERM, "no directory can be made here")
         if len(os.fsencode(name)) > NAME_MAX:
@@ -261,7 +264,7 @@ class ConfigDirectory:
         if name in self.children:
             raise OSError(errno.EEXIST, "the name exists")
         attributes = yield from self.make_item()
-        if name in self.children:  # made while this one waited
+        if name in self.children:  # created while this thread waited
             raise OSError(errno.EEXIST, "the name exists")
         made = ConfigDirectory(self.numbers, removable=True)
         for each, attribute in attributes.items():

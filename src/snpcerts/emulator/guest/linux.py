@@ -53,7 +53,7 @@ log = logging.getLogger(__name__)
 DATA_PAGES = CERTS_MAX_SIZE // PAGE_SIZE
 BUSY_LIMIT = 60.0  # seconds, SNP_REQ_MAX_RETRY_DURATION
 SEQNO_LIMIT = 0xFFFF_FFFF
-LARGE_MEMORY = 16 << 20  # bytes of a slot from which on the guest has a bounce buffer
+LARGE_MEMORY = 16 << 20  # bytes; with a slot of this size or larger, the guest has a bounce buffer
 _VCPU_PAGES = 8 << 20  # bytes at the end of it that are left to the vCPUs' shared pages
 
 _INVALID_LEN = guest_err(VmmError.INVALID_LEN, 0)
@@ -109,8 +109,8 @@ class DriverResponse:
     """The result of a request.
 
     ``result`` is 0, a negative errno, or positive: the ``es_result`` of a VMGEXIT whose
-    SW_EXITINFO1 was not 0. ``exitinfo2`` is None if the driver did not set it. ``pages`` is what
-    RBX said last, ``data`` the data pages, ``exits`` how often the guest left for it.
+    SW_EXITINFO1 was not 0. ``exitinfo2`` is None if the driver did not set it. ``pages`` is the
+    last value of RBX, ``data`` the data pages, ``exits`` the number of VMGEXITs.
     """
 
     result: int
@@ -172,7 +172,7 @@ class LinuxGuest:
         keys = (secrets.vmpck0, secrets.vmpck1, secrets.vmpck2, secrets.vmpck3)
         self.vmpcks = tuple(Vmpck(number, key) for number, key in enumerate(keys))
 
-    # What runs on a vCPU.
+    # Programs of vCPUs.
 
     def program(self, cpu: GuestCpu) -> Program:
         """Boot, then serve submitted requests. The other vCPUs are idle."""
@@ -191,7 +191,7 @@ class LinuxGuest:
     def submit(self, request: DriverRequest) -> DriverCall:
         """Queue a request of a program in the guest; the response is stored in the call.
 
-        ENODEV when this guest serves none.
+        ENODEV if this guest serves no requests.
         """
         call = DriverCall(request)
         self._calls.append(call)

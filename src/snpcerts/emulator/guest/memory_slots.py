@@ -110,7 +110,7 @@ class MemorySlot:
 class MemorySlots:
     """The slots of one VM.
 
-    ``protected`` tells whether the VM's state is: such VMs have no read-only slots.
+    ``protected`` says whether the VM's state is protected; such VMs have no read-only slots.
     """
 
     def __init__(self, *, protected: bool) -> None:
@@ -149,10 +149,9 @@ class MemorySlots:
     ) -> None:
         """Create, change or delete a slot, as ``region`` says.
 
-        ``find_memfd`` finds what ``region.guest_memfd`` names, for regions with
-        that flag; it is asked last and may raise ``OSError``. Raises ``OSError``:
-        EINVAL for what KVM would refuse, EEXIST when the guest addresses are
-        another slot's.
+        ``find_memfd`` finds the guest_memfd of ``region.guest_memfd``, for regions with that flag;
+        it is called last and may raise ``OSError``. Raises ``OSError``: EINVAL if KVM would refuse
+        the region, EEXIST if the guest addresses belong to another slot.
         """
         self._check(region)
         old = self._slots.get(region.slot)

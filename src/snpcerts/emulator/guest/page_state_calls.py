@@ -3,7 +3,7 @@
 
 Source: ``set_pages_state``, ``__set_pages_state`` and ``vmgexit_psc`` in Linux
 ``arch/x86/coco/sev/core.c``, and ``__page_state_change`` for the time before there is
-a GHCB. PVALIDATE, an instruction, has nothing to do here.
+a GHCB. The instruction PVALIDATE needs no emulation.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from snpcerts.emulator.guest.program import Event, GuestCpu, Vmgexit
 PROTOCOL_VERSION: Final = 2
 LARGE_PAGE: Final = 1 << 21
 ENTRIES_MAX: Final = 64  # VMGEXIT_PSC_MAX_ENTRY
-ES_VMM_ERROR, ES_EXCEPTION = 2, 4  # what the driver returns, positive, for SW_EXITINFO1
+ES_VMM_ERROR, ES_EXCEPTION = 2, 4  # the driver's positive result for SW_EXITINFO1
 _EVENT_VALID, _EVENT_TYPE, _TYPE_EXCEPTION = 1 << 31, 7 << 8, 3 << 8
 _UD, _GP = 6, 13
 _LARGE: Final = 1 << 56
@@ -48,7 +48,7 @@ def change(
     """Change ``pages`` pages of 4 KiB from ``gpa`` on, in lists; return whether the host made the
     change.
 
-    2 MiB that are aligned go as one entry.
+    An aligned range of 2 MiB becomes one entry.
     """
     end = gpa + pages * PAGE_SIZE
     while gpa < end:

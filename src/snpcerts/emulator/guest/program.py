@@ -53,8 +53,8 @@ class StartProcessors:
 class MemoryFault:
     """An access to the page at ``gpa`` that KVM cannot complete.
 
-    The host did not provide the page, or what it calls private is not what the guest
-    accesses as private. The program makes the access again when it is resumed.
+    The host did not provide the page, or host and guest disagree whether it is private. The program
+    makes the access again when it is resumed.
     """
 
     gpa: int
@@ -66,16 +66,16 @@ Program = Generator[Event, int, None]
 
 
 class GuestTerminatedError(Exception):
-    """The guest has asked its host to end it, and runs no further."""
+    """The guest has asked its host to end it, and does not run again."""
 
 
 class GuestCpu:
     """A vCPU as its program uses it.
 
-    ``index`` counts vCPUs from 0 in the order of their creation; ``memory`` is
-    set by the vCPU for as long as it runs. ``is_private`` tells of a page whether the
-    host calls it private; with None it is not asked. An access that faults leaves the
-    guest and is made again, so every access is a generator, used with ``yield from``.
+    ``index`` counts vCPUs from 0 in the order of their creation; ``memory`` is set by the vCPU for
+    as long as it runs. ``is_private`` returns whether a page is private on the host; with None this
+    is not checked. An access that faults leaves the guest and is repeated, so every access is a
+    generator, used with ``yield from``.
     """
 
     __slots__ = ("_clock", "index", "is_private", "memory")
@@ -92,7 +92,7 @@ class GuestCpu:
         self._clock = clock
 
     def now(self) -> float:
-        """Return the time on the platform's clock, in seconds."""
+        """Return the time by the platform's clock, in seconds."""
         return self._clock()
 
     def read(self, gpa: int, size: int) -> Generator[Event, int, bytes]:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a VMM's guests do, as requested by the command that started the VMM."""
+"""The script of a VMM's guests, as requested by the command that started the VMM."""
 
 from __future__ import annotations
 

@@ -32,19 +32,18 @@ from snpcerts.emulator.guest.program import (
 
 START_LIMIT = 5.0  # seconds for a VMM to run a vCPU that it has created
 _LOOK_AGAIN = 0.01  # seconds
-TRIES_MAX = 4  # with a buffer that is too small, each time larger
+TRIES_MAX = 4  # tries with a buffer that is too small, each with a larger one
 
 
 @dataclass(frozen=True, slots=True)
 class ReportOutcome:
     """The result of one report request, as the guest's program gets it.
 
-    ``report`` and ``table`` are empty unless the call succeeded; the table is the
-    whole buffer, page padding included. ``errno`` is positive, 0 for success
-    (and for a call that returned ``es_result``, the positive result of an exit
-    that the host did not take). ``exitinfo2`` is None where the driver never
-    set it. ``tries`` counts calls to the driver, ``exits`` VMGEXITs of them
-    all, ``seconds`` the time from the first to the end of the last.
+    ``report`` and ``table`` are empty unless the call succeeded; the table is the whole buffer,
+    page padding included. ``errno`` is positive; it is 0 for success, and for a call that returned
+    ``es_result``, the positive result of an exit that the host did not handle. ``exitinfo2`` is
+    None if the driver never set it. ``tries`` counts calls to the driver, ``exits`` the VMGEXITs of
+    all of them; ``seconds`` is the time from the start of the first to the end of the last.
     """
 
     vcpu: int
@@ -80,9 +79,9 @@ class ScriptedGuest(LinuxGuest):
 
     A vCPU that has made its reports waits for the others: any of them that ends shuts the machine
     down. It does not wait longer than :data:`START_LIMIT` for a vCPU that the VMM has never run.
-    ``made`` counts the reports of each vCPU; a VMM that resets its machine passes it on to the
-    next guest. ``when_done`` is called instead of a shutdown by a guest that has nothing to do
-    from its start.
+    ``made`` counts the reports of each vCPU; a VMM that resets its machine passes it on to the next
+    guest. ``when_done`` is called instead of a shutdown by a guest that has nothing left to do when
+    it starts.
 
     ``first_pages`` is the buffer of the first call (0: none, to learn the size). ``report_data``
     gives the 64 bytes for (vCPU index, number of the report). ``on_report`` gets each outcome; it

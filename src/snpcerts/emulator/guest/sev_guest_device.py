@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """``/dev/sev-guest`` of an emulated guest.
 
-Source: Linux ``drivers/virt/coco/sev-guest/sev-guest.c`` of 2025 and later,
-where the outcome of a request lives in the request: a call that found the VMPCK
-disabled leaves ``exitinfo2`` alone (drivers before that wrote 0xff). The
-message itself is sent by the guest's own vCPU, whenever its VMM runs it.
+Source: Linux ``drivers/virt/coco/sev-guest/sev-guest.c`` of 2025 and later, which keeps the outcome
+of a request in the request: a call that finds the VMPCK disabled does not change ``exitinfo2``
+(earlier drivers wrote 0xff). The message itself is sent by the guest's own vCPU, whenever its VMM
+runs it.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ class SevGuestCall:
         self._vm = vm
         self._caller = caller
         self._argument = argument
-        # Both structures go back with the padding that they came with.
+        # Both structures are copied back with their original padding.
         self._stored = stored
         self._outer = GuestRequestIoctl.unpack(stored)
         self._request = request
@@ -111,7 +111,7 @@ class SevGuestCall:
 
     @property
     def interruptible(self) -> bool:
-        """False: a message that was sent must be answered, or its number is lost."""
+        """False: a message that was sent must be answered, or its sequence number is lost."""
         return False
 
     def poll(self) -> int | None:
@@ -164,7 +164,7 @@ class SevGuestCall:
         extended = None if stored is None else ExtReportReq.unpack(stored)
         too_small = (response.exitinfo2 or 0) >> 32 == VmmError.INVALID_LEN
         if extended is not None and stored is not None and too_small:
-            # C's arithmetic: certs_len is a u32, for any value of the host's in RBX.
+            # As in C: certs_len is a u32, whatever value the host put into RBX.
             needed = replace(extended, certs_len=response.pages * PAGE_SIZE & 0xFFFF_FFFF)
             memory.write(self._outer.req_data, needed.pack(stored))
         if response.result:

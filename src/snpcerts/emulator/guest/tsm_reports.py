@@ -47,7 +47,7 @@ def kstrtouint(text: bytes) -> int:
     hexadecimal, octal, decimal = found.groups()
     digits, base = (hexadecimal, 16) if hexadecimal else (octal, 8) if octal else (decimal, 10)
     value = int(digits, base)
-    if value >= _U64:  # before what follows the digits is looked at
+    if value >= _U64:  # checked before the text after the digits
         raise OSError(errno.ERANGE, "more than 64 bits")
     if found.string[found.end() :] not in (b"", b"\n"):
         raise OSError(errno.EINVAL, "not a number")
@@ -211,7 +211,7 @@ class TsmReports:
 
 
 def _table_size(pages: bytes) -> int:
-    """Return where the last certificate ends, by C's arithmetic, and at most 16 KiB."""
+    """Return the end of the last certificate, computed as in C; at most 16 KiB."""
     size = 0
     for at in range(0, len(pages) - ENTRY_SIZE + 1, ENTRY_SIZE):
         entry = pages[at : at + ENTRY_SIZE]

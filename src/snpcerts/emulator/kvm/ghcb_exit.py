@@ -70,7 +70,7 @@ _SNP_ONLY = frozenset(
     )
 )
 _INSTRUCTIONS = frozenset(Instruction)
-# What else has to be valid, for exits where that does not depend on other fields.
+# Further fields that must be valid, for exits where that does not depend on other fields.
 _INPUT: dict[int, tuple[Field, ...]] = {
     Instruction.WRITE_DR7: (Field.RAX,),
     Instruction.RDPMC: (Field.RCX,),

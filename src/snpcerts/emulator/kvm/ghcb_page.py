@@ -59,8 +59,8 @@ class MappedGhcb:
         self.registers: dict[Field, int] = {}
         self._gpa = 0
         self._mapped = False
-        # KVM keeps the page mapped even when the VMM takes it away. Here it is reached
-        # anew each time, and this copy is what is left of one that is gone.
+        # KVM keeps the page mapped even if the VMM removes it. Here it is mapped
+        # again each time, and this copy stands for a page that has been removed.
         self._copy = bytearray(PAGE_SIZE)
 
     def take(self, memory: SlotMemory, gpa: int) -> GhcbSnapshot | None:
@@ -132,7 +132,7 @@ class MappedGhcb:
         """Return the offset of the guest's scratch area in the page; None if it is not inside the
         buffer.
 
-        Since version 2 of the protocol it has to be.
+        Since version 2 of the protocol it must be.
         """
         offset = snapshot.scratch - snapshot.gpa
         if not snapshot.scratch or snapshot.scratch + size >= 1 << 64:

@@ -35,14 +35,14 @@ GROUP_X86 = 0
 ATTR_XCOMP_GUEST_SUPP = 0
 XCR0_SUPPORTED = 0b111  # x87, SSE, AVX
 
-# The MSRs a VMM may save and restore, and those that tell features.
+# The MSRs that a VMM may save and restore, and those that list features.
 _MSRS: Final[dict[int, tuple[int, ...]]] = {
     Ioctl.GET_MSR_INDEX_LIST: (0x10, 0x174, 0x175, 0x176, 0x277, 0xC000_0080, 0xC000_0081),
     Ioctl.GET_MSR_FEATURE_INDEX_LIST: (0xC001_1029,),  # DE_CFG
 }
 _MCE_CAP: Final = 1 << 24 | 1 << 8 | 32  # SER_P, CTL_P, banks
 _CPUID_ENTRY: Final = struct.Struct("<7I12x")
-# What a VMM fills its guest's table from: vendor, a processor of the x86-64 baseline,
+# The values from which a VMM fills its guest's table: vendor, a processor of the x86-64 baseline,
 # SEV's own leaf, KVM's signature. Function, index, flags, EAX to EDX.
 _CPUID: Final = (
     (0x0000_0000, 0, 0, 0x10, 0x68747541, 0x444D4163, 0x69746E65),
@@ -106,7 +106,7 @@ class KvmDevice:
             case r if r in _MSRS:
                 return _msr_list(caller, argument, _MSRS[r])
             case Ioctl.GET_MSRS:
-                return 0  # of none is there anything to tell
+                return 0  # there are none
             case Ioctl.X86_GET_MCE_CAP_SUPPORTED:
                 caller.memory.write(argument, _MCE_CAP.to_bytes(8, "little"))
                 return 0

@@ -34,7 +34,7 @@ class HostedVm(GuestHolder, Protocol):
         """Its guest, as the firmware knows it."""
 
 
-# SNP_POLICY_MASK_* that KVM takes: ABI version, SMT, the bit that must be one,
+# SNP_POLICY_MASK_* that KVM accepts: ABI version, SMT, the bit that must be one,
 # debug, single socket, CXL, and the newer 22 to 25. Not migration agents (18).
 POLICY_BITS = 0x3FF_FFFF & ~(1 << 18)
 VMSA_FEATURES = 1 << 5 | 1 << 9  # DebugSwap, SecureTSC

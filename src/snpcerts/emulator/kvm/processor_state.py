@@ -5,7 +5,7 @@ An emulated vCPU executes no instructions, so nothing here has an effect. But a
 VMM that was not written for the emulator sets dozens of things before its first
 KVM_RUN, reads some of them back, and gives up if a call fails.
 
-Structures are opaque here, but for the lists of MSRs and of CPUID entries.
+Structures are opaque here, except for the lists of MSRs and of CPUID entries.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ _STATES: Final = {
 REGISTERS: Final = frozenset(("regs", "sregs", "sregs2"))
 GETS: Final[dict[int, str]] = {
     **{get: name for name, (get, _, _) in _STATES.items()},
-    Ioctl.GET_XSAVE2: "xsave",  # as long as KVM_CAP_XSAVE2 says
+    Ioctl.GET_XSAVE2: "xsave",  # its size is the value of KVM_CAP_XSAVE2
 }
 SETS: Final[dict[int, str]] = {put: name for name, (_, put, _) in _STATES.items()}
 SIZES: Final = {name: size for name, (_, _, size) in _STATES.items()}

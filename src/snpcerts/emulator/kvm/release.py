@@ -15,8 +15,8 @@ SERIES: Final = ("7.2", "7.3")
 class KernelRelease:
     """A release series; the newest is the default.
 
-    ``req_certs_exit`` is what it calls KVM_EXIT_SNP_REQ_CERTS: 42 in trees that
-    carry the series as posted.
+    ``req_certs_exit`` is its number for KVM_EXIT_SNP_REQ_CERTS: 42 in trees with the series as
+    posted.
     """
 
     series: str = SERIES[-1]

@@ -20,7 +20,7 @@ from snpcerts.errors import InputError, RefusedError, UsageError
 
 
 def carry_out(platform: Platform, order: Mapping[str, Any]) -> Mapping[str, object]:
-    """Do what ``order["do"]`` says: ``reload``, ``reboot``, ``update`` or ``verify-mitigation``.
+    """Perform ``order["do"]``: ``reload``, ``reboot``, ``update`` or ``verify-mitigation``.
 
     Raises :class:`FirmwareError` if the firmware refuses, :class:`RefusedError`
     if the kernel would refuse, :class:`InputError` for an invalid order.

@@ -91,7 +91,7 @@ class KeyServer:
 
     ``throttle`` applies to VCEKs, the only resource that AMD's server has been
     seen to throttle; without it there is no limit. ``delay`` is how long a slow
-    answer takes. Port 0 takes a free one.
+    answer takes. Port 0 selects a free port.
     """
 
     def __init__(
@@ -146,7 +146,9 @@ class KeyServer:
             return dict(self._statuses)
 
     def wait_for_requests(self, enough: Callable[[Mapping[str, int]], bool], most: float) -> bool:
-        """Wait until the request counts are enough, at most ``most`` seconds; whether they are."""
+        """Wait at most ``most`` seconds until the request counts are enough; return whether they
+        are.
+        """
         with self._lock:
             return self._lock.wait_for(lambda: enough(self._requests), most)
 

@@ -303,7 +303,7 @@ def main(arguments: list[str]) -> int:
         server = PlatformServer(home, stays=parent is not None, commands=commands)
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, lambda *_: server.end())
-    except SnpCertsError as error:  # there may be another one, and the platform is that one's
+    except SnpCertsError as error:  # another server may be running, which owns the platform
         print(error, flush=True)
         return error.exit_code
     try:

@@ -1,13 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """The files by which tools recognise an SNP host or an SNP guest.
 
-Sources: virtee/snphost ``src/ok`` and virtee/snpguest ``src/ok.rs`` for who reads
-what; AMD64 Architecture Programmer's Manual volume 2 for the MSRs (SYSCFG
-C001_0010, SEV_STATUS C001_0131, RMP_BASE C001_0132, RMP_END C001_0133); msr(4)
-for the file: eight bytes at the offset that is the register's number; Linux
-7.3's ``drivers/crypto/ccp/sev-dev.c``, ``sev_snp_register_verify_mitigation``,
-for ``/sys/firmware/sev``, which exists only for firmware with mitigation vectors.
-The CPUID instruction cannot be emulated here: it is not a system call.
+Sources: virtee/snphost ``src/ok`` and virtee/snpguest ``src/ok.rs`` for the files that each tool
+reads; AMD64 Architecture Programmer's Manual volume 2 for the MSRs (SYSCFG C001_0010, SEV_STATUS
+C001_0131, RMP_BASE C001_0132, RMP_END C001_0133); msr(4) for the file: eight bytes at the offset
+that is the register's number; Linux 7.3's ``drivers/crypto/ccp/sev-dev.c``,
+``sev_snp_register_verify_mitigation``, for ``/sys/firmware/sev``, which exists only for firmware
+with mitigation vectors. The CPUID instruction cannot be emulated here: it is not a system call.
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ from snpcerts.emulator.psp.error import FirmwareError
 from snpcerts.errors import UsageError
 
 SECRET_SIZE = 32
-HASHSTICK_SIZE = 48  # ours; AMD's is opaque and fills the 384 bytes
+HASHSTICK_SIZE = 48  # our format; AMD's is opaque and fills the 384 bytes
 CACHED_KEYS = 32
 
 _P384_ORDER = int(
@@ -98,7 +98,7 @@ class Chip:
     def sev_key(self, name: str) -> ec.EllipticCurvePrivateKey:
         """Return the platform's own SEV key of that name: CEK, OCA, PEK or PDH.
 
-        The firmware keeps the latter three from one start to the next; here they last.
+        Real firmware keeps the latter three across restarts; these never change.
         """
         return _signing_key(self.secret, f"SEV {name}", b"")
 
@@ -172,7 +172,7 @@ def _vlek_of_hashstick(hashstick: bytes) -> ec.EllipticCurvePrivateKey:
 class CloudProvider:
     """One cloud provider's VLEK seed, as AMD keeps it for one product line.
 
-    ``csp_id`` is what the certificate's cspID extension says, such as
+    ``csp_id`` is the value of the certificate's cspID extension, such as
     ``CN=cc-us-east-2.amazonaws.com``; ``secret`` is 32 bytes. The VLEK is the
     same on every chip of the provider at one TCB.
     """

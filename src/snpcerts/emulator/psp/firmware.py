@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The PSP firmware of one platform: its commands, one at a time.
 
-Host commands (``/dev/sev``), launch commands (KVM) and guest requests all take
-the one lock, as on hardware, where every command goes through one mailbox. So
-the reported TCB in a report and the key that signed it are of one moment.
+Host commands (``/dev/sev``), launch commands (KVM) and guest requests all take the one lock, as on
+hardware, where every command goes through one mailbox. So the reported TCB in a report and the key
+that signed it always match.
 """
 
 from __future__ import annotations
@@ -74,15 +74,17 @@ from snpcerts.errors import UsageError
 
 __all__ = ["ApiVersion", "Firmware", "FirmwareError", "GuestContext"]
 
-# Bits of platform_info, with what a policy may ask of them.
+# Bits of platform_info, and the policy bits that require them.
 _SMT, _ECC, _RAPL_DIS, _CIPHERTEXT_HIDING, _ALIAS_CHECKED = 1 << 0, 1 << 2, 1 << 3, 1 << 4, 1 << 5
 DEFAULT_PLATFORM_INFO: Final = _SMT | _ECC | _ALIAS_CHECKED
 # sev_guest.h of the published firmware: bits 21 and up are reserved. Later ones know 21 to 25.
 _POLICY_FIRST, _POLICY_GREW = (1 << 21) - 1, 3
 _POLICY_SMT, _POLICY_RAPL_DIS, _POLICY_CIPHERTEXT_HIDING = 1 << 16, 1 << 23, 1 << 24
 DEFAULT_MIT_VECTOR: Final = 0x3F  # as in a genuine Turin report
-_GUEST_MESSAGES = 0x1FF  # one bit for each kind, all there
-_MITIGATIONS_SINCE = 5  # the report version that tells of them: SNP_VERIFY_MITIGATION came with it
+_GUEST_MESSAGES = 0x1FF  # one bit for each kind, all supported
+_MITIGATIONS_SINCE = (
+    5  # the first report version with mitigations; SNP_VERIFY_MITIGATION came with it
+)
 
 _SEV_INIT_STATE = 1
 _SEV_ES_CONFIGURED = 1 << 8
@@ -153,7 +155,7 @@ class Firmware:
             mit_supported=DEFAULT_MIT_VECTOR,
         )
 
-    # What the platform is.
+    # Properties of the platform.
 
     @property
     def product(self) -> Product:
@@ -177,7 +179,7 @@ class Firmware:
 
     @property
     def state(self) -> PlatformState:
-        """The platform's present variables."""
+        """The platform's current variables."""
         return self._platform.state
 
     def vcek_public_key(self, tcb: TcbVersion) -> ec.EllipticCurvePublicKey:
@@ -284,7 +286,7 @@ class Firmware:
             self._become(self.state.init())
 
     def reboot(self, current: TcbVersion | None = None, version: ApiVersion | None = None) -> None:
-        """Boot the host with a BIOS of that TCB and version, or one with what is committed.
+        """Boot the host with a BIOS of that TCB and version; without them, with the committed ones.
 
         INVALID_CONFIG below the committed TCB or version; DFFLUSH_REQUIRED while there are guests.
         """
@@ -323,8 +325,8 @@ class Firmware:
     def snp_feature_info(self, ecx: int) -> tuple[int, int, int, int]:
         """SNP_FEATURE_INFO: return EAX to EDX of subfunction ``ecx``, in any state.
 
-        INVALID_PARAM for a subfunction above 1; INVALID_COMMAND on firmware
-        whose SNP_PLATFORM_STATUS does not tell of the command.
+        INVALID_PARAM for a subfunction above 1; INVALID_COMMAND on firmware whose
+        SNP_PLATFORM_STATUS does not announce the command.
         """
         with self._lock:
             if self.state.version < VLEK_SINCE:
@@ -402,11 +404,10 @@ class Firmware:
     ) -> bytes | None:
         """SNP_LAUNCH_UPDATE for one page or several adjacent ones.
 
-        ``data`` is a whole number of 4096-byte pages (what a ZERO or UNMEASURED
-        page holds is not looked at). For SECRETS, one page only, the result is
-        the page to put at ``gpa``; for every other type None. A CPUID page with
-        values that this processor does not have raises :class:`CpuidPageError`,
-        which has the page as it should be.
+        ``data`` is a whole number of 4096-byte pages (the content of a ZERO or UNMEASURED page is
+        ignored). For SECRETS, one page only, the result is the page to put at ``gpa``; for every
+        other type None. A CPUID page with values that this processor does not have raises
+        :class:`CpuidPageError`, which has the page as it should be.
         """
         with self._lock:
             if page_type not in PAGE_TYPES:
@@ -500,7 +501,7 @@ class Firmware:
             context.counters[vmpck] = expected + 1
             return sealed
 
-    # Behind the commands; the lock is held.
+    # The implementation of the commands; the lock is held.
 
     def _become(self, state: PlatformState) -> None:
         self._platform = replace(self._platform, state=state)
@@ -569,7 +570,7 @@ def _check_header(page: bytes) -> int:
     if len(page) != MESSAGE_SIZE:
         raise FirmwareError(SevStatus.INVALID_PARAM, f"a message page is {MESSAGE_SIZE} bytes")
     header = MessageHeader.unpack(page)
-    # Reserved fields are not judged, nor the upper half of the tag's field.
+    # Reserved fields and the upper half of the tag's field are not checked.
     sound = (
         header.algo == ALGO_AES_256_GCM
         and header.hdr_version == HEADER_VERSION

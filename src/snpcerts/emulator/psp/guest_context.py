@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The firmware's state of one guest: launch, identity, message keys and counters.
 
-Only :class:`snpcerts.emulator.psp.firmware.Firmware` changes a context, under its
-own lock; others may look.
+Only :class:`snpcerts.emulator.psp.firmware.Firmware` changes a context, under its own lock; others
+may read it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ DIGEST_SIZE: Final = 48
 PAGE_INFO_SIZE: Final = 0x70
 SECRETS_VERSION: Final = 3
 TSC_FACTOR: Final = 200  # sev_rmp.h, TSC_FACTOR_GENOA
-PAGE_TYPE_VMSA: Final = 2  # KVM launches these itself: no user may
+PAGE_TYPE_VMSA: Final = 2  # only KVM itself launches these
 PAGE_TYPES: Final = frozenset({*PageType, PAGE_TYPE_VMSA})
 PAGES_ALONE: Final = frozenset({PAGE_TYPE_VMSA, PageType.SECRETS, PageType.CPUID})  # 4 KiB only
 _TSC_SCALE: Final = 0x2F0  # GUEST_TSC_SCALE and GUEST_TSC_OFFSET of a VMSA, 8 bytes each

@@ -70,14 +70,14 @@ _MIT_VECTOR_SINCE = 5
 
 @dataclass(frozen=True, slots=True)
 class PspSnapshot:
-    """What an answer depends on besides the guest, at one moment."""
+    """The inputs of an answer besides the guest, at one moment."""
 
     chip: Chip
     state: PlatformState
     report_version: int
     cpuid: CpuId
     platform_info: int
-    mit_vector: int  # mitigations that are in force, and verified to be
+    mit_vector: int  # mitigations that are in force and have been verified
     mit_supported: int  # those this firmware can verify
 
 
@@ -116,7 +116,7 @@ def answer_report(
 ) -> bytes:
     """MSG_REPORT_RSP to a MSG_REPORT_REQ of 96 bytes.
 
-    It is of one size: after an error the report is zero, REPORT_SIZE is not.
+    It always has the same size: after an error the report is zero, but REPORT_SIZE is not.
     """
     request = ReportRequest.unpack(payload)
     response = ReportResponse(report_size=REPORT_SIZE)
@@ -136,7 +136,7 @@ def answer_report(
 def make_report(
     platform: PspSnapshot, context: GuestContext, vmpl: int, report_data: bytes, key: Signer
 ) -> bytes:
-    """Make a report of 1184 bytes, signed with ``key`` unless it is None."""
+    """Return a report of 1184 bytes, signed with ``key`` unless that is None."""
     state = platform.state
     signing_key, private_key = key
     identity = context.id_block

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The ID block (a guest's claimed identity) and its signatures.
 
-Source: SNP ABI (56860), ID_BLOCK and ID_AUTHENTICATION; AMD-ASPFW
-``sev_mcmd.c``, ``snp_mcmd_launch_finish``, for the order of the checks. The
-version of an ID block is not looked at.
+Source: SNP ABI (56860), ID_BLOCK and ID_AUTHENTICATION; AMD-ASPFW ``sev_mcmd.c``,
+``snp_mcmd_launch_finish``, for the order of the checks. The version of an ID block is ignored.
 """
 
 from __future__ import annotations
@@ -53,10 +52,10 @@ def check_id_block(
 ) -> IdBlock:
     """Return the ID block in ``block`` (96 bytes), authenticated by ``auth`` (4096 bytes).
 
-    ``author`` tells whether an author key is to vouch for the ID key. Raises
-    :class:`FirmwareError`: BAD_MEASUREMENT or POLICY_FAILURE where the block
-    expects another launch, INVALID_PARAM for an unknown algorithm,
-    BAD_SIGNATURE for a key that is none or did not sign.
+    ``author`` says whether an author key must have signed the ID key. Raises
+    :class:`FirmwareError`: BAD_MEASUREMENT or POLICY_FAILURE if the block expects another launch,
+    INVALID_PARAM for an unknown algorithm, BAD_SIGNATURE for an invalid key or a signature that it
+    did not make.
     """
     if len(block) != ID_BLOCK_SIZE or len(auth) != ID_AUTH_SIZE:
         raise FirmwareError(SevStatus.INVALID_PARAM, "an ID block is 96 bytes, its page 4096")

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The cipher of guest messages: AES-256-GCM under a VMPCK.
 
-Source: SNP ABI (56860) chapter 7; the parameters held against a vector dumped
-from genuine firmware. Both the firmware and the guest's driver seal and open.
+Source: SNP ABI (56860) chapter 7; the parameters were compared with a vector dumped from genuine
+firmware. Both the firmware and the guest's driver seal and open.
 """
 
 from __future__ import annotations
@@ -68,12 +68,11 @@ def seal(key: bytes, header: MessageHeader, payload: bytes) -> bytes:
 def open_sealed(key: bytes, page: bytes) -> tuple[MessageHeader, bytes]:
     """Return the header and the decrypted payload of a message page.
 
-    The header fields under the tag are authenticated as they stand in the page;
-    ``msg_seqno`` is, being the nonce; the rest of the first 48 bytes is not.
-    Whether the values make sense is the caller's to judge. Raises
-    :class:`SealError` when the page is not 4096 bytes, says it holds more than
-    4000, or has a tag that does not verify; :class:`UsageError` for a key that
-    is not 32 bytes.
+    The tag authenticates the header fields that it covers and, because it is the nonce,
+    ``msg_seqno``; the rest of the first 48 bytes is not authenticated. The caller must judge the
+    values. Raises :class:`SealError` if the page is not 4096 bytes, claims a payload of more than
+    4000 bytes, or has a tag that does not verify; :class:`UsageError` for a key that is not 32
+    bytes.
     """
     if len(page) != MESSAGE_SIZE:
         raise SealError(f"a guest message is a page of {MESSAGE_SIZE} bytes, found {len(page)}")

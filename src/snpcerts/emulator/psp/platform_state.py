@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The firmware's variables, and how each SNP command changes them.
 
-Pure: a command takes a state and gives the next one or raises
-:class:`FirmwareError`. Sources: the effects of SNP_COMMIT, SNP_SET_CONFIG and
-SNP_VLEK_LOAD as SNP ABI (56860) has them, restated by virtee/sev and the
-kernel's ``sev-guest.rst``, and as AMD's published firmware does them; where the
-two differ, :mod:`snpcerts.emulator.psp.choices` says which is followed.
+Pure: a command takes a state and gives the next one or raises :class:`FirmwareError`. Sources: the
+effects of SNP_COMMIT, SNP_SET_CONFIG and SNP_VLEK_LOAD as described in SNP ABI (56860), restated by
+virtee/sev and the kernel's ``sev-guest.rst``, and as implemented by AMD's published firmware. Where
+the two differ, :mod:`snpcerts.emulator.psp.choices` says which one applies.
 """
 
 from __future__ import annotations
@@ -38,14 +37,13 @@ VLEK_SINCE: Final = ApiVersion(1, 54, 0)
 class PlatformState:
     """The variables that SNP_PLATFORM_STATUS and reports show, and the loaded VLEK.
 
-    ``config_tcb`` is what SNP_CONFIG set since the last commit, None if nothing.
-    ``vcek_tcb`` is what the VCEK was last derived for: the reported TCB, or on
-    some firmware after SNP_INIT the running one. No interface shows it.
-    ``initialisations`` counts SNP_INIT and ``boots`` the host's, for what a kernel shows of them.
+    ``config_tcb`` is what SNP_CONFIG set since the last commit, None if nothing. ``vcek_tcb`` is
+    what the VCEK was last derived for: the reported TCB, or on some firmware after SNP_INIT the
+    running one. No interface shows it. ``initialisations`` counts SNP_INIT and ``boots`` the boots
+    of the host, for the files by which a kernel shows them.
 
-    Committed <= Current holds component by component, always. Reported <=
-    Committed does too, or as one number where the firmware compares so:
-    :class:`UsageError` otherwise.
+    Committed <= Current always holds for each component. Reported <= Committed holds too, or only
+    as one number if the firmware compares it so. Otherwise :class:`UsageError` is raised.
     """
 
     product: Product
@@ -120,7 +118,7 @@ class PlatformState:
     def reboot(self, current: TcbVersion | None, version: ApiVersion | None) -> Self:
         """Start with the firmware of the BIOS, without SNP_INIT.
 
-        What was committed stays; configuration, masks and VLEK are gone, and so is a live update
+        The committed TCB stays. Configuration, masks and VLEK are lost, and so is a live update
         that was not committed. A BIOS below Committed is refused (INVALID_CONFIG).
         """
         bare = replace(

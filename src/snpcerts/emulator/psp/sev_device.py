@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """``/dev/sev``: the kernel driver's checks before each firmware command.
 
-Source: ``drivers/crypto/ccp/sev-dev.c`` of Linux 7.0 with the change of 2026
-that answers ENODEV to SNP_SET_CONFIG and SNP_VLEK_LOAD while SNP is not
-initialised. The order of checks is the driver's, since it decides which errno a
-call with two faults gets. The commands that make the platform's own keys (PDH and
-PEK, factory reset) are not emulated: past the driver's checks they end in EIO with
+Source: ``drivers/crypto/ccp/sev-dev.c`` of Linux 7.0 with the change of 2026 that answers ENODEV to
+SNP_SET_CONFIG and SNP_VLEK_LOAD while SNP is not initialised. The order of checks is the driver's,
+because it decides the errno of a call with two faults. The commands that make the platform's own
+keys (PDH and PEK, factory reset) are not emulated: past the driver's checks they end in EIO with
 INVALID_PLATFORM_STATE. PDH_CERT_EXPORT is.
 """
 
@@ -37,7 +36,7 @@ from snpcerts.emulator.syscall.device import Caller
 SEV_MAX: Final = len(Command)
 STATE_WORKING: Final = 2
 GET_ID_SINCE: Final = ApiVersion(0, 16, 0)
-MAX_ALLOCATION: Final = 4 << 20  # the most kzalloc gives
+MAX_ALLOCATION: Final = 4 << 20  # the most that kzalloc allocates
 ENOTSUPP: Final = 524  # the kernel's own, not in libc
 
 _T = TypeVar("_T")
@@ -71,7 +70,7 @@ class SevDevice:
         try:
             _COMMANDS[Command(issued.cmd)](call)
         finally:
-            # A fault here takes the place of whatever the command came to.
+            # A fault here replaces the command's result.
             _write(caller, argument, replace(issued, error=call.error).pack())
         return 0
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A firmware that tells when it carried out which command."""
+"""A firmware that reports the times of its commands."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ class TimedCommand:
 
 
 class TimedFirmware(Firmware):
-    """Calls ``tell`` after each command that concerns keys and reports, refused ones too."""
+    """Calls ``tell`` after each command that concerns keys or reports, including refused ones."""
 
     tell: Callable[[TimedCommand], None] = staticmethod(lambda _: None)
 
     @classmethod
     def of(cls, firmware: Firmware, tell: Callable[[TimedCommand], None]) -> TimedFirmware:
-        """Return the same platform, without guests, that tells of its commands."""
+        """Return the same platform, without guests, as one that reports its commands."""
         timed = cls.from_state(firmware.save_state())
         timed.tell = tell
         return timed

@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """A vCPU's registers in the page that the firmware measures and the processor starts from.
 
-Source: AMD64 Architecture Programmer's Manual volume 2, table B-4, for the
-page; Linux ``arch/x86/kvm/svm/sev.c`` (``sev_es_sync_vmsa``) and ``svm.c``
-(``init_vmcb``, ``svm_set_segment``, ``svm_set_cr0``, ``svm_set_cr4``,
-``svm_set_efer``) for what KVM puts where, and for what it holds before a VMM
-has set it.
+Source: AMD64 Architecture Programmer's Manual volume 2, table B-4, for the page; Linux
+``arch/x86/kvm/svm/sev.c`` (``sev_es_sync_vmsa``) and ``svm.c`` (``init_vmcb``, ``svm_set_segment``,
+``svm_set_cr0``, ``svm_set_cr4``, ``svm_set_efer``) for the values that KVM writes, and for those
+before a VMM has set any.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ _SEGMENT: Final = struct.Struct("<HHIQ")  # selector, attributes, limit, base
 _KVM_SEGMENT: Final = struct.Struct("<QIH9Bx")
 _KVM_TABLE: Final = struct.Struct("<QH6x")
 
-# Where each is in the page, and in ``struct kvm_sregs`` (and kvm_sregs2).
+# The offset of each in the page, and in ``struct kvm_sregs`` (and kvm_sregs2).
 _SEGMENTS: Final = {
     "cs": (0x10, 0),
     "ds": (0x30, 24),
@@ -37,7 +36,7 @@ _SEGMENTS: Final = {
 _TABLES: Final = {"gdt": (0x60, 192), "idt": (0x80, 208)}
 _CONTROL_AT = 224  # cr0, cr2, cr3, cr4, cr8, efer
 
-# Attributes at reset: present, writable data, but for the code segment and the system ones.
+# Attributes at reset: present, writable data; except those of the code and system segments.
 _RESET_ATTRIBUTES: Final = {"cs": 0x9A, "tr": 0x83, "ldt": 0x82}
 _DATA_ATTRIBUTES: Final = 0x92
 _RESET_LIMIT: Final = 0xFFFF
