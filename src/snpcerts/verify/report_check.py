@@ -65,7 +65,7 @@ def read_tcbs(report: Report, product: Product) -> tuple[ReportTcbs, tuple[Reaso
 def _read_tcbs(
     current: bytes, reported: bytes, committed: bytes, launch: bytes, layout: TcbLayout
 ) -> tuple[ReportTcbs, tuple[Reason, ...]]:
-    """As :func:`tcbs_of`, remembered: a fleet has few TCBs, and its reports name the same four."""
+    """As :func:`read_tcbs`. Remembered, because the reports of a fleet name the same few TCBs."""
     named = {"current": current, "reported": reported, "committed": committed, "launch": launch}
     read: dict[str, TcbVersion] = {}
     reasons: list[Reason] = []
