@@ -90,7 +90,7 @@ int main(int argc, char **argv)
     return argc < 2 || status;
 }
 """
-# Opens and looks at many files, and does nothing else.
+# Opens and examines many files, and does nothing else.
 STORM = (
     "import os\n"
     "for _ in range(40):\n"

@@ -20,7 +20,7 @@ CONNECTIONS = 8
 
 
 def main() -> None:
-    """Run the load that standard input describes, or say how it is called."""
+    """Run the load that standard input describes, or print the usage."""
     if sys.stdin.isatty():
         print("bench.fleet runs this")
         return

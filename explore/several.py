@@ -35,7 +35,7 @@ def change() -> Sequence[Wanted]:
 
 
 def unchanged() -> Sequence[Wanted]:
-    """Choose the tables for the firmware as it is."""
+    """Choose the tables for the firmware's actual state."""
     return [Wanted(SECOND, False), Wanted(PATH, False)]
 
 

@@ -185,7 +185,7 @@ def _perform(world: World, index: int, chosen: object, settings: Settings) -> tu
         return chosen, f"{_in_words(world, process, action)}: fails"
     if isinstance(action, step.Change):
         wanted: Any = action.call()
-        if wanted and not wanted[0].changes:  # the firmware stays as it is
+        if wanted and not wanted[0].changes:  # the firmware does not change
             return tables_for(world.key, wanted), "chooses the tables for the present key"
         if chosen is not FIRMWARE_FAILS:
             world.key += 1

@@ -152,7 +152,7 @@ def _evidence(data: bytes) -> str:
 
 
 def _bundle(data: bytes) -> str:
-    """A file of certificates, and what it is called where it is none."""
+    """A file of certificates; for other files, the name of their kind."""
     found = read_bundle(data)
     _promise(len(found.certificates) + len(found.lists) <= MAX_CERTIFICATES, "few are read")
     for each in found.certificates:

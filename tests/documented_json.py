@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""JSON that a command printed, read and held against the schema that is published for it."""
+"""Reads the JSON that a command printed, and validates it with the published schema."""
 
 from __future__ import annotations
 

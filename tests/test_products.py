@@ -27,7 +27,7 @@ NAMES = [product.value for product in Product]
 PINNED = [product for product in Product if product.is_pinned]
 KEYWORDS = [product.keyword for product in Product]
 # A member's name in Python code: the two tables, the policy's public fields, which are
-# spelled out, and what is emulated unless somebody says otherwise.
+# spelled out, and the default of the emulator.
 MAY_NAME_A_PRODUCT = {
     "abi/product.py",
     "abi/tcb.py",

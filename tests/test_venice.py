@@ -42,7 +42,7 @@ VCEK = VcekResource(Product.VENICE, HWID, TCB)
 
 
 def report(model: int = 0x50, tcb: bytes = RAW) -> bytes:
-    """A report that names Venice, signed with a key of somebody else."""
+    """A report that names Venice, signed with another key."""
     levels = dict.fromkeys(("current_tcb", "reported_tcb", "committed_tcb", "launch_tcb"), tcb)
     return SmallCa(Product.TURIN).report(5, cpuid_model=model, **levels)
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reports as bytes: genuine ones, and what is said of malformed ones."""
+"""Reads genuine and malformed reports from bytes."""
 
 from __future__ import annotations
 

@@ -59,7 +59,7 @@ def page(chromium: Browser) -> Iterator[Page]:
 
 
 def until(page: Page, text: str) -> None:
-    """Wait until the page says so by itself: nobody reloads it."""
+    """Wait until the page shows it without being reloaded."""
     page.get_by_text(re.compile(text)).first.wait_for(timeout=LIMIT)
 
 

@@ -17,8 +17,7 @@ def relay(
 ) -> step.Performer:
     """Perform steps for real, calling ``before`` and ``after`` around each.
 
-    An ``OSError`` from ``before`` stands for one from the step; ``after``
-    returns the result that the protocol is given.
+    An ``OSError`` from ``before`` replaces the step; ``after`` returns the result for the protocol.
     """
 
     def through(action: Any) -> step.Steps[Any]:

@@ -40,7 +40,7 @@ def file(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def request_on_its_way(file: Path) -> Iterator[int]:
-    """A descriptor of the file as it is now, with a reader's lock."""
+    """A descriptor of the file now at the path, with a reader's lock."""
     fd = os.open(file, os.O_RDONLY)
     fcntl.fcntl(fd, F_OFD_SETLK, SHARED)
     yield fd

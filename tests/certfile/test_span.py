@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The spans that a timed performer tells of."""
+"""The spans that a timed performer reports."""
 
 from __future__ import annotations
 

@@ -107,7 +107,7 @@ class Call:
 
     @property
     def path(self) -> str:
-        """What an ``openat`` opens, or a ``newfstatat`` looks at; empty for another call."""
+        """The path of an ``openat`` or a ``newfstatat``; empty for another call."""
         if self.name not in ("openat", "newfstatat"):
             return ""
         # No further than the page: the next may not be there.

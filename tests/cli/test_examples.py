@@ -36,7 +36,7 @@ def test_the_example_has_what_is_required_and_nothing_unknown(name: str) -> None
     command = COMMANDS[name]
     context = click.Context(command, **command.context_settings)
     words = shlex.split(EXAMPLES[name])
-    # An unknown option is an error here; what the values must be is not looked at.
+    # An unknown option is an error here; values are not checked.
     given, _, _ = command.make_parser(context).parse_args(list(words))
     for parameter in command.params:
         if parameter.required:

@@ -173,7 +173,7 @@ class Bench:
             text=True,
             cwd=self.place,
         )
-        limit = threading.Timer(LIMIT, process.kill)  # who waits for its output in vain
+        limit = threading.Timer(LIMIT, process.kill)  # if its output never comes
         limit.start()
         try:
             yield process
@@ -189,7 +189,7 @@ class Bench:
 
     @contextmanager
     def guest_running(self, certs: Path) -> Iterator[None]:
-        """A guest that is there for a while."""
+        """Keep a guest running during the block."""
         argv = ["emulate", "--platform", self.platform, "guest", "--certs", certs]
         argv += ["--kernel", self.kernel, "--", "sh", "-c", "echo here; read _"]
         with subprocess.Popen(

@@ -32,7 +32,7 @@ from cryptography.x509.oid import NameOID
 from snpcerts.kds.url import AMD_URL
 
 AMD_NAME: Final = urlsplit(AMD_URL).hostname or ""
-_ENDS: Final = 20.0  # seconds until a mirror that is told to end has done so
+_ENDS: Final = 20.0  # seconds for a mirror to end after SIGTERM
 
 
 @dataclass(frozen=True)

@@ -89,7 +89,7 @@ class Process:
         assert self.ioctl(vm, Ioctl.MEMORY_ENCRYPT_OP, given) == 0
 
     def command(self) -> SevCmd:
-        """The command structure as it is now."""
+        """The command structure in its current state."""
         return SevCmd.unpack(self.arena.read(COMMAND, SevCmd.SIZE))
 
     def init2(self, vm: Vm, **fields: Any) -> None:

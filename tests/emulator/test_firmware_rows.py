@@ -358,7 +358,7 @@ def test_an_id_block_is_judged_in_order(published: Firmware) -> None:
         with pytest.raises(FirmwareError) as caught:
             published.launch_finish(context, id_block=block, author_key_en=author)
         assert caught.value.status is (SevStatus.INVALID_PARAM if status is None else status)
-    # The version of an ID block is not looked at.
+    # The version of an ID block is ignored.
     block = signed(digest, POLICY, id_key=id_key, version=99)
     published.launch_finish(context, id_block=block)
     assert context.author_key_en is False

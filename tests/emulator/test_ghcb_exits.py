@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Exits that KVM serves itself, each as one example.
 
-What every one of them answers to is held against the kernel's own code by
-``tests/kernel/test_oracle.py``; these need no kernel source.
+``tests/kernel/test_oracle.py`` compares all of them with the kernel's own code; these tests need no
+kernel source.
 """
 
 from __future__ import annotations

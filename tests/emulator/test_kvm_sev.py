@@ -375,7 +375,7 @@ def test_the_id_block_reaches_the_firmware() -> None:
             author_key=author_key,
             family_id=b"F" * 16,
             guest_svn=9,
-            algorithms=(1, 1 if author else 7),  # without an author key its kind is not looked at
+            algorithms=(1, 1 if author else 7),  # without an author key its kind is ignored
         )
         process.arena.write(MEMORY, block)
         process.arena.write(MEMORY + 0x1000, auth)

@@ -174,7 +174,8 @@ def test_numbers_are_read_as_kstrtouint_reads_them(text: bytes, value: int) -> N
     assert kstrtouint(text) == value
     for bad in (b"08", b"0x", b"1_0", b"\n1", b"1\n\n", b"3 "):
         fails(errno.EINVAL, partial(kstrtouint, bad))
-    # 64 bits are too few before what follows is looked at, 32 bits only after it.
+    # A number over 64 bits fails before the text after it is read, one over 32 bits only
+    # afterwards.
     for bad in (b"18446744073709551616x", b"077777777777777777777777778", b"4294967296"):
         fails(errno.ERANGE, partial(kstrtouint, bad))
     fails(errno.EINVAL, partial(kstrtouint, b"4294967296x"))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is wrong with a chain is found, all of it, and said by its own code."""
+"""Every problem of a chain is found, and reported by its own code."""
 
 from __future__ import annotations
 

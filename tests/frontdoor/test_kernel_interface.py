@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The filter's decisions, the path reader, and what is said where the kernel cannot do it."""
+"""The filter's decisions, the path reader, and the errors on kernels without the needed
+features.
+"""
 
 from __future__ import annotations
 
@@ -189,7 +191,7 @@ def test_a_missing_kernel_feature_is_named_in_the_error(
 
 
 def test_a_door_behind_a_door_is_refused(stage: Stage) -> None:
-    """The kernel allows one listener; said in a line, not with a trace."""
+    """The kernel allows one listener; the error is one line without a traceback."""
     script = (
         "from snpcerts.emulator.frontdoor import bpf, seccomp\n"
         "try: seccomp.install(bpf.program(look=False))\n"

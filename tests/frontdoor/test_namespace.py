@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A program's own mount namespace: what it has, what it leaves alone, who may have one."""
+"""A program's own mount namespace: its contents, what it does not change, and which users can have
+one.
+"""
 
 from __future__ import annotations
 

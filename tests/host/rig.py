@@ -154,7 +154,7 @@ class KeyServer:
 
 @dataclass
 class Rig:
-    """One host: firmware, key server, agent, and all that the agent said."""
+    """One host: firmware, key server, agent, and all of the agent's output."""
 
     folder: Path
     device: FirmwareDevice

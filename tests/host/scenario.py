@@ -156,7 +156,7 @@ class Course:
             self._unread += data
 
     def look(self) -> None:
-        """Wait until the agent has looked at the firmware once more, from beginning to end."""
+        """Wait until the agent has completed one more round."""
         assert self.agent is not None
         for _ in range(2):  # the first is answered before that look, the second after it
             self.agent.kill(signal.SIGHUP)
@@ -283,7 +283,7 @@ class Course:
         if kill == "agent":
             self.end_agent(signal.SIGKILL)
             self.killed += 1
-        while not running.over():  # guests go on asking
+        while not running.over():  # guests continue to make requests
             self.attest(self.chance.choice(self.guests))
         code = running.wait()
         if code:

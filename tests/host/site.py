@@ -154,7 +154,7 @@ def watching(
         *site.arguments("sync", "--watch", "--log=json", *arguments, **options)
     )
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    limit = threading.Timer(patience, process.kill)  # a test that waits in vain fails
+    limit = threading.Timer(patience, process.kill)  # after this long, a waiting test fails
     limit.start()
     try:
         yield process

@@ -58,7 +58,7 @@ with Sev() as sev:
 
 @dataclass
 class Firmware:
-    """The machine's firmware, looked at from outside and set behind everybody's back."""
+    """The machine's firmware, read and changed from outside."""
 
     emulated: Emulated
     process: subprocess.Popen[str]
@@ -95,7 +95,7 @@ def firmware(emulated: Emulated) -> Iterator[Firmware]:
 
 @dataclass
 class Scene:
-    """One command, and the host as it is each time before it."""
+    """One command, and the state of the host before each run."""
 
     site: Site
     firmware: Firmware

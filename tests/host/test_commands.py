@@ -102,7 +102,7 @@ def guests_at_work(site: Site, count: int) -> Iterator[Guests]:
     options = ["--requests=1000000", "--pause=0.5", "--busy-delay=0.1", f"--outcomes={outcomes}"]
     argv = site.emulated.command("host", *options, "--", *program)
     vmms = [subprocess.Popen(argv) for _ in range(count)]
-    limit = threading.Timer(10 * PATIENCE, vmms[0].kill)  # a test that waits in vain fails
+    limit = threading.Timer(10 * PATIENCE, vmms[0].kill)  # after this long, a waiting test fails
     limit.start()
     try:
         yield Guests(outcomes, vmms)

@@ -66,7 +66,7 @@ class Scene:
         return [rig.seen_by_guest(Path(file.path)) for file in rig.config.files]
 
     def repair(self) -> None:
-        """The next run of the agent, which has a while to get the locks."""
+        """The next run of the agent, with a long wait for the locks."""
         rig = self.wake()
         done = rig.agent().sync()
         assert done.problem is None

@@ -24,7 +24,7 @@ YEAR = 365 * 24 * 3600
 
 @dataclass(frozen=True)
 class Ran:
-    """A ``host sync``: its exit code, what it said, its metrics."""
+    """A ``host sync``: its exit code, output and metrics."""
 
     code: int
     said: str

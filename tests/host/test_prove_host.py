@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``host prove`` on the emulated platform, as it is and made wrong in one way at a time."""
+"""``host prove`` on the emulated platform, unchanged and with one fault at a time."""
 
 from __future__ import annotations
 

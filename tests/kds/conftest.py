@@ -69,7 +69,7 @@ class SkippingClock(Clock):
 
 @dataclass
 class Host:
-    """A machine that fetches: its cache, what it was warned of, how long it waited."""
+    """A machine that fetches: its cache, its warnings, and how long it waited."""
 
     server: KeyServer
     cache: Path

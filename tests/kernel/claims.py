@@ -451,7 +451,7 @@ NATIVE_LAYOUT: Final = (
 
 
 def unclaimed() -> list[str]:
-    """What ``abi`` declares and nothing above accounts for; and what is accounted for in vain."""
+    """Declarations of ``abi`` without an entry above, and entries without a declaration."""
     here = {place for place, _ in _constants()}
     here |= {_place(structure) for structure in _structures()}
     here |= {_place(members) for members in _enums()}

@@ -29,7 +29,7 @@ needs_compiler = pytest.mark.skipif(shutil.which("gcc") is None, reason="no gcc 
 
 
 def differences(ours: dict[str, int], theirs: dict[str, int]) -> list[str]:
-    """Both values of every expression that is not the same, or that one side lacks."""
+    """Both values of every expression that differs or is missing on one side."""
     return [
         f"{name}: {value} here, {theirs.get(name, 'nothing')} in the headers"
         for name, value in ours.items()

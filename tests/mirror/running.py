@@ -68,7 +68,7 @@ class RunningMirror:
         body: bytes | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> Reply:
-        """Send the target as it is: no library corrects it."""
+        """Send the target unchanged: no library corrects it."""
         return ask(self.url, target, method=method, body=body, headers=headers)
 
 
@@ -98,7 +98,7 @@ def ask(
 
 
 def until_stored(url: str, target: str, most: float = 120) -> None:
-    """Ask until there is the certificate; the mirror holds each caller for a while."""
+    """Ask until the mirror has the certificate; each request waits there."""
     until = time.monotonic() + most
     while (found := ask(url, target)).status == 503:
         assert time.monotonic() < until, found.text

@@ -36,7 +36,7 @@ def fleet(start: Callable[..., RunningMirror], database: str) -> RunningMirror:
 
 @pytest.fixture
 def slow_fleet(start: Callable[..., RunningMirror]) -> RunningMirror:
-    """One that asks for a VCEK every five minutes, so that a queue stays as it is."""
+    """A mirror that requests a VCEK every five minutes, so that its queue does not change."""
     return start(tokens=TOKENS, gap=300.0)
 
 

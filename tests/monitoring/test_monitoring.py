@@ -62,7 +62,7 @@ def of_host() -> set[str]:
 
 @pytest.fixture
 def of_mirror(start: Callable[..., RunningMirror]) -> set[str]:
-    """What a mirror exports that one host has announced itself to."""
+    """The metrics of a mirror with one announced host."""
     mirror = start(tokens=Tokens((AGENT,), (ADMIN,)))
     told: Announcement = announcement("m", MILAN_TCB, product=_milan(), cpuid=MILAN)
     answer = mirror.ask(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The library as it is installed, and the VMM in C of ``examples/``. The VMMs in Rust and Go are
+"""The installed library, and the VMM in C of ``examples/``. The VMMs in Rust and Go are
 built and judged by ``make test-clients``."""
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from snpcerts.emulator.frontdoor import seccomp
 from ..example_vmms import EXAMPLES, ROOT, assert_passes, assert_short, installed_library, run
 from ..sizes import FULL
 
-# What a VMM that does it by hand gets wrong first.
+# The first mistakes of a VMM without the library.
 TELLING = (
     *("table-delivered", "exact-pages", "same-inode", "vcpus-keep-locks", "busy"),
     *("lock-until-signed", "missing-file", "kick-not-lost", "page-state"),

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A bare Debian system to install on: a root directory behind an overlay, in namespaces of its own.
 
-What ``fetch.sh`` has unpacked stays as it is; all changes go into a directory of the test's. The
+The files that ``fetch.sh`` unpacked do not change; all changes go into a directory of the test. The
 processes that a script leaves behind end with it.
 """
 

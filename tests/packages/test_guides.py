@@ -53,7 +53,7 @@ _SERVER = """
 snpcerts emulate --platform ~/snp key-server >server.log 2>&1 &
 timeout 30 tail -n +1 -f server.log | grep -o -m 1 'http://[^ ]*' >url
 """
-# Texts in a page that stand for what the reader has, and what the reader has here.
+# Placeholders in a page, and their values here.
 CHOICES = {
     "--kds URL": "--kds $(cat url)",
     "--cache DIR": "--kds $(cat url) --anchor certs/ark.der --cache DIR",

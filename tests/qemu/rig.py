@@ -64,7 +64,7 @@ class Tools:
 
 
 def assemble(source: Path, output: Path, *symbols: str) -> None:
-    """Sixteen-bit code, as it is put into memory."""
+    """Sixteen-bit code, as bytes in memory."""
     code = output.with_suffix(".o")
     argv = ["as", "--32", *(word for symbol in symbols for word in ("--defsym", symbol))]
     subprocess.run([*argv, "-o", code, source], check=True)

@@ -2,7 +2,7 @@
 """What happens to requests, each in a process of its own with the shim and a fake KVM preloaded.
 
 ``python -m tests.shim.scenarios NAME FILE`` runs one; FILE is the certificate file
-that the shim serves. They assert; what is said on standard error is for test_shim.py.
+that the shim serves. They assert; test_shim.py checks standard error.
 """
 
 from __future__ import annotations
@@ -440,7 +440,7 @@ def a_second_mapping_of_kvm_run_may_go(file: Path) -> None:
 
 @scenario
 def a_slot_is_gone_only_once_nothing_writes_to_it(file: Path) -> None:
-    """The VMM unmaps what it has taken from the guest, and may map something else there."""
+    """The VMM unmaps memory that it has taken from the guest, and may map other memory there."""
     file.write_bytes(TABLE)
     vm, vcpu, _ = guest()
     hold = os.environ["FAKE_HOLD"]

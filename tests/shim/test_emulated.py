@@ -28,7 +28,7 @@ def plain_vmm(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def outcomes_of(
     emulated: Emulated, plain_vmm: Path, tmp_path: Path, certs: Path, *options: str, vcpus: int = 1
 ) -> tuple[list[dict[str, object]], str]:
-    """What guests got, and what was said."""
+    """The guests' answers, and the shim's output."""
     outcomes = tmp_path / "outcomes.jsonl"
     argv = ["host", "--outcomes", str(outcomes), *options, "--", *SNPCERTS]
     argv += ["run", "--certs-filename", str(certs), "--certs-timeout", "20", "--"]

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reference values for other verifiers: what is in the files, and what is said not to be."""
+"""Reference values for other verifiers: the contents of the files, and the demands reported as left
+out.
+"""
 
 from __future__ import annotations
 

@@ -173,7 +173,7 @@ def test_no_bytes_break_a_reader(data: bytes) -> None:
             continue
 
 
-# Each would take minutes if a reader looked at any of it again and again.
+# Each would take minutes if a reader read any part of it repeatedly.
 REPEATED = {
     "BEGIN without END": (b"", b"-----BEGIN X-----", b""),
     "BEGIN without END, and one END": (b"", b"-----BEGIN ", b"-----END X-----"),

@@ -41,7 +41,7 @@ REQUIRED = Policy(revocation=Revocation.REQUIRE)
 
 @dataclass
 class Recorder:
-    """A source that answers, or raises, and remembers what it was asked."""
+    """A source that answers or raises, and remembers its requests."""
 
     answer: Collateral | Exception
     asked: list[CollateralRequest] = field(default_factory=list)
@@ -200,7 +200,7 @@ def test_given_lists_are_used_for_their_product() -> None:
     for policy in (None, REQUIRED):
         verdict = judge([Given(WHOLE), lists], policy=policy)
         assert codes(verdict) == ["ask-revoked", "ark-revoked"]
-    # Version 2 does not tell Genoa from Milan: both lists are looked at.
+    # Version 2 does not distinguish Genoa from Milan, so both lists are checked.
     old = Evidence(genoa.report(2), collateral(genoa))
     assert judge([lists, OWN], old, REQUIRED, genoa).status is Status.VERIFIED
     chain = Given(collateral(genoa))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A verdict cannot be taken for what it is not."""
+"""A verdict cannot be mistaken for another."""
 
 from __future__ import annotations
 

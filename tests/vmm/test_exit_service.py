@@ -33,7 +33,7 @@ ENTERED = 2  # the service's own value of immediate_exit; a kick writes 1
 
 
 def in_c() -> bool:
-    """Whether the library in C was compiled, as it is wherever there is a compiler."""
+    """Whether the library in C was compiled; it is if there is a compiler."""
     return c_library.load() is not None
 
 

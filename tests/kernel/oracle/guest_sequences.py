@@ -132,7 +132,7 @@ class _TerminatedError(Exception):
 
 
 class _Host:
-    """One side's host: the same answers, and a record of what it was given."""
+    """One side's host: it gives the same answers, and records the requests."""
 
     def __init__(self, key: bytes, answers: list[_Answer], changes: list[_Change]) -> None:
         self._key = key

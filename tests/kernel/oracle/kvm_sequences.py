@@ -25,7 +25,7 @@ from .user import weighted
 GHCB, REQUEST, RESPONSE, DATA = 4 * PAGE, 8 * PAGE, 9 * PAGE, 16 * PAGE
 _RUNS_MAX: Final = 5  # KVM_RUNs after one exit of the guest
 
-# Fields of the GHCB that KVM looks at: offset and size.
+# Fields of the GHCB that KVM reads: offset and size.
 _FIELDS: Final = {
     "cpl": 0x0CB,
     "xss": 0x140,
