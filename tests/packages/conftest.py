@@ -19,7 +19,8 @@ from tests.packages.bare_root import FETCHED, BareRoot
 
 ASKED: Final = "SNPCERTS_PACKAGE_TESTS"
 ROOT: Final = Path(__file__).parents[2]
-SUITES: Final = ("bookworm", "trixie")  # Debian 12 and 13
+SUITES: Final = ("bookworm", "trixie")  # Debian 12 and 13: Python 3.11 and 3.13
+NEWEST: Final = (*SUITES, "forky")  # Debian 14 to be: Python 3.14 and later
 EPOCH: Final = "1790000000"
 
 
@@ -63,6 +64,8 @@ def build(out: Path, *words: str) -> None:
 @pytest.fixture(params=SUITES)
 def bare(request: pytest.FixtureRequest, release: Path, tmp_path: Path) -> Iterator[BareRoot]:
     """A bare Debian system."""
+    if not (FETCHED / str(request.param)).exists():
+        pytest.skip(f"fetch.sh could not make a bare system of {request.param}")
     system = BareRoot(FETCHED / str(request.param), tmp_path / "system", release, ROOT)
     if system.run("true").returncode != 0:
         pytest.skip("this machine allows no overlay mount")

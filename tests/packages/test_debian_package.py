@@ -5,7 +5,10 @@ from __future__ import annotations
 
 import time
 
+import pytest
+
 from tests.packages.bare_root import BareRoot
+from tests.packages.conftest import NEWEST
 
 # The commands of docs/operators.md, from the package to the first verified guest.
 FIRST_GUEST = """
@@ -45,6 +48,7 @@ until [ -e holding ]; do sleep 0.1; done
 """
 
 
+@pytest.mark.parametrize("bare", NEWEST, indirect=True)
 def test_from_the_package_to_a_verified_guest_to_a_purge(bare: BareRoot) -> None:
     start = time.monotonic()
     made = bare.run(FIRST_GUEST)

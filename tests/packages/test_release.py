@@ -10,8 +10,10 @@ import subprocess
 import zipfile
 from pathlib import Path
 
+import pytest
+
 from tests.packages.bare_root import FETCHED, BareRoot
-from tests.packages.conftest import ROOT, build
+from tests.packages.conftest import NEWEST, ROOT, build
 
 
 def test_two_builds_are_the_same_byte_by_byte(release: Path, tmp_path: Path) -> None:
@@ -67,6 +69,7 @@ def test_a_build_leaves_the_libraries_of_an_editable_installation_alone(tmp_path
     assert after == before
 
 
+@pytest.mark.parametrize("bare", NEWEST, indirect=True)
 def test_pip_installs_wheel_and_sdist_without_a_compiler(bare: BareRoot) -> None:
     made = bare.run(
         """
