@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from snpcerts.abi import kvm
+from snpcerts.vmm.vcpu_run import run_vcpu
 
 PAGE = 4096
 SNP_VM = 4
@@ -59,7 +60,7 @@ class Vcpu:
     def kvm_run(self) -> int:
         """KVM_RUN: 0 or the errno."""
         try:
-            fcntl.ioctl(self.fd, kvm.Ioctl.RUN, 0)
+            run_vcpu(self.fd)
         except OSError as error:
             return error.errno or -1
         return 0

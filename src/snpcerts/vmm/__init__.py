@@ -2,7 +2,8 @@
 """Serves KVM_EXIT_SNP_REQ_CERTS, in a Python VMM or in one that is not changed.
 
 A VMM in Python uses ``exit_service``, which serves the exits; ``enable``, which turns the exit on;
-and ``guest_memory``, through which the service reaches the guest's buffer. Other VMMs are started
+``vcpu_run``, which issues KVM_RUN; and ``guest_memory``, through which the service reaches the
+guest's buffer. Other VMMs are started
 by ``preload`` with the shim of ``native/``; ``elf`` says whether the program can load it.
 ``c_library`` calls the C library of ``native/`` from Python. Imports ``certfile`` and ``abi``.
 """
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from snpcerts.vmm.guest_memory import GuestMemoryError as GuestMemoryError
     from snpcerts.vmm.guest_memory import MappedMemory as MappedMemory
     from snpcerts.vmm.guest_memory import Slot as Slot
+    from snpcerts.vmm.vcpu_run import run_vcpu as run_vcpu
 else:
     from snpcerts.exports import lazy_exports
 
@@ -31,5 +33,6 @@ else:
             "enable": ("enable_req_certs", "supports_req_certs"),
             "exit_service": ("ExitService", "OnError", "Outcome", "Served"),
             "guest_memory": ("GuestMemory", "GuestMemoryError", "MappedMemory", "Slot"),
+            "vcpu_run": ("run_vcpu",),
         },
     )

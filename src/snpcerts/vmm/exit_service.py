@@ -12,9 +12,9 @@ In a vCPU's loop::
         served = service.serve(run, memory, vcpu)
 
 where ``vcpu`` is the vCPU's descriptor; or a function that issues its KVM_RUN
-and raises ``OSError`` if the ioctl fails. The service re-enters the guest once,
-with ``immediate_exit`` set, so that the firmware has the request before the lock
-is dropped.
+and raises ``OSError`` if the ioctl fails, as :func:`snpcerts.vmm.run_vcpu` does.
+The service re-enters the guest once, with ``immediate_exit`` set, so that the
+firmware has the request before the lock is dropped.
 
 **Failures.** A Linux guest that gets EIO destroys its VMPCK: it cannot attest
 again until it reboots. Therefore a missing or unreadable file yields an empty
@@ -33,7 +33,6 @@ from __future__ import annotations
 import ctypes
 import enum
 import errno
-import fcntl
 import logging
 import os
 import signal
@@ -42,13 +41,14 @@ from dataclasses import dataclass
 from typing import Literal
 
 from snpcerts.abi.cert_table import EMPTY, MAX_SIZE, PAGE_SIZE, pages_of
-from snpcerts.abi.kvm import Ioctl, RunView
+from snpcerts.abi.kvm import RunView
 from snpcerts.certfile import reader, system
 from snpcerts.certfile.file import CertFile
 from snpcerts.errors import UsageError
 from snpcerts.vmm import c_library
 from snpcerts.vmm.c_library import CServed, Library, RequestProblem
 from snpcerts.vmm.guest_memory import GuestMemory, GuestMemoryError, MappedMemory
+from snpcerts.vmm.vcpu_run import run_vcpu
 
 log = logging.getLogger(__name__)
 
@@ -327,7 +327,7 @@ def _run_vcpu(vcpu: int) -> None:
     """Issue KVM_RUN while all signals wait: EINTR then means that KVM has taken the answer."""
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
     try:
-        fcntl.ioctl(vcpu, Ioctl.RUN, 0)
+        run_vcpu(vcpu)
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
