@@ -135,6 +135,7 @@ EXPECTED: dict[str, set[str]] = {
     "LEAKS_MEMORY": {"memory-bounded"},
     "LATE_LOCK_STAYS": {"lock-released"},
     "GPA_TRUNCATED": {"buffer-outside-memory"},
+    "WAITS_TOO_LONG": {"busy"},
     "VALUE_IGNORED": {"attribute-value"},
     "LOGS_EACH_TRY": {"log-bounded"},
     "LOGS_EACH_BUSY": {"log-bounded"},

@@ -323,9 +323,10 @@ def _busy(trial: Trial, vcpu: TrialVcpu) -> Script:
     trial.at_answer = at_answer
     answer = yield from vcpu.ask(2)
     trial.at_answer = lambda _: None
-    trial.judge("busy", _busy_answer(trial, answer, delay[0]))
+    wrong = _busy_answer(trial, answer, delay[0])
+    trial.judge("busy", wrong)
     _judge_waiting(trial, answer.request, spent[0])
-    for number in range(2, BUSY_IN_A_ROW + 1):
+    for number in range(2, BUSY_IN_A_ROW + 1 if wrong is None else 0):
         answer = yield from vcpu.ask(2)
         request = answer.request
         if request is None or request.ret != errno.EAGAIN:
@@ -431,14 +432,14 @@ def _schedstat(task: str) -> tuple[int, int]:
 
 def _busy_answer(trial: Trial, answer: Answer, delay: float) -> str | None:
     """Return what is wrong with an answer while the lock is held; ``delay`` is the seconds for
-    which the VMM could not run, which do not count.
+    which the VMM could not run, which do not count, up to the limit.
     """
     request, limit = answer.request, trial.limits.busy
     if request is None or request.ret != errno.EAGAIN:
         return f"expected ret {errno.EAGAIN} (EAGAIN), found {answer}"
     if not answer.untouched:
         return "EAGAIN, but the guest's memory was written to"
-    if request.waited is not None and request.waited - delay > limit:
+    if request.waited is not None and request.waited - min(delay, limit) > limit:
         return f"EAGAIN after {request.waited * 1000:.0f} ms, the limit is {limit * 1000:.0f} ms"
     return None
 
