@@ -20,14 +20,15 @@ from snpcerts.conformance.trial import TABLE_SIZE, Scenario, Script, Trial, Tria
 from snpcerts.emulator.frontdoor.bpf import Syscall
 from snpcerts.emulator.frontdoor.file_watch import FileCall
 from snpcerts.emulator.frontdoor.tasks import task
-from snpcerts.emulator.guest.page_state_calls import LARGE_PAGE
 from snpcerts.emulator.guest.program import Sleep
 
 KICK_TIME = 2.0  # seconds in which the VMM's other threads see the signal and kick the vCPU
 _ROUNDS = 3  # requests of each kind, the first to warm up
 SETTLE_TIME = 1.0  # seconds in which what a request used must be gone
 _DESCRIPTORS = "open descriptors"
-_BIG = 128 * PAGE_SIZE  # bytes of a table
+_BIG = 128 * PAGE_SIZE  # bytes of a table; less where the VM has less memory
+_BIG_MIN = 16 * PAGE_SIZE
+_BIG_MARGIN = 64 * PAGE_SIZE  # for the pages of two vCPUs, and for what the VM starts from
 _BIG_ROUNDS = 16  # requests of each kind that are judged
 DEATH_TIME = 2.0  # seconds in which a killed process's locks must be released
 
@@ -226,30 +227,33 @@ def _memory(trial: Trial, vcpu: TrialVcpu) -> Script:
     """Serve a large table often, and compare the VMM's memory with what a leak would take."""
     check, guest, pages = "memory-bounded", vcpu.guest, vcpu.pages
     slot = guest.vm.slots.largest()
-    gpa = (pages.ghcb - LARGE_PAGE) & -LARGE_PAGE
-    if slot is None or gpa < slot.gpa + LARGE_PAGE or guest.ignored is not None:
+    # Between what the VM starts from and the pages of its vCPUs.
+    room = 0 if slot is None else pages.ghcb - slot.gpa - 2 * _BIG_MARGIN
+    size = min(_BIG, room) & -PAGE_SIZE
+    if size < _BIG_MIN:
         trial.skip(check, "the VM has too little memory")
         return
-    trial.served.replace(trial.served.table(_BIG))
-    yield from guest.make_private(vcpu.cpu, pages, gpa, LARGE_PAGE // PAGE_SIZE)
-    yield from guest.make_shared(vcpu.cpu, pages, gpa, LARGE_PAGE // PAGE_SIZE)
+    gpa = pages.ghcb - _BIG_MARGIN - size
+    trial.served.replace(trial.served.table(size))
+    yield from guest.make_private(vcpu.cpu, pages, gpa, size // PAGE_SIZE)
+    yield from guest.make_shared(vcpu.cpu, pages, gpa, size // PAGE_SIZE)
     field = (pages.data, PAGE_SIZE)
-    for npages, what in ((_BIG // PAGE_SIZE, "a table"), (0, "ENOSPC")):
+    for npages, what in ((size // PAGE_SIZE, "a table"), (0, "ENOSPC")):
         # The first half is for memory that is collected, or kept to be used again.
         for number in range(2 * _BIG_ROUNDS):
             if number == _BIG_ROUNDS:
                 before = _private_bytes(trial.processes())
             answer = yield from vcpu.ask(npages, gpa=gpa, field=field)
         if npages and not answer.ok:
-            trial.skip(check, f"a table of {_BIG} bytes was not delivered: {answer}")
+            trial.skip(check, f"a table of {size} bytes was not delivered: {answer}")
             return
         grown = _private_bytes(trial.processes()) - before
         trial.judge(
             check,
             None
-            if grown < _BIG_ROUNDS * _BIG * 3 // 4
+            if grown < _BIG_ROUNDS * size * 3 // 4
             else f"{grown >> 10} KiB more after {_BIG_ROUNDS} requests that got {what}; "
-            f"the file has {_BIG >> 10} KiB",
+            f"the file has {size >> 10} KiB",
         )
 
 
