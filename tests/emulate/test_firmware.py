@@ -146,6 +146,22 @@ def test_a_host_whose_firmware_knows_mitigations_shows_them_in_sysfs(tmp_path: P
     assert older.stdout.split() == ["False"]
 
 
+def test_the_agent_shows_the_mitigations_in_status_and_metrics(tmp_path: Path) -> None:
+    emulated = prepared(tmp_path / "turin", Product.TURIN)
+    assert emulated.run("firmware", "update", "--mitigations", "0x7f").returncode == 0
+    files = ["--file", str(tmp_path / "certs.bin"), "--cache", str(tmp_path / "cache"), "--offline"]
+    host = ["host", "--", *SNPCERTS, "host"]
+    shown = emulated.run(*host, "status", "--json", *files)
+    found = documented("host status", shown.stdout)["mitigations"]
+    assert found == {"supported": "0x7f", "verified": "0x3f"}
+    assert "0x3f verified of 0x7f, 0x40 not" in emulated.run(*host, "status", *files).stdout
+    figures = tmp_path / "metrics.prom"
+    emulated.run(*host, "sync", *files, "--metrics-file", str(figures))
+    text = figures.read_text()
+    for bit, state, value in ((5, "verified", 1), (6, "supported", 1), (6, "verified", 0)):
+        assert f'snpcerts_mitigation{{bit="{bit}",state="{state}"}} {value:.1f}' in text
+
+
 def test_the_rows_are_shown_with_their_sources() -> None:
     argv = [*SNPCERTS, "emulate", "firmware", "rows"]
     shown = subprocess.run([*argv, "--json"], capture_output=True, text=True, timeout=60)

@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from prometheus_client import generate_latest
 
 from snpcerts.abi.cert_table import EMPTY, VCEK_GUID, VLEK_GUID
 from snpcerts.abi.guest_message import KeySelect
@@ -33,6 +34,7 @@ from snpcerts.host.event import EventKind
 from snpcerts.host.expected_content import NoKey
 from snpcerts.host.initialisation import Initialisation
 from snpcerts.host.key_memory import MemoryFile
+from snpcerts.host.metrics import Metrics
 from snpcerts.host.proof import NONCE_SIZE, NoProofError, Proved, prove
 from snpcerts.host.sev import SevError
 from snpcerts.verify.report_check import check_signature
@@ -326,6 +328,58 @@ def test_a_contradicting_report_empties_the_file_at_once(published: Host) -> Non
     assert published.rig.file.read_bytes() == EMPTY
     assert EventKind.CONTRADICTED in published.rig.kinds()
     assert EventKind.CONTRADICTED.loud
+
+
+def test_metrics_tell_a_believed_key_from_a_proven_one(published: Host) -> None:
+    metrics = Metrics()
+
+    def figures() -> str:
+        metrics.seen(published.rig.agent().read_files(), {}, {}, lambda _: True)
+        for event in published.rig.events:
+            metrics(event)
+        published.rig.events.clear()
+        return generate_latest(metrics.registry).decode()
+
+    def basis(name: str) -> list[str]:
+        return [
+            f'snpcerts_signing_key_basis{{basis="{each}"}} {float(each == name)}'
+            for each in ("proven", "believed", "unknown")
+        ]
+
+    since = "snpcerts_signing_key_proven_timestamp_seconds{"
+    published.sync()
+    text = figures()
+    assert all(line in text for line in basis("believed"))
+    assert since not in text
+    assert not proved(published).contradicts
+    assert EventKind.PROVEN in published.rig.kinds()
+    (proof,) = published.rig.agent().firmware.state().known.proofs
+    text = figures()
+    assert all(line in text for line in basis("proven"))
+    (line,) = (line for line in text.splitlines() if line.startswith(since))
+    assert line.startswith(f'{since}key_sel="0"}}')
+    assert float(line.split()[1]) == pytest.approx(proof.at.timestamp(), abs=1)
+    assert "snpcerts_signing_key_contradictions_total 0.0" in text
+    lowered_and_reloaded(published)
+    text = figures()
+    assert all(line in text for line in basis("unknown"))
+    assert since not in text
+    assert proved(published).contradicts
+    assert "snpcerts_signing_key_contradictions_total 1.0" in figures()
+
+
+def test_masks_lost_by_an_initialisation_are_named_until_the_operator_sets_them(
+    published: Host,
+) -> None:
+    published.sync()
+    published.mask()
+    published.reload()
+    assert published.rig.agent().firmware.state().known.lost_masks == ("MASK_CHIP_KEY",)
+    agent = published.rig.agent()
+    again = plans.set_config(agent, tcb=lambda now: now)
+    assert any("--mask-chip-key sets it" in note for note in again.notes)
+    published.mask()
+    assert published.rig.agent().firmware.state().known.lost_masks == ()
 
 
 # What proves nothing.
