@@ -22,7 +22,7 @@ ALWAYS = (
     (("load_vlek", "set_config", "reload", "restart", "commit", "mask"), True),
     (("set_config", "load_vlek", "commit", "mask", "restart", "reload"), False),
 )
-SAMPLE = 6  # more of each firmware
+SAMPLE = 3  # more of each firmware
 
 
 def chosen(firmware: str) -> list[Order]:
