@@ -135,6 +135,8 @@ def serve(modules: list[str]) -> None:
             continue
         data = os.read(0, 65536)
         if not data:
+            for pid in telling:
+                os.kill(pid, signal.SIGKILL)
             return
         *lines, waiting = (waiting + data).split(b"\n")
         for line in lines:
