@@ -117,7 +117,12 @@ class Hosts:
 
 
 def lines(log: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+    """The lines of a log; one that was cut off counts for nothing."""
+    found = []
+    for line in log.read_text().splitlines() if log.exists() else ():
+        with contextlib.suppress(json.JSONDecodeError):
+            found.append(json.loads(line))
+    return found
 
 
 def run_one(hosts: Hosts, order: Order) -> dict[str, Any]:
@@ -136,20 +141,16 @@ def run_one(hosts: Hosts, order: Order) -> dict[str, Any]:
     return {"order": order.name, "found": found, "seconds": seconds, **figures}
 
 
-def run(log: Path, orders: list[Order]) -> int:
-    """Run those that the log does not have; return how many found something."""
+def run(log: Path, orders: list[Order]) -> None:
+    """Run those that the log does not have."""
     done = {line["order"] for line in lines(log)}
-    findings = 0
     with tempfile.TemporaryDirectory(prefix="orders-") as folder, log.open("a") as file:
         os.environ.setdefault(keys.FOLDER, folder)
         with contextlib.closing(Hosts(Path(folder))) as hosts:
             for order in orders:
                 if order.name not in done:
-                    line = run_one(hosts, order)
-                    findings += bool(line["found"])
-                    file.write(json.dumps(line) + "\n")
+                    file.write("\n" + json.dumps(run_one(hosts, order)))
                     file.flush()
-    return findings
 
 
 def say(logs: list[Path]) -> int:
@@ -177,7 +178,8 @@ def main() -> int:
     (log,) = options.log
     number, of = map(int, options.shard.split("/"))
     orders = every_order()[number::of][: options.limit]
-    run(log, orders)
+    with contextlib.suppress(KeyboardInterrupt):
+        run(log, orders)
     findings = say([log])
     spent = resource.getrusage(resource.RUSAGE_CHILDREN)
     print(f"{spent.ru_utime + spent.ru_stime:.0f} s of a processor, without the emulated machine")
