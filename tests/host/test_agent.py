@@ -342,9 +342,13 @@ def test_a_fifo_in_a_vlek_certificates_place_does_not_hold_the_agent_up(rig: Rig
     assert vlek.read_bytes() == EMPTY
 
 
-def test_a_vlek_that_another_program_loaded_is_of_unknown_tcb(rig: Rig) -> None:
+@pytest.mark.parametrize("known_before", [False, True])
+def test_a_vlek_that_another_program_loaded_is_of_unknown_tcb(rig: Rig, known_before: bool) -> None:
+    """Whether the agent knew this host without a VLEK before, or sees it for the first time."""
     vlek = rig.with_file("vlek.bin", kind=VekKind.VLEK)
     stick, leaf = rig.vlek()
+    if known_before:
+        assert rig.agent().sync().problem is None
     rig.agent().table_cache.keep_vlek(rig.reported(), leaf)
     rig.device.snp_vlek_load(stick)
     done = rig.agent().sync()
