@@ -17,6 +17,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime
+from typing import NamedTuple
 
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
@@ -54,8 +55,7 @@ _KEY_USAGE = ExtensionOID.KEY_USAGE
 _KEY_AGREEMENT, _KEY_CERT_SIGN, _CRL_SIGN, _ENCIPHER_ONLY, _DECIPHER_ONLY = 4, 5, 6, 7, 8
 
 
-@dataclass(frozen=True, slots=True)
-class Extension:
+class Extension(NamedTuple):
     """An extension; ``value`` is the content of its OCTET STRING."""
 
     oid: x509.ObjectIdentifier
@@ -148,12 +148,8 @@ def _certificate(der: bytes, outer: structure.Signed, tbs: structure.TbsCertific
     if not 0 <= tbs.serial_number <= MAX_SERIAL_NUMBER:
         raise ValueError("the serial number is negative, or has more than 20 bytes")
     extensions = extensions_of(tbs.extensions)
-    constraints = usage = None
-    for extension in extensions:
-        if extension.oid == _BASIC_CONSTRAINTS:
-            constraints = extension.value
-        elif extension.oid == _KEY_USAGE:
-            usage = extension.value
+    values = {oid: value for oid, _, value in extensions}
+    constraints, usage = values.get(_BASIC_CONSTRAINTS), values.get(_KEY_USAGE)
     subject, subject_common_name = _named(tbs.subject)
     return Certificate(
         der,
@@ -184,9 +180,9 @@ def extensions_of(found: list[structure.ExtensionDer] | None) -> tuple[Extension
     extensions = tuple(Extension(each.extn_id, each.critical, each.extn_value) for each in found)
     if not extensions:
         raise ValueError("the list of extensions is empty")
-    if len({extension.oid for extension in extensions}) < len(extensions):
+    if len({oid for oid, _, _ in extensions}) < len(extensions):
         seen: set[x509.ObjectIdentifier] = set()
-        for oid in (extension.oid for extension in extensions):
+        for oid, _, _ in extensions:
             if oid in seen:
                 raise ValueError(f"duplicate extension {oid.dotted_string}")
             seen.add(oid)

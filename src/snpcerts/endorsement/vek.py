@@ -62,6 +62,7 @@ _NAMES = {
     HWID: "hwID",
     CSP_ID: "cspID",
 }
+_NAMES_BY_OID = {x509.ObjectIdentifier(oid): name for oid, name in _NAMES.items()}
 _COMPONENTS = {
     "blSPL": "bootloader",
     "teeSPL": "tee",
@@ -201,14 +202,12 @@ def _kind(certificate: Certificate) -> VekKind:
 def _amd_extensions(certificate: Certificate, what: str) -> dict[str, bytes]:
     """Return raw values by name. Duplicates have already been refused."""
     values: dict[str, bytes] = {}
-    for extension in certificate.extensions:
-        oid = extension.oid.dotted_string
-        if not oid.startswith(_BELOW_AMD_ARC):
-            continue
-        name = _NAMES.get(oid)
-        if name is None:
-            raise FormatError(what, "unknown AMD extension", field=oid)
-        values[name] = extension.value
+    for oid, _, value in certificate.extensions:
+        name = _NAMES_BY_OID.get(oid)
+        if name is not None:
+            values[name] = value
+        elif is_amd_extension(oid):
+            raise FormatError(what, "unknown AMD extension", field=oid.dotted_string)
     return values
 
 
