@@ -22,6 +22,7 @@ size, and the number of certificates is bounded.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Final
@@ -44,6 +45,8 @@ from snpcerts.endorsement.file_kind import kind_of, kind_of_label, looks_like_ta
 from snpcerts.errors import FormatError
 
 MAX_CERTIFICATES: Final = 64
+# Elements of DER that a file or a PKCS #7 may have before the rest is not read.
+_MAX_ELEMENTS: Final = 4096
 _MAX_DEPTH: Final = 4  # a table in base64 in JSON in base64
 _LEAST: Final = 200  # characters: no certificate has less
 _SEQUENCE, _CONSTRUCTED_0 = 0x30, 0xA0
@@ -84,6 +87,7 @@ class _BundleReader:
         self.certificates: dict[bytes, None] = {}
         self.lists: dict[bytes, None] = {}
         self.others: dict[str, None] = {}
+        self.unknown = 0  # parts that are neither; naming one takes as long as reading it
 
     def read(self, data: bytes, depth: int) -> None:
         """Read data of any kind, including an encoding of another kind."""
@@ -146,7 +150,9 @@ class _BundleReader:
         certificates.
         """
         at = 0
-        while at < len(data):
+        for _ in range(_MAX_ELEMENTS):
+            if at >= len(data):
+                return
             try:
                 element = read_element(data, at, "certificate")
             except FormatError:
@@ -155,7 +161,7 @@ class _BundleReader:
                 return
             der = data[element.start : element.end]
             if not self._one(der):
-                inner = list(_enclosed(der))
+                inner = list(itertools.islice(_enclosed(der), _MAX_ELEMENTS))
                 if not inner:
                     self._other(der)
                 for each in inner:
@@ -164,9 +170,13 @@ class _BundleReader:
             at = element.end
             if first_alone:
                 return
+        if at < len(data):
+            self.others[f"more than {_MAX_ELEMENTS} elements, of which no more are read"] = None
 
     def _one(self, der: bytes) -> bool:
         """Keep an element if it is a certificate or a list."""
+        if len(der) < _LEAST // 2:
+            return False
         if der in self.certificates or der in self.lists:
             return True
         if len(self.certificates) + len(self.lists) >= MAX_CERTIFICATES:
@@ -190,7 +200,8 @@ class _BundleReader:
         return True
 
     def _other(self, data: bytes) -> None:
-        if len(self.others) < MAX_CERTIFICATES:
+        self.unknown += 1
+        if self.unknown <= MAX_CERTIFICATES:
             self.others[_named(data)] = None
 
 
