@@ -110,6 +110,8 @@ def test_every_name_of_a_product(run: Run, name: str) -> None:
     words = ["kds", "fetch", "chain", "--product", name]
     code, said = run(*words, "--offline", "--cache", "cache", "-o", "out")
     assert code == OFFLINE, said
+    code, said = run("policy", "floors", "--bulletin", "AMD-SB-3023", "--product", name)
+    assert code == 0, said
 
 
 @pytest.mark.parametrize("product", PINNED)

@@ -12,6 +12,7 @@ import click
 from snpcerts.abi.product import Product, product_of_keyword
 from snpcerts.cli.bulletin_age import warn_if_old
 from snpcerts.cli.files import read_input, write_output
+from snpcerts.cli.product_option import ProductName
 from snpcerts.cli.say import present, say
 
 if TYPE_CHECKING:
@@ -37,9 +38,7 @@ def command() -> None:
     "--product",
     "products",
     multiple=True,
-    type=click.Choice(
-        [product.keyword for product in Product if product.is_pinned], case_sensitive=False
-    ),
+    type=ProductName(),
     help="A product to accept; several may be given. [default: all]",
 )
 @click.option(
