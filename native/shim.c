@@ -7,13 +7,13 @@
  *	LD_PRELOAD		this file
  *	SNPCERTS_CERTS_FILENAME	the certificate file, an absolute path
  *	SNPCERTS_CERTS_TIMEOUT	ms to wait for its lock, then BUSY; 100
- *	SNPCERTS_TELL_EXIT	if set: say by which exit number KVM asked first
+ *	SNPCERTS_TELL_EXIT	if set: print the exit number by which KVM asked first
  *
  * It does nothing for a VM that is not SNP, on a kernel without the exit, or if the
  * VMM enables the exit itself.
  *
- * Requests are served by snpcerts.c, which is linked into this library. What is here
- * follows the VMM's VMs, vCPUs, descriptors and memory slots. KVM's numbers: Linux
+ * Requests are served by snpcerts.c, which is linked into this library. This file
+ * tracks the VMM's VMs, vCPUs, descriptors and memory slots. KVM's numbers: Linux
  * Documentation/virt/kvm/api.rst and x86/amd-memory-encryption.rst; see kvm_abi.h.
  *
  * Each KVM_RUN costs two more loads. A request takes no lock inside the shim and
@@ -50,7 +50,7 @@
 #define MAX_SLOTS 32768 /* KVM has 32,764 */
 #define MAX_FDS 65536
 #define TRIES 100 /* to read slots that change */
-#define SLOT_RETURNS 1000000000ull /* nanoseconds a slot may be away for */
+#define SLOT_RETURNS 1000000000ull /* nanoseconds for which a slot may be missing */
 #define MAX_GONE 16
 
 struct slot {
@@ -62,14 +62,14 @@ static struct vm {
 	bool offered; /* KVM knows the exit */
 	bool ours; /* we have enabled the exit */
 	bool theirs; /* the VMM has; it answers */
-	_Atomic bool shared; /* another process has a descriptor: we may not know all slots */
+	_Atomic bool shared; /* another process has a descriptor, so we may not know all slots */
 	struct {
 		_Atomic uint64_t gpa, size, when;
-	} gone[MAX_GONE]; /* the slots taken away last */
+	} gone[MAX_GONE]; /* the slots removed last */
 	_Atomic unsigned gone_next;
 	_Atomic unsigned slots; /* higher ones are empty */
 	_Atomic unsigned sequence; /* odd while a slot changes */
-	_Atomic unsigned copying; /* requests that use what the slots say */
+	_Atomic unsigned copying; /* requests that are using the slots */
 	struct slot slot[MAX_SLOTS];
 } vms[MAX_VMS];
 

@@ -123,14 +123,14 @@ static bool has_table(const struct snpcerts_vm *vm, int fd, const struct stat *f
 		served->file_problem = errno;
 	else if (got < (file->st_size < ENTRY ? file->st_size : ENTRY))
 		served->file_problem = SNPCERTS_SHRANK;
-	else /* A terminator first: an update is not through. What follows does not count. */
+	else /* A terminator first: an update is in progress. Ignore the rest. */
 		return got && (got < ENTRY || memcmp(first, zeros, ENTRY));
 	return false;
 }
 
 /* ---- the guest's memory ---- */
 
-/* Where the guest's addresses are, across slots that touch. */
+/* Find the memory of the guest's addresses, across adjacent slots. */
 static int find_in_slots(const struct snpcerts_vm *vm, uint64_t gpa, uint64_t size,
 			 struct iovec *pieces)
 {
@@ -214,7 +214,7 @@ static void give_empty(const struct snpcerts_vm *vm, uint64_t gpa, uint64_t npag
 	done(vm);
 }
 
-/* There is no table to give: the empty one, or EIO if the VMM asks for it. */
+/* There is no table to deliver: give the empty one, or EIO if the VMM asks for it. */
 static void give_nothing(const struct snpcerts_vm *vm, uint64_t gpa, uint64_t npages,
 			 struct snpcerts_served *served)
 {
@@ -226,8 +226,8 @@ static void give_nothing(const struct snpcerts_vm *vm, uint64_t gpa, uint64_t np
 	}
 }
 
-/* The file's bytes straight into the guest's memory: how many are there. If not all,
- * ret, file_problem and guest_problem say why. */
+/* Read the file straight into the guest's memory; return the number of bytes read. If
+ * some are missing, ret, file_problem and guest_problem say why. */
 static uint64_t copy_table(const struct snpcerts_vm *vm, uint64_t gpa, int fd,
 			   struct snpcerts_served *served)
 {
@@ -305,7 +305,7 @@ static void answer(const struct snpcerts_vm *vm, uint64_t gpa, uint64_t npages,
 		served->outcome = SNPCERTS_SERVED;
 		served->size = got;
 		served->fd = fd;
-	} else if (served->file_problem) { /* no EIO for what is the file's fault */
+	} else if (served->file_problem) { /* no EIO for a problem of the file */
 		let_go(fd);
 		give_nothing(vm, gpa, npages, served);
 	} else {

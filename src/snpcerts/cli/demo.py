@@ -196,8 +196,8 @@ def _number(count: int, what: str) -> str:
 
 
 class _Narrator:
-    """Prints what happens as it happens, unless ``quiet``, and a line of counts after every
-    ``every`` seconds.
+    """Prints each event when it happens, unless ``quiet``, and a line of counts every ``every``
+    seconds.
 
     Nothing is printed for each report: the order in which reports and updates become
     known is not that in which the firmware served them.

@@ -30,7 +30,7 @@ _NAMES_OF_CERTIFICATES: Final = ("vcek", "vlek", "ask", "asvk", "ark", "crl", "c
 _FORMS: Final = (".der", ".pem", ".crt", ".cer", ".cert", ".p7b", ".p7c", ".crl")
 _TABLES: Final = (".table", ".auxblob")
 _OUTBLOB, _AUXBLOB = "outblob", "auxblob"
-# What lies beside evidence and is none, unless its content says otherwise.
+# Files beside evidence that are not evidence, unless their content shows that they are.
 _OTHER: Final = (".json", ".md", ".txt", ".toml", ".log", ".request", ".key", ".sh", ".py", ".yaml")
 MAX_FILES: Final = 1_000_000
 # Files with certificates in one directory, and their bytes in all.
@@ -139,7 +139,7 @@ def certificates(path: str) -> Given:
         if os.path.isdir(folder):
             inside = (os.path.join(folder, name) for name in _listed(folder))
             files += (each for each in inside if os.path.isfile(each))
-    # What is called a certificate comes first, before a bound is reached.
+    # Files that are named like certificates come first, before a bound is reached.
     files.sort(key=lambda each: not _named_as_certificate(os.path.basename(each)))
     return _read_shelf(tuple(files), f"--certs {path}", False)
 
@@ -245,7 +245,7 @@ def sort_of(path: str) -> Sort:
                 return found
             return _sort_of(head + file.read(MAX_FILE), status.st_size)
     except OSError:
-        # Reading it will say what is wrong.
+        # Reading it will report the problem.
         return Sort.UNKNOWN if os.path.lexists(path) else Sort.OTHER
 
 
@@ -281,7 +281,7 @@ def _sort_of(data: bytes, size: int) -> Sort:
     inner = bytes_in(text) if len(text) >= _LEAST_TEXT else None
     if inner is not None and len(inner) > _LEAST_TEXT // 2:
         found = _sort_of(inner, len(inner))
-        # Any long text without marks may be taken for base64.
+        # Any long text without punctuation could be base64.
         return found if found is not Sort.UNKNOWN else Sort.TEXT
     return Sort.OTHER if text.startswith("#!") else Sort.TEXT
 

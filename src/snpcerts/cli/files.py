@@ -94,9 +94,9 @@ def _check_size(name: str, data: bytes | bytearray, limit: int) -> None:
 def write_output(path: str, data: bytes) -> None:
     """Replace the file at ``path`` by ``data`` in one step.
 
-    A pipe or a character device (``/dev/null``, ``/dev/stdout``) stays what it is and
-    is written to. Links are followed where root or this user made them. Raises
-    :class:`RefusedError` naming the path, and leaves nothing behind.
+    A pipe or a character device (``/dev/null``, ``/dev/stdout``) is not replaced but written to.
+    Links are followed if root or this user made them. Raises :class:`RefusedError` naming the path,
+    and leaves nothing behind.
     """
     try:
         # A link of ours stays a link: /dev/stdout, with a file behind it.
@@ -133,7 +133,7 @@ def open_output(path: str) -> FileIO:
 
 
 def check_output(path: str) -> None:
-    """Raise now what :func:`write_output` would raise after long work. Writes nothing."""
+    """Raise the error now that :func:`write_output` would raise after long work. Writes nothing."""
     try:
         path_of_file = resolve(path)
         if not _is_stream(path):

@@ -68,7 +68,7 @@ class _Where:
     def source(self, doing: str) -> Iterator[CertificateSource]:
         """Open the source; show progress to a person."""
         anchors = anchors_of(self.server.anchors)
-        # Before the clock starts: what is reported is how long the key server takes.
+        # Before the clock starts, because the reported time is the key server's.
         importlib.import_module("snpcerts.kds.source")
         with _progress(doing) as tell, self.server.open(anchors, tell) as source:
             try:
@@ -337,7 +337,7 @@ def _progress(doing: str) -> Iterator[Callable[[str], None]]:
         from rich.console import Console
         from rich.text import Text
 
-        # As text: what a server says must not be taken for markup.
+        # As text, because a server's message must not be interpreted as markup.
         with Console(stderr=True).status(Text(doing)) as status:
             yield lambda text: status.update(Text(printable(text)))
         return

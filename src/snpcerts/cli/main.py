@@ -90,7 +90,7 @@ def main(arguments: Sequence[str]) -> int:
     except click.ClickException as error:
         shown, message = io.StringIO(), error.format_message()
         error.show(shown)
-        # The message may quote an argument as it is.
+        # The message may quote an argument unescaped.
         say(shown.getvalue().rstrip("\n").replace(message, printable(message)), err=True)
         return 2
     except (click.Abort, KeyboardInterrupt):

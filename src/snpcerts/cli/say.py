@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 _GOOD: Final = "green"
 _DOUBTFUL: Final = "yellow"
 _BAD: Final = "bold red"
-# Verdicts and states, as they stand at the start of a line or behind a file's name.
+# Verdicts and states, at the start of a line or after a file's name.
 STYLES: Final = {
     "verified": _GOOD,
     "verified, by a root that is not AMD's": _DOUBTFUL,

@@ -14,7 +14,7 @@ _ENDING: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class EndedBySignalError(BaseException):
-    """A signal told the command to end. It is not a failure: ``except Exception`` does not catch
+    """A signal asked the command to end. This is not a failure: ``except Exception`` does not catch
     it.
     """
 

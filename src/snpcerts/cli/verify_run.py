@@ -41,10 +41,10 @@ class VerifyRun:
     at: datetime
     jobs: int
     verbose: bool  # list what was not asked
-    explain: bool  # name the attacks that failed rules stand for
+    explain: bool  # name the attacks that failed rules protect against
     has_more: bool  # there are certificates beside those that come with reports
     ear: EarFile | None = None
-    told: set[Shelf] = field(default_factory=set)  # whose files were warned of
+    told: set[Shelf] = field(default_factory=set)  # whose files have been reported
 
     def print(self, as_json: bool) -> int:
         """Print the verdicts as they come; return the exit code."""

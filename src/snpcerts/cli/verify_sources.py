@@ -32,7 +32,7 @@ def _given_list(text: str) -> SuppliedCrl:
     if kind is None:
         path = text
     data, written = read_dated_input(path)
-    # What wrote the file, wrote it when the key server gave it.
+    # The file was written when the key server returned the list.
     return SuppliedCrl(data, kind, Supplier.CALLER, path, written)
 
 
@@ -76,7 +76,7 @@ def sources_in_order(
         sources.append(GivenCrls(map(_given_list, lists)))
     for name in names:
         sources += by_name.get(name, [])
-    # A trusted root stands in for one that is not supplied.
+    # A trusted root replaces one that is not supplied.
     if roots:
         after = [source for source in by_name.get("kds", []) if source in sources]
         place = sources.index(after[0]) if after else len(sources)

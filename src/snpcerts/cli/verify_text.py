@@ -22,7 +22,9 @@ OUTCOMES = ("verified", "refused", "unreadable", "undecided")
 
 
 def json_line(path: str, verdict: Verdict, attacks: Sequence[str] | None = None) -> str:
-    """Return one JSON object. ``attacks``, if requested, are those behind the rules that failed."""
+    """Return one JSON object. ``attacks``, if requested, are those that the failed rules protect
+    against.
+    """
     found = {} if attacks is None else {"attacks": list(attacks)}
     return json.dumps({"evidence": path} | verdict.to_json() | found)
 
