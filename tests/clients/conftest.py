@@ -25,7 +25,7 @@ import pytest
 from snpcerts.abi.product import Product, product_of_cpuid
 from snpcerts.emulator.frontdoor import seccomp
 from snpcerts.emulator.machine.home import PlatformHome
-from snpcerts.emulator.psp.choices import choices_of
+from snpcerts.emulator.psp.choices import PUBLISHED, choices_of
 
 from ..emulated_hosts import HOSTS, name
 from .build import CLIENTS, BuildFailedError, Client, ToolMissingError, ensure
@@ -47,6 +47,33 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if Path(__file__).parent in item.path.parents:
             item.add_marker(pytest.mark.clients)
+            if _is_refused(item):
+                item.add_marker(pytest.mark.xfail(reason=VERSION_2, strict=True))
+
+
+# What this firmware's reports lack: the CPU's family and model came with version 3. Other
+# people's verifiers then do not know which product's certificates to take, and refuse.
+VERSION_2: Final = "its reports have version 2, from which these tools cannot tell the product"
+_REFUSED: Final = frozenset(
+    (
+        "test_config_set_of_the_mask_bits",
+        "test_a_new_reported_tcb_needs_new_certificates",
+        "test_it_attests_and_every_verifier_agrees",
+        "test_a_vlek_signs_and_its_certificates_are_named_after_it",
+        "test_its_verifier_refuses_another_chips_certificate_and_a_changed_report",
+        "test_check_accepts_the_same_chain_under_amds_names",
+    )
+)
+
+
+def _is_refused(item: pytest.Item) -> bool:
+    """Whether a tool must refuse the reports of the test's host: Genoa's published firmware."""
+    if not isinstance(item, pytest.Function) or item.originalname not in _REFUSED:
+        return False
+    parameters: dict[str, Any] = item.callspec.params if hasattr(item, "callspec") else {}
+    _, firmware = parameters.get("bench_of", ("", ""))
+    usual = product_of_cpu() if "native" in item.fixturenames else Product.GENOA
+    return firmware == PUBLISHED and parameters.get("product", usual) is Product.GENOA
 
 
 class _NotAskedFor(pytest.Module):
