@@ -62,6 +62,8 @@ _TEXTS: Final = (
 )
 _BLOBS: Final = ("inblob", "outblob", "auxblob", "manifestblob")
 
+_LIMITS: Final = (b"%d", b"0x%x", b"0%o")
+
 _T = TypeVar("_T")
 
 _SEAL = ctypes.CFUNCTYPE(
@@ -520,6 +522,8 @@ class _Life:
 
     def _level(self) -> bytes:
         pick = self._pick
+        if pick.random() < 0.2:
+            return pick.choice(_LIMITS) % (pick.choice((1 << 32, 1 << 64)) - pick.choice((0, 1)))
         usual = pick.choice((b"0", b"1", b"3", b"4"))
         prefix = weighted(
             pick, ((b"", 60), (b"0x", 10), (b"0", 10), (b"+", 5), (b"-", 5), (b" ", 5), (b"0X", 5))
@@ -689,7 +693,9 @@ class _Life:
         pick = self._pick
         found = []
         for _ in range(weighted(pick, ((1, 60), (2, 25), (3, 13), (_EXITS_MAX, 2)))):
-            info1 = weighted(pick, ((0, 90), (1, 4), (2, 3), (pick.getrandbits(64), 3)))
+            info1 = weighted(
+                pick, ((0, 88), (1 << 32, 2), (1, 4), (2, 3), (pick.getrandbits(64), 3))
+            )
             info2 = weighted(
                 pick,
                 (
