@@ -523,7 +523,8 @@ class _Life:
     def _level(self) -> bytes:
         pick = self._pick
         if pick.random() < 0.2:
-            return pick.choice(_LIMITS) % (pick.choice((1 << 32, 1 << 64)) - pick.choice((0, 1)))
+            number = pick.choice((1 << 32, 1 << 64)) - pick.choice((0, 1))
+            return pick.choice(_LIMITS) % number + pick.choice((b"", b"x"))
         usual = pick.choice((b"0", b"1", b"3", b"4"))
         prefix = weighted(
             pick, ((b"", 60), (b"0x", 10), (b"0", 10), (b"+", 5), (b"-", 5), (b" ", 5), (b"0X", 5))
