@@ -36,7 +36,7 @@ test-kernel: $(VENV)/.dev ## Numbers, the emulator, selftests and a VMM, against
 
 test-qemu: $(VENV)/.dev ## Stock QEMU with the shim, on this machine's KVM made to look like SNP
 	tests/qemu/fetch.sh
-	$(BIN)/pytest tests/qemu $(ARGS)
+	SNPCERTS_QEMU_TESTS=1 $(BIN)/pytest tests/qemu $(ARGS)
 
 test-packages: $(VENV)/.dev ## The packages of a release, installed on bare Debian systems
 	tests/packages/fetch.sh
@@ -48,7 +48,7 @@ packages: $(VENV)/.packages ## What a release consists of, into dist: wheel, .de
 test-browser: $(VENV)/.dev ## The fleet's page in Debian's Chromium, which is fetched
 	tests/browser/fetch.sh
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check 'playwright>=1.50'
-	$(BIN)/pytest tests/browser $(ARGS)
+	SNPCERTS_BROWSER_TESTS=1 $(BIN)/pytest tests/browser $(ARGS)
 
 soak: $(VENV)/.dev ## A VM with the shim under load, updates and kicks; ARGS="--seconds N"
 	$(BIN)/python -m tests.shim.soak $(ARGS)

@@ -4,11 +4,12 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
@@ -36,10 +37,13 @@ if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
 AGENT, ADMIN = "a" * 32, "b" * 32
+ASKED: Final = "SNPCERTS_BROWSER_TESTS"
 
 
 @pytest.fixture(scope="module")
 def chromium() -> Iterator[Browser]:
+    if not os.environ.get(ASKED):
+        pytest.skip(f"a browser is started only with {ASKED}=1: make test-browser")
     with browser() as found:
         yield found
 
