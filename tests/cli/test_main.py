@@ -34,6 +34,15 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert __version__ in capsys.readouterr().out
 
 
+def test_verify_starts_without_what_only_a_network_needs() -> None:
+    program = (
+        "import sys; from snpcerts.cli.main import main; main(['verify', '/dev/null']); "
+        "print([name for name in ('asyncio', 'ssl', 'httpx2') if name in sys.modules])"
+    )
+    made = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert made.stdout.strip() == "[]"
+
+
 def test_help_imports_nothing_heavy() -> None:
     program = (
         "import sys; from snpcerts.cli.main import main; main(['--help']); "
