@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,6 +23,7 @@ from snpcerts.verify.judging import verify
 from snpcerts.verify.verdict import Status, Verdict
 from tests.endorsement.small_ca import SmallCa, every, flipped
 
+from ..sizes import sized
 from .slots import with_slot
 
 
@@ -183,6 +185,11 @@ def _above_current(evidence: Evidence, changed: bytes) -> set[str]:
     return {"policy-tcb-above-current"} if above else set()
 
 
+def bits_of(byte: int) -> Sequence[int]:
+    """The bits of a byte that are tried: one, another one in each of eight; or all."""
+    return sized((byte % 8,), range(8))
+
+
 FIELDS = {name: place for name, place in ReportLayout.layout().items() if name != "signature"}
 
 
@@ -190,7 +197,7 @@ FIELDS = {name: place for name, place in ReportLayout.layout().items() if name !
 def test_no_bit_of_a_field_can_change(evidence: Evidence, field: str) -> None:
     offset, size = FIELDS[field]
     for at in range(size):
-        for bit in range(8):
+        for bit in range(8) if size <= 8 else bits_of(at):
             changed = flipped(evidence.report, offset + at, bit)
             found = set(codes(evidence.verdict_of(changed)))
             assert found == codes_of_a_bit(evidence, changed, field, at, bit), (at, bit)
@@ -332,7 +339,7 @@ def test_no_certificate_can_change(evidence: Evidence, slot: str) -> None:
     if slot == "leaf":
         slot = "vcek" if evidence.collateral.vcek else "vlek"
     data = getattr(evidence.collateral, slot)
-    for index in every(data, 7):
+    for index in every(data, sized(35, 7)):
         for bit in (0, 5):
             changed = with_slot(evidence.collateral, slot, flipped(data, index, bit))
             verdict = evidence.verdict(collateral=changed)
@@ -346,7 +353,7 @@ def test_nothing_around_the_signed_part_can_change(milan: Evidence, slot: str) -
     signed = load_certificate(data, slot).tbs_certificate_bytes
     start = data.index(signed)
     for index in (*range(start), *range(start + len(signed), len(data) - 512)):
-        for bit in range(8):
+        for bit in bits_of(index):
             changed = with_slot(milan.collateral, slot, flipped(data, index, bit))
             assert milan.verdict(collateral=changed).status is Status.REFUSED, (index, bit)
 
