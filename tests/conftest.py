@@ -7,6 +7,7 @@ import compileall
 import os
 import signal
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -67,8 +68,8 @@ def vectors() -> Path:
 
 
 @pytest.fixture(scope="module")
-def emulated(tmp_path_factory: pytest.TempPathFactory) -> Emulated:
-    """A platform that lasts for a module's tests."""
+def unserved(tmp_path_factory: pytest.TempPathFactory) -> Emulated:
+    """A platform that lasts for a module's tests; its server ends with each command."""
     try:
         seccomp.check()
     except SnpCertsError as error:
@@ -78,3 +79,10 @@ def emulated(tmp_path_factory: pytest.TempPathFactory) -> Emulated:
     prepare_platform(platform.directory)
     platform.issue_certificates()
     return platform
+
+
+@pytest.fixture(scope="module")
+def emulated(unserved: Emulated) -> Iterator[Emulated]:
+    """A platform that lasts for a module's tests, and so does its server."""
+    with unserved.in_use():
+        yield unserved

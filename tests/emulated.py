@@ -3,12 +3,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from snpcerts.emulator.machine.enter import connect
+from snpcerts.emulator.machine.home import PlatformHome
 
 SNPCERTS = (sys.executable, "-m", "snpcerts")
 
@@ -35,6 +39,12 @@ class Emulated:
 
     def python(self, role: Sequence[str], program: str) -> subprocess.CompletedProcess[str]:
         return self.run(*role, "--", sys.executable, "-c", program)
+
+    @contextlib.contextmanager
+    def in_use(self) -> Iterator[None]:
+        """Keep the platform's server, which otherwise ends with each command and starts anew."""
+        with contextlib.closing(connect(PlatformHome(self.directory))):
+            yield
 
     def issue_certificates(self) -> None:
         made = self.run("certificates", str(self.certs))

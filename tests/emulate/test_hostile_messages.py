@@ -58,9 +58,9 @@ MESSAGES: list[object] = [
 
 
 @pytest.fixture
-def home(emulated: Emulated) -> Iterator[PlatformHome]:
+def home(unserved: Emulated) -> Iterator[PlatformHome]:
     """A platform whose server is this test's."""
-    home = PlatformHome(emulated.directory)
+    home = PlatformHome(unserved.directory)
     server = start_server(home, detached=False)
     yield home
     assert server.poll() is None, "it still serves"

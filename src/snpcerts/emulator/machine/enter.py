@@ -54,7 +54,7 @@ def throw_away(
 
 def ask(home: PlatformHome, message: Mapping[str, object]) -> dict[str, Any]:
     """Send one message to the platform's server, starting it if needed; return the answer."""
-    with contextlib.closing(_connect(home)) as peer:
+    with contextlib.closing(connect(home)) as peer:
         return _ask(home, peer, message)
 
 
@@ -131,7 +131,7 @@ def start_reference_vm(home: PlatformHome, certs: str, series: str = NEWEST.seri
     program = [sys.executable, "-P", "-m", "snpcerts.emulator.machine.vmm_program", certs]
     with contextlib.ExitStack() as stack:
         # Start the server before the VMM needs it, and keep it running meanwhile.
-        peer = stack.enter_context(contextlib.closing(_connect(home)))
+        peer = stack.enter_context(contextlib.closing(connect(home)))
         ours = os.pidfd_open(os.getpid())
         stack.callback(os.close, ours)
         told, tell = os.pipe2(os.O_CLOEXEC)
@@ -176,10 +176,14 @@ def _become(
     home: PlatformHome, argv: Sequence[str], hello: Mapping[str, object], way: Way | None
 ) -> NoReturn:
     seccomp.check()
-    launch.enter(argv, _connect(home), hello, way=way)
+    launch.enter(argv, connect(home), hello, way=way)
 
 
-def _connect(home: PlatformHome) -> socket.socket:
+def connect(home: PlatformHome) -> socket.socket:
+    """Return a connection to the platform's server, started if needed.
+
+    The server stays up while the connection is open.
+    """
     for _ in range(3):  # the server may be ending when we connect
         with contextlib.suppress(RefusedError):
             return _connect_to_server(home)
