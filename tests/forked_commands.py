@@ -124,6 +124,13 @@ class Commands:
         code = running.wait()
         return code, running.said()
 
+    def completed(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """Run a command as :func:`subprocess.run` does that captures text."""
+        running = self.start(*arguments)
+        code = running.wait()
+        out, err = running.out.read_text(), running.err.read_text()
+        return subprocess.CompletedProcess(arguments, code, out, err)
+
     def ended(self, pid: int) -> int:
         while pid not in self._ended:
             self._answer()

@@ -21,6 +21,7 @@ from snpcerts.mirror.fleet_page import fleet_page
 from snpcerts.mirror.page import page_headers
 
 from ..emulated import Emulated
+from ..host.conftest import commands as commands
 from ..host.conftest import site as site
 from ..host.conftest import url as url
 from ..host.site import Site

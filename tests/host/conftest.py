@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,8 +13,10 @@ from snpcerts.abi.product import Product
 from snpcerts.emulator.amd.authority import EmulatedAuthority
 
 from ..emulated import Emulated
+from ..forked_commands import Commands
 from ..keys import authority_of
 from .rig import Rig
+from .scenario import HOST
 from .site import Site, key_server, reset_reported_tcb
 
 
@@ -35,7 +38,16 @@ def url(emulated: Emulated) -> Iterator[str]:
         yield url
 
 
+@pytest.fixture(scope="module")
+def commands(emulated: Emulated, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Commands]:
+    """A process of the platform's host that has imported the host commands."""
+    folder = tmp_path_factory.mktemp("commands")
+    with contextlib.closing(Commands(folder, HOST, *emulated.command("host", "--"))) as commands:
+        commands.ready()
+        yield commands
+
+
 @pytest.fixture
-def site(emulated: Emulated, url: str, tmp_path: Path) -> Site:
+def site(emulated: Emulated, url: str, tmp_path: Path, commands: Commands) -> Site:
     reset_reported_tcb(emulated)
-    return Site(emulated, tmp_path, url)
+    return Site(emulated, tmp_path, url, commands)

@@ -6,8 +6,8 @@ from __future__ import annotations
 import contextlib
 import subprocess
 import threading
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,11 @@ from tests.documented_json import documented
 from tests.x509_library import by_the_library
 
 from ..emulated import SNPCERTS, Emulated
+from ..forked_commands import Commands
 
 PATIENCE = 60.0  # seconds that something may take on a slow machine
+
+_PYTHON = ("host", "--", *SNPCERTS)
 
 # A program for Site.change_firmware_without_lock.
 LOWER = (
@@ -36,6 +39,7 @@ class Site:
     emulated: Emulated
     folder: Path
     url: str
+    commands: Commands | None = None  # where they are forked, in place of starting Python
 
     @property
     def file(self) -> Path:
@@ -54,12 +58,22 @@ class Site:
             "kds": self.url,
         } | {name.replace("_", "-"): value for name, value in options.items()}
         listed = [f"--{name}={value}" for name, value in chosen.items() if value]
-        return ["host", "--", *SNPCERTS, "host", command, *listed, *arguments]
+        return [*_PYTHON, "host", command, *listed, *arguments]
 
     def host(
         self, command: str, *arguments: str, **options: str
     ) -> subprocess.CompletedProcess[str]:
-        return self.emulated.run(*self.arguments(command, *arguments, **options))
+        return self.run(self.arguments(command, *arguments, **options))
+
+    def run(self, arguments: Sequence[str]) -> subprocess.CompletedProcess[str]:
+        """Run what :meth:`arguments` has returned."""
+        if self.commands is None:
+            return self.emulated.run(*arguments)
+        return self.commands.completed(*arguments[len(_PYTHON) :])
+
+    def executed(self) -> Site:
+        """This site, whose commands each start Python, and so see what has been mounted by then."""
+        return replace(self, commands=None)
 
     def done(self, command: str, *arguments: str, **options: str) -> str:
         made = self.host(command, *arguments, **options)

@@ -171,7 +171,7 @@ class Scene:
             truths.append(self.seen_by_guest())
             if not self.wrong:
                 assert truths[-1] != "wrong", f"killed at {place}, before {call.name}"
-            made = self.site.emulated.run(*self.arguments)
+            made = self.site.run(self.arguments)
             assert made.returncode == 0, f"after {place}, {call.name}: {made.stderr}"
             assert self.seen_by_guest() == "right", f"after {place}, {call.name}"
             self.tidy(place)

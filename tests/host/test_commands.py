@@ -283,6 +283,7 @@ def test_two_agents_at_once_end_in_step(site: Site) -> None:
 
 
 def test_a_full_disk_is_reported_and_leaves_no_wrong_file(site: Site, tmp_path: Path) -> None:
+    site = site.executed()
     small = tmp_path / "small"
     small.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=16k,mode=755", "tmpfs", str(small)]

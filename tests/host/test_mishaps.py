@@ -122,6 +122,7 @@ def test_a_path_that_cannot_be_written_is_reported(
     kind: Callable[[Path], contextlib.AbstractContextManager[Callable[[bool], None]]],
     message: str,
 ) -> None:
+    site = site.executed()
     place = tmp_path / "place"
     place.mkdir()
     file = place / "certs.bin"
