@@ -17,19 +17,12 @@ import threading
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
-from ipaddress import ip_address
 from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
 
-from cryptography import x509
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.hashes import SHA256
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
-from cryptography.x509.oid import NameOID
-
 from snpcerts.kds.url import AMD_URL
+from tests.mirror.private_ca import PrivateCa
 
 AMD_NAME: Final = urlsplit(AMD_URL).hostname or ""
 _ENDS: Final = 20.0  # seconds for a mirror to end after SIGTERM
@@ -53,12 +46,13 @@ class MirrorFront:
 def mirror_front(place: Path, upstream: str, anchor: Path) -> Iterator[MirrorFront]:
     """A mirror of ``upstream`` that stands at AMD's name for those who use ``environment``."""
     place.mkdir()
-    ca, tls = _certificates(place)
+    ca = PrivateCa(place)
+    tls = str(ca.issue(AMD_NAME, "127.0.0.1"))
     options = ["--database", f"sqlite:///{place}/mirror.db", "--listen", "0"]
     options += ["--upstream", upstream, "--anchor", str(anchor)]
-    options += ["--tls-cert", str(tls), "--tls-key", str(tls)]
+    options += ["--tls-cert", tls, "--tls-key", tls]
     with _serving(options) as url, _proxy(urlsplit(url).port or 0) as (proxy, connected):
-        environment = {"HTTPS_PROXY": proxy, "https_proxy": proxy, "SSL_CERT_FILE": str(ca)}
+        environment = {"HTTPS_PROXY": proxy, "https_proxy": proxy, "SSL_CERT_FILE": str(ca.root)}
         environment |= dict.fromkeys(("NO_PROXY", "no_proxy", "ALL_PROXY", "all_proxy"), "")
         yield MirrorFront(url, environment, connected)
 
@@ -137,44 +131,3 @@ def _proxy(port: int) -> Iterator[tuple[str, Counter[str]]]:
         finally:
             server.shutdown()
             thread.join()
-
-
-def _certificates(place: Path) -> tuple[Path, Path]:
-    """A private CA's root, and its certificate for AMD's name with the key in one file."""
-    root_key, key = (ec.generate_private_key(ec.SECP256R1()) for _ in range(2))
-    root_name = _name("Private CA")
-    root = (
-        _certificate(root_name, root_name, root_key.public_key())
-        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-        .sign(root_key, SHA256())
-    )
-    names = [x509.DNSName(AMD_NAME), x509.IPAddress(ip_address("127.0.0.1"))]
-    leaf = (
-        _certificate(_name(AMD_NAME), root_name, key.public_key())
-        .add_extension(x509.SubjectAlternativeName(names), critical=False)
-        .sign(root_key, SHA256())
-    )
-    ca, tls = place / "private-ca.pem", place / "tls.pem"
-    ca.write_bytes(root.public_bytes(Encoding.PEM))
-    secret = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
-    tls.write_bytes(leaf.public_bytes(Encoding.PEM) + secret)
-    return ca, tls
-
-
-def _name(common: str) -> x509.Name:
-    return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common)])
-
-
-def _certificate(
-    subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePublicKey
-) -> x509.CertificateBuilder:
-    now = datetime.now(UTC)
-    return (
-        x509.CertificateBuilder()
-        .subject_name(subject)
-        .issuer_name(issuer)
-        .public_key(key)
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - timedelta(hours=1))
-        .not_valid_after(now + timedelta(days=1))
-    )

@@ -103,16 +103,19 @@ class VirtualMirrors:
             query = "SELECT count(*) FROM certificate WHERE kind = 'vcek'"
             return int(connection.exec_driver_sql(query).scalar_one())
 
-    def run(self, each_step: Callable[[], None] = lambda: None, most: int = 100_000) -> None:
-        """Let the instances work in turn until the queue is empty."""
-        for _ in range(most):
+    def run(self, each_step: Callable[[], None] = lambda: None, most: int | None = None) -> None:
+        """Let the instances work in turn until the queue is empty, for ``most`` steps, or as many
+        as a queue of this length needs with a few failures.
+        """
+        bound = 200 + 10 * self.size() if most is None else most
+        for _ in range(bound):
             waits = [fetcher.step() for fetcher in self.fetchers]
             each_step()
             if min(waits) > 0:
                 if not self.size():
                     return
                 self.clock.advance(min(waits))
-        raise QueueNotEmptyError(f"after {most:,} steps the queue still has rows")
+        raise QueueNotEmptyError(f"after {bound:,} steps the queue still has rows")
 
     def close(self) -> None:
         self.client.close()

@@ -9,9 +9,10 @@ queries. ``stored`` has the certificates, and ``admission`` decides what may be 
 is the queue and the pace of all instances, ``fetcher`` works on it, ``waiting`` wakes those who
 wait for a certificate, ``upkeep`` queues and removes what is old.
 
-HTTP: ``serving`` runs one instance. ``service`` answers AMD's URLs, read by ``target``, with
-``body_cache`` for recent answers; ``api`` answers all other URLs. ``mirror_client`` is the client
-of that API, ``mirror_metrics`` the metrics.
+HTTP: ``serving`` runs one instance. ``connection`` bounds a request's time and size and reads a
+client's certificate. ``service`` answers AMD's URLs, read by ``target``, with ``body_cache`` for
+recent answers; ``api`` answers all other URLs. ``mirror_client`` is the client of that API,
+``mirror_metrics`` the metrics.
 
 The fleet: agents send an ``announcement``; ``fleet_records`` stores it, ``fleet_view`` sums up what
 is known of all hosts. ``fleet_page`` and ``host_page`` show it, in the frame of ``page``, with

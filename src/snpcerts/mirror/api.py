@@ -2,7 +2,8 @@
 """The mirror's own routes: pages, what agents announce, rolls, metrics, health.
 
 Reading is open, as the certificates are: the pages show chip IDs and host names, so serve them to
-those who may see them. Writing needs a bearer token.
+those who may see them. Writing needs a bearer token; a host announces itself with a client
+certificate too, by a name that the certificate has.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from snpcerts.mirror.announcement import (
     read_announcement,
     tcb_of,
 )
+from snpcerts.mirror.connection import CLIENT_NAMES
 from snpcerts.mirror.database import DatabaseUnavailableError, MirrorDatabase
 from snpcerts.mirror.fleet_page import fleet_page, host_filter
 from snpcerts.mirror.fleet_records import FleetRecords
@@ -155,8 +157,12 @@ class MirrorApi:
 
     async def announce(self, request: Request) -> Response:
         """Record an agent's announcement; answer with the state of its certificates."""
-        self._authorise(request, admin=False)
+        names = request.scope.get("extensions", {}).get(CLIENT_NAMES)
+        if names is None:
+            self._authorise(request, admin=False)
         told = read_announcement(await _body(request, MAX_BYTES))
+        if names is not None and told.host.lower() not in names:
+            self._authorise(request, admin=False, wrong_name=told.host)
         product, hwid = _chip(request)
         if (told.product, told.hwid) != (product, hwid):
             raise _RejectedError(400, "input", "the announcement is of another chip than the URL")
@@ -190,8 +196,13 @@ class MirrorApi:
             201,
         )
 
-    def _authorise(self, request: Request, *, admin: bool) -> None:
+    def _authorise(self, request: Request, *, admin: bool, wrong_name: str | None = None) -> None:
+        """Require a token. ``wrong_name`` is a host's that its certificate does not have."""
         role = "admin" if admin else "agent"
+        if wrong_name is not None and "authorization" not in request.headers:
+            raise _RejectedError(
+                403, "wrong-certificate", f"the client certificate is not for {wrong_name!r}"
+            )
         if not self._tokens.admin and (admin or not self._tokens.agent):
             raise _RejectedError(
                 403, "no-tokens", f"this mirror has no {role} tokens: see --{role}-token-file"

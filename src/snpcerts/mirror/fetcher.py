@@ -13,7 +13,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Final
 
@@ -269,39 +269,51 @@ class Fetcher:
 
         def read(body: bytes) -> bytes:
             arrived.append(self.waiter.monotonic())
-            _readable(taken.resource, body)
-            return body
+            return _readable(taken.resource, body)
 
+        at = datetime.fromtimestamp(self._wall(), UTC)
+        chain: ChainPair | None = None
         admitted: tuple[Admitted, ...] = ()
         reason: str | None = None
         failed: FailedRequest | None = None
         try:
-            body = self._client.ask_once(taken.resource, read, limit=REQUEST)
+            if not isinstance(taken.resource, ChainResource):
+                # First: without a chain, a certificate would be asked for in vain.
+                chain, admitted = self._chain(chain_of(taken.resource), at, known.chain)
+            left = REQUEST - (self.waiter.monotonic() - started)
+            body = self._client.ask_once(taken.resource, read, limit=left)
             if isinstance(body, FailedRequest):
                 failed = body
             else:
-                admitted = self._admit(taken.resource, body, known)
+                admitted = self._admit(taken.resource, body, known, chain, admitted, at)
         except KdsNotFoundError as error:
             reason, failed = "not-found", FailedRequest("not-found", error.message)
         except KdsUntrustedError as error:
             reason, failed = "refused", FailedRequest("refused", error.message)
         except _NoChainError as error:
-            failed = FailedRequest("no-chain", str(error), retry_after=error.wait)
+            failed = error.failed
         except FormatError as error:
             failed = FailedRequest("unreadable", error.message)
         except Exception as error:  # the row waits, so that it does not stop those behind it
             log.exception("%s: unexpected", taken.resource)
             failed = FailedRequest("unreadable", f"{type(error).__name__}: {error}")
-        at = arrived[0] if arrived else self.waiter.monotonic()
+        ended = arrived[0] if arrived else self.waiter.monotonic()
         if failed is not None:
             log.info("%s: %s", taken.resource, failed.problem)
-        return _UpstreamAnswer(taken, at, at - started, admitted, reason, failed)
+        return _UpstreamAnswer(taken, ended, ended - started, admitted, reason, failed)
 
-    def _admit(self, resource: Resource, body: bytes, known: _Known) -> tuple[Admitted, ...]:
-        at = datetime.fromtimestamp(self._wall(), UTC)
-        if isinstance(resource, ChainResource):
-            return (self._admission.chain(resource, body, at),)
-        chain, fresh = self._chain(chain_of(resource), at, known.chain)
+    def _admit(
+        self,
+        resource: Resource,
+        body: bytes,
+        known: _Known,
+        chain: ChainPair | None,
+        fresh: tuple[Admitted, ...],
+        at: datetime,
+    ) -> tuple[Admitted, ...]:
+        """Verify what came. ``fresh`` has the chain if it was fetched just now."""
+        if isinstance(resource, ChainResource) or chain is None:
+            return (self._admission.chain(chain_of(resource), body, at),)
         if isinstance(resource, CrlResource):
             return (*fresh, self._admission.crl(resource, body, chain, at, known.body))
         try:
@@ -328,32 +340,32 @@ class Fetcher:
         self, resource: ChainResource, at: datetime
     ) -> tuple[ChainPair, tuple[Admitted, ...]]:
         try:
-            answer = self._client.ask_once(resource, _same, limit=REQUEST / 2)
+            answer = self._client.ask_once(
+                resource, lambda body: _readable(resource, body), limit=REQUEST / 2
+            )
         except KdsNotFoundError as error:  # of the chain; the VCEK or list itself was there
-            raise _NoChainError(error.message, _CHAIN_AGAIN) from None
+            failed = FailedRequest("no-chain", error.message, retry_after=_CHAIN_AGAIN)
+            raise _NoChainError(failed) from None
         if isinstance(answer, FailedRequest):
-            raise _NoChainError(f"{resource}: {answer.problem}", answer.retry_after or 1.0)
+            raise _NoChainError(replace(answer, problem=f"{resource}: {answer.problem}"))
         found = self._admission.chain(resource, answer, at)
         return read_chain(found.body), (found,)
 
 
 class _NoChainError(Exception):
-    """There is no chain yet that could verify the answer."""
+    """There is no chain yet that could verify an answer; how its request failed."""
 
-    def __init__(self, message: str, wait: float) -> None:
-        super().__init__(message)
-        self.wait = wait
-
-
-def _same(body: bytes) -> bytes:
-    return body
+    def __init__(self, failed: FailedRequest) -> None:
+        super().__init__(failed.problem)
+        self.failed = failed
 
 
-def _readable(resource: Resource, body: bytes) -> None:
-    """Raise :class:`FormatError` for an HTML page or a truncated answer, which says nothing about a
-    chip.
+def _readable(resource: Resource, body: bytes) -> bytes:
+    """Return the body. Raise :class:`FormatError` for an HTML page or a truncated answer: neither
+    says anything about a chip.
     """
     if isinstance(resource, VcekResource):
         read_vcek(body)
     elif isinstance(resource, ChainResource):
         read_chain(body)
+    return body

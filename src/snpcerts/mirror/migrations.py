@@ -95,7 +95,15 @@ _SECOND: Final = (
     "ALTER TABLE pace_2 RENAME TO pace",
 )
 
-MIGRATIONS: Final[Sequence[Sequence[str]]] = (_FIRST, _SECOND)
+# So that a row which brings nothing does not stop the others.
+_THIRD: Final = (
+    "ALTER TABLE queue ADD COLUMN asked_at {real} NOT NULL DEFAULT 0",
+    "ALTER TABLE pace ADD COLUMN fruitless INTEGER NOT NULL DEFAULT 0",
+    "DROP INDEX queue_order",
+    "CREATE INDEX queue_order ON queue (paced, need, not_before, wanted_at, resource)",
+)
+
+MIGRATIONS: Final[Sequence[Sequence[str]]] = (_FIRST, _SECOND, _THIRD)
 NEWEST: Final = len(MIGRATIONS)
 
 

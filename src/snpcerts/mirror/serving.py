@@ -22,6 +22,7 @@ from snpcerts.kds.retry import AMD_GAP
 from snpcerts.kds.url import AMD_URL
 from snpcerts.mirror.admission import Admission
 from snpcerts.mirror.api import MirrorApi, Tokens
+from snpcerts.mirror.connection import MirrorConnection
 from snpcerts.mirror.database import MirrorDatabase
 from snpcerts.mirror.fetcher import Fetcher
 from snpcerts.mirror.fleet_records import FleetRecords
@@ -39,7 +40,8 @@ _CONNECTIONS: Final = 8192
 @dataclass(frozen=True, slots=True)
 class ServeOptions:
     """How an instance serves. ``gap`` is the seconds between two VCEKs; None is AMD's gap for
-    AMD's server and none for another mirror, which keeps the pace itself.
+    AMD's server and none for another mirror, which keeps the pace itself. ``client_ca`` is a
+    file with the CAs that sign the certificates which hosts announce themselves with.
     """
 
     database: str
@@ -52,6 +54,7 @@ class ServeOptions:
     tokens: Tokens = field(default_factory=Tokens)
     certificate: str | None = None
     key: str | None = None
+    client_ca: str | None = None
     forwarded_from: str | None = None
 
 
@@ -181,7 +184,7 @@ def _config(app: Application, options: ServeOptions) -> uvicorn.Config:
         log_config=None,
         access_log=False,
         lifespan="off",
-        http="httptools",
+        http=MirrorConnection,
         server_header=False,
         timeout_graceful_shutdown=_DRAIN,
         timeout_keep_alive=_IDLE,
@@ -191,13 +194,16 @@ def _config(app: Application, options: ServeOptions) -> uvicorn.Config:
         forwarded_allow_ips=options.forwarded_from or "",
         ssl_certfile=options.certificate,
         ssl_keyfile=options.key,
+        ssl_ca_certs=options.client_ca,
+        ssl_cert_reqs=ssl.CERT_NONE if options.client_ca is None else ssl.CERT_OPTIONAL,
     )
     try:
         config.load()
     except (OSError, ssl.SSLError) as error:
         raise InputError(
             f"{options.certificate}: TLS certificate and key cannot be used: {error}",
-            hint="--tls-cert and --tls-key name PEM files; the first has the chain",
+            hint="--tls-cert and --tls-key name PEM files; the first has the chain. "
+            "--client-ca names one too",
         ) from None
     return config
 

@@ -52,6 +52,7 @@ QUEUE: Final = Table(
     Column("caller", Text),  # the address of the first caller, if no host has announced the chip
     Column("wanted_at", Double, nullable=False),
     Column("not_before", Double, nullable=False),
+    Column("asked_at", Double, nullable=False),
     Column("lease_until", Double, nullable=False),  # 0: free
     Column("leased_by", Text),
     Column("attempts", Integer, nullable=False),
@@ -71,7 +72,8 @@ PACE: Final = Table(
     Column("gap", Double, nullable=False),  # learnt from refusals
     Column("refused_at", Double, nullable=False),
     Column("refusals", Integer, nullable=False),  # in a row
-    Column("failures", Integer, nullable=False),  # in a row
+    Column("failures", Integer, nullable=False),  # in a row, without a time that upstream named
+    Column("fruitless", Integer, nullable=False),  # requests in a row that brought nothing
     Column("latency", Double, nullable=False),  # seconds that an answer takes, averaged
     Column("problem", Text),
     Column("requests", BigInteger, nullable=False),

@@ -8,6 +8,10 @@ no two instances make requests within one gap. Times are the database's.
 
 The gap runs from the answer to the last request: upstream counts from when it received the
 request, which cannot be later.
+
+The most urgent row is next; within a need, the one that is due longest. After a request that
+brought nothing, the row is next that has waited longest since it was asked for or added, whatever
+it is, and then the most urgent one again. So no row stops another, and neither do ever new ones.
 """
 
 from __future__ import annotations
@@ -18,7 +22,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from sqlalchemy import Connection, Select, and_, delete, func, or_, select, update
+from sqlalchemy import (
+    Column,
+    ColumnElement,
+    Connection,
+    Select,
+    case,
+    delete,
+    func,
+    or_,
+    select,
+    true,
+    tuple_,
+    update,
+)
 
 from snpcerts.errors import RefusedError
 from snpcerts.kds.retry import MAX_GAP, MAX_RETRY_AFTER, RetryPolicy
@@ -69,9 +86,11 @@ class PaceState:
     next_at: float
     hold_until: float
     busy_until: float
+    busy_by: str | None
     gap: float
     refusals: int
     failures: int
+    fruitless: int
     latency: float
     problem: str | None
     requests: int
@@ -200,18 +219,17 @@ class WantedQueue:
                     busy_until=pace.busy_until,
                 )
             )
+            _bring_back(connection, now)
         if pace.hold_until > now:
             return NothingToTake(pace.hold_until - now)
-        row = connection.execute(_next(now, pace, paced=False)).first()
-        start_in = 0.0
+        opens = max(pace.next_at, pace.busy_until)
+        opens -= 0.0 if pace.busy_until > now else min(pace.gap * _LEAD, _LONGEST_LEAD)
+        row = connection.execute(_next(now, pace, unpaced_only=opens > now)).first()
         if row is None:
-            opens = max(pace.next_at, pace.busy_until)
-            lead = 0.0 if pace.busy_until > now else min(pace.gap * _LEAD, _LONGEST_LEAD)
-            if opens - lead > now:
-                return NothingToTake(opens - lead - now)
-            row = connection.execute(_next(now, pace, paced=True)).first()
-            if row is None:
-                return NothingToTake(self._next_row_in(connection, now))
+            wait = self._next_row_in(connection, now, unpaced_only=opens > now)
+            return NothingToTake(min(wait, opens - now) if opens > now else wait)
+        start_in = 0.0
+        if row.paced:
             start_in = max(0.0, pace.next_at - now)
             # If this instance dies, its request still counts.
             connection.execute(
@@ -225,7 +243,13 @@ class WantedQueue:
         connection.execute(
             update(QUEUE)
             .where(QUEUE.c.resource == row.resource)
-            .values(lease_until=now + LEASE, leased_by=token, attempts=row.attempts + 1)
+            .values(
+                wanted_at=_at_most(QUEUE.c.wanted_at, now),
+                asked_at=now,
+                lease_until=now + LEASE,
+                leased_by=token,
+                attempts=row.attempts + 1,
+            )
         )
         resource = parse_target(row.resource)
         return Taken(resource, start_in, token, row.attempts + 1)
@@ -244,7 +268,8 @@ class WantedQueue:
             latency = took if pace.latency == 0 else pace.latency
             values["latency"] = latency + _SMOOTH * (min(took, REQUEST) - latency)
             values["refusals"] = 0
-        connection.execute(update(PACE).values(**values, failures=0, problem=None))
+        values |= {"failures": 0, "fruitless": 0, "problem": None}
+        connection.execute(update(PACE).values(**values))
 
     def not_given(
         self,
@@ -285,10 +310,11 @@ class WantedQueue:
             "refusals": pace.refusals + 1,
             "refused_at": now,
             "gap": max(pace.gap, min(named, MAX_GAP)),
+            "fruitless": pace.fruitless + 1,
             "problem": problem,
         }
         connection.execute(update(PACE).values(**values))
-        self._give_back(connection, taken, now, problem=problem)
+        self._give_back(connection, taken, problem=problem)
 
     def failed(
         self,
@@ -308,20 +334,21 @@ class WantedQueue:
         """
         pace = self.pace(connection, now)
         values = self._after(pace, taken, now, ago=ago)
+        values["fruitless"] = pace.fruitless + 1
         failures = min(pace.failures + 1, 16)
         row_wait = self.policy.wait_after(min(taken.attempts, 16), retry_after)
         if retry_after is None:
             wait = min(self.policy.first_wait * 2.0 ** (failures - 1), _LONGEST_OUTAGE_WAIT)
             values |= {"failures": failures, "hold_until": max(pace.hold_until, now + wait)}
         connection.execute(update(PACE).values(**values, problem=problem))
-        self._give_back(connection, taken, now, problem=problem, wait=row_wait)
+        self._give_back(connection, taken, problem=problem, not_before=now + row_wait)
 
     def give_back(self, connection: Connection, taken: Taken, now: float) -> None:
         """Return a row that was not requested, as an instance does when it ends."""
         pace = self.pace(connection, now)
-        if _paced(taken) and _holds(connection, taken):
+        if _paced(taken) and pace.busy_by == taken.token:
             connection.execute(update(PACE).values(busy_until=0.0, busy_by=None, set_at=pace.now))
-        self._give_back(connection, taken, now, problem=None)
+        self._give_back(connection, taken, problem=None)
 
     def pace(self, connection: Connection, now: float) -> PaceState:
         """Return the pace; :meth:`lock` it first for a change."""
@@ -335,9 +362,11 @@ class WantedQueue:
             next_at=row.next_at - back,
             hold_until=min(row.hold_until - back, now + MAX_RETRY_AFTER),
             busy_until=min(row.busy_until - back, now + LEASE),
+            busy_by=row.busy_by,
             gap=max(self.gap, learnt),
             refusals=row.refusals,
             failures=row.failures,
+            fruitless=row.fruitless,
             latency=row.latency,
             problem=row.problem,
             requests=row.requests,
@@ -348,14 +377,13 @@ class WantedQueue:
         """Return the place of a resource; None if it is not in the queue."""
         q = QUEUE.c
         row = connection.execute(
-            select(q.paced, q.need, q.wanted_at, q.resource, q.not_before, q.lease_until).where(
-                q.resource == resource.path
-            )
+            select(q.paced, *_URGENT, q.asked_at, q.lease_until).where(q.resource == resource.path)
         ).first()
         if row is None:
             return None
         pace = self.pace(connection, now)
-        own = max(0.0, row.not_before - now)
+        from_the_future = max(row.asked_at, row.wanted_at) > now + _JUMP
+        own = 0.0 if from_the_future else max(0.0, row.not_before - now)
         if not row.paced:
             return QueuePlace(0, max(own, pace.hold_until - now, pace.latency))
         if row.lease_until > now:
@@ -367,14 +395,8 @@ class WantedQueue:
                 q.paced,
                 or_(
                     q.lease_until > now,
-                    q.need < row.need,
-                    and_(
-                        q.need == row.need,
-                        or_(
-                            q.wanted_at < row.wanted_at,
-                            and_(q.wanted_at == row.wanted_at, q.resource < row.resource),
-                        ),
-                    ),
+                    tuple_(*_URGENT)
+                    < tuple_(row.need, row.not_before, row.wanted_at, row.resource),
                 ),
             )
         ).scalar_one()
@@ -414,10 +436,7 @@ class WantedQueue:
         """Return the seconds until the first of a caller's rows is done."""
         q = QUEUE.c
         first = connection.execute(
-            select(q.resource)
-            .where(q.caller == caller)
-            .order_by(q.need, q.wanted_at, q.resource)
-            .limit(1)
+            select(q.resource).where(q.caller == caller).order_by(*_URGENT).limit(1)
         ).scalar()
         place = None if first is None else self.place(connection, parse_target(first), now)
         return 0.0 if place is None else place.wait
@@ -443,57 +462,83 @@ class WantedQueue:
         """Return the pace's new values after any request, however it ended."""
         values: dict[str, float | int | str | None] = {"set_at": now, "requests": pace.requests + 1}
         if _paced(taken):
-            values |= {
-                "busy_until": 0.0,
-                "busy_by": None,
-                "next_at": now - ago + pace.spacing,
-            }
+            values["next_at"] = now - ago + pace.spacing
+            if pace.busy_by == taken.token:
+                values |= {"busy_until": 0.0, "busy_by": None}
+            else:  # the lease is over, and another instance may be asking
+                values["next_at"] = max(pace.next_at, now - ago + pace.spacing)
         return values
 
     def _give_back(
         self,
         connection: Connection,
         taken: Taken,
-        now: float,
         *,
         problem: str | None,
-        wait: float = 0.0,
+        not_before: float | None = None,
     ) -> None:
         q = QUEUE.c
+        values: dict[str, object] = {"lease_until": 0.0, "leased_by": None, "problem": problem}
+        if not_before is not None:  # else the row keeps its place
+            values["not_before"] = not_before
         connection.execute(
             update(QUEUE)
             .where(q.resource == taken.resource.path, q.leased_by == taken.token)
-            .values(lease_until=0.0, leased_by=None, not_before=now + wait, problem=problem)
+            .values(values)
         )
 
-    def _next_row_in(self, connection: Connection, now: float) -> float:
-        """Return when a waiting row may be taken: at its own time, or at the end of another
-        instance's lease.
-        """
+    def _next_row_in(self, connection: Connection, now: float, *, unpaced_only: bool) -> float:
+        """Return when a row that must wait may be taken: its own time, or another's lease."""
         q = QUEUE.c
-        soonest = connection.execute(select(func.min(q.not_before)).where(q.not_before > now))
-        leased = connection.execute(select(func.min(q.lease_until)).where(q.lease_until > now))
+        some = q.paced.is_(False) if unpaced_only else true()
+        soonest = connection.execute(select(func.min(q.not_before)).where(some, q.not_before > now))
+        leased = connection.execute(
+            select(func.min(q.lease_until)).where(some, q.lease_until > now)
+        )
         times = [each for each in (soonest.scalar(), leased.scalar()) if each is not None]
         return max(0.0, min(times, default=now + math.inf) - now)
 
 
-def _next(now: float, pace: PaceState, *, paced: bool) -> Select[tuple[str, int]]:
-    """Select the most urgent free row. After a failure, select the row with the fewest attempts, so
-    that a row that always fails does not stop the others.
+def _next(now: float, pace: PaceState, *, unpaced_only: bool) -> Select[tuple[str, bool, int]]:
+    """Select the row whose turn it is among those that are free and due.
 
-    A lease that lasts longer than :data:`LEASE` is from before the clock jumped back.
+    A row that was added or asked for in the future is from before a step back of the clock.
     """
     q = QUEUE.c
-    free = or_(q.lease_until <= now, q.lease_until > now + LEASE + _JUMP)
-    due = or_(q.not_before <= now, q.not_before > now + MAX_RETRY_AFTER + _JUMP)
-    urgent = (q.need, q.wanted_at, q.resource)
-    return (
-        select(q.resource, q.attempts)
-        .where(q.paced == paced, free, due)
-        .order_by(*((q.attempts, *urgent) if pace.failures else urgent))
-        .limit(1)
-        .with_for_update(skip_locked=True)
+    touched = case((q.asked_at > q.wanted_at, q.asked_at), else_=q.wanted_at)
+    from_the_future = touched > now + _JUMP
+    free = or_(q.lease_until <= now, q.asked_at > now + _JUMP)
+    due = or_(q.not_before <= now, from_the_future)
+    order: tuple[ColumnElement[object], ...] = (q.paced, *_URGENT)
+    if pace.fruitless % 2:
+        order = (case((from_the_future, 0.0), else_=touched), *order)
+    found = select(q.resource, q.paced, q.attempts).where(free, due)
+    if unpaced_only:
+        found = found.where(q.paced.is_(False))
+    return found.order_by(*order).limit(1).with_for_update(skip_locked=True)
+
+
+def _bring_back(connection: Connection, now: float) -> None:
+    """Bring rows from before a step back of the clock into the present: all are due and free."""
+    q = QUEUE.c
+    connection.execute(
+        update(QUEUE)
+        .where(or_(q.wanted_at > now, q.asked_at > now, q.not_before > now))
+        .values(
+            wanted_at=_at_most(q.wanted_at, now),
+            not_before=_at_most(q.not_before, now),
+            asked_at=_at_most(q.asked_at, now),
+            lease_until=case((q.asked_at > now, 0.0), else_=q.lease_until),
+        )
     )
+
+
+def _at_most(column: Column[float], most: float) -> ColumnElement[float]:
+    return case((column > most, most), else_=column)
+
+
+# The order of the VCEKs.
+_URGENT: Final = (QUEUE.c.need, QUEUE.c.not_before, QUEUE.c.wanted_at, QUEUE.c.resource)
 
 
 def _row(
@@ -509,13 +554,10 @@ def _row(
         "caller": caller,
         "wanted_at": now,
         "not_before": now,
+        "asked_at": 0.0,
         "lease_until": 0.0,
         "attempts": 0,
     }
-
-
-def _holds(connection: Connection, taken: Taken) -> bool:
-    return connection.execute(select(PACE.c.busy_by)).scalar() == taken.token
 
 
 def _paced(taken: Taken) -> bool:

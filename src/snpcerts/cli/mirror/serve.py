@@ -78,6 +78,11 @@ DATABASE = click.option(
 @click.option("--tls-cert", metavar="FILE", help="Serve TLS with this certificate chain (PEM).")
 @click.option("--tls-key", metavar="FILE", help="Its private key (PEM).")
 @click.option(
+    "--client-ca",
+    metavar="FILE",
+    help="Let hosts announce themselves with client certificates of these CAs (PEM).",
+)
+@click.option(
     "--forwarded-from",
     metavar="ADDRESSES",
     help="Believe X-Forwarded-For of these proxies' addresses (comma-separated).",
@@ -95,6 +100,7 @@ def serve(
     admin_token_file: str | None,
     tls_cert: str | None,
     tls_key: str | None,
+    client_ca: str | None,
     forwarded_from: str | None,
 ) -> None:
     """Serve certificates from the database, and fetch those that are missing.
@@ -104,8 +110,10 @@ def serve(
     imported("snpcerts.mirror.serving")
     if (tls_cert is None) != (tls_key is None):
         raise UsageError("--tls-cert and --tls-key are given together")
+    if client_ca is not None and tls_cert is None:
+        raise UsageError("--client-ca needs --tls-cert and --tls-key")
     host, port = _address(listen)
-    for path in (tls_cert, tls_key):
+    for path in (tls_cert, tls_key, client_ca):
         if path is not None:
             read_input(path)
     from snpcerts.mirror.service import CallerLimits
@@ -123,6 +131,7 @@ def serve(
         tokens=_tokens(agent_token_file, admin_token_file),
         certificate=tls_cert,
         key=tls_key,
+        client_ca=client_ca,
         forwarded_from=forwarded_from,
     )
     logging.basicConfig(

@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One connection to the mirror: a request that comes too slowly or with too long a head ends it.
+
+uvicorn bounds only the time between requests. This also says which names a client's certificate
+has, if the connection has TLS and the client sent one that its CA signed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator, Mapping
+from typing import Any, Final
+
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+REQUEST_TIME: Final = 20.0  # seconds from a request's first byte to its last
+MAX_HEAD: Final = 32 << 10  # bytes of request line and headers
+# The key, in an ASGI scope's extensions, of the names in a client's certificate.
+CLIENT_NAMES: Final = "snpcerts.client_names"
+
+
+class MirrorConnection(HttpToolsProtocol):
+    """Bounds a request's time and head."""
+
+    request_time = REQUEST_TIME
+    _deadline: asyncio.TimerHandle | None = None
+    _names: frozenset[str] | None = None
+    _in_head = True
+    _head = 0
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # uvicorn's
+        """Start the time: a client has to send something."""
+        super().connection_made(transport)
+        self._names = _names(transport.get_extra_info("peercert"))
+        self._start()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Stop the time."""
+        self._stop()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """Read a part of a request."""
+        self._head += len(data)
+        super().data_received(data)
+        if self._in_head and self._head > MAX_HEAD and not self.transport.is_closing():
+            self.send_400_response("The request's head is too long.")
+
+    def on_message_begin(self) -> None:
+        """Start the time of a request."""
+        super().on_message_begin()
+        if self._names is not None:
+            self.scope["extensions"] = {CLIENT_NAMES: self._names}  # type: ignore[dict-item]  # ours
+        self._start()
+
+    def on_headers_complete(self) -> None:
+        """Count no more: the body has its own limit."""
+        self._in_head = False
+        super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        """Stop the time: what follows is the mirror's."""
+        self._stop()
+        self._in_head, self._head = True, 0
+        super().on_message_complete()
+
+    def _start(self) -> None:
+        if self._deadline is None:
+            self._deadline = self.loop.call_later(self.request_time, self._too_slow)
+
+    def _stop(self) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
+
+    def _too_slow(self) -> None:
+        self._deadline = None
+        self.transport.abort()
+
+
+def _names(certificate: Mapping[str, Any] | None) -> frozenset[str] | None:
+    """Return a verified certificate's DNS names and common names, in lower case."""
+    return frozenset(_each_name(certificate)) if certificate else None
+
+
+def _each_name(certificate: Mapping[str, Any]) -> Iterator[str]:
+    for kind, value in certificate.get("subjectAltName", ()):
+        if kind == "DNS":
+            yield value.lower()
+    for part in certificate.get("subject", ()):
+        for kind, value in part:
+            if kind == "commonName":
+                yield value.lower()

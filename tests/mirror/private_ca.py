@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A private CA, as an operator has one for the names and the hosts of a data centre."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+from datetime import UTC, datetime, timedelta
+from ipaddress import ip_address
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.x509.oid import NameOID
+
+
+class PrivateCa:
+    """Writes PEM files into ``folder``; ``root`` is its own certificate's."""
+
+    def __init__(self, folder: Path, name: str = "Private CA") -> None:
+        self._folder = folder
+        self._numbers = itertools.count()
+        self._key = ec.generate_private_key(ec.SECP256R1())
+        self._name = _name(name)
+        self.root = folder / "root.pem"
+        made = (
+            _certificate(self._name, self._name, self._key.public_key())
+            .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+            .sign(self._key, SHA256())
+        )
+        self.root.write_bytes(made.public_bytes(Encoding.PEM))
+
+    def issue(self, *names: str) -> Path:
+        """A certificate for these names or addresses, with its key in the same file."""
+        key = ec.generate_private_key(ec.SECP256R1())
+        made = (
+            _certificate(_name(names[0]), self._name, key.public_key())
+            .add_extension(x509.SubjectAlternativeName(map(_alternative, names)), critical=False)
+            .sign(self._key, SHA256())
+        )
+        secret = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+        path = self._folder / f"issued-{next(self._numbers)}.pem"
+        path.write_bytes(made.public_bytes(Encoding.PEM) + secret)
+        return path
+
+
+def _alternative(name: str) -> x509.GeneralName:
+    with contextlib.suppress(ValueError):
+        return x509.IPAddress(ip_address(name))
+    return x509.DNSName(name)
+
+
+def _name(common: str) -> x509.Name:
+    return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common)])
+
+
+def _certificate(
+    subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePublicKey
+) -> x509.CertificateBuilder:
+    now = datetime.now(UTC)
+    return (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(issuer)
+        .public_key(key)
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - timedelta(hours=1))
+        .not_valid_after(now + timedelta(days=1))
+    )

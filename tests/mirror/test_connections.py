@@ -1,0 +1,200 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Connections: requests that come too slowly, heads that are too long, client certificates."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import socket
+import ssl
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from snpcerts.abi.product import Product
+from snpcerts.emulator.amd.key_server_faults import Fault
+from snpcerts.emulator.machine.key_server import KeyServer
+from snpcerts.emulator.psp.chip import Chip
+from snpcerts.errors import RefusedError, RetryLaterError
+from snpcerts.mirror.api import Tokens
+from snpcerts.mirror.connection import MAX_HEAD, REQUEST_TIME, MirrorConnection
+from snpcerts.mirror.mirror_client import MirrorAccess, MirrorClient
+from snpcerts.mirror.service import CallerLimits
+
+from .conftest import vcek
+from .private_ca import PrivateCa
+from .running import RunningMirror
+from .test_pace import host
+
+Start = Callable[..., RunningMirror]
+HEAD = b"GET /healthz HTTP/1.1\r\nHost: mirror\r\n"
+
+
+def connect(mirror: RunningMirror) -> socket.socket:
+    address, _, port = mirror.url.removeprefix("http://").rpartition(":")
+    return socket.create_connection((address, int(port)), timeout=60)
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"",
+        b"GET /heal",
+        HEAD,
+        HEAD + b"X: " + bytes(100),
+        b"PUT /api/v1/hosts/milan/00 HTTP/1.1\r\nHost: m\r\nContent-Length: 9\r\n\r\n{",
+    ],
+    ids=["nothing", "half a line", "half a head", "half a header", "half a body"],
+)
+def test_a_request_that_does_not_come_to_its_end_is_ended(
+    start: Start, monkeypatch: pytest.MonkeyPatch, sent: bytes
+) -> None:
+    mirror = start()
+    monkeypatch.setattr(MirrorConnection, "request_time", 0.5)
+    with connect(mirror) as slow, contextlib.suppress(ConnectionResetError):
+        slow.sendall(sent)
+        assert b" 200 " not in slow.recv(4096)
+    monkeypatch.setattr(MirrorConnection, "request_time", REQUEST_TIME)
+    assert mirror.ask("healthz").status == 200
+
+
+def test_a_head_that_drips_is_ended(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each part is in time, all together are not. And the second request has its own time."""
+    mirror = start()
+    with connect(mirror) as slow:
+        slow.sendall(HEAD + b"\r\n")
+        assert b" 200 " in slow.recv(4096)
+        monkeypatch.setattr(MirrorConnection, "request_time", 1.0)
+        slow.settimeout(0.2)
+        slow.sendall(HEAD)
+        assert any(is_ended(slow, b"X: y\r\n") for _ in range(600))
+
+
+def is_ended(connection: socket.socket, part: bytes) -> bool:
+    try:
+        connection.sendall(part)
+        return not connection.recv(4096)
+    except TimeoutError:
+        return False
+    except ConnectionError:
+        return True
+
+
+def test_the_time_of_a_request_ends_when_it_has_come(
+    start: Start, amd: KeyServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A caller that waits for its certificate is not ended."""
+    connections: list[MirrorConnection] = []
+    begin = MirrorConnection.on_message_begin
+
+    def noted(self: MirrorConnection) -> None:
+        connections.append(self)
+        begin(self)
+
+    monkeypatch.setattr(MirrorConnection, "on_message_begin", noted)
+    mirror = start(limits=CallerLimits(patience=1))
+    amd.faults.set(Fault.REFUSE)
+    with connect(mirror) as caller:
+        caller.sendall(f"GET /{vcek(amd).path} HTTP/1.1\r\nHost: m\r\n\r\n".encode())
+        amd.wait_for_requests(bool, 60)
+        assert [each._deadline for each in connections] == [None]
+        assert b" 503 " in caller.recv(4096)
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"GET /" + b"a" * 2 * MAX_HEAD,
+        HEAD + b"X: " + b"a" * 2 * MAX_HEAD,
+        HEAD + b"X: y\r\n" * (MAX_HEAD // 3),
+    ],
+    ids=["line", "header", "headers"],
+)
+def test_a_head_that_is_too_long_is_refused(start: Start, head: bytes) -> None:
+    mirror = start()
+    # It may close while parts are unread.
+    with connect(mirror) as long, contextlib.suppress(ConnectionResetError, BrokenPipeError):
+        long.sendall(head)
+        assert long.recv(4096).startswith(b"HTTP/1.1 400 ")
+    assert mirror.ask("healthz").status == 200
+
+
+def test_a_large_body_is_no_head(start: Start) -> None:
+    mirror = start(tokens=Tokens(agent=("t" * 16,)))
+    found = mirror.ask(
+        "api/v1/hosts/milan/00",
+        method="PUT",
+        body=b"{" + b" " * 2 * MAX_HEAD + b"}",
+        headers={"Authorization": f"Bearer {'t' * 16}"},
+    )
+    assert "400" not in found.text
+    assert found.status == 400
+    assert json.loads(found.body)["code"] != "error"
+
+
+@pytest.fixture
+def ca(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> PrivateCa:
+    (tmp_path / "ca").mkdir()
+    made = PrivateCa(tmp_path / "ca", "Private CA")
+    monkeypatch.setenv("SSL_CERT_FILE", str(made.root))
+    return made
+
+
+@pytest.fixture
+def strict(start: Start, ca: PrivateCa) -> RunningMirror:
+    """A mirror with TLS that knows the CA, and no tokens."""
+    own = str(ca.issue("127.0.0.1"))
+    return start(certificate=own, key=own, client_ca=str(ca.root))
+
+
+def announce(mirror: RunningMirror, name: str, **access: object) -> bytes:
+    told = host(Chip.create(Product.MILAN), host=name)
+    client = MirrorClient(MirrorAccess(mirror.url, **access), access_hint="")  # type: ignore[arg-type]  # a test's
+    path = f"hosts/{told.product.value.lower()}/{told.hwid.hex()}"
+    return client.call("PUT", path, told.to_json())
+
+
+def test_a_host_announces_itself_with_its_certificate(strict: RunningMirror, ca: PrivateCa) -> None:
+    own = str(ca.issue("rack1-host7.example"))
+    assert b"wanted" in announce(strict, "rack1-host7.example", certificate=own, key=own)
+    assert [each.announcement.host for each in strict.mirror.records.fleet().hosts] == [
+        "rack1-host7.example"
+    ]
+
+
+def test_a_certificate_speaks_for_its_own_host_alone(strict: RunningMirror, ca: PrivateCa) -> None:
+    own = str(ca.issue("rack1-host7.example"))
+    with pytest.raises(RefusedError, match="not for 'rack1-host8'"):
+        announce(strict, "rack1-host8", certificate=own, key=own)
+    assert strict.mirror.records.fleet().hosts == ()
+
+
+def test_without_a_certificate_nothing_is_announced_but_all_can_be_read(
+    strict: RunningMirror, ca: PrivateCa
+) -> None:
+    with pytest.raises(RefusedError, match="403"):
+        announce(strict, "rack1-host7.example")
+    context = ssl.create_default_context(cafile=str(ca.root))
+    address, _, port = strict.url.removeprefix("https://").rpartition(":")
+    with (
+        socket.create_connection((address, int(port)), timeout=30) as plain,
+        context.wrap_socket(plain, server_hostname=address) as tls,
+    ):
+        tls.sendall(HEAD + b"\r\n")
+        assert b" 200 " in tls.recv(4096)
+
+
+def test_a_certificate_of_another_ca_is_refused(strict: RunningMirror, tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir()
+    own = str(PrivateCa(tmp_path / "other", "Private CA").issue("rack1-host7.example"))
+    with pytest.raises(RetryLaterError, match="does not answer"):
+        announce(strict, "rack1-host7.example", certificate=own, key=own)
+    assert strict.mirror.records.fleet().hosts == ()
+
+
+def test_a_certificate_starts_no_roll(strict: RunningMirror, ca: PrivateCa) -> None:
+    own = str(ca.issue("rack1-host7.example"))
+    client = MirrorClient(MirrorAccess(strict.url, certificate=own, key=own), access_hint="")
+    with pytest.raises(RefusedError, match="403"):
+        client.call("POST", "rolls", {"product": "milan", "tcb": {}})
