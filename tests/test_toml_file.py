@@ -77,9 +77,9 @@ def test_the_line_of_a_value_is_found(path: Path, line: int | None) -> None:
     ("data", "line", "problem"),
     [
         (b"a = 1\n\xff", 2, "is not UTF-8"),
-        (b"a = 1\na = \nb = 1\n", None, "is not TOML: .*line 2"),
-        (b"a = " + b"9" * 6000, None, "is not TOML"),
-        (b"a = " + b"[" * 5000, None, "is nested too deeply|is not TOML"),
+        (b"a = 1\na = \nb = 1\n", None, "is not valid TOML: .*line 2"),
+        (b"a = " + b"9" * 6000, None, "is not valid TOML"),
+        (b"a = " + b"[" * 5000, None, "is nested too deeply|is not valid TOML"),
         (b"#" * 10_001, None, "is larger than 10000 bytes"),
     ],
 )

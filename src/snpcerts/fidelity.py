@@ -177,7 +177,10 @@ CLAIMS: Final = (
     ),
     Claim(
         "irqfd",
-        "KVM_IRQFD: duplicates, ends of descriptors and VMs, calls of two threads at once",
+        (
+            "KVM_IRQFD: duplicates, closed descriptors and VMs, calls of two "
+            "threads at the same time"
+        ),
         (_selftests("irqfd_test"),),
         LINUX,
     ),
@@ -189,13 +192,13 @@ CLAIMS: Final = (
     ),
     Claim(
         "firmware-messages",
-        "The firmware's answers to guest messages: statuses, order, sizes, derived keys",
+        "The firmware's answers to guest messages: status, order, sizes, derived keys",
         (ClaimSource(SourceKind.AMD, ("sev_mcmd.c: snp_mcmd_guest_request",)),),
         _GENOA,
     ),
     Claim(
         "firmware-platform",
-        "COMMIT, SET_CONFIG, VLEK_LOAD, SHUTDOWN and what they do to the signing key",
+        "COMMIT, SET_CONFIG, VLEK_LOAD and SHUTDOWN, and what they do to the signing key",
         (
             ClaimSource(SourceKind.AMD, ("sev_mcmd.c", "sev_plat.c")),
             ClaimSource(SourceKind.DOCUMENT, ("SNP ABI 56860, as others quote it",)),
@@ -205,7 +208,7 @@ CLAIMS: Final = (
     ),
     Claim(
         "launch-digest",
-        "The launch measurement, of every page type and of VMSAs",
+        "The launch measurement, for every page type and for VMSAs",
         (_programs("sev-snp-measure"),),
     ),
     Claim(
@@ -222,7 +225,7 @@ CLAIMS: Final = (
         _NOTHING,
     ),
     Claim("concurrency", "Two vCPUs, signals and time-outs at the same moment", _NOTHING),
-    Claim("hardware", "That a real SNP host behaves in the same way", _NOTHING),
+    Claim("hardware", "A real SNP host behaves in the same way", _NOTHING),
 )
 
 BY_ID: Final = {claim.id: claim for claim in CLAIMS}

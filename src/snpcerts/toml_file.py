@@ -56,7 +56,7 @@ def read_toml(data: bytes | str, limit: int) -> tuple[dict[str, Any], str]:
         raise TomlFileError("is nested too deeply") from None
     # Numbers of thousands of digits do not raise TOMLDecodeError.
     except ValueError as error:
-        raise TomlFileError(f"is not TOML: {error}") from None
+        raise TomlFileError(f"is not valid TOML: {error}") from None
 
 
 def line_of(text: str, path: Path) -> int | None:

@@ -127,9 +127,9 @@ V = VCEK_GUID.bytes
 @pytest.mark.parametrize(
     ("data", "message", "index", "offset"),
     [
-        (b"", "without a terminator", 0, 0),
-        (bytes(23), "without a terminator", 0, 0),
-        (entry(V, 48, 1), "without a terminator", 1, 24),
+        (b"", "without the zero entry", 0, 0),
+        (bytes(23), "without the zero entry", 0, 0),
+        (entry(V, 48, 1), "without the zero entry", 1, 24),
         (entry(V, 48, 2) + EMPTY + b"x", "ends after the table", 0, 0),
         (entry(V, 47, 1) + EMPTY + b"x", "inside the 48-byte header", 0, 0),
         (entry(V, 0, 1) + EMPTY + b"x", "inside the 48-byte header", 0, 0),
@@ -207,7 +207,7 @@ def test_overlapping_entries_cost_no_more_than_the_table(count: int) -> None:
         ([TableEntry(VCEK_GUID, b"a"), TableEntry(VCEK_GUID, b"b")], "appears twice"),
         ([TableEntry(uuid.UUID(int=0), b"a")], "zero GUID"),
         ([TableEntry(uuid.UUID(int=i + 1), b"a") for i in range(683)], "683 entries"),
-        ([TableEntry(VCEK_GUID, bytes(1 << 20))], "at most 1048576"),
+        ([TableEntry(VCEK_GUID, bytes(1 << 20))], "the limit is 1048576"),
     ],
 )
 def test_tables_that_others_choke_on_are_not_written(

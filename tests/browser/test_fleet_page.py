@@ -98,7 +98,7 @@ def test_the_page_follows_a_host_through_an_update(
     assert made.returncode == 0, made.stderr
     run("sync")
     until(page, "0 of 1 hosts are in step")
-    until(page, "commit pending")
+    until(page, "commit is pending")
     until(page, "1 host can commit: the next certificate is stored")
     run("commit", "--wait-for-mirror")
     until(page, "The one host is in step")

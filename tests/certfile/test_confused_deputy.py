@@ -54,7 +54,7 @@ def test_a_strangers_link_at_the_path_is_not_followed(
     file.unlink()
     file.symlink_to(victim)
     os.chown(file, STRANGER, STRANGER, follow_symlinks=False)
-    with pytest.raises(RefusedError, match=f"symbolic link of user {STRANGER}"):
+    with pytest.raises(RefusedError, match=f"symbolic link that belongs to user {STRANGER}"):
         CertFile(str(file)).publish(TABLE, strategy=strategy)
     assert unharmed(victim)
 
@@ -64,7 +64,7 @@ def test_a_strangers_link_on_the_way_is_not_followed(file: Path, victim: Path) -
     way = file.parent.parent / "way"
     way.symlink_to(victim.parent)
     os.chown(way, STRANGER, STRANGER, follow_symlinks=False)
-    with pytest.raises(RefusedError, match="symbolic link of user"):
+    with pytest.raises(RefusedError, match="symbolic link that belongs to user"):
         CertFile(str(way / victim.name)).publish(TABLE)
     assert unharmed(victim)
     assert [doubt.refused for doubt in doubts(str(way / victim.name))] == [True]

@@ -68,6 +68,6 @@ def test_a_link_of_someone_else_is_not_followed(tmp_path: Path) -> None:
     link = tmp_path / "link"
     link.symlink_to(victim)
     os.chown(link, 65534, 65534, follow_symlinks=False)
-    with pytest.raises(RefusedError, match="symbolic link of user 65534"):
+    with pytest.raises(RefusedError, match="symbolic link that belongs to user 65534"):
         write_output(str(link), b"report")
     assert victim.read_bytes() == b"precious"

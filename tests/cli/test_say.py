@@ -65,7 +65,7 @@ VERIFY = ["verify", "report.bin", "--table", "table.bin", "--anchor", "root.der"
 
 def test_on_a_terminal_a_verdict_is_coloured_and_no_word_is_broken(folder: Path) -> None:
     shown = on_terminal(VERIFY, folder)
-    assert shown.startswith("\x1b[33mverified, by a root that is not AMD's\x1b[0m")
+    assert shown.startswith("\x1b[33mverified, with a root that is not AMD's\x1b[0m")
     plain = _COLOUR.sub("", shown)
     assert plain.split() == in_pipe(VERIFY, folder).split()
     for line in plain.splitlines():

@@ -200,7 +200,7 @@ def test_one_cause_of_many_failures_is_named_first(build: Build) -> None:
     options = ("--only", "busy", "--only", "lock-before-read", "--only", "lock-until-signed")
     made = conformance(build("NO_LOCK"), "{certs}", "1", options=options)
     first = made.stdout.splitlines()[1]
-    assert first == "  3 checks fail for one reason: the VMM never asks for a lock on the file"
+    assert first == "  3 checks fail for the same reason: the VMM never asks for a lock on the file"
 
 
 def test_a_skipped_check_fails_the_run_on_demand(build: Build) -> None:

@@ -200,11 +200,15 @@ def test_scripted_guests_report_their_outcomes(emulated: Emulated, tmp_path: Pat
     [
         (["host"], 2, "Missing argument"),
         (["host", "--", "no-such-program-at-all"], 2, "no such program"),
-        (["host", "--serve", "--requests", "1", "--", "true"], 2, "exclude --requests"),
+        (
+            ["host", "--serve", "--requests", "1", "--", "true"],
+            2,
+            "cannot be combined with --requests",
+        ),
         (["guest", "--", "true"], 1, "exactly one VM"),
         (["guest", "--vm", "nobody", "--", "true"], 1, "no VM 'nobody'"),
         (["guest", "--certs", "missing", "--", "true"], 2, "No such file"),
-        (["guest", "--certs", "x", "--vm", "y", "--", "true"], 2, "exclude each other"),
+        (["guest", "--certs", "x", "--vm", "y", "--", "true"], 2, "cannot be combined"),
         (["guest", "--kernel", "7.2", "--", "true"], 2, "--kernel needs --certs"),
         (["certificates", "/dev/null/x"], 1, "cannot create"),
     ],

@@ -206,7 +206,7 @@ def test_a_clock_a_year_behind_is_reported_and_right_files_stay(rig: Rig) -> Non
     assert rig.seen_by_guest() == "right"
     assert done.before[0].match is FileMatch.OUTDATED
     assert done.problem is not None
-    assert "is this host's clock right? It says" in str(done.problem)
+    assert "check this host's clock, which says" in str(done.problem)
     rig.file.unlink()
     assert rig.agent().sync().problem is not None
     assert rig.file.read_bytes() == EMPTY

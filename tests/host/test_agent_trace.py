@@ -107,7 +107,7 @@ def test_two_threads_write_one_timeline() -> None:
 @pytest.mark.parametrize(
     ("options", "code", "said"),
     [
-        (("--trace", "x.json"), 2, "--trace is for --watch"),
+        (("--trace", "x.json"), 2, "--trace needs --watch"),
         (("--watch", "--trace", "/nowhere/x.json"), 1, "/nowhere/x.json: cannot write"),
     ],
 )

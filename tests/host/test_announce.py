@@ -254,10 +254,10 @@ def test_the_mirror_is_the_key_server_too_unless_another_is_named() -> None:
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("[mirror]\n", "needs a url"),
+        ("[mirror]\n", "needs the key url"),
         ('[mirror]\nurl = "ftp://x"\n', "line 2"),
         ('[mirror]\nurl = "http://x"\ntoken_file = "/t"\n', "https://"),
-        ('[mirror]\nurl = "https://x"\ncertificate = "/c"\n', "belong together"),
+        ('[mirror]\nurl = "https://x"\ncertificate = "/c"\n', "must be given together"),
         ('[mirror]\nurl = "https://x"\nname = "a\\nb"\n', "printable"),
         ('[mirror]\nurl = "https://x"\ntoken = "abc"\n', "unknown key"),
     ],
@@ -334,10 +334,10 @@ def test_a_mirror_that_fails_meanwhile_is_asked_again(mirror: FakeMirror) -> Non
 @pytest.mark.parametrize(
     ("answer", "kind", "says"),
     [
-        ([wanted(NEW, "queued", 9)], RetryLaterError, "waited 60 s, and nothing has been changed"),
+        ([wanted(NEW, "queued", 9)], RetryLaterError, "waited 60 s, and changed nothing"),
         ([wanted(NEW, "not-found")], RetryLaterError, "has no certificate"),
         ([wanted(NEW, "refused")], RetryLaterError, "does not verify"),
-        ([wanted(OLD)], RefusedError, "was not asked"),
+        ([wanted(OLD)], RefusedError, "did not say whether"),
     ],
 )
 def test_it_gives_up_with_a_reason(
@@ -390,7 +390,7 @@ def test_commit_waits_for_the_mirror_and_tells_it_of_the_end(
     mirror.answer = lambda told: [wanted(told.current, "queued", 0)]
     refused = site.host("commit", "--wait-for-mirror=0", config=config)
     assert refused.returncode == 3
-    assert "nothing has been changed" in refused.stderr
+    assert "changed nothing" in refused.stderr
     assert mirror.told[-1].reported != mirror.told[-1].current
     states = ["queued", "stored"]
     mirror.answer = lambda told: [wanted(told.current, states.pop(0) if states else "stored", 0)]

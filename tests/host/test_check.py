@@ -89,7 +89,7 @@ def test_a_file_with_another_mode_or_for_everyone(tmp_path: Path) -> None:
     config = Config(files=(FileConfig(str(path), mode=0o640),))
     assert outcomes(config)["certificate file"].outcome is Severity.FAIL
     config = Config(files=(FileConfig(str(path)),))
-    assert "lock out updates" in str(outcomes(config)["certificate file"])
+    assert "block updates" in str(outcomes(config)["certificate file"])
     path.unlink()
     path.mkdir()
     assert outcomes(config)["certificate file"].outcome is Severity.FAIL

@@ -53,7 +53,7 @@ def test_a_new_host_is_checked_synced_and_its_guests_reports_verify(site: Site) 
     assert status["files"][0]["leaf"]["tcb"] == status["reported_tcb"]
     assert status["files"][0]["leaf"]["hwid"] == status["hwid"]
     text = site.host("status").stdout
-    assert "committed TCB  shown by no host interface" in text
+    assert "committed TCB  shown only by attestation reports" in text
     assert text.endswith("in step\n")
 
 
@@ -344,16 +344,16 @@ def test_who_holds_the_lock_is_shown_with_the_vms_name(site: Site) -> None:
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (["set-config"], 2, "what is to be set"),
-        (["set-config", "--reset", "--reported-tcb", "bl=1"], 2, "exclude each other"),
+        (["set-config"], 2, "no setting was given"),
+        (["set-config", "--reset", "--reported-tcb", "bl=1"], 2, "cannot be combined"),
         (["set-config", "--reported-tcb", "bl=300"], 2, "is not a component"),
         (["set-config", "--reported-tcb", "bl=" + "1" * 5000], 2, "is not a component"),
         (["set-config", "--reported-tcb", "bl=1,bl=2"], 2, "given twice"),
         (["set-config", "--reported-tcb", "fmc=1"], 2, "no fmc"),
         (["set-config", "--reported-tcb", "ucode=255"], 1, "above the current one"),
         (["load-vlek", "missing", "--vlek-cert", "missing"], 2, "No such file"),
-        (["sync", "--interval", "5"], 2, "are for --watch"),
-        (["sync", "--file", ""], 2, "--file: is empty"),
+        (["sync", "--interval", "5"], 2, "need --watch"),
+        (["sync", "--file", ""], 2, "--file: the path is empty"),
         (["sync", "--product", "turin"], 1, "on Turin it has 8"),
         (["status", "--anchor", "/dev/null"], 2, "/dev/null"),
         (["status", "--config", "missing.toml"], 2, "missing.toml"),

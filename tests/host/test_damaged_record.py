@@ -174,7 +174,7 @@ def test_two_agents_and_the_operator_at_once(course: Course) -> None:
 @pytest.mark.parametrize(
     ("spoil", "reason"),
     [
-        (lambda _, old: old, "is not for this request"),
+        (lambda _, old: old, "does not answer this request"),
         (lambda new, old: new[:0x90] + old[0x90:], "no available certificate verifies"),
         (lambda new, _: new[:-1], "is not a report"),
         (lambda new, _: new + new, "is not a report"),

@@ -171,7 +171,7 @@ def test_a_packages_unit_is_not_hidden(root: Path, capsys: pytest.CaptureFixture
     unit.parent.mkdir(parents=True)
     unit.write_text("[Service]\n")
     assert install(root, "--replace") == 1
-    assert "remove the package first" in capsys.readouterr().err
+    assert "remove it first" in capsys.readouterr().err
     assert not (root / UNIT).exists()
 
 

@@ -222,7 +222,7 @@ def test_a_vlek_moves_every_file_at_once(rig: Rig) -> None:
     # Another TCB drops the VLEK: the plan says so, and the file falls back.
     agent = rig.agent()
     dropping = lower(rig, agent)
-    assert any("VLEK is dropped" in note for note in dropping.notes)
+    assert any("drops the loaded VLEK" in note for note in dropping.notes)
     assert do(agent, dropping) is None
     assert [rig.seen_by_guest(path) for path in (rig.file, vlek)] == ["right", "right"]
     assert rig.table(vlek).entries[0].name == "vcek"

@@ -124,7 +124,7 @@ def test_a_reload_below_the_running_tcb_is_noticed_and_a_guest_proves_which_key_
 
     refused = prove(host, report_data="00" * 64)
     assert refused.returncode == 1
-    assert "is not for this request" in refused.stderr
+    assert "does not answer this request" in refused.stderr
     assert host.status()["proofs"] == []
 
     made = prove(host)

@@ -110,7 +110,7 @@ def test_the_emulated_host_shows_what_is_claimed(host: Site) -> None:
     assert report["chip_id"].endswith("...")
     assert len(report["chip_id"]) == 19
     words = text.read_text()
-    assert "Its root is ARK-Genoa EMULATED, not AMD's: it does not count as hardware." in words
+    assert "Its root is ARK-Genoa EMULATED, not AMD's, so it does not count as hardware." in words
     assert host.lowered() == lowered, "the reported TCB is what it was"
 
 
@@ -122,7 +122,7 @@ def test_a_vmm_that_knows_nothing_of_certificates_gets_the_shim(host: Site, tmp_
     made = prove(host, "--vmm", f"{vmm} 1", "--json")
     assert made.returncode == 0, made.stderr
     report = report_of(made)
-    assert observation(report, "exit-number")["detail"] == "KVM asked for certificates by exit 43"
+    assert observation(report, "exit-number")["detail"] == "KVM requested certificates with exit 43"
     assert observation(report, "busy")["showing"] == "seen"
 
 
@@ -133,7 +133,7 @@ def test_another_exit_number_differs(host: Site) -> None:
     report = report_of(made)
     assert differing(report) == {"numbers"}
     detail = observation(report, "exit-number")["detail"]
-    assert detail == "KVM asked for certificates by exit 42, expected 43"
+    assert detail == "KVM requested certificates with exit 42, expected 43"
 
 
 def test_a_vmm_without_the_lock_differs(host: Site) -> None:
@@ -143,7 +143,7 @@ def test_a_vmm_without_the_lock_differs(host: Site) -> None:
     assert made.returncode == 1, made.stderr
     report = report_of(made)
     assert differing(report) == {"certificate-path"}
-    assert "the VMM does not take it" in observation(report, "busy")["detail"]
+    assert "the VMM does not take the lock" in observation(report, "busy")["detail"]
 
 
 @only_in_full
@@ -156,7 +156,7 @@ def test_another_signing_key_differs(host: Site) -> None:
     assert made.returncode == 1, made.stderr
     report = report_of(made)
     assert differing(report) == {"firmware-platform"}
-    assert " signs, and the status says " in observation(report, "signing-key")["detail"]
+    assert " signs, but the status says " in observation(report, "signing-key")["detail"]
 
 
 @only_in_full
@@ -174,7 +174,7 @@ def test_a_guest_that_gives_no_report_leaves_a_report_of_what_was_seen(host: Sit
     [
         (("--vmm", "no-such-vmm-anywhere {certs}"), 2, "no such program"),
         (("--vmm", "'"), 2, "--vmm: No closing quotation"),
-        (("--vmm", ""), 2, "--vmm: is empty"),
+        (("--vmm", ""), 2, "--vmm: the command line is empty"),
         (("--update", "nonsense"), 2, "--update nonsense"),
         (("-o", "/nowhere/report.json"), 1, "/nowhere/report.json: cannot write"),
     ],

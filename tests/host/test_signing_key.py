@@ -237,7 +237,7 @@ def test_a_kept_vlek_leaves_its_file_empty_until_it_is_loaded_again(published: H
     (reason,) = {
         str(e.expected) for e in published.rig.agent().read_files() if e.file.path == str(vlek)
     }
-    assert "the reported TCB has changed" in reason
+    assert "has changed since" in reason
     published.load_vlek()
     assert published.attest(vlek, KeySelect.DEFAULT) == "right"
 
@@ -391,7 +391,7 @@ def old_report(host: Host) -> bytes:
 
 def answers(host: Host) -> Iterator[tuple[str, Callable[[bytes, KeySelect], bytes]]]:
     replayed = old_report(host)
-    yield "is not for this request", lambda _nonce, _select: replayed
+    yield "does not answer this request", lambda _nonce, _select: replayed
     yield "is not a report", lambda _nonce, _select: b"<html>"
     stranger = Host(host.rig.folder, host.authority, PUBLISHED)
     stranger.rig.device = FirmwareDevice(Firmware(Chip(Product.GENOA, b"\7" * 32)))

@@ -102,7 +102,7 @@ def test_a_report_names_its_vcek(host: Host, run: Run) -> None:
     assert code == 0
     assert documented("kds fetch vcek", out)["hwid"] == host.resource(Product.TURIN).hwid.hex()
     code, _, err = run("fetch", "vcek", "--report", "report", "--product", "milan", product="turin")
-    assert (code, "is of Turin" in err) == (2, True)
+    assert (code, "is for Turin" in err) == (2, True)
 
 
 @pytest.fixture(scope="module")

@@ -154,7 +154,7 @@ def refusing(_target: str) -> bytes:
         ("nonsense://proxy", "https_proxy .* 'nonsense'"),
         ("socks5://127.0.0.1:1", "https_proxy .* 'socks5'"),
         ("http://[", "https_proxy .* not a proxy"),
-        ("REFUSING", "refuses: 407"),
+        ("REFUSING", "refused the request: 407"),
     ],
 )
 def test_a_proxy_that_cannot_be_used_is_named_and_not_tried_again(

@@ -77,7 +77,7 @@ def test_overlapping_blobs_are_not_copied_again_and_again() -> None:
 def test_a_table_without_its_end_is_not_walked_past_its_bytes(size: int) -> None:
     """A walk to the zero GUID read memory that was not the table's elsewhere."""
     table = entry(VCEK_GUID.bytes, 48, 1) * 20
-    with pytest.raises(FormatError, match="terminator"):
+    with pytest.raises(FormatError, match="without the zero entry"):
         evidence_with(table[:size])
 
 

@@ -120,7 +120,7 @@ def test_the_commands_write_both_and_name_what_is_left_out(
     for name in ("rvps", "corim"):
         assert main(["policy", name, "policy.toml", "-o", "out"]) == 0
         captured = capsys.readouterr()
-        assert (captured.out, captured.err) == ("", "snpcerts: not in the file: vmpls\n")
+        assert (captured.out, captured.err) == ("", "snpcerts: the file cannot carry: vmpls\n")
         assert Path("out").stat().st_size > 100
 
 

@@ -200,7 +200,7 @@ def test_text_takes_time_in_proportion_to_its_size(name: str) -> None:
 
 def test_json_with_many_keys_takes_time_in_proportion_to_its_size() -> None:
     keys = ", ".join(f'"{at}": 0' for at in range(100_000))
-    with pytest.raises(FormatError, match="'99999' is there twice"):
+    with pytest.raises(FormatError, match="'99999' appears twice"):
         read_json(f'{{{keys}, "99999": 1}}', "evidence")
 
 
@@ -238,20 +238,20 @@ NAMED = {
     b"\4\0\2\0\x81\0\0\0" + bytes(600): "a quote of Intel TDX",
     b"\x84\x44\xa1\x01\x38\x22\xa0": "an attestation document of AWS Nitro (COSE)",
     b"eyJhbGciOiJFUzI1NiJ9.eyJhIjoxfQ.c2ln": "a signed token (JWT)",
-    REPORT[:1000]: "a report cut short: 1000 of 1184 bytes",
-    REPORT[:1000].hex().encode(): "a report cut short: 1000 of 1184 bytes",
+    REPORT[:1000]: "a truncated report: 1000 of 1184 bytes",
+    REPORT[:1000].hex().encode(): "a truncated report: 1000 of 1184 bytes",
     TABLE: "a certificate table",
     shapes.pem(LEAF).encode(): "a certificate in PEM",
     b"-----BEGIN EC PRIVATE KEY-----\nAAAA\n-----END EC PRIVATE KEY-----\n": "a private key",
     b"HTTP/1.1 200 OK\r\n\r\n" + REPORT.hex().encode(): "a server's answer with its headers",
-    b"--x\r\nContent-Disposition: form-data\r\n\r\n" + REPORT: "a form of several parts",
+    b"--x\r\nContent-Disposition: form-data\r\n\r\n" + REPORT: "a form with several parts",
     b"\xd2\x84\x43\xa1\x01\x26\xa0\x59\x04\xa0" + REPORT + b"\x40": "a COSE message",
     zlib.compress(REPORT): "zlib data",
-    b'{"a": 1}\n{"a": 2}\n': "has more behind a whole JSON value",
+    b'{"a": 1}\n{"a": 2}\n': "has text behind a complete JSON value",
     REPORT.decode("latin-1").encode(): "read as Latin-1 and written as UTF-8",
-    REPORT.decode(errors="replace").encode(): "bytes that are no text were replaced",
-    BUNDLES["Azure IMDS JSON"]: "certificates, and no report",
-    b'{"provider": "tdx_guest", "outblob": "AAAA"}': "is of a guest of Intel TDX",
+    REPORT.decode(errors="replace").encode(): "bytes that are not text were replaced",
+    BUNDLES["Azure IMDS JSON"]: "it has certificates, but no report",
+    b'{"provider": "tdx_guest", "outblob": "AAAA"}': "comes from a guest of Intel TDX",
     b"\x82\xa4kind\xa7sev-snp" + bytes(100): "an attestation in MessagePack",
 }
 
@@ -281,8 +281,8 @@ PACKED = shapes.dstack_packed(REPORT, *DERS)
 @pytest.mark.parametrize(
     ("data", "problem"),
     [
-        (PACKED[:-1], "ends where a value should be|announced|ends in a number"),
-        (PACKED + b"\0", "1 bytes follow it"),
+        (PACKED[:-1], "ends before its last value|announced|ends in the middle of a number"),
+        (PACKED + b"\0", "1 bytes follow after its end"),
         (b"\x82" + shapes.packed("sev-snp") + b"\1" + shapes.packed("sev-snp") + b"\1", "twice"),
         (b"\x81" + shapes.packed("sev-snp") + b"\x91" * 1000 + b"\0", "nested too deeply"),
         (b"\x81" + shapes.packed("sev-snp") + b"\xdd\xff\xff\xff\xff", "announced"),
@@ -293,7 +293,7 @@ PACKED = shapes.dstack_packed(REPORT, *DERS)
             b"\x81" + shapes.packed("sev-snp") + b"\xdc\xff\xff" + b"\x90" * 0xFFFF,
             "more than 10000 maps and arrays",
         ),
-        (b"\x81" + shapes.packed("sev-snp") + b"\1", "none of which holds a report"),
+        (b"\x81" + shapes.packed("sev-snp") + b"\1", "none of these holds a report"),
     ],
 )
 def test_bad_message_pack_is_an_error(data: bytes, problem: str) -> None:
@@ -312,7 +312,7 @@ def test_a_response_without_a_report_says_why() -> None:
     refused[0] = 0x16
     with pytest.raises(FormatError, match="status 0x16"):
         Evidence.from_bytes(bytes(refused))
-    with pytest.raises(FormatError, match="cut short"):
+    with pytest.raises(FormatError, match="is truncated"):
         Evidence.from_bytes(shapes.response(REPORT)[:1000])
 
 
@@ -357,7 +357,7 @@ def test_a_refusal_names_each_sources_fault() -> None:
     verdict = verify_with(evidence, [OWN, given_], anchors=anchors(), at=NOON)
     assert verdict.status is Status.REFUSED
     own, certs = verdict.sources
-    assert own.source == "what came with the report"
+    assert own.source == "the certificates that came with the report"
     assert "the report has" in own.problem
     assert certs.source == "--certs other"
     assert certs.problem.startswith("x is y; ")
@@ -375,7 +375,7 @@ def test_an_outage_of_the_next_source_leaves_a_stale_table_undecided() -> None:
     said = [each.code.value for each in verdict.reasons]
     assert (verdict.status, said) == (Status.UNDECIDED, ["collateral-unavailable"])
     assert [each.source for each in verdict.sources] == [
-        "what came with the report",
+        "the certificates that came with the report",
         "the key server",
     ]
     # A forged report is refused, even while the key server is unreachable.
@@ -437,10 +437,10 @@ def test_a_file_that_should_be_a_certificate_is_named(run: Command) -> None:
     _lay(vcek_dot_pem=b"404 - Not Found")
     code, out, _ = run("in/report", "--certs", "in")
     assert code == 1
-    assert "ask.pem is an HTML page, no certificate" in out
-    assert "vcek.pem is the text '404 - Not Found', no certificate" in out
+    assert "ask.pem is an HTML page, not a certificate" in out
+    assert "vcek.pem is the text '404 - Not Found', not a certificate" in out
     _, _, err = run("in")
-    assert "ask.pem is an HTML page, no certificate" in err
+    assert "ask.pem is an HTML page, not a certificate" in err
 
 
 def test_a_stale_table_in_a_file(run: Command) -> None:
@@ -455,7 +455,7 @@ def test_a_stale_table_in_a_file(run: Command) -> None:
     code, out, _ = run("report", "--table", "stale")
     assert code == 1
     assert "tcb-mismatch" in out
-    assert "next: the certificate is of another key" in out
+    assert "next: the certificate belongs to a different key" in out
 
 
 def test_pipes_and_standard_input() -> None:

@@ -60,7 +60,7 @@ def test_a_directory_as_snpguest_leaves_it_is_one_piece_of_evidence(run: Run) ->
     lay("guest", chain(form="pem"))
     code, out, _ = run("guest")
     assert code == 0
-    assert out.startswith("verified, by a root that is not AMD's")
+    assert out.startswith("verified, with a root that is not AMD's")
     lay("vlek", {"attestation-report.bin": VLEK.report(), **chain(VLEK)})
     assert run("vlek")[0] == 0
 
@@ -72,7 +72,7 @@ def test_a_directory_of_configfs_is_one_piece_of_evidence(run: Run) -> None:
     lay("tsm", {"auxblob": b""})
     code, out, _ = run("tsm", "--certs", str(lay("certs", chain())))
     assert code == 0
-    assert out.startswith("verified, by a root that is not AMD's")
+    assert out.startswith("verified, with a root that is not AMD's")
 
 
 def _many() -> None:
@@ -120,7 +120,7 @@ def test_json_is_one_object_a_line(run: Run) -> None:
     assert verdicts[0]["checks"][0] == {
         "name": "report-layout",
         "state": "passed",
-        "expected": "a report of version 2 to 5 as the ABI lays it out",
+        "expected": "the report has version 2 to 5 and the layout of the ABI",
         "found": None,
     }
     assert run("many/a.bin", "--json")[1].count("\n") == 1
@@ -204,7 +204,7 @@ def test_a_revocation_list_is_asked_for_and_judged(run: Run) -> None:
     # Nothing inside tells whether it is for VCEKs or VLEKs.
     for given in ("good.crl", "vlek=good.crl"):
         assert "crl-missing" in run("report", "--crl", given)[1]
-    assert "name it (--crl vcek=FILE)" in run("report", "--crl", "good.crl")[1]
+    assert "give it as --crl vcek=FILE" in run("report", "--crl", "good.crl")[1]
     Path("bad.crl").write_bytes(CrlRecipe(CA, revoked=(1,)).make())
     for given in ("bad.crl", "vlek=bad.crl", "vcek=bad.crl"):
         code, out, _ = run("report", "--crl", given, "--crl", "vcek=good.crl")

@@ -124,19 +124,27 @@ class CertTable:
         GUID, the zero GUID, too many entries, more than :data:`MAX_SIZE` bytes.
         """
         if len(self.entries) > MAX_ENTRIES:
-            raise FormatError(WHAT, f"{len(self.entries)} entries, at most {MAX_ENTRIES}")
+            raise FormatError(
+                WHAT, f"the table has {len(self.entries)} entries, the limit is {MAX_ENTRIES}"
+            )
         if self.size > MAX_SIZE:
-            raise FormatError(WHAT, f"{self.size} bytes, at most {MAX_SIZE}")
+            raise FormatError(WHAT, f"the table has {self.size} bytes, the limit is {MAX_SIZE}")
         header, blobs = bytearray(), bytearray()
         position = ENTRY_SIZE * (len(self.entries) + 1)
         seen: set[uuid.UUID] = set()
         for index, entry in enumerate(self.entries):
             if entry.guid.int == 0:
-                raise FormatError(WHAT, "the zero GUID ends a table", field=f"entry {index}")
+                raise FormatError(
+                    WHAT,
+                    "an entry has the zero GUID, which marks the end of a table",
+                    field=f"entry {index}",
+                )
             if not entry.data:
-                raise FormatError(WHAT, f"{entry.name} is empty", field=f"entry {index}")
+                raise FormatError(WHAT, f"the entry {entry.name} is empty", field=f"entry {index}")
             if entry.guid in seen:
-                raise FormatError(WHAT, f"{entry.name} appears twice", field=f"entry {index}")
+                raise FormatError(
+                    WHAT, f"the entry {entry.name} appears twice", field=f"entry {index}"
+                )
             seen.add(entry.guid)
             header += _ENTRY.pack(entry.guid.bytes, position + len(blobs), len(entry.data))
             blobs += entry.data
@@ -167,8 +175,8 @@ class CertTable:
         for header in sound:
             if header.swapped:
                 warnings.append(
-                    f"entry {header.index}: GUID {header.guid} is stored in mixed-endian order; "
-                    "RFC 4122 order is the rule"
+                    f"entry {header.index}: GUID {header.guid} is stored in mixed-endian "
+                    "order; expected the order of RFC 4122"
                 )
             blob = bytes(view[header.offset : header.offset + header.length])
             entries.append(TableEntry(header.guid, blob))
@@ -205,14 +213,16 @@ def _read_header(view: memoryview) -> tuple[list[_Header], list[TableProblem]]:
     for index in range(MAX_ENTRIES + 1):
         at = index * ENTRY_SIZE
         if at + ENTRY_SIZE > len(view):
-            problem = f"the table ends after {len(view)} bytes without a terminator"
+            problem = (
+                f"the table ends after {len(view)} bytes, without the zero entry that must end it"
+            )
             return headers, [TableProblem(problem, index, at)]
         if view[at : at + ENTRY_SIZE] == EMPTY:
             return headers, []
         if index < MAX_ENTRIES:
             stored, offset, length = _ENTRY.unpack_from(view, at)
             headers.append(_Header(index, *_guid(stored), offset, length))
-    problem = f"more than {MAX_ENTRIES} entries"
+    problem = f"the table has more than {MAX_ENTRIES} entries"
     return headers, [TableProblem(problem, MAX_ENTRIES, MAX_ENTRIES * ENTRY_SIZE)]
 
 
@@ -227,9 +237,9 @@ def _sound_headers(headers: list[_Header], size: int) -> tuple[list[_Header], li
     for header in headers:
         end = header.offset + header.length  # Python integers do not wrap
         if header.guid.int == 0:
-            message = "zero GUID with a non-zero offset or length"
+            message = "a zero GUID must have offset 0 and length 0"
         elif header.length == 0:
-            message = f"{header.guid} has length 0"
+            message = f"the entry {header.guid} has length 0"
         elif header.offset < header_end:
             message = f"offset {header.offset:#x} is inside the {header_end}-byte header"
         elif end > size:

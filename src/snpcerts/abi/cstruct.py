@@ -119,12 +119,12 @@ class CStruct:
             value = getattr(self, name)
             try:
                 if isinstance(value, bytes) and len(value) != codec.size:
-                    raise struct.error(f"{len(value)} bytes given")
+                    raise struct.error(f"{len(value)} bytes were given")
                 codec.pack_into(out, offset, value)
             except struct.error:
                 raise FormatError(
                     self.C_NAME or type(self).__name__,
-                    f"{value!r} does not fit {codec.size} bytes",
+                    f"{value!r} does not fit into {codec.size} bytes",
                     field=name,
                     offset=offset,
                 ) from None

@@ -80,7 +80,10 @@ class Product(enum.Enum):
     @property
     def unpinned_text(self) -> str:
         """What to say of a product that is not pinned."""
-        return f"AMD's root key of {self.value} is not pinned here: nothing of it can be verified"
+        return (
+            f"AMD's root key of {self.value} is not pinned here, so nothing of "
+            f"{self.value} can be verified"
+        )
 
     def tcb_problem(self, tcb: TcbVersion) -> str | None:
         """Return why ``tcb`` cannot belong to this product, or None."""

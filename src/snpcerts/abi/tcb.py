@@ -147,7 +147,10 @@ class TcbVersion:
             if layout is None:
                 raise FormatError(
                     "TCB",
-                    "eight bytes without a product: name the product, which decides their order",
+                    (
+                        "eight bytes without a product: name the product, because it decides "
+                        "their order"
+                    ),
                 )
             return cls.unpack(bytes.fromhex(raw[1]), layout)
         values: dict[str, int] = {}
@@ -196,6 +199,8 @@ def _misfit(components: Collection[str]) -> NoReturn:
     places = min(_BYTES.values(), key=lambda each: len(each.keys() ^ set(components)))
     for name in places:
         if name not in components:
-            raise FormatError("TCB", f"{SHORT_NAME_OF[name]} is missing; name every component")
+            raise FormatError(
+                "TCB", f"{SHORT_NAME_OF[name]} is missing; give a value for every component"
+            )
     extra = ", ".join(name for name in components if name not in places)
-    raise FormatError("TCB", f"no product has a TCB with {extra} beside {', '.join(places)}")
+    raise FormatError("TCB", f"no product has a TCB with both {extra} and {', '.join(places)}")

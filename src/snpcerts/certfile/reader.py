@@ -34,7 +34,7 @@ _LONGEST_PAUSE = 0.005
 
 
 NOT_REGULAR = "is not a regular file"
-SHRANK = "shrank while it was read: another program writes without the lock"
+SHRANK = "shrank while it was read: another program writes to it without the lock"
 
 
 def too_large(size: int, limit: int) -> str:

@@ -118,7 +118,7 @@ def update(
     and is listed in ``problems``; the others are published.
     """
     if not 1 <= len(targets) <= MAX_FILES:
-        raise UsageError(f"{len(targets)} certificate files, expected 1 to {MAX_FILES}")
+        raise UsageError(f"found {len(targets)} certificate files, expected 1 to {MAX_FILES}")
     paths: list[str] = []
     for target in targets:
         real: str = yield step.Resolve(target.path)

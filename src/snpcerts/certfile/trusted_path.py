@@ -43,9 +43,11 @@ def resolve(path: str) -> str:
         real = real_now
         if status is not None and stat.S_ISLNK(status.st_mode) and not _trusted(status.st_uid):
             raise RefusedError(
-                f"{path}: {place} is a symbolic link of user {status.st_uid}, "
-                "who could redirect the update to another file",
-                hint="name the file itself, or make the link as root",
+                (
+                    f"{path}: {place} is a symbolic link that belongs to user "
+                    f"{status.st_uid}, who could redirect the update to another file"
+                ),
+                hint="give the path of the file itself, or recreate the link as root",
             )
     return real
 

@@ -74,7 +74,7 @@ class LockHeldError(RetryLaterError):
     def __init__(
         self, path: str, waited: float, holders: tuple[str, ...] = (), *, emptied: bool = False
     ) -> None:
-        by = "; ".join(holders) or "a process that this user may not inspect"
+        by = "; ".join(holders) or "a process that this user cannot inspect"
         waiting = f"timed out after {waited:.3g} s waiting for the lock, held" if waited else ""
         wrong = ". The file was emptied, because its table was wrong" if emptied else ""
         super().__init__(
@@ -437,7 +437,10 @@ def _require_not_replaced(path: str, fd: int) -> Steps[None]:
     if mine.identity != there.identity:
         raise RefusedError(
             f"{path}: another program replaced the file during the update",
-            hint="find out which program, and update again: guests now get that program's file",
+            hint=(
+                "find out which program it was, and update again: guests now get that "
+                "program's file"
+            ),
         )
 
 

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 )
 @click.option("--list", "list_only", is_flag=True, help="Print the checks and their rules.")
 @click.option(
-    "--only", metavar="ID", multiple=True, help="Judge only this check. May be given several times."
+    "--only", metavar="ID", multiple=True, help="Run only this check. May be given several times."
 )
 @click.option(
     "--busy-limit",
@@ -67,15 +67,19 @@ if TYPE_CHECKING:
 @click.option(
     "--keep",
     metavar="DIR",
-    help="For each check that did not pass, keep the VMM's output and what was seen in DIR.",
+    help=(
+        "For each check that does not pass, save the VMM's output and the observed events in DIR."
+    ),
 )
 @click.option(
     "--trace",
     is_flag=False,
     flag_value="",
     metavar="[FILE]",
-    help="Write a timeline of all runs to FILE, for ui.perfetto.dev; without FILE, one for each "
-    "check that --keep is for.",
+    help=(
+        "Write a timeline of all runs to FILE, for ui.perfetto.dev. Without "
+        "FILE, write one for each check that --keep saves."
+    ),
 )
 @click.option("--fail-on-skip", is_flag=True, help="Exit with 1 if a check is skipped.")
 @click.option(
@@ -119,10 +123,9 @@ def command(
 ) -> None:
     """Run VMM with scripted guests and judge how it handles KVM_EXIT_SNP_REQ_CERTS.
 
-    VMM is a command line, with {certs} in place of its certificate file. The
-    unmodified VMM is started once for each scenario on an emulated SNP host, so
-    no SNP hardware is needed. The exit code is 1 if a check fails, and if none could
-    be judged. Advice does not change it.
+    VMM is a command line, with {certs} in place of its certificate file. The suite starts the
+    unmodified VMM once for each scenario, on an emulated SNP host, so it needs no SNP hardware. The
+    exit code is 1 if a check fails, or if none could be judged. Advice does not change it.
     """
     from snpcerts.conformance.result import (
         ResultState,
@@ -143,14 +146,17 @@ def command(
     if not vmm:
         raise UsageError("no VMM given", hint="snpcerts conformance -- ./vmm --certs {certs}")
     if trace == "" and keep is None:
-        raise UsageError("--trace needs a place for its files", hint="add --keep DIR, or FILE")
+        raise UsageError(
+            "--trace needs a FILE, or a directory from --keep",
+            hint="add --keep DIR, or name a FILE",
+        )
     keeping = None if keep is None else Keeping(Path(keep), trace == "")
     if trace:
         # Without "--", click takes the VMM itself for FILE, which would then be written over.
         if os.path.isfile(trace) and os.access(trace, os.X_OK):
             raise UsageError(
-                f"--trace {trace}: is a program, not a timeline",
-                hint="put -- before the VMM's command, or name another file",
+                (f"--trace {trace}: is a program, so it is not overwritten with a timeline"),
+                hint="put -- before the VMM's command, or give another file",
             )
         check_output(trace)
     timeline = Timeline("snpcerts conformance") if trace else None
@@ -189,7 +195,7 @@ def command(
     else:
         present(printable(f"VMM: {shlex.join(vmm)}"))
         for cause, checks in common_causes(results):
-            present(printable(f"  {len(checks)} checks fail for one reason: {cause}"))
+            present(printable(f"  {len(checks)} checks fail for the same reason: {cause}"))
             present(f"      {', '.join(checks)}")
         for detail, alike in groupby(results, _why_not_judged):
             rows = list(alike)

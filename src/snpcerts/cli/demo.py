@@ -29,8 +29,8 @@ _DETAILS: Final = 4  # mismatches of one run that are described
 _TICK: Final = 0.5  # seconds between two dots
 _FIRST: Final = (
     "Guests ask for attestation reports with certificates while the key that signs\n"
-    "the reports changes: in a first run without the certificate file's lock, in a\n"
-    "second with it. All hardware is emulated; the programs above it are real.\n"
+    "the reports changes. The first run does not use the certificate file's lock, the\n"
+    "second does. All hardware is emulated; the programs above it are real.\n"
 )
 _NEXT: Final = (
     "\nNext: snpcerts conformance --help  judge how your own VMM does it"
@@ -87,12 +87,11 @@ def command(
 ) -> int:
     """Run guests, firmware and updates together, without SNP hardware.
 
-    The guests of an emulated host concurrently request attestation reports
-    with certificates, while a writer keeps changing the firmware's signing key.
-    Every report is verified with the certificates that came with it. There are
-    two runs of the same machine, guests and updates: in the first, the VMMs
-    read the certificate file without its lock; in the second, with it. The
-    exit code is 1 if a report of the second run does not verify.
+    The guests of an emulated host concurrently request attestation reports with certificates, while
+    a writer keeps changing the firmware's signing key. The demo verifies every report with the
+    certificates that came with it. It runs the same machine, guests and updates twice: first the
+    VMMs read the certificate file without its lock, then with it. The exit code is 1 if a report of
+    the second run does not verify.
     """
     stage = _Narrator(quiet=as_json, every=min(10.0, max(1.0, seconds / 10)))
     try:

@@ -33,9 +33,13 @@ _door = click.option(
     default="auto",
     show_default=True,
     envvar="SNPCERTS_DOOR",
-    help="How PROGRAM finds the emulated devices: in a mount namespace of its own, which does "
-    "not slow down other opens, or by a trap on each open. 'auto' uses the namespace if the "
-    "kernel allows it; server.log in the platform's directory says which way was used and why.",
+    help=(
+        "How PROGRAM finds the emulated devices. 'namespace' gives it a mount "
+        "namespace of its own, which does not slow down other opens; 'trap' "
+        "intercepts each open. 'auto' uses the namespace if the kernel allows "
+        "it. server.log in the platform's directory says which way was used "
+        "and why."
+    ),
 )
 
 
@@ -102,7 +106,7 @@ _platform = click.option(
     metavar="DIR",
     expose_value=False,
     callback=_named_after,
-    help="As before the subcommand: use the machine stored in DIR.",
+    help=("The same as --platform before the subcommand: use the machine stored in DIR."),
 )
 
 
@@ -161,21 +165,25 @@ def command(
     type=click.Choice(["43", "42"]),
     default="43",
     show_default=True,
-    help="The number of KVM_EXIT_SNP_REQ_CERTS: 43 in released kernels, 42 in trees that "
-    "carry the patch series as posted.",
+    help=(
+        "The number of KVM_EXIT_SNP_REQ_CERTS: 43 in released kernels, 42 in "
+        "kernel trees that carry the patch series as posted."
+    ),
 )
 @click.option(
     "--kernel",
     type=click.Choice(["7.2", "7.3"]),
     default="7.3",
     show_default=True,
-    help="The Linux release to emulate, where releases differ.",
+    help="The Linux release to emulate. Releases differ in some answers.",
 )
 @click.option("--serve", is_flag=True, help="Keep VMs running for programs under 'emulate guest'.")
 @click.option(
     "--with-guest",
     is_flag=True,
-    help="As --serve, and PROGRAM may play the guest of its VM too: it also sees /dev/sev-guest.",
+    help=(
+        "Like --serve, but PROGRAM may also play the guest of its VM: it sees /dev/sev-guest too."
+    ),
 )
 @_door
 @click.argument("program", nargs=-1, required=True)
@@ -202,7 +210,7 @@ def host(
 
     serve = serve or with_guest
     if serve and requests is not None:
-        raise UsageError("--serve and --with-guest exclude --requests")
+        raise UsageError("--serve and --with-guest cannot be combined with --requests")
     script = GuestScript(
         requests=1 if requests is None else requests,
         serve=serve,
@@ -250,7 +258,7 @@ def guest(
     from snpcerts.emulator.machine.enter import become_guest_program, start_reference_vm
 
     if vm is not None and certs is not None:
-        raise UsageError("--vm and --certs exclude each other")
+        raise UsageError("--vm and --certs cannot be combined")
     if certs is None and kernel is not None:
         raise UsageError("--kernel needs --certs", hint="a running VM has its host's kernel")
     if certs is not None and not os.path.exists(certs):
@@ -274,8 +282,8 @@ def guest(
 def certificates(options: _PlatformOptions, directory: str, vlek: str | None) -> None:
     """Write the certificates for the signing key, issued by the emulated AMD, to DIRECTORY.
 
-    Writes vcek.der, ask.der, ark.der and table.bin; with --vlek also vlek.der,
-    asvk.der, table-vlek.bin, and hashstick.bin for the firmware's VLEK_LOAD.
+    The command writes vcek.der, ask.der, ark.der and table.bin. With --vlek it also writes
+    vlek.der, asvk.der, table-vlek.bin, and hashstick.bin for the firmware's VLEK_LOAD.
     """
     from snpcerts.abi.tcb import TcbVersion
     from snpcerts.emulator.amd.certificates import vcek_of, vlek_of
@@ -308,13 +316,15 @@ def certificates(options: _PlatformOptions, directory: str, vlek: str | None) ->
 
 @command.command("key-server")
 @_platform
-@click.option("--port", type=click.IntRange(0, 65535), default=0, help="[default: a free one]")
+@click.option("--port", type=click.IntRange(0, 65535), default=0, help="[default: a free port]")
 @click.option(
     "--throttle",
     type=click.FloatRange(0, 3600),
     default=0.0,
     metavar="SECONDS",
-    help="Serve each address one VCEK in SECONDS, as AMD's server does. [default: no limit]",
+    help=(
+        "Give each address at most one VCEK in SECONDS, as AMD's server does. [default: no limit]"
+    ),
 )
 @click.option(
     "--throttle-by",
@@ -325,7 +335,7 @@ def certificates(options: _PlatformOptions, directory: str, vlek: str | None) ->
 )
 @click.option("--throttle-lengthens", is_flag=True, help="A refused request restarts the interval.")
 @click.option(
-    "--fault", "faults", multiple=True, metavar="NAME", help="Damage every answer in this way."
+    "--fault", "faults", multiple=True, metavar="NAME", help="Corrupt every answer in this way."
 )
 @click.option(
     "--delay",
@@ -346,8 +356,8 @@ def key_server(
 ) -> None:
     """Run the emulated AMD's key server on this machine until interrupted.
 
-    Prints its URL, which 'snpcerts kds fetch' takes as --kds; the root to trust
-    is ark.der of 'emulate certificates'. /stats shows request counts.
+    The command prints the server's URL for 'snpcerts kds fetch --kds'. The root to trust is the
+    ark.der that 'emulate certificates' writes. /stats shows request counts.
     """
     from snpcerts.emulator.amd.key_server_faults import Faults, Throttle, Throttled, faults_of_names
     from snpcerts.emulator.machine.key_server import KeyServer
@@ -370,8 +380,8 @@ def key_server(
 def status(options: _PlatformOptions, as_json: bool) -> None:
     """Show the machine: product, firmware, TCBs and running VMs.
 
-    Also shows the TCBs of the VCEK and the VLEK in use, which no interface of
-    real firmware reports.
+    The command also shows the TCBs of the VCEK and the VLEK in use, which no interface of real
+    firmware reports.
     """
     from snpcerts.abi.tcb import TcbVersion
     from snpcerts.emulator.machine.enter import ask
@@ -407,8 +417,7 @@ def firmware() -> None:
 def reload(options: _PlatformOptions) -> None:
     """Shut the firmware down and initialise it again.
 
-    This is what 'modprobe -r kvm_amd' and 'modprobe kvm_amd' do. Refused while
-    VMs run.
+    'modprobe -r kvm_amd' and 'modprobe kvm_amd' do the same. The command is refused while VMs run.
     """
     _order(options, {"do": "reload"})
 
@@ -419,7 +428,7 @@ def reload(options: _PlatformOptions) -> None:
     "--bios",
     metavar=METAVAR,
     default="",
-    help="The BIOS brings these components; the others are those that were committed.",
+    help=("Components of the TCB that the BIOS brings. The others go back to the committed TCB."),
 )
 @click.option(
     "--version", metavar="MAJOR.MINOR.BUILD", help="Version of the firmware that the BIOS brings."
@@ -428,8 +437,8 @@ def reload(options: _PlatformOptions) -> None:
 def reboot(options: _PlatformOptions, bios: str, version: str | None) -> None:
     """Reboot the machine, with a new BIOS if --bios is given.
 
-    The VLEK, masks, a configured TCB and an update that was not committed are gone. A BIOS below
-    the committed TCB is refused. Refused while VMs run.
+    The VLEK, the masks, a configured TCB and an uncommitted update are lost. The command refuses a
+    BIOS below the committed TCB, and fails while VMs run.
     """
     order: dict[str, object] = {"do": "reboot", "tcb": _changed_levels(options, "--bios", bios)}
     if version is not None:

@@ -60,7 +60,9 @@ class Shelf:
     def given(self, *, beside_evidence: bool) -> Given:
         """Return all certificates and revocation lists in these files, as one source."""
         if self._given is None:
-            self._given = _read_shelf(self.files, "what lies beside the report", beside_evidence)
+            self._given = _read_shelf(
+                self.files, "the certificates beside the report", beside_evidence
+            )
         return self._given
 
 
@@ -84,7 +86,7 @@ class EvidenceFiles:
         if evidence.table is not None:
             raise InputError(
                 f"{self.report}: must be a report of {REPORT_SIZE} bytes alone",
-                hint=f"there is a table in it and another in {self.table}",
+                hint=f"it contains a table, and {self.table} is another one",
             )
         table = read_input(self.table, limit=MAX_SIZE)
         with _named(self.table):
@@ -168,7 +170,7 @@ def _read_shelf(files: tuple[str, ...], name: str, beside_evidence: bool) -> Giv
             continue
         total += len(data)
         if total > _MAX_SHELF_SIZE:
-            problems.append(f"more than {_MAX_SHELF_SIZE} bytes, of which no more are read")
+            problems.append(f"more than {_MAX_SHELF_SIZE} bytes; the rest is not read")
             break
         bundle = read_bundle(data)
         others.update(dict.fromkeys(bundle.certificates))
@@ -179,7 +181,7 @@ def _read_shelf(files: tuple[str, ...], name: str, beside_evidence: bool) -> Giv
             kind = kind_of(data)
             what = bundle.others[0] if bundle.others else kind.name
             hint = f" ({kind.unwrap})" if kind.unwrap else ""
-            problems.append(printable(f"{base} is {what}, no certificate{hint}"))
+            problems.append(printable(f"{base} is {what}, not a certificate{hint}"))
     given = Collateral(others=tuple(others), lists=tuple(lists.values()))
     return Given(given, name=name, problems=tuple(problems))
 

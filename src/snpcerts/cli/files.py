@@ -61,7 +61,7 @@ def _read_stream(fd: int, name: str, limit: int) -> bytes:
     """Read to the end, but do not wait long for a pipe without a writer."""
     if os.isatty(fd):
         raise InputError(
-            f"{name}: is a terminal", hint="send a file into it: verify - < report.bin"
+            f"{name}: is a terminal", hint="redirect a file into it: verify - < report.bin"
         )
     data = bytearray()
     poll = select.poll()

@@ -37,8 +37,10 @@ def command() -> None:
     type=click.Choice(["report", "tsm-json", "tsm-cbor"]),
     default="report",
     show_default=True,
-    help="What to write: the report alone, or report and certificates as a tsm-report "
-    "(application/vnd.veraison.tsm-report+json or +cbor).",
+    help=(
+        "What to write: the report alone, or the report and its certificates "
+        "as a tsm-report (application/vnd.veraison.tsm-report+json or +cbor)."
+    ),
 )
 @click.option("--table-out", metavar="FILE", help="Write the host's certificate table here.")
 @click.option(
@@ -86,9 +88,9 @@ def report(
 ) -> None:
     """Request an attestation report and, with --table-out, its certificates.
 
-    The kernel has two interfaces for reports: the device /dev/sev-guest, and
-    configfs-tsm, which serves all kinds of confidential guests. If both exist,
-    the device is used, because its errors are more precise.
+    The kernel has two interfaces for reports: the device /dev/sev-guest, and configfs-tsm, which
+    serves all kinds of confidential guests. If both exist, the command uses the device, because its
+    errors are more precise.
     """
     data = os.urandom(_SIZE) if report_data is None else _report_data(report_data)
     if output == "-" and (as_json or table_out is not None):
@@ -136,10 +138,12 @@ def report(
             )
         )
         return
-    say_line(f"{output}: report over {data.hex()}")
+    say_line(f"{output}: report with report data {data.hex()}")
     if table_out is not None:
         what = (
-            f"{entries} certificates" if entries else "an empty table: the host has no certificates"
+            f"{entries} certificates"
+            if entries
+            else "the table is empty: the host has no certificates"
         )
         say_line(f"{table_out}: {what}")
 

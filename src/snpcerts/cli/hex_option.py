@@ -21,4 +21,4 @@ def hex_bytes(option: str, text: str) -> bytes:
     try:
         return bytes.fromhex(bare)
     except ValueError:
-        raise UsageError(f"{option} {text[:80]}: is not hexadecimal") from None
+        raise UsageError(f"{option} {text[:80]}: must be hexadecimal") from None

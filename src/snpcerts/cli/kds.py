@@ -50,8 +50,8 @@ _Key = tuple[Product, bytes, TcbVersion]
 def command() -> None:
     """Fetch certificates from AMD's key server, and show what is cached.
 
-    The cache keeps what verified, and each certificate is requested only once: the key server
-    throttles, and is sometimes unreachable. Cached certificates are verified again each time.
+    The cache keeps verified certificates, and snpcerts requests each one only once, because the key
+    server throttles and is sometimes unreachable. Cached certificates are verified again each time.
     """
 
 
@@ -113,7 +113,9 @@ def _common(function: Callable[..., None]) -> Callable[..., None]:
 
 _JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 _PRODUCT = product_option(required=True)
-_VLEK = click.option("--vlek", is_flag=True, help="Those of VLEKs instead of VCEKs.")
+_VLEK = click.option(
+    "--vlek", is_flag=True, help="Fetch the chain or list for VLEKs instead of VCEKs."
+)
 
 
 @command.group()
@@ -141,7 +143,7 @@ def vcek(
     """Get the VCEK of a chip at a TCB: vcek.der, with ask.der and ark.der."""
     if report is not None:
         if hwid is not None or tcb is not None:
-            raise UsageError("--report and --hwid or --tcb exclude each other")
+            raise UsageError("--report cannot be combined with --hwid or --tcb")
         candidates = _from_report(report, product)
     elif product is None or hwid is None or tcb is None:
         raise UsageError("which VCEK?", hint="give --product, --hwid and --tcb, or --report")
@@ -213,7 +215,7 @@ def crl(where: _Where, product: Product, vlek: bool) -> None:
 def show(cache: str | None, anchors: tuple[str, ...], as_json: bool) -> None:
     """Show what is cached, how long it is valid, and whether it verifies.
 
-    Exit codes: 0 everything verifies, 1 something does not, 2 wrong usage or not a directory.
+    Exit codes: 0 everything verifies, 1 a file does not verify, 2 wrong usage or not a directory.
     """
     from snpcerts.kds.inventory import inventory
     from snpcerts.kds.store import Store
@@ -221,7 +223,7 @@ def show(cache: str | None, anchors: tuple[str, ...], as_json: bool) -> None:
     where = cache_directory(cache)
     if where.exists() and not where.is_dir():
         raise InputError(
-            f"{where}: is not a directory", hint="--cache names the directory of the cache"
+            f"{where}: is not a directory", hint="give the directory of the cache with --cache"
         )
     found = inventory(Store(where), anchors_of(anchors), datetime.now(UTC))
     if as_json:
@@ -267,10 +269,10 @@ def _from_report(path: str, product: Product | None) -> list[_Key]:
     if product is not None:
         if report.product not in (None, product):
             said = "" if report.product is None else report.product.value
-            raise UsageError(f"{path}: is of {said}", hint="leave --product out")
+            raise UsageError(f"{path}: is for {said}", hint="omit --product")
         products = (product,)
     if not products:
-        raise UsageError(f"{path}: does not say which product it is of", hint="give --product")
+        raise UsageError(f"{path}: does not say which product it is for", hint="give --product")
     if report.signing_key is not SigningKey.VCEK:
         raise InputError(
             f"{path}: was not signed by a VCEK",
@@ -278,8 +280,11 @@ def _from_report(path: str, product: Product | None) -> list[_Key]:
         )
     if report.chip_id_masked:
         raise InputError(
-            f"{path}: hides its chip ID (MASK_CHIP_ID), so it does not say whose VCEK signed it",
-            hint="give --hwid, --tcb and --product: the host's operator knows the chip",
+            (
+                f"{path}: hides its chip ID (MASK_CHIP_ID), so it does not say which "
+                "chip's VCEK signed it"
+            ),
+            hint="give --hwid, --tcb and --product; the host's operator knows the chip",
         )
     found: list[_Key] = []
     unfit: list[FormatError] = []

@@ -42,7 +42,7 @@ def command() -> None:
     help="A product to accept; several may be given. [default: all]",
 )
 @click.option(
-    "--unconfirmed", is_flag=True, help="Also require values that only one public source has."
+    "--unconfirmed", is_flag=True, help="Also require values that only one public source gives."
 )
 def floors(names: tuple[str, ...], products: tuple[str, ...], unconfirmed: bool) -> None:
     """Print a policy that requires the fixes of security bulletins.
@@ -52,8 +52,8 @@ def floors(names: tuple[str, ...], products: tuple[str, ...], unconfirmed: bool)
     measurements, and give it to 'snpcerts verify --policy'. A processor without a
     floor is refused.
 
-    Without --bulletin it requires all bulletins that every named product can meet; it includes
-    products that only AMD-SB-3045 refuses.
+    Without --bulletin, the policy requires all bulletins that every named product can meet, and
+    accepts products that only AMD-SB-3045 refuses.
     """
     from snpcerts.verify.bulletins import bulletin_data, policy_text
 
@@ -94,10 +94,10 @@ def bulletins(as_json: bool) -> None:
             asked = f"{bit.key} = {str(bit.value).lower()}"
             present(f"  {asked}  [{', '.join(bit.sources)}]")
         for product in sorted(bulletin.refused, key=lambda each: each.value):
-            present(f"  products without {product.keyword}")
+            present(f"  products must not contain {product.keyword}")
         if bulletin.gaps:
             present(f"  {bulletin.gaps}")
-    present("\nNo field of a report shows")
+    present("\nAttacks that no field of a report shows:")
     for each in data.inexpressible:
         present(f"  {', '.join(each.attacks)}: {each.why}")
     present("\nSources")
@@ -146,7 +146,7 @@ def _reference_options(function: Any) -> Any:
             "--product",
             "keyword",
             type=click.Choice([product.keyword for product in Product], case_sensitive=False),
-            help="Whose floor to write, if the policy has several.",
+            help=("The product whose floor to write, if the policy has floors for several."),
         ),
         click.option(
             "-o",
@@ -166,9 +166,8 @@ def _reference_options(function: Any) -> Any:
 def rvps(policy: str, output: str, keyword: str | None) -> None:
     """Write a policy's reference values for Trustee's RVPS.
 
-    The file is a message of type 'sample' for 'rvps-tool register'. It has the names
-    that Trustee's default policy looks up. Demands that it cannot carry are named on
-    standard error.
+    The file is a message of type 'sample' for 'rvps-tool register'. It uses the names of Trustee's
+    default policy. The command names the demands that the file cannot carry on standard error.
     """
     from snpcerts.verify.reference_values import rvps_message
 
@@ -180,8 +179,8 @@ def rvps(policy: str, output: str, keyword: str | None) -> None:
 def corim(policy: str, output: str, keyword: str | None) -> None:
     """Write a policy's reference values as a CoRIM with AMD's SEV-SNP profile.
 
-    The file is an unsigned CoRIM, as Veraison takes it. The policy must name
-    measurements. Demands that it cannot carry are named on standard error.
+    The file is an unsigned CoRIM for Veraison. The policy must name measurements. The command names
+    the demands that a CoRIM cannot carry on standard error.
     """
     from snpcerts.verify.reference_values import corim as corim_of
 
@@ -200,7 +199,7 @@ def _product(keyword: str | None) -> Product | None:
 
 def _write_values(values: ReferenceValues, output: str) -> None:
     if values.left_out:
-        say(f"snpcerts: not in the file: {', '.join(values.left_out)}", err=True)
+        say(f"snpcerts: the file cannot carry: {', '.join(values.left_out)}", err=True)
     if output == "-":
         sys.stdout.buffer.write(values.data)
     else:

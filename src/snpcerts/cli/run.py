@@ -26,12 +26,12 @@ from snpcerts.vmm import preload
     type=click.IntRange(0, preload.MAX_TIMEOUT),
     default=preload.DEFAULT_TIMEOUT,
     show_default=True,
-    help="Milliseconds a vCPU waits for an update to end; then its guest gets BUSY.",
+    help=("Milliseconds that a vCPU waits for an update to end. Then its guest gets BUSY."),
 )
 @click.option(
     "--print-environment",
     is_flag=True,
-    help="Print the environment variables, for libvirt or a systemd unit; start nothing.",
+    help=("Print the environment variables for libvirt or a systemd unit, and start nothing."),
 )
 @click.argument("program", nargs=-1)
 def command(
@@ -40,8 +40,8 @@ def command(
     """Run PROGRAM, a VMM such as QEMU, and give its SNP guests certificates.
 
     A library preloaded into PROGRAM answers KVM's requests for certificates. It does nothing for
-    VMs that are not SNP, or in VMMs that serve certificates themselves. Programs that cannot load
-    the library, such as static ones, are refused.
+    VMs that are not SNP, or in VMMs that serve certificates themselves. 'snpcerts run' refuses
+    programs that cannot load the library, such as static ones.
     """
     if print_environment == bool(program):
         raise UsageError("give either a PROGRAM or --print-environment")
@@ -50,8 +50,11 @@ def command(
         for name, value in environment.items():
             if not value.isprintable():
                 raise UsageError(
-                    f"{name} would be {value!r}, which contains unprintable characters",
-                    hint="use a path of printable characters",
+                    (
+                        f"the value of {name} would be {value!r}, which contains unprintable "
+                        "characters"
+                    ),
+                    hint="use a path without unprintable characters",
                 )
         for name, value in environment.items():
             say(f"{name}={value}")

@@ -20,7 +20,7 @@ _BAD: Final = "bold red"
 # Verdicts and states, at the start of a line or after a file's name.
 STYLES: Final = {
     "verified": _GOOD,
-    "verified, by a root that is not AMD's": _DOUBTFUL,
+    "verified, with a root that is not AMD's": _DOUBTFUL,
     "pass": _GOOD,
     "passed": _GOOD,
     "in step": _GOOD,

@@ -24,7 +24,9 @@ if TYPE_CHECKING:
 
 
 def _cache(default: str) -> Callable[..., Any]:
-    return click.option("--cache", metavar="DIR", help=f"Cache. [default: {default}]")
+    return click.option(
+        "--cache", metavar="DIR", help=f"Directory of the cache. [default: {default}]"
+    )
 
 
 CACHE = _cache("/var/cache/snpcerts, or snpcerts in the user's cache directory")
@@ -42,11 +44,11 @@ _TIMEOUT = click.option(
     default=60.0,
     show_default=True,
     metavar="SECONDS",
-    help="How long to try, including waits that the key server requires.",
+    help="How long to try, including the waits that the key server requires.",
 )
 _KDS = click.option("--kds", "url", metavar="URL", help="Key server or mirror. [default: AMD's]")
 _OFFLINE = click.option(
-    "--offline", is_flag=True, help="Use only the cache; contact no key server."
+    "--offline", is_flag=True, help="Use only the cache, and contact no key server."
 )
 
 
@@ -115,7 +117,7 @@ def _with_source(
     ) -> Any:
         timeout = others.pop("timeout") if _TIMEOUT in options else None
         if offline and url is not None:
-            raise UsageError("--offline and --kds exclude each other")
+            raise UsageError("--offline and --kds cannot be combined")
         server = SourceOptions(url, cache, offline, timeout, anchors)
         return function(*arguments, server=server, **others)
 

@@ -43,7 +43,10 @@ def command() -> None:
 @click.option(
     "--chain",
     metavar="F",
-    help="File with several of these, such as the key server's cert_chain (ASK and ARK).",
+    help=(
+        "File with several of these certificates, such as the key server's "
+        "cert_chain (ASK and ARK)."
+    ),
 )
 @click.option(
     "--entry",
@@ -68,9 +71,9 @@ def build(
 ) -> None:
     """Build a certificate table from certificates in DER or PEM.
 
-    The table holds DER. FILE is replaced under its lock, so VMMs may be serving
-    it meanwhile. Certificates that no verifier could use together, such as an ASK
-    and an ARK that are exchanged, are refused.
+    The table holds DER. The command replaces FILE under its lock, so VMMs can serve it at the same
+    time. It refuses certificates that no verifier could use together, such as swapped ASK and ARK
+    certificates.
     """
     found = _certificates(slots, chain, force)
     parts = [TableEntry(_GUIDS[slot], found[slot]) for slot in _SLOTS if slot in found]
@@ -134,8 +137,8 @@ def show(file: str, as_json: bool, lenient: bool) -> None:
 def extract(file: str, directory: str, encoding: str, as_json: bool) -> None:
     """Write a table's entries into a directory, one file each.
 
-    Certificates and CRLs are written in the chosen encoding. An entry with
-    another GUID is written as it is, to a file named after the GUID.
+    Certificates and CRLs are written in the chosen encoding. An entry with an unknown GUID is
+    written unchanged, to a file named after the GUID.
     """
     table = _decode(file, read_input(file))
     # Convert everything before writing anything: a bad entry leaves no files behind.
@@ -194,7 +197,7 @@ def _certificates(
     if reasons and not force:
         said = "; ".join(map(str, reasons))
         raise RefusedError(
-            f"no verifier could use this table: {said}", hint="--force builds it all the same"
+            f"no verifier could use this table: {said}", hint="--force builds it anyway"
         )
     return found
 

@@ -29,7 +29,10 @@ if TYPE_CHECKING:
 @click.option(
     "--certs",
     metavar="DIR",
-    help="Directory with vcek or vlek, ask or asvk, ark, cert_chain, crl, as .der or .pem.",
+    help=(
+        "Directory with the certificates (vcek or vlek, ask or asvk, ark, "
+        "cert_chain) and crl, as .der or .pem."
+    ),
 )
 @click.option("--fetch", is_flag=True, help="Ask AMD's key server for what is missing.")
 @source_options
@@ -41,25 +44,33 @@ if TYPE_CHECKING:
     help="The order in which sources are tried.",
 )
 @click.option(
-    "--at", metavar="TIME", help="When the certificates must be valid (RFC 3339). [default: now]"
+    "--at",
+    metavar="TIME",
+    help=("Time at which the certificates must be valid (RFC 3339). [default: now]"),
 )
 @click.option(
     "--crl",
     multiple=True,
     metavar="KIND=FILE",
-    help="Revocation list for vcek or vlek leaves; one is then required. "
-    "Without KIND= it adds revocations, and does not satisfy that.",
+    help=(
+        "Revocation list for vcek or vlek leaves. With KIND=, a list for that "
+        "kind is also required. Without KIND=, the list adds revocations, but "
+        "does not satisfy that requirement."
+    ),
 )
 @click.option(
     "--require-crl",
     is_flag=True,
-    help="Refuse without a current revocation list that is not the host's.",
+    help=("Refuse without a current revocation list from a source other than the host."),
 )
 @click.option(
     "--max-crl-age",
     metavar="AGE",
-    help="Refuse a list that the key server sent longer ago than this: 90m, 12h, 7d. "
-    "[default: 1d with --fetch or --kds, else any]",
+    help=(
+        "Refuse a list that was fetched from the key server longer ago than "
+        "this: 90m, 12h, 7d. [default: 1d with --fetch or --kds, otherwise any "
+        "age]"
+    ),
 )
 @click.option("--ignore-crl", is_flag=True, help="Ignore all revocation lists.")
 @click.option("--policy", metavar="FILE", help="TOML file with requirements on reports.")
@@ -69,7 +80,7 @@ if TYPE_CHECKING:
     "--measurement",
     multiple=True,
     metavar="HEX",
-    help="Accepted measurement. May be given several times.",
+    help="Accepted launch measurement. May be given several times.",
 )
 @click.option("--host-data", metavar="HEX", help="Required HOST_DATA.")
 @click.option(
@@ -82,19 +93,19 @@ if TYPE_CHECKING:
     "--min-tcb",
     multiple=True,
     metavar="PRODUCT:bl=N,...",
-    help="Lowest reported TCB, every component: milan:bl=4,tee=0,snp=24,ucode=219.",
+    help=("Lowest reported TCB; give every component: milan:bl=4,tee=0,snp=24,ucode=219."),
 )
-@click.option("--allow-debug", is_flag=True, help="Accept reports of guests that can be debugged.")
+@click.option("--allow-debug", is_flag=True, help="Accept guests that can be debugged.")
 @click.option(
     "--jobs",
     type=click.IntRange(1, 256),
     default=1,
     show_default=True,
     metavar="N",
-    help="Processes that share the work of a thousand or more reports.",
+    help="Number of processes that share the work of a thousand or more reports.",
 )
 @click.option(
-    "--explain", is_flag=True, help="Name the attacks and bulletins behind each failed rule."
+    "--explain", is_flag=True, help="Name the attacks and bulletins behind each failed check."
 )
 @click.option(
     "--ear",
@@ -130,18 +141,18 @@ def command(
     behind it (or beside it: x.bin and x.table, outblob and auxblob), a protocol
     buffer of go-sev-guest, the HCL report of an Azure VM, or a directory of these.
 
-    Verified means: the report was signed by a key that the root endorses, for the report's chip,
-    product and TCB, and it meets the policy. By default the policy only refuses guests that can be
-    debugged or moved by a migration agent, and a reported TCB above the current one: give
-    --report-data at least. The output lists what was not checked.
+    Verified means that a key that the root endorses for the report's chip, product and TCB signed
+    the report, and that the report meets the policy. By default the policy only refuses guests that
+    can be debugged or moved by a migration agent, and a reported TCB above the current one. So give
+    at least --report-data. The output lists what was not checked.
 
     Exit codes: 0 all verified, 1 one was refused, 2 wrong usage or unreadable input, 3
     certificates were not available.
     """
     if (ear is None) != (ear_key is None):
-        raise UsageError("--ear and --ear-key belong together")
+        raise UsageError("--ear and --ear-key must be given together")
     if server.offline and fetch:
-        raise UsageError("--offline excludes --fetch and --kds")
+        raise UsageError("--offline cannot be combined with --fetch or --kds")
     when = datetime.now(UTC) if at is None else _time(at)
     from snpcerts.endorsement.anchors import AMD_ANCHORS
 
@@ -155,11 +166,11 @@ def command(
     result = None
     if ear is not None and ear_key is not None:
         if len(given) != 1:
-            raise UsageError("--ear is for one report")
+            raise UsageError("--ear works for one report only")
         result = EarFile.to(ear, ear_key, policy, asked["policy"])
     if table is not None:
         if len(given) != 1:
-            raise UsageError("--table is for one report")
+            raise UsageError("--table works for one report only")
         given = [dataclasses.replace(given[0], table=table)]
     with ExitStack() as stack:
         source: CertificateSource | None = None

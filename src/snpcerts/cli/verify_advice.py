@@ -15,33 +15,36 @@ _EMULATED: Final = "EMULATED"
 _LATER: Final = "try again later"
 _SUPPLY: Final = "supply what is missing: --certs DIR, --crl KIND=FILE or --fetch"
 _SUPPLY_VLEK: Final = (
-    "a VLEK's certificate comes from the cloud provider, never from the key server: take the "
-    "host's table along (guest report --table-out FILE, verify --table FILE) or give --certs DIR"
+    "a VLEK's certificate comes from the cloud provider, never from the "
+    "key server: take the host's table from the guest (guest report "
+    "--table-out FILE, verify --table FILE), or give --certs DIR"
 )
 _ANOTHER_KEY: Final = (
-    "the certificate is of another key than the one that signed: give the right one with "
-    "--certs DIR or --fetch. A host's table is out of date after a firmware update until "
-    "'snpcerts host sync' has run there"
+    "the certificate belongs to a different key than the one that signed: "
+    "give the right one with --certs DIR or --fetch. After a firmware "
+    "update, a host's table is out of date until 'snpcerts host sync' has "
+    "run there"
 )
 _ANOTHER_CHAIN: Final = (
-    "the certificates do not belong together: give leaf, ASK (or ASVK) and ARK of one product "
-    "with --certs DIR, or --fetch"
+    "the certificates do not belong together: give the leaf, ASK (or ASVK) "
+    "and ARK of one product with --certs DIR, or use --fetch"
 )
 _ARCHIVED: Final = (
-    "the key server issues a new certificate at each request: to verify as of an earlier time "
-    "(--at), give the certificate that was archived then, with --certs DIR or --offline --cache DIR"
+    "the key server issues a new certificate for each request: to verify "
+    "as of an earlier time (--at), give the certificate that was archived "
+    "then, with --certs DIR or --offline --cache DIR"
 )
-_PAST: Final = "evidence that was archived is verified as of its own time: --at TIME"
+_PAST: Final = "verify archived evidence as of its own time: --at TIME"
 _NONCE: Final = (
-    "the REPORT_DATA of an HCL report is the digest of its runtime data; the nonce is the user "
-    "data in that: --user-data HEX"
+    "REPORT_DATA of an HCL report is the digest of its runtime data. The "
+    "nonce is the user data in the runtime data: give --user-data HEX"
 )
 _EMULATOR: Final = (
-    "this evidence comes from the emulator, whose root is not trusted by default: to test with "
-    "it, name its root with --anchor FILE"
+    "this evidence comes from the emulator, whose root is not trusted by "
+    "default. For a test, trust its root with --anchor FILE"
 )
 _MASKED: Final = (
-    "the host hides its chip ID: only a policy with allow_masked_chip_id = true accepts that"
+    "the host hides its chip ID: only a policy with allow_masked_chip_id = true accepts this"
 )
 _MISSING: Final = frozenset(
     {

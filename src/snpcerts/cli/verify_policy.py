@@ -65,7 +65,7 @@ class PolicyOptions:
         if self.allow_debug:
             changes["guest_policy"] = dataclasses.replace(policy.guest_policy, debug=None)
         if self.require_crl and self.ignore_crl:
-            raise UsageError("--require-crl (or --crl) and --ignore-crl exclude each other")
+            raise UsageError("--require-crl and --crl cannot be combined with --ignore-crl")
         if self.require_crl:
             changes["revocation"] = Revocation.REQUIRE
         if self.ignore_crl:
@@ -96,8 +96,10 @@ def _floor(policy: Policy, texts: Iterable[str]) -> Any:
             known = ", ".join(each.keyword for each in Product)
             raise UsageError(
                 f"--min-tcb {text}: the product must be one of {known}",
-                hint="floors for single processors stand in a policy file: "
-                "'snpcerts policy floors' writes one",
+                hint=(
+                    "write floors for single processors in a policy file: 'snpcerts policy "
+                    "floors' makes one"
+                ),
             )
         floor = dataclasses.replace(floor, **{product.keyword: _tcb(text, levels, product)})
     return floor

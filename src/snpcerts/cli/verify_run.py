@@ -115,7 +115,7 @@ class VerifyRun:
         alone = len(self.places) == 1 and (product is None or product.is_pinned)
         if alone and not self.has_more and own.empty and evidence.table is None:
             raise UsageError(
-                "no certificates to verify with",
+                "there are no certificates to verify with",
                 hint="give --table FILE, --certs DIR or --fetch",
             )
         return dataclasses.replace(evidence, collateral=own)

@@ -62,13 +62,13 @@ def for_people(verdict: Verdict, attacks: Sequence[str] = (), *, verbose: bool) 
         lines.append(f"{verdict.status.value}: {count} reason{'s' if count > 1 else ''}")
         lines += (f"  {reason}" for reason in verdict.reasons)
         if attacks:
-            lines.append("the failed rules stand for:")
+            lines.append("attacks and bulletins behind the failed checks:")
             lines += (f"  {attack}" for attack in attacks)
         if verdict.sources:
-            lines.append("what was asked for certificates:")
+            lines.append("answers of the certificate sources:")
             lines += (f"  {each.source}: {each.problem}" for each in verdict.sources)
         lines += (f"next: {each}" for each in advice(verdict))
-        lines.append("the report claims (nothing backs it):")
+        lines.append("the report claims the following, but it is not verified:")
     else:
         lines.append(f"verified{_foreign(verdict)}")
     lines.append(f"  {product}, signed by {key}")
@@ -90,13 +90,13 @@ def _foreign(verdict: Verdict) -> str:
     """Return the remark after "verified" if the root is not AMD's."""
     if verdict.root is None or verdict.root_is_amds:
         return ""
-    return f", by a root that is not AMD's: {verdict.root.name!r}"
+    return f", with a root that is not AMD's: {verdict.root.name!r}"
 
 
 def _root(verdict: Verdict) -> str:
     root = verdict.root
     if root is None:
-        return "none that is trusted"
+        return "no trusted root"
     if verdict.root_is_amds:
         return f"AMD's, for {root.product.value}"
     return f"not AMD's: {root.name!r}, SHA-384 of its key {root.spki_sha384.hex()}"
@@ -123,9 +123,9 @@ def _list(judged: JudgedList) -> str:
     if judged.problems:
         said.append("not usable: " + "; ".join(map(str, judged.problems)))
     elif not judged.believed:
-        said.append("not judged, without a root")
+        said.append("not judged, because there is no trusted root")
     elif not judged.counts:
-        said.append("what it withdraws counts, no more")
+        said.append("only its revocations count")
     return ", ".join(said)
 
 

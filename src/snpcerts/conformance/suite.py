@@ -171,7 +171,7 @@ class _SuiteRun:
         broken = next((id for id in VITAL if self._state(id) is not ResultState.PASSED), None)
         if broken is None:
             self._run_others(jobs)
-            why = "no scenario judged it"
+            why = "no scenario judged this check"
         else:
             why = f"not judged, because {broken} did not pass"
         if keeping is not None:

@@ -419,7 +419,7 @@ class Trial:
         self._note(blamed, ResultState.FAILED, why)
         for check in missing:
             if check != blamed:
-                self._note(check, ResultState.SKIPPED, f"not reached: {why}")
+                self._note(check, ResultState.SKIPPED, f"not judged: {why}")
 
     def _judge_rets(self) -> list[int]:
         """Judge every ``ret``; return those that KVM does not support."""
@@ -481,8 +481,8 @@ class Trial:
         said = self._last_words()
         if self._daemon:
             return (
-                "the VMM's first process ended, but others still run: start it so that it stays "
-                f"in the foreground (not as a daemon){said}"
+                "the VMM's first process ended, but others still run. Start the VMM so "
+                f"that it stays in the foreground, not as a daemon{said}"
             )
         if self.ended_by is not None:
             how = f"exit code {self.ended_by}"
@@ -561,7 +561,7 @@ def lock_before_read(request: CertsRequest, size: int = 0) -> str | None:
     A VMM may also read without a lock, as long as it reads again under one.
     """
     if request.mapped or any(read.maps for read in request.reads):
-        return None if request.lock_at_answer else "the file was mapped and never locked"
+        return None if request.lock_at_answer else "the file was mapped, but never locked"
     if not request.reads:
         return "the table was delivered, but the file was not read in this request"
     if all(read.lock is None for read in request.reads):
@@ -578,9 +578,9 @@ def lock_before_read(request: CertsRequest, size: int = 0) -> str | None:
 def lock_until_signed(request: CertsRequest) -> str | None:
     """Return why the lock did not last until the firmware had the request; None if it did."""
     if request.lock_at_answer is None:
-        return "the file had no lock when KVM_RUN was called to have the report signed"
+        return "the file had no lock when the VMM called KVM_RUN to have the report signed"
     if request.relocked:
-        return "the lock was dropped after the read, and taken again"
+        return "the lock was dropped after the read and taken again"
     if request.signed and request.lock_when_signed is None:
         return "the lock was dropped before KVM_RUN returned"
     return None

@@ -38,52 +38,57 @@ CHECKS: Final = (
     # Before the guest runs.
     ConformanceCheck(
         "vm-starts",
-        "the VMM launches an SNP VM with a secrets page and runs it",
-        "sev: SNP_LAUNCH_START, UPDATE, FINISH",
+        "the VMM launches an SNP VM with a secrets page, and runs it",
+        "sev: SNP_LAUNCH_START, SNP_LAUNCH_UPDATE, SNP_LAUNCH_FINISH",
     ),
     ConformanceCheck(
         "attribute-asked",
-        "KVM_X86_SEV_SNP_REQ_CERTS is read on /dev/kvm before the exit is enabled",
-        "sev: support is discovered by KVM_GET_DEVICE_ATTR, and the value counts: "
-        "KVM_HAS_DEVICE_ATTR succeeds where SNP is off",
+        "the VMM reads KVM_X86_SEV_SNP_REQ_CERTS on /dev/kvm before it enables the exit",
+        (
+            "sev: KVM_GET_DEVICE_ATTR shows support, and its value counts: "
+            "KVM_HAS_DEVICE_ATTR succeeds even if SNP is off"
+        ),
         Level.ADVICE,
     ),
     ConformanceCheck(
         "enabled",
-        "KVM_SEV_SNP_ENABLE_REQ_CERTS is issued after INIT2 and before the first vCPU",
-        "sev: EINVAL at any other time",
+        (
+            "the VMM issues KVM_SEV_SNP_ENABLE_REQ_CERTS after INIT2 and before it "
+            "creates the first vCPU"
+        ),
+        "sev: at any other time KVM answers EINVAL",
     ),
     ConformanceCheck(
         "enabled-where-supported",
-        "the exit is not enabled on a kernel that does not have it",
-        "sev: support is discovered by KVM_GET_DEVICE_ATTR",
+        "the VMM does not enable the exit on a kernel that lacks it",
+        "sev: KVM_GET_DEVICE_ATTR shows support",
     ),
     ConformanceCheck(
         "attribute-value",
-        "the exit is not enabled where the attribute reads 0",
+        "the VMM does not enable the exit where the attribute reads 0",
         "sev: the value of KVM_X86_SEV_SNP_REQ_CERTS says whether the exit can be enabled",
     ),
     ConformanceCheck(
         "exit-number",
-        "the exit is recognised by its number, 43",
+        "the VMM recognises the exit by its number, 43",
         "linux/kvm.h of Linux 7.0 and later: KVM_EXIT_SNP_REQ_CERTS is 43; 42, as in the series "
         "on the mailing list, became arm64's KVM_EXIT_ARM_LDST64B",
     ),
     # The answer.
     ConformanceCheck(
         "table-delivered",
-        "all bytes of the file are in the guest's buffer, and ret is 0",
+        "the VMM writes the whole file to the guest's buffer, and sets ret to 0",
         "api: userspace writes the certificate data to gpa",
     ),
     ConformanceCheck(
         "large-table",
-        "tables of any size are delivered: odd sizes, 20 KiB, 70 KiB",
-        "api: npages has 64 bits; the size of the table is the operator's",
+        "the VMM delivers tables of any size: odd sizes, 20 KiB, 70 KiB",
+        "api: npages has 64 bits; the operator decides the size of the table",
     ),
     ConformanceCheck(
         "no-stale-bytes",
-        "behind the table, up to the end of the buffer, there is nothing of the host's memory",
-        "the guest is hostile: it reads whole pages",
+        "the rest of the buffer behind the table holds none of the host's memory",
+        "the guest is hostile, and it reads whole pages",
     ),
     ConformanceCheck(
         "ret-supported",
@@ -92,12 +97,15 @@ CHECKS: Final = (
     ),
     ConformanceCheck(
         "nothing-outside",
-        "nothing is written outside the guest's buffer",
+        "the VMM writes nothing outside the guest's buffer",
         "api: the buffer is npages pages starting at gpa",
     ),
     ConformanceCheck(
         "too-small",
-        "a table that does not fit: ENOSPC, the exact number of pages, nothing written",
+        (
+            "a table that does not fit gets ENOSPC and the exact number of pages, "
+            "and nothing is written"
+        ),
         "api: npages is set to the number of pages needed",
     ),
     ConformanceCheck(
@@ -107,12 +115,15 @@ CHECKS: Final = (
     ),
     ConformanceCheck(
         "no-buffer",
-        "a request with npages 0: ENOSPC, the exact number of pages, nothing written",
-        "api: npages may be 0, KVM does not check it",
+        (
+            "a request with npages 0 gets ENOSPC and the exact number of pages, "
+            "and nothing is written"
+        ),
+        "api: npages may be 0, because KVM does not check it",
     ),
     ConformanceCheck(
         "huge-npages",
-        "absurd values of npages do not wrap: the table is delivered, or EIO",
+        "absurd values of npages do not overflow: the guest gets the table, or EIO",
         "api: KVM passes on the guest's 64 bits unchecked",
     ),
     ConformanceCheck(
@@ -122,14 +133,14 @@ CHECKS: Final = (
     ),
     ConformanceCheck(
         "read-fails",
-        "a read that fails: no partial table reaches the guest, and the VM continues",
+        "if a read fails, no partial table reaches the guest, and the VM continues",
         "read(2): EIO and EINTR; a truncated table must not reach the guest",
     ),
     # Where the buffer is.
     ConformanceCheck(
         "buffer-at-slot-end",
-        "a buffer that ends with its memory slot gets its table",
-        "api: gpa is any page of the guest's memory",
+        "a buffer at the end of its memory slot gets its table",
+        "api: gpa may be any page of the guest's memory",
     ),
     ConformanceCheck(
         "buffer-across-slots",
@@ -138,23 +149,25 @@ CHECKS: Final = (
     ),
     ConformanceCheck(
         "buffer-past-memory",
-        "a buffer that runs past the end of memory: EIO, and the VM continues",
+        "a buffer that extends past the end of memory gets EIO, and the VM continues",
         "api: KVM checks only the alignment of gpa",
     ),
     ConformanceCheck(
         "buffer-outside-memory",
-        "a buffer where there is no memory: EIO, and the VM continues",
+        "a buffer at an address without memory gets EIO, and the VM continues",
         "api: KVM checks only the alignment of gpa",
     ),
     ConformanceCheck(
         "buffer-wraps",
-        "a buffer at the end of the address space: EIO, and the VM continues",
+        "a buffer at the end of the address space gets EIO, and the VM continues",
         "api: KVM checks only the alignment of gpa; gpa plus size may overflow",
     ),
     ConformanceCheck(
         "page-state",
-        "pages that the guest makes shared or private become so; its buffer is shared only "
-        "while it asks",
+        (
+            "pages become shared or private as the guest requests; its buffer is "
+            "shared only during a request"
+        ),
         "api: KVM_EXIT_HYPERCALL with KVM_HC_MAP_GPA_RANGE, KVM_SET_MEMORY_ATTRIBUTES; guest: "
         "Linux's driver shares its buffer before each request and takes it back afterwards",
     ),
@@ -167,65 +180,73 @@ CHECKS: Final = (
     ),
     ConformanceCheck(
         "lock-before-read",
-        "the lock is held before the first byte is read, in every request, and all is read",
+        "the VMM takes the lock before it reads the first byte, in every request, and reads it all",
         "sev: the file must not change between the read and the attestation",
     ),
     ConformanceCheck(
         "lock-until-signed",
-        "the lock is held until the firmware has signed and KVM_RUN has returned",
+        "the VMM holds the lock until the firmware has signed and KVM_RUN has returned",
         "sev: hold the lock until KVM_RUN with immediate_exit has returned EINTR",
     ),
     ConformanceCheck(
         "slow-firmware",
-        "the lock is held however long the firmware takes",
+        "the VMM holds the lock however long the firmware takes",
         "sev: hold the lock until KVM_RUN with immediate_exit has returned EINTR",
     ),
     ConformanceCheck(
         "lock-fails",
-        "a lock that the kernel refuses: no table without the lock, and the VM continues",
+        "if the kernel refuses the lock, the guest gets no table, and the VM continues",
         "fcntl_locking(2): ENOLCK",
     ),
     ConformanceCheck(
         "handshake-fails",
-        "KVM_RUN ends the hand-shake with an error: the lock is released, and the VM may be "
-        "stopped",
+        (
+            "if KVM_RUN ends the hand-shake with an error, the VMM releases the "
+            "lock; it may stop the VM"
+        ),
         "api: KVM_RUN may fail with EIO or EBADF; an update needs the lock",
     ),
     ConformanceCheck(
         "lock-released",
-        "no lock is held while the guest runs, whatever the answer was",
+        "the VMM holds no lock while the guest runs, whatever the answer was",
         "sev: an update needs the lock, and a guest may run for a year",
     ),
     ConformanceCheck(
         "same-inode",
-        "a file replaced between open and lock is noticed",
+        "the VMM notices if the file is replaced between open and lock",
         "docs/protocol.md: a lock on a replaced file protects nothing",
     ),
     ConformanceCheck(
         "same-device",
-        "a file replaced by one with the same inode number on another file system is noticed",
-        "docs/protocol.md: an inode number alone is not an identity",
+        (
+            "the VMM notices if a file with the same inode number on another file "
+            "system replaces the file"
+        ),
+        "docs/protocol.md: an inode number alone does not identify a file",
         Level.ADVICE,
     ),
     ConformanceCheck(
         "replaced-after-lock",
-        "the path is replaced after the lock: the table is that of a locked file",
+        "if the file is replaced after the lock, the guest still gets the table of a locked file",
         "sev: the lock must be on the file that is read",
     ),
     ConformanceCheck(
         "busy",
-        "EAGAIN within the limit, and nothing written, as long as an update holds the lock",
+        (
+            "as long as an update holds the lock, the guest gets EAGAIN within the limit, "
+            "and nothing is written"
+        ),
         "api: EAGAIN if the certificates are being updated; guest: retries after 2 s",
     ),
     ConformanceCheck(
         "waits-asleep",
-        "while it waits for the lock, the VMM sleeps",
+        "the VMM sleeps while it waits for the lock",
         "the guest is hostile: it can keep a processor busy for as long as an update lasts",
     ),
     ConformanceCheck(
         "log-bounded",
-        "the output does not grow with each request that the guest makes",
-        "the guest is hostile: it decides how many requests there are",
+        "the VMM does not log each request of the guest",
+        "the guest is hostile, and it decides how often it requests certificates",
     ),
     # The file.
     ConformanceCheck(
@@ -235,7 +256,10 @@ CHECKS: Final = (
     ),
     ConformanceCheck(
         "file-rewritten",
-        "after the file is rewritten in place, same size and same time, its new content is served",
+        (
+            "after the file is rewritten in place with the same size and time, its "
+            "new content is served"
+        ),
         "sev: the table must match the firmware's key at the time of the request",
     ),
     ConformanceCheck(
@@ -245,96 +269,105 @@ CHECKS: Final = (
     ),
     ConformanceCheck(
         "file-shrunk",
-        "after the file has shrunk in place, it is served without bytes of the old file",
+        "after the file has shrunk in place, no bytes of the old file are served",
         "sev: the table must match the firmware's key at the time of the request",
     ),
     ConformanceCheck(
         "changed-before-lock",
-        "the file changes in place before the VMM has the lock: what is served is what it is then",
+        "if the file changes in place before the VMM gets the lock, its new content is served",
         "sev: lock first, then read; size and content may have changed before",
     ),
     ConformanceCheck(
         "missing-file",
-        "no file: an empty table, never EIO; once the file is back, it is served",
+        (
+            "without a file the guest gets an empty table, never EIO; when the "
+            "file is back, it is served"
+        ),
         "guest: EIO destroys the VMPCK, after which the guest cannot attest until it reboots",
     ),
     ConformanceCheck(
         "unreadable-file",
-        "a directory in place of the file: an empty table, never EIO; later the file is served",
+        (
+            "with a directory in place of the file the guest gets an empty table, "
+            "never EIO; the file is served later"
+        ),
         "guest: EIO destroys the VMPCK, after which the guest cannot attest until it reboots",
     ),
     ConformanceCheck(
         "empty-file",
-        "a file of 0 bytes: an empty table, never EIO",
+        "with a file of 0 bytes the guest gets an empty table, never EIO",
         "guest: EIO destroys the VMPCK, after which the guest cannot attest until it reboots",
     ),
     ConformanceCheck(
         "permission-denied",
-        "a file that the VMM may not open: an empty table, never EIO; later the file is served",
+        (
+            "if the VMM may not open the file, the guest gets an empty table, "
+            "never EIO; the file is served later"
+        ),
         "guest: EIO destroys the VMPCK, after which the guest cannot attest until it reboots",
     ),
     ConformanceCheck(
         "open-fails",
-        "open fails with EMFILE, ENOMEM or EIO: an empty table or EAGAIN, never EIO; then the file "
-        "is served",
+        "if open fails with EMFILE, ENOMEM or EIO, the guest gets an empty table or EAGAIN, never "
+        "EIO; the file is served later",
         "guest: EIO destroys the VMPCK, after which the guest cannot attest until it reboots",
     ),
     ConformanceCheck(
         "symbolic-link",
-        "a path that is a symbolic link leads to the file, and to another once it points there",
-        "path_resolution(7); operators link the current file",
+        "the VMM follows a symbolic link at the path, and notices when it points to another file",
+        "path_resolution(7); operators link to the current file",
     ),
     ConformanceCheck(
         "read-only-file",
-        "a file that the VMM may read but not write is served",
-        "sev: a shared lock needs only the right to read",
+        "the VMM serves a file that it may read but not write",
+        "sev: a shared lock needs only read permission",
         Level.ADVICE,
     ),
     # vCPUs and the end.
     ConformanceCheck(
         "immediate-exit-cleared",
-        "immediate_exit is 0 again before the guest runs",
+        "the VMM sets immediate_exit back to 0 before the guest runs",
         "api: KVM never clears immediate_exit",
     ),
     ConformanceCheck(
         "exit-reason-stale",
-        "exit_reason is ignored after EINTR",
+        "the VMM ignores exit_reason after EINTR",
         "api: exit_reason is still 43, but the request has been served",
     ),
     ConformanceCheck(
         "vcpus-served",
-        "requests of two vCPUs at once are both answered",
+        "the VMM answers the requests of two vCPUs at the same time",
         "api: each vCPU has its own exit",
     ),
     ConformanceCheck(
         "vcpus-keep-locks",
-        "no other vCPU's request drops the lock of one that waits for the firmware",
+        "no vCPU's request drops the lock of another one that waits for the firmware",
         "fcntl_locking(2): a lock belongs to the open file description; each request needs its own",
     ),
     ConformanceCheck(
         "kick-not-lost",
-        "a stop requested during a certificate request takes effect",
+        "a request to stop the VMM takes effect, even during a certificate request",
         "api: a kick may set immediate_exit at any time; clearing it afterwards loses the kick",
     ),
     ConformanceCheck(
         "descriptors",
-        "requests leave no open descriptors of the file",
+        "requests leave no open descriptor of the file behind",
         "docs/protocol.md: close after each request",
     ),
     ConformanceCheck(
         "nothing-left",
-        "requests leave no thread, no process and no mapping of the file",
-        "the guest is hostile: it decides how many requests there are",
+        "requests leave no thread, process or mapping of the file behind",
+        "the guest is hostile, and it decides how often it requests certificates",
     ),
     ConformanceCheck(
         "memory-bounded",
         "the VMM's memory does not grow with each request",
-        "the guest is hostile: it decides how many requests there are",
+        "the guest is hostile, and it decides how often it requests certificates",
         Level.ADVICE,
     ),
     ConformanceCheck(
         "lock-ends-with-vmm",
-        "a VMM that is stopped or killed in the middle of a request leaves no lock",
+        "a VMM that is stopped or killed in the middle of a request leaves no lock behind",
         "fcntl_locking(2): the lock lives while any process has the description open",
     ),
 )

@@ -126,7 +126,8 @@ def _result(worker: _Worker[Outcome]) -> Outcome:
         good, value = pickle.loads(worker.line.recv_bytes())  # noqa: S301 (our own process)
     except EOFError:
         raise RefusedError(
-            "a process of the suite was killed", hint="the machine may be short of memory"
+            "a process of the conformance suite was killed",
+            hint="the machine may be short of memory",
         ) from None
     if not good:
         raise value

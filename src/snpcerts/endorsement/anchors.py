@@ -69,6 +69,6 @@ def anchor_from_certificate(certificate: Certificate) -> Anchor:
         known = ", ".join(f"ARK-{product.value}" for product in Product if product.is_pinned)
         raise InputError(
             f"the root's common name is {cn!r}, must be one of {known}",
-            hint="trust a root certificate (ARK), not an intermediate or a leaf",
+            hint="name a root certificate (ARK), not an issuer or a leaf",
         )
     return Anchor(name.product, spki_sha384(certificate), cn)

@@ -74,7 +74,7 @@ class Bundle:
 def read_bundle(data: bytes) -> Bundle:
     """Return every certificate and list in ``data``. Never raises, whatever ``data`` is."""
     if len(data) > MAX_TEXT:
-        return Bundle(others=(f"{len(data)} bytes, more than is read",))
+        return Bundle(others=(f"{len(data)} bytes, more than the limit",))
     reader = _BundleReader()
     reader.read(data, 0)
     return Bundle(tuple(reader.certificates), tuple(reader.lists), tuple(reader.others))
@@ -138,7 +138,7 @@ class _BundleReader:
 
     def _block(self, block: PemBlock) -> None:
         if block.content is None:
-            self.others[f"PEM of {block.label[:40]!r} whose body is not base64"] = None
+            self.others[f"the body of the PEM block {block.label[:40]!r} is not base64"] = None
         elif block.label in _PEM_BUNDLES or block.label.endswith(("CERTIFICATE", "CRL")):
             # In a "TRUSTED CERTIFICATE", openssl's trust settings follow the certificate.
             self._elements(block.content, first_alone=block.label == "TRUSTED CERTIFICATE")
@@ -180,9 +180,7 @@ class _BundleReader:
         if der in self.certificates or der in self.lists:
             return True
         if len(self.certificates) + len(self.lists) >= MAX_CERTIFICATES:
-            self.others[f"more than {MAX_CERTIFICATES} certificates, of which no more are read"] = (
-                None
-            )
+            self.others[f"more than {MAX_CERTIFICATES} certificates; the rest is not read"] = None
             return True
         if len(der) <= MAX_CERTIFICATE_SIZE:
             try:

@@ -131,7 +131,7 @@ def load_certificate(data: bytes, what: str) -> Certificate:
     """
     if len(data) > MAX_CERTIFICATE_SIZE:
         raise FormatError(
-            what, f"{len(data)} bytes, a certificate has at most {MAX_CERTIFICATE_SIZE}"
+            what, (f"found {len(data)} bytes, a certificate has at most {MAX_CERTIFICATE_SIZE}")
         )
     der = _der_of_pem(data, what) if data.lstrip().startswith(_PEM_MARK) else bytes(data)
     try:
@@ -219,7 +219,7 @@ def _read_basic_constraints(value: bytes) -> BasicConstraints:
     read = structure.read(structure.BasicConstraintsDer, value)
     length = read.path_len_constraint
     if length is not None and (length < 0 or not read.ca):
-        raise ValueError("basicConstraints has a path length that cannot be")
+        raise ValueError("basicConstraints has an impossible path length")
     return BasicConstraints(read.ca, length)
 
 
@@ -239,11 +239,11 @@ def _read_key_usage(value: bytes) -> KeyUsage:
 _KIND = re.compile(r"ParseError \{ kind: (\w+)")
 _PLAIN = {
     "ShortData": "it ends too early",
-    "ExtraData": "bytes follow where it should end",
-    "UnexpectedTag": "something else stands where a part of it should",
-    "InvalidLength": "a length in it is wrong",
-    "EncodedDefault": "it writes out a default value, which DER forbids",
-    "OidTooLong": "an object identifier in it is too long",
+    "ExtraData": "bytes follow after its end",
+    "UnexpectedTag": "a part of it has the wrong type",
+    "InvalidLength": "one of its lengths is wrong",
+    "EncodedDefault": "it encodes a default value, which DER forbids",
+    "OidTooLong": "one of its object identifiers is too long",
 }
 
 
@@ -252,7 +252,7 @@ def plainly(error: BaseException) -> str:
     kind = _KIND.search(str(error))
     if kind is None:
         return str(error) or type(error).__name__
-    return _PLAIN.get(kind[1], "a part of it has a value that cannot be")
+    return _PLAIN.get(kind[1], "one of its values is invalid")
 
 
 def _der_of_pem(data: bytes, what: str) -> bytes:

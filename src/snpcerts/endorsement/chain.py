@@ -205,7 +205,10 @@ def _root(chain: Chain, anchors: Sequence[Anchor]) -> Iterator[Reason]:
         trusted = ", ".join(anchor.name for anchor in anchors) or "none"
         yield Reason(
             ReasonCode.ARK_UNTRUSTED,
-            f"the ARK's key (SHA-384 {pin.hex()}) is not a trusted root's (trusted: {trusted})",
+            (
+                f"the ARK's key (SHA-384 {pin.hex()}) is not that of a trusted root "
+                f"(trusted: {trusted})"
+            ),
         )
     elif name is not None and name.product not in pinned:
         yield Reason(
@@ -255,7 +258,7 @@ def _authority(
 def _authority_flags(certificate: Certificate, below: int) -> Iterator[str]:
     constraints = certificate.basic_constraints
     if constraints is None or not constraints.ca:
-        yield "is not marked as an authority (basicConstraints)"
+        yield "is not marked as a CA (basicConstraints)"
     elif constraints.path_length is not None and constraints.path_length < below:
         yield f"has path length {constraints.path_length}, needs {below} (basicConstraints)"
     usage = certificate.key_usage

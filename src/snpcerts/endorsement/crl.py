@@ -115,13 +115,13 @@ def load_crl(data: bytes, what: str = "CRL") -> RevocationList:
         extensions = extensions_of(tbs.crl_extensions)
         issuer = name_of(tbs.issuer)
         if tbs.revoked_certificates == []:
-            raise ValueError("its list of certificates is there and empty")
+            raise ValueError("its list of revoked certificates is present but empty")
     except UNREADABLE as error:
         raise FormatError(what, f"not a readable revocation list: {plainly(error)}") from error
     if tbs.version != structure.V2_LIST:
         raise FormatError(what, "is not of X.509 version 2")
     if tbs.next_update is None:
-        raise FormatError(what, "has no nextUpdate, so nothing says when it expires")
+        raise FormatError(what, "has no nextUpdate, so it never expires")
     return RevocationList(
         der,
         issuer,
@@ -156,7 +156,7 @@ def bears_signature(data: bytes, root: Certificate, what: str = "CRL") -> bool:
 
 def _der_of(data: bytes, what: str) -> bytes:
     if len(data) > MAX_CRL_SIZE:
-        raise FormatError(what, f"{len(data)} bytes, a list has at most {MAX_CRL_SIZE}")
+        raise FormatError(what, f"found {len(data)} bytes, a list has at most {MAX_CRL_SIZE}")
     return _der_of_pem(data, what) if data.lstrip().startswith(_PEM_MARK) else bytes(data)
 
 

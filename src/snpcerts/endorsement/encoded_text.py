@@ -247,7 +247,7 @@ def read_json(text: str, what: str) -> Any:
         if len(values) < len(found):
             counts = collections.Counter(key for key, _ in found)
             twice = next(key for key in values if counts[key] > 1)
-            raise FormatError(what, f"the key {twice[:40]!r} is there twice")
+            raise FormatError(what, f"the key {twice[:40]!r} appears twice")
         return values
 
     try:
@@ -257,13 +257,13 @@ def read_json(text: str, what: str) -> Any:
     except ValueError as error:
         if str(error).startswith("Extra data"):
             raise FormatError(
-                what, "has more behind a whole JSON value", hint="give one at a time"
+                what, "has text behind a complete JSON value", hint="give one value at a time"
             ) from None
         raise FormatError(what, f"is not JSON: {str(error)[:120]}") from None
 
 
 def _no_number(name: str) -> Any:
-    raise ValueError(f"{name} is not a number of JSON")
+    raise ValueError(f"{name} is not a valid JSON number")
 
 
 def bytes_of_json(value: Any) -> bytes | None:

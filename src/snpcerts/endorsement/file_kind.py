@@ -49,7 +49,7 @@ _BINARY: Final = (
         b"\xffTCG",
         FileKind(
             "a quote of a TPM",
-            "the SNP report of an Azure guest is elsewhere: tpm2_nvread -C o 0x01400001",
+            "the SNP report of an Azure guest is in its TPM: tpm2_nvread -C o 0x01400001",
         ),
     ),
     (b"HCLA", FileKind("an HCL report of an Azure guest", "give it as evidence")),
@@ -57,21 +57,23 @@ _BINARY: Final = (
         b"\x84\x44\xa1\x01\x38\x22",
         FileKind(
             "an attestation document of AWS Nitro (COSE)",
-            "it is no SNP report: snpcerts guest report gets one inside an SNP guest",
+            "it is not an SNP report: get one inside an SNP guest with snpcerts guest report",
         ),
     ),
     (
         b"\xd2\x84\x44\xa1\x01\x38\x22",
         FileKind(
             "an attestation document of AWS Nitro (COSE)",
-            "it is no SNP report: snpcerts guest report gets one inside an SNP guest",
+            "it is not an SNP report: get one inside an SNP guest with snpcerts guest report",
         ),
     ),
 )
 _COSE: Final = FileKind(
-    "a COSE message (RFC 9052)", "its payload is the third of its four parts: give that"
+    "a COSE message (RFC 9052)", "the payload is the third of its four parts: give only the payload"
 )
-_FORM: Final = FileKind("a form of several parts (multipart/form-data)", "give the part's body")
+_FORM: Final = FileKind(
+    "a form with several parts (multipart/form-data)", "give only the body of one part"
+)
 _ANSWER: Final = re.compile(r"HTTP/[\d.]{1,3} \d{3}\b")
 _TDX_TYPE, _SGX_TYPE = 0x81, 0
 _PKCS7_OID: Final = bytes.fromhex("06092a864886f70d010702")
@@ -143,7 +145,7 @@ def _structure(data: bytes) -> FileKind | None:
     if looks_like_report(data):
         if len(data) < REPORT_SIZE:
             return FileKind(
-                f"a report cut short: {len(data)} of {REPORT_SIZE} bytes",
+                f"a truncated report: {len(data)} of {REPORT_SIZE} bytes",
                 "copy it again, as a binary file",
             )
         return FileKind("an attestation report", "give it as evidence")
@@ -151,9 +153,11 @@ def _structure(data: bytes) -> FileKind | None:
         return FileKind("a certificate table", "give it with --table, or as --certs")
     version, kind = int.from_bytes(data[:2], "little"), int.from_bytes(data[4:8], "little")
     if len(data) > 432 and version in (4, 5) and kind == _TDX_TYPE:
-        return FileKind("a quote of Intel TDX", "it is of another kind of guest, not of SEV-SNP")
+        return FileKind(
+            "a quote of Intel TDX", "it comes from another kind of guest, not from an SEV-SNP guest"
+        )
     if len(data) > 432 and version == 3 and kind == _SGX_TYPE and data[8:12] != bytes(4):
-        return FileKind("a quote of Intel SGX", "it is no SNP report")
+        return FileKind("a quote of Intel SGX", "it is not an SNP report")
     usage, bits = (
         int.from_bytes(data[0x24:0x28], "little"),
         int.from_bytes(data[0x38:0x3C], "little"),
@@ -186,11 +190,13 @@ def _text(text: str) -> FileKind:
     if not text.strip():
         return FileKind("blank")
     if _HTML.match(text):
-        return FileKind("an HTML page", "a server's error page, most likely: fetch it again")
+        return FileKind("an HTML page", "it is probably a server's error page: fetch it again")
     if "-----BEGIN " in text:
         return _pem(text)
     if _ANSWER.match(text):
-        return FileKind("a server's answer with its headers", "fetch it without them: curl, not -i")
+        return FileKind(
+            "a server's answer with its headers", "fetch it without the headers: curl without -i"
+        )
     if text.startswith(_LFS):
         return FileKind("a pointer of Git LFS", "fetch the file itself: git lfs pull")
     if text.startswith("#!"):
@@ -198,11 +204,11 @@ def _text(text: str) -> FileKind:
     if starts_like_json(text):
         return FileKind("JSON text")
     if _XML.match(text):
-        return FileKind("an XML document", "a server's error page, most likely: fetch it again")
+        return FileKind("an XML document", "it is probably a server's error page: fetch it again")
     if _TOKEN.fullmatch(text):
         return FileKind(
             "a signed token (JWT)",
-            "its issuer has judged the evidence; ask for the evidence itself",
+            "its issuer has already judged the evidence; ask for the evidence itself",
         )
     short = " ".join(text.split())
     if len(short) <= _SHOWN:
@@ -214,7 +220,7 @@ def _pem(text: str) -> FileKind:
     labels = list(dict.fromkeys(block.label for block in pem_blocks(text)))
     if not labels:
         return FileKind(
-            "PEM cut short: it has a BEGIN line and no END line", "copy the whole of it"
+            "truncated PEM: it has a BEGIN line, but no END line", "copy the whole text"
         )
     return kind_of_label(labels[0])
 

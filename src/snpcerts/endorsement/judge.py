@@ -435,7 +435,7 @@ def _load(
     reasons: list[Reason],
 ) -> Certificate | None:
     if data is None:
-        reasons.append(Reason(missing, f"the {name} is not supplied"))
+        reasons.append(Reason(missing, f"the {name} is missing"))
         return None
     try:
         return load_certificate(data, name)
@@ -475,13 +475,18 @@ def mismatches(
     if product is not None and product is not leaf.product:
         yield Reason(
             ReasonCode.PRODUCT_MISMATCH,
-            f"{expected_by} says {product.value}, the {leaf.kind.name} is for {leaf.product.value}",
+            (
+                f"{expected_by} is for {product.value}, but the {leaf.kind.name} is for "
+                f"{leaf.product.value}"
+            ),
         )
     if hwid is not None and leaf.hwid is not None and hwid != leaf.hwid:
         yield Reason(
             ReasonCode.CHIP_ID_MISMATCH,
-            f"the chip ID of {expected_by} starts {hwid[:8].hex()}, "
-            f"the {leaf.kind.name}'s hwID starts {leaf.hwid[:8].hex()}",
+            (
+                f"the chip ID of {expected_by} starts with {hwid[:8].hex()}, but the "
+                f"{leaf.kind.name}'s hwID starts with {leaf.hwid[:8].hex()}"
+            ),
         )
     if tcb is None or tcb == leaf.tcb:
         return
@@ -491,8 +496,10 @@ def mismatches(
         if expected.get(name) != certified.get(name):
             yield Reason(
                 ReasonCode.TCB_MISMATCH,
-                f"{name}: {expected_by} has {_level(expected, name)}, "
-                f"the {leaf.kind.name} is for {_level(certified, name)}",
+                (
+                    f"{name}: {expected_by} has {_level(expected, name)}, but the "
+                    f"{leaf.kind.name} is for {_level(certified, name)}"
+                ),
             )
 
 

@@ -98,7 +98,7 @@ class ReasonCode(enum.StrEnum):
     REPORT_RESERVED = (
         "report-reserved",
         Authenticity.REPORT_LAYOUT,
-        "Bytes that are zero in every report of this version are not.",
+        "Bytes that must be zero in a report of this version are not zero.",
     )
     REPORT_UNSIGNED = (
         "report-unsigned",
@@ -110,25 +110,25 @@ class ReasonCode(enum.StrEnum):
     VCEK_MISSING = (
         "vcek-missing",
         Authenticity.LEAF,
-        "A VCEK signed the report and its certificate is not supplied.",
+        "A VCEK signed the report, and its certificate is missing.",
         NextStep.FIX_USAGE,
     )
     VLEK_MISSING = (
         "vlek-missing",
         Authenticity.LEAF,
-        "A VLEK signed the report and its certificate is not supplied.",
+        "A VLEK signed the report, and its certificate is missing.",
         NextStep.FIX_USAGE,
     )
     ASK_MISSING = (
         "ask-missing",
         Authenticity.INTERMEDIATE,
-        "The intermediate certificate (ASK or ASVK) is not supplied.",
+        "The issuer's certificate (ASK or ASVK) is missing.",
         NextStep.FIX_USAGE,
     )
     ARK_MISSING = (
         "ark-missing",
         Authenticity.ROOT,
-        "The root certificate (ARK) is not supplied.",
+        "The root certificate (ARK) is missing.",
         NextStep.FIX_USAGE,
     )
     VCEK_UNREADABLE = (
@@ -154,22 +154,23 @@ class ReasonCode(enum.StrEnum):
     COLLATERAL_UNAVAILABLE = (
         "collateral-unavailable",
         None,
-        "A needed certificate or revocation list is missing, because a source could not be "
-        "reached.",
+        "A certificate or revocation list is missing, because a source could not be reached.",
         NextStep.RETRY_LATER,
     )
     COLLATERAL_NOT_FOUND = (
         "collateral-not-found",
         None,
-        "No source has what is needed, and one said so (key servers have said so about valid "
-        "chips).",
+        (
+            "No source has the missing certificate or list. At least one said that "
+            "it does not exist, which key servers have also said about valid chips."
+        ),
         NextStep.FIX_USAGE,
     )
     # The leaf: VCEK or VLEK.
     LEAF_PROFILE = (
         "leaf-profile",
         Authenticity.LEAF,
-        "An AMD extension of the leaf is missing, malformed, out of range or out of place.",
+        "An AMD extension of the leaf is missing, malformed, out of range or not allowed there.",
     )
     LEAF_KEY = (
         "leaf-key",
@@ -179,7 +180,7 @@ class ReasonCode(enum.StrEnum):
     LEAF_KIND = (
         "leaf-kind",
         Authenticity.LEAF,
-        "The certificate is not of the kind that signed the report.",
+        "The leaf is not of the kind (VCEK or VLEK) that signed the report.",
     )
     LEAF_EXTENSIONS = (
         "leaf-extensions",
@@ -189,7 +190,7 @@ class ReasonCode(enum.StrEnum):
     LEAF_SIGNATURE_ALGORITHM = (
         "leaf-signature-algorithm",
         Authenticity.LEAF,
-        "The leaf is not signed with RSASSA-PSS as AMD signs.",
+        "The leaf is not signed with AMD's algorithm, RSASSA-PSS.",
     )
     LEAF_ISSUER = (
         "leaf-issuer",
@@ -215,47 +216,47 @@ class ReasonCode(enum.StrEnum):
     ASK_NAME = (
         "ask-name",
         Authenticity.INTERMEDIATE,
-        "The intermediate's name is not that of the required ASK or ASVK.",
+        "The issuer's name is not that of the required ASK or ASVK.",
     )
     ASK_KEY = (
         "ask-key",
         Authenticity.INTERMEDIATE,
-        "The intermediate's key is not RSA of at least 4096 bits.",
+        "The issuer's key is not an RSA key of at least 4096 bits.",
     )
     ASK_CA = (
         "ask-ca",
         Authenticity.INTERMEDIATE,
-        "The intermediate may not issue certificates.",
+        "The issuer is not allowed to issue certificates.",
     )
     ASK_EXTENSIONS = (
         "ask-extensions",
         Authenticity.INTERMEDIATE,
-        "The intermediate has an unknown critical extension.",
+        "The issuer has an unknown critical extension.",
     )
     ASK_SIGNATURE_ALGORITHM = (
         "ask-signature-algorithm",
         Authenticity.INTERMEDIATE,
-        "The intermediate is not signed with RSASSA-PSS as AMD signs.",
+        "The issuer is not signed with AMD's algorithm, RSASSA-PSS.",
     )
     ASK_ISSUER = (
         "ask-issuer",
         Authenticity.INTERMEDIATE,
-        "The intermediate names an issuer other than the supplied ARK.",
+        "The issuer names an issuer other than the supplied ARK.",
     )
     ASK_SIGNATURE = (
         "ask-signature",
         Authenticity.INTERMEDIATE,
-        "The ARK's key did not sign the intermediate.",
+        "The ARK's key did not sign the issuer.",
     )
     ASK_NOT_YET_VALID = (
         "ask-not-yet-valid",
         Authenticity.VALIDITY,
-        "The intermediate is not valid yet.",
+        "The issuer is not valid yet.",
     )
     ASK_EXPIRED = (
         "ask-expired",
         Authenticity.VALIDITY,
-        "The intermediate has expired.",
+        "The issuer has expired.",
     )
     # The root: ARK.
     ARK_NAME = (
@@ -266,12 +267,12 @@ class ReasonCode(enum.StrEnum):
     ARK_KEY = (
         "ark-key",
         Authenticity.ROOT,
-        "The root's key is not RSA of at least 4096 bits.",
+        "The root's key is not an RSA key of at least 4096 bits.",
     )
     ARK_CA = (
         "ark-ca",
         Authenticity.ROOT,
-        "The root may not issue certificates.",
+        "The root is not allowed to issue certificates.",
     )
     ARK_EXTENSIONS = (
         "ark-extensions",
@@ -281,7 +282,7 @@ class ReasonCode(enum.StrEnum):
     ARK_SIGNATURE_ALGORITHM = (
         "ark-signature-algorithm",
         Authenticity.ROOT,
-        "The root is not signed with RSASSA-PSS as AMD signs.",
+        "The root is not signed with AMD's algorithm, RSASSA-PSS.",
     )
     ARK_ISSUER = (
         "ark-issuer",
@@ -317,8 +318,10 @@ class ReasonCode(enum.StrEnum):
     CRL_MISSING = (
         "crl-missing",
         Authenticity.REVOCATION,
-        "The policy requires the relying party's own revocation list for that kind of leaf, and "
-        "none is supplied.",
+        (
+            "The policy requires a revocation list for that kind of leaf from a "
+            "source other than the host, and none was supplied."
+        ),
         NextStep.FIX_USAGE,
     )
     CRL_UNREADABLE = (
@@ -329,12 +332,12 @@ class ReasonCode(enum.StrEnum):
     CRL_ISSUER = (
         "crl-issuer",
         Authenticity.REVOCATION,
-        "The supplied ARK is not the revocation list's issuer, or may not sign lists.",
+        "The supplied ARK did not issue the revocation list, or is not allowed to.",
     )
     CRL_SIGNATURE_ALGORITHM = (
         "crl-signature-algorithm",
         Authenticity.REVOCATION,
-        "The revocation list is not signed with RSASSA-PSS as AMD signs.",
+        "The revocation list is not signed with AMD's algorithm, RSASSA-PSS.",
     )
     CRL_SIGNATURE = (
         "crl-signature",
@@ -349,12 +352,12 @@ class ReasonCode(enum.StrEnum):
     CRL_NOT_YET_VALID = (
         "crl-not-yet-valid",
         Authenticity.REVOCATION,
-        "The revocation list was issued after that time.",
+        "The revocation list was issued after the time of verification.",
     )
     CRL_EXPIRED = (
         "crl-expired",
         Authenticity.REVOCATION,
-        "The revocation list had expired at that time.",
+        "The revocation list had expired at the time of verification.",
         NextStep.FIX_USAGE,
     )
     CRL_TOO_OLD = (
@@ -387,7 +390,7 @@ class ReasonCode(enum.StrEnum):
     PRODUCT_MISMATCH = (
         "product-mismatch",
         Authenticity.PRODUCT,
-        "Report and leaf are for different products.",
+        "The report and the leaf are for different products.",
     )
     CHIP_ID_MASKED = (
         "chip-id-masked",
@@ -397,7 +400,7 @@ class ReasonCode(enum.StrEnum):
     CHIP_ID_MISMATCH = (
         "chip-id-mismatch",
         Authenticity.CHIP_ID,
-        "The VCEK is for a chip other than the report's.",
+        "The VCEK is for another chip than the report's.",
     )
     REPORT_TCB = (
         "report-tcb",
@@ -407,7 +410,7 @@ class ReasonCode(enum.StrEnum):
     TCB_MISMATCH = (
         "tcb-mismatch",
         Authenticity.REPORTED_TCB,
-        "The leaf is for a TCB other than the reported one.",
+        "The leaf is for another TCB than the reported one.",
     )
     REPORT_SIGNATURE = (
         "report-signature",
@@ -423,29 +426,31 @@ class ReasonCode(enum.StrEnum):
     RUNTIME_DATA_VMPL = (
         "runtime-data-vmpl",
         Authenticity.RUNTIME_DATA,
-        "The report that binds the runtime data was requested at a VMPL other than 0, where the "
-        "guest chooses the data.",
+        (
+            "The report that covers the runtime data was requested at a VMPL other "
+            "than 0, where the guest chooses the data."
+        ),
     )
     # The policy's demands.
     POLICY_PRODUCT = (
         "policy-product",
         None,
-        "The product is none of those accepted.",
+        "The policy does not accept the product.",
     )
     POLICY_SIGNING_KEY = (
         "policy-signing-key",
         None,
-        "A kind of key signed that the policy does not accept.",
+        "The policy does not accept the kind of key that signed.",
     )
     POLICY_CHIP_ID = (
         "policy-chip-id",
         None,
-        "The chip is not one that the policy accepts.",
+        "The policy does not accept the chip.",
     )
     POLICY_CSP_ID = (
         "policy-csp-id",
         None,
-        "The VLEK is not from a provider that the policy accepts, or a VCEK signed.",
+        "The policy does not accept the VLEK's provider, or a VCEK signed.",
     )
     POLICY_REPORT_DATA = (
         "policy-report-data",
@@ -461,7 +466,7 @@ class ReasonCode(enum.StrEnum):
     POLICY_MEASUREMENT = (
         "policy-measurement",
         None,
-        "The launch measurement is not one that the policy accepts.",
+        "The policy does not accept the launch measurement.",
     )
     POLICY_HOST_DATA = (
         "policy-host-data",
@@ -471,12 +476,12 @@ class ReasonCode(enum.StrEnum):
     POLICY_ID_KEY = (
         "policy-id-key",
         None,
-        "The ID key's digest is not one that the policy accepts.",
+        "The policy does not accept the ID key's digest.",
     )
     POLICY_AUTHOR_KEY = (
         "policy-author-key",
         None,
-        "The author key's digest is not one that the policy accepts.",
+        "The policy does not accept the author key's digest.",
     )
     POLICY_FAMILY_ID = (
         "policy-family-id",
@@ -496,7 +501,7 @@ class ReasonCode(enum.StrEnum):
     POLICY_VMPL = (
         "policy-vmpl",
         None,
-        "The report was requested at a VMPL that the policy does not accept.",
+        "The policy does not accept the VMPL at which the report was requested.",
     )
     POLICY_DEBUG = (
         "policy-debug",
@@ -516,7 +521,7 @@ class ReasonCode(enum.StrEnum):
     POLICY_ABI = (
         "policy-abi",
         None,
-        "The guest policy accepts firmware of an older ABI than the policy demands.",
+        "The guest policy accepts firmware with an older ABI than the policy demands.",
     )
     POLICY_PLATFORM_INFO = (
         "policy-platform-info",
@@ -531,12 +536,12 @@ class ReasonCode(enum.StrEnum):
     POLICY_FIRMWARE = (
         "policy-firmware",
         None,
-        "The firmware is older than the policy demands.",
+        "The firmware version is lower than the policy demands.",
     )
     POLICY_COMMITTED_FIRMWARE = (
         "policy-committed-firmware",
         None,
-        "The firmware can be rolled back to an older version than the policy demands.",
+        "The firmware can be rolled back to a lower version than the policy demands.",
     )
     POLICY_PROVISIONAL_FIRMWARE = (
         "policy-provisional-firmware",
@@ -572,7 +577,10 @@ class ReasonCode(enum.StrEnum):
     POLICY_FLOOR = (
         "policy-floor",
         None,
-        "REPORTED_TCB or CURRENT_TCB is below the floor for this processor, or it has none.",
+        (
+            "REPORTED_TCB or CURRENT_TCB is below the floor for this processor, or "
+            "the policy has no floor for it."
+        ),
     )
 
 

@@ -60,8 +60,8 @@ def algorithm_problem(inner: bytes, outer: bytes) -> str | None:
     """Compare the two AlgorithmIdentifiers, inside and outside a signed part, in DER."""
     if inner != outer:
         return (
-            f"names two signature algorithms: {_short(inner)} inside and "
-            f"{_short(outer)} outside its signed part"
+            f"names {_short(inner)} inside its signed part, but {_short(outer)} "
+            "outside of it, as its signature algorithm"
         )
     if outer not in _ENCODINGS:
         return f"has the signature algorithm {_short(outer)}, must be {ALGORITHM_WANTED}"

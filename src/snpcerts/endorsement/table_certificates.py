@@ -26,7 +26,7 @@ _MISSING: Final = frozenset(
     }
 )
 _TITLES: Final = {"vcek": "a VCEK", "vlek": "a VLEK", "ask": "an ASK or ASVK", "ark": "an ARK"}
-_INSIST: Final = "--force takes it all the same"
+_INSIST: Final = "--force takes it anyway"
 
 
 def certificate_for(slot: str, data: bytes, what: str, *, vlek: bool, force: bool) -> bytes:
@@ -42,7 +42,7 @@ def certificate_for(slot: str, data: bytes, what: str, *, vlek: bool, force: boo
         role = CaRole.ASVK if vlek else CaRole.ASK
         fitting = [each for each in fitting if each.authority and each.authority.role is role]
     if len(fitting) > 1:
-        raise InputError(f"{what}: has {len(fitting)} certificates for {slot}, must be one")
+        raise InputError(f"{what}: has {len(fitting)} certificates for {slot}, expected one")
     if fitting:
         return fitting[0].der
     if force and len(found) == 1:
@@ -58,7 +58,7 @@ def certificates_in(data: bytes, what: str) -> list[Sorted]:
     bundle = read_bundle(data)
     if not bundle.certificates:
         said = bundle.others[0] if bundle.others else kind_of(data).name
-        raise InputError(f"{what}: is {said}, no certificate", hint=kind_of(data).unwrap)
+        raise InputError(f"{what}: is {said}, not a certificate", hint=kind_of(data).unwrap)
     return [each for each in map(sort, bundle.certificates) if each is not None]
 
 
@@ -73,7 +73,7 @@ def list_in(data: bytes, what: str) -> bytes:
     kind = kind_of(data)
     if not bundle.lists and bundle.empty:
         said = f"is {bundle.others[0] if bundle.others else kind.name}"
-    raise InputError(f"{what}: {said}, must be one revocation list", hint=kind.unwrap)
+    raise InputError(f"{what}: {said}, expected one revocation list", hint=kind.unwrap)
 
 
 def slot_of(certificate: Sorted) -> str | None:

@@ -140,7 +140,9 @@ class EndorsementCert:
         def text(name: str) -> str:
             value = read_ia5_string(required(name), f"{what} {name}")
             if len(value) > _MAX_TEXT:
-                raise FormatError(what, f"{len(value)} characters, at most {_MAX_TEXT}", field=name)
+                raise FormatError(
+                    what, f"has {len(value)} characters, the limit is {_MAX_TEXT}", field=name
+                )
             return value
 
         product_name = text("productName")
@@ -157,7 +159,7 @@ class EndorsementCert:
             csp_id = text("cspID")
         for name in values:
             raise FormatError(
-                what, f"extension does not belong on a {product.value} {what}", field=name
+                what, f"extension is not allowed on a {product.value} {what}", field=name
             )
         return cls(
             certificate,
@@ -215,7 +217,9 @@ def _tcb(required: Callable[[str], bytes], product: Product, what: str) -> TcbVe
     version = read_byte_integer(required("structVersion"), f"{what} structVersion")
     if _LAYOUTS.get(version) is not product.tcb_layout:
         raise FormatError(
-            what, f"{version} is not that of a {product.value} certificate", field="structVersion"
+            what,
+            f"{version} is not the version of a {product.value} certificate",
+            field="structVersion",
         )
     components: dict[str, int] = {}
     for name in _SPLS[version]:
@@ -237,6 +241,6 @@ def _hwid(value: bytes, product: Product, what: str) -> bytes:
     inner = read_octet_string(value, f"{what} hwID")
     if len(inner) != size:
         raise FormatError(
-            what, f"{len(inner)} bytes, must be {size} on {product.value}", field="hwID"
+            what, f"found {len(inner)} bytes, must be {size} on {product.value}", field="hwID"
         )
     return inner

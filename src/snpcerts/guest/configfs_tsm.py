@@ -112,7 +112,7 @@ class SystemFiles:
         finally:
             os.close(fd)
         if written != len(data):
-            raise OSError(errno.EIO, f"wrote {written} of {len(data)} bytes")
+            raise OSError(errno.EIO, f"only {written} of {len(data)} bytes were written")
 
     def read(self, path: str, limit: int) -> bytes:
         """Read to the end of the file, but at most ``limit + 1`` bytes."""
@@ -147,10 +147,10 @@ class ConfigfsTsm:
         """
         if len(report_data) != REPORT_DATA_SIZE:
             raise UsageError(
-                f"report data has {len(report_data)} bytes, must be {REPORT_DATA_SIZE}"
+                f"report data has {len(report_data)} bytes, must have {REPORT_DATA_SIZE}"
             )
         if vmpl is not None and not 0 <= vmpl <= VMPL_MAX:
-            raise UsageError(f"VMPL {vmpl} is not 0 to {VMPL_MAX}")
+            raise UsageError(f"VMPL {vmpl} must be 0 to {VMPL_MAX}")
         with self._entry() as entry:
             provider = self._text(entry, "provider")
             if provider != PROVIDER:
@@ -175,10 +175,10 @@ class ConfigfsTsm:
                 raise TsmChangedError(
                     f"{entry}: the generation went from {before} to {after}, "
                     f"expected {before + writes}",
-                    hint="another process wrote to the entry; ask again",
+                    hint="another process wrote to the entry; request the report again",
                 )
         if len(outblob) != REPORT_SIZE:
-            raise FormatError("outblob", f"must be {REPORT_SIZE} bytes, found {len(outblob)}")
+            raise FormatError("outblob", f"must have {REPORT_SIZE} bytes, found {len(outblob)}")
         return TsmReport(outblob, auxblob)
 
     @contextlib.contextmanager
@@ -202,7 +202,7 @@ class ConfigfsTsm:
                 raise _refusal(self._root, "mkdir", error) from None
             return path
         raise TsmRequestError(
-            f"{self._root}: all {_ATTEMPTS} random names tried already exist", errno.EEXIST
+            f"{self._root}: an entry exists for each of {_ATTEMPTS} random names", errno.EEXIST
         )
 
     def _write(self, entry: str, name: str, data: bytes) -> None:
@@ -217,7 +217,7 @@ class ConfigfsTsm:
         except OSError as error:
             raise _refusal(self._root, name, error) from None
         if len(data) > limit:
-            raise FormatError(name, f"more than {limit} bytes")
+            raise FormatError(name, f"has more than {limit} bytes")
         return data
 
     def _text(self, entry: str, name: str) -> str:
@@ -243,13 +243,16 @@ class ConfigfsTsm:
 
 _LOST: Final = "this guest's VMPCK is destroyed: it cannot attest again until it reboots"
 _MEANINGS: Final[dict[int, tuple[str, str | None]]] = {
-    errno.ENOENT: ("configfs-tsm is not available", "mount configfs, load sev-guest"),
+    errno.ENOENT: ("configfs-tsm is not available", "mount configfs and load sev-guest"),
     errno.EACCES: ("no permission", "run this as root"),
     errno.EPERM: ("no permission", "run this as root"),
     errno.ENOTTY: ("the VMPCK is disabled", NO_KEY),
     errno.ETIMEDOUT: ("the host was busy for a minute", _LOST),
-    errno.EBADMSG: ("the answer was not made by the firmware", _LOST),
-    errno.EINVAL: ("the kernel refused the request", "is the VMPL at or above privlevel_floor?"),
+    errno.EBADMSG: ("the answer does not come from the firmware", _LOST),
+    errno.EINVAL: (
+        "the kernel refused the request",
+        "check that the VMPL is at or above privlevel_floor",
+    ),
     errno.EIO: (
         "the host or the firmware refused the request",
         "the host's table may exceed 16 KiB, or the VMPCK may be destroyed; see the guest's "

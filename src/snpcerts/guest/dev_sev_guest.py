@@ -160,9 +160,9 @@ class SevGuest(DeviceFile):
 
 def _report_request(report_data: bytes, vmpl: int, key: KeySelect) -> bytearray:
     if len(report_data) != REPORT_DATA_SIZE:
-        raise UsageError(f"report data has {len(report_data)} bytes, must be {REPORT_DATA_SIZE}")
+        raise UsageError(f"report data has {len(report_data)} bytes, must have {REPORT_DATA_SIZE}")
     if not 0 <= vmpl <= VMPL_MAX:
-        raise UsageError(f"VMPL {vmpl} is not 0 to {VMPL_MAX}")
+        raise UsageError(f"VMPL {vmpl} must be 0 to {VMPL_MAX}")
     return bytearray(ReportRequest(report_data=report_data, vmpl=vmpl, key_sel=key).pack())
 
 
@@ -189,8 +189,9 @@ def _report_of(response: bytes) -> bytes:
 
 # ENOTTY has more than one cause, and errno does not tell them apart.
 NO_KEY: Final = (
-    "if an earlier request failed, reboot the guest; if none did, the driver's VMPCK was empty "
-    "from the start, as below an SVSM: load sev-guest with vmpck_id= of the guest's own VMPL"
+    "if an earlier request failed, reboot the guest. If none failed, the "
+    "driver never had a VMPCK, as in a guest below an SVSM: load sev-guest "
+    "with vmpck_id= of the guest's own VMPL"
 )
 
 
@@ -198,11 +199,11 @@ def _refusal(path: str, number: int, exitinfo2: int) -> SnpCertsError:
     lost = "this guest's VMPCK is destroyed: it cannot attest again until it reboots"
     vmm, firmware = exitinfo2 >> 32, exitinfo2 & 0xFFFF_FFFF
     if number == errno.ENOTTY:
-        text, hint = "the VMPCK is disabled, or this is no sev-guest device", NO_KEY
+        text, hint = "the VMPCK is disabled, or this is not a sev-guest device", NO_KEY
     elif number == errno.ETIMEDOUT:
         text, hint = "the host was busy for a minute", lost
     elif number == errno.EBADMSG:
-        text, hint = "the answer was not made by the firmware", lost
+        text, hint = "the answer does not come from the firmware", lost
     elif exitinfo2 == sev_guest.EXITINFO2_NOT_SENT:
         text, hint = "the host did not accept the request", lost
     elif vmm:

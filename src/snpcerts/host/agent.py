@@ -330,7 +330,7 @@ def _kinds(file_states: Iterable[FileState]) -> list[VekKind]:
 def _restless(file: FileConfig) -> SnpCertsError:
     return RetryLaterError(
         f"{file.path}: the firmware changed {ROUNDS} times while certificates were fetched",
-        hint="find out what changes it, and try again",
+        hint="find out what changes it, and run the command again",
     )
 
 
@@ -362,4 +362,4 @@ def _why_empty(each: FileResult, done: UpdateResult) -> str:
         return f"the certificates of the {each.missing} are not available"
     if isinstance(each.expected, NoKey):
         return each.expected.reason
-    return f"the firmware's status is not known: {done.refused}"
+    return f"the firmware's status is unknown: {done.refused}"

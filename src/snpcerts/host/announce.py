@@ -98,7 +98,7 @@ class Announcer:
         self.mirror = mirror
         self._client = MirrorClient(
             mirror.access,
-            access_hint="[mirror] token_file names the file that it is read from",
+            access_hint="[mirror] token_file must name the file that holds the token",
             limit=limit,
         )
 
@@ -124,7 +124,7 @@ def _read_answer(answer: bytes, product: Product) -> tuple[MirroredCertificate, 
     except (ValueError, KeyError, TypeError, RecursionError, FormatError):
         raise RetryLaterError(
             "the mirror's answer cannot be read",
-            hint="is it another server, or a mirror of another version?",
+            hint=("check that the URL is a mirror's, and that the mirror is of this release"),
             code="mirror-unavailable",
         ) from None
 

@@ -60,7 +60,7 @@ class Btf:
         try:
             self._add(data)
         except (struct.error, IndexError, ValueError) as error:
-            raise FormatError("BTF", f"is damaged: {error}") from None
+            raise FormatError("BTF", f"is corrupt: {error}") from None
 
     def offset_of(self, structure: str, member: str) -> int | None:
         """Return a member's offset in bytes; None if there is no such member. Unnamed members are

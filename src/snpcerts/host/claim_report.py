@@ -138,12 +138,14 @@ class ClaimReport:
 
     def _headline(self) -> str:
         if self.hardware:
-            return "What this SNP host showed. Its reports verify with a root of AMD's."
+            return "Observations on this SNP host. Its reports verify with AMD's root."
         if self.root is None:
-            return "What this host showed. No report verified, so it does not count as hardware."
+            return (
+                "Observations on this host. No report verified, so it does not count as hardware."
+            )
         return (
-            f"What this host showed. Its root is {self.root.name}, not AMD's: it does not count "
-            "as hardware."
+            f"Observations on this host. Its root is {self.root.name}, not AMD's, "
+            "so it does not count as hardware."
         )
 
     def _hardware(self) -> Showing:

@@ -102,7 +102,7 @@ class ClaimTrial:
             self._lock_is_free()
             self._busy(first)
         if update is None:
-            why = "no other TCB was named to report for a while (--update)"
+            why = "not tried without --update, which reports another TCB for a while"
             self._note("update", _PATH, Showing.NOT_TRIED, why)
             self._note("set-config", _FIRMWARE, Showing.NOT_TRIED, why)
         elif first is not None:
@@ -155,7 +155,7 @@ class ClaimTrial:
                 "extended-request",
                 "vmgexit",
                 Showing.DIFFERS,
-                f"{self.file.path} holds certificates, and the guest got none",
+                f"{self.file.path} holds certificates, but the guest got none",
             )
         elif asked.entries:
             what = f"an extended request brought {asked.entries} certificates with the report"
@@ -168,17 +168,17 @@ class ClaimTrial:
     def _note_exit(self, asked: _GuestAnswer | None) -> None:
         number = self.exit_number()
         if number is None:
-            why = "the VMM did not say by which exit KVM asked"
+            why = "the VMM did not say which exit KVM used for the request"
             self._note("exit-number", "numbers", Showing.NOT_TRIED, why)
             return
         right = number == int(_EXIT)
-        detail = f"KVM asked for certificates by exit {number}"
+        detail = f"KVM requested certificates with exit {number}"
         if not right:
             detail += f", expected {int(_EXIT)}"
         showing = Showing.SEEN if right else Showing.DIFFERS
         self._note("exit-number", "numbers", showing, detail)
         if asked is not None and right:
-            self._note("guest-runs", "launch", Showing.SEEN, "an SNP guest was launched, and runs")
+            self._note("guest-runs", "launch", Showing.SEEN, "an SNP guest was launched and runs")
 
     def _lock_is_free(self) -> None:
         """Check that the VMM holds no lock once the guest has its answer."""
@@ -196,7 +196,7 @@ class ClaimTrial:
             except SnpCertsError as error:
                 self._note("lock-dropped", "kvm-run", Showing.NOT_TRIED, str(error))
                 return
-            what = "KVM_RUN with immediate_exit came back: the lock is dropped after the answer"
+            what = "KVM_RUN with immediate_exit returned: the VMM dropped the lock after the answer"
             self._note("lock-dropped", "kvm-run", Showing.SEEN, what)
             return
 
@@ -205,7 +205,7 @@ class ClaimTrial:
         seconds = max(_BUSY_LEAST, 2 * first.seconds + 1)
         if not first.entries or seconds > _BUSY_MOST:
             why = (
-                f"a request takes {first.seconds:.0f} s here, too long to hold the lock for"
+                (f"a request takes {first.seconds:.0f} s here, which is too long to hold the lock")
                 if first.entries
                 else "the guest gets no certificates"
             )
@@ -224,13 +224,17 @@ class ClaimTrial:
                 "busy",
                 _PATH,
                 Showing.DIFFERS,
-                f"the guest got its answer in {answer.seconds:.1f} s, while another program held "
-                "the file's lock: the VMM does not take it",
+                (
+                    f"the guest got its answer in {answer.seconds:.1f} s while another "
+                    "program held the file's lock, so the VMM does not take the lock"
+                ),
             )
             return
-        what = f"BUSY for the {seconds:.1f} s that the file was locked, then an answer"
+        what = f"BUSY for the {seconds:.1f} s in which the file was locked, then an answer"
         self._note("busy", _PATH, Showing.SEEN, what)
-        self._note("busy-again", "guest-driver", Showing.SEEN, "the guest asked again after BUSY")
+        self._note(
+            "busy-again", "guest-driver", Showing.SEEN, "the guest repeated its request after BUSY"
+        )
         self._note_certificates("report-after-busy", answer)
 
     def _update(self, update: Callable[[TcbVersion], TcbVersion]) -> None:
@@ -259,12 +263,12 @@ class ClaimTrial:
             if self.agent.firmware.state().reported != before:
                 self._report_tcb(lambda _: before)
         except SnpCertsError as error:
-            detail = f"the reported TCB is not what it was, {before}: {error}"
+            detail = f"the reported TCB is no longer {before}: {error}"
             self._note("update-undone", _PATH, Showing.DIFFERS, detail)
 
     def _after_update(self, before: TcbVersion) -> None:
         state = self.agent.firmware.state()
-        moved = f"the reported TCB went from {before} to {state.reported}"
+        moved = f"the reported TCB changed from {before} to {state.reported}"
         self._note("update", _PATH, Showing.SEEN, moved)
         try:
             asked = self._ask()
@@ -318,12 +322,14 @@ class ClaimTrial:
     def _note_certificates(self, name: str, asked: _GuestAnswer) -> None:
         """Note whether a report verifies with the certificates that came with it, on this chip."""
         if not asked.entries:
-            self._note(name, "certificates", Showing.NOT_TRIED, "the report came without any")
+            self._note(
+                name, "certificates", Showing.NOT_TRIED, "the report came without certificates"
+            )
             return
         verdict = asked.verdict
         if verdict.status is Status.VERIFIED and verdict.root is not None:
             if is_of_another_chip(asked.evidence.report, self.agent.firmware.hwid):
-                self._note(name, "certificates", Showing.DIFFERS, "the report is of another chip")
+                self._note(name, "certificates", Showing.DIFFERS, "the report is from another chip")
                 return
             self._trust(verdict.root)
             detail = f"verifies, with {verdict.root.name} as its root"
@@ -362,7 +368,7 @@ class ClaimTrial:
         if found == believed:
             self._note(name, _FIRMWARE, Showing.SEEN, f"the {found} signs, as the status says")
         else:
-            detail = f"the {found} signs, and the status says the {believed}"
+            detail = f"the {found} signs, but the status says the {believed}"
             self._note(name, _FIRMWARE, Showing.DIFFERS, detail)
 
     def _note(self, name: str, claim: str, showing: Showing, detail: str) -> None:

@@ -162,7 +162,7 @@ def _mirror(top: _TomlTable) -> MirrorConfig | None:
     if table is None:
         return None
     if "url" not in table.values:
-        raise table.error(None, "[mirror] needs a url")
+        raise table.error(None, "[mirror] needs the key url")
     access = MirrorAccess(
         url=table.take("url", _url, "").rstrip("/"),
         token_file=table.take("token_file", _absolute, None),
@@ -172,10 +172,10 @@ def _mirror(top: _TomlTable) -> MirrorConfig | None:
     name = table.take("name", _host_name, None)
     table.done()
     if (access.certificate is None) != (access.key is None):
-        raise table.error("certificate", "certificate and key belong together: give both")
+        raise table.error("certificate", "certificate and key must be given together")
     if access.token_file is not None and sent_in_clear(access.url):
         raise table.error(
-            "url", "must start with https:// where a token is sent to another machine"
+            "url", "must start with https://, because a token is sent to another machine"
         )
     return MirrorConfig(access, name)
 
@@ -220,7 +220,7 @@ def _files(top: _TomlTable) -> tuple[FileConfig, ...]:
 
 def _file(table: _TomlTable) -> FileConfig:
     if "path" not in table.values:
-        raise table.error(None, "a [[file]] needs a path")
+        raise table.error(None, "a [[file]] needs the key path")
     kind = table.take("kind", _one_of(VekKind), VekKind.VCEK)
     without = table.take("without_vlek", _choice({"empty": None, "vcek": VekKind.VCEK}), None)
     file = FileConfig(
@@ -238,9 +238,9 @@ def _file(table: _TomlTable) -> FileConfig:
     )
     table.done()
     if kind is VekKind.VCEK and "without_vlek" in table.values:
-        raise table.error("without_vlek", 'is for files of kind "vlek"')
+        raise table.error("without_vlek", 'is allowed only for files of kind "vlek"')
     if kind is VekKind.VCEK and "with_mask_chip_key" in table.values:
-        raise table.error("with_mask_chip_key", 'is for files of kind "vlek"')
+        raise table.error("with_mask_chip_key", 'is allowed only for files of kind "vlek"')
     return file
 
 
@@ -249,12 +249,12 @@ def _entries(table: _TomlTable) -> tuple[ExtraEntry, ...]:
     for each in table.tables("entry", MAX_ENTRIES):
         for key in ("guid", "path"):
             if key not in each.values:
-                raise each.error(None, f"an entry needs a {key}")
+                raise each.error(None, f"an entry needs the key {key}")
         entry = ExtraEntry(
             each.take("guid", _guid, uuid.UUID(int=0)), each.take("path", _absolute, "")
         )
         if any(entry.guid == other.guid for other in entries):
-            raise each.error("guid", "is given twice; a table has one entry for each GUID")
+            raise each.error("guid", "appears twice; a table has one entry for each GUID")
         each.done()
         entries.append(entry)
     return tuple(entries)
@@ -302,16 +302,16 @@ class _TomlTable:
             return None
         value = self.values[key]
         if not isinstance(value, dict):
-            raise self.error(key, f"must be a table, [{key}]")
+            raise self.error(key, f"must be a table, written [{key}]")
         return _TomlTable(self._document, (*self._where, key), value)
 
     def tables(self, key: str, limit: int) -> list[_TomlTable]:
         self._asked.add(key)
         value = self.values.get(key, [])
         if not isinstance(value, list) or not all(isinstance(each, dict) for each in value):
-            raise self.error(key, f"must be tables, [[{key}]]")
+            raise self.error(key, f"must be tables, each written [[{key}]]")
         if len(value) > limit:
-            raise self.error(key, f"there are {len(value)}, the limit is {limit}")
+            raise self.error(key, f"has {len(value)} tables, the limit is {limit}")
         return [
             _TomlTable(self._document, (*self._where, key, index), each)
             for index, each in enumerate(value)
@@ -337,7 +337,9 @@ def _text(value: Any) -> str:
 def _host_name(value: Any) -> str:
     text = _text(value)
     if len(text) > MAX_NAME or not text.isprintable():
-        raise ValueError(f"must be printable, at most {MAX_NAME} characters, found {value!r}")
+        raise ValueError(
+            f"must be printable text of at most {MAX_NAME} characters, found {value!r}"
+        )
     return text
 
 
@@ -374,7 +376,7 @@ def _seconds(least: float, most: float) -> Callable[[Any], float]:
     def read(value: Any) -> float:
         right = isinstance(value, int | float) and not isinstance(value, bool)
         if not right or not math.isfinite(value) or not least <= value <= most:
-            raise ValueError(f"must be seconds, {least:g} to {most:g}, found {value!r}")
+            raise ValueError(f"must be {least:g} to {most:g} seconds, found {value!r}")
         return float(value)
 
     return read
@@ -389,7 +391,7 @@ def _mode(value: Any) -> int:
     if not 0 <= mode <= 0o777:
         raise ValueError(f'must be text such as "0640", found {value!r}')
     if mode & 0o400 == 0:
-        raise ValueError(f"{value!r} forbids the owner to read the file")
+        raise ValueError(f"{value!r} does not allow the owner to read the file")
     return mode
 
 
@@ -406,7 +408,7 @@ def _guid(value: Any) -> uuid.UUID:
     except ValueError:
         raise ValueError(f'must be a GUID or "crl", found {value!r}') from None
     if guid in (VCEK_GUID, VLEK_GUID, ASK_GUID, ARK_GUID):
-        raise ValueError("the certificates of the signing key are put in by the agent")
+        raise ValueError("the agent itself adds the certificates of the signing key")
     return guid
 
 

@@ -66,20 +66,21 @@ def expected_content(state: FirmwareState, file: FileConfig) -> ExpectedContent:
     if state.chip_id_masked:
         return _UNTIED
     if state.known.vcek_doubt:
-        return NoKey(f"unknown which VCEK signs: {state.known.vcek_doubt}")
+        return NoKey(f"it is unknown which VCEK signs: {state.known.vcek_doubt}")
     return Key(VekKind.VCEK, state.reported)
 
 
 _NO_VLEK = NoKey("no VLEK is loaded")
 _VLEK_SIGNS = NoKey("a VLEK is loaded, and signs guests' reports by default")
-_UNTIED = NoKey("MASK_CHIP_ID is set: no report can be matched to the VCEK's chip")
+_UNTIED = NoKey("MASK_CHIP_ID is set, so no report can be matched to the VCEK's chip")
 
 
 def _loaded_vlek(state: FirmwareState, file: FileConfig) -> ExpectedContent:
     if state.chip_key_masked and not file.masked_vlek_signs:
         return NoKey(
-            "MASK_CHIP_KEY is in force with a VLEK loaded: whether that signs depends on the "
-            "firmware; 'host prove-key' resolves this, or with_mask_chip_key in the configuration"
+            "MASK_CHIP_KEY is set and a VLEK is loaded. Whether the VLEK signs "
+            "depends on the firmware: 'host prove-key' or with_mask_chip_key in "
+            "the configuration resolves this"
         )
     if state.known.vlek_doubt:
         return NoKey(f"the loaded VLEK's TCB is unknown: {state.known.vlek_doubt}")
@@ -96,8 +97,8 @@ def _proven(state: FirmwareState, file: FileConfig, proof: Proof) -> ExpectedCon
     key = Key(proof.kind, proof.tcb)
     if proof.tcb != state.reported:
         return NoKey(
-            f"it is proven that the {key} signs, and reports say TCB {state.reported}: "
-            "no certificate matches both"
+            f"a report proved that the {key} signs, but reports have TCB "
+            f"{state.reported}: no certificate matches both"
         )
     return key
 

@@ -106,10 +106,10 @@ def read_file_state(
     if isinstance(found, Empty):
         if isinstance(expected, NoKey):
             return FileState(file, state, expected, FileMatch.RIGHT, table=CertTable())
-        problem = f"is empty, should hold the certificates of the {expected}"
+        problem = f"is empty, but should hold the certificates of the {expected}"
         return FileState(file, state, expected, FileMatch.EMPTY, (problem,), table=CertTable())
     if isinstance(found, Busy):
-        problem = f"is locked for an update, still running after {found.waited:.1f} s"
+        problem = f"is locked for an update, which was still running after {found.waited:.1f} s"
         return FileState(file, state, expected, FileMatch.LOCKED, (problem,))
     match = FileMatch.MISSING if found.problem == _NO_SUCH_FILE else FileMatch.UNREADABLE
     return FileState(file, state, expected, match, (f"cannot be read: {found.problem}",))
@@ -130,7 +130,7 @@ def _of_table(
 ) -> FileState:
     table = CertTable.decode(data)
     if not isinstance(expected, Key):
-        problem = f"holds certificates, should hold {expected}"
+        problem = f"holds certificates, but should hold {expected}"
         return FileState(file, state, expected, FileMatch.WRONG, (problem,), table)
     judged = judge.judge(
         ChainBytes.from_table(table, expected.kind), expected.kind, expected.tcb, at

@@ -15,7 +15,7 @@ def firmware_changes(before: FirmwareState, now: FirmwareState) -> Mapping[str, 
     """
     changed = {}
     if before.version != now.version:
-        changed["version"] = f"the firmware is {now.version}, was {before.version}"
+        changed["version"] = f"the firmware version is {now.version}, was {before.version}"
     if before.current != now.current:
         changed["current_tcb"] = f"the current TCB is {now.current}, was {before.current}"
     if before.reported != now.reported:
@@ -23,7 +23,7 @@ def firmware_changes(before: FirmwareState, now: FirmwareState) -> Mapping[str, 
     if before.initialised != now.initialised:
         changed["initialised"] = f"SNP is {'' if now.initialised else 'no longer '}initialised"
     if before.vlek_loaded != now.vlek_loaded:
-        changed["vlek"] = "a VLEK is loaded" if now.vlek_loaded else "the VLEK is dropped"
+        changed["vlek"] = "a VLEK was loaded" if now.vlek_loaded else "the VLEK was dropped"
     masks = [
         f"{name} {'set' if bit else 'cleared'}"
         for name, bit, old in (

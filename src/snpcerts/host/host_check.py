@@ -71,7 +71,7 @@ def kernel(release: str) -> Finding:
     return Finding(
         "kernel",
         Severity.WARN,
-        f"{release}, but KVM asks for certificates since 7.0",
+        f"{release}, but KVM requests certificates only since 7.0",
         "see the next line: your distribution may have backported it",
     )
 
@@ -83,7 +83,7 @@ def faults(release: str) -> Iterator[Finding]:
             f"kernel fault {each.name}",
             Severity.WARN,
             f"{release}: {each.what} (known by {kernel_faults.AS_OF}; source: {each.source})",
-            f"fixed in {each.fixed_in}, or earlier where your distribution has backported it",
+            f"fixed in {each.fixed_in}; your distribution may have backported the fix",
         )
 
 
@@ -99,15 +99,17 @@ def kvm(supports: Callable[[int], bool], path: str = "/dev/kvm") -> Finding:
         if supports(fd):
             return Finding(what, Severity.PASS, "KVM_X86_SEV_SNP_REQ_CERTS is 1")
     except OSError as error:
-        return Finding(what, Severity.FAIL, f"{path}: {error.strerror}", "is this KVM?")
+        return Finding(what, Severity.FAIL, f"{path}: {error.strerror}", "check that this is KVM")
     finally:
         os.close(fd)
     return Finding(
         what,
         Severity.FAIL,
         "KVM_X86_SEV_SNP_REQ_CERTS is missing or 0",
-        "SNP must be on in the firmware set-up (SEV-SNP, SMEE, RMP table) and kvm_amd loaded "
-        "with sev_snp=1, on Linux 7.0 or later",
+        (
+            "enable SNP in the firmware set-up (SEV-SNP, SMEE, RMP table), and "
+            "load kvm_amd with sev_snp=1 on Linux 7.0 or later"
+        ),
     )
 
 
@@ -122,7 +124,10 @@ def firmware(open_firmware: Callable[[], HostFirmware]) -> Finding:
     text = f"{found.product.value}, firmware {state.version}, reported TCB {state.reported}"
     if not state.initialised:
         return Finding(
-            what, Severity.FAIL, f"{text}, SNP not initialised", "load kvm_amd with sev_snp=1"
+            what,
+            Severity.FAIL,
+            f"{text}, but SNP is not initialised",
+            "load kvm_amd with sev_snp=1",
         )
     return Finding(what, Severity.PASS, text)
 
@@ -142,9 +147,11 @@ def cache(folder: Path) -> Finding:
     while not there.exists() and there != there.parent:
         there = there.parent
     if there.is_dir() and os.access(there, os.W_OK | os.X_OK):
-        made = "" if there == folder else ", will be made"
+        made = "" if there == folder else ", and will be created"
         return Finding("cache", Severity.PASS, f"{folder}{made}")
-    return Finding("cache", Severity.FAIL, f"{folder}: is not writable", "--cache names another")
+    return Finding(
+        "cache", Severity.FAIL, f"{folder}: is not writable", "name another with --cache"
+    )
 
 
 def shim(library: Callable[[], str]) -> Finding:
@@ -177,11 +184,15 @@ def _directory(folder: str) -> Iterator[Finding]:
         yield Finding(
             "file system",
             Severity.FAIL,
-            f"{folder} is on {kind}, which other machines may share and lock",
+            f"{folder} is on {kind}, which other machines may mount and lock",
             "keep certificate files on a local file system: each host has its own key",
         )
     else:
-        yield Finding("file system", Severity.PASS, f"{folder} is on {kind or 'an unnamed one'}")
+        yield Finding(
+            "file system",
+            Severity.PASS,
+            f"{folder} is on {kind or 'a file system without a name'}",
+        )
     try:
         problem = lock_problem(folder)
     except OSError as error:
@@ -189,11 +200,16 @@ def _directory(folder: str) -> Iterator[Finding]:
             "locks",
             Severity.FAIL,
             f"{folder}: cannot create a file here: {error.strerror}",
-            "run this as root, and check free space and mount options",
+            "run this as root, and check the free space and the mount options",
         )
         return
     if problem:
-        yield Finding("locks", Severity.FAIL, f"{folder}: {problem}", "use another file system")
+        yield Finding(
+            "locks",
+            Severity.FAIL,
+            f"{folder}: {problem}",
+            "use another file system for the certificate file",
+        )
     else:
         yield Finding("locks", Severity.PASS, f"{folder}: open-file-description locks work")
     status = os.stat(folder)
@@ -218,9 +234,15 @@ def _way(path: str) -> Iterator[Finding]:
             "path",
             Severity.FAIL if doubt.refused else Severity.WARN,
             f"{path}: {doubt.place} {doubt.found}",
-            "an update refuses to follow it: name the file itself, or make the link as root"
+            (
+                "an update refuses to follow it: give the path of the file itself, or "
+                "recreate the link as root"
+            )
             if doubt.refused
-            else "they can redirect updates to another file: make root the owner, mode go-w",
+            else (
+                "they can redirect updates to another file: make root the owner, and "
+                "remove write permission for group and others"
+            ),
         )
 
 
@@ -253,8 +275,8 @@ def _file(file: FileConfig) -> Finding:
         return Finding(
             what,
             Severity.WARN,
-            f"{file.path}: every user may read it ({mode:04o}), and so lock out updates",
-            'mode = "0640" and the group of the VMMs',
+            f"{file.path}: every user may read it ({mode:04o}), and can therefore block updates",
+            'set mode = "0640", and the group to that of the VMMs',
         )
     return Finding(what, Severity.PASS, f"{file.path}: mode {mode:04o}, group {status.st_gid}")
 

@@ -101,7 +101,7 @@ class HostFirmware:
             raise RefusedError(
                 f"GET_ID2: the chip's ID has {len(self.hwid)} bytes, "
                 f"on {product.value} it has {product.hwid_size}",
-                hint="is the product right? --product, or product in the configuration file",
+                hint="check the product: --product, or product in the configuration file",
             )
         self.memory = memory(self.hwid)
 
@@ -145,7 +145,7 @@ class HostFirmware:
         except FormatError as error:
             raise RefusedError(
                 f"SNP_PLATFORM_STATUS: {error}",
-                hint="is the product right? --product, or product in the configuration file",
+                hint="check the product: --product, or product in the configuration file",
             ) from None
         return FirmwareState(
             current=current,

@@ -14,7 +14,7 @@ from snpcerts.errors import RefusedError
 
 CPUINFO = "/proc/cpuinfo"
 _LIMIT = 8192  # bytes; the first processor's part is enough
-_HINT = "name it: --product, or product in the configuration file"
+_HINT = "give it with --product, or as product in the configuration file"
 
 
 def product_of_host(path: str = CPUINFO) -> Product:

@@ -54,8 +54,9 @@ _SHARED: Final = (
     "share/fish/vendor_completions.d",
 )
 _OWN_VENV: Final = (
-    "install it for the whole host: python3 -m venv /opt/snpcerts, then "
-    "/opt/snpcerts/bin/pip install, then /opt/snpcerts/bin/snpcerts host install"
+    "install it in a place that the whole host can read: python3 -m venv "
+    "/opt/snpcerts, then /opt/snpcerts/bin/pip install, then "
+    "/opt/snpcerts/bin/snpcerts host install"
 )
 
 
@@ -171,7 +172,7 @@ def carry_out(target: InstallTarget, steps: Sequence[InstallStep]) -> None:
     if target.is_this_host and os.geteuid() != 0 and work:
         raise RefusedError(
             "only root may change this host's installation",
-            hint="run it as root; --dry-run says what it would do",
+            hint="run it as root; --dry-run shows what it would do",
         )
     for number, step in enumerate(work):
         try:
@@ -194,9 +195,7 @@ def next_steps(target: InstallTarget, steps: Sequence[InstallStep]) -> list[str]
     )
     found = [f"snpcerts host check --online   # first edit {DEFAULT_PATH} if you need to"]
     if was_there:
-        found.append(
-            "systemctl try-restart snpcerts-sync   # an agent that runs is the earlier one"
-        )
+        found.append("systemctl try-restart snpcerts-sync   # a running agent is still the old one")
     found.append("systemctl enable --now snpcerts-sync")
     return found if target.is_this_host else []
 
@@ -206,13 +205,13 @@ def next_steps(target: InstallTarget, steps: Sequence[InstallStep]) -> list[str]
 
 def _check_names(target: InstallTarget) -> None:
     if not os.path.isdir(target.root):
-        raise InputError(f"{target.root}: is not a directory", hint="--root names a root directory")
+        raise InputError(f"{target.root}: is not a directory", hint="--root must name a directory")
     if not _NAME.match(target.group):
         raise InputError(f"{target.group!r} is not a group's name")
     if not _PLAIN_PATH.match(target.command):
         raise InputError(
             f"{target.command}: a unit cannot run this path",
-            hint="--command needs an absolute path of letters, digits and /._+-",
+            hint="give --command an absolute path of letters, digits and /._+-",
         )
 
 
@@ -228,7 +227,10 @@ def _check_command(command: str) -> None:
                 )
         for doubt in doubts(place):
             raise RefusedError(
-                f"{place}: {doubt.place} {doubt.found}, so another user decides what root runs",
+                (
+                    f"{place}: {doubt.place} {doubt.found}, so another user could change "
+                    "what root runs"
+                ),
                 hint=_OWN_VENV,
             )
 
@@ -246,21 +248,23 @@ def _check_other_installations(target: InstallTarget) -> None:
         place = f"{folder}/{AGENT_UNIT}"
         if os.path.exists(target.at(place)):
             raise RefusedError(
-                f"{place}: a package of snpcerts is installed, and two installations would "
-                "hide each other",
-                hint="use the package's, which is complete, or remove the package first",
+                (
+                    f"{place}: a package of snpcerts is already installed, and the two "
+                    "would hide each other"
+                ),
+                hint="use the package, which is complete, or remove it first",
             )
 
 
 def _way_out(error: OSError) -> str:
     if error.errno == errno.EROFS:
         return (
-            "make the file system writable, or put the files into the host's image: "
-            "snpcerts host install --root DIR"
+            "make the file system writable, or put the files into the host's image "
+            "with snpcerts host install --root DIR"
         )
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return "free some space and run the command again"
-    return "correct that and run the command again; host uninstall takes back what is done"
+    return "correct this and run the command again; 'host uninstall' undoes the finished steps"
 
 
 # Steps of an installation.
@@ -287,7 +291,7 @@ def _group(target: InstallTarget) -> InstallStep:
     if program is None:
         raise RefusedError(
             f"there is no group {name!r}, and no groupadd on this machine to create it",
-            hint="create the group that your VMMs run in, or name it with --group",
+            hint=("create the group that your VMMs run in, or give another one with --group"),
         )
     where = [] if target.is_this_host else ["--prefix", os.path.abspath(target.root)]
     words = [program, *where, "--system", name]
@@ -297,7 +301,7 @@ def _group(target: InstallTarget) -> InstallStep:
         if made.returncode != 0:
             raise RefusedError(
                 f"group {name}: cannot create it: {made.stderr.strip()}",
-                hint="create the group that your VMMs run in, or name it with --group",
+                hint=("create the group that your VMMs run in, or give another one with --group"),
             )
 
     return InstallStep("group", name, StepOutcome.CREATED, perform=create)
@@ -374,12 +378,12 @@ def _refuse_foreign(path: str, found: bytes, data: bytes | None) -> None:
     if first[len(_MARK) :].decode("ascii", "replace") != hashlib.sha256(rest).hexdigest():
         raise RefusedError(
             f"{path}: was edited after snpcerts host install wrote it",
-            hint="move your changes to a drop-in (systemctl edit), then give --replace",
+            hint="move your changes to a drop-in (systemctl edit), then use --replace",
         )
     if data is not None and (mine := _runs(data)) != (theirs := _runs(found)):
         raise RefusedError(
             f"{path}: belongs to another installation, {theirs}; this one is {mine}",
-            hint=f"run {theirs} host uninstall first, or take its place with --replace",
+            hint=f"run {theirs} host uninstall first, or replace it with --replace",
         )
 
 
@@ -416,8 +420,8 @@ def _links(target: InstallTarget) -> Iterator[InstallStep]:
             )
         else:
             raise RefusedError(
-                f"{path}: another installation of snpcerts is there",
-                hint="remove that one first, or take its place with --replace",
+                f"{path}: another installation of snpcerts is already there",
+                hint="remove it first, or replace it with --replace",
             )
 
 
@@ -499,7 +503,7 @@ def _systemctl(*words: str) -> None:
     if made.returncode != 0:
         raise RefusedError(
             f"systemctl {' '.join(words)} failed: {made.stderr.strip()}",
-            hint="the files are in place; repeat that command when the service manager answers",
+            hint=("the files are in place; repeat this command when the service manager answers"),
         )
 
 

@@ -41,8 +41,11 @@ FAULTS: Final = (
         "vlek-load-lost",
         (6, 15, 0),
         (7, 2, 0),
-        "with SNP not initialised, SNP_VLEK_LOAD and SNP_SET_CONFIG initialise it, are done, and "
-        "shut it down again: a VLEK is gone at once, and the command reports success",
+        (
+            "while SNP is not initialised, SNP_VLEK_LOAD and SNP_SET_CONFIG "
+            "initialise it, run, and shut it down again. The VLEK is lost at once, "
+            "but the command reports success"
+        ),
         "linux-crypto, 'Do not initialize SNP for SEV ioctls', v2, 2026-05-04 "
         "(20260504165147.1615643-1-tycho@kernel.org); in stable kernels since May 2026",
     ),
@@ -50,8 +53,11 @@ FAULTS: Final = (
         "ghcb-not-registered",
         (6, 11, 0),
         (7, 2, 6),
-        "a request with a GHCB that the guest has not registered ends KVM_RUN with EINVAL, and "
-        "most VMMs end the VM, where the guest should be told",
+        (
+            "a request with a GHCB that the guest has not registered ends KVM_RUN "
+            "with EINVAL, and most VMMs then end the VM; instead, the guest should "
+            "get an error"
+        ),
         "KVM's arch/x86/kvm/svm/sev.c, as read in 7.2.6 and 7.3.4, which have the fix; in stable "
         "kernels since May 2026",
     ),

@@ -47,7 +47,9 @@ def _exit_number(release: str, modules: Path) -> Observation:
             detail = f"KVM_EXIT_SNP_REQ_CERTS is {found[1]} in {header}"
             return _compared("header-exit-number", detail, int(found[1]), ExitReason.SNP_REQ_CERTS)
         tried.append(str(header))
-    why = f"{tried[0]} does not have it" if tried else f"no headers of {release} are installed"
+    why = (
+        f"{tried[0]} does not define it" if tried else f"the headers of {release} are not installed"
+    )
     return Observation("header-exit-number", _CLAIM, Showing.NOT_TRIED, why)
 
 
@@ -70,7 +72,7 @@ def _layout(folder: Path) -> Iterator[Observation]:
 
 def _compared(name: str, detail: str, found: int | None, expected: int) -> Observation:
     if found is None:
-        why = "the kernel's BTF does not have it: the kernel is older, or kvm is not loaded"
+        why = "the kernel's BTF does not contain it: the kernel is too old, or kvm is not loaded"
         return Observation(name, _CLAIM, Showing.NOT_TRIED, why)
     if found == expected:
         return Observation(name, _CLAIM, Showing.SEEN, detail)

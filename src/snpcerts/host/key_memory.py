@@ -251,7 +251,7 @@ class MemoryFile:
                 if time.monotonic() >= deadline:
                     raise RetryLaterError(
                         f"{path}: timed out after {self._lock_wait:g} s waiting for the lock",
-                        hint="another agent waits for the firmware; try again",
+                        hint="another agent is waiting for the firmware; try again",
                     ) from None
                 time.sleep(_PAUSE)
             except OSError as error:
@@ -272,7 +272,7 @@ class MemoryFile:
             raise UnusableError(f"{self.path}: {error.strerror}") from None
         # A user who may write to the directory can put any file there.
         if owner not in (0, os.geteuid()):
-            raise UnusableError(f"{self.path}: is of user {owner}, so it is not believed")
+            raise UnusableError(f"{self.path}: belongs to user {owner}, so it is ignored")
         try:
             return _decode(data, self._product)
         except _DamagedError as error:

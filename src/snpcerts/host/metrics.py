@@ -65,9 +65,9 @@ class Metrics:
                 f"snpcerts_{name}_seconds", text, registry=registry, buckets=_BUCKETS
             )
             for name, text in (
-                ("lock_wait", "Time that an update waited for its locks"),
-                ("lock_held", "Time that an update held its locks"),
-                ("firmware_command", "Part of that time which a firmware command took"),
+                ("lock_wait", "Time for which an update waited for its locks"),
+                ("lock_held", "Time for which an update held its locks"),
+                ("firmware_command", "Part of that time that a firmware command took"),
             )
         )
         failures = counter("snpcerts_failures", "Failures")
@@ -81,14 +81,14 @@ class Metrics:
             ),
             EventKind.CONTRADICTED: counter(
                 "snpcerts_signing_key_contradictions",
-                "Reports that showed a different key than the firmware's status implies",
+                "Reports that showed another key than the firmware's status implies",
             ),
             EventKind.FAILED: failures,
             EventKind.UNAVAILABLE: failures,
         }
         self._crl = gauge(
             "snpcerts_revocation_list_next_update_timestamp_seconds",
-            "Until when the cached revocation list is valid; missing if there is no list",
+            "When the cached revocation list expires; missing if there is no list",
             ["kind"],
         )
         self._fetches = counter(
@@ -103,17 +103,20 @@ class Metrics:
         )
         self._basis = gauge(
             "snpcerts_signing_key_basis",
-            "1 for how the agent knows which key signs by default: proven, believed or unknown",
+            (
+                "How the agent knows which key signs by default: 1 for one of proven, "
+                "believed and unknown"
+            ),
             ["basis"],
         )
         self._proven = gauge(
             "snpcerts_signing_key_proven_timestamp_seconds",
-            "When a report proved which key signs; missing if none did",
+            "When a report proved which key signs; missing if no report did",
             ["key_sel"],
         )
         self._mitigations = gauge(
             "snpcerts_mitigation",
-            "1 for each mitigation bit that the firmware supports, or has verified",
+            "1 for each mitigation bit that the firmware supports or has verified",
             ["bit", "state"],
         )
         self._announcements = counter(
@@ -123,11 +126,13 @@ class Metrics:
         )
         self._tcb = gauge(
             "snpcerts_tcb",
-            "The firmware's TCBs, component by component: current or reported",
+            "The firmware's TCBs, component by component: current and reported",
             ["tcb", "component"],
         )
         self._build = gauge(
-            "snpcerts_firmware_info", "Always 1; the labels name the running firmware", ["version"]
+            "snpcerts_firmware_info",
+            "Always 1; the labels have the firmware's version",
+            ["version"],
         )
         self._pending = gauge(
             "snpcerts_commit_pending",
@@ -140,7 +145,7 @@ class Metrics:
         )
         self._changes = counter(
             "snpcerts_firmware_changes",
-            "Changes of the firmware's state, by any program, with the lock or without",
+            "Changes of the firmware's state by any program, with or without the lock",
             ["what"],
         )
 
@@ -276,6 +281,6 @@ def _require_metrics(path: str) -> None:
         if regular and file.read(len(_BEGINS)) in (b"", _BEGINS):
             return
     raise RefusedError(
-        f"{path}: is left as it is: it does not hold metrics",
-        hint="is the path right? remove what is there",
+        f"{path}: left unchanged, because it does not hold metrics",
+        hint="check the path; if it is right, remove the file that is there",
     )

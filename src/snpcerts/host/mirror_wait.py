@@ -64,8 +64,8 @@ def wait_for_mirror(
         left = deadline - clock.now()
         if left <= 0:
             raise RetryLaterError(
-                f"{problem}; waited {patience:.0f} s, and nothing has been changed",
-                hint="run the command again: the mirror goes on fetching meanwhile",
+                f"{problem}; waited {patience:.0f} s, and changed nothing",
+                hint="run the command again; the mirror continues to fetch meanwhile",
                 code="certificate-unavailable",
             )
         notice(f"{problem}; asking again in {min(pause, left):.0f} s")
@@ -75,8 +75,8 @@ def wait_for_mirror(
 def _of(found: Mapping[TcbVersion, MirroredCertificate], tcb: TcbVersion) -> MirroredCertificate:
     if tcb not in found:
         raise RefusedError(
-            f"the mirror was not asked for the certificate at {tcb}",
-            hint="is it a mirror of another version?",
+            f"the mirror did not say whether it has the certificate at {tcb}",
+            hint="check that the mirror is of this release",
         )
     return found[tcb]
 
@@ -93,7 +93,7 @@ def _require_hope(missing: MirroredCertificate) -> None:
         raise RetryLaterError(
             f"the mirror got a certificate for {missing.tcb} that does not verify; nothing has "
             "been changed",
-            hint="the mirror's log says what is wrong with it",
+            hint="the mirror's log says what is wrong with the certificate",
             code="certificate-unavailable",
         )
 
@@ -104,4 +104,4 @@ def _pause(missing: list[MirroredCertificate]) -> tuple[float, str]:
     what = f"the mirror does not have the certificate at {missing[0].tcb} yet"
     if not waits:
         return _UNKNOWN_PAUSE, what
-    return max(waits), f"{what}, and expects it in {math.ceil(max(waits))} s"
+    return max(waits), f"{what}; it expects it in {math.ceil(max(waits))} s"

@@ -29,7 +29,7 @@ def group_of(file: FileConfig) -> int | None:
     except KeyError:
         raise InputError(
             f"{file.path}: there is no group {file.group!r} on this host",
-            hint="name the group that the VMMs run in",
+            hint="set it to the group that the VMMs run in",
         ) from None
 
 
@@ -38,9 +38,11 @@ def differences(file: FileConfig) -> tuple[str, ...]:
     status = os.stat(file.path)
     found: list[str] = []
     if group_of(file) not in (None, status.st_gid):
-        found.append(f"its group is {_group_name(status.st_gid)}, should be {file.group}")
+        found.append(f"its group is {_group_name(status.st_gid)}, but should be {file.group}")
     if file.mode is not None and stat.S_IMODE(status.st_mode) != file.mode:
-        found.append(f"its mode is {stat.S_IMODE(status.st_mode):04o}, should be {file.mode:04o}")
+        found.append(
+            f"its mode is {stat.S_IMODE(status.st_mode):04o}, but should be {file.mode:04o}"
+        )
     return tuple(found)
 
 
@@ -58,8 +60,10 @@ def apply(file: FileConfig) -> None:
             status = os.fstat(fd)
             if not stat.S_ISREG(status.st_mode) or status.st_nlink > _names_of(path, status):
                 raise RefusedError(
-                    f"{file.path}: is not a regular file with one name: "
-                    "its group and mode are left as they are",
+                    (
+                        f"{file.path}: is not a regular file with one name, so its group and "
+                        "mode are left unchanged"
+                    ),
                     hint="find out which other program works in this directory",
                 )
             if group is not None and status.st_gid != group:

@@ -135,8 +135,11 @@ def carry_out(agent: Agent, plan: Plan, *, allow_empty: bool) -> Changed:
         now = agent.firmware.state()
         if _bare(now) != _bare(plan.before):
             raise RetryLaterError(
-                f"{plan.command}: not run, the firmware has changed since the plan was made",
-                hint="check 'host status', and run the command again",
+                (
+                    f"{plan.command}: not run, because the firmware has changed since the "
+                    "plan was made"
+                ),
+                hint="look at 'host status', and run the command again",
             )
         plan.run()
         agent.tell(Event(EventKind.FIRMWARE, f"{plan.command}: done"))
@@ -169,7 +172,10 @@ def commit(agent: Agent) -> Plan:
     file_states, before = _looked(agent)
     after = _reporting(before, before.current)
     notes = [
-        "cannot be undone: from then on, firmware and microcode below the current TCB are refused"
+        (
+            "this cannot be undone: afterwards the firmware refuses firmware and "
+            "microcode below the current TCB"
+        )
     ]
     return _plan(agent, "SNP_COMMIT", file_states, before, after, notes, agent.firmware.commit)
 
@@ -191,8 +197,9 @@ def set_config(
     if tcb is None:
         reported, stored = before.current, bytes(TCB_SIZE)
         notes.append(
-            "the reset goes back to the committed TCB, which no host interface shows; taken to be "
-            "the current one. If it is another, the files stay empty until its certificate is here"
+            "the reset returns to the committed TCB, which no host interface "
+            "shows. It is assumed to be the current one; if it is another, the "
+            "files stay empty until its certificate is fetched"
         )
     else:
         reported = tcb(before.reported)
@@ -203,16 +210,23 @@ def set_config(
                 hint="no component may be above the committed TCB",
             )
         if reported == before.reported:
-            notes.append("sets the same TCB again: the firmware derives the VCEK again")
+            notes.append(
+                "this sets the same TCB again, so that the firmware derives the VCEK again"
+            )
             if before.vlek_loaded:
-                notes.append("a loaded VLEK is for the same TCB, and stays; if not, load it again")
+                notes.append(
+                    "a loaded VLEK is for the same TCB and should stay; if it does not, "
+                    "load it again"
+                )
         notes += (
-            f"{name} was in force until SNP was initialised again, and is not now: "
-            f"--{name.lower().replace('_', '-')} sets it"
+            (
+                f"{name} was set until SNP was initialised again, and is now cleared: "
+                f"--{name.lower().replace('_', '-')} sets it"
+            )
             for name in before.known.lost_masks
         )
         if not any(stored):
-            raise RefusedError("a reported TCB of all zero means reset", hint="say --reset")
+            raise RefusedError("a reported TCB of zeros means reset", hint="say --reset")
     after = replace(
         _reporting(before, reported),
         chip_id_masked=before.chip_id_masked if mask_chip_id is None else mask_chip_id,
@@ -245,8 +259,11 @@ def load_vlek(agent: Agent, hashstick: bytes, certificate: bytes) -> Plan:
         raise InputError(f"hashstick: {error}") from None
     if tcb != before.reported:
         raise RefusedError(
-            f"the hashstick is for TCB {tcb}, the firmware reports {before.reported}",
-            hint="ask for a hashstick for the reported TCB, or change that: 'host set-config'",
+            f"the hashstick is for TCB {tcb}, but the firmware reports {before.reported}",
+            hint=(
+                "ask for a hashstick for the reported TCB, or change the reported TCB "
+                "with 'host set-config'"
+            ),
         )
     key = Key(VekKind.VLEK, tcb)
     leaf = to_der(certificate, crl=False, what="VLEK certificate")
@@ -254,11 +271,11 @@ def load_vlek(agent: Agent, hashstick: bytes, certificate: bytes) -> Plan:
     after = replace(before, vlek_loaded=True, known=replace(before.known, vlek_doubt="", proofs=()))
     notes: list[str] = []
     if before.vlek_loaded:
-        notes.append("replaces the VLEK that is loaded now")
+        notes.append("this replaces the VLEK that is loaded now")
     if not any(isinstance(expected_content(after, each.file), Key) for each in file_states):
         notes.append(
-            "no certificate file is for a VLEK: guests get the empty table "
-            '(kind = "vlek" in the configuration, or --kind vlek)'
+            "no certificate file is for a VLEK, so guests get the empty table (set "
+            'kind = "vlek" in the configuration, or --kind vlek)'
         )
     return replace(
         _plan(
@@ -301,9 +318,10 @@ def _plan(
     said = list(notes)
     if before.vlek_loaded and not after.vlek_loaded:
         said.append(
-            "the loaded VLEK is dropped, and guests' reports are signed with the VCEK again; or "
-            "the firmware keeps it (AMD's 1.55.25 does), and VLEK files stay empty until the "
-            "next 'host load-vlek' or 'host prove-key'"
+            "the firmware drops the loaded VLEK, and signs guests' reports with "
+            "the VCEK again. Some firmware keeps it (AMD's 1.55.25 does); VLEK "
+            "files then stay empty until the next 'host load-vlek' or 'host "
+            "prove-key'"
         )
     if not before.initialised:
         said.append("SNP is not initialised on this host")
@@ -330,7 +348,11 @@ def _doubts(agent: Agent, files: Sequence[FilePlan]) -> Iterator[str]:
         try:
             require_certificate_file(each.file_state.file.path)
         except ForeignFileError as error:
-            what = "WILL BE REPLACED, by --force" if agent.force else "the command will be refused"
+            what = (
+                "WILL BE REPLACED, because of --force"
+                if agent.force
+                else "the command will be refused"
+            )
             yield f"{what}: {error}"
 
 
@@ -345,6 +367,6 @@ def _hashstick(data: bytes) -> psp.WrappedVlekHashstick:
     if any(stick.rsvd1) or any(stick.rsvd2):
         raise InputError(
             "the hashstick's reserved bytes (0x00C and 0x198) are not zero",
-            hint="it must be the 432 bytes themselves, not hexadecimal text or JSON",
+            hint="give the 432 bytes themselves, not hexadecimal text or JSON",
         )
     return stick

@@ -109,7 +109,10 @@ def prove(agent: Agent, file: FileConfig, ask: Ask, *, nonce: bytes) -> Proved:
         agent.tell(
             Event(
                 EventKind.CONTRADICTED,
-                f"a report contradicts the firmware's status: the {key} signs, not the {believed}",
+                (
+                    f"a report contradicts the firmware's status: the {key} signs, not the "
+                    f"{believed}"
+                ),
             )
         )
     return Proved(proof, believed, agent.sync())
@@ -134,16 +137,18 @@ def judged(
     except FormatError as error:
         raise NoProofError(
             f"the answer is not a report: {error}",
-            hint="the command must write the 1184 bytes to its standard output and nothing else: "
-            "'snpcerts guest report -o -'",
+            hint=(
+                "the command must write the 1184 bytes, and nothing else, to its "
+                "standard output: 'snpcerts guest report -o -'"
+            ),
         ) from None
     wrong = malformations(report)
     if wrong:
         raise NoProofError(f"the report is malformed: {wrong[0]}")
     if not hmac.compare_digest(report.fields.report_data, nonce):
         raise NoProofError(
-            "the report is not for this request: its REPORT_DATA is not the requested nonce",
-            hint="old reports prove nothing; pass --report-data on as given",
+            "the report does not answer this request: its REPORT_DATA is not the requested nonce",
+            hint="old reports prove nothing; pass --report-data to the guest unchanged",
         )
     _of_this_host(report, state, chip, product)
     kind = expected_kind(state, select)
@@ -153,30 +158,34 @@ def judged(
     if signer is None:
         raise NoProofError(
             "the report is not signed, so it proves nothing",
-            hint="MASK_CHIP_KEY leaves reports unsigned on this firmware; the file stays empty"
+            hint=("with MASK_CHIP_KEY this firmware does not sign reports; the file stays empty")
             if state.chip_key_masked
-            else "was it made with another KEY_SEL?",
+            else "check that the report was made with this KEY_SEL",
         )
     if signer is not kind:
         raise NoProofError(
-            f"the report is signed with the {signer.name}, and with KEY_SEL {int(select)} it is "
-            f"the {kind.name} that signs: it was made with another KEY_SEL",
+            (
+                f"the report is signed with the {signer.name}, but with KEY_SEL "
+                f"{int(select)} the {kind.name} signs: it was made with another KEY_SEL"
+            ),
             hint=f"ask with --key-sel {select.name.lower()}",
         )
     if report.chip_id_masked and kind is VekKind.VLEK:
         raise NoProofError(
-            "the report's CHIP_ID is masked: a VLEK signs on every host of its provider, "
-            "so it may be of another",
-            hint="MASK_CHIP_ID and a VLEK together cannot be proven",
+            (
+                "the report's CHIP_ID is masked. A VLEK signs on every host of its "
+                "provider, so the report may be from another host"
+            ),
+            hint="nothing can be proven with MASK_CHIP_ID and a VLEK",
         )
     for each in candidates:
         if not any(check_signature(report, each.leaf.public_key)):
             digest = hashlib.sha256(each.der).hexdigest()
             return Proof(select, kind, each.key.tcb, digest, at)
-    tried = "; ".join(str(each.key) for each in candidates) or "no certificate available"
+    tried = "; ".join(str(each.key) for each in candidates) or "no certificate is available"
     raise NoProofError(
         f"no available certificate verifies the report (tried: {tried})",
-        hint="it is forged, or signed with a key whose certificate is not available",
+        hint="the report is forged, or its key's certificate is not available",
     )
 
 
@@ -190,8 +199,8 @@ def _of_this_host(report: Report, state: FirmwareState, chip: bytes, product: Pr
     fields = report.fields
     if is_of_another_chip(report, chip):
         raise NoProofError(
-            f"the report is of another chip: its CHIP_ID starts {fields.chip_id[:8].hex()}, "
-            f"this one's {chip[:8].hex()}"
+            "the report is from another chip: its CHIP_ID starts with "
+            f"{fields.chip_id[:8].hex()}, this one's with {chip[:8].hex()}"
         )
     if report.chip_id_masked and not state.chip_id_masked:
         raise NoProofError("the report's CHIP_ID is masked, but this host's is not")
@@ -204,7 +213,7 @@ def _of_this_host(report: Report, state: FirmwareState, chip: bytes, product: Pr
         except FormatError as error:
             raise NoProofError(f"the report's {name}: {error}") from None
         if found != expected:
-            raise NoProofError(f"the report's {name} is {found}, the firmware says {expected}")
+            raise NoProofError(f"the report's {name} is {found}, but the firmware says {expected}")
     if report.mask_chip_key != state.chip_key_masked:
         raise NoProofError("the report and the firmware differ about MASK_CHIP_KEY")
 

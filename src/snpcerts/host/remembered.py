@@ -18,9 +18,9 @@ from snpcerts.host.known import NOTHING_DOUBTED, KnownKeys, Proof, RememberedVle
 
 _PROVE: Final = "'host prove-key' resolves this"
 _AGAIN: Final = f"{_PROVE}, 'host set-config --again' derives the VCEK again"
-_LOAD: Final = "the next 'host load-vlek' settles it, and so does 'host prove-key'"
+_LOAD: Final = "the next 'host load-vlek' or 'host prove-key' resolves this"
 
-STRANGER: Final = f"it was not loaded by 'host load-vlek', so its TCB is not known; {_LOAD}"
+STRANGER: Final = f"it was not loaded by 'host load-vlek', so its TCB is unknown; {_LOAD}"
 BEGUN: Final = f"the load of another VLEK was interrupted; {_LOAD}"
 
 
@@ -104,8 +104,11 @@ def _first_seen(now: FirmwareState, why: str) -> KnownKeys:
         vlek_doubt=STRANGER if now.vlek_loaded else "",
         vcek_doubt=""
         if now.reported == now.current
-        else f"{why}, and whether SNP has been initialised again since the reported TCB was "
-        f"lowered: the VCEK would be that of the running TCB then; {_AGAIN}",
+        else (
+            f"{why}. It is unknown whether SNP has been initialised again since the "
+            "reported TCB was lowered; in that case the VCEK is that of the "
+            f"current TCB; {_AGAIN}"
+        ),
     )
 
 
@@ -128,8 +131,10 @@ def _after_initialisation(before: FirmwareState, now: FirmwareState, told: str) 
         vlek_doubt=STRANGER if now.vlek_loaded else "",
         vcek_doubt=""
         if now.reported == now.current
-        else f"SNP was initialised again ({told}) with the reported TCB below the running one: "
-        f"the VCEK may be that of the running TCB; {_AGAIN}",
+        else (
+            f"SNP was initialised again ({told}) with the reported TCB below the "
+            f"current one, so the VCEK may be that of the current TCB; {_AGAIN}"
+        ),
         lost_masks=tuple(name for name, lost in masks if lost),
     )
 
@@ -154,8 +159,10 @@ def _went_on(before: FirmwareState, now: FirmwareState) -> KnownKeys:
         return replace(
             known,
             vlek=known.vlek,
-            vlek_doubt=f"the reported TCB has changed from {before.reported} since it was loaded, "
-            f"and the firmware may have kept it as it was; {_LOAD}",
+            vlek_doubt=(
+                f"the reported TCB was {before.reported} when it was loaded, and has "
+                f"changed since. The firmware may have kept it; {_LOAD}"
+            ),
         )
     return known
 
@@ -167,8 +174,11 @@ def _unobserved(known: KnownKeys, now: FirmwareState) -> KnownKeys:
     if now.reported != now.current and not known.vcek_doubt:
         known = replace(
             known,
-            vcek_doubt="whether SNP is initialised again cannot be seen here (/sys/module/kvm_amd "
-            "is not there), and the VCEK would be that of the running TCB then",
+            vcek_doubt=(
+                "a re-initialisation of SNP cannot be detected here "
+                "(/sys/module/kvm_amd does not exist), and after one the VCEK would be "
+                "that of the current TCB"
+            ),
         )
     return replace(known, proofs=())
 

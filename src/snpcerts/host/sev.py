@@ -49,8 +49,9 @@ class SevError(RefusedError):
         hint = hints.get(number)
         if command is psp.Command.SNP_VLEK_LOAD and self.status in _OTHER_HASHSTICK:
             hint = (
-                "is the hashstick for this chip and the reported TCB? If kvm_amd was loaded again "
-                "with the reported TCB below the running one: 'host set-config --again' first"
+                "check that the hashstick is for this chip and the reported TCB. If "
+                "kvm_amd was loaded again with the reported TCB below the current one, "
+                "run 'host set-config --again' first"
             )
         super().__init__(f"{command.name}: {text}", hint=hint)
 

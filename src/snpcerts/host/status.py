@@ -20,7 +20,7 @@ from snpcerts.host.known import Proof
 from snpcerts.host.mitigations import Mitigations, mitigations
 from snpcerts.printable import printable
 
-COMMITTED = "shown by no host interface, only by attestation reports"
+COMMITTED = "shown only by attestation reports, not by any host interface"
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,7 +167,7 @@ def basis(state: FirmwareState) -> str:
 
 
 def _signing(state: FirmwareState) -> str:
-    masked = "; MASK_CHIP_ID is in force" if state.chip_id_masked else ""
+    masked = "; MASK_CHIP_ID is set" if state.chip_id_masked else ""
     proof = state.known.proof(KeySel.DEFAULT)
     if proof is not None:
         return (
@@ -176,11 +176,11 @@ def _signing(state: FirmwareState) -> str:
         )
     key = signing_key(state)
     if state.chip_key_masked and state.vlek_loaded:
-        return "the loaded VLEK or none: MASK_CHIP_KEY is set, and firmware differs in this case"
+        return "the loaded VLEK or no key: MASK_CHIP_KEY is set, and firmware differs in this case"
     if key is None:
-        return "none: MASK_CHIP_KEY is set, reports are not signed"
+        return "no key: MASK_CHIP_KEY is set, so reports are not signed"
     if basis(state) == "unknown":
-        return f"a {key.name}, not known which{masked}"
+        return f"a {key.name}, but it is unknown which{masked}"
     loaded = "one is loaded" if state.vlek_loaded else "no VLEK is loaded"
     return f"{key.name} ({loaded}), believed{masked}"
 
@@ -200,7 +200,7 @@ def _known_lines(state: FirmwareState) -> Iterator[str]:
                 f"{each.at:%Y-%m-%d %H:%M:%SZ} by a report"
             )
     for name in known.lost_masks:
-        yield f"  lost           {name} was in force until SNP was initialised again"
+        yield f"  lost           {name} was set until SNP was initialised again"
 
 
 def _mitigation_lines(found: Mitigations | None) -> Iterator[str]:

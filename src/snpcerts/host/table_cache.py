@@ -123,7 +123,7 @@ class TableCache:
             raise RefusedError(
                 f"the certificates for the {key} are not valid yet: "
                 + "; ".join(map(str, judged.early)),
-                hint=f"is this host's clock right? It says {self.clock():%Y-%m-%dT%H:%M:%SZ}",
+                hint=f"check this host's clock, which says {self.clock():%Y-%m-%dT%H:%M:%SZ}",
                 code="clock",
             )
         self._tables[key] = _certificates_only(table, key.kind)
@@ -332,5 +332,5 @@ def _content(path: str) -> bytes:
     except OSError as error:
         raise InputError(f"{path}: {error.strerror}, left out of the table") from None
     if not 0 < len(data or b"") <= _ENTRY_LIMIT:
-        raise InputError(f"{path}: is not 1 to {_ENTRY_LIMIT} bytes, left out of the table")
+        raise InputError(f"{path}: must have 1 to {_ENTRY_LIMIT} bytes, left out of the table")
     return data

@@ -76,7 +76,7 @@ class VlekStore:
                 with contextlib.suppress(FileNotFoundError):
                     os.unlink(temporary)
             raise RefusedError(
-                f"{path}: cannot keep the VLEK certificate: {error.strerror}"
+                f"{path}: cannot store the VLEK certificate: {error.strerror}"
             ) from None
 
 

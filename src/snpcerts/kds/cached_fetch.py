@@ -148,9 +148,11 @@ class CachedFetch:
             cached = self._cached(request, report=True)
             if cached is None:
                 raise KdsUnavailableError(
-                    f"{request.resource}: the cache {self.store.root} has none that verifies, "
-                    "and --offline forbids asking a key server",
-                    hint="fetch it on a machine with a network, and copy the cache here",
+                    (
+                        f"{request.resource}: the cache {self.store.root} has none that "
+                        "verifies, and --offline forbids contacting a key server"
+                    ),
+                    hint="fetch it on a machine with a network, and copy the cache to this one",
                 )
             return cached
         request.prepare()
@@ -191,7 +193,7 @@ class CachedFetch:
                 raise
             with self._lock:
                 self._renewal_failed[request.resource] = time.monotonic()
-            self._warn(f"not renewed; the cached one stays in use: {error}")
+            self._warn(f"not renewed, so the cached one stays in use: {error}")
             return known.value
 
     def _judged(
@@ -263,4 +265,4 @@ class CachedFetch:
 def _hint(reasons: list[Reason], at: datetime) -> str:
     if all(reason.code in UNTIMELY for reason in reasons):
         return f"check the clock: it shows {at:%Y-%m-%dT%H:%M:%SZ}"
-    return "the answer is neither cached nor used"
+    return "the answer was neither cached nor used"

@@ -183,7 +183,7 @@ class KdsClient:
         """
         state, now = turn.state, self.clock.now()
         if turn.cut_off:
-            log.info("another process was stopped while it was asking %s", self.url)
+            log.info("another process was stopped while it asked %s", self.url)
             state.cut_off(now, self._gap(state), self.policy.request)
             turn.cut_off = False
             turn.save()
@@ -194,12 +194,12 @@ class KdsClient:
             if error is not None:
                 raise error
         if now >= asked.deadline:
-            waited = f"other processes of this host used it for {asked.budget:.0f} s"
+            waited = f"other processes of this host used the key server for {asked.budget:.0f} s"
             raise self._unavailable(asked, waited, self._gap(state))
         pauses = [_BackOff("the key server asked for a pause", state.hold_until - now)]
         if asked.paced:
             gap = self._gap(state)
-            pauses.append(_BackOff(f"it gives one VCEK in {gap:.0f} s", state.next_at - now))
+            pauses.append(_BackOff(f"it sends one VCEK in {gap:.0f} s", state.next_at - now))
         if last is not None and (ours or last.retry_after is not None):
             pauses.append(_BackOff(last.problem, last.again_at - now))
         longest = max(pauses, key=lambda pause: pause.wait)
@@ -316,9 +316,11 @@ class KdsClient:
             self._count("not-found")
             raise KdsNotFoundError(
                 f"{resource}: {self.url} answered 404",
-                hint="the server does not have this chip or TCB, or it is faulty: AMD's key "
-                "server has answered 404 for valid chips for days. A cached certificate "
-                "stays valid",
+                hint=(
+                    "the server does not know this chip or TCB, or it is faulty: AMD's key "
+                    "server has answered 404 for valid chips for days. A cached "
+                    "certificate remains valid"
+                ),
             )
         retry_after = parse_retry_after(headers.get("retry-after"), headers.get("date"))
         if status == 429:
@@ -328,7 +330,7 @@ class KdsClient:
         if status != 200:
             return FailedRequest(
                 "refused",
-                f"it answered {status}; is there a proxy or another server in between?",
+                f"it answered {status}; check for a proxy or another server in between",
                 again=False,
             )
         try:
@@ -340,7 +342,7 @@ class KdsClient:
             log.info("%s: body of %d bytes: %s", resource, len(body), error)
             return FailedRequest(
                 "unreadable",
-                f"it answered 200 with something else ({error}), perhaps an error page",
+                f"it answered 200 with other content ({error}), perhaps an error page",
             )
 
     def _exchange(self, url: str, deadline: float) -> tuple[int, Mapping[str, str], bytes]:
@@ -436,14 +438,15 @@ def _lasting(error: Exception, proxy: Proxy | None, trace: RequestTrace) -> str 
 
     if "CERTIFICATE_VERIFY_FAILED" in str(error):
         return (
-            f"its TLS certificate does not verify ({error}); is there a proxy in between whose "
-            f"root is not among the trusted ones ({places_of_roots(os.environ)})?"
+            f"its TLS certificate does not verify ({error}). If a proxy is in "
+            "between, its root must be among the trusted ones "
+            f"({places_of_roots(os.environ)})"
         )
     if proxy is None:
         return None
     if isinstance(error, httpx2.ProxyError):
         refused = re.match(r"4[0-9][0-9]\b", str(error))
-        return f"{proxy} refuses: {error}" if refused else None
+        return f"{proxy} refused the request: {error}" if refused else None
     if not trace.connected and isinstance(error, httpx2.ConnectError | httpx2.ConnectTimeout):
         return f"{proxy} cannot be reached: {str(error) or type(error).__name__}"
     return None

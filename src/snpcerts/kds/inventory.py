@@ -60,7 +60,7 @@ def _judged(store: Store, place: PurePosixPath, anchors: Sequence[Anchor], at: d
         data = store.read_place(place) or b""
         resource, certificate = _resource(place, data)
         if resource is None:
-            return Kept(place, "not a file of the cache", None, "is not used")
+            return Kept(place, "is not a file of the cache", None, "is not used")
         if isinstance(resource, ChainResource):
             pair = read_chain(data)
             reasons = _of_chain(resource, pair, anchors, at) + _revoked(store, resource, pair)
@@ -114,7 +114,7 @@ def _kind(resource: Resource) -> VekKind:
 def _chain(store: Store, resource: ChainResource) -> ChainPair:
     data = store.read(resource)
     if data is None:
-        raise CacheError(f"{store.path_of(resource)}: the chain that would verify it is missing")
+        raise CacheError(f"{store.path_of(resource)}: the chain that could verify it is missing")
     return read_chain(data)
 
 

@@ -28,7 +28,7 @@ class Proxy:
 
     def __str__(self) -> str:
         """Return the proxy's URL without user name and password."""
-        return f"the proxy {self.place}, which {self.variable} names,"
+        return f"the proxy {self.place}, set by {self.variable},"
 
     @property
     def place(self) -> str:
@@ -55,11 +55,13 @@ def proxy_for(url: str, environment: Mapping[str, str]) -> Proxy | None:
     except ValueError:
         host = None
     if not host or not text.isprintable() or " " in text:
-        raise InputError(f"{variable} in the environment is not a proxy's URL", hint=_HINT)
+        raise InputError(f"the environment variable {variable} is not a proxy's URL", hint=_HINT)
     if found.scheme not in ("http", "https"):
         raise InputError(
-            f"{variable} in the environment names a proxy of kind {found.scheme!r}, which is not "
-            "supported",
+            (
+                f"the environment variable {variable} names a proxy of the kind "
+                f"{found.scheme!r}, which is not supported"
+            ),
             hint=_HINT,
         )
     return Proxy(text, variable)

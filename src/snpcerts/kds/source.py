@@ -174,7 +174,7 @@ class CertificateSource:
             return Verified(_Leaf(leaf, chain()), der_of(leaf), before, after, after - RENEW_BEFORE)
 
         request = FetchRequest(resource, when, refresh, judge, chain, newer_chain, _another_key)
-        with self._progress("asking for a VCEK certificate"):
+        with self._progress("requesting a VCEK certificate"):
             found = self._fetch.get(request)
         return Endorsement(
             der_of(found.value.certificate), *found.value.above.der(), found.not_after
@@ -192,7 +192,7 @@ class CertificateSource:
 
         Raises the same errors as :meth:`vcek`.
         """
-        with self._progress(f"asking for the chain of a {kind.name}"):
+        with self._progress(f"requesting the chain of a {kind.name}"):
             return self._chain(product, kind, _when(at), refresh=refresh).value.der()
 
     def crl(
@@ -213,7 +213,7 @@ class CertificateSource:
         Raises the same errors as :meth:`vcek`.
         """
         when = _when(at)
-        with self._progress("asking for a revocation list"):
+        with self._progress("requesting a revocation list"):
             return self._crl(product, kind, when, refresh, max_age, budget)
 
     def _crl(
@@ -304,7 +304,7 @@ def open_certificate_source(
     URL, and for a URL with ``offline``.
     """
     if offline and url is not None:
-        raise UsageError("--offline forbids asking a key server", hint="omit the URL")
+        raise UsageError("--offline forbids contacting a key server", hint="omit the URL")
     client = None
     if not offline:
         policy = RetryPolicy()

@@ -19,7 +19,10 @@ def trusted(environment: Mapping[str, str]) -> ssl.SSLContext:
     """Return a TLS context with those roots; :class:`InputError` if there are none."""
     file, folder = environment.get(_FILE) or None, environment.get(_FOLDER) or None
     if folder is not None and not any(Path(each).is_dir() for each in folder.split(":")):
-        raise InputError(f"{_FOLDER} in the environment is not a directory: {folder!r}", hint=_HINT)
+        raise InputError(
+            f"the environment variable {_FOLDER} does not name a directory: {folder!r}",
+            hint=_HINT,
+        )
     try:
         if file is None and folder is None:
             context = ssl.create_default_context()
@@ -32,12 +35,15 @@ def trusted(environment: Mapping[str, str]) -> ssl.SSLContext:
     except OSError as error:  # ssl.SSLError is one
         reason = error.strerror or error.args[-1]
         raise InputError(
-            f"{_FILE} in the environment names {file!r}, which has no usable roots: {reason}",
+            (
+                f"the environment variable {_FILE} names {file!r}, which has no usable "
+                f"roots: {reason}"
+            ),
             hint=_HINT,
         ) from None
     if not context.get_ca_certs() and not _may_have(environment):
         raise InputError(
-            f"there are no trusted TLS roots ({places_of_roots(environment)})",
+            f"no trusted TLS roots were found ({places_of_roots(environment)})",
             hint=_HINT,
         )
     return context

@@ -54,8 +54,8 @@ class VcekResource:
         size = self.product.hwid_size
         if len(self.hwid) != size:
             raise UsageError(
-                f"a hwID of {self.product.value} has {size} bytes, found {len(self.hwid)}",
-                hint="use the first bytes of the chip ID in a report",
+                f"a hwID of {self.product.value} must have {size} bytes, found {len(self.hwid)}",
+                hint="use the first bytes of the report's chip ID",
             )
         if not any(self.hwid):
             raise UsageError(
@@ -122,7 +122,7 @@ def parse_target(target: str) -> Resource:
     of another length, a parameter that is missing, repeated, unknown or not 0 to 255.
     """
     if len(target) > _MAX_TARGET:
-        raise FormatError(WHAT, f"{len(target)} characters, at most {_MAX_TARGET}")
+        raise FormatError(WHAT, f"has {len(target)} characters, the limit is {_MAX_TARGET}")
     try:
         parts = urlsplit(target)
         pairs = parse_qsl(parts.query, keep_blank_values=True, max_num_fields=16)

@@ -88,8 +88,11 @@ class KdsCertificates:
         stamp, wait = self._fruitless.count()
         if wait:
             raise KdsUnavailableError(
-                f"{resource}: not requested: too many recent VCEK requests were fruitless, for "
-                "chips that the key server does not know or that signed no report",
+                (
+                    f"{resource}: not requested, because too many recent VCEK requests were "
+                    "fruitless: the key server did not know the chip, or the VCEK had not "
+                    "signed the report"
+                ),
                 retry_after=wait,
                 hint=f"try again in {wait:.0f} s, or supply the certificates: --certs DIR",
             )

@@ -68,7 +68,8 @@ class Admission:
             raise _untrusted(resource, judged.reasons)
         if stored is not None and not same_key(der, stored):
             raise KdsUntrustedError(
-                _not(resource), reasons=["its key differs from the stored one's, which verifies"]
+                _not(resource),
+                reasons=["its key differs from that of the stored one, which verifies"],
             )
         ends = min(leaf.not_valid_after_utc, chain.not_after)
         return Admitted(resource, der, leaf.not_valid_before_utc.timestamp(), ends.timestamp())
@@ -119,7 +120,7 @@ def _untrusted(resource: Resource, reasons: Sequence[Reason]) -> KdsUntrustedErr
 
 
 def _not(resource: Resource) -> str:
-    return f"{resource}: upstream's answer is not that"
+    return f"{resource}: the upstream's answer does not match the request"
 
 
 def _texts(reasons: Sequence[Reason]) -> list[str]:

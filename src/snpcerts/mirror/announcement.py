@@ -217,7 +217,7 @@ def _hwid(found: Mapping[str, Any], product: Product) -> bytes:
     except ValueError:
         hwid = b""
     if len(hwid) != product.hwid_size:
-        raise _wrong(f"must be {digits} hexadecimal digits on {product.value}", "hwid")
+        raise _wrong(f"must have {digits} hexadecimal digits on {product.value}", "hwid")
     return hwid
 
 
@@ -266,7 +266,9 @@ def _time(value: object, where: str) -> datetime | None:
             return found.astimezone(UTC)
     except (ValueError, OverflowError):
         pass
-    raise _wrong("not_after must be a time with its zone, as in 2027-01-31T00:00:00+00:00", where)
+    raise _wrong(
+        ("not_after must be a time with a time zone, as in 2027-01-31T00:00:00+00:00"), where
+    )
 
 
 def within(text: str, most: int) -> str:

@@ -132,7 +132,7 @@ class MirrorApi:
         product, hwid = _chip(request)
         found = self._records.host(product, hwid)
         if found is None:
-            raise _RejectedError(404, "unknown-host", "no such host has announced itself")
+            raise _RejectedError(404, "unknown-host", "no host with this chip has announced itself")
         return Response(host_page(found), headers=page_headers())
 
     def fleet(self, _request: Request) -> Response:
@@ -144,7 +144,7 @@ class MirrorApi:
         product, hwid = _chip(request)
         found = self._records.host(product, hwid)
         if found is None:
-            raise _RejectedError(404, "unknown-host", "no such host has announced itself")
+            raise _RejectedError(404, "unknown-host", "no host with this chip has announced itself")
         seen = [
             {"at": each.at.isoformat(), "announcement": each.announcement.to_json()}
             for each in found.seen
@@ -165,7 +165,7 @@ class MirrorApi:
             self._authorise(request, admin=False, wrong_name=told.host)
         product, hwid = _chip(request)
         if (told.product, told.hwid) != (product, hwid):
-            raise _RejectedError(400, "input", "the announcement is of another chip than the URL")
+            raise _RejectedError(400, "input", "the announcement is for another chip than the URL")
         wanted = await run_in_threadpool(self._records.announce, told)
         self._wake()
         return JSONResponse({"wanted": [each.to_json() for each in wanted]})
@@ -176,7 +176,7 @@ class MirrorApi:
         given = _object(await _body(request, _MAX_ROLL))
         product = product_of_keyword(str(given.get("product")))
         if product is None:
-            raise FormatError("roll", "is not a product", field="product")
+            raise FormatError("roll", "is not a known product", field="product")
         tcb = tcb_of(given.get("tcb"), product)
         names = given.get("hosts")
         if names is not None and not _are_names(names):
@@ -205,13 +205,13 @@ class MirrorApi:
             )
         if not self._tokens.admin and (admin or not self._tokens.agent):
             raise _RejectedError(
-                403, "no-tokens", f"this mirror has no {role} tokens: see --{role}-token-file"
+                403, "no-tokens", f"this mirror has no {role} tokens; see --{role}-token-file"
             )
         scheme, _, given = request.headers.get("authorization", "").partition(" ")
         if scheme.lower() != "bearer" or not given:
             raise _RejectedError(401, "no-token", f"send an {role}'s token: Authorization: Bearer")
         if not self._tokens.allow(given.strip(), admin=admin):
-            raise _RejectedError(403, "wrong-token", f"the token is not that of an {role}")
+            raise _RejectedError(403, "wrong-token", f"the token does not belong to an {role}")
 
 
 async def _body(request: Request, most: int) -> bytes:
@@ -222,7 +222,7 @@ async def _body(request: Request, most: int) -> bytes:
             if len(data) > most:
                 raise _RejectedError(413, "too-large", f"the body has more than {most} bytes")
     except ClientDisconnect:
-        raise _RejectedError(400, "input", "the body ended early") from None
+        raise _RejectedError(400, "input", "the body ended too early") from None
     return bytes(data)
 
 
@@ -251,7 +251,7 @@ def _chip(request: Request) -> tuple[Product, bytes]:
     except ValueError:
         hwid = b""
     if product is None or len(hwid) != product.hwid_size:
-        raise _RejectedError(404, "unknown-host", "the URL names no chip: PRODUCT/HWID")
+        raise _RejectedError(404, "unknown-host", "the URL must name a chip as PRODUCT/HWID")
     return product, hwid
 
 

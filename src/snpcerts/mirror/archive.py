@@ -147,7 +147,7 @@ def _chain(
     if body is None:
         kind = "VLEK" if resource.kind is VekKind.VLEK else "VCEK"
         raise KdsUntrustedError(
-            f"{resource.product.value}: there is no {kind} chain, in the archive or stored",
+            f"{resource.product.value}: neither the archive nor the mirror has a {kind} chain",
             hint="export it too: chain/PRODUCT/vcek.pem",
         )
     admission.chain(resource, body, at)

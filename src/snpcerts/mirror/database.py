@@ -67,7 +67,9 @@ class MirrorDatabase:
         if found != NEWEST:
             raise DatabaseUnavailableError(
                 f"{self.name}: its schema is {found}, must be {NEWEST}",
-                hint="restart the mirror; if the schema is newer, upgrade it",
+                hint=(
+                    "restart the mirror; if the schema is newer than this release, upgrade snpcerts"
+                ),
             )
 
     @contextlib.contextmanager
@@ -112,7 +114,7 @@ class MirrorDatabase:
             said = str(getattr(error, "orig", None) or error).strip().splitlines()
             reason = said[0] if said else type(error).__name__
             raise DatabaseUnavailableError(
-                f"{self.name}: {reason}", hint="the mirror goes on when the database answers"
+                f"{self.name}: {reason}", hint="the mirror continues when the database answers"
             ) from error
 
 
@@ -132,7 +134,7 @@ def _parsed(url: str) -> URL:
         return parsed.set(drivername="postgresql+psycopg")
     if parsed.drivername == "sqlite" and parsed.database:
         return parsed
-    raise UsageError(f"--database of kind {parsed.drivername!r}", hint=_HINT)
+    raise UsageError(f"--database of kind {parsed.drivername!r} is not supported", hint=_HINT)
 
 
 _HINT: Final = "as in sqlite:////var/lib/snpcerts/mirror.db or postgresql://user@host/name"
@@ -141,7 +143,9 @@ _HINT: Final = "as in sqlite:////var/lib/snpcerts/mirror.db or postgresql://user
 def _sqlite(url: URL) -> Engine:
     folder = Path(url.database or "").parent
     if not folder.is_dir():
-        raise InputError(f"{folder}: is not a directory", hint="create it for the database")
+        raise InputError(
+            f"{folder}: is not a directory", hint="create the directory for the database"
+        )
     engine = create_engine(
         url, pool_size=8, max_overflow=8, connect_args={"check_same_thread": False}
     )

@@ -160,7 +160,7 @@ class Fetcher:
                 log.warning("%s", error)
                 wait, trouble = trouble, min(trouble * 2, _LONGEST_DATABASE_WAIT)
             except Exception:
-                log.exception("unexpected; the fetcher goes on")
+                log.exception("unexpected error; the fetcher continues")
                 wait = _LONGEST_DATABASE_WAIT
             if wait > 0:
                 self.waiter.wait(min(wait, _POLL))
@@ -219,7 +219,7 @@ class Fetcher:
                 break
             except DatabaseUnavailableError as error:
                 if self.waiter.monotonic() > until or (self.waiter.ended and wait > 1):
-                    log.error("%s: an answer is lost: %s", taken.resource, error)  # noqa: TRY400 (for people)
+                    log.error("%s: an answer was lost: %s", taken.resource, error)  # noqa: TRY400 (for people)
                     return
                 log.warning("%s: kept until the database is back: %s", taken.resource, error)
                 time.sleep(wait)

@@ -109,8 +109,11 @@ def _footer(fleet: Fleet, bulletins: BulletinData) -> Markup:
     several = "1 instance" if fleet.instances == 1 else f"{fleet.instances} instances"
     return element(
         "footer",
-        f"Stored: {stored}. {several} of the mirror, snpcerts {fleet.version}. "
-        f"Floors: AMD's bulletins as of {bulletins.date}, confirmed values only.",
+        (
+            f"Stored: {stored}. {several} of the mirror, snpcerts {fleet.version}. "
+            f"The floors come from AMD's bulletins as of {bulletins.date}; only "
+            "confirmed values count."
+        ),
     )
 
 
@@ -158,7 +161,7 @@ def _advised(
                 f"{_hosts_word(counts[HostState.WRONG])} {verb} a file that does not match the "
                 "firmware or cannot be read. Run ",
                 element("code", "snpcerts host status"),
-                " there: it says why.",
+                " there. It says why.",
             ),
         )
     if counts[HostState.EMPTY]:
@@ -175,9 +178,11 @@ def _advised(
         yield (
             HostState.SILENT,
             (
-                f"{_hosts_word(counts[HostState.SILENT])} {verb} not announced "
-                f"{'itself' if one[HostState.SILENT] else 'themselves'} for ten minutes: is the "
-                "agent running, and does it reach the mirror?",
+                (
+                    f"{_hosts_word(counts[HostState.SILENT])} {verb} not announced "
+                    f"{'itself' if one[HostState.SILENT] else 'themselves'} for ten "
+                    "minutes. Check that the agent is running and reaches the mirror."
+                ),
             ),
         )
     yield from _advised_on_commits(fleet)
@@ -199,7 +204,7 @@ def _advised(
         verb = "reports" if below == 1 else "report"
         yield (
             HostState.BEHIND,
-            (f"{_hosts_word(below)} {verb} a TCB below the newest bulletins: see below.",),
+            ((f"{_hosts_word(below)} {verb} a TCB below the newest bulletins. See below."),),
         )
     stale = bulletins.age_problem(now.date())
     if stale is not None:
@@ -244,12 +249,14 @@ def _advised_on_commits(fleet: Fleet) -> Iterator[tuple[HostState, tuple[Child, 
     queued = sum(each.next_state is NextState.QUEUED for each in pending)
     if queued:
         ends = fleet.queue.ends_at
-        when = "" if ends is None else f"; the last comes in {span(ends - fleet.now)}"
+        when = "" if ends is None else f"; the last one comes in {span(ends - fleet.now)}"
         yield (
             HostState.BEHIND,
             (
-                f"{_hosts_word(queued)} should wait with the commit: the next certificate is "
-                f"queued{when}. ",
+                (
+                    f"{_hosts_word(queued)} should wait before the commit: the next "
+                    f"certificate is queued{when}. "
+                ),
                 element("code", "snpcerts host commit --wait-for-mirror"),
                 " waits by itself.",
             ),
@@ -259,8 +266,10 @@ def _advised_on_commits(fleet: Fleet) -> Iterator[tuple[HostState, tuple[Child, 
         yield (
             HostState.WRONG,
             (
-                f"{_hosts_word(missing)} must not commit yet: the key server does not have the "
-                "next certificate. The mirror asks again.",
+                (
+                    f"{_hosts_word(missing)} must not commit yet: the key server does not "
+                    "have the next certificate. The mirror will ask again."
+                ),
             ),
         )
 
@@ -319,9 +328,9 @@ def _queue(fleet: Fleet) -> Markup:
         if queue.ends_at is not None:
             end = f"empty in {span(queue.ends_at - now)}, at {queue.ends_at:%H:%M} UTC"
         else:
-            end = "the end is not known while the key server does not answer"
+            end = "the end is unknown while the key server does not answer"
     else:
-        big, end = "empty", "nothing waits to be fetched"
+        big, end = "empty", "no certificate waits to be fetched"
     pairs: list[tuple[str, Child]] = []
     if queue.length:
         waiting = (f"{count:,} {name}" for name, count in queue.waiting.items() if count)
@@ -329,7 +338,7 @@ def _queue(fleet: Fleet) -> Markup:
     pairs.append(("pace", f"one request in {queue.gap:g} s"))
     pairs.append(("last hour", f"{queue.fetched:,} fetched, {queue.refused:,} refused"))
     if queue.hold_until is not None and queue.hold_until > now:
-        held = f"the key server asked for a pause of {span(queue.hold_until - now)} more"
+        held = f"the key server asked for a pause of another {span(queue.hold_until - now)}"
         pairs.append(("held", element("span", held, class_="wrong")))
     if queue.upstream:
         pairs.append(("key server", queue.upstream))
@@ -419,7 +428,7 @@ def _verdict(group: TcbGroup) -> tuple[str, str]:
     if group.below:
         return "wrong", "; ".join(map(str, group.below))
     if not group.processors:
-        return "silent", "not known: the floors differ by processor"
+        return "silent", "unknown, because the floors differ by processor"
     if not group.has_floor:
         return "silent", "no confirmed floor is known"
     return "in-step", "meets every confirmed floor"

@@ -317,7 +317,7 @@ class FleetRecords:
             if not rows:
                 raise RefusedError(
                     f"no {product.value} host has announced itself",
-                    hint="name the chips, or let the hosts' agents announce them first",
+                    hint="give the chips' IDs, or let the hosts' agents announce them first",
                     code="mirror-no-host",
                 )
             return sorted(row.hwid for row in rows)
@@ -329,8 +329,10 @@ class FleetRecords:
             chips = by_name.get(name) or _as_chip(name, product)
             if not chips:
                 raise RefusedError(
-                    f"{name!r} is neither a {product.value} host that has announced itself nor a "
-                    "chip ID",
+                    (
+                        f"{name!r} is neither a {product.value} host that has announced itself "
+                        "nor a chip ID"
+                    ),
                     code="mirror-unknown-host",
                 )
             found |= chips

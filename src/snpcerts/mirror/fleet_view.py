@@ -100,9 +100,9 @@ class FleetHost:
                 NextState.STORED: "the next certificate is stored: commit",
                 NextState.QUEUED: "the next certificate is queued",
                 NextState.NOT_FOUND: "the key server does not have the next certificate",
-                NextState.NONE: "newer firmware runs",
+                NextState.NONE: "newer firmware is running",
             }
-            return f"commit pending; {ready[self.next_state]}"
+            return f"a commit is pending; {ready[self.next_state]}"
         for file in told.files:
             if file.state != "right":
                 return f"{file.path}: {file.reason or file.state}"

@@ -43,7 +43,7 @@ def host_page(history: HostHistory, bulletins: BulletinData | None = None) -> st
 def _facts(host: FleetHost, now: datetime) -> Markup:
     told = host.announcement
     ready = {
-        NextState.NONE: "nothing newer runs or is announced",
+        NextState.NONE: "nothing newer is running or announced",
         NextState.STORED: "stored",
         NextState.QUEUED: "queued",
         NextState.NOT_FOUND: "the key server does not have it",
@@ -165,7 +165,7 @@ def _host_history(history: HostHistory) -> Markup | None:
     before = None
     for seen in history.seen:
         if before is None:
-            said: Child = "first kept announcement"
+            said: Child = "oldest kept announcement"
         else:
             said = [element("div", each) for each in changes(before, seen.announcement)]
         rows.append(

@@ -118,7 +118,7 @@ def migrate(connection: Connection, to: int = NEWEST) -> None:
     found = version(connection)
     if found > to:
         raise RefusedError(
-            f"the database has schema {found}, this release of snpcerts knows {to}",
+            f"the database has schema {found}, but this release of snpcerts knows only {to}",
             hint="a newer release wrote it: upgrade this instance too, or restore a backup",
         )
     if found == to:

@@ -66,7 +66,7 @@ class MirrorClient:
             said = str(error) or type(error).__name__
             raise RetryLaterError(
                 f"the mirror {mirror} does not answer: {said}",
-                hint="is 'snpcerts mirror serve' running there?",
+                hint="check that 'snpcerts mirror serve' is running there",
                 code="mirror-unavailable",
             ) from None
         if status in (200, 201):
@@ -78,9 +78,9 @@ class MirrorClient:
             )
         hint = None
         if status in (401, 403):
-            hint = f"is the token right? {self._access_hint}"
+            hint = f"check the token: {self._access_hint}"
         elif not why:
-            hint = "is the URL a mirror's?"
+            hint = "check that the URL is a mirror's"
         raise RefusedError(
             f"the mirror {mirror} refuses: {status}{why}", hint=hint, code="mirror-refused"
         )
@@ -130,8 +130,8 @@ class MirrorClient:
                 context.load_cert_chain(certificate, key, password="")  # never prompts
             except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
                 raise InputError(
-                    f"{certificate}, {key}: not a client certificate and its key: {error}",
-                    hint="both are PEM files, and the key has no passphrase",
+                    f"{certificate}, {key}: not a client certificate with its key: {error}",
+                    hint="both must be PEM files, and the key must have no passphrase",
                 ) from None
         return httpx2.Client(
             follow_redirects=False,
@@ -155,7 +155,7 @@ def read_token(path: str) -> str:
     if len(data) > _MAX_TOKEN or not re.fullmatch(rb"[\x21-\x7e]+", token):
         raise InputError(
             f"{path}: holds no token",
-            hint="its first line must be the token: letters, digits and signs without spaces",
+            hint=("its first line must be the token: letters, digits and signs, without spaces"),
         )
     return token.decode("ascii")
 

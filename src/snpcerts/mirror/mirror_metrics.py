@@ -54,7 +54,7 @@ class MirrorMetrics:
         )
         self._seconds = Histogram(
             "snpcerts_mirror_request_seconds",
-            "Time to an answer; hits apart from the rest, which may have waited",
+            "Time to an answer; hits apart from other requests, which may have waited",
             ("hit",),
             buckets=_SECONDS,
             registry=self._registry,
@@ -98,7 +98,7 @@ class _DatabaseMetrics(Collector):
     def collect(self) -> Iterator[Metric]:
         """Read the database once."""
         info = GaugeMetricFamily(
-            "snpcerts_mirror_build_info", "The release; always 1", labels=["version"]
+            "snpcerts_mirror_build_info", "Always 1; the label has the release", labels=["version"]
         )
         info.add_metric([__version__], 1)
         yield info
@@ -111,7 +111,7 @@ class _DatabaseMetrics(Collector):
         for outcome in _OUTCOMES:
             asked.add_metric([outcome], results.get(outcome, 0))
         yield asked
-        yield _gauge("waiting_callers", "Callers that this instance holds", self._waiting())
+        yield _gauge("waiting_callers", "Callers that this instance is holding", self._waiting())
         try:
             fleet = self._fleet()
             ages = self._crl_ages()
@@ -136,11 +136,13 @@ def _of_queue(fleet: Fleet) -> Iterator[Metric]:
     ends = 0.0 if queue.ends_at is None else max(0.0, queue.ends_at.timestamp() - now)
     yield _gauge("queue_seconds", "Seconds until the queue is empty", ends)
     hold = 0.0 if queue.hold_until is None else max(0.0, queue.hold_until.timestamp() - now)
-    yield _gauge("hold_seconds", "Seconds until upstream may be asked again", hold)
-    yield _gauge("gap_seconds", "Least time between two VCEKs", queue.gap)
-    yield _gauge("upstream_failing", "Whether the last request had no answer", bool(queue.problem))
+    yield _gauge("hold_seconds", "Seconds until the upstream may be asked again", hold)
+    yield _gauge("gap_seconds", "Shortest time between two requests for a VCEK", queue.gap)
+    yield _gauge("upstream_failing", "Whether the last request got no answer", bool(queue.problem))
     yield _gauge("fetched_last_hour", "Certificates fetched in the last hour", queue.fetched)
-    yield _gauge("refused_last_hour", "Refused or absent ones in the last hour", queue.refused)
+    yield _gauge(
+        "refused_last_hour", "Certificates refused or not found in the last hour", queue.refused
+    )
     yield _gauge("instances", "Instances that share the database", fleet.instances)
 
 
@@ -162,7 +164,7 @@ def _of_store(fleet: Fleet, ages: dict[tuple[str, str], float]) -> Iterator[Metr
         soonest.setdefault(kind, each.at.timestamp())
     yield _labelled(
         "expiry_timestamp_seconds",
-        "When the first one expires",
+        "When the first certificate expires",
         "kind",
         dict(sorted(soonest.items())),
     )
@@ -179,7 +181,7 @@ def _of_hosts(fleet: Fleet) -> Iterator[Metric]:
     yield _gauge("hosts_below_floor", "Hosts below a security bulletin's TCB", below)
     rolls = GaugeMetricFamily(
         "snpcerts_mirror_roll_hosts",
-        "Hosts of a roll, by how far they have come",
+        "Hosts of a roll, by progress",
         labels=["roll", "progress"],
     )
     for roll in fleet.rolls:

@@ -178,7 +178,7 @@ class MirrorService:
         caller = client[0] if client else "unknown"
         path = resource.path
         if len(self._waiting) >= MAX_WAITING:
-            return _Refusal(503, "queued", "too many callers wait here at this moment", 10)
+            return _Refusal(503, "queued", "too many callers are waiting here", 10)
         patience = _patience(scope["headers"], self._limits.patience)
         with self._waiting.event(path) as event:
             refusal = await asyncio.to_thread(self._join, resource, caller)
@@ -198,7 +198,7 @@ class MirrorService:
         return _Refusal(
             503,
             "queued",
-            f"{resource}: {place.ahead} are before it in the queue{problem}",
+            f"{resource}: {place.ahead} certificates are before it in the queue{problem}",
             _retry_after(place.wait),
         )
 
@@ -249,7 +249,10 @@ class MirrorService:
         return _Refusal(
             429,
             "over_budget",
-            f"{self._limits.budget} chips that this mirror does not know wait for {caller} already",
+            (
+                f"{self._limits.budget} chips that this mirror does not know are "
+                f"already queued for {caller}"
+            ),
             _retry_after(wait),
         )
 
@@ -291,7 +294,10 @@ def _negative(resource: Resource, found: NoCertificate, now: float) -> _Refusal:
     wait = _retry_after(found.until - now)
     if found.reason == "not-found":
         return _Refusal(
-            404, "not_found", f"{resource}: upstream has none; it is asked again later", wait
+            404,
+            "not_found",
+            f"{resource}: the upstream does not have it; the mirror asks again later",
+            wait,
         )
     return _Refusal(502, "refused", found.problem, wait)
 

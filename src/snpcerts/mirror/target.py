@@ -37,20 +37,22 @@ def read_target(path: bytes, query: bytes) -> Resource:
     Raises :class:`FormatError` for anything else, and :class:`PrivateResourceError`.
     """
     if len(path) + len(query) >= MAX_TARGET:
-        raise FormatError(WHAT, f"{len(path) + len(query)} bytes, must be below {MAX_TARGET}")
+        raise FormatError(
+            WHAT, f"has {len(path) + len(query)} bytes, must have fewer than {MAX_TARGET}"
+        )
     try:
         words = path.decode("ascii").split("/")
         parameters = query.decode("ascii")
     except UnicodeDecodeError:
-        raise FormatError(WHAT, "has bytes that are not ASCII") from None
+        raise FormatError(WHAT, "contains bytes that are not ASCII") from None
     prefix, last = words[:-4], words[-4:]
     if len(last) < 4 or ".." in prefix or not all(word.isprintable() for word in words):
         raise FormatError(WHAT, "path must be PREFIX/vcek/v1/PRODUCT/... or PREFIX/vlek/v1/...")
     kind, version, product, name = last
     if kind == "vlek" and version == "v1" and name in _PRIVATE:
         raise PrivateResourceError(
-            "VLEK certificates and hash sticks are given to one cloud provider alone",
-            hint="ask AMD's server itself, with the provider's client certificate",
+            "only one cloud provider gets VLEK certificates and hashsticks",
+            hint="ask AMD's server directly, with the provider's client certificate",
         )
     known = product_of_keyword(product)
     if known is not None:

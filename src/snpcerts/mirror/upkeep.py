@@ -66,7 +66,7 @@ class Upkeep:
             except DatabaseUnavailableError as error:
                 log.warning("%s", error)
             except Exception:
-                log.exception("unexpected; upkeep goes on")
+                log.exception("unexpected error; upkeep continues")
             self._ending.wait(EVERY)
 
     def round(self) -> None:
@@ -122,5 +122,5 @@ def _resources(paths: Iterable[str]) -> list[Resource]:
         try:
             found.append(parse_target(path))
         except FormatError as error:
-            log.warning("the database has %s", error)
+            log.warning("the database is %s", error)
     return found

@@ -192,8 +192,10 @@ class WantedQueue:
         size = self.size(connection)
         if size + count > MAX_QUEUE:
             raise RefusedError(
-                f"the queue has {size:,} certificates and cannot take {count:,} more: the limit "
-                f"is {MAX_QUEUE:,}",
+                (
+                    f"the queue has {size:,} certificates and cannot take {count:,} more; "
+                    f"the limit is {MAX_QUEUE:,}"
+                ),
                 code="mirror-queue-full",
             )
 

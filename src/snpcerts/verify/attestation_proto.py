@@ -129,14 +129,14 @@ def read_tpm_attestation(data: bytes) -> tuple[bytes, CertTable]:
     found: bytes | None = None
     for number, value in _once(data, TPM, range(1, 10), repeated=(2, 7)):
         if number == _TDX:
-            raise FormatError(TPM, "is of a TDX guest, not of an SNP guest")
+            raise FormatError(TPM, "comes from a TDX guest, not from an SNP guest")
         if number == _SEV_SNP:
             found = _bytes(value, TPM, "sev_snp_attestation")
     if found is None:
         raise FormatError(
             TPM,
-            "has no SNP attestation (field 8), but a TPM's quotes alone",
-            hint="ask for one: gotpm attest --tee-technology sev-snp",
+            "has no SNP attestation (field 8), only quotes of a TPM",
+            hint="request an SNP attestation: gotpm attest --tee-technology sev-snp",
         )
     return read_attestation(found)
 
@@ -175,13 +175,15 @@ def read_report(data: bytes) -> bytes:
         elif name in _BLOBS:
             values[name] = _bytes(value, REPORT, name)
             if len(values[name]) != size:
-                raise FormatError(REPORT, f"{len(values[name])} bytes, must be {size}", field=name)
+                raise FormatError(
+                    REPORT, f"has {len(values[name])} bytes, must have {size}", field=name
+                )
         else:
             values[name] = _number(value, size, name)
     # Numbers that are zero are omitted from a message; bytes that are zero are not.
     for name in _BLOBS:
         if name not in values:
-            raise FormatError(REPORT, f"is missing, must be {_SIZES[name]} bytes", field=name)
+            raise FormatError(REPORT, f"is missing, must have {_SIZES[name]} bytes", field=name)
     return ReportLayout(**values, **cpuid_fields(signature)).pack()
 
 
@@ -213,7 +215,7 @@ def _certificates(data: bytes) -> Iterator[TableEntry]:
             continue
         guid, blob = _extra(content) if number == _EXTRAS else (_SLOTS[number], content)
         if guid.int == 0 or not blob:
-            raise FormatError(CHAIN, f"{guid} is zero or has no bytes", field=f"field {number}")
+            raise FormatError(CHAIN, f"{guid} is zero or has no data", field=f"field {number}")
         if guid in seen:
             raise FormatError(CHAIN, f"{guid} appears twice", field=f"field {number}")
         seen.add(guid)
@@ -234,7 +236,7 @@ def _extra(data: bytes) -> tuple[uuid.UUID, bytes]:
     except ValueError:
         raise FormatError(EXTRA, f"key {text[:_GUID_TEXT_SIZE].hex()} is not a GUID") from None
     if str(guid) != text.decode("ascii").lower():
-        raise FormatError(EXTRA, f"key is not in the form of {guid}")
+        raise FormatError(EXTRA, f"key must be written as {guid}")
     return guid, parts.get(2, b"")
 
 
@@ -261,7 +263,7 @@ def _once(
             if size > len(data) - at:
                 raise FormatError(
                     what,
-                    f"field {number} has {size} bytes, {len(data) - at} follow",
+                    f"field {number} has {size} bytes, but {len(data) - at} follow",
                     offset=start,
                 )
             yield number, data[at : at + size]
@@ -275,7 +277,7 @@ def _varint(data: bytes, at: int, what: str) -> tuple[int, int]:
     value = 0
     for index in range(_VARINT_SIZE):
         if at + index >= len(data):
-            raise FormatError(what, "ends inside a number", offset=at)
+            raise FormatError(what, "ends in the middle of a number", offset=at)
         byte = data[at + index]
         value |= (byte & 0x7F) << 7 * index
         if byte < 0x80:

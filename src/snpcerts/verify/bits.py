@@ -29,12 +29,14 @@ class Bit:
 
 GUEST_POLICY_BITS: dict[str, Bit] = {
     "smt": Bit(16, "simultaneous multithreading is allowed", "SMT must be off"),
-    "migrate_ma": Bit(18, "a migration agent may be associated", "no migration agent"),
+    "migrate_ma": Bit(
+        18, "a migration agent may be associated", "no migration agent may be associated"
+    ),
     "debug": Bit(19, "the host may read and write guest memory", "debugging is not allowed"),
     "single_socket": Bit(20, "may run on one socket only", "may run on several sockets"),
     "cxl_allow": Bit(21, "CXL devices and memory may be populated", "no CXL devices or memory"),
     "mem_aes_256_xts": Bit(
-        22, "memory must be encrypted with AES-256-XTS", "any memory encryption mode"
+        22, "memory must be encrypted with AES-256-XTS", "any memory encryption mode is allowed"
     ),
     "rapl_dis": Bit(23, "power limit readings (RAPL) must be off", "RAPL may be on"),
     "ciphertext_hiding_dram": Bit(
@@ -55,7 +57,9 @@ PLATFORM_INFO_BITS: dict[str, Bit] = {
         4, "ciphertext hiding is on for DRAM", "ciphertext hiding is off"
     ),
     "alias_check_complete": Bit(
-        5, "memory was checked for aliases since reset", "no check for memory aliases (BadRAM)"
+        5,
+        "memory was checked for aliases since reset",
+        "no check for memory aliases has completed (BadRAM)",
     ),
     "tio_en": Bit(7, "SEV-TIO is on", "SEV-TIO is off"),
 }

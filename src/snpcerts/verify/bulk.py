@@ -56,7 +56,7 @@ def verify_many(
     :class:`UsageError` for a number of jobs below 1.
     """
     if jobs < 1:
-        raise UsageError(f"{jobs} jobs, must be at least 1")
+        raise UsageError(f"jobs is {jobs}, must be at least 1")
     policy = policy or DEFAULT_POLICY
     if count is None:
         hint = operator.length_hint(evidence, -1)

@@ -117,7 +117,7 @@ class BulletinData:
                 return bulletin
         for each in self.inexpressible:
             if wanted in (attack.lower() for attack in each.attacks):
-                raise UsageError(f"{name}: no policy can ask for it", hint=each.why)
+                raise UsageError(f"{name}: no policy can demand it", hint=each.why)
         known = ", ".join(bulletin.name for bulletin in self.bulletins)
         raise UsageError(f"bulletin {name[:40]!r}: is not one of {known}")
 
@@ -127,8 +127,8 @@ class BulletinData:
         if age <= OLD_AFTER:
             return None
         return (
-            f"the list of bulletins is of {self.date}, {age.days} days old: AMD may have "
-            "published others since; update snpcerts"
+            f"the list of bulletins is from {self.date}, {age.days} days ago. AMD "
+            "may have published others since: update snpcerts"
         )
 
 
@@ -180,7 +180,7 @@ def _bulletin(table: Mapping[str, Any]) -> Bulletin:
 def _products(names: Iterable[str]) -> frozenset[Product]:
     found = {name: product_of_keyword(name) for name in names}
     if None in found.values():
-        raise ValueError(f"{found} has a product that is not known")
+        raise ValueError(f"{found} contains an unknown product")
     return frozenset(product for product in found.values() if product is not None)
 
 
@@ -197,18 +197,20 @@ def policy_text(
     for bulletin in chosen:
         accepted = [each for each in accepted if each not in bulletin.refused]
     if not accepted:
-        raise UsageError("no product is left to accept: the bulletins refuse all those named")
+        raise UsageError(
+            "no product is left to accept, because the bulletins refuse all products named"
+        )
     bits = _bits(chosen, accepted)
     floors = list(_floors(chosen, accepted, unconfirmed))
     if not bits and not floors and not any(bulletin.refused for bulletin in chosen):
         names = ", ".join(bulletin.name for bulletin in chosen)
         raise UsageError(
             f"{names}: no value is known for {', '.join(each.value for each in accepted)}",
-            hint="'snpcerts policy bulletins' lists what is known",
+            hint="'snpcerts policy bulletins' lists the known values",
         )
     lines = [f"# For {', '.join(bulletin.name for bulletin in chosen)}."]
     lines += [f"# {bulletin.id}: {bulletin.gaps}" for bulletin in chosen if bulletin.gaps]
-    lines.append("# Put report_data, measurements and the like here, above the tables.")
+    lines.append("# Add report_data, measurements and other keys here, above the tables.")
     lines.append(f"products = [{', '.join(_toml_string(each.keyword) for each in accepted)}]")
     for table in ("guest_policy", "platform_info"):
         listed = [(key, value) for (where, key), value in bits.items() if where == table]
@@ -236,8 +238,8 @@ def _bits(
         if bulletin.required and not accepted <= bulletin.products:
             lacking = ", ".join(sorted(each.value for each in accepted - bulletin.products))
             raise UsageError(
-                f"{bulletin.name}: {lacking} cannot have what it asks for",
-                hint="name the others with --product",
+                f"{bulletin.name}: {lacking} cannot satisfy its demand",
+                hint="name the other products with --product",
             )
         for bit in bulletin.required:
             table, _, key = bit.key.partition(".")

@@ -83,7 +83,9 @@ class Collateral:
         """Every revocation list, the slot's first."""
         if self.crl is None:
             return self.lists
-        own = SuppliedCrl(self.crl, None, Supplier.EVIDENCE, "what came with the report")
+        own = SuppliedCrl(
+            self.crl, None, Supplier.EVIDENCE, "the certificates that came with the report"
+        )
         return (own, *self.lists)
 
     def leaf(self, kind: VekKind) -> bytes | None:

@@ -97,7 +97,7 @@ def ear_claims(
     if issued.tzinfo is None:
         raise UsageError("at has no time zone")
     if nonce is not None and not MIN_NONCE <= len(nonce) <= MAX_NONCE:
-        raise UsageError(f"nonce has {len(nonce)} bytes, must be {MIN_NONCE} to {MAX_NONCE}")
+        raise UsageError(f"nonce has {len(nonce)} bytes, must have {MIN_NONCE} to {MAX_NONCE}")
     vector = trust_vector(verdict)
     next_step = verdict.next_step
     appraisal: dict[str, Any] = {

@@ -156,7 +156,7 @@ class Evidence:
         to unwrap it where that is known, or when what is in it is malformed.
         """
         if len(data) > MAX_FILE:
-            raise FormatError("evidence", f"{len(data)} bytes, at most {MAX_FILE}")
+            raise FormatError("evidence", f"found {len(data)} bytes, the limit is {MAX_FILE}")
         if len(data) >= REPORT_SIZE and looks_like_report(data):
             return cls._from_report(data)
         return cls._unwrapped(data, 0)
@@ -164,7 +164,7 @@ class Evidence:
     @classmethod
     def _from_report(cls, data: bytes) -> Self:
         if len(data) > MAX_EVIDENCE:
-            raise FormatError("evidence", f"{len(data)} bytes, at most {MAX_EVIDENCE}")
+            raise FormatError("evidence", f"found {len(data)} bytes, the limit is {MAX_EVIDENCE}")
         behind = data[REPORT_SIZE:]
         if behind in (b"\n", b"\r\n"):
             behind = b""  # added by an editor or echo
@@ -174,8 +174,10 @@ class Evidence:
             _check_unaltered(data)
             raise FormatError(
                 "evidence",
-                f"{len(data)} bytes are neither a report of {REPORT_SIZE} bytes nor one with its "
-                f"table behind it ({error})",
+                (
+                    f"found {len(data)} bytes, which are neither a report of {REPORT_SIZE} "
+                    f"bytes nor a report with its table behind it ({error})"
+                ),
             ) from None
         if behind and (found.table is None or not len(found.table)):
             _check_unaltered(data)
@@ -185,7 +187,7 @@ class Evidence:
     def _unwrapped(cls, data: bytes, depth: int) -> Self:
         """Unwrap data whose first bytes are not a report's."""
         if depth > _MAX_DEPTH:
-            raise FormatError("evidence", "is wrapped too many times")
+            raise FormatError("evidence", "is wrapped in too many formats")
         if len(data) >= REPORT_SIZE and looks_like_report(data):
             return cls._from_report(data)
         binary = cls._from_binary(data)
@@ -197,7 +199,7 @@ class Evidence:
             raise FormatError(
                 "evidence",
                 "is a protocol buffer in its text form",
-                hint="go-sev-guest turns it into bytes: show -inform textproto -outform bin",
+                hint="convert it with go-sev-guest: show -inform textproto -outform bin",
             )
         text = text_of(data)
         printed = bytes_in(text) if text is not None and _PRINTED_BY_GO.match(text) else None
@@ -221,7 +223,9 @@ class Evidence:
         if kind.known:
             raise FormatError("evidence", f"is {kind.name}", hint=kind.unwrap or _EXPECTED)
         if len(data) < REPORT_SIZE:
-            raise FormatError("evidence", f"a report has {REPORT_SIZE} bytes, found {len(data)}")
+            raise FormatError(
+                "evidence", f"a report must have {REPORT_SIZE} bytes, found {len(data)}"
+            )
         return cls._from_report(data)
 
     @classmethod
@@ -258,7 +262,7 @@ class Evidence:
         what = "evidence"
         other = other_kind_of_guest(value)
         if other is not None:
-            raise FormatError(what, f"is of a guest of {other}, not of SEV-SNP")
+            raise FormatError(what, f"comes from a guest of {other}, not of SEV-SNP")
         by_fields = report_by_fields(value)
         found: dict[bytes, Self] = {}
         if by_fields is not None:
@@ -283,7 +287,7 @@ class Evidence:
                     found[inner.report.raw] = inner
         if len(found) > 1:
             raise FormatError(
-                what, f"has {len(found)} reports, must be one", hint="give one at a time"
+                what, f"has {len(found)} reports, must have one", hint="give one report at a time"
             )
         if not found:
             raise _no_report(value, named, bool(others or tables))
@@ -304,7 +308,9 @@ class Evidence:
         malformed table.
         """
         if not isinstance(report, Report) and len(report) != REPORT_SIZE:
-            raise FormatError("evidence", f"a report has {REPORT_SIZE} bytes, found {len(report)}")
+            raise FormatError(
+                "evidence", f"a report must have {REPORT_SIZE} bytes, found {len(report)}"
+            )
         if not table:
             return cls(report)
         decoded = CertTable.decode(table)
@@ -351,9 +357,9 @@ def _check_unaltered(data: bytes) -> None:
     text.
     """
     if data.count(_REPLACED) >= _MANY:
-        how = "bytes that are no text were replaced in it, and are lost"
+        how = "bytes that are not text were replaced and are lost"
     elif len(data.replace(b"\r\n", b"\n")) == REPORT_SIZE:
-        how = "its line ends were changed to those of Windows"
+        how = "its line ends were changed to Windows line ends"
     else:
         try:
             whole = len(data.decode("utf-8").encode("latin-1")) == REPORT_SIZE
@@ -374,17 +380,17 @@ def _of_response(data: bytes) -> bytes:
     status = int.from_bytes(data[:4], "little")
     if status:
         raise FormatError(
-            "MSG_REPORT_RSP", f"the firmware answered status {status:#x}, and gave no report"
+            "MSG_REPORT_RSP", f"the firmware answered status {status:#x} and gave no report"
         )
     end = len(_RESPONSE) + REPORT_SIZE
     if len(data) < end:
         raise FormatError(
             "MSG_REPORT_RSP",
-            f"is cut short: the report ends at byte {end}, there are {len(data)}",
+            f"is truncated: the report ends at byte {end}, but only {len(data)} bytes were found",
             hint="copy it again, as a binary file",
         )
     if any(data[end:]):
-        raise FormatError("MSG_REPORT_RSP", "bytes behind the report are not zero", offset=end)
+        raise FormatError("MSG_REPORT_RSP", "the bytes behind the report are not zero", offset=end)
     return data[len(_RESPONSE) : end]
 
 
@@ -398,10 +404,10 @@ def _read_cbor(data: bytes) -> Any:
     except RecursionError:
         raise FormatError("evidence", "is CBOR that is nested too deeply") from None
     except (CBORDecodeError, ValueError, TypeError, OverflowError, MemoryError) as error:
-        raise FormatError("evidence", f"is not readable as CBOR: {str(error)[:80]}") from None
+        raise FormatError("evidence", f"is not valid CBOR: {str(error)[:80]}") from None
     if len(again) != len(data):
         raise FormatError(
-            "evidence", "is CBOR that is not in its shortest form, or has a key twice"
+            "evidence", "is CBOR that is not in its shortest form, or has a duplicate key"
         )
     return value
 
@@ -410,7 +416,7 @@ def _no_report(value: Any, named: dict[str, FileKind], certificates: bool) -> Fo
     if certificates:
         return FormatError(
             "evidence",
-            f"is {keys_of(value)}: certificates, and no report",
+            f"is {keys_of(value)}: it has certificates, but no report",
             hint="give it as --certs FILE, beside the report",
         )
     for key, kind in named.items():
@@ -418,4 +424,4 @@ def _no_report(value: Any, named: dict[str, FileKind], certificates: bool) -> Fo
             return FormatError(
                 "evidence", f"has no report; {key!r} is {kind.name}", hint=kind.unwrap
             )
-    return FormatError("evidence", f"is {keys_of(value)}, none of which holds a report")
+    return FormatError("evidence", f"is {keys_of(value)}, and none of these holds a report")

@@ -39,7 +39,7 @@ def guessed_product(report: Report) -> tuple[Product | None, str]:
     if report.fields.version >= 3:
         return None, "its CPUID fields match no known product"
     if report.chip_id_masked:
-        return None, "version 2 names none, and the chip ID is hidden"
+        return None, "a version 2 report does not name it, and the chip ID is hidden"
     if not report.products:
         return None, "no known product has such a chip ID and report version"
     first, *others = report.products
@@ -68,7 +68,7 @@ def explain(report: Report) -> Iterator[FieldLine]:
     if fields.version >= 3:
         cpuid = f"{fields.cpuid_family:#x} {fields.cpuid_model:#x} {fields.cpuid_stepping}"
         yield FieldLine("report", "CPUID", cpuid, "family, model, stepping")
-    masked = "hidden (MASK_CHIP_ID), or a VLEK's" if report.chip_id_masked else ""
+    masked = "hidden (MASK_CHIP_ID), or signed by a VLEK" if report.chip_id_masked else ""
     yield FieldLine("report", "chip ID", fields.chip_id.hex(), masked)
     yield from _signing(report)
 
@@ -103,7 +103,9 @@ def explain(report: Report) -> Iterator[FieldLine]:
     current = f"{fields.current_major}.{fields.current_minor}.{fields.current_build}"
     committed = f"{fields.committed_major}.{fields.committed_minor}.{fields.committed_build}"
     yield FieldLine("platform", "firmware", current, "runs now")
-    yield FieldLine("platform", "committed firmware", committed, "cannot be rolled back below")
+    yield FieldLine(
+        "platform", "committed firmware", committed, "the firmware cannot be rolled back below this"
+    )
     if fields.version >= 5 or fields.launch_mit_vector or fields.current_mit_vector:
         yield FieldLine("platform", "mitigations at launch", f"{fields.launch_mit_vector:#x}")
         yield FieldLine("platform", "mitigations now", f"{fields.current_mit_vector:#x}")
@@ -121,18 +123,18 @@ def explain(report: Report) -> Iterator[FieldLine]:
 
 
 _TCBS = {
-    "reported": "the key that signed is derived from this",
+    "reported": "the signing key is derived from this",
     "current": "runs now",
-    "committed": "cannot be rolled back below",
-    "launch": "ran when the guest was launched",
+    "committed": "the firmware cannot be rolled back below this",
+    "launch": "was current when the guest was launched",
 }
 
 
 def _signing(report: Report) -> Iterator[FieldLine]:
     key = report.signing_key
     meanings = {
-        SigningKey.VCEK: "a key of this chip at its reported TCB",
-        SigningKey.VLEK: "a key of the cloud provider at the reported TCB",
+        SigningKey.VCEK: "the key of this chip at its reported TCB",
+        SigningKey.VLEK: "the cloud provider's key at the reported TCB",
         SigningKey.NONE: "no key signed",
     }
     name = f"reserved ({report.fields.flags >> 2 & 7})" if key is None else key.name
@@ -144,12 +146,16 @@ def _signing(report: Report) -> Iterator[FieldLine]:
 # By MASK_CHIP_KEY and by which key signed.
 _MASKED: Final[dict[bool, dict[SigningKey | None, str]]] = {
     True: {
-        SigningKey.VCEK: "the chip's key is masked, yet it signed: no known firmware does that",
-        SigningKey.VLEK: "the chip's key is masked; this firmware still signs with the VLEK",
-        SigningKey.NONE: "the chip's key is masked, and no VLEK signed in its place",
+        SigningKey.VCEK: (
+            "the host masks the chip's key, yet the key signed: no known firmware does that"
+        ),
+        SigningKey.VLEK: "the host masks the chip's key; this firmware still signs with the VLEK",
+        SigningKey.NONE: "the host masks the chip's key, and no VLEK signed in its place",
     },
     False: {
-        SigningKey.NONE: "the chip's key is not masked; the report does not say why no key signed"
+        SigningKey.NONE: (
+            "the host does not mask the chip's key; the report does not say why no key signed"
+        )
     },
 }
 

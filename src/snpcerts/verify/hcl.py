@@ -64,9 +64,9 @@ class HclReport:
         Raises :class:`FormatError` with the field's offset.
         """
         if len(data) > MAX_SIZE:
-            raise FormatError(WHAT, f"{len(data)} bytes, at most {MAX_SIZE}")
+            raise FormatError(WHAT, f"found {len(data)} bytes, the limit is {MAX_SIZE}")
         if len(data) < CLAIMS_OFFSET:
-            raise FormatError(WHAT, f"{len(data)} bytes, at least {CLAIMS_OFFSET}")
+            raise FormatError(WHAT, f"found {len(data)} bytes, expected at least {CLAIMS_OFFSET}")
         if data[:4] != SIGNATURE:
             raise FormatError(WHAT, f"is {data[:4].hex()}, must be HCLA", field="signature")
         version = int.from_bytes(data[4:8], "little")
@@ -86,7 +86,7 @@ class HclReport:
         end = CLAIMS_OFFSET + size
         if end > len(data):
             raise FormatError(
-                WHAT, f"is {size}, {len(data) - CLAIMS_OFFSET} bytes follow", field="claim size"
+                WHAT, f"is {size}, but {len(data) - CLAIMS_OFFSET} bytes follow", field="claim size"
             )
         if any(data[end:]):
             raise FormatError(WHAT, "bytes after the runtime claims are not zero", offset=end)

@@ -93,7 +93,7 @@ def blobs(value: Any) -> Iterator[tuple[str, bytes]]:
         key, each = waiting.pop()
         looked += 1
         if looked > _MOST:
-            raise FormatError(WHAT, f"more than {_MOST} values")
+            raise FormatError(WHAT, f"has more than {_MOST} values")
         if isinstance(each, dict):
             waiting += reversed(each.items())
             continue
@@ -119,7 +119,7 @@ def _objects(value: Any) -> Iterator[dict[str, Any]]:
         each = waiting.pop()
         looked += 1
         if looked > 10 * _MOST:
-            raise FormatError(WHAT, f"more than {10 * _MOST} values")
+            raise FormatError(WHAT, f"has more than {10 * _MOST} values")
         if isinstance(each, dict):
             yield each
             waiting += reversed(each.values())
@@ -163,7 +163,7 @@ def _field(name: str, found: Any) -> Any:
         return _integer(found, name)
     data = bytes_of_json(found)
     if data is None or len(data) != size:
-        raise FormatError(WHAT, f"must be {size} bytes", field=name)
+        raise FormatError(WHAT, f"must have {size} bytes", field=name)
     return data
 
 
@@ -201,14 +201,14 @@ def _signature(found: Any) -> bytes:
     if not isinstance(found, dict):
         data = bytes_of_json(found)
         if data is None or len(data) != SIGNATURE_SIZE:
-            raise FormatError(WHAT, f"must be {SIGNATURE_SIZE} bytes", field="signature")
+            raise FormatError(WHAT, f"must have {SIGNATURE_SIZE} bytes", field="signature")
         return data
     both = b""
     for part in ("r", "s"):
         data = bytes_of_json(found.get(part))
         if data is None or len(data) != SIGNATURE_PART_SIZE:
             raise FormatError(
-                WHAT, f"{part} must be {SIGNATURE_PART_SIZE} bytes", field="signature"
+                WHAT, f"{part} must have {SIGNATURE_PART_SIZE} bytes", field="signature"
             )
         both += data
     return both.ljust(SIGNATURE_SIZE, b"\0")

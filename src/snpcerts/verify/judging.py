@@ -161,10 +161,10 @@ _MISSING = frozenset(
 def _unsigned(report: Report) -> str:
     if report.mask_chip_key:
         return (
-            "SIGNING_KEY says that neither VCEK nor VLEK signed: the host masks the chip's key "
-            "(MASK_CHIP_KEY), and no VLEK signed in its place"
+            "SIGNING_KEY says that neither VCEK nor VLEK signed: the host masks "
+            "the chip's key (MASK_CHIP_KEY), and no VLEK signed in its place"
         )
-    return "SIGNING_KEY says that neither VCEK nor VLEK signed, though MASK_CHIP_KEY is zero"
+    return "SIGNING_KEY says that neither VCEK nor VLEK signed, although MASK_CHIP_KEY is zero"
 
 
 def _explained(reasons: list[Reason], unavailable: Sequence[Reason]) -> list[Reason]:

@@ -57,7 +57,7 @@ def read_message_pack(data: bytes) -> Any:
     """
     value, at = _value(data, 0, 0, [])
     if at != len(data):
-        raise FormatError(WHAT, f"{len(data) - at} bytes follow it", offset=at)
+        raise FormatError(WHAT, f"{len(data) - at} bytes follow after its end", offset=at)
     return value
 
 
@@ -65,7 +65,7 @@ def _value(data: bytes, at: int, depth: int, opened: list[int]) -> tuple[Any, in
     if depth > _MAX_DEPTH:
         raise FormatError(WHAT, "is nested too deeply", offset=at)
     if at >= len(data):
-        raise FormatError(WHAT, "ends where a value should be", offset=at)
+        raise FormatError(WHAT, "ends before its last value", offset=at)
     tag, at = data[at], at + 1
     if tag < 0x80:
         return tag, at
@@ -82,7 +82,9 @@ def _value(data: bytes, at: int, depth: int, opened: list[int]) -> tuple[Any, in
     else:
         raise FormatError(WHAT, f"type {tag:#04x} is not one that Dstack writes", offset=at - 1)
     if size > len(data) - at:  # an element has at least one byte
-        raise FormatError(WHAT, f"{size} are announced, {len(data) - at} bytes follow", offset=at)
+        raise FormatError(
+            WHAT, f"{size} bytes are announced, but {len(data) - at} follow", offset=at
+        )
     if tag in (0xC4, 0xC5, 0xC6):
         return data[at : at + size], at + size
     if 0xA0 <= tag < 0xC0 or tag in (0xD9, 0xDA, 0xDB):
@@ -109,7 +111,7 @@ def _map(
         if not isinstance(key, str):
             raise FormatError(WHAT, "a key is not text", offset=start)
         if key in found:
-            raise FormatError(WHAT, f"the key {key[:40]!r} is there twice", offset=start)
+            raise FormatError(WHAT, f"the key {key[:40]!r} appears twice", offset=start)
         found[key], at = _value(data, at, depth + 1, opened)
     return found, at
 
@@ -117,7 +119,7 @@ def _map(
 def _number(data: bytes, at: int, form: str) -> tuple[Any, int]:
     end = at + struct.calcsize(form)
     if end > len(data):
-        raise FormatError(WHAT, "ends in a number", offset=at)
+        raise FormatError(WHAT, "ends in the middle of a number", offset=at)
     return struct.unpack(form, data[at:end])[0], end
 
 

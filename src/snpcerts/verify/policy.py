@@ -119,7 +119,9 @@ class ProcessorFloor:
             ("steppings", cpuid.steppings, MAX_STEPPING),
         ):
             if not 0 <= first <= last <= most:
-                raise UsageError(f"{label} {first} to {last}: must be 0 to {most}, first to last")
+                raise UsageError(
+                    f"{label} is {first} to {last}, must be 0 to {most} with the lower number first"
+                )
         if not cpuid.products:
             raise UsageError(f"{cpuid}: is not a known SEV-SNP processor")
         asked = self.components()
@@ -241,7 +243,7 @@ class Policy:
             data = getattr(self, name)
             # An empty nonce would be one that everyone knows.
             if data is not None and not 1 <= len(data) <= REPORT_DATA_SIZE:
-                raise UsageError(f"{name} has {len(data)} bytes, must be 1 to {REPORT_DATA_SIZE}")
+                raise UsageError(f"{name} has {len(data)} bytes, must have 1 to {REPORT_DATA_SIZE}")
         for name in ("products", "csp_ids", "vmpls", "floors"):
             if getattr(self, name) is not None:
                 _not_empty(name, getattr(self, name))
@@ -261,7 +263,7 @@ class Policy:
             if version is not None and (
                 len(version) != count or not all(0 <= part <= 255 for part in version)
             ):
-                raise UsageError(f"{name} is {version}, must be {count} numbers from 0 to 255")
+                raise UsageError(f"{name} is {version}, must have {count} numbers from 0 to 255")
         if self.maximum_crl_age is not None and self.maximum_crl_age <= timedelta(0):
             raise UsageError(f"maximum_crl_age is {self.maximum_crl_age}, must be above 0")
         for name in ("minimum_tcb", "minimum_current_tcb", "minimum_committed_tcb"):
@@ -282,14 +284,14 @@ _SIZES: Final = {
 
 def _check_size(name: str, value: bytes | None, size: int) -> None:
     if value is not None and len(value) != size:
-        raise UsageError(f"{name}: {len(value)} bytes, must be {size}")
+        raise UsageError(f"{name} has {len(value)} bytes, must have {size}")
 
 
 def _not_empty(name: str, value: tuple[object, ...]) -> None:
     if not value:
-        raise UsageError(f"{name} is empty: no report can meet that", hint="None is not asked")
+        raise UsageError(f"{name} is empty, so no report can meet it", hint="None is not asked")
 
 
 def _check_floor(name: str, floor: TcbFloor | None) -> None:
     if floor is not None and all(getattr(floor, field.name) is None for field in fields(floor)):
-        raise UsageError(f"{name} has no product: no report can meet that")
+        raise UsageError(f"{name} names no product, so no report can meet it")

@@ -380,11 +380,13 @@ def _tcb(
     if floor is None:
         return None
     if subject.product is None:
-        return _DemandResult(None, "a TCB at or above the floor", "that of an unknown product")
+        return _DemandResult(None, "a TCB at or above the floor", "the TCB of an unknown product")
     least = floor.of(subject.product)
     if least is None:
         return _DemandResult(
-            False, "of a product with a floor", f"{subject.product.value}, which has none"
+            False,
+            "of a product with a floor",
+            f"{subject.product.value}, for which the policy has no floor",
         )
     expected = f"at least {least} in every component"
     if found is None:
@@ -415,7 +417,7 @@ def _tcb_above_current(policy: Policy, subject: Subject) -> _DemandResult | None
 
 
 _NOT_ABOVE: Final = "at most CURRENT_TCB in every component"
-_NOTHING_ABOVE: Final = _DemandResult(True, _NOT_ABOVE, "no component above")
+_NOTHING_ABOVE: Final = _DemandResult(True, _NOT_ABOVE, "no component above CURRENT_TCB")
 
 
 @functools.lru_cache(maxsize=1024)
@@ -454,7 +456,10 @@ def _floor(policy: Policy, subject: Subject) -> _DemandResult | None:
         return _DemandResult(
             False,
             "a processor with a floor",
-            f"family {family:#x}, model {model:#x}, stepping {stepping}, which has none",
+            (
+                f"family {family:#x}, model {model:#x}, stepping {stepping}, for which "
+                "the policy has no floor"
+            ),
         )
     names = " and ".join(dict.fromkeys(each.name or str(each.processors) for each in floors))
     return _reaches(_highest(floors), names, subject.tcbs)
@@ -464,15 +469,17 @@ def _floor_without_cpuid(
     policy: Policy, floors: tuple[ProcessorFloor, ...], subject: Subject
 ) -> _DemandResult:
     if policy.floors_without_cpuid is WithoutCpuid.REFUSE:
-        return _DemandResult(False, "a report with CPUID", "version 2, which has none")
+        return _DemandResult(False, "a report with CPUID", "version 2, which has no CPUID")
     if subject.product is None:
-        return _DemandResult(None, "a TCB at or above the floor", "an unknown product's")
+        return _DemandResult(None, "a TCB at or above the floor", "the TCB of an unknown product")
     of_product = tuple(each for each in floors if subject.product in each.processors.products)
     if not of_product:
         return _DemandResult(
-            False, "a product with a floor", f"{subject.product.value}, which has none"
+            False,
+            "a product with a floor",
+            f"{subject.product.value}, for which the policy has no floor",
         )
-    names = f"any {subject.product.value}: a version 2 report does not name its processor"
+    names = f"any {subject.product.value}, because a version 2 report does not name its processor"
     return _reaches(_highest(of_product), names, subject.tcbs)
 
 

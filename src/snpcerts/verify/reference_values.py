@@ -110,7 +110,7 @@ def rvps_message(policy: Policy, product: Product | None = None) -> ReferenceVal
     if not values:
         raise UsageError(
             "the policy has no reference value",
-            hint="it needs measurements, minimum_tcb or bits of the guest policy",
+            hint="write measurements, minimum_tcb or bits of the guest policy into it",
         )
     payload = json.dumps(values, sort_keys=True).encode("ascii")
     message = {
@@ -144,7 +144,8 @@ def corim(policy: Policy, product: Product | None = None) -> ReferenceValues:
 
     if policy.measurements is None:
         raise UsageError(
-            "the policy has no measurements", hint="a CoRIM's values are looked up by measurement"
+            "the policy has no measurements",
+            hint="a CoRIM needs measurements, because its values are looked up by them",
         )
     said = {"measurements"}
     common = list(_common(policy, product, said))
@@ -239,8 +240,8 @@ def _floor(floors: TcbFloor | None, product: Product | None) -> TcbVersion | Non
     if len(found) > 1:
         names = ", ".join(each.keyword for each, _ in found)
         raise UsageError(
-            f"the policy has floors for {names}; reference values are for one product",
-            hint="name it with --product, and write a file for each",
+            f"the policy has floors for {names}, but reference values are for one product",
+            hint="name the product with --product, and write one file for each",
         )
     return found[0][1]
 

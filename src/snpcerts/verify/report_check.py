@@ -96,8 +96,10 @@ def check_leaf(
         if not allow_masked:
             yield Reason(
                 ReasonCode.CHIP_ID_MASKED,
-                "CHIP_ID is all zero (MASK_CHIP_ID is in force on the host): "
-                "the VCEK's hwID cannot be compared with it",
+                (
+                    "CHIP_ID is all zero (MASK_CHIP_ID is set on the host), so the VCEK's "
+                    "hwID cannot be compared with it"
+                ),
             )
     else:
         hwid = hwid_of_chip_id(chip_id, leaf.product)
@@ -115,9 +117,9 @@ def unknown_product(report: Report) -> Reason:
     fields, product = report.fields, report.product
     found = f"CPUID family {fields.cpuid_family:#x} model {fields.cpuid_model:#x}"
     if product is None:
-        return Reason(ReasonCode.PRODUCT_UNKNOWN, f"{found} is not of a known product")
+        return Reason(ReasonCode.PRODUCT_UNKNOWN, f"{found} does not belong to a known product")
     return Reason(
-        ReasonCode.PRODUCT_UNKNOWN, f"{found} is {product.value}: {product.unpinned_text}"
+        ReasonCode.PRODUCT_UNKNOWN, f"{found} belongs to {product.value}: {product.unpinned_text}"
     )
 
 
@@ -133,14 +135,18 @@ def check_runtime_data(
     if found != expected:
         yield Reason(
             ReasonCode.RUNTIME_DATA_MISMATCH,
-            f"the {runtime_data.digest} of the runtime data is {expected.hex()}, "
-            f"REPORT_DATA is {found.hex()}",
+            (
+                f"the {runtime_data.digest} of the runtime data is {expected.hex()}, "
+                f"but REPORT_DATA is {found.hex()}"
+            ),
         )
     if report.fields.vmpl != 0 and not any_vmpl:
         yield Reason(
             ReasonCode.RUNTIME_DATA_VMPL,
-            f"the report with the runtime data was requested at VMPL {report.fields.vmpl}, must "
-            "be 0 (a policy that names VMPLs decides instead)",
+            (
+                "the report with the runtime data was requested at VMPL "
+                f"{report.fields.vmpl}, must be 0 (or a VMPL that the policy names)"
+            ),
         )
 
 
@@ -151,12 +157,13 @@ def check_signature(report: Report, key: ec.EllipticCurvePublicKey) -> Iterator[
         if not 1 <= value < P384_ORDER:
             yield Reason(
                 ReasonCode.REPORT_SIGNATURE,
-                f"{name} of the signature is not from 1 to the order of P-384",
+                f"{name} of the signature is not between 1 and the order of P-384",
             )
             return
     try:
         key.verify(encode_dss_signature(r, s), report.signed_bytes, _ECDSA)
     except InvalidSignature:
         yield Reason(
-            ReasonCode.REPORT_SIGNATURE, "signature check failed: not made by the certificate's key"
+            ReasonCode.REPORT_SIGNATURE,
+            "signature check failed: the certificate's key did not make the signature",
         )

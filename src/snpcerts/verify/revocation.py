@@ -140,7 +140,7 @@ def _judged(
 def _too_old(age: timedelta | None, most: timedelta | None) -> Iterator[Reason]:
     if most is None or (age is not None and age <= most):
         return
-    found = "its age is not known" if age is None else f"it is {in_words(age)} old"
+    found = "its age is unknown" if age is None else f"it is {in_words(age)} old"
     yield Reason(
         ReasonCode.CRL_TOO_OLD,
         f"the CRL must have been fetched from the key server in the last {in_words(most)}, {found}",
@@ -153,7 +153,7 @@ def _unmet(
     judged: Sequence[JudgedList],
 ) -> Iterator[Reason]:
     if not fit:
-        message = f"a revocation list for {kind.name}s is required and none is supplied"
+        message = f"a revocation list for {kind.name}s is required, but none was supplied"
         if judged:
             message += f": {_why_not(kind, judged)}"
         yield Reason(ReasonCode.CRL_MISSING, message)
@@ -169,12 +169,12 @@ def _why_not(kind: VekKind, judged: Sequence[JudgedList]) -> str:
     if any(one.supplier is Supplier.CALLER and one.kind is None for one in judged):
         word = kind.value
         return (
-            "one was given, but its kind is not known; nothing in a list says it, so name it "
-            f"(--crl {word}=FILE)"
+            "one was given without its kind, which a list does not contain: give "
+            f"it as --crl {word}=FILE"
         )
     if any(one.supplier is Supplier.EVIDENCE for one in judged):
-        return "a list that came with the evidence is not enough"
-    return "those supplied are for other leaves"
+        return "a list that came with the evidence does not satisfy this"
+    return "the supplied lists are for other leaves"
 
 
 def in_words(span: timedelta) -> str:

@@ -35,7 +35,7 @@ def read_dstack(data: bytes) -> tuple[bytes, tuple[bytes, ...]]:
     report, at = _bytes(data, 2)
     count, at = _compact(data, at)
     if count > _MOST:
-        raise FormatError(WHAT, f"{count} certificates, at most {_MOST}")
+        raise FormatError(WHAT, f"found {count} certificates, the limit is {_MOST}")
     certificates: list[bytes] = []
     for _ in range(count):
         certificate, at = _bytes(data, at)
@@ -46,14 +46,16 @@ def read_dstack(data: bytes) -> tuple[bytes, tuple[bytes, ...]]:
 def _bytes(data: bytes, at: int) -> tuple[bytes, int]:
     size, at = _compact(data, at)
     if size > len(data) - at:
-        raise FormatError(WHAT, f"{size} bytes are announced, {len(data) - at} follow", offset=at)
+        raise FormatError(
+            WHAT, f"{size} bytes are announced, but {len(data) - at} follow", offset=at
+        )
     return data[at : at + size], at + size
 
 
 def _compact(data: bytes, at: int) -> tuple[int, int]:
     if at >= len(data):
-        raise FormatError(WHAT, "ends where a number should be", offset=at)
+        raise FormatError(WHAT, "ends before its last number", offset=at)
     size = (1, 2, 4, 0)[data[at] & 3]
     if not size or at + size > len(data):
-        raise FormatError(WHAT, "has a number that cannot be read", offset=at)
+        raise FormatError(WHAT, "has an invalid number", offset=at)
     return int.from_bytes(data[at : at + size], "little") >> 2, at + size

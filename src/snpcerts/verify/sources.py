@@ -91,7 +91,7 @@ class AsyncCollateralSource(Protocol):
 class _Own:
     """The certificates that came with the report itself."""
 
-    name = "what came with the report"
+    name = "the certificates that came with the report"
 
     def collateral(self, request: CollateralRequest) -> Collateral:
         return request.own

@@ -99,12 +99,14 @@ class Verdict:
             if not self.reasons:
                 raise ValueError("a refusal needs a reason")
             if self.status is not status_of(self.reasons):
-                raise ValueError(f"these reasons do not make a report {self.status.value}")
+                raise ValueError(f"a report with these reasons cannot be {self.status.value}")
             return
         if self.reasons or self.report is None or self.leaf is None or self.root is None:
-            raise ValueError("a verified report has no reasons, and has report, leaf and root")
+            raise ValueError(
+                "a verified report must have no reasons, and must have report, leaf and root"
+            )
         if any_failed(self.checks):
-            raise ValueError("a verified report has no failed check")
+            raise ValueError("a verified report must have no failed check")
 
     @property
     def root_is_amds(self) -> bool:
@@ -136,7 +138,7 @@ class Verdict:
         key = "" if self.signing_key is None else f", signed by {self.signing_key.name}"
         root = ""
         if self.root is not None and not self.root_is_amds:
-            root = f", by a root that is not AMD's: {self.root.name!r}"
+            root = f", with a root that is not AMD's: {self.root.name!r}"
         return printable(f"{self.status.value}: {product}{key}, TCB {self.tcbs.reported}{root}")
 
     def __repr__(self) -> str:

@@ -45,20 +45,25 @@ class Check:
 
 
 _EXPECTED = {
-    Authenticity.REPORT_LAYOUT: "a report of version 2 to 5 as the ABI lays it out",
-    Authenticity.LEAF: "an endorsement certificate as AMD issues it, signed by the intermediate",
-    Authenticity.INTERMEDIATE: "an ASK or ASVK, signed by the root",
-    Authenticity.ROOT: "an ARK, signed by itself",
+    Authenticity.REPORT_LAYOUT: "the report has version 2 to 5 and the layout of the ABI",
+    Authenticity.LEAF: (
+        "the leaf is an endorsement certificate as AMD issues it, signed by the issuer"
+    ),
+    Authenticity.INTERMEDIATE: "the issuer is an ASK or ASVK, signed by the root",
+    Authenticity.ROOT: "the root is an ARK, signed by itself",
     Authenticity.ANCHOR: "the root's key is trusted",
     Authenticity.CHAIN_PRODUCT: "all certificates are for one product",
     Authenticity.VALIDITY: "all certificates are valid at the time of verification",
-    Authenticity.REVOCATION: "a current list that did not come from the host does not name the "
-    "ASK or ASVK",
+    Authenticity.REVOCATION: (
+        "a current list from a source other than the host does not name the ASK or ASVK"
+    ),
     Authenticity.PRODUCT: "the report's processor belongs to the leaf's product",
     Authenticity.CHIP_ID: "the report's chip is the VCEK's",
-    Authenticity.REPORTED_TCB: "REPORTED_TCB is the leaf's, in every component",
+    Authenticity.REPORTED_TCB: "REPORTED_TCB equals the leaf's TCB in every component",
     Authenticity.REPORT_SIGNATURE: "the leaf's key signed the report",
-    Authenticity.RUNTIME_DATA: "REPORT_DATA is the digest of the runtime data, bound at VMPL 0",
+    Authenticity.RUNTIME_DATA: (
+        "REPORT_DATA is the digest of the runtime data, and was requested at VMPL 0"
+    ),
 }
 
 
@@ -153,12 +158,12 @@ def _made(chain: ChainFacts, report: ReportFacts) -> tuple[Check, ...]:
     nothing_to_ask: dict[Authenticity, str] = {}
     if not report.revocation:
         nothing_to_ask[Authenticity.REVOCATION] = (
-            "no revocation list is required; the available ones were checked"
+            "no revocation list is required; the available lists were checked"
             if report.other_lists
             else "no revocation list was given or required"
         )
     if report.read and not report.names_product:
-        nothing_to_ask[Authenticity.PRODUCT] = "the report names no processor (version 2)"
+        nothing_to_ask[Authenticity.PRODUCT] = "a version 2 report names no processor"
     if chain.of_no_chip:
         nothing_to_ask[Authenticity.CHIP_ID] = "a VLEK belongs to no chip"
     elif report.masked:

@@ -79,11 +79,11 @@ class _Reader:
         if count and size != _SEGMENT.size:
             raise FormatError(
                 WHAT,
-                f"{size} bytes per program header, expected {_SEGMENT.size}",
+                f"program headers have {size} bytes each, expected {_SEGMENT.size}",
                 field="e_phentsize",
             )
         if count > _MAX_SEGMENTS:
-            raise FormatError(WHAT, f"too many program headers: {count}", field="e_phnum")
+            raise FormatError(WHAT, f"has too many program headers: {count}", field="e_phnum")
         table = self._slice(at, count * _SEGMENT.size, "program header")
         self._segments = list(_SEGMENT.iter_unpack(table))
 
@@ -120,7 +120,7 @@ class _Reader:
             if start not in found or length <= 0:
                 continue
             if length > _MAX_RELOCATIONS * _RELOCATION.size:
-                raise FormatError(WHAT, f"too many relocations: {length} bytes")
+                raise FormatError(WHAT, f"has too many relocations: {length} bytes")
             table = self._at_address(found[start] + skip, length, "relocations")
             table = table[: len(table) // _RELOCATION.size * _RELOCATION.size]
             wanted.update(info >> 32 for _, info, _ in _RELOCATION.iter_unpack(table))

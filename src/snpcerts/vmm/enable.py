@@ -52,6 +52,8 @@ def enable_req_certs(vm_fd: int, ioctl: IoctlCall = fcntl.ioctl) -> None:
             raise
         raise RefusedError(
             "KVM_SEV_SNP_ENABLE_REQ_CERTS: KVM refused with EINVAL",
-            hint="the VM must be of type SNP, initialised with INIT2, and have no vCPU yet; "
-            "the kernel must be 7.0 or later",
+            hint=(
+                "the VM must be of type SNP, initialised with INIT2, and must have no "
+                "vCPU yet; the kernel must be 7.0 or later"
+            ),
         ) from None

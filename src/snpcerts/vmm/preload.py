@@ -44,8 +44,10 @@ def shim_library() -> str:
     if not _SHIM.is_file():
         raise RefusedError(
             "the shim is not installed",
-            hint="it is compiled when snpcerts is installed: install a C compiler (cc), then "
-            "snpcerts again; Linux on x86-64 only",
+            hint=(
+                "it is compiled when snpcerts is installed: install a C compiler (cc), "
+                "then install snpcerts again, on Linux for x86-64"
+            ),
         )
     if any(character in str(_SHIM) for character in " :"):
         raise RefusedError(
@@ -91,9 +93,11 @@ def sandbox_warnings(argv: Sequence[str], certs: str) -> list[str]:
         values += [each.partition("=")[2] for each in options if each.startswith("--seccomp=")]
         if values[-1:] not in (["false"], ["log"]):
             raise RefusedError(
-                f"{name} forbids its vCPU threads the calls that lock a file: it would be killed "
-                "at the guest's first request",
-                hint="add --seccomp false",
+                (
+                    f"{name} does not let its vCPU threads lock a file: the kernel would "
+                    "kill it at the guest's first request"
+                ),
+                hint="run it with --seccomp false",
             )
     root = ""
     for option, value in pairwise(options):
@@ -105,9 +109,11 @@ def sandbox_warnings(argv: Sequence[str], certs: str) -> list[str]:
     inside = os.path.join(root, os.path.abspath(certs).lstrip("/"))
     if root and not os.path.exists(inside):
         return [
-            f"after the change of root to {root}, the certificate file is looked for at {inside}, "
-            "which does not exist: guests get an empty table until it does (bind-mount its "
-            "directory there)"
+            (
+                f"after the change of root to {root}, the shim looks for the "
+                f"certificate file at {inside}, which does not exist. Guests get an "
+                "empty table until it does (bind-mount its directory there)"
+            )
         ]
     return []
 
@@ -119,14 +125,14 @@ def certificate_warnings(certs: str) -> list[str]:
         fd = os.open(certs, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
     except (OSError, ValueError) as error:
         reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
-        found.append(f"{certs}: {reason}: guests get an empty table until this is fixed")
+        found.append(f"{certs}: {reason}. Guests get an empty table until this is fixed")
     else:
         status = os.fstat(fd)
         os.close(fd)
         if not stat.S_ISREG(status.st_mode):
-            found.append(f"{certs}: not a regular file: guests get an empty table")
+            found.append(f"{certs}: not a regular file. Guests get an empty table")
         elif status.st_size > MAX_SIZE:
-            found.append(f"{certs}: larger than {MAX_SIZE} bytes: guests get an empty table")
+            found.append(f"{certs}: larger than {MAX_SIZE} bytes. Guests get an empty table")
     try:
         kvm = os.open("/dev/kvm", os.O_RDWR | os.O_CLOEXEC)
     except OSError as error:
@@ -134,8 +140,8 @@ def certificate_warnings(certs: str) -> list[str]:
     try:
         if not supports_req_certs(kvm):
             found.append(
-                "this kernel's KVM does not request certificates (Linux 7.0 does), or SNP is off: "
-                "guests get no certificates"
+                "this kernel's KVM does not request certificates (Linux 7.0 does), or "
+                "SNP is off. Guests get no certificates"
             )
     except OSError as error:
         found.append(f"/dev/kvm: KVM_X86_SEV_SNP_REQ_CERTS: {error.strerror}")
@@ -176,10 +182,15 @@ def find_program(name: str, variables: Mapping[str, str]) -> list[str]:
         ]
     if not _imports_ioctl(elf, libraries):
         raise RefusedError(
-            f"{path} does not call the C library's ioctl: it makes its own system calls, as "
-            "programs in Go do, or it is not a VMM",
-            hint="put 'snpcerts run' right before the VMM, not before a program that starts it; if "
-            "the VMM loads its KVM library at run time, set the variables of --print-environment",
+            (
+                f"{path} does not call the C library's ioctl. It makes its own system "
+                "calls, as programs in Go do, or it is not a VMM"
+            ),
+            hint=(
+                "put 'snpcerts run' right before the VMM, not before a program that "
+                "starts it. If the VMM loads its KVM library at run time, set the "
+                "variables that --print-environment prints"
+            ),
         )
     return []
 

@@ -25,9 +25,10 @@ from snpcerts.cli.host.sync import sync
 def command() -> None:
     """Keep this host's certificate files in step with its firmware.
 
-    Every command that changes the firmware's key goes: plan, fetch what the new
-    key will need, lock and empty the certificate files, firmware, read its
-    status again, publish, unlock. Nothing is fetched with a lock held.
+    Every command that changes the firmware's key makes a plan, fetches the certificates of the new
+    key, locks and empties the certificate files, gives the firmware command, reads the firmware's
+    status again, publishes the certificates, and unlocks the files. It never fetches while it holds
+    a lock.
     """
 
 

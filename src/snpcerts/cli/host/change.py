@@ -102,15 +102,18 @@ def _outcome(plan: Plan, changed: Changed, problem: SnpCertsError | None) -> dic
     flag_value=3600.0,
     type=click.FloatRange(0, 86400),
     metavar="[S]",
-    help="Wait until the configuration's mirror has the new certificates, S seconds at most "
-    "(3600 without a number). If it does not have them by then, change nothing.",
+    help=(
+        "Wait up to S seconds (3600 without a number) until the "
+        "configuration's mirror has the new certificates. If the mirror does "
+        "not have them in time, change nothing."
+    ),
 )
 @_changes_firmware
 def commit(agent: Agent) -> Plan:
     """Commit the running firmware (SNP_COMMIT): the reported TCB becomes the current one.
 
-    Cannot be undone. The signing key changes where the two differed; a loaded
-    VLEK is then dropped, or on some firmware kept as it was.
+    This cannot be undone. If the two TCBs differ, the signing key changes, and the firmware drops a
+    loaded VLEK; some firmware keeps it unchanged.
     """
     from snpcerts.host import plan
 
@@ -144,24 +147,26 @@ def set_config(
 ) -> Plan:
     """Set the reported TCB and the masks (SNP_SET_CONFIG).
 
-    Settings that are not named do not change. The signing key changes with the reported TCB. Most
-    firmware then drops a loaded VLEK; some keeps it, and VLEK files are empty until the next
+    Other settings do not change. The signing key changes with the reported TCB. Most firmware then
+    drops a loaded VLEK. Some firmware keeps it, and VLEK files are then empty until the next
     load-vlek or prove-key.
 
-    --again is for after SNP was initialised again (kvm_amd loaded again) with the
-    reported TCB below the running one: some firmware signs with the VCEK of the
-    running TCB then, until the configuration is set once more.
+    Use --again if SNP was initialised again (kvm_amd was loaded again) with the reported TCB below
+    the current one. Some firmware then signs with the VCEK of the current TCB until the
+    configuration is set again.
     """
     from snpcerts.host import plan
 
     if reset and reported_tcb is not None:
-        raise UsageError("--reset and --reported-tcb exclude each other")
+        raise UsageError("--reset and --reported-tcb cannot be combined")
     if again and (reset or reported_tcb is not None):
-        raise UsageError("--again sets the TCB that is reported now: no other can be named")
+        raise UsageError(
+            "--again keeps the current reported TCB, so it cannot be combined with another one"
+        )
     masks = mask_chip_id is not None or mask_chip_key is not None
     if not reset and not again and reported_tcb is None and not masks:
         raise UsageError(
-            "what is to be set?", hint="give --reported-tcb, --reset, --again or a mask"
+            "no setting was given", hint="give --reported-tcb, --reset, --again or a mask"
         )
     return plan.set_config(
         agent,
@@ -183,7 +188,8 @@ def set_config(
 def load_vlek(agent: Agent, hashstick: str, vlek_cert: str) -> Plan:
     """Load a VLEK (SNP_VLEK_LOAD) from HASHSTICK, the 432 bytes that AMD wrapped for this chip.
 
-    From then on guests' reports are signed with the VLEK unless they request the VCEK.
+    From then on, the firmware signs guests' reports with the VLEK, unless a guest requests the
+    VCEK.
     """
     from snpcerts.host import plan
 

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 def check(host: Host, online: bool, as_json: bool) -> None:
     """Print whether this machine can serve certificates, what is missing, and what to do about it.
 
-    Changes nothing. Exit codes: 0 nothing failed, 1 something did.
+    The command changes nothing. Exit codes: 0 no check failed, 1 a check failed.
     """
     from snpcerts.host import host_check as checks
 
@@ -72,7 +72,7 @@ def _ask_key_server(config: Config) -> str:
     from snpcerts.host.host_processor import product_of_host
 
     if config.offline:
-        return "not asked: offline"
+        return "not requested: the configuration says offline"
     product = config.product or product_of_host()
     # A cache of its own, so that the answer is the key server's.
     with ends_cleanly(), temporary_directory("check") as folder:

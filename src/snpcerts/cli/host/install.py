@@ -25,7 +25,7 @@ _OPTIONS = (
         "--root",
         metavar="DIR",
         default="/",
-        help="Work in the root directory of another system, for example an image. [default: /]",
+        help=("Work in the root directory of another system, such as an image. [default: /]"),
     ),
     click.option(
         "--command",
@@ -36,7 +36,7 @@ _OPTIONS = (
     click.option(
         "--replace",
         is_flag=True,
-        help="Also replace files that were edited or belong to another installation.",
+        help=("Also replace files that were edited, or that belong to another installation."),
     ),
     click.option("--json", "as_json", is_flag=True, help="Print one JSON object."),
 )
@@ -54,7 +54,7 @@ def _with_options(function: Callable[..., Any]) -> Callable[..., Any]:
     metavar="NAME",
     default="kvm",
     show_default=True,
-    help="The group that the VMMs run in; it is created if it is missing.",
+    help="The group that the VMMs run in. It is created if it does not exist.",
 )
 @_with_options
 def install(
@@ -62,9 +62,9 @@ def install(
 ) -> None:
     """Make the agent a service of this host: units, configuration, group and directories.
 
-    Says what it did with each. Starts nothing. Keeps a configuration that exists,
-    and never touches a certificate file. Run it again after an upgrade, or to
-    complete an installation that was interrupted.
+    The command prints what it did, and starts nothing. It keeps an existing configuration, and
+    never changes a certificate file. Run it again after an upgrade, or to complete an interrupted
+    installation.
     """
     from snpcerts.host.installation import InstallTarget, next_steps, plan_installation
 
@@ -73,7 +73,7 @@ def install(
     _do(target, steps, dry_run, as_json, next_steps(target, steps))
 
 
-@click.command(short_help="Remove what host install has put in place.")
+@click.command(short_help="Remove what 'host install' has put in place.")
 @click.option("--purge", is_flag=True, help="Also remove the configuration and the cache.")
 @_with_options
 def uninstall(
@@ -81,9 +81,9 @@ def uninstall(
 ) -> None:
     """Stop the agent and remove what 'host install' installed.
 
-    The group, the certificate files and the record of the signing keys stay: guests
-    keep their certificates. Nothing keeps the files right from then on, so remove
-    them before the firmware changes or the host reboots.
+    The group, the certificate files and the record of the signing keys stay, so guests keep their
+    certificates. But nothing updates the files any more, so remove them before the firmware changes
+    or the host reboots.
     """
     from snpcerts.host.config import DEFAULT_FILE
     from snpcerts.host.installation import InstallTarget, plan_removal
@@ -92,7 +92,7 @@ def uninstall(
     steps = plan_removal(target, purge=purge)
     after = []
     if any(step.item == "certificates" for step in steps):
-        after = [f"rm {DEFAULT_FILE}   # before the firmware changes or the host reboots"]
+        after = [(f"rm {DEFAULT_FILE}   # do this before the firmware changes or the host reboots")]
     _do(target, steps, dry_run, as_json, after)
 
 

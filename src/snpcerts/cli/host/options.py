@@ -44,13 +44,15 @@ _OPTIONS = (
         "--file",
         "file_path",
         metavar="FILE",
-        help="The one certificate file, instead of the configuration's. "
-        "[default: /var/lib/snpcerts/certs.bin]",
+        help=(
+            "Use this certificate file only, instead of those in the "
+            "configuration. [default: /var/lib/snpcerts/certs.bin]"
+        ),
     ),
     click.option(
         "--kind",
         type=click.Choice(["vcek", "vlek"]),
-        help="With --file: which key's certificates it holds. [default: vcek]",
+        help=("With --file: the kind of key whose certificates it holds. [default: vcek]"),
     ),
     source_options_of_host,
     product_option("[default: the processor's product]"),
@@ -82,9 +84,11 @@ def with_host(function: Callable[..., Any]) -> Callable[..., Any]:
         **others: Any,
     ) -> Any:
         if file_path == "":
-            raise UsageError("--file: is empty", hint="name the certificate file")
+            raise UsageError(
+                "--file: the path is empty", hint="give the path of the certificate file"
+            )
         if kind is not None and file_path is None:
-            raise UsageError("--kind is for the file that --file names")
+            raise UsageError("--kind needs --file")
         chosen = {
             "file": file_path and os.path.abspath(file_path),
             "kind": kind,

@@ -41,24 +41,24 @@ _running: set[int] = set()  # process groups of commands that have not ended
     default=60.0,
     show_default=True,
     metavar="S",
-    help="Seconds that COMMAND may take; updates wait meanwhile.",
+    help="Seconds that COMMAND may take. Updates wait meanwhile.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @click.argument("command", nargs=-1, required=True)
 def prove_key(host: Host, timeout: float, as_json: bool, command: tuple[str, ...]) -> None:
-    """Find out from a report which key signs, remember it, and bring the files in step.
+    """Find out from a report which key signs, record it, and bring the files in step.
 
-    COMMAND has a guest of this host make a report and writes its 1184 bytes to standard output. In
-    its arguments, {report_data} is replaced by the required 64 bytes of REPORT_DATA, in
-    hexadecimal, and {key_sel} by a value for --key-sel; they are in the environment too, as
-    SNPCERTS_REPORT_DATA and SNPCERTS_KEY_SEL:
+    COMMAND makes a guest of this host request a report, and writes the report's 1184 bytes to
+    standard output. In its arguments, {report_data} is replaced by the required 64 bytes of
+    REPORT_DATA, in hexadecimal, and {key_sel} by a value for --key-sel. The environment also has
+    them, as SNPCERTS_REPORT_DATA and SNPCERTS_KEY_SEL:
 
     \b
     snpcerts host prove-key -- ssh guest \\
         snpcerts guest report -o - --report-data {report_data} --key-sel {key_sel}
 
-    The command holds the shared lock of the first certificate file (or of --file) meanwhile, and
-    proves that file's key.
+    Meanwhile, prove-key holds the shared lock of the first certificate file (or of --file). It
+    proves the key of that file.
 
     Exit codes: 0 proven and in step, 1 contradicted or no proof, 3 try again.
     """
@@ -146,10 +146,10 @@ def run_in_guest(command: Sequence[str], report_data: str, key_sel: str, timeout
             process.stdout.close()
     if data is None or code is None:
         raise RetryLaterError(
-            f"{argv[0]}: timed out after {timeout:g} s", hint="--timeout gives it more"
+            f"{argv[0]}: timed out after {timeout:g} s", hint="give it more time with --timeout"
         )
     if code != 0:
-        raise RefusedError(f"{argv[0]}: ended with exit code {code}; nothing is proven")
+        raise RefusedError(f"{argv[0]}: ended with exit code {code}, so nothing is proven")
     return data
 
 

@@ -54,16 +54,22 @@ _VERSION_LIMIT: Final = 10.0
 @click.option(
     "--vmm",
     metavar="COMMAND",
-    help="Start this VMM for the trial, with the shim, or with {certs} in place of the "
-    "certificate file if it serves the file itself. [default: the guest is running]",
+    help=(
+        "Start this VMM for the trial, with the shim. If it serves the file "
+        "itself, write {certs} where it takes the certificate file. [default: "
+        "the guest is already running]"
+    ),
 )
 @click.option(
     "--update",
     metavar=METAVAR,
-    help="Report this TCB for a while, so that another key signs; then the present one again.",
+    help=(
+        "Report this TCB for a while, so that another key signs. Afterwards, "
+        "report the present TCB again."
+    ),
 )
 @click.option("-o", "--output", metavar="FILE", help="Write the report here, as JSON.")
-@click.option("--text", "text_path", metavar="FILE", help="Write it here too, for people.")
+@click.option("--text", "text_path", metavar="FILE", help="Also write the report here, as text.")
 @click.option("--full-chip-id", is_flag=True, help="Do not shorten the chip ID.")
 @click.option(
     "--timeout",
@@ -79,7 +85,7 @@ _VERSION_LIMIT: Final = 10.0
     default=180.0,
     show_default=True,
     metavar="S",
-    help="Seconds until the guest of --vmm answers COMMAND.",
+    help="Seconds to wait until the guest of --vmm answers COMMAND.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @click.argument("command", nargs=-1, required=True)
@@ -95,24 +101,24 @@ def prove_host(
     as_json: bool,
     command: tuple[str, ...],
 ) -> None:
-    """Try the whole path of a request on this host; report claim by claim what was seen.
+    """Try the whole path of a request on this host, and compare it with each claim.
 
-    COMMAND has a guest of this host make an extended report, and writes it with its certificates
-    to standard output. {report_data} and {key_sel} in its arguments are replaced as for
-    prove-key:
+    COMMAND makes a guest of this host request an extended report, and writes the report and its
+    certificates to standard output. In its arguments, {report_data} and {key_sel} are replaced as
+    for prove-key:
 
     \b
     snpcerts host prove --vmm 'qemu-system-x86_64 ...' -- ssh guest \\
         snpcerts guest report -o - --format tsm-json \\
         --report-data {report_data} --key-sel {key_sel}
 
-    Each claim of docs/fidelity.md comes out as seen, differs, or not-tried. Only a report that
-    verifies with AMD's root counts as one about hardware; with any other root this one says so.
+    The result for each claim of docs/fidelity.md is seen, differs or not-tried. Only reports that
+    verify with AMD's root say something about hardware; with any other root, the output says so.
 
-    The certificate file is locked for some seconds, in which other guests of the host get BUSY.
-    With --update the key that signs changes twice; all files stay in step.
+    The command locks the certificate file for some seconds. During that time, other guests of the
+    host get BUSY. With --update, the signing key changes twice; all files stay in step.
 
-    Exit codes: 0 nothing differs, 1 something does, or no report verified.
+    Exit codes: 0 no claim differs, 1 a claim differs or no report verified.
     """
     for path in filter(None, (output, text_path)):
         check_output(path)
@@ -247,7 +253,7 @@ class _Vmm:
         from snpcerts.host.claim_report import Showing
 
         if self._process is not None and self._process.poll() is None and self._answered:
-            what = f"{self.name} starts a guest, and runs it"
+            what = f"{self.name} starts and runs a guest"
             report.note("vmm-runs", "capabilities", Showing.SEEN, what)
 
 
@@ -294,7 +300,7 @@ def _arguments(command: str, certs: str) -> list[str]:
     except ValueError as error:
         raise UsageError(f"--vmm: {error}") from None
     if not argv:
-        raise UsageError("--vmm: is empty", hint="give the VMM's command line")
+        raise UsageError("--vmm: the command line is empty", hint="give the VMM's command line")
     if shutil.which(argv[0]) is None:
         raise UsageError(f"--vmm: {argv[0]}: no such program", hint="give its path")
     return [word.replace(_CERTS, certs) for word in argv]

@@ -38,12 +38,12 @@ _METRICS_FILE = click.option(
 
 @click.command()
 @with_host
-@click.option("--watch", "watching", is_flag=True, help="Keep running, and repair every drift.")
+@click.option("--watch", "watching", is_flag=True, help="Keep running, and repair each drift.")
 @click.option(
     "--interval",
     type=click.FloatRange(0.1, 86400),
     metavar="S",
-    help="Seconds between two checks of --watch. [default: 30]",
+    help="Seconds between two checks with --watch. [default: 30]",
 )
 @_LOG
 @_METRICS_FILE
@@ -73,15 +73,16 @@ def sync(
 ) -> None:
     """Bring the certificate files in step with the firmware.
 
-    A file that does not match is emptied at once; its certificates are then fetched, verified and
-    published. With --watch it runs until SIGTERM, and rereads the configuration on SIGHUP.
+    The command empties a file that does not match at once, and then fetches, verifies and publishes
+    its certificates. With --watch it runs until SIGTERM, and reads the configuration again on
+    SIGHUP.
 
-    Exit codes: 0 in step, 1 refused, 3 a certificate is not available now.
+    Exit codes: 0 in step, 1 refused, 3 a certificate is not available at the moment.
     """
     if not watching and (interval is not None or metrics_port is not None):
-        raise UsageError("--interval and --metrics-port are for --watch")
+        raise UsageError("--interval and --metrics-port need --watch")
     if not watching and trace_path is not None:
-        raise UsageError("--trace is for --watch")
+        raise UsageError("--trace needs --watch")
     config = host.config()
     metrics_file = metrics_file or config.metrics_file
     metrics_port = metrics_port or config.metrics_port

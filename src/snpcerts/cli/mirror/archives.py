@@ -21,7 +21,7 @@ _JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 @click.command()
 @DATABASE
-@product_option("Only of this product.")
+@product_option("Only for this product.")
 @_JSON
 @click.argument("directory", metavar="DIR")
 def export(database: str, product: Product | None, as_json: bool, directory: str) -> None:
@@ -53,9 +53,9 @@ def export(database: str, product: Product | None, as_json: bool, directory: str
 @_JSON
 @click.argument("directory", metavar="DIR")
 def import_(database: str, anchors: tuple[str, ...], as_json: bool, directory: str) -> None:
-    """Store what verifies of DIR, which 'mirror export' or a cache has written.
+    """Store everything in DIR that verifies; 'mirror export' or a cache wrote DIR.
 
-    Exit codes: 0 everything was stored, 1 something was refused, 2 wrong usage or not a directory.
+    Exit codes: 0 everything was stored, 1 a file was refused, 2 wrong usage or not a directory.
     """
     imported("snpcerts.mirror.database")
     from snpcerts.mirror import archive
@@ -63,7 +63,9 @@ def import_(database: str, anchors: tuple[str, ...], as_json: bool, directory: s
     from snpcerts.mirror.database import MirrorDatabase
 
     if not Path(directory).is_dir():
-        raise InputError(f"{directory}: is not a directory", hint="name what 'export' has written")
+        raise InputError(
+            f"{directory}: is not a directory", hint="give the directory that 'export' wrote"
+        )
     admission = Admission(anchors_of(anchors))
     opened = MirrorDatabase(database)
     try:

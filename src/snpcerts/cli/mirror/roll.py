@@ -24,12 +24,14 @@ from snpcerts.errors import InputError, RetryLaterError, UsageError
     required=True,
     help="The TCB that the hosts will report.",
 )
-@product_option("[default: by the TCB's components, if these leave no choice]")
+@product_option("[default: the only product whose TCB has these components]")
 @click.option(
     "--hosts",
     metavar="FILE",
-    help="Only these hosts: a name or a chip ID on each line, - for standard input. "
-    "[default: all hosts of the product]",
+    help=(
+        "Only these hosts: one name or chip ID on each line; - is standard "
+        "input. [default: all hosts of the product]"
+    ),
 )
 @click.option(
     "--mirror",
@@ -38,14 +40,16 @@ from snpcerts.errors import InputError, RetryLaterError, UsageError
     default="http://127.0.0.1:8180",
     show_default=True,
     envvar="SNPCERTS_MIRROR",
-    help="The mirror. Also from the variable SNPCERTS_MIRROR.",
+    help="The mirror's URL. The variable SNPCERTS_MIRROR also sets it.",
 )
 @click.option(
     "--token-file",
     metavar="FILE",
     envvar="SNPCERTS_MIRROR_TOKEN_FILE",
-    help="A file whose first line is an operator's token. Also from the variable "
-    "SNPCERTS_MIRROR_TOKEN_FILE.",
+    help=(
+        "A file whose first line is an operator's token. The variable "
+        "SNPCERTS_MIRROR_TOKEN_FILE also sets it."
+    ),
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def roll(
@@ -58,9 +62,9 @@ def roll(
 ) -> None:
     """Announce firmware before it is installed: the mirror fetches what each host will need.
 
-    Prints how many certificates are stored already, how many wait, and when the last one comes.
-    The mirror's page shows how far the roll is. No host changes: commit there afterwards, for
-    example with 'snpcerts host commit --wait-for-mirror'.
+    The command prints how many certificates are already stored, how many are queued, and when the
+    last one will arrive. The mirror's page shows the progress of the roll. The hosts do not change:
+    commit on each of them afterwards, for example with 'snpcerts host commit --wait-for-mirror'.
     """
     from snpcerts.abi.product import Product
     from snpcerts.abi.tcb import TcbVersion
@@ -73,13 +77,15 @@ def roll(
         if len(fitting) != 1:
             names = " or ".join(each.keyword for each in fitting)
             raise UsageError(
-                f"--tcb {tcb}: may be of {names}", hint=f"name the product: --product {names}"
+                f"--tcb {tcb}: fits {names}", hint=f"name the product: --product {names}"
             )
         product = fitting[0]
     if token_file is not None and sent_in_clear(url):
-        raise UsageError(f"--mirror {url}: a token is sent by https:// only, or to this machine")
+        raise UsageError(f"--mirror {url}: a token is sent only over https://, or to this machine")
     access = MirrorAccess(checked_base(url), token_file and os.path.abspath(token_file))
-    client = MirrorClient(access, access_hint="--token-file names the file it is read from")
+    client = MirrorClient(
+        access, access_hint="give the file that holds the token with --token-file"
+    )
     answer = client.call(
         "POST",
         "rolls",
@@ -103,7 +109,7 @@ def roll(
         wait = span(timedelta(seconds=found["wait_seconds"]))
         present(f"  the last one    in {wait}, at {done:%Y-%m-%d %H:%M} UTC")
     else:
-        present("  all are there: every host can commit now")
+        present("  all certificates are stored: every host can commit now")
 
 
 def _count(number: int, what: str) -> str:
@@ -121,7 +127,7 @@ def _named(path: str) -> list[str]:
     lines = (line.partition("#")[0].strip() for line in text.splitlines())
     names = [line for line in lines if line]
     if not names:
-        raise InputError(f"{path}: names no host", hint="a name or a chip ID on each line")
+        raise InputError(f"{path}: names no host", hint="write one name or chip ID on each line")
     if len(names) > MAX_HOSTS:
         raise InputError(f"{path}: names {len(names)} hosts, the limit is {MAX_HOSTS}")
     return names
@@ -139,7 +145,7 @@ def _read(answer: bytes) -> dict[str, Any]:
     if not right:
         raise RetryLaterError(
             "the mirror's answer cannot be read",
-            hint="is it another server, or a mirror of another version?",
+            hint=("check that the URL is a mirror's, and that the mirror is of this release"),
             code="mirror-unavailable",
         )
     return dict(found)

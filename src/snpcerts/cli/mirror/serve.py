@@ -25,8 +25,12 @@ DATABASE = click.option(
     default="sqlite:////var/lib/snpcerts/mirror.db",
     show_default=True,
     envvar="SNPCERTS_MIRROR_DATABASE",
-    help="Database: sqlite:///PATH for one instance, postgresql://USER@HOST/NAME for several. The "
-    "variable SNPCERTS_MIRROR_DATABASE hides a password from the list of processes.",
+    help=(
+        "Database: sqlite:///PATH for one instance, "
+        "postgresql://USER@HOST/NAME for several. Set it by the variable "
+        "SNPCERTS_MIRROR_DATABASE to keep a password out of the list of "
+        "processes."
+    ),
 )
 
 
@@ -37,18 +41,24 @@ DATABASE = click.option(
     metavar="[HOST:]PORT",
     default="127.0.0.1:8180",
     show_default=True,
-    help="Where to serve. Port 0 takes a free one.",
+    help="The address to listen on. Port 0 takes a free port.",
 )
 @click.option(
-    "--upstream", metavar="URL", default=AMD_URL, show_default=True, help="Key server or mirror."
+    "--upstream",
+    metavar="URL",
+    default=AMD_URL,
+    show_default=True,
+    help="The key server or mirror to fetch from.",
 )
 @ANCHOR
 @click.option(
     "--gap",
     type=click.FloatRange(0, 3600),
     metavar="SECONDS",
-    help="Least seconds between two requests for a VCEK. "
-    "[default: 10 for AMD's server, 0 for any other]",
+    help=(
+        "Shortest time in seconds between two requests for a VCEK. [default: "
+        "10 for AMD's server, 0 for any other]"
+    ),
 )
 @click.option(
     "--patience",
@@ -56,14 +66,14 @@ DATABASE = click.option(
     default=15.0,
     show_default=True,
     metavar="SECONDS",
-    help="How long a caller is held whose certificate is being fetched.",
+    help="How long to hold a caller whose certificate is being fetched.",
 )
 @click.option(
     "--unknown-chips",
     type=click.Choice(["open", "enrolled"]),
     default="open",
     show_default=True,
-    help="Fetch also for chips of which no host has announced itself, or not.",
+    help=("Whether to fetch also for chips of hosts that have not announced themselves."),
 )
 @click.option(
     "--budget",
@@ -73,10 +83,16 @@ DATABASE = click.option(
     metavar="COUNT",
     help="How many unknown chips an address may have in the queue.",
 )
-@click.option("--agent-token-file", metavar="FILE", help="Tokens of the hosts' agents, one a line.")
-@click.option("--admin-token-file", metavar="FILE", help="Tokens of operators, one a line.")
+@click.option(
+    "--agent-token-file",
+    metavar="FILE",
+    help="File with the tokens of the hosts' agents, one on each line.",
+)
+@click.option(
+    "--admin-token-file", metavar="FILE", help="File with the operators' tokens, one on each line."
+)
 @click.option("--tls-cert", metavar="FILE", help="Serve TLS with this certificate chain (PEM).")
-@click.option("--tls-key", metavar="FILE", help="Its private key (PEM).")
+@click.option("--tls-key", metavar="FILE", help="The certificate's private key (PEM).")
 @click.option(
     "--client-ca",
     metavar="FILE",
@@ -85,7 +101,7 @@ DATABASE = click.option(
 @click.option(
     "--forwarded-from",
     metavar="ADDRESSES",
-    help="Believe X-Forwarded-For of these proxies' addresses (comma-separated).",
+    help=("Trust the X-Forwarded-For header from these proxies' addresses (comma-separated)."),
 )
 def serve(
     database: str,
@@ -105,11 +121,11 @@ def serve(
 ) -> None:
     """Serve certificates from the database, and fetch those that are missing.
 
-    Runs until SIGINT or SIGTERM. Several instances may share one PostgreSQL database.
+    The mirror runs until SIGINT or SIGTERM. Several instances can share one PostgreSQL database.
     """
     imported("snpcerts.mirror.serving")
     if (tls_cert is None) != (tls_key is None):
-        raise UsageError("--tls-cert and --tls-key are given together")
+        raise UsageError("--tls-cert and --tls-key must be given together")
     if client_ca is not None and tls_cert is None:
         raise UsageError("--client-ca needs --tls-cert and --tls-key")
     host, port = _address(listen)
@@ -172,10 +188,10 @@ def _token_file(path: str | None) -> tuple[str, ...]:
     try:
         lines = read_input(path).decode("ascii").split()
     except UnicodeDecodeError:
-        raise InputError(f"{path}: has bytes that are not ASCII") from None
+        raise InputError(f"{path}: contains bytes that are not ASCII") from None
     if not lines or any(len(each) < 16 for each in lines):
         raise InputError(
-            f"{path}: must have one token a line, of 16 characters at least",
-            hint="as 'openssl rand -hex 32' makes them",
+            f"{path}: must have one token of at least 16 characters on each line",
+            hint="make tokens with 'openssl rand -hex 32'",
         )
     return tuple(lines)

@@ -31,7 +31,7 @@ def asks_and_writes_nothing(answer: Answer, pages: int) -> str | None:
     """Check as :func:`asks_for` does, and also that the guest's memory is unchanged."""
     problem = asks_for(answer, pages)
     if problem is None and not answer.untouched:
-        problem = "ENOSPC, but the guest's memory was written to"
+        problem = "ENOSPC, but the VMM wrote to the guest's memory"
     return problem
 
 
@@ -51,7 +51,7 @@ def _large(trial: Trial, vcpu: TrialVcpu) -> Script:
     for size in (401, 4095, 4097, 8193, 5 * PAGE_SIZE, 71_680):
         pages = pages_of(size)
         if pages + 2 > room:
-            trial.advise(check, f"not tried with {size} bytes: the VM has too little memory")
+            trial.advise(check, f"table of {size} bytes not tried: the VM has too little memory")
             return
         table = trial.served.table(size)
         trial.served.rewrite(table)
@@ -104,7 +104,7 @@ def _none(trial: Trial, vcpu: TrialVcpu) -> Script:
     trial.served.remove()
     answer = yield from vcpu.ask(0)
     if not answer.untouched:
-        problem = "without a file: expected nothing written, found the guest's memory changed"
+        problem = "without a file: expected no write to the guest's memory, found a change"
         trial.judge("no-buffer", problem)
 
 
@@ -139,7 +139,13 @@ def _short(trial: Trial, vcpu: TrialVcpu) -> Script:
     answer = yield from vcpu.ask(2)
     trial.observer.meddle = lambda _: None
     if not cut:
-        trial.skip("short-read", "the VMM does not read the file with a call that can be cut short")
+        trial.skip(
+            "short-read",
+            (
+                "the VMM does not read the file with a call that can return fewer "
+                "bytes than asked for"
+            ),
+        )
         return
     problem = answer.delivers(table)
     if problem is not None and answer.ok and answer.got(len(EMPTY)) == EMPTY:
@@ -158,7 +164,7 @@ def unharmed(answer: Answer, complete: bytes) -> str | None:
     if request is None:
         return f"no exit occurred; the guest got: {answer}"
     if request.ret in (errno.EAGAIN, errno.EIO):
-        return None if answer.untouched else "refused, but the guest's memory was written to"
+        return None if answer.untouched else "refused, but the VMM wrote to the guest's memory"
     if answer.ok and (answer.untouched or answer.got(len(EMPTY)) == EMPTY):
         return None
     return answer.delivers(complete)

@@ -78,7 +78,7 @@ def _gone(check: str, take_away: Callable[[Trial], None]) -> Scenario:
             answer = yield from vcpu.ask(2)
             trial.judge(check, _empty(answer))
         if trial.served.content is None and trial.served.path.is_file():
-            trial.judge(check, "expected no file, found one that the VMM created at the path")
+            trial.judge(check, "expected no file, but the VMM created one at the path")
         trial.observer.meddle_open = lambda _: None
         table = trial.served.table(TABLE_SIZE)
         trial.served.replace(table)

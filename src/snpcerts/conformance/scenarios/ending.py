@@ -58,7 +58,7 @@ def _stopped_when(moment: Moment) -> Scenario:
         number = trial.limits.stop
         asked.clear()
         if trial.runner is None or not _catches(trial.runner, number):
-            trial.skip(check, f"{number.name} ends the VMM without stopping its vCPUs")
+            trial.skip(check, f"{number.name} ends the VMM, but does not stop its vCPUs first")
             trial.send(signal.SIGKILL)
             return
         trial.served.rewrite(trial.served.table(TABLE_SIZE))
@@ -71,7 +71,7 @@ def _stopped_when(moment: Moment) -> Scenario:
         moment(trial, stop)
         yield from vcpu.ask(2)
         if not asked:
-            trial.skip(check, "the request never reached this moment")
+            trial.skip(check, "the request never reached the moment at which the signal is sent")
             trial.send(signal.SIGKILL)
 
     def after(trial: Trial) -> None:
@@ -85,7 +85,7 @@ def _stopped_when(moment: Moment) -> Scenario:
         seconds = time.monotonic() - asked[0]
         trial.judge(
             check,
-            f"{name} arrived during a request, but the guest still runs {seconds:.0f} s later",
+            f"the guest still runs {seconds:.0f} s after {name}, which arrived during a request",
         )
 
     return Scenario(checks=(check,), script=script, after=after, ends=True)

@@ -87,7 +87,7 @@ def released(trial: Trial, when: str) -> Script:
 
 def _lock_kind(request: CertsRequest) -> str | None:
     if request.lock_at_answer is None and all(read.lock is None for read in request.reads):
-        return "the file never had a lock that an update would see"
+        return "the VMM never took a lock that an update would see"
     return lock_kind(request)
 
 
@@ -113,7 +113,7 @@ def _slow(trial: Trial, vcpu: TrialVcpu) -> Script:
         return
     trial.judge(
         check,
-        f"the firmware took {seconds:g} s; the lock was dropped after {lost[0]:.1f} s"
+        (f"the firmware took {seconds:g} s, but the lock was dropped after {lost[0]:.1f} s")
         if lost
         else None,
     )
@@ -139,7 +139,7 @@ def _lock_fails(trial: Trial, vcpu: TrialVcpu) -> Script:
         return
     request = answer.request
     if answer.has_table and request is not None and request.lock_at_answer is None:
-        trial.judge(check, "ENOLCK: the table was delivered without a lock")
+        trial.judge(check, "ENOLCK: the VMM delivered the table without a lock")
     else:
         trial.judge(check, unharmed(answer, table))
     answer = yield from vcpu.ask(2)
@@ -218,9 +218,9 @@ def _after_lock(trial: Trial, vcpu: TrialVcpu) -> Script:
         if answer.got(TABLE_SIZE) == swapped[0] and not any(
             read.lock for read in request.reads if read.file == served.identity
         ):
-            problem = "the path was opened again after the lock: the new file was read unlocked"
+            problem = "the VMM opened the path again after the lock, and read the new file unlocked"
         elif request.lock_at_answer is None:
-            problem = "the file that was read last had no lock when the VMM answered"
+            problem = "when the VMM answered, it held no lock on the file that it had read last"
     trial.judge(check, problem)
 
 
@@ -248,7 +248,7 @@ def _serves_new(answer: Answer, old: list[bytes], new: bytes) -> str | None:
     if answer.request is not None and answer.request.ret == errno.EAGAIN:
         return None
     if answer.ok and any(answer.got(len(each)) == each for each in old):
-        return "expected the file at the path, found the table of a file that it replaced"
+        return "expected the table of the file at the path, found that of a file that it replaced"
     return answer.delivers(new)
 
 
@@ -311,7 +311,7 @@ def _busy(trial: Trial, vcpu: TrialVcpu) -> Script:
     yield from vcpu.ask(2)
     if not served.lock():
         for check in ("busy", "waits-asleep"):
-            trial.skip(check, f"an update cannot take the lock at all: {served.kinds()}")
+            trial.skip(check, f"an update can never take the lock: {served.kinds()}")
         return
     before, spent = cpu_time(trial.processes()), [0.0]
     delayed, delay = delay_time(trial.processes()), [0.0]
@@ -354,13 +354,14 @@ def _judge_waiting(trial: Trial, request: CertsRequest | None, spent: float) -> 
     problem = None
     if short is not None and short < SLEEP_MIN:
         problem = (
-            f"expected pauses between the tries for the lock, found {len(gaps) + 1} tries in "
-            f"{request.waited * 1000:.0f} ms, a tenth of them within {short * 1e6:.0f} us"
+            "expected pauses between the attempts to take the lock, found "
+            f"{len(gaps) + 1} attempts in {request.waited * 1000:.0f} ms, a tenth "
+            f"of them less than {short * 1e6:.0f} us apart"
         )
     elif spent > request.waited / 2:
         problem = (
-            f"expected a VMM that sleeps, found {spent * 1000:.0f} ms of processor time in "
-            f"{request.waited * 1000:.0f} ms of waiting"
+            f"expected the VMM to sleep, found {spent * 1000:.0f} ms of processor "
+            f"time in {request.waited * 1000:.0f} ms of waiting"
         )
     trial.judge(check, problem)
 
@@ -403,13 +404,22 @@ def _quiet(trial: Trial, vcpu: TrialVcpu) -> Script:
     served.remove()
     yield from ask_often("no file", 2, REPEATED)
     talks = {kind: each for kind, each in lines.items() if each >= TALKS}
-    found = ", ".join(f"{each:.0f} for each request ({kind})" for kind, each in talks.items())
+    found = ", ".join(
+        (f"expected no output for each request, found {each:.0f} for each ({kind})")
+        for kind, each in talks.items()
+    )
     if not talks:
         trial.judge(check, None)
     elif "success" in talks and max(talks.values()) < 2:
-        trial.advise(check, f"a line for each request, whatever its result: {found}")
+        trial.advise(
+            check,
+            (
+                "expected output only when something changes, found a line for each "
+                f"request, whatever its result: {found}"
+            ),
+        )
     else:
-        trial.judge(check, f"expected lines when something changes, found {found}")
+        trial.judge(check, f"expected output when something changes, found {found}")
 
 
 def delay_time(processes: list[int]) -> float:
@@ -438,7 +448,7 @@ def _busy_answer(trial: Trial, answer: Answer, delay: float) -> str | None:
     if request is None or request.ret != errno.EAGAIN:
         return f"expected ret {errno.EAGAIN} (EAGAIN), found {answer}"
     if not answer.untouched:
-        return "EAGAIN, but the guest's memory was written to"
+        return "EAGAIN, but the VMM wrote to the guest's memory"
     if request.waited is not None and request.waited - min(delay, limit) > limit:
         return f"EAGAIN after {request.waited * 1000:.0f} ms, the limit is {limit * 1000:.0f} ms"
     return None

@@ -25,14 +25,16 @@ def _first_request(trial: Trial, vcpu: TrialVcpu) -> Script:
     stale = any(request.file_used_after_end for request in trial.journal.requests)
     trial.judge(
         "exit-reason-stale",
-        "the file was locked or read again after EINTR, without a new exit" if stale else None,
+        "the VMM locked or read the file again after EINTR, without a new exit" if stale else None,
     )
 
 
 def _judge_enabling(trial: Trial) -> None:
     tries = trial.journal.enablings
     if not tries:
-        trial.judge("enabled", "never issued: guests get the empty table that KVM writes itself")
+        trial.judge(
+            "enabled", "never enabled, so guests get the empty table that KVM writes itself"
+        )
         trial.skip("attribute-asked", "the exit is not enabled")
         return
     first = tries[0]
@@ -44,9 +46,9 @@ def _judge_enabling(trial: Trial) -> None:
     trial.judge("enabled", problem)
     asked: str | None = None
     if not first.attribute_asked:
-        asked = "the exit was enabled without reading the attribute"
+        asked = "the VMM enabled the exit without reading the attribute"
     elif not first.attribute_got:
-        asked = "only KVM_HAS_DEVICE_ATTR was called, which succeeds even if SNP is off"
+        asked = "the VMM only called KVM_HAS_DEVICE_ATTR, which succeeds even if SNP is off"
     trial.judge("attribute-asked", asked)
 
 
@@ -60,19 +62,28 @@ def _after_old_kernel(trial: Trial) -> None:
     if not journal.enablings:
         trial.judge(check, None)
     elif journal.attribute.has or journal.attribute.got:
-        trial.judge(check, "issued on a kernel without the attribute, which the VMM had asked for")
+        trial.judge(
+            check,
+            (
+                "the VMM enabled the exit on a kernel that lacks it, although it had "
+                "read the attribute"
+            ),
+        )
     else:
-        trial.advise(check, "issued on a kernel without the attribute: the VMM never asked for it")
+        trial.advise(
+            check,
+            "the VMM enabled the exit on a kernel that lacks it, without reading the attribute",
+        )
 
 
 def _after_value(trial: Trial) -> None:
     check, journal = "attribute-value", trial.journal
     if not (journal.attribute.has or journal.attribute.got):
-        trial.skip(check, "the VMM never asks for the attribute")
+        trial.skip(check, "the VMM never reads the attribute")
         return
     trial.judge(
         check,
-        "the attribute reads 0: expected no KVM_SEV_SNP_ENABLE_REQ_CERTS, found one"
+        "the attribute reads 0, but the VMM called KVM_SEV_SNP_ENABLE_REQ_CERTS"
         if journal.enablings
         else None,
     )

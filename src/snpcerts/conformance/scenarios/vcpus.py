@@ -74,7 +74,9 @@ class _Rounds:
             return
         self.judged += 1
         if not self.lost and not self._trial.holds(request):
-            self.lost = f"vCPU {vcpu} waits for the firmware; its lock is gone after {after}"
+            self.lost = (
+                f"vCPU {vcpu} waits for the firmware, but its lock was dropped after {after}"
+            )
 
 
 def _ask(vcpu: TrialVcpu, npages: int, give_up: Callable[[], None] = lambda: None) -> Script:
@@ -115,7 +117,7 @@ def _script(trial: Trial, vcpu: TrialVcpu) -> Script:
         rounds.prepare(number + 1)
         yield Sleep(0.002)
     if mine == 0:
-        yield from released(trial, "after two vCPUs asked at once")
+        yield from released(trial, "after two vCPUs made requests at the same time")
 
 
 def _reached(rounds: _Rounds, vcpu: int, number: int) -> bool:
@@ -126,13 +128,13 @@ def _more(rounds: _Rounds, vcpu: TrialVcpu, held: int) -> Script:
     """Let one vCPU make requests while the other waits for the firmware."""
     mine = f"vCPU {vcpu.cpu.index}"
     yield Sleep(SETTLE)
-    rounds.check(held, f"{mine} has finished")
+    rounds.check(held, f"{mine} finished")
     if held in rounds.free:
         return
     for npages, what in ((0, "ENOSPC"), (2, "another request")):
         yield from _ask(vcpu, npages, lambda: rounds.free.add(held))
         yield Sleep(SETTLE)
-        rounds.check(held, f"{mine} has got the answer to {what}")
+        rounds.check(held, f"{mine} got its answer ({what})")
 
 
 def _after(trial: Trial) -> None:

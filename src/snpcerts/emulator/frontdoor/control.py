@@ -204,7 +204,7 @@ class ControlSocket:
         except Exception:
             # A message of one peer must not end the machine for the others.
             log.exception("control message of process %d", pid)
-            answer = {"error": "control message: cannot be served", "code": InputError.code}
+            answer = {"error": "control message: cannot be answered", "code": InputError.code}
         self._reply(peer, answer)
 
     def _reply(self, peer: socket.socket, answer: Mapping[str, object]) -> None:

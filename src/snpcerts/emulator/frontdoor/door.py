@@ -67,9 +67,9 @@ class PathKind(enum.Enum):
 
     DEVICE = "an emulated device"
     FILE = "a virtual file"
-    DIRECTORY = "a directory above an emulated path that the machine does not have"
-    BARRED = "a real device for which this door has no emulated one"
-    OPEN = "an emulated device that is open already, by its descriptor in /proc"
+    DIRECTORY = "a directory above an emulated path, which this machine does not have"
+    BARRED = "a real device that this door does not emulate"
+    OPEN = "an emulated device that is already open, through its descriptor in /proc"
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +136,7 @@ class Door:
         ours = {*self.devices, *self.files}
         for path in ours:
             if not path.startswith(b"/") or os.path.normpath(path) != path:
-                raise ValueError(f"{os.fsdecode(path)!r}: a door's paths are absolute and plain")
+                raise ValueError(f"{os.fsdecode(path)!r}: a door's path must be absolute and plain")
         self.look = look and not (
             not self._inodes
             and all(os.access(path, os.R_OK | os.W_OK) for path in self.devices)
@@ -182,7 +182,7 @@ class Door:
         """
         number = self._inodes.get(os.fsencode(directory))
         if number is None:
-            raise InputError(f"{directory}: this door sets no inode number of it")
+            raise InputError(f"{directory}: this door has assigned no inode number in it")
         return number()
 
     def opens_for_writing(self, path: bytes) -> bool:

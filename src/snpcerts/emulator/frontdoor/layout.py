@@ -48,7 +48,7 @@ class Layout:
         parts = _object(found)
         files = {path: mode for path, mode in _object(parts.get("files")).items() if _plain(path)}
         if any(type(mode) is not int or not 0 <= mode <= 0o777 for mode in files.values()):
-            raise InputError("layout of a namespace: a file's mode is not one")
+            raise InputError("layout of a namespace: the mode of a file is invalid")
         devices, hidden, directories, trees = (
             _paths(parts.get(name)) for name in ("devices", "hidden", "directories", "trees")
         )
@@ -92,7 +92,7 @@ class Places:
         parts = _object(found)
         roots = parts.get("roots")
         if type(roots) is not int or not 0 <= roots < _PATHS_MAX:
-            raise InputError("places in a namespace: the number of roots is not one")
+            raise InputError("places in a namespace: wrong number of roots")
         files, directories = (_places(parts.get(name), roots) for name in ("files", "directories"))
         devices, trees = _paths(parts.get("devices")), _paths(parts.get("trees"))
         return cls(devices, roots, files, directories, trees)
@@ -127,4 +127,4 @@ def _place(found: Sequence[object], roots: int) -> tuple[int, str]:
     match found:
         case [int(root), str(name)] if 0 <= root < roots and name and _plain(f"/{name}"):
             return root, name
-    raise InputError("message about a namespace: a place is not a root and a name")
+    raise InputError("message about a namespace: each place must have a root and a name")

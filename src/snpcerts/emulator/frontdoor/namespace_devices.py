@@ -117,7 +117,7 @@ class NamespaceDevices:
         key = found.st_dev, found.st_ino
         if path not in door.devices or found.st_rdev != PTMX_RDEV or key in self._devices:
             raise InputError(
-                f"{os.fsdecode(path)}: no device of this door, or no devpts of its own"
+                f"{os.fsdecode(path)}: not a device of this door, or it has no devpts instance"
             )
         watch = _libc.inotify_add_watch(self._inotify, b"/proc/self/fd/%d" % root, _IN_DELETE)
         if watch < 0:
@@ -154,7 +154,7 @@ class NamespaceDevices:
         device = place.device
         since = device.age(place.number)
         if since is None or device.door is not door:
-            raise OSError(errno.ENXIO, "a descriptor from behind another door, not yet used")
+            raise OSError(errno.ENXIO, "a descriptor opened behind another door, and not yet used")
         info = OpenInfo(os.fsdecode(device.path), place.flags, process)
         in_use = InUse(door.devices[device.path](info), info.writable, since)
         device.opens[place.number] = in_use

@@ -125,7 +125,7 @@ def check() -> None:
     if sys.platform != "linux" or machine.machine != "x86_64" or sys.maxsize < 1 << 32:
         raise _refuse(
             f"it needs 64-bit Linux on x86-64; this is {machine.sysname} on {machine.machine}",
-            "use a virtual machine with 64-bit Linux on x86-64",
+            "run it in a virtual machine with 64-bit Linux on x86-64",
         )
     action = ctypes.c_uint32(SECCOMP_RET_USER_NOTIF)
     sizes = ctypes.create_string_buffer(_NOTIF_SIZES.size)
@@ -172,11 +172,14 @@ def install(program: bytes) -> int:
         if error.errno == errno.EBUSY:
             raise _refuse(
                 "this process already has a seccomp listener",
-                "a process can have only one: start it outside the other front door or runtime",
+                (
+                    "a process can have only one: start it outside the other front door or "
+                    "container runtime"
+                ),
             ) from error
         raise _refuse(
             f"seccomp refused the filter ({error.strerror})",
-            "a container or sandbox may forbid seccomp(2): run it outside",
+            "a container or sandbox may forbid seccomp(2): run this outside of it",
         ) from error
 
 

@@ -208,7 +208,7 @@ class TreeServer:
             os.write(self._descriptor, FuseOutHeader(size, -code, unique).pack() + body)
         except OSError as error:
             if error.errno not in (errno.ENOENT, errno.ENODEV):  # the caller is gone
-                log.warning("FUSE: an answer was not taken (%s)", error)
+                log.warning("FUSE: the kernel did not take an answer (%s)", error)
 
     def _interrupt(self, unique: int) -> None:
         request = self._requests.get(unique)
@@ -267,7 +267,7 @@ class TreeServer:
     def _init(self, _: FuseInHeader, body: bytes) -> Handling:
         asked = FuseInitIn.unpack(body.ljust(FuseInitIn.SIZE, b"\0"))
         if asked.major != MAJOR:
-            raise OSError(errno.EPROTO, f"FUSE {asked.major} is another protocol")
+            raise OSError(errno.EPROTO, f"FUSE version {asked.major} is not supported")
         return FuseInitOut(
             major=MAJOR,
             minor=min(MINOR, asked.minor),

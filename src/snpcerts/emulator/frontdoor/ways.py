@@ -48,7 +48,7 @@ def choose(way: Way | None) -> tuple[Way, str]:
     cannot be used.
     """
     if way is Way.TRAP:
-        return Way.TRAP, "as asked for"
+        return Way.TRAP, "as requested"
     reason = namespace.missing()
     if not reason:
         return Way.NAMESPACE, "the kernel allows a private mount namespace"

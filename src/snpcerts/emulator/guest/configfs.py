@@ -81,7 +81,7 @@ class ConfigFile:
     def open(self, flags: int) -> _OpenText | _OpenBinary:
         """EACCES for an operation that the attribute does not have, for root too."""
         if self._fragment.dead:
-            raise OSError(errno.ENOENT, "the directory is removed")
+            raise OSError(errno.ENOENT, "the directory was removed")
         mode = flags & os.O_ACCMODE
         writes, reads = mode != os.O_RDONLY, mode != os.O_WRONLY
         if (writes and not self._permissions & _WRITABLE) or (
@@ -108,7 +108,7 @@ class _OpenConfigFile:
 
     def _check(self) -> None:
         if self._fragment.dead:
-            raise OSError(errno.ENOENT, "the directory is removed")
+            raise OSError(errno.ENOENT, "the directory was removed")
 
 
 class _OpenText(_OpenConfigFile):
@@ -162,7 +162,7 @@ class _OpenBinary(_OpenConfigFile):
     def read(self, offset: int, size: int) -> Operation[bytes]:
         yield from self._alone()
         if self._written is not None:
-            raise OSError(errno.ETXTBSY, "written to already")
+            raise OSError(errno.ETXTBSY, "already written")
         if self._content is None:
             self._busy = True
             try:
@@ -189,7 +189,7 @@ class _OpenBinary(_OpenConfigFile):
     def write(self, offset: int, data: bytes) -> Operation[int]:
         yield from self._alone()
         if self._content is not None:
-            raise OSError(errno.ETXTBSY, "read from already")
+            raise OSError(errno.ETXTBSY, "already read")
         if self._written is None:
             self._written = bytearray()
         end = offset + len(data)

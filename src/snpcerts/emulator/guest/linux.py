@@ -166,7 +166,9 @@ class LinuxGuest:
     def __post_init__(self) -> None:
         page = self.vm.secrets_page
         if page is None:
-            log.warning("%s: the VMM gave no secrets page, the guest cannot attest", self.vm.name)
+            log.warning(
+                "%s: the VMM gave no secrets page, so the guest cannot attest", self.vm.name
+            )
             return
         secrets = SecretsPage.unpack(page)
         keys = (secrets.vmpck0, secrets.vmpck1, secrets.vmpck2, secrets.vmpck3)
@@ -226,7 +228,7 @@ class LinuxGuest:
         """Find the shared pages and register the GHCB; return None if that is impossible."""
         pages = self.shared_pages(cpu.index)
         if pages is None or not self.vmpcks:
-            log.warning("%s: no memory or no keys for vCPU %d", self.vm.name, cpu.index)
+            log.warning("%s: vCPU %d has no memory or no keys", self.vm.name, cpu.index)
             return None
         yield from self.set_page_state_early(cpu, pages.ghcb, PageStateOperation.SHARED)
         answer = yield Vmgexit(pages.ghcb | MsrCode.REGISTER_GPA_REQ)

@@ -71,7 +71,7 @@ class GuestMemfd:
             for start in self._starts[max(0, index - 1) : index + 1]
         )
         if offset + size > self.size or overlapping:
-            raise OSError(errno.EINVAL, "guest_memfd range does not fit or is bound already")
+            raise OSError(errno.EINVAL, "guest_memfd range does not fit, or is already bound")
         self._starts.insert(index, offset)
         self._sizes[offset] = size
         self._bound[slot] = offset
@@ -157,7 +157,7 @@ class MemorySlots:
         old = self._slots.get(region.slot)
         if region.memory_size == 0:
             if old is None:
-                raise _einval("no such slot to delete")
+                raise _einval("there is no slot to delete")
             self._replace(old, None)
             return
         new = MemorySlot(
@@ -174,7 +174,7 @@ class MemorySlots:
                 or fixed & ~MEM_LOG_DIRTY_PAGES
                 or (new.address, new.size) != (old.address, old.size)
             ):
-                raise _einval("a slot's size, address and kind cannot change")
+                raise _einval("the size, address and kind of a slot cannot change")
         index = bisect.bisect_right(self._starts, new.gpa)
         # The neighbours on both sides; one of them may be the slot that it replaces.
         for start in self._starts[max(0, index - 2) : index + 2]:

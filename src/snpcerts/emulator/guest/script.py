@@ -46,9 +46,9 @@ class GuestScript:
         _check("pause", script.pause, float, SECONDS_MAX)
         _check("busy_delay", script.busy_delay, float, SECONDS_MAX)
         if not isinstance(script.serve, bool):
-            raise InputError("guest script: serve is not true or false")
+            raise InputError("guest script: serve must be true or false")
         if script.outcomes is not None and not _is_absolute_path(script.outcomes):
-            raise InputError("guest script: outcomes is not an absolute path")
+            raise InputError("guest script: outcomes must be an absolute path")
         return script
 
     def to_json(self) -> dict[str, Any]:

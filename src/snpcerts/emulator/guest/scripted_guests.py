@@ -52,7 +52,7 @@ class ScriptedGuests:
 
 
 def _end(process: int) -> None:
-    log.info("process %d has reset its machine after the last report: SIGTERM", process)
+    log.info(("process %d has reset its machine after the last report: sending SIGTERM"), process)
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.kill(process, signal.SIGTERM)
 
@@ -87,6 +87,6 @@ def _teller(vm: str, path: str | None) -> Callable[[ReportOutcome], None]:
             with open(path, "a", encoding="ascii", opener=_open_at_once) as file:
                 file.write(json.dumps(line) + "\n")
         except OSError as error:
-            log.warning("%s: outcome not written: %s", path, error.strerror)
+            log.warning("%s: cannot write the outcome: %s", path, error.strerror)
 
     return tell

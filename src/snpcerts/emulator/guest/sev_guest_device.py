@@ -123,7 +123,7 @@ class SevGuestCall:
         if self._call.response is not None:
             return self._finish(self._call.response)
         if not self._vm.alive or (self._guest is not None and self._guest.gone):
-            raise OSError(errno.ENODEV, "the guest is gone")
+            raise OSError(errno.ENODEV, "the guest has ended")
         return None
 
     def cancel(self) -> None:
@@ -134,7 +134,7 @@ class SevGuestCall:
     def _submit(self) -> None:
         guest = self._vm.guest
         if not self._vm.alive:
-            raise OSError(errno.ENODEV, "the VM is gone")
+            raise OSError(errno.ENODEV, "the VM has ended")
         if guest is None:
             return
         if not isinstance(guest, LinuxGuest):

@@ -74,7 +74,7 @@ class _ReportItem:
     def advance(self) -> None:
         """``try_advance_write_generation``."""
         if self.write_generation == (self.read_generation - 1) % _U64:
-            raise OSError(errno.EBUSY, "written too often without a read")
+            raise OSError(errno.EBUSY, "written too often without a read in between")
         self.write_generation = (self.write_generation + 1) % _U64
 
     @property
@@ -138,7 +138,7 @@ class TsmReports:
         yield from self._lock()
         self._provider()
         if not PRIVLEVEL_FLOOR <= value <= PRIVLEVEL_MAX:
-            raise OSError(errno.EINVAL, "not a level of this guest")
+            raise OSError(errno.EINVAL, "the guest does not have this VMPL")
         report.advance()
         report.privlevel = value
 
@@ -151,7 +151,7 @@ class TsmReports:
         """``tsm_report_read``; without ``full`` zeros of the size."""
         yield from self._lock()
         if not report.inblob:
-            raise OSError(errno.EINVAL, "nothing in inblob")
+            raise OSError(errno.EINVAL, "inblob is empty")
         if not report.is_current:
             self._provider()
             report.blobs = dict.fromkeys(report.blobs)
@@ -166,14 +166,14 @@ class TsmReports:
             return bytes(length)
         if blob is None and length:
             # Linux 7.3 reads from address 0 here, which ends the program and leaves the lock held.
-            log.warning("configfs-tsm: %s is gone and its length is not", name)
+            log.warning("configfs-tsm: %s is gone, but its length is not", name)
             raise OSError(errno.EFAULT, "the blob is gone")
         return blob or b""
 
     def _report_new(self, report: _ReportItem) -> Operation[None]:
         """``sev_report_new``."""
         if len(report.inblob) != _REPORT_DATA:
-            raise OSError(errno.EINVAL, "inblob has another size")
+            raise OSError(errno.EINVAL, "inblob must have 64 bytes")
         request = ReportReq(user_data=report.inblob, vmpl=report.privlevel).pack()
         response = yield from self._ask(request)
         if response.result < 0:
@@ -188,7 +188,7 @@ class TsmReports:
             raise OSError(errno.ENXIO, "the firmware refused")
         end = ReportResponse.SIZE + header.report_size
         if end > _REPORT_BUFFER:
-            raise OSError(errno.ENOMEM, "a report of impossible size")
+            raise OSError(errno.ENOMEM, "the report has an impossible size")
         report.put("outblob", buffer[ReportResponse.SIZE : end])
         size = _table_size(response.data)
         if size:
@@ -202,7 +202,7 @@ class TsmReports:
         try:
             while call.response is None:
                 if not self.vm.alive or guest.gone:
-                    raise OSError(errno.ENODEV, "the guest is gone")
+                    raise OSError(errno.ENODEV, "the guest has ended")
                 yield
         except GeneratorExit:
             guest.withdraw(call)

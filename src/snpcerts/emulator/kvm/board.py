@@ -89,9 +89,9 @@ def _judge_msr_filter(memory: UserMemory, argument: int) -> None:
     ranges = list(_FILTER_RANGE.iter_unpack(data[_FILTER_HEADER:]))[:MSR_FILTER_MAX_RANGES]
     used = [each for each in ranges if each[1]]
     if flags & ~MSR_FILTER_DEFAULT_DENY or (flags and not used):
-        raise OSError(errno.EINVAL, "flags of the MSR filter")
+        raise OSError(errno.EINVAL, "unknown flags of the MSR filter")
     for kind, count, _, bitmap in used:
         size = (count + 63) // 64 * 8
         if kind & ~(MSR_FILTER_READ | MSR_FILTER_WRITE) or size > MSR_FILTER_MAX_BITMAP_SIZE:
-            raise OSError(errno.EINVAL, "a range of the MSR filter")
+            raise OSError(errno.EINVAL, "invalid range of the MSR filter")
         memory.read(bitmap, size)

@@ -223,7 +223,7 @@ class GhcbRequests:
             case ExitCode.NMI_COMPLETE:
                 return RESUME
             case ExitCode.UNSUPPORTED_EVENT:
-                raise _failed(errno.EINVAL, "the guest met an event it does not support")
+                raise _failed(errno.EINVAL, "the guest received an event that it does not support")
             case _:
                 log.info("KVM does not know VMGEXIT exit code %#x", snapshot.code)
                 return self._bad(memory, InputErrorCode.INVALID_EVENT)
@@ -377,7 +377,7 @@ class GhcbRequests:
             case MsrCode.HV_FEATURES_REQ:
                 self.msr = HV_FEATURES_SUPPORTED << 12 | MsrCode.HV_FEATURES_RSP
             case _:
-                log.debug("GHCB MSR request %#x left as it is", msr)
+                log.debug("GHCB MSR request %#x: left unchanged", msr)
         return RESUME
 
     def _page_state(self, msr: int) -> int:

@@ -154,4 +154,4 @@ class MappedGhcb:
         try:
             memory.write(self._gpa + offset, data)
         except OSError:
-            log.debug("the GHCB at %#x went away while it was in use", self._gpa)
+            log.debug("the page of the GHCB at %#x was unmapped during the request", self._gpa)

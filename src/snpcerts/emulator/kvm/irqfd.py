@@ -46,10 +46,10 @@ class Irqfds:
     ) -> None:
         """Serve KVM_IRQFD. ``in_kernel`` and ``full`` say which interrupt controllers KVM has."""
         if wanted.flags & ~(IRQFD_FLAG_DEASSIGN | IRQFD_FLAG_RESAMPLE):
-            raise OSError(errno.EINVAL, "flags of KVM_IRQFD")
+            raise OSError(errno.EINVAL, "unknown flags of KVM_IRQFD")
         assigns = not wanted.flags & IRQFD_FLAG_DEASSIGN
         if assigns and not (full if wanted.flags & IRQFD_FLAG_RESAMPLE else in_kernel):
-            raise OSError(errno.EINVAL, "no interrupt controller in the kernel for that")
+            raise OSError(errno.EINVAL, "the kernel has no interrupt controller for this")
         taken = _take(caller, wanted.fd)
         kept = False
         try:
@@ -58,7 +58,7 @@ class Irqfds:
                 if wanted.flags & IRQFD_FLAG_RESAMPLE:
                     _judge(caller, wanted.resamplefd)
                 if number in self._ties:
-                    raise OSError(errno.EBUSY, "the eventfd is another interrupt's")
+                    raise OSError(errno.EBUSY, "the eventfd belongs to another interrupt")
                 self._ties[number] = _Tie(vm, wanted.gsi, taken)
                 kept = True
             elif (tie := self._ties.get(number)) and (tie.vm, tie.gsi) == (vm, wanted.gsi):

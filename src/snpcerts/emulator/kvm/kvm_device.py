@@ -151,7 +151,7 @@ def _supported_cpuid(caller: Caller, argument: int) -> int:
     """Return ``struct kvm_cpuid2``: a count, and room for that many entries of 40 bytes."""
     room = int(struct.unpack("<I4x", caller.memory.read(argument, 8))[0])
     if room < len(_CPUID):
-        raise OSError(errno.E2BIG, "too little room for the CPUID table")
+        raise OSError(errno.E2BIG, "the buffer is too small for the CPUID table")
     caller.memory.write(
         argument,
         struct.pack("<I4x", len(_CPUID)) + b"".join(_CPUID_ENTRY.pack(*each) for each in _CPUID),
@@ -166,6 +166,6 @@ def _msr_list(caller: Caller, argument: int, known: tuple[int, ...]) -> int:
     room = int.from_bytes(caller.memory.read(argument, 4), "little")
     caller.memory.write(argument, len(known).to_bytes(4, "little"))
     if room < len(known):
-        raise OSError(errno.E2BIG, "too little room for the MSRs")
+        raise OSError(errno.E2BIG, "the buffer is too small for the MSRs")
     caller.memory.write(argument + 4, struct.pack(f"<{len(known)}I", *known))
     return 0

@@ -179,5 +179,5 @@ def _give_cpuid(memory: UserMemory, argument: int, entries: bytes) -> None:
     room = int(struct.unpack("<I4x", memory.read(argument, _LIST_HEADER))[0])
     count = len(entries) // _CPUID_ENTRY.size
     if room < count:
-        raise OSError(errno.E2BIG, "too little room for the CPUID entries")
+        raise OSError(errno.E2BIG, "the buffer is too small for the CPUID entries")
     memory.write(argument, struct.pack("<I4x", count) + entries)

@@ -58,7 +58,7 @@ class LaunchUpdateError(OSError):
     """KVM itself refuses a launch update: EIO with firmware status 0."""
 
     def __init__(self) -> None:
-        super().__init__(errno.EIO, "no page could be taken")
+        super().__init__(errno.EIO, "no page could be populated")
 
 
 class SevVm(Protocol):
@@ -171,7 +171,7 @@ class SevCommands:
             or init.ghcb_version > GHCB_VERSION_MAX
             or init.ghcb_version == 1
         ):
-            raise OSError(errno.EINVAL, "INIT2 parameters, or too late")
+            raise OSError(errno.EINVAL, "invalid INIT2 parameters, or INIT2 came too late")
         if vm.platform.asids == 0:
             raise OSError(errno.ENOTTY, "no ASIDs for this kind of guest")
         if vm.platform.asids_in_use >= vm.platform.asids:
@@ -185,7 +185,9 @@ class SevCommands:
 
     def _enable_req_certs(self, _: Caller, given: SevCmd) -> int:
         if self._vm.vcpus or not self._vm.snp:
-            raise OSError(errno.EINVAL, "after INIT2 of an SNP guest, before its first vCPU")
+            raise OSError(
+                errno.EINVAL, "only allowed after INIT2 of an SNP guest and before its first vCPU"
+            )
         self._vm.certs_enabled = True
         return given.error
 
@@ -200,11 +202,11 @@ class SevCommands:
             or start.policy & ~vm.platform.policy_bits
             or not start.policy & POLICY_RESERVED_ONE
         ):
-            raise OSError(errno.EINVAL, "started already, or a policy that KVM does not take")
+            raise OSError(errno.EINVAL, "already started, or KVM does not accept the policy")
         try:
             self._reach_firmware(caller, given.sev_fd)
         except OSError:
-            raise OSError(errno.ENOTTY, "the firmware gave no guest context") from None
+            raise OSError(errno.ENOTTY, "the firmware created no guest context") from None
         vm.sev_fd = given.sev_fd
         vm.context = vm.platform.firmware.launch_start(
             start.policy,
@@ -216,7 +218,7 @@ class SevCommands:
     def _launch_update(self, caller: Caller, given: SevCmd) -> int:
         vm = self._vm
         if not vm.snp or vm.context is None:
-            raise OSError(errno.EINVAL, "no launch was started")
+            raise OSError(errno.EINVAL, "the launch was not started")
         update = _copied(SnpLaunchUpdate, caller, given.data)
         slot = vm.slots.find(update.gfn_start * PAGE_SIZE)
         if (
@@ -290,7 +292,7 @@ class SevCommands:
         if not vm.snp:
             raise OSError(errno.ENOTTY, "not an SNP guest")
         if vm.context is None:
-            raise OSError(errno.EINVAL, "no launch was started")
+            raise OSError(errno.EINVAL, "the launch was not started")
         finish = _copied(SnpLaunchFinish, caller, given.data)
         if finish.flags:
             raise OSError(errno.EINVAL, "flags")
@@ -320,7 +322,7 @@ class SevCommands:
         vm = self._vm
         for vcpu in vm.vcpus.values():
             if vcpu.protected or vcpu.state.debugged:
-                raise OSError(errno.EINVAL, "launched already, or DR7 is set")
+                raise OSError(errno.EINVAL, "already launched, or DR7 is set")
             self._reach_firmware(caller, sev_fd)
             page = vcpu.state.vmsa(vm.vmsa_features)
             vm.platform.firmware.launch_update(context, INITIAL_VMSA_GPA, PAGE_TYPE_VMSA, page)

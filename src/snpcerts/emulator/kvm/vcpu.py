@@ -383,4 +383,4 @@ class KvmRun:
         known = 0 if self._vcpu.vm.protected else SYNC_X86_VALID_FIELDS
         for offset in (RUN_VALID_REGS, RUN_DIRTY_REGS):
             if int.from_bytes(self._vcpu.page[offset : offset + 8], "little") & ~known:
-                raise OSError(errno.EINVAL, "kvm_valid_regs or kvm_dirty_regs")
+                raise OSError(errno.EINVAL, "unknown bits in kvm_valid_regs or kvm_dirty_regs")

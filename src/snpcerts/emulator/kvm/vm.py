@@ -244,7 +244,7 @@ class Vm:
                 return self._tsc_khz
             case Ioctl.SET_TSC_KHZ:
                 if self.vcpus:
-                    raise OSError(errno.EINVAL, "vCPUs exist already")
+                    raise OSError(errno.EINVAL, "vCPUs already exist")
                 self._tsc_khz = argument & 0xFFFF_FFFF or TSC_KHZ
             case Ioctl.SET_NR_MMU_PAGES:
                 if argument < MMU_PAGES_MIN:
@@ -280,7 +280,7 @@ class Vm:
     def _set_region(self, caller: Caller, argument: int) -> None:
         region = _copied(UserspaceMemoryRegion, caller, argument)
         if region.flags & ~(MEM_LOG_DIRTY_PAGES | MEM_READONLY):
-            raise OSError(errno.EINVAL, "flags that this call does not know")
+            raise OSError(errno.EINVAL, "unknown flags")
         self.slots.set(
             UserspaceMemoryRegion2(
                 region.slot,
@@ -307,7 +307,7 @@ class Vm:
     def _create_memfd(self, caller: Caller, argument: int) -> GuestMemfd:
         wanted = _copied(CreateGuestMemfd, caller, argument)
         if wanted.flags or not 0 < wanted.size < 1 << 63 or wanted.size % PAGE_SIZE:
-            raise OSError(errno.EINVAL, "guest_memfd size or flags")
+            raise OSError(errno.EINVAL, "invalid size or flags of guest_memfd")
         return GuestMemfd(self, wanted.size)
 
     def _set_attributes(self, caller: Caller, argument: int) -> None:
@@ -333,7 +333,7 @@ class Vm:
         self._need_sev()
         region = _copied(EncRegion, caller, argument)
         if region.size == 0 or region.addr + region.size >= _U64:
-            raise OSError(errno.EINVAL, "region is empty or wraps")
+            raise OSError(errno.EINVAL, "the region is empty or wraps")
         if len(self._encrypted) >= ENCRYPTED_REGIONS_MAX:
             raise OSError(errno.ENOMEM, "too many regions")
         self._encrypted.add((region.addr, region.size))
@@ -342,7 +342,7 @@ class Vm:
         self._need_sev()
         region = _copied(EncRegion, caller, argument)
         if (region.addr, region.size) not in self._encrypted:
-            raise OSError(errno.EINVAL, "region is not registered")
+            raise OSError(errno.EINVAL, "the region is not registered")
         self._encrypted.remove((region.addr, region.size))
 
     def _need_sev(self) -> None:
@@ -353,12 +353,12 @@ class Vm:
 
     def _create_vcpu(self, number: int) -> Vcpu:
         if number >= VCPU_IDS_MAX or len(self.vcpus) >= VCPUS_MAX:
-            raise OSError(errno.EINVAL, "vCPU id or count too large")
+            raise OSError(errno.EINVAL, "the vCPU id or the number of vCPUs is too large")
         if number in self.vcpus:
-            raise OSError(errno.EEXIST, f"vCPU {number} exists")
+            raise OSError(errno.EEXIST, f"vCPU {number} already exists")
         self._max_vcpu_id = self._max_vcpu_id or VCPU_IDS_MAX
         if number >= self._max_vcpu_id:
-            raise OSError(errno.EINVAL, "vCPU id above the limit that the VMM has set")
+            raise OSError(errno.EINVAL, "the vCPU id is above the limit that the VMM has set")
         runnable = number == self._boot_cpu or not self.irqchip
         vcpu = Vcpu(self, number, len(self.vcpus), runnable=runnable)
         self.vcpus[number] = vcpu
@@ -369,7 +369,7 @@ class Vm:
         if self.irqchip:
             raise OSError(errno.EEXIST, "an interrupt controller already exists")
         if self.vcpus:
-            raise OSError(errno.EINVAL, "vCPUs exist already")
+            raise OSError(errno.EINVAL, "vCPUs already exist")
         self.irqchip = True
 
     def _enable_cap(self, caller: Caller, argument: int) -> None:
@@ -395,30 +395,30 @@ class Vm:
 
     def _split_irqchip(self, reserved_pins: int) -> None:
         if reserved_pins > IRQ_ROUTES_MAX:
-            raise OSError(errno.EINVAL, "more pins than there are routes")
+            raise OSError(errno.EINVAL, "more pins than routes")
         if self.irqchip or self.vcpus:
-            raise OSError(errno.EEXIST, "an interrupt controller or vCPUs exist already")
+            raise OSError(errno.EEXIST, "an interrupt controller or vCPUs already exist")
         self.irqchip = self.split_irqchip = True
 
     def _limit_vcpu_ids(self, limit: int) -> None:
         """Set KVM_CAP_MAX_VCPU_ID; it can be set once, or again to the same value."""
         too_much = limit > VCPU_IDS_MAX or self._boot_cpu > limit
         if too_much or self._max_vcpu_id not in (0, limit):
-            raise OSError(errno.EINVAL, "limit of vCPU ids out of range, or set already")
+            raise OSError(errno.EINVAL, "the limit of vCPU ids is out of range, or already set")
         self._max_vcpu_id = limit
 
     def _set_boot_cpu(self, number: int) -> None:
         if self.vcpus:
-            raise OSError(errno.EBUSY, "vCPUs exist already")
+            raise OSError(errno.EBUSY, "vCPUs already exist")
         if number > (self._max_vcpu_id or VCPU_IDS_MAX):
-            raise OSError(errno.EINVAL, "vCPU id too large")
+            raise OSError(errno.EINVAL, "the vCPU id is too large")
         self._boot_cpu = number
 
     def _set_x2apic(self, flags: int) -> None:
         enable = flags & X2APIC_ENABLE_SUPPRESS_EOI_BROADCAST
         disable = flags & X2APIC_DISABLE_SUPPRESS_EOI_BROADCAST
         if flags & ~X2APIC_FLAGS or (enable and (disable or not self.split_irqchip)):
-            raise OSError(errno.EINVAL, "flags of KVM_CAP_X2APIC_API")
+            raise OSError(errno.EINVAL, "unknown flags of KVM_CAP_X2APIC_API")
 
 
 def _copied(kind: type[_S], caller: Caller, address: int) -> _S:

@@ -60,7 +60,7 @@ def _version(order: Mapping[str, Any], now: ApiVersion) -> tuple[int, int, int]:
     if parts is None:
         return now.major, now.minor, now.build
     if not isinstance(parts, list) or [type(part) for part in parts] != [int, int, int]:
-        raise InputError(f"{parts!r} is not a firmware version: expected three numbers")
+        raise InputError(f"{parts!r} is not a firmware version; expected three numbers")
     major, minor, build = parts
     return major, minor, build
 

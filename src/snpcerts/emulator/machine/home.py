@@ -66,12 +66,12 @@ class PlatformHome:
         if product is not None and (found := self.firmware().product) is not product:
             raise UsageError(
                 f"{self.path} is a {found.value} platform, not {product.value}",
-                hint="omit --product, or use another directory",
+                hint="omit --product, or give another directory",
             )
         if choices is not None and (played := self.firmware().state.choices) is not choices:
             raise UsageError(
                 f"{self.path} has firmware {played}, not {choices}",
-                hint="omit --firmware, or use another directory",
+                hint="omit --firmware, or give another directory",
             )
 
     def _create(self, product: Product | None, choices: FirmwareChoices | None) -> None:

@@ -110,7 +110,7 @@ class PlatformServer:
                 self._commands.write(json.dumps(line) + "\n")
                 self._commands.flush()
             except OSError as error:  # a full disk must not fail the command
-                log.warning("%s: command not written: %s", self._commands.name, error.strerror)
+                log.warning("%s: cannot write the command: %s", self._commands.name, error.strerror)
 
     def _save(self) -> None:
         state = self._platform.firmware.state
@@ -125,7 +125,7 @@ class PlatformServer:
             ask = hello.message.get("ask")
             wants_layout = bool(hello.message.get("layout"))
             if descriptors and (wants_layout or ask not in ("host", "guest")):
-                raise InputError(f"control message asks for {ask!r} and has a descriptor")
+                raise InputError(f"control message requests {ask!r}, but has a descriptor")
             if ask == "status":
                 return self._status()
             if ask == "firmware":
@@ -137,7 +137,7 @@ class PlatformServer:
                 if wants_layout:
                     return {"ok": True, "layout": door.layout().to_json()}
                 return self._let_in(hello, descriptors, door)
-            raise InputError(f"control message asks for {ask!r}")
+            raise InputError(f"control message requests {ask!r}")
         except BaseException:
             for descriptor in descriptors:
                 os.close(descriptor)
@@ -158,7 +158,9 @@ class PlatformServer:
         places = None if found is None else Places.from_json(found)
         expected = 1 if places is None else 1 + places.descriptors
         if len(descriptors) != expected:
-            raise InputError(f"control message has {len(descriptors)} descriptors, not {expected}")
+            raise InputError(
+                f"control message has {len(descriptors)} descriptors, expected {expected}"
+            )
         if not seccomp.is_listener(descriptors[0]):
             raise InputError("control message: its descriptor is not a seccomp listener")
         if self._supervisor.serves(descriptors[0]):
@@ -228,11 +230,13 @@ class PlatformServer:
                 running = ", ".join(serving) or "none"
                 raise RefusedError(
                     f"expected exactly one VM that serves programs, found: {running}",
-                    hint="give --vm NAME, or start one with 'host --serve' or 'guest --certs FILE'",
+                    hint=(
+                        "give --vm NAME, or start a VM with 'host --serve' or 'guest --certs FILE'"
+                    ),
                 )
             name = serving[0]
         if not isinstance(name, str):
-            raise InputError("control message: vm is not a name")
+            raise InputError("control message: vm must be a name")
         vm = vms.get(name)
         if vm is None:
             raise RefusedError(f"no VM {name!r}", hint="'snpcerts emulate status' lists them")

@@ -87,9 +87,9 @@ NAMES: Final = (PUBLISHED, DOCUMENTED, OBSERVED)
 
 DEFAULT: Final = DOCUMENTED
 DEFAULT_REASON: Final = (
-    "The published source covers one product at one version, older than the emulator's "
-    "default versions (Milan 1.55.29, Genoa 1.55.40, Turin 1.55.65); the document covers "
-    "all of them."
+    "The published source covers one product at one version, which is "
+    "older than the emulator's default versions (Milan 1.55.29, Genoa "
+    "1.55.40, Turin 1.55.65). The document covers them all."
 )
 
 ROWS: Final = (
@@ -115,8 +115,10 @@ ROWS: Final = (
         Reading(False, "sev_mcmd.c: snp_mcmd_guest_request, SNP_MSG_REPORT_REQ, choice of the key"),
         Reading(
             True,
-            "psp-sev.h, struct sev_user_data_snp_status, mask_chip_key: whether reports are "
-            "signed or not; of a VLEK it says nothing else",
+            (
+                "psp-sev.h, struct sev_user_data_snp_status, mask_chip_key: says "
+                "whether reports are signed; it does not mention a VLEK"
+            ),
         ),
     ),
     Row(
@@ -133,7 +135,8 @@ ROWS: Final = (
         "reload_commits",
         "After SNP_SHUTDOWN and SNP_INIT, is the current TCB committed?",
         Reading(
-            True, "sev_mcmd.c: snp_mcmd_shutdown_common spoils perm.magic; sev_plat.c: init_perm"
+            True,
+            "sev_mcmd.c: snp_mcmd_shutdown_common overwrites perm.magic; sev_plat.c: init_perm",
         ),
         Reading(False, "SNP ABI: only SNP_COMMIT and DOWNLOAD_FIRMWARE commit"),
     ),
@@ -159,7 +162,7 @@ ROWS: Final = (
             SevStatus.BAD_MEASUREMENT,
             "sev_mcmd.c: snp_mcmd_guest_request; ccp_direct_cipher.c: the GCM tag",
         ),
-        observed=Reading(SevStatus.INVALID_PARAM, "seen on a real host in 2022"),
+        observed=Reading(SevStatus.INVALID_PARAM, "observed on a real host in 2022"),
     ),
     Row(
         "report_vmpl_at_most_three",

@@ -310,7 +310,7 @@ class Firmware:
                 )
             if vector & (vector - 1) or vector & ~platform.mit_supported:
                 raise FirmwareError(
-                    SevStatus.INVALID_PARAM, f"{vector:#x} is not one supported mitigation"
+                    SevStatus.INVALID_PARAM, f"{vector:#x} is not exactly one supported mitigation"
                 )
             self._platform = replace(platform, mit_vector=platform.mit_vector | vector)
             return MitigationVectors(platform.mit_supported, self._platform.mit_vector)
@@ -446,7 +446,7 @@ class Firmware:
         with self._lock:
             self._check_state(context, GuestState.LAUNCHING)
             if len(host_data) != len(context.host_data):
-                raise FirmwareError(SevStatus.INVALID_PARAM, "HOST_DATA is 32 bytes")
+                raise FirmwareError(SevStatus.INVALID_PARAM, "HOST_DATA must have 32 bytes")
             if id_block is not None:
                 context.id_block = check_id_block(
                     *id_block,
@@ -521,7 +521,7 @@ class Firmware:
         if context.state is not expected:
             raise FirmwareError(
                 SevStatus.INVALID_GUEST_STATE,
-                f"the guest is {context.state.value}, not {expected.value}",
+                f"the guest is in state {context.state.value}, expected {expected.value}",
             )
 
     def _known_policy(self) -> int:
@@ -549,7 +549,7 @@ class CpuidPageError(FirmwareError):
 
     def __init__(self, page: bytes) -> None:
         super().__init__(
-            SevStatus.INVALID_PARAM, "the CPUID page has values that are not this CPU's"
+            SevStatus.INVALID_PARAM, "the CPUID page has values that differ from this CPU's"
         )
         self.page = page
 

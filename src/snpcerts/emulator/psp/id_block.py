@@ -58,15 +58,19 @@ def check_id_block(
     did not make.
     """
     if len(block) != ID_BLOCK_SIZE or len(auth) != ID_AUTH_SIZE:
-        raise FirmwareError(SevStatus.INVALID_PARAM, "an ID block is 96 bytes, its page 4096")
+        raise FirmwareError(
+            SevStatus.INVALID_PARAM, "an ID block must have 96 bytes, and its page 4096"
+        )
     digest, family_id, image_id, _version, guest_svn, expected_policy = _BLOCK.unpack(block)
     if digest != measurement:
-        raise FirmwareError(SevStatus.BAD_MEASUREMENT, "the ID block expects another launch")
+        raise FirmwareError(
+            SevStatus.BAD_MEASUREMENT, "the ID block expects another launch measurement"
+        )
     if expected_policy != policy:
         raise FirmwareError(SevStatus.POLICY_FAILURE, "the ID block expects another policy")
     algorithms = struct.unpack_from("<II", auth)[: 2 if author else 1]
     if any(algorithm != ALGO_ECDSA_P384_SHA384 for algorithm in algorithms):
-        raise FirmwareError(SevStatus.INVALID_PARAM, "a key is of an unknown algorithm")
+        raise FirmwareError(SevStatus.INVALID_PARAM, "a key has an unknown algorithm")
     id_key = auth[_ID_KEY : _ID_KEY + KEY_SIZE]
     _verify("ID key", id_key, auth[_BLOCK_SIGNATURE:], block)
     author_key = b""

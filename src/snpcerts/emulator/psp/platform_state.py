@@ -180,7 +180,11 @@ class PlatformState:
         if self.version < VLEK_SINCE:
             # UNSUPPORTED (0x15) is the other candidate; no public source says which.
             raise FirmwareError(
-                SevStatus.INVALID_COMMAND, f"{self.version} is below {VLEK_SINCE}: no VLEK"
+                SevStatus.INVALID_COMMAND,
+                (
+                    f"firmware {self.version} does not support VLEKs, {VLEK_SINCE} is the "
+                    "first that does"
+                ),
             )
         if len(blob) != WrappedVlekHashstick.SIZE:
             raise FirmwareError(
@@ -191,7 +195,10 @@ class PlatformState:
         if asked != self.reported.pack():
             raise FirmwareError(
                 SevStatus.BAD_SVN,
-                f"the hashstick is for TCB {asked.hex()}, reported is {self.reported.pack().hex()}",
+                (
+                    f"the hashstick is for TCB {asked.hex()}, but the reported TCB is "
+                    f"{self.reported.pack().hex()}"
+                ),
             )
         # The wrapping key depends on the VCEK in use, which may not be the reported TCB's.
         hashstick = chip.unwrap_vlek(blob, self.vcek_tcb)
