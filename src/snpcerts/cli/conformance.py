@@ -155,7 +155,7 @@ def command(
         # Without "--", click takes the VMM itself for FILE, which would then be written over.
         if os.path.isfile(trace) and os.access(trace, os.X_OK):
             raise UsageError(
-                (f"--trace {trace}: is a program, so it is not overwritten with a timeline"),
+                f"--trace {trace}: is a program, so it is not overwritten with a timeline",
                 hint="put -- before the VMM's command, or give another file",
             )
         check_output(trace)

@@ -106,7 +106,7 @@ _platform = click.option(
     metavar="DIR",
     expose_value=False,
     callback=_named_after,
-    help=("The same as --platform before the subcommand: use the machine stored in DIR."),
+    help="The same as --platform before the subcommand: use the machine stored in DIR.",
 )
 
 
@@ -428,7 +428,7 @@ def reload(options: _PlatformOptions) -> None:
     "--bios",
     metavar=METAVAR,
     default="",
-    help=("Components of the TCB that the BIOS brings. The others go back to the committed TCB."),
+    help="Components of the TCB that the BIOS brings. The others go back to the committed TCB.",
 )
 @click.option(
     "--version", metavar="MAJOR.MINOR.BUILD", help="Version of the firmware that the BIOS brings."

@@ -146,7 +146,7 @@ def _reference_options(function: Any) -> Any:
             "--product",
             "keyword",
             type=click.Choice([product.keyword for product in Product], case_sensitive=False),
-            help=("The product whose floor to write, if the policy has floors for several."),
+            help="The product whose floor to write, if the policy has floors for several.",
         ),
         click.option(
             "-o",

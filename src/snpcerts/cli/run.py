@@ -26,12 +26,12 @@ from snpcerts.vmm import preload
     type=click.IntRange(0, preload.MAX_TIMEOUT),
     default=preload.DEFAULT_TIMEOUT,
     show_default=True,
-    help=("Milliseconds that a vCPU waits for an update to end. Then its guest gets BUSY."),
+    help="Milliseconds that a vCPU waits for an update to end. Then its guest gets BUSY.",
 )
 @click.option(
     "--print-environment",
     is_flag=True,
-    help=("Print the environment variables for libvirt or a systemd unit, and start nothing."),
+    help="Print the environment variables for libvirt or a systemd unit, and start nothing.",
 )
 @click.argument("program", nargs=-1)
 def command(

@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 @click.option(
     "--at",
     metavar="TIME",
-    help=("Time at which the certificates must be valid (RFC 3339). [default: now]"),
+    help="Time at which the certificates must be valid (RFC 3339). [default: now]",
 )
 @click.option(
     "--crl",
@@ -61,7 +61,7 @@ if TYPE_CHECKING:
 @click.option(
     "--require-crl",
     is_flag=True,
-    help=("Refuse without a current revocation list from a source other than the host."),
+    help="Refuse without a current revocation list from a source other than the host.",
 )
 @click.option(
     "--max-crl-age",
@@ -93,7 +93,7 @@ if TYPE_CHECKING:
     "--min-tcb",
     multiple=True,
     metavar="PRODUCT:bl=N,...",
-    help=("Lowest reported TCB; give every component: milan:bl=4,tee=0,snp=24,ucode=219."),
+    help="Lowest reported TCB; give every component: milan:bl=4,tee=0,snp=24,ucode=219.",
 )
 @click.option("--allow-debug", is_flag=True, help="Accept guests that can be debugged.")
 @click.option(

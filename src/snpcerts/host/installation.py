@@ -291,7 +291,7 @@ def _group(target: InstallTarget) -> InstallStep:
     if program is None:
         raise RefusedError(
             f"there is no group {name!r}, and no groupadd on this machine to create it",
-            hint=("create the group that your VMMs run in, or give another one with --group"),
+            hint="create the group that your VMMs run in, or give another one with --group",
         )
     where = [] if target.is_this_host else ["--prefix", os.path.abspath(target.root)]
     words = [program, *where, "--system", name]
@@ -301,7 +301,7 @@ def _group(target: InstallTarget) -> InstallStep:
         if made.returncode != 0:
             raise RefusedError(
                 f"group {name}: cannot create it: {made.stderr.strip()}",
-                hint=("create the group that your VMMs run in, or give another one with --group"),
+                hint="create the group that your VMMs run in, or give another one with --group",
             )
 
     return InstallStep("group", name, StepOutcome.CREATED, perform=create)
@@ -503,7 +503,7 @@ def _systemctl(*words: str) -> None:
     if made.returncode != 0:
         raise RefusedError(
             f"systemctl {' '.join(words)} failed: {made.stderr.strip()}",
-            hint=("the files are in place; repeat this command when the service manager answers"),
+            hint="the files are in place; repeat this command when the service manager answers",
         )
 
 

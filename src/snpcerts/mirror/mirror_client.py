@@ -155,7 +155,7 @@ def read_token(path: str) -> str:
     if len(data) > _MAX_TOKEN or not re.fullmatch(rb"[\x21-\x7e]+", token):
         raise InputError(
             f"{path}: holds no token",
-            hint=("its first line must be the token: letters, digits and signs, without spaces"),
+            hint="its first line must be the token: letters, digits and signs, without spaces",
         )
     return token.decode("ascii")
 

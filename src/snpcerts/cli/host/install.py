@@ -25,7 +25,7 @@ _OPTIONS = (
         "--root",
         metavar="DIR",
         default="/",
-        help=("Work in the root directory of another system, such as an image. [default: /]"),
+        help="Work in the root directory of another system, such as an image. [default: /]",
     ),
     click.option(
         "--command",
@@ -36,7 +36,7 @@ _OPTIONS = (
     click.option(
         "--replace",
         is_flag=True,
-        help=("Also replace files that were edited, or that belong to another installation."),
+        help="Also replace files that were edited, or that belong to another installation.",
     ),
     click.option("--json", "as_json", is_flag=True, help="Print one JSON object."),
 )

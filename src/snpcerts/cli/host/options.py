@@ -52,7 +52,7 @@ _OPTIONS = (
     click.option(
         "--kind",
         type=click.Choice(["vcek", "vlek"]),
-        help=("With --file: the kind of key whose certificates it holds. [default: vcek]"),
+        help="With --file: the kind of key whose certificates it holds. [default: vcek]",
     ),
     source_options_of_host,
     product_option("[default: the processor's product]"),

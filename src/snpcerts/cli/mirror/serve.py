@@ -73,7 +73,7 @@ DATABASE = click.option(
     type=click.Choice(["open", "enrolled"]),
     default="open",
     show_default=True,
-    help=("Whether to fetch also for chips of hosts that have not announced themselves."),
+    help="Whether to fetch also for chips of hosts that have not announced themselves.",
 )
 @click.option(
     "--budget",
@@ -101,7 +101,7 @@ DATABASE = click.option(
 @click.option(
     "--forwarded-from",
     metavar="ADDRESSES",
-    help=("Trust the X-Forwarded-For header from these proxies' addresses (comma-separated)."),
+    help="Trust the X-Forwarded-For header from these proxies' addresses (comma-separated).",
 )
 def serve(
     database: str,

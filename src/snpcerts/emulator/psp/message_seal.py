@@ -88,7 +88,7 @@ def open_sealed(key: bytes, page: bytes) -> tuple[MessageHeader, bytes]:
     except InvalidTag:
         raise SealError(
             f"the tag of message {header.msg_seqno} does not verify",
-            hint=("another VMPCK sealed it, the header was changed, or the payload is damaged"),
+            hint="another VMPCK sealed it, the header was changed, or the payload is damaged",
         ) from None
     return header, payload
 
