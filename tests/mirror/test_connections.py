@@ -120,6 +120,32 @@ def test_a_head_that_is_too_long_is_refused(start: Start, head: bytes) -> None:
     assert mirror.ask("healthz").status == 200
 
 
+CHUNKS = HEAD + b"Transfer-Encoding: chunked\r\n\r\n" + b"1\r\na\r\n" * MAX_HEAD
+
+
+def test_trailers_that_are_too_long_end_the_connection(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mirror = start()
+    monkeypatch.setattr(MirrorConnection, "request_time", 600)
+    with connect(mirror) as long, contextlib.suppress(ConnectionResetError, BrokenPipeError):
+        long.sendall(CHUNKS + b"0\r\n" + b"X: y\r\n" * MAX_HEAD)
+        while long.recv(4096):
+            pass
+    assert mirror.ask("healthz").status == 200
+
+
+def test_a_body_in_many_chunks_is_no_head(start: Start) -> None:
+    mirror = start()
+    with connect(mirror) as many:
+        many.sendall(CHUNKS + b"0\r\nX: y\r\n\r\n" + HEAD + b"\r\n")
+        found = b""
+        while found.count(b" 200 ") < 2:
+            data = many.recv(4096)
+            assert data, "the connection was closed"
+            found += data
+
+
 def test_a_large_body_is_no_head(start: Start) -> None:
     mirror = start(tokens=Tokens(agent=("t" * 16,)))
     found = mirror.ask(

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """One connection to the mirror: a request that comes too slowly or with too long a head ends it.
 
+Trailers after a body in chunks are bounded as a head is.
+
 uvicorn bounds only the time between requests. This also says which names a client's certificate
 has, if the connection has TLS and the client sent one that its CA signed.
 """
@@ -14,7 +16,7 @@ from typing import Any, Final
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 REQUEST_TIME: Final = 20.0  # seconds from a request's first byte to its last
-MAX_HEAD: Final = 32 << 10  # bytes of request line and headers
+MAX_HEAD: Final = 32 << 10  # bytes of request line and headers, or of trailers
 # The key, in an ASGI scope's extensions, of the names in a client's certificate.
 CLIENT_NAMES: Final = "snpcerts.client_names"
 
@@ -25,8 +27,7 @@ class MirrorConnection(HttpToolsProtocol):
     request_time = REQUEST_TIME
     _deadline: asyncio.TimerHandle | None = None
     _names: frozenset[str] | None = None
-    _in_head = True
-    _head = 0
+    _head = 0  # bytes that belong to no body, since the last part of a body
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # uvicorn's
         """Start the time: a client has to send something."""
@@ -43,7 +44,7 @@ class MirrorConnection(HttpToolsProtocol):
         """Read a part of a request."""
         self._head += len(data)
         super().data_received(data)
-        if self._in_head and self._head > MAX_HEAD and not self.transport.is_closing():
+        if self._head > MAX_HEAD and not self.transport.is_closing():
             self.send_400_response("The request's head is too long.")
 
     def on_message_begin(self) -> None:
@@ -54,14 +55,19 @@ class MirrorConnection(HttpToolsProtocol):
         self._start()
 
     def on_headers_complete(self) -> None:
-        """Count no more: the body has its own limit."""
-        self._in_head = False
+        """Count anew: trailers may follow."""
+        self._head = 0
         super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        """Do not count the body, which has its own limit."""
+        self._head = 0
+        super().on_body(body)
 
     def on_message_complete(self) -> None:
         """Stop the time: what follows is the mirror's."""
         self._stop()
-        self._in_head, self._head = True, 0
+        self._head = 0
         super().on_message_complete()
 
     def _start(self) -> None:
