@@ -9,7 +9,7 @@ import logging
 import os
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -260,6 +260,30 @@ def test_with_a_descriptor_the_service_enters_kvm_run_itself(
     with open(file, "rb+") as writer:
         fcntl.fcntl(writer, F_OFD_SETLK, EXCLUSIVE)
     assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == before
+
+
+def test_an_interrupt_while_signals_are_being_blocked_leaves_none_blocked(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Python calls the handlers of signals that have come after it has changed the mask."""
+    vcpu = Vcpu()
+    blocking = signal.pthread_sigmask
+    before = blocking(signal.SIG_BLOCK, ())
+
+    def interrupted(how: int, mask: Iterable[int]) -> set[int]:
+        found = blocking(how, mask)
+        if mask and how == signal.SIG_BLOCK:
+            raise KeyboardInterrupt
+        return set(found)
+
+    monkeypatch.setattr(c_library, "load", lambda: None)
+    monkeypatch.setattr(signal, "pthread_sigmask", interrupted)
+    service = ExitService(CertFile(str(file)))
+    with open(os.devnull, "rb") as device, pytest.raises(KeyboardInterrupt):
+        service.serve(vcpu.run, vcpu.memory, device.fileno())
+    assert blocking(signal.SIG_BLOCK, ()) == before
+    with open(file, "rb+") as writer:
+        fcntl.fcntl(writer, F_OFD_SETLK, EXCLUSIVE)
 
 
 def test_requests_of_many_threads_at_once_are_all_served(file: Path) -> None:

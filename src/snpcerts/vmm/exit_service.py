@@ -325,8 +325,9 @@ def _enter(run: RunView, kvm_run: int | Callable[[], object]) -> int:
 
 def _run_vcpu(vcpu: int) -> None:
     """Issue KVM_RUN while all signals wait: EINTR then means that KVM has taken the answer."""
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
-    try:
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    try:  # with the signals blocked, the call may still raise what a handler raises
+        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         run_vcpu(vcpu)
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
