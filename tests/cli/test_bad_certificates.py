@@ -309,3 +309,17 @@ def test_a_long_file_is_read_once(name: str) -> None:
     found = read_bundle(LONG[name])
     assert set(found.certificates) <= {LEAF}
     assert not found.lists
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda count: (b"\x30\x81\x80" + bytes(128)) * count,
+        lambda count: pkcs7(b"\x30\x00" * count),
+    ],
+    ids=["in the file", "in a PKCS #7"],
+)
+def test_elements_that_are_not_read_are_named(make: Callable[[int], bytes]) -> None:
+    limit = "more than 4096 elements, of which no more are read"
+    assert limit not in read_bundle(make(4096)).others
+    assert limit in read_bundle(make(4097)).others

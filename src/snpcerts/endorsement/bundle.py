@@ -47,6 +47,7 @@ from snpcerts.errors import FormatError
 MAX_CERTIFICATES: Final = 64
 # Elements of DER that a file or a PKCS #7 may have before the rest is not read.
 _MAX_ELEMENTS: Final = 4096
+_TOO_MANY: Final = f"more than {_MAX_ELEMENTS} elements, of which no more are read"
 _MAX_DEPTH: Final = 4  # a table in base64 in JSON in base64
 _LEAST: Final = 200  # characters: no certificate has less
 _SEQUENCE, _CONSTRUCTED_0 = 0x30, 0xA0
@@ -161,17 +162,19 @@ class _BundleReader:
                 return
             der = data[element.start : element.end]
             if not self._one(der):
-                inner = list(itertools.islice(_enclosed(der), _MAX_ELEMENTS))
+                inner = list(itertools.islice(_enclosed(der), _MAX_ELEMENTS + 1))
                 if not inner:
                     self._other(der)
-                for each in inner:
+                for each in inner[:_MAX_ELEMENTS]:
                     if not self._one(each):
                         self._other(each)
+                if len(inner) > _MAX_ELEMENTS:
+                    self.others[_TOO_MANY] = None
             at = element.end
             if first_alone:
                 return
         if at < len(data):
-            self.others[f"more than {_MAX_ELEMENTS} elements, of which no more are read"] = None
+            self.others[_TOO_MANY] = None
 
     def _one(self, der: bytes) -> bool:
         """Keep an element if it is a certificate or a list."""
