@@ -71,13 +71,15 @@ class MirrorClient:
             ) from None
         if status in (200, 201):
             return answer
-        why = _error_of(answer)
+        code, why = _error_of(answer)
         if status >= 500 or status in (408, 429):
             raise RetryLaterError(
                 f"the mirror {mirror} answered {status}{why}", code="mirror-unavailable"
             )
         hint = None
-        if status in (401, 403):
+        if code == "wrong-certificate":
+            hint = "[mirror] name must be a DNS name or the common name of the certificate"
+        elif status in (401, 403):
             hint = f"check the token: {self._access_hint}"
         elif not why:
             hint = "check that the URL is a mirror's"
@@ -160,14 +162,16 @@ def read_token(path: str) -> str:
     return token.decode("ascii")
 
 
-def _error_of(answer: bytes) -> str:
-    """Return the reason in an answer, for people; empty if there is none."""
+def _error_of(answer: bytes) -> tuple[object, str]:
+    """Return the code in an answer, and the reason for people; empty if there is none."""
     try:
         found = json.loads(answer)
     except (ValueError, RecursionError):
-        return ""
-    said = found.get("error") if isinstance(found, dict) else None
-    return f", {printable(said, 200)}" if isinstance(said, str) else ""
+        return None, ""
+    if not isinstance(found, dict):
+        return None, ""
+    said = found.get("error")
+    return found.get("code"), f", {printable(said, 200)}" if isinstance(said, str) else ""
 
 
 def sent_in_clear(url: str) -> bool:
