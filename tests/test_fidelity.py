@@ -4,9 +4,15 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
+import click
+import pytest
+
+from snpcerts.cli.main import cli
 from snpcerts.emulator.kvm import release
+from snpcerts.emulator.psp import choices
 from snpcerts.fidelity import BY_ID, CLAIMS, LINUX, SourceKind
 
 from . import fidelity_page
@@ -41,6 +47,37 @@ def test_every_selftest_that_passes_is_in_one_claim() -> None:
 def test_the_releases_are_those_that_are_fetched_and_that_the_emulator_plays() -> None:
     assert tuple(f"Linux {series}" for series in headers.SERIES) == LINUX
     assert release.SERIES == headers.SERIES
+
+
+def options(name: str, command: click.Command = cli) -> Iterator[click.Option]:
+    if isinstance(command, click.Group):
+        context = click.Context(command)
+        for each in command.list_commands(context):
+            found = command.get_command(context, each)
+            assert found is not None
+            yield from options(name, found)
+    for option in command.params:
+        if name in option.opts and isinstance(option, click.Option):
+            yield option
+
+
+@pytest.mark.parametrize(
+    ("name", "played", "default"),
+    [
+        ("--kernel", release.SERIES, release.NEWEST.series),
+        ("--firmware", choices.NAMES, choices.DEFAULT),
+    ],
+)
+def test_each_command_with_a_host_takes_all_that_the_emulator_plays(
+    name: str, played: tuple[str, ...], default: str
+) -> None:
+    """The commands list them again, to start without the emulator."""
+    found = [each for each in options(name) if isinstance(each.type, click.Choice)]
+    assert len(found) >= 2
+    for option in found:
+        assert isinstance(option.type, click.Choice)
+        assert set(option.type.choices) == set(played)
+        assert option.default == default or f"[default: {default}]" in str(option.help)
 
 
 def test_every_program_that_is_named_has_a_test() -> None:
