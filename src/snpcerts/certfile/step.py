@@ -110,7 +110,7 @@ class Read(NamedTuple):
 
 
 class Write(NamedTuple):
-    """Write all of ``data`` at ``offset`` -> None."""
+    """Write all of ``data`` at ``offset``; return None."""
 
     fd: int
     data: bytes

@@ -56,7 +56,8 @@ def doubts(path: str) -> Iterator[Doubt]:
     """Find the directories and links on the path, and on the way of each link, that other users
     control.
 
-    The directory that holds the file is not checked here. Raises as :func:`resolve`.
+    The directory that holds the file is not checked here. Raises the same errors as
+    :func:`resolve`.
     """
     seen: set[str] = set()
     folder = os.path.dirname(os.path.realpath(path))

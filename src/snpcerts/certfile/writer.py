@@ -322,7 +322,7 @@ def _prepare(names: _Names, new: int, old: int | None) -> Steps[None]:
     if not (yield step.LockExclusive(new)):
         raise InputError(
             f"{names.new}: another process locked a file that only this update should open",
-            hint="find out which other program works in this directory",
+            hint="find out which other program is using this directory",
         )
     if old is not None:
         yield step.CopyAttributes(old, new)

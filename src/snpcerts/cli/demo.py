@@ -72,7 +72,7 @@ _NEXT: Final = (
 @click.option("--json", "as_json", is_flag=True, help="Print only the counts, as one JSON object.")
 @click.option("--trace", metavar="FILE", help="Write a timeline of both runs, for ui.perfetto.dev.")
 @click.option(
-    "--picture", metavar="FILE", help="Draw the second in the middle of both runs, as an SVG."
+    "--picture", metavar="FILE", help="Draw one second from the middle of each run, as an SVG."
 )
 @click.option("--break", "broken", type=click.Choice(_BREAKS), hidden=True)
 def command(

@@ -428,10 +428,10 @@ def reload(options: _PlatformOptions) -> None:
     "--bios",
     metavar=METAVAR,
     default="",
-    help="Components of the TCB that the BIOS brings. The others go back to the committed TCB.",
+    help="Components of the TCB that the BIOS installs. The others go back to the committed TCB.",
 )
 @click.option(
-    "--version", metavar="MAJOR.MINOR.BUILD", help="Version of the firmware that the BIOS brings."
+    "--version", metavar="MAJOR.MINOR.BUILD", help="Version of the firmware that the BIOS installs."
 )
 @click.pass_obj
 def reboot(options: _PlatformOptions, bios: str, version: str | None) -> None:

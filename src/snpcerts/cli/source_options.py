@@ -157,7 +157,7 @@ def trusted_roots(paths: Sequence[str]) -> tuple[tuple[Anchor, bytes], ...]:
 
 
 def anchors_of(paths: Sequence[str]) -> tuple[Anchor, ...]:
-    """Read the anchors in these files; return AMD's if no file is given. Raises as
+    """Read the anchors in these files; return AMD's if no file is given. Raises the same errors as
     :func:`trusted_roots`.
     """
     from snpcerts.endorsement.anchors import AMD_ANCHORS

@@ -229,7 +229,7 @@ def _spans(line: dict[str, Any]) -> tuple[Span, ...]:
 
 
 class _Lines:
-    """JSON lines of a pipe or a growing file; each iteration yields the lines that are available
+    """JSON lines from a pipe or a growing file; each iteration yields the lines that are available
     now.
     """
 

@@ -179,8 +179,8 @@ class Agent:
     ) -> UpdateResult:
         """Run one exclusive section over ``files`` and report its result.
 
-        Raises as :func:`snpcerts.host.locked_update.run`, the error of a file that could not be
-        written, and that of a file that is not a certificate file.
+        Raises the same errors as :func:`snpcerts.host.locked_update.run`, the error of a file that
+        could not be written, and that of a file that is not a certificate file.
         """
         if not self.force:
             for file in files:

@@ -57,7 +57,7 @@ class MirroredCertificate:
 def announcement_of(
     firmware: HostFirmware, file_states: Sequence[FileState], name: str | None = None
 ) -> Announcement:
-    """Return the announcement of this host. Raises as :meth:`HostFirmware.state`."""
+    """Return the announcement of this host. Raises the same errors as :meth:`HostFirmware.state`."""
     state = firmware.state()
     return Announcement(
         host=within(name or socket.gethostname() or "unnamed", MAX_NAME),
@@ -105,8 +105,8 @@ class Announcer:
     def send(self, told: Announcement) -> tuple[MirroredCertificate, ...]:
         """Announce this host; return the state of its certificates in the mirror.
 
-        Raises as :meth:`MirrorClient.call`, and :class:`RetryLaterError` for an answer that
-        cannot be read.
+        Raises the same errors as :meth:`MirrorClient.call`, and :class:`RetryLaterError` for an
+        answer that cannot be read.
         """
         answer = self._client.call(
             "PUT", f"hosts/{told.product.value}/{told.hwid.hex()}", told.to_json()
@@ -124,7 +124,7 @@ def _read_answer(answer: bytes, product: Product) -> tuple[MirroredCertificate, 
     except (ValueError, KeyError, TypeError, RecursionError, FormatError):
         raise RetryLaterError(
             "the mirror's answer cannot be read",
-            hint="check that the URL is a mirror's, and that the mirror is of this release",
+            hint="check that the URL is a mirror's, and that the mirror runs this release",
             code="mirror-unavailable",
         ) from None
 

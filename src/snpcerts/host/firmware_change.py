@@ -9,7 +9,7 @@ from snpcerts.host.host_firmware import FirmwareState
 
 
 def firmware_changes(before: FirmwareState, now: FirmwareState) -> Mapping[str, str]:
-    """Return a sentence for each thing that changed, by a name for programs.
+    """Return a sentence for each thing that changed, under a name that programs can test.
 
     A command that does not change the firmware's status goes unnoticed.
     """

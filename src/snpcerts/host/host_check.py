@@ -77,7 +77,8 @@ def kernel(release: str) -> Finding:
 
 
 def faults(release: str) -> Iterator[Finding]:
-    """Known faults of that kernel on this path: warnings, since fixes are backported."""
+    """Known faults of that kernel on this path. They are only warnings, because a distribution may
+    have backported the fix."""
     for each in kernel_faults.known(release):
         yield Finding(
             f"kernel fault {each.name}",

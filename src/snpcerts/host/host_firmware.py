@@ -108,7 +108,7 @@ class HostFirmware:
     def state(self) -> FirmwareState:
         """Read SNP_PLATFORM_STATUS and add what is known of the keys.
 
-        Raises as :func:`read_firmware`.
+        Raises the same errors as :func:`read_firmware`.
         """
         return self.memory.observe(self.read_firmware)
 

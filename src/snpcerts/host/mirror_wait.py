@@ -76,7 +76,7 @@ def _of(found: Mapping[TcbVersion, MirroredCertificate], tcb: TcbVersion) -> Mir
     if tcb not in found:
         raise RefusedError(
             f"the mirror did not say whether it has the certificate at {tcb}",
-            hint="check that the mirror is of this release",
+            hint="check that the mirror runs this release",
         )
     return found[tcb]
 

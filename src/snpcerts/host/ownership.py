@@ -64,7 +64,7 @@ def apply(file: FileConfig) -> None:
                         f"{file.path}: is not a regular file with one name, so its group and "
                         "mode are left unchanged"
                     ),
-                    hint="find out which other program works in this directory",
+                    hint="find out which other program is using this directory",
                 )
             if group is not None and status.st_gid != group:
                 os.fchown(fd, -1, group)

@@ -167,7 +167,7 @@ class KdsClient:
         self, resource: Resource, read: Callable[[bytes], T], *, limit: float
     ) -> T | FailedRequest:
         """Make one request, now, within ``limit`` seconds: for a caller that keeps its own queue
-        and pace. Raises as :meth:`get` does for an answer that is final.
+        and pace. Raises the same errors as :meth:`get` does for an answer that is final.
         """
         since = self.clock.now()
         answer = self._try(_Asked(resource, read, since, since + limit, limit, 1, patient=False))

@@ -75,7 +75,7 @@ class Admission:
         return Admitted(resource, der, leaf.not_valid_before_utc.timestamp(), ends.timestamp())
 
     def chain(self, resource: ChainResource, body: bytes, at: datetime) -> Admitted:
-        """Verify a chain. Raises as :meth:`vcek`."""
+        """Verify a chain. Raises the same errors as :meth:`vcek`."""
         pair = read_chain(body)
         reasons = judge_authorities(
             resource.kind, resource.product, pair.intermediate, pair.root, self.anchors, at
@@ -96,7 +96,7 @@ class Admission:
     ) -> Admitted:
         """Verify a revocation list by the root of ``chain``; it must not be older than ``stored``.
 
-        Raises as :meth:`vcek`.
+        Raises the same errors as :meth:`vcek`.
         """
         found = load_crl(body)
         reasons = judge_list(resource.kind, found, None, chain.root).problems_at(at)

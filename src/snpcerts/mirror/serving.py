@@ -153,7 +153,7 @@ def serve(options: ServeOptions, started: Callable[[str], None]) -> None:
 async def serve_until(
     mirror: Mirror, options: ServeOptions, started: Callable[[str], None], stopping: asyncio.Event
 ) -> None:
-    """Serve until ``stopping`` is set. Raises as :func:`serve`."""
+    """Serve until ``stopping`` is set. Raises the same errors as :func:`serve`."""
     server = _Server(_config(mirror.app, options))
     with _listen(options.host, options.port) as listening:
         host, port = listening.getsockname()[:2]

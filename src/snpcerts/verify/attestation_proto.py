@@ -183,7 +183,7 @@ def read_report(data: bytes) -> bytes:
     # Numbers that are zero are omitted from a message; bytes that are zero are not.
     for name in _BLOBS:
         if name not in values:
-            raise FormatError(REPORT, f"is missing, must have {_SIZES[name]} bytes", field=name)
+            raise FormatError(REPORT, f"is missing, expected {_SIZES[name]} bytes", field=name)
     return ReportLayout(**values, **cpuid_fields(signature)).pack()
 
 

@@ -104,8 +104,8 @@ def authenticity_checks(
 
 @dataclass(slots=True)
 class _Last:
-    """Authenticity's checks, the policy's and both in one, as of the last verdict; and the last
-    checks of which none has failed. Most verdicts have the same, as objects.
+    """The checks of the last verdict: those of authenticity, those of the policy, and both
+    together; and the last ones of which none failed. Most verdicts can share these objects.
     """
 
     joined: tuple[tuple[Check, ...], tuple[Check, ...], tuple[Check, ...]] = ((), (), ())

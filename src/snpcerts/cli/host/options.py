@@ -261,7 +261,7 @@ class Host:
             self._announcer.finish()
 
     def wait_for_mirror(self, agent: Agent, plan: Plan, patience: float) -> None:
-        """Return when the configured mirror has what ``plan`` will fetch. Raises as
+        """Return when the configured mirror has what ``plan`` will fetch. Raises the same errors as
         :func:`snpcerts.host.mirror_wait.wait_for_mirror`, and :class:`UsageError` if no mirror is
         configured.
         """

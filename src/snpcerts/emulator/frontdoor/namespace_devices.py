@@ -144,7 +144,7 @@ class NamespaceDevices:
             return None
 
     def use(self, place: Place, door: Door, process: int) -> InUse:
-        """Return the open behind a descriptor; the first use creates it.
+        """Return the open device behind a descriptor; the first use creates it.
 
         ``door`` is that of the caller, ``process`` its number. ``OSError`` as open(2).
         """

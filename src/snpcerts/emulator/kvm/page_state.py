@@ -33,7 +33,7 @@ _OPERATIONS: Final = frozenset(PageStateOperation)
 
 
 def operation_and_gpa(msr: int) -> tuple[int, int]:
-    """Return the operation and the GPA in a request by MSR."""
+    """Return the operation and the GPA of a request in the MSR protocol."""
     return msr >> 52 & 0xF, msr & (1 << 52) - 1 & ~0xFFF
 
 

@@ -22,7 +22,7 @@ def leave_parent() -> None:
 
 
 def end_with(process: int) -> None:
-    """End this process when another one ends; take ownership of ``process``, that one's pidfd."""
+    """End this process when another ends. ``process`` is a pidfd of the other, now owned here."""
 
     def wait() -> None:
         poll = select.poll()
