@@ -48,7 +48,7 @@ def mirror_front(place: Path, upstream: str, anchor: Path) -> Iterator[MirrorFro
     place.mkdir()
     ca = PrivateCa(place)
     tls = str(ca.issue(AMD_NAME, "127.0.0.1"))
-    options = ["--database", f"sqlite:///{place}/mirror.db", "--listen", "0"]
+    options = ["--database", f"sqlite:///{place}/mirror.db", "--listen", "0", "--patience", "120"]
     options += ["--upstream", upstream, "--anchor", str(anchor)]
     options += ["--tls-cert", tls, "--tls-key", tls]
     with _serving(options) as url, _proxy(urlsplit(url).port or 0) as (proxy, connected):
