@@ -27,6 +27,7 @@ FLOORS = [
     "trace",
     "errors",
     "device_file",
+    "device_ioctl",
     "fidelity",
     "temporary_directory",
     "file_date",

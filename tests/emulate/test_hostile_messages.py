@@ -137,7 +137,7 @@ def test_outcomes_to_a_pipe_without_a_reader(home: PlatformHome, tmp_path: Path)
         [sys.executable, "-m", "snpcerts", "emulate", *argv, *vmm], timeout=60, check=False
     )
     assert made.returncode == 0
-    assert "not written" in home.log.read_text()
+    assert "cannot write the outcome" in home.log.read_text()
 
 
 # A page that userfaultfd(2) holds back, and a path in that page: its reader waits.

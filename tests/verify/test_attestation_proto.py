@@ -145,7 +145,7 @@ def _report(**changes: bytes) -> bytes:
         (_report(_32=number(1, 2)), "field 1 appears twice"),
         (_report(_4=blob(4, bytes(15))), "family_id: has 15 bytes, must have 16"),
         (_report(_28=blob(28, bytes(144))), "signature: has 144 bytes, must have 512"),
-        (_report(_19=b""), "chip_id: is missing, must have 64 bytes"),
+        (_report(_19=b""), "chip_id: is missing, expected 64 bytes"),
         (_report(_4=number(4, 1)), "family_id: is a number, must be bytes"),
         (_report(_3=blob(3, b"x")), "policy: is bytes, must be a number"),
         (_report(_6=number(6, 1 << 32)), "vmpl: 4294967296 does not fit 4 bytes"),

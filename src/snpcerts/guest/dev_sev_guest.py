@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import ctypes
 import errno
-import fcntl
 import os
 from dataclasses import dataclass
 from typing import Final
@@ -38,6 +37,7 @@ from snpcerts.abi.sev_guest import (
     GuestRequestIoctl,
 )
 from snpcerts.device_file import DeviceFile
+from snpcerts.device_ioctl import ioctl
 from snpcerts.errors import FormatError, RefusedError, SnpCertsError, UsageError
 
 DEVICE: Final = "/dev/sev-guest"
@@ -150,7 +150,7 @@ class SevGuest(DeviceFile):
         failed: int | None = None
         try:
             # Positive: the hypervisor did not handle the VMGEXIT; that is a failure too.
-            if fcntl.ioctl(self.fd, number, outer) > 0:
+            if ioctl(self.fd, number, outer) > 0:
                 failed = errno.EIO
         except OSError as error:
             failed = error.errno or errno.EIO

@@ -57,7 +57,10 @@ class MirroredCertificate:
 def announcement_of(
     firmware: HostFirmware, file_states: Sequence[FileState], name: str | None = None
 ) -> Announcement:
-    """Return the announcement of this host. Raises the same errors as :meth:`HostFirmware.state`."""
+    """Return the announcement of this host.
+
+    Raises the same errors as :meth:`HostFirmware.state`.
+    """
     state = firmware.state()
     return Announcement(
         host=within(name or socket.gethostname() or "unnamed", MAX_NAME),

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import ctypes
 import errno
-import fcntl
 import os
 from typing import Final
 
 from snpcerts.abi import psp
 from snpcerts.abi.cstruct import CStruct
 from snpcerts.device_file import DeviceFile
+from snpcerts.device_ioctl import ioctl
 from snpcerts.errors import RefusedError
 
 DEVICE: Final = "/dev/sev"
@@ -105,7 +105,7 @@ class Sev(DeviceFile):
         pointer = 0 if view is None else ctypes.addressof(view)
         issue = bytearray(psp.IssueCmd(cmd=command, data=pointer).pack())
         try:
-            fcntl.ioctl(self.fd, psp.SEV_ISSUE_CMD, issue)
+            ioctl(self.fd, psp.SEV_ISSUE_CMD, issue)
         except OSError as error:
             status = psp.IssueCmd.unpack(issue).error
             raise SevError(command, error.errno or errno.EIO, status) from None

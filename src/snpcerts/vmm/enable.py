@@ -10,16 +10,16 @@ from __future__ import annotations
 
 import ctypes
 import errno
-import fcntl
 from collections.abc import Callable
 
+from snpcerts import device_ioctl
 from snpcerts.abi import kvm
 from snpcerts.errors import RefusedError
 
 IoctlCall = Callable[[int, int, bytearray], object]
 
 
-def supports_req_certs(kvm_fd: int, ioctl: IoctlCall = fcntl.ioctl) -> bool:
+def supports_req_certs(kvm_fd: int, ioctl: IoctlCall = device_ioctl.ioctl) -> bool:
     """Whether KVM on this host can exit with KVM_EXIT_SNP_REQ_CERTS.
 
     ``kvm_fd`` is an open ``/dev/kvm``. False on kernels before 7.0 and where
@@ -38,7 +38,7 @@ def supports_req_certs(kvm_fd: int, ioctl: IoctlCall = fcntl.ioctl) -> bool:
     return value.value == 1
 
 
-def enable_req_certs(vm_fd: int, ioctl: IoctlCall = fcntl.ioctl) -> None:
+def enable_req_certs(vm_fd: int, ioctl: IoctlCall = device_ioctl.ioctl) -> None:
     """Enable the exit for an SNP VM: after INIT2, before its first vCPU.
 
     Raises :class:`RefusedError` if KVM fails with EINVAL: the order of calls or

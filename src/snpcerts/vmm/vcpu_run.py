@@ -3,14 +3,8 @@
 
 from __future__ import annotations
 
-import ctypes
-import os
-from typing import Final
-
 from snpcerts.abi.kvm import Ioctl
-
-_LIBC: Final = ctypes.CDLL(None, use_errno=True)
-_LIBC.ioctl.argtypes = (ctypes.c_int, ctypes.c_ulong, ctypes.c_ulong)
+from snpcerts.device_ioctl import ioctl
 
 
 def run_vcpu(vcpu: int) -> None:
@@ -22,6 +16,4 @@ def run_vcpu(vcpu: int) -> None:
     Do not use :func:`fcntl.ioctl` for this. Since Python 3.14 it repeats a call that fails with
     EINTR: with ``immediate_exit`` set it never returns.
     """
-    if _LIBC.ioctl(vcpu, Ioctl.RUN, 0) < 0:
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number))
+    ioctl(vcpu, Ioctl.RUN)

@@ -8,22 +8,21 @@ process that ``PIDFD``, a descriptor, stands for, or with its parent.
 
 from __future__ import annotations
 
-import fcntl
 import mmap
 import os
 import signal
 import sys
 from collections.abc import Callable
 
-from snpcerts.abi.kvm import VCPU_MMAP_SIZE, Ioctl
+from snpcerts.abi.kvm import VCPU_MMAP_SIZE
 from snpcerts.certfile.file import CertFile
+from snpcerts.device_ioctl import ioctl
 from snpcerts.emulator.frontdoor.parent import end_with_parent
 from snpcerts.emulator.machine.detached import end_with
 from snpcerts.emulator.machine.reference_vmm import build_vm
 from snpcerts.vmm.exit_service import ExitService, Served
 from snpcerts.vmm.guest_memory import MappedMemory
 from snpcerts.vmm.preload import EXIT_TOLD, TELL_EXIT
-from snpcerts.vmm.vcpu_run import run_vcpu
 
 
 class SystemCalls:
@@ -35,10 +34,7 @@ class SystemCalls:
 
     def ioctl(self, fd: int, request: int, argument: int | bytearray = 0) -> int:
         """ioctl(2); a bytearray receives the result."""
-        if request == Ioctl.RUN:
-            run_vcpu(fd)
-            return 0
-        return fcntl.ioctl(fd, request, argument)
+        return ioctl(fd, request, argument)
 
     def mmap_run(self, vcpu_fd: int) -> mmap.mmap:
         """Map a vCPU's kvm_run."""

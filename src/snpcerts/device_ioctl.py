@@ -1,0 +1,32 @@
+# SPDX-License-Identifier: Apache-2.0
+"""ioctl(2) as the kernel has it, on every Python.
+
+:func:`fcntl.ioctl` differs since Python 3.14: it repeats a call that fails with EINTR, so that a
+KVM_RUN with ``immediate_exit`` set never returns; and if a call fails, it drops what the kernel
+wrote into the argument, such as a firmware's status.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from typing import Final
+
+_LIBC: Final = ctypes.CDLL(None, use_errno=True)
+_LIBC.ioctl.argtypes = (ctypes.c_int, ctypes.c_ulong, ctypes.c_void_p)
+
+
+def ioctl(fd: int, request: int, argument: int | bytearray = 0) -> int:
+    """Make the call once, and return its result; other threads run meanwhile.
+
+    ``argument`` is a number, or a buffer that the kernel reads and writes in place, also if the
+    call fails. Raises ``OSError`` with the errno of the call, ``InterruptedError`` for EINTR.
+    """
+    if isinstance(argument, int):
+        result = _LIBC.ioctl(fd, request, argument)
+    else:
+        result = _LIBC.ioctl(fd, request, (ctypes.c_char * len(argument)).from_buffer(argument))
+    if result < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+    return int(result)
