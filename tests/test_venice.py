@@ -136,7 +136,7 @@ def test_a_report_is_refused_by_name_for_that_one_reason() -> None:
         found = judged(report(), certificates)
         assert [each.code.value for each in found.reasons] == ["product-unknown"]
         assert (
-            "model 0x50 is Venice: AMD's root key of Venice is not pinned"
+            "model 0x50 belongs to Venice: AMD's root key of Venice is not pinned"
             in found.reasons[0].message
         )
         assert found.product is Product.VENICE

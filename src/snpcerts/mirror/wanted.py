@@ -247,12 +247,15 @@ class WantedQueue:
             .where(QUEUE.c.resource == row.resource)
             .values(
                 wanted_at=_at_most(QUEUE.c.wanted_at, now),
+                not_before=_at_most(QUEUE.c.not_before, now),
                 asked_at=now,
                 lease_until=now + LEASE,
                 leased_by=token,
                 attempts=row.attempts + 1,
             )
         )
+        if pace.fruitless:  # the turns alternate by row taken: instances ask at the same time
+            connection.execute(update(PACE).values(fruitless=pace.fruitless + 1))
         resource = parse_target(row.resource)
         return Taken(resource, start_in, token, row.attempts + 1)
 
@@ -312,7 +315,7 @@ class WantedQueue:
             "refusals": pace.refusals + 1,
             "refused_at": now,
             "gap": max(pace.gap, min(named, MAX_GAP)),
-            "fruitless": pace.fruitless + 1,
+            "fruitless": pace.fruitless or 1,
             "problem": problem,
         }
         connection.execute(update(PACE).values(**values))
@@ -336,7 +339,7 @@ class WantedQueue:
         """
         pace = self.pace(connection, now)
         values = self._after(pace, taken, now, ago=ago)
-        values["fruitless"] = pace.fruitless + 1
+        values["fruitless"] = pace.fruitless or 1
         failures = min(pace.failures + 1, 16)
         row_wait = self.policy.wait_after(min(taken.attempts, 16), retry_after)
         if retry_after is None:
