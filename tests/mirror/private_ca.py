@@ -28,6 +28,9 @@ class PrivateCa:
         made = (
             _certificate(self._name, self._name, self._key.public_key())
             .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+            .add_extension(
+                x509.SubjectKeyIdentifier.from_public_key(self._key.public_key()), critical=False
+            )
             .sign(self._key, SHA256())
         )
         self.root.write_bytes(made.public_bytes(Encoding.PEM))
@@ -38,6 +41,11 @@ class PrivateCa:
         made = (
             _certificate(_name(names[0]), self._name, key.public_key())
             .add_extension(x509.SubjectAlternativeName(map(_alternative, names)), critical=False)
+            # Python 3.13 and later require it.
+            .add_extension(
+                x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key()),
+                critical=False,
+            )
             .sign(self._key, SHA256())
         )
         secret = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
