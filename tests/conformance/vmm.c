@@ -367,7 +367,7 @@ static ssize_t shared_contents(int *fd, uint8_t *data)
 	return -1;
 }
 
-/* Waits for a lock that nobody wants any more. */
+/* Waits for a lock that no request needs any more. */
 static void *wait_on(void *argument)
 {
 	struct flock whole = { .l_type = F_RDLCK, .l_whence = SEEK_SET };
@@ -658,7 +658,7 @@ static bool serve(int vcpu, struct kvm_run *run, uint8_t *data)
 		pthread_detach(thread);
 	}
 	if (is_wrong(LEAKS_CHILDREN) && fork() == 0)
-		_exit(0); /* waited for by nobody */
+		_exit(0); /* no process waits for it */
 	if (is_wrong(CHILD_KEEPS_LOCK) && fork() == 0) {
 		sleep(60);
 		_exit(0);

@@ -174,7 +174,7 @@ def wait_for_state(pid: int, state: str, *, call: int) -> None:
         if (found, calls) == (state, str(call)):
             return
         assert time.monotonic() < end, (found, calls)
-        time.sleep(0.005)
+        time.sleep(0.005)  # /proc tells no one when a state changes
 
 
 def test_a_machine_without_fuse_says_so_in_its_log(emulated: Emulated) -> None:

@@ -25,9 +25,7 @@ class SpanKind(enum.StrEnum):
 
     LOCK_WAIT = "lock wait"
     LOCK_HELD = "lock held"
-    TABLE = (
-        "certificates in use"  # from reading the certificates until the firmware has the request
-    )
+    TABLE = "certificates in use"  # from reading them until the firmware has the request
     REENTRY = "KVM_RUN"  # the re-entry that carries the answer
     CHANGE = "change"  # the writer's firmware command, and its choice of the new table
 

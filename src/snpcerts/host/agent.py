@@ -79,9 +79,8 @@ class Agent:
         self._during = during
         self.force = force
         self._last: FirmwareState | None = None  # when sync() last read the files
-        self._wrong_tables: dict[
-            str, bytes
-        ] = {}  # by path: what was wrong when the file was last read
+        # By path: what was wrong when the file was last read.
+        self._wrong_tables: dict[str, bytes] = {}
 
     def read_files(self) -> tuple[FileState, ...]:
         """Read every file and the firmware; put tables that match into the cache."""
