@@ -9,7 +9,7 @@ WORKERS ?= auto
 # What the libraries in the package are made of.
 NATIVE := native/shim.c native/snpcerts.c native/include/snpcerts.h native/kvm_abi.h
 
-.PHONY: help demo docs test test-clients test-browser test-crashes test-orders test-kernel test-qemu test-packages packages soak explore fuzz lint bench clean
+.PHONY: help demo docs test test-clients test-vmms test-browser test-crashes test-orders test-kernel test-qemu test-packages packages soak explore fuzz lint bench clean
 
 help: ## Say what there is
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -26,6 +26,10 @@ test-clients: $(VENV)/.dev ## Programs of others, and the examples in Rust and G
 test-orders: $(VENV)/.dev ## Every order of an operator's commands and SIGKILL; goes on where it was stopped
 	@mkdir -p build
 	$(BIN)/python -m tests.host.orders build/orders.log $(ARGS)
+
+test-vmms: $(VENV)/.dev ## The checks for VMMs, 50 times; goes on where it was stopped
+	@mkdir -p build
+	$(BIN)/python -m tests.conformance.rounds build/rounds.log $(ARGS)
 
 test-crashes: $(VENV)/.dev ## The host commands, killed before each call that changes something
 	SNPCERTS_CRASHES=changing $(BIN)/pytest tests/host/test_command_crash.py $(ARGS)

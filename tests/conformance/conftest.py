@@ -18,6 +18,7 @@ from tests.documented_json import documented
 from ..emulated import SNPCERTS
 from ..emulated_hosts import HOSTS, name, options
 from ..forked_commands import Commands
+from .table import compile_vmm
 
 Build = Callable[[str], Path]
 
@@ -51,25 +52,7 @@ def build(tmp_path_factory: pytest.TempPathFactory) -> Build:
     if shutil.which("gcc") is None:
         pytest.skip("no gcc on this machine to build the VMMs with")
     directory = tmp_path_factory.mktemp("vmms")
-    source = Path(__file__).with_name("vmm.c")
-
-    def compiled(wrong: str) -> Path:
-        program = directory / wrong.lower()
-        if not program.exists():
-            argv = ["gcc", "-O1", "-Wall", "-Wextra", "-Werror", "-Wno-maybe-uninitialized"]
-            argv += [
-                "-Wno-unused-result",
-                "-pthread",
-                f"-DWRONG={wrong}",
-                "-o",
-                str(program),
-                str(source),
-            ]
-            made = subprocess.run(argv, capture_output=True, text=True)
-            assert made.returncode == 0, made.stderr
-        return program
-
-    return compiled
+    return lambda wrong: compile_vmm(wrong, directory)
 
 
 def conformance(

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from snpcerts.conformance.vmm_check import BY_ID, CHECKS, Level
+from snpcerts.conformance.vmm_check import BY_ID
 from snpcerts.errors import RefusedError
 from snpcerts.vmm.preload import shim_library
 
@@ -18,154 +18,11 @@ from ..emulated import SNPCERTS
 from ..emulated_hosts import EVERY_HOST, name, options
 from ..sizes import FULL, sized
 from .conftest import Build, failed, judged
-
-NO_LOCK = {"lock-kind", "lock-before-read", "lock-until-signed", "busy"}
-NOT_READ_ANEW = {
-    "table-delivered",
-    "large-table",
-    "too-small",
-    "exact-pages",
-    "lock-before-read",
-    "busy",
-    "file-replaced",
-    "file-rewritten",
-    "file-grown",
-    "file-shrunk",
-    "changed-before-lock",
-    "missing-file",
-    "unreadable-file",
-    "empty-file",
-    "permission-denied",
-    "symbolic-link",
-}
-NO_FILE = {"missing-file", "unreadable-file", "empty-file", "permission-denied"}
-# The next request takes the lock for held, too.
-UNLOCKED_BY_ANOTHER = {"vcpus-keep-locks", "lock-before-read", "lock-until-signed"}
-ADVICE = {check.id for check in CHECKS if check.level is Level.ADVICE}
-
-# What each wrong VMM of vmm.c fails, or is advised against.
-EXPECTED: dict[str, set[str]] = {
-    "ATTRIBUTE_NOT_ASKED": {"attribute-asked", "enabled-where-supported"},
-    "ONLY_HAS_ASKED": {"attribute-asked", "attribute-value"},
-    "ENABLED_TOO_LATE": {"enabled"},
-    "NEVER_ENABLED": {"enabled"},
-    "NO_LOCK": NO_LOCK,
-    "FLOCK_LOCK": NO_LOCK,
-    "CLASSIC_LOCK": {"lock-kind", "vcpus-keep-locks"},
-    "LOCK_ON_ANOTHER_FILE": NO_LOCK,
-    "READS_BEFORE_LOCK": {"lock-before-read", "changed-before-lock"},
-    "UNLOCKS_EARLY": {"lock-until-signed"},
-    "NO_HANDSHAKE": {"lock-released"},
-    "NO_INODE_CHECK": {"same-inode", "same-device"},
-    "INODE_WITHOUT_DEVICE": {"same-device"},
-    "WAITS_FOR_EVER": {"busy"},
-    "BUSY_IS_EIO": {"busy"},
-    "SHARED_DESCRIPTOR": {"vcpus-keep-locks", "lock-released"},
-    "ONE_DESCRIPTOR_FOR_LIFE": {
-        "same-inode",
-        "same-device",
-        "file-replaced",
-        "symbolic-link",
-        "vcpus-keep-locks",
-        *NO_FILE,
-    },
-    "KEEPS_A_COPY": NOT_READ_ANEW,
-    "POINTER_STAYS": {"short-read"},
-    "PAGE_TOO_MANY": {"exact-pages", "large-table"},
-    "NEGATIVE_RET": {"ret-supported"},
-    "WRITES_BEFORE_CHECK": {"too-small"},
-    "WRITES_WHOLE_PAGES": {"nothing-outside"},
-    "EMPTY_IS_SUCCESS": {"no-buffer"},
-    "SIZE_WRAPS": {"huge-npages"},
-    "GPA_WRAPS": {"buffer-wraps"},
-    "GPA_UNCHECKED": {"buffer-past-memory", "buffer-outside-memory", "buffer-wraps"},
-    "ONE_SLOT_ONLY": {"buffer-across-slots"},
-    "MISSING_ENDS_VM": {"missing-file", "permission-denied"},
-    "MISSING_IS_EIO": NO_FILE,
-    "MISSING_WRITES_NOTHING": NO_FILE,
-    "UNREADABLE_ENDS_VM": {"unreadable-file", "read-fails"},
-    "IMMEDIATE_EXIT_STAYS": {"immediate-exit-cleared"},
-    "KICK_ERASED": {"kick-not-lost"},
-    "STALE_EXIT_REASON": {"exit-reason-stale"},
-    "LEAKS_DESCRIPTORS": {"descriptors"},
-    "LAST_PAGE_REFUSED": {"buffer-at-slot-end"},
-    "FIRST_VCPU_ONLY": {"vcpus-served"},
-    "ONLY_THE_POSTED_EXIT": {"exit-number"},
-    "PAGE_STATE_NOT_ENABLED": {"page-state"},
-    "PAGE_STATE_REFUSED": {"page-state"},
-    "PAGE_STATE_IGNORED": {"page-state"},
-    "LARGE_PAGES_REFUSED": {"page-state"},
-    "CHILD_KEEPS_LOCK": {"lock-released", "descriptors", "lock-ends-with-vmm"},
-    "CACHED_BY_MTIME": {"lock-before-read", "file-rewritten"},
-    "PROBES_THE_LOCK": {"lock-before-read", "lock-until-signed", "lock-kind"},
-    "SIZE_BEFORE_LOCK": {"changed-before-lock"},
-    "LOCK_TIMES_OUT": {"slow-firmware"},
-    "LOCKS_AGAIN": {"lock-until-signed"},
-    "INODE_CHECKED_ONCE": {"same-inode"},
-    "MTIME_FOR_INODE": {"same-inode"},
-    "LINKS_FOR_INODE": {"same-inode", "same-device"},
-    "PATH_READ_AGAIN": {"replaced-after-lock"},
-    "LOCK_ERROR_IGNORED": {"lock-fails"},
-    "READ_ERROR_IGNORED": {"read-fails"},
-    "HANDSHAKE_ERROR_KEEPS_LOCK": {"handshake-fails"},
-    "STALE_BYTES_BEHIND": {"no-stale-bytes"},
-    "WORDS_ONLY": {"large-table"},
-    "LIMIT_16_KIB": {"large-table"},
-    "LIMIT_64_KIB": {"large-table"},
-    "NO_BUFFER_WRITTEN": {"no-buffer"},
-    "EMPTY_FILE_UNWRITTEN": {"empty-file"},
-    "EMPTY_FILE_IS_EIO": {"empty-file"},
-    "FORBIDDEN_IS_EIO": {"permission-denied"},
-    "LINK_COMPARED": {"symbolic-link"},
-    "LINK_REFUSED": {"symbolic-link"},
-    "LEAKS_WHEN_BUSY": {"descriptors"},
-    "LEAKS_WHEN_REPLACED": {"descriptors"},
-    "LEAKS_ON_ERROR": {"descriptors"},
-    "CREATES_FILE": {"missing-file", "read-only-file"},
-    "OPENS_FOR_WRITING": {"read-only-file"},
-    "PEEKS_AND_COPIES": {"lock-before-read"},
-    "COPY_FOR_SECOND_VCPU": {"vcpus-served"},
-    "GIVES_UP_WHEN_BUSY": {"busy"},
-    "NEEDED_ONLY_GROWS": {"too-small"},
-    "OPEN_ERROR_IS_EIO": {"open-fails"},
-    "LEAKS_ON_EMPTY_FILE": {"descriptors"},
-    "LEAKS_MAPPINGS": {"nothing-left"},
-    "LEAKS_THREADS": {"nothing-left"},
-    "LEAKS_CHILDREN": {"nothing-left"},
-    "LEAKS_MEMORY": {"memory-bounded"},
-    "LATE_LOCK_STAYS": {"lock-released"},
-    "GPA_TRUNCATED": {"buffer-outside-memory"},
-    "WAITS_TOO_LONG": {"busy"},
-    "VALUE_IGNORED": {"attribute-value"},
-    "LOGS_EACH_TRY": {"log-bounded"},
-    "LOGS_EACH_BUSY": {"log-bounded"},
-    "SPINS": {"waits-asleep"},
-    "ONE_DESCRIPTION": UNLOCKED_BY_ANOTHER,
-    "UNCOUNTED_ON_ENOSPC": UNLOCKED_BY_ANOTHER,
-}
-# Styles of right VMMs, and what cannot be judged of each.
-RIGHT: dict[str, set[str]] = {
-    "NOTHING": set(),
-    "RIGHT_DUPLICATE": set(),
-    "RIGHT_HELPER": set(),
-    "RIGHT_MAPPING": {"short-read", "read-fails"},
-    "RIGHT_COUNTED": set(),
-    "RIGHT_ONE_AT_A_TIME": set(),
-    "RIGHT_EXCLUSIVE": set(),
-    "RIGHT_CHECKS_AT_START": set(),
-    "RIGHT_SIGWAIT_IN_MAIN": set(),
-    "RIGHT_CHILD_RUNS": set(),
-    "RIGHT_PIECES": set(),
-    "RIGHT_PEEKS": set(),
-    "RIGHT_MAIN_LOOP": set(),
-    "RIGHT_KEPT_MAPPING": {"short-read", "read-fails"},
-}
-# Never judged on this machine without the right to mount.
-PRIVILEGED = set() if os.geteuid() == 0 else {"same-device"}
+from .table import ADVICE, EXPECTED, NO_LOCK, PRIVILEGED, RIGHT, SOURCE, TELLING, only
 
 
 def test_every_wrong_vmm_has_a_row_in_the_table() -> None:
-    source = Path(__file__).with_name("vmm.c").read_text(encoding="utf-8")
+    source = SOURCE.read_text(encoding="utf-8")
     (body,) = re.findall(r"enum wrong \{(.*?)\};", source, re.DOTALL)
     body = re.sub(r"/\*.*?\*/", "", body)
     named = set(re.findall(r"[A-Z][A-Z_0-9]+", body))
@@ -200,10 +57,6 @@ def test_a_wrong_vmm_fails_only_the_checks_it_violates(
     assert found.keys() == EXPECTED[wrong] - PRIVILEGED, found
 
 
-def only(*checks: str) -> tuple[str, ...]:
-    return tuple(word for check in checks for word in ("--only", check))
-
-
 # One of each kind.
 SOME = (
     "table-delivered",
@@ -219,8 +72,6 @@ SOME = (
     "descriptors",
     "lock-ends-with-vmm",
 )
-# What tells the styles apart: who holds the lock, by which descriptor, and who is stopped.
-TELLING = ("lock-until-signed", "vcpus-keep-locks", "kick-not-lost", "busy", "same-device")
 
 
 def assert_all_passed(
