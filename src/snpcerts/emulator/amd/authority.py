@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """An emulated AMD: root, issuers and leaf certificates in the form of AMD's.
 
-Source: AMD's genuine certificates of Milan, Genoa and Turin. Names, extensions,
-their order, the signature's parameters and the leaf's serial number 0 are theirs,
-with one difference: every CA's CN ends in EMULATED and every O says who made it.
+Source: AMD's genuine certificates of Milan, Genoa and Turin. Names, extensions and their order,
+signature parameters, and the leaf's serial number 0 are the same as in those, with one difference:
+every CA's CN ends in EMULATED and every O names snpcerts.
 """
 
 from __future__ import annotations
@@ -121,8 +121,8 @@ class EmulatedAuthority:
     ) -> Certificate:
         """Return a VCEK, valid for seven years from ``not_before`` (default: a day ago).
 
-        ``hwid`` is the chip ID's significant bytes. Raises :class:`snpcerts.errors.UsageError`
-        when it or the TCB is not of this product.
+        ``hwid`` is the significant bytes of the chip ID. Raises :class:`snpcerts.errors.UsageError`
+        if it or the TCB does not fit this product.
         """
         extensions = vcek_extensions(self.product, tcb, hwid)
         return self._leaf(
@@ -139,7 +139,7 @@ class EmulatedAuthority:
     ) -> Certificate:
         """Return a VLEK for the provider ``csp_id``, valid for one year from ``not_before``.
 
-        Raises :class:`snpcerts.errors.UsageError` when the TCB is not of this product, or
+        Raises :class:`snpcerts.errors.UsageError` if the TCB does not fit this product, or if
         ``csp_id`` is not 1 to 127 ASCII characters.
         """
         extensions = vlek_extensions(self.product, tcb, csp_id)
@@ -150,7 +150,7 @@ class EmulatedAuthority:
     def crl(
         self, revoked: Iterable[int] = (), *, last_update: datetime | None = None
     ) -> RevocationList:
-        """Return the ARK's revocation list over the given serial numbers, valid for a year."""
+        """Return the ARK's CRL with the given serial numbers, valid for a year."""
         start = _now() - _DAY if last_update is None else last_update
         builder = (
             x509.CertificateRevocationListBuilder()
@@ -170,15 +170,15 @@ class EmulatedAuthority:
         return sign_list(builder, self.ark_signer.key)
 
     def chain_pem(self, *, vlek: bool = False) -> bytes:
-        """Return the key server's cert_chain response: ASK (or ASVK), then ARK, as PEM."""
+        """Return the key server's response to cert_chain: ASK (or ASVK), then ARK, as PEM."""
         signer = self.asvk_signer if vlek else self.ask_signer
         return _pem(signer.certificate) + _pem(self.ark)
 
     def save(self, directory: Path) -> None:
         """Write six PEM files into ``directory``, which is created if missing; keys get mode 0600.
 
-        Each file is replaced whole, but not the six together: no other process
-        may load while this runs. Raises :class:`InputError` when one cannot be written.
+        Each file is replaced atomically, but the six together are not: no other process may load
+        while this runs. Raises :class:`InputError` if a file cannot be written.
         """
         with _file_errors(directory):
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -193,7 +193,9 @@ class EmulatedAuthority:
 
     @classmethod
     def load(cls, directory: Path) -> Self:
-        """Read what :meth:`save` wrote; :class:`InputError` if it is incomplete or damaged."""
+        """Read what :meth:`save` wrote. Raises :class:`InputError` if it is incomplete or
+        damaged.
+        """
         ark, ask, asvk = (_load_signer(directory, role) for role in _ROLES)
         for product in Product:
             names = (f"ARK-{product.value}", f"SEV-{product.value}", f"SEV-VLEK-{product.value}")
@@ -278,7 +280,7 @@ def _certificate(
 def _intermediate(
     root: Signer, product: Product, kind: VekKind, key: rsa.RSAPrivateKey, serial: int
 ) -> Signer:
-    """Return an ASK or ASVK certified by ``root``."""
+    """Return an ASK or ASVK certificate signed by ``root``."""
     public = key.public_key()
     name = f"SEV-{product.value}" if kind is VekKind.VCEK else f"SEV-VLEK-{product.value}"
     builder = (
@@ -347,8 +349,8 @@ def _load_signer(directory: Path, role: str) -> Signer:
     key_path = directory / f"{role}.key.pem"
     try:
         certificate = _read_certificate(path)
-        # OpenSSL would test the primes, 0.3 s for each key. That the key is the
-        # certificate's is compared below.
+        # OpenSSL would test the primes, which takes 0.3 s for each key. The code below checks that
+        # the key belongs to the certificate.
         key = serialization.load_pem_private_key(
             _read(key_path), password=None, unsafe_skip_rsa_key_validation=True
         )
@@ -360,7 +362,7 @@ def _load_signer(directory: Path, role: str) -> Signer:
 
 
 def _read_certificate(path: Path) -> Certificate:
-    """Return the only certificate in a file, which begins with a line of text."""
+    """Return the only certificate in a PEM file that begins with a line of text."""
     text = _read(path)
     return load_certificate(text[max(text.find(b"-----BEGIN"), 0) :], str(path))
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The certificates that an emulated AMD issues for a platform's keys."""
+"""Issues certificates for a platform's keys, as the emulated AMD."""
 
 from __future__ import annotations
 

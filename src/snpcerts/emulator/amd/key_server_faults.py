@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Faults that an emulated key server shows on request.
 
-AMD's server has throttled clients, answered 404 for existing certificates, and
-refused connections for hours. The other faults come from what may be between
-client and server, such as proxies and captive portals.
+AMD's server has throttled clients, answered 404 for existing certificates, and refused connections
+for hours. The other faults imitate proxies, captive portals and whatever else may be between client
+and server.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ class Fault(enum.Enum):
     SLOW = "slow"  # answers late
     DRIP = "drip"  # sends a few bytes at a time
     REFUSE = "refuse"  # closes the connection without an answer
-    CUT = "cut"  # closes after half of the body
-    CUT_SILENT = "cut-silent"  # the same without Content-Length
+    CUT = "cut"  # closes the connection after half of the body
+    CUT_SILENT = "cut-silent"  # the same, without Content-Length
     WRONG_CHIP = "wrong-chip"
     WRONG_TCB = "wrong-tcb"
     WRONG_ROOT = "wrong-root"
     WRONG_KEY = "wrong-key"  # the right chip and TCB, but another public key
     EXPIRED = "expired"
-    CONTENT_TYPE = "content-type"  # the right body with a wrong type
+    CONTENT_TYPE = "content-type"  # the right body with a wrong content type
     HTML = "html"
     EMPTY = "empty"
     HUGE = "huge"  # an endless body
@@ -49,8 +49,9 @@ class Fault(enum.Enum):
 
 
 def faults_of_names(names: Iterable[str]) -> frozenset[Fault]:
-    """Return the faults with these names; :class:`UsageError`, which lists all, for an unknown
-    one.
+    """Return the faults with these names.
+
+    Raises :class:`UsageError`, which lists all names, for an unknown one.
     """
     known = {fault.value: fault for fault in Fault}
     found: set[Fault] = set()
@@ -62,7 +63,7 @@ def faults_of_names(names: Iterable[str]) -> frozenset[Fault]:
 
 
 class Faults:
-    """The faults of one server; they can be changed while it serves."""
+    """The faults of one server. They can change while it serves."""
 
     def __init__(self, always: Iterable[Fault] = ()) -> None:
         self._lock = threading.Lock()
@@ -70,12 +71,12 @@ class Faults:
         self._next: list[frozenset[Fault]] = []
 
     def set(self, *faults: Fault) -> None:
-        """Apply exactly these faults to every request from now on."""
+        """From now on, apply exactly these faults to every request."""
         with self._lock:
             self._always, self._next = frozenset(faults), []
 
     def clear(self) -> None:
-        """Apply no faults from now on."""
+        """From now on, apply no faults."""
         self.set()
 
     def next(self, *faults: Fault, times: int = 1) -> None:
@@ -84,16 +85,16 @@ class Faults:
             self._next += [frozenset(faults)] * times
 
     def take(self) -> frozenset[Fault]:
-        """Return the faults for the request that is being answered."""
+        """Return the faults to apply to the current request."""
         with self._lock:
             return self._next.pop(0) if self._next else self._always
 
 
 class Throttled(enum.Enum):
-    """What the throttle counts."""
+    """What a throttle counts requests by."""
 
-    ADDRESS = "address"  # each address, for any VCEK, as AMD's server does
-    CERTIFICATE = "certificate"  # each address, for each VCEK separately
+    ADDRESS = "address"  # by address, for any VCEK, as AMD's server does
+    CERTIFICATE = "certificate"  # by address and VCEK
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +111,7 @@ class Throttle:
 
 
 class ThrottleMemory:
-    """Records what each client requested, and when."""
+    """Records what each client requested and when."""
 
     def __init__(self, throttle: Throttle) -> None:
         self.throttle = throttle
@@ -118,7 +119,7 @@ class ThrottleMemory:
         self._free_at: OrderedDict[tuple[str, str], float] = OrderedDict()
 
     def wait(self, client: str, target: str, now: float) -> float:
-        """Return the seconds until this client may get the target; 0 if it gets it now."""
+        """Return how many seconds this client must wait for the target; 0 if it gets it now."""
         interval = self.throttle.interval
         if not interval:
             return 0.0

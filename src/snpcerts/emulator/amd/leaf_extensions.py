@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """AMD's extensions in VCEK and VLEK certificates.
 
-Source: the genuine certificates; KDS (57230) chapter 3. The order is the one
-in which they are encoded there: it differs between structure versions 0 and 1.
+Source: the genuine certificates; KDS (57230) chapter 3. The extensions are encoded in the same
+order as there. The order differs between structure versions 0 and 1.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ ARC: Final = "1.3.6.1.4.1.3704.1"
 MAX_TEXT: Final = 127  # the maximum of a one-byte DER length
 
 _STRUCT_VERSION = {TcbLayout.MILAN: 0, TcbLayout.TURIN: 1}
-# Arc suffix and component of each patch level; None stands for a reserved one, always 0.
+# Suffix of the OID and component of each patch level. None marks a reserved one, which is always 0.
 _LEVELS: dict[TcbLayout, tuple[tuple[str, str | None], ...]] = {
     TcbLayout.MILAN: (
         ("3.1", "bootloader"),
@@ -48,7 +48,7 @@ _LEVELS: dict[TcbLayout, tuple[tuple[str, str | None], ...]] = {
 def vcek_extensions(
     product: Product, tcb: TcbVersion, hwid: bytes
 ) -> tuple[x509.UnrecognizedExtension, ...]:
-    """Return the extensions of a VCEK; the extension hwID holds raw bytes, without an ASN.1 tag."""
+    """Return the extensions of a VCEK. The extension hwID holds raw bytes, without an ASN.1 tag."""
     if len(hwid) != product.hwid_size:
         raise UsageError(f"a hwID of {product.value} is {product.hwid_size} bytes, not {len(hwid)}")
     return (*_common(product, tcb, CHIP_MODELS[product].vcek_product_name), _extension("4", hwid))
@@ -57,7 +57,7 @@ def vcek_extensions(
 def vlek_extensions(
     product: Product, tcb: TcbVersion, csp_id: str
 ) -> tuple[x509.UnrecognizedExtension, ...]:
-    """Return the extensions of a VLEK: a cspID where a VCEK has its hwID."""
+    """Return the extensions of a VLEK: cspID takes the place of the VCEK's hwID."""
     return (*_common(product, tcb, product.value), _extension("5", _ia5(csp_id)))
 
 
@@ -83,7 +83,7 @@ def _extension(suffix: str, value: bytes) -> x509.UnrecognizedExtension:
 
 
 def _integer(value: int) -> bytes:
-    # DER: 128 to 255 need a leading zero byte, or they would be negative.
+    # DER: values from 128 to 255 need a leading zero byte; without it they would be negative.
     content = value.to_bytes(value.bit_length() // 8 + 1, "big")
     return bytes((0x02, len(content))) + content
 

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Signs certificates and revocation lists as AMD does, from drafts.
 
-The library signs the drafts with a throw-away key. This module takes their signed part, replaces
-the algorithm by the form in AMD's Milan certificates (with the trailer field, a default value),
-sets a leaf's serial number to 0, and signs it again: the library can write neither.
+The library signs each draft with a throw-away key, because it can write neither AMD's form of the
+signature algorithm nor serial number 0. This module takes the signed part of the draft, replaces
+the algorithm with the form in AMD's Milan certificates (with the trailer field, a default value),
+sets a leaf's serial number to 0, and signs the result again.
 """
 
 from __future__ import annotations

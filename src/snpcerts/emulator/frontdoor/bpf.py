@@ -5,7 +5,7 @@
 call                                    decision
 ======================================  ============================================
 ioctl with type byte 0xAE or 'S'        supervisor
-open, openat                            supervisor, but for O_DIRECTORY (no device
+open, openat                            supervisor, except O_DIRECTORY (no device
                                         opens as one); the kernel in a mount namespace
 openat2, creat                          supervisor; the kernel in a mount namespace
 stat, lstat, newfstatat, statx, access, supervisor, where what the machine has is not
@@ -22,10 +22,10 @@ sendfile, close, flock, fcntl of locks
 everything else                         the kernel, at no cost
 ======================================  ============================================
 
-BPF sees the argument words, not the memory they point to: the supervisor finds out
-which file a path means (:mod:`snpcerts.emulator.frontdoor.paths`).
-Sources: ``linux/filter.h``, ``linux/bpf_common.h``, ``linux/audit.h``,
-``asm/unistd_64.h``; struct seccomp_data of ``linux/seccomp.h``.
+BPF sees the argument words, not the memory they point to: the supervisor finds out which file a
+path means (:mod:`snpcerts.emulator.frontdoor.paths`). Sources: ``linux/filter.h``,
+``linux/bpf_common.h``, ``linux/audit.h``, ``asm/unistd_64.h``; struct seccomp_data of
+``linux/seccomp.h``.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ class Syscall(enum.IntEnum):
     FACCESSAT2 = 439
 
 
-# Calls on an open file, by the argument that is its descriptor.
+# Calls on an open file, and which argument is the descriptor.
 FILE_CALLS: Final = {
     Syscall.READ: 0,
     Syscall.PREAD64: 0,
@@ -161,8 +161,8 @@ def _watched(call: Syscall) -> bytes:
 def program(*, look: bool, watch: bool = False, opens: bool = True) -> bytes:
     """Build the filter.
 
-    With ``opens`` the calls that open a path are trapped, with ``look`` those that only
-    examine one, with ``watch`` those on open files, see :data:`FILE_CALLS`.
+    ``opens`` traps the calls that open a path, ``look`` those that only examine one, and ``watch``
+    those on open files; see :data:`FILE_CALLS`.
     """
     parts = [
         _op(_LOAD, _ARCH),

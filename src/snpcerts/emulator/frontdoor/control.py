@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The Unix socket through which launchers reach the server that owns the devices.
 
-Each message is one packet (SOCK_SEQPACKET) with a JSON object, and may carry
-descriptors; each gets one JSON object back. A server's socket has mode 0600, and
-the server accepts only its own user and root.
+Each message is one packet (SOCK_SEQPACKET) with a JSON object, and may carry descriptors. Each is
+answered with one JSON object. The socket of a server has mode 0600, and the server accepts only its
+own user and root.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from snpcerts.errors import InputError, RefusedError, SnpCertsError, UsageError
 
-if TYPE_CHECKING:  # launchers start without the supervisor
+if TYPE_CHECKING:  # launchers start without loading the supervisor
     from snpcerts.emulator.frontdoor.supervisor import Supervisor
 
 log = logging.getLogger(__name__)
@@ -54,7 +54,7 @@ def send(
 
 
 def receive(peer: socket.socket) -> tuple[dict[str, Any], tuple[int, ...]] | None:
-    """Receive one message; return None at the end; raise InputError if it is not a JSON object."""
+    """Receive one message; return None at the end. Raises InputError if it is not a JSON object."""
     room = socket.CMSG_SPACE(DESCRIPTORS_MAX * 4)
     data, ancillary, flags, _ = peer.recvmsg(MESSAGE_MAX, room, socket.MSG_CMSG_CLOEXEC)
     descriptors = array.array("i")
@@ -80,7 +80,7 @@ def receive(peer: socket.socket) -> tuple[dict[str, Any], tuple[int, ...]] | Non
 
 
 def connect(path: Path) -> socket.socket:
-    """Connect to the server at ``path``; raise RefusedError if no server listens."""
+    """Connect to the server at ``path``. Raises RefusedError if no server listens."""
     peer = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     peer.settimeout(PATIENCE)
     try:
@@ -113,9 +113,9 @@ def _address(path: Path) -> Iterator[str]:
 class ControlSocket:
     """The server's end of the socket, in the supervisor's loop.
 
-    ``handler`` gets each :class:`Hello` and returns the answer; a
-    :class:`SnpCertsError` it raises is answered as ``{"error": ..., "code": ...}``.
-    A socket left by a dead server is replaced; a live one is RefusedError.
+    ``handler`` gets each :class:`Hello` and returns the answer. If it raises a
+    :class:`SnpCertsError`, the answer is ``{"error": ..., "code": ...}``. A socket that a dead
+    server left behind is replaced; a server that still listens is a RefusedError.
     """
 
     def __init__(self, path: Path, handler: Callable[[Hello], Mapping[str, object]]) -> None:
@@ -132,7 +132,7 @@ class ControlSocket:
             raise
 
     def _bind(self, address: str) -> None:
-        # The mode of the file is what umask leaves of the socket's own mode.
+        # The mode of the socket file is the socket's own mode without the bits of the umask.
         os.fchmod(self._socket.fileno(), 0o600)
         try:
             self._socket.bind(address)
@@ -164,14 +164,14 @@ class ControlSocket:
             self._hang_up(peer)
         if self._supervisor is not None:
             self._supervisor.remove_reader(self._socket.fileno())
-        # Remove the file first: after the close, a file there belongs to another server.
+        # Remove the file first: after the close, another server may have created a file there.
         self.path.unlink(missing_ok=True)
         self._socket.close()
 
     def _accept(self) -> None:
         try:
             peer, _ = self._socket.accept()
-        except OSError:  # gone again, or no descriptor left: it can ask once more
+        except OSError:  # the launcher has gone, or no descriptor is left; it can connect again
             return
         _, uid, _ = _credentials(peer)
         if uid not in (0, os.geteuid()) or len(self._peers) >= CONNECTIONS_MAX:
@@ -202,7 +202,7 @@ class ControlSocket:
         except SnpCertsError as error:
             answer = {"error": str(error), "code": error.code}
         except Exception:
-            # A message of one peer must not end the machine for the others.
+            # A message from one peer must not end the machine for the others.
             log.exception("control message of process %d", pid)
             answer = {"error": "control message: cannot be answered", "code": InputError.code}
         self._reply(peer, answer)

@@ -1,17 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """Tracks each descriptor that the supervisor gave to a program, until its last copy is closed.
 
-Each open has its own memfd. A stat of ``/proc/TID/fd/N`` shows the memfd's identity
-(device, inode), which survives dup, fork, exec and passing over a socket. For what a
-program opens in its mount namespace, see
-:mod:`snpcerts.emulator.frontdoor.namespace_devices`.
+Each open has its own memfd. A stat of ``/proc/TID/fd/N`` shows the memfd's identity (device,
+inode), which survives dup, fork, exec and passing over a socket.
+:mod:`snpcerts.emulator.frontdoor.namespace_devices` tracks what a program opens in its mount
+namespace.
 
-The end is detected exactly, without scanning descriptor tables. The program gets a
-second open file description of the memfd, which holds a lock (flock(2)); this
-process keeps the first. When the last descriptor and the last mapping of the
-second are gone, by close, exec or exit, the kernel sends an inotify event and
-releases the lock. The lock decides: another process's open and close of the file
-through ``/proc`` also causes an event.
+The end is detected exactly, without scanning descriptor tables. The program gets a second open file
+description of the memfd, which holds a lock (flock(2)); this process keeps the first. When close,
+exec or exit ends the last descriptor and the last mapping of the second, the kernel sends an
+inotify event and releases the lock. Only the lock is conclusive: another process that opens and
+closes the file through ``/proc`` causes an event too.
 """
 
 from __future__ import annotations
@@ -50,8 +49,8 @@ _libc = ctypes.CDLL(None, use_errno=True)
 class OpenDevice:
     """An emulated device that is open.
 
-    ``path`` is the path it was opened by, None if an ioctl created it; ``keeper``
-    is this process's own descriptor of its memfd.
+    ``path`` is the path with which it was opened, None if an ioctl created it. ``keeper`` is this
+    process's own descriptor of its memfd.
     """
 
     device: Device
@@ -63,7 +62,7 @@ class OpenDevice:
 
 
 class Descriptors:
-    """All emulated devices that are open; ``open`` maps identities to them."""
+    """All open emulated devices. ``open`` maps identities to them."""
 
     def __init__(self) -> None:
         self.open: dict[Key, OpenDevice] = {}
@@ -83,10 +82,10 @@ class Descriptors:
     def admit(
         self, device: Device, *, path: bytes | None, flags: int, shared: int | None
     ) -> tuple[OpenDevice, int]:
-        """Register a device; return it with the descriptor to give to the program.
+        """Register a device; return its entry and the descriptor for the program.
 
-        The caller closes that descriptor after passing it on. ``shared`` is the
-        memfd that the program can map, or None.
+        The caller passes that descriptor on and then closes it. ``shared`` is the memfd that the
+        program can map, or None.
         """
         name = os.fsdecode(path) if path is not None else type(device).__name__
         keeper = os.dup(shared) if shared is not None else os.memfd_create(name, os.MFD_CLOEXEC)
@@ -119,7 +118,7 @@ class Descriptors:
         return entry, given
 
     def reap(self) -> list[OpenDevice]:
-        """Forget the opens that have ended, and return them."""
+        """Forget and return the opens that have ended."""
         now = time.monotonic()
         try:
             events = os.read(self._inotify, _EVENTS_MAX)
@@ -140,7 +139,7 @@ class Descriptors:
 
     @property
     def has_suspects(self) -> bool:
-        """Whether to reap again after :data:`RECHECK` seconds, even without an event."""
+        """Whether to reap again after :data:`RECHECK` seconds, even if no event arrives."""
         return bool(self._suspects)
 
     def forget(self, entry: OpenDevice) -> None:
@@ -165,7 +164,7 @@ def _is_gone(entry: OpenDevice) -> bool:
 
 
 def file_with(path: bytes, content: Content, mode: int = os.O_RDONLY) -> int:
-    """Return a sealed memfd with that content, at offset 0; writing to it fails with EPERM."""
+    """Return a sealed memfd with that content, at offset 0. Writing to it fails with EPERM."""
     pieces: Mapping[int, bytes] = {0: content} if isinstance(content, bytes) else content
     writer = os.memfd_create(os.fsdecode(path), os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     try:

@@ -1,23 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
 """Recognises emulated paths, and finds the device or file that each one names.
 
-In a mount namespace (:mod:`snpcerts.emulator.frontdoor.namespace`) the kernel does
-this. Otherwise every open of the program comes here, so the common case must be
-cheap: read the path, stat it once through ``/proc/TID``, compare numbers. Only a path
-that may be an emulated one under another name is resolved in full: its last component
-is an emulated name, it passes ``/proc/self`` or ``/dev/fd``, or it ends in a dangling
-link.
+In a mount namespace (:mod:`snpcerts.emulator.frontdoor.namespace`) the kernel does this. Otherwise
+every open of the program comes here, so the common case must be cheap: read the path, stat it once
+through ``/proc/TID``, compare numbers. Only a path that may be another name of an emulated one is
+resolved in full. Such a path has an emulated name as its last component, passes ``/proc/self`` or
+``/dev/fd``, or ends in a dangling link.
 
-A path that escapes this (changed by another thread between check and use, or a
-link to a link in ``/proc/self/fd``) reaches at worst a real device, on which no
-device ioctl is ever let through: the supervisor answers each of them itself.
+Some paths escape this: another thread changes a path between check and use, or a link leads to a
+link in ``/proc/self/fd``. At worst they reach a real device. Even then no device ioctl reaches the
+kernel, because the supervisor answers all of them itself.
 
-The cost without a namespace, measured with ``python -m bench frontdoor`` on a virtual
-machine with two cores: an open takes 22 to 34 us instead of 2, a trapped stat 22 to 33
-instead of 1, an ioctl on a device 18 to 25. Starting Python twenty times takes 1.10 times as long
-with opens trapped, and 1.31 times with stat calls trapped as well; a gcc run or
-arithmetic shows no difference beyond the noise of about 10 %. Stat calls are trapped
-by default, because tools that check for a device before they open it must find it.
+The cost without a namespace, measured with ``python -m bench frontdoor`` on a virtual machine with
+two cores: an open takes 22 to 34 us instead of 2, a trapped stat 22 to 33 instead of 1, an ioctl on
+a device 18 to 25. Starting Python twenty times takes 1.10 times as long with opens trapped, and
+1.31 times with stat calls trapped as well; a gcc run or arithmetic shows no difference beyond the
+noise of about 10 %. Stat calls are trapped by default, because tools that check for a device before
+they open it must find it.
 """
 
 from __future__ import annotations
@@ -37,7 +36,8 @@ from snpcerts.emulator.syscall.device import Device
 from snpcerts.emulator.syscall.file_tree import TreeDirectory
 from snpcerts.errors import InputError
 
-# Real devices that a program behind a door never reaches, even if the door does not emulate them.
+# Real devices that a program behind a door never reaches, even those that the door does not
+# emulate.
 GUARDED: Final = (b"/dev/kvm", b"/dev/sev", b"/dev/sev-guest")
 KVM_RDEV: Final = os.makedev(10, 232)  # linux/miscdevice.h: KVM_MINOR
 
@@ -94,26 +94,24 @@ class Match:
 class Door:
     """The emulated devices and files that a program sees.
 
-    ``devices`` maps absolute paths to what opens them; the function gets the
-    :class:`OpenInfo` and may raise ``OSError``. ``files`` maps absolute paths to
-    the content of a read-only file, created for each open: bytes, or a mapping
-    of offsets to bytes for a sparse one (``/dev/cpu/0/msr``: the offset is the
-    register's number).
+    ``devices`` maps absolute paths to functions that open them. The function gets the
+    :class:`OpenInfo` and may raise ``OSError``. ``files`` maps absolute paths to the content of a
+    read-only file, created for each open: bytes, or for a sparse file a mapping of offsets to bytes
+    (in ``/dev/cpu/0/msr`` the offset is the register's number).
 
-    ``look`` says whether calls that only examine a path (stat, access, readlink) find what an open
-    would find. If the machine itself has, for this user, all of our paths and no other device, none
-    of these calls is trapped.
+    ``look`` says whether calls that only examine a path (stat, access, readlink) find the same as
+    an open. If, for this user, the machine itself has all of our paths and no other device, these
+    calls are not trapped.
 
     ``inodes`` gives directories above ours their inode numbers each time they are examined, because
     sysfs gives a module that was loaded again another number.
 
-    ``trees`` are file systems to mount, by mount point. They exist in a mount namespace
-    only.
+    ``trees`` are file systems to mount, by mount point. They exist only in a mount namespace.
 
-    ``watch`` is called for the calls on open files that it selects.
+    ``watch`` selects calls on open files, and is called for each of them.
 
-    ``version`` returns another object whenever the content of a file or an inode
-    number may have changed; a program in a mount namespace sees the change then.
+    ``version`` returns a different object whenever the content of a file or an inode number may
+    have changed. Then the files in mount namespaces are updated.
     """
 
     def __init__(
@@ -177,8 +175,9 @@ class Door:
         )
 
     def inode_of(self, directory: str) -> int:
-        """Return the inode number that the door gives a directory now; raise ``InputError`` if it
-        gives none.
+        """Return the inode number that the door gives a directory now.
+
+        Raises ``InputError`` if it gives none.
         """
         number = self._inodes.get(os.fsencode(directory))
         if number is None:
@@ -188,8 +187,8 @@ class Door:
     def opens_for_writing(self, path: bytes) -> bool:
         """Whether this emulated path can be opened for writing.
 
-        A file of registers opens, as msr(4) does, since tools open it for
-        reading and writing and then read; what is written to it is EPERM.
+        A file of registers can, as in msr(4), because tools open it for reading and writing and
+        then only read. Writing to it fails with EPERM.
         """
         return path in self.devices or (
             path in self.files and not isinstance(self.files[path](), bytes)

@@ -15,7 +15,7 @@ from typing import Final, Protocol
 from snpcerts.emulator.frontdoor.bpf import Syscall
 from snpcerts.emulator.syscall.device import Pending
 
-# The result of a delayed call that the kernel is to perform.
+# The result of a delayed call that the kernel then performs.
 PROCEED: Final = 1 << 62
 
 
@@ -23,8 +23,8 @@ PROCEED: Final = 1 << 62
 class FileCall:
     """A thread is about to make a call on an open file.
 
-    ``descriptor`` is the program's descriptor number, ``found`` is the file's stat
-    result, ``arguments`` are the six words of the system call.
+    ``descriptor`` is the descriptor number in the program, ``found`` is the file's stat result, and
+    ``arguments`` are the six words of the system call.
     """
 
     call: Syscall
@@ -56,6 +56,6 @@ class Watch(Protocol):
     def before(self, call: FileCall) -> int | Pending | None:
         """Return None to let the kernel perform the call, or a number as the call's result.
 
-        A :class:`Pending` holds the call back; its result is the call's, or
+        A :class:`Pending` delays the call. Its result becomes the call's result, unless it is
         :data:`PROCEED`.
         """

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Messages between the kernel and a file system that a program serves (FUSE).
 
-Source: ``include/uapi/linux/fuse.h``. Integers are little-endian. Fields that the server
-neither reads nor sets may be missing.
+Source: ``include/uapi/linux/fuse.h``. Integers are little-endian. Declarations may omit fields that
+the server neither reads nor sets.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class Opcode(enum.IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class FuseInHeader(CStruct):
-    """In front of each request."""
+    """The header of each request."""
 
     SIZE: ClassVar[int] = 40
     C_NAME: ClassVar[str] = "struct fuse_in_header"
@@ -74,7 +74,7 @@ class FuseInHeader(CStruct):
 
 @dataclass(frozen=True, slots=True)
 class FuseOutHeader(CStruct):
-    """In front of each answer; ``error`` is 0 or a negative errno."""
+    """The header of each answer. ``error`` is 0 or a negative errno."""
 
     SIZE: ClassVar[int] = 16
     C_NAME: ClassVar[str] = "struct fuse_out_header"
@@ -85,7 +85,7 @@ class FuseOutHeader(CStruct):
 
 @dataclass(frozen=True, slots=True)
 class FuseInitIn(CStruct):
-    """Request of INIT, as far as all versions have it."""
+    """Request of INIT: the part that all versions have."""
 
     SIZE: ClassVar[int] = 64
     C_NAME: ClassVar[str] = "struct fuse_init_in"
@@ -192,7 +192,7 @@ class FuseReadIn(CStruct):
 
 @dataclass(frozen=True, slots=True)
 class FuseWriteIn(CStruct):
-    """Request of WRITE; the data follow."""
+    """Request of WRITE. The data follows."""
 
     SIZE: ClassVar[int] = 40
     C_NAME: ClassVar[str] = "struct fuse_write_in"
@@ -212,7 +212,7 @@ class FuseWriteOut(CStruct):
 
 @dataclass(frozen=True, slots=True)
 class FuseReleaseIn(CStruct):
-    """The request for RELEASE and RELEASEDIR."""
+    """Request of RELEASE and RELEASEDIR."""
 
     SIZE: ClassVar[int] = 24
     C_NAME: ClassVar[str] = "struct fuse_release_in"
@@ -221,7 +221,7 @@ class FuseReleaseIn(CStruct):
 
 @dataclass(frozen=True, slots=True)
 class FuseMkdirIn(CStruct):
-    """Request of MKDIR; the name follows, with a zero at its end."""
+    """Request of MKDIR. The name follows, ending with a zero byte."""
 
     SIZE: ClassVar[int] = 8
     C_NAME: ClassVar[str] = "struct fuse_mkdir_in"
@@ -231,7 +231,7 @@ class FuseMkdirIn(CStruct):
 
 @dataclass(frozen=True, slots=True)
 class FuseDirent(CStruct):
-    """An entry of READDIR's answer; the name follows, padded with zeros to 8 bytes."""
+    """An entry in READDIR's answer. The name follows, padded with zeros to 8 bytes."""
 
     SIZE: ClassVar[int] = 24
     C_NAME: ClassVar[str] = "struct fuse_dirent"
@@ -243,7 +243,7 @@ class FuseDirent(CStruct):
 
 @dataclass(frozen=True, slots=True)
 class FuseForgetIn(CStruct):
-    """Request of FORGET, which gets no answer."""
+    """Request of FORGET. It gets no answer."""
 
     SIZE: ClassVar[int] = 8
     C_NAME: ClassVar[str] = "struct fuse_forget_in"
@@ -252,7 +252,7 @@ class FuseForgetIn(CStruct):
 
 @dataclass(frozen=True, slots=True)
 class FuseBatchForgetIn(CStruct):
-    """Request of BATCH_FORGET; ``count`` of :class:`FuseForgetOne` follow."""
+    """Request of BATCH_FORGET. ``count`` :class:`FuseForgetOne` follow."""
 
     SIZE: ClassVar[int] = 8
     C_NAME: ClassVar[str] = "struct fuse_batch_forget_in"
@@ -271,7 +271,7 @@ class FuseForgetOne(CStruct):
 
 @dataclass(frozen=True, slots=True)
 class FuseInterruptIn(CStruct):
-    """Request of INTERRUPT: the request that a signal has reached. It gets no answer."""
+    """Request of INTERRUPT: names a request whose caller has a signal. It gets no answer."""
 
     SIZE: ClassVar[int] = 8
     C_NAME: ClassVar[str] = "struct fuse_interrupt_in"

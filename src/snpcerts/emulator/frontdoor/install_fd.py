@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Returns a descriptor to a program as the result of its call."""
+"""Gives a program a new descriptor as the result of its call."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from snpcerts.emulator.syscall.device import Device
 
 
 def give(listener: int, notification: Notification, descriptor: int, flags: int) -> None:
-    """Let the call return a descriptor for an open file of this process; ``flags`` are the flags of
-    open(2).
+    """Let the call return a new descriptor for an open file of this process.
 
-    ``OSError`` as :func:`~snpcerts.emulator.frontdoor.seccomp.answer_with_descriptor`.
+    ``flags`` are the flags of open(2). Raises the same ``OSError`` as
+    :func:`~snpcerts.emulator.frontdoor.seccomp.answer_with_descriptor`.
     """
     seccomp.answer_with_descriptor(
         listener, notification.id, descriptor, cloexec=bool(flags & os.O_CLOEXEC)
@@ -35,7 +35,7 @@ def give_device(
 ) -> None:
     """Let the call return a descriptor for a device; if that fails, close the device.
 
-    ``path`` is the path it was opened by; ``shared`` is its memfd, None for a new one.
+    ``path`` is the path with which it was opened. ``shared`` is its memfd, None for a new one.
     """
     entry: OpenDevice | None = None
     try:

@@ -1,16 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """The process between a supervisor and a program: it ends all of the program's processes.
 
-A killed supervisor cannot end anything, and a program's processes may have left its
-process group and parent. Therefore the keeper is the program's parent and adopts
-its orphans; it has its own session, so signals to the supervisor's group do not
-reach it. When the supervisor closes the connection or ends, the keeper kills every
-descendant, waits for them, and ends. If the keeper is killed, the kernel kills the
-program.
+A killed supervisor cannot end anything, and a program's processes may have left its process group
+and parent. Therefore the keeper is the program's parent and adopts its orphans. It has its own
+session, so signals to the supervisor's group do not reach it. When the supervisor closes the
+connection or ends, the keeper kills every descendant, waits for them, and ends. If the keeper is
+killed, the kernel kills the program.
 
-The keeper sends the supervisor one JSON object per packet: first ``{"pid": ...}``
-of the program, later ``{"ended": ...}`` with the exit code as a shell reports it.
-When no descendant is left, it ends as the program did.
+The keeper sends the supervisor one JSON object per packet: first ``{"pid": ...}`` with the
+program's process ID, later ``{"ended": ...}`` with the exit code as a shell reports it. When no
+descendant is left, the keeper ends in the same way as the program did.
 """
 
 from __future__ import annotations
@@ -27,13 +26,13 @@ from typing import Final, NoReturn
 from snpcerts.emulator.frontdoor import control
 from snpcerts.emulator.frontdoor.parent import adopt_descendants, end_with_parent
 
-_KILL_AGAIN: Final = 0.05  # seconds, for descendants created in the meantime
+_KILL_AGAIN: Final = 0.05  # seconds; catches descendants created in the meantime
 
 
 def keep(line: socket.socket, become: Callable[[], int], *, own_group: bool) -> NoReturn:
-    """Fork. The child calls ``become`` and ends with its result; this process becomes its keeper.
+    """Fork. The child calls ``become`` and exits with its result; this process becomes its keeper.
 
-    ``line`` leads to the supervisor. Only for a single-threaded process.
+    ``line`` is the connection to the supervisor. This process must have only one thread.
     """
     adopt_descendants()
     me = os.getpid()
@@ -60,8 +59,8 @@ class _Keeper:
 
     def run(self) -> NoReturn:
         """Run until the supervisor closes the connection or no descendant remains."""
-        # The terminal, pipes and other inherited descriptors belong to the program alone.
-        with contextlib.suppress(PermissionError):  # it is the first of a group already
+        # Only the program may keep the terminal, pipes and other inherited descriptors.
+        with contextlib.suppress(PermissionError):  # it may already lead a group
             os.setsid()
         with open(os.devnull, "r+b", buffering=0) as nothing:
             for number in (0, 1, 2):
@@ -99,7 +98,7 @@ class _Keeper:
     def _say(self, message: dict[str, int]) -> None:
         try:
             control.send(self._line, message)
-        except OSError:  # there is no supervisor any more
+        except OSError:  # the supervisor has ended
             self._hung_up = True
 
     def _reap(self) -> bool:
@@ -141,15 +140,15 @@ def _kill_descendants() -> None:
 
 
 def descendants(of: int) -> list[int]:
-    """Return the descendants of a process, as /proc shows them, parents first."""
+    """Return the descendants of a process from /proc, parents first."""
     children: dict[int, list[int]] = {}
     for name in os.listdir("/proc"):
         if name.isdigit():
             with contextlib.suppress(OSError, ValueError, IndexError):
-                # The name, in brackets, may hold anything; what follows it may not.
+                # The name, in brackets, can contain any character, so search for its last bracket.
                 after_name = Path("/proc", name, "stat").read_bytes().rpartition(b")")[2]
                 children.setdefault(int(after_name.split()[1]), []).append(int(name))
     found = list(children.get(of, ()))
-    for pid in found:  # grows during the loop
+    for pid in found:  # the list grows during the loop
         found += children.get(pid, ())
     return found

@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Turns a process into a program under the front door's seccomp filter.
 
-:func:`enter` turns this process into the program; another process serves it, reached
-over a socket. The filter is the last thing before execve(2).
+:func:`enter` turns this process into the program. Another process, reached over a socket, serves
+it. The filter is installed last, just before execve(2).
 
-Run as a program by :mod:`snpcerts.emulator.frontdoor.spawn`, this module forks: the child becomes
-the requested program, the parent is its keeper (:mod:`snpcerts.emulator.frontdoor.keeper`). It
-runs for every program behind a front door, so it imports little.
+:mod:`snpcerts.emulator.frontdoor.spawn` runs this module as a program. It then forks: the child
+becomes the requested program, and the parent its keeper
+(:mod:`snpcerts.emulator.frontdoor.keeper`). This happens for every program behind a front door, so
+this module imports little.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from snpcerts.emulator.frontdoor.layout import Layout
 from snpcerts.emulator.frontdoor.ways import Way
 from snpcerts.errors import InputError, RefusedError, SnpCertsError
 
-# A shell's exit codes for a program that does not exist or cannot be run.
+# A shell's exit codes for a program that does not exist or cannot be executed.
 NOT_FOUND: Final = 127
 NOT_RUN: Final = 126
 _USAGE: Final = 2
@@ -43,11 +44,11 @@ def enter(
 ) -> NoReturn:
     """Become the program ``argv``, served by the process at the other end of ``server``.
 
-    ``hello`` is sent with the seccomp listener, and the answer ``{"ok": true}``
-    awaited. In a mount namespace ``hello`` with ``"layout": true`` is sent first, and
-    answered with the ``"layout"`` of the door. ``way`` is the way to use, by default
-    what the environment names or else the kernel allows. Filter and namespace cannot
-    be left: after a later error the process can do little but end.
+    This sends ``hello`` with the seccomp listener and waits for the answer ``{"ok": true}``. For a
+    mount namespace it first sends ``hello`` with ``"layout": true``; the answer has the
+    ``"layout"`` of the door. ``way`` is the way to use; the default is the one that the environment
+    names, or else one that the kernel allows. A process cannot leave filter and namespace, so after
+    a later error it should end.
     """
     environment = dict(os.environ if env is None else env)
     program = shutil.which(argv[0], path=environment.get("PATH", os.defpath))
@@ -105,7 +106,7 @@ def _give_signals_back() -> None:
 
 
 def _trampoline(arguments: list[str]) -> NoReturn:
-    """``launch DOOR LINE LOOK WATCH GROUP WAY -- PROGRAM ...``: the process that spawn() starts."""
+    """Run ``launch DOOR LINE LOOK WATCH GROUP WAY -- PROGRAM ...``, as spawn() starts it."""
     if len(arguments) < _TRAMPOLINE_ARGUMENTS or arguments[6] != "--":
         print("this module is started only by the front door", file=sys.stderr)
         sys.exit(_USAGE)

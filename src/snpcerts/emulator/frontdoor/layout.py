@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The contents of a program's mount namespace, as server and launcher describe them to each other.
 
-The server knows the door and sends a :class:`Layout`. The launcher builds the
-namespace and sends a :class:`Places` back, with the descriptors that it counts.
+The server knows the door and sends a :class:`Layout`. The launcher builds the namespace and sends
+back a :class:`Places` with its descriptors.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ _PATHS_MAX: Final = 256
 class Layout:
     """The paths that a door emulates: absolute, without links.
 
-    ``devices`` are emulated; ``hidden`` are real devices that do not exist for the
-    program. ``files`` have a mode; ``directories`` are made by the server, with all
-    that is in them. On each of ``trees`` a file system of the server's is mounted.
+    ``devices`` are emulated; ``hidden`` are real devices that the program must not see. ``files``
+    have a mode. The server creates ``directories`` with all their contents. On each of ``trees``, a
+    file system of the server is mounted.
     """
 
     devices: tuple[str, ...]
@@ -44,7 +44,7 @@ class Layout:
 
     @classmethod
     def from_json(cls, found: object) -> Layout:
-        """Parse the result of :meth:`to_json`; raise ``InputError`` if it is malformed."""
+        """Parse the result of :meth:`to_json`. Raises ``InputError`` if it is malformed."""
         parts = _object(found)
         files = {path: mode for path, mode in _object(parts.get("files")).items() if _plain(path)}
         if any(type(mode) is not int or not 0 <= mode <= 0o777 for mode in files.values()):
@@ -59,10 +59,10 @@ class Layout:
 class Places:
     """Where a namespace has its devices and files.
 
-    ``devices`` are in the order of the descriptors, each of a devpts instance's root.
-    The descriptors of ``roots`` file systems follow. ``files`` and ``directories`` map
-    a path to its root's number and to the name below that root. Last come the descriptors
-    for ``trees``, which are those of the layout that could be mounted.
+    The descriptors come in this order: for each of ``devices``, the root of a devpts instance; the
+    ``roots`` of file systems; for each of ``trees``, a descriptor of it. ``files`` and
+    ``directories`` map a path to the number of its root and its name below that root. ``trees``
+    lists those trees of the layout that could be mounted.
     """
 
     devices: tuple[str, ...]
@@ -73,7 +73,7 @@ class Places:
 
     @property
     def descriptors(self) -> int:
-        """How many descriptors come with this."""
+        """The number of descriptors that belong to this."""
         return len(self.devices) + self.roots + len(self.trees)
 
     def to_json(self) -> dict[str, object]:
@@ -88,7 +88,7 @@ class Places:
 
     @classmethod
     def from_json(cls, found: object) -> Places:
-        """Parse the result of :meth:`to_json`; raise ``InputError`` if it is malformed."""
+        """Parse the result of :meth:`to_json`. Raises ``InputError`` if it is malformed."""
         parts = _object(found)
         roots = parts.get("roots")
         if type(roots) is not int or not 0 <= roots < _PATHS_MAX:
@@ -107,7 +107,7 @@ def _object(found: object) -> dict[str, Any]:
 def _plain(path: object) -> bool:
     if not isinstance(path, str) or "\0" in path or os.path.normpath(path) != path:
         raise InputError("message about a namespace: a path is not plain")
-    # normpath leaves two slashes at the start as they are.
+    # normpath keeps two slashes at the start.
     if not path.startswith("/") or path.startswith("//"):
         raise InputError("message about a namespace: a path is not absolute")
     return True

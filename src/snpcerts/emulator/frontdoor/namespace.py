@@ -1,25 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
 """Builds the private mount namespace in which a program finds the emulated paths.
 
-The calling process, which becomes the program, moves into the namespace. Nothing of
-the machine's own file systems is changed, and the namespace ends with its processes.
+The calling process moves into the namespace and then becomes the program. The machine's own file
+systems do not change, and the namespace ends with its processes.
 
-- A directory in which a name is missing, or must not be found, is covered by a
-  tmpfs with the same entries: each a bind mount of the real one, or a copy of a
-  link. ``/dev`` always is, so real devices that the door guards are not there.
-- A device is the bind mount of the ``ptmx`` of a devpts of its own: the only
-  character device that a user without privileges can have to himself. The kernel
-  counts its opens: each is a file in that devpts until its last descriptor is
-  closed (:mod:`snpcerts.emulator.frontdoor.namespace_devices`). Its own ioctls,
-  those of a terminal, do no harm; those of KVM and SEV are trapped.
-- A file is one of a tmpfs, which the server fills and keeps up to date
+- If a name is missing from a directory, or must be hidden, the directory is covered by a
+  tmpfs with the same entries: each is a bind mount of the real one, or a copy of a
+  link. ``/dev`` is always covered, to hide the real devices that the door guards.
+- A device is a bind mount of the ``ptmx`` of its own devpts: the only character device
+  that an unprivileged user can create for himself. The kernel counts its opens: each is
+  a file in that devpts until its last descriptor is closed
+  (:mod:`snpcerts.emulator.frontdoor.namespace_devices`). Its own ioctls, those of a
+  terminal, do no harm; those of KVM and SEV are trapped.
+- A file is in a tmpfs, which the server fills and keeps up to date
   (:mod:`snpcerts.emulator.frontdoor.namespace_files`).
 - A tree is a FUSE file system that the server serves
   (:mod:`snpcerts.emulator.frontdoor.tree_server`). Without ``/dev/fuse`` it is left out.
 
-A process that may not mount first moves into a user namespace of its own, in which
-its user and group have the same numbers. Files of all others appear to belong to the
-user ``nobody``. It gains no privilege: execve(2) takes the namespace's capabilities away.
+A process that may not mount file systems first moves into its own user namespace, in which its user
+and group keep their numbers. Files of all other users appear to belong to ``nobody``. The process
+gains no privilege, because execve(2) takes the namespace's capabilities away.
 
 Sources: mount_namespaces(7), user_namespaces(7), mount(2), devpts in the kernel's
 ``filesystems/devpts.rst``; numbers of ``linux/mount.h`` and ``linux/sched.h``.
@@ -69,9 +69,9 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 class Namespace:
-    """A namespace that this process is in. ``places`` says what each of ``descriptors`` is for.
+    """The namespace that this process is in. ``places`` says what each of ``descriptors`` is for.
 
-    ``lacks`` says why a tree of the layout is not there; empty if all are.
+    ``lacks`` says why a tree of the layout could not be mounted. It is empty if all were.
     """
 
     def __init__(self, places: Places, descriptors: tuple[int, ...], lacks: str = "") -> None:
@@ -81,9 +81,9 @@ class Namespace:
 
 
 def missing() -> str:
-    """Return why this process cannot have such a namespace; empty if it can.
+    """Return why this process cannot have such a namespace, or an empty string if it can.
 
-    A child process tries it, since a namespace that is entered cannot be left.
+    A child process tries it, because a process cannot leave a namespace.
     """
     told, tell = os.pipe2(os.O_CLOEXEC)
     child = os.fork()
@@ -112,7 +112,7 @@ def _try() -> str:
 
 
 def build(layout: Layout) -> Namespace:
-    """Move this process into a namespace of that layout; an ``OSError`` leaves it half built."""
+    """Move this process into a namespace of that layout. After an ``OSError`` it is half built."""
     return _Builder().build(layout)
 
 
@@ -120,15 +120,15 @@ class _Builder:
     def __init__(self) -> None:
         self._devices: dict[str, int] = {}
         self._roots: list[int] = []
-        self._mirrors: dict[str, int] = {}  # by directory: the number of its root
+        self._mirrors: dict[str, int] = {}  # number of the root by directory
         self._files: dict[str, tuple[int, str]] = {}
         self._directories: dict[str, tuple[int, str]] = {}
         self._trees: dict[str, int] = {}
         self._lacks = ""
 
     def build(self, layout: Layout, *, copies: bool = True) -> Namespace:
-        """Build the namespace; without ``copies``, covered directories contain emulated files
-        only.
+        """Build the namespace. Without ``copies``, covered directories contain only emulated
+        files.
         """
         within = tuple(f"{each}/" for each in layout.directories)
         files = {path: mode for path, mode in layout.files.items() if not path.startswith(within)}
@@ -158,7 +158,7 @@ class _Builder:
                     _seal(directory)
             os.rmdir(_STAGE)
             with contextlib.suppress(OSError):  # it may have been removed
-                os.chdir(os.getcwd())  # the one that covers it, where one does
+                os.chdir(os.getcwd())  # if a new mount covers the directory, this moves to it
             for path in layout.trees:
                 self._mount_tree(path)
         finally:
@@ -174,8 +174,9 @@ class _Builder:
         return Namespace(places, given, self._lacks)
 
     def _mirror(self, directory: str, absent: frozenset[str] | None) -> None:
-        """Cover a directory with a tmpfs that shows its entries except ``absent``; None shows
-        none.
+        """Cover a directory with a tmpfs that shows its entries except ``absent``.
+
+        If ``absent`` is None it shows none of them.
         """
         with contextlib.ExitStack() as stack:
             real = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -199,8 +200,8 @@ class _Builder:
     @staticmethod
     @contextlib.contextmanager
     def _staged(kind: str, options: str) -> Iterator[int]:
-        """Yield a new file system at the stage, and a descriptor of its root that stays valid
-        afterwards.
+        """Yield a new file system at the stage, and a descriptor of its root. The descriptor
+        remains valid.
         """
         _mount(kind, _STAGE, _HARMLESS, kind=kind, options=options)
         try:
@@ -215,7 +216,7 @@ class _Builder:
             _mount(f"{_STAGE}/ptmx", path, MS_BIND)
 
     def _mount_tree(self, path: str) -> None:
-        """Mount the tree. A call on it waits until the server serves it."""
+        """Mount the tree. Calls on it wait until the server serves it."""
         try:
             fuse = os.open(_FUSE, os.O_RDWR | os.O_CLOEXEC)
         except OSError as error:
@@ -232,7 +233,7 @@ class _Builder:
             self._trees[path] = fuse
 
     def _cover(self, files: Mapping[str, int]) -> None:
-        """Bind an emulated file over each of those real ones."""
+        """Bind an emulated file over each of these real ones."""
         with self._staged("tmpfs", _TMPFS) as root:
             for number, (path, mode) in enumerate(files.items()):
                 self._files[path] = len(self._roots), str(number)
@@ -243,14 +244,14 @@ class _Builder:
             self._roots.append(root)
 
     def _place(self, path: str) -> tuple[int, str]:
-        """Return the root and the name of a path in a mirrored directory; make its parent."""
+        """Return the root and the name of a path in a mirrored directory, and create its parent."""
         directory = max((each for each in self._mirrors if path.startswith(f"{each}/")), key=len)
         os.makedirs(os.path.dirname(path), exist_ok=True)
         return self._mirrors[directory], os.path.relpath(path, directory)
 
 
 def _enter() -> None:
-    """Enter a new mount namespace; without the privilege, enter a user namespace first."""
+    """Enter a new mount namespace. Without the privilege, enter a user namespace first."""
     if _libc.unshare(CLONE_NEWNS):
         if ctypes.get_errno() != errno.EPERM:
             raise _failed("unshare")
@@ -263,12 +264,12 @@ def _enter() -> None:
             ("gid_map", f"{group} {group} 1"),
         ):
             Path("/proc/self", name).write_text(text)
-    # What is mounted here stays here; what the machine mounts later arrives.
+    # Our mounts stay in this namespace. Later mounts of the machine still appear here.
     _mount("none", "/", MS_REC | MS_SLAVE)
 
 
 def _copy(real: int, directory: str, absent: frozenset[str]) -> None:
-    """Make the entries of the directory ``real`` in the new one."""
+    """Create the entries of the directory ``real`` in the new one."""
     for name in os.listdir(f"/proc/self/fd/{real}"):
         path = f"{directory}/{name}"
         if path in absent or path == _PTMX:
@@ -286,8 +287,9 @@ def _copy(real: int, directory: str, absent: frozenset[str]) -> None:
 
 
 def _make_ptmx(tree: int, absent: frozenset[str]) -> None:
-    """Make a ``ptmx`` for all terminals: not a bind mount, because it looks for ``pts`` in its own
-    directory.
+    """Create a ``ptmx`` for all terminals.
+
+    It cannot be a bind mount, because it looks for ``pts`` in its own directory.
     """
     with contextlib.suppress(FileNotFoundError):
         found = os.lstat("ptmx", dir_fd=tree)
@@ -299,7 +301,8 @@ def _make_ptmx(tree: int, absent: frozenset[str]) -> None:
             os.chown(_PTMX, found.st_uid, found.st_gid)
             os.chmod(_PTMX, stat.S_IMODE(found.st_mode))
         except PermissionError:
-            # Not in a user namespace: the whole real directory again, with its devices covered.
+            # A user namespace does not allow that. Bind the whole real directory again and cover
+            # its devices.
             os.mkdir(_REAL)
             _attach(tree, _REAL)
             for path in absent:
@@ -310,7 +313,7 @@ def _make_ptmx(tree: int, absent: frozenset[str]) -> None:
 
 
 def _existing(directory: str) -> str:
-    """Return the deepest directory on that path that exists."""
+    """Return the deepest existing directory on that path."""
     while not os.path.isdir(directory):
         directory = os.path.dirname(directory)
     return directory
@@ -326,7 +329,7 @@ def _open_directory(path: str) -> int:
 
 
 def _seal(path: str) -> None:
-    """Make a mount read-only, but not its file system."""
+    """Make a mount read-only. Its file system stays writable elsewhere."""
     _mount("none", path, MS_REMOUNT | MS_BIND | MS_RDONLY | _HARMLESS)
 
 
@@ -338,7 +341,7 @@ def _mount(source: str, target: str, flags: int, *, kind: str = "none", options:
 
 
 def _clone(directory: str) -> int:
-    """Return a copy of the mounts at and below a directory, not mounted anywhere yet."""
+    """Return a copy of the mounts at and below a directory. It is not mounted anywhere yet."""
     flags = OPEN_TREE_CLONE | _AT_RECURSIVE | os.O_CLOEXEC
     words = (ctypes.c_int(_AT_FDCWD), os.fsencode(directory), ctypes.c_uint(flags))
     tree = int(_libc.syscall(ctypes.c_long(_SYS_OPEN_TREE), *words))

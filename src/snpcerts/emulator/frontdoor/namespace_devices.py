@@ -1,15 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Recognises the devices of mount namespaces, and notices when each open of one ends.
+"""Recognises the devices of mount namespaces, and detects when each open ends.
 
 Each device of a namespace is the ``ptmx`` of a devpts instance
-(:mod:`snpcerts.emulator.frontdoor.namespace`). The instance's device number tells
-which device a descriptor belongs to. The number of its terminal (``tty-index`` in
-``/proc/PID/fdinfo``) tells which open: it survives dup, fork, exec and passing over
-a socket. When the last descriptor is closed, the kernel removes the terminal's file
-and inotify reports that.
+(:mod:`snpcerts.emulator.frontdoor.namespace`). The instance's device number identifies the device
+of a descriptor. The number of its terminal (``tty-index`` in ``/proc/PID/fdinfo``) identifies the
+open: it survives dup, fork, exec and passing over a socket. When the last descriptor is closed, the
+kernel removes the terminal's file and inotify reports that.
 
-The program's open itself is not seen. The emulated device is opened at the first
-ioctl, so an error of opening it is that ioctl's.
+The supervisor does not see the program's open. It opens the emulated device at the first ioctl, so
+that ioctl returns the error if the open fails.
 """
 
 from __future__ import annotations
@@ -41,7 +40,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 @dataclass(slots=True)
 class InUse:
-    """An open of a device that an ioctl has used. Its terminal was created at ``since``."""
+    """An open that has been used by an ioctl. Its terminal was created at ``since``."""
 
     device: Device
     writable: bool
@@ -50,7 +49,9 @@ class InUse:
 
 @dataclass(slots=True)
 class NamespaceDevice:
-    """A device of one namespace. ``root`` is its devpts; ``opens`` maps numbers to opens."""
+    """A device of one namespace. ``root`` is its devpts. ``opens`` maps terminal numbers to
+    opens.
+    """
 
     door: Door
     path: bytes
@@ -77,7 +78,7 @@ class Place:
 
 
 class NamespaceDevices:
-    """The devices of all namespaces of a supervisor."""
+    """The devices of all namespaces that a supervisor serves."""
 
     def __init__(self) -> None:
         self._devices: dict[Key, NamespaceDevice] = {}
@@ -99,7 +100,7 @@ class NamespaceDevices:
         return [each.device for one in self._devices.values() for each in one.opens.values()]
 
     def add(self, door: Door, paths: Sequence[str], roots: Sequence[int]) -> list[NamespaceDevice]:
-        """Serve a namespace's devices; takes ownership of the descriptors ``roots``."""
+        """Serve a namespace's devices. Takes ownership of the descriptors ``roots``."""
         added: list[NamespaceDevice] = []
         for path, root in zip(paths, roots, strict=True):
             try:
@@ -127,8 +128,7 @@ class NamespaceDevices:
         return device
 
     def place(self, process: int, tid: int, number: int, found: os.stat_result) -> Place | None:
-        """Return the device that a thread's descriptor ``number`` belongs to; None if it belongs to
-        none.
+        """Return the device that a thread's descriptor ``number`` belongs to, or None.
 
         ``found`` is the descriptor's stat result.
         """
@@ -140,13 +140,14 @@ class NamespaceDevices:
                 words = file.read(_FDINFO_MAX).split()
             index = int(words[words.index(b"tty-index:") + 1])
             return Place(device, index, int(words[words.index(b"flags:") + 1], 8))
-        except (OSError, ValueError):  # closed meanwhile, or opened with O_PATH
+        except (OSError, ValueError):  # closed in the meantime, or opened with O_PATH
             return None
 
     def use(self, place: Place, door: Door, process: int) -> InUse:
-        """Return the open device behind a descriptor; the first use creates it.
+        """Return the open device behind a descriptor. The first use creates it.
 
-        ``door`` is that of the caller, ``process`` its number. ``OSError`` as open(2).
+        ``door`` is the caller's door, ``process`` its process ID. Raises ``OSError`` as open(2)
+        does.
         """
         in_use = place.device.opens.get(place.number)
         if in_use is not None:
@@ -161,7 +162,7 @@ class NamespaceDevices:
         return in_use
 
     def reap(self) -> list[Device]:
-        """Forget the opens that have ended; the caller closes the devices returned."""
+        """Forget the opens that have ended, and return their devices for the caller to close."""
         ended: list[Device] = []
         while True:
             try:
@@ -190,8 +191,9 @@ class NamespaceDevices:
         return ended
 
     def end(self, devices: Sequence[NamespaceDevice]) -> None:
-        """Handle the end of a namespace: its devices remain until the last descriptor that was
-        passed on is closed.
+        """Handle the end of a namespace.
+
+        A descriptor may have been passed on, so each device remains until its last one is closed.
         """
         for device in devices:
             device.ended = True
@@ -204,7 +206,7 @@ class NamespaceDevices:
             os.close(device.root)
 
     def close(self) -> list[Device]:
-        """Forget everything; the caller closes the devices returned."""
+        """Forget everything, and return the devices for the caller to close."""
         found = self.open
         for device in list(self._devices.values()):
             device.opens.clear()

@@ -28,8 +28,8 @@ _libc = ctypes.CDLL(None, use_errno=True)
 class NamespaceFiles:
     """The files and directories of one namespace.
 
-    Takes ownership of the descriptors ``roots``. ``InputError`` if the places are not
-    those of the door.
+    Takes ownership of the descriptors ``roots``. Raises ``InputError`` if the places do not match
+    the door.
     """
 
     def __init__(self, door: Door, places: Places, roots: Sequence[int]) -> None:
@@ -61,7 +61,7 @@ class NamespaceFiles:
             self._fill()
 
     def close(self) -> None:
-        """Stop updating; the namespace keeps the files."""
+        """Stop updating. The namespace keeps the files."""
         for root in self._roots:
             os.close(root)
         self._roots = ()
@@ -79,7 +79,7 @@ class NamespaceFiles:
                 self._written[path] = new
 
     def _make_directory(self, path: str, root: int, name: str, number: int) -> None:
-        """Change a directory's inode number: make a new directory with the old one's entries."""
+        """Change a directory's inode number: create a new directory and move the entries there."""
         parent = os.open(os.path.dirname(name) or ".", os.O_RDONLY | os.O_DIRECTORY, dir_fd=root)
         name = os.path.basename(name)
         try:
@@ -104,7 +104,7 @@ class NamespaceFiles:
             os.close(parent)
 
     def _fill_directory(self, path: str, root: int, parent: int, entries: str) -> None:
-        """Fill a directory with the door's files and with copies of the machine's."""
+        """Fill a directory with the door's files and with copies of the machine's files."""
         _, below = self._directories[path]
         for encoded, content in self._door.files.items():
             file = os.fsdecode(encoded)
@@ -120,7 +120,7 @@ class NamespaceFiles:
 
 
 def _make_numbered(parent: int, number: int) -> None:
-    """Make a directory with that inode number; a tmpfs assigns inode numbers in order."""
+    """Create a directory with that inode number. A tmpfs assigns inode numbers in order."""
     while True:
         os.mkdir(_NEXT, 0o755, dir_fd=parent)
         found = os.stat(_NEXT, dir_fd=parent).st_ino

@@ -38,7 +38,7 @@ _LOOKS_AT_LINKS: Final = frozenset(
 
 
 class PathCalls:
-    """Serves calls with paths; ``process_of`` gives a thread's process."""
+    """Serves calls with paths. ``process_of`` returns a thread's process."""
 
     def __init__(self, descriptors: Descriptors, process_of: Callable[[int], int]) -> None:
         self._descriptors = descriptors
@@ -87,7 +87,7 @@ class PathCalls:
         self, listener: int, door: Door, notification: Notification, match: Match, flags: int
     ) -> None:
         if flags & _O_PATH and match.real and not match.is_barred:
-            # Such a descriptor allows nothing that would not come here again.
+            # Such a descriptor gives the program nothing that this supervisor does not check.
             seccomp.proceed(listener, notification.id)
             return
         path = match.path
@@ -146,7 +146,8 @@ class PathCalls:
                 self._descriptors.open,
                 follow=_follows(call, arguments),
             )
-        # If the path exists, only access is answered here (all may open it), else the kernel.
+        # If the path exists, answer only access here (everybody may open it); the kernel answers
+        # the rest.
         known = match is not None and match.real and not match.is_barred and call not in _ACCESS
         known = known and match is not None and match.inode is None
         if match is None or match.kind is PathKind.OPEN or known:

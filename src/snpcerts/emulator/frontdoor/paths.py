@@ -1,14 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Finds the file that a path means to the thread that uses it.
 
-A path is resolved as the kernel would: from the thread's root, working
-directory or a directory descriptor, through links, ``..``, ``/proc/self`` and
-the links of ``/proc/PID`` that lead to files without a name. A path that does not
-exist is followed by name, so that an emulated file in a missing directory
-(``/sys/module/kvm_amd/parameters/sev``) is found too.
+A path is resolved as the kernel would: from the thread's root, working directory or a directory
+descriptor, through links, ``..``, ``/proc/self`` and the links of ``/proc/PID`` that lead to files
+without a name. If part of a path does not exist, the rest is resolved by name only. So an emulated
+file in a missing directory (``/sys/module/kvm_amd/parameters/sev``) is found too.
 
-Resolution goes through ``/proc/TID`` and costs one or two system calls for each
-component, so the door uses it only if a plain stat is not conclusive.
+Resolution goes through ``/proc/TID`` and costs one or two system calls for each component. So the
+door uses it only if a plain stat is not conclusive.
 """
 
 from __future__ import annotations
@@ -28,10 +27,10 @@ AT_FDCWD: Final = -100
 PATH_MAX: Final = 4096  # bytes, with the terminating zero
 _PAGE: Final = 4096
 _ADDRESS_LIMIT: Final = 1 << 64
-_LINKS_MAX: Final = 40  # the kernel's own limit, MAXSYMLINKS
+_LINKS_MAX: Final = 40  # the kernel's limit, MAXSYMLINKS
 _ENOENT: Final = frozenset((errno.ENOENT, errno.ENOTDIR))
 
-# Links that the kernel follows to an open file rather than to a name.
+# Links that the kernel resolves to an open file, not to a name.
 _MAGIC_LINK = re.compile(rb"proc/\d+(/task/\d+)?/(fd/\d+|cwd|root|exe)\Z")
 
 
@@ -50,7 +49,7 @@ _local_address, _remote_address = ctypes.addressof(_local), ctypes.addressof(_re
 def read_path(tid: int, address: int) -> bytes | None:
     """Return the zero-terminated path at ``address``; None if the kernel could not read one.
 
-    That is: EFAULT, ENAMETOOLONG, or memory that this process may not read.
+    The reason can be EFAULT, ENAMETOOLONG, or memory that this process may not read.
     """
     # Read to the end of the page first: the next page may be unmapped.
     size = _PAGE - address % _PAGE
@@ -77,9 +76,7 @@ def _read_text(tid: int, address: int, size: int) -> bytes | None:
 
 
 def start(tid: int, dirfd: int, path: bytes) -> bytes:
-    """Return a path by which this process reaches the same file (except links in
-    ``/proc/self``).
-    """
+    """Return a path by which this process reaches the same file, except links in ``/proc/self``."""
     if path.startswith(b"/"):
         return b"/proc/%d/root%b" % (tid, path)
     if dirfd == AT_FDCWD:
@@ -91,9 +88,9 @@ def start(tid: int, dirfd: int, path: bytes) -> bytes:
 class ResolvedPath:
     """The result of resolving a path.
 
-    ``path`` is absolute, without links and ``..``, relative to the thread's root; for
-    a file without a name it is the text of its link in ``/proc``. ``status`` is None
-    if nothing exists there.
+    ``path`` is absolute, without links and ``..``, and relative to the thread's root. For a file
+    without a name it is the text of its link in ``/proc``. ``status`` is None if nothing exists
+    there.
     """
 
     path: bytes
@@ -103,10 +100,10 @@ class ResolvedPath:
 def resolve(
     tid: int, dirfd: int, path: bytes, *, follow: bool, confined: bool = False
 ) -> ResolvedPath | None:
-    """Return where ``path`` leads; None if it leads nowhere (too many links, or no such start).
+    """Return where ``path`` leads; None after too many links, or if the start does not exist.
 
-    ``follow`` tells whether a link at the end is followed; ``confined`` makes the
-    start the root too, as RESOLVE_IN_ROOT does.
+    ``follow`` says whether to follow a link at the end. ``confined`` makes the start the root too,
+    as RESOLVE_IN_ROOT does.
     """
     root = b"/proc/%d/root/" % tid
     try:
@@ -117,9 +114,7 @@ def resolve(
 
 @dataclass(slots=True)
 class _Walk:
-    """The state of a path walk: the components done, those left (last first), and the limit for
-    ``..``.
-    """
+    """The state of a path walk: components done, components left (last first), limit for ``..``."""
 
     done: list[bytes]
     todo: list[bytes]
@@ -140,7 +135,7 @@ def _start_of(tid: int, root: bytes, dirfd: int, path: bytes, confined: bool) ->
 
 
 def _inside(root: bytes, path: bytes) -> bytes:
-    """Translate a path of this process for a thread with another root."""
+    """Translate a path of this process to one for a thread with another root."""
     top = os.readlink(root.rstrip(b"/"))
     inside = top != b"/" and (path == top or path.startswith(top + b"/"))
     return (path[len(top) :] or b"/") if inside else path
@@ -183,7 +178,7 @@ def _walk(root: bytes, walk: _Walk, tid: int, follow: bool) -> ResolvedPath | No
 
 def _link(root: bytes, name: bytes, tid: int) -> bytes:
     """Return the link's target; empty if it is not a link or does not exist."""
-    # The targets of these links depend on the process that follows them.
+    # The target of these links depends on the process that follows them.
     if name in (b"proc/self", b"proc/thread-self") and (asking := task(tid)) is not None:
         own = b"%d" % asking.process
         return own if name == b"proc/self" else b"%b/task/%d" % (own, tid)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The parts of the kernel's seccomp user notification that the front door uses.
 
-Numbers and layouts: Linux ``include/uapi/linux/seccomp.h`` and
-``include/uapi/linux/prctl.h``, x86-64. Required kernel features:
+Numbers and layouts: Linux ``include/uapi/linux/seccomp.h`` and ``include/uapi/linux/prctl.h``,
+x86-64. Required kernel features:
 
 ==============================  =======  ==========================================
 feature                         since    why it is needed
@@ -10,7 +10,7 @@ feature                         since    why it is needed
 NOTIF_ADDFD with the SEND flag  5.14     a descriptor and the answer in one step
 WAIT_KILLABLE_RECV              5.19     without it a signal repeats a call that has
                                          already had its effect
-FD_SYNC_WAKE_UP                 6.6      speed only (some eight times); not required
+FD_SYNC_WAKE_UP                 6.6      about eight times faster; not required
 ==============================  =======  ==========================================
 """
 
@@ -69,7 +69,7 @@ _libc.syscall.restype = ctypes.c_long
 
 
 class FrontDoorUnavailableError(RefusedError):
-    """This kernel, or the sandbox of this process, does not allow a front door."""
+    """This kernel, or the sandbox that this process runs in, does not allow a front door."""
 
     code = "front-door-unavailable"
 
@@ -84,8 +84,8 @@ class _SockFprog(ctypes.Structure):
 class Notification:
     """A system call that waits for its answer.
 
-    ``tid`` is the calling thread, in this process's pid namespace; ``number``
-    the system call; ``arguments`` its six words as they are.
+    ``tid`` is the calling thread, in this process's PID namespace. ``number`` is the system call;
+    ``arguments`` are its six words, unchanged.
     """
 
     id: int
@@ -118,8 +118,9 @@ def _refuse(missing: str, hint: str) -> FrontDoorUnavailableError:
 
 
 def check() -> None:
-    """Raise :class:`FrontDoorUnavailableError`, which names what is missing, if the front door
-    cannot be used.
+    """Raise :class:`FrontDoorUnavailableError` if the front door cannot be used.
+
+    The error names what is missing.
     """
     machine = os.uname()
     if sys.platform != "linux" or machine.machine != "x86_64" or sys.maxsize < 1 << 32:
@@ -143,7 +144,7 @@ def check() -> None:
             f"seccomp's structures have sizes {found}, expected {expected}",
             "use a newer release of this program",
         )
-    # A null filter: EFAULT says that the kernel knows the flags, EINVAL that it does not.
+    # With a null filter, EFAULT means that the kernel knows the flags, and EINVAL that it does not.
     try:
         _seccomp(SECCOMP_SET_MODE_FILTER, _FILTER_FLAGS, None)
     except OSError as error:
@@ -157,9 +158,9 @@ def check() -> None:
 def install(program: bytes) -> int:
     """Put this thread and its descendants behind the filter; return the listener.
 
-    The filter cannot be removed, and setuid files no longer give privileges. The
-    listener is close-on-exec. Every trapped call waits for an answer on it; once all
-    its descriptors are closed, trapped calls fail with ENOSYS.
+    The filter cannot be removed, and setuid files no longer give privileges. The listener is
+    close-on-exec. Every trapped call waits until it is answered through the listener. Once all
+    descriptors of the listener are closed, trapped calls fail with ENOSYS.
     """
     buffer = ctypes.create_string_buffer(program, len(program))
     filters = _SockFprog(len(program) // 8, ctypes.addressof(buffer))
@@ -192,8 +193,9 @@ def is_listener(descriptor: int) -> bool:
 
 
 def wake_synchronously(listener: int) -> bool:
-    """Let the scheduler run caller and supervisor alternately on one CPU; return False if it
-    cannot.
+    """Let the scheduler run caller and supervisor alternately on one CPU.
+
+    Returns False if it cannot.
     """
     try:
         fcntl.ioctl(listener, _NOTIF_SET_FLAGS, SECCOMP_USER_NOTIF_FD_SYNC_WAKE_UP)
@@ -226,8 +228,9 @@ def _send(listener: int, response: bytes) -> bool:
 
 
 def answer(listener: int, notification: int, value: int) -> bool:
-    """Let the call return ``value``, or fail with errno ``-value``; return False if its caller has
-    ended.
+    """Let the call return ``value``, or fail with errno ``-value``.
+
+    Returns False if its caller has ended.
     """
     if value < 0:
         return _send(listener, _RESPONSE.pack(notification, 0, value, 0))
@@ -246,11 +249,11 @@ def proceed(listener: int, notification: int) -> bool:
 def answer_with_descriptor(
     listener: int, notification: int, descriptor: int, *, cloexec: bool
 ) -> None:
-    """Let the call return a new descriptor, the lowest free number, for this process's open file
-    ``descriptor``.
+    """Let the call return a new descriptor for this process's open file ``descriptor``.
 
-    ``FileNotFoundError`` if the caller has ended. Other ``OSError`` (EMFILE) must be
-    passed to the caller; the call still waits for its answer.
+    The descriptor gets the lowest free number. Raises ``FileNotFoundError`` if the caller has
+    ended. Any other ``OSError`` (EMFILE) must be passed to the caller, whose call still waits for
+    its answer.
     """
     request = _ADDFD.pack(
         notification, SECCOMP_ADDFD_FLAG_SEND, descriptor, 0, os.O_CLOEXEC if cloexec else 0

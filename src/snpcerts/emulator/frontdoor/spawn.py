@@ -2,9 +2,9 @@
 """Starts programs under the front door's seccomp filter, from the process that serves them.
 
 :func:`spawn` starts a program; :func:`run` also serves it until it ends. A process with threads
-cannot safely run Python between fork and exec, so :func:`spawn` starts
-:mod:`snpcerts.emulator.frontdoor.launch` as a program of its own; its start-up (some 60 ms) is the
-price. It keeps the program's processes from outliving the supervisor.
+cannot safely run Python between fork and exec. So :func:`spawn` starts
+:mod:`snpcerts.emulator.frontdoor.launch` as a separate program, which takes about 60 ms. That
+program also ends the program's processes when the supervisor ends.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ from snpcerts.emulator.frontdoor.ways import Way
 class Program:
     """A program whose trapped calls this process serves.
 
-    ``pid`` is its process id, which it had before the exec; 0 if it did not start.
-    ``process`` is its keeper, which has the program's pipes and, once no process of
-    the program is left, its exit status.
+    ``pid`` is its process ID, which it had before the exec; 0 if it did not start. ``process`` is
+    its keeper, which has the program's pipes and, when all of the program's processes have ended,
+    its exit status.
     """
 
     def __init__(
@@ -56,14 +56,14 @@ class Program:
         return self._code
 
     def end(self) -> None:
-        """Kill every process of the program; :attr:`ended` becomes true when they have ended."""
+        """Kill every process of the program. :attr:`ended` becomes true when they have ended."""
         if self._line is not None:
             with contextlib.suppress(OSError):
                 self._line.shutdown(socket.SHUT_WR)
 
     @property
     def ended(self) -> bool:
-        """Whether no process of the program remains."""
+        """Whether all processes of the program have ended."""
         return self.process.poll() is not None
 
     def learn_pid(self) -> None:
@@ -100,7 +100,7 @@ class Program:
             self._supervisor.remove_reader(self._line.fileno())
             self._line.close()
             self._line = None
-            # The keeper ends after the program; if it is killed, the program is killed too.
+            # The keeper ends after the program. If it is killed, the program is killed too.
             said = {"ended": 128 + signal.SIGKILL}, ()
         if self._code is None:
             self._code = int(said[0]["ended"])
@@ -121,14 +121,13 @@ def spawn(
     way: Way | None = None,
     on_exit: Callable[[], None] = lambda: None,
 ) -> Program:
-    """Start ``argv``; it makes progress only while ``supervisor`` serves it.
+    """Start ``argv``. It makes progress only while ``supervisor`` serves it.
 
-    A program that does not exist ends with 127, one that cannot be executed with
-    126. ``own_group`` makes it the leader of a new process group, ``way`` is as for
-    :func:`~snpcerts.emulator.frontdoor.launch.enter`. ``on_exit`` is
-    called in the supervisor's loop when the program ends; processes that it left
-    behind may still exist. :meth:`Program.end` ends those too, and so does any end
-    of this process.
+    If the program does not exist, its exit code is 127; if it cannot be executed, 126.
+    ``own_group`` makes it the leader of a new process group. ``way`` is as for
+    :func:`~snpcerts.emulator.frontdoor.launch.enter`. ``on_exit`` is called in the supervisor's
+    loop when the program ends; processes that it left behind may still exist. :meth:`Program.end`
+    ends those too, and so does the end of this process.
     """
     seccomp.check()
     with contextlib.ExitStack() as stack:
@@ -139,7 +138,7 @@ def spawn(
         failed.callback(line.close)
         numbers = theirs.fileno(), keepers.fileno()
         flags = (door.look, door.watch is not None, own_group)
-        # A watch acts between a program's calls on a file, the next open included.
+        # A watch acts between a program's calls on a file, including the next open.
         named = Way.TRAP if door.watch is not None else way or ways.wanted()
         process = subprocess.Popen(
             [
@@ -156,7 +155,7 @@ def spawn(
             process_group=0 if own_group else None,
         )
         failed.callback(process.wait)
-        failed.callback(line.close)  # which ends all its processes
+        failed.callback(line.close)  # this ends all its processes
         theirs.close()
         keepers.close()
         ours.settimeout(control.PATIENCE)
@@ -196,16 +195,15 @@ def run(
     env: Mapping[str, str] | None = None,
     supervisor: Supervisor | None = None,
 ) -> int:
-    """Run ``argv`` with the devices of ``door`` and the streams of this process; return a shell's
-    exit code.
+    """Run ``argv`` with the devices of ``door`` and the streams of this process.
 
-    Signals from the terminal go to the program. Processes that it leaves behind are
-    killed; if ``supervisor`` is given, they may run until it is closed.
+    Returns the exit code as a shell reports it. The program gets the terminal's signals. Processes
+    that it leaves behind are killed; if ``supervisor`` is given, they may run until it is closed.
     """
     with contextlib.ExitStack() as stack:
         if supervisor is None:
             supervisor = stack.enter_context(Supervisor())
-        # Before the program starts: it may be interrupted at once.
+        # Before the program starts, because it may be interrupted at once.
         stack.enter_context(_terminal_signals_left_to_the_program())
         program = spawn(argv, supervisor, door, env=env)
         supervisor.run(until=lambda: program.exit_code is not None)
@@ -215,10 +213,10 @@ def run(
 
 @contextlib.contextmanager
 def _terminal_signals_left_to_the_program() -> Generator[None]:
-    """Ignore SIGINT and SIGQUIT in this process; the program gets them.
+    """Ignore SIGINT and SIGQUIT in this process, so that only the program gets them.
 
-    A handler, not SIG_IGN, which the program would inherit; what is ignored already,
-    as by nohup, stays so.
+    This uses a handler, because the program would inherit SIG_IGN. Signals that are already
+    ignored, as with nohup, stay ignored.
     """
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGQUIT)}
     handled = [number for number, handler in before.items() if handler is not signal.SIG_IGN]

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Builds the results of stat(2) and statx(2) for a path that exists only in the emulation.
 
-Layouts: ``asm/stat.h`` of x86-64 (144 bytes) and ``linux/stat.h`` (struct
-statx, 256 bytes); little-endian. Devices are character devices of mode 0600,
-files have mode 0444 and, like those of sysfs, a size of one page.
+Layouts: ``asm/stat.h`` of x86-64 (144 bytes) and ``linux/stat.h`` (struct statx, 256 bytes);
+little-endian. Devices are character devices of mode 0600. Files have mode 0444 and, like files of
+sysfs, a size of one page.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ _MISC_MAJOR: Final = 10
 # st_dev, st_ino, st_nlink, st_mode, st_uid, st_gid, st_rdev, st_size, st_blksize,
 # st_blocks, three times (seconds, nanoseconds) and three reserved words.
 _STAT = struct.Struct("<QQQIII4xQqqq48x24x")
-# stx_mask, stx_blksize, stx_attributes, stx_nlink, stx_uid, stx_gid, stx_mode, stx_ino,
-# stx_size, stx_blocks, stx_attributes_mask, four times, stx_rdev and stx_dev by major
-# and minor, and what later kernels added.
+# stx_mask, stx_blksize, stx_attributes, stx_nlink, stx_uid, stx_gid, stx_mode, stx_ino, stx_size,
+# stx_blocks, stx_attributes_mask, four times, stx_rdev and stx_dev by major and minor, and fields
+# of later kernels.
 _STATX = struct.Struct("<IIQIIIH2xQQQQ64xIIII112x")
 
 _MODES: Final = {
@@ -45,7 +45,7 @@ def _device_number(match: Match) -> int:
 
 
 def _inode(match: Match) -> int:
-    """Return a stable inode number for each path, unless the door sets one."""
+    """Return the inode number that the door sets, otherwise a stable one for each path."""
     if match.inode is not None:
         return match.inode
     number = 0

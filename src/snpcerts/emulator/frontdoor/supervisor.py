@@ -1,17 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """Serves the trapped calls in one thread and one loop; answers are sent in any order.
 
-A call that has to wait (an idle vCPU) stays unanswered while others are served, so
-one thread serves any number of vCPUs. With WAIT_KILLABLE_RECV a signal does not wake
-the caller of a received call. While calls wait, the loop checks every
-:data:`SIGNAL_INTERVAL` whether a caller has a pending signal or has ended. That is
-the longest time a signal takes to interrupt a KVM_RUN.
+A call that has to wait (an idle vCPU) stays unanswered while others are served, so one thread
+serves any number of vCPUs. With WAIT_KILLABLE_RECV a signal does not wake the caller of a received
+call. So while calls wait, the loop checks every :data:`SIGNAL_INTERVAL` whether a caller has a
+pending signal or has ended. A signal therefore interrupts a KVM_RUN within that time.
 
 Invariants for any behaviour of a program:
 
 - A KVM ioctl, or one of the four ioctls of the SEV drivers, never reaches the kernel
   on any descriptor: it is answered here (ENODEV on a real device, ENOTTY on anything
-  else). It does not matter who opened the descriptor, and when.
+  else). It does not matter which process opened the descriptor, or when.
 - Once this process has ended, every trapped call fails with ENOSYS.
 """
 
@@ -56,7 +55,7 @@ from snpcerts.emulator.syscall.file_tree import Operation
 from snpcerts.errors import InputError
 
 SIGNAL_INTERVAL: Final = 0.005  # seconds
-_TASKS_MAX: Final = 4096  # threads whose process is remembered
+_TASKS_MAX: Final = 4096  # threads whose process is cached
 
 _SEV_REQUESTS: Final = frozenset(
     (SEV_ISSUE_CMD, SNP_GET_REPORT, SNP_GET_DERIVED_KEY, SNP_GET_EXT_REPORT)
@@ -99,7 +98,7 @@ class _Waiting:
 
 
 class _SignalPending:
-    """Whether a signal is pending for a thread; the answer is cached for a short time."""
+    """Tells whether a signal is pending for a thread. The answer is cached for a short time."""
 
     __slots__ = ("_answer", "_tid", "_until")
 
@@ -113,7 +112,7 @@ class _SignalPending:
         if now >= self._until:
             found = task(self._tid)
             self._until = now + SIGNAL_INTERVAL
-            # With several threads, another may be about to take the process's signal.
+            # If there are several threads, another one may be about to take the process's signal.
             self._answer = found is not None and bool(
                 found.own or (found.shared and found.threads == 1)
             )
@@ -121,14 +120,14 @@ class _SignalPending:
 
 
 def _same_file(one: int, other: int) -> bool:
-    """Whether two descriptors of this process are one open file: kcmp(2), KCMP_FILE."""
+    """Whether two descriptors of this process refer to one open file: kcmp(2), KCMP_FILE."""
     me = os.getpid()
     words = (ctypes.c_long(each) for each in (_SYS_KCMP, me, me, _KCMP_FILE, one, other))
     return int(_libc.syscall(*words)) == 0
 
 
 def _waits(operation: Operation[None]) -> bool:
-    """Go on with an operation; return whether it still waits."""
+    """Continue an operation; return whether it still waits."""
     try:
         next(operation)
     except (StopIteration, OSError):
@@ -139,8 +138,7 @@ def _waits(operation: Operation[None]) -> bool:
 class Supervisor:
     """Serves any number of listeners, each with its door.
 
-    Everything runs in the thread that calls :meth:`step` or :meth:`run`; so do
-    the devices.
+    Everything, including the devices, runs in the thread that calls :meth:`step` or :meth:`run`.
     """
 
     def __init__(self) -> None:
@@ -169,11 +167,11 @@ class Supervisor:
         places: Places | None = None,
         namespace: Sequence[int] = (),
     ) -> None:
-        """Serve a seccomp listener; take ownership of it and of the descriptors ``namespace``.
+        """Serve a seccomp listener. Takes ownership of it and of the descriptors ``namespace``.
 
-        ``on_end`` is called when the last process behind it has ended. ``places`` says
-        what the descriptors of the program's mount namespace are, if it has one: its
-        files are written before this returns. ``InputError`` if they are not the door's.
+        ``on_end`` is called when the last process behind it has ended. If the program has a mount
+        namespace, ``places`` says what the descriptors of ``namespace`` are, and its files are
+        written before this returns. Raises ``InputError`` if ``places`` does not match the door.
         """
         try:
             made = None if places is None else self._enter(door, places, namespace)
@@ -217,21 +215,21 @@ class Supervisor:
         """Update the files in all namespaces."""
         for listener in self._listeners.values():
             if listener.namespace is not None:
-                with contextlib.suppress(OSError):  # a device must not fail for a full tmpfs
+                with contextlib.suppress(OSError):  # a full tmpfs must not make a device fail
                     listener.namespace.files.refresh()
 
     def serves(self, descriptor: int) -> bool:
         """Whether the listener is already served under another descriptor number."""
-        # Two descriptors of one listener become ready together; the second receive would block.
+        # Two descriptors of one listener become ready together, so the second receive would block.
         return any(_same_file(descriptor, other) for other in self._listeners)
 
     def add_reader(self, descriptor: int, ready: Callable[[], None]) -> None:
-        """Call ``ready`` whenever the descriptor is readable; the caller keeps ownership."""
+        """Call ``ready`` whenever the descriptor is readable. The caller keeps ownership."""
         self._readers[descriptor] = ready
         self._epoll.register(descriptor, select.EPOLLIN)
 
     def remove_reader(self, descriptor: int) -> None:
-        """Undo :meth:`add_reader`; call this before closing the descriptor."""
+        """Undo :meth:`add_reader`. Call this before closing the descriptor."""
         del self._readers[descriptor]
         self._epoll.unregister(descriptor)
 
@@ -246,7 +244,7 @@ class Supervisor:
         return [*opened, *self._namespaces.open]
 
     def run(self, until: Callable[[], bool]) -> None:
-        """Serve until ``until``, called after each round, returns true."""
+        """Serve until ``until`` returns true. It is called after each round."""
         while not until():
             self.step(None)
 
@@ -271,9 +269,9 @@ class Supervisor:
         self._changed = False
 
     def close(self) -> None:
-        """Stop serving: waiting calls are forgotten, devices closed, callers get ENOSYS.
+        """Stop serving: drop the waiting calls and close the devices. Callers get ENOSYS.
 
-        Programs started for this supervisor are killed, with all their processes.
+        Programs started for this supervisor are killed with all their processes.
         """
         for waiting in list(self._waiting.values()):
             waiting.pending.cancel()
@@ -313,7 +311,7 @@ class Supervisor:
         return bool(self._waiting) or any(tree.interrupted for tree in self._trees.values())
 
     def _due(self) -> float:
-        """The latest time to check the waiting calls."""
+        """The latest time at which to check the waiting calls."""
         deadlines = (waiting.pending.deadline for waiting in self._waiting.values())
         return min((self._next_look, *(at for at in deadlines if at is not None)))
 
@@ -356,7 +354,7 @@ class Supervisor:
         if now >= self._next_look:
             for tree in self._trees.values():
                 tree.end_killed()
-        # The end of one call may complete another.
+        # A call that ends may complete another one.
         while sum(self._poll(waiting) for waiting in list(self._waiting.values())) + sum(
             tree.go_on() for tree in list(self._trees.values())
         ):
@@ -399,7 +397,7 @@ class Supervisor:
             return False
         if found.own:
             return True
-        # Another thread may be about to take the process's signal: act only on the second check.
+        # Another thread may be about to take the process's signal, so act only on the second check.
         believed = waiting.seen or found.threads == 1
         waiting.seen = bool(found.shared)
         return waiting.seen and believed
@@ -435,7 +433,7 @@ class Supervisor:
             else:
                 seccomp.proceed(listener.descriptor, notification.id)
             return
-        # Everything so far was found by thread id: check that it is still the caller's.
+        # Everything so far was found by thread ID. Check that the ID still belongs to the caller.
         if not seccomp.is_waiting(listener.descriptor, notification.id):
             return
         tid = notification.tid
@@ -494,7 +492,7 @@ class Supervisor:
 
     @staticmethod
     def _refusal(listener: _Listener, tid: int, number: int, found: os.stat_result | None) -> int:
-        """Return the errno for a device's ioctl on a descriptor that is not emulated."""
+        """Return the errno of a device ioctl on a descriptor that is not emulated."""
         if found is None:
             return errno.EBADF
         if listener.door.is_guarded(found):
@@ -506,13 +504,13 @@ class Supervisor:
         return errno.ENOTTY
 
     def _descriptor(self, tid: int, number: int) -> tuple[int, os.stat_result | None]:
-        """Return the thread's process and the stat of its descriptor ``number``; the stat is None
-        if it is closed.
+        """Return the thread's process, and the stat of its descriptor ``number``; None if it is
+        closed.
         """
         process = self._processes.get(tid, 0)
         for _ in range(2):
             with contextlib.suppress(OSError):
-                # Via the process, so that a reused thread id is noticed.
+                # By process, so that a reused thread ID is noticed.
                 return process, os.stat(f"/proc/{process}/task/{tid}/fd/{number}")
             process = self._process(tid)
         return process, None
@@ -534,8 +532,9 @@ class Supervisor:
         number: int,
         found: os.stat_result | None,
     ) -> OpenDevice | InUse | None:
-        """Return the open emulated device behind a descriptor; ``OSError`` if it cannot be
-        opened.
+        """Return the open emulated device behind a descriptor.
+
+        Raises ``OSError`` if it cannot be opened.
         """
         if found is None:
             return None
@@ -545,9 +544,9 @@ class Supervisor:
         place = self._namespaces.place(process, notification.tid, number, found)
         if place is None:
             return None
-        # A number that was free meanwhile must not lead to the device that had it before.
+        # The number may have been closed and reused. It must not lead to its former device.
         self._reap_namespaces()
-        # What was found by thread id may be another's.
+        # The thread ID may have been reused in the meantime.
         if not seccomp.is_waiting(listener.descriptor, notification.id):
             return None
         return self._namespaces.use(place, listener.door, process)
@@ -555,9 +554,7 @@ class Supervisor:
     def _device(
         self, listener: _Listener, notification: Notification, number: int
     ) -> Device | None:
-        """Return the device behind another descriptor of the caller; None if it is not an emulated
-        one.
-        """
+        """Return the device behind another descriptor of the caller; None if it is not emulated."""
         process, found = self._descriptor(notification.tid, number)
         with contextlib.suppress(OSError):
             entry = self._entry(listener, notification, process, number, found)

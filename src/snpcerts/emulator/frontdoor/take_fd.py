@@ -12,8 +12,9 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def take_descriptor(process: int, descriptor: int) -> int:
-    """Yield a descriptor of this process for the same file; close it afterwards. ``OSError``:
-    EBADF.
+    """Yield a descriptor of this process for the same file, and close it afterwards.
+
+    Raises ``OSError`` with EBADF if the descriptor is closed.
     """
     handle = os.pidfd_open(process)
     try:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Reads a thread's process and pending signals from the kernel.
 
-Source: proc_pid_status(5). Threads are named by their id (``tid``) in this
-process's pid namespace.
+Source: proc_pid_status(5). Threads are identified by their ID (``tid``) in this process's PID
+namespace.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ _STATUS_MAX: Final = 8192  # bytes; a status file has about 1500
 class Task:
     """A thread. The masks have bit ``signal - 1`` set for each signal.
 
-    ``own`` are deliverable signals sent to this thread, ``shared`` those sent
-    to the process, which another of its ``threads`` may take.
+    ``own`` are deliverable signals sent to this thread; ``shared`` are those sent to the process,
+    which any of its ``threads`` may take.
     """
 
     process: int

@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Serves an emulated file system (:mod:`snpcerts.emulator.syscall.file_tree`) by FUSE.
 
-The kernel sends each system call on the mounted tree as a message, so a program needs
-nothing, and the calls of other file systems are not slowed down. Nothing is cached: each read
-and write arrives as the program made it. A signal does not interrupt a call, as in the drivers
-that are emulated; a process that is killed gets EINTR.
+The kernel sends each system call on the mounted tree as a message, so a program needs no
+preparation, and calls on other file systems are not slowed down. Nothing is cached: each read and
+write arrives as the program made it. As in the emulated drivers, a signal does not interrupt a
+call; a process that is killed gets EINTR.
 
-RELEASE takes effect before the next message, since the kernel sends it before close(2) returns
-and messages arrive in order. One difference from a file system of the kernel's own
-remains: a write of no bytes is 0 without a message.
+RELEASE takes effect before the next message, since the kernel sends it before close(2) returns and
+messages arrive in order. One difference from an in-kernel file system remains: a write of no bytes
+returns 0 and causes no message.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ from snpcerts.errors import FormatError
 log = logging.getLogger(__name__)
 
 WRITE_MAX: Final = 64 << 10  # bytes of one message
-MESSAGES_MAX: Final = 0xFFFF  # of those that need no process to wait, such as RELEASE
+MESSAGES_MAX: Final = 0xFFFF  # messages whose sender does not wait, such as RELEASE
 _BUFFER: Final = MIN_READ_BUFFER + WRITE_MAX
 _NAME_MAX: Final = 255
 _NOT_SERVED: Final = {
@@ -91,7 +91,7 @@ class _Request:
 class TreeServer:
     """One mounted tree. Takes ownership of ``descriptor``, an open ``/dev/fuse``.
 
-    Everything in it belongs to this process's user, the only one behind the door.
+    All files in it belong to this process's user, who is the only user behind the door.
     """
 
     def __init__(self, descriptor: int, root: TreeDirectory) -> None:
@@ -124,24 +124,24 @@ class TreeServer:
         }
 
     def fileno(self) -> int:
-        """Return the descriptor that is readable when there is a message."""
+        """Return a descriptor that is readable when there is a message."""
         return self._descriptor
 
     @property
     def interrupted(self) -> bool:
-        """Whether a signal has reached the caller of a call that waits."""
+        """Whether the caller of a waiting call has received a signal."""
         return any(request.interrupted for request in self._requests.values())
 
     def serve(self) -> bool:
-        """Receive a message and serve it; False once the tree is no longer mounted."""
+        """Receive a message and serve it. Returns False once the tree is no longer mounted."""
         try:
             message = os.read(self._descriptor, _BUFFER)
         except OSError as error:
-            # ENOENT: the call was given up before it was received.
+            # ENOENT: the caller gave up before the message was received.
             return error.errno in (errno.EAGAIN, errno.EINTR, errno.ENOENT)
         try:
             self._begin(message)
-        except FormatError as error:  # a descriptor that is not the kernel's
+        except FormatError as error:  # the descriptor does not come from the kernel
             log.warning("FUSE: %s", error)
             return False
         return True
@@ -162,12 +162,12 @@ class TreeServer:
             self._go_on(request)
 
     def go_on(self) -> int:
-        """Go on with the calls that wait; return how many have ended."""
+        """Continue the waiting calls; return how many have ended."""
         return sum(self._go_on(request) for request in list(self._requests.values()))
 
     def end_killed(self) -> None:
-        """End the calls that wait and whose caller is killed."""
-        # The kernel reports the first signal only, and SIGKILL may be a later one.
+        """End the waiting calls whose callers have been killed."""
+        # The kernel reports only the first signal. SIGKILL may be a later one.
         for request in list(self._requests.values()):
             if request.interrupted and _is_killed(request.header.pid):
                 request.handling.close()
@@ -175,10 +175,10 @@ class TreeServer:
                 self._answer(request.header.unique, errno.EINTR)
 
     def close(self) -> list[Operation[None]]:
-        """Stop: calls that wait, and all later ones, fail with ENOTCONN or ECONNABORTED.
+        """Stop serving. Waiting and later calls fail with ENOTCONN or ECONNABORTED.
 
-        Returns what closing the open files has to do: at an unmount the kernel drops a RELEASE
-        that has not been received.
+        Returns the operations that close the open files, because at an unmount the kernel drops
+        each RELEASE that has not been received.
         """
         for request in self._requests.values():
             request.handling.close()
@@ -207,7 +207,7 @@ class TreeServer:
         try:
             os.write(self._descriptor, FuseOutHeader(size, -code, unique).pack() + body)
         except OSError as error:
-            if error.errno not in (errno.ENOENT, errno.ENODEV):  # the caller is gone
+            if error.errno not in (errno.ENOENT, errno.ENODEV):  # the caller has ended
                 log.warning("FUSE: the kernel did not take an answer (%s)", error)
 
     def _interrupt(self, unique: int) -> None:
@@ -262,7 +262,7 @@ class TreeServer:
         self._lookups[node.number] = self._lookups.get(node.number, 0) + 1
         return _with_attributes(FuseEntryOut(nodeid=node.number), self._attributes(node))
 
-    # What is served. Each is a generator; a call that never waits has no yield but a last one.
+    # The operations. Each is a generator. One that never waits has only a final yield.
 
     def _init(self, _: FuseInHeader, body: bytes) -> Handling:
         asked = FuseInitIn.unpack(body.ljust(FuseInitIn.SIZE, b"\0"))
@@ -293,7 +293,7 @@ class TreeServer:
         yield
 
     def _setattr(self, header: FuseInHeader, body: bytes) -> Handling:
-        """What O_TRUNC does; it has no effect on an attribute."""
+        """Handle O_TRUNC. It has no effect on an attribute."""
         changes = FuseSetattrIn.unpack(body).valid & ~(FATTR_FH | FATTR_LOCKOWNER)
         if changes != FATTR_SIZE:
             raise OSError(errno.EPERM, "this cannot be changed")
@@ -351,7 +351,7 @@ class TreeServer:
     def _read_directory(self, header: FuseInHeader, body: bytes) -> Handling:
         asked = FuseReadIn.unpack(body)
         itself = self._directory(header.nodeid)
-        # The kernel puts its own inode number in for "..".
+        # The kernel sets the inode number of ".." itself.
         listed = [(".", itself), ("..", itself), *self._listed.get(asked.fh, ())]
         found = b""
         for place, (name, node) in enumerate(listed[asked.offset :], asked.offset + 1):

@@ -4,7 +4,7 @@
 - ``namespace``: the program's own mount namespace has the emulated paths
   (:mod:`snpcerts.emulator.frontdoor.namespace`). Only ioctls are trapped.
 - ``trap``: every call that opens or examines a path is trapped
-  (:mod:`snpcerts.emulator.frontdoor.path_calls`). It works wherever a front door does.
+  (:mod:`snpcerts.emulator.frontdoor.path_calls`). It works wherever a front door works.
 
 In both, no ioctl of KVM or SEV reaches a real device.
 """
@@ -30,8 +30,9 @@ class Way(enum.Enum):
 
 
 def wanted(name: str | None = None) -> Way | None:
-    """Return the way with that name, or the one that the environment names; None: whatever the
-    kernel allows.
+    """Return the way with that name; without a name, the one that the environment names.
+
+    None means whatever the kernel allows.
     """
     name = os.environ.get(VARIABLE) if name is None else name
     if not name or name == "auto":
@@ -44,8 +45,9 @@ def wanted(name: str | None = None) -> Way | None:
 
 
 def choose(way: Way | None) -> tuple[Way, str]:
-    """Return the way to use and the reason; raise :class:`FrontDoorUnavailableError` if ``way``
-    cannot be used.
+    """Return the way to use and the reason for it.
+
+    Raises :class:`FrontDoorUnavailableError` if ``way`` cannot be used.
     """
     if way is Way.TRAP:
         return Way.TRAP, "as requested"

@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """configfs, the kernel's file system in which a directory is an object of a driver.
 
-Source: Linux ``fs/configfs/file.c`` and ``fs/configfs/dir.c``. A text attribute is shown
-at the first read of an open file and stored at each write. A binary attribute is read
-as a whole at the first read, and written when the file is closed; the result of that write
-is lost.
+Source: Linux ``fs/configfs/file.c`` and ``fs/configfs/dir.c``. The first read of an open file
+produces the text of a text attribute, and each write stores one. A binary attribute is read as a
+whole at the first read. It is written when the file is closed; the result of that write is lost.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ _WRITABLE: Final = 0o200
 
 @dataclass(frozen=True, slots=True)
 class TextAttribute:
-    """A text attribute, with the functions that show and store it; None if that is not possible."""
+    """A text attribute: the functions that show and store it. None if it has no such operation."""
 
     show: Callable[[], Operation[bytes]] | None = None
     store: Callable[[bytes], Operation[None]] | None = None
@@ -37,8 +36,8 @@ class TextAttribute:
 class BinaryAttribute:
     """A binary attribute of at most ``max_size`` bytes.
 
-    ``read`` returns the content or, called with False, as many zeros, because configfs asks for the
-    size first. ``write`` gets all data written to the open file.
+    ``read`` returns the content. Called with False it returns as many zeros, because configfs asks
+    for the size first. ``write`` gets all data written to the open file.
     """
 
     max_size: int
@@ -48,7 +47,7 @@ class BinaryAttribute:
 
 @dataclass(slots=True)
 class _Fragment:
-    """Whether the directory still exists, for files that stay open after it is removed."""
+    """Records whether a directory still exists, for files that stay open after its removal."""
 
     dead: bool = False
 
@@ -70,16 +69,18 @@ class ConfigFile:
 
     @property
     def mode(self) -> int:
-        """A regular file."""
+        """The mode of a regular file."""
         return stat.S_IFREG | self._permissions
 
     @property
     def size(self) -> int:
-        """One page for text, 0 for a binary attribute, whatever its content."""
+        """One page for a text attribute, 0 for a binary one, whatever the content."""
         return TEXT_MAX if isinstance(self._attribute, TextAttribute) else 0
 
     def open(self, flags: int) -> _OpenText | _OpenBinary:
-        """EACCES for an operation that the attribute does not have, for root too."""
+        """Open the file; EACCES for an operation that the attribute does not have, even for
+        root.
+        """
         if self._fragment.dead:
             raise OSError(errno.ENOENT, "the directory was removed")
         mode = flags & os.O_ACCMODE
@@ -94,7 +95,7 @@ class ConfigFile:
 
 
 class _OpenConfigFile:
-    """The base of open files of both kinds: they have a fragment, and run one operation at a
+    """The base of open files of both kinds. It holds the fragment, and runs one operation at a
     time.
     """
 
@@ -183,7 +184,7 @@ class _OpenBinary(_OpenConfigFile):
             raise OSError(errno.EFBIG, "larger than the attribute can be")
         self._check()
         found = yield from read(True)
-        # The buffer has the size that was returned first.
+        # The first call returned the size of the buffer.
         self._content = found[:length].ljust(length, b"\0")
 
     def write(self, offset: int, data: bytes) -> Operation[int]:
@@ -213,10 +214,10 @@ class _OpenBinary(_OpenConfigFile):
 
 @dataclass(slots=True)
 class ConfigDirectory:
-    """A directory. ``make_item`` creates the object for a mkdir(2) in it; without it mkdir fails
-    with EPERM.
+    """A directory. ``make_item`` creates the object for a mkdir(2) in it.
 
-    ``removable`` says that a program created it, so a program may remove it.
+    If it is None, mkdir fails with EPERM. ``removable`` says that a program created the directory,
+    so a program may remove it.
     """
 
     numbers: itertools.count[int]
@@ -231,12 +232,12 @@ class ConfigDirectory:
 
     @property
     def mode(self) -> int:
-        """A directory that only its owner changes."""
+        """The mode of a directory that only its owner can change."""
         return stat.S_IFDIR | 0o755
 
     @property
     def size(self) -> int:
-        """0, as a directory of configfs has."""
+        """0, as for every directory of configfs."""
         return 0
 
     @property
@@ -250,13 +251,13 @@ class ConfigDirectory:
         make_item: Callable[[], Operation[Mapping[str, TextAttribute | BinaryAttribute]]]
         | None = None,
     ) -> ConfigDirectory:
-        """Add a directory of the kernel's own, and return it."""
+        """Add a directory that belongs to the kernel, and return it."""
         made = ConfigDirectory(self.numbers, make_item)
         self.children[name] = made
         return made
 
     def make(self, name: str) -> Operation[ConfigDirectory]:
-        """Create an item; EPERM if the kernel creates none here."""
+        """Create an item; EPERM if programs cannot create items here."""
         if self.make_item is None:
             raise OSError(errno.EPERM, "no directory can be made here")
         if len(os.fsencode(name)) > NAME_MAX:
@@ -264,7 +265,7 @@ class ConfigDirectory:
         if name in self.children:
             raise OSError(errno.EEXIST, "the name exists")
         attributes = yield from self.make_item()
-        if name in self.children:  # created while this thread waited
+        if name in self.children:  # another thread created it in the meantime
             raise OSError(errno.EEXIST, "the name exists")
         made = ConfigDirectory(self.numbers, removable=True)
         for each, attribute in attributes.items():

@@ -3,9 +3,10 @@
 
 Source: Linux ``arch/x86/coco/sev/core.c`` and ``drivers/virt/coco/sev-guest/sev-guest.c``. A
 guest's memory is private until it requests another state; the driver shares its certificate buffer
-for each request, and takes it back. The driver's rules decide what a host's answer does to a
-guest: BUSY is retried every two seconds for a minute, too small a buffer costs one firmware call,
-and any other error destroys the VMPCK, after which the guest cannot attest until it boots again.
+for each request, and takes it back. The driver's rules decide what a host's answer does to a guest.
+The driver retries after BUSY every two seconds for a minute. A buffer that is too small costs one
+more firmware call. Any other error destroys the VMPCK; then the guest cannot attest until it boots
+again.
 """
 
 from __future__ import annotations
@@ -54,11 +55,11 @@ DATA_PAGES = CERTS_MAX_SIZE // PAGE_SIZE
 BUSY_LIMIT = 60.0  # seconds, SNP_REQ_MAX_RETRY_DURATION
 SEQNO_LIMIT = 0xFFFF_FFFF
 LARGE_MEMORY = 16 << 20  # bytes; with a slot of this size or larger, the guest has a bounce buffer
-_VCPU_PAGES = 8 << 20  # bytes at the end of it that are left to the vCPUs' shared pages
+_VCPU_PAGES = 8 << 20  # bytes at its end that are left to the vCPUs' shared pages
 
 _INVALID_LEN = guest_err(VmmError.INVALID_LEN, 0)
 _BUSY = guest_err(VmmError.BUSY, 0)
-# Linux's set of reasons, 1; GHCB_TERM_REGISTER and GHCB_TERM_PSC in it.
+# Linux's reason set 1, and GHCB_TERM_REGISTER and GHCB_TERM_PSC in it.
 _TERMINATE_REGISTRATION = 0 << 16 | 1 << 12 | MsrCode.TERMINATE
 _TERMINATE_PAGE_STATE = 1 << 16 | 1 << 12 | MsrCode.TERMINATE
 
@@ -78,8 +79,8 @@ class SharedPages:
 class Vmpck:
     """A message key that the guest's kernel holds.
 
-    ``counter`` is the number of the last message exchanged; ``key`` is all zero
-    once the driver has destroyed it. ``busy`` is the driver's mutex.
+    ``counter`` is the number of the last message exchanged. ``key`` is all zero once the driver has
+    destroyed it. ``busy`` is the driver's mutex.
     """
 
     number: int
@@ -95,7 +96,7 @@ class Vmpck:
 
 @dataclass(frozen=True, slots=True)
 class DriverRequest:
-    """One message to send. ``data_pages`` is None for a plain request; 0 means no buffer."""
+    """One message to send. ``data_pages`` is None for a plain request, and 0 for no buffer."""
 
     msg_type: int
     msg_version: int
@@ -123,7 +124,7 @@ class DriverResponse:
 
 @dataclass(slots=True)
 class DriverCall:
-    """A request of a program in the guest, made through its ``/dev/sev-guest``."""
+    """A request that a program in the guest makes through ``/dev/sev-guest``."""
 
     request: DriverRequest
     response: DriverResponse | None = None
@@ -131,7 +132,7 @@ class DriverCall:
 
 @dataclass(slots=True)
 class _Sending:
-    """A message that is being sent, with its repetitions."""
+    """A message being sent, with its retries."""
 
     request: DriverRequest
     code: ExitCode
@@ -148,11 +149,10 @@ Driver = Generator[Event, int, DriverResponse]
 class LinuxGuest:
     """The kernel of one VM.
 
-    ``data_pages`` is the most a certificate buffer may have (Linux: 4);
-    ``busy_delay`` and ``busy_limit`` are seconds.
+    ``data_pages`` is the maximum size of a certificate buffer in pages (Linux: 4); ``busy_delay``
+    and ``busy_limit`` are seconds.
 
-    This guest serves the requests of its programs (:meth:`submit`) on its first vCPU,
-    with VMPCK 0.
+    This guest serves the requests of its programs (:meth:`submit`) on its first vCPU, with VMPCK 0.
     """
 
     vm: LaunchedVm
@@ -177,7 +177,9 @@ class LinuxGuest:
     # Programs of vCPUs.
 
     def program(self, cpu: GuestCpu) -> Program:
-        """Boot, then serve submitted requests. The other vCPUs are idle."""
+        """Boot, then serve submitted requests. Only the first vCPU does this; the others are
+        idle.
+        """
         if cpu.index != 0:
             yield WaitUntil(lambda: False)
             return
@@ -191,9 +193,9 @@ class LinuxGuest:
             self.gone = True
 
     def submit(self, request: DriverRequest) -> DriverCall:
-        """Queue a request of a program in the guest; the response is stored in the call.
+        """Queue a request of a program in the guest. The response is stored in the call.
 
-        ENODEV if this guest serves no requests.
+        Raises ENODEV if this guest serves no requests.
         """
         call = DriverCall(request)
         self._calls.append(call)
@@ -207,9 +209,9 @@ class LinuxGuest:
     # Boot.
 
     def shared_pages(self, index: int) -> SharedPages | None:
-        """Return the shared pages of vCPU ``index``, which are at the top of the largest slot.
+        """Return the shared pages of vCPU ``index``, at the top of the largest slot.
 
-        None when the slot has no room for them.
+        None if the slot has no room for them.
         """
         slot = self.vm.slots.largest()
         size = (3 + self.data_pages) * PAGE_SIZE
@@ -235,7 +237,7 @@ class LinuxGuest:
         if answer != pages.ghcb | MsrCode.REGISTER_GPA_RSP:
             yield from self.terminate(_TERMINATE_REGISTRATION)
         yield from cpu.write(pages.ghcb, bytes(PAGE_SIZE))
-        # The pages become the guest's own before the driver gets them.
+        # The guest makes these pages its own before the driver uses them.
         yield from self.make_private(cpu, pages, pages.request, 2 + pages.data_pages)
         for page in (pages.request, pages.response):
             yield from self.make_shared(cpu, pages, page, 1)
@@ -246,9 +248,7 @@ class LinuxGuest:
         return pages
 
     def _bounce_buffer(self) -> int | None:
-        """Return the 2 MiB buffer for devices, like Linux's swiotlb; None if memory is too
-        small.
-        """
+        """Return the 2 MiB bounce buffer, like Linux's swiotlb; None if memory is too small."""
         slot = self.vm.slots.largest()
         if slot is None or slot.size < LARGE_MEMORY:
             return None
@@ -265,16 +265,14 @@ class LinuxGuest:
     def make_shared(
         self, cpu: GuestCpu, shared: SharedPages, gpa: int, pages: int
     ) -> Generator[Event, int, None]:
-        """Make pages shared (``set_memory_decrypted``); the host decides what they contain
-        afterwards.
-        """
+        """Make pages shared (``set_memory_decrypted``). The host decides what they then contain."""
         yield from cpu.use_private(gpa, pages * PAGE_SIZE)
         yield from self.set_page_state(cpu, shared, gpa, pages, PageStateOperation.SHARED)
 
     def make_private(
         self, cpu: GuestCpu, shared: SharedPages, gpa: int, pages: int
     ) -> Generator[Event, int, None]:
-        """Make pages private (``set_memory_encrypted``); from then on the guest uses them as its
+        """Make pages private (``set_memory_encrypted``). From then on the guest uses them as its
         own.
         """
         yield from self.set_page_state(cpu, shared, gpa, pages, PageStateOperation.PRIVATE)
@@ -295,14 +293,14 @@ class LinuxGuest:
         pages: int,
         operation: PageStateOperation,
     ) -> Generator[Event, int, None]:
-        """Change adjacent pages through the vCPU's GHCB. If that fails, the guest ends."""
+        """Change adjacent pages through the vCPU's GHCB. If that fails, end the guest."""
         if not (yield from page_state_calls.change(cpu, shared.ghcb, gpa, pages, operation)):
             yield from self.page_state_refused(cpu, gpa, pages, operation)
 
     def page_state_refused(
         self, cpu: GuestCpu, gpa: int, pages: int, operation: PageStateOperation
     ) -> Generator[Event, int, None]:
-        """End the guest because its host has not made the change."""
+        """End the guest because its host has not changed the page state."""
         log.warning(
             "%s vCPU %d: %d pages at %#x did not become %s",
             *(self.vm.name, cpu.index, pages, gpa, operation.name.lower()),
@@ -316,7 +314,7 @@ class LinuxGuest:
     ) -> Driver:
         """Send one message, with a certificate buffer if the request has one, and check its answer.
 
-        As ``get_ext_report`` and ``snp_send_guest_request`` do.
+        Follows ``get_ext_report`` and ``snp_send_guest_request``.
         """
         if request.data_pages:
             yield from self.make_shared(cpu, pages, pages.data, request.data_pages)
@@ -351,7 +349,7 @@ class LinuxGuest:
             request.data_pages or 0,
         )
         result = yield from self._issue_until_answered(cpu, pages, sending)
-        # The number has been used as a nonce, so it is used up in any case.
+        # The sequence number has served as a nonce, so it must never be used again.
         vmpck.counter += 2
         if sending.override:
             sending.exitinfo2 = sending.override
@@ -381,13 +379,15 @@ class LinuxGuest:
     def _issue_until_answered(
         self, cpu: GuestCpu, pages: SharedPages, sending: _Sending
     ) -> Generator[Event, int, int]:
-        """Repeat the same message while the host is busy, and once if the buffer was too small."""
+        """Send the same message until the host is not busy; retry once if the buffer was too
+        small.
+        """
         started = cpu.now()
         while True:
             result = yield from self._issue(cpu, pages, sending)
             if result == -errno.ENOSPC:
-                # The firmware has not seen the message. Without certificates it
-                # will, and the sequence number is used up on both sides.
+                # The firmware has not seen the message. Sent again without certificates, it reaches
+                # the firmware, and both sides advance the sequence number.
                 sending.code = ExitCode.SNP_GUEST_REQUEST
                 sending.override = _INVALID_LEN
             elif result == -errno.EAGAIN:

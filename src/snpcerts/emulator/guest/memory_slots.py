@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The memory of a VM: the slots that a VMM has registered with KVM, and access through them.
 
-A slot maps guest physical addresses to addresses of the VMM. The rules for
-adding, moving and deleting slots are those of ``__kvm_set_memory_region`` in
-Linux ``virt/kvm/kvm_main.c``.
+A slot maps guest physical addresses to addresses in the VMM. The rules for adding, moving and
+deleting slots are those of ``__kvm_set_memory_region`` in Linux ``virt/kvm/kvm_main.c``.
 """
 
 from __future__ import annotations
@@ -32,10 +31,10 @@ _CHUNK = 1 << 20  # bytes copied at once, so that a guest cannot make the emulat
 
 
 class GuestMemfd:
-    """The memory behind KVM_CREATE_GUEST_MEMFD: a size, and which ranges are bound to slots.
+    """The memory behind KVM_CREATE_GUEST_MEMFD: a size, and the ranges bound to slots.
 
-    Its bytes are private to the guest and are not emulated. ``memfd`` is an empty file
-    of that size; the VMM gets a descriptor of it. This device owns it until :meth:`close`.
+    Its bytes are private to the guest and are not emulated. ``memfd`` is an empty file of that
+    size, and the VMM gets a descriptor of it. This object owns it until :meth:`close`.
     """
 
     __slots__ = ("_bound", "_sizes", "_starts", "memfd", "owner", "size")
@@ -43,9 +42,9 @@ class GuestMemfd:
     def __init__(self, owner: object, size: int) -> None:
         self.owner = owner
         self.size = size
-        self._bound: dict[int, int] = {}  # the offset by slot
-        self._starts: list[int] = []  # the offsets in order
-        self._sizes: dict[int, int] = {}  # by offset
+        self._bound: dict[int, int] = {}  # offset by slot
+        self._starts: list[int] = []  # offsets in order
+        self._sizes: dict[int, int] = {}  # size by offset
         self.memfd = os.memfd_create("[kvm-gmem]", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         try:
             os.ftruncate(self.memfd, size)
@@ -85,7 +84,7 @@ class GuestMemfd:
 
 @dataclass(frozen=True, slots=True)
 class MemorySlot:
-    """A slot maps ``size`` bytes at ``gpa`` to ``address`` in the VMM; all three are
+    """A slot maps ``size`` bytes at ``gpa`` to ``address`` in the VMM. All three are
     page-aligned.
     """
 
@@ -118,8 +117,8 @@ class MemorySlots:
         if not protected:
             self._allowed |= MEM_READONLY
         self._slots: dict[int, MemorySlot] = {}
-        self._at: dict[int, MemorySlot] = {}  # by the first guest physical address
-        self._starts: list[int] = []  # these addresses in order
+        self._at: dict[int, MemorySlot] = {}  # by first guest physical address
+        self._starts: list[int] = []  # these addresses, sorted
 
     def __iter__(self) -> Iterator[MemorySlot]:
         return (self._at[start] for start in self._starts)
@@ -136,9 +135,7 @@ class MemorySlots:
         return slot if gpa < slot.end else None
 
     def largest(self) -> MemorySlot | None:
-        """Return the largest writable slot, which is the guest's main memory; None if there is
-        none.
-        """
+        """Return the largest writable slot, the guest's main memory; None if there is none."""
         writable = [slot for slot in self if not slot.readonly]
         return max(writable, key=lambda slot: slot.size, default=None)
 
@@ -149,8 +146,8 @@ class MemorySlots:
     ) -> None:
         """Create, change or delete a slot, as ``region`` says.
 
-        ``find_memfd`` finds the guest_memfd of ``region.guest_memfd``, for regions with that flag;
-        it is called last and may raise ``OSError``. Raises ``OSError``: EINVAL if KVM would refuse
+        ``find_memfd`` finds the guest_memfd of ``region.guest_memfd`` for regions with that flag.
+        It is called last, and may raise ``OSError``. Raises ``OSError``: EINVAL if KVM would refuse
         the region, EEXIST if the guest addresses belong to another slot.
         """
         self._check(region)
@@ -176,7 +173,7 @@ class MemorySlots:
             ):
                 raise _einval("the size, address and kind of a slot cannot change")
         index = bisect.bisect_right(self._starts, new.gpa)
-        # The neighbours on both sides; one of them may be the slot that it replaces.
+        # The neighbours on both sides. One of them may be the slot that the new one replaces.
         for start in self._starts[max(0, index - 2) : index + 2]:
             other = self._at[start]
             if other is not old and new.gpa < other.end and other.gpa < new.end:
@@ -225,8 +222,8 @@ class MemorySlots:
 class SlotMemory:
     """Guest physical memory as KVM accesses it: through the slots, in the VMM's address space.
 
-    Every access may fail with ``OSError(EFAULT)``: no slot, a write to a read-only
-    slot, or unmapped VMM memory.
+    Every access may fail with ``OSError(EFAULT)``: there is no slot, the slot is read-only, or the
+    VMM has not mapped the memory.
     """
 
     __slots__ = ("_slots", "_user")
@@ -243,9 +240,7 @@ class SlotMemory:
         )
 
     def write(self, gpa: int, data: bytes) -> None:
-        """Write all of ``data``; if that fails with EFAULT, the first part may have been
-        written.
-        """
+        """Write all of ``data``. If that fails with EFAULT, part of it may have been written."""
         done = 0
         for address, length in self._pieces(gpa, len(data), writing=True):
             self._user.write(address, data[done : done + length])

@@ -2,8 +2,8 @@
 """How a Linux guest asks its host to make pages private or shared.
 
 Source: ``set_pages_state``, ``__set_pages_state`` and ``vmgexit_psc`` in Linux
-``arch/x86/coco/sev/core.c``, and ``__page_state_change`` for the time before there is
-a GHCB. The instruction PVALIDATE needs no emulation.
+``arch/x86/coco/sev/core.c``, and ``__page_state_change`` for changes before the guest has a GHCB.
+The instruction PVALIDATE needs no emulation.
 """
 
 from __future__ import annotations
@@ -45,10 +45,9 @@ def change_early(gpa: int, operation: PageStateOperation) -> Changing:
 def change(
     cpu: GuestCpu, ghcb: int, gpa: int, pages: int, operation: PageStateOperation
 ) -> Changing:
-    """Change ``pages`` pages of 4 KiB from ``gpa`` on, in lists; return whether the host made the
-    change.
+    """Change ``pages`` pages of 4 KiB, starting at ``gpa``; return whether the host has done so.
 
-    An aligned range of 2 MiB becomes one entry.
+    The request is made in lists. An aligned range of 2 MiB becomes one entry.
     """
     end = gpa + pages * PAGE_SIZE
     while gpa < end:
@@ -97,8 +96,9 @@ def _header(page: bytearray) -> tuple[int, int, int]:
 def leave(
     cpu: GuestCpu, ghcb: int, page: bytearray, code: int, info1: int, info2: int
 ) -> Generator[Event, int, int]:
-    """Store ``page`` and exit, as ``sev_es_ghcb_hv_call`` does; return 0 or a positive
-    ``es_result``.
+    """Store ``page`` and exit, as ``sev_es_ghcb_hv_call`` does.
+
+    Returns 0 or a positive ``es_result``.
     """
     view = GhcbPage(page)
     view.protocol_version = PROTOCOL_VERSION
@@ -113,7 +113,7 @@ def leave(
 
 
 def _failure(info1: int, info2: int) -> int:
-    """Return the ``es_result`` of a VMGEXIT, 0 if the host handled the request."""
+    """Return the ``es_result`` of a VMGEXIT; 0 if the host handled the request."""
     code = info1 & 0xFFFF_FFFF
     if code == ResponseCode.NO_ACTION:
         return 0

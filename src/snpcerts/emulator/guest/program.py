@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The program of an emulated vCPU: a generator that yields events.
 
-A program accesses guest memory through its :class:`GuestCpu` and yields when the
-processor would leave the guest. The vCPU sends back the value of the GHCB MSR at the
-time the guest resumes. A program that returns shuts its machine down.
+A program accesses guest memory through its :class:`GuestCpu` and yields when the processor would
+leave the guest. When the guest resumes, the vCPU sends it the value of the GHCB MSR. When a program
+returns, its machine shuts down.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from snpcerts.emulator.guest.memory_slots import MemorySlots, SlotMemory
 class Vmgexit:
     """The guest writes ``msr`` to the GHCB MSR and executes VMGEXIT.
 
-    Low 12 bits zero: the address of a GHCB page, the request is in it. Anything
-    else: a request of the GHCB MSR protocol.
+    If the low 12 bits are zero, it is the address of a GHCB page with the request. Any other value
+    is a request of the GHCB MSR protocol.
     """
 
     msr: int
@@ -37,8 +37,9 @@ class Sleep:
 
 @dataclass(frozen=True, slots=True)
 class WaitUntil:
-    """The vCPU halts until ``ready`` returns true; ``ready`` is called after each change that may
-    matter.
+    """The vCPU halts until ``ready`` returns true.
+
+    ``ready`` is called after each change that may affect it.
     """
 
     ready: Callable[[], bool]
@@ -46,15 +47,15 @@ class WaitUntil:
 
 @dataclass(frozen=True, slots=True)
 class StartProcessors:
-    """The boot processor starts the other ones."""
+    """The boot processor starts the other processors."""
 
 
 @dataclass(frozen=True, slots=True)
 class MemoryFault:
     """An access to the page at ``gpa`` that KVM cannot complete.
 
-    The host did not provide the page, or host and guest disagree whether it is private. The program
-    makes the access again when it is resumed.
+    The host did not provide the page, or host and guest disagree whether it is private. When the
+    program resumes, it repeats the access.
     """
 
     gpa: int
@@ -66,16 +67,16 @@ Program = Generator[Event, int, None]
 
 
 class GuestTerminatedError(Exception):
-    """The guest has asked its host to end it, and does not run again."""
+    """The guest has asked its host to end it, and must not run again."""
 
 
 class GuestCpu:
     """A vCPU as its program uses it.
 
-    ``index`` counts vCPUs from 0 in the order of their creation; ``memory`` is set by the vCPU for
-    as long as it runs. ``is_private`` returns whether a page is private on the host; with None this
-    is not checked. An access that faults leaves the guest and is repeated, so every access is a
-    generator, used with ``yield from``.
+    ``index`` counts vCPUs from 0 in the order of their creation. The vCPU sets ``memory`` while it
+    runs. ``is_private`` returns whether a page is private on the host; if it is None, this is not
+    checked. An access that faults leaves the guest and is repeated, so every access is a generator.
+    Use it with ``yield from``.
     """
 
     __slots__ = ("_clock", "index", "is_private", "memory")
@@ -92,7 +93,7 @@ class GuestCpu:
         self._clock = clock
 
     def now(self) -> float:
-        """Return the time by the platform's clock, in seconds."""
+        """Return the platform's time in seconds."""
         return self._clock()
 
     def read(self, gpa: int, size: int) -> Generator[Event, int, bytes]:
@@ -114,7 +115,7 @@ class GuestCpu:
                 yield self._missing(gpa, len(data))
 
     def use_private(self, gpa: int, size: int) -> Generator[Event, int, None]:
-        """Access private memory (C-bit set). It is in a guest_memfd, and its bytes are not
+        """Access private memory (C-bit set). It is in a guest_memfd, whose bytes are not
         emulated.
         """
         yield from self._reach(gpa, size, private=True)
@@ -122,7 +123,7 @@ class GuestCpu:
             yield MemoryFault(gpa & -PAGE_SIZE, private=True)
 
     def mismatch(self, gpa: int, size: int, *, private: bool) -> int | None:
-        """Return the first page of the range whose state differs on the host; None if none does."""
+        """Return the first page of the range whose state on the host differs, or None."""
         if self.is_private is not None:
             for page in range(gpa & -PAGE_SIZE, gpa + size, PAGE_SIZE):
                 if self.is_private(page) != private:
@@ -158,7 +159,7 @@ class LaunchedVm(Protocol):
 
     @property
     def owner(self) -> int:
-        """The process that created the VM."""
+        """The ID of the process that created the VM."""
 
     @property
     def processors(self) -> int:
@@ -181,7 +182,7 @@ class Guest(Protocol):
     """The software in one VM."""
 
     def program(self, cpu: GuestCpu) -> Program:
-        """The program of one vCPU; called when the vCPU first runs."""
+        """Return the program of one vCPU. Called when the vCPU first runs."""
 
 
 GuestFactory = Callable[[LaunchedVm], Guest]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The script of a VMM's guests, as requested by the command that started the VMM."""
+"""The script of a VMM's guests, given by the command that starts the VMM."""
 
 from __future__ import annotations
 
@@ -17,12 +17,11 @@ SECONDS_MAX = 3600.0
 
 @dataclass(frozen=True, slots=True)
 class GuestScript:
-    """Make ``requests`` extended reports on every vCPU, then end the vCPU.
+    """Request ``requests`` extended reports on every vCPU, then end the vCPU.
 
-    With ``serve`` the guest stays up instead and serves programs that attach to
-    it. ``pages`` is the buffer of the first request (None: four pages),
-    ``pause`` and ``busy_delay`` are seconds. ``outcomes`` is an absolute path to
-    which a JSON line is appended for each report.
+    With ``serve`` the guest instead stays up and serves programs that attach to it. ``pages`` is
+    the size of the first request's buffer (None: four pages). ``pause`` and ``busy_delay`` are in
+    seconds. ``outcomes`` is an absolute path; one JSON line is appended to it for each report.
     """
 
     requests: int = 1
@@ -34,7 +33,7 @@ class GuestScript:
 
     @classmethod
     def from_json(cls, message: object) -> Self:
-        """Read what :meth:`to_json` wrote; :class:`InputError` for anything else."""
+        """Read what :meth:`to_json` wrote. Raises :class:`InputError` for anything else."""
         if not isinstance(message, dict):
             raise InputError("guest script: expected an object")
         known = {field.name for field in fields(cls)}
@@ -52,7 +51,7 @@ class GuestScript:
         return script
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain values for JSON."""
+        """Return the script as JSON values."""
         return asdict(self)
 
 

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """A guest that requests a number of reports with certificates, then shuts down.
 
-Each vCPU works independently, like a program in a Linux guest: it asks with its
-current buffer, and again with a larger one if the buffer is too small. vCPU n uses
-VMPCK n modulo 4, so up to four requests are in progress at once.
+Each vCPU works independently, like a program in a Linux guest. It makes a request with its current
+buffer and, if the buffer is too small, repeats it with a larger one. vCPU n uses VMPCK n modulo 4,
+so up to four requests are in progress at once.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ from snpcerts.emulator.guest.program import (
     WaitUntil,
 )
 
-START_LIMIT = 5.0  # seconds for a VMM to run a vCPU that it has created
+START_LIMIT = 5.0  # seconds in which a VMM must run a vCPU that it has created
 _LOOK_AGAIN = 0.01  # seconds
-TRIES_MAX = 4  # tries with a buffer that is too small, each with a larger one
+TRIES_MAX = 4  # tries with a buffer that is too small; each uses a larger one
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,10 +40,11 @@ class ReportOutcome:
     """The result of one report request, as the guest's program gets it.
 
     ``report`` and ``table`` are empty unless the call succeeded; the table is the whole buffer,
-    page padding included. ``errno`` is positive; it is 0 for success, and for a call that returned
-    ``es_result``, the positive result of an exit that the host did not handle. ``exitinfo2`` is
-    None if the driver never set it. ``tries`` counts calls to the driver, ``exits`` the VMGEXITs of
-    all of them; ``seconds`` is the time from the start of the first to the end of the last.
+    page padding included. ``errno`` is positive. It is 0 for success, and for a call that returned
+    ``es_result``, which is the positive result of an exit that the host did not handle.
+    ``exitinfo2`` is None if the driver never set it. ``tries`` counts calls to the driver,
+    ``exits`` the VMGEXITs of all of them; ``seconds`` is the time from the start of the first to
+    the end of the last.
     """
 
     vcpu: int
@@ -70,22 +71,23 @@ def _random_report_data(_vcpu: int, _number: int) -> bytes:
 
 
 def _ignore(_outcome: ReportOutcome) -> None:
-    """Do nothing: the default for ``on_report``."""
+    """Do nothing. The default for ``on_report``."""
 
 
 @dataclass(slots=True)
 class ScriptedGuest(LinuxGuest):
-    """Make ``reports`` reports on every vCPU, ``pause`` seconds apart, then shut down.
+    """Requests ``reports`` reports on every vCPU, ``pause`` seconds apart, then shuts down.
 
-    A vCPU that has made its reports waits for the others: any of them that ends shuts the machine
-    down. It does not wait longer than :data:`START_LIMIT` for a vCPU that the VMM has never run.
-    ``made`` counts the reports of each vCPU; a VMM that resets its machine passes it on to the next
-    guest. ``when_done`` is called instead of a shutdown by a guest that has nothing left to do when
-    it starts.
+    A vCPU that has its reports waits for the others, because the first vCPU that ends shuts the
+    machine down. If the VMM has never run a vCPU, the wait for it ends after :data:`START_LIMIT`.
+    ``made`` counts the reports of each vCPU; if a VMM resets its machine, it passes the counts to
+    the next guest. If a guest has nothing left to do when it starts, it calls ``when_done`` instead
+    of shutting down.
 
-    ``first_pages`` is the buffer of the first call (0: none, to learn the size). ``report_data``
-    gives the 64 bytes for (vCPU index, number of the report). ``on_report`` gets each outcome; it
-    is called inside KVM_RUN and must not raise. A vCPU whose key has been destroyed stops early.
+    ``first_pages`` is the size of the first call's buffer (0: no buffer, to learn the size).
+    ``report_data`` returns the 64 bytes for (vCPU index, number of the report). ``on_report`` gets
+    each outcome. It is called inside KVM_RUN and must not raise. A vCPU whose key has been
+    destroyed stops early.
     """
 
     reports: int = 1
@@ -99,11 +101,11 @@ class ScriptedGuest(LinuxGuest):
     _busy: set[int] = field(default_factory=set)
 
     def submit(self, request: DriverRequest) -> DriverCall:  # noqa: ARG002 - as in LinuxGuest
-        """Fail with ENODEV: this guest only runs its script."""
+        """Fail with ENODEV: this guest runs only its script."""
         raise OSError(errno.ENODEV, "a scripted guest has no programs")
 
     def program(self, cpu: GuestCpu) -> Program:
-        """Boot, make the reports, then end."""
+        """Boot, request the reports, then end."""
         if cpu.index == 0:
             yield StartProcessors()
         if self.when_done is not None and self._nothing_left():
@@ -123,7 +125,7 @@ class ScriptedGuest(LinuxGuest):
         return bool(self.made) and min(counts, default=0) >= self.reports
 
     def _others(self, cpu: GuestCpu) -> Program:
-        """Wait until every other vCPU has made its reports."""
+        """Wait until all other vCPUs have their reports."""
         until = cpu.now() + START_LIMIT
         while not self._nothing_left() and (self._busy or cpu.now() < until):
             yield Sleep(_LOOK_AGAIN)
@@ -158,7 +160,7 @@ class ScriptedGuest(LinuxGuest):
                 if not too_small or tries == TRIES_MAX:
                     break
                 if response.pages > self.data_pages:
-                    # The driver's answer to a buffer larger than it supports.
+                    # What the driver answers if a buffer is larger than it supports.
                     response = DriverResponse(-errno.EINVAL, EXITINFO2_PRESET, pages=response.pages)
                     tries += 1
                     break

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Creates the guests of VMMs from a script, and reports what they get."""
+"""Creates VMMs' guests from a script, and reports what the guests get."""
 
 from __future__ import annotations
 
@@ -25,9 +25,8 @@ log = logging.getLogger(__name__)
 class ScriptedGuests:
     """Creates the guests of the VMMs that one command starts.
 
-    A VMM may reset its machine when the guest shuts down, and build the VM again. So the reports
-    are counted for each process, and the guest of a machine that comes after the last report asks
-    the process to end (SIGTERM).
+    When the guest shuts down, a VMM may reset its machine and build the VM again. So reports are
+    counted by process. A guest that starts after the last report asks the process to end (SIGTERM).
     """
 
     def __init__(self, script: GuestScript) -> None:
@@ -58,12 +57,12 @@ def _end(process: int) -> None:
 
 
 def _without_empty_pages(table: bytes) -> bytes:
-    # Whole pages, because a certificate may end in a zero byte; the empty table has one page.
+    # Whole pages, because a certificate may end in a zero byte. The empty table takes one page.
     return table[: max(1, pages_of(len(table.rstrip(b"\0")))) * PAGE_SIZE]
 
 
 def _open_at_once(path: str, flags: int) -> int:
-    """Open without blocking: a pipe without a reader is an error and must not stop the machine."""
+    """Open without blocking: a pipe without a reader is an error, and must not stop the machine."""
     return os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
 
 

@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """``/dev/sev-guest`` of an emulated guest.
 
-Source: Linux ``drivers/virt/coco/sev-guest/sev-guest.c`` of 2025 and later, which keeps the outcome
-of a request in the request: a call that finds the VMPCK disabled does not change ``exitinfo2``
-(earlier drivers wrote 0xff). The message itself is sent by the guest's own vCPU, whenever its VMM
-runs it.
+Source: Linux ``drivers/virt/coco/sev-guest/sev-guest.c`` of 2025 and later. There, a call that
+finds the VMPCK disabled does not change ``exitinfo2`` (earlier drivers wrote 0xff). The guest's own
+vCPU sends the message, when its VMM runs it.
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ from snpcerts.emulator.guest.linux import (
 from snpcerts.emulator.guest.program import Guest
 from snpcerts.emulator.syscall.device import Caller
 
-USER_LIMIT = (1 << 47) - PAGE_SIZE  # TASK_SIZE_MAX: what access_ok() takes
+USER_LIMIT = (1 << 47) - PAGE_SIZE  # TASK_SIZE_MAX, the limit of access_ok()
 
 
 class GuestHolder(Protocol):
@@ -55,8 +54,8 @@ class GuestHolder(Protocol):
 class SevGuestDevice:
     """An open ``/dev/sev-guest`` in the guest of ``vm``, which must be a :class:`LinuxGuest`.
 
-    A call made before the guest has started waits for it. ENODEV if the VM or its
-    guest has ended, or the guest serves no such requests.
+    A call waits until the guest has started. It fails with ENODEV if the VM or its guest has ended,
+    or if the guest serves no such requests.
     """
 
     def __init__(self, vm: GuestHolder) -> None:
@@ -66,7 +65,7 @@ class SevGuestDevice:
         """Do nothing: the driver keeps no state for a descriptor."""
 
     def ioctl(self, caller: Caller, request: int, argument: int) -> SevGuestCall:
-        """Serve one of the three requests; make the checks in the driver's order."""
+        """Serve one of the three requests, with the checks in the driver's order."""
         stored = caller.memory.read(argument, GuestRequestIoctl.SIZE)
         outer = GuestRequestIoctl.unpack(stored)
         if not outer.msg_version:
@@ -80,9 +79,7 @@ class SevGuestDevice:
 
 
 class SevGuestCall:
-    """A request in progress in the guest. The driver cannot be interrupted by a signal during
-    it.
-    """
+    """A request in progress in the guest. As in the driver, signals cannot interrupt it."""
 
     def __init__(
         self,
@@ -164,7 +161,7 @@ class SevGuestCall:
         extended = None if stored is None else ExtReportReq.unpack(stored)
         too_small = (response.exitinfo2 or 0) >> 32 == VmmError.INVALID_LEN
         if extended is not None and stored is not None and too_small:
-            # As in C: certs_len is a u32, whatever value the host put into RBX.
+            # As in C, certs_len is a u32, whatever value the host put into RBX.
             needed = replace(extended, certs_len=response.pages * PAGE_SIZE & 0xFFFF_FFFF)
             memory.write(self._outer.req_data, needed.pack(stored))
         if response.result:
@@ -178,7 +175,7 @@ class SevGuestCall:
 def _prepared(
     caller: Caller, request: int, outer: GuestRequestIoctl
 ) -> tuple[DriverRequest, bytes | None]:
-    """Return the message to send for an ioctl, and the extended request as the program made it."""
+    """Return the message to send for an ioctl, and the extended request that the program made."""
     if request not in (SNP_GET_REPORT, SNP_GET_DERIVED_KEY, SNP_GET_EXT_REPORT):
         raise OSError(errno.ENOTTY, "unknown ioctl")
     if not outer.req_data or not outer.resp_data:

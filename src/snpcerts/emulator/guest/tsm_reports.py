@@ -2,10 +2,9 @@
 """configfs-tsm of an emulated guest: ``/sys/kernel/config/tsm/report``.
 
 Source: Linux ``drivers/virt/coco/guest/report.c``, ``sev_report_new`` of
-``drivers/virt/coco/sev-guest/sev-guest.c``, and ``kstrtouint``. The names of the methods are
-theirs. The guest has no SVSM, so the attributes for one (``service_provider``,
-``service_guid``, ``service_manifest_version``, ``manifestblob``) do not exist, as in Linux
-at VMPL 0.
+``drivers/virt/coco/sev-guest/sev-guest.c``, and ``kstrtouint``. Methods have the same names as
+there. The guest has no SVSM, so the attributes for one (``service_provider``, ``service_guid``,
+``service_manifest_version``, ``manifestblob``) do not exist, as in Linux at VMPL 0.
 """
 
 from __future__ import annotations
@@ -40,14 +39,14 @@ _NUMBER: Final = re.compile(rb"\+?(?:0[xX]([0-9a-fA-F]+)|(0[0-7]*)|([1-9][0-9]*)
 
 
 def kstrtouint(text: bytes) -> int:
-    """Return the number that a program wrote, as ``kstrtouint(text, 0, ...)`` reads it."""
+    """Return the number that a program wrote, parsed as ``kstrtouint(text, 0, ...)`` does."""
     found = _NUMBER.match(text.partition(b"\0")[0])
     if found is None:
         raise OSError(errno.EINVAL, "not a number")
     hexadecimal, octal, decimal = found.groups()
     digits, base = (hexadecimal, 16) if hexadecimal else (octal, 8) if octal else (decimal, 10)
     value = int(digits, base)
-    if value >= _U64:  # checked before the text after the digits
+    if value >= _U64:  # checked before any text after the digits
         raise OSError(errno.ERANGE, "more than 64 bits")
     if found.string[found.end() :] not in (b"", b"\n"):
         raise OSError(errno.EINVAL, "not a number")
@@ -57,7 +56,7 @@ def kstrtouint(text: bytes) -> int:
 
 
 class _ReportItem:
-    """One directory. A blob's length outlives the blob, as in ``struct tsm_report``."""
+    """One directory. As in ``struct tsm_report``, a blob's length stays after the blob is gone."""
 
     def __init__(self) -> None:
         self.write_generation = 0
@@ -83,7 +82,9 @@ class _ReportItem:
 
 
 class TsmReports:
-    """The reports of the guest of ``vm``. ``root`` is what is mounted on :data:`MOUNT_POINT`."""
+    """The reports of the guest of ``vm``. ``root`` is the directory mounted on
+    :data:`MOUNT_POINT`.
+    """
 
     def __init__(self, vm: GuestHolder) -> None:
         self.vm = vm
@@ -96,7 +97,7 @@ class TsmReports:
             yield
 
     def _provider(self) -> LinuxGuest:
-        """Return the guest whose driver has registered itself; ENXIO if none has."""
+        """Return the guest whose driver has registered itself; ENXIO if there is none."""
         guest = self.vm.guest
         if not isinstance(guest, LinuxGuest) or not guest.vmpcks:
             raise OSError(errno.ENXIO, "no provider")
@@ -148,7 +149,7 @@ class TsmReports:
         report.inblob = data
 
     def _report_read(self, report: _ReportItem, name: str, full: bool) -> Operation[bytes]:
-        """``tsm_report_read``; without ``full`` zeros of the size."""
+        """``tsm_report_read``; without ``full`` it returns as many zeros."""
         yield from self._lock()
         if not report.inblob:
             raise OSError(errno.EINVAL, "inblob is empty")
@@ -165,7 +166,7 @@ class TsmReports:
         if not full:
             return bytes(length)
         if blob is None and length:
-            # Linux 7.3 reads from address 0 here, which ends the program and leaves the lock held.
+            # Here Linux 7.3 reads from address 0, which ends the program and leaves the lock held.
             log.warning("configfs-tsm: %s is gone, but its length is not", name)
             raise OSError(errno.EFAULT, "the blob is gone")
         return blob or b""
@@ -178,7 +179,7 @@ class TsmReports:
         response = yield from self._ask(request)
         if response.result < 0:
             raise OSError(-response.result, "the guest request failed")
-        if response.result:  # of an exit; only negative results are errors to tsm_report_read
+        if response.result:  # an exit's result; only negative results are errors to tsm_report_read
             return
         buffer = response.payload.ljust(_REPORT_BUFFER, b"\0")
         header = ReportResponse.unpack(buffer)

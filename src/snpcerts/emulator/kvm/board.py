@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Stores the board that a VMM sets up: interrupt controllers, timers, clock.
 
-An emulated VM neither raises nor takes interrupts, but a VMM that was not written
-for the emulator sets these up, and saves them when it ends.
+No interrupts occur in an emulated VM. But a VMM that was not written for the emulator sets the
+board up, and saves its state at the end.
 """
 
 from __future__ import annotations

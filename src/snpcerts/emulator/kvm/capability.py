@@ -2,8 +2,8 @@
 """The answers of KVM_CHECK_EXTENSION for ``/dev/kvm`` and for a VM, and what can be enabled.
 
 Source: ``kvm_vm_ioctl_check_extension_generic`` in Linux 7.3 ``virt/kvm/kvm_main.c``,
-``kvm_vm_ioctl_check_extension`` and ``kvm_vm_ioctl_enable_cap`` in
-``arch/x86/kvm/x86.c``. A capability whose calls are not emulated is not reported.
+``kvm_vm_ioctl_check_extension`` and ``kvm_vm_ioctl_enable_cap`` in ``arch/x86/kvm/x86.c``. A
+capability is reported only if its calls are emulated.
 """
 
 from __future__ import annotations
@@ -38,8 +38,7 @@ X2APIC_FLAGS: Final = (
     | X2APIC_DISABLE_SUPPRESS_EOI_BROADCAST
 )
 _ANY: Final = (1 << 64) - 1
-# Capabilities that a VM enables without an effect here, and the bits that each may be
-# given.
+# Capabilities that a VM can enable without an effect here, and the bits that each accepts.
 WITHOUT_EFFECT: Final[dict[int, int]] = {
     Cap.DISABLE_QUIRKS: _ANY,
     Cap.MSR_PLATFORM_INFO: _ANY,
@@ -94,7 +93,7 @@ _FIXED: Final[dict[int, int]] = {
     Cap.X86_MSR_FILTER: 1,
     Cap.SREGS2: 1,
     Cap.EXIT_ON_EMULATION_FAILURE: 1,
-    Cap.XSAVE2: XSAVE_SIZE,  # the least, and enough for x87, SSE and AVX
+    Cap.XSAVE2: XSAVE_SIZE,  # the minimum, which is enough for x87, SSE and AVX
     Cap.VM_TSC_CONTROL: 1,
     Cap.SYSTEM_EVENT_DATA: 1,
     Cap.X86_TRIPLE_FAULT_EVENT: 1,
@@ -157,7 +156,7 @@ def capability(
             return int(kind != VmType.SNP)
         case Cap.SYNC_REGS:
             return SYNC_X86_VALID_FIELDS if kind != VmType.SNP else 0
-        case Cap.NR_VCPUS:  # recommended
+        case Cap.NR_VCPUS:  # the recommended maximum
             return min(os.cpu_count() or 1, VCPUS_MAX)
         case Cap.X2APIC_API:
             without = kind is not None and not split_irqchip

@@ -25,20 +25,20 @@ from snpcerts.abi.kvm import (
 _HYPERCALL_FLAGS = RUN_EXIT + 64
 _HYPERCALL_LONG_MODE = 1
 _MMIO_DATA = RUN_EXIT + 8
-PIO_PAGE = PAGE_SIZE  # where a vCPU's mapping has the data of port I/O
+PIO_PAGE = PAGE_SIZE  # where the mapping of a vCPU has the data of port I/O
 _IO_IN, _IO_OUT = 0, 1
 _SVM_EXIT_ERR = 0xFFFF_FFFF_FFFF_FFFF
 
 
 def plain(run: memoryview, reason: int) -> None:
-    """Write an exit without further data."""
+    """Write an exit that has no data."""
     struct.pack_into("<I", run, RUN_EXIT_REASON, reason)
 
 
 def map_gpa_range(run: memoryview, gpa: int, pages: int, attributes: int) -> None:
-    """Write the exit for a guest that asks to make pages private or shared (KVM_HC_MAP_GPA_RANGE).
+    """Write the KVM_HC_MAP_GPA_RANGE exit: the guest asks to make pages private or shared.
 
-    Arguments 3 to 5 and the flags stay as they are.
+    Arguments 3 to 5 and the flags do not change.
     """
     struct.pack_into("<4Q", run, RUN_EXIT, HC_MAP_GPA_RANGE, gpa, pages, attributes)
     set_hypercall_result(run, 0)
@@ -56,13 +56,14 @@ def hypercall_result(run: memoryview) -> int:
 
 
 def set_hypercall_result(run: memoryview, value: int) -> None:
-    """Set what the guest gets from a hypercall unless userspace changes it."""
+    """Set the result of a hypercall, which userspace may change."""
     struct.pack_into("<Q", run, RUN_HYPERCALL_RET, value)
 
 
 def port_io(run: memoryview, *, inward: bool, size: int, port: int, count: int) -> None:
-    """Write the exit for ``count`` accesses of ``size`` bytes; the data is in the second page of
-    the mapping.
+    """Write the exit for ``count`` port accesses of ``size`` bytes.
+
+    The data is in the second page of the mapping.
     """
     direction = _IO_IN if inward else _IO_OUT
     struct.pack_into("<BBHIQ", run, RUN_EXIT, direction, size, port, count, PIO_PAGE)
@@ -90,35 +91,31 @@ def mmio_data(run: memoryview, size: int) -> bytes:
 
 
 def unexpected(run: memoryview, code: int) -> None:
-    """Write the exit for a processor exit that KVM has no handler for."""
+    """Write the exit for a processor exit that KVM does not handle."""
     struct.pack_into("<II2Q", run, RUN_EXIT, INTERNAL_ERROR_UNEXPECTED_EXIT_REASON, 2, code, 0)
     plain(run, ExitReason.INTERNAL_ERROR)
 
 
 def guest_terminated(run: memoryview, ghcb_msr: int) -> None:
-    """Write the exit for a guest that asked to be terminated; ``ghcb_msr`` has the reason."""
+    """Write the exit for a guest that asks to be terminated; ``ghcb_msr`` has the reason."""
     struct.pack_into("<IIQ", run, RUN_EXIT, SYSTEM_EVENT_SEV_TERM, 1, ghcb_msr)
     plain(run, ExitReason.SYSTEM_EVENT)
 
 
 def entry_failed(run: memoryview) -> None:
-    """Write the exit for a vCPU whose state the processor refuses, as before SNP_LAUNCH_FINISH."""
+    """Write the exit for vCPU state that the processor refuses, as before SNP_LAUNCH_FINISH."""
     struct.pack_into("<QI", run, RUN_EXIT, _SVM_EXIT_ERR, 0)
     plain(run, ExitReason.FAIL_ENTRY)
 
 
 def not_emulated(run: memoryview) -> None:
-    """Write the exit for a vCPU that would have to execute instructions: the emulator executes
-    none.
-    """
+    """Write the exit for a vCPU that would have to execute an instruction. The emulator cannot."""
     struct.pack_into("<II", run, RUN_EXIT, INTERNAL_ERROR_EMULATION, 0)
     plain(run, ExitReason.INTERNAL_ERROR)
 
 
 def memory_fault(run: memoryview, gpa: int, *, private: bool) -> None:
-    """Write the exit for an access to a page that is missing, or not in the state that the access
-    needs.
-    """
+    """Write the exit for an access to a page that is missing or in the wrong state."""
     flags = MEMORY_EXIT_FLAG_PRIVATE if private else 0
     struct.pack_into("<QQQ", run, RUN_EXIT, flags, gpa, PAGE_SIZE)
     plain(run, ExitReason.MEMORY_FAULT)

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Handles a guest's VMGEXIT as KVM does, from the bytes of the GHCB page.
 
-Source: Linux ``arch/x86/kvm/svm/sev.c`` with certificate fetching (kvm-x86/linux
-fa9893fadbc2). The steps are in KVM's order, because the order decides which error a
-request with several faults gets, and what the guest can change in between.
+Source: Linux ``arch/x86/kvm/svm/sev.c`` with certificate fetching (kvm-x86/linux fa9893fadbc2). The
+steps are in KVM's order. The order decides which error a request with several faults gets, and what
+the guest can change between two steps.
 
-A handler returns :data:`RESUME`, :data:`EXIT` or :data:`HALT`, or raises
-``OSError`` with what KVM_RUN then fails with.
+A handler returns :data:`RESUME`, :data:`EXIT` or :data:`HALT`, or raises the ``OSError`` with which
+KVM_RUN fails.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ _SNP_ONLY = frozenset(
     )
 )
 _INSTRUCTIONS = frozenset(Instruction)
-# Further fields that must be valid, for exits where that does not depend on other fields.
+# More fields that must be valid, for exits where this depends on no other field.
 _INPUT: dict[int, tuple[Field, ...]] = {
     Instruction.WRITE_DR7: (Field.RAX,),
     Instruction.RDPMC: (Field.RCX,),
@@ -83,7 +83,7 @@ _INPUT: dict[int, tuple[Field, ...]] = {
 
 
 class RequestingVm(InstructionVm, Protocol):
-    """The VM, as the handling of a vCPU's exits needs it."""
+    """What the handling of a vCPU's exits needs from the VM."""
 
     @property
     def snp(self) -> bool:
@@ -110,26 +110,26 @@ class RequestingVm(InstructionVm, Protocol):
         """SEV_FEATURES of the guest's VMSAs."""
 
     jump_table: int
-    request_page: bytes  # the bounce pages: allocated once, never cleared
+    request_page: bytes  # a bounce page; both are allocated once and never cleared
     response_page: bytes
 
     def has_processor(self, apic_id: int) -> bool:
         """Whether a vCPU with that number exists."""
 
     def processor_requested(self, apic_id: int, request: ProcessorRequest) -> None:
-        """Handle the guest's request to start a vCPU from its own VMSA, or to stop one."""
+        """Handle the guest's request to start a vCPU from the guest's own VMSA, or to stop one."""
 
     def issue_guest_request(self, caller: Caller) -> int:
         """Let the firmware serve ``request_page`` and write ``response_page``.
 
-        Returns the firmware's status; raises ``OSError`` when it was not reached.
+        Returns the firmware's status. Raises ``OSError`` if the command did not reach the firmware.
         """
 
 
 class GhcbRequests:
     """Handles the GHCB requests of one vCPU.
 
-    ``run`` is what the vCPU's descriptor maps: ``struct kvm_run``, and the page of port I/O.
+    ``run`` is what the vCPU's descriptor maps: ``struct kvm_run`` and the page of port I/O.
     """
 
     def __init__(self, vm: RequestingVm, msrs: Msrs, run: memoryview) -> None:
@@ -164,10 +164,10 @@ class GhcbRequests:
         return RESUME if completion is None else completion(memory, caller)
 
     def enter_guest(self, memory: SlotMemory) -> None:
-        """Write the four registers to the page and unmap it, as KVM does before each entry."""
+        """Before an entry, write the four registers to the page and unmap it, as KVM does."""
         self._ghcb.let_go(memory)
 
-    # The page.
+    # GHCB pages.
 
     def _ok(self, memory: SlotMemory, value: int) -> int:
         self._ghcb.ok(memory, value)
@@ -262,7 +262,7 @@ class GhcbRequests:
             not self._vm.has_processor(apic_id)
             or (not creating and request != ProcessorRequest.DESTROY)
             or (creating and snapshot.registers[Field.RAX] != self._vm.sev_features)
-            # A VMSA at the start of a 2 MiB page triggers an erratum of the processor.
+            # If a VMSA starts a 2 MiB page, it triggers an erratum of the processor.
             or (creating and (vmsa % PAGE_SIZE or vmsa >> GPA_BITS or not vmsa % _2M))
         ):
             return self._bad(memory, InputErrorCode.INVALID_INPUT)
@@ -326,7 +326,7 @@ class GhcbRequests:
                 error = VmmError.GENERIC
             case _:
                 raise _failed(errno.EINVAL, f"{answer} is not an answer to a certificate request")
-        # SW_EXITINFO1 holds 0 since the request was accepted.
+        # SW_EXITINFO1 has been 0 since the request was accepted.
         self._ghcb.put(memory, Field.SW_EXITINFO2, guest_err(error, 0))
         return RESUME
 
@@ -334,7 +334,7 @@ class GhcbRequests:
         vm = self._vm
         if not vm.snp:
             raise _failed(errno.EINVAL, "not an SNP guest")
-        # KVM serialises the vCPUs of a VM here. The callers of this method do too.
+        # KVM serialises the vCPUs of a VM here. So do the callers of this method.
         try:
             vm.request_page = memory.read(snapshot.info1, PAGE_SIZE)
         except OSError:
@@ -396,8 +396,8 @@ class GhcbRequests:
 
 
 def _has_input(snapshot: GhcbSnapshot) -> bool:
-    """Whether the fields that this exit needs are valid, besides the three that every exit
-    needs.
+    """Whether the fields that this exit needs are valid. The caller checks the three that all
+    need.
     """
     valid, registers, info1 = snapshot.valid, snapshot.registers, snapshot.info1
     match snapshot.code:

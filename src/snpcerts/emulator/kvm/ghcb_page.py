@@ -35,9 +35,9 @@ _EVENT_VALID, _EVENT_EXCEPTION = (1 << 64) - (1 << 31), 3 << 8  # an int, sign-e
 
 @dataclass(frozen=True, slots=True)
 class GhcbSnapshot:
-    """The request as it was at VMGEXIT; later changes of the page have no effect.
+    """The request at the time of VMGEXIT. Later changes of the page have no effect on it.
 
-    Registers, scratch address and CPL are 0 where the guest has not marked them valid.
+    Registers, scratch address and CPL are 0 if the guest has not marked them valid.
     """
 
     gpa: int
@@ -59,8 +59,8 @@ class MappedGhcb:
         self.registers: dict[Field, int] = {}
         self._gpa = 0
         self._mapped = False
-        # KVM keeps the page mapped even if the VMM removes it. Here it is mapped
-        # again each time, and this copy stands for a page that has been removed.
+        # KVM keeps the page mapped even if the VMM removes it. Here every access maps it again. If
+        # it has been removed, this copy is used instead.
         self._copy = bytearray(PAGE_SIZE)
 
     def take(self, memory: SlotMemory, gpa: int) -> GhcbSnapshot | None:
@@ -94,14 +94,14 @@ class MappedGhcb:
         )
 
     def let_go(self, memory: SlotMemory) -> None:
-        """Write the four registers that the guest gets back, as KVM does before each entry."""
+        """Before an entry, write the four registers that the guest gets back, as KVM does."""
         if not self._mapped:
             return
         for register in _SYNCED:
             self.put(memory, register, self.registers[register])
         self._mapped = False
 
-    # Answers. Each resumes the guest.
+    # Answers. After each, the guest resumes.
 
     def put(self, memory: SlotMemory, field: Field, value: int) -> None:
         """Store a field and set its valid bit."""
@@ -126,13 +126,12 @@ class MappedGhcb:
         self.put(memory, Field.SW_EXITINFO1, response)
         self.put(memory, Field.SW_EXITINFO2, value)
 
-    # Bytes of the page, by their offset.
+    # Access to bytes of the page by offset.
 
     def scratch(self, snapshot: GhcbSnapshot, size: int) -> int | None:
-        """Return the offset of the guest's scratch area in the page; None if it is not inside the
-        buffer.
+        """Return the offset of the guest's scratch area in the page.
 
-        Since version 2 of the protocol it must be.
+        None if the area is not inside the buffer, as version 2 of the protocol requires.
         """
         offset = snapshot.scratch - snapshot.gpa
         if not snapshot.scratch or snapshot.scratch + size >= 1 << 64:
@@ -142,7 +141,7 @@ class MappedGhcb:
         return offset
 
     def read(self, memory: SlotMemory, offset: int, size: int) -> bytes:
-        """Read bytes of the page in its present state."""
+        """Read bytes of the page as it is now."""
         try:
             return memory.read(self._gpa + offset, size)
         except OSError:

@@ -2,9 +2,9 @@
 """Instructions that KVM performs for a guest through its GHCB: CPUID, IN, OUT, MSRs, VMMCALL.
 
 Source: Linux ``arch/x86/kvm/x86.c`` (``kvm_fast_pio``, ``kvm_sev_es_string_io``,
-``kvm_sev_es_mmio``, ``____kvm_emulate_hypercall``), ``svm/svm.c``
-(``io_interception``, ``svm_complete_emulated_msr``) and ``svm/sev.c``
-(``sev_es_string_io``). No device is KVM's own here, so all I/O goes to userspace.
+``kvm_sev_es_mmio``, ``____kvm_emulate_hypercall``), ``svm/svm.c`` (``io_interception``,
+``svm_complete_emulated_msr``) and ``svm/sev.c`` (``sev_es_string_io``). The emulator has no
+in-kernel devices, so all I/O goes to userspace.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ Completion = Callable[[SlotMemory], None]
 
 
 class InstructionVm(Protocol):
-    """The VM, as the instructions need it."""
+    """What the instructions need from the VM."""
 
     @property
     def exits_for_page_state(self) -> bool:
@@ -47,7 +47,7 @@ class InstructionVm(Protocol):
 
 
 class Msrs(Protocol):
-    """The vCPU, as the instructions need it."""
+    """What the instructions need from the vCPU."""
 
     def read_msr(self, index: int) -> int | None:
         """Return an MSR's value; None if it does not exist."""
@@ -59,7 +59,7 @@ class Msrs(Protocol):
 class Instructions:
     """Performs one vCPU's instructions. Each method returns what to do after an exit, or None.
 
-    Raises ``OSError`` as KVM_RUN fails.
+    Raises the ``OSError`` with which KVM_RUN fails.
     """
 
     def __init__(
@@ -71,8 +71,9 @@ class Instructions:
         self._run = run
 
     def carry_out(self, snapshot: GhcbSnapshot, memory: SlotMemory) -> Completion | None:
-        """Perform the instruction. Return None also for one without a visible effect, such as INVD
-        or MWAIT.
+        """Perform the instruction.
+
+        Returns None also for an instruction without a visible effect, such as INVD or MWAIT.
         """
         match snapshot.code:
             case Instruction.CPUID:
@@ -91,7 +92,7 @@ class Instructions:
     def mmio(
         self, snapshot: GhcbSnapshot, memory: SlotMemory, *, writing: bool
     ) -> Completion | None:
-        """Access ``info2`` bytes of a device's memory at ``info1``."""
+        """Read or write ``info2`` bytes of a device's memory at ``info1``."""
         size = snapshot.info2
         if not size:
             return None
@@ -204,4 +205,4 @@ class Instructions:
 
 
 def _nothing(_: SlotMemory) -> None:
-    """Do nothing: the exit needs no completion."""
+    """Do nothing, for an exit that needs no completion."""

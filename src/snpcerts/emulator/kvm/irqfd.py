@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The eventfds that VMMs connect to their guests' interrupts (KVM_IRQFD).
 
-Nothing in an emulated VM takes interrupts, but on the whole host an eventfd can be tied to only
-one interrupt: a second tie is EBUSY. Source: ``kvm_irqfd`` and what it calls in Linux 7.3
+Emulated VMs take no interrupts, but an eventfd can be connected to only one interrupt on the whole
+host. A second connection fails with EBUSY. Source: ``kvm_irqfd`` and what it calls in Linux 7.3
 ``virt/kvm/eventfd.c``, ``kvm_arch_irqfd_allowed`` in ``arch/x86/kvm/irq.c``.
 """
 
@@ -23,9 +23,7 @@ _DESCRIPTOR_MAX: Final = (1 << 31) - 1
 
 @dataclass(frozen=True, slots=True)
 class _Tie:
-    """One connection. ``eventfd`` is a duplicate: while it is open, no other eventfd gets its
-    number.
-    """
+    """One connection. ``eventfd`` is a duplicate, which keeps its kernel number in use."""
 
     vm: object
     gsi: int
@@ -36,7 +34,7 @@ class Irqfds:
     """All connections of one host."""
 
     def __init__(self) -> None:
-        self._ties: dict[int, _Tie] = {}  # by the kernel's number of the eventfd
+        self._ties: dict[int, _Tie] = {}  # by the number that the kernel gives the eventfd
 
     def __len__(self) -> int:
         return len(self._ties)
@@ -82,14 +80,15 @@ def _judge(caller: Caller, descriptor: int) -> None:
 
 
 def _take(caller: Caller, descriptor: int) -> int:
-    if descriptor > _DESCRIPTOR_MAX:  # negative, as the kernel has it
+    if descriptor > _DESCRIPTOR_MAX:  # negative in the kernel's type
         raise OSError(errno.EBADF, "no descriptor")
     return caller.take(descriptor)
 
 
 def _number(descriptor: int) -> int:
-    """Return the kernel's number for an eventfd of this process; raise EINVAL for another kind of
-    file.
+    """Return the kernel's number for an eventfd of this process.
+
+    Raises EINVAL if the descriptor is another kind of file.
     """
     about = Path(f"/proc/self/fdinfo/{descriptor}").read_text(encoding="ascii", errors="replace")
     found = re.search(r"^eventfd-id:\s*(\d+)$", about, re.M)

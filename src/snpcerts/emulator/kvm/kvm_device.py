@@ -35,15 +35,15 @@ GROUP_X86 = 0
 ATTR_XCOMP_GUEST_SUPP = 0
 XCR0_SUPPORTED = 0b111  # x87, SSE, AVX
 
-# The MSRs that a VMM may save and restore, and those that list features.
+# The MSRs that a VMM may save and restore, and the MSRs that list features.
 _MSRS: Final[dict[int, tuple[int, ...]]] = {
     Ioctl.GET_MSR_INDEX_LIST: (0x10, 0x174, 0x175, 0x176, 0x277, 0xC000_0080, 0xC000_0081),
     Ioctl.GET_MSR_FEATURE_INDEX_LIST: (0xC001_1029,),  # DE_CFG
 }
 _MCE_CAP: Final = 1 << 24 | 1 << 8 | 32  # SER_P, CTL_P, banks
 _CPUID_ENTRY: Final = struct.Struct("<7I12x")
-# The values from which a VMM fills its guest's table: vendor, a processor of the x86-64 baseline,
-# SEV's own leaf, KVM's signature. Function, index, flags, EAX to EDX.
+# The values from which a VMM fills its guest's CPUID table: vendor, a processor of the x86-64
+# baseline, SEV's leaf, KVM's signature. Columns: function, index, flags, EAX to EDX.
 _CPUID: Final = (
     (0x0000_0000, 0, 0, 0x10, 0x68747541, 0x444D4163, 0x69746E65),
     (0x0000_0001, 0, 0, 0x00A1_0F11, 0, 0x8020_2001, 0x078B_FBFF),
@@ -61,7 +61,7 @@ _CPUID: Final = (
 class KvmDevice:
     """An open ``/dev/kvm``.
 
-    ``guest`` creates the guest of each VM. ``kernel`` says which Linux this is.
+    ``guest`` creates the guest of each VM. ``kernel`` is the Linux release.
     """
 
     def __init__(
@@ -106,7 +106,7 @@ class KvmDevice:
             case r if r in _MSRS:
                 return _msr_list(caller, argument, _MSRS[r])
             case Ioctl.GET_MSRS:
-                return 0  # there are none
+                return 0  # the list is empty
             case Ioctl.X86_GET_MCE_CAP_SUPPORTED:
                 caller.memory.write(argument, _MCE_CAP.to_bytes(8, "little"))
                 return 0
@@ -148,7 +148,10 @@ def _no_argument(argument: int) -> None:
 
 
 def _supported_cpuid(caller: Caller, argument: int) -> int:
-    """Return ``struct kvm_cpuid2``: a count, and room for that many entries of 40 bytes."""
+    """Write ``struct kvm_cpuid2``: a count, and as many entries of 40 bytes.
+
+    The caller's count says how many fit.
+    """
     room = int(struct.unpack("<I4x", caller.memory.read(argument, 8))[0])
     if room < len(_CPUID):
         raise OSError(errno.E2BIG, "the buffer is too small for the CPUID table")
@@ -160,8 +163,9 @@ def _supported_cpuid(caller: Caller, argument: int) -> int:
 
 
 def _msr_list(caller: Caller, argument: int, known: tuple[int, ...]) -> int:
-    """Return ``struct kvm_msr_list``: a count, and room for that many; the count is always
-    written.
+    """Write ``struct kvm_msr_list``: a count, and as many numbers.
+
+    The count is written even if they do not fit.
     """
     room = int.from_bytes(caller.memory.read(argument, 4), "little")
     caller.memory.write(argument, len(known).to_bytes(4, "little"))

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Page state changes: a guest asks to make pages private or shared, by MSR or by a list.
+"""Page state changes: a guest asks to make pages private or shared, with an MSR or a list.
 
-Source: ``snp_begin_psc_msr``, ``snp_begin_psc``, ``snp_do_psc`` and their
-completions in Linux ``arch/x86/kvm/svm/sev.c``. KVM hands each run of adjacent
-pages to userspace as one KVM_HC_MAP_GPA_RANGE.
+Source: ``snp_begin_psc_msr``, ``snp_begin_psc``, ``snp_do_psc`` and their completions in Linux
+``arch/x86/kvm/svm/sev.c``. KVM passes each run of adjacent pages to userspace as one
+KVM_HC_MAP_GPA_RANGE.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def known_operation(operation: int) -> bool:
 
 
 def userspace_agrees(run: memoryview) -> bool:
-    """Whether userspace made the change; raise EINVAL, as KVM_RUN does, for an invalid answer."""
+    """Whether userspace has made the change. An invalid answer raises EINVAL, as in KVM_RUN."""
     answer = kvm_exit.hypercall_result(run)
     if answer not in (0, errno.EINVAL, errno.EAGAIN):
         log.warning("KVM_RUN fails: %d is not an answer to KVM_HC_MAP_GPA_RANGE", answer)
@@ -75,8 +75,8 @@ class _Entry:
 
 
 class PageStateList:
-    """A vCPU's page state change in progress. The list stays in the GHCB, where the guest can
-    change it.
+    """A page state change in progress. Its list stays in the GHCB, where the guest can change
+    it.
     """
 
     def __init__(self, ghcb: MappedGhcb, run: memoryview) -> None:
@@ -110,7 +110,7 @@ class PageStateList:
 
     def _go_on(self, memory: SlotMemory) -> bool:
         while True:
-            if self._batch:  # left from a list whose answer userspace got wrong
+            if self._batch:  # left over if userspace gave an invalid answer for an earlier list
                 return self.end(memory, PageStateError.GENERIC)
             found = self._next(memory)
             if found is None:
@@ -127,8 +127,8 @@ class PageStateList:
             self._complete(memory)
 
     def _next(self, memory: SlotMemory) -> tuple[_Entry, int, int, bool] | PageStateError | None:
-        """Return the next unfinished entry: the entry, its first page, its number of pages, and
-        whether they are of 2 MiB.
+        """Return the next unfinished entry: the entry, first page, number of pages, whether 2
+        MiB.
         """
         index = self._index
         while index <= self._last:
@@ -144,7 +144,7 @@ class PageStateList:
         return None
 
     def _gather(self, memory: SlotMemory, first: _Entry, pages: int, *, huge: bool) -> int:
-        """Count the pages in the following entries that are adjacent and of the same kind."""
+        """Count the pages of the following entries that are adjacent and of the same kind."""
         more = 0
         for index in range(self._index + 1, self._last + 1):
             entry = self._entry(memory, index)

@@ -15,7 +15,7 @@ from snpcerts.emulator.psp.guest_context import GuestContext
 
 
 class HostedVm(GuestHolder, Protocol):
-    """A VM in its host's list."""
+    """A VM in the list of its host."""
 
     @property
     def name(self) -> str:
@@ -23,7 +23,7 @@ class HostedVm(GuestHolder, Protocol):
 
     @property
     def owner(self) -> int:
-        """The process that created it."""
+        """The ID of the process that created it."""
 
     @property
     def initialised(self) -> bool:
@@ -31,7 +31,7 @@ class HostedVm(GuestHolder, Protocol):
 
     @property
     def context(self) -> GuestContext | None:
-        """Its guest, as the firmware knows it."""
+        """The firmware's context of its guest."""
 
 
 # SNP_POLICY_MASK_* that KVM accepts: ABI version, SMT, the bit that must be one,
@@ -44,12 +44,11 @@ VMSA_FEATURES = 1 << 5 | 1 << 9  # DebugSwap, SecureTSC
 class Platform:
     """An emulated host.
 
-    ``sev``, ``snp`` and ``certs_supported`` say what the processor and its
-    kernel support: an Intel host has no SEV, and a kernel without certificate
-    fetching has neither the attribute nor the command.
-    If ``psp_errno`` (ENODEV, EBUSY, ETIMEDOUT) is not 0, every command fails with it
-    before it reaches the firmware. ``clock`` returns seconds, as ``time.monotonic``
-    does; deadlines of waiting calls use it.
+    ``sev``, ``snp`` and ``certs_supported`` say what the processor and its kernel support. A host
+    with an Intel processor has no SEV. A kernel without certificate fetching has neither the
+    attribute nor the command. If ``psp_errno`` (ENODEV, EBUSY, ETIMEDOUT) is not 0, every command
+    fails with it before it reaches the firmware. ``clock`` returns seconds, as ``time.monotonic``
+    does; waiting calls use it for their deadlines.
     """
 
     firmware: Firmware
@@ -66,12 +65,12 @@ class Platform:
 
     @property
     def asids_in_use(self) -> int:
-        """Return how many VMs hold an ASID."""
+        """Return the number of VMs that hold an ASID."""
         return sum(vm.initialised for vm in self.vms.values())
 
     def name_for(self, pid: int) -> str:
-        """Return a free name for a VM of process ``pid``: ``vm-1234``, then ``vm-1234-2``,
-        ``-3``...
+        """Return an unused name for a VM of process ``pid``: ``vm-1234``, then ``vm-1234-2``,
+        ...
         """
         name, count = f"vm-{pid}", 1
         while name in self.vms:

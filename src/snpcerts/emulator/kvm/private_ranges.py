@@ -7,7 +7,7 @@ import bisect
 
 
 class PrivateRanges:
-    """A set of addresses as sorted ranges that neither touch nor overlap."""
+    """A set of addresses, kept as sorted ranges that neither touch nor overlap."""
 
     __slots__ = ("_ranges",)
 

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Stores the processor state that a VMM sets up: registers, MSRs and CPUID.
 
-An emulated vCPU executes no instructions, so nothing here has an effect. But a
-VMM that was not written for the emulator sets dozens of things before its first
-KVM_RUN, reads some of them back, and gives up if a call fails.
+An emulated vCPU executes no instructions, so nothing here has an effect. But a VMM that was not
+written for the emulator makes dozens of such calls before its first KVM_RUN, reads some of the
+state back, and gives up if a call fails.
 
 Structures are opaque here, except for the lists of MSRs and of CPUID entries.
 """
@@ -68,19 +68,19 @@ IGNORED: Final = frozenset(
 
 
 class ProcessorState:
-    """The state of one vCPU. ``protected`` says whether the firmware has taken over its
-    registers.
+    """The state of one vCPU. ``protected`` says whether the firmware has taken its registers
+    over.
     """
 
     def __init__(self, protected: Callable[[], bool]) -> None:
         self._protected = protected
         self._states: dict[str, bytes] = {}
         self._msrs: dict[int, int] = {}
-        self._cpuid = b""  # entries as they were set
+        self._cpuid = b""  # the entries that the VMM has set
 
     @property
     def cpuid(self) -> dict[tuple[int, int | None], tuple[int, int, int, int]]:
-        """Return EAX to EDX by CPUID function and subleaf; subleaf None stands for all."""
+        """Return EAX to EDX by CPUID function and subleaf. None as subleaf means all subleaves."""
         return {
             (function, index if flags & CPUID_SIGNIFICANT_INDEX else None): (a, b, c, d)
             for function, index, flags, a, b, c, d in _CPUID_ENTRY.iter_unpack(self._cpuid)
@@ -91,7 +91,7 @@ class ProcessorState:
         return self._msrs.get(index)
 
     def write_msr(self, index: int, value: int) -> bool:
-        """Set an MSR that exists; return whether it does."""
+        """Set an MSR if it exists; return whether it does."""
         if index not in self._msrs:
             return False
         self._msrs[index] = value
@@ -109,7 +109,7 @@ class ProcessorState:
         return vmsa.debugged(self._states)
 
     def vmsa(self, features: int) -> bytes:
-        """Return the page that the firmware reads the registers from; see :func:`vmsa.build`."""
+        """Return the page from which the firmware reads the registers; see :func:`vmsa.build`."""
         return vmsa.build(self._states, self._msrs, features)
 
     @property
@@ -158,7 +158,7 @@ class ProcessorState:
 
 
 def _msrs(memory: UserMemory, argument: int) -> list[tuple[int, int]]:
-    """Return ``struct kvm_msrs``: a count, then index and value of each MSR."""
+    """Read ``struct kvm_msrs``: a count, then index and value of each MSR."""
     count = int(struct.unpack("<I4x", memory.read(argument, _LIST_HEADER))[0])
     if count >= MSR_ENTRIES_MAX:
         raise OSError(errno.E2BIG, "too many MSRs")
@@ -167,7 +167,7 @@ def _msrs(memory: UserMemory, argument: int) -> list[tuple[int, int]]:
 
 
 def _cpuid_entries(memory: UserMemory, argument: int) -> bytes:
-    """``struct kvm_cpuid2``: a count, then the entries."""
+    """Read ``struct kvm_cpuid2``: a count, then the entries."""
     count = int(struct.unpack("<I4x", memory.read(argument, _LIST_HEADER))[0])
     if count > CPUID_ENTRIES_MAX:
         raise OSError(errno.E2BIG, "too many CPUID entries")

@@ -13,10 +13,10 @@ SERIES: Final = ("7.2", "7.3")
 
 @dataclass(frozen=True, slots=True)
 class KernelRelease:
-    """A release series; the newest is the default.
+    """A series of releases; the default is the newest.
 
-    ``req_certs_exit`` is its number for KVM_EXIT_SNP_REQ_CERTS: 42 in trees with the series as
-    posted.
+    ``req_certs_exit`` is its number for KVM_EXIT_SNP_REQ_CERTS. It is 42 in kernels with the series
+    as it was posted.
     """
 
     series: str = SERIES[-1]
@@ -24,8 +24,9 @@ class KernelRelease:
 
     @property
     def refuses_launch_update_without_source(self) -> bool:
-        """Whether SNP_LAUNCH_UPDATE with uaddr 0 fails with EINVAL at once; Linux 7.2 fails at the
-        first page.
+        """Whether SNP_LAUNCH_UPDATE with uaddr 0 fails with EINVAL at once.
+
+        Linux 7.2 fails at the first page.
         """
         return self.series != "7.2"
 

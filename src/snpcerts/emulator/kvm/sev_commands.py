@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""KVM_MEMORY_ENCRYPT_OP: initialising, launching and enabling certificates for SNP VMs.
+"""KVM_MEMORY_ENCRYPT_OP: the commands that initialise and launch SNP VMs and enable certificates.
 
-Source: Linux ``arch/x86/kvm/svm/sev.c`` with certificate fetching. The order of
-checks is the kernel's. Guests other than SNP are not emulated: their commands
-answer as on a VM that is not an SEV guest.
+Source: Linux ``arch/x86/kvm/svm/sev.c`` with certificate fetching. The order of checks is the
+kernel's. Only SNP guests are emulated. Commands for other guests answer as on a VM that is not an
+SEV guest.
 """
 
 from __future__ import annotations
@@ -45,9 +45,9 @@ from snpcerts.emulator.syscall.device import Caller
 log = logging.getLogger(__name__)
 
 GHCB_VERSION_MAX = 2
-SECURE_TSC: Final = 1 << 9  # of vmsa_features
-# Commands of SEV and SEV-ES guests that KVM knows: 0 to 22 without the four it
-# leaves out (SEND_UPDATE_VMSA, RECEIVE_UPDATE_VMSA, CERT_EXPORT and INIT2).
+SECURE_TSC: Final = 1 << 9  # a bit of vmsa_features
+# Commands of SEV and SEV-ES guests that KVM knows: 0 to 22, without SEND_UPDATE_VMSA,
+# RECEIVE_UPDATE_VMSA, CERT_EXPORT and INIT2.
 _OLDER: Final = frozenset(range(22)) - {10, 14, 19}
 _INIT_COMMANDS: Final = (SevCommand.INIT, SevCommand.ES_INIT)
 
@@ -55,7 +55,7 @@ _S = TypeVar("_S", bound=CStruct)
 
 
 class LaunchUpdateError(OSError):
-    """KVM itself refuses a launch update: EIO with firmware status 0."""
+    """KVM itself refuses a launch update, with EIO and firmware status 0."""
 
     def __init__(self) -> None:
         super().__init__(errno.EIO, "no page could be populated")
@@ -90,8 +90,8 @@ class SevCommands:
 
     def __init__(self, vm: SevVm) -> None:
         self._vm = vm
-        self._error = 0  # what the firmware has said so far to the command under way
-        self._populated: set[int] = set()  # page numbers the firmware has taken
+        self._error = 0  # the firmware error of the current command so far
+        self._populated: set[int] = set()  # numbers of the pages that the firmware has accepted
         self._handlers: dict[int, Callable[[Caller, SevCmd], int]] = {
             SevCommand.INIT2: self._init2,
             SevCommand.SNP_LAUNCH_START: self._launch_start,
@@ -144,7 +144,7 @@ class SevCommands:
         return SevStatus.SUCCESS
 
     def _reach_firmware(self, caller: Caller, descriptor: int | None) -> None:
-        """Raise the error that keeps a command from the firmware: EBADF, or the PSP's errno."""
+        """Raise an error if no command can reach the firmware: EBADF, or the PSP's errno."""
         device = None if descriptor is None else caller.find(descriptor)
         if not isinstance(device, SevDevice):
             raise OSError(errno.EBADF, "sev_fd is not an open /dev/sev")
@@ -241,7 +241,7 @@ class SevCommands:
             uaddr=update.uaddr + (0 if update.type == PageType.ZERO else pages * PAGE_SIZE),
         )
         caller.memory.write(given.data, advanced.pack())
-        return given.error  # KVM sets it only when a page was refused
+        return given.error  # KVM sets it only if a page was refused
 
     def _bad_source(self, address: int) -> bool:
         if address % PAGE_SIZE:
@@ -256,10 +256,10 @@ class SevCommands:
         slot: MemorySlot,
         update: SnpLaunchUpdate,
     ) -> tuple[int, FirmwareError | None]:
-        """Pass pages to the firmware; return how many it accepted, and the error if it refused one.
+        """Pass pages to the firmware.
 
-        Stops at the slot's end, and at a page that is not private, was taken before
-        or cannot be read.
+        Returns how many it accepted, and the error if it refused one. Stops at the end of the slot,
+        and at a page that is not private, was accepted before or cannot be read.
         """
         vm, kind = self._vm, PageType(update.type)
         available = slot.end // PAGE_SIZE - update.gfn_start
@@ -279,7 +279,7 @@ class SevCommands:
                 secrets = vm.platform.firmware.launch_update(context, gpa, kind, contents)
             except FirmwareError as refused:
                 if isinstance(refused, CpuidPageError):
-                    # Write the corrected page, so that the VMM can report the difference.
+                    # Write the corrected page back, so that the VMM can report the difference.
                     caller.memory.write(update.uaddr + done * PAGE_SIZE, refused.page)
                 return done, refused
             self._populated.add(page)
@@ -316,9 +316,7 @@ class SevCommands:
         return SevStatus.SUCCESS
 
     def _launch_vmsas(self, caller: Caller, sev_fd: int, context: GuestContext) -> None:
-        """Launch each vCPU's registers, in the order of the vCPUs; they are protected from then
-        on.
-        """
+        """Launch the registers of all vCPUs, in order. From then on they are protected."""
         vm = self._vm
         for vcpu in vm.vcpus.values():
             if vcpu.protected or vcpu.state.debugged:
@@ -335,8 +333,9 @@ def _copied(kind: type[_S], caller: Caller, address: int) -> _S:
 
 
 def _blob(caller: Caller, address: int, size: int) -> bytes:
-    """Copy a structure for the firmware; raise EINVAL for address 0, as ``psp_copy_user_blob``
-    does.
+    """Copy a structure for the firmware.
+
+    Raises EINVAL for address 0, as ``psp_copy_user_blob`` does.
     """
     if not address:
         raise OSError(errno.EINVAL, "no address is given")
@@ -344,6 +343,6 @@ def _blob(caller: Caller, address: int, size: int) -> bytes:
 
 
 def _with_error(stored: bytes, error: int) -> bytes:
-    """Return the structure as the kernel read it, padding included, with ``error`` set."""
+    """Return the structure that the kernel read, padding included, with ``error`` set."""
     offset, size = SevCmd.layout()["error"]
     return stored[:offset] + error.to_bytes(size, "little") + stored[offset + size :]

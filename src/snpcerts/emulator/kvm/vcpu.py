@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A vCPU's descriptor: KVM_RUN, and the few other calls that small VMMs make.
 
-KVM_RUN's order is that of ``kvm_arch_vcpu_ioctl_run`` in Linux
-``arch/x86/kvm/x86.c``. A run that cannot go on returns a
-:class:`~snpcerts.emulator.syscall.device.Pending`; nothing here blocks.
+KVM_RUN's order is that of ``kvm_arch_vcpu_ioctl_run`` in Linux ``arch/x86/kvm/x86.c``. Nothing here
+blocks: a run that must wait returns a :class:`~snpcerts.emulator.syscall.device.Pending`.
 """
 
 from __future__ import annotations
@@ -58,7 +57,7 @@ MP_RUNNABLE, MP_UNINITIALIZED = 0, 1
 
 
 class RunningVm(RequestingVm, Protocol):
-    """The VM, as a vCPU needs it."""
+    """What a vCPU needs from the VM."""
 
     @property
     def name(self) -> str:
@@ -74,7 +73,7 @@ class RunningVm(RequestingVm, Protocol):
 
     @property
     def awaits_init(self) -> bool:
-        """Whether the VM type needs INIT2 and INIT2 has not been called."""
+        """Whether the VM still needs INIT2."""
 
     @property
     def clock(self) -> Callable[[], float]:
@@ -102,9 +101,8 @@ class RunningVm(RequestingVm, Protocol):
 class Vcpu:
     """One open vCPU.
 
-    ``run_memfd`` is the shared memory behind the descriptor, 12288 bytes of
-    which the first page is ``struct kvm_run``. It is this device's and lives
-    until :meth:`close`.
+    ``run_memfd`` is the shared memory behind the descriptor: 12288 bytes, whose first page is
+    ``struct kvm_run``. This object owns it until :meth:`close`.
     """
 
     def __init__(self, vm: RunningVm, number: int, index: int, *, runnable: bool) -> None:
@@ -114,7 +112,7 @@ class Vcpu:
             f"kvm-vcpu-{number}", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING
         )
         os.ftruncate(self.run_memfd, VCPU_MMAP_SIZE)
-        # A VMM that could shrink it would end the emulator with SIGBUS.
+        # Seal it: a VMM that could shrink it would kill the emulator with SIGBUS.
         seals = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
         fcntl.fcntl(self.run_memfd, fcntl.F_ADD_SEALS, seals)
         mapped = memoryview(mmap.mmap(self.run_memfd, VCPU_MMAP_SIZE))
@@ -126,17 +124,17 @@ class Vcpu:
         self.runs: deque[KvmRun] = deque()
         self.mp_state = MP_RUNNABLE if runnable else MP_UNINITIALIZED
         self.protected = False  # the firmware has taken its registers
-        self.launched = False  # SNP_LAUNCH_FINISH was done
+        self.launched = False  # whether SNP_LAUNCH_FINISH has run
         self._cpu = GuestCpu(index, vm.clock, vm.is_private)
         self._program: Program | None = None
         self._started = False
         self._ended = False
-        self._held = False  # in AP reset hold: not even entered
+        self._held = False  # in AP reset hold: KVM does not even enter the guest
         self._ready: Callable[[], bool] | None = None
         self._wake_at: float | None = None
 
     def ioctl(self, caller: Caller, request: int, argument: int) -> Result:
-        """Serve KVM_RUN and the ioctls for the processor's state; EINVAL for every other."""
+        """Serve KVM_RUN and the ioctls for the processor's state. All others fail with EINVAL."""
         if caller.pid != self.vm.owner:
             raise OSError(errno.EIO, "the VM belongs to another process")
         if type_of(request) != KVMIO:
@@ -155,13 +153,14 @@ class Vcpu:
             self._program = None
         self._ended = True
         self.vm.release(self)
-        os.close(self.run_memfd)  # the mapping goes with the last view of it
+        os.close(self.run_memfd)  # the memory lives on until its last mapping is gone
 
-    # What KVM_RUN needs.
+    # Used by KVM_RUN.
 
     def enter(self, caller: Caller) -> int | None:
-        """Run the guest until it exits to userspace (0) or waits (None); raise ``OSError`` as
-        KVM_RUN fails.
+        """Run the guest. Return 0 if it exits to userspace, None if it waits.
+
+        Raises the ``OSError`` with which KVM_RUN fails.
         """
         memory = self.vm.memory(caller)
         for _ in range(STEPS_PER_POLL):
@@ -190,14 +189,14 @@ class Vcpu:
         self._held = True
 
     def start(self) -> None:
-        """Make the vCPU runnable and end any wait."""
+        """Make the vCPU runnable and end its wait, if any."""
         self._held = False
         self.mp_state = MP_RUNNABLE
 
     def save_run(self) -> None:
         """Write the vCPU's state to ``kvm_run``, as KVM does when KVM_RUN returns."""
         apic_base = self.state.apic_base
-        head = (0, self.cr8, apic_base)  # interrupts of a protected guest are its own
+        head = (0, self.cr8, apic_base)  # a protected guest keeps its own interrupt state
         struct.pack_into("<B2xQQ", self.page, RUN_IF_FLAG, *head)
         self.page[RUN_READY_FOR_INJECTION] = self.vm.irqchip
 
@@ -250,7 +249,7 @@ class Vcpu:
 
     @property
     def mp_state(self) -> int:
-        """Whether the vCPU may run: one of MP_*."""
+        """The vCPU's multiprocessing state, one of MP_*."""
         return self.state.mp_state
 
     @mp_state.setter
@@ -268,7 +267,7 @@ class Vcpu:
 
 
 class KvmRun:
-    """One call of KVM_RUN. Calls for the same vCPU run one after another, as its mutex ensures."""
+    """One call of KVM_RUN. As with KVM's mutex, calls for the same vCPU run one after another."""
 
     def __init__(self, vcpu: Vcpu, caller: Caller, argument: int) -> None:
         self._vcpu = vcpu
@@ -276,8 +275,8 @@ class KvmRun:
         self._argument = argument
         self._begun = False
         self._immediate_exit = False
-        self._entered = False  # the run loop was reached
-        self._awaits_init = False  # halted because the vCPU was never started
+        self._entered = False  # whether the run loop was reached
+        self._awaits_init = False  # whether it is halted because the vCPU was never started
 
     @property
     def deadline(self) -> float | None:
@@ -290,8 +289,9 @@ class KvmRun:
         return True
 
     def poll(self) -> int | None:
-        """Return 0 on an exit to userspace, None while the guest waits; raise ``OSError`` if
-        KVM_RUN fails.
+        """Return 0 on an exit to userspace, None while the guest waits.
+
+        Raises the ``OSError`` with which KVM_RUN fails.
         """
         if not self._first():
             return None
@@ -304,7 +304,7 @@ class KvmRun:
         return result
 
     def cancel(self) -> None:
-        """End the call as a signal would; what it has done remains done."""
+        """End the call as a signal would. Its effects so far remain."""
         if self._entered and self._first():
             self._vcpu.run.exit_reason = ExitReason.INTR
             self._vcpu.save_run()

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A VM's descriptor: memory, vCPUs, and the calls that carry SEV commands.
 
-Calls that are not emulated fail with ENOTTY, as on a kernel without them, and leave
-one log line.
+Calls that are not emulated fail with ENOTTY, as on a kernel that does not have them, and write one
+log line.
 """
 
 from __future__ import annotations
@@ -56,8 +56,8 @@ from snpcerts.emulator.syscall.device import Caller, NewDescriptor, Result
 log = logging.getLogger(__name__)
 
 MMU_PAGES_MIN = 64  # KVM_MIN_ALLOC_MMU_PAGES
-PRIVATE_RANGES_MAX = 1 << 16  # the emulator's own bound
-ENCRYPTED_REGIONS_MAX = 1 << 12  # the emulator's own bound
+PRIVATE_RANGES_MAX = 1 << 16  # a limit of the emulator
+ENCRYPTED_REGIONS_MAX = 1 << 12  # a limit of the emulator
 SEV_FEATURES_SNP = 1 << 0
 _U64 = 1 << 64
 _S = TypeVar("_S", bound=CStruct)
@@ -83,7 +83,7 @@ class Vm:
         self.slots = MemorySlots(protected=kind == VmType.SNP)
         self.private = PrivateRanges()
         self.vcpus: dict[int, Vcpu] = {}
-        self.initialised = False  # INIT2 was issued
+        self.initialised = False  # whether INIT2 has succeeded
         self.certs_enabled = False
         self.ghcb_version = 2
         self.vmsa_features = 0
@@ -91,7 +91,7 @@ class Vm:
         self.split_irqchip = False
         self.hypercalls = 0
         self.context: GuestContext | None = None
-        self.sev_fd: int | None = None  # a number, resolved again for each guest request
+        self.sev_fd: int | None = None  # kept as a number and resolved again for each guest request
         self.secrets: tuple[int, bytes] | None = None  # GPA, page
         self.guest: Guest | None = None
         self.jump_table = 0
@@ -141,7 +141,7 @@ class Vm:
 
     @property
     def secrets_page(self) -> bytes | None:
-        """The secrets page as the firmware has written it."""
+        """The secrets page that the firmware has written."""
         return self.secrets[1] if self.secrets is not None else None
 
     @property
@@ -183,14 +183,14 @@ class Vm:
         return self.vmsa_features | SEV_FEATURES_SNP
 
     def has_processor(self, apic_id: int) -> bool:
-        """Whether a vCPU has that number."""
+        """Whether a vCPU has this APIC ID."""
         return apic_id in self.vcpus
 
     def processor_requested(self, apic_id: int, request: ProcessorRequest) -> None:
-        """Record that the guest stops a vCPU, or starts one from its own VMSA (the emulator does
-        not run it).
+        """Record that the guest stops a vCPU, or starts one from the guest's own VMSA.
 
-        A vCPU to be created on INIT does not change, because nothing sends an INIT.
+        The emulator does not run the started vCPU. A request to create one on INIT changes nothing,
+        because nothing sends an INIT.
         """
         vcpu = self.vcpus[apic_id]
         if request == ProcessorRequest.CREATE:
@@ -199,8 +199,9 @@ class Vm:
             vcpu.hold()
 
     def issue_guest_request(self, caller: Caller) -> int:
-        """Issue SNP_GUEST_REQUEST on the bounce pages: return the firmware's status or raise
-        ``OSError``.
+        """Issue SNP_GUEST_REQUEST on the bounce pages.
+
+        Returns the firmware's status. Raises ``OSError`` if the command did not reach the firmware.
         """
         return self._sev.guest_request(caller)
 
@@ -216,7 +217,7 @@ class Vm:
             self.platform.vms.pop(self.name, None)
             self.platform.irqfds.release(self)
 
-    # The device.
+    # The calls of a device.
 
     def close(self) -> None:
         """Handle the close of the VM's own descriptor; vCPUs keep the VM alive."""
@@ -401,7 +402,9 @@ class Vm:
         self.irqchip = self.split_irqchip = True
 
     def _limit_vcpu_ids(self, limit: int) -> None:
-        """Set KVM_CAP_MAX_VCPU_ID; it can be set once, or again to the same value."""
+        """Set KVM_CAP_MAX_VCPU_ID. It can be set only once, but setting the same value again
+        succeeds.
+        """
         too_much = limit > VCPU_IDS_MAX or self._boot_cpu > limit
         if too_much or self._max_vcpu_id not in (0, limit):
             raise OSError(errno.EINVAL, "the limit of vCPU ids is out of range, or already set")

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Detaches this process from its parent, which may become the user's program.
 
-A program that waits for all its children (``os.wait()``, strace, an init) must
-not find a child that it did not start.
+A program that waits for all its children (``os.wait()``, strace, an init) must not get a child that
+it did not start.
 """
 
 from __future__ import annotations
@@ -13,16 +13,18 @@ import threading
 
 
 def leave_parent() -> None:
-    """Fork; the parent ends with exit code 0, and the orphaned child continues.
+    """Fork. The parent exits with code 0, and the orphaned child continues.
 
-    Only for a single-threaded process. The process id changes.
+    This process must have only one thread. Its process ID changes.
     """
     if os.fork():
         os._exit(0)
 
 
 def end_with(process: int) -> None:
-    """End this process when another ends. ``process`` is a pidfd of the other, now owned here."""
+    """End this process when another one ends. Takes ownership of ``process``, a pidfd of the
+    other.
+    """
 
     def wait() -> None:
         poll = select.poll()

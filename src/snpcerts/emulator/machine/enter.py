@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Turns this process into a program on an emulated machine; starts its server if needed."""
+"""Turns this process into a program on an emulated machine, and starts its server if needed."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ def throw_away(
 ) -> Iterator[PlatformHome]:
     """Yield a temporary platform for one command.
 
-    Its server removes the directory. If the block is left, it is removed here:
-    after success the process has become the program and never leaves the block.
+    Its server removes the directory. On success this process becomes the program and never leaves
+    the block. If the block is left after all, this function removes the directory.
     """
     temporary = TemporaryDirectory.make("platform")
     try:
@@ -53,7 +53,9 @@ def throw_away(
 
 
 def ask(home: PlatformHome, message: Mapping[str, object]) -> dict[str, Any]:
-    """Send one message to the platform's server, starting it if needed; return the answer."""
+    """Send one message to the platform's server, and start the server if needed; return the
+    answer.
+    """
     with contextlib.closing(connect(home)) as peer:
         return _ask(home, peer, message)
 
@@ -80,11 +82,10 @@ def become_host_program(
     *,
     with_guest: bool = False,
 ) -> NoReturn:
-    """Replace this process by ``argv``, with ``/dev/sev`` and ``/dev/kvm`` of the platform.
+    """Replace this process with ``argv``, which gets ``/dev/sev`` and ``/dev/kvm`` of the platform.
 
-    ``kernel`` is the Linux of the host; ``with_guest`` adds ``/dev/sev-guest`` of its VM;
-    ``way`` is as for
-    :func:`~snpcerts.emulator.frontdoor.launch.enter`.
+    ``kernel`` is the Linux release of the host. ``with_guest`` adds ``/dev/sev-guest`` of the
+    host's VM. ``way`` is as for :func:`~snpcerts.emulator.frontdoor.launch.enter`.
     """
     hello = {
         "ask": "host",
@@ -99,7 +100,7 @@ def become_host_program(
 def become_guest_program(
     home: PlatformHome, argv: Sequence[str], vm: str | None, way: Way | None = None
 ) -> NoReturn:
-    """Replace this process by ``argv``, with ``/dev/sev-guest`` of a VM."""
+    """Replace this process with ``argv``, which gets ``/dev/sev-guest`` of a VM."""
     _become(home, argv, {"ask": "guest", "vm": vm}, way)
 
 
@@ -113,9 +114,9 @@ def host_program(
 ) -> list[str]:
     """Return the command line of a process that becomes ``argv`` on the platform's host.
 
-    It is killed when this process ends. With ``detached``, a descriptor that it
-    inherits, it leaves this process instead, and writes its process id there. ``series`` is
-    the host's Linux.
+    The process is killed when this process ends. With ``detached``, a descriptor that it inherits,
+    it leaves this process instead, and writes its process ID there. ``series`` is the host's Linux
+    release.
     """
     keeping = f"{os.getpid()}" if detached is None else f"detached {detached}"
     own = [str(home.path), json.dumps(script.to_json()), series, keeping]
@@ -123,14 +124,14 @@ def host_program(
 
 
 def start_reference_vm(home: PlatformHome, certs: str, series: str = NEWEST.series) -> str:
-    """Start the built-in VMM on a host with Linux ``series``; it serves the file ``certs``. Return
-    its VM's name.
+    """Start the built-in VMM on a host with Linux ``series``, serving the file ``certs``.
 
-    The VMM is a separate process, not a child of the calling one, and ends with it.
+    Returns the name of its VM. The VMM is a separate process, not a child of the calling one, and
+    ends when that one ends.
     """
     program = [sys.executable, "-P", "-m", "snpcerts.emulator.machine.vmm_program", certs]
     with contextlib.ExitStack() as stack:
-        # Start the server before the VMM needs it, and keep it running meanwhile.
+        # Start the server before the VMM needs it, and keep it up meanwhile.
         peer = stack.enter_context(contextlib.closing(connect(home)))
         ours = os.pidfd_open(os.getpid())
         stack.callback(os.close, ours)
@@ -184,7 +185,7 @@ def connect(home: PlatformHome) -> socket.socket:
 
     The server stays up while the connection is open.
     """
-    for _ in range(3):  # the server may be ending when we connect
+    for _ in range(3):  # a server may be shutting down while we connect
         with contextlib.suppress(RefusedError):
             return _connect_to_server(home)
         start_server(home)
@@ -192,7 +193,7 @@ def connect(home: PlatformHome) -> socket.socket:
 
 
 def _connect_to_server(home: PlatformHome) -> socket.socket:
-    """Return a connection that the server has accepted; the server stays up while it is open."""
+    """Return a connection that the server has accepted. The server stays up while it is open."""
     peer = control.connect(home.control)
     try:
         control.send(peer, {"ask": "here"})
@@ -214,10 +215,10 @@ def start_server(
 ) -> subprocess.Popen[str]:
     """Start the platform's server and wait until it serves.
 
-    A ``detached`` server is not a child of this process and ends when it is no
-    longer used; otherwise it ends with this process or by SIGTERM. It appends a
-    JSON line to the file ``commands`` for each command of the firmware: ``name``,
-    ``start`` and ``end`` (seconds, monotonic), and ``vmm``, the process whose guest asked.
+    A ``detached`` server is not a child of this process and ends when it is no longer used. Any
+    other server ends with this process or on SIGTERM. For each firmware command, it appends a JSON
+    line to the file ``commands``: ``name``, ``start`` and ``end`` (seconds, monotonic), and
+    ``vmm``, the process of the VM whose guest made the request.
     """
     argv = [sys.executable, "-P", "-m", "snpcerts.emulator.machine.server", str(home.path)]
     argv.append("--detached" if detached else f"--parent={os.getpid()}")
@@ -240,7 +241,7 @@ def start_server(
         with server.stdout as out:
             said = out.readline().strip()
     if detached:
-        server.wait()  # the parent of the detached server, which has ended
+        server.wait()  # this waits for the parent of the detached server, which has ended
     if said != "ready" and not control_is_up(home):
         raise RefusedError(
             f"the emulated machine did not start: {said or 'its server ended'}", hint=str(home.log)
@@ -249,7 +250,7 @@ def start_server(
 
 
 def control_is_up(home: PlatformHome) -> bool:
-    """Whether a server listens; another command may have just started it."""
+    """Whether a server listens. Another command may have just started it."""
     try:
         _connect_to_server(home).close()
     except SnpCertsError:

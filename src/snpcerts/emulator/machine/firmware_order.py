@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Changes to a host's firmware that an operator makes without an ioctl of ``/dev/sev``.
+"""Changes to a host's firmware that operators make without an ioctl of ``/dev/sev``.
 
-Linux shuts SNP down and initialises it again when kvm_amd is unloaded and
-loaded (7.3: ``arch/x86/kvm/svm/sev.c``, ``sev_hardware_unsetup``;
-``drivers/crypto/ccp/sev-dev.c``, ``__sev_snp_shutdown_locked``). A tool of the
-platform's vendor installs a live update; a write to sysfs verifies a mitigation.
+Linux shuts SNP down and initialises it again when kvm_amd is unloaded and loaded (7.3:
+``arch/x86/kvm/svm/sev.c``, ``sev_hardware_unsetup``; ``drivers/crypto/ccp/sev-dev.c``,
+``__sev_snp_shutdown_locked``). A tool of the platform's vendor installs a live update; a write to
+sysfs verifies a mitigation.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from snpcerts.errors import InputError, RefusedError, UsageError
 def carry_out(platform: Platform, order: Mapping[str, Any]) -> Mapping[str, object]:
     """Perform ``order["do"]``: ``reload``, ``reboot``, ``update`` or ``verify-mitigation``.
 
-    Raises :class:`FirmwareError` if the firmware refuses, :class:`RefusedError`
-    if the kernel would refuse, :class:`InputError` for an invalid order.
+    Raises :class:`FirmwareError` if the firmware refuses, :class:`RefusedError` if the kernel would
+    refuse, and :class:`InputError` for an invalid order.
     """
     firmware, do = platform.firmware, order.get("do")
     state = firmware.state

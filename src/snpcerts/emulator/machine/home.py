@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING
 from snpcerts.errors import InputError, RefusedError, UsageError
 from snpcerts.temporary_directory import TemporaryDirectory
 
-if TYPE_CHECKING:  # most commands only find the server, which has the firmware
+if TYPE_CHECKING:  # most commands only find the server, which runs the firmware
     from snpcerts.abi.product import Product
     from snpcerts.emulator.amd.authority import EmulatedAuthority
     from snpcerts.emulator.psp.chip import CloudProvider
@@ -36,9 +36,9 @@ STATE_LIMIT = 1 << 16  # bytes of platform.json
 
 
 class PlatformHome:
-    """One platform directory; :meth:`prepare` creates it.
+    """One platform directory. :meth:`prepare` creates it.
 
-    ``temporary`` is set if the server removes the directory when it ends.
+    ``temporary`` says that the server removes the directory when it ends.
     """
 
     def __init__(self, path: Path, *, temporary: TemporaryDirectory | None = None) -> None:
@@ -56,9 +56,9 @@ class PlatformHome:
         return self.path / "server.log"
 
     def prepare(self, product: Product | None, choices: FirmwareChoices | None = None) -> None:
-        """Create the platform unless it exists.
+        """Create the platform if it does not exist.
 
-        An existing platform must match ``product`` and ``choices``, if given.
+        An existing platform must match ``product`` and ``choices`` if they are given.
         """
         with self.alone():
             if not self._state.exists():
@@ -124,7 +124,9 @@ class PlatformHome:
         return EmulatedAuthority.load(self.path / "authority")
 
     def provider(self, csp_id: str) -> CloudProvider:
-        """Return the cloud provider with this name; a name always gives the same provider."""
+        """Return the cloud provider with this name. The same name always gives the same
+        provider.
+        """
         from snpcerts.emulator.psp.chip import CloudProvider
 
         secret = hashlib.sha256(self.firmware().chip.provider_seed + csp_id.encode()).digest()

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """An emulated kernel for callers in this process: open, ioctl, mmap and close.
 
-The same devices as behind the front door, called as functions. A waiting call
-blocks only its own thread, as a system call would.
+It calls the same devices as the front door, as functions. As with a system call, a waiting call
+blocks only its own thread.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from snpcerts.emulator.psp.sev_device import SevDevice
 from snpcerts.emulator.syscall.caller_memory import ProcessMemory
 from snpcerts.emulator.syscall.device import Caller, Device, NewDescriptor, Pending
 
-FIRST_DESCRIPTOR = 1 << 20  # far above real descriptors, so that they are never confused
+FIRST_DESCRIPTOR = 1 << 20  # far above real descriptors, so that the two are never confused
 
 Waiter = Callable[[threading.Condition, float | None], None]
 Argument = int | bytearray | memoryview | mmap.mmap
@@ -52,9 +52,9 @@ def _wait(changed: threading.Condition, timeout: float | None) -> None:
 class Machine:
     """One emulated host; this process is the only process on it.
 
-    All methods raise ``OSError`` with the kernel's errno and may be called from
-    any thread. ``wait`` waits for the condition, or for a number of seconds of the
-    platform's clock; replace it together with the clock.
+    All methods raise ``OSError`` with the kernel's errno and may be called from any thread.
+    ``wait`` waits for the condition, or for a number of seconds of the platform's clock. If you
+    replace the clock, replace ``wait`` too.
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class Machine:
         }
 
     def attach(self, path: str, opened: Callable[[], Device]) -> None:
-        """Make ``path`` another device, such as a guest's ``/dev/sev-guest``."""
+        """Put another device at ``path``, such as a guest's ``/dev/sev-guest``."""
         with self._changed:
             self._paths[path] = opened
 
@@ -85,7 +85,7 @@ class Machine:
             return self._add(_OpenFile(opened(), writable=flags & os.O_ACCMODE != os.O_RDONLY))
 
     def ioctl(self, fd: int, request: int, argument: Argument = 0) -> int:
-        """Do ioctl(2). A buffer is passed by its address and must be writable.
+        """Perform ioctl(2). A buffer is passed by its address and must be writable.
 
         A call that has to wait blocks this thread until it is done or kicked.
         """
@@ -95,7 +95,7 @@ class Machine:
         return self._ioctl(fd, request, ctypes.addressof(view))
 
     def close(self, fd: int) -> None:
-        """Do close(2). A call in progress keeps the device open until it ends."""
+        """Perform close(2). A call in progress keeps the device open until it ends."""
         with self._changed:
             opened = self._find_open(fd)
             del self._descriptors[fd]
@@ -121,7 +121,7 @@ class Machine:
             return bool(running)
 
     def wake(self) -> None:
-        """Poll the waiting calls again after a change that no call made."""
+        """Poll the waiting calls again after a change that was not made by a call."""
         with self._changed:
             self._changed.notify_all()
 
@@ -150,7 +150,7 @@ class Machine:
                 self._changed.notify_all()
 
     def _finish(self, pending: Pending) -> int:
-        """Wait until a call is done. The lock is held except while waiting."""
+        """Wait until a call is done. The lock is held except during the wait."""
         try:
             while (result := pending.poll()) is None:
                 self._changed.notify_all()
@@ -159,7 +159,7 @@ class Machine:
                 if timeout is None or timeout > 0:
                     self._wait(self._changed, timeout)
                 else:
-                    self._changed.wait(0)  # let others have the lock
+                    self._changed.wait(0)  # let other threads take the lock
         except BaseException:
             pending.cancel()
             raise

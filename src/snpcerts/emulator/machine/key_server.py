@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """An emulated AMD key server: real HTTP on loopback, with AMD's URL forms.
 
-It serves the given chips at any TCB, and signs with the keys of their emulated
-AMD. Like AMD's server, it issues a new certificate for each request. It does not
-serve VLEK leaves: AMD serves them on another port, to cloud providers that
-authenticate with a client certificate.
+It serves the given chips at any TCB, and signs with the keys of their emulated AMD. Like AMD's
+server, it issues a new certificate for each request. It does not serve VLEK certificates: AMD
+serves them on another port, to cloud providers that authenticate with a client certificate.
 
 ``/stats`` returns request counts in JSON. The request parameter ``fault`` (may be repeated)
 requests a fault in the answer.
@@ -71,11 +70,11 @@ _DROP: Final = 16
 
 @dataclass(frozen=True, slots=True)
 class ProductLine:
-    """One product on the server: its authority and some chips."""
+    """One product on the server: its authority and its chips."""
 
     authority: EmulatedAuthority
     chips: tuple[Chip, ...]
-    revoked: tuple[int, ...] = ()  # serial numbers on its revocation lists
+    revoked: tuple[int, ...] = ()  # serial numbers in its CRL
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,9 +88,9 @@ class _Response:
 class KeyServer:
     """One server on 127.0.0.1; it listens until :meth:`close`.
 
-    ``throttle`` applies to VCEKs, the only resource that AMD's server has been
-    seen to throttle; without it there is no limit. ``delay`` is how long a slow
-    answer takes. Port 0 selects a free port.
+    ``throttle`` applies to VCEKs, the only resource that AMD's server is known to throttle. Without
+    it there is no limit. ``delay`` is the duration of a slow answer in seconds. Port 0 selects a
+    free port.
     """
 
     def __init__(
@@ -124,7 +123,7 @@ class KeyServer:
 
     @classmethod
     def of_homes(cls, homes: Sequence[PlatformHome], **options: object) -> Self:
-        """Return the key server of the emulated AMD that certifies those platforms' keys."""
+        """Return the key server of the emulated AMD that certifies these platforms' keys."""
         lines = [ProductLine(home.authority(), (home.firmware().chip,)) for home in homes]
         return cls(lines, **options)  # type: ignore[arg-type]  # names are checked at run time
 
@@ -146,8 +145,9 @@ class KeyServer:
             return dict(self._statuses)
 
     def wait_for_requests(self, enough: Callable[[Mapping[str, int]], bool], most: float) -> bool:
-        """Wait at most ``most`` seconds until the request counts are enough; return whether they
-        are.
+        """Wait until ``enough`` accepts the request counts, for at most ``most`` seconds.
+
+        Returns whether it has accepted them.
         """
         with self._lock:
             return self._lock.wait_for(lambda: enough(self._requests), most)
@@ -165,7 +165,9 @@ class KeyServer:
         self._thread.start()
 
     def serve(self) -> None:
-        """Serve in this thread until :meth:`close`, or an exception such as KeyboardInterrupt."""
+        """Serve in this thread until :meth:`close`, or until an exception such as
+        KeyboardInterrupt.
+        """
         self._http.serve_forever(poll_interval=0.05)
 
     def close(self) -> None:
@@ -191,7 +193,7 @@ class KeyServer:
         return json.dumps(counts, indent=1).encode() + b"\n"
 
     def answer(self, target: str, client: str) -> tuple[_Response, frozenset[Fault]]:
-        """Return the answer to the target of a request, and the faults to apply to it."""
+        """Return the answer to a request for ``target``, and the faults to apply to it."""
         faults = self.faults.take()
         try:
             plain, wanted = _without_faults(target)
@@ -292,7 +294,7 @@ def _retry_after(wait: float, faults: frozenset[Fault]) -> tuple[tuple[str, str]
 
 
 def _without_faults(target: str) -> tuple[str, frozenset[Fault]]:
-    """Return the target without its ``fault`` parameters, and the faults that they name."""
+    """Return the target without its ``fault`` parameters, and the faults that these name."""
     try:
         parts = urlsplit(target)
         pairs = parse_qsl(parts.query, keep_blank_values=True, max_num_fields=32)
@@ -306,7 +308,7 @@ def _without_faults(target: str) -> tuple[str, frozenset[Fault]]:
 
 class _HttpServer(ThreadingHTTPServer):
     daemon_threads = True
-    # Slow answers must not keep the server from ending.
+    # Slow answers must not delay the server's end.
     block_on_close = False
     request_queue_size = 64
 
@@ -341,7 +343,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(answer, faults)
 
     def log_message(self, format: str, *args: object) -> None:
-        """Log nothing: /stats has the counts."""
+        """Log nothing, because /stats has the counts."""
 
     def _send(self, answer: _Response, faults: frozenset[Fault]) -> None:
         body = answer.body

@@ -38,7 +38,7 @@ SECRETS_GPA: Final = PAGE_SIZE  # the first page is measured, the second becomes
 
 
 class KernelCalls(Protocol):
-    """The system calls that a VMM makes; each raises ``OSError`` if it fails."""
+    """The system calls that a VMM makes. Each raises ``OSError`` if it fails."""
 
     def open(self, path: str) -> int:
         """Return a descriptor of a device."""
@@ -55,7 +55,7 @@ class KernelCalls(Protocol):
 
 @dataclass(slots=True)
 class ReferenceVm:
-    """A launched VM. All its memory is one slot: GPA ``gpa`` is ``memory[gpa - base]``."""
+    """A launched VM. Its memory is a single slot: GPA ``gpa`` is ``memory[gpa - base]``."""
 
     machine: KernelCalls
     fd: int
@@ -66,10 +66,10 @@ class ReferenceVm:
     runs: tuple[RunView, ...]
 
     def run(self, vcpu: int = 0) -> None:
-        """Call KVM_RUN on the vCPU of that index; raise ``OSError`` if it fails. The exit is in
-        ``runs[vcpu]``.
+        """Call KVM_RUN on the vCPU with that index. The exit is in ``runs[vcpu]``.
 
-        It serves page state changes and runs the guest again.
+        It serves page state changes itself and then runs the guest again. Raises ``OSError`` if
+        KVM_RUN fails.
         """
         self.run_once(vcpu)
         while self.runs[vcpu].exit_reason == ExitReason.HYPERCALL:
@@ -108,7 +108,7 @@ class ReferenceVm:
         self.memory[gpa - self.base : gpa - self.base + len(data)] = data
 
     def close(self) -> None:
-        """Close every descriptor: the VM ends."""
+        """Close every descriptor. This ends the VM."""
         for fd in (*self.vcpus, self.fd, self.sev_fd):
             self.machine.close(fd)
 
@@ -134,10 +134,10 @@ def build_vm(
     policy: int = POLICY,
     host_data: bytes = bytes(32),
 ) -> ReferenceVm:
-    """Launch a VM up to its first KVM_RUN. ``certs`` says whether to enable the exit for
-    certificates.
+    """Launch a VM up to its first KVM_RUN.
 
-    ``memory_size`` (at least two pages) and ``base`` are multiples of 4096, in bytes.
+    ``certs`` says whether to enable the exit for certificates. ``memory_size`` (at least two pages)
+    and ``base`` are multiples of 4096, in bytes.
     """
     kvm_fd, sev_fd = machine.open("/dev/kvm"), machine.open("/dev/sev")
     vm_fd = machine.ioctl(kvm_fd, Ioctl.CREATE_VM, VmType.SNP)

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """The server process of an emulated machine: it owns the firmware and every VM.
 
-Launchers (:mod:`snpcerts.emulator.machine.enter`) send it the seccomp listeners of
-the programs they start. It serves them all in one loop, and ends after the last
-program has ended or on SIGTERM. Started as ``python -m
-snpcerts.emulator.machine.server DIRECTORY``; with ``--throw-away`` it removes the
-directory when it ends, with ``--detached`` it is not a child of its starter, with
-``--parent=PID`` it runs until that process, its parent, ends, and with
-``--commands=FILE`` it appends a JSON line to FILE for each command of the firmware.
+Launchers (:mod:`snpcerts.emulator.machine.enter`) send it the seccomp listeners of the programs
+they start. It serves all of them in one loop, and ends after the last program or on SIGTERM.
+
+It is started as ``python -m snpcerts.emulator.machine.server DIRECTORY``. Options: with
+``--throw-away`` it removes the directory when it ends; with ``--detached`` it is not a child of the
+process that started it; with ``--parent=PID`` it runs until that process, its parent, ends; with
+``--commands=FILE`` it appends a JSON line to FILE for each firmware command.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ from snpcerts.printable import printable
 
 log = logging.getLogger(__name__)
 
-# How long to wait without clients: a launcher may be about to connect.
+# How long to wait without clients, because a launcher may be about to connect.
 IDLE_SECONDS: Final = 1.0
 
 
@@ -62,7 +62,7 @@ class PlatformServer:
     def __init__(
         self, home: PlatformHome, *, stays: bool = False, commands: IO[str] | None = None
     ) -> None:
-        """``commands`` gets the JSON line of each firmware command."""
+        """Create the server. ``commands`` gets a JSON line for each firmware command."""
         self._home = home
         self._stays = stays
         self._asked_to_end = False
@@ -80,7 +80,7 @@ class PlatformServer:
         self._control.attach(self._supervisor)
 
     def run(self) -> None:
-        """Serve; return after some time without clients, or after :meth:`end`."""
+        """Serve. Return after some time without clients, or after :meth:`end`."""
         busy = time.monotonic()
         try:
             while time.monotonic() - busy < IDLE_SECONDS and not self._asked_to_end:
@@ -119,7 +119,7 @@ class PlatformServer:
             self._saved = state
 
     def _hear(self, hello: Hello) -> Mapping[str, object]:
-        """Answer one message; take ownership of its descriptors."""
+        """Answer one message. Takes ownership of its descriptors."""
         descriptors = list(hello.descriptors)
         try:
             ask = hello.message.get("ask")
@@ -144,7 +144,7 @@ class PlatformServer:
             raise
 
     def _carry_out(self, message: Mapping[str, Any]) -> Mapping[str, object]:
-        """Make an operator's change to the firmware that no Linux ioctl can make."""
+        """Make an operator's change to the firmware for which Linux has no ioctl."""
         try:
             return carry_out(self._platform, message)
         finally:
@@ -153,7 +153,7 @@ class PlatformServer:
             self._saved = self._platform.firmware.state
 
     def _let_in(self, hello: Hello, descriptors: list[int], door: Door) -> Mapping[str, object]:
-        """Serve a program; take ownership of ``descriptors`` when they are passed on."""
+        """Serve a program. Takes ownership of ``descriptors`` once they are passed on."""
         found = hello.message.get("places")
         places = None if found is None else Places.from_json(found)
         expected = 1 if places is None else 1 + places.descriptors
@@ -215,7 +215,9 @@ class PlatformServer:
         )
 
     def _guest_on_host(self) -> Device:
-        """Open the guest's device for a program of the host; ENODEV unless one VM serves."""
+        """Open the guest's device for a program of the host; ENODEV unless exactly one VM
+        serves.
+        """
         serving = [vm for vm in self._platform.vms.values() if _serves(vm.guest)]
         if len(serving) != 1:
             raise OSError(errno.ENODEV, os.strerror(errno.ENODEV))
@@ -255,7 +257,7 @@ class PlatformServer:
 class _SavedSevDevice(SevDevice):
     """A ``/dev/sev`` that saves the platform before each command returns.
 
-    A later command reads the platform's directory and must find the new state.
+    A later command reads the platform's directory and must find the new state there.
     """
 
     __slots__ = ("_save",)
@@ -287,7 +289,7 @@ def _exit_number(message: Mapping[str, Any]) -> int:
 
 
 def _serves(guest: object) -> bool:
-    # A scripted guest is a LinuxGuest too, but serves no programs.
+    # A scripted guest is a LinuxGuest too, but does not serve programs.
     return type(guest) is LinuxGuest
 
 
@@ -307,7 +309,7 @@ def main(arguments: list[str]) -> int:
         server = PlatformServer(home, stays=parent is not None, commands=commands)
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, lambda *_: server.end())
-    except SnpCertsError as error:  # another server may be running, which owns the platform
+    except SnpCertsError as error:  # another server may be running, which then owns the platform
         print(error, flush=True)
         return error.exit_code
     try:

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The files by which tools recognise an SNP host or an SNP guest.
+"""The files that tools read to recognise an SNP host or an SNP guest.
 
 Sources: virtee/snphost ``src/ok`` and virtee/snpguest ``src/ok.rs`` for the files that each tool
 reads; AMD64 Architecture Programmer's Manual volume 2 for the MSRs (SYSCFG C001_0010, SEV_STATUS
-C001_0131, RMP_BASE C001_0132, RMP_END C001_0133); msr(4) for the file: eight bytes at the offset
-that is the register's number; Linux 7.3's ``drivers/crypto/ccp/sev-dev.c``,
+C001_0131, RMP_BASE C001_0132, RMP_END C001_0133); msr(4) for the file, which has eight bytes at the
+offset equal to the register's number; Linux 7.3's ``drivers/crypto/ccp/sev-dev.c``,
 ``sev_snp_register_verify_mitigation``, for ``/sys/firmware/sev``, which exists only for firmware
 with mitigation vectors. The CPUID instruction cannot be emulated here: it is not a system call.
 """
@@ -33,7 +33,7 @@ _FIRST_INODE = 1 << 10
 
 
 def host_files(firmware: Firmware) -> dict[str, Callable[[], Content]]:
-    """Return the files of an SNP host that has that firmware and this machine's number of
+    """Return the files of an SNP host with that firmware and this machine's number of
     processors.
     """
     processor = firmware.processor
@@ -68,16 +68,16 @@ def host_files(firmware: Firmware) -> dict[str, Callable[[], Content]]:
 
 
 def host_inodes(firmware: Firmware) -> dict[str, Callable[[], int]]:
-    """Return inode numbers of directories: sysfs gives ``kvm_amd`` a new one each time it is
-    loaded.
+    """Return inode numbers of directories.
 
-    Linux initialises SNP when it loads that module and at no other time.
+    sysfs gives ``kvm_amd`` a new one each time it is loaded. Linux initialises SNP when it loads
+    that module and at no other time.
     """
     return {"/sys/module/kvm_amd": lambda: _FIRST_INODE + firmware.state.initialisations}
 
 
 def guest_files() -> dict[str, Callable[[], Content]]:
-    """Return the files of an SNP guest that runs at VMPL 0."""
+    """Return the files of an SNP guest at VMPL 0."""
     return {
         _MSRS: lambda: {_SEV_STATUS: _register(_SEV | _SEV_ES | _SEV_SNP)},
         "/sys/devices/system/cpu/sev/vmpl": lambda: b"0\n",
@@ -86,7 +86,7 @@ def guest_files() -> dict[str, Callable[[], Content]]:
 
 
 def _boot_id(firmware: Firmware) -> bytes:
-    """A UUID for each boot of this machine; Linux makes a random one (random(4))."""
+    """Return a UUID for each boot of this machine. Linux makes a random one (random(4))."""
     name = f"{firmware.chip.chip_id.hex()} {firmware.state.boots}"
     return f"{uuid.uuid5(uuid.NAMESPACE_OID, name)}\n".encode()
 

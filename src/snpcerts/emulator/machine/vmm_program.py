@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The built-in VMM process: one SNP VM whose certificates come from a file.
 
-It makes the same system calls as any VMM, and uses the library for VMMs in Python. Started on an
-emulated host as ``python -m snpcerts.emulator.machine.vmm_program FILE [PIDFD]``; ends with the
-process that ``PIDFD``, a descriptor, stands for, or with its parent.
+It makes the same system calls as any VMM, and uses the library for VMMs in Python. It is started on
+an emulated host as ``python -m snpcerts.emulator.machine.vmm_program FILE [PIDFD]``. It ends when
+the process of ``PIDFD``, a descriptor, or its own parent ends.
 """
 
 from __future__ import annotations
@@ -52,10 +52,10 @@ def run_vm(
     before_reentry: Callable[[], None] = lambda: None,
     after: Callable[[Served], None] = lambda _: None,
 ) -> None:
-    """Run one VM with one vCPU until it shuts down; ``service`` serves its certificates.
+    """Run one VM with one vCPU until it shuts down. ``service`` serves its certificates.
 
-    ``at_exit`` is called at each request with the exit's number, ``before_reentry`` between
-    an answer and its KVM_RUN, ``after`` when the request is over.
+    ``at_exit`` is called at each request with the exit's number, ``before_reentry`` between an
+    answer and its KVM_RUN, and ``after`` when the request is over.
     """
     vm = build_vm(SystemCalls())
     memory = MappedMemory([(vm.base, memoryview(vm.memory))])

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """A chip's secret, and the keys derived from it.
 
-Real chips derive the VCEK from fused secrets and the TCB_VERSION by a chain of hashes
-that AMD has not published. The emulator uses HKDF-SHA384 instead. It keeps the
-essential property: each pair of chip and TCB has its own key.
+Real chips derive the VCEK from fused secrets and the TCB_VERSION by a chain of hashes that AMD has
+not published. The emulator uses HKDF-SHA384 instead, and keeps the essential property: each pair of
+chip and TCB has its own key.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from snpcerts.emulator.psp.error import FirmwareError
 from snpcerts.errors import UsageError
 
 SECRET_SIZE = 32
-HASHSTICK_SIZE = 48  # our format; AMD's is opaque and fills the 384 bytes
+HASHSTICK_SIZE = 48  # our format; AMD's is opaque and fills all 384 bytes
 CACHED_KEYS = 32
 
 _P384_ORDER = int(
@@ -43,7 +43,7 @@ def derive(secret: bytes, purpose: str, context: bytes, size: int) -> bytes:
 
 
 def _signing_key(secret: bytes, purpose: str, context: bytes) -> ec.EllipticCurvePrivateKey:
-    # 24 bytes more than the order has: the bias of the reduction is negligible.
+    # 24 bytes longer than the curve's order, so that the bias of the reduction is negligible.
     wide = int.from_bytes(derive(secret, purpose, context, 72), "big")
     return ec.derive_private_key(wide % (_P384_ORDER - 1) + 1, ec.SECP384R1())
 
@@ -96,14 +96,14 @@ class Chip:
         return self._vcek(tcb)
 
     def sev_key(self, name: str) -> ec.EllipticCurvePrivateKey:
-        """Return the platform's own SEV key of that name: CEK, OCA, PEK or PDH.
+        """Return the platform's own SEV key with this name: CEK, OCA, PEK or PDH.
 
-        Real firmware keeps the latter three across restarts; these never change.
+        Real firmware keeps OCA, PEK and PDH across restarts. Here they never change.
         """
         return _signing_key(self.secret, f"SEV {name}", b"")
 
     def guest_key_root(self, tcb: TcbVersion) -> bytes:
-        """Return the 48 bytes from which guests' keys are derived if the root is the VCEK of
+        """Return the 48 bytes from which guest keys are derived when their root is the VCEK of
         ``tcb``.
         """
         return derive(self.secret, "guest key root", tcb.pack(), 48)
@@ -114,11 +114,10 @@ class Chip:
         return derive(self.secret, "guest key root", b"", 48)
 
     def unwrap_vlek(self, blob: bytes, vcek_tcb: TcbVersion) -> bytes:
-        """Return the hashstick (48 bytes) from a blob (432 bytes) that was wrapped for this chip.
+        """Unwrap a blob (432 bytes) made for this chip and return the hashstick (48 bytes).
 
-        The wrapping key follows from the VCEK of ``vcek_tcb``. Raises
-        :class:`FirmwareError` when the tag does not verify: another chip's,
-        another TCB's, or damaged.
+        The wrapping key is derived from the VCEK of ``vcek_tcb``. Raises :class:`FirmwareError` if
+        the tag does not verify: the blob is damaged, or was made for another chip or TCB.
         """
         stick = WrappedVlekHashstick.unpack(blob)
         try:
@@ -133,7 +132,7 @@ class Chip:
         return content[:HASHSTICK_SIZE]
 
     def wrap_vlek(self, hashstick: bytes, tcb: TcbVersion) -> bytes:
-        """Wrap ``hashstick`` (48 bytes) into a blob of 432 bytes for this chip, as AMD does."""
+        """Wrap ``hashstick`` (48 bytes) for this chip, as AMD does; return a blob of 432 bytes."""
         _checked_layout(tcb, self.product)
         iv, plain_tcb = os.urandom(12), tcb.pack()
         sealed = AESGCM(self._wrapping_key(tcb)).encrypt(
@@ -153,7 +152,7 @@ class Chip:
 
 @dataclass(frozen=True, slots=True)
 class LoadedVlek:
-    """A hashstick in the firmware: the TCB that it is for, and its 48 secret bytes."""
+    """A hashstick in the firmware: its TCB and its 48 secret bytes."""
 
     tcb: TcbVersion
     hashstick: bytes = field(repr=False)
@@ -173,8 +172,8 @@ class CloudProvider:
     """One cloud provider's VLEK seed, as AMD keeps it for one product line.
 
     ``csp_id`` is the value of the certificate's cspID extension, such as
-    ``CN=cc-us-east-2.amazonaws.com``; ``secret`` is 32 bytes. The VLEK is the
-    same on every chip of the provider at one TCB.
+    ``CN=cc-us-east-2.amazonaws.com``; ``secret`` is 32 bytes. At one TCB, all chips of the provider
+    have the same VLEK.
     """
 
     csp_id: str

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The processor that the emulator models for each product, in one row of facts.
+"""The processor that the emulator models for each product, as one row of facts.
 
-Sources: genuine reports and VCEK certificates, one of each product; for the
-published firmware (``choices.PUBLISHED``) its ``sev_plat.h`` and ``sev_rmp.h``.
+Sources: genuine reports and VCEK certificates, one of each product. For the published firmware
+(``choices.PUBLISHED``): its ``sev_plat.h`` and ``sev_rmp.h``.
 """
 
 from __future__ import annotations
@@ -17,7 +17,9 @@ from snpcerts.errors import UsageError
 
 @dataclass(frozen=True, slots=True)
 class CpuId:
-    """Combined family, combined model, and stepping, as in reports of version 3 and later."""
+    """Combined family, combined model, and stepping, as reports of version 3 and later contain
+    them.
+    """
 
     family: int
     model: int
@@ -37,7 +39,7 @@ class CpuId:
 
 @dataclass(frozen=True, slots=True, order=True)
 class ApiVersion:
-    """A firmware version; its parts are 0 to 255. Versions compare in order of release."""
+    """A firmware version. Each part is 0 to 255. Versions compare in order of release."""
 
     major: int
     minor: int
@@ -55,10 +57,10 @@ class ApiVersion:
 class ChipModel:
     """The facts about one modelled processor.
 
-    ``firmware`` maps each report version that the product's firmware can write to the
-    firmware of genuine reports of that version. ``published_firmware`` is the same for
-    the firmware whose source AMD published, None on other products. ``tcb`` is the
-    first TCB of a new platform. ``vcek_product_name`` is the productName of its VCEKs.
+    ``firmware`` maps each report version that the product's firmware can write to the firmware of
+    genuine reports of that version. ``published_firmware`` has the same for the firmware whose
+    source AMD published; None for other products. ``tcb`` is the first TCB of a new platform.
+    ``vcek_product_name`` is the productName of its VCEKs.
     """
 
     cpuid: CpuId

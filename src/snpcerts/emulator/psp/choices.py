@@ -1,14 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """The questions on which sources about AMD's firmware disagree, and the emulator's choices.
 
-Each row of :data:`ROWS` is one question, with an answer and its source for each
-firmware that can be chosen. Behaviour on which all sources agree is not listed.
+Each row of :data:`ROWS` is one question, with an answer and its source for each firmware that can
+be chosen. Behaviour on which all sources agree is not listed.
 
-``genoa-1.55.25`` is the firmware whose source AMD published (repository
-amd/AMD-ASPFW, directory ``fw/psp_bl_uapps/sev_uapp/src``), read and restated.
-``documented`` is AMD's SNP ABI (56860) as others restate it; where it is
-silent, the published source answers. ``observed-2022`` is what one observer saw on
-real firmware of that year, and ``documented`` for everything else.
+``genoa-1.55.25`` is the firmware whose source AMD published (repository amd/AMD-ASPFW, directory
+``fw/psp_bl_uapps/sev_uapp/src``), read and restated. ``documented`` is AMD's SNP ABI (56860) as
+others restate it, and the published source where the document is silent. ``observed-2022`` is what
+one observer saw on real firmware of that year, and ``documented`` for everything else.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ Answer = bool | SevStatus
 
 @dataclass(frozen=True, slots=True)
 class FirmwareChoices:
-    """One firmware that can be chosen: the answers of one column of :data:`ROWS`."""
+    """One firmware that can be chosen, with the answers from its column of :data:`ROWS`."""
 
     name: str
     commit_drops_vlek: bool
@@ -60,8 +59,8 @@ class Reading:
 class Row:
     """One question. ``choice`` names the field of :class:`FirmwareChoices`.
 
-    ``documented`` None: the document is silent, so the published source answers.
-    ``observed`` None: nothing was seen, so it is as documented.
+    If ``documented`` is None, the document is silent and the published source is used. If
+    ``observed`` is None, nothing was observed and the documented behaviour is used.
     """
 
     choice: str
@@ -71,7 +70,9 @@ class Row:
     observed: Reading | None = None
 
     def reading(self, firmware: str) -> Reading:
-        """Return the answer of one of :data:`NAMES`, with its source."""
+        """Return the answer and its source for the firmware with this name, one of
+        :data:`NAMES`.
+        """
         if firmware == PUBLISHED:
             return self.published
         documented = self.documented or Reading(
@@ -185,8 +186,9 @@ FIRMWARES: Final = {name: _column(name) for name in NAMES}
 
 
 def choices_of(name: str | None) -> FirmwareChoices:
-    """Return the firmware with that name, or the default for None; raise :class:`UsageError` for an
-    unknown name.
+    """Return the firmware with that name, or the default for None.
+
+    Raises :class:`UsageError` for an unknown name.
     """
     try:
         return FIRMWARES[name or DEFAULT]

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checks CPUID values as the firmware does: those of a launch page and of a guest's request.
+"""Checks CPUID values, of a launch page or a guest's request, as the firmware does.
 
 Source: AMD-ASPFW ``cpuid_lookup.c``, ``sanitize_cpuid_list`` and ``sanitize_cpuid_entry``. Its
-rules for single feature bits come from the processor's own reference and are not restated here:
-this checks the reserved field, the highest functions, the processor's signature, the size of a
-cache line, and functions that no such processor has.
+rules for single feature bits come from the processor's own reference and are not restated here.
+This module checks the reserved field, the highest function numbers, the processor's signature, the
+size of a cache line, and functions that the processor does not have.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _HIGHEST_STANDARD, _HIGHEST_EXTENDED = 0x10, 0x8000_0028
 _SIGNATURE_RESERVED = 0xF000_F000
 _CACHE_LINE, _CACHE_LINE_SHIFT = 8, 8
 
-# Functions that exist, with their subfunctions; any other must be all zero.
+# Functions that exist, with their subfunctions. All others must be zero.
 _KNOWN: Final = {
     **dict.fromkeys((0, 1, 2, 4, 5, 6), (0,)),
     0x07: (0, 1),
@@ -58,10 +58,10 @@ class CpuidFunction(CStruct):
 
 
 def judge(data: bytes, count: int, signature: int) -> tuple[bytes, int, bool]:
-    """Check ``count`` functions in ``data``: return the permitted values, how many were checked,
-    and whether all pass.
+    """Check ``count`` functions in ``data``.
 
-    ``signature`` is EAX of the processor's own function 1.
+    Returns the permitted values, the number of functions checked, and whether all pass.
+    ``signature`` is EAX of function 1 on this processor.
     """
     right, judged, sound = b"", 0, True
     for at in range(0, count * CpuidFunction.SIZE, CpuidFunction.SIZE):
@@ -92,7 +92,7 @@ def _corrected(given: CpuidFunction, signature: int) -> CpuidFunction:
 
 
 def _order(signature: int) -> tuple[int, int, int]:
-    """Return family, model and stepping, with the extended parts, in an order that can be
+    """Return family, model and stepping, with the extended parts, as a tuple that can be
     compared.
     """
     base, extended = signature >> 8 & 0xF, signature >> 20 & 0xFF

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The error of the emulated firmware."""
+"""The error that the emulated firmware raises."""
 
 from __future__ import annotations
 

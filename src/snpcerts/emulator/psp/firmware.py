@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The PSP firmware of one platform: its commands, one at a time.
+"""The PSP firmware of one platform. It runs one command at a time.
 
-Host commands (``/dev/sev``), launch commands (KVM) and guest requests all take the one lock, as on
-hardware, where every command goes through one mailbox. So the reported TCB in a report and the key
-that signed it always match.
+Host commands (``/dev/sev``), launch commands (KVM) and guest requests all take the same lock, as on
+hardware, where every command goes through one mailbox. So the reported TCB in a report always
+matches the key that signed it.
 """
 
 from __future__ import annotations
@@ -74,16 +74,16 @@ from snpcerts.errors import UsageError
 
 __all__ = ["ApiVersion", "Firmware", "FirmwareError", "GuestContext"]
 
-# Bits of platform_info, and the policy bits that require them.
+# Bits of platform_info, and the policy bits that require each of them.
 _SMT, _ECC, _RAPL_DIS, _CIPHERTEXT_HIDING, _ALIAS_CHECKED = 1 << 0, 1 << 2, 1 << 3, 1 << 4, 1 << 5
 DEFAULT_PLATFORM_INFO: Final = _SMT | _ECC | _ALIAS_CHECKED
-# sev_guest.h of the published firmware: bits 21 and up are reserved. Later ones know 21 to 25.
+# sev_guest.h of the published firmware reserves bits 21 and up. Later firmware uses 21 to 25.
 _POLICY_FIRST, _POLICY_GREW = (1 << 21) - 1, 3
 _POLICY_SMT, _POLICY_RAPL_DIS, _POLICY_CIPHERTEXT_HIDING = 1 << 16, 1 << 23, 1 << 24
 DEFAULT_MIT_VECTOR: Final = 0x3F  # as in a genuine Turin report
-_GUEST_MESSAGES = 0x1FF  # one bit for each kind, all supported
+_GUEST_MESSAGES = 0x1FF  # one bit for each kind of message; all are supported
 _MITIGATIONS_SINCE = (
-    5  # the first report version with mitigations; SNP_VERIFY_MITIGATION came with it
+    5  # the first report version with mitigations; SNP_VERIFY_MITIGATION appeared with it
 )
 
 _SEV_INIT_STATE = 1
@@ -93,9 +93,7 @@ _PAYLOAD_UNIT = 16
 
 
 class MitigationVectors(NamedTuple):
-    """Two bit vectors: the mitigations that the firmware can verify, and those that are in
-    effect.
-    """
+    """Two bit vectors: the mitigations that the firmware can verify, and those in effect."""
 
     supported: int
     verified: int
@@ -104,13 +102,12 @@ class MitigationVectors(NamedTuple):
 class Firmware:
     """The firmware of one platform. Thread-safe.
 
-    Every command raises :class:`FirmwareError`, and changes nothing, if hardware would
-    return a status other than SUCCESS. ``tcb`` is the initial TCB, committed and
-    reported. ``report_version`` is the newest report version that the firmware
-    supports: one of the product's in :data:`CHIP_MODELS`, by default the newest; with 2
-    the firmware is too old for VLEKs. ``choices`` selects the behaviour where sources
-    disagree. The published firmware, on its product, has its own version and reports
-    of version 2.
+    If hardware would return a status other than SUCCESS, a command raises :class:`FirmwareError`
+    and changes nothing. ``tcb`` is the initial current, committed and reported TCB.
+    ``report_version`` is the newest report version that the firmware supports. It must be in
+    :data:`CHIP_MODELS` for the product; the default is the newest. With 2 the firmware is too old
+    for VLEKs. ``choices`` selects the behaviour where sources disagree. On its own product, the
+    published firmware has its own version number and writes reports of version 2.
     """
 
     def __init__(
@@ -174,7 +171,7 @@ class Firmware:
 
     @property
     def smt(self) -> bool:
-        """Whether SMT is on, as guests' policies and reports show it."""
+        """Whether SMT is on. Guest policies and reports refer to it."""
         return bool(self._platform.platform_info & _SMT)
 
     @property
@@ -191,8 +188,8 @@ class Firmware:
     ) -> ec.EllipticCurvePublicKey | None:
         """Return the key that now signs reports requested with ``key_sel``.
 
-        None while MASK_CHIP_KEY leaves such reports unsigned. Raises
-        :class:`FirmwareError` (INVALID_KEY) for the VLEK when none is loaded.
+        None if MASK_CHIP_KEY leaves such reports unsigned. Raises :class:`FirmwareError`
+        (INVALID_KEY) if the VLEK is requested and none is loaded.
         """
         with self._lock:
             key = signer(self._platform, key_sel)
@@ -201,15 +198,15 @@ class Firmware:
             return None if key[1] is None else key[1].public_key()
 
     def save_state(self) -> dict[str, Any]:
-        """Return the platform, secret included, as JSON values, without guests."""
+        """Return the platform as JSON values, including its secret but not its guests."""
         with self._lock:
             return write_platform(self._platform)
 
     @classmethod
     def from_state(cls, saved: dict[str, Any]) -> Self:
-        """Create the platform from the result of :meth:`save_state`, without guests.
+        """Create the platform, without guests, from the result of :meth:`save_state`.
 
-        Raises :class:`snpcerts.errors.InputError` when ``saved`` is not such a description.
+        Raises :class:`snpcerts.errors.InputError` if ``saved`` is not such a result.
         """
         platform = read_platform(saved)
         firmware = cls(platform.chip)
@@ -244,7 +241,7 @@ class Firmware:
             )
 
     def platform_status(self) -> PlatformStatus:
-        """PLATFORM_STATUS, the SEV one. SNP guests are not counted in it."""
+        """SEV's PLATFORM_STATUS. It does not count SNP guests."""
         with self._lock:
             version = self.state.version
             return PlatformStatus(
@@ -256,7 +253,7 @@ class Firmware:
             )
 
     def pdh_cert_export(self) -> tuple[bytes, bytes]:
-        """PDH_CERT_EXPORT: return the certificate of the PDH, and those of PEK, OCA and CEK."""
+        """PDH_CERT_EXPORT: return the PDH's certificate, then those of PEK, OCA and CEK."""
         with self._lock:
             return sev_certificates.export(self.chip, self.state.version)
 
@@ -270,25 +267,26 @@ class Firmware:
             self._become(self.state.init())
 
     def snp_shutdown(self) -> None:
-        """SNP_SHUTDOWN: fail with DFFLUSH_REQUIRED while there are guests; do nothing before
-        SNP_INIT.
+        """SNP_SHUTDOWN: do nothing before SNP_INIT; fail with DFFLUSH_REQUIRED while guests
+        exist.
         """
         with self._lock:
             self._shutdown()
 
     def reload(self) -> None:
-        """SNP_SHUTDOWN and SNP_INIT, as unloading and loading kvm_amd does on Linux 7.
+        """SNP_SHUTDOWN and SNP_INIT, as when kvm_amd is unloaded and loaded on Linux 7.
 
-        DFFLUSH_REQUIRED while there are guests.
+        Fails with DFFLUSH_REQUIRED while guests exist.
         """
         with self._lock:
             self._shutdown()
             self._become(self.state.init())
 
     def reboot(self, current: TcbVersion | None = None, version: ApiVersion | None = None) -> None:
-        """Boot the host with a BIOS of that TCB and version; without them, with the committed ones.
+        """Boot the host with a BIOS of that TCB and version; the default is the committed ones.
 
-        INVALID_CONFIG below the committed TCB or version; DFFLUSH_REQUIRED while there are guests.
+        Fails with INVALID_CONFIG below the committed TCB or version, and with DFFLUSH_REQUIRED
+        while guests exist.
         """
         with self._lock:
             after = self.state.reboot(current, version)
@@ -298,9 +296,9 @@ class Firmware:
     def snp_verify_mitigation(self, vector: int = 0) -> MitigationVectors:
         """SNP_VERIFY_MITIGATION.
 
-        ``vector`` 0 requests the status; a single bit requests that mitigation's check.
-        INVALID_COMMAND on firmware older than reports of version 5;
-        INVALID_PARAM for several bits, or one that is not supported.
+        ``vector`` 0 requests the status. A single bit requests a check of that mitigation. Fails
+        with INVALID_COMMAND on firmware older than reports of version 5, and with INVALID_PARAM for
+        several bits or an unsupported one.
         """
         with self._lock:
             platform = self._platform
@@ -317,7 +315,7 @@ class Firmware:
 
     @property
     def knows_mitigations(self) -> bool:
-        """Whether the firmware has SNP_VERIFY_MITIGATION, as Linux determines it."""
+        """Whether the firmware has SNP_VERIFY_MITIGATION, determined as Linux does."""
         if not self.snp_platform_status().flags & STATUS_FEATURE_INFO:
             return False
         return bool(self.snp_feature_info(0)[2] & FEATURE_VERIFY_MITIGATION)
@@ -325,8 +323,8 @@ class Firmware:
     def snp_feature_info(self, ecx: int) -> tuple[int, int, int, int]:
         """SNP_FEATURE_INFO: return EAX to EDX of subfunction ``ecx``, in any state.
 
-        INVALID_PARAM for a subfunction above 1; INVALID_COMMAND on firmware whose
-        SNP_PLATFORM_STATUS does not announce the command.
+        Fails with INVALID_PARAM for a subfunction above 1, and with INVALID_COMMAND on firmware
+        whose SNP_PLATFORM_STATUS does not announce the command.
         """
         with self._lock:
             if self.state.version < VLEK_SINCE:
@@ -346,14 +344,15 @@ class Firmware:
             self._become(self.state.commit())
 
     def snp_set_config(self, config: SnpConfig) -> None:
-        """SNP_SET_CONFIG: set the reported TCB and both mask bits; all zero resets the TCB to the
-        committed one.
+        """SNP_SET_CONFIG: set the reported TCB and both mask bits.
+
+        A TCB of zeros resets the reported TCB to the committed one.
         """
         with self._lock:
             self._become(self.state.configure(config))
 
     def snp_vlek_load(self, blob: bytes) -> None:
-        """SNP_VLEK_LOAD of a wrapped hashstick of 432 bytes."""
+        """SNP_VLEK_LOAD: load a wrapped hashstick of 432 bytes."""
         with self._lock:
             self._become(self.state.load_vlek(self.chip, blob))
 
@@ -364,11 +363,11 @@ class Firmware:
         *,
         mit_supported: int | None = None,
     ) -> None:
-        """Install a live firmware update: the current TCB and the version change, the reported TCB
-        does not.
+        """Install a live firmware update: change the current TCB and the version, not the reported
+        TCB.
 
-        ``mit_supported``: the mitigations that the new firmware can verify, if they differ.
-        INVALID_CONFIG below the committed TCB or the committed version.
+        ``mit_supported``: the mitigations that the new firmware can verify; None for no change.
+        Fails with INVALID_CONFIG below the committed TCB or the committed version.
         """
         with self._lock:
             self._become(self.state.update(current, version or self.state.version))
@@ -382,8 +381,8 @@ class Firmware:
     ) -> GuestContext:
         """SNP_GCTX_CREATE and SNP_LAUNCH_START.
 
-        POLICY_FAILURE if this platform cannot meet ``policy``, reserved bits included;
-        INVALID_PLATFORM_STATE before SNP_INIT.
+        Fails with POLICY_FAILURE if this platform cannot meet ``policy``, including its reserved
+        bits, and with INVALID_PLATFORM_STATE before SNP_INIT.
         """
         with self._lock:
             if not self.state.initialized:
@@ -404,10 +403,10 @@ class Firmware:
     ) -> bytes | None:
         """SNP_LAUNCH_UPDATE for one page or several adjacent ones.
 
-        ``data`` is a whole number of 4096-byte pages (the content of a ZERO or UNMEASURED page is
-        ignored). For SECRETS, one page only, the result is the page to put at ``gpa``; for every
-        other type None. A CPUID page with values that this processor does not have raises
-        :class:`CpuidPageError`, which has the page as it should be.
+        ``data`` is a whole number of 4096-byte pages; for ZERO and UNMEASURED pages its content is
+        ignored. For SECRETS (one page only), returns the page to put at ``gpa``; for other types
+        returns None. If a CPUID page has values that this processor does not have, raises
+        :class:`CpuidPageError` with the corrected page.
         """
         with self._lock:
             if page_type not in PAGE_TYPES:
@@ -439,9 +438,9 @@ class Firmware:
     ) -> None:
         """SNP_LAUNCH_FINISH: let the guest run.
 
-        ``id_block`` is the ID block and its authentication page, checked by
-        :func:`~snpcerts.emulator.psp.id_block.check_id_block`. ``vcek_disabled`` forbids this
-        guest the VCEK.
+        ``id_block`` is the ID block and its authentication page, as checked by
+        :func:`~snpcerts.emulator.psp.id_block.check_id_block`. ``vcek_disabled`` forbids this guest
+        the VCEK.
         """
         with self._lock:
             self._check_state(context, GuestState.LAUNCHING)
@@ -467,13 +466,13 @@ class Firmware:
             self._guests.discard(context)
             context.state = GuestState.GONE
 
-    # Requests of guests.
+    # Guest requests.
 
     def guest_request(self, context: GuestContext, page: bytes) -> bytes:
-        """SNP_GUEST_REQUEST: take a request page of 4096 bytes, return the response page.
+        """SNP_GUEST_REQUEST: take a request page of 4096 bytes and return the response page.
 
-        The VMPCK's sequence number moves on by two, and only when this returns.
-        Bad parameters inside a sound message are answered inside the response.
+        If this returns, the VMPCK's sequence number has advanced by two; if it raises, it has not
+        changed. If a valid message has bad parameters, the response reports that.
         """
         with self._lock:
             self._check_state(context, GuestState.RUNNING)
@@ -501,7 +500,7 @@ class Firmware:
             context.counters[vmpck] = expected + 1
             return sealed
 
-    # The implementation of the commands; the lock is held.
+    # How the commands work; the caller holds the lock.
 
     def _become(self, state: PlatformState) -> None:
         self._platform = replace(self._platform, state=state)
@@ -525,7 +524,7 @@ class Firmware:
             )
 
     def _known_policy(self) -> int:
-        """Return the policy bits that this firmware knows; each report version added some."""
+        """Return the policy bits that this firmware knows. Each report version added some."""
         return POLICY_KNOWN if self._platform.report_version >= _POLICY_GREW else _POLICY_FIRST
 
     def _check_policy(self, policy: int) -> None:
@@ -545,7 +544,7 @@ class Firmware:
 
 
 class CpuidPageError(FirmwareError):
-    """A CPUID page has values that differ from this processor's; ``page`` is the corrected page."""
+    """A CPUID page has values that this processor does not have. ``page`` is the corrected page."""
 
     def __init__(self, page: bytes) -> None:
         super().__init__(
@@ -564,13 +563,14 @@ def _check_cpuid_page(page: bytes, signature: int) -> None:
 
 
 def _check_header(page: bytes) -> int:
-    """Return the number of the VMPCK that opens ``page``; raise FirmwareError if the header is
-    malformed.
+    """Return the number of the VMPCK that opens ``page``.
+
+    Raises :class:`FirmwareError` if the header is malformed.
     """
     if len(page) != MESSAGE_SIZE:
         raise FirmwareError(SevStatus.INVALID_PARAM, f"a message page is {MESSAGE_SIZE} bytes")
     header = MessageHeader.unpack(page)
-    # Reserved fields and the upper half of the tag's field are not checked.
+    # Reserved fields and the upper half of the tag field are not checked.
     sound = (
         header.algo == ALGO_AES_256_GCM
         and header.hdr_version == HEADER_VERSION

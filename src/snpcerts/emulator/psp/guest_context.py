@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The firmware's state of one guest: launch, identity, message keys and counters.
+"""The firmware's state for one guest: launch, identity, message keys and counters.
 
-Only :class:`snpcerts.emulator.psp.firmware.Firmware` changes a context, under its own lock; others
+Only :class:`snpcerts.emulator.psp.firmware.Firmware` changes a context, under its own lock. Others
 may read it.
 """
 
@@ -23,17 +23,17 @@ DIGEST_SIZE: Final = 48
 PAGE_INFO_SIZE: Final = 0x70
 SECRETS_VERSION: Final = 3
 TSC_FACTOR: Final = 200  # sev_rmp.h, TSC_FACTOR_GENOA
-PAGE_TYPE_VMSA: Final = 2  # only KVM itself launches these
+PAGE_TYPE_VMSA: Final = 2  # only KVM itself launches VMSA pages
 PAGE_TYPES: Final = frozenset({*PageType, PAGE_TYPE_VMSA})
 PAGES_ALONE: Final = frozenset({PAGE_TYPE_VMSA, PageType.SECRETS, PageType.CPUID})  # 4 KiB only
 _TSC_SCALE: Final = 0x2F0  # GUEST_TSC_SCALE and GUEST_TSC_OFFSET of a VMSA, 8 bytes each
 
 
 def _tweak_bitmap() -> bytes:
-    """Return a bitmap of the quadwords of a VMSA that the firmware stores with a tweak.
+    """Return a bitmap of the VMSA quadwords that the firmware stores with a tweak.
 
-    Those of RIP, RSP, RAX, the other general registers, x87, XMM, YMM, and the
-    areas of AVX-512 (AMD64 APM volume 2, table B-4; AMD-ASPFW ``sev_es.c``).
+    They hold RIP, RSP, RAX, the other general registers, x87, XMM, YMM, and the AVX-512 areas
+    (AMD64 APM volume 2, table B-4; AMD-ASPFW ``sev_es.c``).
     """
     bitmap = bytearray(64)
     for start, end in (
@@ -63,10 +63,10 @@ class GuestState(enum.Enum):
 
 @dataclass(slots=True, eq=False)
 class GuestContext:
-    """The firmware's state of one guest.
+    """The firmware's state for one guest.
 
-    ``counters`` holds per VMPCK the number of the last message exchanged: an
-    even number, 0 at launch.
+    ``counters`` holds, for each VMPCK, the number of the last message exchanged. It is even, and 0
+    at launch.
     """
 
     policy: int
@@ -92,9 +92,9 @@ class GuestContext:
     def measure(self, gpa: int, page_type: int, page: bytes) -> None:
         """Extend the measurement by one page (SNP ABI, PAGE_INFO).
 
-        A running SHA-384 over (digest so far, digest of the contents, page type,
-        GPA). Only NORMAL pages and VMSAs contribute their contents, VMSAs
-        without what the firmware itself sets in them.
+        The measurement is a running SHA-384 over the digest so far, the digest of the contents, the
+        page type and the GPA. Only NORMAL pages and VMSAs contribute their contents. For VMSAs, the
+        fields that the firmware itself sets are left out.
         """
         contents = bytes(DIGEST_SIZE)
         if page_type == PAGE_TYPE_VMSA:
@@ -113,9 +113,7 @@ class GuestContext:
         self.measurement = hashlib.sha384(info).digest()
 
     def secrets_page(self, fms: int) -> bytes:
-        """Return the page that gives the guest its VMPCKs. ``fms`` is the signature from CPUID
-        function 1.
-        """
+        """Return the page that gives the guest its VMPCKs. ``fms`` is EAX of CPUID function 1."""
         vmpck0, vmpck1, vmpck2, vmpck3 = self.vmpcks
         return SecretsPage(
             version=SECRETS_VERSION,

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The firmware's answers to the payloads of guest messages.
 
-Source: SNP ABI (56860) chapter 7, "Guest Messages", and the report's table. A
-well-formed message with bad parameters is answered, with a STATUS in the
-answer: the firmware command succeeds and the sequence number advances.
+Source: SNP ABI (56860) chapter 7, "Guest Messages", and the table of the report. If a well-formed
+message has bad parameters, the firmware command still succeeds and the sequence number advances;
+the STATUS in the response reports the error.
 """
 
 from __future__ import annotations
@@ -55,30 +55,30 @@ from snpcerts.emulator.psp.platform_state import VLEK_SINCE, PlatformState
 from snpcerts.errors import FormatError
 
 REFERENCE_CLOCK_KHZ: Final = 99800  # sev_plat.h, REF_CLK_GENOA
-_GUEST_CONTEXT_SIZE: Final = 0x300  # of an exported guest; sev_rmp.h, snp_msg_gctx_t
+_GUEST_CONTEXT_SIZE: Final = 0x300  # size of an exported guest; sev_rmp.h, snp_msg_gctx_t
 _GUEST_CONTEXT_VERSION: Final = 3
 NO_MIGRATION_AGENT: Final = b"\xff" * 32
 
 _ROOT_VMRK = 1 << 0
 _KEY_SEL_SHIFT = 1
 _KEY_SEL_MASK = 3
-_KEY_SEL_BITS = 3  # of ROOT_KEY_SELECT: the root, and KEY_SEL
-_MIXED_DIGEST = 32  # so many bytes of a digest go into a derived key
+_KEY_SEL_BITS = 3  # bits of the field ROOT_KEY_SELECT: the root, and KEY_SEL
+_MIXED_DIGEST = 32  # this many bytes of a digest go into a derived key
 _CPUID_SINCE = 3
 _MIT_VECTOR_SINCE = 5
 
 
 @dataclass(frozen=True, slots=True)
 class PspSnapshot:
-    """The inputs of an answer besides the guest, at one moment."""
+    """What an answer depends on besides the guest, captured at one moment."""
 
     chip: Chip
     state: PlatformState
     report_version: int
     cpuid: CpuId
     platform_info: int
-    mit_vector: int  # mitigations that are in force and have been verified
-    mit_supported: int  # those this firmware can verify
+    mit_vector: int  # mitigations that are in effect and have been verified
+    mit_supported: int  # mitigations that this firmware can verify
 
 
 class _BadRequestError(Exception):
@@ -96,7 +96,7 @@ def signer(
 ) -> Signer | None:
     """Return the key that signs for this KEY_SEL, or None if there is no such key.
 
-    ``(NONE, None)`` while MASK_CHIP_KEY leaves the report unsigned.
+    Returns ``(NONE, None)`` if MASK_CHIP_KEY leaves the report unsigned.
     """
     state = platform.state
     vlek = state.vlek
@@ -114,9 +114,9 @@ def signer(
 def answer_report(
     platform: PspSnapshot, context: GuestContext, vmpck: int, payload: bytes
 ) -> bytes:
-    """MSG_REPORT_RSP to a MSG_REPORT_REQ of 96 bytes.
+    """Return the MSG_REPORT_RSP for a MSG_REPORT_REQ of 96 bytes.
 
-    It always has the same size: after an error the report is zero, but REPORT_SIZE is not.
+    Its size is always the same. After an error the report is all zero, but REPORT_SIZE is not.
     """
     request = ReportRequest.unpack(payload)
     response = ReportResponse(report_size=REPORT_SIZE)
@@ -136,7 +136,7 @@ def answer_report(
 def make_report(
     platform: PspSnapshot, context: GuestContext, vmpl: int, report_data: bytes, key: Signer
 ) -> bytes:
-    """Return a report of 1184 bytes, signed with ``key`` unless that is None."""
+    """Return a report of 1184 bytes, signed with ``key``; unsigned if ``key`` is None."""
     state = platform.state
     signing_key, private_key = key
     identity = context.id_block
@@ -185,11 +185,11 @@ def make_report(
 
 
 def answer_key(platform: PspSnapshot, context: GuestContext, vmpck: int, payload: bytes) -> bytes:
-    """MSG_KEY_RSP to a MSG_KEY_REQ, version 1: a key of 32 bytes.
+    """Return the MSG_KEY_RSP for a MSG_KEY_REQ of version 1: a key of 32 bytes.
 
-    It depends on the same inputs as AMD's, but the formula differs. It always
-    depends on the VMPL, HOST_DATA and the key that vouches for the ID block; a
-    VCEK as root is that of the reported TCB unless the request names a TCB.
+    The key depends on the same inputs as AMD's, but by a different formula. It always depends on
+    the VMPL, HOST_DATA and the key that signed the ID block. If the root is the VCEK, it is the
+    VCEK of the reported TCB unless the request names a TCB.
     """
     request = KeyRequest.unpack(payload)
     try:
@@ -202,7 +202,7 @@ def answer_key(platform: PspSnapshot, context: GuestContext, vmpck: int, payload
 def answer_tsc_info(
     _platform: PspSnapshot, context: GuestContext, _vmpck: int, payload: bytes
 ) -> bytes:
-    """MSG_TSC_INFO_RSP of 128 bytes: the guest's TSC against the reference clock."""
+    """Return a MSG_TSC_INFO_RSP of 128 bytes: the guest's TSC relative to the reference clock."""
     if any(payload):
         return TscInfoResponse(status=ResponseStatus.INVALID_PARAM).pack()
     return TscInfoResponse(
@@ -211,8 +211,9 @@ def answer_tsc_info(
 
 
 def tsc_scale(desired_khz: int) -> int:
-    """Return a frequency divided by the reference clock's, rounded up, as a fixed-point number of
-    8.32 bits.
+    """Return the frequency divided by the reference clock's, as fixed point with 8.32 bits.
+
+    The result is rounded up.
     """
     whole, rest = divmod(desired_khz, REFERENCE_CLOCK_KHZ)
     return (whole & 0xFF) << 32 | -(-(rest << 32) // REFERENCE_CLOCK_KHZ) & 0xFFFF_FFFF
@@ -221,7 +222,7 @@ def tsc_scale(desired_khz: int) -> int:
 def answer_cpuid(
     platform: PspSnapshot, _context: GuestContext, _vmpck: int, payload: bytes
 ) -> bytes:
-    """MSG_CPUID_RSP, of the same size as its request: the functions with permitted values."""
+    """Return a MSG_CPUID_RSP as long as its request: the functions with permitted values."""
     count, reserved, more = struct.unpack_from("<IIQ", payload)
     status, judged, functions = ResponseStatus.SUCCESS, 0, b""
     if reserved or more or count > CPUID_COUNT_MAX:
@@ -242,7 +243,7 @@ def answer_cpuid(
 def _answer_export(
     _platform: PspSnapshot, _context: GuestContext, _vmpck: int, payload: bytes
 ) -> bytes:
-    """MSG_EXPORT_RSP: fill its page, but export no guest."""
+    """Return a MSG_EXPORT_RSP without an exported guest."""
     address, flags, reserved = struct.unpack_from("<QII", payload)
     status = _of_context(address, sound=not flags >> 1 and not reserved)
     head = struct.pack("<III", status, _GUEST_CONTEXT_SIZE, _GUEST_CONTEXT_VERSION)
@@ -274,13 +275,13 @@ def _answer_vmrk(
 def _answer_absorb_noma(
     _platform: PspSnapshot, _context: GuestContext, _vmpck: int, payload: bytes
 ) -> bytes:
-    # A guest launched without IMI pages has an IMD of zeros, and no such measurement.
+    # A guest launched without IMI pages has an IMD of zeros, which is not a valid measurement.
     sound = not any(payload[:0x08]) and not any(payload[0x10:0x20])
     return _short(ResponseStatus.BAD_MEASUREMENT if sound else ResponseStatus.INVALID_PARAM)
 
 
 def _of_context(address: int, *, sound: bool) -> ResponseStatus:
-    """Answer a message that names another guest's context: without migration none exists."""
+    """Answer a message that names another guest's context. Without migration no other exists."""
     if address % PAGE_SIZE or not sound:
         return ResponseStatus.INVALID_PARAM
     return ResponseStatus.INVALID_GUEST
@@ -292,23 +293,22 @@ def _short(status: ResponseStatus) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class MessageKind:
-    """One kind of request that the firmware knows: its payload's size in bytes and the function
-    that answers it.
+    """One kind of request that the firmware knows, and the function that answers it.
 
-    A shorter payload is padded with zeros; the rest of a longer one is ignored.
-    ``size`` 0 accepts any size.
+    ``size`` is the size of the payload in bytes: a shorter payload is padded with zeros, and the
+    rest of a longer one is ignored. 0 accepts any size.
     """
 
     size: int
     answer: Callable[[PspSnapshot, GuestContext, int, bytes], bytes]
 
     def payload(self, given: bytes) -> bytes:
-        """Return ``given`` as the firmware reads it."""
+        """Return the payload padded or cut to the size that the firmware reads."""
         return given.ljust(self.size, b"\0")[: self.size] if self.size else given
 
 
 MESSAGE_VERSION_MAX: Final = 1
-# By MSG_TYPE. Version 2 of MSG_KEY_REQ, of newer firmware, is not emulated.
+# By MSG_TYPE. Newer firmware also has version 2 of MSG_KEY_REQ, which is not emulated.
 KINDS: Final[dict[int, MessageKind]] = {
     MessageType.CPUID_REQ: MessageKind(0, answer_cpuid),
     MessageType.KEY_REQ: MessageKind(KeyRequest.SIZE, answer_key),
@@ -384,7 +384,7 @@ def _derived_key(
 
 
 def _permitted_tcb(state: PlatformState, tcb: bytes) -> TcbVersion:
-    """Return the TCB in a request; no component may be above the committed one."""
+    """Return the TCB that a request names. No component may be above the committed TCB."""
     try:
         asked = TcbVersion.unpack(tcb, state.product.tcb_layout)
     except FormatError:

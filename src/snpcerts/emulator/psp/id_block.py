@@ -34,10 +34,10 @@ _DIGEST: Final = 48
 
 @dataclass(frozen=True, slots=True)
 class IdBlock:
-    """The parts of an ID block and its keys that reports contain; all zero for a guest without one.
+    """The parts of an ID block and its keys that reports contain; all zero without an ID block.
 
-    The two key digests are SHA-384 over the keys in AMD's format, zero where
-    there was no such key.
+    The two key digests are SHA-384 over the keys in AMD's format. A digest is zero if the key is
+    missing.
     """
 
     family_id: bytes = bytes(16)
@@ -50,12 +50,11 @@ class IdBlock:
 def check_id_block(
     block: bytes, auth: bytes, *, author: bool, measurement: bytes, policy: int
 ) -> IdBlock:
-    """Return the ID block in ``block`` (96 bytes), authenticated by ``auth`` (4096 bytes).
+    """Check and return the ID block in ``block`` (96 bytes), signed as ``auth`` (4096 bytes) says.
 
     ``author`` says whether an author key must have signed the ID key. Raises
     :class:`FirmwareError`: BAD_MEASUREMENT or POLICY_FAILURE if the block expects another launch,
-    INVALID_PARAM for an unknown algorithm, BAD_SIGNATURE for an invalid key or a signature that it
-    did not make.
+    INVALID_PARAM for an unknown algorithm, BAD_SIGNATURE for an invalid key or signature.
     """
     if len(block) != ID_BLOCK_SIZE or len(auth) != ID_AUTH_SIZE:
         raise FirmwareError(

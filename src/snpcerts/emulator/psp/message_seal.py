@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The cipher of guest messages: AES-256-GCM under a VMPCK.
 
-Source: SNP ABI (56860) chapter 7; the parameters were compared with a vector dumped from genuine
-firmware. Both the firmware and the guest's driver seal and open.
+Source: SNP ABI (56860) chapter 7. The parameters were compared with a vector dumped from genuine
+firmware. Both the firmware and the guest's driver use this module.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from snpcerts.errors import RefusedError, UsageError
 
 
 class SealError(RefusedError):
-    """A page is not a message under this key: it is too large, or its tag does not match."""
+    """A page is not a valid message under this key: too large, or the tag does not match."""
 
     code = "seal"
 
@@ -37,7 +37,7 @@ class SealError(RefusedError):
 def header_for(msg_type: int, seqno: int, vmpck: int, *, msg_version: int = 1) -> MessageHeader:
     """Return a header as Linux writes it: AES-256-GCM, header version 1, reserved fields zero.
 
-    The tag and ``msg_sz`` are left to :func:`seal`.
+    :func:`seal` fills in the tag and ``msg_sz``.
     """
     return MessageHeader(
         msg_seqno=seqno,
@@ -51,11 +51,11 @@ def header_for(msg_type: int, seqno: int, vmpck: int, *, msg_version: int = 1) -
 
 
 def seal(key: bytes, header: MessageHeader, payload: bytes) -> bytes:
-    """Return a whole message page of 4096 bytes with zeros after the payload.
+    """Return a whole message page of 4096 bytes, with zeros after the payload.
 
-    ``key`` is a VMPCK of 32 bytes. ``msg_sz`` and the tag are filled in; every
-    other field of ``header`` goes into the page as it is, right or wrong.
-    Raises :class:`UsageError` for a key or payload of impossible size.
+    ``key`` is a VMPCK of 32 bytes. This fills in ``msg_sz`` and the tag, and copies every other
+    field of ``header`` unchecked. Raises :class:`UsageError` for a key or payload of impossible
+    size.
     """
     if len(payload) > MAX_PAYLOAD:
         raise UsageError(f"a guest message holds {MAX_PAYLOAD} bytes, not {len(payload)}")
@@ -68,11 +68,10 @@ def seal(key: bytes, header: MessageHeader, payload: bytes) -> bytes:
 def open_sealed(key: bytes, page: bytes) -> tuple[MessageHeader, bytes]:
     """Return the header and the decrypted payload of a message page.
 
-    The tag authenticates the header fields that it covers and, because it is the nonce,
-    ``msg_seqno``; the rest of the first 48 bytes is not authenticated. The caller must judge the
-    values. Raises :class:`SealError` if the page is not 4096 bytes, claims a payload of more than
-    4000 bytes, or has a tag that does not verify; :class:`UsageError` for a key that is not 32
-    bytes.
+    The tag authenticates the header fields that it covers and ``msg_seqno``, which is the nonce.
+    The rest of the first 48 bytes is not authenticated. The caller must check the values. Raises
+    :class:`SealError` if the page is not 4096 bytes, claims a payload of more than 4000 bytes, or
+    has a tag that does not verify; :class:`UsageError` if the key is not 32 bytes.
     """
     if len(page) != MESSAGE_SIZE:
         raise SealError(f"a guest message is a page of {MESSAGE_SIZE} bytes, found {len(page)}")

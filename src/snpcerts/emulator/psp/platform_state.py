@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The firmware's variables, and how each SNP command changes them.
 
-Pure: a command takes a state and gives the next one or raises :class:`FirmwareError`. Sources: the
-effects of SNP_COMMIT, SNP_SET_CONFIG and SNP_VLEK_LOAD as described in SNP ABI (56860), restated by
-virtee/sev and the kernel's ``sev-guest.rst``, and as implemented by AMD's published firmware. Where
-the two differ, :mod:`snpcerts.emulator.psp.choices` says which one applies.
+Pure: each command takes a state and returns the next one, or raises :class:`FirmwareError`.
+Sources: the effects of SNP_COMMIT, SNP_SET_CONFIG and SNP_VLEK_LOAD as described in SNP ABI
+(56860), restated by virtee/sev and the kernel's ``sev-guest.rst``, and as implemented by AMD's
+published firmware. Where the sources differ, :mod:`snpcerts.emulator.psp.choices` selects one.
 """
 
 from __future__ import annotations
@@ -37,13 +37,14 @@ VLEK_SINCE: Final = ApiVersion(1, 54, 0)
 class PlatformState:
     """The variables that SNP_PLATFORM_STATUS and reports show, and the loaded VLEK.
 
-    ``config_tcb`` is what SNP_CONFIG set since the last commit, None if nothing. ``vcek_tcb`` is
-    what the VCEK was last derived for: the reported TCB, or on some firmware after SNP_INIT the
-    running one. No interface shows it. ``initialisations`` counts SNP_INIT and ``boots`` the boots
-    of the host, for the files by which a kernel shows them.
+    ``config_tcb`` is the TCB that SNP_SET_CONFIG has set since the last commit, or None.
+    ``vcek_tcb`` is the TCB that the VCEK was last derived for: the reported TCB or, on some
+    firmware after SNP_INIT, the current one. No interface shows it. ``initialisations`` counts
+    SNP_INIT and ``boots`` counts boots of the host; kernel files show both.
 
-    Committed <= Current always holds for each component. Reported <= Committed holds too, or only
-    as one number if the firmware compares it so. Otherwise :class:`UsageError` is raised.
+    Committed <= Current always holds for each component. Reported <= Committed holds for each
+    component too or, if the firmware compares TCBs as one number, for that number. Anything else
+    raises :class:`UsageError`.
     """
 
     product: Product
@@ -81,13 +82,13 @@ class PlatformState:
         version: ApiVersion,
         choices: FirmwareChoices | None = None,
     ) -> Self:
-        """Return a platform on which all TCBs are ``tcb``."""
+        """Return a platform whose TCBs all are ``tcb``."""
         played = choices_of(None) if choices is None else choices
         return cls(product, tcb, tcb, None, tcb, version, version, played)
 
     @property
     def reported(self) -> TcbVersion:
-        """The reported TCB: the configured one, otherwise the committed one."""
+        """The reported TCB: the configured one if there is one, otherwise the committed one."""
         return self.committed if self.config_tcb is None else self.config_tcb
 
     def init(self) -> Self:
@@ -103,10 +104,10 @@ class PlatformState:
         )
 
     def shutdown(self) -> Self:
-        """Apply SNP_SHUTDOWN as Linux issues it: it removes the VLEK but keeps a configured TCB.
+        """Apply SNP_SHUTDOWN as Linux issues it: remove the VLEK but keep a configured TCB.
 
-        Linux sets IOMMU_SNP_SHUTDOWN, and the published firmware then makes its variables again at
-        the next command.
+        Linux sets IOMMU_SNP_SHUTDOWN. The published firmware then resets its variables at the next
+        command.
         """
         after = replace(self, initialized=False, vlek=None)
         if self.choices.reload_commits:
@@ -116,10 +117,10 @@ class PlatformState:
         return after
 
     def reboot(self, current: TcbVersion | None, version: ApiVersion | None) -> Self:
-        """Start with the firmware of the BIOS, without SNP_INIT.
+        """Boot with the firmware in the BIOS, without SNP_INIT.
 
-        The committed TCB stays. Configuration, masks and VLEK are lost, and so is a live update
-        that was not committed. A BIOS below Committed is refused (INVALID_CONFIG).
+        The committed TCB stays. Configuration, masks, the VLEK and any uncommitted live update are
+        lost. A BIOS below Committed is refused (INVALID_CONFIG).
         """
         bare = replace(
             self,
@@ -135,8 +136,9 @@ class PlatformState:
         return bare.update(current or self.committed, version or self.committed_version)
 
     def commit(self) -> Self:
-        """Apply SNP_COMMIT: the committed and the reported TCB become the current one. It works in
-        any state and cannot be undone.
+        """Apply SNP_COMMIT: set the committed and the reported TCB to the current one.
+
+        It works in any state and cannot be undone.
         """
         return replace(
             self,
@@ -148,7 +150,7 @@ class PlatformState:
         )
 
     def configure(self, config: SnpConfig) -> Self:
-        """Apply SNP_SET_CONFIG, in any state. An all-zero TCB resets the reported TCB to the
+        """Apply SNP_SET_CONFIG, in any state. A TCB of zeros resets the reported TCB to the
         committed one.
         """
         if config.flags & ~CONFIG_KNOWN_FLAGS or any(config.rsvd):
@@ -171,11 +173,10 @@ class PlatformState:
         )
 
     def load_vlek(self, chip: Chip, blob: bytes) -> Self:
-        """Apply SNP_VLEK_LOAD: the hashstick must be for this chip and for exactly the reported
-        TCB.
+        """Apply SNP_VLEK_LOAD: the hashstick must be for this chip and exactly the reported TCB.
 
-        That is checked before the tag; reserved bytes outside the tag and the platform's state are
-        not checked.
+        The TCB is checked before the tag. Neither the platform's state nor reserved bytes outside
+        the tag are checked.
         """
         if self.version < VLEK_SINCE:
             # UNSUPPORTED (0x15) is the other candidate; no public source says which.
@@ -200,14 +201,13 @@ class PlatformState:
                     f"{self.reported.pack().hex()}"
                 ),
             )
-        # The wrapping key depends on the VCEK in use, which may not be the reported TCB's.
+        # The wrapping key depends on the VCEK in use, whose TCB may differ from the reported one.
         hashstick = chip.unwrap_vlek(blob, self.vcek_tcb)
         vlek = LoadedVlek(self.reported, hashstick)
         return replace(self, vlek=vlek)
 
     def update(self, current: TcbVersion, version: ApiVersion) -> Self:
-        """Apply a live firmware update: it changes the current TCB and the version, and nothing
-        else.
+        """Apply a live firmware update: change the current TCB and the version, nothing else.
 
         It is refused if either would be below Committed.
         """
@@ -228,7 +228,7 @@ class PlatformState:
     def _at_most_committed(self, tcb: TcbVersion) -> bool:
         if self.choices.config_compares_components:
             return self.committed.covers(tcb)
-        # One number: the components in their order, the first counting most.
+        # The components as one number, the first one most significant.
         return tuple(tcb.components().values()) <= tuple(self.committed.components().values())
 
     def _tcb(self, data: bytes) -> TcbVersion:

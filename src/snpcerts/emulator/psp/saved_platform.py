@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Converts a platform to JSON values and back.
 
-The chip's secret is included, in hexadecimal. Guests are not: they end with the
-process that emulates them.
+The values include the chip's secret in hexadecimal, but no guests: those end with the process that
+emulates them.
 """
 
 from __future__ import annotations
@@ -55,8 +55,9 @@ def write_platform(platform: PspSnapshot) -> dict[str, Any]:
 
 
 def read_platform(saved: Mapping[str, Any]) -> PspSnapshot:
-    """Return the platform that :func:`write_platform` wrote; raise :class:`InputError` for anything
-    else.
+    """Return the platform that :func:`write_platform` wrote.
+
+    Raises :class:`InputError` for anything else.
     """
     try:
         return _read(saved)
@@ -100,7 +101,7 @@ def _read(saved: Mapping[str, Any]) -> PspSnapshot:
         vlek=_vlek(saved["vlek"], tcb_in),
         initialized=flag("initialized"),
         initialisations=_integers([saved["initialisations"]], 1, 8)[0],
-        boots=_integers([saved.get("boots", 0)], 1, 8)[0],  # not in platforms of earlier releases
+        boots=_integers([saved.get("boots", 0)], 1, 8)[0],  # earlier releases did not store it
     )
     family, model, stepping = _integers(saved["cpuid"], 3, 1)
     (platform_info,) = _integers([saved["platform_info"]], 1, 8)

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The certificates of a platform's own SEV keys: PDH, PEK, OCA and CEK.
 
-SEV and SEV-ES guests are launched with them; tools such as libvirt ask for them on every host with
-SEV. Source: SEV API (55766), chapter "Certificate format" and PDH_CERT_EXPORT: little-endian, 2084
-bytes each, two signatures over the first 1044. The platform owns itself (it has its own OCA), and
-the CEK lacks AMD's signature, which the key server would add.
+SEV and SEV-ES guests need them for their launch, and tools such as libvirt read them on every host
+with SEV. Source: SEV API (55766), chapter "Certificate format" and PDH_CERT_EXPORT: little-endian,
+2084 bytes each, two signatures over the first 1044. The platform owns itself (it has its own OCA),
+and the CEK lacks AMD's signature, which the key server would add.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ class _SevKey(NamedTuple):
 
 
 def export(chip: Chip, version: ApiVersion) -> tuple[bytes, bytes]:
-    """Return the PDH's certificate and its chain, as PDH_CERT_EXPORT writes them.
+    """Return the PDH's certificate (2084 bytes) and its chain (6252 bytes: PEK, OCA, CEK).
 
-    2084 bytes, and 6252 of PEK, OCA and CEK.
+    PDH_CERT_EXPORT writes both.
     """
     oca, pek, pdh, cek = (
         _SevKey(usage, chip.sev_key(name))

@@ -3,9 +3,9 @@
 
 Source: ``drivers/crypto/ccp/sev-dev.c`` of Linux 7.0 with the change of 2026 that answers ENODEV to
 SNP_SET_CONFIG and SNP_VLEK_LOAD while SNP is not initialised. The order of checks is the driver's,
-because it decides the errno of a call with two faults. The commands that make the platform's own
-keys (PDH and PEK, factory reset) are not emulated: past the driver's checks they end in EIO with
-INVALID_PLATFORM_STATE. PDH_CERT_EXPORT is.
+because it decides the errno of a call with two faults. PDH_CERT_EXPORT is emulated. The commands
+that generate the platform's own keys (PDH and PEK, factory reset) are not: once past the driver's
+checks they fail with EIO and INVALID_PLATFORM_STATE.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ from snpcerts.emulator.syscall.device import Caller
 SEV_MAX: Final = len(Command)
 STATE_WORKING: Final = 2
 GET_ID_SINCE: Final = ApiVersion(0, 16, 0)
-MAX_ALLOCATION: Final = 4 << 20  # the most that kzalloc allocates
-ENOTSUPP: Final = 524  # the kernel's own, not in libc
+MAX_ALLOCATION: Final = 4 << 20  # the largest size that kzalloc allocates
+ENOTSUPP: Final = 524  # defined by the kernel only, not by libc
 
 _T = TypeVar("_T")
 
@@ -57,9 +57,9 @@ class SevDevice:
     def ioctl(self, caller: Caller, request: int, argument: int) -> int:
         """Serve SEV_ISSUE_CMD; any other request fails with EINVAL.
 
-        The 16-byte structure is copied back after every known command, refused or not. EIO with
-        ``error`` set means that the firmware refused; any other errno means that the driver did,
-        and ``error`` is then the caller's own, or 0 where the firmware had already done its part.
+        The 16-byte structure is copied back after every known command, refused or not. If EIO comes
+        with ``error`` set, the firmware refused. Any other errno comes from the driver; ``error``
+        then keeps the caller's value, or is 0 if the firmware command had already succeeded.
         """
         if request != SEV_ISSUE_CMD:
             raise _refusal(errno.EINVAL)
@@ -94,11 +94,11 @@ def _write(caller: Caller, address: int, data: bytes) -> None:
 
 @dataclass(slots=True)
 class _SevCall:
-    """One command in progress; ``error`` goes back in the caller's structure."""
+    """One command in progress. ``error`` is copied back to the caller's structure."""
 
     firmware: Firmware
     caller: Caller
-    address: int  # of the command's own structure
+    address: int  # address of the command's own structure
     error: int
 
     def read(self, size: int) -> bytes:
@@ -108,8 +108,8 @@ class _SevCall:
         _write(self.caller, self.address, data)
 
     def answer(self, command: Callable[[], _T]) -> _T | None:
-        """Let the firmware perform ``command``, and store its status in ``error``; return None if
-        it refuses.
+        """Let the firmware run ``command`` and store its status in ``error``; None if it
+        refuses.
         """
         try:
             result = command()
@@ -120,7 +120,7 @@ class _SevCall:
         return result
 
     def ask(self, command: Callable[[], _T]) -> _T:
-        """Do the same for a command whose caller gets only EIO if the firmware refuses."""
+        """Run ``command`` like :meth:`answer`, but raise EIO if the firmware refuses."""
         result = self.answer(command)
         if self.error:
             raise _refusal(errno.EIO)
@@ -145,7 +145,7 @@ def _key_command(call: _SevCall) -> None:
 
 
 def _factory_reset(call: _SevCall) -> None:
-    """Check as ``sev_ioctl_do_reset``: refuse while a guest runs."""
+    """Make the checks of ``sev_ioctl_do_reset``: refuse while a guest runs."""
     call.needs_write_mode()
     if call.ask(call.firmware.platform_status).state == STATE_WORKING:
         raise _refusal(errno.EBUSY)
@@ -153,7 +153,7 @@ def _factory_reset(call: _SevCall) -> None:
 
 
 def _pek_csr(call: _SevCall) -> None:
-    """Do as ``sev_ioctl_do_pek_csr``: return the length even if the firmware refuses."""
+    """Behave as ``sev_ioctl_do_pek_csr``: return the length even if the firmware refuses."""
     call.needs_write_mode()
     asked = GetId2.unpack(call.read(GetId2.SIZE))  # same layout as struct sev_user_data_pek_csr
     room = asked.length if asked.address else 0
@@ -164,7 +164,7 @@ def _pek_csr(call: _SevCall) -> None:
 
 
 def _pek_cert_import(call: _SevCall) -> None:
-    """Do as ``sev_ioctl_do_pek_import``: read both certificates first."""
+    """Behave as ``sev_ioctl_do_pek_import``: read both certificates first."""
     call.needs_write_mode()
     given = PdhCertExport.unpack(call.read(PdhCertExport.SIZE))  # laid out as the import's
     for address, size in (
@@ -178,7 +178,9 @@ def _pek_cert_import(call: _SevCall) -> None:
 
 
 def _pdh_cert_export(call: _SevCall) -> None:
-    """Do as ``sev_ioctl_do_pdh_export``: if an address or a length is 0, return only lengths."""
+    """Behave as ``sev_ioctl_do_pdh_export``: if an address or a length is 0, return only
+    lengths.
+    """
     asked = PdhCertExport.unpack(call.read(PdhCertExport.SIZE))
     room = (asked.pdh_cert_len, asked.cert_chain_len)
     addresses = (asked.pdh_cert_address, asked.cert_chain_address)
@@ -223,7 +225,7 @@ def _get_id2(call: _SevCall) -> None:
     identity = call.answer(call.firmware.get_id)
     length = room if identity is None else len(identity)
     if room < length:
-        # The firmware's answer, but its copy-out comes first: a fault there is EFAULT.
+        # The firmware has answered. If the copy to the caller faults, the result is EFAULT.
         call.error = int(SevStatus.INVALID_LEN)
     call.write(replace(asked, length=length).pack())
     if call.error or identity is None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A firmware that reports the times of its commands."""
+"""A firmware that reports when its commands ran."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from snpcerts.emulator.psp.guest_context import GuestContext
 
 @dataclass(frozen=True, slots=True)
 class TimedCommand:
-    """One command. Times are in seconds, of ``time.monotonic``; ``guest`` is the one that it
+    """One command. Times are in seconds, of ``time.monotonic``; ``guest`` is the guest that it
     served.
     """
 
@@ -26,13 +26,13 @@ class TimedCommand:
 
 
 class TimedFirmware(Firmware):
-    """Calls ``tell`` after each command that concerns keys or reports, including refused ones."""
+    """Calls ``tell`` after each command that concerns keys or reports, even a refused one."""
 
     tell: Callable[[TimedCommand], None] = staticmethod(lambda _: None)
 
     @classmethod
     def of(cls, firmware: Firmware, tell: Callable[[TimedCommand], None]) -> TimedFirmware:
-        """Return the same platform, without guests, as one that reports its commands."""
+        """Return a firmware of the same platform, without guests, that reports its commands."""
         timed = cls.from_state(firmware.save_state())
         timed.tell = tell
         return timed

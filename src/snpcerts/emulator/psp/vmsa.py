@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A vCPU's registers in the page that the firmware measures and the processor starts from.
+"""Builds the page of a vCPU's registers, which the firmware measures and the vCPU starts from.
 
 Source: AMD64 Architecture Programmer's Manual volume 2, table B-4, for the page; Linux
 ``arch/x86/kvm/svm/sev.c`` (``sev_es_sync_vmsa``) and ``svm.c`` (``init_vmcb``, ``svm_set_segment``,
-``svm_set_cr0``, ``svm_set_cr4``, ``svm_set_efer``) for the values that KVM writes, and for those
-before a VMM has set any.
+``svm_set_cr0``, ``svm_set_cr4``, ``svm_set_efer``) for the values that KVM writes, and for the
+defaults before a VMM has set any.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _SEGMENTS: Final = {
 _TABLES: Final = {"gdt": (0x60, 192), "idt": (0x80, 208)}
 _CONTROL_AT = 224  # cr0, cr2, cr3, cr4, cr8, efer
 
-# Attributes at reset: present, writable data; except those of the code and system segments.
+# Attributes at reset: present, writable data. Only the code and system segments differ.
 _RESET_ATTRIBUTES: Final = {"cs": 0x9A, "tr": 0x83, "ldt": 0x82}
 _DATA_ATTRIBUTES: Final = 0x92
 _RESET_LIMIT: Final = 0xFFFF
@@ -55,7 +55,7 @@ _CPL, _EFER, _XSS, _CR4, _CR3, _CR0 = 0xCB, 0xD0, 0x140, 0x148, 0x150, 0x158
 _DR7, _DR6, _CR2, _G_PAT, _SEV_FEATURES, _XCR0 = 0x160, 0x168, 0x240, 0x268, 0x3B0, 0x3E8
 _X87_DP, _MXCSR, _X87_RIP, _X87, _XMM, _YMM = 0x400, 0x408, 0x418, 0x420, 0x470, 0x570
 
-# MSRs by their number: IA32_XSS, PAT, STAR and its like, KERNEL_GS_BASE, SYSENTER.
+# MSRs by number: IA32_XSS, PAT, STAR and related ones, KERNEL_GS_BASE, SYSENTER.
 _MSRS: Final = {
     0xDA0: _XSS,
     0x277: _G_PAT,
@@ -84,8 +84,9 @@ def debugged(states: Mapping[str, bytes]) -> bool:
 def build(states: Mapping[str, bytes], msrs: Mapping[int, int], features: int) -> bytes:
     """Return the page of 4096 bytes for one vCPU of an SNP guest.
 
-    ``states`` are KVM's structures by the names of :mod:`snpcerts.emulator.kvm.processor_state`,
-    those that were set; ``features`` is what KVM_SEV_INIT2 requested (``vmsa_features``).
+    ``states`` holds the KVM structures that were set, keyed by their names in
+    :mod:`snpcerts.emulator.kvm.processor_state`. ``features`` is what KVM_SEV_INIT2 requested
+    (``vmsa_features``).
     """
     page = bytearray(PAGE_SIZE)
 
@@ -148,7 +149,7 @@ def _put_system(page: bytearray, sregs: bytes | None) -> None:
 
 
 def _put_floating_point(page: bytearray, states: Mapping[str, bytes]) -> None:
-    """Put x87, SSE and AVX state. Parts that were not set are as after FNINIT."""
+    """Put x87, SSE and AVX state. Parts that the VMM did not set have their values after FNINIT."""
     control, status, tags, opcode, rip, rdp = _RESET_FCW, 0, 0, 0, 0, 0
     mxcsr, stack, xmm, ymm = _RESET_MXCSR, bytes(128), bytes(256), bytes(256)
     if "xsave" in states:
@@ -179,7 +180,7 @@ def _put_floating_point(page: bytearray, states: Mapping[str, bytes]) -> None:
 
 
 def _xcr0(xcrs: bytes | None) -> int:
-    """Return XCR0 from ``struct kvm_xcrs``: a count and flags, then number, reserved word and
+    """Return XCR0 from ``struct kvm_xcrs``: count and flags, then number, reserved word and
     value.
     """
     if xcrs is not None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The memory of a process that made a system call, as the kernel sees it."""
+"""The memory of a process that makes a system call, as the kernel accesses it."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _ADDRESS_LIMIT = 1 << 64
 class ProcessMemory:
     """The memory of a live process, which may be this one, through process_vm_readv(2).
 
-    A bad address is EFAULT, never a crash; a process that has ended is ESRCH.
+    A bad address is EFAULT and never crashes. A process that has ended is ESRCH.
     """
 
     __slots__ = ("pid",)
@@ -47,7 +47,7 @@ class ProcessMemory:
         return buffer.raw
 
     def write(self, address: int, data: bytes) -> None:
-        """Write all of ``data`` at ``address``; after EFAULT, the first part may have been
+        """Write all of ``data`` at ``address``. If that fails with EFAULT, part of it may be
         written.
         """
         buffer = ctypes.create_string_buffer(data, len(data))

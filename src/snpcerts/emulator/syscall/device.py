@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An emulated device: takes an ioctl number and an argument, returns a result or an errno.
+"""An emulated device: it takes an ioctl number and an argument, and returns a result or an errno.
 
-The same devices serve callers in this process (:mod:`snpcerts.emulator.machine.in_process`)
-and unmodified programs behind the front door. Errors are ``OSError`` with the
-errno the kernel would give; nothing else may leave an ioctl.
+The same devices serve callers in this process (:mod:`snpcerts.emulator.machine.in_process`) and
+unmodified programs behind the front door. Errors are ``OSError`` with the kernel's errno. An ioctl
+must not raise anything else.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ class Device(Protocol):
     def ioctl(self, caller: Caller, request: int, argument: int) -> Result:
         """Serve one ioctl; raise ``OSError`` as the kernel would.
 
-        ``argument`` is the third word of the system call as it is: a number, or
-        an address in ``caller.memory``.
+        ``argument`` is the third word of the system call, unchanged: a number, or an address in
+        ``caller.memory``.
         """
 
     def close(self) -> None:
@@ -35,12 +35,11 @@ class Device(Protocol):
 class Caller:
     """The process that makes the call.
 
-    ``find`` resolves a descriptor number in the caller's own table, at the
-    moment of the call, to the open emulated device behind it; None when the
-    number is closed or is something else. ``writable`` tells whether the
-    descriptor the ioctl was issued on was opened for writing. ``pid`` names the
-    process; ``interrupted`` tells whether a signal is waiting for the thread.
-    ``take`` gives a duplicate, the device's to close, of a descriptor of the caller's.
+    ``find`` resolves a descriptor number in the caller's table, at the moment of the call, to the
+    open emulated device behind it; None if the number is closed or is something else. ``writable``
+    says whether the descriptor of the ioctl was opened for writing. ``pid`` is the process ID.
+    ``interrupted`` returns whether a signal is pending for the thread. ``take`` duplicates a
+    descriptor of the caller; the device owns the duplicate and must close it.
     """
 
     memory: UserMemory
@@ -55,8 +54,8 @@ class Caller:
 class NewDescriptor:
     """The result of a call that returns a new descriptor for ``device``.
 
-    ``shared`` is the memfd to be mapped where the kernel would let the caller
-    map the new descriptor (a vCPU's kvm_run), or None.
+    ``shared`` is the memfd that the caller can map through the new descriptor (a vCPU's kvm_run),
+    or None.
     """
 
     device: Device
@@ -66,19 +65,18 @@ class NewDescriptor:
 class Pending(Protocol):
     """A call that must wait.
 
-    ``poll`` is called again whenever something may have changed, and at the
-    latest at ``deadline`` (``time.monotonic`` seconds; None means no time of
-    its own). It returns the result or raises ``OSError`` as an ioctl would, or
-    returns None while the call must go on waiting.
+    ``poll`` is called again whenever something may have changed, and at ``deadline`` at the latest
+    (``time.monotonic`` seconds; None means no deadline). It returns the result, raises ``OSError``
+    as an ioctl would, or returns None while the call must keep waiting.
     """
 
     @property
     def deadline(self) -> float | None:
-        """The latest time to poll."""
+        """The latest time at which to poll."""
 
     @property
     def interruptible(self) -> bool:
-        """Whether a signal interrupts the call; a fatal signal always does."""
+        """Whether a signal interrupts the call. A fatal signal always does."""
 
     def poll(self) -> int | None:
         """Return the result, or None if the call must keep waiting."""

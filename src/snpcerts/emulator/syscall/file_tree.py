@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An emulated file system: directories and files whose reads and writes are the emulator's.
+"""An emulated file system: the emulator serves the reads and writes of its files.
 
-An operation is a generator. It yields while it has to wait, and is resumed when
-something may have changed; what it returns is its result. It raises ``OSError`` with the
-errno the kernel would give. Closing it forgets the operation.
+An operation is a generator. It yields while it has to wait, and is resumed when something may have
+changed. It returns its result, or raises ``OSError`` with the kernel's errno. Closing the generator
+drops the operation.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ class OpenTreeFile(Protocol):
         """Return how many bytes were written."""
 
     def close(self) -> Operation[None]:
-        """The last descriptor has been closed."""
+        """Handle the close of the last descriptor."""
 
 
 class TreeNode(Protocol):
-    """A file or directory. ``number`` is its inode number, ``mode`` that of stat(2)."""
+    """A file or directory. ``number`` is its inode number; ``mode`` is that of stat(2)."""
 
     @property
     def number(self) -> int:
-        """The number that no other file of the tree has."""
+        """The inode number, unique in the tree."""
 
     @property
     def mode(self) -> int:
@@ -42,7 +42,7 @@ class TreeNode(Protocol):
 
     @property
     def size(self) -> int:
-        """What stat(2) shows, in bytes."""
+        """The size in bytes that stat(2) shows."""
 
 
 class TreeFile(TreeNode, Protocol):
@@ -57,10 +57,10 @@ class TreeDirectory(TreeNode, Protocol):
 
     @property
     def entries(self) -> Mapping[str, TreeFile | TreeDirectory]:
-        """What it has, by name."""
+        """The entries of the directory, by name."""
 
     def make(self, name: str) -> Operation[TreeDirectory]:
-        """Make a directory in it, as mkdir(2)."""
+        """Create a directory in it, as mkdir(2) does."""
 
     def remove(self, name: str) -> Operation[None]:
-        """Remove a directory that it has, as rmdir(2)."""
+        """Remove a directory in it, as rmdir(2) does."""
