@@ -1,10 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """``python -m tests.host.orders LOG``: every order of the operations, under every firmware.
 
-Each order runs twice, without SIGKILL and with it. Which of the orders have been run, and what they
-found, is in LOG, a JSON line each; started again with the same LOG, it goes on with the others.
-``--shard K/N`` runs a part: start N of them, each with its own LOG. The orders come shuffled, the
-same way each time, so that a part that was run is a sample of the whole. ``--say`` prints the
+Each of the 720 orders comes about somewhere in one walk of 873 operations, which is far shorter
+than the 720 orders one after another. A host goes through the walk in stretches, which overlap so
+that no order is cut; a stretch begins with a settled host and ends with a proof of each key. Each
+stretch runs twice, without SIGKILL and with it. Which stretches have been run, and what they found,
+is in LOG, a JSON line each; started again with the same LOG, it goes on with the others.
+``--shard K/N`` runs a part: start N of them, each with its own LOG. The stretches come shuffled,
+the same way each time, so that a part that was run is a sample of the whole. ``--say`` prints the
 figures of the LOGs and runs nothing.
 """
 
@@ -36,12 +39,13 @@ from .scenario import OPERATIONS, Course
 from .site import key_server
 
 VICTIMS = ("", "command", "agent")
+LENGTH = 36  # operations of a stretch
 FIGURES = ("reports", "empty", "killed", "refused", "proofs")
 
 
 @dataclass(frozen=True)
-class Order:
-    """One order of the operations under one firmware, and what is killed at each."""
+class Stretch:
+    """Operations one after another under one firmware, and what is killed at each."""
 
     firmware: str
     operations: tuple[str, ...]
@@ -60,6 +64,10 @@ class Order:
             pass
         return victims
 
+    def orders(self) -> set[tuple[str, ...]]:
+        """Every order of all operations that comes about in it."""
+        return set(orders_in(self.operations, len(OPERATIONS)))
+
     def run(self, course: Course) -> None:
         course.settle()
         for operation, victim in zip(self.operations, self.victims(), strict=True):
@@ -67,15 +75,40 @@ class Order:
         course.prove_all()
 
 
-def every_order() -> list[Order]:
-    orders = [
-        Order(firmware, operations, kills)
+def walk(operations: tuple[str, ...]) -> tuple[str, ...]:
+    """A short sequence in which every order of the operations comes about.
+
+    The walk of one operation less, each of whose orders comes twice, with the last operation
+    between; what the next one begins with is not repeated.
+    """
+    *others, last = operations
+    if not others:
+        return operations
+    found: list[str] = []
+    for order in dict.fromkeys(orders_in(walk(tuple(others)), len(others))):
+        piece = [*order, last, *order]
+        shared = max(n for n in range(len(order) + 1) if n == 0 or found[-n:] == piece[:n])
+        found += piece[shared:]
+    return tuple(found)
+
+
+def orders_in(operations: tuple[str, ...], size: int) -> list[tuple[str, ...]]:
+    """The windows of that size in which each operation comes once."""
+    windows = (operations[at : at + size] for at in range(len(operations) - size + 1))
+    return [each for each in windows if len(set(each)) == size]
+
+
+def every_stretch() -> list[Stretch]:
+    whole = walk(OPERATIONS)
+    step = LENGTH - len(OPERATIONS) + 1
+    stretches = [
+        Stretch(firmware, whole[at : at + LENGTH], kills)
         for firmware in NAMES
-        for operations in itertools.permutations(OPERATIONS)
+        for at in range(0, len(whole) - len(OPERATIONS) + 1, step)
         for kills in (False, True)
     ]
-    random.Random(0).shuffle(orders)
-    return orders
+    random.Random(0).shuffle(stretches)
+    return stretches
 
 
 @contextlib.contextmanager
@@ -125,44 +158,51 @@ def lines(log: Path) -> list[dict[str, Any]]:
     return found
 
 
-def run_one(hosts: Hosts, order: Order) -> dict[str, Any]:
+def run_one(hosts: Hosts, stretch: Stretch) -> dict[str, Any]:
     began = time.monotonic()
-    course = hosts.of(order.firmware)
+    course = hosts.of(stretch.firmware)
     before = {name: getattr(course, name) for name in FIGURES}
     found = ""
     try:
-        order.run(course)
+        stretch.run(course)
     except Exception:
         found = traceback.format_exc()
     figures = {name: getattr(course, name) - before[name] for name in FIGURES}
     if found:
-        hosts.discard(order.firmware)
+        hosts.discard(stretch.firmware)
     seconds = round(time.monotonic() - began, 1)
-    return {"order": order.name, "found": found, "seconds": seconds, **figures}
+    return {
+        "stretch": stretch.name,
+        "orders": len(stretch.orders()),
+        "operations": len(stretch.operations),
+        "found": found,
+        "seconds": seconds,
+        **figures,
+    }
 
 
-def run(log: Path, orders: list[Order]) -> None:
+def run(log: Path, stretches: list[Stretch]) -> None:
     """Run those that the log does not have."""
-    done = {line["order"] for line in lines(log)}
+    done = {line["stretch"] for line in lines(log)}
     with tempfile.TemporaryDirectory(prefix="orders-") as folder, log.open("a") as file:
         os.environ.setdefault(keys.FOLDER, folder)
         with contextlib.closing(Hosts(Path(folder))) as hosts:
-            for order in orders:
-                if order.name not in done:
-                    file.write("\n" + json.dumps(run_one(hosts, order)))
+            for stretch in stretches:
+                if stretch.name not in done:
+                    file.write("\n" + json.dumps(run_one(hosts, stretch)))
                     file.flush()
 
 
 def say(logs: list[Path]) -> int:
-    """Print what the logs say; return how many of the orders found something."""
+    """Print what the logs say; return how many of the stretches found something."""
     found = [line for log in logs for line in lines(log)]
     total: Counter[str] = Counter()
     for line in found:
-        total.update({name: line[name] for name in ("seconds", *FIGURES)})
-    print(f"{len(found)} of {len(every_order())} orders: {dict(total)}")
+        total.update({name: line[name] for name in ("orders", "operations", "seconds", *FIGURES)})
+    print(f"{len(found)} of {len(every_stretch())} stretches: {dict(total)}")
     bad = [line for line in found if line["found"]]
     for line in bad:
-        print(f"{line['order']}\n{line['found']}")
+        print(f"{line['stretch']}\n{line['found']}")
     return len(bad)
 
 
@@ -170,16 +210,16 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.host.orders")
     parser.add_argument("log", type=Path, nargs="+", metavar="LOG")
     parser.add_argument("--shard", default="0/1", metavar="K/N")
-    parser.add_argument("--limit", type=int, metavar="ORDERS")
+    parser.add_argument("--limit", type=int, metavar="STRETCHES")
     parser.add_argument("--say", action="store_true")
     options = parser.parse_args()
     if options.say:
         return int(bool(say(options.log)))
     (log,) = options.log
     number, of = map(int, options.shard.split("/"))
-    orders = every_order()[number::of][: options.limit]
+    stretches = every_stretch()[number::of][: options.limit]
     with contextlib.suppress(KeyboardInterrupt):
-        run(log, orders)
+        run(log, stretches)
     findings = say([log])
     spent = resource.getrusage(resource.RUSAGE_CHILDREN)
     print(f"{spent.ru_utime + spent.ru_stime:.0f} s of a processor, without the emulated machine")

@@ -6,6 +6,7 @@ A sample of the orders, the same each time; :mod:`tests.host.orders` runs every 
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,8 @@ import pytest
 from snpcerts.emulator.psp.choices import NAMES, PUBLISHED
 
 from ..sizes import sized
-from .orders import Order, every_order, host_in_use
+from .orders import Stretch, every_stretch, host_in_use, walk
+from .scenario import OPERATIONS
 
 pytestmark = pytest.mark.slow
 
@@ -22,14 +24,13 @@ ALWAYS = (
     (("load_vlek", "set_config", "reload", "restart", "commit", "mask"), True),
     (("set_config", "load_vlek", "commit", "mask", "restart", "reload"), False),
 )
-SAMPLE = 3  # more of each firmware
 
 
-def chosen(firmware: str) -> list[Order]:
-    always = [Order(firmware, operations, kills) for operations, kills in ALWAYS]
-    more = [each for each in every_order() if each.firmware == firmware and each not in always]
-    short = Order(firmware, ALWAYS[0][0][:4], True)
-    return sized([short], [*always, *more[:SAMPLE]])
+def chosen(firmware: str) -> list[Stretch]:
+    always = [Stretch(firmware, operations, kills) for operations, kills in ALWAYS]
+    some = next(each for each in every_stretch() if each.firmware == firmware and each.kills)
+    short = Stretch(firmware, ALWAYS[0][0][:4], True)
+    return sized([short], [*always, Stretch(firmware, some.operations[:18], True)])
 
 
 @pytest.mark.parametrize("firmware", sized((PUBLISHED,), NAMES))
@@ -38,14 +39,19 @@ def test_in_every_order_reports_match_their_certificates_and_an_empty_file_has_i
     tmp_path: Path, firmware: str
 ) -> None:
     with host_in_use(tmp_path, firmware) as course:
-        for order in chosen(firmware):
-            order.run(course)
-        assert course.reports > 3 * len(order.operations)
+        for stretch in chosen(firmware):
+            stretch.run(course)
+        assert course.reports > 3 * len(stretch.operations)
         assert 0 < course.empty < course.reports
 
 
 def test_every_order_is_run_under_every_firmware_with_and_without_a_kill() -> None:
-    orders = every_order()
-    assert len(orders) == 3 * 720 * 2
-    assert len({each.name for each in orders}) == len(orders)
-    assert all(any(each.victims()) == each.kills for each in orders)
+    whole = walk(OPERATIONS)
+    assert len(whole) == 873
+    stretches = every_stretch()
+    every = set(itertools.permutations(OPERATIONS))
+    for firmware, kills in itertools.product(NAMES, (False, True)):
+        part = [each for each in stretches if (each.firmware, each.kills) == (firmware, kills)]
+        assert set[object]().union(*(each.orders() for each in part)) == every
+        assert all(any(each.victims()) == kills for each in part)
+    assert len({each.name for each in stretches}) == len(stretches)

@@ -26,7 +26,7 @@ _CPUID_ENTRY: Final = struct.Struct("<7I12x")
 _MSR_ENTRY: Final = struct.Struct("<I4xQ")
 _LIST_HEADER: Final = 8
 
-# The states by name: size in bytes, the ioctl that reads it, the ioctl that sets it.
+# The states by name: the ioctl that reads it, the ioctl that sets it, its size in bytes.
 _STATES: Final = {
     "regs": (Ioctl.GET_REGS, Ioctl.SET_REGS, kvm.REGS_SIZE),
     "sregs": (Ioctl.GET_SREGS, Ioctl.SET_SREGS, kvm.SREGS_SIZE),
