@@ -438,7 +438,8 @@ class _Life:
                 ours = -end.msr
         found = {} if kernel == ours else {"result": f"{kernel} {ours}"}
         self._ended = kernel == _TERMINATED
-        self.reached.add(f"{what} {kernel}")
+        read = what.endswith("blob") and kernel > 0
+        self.reached.add(f"{what} read" if read else f"{what} {kernel}")
         if self._kernel.host.seen != emulator.host.seen:
             found["host"] = _first_difference(self._kernel.host.seen, emulator.host.seen)
         shared = bytes(self._kernel.shared)
