@@ -1,12 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """The certificate file: how VMMs serve it and how updates change it, under its locks.
 
-:class:`CertFile`, in ``file``, is the interface. ``reader`` and ``writer`` are the two sides of
-the protocol, made of the steps in ``step``; ``system`` performs the steps as system calls;
-``several`` updates several files around one firmware command; ``relay`` disturbs the steps, and
-``span`` times them.
-``hold`` holds a lock and does nothing else, ``holders`` finds who holds one, ``lock_check``
-tests whether a file system has locks. ``recognise`` tells certificate files from others;
+:class:`CertFile`, in ``file``, is the interface. ``reader`` and ``writer`` are the two sides of the
+protocol, made of the steps in ``step``; ``system`` performs the steps as system calls. ``several``
+updates several files around one firmware command. ``relay`` disturbs the steps, and ``span`` times
+them. ``hold`` only holds a lock; ``holders`` finds the processes that hold one; ``lock_check``
+tests whether locks work on a file system. ``recognise`` tells certificate files from others;
 ``trusted_path`` refuses paths that another user can redirect. Imports ``abi``.
 """
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Serve a request from the certificate file, or update the file."""
+"""Serves a request from the certificate file, or updates the file."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class CertFile:
-    """One certificate file, by its path.
+    """One certificate file, given by its path.
 
     No file is kept open between calls, so threads may share an instance. ``perform`` runs the
     protocol's steps.
@@ -37,7 +37,7 @@ class CertFile:
         lock_wait: float = reader.DEFAULT_LOCK_WAIT,
         size_limit: int = MAX_SIZE,
     ) -> T:
-        """Serve one request under the shared lock; see :func:`snpcerts.certfile.reader.serve`."""
+        """Serve one request under the shared lock. See :func:`snpcerts.certfile.reader.serve`."""
         steps = reader.serve(
             self.path,
             deliver=deliver,
@@ -56,10 +56,10 @@ class CertFile:
         lock_wait: float = writer.DEFAULT_LOCK_WAIT,
         force: bool = False,
     ) -> writer.Update:
-        """Change firmware and table together; see :func:`snpcerts.certfile.writer.update`.
+        """Change firmware and table together. See :func:`snpcerts.certfile.writer.update`.
 
-        Raises :class:`~snpcerts.certfile.recognise.ForeignFileError` if the file at
-        the path is not a certificate file, unless ``force``.
+        Raises :class:`~snpcerts.certfile.recognise.ForeignFileError` if the file at the path is not
+        a certificate file, unless ``force`` is set.
         """
         return self._update(lambda: change().encode(), strategy, lock_wait, force)
 
@@ -73,8 +73,8 @@ class CertFile:
     ) -> writer.Update:
         """Write ``table`` to the file without changing the firmware.
 
-        The table is encoded first, so a table that cannot be encoded changes
-        nothing. Takes ``force`` and raises as :meth:`update`.
+        The table is encoded first, so a table that cannot be encoded changes nothing. ``force`` and
+        errors are as for :meth:`update`.
         """
         data = table.encode()
         return self._update(lambda: data, strategy, lock_wait, force)

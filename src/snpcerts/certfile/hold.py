@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Hold the certificate file's lock without reading or changing the file."""
+"""Holds the certificate file's lock without reading or changing the file."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _PAUSE = 0.005  # seconds between two tries
 
 
 class HeldLock:
-    """A lock on an open file: which file it is, and how long it has been held."""
+    """A lock on an open file. It knows which file it is, and how long the lock has been held."""
 
     def __init__(self, status: os.stat_result) -> None:
         self._start = time.monotonic()
@@ -34,7 +34,7 @@ class HeldLock:
         return (there.st_dev, there.st_ino) == self._file
 
     def ticks(self, limit: float | None) -> Iterator[int]:
-        """Yield 1, 2, ... as each second passes; end after ``limit`` seconds."""
+        """Yield 1, 2, ... each second. End after ``limit`` seconds."""
         second = 0
         while True:
             second += 1
@@ -47,9 +47,9 @@ class HeldLock:
 
 @contextmanager
 def hold(path: str, *, shared: bool) -> Iterator[HeldLock]:
-    """Hold a lock on the whole file; do not wait for it.
+    """Hold a lock on the whole file, without waiting for it.
 
-    Raises :class:`LockHeldError` naming the holders, or :class:`InputError`.
+    Raises :class:`LockHeldError`, which names the holders, or :class:`InputError`.
     """
     flags = os.O_RDONLY if shared else os.O_RDWR
     try:
@@ -72,11 +72,11 @@ def hold(path: str, *, shared: bool) -> Iterator[HeldLock]:
 
 @contextmanager
 def hold_in_place(path: str, wait: float) -> Iterator[None]:
-    """Hold the shared lock of the file at ``path``; wait up to ``wait`` seconds for it.
+    """Hold the shared lock of the file at ``path``. Wait up to ``wait`` seconds for it.
 
-    A request drops its lock if the file is empty; this lock is held anyway. While
-    it is held, no program that follows the protocol changes the firmware's key.
-    Raises :class:`LockHeldError` naming the holders, or :class:`InputError`.
+    Unlike the lock of a request, this lock is kept even if the file is empty. While it is held, no
+    program that follows the protocol changes the firmware's key. Raises :class:`LockHeldError`,
+    which names the holders, or :class:`InputError`.
     """
     deadline = time.monotonic() + wait
     while True:

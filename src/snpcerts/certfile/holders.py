@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Find the processes that hold a lock on a file, from ``/proc``.
+"""Finds the processes that hold a lock on a file, from ``/proc``.
 
-Source: proc_pid_fdinfo(5), proc_locks(5), proc_pid_stat(5). The kernel does not
-say which process owns an open-file-description lock, so this module inspects
-every process's descriptors. It cannot name the locks of a process that this
-user may not inspect. The kernel does not report how long a lock has been held,
-only how long its process has run.
+Source: proc_pid_fdinfo(5), proc_locks(5), proc_pid_stat(5). The kernel does not say which process
+owns an open-file-description lock, so this module inspects every process's descriptors. It cannot
+name the locks of a process that this user may not inspect. The kernel does not report how long a
+lock has been held, only how long its process has run.
 """
 
 from __future__ import annotations
@@ -21,9 +20,9 @@ from typing import Final
 from snpcerts.printable import printable
 
 _COMMAND_LIMIT: Final = 1 << 16  # bytes of a command line that are read
-_COMMAND_SHOWN: Final = 120  # characters of it that are shown
+_COMMAND_SHOWN: Final = 120  # characters of it that messages show
 _FDINFO_LIMIT: Final = 1 << 16
-_START_TIME: Final = 19  # field 22 of /proc/PID/stat, counted from behind the command
+_START_TIME: Final = 19  # field 22 of /proc/PID/stat, counted from the end of the command
 
 KINDS: Final = {"OFDLCK": "OFD", "POSIX": "POSIX", "FLOCK": "flock"}
 
@@ -32,8 +31,8 @@ KINDS: Final = {"OFDLCK": "OFD", "POSIX": "POSIX", "FLOCK": "flock"}
 class Holder:
     """One process that holds a lock.
 
-    ``kind`` is ``OFDLCK``, ``POSIX`` or ``FLOCK``; ``vm`` is the name of the
-    virtual machine on a VMM's command line; ``since`` is when the process started.
+    ``kind`` is ``OFDLCK``, ``POSIX`` or ``FLOCK``. ``vm`` is the VM's name on a VMM's command line.
+    ``since`` is when the process started.
     """
 
     pid: int
@@ -45,7 +44,7 @@ class Holder:
 
     @property
     def blocks(self) -> bool:
-        """Whether the lock conflicts with OFD locks; a lock of flock(2) does not."""
+        """Whether the lock conflicts with OFD locks. A lock of flock(2) does not."""
         return self.kind != "FLOCK"
 
     def __str__(self) -> str:
@@ -59,17 +58,17 @@ class Holder:
 
 
 def blockers_of(path: str) -> tuple[str, ...]:
-    """Return the text for each process whose lock on the file at ``path`` keeps ours out."""
+    """Return a text for each process whose lock on the file at ``path`` conflicts with ours."""
     return tuple(str(each) for each in holders_of(path) if each.blocks)
 
 
 def holders_of(path: str) -> tuple[Holder, ...]:
-    """Return every process found to hold a lock on the file at ``path``, by process ID."""
+    """Return every process found to hold a lock on the file at ``path``, ordered by process ID."""
     return holders_of_each((path,))[0]
 
 
 def holders_of_each(paths: Sequence[str]) -> list[tuple[Holder, ...]]:
-    """Return what :func:`holders_of` does for each path, looking at every process once."""
+    """Return what :func:`holders_of` returns for each path, looking at every process once."""
     wanted = [_identity(path) for path in paths]
     found: dict[tuple[int, int], dict[tuple[int, str, bool], Holder]] = {
         identity: {} for identity in wanted if identity is not None
@@ -100,7 +99,7 @@ def _identity(path: str) -> tuple[int, int] | None:
 def vm_named_in(argv: list[str]) -> str | None:
     """Return the VM's name from a VMM's command line: ``-name NAME``, ``-name guest=NAME,...``.
 
-    As in QEMU, a doubled comma stands for one comma.
+    As in QEMU, a doubled comma means one comma.
     """
     for option, value in pairwise(argv):
         if option in ("-name", "--name"):
@@ -127,8 +126,8 @@ def locks_through(
 ) -> Iterator[tuple[str, bool]]:
     """Yield kind and exclusiveness of each lock that the descriptor's open file description owns.
 
-    ``identity`` is the file's device and inode. Yields nothing if the descriptor
-    is closed or is another file.
+    ``identity`` is the file's device and inode. Yields nothing if the descriptor is closed or
+    refers to another file.
     """
     for of, kind, exclusive in _locks_of(pid, number):
         if of == identity:
@@ -136,16 +135,16 @@ def locks_through(
 
 
 def _locks_of(pid: int, number: str | int) -> Iterator[tuple[tuple[int, int], str, bool]]:
-    """Yield the file's device and inode with kind and exclusiveness of each lock."""
+    """Yield the file's device and inode, with kind and exclusiveness of each lock."""
     try:
         with open(f"/proc/{pid}/fdinfo/{number}", "rb", buffering=0) as file:
             data = file.read(_FDINFO_LIMIT)
         if b"lock:" not in data:
-            # A stat may hang on a network file system whose server is gone, so
-            # only descriptors that own some lock are statted.
+            # A stat may hang on a network file system whose server is gone, so only descriptors
+            # that own a lock are statted.
             return
-        # Use stat, not the numbers in fdinfo: those name the super block's
-        # device, which differs from the one in stat on some file systems.
+        # Use stat, not the numbers in fdinfo. Those come from the super block's device, which
+        # differs from stat's on some file systems.
         status = os.stat(f"/proc/{pid}/fd/{number}")
     except OSError:
         return

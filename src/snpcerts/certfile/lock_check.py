@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Test whether OFD locks work on a file system.
+"""Tests whether OFD locks work on a file system.
 
-Some network and user-space file systems refuse the lock, or grant it without
-keeping other lockers out. Certificate files depend on locks, so an update
-refuses to work on such a file system.
+Some network and user-space file systems refuse the lock, or grant it without excluding other
+lockers. Certificate files depend on locks, so updates refuse to work on such a file system.
 """
 
 from __future__ import annotations
@@ -22,9 +21,8 @@ _known_good: set[int] = set()
 def require_working_locks(directory: str) -> None:
     """Raise :class:`InputError` unless OFD locks exclude other processes in ``directory``.
 
-    The file system's device is remembered, so that the second call costs one
-    stat. A directory that cannot be written to passes: the next write reports
-    the error.
+    The result for a file system is cached, so the second call costs one stat. A directory that
+    cannot be written to passes, because the next write reports the error.
     """
     try:
         device = os.stat(directory).st_dev
@@ -44,8 +42,8 @@ def require_working_locks(directory: str) -> None:
 def lock_problem(directory: str) -> str | None:
     """Return why the locks of two open files do not exclude each other in ``directory``, or None.
 
-    Tries both ways, on a temporary file: a reader while a writer holds the lock, and a
-    writer while readers hold it. ``OSError`` if no file can be created.
+    It tries both directions on a temporary file: a reader while a writer holds the lock, and a
+    writer while readers hold it. Raises ``OSError`` if no file can be created.
     """
     with tempfile.NamedTemporaryFile(prefix=".snpcerts-lock-", dir=directory) as file:
         first = file.fileno()

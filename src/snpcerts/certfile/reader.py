@@ -2,16 +2,16 @@
 """The reader's side of the protocol: what a VMM does for one certificate request.
 
 Source: Linux ``Documentation/virt/kvm/x86/amd-memory-encryption.rst``, section
-KVM_SEV_SNP_ENABLE_REQ_CERTS. It asks for a lock from before the file is read
-until the firmware has the request. In detail:
+KVM_SEV_SNP_ENABLE_REQ_CERTS. It requires a lock from before the file is read until the firmware has
+the request. In detail:
 
-1. open the path again for each request: with its own open file description, no
-   other vCPU's unlock can drop this lock;
+1. open the path again for each request, so that it has its own open file
+   description and another vCPU's unlock cannot drop this lock;
 2. try for a shared OFD lock until the limit; then the answer is "busy";
 3. compare device and inode of the locked file with those of the path, and start
    again if they differ: a lock on a replaced file protects nothing;
 4. read, deliver, re-enter KVM_RUN with ``immediate_exit``;
-5. close, which drops the lock, after any outcome.
+5. close the file after any outcome, which drops the lock.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from snpcerts.certfile.step import Steps
 T = TypeVar("T")
 
 DEFAULT_LOCK_WAIT = 0.1
-# Pauses between tries for the lock: updates take milliseconds.
+# Pauses between tries for the lock. Updates take milliseconds.
 _FIRST_PAUSE = 0.0005
 _LONGEST_PAUSE = 0.005
 
@@ -38,25 +38,25 @@ SHRANK = "shrank while it was read: another program writes to it without the loc
 
 
 def too_large(size: int, limit: int) -> str:
-    """Say that a file has more bytes than may be served."""
+    """Return the message that a file has more bytes than may be served."""
     return f"has {size} bytes, more than the limit of {limit}"
 
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """The file holds a table; the shared lock is held."""
+    """The file holds a table. The shared lock is held."""
 
     data: bytes
 
 
 @dataclass(frozen=True, slots=True)
 class Empty:
-    """The file holds the empty table: there are no certificates to deliver."""
+    """The file holds the empty table, so there are no certificates to deliver."""
 
 
 @dataclass(frozen=True, slots=True)
 class Busy:
-    """Another process held the lock for the whole wait: an update is in progress."""
+    """Another process held the lock for the whole wait, because an update is in progress."""
 
     waited: float  # seconds
 
@@ -79,7 +79,7 @@ def serve(
     lock_wait: float = DEFAULT_LOCK_WAIT,
     size_limit: int = MAX_SIZE,
 ) -> Steps[T]:
-    """Serve one request; return what ``handshake`` returned.
+    """Serve one request. Return what ``handshake`` returned.
 
     Calls ``deliver`` once with the outcome. If that is a :class:`Table`, the lock is held from
     before the first byte is read until ``handshake`` returns or raises. ``lock_wait`` is in
@@ -124,7 +124,7 @@ def _find(path: str, lock_wait: float, size_limit: int) -> Steps[tuple[int | Non
 
 
 def _locked_content(path: str, fd: int, size_limit: int) -> Steps[Found | None]:
-    """Read the open file under the lock; return None if the caller must try again."""
+    """Read the open file under the lock. Return None if the caller must try again."""
     try:
         if not (yield step.LockShared(fd)):
             return None
@@ -141,8 +141,8 @@ def _locked_content(path: str, fd: int, size_limit: int) -> Steps[Found | None]:
         return Unreadable(_problem(error))
     if len(data) != mine.size:
         return Unreadable(SHRANK)
-    # A leading terminator ends the table, whatever follows: an update may have
-    # been interrupted between writing the table's body and its first entry.
+    # A leading terminator ends the table, whatever follows it. An update may have been interrupted
+    # between writing the table's body and its first entry.
     if not data.startswith(EMPTY) and data:
         return Table(data)
     return Empty()

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tell a certificate file from another file at a mistyped path.
+"""Tells a certificate file from another file at a mistyped path.
 
-A certificate file is empty, or begins with the empty table, or is a table. A
-file with other content is foreign, unless an update was made at that path
-before: then the writers' turn file is beside it, which is never removed.
+A certificate file is empty, or begins with the empty table, or is a table. A file with other
+content is foreign, unless that path has been updated before. In that case the turn file of the
+writers, which is never removed, is beside it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from snpcerts.errors import FormatError, RefusedError
 
 
 class ForeignFileError(RefusedError):
-    """The file at the path is not a certificate table, and no update has ever been made there."""
+    """The file at the path is not a certificate table, and that path has never been updated."""
 
     code = "foreign-file"
 
@@ -53,8 +53,8 @@ def table_problem(data: bytes) -> str | None:
 def require_certificate_file(path: str, perform: Performer = perform_on_system) -> None:
     """Raise :class:`ForeignFileError` if an update would destroy a file that is not ours.
 
-    A file that cannot be read passes: the update itself reports the error. A file under an
-    exclusive lock is being updated, so it is ours.
+    A file that cannot be read passes, because the update itself reports the error. A file under an
+    exclusive lock passes too: it is being updated, so it is ours.
     """
     found: list[reader.Found] = []
     with contextlib.suppress(OSError):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Insert a function between a protocol and its performer, to watch or disturb the steps."""
+"""Inserts a function between a protocol and its performer, to watch or disturb the steps."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from snpcerts.certfile.step import Performer, Steps, relayed
 def relay(through: Callable[[Any], Steps[Any]], performer: Performer = system.perform) -> Performer:
     """Return a performer that passes every step to ``through``, then to ``performer``.
 
-    ``through(action)`` is a generator, see :func:`~snpcerts.certfile.step.relayed`.
+    ``through(action)`` is a generator; see :func:`~snpcerts.certfile.step.relayed`.
     """
 
     def perform(steps: Steps[Any]) -> Any:

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Update several certificate files around one firmware command.
+"""Updates several certificate files around one firmware command.
 
-A host may serve one table to some guests and another to others. A command that
-changes the key makes all tables wrong at once, so all files must be locked and
-empty before the command, and stay empty until it has ended. The updates are
-nested: at the point where the update of file *i* would change the firmware, it
-runs the update of file *i+1* instead; the innermost one changes the firmware::
+A host may serve one table to some guests and another to others. A command that changes the key
+makes all tables wrong at once, so all files must be locked and empty before the command, and stay
+empty until it has ended. The updates are nested: at the point where the update of file *i* would
+change the firmware, it runs the update of file *i+1* instead; the innermost one changes the
+firmware::
 
     lock 1, empty 1
       lock 2, empty 2
@@ -14,8 +14,9 @@ runs the update of file *i+1* instead; the innermost one changes the firmware::
     publish 1, unlock 1
 
 Locks are taken in the order of the files' real paths, not in the order given, so that two agents
-with the same files cannot deadlock. Each file's part is :func:`snpcerts.certfile.writer.update`,
-step by step: a crash leaves each file in a state that the update of a single file could leave.
+with the same files cannot deadlock. Each file goes through the steps of
+:func:`snpcerts.certfile.writer.update`, so a crash leaves each file in a state that the update of a
+single file could leave.
 """
 
 from __future__ import annotations
@@ -40,17 +41,16 @@ class Target:
 
     path: str
     strategy: writer.Strategy = writer.DEFAULT_STRATEGY
-    wrong_table: bytes | None = None  # its present table, if known to be wrong
+    wrong_table: bytes | None = None  # its current table, if it is known to be wrong
 
 
 @dataclass(frozen=True, slots=True)
 class SeveralUpdate:
-    """The outcome of an update of several files; times in seconds.
+    """The outcome of an update of several files. Times are in seconds.
 
-    ``waited`` is the time until all files were locked, ``held`` the longest time
-    that one of them was. ``sizes`` are the bytes of each new table, in the order
-    of the targets. ``problems`` say why a file stayed empty after the firmware
-    had changed.
+    ``waited`` is the time until all files were locked; ``held`` is the longest time for which one
+    was locked. ``sizes`` are the bytes of each new table, in the order of the targets. ``problems``
+    say why files stayed empty after the firmware had changed.
     """
 
     waited: float
@@ -65,7 +65,7 @@ Problem = tuple[str, SnpCertsError | OSError]
 class LeftEmptyError(RefusedError):
     """The firmware was not changed, and a file that had been emptied could not be filled again.
 
-    ``refused`` is why the firmware was not changed, ``problems`` are the files that stay empty.
+    ``refused`` says why the firmware was not changed. ``problems`` are the files that stay empty.
     """
 
     code = "left-empty"
@@ -82,7 +82,7 @@ class LeftEmptyError(RefusedError):
 
 @dataclass(slots=True)
 class _Progress:
-    """The state of one update; all sequences are in the order of locking."""
+    """The state of one update. All sequences are in locking order."""
 
     targets: Sequence[Target]
     lock_wait: float
@@ -106,16 +106,15 @@ def update(
 ) -> Steps[SeveralUpdate]:
     """Run ``change`` while every target is locked and empty, then publish what it returns.
 
-    ``change`` returns one table for each target, in their order. ``unchanged`` returns the tables
-    for firmware that was not changed: it is called if a lock does not become free in time, so that
-    the files already emptied get the right tables back. If ``unchanged`` raises, they stay empty.
+    ``change`` returns one table for each target, in the same order. ``unchanged`` returns the
+    tables for unchanged firmware. It is called if a lock does not become free in time, so that the
+    files already emptied get the right tables back. If ``unchanged`` raises, they stay empty.
 
-    ``lock_wait`` (seconds) bounds the wait for all locks together. Raises what
-    :func:`snpcerts.certfile.writer.update` raises, in which case the firmware
-    has not been touched; :class:`LeftEmptyError` if it has not either, but an emptied
-    file cannot be filled again; and what ``change`` raises, in which case every file
-    stays empty. A file that cannot be written *after* the change stays empty
-    and is listed in ``problems``; the others are published.
+    ``lock_wait`` (seconds) limits the total wait for all locks. Raises the errors of
+    :func:`snpcerts.certfile.writer.update`; the firmware has then not changed. Raises
+    :class:`LeftEmptyError` if, in addition, an emptied file cannot be filled again. Raises what
+    ``change`` raises; every file then stays empty. A file that cannot be written *after* the change
+    stays empty and is listed in ``problems``; the others are published.
     """
     if not 1 <= len(targets) <= MAX_FILES:
         raise UsageError(f"found {len(targets)} certificate files, expected 1 to {MAX_FILES}")
@@ -161,7 +160,7 @@ def perform(
     lock_wait: float = writer.DEFAULT_LOCK_WAIT,
     performer: Performer = system.perform,
 ) -> SeveralUpdate:
-    """Run :func:`update` as system calls; a :class:`LockHeldError` names the holders."""
+    """Run :func:`update` as system calls. A :class:`LockHeldError` then names the holders."""
     try:
         result: SeveralUpdate = performer(update(targets, change, unchanged, lock_wait=lock_wait))
     except writer.LockHeldError as error:
@@ -175,11 +174,11 @@ def perform(
 
 
 def _update_from(state: _Progress, place: int) -> Steps[None]:
-    """Update the file at ``place``; the updates of the later files are nested in it."""
+    """Update the file at ``place``. The updates of the later files are nested in it."""
     target = state.targets[place]
     now: float = yield step.Now()
     left = max(0.0, state.start + state.lock_wait - now)
-    # ``bytes`` is a placeholder: its Change step is intercepted below and never performed.
+    # ``bytes`` is a placeholder. The Change step is intercepted below and never performed.
     steps = writer.update(
         target.path,
         bytes,
@@ -198,15 +197,16 @@ def _update_from(state: _Progress, place: int) -> Steps[None]:
     except (SnpCertsError, OSError) as error:
         if not state.tables:
             raise
-        # The right table is known but cannot be written here: this file stays
-        # empty, the others get their tables.
+        # The right table is known but cannot be written here. This file stays empty; the others get
+        # their tables.
         state.problems.append((target.path, error))
         state.updates[place] = writer.Update(0.0, 0.0, len(EMPTY))
 
 
 def _nested(state: _Progress, place: int) -> Steps[bytes]:
-    """With the files up to ``place`` locked and empty, update the rest; return this file's
-    table.
+    """Update the other files while the files up to ``place`` are locked and empty.
+
+    Returns this file's table.
     """
     if place + 1 == len(state.targets):
         state.locked = yield step.Now()

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Times what the protocol does: how long it waits for the lock, and what it does under it.
+"""Times the protocol: how long it waits for the lock, and what it does under the lock.
 
-A span is never longer than the event: that of a lock begins after the lock was granted and ends
+A span is never longer than the event. The span of a lock begins after the lock was granted and ends
 before it is dropped. Times are those of ``time.monotonic``, one clock for all processes of a
 machine.
 """
@@ -21,18 +21,20 @@ from snpcerts.certfile.step import Performer, Steps
 
 
 class SpanKind(enum.StrEnum):
-    """The kind of a span: what the time was spent on."""
+    """What the time of a span was spent on."""
 
     LOCK_WAIT = "lock wait"
     LOCK_HELD = "lock held"
     TABLE = "certificates in use"  # from reading them until the firmware has the request
     REENTRY = "KVM_RUN"  # the re-entry that carries the answer
-    CHANGE = "change"  # the writer's firmware command, and its choice of the new table
+    CHANGE = "change"  # the writer's firmware command and its choice of the new table
 
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """Something that lasted from ``start`` to ``end``, in seconds; ``path`` is of the file."""
+    """Something that lasted from ``start`` to ``end``, in seconds. ``path`` is the certificate
+    file.
+    """
 
     kind: SpanKind
     start: float
@@ -56,7 +58,7 @@ Tell = Callable[[Span], None]
 def timed(tell: Tell, performer: Performer = system.perform) -> Performer:
     """Return a performer that passes every step to ``performer`` and reports the spans.
 
-    ``tell`` is called in the performing thread, some calls with the lock held.
+    ``tell`` is called in the performing thread, in some cases with the lock held.
     """
 
     def perform(steps: Steps[Any]) -> Any:
@@ -78,7 +80,7 @@ class _StepTimer:
     tried_in_vain: bool = False
     turns: set[int] = field(default_factory=set)
     paths: dict[int, str] = field(default_factory=dict)
-    granted: dict[int, float] = field(default_factory=dict)  # descriptor -> since when
+    granted: dict[int, float] = field(default_factory=dict)  # descriptor -> time of the grant
     last_grant: float = 0.0
     changed: bool = False
     read_at: float | None = None
@@ -159,6 +161,6 @@ class _StepTimer:
     def _close(self, fd: int) -> None:
         since, path = self.granted.pop(fd, None), self.paths.pop(fd, None)
         self.turns.discard(fd)
-        # A writer holds the certificate file once it has every lock that it needs.
+        # A writer holds the certificate file when it has all the locks that it needs.
         if since is not None and (self.changed or self.waits_since is None):
             self.tell(Span(SpanKind.LOCK_HELD, since, time.monotonic(), path))

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The steps that the certificate file's protocol is made of.
 
-The protocol is written once, as generators that yield steps and receive their
-results (:mod:`snpcerts.certfile.reader`, :mod:`snpcerts.certfile.writer`).
-:mod:`snpcerts.certfile.system` performs the steps as system calls; the explorer
-performs them on a model. A failing step throws ``OSError`` into the generator.
+The protocol is written once, as generators that yield steps and receive the results
+(:mod:`snpcerts.certfile.reader`, :mod:`snpcerts.certfile.writer`). :mod:`snpcerts.certfile.system`
+performs the steps as system calls; the explorer performs them on a model. A failing step throws
+``OSError`` into the generator.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ class FileStat(NamedTuple):
     inode: int
     size: int
     regular: bool
-    links: int = 1  # names in directories
+    links: int = 1  # number of names in directories
 
     @property
     def identity(self) -> tuple[int, int]:
-        """Device and inode: an inode number identifies a file only on its own file system."""
+        """Device and inode. An inode number identifies a file only within its file system."""
         return self.device, self.inode
 
 
@@ -41,13 +41,13 @@ class Pause(NamedTuple):
 
 
 class Resolve(NamedTuple):
-    """Follow every symbolic link that root or this user made -> the real path, str."""
+    """Follow every symbolic link of root or this user -> the real path, str."""
 
     path: str
 
 
 class OpenRead(NamedTuple):
-    """Open for reading -> descriptor. Never blocks, whatever the path is."""
+    """Open for reading -> descriptor. Never blocks, whatever is at the path."""
 
     path: str
 
@@ -73,7 +73,7 @@ class OpenOrCreate(NamedTuple):
 
 
 class Close(NamedTuple):
-    """Close -> None. Closing a description's last descriptor drops its locks."""
+    """Close -> None. Closing the last descriptor of an open file description drops its locks."""
 
     fd: int
 
@@ -103,14 +103,14 @@ class StatPath(NamedTuple):
 
 
 class Read(NamedTuple):
-    """Read up to ``size`` bytes from offset 0 -> bytes; fewer only at the file's end."""
+    """Read up to ``size`` bytes from offset 0 -> bytes; fewer only at the end of the file."""
 
     fd: int
     size: int
 
 
 class Write(NamedTuple):
-    """Write all of ``data`` at ``offset``; return None."""
+    """Write all of ``data`` at ``offset`` -> None."""
 
     fd: int
     data: bytes
@@ -131,7 +131,7 @@ class Sync(NamedTuple):
 
 
 class SyncDirectory(NamedTuple):
-    """Make the entries of the directory that holds ``path`` durable -> None."""
+    """Make the entries of the directory that contains ``path`` durable -> None."""
 
     path: str
 
@@ -151,7 +151,7 @@ class Link(NamedTuple):
 
 
 class Rename(NamedTuple):
-    """Rename ``source`` to ``target``, replacing what is there -> None."""
+    """Rename ``source`` to ``target``, replacing any file there -> None."""
 
     source: str
     target: str
@@ -188,11 +188,11 @@ Performer = Callable[[Steps[Any]], Any]
 
 
 def relayed(steps: Steps[T], through: Callable[[Any], Steps[Any]]) -> Steps[T]:
-    """The protocol, with every step passed to ``through``, a generator.
+    """Return the protocol, with every step passed to ``through``, a generator.
 
-    Steps that ``through(action)`` yields are yielded in the action's place, its return
-    value is the action's result, and an exception that it raises is thrown into the
-    protocol. ``return (yield action)`` changes nothing.
+    Steps that ``through(action)`` yields are yielded in place of the action. Its return value
+    becomes the action's result. An exception that it raises is thrown into the protocol. ``return
+    (yield action)`` changes nothing.
     """
     try:
         action = next(steps)
@@ -203,17 +203,17 @@ def relayed(steps: Steps[T], through: Callable[[Any], Steps[Any]]) -> Steps[T]:
                 action = steps.throw(error)
             else:
                 action = steps.send(result)
-            result = None  # what ``through`` returned must not live until the next step
+            result = None  # the result must not stay alive until the next step
     except StopIteration as end:
         value: T = end.value
         return value
 
 
 def closed(fd: int) -> Steps[None]:
-    """Close, ignoring errors: Linux closes the descriptor in any case.
+    """Close a descriptor and ignore errors: Linux closes it in any case.
 
-    Data that must last has been synced. An error raised here would leave other
-    descriptors open, with their locks.
+    Data that must last has been synced. If this raised an error, other descriptors would stay open,
+    with their locks.
     """
     try:
         yield Close(fd)

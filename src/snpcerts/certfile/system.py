@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Perform protocol steps as system calls."""
+"""Performs protocol steps as system calls."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from snpcerts.certfile import step, trusted_path
 
 T = TypeVar("T")
 
-# O_NONBLOCK: opening a FIFO must not wait for its other end.
+# O_NONBLOCK, because opening a FIFO must not wait for its other end.
 _READ = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
 _WRITE = os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
 _CONFLICT = (errno.EAGAIN, errno.EACCES)  # POSIX allows both
@@ -106,7 +106,7 @@ def _copy_attributes(source: int, target: int) -> None:
             same = False
         if not same:
             os.setxattr(target, name, value)
-    # Last: changing the owner clears mode bits, and an ACL's mask is part of the mode.
+    # Do this last: changing the owner clears mode bits, and an ACL's mask is part of the mode.
     os.fchmod(target, stat.S_IMODE(status.st_mode))
 
 

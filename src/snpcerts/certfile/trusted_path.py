@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Resolve a path, following only symbolic links of trusted users.
+"""Resolves a path, following only symbolic links of trusted users.
 
-An update runs as root on files that VMMs read. The owner of a symbolic link on
-the path decides which file root writes to, and a user who can write to a
-directory can put a link there. So :func:`resolve` follows links that root or
-the user of this process made, and no others. :func:`doubts` lists whatever else
-lets other users decide where the path leads.
+An update runs as root on files that VMMs read. The owner of a symbolic link on the path decides
+which file root writes to, and a user who can write to a directory can put a link there. So
+:func:`resolve` follows only links that belong to root or to the user of this process.
+:func:`doubts` lists everything else by which other users can change where the path leads.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from dataclasses import dataclass
 
 from snpcerts.errors import InputError, RefusedError
 
-_MOST_LINKS = 40  # as many as Linux follows
+_MOST_LINKS = 40  # the same limit as in Linux
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,10 +32,10 @@ class Doubt:
 
 
 def resolve(path: str) -> str:
-    """Return the path with every symbolic link followed. Missing last components stay as written.
+    """Return the path with every symbolic link followed. Missing last components do not change.
 
-    Raises :class:`RefusedError` for a link whose owner is neither root nor this
-    process's user, and :class:`InputError` for links in a circle.
+    Raises :class:`RefusedError` for a link whose owner is neither root nor this process's user, and
+    :class:`InputError` for links in a circle.
     """
     real = "/"
     for place, status, real_now in _steps(path):
@@ -53,10 +52,9 @@ def resolve(path: str) -> str:
 
 
 def doubts(path: str) -> Iterator[Doubt]:
-    """Find the directories and links on the path, and on the way of each link, that other users
-    control.
+    """Find the directories and links that other users control, on the path and along each link.
 
-    The directory that holds the file is not checked here. Raises the same errors as
+    The directory that contains the file is not checked here. Raises the same errors as
     :func:`resolve`.
     """
     seen: set[str] = set()
@@ -86,10 +84,10 @@ def _trusted(user: int) -> bool:
 
 
 def _steps(path: str) -> Iterator[tuple[str, os.stat_result | None, str]]:
-    """Yield each place on the path from the root, its status (None if missing), and the real path
-    so far.
+    """Yield each component of the path from the root: its place, its status (None if missing), and
+    the real path so far.
     """
-    # Not abspath: it drops "x/..", which is wrong if x is a link.
+    # Do not use abspath: it drops "x/..", which is wrong if x is a link.
     left = [part for part in os.path.join(os.getcwd(), path).split("/") if part][::-1]
     real, links = "/", 0
     yield "/", os.lstat("/"), "/"

@@ -1,26 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
 """The writer's side of the protocol: change the firmware's key and the table together.
 
-All strategies follow one order: take the exclusive lock; write the *empty*
-table and sync it; change the firmware; write the new table and sync it, first
-entry last; unlock. A crash at any point leaves the empty table or the right
-one. The caller fetches the certificates for the new key before it starts, so
-the lock is held only for as long as the firmware takes.
+All strategies follow the same order: take the exclusive lock; write and sync the *empty* table;
+change the firmware; write and sync the new table, its first entry last; unlock. A crash at any
+point leaves the empty table or the right one. The caller fetches the certificates for the new key
+beforehand, so the lock is held only as long as the firmware command takes.
 
-OFD locks are not fair: a writer that waits for a moment without readers may
-wait for ever. Three strategies get the lock:
+OFD locks are not fair: a writer that waits for a moment without readers may wait forever. There are
+three strategies to get the lock:
 
-**there-and-back** puts a stand-in at the path: a new, empty, exclusively locked
-file. New readers wait for it; readers of the certificate file finish, so the writer
-gets its lock. Then the file returns to the path. It keeps its inode, so readers that
-keep it open or see it through a bind mount are served too. The writer needs write
-access to the directory.
+**there-and-back** puts a stand-in at the path: a new, empty, exclusively locked file. New readers
+wait for it; readers of the certificate file finish, so the writer gets its lock. Then the file
+returns to the path. It keeps its inode, so readers that keep it open or see it through a bind mount
+get the new table too. The writer needs write access to the directory.
 
-**swap** begins in the same way, but the new file stays at the path. Readers that
-keep the old file find it empty from then on.
+**swap** begins in the same way, but the new file stays at the path. Readers that keep the old file
+find it empty from then on.
 
-**in-place** waits for a gap between readers. Use it where the path is a mount
-point, or the directory cannot be written to.
+**in-place** waits for a gap between readers. Use it if the path is a mount point or the directory
+cannot be written to.
 """
 
 from __future__ import annotations
@@ -40,14 +38,14 @@ from snpcerts.errors import InputError, RefusedError, RetryLaterError, SnpCertsE
 DEFAULT_LOCK_WAIT = 5.0
 EMPTY_SIZE = len(EMPTY)
 _PAUSE = 0.001
-# The VMMs (the file's group) may read a table; only its owner may change it.
+# The VMMs (the file's group) may read a table. Only its owner may change it.
 _MODE = 0o640
 _PRIVATE = 0o600
 _WRONG_PATH = (errno.EISDIR, errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)
 
 
 class Strategy(enum.Enum):
-    """How the writer gets exclusive access despite readers."""
+    """How the writer gets exclusive access while readers are active."""
 
     THERE_AND_BACK = "there-and-back"
     SWAP = "swap"
@@ -59,15 +57,15 @@ DEFAULT_STRATEGY: Final = Strategy.THERE_AND_BACK
 
 @dataclass(frozen=True, slots=True)
 class Update:
-    """The outcome of an update; times in seconds."""
+    """The outcome of an update. Times are in seconds."""
 
-    waited: float  # for the exclusive lock; readers are served meanwhile
+    waited: float  # time for the exclusive lock; readers are served meanwhile
     held: float  # from taking the lock to writing the last byte
     size: int  # bytes of the new table
 
 
 class LockHeldError(RetryLaterError):
-    """Another process held the lock for longer than the caller wanted to wait."""
+    """Another process held the lock for longer than the caller was willing to wait."""
 
     code = "lock-held"
 
@@ -83,10 +81,10 @@ class LockHeldError(RetryLaterError):
         )
         self.path = path
         self.waited = waited
-        self.emptied = emptied  # nothing else has changed
+        self.emptied = emptied  # if true, nothing else has changed
 
     def with_holders(self, holders: tuple[str, ...]) -> LockHeldError:
-        """Return the same error with the holders of the lock."""
+        """Return the same error with the holders of the lock added."""
         return LockHeldError(self.path, self.waited, holders, emptied=self.emptied)
 
 
@@ -101,15 +99,14 @@ def update(
     """Run ``change`` under the exclusive lock and publish the table it returns.
 
     While ``change`` runs, no guest gets a table, and no request with a table is on its way to the
-    firmware. If ``change`` raises, the file stays empty: only the caller can find out which key the
-    firmware has then. A missing file is created. Raises :class:`LockHeldError` if the lock does not
-    become free in time, in which case nothing has changed, and :class:`InputError` if the path is
-    not a regular file.
+    firmware. If ``change`` raises, the file stays empty, because only the caller can find out which
+    key the firmware then has. A missing file is created. Raises :class:`LockHeldError` if the lock
+    does not become free in time, in which case nothing has changed, and :class:`InputError` if the
+    path is not a regular file.
 
-    ``wrong_table`` is a table that was found at the path and is known to be wrong.
-    An update that gives up does not leave that table in use: if the file still
-    holds it, the update empties the file in spite of the lock, and the error
-    says so.
+    ``wrong_table`` is a table that was found at the path and is known to be wrong. An update that
+    gives up does not leave that table in use. If the file still holds it, the update empties the
+    file despite the lock, and the error says so.
     """
     path = yield step.Resolve(path)
     names = _Names.of(path)
@@ -148,15 +145,17 @@ def update(
 
 
 def turn_of(path: str) -> str:
-    """Return the file that writers of ``path``, a real path, lock to exclude each other. It is
-    never removed.
+    """Return the file that writers of ``path``, a real path, lock to exclude each other.
+
+    It is never removed.
     """
     return _Names.of(path).turn
 
 
 def old_of(path: str) -> str:
-    """Return where an update keeps the old file of ``path``, a real path, until its readers are
-    done.
+    """Return where an update keeps the old file of ``path``, a real path.
+
+    It keeps it until its readers are done.
     """
     return _Names.of(path).old
 
@@ -178,13 +177,12 @@ class _Names:
 def _finish_old(
     names: _Names, deadline: float, lock_wait: float, wrong_table: bytes | None
 ) -> Steps[None]:
-    """Finish an interrupted update: wait for the readers of the file that it set aside, then empty
+    """Finish an interrupted update: wait for the readers of the file that it set aside, and empty
     it.
 
-    Requests may be on their way with its table, and readers may keep it open. The file
-    returns to the path, for those that see it through a bind mount, unless there is
-    another table at the path. Its own table does not return: the firmware may have
-    changed since.
+    Requests with its table may be on their way, and readers may keep it open. The file returns to
+    the path, because some readers may see it through a bind mount, unless there is another table at
+    the path. Its table does not return, because the firmware may have changed since.
     """
     try:
         old: int = yield step.OpenWrite(names.old)
@@ -198,7 +196,7 @@ def _finish_old(
             there: step.FileStat | None = yield step.StatPath(names.path)
         except FileNotFoundError:
             there = None
-        # An update interrupted before its rename leaves two names of the path's file.
+        # An update interrupted before its rename leaves the file at the path with two names.
         if there is None or mine.identity != there.identity:
             _require_one_name(names.old, mine)
             if not (yield from _lock_until(old, deadline)):
@@ -215,7 +213,7 @@ def _finish_old(
 
 
 def _is_empty(path: str) -> Steps[bool]:
-    """Return whether the file at the path holds the empty table, or nothing."""
+    """Return whether the file at the path holds the empty table or is empty."""
     fd: int = yield step.OpenRead(path)
     try:
         data: bytes = yield step.Read(fd, EMPTY_SIZE)
@@ -237,7 +235,7 @@ def _there_and_back(
         stand_in = yield from _set_aside(names, fd, deadline, lock_wait, wrong_table)
         try:
             yield from _require_not_replaced(names.path, stand_in)
-            # Its table may be wrong already: that must not come back for a moment.
+            # Its table may already be wrong, so it must not come back even for a moment.
             yield from _empty(fd)
             yield from _put_back(names)
         finally:
@@ -252,7 +250,7 @@ def _there_and_back(
 def _swap(
     names: _Names, deadline: float, lock_wait: float, wrong_table: bytes | None
 ) -> Steps[int]:
-    """Put an empty, locked file at the path for good, and empty the one that was there."""
+    """Put an empty, locked file at the path permanently, and empty the old one."""
     try:
         old: int | None = yield step.OpenWrite(names.path)
     except FileNotFoundError:
@@ -281,10 +279,10 @@ def _set_aside(
     lock_wait: float,
     wrong_table: bytes | None,
 ) -> Steps[int]:
-    """Put a new, empty, locked file at the path, and lock ``old``, the one that was there.
+    """Put a new, empty, locked file at the path, and lock ``old``, the previous one.
 
-    Returns the new file's descriptor; the old file is at ``names.old`` then. If some reader
-    does not release it, it is put back, and :class:`LockHeldError` is raised.
+    Returns the new file's descriptor. The old file is then at ``names.old``. If a reader does not
+    release it, it is put back and :class:`LockHeldError` is raised.
     """
     if old is not None:
         yield from _require_regular(names.path, old)
@@ -306,19 +304,19 @@ def _set_aside(
             try:
                 yield step.Unlink(names.new)
             finally:
-                # The file may be at the path by now: its lock would keep every reader out.
+                # The file may be at the path by now. Its lock would exclude every reader.
                 yield from step.closed(new)
     return new
 
 
 def _put_back(names: _Names) -> Steps[None]:
-    """Rename the file that was set aside back to the path, for good."""
+    """Rename the file that was set aside back to the path, permanently."""
     yield step.Rename(names.old, names.path)
     yield step.SyncDirectory(names.path)
 
 
 def _prepare(names: _Names, new: int, old: int | None) -> Steps[None]:
-    """Make the new file: empty, locked, with the old file's owner, mode and attributes."""
+    """Create the new file: empty, locked, with the old file's owner, mode and attributes."""
     if not (yield step.LockExclusive(new)):
         raise InputError(
             f"{names.new}: another process locked a file that only this update should open",
@@ -342,7 +340,7 @@ def _in_place(
         keep = False
         try:
             yield from _require_regular(names.path, fd)
-            # The rename of an interrupted update that put this file here may not be on disk yet.
+            # The rename with which an interrupted update put this file here may not be on disk yet.
             yield step.SyncDirectory(names.path)
             if not (yield from _lock_until(fd, deadline)):
                 emptied = yield from _withdraw(fd, wrong_table)
@@ -366,11 +364,11 @@ _ACQUIRE: Final = {
 
 
 def _withdraw(fd: int, wrong_table: bytes | None) -> Steps[bool]:
-    """Empty a file that contains the wrong table ``wrong_table``, whatever locks readers hold.
+    """Empty a file that contains the wrong table ``wrong_table``, even if readers hold locks.
 
-    The locks protect readers of a right table. This table is wrong, so a reader
-    loses nothing: it keeps what it has already read, and reads the empty table
-    from now on. The size stays, so that no reader reads past the end.
+    The locks protect readers of a right table. This table is wrong, so a reader loses nothing: it
+    keeps what it has already read, and reads the empty table from now on. The size does not change,
+    so no reader reads past the end.
     """
     if wrong_table is None:
         return False
@@ -418,7 +416,7 @@ def _require_regular(path: str, fd: int) -> Steps[None]:
 
 
 def _require_one_name(path: str, status: step.FileStat) -> None:
-    """Refuse a file with a second name: an update would change what both names show."""
+    """Refuse a file with a second name, because an update would change what both names show."""
     if status.links > 1:
         raise RefusedError(
             f"{path}: has {status.links} names (hard links); an update would change the file "
@@ -428,7 +426,7 @@ def _require_one_name(path: str, status: step.FileStat) -> None:
 
 
 def _require_not_replaced(path: str, fd: int) -> Steps[None]:
-    """Detect that a program replaced the file without taking the lock; nothing can prevent that."""
+    """Detect that a program replaced the file without taking the lock. It cannot be prevented."""
     mine: step.FileStat = yield step.Stat(fd)
     try:
         there: step.FileStat = yield step.StatPath(path)
@@ -455,14 +453,14 @@ def _lock_until(fd: int, deadline: float) -> Steps[bool]:
 
 
 def _empty(fd: int) -> Steps[None]:
-    """Write the empty table and sync it; the first 24 bytes decide what a reader sees."""
+    """Write and sync the empty table. The first 24 bytes decide what a reader sees."""
     yield step.Write(fd, EMPTY, 0)
     yield step.Sync(fd)
     yield step.Truncate(fd, len(EMPTY))
 
 
 def _fill(fd: int, table: bytes) -> Steps[None]:
-    """Write a table over the empty one, its first entry last, and sync each part."""
+    """Write a table over the empty one, its first entry last. Sync each part."""
     first, rest = table[: len(EMPTY)], table[len(EMPTY) :]
     if rest:
         yield step.Write(fd, rest, len(EMPTY))
@@ -472,7 +470,7 @@ def _fill(fd: int, table: bytes) -> Steps[None]:
 
 
 def _free_space(fd: int) -> Steps[None]:
-    """Empty a file whose table could not be written completely, so that the next one has space."""
+    """Empty a file whose table could not be written completely, to free space for the next one."""
     try:
         yield from _empty(fd)
     except OSError:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """VMMs that each make one mistake, to show its effect.
 
-``no-lock`` is the reader of the demo's first run; both show that the demo can fail.
-Each runs the steps of the shipped protocol and changes one of them; ``performer`` performs them.
+The demo's first run uses ``no-lock``. Both show that the demo can fail. Each runs the steps of the
+shipped protocol and changes one of them; ``performer`` performs the steps.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def no_lock(performer: Performer = system.perform) -> Performer:
 
 
 def no_handshake(performer: Performer = system.perform) -> Performer:
-    """Drop the lock before the firmware gets the request."""
+    """Drop the lock before the firmware has the request."""
     closed = threading.local()  # one performer serves many vCPUs at once
 
     def through(action: Any) -> Steps[Any]:

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The course of one demo run: who waited, held, answered and signed when.
+"""The course of one demo run: which process waited, held a lock, answered or signed, and when.
 
-The parts come from different processes. A guest's n-th report belongs to its VMM's n-th
-answer that KVM passed on to the firmware; the firmware's command to the VMM's KVM_RUN
-during which it ran.
+The events come from different processes. A guest's n-th report belongs to the n-th answer of its
+VMM that KVM passed on to the firmware. A firmware command belongs to the VMM's KVM_RUN during which
+it ran.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from snpcerts.demo.demo_event import (
 from snpcerts.demo.tally import RequestResult
 from snpcerts.vmm.exit_service import Outcome
 
-REQUESTS_MAX: Final = 10_000  # of one run; about a minute of the default demo
+REQUESTS_MAX: Final = 10_000  # in one run; about a minute of the default demo
 SIGNS: Final = "SNP_GUEST_REQUEST"
 SETS_KEY: Final = "SNP_CONFIG"
 _PASSED_ON: Final = (Outcome.SERVED.value, Outcome.EMPTY.value)  # KVM gives these to the firmware
@@ -41,7 +41,7 @@ class GuestReport:
 
 @dataclass(frozen=True, slots=True)
 class CourseRequest:
-    """One exit for certificates and what became of it."""
+    """One exit for certificates, and its result."""
 
     guest: int
     exited: float
@@ -52,7 +52,7 @@ class CourseRequest:
 
     @property
     def end(self) -> float:
-        """When the VMM had finished it."""
+        """The time when the VMM had finished it."""
         return max((each.end for each in self.spans), default=self.exited)
 
     def span(self, kind: SpanKind) -> Span | None:
@@ -61,21 +61,21 @@ class CourseRequest:
 
     @property
     def mismatched(self) -> bool:
-        """Whether its report does not verify with the certificates that came with it."""
+        """Whether the report does not verify with the certificates that came with it."""
         return self.report is not None and self.report.result.result == "mismatched"
 
 
 @dataclass(slots=True)
 class Course:
-    """The events of one run, named ``title``, as :meth:`note` received them; times are monotonic
-    seconds.
+    """The events of one run in the order in which :meth:`note` received them.
 
-    ``left_out`` counts the answers beyond the first 10,000, which are not kept.
+    ``title`` is the run's name. Times are monotonic seconds. ``left_out`` counts the answers after
+    the first 10,000, which are not kept.
     """
 
     title: str
     guests: int
-    key_names: Mapping[bytes, str]  # by reported TCB, 8 bytes; the first signs at the start
+    key_names: Mapping[bytes, str]  # by reported TCB, 8 bytes; the first key signs at the start
     begin: float = 0.0
     left_out: int = 0
     updates: list[Updated] = field(default_factory=list)
@@ -84,7 +84,7 @@ class Course:
     _reports: list[tuple[int, GuestReport]] = field(default_factory=list)
 
     def note(self, event: Event, result: RequestResult | None) -> None:
-        """Keep one event; ``result`` is what :meth:`Tally.count` returned for it."""
+        """Keep one event. ``result`` is what :meth:`Tally.count` returned for it."""
         match event:
             case AllUp(now=now):
                 self.begin = now
@@ -116,7 +116,7 @@ class Course:
         return sorted(found, key=lambda each: each.exited)
 
     def keys(self) -> list[tuple[float, str]]:
-        """Return the time from which each key signed, with its name."""
+        """Return each key's name and the time from which it signed."""
         changes = (each.end for each in self.commands if each.name == SETS_KEY)
         first, *_ = self.key_names.values()
         later = zip(changes, self.updates, strict=False)  # a run that was stopped has one more

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The events of a demo run.
 
-``at`` is in seconds since all guests were running: when the event became known. All other times are
-those of ``time.monotonic``, measured by the process that they describe.
+``at`` is the time when the event became known, in seconds since all guests were running. All other
+times are those of ``time.monotonic``, measured by the process that they describe.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ class Answered:
     guest: int
     outcome: str  # a value of vmm.exit_service.Outcome
     detail: str | None
-    exited: float  # the exit for certificates
+    exited: float  # time of the exit for certificates
     spans: tuple[Span, ...]
 
 
@@ -51,7 +51,7 @@ class Updated:
 
 @dataclass(frozen=True, slots=True)
 class FirmwareCommand:
-    """The firmware carried out a command; ``guest`` is the one that it served."""
+    """The firmware ran a command. ``guest`` is the guest that it served."""
 
     at: float
     name: str
@@ -62,7 +62,7 @@ class FirmwareCommand:
 
 @dataclass(frozen=True, slots=True)
 class AllUp:
-    """Every guest has received an answer, so the run's time starts at ``now``."""
+    """Every guest has received an answer. The run's time starts at ``now``."""
 
     at: float
     now: float

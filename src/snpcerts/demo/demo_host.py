@@ -20,7 +20,7 @@ from snpcerts.endorsement.anchors import Anchor, anchor_from_certificate
 
 @dataclass(frozen=True, slots=True)
 class IssueTime:
-    """When the emulated AMD made certificates; times are those of ``time.monotonic``."""
+    """When the emulated AMD issued certificates. Times are those of ``time.monotonic``."""
 
     what: str
     start: float
@@ -31,8 +31,8 @@ class IssueTime:
 class EmulatedHost:
     """The firmware, the authority that certifies it, and a table for each TCB it may report.
 
-    Updates switch between the values in ``tcbs``. Their certificates are fetched
-    beforehand, as an operator would: nothing is fetched under a lock.
+    Updates switch between the values in ``tcbs``. Their certificates are fetched beforehand, as an
+    operator would do, so that nothing is fetched under a lock.
     """
 
     firmware: Firmware
@@ -48,7 +48,7 @@ class EmulatedHost:
 
     @classmethod
     def of(cls, firmware: Firmware, authority: EmulatedAuthority, tcbs: int = 4) -> Self:
-        """Return the host with that firmware; its newest TCB becomes the current one."""
+        """Return the host with that firmware. The newest of ``tcbs`` becomes the current TCB."""
         status = firmware.snp_platform_status()
         newest = TcbVersion.unpack(status.current_tcb, firmware.product.tcb_layout)
         levels = tuple(
@@ -71,9 +71,7 @@ class EmulatedHost:
         return TcbVersion.unpack(report.fields.reported_tcb, self.firmware.product.tcb_layout)
 
     def tcb_of_table(self, table: CertTable) -> TcbVersion | None:
-        """Return the TCB that the certificates in ``table`` belong to; None if it is not one of
-        this host's.
-        """
+        """Return the TCB of the certificates in ``table``; None if it is not one of this host's."""
         return next((tcb for tcb, its in self.tables.items() if its == table), None)
 
     @property
@@ -92,5 +90,5 @@ class EmulatedHost:
 
 
 def key_name(tcb: TcbVersion) -> str:
-    """Return a readable name for a TCB's VCEK; in the demo, TCBs differ only in the microcode."""
+    """Return a readable name for a TCB's VCEK. In the demo, TCBs differ only in the microcode."""
     return f"VCEK {tcb.microcode}"

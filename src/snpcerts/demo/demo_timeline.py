@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Writes the demo's runs as a timeline for Perfetto.
 
-One group for each run, with one track for each vCPU, VMM, the writer and the firmware;
-the key server has its own group. An arrow leads from a guest's request to the
-certificates that its VMM read, and on to the signature.
+Each run is a group, with a track for each vCPU, for each VMM, for the writer and for the firmware.
+The key server has its own group. An arrow leads from a guest's request to the certificates that its
+VMM read, and on to the signature.
 """
 
 from __future__ import annotations

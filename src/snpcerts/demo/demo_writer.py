@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The demo's operator process: changes the reported TCB together with the table.
 
-Started on an emulated host as ``python -m snpcerts.demo.demo_writer FILE TABLES UPDATES SECONDS
-SEED``. ``TABLES`` is a directory of certificate tables, each named by its TCB (16 hexadecimal
-digits). Starts when it reads a line, and prints a JSON line for each update.
+It is started on an emulated host as ``python -m snpcerts.demo.demo_writer FILE TABLES UPDATES
+SECONDS SEED``. ``TABLES`` is a directory of certificate tables, each named after its TCB (16
+hexadecimal digits). It begins when it reads a line, and prints a JSON line for each update.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Draws one second of the demo's two runs as an SVG, for light and dark pages.
 
-Each run is a panel: the key that signs, the writer's lock, and each guest's requests. A
-request is a bar from the reading of the certificates to the signature, in the colour of
-the key that the certificates are for.
+Each run is a panel with the signing key, the writer's lock, and each guest's requests. A request is
+a bar from reading the certificates to the signature, in the colour of the key that the certificates
+belong to.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ _DARK: Final = (
 
 @dataclass(frozen=True, slots=True)
 class DemoRunShown:
-    """A run to draw: its course, and its counts."""
+    """A run to draw: its course and its counts."""
 
     course: Course
     tally: Tally
@@ -73,7 +73,7 @@ class DemoRunShown:
 def picture_of(unlocked: DemoRunShown, locked: DemoRunShown, seconds: float) -> str:
     """Return the SVG's text: the same second of both runs, ``seconds`` long each.
 
-    It is the second in the middle, or the one nearest to it in which the run without the
+    It is the second in the middle of the runs, or the nearest second in which the run without the
     lock has a mismatch.
     """
     start = _window(unlocked.course, seconds)
@@ -90,7 +90,7 @@ def picture_of(unlocked: DemoRunShown, locked: DemoRunShown, seconds: float) -> 
 
 
 def _window(course: Course, seconds: float) -> float:
-    """Return the window's start, in seconds after the run's."""
+    """Return the start of the window, in seconds after the start of the run."""
     last = max(0.0, seconds - _SECOND)
     middle = last / 2
     bad = [_at_end(each) - course.begin for each in course.requests() if each.mismatched]
@@ -104,7 +104,7 @@ def _window(course: Course, seconds: float) -> float:
 
 
 def _colours(courses: Iterable[Course]) -> dict[str, str]:
-    """Return the class of each key's colour, by the key's name."""
+    """Return the CSS class of each key's colour, by the key's name."""
     names = sorted({name for course in courses for name in course.key_names.values()})
     return {name: f"k{number % 4}" for number, name in enumerate(names)}
 
@@ -158,7 +158,7 @@ class _Panel:
         words: str,
     ) -> None:
         self._run = run
-        self._words = words  # under the panel, unless a mismatch is seen in it
+        self._words = words  # the caption, unless the panel shows a mismatch
         self._course = run.course
         self._begin = run.course.begin + start
         self._length = length
@@ -233,8 +233,9 @@ class _Panel:
         self._bars.setdefault((kind, height), []).append(place)
 
     def _request(self, request: CourseRequest) -> list[str] | None:
-        """Add the request's bar; return the elements drawn over it, None if the bar is not
-        visible.
+        """Add the request's bar.
+
+        Returns the elements to draw over it, or None if the bar is not visible.
         """
         table = request.span(SpanKind.TABLE)
         start = request.exited if table is None else table.start
@@ -254,7 +255,7 @@ class _Panel:
         return [edge, _cross(x + width, y + _BAR / 2, 5)]
 
     def _across(self, start: float, end: float) -> tuple[float, float] | None:
-        """Return left edge and width of a time on the page; None outside the window."""
+        """Return left edge and width of a time span on the page; None outside the window."""
         first = max(0.0, start - self._begin)
         last = min(self._length, end - self._begin)
         if last < first or first > self._length:

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Runs guests, their VMMs and a writer as processes on one emulated platform.
 
-Every part is the shipped one and makes real system calls: the VMMs use the exit
-service; the writer uses ``/dev/sev`` and the certificate file's update. Only
-what is below the system call is emulated.
+The demo uses the shipped code, which makes real system calls. The VMMs use the exit service. The
+writer uses ``/dev/sev`` and the update of the certificate file. Only what is below the system call
+is emulated.
 """
 
 from __future__ import annotations
@@ -49,9 +49,9 @@ _START_LIMIT: Final = 60.0  # seconds for all guests to start
 class Script:
     """The parameters of a run: how many guests and updates, for how many seconds.
 
-    ``seed`` determines the order of keys and the delays of VMM threads; it does
-    not determine how the machine schedules the processes. ``broken`` is a name
-    in :data:`snpcerts.demo.broken.READERS`: the VMMs then read the file that way.
+    ``seed`` determines the order of keys and the delays of VMM threads, but not how the machine
+    schedules the processes. ``broken`` is a name in :data:`snpcerts.demo.broken.READERS`, which
+    says how the VMMs read the file.
     """
 
     guests: int = 4
@@ -63,14 +63,14 @@ class Script:
 
 @dataclass(frozen=True, slots=True)
 class DemoMachine:
-    """The machine that each run starts from. Runs do not change it: each works on a copy."""
+    """The machine that each run starts from. Each run works on a copy."""
 
     home: PlatformHome
     host: EmulatedHost
 
     @classmethod
     def create(cls, folder: Path) -> Self:
-        """Return a new Milan machine in ``folder``, with certificates; this generates AMD's
+        """Return a new Milan machine in ``folder``, with certificates. Generates the emulated AMD's
         keys.
         """
         home = PlatformHome(folder)
@@ -133,7 +133,7 @@ class DemoRun:
                 self._check(vmms)
             if writer.returncode:
                 raise RefusedError(f"the demo's writer ended with exit code {writer.returncode}")
-            # A VMM killed in the middle of a request has written nothing for it.
+            # If a VMM was killed in the middle of a request, it has written nothing for it.
             for vmm in vmms:
                 vmm.kill()
                 vmm.wait()
@@ -194,7 +194,7 @@ class DemoRun:
             command,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            process_group=0,  # Ctrl-C goes to the demo, which ends them
+            process_group=0,  # Ctrl-C goes to the demo, which ends these processes
         )
         stack.callback(_end, process)
         return process
@@ -229,8 +229,9 @@ def _spans(line: dict[str, Any]) -> tuple[Span, ...]:
 
 
 class _Lines:
-    """JSON lines from a pipe or a growing file; each iteration yields the lines that are available
-    now.
+    """Reads JSON lines from a pipe or a growing file.
+
+    Each iteration yields the lines that are available at that time.
     """
 
     def __init__(self, file: IO[bytes]) -> None:
@@ -243,7 +244,7 @@ class _Lines:
             yield from self._complete(data)
 
     def read_once(self) -> list[dict[str, Any]]:
-        """Return the lines of one read; its size is bounded, however fast the other end writes."""
+        """Return the lines of one read. Its size is bounded, however fast the writer is."""
         return self._complete(self._read())
 
     def _complete(self, data: bytes) -> list[dict[str, Any]]:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Verify every report with the table that came with it, and count the results."""
+"""Verifies every report with the table that came with it, and counts the results."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from snpcerts.vmm.exit_service import Outcome
 class RequestResult:
     """The result of one answered request: ``result`` is the name of a :class:`Tally` field.
 
-    ``key`` names the key that signed the report, and ``certified`` the key that the certificates
-    are for; it is empty if the table is not one of the host's.
+    ``key`` names the key that signed the report. ``certified`` names the key that the certificates
+    belong to; it is empty if the table is not one of the host's.
     """
 
     result: str
@@ -46,7 +46,7 @@ class Tally:
     writer_hold_ms_max: float = 0.0
 
     def count(self, event: Event, host: EmulatedHost) -> RequestResult | None:
-        """Count one event; return the result if the event is a guest's answer."""
+        """Count one event. Return the result if the event is an answer to a guest."""
         match event:
             case Answered(outcome=outcome):
                 self.busy += outcome == Outcome.BUSY.value

@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """The X.509 side of AMD's endorsement keys: VCEK, VLEK, their chains and the pinned roots.
 
-``judge`` decides whether certificates certify a key, for all other packages, and gives each
+For all other packages, ``judge`` decides whether certificates certify a key, and gives each
 ``reason`` to refuse them. It uses ``chain`` (leaf, issuer and ARK), ``anchors`` (the trusted ARKs),
 ``signature`` (AMD's signature algorithm) and ``crl`` (revocation lists). ``vek`` reads what a VCEK
 or VLEK certificate certifies.
 
-Parsing: ``certificate`` reads one certificate, with ``der`` and ``structure`` for its parts and
-``ca_name`` for an authority's name; ``encoding`` converts between DER and PEM. Files of any form:
-``encoded_text`` undoes hexadecimal, base64, PEM and JSON; ``bundle`` finds all certificates in a
+Parsing: ``certificate`` reads one certificate; ``der`` and ``structure`` read its parts, and
+``ca_name`` an authority's name. ``encoding`` converts between DER and PEM. Files in any form:
+``encoded_text`` decodes hexadecimal, base64, PEM and JSON; ``bundle`` finds all certificates in a
 file; ``file_kind`` recognises files of the wrong kind; ``sorting`` finds a chain among
 certificates; ``table_certificates`` fills a certificate table. Imports ``abi``.
 """

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Trust anchors: the AMD Root Keys (ARK), pinned by their public key.
 
-A pin is the SHA-384 of the key's DER SubjectPublicKeyInfo, so a root that is
-issued again for the same key stays trusted and nothing else ever is. The pins
-are in the table of :mod:`snpcerts.abi.product`.
+A pin is the SHA-384 of the key's DER SubjectPublicKeyInfo. So a root certificate that is issued
+again for the same key stays trusted, and no other becomes trusted. The pins are in the table of
+:mod:`snpcerts.abi.product`.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Anchor:
     name: str
 
     def __hash__(self) -> int:
-        """Hash only the bytes, which cache their hash: this is part of a key looked up for each
+        """Hash only the bytes, which cache their hash. This is part of a key looked up for each
         report.
         """
         return hash(self.spki_sha384)
@@ -46,13 +46,13 @@ AMD_ANCHORS: tuple[Anchor, ...] = tuple(
 
 
 def spki_sha384(certificate: Certificate) -> bytes:
-    """SHA-384 of the DER SubjectPublicKeyInfo of the certificate's key."""
+    """Return the SHA-384 of the DER SubjectPublicKeyInfo of the certificate's key."""
     spki = certificate.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
     return hashlib.sha384(spki).digest()
 
 
 def is_amds(anchor: Anchor) -> bool:
-    """Whether this is one of AMD's pinned roots, by its key; the name does not matter."""
+    """Whether this is one of AMD's pinned roots, by its key. The name does not matter."""
     return any(
         anchor.spki_sha384 == pinned.spki_sha384 and anchor.product is pinned.product
         for pinned in AMD_ANCHORS
@@ -60,8 +60,9 @@ def is_amds(anchor: Anchor) -> bool:
 
 
 def anchor_from_certificate(certificate: Certificate) -> Anchor:
-    """Trust this root's key for the product in its common name. Raises :class:`InputError` if the
-    common name is not that of an ARK.
+    """Return an anchor that trusts this root's key for the product in its common name.
+
+    Raises :class:`InputError` if the common name is not that of an ARK.
     """
     cn = common_name(certificate.subject)
     name = parse_ca_name(cn)

@@ -16,8 +16,8 @@ JSON, with any of these as its values     Azure's IMDS (THIM): ``vcekCert``,
 certificate table                         a host's, as ``snpcerts table`` shows it
 ========================================  ============================================
 
-This checks only whether a certificate can be read. Time and memory are in proportion to the file's
-size, and the number of certificates is bounded.
+This module checks only whether a certificate can be read. It takes time and memory in proportion to
+the file's size. The number of certificates is bounded.
 """
 
 from __future__ import annotations
@@ -45,11 +45,11 @@ from snpcerts.endorsement.file_kind import kind_of, kind_of_label, looks_like_ta
 from snpcerts.errors import FormatError
 
 MAX_CERTIFICATES: Final = 64
-# Elements of DER that a file or a PKCS #7 may have before the rest is not read.
+# Elements of DER that are read from a file or a PKCS #7. The rest is ignored.
 _MAX_ELEMENTS: Final = 4096
 _TOO_MANY: Final = f"more than {_MAX_ELEMENTS} elements, of which no more are read"
 _MAX_DEPTH: Final = 4  # a table in base64 in JSON in base64
-_LEAST: Final = 200  # characters: no certificate has less
+_LEAST: Final = 200  # characters; every certificate has more
 _SEQUENCE, _CONSTRUCTED_0 = 0x30, 0xA0
 _PKCS7_OID: Final = bytes.fromhex("2a864886f70d010702")
 _PEM_BUNDLES: Final = ("PKCS7", "CMS")
@@ -57,9 +57,9 @@ _PEM_BUNDLES: Final = ("PKCS7", "CMS")
 
 @dataclass(frozen=True, slots=True)
 class Bundle:
-    """The contents of a file: DER of its certificates and lists, each once, in order.
+    """The contents of a file: the DER of its certificates and lists, each once, in order.
 
-    ``others`` describes the contents that are neither, in words.
+    ``others`` describes the contents that are neither.
     """
 
     certificates: tuple[bytes, ...] = ()
@@ -82,7 +82,7 @@ def read_bundle(data: bytes) -> Bundle:
 
 
 class _BundleReader:
-    """Collects what it finds; dictionaries serve as ordered sets."""
+    """Collects what it finds. It uses dictionaries as ordered sets."""
 
     def __init__(self) -> None:
         self.certificates: dict[bytes, None] = {}
@@ -108,7 +108,7 @@ class _BundleReader:
                 self._other(data)
 
     def _text(self, text: str, depth: int) -> bool:
-        """Read text; return whether it encodes anything."""
+        """Read text; return whether it is an encoding of anything."""
         if starts_like_json(text):
             try:
                 self._json(read_json(text, "JSON"), depth)
@@ -147,9 +147,7 @@ class _BundleReader:
             self.others[kind_of_label(block.label).name] = None
 
     def _elements(self, data: bytes, *, first_alone: bool = False) -> None:
-        """Read DER elements one after another, and those inside a structure that encloses
-        certificates.
-        """
+        """Read consecutive DER elements, and those in a structure that encloses certificates."""
         at = 0
         for _ in range(_MAX_ELEMENTS):
             if at >= len(data):
@@ -217,7 +215,7 @@ def _named(data: bytes) -> str:
 
 
 def _leaves(value: Any) -> Iterator[str | list[Any]]:
-    """Yield the texts and the arrays of numbers that are long enough to be a certificate."""
+    """Yield the texts and arrays of numbers that are long enough for a certificate."""
     waiting = [value]
     while waiting:
         each = waiting.pop()

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Reads the common name of an AMD certificate authority.
 
-``ARK-Milan`` is the root of Milan, ``SEV-Milan`` its intermediate (ASK) for VCEKs,
-``SEV-VLEK-Milan`` the one (ASVK) for VLEKs. Further words may follow the product: test authorities
-use them to say what they are.
+``ARK-Milan`` is the root of Milan, ``SEV-Milan`` is its issuer of VCEKs (ASK), and
+``SEV-VLEK-Milan`` its issuer of VLEKs (ASVK). More words may follow the product: test authorities
+use them to identify themselves.
 
 Source: the certificates that the key server (57230) returns.
 """
@@ -37,11 +37,11 @@ class CaName:
 _PATTERN = re.compile(
     f"({'|'.join(role.value for role in CaRole)})-({'|'.join(p.value for p in Product)})(?: .+)?"
 )
-_SHORT_NAME = 256  # characters; shorter ones are remembered
+_SHORT_NAME = 256  # characters; shorter names are cached
 
 
 def parse_ca_name(name: str | None) -> CaName | None:
-    """Read a common name; None if it is not that of an AMD-style authority."""
+    """Parse a common name. Returns None if it is not that of an AMD-style authority."""
     if name is None or len(name) > _SHORT_NAME:
         return _parsed(name or "")
     return _remembered(name)

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Parses one X.509 certificate, completely and up front. Certificates come from untrusted hosts and
-networks. This module parses every part that the package uses once, so that a bad certificate causes
-a single :class:`~snpcerts.errors.FormatError`, here.
+"""Parses one X.509 certificate, completely and up front.
 
-:mod:`snpcerts.endorsement.structure` declares the structures and says why; keys are the library's.
-Extensions that the package evaluates are parsed too. All others (key identifiers, places of
+Certificates come from untrusted hosts and networks. This module parses every part that the package
+uses, so a bad certificate causes a :class:`~snpcerts.errors.FormatError` here and nowhere else.
+
+:mod:`snpcerts.endorsement.structure` declares the structures and says why. The library parses keys.
+Extensions that the package evaluates are parsed too. All others (key identifiers, locations of
 revocation lists) stay bytes.
 """
 
@@ -29,7 +30,7 @@ from cryptography.x509.oid import ExtensionOID, NameOID
 from snpcerts.endorsement import structure
 from snpcerts.errors import FormatError
 
-# AMD's have 1.3 to 1.7 KB, some 2.3 KB as PEM.
+# AMD's have 1.3 to 1.7 KB, or about 2.3 KB as PEM.
 MAX_CERTIFICATE_SIZE = 64 << 10
 
 _PEM_MARK = b"-----BEGIN"
@@ -39,19 +40,19 @@ _PEM = re.compile(
 _PEM_WIDTH = 64
 
 # The errors that the library raises for parts it cannot read. It warns about some oddities, such as
-# a country name of three letters; a process may have turned such warnings into errors.
+# a country name of three letters, and a process may have turned warnings into errors.
 UNREADABLE = (TypeError, ValueError, Warning, UnsupportedAlgorithm)
 
-# RFC 5280: a positive number of at most 20 bytes. AMD's leaf certificates have 0.
+# RFC 5280: a positive number of at most 20 bytes. In AMD's leaf certificates it is 0.
 MAX_SERIAL_NUMBER = (1 << 159) - 1
 
-# Names up to this size are remembered: all certificates of a product share them.
+# Names up to this size are cached, because all certificates of a product share them.
 _SHORT_NAME = 1 << 10
 
 _BASIC_CONSTRAINTS = ExtensionOID.BASIC_CONSTRAINTS
 _KEY_USAGE = ExtensionOID.KEY_USAGE
 
-# Bits of keyUsage, counted as in RFC 5280 section 4.2.1.3: the first is the highest.
+# Bits of keyUsage, counted as in RFC 5280 section 4.2.1.3: the first is the most significant.
 _KEY_AGREEMENT, _KEY_CERT_SIGN, _CRL_SIGN, _ENCIPHER_ONLY, _DECIPHER_ONLY = 4, 5, 6, 7, 8
 
 
@@ -65,7 +66,7 @@ class Extension(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class BasicConstraints:
-    """Whether the certificate is an authority's; a ``path_length`` of None means no limit."""
+    """Whether the certificate belongs to an authority. A ``path_length`` of None means no limit."""
 
     ca: bool
     path_length: int | None
@@ -73,7 +74,9 @@ class BasicConstraints:
 
 @dataclass(frozen=True, slots=True)
 class KeyUsage:
-    """The permitted uses of the certificate's key, as far as snpcerts checks them."""
+    """The permitted uses of the certificate's key. Only the uses that snpcerts checks are
+    listed.
+    """
 
     key_cert_sign: bool
     crl_sign: bool
@@ -81,11 +84,13 @@ class KeyUsage:
 
 @dataclass(frozen=True, slots=True)
 class Certificate:
-    """A parsed X.509 version 3 certificate, which has not been verified. Two certificates are
-    equal if their bytes are. Attributes that ``cryptography.x509.Certificate`` also has mean the
-    same there. ``der`` is the whole certificate. ``tbs_certificate_bytes``, ``inner_algorithm``
-    (inside the signed part) and ``outer_algorithm`` are DER inside it. ``unused_bits`` belongs to
-    the signature's BIT STRING; only 0 is correct.
+    """A parsed X.509 version 3 certificate. It has not been verified.
+
+    Two certificates are equal if their bytes are equal. Attributes that
+    ``cryptography.x509.Certificate`` also has have the same meaning. ``der`` is the whole
+    certificate. ``tbs_certificate_bytes``, ``inner_algorithm`` (inside the signed part) and
+    ``outer_algorithm`` are DER inside it. ``unused_bits`` belongs to the signature's BIT STRING;
+    only 0 is correct.
     """
 
     der: bytes
@@ -106,7 +111,9 @@ class Certificate:
     unused_bits: int = field(compare=False, repr=False)
 
     def __reduce__(self) -> tuple[Callable[[bytes, str], Certificate], tuple[bytes, str]]:
-        """Pickle the bytes and parse them again: the library's objects cannot be pickled."""
+        """Pickle the bytes and parse them again, because the library's objects cannot be
+        pickled.
+        """
         return load_certificate, (self.der, "certificate")
 
     def public_key(self) -> PublicKeyTypes:
@@ -127,7 +134,7 @@ def load_certificate(data: bytes, what: str) -> Certificate:
 
     ``what`` names it in errors ("VCEK"). Only white space may surround a PEM block. Raises
     :class:`FormatError` for more than 64 KiB, for bytes before or after the certificate, for a
-    duplicate extension, and for a certificate of which any part cannot be read.
+    duplicate extension, and for any part that cannot be read.
     """
     if len(data) > MAX_CERTIFICATE_SIZE:
         raise FormatError(
@@ -172,8 +179,10 @@ def _certificate(der: bytes, outer: structure.Signed, tbs: structure.TbsCertific
 
 
 def extensions_of(found: list[structure.ExtensionDer] | None) -> tuple[Extension, ...]:
-    """Return the extensions of a certificate, a list or an entry. Raises ValueError for a duplicate
-    extension and for a field that is present but empty (RFC 5280 section 4.2).
+    """Return the extensions of a certificate, a list or an entry of one.
+
+    Raises ValueError for a duplicate extension, and for a field that is present but empty (RFC 5280
+    section 4.2).
     """
     if found is None:
         return ()
@@ -190,7 +199,7 @@ def extensions_of(found: list[structure.ExtensionDer] | None) -> tuple[Extension
 
 
 def name_of(part: asn1.TLV) -> x509.Name:
-    """Parse a distinguished name; raise ValueError if it is malformed."""
+    """Parse a distinguished name. Raises ValueError if it is malformed."""
     return _named(part)[0]
 
 
@@ -248,7 +257,7 @@ _PLAIN = {
 
 
 def plainly(error: BaseException) -> str:
-    """Return the library's error about DER in readable words."""
+    """Return the library's error about DER in plain words."""
     kind = _KIND.search(str(error))
     if kind is None:
         return str(error) or type(error).__name__
@@ -280,6 +289,6 @@ def to_pem_block(der: bytes, label: str) -> bytes:
 
 
 def common_name(name: x509.Name) -> str | None:
-    """Return the name's common name (CN); None unless there is exactly one."""
+    """Return the name's common name (CN); None unless it has exactly one."""
     found = [attribute.value for attribute in name.get_attributes_for_oid(NameOID.COMMON_NAME)]
     return found[0] if len(found) == 1 and isinstance(found[0], str) else None

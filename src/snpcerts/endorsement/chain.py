@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The chain of an endorsement key: VCEK or VLEK, ASK or ASVK, ARK.
 
-Everything that can be checked is checked, and every problem is listed, so that a user with three
-problems to fix sees them all at once. Checks that do not depend on the time (:func:`check_chain`)
-are separate from those that do (:func:`windows_of`), so that results of the first can be
-remembered. Only AMD's signature algorithm is accepted (:mod:`snpcerts.endorsement.signature`).
+This module checks everything that it can and lists every problem, so that a user with three
+problems sees all three at once. Checks that do not depend on the time (:func:`check_chain`) are
+separate from those that do (:func:`windows_of`), so that their results can be cached. Only AMD's
+signature algorithm is accepted (:mod:`snpcerts.endorsement.signature`).
 :mod:`snpcerts.endorsement.crl` judges revocation.
 
 Sources: KDS (57230) chapter 3; RFC 5280 sections 4.2.1 and 6.1.
@@ -54,7 +54,7 @@ class Position(enum.Enum):
     ROOT = "ark"
 
 
-# The code for each place, by kind of problem.
+# The code for each place and kind of problem.
 _NAME = {Position.INTERMEDIATE: ReasonCode.ASK_NAME, Position.ROOT: ReasonCode.ARK_NAME}
 _KEY = {Position.INTERMEDIATE: ReasonCode.ASK_KEY, Position.ROOT: ReasonCode.ARK_KEY}
 _CA = {Position.INTERMEDIATE: ReasonCode.ASK_CA, Position.ROOT: ReasonCode.ARK_CA}
@@ -92,9 +92,10 @@ _EXPIRED = {
 
 @dataclass(frozen=True, slots=True)
 class Chain:
-    """Three certificates that should belong together; None for one that is not available. ``kind``
-    is the expected kind of leaf, ``leaf_product`` the product in the leaf's extensions, if they
-    could be read.
+    """Three certificates that should belong together. None for one that is not available.
+
+    ``kind`` is the expected kind of leaf. ``leaf_product`` is the product in the leaf's extensions,
+    if they could be read.
     """
 
     kind: VekKind
@@ -110,17 +111,18 @@ class Chain:
         return self.role(place).name
 
     def role(self, place: Position) -> CaRole:
-        """Return the role of the authority in this position of such a chain."""
+        """Return the role of the authority in this position of the chain."""
         if place is Position.ROOT:
             return CaRole.ARK
         return CaRole.ASK if self.kind is VekKind.VCEK else CaRole.ASVK
 
 
 def check_chain(chain: Chain, anchors: Sequence[Anchor]) -> tuple[Reason, ...]:
-    """Return every problem of a chain that does not depend on the time, leaf first. A missing
-    certificate (None) is not a problem here, and checks that need it are skipped: the caller knows
-    why it is missing, and must not trust the chain. Combines :func:`check_leaf`,
-    :func:`check_authorities` and :func:`check_products`, which are separate because all chips of a
+    """Return every problem of a chain that does not depend on the time, leaf first.
+
+    A missing certificate (None) is not a problem here, and checks that need it are skipped. The
+    caller knows why it is missing and must not trust the chain. This combines :func:`check_leaf`,
+    :func:`check_authorities` and :func:`check_products`. They are separate because all chips of a
     product have the same authorities.
     """
     return (*check_leaf(chain), *check_authorities(chain, anchors), *check_products(chain))
@@ -133,7 +135,7 @@ def check_authorities(chain: Chain, anchors: Sequence[Anchor]) -> tuple[Reason, 
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """A certificate's period of validity, both ends inclusive, in UTC."""
+    """A certificate's period of validity in UTC, both ends inclusive."""
 
     place: Position
     label: str
@@ -141,7 +143,7 @@ class Window:
     not_after: datetime
 
     def problem_at(self, at: datetime) -> Reason | None:
-        """Return the problem with the certificate at the time ``at`` (with a time zone), if any."""
+        """Return the certificate's problem at the time ``at`` (with a time zone), or None."""
         if at < self.not_before:
             return Reason(
                 _NOT_YET_VALID[self.place],
@@ -158,7 +160,7 @@ class Window:
 
 
 def windows_of(chain: Chain) -> tuple[Window, ...]:
-    """Return the validity of each available certificate, leaf first."""
+    """Return the validity period of each available certificate, leaf first."""
     placed = zip(Position, (chain.leaf, chain.intermediate, chain.root), strict=True)
     return tuple(
         Window(
@@ -233,7 +235,9 @@ def _ca_name(certificate: Certificate) -> CaName | None:
 def _authority(
     chain: Chain, place: Position, certificate: Certificate, *, below: int
 ) -> Iterator[Reason]:
-    """Check that a certificate is an authority that may stand above ``below`` other authorities."""
+    """Check that a certificate is an authority that may have ``below`` other authorities below
+    it.
+    """
     role = chain.role(place)
     name = _ca_name(certificate)
     if name is None or name.role is not role:
@@ -271,7 +275,7 @@ _EVALUATED = frozenset({ExtensionOID.BASIC_CONSTRAINTS, ExtensionOID.KEY_USAGE})
 
 
 def _critical(chain: Chain, place: Position, certificate: Certificate) -> Iterator[Reason]:
-    """Check for an unknown critical extension, which RFC 5280 forbids to ignore."""
+    """Check for unknown critical extensions, which RFC 5280 forbids to ignore."""
     for extension in certificate.extensions:
         if not extension.critical:
             continue
@@ -297,7 +301,7 @@ def _issued(
     if issuer is None:
         return
     above = Position.ROOT if place is not Position.LEAF else Position.INTERMEDIATE
-    # Equal names are mostly one object, remembered.
+    # Equal names are mostly the same object, because names are cached.
     if certificate.issuer is not issuer.subject and certificate.issuer != issuer.subject:
         yield Reason(
             _ISSUER[place],
@@ -313,11 +317,12 @@ def _issued(
 
 
 def _signed_by(certificate: Certificate, key: rsa.RSAPublicKey) -> bool:
-    """Whether the key made the signature with AMD's algorithm; the certificate's own field does not
-    count.
+    """Whether the key made the signature with AMD's algorithm.
+
+    The certificate's own algorithm field does not count.
     """
-    # With a count of unused bits other than 0, two certificates of different bytes could have the
-    # same signature.
+    # If other counts of unused bits were accepted, two different certificates could have the same
+    # signature.
     if certificate.unused_bits:
         return False
     return is_signed(certificate.tbs_certificate_bytes, certificate.signature, key)

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Revocation lists: what an ARK has revoked, and whether a list can be believed.
+"""Parses and checks revocation lists.
 
 AMD publishes one list per product and kind (VCEK, VLEK), signed by the ARK. It contains serial
-numbers of intermediates; the first Genoa ASK was revoked this way. It cannot name leaves:
-intermediates issue them, and all have serial number 0.
+numbers of intermediates; the first Genoa ASK was revoked this way. It cannot contain leaves,
+because intermediates issue them and all have serial number 0.
 
 A list is believed only if the root's key signed it, with the algorithm of AMD's certificates, and
-it has no unknown critical extension. Such an extension, of the list or of an entry, could reverse
+it has no unknown critical extension. Such an extension, in the list or in an entry, could reverse
 its meaning (delta and indirect lists have them).
 
 Source: RFC 5280 section 5; KDS (57230) chapter 3.
@@ -39,7 +39,7 @@ from snpcerts.endorsement.reason import Reason, ReasonCode
 from snpcerts.endorsement.signature import algorithm_problem, authority_key, is_signed
 from snpcerts.errors import FormatError
 
-# AMD's have less than 1 KB. One of this size could name some 25,000 certificates.
+# AMD's have less than 1 KB. A list of this size could name about 25,000 certificates.
 MAX_CRL_SIZE = 1 << 20
 
 _PEM_MARK = b"-----BEGIN"
@@ -59,10 +59,11 @@ class RevokedCertificate:
 
 @dataclass(frozen=True, slots=True)
 class RevocationList:
-    """A parsed list whose signature and dates have not been checked. Times are in UTC, and both
-    are inclusive. Two lists are equal if their bytes are. ``der`` is the whole list. ``signed``,
-    ``inner_algorithm`` and ``outer_algorithm`` are DER inside it. :meth:`entries` parses
-    ``raw_entries``.
+    """A parsed list. Its signature and dates have not been checked.
+
+    Times are in UTC, and both are inclusive. Two lists are equal if their bytes are equal. ``der``
+    is the whole list. ``signed``, ``inner_algorithm`` and ``outer_algorithm`` are DER inside it.
+    :meth:`entries` parses ``raw_entries``.
     """
 
     der: bytes
@@ -82,7 +83,7 @@ class RevocationList:
         return len(self.raw_entries)
 
     def entries(self) -> Iterator[RevokedCertificate]:
-        """Parse the entries in order; raise ValueError for an entry that cannot be read."""
+        """Parse the entries in order. Raises ValueError for an entry that cannot be read."""
         for raw in self.raw_entries:
             entry = raw.parse(structure.RevokedCertificateDer)
             yield RevokedCertificate(
@@ -102,11 +103,12 @@ class RevocationList:
 
 
 def load_crl(data: bytes, what: str = "CRL") -> RevocationList:
-    """Parse ``data``, one revocation list (X.509 version 2) in DER or PEM. The entries are not
-    parsed: anyone can send a long list, and parsing one takes a hundred times as long as checking
-    its signature. :func:`check_crl` parses them if the root signed the list. Raises
-    :class:`FormatError` for more than 1 MiB, for extra data around the list, for a part that cannot
-    be read, and for a list without nextUpdate.
+    """Parse ``data``, one revocation list (X.509 version 2) in DER or PEM.
+
+    This does not parse the entries: anyone can send a long list, and parsing it takes a hundred
+    times as long as checking its signature. :func:`check_crl` parses them if the root signed the
+    list. Raises :class:`FormatError` for more than 1 MiB, for extra data around the list, for a
+    part that cannot be read, and for a list without nextUpdate.
     """
     der = _der_of(data, what)
     try:
@@ -138,9 +140,10 @@ def load_crl(data: bytes, what: str = "CRL") -> RevocationList:
 
 
 def bears_signature(data: bytes, root: Certificate, what: str = "CRL") -> bool:
-    """Whether the root's key signed ``data``, a list in DER or PEM; parses nothing else. For lists
-    so long that parsing them is expensive. Raises :class:`FormatError` if the outermost structure
-    is not a list's.
+    """Whether the root's key signed ``data``, a list in DER or PEM.
+
+    For long lists, which are expensive to parse: this parses nothing else. Raises
+    :class:`FormatError` if the outermost structure is not that of a list.
     """
     whole = read_element(_der_of(data, what), 0, what).content
     signed = read_element(whole, 0, what)
@@ -176,9 +179,11 @@ def check_crl(
     intermediate: Certificate | None,
     label: str,
 ) -> tuple[Reason, ...]:
-    """Return the problems that do not depend on the time, and what the list revokes. ``root`` is
-    the ARK that should have signed it, ``label`` the intermediate's name. A revocation counts
-    whatever its date and reason, but only in a believed list: anyone can write a list.
+    """Return the problems that do not depend on the time, and what the list revokes.
+
+    ``root`` is the ARK that should have signed it; ``label`` is the intermediate's name. A
+    revocation counts whatever its date and reason, but only in a believed list, because anyone can
+    write a list.
     """
     doubts = tuple(_doubts(revocation, root))
     if doubts:
@@ -217,7 +222,9 @@ def _doubts(revocation: RevocationList, root: Certificate) -> Iterator[Reason]:
 def _odd_extensions(
     revocation: RevocationList, entries: tuple[RevokedCertificate, ...]
 ) -> Iterator[Reason]:
-    """Yield the first critical extension of the list or of an entry; snpcerts knows none."""
+    """Yield the first critical extension of the list or of an entry. snpcerts knows no such
+    extension.
+    """
     places = (
         ("the CRL", revocation.extensions),
         *((f"the CRL's entry {each.serial_number:#x}", each.extensions) for each in entries),
@@ -257,14 +264,12 @@ def _revoked(
 
 
 def crl_problem_at(revocation: RevocationList, at: datetime) -> Reason | None:
-    """Return the problem with the list at that time, which has a time zone; None if there is
-    none.
-    """
+    """Return the list's problem at that time, which has a time zone; None if there is none."""
     return untimely(revocation.this_update, revocation.next_update, at)
 
 
 def untimely(this_update: datetime, next_update: datetime, at: datetime) -> Reason | None:
-    """Return the problem at that time with a list of these two times; all have a time zone."""
+    """Return the problem of a list with these two times at ``at``. All have a time zone."""
     if at < this_update:
         return Reason(
             ReasonCode.CRL_NOT_YET_VALID,

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The part of DER that certificates need and the X.509 library does not read.
 
-AMD's extension values are a bare INTEGER or IA5String, and the two algorithm
-identifiers of a certificate are compared as bytes. Nothing else is read here.
+AMD's extension values are a bare INTEGER or IA5String. The two algorithm identifiers of a
+certificate are compared as bytes. This module reads nothing else.
 
 Source: X.690 sections 8.1 (tag, length) and 10.1 (definite, shortest lengths).
 """
@@ -69,9 +69,9 @@ def _read_whole(data: bytes, tag: int, name: str, what: str) -> bytes:
 
 
 def read_byte_integer(data: bytes, what: str) -> int:
-    """Parse ``data`` as an INTEGER from 0 to 255; raise :class:`FormatError` for anything else."""
+    """Parse ``data`` as an INTEGER from 0 to 255. Raises :class:`FormatError` for anything else."""
     if len(data) == 3 and data[0] == INTEGER and data[1] == 1 and data[2] < 0x80:
-        return data[2]  # as nearly all of them are
+        return data[2]  # the form of nearly all of them
     content = _read_whole(data, INTEGER, "INTEGER", what)
     if not content:
         raise FormatError(what, "INTEGER has no content")
@@ -85,7 +85,9 @@ def read_byte_integer(data: bytes, what: str) -> int:
 
 
 def read_ia5_string(data: bytes, what: str) -> str:
-    """Parse ``data`` as an IA5String (7-bit text); raise :class:`FormatError` for anything else."""
+    """Parse ``data`` as an IA5String (7-bit text). Raises :class:`FormatError` for anything
+    else.
+    """
     content = _read_whole(data, IA5_STRING, "IA5String", what)
     if not content.isascii():
         raise FormatError(what, "IA5String has bytes above 0x7f")
@@ -93,5 +95,5 @@ def read_ia5_string(data: bytes, what: str) -> str:
 
 
 def read_octet_string(data: bytes, what: str) -> bytes:
-    """Parse ``data`` as an OCTET STRING; raise :class:`FormatError` for anything else."""
+    """Parse ``data`` as an OCTET STRING. Raises :class:`FormatError` for anything else."""
     return _read_whole(data, OCTET_STRING, "OCTET STRING", what)

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Text forms of bytes: hexadecimal, base64, PEM and JSON, as people copy them.
 
-Every function takes time and memory in proportion to the text, and returns None (or yields nothing)
-for text that it does not recognise; the caller decides whether that is an error.
+Every function takes time and memory in proportion to the text. It returns None (or yields nothing)
+for text that it does not recognise. The caller decides whether that is an error.
 
-Sources: RFC 4648 for base64 and base64url; RFC 7468 section 2 for PEM, which lets
-text precede BEGIN and asks readers to ignore blanks; RFC 8259 for JSON.
+Sources: RFC 4648 for base64 and base64url; RFC 7468 section 2 for PEM, which lets text precede
+BEGIN and asks readers to ignore blanks; RFC 8259 for JSON.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from urllib.parse import unquote
 
 from snpcerts.errors import FormatError
 
-# More than any text that this package reads: a table of 1 MiB in base64 or hexadecimal.
+# More than the longest text that this package reads: a table of 1 MiB in base64 or hexadecimal.
 MAX_TEXT: Final = 4 << 20
 
 _MARKS: Final = (
@@ -41,9 +41,9 @@ _DATA_URL: Final = re.compile(r"data:[-\w.+/;=]{0,100};base64,")
 _DUMP_OFFSET: Final = re.compile(r"([0-9a-fA-F]{6,8})(:[ ]|[ ]{1,2}|$)")
 _MOST_REPEATED: Final = 16  # bytes for each character of a dump, where * stands for lines
 _DUMP_WORDS: Final = re.compile(r"[0-9a-fA-F]{4}(?: [0-9a-fA-F]{4})*+")
-# Possessive, so that a long text needs no memory for backtracking.
+# Possessive quantifiers, so that a long text needs no memory for backtracking.
 _DECIMALS: Final = re.compile(r"[{\[(]?\s*\d{1,3}(?:[\s,]++\d{1,3}+){63,}+[\s,]*[}\])]?")
-# What precedes bytes that were copied from a settings file or from source code.
+# What may precede bytes that were copied from a settings file or from source code.
 _ASSIGNED: Final = re.compile(r"(?:export\s+)?[A-Za-z_][\w.-]{0,63}\s*[:=]\s*(?:[|>][-+]?\s+)?")
 _ARRAY: Final = re.compile(r"[\w\s*\[\]:=&.!;]{0,160}[{\[(](?=\s*(?:0[xX])?[0-9a-fA-F]{1,3}\s*,)")
 _CALL: Final = re.compile(r"(?:[\w.]{1,40}\s*=\s*)?(?:(?:bytes|bytearray)\.fromhex\(|[xX](?='))")
@@ -55,7 +55,7 @@ _BASE64_IN_PEM: Final = re.compile(r"[A-Za-z0-9+/=]*")
 
 
 def text_of(data: bytes) -> str | None:
-    """Return ``data`` as text without a byte order mark; None if it is not text."""
+    """Return ``data`` as text without its byte order mark; None if it is not text."""
     for mark, name in _MARKS:
         if data.startswith(mark):
             try:
@@ -73,9 +73,9 @@ def text_of(data: bytes) -> str | None:
 def bytes_in(text: str) -> bytes | None:
     """Return the bytes that a text encodes in hexadecimal, base64 or base64url, or as a dump.
 
-    White space anywhere, quotes around it, ``0x``, ``\\x``, colons and commas between bytes, and
-    missing padding are accepted, and so is a name before it (``REPORT=``) or a literal of a program
-    (``xxd -i``, ``[]byte{...}``, ``b'...'``). Returns None for any other text.
+    It accepts white space anywhere, quotes around the text, ``0x``, ``\\x``, colons and commas
+    between bytes, and missing padding. It also accepts a name before the bytes (``REPORT=``) and a
+    literal of a program (``xxd -i``, ``[]byte{...}``, ``b'...'``). Returns None for any other text.
     """
     text = text.strip()
     for read in (bytes_in_numbers, _in_program, _encoded, _in_setting):
@@ -86,8 +86,9 @@ def bytes_in(text: str) -> bytes | None:
 
 
 def bytes_in_numbers(text: str) -> bytes | None:
-    """Return the bytes of 64 or more decimal numbers, as Go prints them: ``[3 0 255]``; None for
-    any other text.
+    """Return the bytes of 64 or more decimal numbers in Go's notation: ``[3 0 255]``.
+
+    None for any other text.
 
     A text in which every number has two digits could also be hexadecimal, so it is not accepted.
     """
@@ -151,9 +152,7 @@ def _encoded(text: str) -> bytes | None:
 
 
 def _dumped(text: str) -> bytes | None:
-    """Return the bytes of a dump by ``xxd``, ``hexdump`` or ``od``; ``*`` stands for repeated
-    lines.
-    """
+    """Return the bytes of a dump by ``xxd``, ``hexdump`` or ``od``. ``*`` means repeated lines."""
     lines = [line.strip() for line in text.splitlines()]
     match = _DUMP_OFFSET.match(lines[0]) if lines else None
     if match is None:
@@ -180,30 +179,30 @@ def _of_lines(lines: list[str], base: int) -> bytes | None:
         if repeat and last and len(found) < at <= most:
             found += last * ((at - len(found)) // len(last))
         repeat = False
-        # The bytes are followed by the same as characters.
+        # After the bytes the line repeats them as characters.
         digits = "".join(re.split(r"\s{2}" if match[2] == ": " else r"\||\s>", rest)[0].split())
         if at != len(found) or (digits and not _HEX.fullmatch(digits)):
             return None
         last = bytes.fromhex(digits)
         if match[2] == " " and _DUMP_WORDS.fullmatch(rest.strip()):
-            # Numbers of 16 bits, of which x86 stores the low byte first.
+            # Numbers of 16 bits; x86 stores the low byte first.
             last = bytes(byte for at in range(0, len(last), 2) for byte in last[at : at + 2][::-1])
         found += last
     return bytes(found) or None
 
 
 class PemBlock(NamedTuple):
-    """The part of a PEM block between BEGIN and END; ``content`` is None if it is not base64."""
+    """The part of a PEM block between BEGIN and END. ``content`` is None if it is not base64."""
 
     label: str
     content: bytes | None
 
 
 def pem_blocks(text: str) -> Iterator[PemBlock]:
-    """Yield every PEM block; ignore any text before, between and after them.
+    """Yield every PEM block. Ignore any text before, between and after them.
 
-    Blanks, empty lines, header lines (``Proc-Type:``) and line breaks that were
-    written out (backslash, n) are skipped.
+    Also ignore blanks, empty lines, header lines (``Proc-Type:``) and escaped line breaks
+    (backslash, n).
     """
     if "\\n" in text:
         text = text.replace("\\r", "\n").replace("\\n", "\n")
@@ -212,7 +211,7 @@ def pem_blocks(text: str) -> Iterator[PemBlock]:
     while at >= 0:
         following = text.find(begin, at + len(begin))
         finish = text.find(end, at + len(begin), following if following >= 0 else len(text))
-        if finish < 0:  # a block without an end
+        if finish < 0:  # the block has no end
             at = following
             continue
         close = text.find("-----", at + len(begin))
@@ -238,8 +237,8 @@ def starts_like_json(text: str) -> bool:
 def read_json(text: str, what: str) -> Any:
     """Return the value of a JSON text.
 
-    Raises :class:`FormatError`, naming ``what``, for anything else, a key that an
-    object has twice, and nesting that is too deep.
+    Raises :class:`FormatError`, which names ``what``, for anything else, for a duplicate key in an
+    object, and for too deep nesting.
     """
 
     def pairs(found: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -267,8 +266,9 @@ def _no_number(name: str) -> Any:
 
 
 def bytes_of_json(value: Any) -> bytes | None:
-    """Return the bytes that a JSON value encodes: a text that :func:`bytes_in` reads, or an array
-    of numbers.
+    """Return the bytes that a JSON value encodes.
+
+    The value is a text that :func:`bytes_in` reads, or an array of numbers.
     """
     if isinstance(value, str):
         return bytes_in(value)

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Converts certificates and revocation lists between DER and PEM, and describes one in a line."""
+"""Converts certificates and revocation lists between DER and PEM, and describes them in one
+line.
+"""
 
 from __future__ import annotations
 
@@ -13,9 +15,9 @@ _PEM_START = b"-----BEGIN "
 
 
 def to_der(data: bytes, *, crl: bool, what: str) -> bytes:
-    """Return one certificate (with ``crl``: one revocation list), given in DER or PEM, as DER.
+    """Return one certificate or, with ``crl``, one revocation list as DER. ``data`` is DER or PEM.
 
-    Raises :class:`FormatError`, naming ``what``, if it is neither.
+    Raises :class:`FormatError`, which names ``what``, if it is neither.
     """
     return (load_crl if crl else load_certificate)(data, what).der
 
@@ -26,7 +28,7 @@ def to_pem(data: bytes, *, crl: bool) -> bytes:
 
 
 def describe(data: bytes, *, crl: bool) -> str:
-    """Return one line about a certificate or revocation list; never raises for bad data."""
+    """Return one line about a certificate or revocation list. Never raises for bad data."""
     form = "PEM" if data.startswith(_PEM_START) else "DER"
     try:
         if crl:

@@ -1,13 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Recognise a file of the wrong kind: name it for people, and say how to convert it.
+"""Recognises files of the wrong kind: names the kind for people, and says how to convert the file.
 
 A file called ``vcek.der`` may be the key server's error page, and one called ``report.bin`` another
-machine's quote. Nothing is decided here; the most likely kind of a file is named, so that its owner
-need not guess.
+machine's quote. This module decides nothing. It names the most likely kind of a file, so that its
+owner need not guess.
 
-Sources: the first bytes that each format's specification gives; for quotes, Intel
-"TDX DCAP Quoting Library API" and TCG "TPM 2.0 Structures" (TPMS_ATTEST); for
-Nitro, COSE (RFC 9052).
+Sources: the first bytes that each format's specification gives; for quotes, Intel "TDX DCAP Quoting
+Library API" and TCG "TPM 2.0 Structures" (TPMS_ATTEST); for Nitro, COSE (RFC 9052).
 """
 
 from __future__ import annotations
@@ -24,8 +23,9 @@ _SHOWN: Final = 60
 
 
 class FileKind(NamedTuple):
-    """A kind of file. ``name`` fits after "is": "an HTML page"; ``unwrap`` says how to convert it,
-    if one can.
+    """A kind of file. ``name`` fits after "is": "an HTML page".
+
+    ``unwrap`` says how to convert it, if that is possible.
     """
 
     name: str

@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Do these certificates certify this key? The one judge, with a memory. The verifier asks about
-the key that signed a report, the key server's client about the VCEK that it requested, the host's
-agent about the signing key. All get the same reasons. A host serves the same three certificates
-with every report, and parsing and checking them costs more than checking a report. So findings are
-remembered by content: the bytes of each certificate, and the anchors. Findings about ASK and ARK,
-and about each revocation list, are also remembered separately: they are the same for all chips of
-a product, and most of the work for a new VCEK. Only findings that do not depend on the time are
-kept; validity is checked each time.
+"""Judges whether certificates certify a key, and remembers its findings.
+
+The verifier asks about the key that signed a report, the key server's client about the VCEK that it
+requested, and the host's agent about the signing key. All get the same reasons.
+
+A host serves the same three certificates with every report, and parsing and checking them costs
+more than checking a report. So findings are cached by content: the bytes of each certificate, and
+the anchors. Findings about ASK and ARK, and about each revocation list, are also cached separately.
+They are the same for all chips of a product, and they are most of the work for a new VCEK. Only
+findings that do not depend on the time are cached; validity is checked each time.
 """
 
 from __future__ import annotations
@@ -48,24 +50,25 @@ from snpcerts.endorsement.reason import EXPIRED, NOT_YET_VALID, REVOKED, Reason,
 from snpcerts.endorsement.vek import EndorsementCert, VekKind, p384_key
 from snpcerts.errors import FormatError
 
-# A fleet has one chain per chip and TCB. About 5 KB each, unless a hostile host sends large ones.
+# A fleet has one chain per chip and TCB. Each takes about 5 KB, unless a hostile host sends large
+# ones.
 REMEMBERED = 256
-# A larger set of certificates is judged, but not remembered.
+# A larger set of certificates is judged, but not cached.
 MAX_REMEMBERED_SIZE = 64 << 10
 
 # A longer list is parsed only after its signature has been checked.
 _LONG_LIST: Final = 64 << 10
-# A longer list is remembered by its digest.
+# A longer list is cached by its digest.
 _SHORT_LIST: Final = 4 << 10
 
 _Found = TypeVar("_Found")
-# The key of a revocation list in memory.
+# The key of a revocation list in the cache.
 _ListKey = bytes | tuple[str, bytes]
 _ALWAYS = (datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC))
 
 
 class ChainBytes(NamedTuple):
-    """A chain as bytes, each DER or PEM; None for one that is not supplied.
+    """A chain as bytes, each DER or PEM. None for a certificate that is not supplied.
 
     ``intermediate`` is the ASK of a VCEK or the ASVK of a VLEK.
     """
@@ -102,8 +105,10 @@ def _is_of_kind(kind: VekKind, data: bytes) -> bool:
 
 
 class ChainFacts(NamedTuple):
-    """Which certificates were supplied, and which parts could be parsed. ``of_no_chip`` is True for
-    a VLEK's chain; ``leaf_read`` and ``key_read`` say whether the leaf and its key could be parsed.
+    """Which certificates were supplied, and which parts could be parsed.
+
+    ``of_no_chip`` is True for a VLEK's chain. ``leaf_read`` and ``key_read`` say whether the leaf
+    and its key could be parsed.
     """
 
     of_no_chip: bool = False
@@ -116,10 +121,11 @@ class ChainFacts(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class CrlFindings:
-    """Findings about a revocation list that do not depend on the time. ``believed`` says that the
-    root signed the list and that every part is known; if not, ``doubts`` say why, unless there was
-    no root. ``revoked`` is the part of the chain that it revokes. ``product`` is its issuer's.
-    Times are None if it cannot be parsed.
+    """Findings about a revocation list that do not depend on the time.
+
+    ``believed`` says that the root signed the list and that every part is known. If not, ``doubts``
+    say why, unless there was no root. ``revoked`` is the part of the chain that the list revokes.
+    ``product`` is its issuer's product. Times are None if the list cannot be parsed.
     """
 
     believed: bool
@@ -130,7 +136,7 @@ class CrlFindings:
     next_update: datetime | None = None
 
     def problems_at(self, at: datetime) -> tuple[Reason, ...]:
-        """Return why this is not a current list of the root at that time, which has a time zone."""
+        """Return why this is not a current list of the root at ``at``, a time with a time zone."""
         if self.this_update is None or self.next_update is None:
             return self.doubts
         late = untimely(self.this_update, self.next_update, at)
@@ -139,12 +145,13 @@ class CrlFindings:
 
 @dataclass(frozen=True, slots=True)
 class Findings:
-    """Findings about a set of certificates that do not depend on the time. ``key`` is the leaf's
-    key, set if a P-384 key could be parsed: whether it signed the report is worth knowing, whatever
-    else is wrong. It says nothing about trust. ``reasons`` does: it lists the chain's problems, and
-    the revocations in any believed list, however old. ``anchor`` is the anchor that the ARK's key
-    matches, if any. ``lists`` are the revocation lists in the order given. ``in_force`` is the
-    period in which all certificates are valid, both ends inclusive.
+    """Findings about a set of certificates that do not depend on the time.
+
+    ``key`` is the leaf's key if it is a P-384 key that could be parsed. It says nothing about
+    trust: it shows whether the key signed the report, whatever else is wrong. ``reasons`` lists the
+    chain's problems and the revocations in believed lists, however old. ``anchor`` is the anchor
+    that the ARK's key matches, if any. ``lists`` are the revocation lists in the order given.
+    ``in_force`` is the period in which all certificates are valid, both ends inclusive.
     """
 
     leaf: EndorsementCert | None
@@ -157,7 +164,7 @@ class Findings:
     in_force: tuple[datetime, datetime] = _ALWAYS
 
     def reasons_at(self, at: datetime) -> tuple[Reason, ...]:
-        """Return every problem of the chain at that time, which has a time zone."""
+        """Return every problem of the chain at ``at``, a time with a time zone."""
         first, last = self.in_force
         if first <= at <= last:
             return self.reasons
@@ -169,7 +176,7 @@ NOTHING: Final = Findings(None, None, (), (), ChainFacts())
 
 
 class JudgeMemory:
-    """Findings about recent chains. Their number is bounded; threads may share them."""
+    """Findings about recent chains. Their number is bounded. Threads may share them."""
 
     def __init__(self, limit: int = REMEMBERED) -> None:
         self._chains: _FoundCache[Findings] = _FoundCache(limit)
@@ -187,9 +194,9 @@ class JudgeMemory:
         anchors: Sequence[Anchor],
         lists: Sequence[bytes] = (),
     ) -> Findings:
-        """Do as :func:`find`, with remembered findings if possible."""
+        """Do the same as :func:`find`, with cached findings if possible."""
         leaf, intermediate, root = chain
-        # Callers may pass a bytearray; for bytes this makes no copy.
+        # Callers may pass a bytearray. For bytes this makes no copy.
         chain = ChainBytes(
             None if leaf is None else bytes(leaf),
             None if intermediate is None else bytes(intermediate),
@@ -200,7 +207,7 @@ class JudgeMemory:
         key = (kind is VekKind.VCEK, chain, keys, self._content(anchors))
         known = self._chains.get(key)
         if known is None:
-            # Two threads may work out the same findings at once; both get them right.
+            # Two threads may compute the same findings at once. Both results are right.
             known = find(kind, chain, anchors, lists, self)
             self._chains.put(key, known, chain)
         return known
@@ -208,7 +215,7 @@ class JudgeMemory:
     def authorities(
         self, kind: VekKind, chain: ChainBytes, anchors: tuple[Anchor, ...]
     ) -> _Authorities:
-        """Do as :func:`_find_authorities`, with remembered findings if possible."""
+        """Do the same as :func:`_find_authorities`, with cached findings if possible."""
         above = ChainBytes(None, chain.intermediate, chain.root)
         key = (kind is VekKind.VCEK, above, self._content(anchors))
         known = self._authorities.get(key)
@@ -220,7 +227,7 @@ class JudgeMemory:
     def revocation(
         self, kind: VekKind, chain: ChainBytes, data: bytes, authorities: _Authorities
     ) -> CrlFindings:
-        """Do as :func:`_judge_list`, with remembered findings if possible."""
+        """Do the same as :func:`_judge_list`, with cached findings if possible."""
         above = ChainBytes(None, chain.intermediate, chain.root)
         key = (kind is VekKind.VCEK, above, _list_key(data))
         known = self._lists.get(key)
@@ -230,7 +237,7 @@ class JudgeMemory:
         return known
 
     def _content(self, anchors: tuple[Anchor, ...]) -> tuple[object, ...]:
-        """Return the anchors in a form that hashes quickly; the last ones used are cached."""
+        """Return the anchors in a form that hashes quickly. The last ones used are cached."""
         last, content = self._trusted
         if last is not anchors:
             content = tuple(
@@ -243,7 +250,7 @@ class JudgeMemory:
 
 
 class _FoundCache(Generic[_Found]):
-    """Findings by key. The least recently used ones are dropped."""
+    """A cache of findings by key. It drops the least recently used ones."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
@@ -288,8 +295,10 @@ def find(
     revocation_lists: Sequence[bytes] = (),
     memory: JudgeMemory | None = None,
 ) -> Findings:
-    """Parse and judge the certificates that should endorse a key of that kind. Reasons are listed
-    leaf first. ``memory`` may already have findings about the authorities and lists.
+    """Parse and judge the certificates that should endorse a key of that kind.
+
+    The leaf's reasons come first. ``memory`` may already have findings about the authorities and
+    lists.
     """
     reasons: list[Reason] = []
     loaded = _load(certificates.leaf, kind.name, *_LEAF_CODES[kind], reasons)
@@ -311,7 +320,7 @@ def find(
         else memory.revocation(kind, certificates, data, authorities)
         for data in revocation_lists
     )
-    # Two lists with the same revocation give one reason.
+    # If two lists have the same revocation, it gives one reason.
     reasons += dict.fromkeys(reason for each in lists for reason in each.revoked)
     windows = windows_of(chain)
     facts = ChainFacts(
@@ -369,8 +378,9 @@ def judge_list(
     intermediate: Certificate | None,
     root: Certificate | None,
 ) -> CrlFindings:
-    """Check the parts of a revocation list, which ``root`` should have signed, that do not depend
-    on the time.
+    """Judge the parts of a revocation list that do not depend on the time.
+
+    ``root`` should have signed it.
     """
     issuer = parse_ca_name(crl.issuer_common_name)
     product = None if issuer is None else issuer.product
@@ -386,8 +396,10 @@ def judge_list(
 def revocations(
     kind: VekKind, crl: bytes | None, intermediate: Certificate, root: Certificate
 ) -> tuple[Reason, ...]:
-    """Return which of the two a revocation list (DER or PEM, or None) revokes. A list that the
-    root did not sign is ignored. An old list still counts, because a revocation is permanent.
+    """Return which of the two certificates a revocation list (DER or PEM, or None) revokes.
+
+    A list that the root did not sign is ignored. An old list still counts, because a revocation is
+    permanent.
     """
     if crl is None:
         return ()
@@ -412,15 +424,16 @@ def judge_authorities(
 
 
 def _in_force(windows: Sequence[Window]) -> tuple[datetime, datetime]:
-    """Return the period in which all of them are valid; it is unlimited if there are none."""
+    """Return the period in which all of them are valid. If there are none, it is unlimited."""
     spans = [(window.not_before, window.not_after) for window in windows]
     firsts, lasts = zip(*spans, _ALWAYS, strict=True)
     return max(firsts), min(lasts)
 
 
 def _list_key(data: bytes) -> _ListKey:
-    """Return the key of a list in the memory: for a long list a digest, so that the list is not
-    kept.
+    """Return the key of a list in the cache.
+
+    For a long list it is a digest, so that the list itself is not kept.
     """
     if len(data) <= _SHORT_LIST:
         return bytes(data)
@@ -467,10 +480,11 @@ def mismatches(
     tcb: TcbVersion | None,
     expected_by: str,
 ) -> Iterator[Reason]:
-    """Yield why a leaf does not certify the expected key: product, chip, TCB. A value of None is
-    unknown and is not compared. ``hwid`` is the significant bytes of the chip ID; a VLEK has none.
-    Every component of the TCB must be equal: each TCB has its own key. ``expected_by`` says who
-    expects it: "the report".
+    """Yield the reasons why a leaf does not certify the expected key: product, chip, TCB.
+
+    A value of None is unknown and is not compared. ``hwid`` is the significant bytes of the chip
+    ID; a VLEK has none. Every component of the TCB must be equal, because each TCB has its own key.
+    ``expected_by`` says where the expectation comes from, such as "the report".
     """
     if product is not None and product is not leaf.product:
         yield Reason(
@@ -509,8 +523,10 @@ def _level(components: dict[str, int], name: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Judgement:
-    """Every problem of certificates for one key at one time. ``leaf`` is None if it cannot be
-    parsed; ``not_after`` is when the first certificate expires.
+    """Every problem of certificates for one key at one time.
+
+    ``leaf`` is None if it cannot be parsed. ``not_after`` is the time when the first certificate
+    expires.
     """
 
     leaf: EndorsementCert | None
@@ -524,19 +540,20 @@ class Judgement:
 
     @property
     def wrong(self) -> tuple[Reason, ...]:
-        """Problems that the passing of time cannot cause: another key, an untrusted root."""
+        """Problems that do not come from the passing of time: another key, an untrusted root."""
         timely = (*EXPIRED, *REVOKED, *NOT_YET_VALID)
         return tuple(each for each in self.reasons if each.code not in timely)
 
     @property
     def lapsed(self) -> tuple[Reason, ...]:
-        """Problems that time has brought: an expired or revoked certificate."""
+        """Problems that come from the passing of time: an expired or revoked certificate."""
         return tuple(each for each in self.reasons if each.code in (*EXPIRED, *REVOKED))
 
     @property
     def early(self) -> tuple[Reason, ...]:
-        """Certificates that are not valid yet. They have been issued, so the clock must be
-        behind.
+        """Certificates that are not valid yet.
+
+        They have been issued already, so the clock must be behind.
         """
         return tuple(each for each in self.reasons if each.code in NOT_YET_VALID)
 
@@ -544,9 +561,9 @@ class Judgement:
 class ChipJudge:
     """Judges certificates for the keys of one chip, using a set of trusted roots.
 
-    ``hwid`` is the significant bytes of the chip ID. ``expected_by`` says in messages who expects a
-    key. ``known_crl`` returns the known revocation list for a kind of key, or None. A list that its
-    root did not sign is ignored; an old one still counts.
+    ``hwid`` is the significant bytes of the chip ID. ``expected_by`` says in messages where the
+    expected key comes from. ``known_crl`` returns the known revocation list for a kind of key, or
+    None. A list that its root did not sign is ignored. An old list still counts.
     """
 
     def __init__(
@@ -567,7 +584,7 @@ class ChipJudge:
         self._memory = _shared if memory is None else memory
 
     def judge(self, chain: ChainBytes, kind: VekKind, tcb: TcbVersion, at: datetime) -> Judgement:
-        """Return every problem of the chain for that key at that time, which has a time zone."""
+        """Return every problem of the chain for that key at ``at``, a time with a time zone."""
         crl = self._known_crl(kind)
         lists = () if crl is None else (crl,)
         findings = self._memory.findings(kind, chain, self.anchors, lists)

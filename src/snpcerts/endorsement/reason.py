@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Every reason to refuse certificates or a report, each with a stable code and a sentence.
 
-Programs and dashboards match on the code, whose meaning never changes. The message beside it says
-what was found this time, and may change. Each code names the check that it fails.
+Programs and dashboards match on the code, whose meaning never changes. The message says what was
+found in this case, and its wording may change. Each code names the check that it fails.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ class NextStep(enum.StrEnum):
 
 
 class Authenticity(enum.StrEnum):
-    """The checks that make a report genuine; the value is the check's name."""
+    """The checks that make a report genuine. The value is the check's name."""
 
     REPORT_LAYOUT = "report-layout"
     LEAF = "leaf"
@@ -40,16 +40,16 @@ class Authenticity(enum.StrEnum):
 class ReasonCode(enum.StrEnum):
     """A reason's code.
 
-    ``check`` is the check of authenticity that it fails; None for the policy's checks, which have
-    the code's own name, and for codes that fail no check. ``description`` is its sentence in the
-    documentation; ``next_step`` groups codes by what the caller does next.
+    ``check`` is the check of authenticity that it fails. It is None for the policy's checks, which
+    have the name of the code, and for codes that fail no check. ``description`` is its sentence in
+    the documentation. ``next_step`` says what the caller should do.
     """
 
     check: Authenticity | None
     description: str
     next_step: NextStep
 
-    # The defaults are for look-ups by code, which only type checkers resolve to this method.
+    # Only type checkers resolve a look-up by code to this method; the defaults are for them.
     def __new__(
         cls,
         code: str,
@@ -64,7 +64,7 @@ class ReasonCode(enum.StrEnum):
         member.next_step = next_step
         return member
 
-    # The report alone.
+    # About the report alone.
     REPORT_SIZE = (
         "report-size",
         Authenticity.REPORT_LAYOUT,
@@ -106,7 +106,7 @@ class ReasonCode(enum.StrEnum):
         "The report says that no key signed it: the host masks the chip's key (MASK_CHIP_KEY), "
         "and no VLEK signed in its place.",
     )
-    # Available certificates.
+    # About which certificates are available.
     VCEK_MISSING = (
         "vcek-missing",
         Authenticity.LEAF,
@@ -166,7 +166,7 @@ class ReasonCode(enum.StrEnum):
         ),
         NextStep.FIX_USAGE,
     )
-    # The leaf: VCEK or VLEK.
+    # About the leaf: VCEK or VLEK.
     LEAF_PROFILE = (
         "leaf-profile",
         Authenticity.LEAF,
@@ -212,7 +212,7 @@ class ReasonCode(enum.StrEnum):
         Authenticity.VALIDITY,
         "The leaf has expired.",
     )
-    # The intermediate: ASK or ASVK.
+    # About the intermediate: ASK or ASVK.
     ASK_NAME = (
         "ask-name",
         Authenticity.INTERMEDIATE,
@@ -258,7 +258,7 @@ class ReasonCode(enum.StrEnum):
         Authenticity.VALIDITY,
         "The issuer has expired.",
     )
-    # The root: ARK.
+    # About the root: ARK.
     ARK_NAME = (
         "ark-name",
         Authenticity.ROOT,
@@ -314,7 +314,7 @@ class ReasonCode(enum.StrEnum):
         Authenticity.CHAIN_PRODUCT,
         "The certificates are for different products.",
     )
-    # The revocation list, if one is given or required.
+    # About the revocation list, if one is given or required.
     CRL_MISSING = (
         "crl-missing",
         Authenticity.REVOCATION,
@@ -381,7 +381,7 @@ class ReasonCode(enum.StrEnum):
         Authenticity.REVOCATION,
         "The ARK has revoked itself.",
     )
-    # Report and leaf together.
+    # About report and leaf together.
     PRODUCT_UNKNOWN = (
         "product-unknown",
         Authenticity.PRODUCT,
@@ -417,7 +417,7 @@ class ReasonCode(enum.StrEnum):
         Authenticity.REPORT_SIGNATURE,
         "The leaf's key did not sign the report.",
     )
-    # The report and the data that should be bound to it.
+    # About the report and the data that should be bound to it.
     RUNTIME_DATA_MISMATCH = (
         "runtime-data-mismatch",
         Authenticity.RUNTIME_DATA,
@@ -431,7 +431,7 @@ class ReasonCode(enum.StrEnum):
             "than 0, where the guest chooses the data."
         ),
     )
-    # The policy's demands.
+    # About the policy's demands.
     POLICY_PRODUCT = (
         "policy-product",
         None,
@@ -584,7 +584,7 @@ class ReasonCode(enum.StrEnum):
     )
 
 
-# Reasons that arise with time: a certificate expires, or its issuer revokes it.
+# Reasons that appear with time: a certificate expires, or its issuer revokes it.
 EXPIRED = frozenset(
     {ReasonCode.LEAF_EXPIRED, ReasonCode.ASK_EXPIRED, ReasonCode.ARK_EXPIRED},
 )
@@ -596,7 +596,7 @@ NOT_YET_VALID = frozenset(
         ReasonCode.ARK_NOT_YET_VALID,
     }
 )
-# Reasons that depend only on the time; a wrong clock causes them too.
+# Reasons that depend only on the time. A wrong clock causes them too.
 UNTIMELY = frozenset(
     {*EXPIRED, *NOT_YET_VALID, ReasonCode.CRL_EXPIRED, ReasonCode.CRL_NOT_YET_VALID}
 )

@@ -2,7 +2,7 @@
 """The one signature algorithm of AMD's authorities, for certificates and revocation lists.
 
 RSASSA-PSS with SHA-384, MGF1 with SHA-384 and 48 bytes of salt, over RSA keys of at least 4096
-bits; nothing else is accepted.
+bits. Nothing else is accepted.
 
 Sources: KDS (57230) chapter 3; RFC 4055 section 3.1 for the parameters.
 """
@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives.asymmetric import padding, rsa
 from snpcerts.endorsement.certificate import Certificate
 
 MIN_RSA_BITS = 4096
-MAX_RSA_BITS = 16384  # with larger keys, a hostile host could make a check expensive for us
+MAX_RSA_BITS = 16384  # with larger keys, a hostile host could make each check expensive
 SALT_SIZE = 48
 ALGORITHM_WANTED = (
     f"RSASSA-PSS with SHA-384, MGF1 with SHA-384 and {SALT_SIZE} bytes of salt"  # for messages
@@ -29,11 +29,11 @@ ALGORITHM_WANTED = (
 _SHA384 = hashes.SHA384()
 _PSS = padding.PSS(mgf=padding.MGF1(_SHA384), salt_length=SALT_SIZE)
 
-_SHOWN = 80  # bytes of a foreign algorithm that a message shows
+_SHOWN = 80  # bytes of an unknown algorithm that a message shows
 
 
 def authority_key(certificate: Certificate) -> rsa.RSAPublicKey | None:
-    """Return the certificate's key if an authority may sign with it, else None."""
+    """Return the certificate's key if an authority may sign with it, otherwise None."""
     key = certificate.public_key()
     if isinstance(key, rsa.RSAPublicKey) and MIN_RSA_BITS <= key.key_size <= MAX_RSA_BITS:
         return key
@@ -41,8 +41,9 @@ def authority_key(certificate: Certificate) -> rsa.RSAPublicKey | None:
 
 
 def is_signed(signed: bytes, signature: bytes, key: rsa.RSAPublicKey) -> bool:
-    """Whether the key made the signature with that algorithm; the certificate's fields do not
-    count.
+    """Whether the key made the signature with that algorithm.
+
+    The certificate's own fields do not count.
     """
     try:
         key.verify(signature, signed, _PSS, _SHA384)
@@ -74,7 +75,7 @@ def _short(algorithm: bytes) -> str:
 
 
 def _encodings() -> Iterator[bytes]:
-    """Yield every DER encoding of the algorithm: hash parameters and trailer field are optional."""
+    """Yield every DER encoding of the algorithm. Hash parameters and trailer field are optional."""
 
     def der(tag: int, *parts: bytes) -> bytes:
         content = b"".join(parts)
@@ -92,5 +93,5 @@ def _encodings() -> Iterator[bytes]:
 
 
 _ENCODINGS = frozenset(_encodings())
-# The form in AMD's certificates of Milan: nothing is left out.
+# The form in AMD's Milan certificates, which omits nothing.
 ALGORITHM: Final = next(_encodings())

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Find the certificates in a collection that form a chain, by their content.
+"""Finds the certificates in a collection that form a chain, by their content.
 
-A certificate's subject says whether it is a leaf, an ASK or ASVK, or an ARK. Its issuer names the
-certificate above it, and a leaf's extensions name its chip and TCB. This gives a bounded number of
-chains, most likely first. The judge then decides by the signatures and the pinned root which chain
-is right.
+A certificate's subject shows whether it is a leaf, an ASK or ASVK, or an ARK. Its issuer names the
+certificate above it, and a leaf's extensions name its chip and TCB. The result is a bounded number
+of chains, most likely first. The judge then checks the signatures and the pinned root to decide
+which chain is right.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from snpcerts.endorsement.judge import ChainBytes
 from snpcerts.endorsement.vek import EndorsementCert, VekKind
 from snpcerts.errors import FormatError
 
-# Leaves, intermediates and roots of each kind that are tried. AMD has one, or two
-# if an authority was issued again.
+# How many leaves, intermediates and roots of each kind are tried. AMD has one, or two if an
+# authority was issued again.
 _TRIED: Final = 4
-_SHORT: Final = 4 << 10  # certificates that are remembered
+_SHORT: Final = 4 << 10  # bytes; certificates up to this size are cached
 
 
 @dataclass(frozen=True, slots=True)
 class Sorted:
     """A certificate and its kind: a leaf's kind, an authority's name, or neither.
 
-    ``leaf`` is what its extensions say, None where they cannot be read.
+    ``leaf`` is the content of its extensions, None if they cannot be read.
     """
 
     der: bytes
@@ -92,8 +92,8 @@ def chains(
 ) -> Iterator[ChainBytes]:
     """Yield chains for a leaf of that kind, most likely first.
 
-    ``fits`` says whether a leaf is for the wanted chip and TCB; one that is not comes only if no
-    leaf is.
+    ``fits`` says whether a leaf is for the right chip and TCB. Other leaves are used only if none
+    fits.
     """
     heap = tuple(certificates)
     leaves = [each for each in heap if each.kind is kind]
@@ -117,12 +117,14 @@ def _of(role: CaRole, heap: tuple[Sorted, ...]) -> list[Sorted]:
 
 
 def _other_middle(heap: tuple[Sorted, ...]) -> list[Sorted]:
-    """Return the intermediate of the other kind; the reason will explain that."""
+    """Return the intermediate of the other kind. The reason will then name the mismatch."""
     return [*_of(CaRole.ASK, heap), *_of(CaRole.ASVK, heap)]
 
 
 def _above(below: Sorted | None, authorities: list[Sorted]) -> list[Sorted]:
-    """Return them; the first are those that the certificate below names as its issuer."""
+    """Return the authorities, starting with those that the certificate below names as its
+    issuer.
+    """
     if below is None:
         return authorities
     return sorted(authorities, key=lambda each: each.subject != below.issuer)

@@ -2,7 +2,8 @@
 """The structures of X.509, declared under their names in RFC 5280.
 
 :mod:`cryptography.hazmat.asn1` reads and writes them. It accepts only DER: shortest lengths, no
-encoded default values, no trailing bytes. A part that is signed or compared as bytes is a ``TLV``.
+encoded default values, no trailing bytes. Parts that are signed or compared as bytes are declared
+as ``TLV``.
 
 snpcerts does not load certificates with ``cryptography.x509``: all AMD leaf certificates have
 serial number 0, which RFC 5280 forbids, and a future release will refuse to load them.
@@ -33,7 +34,7 @@ class SubjectPublicKeyInfo:
 
 @asn1.sequence
 class ExtensionDer:
-    """One extension; its value is DER, or AMD's own content."""
+    """One extension. Its value is DER, or AMD's own format."""
 
     extn_id: x509.ObjectIdentifier
     critical: Annotated[bool, asn1.Default(False)]
@@ -75,7 +76,7 @@ class RevokedCertificateDer:
 
 @asn1.sequence
 class TbsCertList:
-    """The part of a revocation list that is signed; its entries are read one by one."""
+    """The part of a revocation list that is signed. Its entries are read one by one."""
 
     version: int | None
     signature: asn1.TLV
@@ -97,24 +98,24 @@ class Signed:
 
 @asn1.sequence
 class BasicConstraintsDer:
-    """Whether a certificate is an authority's, and how many authorities may follow below it."""
+    """Whether a certificate belongs to an authority, and how many authorities may be below it."""
 
     ca: Annotated[bool, asn1.Default(False)]
     path_len_constraint: int | None
 
 
 def read(structure: type[_T], der: bytes) -> _T:
-    """Parse ``der``, one whole structure; raise ValueError for anything else."""
+    """Parse ``der``, one whole structure. Raises ValueError for anything else."""
     return asn1.decode_der(structure, der)
 
 
 def der_of(part: object) -> bytes:
-    """Return the DER of a structure, or of a part of one."""
+    """Return the DER of a structure or of a part of one."""
     return asn1.encode_der(part)
 
 
 def name_of(part: asn1.TLV) -> x509.Name:
-    """Parse a distinguished name; raise ValueError if it is malformed."""
+    """Parse a distinguished name. Raises ValueError if it is malformed."""
     name = part.parse(x509.Name)
     if not isinstance(name, x509.Name):
         raise TypeError("a Name was asked for")
@@ -122,5 +123,5 @@ def name_of(part: asn1.TLV) -> x509.Name:
 
 
 def time_of(time: asn1.UTCTime | asn1.GeneralizedTime) -> datetime:
-    """Return the time, in UTC."""
+    """Return the time in UTC."""
     return time.as_datetime()

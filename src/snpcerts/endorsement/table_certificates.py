@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Certificates for the slots of a certificate table, and whether any verifier could use them."""
+"""Certificates for the slots of a certificate table, and whether a verifier could use them."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ _INSIST: Final = "--force takes it anyway"
 def certificate_for(slot: str, data: bytes, what: str, *, vlek: bool, force: bool) -> bytes:
     """Return the certificate (DER) in a file for a slot: ``vcek``, ``vlek``, ``ask`` or ``ark``.
 
-    The file may hold others too. ``vlek`` selects the ASVK if the file holds both ASK and ASVK.
-    Raises :class:`InputError`, which names ``what``, if there is no certificate or more than one
-    fits, and :class:`RefusedError` if none fits, unless ``force`` is set.
+    The file may contain others too. ``vlek`` selects the ASVK if the file contains both ASK and
+    ASVK. Raises :class:`InputError`, which names ``what``, if there is no certificate or more than
+    one fits. Raises :class:`RefusedError` if none fits, unless ``force`` is set.
     """
     found = certificates_in(data, what)
     fitting = [each for each in found if slot_of(each) == slot]
@@ -52,8 +52,9 @@ def certificate_for(slot: str, data: bytes, what: str, *, vlek: bool, force: boo
 
 
 def certificates_in(data: bytes, what: str) -> list[Sorted]:
-    """Return all certificates of a file; raise :class:`InputError`, which names the kind of file,
-    if it has none.
+    """Return all certificates of a file.
+
+    Raises :class:`InputError`, which names the kind of file, if it has none.
     """
     bundle = read_bundle(data)
     if not bundle.certificates:
@@ -63,8 +64,9 @@ def certificates_in(data: bytes, what: str) -> list[Sorted]:
 
 
 def list_in(data: bytes, what: str) -> bytes:
-    """Return the only revocation list (DER) of a file; raise :class:`InputError` unless there is
-    exactly one.
+    """Return the only revocation list (DER) of a file.
+
+    Raises :class:`InputError` unless there is exactly one.
     """
     bundle = read_bundle(data)
     if len(bundle.lists) == 1:
@@ -77,7 +79,7 @@ def list_in(data: bytes, what: str) -> bytes:
 
 
 def slot_of(certificate: Sorted) -> str | None:
-    """Return the slot of a table for the certificate."""
+    """Return the table slot for the certificate."""
     if certificate.kind is not None:
         return certificate.kind.value
     if certificate.authority is not None:
@@ -88,9 +90,8 @@ def slot_of(certificate: Sorted) -> str | None:
 def useless(slots: Mapping[str, bytes]) -> tuple[Reason, ...]:
     """Return the reasons why no verifier could use a table of these certificates.
 
-    The result is empty if a verifier could use it. Whether the ARK is trusted is for the verifier
-    to decide. A table may lack some of the three, and may have both kinds of leaf: then one of
-    them has to fit.
+    Empty if a verifier could use it. The verifier decides whether it trusts the ARK. A table may
+    lack some of the three certificates. If it has both kinds of leaf, one of them has to fit.
     """
     ark = slots.get("ark")
     anchors = () if ark is None else _trusting(ark)
@@ -109,7 +110,7 @@ def useless(slots: Mapping[str, bytes]) -> tuple[Reason, ...]:
 def _trusting(ark: bytes) -> tuple[Anchor, ...]:
     certificate = load_certificate(ark, "ARK")
     name = parse_ca_name(common_name(certificate.subject))
-    # Without such a name there is a reason already.
+    # If the name is missing there is already a reason.
     return () if name is None else (Anchor(name.product, spki_sha384(certificate), "the table's"),)
 
 

@@ -1,24 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """VCEK and VLEK certificates: which key, product and TCB they certify.
 
-Source: KDS (57230) chapter 3, "VCEK certificate format" and its VLEK sibling, checked against
+Source: KDS (57230) chapter 3, "VCEK certificate format" and the same for VLEKs, checked against
 genuine certificates. The values are X.509 extensions below 1.3.6.1.4.1.3704.1:
 
-=======  ============  =========================================
-suffix   name          value
-=======  ============  =========================================
-.1       structVersion INTEGER: 0 (Milan, Genoa) or 1 (Turin)
-.2       productName   IA5String
-.3.1     blSPL         INTEGER 0 to 255, as all SPLs
-.3.2     teeSPL
-.3.3     snpSPL
-.3.4     SPL4          always 0; structVersion 0 only
-.3.5-7   SPL5 to SPL7  always 0
-.3.8     ucodeSPL
-.3.9     fmcSPL        structVersion 1 only
-.4       hwID          bare bytes, 64 or 8 (Turin); VCEK only
-.5       cspID         IA5String; VLEK only
-=======  ============  =========================================
+======= ============ ========================================= suffix name value =======
+============ ========================================= .1 structVersion INTEGER: 0 (Milan, Genoa) or
+1 (Turin) .2 productName IA5String .3.1 blSPL INTEGER 0 to 255, like all SPLs .3.2 teeSPL .3.3
+snpSPL .3.4 SPL4 always 0; structVersion 0 only .3.5-7 SPL5 to SPL7 always 0 .3.8 ucodeSPL .3.9
+fmcSPL structVersion 1 only .4 hwID bare bytes, 64 or 8 (Turin); VCEK only .5 cspID IA5String; VLEK
+only ======= ============ =========================================
 """
 
 from __future__ import annotations
@@ -70,14 +61,14 @@ _COMPONENTS = {
     "ucodeSPL": "microcode",
     "fmcSPL": "fmc",
 }
-# The SPLs of each structVersion, and the TCB layout that has them.
+# The SPLs of each structVersion, and the TCB layout that goes with them.
 _SPLS = {
     0: ("blSPL", "teeSPL", "snpSPL", "SPL4", "SPL5", "SPL6", "SPL7", "ucodeSPL"),
     1: ("fmcSPL", "blSPL", "teeSPL", "snpSPL", "SPL5", "SPL6", "SPL7", "ucodeSPL"),
 }
 _LAYOUTS = {0: TcbLayout.MILAN, 1: TcbLayout.TURIN}
 
-# A bound on names, which verdicts and logs contain.
+# The maximum length of names, which appear in verdicts and logs.
 _MAX_TEXT = 256
 
 
@@ -95,9 +86,11 @@ class VekKind(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class EndorsementCert:
-    """A parsed VCEK or VLEK certificate. ``hwid`` is the chip's ID (64 bytes, 8 on Turin) and set
-    only for a VCEK; ``csp_id`` names the cloud provider and is set only for a VLEK. Nothing here
-    says that the certificate is genuine: see :mod:`snpcerts.endorsement.chain`.
+    """A parsed VCEK or VLEK certificate.
+
+    ``hwid`` is the chip ID (64 bytes, 8 on Turin), set only for a VCEK. ``csp_id`` names the cloud
+    provider and is set only for a VLEK. The certificate may not be genuine:
+    :mod:`snpcerts.endorsement.chain` checks that.
     """
 
     certificate: Certificate
@@ -110,12 +103,14 @@ class EndorsementCert:
     public_key: ec.EllipticCurvePublicKey
 
     def __reduce__(self) -> tuple[Callable[[bytes], EndorsementCert], tuple[bytes]]:
-        """Pickle the bytes and parse them again: the library's objects cannot be pickled."""
+        """Pickle the bytes and parse them again, because the library's objects cannot be
+        pickled.
+        """
         return _read_again, (self.certificate.der,)
 
     @classmethod
     def from_bytes(cls, data: bytes, what: str = "VCEK or VLEK") -> Self:
-        """Parse DER or PEM; raise :class:`FormatError` as its two steps do."""
+        """Parse DER or PEM. Raises the :class:`FormatError` of either step."""
         return cls.from_certificate(load_certificate(data, what))
 
     @classmethod
@@ -124,9 +119,9 @@ class EndorsementCert:
     ) -> Self:
         """Read the AMD extensions of a parsed certificate; ``key`` is its key, if already parsed.
 
-        Raises :class:`FormatError`, naming the extension, for one that is missing, of another type,
-        out of range, not allowed here, or unknown below AMD's arc; also raises it for a key that is
-        not on P-384.
+        Raises :class:`FormatError`, which names the extension, for one that is missing, of another
+        type, out of range, not allowed here, or unknown below AMD's arc. Also raises it if the key
+        is not on P-384.
         """
         kind = _kind(certificate)
         what = kind.name
@@ -179,7 +174,7 @@ def _read_again(der: bytes) -> EndorsementCert:
 
 
 def p384_key(certificate: Certificate, what: str) -> ec.EllipticCurvePublicKey:
-    """Return the certificate's key; :class:`FormatError` unless it is an EC key on P-384."""
+    """Return the certificate's key. Raises :class:`FormatError` unless it is an EC key on P-384."""
     key = certificate.public_key()
     if isinstance(key, ec.EllipticCurvePublicKey) and isinstance(key.curve, ec.SECP384R1):
         return key
@@ -232,8 +227,9 @@ def _tcb(required: Callable[[str], bytes], product: Product, what: str) -> TcbVe
 
 
 def _hwid(value: bytes, product: Product, what: str) -> bytes:
-    """Return the chip's ID: bare bytes, or an OCTET STRING of that size. The length decides, never
-    the first byte: a bare ID may start with any byte.
+    """Return the chip ID, which is bare bytes or an OCTET STRING of that size.
+
+    The length shows which: the first byte cannot, because a bare ID may start with any byte.
     """
     size = product.hwid_size
     if len(value) == size:

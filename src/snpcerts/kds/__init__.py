@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """AMD's key server (KDS): its URLs, a client, and a cache of verified certificates.
 
-``source`` is what callers use: it returns only certificates that verify. ``verifier_sources``
-offers it to the verifier. ``cached_fetch`` takes a resource from the cache or the server; ``store``
-is the cache on disk, and ``inventory`` lists it; ``body`` reads certificates from an answer.
+Callers use ``source``, which returns only certificates that verify. ``verifier_sources`` offers it
+to the verifier. ``cached_fetch`` gets a resource from the cache or the server. ``store`` is the
+cache on disk, and ``inventory`` lists it. ``body`` reads certificates from an answer.
 
-``client`` makes requests to the resources named by ``url``, through ``proxy``, trusting the roots
-of ``trust``, until its ``request_deadline``. ``retry`` says how long to wait, by ``clock``.
-Shared by all processes of a host: ``request_queue`` lets one ask at a time, ``server_state``
-remembers when the server may be asked again, ``failed_requests`` limits the requests that
-strangers' reports cause. ``errors`` groups failures by what the caller does next. Imports
-``verify``, ``endorsement`` and ``abi``.
+``client`` requests the resources named by ``url``, through ``proxy``, and trusts the roots of
+``trust``. ``request_deadline`` ends its requests in time. ``retry`` says how long to wait, measured
+by ``clock``. All processes of a host share three files: ``request_queue`` lets one of them ask at a
+time, ``server_state`` remembers when the server may be asked again, and ``failed_requests`` limits
+the requests that strangers' reports cause. ``errors`` groups failures by what the caller does next.
+Imports ``verify``, ``endorsement`` and ``abi``.
 """
 
 from __future__ import annotations

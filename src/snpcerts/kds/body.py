@@ -2,7 +2,7 @@
 """Reads certificates from bodies of the key server's answers, or from the cache's files.
 
 A body that cannot be read, such as an error page or a truncated answer, raises
-:class:`~snpcerts.errors.FormatError`; it says nothing about the chip.
+:class:`~snpcerts.errors.FormatError`. It says nothing about the chip.
 :mod:`snpcerts.endorsement.judge` decides whether a readable body is the requested certificate.
 
 Source: KDS (57230) chapter 3 for the bodies.
@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from snpcerts.endorsement.certificate import Certificate, load_certificate
 from snpcerts.errors import FormatError
 
-# AMD's chain has 4.6 KB, its revocation lists about 1 KB.
+# AMD's chains have 4.6 KB, its revocation lists about 1 KB.
 MAX_BODY: Final = 64 << 10
 
 _PEM_BLOCK = re.compile(rb"-----BEGIN CERTIFICATE-----.*?-----END CERTIFICATE-----", re.DOTALL)
@@ -28,7 +28,7 @@ _PEM_BLOCK = re.compile(rb"-----BEGIN CERTIFICATE-----.*?-----END CERTIFICATE---
 
 @dataclass(frozen=True, slots=True)
 class ChainPair:
-    """ASK or ASVK, and ARK, parsed."""
+    """The parsed ASK or ASVK, and the parsed ARK."""
 
     intermediate: Certificate
     root: Certificate
@@ -44,7 +44,7 @@ class ChainPair:
         return min(self.intermediate.not_valid_after_utc, self.root.not_valid_after_utc)
 
     def der(self) -> tuple[bytes, bytes]:
-        """(intermediate, root) in DER."""
+        """Return (intermediate, root) in DER."""
         return der_of(self.intermediate), der_of(self.root)
 
     def pem(self) -> bytes:
@@ -59,12 +59,12 @@ def der_of(certificate: Certificate) -> bytes:
 
 
 def read_vcek(body: bytes) -> Certificate:
-    """Return the one certificate that ``body`` is; :class:`FormatError` if it is not one."""
+    """Return the certificate in ``body``. Raises :class:`FormatError` unless it is exactly one."""
     return load_certificate(body, "VCEK")
 
 
 def read_chain(body: bytes) -> ChainPair:
-    """Return the two PEM certificates that ``body`` is, intermediate first.
+    """Return the two PEM certificates in ``body``, intermediate first.
 
     Raises :class:`FormatError` for any other number of certificates, or anything but white space
     around them.
@@ -83,8 +83,8 @@ def read_chain(body: bytes) -> ChainPair:
 def same_key(one: bytes, other: bytes) -> bool:
     """Whether two certificates (DER or PEM) certify one key for the same chip and TCB.
 
-    The key server issues a new certificate for each request: its bytes differ, its public key and
-    extensions do not. Raises :class:`FormatError` if either cannot be read.
+    The key server issues a new certificate for each request. Its bytes differ each time; its public
+    key and extensions do not. Raises :class:`FormatError` if either cannot be read.
     """
     first, second = (load_certificate(data, "certificate") for data in (one, other))
     return _key_and_extensions(first) == _key_and_extensions(second)

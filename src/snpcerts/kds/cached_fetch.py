@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Fetches verified resources from the cache, or from the key server into the cache.
 
-This module does not know what it fetches: each caller passes a function that
-judges. Concurrent requests for one resource are merged.
+This module does not know what it fetches: each caller passes a function that judges the result.
+Concurrent requests for one resource are merged.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ T = TypeVar("T")
 
 # After a failed renewal, wait this long before the next, in seconds.
 RENEWAL_PAUSE: Final = 3600.0
-# Resources that the cache could not store, kept in memory; a few KB each.
+# Resources that the cache could not store, kept in memory. Each has a few KB.
 _MAX_UNKEPT: Final = 64
 
 
@@ -53,13 +53,13 @@ class Verified(Generic[T]):
 class FetchRequest(Generic[T]):
     """One resource at one time, and how to judge bytes for it.
 
-    ``judge`` returns the resource in a body, or the reasons against it; it raises
+    ``judge`` returns the resource in a body, or the reasons against it. It raises
     :class:`FormatError` for a body that cannot be read. ``prepare`` fetches what judging needs.
     ``retry_after_repair`` fetches what may remove those reasons, and returns whether to judge the
-    body again. ``reject_replacement`` says why the new resource (first argument) must not replace
-    the cached one (second). A ``budget`` (seconds) is for a resource that is not essential: it
-    limits the request to one try and to that time. A ``lenient`` judge accepts resources that
-    others reject.
+    body again. ``reject_replacement`` returns why the new resource (first argument) must not
+    replace the cached one (second), or None. A ``budget`` is for a resource that is not essential:
+    it limits the request to one try and that many seconds. ``lenient`` says that ``judge`` accepts
+    resources that other judges reject.
     """
 
     resource: Resource
@@ -82,15 +82,17 @@ class FetchRequest(Generic[T]):
 
 @dataclass(slots=True)
 class _Cached(Generic[T]):
-    """The cache's content at the last look, and the file's identity at the first."""
+    """What the cache contained at the last look, and the identity of its file at the first look."""
 
     value: Verified[T] | None
     version: object
 
 
 class CachedFetch:
-    """Gets requested resources. Without a client it uses only the cache. ``warn`` is called with
-    problems that do not stop the work. Thread-safe; processes that share the cache take turns.
+    """Gets requested resources. Without a client it uses only the cache.
+
+    ``warn`` is called with problems that do not stop the work. Thread-safe. Processes that share
+    the cache take turns.
     """
 
     def __init__(self, store: Store, client: KdsClient | None, warn: Callable[[str], None]) -> None:
@@ -104,7 +106,7 @@ class CachedFetch:
         self._unkept: OrderedDict[Resource, bytes] = OrderedDict()
 
     def kept(self, resource: Resource) -> bytes | None:
-        """Return the cached body, unverified and of any age; never ask the key server."""
+        """Return the cached body, unverified and of any age, without asking the key server."""
         with self._lock:
             kept = self._unkept.get(resource)
         with contextlib.suppress(CacheError):
@@ -112,9 +114,11 @@ class CachedFetch:
         return None
 
     def get(self, request: FetchRequest[T]) -> Verified[T]:
-        """Return the resource from the cache, from a request already under way, or from a new one.
-        Raises :class:`KdsUnavailableError`, :class:`KdsNotFoundError` or
-        :class:`KdsUntrustedError` if nothing verifies.
+        """Return the resource from the cache, from a request already in progress, or from a new
+        one.
+
+        Raises :class:`KdsUnavailableError`, :class:`KdsNotFoundError` or :class:`KdsUntrustedError`
+        if nothing verifies.
         """
         cached = None if request.refresh else self._cached(request)
         if cached is not None and not self._due(request, cached):
@@ -142,7 +146,7 @@ class CachedFetch:
                 del self._asking[key]
 
     def _renew(self, request: FetchRequest[T]) -> Verified[T]:
-        """Ask in this process's turn; if that fails, use the cached resource if it is valid."""
+        """Ask in this process's turn. If that fails, use the cached resource if it is valid."""
         client = self.client
         if client is None:
             cached = self._cached(request, report=True)
@@ -159,8 +163,8 @@ class CachedFetch:
         known = _Cached(self._cached(request, report=True), self.store.version(request.resource))
 
         def settled() -> Verified[T] | None:
-            """Return the resource that another process fetched while this one waited for
-            its turn.
+            """Return the resource if another process fetched it while this one waited for its
+            turn.
             """
             cached = self._cached(request)
             if cached is None:
@@ -183,7 +187,7 @@ class CachedFetch:
                 read,
                 line=self._line,
                 settled=settled,
-                # A renewal can wait, so one try is enough now.
+                # A renewal can wait, so one try is enough for now.
                 attempts=None if cached is None and request.budget is None else 1,
                 budget=request.budget,
                 patient=request.budget is None and (cached is None or request.refresh),
@@ -214,8 +218,9 @@ class CachedFetch:
         )
 
     def _cached(self, request: FetchRequest[T], *, report: bool = False) -> Verified[T] | None:
-        """Return the cached resource if it verifies; otherwise None and, with ``report``, a
-        warning.
+        """Return the cached resource if it verifies, otherwise None.
+
+        With ``report``, warn if it does not verify.
         """
         with self._lock:
             kept = self._unkept.get(request.resource)

@@ -2,8 +2,8 @@
 """Asks the key server, within limits of time, size and number of tries.
 
 This module decides only whether there was an answer and whether it can be read.
-:mod:`snpcerts.kds.source` decides whether it is the right one. Only an answer's body counts, not
-its headers' description of it.
+:mod:`snpcerts.kds.source` decides whether it is the right one. Only the body of an answer counts,
+not what its headers say about the body.
 
 Sources: KDS (57230) chapter 4, and reports by users of AMD's server: 404 for valid chips, 429 for
 minutes on end, hours without a connection.
@@ -49,8 +49,8 @@ _MAX_REDIRECTS: Final = 3
 class FailedRequest:
     """A failed try that may succeed later.
 
-    ``result`` is a key of :attr:`KdsClient.results`. ``retry_after`` is what the server named, in
-    seconds. Without ``again`` another try soon would meet the same problem.
+    ``result`` is a key of :attr:`KdsClient.results`. ``retry_after`` is the server's Retry-After in
+    seconds. If ``again`` is false, another try soon would fail in the same way.
     """
 
     result: str
@@ -65,7 +65,7 @@ class FailedRequest:
 
 @dataclass(frozen=True, slots=True)
 class _Asked(Generic[T]):
-    """One call of :meth:`KdsClient.get`. Times are the clock's."""
+    """One call of :meth:`KdsClient.get`. Times are those of the clock."""
 
     resource: Resource
     read: Callable[[bytes], T]
@@ -77,21 +77,22 @@ class _Asked(Generic[T]):
 
     @property
     def paced(self) -> bool:
-        """Whether the server is known to require a pause between two of these."""
+        """Whether the server is known to require a pause between two such requests."""
         return isinstance(self.resource, VcekResource)
 
 
 @dataclass(frozen=True, slots=True)
 class _BackOff:
-    """What prevents a request now, and for how long, in seconds."""
+    """What prevents a request now, and for how many seconds."""
 
     problem: str
     wait: float
 
 
 class KdsClient:
-    """Asks one key server, AMD's or a mirror. Thread-safe. ``notice`` is called with a sentence
-    before every wait.
+    """Asks one key server, AMD's or a mirror. Thread-safe.
+
+    ``notice`` is called with a sentence before every wait.
     """
 
     def __init__(
@@ -134,12 +135,12 @@ class KdsClient:
     ) -> T:
         """Return what ``read`` returns for the answer's body.
 
-        A body for which ``read`` raises :class:`FormatError` counts as no answer, because some
-        error pages come with status 200. ``read`` runs in this process's turn in ``line``; before
-        the request, ``settled`` returns what another process fetched meanwhile, if anything.
+        If ``read`` raises :class:`FormatError`, the body counts as no answer, because some error
+        pages come with status 200. ``read`` runs in this process's turn in ``line``. Before the
+        request, ``settled`` returns what another process has fetched in the meantime, if anything.
         Processes in the line that want the same resource share the tries and their outcome.
-        ``attempts`` and ``budget`` override the policy's. Without ``patient`` the call does not
-        wait: if it may not ask now, it fails.
+        ``attempts`` and ``budget`` override those of the policy. Without ``patient`` the call does
+        not wait: it fails if it may not ask now.
 
         Raises :class:`KdsUnavailableError` if there was no answer within the policy's limits,
         :class:`KdsNotFoundError` immediately after a 404, and :class:`KdsUntrustedError` if
@@ -166,8 +167,9 @@ class KdsClient:
     def ask_once(
         self, resource: Resource, read: Callable[[bytes], T], *, limit: float
     ) -> T | FailedRequest:
-        """Make one request, now, within ``limit`` seconds: for a caller that keeps its own queue
-        and pace. Raises the same errors as :meth:`get` does for an answer that is final.
+        """Make one request now, within ``limit`` seconds, for a caller with its own queue and pace.
+
+        Raises the same errors as :meth:`get` for a final answer.
         """
         since = self.clock.now()
         answer = self._try(_Asked(resource, read, since, since + limit, limit, 1, patient=False))
@@ -178,8 +180,9 @@ class KdsClient:
         return answer.value
 
     def _pause(self, turn: Turn, asked: _Asked[T]) -> _BackOff | None:
-        """Return what to wait for, if anything; raise the error that another process got for the
-        same resource.
+        """Return what to wait for, if anything.
+
+        Raises the error that another process got for the same resource.
         """
         state, now = turn.state, self.clock.now()
         if turn.cut_off:
@@ -206,8 +209,9 @@ class KdsClient:
         return longest if longest.wait > 0 else None
 
     def _ask(self, turn: Turn, asked: _Asked[T]) -> _Received[T] | None:
-        """Make one try and record its outcome for other processes; None if another try should
-        follow.
+        """Make one try and record its outcome for other processes.
+
+        Returns None if another try should follow.
         """
         state, path = turn.state, asked.resource.path
         started = self.clock.now()
@@ -220,7 +224,7 @@ class KdsClient:
         try:
             answer = self._try(asked)
         except (KdsUnavailableError, KdsNotFoundError, KdsUntrustedError) as error:
-            answer = error  # an answer, and it is final
+            answer = error  # this error is a final answer
         now = again_at = self.clock.now()
         failed = answer if isinstance(answer, FailedRequest) else None
         if asked.paced:
@@ -267,7 +271,7 @@ class KdsClient:
         return max(known, state.gap)
 
     def close(self) -> None:
-        """Close connections; the client remains usable."""
+        """Close connections. The client remains usable."""
         with self._lock:
             clients, self._http = self._http, {}
         for client in clients.values():
@@ -282,8 +286,8 @@ class KdsClient:
     def _unavailable(
         self, asked: _Asked[T], problem: str, wait: float, failed: FailedRequest | None = None
     ) -> KdsUnavailableError:
-        """Return the error for giving up. ``failed`` is the last try; the wait that it names is
-        passed on.
+        """Return the error for giving up. ``failed`` is the last try; its Retry-After is passed
+        on.
         """
         named = failed is None or failed.throttled or failed.retry_after is not None
         then = f"try again in {math.ceil(wait)} s" if named else "try again later"
@@ -336,7 +340,7 @@ class KdsClient:
         try:
             return _Received(asked.read(body))
         except (KdsUnavailableError, KdsNotFoundError, KdsUntrustedError):
-            self._count("ok")  # this was an answer
+            self._count("ok")  # the server has answered
             raise
         except FormatError as error:
             log.info("%s: body of %d bytes: %s", resource, len(body), error)
@@ -346,9 +350,11 @@ class KdsClient:
             )
 
     def _exchange(self, url: str, deadline: float) -> tuple[int, Mapping[str, str], bytes]:
-        """Return status, headers and body, after redirects. Any server may answer, because the
-        body is verified. A redirect from https to http is not followed, because it would reveal
-        the request; nor is one from another machine to this one.
+        """Return status, headers and body, after redirects.
+
+        Any server may answer, because the body is verified. Two kinds of redirect are not followed:
+        one from https to http, because it would reveal the request, and one from another machine to
+        this one.
         """
         for _ in range(_MAX_REDIRECTS + 1):
             status, headers, body = self._request(url, deadline)
@@ -394,8 +400,8 @@ class KdsClient:
                     raise
                 raise _NotOursError("unreachable", lasting) from None
             if time.monotonic() >= deadline:
-                # The connection was broken at the deadline; without a length, that looks like the
-                # body's end.
+                # The connection was cut off at the deadline. If the body has no length, this looks
+                # like its end.
                 raise httpx2.ReadTimeout("")
             return response.status_code, dict(response.headers), bytes(body)
 
@@ -413,7 +419,7 @@ class KdsClient:
                 "Accept-Encoding": "identity",
                 "User-Agent": f"snpcerts/{__version__}",
             }
-            # Requests are rare, and each is watched from its own connection's start.
+            # Requests are rare, and each is traced from the start of its own connection.
             limits = httpx2.Limits(max_keepalive_connections=0)
             try:
                 client = httpx2.Client(
@@ -433,7 +439,7 @@ class KdsClient:
 
 
 def _lasting(error: Exception, proxy: Proxy | None, trace: RequestTrace) -> str | None:
-    """Return a local problem that another try would meet again; None if there is none."""
+    """Return a local problem with which another try would fail too; None if there is none."""
     import httpx2
 
     if "CERTIFICATE_VERIFY_FAILED" in str(error):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The clock by which waits for the key server are measured."""
+"""The clock that measures waits for the key server."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
 class Clock:
-    """Seconds since this machine booted, the same for all its processes. Setting the time of day
-    does not change it, and it runs while the machine sleeps (CLOCK_BOOTTIME).
+    """Seconds since this machine booted (CLOCK_BOOTTIME), the same for all its processes.
+
+    Setting the time of day does not change it, and it keeps running while the machine sleeps.
     """
 
     @cached_property
     def boot(self) -> str:
-        """An identifier of the boot that :meth:`now` counts from; empty if unknown."""
+        """An identifier of the boot that :meth:`now` counts from. Empty if unknown."""
         with contextlib.suppress(OSError, UnicodeDecodeError):
             return _BOOT_ID.read_text(encoding="ascii").strip()
         return ""
@@ -28,7 +29,7 @@ class Clock:
         return time.clock_gettime(time.CLOCK_BOOTTIME)
 
     def wall(self) -> float:
-        """Return the time of day, in seconds since the epoch; it may be set at any moment."""
+        """Return the time of day, in seconds since the epoch. It can be set at any moment."""
         return time.time()
 
     def sleep(self, seconds: float) -> None:

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Errors of asking the key server, grouped by what the caller does next. An unreachable or
-throttling server is never reported as bad evidence, because a caller would then give up for good.
+"""Errors of key server requests, grouped by what the caller does next.
+
+An unreachable or throttling server is never reported as bad evidence, because a caller would then
+give up for good.
 """
 
 from __future__ import annotations
@@ -11,8 +13,9 @@ from snpcerts.errors import RefusedError, RetryLaterError
 
 
 class KdsUnavailableError(RetryLaterError):
-    """The key server was unreachable, or asked to be asked again later. ``retry_after`` is the
-    number of seconds to wait, or None if it named none.
+    """The key server was unreachable, or its answer was to ask again later.
+
+    ``retry_after`` is the number of seconds to wait, or None if the server named none.
     """
 
     code = "kds-unavailable"
@@ -35,8 +38,9 @@ class KdsNotFoundError(RefusedError):
 
 
 class KdsUntrustedError(RefusedError):
-    """The answer is not a certificate of this chip and TCB from a trusted root. ``reasons`` lists
-    everything wrong with it, one sentence each.
+    """The answer is not a certificate for this chip and TCB from a trusted root.
+
+    ``reasons`` lists every problem, one sentence each.
     """
 
     code = "kds-untrusted"
@@ -52,6 +56,6 @@ class KdsUntrustedError(RefusedError):
 
 
 class CacheError(RefusedError):
-    """A file of the cache cannot be read or written. Certificates are still available."""
+    """A file of the cache cannot be read or written. Certificates can still be fetched."""
 
     code = "kds-cache"

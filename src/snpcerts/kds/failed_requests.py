@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Limits the recent requests that were fruitless, because strangers' reports can cause them. Anyone
-who sends a report to a verifier that fetches makes it ask the key server. The count is kept in the
-cache, for all processes that share it: eight bytes for each request of the last hour, in one file,
-and at most :data:`LIMIT` of them. If that file cannot be written, each process keeps its own count.
+"""Limits the number of fruitless requests in an hour.
+
+Anyone can cause such requests, by sending a report to a verifier that fetches certificates. The
+count is kept in the cache, for all processes that share it. One file holds eight bytes for each
+request of the last hour, at most :data:`LIMIT` of them. If it cannot be written, each process keeps
+its own count.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Final
 
-# AMD's server gives an address about one VCEK in ten seconds: this is a tenth of that.
+# AMD's server gives an address about one VCEK in ten seconds. This is a tenth of that.
 LIMIT: Final = 36
 PERIOD: Final = 3600.0  # seconds
 
@@ -35,8 +37,10 @@ class FruitlessRequests:
         self._own: list[float] = []
 
     def count(self) -> tuple[float, float]:
-        """Count one request: (a token that takes it back, 0), or (0, seconds to wait) over the
-        limit.
+        """Count one request. Return a token that takes it back and 0; over the limit, 0 and the
+        wait.
+
+        The wait is in seconds.
         """
         now = self._clock()
         with self._stamps() as stamps:
@@ -46,7 +50,7 @@ class FruitlessRequests:
         return now, 0.0
 
     def take_back(self, counted: Iterable[float]) -> None:
-        """Take these requests back: they were useful."""
+        """Take these requests back, because they were useful."""
         counted = list(counted)
         if not counted:
             return
@@ -57,13 +61,13 @@ class FruitlessRequests:
 
     @contextlib.contextmanager
     def _stamps(self) -> Iterator[list[float]]:
-        """The requests of the last hour, oldest first; changes to the list are saved."""
+        """Yield the requests of the last hour, oldest first. Changes to the list are saved."""
         with self._lock:
             descriptor = self._open()
             try:
                 stamps = self._own if descriptor is None else _read(descriptor)
                 now = self._clock()
-                # An entry from the future was written by another clock and means nothing.
+                # An entry from the future comes from another clock and means nothing.
                 recent = sorted(stamp for stamp in stamps if now - PERIOD < stamp <= now)
                 before = list(recent)
                 yield recent
@@ -79,7 +83,7 @@ class FruitlessRequests:
             self._root.mkdir(mode=0o755, parents=True, exist_ok=True)
             flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
             descriptor = os.open(self._root / _NAME, flags, 0o600)
-            # Held only while a few bytes are read and written.
+            # The lock is held only while a few bytes are read and written.
             with contextlib.suppress(OSError):
                 fcntl.flock(descriptor, fcntl.LOCK_EX)
             return descriptor

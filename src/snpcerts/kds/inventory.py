@@ -30,7 +30,7 @@ from snpcerts.kds.url import ChainResource, CrlResource, Resource
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """One file in the cache; ``problem`` is None if it verifies."""
+    """One file in the cache. ``problem`` is None if it verifies."""
 
     place: PurePosixPath
     title: str
@@ -48,7 +48,7 @@ class Kept:
 
 
 def inventory(store: Store, anchors: Sequence[Anchor], at: datetime) -> list[Kept]:
-    """Yield every file of the cache, verified as of that time; chains first.
+    """Yield every file of the cache with its state at that time. Chains come first.
 
     Raises :class:`CacheError` if a directory cannot be listed.
     """
@@ -91,13 +91,13 @@ def _of_chain(
 
 
 def _revoked(store: Store, resource: ChainResource, pair: ChainPair) -> tuple[Reason, ...]:
-    """Return the cached revocation list's revocations, if there is such a list."""
+    """Return the revocations in the cached revocation list, if there is one."""
     crl = store.read(CrlResource(resource.product, resource.kind))
     return revocations(resource.kind, crl, pair.intermediate, pair.root)
 
 
 def _resource(place: PurePosixPath, data: bytes) -> tuple[Resource | None, Certificate | None]:
-    """Return the resource at a place. For a VCEK of Milan or Genoa the certificate names the
+    """Return the resource at a place. For a VCEK of Milan or Genoa, the certificate names the
     product.
     """
     candidates = [each for each in (resource_at(place, product) for product in Product) if each]

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The proxy that the environment names for a URL, as curl reads it.
+"""Finds the proxy for a URL in the environment, by curl's rules.
 
-HTTP libraries interpret ``NO_PROXY`` differently; some even fail on an IPv6 address in it. Here an
-entry of ``NO_PROXY`` that cannot be read matches nothing. Unlike curl, this module also uses
-``HTTP_PROXY`` in capitals, unless ``REQUEST_METHOD`` is set (a remote client could then have chosen
-its value).
+HTTP libraries interpret ``NO_PROXY`` differently, and some even fail on an IPv6 address in it. Here
+an entry of ``NO_PROXY`` that cannot be read matches nothing. Unlike curl, this module also uses
+``HTTP_PROXY`` in capitals, unless ``REQUEST_METHOD`` is set, because a remote client could then
+have chosen its value.
 
 Source: curl's manual page, ENVIRONMENT and --noproxy.
 """
@@ -40,8 +40,8 @@ class Proxy:
 def proxy_for(url: str, environment: Mapping[str, str]) -> Proxy | None:
     """Return the proxy to use for a URL, or None.
 
-    Raises :class:`InputError`, naming the variable, if its value is not a proxy's URL, or names an
-    unsupported kind of proxy.
+    Raises :class:`InputError`, which names the variable, if its value is not a proxy's URL or the
+    kind of proxy is unsupported.
     """
     parts = urlsplit(url)
     variable = _variable(parts.scheme, environment)
@@ -71,7 +71,7 @@ _HINT = "as in HTTPS_PROXY=http://proxy:3128; NO_PROXY lists the hosts to reach 
 
 
 def _variable(scheme: str, environment: Mapping[str, str]) -> str | None:
-    """Return the first variable that is set. An empty value means no proxy."""
+    """Return the first of its variables that is set. An empty value means no proxy."""
     names = [f"{scheme}_proxy", f"{scheme}_proxy".upper(), "all_proxy", "ALL_PROXY"]
     remote = "REQUEST_METHOD" in environment
     usable = (name for name in names if not (remote and name == "HTTP_PROXY"))
@@ -93,13 +93,13 @@ def _excepted(host: str, environment: Mapping[str, str]) -> bool:
 
 
 def _names(entry: str, host: str) -> bool:
-    """Whether the name is this entry or one of its subdomains."""
+    """Whether the name matches this entry or is one of its subdomains."""
     name = entry.lower().rstrip(".").removeprefix(".")
     return bool(name) and (host == name or host.endswith(f".{name}"))
 
 
 def _has(entry: str, address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
-    """Whether the address is this entry or, if the entry has a slash, in that network."""
+    """Whether the address equals this entry or, if the entry has a slash, is in that network."""
     try:
         if "/" in entry:
             return address in ipaddress.ip_network(entry, strict=False)

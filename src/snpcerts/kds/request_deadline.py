@@ -13,7 +13,9 @@ from typing import Any
 
 
 class RequestTrace:
-    """Receives each stage of a request from the library; knows the sockets of its connections."""
+    """Receives each stage of a request from the library, and knows the sockets of its
+    connections.
+    """
 
     def __init__(self, deadline: float) -> None:
         self.connected = False
@@ -25,13 +27,13 @@ class RequestTrace:
             self.connected = True
             connected = info["return_value"].get_extra_info("socket")
             if isinstance(connected, socket.socket):
-                # A duplicate, because TLS takes over the original.
+                # Duplicate it, because TLS takes over the original.
                 self._sockets.append(connected.dup())
                 if time.monotonic() >= self._deadline:
                     self.shut()
 
     def shut(self) -> None:
-        """Break the connections."""
+        """Shut down the connections."""
         for each in tuple(self._sockets):
             with contextlib.suppress(OSError):
                 each.shutdown(socket.SHUT_RDWR)
@@ -44,8 +46,9 @@ class RequestTrace:
 
 @contextmanager
 def cut_off_at(deadline: float) -> Iterator[RequestTrace]:
-    """Break the connection at the deadline, even if bytes keep arriving slowly. The library's own
-    time limits restart with every byte.
+    """Shut down the connection at the deadline, even if bytes keep arriving slowly.
+
+    The library's own time limits restart with every byte.
     """
     trace = RequestTrace(deadline)
     timer = threading.Timer(max(deadline - time.monotonic(), 0.0), trace.shut)

@@ -1,18 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """Lets only one process of a host at a time ask a key server.
 
-A key server throttles by address, whatever the request. So there is one turn for each server, and
-one file that says when it may be asked again; both are in the cache. A turn lasts for one request.
-Longer waits happen outside the turn, so that a long wait for a certificate does not delay a
-revocation list that is available now.
+A key server throttles by address, whatever the request. So the cache has one lock (the turn) for
+each server, and one file that says when the server may be asked again. A turn lasts for one
+request. Longer waits happen outside the turn, so that a long wait for a certificate does not delay
+a revocation list that is available now.
 
-The turn is a lock, which the kernel releases when its process ends in any way. The state is written
-before and after each request, and replaced as a whole. A process that is stopped in its turn (by a
-debugger, or in a frozen container) and writes nothing for long loses the turn to the holder of a
-second lock.
+The kernel releases the lock however its process ends. The state file is replaced atomically before
+and after each request. If a process is stopped in its turn (by a debugger, or in a frozen
+container) and writes nothing for a long time, it loses the turn to the holder of a second lock.
 
 Turns are only a courtesy to the key server. A process that cannot lock, or cannot write to the
-cache, uses only what it remembers itself.
+cache, uses only its own memory.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ from typing import Final
 from snpcerts.kds.clock import Clock
 from snpcerts.kds.server_state import MAX_SIZE, ServerState
 
-# A holder of the turn that has written nothing for this long is stuck (seconds).
+# A holder of the turn that has written nothing for this many seconds is stuck.
 STUCK: Final = 30.0
 
 _POLL: Final = 0.02  # seconds
@@ -40,8 +39,10 @@ _LONGEST_POLL: Final = 0.2
 
 
 class Turn:
-    """This process's turn at the key server. ``state`` may be changed, and then saved. ``cut_off``
-    says that the process before it was stopped while it was asking.
+    """This process's turn at the key server.
+
+    ``state`` may be changed and then saved. ``cut_off`` says that the previous process was stopped
+    during its request.
     """
 
     def __init__(self, line: RequestQueue, folder: int | None, state: ServerState) -> None:
@@ -51,13 +52,14 @@ class Turn:
         self.cut_off = state.asking is not None
 
     def save(self) -> None:
-        """Write the state for the other processes."""
+        """Save the state for the other processes."""
         self._line.write(self._folder, self.state)
 
 
 class RequestQueue:
-    """The processes that take turns at the server of that URL, through files below ``root``.
-    Without ``root``, the threads of this process that share this object.
+    """Lets the processes that share ``root`` take turns at the server with that URL.
+
+    Without ``root``, only the threads that share this object take turns.
     """
 
     def __init__(self, root: Path | None, url: str, clock: Clock) -> None:
@@ -70,8 +72,10 @@ class RequestQueue:
 
     @contextmanager
     def turn(self, deadline: float) -> Iterator[Turn]:
-        """Wait for the turn until ``deadline`` at most, then proceed with or without it. A thread
-        that already has the turn keeps it: judging one answer may need another.
+        """Wait for the turn until ``deadline``, then proceed with or without it.
+
+        A thread that already has the turn keeps it, because judging one answer may require another
+        request.
         """
         outer: Turn | None = getattr(self._mine, "turn", None)
         if outer is not None:
@@ -89,7 +93,7 @@ class RequestQueue:
                 self._mine.turn = None
 
     def write(self, folder: int | None, state: ServerState) -> None:
-        """Keep the state, at least in memory."""
+        """Save the state. If that fails, keep it in memory."""
         state.saved = self.clock.now()
         state.forget(state.saved)
         with self._here:
@@ -99,7 +103,7 @@ class RequestQueue:
                 _replace(folder, f"{self._name}.json", state.encode(self.clock))
 
     def _read(self, folder: int | None) -> ServerState:
-        """Return the newer of what this process remembers and what the file contains."""
+        """Return the state in memory or in the file, whichever is newer."""
         with self._here:
             known = replace(self._known, failures=dict(self._known.failures))
         found = None if folder is None else self._saved(folder)
@@ -115,7 +119,7 @@ class RequestQueue:
         return None
 
     def _folder(self) -> int | None:
-        """Return a descriptor of the directory; None if it cannot be opened or made."""
+        """Return a descriptor of the directory; None if it cannot be opened or created."""
         if self._root is None:
             return None
         with contextlib.suppress(OSError):
@@ -125,8 +129,9 @@ class RequestQueue:
         return None
 
     def _lock(self, stack: contextlib.ExitStack, folder: int, deadline: float) -> None:
-        """Hold one of the two locks until the stack ends, unless both are held by others for too
-        long.
+        """Hold one of the two locks until the stack ends.
+
+        If other processes hold both for too long, hold none.
         """
         for name in (f"{self._name}.lock", f"{self._name}.spare"):
             try:
@@ -140,10 +145,10 @@ class RequestQueue:
                 return
 
     def _locked(self, descriptor: int, folder: int, deadline: float) -> bool:
-        """Wait for the lock; return False if its holder is stuck or the time is up."""
+        """Wait for the lock. Return False if its holder is stuck or the time is up."""
         clock = self.clock
         silent_since = clock.now()
-        # Whatever the deadline, leave time for the spare lock, and for asking.
+        # Whatever the deadline, leave time for the second lock and for the request.
         patience = min(STUCK, (deadline - silent_since) / 3)
         heard: float | None = None
         pause = _POLL
@@ -152,7 +157,7 @@ class RequestQueue:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 pass
-            except OSError:  # a file system without locks
+            except OSError:  # the file system has no locks
                 return True
             else:
                 return True
@@ -167,7 +172,7 @@ class RequestQueue:
 
 
 def _open_own(folder: int, name: str, flags: int) -> int | None:
-    """Open a file of the cache; None if it is not a regular file or has a second name."""
+    """Open a file of the cache. None if it is not a regular file or has a second name."""
     flags |= os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY
     descriptor = os.open(name, flags, 0o600, dir_fd=folder)
     found = os.fstat(descriptor)
@@ -178,7 +183,7 @@ def _open_own(folder: int, name: str, flags: int) -> int | None:
 
 
 def _replace(folder: int, name: str, data: bytes) -> None:
-    """Write atomically: even after a crash, the whole old or the whole new content is there."""
+    """Write atomically: even after a crash, the file has the whole old or the whole new content."""
     temporary = f".{name}.new"  # always the same name, so that at most one is left behind
     with contextlib.suppress(FileNotFoundError):
         os.unlink(temporary, dir_fd=folder)

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """How long to wait before asking the key server again.
 
-AMD's server throttles by client address: public reports agree that it gives about one VCEK in ten
-seconds, whichever it is, and then answers 429 with Retry-After; some users saw more refusals the
-more they asked. No report mentions a throttled chain or revocation list. So requests for VCEKs are
-spaced, and a 429 stops requests of every kind.
+AMD's server throttles by client address. Public reports agree that it returns about one VCEK in ten
+seconds, whichever VCEK it is, and then answers 429 with Retry-After. Some users saw refusals grow
+with the number of requests. No report mentions a throttled chain or revocation list. So requests
+for VCEKs are spaced, and a 429 stops all requests.
 
-Sources: RFC 9110 section 10.2.3 (Retry-After) and 5.6.7 (dates);
-attestation-rs issue 88, NVFlare 3764, dstack 746, c8s 627.
+Sources: RFC 9110 section 10.2.3 (Retry-After) and 5.6.7 (dates); attestation-rs issue 88, NVFlare
+3764, dstack 746, c8s 627.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Final
 
-# The longest pause that a server may ask for: it must not be able to stop us for good.
+# The longest pause that a server may ask for, because it must not be able to stop us for good.
 MAX_RETRY_AFTER: Final = 3600.0
-# The longest pause between VCEKs that a server can cause by refusing some.
+# The longest pause between VCEKs that a server can cause by refusals.
 MAX_GAP: Final = 60.0
 # AMD's server gives one address one VCEK in this many seconds.
 AMD_GAP: Final = 10.0
@@ -33,14 +33,15 @@ _random = random.SystemRandom()
 
 @dataclass(frozen=True, slots=True)
 class RetryPolicy:
-    """Limits on requesting one resource. All times in seconds. ``budget`` limits the total: tries
-    and the waits between them. ``request`` limits one try, ``connect`` and ``silence`` its waits
-    for a connection and for the next bytes. After a failure the wait is ``first_wait``, doubled
-    each time up to ``longest_wait``. After a 429 it is the time that the server names, or
-    ``throttled_wait`` if it names none in the future, doubled with each refusal in a row up to
-    ``longest_hold_off``. Each wait is lengthened by up to a fifth, so that a fleet does not return
-    all at once. ``gap`` is the time between two VCEKs; None is AMD's gap for AMD's server, and a
-    learnt one for other servers.
+    """Limits for requesting one resource. All times are in seconds.
+
+    ``budget`` limits the total time of tries and waits. ``request`` limits one try; ``connect`` and
+    ``silence`` limit its waits for a connection and for the next bytes. After a failure the wait is
+    ``first_wait``, doubled each time up to ``longest_wait``. After a 429 it is the time that the
+    server names, or ``throttled_wait`` if it names no future time; this is doubled with each
+    further refusal up to ``longest_hold_off``. Each wait is lengthened by up to a fifth, so that a
+    fleet does not return all at once. ``gap`` is the time between two VCEKs. None means AMD's gap
+    for AMD's server, and a learnt gap for other servers.
     """
 
     attempts: int = 4
@@ -55,18 +56,18 @@ class RetryPolicy:
     gap: float | None = None
 
     def wait_after(self, failures: int, retry_after: float | None) -> float:
-        """Return how long to wait for one resource after that many failures, none of them a 429."""
+        """Return the wait for one resource after that many failures that were not 429s."""
         wait = min(self.first_wait * 2.0 ** (failures - 1), self.longest_wait)
         return _stretched(max(wait, retry_after or 0.0))
 
     def hold_off(self, refusals: int, retry_after: float | None) -> float:
-        """Return how long to leave the server alone after that many 429s in a row."""
+        """Return how long not to ask the server after that many consecutive 429s."""
         named = self.named_wait(retry_after)
         doubled = min(named * 2.0 ** min(refusals - 1, 16), self.longest_hold_off)
         return _stretched(max(named, doubled))
 
     def named_wait(self, retry_after: float | None) -> float:
-        """Return the wait that a 429 requires. A missing or past time still means: not now."""
+        """Return the wait that a 429 requires. A missing or past time still requires a wait."""
         if retry_after is None or retry_after < _SOON:
             return self.throttled_wait
         return retry_after
@@ -77,10 +78,10 @@ def _stretched(wait: float) -> float:
 
 
 def parse_retry_after(value: str | None, date: str | None) -> float | None:
-    """Parse a Retry-After header into seconds, 0 to an hour; return None if it is unreadable.
+    """Parse a Retry-After header into seconds, 0 to an hour. None if it is unreadable.
 
-    ``date`` is the answer's Date header. A time of day is counted from it, so
-    that a wrong clock on this machine does not matter.
+    ``date`` is the answer's Date header. A Retry-After date is relative to it, so a wrong clock on
+    this machine does not matter.
     """
     if value is None:
         return None

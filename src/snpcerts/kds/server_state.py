@@ -2,9 +2,9 @@
 """What all processes of a host know about one key server: when it may be asked again.
 
 All times are those of :class:`snpcerts.kds.clock.Clock`, in seconds. On disk they are relative to
-the time of writing, which is stored both by that clock and by the time of day. The first is right
-until the machine reboots, even if the time of day is set; the second is used after a reboot.
-Nothing in the file can delay a request for more than an hour.
+the time of writing, which is stored both in that clock and as time of day. The first is right until
+the machine reboots, even if the time of day is set. The second is used after a reboot. Nothing in
+the file can delay a request for more than an hour.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _FORGET: Final = MAX_RETRY_AFTER  # seconds
 _MAX_FAILURES: Final = 16
 _MAX_TEXT: Final = 300
 _MAX_REASONS: Final = 4
-# A process that continues a series of tries does so this soon after the wait is over.
+# A process that continues its tries does so within this time after the wait is over.
 _GRACE: Final = 5.0
 
 # The outcomes of a request.
@@ -35,8 +35,10 @@ KdsError = KdsUnavailableError | KdsNotFoundError | KdsUntrustedError
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """The outcome of the last request for one resource. ``tries`` counts the requests in a row; the
-    next must not come before ``again_at``. ``over`` says that the process that asked has given up.
+    """The outcome of the last request for one resource.
+
+    ``tries`` counts consecutive requests. The next one must not come before ``again_at``. ``over``
+    says that the process that asked has given up.
     """
 
     at: float
@@ -54,7 +56,7 @@ class Failure:
     def of(
         cls, error: KdsError, problem: str, *, at: float, tries: int, over: bool, again_at: float
     ) -> Failure:
-        """Return the outcome for that error; ``problem`` describes it in a few words."""
+        """Return the outcome for that error. ``problem`` describes it in a few words."""
         message = error.message
         retry_after: float | None = None
         reasons: tuple[str, ...] = ()
@@ -76,7 +78,7 @@ class Failure:
         )
 
     def error(self) -> KdsError | None:
-        """Return the same error for another process that wanted the same resource."""
+        """Return the same error, for another process that wants the same resource."""
         if self.code == KdsUnavailableError.code:
             return KdsUnavailableError(self.message, retry_after=self.retry_after, hint=self.hint)
         if self.code == KdsNotFoundError.code:
@@ -86,15 +88,19 @@ class Failure:
         return None
 
     def ours(self, since: float, now: float) -> bool:
-        """Whether a process that has wanted the same since ``since`` takes part in these tries."""
+        """Whether a process that has wanted the resource since ``since`` takes part in these
+        tries.
+        """
         return self.at >= since or (not self.over and now < self.again_at + _GRACE)
 
 
 @dataclass(slots=True)
 class ServerState:
-    """``saved`` is when the state was written; ``asking`` is when a request for a VCEK started.
-    ``hold_until`` applies to every request, ``next_at`` to the next VCEK, and ``gap`` is the
-    observed time that the server needs between two of them.
+    """The state of one server.
+
+    ``saved`` is when the state was written; ``asking`` is when a request for a VCEK started.
+    ``hold_until`` applies to every request, ``next_at`` to the next VCEK. ``gap`` is the time that
+    the server has been observed to need between two VCEKs.
     """
 
     saved: float = -math.inf
@@ -107,13 +113,13 @@ class ServerState:
     failures: dict[str, Failure] = field(default_factory=dict)
 
     def cut_off(self, now: float, gap: float, request: float) -> None:
-        """Record that the process that was asking was stopped. Its request still counts."""
+        """Record that a process was stopped during its request. The request still counts."""
         if self.asking is not None:
             self.next_at = max(self.next_at, min(now, self.asking + request) + gap)
             self.asking = None
 
     def forget(self, now: float) -> None:
-        """Drop entries that no longer matter."""
+        """Remove entries that no longer matter."""
         if now > self.refused_at + _FORGET:
             self.refusals, self.gap = 0, 0.0
         recent = {
@@ -125,7 +131,7 @@ class ServerState:
         self.failures = {path: recent[path] for path in kept}
 
     def refused(self, now: float, hold_off: float, gap: float) -> None:
-        """Record a 429: no request for ``hold_off``, and VCEKs ``gap`` apart."""
+        """Record a 429: no request for ``hold_off`` seconds, and a ``gap`` between VCEKs."""
         self.hold_until = now + min(hold_off, MAX_RETRY_AFTER)
         self.refusals += 1
         self.refused_at = now
@@ -170,7 +176,7 @@ class ServerState:
 
     @classmethod
     def decode(cls, data: bytes, clock: Clock) -> ServerState | None:
-        """Read the file and convert its times to ``clock``; return None if it is unusable."""
+        """Parse the file and convert its times to ``clock``. Return None if it is unusable."""
         try:
             said = json.loads(data)
             at = _written_at(said, clock)
@@ -197,7 +203,8 @@ def _written_at(said: Mapping[str, Any], clock: Clock) -> float | None:
     at, now = float(said["at"]), clock.now()
     if said["boot"] == clock.boot != "":
         return at if now - 2 * _FORGET <= at <= now else None
-    # Written before a reboot, or by another machine. Times in the future or long past are useless.
+    # It was written before a reboot, or by another machine. Ignore times in the future or long
+    # past.
     elapsed = clock.wall() - float(said["wall"])
     return now - elapsed if 0 <= elapsed <= _FORGET else None
 

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The source of certificates: the cache, or the key server and then the cache. This module returns
-and caches only certificates that chain to a pinned ARK and, for a VCEK, name the requested chip and
-TCB. The same applies to cached files: one that has been changed is reported and replaced, never
-returned. A valid cached certificate wins over any answer of the key server, which has answered 404
-for valid chips for days.
+"""Gets certificates from the cache, or from the key server into the cache.
+
+This module returns and caches only certificates that chain to a pinned ARK and, for a VCEK, name
+the requested chip and TCB. The same applies to cached files: one that has been changed is reported
+and replaced, never returned. A valid cached certificate takes precedence over any answer of the key
+server, which has answered 404 for valid chips for days.
 """
 
 from __future__ import annotations
@@ -45,18 +46,18 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-# A VCEK is valid for seven years. This leaves time to find a key server that answers.
+# A VCEK is valid for seven years, so this leaves time to find a key server that answers.
 RENEW_BEFORE: Final = timedelta(days=30)
-_REMEMBERED: Final = 64  # chains whose findings are kept
+_REMEMBERED: Final = 64  # chains whose findings are cached
 
 _OF_ANOTHER_ISSUER: Final = frozenset({ReasonCode.LEAF_SIGNATURE, ReasonCode.LEAF_ISSUER})
 
 
 @dataclass(frozen=True, slots=True)
 class Endorsement:
-    """A verified VCEK and the certificates above it, each DER.
+    """A verified VCEK and the certificates above it, each in DER.
 
-    ``not_after`` is when the first of the three expires.
+    ``not_after`` is the time when the first of the three expires.
     """
 
     leaf: bytes
@@ -89,15 +90,15 @@ class CertificateSource:
     """Returns verified certificates from ``store``, otherwise from ``client``.
 
     Without a client it works offline. ``warn`` is called with problems that do not stop the work: a
-    cache that cannot be written, a damaged file in it, a failed renewal. Thread-safe: concurrent
-    requests of threads, and of processes that share the cache, for one resource are merged.
+    cache that cannot be written, a damaged file in it, a failed renewal. Thread-safe. Concurrent
+    requests for one resource are merged, across threads and processes that share the cache.
 
-    With ``heed_revocation`` a chain that the cached revocation list revokes is not trusted either:
-    it is fetched again, together with the leaf below it. Without it, the code that judges the
-    certificates handles revocation.
+    With ``heed_revocation``, a chain that the cached revocation list revokes is not trusted: it is
+    fetched again, together with the leaf below it. Without it, the code that judges the
+    certificates must handle revocation.
 
-    ``progress`` is called with a description of each fetch, and its context lasts as long as the
-    fetch.
+    ``progress`` is called with a description of each fetch, and returns a context that lasts as
+    long as the fetch.
     """
 
     def __init__(
@@ -157,7 +158,7 @@ class CertificateSource:
             return above[0]
 
         def newer_chain(reasons: list[Reason]) -> bool:
-            # An ASK is replaced now and then: the cached one may not be the leaf's issuer.
+            # AMD sometimes replaces an ASK, so the cached one may not be the leaf's issuer.
             if not any(reason.code in _OF_ANOTHER_ISSUER for reason in reasons):
                 return False
             old = chain()
@@ -207,10 +208,10 @@ class CertificateSource:
     ) -> bytes:
         """Return the ARK's revocation list in DER, signed by a pinned ARK and current at ``at``.
 
-        It is cached until its nextUpdate. ``refresh`` fetches it sooner, and so does ``max_age``
-        for a list that was fetched longer ago: AMD's lists are valid for a year, in which much may
-        be revoked. With a ``budget`` the list is requested once, for at most that many seconds.
-        Raises the same errors as :meth:`vcek`.
+        It is cached until its nextUpdate. ``refresh`` fetches it sooner, and so does ``max_age`` if
+        the list was fetched longer ago. AMD's lists are valid for a year, in which much may be
+        revoked. With a ``budget`` the list is requested once, for at most that many seconds. Raises
+        the same errors as :meth:`vcek`.
         """
         when = _when(at)
         with self._progress("requesting a revocation list"):
@@ -247,7 +248,9 @@ class CertificateSource:
         return self._fetch.get(request).kept_as
 
     def known_crl(self, product: Product, kind: VekKind = VekKind.VCEK) -> bytes | None:
-        """Return the cached revocation list, unverified, of any age; never ask the key server."""
+        """Return the cached revocation list, unverified, of any age, without asking the key
+        server.
+        """
         return self._fetch.kept(CrlResource(product, kind))
 
     def _chain(
@@ -260,8 +263,9 @@ class CertificateSource:
         withdrawn: bool = False,
         budget: float | None = None,
     ) -> Verified[ChainPair]:
-        """Return the chain. With ``withdrawn``, a revoked one is accepted too, because its root
-        judges lists.
+        """Return the chain.
+
+        With ``withdrawn``, a revoked one is accepted too, because its root verifies lists.
         """
         _check_pinned(product)
         resource = ChainResource(product, kind)
@@ -336,7 +340,7 @@ def _when(at: datetime | None) -> datetime:
 
 
 def _another_key(new: Verified[_Leaf], old: Verified[_Leaf]) -> Reason | None:
-    """Refuse another key: a chip has one VCEK at one TCB, however many certificates it has."""
+    """Refuse another key. A chip has only one VCEK at a TCB, however many certificates it has."""
     if same_key(new.kept_as, old.kept_as):
         return None
     return Reason(
@@ -346,7 +350,7 @@ def _another_key(new: Verified[_Leaf], old: Verified[_Leaf]) -> Reason | None:
 
 
 def _older(new: Verified[RevocationList], old: Verified[RevocationList]) -> Reason | None:
-    """Refuse an older list: replaying it must not hide what a newer one revokes."""
+    """Refuse an older list, because a replayed list must not hide what a newer one revokes."""
     if new.not_before >= old.not_before:
         return None
     return Reason(ReasonCode.CRL_OLDER, "it is older than the cached one")

@@ -11,16 +11,16 @@
     crl/{product}/vcek.crl, crl/{product}/vlek.crl          DER
     lock/                                                   locks and state of the turns
 
-The offline store of the trustee verifier (confidential-containers/trustee) looks up the first two
-below its configured path: its ``deps/verifier/src/snp/mod.rs`` writes the hwID in lower case (8
-bytes on Turin, else 64) and the TCB components of the *reported* TCB in this order, decimal, with
-two digits at least. For ``fmc`` its code, its test and its guide have ``_fmc05``; only the
-description of the change that brought the layout (pull request 1498) has a second underscore. So a
-trustee can use a cache, or a copy of its ``vcek`` directory, unchanged. The names do not contain
-the product: the certificate says it, and is read before use.
+The offline store of the trustee verifier (confidential-containers/trustee) uses the first two names
+below its configured path. Its ``deps/verifier/src/snp/mod.rs`` writes the hwID in lower case (8
+bytes on Turin, otherwise 64) and the components of the *reported* TCB in this order, in decimal,
+with at least two digits. For ``fmc`` its code, test and guide have ``_fmc05``; only the description
+of the change that added the layout (pull request 1498) has a second underscore. So trustee can use
+a cache, or a copy of its ``vcek`` directory, unchanged. The names do not contain the product,
+because the certificate does, and it is read before use.
 
-The store handles names, sizes and atomic replacement, and verifies nothing: its callers must judge
-what they read like an answer from the network.
+The store handles names, sizes and atomic replacement, and verifies nothing. Its callers must judge
+what they read as they judge an answer from the network.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ from snpcerts.kds.body import MAX_BODY
 from snpcerts.kds.errors import CacheError
 from snpcerts.kds.url import ChainResource, CrlResource, Resource, VcekResource
 
-# Bounds the listing of a directory that is never cleaned up.
+# Limits the listing of a directory that is never cleaned up.
 MAX_ENTRIES: Final = 100_000
 
 _COMPONENTS: Final = {
@@ -62,7 +62,7 @@ _HWID = re.compile(r"(?:[0-9a-f]{2})+")
 _TEMPORARY: Final = ".snpcerts-"
 _LEFTOVER_AGE: Final = 3600.0  # seconds; a write takes milliseconds
 
-# Public data, which a trustee that runs as another user reads too.
+# The data is public. A trustee that runs as another user reads it too.
 _FILE_MODE: Final = 0o644
 _DIRECTORY_MODE: Final = 0o755
 
@@ -86,7 +86,7 @@ def place_of(resource: Resource) -> PurePosixPath:
 def resource_at(place: PurePosixPath, product: Product) -> Resource | None:
     """Return the resource of ``product`` at ``place``, or None if the place is not one.
 
-    Only the one spelling that :func:`place_of` writes is a resource's place.
+    Only the spelling that :func:`place_of` writes is accepted.
     """
     try:
         resource = _resource_at(place, product)
@@ -118,7 +118,7 @@ def _kind(word: str) -> VekKind | None:
 
 
 class Store:
-    """The cache below one directory, which is created when something is first written."""
+    """The cache below one directory, which is created at the first write."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -154,7 +154,9 @@ class Store:
         return data
 
     def kept_since(self, resource: Resource) -> datetime | None:
-        """When the resource was written, as :func:`written_at` has it; None if it is not cached."""
+        """Return when the resource was written, as :func:`written_at` does; None if it is not
+        cached.
+        """
         try:
             return written_at(self.path_of(resource).stat().st_mtime)
         except OSError:
@@ -171,8 +173,9 @@ class Store:
         return found.st_dev, found.st_ino, found.st_mtime_ns
 
     def write(self, resource: Resource, data: bytes) -> None:
-        """Write ``data``; even after a crash, the whole old file or the whole new one is there.
-        Raises :class:`CacheError` if it cannot be written; the old file stays.
+        """Write ``data``. Even after a crash, the whole old file or the whole new one is there.
+
+        Raises :class:`CacheError` if it cannot be written. The old file then stays.
         """
         path = self.path_of(resource)
         try:
@@ -190,7 +193,7 @@ class Store:
             path.parent.rmdir()
 
     def places(self) -> Iterator[PurePosixPath]:
-        """Yield every file that may be a resource, in order; at most :data:`MAX_ENTRIES`."""
+        """Yield every file that may be a resource, in order, at most :data:`MAX_ENTRIES`."""
         count = 0
         for first in ("chain", "crl", "vcek"):
             for folder in _listed(self.root / first):
@@ -233,7 +236,7 @@ def _replace(path: Path, data: bytes) -> None:
 
 
 def _remove_leftovers(folder: Path) -> None:
-    """Remove temporary files of a process that was killed while writing."""
+    """Remove temporary files of a process that was killed during a write."""
     for name in os.listdir(folder):
         if name.startswith(_TEMPORARY):
             with contextlib.suppress(OSError):

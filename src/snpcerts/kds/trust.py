@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The trusted roots for a key server's TLS certificate: the system's, or those of SSL_CERT_FILE.
-OpenSSL silently ignores a missing file; then no server verifies, and the reason is hard to find.
+
+OpenSSL silently ignores a missing file. Then no server verifies, and the reason is hard to find.
 Here a missing file is an error that names it.
 """
 
@@ -16,7 +17,7 @@ _FILE, _FOLDER = "SSL_CERT_FILE", "SSL_CERT_DIR"
 
 
 def trusted(environment: Mapping[str, str]) -> ssl.SSLContext:
-    """Return a TLS context with those roots; :class:`InputError` if there are none."""
+    """Return a TLS context with those roots. Raises :class:`InputError` if there are none."""
     file, folder = environment.get(_FILE) or None, environment.get(_FOLDER) or None
     if folder is not None and not any(Path(each).is_dir() for each in folder.split(":")):
         raise InputError(
@@ -32,7 +33,7 @@ def trusted(environment: Mapping[str, str]) -> ssl.SSLContext:
             context.set_default_verify_paths()
             if file is not None:
                 context.load_verify_locations(cafile=file)
-    except OSError as error:  # ssl.SSLError is one
+    except OSError as error:  # ssl.SSLError is an OSError
         reason = error.strerror or error.args[-1]
         raise InputError(
             (
@@ -50,7 +51,7 @@ def trusted(environment: Mapping[str, str]) -> ssl.SSLContext:
 
 
 def places_of_roots(environment: Mapping[str, str]) -> str:
-    """Return where the roots come from, for messages."""
+    """Return the location of the roots, for messages."""
     paths = ssl.get_default_verify_paths()
     file = environment.get(_FILE) or paths.openssl_cafile
     folder = environment.get(_FOLDER) or paths.openssl_capath
@@ -61,7 +62,7 @@ _HINT = "install the package ca-certificates, or name a PEM file of roots in SSL
 
 
 def _may_have(environment: Mapping[str, str]) -> bool:
-    """Whether a directory of roots contains any; OpenSSL reads them only when needed."""
+    """Whether a directory of roots contains any. OpenSSL reads them only when needed."""
     folders = environment.get(_FOLDER) or ssl.get_default_verify_paths().openssl_capath
     for folder in folders.split(":"):
         try:

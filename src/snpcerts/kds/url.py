@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The key server's resources and their URLs. One URL has many spellings: hexadecimal in either
-case, numbers with or without a leading zero, parameters in any order. This module writes one of
-them: lower case, at least two digits, ``fmcSPL`` first. It reads all of them, so that a cache or a
-server never treats two spellings as two resources.
+"""The key server's resources and their URLs.
 
-Source: KDS (57230) chapter 3; parameters of Turin as in virtee/snphost and
-genuine requests; a URL of Venice has those that its TCB has (virtee/snpguest pull
-request 159).
+One URL has many spellings: hexadecimal in either case, numbers with or without a leading zero,
+parameters in any order. This module writes one of them: lower case, at least two digits, ``fmcSPL``
+first. It reads all of them, so that a cache or a server never treats two spellings as two
+resources.
+
+Source: KDS (57230) chapter 3; Turin's parameters as in virtee/snphost and genuine requests;
+Venice's parameters are the components of its TCB (virtee/snpguest pull request 159).
 """
 
 from __future__ import annotations
@@ -117,9 +118,10 @@ Resource = VcekResource | ChainResource | CrlResource
 
 
 def parse_target(target: str) -> Resource:
-    """Return the resource that a URL, or its path and query, names, in any spelling. Raises
-    :class:`FormatError` for anything else: another path, an unknown product (case matters), a hwID
-    of another length, a parameter that is missing, repeated, unknown or not 0 to 255.
+    """Return the resource that a URL, or its path and query, names in any spelling.
+
+    Raises :class:`FormatError` for anything else: another path, an unknown product (case matters),
+    a hwID of another length, a parameter that is missing, repeated, unknown or not 0 to 255.
     """
     if len(target) > _MAX_TARGET:
         raise FormatError(WHAT, f"has {len(target)} characters, the limit is {_MAX_TARGET}")
@@ -169,10 +171,10 @@ def _tcb(pairs: list[tuple[str, str]], product: Product) -> TcbVersion:
 
 
 def checked_base(url: str) -> str:
-    """Return a key server's or mirror's base URL, without the slash at its end.
+    """Return a key server's or mirror's base URL, without a trailing slash.
 
-    Raises :class:`UsageError` unless it is http or https with a host, and
-    without user name, query and fragment.
+    Raises :class:`UsageError` unless it is http or https with a host, and without user name, query
+    and fragment.
     """
     try:
         parts = urlsplit(url)
@@ -191,8 +193,8 @@ def checked_base(url: str) -> str:
 def checked_target(url: str, location: str) -> str:
     """Return where a redirect from ``url`` leads.
 
-    Raises :class:`ValueError`, with the reason, if the redirect must not be followed: from https to
-    http, from another machine to this one, or to a URL that is not HTTP.
+    Raises :class:`ValueError` if the redirect must not be followed: from https to http, from
+    another machine to this one, or to a URL that is not HTTP.
     """
     target = urljoin(url, location)
     here, there = urlsplit(url), urlsplit(target)
@@ -212,7 +214,7 @@ def _inside(host: str) -> bool:
     if host == "localhost" or host.endswith(".localhost"):
         return True
     try:
-        # As the resolver reads it: also 127.1 and 0x7f000001.
+        # Read it as the resolver does: 127.1 and 0x7f000001 also mean this machine.
         address: ipaddress.IPv4Address | ipaddress.IPv6Address
         address = ipaddress.IPv4Address(socket.inet_aton(host))
     except (OSError, UnicodeError):

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The key server and its cache, as sources for the verifier. Certificates and revocation lists are
-separate sources: if one cannot be fetched, the other still can.
+"""The key server and its cache, as sources for the verifier.
+
+Certificates and revocation lists are separate sources: if one cannot be fetched, the other still
+can.
 """
 
 from __future__ import annotations
@@ -24,9 +26,9 @@ class KdsCertificates:
 
     VLEK certificates are not included: the key server gives them only to the cloud provider.
 
-    Anyone can write a report that names a chip, and the key server has a VCEK for any TCB of an
-    existing chip. So a request counts as fruitless unless the VCEK signed the report. The number of
-    fruitless requests in an hour is limited, and their VCEKs are not cached.
+    Anyone can write a report that names a chip, and the key server has a VCEK for every TCB of an
+    existing chip. So a request counts as fruitless unless the VCEK's key signed the report. The
+    number of fruitless requests in an hour is limited, and their VCEKs are not cached.
     """
 
     name = "the key server"
@@ -46,8 +48,9 @@ class KdsCertificates:
         return Collateral()
 
     def _leaf(self, request: CollateralRequest) -> Collateral:
-        """Try each product until the key server has a leaf; only version 2 reports leave
-        several.
+        """Try each possible product until the key server has a leaf.
+
+        Only version 2 reports have several possible products.
         """
         absent: KdsNotFoundError | None = None
         counted: list[float] = []
@@ -84,7 +87,7 @@ class KdsCertificates:
             return True
 
     def _counted(self, resource: VcekResource) -> float:
-        """Count a request as fruitless until its answer turns out to be useful."""
+        """Count a request as fruitless, until its answer proves useful."""
         stamp, wait = self._fruitless.count()
         if wait:
             raise KdsUnavailableError(
@@ -100,7 +103,7 @@ class KdsCertificates:
 
 
 def _signed(request: CollateralRequest, leaf: bytes) -> bool:
-    """Whether the VCEK signed the report; True if the report is not known."""
+    """Whether the VCEK's key signed the report. True if the report is unknown."""
     if request.report is None:
         return True
     try:
@@ -113,9 +116,9 @@ def _signed(request: CollateralRequest, leaf: bytes) -> bool:
 class KdsRevocationLists:
     """The ARKs' revocation lists, current at ``at`` (default: now).
 
-    If one is required, the key server is asked, also if the cached list was fetched longer ago than
-    the policy allows. Otherwise only the cached list is used, however old, because a revocation is
-    permanent.
+    If a list is required, the key server is asked, even for a newer list if the cached one was
+    fetched longer ago than the policy allows. Otherwise only the cached list is used. It may be of
+    any age, because a revocation is permanent.
     """
 
     def __init__(self, source: CertificateSource, *, at: datetime | None = None) -> None:
@@ -125,7 +128,7 @@ class KdsRevocationLists:
         self._came: dict[bytes, datetime] = {}
 
     def collateral(self, request: CollateralRequest) -> Collateral:
-        """Return the list. Raises the source's errors if there is not even an old one."""
+        """Return the list. Raises the source's errors if there is not even an old list."""
         if len(request.products) != 1:
             return Collateral()
         product, kind = request.products[0], request.kind

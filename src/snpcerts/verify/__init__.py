@@ -3,19 +3,19 @@
 
 ``judging`` has :func:`verify`; ``sources`` has :func:`verify_with`, which fetches missing
 certificates; ``bulk`` verifies many reports on several cores. The checks: ``choosing`` selects the
-chain, ``report_check`` checks the report and its signature, ``revocation`` the revocation lists,
-``policy_check`` the relying party's demands. ``collateral`` holds certificates and lists that are
-not verified yet. The answer is a ``verdict`` with an outcome for each ``verdict_check``.
+chain; ``report_check`` checks the report and its signature, ``revocation`` the revocation lists,
+and ``policy_check`` the relying party's demands. ``collateral`` holds certificates and lists that
+are not verified yet. The result is a ``verdict`` with an outcome for each ``verdict_check``.
 
-Evidence: ``evidence`` reads every format; ``attestation_proto``, ``json_evidence``, ``hcl``,
-``message_pack`` and ``scale`` decode those that need a codec; ``tsm_report`` writes one.
+Evidence: ``evidence`` reads every format. ``attestation_proto``, ``json_evidence``, ``hcl``,
+``message_pack`` and ``scale`` decode the formats that need a codec; ``tsm_report`` writes one.
 
 Demands: ``policy`` has the fields, ``policy_file`` reads them from TOML, ``bulletins`` derives them
 from AMD's security bulletins, ``reference_values`` writes them for other verifiers.
 
-In words and for other programs: ``explain`` prints a report, ``bits`` names its bits, ``attacks``
-names what a failed demand guards against; ``ear`` writes a verdict as a signed token, with the
-claims of ``trust_vector``. Imports ``endorsement`` and ``abi``.
+Output: ``explain`` prints a report, ``bits`` names its bits, and ``attacks`` names the attacks that
+a failed demand guards against. ``ear`` writes a verdict as a signed token, with the claims of
+``trust_vector``. Imports ``endorsement`` and ``abi``.
 """
 
 from __future__ import annotations

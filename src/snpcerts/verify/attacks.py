@@ -20,7 +20,7 @@ _FLOORS: Final = frozenset(
         ReasonCode.POLICY_LAUNCH_TCB,
     }
 )
-# By reason: the policy file's table, its bits, and the report's field.
+# For each reason: the policy file's table, its bits, and the report's field.
 _BITS: Final = {
     ReasonCode.POLICY_GUEST_POLICY: ("guest_policy", GUEST_POLICY_BITS, "policy"),
     ReasonCode.POLICY_PLATFORM_INFO: ("platform_info", PLATFORM_INFO_BITS, "platform_info"),

@@ -1,17 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """Evidence as protocol buffers: the messages of google/go-sev-guest, in their binary form.
 
-Its tools write them (``attest -outform proto``, ``show -outform proto``), as do services that
-forward attestations. A *Report* holds the report's fields one by one; an *Attestation* holds a
+Its tools (``attest -outform proto``, ``show -outform proto``) and services that forward
+attestations write them. A *Report* holds the report's fields one by one; an *Attestation* holds a
 Report, its certificates and a product. This module rebuilds the report's bytes, because the
 signature covers them: bytes outside all fields are zero, as in every well-formed report.
 
-A message is read strictly: a field that is unknown, repeated, out of range, or of the wrong type or
-size is an error, and so is a number that is not in its shortest form. Reading never goes beyond the
+A message is read strictly. A field that is unknown, repeated, out of range, or of the wrong type or
+size is an error. So is a number that is not in its shortest form. Reading never goes beyond the
 given bytes.
 
-Sources: go-sev-guest ``proto/sevsnp.proto``; Protocol Buffers "Encoding" for the
-wire format; AMD APM volume 3 (24594), CPUID Fn0000_0001_EAX, for ``cpuid1eax_fms``.
+Sources: go-sev-guest ``proto/sevsnp.proto``; Protocol Buffers "Encoding" for the wire format; AMD
+APM volume 3 (24594), CPUID Fn0000_0001_EAX, for ``cpuid1eax_fms``.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ _VARINT, _BYTES = 0, 2
 _VARINT_SIZE: Final = 10
 _GUID_TEXT_SIZE: Final = 36
 
-# Field numbers of Report whose values are those of ReportLayout's fields.
+# Field numbers of Report with the values of ReportLayout's fields.
 _FIELDS: Final = {
     1: "version",
     2: "guest_svn",
@@ -87,13 +87,13 @@ _BLOBS: Final = tuple(
     if isinstance(field.default, bytes) and field.name not in _TCBS
 )
 _CPUID_BITS: Final = 0x0FFF_0FFF
-_EXTENDED: Final = 0xF  # a family of at least this value continues in another field
+_EXTENDED: Final = 0xF  # a family of this value continues in another field
 
 
 def is_attestation(data: bytes) -> bool:
     """Whether the first bytes are those of an Attestation with a report of more than 127 bytes.
 
-    A raw report never does: the second byte of its version is zero.
+    A raw report never does, because the second byte of its version is zero.
     """
     return len(data) > 1 and data[0] == 1 << 3 | _BYTES and data[1] >= 0x80
 
@@ -101,7 +101,7 @@ def is_attestation(data: bytes) -> bool:
 def is_report(data: bytes) -> bool:
     """Whether the first bytes are those of a Report: a version, then GUEST_SVN or POLICY.
 
-    A raw report never does: the bytes of its version after the first are zero.
+    A raw report never does, because all bytes of its version but the first are zero.
     """
     return len(data) > 2 and data[0] == 1 << 3 and 0 < data[1] < 0x80 and data[2] in (0x10, 0x18)
 
@@ -109,8 +109,8 @@ def is_report(data: bytes) -> bool:
 def is_tpm_attestation(data: bytes) -> bool:
     """Whether binary bytes may be an Attestation of go-tpm-tools.
 
-    It starts with a TPM's key, where one of go-sev-guest starts with a Report, whose
-    first field is a number; or, without a key, with quotes or the SNP Attestation.
+    It starts with a TPM's key or, without a key, with quotes or the SNP Attestation. An Attestation
+    of go-sev-guest starts with a Report, whose first field is a number.
     """
     if not is_attestation(data):
         return len(data) > 2 and data[0] in (2 << 3 | _BYTES, _SEV_SNP << 3 | _BYTES)
@@ -122,9 +122,10 @@ def is_tpm_attestation(data: bytes) -> bool:
 
 
 def read_tpm_attestation(data: bytes) -> tuple[bytes, CertTable]:
-    """Return the SNP Attestation in one of go-tpm-tools; the TPM's quotes are not checked here.
+    """Return the SNP Attestation in an Attestation of go-tpm-tools. The TPM's quotes are not
+    checked.
 
-    Raises :class:`FormatError` if it has none, and says what it has instead.
+    Raises :class:`FormatError` if there is none, and names what there is instead.
     """
     found: bytes | None = None
     for number, value in _once(data, TPM, range(1, 10), repeated=(2, 7)):
@@ -144,7 +145,7 @@ def read_tpm_attestation(data: bytes) -> tuple[bytes, CertTable]:
 def read_attestation(data: bytes) -> tuple[bytes, CertTable]:
     """Return the report's 1184 bytes and its certificates, as a table.
 
-    Raises :class:`FormatError`, naming message and field.
+    Raises :class:`FormatError`, which names the message and the field.
     """
     report = b""
     entries: tuple[TableEntry, ...] = ()
@@ -161,7 +162,7 @@ def read_attestation(data: bytes) -> tuple[bytes, CertTable]:
 
 
 def read_report(data: bytes) -> bytes:
-    """Return the report's 1184 bytes; :class:`FormatError`, naming the field."""
+    """Return the report's 1184 bytes. Raises :class:`FormatError`, which names the field."""
     values: dict[str, Any] = {}
     signature = 0
     for number, value in _once(data, REPORT, (*_FIELDS, _CPUID)):
@@ -180,7 +181,7 @@ def read_report(data: bytes) -> bytes:
                 )
         else:
             values[name] = _number(value, size, name)
-    # Numbers that are zero are omitted from a message; bytes that are zero are not.
+    # A message omits numbers that are zero, but not bytes that are zero.
     for name in _BLOBS:
         if name not in values:
             raise FormatError(REPORT, f"is missing, expected {_SIZES[name]} bytes", field=name)
@@ -188,7 +189,7 @@ def read_report(data: bytes) -> bytes:
 
 
 def cpuid_fields(signature: int) -> dict[str, Any]:
-    """Return family, model and stepping as reports from version 3 on contain them."""
+    """Return family, model and stepping, as reports of version 3 and later contain them."""
     extended_family, family = signature >> 20 & 0xFF, signature >> 8 & 0xF
     combined = family + extended_family
     if signature & ~_CPUID_BITS or (extended_family and family != _EXTENDED) or combined > 0xFF:
@@ -207,7 +208,7 @@ _FIRMWARE, _EXTRAS = 4, 7
 
 
 def _certificates(data: bytes) -> Iterator[TableEntry]:
-    """Yield the entries of a certificate table; the deprecated firmware_cert has no GUID."""
+    """Yield the entries of a certificate table. The deprecated firmware_cert has no GUID."""
     seen: set[uuid.UUID] = set()
     for number, value in _once(data, CHAIN, (*_SLOTS, _FIRMWARE, _EXTRAS), repeated=(_EXTRAS,)):
         content = _bytes(value, CHAIN, f"field {number}")
@@ -273,7 +274,7 @@ def _once(
 
 
 def _varint(data: bytes, at: int, what: str) -> tuple[int, int]:
-    """Read a number of up to 64 bits at ``at``, and where it ends."""
+    """Read a number of up to 64 bits at ``at``; return it and the offset after it."""
     value = 0
     for index in range(_VARINT_SIZE):
         if at + index >= len(data):

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The bits of a report's POLICY and PLATFORM_INFO, by name and in plain words.
 
-Source: SNP ABI (56860) tables "Guest Policy" and "PLATFORM_INFO". Names are the
-document's, in lower case; they are also those of policies and policy files.
+Source: SNP ABI (56860) tables "Guest Policy" and "PLATFORM_INFO". Names are the document's, in
+lower case. Policies and policy files use the same names.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Bit:
-    """One bit: its index, and its meaning when it is one and when it is zero."""
+    """One bit: its index, and what one and zero mean."""
 
     index: int
     one: str
@@ -47,7 +47,7 @@ GUEST_POLICY_BITS: dict[str, Bit] = {
     ),
 }
 
-# Bit 6 is set in genuine reports and has no public name.
+# Genuine reports have bit 6 set. It has no public name.
 PLATFORM_INFO_BITS: dict[str, Bit] = {
     "smt_en": Bit(0, "SMT is on", "SMT is off"),
     "tsme_en": Bit(1, "all memory is encrypted (TSME)", "TSME is off"),

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Verifies many reports on several cores. Each process verifies a chain once and remembers it. The
-results are those of :func:`~snpcerts.verify.sources.verify_with`. Starting a process takes as long
-as verifying hundreds of reports. So other processes are started only for many reports; if their
-number is unknown, only after the first many. This process judges reports before and after the
-others have started.
+"""Verifies many reports on several cores.
+
+Each process verifies a chain once and remembers it. The results are those of
+:func:`~snpcerts.verify.sources.verify_with`. Starting a process takes as long as verifying hundreds
+of reports. So other processes are started only for many reports; if their number is unknown, only
+after many have been verified. This process judges reports before and after the others have started.
 """
 
 from __future__ import annotations
@@ -28,12 +29,12 @@ from snpcerts.verify.policy import Policy
 from snpcerts.verify.sources import OWN, CollateralSource, Prepared, prepare
 from snpcerts.verify.verdict import Verdict
 
-# Reports passed to a process at a time: about 30 ms of work, against about 0.1 ms to pass them.
+# Reports passed to a process at a time: about 30 ms of work. Passing them takes about 0.1 ms.
 CHUNK: Final = 64
-# Fewer reports than this are judged before other processes have started.
+# Below this number of reports, no other process is started.
 WORTHWHILE: Final = 1000
 _AHEAD: Final = 3  # chunks in progress or waiting, for each process
-# Chunks whose verdicts wait for an earlier one: about 30 MB.
+# Chunks whose verdicts wait for an earlier chunk: about 30 MB.
 _WAITING: Final = 64
 
 
@@ -49,11 +50,11 @@ def verify_many(
 ) -> Iterator[Verdict]:
     """Return the verdicts, in the order of the evidence.
 
-    With ``jobs`` above 1, up to that many processes, including this one, share the work; only this
-    one asks the sources. Evidence is taken from its iterable only some chunks ahead of the
-    verdicts, so that any number of reports takes a bounded amount of memory. ``count`` is their
-    number, if the iterable does not know it: for a few reports no process is started.
-    :class:`UsageError` for a number of jobs below 1.
+    With ``jobs`` above 1, up to that many processes, including this one, share the work. Only this
+    process asks the sources. It takes evidence from the iterable only a few chunks ahead of the
+    verdicts, so memory is bounded for any number of reports. ``count`` is the number of reports, if
+    the iterable has no length: for a few reports no process is started. Raises :class:`UsageError`
+    if ``jobs`` is below 1.
     """
     if jobs < 1:
         raise UsageError(f"jobs is {jobs}, must be at least 1")
@@ -85,7 +86,7 @@ def _here(prepared: Iterable[Prepared], task: _Task) -> Iterator[Verdict]:
 def _in_processes(
     prepared: Iterator[Prepared], task: _Task, jobs: int, alone: int
 ) -> Iterator[Verdict]:
-    """Judge the first ``alone`` chunks here, the others in as many processes."""
+    """Judge the first ``alone`` chunks here, and the others in as many processes."""
     yield from _here(itertools.islice(prepared, alone), task)
     chunks = _chunks(prepared)
     first = next(chunks, None)
@@ -102,20 +103,20 @@ def _in_processes(
         while work.rest():
             yield from work.finished()
     finally:
-        # A caller that has the verdicts need not wait for the processes to end.
+        # A caller that has all verdicts need not wait for the processes to end.
         pool.shutdown(wait=False, cancel_futures=True)
 
 
 class _Work:
-    """Chunks given to the pool or judged here, in the order of their verdicts."""
+    """Chunks that were given to the pool or judged here, in the order of their verdicts."""
 
     def __init__(self, pool: ProcessPoolExecutor, task: _Task, ahead: int) -> None:
         self._pool = pool
         self._task = task
         self._ahead = ahead
-        # Until a process answers, a chunk given to it would wait for the process to start.
+        # Until a process has answered, a chunk given to it would wait for it to start.
         self._started = pool.submit(_started)
-        # The chunk is kept as long as it may be taken back.
+        # Keep the chunk as long as it may be taken back.
         self._given: deque[tuple[list[Prepared], Future[list[Verdict]]]] = deque()
 
     def take(self, chunk: list[Prepared]) -> None:
@@ -127,14 +128,14 @@ class _Work:
             self._given.append((chunk, _done(self._task(chunk))))
 
     def finished(self) -> Iterator[Verdict]:
-        """Return the next verdicts in order; wait for one only if too many others wait behind
-        it.
+        """Return the next verdicts in order. Wait for one only if too many others are waiting
+        behind it.
         """
         while self._given and (self._given[0][1].done() or len(self._given) > _WAITING):
             yield from self._given.popleft()[1].result()
 
     def rest(self) -> bool:
-        """Judge one more chunk that no process has begun; return whether any chunk is left."""
+        """Judge one more chunk that no process has begun. Return whether any chunk is left."""
         if not self._given:
             return False
         for index in range(len(self._given) - 1, -1, -1):
@@ -147,8 +148,9 @@ class _Work:
 
 
 def _end_with_parent() -> None:
-    """End this process of the pool with its parent: it holds both ends of its queue and would wait
-    forever.
+    """End this process of the pool when its parent ends.
+
+    It holds both ends of its queue, so it would otherwise wait forever.
     """
     parent = multiprocessing.parent_process()
 

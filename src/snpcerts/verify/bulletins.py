@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""AMD's security bulletins, in a form from which policies can require their fixes.
+"""AMD's security bulletins, in a form that policies can require.
 
-The data is ``bulletins.toml`` beside this file: dated, and each value with the public
+The data is in ``bulletins.toml`` beside this file. It is dated, and each value has the public
 sources that agree on it.
 """
 
@@ -39,7 +39,7 @@ class BulletinFloor:
 
 @dataclass(frozen=True, slots=True)
 class RequiredBit:
-    """A bit that a report must have: ``key`` is table and key of a policy file."""
+    """A bit that a report must have. ``key`` is the table and key in a policy file."""
 
     key: str
     value: bool
@@ -50,8 +50,8 @@ class RequiredBit:
 class Bulletin:
     """One bulletin.
 
-    ``required`` applies to ``products``. ``refused`` are products for which no field can show that
-    they are safe. ``gaps`` describes what a policy cannot require.
+    ``required`` applies to ``products``. ``refused`` lists products for which no field can show
+    that they are safe. ``gaps`` describes what a policy cannot require.
     """
 
     id: str
@@ -69,7 +69,7 @@ class Bulletin:
         return f"{self.id} ({', '.join(self.attacks)})" if self.attacks else self.id
 
     def below(self, report: Report, tcbs: ReportTcbs) -> tuple[str, ...]:
-        """Return the confirmed floors that a report's TCBs do not reach, in words.
+        """Return a text for each confirmed floor that a report's TCBs do not reach.
 
         Empty for a version 2 report, which does not name its processor.
         """
@@ -108,7 +108,7 @@ class BulletinData:
     def find(self, name: str) -> Bulletin:
         """Find a bulletin by its id, with or without ``AMD-``, or by the name of an attack.
 
-        Raises :class:`UsageError` for another name.
+        Raises :class:`UsageError` for an unknown name.
         """
         wanted = name.lower().removeprefix("amd-")
         for bulletin in self.bulletins:
@@ -140,7 +140,7 @@ def bulletin_data() -> BulletinData:
 
 
 def read_bulletins(text: str) -> BulletinData:
-    """Return the data in ``text``. Raises what :mod:`tomllib` raises, KeyError and ValueError."""
+    """Return the data in ``text``. Raises the errors of :mod:`tomllib`, KeyError and ValueError."""
     data = tomllib.loads(text)
     bulletins = tuple(map(_bulletin, data["bulletin"]))
     inexpressible = tuple(
@@ -189,9 +189,9 @@ def policy_text(
 ) -> str:
     """Return a policy file that requires what the bulletins state, for these products.
 
-    The highest value of each component counts, for each processor. A processor for which no
-    bulletin has a value gets no floor, and is refused. Raises :class:`UsageError` if nothing is
-    left to require.
+    For each processor, the highest value of each component counts. A processor without a value in
+    any bulletin gets no floor and is refused. Raises :class:`UsageError` if nothing is left to
+    require.
     """
     chosen, accepted = tuple(bulletins), list(products)
     for bulletin in chosen:
@@ -224,14 +224,14 @@ def policy_text(
 
 
 def _toml_string(text: str) -> str:
-    """Return a TOML string; the names here need no escapes."""
+    """Return a TOML string. The names used here need no escapes."""
     return f'"{text}"'
 
 
 def _bits(
     bulletins: Iterable[Bulletin], products: Iterable[Product]
 ) -> dict[tuple[str, str], bool]:
-    """Return the required bits by table and key: those that every accepted product can have."""
+    """Return the required bits by table and key. Every accepted product can have them."""
     accepted = set(products)
     found: dict[tuple[str, str], bool] = {}
     for bulletin in bulletins:

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Select the chain for a report from all certificates, and say which parts are missing.
+"""Selects the chain for a report from all certificates, and finds which parts are missing.
 
-The certificates in their slots come first; if they are right, nothing else is read. If not, all
-supplied certificates are sorted by kind, and the first chain without a problem is selected, or else
-the one with the fewest.
+The certificates in their slots come first. If they are right, nothing else is read. If not, all
+supplied certificates are sorted by kind, and the first chain without a problem is selected. If
+every chain has problems, the one with the fewest is selected.
 """
 
 from __future__ import annotations
@@ -34,8 +34,10 @@ class Part(enum.Enum):
 
 
 class Choice(NamedTuple):
-    """A possible chain, and what is wrong between its leaf and the report. ``tcbs`` are the
-    report's, as the leaf's product has them, and why some cannot be read; None without a leaf.
+    """A possible chain, and the mismatches between its leaf and the report.
+
+    ``tcbs`` are the report's TCBs in the layout of the leaf's product, with the reasons why some
+    cannot be read. It is None without a leaf.
     """
 
     findings: Findings
@@ -57,7 +59,7 @@ def choose(
     *,
     allow_masked: bool,
 ) -> Choice:
-    """Return the best chain that ``collateral`` has for the report."""
+    """Return the best chain for the report that ``collateral`` contains."""
     lists = [each.data for each in collateral.all_lists]
     findings = memory.findings(kind, collateral.chain(kind), anchors, lists)
     best = _choice(report, findings, allow_masked)
@@ -80,9 +82,9 @@ def choose(
 
 
 def _score(choice: Choice, at: datetime) -> tuple[int, int]:
-    """Return a score of the missing parts and of the problems.
+    """Return a score for the missing parts and the problems.
 
-    A certificate that is present and wrong counts more than a missing one.
+    A wrong certificate counts more than a missing one.
     """
     facts = choice.findings.facts
     present = facts.leaf + facts.intermediate + facts.root
@@ -133,7 +135,7 @@ _BY_CODE: Final = {
     ReasonCode.ARK_EXPIRED: _UPPER,
     ReasonCode.ARK_NOT_YET_VALID: _UPPER,
     ReasonCode.ASK_REVOKED: _ALL,
-    # No other certificate would remove this reason.
+    # No other certificate would change this reason.
     ReasonCode.CHIP_ID_MASKED: frozenset[Part](),
     ReasonCode.PRODUCT_UNKNOWN: frozenset[Part](),
     ReasonCode.REPORT_TCB: frozenset[Part](),
@@ -141,7 +143,7 @@ _BY_CODE: Final = {
 
 
 def parts_of(reason: Reason) -> frozenset[Part]:
-    """Return which certificates, if replaced, might remove the reason."""
+    """Return the certificates whose replacement might remove the reason."""
     by_code = _BY_CODE.get(reason.code)
     if by_code is not None:
         return by_code

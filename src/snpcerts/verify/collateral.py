@@ -14,24 +14,26 @@ from snpcerts.endorsement.vek import VekKind
 
 
 class Supplier(enum.StrEnum):
-    """Who supplied a revocation list, which decides what the list can do. A list from the host, or
-    from another supplier of evidence, can only add revocations, because a party that gains by
-    hiding a revocation must not choose the list.
+    """The supplier of a revocation list, which decides what the list can do.
+
+    A list from the host, or from another supplier of evidence, can only add revocations: a party
+    that gains by hiding a revocation must not choose the list.
     """
 
     EVIDENCE = "evidence"  # it came with the report
-    CALLER = "caller"  # the relying party's own
-    CACHE = "cache"  # the key server's, from the relying party's cache
-    KEY_SERVER = "key-server"  # the same, and the server may be asked for a newer one
+    CALLER = "caller"  # from the relying party itself
+    CACHE = "cache"  # from the key server, through the relying party's cache
+    KEY_SERVER = "key-server"  # the same, but the server may be asked for a newer one
 
 
 @dataclass(frozen=True, slots=True)
 class SuppliedCrl:
-    """A revocation list (DER or PEM), and what is known about its origin. ``origin`` names the
-    place for people: a file, a URL. AMD's lists for VCEKs and VLEKs have the same issuer, and
-    nothing inside distinguishes them: only the origin tells ``kind``, which is None if unknown.
-    ``obtained`` is when the key server gave it, None if unknown. ``outage`` says why no newer list
-    could be fetched, if that was tried.
+    """A revocation list (DER or PEM), and what is known about its origin.
+
+    ``origin`` is the file or URL, for messages. AMD's lists for VCEKs and VLEKs have the same
+    issuer and look the same inside. Only the origin shows their ``kind``, which is None if unknown.
+    ``obtained`` is the time when the key server returned the list, None if unknown. ``outage`` says
+    why fetching a newer list failed, if that was tried.
     """
 
     data: bytes
@@ -46,12 +48,12 @@ class SuppliedCrl:
 class Collateral:
     """Certificates by slot, each DER or PEM; None for one that is not supplied.
 
-    ``ask`` holds the ASK of a VCEK or the ASVK of a VLEK, which share a slot in certificate tables
-    too. Some hosts put a VLEK into the slot of the VCEK; it is taken from there if its own slot is
-    empty. ``crl`` is a revocation list that came with the certificates, of unknown kind: it may add
-    revocations and satisfies no demand. ``lists`` are lists whose kind or origin is known.
-    ``others`` are further certificates of unknown kind; if those in the slots are not right, all
-    are sorted by kind (:mod:`snpcerts.verify.choosing`).
+    ``ask`` holds the ASK of a VCEK or the ASVK of a VLEK, as the ASK's slot in certificate tables
+    does. Some hosts put a VLEK into the slot of the VCEK; if the VLEK's own slot is empty, it is
+    taken from there. ``crl`` is a revocation list of unknown kind that came with the certificates:
+    it may add revocations, but satisfies no demand. ``lists`` holds lists whose kind or origin is
+    known. ``others`` holds certificates of unknown kind. If the certificates in the slots are
+    wrong, all certificates are sorted by kind (:mod:`snpcerts.verify.choosing`).
     """
 
     vcek: bytes | None = None
@@ -64,7 +66,7 @@ class Collateral:
 
     @classmethod
     def from_table(cls, table: CertTable) -> Self:
-        """Return the known entries of a certificate table; others are ignored."""
+        """Return the known entries of a certificate table and ignore others."""
         return cls(
             vcek=table.get(VCEK_GUID),
             vlek=table.get(VLEK_GUID),
@@ -75,12 +77,12 @@ class Collateral:
 
     @property
     def empty(self) -> bool:
-        """Whether nothing is supplied."""
+        """Whether there is nothing in it."""
         return self == _EMPTY
 
     @property
     def all_lists(self) -> tuple[SuppliedCrl, ...]:
-        """Every revocation list, the slot's first."""
+        """Every revocation list, starting with the one in the slot."""
         if self.crl is None:
             return self.lists
         own = SuppliedCrl(
@@ -98,7 +100,7 @@ class Collateral:
 
     @property
     def parts(self) -> tuple[bytes, ...]:
-        """All parts that may hold certificates, those in slots first."""
+        """All parts that may hold certificates, starting with the slots."""
         slots = (self.vcek, self.vlek, self.ask, self.ark)
         return (*(each for each in slots if each is not None), *self.others)
 
@@ -108,13 +110,13 @@ class Collateral:
         return not self.parts
 
     def without_crl(self) -> Collateral:
-        """Return the certificates alone."""
+        """Return the certificates without the revocation lists."""
         return Collateral(self.vcek, self.vlek, self.ask, self.ark, others=self.others)
 
     def completed_by(self, other: Collateral) -> Collateral:
-        """Return a copy with missing parts taken from ``other``.
+        """Return a copy in which ``other`` fills the missing parts.
 
-        Nothing is lost: a certificate whose slot is occupied is added to ``others``, and no
+        Nothing is lost: if a slot is occupied, the second certificate is added to ``others``. No
         revocation list replaces another.
         """
         slots = ("vcek", "vlek", "ask", "ark")

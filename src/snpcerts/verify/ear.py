@@ -2,9 +2,9 @@
 """Verdicts as EARs (EAT Attestation Results): JSON Web Tokens, signed with ES256.
 
 Profile, claim names and the layout of the annotated evidence are those of Trustee's attestation
-service, so that its consumers can read the result. The claims are flat names under
+service, so that its consumers can read the result. The evidence claims have flat names under
 ``ear.veraison.annotated-evidence`` / ``snp``, and are present only for a genuine report. The
-verdict's codes are under ``ear.veraison.policy-claims``.
+verdict's reason codes are under ``ear.veraison.policy-claims``.
 
 Sources: draft-ietf-rats-ear; github.com/veraison/ear; attestation-service/docs/tcb_claims.md of
 Trustee.
@@ -47,8 +47,9 @@ class EarSigner:
 
     @classmethod
     def from_pem(cls, data: bytes, what: str = "EAR key") -> EarSigner:
-        """Parse a private key in PEM (PKCS #8 or SEC 1), without a password. Raises
-        :class:`FormatError`, naming ``what``, for anything but a P-256 key.
+        """Parse a private key in PEM (PKCS #8 or SEC 1), without a password.
+
+        Raises :class:`FormatError`, which names ``what``, for anything but a P-256 key.
         """
         try:
             key = load_pem_private_key(data, password=None)
@@ -72,7 +73,7 @@ class EarSigner:
         return {"kty": "EC", "crv": "P-256", "alg": "ES256", "x": x, "y": y}
 
     def sign(self, claims: dict[str, Any]) -> str:
-        """Return the claims as a JWT, with the public key in its header as Trustee has it."""
+        """Return the claims as a JWT. As in Trustee, the header has the public key."""
         import jwt
 
         return jwt.encode(claims, self.key, algorithm="ES256", headers={"jwk": self.jwk()})
@@ -91,7 +92,7 @@ def ear_claims(
 
     ``policy_id`` names the policy. ``nonce`` is the challenge, 6 to 64 bytes, that the caller
     required in the report. ``at`` is the time of issue (default: now), with a time zone. Raises
-    :class:`UsageError` for a nonce of another size or an ``at`` without zone.
+    :class:`UsageError` for a nonce of another size, or if ``at`` has no time zone.
     """
     issued = datetime.now(UTC) if at is None else at
     if issued.tzinfo is None:

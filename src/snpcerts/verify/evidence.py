@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reads evidence in all its formats into one.
+"""Reads evidence in many formats into one form.
 
 ========================  ====================================================
 shape                     from
@@ -20,8 +20,8 @@ Each of these may be encoded in hexadecimal, base64 or base64url, and one may be
 few levels deep. A plain report, with or without a table, is recognised by its first bytes before
 anything else is tried.
 
-Nothing here is checked. A host can put any certificates into a table, and anyone can write runtime
-data. Reading them takes memory and time in proportion to their size.
+This module checks nothing. A host can put any certificates into a table, and anyone can write
+runtime data. Reading evidence takes memory and time in proportion to its size.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ from snpcerts.verify.scale import START as SCALE_START
 from snpcerts.verify.scale import read_dstack
 
 MAX_EVIDENCE: Final = REPORT_SIZE + MAX_SIZE
-# The same in hexadecimal, with blanks and line ends; the limit for JSON too.
+# The same size in hexadecimal, with blanks and line ends. JSON has the same limit.
 MAX_FILE: Final = MAX_TEXT
 _MAX_DEPTH: Final = 5
 _RESPONSE: Final = struct.pack("<II24x", ResponseStatus.SUCCESS, REPORT_SIZE)
@@ -85,7 +85,7 @@ class Shape(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class RuntimeData:
-    """Bytes that REPORT_DATA should be a digest of, zero-extended to 64 bytes.
+    """Bytes whose digest, zero-extended to 64 bytes, should be REPORT_DATA.
 
     ``digest`` is hashlib's name of the algorithm.
     """
@@ -98,12 +98,14 @@ class RuntimeData:
         return hashlib.new(self.digest, self.data).digest().ljust(64, b"\0")
 
     def user_data(self) -> bytes | None:
-        """Return the user data that the guest's owner asked to be bound (Azure: NV index
-        0x01400002). None if the claims are not JSON, or contain no such text.
+        """Return the user data that the guest's owner requested to be bound (Azure: NV index
+        0x01400002).
+
+        None if the claims are not JSON or do not contain it.
         """
         try:
             claims = json.loads(self.data)
-        # Deep nesting exhausts the parser's stack before it exhausts memory.
+        # Deep nesting exhausts the parser's stack before memory runs out.
         except (ValueError, RecursionError):
             return None
         text = claims.get(_USER_DATA) if isinstance(claims, dict) else None
@@ -117,8 +119,10 @@ class RuntimeData:
 
 @dataclass(frozen=True, slots=True, init=False)
 class Evidence:
-    """A report and the data that came with it. ``table`` is the host's certificate table, including
-    unknown entries (such as Google's firmware endorsement).
+    """A report and the data that came with it.
+
+    ``table`` is the host's certificate table, including unknown entries (such as Google's firmware
+    endorsement).
     """
 
     report: Report
@@ -135,7 +139,9 @@ class Evidence:
         shape: Shape = Shape.REPORT,
         table: CertTable | None = None,
     ) -> None:
-        """Parse bytes, once. Raises :class:`FormatError` if they are not 1184."""
+        """Create evidence and parse bytes, once. Raises :class:`FormatError` if they are not 1184
+        bytes.
+        """
         parsed = report if isinstance(report, Report) else Report.unpack(report)
         object.__setattr__(self, "report", parsed)
         object.__setattr__(self, "collateral", collateral)
@@ -145,15 +151,15 @@ class Evidence:
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """What decoding the table tolerated."""
+        """Deviations that decoding the table tolerated."""
         return () if self.table is None else self.table.warnings
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Self:
-        """Read evidence in any of these formats, which its first bytes distinguish.
+        """Read evidence in any of these formats. The first bytes show which one it is.
 
-        Raises :class:`FormatError` when it is none of them, saying what it is and how
-        to unwrap it where that is known, or when what is in it is malformed.
+        Raises :class:`FormatError` if the content is malformed or the format is another one. The
+        message then says, if known, what the file is and how to convert it.
         """
         if len(data) > MAX_FILE:
             raise FormatError("evidence", f"found {len(data)} bytes, the limit is {MAX_FILE}")
@@ -167,7 +173,7 @@ class Evidence:
             raise FormatError("evidence", f"found {len(data)} bytes, the limit is {MAX_EVIDENCE}")
         behind = data[REPORT_SIZE:]
         if behind in (b"\n", b"\r\n"):
-            behind = b""  # added by an editor or echo
+            behind = b""  # an editor or echo added these bytes
         try:
             found = cls.from_parts(data[:REPORT_SIZE], behind)
         except FormatError as error:
@@ -185,7 +191,7 @@ class Evidence:
 
     @classmethod
     def _unwrapped(cls, data: bytes, depth: int) -> Self:
-        """Unwrap data whose first bytes are not a report's."""
+        """Unwrap data that does not start with a report."""
         if depth > _MAX_DEPTH:
             raise FormatError("evidence", "is wrapped in too many formats")
         if len(data) >= REPORT_SIZE and looks_like_report(data):
@@ -258,7 +264,9 @@ class Evidence:
 
     @classmethod
     def _from_values(cls, value: Any, depth: int, shape: Shape) -> Self:
-        """Return the only report among the values of JSON or CBOR, and all certificates with it."""
+        """Return the only report among the values of JSON or CBOR, with all certificates among
+        them.
+        """
         what = "evidence"
         other = other_kind_of_guest(value)
         if other is not None:
@@ -282,7 +290,7 @@ class Evidence:
                     named.setdefault(key, kind_of(data))
                     continue
                 known = found.get(inner.report.raw)
-                # An HCL report contains more than the report that was cut out of it.
+                # An HCL report contains more than the report itself.
                 if known is None or known.runtime_data is None:
                     found[inner.report.raw] = inner
         if len(found) > 1:
@@ -304,8 +312,8 @@ class Evidence:
     def from_parts(cls, report: Report | bytes, table: bytes = b"") -> Self:
         """Combine a report and its certificate table: ``outblob`` and ``auxblob`` of configfs-tsm.
 
-        Empty bytes mean no table. Raises :class:`FormatError` for a report of another size and a
-        malformed table.
+        Empty bytes mean no table. Raises :class:`FormatError` if the report has another size or the
+        table is malformed.
         """
         if not isinstance(report, Report) and len(report) != REPORT_SIZE:
             raise FormatError(
@@ -322,7 +330,7 @@ class Evidence:
         )
 
     def with_table(self, table: bytes) -> Self:
-        """Return the same, with the table beside it; :class:`FormatError` for a malformed one."""
+        """Return a copy with this table. Raises :class:`FormatError` if the table is malformed."""
         decoded = CertTable.decode(table)
         collateral = self.collateral.completed_by(Collateral.from_table(decoded))
         shape = Shape.REPORT_AND_TABLE if self.shape is Shape.REPORT else self.shape
@@ -330,7 +338,7 @@ class Evidence:
 
 
 def _is_binary_shape(data: bytes) -> bool:
-    """Whether the bytes are a report, or wrap one; certificates in PEM may follow."""
+    """Whether the bytes are a report or a binary format that wraps one. PEM may follow."""
     return looks_like_report(data) or starts_in_binary_shape(data)
 
 
@@ -353,9 +361,7 @@ _MANY: Final = 16
 
 
 def _check_unaltered(data: bytes) -> None:
-    """Raise :class:`FormatError` for a report that a program changed because it treated it as
-    text.
-    """
+    """Raise :class:`FormatError` if a program treated the report as text and changed it."""
     if data.count(_REPLACED) >= _MANY:
         how = "bytes that are not text were replaced and are lost"
     elif len(data.replace(b"\r\n", b"\n")) == REPORT_SIZE:
@@ -376,7 +382,7 @@ def _check_unaltered(data: bytes) -> None:
 
 
 def _of_response(data: bytes) -> bytes:
-    """Return the report from the response to a report request, as the driver returns it."""
+    """Return the report from the driver's response to a report request."""
     status = int.from_bytes(data[:4], "little")
     if status:
         raise FormatError(
@@ -395,7 +401,7 @@ def _of_response(data: bytes) -> bytes:
 
 
 def _read_cbor(data: bytes) -> Any:
-    """Return the value of CBOR data, which must use the shortest form and no key twice."""
+    """Return the value of CBOR data. It must use the shortest form and must not repeat a key."""
     from cbor2 import CBORDecodeError, dumps, loads
 
     try:

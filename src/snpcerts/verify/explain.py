@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Explains a report in words: what each field and bit means. Judges nothing.
+"""Explains what each field and bit of a report means. It judges nothing.
 
 Source: SNP ABI (56860) table "ATTESTATION_REPORT Structure".
 """
@@ -21,7 +21,7 @@ _NO_AGENT = b"\xff" * 32
 
 @dataclass(frozen=True, slots=True)
 class FieldLine:
-    """One field: its section, name and value, and its meaning ("" if the value needs none)."""
+    """One field: section, name, value and meaning ("" if the value needs none)."""
 
     section: str
     name: str
@@ -30,9 +30,9 @@ class FieldLine:
 
 
 def guessed_product(report: Report) -> tuple[Product | None, str]:
-    """Return the product and the reason for it.
+    """Return the product and how it was determined.
 
-    Version 2 does not name its product; the length of the chip ID narrows it down.
+    A version 2 report does not name its product, but the length of the chip ID narrows it down.
     """
     if report.product is not None:
         return report.product, "by its CPUID fields"
@@ -60,7 +60,7 @@ def tcbs_of(report: Report) -> ReportTcbs:
 
 
 def explain(report: Report) -> Iterator[FieldLine]:
-    """Yield every field of a report, the most interesting first."""
+    """Yield every field of a report, the most interesting ones first."""
     fields = report.fields
     product, how = guessed_product(report)
     yield FieldLine("report", "version", str(fields.version))
@@ -143,7 +143,7 @@ def _signing(report: Report) -> Iterator[FieldLine]:
     yield FieldLine("report", "MASK_CHIP_KEY", str(int(masked)), _MASKED[masked].get(key, ""))
 
 
-# By MASK_CHIP_KEY and by which key signed.
+# For each MASK_CHIP_KEY and key that signed.
 _MASKED: Final[dict[bool, dict[SigningKey | None, str]]] = {
     True: {
         SigningKey.VCEK: (

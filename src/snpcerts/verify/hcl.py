@@ -1,25 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """The attestation report of an Azure confidential VM: a report inside another blob.
 
-Such a VM has no ``/dev/sev-guest``. Its paravisor asks the firmware for a report
-whose REPORT_DATA is a digest of *runtime claims*, JSON with the virtual TPM's
-keys, and puts both in a TPM NV index (0x01400001). All integers are
-little-endian:
+Such a VM has no ``/dev/sev-guest``. Its paravisor requests a report whose REPORT_DATA is a digest
+of *runtime claims*, which are JSON with the virtual TPM's keys. It puts both in a TPM NV index
+(0x01400001). All integers are little-endian:
 
-======  ====  ==================================================
-offset  size  field
-======  ====  ==================================================
-0       4     signature, ``HCLA``
-4       4     version, 1 or 2
-8       20    sizes and usage; not signed, not read here
-32      1184  the attestation report
-1216    4     size of the runtime data
-1220    4     its version, 1
-1224    4     type of the report, 2 for SEV-SNP
-1228    4     digest: 1 SHA-256, 2 SHA-384, 3 SHA-512
-1232    4     size of the runtime claims
-1236    n     the runtime claims; then padding
-======  ====  ==================================================
+====== ==== ================================================== offset size field ====== ====
+================================================== 0 4 signature, ``HCLA`` 4 4 version, 1 or 2 8 20
+sizes and usage; not signed, not read here 32 1184 the attestation report 1216 4 size of the runtime
+data 1220 4 its version, 1 1224 4 type of the report, 2 for SEV-SNP 1228 4 digest: 1 SHA-256, 2
+SHA-384, 3 SHA-512 1232 4 size of the runtime claims 1236 n the runtime claims; then padding ======
+==== ==================================================
 
 Source: Microsoft, "Azure Confidential VM guest attestation design detail", checked against a
 genuine blob (which has version 1, and pads with zero bytes).
@@ -51,7 +42,7 @@ _DIGESTS: Final = {1: "sha256", 2: "sha384", 3: "sha512"}
 
 @dataclass(frozen=True, slots=True)
 class HclReport:
-    """The report, the runtime claims, and the hashlib name of the digest that binds them."""
+    """The report, the runtime claims, and hashlib's name of the digest that binds them."""
 
     report: bytes
     claims: bytes
@@ -59,9 +50,9 @@ class HclReport:
 
     @classmethod
     def unpack(cls, data: bytes) -> Self:
-        """Read a blob; zero bytes may follow the claims.
+        """Parse a blob. Zero bytes may follow the claims.
 
-        Raises :class:`FormatError` with the field's offset.
+        Raises :class:`FormatError`, which gives the offset of the field.
         """
         if len(data) > MAX_SIZE:
             raise FormatError(WHAT, f"found {len(data)} bytes, the limit is {MAX_SIZE}")

@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Evidence in JSON, in the forms that attestation services and tools use.
 
-There are two forms. Some tools write a report's fields one by one. From these the report is
-rebuilt, with zero bytes outside all fields, and the signature decides (Trustee and others who write
-virtee/sev's structures; protojson of go-sev-guest's messages). All others contain the report's
-bytes in some value, in base64, hexadecimal or as an array of numbers. Every value is examined, and
-exactly one report must be among them. Certificates are taken from any value.
+There are two forms. Some tools write a report's fields one by one (Trustee and others that write
+virtee/sev's structures; protojson of go-sev-guest's messages). The report's bytes are rebuilt from
+the fields, with zeros outside all fields; the signature shows whether the result is right. Other
+tools write the report's bytes into some value: in base64, in hexadecimal or as an array of numbers.
+Every value is examined, and exactly one must be a report. Certificates are taken from any value.
 
-Known to work: ``application/vnd.veraison.tsm-report+json`` and ratsd's tokens around it;
-Trustee's SNP and Azure evidence; attestation-rs; Dstack; Google's ``{report,
-aux_blob}``; the answers that configfs-tsm's users write (``outblob``, ``auxblob``).
+Known to work: ``application/vnd.veraison.tsm-report+json`` and ratsd's tokens around it; Trustee's
+SNP and Azure evidence; attestation-rs; Dstack; Google's ``{report, aux_blob}``; the answers that
+configfs-tsm's users write (``outblob``, ``auxblob``).
 
 Sources: veraison/ratsd ``tokens/tsm-report.go``; confidential-containers/trustee
 ``deps/verifier/src/snp``; virtee/sev 8.0 ``AttestationReport``; go-sev-guest
@@ -27,7 +27,7 @@ from snpcerts.errors import FormatError
 
 WHAT: Final = "evidence in JSON"
 _SIZES: Final = {name: size for name, (_, size) in ReportLayout.layout().items()}
-# virtee/sev's names that differ from ours.
+# virtee/sev's names, where they differ from ours.
 _SEV_NAMES: Final = {
     "signature_algo": "sig_algo",
     "platform_info": "plat_info",
@@ -50,15 +50,15 @@ _OPTIONAL: Final = frozenset(
         "guest_svn",
     }
 )
-_MOST: Final = 10_000  # values that are examined
-# The names of providers of configfs-tsm that are other kinds of guest.
+_MOST: Final = 10_000  # the number of values that are examined
+# Providers of configfs-tsm in other kinds of guest.
 _PROVIDERS: Final = {"tdx_guest": "Intel TDX", "arm_cca_guest": "Arm CCA"}
 
 
 def report_by_fields(value: Any) -> bytes | None:
-    """Return the report's bytes if ``value`` contains its fields one by one; otherwise None.
+    """Return the report's bytes if ``value`` contains its fields one by one, otherwise None.
 
-    Raises :class:`FormatError`, naming the field, for one that is missing or has another size.
+    Raises :class:`FormatError`, which names the field, if one is missing or has another size.
     """
     for each in _objects(value):
         if "measurement" in each and "signature" in each and "reported_tcb" in each:
@@ -69,7 +69,7 @@ def report_by_fields(value: Any) -> bytes | None:
 
 
 def other_kind_of_guest(value: Any) -> str | None:
-    """Return the other kind of guest that the evidence belongs to; None if it names none."""
+    """Return the kind of guest if the evidence names another kind than SEV-SNP, otherwise None."""
     for each in _objects(value):
         provider = each.get("provider")
         if isinstance(provider, str) and provider in _PROVIDERS and "outblob" in each:
@@ -86,7 +86,7 @@ def keys_of(value: Any) -> str:
 
 
 def blobs(value: Any) -> Iterator[tuple[str, bytes]]:
-    """Yield the keys and bytes of all values that may be 64 bytes or more."""
+    """Yield the key and the bytes of each value that may be 64 bytes or longer."""
     looked = 0
     waiting: list[tuple[str, Any]] = [("", value)]
     while waiting:
@@ -128,7 +128,7 @@ def _objects(value: Any) -> Iterator[dict[str, Any]]:
 
 
 def _from_sev(fields: Mapping[str, Any]) -> bytes:
-    """Read virtee/sev's AttestationReport as serde writes it."""
+    """Read virtee/sev's AttestationReport in the form that serde writes."""
     values: dict[str, Any] = {}
     for name in ReportLayout.__slots__:
         if name in _TCBS:
@@ -176,7 +176,9 @@ def _integer(found: Any, name: str) -> int:
 
 
 def _tcb(found: Any, name: str) -> bytes:
-    """Read a number, or an object of components, in which null means that the product has none."""
+    """Read a number, or an object of components. Null means that the product lacks the
+    component.
+    """
     if isinstance(found, int | str) and not isinstance(found, bool):
         return _integer(found, name).to_bytes(8, "little")
     if not isinstance(found, dict):
@@ -218,7 +220,7 @@ _PROTO_NAMES: Final = {"flags": "signerInfo"}
 
 
 def _from_proto(fields: Mapping[str, Any]) -> bytes:
-    """Read protojson of go-sev-guest's Report: lowerCamelCase, bytes in base64, zeros left out."""
+    """Read protojson of go-sev-guest's Report: lowerCamelCase, bytes in base64, no zero fields."""
     from snpcerts.verify.attestation_proto import cpuid_fields
 
     values: dict[str, Any] = {}

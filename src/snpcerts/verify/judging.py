@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Is this attestation report genuine, and does it meet the caller's demands?
+"""Judges whether an attestation report is genuine and meets the caller's demands.
 
-A verdict of *verified* says: a key that AMD endorses, through a chain to a trusted root that is
-valid at the given time, signed this report; the key is the one for the product, the TCB and (VCEK)
-the chip that the report names; and the report meets every demand of the policy.
+*Verified* means three things. A key that AMD endorses, through a chain to a trusted root that is
+valid at the given time, signed this report. The key is the one for the product, the TCB and (VCEK)
+the chip that the report names. The report meets every demand of the policy.
 
 It says **nothing** about anything that the policy does not require. Without a policy the only
 demands are that the guest cannot be debugged, that no migration agent can move it, and that no
-component of the reported TCB is above the current TCB. Above all, require ``report_data``: without
-the caller's nonce or key in it the report may be a replay. ``Verdict.checks`` lists what was asked
-and what was not.
+component of the reported TCB is above the current TCB. Above all, require ``report_data``: if the
+report does not contain the caller's nonce or key, it may be a replay. ``Verdict.checks`` lists what
+was asked and what was not.
 """
 
 from __future__ import annotations
@@ -52,10 +52,10 @@ def verify(
     """Judge a report with the certificates that came with it.
 
     ``evidence`` may be a bare report of 1184 bytes. ``collateral``, if given, replaces the
-    evidence's own certificates. Everything that can be checked is checked, and every reason is
-    listed, in the same order each time: the report itself, its certificates, the two together, the
-    policy. No evidence raises an error, whatever its bytes. ``at`` is when the certificates must
-    be valid; :class:`UsageError` if it has no time zone.
+    evidence's own certificates. This checks everything that it can and lists every reason, always
+    in the same order: the report itself, its certificates, the two together, the policy. It never
+    raises an error because of the evidence, whatever its bytes. ``at`` is the time at which the
+    certificates must be valid. Raises :class:`UsageError` if it has no time zone.
     """
     return judge(evidence, collateral, policy or DEFAULT_POLICY, anchors, at, ())
 
@@ -69,8 +69,9 @@ def judge(
     unavailable: Sequence[Reason],
     faults: Sequence[SourceFault] = (),
 ) -> Verdict:
-    """Verify as :func:`verify` does; ``unavailable`` replaces the reason for what is missing.
+    """Verify as :func:`verify` does.
 
+    ``unavailable`` says why parts are missing; it replaces the reasons for missing parts.
     ``faults`` are the problems with each source's answer.
     """
     if at.tzinfo is None or at.utcoffset() is None:
@@ -168,10 +169,11 @@ def _unsigned(report: Report) -> str:
 
 
 def _explained(reasons: list[Reason], unavailable: Sequence[Reason]) -> list[Reason]:
-    """Return the reasons; for a missing part, the reason says why it is missing.
+    """Return the reasons. For a missing part, say why it is missing.
 
-    While a source is unavailable, reasons that another certificate might remove are replaced by
-    that too, because the source may have the right one. An untrusted root is never replaced.
+    While a source is unavailable, this also replaces reasons that another certificate might remove,
+    because the source may have that certificate. It never replaces the reason for an untrusted
+    root.
     """
     wrong = wrong_parts(reasons) | {Part.CRL for each in reasons if each.code in _MISSING}
     if not wrong:
@@ -190,5 +192,5 @@ def _explained(reasons: list[Reason], unavailable: Sequence[Reason]) -> list[Rea
 
 
 def _tcbs(report: Report, product: Product | None) -> tuple[ReportTcbs, tuple[Reason, ...]]:
-    # Without a product the bytes have no meaning; the reason for that is already listed.
+    # Without a product the bytes have no meaning, and the reason for that is already listed.
     return (ReportTcbs(), ()) if product is None else report_check.read_tcbs(report, product)

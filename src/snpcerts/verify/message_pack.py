@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reads MessagePack, in which Dstack's version 1 wraps evidence.
+"""Reads MessagePack, the format in which version 1 of Dstack wraps evidence.
 
 Sources: the MessagePack specification (msgpack/msgpack, spec.md); the fields in Dstack-TEE/dstack,
 ``dstack-attest/src/v1.rs``, which writes bytes as arrays of numbers.
@@ -15,7 +15,7 @@ from snpcerts.errors import FormatError
 WHAT: Final = "an attestation in MessagePack (Dstack, version 1)"
 _MAX_DEPTH: Final = 32
 _MAX_CONTAINERS: Final = (
-    10_000  # an empty one has one byte, and takes sixty times as much memory when read
+    10_000  # an empty one takes one byte here, but sixty times as much memory when read
 )
 _SIZES: Final = {
     0xC4: ">B",
@@ -50,10 +50,10 @@ def is_message_pack(data: bytes) -> bool:
 
 
 def read_message_pack(data: bytes) -> Any:
-    """Return the value, which must end where ``data`` ends; maps have text as keys.
+    """Return the value, which must fill ``data``. Keys of maps must be text.
 
-    Raises :class:`FormatError` for anything else: data that is truncated or nested too deeply, a
-    duplicate key, an extension type.
+    Raises :class:`FormatError` for anything else: truncated data, too deep nesting, a duplicate
+    key, an extension type.
     """
     value, at = _value(data, 0, 0, [])
     if at != len(data):
@@ -81,7 +81,7 @@ def _value(data: bytes, at: int, depth: int, opened: list[int]) -> tuple[Any, in
         size, at = _number(data, at, _SIZES[tag])
     else:
         raise FormatError(WHAT, f"type {tag:#04x} is not one that Dstack writes", offset=at - 1)
-    if size > len(data) - at:  # an element has at least one byte
+    if size > len(data) - at:  # each element takes at least one byte
         raise FormatError(
             WHAT, f"{size} bytes are announced, but {len(data) - at} follow", offset=at
         )

@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A relying party's demands on a genuine report. Each field is one demand; None means *not asked*,
-and a verdict says so. Three demands apply by default. The guest may not be debugged, and no
-migration agent may move it, because a debugger or a migration agent can read the guest's memory.
-And no component of the reported TCB may be above the current one: firmware compares the two as one
-number, so it may report an SNP level that never ran.
+"""A relying party's demands on a genuine report.
+
+Each field is one demand. None means *not asked*, and a verdict says so. Three demands apply by
+default. The guest must not be debuggable, and no migration agent may be able to move it, because a
+debugger or a migration agent can read the guest's memory. And no component of the reported TCB may
+be above the current one: firmware compares the two as one number, so it may report an SNP level
+that never ran.
 
 Source of the fields: SNP ABI (56860) table "ATTESTATION_REPORT Structure".
 """
@@ -26,10 +28,10 @@ _U64: Final = 1 << 64
 
 
 class Revocation(enum.Enum):
-    """What to do about revocation lists."""
+    """How to treat revocation lists."""
 
     IGNORE = "ignore"  # ignore revocation lists
-    IF_GIVEN = "if-given"  # judge those that are supplied
+    IF_GIVEN = "if-given"  # judge the supplied lists
     REQUIRE = "require"  # refuse without a current list that the host did not supply
 
 
@@ -53,7 +55,7 @@ class GuestPolicyBits:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlatformInfoBits:
-    """Bits of PLATFORM_INFO that must be one (True) or zero (False); None means not asked."""
+    """Bits of PLATFORM_INFO that must be one (True) or zero (False). None means not asked."""
 
     smt_en: bool | None = None
     tsme_en: bool | None = None
@@ -66,8 +68,10 @@ class PlatformInfoBits:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TcbFloor:
-    """The lowest accepted TCB of each product; a product without one is refused. Every component is
-    compared: a TCB with one lower component is refused.
+    """The lowest accepted TCB of each product.
+
+    A product without a floor is refused. Every component is compared: a TCB with one lower
+    component is refused.
     """
 
     milan: TcbVersion | None = None
@@ -89,7 +93,7 @@ class TcbFloor:
 
 
 class WithoutCpuid(enum.Enum):
-    """How floors for processors treat a report of version 2, which has no CPUID."""
+    """How processor floors treat a report of version 2, which has no CPUID."""
 
     STRICTEST = "strictest"  # compare it with the highest floor of its product
     REFUSE = "refuse"
@@ -99,8 +103,8 @@ class WithoutCpuid(enum.Enum):
 class ProcessorFloor:
     """The lowest accepted TCB components of the processors in one range of CPUID.
 
-    ``name`` is their name in messages. A component that is None is not asked. ``bulletins`` names
-    the bulletins that the numbers come from; it is used only in messages.
+    ``name`` is their name in messages. A component that is None is not checked. ``bulletins`` names
+    the bulletins that the numbers come from, for messages only.
     """
 
     processors: CpuidRange
@@ -135,7 +139,7 @@ class ProcessorFloor:
                     raise UsageError(f"a TCB of {product.value} has no {component}")
 
     def components(self) -> dict[str, int]:
-        """Return the required components and the lowest value of each."""
+        """Return the required components and their lowest accepted values."""
         values = {name: getattr(self, name) for name in _COMPONENTS}
         return {name: value for name, value in values.items() if value is not None}
 
@@ -153,7 +157,7 @@ class Policy:
     products                     products, any of them
     signing_key                  VCEK or VLEK signed
     chip_ids                     64-byte chip IDs, any of them
-    csp_ids                      providers a VLEK may be of, any of them
+    csp_ids                      providers of a VLEK, any of them
     report_data                  up to 64 bytes, zero-extended: REPORT_DATA exactly
     user_data                    the ``user-data`` in the runtime data of an HCL report
     measurements                 48-byte launch measurements, any of them
@@ -165,26 +169,26 @@ class Policy:
     minimum_guest_svn            GUEST_SVN at least
     vmpls                        VMPLs 0 to 3, any of them; 0xFFFFFFFF is the host's
     guest_policy                 bits of POLICY
-    minimum_policy_abi           (major, minor): the least ABI that POLICY demands
+    minimum_policy_abi           (major, minor): lowest ABI version in POLICY
     platform_info                bits of PLATFORM_INFO
     launch_mitigations           bits that must be one in LAUNCH_MIT_VECTOR
     current_mitigations          bits that must be one in CURRENT_MIT_VECTOR
-    minimum_firmware             (major, minor, build) of the firmware that runs
-    minimum_committed_firmware   the same of the firmware that cannot be rolled back
-    refuse_provisional_firmware  the firmware that runs must be committed
+    minimum_firmware             (major, minor, build) of the current firmware
+    minimum_committed_firmware   the same for the committed firmware
+    refuse_provisional_firmware  the current firmware must be committed
     minimum_tcb                  floor of REPORTED_TCB, per product
     minimum_current_tcb          floor of CURRENT_TCB
     minimum_committed_tcb        floor of COMMITTED_TCB
     minimum_launch_tcb           floor of LAUNCH_TCB
-    floors                       floors per range of CPUID: every one that the processor is
-                                 in holds for REPORTED_TCB and for CURRENT_TCB, and a
-                                 processor in none of them is refused
-    floors_without_cpuid         what to do with a report of version 2 then
-    allow_tcb_above_current      take a report whose reported TCB is above the current one in
-                                 a component
-    allow_masked_chip_id         take a VCEK's report that hides its chip ID
-    revocation                   what to do about revocation lists
-    maximum_crl_age              how long ago the key server may have given the list that
+    floors                       floors per range of CPUID. Every floor whose range has the
+                                 processor applies to REPORTED_TCB and CURRENT_TCB. A
+                                 processor outside all ranges is refused
+    floors_without_cpuid         how floors treat a report of version 2
+    allow_tcb_above_current      accept a report with a component of the reported TCB above
+                                 the current one
+    allow_masked_chip_id         accept a VCEK's report that hides its chip ID
+    revocation                   how to treat revocation lists
+    maximum_crl_age              maximum time since the key server returned the list that
                                  satisfies the demand for one
     ===========================  ================================================================
     """
@@ -224,7 +228,9 @@ class Policy:
 
     @classmethod
     def authenticity_only(cls) -> Self:
-        """Return a policy without any demands, even the default ones: is the report genuine?"""
+        """Return a policy without any demands, even the default ones, to check only
+        authenticity.
+        """
         bits = GuestPolicyBits(debug=None, migrate_ma=None)
         return cls(guest_policy=bits, allow_tcb_above_current=True)
 
@@ -241,7 +247,7 @@ class Policy:
                 _check_size(name, each, size)
         for name in ("report_data", "user_data"):
             data = getattr(self, name)
-            # An empty nonce would be one that everyone knows.
+            # An empty nonce would be known to everyone.
             if data is not None and not 1 <= len(data) <= REPORT_DATA_SIZE:
                 raise UsageError(f"{name} has {len(data)} bytes, must have 1 to {REPORT_DATA_SIZE}")
         for name in ("products", "csp_ids", "vmpls", "floors"):

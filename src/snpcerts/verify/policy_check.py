@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Compares a report with a policy: one check for each possible demand.
+"""Compares a report with a policy. There is one check for each possible demand.
 
 Source: SNP ABI (56860) table "ATTESTATION_REPORT Structure".
 """
@@ -32,7 +32,7 @@ from snpcerts.verify.verdict_check import Check, CheckState
 
 
 class Subject(NamedTuple):
-    """The values that a policy is compared with; None for one that could not be read."""
+    """The values that a policy is compared with. None for a value that could not be read."""
 
     report: Report
     product: Product | None
@@ -43,7 +43,7 @@ class Subject(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class _DemandResult:
-    """Whether the check passed; None if it needs the product and the product is unknown."""
+    """Whether the check passed. None if it depends on the product and the product is unknown."""
 
     passed: bool | None
     expected: str
@@ -54,11 +54,11 @@ _Demand = Callable[[Policy, Subject], _DemandResult | None]
 
 
 def check_policy(policy: Policy, subject: Subject) -> tuple[tuple[Check, ...], tuple[Reason, ...]]:
-    """Return every check of a policy in a fixed order, and a reason for each that failed."""
+    """Return every check of a policy, in a fixed order, and a reason for each failed check."""
     plan = _plan(policy)
     results = [demand(policy, subject) for _, _, demand in plan.asked]
     last, listed = plan.last
-    # Most reports have the same results as the report before.
+    # Most reports give the same results as the previous one.
     if results != last:
         listed = _listed_results(plan, results)
         plan.last = (results, listed)
@@ -83,7 +83,7 @@ def _listed_results(plan: _PolicyDemands, results: _Results) -> _Listed:
 
 
 def unjudged(policy: Policy) -> tuple[Check, ...]:
-    """Return the checks of a policy if there is no report to compare with it."""
+    """Return the checks of a policy when there is no report to compare with it."""
     checks, _ = check_policy(policy, _NO_SUBJECT)
     return tuple(
         check
@@ -99,9 +99,9 @@ _Listed = tuple[tuple[Check, ...], tuple[Reason, ...]]
 
 @dataclass(slots=True)
 class _PolicyDemands:
-    """The policy's demands (position, code, demand), and the checks for what it does not ask.
+    """The policy's demands (position, code, demand), and the checks that it does not ask for.
 
-    ``last`` has the results of the last report, and what follows from them.
+    ``last`` has the results for the last report and the checks that follow from them.
     """
 
     policy: Policy
@@ -110,14 +110,14 @@ class _PolicyDemands:
     last: tuple[_Results | None, _Listed] = (None, ((), ()))
 
 
-# By identity: hashing a policy takes longer than comparing a report with it.
+# By identity, because hashing a policy takes longer than comparing a report with it.
 _plans: dict[int, _PolicyDemands] = {}
 _MAX_PLANS: Final = 64
 
 
 def _plan(policy: Policy) -> _PolicyDemands:
     known = _plans.get(id(policy))
-    # The plan keeps its policy alive, so that no other can have the same identity.
+    # The plan keeps its policy alive, so no other policy can get the same identity.
     if known is not None and known.policy is policy:
         return known
     asked = tuple(
@@ -391,7 +391,7 @@ def _tcb(
     expected = f"at least {least} in every component"
     if found is None:
         return _DemandResult(False, expected, "a TCB that cannot be read")
-    # Two layouts cannot be compared, so this does not pass.
+    # TCBs of different layouts cannot be compared, so this does not pass.
     covered = found.layout is least.layout and found.covers(least)
     return _DemandResult(covered, expected, str(found))
 
@@ -422,7 +422,7 @@ _NOTHING_ABOVE: Final = _DemandResult(True, _NOT_ABOVE, "no component above CURR
 
 @functools.lru_cache(maxsize=1024)
 def _above(tcb: TcbVersion, current: TcbVersion) -> tuple[str, ...]:
-    """Return the components that are above; one that the current TCB lacks counts as above."""
+    """Return the components that are above. One that the current TCB lacks counts as above."""
     running = current.components()
     return tuple(
         f"{name} {value} above {running.get(name, 'none')}"
@@ -538,5 +538,5 @@ _DEMANDS: Final[dict[ReasonCode, _Demand]] = {
     ReasonCode.POLICY_LAUNCH_TCB: _launch_tcb,
     ReasonCode.POLICY_FLOOR: _floor,
 }
-# The demands of a policy do not depend on the report, so any report will do here.
+# A policy's demands do not depend on the report, so any report will do here.
 _NO_SUBJECT: Final = Subject(Report.unpack(bytes(REPORT_SIZE)), None, ReportTcbs(), None, None)

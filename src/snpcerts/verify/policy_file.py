@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Policies as TOML files. Anything unknown is an error that names its line.
+"""Reads policies from TOML files. Anything unknown is an error that names its line.
 
 Keys are the fields of :class:`~snpcerts.verify.policy.Policy`. Bytes are hexadecimal text, versions
-text such as ``"1.55"``, ages text such as ``"12h"``. A bit is true, false, or ``"any"`` for not
-asked; a policy requires nothing else that the file omits. Floors are tables per product::
+are text such as ``"1.55"``, ages are text such as ``"12h"``. A bit is true, false, or ``"any"`` for
+not asked. Apart from the default demands, a policy requires only what the file contains. Floors are
+tables per product::
 
     report_data = "0011..."
     measurements = ["7a1e...", "8922..."]
@@ -18,8 +19,8 @@ asked; a policy requires nothing else that the file omits. Floors are tables per
     snp = 24
     microcode = 219
 
-Floors for single processors name those by market name or CPUID, and only the components
-that they ask for::
+Floors for single processors name the processor by market name or CPUID, and only the components
+that they require::
 
     [[floors]]
     processor = "bergamo"
@@ -66,7 +67,7 @@ _Reader = Callable[[Any], Any]
 
 
 class PolicyFileError(InputError):
-    """A policy file that cannot be used. ``line`` counts from 1; None if unknown."""
+    """A policy file that cannot be used. ``line`` counts from 1, and is None if unknown."""
 
     code = "policy-file"
 
@@ -79,7 +80,7 @@ class PolicyFileError(InputError):
 
 
 class _ProblemError(Exception):
-    """An error in a value, before its line is known."""
+    """An error in a value, before its line number is known."""
 
     def __init__(self, problem: str, path: Path = ()) -> None:
         super().__init__(problem)
@@ -90,8 +91,9 @@ class _ProblemError(Exception):
 def read_policy(data: bytes | str) -> Policy:
     """Read the policy in a TOML file.
 
-    Raises :class:`PolicyFileError`, with the line, for anything that is not a policy: text that is
-    not TOML, an unknown key, a value of the wrong type or size, a TCB with a missing component.
+    Raises :class:`PolicyFileError`, with the line number, for anything that is not a policy: text
+    that is not TOML, an unknown key, a value of the wrong type or size, a TCB with a missing
+    component.
     """
     try:
         parsed, text = read_toml(data, MAX_POLICY_FILE)
@@ -105,7 +107,9 @@ def read_policy(data: bytes | str) -> Policy:
 
 
 def read_age(text: str) -> timedelta:
-    """Parse an age such as ``90m``, ``12h`` or ``7d``; :class:`ValueError` for other text."""
+    """Parse an age such as ``90m``, ``12h`` or ``7d``. Raises :class:`ValueError` for other
+    text.
+    """
     match = _AGE.fullmatch(text)
     if match is None or not int(match[1]):
         raise ValueError('is not an age such as "90m", "12h" or "7d"')
@@ -122,7 +126,7 @@ def _policy(parsed: Mapping[str, Any]) -> Policy:
             )
         try:
             values[key] = reader(value)
-            # Each demand separately, so that its error has its line.
+            # Check each demand separately, so that its error has its line number.
             Policy(**{key: values[key]})
         except _ProblemError as problem:
             raise _ProblemError(problem.problem, (key, *problem.path)) from None
@@ -283,7 +287,7 @@ def _cpuid(value: Any) -> CpuidRange:
 
 
 def _span(value: Any) -> tuple[int, int]:
-    """Read one number, or a list of the first and the last."""
+    """Read one number, or a list of the first and the last number."""
     if isinstance(value, list):
         if len(value) != 2:
             raise _ProblemError(f"must be a number or [first, last], found {_shown(value)}")

@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """A policy's reference values, for verifiers that are not snpcerts.
 
-Two forms. Trustee's reference value service (RVPS) takes a message with named values, which its
-default policy looks up. Veraison takes a CoRIM (Concise Reference Integrity Manifest) with AMD's
-profile, which has a measurement for each field of the report. Neither can express every demand of a
-policy; :class:`ReferenceValues` names those that are left out.
+There are two forms. Trustee's reference value service (RVPS) takes a message with named values,
+which its default policy looks up. Veraison takes a CoRIM (Concise Reference Integrity Manifest)
+with AMD's profile, which has a measurement for each field of the report. Neither can express every
+demand of a policy; :class:`ReferenceValues` names the demands that are left out.
 
 Sources: Trustee, rvps/src/lib.rs and attestation-service/src/ear_token/ear_default_policy_cpu.rego;
-draft-ietf-rats-corim; Veraison's services, scheme/sevsnp, for the profile's keys, which count
-through the report's fields.
+draft-ietf-rats-corim; Veraison's services, scheme/sevsnp, for the profile's keys, which number the
+report's fields.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from snpcerts.verify.policy import Policy, TcbFloor
 CORIM_PROFILE: Final = "tag:amd.com,2024:snp-corim-profile"
 RVPS_VERSION: Final = "0.1.0"
 
-# Demands that hold by default in Trustee's policy too, or that are not about reference values.
+# Demands that Trustee's policy makes by default too, or that reference values cannot express.
 _NOT_REFERENCES: Final = (
     "report_data",
     "user_data",
@@ -50,7 +50,7 @@ _HIGHEST_LEVEL: Final = 255
 # CBOR tags (CoRIM section 4, RFC 9164 for OIDs) and map keys.
 _TAG_URI, _TAG_OID, _TAG_CORIM, _TAG_COMID = 32, 111, 501, 506
 _TAG_MIN_SVN, _TAG_BYTES = 553, 560
-_SHA_384: Final = 7  # in the registry of named information hash algorithms
+_SHA_384: Final = 7  # from the registry of named information hash algorithms
 _SEV_SNP_CLASS: Final = bytes.fromhex("2b060104019c780301")  # 1.3.6.1.4.1.3704.3.1
 _SVN, _DIGESTS, _RAW_VALUE = 1, 2, 4
 
@@ -68,7 +68,9 @@ _CHIP_ID, _COMMITTED_TCB, _LAUNCH_TCB = 3328, 3329, 3968
 
 @dataclass(frozen=True, slots=True)
 class ReferenceValues:
-    """``data`` is the file's content; ``left_out`` names fields of the policy that it lacks."""
+    """``data`` is the file's content; ``left_out`` names fields of the policy that are not in
+    it.
+    """
 
     data: bytes
     left_out: tuple[str, ...]
@@ -77,8 +79,8 @@ class ReferenceValues:
 def rvps_message(policy: Policy, product: Product | None = None) -> ReferenceValues:
     """Return the message that registers a policy's values with Trustee's RVPS, as JSON.
 
-    The default policy of Trustee looks for a level in a list, so a floor becomes the list of all
-    levels from the floor up. ``product`` selects the floor if the policy has several. Raises
+    The default policy of Trustee looks levels up in a list, so a floor becomes a list of all levels
+    from the floor up. ``product`` selects the floor if the policy has several. Raises
     :class:`UsageError` if the policy has no value that the message can carry.
     """
     values: dict[str, Any] = {}
@@ -135,9 +137,9 @@ def _asks_only(bits: Any, names: tuple[str, ...]) -> bool:
 def corim(policy: Policy, product: Product | None = None) -> ReferenceValues:
     """Return a policy's values as an unsigned CoRIM (CBOR, tag 501) with AMD's profile.
 
-    Veraison looks reference values up by the launch measurement, so each measurement has its own
-    set. A floor of the TCB becomes a least value of its 64-bit number: the profile does not compare
-    components, which is weaker. ``product`` selects the floor if the policy has several. Raises
+    Veraison finds reference values by the launch measurement, so each measurement has its own set.
+    A TCB floor becomes a minimum for its 64-bit number. This is weaker, because the profile does
+    not compare components. ``product`` selects the floor if the policy has several. Raises
     :class:`UsageError` for a policy without measurements.
     """
     import cbor2
@@ -200,7 +202,7 @@ def _common(policy: Policy, product: Product | None, said: set[str]) -> Iterator
         if value is not None:
             said.add(name)
             yield _measured(key, raw(value))
-    # A measurement has one value, so a demand that accepts several cannot be expressed.
+    # A measurement has one value, so it cannot express a demand that accepts several.
     if policy.chip_ids is not None and len(policy.chip_ids) == 1:
         said.add("chip_ids")
         yield _measured(_CHIP_ID, raw(policy.chip_ids[0]))
@@ -231,7 +233,7 @@ def _common(policy: Policy, product: Product | None, said: set[str]) -> Iterator
 
 
 def _floor(floors: TcbFloor | None, product: Product | None) -> TcbVersion | None:
-    """Return the floor of that product, or the only one that there is."""
+    """Return the floor of that product, or the only floor if there is just one."""
     if floors is None:
         return None
     if product is not None:

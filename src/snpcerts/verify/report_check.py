@@ -50,7 +50,7 @@ def check_layout(report: Report) -> list[Reason]:
 
 
 def read_tcbs(report: Report, product: Product) -> tuple[ReportTcbs, tuple[Reason, ...]]:
-    """Return the report's TCBs in that product's layout, and those that cannot be read."""
+    """Return the report's TCBs in that product's layout, and which ones cannot be read."""
     fields = report.fields
     return _read_tcbs(
         fields.current_tcb,
@@ -65,7 +65,9 @@ def read_tcbs(report: Report, product: Product) -> tuple[ReportTcbs, tuple[Reaso
 def _read_tcbs(
     current: bytes, reported: bytes, committed: bytes, launch: bytes, layout: TcbLayout
 ) -> tuple[ReportTcbs, tuple[Reason, ...]]:
-    """As :func:`read_tcbs`. Remembered, because the reports of a fleet name the same few TCBs."""
+    """Do the work of :func:`read_tcbs`. Cached, because the reports of a fleet name the same few
+    TCBs.
+    """
     named = {"current": current, "reported": reported, "committed": committed, "launch": launch}
     read: dict[str, TcbVersion] = {}
     reasons: list[Reason] = []
@@ -82,9 +84,9 @@ def check_leaf(
 ) -> Iterator[Reason]:
     """Check that the leaf is for the report's product (version 3 and later), chip and reported TCB.
 
-    A VCEK belongs to one chip, a VLEK to none. With ``allow_masked`` a zero chip ID is accepted:
-    then only the signature shows that the chip is the VCEK's. ``reported`` is None for a TCB that
-    could not be read, which has already been refused.
+    A VCEK belongs to one chip, a VLEK to none. With ``allow_masked`` a zero chip ID is accepted;
+    then only the signature shows that the chip is the VCEK's. ``reported`` is None if the TCB could
+    not be read; that has already been refused.
     """
     fields, product = report.fields, report.product
     if product is None and fields.version >= 3:
@@ -113,7 +115,7 @@ def check_leaf(
 
 
 def unknown_product(report: Report) -> Reason:
-    """Return why no certificate can match the report's processor."""
+    """Return the reason why no certificate can match the report's processor."""
     fields, product = report.fields, report.product
     found = f"CPUID family {fields.cpuid_family:#x} model {fields.cpuid_model:#x}"
     if product is None:
@@ -126,10 +128,11 @@ def unknown_product(report: Report) -> Reason:
 def check_runtime_data(
     report: Report, runtime_data: RuntimeData, *, any_vmpl: bool
 ) -> Iterator[Reason]:
-    """Check that REPORT_DATA is the digest of the runtime data that came with the report. Runtime
-    data is trusted only from VMPL 0, where the paravisor runs: the guest's own code runs at another
-    VMPL and may request a report over any claims. With ``any_vmpl`` the caller makes its own demand
-    on the VMPL.
+    """Check that REPORT_DATA is the digest of the runtime data that came with the report.
+
+    Runtime data is trusted only from VMPL 0, where the paravisor runs. The guest's own code runs at
+    another VMPL and may request a report over any claims. With ``any_vmpl`` the caller makes its
+    own demand on the VMPL.
     """
     expected, found = runtime_data.report_data(), report.fields.report_data
     if found != expected:

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Is the chain revoked, as far as the relying party can know, and does it know enough? Every list
-is checked, from any supplier, and a revocation in a believed list refuses the chain, however old
-the list is. Satisfying a demand for a list takes more: a list for that kind of leaf, from the
-relying party itself or the key server, current, and not older than the policy allows. So a host
-that sends last year's list cannot hide a revocation.
+"""Judges revocation: is the chain revoked, and does the relying party know enough to tell?
+
+Every list is checked, whatever its supplier. A revocation in a believed list refuses the chain,
+however old the list is. To satisfy a demand for a list, it must be for that kind of leaf, come from
+the relying party itself or the key server, be current, and not be older than the policy allows. So
+a host that sends last year's list cannot hide a revocation.
 
 Source: RFC 5280 section 6.3; KDS (57230) chapter 3 for the kinds of list.
 """
@@ -28,9 +29,11 @@ _NO_TIME: Final = timedelta(0)
 
 @dataclass(frozen=True, slots=True)
 class JudgedList:
-    """The judgement of a revocation list. ``age`` is how long ago the key server gave it, None if
-    unknown. ``problems`` say why it is not a current list of the root; ``believed`` says whether
-    its revocations count anyway; ``counts`` says whether it satisfies a demand.
+    """The judgement of a revocation list.
+
+    ``age`` is the time since the key server returned it, None if unknown. ``problems`` say why it
+    is not a current list of the root. ``believed`` says whether its revocations count anyway.
+    ``counts`` says whether it satisfies a demand.
     """
 
     origin: str
@@ -44,7 +47,7 @@ class JudgedList:
     problems: tuple[Reason, ...]
 
     def to_json(self) -> dict[str, Any]:
-        """Return the list as JSON values; times in UTC, the age in seconds."""
+        """Return the list as JSON values. Times are in UTC, the age is in seconds."""
         return {
             "origin": self.origin,
             "supplier": self.supplier.value,
@@ -63,7 +66,7 @@ class JudgedList:
 
 @dataclass(frozen=True, slots=True)
 class RevocationFindings:
-    """The lists, whether a list was demanded and supplied, and the reasons that follow."""
+    """The lists, whether a list was demanded and supplied, and the resulting reasons."""
 
     lists: tuple[JudgedList, ...] = ()
     asked: bool = False
@@ -82,10 +85,10 @@ def check_revocation(
     policy: Policy,
     at: datetime,
 ) -> RevocationFindings:
-    """Compare the lists with the policy's demand. Their revocations are not judged here.
+    """Compare the lists with the policy's demand. This does not judge their revocations.
 
-    ``findings`` are those of ``supplied``, in its order. A caller who gives a list for a kind of
-    leaf thereby requires a good one, whatever the policy says.
+    ``findings`` has one entry for each of ``supplied``, in the same order. A caller that gives a
+    list for a kind of leaf thereby requires a good one, whatever the policy says.
     """
     required = policy.revocation is Revocation.REQUIRE
     if not supplied and not required:
@@ -99,7 +102,8 @@ def check_revocation(
         for each, found, one in zip(supplied, findings, judged, strict=True)
         if each.supplier is not Supplier.EVIDENCE
         and each.kind is kind
-        # A caller may give lists of all products at once; those of other products do not matter.
+        # A caller may give the lists of all products at once. Those of other products do not
+        # matter.
         and (found.product is product or found.product is None or product is None)
     ]
     asked = required or any(each.supplier is Supplier.CALLER for each, _ in fit)
@@ -159,7 +163,7 @@ def _unmet(
         yield Reason(ReasonCode.CRL_MISSING, message)
     for each, one in fit:
         if each.outage is not None:
-            # A reachable key server would fix everything that is wrong.
+            # If the key server were reachable, it would fix every problem.
             yield Reason(ReasonCode.COLLATERAL_UNAVAILABLE, each.outage)
         else:
             yield from one.problems
@@ -178,7 +182,7 @@ def _why_not(kind: VekKind, judged: Sequence[JudgedList]) -> str:
 
 
 def in_words(span: timedelta) -> str:
-    """Return a span of time in the largest unit that fits: 3 days, 5 hours."""
+    """Return a time span in the largest unit that fits: 3 days, 5 hours."""
     seconds = int(span.total_seconds())
     for unit, size in (("day", 86400), ("hour", 3600), ("minute", 60), ("second", 1)):
         if seconds >= size:

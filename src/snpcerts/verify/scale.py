@@ -29,8 +29,9 @@ _MOST: Final = 16
 
 
 def read_dstack(data: bytes) -> tuple[bytes, tuple[bytes, ...]]:
-    """Return the report's 1184 bytes and the certificates; raise :class:`FormatError` for truncated
-    data.
+    """Return the report's 1184 bytes and the certificates.
+
+    Raises :class:`FormatError` if the data is truncated.
     """
     report, at = _bytes(data, 2)
     count, at = _compact(data, at)

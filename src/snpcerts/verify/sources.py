@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Certificates from several places, in an order the caller sets.
+"""Gets certificates from several sources, in the caller's order.
 
 Each source is asked for the parts that are still missing, and returns those that it has. A
-certificate of another chip or TCB, or one without a trusted issuer, counts as missing, so the next
-source is asked; what an earlier source returned is kept. All revocation lists are checked; none
-takes precedence. A source that cannot be reached leaves a report *undecided*, never refused: an
-outage says nothing about the evidence.
+certificate for another chip or TCB, or without a trusted issuer, counts as missing, so the next
+source is asked. What earlier sources returned is kept. All revocation lists are checked; none takes
+precedence. If a source cannot be reached, a report is *undecided*, not refused, because an outage
+says nothing about the evidence.
 
-Sources may do I/O; nothing else here does.
+Only the sources may do I/O.
 """
 
 from __future__ import annotations
@@ -39,13 +39,15 @@ from snpcerts.verify.verdict import SourceFault, Verdict
 
 @dataclass(frozen=True, slots=True)
 class CollateralRequest:
-    """A request to a source. ``products`` are the products that the report may come from, most
-    likely first: exactly one from version 3 on. ``chip_id`` is the report's 64 bytes (zero when
-    masked), ``reported_tcb`` its eight raw bytes, whose layout depends on the product. ``own``
-    holds the certificates that came with the report. ``maximum_crl_age`` is how long ago the key
-    server may have given a list; if no list is missing, a source should still return lists that it
-    already has, without asking a key server. ``report`` is the report itself, for a source that
-    checks whether the certificate it found signed it.
+    """A request to a source.
+
+    ``products`` are the products that the report may come from, most likely first; exactly one for
+    version 3 and later. ``chip_id`` is the report's 64 bytes (zero if masked). ``reported_tcb`` is
+    its eight raw bytes, whose layout depends on the product. ``own`` holds the certificates that
+    came with the report. ``maximum_crl_age`` is the maximum time since the key server returned a
+    list. If no list is missing, a source should still return the lists that it already has, without
+    asking a key server. ``report`` is the report itself, for a source that checks whether a
+    certificate's key signed it.
     """
 
     missing: frozenset[Part]
@@ -58,11 +60,11 @@ class CollateralRequest:
     report: Report | None = None
 
     def hwid(self, product: Product) -> bytes | None:
-        """Return the chip ID in a VCEK of that product; None if the report hides it."""
+        """Return the chip ID as in a VCEK of that product; None if the report hides it."""
         return hwid_of_chip_id(self.chip_id, product) if any(self.chip_id) else None
 
     def tcb(self, product: Product) -> TcbVersion | None:
-        """Return the reported TCB on that product; None if the bytes do not fit its layout."""
+        """Return the reported TCB in that product's layout; None if the bytes do not fit it."""
         try:
             return TcbVersion.unpack(self.reported_tcb, product.tcb_layout)
         except FormatError:
@@ -70,26 +72,28 @@ class CollateralRequest:
 
 
 class CollateralSource(Protocol):
-    """A source of certificates. Raises :class:`~snpcerts.errors.RetryLaterError` if it cannot be
-    reached now. Certificates that it does not have stay None;
-    :class:`~snpcerts.errors.RefusedError` means the same, and its message is reported.
+    """A source of certificates.
+
+    It leaves certificates that it does not have None. It may instead raise
+    :class:`~snpcerts.errors.RefusedError`, whose message is then reported. It raises
+    :class:`~snpcerts.errors.RetryLaterError` if it cannot be reached now.
     """
 
     def collateral(self, request: CollateralRequest) -> Collateral:
-        """Return the missing items that the source has; returning more does no harm."""
+        """Return the missing items that the source has. It may return more."""
         ...
 
 
 class AsyncCollateralSource(Protocol):
-    """As :class:`CollateralSource`, but awaited."""
+    """Like :class:`CollateralSource`, but awaited."""
 
     def collateral(self, request: CollateralRequest) -> Awaitable[Collateral]:
-        """Return the missing items that the source has; returning more does no harm."""
+        """Return the missing items that the source has. It may return more."""
         ...
 
 
 class _Own:
-    """The certificates that came with the report itself."""
+    """The certificates that came with the report."""
 
     name = "the certificates that came with the report"
 
@@ -104,8 +108,8 @@ OWN: Final[CollateralSource] = _Own()
 class Given:
     """Given certificates, the same for every report.
 
-    ``asvk`` serves reports signed by a VLEK; if it is None, ``ask`` does. ``name`` is their name in
-    verdicts, and ``problems`` describes the parts that could not be read.
+    For reports signed by a VLEK, ``asvk`` is used if given, otherwise ``ask``. ``name`` is the
+    source's name in verdicts. ``problems`` describes the parts that could not be read.
     """
 
     certificates: Collateral
@@ -123,21 +127,23 @@ class Given:
         if kind is VekKind.VLEK and self.asvk is not None:
             found = replace(found, ask=self.asvk)
         if found.crl is not None:
-            # A list among given certificates is the caller's, but its kind is unknown.
+            # A list among the given certificates comes from the caller, but its kind is unknown.
             own = SuppliedCrl(found.crl, None, Supplier.CALLER, "with the certificates given")
             found = replace(found, crl=None, lists=(own, *found.lists))
         return found
 
 
 class GivenCrls:
-    """The relying party's own revocation lists, each for the product whose ARK issued it. Give
-    their kind: a list given as bytes has an unknown kind; it adds revocations, but satisfies no
+    """The relying party's own revocation lists, each for the product whose ARK issued it.
+
+    Give their kind. A list given as bytes has an unknown kind: it adds revocations but satisfies no
     demand.
     """
 
     def __init__(self, lists: Iterable[bytes | SuppliedCrl]) -> None:
-        """Parse the list. Raises :class:`FormatError` if it cannot be read, or its issuer is not
-        an ARK.
+        """Parse the lists.
+
+        Raises :class:`FormatError` if one cannot be read or its issuer is not an ARK.
         """
         self._lists: list[tuple[Product, SuppliedCrl]] = []
         for each in lists:
@@ -159,14 +165,14 @@ class GivenCrls:
 
 
 class InThread:
-    """Makes a blocking source awaitable: each request runs in its own thread."""
+    """Makes a blocking source awaitable. Each request runs in its own thread."""
 
     def __init__(self, source: CollateralSource) -> None:
         self._source = source
 
     def collateral(self, request: CollateralRequest) -> Awaitable[Collateral]:
-        """Run the source's own method."""
-        import asyncio  # a fifth of the start of `snpcerts verify`, which does not need it
+        """Run the source's method of the same name."""
+        import asyncio  # a fifth of the start time of `snpcerts verify`, which does not need it
 
         return asyncio.to_thread(self._source.collateral, request)
 
@@ -175,8 +181,8 @@ class InThread:
 class Prepared:
     """Evidence with the certificates found for it, ready to be verified.
 
-    ``unavailable`` says why something may be missing, ``faults`` what is wrong with what
-    each source gave, where something is.
+    ``unavailable`` says why something may be missing. ``faults`` lists the problems with the
+    sources' answers.
     """
 
     evidence: Evidence
@@ -187,7 +193,7 @@ class Prepared:
     def judge(
         self, policy: Policy, *, anchors: Sequence[Anchor] = AMD_ANCHORS, at: datetime
     ) -> Verdict:
-        """Return the verdict; pure."""
+        """Return the verdict. Pure."""
         return judge(
             self.evidence, self.collateral, policy, anchors, at, self.unavailable, self.faults
         )
@@ -206,10 +212,10 @@ def verify_with(
 ) -> Verdict:
     """Judge a report with certificates from ``sources``, asked in that order.
 
-    :data:`OWN` in the list stands for the certificates that came with the report; without it they
-    are not used. Sources are asked only while something is missing. If a certificate is still
-    missing and a source could not be reached, the report is undecided unless something else refuses
-    it.
+    :data:`OWN` in the list means the certificates that came with the report. If it is not in the
+    list, they are not used. Sources are asked only while something is missing. If a certificate is
+    still missing and a source could not be reached, the report is undecided, unless another reason
+    refuses it.
     """
     policy = policy or DEFAULT_POLICY
     prepared = prepare(evidence, sources, policy, at, anchors)
@@ -223,7 +229,7 @@ def prepare(
     at: datetime,
     anchors: Sequence[Anchor] = AMD_ANCHORS,
 ) -> Prepared:
-    """Ask the sources without judging: the part of :func:`verify_with` that does I/O."""
+    """Ask the sources without judging. This is the part of :func:`verify_with` that does I/O."""
     if len(sources) == 1 and sources[0] is OWN:
         return Prepared(evidence, evidence.collateral)
     steps = _gather(evidence, sources, policy, at, anchors)
@@ -248,7 +254,7 @@ async def averify_with(
     anchors: Sequence[Anchor] = AMD_ANCHORS,
     at: datetime,
 ) -> Verdict:
-    """Verify as :func:`verify_with` does, awaiting the awaitable sources."""
+    """Verify as :func:`verify_with` does, and await the sources that are awaitable."""
     policy = policy or DEFAULT_POLICY
     steps = _gather(evidence, sources, policy, at, anchors)
     answer: _Answer | None = None
@@ -275,7 +281,7 @@ def _gather(
     at: datetime,
     anchors: Sequence[Anchor],
 ) -> Generator[tuple[AnySource, CollateralRequest], _Answer, Prepared]:
-    """Yield which source to ask for what, one after another."""
+    """Yield each source to ask and the request for it, one after another."""
     collateral = Collateral()
     unreached: list[Reason] = []
     without: list[Reason] = []
@@ -312,13 +318,13 @@ def _gather(
     faults: tuple[SourceFault, ...] = ()
     if wrong_parts(asking.choice(collateral).reasons(at)):
         faults = tuple(asking.faults(answers))
-    # While one source is out of reach, that another has nothing settles nothing.
+    # While one source cannot be reached, another one's lack of a certificate decides nothing.
     return Prepared(evidence, collateral, tuple(unreached or without), faults)
 
 
 @dataclass(frozen=True, slots=True)
 class _Asking:
-    """The report that certificates are looked for, and how they will be checked."""
+    """The report that needs certificates, and how they will be checked."""
 
     report: Report
     kind: VekKind
@@ -327,7 +333,7 @@ class _Asking:
     at: datetime
 
     def choice(self, collateral: Collateral) -> Choice:
-        """Return the best chain so far. Lists of what is revoked count."""
+        """Return the best chain so far. Revocation lists count."""
         if self.policy.revocation is Revocation.IGNORE:
             collateral = collateral.without_crl()
         return choose(
@@ -343,9 +349,9 @@ class _Asking:
     def missing(
         self, choice: Choice, collateral: Collateral, products: tuple[Product, ...]
     ) -> frozenset[Part]:
-        """Return what is not there, or not right: both are looked for."""
+        """Return the parts that are missing or wrong. Sources are asked for both."""
         missing = wrong_parts(choice.reasons(self.at))
-        # A list is asked for where a report needs one, and looked at where it comes by itself.
+        # A list is requested if the report needs one. A list that comes anyway is also checked.
         if self.policy.revocation is Revocation.REQUIRE and not any(
             _may_serve(each, self.kind, products, self.policy, self.at) for each in collateral.lists
         ):
@@ -353,7 +359,7 @@ class _Asking:
         return missing
 
     def faults(self, answers: Iterable[tuple[AnySource, _Answer]]) -> Iterator[SourceFault]:
-        """Yield what is wrong with what each source gave, taken by itself."""
+        """Yield the problems of each source's answer, judged by itself."""
         for source, answer in answers:
             name = getattr(source, "name", None)
             if not name:
@@ -377,7 +383,7 @@ def _may_serve(
     policy: Policy,
     at: datetime,
 ) -> bool:
-    """Whether a list may satisfy the policy's demand; this does not check its signature."""
+    """Whether a list may satisfy the policy's demand. Does not check its signature."""
     if supplied.supplier is Supplier.EVIDENCE or supplied.kind is not kind:
         return False
     most, obtained = policy.maximum_crl_age, supplied.obtained
@@ -400,7 +406,9 @@ def _read_list(data: bytes) -> RevocationList | None:
 
 
 def _products(report: Report, choice: Choice) -> tuple[Product, ...]:
-    """A leaf that came with it says more than a report of version 2."""
+    """Return the possible products. For a version 2 report, the leaf that came with it tells
+    more.
+    """
     leaf = choice.findings.leaf
     if leaf is not None and report.fields.version < 3 and not wrong_parts(choice.of_leaf):
         return (leaf.product,)

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Verdicts as trustworthiness vectors (AR4SI), which attestation results carry.
 
-A vector has a number for each claim: 2 to 31 affirm, 32 to 95 warn, 96 to 127 contraindicate; 0 is
-no claim. snpcerts makes five of the eight claims. Of a report that is not genuine no claim is
-affirmed. No refused report has a vector of which every claim affirms.
+A vector has a number for each claim: 2 to 31 affirm, 32 to 95 warn, 96 to 127 contraindicate; 0
+means no claim. snpcerts makes five of the eight claims. It affirms no claim about a report that is
+not genuine. If a report is refused, at least one claim does not affirm.
 
 Source: draft-ietf-rats-ar4si section 2.3.
 """
@@ -24,7 +24,7 @@ from snpcerts.verify.verdict_check import CheckState
 class TrustClaim(enum.StrEnum):
     """The claims that snpcerts makes."""
 
-    INSTANCE_IDENTITY = "instance-identity"  # which chip or provider it is
+    INSTANCE_IDENTITY = "instance-identity"  # which chip or provider
     CONFIGURATION = "configuration"  # guest policy and platform settings
     EXECUTABLES = "executables"  # what was launched
     HARDWARE = "hardware"  # the processor and its firmware
@@ -32,7 +32,7 @@ class TrustClaim(enum.StrEnum):
 
 
 class TrustTier(enum.StrEnum):
-    """The status that a vector amounts to."""
+    """The overall status of a vector."""
 
     NONE = "none"
     AFFIRMING = "affirming"
@@ -70,7 +70,7 @@ _READABLE_MEMORY: Final = {
     TrustClaim.RUNTIME_OPAQUE: CONTRAINDICATED,
 }
 
-# What each reason makes of the claims. Missing certificates allow no claim.
+# What each reason sets the claims to. Missing certificates allow no claim.
 BY_CODE: Final[Mapping[ReasonCode, Vector]] = {
     ReasonCode.REPORT_SIZE: _UNEXPECTED,
     ReasonCode.REPORT_VERSION: _UNEXPECTED,
@@ -121,8 +121,10 @@ BY_CODE: Final[Mapping[ReasonCode, Vector]] = {
 
 
 def claims_of(code: ReasonCode) -> Vector:
-    """Return the claims that a reason sets. A reason about authenticity leaves no other claim; a
-    policy's reason leaves the claims that it does not set.
+    """Return the claims that a reason sets.
+
+    A reason about authenticity removes all other claims. A policy's reason keeps the claims that it
+    does not set.
     """
     found = BY_CODE.get(code)
     if found is not None:
@@ -133,12 +135,12 @@ def claims_of(code: ReasonCode) -> Vector:
 
 
 def is_of_policy(code: ReasonCode) -> bool:
-    """Whether the reason is about a demand of the policy on a genuine report."""
+    """Whether the reason is about a policy's demand on a genuine report."""
     return code.check is None and code.next_step is NextStep.REFUSE
 
 
 def trust_vector(verdict: Verdict) -> dict[TrustClaim, int]:
-    """Return the vector of a verdict; claims with the value 0 are left out."""
+    """Return the vector of a verdict, without claims whose value is 0."""
     genuine = all(is_of_policy(reason.code) for reason in verdict.reasons)
     vector = _affirmed(verdict, verdict.report) if genuine and verdict.report is not None else {}
     for reason in verdict.reasons:
@@ -148,7 +150,7 @@ def trust_vector(verdict: Verdict) -> dict[TrustClaim, int]:
 
 
 def tier(verdict: Verdict, vector: Vector) -> TrustTier:
-    """Return the status of a verdict with that vector. Bad evidence is always contraindicated."""
+    """Return the status of a verdict with that vector. Bad evidence always contraindicates."""
     if verdict.next_step is NextStep.REFUSE:
         return TrustTier.CONTRAINDICATED
     if verdict.status is not Status.VERIFIED:
@@ -167,7 +169,7 @@ def _tier(value: int) -> TrustTier:
     return TrustTier.AFFIRMING if value >= 2 else TrustTier.NONE
 
 
-# Demands by which a relying party recognizes a chip or provider, the boot image, the configuration.
+# Demands by which a relying party recognises a chip or provider, boot image or configuration.
 _OF_INSTANCE: Final = (ReasonCode.POLICY_CHIP_ID, ReasonCode.POLICY_CSP_ID)
 _OF_CONFIGURATION: Final = (ReasonCode.POLICY_GUEST_POLICY, ReasonCode.POLICY_PLATFORM_INFO)
 
@@ -194,5 +196,5 @@ def _affirmed(verdict: Verdict, report: Report) -> dict[TrustClaim, int]:
 
 
 def _may_be_read(report: Report) -> bool:
-    """Whether a debugger or a migration agent may read the guest's memory."""
+    """Whether a debugger or a migration agent can read the guest's memory."""
     return any(GUEST_POLICY_BITS[name].of(report.fields.policy) for name in ("debug", "migrate_ma"))

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Writes a report and its certificate table as a tsm-report, the pair that configfs-tsm gives:
-``application/vnd.veraison.tsm-report+json`` and ``+cbor``. ``Evidence.from_bytes`` reads both.
+"""Writes a report and its certificate table as a tsm-report, the pair that configfs-tsm returns.
+
+The media types are ``application/vnd.veraison.tsm-report+json`` and ``+cbor``.
+``Evidence.from_bytes`` reads both.
 
 Source: veraison/ratsd, tokens/tsm-report.go.
 """
@@ -12,7 +14,7 @@ import enum
 import json
 from typing import Final
 
-PROVIDER: Final = "sev_guest\n"  # as configfs-tsm has it, with its line feed
+PROVIDER: Final = "sev_guest\n"  # as configfs-tsm returns it, with its line feed
 
 
 class TsmForm(enum.StrEnum):
@@ -23,8 +25,9 @@ class TsmForm(enum.StrEnum):
 
 
 def tsm_report(report: bytes, table: bytes, form: TsmForm) -> bytes:
-    """Return a report of 1184 bytes and the bytes of its certificate table, empty if there is
-    none.
+    """Return the tsm-report of a report (1184 bytes) and a certificate table.
+
+    ``table`` is empty if there is none.
     """
     if form is TsmForm.CBOR:
         import cbor2

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The result of a verification: verified, refused, or undecided for now, with reasons."""
+"""A verdict: verified, refused, or undecided for now, with reasons."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Status(enum.Enum):
 
 
 def status_of(reasons: Sequence[Reason]) -> Status:
-    """Return the status that follows from the reasons: one lasting reason refuses."""
+    """Return the status that follows from the reasons. A single lasting reason refuses."""
     if not reasons:
         return Status.VERIFIED
     if all(reason.next_step is NextStep.RETRY_LATER for reason in reasons):
@@ -38,7 +38,7 @@ def status_of(reasons: Sequence[Reason]) -> Status:
 
 @dataclass(frozen=True, slots=True)
 class ReportTcbs:
-    """The four TCBs of a report; None if the bytes cannot be read."""
+    """The four TCBs of a report. None for one that cannot be read."""
 
     current: TcbVersion | None = None
     reported: TcbVersion | None = None
@@ -57,28 +57,27 @@ class ReportTcbs:
 
 @dataclass(frozen=True, slots=True)
 class SourceFault:
-    """Why what a source gave did not do, or that it gave nothing; both for people."""
+    """What was wrong with a source's answer, or why there was none. Both fields are for people."""
 
     source: str
     problem: str
 
     def to_json(self) -> dict[str, str]:
-        """Both, as JSON values."""
+        """Return both as JSON values."""
         return {"source": self.source, "problem": self.problem}
 
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Verdict:
-    """Whether a report is genuine, why not, and what it says.
+    """Whether a report is genuine, why not, and what it contains.
 
-    Read ``status``; ``str`` of a verdict is one line for a log. The other fields hold what was
-    read of the evidence, also when it is not verified: then they are claims that nothing backs.
-    ``chip_id`` is the report's 64 bytes (zero when masked); ``report`` and ``leaf`` are None where
-    they could not be read. ``checks`` lists every check there is, including those that were not
-    requested. ``root`` is the anchor that the ARK is, None where it is none: only with
-    ``root_is_amds`` was it AMD who endorsed the key. ``revocation_lists`` are all those that were
-    looked at, from any supplier. ``sources`` says, where certificates are missing or wrong, what
-    is wrong with what each source gave.
+    ``status`` is the answer; ``str`` of a verdict is one line for a log. The other fields hold what
+    was read from the evidence. If it is not verified, these are unproven claims. ``chip_id`` is the
+    report's 64 bytes (zero if masked). ``report`` and ``leaf`` are None if they could not be read.
+    ``checks`` lists all checks, including those that were not requested. ``root`` is the anchor
+    that matches the ARK, or None. AMD endorsed the key only if ``root_is_amds`` is true.
+    ``revocation_lists`` has every list that was checked, from any supplier. If certificates are
+    missing or wrong, ``sources`` lists the problems of each source's answer.
     """
 
     status: Status
@@ -110,27 +109,28 @@ class Verdict:
 
     @property
     def root_is_amds(self) -> bool:
-        """Whether the root is one of AMD's, rather than another that the caller trusts."""
+        """Whether the root is one of AMD's, and not another root that the caller trusts."""
         return self.root is not None and is_amds(self.root)
 
     @property
     def next_step(self) -> NextStep | None:
-        """What the caller does next; None if verified. Bad evidence comes before missing
-        certificates, and those before a wait.
+        """What the caller should do next; None if verified.
+
+        Bad evidence comes before missing certificates, and those come before a wait.
         """
         steps = {reason.next_step for reason in self.reasons}
         order = (NextStep.REFUSE, NextStep.FIX_USAGE, NextStep.RETRY_LATER)
         return next((step for step in order if step in steps), None)
 
     def check(self, name: str) -> Check:
-        """Return the check of that name; :class:`KeyError` if there is none."""
+        """Return the check with that name. Raises :class:`KeyError` if there is none."""
         for check in self.checks:
             if check.name == name:
                 return check
         raise KeyError(name)
 
     def __str__(self) -> str:
-        """Return one line: the status, and for whom or why."""
+        """Return one line: the status, and the subject or the reasons."""
         if self.reasons:
             codes = dict.fromkeys(reason.code.value for reason in self.reasons)
             return f"{self.status.value}: {', '.join(codes)}"
@@ -148,7 +148,7 @@ class Verdict:
         raise TypeError("a verdict is not a truth value: compare its .status with Status.VERIFIED")
 
     def to_json(self) -> dict[str, Any]:
-        """Return the verdict as JSON values; bytes as lower-case hex, null for unknown values."""
+        """Return the verdict as JSON values. Bytes are lower-case hex; unknown values are null."""
         fields = None if self.report is None else self.report.fields
         return {
             "verdict": self.status.value,

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The checks and their outcomes: a check that was not made never counts as passed. A verdict lists
-every check. This module names the checks of authenticity; a policy's checks have the names of their
-reason codes.
+"""The checks and their outcomes. A check that was not made never counts as passed.
+
+A verdict lists every check. This module names the checks of authenticity. A policy's checks have
+the names of their reason codes.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ class CheckState(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One check; ``expected`` and ``found`` are for people, None if there is nothing to say."""
+    """One check. ``expected`` and ``found`` are for people, and None if there is nothing to say."""
 
     name: str
     state: CheckState
@@ -68,9 +69,11 @@ _EXPECTED = {
 
 
 class ReportFacts(NamedTuple):
-    """Which checks apply to a report and its policy. ``masked``: the chip ID is zero and the policy
-    accepts that. ``revocation``: the relying party gave or requires a list. ``list_met``: a list
-    satisfies that. ``other_lists``: there are any lists at all.
+    """Facts that decide which checks apply to a report and its policy.
+
+    ``masked``: the chip ID is zero and the policy accepts that. ``revocation``: the relying party
+    gave or requires a list. ``list_met``: a list satisfies that demand. ``other_lists``: there are
+    lists of any kind.
     """
 
     read: bool = False
@@ -104,8 +107,10 @@ def authenticity_checks(
 
 @dataclass(slots=True)
 class _Last:
-    """The checks of the last verdict: those of authenticity, those of the policy, and both
-    together; and the last ones of which none failed. Most verdicts can share these objects.
+    """The checks of the last verdict (authenticity, policy, both together), and the last ones
+    without a failure.
+
+    Most verdicts can share these objects.
     """
 
     joined: tuple[tuple[Check, ...], tuple[Check, ...], tuple[Check, ...]] = ((), (), ())
@@ -116,7 +121,7 @@ _last = _Last()
 
 
 def all_checks(authenticity: tuple[Check, ...], asked: tuple[Check, ...]) -> tuple[Check, ...]:
-    """Return the checks of authenticity and those of a policy."""
+    """Return the checks of authenticity and those of the policy, together."""
     first, second, both = _last.joined
     if first is not authenticity or second is not asked:
         both = (*authenticity, *asked)
@@ -125,7 +130,7 @@ def all_checks(authenticity: tuple[Check, ...], asked: tuple[Check, ...]) -> tup
 
 
 def any_failed(checks: tuple[Check, ...]) -> bool:
-    """Whether one of the checks has failed."""
+    """Whether one of the checks failed."""
     if checks is _last.unfailed:
         return False
     failed = CheckState.FAILED
@@ -138,7 +143,7 @@ def any_failed(checks: tuple[Check, ...]) -> bool:
 
 @functools.lru_cache(maxsize=256)
 def _made(chain: ChainFacts, report: ReportFacts) -> tuple[Check, ...]:
-    """Return the checks as they are if none has failed."""
+    """Return the checks of a report for which none has failed."""
     authorities = chain.intermediate and chain.root
     judged: dict[Authenticity, bool] = {
         Authenticity.REPORT_LAYOUT: report.read,

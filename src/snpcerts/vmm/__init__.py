@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Serves KVM_EXIT_SNP_REQ_CERTS, in a Python VMM or in one that is not changed.
+"""Serves KVM_EXIT_SNP_REQ_CERTS, for a VMM in Python or for an unmodified one.
 
 A VMM in Python uses ``exit_service``, which serves the exits; ``enable``, which turns the exit on;
 ``vcpu_run``, which issues KVM_RUN; and ``guest_memory``, through which the service reaches the
-guest's buffer. Other VMMs are started
-by ``preload`` with the shim of ``native/``; ``elf`` says whether the program can load it.
-``c_library`` calls the C library of ``native/`` from Python. Imports ``certfile`` and ``abi``.
+guest's buffer. ``preload`` starts other VMMs with the shim of ``native/``; ``elf`` checks whether
+the program can load it. ``c_library`` calls the C library of ``native/`` from Python. Imports
+``certfile`` and ``abi``.
 """
 
 from __future__ import annotations

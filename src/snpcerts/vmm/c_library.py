@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The library in C that serves a request, called from Python.
+"""Calls the C library that serves requests, from Python.
 
-``native/include/snpcerts.h`` describes its functions and structures; those declared here have the
-same layout. It is compiled when snpcerts is installed. If that was not possible, :func:`load`
-returns None, and the exit service uses Python.
+``native/include/snpcerts.h`` describes its functions and structures. Those declared here have the
+same layout. The library is compiled when snpcerts is installed. If that was not possible,
+:func:`load` returns None, and the exit service uses Python.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ OUTCOMES: Final = ("served", "empty", "too-small", "busy", "failed")
 
 
 class RequestProblem(enum.IntEnum):
-    """enum snpcerts_problem; smaller numbers are an errno."""
+    """enum snpcerts_problem. Smaller numbers are an errno."""
 
     NOT_REGULAR = 1 << 16
     TOO_LARGE = (1 << 16) + 1
@@ -85,10 +85,10 @@ class CServed(ctypes.Structure):
 class Library(NamedTuple):
     """The functions that the exit service calls. All release the interpreter's lock.
 
-    ``serve`` takes what :func:`describe_vm` returns, the vCPU's descriptor, a pointer to a
-    ``kvm_run`` and ``ctypes.byref`` of a :class:`CServed`, and returns the errno of KVM_RUN;
-    ``begin`` takes them without the descriptor; ``end`` the latter two. The types are not
-    checked at each call, which would take half a microsecond.
+    ``serve`` takes the result of :func:`describe_vm`, the vCPU's descriptor, a pointer to a
+    ``kvm_run`` and ``ctypes.byref`` of a :class:`CServed`. It returns the errno of KVM_RUN.
+    ``begin`` takes the same without the descriptor; ``end`` takes only the last two. Types are not
+    checked at each call, because that would take half a microsecond.
     """
 
     serve: Callable[[object, int, ctypes.c_void_p, object], int]
@@ -130,4 +130,4 @@ def describe_vm(
         slot_count=len(slots),
         slots=(_CSlot * len(slots))(*(_CSlot(*slot) for slot in slots)),
     )
-    return ctypes.byref(vm)  # which keeps vm alive
+    return ctypes.byref(vm)  # it keeps vm alive

@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Reads what an ELF program needs at run time: its machine, its loader, its imports.
 
-Source: System V ABI, "Object Files" and "Program Loading and Dynamic Linking";
-AMD64 supplement for the relocations. Only the program header is followed, as the
-loader does it; section headers may be stripped. Little-endian 64-bit files only:
-others are described by class and machine. The file is hostile: everything is
-checked against its size, and sizes are bounded.
+Source: System V ABI, "Object Files" and "Program Loading and Dynamic Linking"; AMD64 supplement for
+the relocations. As in the loader, only the program header is followed, because section headers may
+be stripped. Only little-endian 64-bit files are parsed; of others, only class and machine are read.
+The file may be hostile, so every offset is checked against its size, and sizes are bounded.
 """
 
 from __future__ import annotations
@@ -36,7 +35,9 @@ _MAX_NAME = 4096
 
 @dataclass(frozen=True, slots=True)
 class Elf:
-    """``interpreter`` is None in a static program; ``imports`` are the symbols it needs."""
+    """An ELF file. ``interpreter`` is None for a static program; ``imports`` are the symbols it
+    needs.
+    """
 
     bits: int
     machine: int
@@ -47,7 +48,7 @@ class Elf:
 def read_elf(path: str) -> Elf:
     """Read the program or library at ``path``.
 
-    Raises :class:`FormatError` if the file is not a valid ELF file, and ``OSError``.
+    Raises :class:`FormatError` if it is not a valid ELF file, and ``OSError`` if it cannot be read.
     """
     with open(path, "rb") as file:
         try:
@@ -110,7 +111,7 @@ class _Reader:
             return frozenset()
         strings = self._at_address(found[_DT_STRTAB], found.get(_DT_STRSZ, 0), "DT_STRTAB")
         wanted: set[int] = set()
-        # The relocations without a symbol come first; DT_RELACOUNT gives their number.
+        # The relocations without a symbol come first. DT_RELACOUNT gives their number.
         relative = found.get(_DT_RELACOUNT, 0) * _RELOCATION.size
         for start, size, skip in (
             (_DT_RELA, _DT_RELASZ, relative),
@@ -136,7 +137,7 @@ class _Reader:
         return frozenset(names)
 
     def _at_address(self, address: int, size: int, field: str) -> bytes:
-        """Return what the loader would map to ``address``."""
+        """Return the bytes that the loader would map to ``address``."""
         for kind, _, offset, start, _, length, _, _ in self._segments:
             if kind == _PT_LOAD and start <= address and address + size <= start + length:
                 return self._slice(offset + address - start, size, field)

@@ -11,21 +11,20 @@ In a vCPU's loop::
     if run.asks_for_certs:
         served = service.serve(run, memory, vcpu)
 
-where ``vcpu`` is the vCPU's descriptor; or a function that issues its KVM_RUN
-and raises ``OSError`` if the ioctl fails, as :func:`snpcerts.vmm.run_vcpu` does.
-The service re-enters the guest once, with ``immediate_exit`` set, so that the
-firmware has the request before the lock is dropped.
+where ``vcpu`` is the vCPU's descriptor. It can also be a function that issues KVM_RUN and raises
+``OSError`` if the ioctl fails, as :func:`snpcerts.vmm.run_vcpu` does. The service re-enters the
+guest once, with ``immediate_exit`` set, so that the firmware has the request before the lock is
+dropped.
 
-**Failures.** A Linux guest that gets EIO destroys its VMPCK: it cannot attest
-again until it reboots. Therefore a missing or unreadable file yields an empty
-table, and the guest can fetch certificates itself; only a buffer outside the
-guest's memory yields EIO. ``on_error="eio"`` yields EIO for an unreadable file
-too; use it only if a guest must not run without certificates.
+**Failures.** A Linux guest that gets EIO destroys its VMPCK: it cannot attest again until it
+reboots. Therefore a missing or unreadable file yields an empty table, and the guest can fetch
+certificates itself. Only a buffer outside the guest's memory yields EIO. With ``on_error="eio"`` an
+unreadable file yields EIO too. Use that only if a guest must not run without certificates.
 
-**In C, where it is built.** For memory that is mapped (:class:`MappedMemory`), the library of
-:mod:`snpcerts.vmm.c_library` serves the request, with the same system calls: in one call that
-includes KVM_RUN if it gets the descriptor, in two around the function otherwise. Elsewhere,
-Python does.
+**In C, if it is built.** For mapped memory (:class:`MappedMemory`), the library of
+:mod:`snpcerts.vmm.c_library` serves the request with the same system calls. Given the descriptor,
+it serves it in one call that includes KVM_RUN; given a function, in one call before and one after
+the function. For other memory, Python serves the request.
 """
 
 from __future__ import annotations
@@ -69,11 +68,10 @@ class Outcome(enum.Enum):
 class Served:
     """One request's outcome with details, for logs and metrics.
 
-    ``ret`` is the positive errno passed to KVM (0 for success). ``size`` is the
-    number of bytes written to the guest; ``needed_pages`` is set for TOO_SMALL;
-    ``detail`` says why a request failed, or why a table is unexpectedly empty.
-    ``run_errno`` is the errno of the re-entry: EINTR is normal. 0 means that
-    KVM_RUN returned with another exit, which the VMM must handle. Any other
+    ``ret`` is the positive errno passed to KVM (0 for success). ``size`` is the number of bytes
+    written to the guest. ``needed_pages`` is set for TOO_SMALL. ``detail`` says why a request
+    failed, or why a table is unexpectedly empty. ``run_errno`` is the errno of the re-entry. EINTR
+    is normal. 0 means that KVM_RUN returned with another exit, which the VMM must handle. Any other
     value means that the request is lost; most VMMs then end the VM.
     """
 
@@ -107,8 +105,7 @@ class Served:
 class ExitService:
     """Serves certificate requests of any number of vCPUs from one certificate file.
 
-    Thread-safe: each request opens the file again, so no vCPU can drop another's
-    lock.
+    Thread-safe: each request opens the file again, so no vCPU can drop another vCPU's lock.
     """
 
     def __init__(
@@ -119,22 +116,24 @@ class ExitService:
         on_error: OnError = "empty",
         size_limit: int = MAX_SIZE,
     ) -> None:
-        """``lock_wait`` is in seconds; then the guest gets BUSY and retries 2 s later."""
+        """Create the service. After ``lock_wait`` seconds the guest gets BUSY, and retries 2 s
+        later.
+        """
         if on_error not in ("empty", "eio"):
             raise UsageError(f"on_error is {on_error!r}", hint="'empty' or 'eio'")
         if not 0 <= lock_wait < 60:
             # A Linux guest destroys its VMPCK after 60 s of BUSY.
             raise UsageError(f"lock_wait is {lock_wait} s", hint="0 to less than 60")
         self._certs = certs
-        self._known: tuple[Outcome, str] | None = None  # the problem that was logged last
+        self._known: tuple[Outcome, str] | None = None  # the last problem that was logged
         self._lock_wait = lock_wait
         self._on_error = on_error
         self._size_limit = size_limit
-        # A function that relays the steps must see all of them.
+        # A function that relays the steps must see all of them, so C cannot be used.
         self._library = c_library.load() if certs.perform is system.perform else None
-        self._last = Served(Outcome.SERVED, 0)  # most requests are served alike
+        self._last = Served(Outcome.SERVED, 0)  # cached, because most requests have the same result
         self._described: tuple[MappedMemory, object] | None = None  # the last VM
-        self._spare: list[tuple[CServed, object]] = []  # structures that no request uses now
+        self._spare: list[tuple[CServed, object]] = []  # structures that no request is using
 
     def serve(
         self, run: RunView, memory: GuestMemory, kvm_run: int | Callable[[], object]
@@ -142,15 +141,14 @@ class ExitService:
         """Answer the request in ``run`` and re-enter the guest once.
 
         ``kvm_run`` is the vCPU's descriptor, or a function that issues its KVM_RUN and raises
-        ``OSError`` if that fails. With the descriptor, all signals wait while KVM_RUN is
-        entered.
+        ``OSError`` if that fails. With the descriptor, all signals wait while KVM_RUN is entered.
 
-        ``immediate_exit`` is restored to its previous value, unless another thread
-        set it to 1 in the meantime to kick this vCPU: then it stays 1. Check your
-        own kick flag after every request, as after any EINTR.
+        ``immediate_exit`` is restored to its previous value, unless another thread set it to 1 in
+        the meantime to kick this vCPU: then it stays 1. Check your own kick flag after every
+        request, as after any EINTR.
 
-        Neither the guest nor the file can cause an exception. Exceptions of
-        the function other than ``OSError`` propagate after the lock is dropped.
+        Neither the guest nor the file can cause an exception. If the function raises anything but
+        ``OSError``, that propagates after the lock is dropped.
         """
         if self._library is not None and type(memory) is MappedMemory:
             vm = self._describe(memory)
@@ -176,7 +174,7 @@ class ExitService:
         return served
 
     def _describe(self, memory: MappedMemory) -> object | None:
-        """Return the library's description of the VM; None if the library cannot serve it."""
+        """Return the library's description of the VM. None if the library cannot serve it."""
         last = self._described
         if last is not None and last[0] is memory:
             return last[1]
@@ -185,7 +183,7 @@ class ExitService:
             vm = c_library.describe_vm(
                 self._certs.path, self._lock_wait, self._size_limit, flags, memory.addresses()
             )
-        except (TypeError, ValueError):  # memory or a path that C cannot use
+        except (TypeError, ValueError):  # C cannot use the memory or the path
             return None
         self._described = memory, vm
         return vm
@@ -268,9 +266,9 @@ class ExitService:
         return f"{self._certs.path}: {problem}"
 
     def _report(self, served: Served) -> None:
-        """Log one line for each request: a problem at a higher level when it is new.
+        """Log one line for each request. A new problem is logged at a higher level.
 
-        The guest decides how often it asks, so a lasting problem is not a reason to warn again.
+        The guest decides how often it makes requests, so a lasting problem causes only one warning.
         """
         if served.run_errno not in (0, errno.EINTR):
             log.error("certificate request lost: KVM_RUN failed with errno %d", served.run_errno)
@@ -282,9 +280,9 @@ class ExitService:
             log.log(level, "certificate request %s", served)
 
 
-# In immediate_exit: any value but 0 makes KVM_RUN return. A VMM's kick writes 1.
+# For immediate_exit. Any value but 0 makes KVM_RUN return; a VMM's kick writes 1.
 _OURS = 2
-# In the order of c_library.OUTCOMES.
+# In the same order as c_library.OUTCOMES.
 _OUTCOMES = tuple(Outcome(name) for name in c_library.OUTCOMES)
 
 
@@ -295,8 +293,8 @@ def _around(
     answer: object,
     kvm_run: Callable[[], object],
 ) -> int:
-    """Let the library answer, enter the guest, and let the library end the request."""
-    try:  # a signal's exception may come between any two lines
+    """Let the library answer, enter the guest, then let the library end the request."""
+    try:  # a signal handler may raise between any two lines
         library.begin(vm, run, answer)
         kvm_run()
     except OSError as error:
@@ -307,7 +305,7 @@ def _around(
 
 
 def _enter(run: RunView, kvm_run: int | Callable[[], object]) -> int:
-    """Enter the guest once with ``immediate_exit`` set; return the errno of KVM_RUN, or 0."""
+    """Enter the guest once with ``immediate_exit`` set. Return the errno of KVM_RUN, or 0."""
     before = run.immediate_exit
     run.immediate_exit = _OURS
     try:
@@ -318,15 +316,15 @@ def _enter(run: RunView, kvm_run: int | Callable[[], object]) -> int:
     except OSError as error:
         return error.errno or errno.EIO
     finally:
-        if run.immediate_exit == _OURS:  # and not by a kick
+        if run.immediate_exit == _OURS:  # unless a kick changed it
             run.immediate_exit = before
     return 0
 
 
 def _run_vcpu(vcpu: int) -> None:
-    """Issue KVM_RUN while all signals wait: EINTR then means that KVM has taken the answer."""
+    """Issue KVM_RUN with all signals blocked, so that EINTR means that KVM has taken the answer."""
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, ())
-    try:  # with the signals blocked, the call may still raise what a handler raises
+    try:  # even with signals blocked, the call may raise the exception of a signal handler
         signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         run_vcpu(vcpu)
     finally:
@@ -344,7 +342,7 @@ def _not_aligned(gpa: int) -> str:
 def _deliver(data: bytes, outcome: Outcome, gpa: int, npages: int, memory: GuestMemory) -> Served:
     if len(data) > npages * PAGE_SIZE:
         return Served(Outcome.TOO_SMALL, errno.ENOSPC, needed_pages=pages_of(len(data)))
-    if gpa % PAGE_SIZE:  # KVM checks this; a VMM under test may not run on KVM
+    if gpa % PAGE_SIZE:  # KVM checks this, but a VMM under test may not run on KVM
         return Served(Outcome.FAILED, errno.EIO, detail=_not_aligned(gpa))
     try:
         memory.write(gpa, data)
@@ -354,7 +352,7 @@ def _deliver(data: bytes, outcome: Outcome, gpa: int, npages: int, memory: Guest
 
 
 def _deliver_empty(gpa: int, npages: int, memory: GuestMemory, detail: str | None) -> Served:
-    """Deliver the empty table as KVM itself writes it: nothing if the buffer has no pages."""
+    """Deliver the empty table as KVM itself does: write nothing if the buffer has no pages."""
     if npages == 0:
         return Served(Outcome.EMPTY, 0, detail=detail)
     served = _deliver(EMPTY, Outcome.EMPTY, gpa, npages, memory)

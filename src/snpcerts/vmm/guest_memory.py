@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Guest memory that a VMM has mapped, addressed by guest physical address (GPA)."""
+"""Guest memory that a VMM has mapped, by guest physical address (GPA)."""
 
 from __future__ import annotations
 
@@ -21,7 +21,9 @@ class GuestMemory(Protocol):
     """What the exit service needs from a VMM's guest memory."""
 
     def write(self, gpa: int, data: bytes) -> None:
-        """Write all of ``data`` at ``gpa``, or nothing and raise :class:`GuestMemoryError`."""
+        """Write all of ``data`` at ``gpa``. If that is impossible, write nothing and raise
+        :class:`GuestMemoryError`.
+        """
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,12 +35,12 @@ class Slot:
 
     @property
     def end(self) -> int:
-        """First GPA after the slot."""
+        """The first GPA after the slot."""
         return self.gpa + self.memory.nbytes
 
 
 class MappedMemory:
-    """Guest memory made of mapped slots that do not overlap."""
+    """Guest memory in mapped slots that do not overlap."""
 
     def __init__(self, slots: Iterable[tuple[int, bytearray | memoryview]]) -> None:
         self._slots = sorted(
@@ -47,7 +49,7 @@ class MappedMemory:
         )
 
         self._at: tuple[tuple[int, int, int], ...] | None = None
-        self._held: list[ctypes.c_char] = []  # keeps the slots where they are
+        self._held: list[ctypes.c_char] = []  # keeps the slots from moving
 
     def addresses(self) -> tuple[tuple[int, int, int], ...]:
         """Return GPA, size and this process's address of each slot, for programs in C.
@@ -68,12 +70,12 @@ class MappedMemory:
         self._parts(gpa, size)
 
     def write(self, gpa: int, data: bytes) -> None:
-        """Write all of ``data``, across adjacent slots; nothing if any byte has no slot."""
+        """Write all of ``data``, across adjacent slots. If a byte has no slot, write nothing."""
         for target, start, stop in self._parts(gpa, len(data)):
             target[:] = data[start - gpa : stop - gpa]
 
     def _parts(self, gpa: int, size: int) -> list[tuple[memoryview, int, int]]:
-        """Return the memory of a range, piece by piece, with the GPAs of each piece."""
+        """Return the memory of a range, piece by piece, with the GPA of each piece."""
         parts: list[tuple[memoryview, int, int]] = []
         at, end = gpa, gpa + size
         for slot in self._slots:

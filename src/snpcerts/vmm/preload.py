@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Starts a VMM with the shim, or says why the shim cannot serve it.
 
-The program's dynamic loader preloads the shim (native/shim.c), which intercepts
-the calls of ioctl(3) that the program makes through the C library. A program
-without a dynamic loader, with another C library, or with its own system calls
-would silently run without the shim; this module detects that by examining the
-binary.
+The program's dynamic loader preloads the shim (native/shim.c), which intercepts the calls of
+ioctl(3) that the program makes through the C library. A program without a dynamic loader, with
+another C library, or with its own system calls would silently run without the shim. This module
+examines the binary to detect that.
 """
 
 from __future__ import annotations
@@ -29,14 +28,14 @@ from snpcerts.vmm.enable import supports_req_certs
 DEFAULT_TIMEOUT: Final = round(DEFAULT_LOCK_WAIT * 1000)  # milliseconds
 MAX_TIMEOUT: Final = 59_999  # a Linux guest destroys its VMPCK after 60 s of BUSY
 
-# A variable with which the shim says, once, by which exit number KVM asked; and how it says it.
+# With this variable set, the shim reports once which exit number KVM used; and its text for that.
 TELL_EXIT: Final = "SNPCERTS_TELL_EXIT"
 EXIT_TOLD: Final = "KVM asks for certificates by exit {}"
 
 _SHIM = Path(__file__).with_name("libsnpcerts_shim.so")
-_LOADER_LIMIT = 30.0  # seconds for the loader to list what it would load
-_INTERPRETERS = 4  # nested interpreters, as Linux allows
-_LINE = 256  # bytes of a script that Linux reads
+_LOADER_LIMIT = 30.0  # seconds in which the loader must list what it would load
+_INTERPRETERS = 4  # nested interpreters; the same limit as in Linux
+_LINE = 256  # bytes of a script's first line that Linux reads
 
 
 def shim_library() -> str:
@@ -58,7 +57,8 @@ def shim_library() -> str:
 
 
 def environment(certs: str, timeout: int, inherited: Mapping[str, str]) -> dict[str, str]:
-    """Return the variables that a VMM needs; libraries that ``inherited`` preloads follow the shim.
+    """Return the variables that a VMM needs. Libraries that ``inherited`` preloads come after the
+    shim.
 
     ``timeout`` is in milliseconds. A relative path is resolved against the working directory.
     """
@@ -72,20 +72,19 @@ def environment(certs: str, timeout: int, inherited: Mapping[str, str]) -> dict[
 
 
 def become(argv: Sequence[str], variables: Mapping[str, str]) -> NoReturn:
-    """Replace this process by ``argv``, which :func:`find_program` has checked."""
-    # Python ignores these signals, and the program would inherit that.
+    """Replace this process with ``argv``, which :func:`find_program` has checked."""
+    # Python ignores these signals. The program would inherit that.
     for number in (signal.SIGPIPE, signal.SIGXFSZ):
         signal.signal(number, signal.SIG_DFL)
     os.execvpe(argv[0], list(argv), {**os.environ, **variables})  # noqa: S606 (as asked for)
 
 
 def sandbox_warnings(argv: Sequence[str], certs: str) -> list[str]:
-    """Return what the VMM's own options for a sandbox mean for the shim.
+    """Return warnings about the VMM's own sandbox options.
 
-    Raises :class:`RefusedError` for a sandbox whose filter kills the VMM at its
-    guest's first request. cloud-hypervisor's filter for vCPU threads
-    (``vmm/src/seccomp_filters.rs``, ``vcpu_thread_rules``) has no ``fcntl``, so no file
-    can be locked there.
+    Raises :class:`RefusedError` for a sandbox whose filter would kill the VMM at its guest's first
+    request. cloud-hypervisor's filter for vCPU threads (``vmm/src/seccomp_filters.rs``,
+    ``vcpu_thread_rules``) has no ``fcntl``, so no file can be locked there.
     """
     name, options = os.path.basename(argv[0]), list(argv[1:])
     if name.startswith("cloud-hypervisor"):
@@ -119,7 +118,7 @@ def sandbox_warnings(argv: Sequence[str], certs: str) -> list[str]:
 
 
 def certificate_warnings(certs: str) -> list[str]:
-    """Return what currently keeps guests of this user from getting certificates."""
+    """Return the reasons why guests of this user currently get no certificates."""
     found: list[str] = []
     try:
         fd = os.open(certs, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
@@ -151,10 +150,10 @@ def certificate_warnings(certs: str) -> list[str]:
 
 
 def find_program(name: str, variables: Mapping[str, str]) -> list[str]:
-    """Find the program and check that the shim can serve it; return warnings.
+    """Find the program and check that the shim can serve it. Return warnings.
 
-    Raises :class:`InputError` if the program cannot be run, :class:`RefusedError` if
-    it would run without the shim.
+    Raises :class:`InputError` if the program cannot be run, and :class:`RefusedError` if it would
+    run without the shim.
     """
     path = shutil.which(name)
     if path is None:
@@ -196,7 +195,7 @@ def find_program(name: str, variables: Mapping[str, str]) -> list[str]:
 
 
 def _refuse_privileged(path: str) -> None:
-    """Refuse programs that gain privileges: the loader ignores LD_PRELOAD for them."""
+    """Refuse programs that gain privileges, because the loader ignores LD_PRELOAD for them."""
     status = os.stat(path)
     what = None
     if status.st_mode & stat.S_ISUID and status.st_uid != os.getuid():
@@ -259,7 +258,7 @@ def _refuse_loaderless(path: str, elf: Elf) -> None:
 
 
 def _loaded(path: str, program: str, elf: Elf, variables: Mapping[str, str]) -> list[str]:
-    """Return the libraries that the program's loader would load; the shim must be among them."""
+    """Return the libraries that the program's loader would load. The shim must be among them."""
     loader = elf.interpreter or ""
     shim = shim_library()
     try:
