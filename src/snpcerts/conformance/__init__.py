@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Judges how a VMM handles KVM_EXIT_SNP_REQ_CERTS, with scripted guests.
 
-``vmm_check`` lists the checks, and ``scenarios`` are the sequences of events that exercise them.
-``suite`` runs all scenarios in ``workers`` and gives a ``result`` for each check. A ``trial`` is
-one run of a VMM: ``trial_guest`` asks, ``served_file`` is the file and its changes,
-``observed_kvm`` and ``file_observer`` write a ``journal``, with ``description`` to tell open files
-apart; ``vmm_output`` and ``kept`` show what went wrong, ``trial_timeline`` draws it. Imports
-``emulator``, ``certfile`` and ``abi``.
+``vmm_check`` lists the checks; ``scenarios`` are the sequences of events that exercise them.
+``suite`` runs all scenarios in ``workers`` and returns a ``result`` for each check. A ``trial`` is
+one run of a VMM. In it, ``trial_guest`` makes the requests, and ``served_file`` is the file and its
+changes. ``observed_kvm`` and ``file_observer`` write a ``journal``; ``description`` tells open
+files apart. ``vmm_output`` and ``kept`` show what went wrong, and ``trial_timeline`` draws it.
+Imports ``emulator``, ``certfile`` and ``abi``.
 """

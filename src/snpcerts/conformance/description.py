@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tell open file descriptions of another process apart, whichever descriptors refer to them.
+"""Tells open file descriptions of another process apart, whichever descriptors refer to them.
 
-A lock belongs to the description. A VMM may lock through one descriptor and keep
-another: a duplicate, or one that a helper process sent over a socket. So each
-description that is locked gets a mark: the signal number of fcntl(2), F_SETSIG,
-which is the description's and means nothing for a regular file. Every descriptor
-of the description then shows the mark.
+A lock belongs to the description. A VMM may lock through one descriptor and keep another: a
+duplicate, or one that a helper process sent over a socket. So each locked description gets a mark:
+the signal number of F_SETSIG (fcntl(2)). It belongs to the description, and has no meaning for a
+regular file. Every descriptor of the description then shows the mark.
 
 Numbers: Linux ``include/uapi/asm-generic/fcntl.h`` and ``asm/unistd_64.h``.
 """
@@ -30,7 +29,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 @contextlib.contextmanager
 def borrowed(process: int, number: int) -> Iterator[int]:
-    """Yield a descriptor of this process for the same description; close it afterwards.
+    """Yield a descriptor of this process for the same description, and close it afterwards.
 
     Raises ``OSError`` if the process has ended or may not be inspected.
     """
@@ -51,15 +50,16 @@ def borrowed(process: int, number: int) -> Iterator[int]:
 class Marks:
     """Marks open file descriptions, and finds the marked ones that hold a lock.
 
-    After 64 descriptions the numbers repeat, so old ones must be gone by then.
+    After 64 descriptions the numbers repeat, so old descriptions must be closed by then.
     """
 
     def __init__(self) -> None:
         self._last = 0
 
     def of(self, process: int, number: int) -> int | None:
-        """Return the mark of a descriptor's description; give it one if it has none. None on
-        failure.
+        """Return the mark of a descriptor's description, and mark it if needed.
+
+        None if that fails.
         """
         try:
             with borrowed(process, number) as descriptor:

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Observes the VMM's reads, locks and closes of the file, each before it happens.
 
-A scenario may interfere at such a moment (``meddle``): it replaces the file
-between open and lock, sends a signal between lock and read, or cuts a read
-short.
+A scenario may interfere at that moment (``meddle``). For example, it replaces the file between open
+and lock, sends a signal between lock and read, or shortens a read.
 """
 
 from __future__ import annotations
@@ -45,7 +44,7 @@ _SHORT_READ_MAX: Final = 1 << 20  # bytes that a short read moves at most
 
 
 def takes_lock(call: FileCall) -> bool:
-    """Whether the call asks for a lock of any kind."""
+    """Whether the call requests a lock of any kind."""
     if call.call is Syscall.FLOCK:
         return not call.arguments[1] & fcntl.LOCK_UN
     if call.call is not Syscall.FCNTL or call.arguments[1] not in _LOCK_COMMANDS:
@@ -72,18 +71,18 @@ class FileObserver:
         self.meddle_open: Callable[[OpenCall], int | None] = lambda _: None
 
     def wants(self, found: os.stat_result) -> bool:
-        """Whether ``found`` is the certificate file or was it before."""
+        """Whether ``found`` is or was the certificate file."""
         return self._served.knows(found)
 
     def opening(self, call: OpenCall) -> int | None:
-        """Record that the path is opened; then let the scenario interfere."""
+        """Record that the path is opened, then let the scenario interfere."""
         if os.path.basename(call.path) != os.fsencode(self._served.path.name):
             return None
         self._tell(call.tid, f"open, flags {call.flags:#o}")
         return self.meddle_open(call)
 
     def before(self, call: FileCall) -> int | Pending | None:
-        """Record the call; then let the scenario interfere."""
+        """Record the call, then let the scenario interfere."""
         locks, reads = takes_lock(call), call.call in READS
         self._tell(call.tid, _what(call, locks))
         if locks or reads:
@@ -101,7 +100,7 @@ class FileObserver:
         if last is not None and last.errno is not None and not asking:
             last.file_used_after_end = True
         lock = self._served.locked(identity)
-        # A VMM may use another thread than the vCPU's: the call then counts for all vCPUs.
+        # A VMM may use a thread other than the vCPU's. The call then counts for all vCPUs.
         for request in [each for each in asking if each.vcpu == vcpu] or asking:
             if locks:
                 self._note_lock(request, call, identity, lock)
@@ -139,7 +138,7 @@ class HeldUntil:
 
     @property
     def deadline(self) -> float | None:
-        """The time to poll again: soon, because the event happens in another process."""
+        """When to poll again. Soon, because the event happens in another process."""
         return min(self._until, time.monotonic() + 0.002)
 
     def poll(self) -> int | None:
@@ -151,15 +150,15 @@ class HeldUntil:
 
 
 def read_short(call: FileCall) -> int | None:
-    """Read at most half of the requested bytes and half of the file, as a kernel may.
+    """Read at most half of the requested bytes and half of the file, as a kernel may do.
 
-    Returns the number of bytes read. Returns None, and does nothing, for a call
-    that cannot be cut short (a mapping, or a read of one byte).
+    Returns the number of bytes read. For a call that cannot be shortened (a mapping, or a read of
+    one byte), does nothing and returns None.
     """
     memory = ProcessMemory(call.tid)
     try:
         pieces = _pieces(call, memory)
-        # Also less than the file has: a VMM may ask for more.
+        # Also less than the file's size, because a VMM may request more.
         limit = min(call.found.st_size // 2, _SHORT_READ_MAX)
         wanted = min(sum(length for _, length in pieces) // 2, limit)
         if not wanted:
@@ -187,7 +186,7 @@ def _pieces(call: FileCall, memory: ProcessMemory) -> list[tuple[int, int]]:
 
 
 def _asked_bytes(call: FileCall) -> int:
-    """Return how many bytes a call of :data:`READS` asks for."""
+    """Return how many bytes a call of :data:`READS` requests."""
     if call.call in (Syscall.SENDFILE, Syscall.MMAP):
         return call.arguments[1 if call.call is Syscall.MMAP else 3]
     try:
@@ -197,7 +196,7 @@ def _asked_bytes(call: FileCall) -> int:
 
 
 def _read(call: FileCall, size: int) -> bytes:
-    # The same open file description, so that a plain read moves the VMM's file position.
+    # Use the same open file description, so that a plain read moves the VMM's file position.
     with borrowed(call.process, call.descriptor) as descriptor:
         if call.call in (Syscall.READ, Syscall.READV):
             return os.read(descriptor, size)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Records what the VMM under test did on ``/dev/kvm`` and with the certificate file.
+"""Records what the VMM under test did with ``/dev/kvm`` and with the certificate file.
 
-Written by :mod:`snpcerts.conformance.observed_kvm` and
-:mod:`snpcerts.conformance.file_observer`, read by the scenarios.
+:mod:`snpcerts.conformance.observed_kvm` and :mod:`snpcerts.conformance.file_observer` write it. The
+scenarios read it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ UPDATE: Final = "update"
 
 @dataclass(frozen=True, slots=True)
 class SeenEvent:
-    """One event. Events are in order of time; ``until`` is the end of one that lasts."""
+    """One event. Events are in order of time. ``until`` is the end of an event that lasts."""
 
     at: float
     track: str
@@ -32,10 +32,10 @@ class SeenEvent:
 
 @dataclass(frozen=True, slots=True)
 class FileRead:
-    """The VMM was about to read the file. ``lock`` is the lock on it at that time.
+    """The VMM was about to read the file. ``lock`` is the lock on the file at that time.
 
-    With ``maps`` it maps the file, so the time of reading is not known. ``size`` is how many bytes
-    it asks for.
+    If ``maps`` is set it maps the file, so the time of reading is unknown. ``size`` is the number
+    of bytes requested.
     """
 
     file: Identity
@@ -51,11 +51,11 @@ class CertsRequest:
     Times are those of ``time.monotonic``. ``ret``, ``needed`` (npages) and ``immediate_exit`` are
     the values in kvm_run when the VMM re-entered. ``marks`` identify the open file descriptions
     through which a lock was requested, and ``lock_tries`` are the times of these requests.
-    ``lock_at_answer`` is the lock when the VMM answered, on the file read last or else on the file
-    at the path; ``lock_when_signed`` is the lock after the firmware had the request and before the
-    VMM learnt of it. ``relocked`` means that the lock was dropped after the last read and taken
-    again, ``mapped`` that the file was mapped when the VMM answered. ``errno`` is that of the
-    re-entry: 0 if it led to another exit, None until it ends.
+    ``lock_at_answer`` is the lock when the VMM answered, on the file read last or, if none was
+    read, on the file at the path. ``lock_when_signed`` is the lock after the firmware had the
+    request and before KVM_RUN returned to the VMM. ``relocked``: the lock was dropped after the
+    last read and taken again. ``mapped``: the file was mapped when the VMM answered. ``errno`` is
+    that of the re-entry: 0 if it led to another exit, None until it ends.
     """
 
     vcpu: int
@@ -75,11 +75,11 @@ class CertsRequest:
     relocked: bool = False
     mapped: bool = False
     errno: int | None = None
-    file_used_after_end: bool = False  # locked or read after the end, with no new exit
+    file_used_after_end: bool = False  # locked or read after the end, without a new exit
 
     @property
     def waited(self) -> float | None:
-        """Seconds the VMM took to answer."""
+        """The number of seconds that the VMM took to answer."""
         return None if self.answered_at is None else self.answered_at - self.asked_at
 
     @property
@@ -98,7 +98,7 @@ class Attribute:
 
 @dataclass(slots=True)
 class Enabling:
-    """One KVM_SEV_SNP_ENABLE_REQ_CERTS call. ``errno`` is its result, 0 for success."""
+    """One call of KVM_SEV_SNP_ENABLE_REQ_CERTS. ``errno`` is its result, 0 for success."""
 
     errno: int
     attribute_got: bool
@@ -110,10 +110,10 @@ class Enabling:
 class Journal:
     """One run of the VMM.
 
-    ``spins`` counts how many times in a row a vCPU's KVM_RUN returned because
-    ``immediate_exit`` was set although no exit was waiting for completion.
-    ``runner`` is the process that called KVM_RUN last; a wrapper may have started it.
-    ``threads`` has None for a thread that runs several vCPUs.
+    ``spins`` counts consecutive KVM_RUN calls of a vCPU that returned because ``immediate_exit``
+    was set although no exit was waiting for completion. ``runner`` is the process that called
+    KVM_RUN last; a wrapper may have started it. ``threads`` has None for a thread that runs several
+    vCPUs.
     """
 
     attribute: Attribute = field(default_factory=Attribute)
@@ -121,7 +121,7 @@ class Journal:
     requests: list[CertsRequest] = field(default_factory=list)
     spins: dict[int, int] = field(default_factory=dict)
     threads: dict[int, int | None] = field(default_factory=dict)  # tid -> vCPU
-    entered: dict[int, int] = field(default_factory=dict)  # vCPU -> how often KVM_RUN was called
+    entered: dict[int, int] = field(default_factory=dict)  # vCPU -> number of KVM_RUN calls
     runner: int | None = None
     seen: list[SeenEvent] = field(default_factory=list)
     refused: list[str] = field(default_factory=list)  # calls that the emulator does not serve
@@ -131,7 +131,7 @@ class Journal:
         return [request for request in self.requests if request.errno is None]
 
     def last_of(self, vcpu: int) -> CertsRequest | None:
-        """Return a vCPU's latest request."""
+        """Return the latest request of a vCPU."""
         return next((each for each in reversed(self.requests) if each.vcpu == vcpu), None)
 
     def note(self, track: str, what: str, since: float | None = None) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Keep the VMM's output and the observed events of a failed check."""
+"""Keeps the VMM's output and the observed events of a failed check."""
 
 from __future__ import annotations
 

@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The emulated KVM, with its calls recorded.
 
-Each device of the emulator is wrapped: it behaves as before, and the relevant
-calls are recorded in the journal. The re-entry that carries an answer can be
-delayed, as on a machine whose firmware is busy; during the delay the suite sees
-who still holds a lock.
+This module wraps each device of the emulator. The device behaves as before, and the journal records
+the relevant calls. The re-entry that carries an answer can be delayed, as on a machine whose
+firmware is busy. During the delay the suite sees which locks are still held.
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ from snpcerts.emulator.kvm.vm import Vm
 from snpcerts.emulator.syscall.caller_memory import ProcessMemory
 from snpcerts.emulator.syscall.device import Caller, NewDescriptor, Pending, Result
 
-RECHECK: Final = 0.002  # seconds between checks whether a delayed call may proceed
+RECHECK: Final = 0.002  # seconds between checks of whether a delayed call may proceed
 
 
 class Observer(Protocol):
@@ -50,10 +49,10 @@ class Observer(Protocol):
         """Whether the firmware may have this answered request now."""
 
     def attribute_value(self) -> int | None:
-        """Return the value of KVM_X86_SEV_SNP_REQ_CERTS, or None for the emulator's own."""
+        """Return the value of KVM_X86_SEV_SNP_REQ_CERTS, or None for the emulator's own value."""
 
     def reentry_error(self, request: CertsRequest) -> int:
-        """Return the errno that this request's re-entry fails with; 0 if it does not fail."""
+        """Return the errno with which this request's re-entry fails; 0 if it does not fail."""
 
     def note_answer(self, request: CertsRequest) -> None:
         """Handle the VMM's answer to this request."""
@@ -67,7 +66,7 @@ class ObservedKvm:
         self._observer = observer
 
     def ioctl(self, caller: Caller, request: int, argument: int) -> Result:
-        """Pass the ioctl to the device; record attribute queries and wrap new VMs."""
+        """Pass the ioctl to the device. Record attribute queries and wrap new VMs."""
         if request in (Ioctl.HAS_DEVICE_ATTR, Ioctl.GET_DEVICE_ATTR):
             self._note_attribute(caller, request, argument)
         result = self._device.ioctl(caller, request, argument)
@@ -249,7 +248,7 @@ class _Held:
 
 
 class _Recorded:
-    """A pending KVM_RUN; its end is recorded."""
+    """A pending KVM_RUN whose end is recorded."""
 
     def __init__(self, pending: Pending, ended: Callable[[int], None]) -> None:
         self._pending = pending

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Results of the checks, as JSON and as JUnit XML for build servers."""
+"""The results of the checks, as JSON and, for build servers, as JUnit XML."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from snpcerts.conformance.vmm_check import BY_ID
 
 SUITE: Final = "snpcerts conformance"
 _COMPARED: Final = re.compile(r"expected (.+), found (.+)\Z", re.DOTALL)
-_SHARED: Final = 3  # failed checks with the same cause that are worth naming first
+_SHARED: Final = 3  # this many failed checks with the same cause are named first
 # XML 1.0 cannot represent these characters, and a VMM's output may contain them.
 _NOT_IN_XML: Final = dict.fromkeys(
     [*range(0x09), 0x0B, 0x0C, *range(0x0E, 0x20), *range(0xD800, 0xE000), 0xFFFE, 0xFFFF], "?"
@@ -34,7 +34,7 @@ class ResultState(enum.Enum):
 class Result:
     """The result of one check. ``detail`` says what was found, or why the check was skipped.
 
-    ``cause`` is a reason that other checks may share; empty if no other check shares it.
+    ``cause`` is a reason that other checks share. It is empty if no other check shares it.
     """
 
     id: str
@@ -74,8 +74,9 @@ class Result:
 
 
 def common_causes(results: Iterable[Result]) -> list[tuple[str, list[str]]]:
-    """Return the causes that more than two failed checks share, with these checks; largest group
-    first.
+    """Return the causes that more than two failed checks share, with these checks.
+
+    The largest group comes first.
     """
     by_cause: dict[str, list[str]] = {}
     for result in results:

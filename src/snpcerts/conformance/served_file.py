@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The certificate file that the VMM under test serves, and an operator's changes to it.
+"""The certificate file that the VMM under test serves, and the operator's changes to it.
 
-Every file that was ever at the path stays open here, so that its inode number
-is not reused and its locks can be queried.
+Every file that was ever at the path stays open here, so that its inode number is not reused and its
+locks can be queried.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ _FILLER: Final = uuid.UUID(
 
 @dataclass(frozen=True, slots=True)
 class LockSeen:
-    """A lock on the file. ``pid`` is the owner of a POSIX lock, or None for an OFD lock."""
+    """A lock on the file. ``pid`` is the owner of a POSIX lock, and None for an OFD lock."""
 
     exclusive: bool
     pid: int | None
@@ -61,15 +61,16 @@ class LockSeen:
 
 
 def table_of(size: int, seed: int) -> bytes:
-    """Return a well-formed certificate table of exactly ``size`` bytes; each ``seed`` gives another
-    one.
+    """Return a well-formed certificate table of exactly ``size`` bytes.
+
+    Each ``seed`` gives a different table.
     """
     guids = (VCEK_GUID, ASK_GUID, ARK_GUID, _FILLER)
     room = size - ENTRY_SIZE * (len(guids) + 1)
     chance = random.Random(seed)  # noqa: S311 (the bytes only have to differ)
     lengths = [room // 4] * 3 + [room - 3 * (room // 4)]
     entries = tuple(
-        # The last byte is never zero, which could be mistaken for padding.
+        # The last byte is never zero, because a zero could be mistaken for padding.
         TableEntry(guid, chance.randbytes(length - 1) + b"\x01")
         for guid, length in zip(guids, lengths, strict=True)
     )
@@ -85,7 +86,7 @@ class ServedFile:
     def __init__(self, directory: Path) -> None:
         self._directory = directory
         self.path = directory / _NAME
-        self.contents: list[bytes] = []  # all of them, the current one last
+        self.contents: list[bytes] = []  # all contents so far; the last one is the current one
         self.on_change: Callable[[str], None] = lambda _: None
         self._made: dict[Identity, int] = {}
         self._current: int | None = None
@@ -114,7 +115,7 @@ class ServedFile:
         self._current = None
 
     def knows(self, found: os.stat_result) -> bool:
-        """Whether this file is at the path or was there before."""
+        """Whether this file is or was at the path."""
         return (found.st_dev, found.st_ino) in self._made
 
     def table(self, size: int) -> bytes:
@@ -122,7 +123,7 @@ class ServedFile:
         self._seeds += 1
         return table_of(size, self._seeds)
 
-    # An operator's actions.
+    # Actions of an operator.
 
     def replace(self, content: bytes) -> None:
         """Put a new file in place of whatever is at the path."""
@@ -130,7 +131,7 @@ class ServedFile:
         self.take_place(path, descriptor)
 
     def prepare(self, directory: Path, content: bytes) -> tuple[Path, int]:
-        """Create a file with a temporary name in ``directory``; return its path and descriptor."""
+        """Create a file with a temporary name in ``directory``. Return its path and descriptor."""
         path = directory / f".{_NAME}.next"
         path.unlink(missing_ok=True)
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
@@ -153,7 +154,7 @@ class ServedFile:
         self.on_change(f"puts inode {os.fstat(descriptor).st_ino} in place")
 
     def replace_unnoticed(self, content: bytes) -> None:
-        """Replace the file; old and new have the same times, and the old one keeps a name."""
+        """Replace the file. Old and new file have the same times, and the old one keeps a name."""
         old = os.fstat(self._present())
         kept = self._directory / f".{_NAME}.{len(self._made)}"
         os.link(self.path, kept)
@@ -164,9 +165,9 @@ class ServedFile:
     def rewrite(self, content: bytes, *, same_time: bool = False) -> None:
         """Overwrite the file in place.
 
-        This happens between two requests, when a correct VMM does not use the
-        file, so no lock is needed. A VMM that keeps its lock fails only the check
-        for that, not every check. ``same_time`` keeps the time of the last change.
+        This happens between two requests, when a correct VMM does not use the file, so no lock is
+        needed. A VMM that keeps its lock then fails only that one check, not every check.
+        ``same_time`` keeps the time of the last change.
         """
         descriptor = self._present()
         before = os.fstat(descriptor)
@@ -205,7 +206,7 @@ class ServedFile:
         self.serves(descriptor)
 
     def lock(self) -> bool:
-        """Take the exclusive lock, as an update does; False if another lock prevents it."""
+        """Take the exclusive lock, as an update does. Return False if another lock prevents it."""
         try:
             fcntl.fcntl(self._present(), F_OFD_SETLK, EXCLUSIVE)
         except OSError as error:
@@ -224,9 +225,9 @@ class ServedFile:
     # Observations.
 
     def locked(self, identity: Identity | None = None) -> LockSeen | None:
-        """The lock of another process on a file, by default on the file at the path.
+        """Return the lock of another process on a file, by default on the file at the path.
 
-        flock(2) locks are ignored, as updates ignore them too.
+        flock(2) locks are ignored, because updates ignore them too.
         """
         descriptor = self._current if identity is None else self._made.get(identity)
         if descriptor is None:
@@ -249,7 +250,7 @@ class ServedFile:
         )
 
     def descriptors_of(self, pids: list[int]) -> int:
-        """Return how many descriptors the processes have open for these files."""
+        """Return the number of descriptors that the processes have open for these files."""
         return sum(self._open_in(pid) for pid in pids)
 
     def _open_in(self, pid: int) -> int:
@@ -265,7 +266,7 @@ class ServedFile:
         return self.mappings_in(pids) > 0
 
     def mappings_in(self, pids: list[int]) -> int:
-        """Return how many mappings of these files the processes have."""
+        """Return the number of mappings of these files in the processes."""
         total = 0
         inodes = {str(inode) for _, inode in self._made}
         for pid in pids:

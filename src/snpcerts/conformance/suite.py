@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Run all scenarios against one VMM, and return one result for each check."""
+"""Runs all scenarios against one VMM, and returns one result for each check."""
 
 from __future__ import annotations
 
@@ -63,8 +63,9 @@ _SCENARIOS: Final = (
 
 @dataclass(frozen=True, slots=True)
 class _Tried:
-    """One run of the VMM, as its process reports it. ``exits_served`` is
-    :attr:`Trial.exits_served`.
+    """One run of the VMM, as reported by its process.
+
+    ``exits_served`` is :attr:`Trial.exits_served`.
     """
 
     results: list[Result]
@@ -76,7 +77,7 @@ class _Tried:
 
 @dataclass(frozen=True, slots=True)
 class Keeping:
-    """Where to keep the VMM's output and the observed events of each check that did not pass.
+    """Where to keep the VMM's output and the observed events of each check that has not passed.
 
     ``trace`` adds a timeline for Perfetto.
     """
@@ -86,7 +87,7 @@ class Keeping:
 
 
 def default_jobs() -> int:
-    """Return how many VMMs to run at a time; they spend most of the time waiting."""
+    """Return how many VMMs to run at a time. They spend most of the time waiting."""
     return min(JOBS_MAX, 2 * len(os.sched_getaffinity(0)))
 
 
@@ -102,16 +103,15 @@ def run(
     kernel: KernelRelease = NEWEST,
     firmware: str | None = None,
 ) -> list[Result]:
-    """Judge the VMM that ``argv`` starts; ``{certs}`` in it stands for the certificate file.
+    """Judge the VMM that ``argv`` starts. ``{certs}`` in it is replaced by the certificate file.
 
-    ``only`` names the checks to judge, by default all. ``on_progress`` is called
-    with a check's id before each scenario. Each run of the VMM is added to ``timeline``. ``jobs``
-    is how many VMMs run at a time. ``kernel`` and ``firmware`` are what the emulated host has,
-    the latter one of :data:`~snpcerts.emulator.psp.choices.NAMES`.
-    The results are in the order of :data:`~snpcerts.conformance.vmm_check.CHECKS`. Forks:
-    only for a process without threads. Raises :class:`UsageError` for a command line
-    without ``{certs}`` and for an unknown check, and the errors of
-    :func:`~snpcerts.emulator.frontdoor.seccomp.check`.
+    ``only`` names the checks to judge, by default all. ``on_progress`` is called with a check's id
+    before each scenario. Each run of the VMM is added to ``timeline``. ``jobs`` is how many VMMs
+    run at a time. ``kernel`` and ``firmware`` are those of the emulated host; ``firmware`` is one
+    of :data:`~snpcerts.emulator.psp.choices.NAMES`. The results are in the order of
+    :data:`~snpcerts.conformance.vmm_check.CHECKS`. This forks, so the process must have only one
+    thread. Raises :class:`UsageError` for a command line without ``{certs}`` and for an unknown
+    check, and the errors of :func:`~snpcerts.emulator.frontdoor.seccomp.check`.
     """
     chosen = checked(argv, only)
     seccomp.check()
@@ -127,8 +127,9 @@ def run(
 
 
 def checked(argv: Sequence[str], only: Iterable[str]) -> frozenset[str]:
-    """Return the identifiers of the checks to judge; raise as :func:`run` does for wrong
-    arguments.
+    """Return the identifiers of the checks to judge.
+
+    Raises the errors of :func:`run` for wrong arguments.
     """
     if not any(CERTS in word for word in argv):
         raise UsageError(
@@ -199,7 +200,7 @@ class _SuiteRun:
         return None if found is None else found.state
 
     def _find_exit_number(self) -> None:
-        """Use exit number 43, or 42 if that is the only one the VMM serves."""
+        """Use exit number 43, or 42 if the VMM serves only that."""
         first = self._first("first")
         self._add(first)
         if first.exits_served is not False:
@@ -251,7 +252,7 @@ class _SuiteRun:
             self._note(result, tried.seconds)
 
     def _note(self, result: Result, seconds: float = 0.0) -> None:
-        """Merge a result: if several scenarios judge one check, a failure counts first, then a
+        """Merge a result. If several scenarios judge one check, a failure takes precedence over a
         pass.
         """
         known = self._found.get(result.id)
@@ -267,7 +268,7 @@ class _SuiteRun:
         self._found[result.id] = Result(result.id, result.state, result.detail, total, result.cause)
 
     def _two_devices(self) -> _Tried:
-        """Run the scenario in a process with a mount namespace of its own."""
+        """Run the scenario in a process with its own mount namespace."""
         directory = self._directory / "devices"
         directory.mkdir()
         with _two_file_systems(directory) as mounted:
@@ -280,7 +281,7 @@ class _SuiteRun:
             return self._try_in(link, locking.same_device(first, second, link))
 
     def add_to(self, timeline: Timeline) -> None:
-        """Add each run of the VMM, as a group named after the check that it is for."""
+        """Add each run of the VMM, as a group named after its check."""
         for number, tried in enumerate(self._tried, 1):
             if tried.seen.events:
                 add_trial(timeline, tried.seen, f"{number}. {tried.results[0].id}")
@@ -299,10 +300,10 @@ def _skipped(check: str, why: str) -> Result:
 
 @contextlib.contextmanager
 def _two_file_systems(directory: Path) -> Iterator[tuple[Path, Path] | None]:
-    """Mount two new file systems in a private namespace; yield None without the right to mount.
+    """Mount two new file systems in a private namespace. Yield None without the right to mount.
 
-    Both are empty tmpfs, which number their inodes from 1, so files made in the
-    same order have the same inode numbers.
+    Both are an empty tmpfs, which numbers its inodes from 1. So files made in the same order have
+    the same inode numbers.
     """
     places = directory / "first", directory / "second"
     for place in places:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """One run of the VMM under test through one scenario, from its start to its end.
 
-The VMM is a real process on the emulated host. Its guest's vCPUs run the scenario, which requests
-reports and also acts as the host's operator between requests: it replaces the file, takes the
+The VMM is a real process on the emulated host. Its guest's vCPUs run the scenario. The scenario
+requests reports and, between requests, acts as the host's operator: it replaces the file, takes the
 lock, sends a signal. All of this happens in one loop of this process, so the order does not depend
 on the speed of any process.
 """
@@ -57,15 +57,15 @@ from snpcerts.printable import printable
 
 CERTS: Final = "{certs}"  # replaced by the file's path in the VMM's arguments
 TABLE_SIZE: Final = 6000  # bytes: two pages, neither of them full
-SPINS_MAX: Final = 50  # KVM_RUNs in a row that immediate_exit ends; a kick or two are normal
+SPINS_MAX: Final = 50  # consecutive KVM_RUNs that immediate_exit ends; one or two kicks are normal
 RETS: Final = (0, errno.ENOSPC, errno.EAGAIN, errno.EIO)  # api, KVM_EXIT_SNP_REQ_CERTS
 _STEP: Final = 0.05  # seconds between checks of the time limits
 _LOG: Final = "snpcerts.emulator"
-_STEPS_MAX: Final = 6  # time limits that a whole scenario may take
+_STEPS_MAX: Final = 6  # time limits of a step that a whole scenario may take
 _ABOUT_LOCKS: Final = frozenset(
     ("lock-kind", "lock-before-read", "lock-until-signed", "busy", "changed-before-lock")
 )
-_REFUSED_MAX: Final = 20  # different calls
+_REFUSED_MAX: Final = 20  # different calls that are listed
 
 Script = Generator[Event, int, None]
 
@@ -74,7 +74,7 @@ Script = Generator[Event, int, None]
 class Limits:
     """Time limits in seconds, and the signal that stops the VMM.
 
-    ``trial`` is the limit for a step of a scenario: the VMM's start, a request;
+    ``trial`` is the limit for one step of a scenario, such as the VMM's start or a request.
     ``busy`` is the longest time that the VMM claims to wait for the lock.
     """
 
@@ -93,11 +93,11 @@ class Scenario:
 
     ``script`` runs on the guest's first vCPU, ``second`` on its second, if there is one. ``after``
     runs when the scripts are done or the VMM has ended; processes that the VMM started may still
-    exist. With ``ends`` the VMM is expected to end by itself. With ``strict_page_states`` the
-    guest's accesses fault where the VMM has not changed a page as the guest requested. ``also``
-    are checks that are judged in passing, in every scenario, and that this one provokes. ``start``
-    puts the first file in place, by default one of :data:`TABLE_SIZE` bytes. ``attribute`` is what
-    KVM_X86_SEV_SNP_REQ_CERTS reads as. ``environment`` is added to the VMM's. ``seconds`` is
+    exist. ``ends`` says that the VMM should end by itself. With ``strict_page_states`` the guest's
+    access faults if the VMM has not changed the page as the guest requested. ``also`` lists checks
+    that every scenario judges and that this one provokes. ``start`` creates the first file, by
+    default one of :data:`TABLE_SIZE` bytes. ``attribute`` is the value of
+    KVM_X86_SEV_SNP_REQ_CERTS. ``environment`` is added to the VMM's environment. ``seconds`` is
     roughly how long a correct VMM takes.
     """
 
@@ -127,7 +127,7 @@ class TrialVcpu:
     def ask(
         self, npages: int, *, gpa: int | None = None, field: tuple[int, int] | None = None
     ) -> Asking:
-        """Make one request with :meth:`TrialGuest.ask`; record it to be judged later."""
+        """Make one request with :meth:`TrialGuest.ask`, and record it to be judged later."""
         served = self.trial.served
         start = len(served.contents) - 1
         answer = yield from self.guest.ask(self.cpu, self.pages, npages, gpa=gpa, field=field)
@@ -185,9 +185,10 @@ class Trial:
         self._now = check
 
     def judge(self, check: str, problem: str | None) -> None:
-        """Record a pass if ``problem`` is None, else a failure. A failure is never overwritten.
+        """Record a pass if ``problem`` is None, otherwise a failure. A failure is never
+        overwritten.
 
-        For a check of level "advice" it is advice instead of a failure.
+        For a check of level "advice", record advice instead of a failure.
         """
         state = ResultState.PASSED if problem is None else ResultState.FAILED
         if problem is not None and BY_ID[check].level is Level.ADVICE:
@@ -203,7 +204,7 @@ class Trial:
         self._note(check, ResultState.SKIPPED, why)
 
     def note(self, answer: Answer, contents: list[bytes]) -> None:
-        """Record an answer and the file's content at that time; :meth:`run` judges them all."""
+        """Record an answer and the file's content at that time. :meth:`run` judges them all."""
         self.answers.append((answer, contents))
 
     # Called by the observed devices.
@@ -213,11 +214,11 @@ class Trial:
         return self.gate(request)
 
     def attribute_value(self) -> int | None:
-        """Return the value of the attribute, or None for the emulator's own."""
+        """Return the value of the attribute, or None for the emulator's own value."""
         return self.scenario.attribute
 
     def reentry_error(self, request: CertsRequest) -> int:
-        """Return the errno that this request's re-entry fails with; 0 if it does not fail."""
+        """Return the errno with which this request's re-entry fails; 0 if it does not fail."""
         return self.fails_reentry(request)
 
     def note_answer(self, request: CertsRequest) -> None:
@@ -233,11 +234,11 @@ class Trial:
         if not request.marks or request.file is None:
             return True
         found = holding(self.processes(), request.file)
-        # A descriptor that is being sent through a socket belongs to no process.
+        # While a descriptor is being sent through a socket, it belongs to no process.
         return not found or bool(found & request.marks)
 
     def wait_for(self, ready: Callable[[], bool], seconds: float) -> Generator[Event, int, bool]:
-        """Halt the vCPU until ``ready`` returns true; False after ``seconds``."""
+        """Halt the vCPU until ``ready`` returns true. Return False after ``seconds``."""
         until = time.monotonic() + seconds
         while not ready():
             if time.monotonic() >= until:
@@ -246,9 +247,11 @@ class Trial:
         return True
 
     def serve_until(self, ready: Callable[[], bool], seconds: float) -> bool:
-        """Serve the calls of what is left of the VMM until ``ready``; False after ``seconds``.
+        """Serve the calls of the remaining VMM processes until ``ready``. Return False after
+        ``seconds``.
 
-        For a scenario's ``after``: a process that waits for its call to be served cannot end.
+        A scenario's ``after`` needs this, because a process cannot end while it waits for its call
+        to be served.
         """
         until = time.monotonic() + seconds
         while not ready():
@@ -262,7 +265,7 @@ class Trial:
     def exits_served(self) -> bool | None:
         """Whether the VMM served an exit for certificates; None if there was no exit.
 
-        A VMM that does not know the exit ends, or re-enters without an answer.
+        A VMM that does not know the exit ends or re-enters without an answer.
         """
         requests = self.journal.requests
         if not requests:
@@ -274,7 +277,7 @@ class Trial:
 
     @property
     def vcpus(self) -> int:
-        """How many vCPUs the VM has."""
+        """The number of vCPUs of the VM."""
         return len(getattr(self.vm, "vcpus", ()))
 
     def processes(self) -> list[int]:
@@ -290,7 +293,7 @@ class Trial:
 
     @property
     def runner(self) -> int | None:
-        """The process that calls KVM_RUN; it may be a child of the one that was started."""
+        """The process that calls KVM_RUN. It may be a child of the process that was started."""
         if self.journal.runner is not None:
             return self.journal.runner
         return None if self.program is None else self.program.pid
@@ -298,8 +301,9 @@ class Trial:
     # The run.
 
     def run(self) -> list[Result]:
-        """Run the VMM through the scenario; return the results of its checks and of the general
-        ones.
+        """Run the VMM through the scenario.
+
+        Returns the results of its checks and of the general checks.
         """
         self._started = time.monotonic()
         with contextlib.ExitStack() as stack:
@@ -411,7 +415,7 @@ class Trial:
             return
         why = self._unfinished = self._why_unfinished()
         if bad_rets:
-            # Later failures are only a consequence of the unsupported ret.
+            # Later failures only follow from the unsupported ret.
             for check in missing:
                 self._note(check, ResultState.SKIPPED, f"after an unsupported ret: {why}")
             return
@@ -422,7 +426,7 @@ class Trial:
                 self._note(check, ResultState.SKIPPED, f"not judged: {why}")
 
     def _judge_rets(self) -> list[int]:
-        """Judge every ``ret``; return those that KVM does not support."""
+        """Judge every ``ret``. Return those that KVM does not support."""
         answered = [each for each in self.journal.requests if each.answered_at is not None]
         bad = [each.ret for each in answered if each.ret not in RETS]
         if answered:
@@ -539,7 +543,7 @@ class Trial:
             return
         pages = yield from guest.boot(cpu)
         if pages is None:
-            # The VMM must provide these; the emulator's log has the details.
+            # The VMM must provide these. The emulator's log has the details.
             self.judge("vm-starts", "the VM has no secrets page, or too little memory")
         else:
             try:
@@ -548,17 +552,16 @@ class Trial:
                 self.judge(self._now, str(error))
             except GeneratorExit:
                 raise
-            except BaseException as error:  # a bug in a script: run() raises it
+            except BaseException as error:  # a bug in a script; run() raises it
                 self._broken = error
         self._done += 1
         yield WaitUntil(lambda: False)
 
 
 def lock_before_read(request: CertsRequest, size: int = 0) -> str | None:
-    """Return why a table of ``size`` bytes was not read under a lock in this request; None if it
-    was.
+    """Return why a table of ``size`` bytes was not read under a lock in this request, or None.
 
-    A VMM may also read without a lock, as long as it reads again under one.
+    A VMM may also read without a lock, if it reads again under a lock.
     """
     if request.mapped or any(read.maps for read in request.reads):
         return None if request.lock_at_answer else "the file was mapped, but never locked"
@@ -576,7 +579,7 @@ def lock_before_read(request: CertsRequest, size: int = 0) -> str | None:
 
 
 def lock_until_signed(request: CertsRequest) -> str | None:
-    """Return why the lock did not last until the firmware had the request; None if it did."""
+    """Return why the lock did not last until the firmware had the request, or None if it did."""
     if request.lock_at_answer is None:
         return "the file had no lock when the VMM called KVM_RUN to have the report signed"
     if request.relocked:
@@ -587,14 +590,14 @@ def lock_until_signed(request: CertsRequest) -> str | None:
 
 
 def lock_kind(request: CertsRequest) -> str | None:
-    """Return the problem with the kind of lock; None if it is right or there was no lock."""
+    """Return the problem with the kind of lock. None if it is right or there was no lock."""
     seen = [lock for lock in (request.lock_at_answer, *(r.lock for r in request.reads)) if lock]
     classic = [lock for lock in seen if not lock.is_ofd]
     return f"a classic lock of process {classic[0].pid}" if classic else None
 
 
 class _RefusedCalls(logging.Handler):
-    """Collects what the emulator logs: the calls that it refused."""
+    """Collects from the emulator's log the calls that it refused."""
 
     def __init__(self, into: list[str]) -> None:
         super().__init__(logging.INFO)

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The guest of a trial: requests reports with any buffer, and checks which memory was written.
+"""The guest of a trial. It requests reports with any buffer, and checks which memory was written.
 
-Its vCPUs use pages at the top of the largest slot: GHCB, request and response
-page, then a field of :data:`FIELD_PAGES` pages that contains the buffers.
-Before a request the field is filled with random bytes, which differ from any table.
+Its vCPUs use pages at the top of the largest slot: GHCB, request page, response page, then a field
+of :data:`FIELD_PAGES` pages that contains the buffers. Before a request the field is filled with
+random bytes, which differ from any table.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ from snpcerts.emulator.guest.program import Event, GuestCpu, LaunchedVm, Program
 from snpcerts.emulator.psp.message_seal import SealError, header_for, open_sealed, seal
 
 FIELD_PAGES: Final = 12
-LARGE_PAGES: Final = 24  # a field for large tables, where the VM has the memory
-_VCPUS: Final = 2  # that make requests
+LARGE_PAGES: Final = 24  # a field for large tables, if the VM has the memory
+_VCPUS: Final = 2  # number of vCPUs that make requests
 INVALID_LEN: Final = guest_err(VmmError.INVALID_LEN, 0)
 BUSY: Final = guest_err(VmmError.BUSY, 0)
 GENERIC: Final = guest_err(VmmError.GENERIC, 0)
@@ -54,10 +54,10 @@ _NAMES: Final = {
 class Answer:
     """The answer that the guest got.
 
-    ``exitinfo2`` is SW_EXITINFO2, ``pages`` is RBX. ``signed`` says whether the
-    firmware returned a report. ``before`` and ``after`` are the field's contents,
-    whose first byte is at GPA ``field``; the buffer is at ``gpa``. ``request`` is
-    the VMM's side; None if the VMM got no exit.
+    ``exitinfo2`` is SW_EXITINFO2; ``pages`` is RBX. ``signed`` says whether the firmware returned a
+    report. ``before`` and ``after`` are the contents of the field, which starts at GPA ``field``;
+    the buffer is at ``gpa``. ``request`` is the VMM's side of the request, or None if the VMM got
+    no exit.
     """
 
     gpa: int
@@ -89,7 +89,7 @@ class Answer:
         return self.before == self.after
 
     def got(self, size: int) -> bytes:
-        """Return the first bytes of the buffer."""
+        """Return the first ``size`` bytes of the buffer."""
         start = self.gpa - self.field
         return self.after[start : start + size]
 
@@ -117,7 +117,7 @@ class Answer:
         return None
 
     def delivers(self, table: bytes) -> str | None:
-        """Return why the buffer does not hold ``table``; None if it does.
+        """Return why the buffer does not contain ``table``; None if it does.
 
         The VMM may leave or zero the rest of the buffer.
         """
@@ -137,9 +137,9 @@ class TrialGuest(LinuxGuest):
     """A guest that runs a scenario's programs, one for each vCPU.
 
     Its field is shared from boot on. If a VMM does not do its part of a page state change, a real
-    guest would end. This guest continues and its accesses are no longer checked, so that the VMM's
-    certificates can be judged; ``ignored`` says what the VMM did not do. With ``strict``, an access
-    to a page in the wrong state faults nevertheless.
+    guest would end. This guest continues without checks of its accesses, so that the VMM's
+    certificates can be judged. ``ignored`` says what the VMM has not done. With ``strict``, an
+    access to a page in the wrong state still faults.
     """
 
     def __init__(
@@ -161,7 +161,7 @@ class TrialGuest(LinuxGuest):
         self._chance = random.Random(0)  # noqa: S311 (bytes that are not the table's)
 
     def program(self, cpu: GuestCpu) -> Program:
-        """The scenario's program for this vCPU."""
+        """Return the scenario's program for this vCPU."""
         return self._programs(self, cpu)
 
     def boot(self, cpu: GuestCpu) -> Generator[Event, int, SharedPages | None]:
@@ -174,7 +174,7 @@ class TrialGuest(LinuxGuest):
     def set_page_state_early(
         self, cpu: GuestCpu, gpa: int, operation: PageStateOperation
     ) -> Generator[Event, int, None]:
-        """Do as Linux does; record what the VMM ignored."""
+        """Do as Linux does, and record what the VMM ignored."""
         if cpu.is_private is not None:
             yield from super().set_page_state_early(cpu, gpa, operation)
             self._note_page_state(cpu, gpa, 1, operation)
@@ -187,7 +187,7 @@ class TrialGuest(LinuxGuest):
         pages: int,
         operation: PageStateOperation,
     ) -> Generator[Event, int, None]:
-        """Do as Linux does; record what the VMM ignored."""
+        """Do as Linux does, and record what the VMM ignored."""
         if cpu.is_private is not None:
             yield from super().set_page_state(cpu, shared, gpa, pages, operation)
             self._note_page_state(cpu, gpa, pages, operation)
@@ -232,9 +232,9 @@ class TrialGuest(LinuxGuest):
     ) -> Asking:
         """Make one extended guest request without the driver's retries.
 
-        The buffer is ``npages`` pages at ``gpa``, by default the second page of
-        the vCPU's field. ``field`` is the range to check, as GPA and size in bytes,
-        by default the vCPU's field; its content is restored afterwards.
+        The buffer is ``npages`` pages at ``gpa``, by default the second page of the vCPU's field.
+        ``field`` is the range to check, as GPA and size in bytes, by default the vCPU's field. Its
+        content is restored afterwards.
         """
         start, size = field or (pages.data, FIELD_PAGES * PAGE_SIZE)
         gpa = pages.data + PAGE_SIZE if gpa is None else gpa

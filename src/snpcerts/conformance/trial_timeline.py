@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Draws one run of a VMM as a timeline: a track for each vCPU, the VMM, firmware and the update.
+"""Draws one run of a VMM as a timeline, with a track for each vCPU, the VMM, firmware and update.
 
-A VMM is observed from outside, by its system calls. Its lock is drawn only where it was observed:
-when the VMM answered and when the firmware had the request.
+A VMM is observed from outside, through its system calls. Its lock is drawn only at the times when
+it was observed: when the VMM answered and when the firmware had the request.
 """
 
 from __future__ import annotations
@@ -23,8 +23,9 @@ class TrialSeen:
 
 
 def add_trial(timeline: Timeline, seen: TrialSeen, group: str | None = None) -> None:
-    """Add a run to the timeline, as one group. An arrow leads from each exit to the reading of the
-    file, and on to the firmware.
+    """Add a run to the timeline, as one group.
+
+    An arrow leads from each exit to the read of the file, and on to the firmware.
     """
     names = {event.track for event in seen.events}
     for name in sorted(names, key=lambda name: (name[0] != "v", name)):
@@ -65,7 +66,7 @@ def _add_request(
 
 
 def _command_of(request: CertsRequest, events: list[SeenEvent]) -> SeenEvent | None:
-    """Return the firmware's command for a request: it began when the VMM answered."""
+    """Return the firmware command for a request. It began when the VMM answered."""
     found = (each for each in events if each.until is not None and each.at == request.answered_at)
     return next(found, None)
 

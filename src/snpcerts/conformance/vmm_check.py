@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The checks: what each requires of a VMM, and the rule behind it.
 
-Identifiers are stable from one release to the next: a VMM's own test suite may
-name them. The rules come from Linux ``Documentation/virt/kvm/api.rst``
-("api"), section KVM_EXIT_SNP_REQ_CERTS, ``x86/amd-memory-encryption.rst``
-("sev"), section KVM_SEV_SNP_ENABLE_REQ_CERTS, how a Linux guest's driver treats
-an answer ("guest"), ``fcntl_locking(2)``, and ``docs/protocol.md``.
+Identifiers are stable between releases, because a VMM's own test suite may name them. The rules
+come from Linux ``Documentation/virt/kvm/api.rst`` ("api"), section KVM_EXIT_SNP_REQ_CERTS,
+``x86/amd-memory-encryption.rst`` ("sev"), section KVM_SEV_SNP_ENABLE_REQ_CERTS, how a Linux guest's
+driver treats an answer ("guest"), ``fcntl_locking(2)``, and ``docs/protocol.md``.
 """
 
 from __future__ import annotations
@@ -19,9 +18,9 @@ class Level(enum.Enum):
     """What a failed check means for a VMM."""
 
     MUST = "must"
-    """It breaks a rule of the kernel's, or the guest loses."""
+    """The VMM breaks a kernel rule, or the guest is harmed."""
     ADVICE = "advice"
-    """It may work; this project advises against it."""
+    """It may work, but this project advises against it."""
 
 
 @dataclass(frozen=True, slots=True)

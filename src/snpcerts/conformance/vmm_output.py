@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The output of the VMM under test: its size, its beginning and its end.
+"""Reads the output of the VMM under test: its size, its beginning and its end.
 
-A VMM may write without end, so its output does not go to a file while it runs.
+A VMM may write endlessly, so its output does not go to a file while it runs.
 """
 
 from __future__ import annotations
@@ -11,15 +11,15 @@ from typing import Final
 
 from snpcerts.printable import printable
 
-_KEPT: Final = 64 << 10  # bytes that are kept of the beginning, and of the end
-_SHOWN: Final = 300  # characters of the last words
+_KEPT: Final = 64 << 10  # bytes kept of the beginning, and of the end
+_SHOWN: Final = 300  # characters of the last output that are shown
 _PIECE: Final = 64 << 10
 
 
 class VmmOutput:
     """The reading end of a pipe, and the output read from it.
 
-    ``lines`` and ``size`` count all of it. The VMM gets the end :attr:`writer`.
+    ``lines`` and ``size`` count all output. The VMM gets the end :attr:`writer`.
     """
 
     def __init__(self) -> None:
@@ -31,11 +31,11 @@ class VmmOutput:
         self._tail = b""
 
     def read(self) -> None:
-        """Read what is available, at most a few pieces; call again when the pipe is readable."""
+        """Read what is available, at most a few chunks. Call it again when the pipe is readable."""
         for _ in range(16):
             try:
                 piece = os.read(self.reader, _PIECE)
-            except OSError:  # nothing more at the moment
+            except OSError:  # nothing more for now
                 return
             if not piece:
                 return
@@ -52,12 +52,12 @@ class VmmOutput:
             self.writer = -1
 
     def close(self) -> None:
-        """Close the pipe; what was read stays."""
+        """Close the pipe. What was read stays."""
         self.close_writer()
         os.close(self.reader)
 
     def kept(self) -> bytes:
-        """Return the beginning, how much is missing, and the end."""
+        """Return the beginning, the number of bytes left out, and the end."""
         missing = self.size - len(self._head) - len(self._tail)
         note = f"\n[{missing} bytes left out]\n".encode() if missing > 0 else b""
         return self._head + note + self._tail

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Runs pieces of work in forked processes, several at a time.
 
-Each piece gets a process of its own, which ends when this one does. If an exception ends this
-process, it first ends the others and waits for them.
+Each piece gets its own process, which ends when this one ends. If an exception ends this process,
+it first ends the others and waits for them.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from snpcerts.emulator.frontdoor.parent import end_with_parent
 from snpcerts.errors import RefusedError
 
 Outcome = TypeVar("Outcome")
-_PATIENCE: Final = 10.0  # seconds for a process to end its own processes
+_PATIENCE: Final = 10.0  # seconds in which a process must end its own processes
 
 
 class StopWorkerError(BaseException):
@@ -36,8 +36,8 @@ _asked_to_stop = False
 def end_if_asked() -> None:
     """Raise :class:`StopWorkerError` if the parent has asked this process to end.
 
-    A signal handler that raised an exception could do so while a program is being started, and the
-    program would be lost.
+    This is not done in a signal handler: an exception could then come while a program is being
+    started, and the program would be lost.
     """
     if _asked_to_stop:
         raise StopWorkerError
@@ -53,11 +53,11 @@ class _Worker(Generic[Outcome]):
 def in_parallel(
     pieces: Sequence[Callable[[], Outcome]], jobs: int, on_start: Callable[[int], None]
 ) -> list[Outcome]:
-    """Call all ``pieces``, at most ``jobs`` at a time; return their results in order.
+    """Call all ``pieces``, at most ``jobs`` at a time. Return their results in order.
 
-    ``on_start`` gets the index of each piece when it starts. Results are pickled. An
-    exception of a piece is raised here, after the other processes have ended.
-    Only for a process without threads.
+    ``on_start`` gets the index of each piece when it starts. Results are pickled. If a piece raises
+    an exception, it is raised here after the other processes have ended. This process must have
+    only one thread.
     """
     found: dict[int, Outcome] = {}
     running: dict[Connection, _Worker[Outcome]] = {}
@@ -148,7 +148,7 @@ def _end(workers: Sequence[_Worker[Outcome]]) -> None:
     until = time.monotonic() + _PATIENCE
     for worker in workers:
         left = until - time.monotonic()
-        while left > 0 and worker.line.poll(left):  # ends with the process
+        while left > 0 and worker.line.poll(left):  # ends when the process ends
             try:
                 worker.line.recv_bytes()
             except EOFError:

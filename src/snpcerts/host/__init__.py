@@ -1,22 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
 """The host's side: the firmware behind ``/dev/sev``, and the agent that updates the files.
 
-``sev`` is the client of ``/dev/sev``; ``host_firmware`` the firmware's state as the agent
-needs it, ``firmware_change`` what is new in it; ``host_processor`` finds the product,
-``mitigations`` and ``initialisation`` read what sysfs and the kernel say. What the agent
-knows of the signing keys: ``known``, changed by the rules of ``remembered``, kept on disk by
-``key_memory``, proven by ``proof``.
+``sev`` is the client of ``/dev/sev``. ``host_firmware`` is the firmware's state as the agent needs
+it; ``firmware_change`` finds what is new in it. ``host_processor`` finds the product;
+``mitigations`` and ``initialisation`` read sysfs and the kernel. ``known`` is what the agent knows
+about the signing keys: ``remembered`` has the rules that change it, ``key_memory`` keeps it on
+disk, and ``proof`` proves it.
 
-``config`` is the configuration. ``expected_content`` says what a file must hold,
-``file_state`` what it holds, ``table_cache`` and ``vlek_store`` have the certificates,
-``ownership`` group and mode. ``plan`` says what a firmware command will do; ``agent``
-carries it out, with ``locked_update`` around the command. ``watch`` is the agent as a
-service, ``notify`` tells the service manager; ``event``, ``log``, ``metrics`` and
-``metrics_server`` report, and ``agent_trace`` draws. ``announce`` tells the fleet's mirror how
-the host is, ``mirror_wait`` waits until it has a certificate. ``status`` and ``host_check``
-answer the commands of these names, with ``kernel_faults``. ``claim_trial`` has a guest show how
-this host behaves, ``kernel_numbers`` and ``btf`` read what its kernel says, and
-``claim_report`` is the result, claim by claim. ``installation`` puts the units and files of
-``system_files`` in place. Imports ``certfile``, ``mirror``, ``kds``, ``verify``,
-``endorsement`` and ``abi``.
+``config`` is the configuration. ``expected_content`` says what a file must contain, and
+``file_state`` what it does contain. ``table_cache`` and ``vlek_store`` hold the certificates;
+``ownership`` sets group and mode. ``plan`` plans a firmware command; ``agent`` carries it out, with
+``locked_update`` around the command. ``watch`` is the agent as a service; ``notify`` reports to the
+service manager; ``event``, ``log``, ``metrics`` and ``metrics_server`` report to operators, and
+``agent_trace`` draws. ``announce`` reports the host's state to the fleet's mirror; ``mirror_wait``
+waits until the mirror has a certificate. ``status`` and ``host_check`` answer the commands of these
+names, with ``kernel_faults``. ``claim_trial`` uses a guest to show how this host behaves,
+``kernel_numbers`` and ``btf`` read the kernel's numbers, and ``claim_report`` is the result, claim
+by claim. ``installation`` installs the units and files of ``system_files``. Imports ``certfile``,
+``mirror``, ``kds``, ``verify``, ``endorsement`` and ``abi``.
 """

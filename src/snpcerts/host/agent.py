@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Keep the certificate files in step with the firmware.
+"""Keeps the certificate files in step with the firmware.
 
-In this order, always: look (file and firmware under the shared lock); empty
-what is wrong; fetch what is missing, with no lock held; publish, reading the
-firmware's status again under the exclusive lock.
+The order is always the same. First read file and firmware under the shared lock. Then empty what is
+wrong. Then fetch what is missing, with no lock held. Then publish: read the firmware's status again
+under the exclusive lock, and write the files.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from snpcerts.host.table_cache import TableCache, UnavailableError
 
 # Signals that end a process and can wait until a section is over.
 _ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-# How often the firmware may change between fetching and publishing before we give up.
+# How often the firmware may change between fetching and publishing before the agent gives up.
 ROUNDS = 3
 
 
@@ -44,8 +44,8 @@ ROUNDS = 3
 class Synced:
     """The result of one round.
 
-    ``before`` is what was found, ``updates`` what was published; ``problem`` is the first reason
-    why some file is still not in step.
+    ``before`` is what the round found, ``updates`` what it published. ``problem`` is the first
+    reason why a file is still not in step.
     """
 
     before: tuple[FileState, ...]
@@ -56,8 +56,8 @@ class Synced:
 class Agent:
     """Reads and updates the certificate files of one configuration.
 
-    ``during`` is entered for each exclusive section, before it waits for its locks. With
-    ``force``, a file that is not a certificate file is replaced too.
+    Each exclusive section enters ``during`` before it waits for its locks. With ``force``, even a
+    file that is not a certificate file is replaced.
     """
 
     def __init__(
@@ -78,7 +78,7 @@ class Agent:
         self._performer = performer
         self._during = during
         self.force = force
-        self._last: FirmwareState | None = None  # when sync() last read the files
+        self._last: FirmwareState | None = None  # the state when sync() last read the files
         # By path: what was wrong when the file was last read.
         self._wrong_tables: dict[str, bytes] = {}
 
@@ -112,7 +112,7 @@ class Agent:
         return file_states
 
     def _harmful(self, file_state: FileState) -> bool:
-        """Whether guests may get a table that does not match, and the agent may empty the file."""
+        """Whether guests may get a wrong table and the agent may empty the file."""
         foreign = file_state.match is FileMatch.FOREIGN
         return file_state.match.harmful or (foreign and self.force)
 
@@ -122,7 +122,7 @@ class Agent:
     def make_safe(self, file_states: Iterable[FileState]) -> tuple[UpdateResult, ...]:
         """Empty every wrong file, or fill it if the right table is cached.
 
-        A missing file is created empty. All files are tried; then the first error is raised.
+        A missing file is created empty. All files are tried before the first error is raised.
         """
         errors: list[SnpCertsError] = []
         updates: list[UpdateResult] = []
@@ -144,7 +144,7 @@ class Agent:
             except SnpCertsError as error:
                 if isinstance(error, LockHeldError) and error.emptied:
                     self.tell(Event(EventKind.EMPTIED, f"{path}: is empty: {error}", path))
-                    continue  # the file is safe; filling it comes later
+                    continue  # the file is safe; it is filled later
                 message = f"{path}: cannot be emptied: {error}"
                 self.tell(Event(EventKind.FAILED, message, path))
                 errors.append(error)
@@ -158,12 +158,12 @@ class Agent:
         except RefusedError:
             if file.strategy is Strategy.IN_PLACE:
                 raise
-            # A disk without room or a directory that cannot be written to keeps
-            # a new file from being made; the old one may still be emptied.
+            # If the disk is full or the directory is not writable, a new file cannot be made. The
+            # old one may still be emptied.
             return self.publish([replace(file, strategy=Strategy.IN_PLACE)])
 
     def fetch(self, keys: Iterable[Key]) -> None:
-        """Fetch the tables of ``keys`` into the cache; return the first error after trying all."""
+        """Fetch the tables of ``keys`` into the cache. Try all, then return the first error."""
         errors: list[SnpCertsError] = []
         for key in dict.fromkeys(keys):
             try:
@@ -178,8 +178,8 @@ class Agent:
     ) -> UpdateResult:
         """Run one exclusive section over ``files`` and report its result.
 
-        Raises the same errors as :func:`snpcerts.host.locked_update.run`, the error of a file that
-        could not be written, and that of a file that is not a certificate file.
+        Raises the same errors as :func:`snpcerts.host.locked_update.run`, and an error for a file
+        that could not be written or is not a certificate file.
         """
         if not self.force:
             for file in files:
@@ -216,7 +216,7 @@ class Agent:
             self.tell(Event(EventKind.FAILED, problem))
 
     def own(self, files: Iterable[FileConfig]) -> tuple[SnpCertsError, ...]:
-        """Set group and mode of the existing files; report those that cannot be set."""
+        """Set group and mode of the existing files. Report those that cannot be set."""
         errors: list[SnpCertsError] = []
         for file in files:
             try:
@@ -228,10 +228,10 @@ class Agent:
         return tuple(errors)
 
     def sync(self, on_safe: Callable[[], None] = lambda: None) -> Synced:
-        """Bring every file in step; call ``on_safe`` once no file is wrong.
+        """Bring every file in step. Call ``on_safe`` once no file is wrong.
 
-        What keeps a file from being in step is the result's ``problem`` and never raised. Raises if
-        the firmware cannot be asked.
+        If a file cannot be brought in step, this does not raise: the result's ``problem`` has the
+        reason. It raises if the firmware's status cannot be read.
         """
         before = self.read_files()
         self._tell_of_changes(before)
@@ -243,7 +243,7 @@ class Agent:
             safe = False
             problems.append(error)
         except SnpCertsError:
-            safe = False  # reported already; whether it matters is decided below
+            safe = False  # already reported; the code below decides whether it matters
         else:
             safe = True
             on_safe()
@@ -263,7 +263,7 @@ class Agent:
         return Synced(before, tuple(updates), problems[0] if problems else None)
 
     def _tell_of_changes(self, file_states: Sequence[FileState]) -> None:
-        """Report what has changed in the firmware since the last round, whichever program changed
+        """Report what has changed in the firmware since the last round, whatever program changed
         it.
         """
         for each in file_states[:1]:
@@ -273,9 +273,7 @@ class Agent:
             self._last = each.state
 
     def update_is_prepared(self, state: FirmwareState) -> bool:
-        """Whether the certificates of the VCEK for the current TCB, which a commit reports, are
-        cached.
-        """
+        """Whether the VCEK certificates for the current TCB, which a commit reports, are cached."""
         return Key(VekKind.VCEK, state.current) in self.table_cache
 
     def _without_the_revoked(
@@ -298,7 +296,7 @@ class Agent:
     def _bring(
         self, file: FileConfig, updates: list[UpdateResult], problems: list[SnpCertsError]
     ) -> bool:
-        """Fetch and publish for one file; return whether the firmware has changed during that."""
+        """Fetch and publish for one file. Return whether the firmware has changed meanwhile."""
         want = expected_content(self.firmware.state(), file)
         try:
             if isinstance(want, Key):
@@ -351,7 +349,7 @@ def uninterrupted() -> Iterator[None]:
 def in_update() -> bool:
     """Whether this thread is inside an exclusive section.
 
-    For signal handlers: Python may run one for a signal that another thread got.
+    For signal handlers, because Python may run one for a signal that another thread got.
     """
     return getattr(_updates, "open", False)
 

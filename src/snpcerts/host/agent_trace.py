@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Notes in a timeline what the agent does: its locks, the firmware's commands, the key server.
+"""Records the agent's locks, firmware commands and key server requests in a timeline.
 
-It sees this process alone: while the agent waits for a lock, ``snpcerts host status`` names the
+It sees only this process. While the agent waits for a lock, ``snpcerts host status`` names the
 process that holds it.
 """
 
@@ -23,7 +23,7 @@ _TITLE: Final = "snpcerts host sync"
 
 
 class AgentTrace:
-    """Fills a stream's timeline. New spans are written while no lock is held."""
+    """Fills the timeline of a stream. New spans are written while no lock is held."""
 
     def __init__(self, stream: TimelineStream) -> None:
         self._stream = stream
@@ -38,14 +38,14 @@ class AgentTrace:
         return Timeline(_TITLE)
 
     def span(self, span: Span) -> None:
-        """Note one span of the protocol. It is called with the lock held, so it writes nothing
+        """Record one span of the protocol. This is called with the lock held, so it writes nothing
         yet.
         """
         values = {} if span.path is None else {"file": span.path}
         self._timeline.slice(self._agent, span.kind.value, span.start, span.end, values)
 
     def listen(self, event: Event) -> None:
-        """Note an event of the agent, and write the spans that are not yet written."""
+        """Record an event of the agent, and write the spans that are not yet written."""
         now = time.monotonic()
         seconds = event.fields.get("seconds")
         if event.kind is EventKind.FETCHED and isinstance(seconds, float):
@@ -56,12 +56,12 @@ class AgentTrace:
         self._stream.flush()
 
     def driver(self, driver: SevDriver) -> SevDriver:
-        """Return the driver with each of its commands noted."""
+        """Return the driver with each of its commands recorded."""
         return _TimedSev(driver, self)
 
     @contextmanager
     def command(self, name: str) -> Iterator[None]:
-        """Note a firmware command that runs in this block."""
+        """Record a firmware command that runs in this block."""
         start = time.monotonic()
         try:
             yield
@@ -71,7 +71,7 @@ class AgentTrace:
 
 @dataclass(frozen=True, slots=True)
 class _TimedSev:
-    """Passes commands to a driver and notes each one in a trace."""
+    """Passes commands to a driver and records each one in a trace."""
 
     driver: SevDriver
     trace: AgentTrace

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Announces this host's state to the fleet's mirror, which answers with the certificates it has.
 
-An announcement is one HTTP request with a limit on time and size. The agent sends it from a thread
-of its own, so a mirror that is slow, unreachable or wrong delays no round and causes one event in
-the log.
+An announcement is one HTTP request with a limit on time and size. The agent sends it from a
+separate thread, so a mirror that is slow, unreachable or wrong delays no round and causes only one
+event in the log.
 """
 
 from __future__ import annotations
@@ -141,11 +141,11 @@ def _certificate(value: Mapping[str, Any], product: Product) -> MirroredCertific
 
 
 class BackgroundAnnouncer:
-    """Announces from a thread of its own. It never raises, and only :meth:`finish` waits.
+    """Announces from a separate thread. It never raises, and only :meth:`finish` waits.
 
-    While one announcement is being sent, only the newest of the others is kept. ``listener`` gets
-    an event for each failure, and one when announcing works again. ``observe`` is called with each
-    result: ``ok``, or the error's code.
+    While one announcement is being sent, only the newest of the following ones is kept.
+    ``listener`` gets an event for each failure, and one when announcing works again. ``observe`` is
+    called with each result: ``ok``, or the error's code.
     """
 
     def __init__(
@@ -172,7 +172,7 @@ class BackgroundAnnouncer:
         """Send an announcement soon."""
         with self._lock:
             self._next = told
-            # A listener that raises ends the thread; the next announcement has a new one.
+            # A listener that raises ends the thread. The next announcement starts a new one.
             if self._thread is None or not self._thread.is_alive():
                 self._thread = threading.Thread(target=self._send_all, name="announce", daemon=True)
                 self._thread.start()
@@ -195,7 +195,7 @@ class BackgroundAnnouncer:
                 self.wanted = self._announcer.send(told)
             except SnpCertsError as error:
                 self._failed(str(error), error.code)
-            except Exception as error:  # whatever a library raises, the agent goes on
+            except Exception as error:  # the agent goes on, whatever a library raises
                 self._failed(f"{type(error).__name__}: {error}", "error")
             else:
                 self._observe("ok")

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reads structures and enumerations from BTF, the types that a running kernel describes.
+"""Reads structures and enumerations from BTF, the type information of the running kernel.
 
-Source: Linux ``Documentation/bpf/btf.rst``. ``/sys/kernel/btf/vmlinux`` is complete in itself; a
-module's file adds to it. Preprocessor constants, such as the numbers of exits, are not in BTF.
+Source: Linux ``Documentation/bpf/btf.rst``. ``/sys/kernel/btf/vmlinux`` is complete; a module's
+file adds to it. Preprocessor constants, such as the numbers of exits, are not in BTF.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _LIMIT: Final = 64 << 20  # bytes; vmlinux has about 5 MiB
 _INT, _ARRAY, _STRUCT, _UNION, _ENUM = 1, 3, 4, 5, 6
 _FUNC_PROTO, _VAR, _DATASEC, _DECL_TAG, _ENUM64 = 13, 14, 15, 17, 19
 _BYTE: Final = 8  # bits
-# How many bytes follow a type, for each of its ``vlen`` and in all.
+# How many bytes follow a type: for each of its ``vlen``, and in addition.
 _EACH: Final = {_STRUCT: 12, _UNION: 12, _ENUM: 8, _FUNC_PROTO: 8, _DATASEC: 12, _ENUM64: 12}
 _ONCE: Final = {_INT: 4, _ARRAY: 12, _VAR: 4, _DECL_TAG: 4}
 
@@ -45,9 +45,9 @@ class Btf:
 
     @classmethod
     def of_kernel(cls, module: str | None = None, folder: Path = KERNEL) -> Self:
-        """Read the BTF of the running kernel, with that of a module if the module has any.
+        """Read the BTF of the running kernel, and that of a module if the module has any.
 
-        Raises ``OSError``, and :class:`FormatError` for a file that is not BTF.
+        Raises ``OSError`` if a file cannot be read, and :class:`FormatError` if it is not BTF.
         """
         found = cls()
         for name in ("vmlinux", *([] if module is None else [module])):
@@ -56,15 +56,16 @@ class Btf:
         return found
 
     def add(self, data: bytes) -> None:
-        """Add a file's types after those already read."""
+        """Add a file's types after the types already read."""
         try:
             self._add(data)
         except (struct.error, IndexError, ValueError) as error:
             raise FormatError("BTF", f"is corrupt: {error}") from None
 
     def offset_of(self, structure: str, member: str) -> int | None:
-        """Return a member's offset in bytes; None if there is no such member. Unnamed members are
-        searched at any depth.
+        """Return a member's offset in bytes; None if there is no such member.
+
+        Unnamed members are searched at any depth.
         """
         for each in self._types:
             if each.kind in (_STRUCT, _UNION) and each.name == structure:

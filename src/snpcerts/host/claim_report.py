@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Compares what a host showed with each claim of :mod:`snpcerts.fidelity`; as text and JSON.
+"""Compares a host's behaviour with each claim of :mod:`snpcerts.fidelity`, as text and JSON.
 
-Only a report that verifies with a root of AMD's makes this a report about hardware.
+The result is about hardware only if an attestation report verified with one of AMD's roots.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Observation:
     detail: str
 
     def __post_init__(self) -> None:
-        """Refuse an unknown claim, and make the detail one line."""
+        """Refuse an unknown claim, and reduce the detail to one line."""
         if self.claim not in BY_ID:
             raise ValueError(f"no claim {self.claim!r}")
         object.__setattr__(self, "detail", printable(self.detail))
@@ -47,7 +47,7 @@ class Observation:
 
 @dataclass(frozen=True, slots=True)
 class RootOfTrust:
-    """The root with which reports verified. ``amds``: it is one of the pinned roots of AMD's."""
+    """The root with which reports verified. ``amds``: it is one of AMD's pinned roots."""
 
     name: str
     amds: bool
@@ -57,7 +57,7 @@ class RootOfTrust:
 class ClaimReport:
     """All observations of one host. ``about`` has versions and names, for people.
 
-    ``root`` is None while no report has verified.
+    ``root`` is None until a report has verified.
     """
 
     made_at: datetime
@@ -74,15 +74,15 @@ class ClaimReport:
 
     @property
     def hardware(self) -> bool:
-        """Whether this is about a real SNP host: AMD's root verified one of its reports."""
+        """Whether this is about a real SNP host: a report verified with one of AMD's roots."""
         return self.root is not None and self.root.amds
 
     def of_claim(self, claim: str) -> list[Observation]:
-        """Return the observations of a claim."""
+        """Return the observations about a claim."""
         return [each for each in self.observations if each.claim == claim]
 
     def showing(self, claim: str) -> Showing:
-        """Return the result for a claim: one observation that differs outweighs all others."""
+        """Return the result for a claim. One observation that differs outweighs all others."""
         if claim == _HARDWARE:
             return self._hardware()
         found = {each.showing for each in self.of_claim(claim)}
@@ -91,7 +91,7 @@ class ClaimReport:
 
     @property
     def differs(self) -> bool:
-        """Whether any claim differs."""
+        """Whether the host differs from any claim."""
         return any(self.showing(claim.id) is Showing.DIFFERS for claim in CLAIMS)
 
     def to_json(self, *, full_chip_id: bool = False) -> dict[str, object]:

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Has a guest of this host request certificates and reports, and notes what that shows.
+"""Lets a guest of this host request certificates and reports, and records what that shows.
 
-The order is: the agent brings the file in step; a guest makes a request; it makes another while a
+The steps are: the agent brings the file in step; a guest makes a request; it makes another while a
 program holds the file's lock, and gets BUSY. If the operator wants it, the guest also makes
 requests during and after an update of the signing key, which is then undone. Each report must be
-made now (64 random bytes of ours in REPORT_DATA), on this chip, and verify with the certificates
-that came with it.
+fresh (REPORT_DATA has 64 random bytes of ours), come from this chip, and verify with the
+certificates that came with it.
 
-A failure becomes an observation and the trial continues, so that the report is complete.
+A failure becomes an observation and the trial continues, so that the result is complete.
 """
 
 from __future__ import annotations
@@ -47,20 +47,20 @@ from snpcerts.verify.policy import Policy
 from snpcerts.verify.verdict import Status, Verdict
 
 AskGuest = Callable[[bytes, KeySelect], bytes]
-"""Has a guest ask for an extended report over 64 bytes; returns the report with its table."""
+"""Lets a guest request an extended report over 64 bytes; returns the report with its table."""
 
 _PATH: Final = "certificate-path"
 _FIRMWARE: Final = "firmware-platform"
 _EXIT: Final = ExitReason.SNP_REQ_CERTS
-_BUSY_LEAST: Final = 3.0  # seconds; a Linux guest asks again 2 s after BUSY
-_BUSY_MOST: Final = 20.0  # a Linux guest gives up for good after 60
+_BUSY_LEAST: Final = 3.0  # seconds; a Linux guest repeats the request 2 s after BUSY
+_BUSY_MOST: Final = 20.0  # a Linux guest gives up permanently after 60
 _RELEASE: Final = 2.0  # seconds for the VMM to drop its lock
 _PAUSE: Final = 0.02
 
 
 @dataclass(frozen=True, slots=True)
 class _GuestAnswer:
-    """One answer of the guest; times are monotonic seconds."""
+    """One answer that the guest got. Times are monotonic seconds."""
 
     evidence: Evidence
     verdict: Verdict
@@ -80,10 +80,10 @@ class _GuestAnswer:
 
 @dataclass(slots=True)
 class ClaimTrial:
-    """One trial, which notes what it sees in ``report``.
+    """One trial, which adds its observations to ``report``.
 
-    ``exit_number`` returns the number of the exit by which KVM asked for certificates; None if it
-    is not known.
+    ``exit_number`` returns the number of the exit with which KVM asked for certificates, or None if
+    it is unknown.
     """
 
     agent: Agent
@@ -94,7 +94,7 @@ class ClaimTrial:
     exit_number: Callable[[], int | None] = lambda: None
 
     def run(self, update: Callable[[TcbVersion], TcbVersion] | None) -> None:
-        """Run the trial; with ``update``, report another TCB for a while."""
+        """Run the trial. With ``update``, report another TCB for a while."""
         if not self._look():
             return
         first = self._extended()
@@ -111,7 +111,7 @@ class ClaimTrial:
     # The steps.
 
     def _look(self) -> bool:
-        """Read the firmware's status, and bring the file in step."""
+        """Read the firmware's status and bring the file in step."""
         try:
             state = self.agent.firmware.state()
         except SnpCertsError as error:
@@ -201,7 +201,9 @@ class ClaimTrial:
             return
 
     def _busy(self, first: _GuestAnswer) -> None:
-        """Hold the file's lock for longer than a request takes, and have the guest make one."""
+        """Hold the file's lock for longer than a request takes, and let the guest make a
+        request.
+        """
         seconds = max(_BUSY_LEAST, 2 * first.seconds + 1)
         if not first.entries or seconds > _BUSY_MOST:
             why = (
@@ -238,7 +240,7 @@ class ClaimTrial:
         self._note_certificates("report-after-busy", answer)
 
     def _update(self, update: Callable[[TcbVersion], TcbVersion]) -> None:
-        """Report another TCB for a while, and always report the earlier one again at the end."""
+        """Report another TCB for a while. At the end, always report the earlier one again."""
         before = self.agent.firmware.state().reported
         try:
             self._ask_while_changing(update, before)
@@ -284,7 +286,7 @@ class ClaimTrial:
         if problem is not None:
             raise problem
 
-    # The parts of the steps.
+    # Parts of the steps.
 
     def _ask(self) -> _GuestAnswer:
         nonce = os.urandom(NONCE_SIZE)
@@ -320,7 +322,7 @@ class ClaimTrial:
         )
 
     def _note_certificates(self, name: str, asked: _GuestAnswer) -> None:
-        """Note whether a report verifies with the certificates that came with it, on this chip."""
+        """Record whether a report of this chip verifies with the certificates that came with it."""
         if not asked.entries:
             self._note(
                 name, "certificates", Showing.NOT_TRIED, "the report came without certificates"
@@ -339,13 +341,13 @@ class ClaimTrial:
         self._note(name, "certificates", Showing.DIFFERS, f"does not verify: {why}")
 
     def _trust(self, root: Anchor) -> None:
-        """Keep the root of all reports so far; one that is not AMD's wins."""
+        """Remember the root of the reports so far. One that is not AMD's takes precedence."""
         known = self.report.root
         if known is None or known.amds:
             self.report.root = RootOfTrust(root.name, is_amds(root))
 
     def _note_signer(self, name: str, asked: _GuestAnswer, state: FirmwareState) -> None:
-        """Note whether the signing key is the one that the firmware's status implies."""
+        """Record whether the signing key is the one that the firmware's status implies."""
         select = key_sel(self.file)
         kind = expected_kind(state, select)
         believed = Key(kind, state.reported)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The agent's configuration: which certificate files there are, and where certificates come from.
+"""The agent's configuration: its certificate files, and where certificates come from.
 
-The file is TOML; docs/operators.md describes it. Every error names its line, and an unknown key is
-an error.
+The file is TOML; docs/operators.md describes it. Every error names its line. An unknown key is an
+error.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ DEFAULT_CACHE: Final = "/var/cache/snpcerts"
 DEFAULT_VLEK: Final = "/var/lib/snpcerts/vlek"
 DEFAULT_MEMORY: Final = "signing-key.json"  # in the directory of the first certificate file
 DEFAULT_INTERVAL: Final = 30.0
-MAX_ENTRIES: Final = 32  # of one file, beyond the certificates
+MAX_ENTRIES: Final = 32  # entries of one file besides the certificates
 _SIZE_LIMIT: Final = 1 << 16
 
 T = TypeVar("T")
@@ -46,15 +46,15 @@ class ConfigError(InputError):
 
 
 class GuestKeySelect(enum.Enum):
-    """Which key the guests of a file request (KEY_SEL of their report requests)."""
+    """Which key a file's guests request (KEY_SEL of their report requests)."""
 
-    DEFAULT = "default"  # the VLEK if one is loaded, else the VCEK: what Linux requests
-    NAMED = "named"  # the kind of the file, by name
+    DEFAULT = "default"  # the VLEK if one is loaded, otherwise the VCEK; Linux requests this
+    NAMED = "named"  # explicitly the file's kind of key
 
 
 @dataclass(frozen=True, slots=True)
 class ExtraEntry:
-    """An additional entry of a table: ``path`` is a file that is copied unchanged."""
+    """An additional entry of a table. ``path`` is a file whose content is used unchanged."""
 
     guid: uuid.UUID
     path: str
@@ -64,10 +64,10 @@ class ExtraEntry:
 class FileConfig:
     """One certificate file.
 
-    ``without_vlek`` says what a VLEK file holds while no VLEK is loaded: the VCEK's certificates,
-    or None for the empty table. ``masked_vlek_signs``: the operator knows that on this firmware a
-    loaded VLEK signs although MASK_CHIP_KEY is set. ``group`` and ``mode`` are set on the file
-    unless they are None.
+    ``without_vlek`` says what a VLEK file contains while no VLEK is loaded: the VCEK's
+    certificates, or None for the empty table. ``masked_vlek_signs``: the operator knows that on
+    this firmware a loaded VLEK signs although MASK_CHIP_KEY is set. The agent sets ``group`` and
+    ``mode`` on the file unless they are None.
     """
 
     path: str
@@ -83,8 +83,9 @@ class FileConfig:
 
 @dataclass(frozen=True, slots=True)
 class MirrorConfig:
-    """The fleet's mirror that the agent announces this host to. ``name`` is the host's name in the
-    fleet; None means the system's host name.
+    """The fleet's mirror, to which the agent announces this host.
+
+    ``name`` is the host's name in the fleet. None means the system's host name.
     """
 
     access: MirrorAccess
@@ -93,7 +94,9 @@ class MirrorConfig:
 
 @dataclass(frozen=True, slots=True)
 class Config:
-    """The whole configuration. ``product`` None means the processor's; all times are in seconds."""
+    """The whole configuration. If ``product`` is None, the processor decides. Times are in
+    seconds.
+    """
 
     files: tuple[FileConfig, ...] = (FileConfig(DEFAULT_FILE),)
     product: Product | None = None
@@ -108,16 +111,16 @@ class Config:
     metrics_file: str | None = None
     metrics_port: int | None = None
     mirror: MirrorConfig | None = None
-    source: str | None = field(default=None, compare=False)  # the file it was read from
+    source: str | None = field(default=None, compare=False)  # the file that it was read from
 
     @property
     def memory_path(self) -> Path:
-        """The path of the record of keys: in the first file's directory unless configured."""
+        """The path of the record of keys: in the first file's directory, unless configured."""
         return self.memory or Path(self.files[0].path).with_name(DEFAULT_MEMORY)
 
 
 def load(path: str) -> Config:
-    """Read a configuration file; raise :class:`ConfigError`, with the line, for any error."""
+    """Read a configuration file. Raises :class:`ConfigError`, with the line, for any error."""
     try:
         with open(path, "rb") as file:
             data = file.read(_SIZE_LIMIT + 1)
@@ -127,7 +130,7 @@ def load(path: str) -> Config:
 
 
 def parse(text: str | bytes, path: str = "configuration") -> Config:
-    """Read configuration text; ``path`` names it in errors."""
+    """Parse the text of a configuration. ``path`` names it in errors."""
     try:
         document, text = read_toml(text, _SIZE_LIMIT)
     except TomlFileError as error:
@@ -260,7 +263,7 @@ def _entries(table: _TomlTable) -> tuple[ExtraEntry, ...]:
     return tuple(entries)
 
 
-# The place of a value, for messages.
+# The location of a value, for messages.
 
 
 @dataclass(frozen=True, slots=True)
@@ -276,7 +279,7 @@ class _Document:
 
 
 class _TomlTable:
-    """A table of the file; it tracks which of its keys have been read."""
+    """A table of the file. It records which of its keys have been read."""
 
     def __init__(self, document: _Document, where: TomlPath, values: Mapping[str, Any]) -> None:
         self._document = document
@@ -325,7 +328,7 @@ class _TomlTable:
                 raise self.error(key, f"unknown key; the keys are {known}")
 
 
-# Each reads one value, or raises ValueError with what was expected.
+# Each of these reads one value, or raises ValueError with what was expected.
 
 
 def _text(value: Any) -> str:
@@ -383,7 +386,7 @@ def _seconds(least: float, most: float) -> Callable[[Any], float]:
 
 
 def _mode(value: Any) -> int:
-    # Text, as chmod takes it: a TOML number 640 would be decimal.
+    # Text, as for chmod: a TOML number 640 would be decimal.
     try:
         mode = int(_text(value), 8)
     except ValueError:

@@ -13,10 +13,10 @@ from snpcerts.printable import printable
 class EventKind(enum.StrEnum):
     """What happened. Stable, because programs that read the log depend on it."""
 
-    PUBLISHED = "published"  # a file holds the certificates of the key in use
-    EMPTIED = "emptied"  # a file was made the empty table
+    PUBLISHED = "published"  # a file contains the certificates of the signing key
+    EMPTIED = "emptied"  # a file was replaced by the empty table
     DRIFT = "drift"  # the firmware changed without the lock
-    GARBAGE = "garbage"  # a file of ours holds no table
+    GARBAGE = "garbage"  # one of our files contains no table
     LAPSED = "lapsed"  # the certificates of a file have expired or were revoked
     FIRMWARE = "firmware"  # a firmware command was issued
     CHANGED = "changed"  # the firmware's state changed since it was last read; ``what`` says how
@@ -47,7 +47,7 @@ class EventKind(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """One event; ``fields`` are for programs: text, numbers, truth values."""
+    """One event. ``fields`` are for programs: text, numbers, truth values."""
 
     kind: EventKind
     message: str
@@ -63,5 +63,5 @@ Listener = Callable[[Event], None]
 
 
 def ignore_event(event: Event) -> None:
-    """Ignore the event: for an agent without another listener."""
+    """Ignore the event. For an agent without another listener."""
     del event

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which certificates belong in a certificate file, given the firmware's state.
+"""Determines which certificates belong in a certificate file, from the firmware's state.
 
-Source: SNP ABI (56860), SNP_GUEST_REQUEST and MSG_REPORT_REQ: KEY_SEL 0 means the VLEK where one
-is loaded and the VCEK where none is. With MASK_CHIP_KEY no report is signed with the VCEK; whether
-one is with a loaded VLEK differs: AMD's published firmware (1.55.25) continues to sign with it,
-other firmware reportedly does not. What a report has proven takes precedence over these rules.
+Source: SNP ABI (56860), SNP_GUEST_REQUEST and MSG_REPORT_REQ: KEY_SEL 0 means the VLEK if one is
+loaded, otherwise the VCEK. With MASK_CHIP_KEY the VCEK signs no reports. A loaded VLEK may still
+sign: AMD's published firmware (1.55.25) continues to sign with it; other firmware reportedly does
+not. What a report has proven takes precedence over these rules.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ def _proven(state: FirmwareState, file: FileConfig, proof: Proof) -> ExpectedCon
 
 
 def signing_key(state: FirmwareState) -> VekKind | None:
-    """Return the kind of key that signs by default; None while reports are not signed."""
+    """Return the kind of key that signs by default. None while reports are not signed."""
     if state.chip_key_masked:
         return None
     return VekKind.VLEK if state.vlek_loaded else VekKind.VCEK

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The content of a certificate file, and whether it is the right one.
+"""Reads the content of a certificate file and judges whether it is the right one.
 
-File and firmware are read together under the shared lock that a VMM takes, so no update that
+File and firmware are read together, under the shared lock that a VMM takes. So no update that
 follows the protocol can run between the two reads.
 """
 
@@ -24,7 +24,7 @@ from snpcerts.host.config import FileConfig
 from snpcerts.host.expected_content import ExpectedContent, Key, NoKey, expected_content
 from snpcerts.host.host_firmware import FirmwareState
 
-# Longer than an update without its firmware command takes.
+# Longer than an update takes without its firmware command.
 LOOK_WAIT = 1.0
 
 
@@ -32,11 +32,11 @@ class FileMatch(enum.Enum):
     """How a file compares with the firmware."""
 
     RIGHT = "right"
-    OUTDATED = "outdated"  # certifies the key, but is incomplete or has other faults
+    OUTDATED = "outdated"  # certifies the key, but is incomplete or has another fault
     EMPTY = "empty"  # harmless: guests fetch certificates themselves
     MISSING = "missing"  # also harmless
-    WRONG = "wrong"  # certifies something else: guests are misled
-    FOREIGN = "foreign"  # not a certificate file and never was one: the path may be mistyped
+    WRONG = "wrong"  # certifies another key: verification fails in guests
+    FOREIGN = "foreign"  # not a certificate file and never was: the path may be mistyped
     UNREADABLE = "unreadable"
     LOCKED = "locked"  # being updated
 
@@ -50,10 +50,10 @@ class FileMatch(enum.Enum):
 class FileState:
     """One file: its content, its expected content, and what is wrong with it.
 
-    ``state`` is the firmware's at the time; ``table`` is None if none can be read;
-    ``leaf`` and ``not_after`` are the table's, trusted or not. ``lapsed``: it is wrong only
-    because a certificate expired or was revoked. ``garbage``: it is wrong because it is not a
-    table. ``data`` is what was read.
+    ``state`` is the firmware's state at that time. ``table`` is None if no table can be read.
+    ``leaf`` and ``not_after`` come from the table, trusted or not. ``lapsed``: the file is wrong
+    only because a certificate expired or was revoked. ``garbage``: the file is wrong because it is
+    not a table. ``data`` is the bytes that were read.
     """
 
     file: FileConfig
@@ -85,8 +85,8 @@ def read_file_state(
 ) -> FileState:
     """Read one file and the firmware together.
 
-    A table whose other entries are not exactly its ``extras`` is outdated. Raises
-    what ``read_state`` raises.
+    A table whose other entries differ from its ``extras`` is outdated. Raises what ``read_state``
+    raises.
     """
     seen: list[Found] = []
     state: FirmwareState = CertFile(file.path).serve(

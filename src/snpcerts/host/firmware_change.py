@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Compares the firmware's state with the one read before, whichever program changed it."""
+"""Compares two states of the firmware, whatever program changed it in between."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from snpcerts.host.host_firmware import FirmwareState
 
 
 def firmware_changes(before: FirmwareState, now: FirmwareState) -> Mapping[str, str]:
-    """Return a sentence for each thing that changed, under a name that programs can test.
+    """Return a sentence for each change, keyed by a name that programs can test.
 
     A command that does not change the firmware's status goes unnoticed.
     """

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checks whether this machine can serve certificates: one line for each requirement, with what to
-do if it is not met.
+"""Checks whether this machine can serve certificates.
 
-Sources: Linux ``Documentation/virt/kvm/x86/amd-memory-encryption.rst`` for what
-KVM needs, fcntl(2) for open-file-description locks, proc_pid_mountinfo(5).
+There is one line for each requirement. If a requirement is not met, the line says what to do.
+
+Sources: Linux ``Documentation/virt/kvm/x86/amd-memory-encryption.rst`` for what KVM needs, fcntl(2)
+for open-file-description locks, proc_pid_mountinfo(5).
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ _FIRST_KERNEL: Final = (7, 0)
 
 
 class Severity(enum.Enum):
-    """The result of a check, by how serious it is."""
+    """The result of a check, in order of severity."""
 
     PASS = "pass"  # noqa: S105 (no password)
     WARN = "warn"
@@ -64,7 +65,7 @@ class Finding:
 
 
 def kernel(release: str) -> Finding:
-    """Check the kernel's release; KVM's own answer counts more, because distributions backport."""
+    """Check the kernel's release. KVM's own answer counts more, because distributions backport."""
     match = re.match(r"(\d+)\.(\d+)", release)
     if match is not None and (int(match[1]), int(match[2])) >= _FIRST_KERNEL:
         return Finding("kernel", Severity.PASS, release)
@@ -77,8 +78,10 @@ def kernel(release: str) -> Finding:
 
 
 def faults(release: str) -> Iterator[Finding]:
-    """Known faults of that kernel on this path. They are only warnings, because a distribution may
-    have backported the fix."""
+    """Return warnings for known faults of that kernel.
+
+    They are only warnings, because a distribution may have backported the fix.
+    """
     for each in kernel_faults.known(release):
         yield Finding(
             f"kernel fault {each.name}",
@@ -89,7 +92,7 @@ def faults(release: str) -> Iterator[Finding]:
 
 
 def kvm(supports: Callable[[int], bool], path: str = "/dev/kvm") -> Finding:
-    """Check KVM's device attribute; ``supports`` asks an open ``/dev/kvm``."""
+    """Check KVM's device attribute. ``supports`` queries an open ``/dev/kvm``."""
     what = "KVM certificate requests"
     try:
         fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
@@ -156,7 +159,7 @@ def cache(folder: Path) -> Finding:
 
 
 def shim(library: Callable[[], str]) -> Finding:
-    """The library of ``snpcerts run``; ``library`` returns its path, or raises."""
+    """Check the library of ``snpcerts run``. ``library`` returns its path, or raises."""
     try:
         return Finding("snpcerts run", Severity.PASS, library())
     except SnpCertsError as error:
@@ -164,7 +167,7 @@ def shim(library: Callable[[], str]) -> Finding:
 
 
 def key_server(ask: Callable[[], str]) -> Finding:
-    """Check that the key server answers; ``ask`` returns its answer or raises."""
+    """Check that the key server answers. ``ask`` returns its answer or raises."""
     try:
         return Finding("key server", Severity.PASS, ask())
     except SnpCertsError as error:
@@ -172,7 +175,7 @@ def key_server(ask: Callable[[], str]) -> Finding:
 
 
 def passed(lines: Sequence[Finding]) -> bool:
-    """Whether nothing failed. Warnings are for people to consider."""
+    """Whether nothing failed. Warnings do not count; people should consider them."""
     return all(line.outcome is not Severity.FAIL for line in lines)
 
 
@@ -283,7 +286,7 @@ def _file(file: FileConfig) -> Finding:
 
 
 def file_system(path: str, mounts: str = "/proc/self/mountinfo") -> str:
-    """Return the type of the file system that holds ``path``; empty when it is not known."""
+    """Return the type of the file system that contains ``path``; empty if unknown."""
     try:
         lines = Path(mounts).read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The firmware's own statements: its TCBs, its masks, and whether a VLEK is loaded.
+"""What the firmware reports: its TCBs, its masks, and whether a VLEK is loaded.
 
-Source: SNP_PLATFORM_STATUS (SNP ABI, 56860; Linux ``psp-sev.h``). It does not include the
-committed TCB: no host interface shows that, only reports do.
+Source: SNP_PLATFORM_STATUS (SNP ABI, 56860; Linux ``psp-sev.h``). It does not include the committed
+TCB. No host interface shows that; only attestation reports do.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ class SevDriver(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class FirmwareState:
-    """The firmware at one moment. ``initialised`` is SNP's, not SEV's.
+    """The firmware's state at one moment. ``initialised`` refers to SNP, not SEV.
 
-    ``known`` is what is remembered of its keys, which the firmware does not report.
+    ``known`` has the remembered facts about its keys, which the firmware does not report.
     """
 
     current: TcbVersion
@@ -51,7 +51,7 @@ class FirmwareState:
 
     @property
     def config_flags(self) -> int:
-        """The mask bits as SNP_SET_CONFIG takes them."""
+        """The mask bits in the form that SNP_SET_CONFIG takes."""
         return (
             self.chip_id_masked * psp.CONFIG_MASK_CHIP_ID
             | self.chip_key_masked * psp.CONFIG_MASK_CHIP_KEY
@@ -59,7 +59,7 @@ class FirmwareState:
 
 
 class KeyMemory(Protocol):
-    """The record of the keys; see :class:`snpcerts.host.key_memory.Memory`."""
+    """The record of the keys. See :class:`snpcerts.host.key_memory.Memory`."""
 
     problem: str
 
@@ -83,16 +83,16 @@ class KeyMemory(Protocol):
 class HostFirmware:
     """The firmware behind an open device, on a processor of ``product``.
 
-    ``hwid`` is the chip's ID as certificates carry it: 64 bytes, 8 on Turin.
-    Every command that may change a key goes through ``memory``.
+    ``hwid`` is the chip ID as certificates contain it: 64 bytes, 8 on Turin. Every command that may
+    change a key goes through ``memory``.
     """
 
     def __init__(
         self, device: SevDriver, product: Product, memory: Callable[[bytes], KeyMemory]
     ) -> None:
-        """Create it; ``memory`` creates the record for a chip ID.
+        """Create the object. ``memory`` creates the record for a chip ID.
 
-        Raises :class:`RefusedError` when the chip's ID is not one of that product.
+        Raises :class:`RefusedError` if the chip ID does not fit that product.
         """
         self.device = device
         self.product = product
@@ -106,7 +106,7 @@ class HostFirmware:
         self.memory = memory(self.hwid)
 
     def state(self) -> FirmwareState:
-        """Read SNP_PLATFORM_STATUS and add what is known of the keys.
+        """Read SNP_PLATFORM_STATUS and add the known facts about the keys.
 
         Raises the same errors as :func:`read_firmware`.
         """
@@ -121,20 +121,22 @@ class HostFirmware:
         self.memory.configure(self.read_firmware, lambda: self.device.snp_set_config(config))
 
     def load_vlek(self, hashstick: bytes, tcb: TcbVersion, certificate: bytes) -> None:
-        """Issue SNP_VLEK_LOAD of a hashstick for ``tcb``; ``certificate`` (DER) is the VLEK's."""
+        """Issue SNP_VLEK_LOAD of a hashstick for ``tcb``. ``certificate`` (DER) certifies the
+        VLEK.
+        """
         self.memory.load_vlek(
             self.read_firmware, lambda: self.device.snp_vlek_load(hashstick), tcb, certificate
         )
 
     def prove(self, taken_in: FirmwareState, proof: Proof) -> None:
-        """Record a proof of which key signs."""
+        """Record a proof that shows which key signs."""
         self.memory.prove(self.read_firmware, taken_in, proof)
 
     def read_firmware(self) -> FirmwareState:
-        """Read SNP_PLATFORM_STATUS: what the firmware itself says.
+        """Read SNP_PLATFORM_STATUS, without remembered facts.
 
-        Raises :class:`~snpcerts.host.sev.SevError`, and :class:`RefusedError`
-        for TCBs that are not in the product's layout.
+        Raises :class:`~snpcerts.host.sev.SevError`, and :class:`RefusedError` if TCBs are not in
+        the product's layout.
         """
         status = self.device.snp_platform_status()
         try:

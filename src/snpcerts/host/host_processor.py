@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Finds the product of this host's processor, because ``/dev/sev`` does not report it.
 
-Source: proc_cpuinfo(5); the numbers are the combined family and model of CPUID
-leaf 0x80000001.
+Source: proc_cpuinfo(5); the numbers are the combined family and model of CPUID leaf 0x80000001.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ _HINT = "give it with --product, or as product in the configuration file"
 
 
 def product_of_host(path: str = CPUINFO) -> Product:
-    """Return the product of the first processor; raise :class:`RefusedError` if it is unknown."""
+    """Return the product of the first processor. Raises :class:`RefusedError` if it is unknown."""
     vendor, family, model, _ = _processor(path)
     if vendor == "AuthenticAMD" and family.isdecimal() and model.isdecimal():
         product = product_of_cpuid(int(family), int(model))
@@ -34,8 +33,9 @@ def product_of_host(path: str = CPUINFO) -> Product:
 
 
 def cpuid_of_host(path: str = CPUINFO) -> Cpuid | None:
-    """Return family, model and stepping of the first processor; None if it is not AMD's, or the
-    file does not say.
+    """Return family, model and stepping of the first processor.
+
+    None if it is not AMD's or the file does not contain them.
     """
     try:
         vendor, *numbers = _processor(path)

@@ -1,17 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tells initialisations of SNP apart: each one changes keys, and /dev/sev does not show it.
+"""Tells initialisations of SNP apart. Each one changes keys, and /dev/sev does not show it.
 
-Linux shuts SNP down when ``kvm_amd`` is unloaded and initialises it when that is loaded (7.3:
-``svm/sev.c``, ``sev-dev.c``), and at every boot. Two things identify an initialisation:
+Linux shuts SNP down when ``kvm_amd`` is unloaded. It initialises SNP when ``kvm_amd`` is loaded
+(7.3: ``svm/sev.c``, ``sev-dev.c``), and at every boot. Two things identify an initialisation:
 
-* ``/proc/sys/kernel/random/boot_id``, new at each boot, kexec included: certain;
-* the inode number of ``/sys/module/kvm_amd``. sysfs numbers a directory when
-  the module is loaded and does not give a number again within a boot (kernfs
-  counts in 64 bits): certain where it can be seen. A ``kvm_amd`` that is built
-  in has the directory too, and cannot be unloaded.
+* ``/proc/sys/kernel/random/boot_id`` is new at each boot, including kexec. It is conclusive.
+* The inode number of ``/sys/module/kvm_amd``. sysfs numbers a directory when
+  the module is loaded and does not reuse a number within a boot (kernfs counts
+  in 64 bits). It is conclusive if this process can see it. A built-in ``kvm_amd``
+  has the directory too, and cannot be unloaded.
 
-If the directory cannot be seen (in a container without /sys), a re-initialisation within a boot
-goes unnoticed. Then callers must not conclude that there was none.
+If this process cannot see the directory (in a container without /sys), a re-initialisation within a
+boot goes unnoticed. Callers must then not conclude that there was none.
 """
 
 from __future__ import annotations
@@ -27,19 +27,20 @@ _LIMIT: Final = 64
 
 @dataclass(frozen=True, slots=True)
 class Initialisation:
-    """One initialisation of SNP. It is empty if the kernel does not show it."""
+    """One initialisation of SNP. Its fields are empty if the kernel does not show them."""
 
     boot: str
     module: str
 
     @property
     def certain(self) -> bool:
-        """Whether the next initialisation can certainly be told from this one."""
+        """Whether the next initialisation can be told from this one with certainty."""
         return bool(self.boot and self.module)
 
     def told_by(self, after: Initialisation) -> str:
-        """Return what shows that ``after`` is a different initialisation; empty if it seems the
-        same.
+        """Return what shows that ``after`` is a different initialisation.
+
+        Empty if it seems to be the same.
         """
         if self.boot != after.boot:
             return f"the host was rebooted ({BOOT_ID})"

@@ -3,10 +3,10 @@
 
 :func:`plan_installation` and :func:`plan_removal` read the host and change nothing. They refuse
 what must not be done, and say what to do instead. :func:`carry_out` performs the steps. Each step
-happens completely or not at all, and a step that is already done does nothing, so running the
-command again completes an interrupted one.
+happens completely or not at all, and a step that is already done does nothing. So running the
+command again completes an interrupted run.
 
-No step touches a certificate file: guests may be served from it.
+No step touches a certificate file, because guests may be served from it.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ _OWN_VENV: Final = (
 
 
 class StepOutcome(enum.Enum):
-    """What happens to an item; stable."""
+    """What happens to an item. Stable."""
 
     CREATED = "created"
     REPLACED = "replaced"
@@ -72,7 +72,7 @@ class StepOutcome(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class InstallStep:
-    """One item, and what happens to it. With ``perform`` None nothing is done."""
+    """One item, and what happens to it. If ``perform`` is None, nothing is done."""
 
     item: str
     path: str
@@ -98,8 +98,9 @@ class InstallStep:
 class InstallTarget:
     """The host to change.
 
-    ``root`` is its root directory, ``command`` the absolute path in it by which the units start
-    snpcerts. ``replace``: files that are not this installation's, or were edited, are replaced.
+    ``root`` is its root directory. ``command`` is the absolute path inside it with which the units
+    start snpcerts. ``replace``: replace files that do not belong to this installation or were
+    edited.
     """
 
     root: str = "/"
@@ -108,7 +109,7 @@ class InstallTarget:
     replace: bool = False
 
     def at(self, path: str) -> str:
-        """Return the path by which this process reaches a path of the host."""
+        """Return the path with which this process reaches a path of the host."""
         return os.path.join(self.root, path.lstrip("/"))
 
     @property
@@ -123,10 +124,10 @@ class InstallTarget:
 
 
 def plan_installation(target: InstallTarget) -> list[InstallStep]:
-    """Return the steps that put everything in place.
+    """Return the steps that install everything.
 
-    Raises :class:`InputError` for a wrong name, path or configuration, :class:`RefusedError`
-    where something else is in the way.
+    Raises :class:`InputError` for a wrong name, path or configuration, and :class:`RefusedError` if
+    something else is in the way.
     """
     _check_names(target)
     if target.is_this_host:
@@ -145,9 +146,9 @@ def plan_installation(target: InstallTarget) -> list[InstallStep]:
 
 
 def plan_removal(target: InstallTarget, *, purge: bool = False) -> list[InstallStep]:
-    """Return the steps that remove what :func:`plan_installation` puts in place.
+    """Return the steps that remove what :func:`plan_installation` installs.
 
-    Group, certificate files and records stay. So do configuration and cache, unless ``purge``.
+    Group, certificate files and records stay. Configuration and cache stay unless ``purge`` is set.
     """
     _check_names(target)
     steps = [_stopped(target, name) for name in UNITS if _enabled(target, name)]
@@ -164,9 +165,9 @@ def plan_removal(target: InstallTarget, *, purge: bool = False) -> list[InstallS
 
 
 def carry_out(target: InstallTarget, steps: Sequence[InstallStep]) -> None:
-    """Perform the steps in order, and let the service manager read the units again.
+    """Perform the steps in order, and let the service manager reload the units.
 
-    Raises :class:`RefusedError`, which says how far it came.
+    Raises :class:`RefusedError`, which says which steps were done.
     """
     work = [step for step in steps if step.perform is not None]
     if target.is_this_host and os.geteuid() != 0 and work:
@@ -188,7 +189,7 @@ def carry_out(target: InstallTarget, steps: Sequence[InstallStep]) -> None:
 
 
 def next_steps(target: InstallTarget, steps: Sequence[InstallStep]) -> list[str]:
-    """Return the commands that the operator runs after an installation."""
+    """Return the commands that the operator must run after an installation."""
     was_there = any(
         step.item == "unit" and step.outcome in (StepOutcome.UNCHANGED, StepOutcome.REPLACED)
         for step in steps
@@ -344,7 +345,7 @@ def _configuration(target: InstallTarget) -> InstallStep:
 
 
 def _written(target: InstallTarget, item: str, path: str, data: bytes) -> InstallStep:
-    """A file that is this command's own."""
+    """Return the step that writes a file that only this command writes."""
     place = target.at(path)
     found = _content(place)
     if found == data:
@@ -368,7 +369,7 @@ def _content(place: str) -> bytes | None:
 
 
 def _refuse_foreign(path: str, found: bytes, data: bytes | None) -> None:
-    """Raise unless a version of this installation wrote the file and it is unchanged."""
+    """Raise unless the file was written by a version of this installation and is unchanged."""
     first, _, rest = found.partition(b"\n")
     if not first.startswith(_MARK.encode()):
         what = "was not written by snpcerts host install"
@@ -448,7 +449,7 @@ def _linker(place: str, goal: str) -> Callable[[], None]:
 
 
 def _new_of(place: str) -> str:
-    """Return a temporary name beside ``place``; remove what a killed run left there."""
+    """Return a temporary name beside ``place``. Remove what a killed run left there."""
     new = os.path.join(os.path.dirname(place), f".{os.path.basename(place)}.snpcerts-new")
     with contextlib.suppress(FileNotFoundError):
         os.unlink(new)
@@ -456,7 +457,7 @@ def _new_of(place: str) -> str:
 
 
 def _write(place: str, data: bytes) -> None:
-    """Put a file in place in one step; leave nothing behind if that fails."""
+    """Write a file atomically. Leave nothing behind if that fails."""
     os.makedirs(os.path.dirname(place), mode=0o755, exist_ok=True)
     temporary = _new_of(place)
     try:
@@ -498,7 +499,7 @@ def _stopped(target: InstallTarget, name: str) -> InstallStep:
 
 
 def _systemctl(*words: str) -> None:
-    """Run a command of the service manager; an error carries its message."""
+    """Run a command of the service manager. Errors contain its message."""
     made = subprocess.run(["systemctl", *words], capture_output=True, text=True, check=False)
     if made.returncode != 0:
         raise RefusedError(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Known faults of released kernels on the path of certificates, as of November 2026.
+"""Known faults of released kernels that affect certificates, as of November 2026.
 
 Versions are those of mainline kernels. Distributions and stable kernels may have the fix earlier,
 so a match is only a hint.
@@ -18,7 +18,9 @@ _Version = tuple[int, int, int]
 
 @dataclass(frozen=True, slots=True)
 class KernelFault:
-    """A fault of kernels from ``since`` on and before ``fixed``; ``source`` names the source."""
+    """A fault of kernels from ``since`` up to but not including ``fixed``. ``source`` names the
+    source.
+    """
 
     name: str
     since: _Version
@@ -27,7 +29,7 @@ class KernelFault:
     source: str
 
     def concerns(self, version: _Version) -> bool:
-        """Whether a kernel of that version has the fault, going by its number."""
+        """Whether a kernel of that version has the fault, judged by its number."""
         return self.since <= version < self.fixed
 
     @property
@@ -71,6 +73,6 @@ def version_of(release: str) -> _Version | None:
 
 
 def known(release: str) -> tuple[KernelFault, ...]:
-    """Return the faults that a kernel of that release has, going by its number."""
+    """Return the faults that a kernel of that release has, judged by its number."""
     version = version_of(release)
     return () if version is None else tuple(each for each in FAULTS if each.concerns(version))

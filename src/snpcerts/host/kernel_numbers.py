@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Compares the numbers of the running kernel's interface with those of ``abi``.
 
-Its headers have the exit's number, its BTF the layout of ``struct kvm_run`` and the number of the
-SEV command. Either may be missing. Headers of another release are not used instead, because they
-say nothing about this kernel.
+The kernel's headers have the exit's number. Its BTF has the layout of ``struct kvm_run`` and the
+number of the SEV command. Either may be missing. Headers of another release are not used instead,
+because they say nothing about this kernel.
 """
 
 from __future__ import annotations
@@ -27,8 +27,9 @@ _COMMAND: Final = "KVM_SEV_SNP_ENABLE_REQ_CERTS"
 def observe(
     release: str, *, modules: Path = Path("/lib/modules"), btf: Path = KERNEL
 ) -> Iterator[Observation]:
-    """Yield an observation for each number of the kernel ``release``; "not tried" for those that it
-    does not show.
+    """Yield an observation for each number of the kernel ``release``.
+
+    It is "not tried" for a number that the kernel does not show.
     """
     yield _exit_number(release, modules)
     yield from _layout(btf)

@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the agent remembers of the signing keys from one command to the next, on disk.
+"""Remembers facts about the signing keys from one command to the next, on disk.
 
-Each host has one file, replaced atomically, and a lock beside it. The firmware is read under that
-lock, so that no agent records a state that another has already changed. The lock is taken after
-those of certificate files and never before them. A record that cannot be used (missing, torn, of
-another chip, written by a later version) counts as nothing remembered, and one that cannot be
-written counts as forgotten. Files are then empty rather than wrong, and the next reading writes a
-new record. Its times decide nothing, because a host's clock may jump; the boot and the load of
-kvm_amd that it names decide.
+Each host has one file, which is replaced atomically, and a lock beside it. The firmware is read
+under that lock, so that no agent records a state that another one has already changed. The lock is
+always taken after the locks of certificate files.
+
+A record that is unusable (missing, torn, from another chip, written by a later version) counts as
+no record. If a record cannot be written, the facts count as forgotten. Certificate files are then
+empty and not wrong, and the next read writes a new record. The times in the record decide nothing,
+because a host's clock may jump. The boot and the load of kvm_amd that it names decide.
 """
 
 from __future__ import annotations
@@ -53,26 +54,28 @@ class UnusableError(RefusedError):
 
 
 class MemoryStore(Protocol):
-    """The place where the record is stored."""
+    """The store of the record."""
 
     def locked(self) -> AbstractContextManager[object]:
-        """Exclude other readers and writers; raise :class:`SnpCertsError` if that fails."""
+        """Exclude other readers and writers. Raises :class:`SnpCertsError` if that fails."""
         ...
 
     def load(self) -> Remembered:
-        """Return the last saved record; raise :class:`UnusableError` with the reason if there is
-        none.
+        """Return the last saved record.
+
+        Raises :class:`UnusableError`, with the reason, if there is none.
         """
         ...
 
     def save(self, what: Remembered) -> None:
-        """Save the record to disk before returning; raise :class:`SnpCertsError` if that fails."""
+        """Save the record to disk before returning. Raises :class:`SnpCertsError` if that fails."""
         ...
 
 
 class Memory:
-    """The record of one host's keys; each reading of the firmware's status updates it. ``problem``
-    says why it cannot be written; it is empty if it can.
+    """The record of one host's keys. Each read of the firmware's status updates it.
+
+    ``problem`` says why the record cannot be written. It is empty if it can.
     """
 
     def __init__(
@@ -114,8 +117,8 @@ class Memory:
     ) -> None:
         """Issue SNP_VLEK_LOAD for ``tcb`` with the VLEK's certificate (DER), and record it.
 
-        An already loaded VLEK is forgotten first: after an interruption it is unknown which of the
-        two is loaded.
+        This first forgets an already loaded VLEK, because after an interruption it is unknown which
+        of the two is loaded.
         """
         with self._for_a_command():
             before = self._seen(read)
@@ -155,8 +158,8 @@ class Memory:
             before: Remembered | None = self._store.load()
         except UnusableError as error:
             before, why = None, error.message
-        # The initialisation is read first, so that one between the two readings is noticed the next
-        # time.
+        # The initialisation is read first. If another one happens between the two reads, it is
+        # noticed the next time.
         which = self._which()
         now = read()
         if not why:
@@ -174,7 +177,7 @@ class Memory:
         return what.state
 
     def _forgotten(self, read: Read, error: SnpCertsError) -> FirmwareState:
-        """Treat the host as new: the record could not be saved for other processes."""
+        """Treat the host as new, because the record could not be saved for other processes."""
         self.problem = str(error)
         now = remembered.looked(
             None, read(), self._chip, self._which(), why_nothing=f"{error.message}"
@@ -183,7 +186,7 @@ class Memory:
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
-        """Hold the store's lock; nested calls take it only once."""
+        """Hold the store's lock. Nested calls take it only once."""
         with contextlib.ExitStack() as stack:
             if not self._depth:
                 try:
@@ -212,7 +215,7 @@ class _LockError(Exception):
 
 
 class MemoryFile:
-    """The store in use: a JSON file that belongs to root, with a lock file beside it."""
+    """A JSON file that belongs to root, with a lock file beside it."""
 
     def __init__(
         self,
@@ -227,7 +230,7 @@ class MemoryFile:
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold an exclusive lock on the lock file; wait up to ``lock_wait`` for it."""
+        """Hold an exclusive lock on the lock file. Wait up to ``lock_wait`` for it."""
         path = self.path.with_name(f".{self.path.name}.lock")
         try:
             self.path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
@@ -237,7 +240,7 @@ class MemoryFile:
         try:
             self._wait_for(fd, path)
             with contextlib.suppress(OSError):
-                os.unlink(self._new)  # of a save that was cut off
+                os.unlink(self._new)  # left by a save that was cut off
             yield
         finally:
             os.close(fd)
@@ -260,7 +263,7 @@ class MemoryFile:
                 return
 
     def load(self) -> Remembered:
-        """Read the file; use none of it if any part is wrong."""
+        """Read the file. If any part is wrong, use none of it."""
         try:
             fd = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW)
             with os.fdopen(fd, "rb") as file:
@@ -270,7 +273,7 @@ class MemoryFile:
             raise UnusableError("there is no record of this host's keys") from None
         except OSError as error:
             raise UnusableError(f"{self.path}: {error.strerror}") from None
-        # A user who may write to the directory can put any file there.
+        # A user who can write to the directory can put any file there.
         if owner not in (0, os.geteuid()):
             raise UnusableError(f"{self.path}: belongs to user {owner}, so it is ignored")
         try:
@@ -282,7 +285,8 @@ class MemoryFile:
         """Replace the file with one rename, synced."""
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
         try:
-            # The name may be a second one of another user's file, so it is never written to.
+            # The name may be another name of a file that belongs to another user, so never write to
+            # it.
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(self._new)
             with os.fdopen(os.open(self._new, flags, 0o600), "wb") as file:
@@ -324,7 +328,7 @@ def _bare(state: FirmwareState) -> FirmwareState:
     return replace(state, guests=0, known=KnownKeys())
 
 
-# The file: a JSON object whose "sha256" is the digest of the others, in the order they stand.
+# The file is a JSON object. Its "sha256" is the digest of the other members, in their order.
 
 
 class _DamagedError(Exception):

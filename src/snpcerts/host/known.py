@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is known about the signing keys beyond what ``/dev/sev`` reports.
+"""Facts about the signing keys beyond what ``/dev/sev`` reports.
 
-The device says that a VLEK is loaded, not for which TCB; and which TCB is reported, not which one
-the VCEK was derived for. On some firmware the two differ: AMD's published firmware (Genoa, 1.55.25)
-keeps a VLEK through SNP_COMMIT and SNP_SET_CONFIG, and derives the VCEK from the running TCB when
-SNP is initialised, whatever is reported. So the facts contain a doubt, as text, if the numbers do
-not determine the key, and a proof if a report has shown it.
+The device reports that a VLEK is loaded, but not for which TCB. It reports the reported TCB, but
+not the TCB that the VCEK was derived for. On some firmware the two differ: AMD's published firmware
+(Genoa, 1.55.25) keeps a VLEK through SNP_COMMIT and SNP_SET_CONFIG. When SNP is initialised, it
+derives the VCEK from the current TCB, whatever the reported TCB is. So the facts include a doubt,
+as text, if the numbers do not determine the key. They include a proof if a report has shown the
+key.
 """
 
 from __future__ import annotations
@@ -29,10 +30,10 @@ class RememberedVlek:
 
 @dataclass(frozen=True, slots=True)
 class Proof:
-    """A report over our nonce, requested with ``select``, was signed with this key.
+    """Proof that a report over our nonce, requested with ``select``, was signed with this key.
 
-    ``tcb`` and ``certificate`` (SHA-256 of the DER) are those of the certificate that verified it,
-    whatever TCB the report says.
+    ``tcb`` and ``certificate`` (SHA-256 of the DER) come from the certificate that verified it,
+    whatever TCB the report names.
     """
 
     select: KeySelect
@@ -46,8 +47,8 @@ class Proof:
 class KnownKeys:
     """The remembered facts about the keys, and what is uncertain.
 
-    An empty doubt means none. ``lost_masks`` are masks that were set until SNP was initialised
-    again, and no longer are.
+    An empty doubt means that there is none. ``lost_masks`` are masks that were set until SNP was
+    initialised again.
     """
 
     vlek: RememberedVlek | None = None
@@ -61,7 +62,7 @@ class KnownKeys:
         return next((each for each in self.proofs if each.select is select), None)
 
     def proven(self, proof: Proof) -> KnownKeys:
-        """Return a copy with one more proof, in place of an older one of the same kind."""
+        """Return a copy with one more proof. It replaces an older proof of the same kind."""
         others = tuple(each for each in self.proofs if each.select is not proof.select)
         return replace(self, proofs=(*others, proof))
 

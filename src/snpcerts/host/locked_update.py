@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The exclusive section: lock and empty every certificate file, change the firmware, and fill the
-files as its status then requires.
+"""The exclusive section: locks and empties the certificate files, changes the firmware, and fills
+the files.
 
-Nothing is fetched in here. The firmware's status after the command decides, not the command's
-arguments, so the files are also right after a refused command. A key whose table is not cached gets
-the empty table.
+Nothing is fetched in the section. The firmware's status after the command decides the content of
+the files, not the command's arguments. So the files are right even after a refused command. If the
+table for the key is not cached, the file gets the empty table.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ _ReadState = Callable[[], FirmwareState]
 
 @dataclass(frozen=True, slots=True)
 class FileResult:
-    """The content of one file after the section; ``missing`` is the key without a cached table."""
+    """The content of one file after the section. ``missing`` is the key without a cached table."""
 
     file: FileConfig
-    expected: ExpectedContent | None  # None when the firmware's status could not be read
+    expected: ExpectedContent | None  # None if the firmware's status could not be read
     entries: int
     missing: Key | None = None
     problem: str | None = None
@@ -39,11 +39,11 @@ class FileResult:
 
 @dataclass(frozen=True, slots=True)
 class UpdateResult:
-    """The result; times are in seconds.
+    """The result. Times are in seconds.
 
-    ``waited`` is the wait for the locks, ``held`` the time of the longest lock, ``firmware`` the
-    part of it that the firmware command took. ``refused`` is the command's error; the files then
-    match the firmware's actual state.
+    ``waited`` is the wait for the locks. ``held`` is the time of the longest lock, and ``firmware``
+    the part of it that the firmware command took. ``refused`` is the command's error; the files
+    then match the firmware's actual state.
     """
 
     state: FirmwareState | None
@@ -87,7 +87,7 @@ class _Chooser:
         try:
             self.state = self._read_state()
         except SnpCertsError as error:
-            # Which key signs is not known, so no certificate is right.
+            # It is unknown which key signs, so no certificate is right.
             self.state, self.failure = None, error
             self.published += [FileResult(file, None, 0) for file in self._files]
             return [EMPTY_TABLE.encode() for _ in self._files]
@@ -113,10 +113,10 @@ def run(
 ) -> UpdateResult:
     """Lock and empty ``files``, issue the firmware ``command``, then publish the matching tables.
 
-    Raises :class:`~snpcerts.certfile.writer.LockHeldError` and the errors of invalid paths, always
-    before the firmware is touched. The result holds the firmware's answer, and the error of a file
-    that cannot be written after it. ``wrong_tables`` has, by path, the tables that were found to
-    be wrong: however this ends, none of those stays in its file.
+    Raises :class:`~snpcerts.certfile.writer.LockHeldError` and errors about invalid paths, always
+    before the firmware changes. The result has the firmware's answer, and the error of a file that
+    cannot be written after that. ``wrong_tables`` has, by path, the tables that were found to be
+    wrong: however this ends, none of them stays in its file.
     """
     chooser = _Chooser(files, read_state, table_cache)
     refused: list[SnpCertsError] = []

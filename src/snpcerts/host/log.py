@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The agent's events as lines: text for people, JSON for programs."""
+"""The agent's events as log lines: text for people, JSON for programs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from snpcerts.host.event import Event, EventKind, Listener
 
 _FIGURES = ("lock_wait_ms", "lock_held_ms", "firmware_ms")
-# The text log has these only if there is a problem; the JSON log has all of them.
+# The text log has these only if there is a problem. The JSON log has all of them.
 _QUIET = (EventKind.CHECKED, EventKind.FETCHED)
 
 
@@ -55,7 +55,7 @@ def json_log(write: Callable[[str], None]) -> Listener:
 
 
 def without_repeats(listener: Listener) -> Listener:
-    """Pass on a warning once; pass it on again only after another event for its file."""
+    """Pass on a warning once. Repeat it only after another event for its file."""
     last: dict[str | None, str] = {}
 
     def listen(event: Event) -> None:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The agent's figures for Prometheus: as a text file, or on a port of the loopback interface.
+"""The agent's metrics for Prometheus, in a text file or on a port of the loopback interface.
 
-Source: the Prometheus text exposition format; the node exporter's textfile
-collector reads ``*.prom`` files, which must appear all at once.
+Source: the Prometheus text exposition format. The node exporter's textfile collector reads
+``*.prom`` files, which must be replaced atomically.
 """
 
 from __future__ import annotations
@@ -26,16 +26,18 @@ from snpcerts.host.host_firmware import FirmwareState
 from snpcerts.host.mitigations import mitigations
 from snpcerts.host.status import basis
 
-_TEXT_MODE: Final = 0o644  # for the node exporter
-_BEGINS: Final = b"# HELP snpcerts_"  # as the metrics in a file written before do
+_TEXT_MODE: Final = 0o644  # readable for the node exporter
+_BEGINS: Final = b"# HELP snpcerts_"  # the beginning of a metrics file that was written earlier
 _BUCKETS: Final = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 100)
 
 
 class Metrics:
-    """All figures; a :data:`~snpcerts.host.event.Listener`."""
+    """All metrics. It is a :data:`~snpcerts.host.event.Listener`."""
 
     def __init__(self) -> None:
-        """Create the figures. Raises :class:`RefusedError` without prometheus-client."""
+        """Create the metrics. Raises :class:`RefusedError` if prometheus-client is not
+        installed.
+        """
         try:
             import prometheus_client as prometheus
         except ImportError:
@@ -167,7 +169,7 @@ class Metrics:
                 histogram.observe(value / 1000)
 
     def announced(self, result: str) -> None:
-        """Count an announcement to the mirror: ``ok``, or the error's code."""
+        """Count an announcement to the mirror. ``result`` is ``ok`` or the error's code."""
         self._announcements.labels(result).inc()
 
     def seen(
@@ -179,7 +181,7 @@ class Metrics:
     ) -> None:
         """Record the state of every file, the key server's counts and the revocation lists.
 
-        ``is_prepared`` tells whether the certificates for a commit are there.
+        ``is_prepared`` says whether the certificates for a commit are cached.
         """
         now = datetime.now(UTC).timestamp()
         all_in_step = True
@@ -227,14 +229,16 @@ class Metrics:
                 self._mitigations.labels(str(bit), name).set(vector >> bit & 1)
 
     def write(self, path: str) -> None:
-        """Write all figures to ``path`` in one step; raise :class:`RefusedError` if that fails, or
-        if the file at the path does not hold metrics.
+        """Write all metrics to ``path`` atomically.
+
+        Raises :class:`RefusedError` if that fails, or if the file at the path does not contain
+        metrics.
         """
         _require_metrics(path)
         folder = os.path.dirname(path) or "."
         try:
-            # The name of the new file is random: in a directory where
-            # others can write, no link of theirs is followed.
+            # The name of the new file is random, so that in a directory where others can write,
+            # none of their links is followed.
             fd, temporary = tempfile.mkstemp(prefix=".snpcerts-metrics-", dir=folder)
             try:
                 with open(fd, "wb") as file:
@@ -249,7 +253,7 @@ class Metrics:
             raise RefusedError(f"{path}: cannot write metrics: {error.strerror}") from None
 
     def serve(self, port: int) -> Callable[[], None]:
-        """Serve the figures on 127.0.0.1; return a function that stops serving."""
+        """Serve the metrics on 127.0.0.1. Return a function that stops serving."""
         from snpcerts.host.metrics_server import MetricsServer
 
         handler = self._prometheus.MetricsHandler.factory(self.registry)

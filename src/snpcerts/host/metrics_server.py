@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The port that serves metrics: any local user may connect, so the cost is bounded."""
+"""Serves the metrics on a port. Any local user can connect, so the cost is bounded."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ IDLE_SECONDS: Final = 10.0
 
 
 class MetricsServer(socketserver.ThreadingMixIn, socketserver.TCPServer):
-    """Serves 127.0.0.1. If there are too many connections, it closes the oldest to make room."""
+    """Serves 127.0.0.1. If there are too many connections, it closes the oldest ones."""
 
     allow_reuse_address = True
     daemon_threads = True
@@ -27,7 +27,7 @@ class MetricsServer(socketserver.ThreadingMixIn, socketserver.TCPServer):
         super().__init__(("127.0.0.1", port), handler)
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        """Give the connection a thread, and close the oldest one if there are too many."""
+        """Start a thread for the connection. If there are too many, close the oldest one."""
         request.settimeout(IDLE_SECONDS)
         with self._lock:
             while len(self._open) >= MOST_CONNECTIONS:

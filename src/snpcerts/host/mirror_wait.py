@@ -21,7 +21,7 @@ from snpcerts.host.expected_content import Key
 from snpcerts.kds.clock import Clock
 from snpcerts.mirror.announcement import Announcement
 
-# Limits for the seconds between two questions, which the mirror's estimate decides.
+# Limits of the pause between two requests, in seconds. The mirror's estimate selects the pause.
 SHORTEST_PAUSE: Final = 1.0
 LONGEST_PAUSE: Final = 30.0
 _UNKNOWN_PAUSE: Final = 10.0
@@ -36,13 +36,13 @@ def wait_for_mirror(
     notice: Callable[[str], None],
     clock: Clock | None = None,
 ) -> None:
-    """Return once the mirror has the VCEK certificates of ``keys``, after ``patience`` seconds at
-    most.
+    """Wait until the mirror has the VCEK certificates of ``keys``, for at most ``patience``
+    seconds.
 
-    Each question is an announcement, so the mirror queues what it does not have. No mirror has VLEK
-    certificates, so they are not waited for. Raises :class:`RetryLaterError` if the time is over or
-    the mirror says that AMD's key server does not have a certificate, and :class:`RefusedError` if
-    the mirror refuses the announcement or was not asked for the key.
+    Each request is an announcement, so the mirror queues the certificates that it lacks. No mirror
+    has VLEK certificates, so this does not wait for those. Raises :class:`RetryLaterError` if the
+    time is over or the mirror says that AMD's key server does not have a certificate. Raises
+    :class:`RefusedError` if the mirror refuses the announcement or was not asked for the key.
     """
     clock = clock or Clock()
     tcbs = {key.tcb for key in keys if key.kind is VekKind.VCEK}
@@ -99,7 +99,7 @@ def _require_hope(missing: MirroredCertificate) -> None:
 
 
 def _pause(missing: list[MirroredCertificate]) -> tuple[float, str]:
-    """Return the seconds until the next question, and a description of what is missing."""
+    """Return the seconds until the next request, and a description of what is missing."""
     waits = [each.wait for each in missing if each.wait is not None]
     what = f"the mirror does not have the certificate at {missing[0].tcb} yet"
     if not waits:

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which mitigations the firmware can verify, and which it has verified.
+"""Reads which mitigations the firmware can verify, and which it has verified.
 
 Source: Linux 7.3, ``drivers/crypto/ccp/sev-dev.c``: SNP_VERIFY_MITIGATION behind
-``/sys/firmware/sev/vulnerabilities``, two files with a hexadecimal vector each. AMD's security
-bulletins explain the bits. Older kernels and older firmware have neither file.
+``/sys/firmware/sev/vulnerabilities``. That directory has two files with one hexadecimal vector
+each. AMD's security bulletins explain the bits. With older kernels or firmware the files do not
+exist.
 """
 
 from __future__ import annotations
@@ -18,14 +19,14 @@ _BITS: Final = 64
 
 @dataclass(frozen=True, slots=True)
 class Mitigations:
-    """Two vectors of one bit for each mitigation."""
+    """Two vectors with one bit for each mitigation."""
 
     supported: int
     verified: int
 
     @property
     def unverified(self) -> int:
-        """Mitigations that the firmware supports and has not verified."""
+        """The mitigations that the firmware supports and has not verified."""
         return self.supported & ~self.verified
 
     def __str__(self) -> str:
@@ -38,7 +39,7 @@ class Mitigations:
 
 
 def mitigations(folder: str = FOLDER) -> Mitigations | None:
-    """Read what this host shows; return None if it shows nothing readable."""
+    """Read the vectors of this host. None if they are missing or unreadable."""
     found = [_vector(f"{folder}/{name}_mitigations") for name in ("supported", "verified")]
     supported, verified = found
     return None if supported is None or verified is None else Mitigations(supported, verified)

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Reports the agent's state to the service manager.
 
-Source: sd_notify(3): datagrams of ``NAME=value`` lines to the UNIX socket that ``NOTIFY_SOCKET``
-names; it is an abstract one if the name starts with ``@``. ``WATCHDOG_USEC`` is the longest silence
-allowed. Without such a socket nothing happens.
+Source: sd_notify(3). Reports are datagrams of ``NAME=value`` lines to the UNIX socket in
+``NOTIFY_SOCKET``. The socket is abstract if its name starts with ``@``. ``WATCHDOG_USEC`` is the
+longest permitted silence. Without such a socket nothing is sent.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class ServiceManager:
     def _send(self, message: str) -> None:
         if not self._address:
             return
-        # Keep working even if the service manager does not listen.
+        # Keep working even if the service manager does not read the messages.
         with (
             contextlib.suppress(OSError),
             socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as peer,

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Group and mode of a certificate file, which decide who may read it.
+"""Sets group and mode of a certificate file, which decide who may read it.
 
-A user who can read the file can hold a shared lock on it and so block updates.
-So only the VMMs' group may read the file.
+A user who can read the file can hold a shared lock on it and block updates. So only the VMMs' group
+may read the file.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from snpcerts.host.config import FileConfig
 
 
 def group_of(file: FileConfig) -> int | None:
-    """Return the number of the configured group, or None to keep the file's.
+    """Return the number of the configured group, or None to keep the file's group.
 
     Raises :class:`InputError` if there is no such group.
     """
@@ -47,14 +47,14 @@ def differences(file: FileConfig) -> tuple[str, ...]:
 
 
 def apply(file: FileConfig) -> None:
-    """Set the file's group and mode; updates preserve them.
+    """Set the file's group and mode. Updates preserve them.
 
-    Raises :class:`RefusedError` when that is not allowed, and as :func:`group_of`.
+    Raises :class:`RefusedError` if that is not permitted, and the errors of :func:`group_of`.
     """
     group = group_of(file)
     path = trusted_path.resolve(file.path)
     try:
-        # On a descriptor, because another file may be at the path a moment later.
+        # Use a descriptor, because another file may be at the path a moment later.
         fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
         try:
             status = os.fstat(fd)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Plans the effects of a firmware command before anything changes.
 
-Source: SNP ABI (56860): SNP_COMMIT makes Reported and Committed what Current is; SNP_SET_CONFIG
-sets Reported and both masks at once, zero meaning "back to Committed"; SNP_VLEK_LOAD takes a
+Source: SNP ABI (56860): SNP_COMMIT sets Reported and Committed to Current; SNP_SET_CONFIG sets
+Reported and both masks together, and zero resets Reported to Committed; SNP_VLEK_LOAD takes a
 hashstick made for exactly the reported TCB. Sources disagree whether a loaded VLEK survives a
 change of Reported: AMD's document says that COMMIT drops it, AMD's published firmware (1.55.25)
 keeps it through both. A plan assumes that it is dropped, because then more must be fetched. If the
@@ -34,7 +34,7 @@ from snpcerts.printable import printable
 
 @dataclass(frozen=True, slots=True)
 class FilePlan:
-    """One file's present content, and its expected content after the command."""
+    """One file's current content, and its expected content after the command."""
 
     file_state: FileState
     after: ExpectedContent
@@ -44,9 +44,9 @@ class FilePlan:
 class Plan:
     """A firmware command and its effects.
 
-    ``after`` is the expected state of the firmware; in the end its actual state decides. ``fetch``
-    lists the keys whose certificates must be fetched first. ``prepare`` runs after fetching and
-    before any lock.
+    ``after`` is the expected state of the firmware, but its actual state decides. ``fetch`` lists
+    the keys whose certificates must be fetched first. ``prepare`` runs after fetching and before
+    any lock is taken.
     """
 
     command: str
@@ -111,8 +111,8 @@ class Changed:
 def carry_out(agent: Agent, plan: Plan, *, allow_empty: bool) -> Changed:
     """Fetch the tables; then lock and empty the files, issue the command, publish, and unlock.
 
-    If a certificate is not available (unless ``allow_empty``) or a lock is not granted, it raises
-    and has changed nothing. The result holds the firmware's answer.
+    If a certificate is not available (unless ``allow_empty`` is set) or a lock is not granted, this
+    raises an error and has changed nothing. The result has the firmware's answer.
     """
     unfetched: SnpCertsError | None = None
     if not agent.force:
@@ -154,9 +154,9 @@ def _bare(state: FirmwareState) -> FirmwareState:
 
 
 def follow_up(agent: Agent, changed: Changed) -> SnpCertsError | None:
-    """Bring the remaining files in step; return the error that is left, if any.
+    """Bring the remaining files in step. Return the remaining error, if any.
 
-    The firmware may be at a TCB that was not planned, for example after a reset: its certificates
+    The firmware may be at a TCB that was not planned, for example after a reset. Its certificates
     are fetched now, while the files are empty.
     """
     result = changed.result
@@ -187,10 +187,10 @@ def set_config(
     mask_chip_id: bool | None = None,
     mask_chip_key: bool | None = None,
 ) -> Plan:
-    """SNP_SET_CONFIG. ``tcb`` gives the TCB to report from the one reported now; None resets.
+    """SNP_SET_CONFIG. ``tcb`` computes the new reported TCB from the current one; None resets it.
 
-    A mask that is None stays as it is. Raises :class:`RefusedError` for a TCB
-    above the current one, which the firmware would refuse.
+    A mask that is None does not change. Raises :class:`RefusedError` for a TCB above the current
+    one, which the firmware would refuse.
     """
     file_states, before = _looked(agent)
     notes: list[str] = []
@@ -245,10 +245,10 @@ def set_config(
 
 
 def load_vlek(agent: Agent, hashstick: bytes, certificate: bytes) -> Plan:
-    """SNP_VLEK_LOAD of ``hashstick`` (432 bytes), whose VLEK ``certificate`` certifies.
+    """SNP_VLEK_LOAD of ``hashstick`` (432 bytes). ``certificate`` certifies its VLEK.
 
-    Raises, before anything changes, for a hashstick or a certificate that is not for this product
-    and the reported TCB. Also raises the errors of fetching the chain above the certificate.
+    Raises an error, before anything changes, if the hashstick or the certificate is not for this
+    product and the reported TCB, or if the chain above the certificate cannot be fetched.
     """
     file_states, before = _looked(agent)
     product = agent.firmware.product
@@ -341,9 +341,7 @@ def _plan(
 
 
 def _doubts(agent: Agent, files: Sequence[FilePlan]) -> Iterator[str]:
-    """Return notes on files that the command would refuse to replace, or replaces because of
-    --force.
-    """
+    """Return notes on files that the command would refuse to replace without --force."""
     for each in files:
         try:
             require_certificate_file(each.file_state.file.path)

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Proves by a report which key signs, because ``/dev/sev`` does not always show it.
+"""Uses a report to prove which key signs, because ``/dev/sev`` does not always show it.
 
-A report counts if it was requested now (64 random bytes of ours in REPORT_DATA, the file's shared
-lock held from before the request until after the answer), on this chip, in the firmware's present
-state, with the KEY_SEL in question, and if a trusted certificate verifies it. Any other report
-neither proves nor contradicts anything. An unsigned report does not count, because anyone can make
-one.
+A report counts if all of these hold: it is fresh (REPORT_DATA has 64 random bytes of ours, and the
+file's shared lock was held from before the request until after the answer); it comes from this
+chip, in the firmware's current state, with the KEY_SEL in question; and a trusted certificate
+verifies it. Any other report neither proves nor contradicts anything. An unsigned report does not
+count, because anyone can make one.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from snpcerts.verify.report_check import check_signature
 NONCE_SIZE: Final = 64
 
 Ask = Callable[[bytes, KeySelect], bytes]
-"""Has a guest ask for a report over 64 bytes with a KEY_SEL; returns its 1184 bytes."""
+"""Lets a guest request a report over 64 bytes with a KEY_SEL; returns its 1184 bytes."""
 
 
 class NoProofError(RefusedError):
@@ -57,8 +57,10 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class Proved:
-    """The result. ``believed`` is the key that the firmware's status implies; ``synced`` is the
-    result of bringing the files in step.
+    """The result of a proof.
+
+    ``believed`` is the key that the firmware's status implies. ``synced`` is the result of bringing
+    the files in step.
     """
 
     proof: Proof
@@ -72,12 +74,11 @@ class Proved:
 
 
 def prove(agent: Agent, file: FileConfig, ask: Ask, *, nonce: bytes) -> Proved:
-    """Find out which key signs for the guests of ``file``, remember it, and bring the files in
-    step.
+    """Prove which key signs for the guests of ``file``, remember it, and bring the files in step.
 
     ``nonce`` is 64 fresh random bytes. Raises :class:`NoProofError` for a report that does not
     count, :class:`RetryLaterError` if the firmware changed meanwhile or the lock was not granted,
-    and what ``ask`` raises; in these cases nothing has changed.
+    and the errors of ``ask``. In all these cases nothing has changed.
     """
     select = key_sel(file)
     before = agent.firmware.state()
@@ -129,8 +130,9 @@ def judged(
     product: Product,
     at: datetime,
 ) -> Proof:
-    """Return what the report proves; raise :class:`NoProofError` with the reason if it proves
-    nothing.
+    """Return what the report proves.
+
+    Raises :class:`NoProofError`, with the reason, if it proves nothing.
     """
     try:
         report = Report.unpack(data)
@@ -190,7 +192,7 @@ def judged(
 
 
 def is_of_another_chip(report: Report, chip: bytes) -> bool:
-    """Whether the report names a chip, and not the one with this ID, 8 or 64 bytes."""
+    """Whether the report names a chip other than the one with this ID (8 or 64 bytes)."""
     found = report.fields.chip_id
     return not report.chip_id_masked and found != chip.ljust(len(found), b"\0")
 
@@ -219,8 +221,9 @@ def _of_this_host(report: Report, state: FirmwareState, chip: bytes, product: Pr
 
 
 def candidate_keys(agent: Agent, state: FirmwareState, kind: VekKind) -> Iterable[Candidate]:
-    """Return the keys that firmware may sign with: for the VCEK, those of the reported and the
-    running TCB.
+    """Return the keys that the firmware may sign with.
+
+    For the VCEK these are the keys of the reported and the current TCB.
     """
     tcbs = (
         (state.reported, state.current)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How reading the firmware's status, or issuing a command, changes what is known about its keys.
+"""Rules by which reading the firmware's status, or a command, changes what is known about its keys.
 
-Pure. Every rule holds for any firmware. Where AMD's document, AMD's published firmware (1.55.25)
-and reports from users disagree, the key is in doubt, and a file whose key is in doubt stays empty.
+Pure. Every rule holds for any firmware. If AMD's document, AMD's published firmware (1.55.25) and
+reports from users disagree, the key is in doubt. A file whose key is in doubt stays empty.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ BEGUN: Final = f"the load of another VLEK was interrupted; {_LOAD}"
 class Remembered:
     """The record on disk: the chip, the initialisation, and the firmware's state.
 
-    ``chip`` is its ID in hexadecimal; ``state`` has no guest count.
+    ``chip`` is the chip ID in hexadecimal. ``state`` has no guest count.
     """
 
     chip: str
@@ -46,7 +46,7 @@ def looked(
 ) -> Remembered:
     """Return what is known after the firmware's state was read as ``now``.
 
-    ``before`` None means that nothing is remembered, for the reason ``why_nothing``.
+    If ``before`` is None, nothing is remembered; ``why_nothing`` is the reason.
     """
     now = replace(now, guests=0)
     if before is not None and before.chip != chip:
@@ -63,16 +63,18 @@ def looked(
 
 
 def configured(remembered: Remembered) -> Remembered:
-    """Record that the agent issued SNP_SET_CONFIG or SNP_COMMIT: the VCEK is that of the reported
-    TCB.
+    """Record that the agent issued SNP_SET_CONFIG or SNP_COMMIT.
+
+    The VCEK now belongs to the reported TCB.
     """
     known = replace(remembered.state.known, vcek_doubt="", lost_masks=(), proofs=())
     return _with(remembered, known)
 
 
 def loading(remembered: Remembered) -> Remembered:
-    """Record that SNP_VLEK_LOAD is about to be issued: until it ends, the loaded VLEK is
-    unknown.
+    """Record that the agent is about to issue SNP_VLEK_LOAD.
+
+    Until it ends, the loaded VLEK is unknown.
     """
     if not remembered.state.vlek_loaded:
         return remembered
@@ -81,7 +83,7 @@ def loading(remembered: Remembered) -> Remembered:
 
 
 def loaded(remembered: Remembered, vlek: RememberedVlek) -> Remembered:
-    """Record that SNP_VLEK_LOAD succeeded: the firmware loaded the VLEK for the reported TCB."""
+    """Record that SNP_VLEK_LOAD succeeded and the firmware has the VLEK for the reported TCB."""
     state = remembered.state
     known = _without_vlek_proofs(state.known)
     if state.vlek_loaded and vlek.tcb == state.reported:
@@ -140,7 +142,7 @@ def _after_initialisation(before: FirmwareState, now: FirmwareState, told: str) 
 
 
 def _went_on(before: FirmwareState, now: FirmwareState) -> KnownKeys:
-    """Handle the same initialisation as before: any change was made by a command."""
+    """Handle the same initialisation as before. Any change was made by a command."""
     known = before.known
     if _key_facts(before) != _key_facts(now):
         known = replace(known, proofs=())
@@ -168,8 +170,9 @@ def _went_on(before: FirmwareState, now: FirmwareState) -> KnownKeys:
 
 
 def _unobserved(known: KnownKeys, now: FirmwareState) -> KnownKeys:
-    """Handle a host that cannot show re-initialisations: proofs and VCEKs below the running TCB do
-    not last.
+    """Handle a host that cannot show re-initialisations.
+
+    Proofs and VCEKs below the current TCB are then not remembered.
     """
     if now.reported != now.current and not known.vcek_doubt:
         known = replace(
@@ -189,7 +192,7 @@ def _without_vlek_proofs(known: KnownKeys) -> KnownKeys:
 
 
 def _key_facts(state: FirmwareState) -> tuple[object, ...]:
-    """Return the facts that a proof depends on; a change of any of them ends the proof."""
+    """Return the facts that a proof depends on. If any of them changes, the proof ends."""
     return (
         state.version,
         state.current,
@@ -202,7 +205,7 @@ def _key_facts(state: FirmwareState) -> tuple[object, ...]:
 
 
 def expected_kind(state: FirmwareState, select: KeySelect) -> VekKind:
-    """Return the kind of key that signs a report requested with ``select``, if any signs."""
+    """Return the kind of key that signs a report requested with ``select``; None if none signs."""
     if select is KeySelect.VLEK or (select is KeySelect.DEFAULT and state.vlek_loaded):
         return VekKind.VLEK
     return VekKind.VCEK

@@ -2,7 +2,7 @@
 """A client of ``/dev/sev``: the firmware's state, and the commands that change its key.
 
 Source: Linux ``include/uapi/linux/psp-sev.h``, ``drivers/crypto/ccp/sev-dev.c``. EIO with a status
-means that the firmware refused; any other errno comes from the driver.
+means that the firmware refused. Any other errno comes from the driver.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from snpcerts.errors import RefusedError
 
 DEVICE: Final = "/dev/sev"
 _ID_SIZE: Final = 64
-# What firmware answers to a hashstick that it cannot unwrap, or that is of another TCB.
+# What firmware answers if it cannot unwrap a hashstick or the hashstick is for another TCB.
 _OTHER_HASHSTICK: Final = (
     psp.SevStatus.INVALID_PARAM,
     psp.SevStatus.BAD_MEASUREMENT,
@@ -57,10 +57,10 @@ class SevError(RefusedError):
 
 
 class Sev(DeviceFile):
-    """An open ``/dev/sev``; a context manager."""
+    """An open ``/dev/sev``. It is a context manager."""
 
     def __init__(self, path: str = DEVICE) -> None:
-        """Open the device. Raises :class:`RefusedError` if it is missing or may not be opened."""
+        """Open the device. Raises :class:`RefusedError` if it is missing or cannot be opened."""
         super().__init__(
             path,
             hint="run this on an SEV-SNP host, with its ccp driver loaded",
@@ -80,15 +80,15 @@ class Sev(DeviceFile):
         return buffer.raw[: out.length]
 
     def snp_commit(self) -> None:
-        """SNP_COMMIT: the reported TCB becomes the current one permanently; the VLEK is removed."""
+        """SNP_COMMIT: permanently set the reported TCB to the current one, and remove the VLEK."""
         self._issue(psp.Command.SNP_COMMIT, None)
 
     def snp_set_config(self, config: psp.SnpConfig) -> None:
-        """SNP_SET_CONFIG: an all-zero ``reported_tcb`` means reset."""
+        """SNP_SET_CONFIG. A ``reported_tcb`` of zeros resets it."""
         self._issue(psp.Command.SNP_SET_CONFIG, config)
 
     def snp_vlek_load(self, hashstick: bytes) -> None:
-        """SNP_VLEK_LOAD of a wrapped hashstick, 432 bytes."""
+        """SNP_VLEK_LOAD of a wrapped hashstick of 432 bytes."""
         size = psp.WrappedVlekHashstick.SIZE
         if len(hashstick) != size:
             raise RefusedError(f"a wrapped VLEK hashstick has {size} bytes, not {len(hashstick)}")
@@ -99,7 +99,7 @@ class Sev(DeviceFile):
         self._issue(psp.Command.SNP_VLEK_LOAD, load)
 
     def _issue(self, command: psp.Command, argument: CStruct | None) -> bytes:
-        """Issue a command; return the argument structure as the driver left it."""
+        """Issue a command. Return the argument structure as the driver left it."""
         data = bytearray(b"" if argument is None else argument.pack())
         view = (ctypes.c_char * len(data)).from_buffer(data) if data else None
         pointer = 0 if view is None else ctypes.addressof(view)

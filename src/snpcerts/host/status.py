@@ -53,7 +53,7 @@ class HostStatus:
         return all(each.file_state.in_step for each in self.files)
 
     def lines(self) -> list[str]:
-        """Return the status as text, in lines."""
+        """Return the status as lines of text."""
         state = self.state
         out = [
             f"{self.firmware.product.value}, chip {self.firmware.hwid.hex()}",
@@ -135,7 +135,7 @@ def status_of(
     file_states: Sequence[FileState],
     lists: Mapping[VekKind, RevocationList],
 ) -> HostStatus:
-    """Combine the findings; ``lists`` are the cached revocation lists."""
+    """Combine the findings. ``lists`` are the cached revocation lists."""
     holders = holders_of_each([each.file.path for each in file_states])
     files = tuple(map(FileStatus, file_states, holders))
     return HostStatus(firmware, firmware.state(), files, lists)
@@ -154,8 +154,9 @@ def leaf_of(table: CertTable | None) -> EndorsementCert | None:
 
 
 def basis(state: FirmwareState) -> str:
-    """Return how the default signing key is known: ``proven`` by a report, ``believed`` because all
-    observations imply it, or ``unknown``.
+    """Return how the default signing key is known.
+
+    ``proven`` by a report, ``believed`` because all observations imply it, or ``unknown``.
     """
     if state.known.proof(KeySel.DEFAULT) is not None:
         return "proven"

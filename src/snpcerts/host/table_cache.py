@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A cache of tables, fetched and verified before any lock is taken and read under the lock."""
+"""A cache of tables. They are fetched and verified before any lock is taken, and read under it."""
 
 from __future__ import annotations
 
@@ -36,22 +36,22 @@ T = TypeVar("T")
 EMPTY_TABLE = CertTable()
 _ENTRY_LIMIT = 1 << 16  # bytes of one extra entry
 
-# Seconds between two requests for a key whose certificate was not available. A key
-# server answers about once in ten seconds, and a 404 does not go away by asking.
+# Seconds between two requests for a key whose certificate was not available. AMD's key server
+# answers about once in ten seconds, and a 404 does not go away by asking again.
 FIRST_PAUSE = 10.0
 LONGEST_PAUSE = 300.0
-LONGEST_WAIT = 3600.0  # even if the key server asked for a longer pause
+LONGEST_WAIT = 3600.0  # the maximum, even if the key server asked for a longer pause
 
-# A revocation list is valid for a year. What is revoked in
-# that time should be known within a day. A missing list keeps
-# no certificate from being published, and delays it by a few seconds at most.
+# A revocation list is valid for a year, but revocations in that time should be known within a day.
+# A missing list does not prevent a certificate from being published; it delays it by a few seconds
+# at most.
 LIST_AGE: Final = timedelta(days=1)
 LIST_BUDGET: Final = 3.0
 LIST_PAUSE: Final = 300.0
 
 
 class UnavailableError(RetryLaterError):
-    """A certificate is not available now; the message says why."""
+    """A certificate is not available now. The message says why."""
 
     code = "certificate-unavailable"
 
@@ -64,7 +64,7 @@ class UnavailableError(RetryLaterError):
 
 @dataclass(frozen=True, slots=True)
 class _FailedFetch:
-    """A failed fetch; do not ask the key server again before ``until`` (monotonic)."""
+    """A failed fetch. The key server must not be asked again before ``until`` (monotonic)."""
 
     error: UnavailableError
     pause: float
@@ -85,7 +85,7 @@ class TableCache:
     """Verified tables by key. It stores nothing that :class:`ChipJudge` refuses.
 
     ``observe`` is called with the result of each call to the source (``ok``, or the error's code)
-    and how many seconds it took.
+    and its duration in seconds.
     """
 
     def __init__(
@@ -112,7 +112,9 @@ class TableCache:
         return key in self._tables
 
     def put(self, key: Key, table: CertTable) -> None:
-        """Store a table; raise :class:`RefusedError` with everything that is wrong with it."""
+        """Store a table. Raises :class:`RefusedError`, which lists everything that is wrong with
+        it.
+        """
         judged = judge_table(self.judge, table, key, self.clock())
         if judged.wrong or judged.lapsed:
             raise RefusedError(
@@ -131,8 +133,9 @@ class TableCache:
     def fetch(self, key: Key) -> None:
         """Fetch the table for ``key`` from the source unless it is cached.
 
-        Raises :class:`UnavailableError`, and raises it again without a request until it is time to
-        retry. Can take as long as the source takes, so it is never called with a lock held.
+        Raises :class:`UnavailableError`. Until it is time to retry, it raises the error again
+        without a request. It can take as long as the source takes, so it is never called with a
+        lock held.
         """
         if key in self._tables:
             return
@@ -154,7 +157,7 @@ class TableCache:
     def learn_revocations(self, kinds: Iterable[VekKind]) -> bool:
         """Fetch the revocation lists of these kinds of keys, each once a day.
 
-        Returns whether a new list came. An unavailable list is not an error: the cached one is
+        Returns whether there is a new list. An unavailable list is not an error: the cached one is
         used, if there is one.
         """
         new = False
@@ -182,7 +185,7 @@ class TableCache:
         return self._source.known_crl(self.judge.product, kind)
 
     def revocation_lists(self) -> dict[VekKind, RevocationList]:
-        """Return the cached lists that can be read; their signatures have not been checked."""
+        """Return the cached lists that can be read. Their signatures have not been checked."""
         found: dict[VekKind, RevocationList] = {}
         for kind in VekKind:
             data = self.known_crl(kind)
@@ -199,7 +202,9 @@ class TableCache:
                 del self._tables[key]
 
     def table_for(self, file: FileConfig, expected: ExpectedContent) -> CertTable | None:
-        """Return the table that ``file`` should hold, None if it is not cached. Never fetches."""
+        """Return the table that ``file`` should contain; None if it is not cached. Never
+        fetches.
+        """
         if not isinstance(expected, Key):
             return EMPTY_TABLE
         certificates = self._tables.get(expected)
@@ -208,11 +213,11 @@ class TableCache:
         return CertTable(certificates.entries + self.extras(file, certificates))
 
     def extras(self, file: FileConfig, certificates: CertTable) -> tuple[TableEntry, ...]:
-        """Return the other entries of ``file`` beside ``certificates``, as :meth:`read_extras`
-        found them.
+        """Return the entries of ``file`` besides ``certificates``, as :meth:`read_extras` found
+        them.
 
-        A revocation list is left out, and reported, unless the table's root signed it and it is in
-        force.
+        A revocation list is left out, and reported, unless the table's root signed it and it is
+        current.
         """
         found: list[TableEntry] = []
         for entry in file.entries:
@@ -234,17 +239,17 @@ class TableCache:
         return taken
 
     def table_of(self, key: Key) -> CertTable | None:
-        """Return the certificates for ``key``, None if they are not cached. Never fetches."""
+        """Return the certificates for ``key``; None if they are not cached. Never fetches."""
         return self._tables.get(key)
 
     def kept_vleks(self) -> tuple[TcbVersion, ...]:
-        """Return the TCBs with a stored VLEK certificate; the certificates are not yet verified."""
+        """Return the TCBs with a stored VLEK certificate. The certificates are not yet verified."""
         return self._vleks.tcbs(self.judge.product)
 
     def read_extras(self, files: Iterable[FileConfig]) -> tuple[str, ...]:
-        """Read the other entries of these files again; return what is wrong with them.
+        """Read the other entries of these files again. Return the problems with them.
 
-        One that cannot be read is left out of the table: certificates matter more.
+        An entry that cannot be read is left out of the table, because certificates matter more.
         """
         self._extras.clear()
         problems: list[str] = []
@@ -312,7 +317,7 @@ class TableCache:
 
 
 def judge_table(judge: ChipJudge, table: CertTable, key: Key, at: datetime) -> Judgement:
-    """Return everything that is wrong with a table's certificates for that key."""
+    """Return every problem of a table's certificates for that key."""
     return judge.judge(ChainBytes.from_table(table, key.kind), key.kind, key.tcb, at)
 
 
@@ -325,7 +330,7 @@ def _certificates_only(table: CertTable, kind: VekKind) -> CertTable:
 
 def _content(path: str) -> bytes:
     try:
-        # Non-blocking, so that a FIFO cannot hold the agent up.
+        # Open without blocking, so that a FIFO cannot hold the agent up.
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
         with open(fd, "rb") as file:
             data = file.read(_ENTRY_LIMIT + 1)

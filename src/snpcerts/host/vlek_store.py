@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The provider's VLEK certificates, stored until their VLEK is loaded.
+"""Stores the provider's VLEK certificates until their VLEK is loaded.
 
-AMD gives VLEK certificates to the provider, by a service that needs the provider's own
-credentials, so the agent cannot fetch them: the operator who loads a VLEK supplies its
-certificate. ``/dev/sev`` says *that* a VLEK is loaded, but not which; its TCB is the reported one,
-and a host has one provider.
+AMD issues VLEK certificates only to the provider, with the provider's credentials, so the agent
+cannot fetch them. The operator who loads a VLEK supplies its certificate. ``/dev/sev`` reports
+*that* a VLEK is loaded, but not which one. Its TCB is the reported one, and a host has one
+provider.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class VlekStore:
         """Return the stored certificate, not yet verified; None if there is no readable one."""
         flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
         try:
-            # Non-blocking, so that a FIFO cannot hold the agent up.
+            # Open without blocking, so that a FIFO cannot hold the agent up.
             with open(os.open(self.path(product, tcb), flags), "rb") as file:
                 data = file.read(_SIZE_LIMIT)
         except OSError:
@@ -49,9 +49,7 @@ class VlekStore:
         return data or None
 
     def tcbs(self, product: Product) -> tuple[TcbVersion, ...]:
-        """Return the TCBs that have a stored certificate, according to the file names; at most
-        64.
-        """
+        """Return the TCBs that have a stored certificate, by file name; at most 64."""
         try:
             names = sorted(path.name for path in self.folder.iterdir())
         except OSError:
@@ -60,7 +58,7 @@ class VlekStore:
         return tuple(itertools.islice((each for each in found if each is not None), _TCBS_LIMIT))
 
     def keep(self, product: Product, tcb: TcbVersion, der: bytes) -> None:
-        """Store a certificate atomically; raise :class:`RefusedError` if that fails."""
+        """Store a certificate atomically. Raises :class:`RefusedError` if that fails."""
         path = self.path(product, tcb)
         temporary = ""
         try:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The agent as a service: checks the files at intervals and repairs them.
 
-The agent cannot prevent a firmware command that ignores the lock, but it detects one: the next
-check finds a file that does not match, empties it and fills it again. Until then, for at most one
+The agent cannot prevent a firmware command that ignores the lock, but it detects it. The next check
+finds a file that does not match, empties it and fills it again. Until then, for at most one
 interval, guests may get certificates of the old key.
 """
 
@@ -32,8 +32,8 @@ class Interrupted(BaseException):
 class Signals:
     """SIGTERM and SIGINT end the watch; SIGHUP rereads the configuration.
 
-    The handlers only record the signal. One that ends the watch also ends a round under way,
-    except inside an exclusive section, which is never cut off.
+    The handlers only record the signal. A signal that ends the watch also ends the current round,
+    except inside an exclusive section, which is never interrupted.
     """
 
     def __init__(self) -> None:
@@ -44,7 +44,7 @@ class Signals:
 
     @contextmanager
     def noted(self) -> Iterator[None]:
-        """Handle the signals in this block; restore the old handlers at its end."""
+        """Handle the signals in this block. Restore the old handlers at its end."""
         before = {number: signal.signal(number, self._note) for number in (*_STOP, *_AGAIN)}
         wakeup = signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
         try:
@@ -78,7 +78,7 @@ def watch(
 ) -> None:
     """Keep the files in step until a signal ends the watch.
 
-    ``make_agent`` reads the configuration; it is called again after SIGHUP; if it then raises, the
+    ``make_agent`` reads the configuration. It is called again after SIGHUP. If it raises then, the
     old configuration stays in use.
     """
     agent = make_agent()

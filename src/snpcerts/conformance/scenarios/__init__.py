@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The scenarios, by topic. Each one runs its own VMM.
 
-``starting`` ends with the VMM's first answer. ``answers`` are the table and the errors, ``buffers``
-the places in guest memory for them, ``changes`` changes of the file. ``locking`` is about the lock,
-``vcpus`` about two vCPUs at once, ``sharing`` about pages that a guest shares for a request,
-``ending`` about a VMM that is stopped during one. Imports ``conformance``, ``emulator`` and
-``abi``.
+``starting`` ends with the VMM's first answer. ``answers`` is about the table and the errors,
+``buffers`` about their place in guest memory, ``changes`` about changes of the file. ``locking`` is
+about the lock, ``vcpus`` about two vCPUs at once, ``sharing`` about pages that a guest shares for a
+request, ``ending`` about a VMM that is stopped during a request. Imports ``conformance``,
+``emulator`` and ``abi``.
 """

@@ -13,8 +13,9 @@ from snpcerts.emulator.frontdoor.file_watch import FileCall
 
 
 def asks_for(answer: Answer, pages: int) -> str | None:
-    """Return what is wrong with an answer that should ask for ``pages`` pages; None if it is
-    correct.
+    """Return the problem with an answer that should ask for ``pages`` pages.
+
+    None if it is correct.
     """
     request = answer.request
     if request is None:
@@ -28,7 +29,7 @@ def asks_for(answer: Answer, pages: int) -> str | None:
 
 
 def asks_and_writes_nothing(answer: Answer, pages: int) -> str | None:
-    """Check as :func:`asks_for` does, and also that the guest's memory is unchanged."""
+    """Make the check of :func:`asks_for`, and check that the guest's memory is unchanged."""
     problem = asks_for(answer, pages)
     if problem is None and not answer.untouched:
         problem = "ENOSPC, but the VMM wrote to the guest's memory"
@@ -41,7 +42,7 @@ def _delivered(trial: Trial, vcpu: TrialVcpu) -> Script:
         trial.served.rewrite(table)
         answer = yield from vcpu.ask(pages_of(size))
         trial.judge("table-delivered", answer.delivers(table))
-    answer = yield from vcpu.ask(8)  # with room to spare
+    answer = yield from vcpu.ask(8)  # more pages than needed
     trial.judge("table-delivered", answer.delivers(table))
 
 
@@ -70,7 +71,7 @@ def _stale(trial: Trial, vcpu: TrialVcpu) -> Script:
             return
     trial.served.remove()
     yield from vcpu.ask(4)
-    # The answers are judged at the end, like those of every scenario.
+    # As in every scenario, the answers are judged at the end.
 
 
 def _small(trial: Trial, vcpu: TrialVcpu) -> Script:
@@ -156,9 +157,9 @@ def _short(trial: Trial, vcpu: TrialVcpu) -> Script:
 
 
 def unharmed(answer: Answer, complete: bytes) -> str | None:
-    """Return what is wrong with an answer given while the file was unreadable; None if nothing is.
+    """Return the problem with an answer given while the file was unreadable, or None.
 
-    The whole table is right as well: the VMM may have tried again. So is any refusal.
+    The whole table is correct too, because the VMM may have tried again. So is any refusal.
     """
     request = answer.request
     if request is None:

@@ -26,7 +26,7 @@ def _served_after(check: str, *changes: Callable[[Trial], None]) -> Scenario:
             change(trial)
             answer = yield from vcpu.ask(4)
             trial.judge(check, answer.delivers(trial.served.content or b""))
-            # Nothing has changed: this request is no different.
+            # Nothing has changed for this request.
             answer = yield from vcpu.ask(4)
             trial.judge(check, answer.delivers(trial.served.content or b""))
 
@@ -58,7 +58,7 @@ def _shrink(trial: Trial) -> None:
 
 
 def _empty(answer: Answer) -> str | None:
-    """Return what is wrong with an answer given without a file; None if it is correct."""
+    """Return the problem with an answer given without a file; None if it is correct."""
     request = answer.request
     if request is not None and request.ret == errno.EIO:
         return "ret 5 (EIO): a Linux guest then destroys its VMPCK"
@@ -90,7 +90,7 @@ def _gone(check: str, take_away: Callable[[Trial], None]) -> Scenario:
 
 
 def _refuse_open(trial: Trial) -> None:
-    # A new file, because a VMM that has the old one open need not open it again.
+    # Use a new file, because a VMM that keeps the old one open need not open it again.
     _replace(trial)
     trial.observer.meddle_open = lambda _: -errno.EACCES
 
@@ -108,7 +108,7 @@ def _open_fails(trial: Trial, vcpu: TrialVcpu) -> Script:
         answer = yield from vcpu.ask(2)
         trial.observer.meddle_open = lambda _: None
         request = answer.request
-        # A VMM that keeps the directory, or the file, open may not open the path at all.
+        # A VMM that keeps the directory or the file open may not open the path at all.
         wrong = None
         if request is None or request.ret != errno.EAGAIN:
             wrong = None if answer.delivers(table) is None else _empty(answer)
@@ -170,8 +170,8 @@ def _before_lock(trial: Trial, vcpu: TrialVcpu) -> Script:
 
 
 def _while_waiting(trial: Trial, vcpu: TrialVcpu) -> Script:
-    """Hold the lock as an update does when the VMM first tries; then rewrite the file and unlock
-    it.
+    """Hold the lock as an update does when the VMM first tries, then rewrite and unlock the
+    file.
     """
     served = trial.served
     for size in (2000, 12_000):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A VMM is stopped or killed during a request; what does it leave behind?"""
+"""A VMM is stopped or killed during a request. What does it leave behind?"""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from snpcerts.emulator.frontdoor.tasks import task
 from snpcerts.emulator.guest.program import Sleep
 
 KICK_TIME = 2.0  # seconds in which the VMM's other threads see the signal and kick the vCPU
-_ROUNDS = 3  # requests of each kind, the first to warm up
-SETTLE_TIME = 1.0  # seconds in which what a request used must be gone
+_ROUNDS = 3  # requests of each kind; the first is a warm-up
+SETTLE_TIME = 1.0  # seconds in which everything that a request used must be released
 _DESCRIPTORS = "open descriptors"
-_BIG = 128 * PAGE_SIZE  # bytes of a table; less where the VM has less memory
+_BIG = 128 * PAGE_SIZE  # bytes of a table; less if the VM has less memory
 _BIG_MIN = 16 * PAGE_SIZE
-_BIG_MARGIN = 64 * PAGE_SIZE  # for the pages of two vCPUs, and for what the VM starts from
+_BIG_MARGIN = 64 * PAGE_SIZE  # for the pages of two vCPUs and for what the VM starts from
 _BIG_ROUNDS = 16  # requests of each kind that are judged
 DEATH_TIME = 2.0  # seconds in which a killed process's locks must be released
 
@@ -52,7 +52,7 @@ def _catches(pid: int, number: signal.Signals) -> bool:
 
 def _stopped_when(moment: Moment) -> Scenario:
     check = "kick-not-lost"
-    asked: list[float] = []  # when the stop was asked for
+    asked: list[float] = []  # when the stop was requested
 
     def script(trial: Trial, vcpu: TrialVcpu) -> Script:
         number = trial.limits.stop
@@ -92,10 +92,10 @@ def _stopped_when(moment: Moment) -> Scenario:
 
 
 class _Kick:
-    """Whether the signal that follows a stop has reached a vCPU that is being held.
+    """Detects whether the signal that follows a stop has reached a vCPU that is being held.
 
-    A kick shows as a signal for the vCPU's thread, or as a newly set
-    immediate_exit. A VMM that has ended needs no kick.
+    A kick is a signal for the vCPU's thread, or a newly set immediate_exit. A VMM that has ended
+    needs no kick.
     """
 
     def __init__(self, trial: Trial, tid: int) -> None:
@@ -147,7 +147,7 @@ def _in_firmware(trial: Trial, stop: Callable[[], None]) -> None:
 
 
 def _leaves_nothing(trial: Trial, vcpu: TrialVcpu) -> Script:
-    """Count what the VMM's processes have after each way in which a request can end."""
+    """Count the VMM's resources after each way in which a request can end."""
     served, top = trial.served, _above_memory(trial)
 
     def reset() -> None:
@@ -191,9 +191,9 @@ def _leaves_nothing(trial: Trial, vcpu: TrialVcpu) -> Script:
             yield from vcpu.ask(npages, gpa=gpa)
             reset()
             yield Sleep(0.002)
-            # The first of a kind may open what stays open.
+            # The first request of a kind may open files that stay open.
             first = first or _left_in(trial)
-        # What ends late is no leak.
+        # Resources that are released late are no leak.
         yield from trial.wait_for(partial(_no_more_than, trial, first), SETTLE_TIME)
         now = _left_in(trial)
         for what, before in first.items():
@@ -224,7 +224,7 @@ def _left_in(trial: Trial) -> dict[str, int]:
 
 
 def _memory(trial: Trial, vcpu: TrialVcpu) -> Script:
-    """Serve a large table often, and compare the VMM's memory with what a leak would take."""
+    """Serve a large table often, and check whether the VMM's memory grows as with a leak."""
     check, guest, pages = "memory-bounded", vcpu.guest, vcpu.pages
     slot = guest.vm.slots.largest()
     # Between what the VM starts from and the pages of its vCPUs.
@@ -239,7 +239,7 @@ def _memory(trial: Trial, vcpu: TrialVcpu) -> Script:
     yield from guest.make_shared(vcpu.cpu, pages, gpa, size // PAGE_SIZE)
     field = (pages.data, PAGE_SIZE)
     for npages, what in ((size // PAGE_SIZE, "a table"), (0, "ENOSPC")):
-        # The first half is for memory that is collected, or kept to be used again.
+        # The first half is for memory that is collected or kept for reuse.
         for number in range(2 * _BIG_ROUNDS):
             if number == _BIG_ROUNDS:
                 before = _private_bytes(trial.processes())
@@ -258,7 +258,7 @@ def _memory(trial: Trial, vcpu: TrialVcpu) -> Script:
 
 
 def _private_bytes(processes: list[int]) -> int:
-    """Return the memory of some processes that is no file's, in bytes."""
+    """Return the bytes of private (not file-backed) memory of some processes."""
     total = 0
     for process in processes:
         with contextlib.suppress(OSError):

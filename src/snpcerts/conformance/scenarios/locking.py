@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The lock: its kind and duration, which file it is on, and the answer while a writer holds it."""
+"""The lock: its kind, its duration, its file, and the answer while a writer holds it."""
 
 from __future__ import annotations
 
@@ -31,17 +31,17 @@ from snpcerts.conformance.trial_guest import Answer
 from snpcerts.emulator.frontdoor.file_watch import FileCall, OpenCall
 from snpcerts.emulator.guest.program import Sleep
 
-FIRMWARE_TIME = 0.02  # seconds for which the emulated firmware delays each signature
+FIRMWARE_TIME = 0.02  # seconds by which the emulated firmware delays each signature
 SLOW_FIRMWARE = 5.0  # seconds; Linux waits 100 s for a command by default
-STOPPED_LIMIT = 3.0  # seconds after which a VM counts as stopped
+STOPPED_LIMIT = 3.0  # seconds of inactivity after which a VM counts as stopped
 RELEASE_LIMIT = 1.0  # seconds after which a lock counts as never released
 BUSY_IN_A_ROW = 4  # requests while one update has the lock
-WAIT_MIN = 0.02  # seconds; a shorter wait is not judged
+WAIT_MIN = 0.02  # seconds; shorter waits are not judged
 SLEEP_MIN = 0.0003  # seconds between two tries for the lock
-TRIES_MIN = 20  # the fewest pauses whose shortest tenth is meaningful
-WARM_UP = 2  # requests after which a state is no longer new
+TRIES_MIN = 20  # with fewer pauses, the shortest tenth is not meaningful
+WARM_UP = 2  # requests before a state counts as steady
 REPEATED, REPEATED_BUSY = 6, 3  # requests of each kind
-TALKS = 0.8  # lines for each request that count as a flood
+TALKS = 0.8  # lines per request; more counts as a flood
 LINE_MAX = 200  # bytes; a longer line counts as several
 
 
@@ -57,7 +57,7 @@ def slow_firmware(seconds: float = FIRMWARE_TIME) -> Callable[[CertsRequest], bo
 def _held(trial: Trial, vcpu: TrialVcpu) -> Script:
     trial.gate = slow_firmware()
     for size in (TABLE_SIZE, 0, 5000, 0):
-        if size:  # otherwise the file has not changed since the last request
+        if size:  # if it is 0, the file has not changed since the last request
             trial.served.replace(trial.served.table(size))
         trial.judging("lock-before-read")
         answer = yield from vcpu.ask(2)
@@ -79,7 +79,7 @@ def _held(trial: Trial, vcpu: TrialVcpu) -> Script:
 
 
 def released(trial: Trial, when: str) -> Script:
-    """Wait until the lock is released; judge whether that happens while the guest runs."""
+    """Wait until the lock is released. Judge whether that happens while the guest runs."""
     free = yield from trial.wait_for(lambda: trial.served.locked() is None, RELEASE_LIMIT)
     problem = None if free else f"{when}, while the guest runs: {trial.served.kinds()}"
     trial.judge("lock-released", problem)
@@ -178,8 +178,9 @@ def _handshake_fails(trial: Trial, vcpu: TrialVcpu) -> Script:
 
 
 def _after_handshake(trial: Trial) -> None:
-    """Judge what a failed handshake leaves: a VMM may also end or stop its VM if no lock
-    remains.
+    """Judge what a failed handshake leaves behind.
+
+    The VMM may end or stop its VM, but no lock may remain.
     """
     if trial.ended_by is None and not trial.enough:
         return
@@ -270,8 +271,9 @@ def _same_inode(trial: Trial, vcpu: TrialVcpu) -> Script:
 
 
 def same_device(first: Path, second: Path, link: Path) -> Scenario:
-    """Let ``link`` point to ``first``, then to ``second``, whose files have the same inode
-    numbers.
+    """Let ``link`` point to ``first``, then to ``second``.
+
+    Their files have the same inode numbers.
     """
 
     def script(trial: Trial, vcpu: TrialVcpu) -> Script:
@@ -349,7 +351,7 @@ def _judge_waiting(trial: Trial, request: CertsRequest | None, spent: float) -> 
         trial.judge(check, None)  # it does not wait
         return
     gaps = sorted(later - earlier for earlier, later in pairwise(request.lock_tries))
-    # On a busy machine most pauses are long, whatever the VMM does, so the shortest ones count.
+    # On a busy machine most pauses are long whatever the VMM does, so only the shortest count.
     short = gaps[len(gaps) // 10] if len(gaps) >= TRIES_MIN else None
     problem = None
     if short is not None and short < SLEEP_MIN:
@@ -367,7 +369,7 @@ def _judge_waiting(trial: Trial, request: CertsRequest | None, spent: float) -> 
 
 
 def cpu_time(processes: list[int]) -> float:
-    """Processor time of all threads of some processes, in seconds."""
+    """Return the processor time of all threads of some processes, in seconds."""
     total = 0
     for process in processes:
         with contextlib.suppress(OSError):
@@ -377,8 +379,9 @@ def cpu_time(processes: list[int]) -> float:
 
 
 def _quiet(trial: Trial, vcpu: TrialVcpu) -> Script:
-    """Count the lines that the VMM prints for each kind of request that a guest can repeat
-    endlessly.
+    """Count the lines that the VMM prints for each kind of request.
+
+    A guest can repeat such requests endlessly.
     """
     check, served = "log-bounded", trial.served
     served.replace(served.table(TABLE_SIZE))
@@ -423,7 +426,7 @@ def _quiet(trial: Trial, vcpu: TrialVcpu) -> Script:
 
 
 def delay_time(processes: list[int]) -> float:
-    """Time that some processes waited for a processor, or that this one made them wait; seconds."""
+    """Return the seconds in which processes waited for a processor or for this process."""
     total = sum(_schedstat(f"/proc/{os.getpid()}/task/{threading.get_native_id()}")[:2])
     for process in processes:
         with contextlib.suppress(OSError):
@@ -441,8 +444,10 @@ def _schedstat(task: str) -> tuple[int, int]:
 
 
 def _busy_answer(trial: Trial, answer: Answer, delay: float) -> str | None:
-    """Return what is wrong with an answer while the lock is held; ``delay`` is the seconds for
-    which the VMM could not run, which do not count, up to the limit.
+    """Return the problem with an answer given while the lock is held, or None.
+
+    ``delay`` is the number of seconds for which the VMM could not run. They do not count, up to the
+    limit.
     """
     request, limit = answer.request, trial.limits.busy
     if request is None or request.ret != errno.EAGAIN:

@@ -24,7 +24,7 @@ def _script(trial: Trial, vcpu: TrialVcpu) -> Script:
 
 
 def _ignored(trial: Trial) -> bool:
-    """Return whether the VMM has ignored a page state change; record the failure if so."""
+    """Return whether the VMM has ignored a page state change, and record that failure."""
     why = None if trial.guest is None else trial.guest.ignored
     if why is not None:
         trial.judge(CHECK, why)
@@ -57,7 +57,7 @@ def _large(trial: Trial, vcpu: TrialVcpu, table: bytes) -> Script:
     slot = guest.vm.slots.largest()
     gpa = 0 if slot is None else (pages.ghcb - LARGE_PAGE) & -LARGE_PAGE
     if slot is None or gpa < slot.gpa + LARGE_PAGE:
-        return  # a small VM has no 2 MiB besides those that it starts from
+        return  # a small VM has no 2 MiB besides what it starts from
     yield from guest.make_private(cpu, pages, gpa, _LARGE_PAGES)
     yield from guest.make_shared(cpu, pages, gpa, _LARGE_PAGES)
     if _ignored(trial):
@@ -72,9 +72,7 @@ def _large(trial: Trial, vcpu: TrialVcpu, table: bytes) -> Script:
 
 
 def _named_private(trial: Trial, vcpu: TrialVcpu, table: bytes) -> Script:
-    """Check that a guest that names a private page sees nothing of the answer, and that its VM
-    continues.
-    """
+    """Let a guest name a private page. It must not see the answer, and its VM must continue."""
     guest, cpu, pages = vcpu.guest, vcpu.cpu, vcpu.pages
     private = pages.data + 2 * PAGE_SIZE
     yield from guest.make_private(cpu, pages, private, 2)
@@ -88,7 +86,7 @@ def _named_private(trial: Trial, vcpu: TrialVcpu, table: bytes) -> Script:
 
 
 def _after(trial: Trial) -> None:
-    """Judge a VMM that ended, by the page state changes that it ignored."""
+    """Judge a VMM that has ended by the page state changes that it ignored."""
     _ignored(trial)
 
 

@@ -57,7 +57,7 @@ def _old_kernel(_: Trial, vcpu: TrialVcpu) -> Script:
 
 
 def _after_old_kernel(trial: Trial) -> None:
-    # The VMM may refuse to start or start without the exit: both are correct.
+    # The VMM may refuse to start, or start without the exit. Both are correct.
     check, journal = "enabled-where-supported", trial.journal
     if not journal.enablings:
         trial.judge(check, None)

@@ -14,19 +14,19 @@ from snpcerts.conformance.trial import TABLE_SIZE, Scenario, Script, Trial, Tria
 from snpcerts.emulator.guest.program import Sleep
 
 TOGETHER = 1.0  # seconds that one answer waits for the other; a VMM may serve one at a time
-TOGETHER_AGAIN = 0.1  # the same, once a VMM has been seen to do that
-SETTLE = 0.03  # seconds in which a VMM that drops its lock late drops it
-_TRIES = 20  # an exclusive lock of the VMM's own makes its vCPUs wait for each other
+TOGETHER_AGAIN = 0.1  # the same, after a VMM has been seen to serve one at a time
+SETTLE = 0.03  # seconds in which a VMM may drop its lock late
+_TRIES = 20  # a VMM's own exclusive lock makes its vCPUs wait for each other
 
-# For each round: the vCPU that is answered first, and the one that finishes first.
+# For each round: the vCPU that is answered first, and the vCPU that finishes first.
 ROUNDS = ((0, 1), (0, 0), (1, 0), (1, 1))
 
 
 class _Rounds:
     """A gate that holds the last vCPU's firmware command while the first finishes.
 
-    ``free`` are the vCPUs whose requests proceed at once, ``held`` the requests
-    that wait for the firmware, by vCPU; ``done`` counts rounds, by vCPU.
+    ``free`` are the vCPUs whose requests proceed immediately. ``held`` has the requests that wait
+    for the firmware, by vCPU. ``done`` counts rounds, by vCPU.
     """
 
     def __init__(self, trial: Trial) -> None:
@@ -52,7 +52,7 @@ class _Rounds:
         return request.vcpu in self.free
 
     def prepare(self, number: int) -> None:
-        """Begin a round, unless the other vCPU has begun it."""
+        """Begin a round, unless the other vCPU has already begun it."""
         if self._number < number < len(ROUNDS):
             self._number = number
             self.held.clear()
