@@ -5,10 +5,13 @@ from __future__ import annotations
 
 import contextlib
 import json
+import select
 import socket
 import ssl
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -118,6 +121,57 @@ def test_a_head_that_is_too_long_is_refused(start: Start, head: bytes) -> None:
         long.sendall(head)
         assert long.recv(4096).startswith(b"HTTP/1.1 400 ")
     assert mirror.ask("healthz").status == 200
+
+
+CHAIN = b"GET /vcek/v1/Milan/cert_chain HTTP/1.1\r\nHost: mirror\r\n\r\n"
+
+
+def ended(connection: socket.socket, seconds: float) -> bool:
+    """Whether the other side ends the connection, without reading from it."""
+    waiting = select.poll()
+    waiting.register(connection, 0)  # POLLERR and POLLHUP always count
+    return bool(waiting.poll(seconds * 1000))
+
+
+@pytest.mark.parametrize("last", [b"", HEAD + b"Connection: close\r\n\r\n"], ids=["", "close"])
+def test_a_client_that_does_not_read_its_answers_is_ended(
+    start: Start, monkeypatch: pytest.MonkeyPatch, last: bytes
+) -> None:
+    mirror = start()
+    size = len(mirror.ask("vcek/v1/Milan/cert_chain").body)
+    monkeypatch.setattr(MirrorConnection, "answer_time", 0.5)
+    with connect(mirror) as deaf:
+        deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        # More than the buffers of both sides.
+        deaf.sendall(CHAIN * ((8 << 20) // size) + last)
+        assert ended(deaf, 60)
+    assert mirror.ask("healthz").status == 200
+
+
+def test_each_answer_has_its_own_time_to_be_read() -> None:
+    timers: list[Callable[[], None]] = []
+    ends: list[str] = []
+    unread = 9
+    connection: Any = MirrorConnection.__new__(MirrorConnection)
+    connection.loop = SimpleNamespace(
+        call_later=lambda _, then, *given: timers.append(lambda: then(*given))
+    )
+    connection.transport = SimpleNamespace(
+        get_write_buffer_size=lambda: unread,
+        get_extra_info=lambda _: SimpleNamespace(setsockopt=lambda *_: ends.append("reset")),
+        abort=lambda: ends.append("aborted"),
+    )
+    connection._expect_reading()
+    connection._answers += 1
+    timers.pop()()
+    assert not ends
+    timers.pop()()
+    assert ends == ["reset", "aborted"]
+    connection._expect_reading()
+    unread = 0
+    timers.pop()()
+    assert ends == ["reset", "aborted"]
+    assert not timers
 
 
 CHUNKS = HEAD + b"Transfer-Encoding: chunked\r\n\r\n" + b"1\r\na\r\n" * MAX_HEAD

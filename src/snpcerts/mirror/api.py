@@ -83,6 +83,7 @@ class MirrorApi:
         self._metrics = metrics
         self._tokens = tokens
         self._wake = wake
+        self._shown: tuple[Fleet, bytes] | None = None
 
     def app(self) -> Starlette:
         """Return the application."""
@@ -137,7 +138,12 @@ class MirrorApi:
 
     def fleet(self, _request: Request) -> Response:
         """Answer with the fleet, as JSON."""
-        return JSONResponse(_fleet_json(self._fleet.get()))
+        fleet = self._fleet.get()
+        shown = self._shown
+        # Megabytes for a large fleet, and slow readers hold them: they share the bytes.
+        if shown is None or shown[0] is not fleet:
+            shown = self._shown = fleet, bytes(JSONResponse(_fleet_json(fleet)).body)
+        return Response(shown[1], media_type="application/json")
 
     def host(self, request: Request) -> Response:
         """Answer with one host, as JSON."""

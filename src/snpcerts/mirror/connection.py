@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One connection to the mirror: a request that comes too slowly or with too long a head ends it.
+"""One connection to the mirror: a request that comes too slowly or with too long a head ends it,
+and so does an answer that the client does not read.
 
 Trailers after a body in chunks are bounded as a head is.
 
@@ -10,22 +11,29 @@ has, if the connection has TLS and the client sent one that its CA signed.
 from __future__ import annotations
 
 import asyncio
+import socket
+import struct
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 REQUEST_TIME: Final = 20.0  # seconds from a request's first byte to its last
+ANSWER_TIME: Final = 60.0  # seconds in which a client has to read an answer
 MAX_HEAD: Final = 32 << 10  # bytes of request line and headers, or of trailers
+_RESET: Final = struct.pack("ii", 1, 0)  # struct linger: reset the connection when it is closed
 # The key, in an ASGI scope's extensions, of the names in a client's certificate.
 CLIENT_NAMES: Final = "snpcerts.client_names"
 
 
 class MirrorConnection(HttpToolsProtocol):
-    """Bounds a request's time and head."""
+    """Bounds a request's time and head, and the time of its answer."""
 
     request_time = REQUEST_TIME
+    answer_time = ANSWER_TIME
     _deadline: asyncio.TimerHandle | None = None
+    _reading: asyncio.TimerHandle | None = None  # runs while parts of an answer may be unread
+    _answers = 0  # that have been given to the transport
     _names: frozenset[str] | None = None
     _head = 0  # bytes that belong to no body, since the last part of a body
 
@@ -38,6 +46,8 @@ class MirrorConnection(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Stop the time."""
         self._stop()
+        if self._reading is not None:
+            self._reading.cancel()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -69,6 +79,36 @@ class MirrorConnection(HttpToolsProtocol):
         self._stop()
         self._head = 0
         super().on_message_complete()
+
+    def pause_writing(self) -> None:
+        """Start the time of an answer: the transport has much that the client has not read."""
+        super().pause_writing()
+        self._expect_reading()
+
+    def on_response_complete(self) -> None:
+        """Start the time of an answer: the transport may have a part of it."""
+        self._answers += 1
+        super().on_response_complete()
+        self._expect_reading()
+
+    def _expect_reading(self) -> None:
+        if self._reading is None and self.transport.get_write_buffer_size():
+            self._reading = self.loop.call_later(self.answer_time, self._unread, self._answers)
+
+    def _unread(self, answers: int) -> None:
+        """End the connection if the client has not read one answer in all this time.
+
+        Also one that is closing: it would wait for the client.
+        """
+        self._reading = None
+        if answers != self._answers:  # a later answer, which has its own time
+            self._expect_reading()
+        elif self.transport.get_write_buffer_size():
+            # Otherwise the kernel would keep the rest, and wait for the client too.
+            self.transport.get_extra_info("socket").setsockopt(
+                socket.SOL_SOCKET, socket.SO_LINGER, _RESET
+            )
+            self.transport.abort()
 
     def _start(self) -> None:
         if self._deadline is None:

@@ -8,6 +8,7 @@ that no two writes conflict halfway. PostgreSQL is for several instances, which 
 from __future__ import annotations
 
 import contextlib
+import sqlite3
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final
@@ -75,14 +76,14 @@ class MirrorDatabase:
     @contextlib.contextmanager
     def read(self) -> Iterator[Connection]:
         """Yield a connection within a transaction that only reads."""
-        with self._errors(), self.engine.connect() as connection:
+        with self.errors(), self.engine.connect() as connection:
             yield connection
 
     @contextlib.contextmanager
     def write(self) -> Iterator[Connection]:
         """Yield a connection within a transaction, committed at the block's end."""
         with (
-            self._errors(),
+            self.errors(),
             self.engine.connect().execution_options(snpcerts_writes=True) as connection,
             connection.begin(),
         ):
@@ -106,11 +107,24 @@ class MirrorDatabase:
         """Close the connections."""
         self.engine.dispose()
 
+    def sqlite_connection(self) -> sqlite3.Connection:
+        """Return a connection of its own for reads; each statement is a transaction.
+
+        Raises :class:`sqlite3.Error`.
+        """
+        assert self.is_sqlite  # noqa: S101 (callers distinguish)
+        connection = sqlite3.connect(
+            self.engine.url.database or "", isolation_level=None, check_same_thread=False
+        )
+        _set_up(connection)
+        return connection
+
     @contextlib.contextmanager
-    def _errors(self) -> Iterator[None]:
+    def errors(self) -> Iterator[None]:
+        """Raise :class:`DatabaseUnavailableError` for what a database raises in the block."""
         try:
             yield
-        except SQLAlchemyError as error:
+        except (SQLAlchemyError, sqlite3.Error) as error:
             said = str(getattr(error, "orig", None) or error).strip().splitlines()
             reason = said[0] if said else type(error).__name__
             raise DatabaseUnavailableError(
@@ -154,15 +168,7 @@ def _sqlite(url: URL) -> Engine:
     def connected(connection: Any, _record: object) -> None:
         # Transactions are ours: the driver begins none.
         connection.isolation_level = None
-        for pragma in (
-            f"busy_timeout = {_BUSY}",
-            "journal_mode = WAL",
-            # After a power failure the last transactions may be missing; then they are fetched
-            # again.
-            "synchronous = NORMAL",
-            "cache_size = -4096",  # 4 MiB
-        ):
-            connection.execute(f"PRAGMA {pragma}")
+        _set_up(connection)
 
     @event.listens_for(engine, "begin")
     def began(connection: Connection) -> None:
@@ -170,6 +176,18 @@ def _sqlite(url: URL) -> Engine:
         connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
 
     return engine
+
+
+def _set_up(connection: Any) -> None:
+    """Set what each connection to SQLite needs."""
+    for pragma in (
+        f"busy_timeout = {_BUSY}",
+        "journal_mode = WAL",
+        # After a power failure the last transactions may be missing; then they are fetched again.
+        "synchronous = NORMAL",
+        "cache_size = -4096",  # 4 MiB
+    ):
+        connection.execute(f"PRAGMA {pragma}")
 
 
 def _postgresql(url: URL) -> Engine:

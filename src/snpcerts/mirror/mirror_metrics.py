@@ -8,6 +8,7 @@ and are the same for all instances.
 from __future__ import annotations
 
 import functools
+import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import Final
@@ -214,16 +215,23 @@ def _labelled(
 
 
 class FleetCache:
-    """The fleet as of a moment ago, so that many readers cost one read."""
+    """The fleet as of a moment ago, so that many readers cost one read. Thread-safe."""
 
     def __init__(self, read: Callable[[], Fleet], lasts: float = 2.0) -> None:
         self._read = read
         self._lasts = lasts
-        self._at = float("-inf")
-        self._fleet: Fleet | None = None
+        self._lock = threading.Lock()
+        self._kept: tuple[float, Fleet] | None = None
 
     def get(self) -> Fleet:
-        """Return the fleet, at most ``lasts`` seconds old."""
-        if self._fleet is None or time.monotonic() - self._at > self._lasts:
-            self._fleet, self._at = self._read(), time.monotonic()
-        return self._fleet
+        """Return the fleet, at most ``lasts`` seconds old when the call began.
+
+        While one thread reads, the others wait for what it reads. Raises what reading raises.
+        """
+        asked = time.monotonic()
+        with self._lock:
+            if self._kept is None or self._kept[0] < asked - self._lasts:
+                # The time before the read: the values are as old as that.
+                began = time.monotonic()
+                self._kept = began, self._read()
+            return self._kept[1]

@@ -28,6 +28,7 @@ from snpcerts.kds.url import ChainResource, CrlResource, Resource
 from snpcerts.mirror import stored
 from snpcerts.mirror.body_cache import BodyCache, KeptAnswer
 from snpcerts.mirror.database import DatabaseUnavailableError, MirrorDatabase
+from snpcerts.mirror.prompt_reader import PromptReader
 from snpcerts.mirror.stored import NoCertificate, StoredCertificate
 from snpcerts.mirror.target import (
     MAX_TARGET,
@@ -105,6 +106,7 @@ class MirrorService:
         wall: Callable[[], float] = time.time,
     ) -> None:
         self.cache = BodyCache()
+        self._reader = PromptReader(database) if database.is_sqlite else None
         self._database = database
         self._queue = queue
         self._waiting = waiting
@@ -142,6 +144,11 @@ class MirrorService:
         finally:
             self._count(kind, outcome, time.perf_counter() - started)
 
+    def close(self) -> None:
+        """Close its own connection to the database."""
+        if self._reader is not None:
+            self._reader.close()
+
     async def _other_method(self, method: bytes, send: Send) -> None:
         if method == b"OPTIONS":  # a browser's preflight
             allowed = (
@@ -163,6 +170,9 @@ class MirrorService:
             status = 414 if len(scope["raw_path"]) > MAX_TARGET else 400
             return _Refusal(status, "bad_request", str(error))
         try:
+            prompt = self._prompt(resource)
+            if prompt is not None:
+                return self._kept(resource, prompt), "hit"
             found = await self._run(self._look, resource)
             if isinstance(found, StoredCertificate):
                 return self._kept(resource, found), "hit"
@@ -201,6 +211,11 @@ class MirrorService:
             f"{resource}: {place.ahead} certificates are before it in the queue{problem}",
             _retry_after(place.wait),
         )
+
+    def _prompt(self, resource: Resource) -> StoredCertificate | None:
+        """Return the stored certificate if it is good and the database is SQLite."""
+        found = None if self._reader is None else self._reader.find(resource.path)
+        return found if found is not None and found.not_after > self._wall() else None
 
     async def _run(self, look: Callable[[Resource], T], resource: Resource) -> T:
         # Reading SQLite takes less time than switching to a thread and back.

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import signal
 import socket
 import ssl
@@ -91,7 +92,7 @@ class Mirror:
         api = MirrorApi(
             self.database, self.records, fleet, metrics, options.tokens, self.fetcher.wake
         )
-        self.app: Application = MirrorService(
+        self._service = MirrorService(
             self.database,
             self.queue,
             self.waiting,
@@ -100,6 +101,7 @@ class Mirror:
             wake=self.fetcher.wake,
             count=metrics.count,
         )
+        self.app: Application = self._service
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -120,6 +122,7 @@ class Mirror:
     def close(self) -> None:
         """Close connections."""
         self.client.close()
+        self._service.close()
         self.database.close()
 
     def _heard(self, resource: str) -> None:
@@ -144,6 +147,10 @@ def serve(options: ServeOptions, started: Callable[[str], None]) -> None:
     mirror = Mirror(options)
     try:
         mirror.database.prepare()
+        # What is loaded stays: a collection that walks all of it takes milliseconds, in which no
+        # request is answered.
+        gc.collect()
+        gc.freeze()
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(until_a_signal())
     finally:

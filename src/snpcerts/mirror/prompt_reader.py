@@ -1,0 +1,47 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reads stored certificates from SQLite with one prepared statement, for requests.
+
+SQLAlchemy takes many times as long as SQLite for a read of one row, and a request that is answered
+from the database does little else.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+from typing import Final
+
+from snpcerts.mirror.database import MirrorDatabase
+from snpcerts.mirror.stored import StoredCertificate
+
+_QUERY: Final = "SELECT body, etag, not_after FROM certificate WHERE resource = ?"
+
+
+class PromptReader:
+    """One connection to an SQLite database. For one thread."""
+
+    def __init__(self, database: MirrorDatabase) -> None:
+        self._database = database
+        self._connection: sqlite3.Connection | None = None
+
+    def find(self, resource: str) -> StoredCertificate | None:
+        """Return the stored certificate for a resource's path, of any age.
+
+        Raises :class:`DatabaseUnavailableError`.
+        """
+        with self._database.errors():
+            try:
+                if self._connection is None:
+                    self._connection = self._database.sqlite_connection()
+                row = self._connection.execute(_QUERY, (resource,)).fetchone()
+            except sqlite3.Error:
+                self.close()  # the next read opens the database again
+                raise
+        return None if row is None else StoredCertificate(*row)
+
+    def close(self) -> None:
+        """Close the connection."""
+        found, self._connection = self._connection, None
+        if found is not None:
+            with contextlib.suppress(sqlite3.Error):
+                found.close()
