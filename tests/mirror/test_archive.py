@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -103,7 +104,7 @@ def test_an_import_stores_only_what_verifies(
     files = {each["file"]: each for each in json.loads(out)["files"]}
     assert files.pop(str(place_of(vcek(amd))))["problem"]
     assert {each["stored"] for each in files.values()} == {True}
-    with MirrorDatabase(database).read() as connection:
+    with closing(MirrorDatabase(database)) as opened, opened.read() as connection:
         rows = connection.exec_driver_sql("SELECT resource FROM certificate").scalars().all()
     assert vcek(amd).path not in rows
     assert len(rows) == 4
