@@ -36,6 +36,7 @@ from snpcerts.mirror.wanted import WantedQueue
 _DRAIN: Final = 5  # seconds to finish answers when the server ends
 _IDLE: Final = 75  # seconds that an idle connection is kept
 _CONNECTIONS: Final = 8192
+_TICK: Final = 1.0  # seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,17 +173,42 @@ async def serve_until(
                 await asyncio.sleep(0.01)
             started(f"{'http' if options.certificate is None else 'https'}://{shown}:{port}")
             await asyncio.wait((serving, stop), return_when=asyncio.FIRST_COMPLETED)
-            server.should_exit = True
+            server.stop()
             stop.cancel()
             await serving
 
 
 class _Server(uvicorn.Server):
-    """A server that does not handle signals: uvicorn would raise them again before our clean-up."""
+    """A server that ends at once, and does not handle signals.
+
+    uvicorn would raise signals again before our clean-up. It looks ten times a second whether it
+    must end, and then gives connections a tenth of a second even if there are none.
+    """
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self._stopping = asyncio.Event()
+
+    def stop(self) -> None:
+        """End the server, after the answers under way."""
+        self.should_exit = True
+        self._stopping.set()
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         yield
+
+    async def main_loop(self) -> None:
+        while not await self.on_tick(0):  # 0: each tick writes the date of the answers anew
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._stopping.wait(), _TICK)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        if self.server_state.connections or self.server_state.tasks:
+            await super().shutdown(sockets)
+            return
+        for each in (*self.servers, *(sockets or ())):
+            each.close()
 
 
 def _config(app: Application, options: ServeOptions) -> uvicorn.Config:

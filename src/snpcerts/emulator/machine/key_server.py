@@ -17,6 +17,8 @@ import contextlib
 import functools
 import json
 import math
+import selectors
+import socket
 import threading
 import time
 from collections import Counter
@@ -119,6 +121,7 @@ class KeyServer:
             self._http = _HttpServer(("127.0.0.1", port), handler)
         except (OSError, OverflowError) as error:
             raise UsageError(f"port {port}: cannot listen: {error}") from None
+        self._waker, self._woken = socket.socketpair()
         self._thread: threading.Thread | None = None
 
     @classmethod
@@ -168,15 +171,23 @@ class KeyServer:
         """Serve in this thread until :meth:`close`, or until an exception such as
         KeyboardInterrupt.
         """
-        self._http.serve_forever(poll_interval=0.05)
+        with selectors.DefaultSelector() as waiting:
+            for each in (self._http, self._woken):
+                waiting.register(each, selectors.EVENT_READ)
+            while not self._closing.is_set():
+                waiting.select()
+                self._http.handle_request()
 
     def close(self) -> None:
         """Stop serving and release the port."""
-        self._closing.set()
+        if not self._closing.is_set():
+            self._closing.set()
+            self._waker.send(b"x")
         if self._thread is not None:
-            self._http.shutdown()
             self._thread.join()
         self._http.server_close()
+        self._waker.close()
+        self._woken.close()
 
     def pause(self, seconds: float) -> None:
         """Wait for ``seconds`` or until the server ends."""
@@ -311,6 +322,7 @@ class _HttpServer(ThreadingHTTPServer):
     # Slow answers must not delay the server's end.
     block_on_close = False
     request_queue_size = 64
+    timeout = 0  # a selector has found a connection before handle_request() is called
 
     def handle_error(self, request: object, client_address: object) -> None:
         """Print no traceback for a client that disconnects early."""
