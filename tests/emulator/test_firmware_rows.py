@@ -150,6 +150,17 @@ def test_launch_tcb_is_what_was_committed_at_the_start(published: Firmware) -> N
     assert guest.report().fields.launch_tcb == TCB.pack()
 
 
+def test_a_report_says_of_the_platform_what_its_firmware_knows(published: Firmware) -> None:
+    """sev_rmp.h: snp_platform_info_t has SMT_EN and TSME_EN, the rest is reserved; sev_mcmd.h:
+    snp_platform_status_buffer_t has IS_RMP_INIT in its byte, the rest is reserved.
+    """
+    assert FirmwareGuest(published).report().fields.platform_info == 0b01
+    assert published.snp_platform_status().rmp == 0b01
+    newer = Firmware(Chip.create(Product.GENOA))
+    assert FirmwareGuest(newer).report().fields.platform_info & 1 << 5
+    assert newer.snp_platform_status().rmp == 0b11
+
+
 # Payload sizes by sev_rmp.h: snp_msg_*_rsp_t.
 @pytest.mark.parametrize(
     ("kind", "payload", "vmpck", "status", "size"),

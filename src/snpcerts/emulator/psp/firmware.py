@@ -77,6 +77,8 @@ __all__ = ["ApiVersion", "Firmware", "FirmwareError", "GuestContext"]
 # Bits of platform_info, and the policy bits that require each of them.
 _SMT, _ECC, _RAPL_DIS, _CIPHERTEXT_HIDING, _ALIAS_CHECKED = 1 << 0, 1 << 2, 1 << 3, 1 << 4, 1 << 5
 DEFAULT_PLATFORM_INFO: Final = _SMT | _ECC | _ALIAS_CHECKED
+# sev_rmp.h of the published firmware has bits 0 and 1 only, as has a genuine report of version 2.
+_INFO_FIRST, _INFO_GREW = 0b11, 3
 # sev_guest.h of the published firmware reserves bits 21 and up. Later firmware uses 21 to 25.
 _POLICY_FIRST, _POLICY_GREW = (1 << 21) - 1, 3
 _POLICY_SMT, _POLICY_RAPL_DIS, _POLICY_CIPHERTEXT_HIDING = 1 << 16, 1 << 23, 1 << 24
@@ -108,6 +110,7 @@ class Firmware:
     :data:`CHIP_MODELS` for the product; the default is the newest. With 2 the firmware is too old
     for VLEKs. ``choices`` selects the behaviour where sources disagree. On its own product, the
     published firmware has its own version number and writes reports of version 2.
+    ``platform_info`` loses the bits that the firmware does not have.
     """
 
     def __init__(
@@ -134,6 +137,8 @@ class Firmware:
                 f"{chip.product.value} has no report version {report_version}",
                 hint=f"choose one of {', '.join(map(str, sorted(versions)))}",
             )
+        if report_version < _INFO_GREW:
+            platform_info &= _INFO_FIRST
         state = PlatformState.at(
             chip.product,
             model.tcb if tcb is None else tcb,
