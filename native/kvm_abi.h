@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * KVM's interface as far as the shim and the C programs of the tests use it. The C
- * library's headers may be older than the exit, so the numbers are written here, by
- * the kernel's names. tests/kernel compares each of them, and each structure's size
+ * The parts of KVM's interface that the shim and the tests' C programs use. The C
+ * library's headers may be older than the exit, so the numbers are here, under the
+ * kernel's names. tests/kernel compares each of them, and each structure's size
  * and offsets, with the headers of released kernels.
  */
 #ifndef SNPCERTS_KVM_ABI_H

@@ -1,23 +1,23 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * Certificates for the guests of a VMM without support for them. This preloaded
- * library sits between the VMM and ioctl(2): it enables KVM_EXIT_SNP_REQ_CERTS for
+ * Gives certificates to the guests of a VMM that does not support them. This preloaded
+ * library intercepts the VMM's ioctl(2) calls. It enables KVM_EXIT_SNP_REQ_CERTS for
  * an SNP VM, and answers the exit before the VMM sees it.
  *
  *	LD_PRELOAD		this file
  *	SNPCERTS_CERTS_FILENAME	the certificate file, an absolute path
- *	SNPCERTS_CERTS_TIMEOUT	ms to wait for its lock, then BUSY; 100
- *	SNPCERTS_TELL_EXIT	if set: print the exit number by which KVM asked first
+ *	SNPCERTS_CERTS_TIMEOUT	ms to wait for its lock, then BUSY; default 100
+ *	SNPCERTS_TELL_EXIT	if set: print the number of the first exit with which KVM asked
  *
  * It does nothing for a VM that is not SNP, on a kernel without the exit, or if the
  * VMM enables the exit itself.
  *
- * Requests are served by snpcerts.c, which is linked into this library. This file
+ * snpcerts.c, which is linked into this library, serves the requests. This file
  * tracks the VMM's VMs, vCPUs, descriptors and memory slots. KVM's numbers: Linux
  * Documentation/virt/kvm/api.rst and x86/amd-memory-encryption.rst; see kvm_abi.h.
  *
- * Each KVM_RUN costs two more loads. A request takes no lock inside the shim and
- * allocates nothing; all state is in tables of fixed size.
+ * Each KVM_RUN takes two more loads. A request takes no lock inside the shim and
+ * allocates no memory. All state is in tables of fixed size.
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -49,41 +49,41 @@
 #define MAX_VMS 16
 #define MAX_SLOTS 32768 /* KVM has 32,764 */
 #define MAX_FDS 65536
-#define TRIES 100 /* to read slots that change */
+#define TRIES 100 /* to read slots while they change */
 #define SLOT_RETURNS 1000000000ull /* nanoseconds for which a slot may be missing */
 #define MAX_GONE 16
 
 struct slot {
-	_Atomic uint64_t gpa, size, host; /* size 0: none, or not to be written to */
+	_Atomic uint64_t gpa, size, host; /* size 0: no slot, or read-only */
 };
 
 static struct vm {
-	unsigned names; /* descriptors that lead here; 0: free */
+	unsigned names; /* number of descriptors of this VM; 0: free */
 	bool offered; /* KVM knows the exit */
-	bool ours; /* we have enabled the exit */
-	bool theirs; /* the VMM has; it answers */
-	_Atomic bool shared; /* another process has a descriptor, so we may not know all slots */
+	bool ours; /* the shim has enabled the exit */
+	bool theirs; /* the VMM has enabled the exit, and answers it */
+	_Atomic bool shared; /* another process has a descriptor, so slots may be unknown */
 	struct {
 		_Atomic uint64_t gpa, size, when;
-	} gone[MAX_GONE]; /* the slots removed last */
+	} gone[MAX_GONE]; /* recently removed slots */
 	_Atomic unsigned gone_next;
-	_Atomic unsigned slots; /* higher ones are empty */
+	_Atomic unsigned slots; /* slots from this number on are empty */
 	_Atomic unsigned sequence; /* odd while a slot changes */
 	_Atomic unsigned copying; /* requests that are using the slots */
 	struct slot slot[MAX_SLOTS];
 } vms[MAX_VMS];
 
 static struct vcpu {
-	struct vm *_Atomic vm; /* only where we answer */
+	struct vm *_Atomic vm; /* set only if the shim answers */
 	struct kvm_run *_Atomic run; /* where the VMM has mapped it */
-	struct kvm_run *_Atomic second; /* where it has mapped it once more */
+	struct kvm_run *_Atomic second; /* a second mapping of it */
 } vcpus[MAX_FDS];
 static _Atomic int vcpus_end; /* no vCPU has this number or a higher one */
 
 static struct vm *_Atomic vm_of[MAX_FDS];
-static uint64_t kind_of[MAX_FDS]; /* what such a descriptor is called in /proc, hashed */
-/* Serialises those who change the three; a request never takes it. */
-static pid_t owner; /* of this memory */
+static uint64_t kind_of[MAX_FDS]; /* hash of the descriptor's name in /proc */
+static pid_t owner; /* the process that owns this memory */
+/* Serialises changes of vcpus, vm_of and kind_of. A request never takes it. */
 static pthread_mutex_t changing = PTHREAD_MUTEX_INITIALIZER;
 
 static int (*_Atomic next_ioctl)(int, unsigned long, ...);
@@ -99,11 +99,11 @@ static ssize_t (*_Atomic next_sendmsg)(int, const struct msghdr *, int);
 static char path[PATH_MAX];
 static uint64_t timeout = SNPCERTS_LOCK_WAIT;
 static bool tell_exit;
-static const char *unusable = ""; /* why the settings are; NULL if they are not */
+static const char *unusable = ""; /* why the settings are unusable; NULL if they are usable */
 
 /* ---- messages for the operator ---- */
 
-/* One line on standard error; none where that would block, or kill by SIGPIPE. */
+/* Print a line on standard error, unless that would block or raise SIGPIPE. */
 __attribute__((format(printf, 1, 2))) static void say(const char *format, ...)
 {
 	struct pollfd out = { .fd = STDERR_FILENO, .events = POLLOUT };
@@ -129,7 +129,7 @@ __attribute__((format(printf, 1, 2))) static void say(const char *format, ...)
 			say(__VA_ARGS__);                \
 	} while (0)
 
-/* Say when the file becomes unusable or usable, not for each request. */
+/* Print a line when the file becomes unusable or usable, not for each request. */
 static void note_file_state(int problem)
 {
 	static _Atomic int last;
@@ -150,11 +150,11 @@ static void note_file_state(int problem)
 		    why ? why : strerror_r(problem, buffer, sizeof buffer));
 }
 
-/* ---- the guest's memory, as the VMM has it mapped ---- */
+/* ---- the guest's memory, where the VMM has mapped it ---- */
 
 static void pause_for(long nanoseconds)
 {
-	/* A signal may cut the sleep short: callers check a clock or count. */
+	/* A signal may end the sleep early. Callers check the time or count tries. */
 	nanosleep(&(struct timespec){ .tv_nsec = nanoseconds }, NULL);
 }
 
@@ -166,17 +166,17 @@ static uint64_t now(void)
 	return time.tv_sec * 1000000000ull + time.tv_nsec;
 }
 
-/* The errno for a guest whose buffer is in no slot that we know of. EIO is for one
- * that is not the guest's memory, and costs a Linux guest its VMPCK. So where the
- * memory may be the guest's after all, it is another one: EAGAIN while a slot that is
- * being replaced may come back, and ENOSPC where others may have set slots. A Linux
- * guest survives that: its driver repeats the request without certificates and keeps
- * the key (drivers/virt/coco/sev-guest, arch/x86/coco/sev/core.c of Linux 7.3). */
+/* Return the errno for a guest whose buffer is in no known slot. EIO means that it is not
+ * the guest's memory, and destroys the VMPCK of a Linux guest. If it may be the guest's
+ * memory, use another errno: EAGAIN while a slot that is being replaced may come back, and
+ * ENOSPC if another process may have set slots. A Linux guest survives both: its driver
+ * repeats the request without certificates and keeps the key (drivers/virt/coco/sev-guest,
+ * arch/x86/coco/sev/core.c of Linux 7.3). */
 static int not_found(struct vm *vm, uint64_t gpa, uint64_t size)
 {
 	uint64_t missing = gpa, left = size, time = now();
 
-	for (unsigned i = 0; i < vm->slots && left; i++) { /* where the memory ends */
+	for (unsigned i = 0; i < vm->slots && left; i++) { /* find where the memory ends */
 		uint64_t offset = missing - vm->slot[i].gpa, part;
 
 		if (offset >= vm->slot[i].size)
@@ -197,7 +197,7 @@ static int not_found(struct vm *vm, uint64_t gpa, uint64_t size)
 	return ENOSPC;
 }
 
-/* A slot is being taken away, perhaps to come back another size: VMMs do that. */
+/* Record a removed slot. VMMs may add it again with another size. */
 static void note_gone(struct vm *vm, uint64_t gpa, uint64_t size)
 {
 	unsigned i = vm->gone_next++ % MAX_GONE;
@@ -208,7 +208,7 @@ static void note_gone(struct vm *vm, uint64_t gpa, uint64_t size)
 	vm->gone[i].size = size;
 }
 
-/* After KVM has accepted it. Afterwards no request writes to what was there before. */
+/* Record a region that KVM has accepted. From then on, requests do not use the old memory. */
 static void note_region(struct vm *vm, const struct kvm_userspace_memory_region *region)
 {
 	uint32_t id = region->slot;
@@ -217,7 +217,7 @@ static void note_region(struct vm *vm, const struct kvm_userspace_memory_region 
 
 	if (id >> 16) /* another address space: system management mode */
 		return;
-	if (id >= MAX_SLOTS) { /* a KVM with more than there are today */
+	if (id >= MAX_SLOTS) { /* a future KVM with more slots */
 		vm->shared = true;
 		return;
 	}
@@ -233,15 +233,16 @@ static void note_region(struct vm *vm, const struct kvm_userspace_memory_region 
 	if (vm->slots <= id)
 		vm->slots = id + 1;
 	vm->sequence++;
-	/* The VMM may unmap the memory once its call returns. A second at most: the
-	 * page that a copy waits for may be this thread's to deliver (userfaultfd). */
+	/* The VMM may unmap the memory when its call returns, so wait for copies. Wait at
+	 * most a second: a copy may wait for a page that this thread must provide
+	 * (userfaultfd). */
 	for (int i = 0; was_memory && vm->copying && i < 10000; i++)
 		pause_for(100000);
 	pthread_mutex_unlock(&changing);
 }
 
-/* Where the guest's addresses are in this process, across slots that touch: the
- * number of pieces; 0 if any of it is not memory, -1 if the slots do not settle. */
+/* Find the guest's addresses in this process, across adjacent slots. Return the number
+ * of pieces; 0 if a part is not memory, -1 if the slots keep changing. */
 static int pieces_of(struct vm *vm, uint64_t gpa, uint64_t length, struct iovec *pieces)
 {
 	for (int tries = 0; tries < TRIES; tries++) {
@@ -249,7 +250,7 @@ static int pieces_of(struct vm *vm, uint64_t gpa, uint64_t length, struct iovec 
 		uint64_t at = gpa, left = length;
 		int count = 0;
 
-		if (before & 1) { /* sleep: the thread that changes it may have a lower priority */
+		if (before & 1) { /* sleep, because the thread that changes it may have a lower priority */
 			pause_for(100000);
 			continue;
 		}
@@ -298,8 +299,8 @@ static int enter(void *context, int vcpu)
 	return next_ioctl(vcpu, KVM_RUN, 0);
 }
 
-/* KVM_RUN has returned with a request: answer it, make KVM take the answer, and come
- * back to the VMM as KVM_RUN does when someone kicks the vCPU. */
+/* KVM_RUN has returned with a request. Answer it, make KVM take the answer, and return to
+ * the VMM as KVM_RUN does when a thread kicks the vCPU. */
 static int serve(int vcpu, struct vm *vm, struct kvm_run *run, int saved)
 {
 	struct snpcerts_vm certs = { .path = path, .lock_wait = timeout, .find = find_pieces,
@@ -321,7 +322,7 @@ static bool in_table(int fd)
 	return fd >= 0 && fd < MAX_FDS;
 }
 
-/* A new descriptor has this number: whatever had it before is closed. */
+/* A new descriptor has this number, so the previous one is closed. */
 static void forget(int fd)
 {
 	struct vm *vm = vm_of[fd], *of_vcpu = vcpus[fd].vm;
@@ -335,7 +336,7 @@ static void forget(int fd)
 		of_vcpu->names--;
 }
 
-/* What a descriptor is called in /proc, hashed (FNV-1a); 0 for one that is not open. */
+/* Return the hash (FNV-1a) of a descriptor's name in /proc; 0 if it is not open. */
 static uint64_t kind(int fd)
 {
 	char link[32], name[128];
@@ -355,11 +356,11 @@ static bool is_closed(int fd)
 
 	if (next_fcntl && next_fcntl(fd, F_GETFD) < 0)
 		return true;
-	/* Another file has the number. 0: there is no /proc, as in a chroot. */
+	/* Does another file have the number? 0: there is no /proc, as in a chroot. */
 	return now_is && kind_of[fd] && now_is != kind_of[fd];
 }
 
-/* Forget what has been closed, which we do not see as it happens. With `changing`. */
+/* Forget closed descriptors: the shim does not see close(2). Call with `changing` held. */
 static void forget_closed(void)
 {
 	for (int fd = 0; fd < MAX_FDS; fd++)
@@ -430,7 +431,7 @@ static void note_sev_command(struct vm *vm, int fd, const struct kvm_sev_cmd *co
 		say("guests get no certificates: KVM_SEV_SNP_ENABLE_REQ_CERTS failed, errno %d", errno);
 }
 
-/* The descriptor, or -1 for one with which the VM could not be served. */
+/* Return the descriptor, or -1 for a number with which the VM could not be served. */
 static int note_vcpu(struct vm *vm, int fd)
 {
 	bool served = vm && vm->ours && !vm->theirs;
@@ -456,13 +457,13 @@ static int note_vcpu(struct vm *vm, int fd)
 	return fd;
 }
 
-/* The VMM has made another descriptor of a VM or a vCPU. */
+/* Record that the VMM has duplicated the descriptor of a VM or a vCPU. */
 static int note_duplicate(int from, int to)
 {
 	if (!in_table(from) || !in_table(to) || from == to ||
 	    !(vm_of[from] || vcpus[from].vm || vm_of[to] || vcpus[to].vm))
 		return to;
-	if (getpid() != owner) /* a child of vfork(2): descriptors of its own, but our memory */
+	if (getpid() != owner) /* a child of vfork(2) has its own descriptors, but our memory */
 		return to;
 	pthread_mutex_lock(&changing);
 	forget(to);
@@ -481,7 +482,7 @@ static int note_duplicate(int from, int to)
 	return to;
 }
 
-/* Memory that the VMM has unmapped, or mapped over, is no longer a kvm_run. */
+/* Forget each kvm_run that the VMM has unmapped or mapped over. */
 static void note_unmapped(const void *where, size_t length)
 {
 	uintptr_t start = (uintptr_t)where, end = start + length;
@@ -498,8 +499,8 @@ static void note_unmapped(const void *where, size_t length)
 	}
 }
 
-/* A slot was set through a descriptor that came about in a way we cannot follow, a
- * raw dup(2) for one. It may be of any VM, so none's slots are known for certain. */
+/* A slot was set through an unknown descriptor, for example from a raw dup(2). It may
+ * belong to any VM, so the slots of every VM are uncertain. */
 static void note_region_of_unknown(void)
 {
 	for (int i = 0; i < MAX_VMS; i++)
@@ -507,7 +508,7 @@ static void note_region_of_unknown(void)
 			vms[i].shared = true;
 }
 
-/* Follow a call that has succeeded; its result for the VMM. */
+/* Record a successful call. Return its result for the VMM. */
 static int note(int fd, unsigned request, void *argument, int result)
 {
 	struct vm *vm = in_table(fd) ? vm_of[fd] : NULL;
@@ -543,7 +544,7 @@ static void after_fork(void)
 	pthread_mutex_unlock(&changing);
 }
 
-static void after_fork_in_child(void) /* no other thread copies there */
+static void after_fork_in_child(void) /* the child has no thread that copies */
 {
 	for (int i = 0; i < MAX_VMS; i++)
 		vms[i].copying = 0;
@@ -592,8 +593,8 @@ __attribute__((constructor)) static void start(void)
 
 EXPORT int ioctl(int fd, unsigned long passed, ...)
 {
-	/* The kernel looks at 32 bits. A VMM that keeps requests in an int passes
-	 * KVM_MEMORY_ENCRYPT_OP sign-extended; QEMU up to 9.1 does. */
+	/* The kernel uses only 32 bits. A VMM that keeps requests in an int passes
+	 * KVM_MEMORY_ENCRYPT_OP sign-extended, as QEMU up to 9.1 does. */
 	unsigned request = passed;
 	void *argument;
 	va_list list;
@@ -602,7 +603,7 @@ EXPORT int ioctl(int fd, unsigned long passed, ...)
 	va_start(list, passed);
 	argument = va_arg(list, void *);
 	va_end(list);
-	if (!next_ioctl) /* another library's start comes before ours */
+	if (!next_ioctl) /* another library's constructor may run before ours */
 		find_next();
 	saved = errno;
 	result = next_ioctl(fd, passed, argument);
@@ -626,7 +627,7 @@ EXPORT int ioctl(int fd, unsigned long passed, ...)
 	return result;
 }
 
-/* Learn where the VMM maps a vCPU's kvm_run; a mapping of our own would keep the VM. */
+/* Learn where the VMM maps a vCPU's kvm_run. Our own mapping would keep the VM alive. */
 EXPORT void *mmap(void *where, size_t length, int protection, int flags, int fd, off_t offset)
 {
 	void *made;
@@ -652,7 +653,7 @@ EXPORT int munmap(void *where, size_t length)
 {
 	if (!next_munmap)
 		return (int)syscall(SYS_munmap, where, length);
-	note_unmapped(where, length); /* first: then it may be anyone's */
+	note_unmapped(where, length); /* before the call: afterwards other code may get the memory */
 	return next_munmap(where, length);
 }
 
@@ -708,7 +709,7 @@ EXPORT int fcntl(int fd, int command, ...)
 
 EXPORT int fcntl64(int, int, ...) __attribute__((alias("fcntl")));
 
-/* A VM's descriptor may go to another process, whose calls we do not see. */
+/* A VM's descriptor may be sent to another process, whose calls the shim does not see. */
 EXPORT ssize_t sendmsg(int fd, const struct msghdr *message, int flags)
 {
 	if (!next_sendmsg)

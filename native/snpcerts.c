@@ -1,9 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * One request for certificates, from the exit to the hand-shake; see include/snpcerts.h.
+ * Serves a request for certificates, from the exit to the hand-shake. See
+ * include/snpcerts.h.
  *
- * The steps on the certificate file are those of src/snpcerts/certfile/reader.py, which
- * the explorer examines; tests/native compares the two, call by call.
+ * It takes the same steps on the certificate file as src/snpcerts/certfile/reader.py, which
+ * the explorer examines. tests/native compares the two, call by call.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -26,7 +27,7 @@ static const char zeros[24]; /* an entry of a certificate table that ends it */
 #define PAGE 4096u
 #define FIRST_PAUSE 500000 /* ns between tries for the lock */
 #define LONGEST_PAUSE 5000000
-#define READS 100 /* that a signal may interrupt */
+#define READS 100 /* tries of a read that signals interrupt */
 
 static uint64_t now(void)
 {
@@ -45,16 +46,16 @@ static int lock(int fd, short type)
 
 static void let_go(int fd)
 {
-	/* A child that was forked meanwhile has this description too: closing alone would
-	 * leave the lock to it. */
+	/* A child that was forked meanwhile has this description too. Closing alone would
+	 * leave it the lock. */
 	lock(fd, F_UNLCK);
 	close(fd);
 }
 
 /* ---- the file ---- */
 
-/* Open, lock and compare: the descriptor, with the shared lock; or -1, file_problem 0
- * for "an update has the lock". */
+/* Open, lock and compare the file. Return the descriptor, with the shared lock, or -1;
+ * then file_problem 0 means that an update has the lock. */
 static int open_locked(const struct snpcerts_vm *vm, struct stat *mine,
 		       struct snpcerts_served *served)
 {
@@ -62,8 +63,8 @@ static int open_locked(const struct snpcerts_vm *vm, struct stat *mine,
 
 	for (;;) {
 		bool again = false;
-		/* Its own open file description: no other unlock can drop its lock.
-		 * O_NONBLOCK: opening a FIFO must not wait for its other end. */
+		/* With its own open file description, no other unlock can drop its lock.
+		 * O_NONBLOCK, because opening a FIFO must not wait for its other end. */
 		int fd = open(vm->path, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
 		int error = 0;
 		struct stat there;
@@ -93,13 +94,14 @@ static int open_locked(const struct snpcerts_vm *vm, struct stat *mine,
 		if (served->waited >= vm->lock_wait)
 			return -1;
 		left = vm->lock_wait - served->waited;
-		/* A signal may cut the sleep short; the clock decides. */
+		/* A signal may end the sleep early, so check the clock. */
 		nanosleep(&(struct timespec){ .tv_nsec = left < pause ? left : pause }, NULL);
 		pause = 2 * pause < LONGEST_PAUSE ? 2 * pause : LONGEST_PAUSE;
 	}
 }
 
-/* Whether the locked file has a table; if not, file_problem says why, 0 for the empty one. */
+/* Whether the locked file has a table. If not, file_problem says why; 0 means the empty
+ * table. */
 static bool has_table(const struct snpcerts_vm *vm, int fd, const struct stat *file,
 		      struct snpcerts_served *served)
 {
@@ -123,7 +125,7 @@ static bool has_table(const struct snpcerts_vm *vm, int fd, const struct stat *f
 		served->file_problem = errno;
 	else if (got < (file->st_size < ENTRY ? file->st_size : ENTRY))
 		served->file_problem = SNPCERTS_SHRANK;
-	else /* A terminator first: an update is in progress. Ignore the rest. */
+	else /* A leading terminator means that an update is in progress. Ignore the rest. */
 		return got && (got < ENTRY || memcmp(first, zeros, ENTRY));
 	return false;
 }
@@ -154,7 +156,7 @@ static int find_in_slots(const struct snpcerts_vm *vm, uint64_t gpa, uint64_t si
 	return size ? -EIO : count;
 }
 
-/* The number of pieces, or 0 with ret and guest_problem set. */
+/* Return the number of pieces, or 0 with ret and guest_problem set. */
 static int find(const struct snpcerts_vm *vm, uint64_t gpa, uint64_t size, struct iovec *pieces,
 		struct snpcerts_served *served)
 {
@@ -178,7 +180,7 @@ static void done(const struct snpcerts_vm *vm)
 		vm->done(vm->context);
 }
 
-/* The empty table, by a call that fails where memset would crash. */
+/* Write the empty table, with a call that fails where memset would crash. */
 static void give_empty(const struct snpcerts_vm *vm, uint64_t gpa, uint64_t npages,
 		       struct snpcerts_served *served)
 {
@@ -205,7 +207,7 @@ static void give_empty(const struct snpcerts_vm *vm, uint64_t gpa, uint64_t npag
 		served->guest_problem = SNPCERTS_NOT_MEMORY;
 		served->ret = EIO;
 	} else {
-		/* A sandbox may forbid the call; EIO would cost the guest its VMPCK. */
+		/* A sandbox may forbid the call. EIO would destroy the guest's VMPCK. */
 		for (int i = 0; put < 0 && i < count; i++)
 			memset(pieces[i].iov_base, 0, pieces[i].iov_len);
 		served->outcome = SNPCERTS_EMPTY;
@@ -226,7 +228,7 @@ static void give_nothing(const struct snpcerts_vm *vm, uint64_t gpa, uint64_t np
 	}
 }
 
-/* Read the file straight into the guest's memory; return the number of bytes read. If
+/* Read the file directly into the guest's memory. Return the number of bytes read. If
  * some are missing, ret, file_problem and guest_problem say why. */
 static uint64_t copy_table(const struct snpcerts_vm *vm, uint64_t gpa, int fd,
 			   struct snpcerts_served *served)
@@ -305,12 +307,12 @@ static void answer(const struct snpcerts_vm *vm, uint64_t gpa, uint64_t npages,
 		served->outcome = SNPCERTS_SERVED;
 		served->size = got;
 		served->fd = fd;
-	} else if (served->file_problem) { /* no EIO for a problem of the file */
+	} else if (served->file_problem) { /* a problem with the file must not cause EIO */
 		let_go(fd);
 		give_nothing(vm, gpa, npages, served);
 	} else {
 		served->fd = fd;
-		if (got) { /* never a torn table */
+		if (got) { /* never leave a torn table */
 			struct snpcerts_served torn = *served;
 
 			give_empty(vm, gpa, npages, &torn);
@@ -318,7 +320,7 @@ static void answer(const struct snpcerts_vm *vm, uint64_t gpa, uint64_t npages,
 	}
 }
 
-/* In immediate_exit: any value but 0 makes KVM_RUN return. A VMM's kick writes 1. */
+/* For immediate_exit. Any value but 0 makes KVM_RUN return; a VMM's kick writes 1. */
 #define OURS 2
 
 void snpcerts_begin(const struct snpcerts_vm *vm, struct kvm_run *run,
@@ -354,8 +356,8 @@ int snpcerts_serve(const struct snpcerts_vm *vm, int vcpu, struct kvm_run *run,
 		served = &mine;
 	pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, &cancel);
 	snpcerts_begin(vm, run, served);
-	/* EINTR must mean that KVM has taken the answer, not that a signal came before
-	 * KVM saw the call: then the firmware would sign after the lock is dropped. */
+	/* EINTR must mean that KVM has taken the answer. If it meant that a signal arrived
+	 * before KVM saw the call, the firmware would sign after the lock is dropped. */
 	sigfillset(&all);
 	pthread_sigmask(SIG_SETMASK, &all, &mask);
 	result = vm->enter ? vm->enter(vm->context, vcpu) : ioctl(vcpu, KVM_RUN, 0);
@@ -367,8 +369,8 @@ int snpcerts_serve(const struct snpcerts_vm *vm, int vcpu, struct kvm_run *run,
 	return error;
 }
 
-/* 43 in released kernels. Trees with the series as posted say 42, which released ones
- * use on arm64 alone. */
+/* 43 in released kernels. Kernels with the series as it was posted use 42. In released
+ * kernels only arm64 uses 42. */
 bool snpcerts_asks(const struct kvm_run *run)
 {
 	return run->exit_reason == KVM_EXIT_SNP_REQ_CERTS ||

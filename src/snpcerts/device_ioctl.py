@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""ioctl(2) as the kernel has it, on every Python.
+"""ioctl(2) as the kernel defines it, on every Python version.
 
-:func:`fcntl.ioctl` differs since Python 3.14: it repeats a call that fails with EINTR, so that a
-KVM_RUN with ``immediate_exit`` set never returns; and if a call fails, it drops what the kernel
-wrote into the argument, such as a firmware's status.
+:func:`fcntl.ioctl` differs since Python 3.14. It repeats a call that fails with EINTR, so a KVM_RUN
+with ``immediate_exit`` set never returns. And if a call fails, it drops what the kernel wrote into
+the argument, such as the firmware's status.
 """
 
 from __future__ import annotations
@@ -17,10 +17,11 @@ _LIBC.ioctl.argtypes = (ctypes.c_int, ctypes.c_ulong, ctypes.c_void_p)
 
 
 def ioctl(fd: int, request: int, argument: int | bytearray = 0) -> int:
-    """Make the call once, and return its result; other threads run meanwhile.
+    """Make the call once and return its result. Other threads run meanwhile.
 
-    ``argument`` is a number, or a buffer that the kernel reads and writes in place, also if the
-    call fails. Raises ``OSError`` with the errno of the call, ``InterruptedError`` for EINTR.
+    ``argument`` is a number, or a buffer that the kernel reads and writes in place, even if the
+    call fails. Raises ``OSError`` with the errno of the call; for EINTR this is
+    ``InterruptedError``.
     """
     if isinstance(argument, int):
         result = _LIBC.ioctl(fd, request, argument)

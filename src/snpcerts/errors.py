@@ -1,16 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Every error that snpcerts raises on purpose.
 
-One tree, rooted at :class:`SnpCertsError`, grouped by what the caller does
-next. An error says what was expected, what was found, where, and what to do.
+The errors are one tree, rooted at :class:`SnpCertsError` and grouped by what the caller does next.
+An error says what was expected, what was found, where, and what to do.
 
-========================  =========  =======================================
-class                     exit code  what to do next
-========================  =========  =======================================
-RefusedError              1          nothing: it will be refused again
-InputError, UsageError    2          correct the input or the call
-RetryLaterError           3          the same call may work later
-========================  =========  =======================================
+======================== ========= ======================================= class exit code what to
+do next ======================== ========= ======================================= RefusedError 1
+nothing: it will be refused again InputError, UsageError 2 correct the input or the call
+RetryLaterError 3 the same call may work later ======================== =========
+=======================================
 """
 
 from __future__ import annotations
@@ -23,9 +21,8 @@ from snpcerts.printable import printable
 class SnpCertsError(Exception):
     """The root of all errors of snpcerts.
 
-    ``code`` is stable across releases and meant for programs; the message and
-    the hint are meant for people and may change. Both are escaped into one
-    printable line, because messages quote foreign text.
+    ``code`` is for programs and stable across releases. The message and the hint are for people and
+    may change. Both are escaped into one printable line, because they quote foreign text.
     """
 
     exit_code: ClassVar[int] = 1
@@ -43,7 +40,7 @@ class SnpCertsError(Exception):
 
 
 class RefusedError(SnpCertsError):
-    """The request is valid, but it was refused or it failed."""
+    """The request is valid, but it was refused or failed."""
 
     code = "refused"
 
@@ -56,17 +53,17 @@ class UsageError(SnpCertsError):
 
 
 class InputError(SnpCertsError):
-    """Input cannot be used: it is missing, unreadable, or not what was expected."""
+    """The input cannot be used: it is missing, unreadable, or not what was expected."""
 
     exit_code = 2
     code = "input"
 
 
 class FormatError(InputError):
-    """Bytes do not have the layout they should have.
+    """Bytes do not have the expected layout.
 
-    ``offset`` counts bytes from the start of the structure named by ``what``;
-    ``field`` is the name the structure's specification uses.
+    ``offset`` counts bytes from the start of the structure named by ``what``. ``field`` is the
+    field's name in the specification.
     """
 
     code = "format"
@@ -94,7 +91,7 @@ class FormatError(InputError):
 
 
 class RetryLaterError(SnpCertsError):
-    """The request is valid but cannot be served now; the same call may work later."""
+    """The request is valid but cannot be served now. The same call may work later."""
 
     exit_code = 3
     code = "retry-later"

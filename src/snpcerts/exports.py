@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """A package's public names, imported on first use (PEP 562).
 
-A package's ``__init__`` lists its public objects twice: for type checkers, which read ``if
-TYPE_CHECKING``, and for the interpreter, by the module that each is in. So ``from snpcerts.verify
-import verify`` works, and importing one module of a package does not load the others.
-``tests/test_public_api.py`` checks that the two lists agree.
+A package's ``__init__`` lists its public objects twice: under ``if TYPE_CHECKING`` for type
+checkers, and by module for the interpreter. So ``from snpcerts.verify import verify`` works, and
+importing one module of a package does not load the others. ``tests/test_public_api.py`` checks that
+the two lists agree.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ def lazy_exports(
     """Return ``__all__``, ``__getattr__`` and ``__dir__`` for ``package``.
 
     ``modules`` maps each module, named without the package, to the names that it exports. A module
-    of another package is given by its full name.
+    of another package has its full name.
     """
     homes = {
         name: module if "." in module else f"{package}.{module}"

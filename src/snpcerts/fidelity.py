@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the emulator claims to do as released software does, and what supports each claim.
+"""Lists where the emulator claims to behave like released software, and what supports each claim.
 
-Identifiers of claims are stable. ``docs/fidelity.md`` prints the table; the test suites
-compare each entry with what they run, so an entry cannot outlive its test.
+Identifiers of claims are stable. ``docs/fidelity.md`` prints the table; the test suites compare
+each entry with what they run, so an entry cannot outlive its test.
 """
 
 from __future__ import annotations

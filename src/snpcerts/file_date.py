@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""When a file was written, if its date is credible.
+"""Returns when a file was written, if its date is credible.
 
-A clock that is ahead dates files into the future, and they would look new until that day. An
+A clock that is ahead gives files dates in the future, and they would look new until then. An
 example is a revocation list fetched by a host that booted with a wrong clock.
 """
 
@@ -12,13 +12,13 @@ from datetime import UTC, datetime
 from typing import Final
 
 LONG_AGO: Final = datetime.min.replace(tzinfo=UTC)
-"""Replaces a date that means nothing: the file counts as infinitely old."""
+"""Replaces a date that cannot be right. The file then counts as infinitely old."""
 
 _SLACK: Final = 300.0  # seconds by which the clocks of file servers may differ
 
 
 def written_at(seconds: float) -> datetime:
-    """Return the date of a file with this ``st_mtime``; :data:`LONG_AGO` if the date is not
+    """Return the date of a file with this ``st_mtime``, or :data:`LONG_AGO` if it is not
     credible.
     """
     if seconds > time.time() + _SLACK:
@@ -26,5 +26,5 @@ def written_at(seconds: float) -> datetime:
     try:
         return datetime.fromtimestamp(seconds, UTC)
     except (OverflowError, OSError, ValueError):
-        # A file system can hold times outside the calendar's range.
+        # A file system can store times outside the calendar's range.
         return LONG_AGO

@@ -1,14 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Escape foreign text for printing. All other modules call this one for it.
+"""Escapes foreign text for printing. All other modules use this one for that.
 
-Foreign text is, for example, a command line, a name in a certificate, a key
-server's answer, a guest's evidence, a VMM's output. It must not move the cursor
-of a terminal, begin a new line of a log, or reverse the text that follows it.
-Characters that are not printable are shown as Python escapes (``\\x1b``,
-``\\n``, ``\\u202e``), so that nothing is hidden.
+Foreign text is, for example, a command line, a name in a certificate, a key server's answer, a
+guest's evidence, or a VMM's output. It must not move a terminal's cursor, begin a new line in a
+log, or reverse the text that follows it. Characters that are not printable are shown as Python
+escapes (``\\x1b``, ``\\n``, ``\\u202e``), so that nothing is hidden.
 
-Errors of :mod:`snpcerts.errors` and the host's events are escaped as a whole.
-Other code that prints foreign text calls this module where it builds the line.
+Errors of :mod:`snpcerts.errors` and the host's events are escaped as a whole. Other code that
+prints foreign text calls this module where it builds the line.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ _CUT: Final = "..."
 def printable(text: str, limit: int = LINE_LIMIT) -> str:
     """Return the first ``limit`` characters of ``text`` as one line that is safe to print.
 
-    Printable text stays as it is, so a second call changes nothing.
+    Printable text does not change, so a second call changes nothing.
     """
     if text.isprintable() and len(text) <= limit:
         return text
@@ -31,7 +30,7 @@ def printable(text: str, limit: int = LINE_LIMIT) -> str:
 
 
 def printable_lines(text: str) -> str:
-    """Return each line of ``text`` made safe to print; line breaks and full length stay."""
+    """Return each line of ``text`` made safe to print. Line breaks and full length stay."""
     return "\n".join(printable(line, len(line)) for line in text.split("\n"))
 
 

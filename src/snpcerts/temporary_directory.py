@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Temporary directories that are removed even if their owner is killed.
 
-A directory has a lease: a lock (flock(2)) on the directory itself, which the
-kernel releases when the last process that holds it ends. Making a directory
-first removes this user's directories of the same kind that have no lease.
+A directory has a lease, which is a lock (flock(2)) on the directory itself. The kernel releases it
+when the last process that holds it ends. Before a directory is made, this user's directories of the
+same kind without a lease are removed.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ _ENDING: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 @dataclass(frozen=True, slots=True)
 class TemporaryDirectory:
-    """A directory of mode 0700, empty at first; ``lease`` is the descriptor that holds its lock.
+    """A directory of mode 0700, empty at first. ``lease`` is the descriptor that holds its lock.
 
-    A process that inherits ``lease`` keeps the directory alive as well.
+    A process that inherits ``lease`` keeps the directory alive too.
     """
 
     path: Path
@@ -39,7 +39,7 @@ class TemporaryDirectory:
 
     @classmethod
     def make(cls, kind: str) -> Self:
-        """Make ``snpcerts-KIND-...`` in the temporary directory; first remove abandoned ones."""
+        """Make ``snpcerts-KIND-...`` in the temporary directory. First remove abandoned ones."""
         prefix = f"snpcerts-{kind}-"
         remove_abandoned(prefix)
         for _ in range(_TRIES):
@@ -48,7 +48,7 @@ class TemporaryDirectory:
                 try:
                     lease = os.open(path, _DIRECTORY)
                 except FileNotFoundError:
-                    continue  # removed as abandoned before it was locked
+                    continue  # it was removed as abandoned before it was locked
                 with contextlib.suppress(OSError):  # without locks, it is never swept
                     fcntl.flock(lease, fcntl.LOCK_EX)
                 if _is_at(lease, path):
@@ -65,7 +65,7 @@ class TemporaryDirectory:
 
 @contextlib.contextmanager
 def temporary_directory(kind: str) -> Iterator[Path]:
-    """Yield a temporary directory; remove it at the end of the block."""
+    """Yield a temporary directory, and remove it at the end of the block."""
     with contextlib.ExitStack() as stack:
         with _undisturbed():
             made = TemporaryDirectory.make(kind)
@@ -87,7 +87,8 @@ def _remove_if_abandoned(parent: int, name: str) -> None:
         if os.fstat(directory).st_uid != os.geteuid():
             return
         fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        # Hold the lock while removing: a maker that is just starting then finds it gone.
+        # Hold the lock while removing, so that a process that is just making the directory finds it
+        # gone.
         shutil.rmtree(name, ignore_errors=True, dir_fd=parent)
 
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reads TOML files, and finds the line of a value, for messages.
+"""Reads TOML files, and finds the line of a value for messages.
 
-Every mistake in such a file is an error of its reader, with the line. What a value must
-be is the reader's business: :mod:`snpcerts.host.config`, :mod:`snpcerts.verify.policy_file`.
+Its callers report every mistake in such a file with its line. They decide which values are valid:
+:mod:`snpcerts.host.config`, :mod:`snpcerts.verify.policy_file`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _DOTTED: Final = rf"(?P<path>{_NAME}(?:\s*\.\s*{_NAME})*)"
 _HEADER: Final = re.compile(rf"\s*\[\s*{_DOTTED}\s*\]\s*(?:#.*)?")
 _ARRAY_HEADER: Final = re.compile(rf"\s*\[\[\s*{_DOTTED}\s*\]\]\s*(?:#.*)?")
 _KEY: Final = re.compile(rf"\s*{_DOTTED}\s*=")
-# What is to be told apart to find the strings of several lines: group 1.
+# What must be distinguished to find multi-line strings, which are group 1.
 _STRINGS: Final = re.compile(
     r"""(\"{3}(?:\\.|[^\\])*?\"{3,5}|'{3}.*?'{3,5})"""
     r"""|"(?:\\.|[^"\\\n])*"|'[^'\n]*'|\#[^\n]*""",
@@ -28,8 +28,9 @@ _STRINGS: Final = re.compile(
 
 
 class TomlFileError(ValueError):
-    """The file is not TOML. ``line`` counts from 1; None if the message names it or no line is at
-    fault.
+    """The file is not TOML.
+
+    ``line`` counts from 1. It is None if the message already contains it or there is none.
     """
 
     def __init__(self, problem: str, line: int | None = None) -> None:
@@ -41,7 +42,7 @@ class TomlFileError(ValueError):
 def read_toml(data: bytes | str, limit: int) -> tuple[dict[str, Any], str]:
     """Return the values and the text of a TOML file of at most ``limit`` bytes.
 
-    Raises :class:`TomlFileError` for a larger one, and for what is not UTF-8 or not TOML.
+    Raises :class:`TomlFileError` for a larger file, or one that is not UTF-8 or not TOML.
     """
     if len(data) > limit:
         raise TomlFileError(f"is larger than {limit} bytes")
@@ -54,7 +55,7 @@ def read_toml(data: bytes | str, limit: int) -> tuple[dict[str, Any], str]:
         return tomllib.loads(text), text
     except RecursionError:
         raise TomlFileError("is nested too deeply") from None
-    # Numbers of thousands of digits do not raise TOMLDecodeError.
+    # Numbers with thousands of digits do not raise TOMLDecodeError.
     except ValueError as error:
         raise TomlFileError(f"is not valid TOML: {error}") from None
 
@@ -62,11 +63,11 @@ def read_toml(data: bytes | str, limit: int) -> tuple[dict[str, Any], str]:
 def line_of(text: str, path: Path) -> int | None:
     """Return the line that sets ``path`` or its nearest parent; None if there is none.
 
-    ``text`` is TOML, as :func:`read_toml` returned it. Takes time in proportion to its size.
+    ``text`` is TOML that :func:`read_toml` returned. Takes time in proportion to its size.
     """
     best: tuple[int, int] = (0, 0)
     table: Path = ()
-    last: dict[str, int] = {}  # by the name of an array of tables: the index of its latest
+    last: dict[str, int] = {}  # name of an array of tables -> index of its latest table
     for number, line in enumerate(_STRINGS.sub(_blank, text).split("\n"), 1):
         header, array = _HEADER.fullmatch(line), _ARRAY_HEADER.fullmatch(line)
         key = None if header or array else _KEY.match(line)
@@ -82,7 +83,7 @@ def line_of(text: str, path: Path) -> int | None:
             found = (*table, *_split(key["path"]))
         else:
             continue
-        # The line of something inside ``path`` is the path's if it is the first.
+        # The line of a value inside ``path`` counts as the line of ``path`` if it is the first.
         common = min(len(found), len(path))
         if found[:common] == path[:common] and common > best[0]:
             best = (common, number)

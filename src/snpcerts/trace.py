@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Writes a timeline that Perfetto and chrome://tracing open.
+"""Writes a timeline that Perfetto and chrome://tracing can open.
 
-Format: the JSON of the "Trace Event Format": complete events (``X``), instants
-(``i``), flow arrows (``s``, ``t`` and ``f``) and names of groups and tracks (``M``).
-A group is a process of that format, a track a thread. Times given here are seconds
-on any one clock; the file counts microseconds from the earliest.
+Format: the JSON of the "Trace Event Format": complete events (``X``), instants (``i``), flow arrows
+(``s``, ``t`` and ``f``) and names of groups and tracks (``M``). In that format a group is a
+process, and a track is a thread. Times given here are seconds on any one clock. The file counts
+microseconds from the earliest time.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-EVENTS_MAX: Final = 200_000  # what a browser still opens
+EVENTS_MAX: Final = 200_000  # a browser can still open this many
 
 Values = Mapping[str, object]
 
@@ -31,10 +31,10 @@ class Track:
 
 @dataclass(slots=True)
 class Timeline:
-    """A timeline named ``title``. Tracks and groups appear in the order in which they were first
+    """A timeline named ``title``. Tracks and groups appear in the order in which they are first
     named.
 
-    Beyond 200,000 events, later ones are dropped and ``dropped`` counts them.
+    Events after the first 200,000 are dropped; ``dropped`` counts them.
     """
 
     title: str
@@ -45,7 +45,7 @@ class Timeline:
     _arrows: int = 0
 
     def track(self, name: str, group: str | None = None) -> Track:
-        """Return the track of this name in ``group``, by default the one named by the title."""
+        """Return the track with this name in ``group``. The default group is named by the title."""
         group = self.title if group is None else group
         number = self._groups.setdefault(group, len(self._groups) + 1)
         found = Track(number, len(self._tracks) + 1, name)
@@ -64,7 +64,7 @@ class Timeline:
         self._add({"ph": "i", "s": "t", **where, "args": dict(values or {})})
 
     def arrow(self, name: str, *points: tuple[Track, float]) -> None:
-        """An arrow from a slice to later ones; each point is a track and a time within the
+        """Add an arrow from a slice to later ones. Each point is a track and a time in the
         slice.
         """
         self._arrows += 1
@@ -76,7 +76,7 @@ class Timeline:
             self._add({"ph": phase, **binding, **self._at(track, name, at), **same})
 
     def to_json(self) -> str:
-        """Return the file's text."""
+        """Return the text of the file."""
         times = [each["ts"] for each in self._events]
         begin = min((at for at in times if isinstance(at, float)), default=0.0)
         events = [
@@ -87,7 +87,7 @@ class Timeline:
         return json.dumps({"traceEvents": [*self.names(), *events], "displayTimeUnit": "ms"})
 
     def names(self) -> list[dict[str, object]]:
-        """Return the events that name the groups and tracks, and put them in order."""
+        """Return the events that name the groups and tracks and put them in order."""
         names: list[dict[str, object]] = []
         for name, number in self._groups.items() or {self.title: 1}.items():
             where = {"ph": "M", "pid": number}
@@ -101,9 +101,9 @@ class Timeline:
         return names
 
     def take(self) -> Sequence[Mapping[str, object]]:
-        """Return the events so far, their times as given in microseconds, and forget them."""
+        """Return the events so far, with their times as given in microseconds, and forget them."""
         events = self._events[:]
-        del self._events[: len(events)]  # another thread may add one meanwhile
+        del self._events[: len(events)]  # another thread may have added one meanwhile
         return events
 
     def _at(self, track: Track, name: str, at: float) -> dict[str, object]:
@@ -118,10 +118,10 @@ class Timeline:
 
 @dataclass(slots=True)
 class TimelineStream:
-    """Writes a timeline while it grows, in the format's array form: a reader takes it as complete
-    even if the end is missing because the writer was killed.
+    """Writes a timeline while it grows, in the format's array form.
 
-    Times in it are as they were given. Beyond 200,000 events it writes nothing more.
+    Readers accept it as complete even if the end is missing because the writer was killed. Times
+    are written as they were given. After 200,000 events it writes nothing more.
     """
 
     timeline: Timeline
@@ -133,13 +133,13 @@ class TimelineStream:
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def flush(self) -> None:
-        """Write what is new. Any thread may call it; after :meth:`close` it does nothing."""
+        """Write new events. Any thread may call it. After :meth:`close` it does nothing."""
         with self._lock:
             if not self._closed:
                 self._flush()
 
     def close(self) -> None:
-        """Write what is new, and the end."""
+        """Write new events and the end."""
         with self._lock:
             self._flush()
             self.write("\n]\n" if self._begun else "[]\n")

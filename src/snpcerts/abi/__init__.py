@@ -5,19 +5,18 @@ Nothing here does I/O, decides policy, or needs more than the standard library.
 
 ``cstruct`` declares C structures by their offsets. Linux's interfaces: ``kvm``, ``psp``
 (``/dev/sev``), ``sev_guest`` (``/dev/sev-guest``), ``lock`` (open-file-description locks),
-``ioctl`` (how request numbers are built). What guest, hypervisor and firmware exchange: ``ghcb``,
-``guest_message``, ``cert_table``. What is attested: ``report``, ``tcb``, ``product``;
-``processor_names`` gives processors their market names. Imports no other package.
+``ioctl`` (how request numbers are built). Data between guest, hypervisor and firmware: ``ghcb``,
+``guest_message``, ``cert_table``. Attestation: ``report``, ``tcb``, ``product``;
+``processor_names`` has processors' market names. Imports no other package.
 
-Every number names its source. The sources most often named:
+Every number names its source. The most frequent sources are:
 
-=========  ==================================================================
-GHCB       AMD publication 56421, SEV-ES Guest-Hypervisor Communication Block
-SNP ABI    AMD publication 56860, SEV Secure Nested Paging Firmware ABI
-KDS        AMD publication 57230, VCEK Certificate and KDS Interface
-kvm.h      Linux ``include/uapi/linux/kvm.h``, ``arch/x86/include/uapi/asm/kvm.h``
-psp-sev.h  Linux ``include/uapi/linux/psp-sev.h``
-=========  ==================================================================
+========= ================================================================== GHCB AMD publication
+56421, SEV-ES Guest-Hypervisor Communication Block SNP ABI AMD publication 56860, SEV Secure Nested
+Paging Firmware ABI KDS AMD publication 57230, VCEK Certificate and KDS Interface kvm.h Linux
+``include/uapi/linux/kvm.h``, ``arch/x86/include/uapi/asm/kvm.h`` psp-sev.h Linux
+``include/uapi/linux/psp-sev.h`` =========
+==================================================================
 """
 
 from __future__ import annotations

@@ -2,13 +2,13 @@
 """The certificate table of an extended guest request.
 
 Source: GHCB (56421) section "SNP Extended Guest Request". The table starts with 24-byte entries
-{GUID 16, offset u32, length u32}, little-endian, ended by 24 zero bytes; offsets count from byte 0
+{GUID 16, offset u32, length u32}, little-endian. 24 zero bytes end them. Offsets count from byte 0
 of the table. GUIDs are written in RFC 4122 byte order (AMD confirms this in google/go-sev-guest
 issue 157).
 
-A table comes from a host that a guest does not trust, so decoding is bounded: at most
-:data:`MAX_ENTRIES` entries, no blob inside the header, past the end or over another blob. So
-decoding never copies more bytes than the input has.
+A guest does not trust the host that supplies a table, so decoding is bounded. It accepts at most
+:data:`MAX_ENTRIES` entries, and no blob that is inside the header, ends past the table, or overlaps
+another blob. So it never copies more bytes than the input has.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ GUID_NAMES: dict[uuid.UUID, str] = {
     ARK_GUID: "ark",
     CRL_GUID: "crl",
 }
-# Not certificates; named so that people can tell them apart.
+# These are not certificates. They are named so that people can tell them apart.
 OTHER_NAMES: dict[uuid.UUID, str] = {
     uuid.UUID("ecae0c0f-9502-43b1-afa2-0ae2e0d565b6"): "platform-info (go-sev-guest)",
     uuid.UUID("9f4116cd-c503-4f5a-8f6f-fb68882f4ce2"): "firmware endorsement (Google)",
@@ -47,9 +47,9 @@ OTHER_NAMES: dict[uuid.UUID, str] = {
 
 # A Linux guest's buffer is at most this large (SEV_FW_BLOB_MAX_SIZE, arch/x86/include/asm/sev.h).
 LINUX_GUEST_LIMIT = 0x4000
-# The most entries that the header of a table of that size can hold.
+# The largest number of entries that the header of a table of that size can contain.
 MAX_ENTRIES = LINUX_GUEST_LIMIT // ENTRY_SIZE
-# A bound for tables read from a file; no real table comes near it.
+# The limit for tables read from a file. Real tables are much smaller.
 MAX_SIZE = 1 << 20
 
 EMPTY = bytes(ENTRY_SIZE)
@@ -90,8 +90,9 @@ class TableProblem:
 
 @dataclass(frozen=True, slots=True)
 class CertTable:
-    """A certificate table: its entries in order, including those with unknown GUIDs. ``warnings``
-    lists what decoding tolerated; it is neither compared nor encoded.
+    """A certificate table: its entries in order, including those with unknown GUIDs.
+
+    ``warnings`` lists defects that decoding tolerated. They are neither compared nor encoded.
     """
 
     entries: tuple[TableEntry, ...] = ()
@@ -109,7 +110,7 @@ class CertTable:
 
     @property
     def size(self) -> int:
-        """Size in bytes of the table that :meth:`encode` returns."""
+        """The size in bytes of the table that :meth:`encode` returns."""
         return ENTRY_SIZE * (len(self.entries) + 1) + sum(len(e.data) for e in self.entries)
 
     @property
@@ -152,7 +153,7 @@ class CertTable:
 
     @classmethod
     def decode(cls, data: Buffer) -> Self:
-        """Read a table; bytes after the last blob are padding and are ignored.
+        """Parse a table. Bytes after the last blob are padding and are ignored.
 
         Raises :class:`FormatError`, with the entry's index and offset, for the first defect.
         """
@@ -166,7 +167,7 @@ class CertTable:
 
     @classmethod
     def decode_lenient(cls, data: Buffer) -> tuple[Self, tuple[TableProblem, ...]]:
-        """Read what can be read, and list the defects of the rest. Never raises."""
+        """Parse what can be parsed, and list the defects of the rest. Never raises."""
         view = memoryview(data)
         headers, problems = _read_header(view)
         sound, unsound = _sound_headers(headers, len(view))
@@ -188,7 +189,7 @@ class CertTable:
 class _Header:
     index: int
     guid: uuid.UUID
-    swapped: bool  # the GUID was in mixed-endian order
+    swapped: bool  # whether the GUID was in mixed-endian order
     offset: int
     length: int
 
@@ -197,9 +198,7 @@ class _Header:
 
 
 def _guid(stored: bytes) -> tuple[uuid.UUID, bool]:
-    """Return the GUID of 16 stored bytes, and whether they are a known GUID in mixed-endian
-    form.
-    """
+    """Return the GUID in 16 stored bytes, and whether it is a known one in mixed-endian form."""
     guid = uuid.UUID(bytes=stored)
     swapped = uuid.UUID(bytes_le=stored)
     if guid not in _KNOWN and swapped in _KNOWN:
@@ -227,15 +226,16 @@ def _read_header(view: memoryview) -> tuple[list[_Header], list[TableProblem]]:
 
 
 def _sound_headers(headers: list[_Header], size: int) -> tuple[list[_Header], list[TableProblem]]:
-    """Separate the entries that may be copied from the others; return both, with the others'
-    defects.
+    """Separate the entries that may be copied from the defective ones.
+
+    Returns both, with the defects.
     """
     header_end = ENTRY_SIZE * (len(headers) + 1)
     in_range: list[_Header] = []
     problems: list[TableProblem] = []
     seen: set[uuid.UUID] = set()
     for header in headers:
-        end = header.offset + header.length  # Python integers do not wrap
+        end = header.offset + header.length  # Python integers do not overflow
         if header.guid.int == 0:
             message = "a zero GUID must have offset 0 and length 0"
         elif header.length == 0:

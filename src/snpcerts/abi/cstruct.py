@@ -1,20 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Fixed-size little-endian structures, declared with their offsets.
 
-A structure is a frozen dataclass whose fields carry the offset at which the C structure has them.
-Nothing is computed from the order of fields, so a reader can compare the class with the
-specification line by line, and a test can compare it with a compiler.
+A structure is a frozen dataclass. Each field states its offset in the C structure. Nothing is
+computed from the order of fields, so a reader can compare the class with the specification line by
+line, and a test can compare it with a compiler.
 
->>> from dataclasses import dataclass
->>> @dataclass(frozen=True, slots=True)
-... class Pair(CStruct):
-...     SIZE = 12
-...     a: int = u32(0)
-...     b: int = u64(4)
->>> Pair(a=1, b=2).pack().hex()
-'010000000200000000000000'
->>> Pair.unpack(bytes(12))
-Pair(a=0, b=0)
+>>> from dataclasses import dataclass >>> @dataclass(frozen=True, slots=True) ... class
+Pair(CStruct): ... SIZE = 12 ... a: int = u32(0) ... b: int = u64(4) >>> Pair(a=1, b=2).pack().hex()
+'010000000200000000000000' >>> Pair.unpack(bytes(12)) Pair(a=0, b=0)
 """
 
 from __future__ import annotations
@@ -74,7 +67,7 @@ def s64(offset: int) -> Any:
 
 
 def raw(offset: int, size: int) -> Any:
-    """A field of ``size`` bytes at ``offset``; zero unless set."""
+    """Return a field of ``size`` bytes at ``offset``. It is zero unless set."""
     return dataclasses.field(
         default=bytes(size), metadata={_OFFSET: offset, _CODEC: struct.Struct(f"{size}s")}
     )
@@ -83,8 +76,8 @@ def raw(offset: int, size: int) -> Any:
 class CStruct:
     """Base of every declared structure.
 
-    ``SIZE`` is the size of the C structure in bytes, padding included; ``C_NAME`` is its name in
-    the header it comes from, empty if there is none.
+    ``SIZE`` is the size of the C structure in bytes, including padding. ``C_NAME`` is its name in
+    its header, empty if it has none.
     """
 
     __slots__ = ()
@@ -98,7 +91,7 @@ class CStruct:
 
     @classmethod
     def unpack(cls, data: Buffer) -> Self:
-        """Read the structure from the first ``SIZE`` bytes of ``data``.
+        """Parse the structure in the first ``SIZE`` bytes of ``data``.
 
         Raises :class:`FormatError` if ``data`` is shorter.
         """
@@ -109,10 +102,10 @@ class CStruct:
         return cls(*_reader(cls)(data))
 
     def pack(self, onto: bytes = b"") -> bytes:
-        """Write the structure as ``SIZE`` bytes. Bytes outside all fields are copied from ``onto``,
-        or are zero.
+        """Return the structure as ``SIZE`` bytes.
 
-        Raises :class:`FormatError` if a value does not fit its field.
+        Bytes outside all fields are copied from ``onto``, or are zero. Raises :class:`FormatError`
+        if a value does not fit its field.
         """
         out = bytearray(onto[: self.SIZE].ljust(self.SIZE, b"\0"))
         for name, offset, codec in _members(type(self)):
@@ -146,9 +139,10 @@ def _members(cls: type[CStruct]) -> tuple[tuple[str, int, struct.Struct], ...]:
 
 
 def _reader(cls: type[CStruct]) -> _Read:
-    """Return the unpackers of the fields, in the order of the class. Programs read millions of
-    reports: one format reads all fields in ascending order and skips the gaps between them; unions
-    are read field by field.
+    """Return the unpackers of the fields, in the order of the class.
+
+    This must be fast, because programs read millions of reports. One format reads all fields in
+    ascending order and skips the gaps between them. Unions are read field by field.
     """
     found = _readers.get(cls)
     if found is None:

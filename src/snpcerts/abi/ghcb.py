@@ -16,7 +16,7 @@ MSR_GHCB = 0xC001_0130
 SHARED_BUFFER = 0x800
 SHARED_BUFFER_SIZE = 2032
 PROTOCOL_VERSION = 0xFFA  # u16
-USAGE = 0xFFC  # u32; 0 is the standard layout, the only one that KVM accepts
+USAGE = 0xFFC  # u32; 0 is the standard layout, and KVM accepts no other
 VALID_BITMAP = 0x3F0
 VALID_BITMAP_SIZE = 16
 
@@ -46,7 +46,7 @@ class Field(enum.IntEnum):
         return 1 << (self // 8 % 8)
 
 
-CPL = 0x0CB  # one byte; its valid bit is that of the eight bytes around it
+CPL = 0x0CB  # one byte; its valid bit belongs to the eight bytes around it
 
 
 class Instruction(enum.IntEnum):
@@ -101,14 +101,14 @@ class ProcessorRequest(enum.IntEnum):
 
 
 class PageStateOperation(enum.IntEnum):
-    """The operation that a page state change requests; KVM supports these two."""
+    """The operation that a page state change requests. KVM supports these two."""
 
     PRIVATE = 1
     SHARED = 2
 
 
 class PageStateError(enum.IntEnum):
-    """SW_EXITINFO2 after a page state change; 0 is success."""
+    """SW_EXITINFO2 after a page state change. 0 is success."""
 
     GENERIC = 0x100 << 32
     INVALID_HDR = 1 << 32 | 1
@@ -136,17 +136,19 @@ class VmmError(enum.IntEnum):
     NONE = 0
     INVALID_LEN = 1
     BUSY = 2
-    GENERIC = 0xFFFF_FFFF  # KVM's own choice for "any other error"
+    GENERIC = 0xFFFF_FFFF  # KVM's value for "any other error"
 
 
 def guest_err(vmm: int, firmware: int) -> int:
-    """SW_EXITINFO2 of a guest request: VMM error above, firmware status below."""
+    """Return SW_EXITINFO2 of a guest request: VMM error in the high half, firmware status in the
+    low.
+    """
     return vmm << 32 | firmware & 0xFFFF_FFFF
 
 
-# GHCB MSR protocol: low 12 bits are the information code, the rest is data.
+# GHCB MSR protocol: the low 12 bits are the information code, the rest is data.
 MSR_CODE_MASK: Final = 0xFFF
-HV_FEATURES_SUPPORTED = 0b11  # SNP, AP creation: the features that KVM reports
+HV_FEATURES_SUPPORTED = 0b11  # SNP, AP creation; KVM reports these features
 
 
 class MsrCode(enum.IntEnum):

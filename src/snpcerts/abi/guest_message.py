@@ -2,9 +2,9 @@
 """Guest messages, which a guest and the firmware exchange.
 
 Source: SNP ABI (56860) chapter 7 "Guest Messages"; Linux ``arch/x86/include/asm/sev.h`` (struct
-snp_guest_msg_hdr). A message is one page: a 96-byte header in the clear, then the payload under
-AES-256-GCM. This module has the layouts and the cipher's inputs; the code that holds a VMPCK does
-the encryption.
+snp_guest_msg_hdr). A message is one page: a plain 96-byte header, then the payload encrypted with
+AES-256-GCM. This module has the layouts and the inputs of the cipher. The code that holds a VMPCK
+does the encryption.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ VMPL_MAX = 3
 # What AES-GCM authenticates but does not encrypt: the header from ALGO on.
 AAD_START, AAD_END = 0x30, 0x60
 
-# The byte that KVM reads to decide whether the guest wants certificates.
+# KVM reads this byte to decide whether the guest wants certificates.
 MSG_TYPE_OFFSET = 0x34
 
 
 class MessageType(enum.IntEnum):
-    """MSG_TYPE. A response's type is its request's plus one."""
+    """MSG_TYPE. The type of a response is that of its request plus one."""
 
     INVALID = 0
     CPUID_REQ = 1
@@ -58,7 +58,7 @@ class MessageType(enum.IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class MessageHeader(CStruct):
-    """struct snp_guest_msg_hdr without its payload."""
+    """struct snp_guest_msg_hdr without the payload."""
 
     SIZE: ClassVar[int] = HEADER_SIZE
     C_NAME: ClassVar[str] = "struct snp_guest_msg_hdr"
@@ -70,29 +70,29 @@ class MessageHeader(CStruct):
     hdr_sz: int = u16(0x32)
     msg_type: int = u8(MSG_TYPE_OFFSET)
     msg_version: int = u8(0x35)
-    msg_sz: int = u16(0x36)  # payload bytes, tag not counted
+    msg_sz: int = u16(0x36)  # payload bytes without the tag
     rsvd2: int = u32(0x38)
     msg_vmpck: int = u8(0x3C)
     rsvd3: bytes = raw(0x3D, 35)
 
 
 def iv_of(seqno: int) -> bytes:
-    """Return the 12-byte GCM nonce of a sequence number: u64 little-endian, then four zero
+    """Return the 12-byte GCM nonce of a sequence number: little-endian u64, then four zero
     bytes.
     """
     return seqno.to_bytes(8, "little") + bytes(4)
 
 
 class KeySelect(enum.IntEnum):
-    """KEY_SEL: which key signs a report, or is the root of a derived key."""
+    """KEY_SEL: which key signs a report or is the root of a derived key."""
 
-    DEFAULT = 0  # VLEK if one is loaded, else VCEK
+    DEFAULT = 0  # VLEK if one is loaded, otherwise VCEK
     VCEK = 1
     VLEK = 2
 
 
 class ResponseStatus(enum.IntEnum):
-    """STATUS at the start of a response's payload."""
+    """STATUS, at the start of a response's payload."""
 
     SUCCESS = 0
     BAD_MEASUREMENT = 0x0B
@@ -114,7 +114,7 @@ class ReportRequest(CStruct):
 
 @dataclass(frozen=True, slots=True)
 class ReportResponse(CStruct):
-    """MSG_REPORT_RSP up to the report, which follows at :data:`REPORT_AT`."""
+    """MSG_REPORT_RSP up to the report, which starts at :data:`REPORT_AT`."""
 
     SIZE: ClassVar[int] = 0x20
     status: int = u32(0x00)
@@ -156,14 +156,14 @@ class KeyResponse(CStruct):
 
 @dataclass(frozen=True, slots=True)
 class TscInfoResponse(CStruct):
-    """MSG_TSC_INFO_RSP. The scale is a fixed-point number of 8.32 bits."""
+    """MSG_TSC_INFO_RSP. The scale is in fixed point with 8.32 bits."""
 
     SIZE: ClassVar[int] = 0x80
     status: int = u32(0x00)
     rsvd: int = u32(0x04)
     guest_tsc_scale: int = u64(0x08)
     guest_tsc_offset: int = u64(0x10)
-    tsc_factor: int = u32(0x18)  # average slowdown of the clock, in thousandths of a per cent
+    tsc_factor: int = u32(0x18)  # average slowdown of the clock, in thousandths of a percent
 
 
 @dataclass(frozen=True, slots=True)

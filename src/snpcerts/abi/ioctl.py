@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """How Linux builds ioctl request numbers on x86-64 (``asm-generic/ioctl.h``).
 
-The type bytes of KVM and of the SEV drivers are here too: the filter of the emulator's front door
-needs them without the structures.
+The type bytes of KVM and of the SEV drivers are here too, because the filter of the emulator's
+front door needs them without the structures.
 """
 
 from __future__ import annotations
 
 KVMIO = 0xAE  # the type byte of KVM's ioctls
-SEV_IOC_TYPE = ord("S")  # of those of /dev/sev and /dev/sev-guest
+SEV_IOC_TYPE = ord("S")  # the type byte of /dev/sev's and /dev/sev-guest's ioctls
 
 _NONE, _WRITE, _READ = 0, 1, 2
 

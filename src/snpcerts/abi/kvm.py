@@ -2,8 +2,8 @@
 """The part of KVM's user interface that a certificate request uses.
 
 Source: ``linux/kvm.h`` and ``asm/kvm.h`` of released kernels, 7.0 and later. ``tests/kernel``
-compares every number here with those headers. There is no capability for certificate fetching: only
-the device attribute tells whether KVM supports it.
+compares every number here with those headers. There is no capability for certificate fetching. Only
+the device attribute shows whether KVM supports it.
 """
 
 from __future__ import annotations
@@ -144,8 +144,8 @@ class ExitReason(enum.IntEnum):
 
 
 # The exits that a VMM on x86-64 must treat as a request for certificates. Released kernels use 43,
-# SNP_REQ_CERTS. The series posted on the mailing list used 42, and kernels that carry it still do;
-# in released kernels only arm64 uses 42, so on x86-64 it has no other meaning.
+# SNP_REQ_CERTS. The series posted on the mailing list used 42, and kernels with that series still
+# do. In released kernels only arm64 uses 42, so on x86-64 it has no other meaning.
 SNP_REQ_CERTS_AS_POSTED = 42
 SNP_REQ_CERTS_EXITS = frozenset((int(ExitReason.SNP_REQ_CERTS), SNP_REQ_CERTS_AS_POSTED))
 
@@ -158,7 +158,7 @@ HC_MAP_GPA_RANGE = 12
 MAP_GPA_RANGE_ENCRYPTED = 1 << 4
 MAP_GPA_RANGE_PAGE_SZ_2M = 1
 MEMORY_EXIT_FLAG_PRIVATE = 1 << 3
-HYPERCALL_ENOSYS = 1000  # KVM_ENOSYS, the result of a hypercall that KVM does not have
+HYPERCALL_ENOSYS = 1000  # KVM_ENOSYS, the result of a hypercall that KVM does not implement
 
 
 class SevCommand(enum.IntEnum):
@@ -254,7 +254,7 @@ class SnpLaunchStart(CStruct):
 
 @dataclass(frozen=True, slots=True)
 class SnpLaunchUpdate(CStruct):
-    """Data of SNP_LAUNCH_UPDATE; the kernel advances gfn_start, len and uaddr."""
+    """Data of SNP_LAUNCH_UPDATE. The kernel advances gfn_start, len and uaddr."""
 
     SIZE: ClassVar[int] = 64
     C_NAME: ClassVar[str] = "struct kvm_sev_snp_launch_update"
@@ -455,7 +455,7 @@ class Ioctl(enum.IntEnum):
     GET_XCRS = ior(KVMIO, 0xA6, XCRS_SIZE)
     SET_XCRS = iow(KVMIO, 0xA7, XCRS_SIZE)
     KVMCLOCK_CTRL = io(KVMIO, 0xAD)
-    MEMORY_ENCRYPT_OP = iowr(KVMIO, 0xBA, 8)  # the size field says 8, the structure has 24
+    MEMORY_ENCRYPT_OP = iowr(KVMIO, 0xBA, 8)  # the size field is 8, but the structure has 24 bytes
     MEMORY_ENCRYPT_REG_REGION = ior(KVMIO, 0xBB, EncRegion.SIZE)
     MEMORY_ENCRYPT_UNREG_REGION = ior(KVMIO, 0xBC, EncRegion.SIZE)
     X86_SET_MSR_FILTER = iow(KVMIO, 0xC6, MSR_FILTER_SIZE)
@@ -484,7 +484,7 @@ RUN_EXIT_SIZE = 256
 RUN_VALID_REGS = 288
 RUN_DIRTY_REGS = 296
 
-# struct kvm_exit_snp_req_certs inside the union.
+# struct kvm_exit_snp_req_certs in the union.
 RUN_HYPERCALL_ARGS = RUN_EXIT + 8
 RUN_HYPERCALL_RET = RUN_EXIT + 56
 RUN_SNP_GPA = RUN_EXIT
@@ -495,8 +495,8 @@ RUN_SNP_RET = RUN_EXIT + 16
 class RunView:
     """``struct kvm_run`` in shared memory, with the fields that a certificate request needs.
 
-    ``memory`` is a writable buffer of at least :data:`RUN_SIZE` bytes, such as
-    the mapping of a vCPU's descriptor. Fields are read and written in place.
+    ``memory`` is a writable buffer of at least :data:`RUN_SIZE` bytes, such as the mapping of a
+    vCPU's descriptor. Fields are read and written in place.
     """
 
     __slots__ = ("_memory", "_pointer")
@@ -510,17 +510,17 @@ class RunView:
         if view.readonly or view.nbytes < RUN_SIZE:
             raise ValueError(f"kvm_run needs {RUN_SIZE} writable bytes")
         self._memory = view.cast("B")
-        here = ctypes.c_char.from_buffer(self._memory)  # keeps the memory where it is
+        here = ctypes.c_char.from_buffer(self._memory)  # prevents the memory from being moved
         self._pointer = ctypes.cast(ctypes.pointer(here), ctypes.c_void_p)
 
     @property
     def pointer(self) -> ctypes.c_void_p:
-        """Its address in this process, for functions in C, as long as this object lives."""
+        """Its address in this process, for functions in C. Valid as long as this object exists."""
         return self._pointer
 
     @property
     def immediate_exit(self) -> int:
-        """The byte that makes KVM_RUN return early; KVM reads it once and never clears it."""
+        """The byte that makes KVM_RUN return early. KVM reads it once and never clears it."""
         return self._memory[RUN_IMMEDIATE_EXIT]
 
     @immediate_exit.setter
@@ -529,7 +529,7 @@ class RunView:
 
     @property
     def exit_reason(self) -> int:
-        """The reason for the exit: valid only if KVM_RUN returned 0, stale after EINTR."""
+        """The reason for the exit. Valid only if KVM_RUN returned 0; stale after EINTR."""
         return int(self._U32.unpack_from(self._memory, RUN_EXIT_REASON)[0])
 
     @exit_reason.setter
@@ -538,7 +538,7 @@ class RunView:
 
     @property
     def asks_for_certs(self) -> bool:
-        """Whether this exit asks for certificates; see :data:`SNP_REQ_CERTS_EXITS`."""
+        """Whether this exit asks for certificates. See :data:`SNP_REQ_CERTS_EXITS`."""
         return self.exit_reason in SNP_REQ_CERTS_EXITS
 
     @property
@@ -559,7 +559,7 @@ class RunView:
 
     @property
     def map_gpa_range(self) -> tuple[int, int, int]:
-        """GPA, pages of 4 KiB and attributes of KVM_HC_MAP_GPA_RANGE (KVM_EXIT_HYPERCALL)."""
+        """(GPA, number of 4 KiB pages, attributes) of KVM_HC_MAP_GPA_RANGE (KVM_EXIT_HYPERCALL)."""
         gpa, pages, attributes = self._CERTS.unpack_from(self._memory, RUN_HYPERCALL_ARGS)
         return gpa, pages, attributes
 

@@ -2,8 +2,8 @@
 """Open-file-description locks: ``struct flock`` and the fcntl commands.
 
 Source: Linux ``include/uapi/asm-generic/fcntl.h``; fcntl_locking(2). A whole-file lock is start 0,
-length 0. ``l_pid`` must be 0 on input or the kernel returns EINVAL. Python's ``fcntl.lockf`` and
-``fcntl.flock`` take other kinds of lock.
+length 0. ``l_pid`` must be 0 on input, otherwise the kernel returns EINVAL. Python's
+``fcntl.lockf`` and ``fcntl.flock`` take other kinds of lock.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ F_OFD_SETLKW = 38
 F_RDLCK = 0
 F_WRLCK = 1
 F_UNLCK = 2
-PID_OF_OFD_OWNER = -1  # what F_OFD_GETLK reports as the owner of an OFD lock
+PID_OF_OFD_OWNER = -1  # F_OFD_GETLK reports this as the owner of an OFD lock
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,13 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Processors by their market names, as ranges of CPUID family, model and stepping.
 
-A product has one root key; its processors may differ in microcode, and number it
-apart: the microcode levels of Genoa and Bergamo cannot be compared.
+A product has one root key, but its processors may have different microcode with separate numbering.
+For example, the microcode levels of Genoa and Bergamo cannot be compared.
 
-Sources: the patch lines in Linux, arch/x86/kernel/cpu/microcode/amd.c (0x0A0011xx is
-Milan, 0x0A0012xx Milan-X, 0x0A1011xx Genoa, 0x0A1012xx Genoa-X, 0x0AA002xx Bergamo and
-Siena, 0x0B0021xx Turin, 0x0B1010xx Turin Dense); family and model ranges as in
-:mod:`snpcerts.abi.product`.
+Sources: the patch lines in Linux, arch/x86/kernel/cpu/microcode/amd.c (0x0A0011xx is Milan,
+0x0A0012xx Milan-X, 0x0A1011xx Genoa, 0x0A1012xx Genoa-X, 0x0AA002xx Bergamo and Siena, 0x0B0021xx
+Turin, 0x0B1010xx Turin Dense); family and model ranges as in :mod:`snpcerts.abi.product`.
 """
 
 from __future__ import annotations
@@ -25,8 +24,8 @@ MAX_STEPPING: Final = 15
 class CpuidRange:
     """Processors of one family: first and last model, first and last stepping, all inclusive.
 
-    Family and model are the combined values of CPUID leaf 0x80000001, as reports of
-    version 3 and later hold them.
+    Family and model are the combined values of CPUID leaf 0x80000001, as reports of version 3 and
+    later contain them.
     """
 
     family: int
@@ -58,7 +57,7 @@ class CpuidRange:
         )
 
 
-# Steppings after those listed are not known, and belong to no name.
+# Steppings after those listed are unknown and have no name.
 PROCESSORS: Final = MappingProxyType(
     {
         "milan": CpuidRange(0x19, (0x00, 0x0F), (0, 1)),
@@ -74,8 +73,9 @@ PROCESSORS: Final = MappingProxyType(
 
 
 def processor_names(family: int, model: int, stepping: int) -> tuple[str, ...]:
-    """Return the market names of a processor. There are several if CPUID does not distinguish
-    them.
+    """Return the market names of a processor.
+
+    There are several if CPUID does not distinguish them.
     """
     return tuple(
         name for name, each in PROCESSORS.items() if each.contains(family, model, stepping)

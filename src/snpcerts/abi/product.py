@@ -1,17 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """The products that support attestation, with one row of facts for each.
 
-Everything that differs between products follows from its row here, from its
-:class:`~snpcerts.abi.tcb.TcbLayout`, and for the emulator from its row in
+Everything that differs between products follows from the row here, from the
+:class:`~snpcerts.abi.tcb.TcbLayout` and, for the emulator, from the row in
 ``emulator/psp/chip_model.py``.
 
-Sources: family and model ranges as in virtee/sev and the AMD revision guides; those of Venice are
-Linux's first ranges of Zen 6 (``bsp_init_amd``), which hold those of release 8.0.0 of the crate
-``sev``;
-key-server names and hwID lengths from KDS (57230) chapter 3 and the
-certificates themselves; root keys from the key server's certificate chains,
-which agree with the copies in virtee/sev and google/go-sev-guest. No chain of Venice is public:
-until its root is pinned here, its reports and certificates are refused by name.
+Sources: family and model ranges as in virtee/sev and the AMD revision guides. Those of Venice are
+Linux's first ranges of Zen 6 (``bsp_init_amd``), which contain those of release 8.0.0 of the crate
+``sev``. Key server names and hwID lengths come from KDS (57230) chapter 3 and the certificates
+themselves. Root keys come from the key server's certificate chains, which agree with the copies in
+virtee/sev and google/go-sev-guest. No chain of Venice is public: until its root is pinned here, its
+reports and certificates are refused by name.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ class Product(enum.Enum):
 
     @property
     def kds_name(self) -> str:
-        """The product's name in key-server paths, which are case-sensitive."""
+        """The product's name in key server paths, which are case-sensitive."""
         return self.value
 
     @property
@@ -51,12 +50,12 @@ class Product(enum.Enum):
 
     @property
     def tcb_layout(self) -> TcbLayout:
-        """How the eight bytes of a TCB_VERSION are laid out on this product."""
+        """The layout of a TCB_VERSION on this product."""
         return _FACTS[self].tcb_layout
 
     @property
     def hwid_size(self) -> int:
-        """Significant bytes of the chip ID: the size of a VCEK's hwID extension."""
+        """The number of significant bytes of the chip ID, which is the size of a VCEK's hwID."""
         return _FACTS[self].hwid_size
 
     @property
@@ -66,20 +65,21 @@ class Product(enum.Enum):
 
     @property
     def ark_spki_sha384(self) -> bytes | None:
-        """48 bytes: the SHA-384 of the root key's DER SubjectPublicKeyInfo; None if the key is not
-        public, and so nothing of the product can be verified.
+        """The SHA-384 (48 bytes) of the root key's DER SubjectPublicKeyInfo.
+
+        None if the key is not public. Then nothing of the product can be verified.
         """
         pinned = _FACTS[self].ark_spki_sha384
         return None if pinned is None else bytes.fromhex(pinned)
 
     @property
     def is_pinned(self) -> bool:
-        """Whether its root key is known here."""
+        """Whether its root key is pinned here."""
         return _FACTS[self].ark_spki_sha384 is not None
 
     @property
     def unpinned_text(self) -> str:
-        """What to say of a product that is not pinned."""
+        """The message for a product that is not pinned."""
         return (
             f"AMD's root key of {self.value} is not pinned here, so nothing of "
             f"{self.value} can be verified"
@@ -94,11 +94,11 @@ class Product(enum.Enum):
 class _Facts(NamedTuple):
     """The facts about one product.
 
-    ``models`` are (family, first model, last model), the combined values of CPUID leaf
-    0x80000001. ``hwid_size`` counts the significant bytes of the chip ID.
-    ``oldest_report_version`` is the first that its firmware wrote; below 3 a report
-    does not name its product. ``ark_spki_sha384`` is the SHA-384 of the root key's
-    DER SubjectPublicKeyInfo, in hexadecimal; None if it is not public.
+    ``models`` are (family, first model, last model), the combined values of CPUID leaf 0x80000001.
+    ``hwid_size`` counts the significant bytes of the chip ID. ``oldest_report_version`` is the
+    first version that its firmware wrote; below 3 a report does not name its product.
+    ``ark_spki_sha384`` is the SHA-384 of the root key's DER SubjectPublicKeyInfo, in hexadecimal;
+    None if it is not public.
     """
 
     models: tuple[tuple[int, int, int], ...]
@@ -145,8 +145,9 @@ _FACTS: Final = {
 
 @dataclass(frozen=True, slots=True)
 class Cpuid:
-    """Family, model and stepping of a processor, the combined values of CPUID leaf 0x80000001,
-    each 0 to 255.
+    """Family, model and stepping of a processor.
+
+    They are the combined values of CPUID leaf 0x80000001, each 0 to 255.
     """
 
     family: int
@@ -156,7 +157,7 @@ class Cpuid:
 
 @functools.lru_cache(maxsize=64)
 def product_of_cpuid(family: int, model: int) -> Product | None:
-    """Return the product of a combined CPUID family and model, or None if not known."""
+    """Return the product of a combined CPUID family and model, or None if unknown."""
     for product in Product:
         for known_family, first, last in product.models:
             if family == known_family and first <= model <= last:
@@ -167,20 +168,22 @@ def product_of_cpuid(family: int, model: int) -> Product | None:
 def product_of_name(name: str) -> Product | None:
     """Return the product of a certificate's productName, such as ``Milan-B0`` or ``Turin``.
 
-    Only the part before the dash matters: certificates of B1 parts say B0.
+    Only the part before the dash matters, because certificates of B1 parts contain B0.
     """
     stem = name.partition("-")[0]
     return next((product for product in Product if product.value == stem), None)
 
 
 def product_of_keyword(text: str) -> Product | None:
-    """Return the product that a person or a file names, in any case of letters; None if unknown."""
+    """Return the product that a person or a file names, in any case; None if unknown."""
     return next((product for product in Product if product.keyword == text.lower()), None)
 
 
 def products_of_chip_id(chip_id: bytes) -> tuple[Product, ...]:
-    """Return those whose reports of version 2, which do not name their product, have 64-byte chip
-    IDs that look like this one, most likely first. A chip ID shorter than 64 bytes ends in zeros.
+    """Return the products that a version 2 report with this 64-byte chip ID may come from.
+
+    The most likely one comes first. Such a report does not name its product, but a chip ID shorter
+    than 64 bytes ends in zeros.
     """
     candidates = [product for product in Product if product.oldest_report_version < 3]
     longest = max(product.hwid_size for product in candidates)

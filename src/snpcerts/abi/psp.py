@@ -2,7 +2,7 @@
 """``/dev/sev``: the host's interface to the firmware.
 
 Source: psp-sev.h and ``drivers/crypto/ccp/sev-dev.c`` of Linux 7.0; bits of the SNP status that the
-header does not name are named as in virtee/sev.
+header does not name have their names from virtee/sev.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ NO_FW_CALL = 0xFFFF_FFFF  # the kernel's value for "the firmware was never calle
 
 @dataclass(frozen=True, slots=True)
 class IssueCmd(CStruct):
-    """Argument of SEV_ISSUE_CMD; packed, so ``data`` is unaligned."""
+    """Argument of SEV_ISSUE_CMD. It is packed, so ``data`` is unaligned."""
 
     SIZE: ClassVar[int] = 16
     C_NAME: ClassVar[str] = "struct sev_issue_cmd"
@@ -96,7 +96,7 @@ SEV_ISSUE_CMD = iowr(SEV_IOC_TYPE, 0x00, IssueCmd.SIZE)
 
 @dataclass(frozen=True, slots=True)
 class PlatformStatus(CStruct):
-    """Data of PLATFORM_STATUS (SEV's command, not SNP's)."""
+    """Data of PLATFORM_STATUS, which is SEV's command, not SNP's."""
 
     SIZE: ClassVar[int] = 12
     C_NAME: ClassVar[str] = "struct sev_user_data_status"
@@ -120,7 +120,7 @@ class GetId2(CStruct):
 
 @dataclass(frozen=True, slots=True)
 class PdhCertExport(CStruct):
-    """Data of PDH_CERT_EXPORT; the kernel always writes the lengths back."""
+    """Data of PDH_CERT_EXPORT. The kernel always writes the lengths back."""
 
     SIZE: ClassVar[int] = 24
     C_NAME: ClassVar[str] = "struct sev_user_data_pdh_cert_export"
@@ -159,7 +159,7 @@ class SnpPlatformStatus(CStruct):
     reported_tcb: bytes = raw(0x18, 8)
 
 
-# Bits of SNP_FEATURE_INFO 0, ECX (Linux include/linux/psp-sev.h; bit 0 is AMD-ASPFW's).
+# Bits of SNP_FEATURE_INFO 0, ECX (Linux include/linux/psp-sev.h; bit 0 is from AMD-ASPFW).
 FEATURE_VLEK = 1 << 0
 FEATURE_X86_SNP_SHUTDOWN = 1 << 1
 FEATURE_VERIFY_MITIGATION = 1 << 13
@@ -170,7 +170,7 @@ CONFIG_MASK_CHIP_KEY = 1 << 1
 
 @dataclass(frozen=True, slots=True)
 class SnpConfig(CStruct):
-    """Data of SNP_SET_CONFIG. An all-zero ``reported_tcb`` means reset, not "leave as is"."""
+    """Data of SNP_SET_CONFIG. A ``reported_tcb`` of zeros means reset, not "leave as is"."""
 
     SIZE: ClassVar[int] = 64
     C_NAME: ClassVar[str] = "struct sev_user_data_snp_config"
@@ -193,8 +193,9 @@ class SnpVlekLoad(CStruct):
 
 @dataclass(frozen=True, slots=True)
 class WrappedVlekHashstick(CStruct):
-    """What SNP_VLEK_LOAD points to. The inner layout follows virtee/sev's reading of the SNP
-    ABI.
+    """What SNP_VLEK_LOAD points to.
+
+    The inner layout follows virtee/sev's reading of the SNP ABI.
     """
 
     SIZE: ClassVar[int] = 432

@@ -2,8 +2,8 @@
 """ATTESTATION_REPORT, versions 2 to 5.
 
 Source: SNP ABI (56860) table "ATTESTATION_REPORT Structure", checked against genuine reports of
-Milan, Genoa and Turin. All integers are little-endian. The report is 1184 bytes in every version;
-the signature covers the first 672.
+Milan, Genoa and Turin. All integers are little-endian. The report has 1184 bytes in every version.
+The signature covers the first 672.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ _SIGNING_KEYS = {key.value: key for key in SigningKey}
 
 @dataclass(frozen=True, slots=True)
 class ReportLayout(CStruct):
-    """The report's fields at their offsets. To read a report, use :class:`Report`."""
+    """The report's fields at their offsets. Use :class:`Report` to read a report."""
 
     SIZE: ClassVar[int] = REPORT_SIZE
     version: int = u32(0x000)
@@ -110,9 +110,7 @@ _RESERVED = (
 
 
 def _reserved_reader(version: int) -> tuple[struct.Struct, tuple[bytes, ...]]:
-    """Return a reader of the bytes that are zero in that version, and the bytes it returns if all
-    are.
-    """
+    """Return a reader of the reserved bytes of that version, and its result if all are zero."""
     form, at = "", 0
     for first, last, start, end in _RESERVED:
         if first <= version <= last:
@@ -127,24 +125,24 @@ _RESERVED_READERS = {version: _reserved_reader(version) for version in VERSIONS}
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """A report: its bytes, and its fields under their specification's names.
+    """A report: its bytes, and its fields by their names in the specification.
 
-    The TCB fields stay eight raw bytes: their layout depends on the product, which a version 2
-    report does not name.
+    The TCB fields stay eight raw bytes, because their layout depends on the product, which a
+    version 2 report does not name.
     """
 
     raw: bytes
     fields: ReportLayout
 
     def __reduce__(self) -> tuple[Callable[[bytes], Report], tuple[bytes]]:
-        """Pickle only the bytes: parsing them again takes less time than unpickling 33 fields."""
+        """Pickle only the bytes, because parsing them again is faster than unpickling 33 fields."""
         return Report.unpack, (self.raw,)
 
     @classmethod
     def unpack(cls, data: Buffer) -> Self:
-        """Read a report of exactly 1184 bytes.
+        """Parse a report of exactly 1184 bytes.
 
-        Raises :class:`FormatError` if the size is different. Nothing else is checked;
+        Raises :class:`FormatError` for any other size. Nothing else is checked;
         :func:`malformations` lists other defects.
         """
         if len(data) != REPORT_SIZE:
@@ -169,7 +167,7 @@ class Report:
 
     @property
     def signing_key(self) -> SigningKey | None:
-        """Which key signed, or None for a reserved value."""
+        """The key that signed, or None for a reserved value."""
         return _SIGNING_KEYS.get(self.fields.flags >> 2 & 7)
 
     @property
@@ -181,9 +179,9 @@ class Report:
     def mask_chip_key(self) -> bool:
         """MASK_CHIP_KEY, bit 1 of the flags word: the host has masked the chip's signing key.
 
-        A VCEK then signs nothing. A loaded VLEK may still sign: the firmware that AMD has published
-        (Genoa, 1.55.25) masks only the VCEK, while others read the ABI as masking both. SIGNING_KEY
-        says which key signed, if any.
+        The VCEK then signs nothing. A loaded VLEK may still sign: AMD's published firmware (Genoa,
+        1.55.25) masks only the VCEK, but others read the ABI as masking both. SIGNING_KEY says
+        which key signed, if any.
         """
         return bool(self.fields.flags & 2)
 
@@ -194,21 +192,22 @@ class Report:
 
     @property
     def product(self) -> Product | None:
-        """The product according to the CPUID fields; None in version 2 and for unknown models."""
+        """The product according to the CPUID fields. None in version 2 and for unknown models."""
         if self.fields.version < 3:
             return None
         return product_of_cpuid(self.fields.cpuid_family, self.fields.cpuid_model)
 
     @property
     def products(self) -> tuple[Product, ...]:
-        """The products that the report may come from, most likely first; at most one from version 3
-        on.
+        """The products that the report may come from, most likely first.
+
+        At most one for version 3 and later.
         """
         if self.product is not None:
             return (self.product,)
         if self.fields.version >= 3:
             return ()
-        # A hidden chip ID is taken for a long one.
+        # A hidden chip ID counts as a long one.
         masked = b"\xff" * CHIP_ID_SIZE
         alike = products_of_chip_id(masked if self.chip_id_masked else self.fields.chip_id)
         return tuple(each for each in alike if each.oldest_report_version <= self.fields.version)
@@ -216,7 +215,7 @@ class Report:
 
 @dataclass(frozen=True, slots=True)
 class Malformation:
-    """A field whose value no well-formed report has."""
+    """A field with a value that no well-formed report has."""
 
     field: str
     offset: int
@@ -227,9 +226,9 @@ class Malformation:
 
 
 def malformations(report: Report) -> tuple[Malformation, ...]:
-    """Return the defects that a report's layout alone shows, in order of offset.
+    """Return the defects that the layout alone shows, in order of offset.
 
-    A report of unknown version has only that defect: nothing more can be said about its fields.
+    If the version is unknown, that is the only defect, because the fields are then unknown too.
     """
     fields = report.fields
     if fields.version not in VERSIONS:

@@ -19,7 +19,7 @@ CERTS_MAX_SIZE = 0x4000  # SEV_FW_BLOB_MAX_SIZE
 REPORT_RESPONSE_SIZE = 4000
 KEY_RESPONSE_SIZE = 64
 
-EXITINFO2_PRESET = 0xFF  # what older drivers return if nothing was sent
+EXITINFO2_PRESET = 0xFF  # older drivers return this if nothing was sent
 EXITINFO2_NOT_SENT = 0xFFFF_FFFF_FFFF_FFFF  # the VMGEXIT itself failed
 
 
@@ -32,7 +32,7 @@ class GuestRequestIoctl(CStruct):
     msg_version: int = u8(0x00)
     req_data: int = u64(0x08)
     resp_data: int = u64(0x10)
-    exitinfo2: int = u64(0x18)  # fw_error below, vmm_error above
+    exitinfo2: int = u64(0x18)  # fw_error in the low half, vmm_error in the high half
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +68,7 @@ class ExtReportReq(CStruct):
     C_NAME: ClassVar[str] = "struct snp_ext_report_req"
     data: bytes = raw(0x00, ReportReq.SIZE)
     certs_address: int = u64(0x60)
-    certs_len: int = u32(0x68)  # bytes; the kernel writes the needed size if it is too small
+    certs_len: int = u32(0x68)  # bytes; if it is too small, the kernel writes the needed size
 
 
 SNP_GET_REPORT = iowr(SEV_GUEST_IOC_TYPE, 0x0, GuestRequestIoctl.SIZE)

@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """TCB_VERSION: eight security patch levels in eight bytes.
 
-Source: SNP ABI (56860) section 2.2; the layout of Turin as in virtee/sev and in genuine Turin
-certificates. Nothing in the eight bytes says which layout they have: the caller must know the
+Source: SNP ABI (56860) section 2.2; Turin's layout as in virtee/sev and in genuine Turin
+certificates. The eight bytes do not show which layout they have, so the caller must know the
 product.
 
-Venice has neither bootloader nor microcode in its TCB: virtee/sev pull request 396, which its
-reviewer compared with section 2.3 of the SNP ABI. The other three are in Turin's bytes, where
-release 8.0.0 of the crate ``sev`` reads them for Venice. No genuine Venice report is public.
+Venice's TCB has neither bootloader nor microcode. Source: virtee/sev pull request 396, whose
+reviewer compared it with section 2.3 of the SNP ABI. The other three components are in the same
+bytes as on Turin; release 8.0.0 of the crate ``sev`` reads them there. No genuine Venice report is
+public.
 """
 
 from __future__ import annotations
@@ -24,7 +25,9 @@ TCB_SIZE = 8
 
 
 class TcbLayout(enum.Enum):
-    """The component in each byte of a TCB_VERSION, by the first product with that layout."""
+    """The component in each byte of a TCB_VERSION. Named after the first product with that
+    layout.
+    """
 
     MILAN = "milan"
     TURIN = "turin"
@@ -36,7 +39,9 @@ class TcbLayout(enum.Enum):
         return tuple(_BYTES[self])
 
     def problem(self, names: Collection[str]) -> str | None:
-        """Return how these components differ from the layout's: ``needs fmc``; None if not."""
+        """Return how these components differ from the layout's: ``needs fmc``; None if they do
+        not.
+        """
         missing = [name for name in self.components if name not in names]
         unknown = [name for name in names if name not in self.components]
         parts = []
@@ -47,7 +52,7 @@ class TcbLayout(enum.Enum):
         return " and ".join(parts) or None
 
 
-# Byte index of each component; the other bytes are reserved and zero.
+# The byte index of each component. The other bytes are reserved and zero.
 _BYTES: dict[TcbLayout, dict[str, int]] = {
     TcbLayout.MILAN: {"bootloader": 0, "tee": 1, "snp": 6, "microcode": 7},
     TcbLayout.TURIN: {"fmc": 0, "bootloader": 1, "tee": 2, "snp": 3, "microcode": 7},
@@ -56,7 +61,7 @@ _BYTES: dict[TcbLayout, dict[str, int]] = {
 _LAYOUTS = {frozenset(places): layout for layout, places in _BYTES.items()}
 
 
-# Short names that people type, beside the components' own names.
+# Short names that people type, besides the components' own names.
 SHORT_NAMES = {"bl": "bootloader", "tee": "tee", "snp": "snp", "ucode": "microcode", "fmc": "fmc"}
 _NAMES = SHORT_NAMES | {name: name for name in SHORT_NAMES.values()}
 SHORT_NAME_OF = {name: short for short, name in SHORT_NAMES.items()}
@@ -68,9 +73,8 @@ _RAW = re.compile(r"(?:0x)?([0-9a-fA-F]{16})")
 class TcbVersion:
     """The components of a TCB_VERSION, each 0 to 255.
 
-    ``fmc``, ``bootloader`` and ``microcode`` are None exactly where the product has no such
-    component: on Milan and Genoa the first, on Venice the other two. TCBs have no total order:
-    use :meth:`covers`.
+    A component is None exactly if the product does not have it: ``fmc`` on Milan and Genoa,
+    ``bootloader`` and ``microcode`` on Venice. TCBs have no total order; use :meth:`covers`.
     """
 
     bootloader: int | None
@@ -89,8 +93,9 @@ class TcbVersion:
 
     @classmethod
     def of(cls, components: Mapping[str, int]) -> Self:
-        """Return the TCB with these components, by their names; :class:`FormatError` if no layout
-        has exactly these.
+        """Return the TCB with these components, given by name.
+
+        Raises :class:`FormatError` if no layout has exactly these components.
         """
         if frozenset(components) not in _LAYOUTS:
             _misfit(components)
@@ -99,13 +104,13 @@ class TcbVersion:
 
     @property
     def layout(self) -> TcbLayout:
-        """The layout that this value is written in."""
+        """The layout of this value."""
         if self.fmc is None:
             return TcbLayout.MILAN
         return TcbLayout.VENICE if self.bootloader is None else TcbLayout.TURIN
 
     def components(self) -> dict[str, int]:
-        """Return the names and values of those that exist; ``fmc`` comes first."""
+        """Return the names and values of the components that exist. ``fmc`` comes first."""
         named = {
             "fmc": self.fmc,
             "bootloader": self.bootloader,
@@ -117,8 +122,9 @@ class TcbVersion:
 
     @classmethod
     def unpack(cls, data: bytes, layout: TcbLayout) -> Self:
-        """Read eight bytes; raise :class:`FormatError` for another size or a non-zero reserved
-        byte.
+        """Parse eight bytes.
+
+        Raises :class:`FormatError` for another size or a non-zero reserved byte.
         """
         if len(data) != TCB_SIZE:
             raise FormatError("TCB_VERSION", f"needs {TCB_SIZE} bytes, found {len(data)}")
@@ -135,12 +141,12 @@ class TcbVersion:
 
     @classmethod
     def parse(cls, text: str, layout: TcbLayout | None = None) -> Self:
-        """Read a TCB in any form that commands print or people type.
+        """Parse a TCB in any form that commands print or people type.
 
         ``bootloader=4 tee=0 snp=24 microcode=219``, ``bl=4,tee=0,snp=24,ucode=219``, the JSON
-        object, or the eight bytes in hexadecimal, in the order of a report; only these need a
-        ``layout``. Raises :class:`FormatError` for anything else, and for a component that is
-        missing, repeated or not in the layout.
+        object, or the eight bytes in hexadecimal, in the order of a report. Only the last form
+        needs a ``layout``. Raises :class:`FormatError` for anything else, and for a component that
+        is missing, repeated or not in the layout.
         """
         raw = _RAW.fullmatch(text.strip())
         if raw is not None:
@@ -182,7 +188,7 @@ class TcbVersion:
     def covers(self, other: TcbVersion) -> bool:
         """Whether every component is at least as high as the other's.
 
-        Raises :class:`FormatError` if the two have different layouts, because those cannot be
+        Raises :class:`FormatError` if the two have different layouts, because such TCBs cannot be
         compared.
         """
         if self.layout is not other.layout:
@@ -195,7 +201,7 @@ class TcbVersion:
 
 
 def _misfit(components: Collection[str]) -> NoReturn:
-    """Say what is missing, or too much, for the layout that is closest."""
+    """Return what is missing or superfluous for the closest layout."""
     places = min(_BYTES.values(), key=lambda each: len(each.keys() ^ set(components)))
     for name in places:
         if name not in components:

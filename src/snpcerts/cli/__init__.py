@@ -2,16 +2,15 @@
 """The command line: one thin module or package per command, imported when it is called.
 
 ``main`` finds the command. The commands: ``table``, ``verify``, ``policy_commands`` (``policy``),
-``host``, ``report``, ``lock``, ``kds``, ``mirror``, ``run``, ``guest``, ``emulate``,
-``demo``.
+``host``, ``report``, ``lock``, ``kds``, ``mirror``, ``run``, ``guest``, ``emulate``, ``demo``.
 
 ``verify`` has more files: ``verify_policy`` and ``verify_sources`` for its options, ``verify_run``
 for its work, ``verify_text``, ``verify_advice`` and ``verify_ear`` for its output.
 ``evidence_files`` finds reports and certificates in files.
 
 For all commands: ``files`` reads and writes files, ``say`` prints, ``signals`` ends a command
-cleanly, ``examples`` are shown with the help. Options and their values: ``source_options``,
-``product_option``, ``hex_option``, ``tcb_components``. ``bulletin_age`` warns of an old list of
-bulletins. Imports ``abi``, ``endorsement``, ``verify``, ``kds``, ``certfile``, ``vmm``, ``guest``,
-``emulator``, ``conformance`` and ``demo``.
+cleanly, and ``examples`` has the examples in the help. Options and their values:
+``source_options``, ``product_option``, ``hex_option``, ``tcb_components``. ``bulletin_age`` warns
+if the list of bulletins is old. Imports ``abi``, ``endorsement``, ``verify``, ``kds``,
+``certfile``, ``vmm``, ``guest``, ``emulator``, ``conformance`` and ``demo``.
 """

@@ -220,7 +220,9 @@ def command(
 
 
 def _program(name: str) -> str:
-    """Return the VMM's path; raise :class:`UsageError` if it cannot run on the emulated host."""
+    """Return the path of the VMM. Raises :class:`UsageError` if it cannot run on the emulated
+    host.
+    """
     found = shutil.which(name)
     if found is None:
         exists = os.path.isfile(name)
@@ -251,7 +253,7 @@ def _program(name: str) -> str:
 
 
 def _why_not_judged(result: Result) -> str:
-    """Return why the check was skipped; empty if it was not."""
+    """Return why the check was skipped; empty if it was not skipped."""
     return result.detail if result.state.value == "skipped" else ""
 
 

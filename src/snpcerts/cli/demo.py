@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from snpcerts.demo.tally import RequestResult, Tally
 
 _BREAKS: Final = ["no-lock", "no-handshake"]
-_DETAILS: Final = 4  # mismatches of one run that are described
+_DETAILS: Final = 4  # mismatches of one run that are described in full
 _TICK: Final = 0.5  # seconds between two dots
 _FIRST: Final = (
     "Guests ask for attestation reports with certificates while the key that signs\n"
@@ -174,7 +174,7 @@ def _write(
     host: EmulatedHost,
     seconds: float,
 ) -> None:
-    """Write the timeline and the picture, where asked for."""
+    """Write the timeline and the picture, if requested."""
     from snpcerts.demo.demo_timeline import timeline_of
     from snpcerts.demo.picture import DemoRunShown, picture_of
 
@@ -198,14 +198,14 @@ class _Narrator:
     """Prints each event when it happens, unless ``quiet``, and a line of counts every ``every``
     seconds.
 
-    Nothing is printed for each report: the order in which reports and updates become
-    known is not that in which the firmware served them.
+    It prints nothing for single reports, because reports and updates do not become known in the
+    order in which the firmware served them.
     """
 
     def __init__(self, *, quiet: bool, every: float) -> None:
         self._quiet = quiet
         self._every = every
-        self._open = False  # the last line printed has no end yet
+        self._open = False  # whether the last printed line is unfinished
 
     def say(self, text: str) -> None:
         """Print whole lines."""
@@ -220,9 +220,7 @@ class _Narrator:
 
     @contextlib.contextmanager
     def waiting(self, what: str) -> Iterator[None]:
-        """Print ``what`` and a dot every half second while the block runs; then print how long it
-        took.
-        """
+        """Print ``what`` and a dot every half second while the block runs, then its duration."""
         if self._quiet:
             yield
             return
@@ -245,7 +243,7 @@ class _Narrator:
         click.echo(f" done in {time.monotonic() - start:.1f} s")
 
     def follow(self, run: DemoRun, course: Course) -> Tally:
-        """Follow a run to its end, print what happens, and note it in ``course``."""
+        """Follow a run to its end. Print what happens, and record it in ``course``."""
         from snpcerts.demo.conclusion import summary
         from snpcerts.demo.demo_event import AllUp
         from snpcerts.demo.tally import Tally

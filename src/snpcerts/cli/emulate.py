@@ -44,7 +44,7 @@ _door = click.option(
 
 
 class _PlatformOptions:
-    """The options before the subcommand, which name the platform."""
+    """The options before the subcommand, which select the platform."""
 
     def __init__(self, platform: str | None, product: Product | None, firmware: str | None) -> None:
         self._platform = platform
@@ -52,7 +52,7 @@ class _PlatformOptions:
         self._firmware = firmware
 
     def name(self, platform: str) -> None:
-        """Take the platform that is named after the subcommand."""
+        """Use the platform that is named after the subcommand."""
         self._platform = platform
 
     @property
@@ -63,8 +63,9 @@ class _PlatformOptions:
 
     @contextlib.contextmanager
     def home(self) -> Iterator[PlatformHome]:
-        """Return the named platform, which is created if missing; if none is named, a temporary
-        one.
+        """Return the named platform, and create it if it is missing.
+
+        If none is named, return a temporary one.
         """
         from snpcerts.emulator.machine.enter import throw_away
 
@@ -76,7 +77,9 @@ class _PlatformOptions:
                 yield home
 
     def lasting_home(self) -> PlatformHome:
-        """Return the platform that --platform names; raise :class:`UsageError` without it."""
+        """Return the platform of --platform. Raises :class:`UsageError` if the option is
+        missing.
+        """
         from snpcerts.emulator.machine.home import PlatformHome
 
         if self._platform is None:
@@ -87,7 +90,7 @@ class _PlatformOptions:
 
 
 def _named_after(ctx: click.Context, _: click.Parameter, value: str | None) -> None:
-    """Take --platform after the subcommand as before it; two different ones are an error."""
+    """Accept --platform after the subcommand, as before it. Two different values are an error."""
     options = ctx.find_object(_PlatformOptions)
     if value is None or options is None:
         return
@@ -538,7 +541,7 @@ def _order(options: _PlatformOptions, order: dict[str, object]) -> None:
 
 
 def _changed_levels(options: _PlatformOptions, option: str, text: str) -> dict[str, int]:
-    """Return the components that ``text`` names, all of which the product has."""
+    """Return the components that ``text`` names. The product must have all of them."""
     found = tcb_components(option, text)
     layout = options.lasting_home().firmware().product.tcb_layout
     for name in found:

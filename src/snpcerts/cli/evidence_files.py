@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Find reports, tables and certificates in files, and put together what belongs together.
+"""Finds reports, tables and certificates in files, and combines those that belong together.
 
-A file is evidence in any shape (:mod:`snpcerts.verify.evidence`). A table may also lie beside it:
-``host.bin`` and ``host.table``, ``outblob`` and ``auxblob``. In a directory, files are recognised
-by their content, not by their names: every report is evidence, and every certificate there is used
-for every report there. It is searched one level deep.
+A file is evidence in any format (:mod:`snpcerts.verify.evidence`). A table may also be in a file
+beside it: ``host.bin`` and ``host.table``, ``outblob`` and ``auxblob``. In a directory, files are
+recognised by their content, not by their names. Every report there is evidence, and every
+certificate there is used for every report there. Directories are searched one level deep.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ _OUTBLOB, _AUXBLOB = "outblob", "auxblob"
 # Files beside evidence that are not evidence, unless their content shows that they are.
 _OTHER: Final = (".json", ".md", ".txt", ".toml", ".log", ".request", ".key", ".sh", ".py", ".yaml")
 MAX_FILES: Final = 1_000_000
-# Files with certificates in one directory, and their bytes in all.
+# Limits for certificate files in one directory: their number, and their total bytes.
 _MAX_SHELF: Final = 1000
 _MAX_SHELF_SIZE: Final = 32 << 20
 _HEAD: Final = 4096
 
 
 class Sort(enum.Enum):
-    """The kind of a file in a directory, by its first bytes or, for text, by all of it."""
+    """The kind of a file in a directory, by its first bytes or, for text, by its whole content."""
 
     EVIDENCE = "evidence"
     TABLE = "table"
@@ -52,7 +52,7 @@ class Sort(enum.Enum):
 
 @dataclass(eq=False)
 class Shelf:
-    """The certificate files in one directory, read once, when first needed."""
+    """The certificate files in one directory. They are read once, when first needed."""
 
     files: tuple[str, ...]
     _given: Given | None = field(default=None, repr=False)
@@ -75,7 +75,7 @@ class EvidenceFiles:
     beside: Shelf | None = None
 
     def read(self) -> Evidence:
-        """Read the evidence; raise :class:`InputError`, naming the file, if it cannot be read."""
+        """Read the evidence. Raises :class:`InputError`, which names the file, if that fails."""
         from snpcerts.verify.evidence import MAX_FILE, Evidence
 
         data = read_input(self.report, limit=MAX_FILE)
@@ -94,7 +94,7 @@ class EvidenceFiles:
 
 
 def places(path: str) -> Iterator[EvidenceFiles]:
-    """Return the evidence at ``path``, a file or a directory, sorted by name.
+    """Return the evidence at ``path``, which is a file or a directory, sorted by name.
 
     Raises :class:`InputError` for a directory without evidence.
     """
@@ -103,8 +103,8 @@ def places(path: str) -> Iterator[EvidenceFiles]:
         return
     top = _scanned(path)
     inner = [_scanned(folder) for folder in top.folders]
-    # Certificates in a directory of their own serve the reports above it, and those
-    # that lie above serve all below.
+    # Certificates in a subdirectory are used for the reports above it, and certificates in this
+    # directory are used for all reports below it.
     apart = tuple(file for each in inner if not each.reports for file in each.certificates)
     shared = (*top.certificates, *apart)
     found = False
@@ -141,7 +141,7 @@ def certificates(path: str) -> Given:
         if os.path.isdir(folder):
             inside = (os.path.join(folder, name) for name in _listed(folder))
             files += (each for each in inside if os.path.isfile(each))
-    # Files that are named like certificates come first, before a bound is reached.
+    # Files named like certificates come first, in case the limit is reached.
     files.sort(key=lambda each: not _named_as_certificate(os.path.basename(each)))
     return _read_shelf(tuple(files), f"--certs {path}", False)
 
@@ -175,7 +175,7 @@ def _read_shelf(files: tuple[str, ...], name: str, beside_evidence: bool) -> Giv
         bundle = read_bundle(data)
         others.update(dict.fromkeys(bundle.certificates))
         for each in bundle.lists:
-            # Its name does not say whether it is for VCEKs or VLEKs.
+            # The file's name does not say whether it is for VCEKs or VLEKs.
             lists.setdefault(each, SuppliedCrl(each, None, supplier, path))
         if wanted and bundle.empty:
             kind = kind_of(data)
@@ -188,7 +188,7 @@ def _read_shelf(files: tuple[str, ...], name: str, beside_evidence: bool) -> Giv
 
 @dataclass(frozen=True, slots=True)
 class _Scan:
-    """The contents of a directory: paths by kind; ``others`` describes the rest."""
+    """The contents of a directory: paths by kind. ``others`` describes the rest."""
 
     reports: tuple[str, ...]
     certificates: tuple[str, ...]
@@ -208,8 +208,8 @@ def _scanned(folder: str) -> _Scan:
     reports = list(by_sort[Sort.EVIDENCE])
     held = [*by_sort[Sort.CERTIFICATES], *by_sort[Sort.TABLE]]
     paired = {_beside(report) for report in reports}
-    # Beside certificates, and in a directory of configfs, lie files of other kinds; in
-    # an archive of reports a broken one is named.
+    # Other kinds of files are normal beside certificates and in a directory of configfs. In an
+    # archive of reports, a broken file is named.
     archive = all(path in paired for path in held) and not any(
         os.path.basename(path) == _OUTBLOB for path in reports
     )
@@ -231,7 +231,7 @@ def _scanned(folder: str) -> _Scan:
 
 
 def sort_of(path: str) -> Sort:
-    """Return the kind of a file, by its content."""
+    """Return the kind of a file by its content."""
     from snpcerts.verify.evidence import MAX_FILE
 
     try:
@@ -256,7 +256,7 @@ def _opener(path: str, flags: int) -> int:
 
 
 def _sort_of(data: bytes, size: int) -> Sort:
-    """Return the kind of a file; ``data`` is all of it or its first bytes."""
+    """Return the kind of a file. ``data`` is all of it or its first bytes."""
     from snpcerts.endorsement.encoded_text import bytes_in, starts_like_json, text_of
     from snpcerts.endorsement.file_kind import kind_of, looks_like_report, looks_like_table
 
@@ -312,7 +312,7 @@ def _starts_as_evidence(data: bytes) -> bool:
 
 
 class _named:  # noqa: N801 (used as a statement)
-    """Add the file's name to errors about its content."""
+    """Adds the file's name to errors about its content."""
 
     def __init__(self, path: str) -> None:
         self._path = "standard input" if path == STANDARD_INPUT else path
@@ -353,7 +353,7 @@ def _size(path: str) -> int:
 
 
 def _beside(path: str) -> str | None:
-    """Return the table beside a report, or None if there is none or it is empty."""
+    """Return the table beside a report. None if there is none or it is empty."""
     folder, name = os.path.split(path)
     if name == _OUTBLOB:
         table = os.path.join(folder, _AUXBLOB)

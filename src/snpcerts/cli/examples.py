@@ -7,7 +7,7 @@ from typing import Final
 
 import click
 
-# By the words of the command: what follows them.
+# By the words of the command: the rest of the command line.
 EXAMPLES: Final = {
     "table build": "--vcek vcek.der --ask ask.der --ark ark.der -o certs.bin",
     "table extract": "certs.bin certs/",
@@ -55,7 +55,7 @@ EXAMPLES: Final = {
 
 
 def add_examples(name: str, command: click.Command) -> click.Command:
-    """Give a command and those in it their examples; return it."""
+    """Add their examples to a command and its subcommands; return the command."""
     if isinstance(command, click.Group):
         for word, inner in command.commands.items():
             add_examples(f"{name} {word}", inner)

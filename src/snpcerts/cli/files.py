@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Read a command's input files and write its output files, with errors for people."""
+"""Reads a command's input files and writes its output files, with errors for people."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ from snpcerts.file_date import written_at
 INPUT_LIMIT = 1 << 20
 STANDARD_INPUT = "-"
 _PART = 1 << 16
-# Milliseconds for a writer to come to a named pipe.
+# Milliseconds in which a writer must open a named pipe.
 WAIT_FOR_WRITER = 5000
 
 
 def read_input(path: str, *, limit: int = INPUT_LIMIT) -> bytes:
     """Read 1 to ``limit`` bytes from a file, a pipe or standard input (``-``).
 
-    Raises :class:`InputError`, naming the path, for anything else.
+    Raises :class:`InputError`, which names the path, for anything else.
     """
     return read_dated_input(path, limit=limit)[0]
 
 
 def read_dated_input(path: str, *, limit: int = INPUT_LIMIT) -> tuple[bytes, datetime]:
-    """Read as :func:`read_input` does; also return the file's modification time (UTC)."""
+    """Do the same as :func:`read_input`, and also return the file's modification time (UTC)."""
     if path == STANDARD_INPUT:
         return _read_stream(0, "standard input", limit), datetime.now(UTC)
     try:
-        # Non-blocking, so that opening a FIFO does not wait for a writer.
+        # Open without blocking, so that opening a FIFO does not wait for a writer.
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: {_reason(error)}") from None
@@ -58,7 +58,7 @@ def read_dated_input(path: str, *, limit: int = INPUT_LIMIT) -> tuple[bytes, dat
 
 
 def _read_stream(fd: int, name: str, limit: int) -> bytes:
-    """Read to the end, but do not wait long for a pipe without a writer."""
+    """Read to the end. Do not wait long for a pipe without a writer."""
     if os.isatty(fd):
         raise InputError(
             f"{name}: is a terminal", hint="redirect a file into it: verify - < report.bin"
@@ -68,7 +68,7 @@ def _read_stream(fd: int, name: str, limit: int) -> bytes:
     poll.register(fd, select.POLLIN)
     try:
         while len(data) <= limit:
-            # Without a writer so far, poll waits, and a read would say that this is the end.
+            # While there is no writer, poll waits; a read would report the end.
             if not poll.poll(None if data or fd == 0 else WAIT_FOR_WRITER):
                 break
             try:
@@ -92,14 +92,14 @@ def _check_size(name: str, data: bytes | bytearray, limit: int) -> None:
 
 
 def write_output(path: str, data: bytes) -> None:
-    """Replace the file at ``path`` by ``data`` in one step.
+    """Atomically replace the file at ``path`` with ``data``.
 
-    A pipe or a character device (``/dev/null``, ``/dev/stdout``) is not replaced but written to.
-    Links are followed if root or this user made them. Raises :class:`RefusedError` naming the path,
-    and leaves nothing behind.
+    A pipe or a character device (``/dev/null``, ``/dev/stdout``) is written to and not replaced.
+    Links are followed if they belong to root or this user. Raises :class:`RefusedError`, which
+    names the path, and leaves nothing behind.
     """
     try:
-        # A link of ours stays a link: /dev/stdout, with a file behind it.
+        # A link of this user stays a link, such as /dev/stdout with a file behind it.
         path_of_file = resolve(path)
         if _is_stream(path):
             with open(path, "wb", buffering=0) as stream:
@@ -121,9 +121,9 @@ def write_output(path: str, data: bytes) -> None:
 
 
 def open_output(path: str) -> FileIO:
-    """Open a file that is written while a command runs, emptied if it exists, unbuffered.
+    """Open a file for writing while a command runs, unbuffered. An existing file is emptied.
 
-    Links are followed where root or this user made them. Raises :class:`RefusedError`.
+    Links are followed if they belong to root or this user. Raises :class:`RefusedError`.
     """
     try:
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -133,7 +133,7 @@ def open_output(path: str) -> FileIO:
 
 
 def check_output(path: str) -> None:
-    """Raise the error now that :func:`write_output` would raise after long work. Writes nothing."""
+    """Raise now the error that :func:`write_output` would raise after long work. Write nothing."""
     try:
         path_of_file = resolve(path)
         if not _is_stream(path):
@@ -144,8 +144,9 @@ def check_output(path: str) -> None:
 
 
 def _is_stream(path: str) -> bool:
-    """Whether ``path`` must be written in place rather than replaced; raise if neither is
-    possible.
+    """Whether ``path`` must be written to and not replaced.
+
+    Raises an error if neither is possible.
     """
     try:
         mode = os.stat(path).st_mode
@@ -161,7 +162,7 @@ def _is_stream(path: str) -> bool:
 
 
 def make_directory(path: str) -> None:
-    """Create the directory ``path`` unless it exists."""
+    """Create the directory ``path`` if it does not exist."""
     try:
         os.makedirs(path, exist_ok=True)
     except OSError as error:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Bytes in hexadecimal, as commands print them and as people copy them."""
+"""Parses bytes in hexadecimal, as commands print them and as people copy them."""
 
 from __future__ import annotations
 
@@ -12,10 +12,9 @@ _BETWEEN: Final = re.compile(r"[\s:]+")
 
 
 def hex_bytes(option: str, text: str) -> bytes:
-    """Parse the bytes. A leading ``0x``, blanks and colons between bytes, and any case are
-    accepted.
+    """Parse the bytes. Accepts a leading ``0x``, blanks and colons between bytes, and any case.
 
-    Raises :class:`UsageError`, naming the option, for anything else.
+    Raises :class:`UsageError`, which names the option, for anything else.
     """
     bare = _BETWEEN.sub("", text.strip()).removeprefix("0x").removeprefix("0X")
     try:

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``snpcerts kds``: certificates from AMD's key server, through a cache of verified ones."""
+"""``snpcerts kds``: certificates from AMD's key server, through a cache of verified
+certificates.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +41,7 @@ if TYPE_CHECKING:
     from snpcerts.endorsement.vek import VekKind
     from snpcerts.kds.source import CertificateSource, Endorsement
 
-# How long a command may be quiet, in seconds.
+# How many seconds a command may work without output.
 _QUIET = 1.0
 
 # A product, a hwID of it, and a TCB.
@@ -57,7 +59,7 @@ def command() -> None:
 
 @dataclass(frozen=True, slots=True)
 class _Where:
-    """The options that every ``fetch`` command has."""
+    """The options of every ``fetch`` command."""
 
     output: str | None
     server: SourceOptions
@@ -66,9 +68,9 @@ class _Where:
 
     @contextmanager
     def source(self, doing: str) -> Iterator[CertificateSource]:
-        """Open the source; show progress to a person."""
+        """Open the source. Show progress to a person."""
         anchors = anchors_of(self.server.anchors)
-        # Before the clock starts, because the reported time is the key server's.
+        # Load it before the clock starts, because the reported time is the key server's.
         importlib.import_module("snpcerts.kds.source")
         with _progress(doing) as tell, self.server.open(anchors, tell) as source:
             try:
@@ -242,8 +244,9 @@ def show(cache: str | None, anchors: tuple[str, ...], as_json: bool) -> None:
 def _first_of(
     source: CertificateSource, candidates: Sequence[_Key], *, refresh: bool
 ) -> tuple[Endorsement, _Key]:
-    """Return the VCEK for the first of these products that the key server has one for, below a
-    trusted root.
+    """Return the VCEK for the first of these products that has one on the key server.
+
+    It must be below a trusted root.
     """
     from snpcerts.kds.errors import KdsNotFoundError
 
@@ -258,9 +261,9 @@ def _first_of(
 
 
 def _from_report(path: str, product: Product | None) -> list[_Key]:
-    """Return the products that a report may come from: version 2 does not say.
+    """Return the products that a report may come from, because version 2 does not name it.
 
-    As 'verify --fetch': each product whose TCB the report's may be.
+    As with 'verify --fetch', these are the products whose TCB layout fits the report.
     """
     from snpcerts.abi.report import SigningKey
 
@@ -307,7 +310,7 @@ def _kind(vlek: bool) -> VekKind:
 
 
 def _hwid(text: str, product: Product) -> bytes:
-    """Parse the chip ID; also accept Turin's with the zeros that follow it in a report."""
+    """Parse the chip ID. For Turin, also accept it with the zeros that follow it in a report."""
     data = hex_bytes("--hwid", text)
     if len(data) == CHIP_ID_SIZE and not any(data[product.hwid_size :]):
         return hwid_of_chip_id(data, product)
@@ -337,12 +340,12 @@ def _error_json(error: SnpCertsError) -> dict[str, object]:
 
 @contextmanager
 def _progress(doing: str) -> Iterator[Callable[[str], None]]:
-    """Print what takes longer than a second, and what it waits for, on standard error."""
+    """Print on standard error what takes longer than a second and what it waits for."""
     if sys.stderr.isatty():
         from rich.console import Console
         from rich.text import Text
 
-        # As text, because a server's message must not be interpreted as markup.
+        # As plain text, because a server's message must not be interpreted as markup.
         with Console(stderr=True).status(Text(doing)) as status:
             yield lambda text: status.update(Text(printable(text)))
         return

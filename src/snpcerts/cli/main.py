@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The ``snpcerts`` command: find the subcommand, import it, and report errors.
+"""The ``snpcerts`` command: finds the subcommand, imports it, and reports errors.
 
-A subcommand is a module of this package with a click command named ``command``.
-Its one-line help is in ``COMMANDS``, so that ``--help`` imports no subcommand.
+A subcommand is a module of this package with a click command named ``command``. Its one-line help
+is in ``COMMANDS``, so that ``--help`` imports no subcommand.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
 
 
 class _LateGroup(click.Group):
-    """A group that imports a command when it is called."""
+    """A group that imports a command only when it is called."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 (click's signature)
         return list(COMMANDS)
@@ -81,7 +81,7 @@ def cli() -> None:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run one command; return its exit code. Errors go to standard error, one line each."""
+    """Run one command and return its exit code. Errors go to standard error, one line each."""
     try:
         result = cli.main(args=list(arguments), prog_name="snpcerts", standalone_mode=False)
     except SnpCertsError as error:

@@ -18,16 +18,16 @@ _CHOICE = click.Choice(
 
 
 class ProductName(click.ParamType[str]):
-    """A product in any case, as certificates name it (Milan-B0), or a processor's market name."""
+    """A product in any case, its name in certificates (Milan-B0), or a processor's market name."""
 
     name = "product"
 
     def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str | None:
-        """Return the choice between the products."""
+        """Return the list of products for the help."""
         return _CHOICE.get_metavar(param, ctx)
 
     def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        """Return the product's keyword; Bergamo and Siena count as Genoa, as on the key server."""
+        """Return the product's keyword. As on the key server, Bergamo and Siena count as Genoa."""
         word = value.strip().lower()
         processor = PROCESSORS.get(word.replace(" ", "-").replace("_", "-"))
         if processor is not None:
@@ -44,7 +44,7 @@ class ProductName(click.ParamType[str]):
     def shell_complete(
         self, ctx: click.Context, param: click.Parameter, incomplete: str
     ) -> list[CompletionItem]:
-        """Return the products to complete with."""
+        """Return the products for completion."""
         return _CHOICE.shell_complete(ctx, param, incomplete)
 
 
@@ -52,7 +52,7 @@ _NAME = ProductName()
 
 
 def product_option(text: str | None = None, *, required: bool = False) -> Callable[..., Any]:
-    """Make a ``--product`` option whose value is a :class:`Product`, or None if it is not given."""
+    """Make a ``--product`` option. Its value is a :class:`Product`, or None if it is not given."""
     return click.option("--product", type=_NAME, callback=_product, required=required, help=text)
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Print text for people, escaped so that quoted foreign text cannot harm a terminal or log."""
+"""Prints text for people, escaped so that foreign text cannot harm a terminal or log."""
 
 from __future__ import annotations
 
@@ -54,8 +54,8 @@ _HANG: Final = 2
 def say(text: object = "", *, err: bool = False) -> None:
     """Print one or more lines to standard output or error, unchanged.
 
-    This keeps line breaks. Foreign text that may hold a line break must go through
-    :func:`snpcerts.printable.printable` before it is put into a line.
+    This keeps line breaks. Foreign text that may contain a line break must go through
+    :func:`snpcerts.printable.printable` first.
     """
     click.echo(printable_lines(str(text)), err=err)
 
@@ -63,7 +63,7 @@ def say(text: object = "", *, err: bool = False) -> None:
 def present(text: object = "", *, err: bool = False) -> None:
     """Print text for people: on a terminal, colour its states and wrap it to the width.
 
-    Elsewhere as :func:`say`, so that a pipe and a log get plain, whole lines.
+    Elsewhere it prints as :func:`say` does, so that pipes and logs get plain, whole lines.
     """
     stream = sys.stderr if err else sys.stdout
     if not stream.isatty():
@@ -82,7 +82,7 @@ def _show_line(console: Console, line: str) -> None:
     shown = Text(wrapped(line, console.width))
     if state := _STATE.search(line):
         group = "first" if state["first"] else "last"
-        # Wrapping changes white space alone: a state keeps its place from either end.
+        # Wrapping changes only white space, so a state keeps its place counted from either end.
         start, end = state.span(group)
         if group == "last":
             start, end = (len(shown.plain) - len(line) + each for each in (start, end))
@@ -91,7 +91,7 @@ def _show_line(console: Console, line: str) -> None:
 
 
 def wrapped(line: str, width: int) -> str:
-    """Wrap ``line`` between words; indent the following lines to the text after its labels.
+    """Wrap ``line`` between words. Indent the following lines to the text after its labels.
 
     A word that is too long for any line (a measurement) stays whole.
     """
@@ -112,7 +112,8 @@ def wrapped(line: str, width: int) -> str:
 
 
 def say_line(text: object, *, err: bool = False) -> None:
-    """Print as :func:`present` does, but on one line, whatever the foreign text (a file's name)
-    contains.
+    """Print as :func:`present` does, but on one line.
+
+    Foreign text in it, such as a file's name, cannot change that.
     """
     present(printable(str(text)), err=err)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Signals that end a command that must first clean up its processes or directories."""
+"""Handles signals for commands that must first clean up processes or directories."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ _ENDING: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class EndedBySignalError(BaseException):
-    """A signal asked the command to end. This is not a failure: ``except Exception`` does not catch
-    it.
+    """A signal asked the command to end.
+
+    This is not a failure, so ``except Exception`` does not catch it.
     """
 
     def __init__(self, number: int) -> None:
@@ -25,9 +26,10 @@ class EndedBySignalError(BaseException):
 
 @contextlib.contextmanager
 def ends_cleanly() -> Iterator[None]:
-    """Leave the block at the first signal that would end the command; ignore later ones.
+    """Leave the block at the first signal that would end the command. Ignore later ones.
 
-    Ignored signals stay ignored (nohup). Outside the main thread this does nothing.
+    Signals that were already ignored (nohup) stay ignored. Outside the main thread this does
+    nothing.
     """
     if threading.current_thread() is not threading.main_thread():
         yield

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The options for a command's certificate source, and the only code that opens it."""
+"""The options for a command's certificate source, and the only code that opens one."""
 
 from __future__ import annotations
 
@@ -54,9 +54,9 @@ _OFFLINE = click.option(
 
 @dataclass(frozen=True, slots=True)
 class SourceOptions:
-    """The options as given; None, False or () where an option was not given.
+    """The options as given. None, False or () means that an option was not given.
 
-    ``timeout`` is in seconds, None for the default of the key server's client.
+    ``timeout`` is in seconds. None means the default of the key server's client.
     """
 
     url: str | None
@@ -71,8 +71,9 @@ class SourceOptions:
         anchors: Sequence[Anchor],
         notice: Callable[[str], None] | None = None,
     ) -> Iterator[CertificateSource]:
-        """Open the source; ``notice`` is called with what it waits for (the default prints it to
-        standard error).
+        """Open the source.
+
+        ``notice`` is called with what it waits for. The default prints it to standard error.
         """
         from snpcerts.kds.source import open_certificate_source
 
@@ -97,8 +98,9 @@ def source_options(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def source_options_of_host(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Give a command the same options except ``--timeout``, which host commands use for other
-    waits.
+    """Give a command the same options except ``--timeout``.
+
+    Host commands use ``--timeout`` for other waits.
     """
     return _with_source(function, (_KDS, _CACHE_OF_HOST, _OFFLINE, ANCHOR))
 
@@ -127,20 +129,20 @@ def _with_source(
 
 
 def cache_directory(given: str | None) -> Path:
-    """Return the named cache or the default: the host's for root, otherwise the user's."""
+    """Return the named cache or the default: the host's cache for root, otherwise the user's."""
     if given is not None:
         return Path(given)
     if os.geteuid() == 0:
         return Path("/var/cache/snpcerts")
     base = os.environ.get("XDG_CACHE_HOME", "")
-    # The XDG specification: a path that is not absolute is to be ignored.
+    # The XDG specification says that a path that is not absolute must be ignored.
     return Path(base if base.startswith("/") else os.path.expanduser("~/.cache"), "snpcerts")
 
 
 def trusted_roots(paths: Sequence[str]) -> tuple[tuple[Anchor, bytes], ...]:
     """Read the roots in these files, each as an anchor and as the file's content.
 
-    Raises :class:`InputError`, naming the file, for one that is not an ARK.
+    Raises :class:`InputError`, which names the file, if one is not an ARK.
     """
     from snpcerts.endorsement.anchors import anchor_from_certificate
     from snpcerts.endorsement.certificate import load_certificate
@@ -157,8 +159,9 @@ def trusted_roots(paths: Sequence[str]) -> tuple[tuple[Anchor, bytes], ...]:
 
 
 def anchors_of(paths: Sequence[str]) -> tuple[Anchor, ...]:
-    """Read the anchors in these files; return AMD's if no file is given. Raises the same errors as
-    :func:`trusted_roots`.
+    """Read the anchors in these files. Return AMD's if no file is given.
+
+    Raises the same errors as :func:`trusted_roots`.
     """
     from snpcerts.endorsement.anchors import AMD_ANCHORS
 

@@ -18,7 +18,7 @@ from snpcerts.errors import FormatError, InputError, RefusedError, UsageError
 from snpcerts.printable import printable
 
 _GUIDS = {name: guid for guid, name in cert_table.GUID_NAMES.items()}
-# VLEK before ASK: snphost's export names the ASK entry "asvk" only in that order.
+# VLEK before ASK, because snphost's export names the ASK entry "asvk" only in that order.
 _DESCRIBED = 1024  # characters of an entry's description
 _SLOTS = ("vcek", "vlek", "ask", "ark", "crl")
 
@@ -141,7 +141,7 @@ def extract(file: str, directory: str, encoding: str, as_json: bool) -> None:
     written unchanged, to a file named after the GUID.
     """
     table = _decode(file, read_input(file))
-    # Convert everything before writing anything: a bad entry leaves no files behind.
+    # Convert everything before writing anything, so that a bad entry leaves no files behind.
     outputs = [_output(file, table, entry, encoding) for entry in table]
     make_directory(directory)
     for name, data in outputs:
@@ -166,8 +166,10 @@ def _decode(file: str, data: bytes) -> CertTable:
 def _certificates(
     slots: Mapping[str, str | None], chain: str | None, force: bool
 ) -> dict[str, bytes]:
-    """Return DER by slot; raise if a file is not a certificate, does not fit its slot, or would be
-    useless to a verifier.
+    """Return DER by slot.
+
+    Raises an error if a file is not a certificate, does not fit its slot, or would be useless to a
+    verifier.
     """
     from snpcerts.endorsement.table_certificates import (
         certificate_for,
@@ -227,8 +229,9 @@ def _output(file: str, table: CertTable, entry: TableEntry, encoding: str) -> tu
 
 
 def _file_name(table: CertTable, entry: TableEntry) -> str:
-    """Return the file's name. ASK and ASVK share a GUID: a table with a VLEK and no VCEK has an
-    ASVK.
+    """Return the name of the file.
+
+    ASK and ASVK share a GUID. A table with a VLEK and no VCEK has an ASVK.
     """
     if entry.guid == cert_table.ASK_GUID:
         has_vlek = table.get(cert_table.VLEK_GUID) is not None

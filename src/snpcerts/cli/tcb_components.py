@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reads a TCB, or a part of one, as people write it: ``bl=3,snp=8``."""
+"""Parses a TCB, or a part of one, as people write it: ``bl=3,snp=8``."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ METAVAR: Final = "bl=N,tee=N,snp=N,ucode=N[,fmc=N]"
 
 
 def tcb_components(option: str, text: str) -> dict[str, int]:
-    """Return ``bl=3,snp=8`` as component names and values; ``option`` is for the error."""
+    """Parse ``bl=3,snp=8`` into component names and values. ``option`` is for the error."""
     found: dict[str, int] = {}
     for part in text.split(",") if text else ():
         name, _, value = part.partition("=")

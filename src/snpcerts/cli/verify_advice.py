@@ -75,8 +75,9 @@ _OF_ANOTHER_CHAIN: Final = frozenset(
 
 
 def advice(verdict: Verdict) -> Iterator[str]:
-    """Return one sentence for each kind of cause, most likely first; empty if there is no
-    advice.
+    """Return one sentence for each kind of cause, most likely first.
+
+    Empty if there is no advice.
     """
     codes = {reason.code for reason in verdict.reasons}
     if ReasonCode.VLEK_MISSING in codes:
@@ -109,6 +110,6 @@ def _has_runtime_data(verdict: Verdict) -> bool:
 
 
 def _is_emulated(verdict: Verdict) -> bool:
-    """Whether the issuer's name contains EMULATED; the verifier uses the name only for advice."""
+    """Whether the issuer's name contains EMULATED. The name is used only for advice."""
     leaf = verdict.leaf
     return leaf is not None and _EMULATED in leaf.certificate.issuer.rfc4514_string()

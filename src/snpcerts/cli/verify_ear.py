@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class EarFile:
-    """Where to write the EAR, what signs it and what it says about the policy."""
+    """Where to write the EAR, the key that signs it, and what it says about the policy."""
 
     path: str
     signer: EarSigner
@@ -27,8 +27,10 @@ class EarFile:
 
     @classmethod
     def to(cls, path: str, key: str, policy: Policy, policy_file: str | None) -> EarFile:
-        """Read the key. The policy's identifier is the SHA-256 of its file and says whether options
-        changed the policy. The nonce is the required report data, if it has the size of a nonce.
+        """Read the key and prepare the EAR.
+
+        The policy's identifier is the SHA-256 of its file, and says whether options changed the
+        policy. The nonce is the required report data, if it has the size of a nonce.
         """
         from snpcerts.verify.ear import MAX_NONCE, MIN_NONCE, EarSigner
         from snpcerts.verify.policy import Policy
@@ -53,8 +55,9 @@ class EarFile:
         return self.path == "-"
 
     def write(self, verdict: Verdict) -> None:
-        """Sign and write the EAR; raise :class:`~snpcerts.errors.RefusedError` if the file cannot
-        be written.
+        """Sign and write the EAR.
+
+        Raises :class:`~snpcerts.errors.RefusedError` if the file cannot be written.
         """
         from snpcerts.verify.ear import ear_claims
 

@@ -18,13 +18,13 @@ from snpcerts.errors import InputError, UsageError
 if TYPE_CHECKING:
     from snpcerts.verify.policy import Policy
 
-# A list of AMD's is good for a year, in which much may be withdrawn: the agent asks daily, too.
+# AMD's lists are valid for a year, in which much may be revoked. The agent asks daily too.
 FETCHED_LIST_AGE = timedelta(days=1)
 
 
 @dataclass(frozen=True, slots=True)
 class PolicyOptions:
-    """The options as given; None, empty or False where an option was not given."""
+    """The options as given. None, empty or False means that an option was not given."""
 
     policy: str | None
     report_data: str | None
@@ -37,7 +37,7 @@ class PolicyOptions:
     require_crl: bool
     ignore_crl: bool
     max_crl_age: str | None
-    asks_server: bool  # the key server can be asked for what is missing
+    asks_server: bool  # whether the key server can be asked for what is missing
 
     def read(self) -> Policy:
         """Read the policy file, if any, and add the options."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Read, verify and print one report or many, and return the exit code."""
+"""Reads, verifies and prints one report or many, and returns the exit code."""
 
 from __future__ import annotations
 
@@ -40,14 +40,14 @@ class VerifyRun:
     anchors: tuple[Anchor, ...]
     at: datetime
     jobs: int
-    verbose: bool  # list what was not asked
-    explain: bool  # name the attacks that failed rules protect against
-    has_more: bool  # there are certificates beside those that come with reports
+    verbose: bool  # also list what was not checked
+    explain: bool  # name the attacks that the failed rules protect against
+    has_more: bool  # there are certificates besides those that come with reports
     ear: EarFile | None = None
-    told: set[Shelf] = field(default_factory=set)  # whose files have been reported
+    told: set[Shelf] = field(default_factory=set)  # directories whose files have been reported
 
     def print(self, as_json: bool) -> int:
-        """Print the verdicts as they come; return the exit code."""
+        """Print the verdicts as they arrive. Return the exit code."""
         if len(self.places) == 1:
             verdict = next(self._verdicts(iter([self._read(self.places[0])])))
             path = self.places[0].report
@@ -166,7 +166,7 @@ def _unread(
 
 
 def _progress(stack: ExitStack, total: int) -> Callable[[], object]:
-    """Return a function to call once for each report; on a terminal it draws a progress bar."""
+    """Return a function to call once for each report. On a terminal it draws a progress bar."""
     if not sys.stderr.isatty():
         return lambda: None
     from rich.console import Console

@@ -23,7 +23,7 @@ ORDER = "table,certs,kds"
 
 
 def _given_list(text: str) -> SuppliedCrl:
-    """Parse ``vcek=FILE``, ``vlek=FILE`` or ``FILE``; the last leaves the list's kind open."""
+    """Parse ``vcek=FILE``, ``vlek=FILE`` or ``FILE``. With ``FILE`` the list's kind is unknown."""
     from snpcerts.endorsement.vek import VekKind
     from snpcerts.verify.collateral import SuppliedCrl, Supplier
 
@@ -32,13 +32,13 @@ def _given_list(text: str) -> SuppliedCrl:
     if kind is None:
         path = text
     data, written = read_dated_input(path)
-    # The file was written when the key server returned the list.
+    # Assume that the file was written when the key server returned the list.
     return SuppliedCrl(data, kind, Supplier.CALLER, path, written)
 
 
 @dataclass(frozen=True, slots=True)
 class _Roots:
-    """The trusted roots; each one is for reports of its product."""
+    """The trusted roots. Each one is for reports of its product."""
 
     by_product: dict[Product, bytes]
 
@@ -57,7 +57,7 @@ def sources_in_order(
     server: CertificateSource | None,
     at: datetime,
 ) -> list[CollateralSource]:
-    """Return the sources in that order; ``roots`` come last, but before the key server."""
+    """Return the sources in that order. ``roots`` come last, but before the key server."""
     from snpcerts.verify.sources import OWN, GivenCrls
 
     names = order.split(",")
@@ -76,7 +76,7 @@ def sources_in_order(
         sources.append(GivenCrls(map(_given_list, lists)))
     for name in names:
         sources += by_name.get(name, [])
-    # A trusted root replaces one that is not supplied.
+    # A trusted root replaces a root that was not supplied.
     if roots:
         after = [source for source in by_name.get("kds", []) if source in sources]
         place = sources.index(after[0]) if after else len(sources)

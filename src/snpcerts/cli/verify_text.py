@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Verdicts as lines: for a person, and as JSON for a program."""
+"""Formats verdicts: as lines for a person, and as JSON for a program."""
 
 from __future__ import annotations
 
@@ -22,8 +22,9 @@ OUTCOMES = ("verified", "refused", "unreadable", "undecided")
 
 
 def json_line(path: str, verdict: Verdict, attacks: Sequence[str] | None = None) -> str:
-    """Return one JSON object. ``attacks``, if requested, are those that the failed rules protect
-    against.
+    """Return one JSON object.
+
+    ``attacks``, if requested, are the attacks that the failed rules protect against.
     """
     found = {} if attacks is None else {"attacks": list(attacks)}
     return json.dumps({"evidence": path} | verdict.to_json() | found)
@@ -44,7 +45,7 @@ def one_line(path: str, verdict: Verdict) -> str:
 
 
 def summary(counts: Counter[str], reasons: Counter[str]) -> str:
-    """Return how many verdicts have each status, and the reasons, most frequent first."""
+    """Return the number of verdicts for each status, and the reasons, most frequent first."""
     total = sum(counts.values())
     parts = [f"{counts[name]} {name}" for name in OUTCOMES if counts[name] or name == "verified"]
     lines = [f"{total} in all: {', '.join(parts)}"]
@@ -53,7 +54,7 @@ def summary(counts: Counter[str], reasons: Counter[str]) -> str:
 
 
 def for_people(verdict: Verdict, attacks: Sequence[str] = (), *, verbose: bool) -> str:
-    """Return a single verdict in detail; ``verbose`` also lists what was not checked."""
+    """Return a single verdict in detail. ``verbose`` also lists what was not checked."""
     key = "?" if verdict.signing_key is None else verdict.signing_key.name
     product = "unknown product" if verdict.product is None else verdict.product.value
     lines: list[str] = []
@@ -87,7 +88,7 @@ def for_people(verdict: Verdict, attacks: Sequence[str] = (), *, verbose: bool) 
 
 
 def _foreign(verdict: Verdict) -> str:
-    """Return the remark after "verified" if the root is not AMD's."""
+    """Return the remark after "verified" for a root that is not AMD's."""
     if verdict.root is None or verdict.root_is_amds:
         return ""
     return f", with a root that is not AMD's: {verdict.root.name!r}"

@@ -33,7 +33,7 @@ class OtherIssuerError(KdsUntrustedError):
 
 
 class Admission:
-    """Verifies bodies up to these roots. Thread-safe."""
+    """Verifies bodies with a set of trusted roots. Thread-safe."""
 
     def __init__(self, anchors: Sequence[Anchor]) -> None:
         self.anchors = tuple(anchors)
@@ -47,7 +47,7 @@ class Admission:
         at: datetime,
         stored: bytes | None = None,
     ) -> Admitted:
-        """Verify a VCEK; ``stored`` is the one that it would replace.
+        """Verify a VCEK. ``stored`` is the certificate that it would replace.
 
         Raises :class:`FormatError` for a body that is not a certificate, :class:`KdsUntrustedError`
         for a certificate that does not verify as this resource, and :class:`OtherIssuerError`.
@@ -94,7 +94,8 @@ class Admission:
         at: datetime,
         stored: bytes | None = None,
     ) -> Admitted:
-        """Verify a revocation list by the root of ``chain``; it must not be older than ``stored``.
+        """Verify a revocation list with the root of ``chain``. It must not be older than
+        ``stored``.
 
         Raises the same errors as :meth:`vcek`.
         """

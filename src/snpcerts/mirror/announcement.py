@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a host's agent tells the mirror about itself.
+"""What a host's agent reports to the mirror.
 
-One JSON object, sent with ``PUT /api/v1/hosts/{product}/{hwid}`` after each round. The mirror
-trusts none of it beyond what the token allows: it decides which certificates are prefetched, and
-what the fleet's page shows.
+It is one JSON object, sent with ``PUT /api/v1/hosts/{product}/{hwid}`` after each round. The mirror
+uses it only to decide which certificates to prefetch and what the fleet's page shows.
 """
 
 from __future__ import annotations
@@ -20,8 +19,8 @@ from snpcerts.endorsement.vek import VekKind
 from snpcerts.errors import FormatError
 
 VERSION: Final = 1
-MAX_BYTES: Final = 256 << 10  # of one announcement
-MAX_HOSTS: Final = 20_000  # of one mirror
+MAX_BYTES: Final = 256 << 10  # bytes of one announcement
+MAX_HOSTS: Final = 20_000  # hosts of one mirror
 MAX_NAME: Final = 253  # characters of a host's name, as in DNS
 MAX_REPORTED_FILES: Final = 64
 _MAX_PATH: Final = 256
@@ -29,7 +28,7 @@ _MAX_PROBLEM: Final = 256
 _MAX_WORD: Final = 64
 _MAX_GUESTS: Final = 1 << 20
 
-# How a certificate file compares with the firmware; snpcerts.host.file_state says what each means.
+# The state of a certificate file, with the meanings of snpcerts.host.file_state.
 FILE_STATES: Final = (
     "right",
     "outdated",
@@ -46,8 +45,8 @@ FILE_STATES: Final = (
 class FileReport:
     """One certificate file.
 
-    ``certificates``: the table is not empty. ``not_after`` is when its first certificate expires.
-    ``reason`` is why it is not in step, or why it is empty on purpose.
+    ``certificates``: the table is not empty. ``not_after`` is the time when its first certificate
+    expires. ``reason`` says why the file is not in step, or why it is intentionally empty.
     """
 
     path: str
@@ -67,9 +66,9 @@ class FileReport:
 class Announcement:
     """One host at one moment.
 
-    ``hwid`` has 64 bytes, 8 on Turin. ``committed`` is None on hosts that do not know it: no host
-    interface shows the committed TCB. ``cpuid`` is None where /proc/cpuinfo does not name an AMD
-    processor.
+    ``hwid`` has 64 bytes, 8 on Turin. ``committed`` is None on hosts that do not know it, because
+    no host interface shows the committed TCB. ``cpuid`` is None if /proc/cpuinfo does not name an
+    AMD processor.
     """
 
     host: str
@@ -123,7 +122,9 @@ class Announcement:
 
 
 def read_announcement(data: bytes) -> Announcement:
-    """Read an announcement; raise :class:`FormatError`, which names the field, if it is not one."""
+    """Parse an announcement. Raises :class:`FormatError`, which names the field, for anything
+    else.
+    """
     if len(data) > MAX_BYTES:
         raise _wrong(f"has {len(data)} bytes, the limit is {MAX_BYTES}")
     try:
@@ -136,7 +137,9 @@ def read_announcement(data: bytes) -> Announcement:
 
 
 def announcement_of(found: Mapping[str, Any]) -> Announcement:
-    """Return the announcement that JSON values hold; raise as :func:`read_announcement`."""
+    """Return the announcement in JSON values. Raises the same errors as
+    :func:`read_announcement`.
+    """
     if found.get("version") != VERSION:
         raise _wrong(f"is {_shown(found.get('version'))}, must be {VERSION}", "version")
     product = product_of_keyword(_text(found, "product", _MAX_WORD))
@@ -168,9 +171,9 @@ def announcement_of(found: Mapping[str, Any]) -> Announcement:
 
 
 def tcb_of(components: object, product: Product, name: str = "tcb") -> TcbVersion:
-    """Return the TCB that a JSON object of components holds, in the product's layout.
+    """Return the TCB in a JSON object of components, in the product's layout.
 
-    Raises :class:`FormatError`, naming ``name``, for anything else.
+    Raises :class:`FormatError`, which names ``name``, for anything else.
     """
     names = product.tcb_layout.components
     if not isinstance(components, Mapping) or set(components) != set(names):
@@ -272,7 +275,9 @@ def _time(value: object, where: str) -> datetime | None:
 
 
 def within(text: str, most: int) -> str:
-    """Return ``text`` as an announcement may carry it: printable, at most ``most`` characters."""
+    """Return ``text`` in a form that fits an announcement: printable, at most ``most``
+    characters.
+    """
     shown = "".join(each if each.isprintable() else "?" for each in text)
     return shown if len(shown) <= most else shown[: most - 3] + "..."
 
@@ -286,7 +291,7 @@ def file_report(
     not_after: datetime | None,
     reason: str,
 ) -> FileReport:
-    """Return the report of a file, with path and reason cut to the limits of an announcement."""
+    """Return the report of a file. Path and reason are cut to the limits of an announcement."""
     return FileReport(
         within(path, _MAX_PATH),
         kind,

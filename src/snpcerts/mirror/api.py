@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The mirror's own routes: pages, what agents announce, rolls, metrics, health.
+"""The mirror's own routes: pages, announcements of agents, rolls, metrics, health.
 
-Reading is open, as the certificates are: the pages show chip IDs and host names, so serve them to
-those who may see them. Writing needs a bearer token; a host announces itself with a client
-certificate too, by a name that the certificate has.
+Reading needs no token, for certificates and pages alike. The pages show chip IDs and host names, so
+serve them only to people who may see these. Writing needs a bearer token. A host can also announce
+itself with a client certificate that contains its name.
 """
 
 from __future__ import annotations
@@ -39,18 +39,18 @@ from snpcerts.mirror.host_page import host_page
 from snpcerts.mirror.mirror_metrics import FleetCache, MirrorMetrics
 from snpcerts.mirror.page import page_headers
 
-_MAX_ROLL: Final = 8 << 20  # bytes: MAX_HOSTS chip IDs and names
+_MAX_ROLL: Final = 8 << 20  # bytes of MAX_HOSTS chip IDs and names
 
 
 @dataclass(frozen=True, slots=True)
 class Tokens:
-    """Bearer tokens. Those of ``admin`` also allow what those of ``agent`` allow."""
+    """Bearer tokens. Tokens of ``admin`` also allow what tokens of ``agent`` allow."""
 
     agent: tuple[str, ...] = ()
     admin: tuple[str, ...] = ()
 
     def allow(self, given: str, *, admin: bool) -> bool:
-        """Whether the token is valid for the role; takes the same time for every wrong token."""
+        """Whether the token is valid for the role. Takes the same time for every wrong token."""
         known = self.admin if admin else (*self.agent, *self.admin)
         found = False
         for each in known:
@@ -66,7 +66,7 @@ class _RejectedError(Exception):
 
 
 class MirrorApi:
-    """The routes' handlers. ``wake`` is called when something has been added to the queue."""
+    """The handlers of the routes. ``wake`` is called when something was added to the queue."""
 
     def __init__(
         self,
@@ -115,7 +115,7 @@ class MirrorApi:
         return JSONResponse({"ok": True})
 
     def readyz(self, _request: Request) -> Response:
-        """Answer whether the instance can serve, that is, whether the database answers."""
+        """Answer whether the instance can serve, which needs a database that answers."""
         self._database.check()
         return JSONResponse({"ok": True})
 
@@ -162,7 +162,7 @@ class MirrorApi:
         return JSONResponse({"rolls": [_roll_json(each) for each in self._records.rolls()]})
 
     async def announce(self, request: Request) -> Response:
-        """Record an agent's announcement; answer with the state of its certificates."""
+        """Record an agent's announcement. Answer with the state of its certificates."""
         names = request.scope.get("extensions", {}).get(CLIENT_NAMES)
         if names is None:
             self._authorise(request, admin=False)
@@ -177,7 +177,7 @@ class MirrorApi:
         return JSONResponse({"wanted": [each.to_json() for each in wanted]})
 
     async def start_roll(self, request: Request) -> Response:
-        """Announce firmware before it is installed; answer with how long the queue will take."""
+        """Announce firmware before it is installed. Answer with how long the queue will take."""
         self._authorise(request, admin=True)
         given = _object(await _body(request, _MAX_ROLL))
         product = product_of_keyword(str(given.get("product")))
@@ -203,7 +203,9 @@ class MirrorApi:
         )
 
     def _authorise(self, request: Request, *, admin: bool, wrong_name: str | None = None) -> None:
-        """Require a token. ``wrong_name`` is a host's that its certificate does not have."""
+        """Require a token. ``wrong_name`` is a host name that the client certificate does not
+        have.
+        """
         role = "admin" if admin else "agent"
         if wrong_name is not None and "authorization" not in request.headers:
             raise _RejectedError(

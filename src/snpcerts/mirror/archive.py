@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Writes the mirror's certificates as files, and reads such files back, for networks without a way
-to AMD.
+"""Writes the mirror's certificates to files and reads such files, for networks without access to
+AMD.
 
 The layout is that of the cache of :mod:`snpcerts.kds.store`, whose ``vcek`` directory is the
-offline store of the trustee verifier. The name of a VCEK's file does not contain the product, so it
-is read from the certificate. An archive may come from anywhere, so its files are verified like
-answers from the network.
+offline store of the trustee verifier. The name of a VCEK's file does not contain the product, so
+the product is read from the certificate. An archive may come from anywhere, so its files are
+verified like answers from the network.
 """
 
 from __future__ import annotations
@@ -36,17 +36,17 @@ _AT_ONCE: Final = 200
 
 @dataclass(frozen=True, slots=True)
 class ArchiveFinding:
-    """One file of an import, and why it was refused; None if it was stored."""
+    """One file of an import, and why it was refused, or None if it was stored."""
 
     place: str
     problem: str | None
 
 
 def export(database: MirrorDatabase, folder: Path, *, product: Product | None = None) -> int:
-    """Write all stored certificates and lists into a directory; return the number of files.
+    """Write all stored certificates and lists into a directory. Return the number of files.
 
-    Existing files that differ are replaced. Raises :class:`CacheError` for a file
-    that cannot be written, and the database's errors.
+    Existing files that differ are replaced. Raises :class:`CacheError` for a file that cannot be
+    written, and the database's errors.
     """
     archive = Store(folder)
     count = 0
@@ -70,10 +70,11 @@ def export(database: MirrorDatabase, folder: Path, *, product: Product | None = 
 def import_archive(
     database: MirrorDatabase, folder: Path, admission: Admission
 ) -> Iterator[ArchiveFinding]:
-    """Store the files of a directory that verify; yield the result for each file.
+    """Store the files of a directory that verify. Yield the result for each file.
 
-    Chains come first, because they verify lists and VCEKs: the archive's chain or, without one, the
-    stored chain. Raises :class:`CacheError` for a directory that cannot be listed.
+    Chains come first, because lists and VCEKs are verified with them: with the archive's chain or,
+    if it has none, the stored chain. Raises :class:`CacheError` for a directory that cannot be
+    listed.
     """
     archive = Store(folder)
     at = datetime.now(UTC)

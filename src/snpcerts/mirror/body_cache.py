@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Keeps recent answers in memory, by the bytes of the request, so that a hit need not parse a URL.
+"""Keeps recent answers in memory, by the bytes of the request, so that a hit parses no URL.
 
-Bounded in bytes, so that the size of the process does not follow the size of the database.
+Its size in bytes is bounded, so that the process does not grow with the database.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from typing import Final
 
 MAX_BYTES: Final = 16 << 20
-_OVERHEAD: Final = 1500  # of an entry's objects, roughly
+_OVERHEAD: Final = 1500  # bytes of an entry's objects, roughly
 
 
 @dataclass(frozen=True, slots=True)
 class KeptAnswer:
-    """A good answer. It may be used up to the time ``until``, in seconds since the epoch."""
+    """A good answer. It may be used until the time ``until``, in seconds since the epoch."""
 
     kind: str
     body: bytes
@@ -26,7 +26,7 @@ class KeptAnswer:
 
 
 class BodyCache:
-    """The last answers. For one thread."""
+    """The most recent answers. For one thread only."""
 
     def __init__(self, limit: int = MAX_BYTES) -> None:
         self._limit = limit
@@ -34,7 +34,7 @@ class BodyCache:
         self._kept: OrderedDict[bytes, KeptAnswer] = OrderedDict()
 
     def get(self, target: bytes, now: float) -> KeptAnswer | None:
-        """Return the answer to a target; None if there is none or it has expired."""
+        """Return the answer to a target. None if there is none or it has expired."""
         found = self._kept.get(target)
         if found is None:
             return None
@@ -45,7 +45,7 @@ class BodyCache:
         return found
 
     def put(self, target: bytes, answer: KeptAnswer) -> None:
-        """Keep an answer; drop the oldest ones if there is no room."""
+        """Keep an answer. Drop the oldest ones if there is no room."""
         self._drop(target)
         self._kept[target] = answer
         self._size += _weight(target, answer)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The pictures of the fleet's page, as inline SVG.
+"""The charts of the fleet's page, as inline SVG.
 
-They stretch to the page's width, so they hold no text: scales and legends are HTML beside them.
+They stretch to the page's width, so they contain no text. Scales and legends are HTML beside them.
 Colours are classes of the style sheet.
 """
 
@@ -39,7 +39,7 @@ def _rect(x: float, y: float, width: float, height: float, class_: str) -> Marku
 
 
 def state_bar(counts: Mapping[HostState, int]) -> Markup:
-    """One bar: the share of hosts in each state, good ones first."""
+    """Return one bar with the share of hosts in each state, good states first."""
     total = sum(counts.values())
     parts = [_rect(0, 0, _WIDTH, 10, "track")]
     x = 0.0
@@ -53,7 +53,7 @@ def state_bar(counts: Mapping[HostState, int]) -> Markup:
 
 
 def share_bar(part: int, whole: int, class_: str) -> Markup:
-    """One bar, filled in proportion to ``part`` of ``whole``."""
+    """Return one bar, filled in proportion to ``part`` of ``whole``."""
     filled = _WIDTH * part / whole if whole else 0.0
     return _svg(
         _rect(0, 0, _WIDTH, 10, "track"),
@@ -65,12 +65,14 @@ def share_bar(part: int, whole: int, class_: str) -> Markup:
 
 
 def hosts_per_square(hosts: int) -> int:
-    """Return how many hosts one square stands for."""
+    """Return how many hosts one square represents."""
     return -(-hosts // MOST_SQUARES) or 1
 
 
 def state_squares(counts: Mapping[HostState, int], columns: int = 48) -> Markup:
-    """One square for each host, or for several hosts if there are many; the worst come first."""
+    """Return one square for each host, worst state first. If there are many, one for several
+    hosts.
+    """
     total = sum(counts.values())
     each = hosts_per_square(total)
     squares = [state for state in HostState for _ in range(-(-counts.get(state, 0) // each))]
@@ -90,7 +92,7 @@ def state_squares(counts: Mapping[HostState, int], columns: int = 48) -> Markup:
 
 
 def roll_chart(roll: Roll, now: datetime) -> Markup:
-    """The progress of a roll's hosts over time; the dashed line is what the queue will do."""
+    """Return the progress of a roll over time. The dashed line is the queue's prediction."""
     start = roll.started_at
     end = roll_end(roll, now)
 
@@ -130,7 +132,7 @@ def roll_end(roll: Roll, now: datetime) -> datetime:
 
 
 def _steps(points: Sequence[tuple[float, float]], until: float) -> str:
-    """Return the area below a line of steps, up to ``until``."""
+    """Return the area below a step line, up to ``until``."""
     if not points:
         return ""
     first_x, first_y = points[0]
@@ -141,7 +143,7 @@ def _steps(points: Sequence[tuple[float, float]], until: float) -> str:
 
 
 def history_strip(history: HostHistory) -> Markup:
-    """A host's states over time: one strip, oldest at the left."""
+    """Return one strip with a host's states over time, oldest at the left."""
     if not history.seen:
         return Markup("")
     start = history.seen[0].at
@@ -151,7 +153,7 @@ def history_strip(history: HostHistory) -> Markup:
     parts = [_rect(0, 0, _WIDTH, 10, "track")]
     for (begin, end), state in zip(pairwise(times), states, strict=True):
         left = _WIDTH * ((begin - start) / length)
-        # Even a short time in a bad state can be seen.
+        # Make even a short time in a bad state visible.
         width = max(_WIDTH * ((end - begin) / length), 3.0)
         parts.append(_rect(left, 0, width, 10, state.slug))
     said = ", then ".join(dict.fromkeys(state.value for state in states))

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Fetches the queued certificates from the upstream server, and stores those that verify.
 
-Each instance has one, in a thread. An answer of upstream is kept until the database has stored it,
-so that it survives a restart of the database.
+Each instance has one, in a thread. It keeps an answer from upstream until the database has stored
+it, so that the answer survives a restart of the database.
 """
 
 from __future__ import annotations
@@ -35,13 +35,15 @@ log = logging.getLogger(__name__)
 _POLL: Final = 1.0  # seconds between polls, because a connection pooler may drop notifications
 _DATABASE_AGAIN: Final = 0.2
 _LONGEST_DATABASE_WAIT: Final = 2.0
-_CHAIN_AGAIN: Final = 60.0  # seconds: upstream has no chain, without which nothing verifies
+_CHAIN_AGAIN: Final = 60.0  # seconds; upstream has no chain, and without one nothing verifies
 
 
 @dataclass(frozen=True, slots=True)
 class _Known:
-    """What is stored before a request: the chain that will judge its answer, and what the answer
-    would replace. Read beforehand, because the database may be gone when the answer comes.
+    """What is stored before a request: the chain that verifies the answer, and what the answer
+    would replace.
+
+    It is read beforehand, because the database may be unavailable when the answer arrives.
     """
 
     chain: bytes | None
@@ -83,16 +85,16 @@ class Waiter:
         return self._ended
 
     def monotonic(self) -> float:
-        """Return seconds since some moment."""
+        """Return seconds since some fixed moment."""
         return time.monotonic()
 
     def wait(self, seconds: float) -> None:
-        """Wait until :meth:`wake`, at most ``seconds``."""
+        """Wait until :meth:`wake`, for at most ``seconds``."""
         self._event.wait(seconds)
         self._event.clear()
 
     def sleep(self, seconds: float) -> None:
-        """Wait for ``seconds``, or until :meth:`end`."""
+        """Sleep for ``seconds`` or until :meth:`end`."""
         until = self.monotonic() + seconds
         while not self._ended and (left := until - self.monotonic()) > 0:
             self._event.wait(left)
@@ -104,13 +106,15 @@ class Waiter:
         self._event.set()
 
     def end(self) -> None:
-        """End all waits, for good."""
+        """End all waits, permanently."""
         self._ended = True
         self._event.set()
 
 
 class Fetcher:
-    """One instance's fetcher. ``done`` is called with the path of each row that left the queue."""
+    """The fetcher of one instance. ``done`` is called with the path of each row that leaves the
+    queue.
+    """
 
     def __init__(
         self,
@@ -144,7 +148,7 @@ class Fetcher:
         self.waiter.wake()
 
     def close(self) -> None:
-        """End after the request under way; its answer is stored."""
+        """End after the current request, whose answer is still stored."""
         self.waiter.end()
         if self._thread is not None:
             self._thread.join(REQUEST + 5)
@@ -166,7 +170,7 @@ class Fetcher:
                 self.waiter.wait(min(wait, _POLL))
 
     def step(self) -> float:
-        """Fetch one row; return the seconds until the next can be taken, 0 if perhaps at once.
+        """Fetch one row. Return the seconds until the next one can be taken; 0 means to try now.
 
         Raises :class:`DatabaseUnavailableError` if no row could be taken.
         """
@@ -175,7 +179,7 @@ class Fetcher:
         with self._database.write() as connection:
             self._queue.lock(connection)
             now = self._database.now(connection)
-            # Read after the queue, so that a wait counted from here is never too short.
+            # Read the time after the queue, so that a wait counted from it is never too short.
             taken_at = self.waiter.monotonic()
             taken = self._queue.take(connection, now, token)
             if isinstance(taken, NothingToTake):
@@ -187,7 +191,7 @@ class Fetcher:
             if left > 0:
                 self.waiter.sleep(left)
             late = self.waiter.monotonic() - taken_at - taken.start_in
-            # A process that was stopped meanwhile may have lost its lease.
+            # If the process was stopped meanwhile, it may have lost its lease.
             if not self.waiter.ended and late < LEASE - REQUEST:
                 answer = self._ask(taken, known)
         finally:
@@ -195,15 +199,15 @@ class Fetcher:
         return 0.0
 
     def _settle(self, taken: Taken, answer: _UpstreamAnswer | None) -> None:
-        """Record the outcome; try again until the database stores it."""
+        """Record the outcome. Try again until the database stores it."""
         wait = _DATABASE_AGAIN
         until = self.waiter.monotonic() + 10 * LEASE
         while True:
             try:
                 with self._database.write() as connection:
                     self._queue.lock(connection)
-                    # Read before the database's clock, so that the answer never counts as older
-                    # than it is.
+                    # Read this before the database's clock, so that the answer never counts as
+                    # older than it is.
                     noted_at = self.waiter.monotonic()
                     now = self._database.now(connection)
                     if answer is None:
@@ -232,7 +236,7 @@ class Fetcher:
     def _record(
         self, connection: Connection, answer: _UpstreamAnswer, now: float, ago: float
     ) -> bool:
-        """Record the outcome; return whether the row has left the queue."""
+        """Record the outcome. Return whether the row has left the queue."""
         failed, taken = answer.failed, answer.taken
         if failed is None:
             self._queue.answered(connection, taken, now, ago=ago, took=answer.took)
@@ -278,7 +282,7 @@ class Fetcher:
         failed: FailedRequest | None = None
         try:
             if not isinstance(taken.resource, ChainResource):
-                # First: without a chain, a certificate would be asked for in vain.
+                # Get the chain first. Without it, requesting a certificate would be useless.
                 chain, admitted = self._chain(chain_of(taken.resource), at, known.chain)
             left = REQUEST - (self.waiter.monotonic() - started)
             body = self._client.ask_once(taken.resource, read, limit=left)
@@ -294,7 +298,7 @@ class Fetcher:
             failed = error.failed
         except FormatError as error:
             failed = FailedRequest("unreadable", error.message)
-        except Exception as error:  # the row waits, so that it does not stop those behind it
+        except Exception as error:  # the row waits, so that it does not block those behind it
             log.exception("%s: unexpected", taken.resource)
             failed = FailedRequest("unreadable", f"{type(error).__name__}: {error}")
         ended = arrived[0] if arrived else self.waiter.monotonic()
@@ -311,7 +315,7 @@ class Fetcher:
         fresh: tuple[Admitted, ...],
         at: datetime,
     ) -> tuple[Admitted, ...]:
-        """Verify what came. ``fresh`` has the chain if it was fetched just now."""
+        """Verify the answer. ``fresh`` has the chain if it was fetched just now."""
         if isinstance(resource, ChainResource) or chain is None:
             return (self._admission.chain(chain_of(resource), body, at),)
         if isinstance(resource, CrlResource):
@@ -327,9 +331,7 @@ class Fetcher:
     def _chain(
         self, resource: ChainResource, at: datetime, body: bytes | None
     ) -> tuple[ChainPair, tuple[Admitted, ...]]:
-        """Return the stored chain; if there is none, return a fetched one, which is not stored
-        yet.
-        """
+        """Return the stored chain or, if there is none, a fetched one that is not stored yet."""
         if body is not None:
             with contextlib.suppress(KdsUntrustedError, FormatError):
                 self._admission.chain(resource, body, at)
@@ -343,7 +345,7 @@ class Fetcher:
             answer = self._client.ask_once(
                 resource, lambda body: _readable(resource, body), limit=REQUEST / 2
             )
-        except KdsNotFoundError as error:  # of the chain; the VCEK or list itself was there
+        except KdsNotFoundError as error:  # the chain was not found; the VCEK or list itself was
             failed = FailedRequest("no-chain", error.message, retry_after=_CHAIN_AGAIN)
             raise _NoChainError(failed) from None
         if isinstance(answer, FailedRequest):
@@ -353,7 +355,7 @@ class Fetcher:
 
 
 class _NoChainError(Exception):
-    """There is no chain yet that could verify an answer; how its request failed."""
+    """There is no chain yet that could verify an answer. Says how the request for it failed."""
 
     def __init__(self, failed: FailedRequest) -> None:
         super().__init__(failed.problem)
@@ -361,8 +363,10 @@ class _NoChainError(Exception):
 
 
 def _readable(resource: Resource, body: bytes) -> bytes:
-    """Return the body. Raise :class:`FormatError` for an HTML page or a truncated answer: neither
-    says anything about a chip.
+    """Return the body.
+
+    Raises :class:`FormatError` for an HTML page or a truncated answer, because neither says
+    anything about a chip.
     """
     if isinstance(resource, VcekResource):
         read_vcek(body)

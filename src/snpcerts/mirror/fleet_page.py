@@ -41,7 +41,7 @@ _MOST_EXPIRING: Final = 8
 
 @dataclass(frozen=True, slots=True)
 class HostFilter:
-    """Which hosts the table lists. ``page`` counts from 1."""
+    """Selects the hosts that the table lists. ``page`` counts from 1."""
 
     state: HostState | None = None
     text: str = ""
@@ -55,7 +55,7 @@ class HostFilter:
         return self.text.lower() in f"{told.host} {told.hwid.hex()} {told.product.value}".lower()
 
     def link(self, **changed: str | int) -> str:
-        """Return the query for this filter with these parts changed."""
+        """Return the query for this filter with some parts changed."""
         values: dict[str, str | int] = {
             "state": "" if self.state is None else self.state.slug,
             "q": self.text,
@@ -67,7 +67,7 @@ class HostFilter:
 
 
 def host_filter(query: Mapping[str, str]) -> HostFilter:
-    """Read the filter from a URL's query; ignore invalid parts."""
+    """Parse the filter in a URL's query. Ignore invalid parts."""
     state = next((each for each in HostState if each.slug == query.get("state")), None)
     page = query.get("page", "1")
     number = int(page) if page.isascii() and page.isdecimal() and len(page) < 6 else 1
@@ -149,7 +149,7 @@ def _advice(fleet: Fleet, bulletins: BulletinData) -> Markup:
 def _advised(
     fleet: Fleet, bulletins: BulletinData
 ) -> Iterator[tuple[HostState, tuple[Child, ...]]]:
-    """Yield the next safe actions, the most urgent first."""
+    """Yield the next safe actions, most urgent first."""
     now = fleet.now
     counts = fleet.by_state()
     one = {state: count == 1 for state, count in counts.items()}
@@ -370,7 +370,7 @@ def _expiry(fleet: Fleet) -> Markup:
 
 
 def _by_day(found: Sequence[Expiring]) -> list[list[Expiring]]:
-    """Combine the hosts' certificates that expire on one day; keep the order."""
+    """Combine the hosts' certificates that expire on one day. Keep the order."""
     groups: dict[object, list[Expiring]] = {}
     for each in found:
         key = (each.what, each.at) if each.host is None else (each.what, each.at.date())

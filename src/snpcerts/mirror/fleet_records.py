@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Hosts and rolls in the database: stores announcements, queues the certificates that they call
-for, and reads the values that the pages show.
+"""Stores announcements and rolls in the database.
+
+Also queues the certificates that they require, and reads the values that the pages show.
 """
 
 from __future__ import annotations
@@ -57,8 +58,9 @@ _HOUR: Final = 3600.0
 
 @dataclass(frozen=True, slots=True)
 class WantedState:
-    """The state of the certificate for one TCB of a host. ``ahead`` and ``wait`` (seconds) are its
-    place in the queue, if it is queued.
+    """The state of the certificate for one TCB of a host.
+
+    ``ahead`` and ``wait`` (seconds) are its place in the queue, if it is queued.
     """
 
     tcb: TcbVersion
@@ -84,11 +86,11 @@ class RollStart:
     hosts: int
     stored: int
     queued: int
-    wait: float  # seconds until the last one has been fetched
+    wait: float  # seconds until the last certificate has been fetched
 
 
 class FleetRecords:
-    """Hosts and rolls of one database."""
+    """The hosts and rolls of one database."""
 
     def __init__(self, database: MirrorDatabase, queue: WantedQueue, upstream: str = "") -> None:
         self._database = database
@@ -96,7 +98,7 @@ class FleetRecords:
         self._upstream = upstream
 
     def announce(self, told: Announcement) -> list[WantedState]:
-        """Record an announcement, and queue the certificates that its host needs now and next.
+        """Record an announcement, and queue the certificates that the host needs now and next.
 
         Raises :class:`RefusedError` if there are too many hosts, or the queue is full.
         """
@@ -158,7 +160,7 @@ class FleetRecords:
         return RollStart(number, len(chips), len(have), len(missing), wait)
 
     def alive(self, instance: str) -> None:
-        """Record that an instance is alive."""
+        """Record that an instance is running."""
         with self._database.write() as connection:
             now = self._database.now(connection)
             statement = insert(connection, INSTANCE).values(id=instance, seen_at=now)
@@ -188,7 +190,9 @@ class FleetRecords:
             return self._rolls(connection, self._database.now(connection))
 
     def crl_ages(self) -> dict[tuple[str, str], float]:
-        """Return the seconds since each revocation list was fetched, by product and kind of key."""
+        """Return the time since each revocation list was fetched, in seconds, by product and kind
+        of key.
+        """
         c = CERTIFICATE.c
         with self._database.read() as connection:
             now = self._database.now(connection)
@@ -198,7 +202,7 @@ class FleetRecords:
         return {(row.product, row.resource[:4]): max(0.0, now - row.fetched_at) for row in rows}
 
     def host(self, product: Product, hwid: bytes) -> HostHistory | None:
-        """Return one host and its history; None if it has not announced itself."""
+        """Return one host and its history. None if it has not announced itself."""
         h = HOST_HISTORY.c
         with self._database.read() as connection:
             now = self._database.now(connection)
@@ -213,7 +217,7 @@ class FleetRecords:
         seen = tuple(Seen(_when(row.at), _read(row.announcement)) for row in rows)
         return HostHistory(_when(now), hosts[0], seen)
 
-    # Changes by an announcement.
+    # Changes that an announcement makes.
 
     def _worth_writing(self, connection: Connection, told: Announcement, now: float) -> bool:
         row = connection.execute(
@@ -259,7 +263,7 @@ class FleetRecords:
             connection.execute(delete(HOST_HISTORY).where(*mine, h.id <= oldest))
 
     def _progress(self, connection: Connection, told: Announcement, now: float) -> None:
-        """Record how far a host has come in its rolls."""
+        """Record how far a host has progressed in its rolls."""
         r = ROLL_HOST.c
         rows = connection.execute(
             select(r.roll, r.committed_at, r.in_step_at, ROLL.c.tcb)
@@ -294,7 +298,7 @@ class FleetRecords:
     def _wanted(
         self, connection: Connection, told: Announcement, tcb: TcbVersion, now: float
     ) -> WantedState | None:
-        """Return the state of a host's certificate; None if it is not queued yet."""
+        """Return the state of a host's certificate. None if it is not queued yet."""
         resource = _resource(told, tcb)
         found = stored.find(connection, resource.path)
         if found is not None and found.not_after > now:
@@ -494,7 +498,7 @@ class FleetRecords:
 
 
 def _needed(told: Announcement) -> list[TcbVersion]:
-    """Return the TCBs whose certificates a host needs: that of the key in use and that of the next
+    """Return the TCBs whose certificates a host needs: those of the signing key and of the next
     key.
     """
     if told.reported == told.current:
@@ -503,7 +507,7 @@ def _needed(told: Announcement) -> list[TcbVersion]:
 
 
 def _points(start: float, times: Sequence[Sequence[float]]) -> tuple[RollPoint, ...]:
-    """Return at most :data:`_POINTS` counts over time, the first at the start, the last now."""
+    """Return at most :data:`_POINTS` counts over time, from the start to now."""
     moments = sorted({start, *(at for each in times for at in each)})
     if len(moments) > _POINTS:
         last = len(moments) - 1

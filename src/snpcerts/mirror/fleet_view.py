@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A fleet's state, as the mirror's page and metrics show it.
+"""The state of a fleet, for the mirror's page and metrics.
 
-Plain values, without a database: :mod:`snpcerts.mirror.fleet_records` reads them,
+These are plain values without a database. :mod:`snpcerts.mirror.fleet_records` reads them;
 :mod:`snpcerts.mirror.fleet_page` and :mod:`snpcerts.mirror.host_page` draw them. All times are the
 database's, in UTC.
 """
@@ -27,24 +27,24 @@ EXPIRES_SOON: Final = timedelta(days=30)
 
 
 class HostState(enum.Enum):
-    """The state of a host; the first that applies counts."""
+    """The state of a host. The first one that applies counts."""
 
-    WRONG = "wrong"  # a file misleads guests, or cannot be read
+    WRONG = "wrong"  # a file has wrong certificates, or cannot be read
     SILENT = "silent"  # the agent has not announced itself for a while
     EMPTY = "empty"  # guests get no certificates although they should
-    BEHIND = "behind"  # certificates match, and newer firmware is not committed yet
+    BEHIND = "behind"  # certificates match, but newer firmware is not committed yet
     IN_STEP = "in step"
 
     @property
     def slug(self) -> str:
-        """The state as URLs and metrics spell it: ``in-step``."""
+        """The state in the spelling of URLs and metrics: ``in-step``."""
         return self.value.replace(" ", "-")
 
 
 class NextState(enum.Enum):
     """The state of the certificate that a host needs at its next commit."""
 
-    NONE = "none"  # nothing newer is running or announced
+    NONE = "none"  # no newer firmware is running or announced
     STORED = "stored"
     QUEUED = "queued"
     NOT_FOUND = "not found"  # AMD's server answered 404; it will be asked again
@@ -56,7 +56,9 @@ _LACKS: Final = ("empty", "missing")
 
 @dataclass(frozen=True, slots=True)
 class FleetHost:
-    """A host as it last announced itself. ``target`` is the TCB it should have next, if any."""
+    """A host as it last announced itself. ``target`` is the TCB that it should have next, if
+    any.
+    """
 
     announcement: Announcement
     seen_at: datetime
@@ -81,11 +83,11 @@ class FleetHost:
 
     @property
     def commit_pending(self) -> bool:
-        """Whether the running firmware is newer than what reports say."""
+        """Whether the running firmware is newer than the TCB in reports."""
         return self.announcement.current != self.announcement.reported
 
     def reason(self, now: datetime) -> str:
-        """Return one sentence on why it is not in step; empty if it is."""
+        """Return why it is not in step, in one sentence; empty if it is."""
         told = self.announcement
         for wanted in (_MISLEADS, _LACKS):
             for file in told.files:
@@ -112,7 +114,7 @@ class FleetHost:
 
     @property
     def expires_at(self) -> datetime | None:
-        """When the first certificate of its files expires."""
+        """The time when the first certificate of its files expires."""
         return min(
             (each.not_after for each in self.announcement.files if each.not_after), default=None
         )
@@ -122,9 +124,10 @@ class FleetHost:
 class Queue:
     """The requests that the mirror will make. ``waiting`` counts them by class.
 
-    ``gap`` is the time between two, in seconds; ``hold_until`` is when the key server lets us ask
-    again after a 429. ``ends_at`` is None while nothing waits. ``fetched`` and ``refused`` count
-    the last hour's. ``problem`` is the last failure, if the last request failed.
+    ``gap`` is the time between two requests, in seconds. ``hold_until`` is when the key server may
+    be asked again after a 429. ``ends_at`` is None while nothing is waiting. ``fetched`` and
+    ``refused`` count those of the last hour. ``problem`` is the failure of the last request, if it
+    failed.
     """
 
     waiting: Mapping[str, int]
@@ -148,15 +151,15 @@ class RollPoint:
 
     at: datetime
     stored: int  # the certificate for the target TCB is stored
-    committed: int  # reports carry the target TCB
-    in_step: int  # reports carry it, and every file matches
+    committed: int  # reports contain the target TCB
+    in_step: int  # reports contain the target TCB, and every file matches
 
 
 @dataclass(frozen=True, slots=True)
 class Roll:
     """One announced firmware: ``tcb`` on ``hosts`` hosts. ``points`` are in order of time.
 
-    ``prefetched_at`` is when the queue will have, or has had, the last certificate.
+    ``prefetched_at`` is when the last certificate was or will be fetched.
     """
 
     number: int
@@ -169,7 +172,7 @@ class Roll:
 
     @property
     def latest(self) -> RollPoint:
-        """The last of the points; all counts are 0 if there is none."""
+        """The last of the points. If there is none, all counts are 0."""
         return self.points[-1] if self.points else RollPoint(self.started_at, 0, 0, 0)
 
     @property
@@ -189,8 +192,9 @@ class Expiring:
 
 @dataclass(frozen=True, slots=True)
 class Fleet:
-    """The whole fleet at one moment. ``stored`` counts the stored certificates and lists by
-    kind.
+    """The whole fleet at one moment.
+
+    ``stored`` counts the stored certificates and lists by kind.
     """
 
     now: datetime
@@ -207,7 +211,7 @@ class Fleet:
         return Counter(each.state(self.now) for each in self.hosts)
 
     def expiring(self) -> list[Expiring]:
-        """Return all that expires, soonest first."""
+        """Return everything that expires, soonest first."""
         of_hosts = [
             Expiring(file.kind.name, file.not_after, host)
             for host in self.hosts
@@ -219,7 +223,7 @@ class Fleet:
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """An earlier announcement, kept because it differs from the one before it."""
+    """An earlier announcement. It is kept because it differs from the one before it."""
 
     at: datetime
     announcement: Announcement
@@ -234,17 +238,17 @@ class HostHistory:
     seen: tuple[Seen, ...]
 
     def state_at(self, seen: Seen) -> HostState:
-        """Return the host's state according to an earlier announcement."""
+        """Return the state that the host had according to an earlier announcement."""
         return FleetHost(seen.announcement, seen.at, seen.at).state(seen.at)
 
 
 def differs(before: Announcement | None, after: Announcement) -> bool:
-    """Whether an announcement says something new, so that it belongs in the history."""
+    """Whether an announcement has something new, so that it belongs in the history."""
     return before is None or any(True for _ in changes(before, after))
 
 
 def changes(before: Announcement, after: Announcement) -> Iterator[str]:
-    """Describe what is new in an announcement, in one sentence for each change."""
+    """Describe what is new in an announcement, with one sentence for each change."""
     if before.host != after.host:
         yield f"the host's name is {after.host}, was {before.host}"
     for name, old, new in (
@@ -308,8 +312,10 @@ class Shortfall:
 
 
 def processors_of(announcement: Announcement) -> tuple[str, ...]:
-    """Return the market names of a host's processor. There are several if CPUID does not
-    distinguish them, and none if the host did not announce its processor.
+    """Return the market names of a host's processor.
+
+    There are several if CPUID does not distinguish them, and none if the host has not announced its
+    processor.
     """
     cpuid = announcement.cpuid
     if cpuid is None:
@@ -319,7 +325,7 @@ def processors_of(announcement: Announcement) -> tuple[str, ...]:
 
 
 def floors_of(processors: Iterable[str], bulletins: BulletinData) -> dict[str, tuple[int, str]]:
-    """Return the highest confirmed floor of each TCB component, with the bulletin that sets it."""
+    """Return the highest confirmed floor of each TCB component, and the bulletin that sets it."""
     names = set(processors)
     found: dict[str, tuple[int, str]] = {}
     for bulletin in bulletins.bulletins:
@@ -345,10 +351,10 @@ def shortfalls(
 
 @dataclass(frozen=True, slots=True)
 class TcbGroup:
-    """The hosts of one kind of processor that report one TCB.
+    """The hosts with one kind of processor and one reported TCB.
 
-    ``has_floor`` is false if no bulletin has a confirmed value for the processor, or the host does
-    not name it.
+    ``has_floor`` is false if no bulletin has a confirmed value for the processor, or if the host
+    does not name its processor.
     """
 
     product: Product
@@ -360,7 +366,7 @@ class TcbGroup:
 
 
 def tcb_spread(hosts: Iterable[FleetHost], bulletins: BulletinData) -> list[TcbGroup]:
-    """Group hosts by processor and reported TCB, with the newest TCB of each processor first."""
+    """Group hosts by processor and reported TCB. For each processor, the newest TCB comes first."""
     counted: Counter[tuple[Product, tuple[str, ...], TcbVersion]] = Counter(
         (each.announcement.product, processors_of(each.announcement), each.announcement.reported)
         for each in hosts
@@ -387,7 +393,7 @@ def tcb_spread(hosts: Iterable[FleetHost], bulletins: BulletinData) -> list[TcbG
 
 
 def span(length: timedelta) -> str:
-    """Return a length of time in one or two units: ``2 h 46 min``."""
+    """Return a time span in one or two units: ``2 h 46 min``."""
     seconds = max(round(length.total_seconds()), 0)
     for unit, size, below, part in (
         ("d", 86400, "h", 3600),

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""HTML and SVG, built so that foreign text cannot become markup.
+"""Builds HTML and SVG so that foreign text cannot become markup.
 
 Only the result of :func:`element` is markup. All other text, whether child or attribute, is made
 printable and then escaped, so a host's name cannot even reverse the text after it.
@@ -18,7 +18,7 @@ _VOID: Final = frozenset({"meta", "link", "input", "br"})
 
 
 class Markup(str):
-    """Text that is markup already."""
+    """Text that is already markup."""
 
     __slots__ = ()
 
@@ -34,8 +34,8 @@ Child = str | Iterable["Child"] | None
 def element(tag: str, *children: Child, **attributes: str | float | bool | None) -> Markup:
     """Return an element.
 
-    An attribute that is None or False is left out; one that is True has no value. A
-    trailing underscore in a name is dropped, and the others become dashes: ``class_``,
+    An attribute that is None or False is left out. An attribute that is True has no value. A
+    trailing underscore in a name is dropped, and other underscores become dashes: ``class_``,
     ``aria_label``.
     """
     parts = [f"<{tag}"]
@@ -51,7 +51,7 @@ def element(tag: str, *children: Child, **attributes: str | float | bool | None)
 
 
 def joined(children: Child) -> Markup:
-    """Join children into one piece of markup; text is escaped."""
+    """Join children into one piece of markup. Text is escaped."""
     if children is None:
         return Markup("")
     if isinstance(children, Markup):

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Creates the database's tables and brings an older database up to date.
 
-Each migration is SQL that never changes once it has been released; a new one is added at the end.
-A word in braces is replaced by the dialect's type. One transaction performs all of them, under a
-lock, because several instances may start at the same time.
+Each migration is SQL that never changes after its release. New ones are added at the end. A word in
+braces is replaced by the dialect's type. One transaction performs all migrations, under a lock,
+because several instances may start at the same time.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _TYPES: Final[Mapping[str, Mapping[str, str]]] = {
         "big": "BIGINT",
     },
 }
-_LOCK: Final = 0x534E5043  # an advisory lock's number: SNPC
+_LOCK: Final = 0x534E5043  # the number of an advisory lock: SNPC
 
 _FIRST: Final = (
     """CREATE TABLE certificate (
@@ -69,8 +69,8 @@ _FIRST: Final = (
     "CREATE TABLE instance (id TEXT PRIMARY KEY, seen_at {real} NOT NULL)",
 )
 
-# Columns that nothing read: queue.leased_at, pace.last_ok_at. The tables are written again because
-# SQLite before 3.35 cannot drop a column.
+# These columns are never read: queue.leased_at, pace.last_ok_at. The tables are written again
+# because SQLite before 3.35 cannot drop a column.
 _SECOND: Final = (
     """CREATE TABLE queue_2 (
         resource TEXT PRIMARY KEY, kind TEXT NOT NULL, product TEXT NOT NULL, hwid TEXT,
@@ -95,7 +95,7 @@ _SECOND: Final = (
     "ALTER TABLE pace_2 RENAME TO pace",
 )
 
-# So that a row which brings nothing does not stop the others.
+# This ensures that a row without a useful answer does not block the others.
 _THIRD: Final = (
     "ALTER TABLE queue ADD COLUMN asked_at {real} NOT NULL DEFAULT 0",
     "ALTER TABLE pace ADD COLUMN fruitless INTEGER NOT NULL DEFAULT 0",
@@ -108,7 +108,7 @@ NEWEST: Final = len(MIGRATIONS)
 
 
 def migrate(connection: Connection, to: int = NEWEST) -> None:
-    """Bring the database up to schema ``to``, within the caller's transaction.
+    """Bring the database up to schema ``to``, in the caller's transaction.
 
     Raises :class:`RefusedError` for a database of a newer release.
     """
@@ -133,7 +133,7 @@ def migrate(connection: Connection, to: int = NEWEST) -> None:
 
 
 def version(connection: Connection) -> int:
-    """Return the schema's number; 0 for an empty database."""
+    """Return the number of the schema; 0 for an empty database."""
     if not inspect(connection).has_table("schema_version"):
         return 0
     return int(connection.execute(text("SELECT version FROM schema_version")).scalar_one())

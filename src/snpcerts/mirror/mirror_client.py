@@ -22,15 +22,17 @@ from snpcerts.printable import printable
 if TYPE_CHECKING:
     import httpx2
 
-REQUEST_LIMIT: Final = 10.0  # seconds of one call, its answer included
+REQUEST_LIMIT: Final = 10.0  # seconds of one call, including its answer
 _MAX_ANSWER: Final = 64 << 10
 _MAX_TOKEN: Final = 4096
 
 
 @dataclass(frozen=True, slots=True)
 class MirrorAccess:
-    """How to reach a mirror: its URL without a slash at the end, a file whose first line is a
-    token, and PEM files of a client certificate and its key.
+    """How to reach a mirror: URL, token file and client certificate.
+
+    The URL has no trailing slash. The first line of the token file is the token. Client certificate
+    and key are PEM files.
     """
 
     url: str
@@ -40,7 +42,7 @@ class MirrorAccess:
 
 
 class MirrorClient:
-    """Calls one mirror's API. ``access_hint`` tells people where its token is configured."""
+    """Calls the API of one mirror. ``access_hint`` tells people where its token is configured."""
 
     def __init__(
         self, access: MirrorAccess, *, access_hint: str, limit: float = REQUEST_LIMIT
@@ -50,9 +52,9 @@ class MirrorClient:
         self._limit = limit
 
     def call(self, method: str, path: str, document: object) -> bytes:
-        """Send a JSON document; return the body of the answer.
+        """Send a JSON document. Return the body of the answer.
 
-        Takes ``limit`` seconds at most. Raises :class:`RetryLaterError` if the mirror cannot be
+        Takes at most ``limit`` seconds. Raises :class:`RetryLaterError` if the mirror cannot be
         reached or has an internal error, :class:`RefusedError` if it refuses, and
         :class:`InputError` if the token or the client certificate cannot be read.
         """
@@ -120,7 +122,7 @@ class MirrorClient:
         return headers
 
     def _client(self, url: str) -> httpx2.Client:
-        """Return a client that follows no redirect: the token is for the mirror alone."""
+        """Return a client that follows no redirects, because only the mirror may get the token."""
         import httpx2
 
         proxy = proxy_for(url, os.environ)
@@ -144,9 +146,9 @@ class MirrorClient:
 
 
 def read_token(path: str) -> str:
-    """Return the token in a file: its first line. Raises :class:`InputError`."""
+    """Return the token in a file, which is its first line. Raises :class:`InputError`."""
     try:
-        # Non-blocking, so that a FIFO cannot hold the agent up.
+        # Open without blocking, so that a FIFO cannot hold the agent up.
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
         with open(fd, "rb") as file:
             data = file.read(_MAX_TOKEN + 1)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The frame of the mirror's pages, and the parts that they share.
+"""The frame of the mirror's pages, and their common parts.
 
-Each page is one HTML document without foreign scripts, styles, fonts or images. Its own style
-sheet and script are part of it, and named by their hashes in the Content-Security-Policy.
+Each page is one HTML document without foreign scripts, styles, fonts or images. It contains its own
+style sheet and script. The Content-Security-Policy permits them by their hashes.
 """
 
 from __future__ import annotations
@@ -47,8 +47,9 @@ _ICON: Final = (
 
 @functools.cache
 def page_headers() -> dict[str, str]:
-    """Return the HTTP headers of every page: nothing is loaded from elsewhere, and no other site
-    can put the page into a frame.
+    """Return the HTTP headers of every page.
+
+    They forbid loading anything from elsewhere, and displaying the page in another site's frame.
     """
     policy = (
         "default-src 'none'",
@@ -70,7 +71,7 @@ def page_headers() -> dict[str, str]:
 
 
 def document(title: str, now: datetime, main: Markup, footer: Markup | None, home: str) -> str:
-    """Return a whole document; ``home`` is the relative URL of the fleet's page."""
+    """Return a whole document. ``home`` is the relative URL of the fleet's page."""
     head = element(
         "head",
         element("meta", charset="utf-8"),
@@ -92,7 +93,7 @@ def document(title: str, now: datetime, main: Markup, footer: Markup | None, hom
 
 
 def badge(state: HostState, text: str | None = None) -> Markup:
-    """Return a mark in a state's colour with a text, by default the state."""
+    """Return a label in a state's colour. Its text is the state by default."""
     shown = f"{MARKS[state]} {state.value if text is None else text}"
     return element("span", shown, class_=f"badge {state.slug}")
 
@@ -103,12 +104,12 @@ def section(title: str, *children: Child, id_: str | None = None) -> Markup:
 
 
 def definitions(pairs: Sequence[tuple[str, Child]]) -> Markup:
-    """Return names with their values."""
+    """Return a list of names and their values."""
     return element("dl", ((element("dt", name), element("dd", value)) for name, value in pairs))
 
 
 def processor_text(product: Product, processors: Sequence[str]) -> str:
-    """Return the market names of a processor; the product if it is not known."""
+    """Return the market names of a processor, or the product if the processor is unknown."""
     names = " or ".join(name.title() for name in processors)
     return names or f"{product.value}, processor not announced"
 

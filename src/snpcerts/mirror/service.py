@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The mirror's HTTP service: AMD's URL forms, below any prefix.
 
-A hit is answered from memory or the database. A miss joins the queue, and its caller waits for a
-while. Another application answers all URLs that are not AMD's.
+A hit is answered from memory or the database. A miss is added to the queue, and its caller waits
+for a while. Another application answers all URLs that are not AMD's.
 
 Sources: KDS (57230) chapter 3 for forms and types; RFC 9110 for conditional requests and
 Retry-After; RFC 7240 for ``Prefer: wait``.
@@ -47,7 +47,7 @@ Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 Application = Callable[[Scope, Receive, Send], Awaitable[None]]
 T = TypeVar("T")
 
-MAX_WAITING: Final = 4096  # callers that may wait at a time
+MAX_WAITING: Final = 4096  # number of callers that may wait at a time
 _LONGEST_CACHING: Final = 30 * 86400
 _CHAIN_CACHING: Final = 86400
 _CRL_CACHING: Final = 3600
@@ -64,10 +64,11 @@ _NOT_STORED: Final = ((b"cache-control", b"no-store"), *_CORS)
 
 @dataclass(frozen=True, slots=True)
 class CallerLimits:
-    """Limits for callers. ``patience`` is how long one may wait, in seconds. ``budget`` is how many
-    chips that no host has announced may be in the queue for one address; with ``enrolled_only``
-    such chips are not fetched at all. A stored revocation list older than ``crl_age`` seconds is
-    fetched again.
+    """Limits for callers.
+
+    ``patience`` is how long a caller may wait, in seconds. ``budget`` is how many chips that no
+    host has announced may be in the queue for one address. With ``enrolled_only`` such chips are
+    not fetched at all. A stored revocation list older than ``crl_age`` seconds is fetched again.
     """
 
     patience: float = 15.0
@@ -89,8 +90,8 @@ class _Refusal:
 class MirrorService:
     """The ASGI application of one instance. ``others`` answers all URLs that are not AMD's.
 
-    ``wake`` is called when something has been added to the queue. ``count`` is called with a
-    resource's kind, the outcome and the seconds that it took, for each answer.
+    ``wake`` is called when something was added to the queue. ``count`` is called for each answer,
+    with the resource's kind, the outcome and the duration in seconds.
     """
 
     def __init__(
@@ -231,7 +232,7 @@ class MirrorService:
             return stored.find_negative(connection, resource.path, self._database.now(connection))
 
     def _join(self, resource: Resource, caller: str) -> _Refusal | None:
-        """Put the resource into the queue, or say why not."""
+        """Put the resource into the queue, or return why that is not possible."""
         with self._database.write() as connection:
             known = enrolled(connection, resource)
             if not known:
@@ -256,7 +257,7 @@ class MirrorService:
                 f"{resource}: no host with this chip has announced itself to this mirror",
             )
         if self._queue.has(connection, resource):
-            return None  # it is free: no request to upstream
+            return None  # no charge: it causes no request to upstream
         if self._queue.strangers(connection, caller) < self._limits.budget:
             return None
         now = self._database.now(connection)
@@ -347,7 +348,7 @@ _OF_A_BODY: Final = (b"content-length", b"content-type")
 
 
 def _matches(value: bytes, etag: bytes) -> bool:
-    """Whether If-None-Match names this tag; weak comparison, RFC 9110 section 13.1.2."""
+    """Whether If-None-Match names this tag. Weak comparison, RFC 9110 section 13.1.2."""
     if value.strip() == b"*":
         return True
     return etag in {each.strip().removeprefix(b"W/") for each in value.split(b",")}

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Certificates, chains and revocation lists in the database. All of them are verified: only
-:mod:`snpcerts.mirror.admission` makes an :class:`Admitted`.
+"""Certificates, chains and revocation lists in the database.
+
+All of them have been verified, because only :mod:`snpcerts.mirror.admission` creates an
+:class:`Admitted`.
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ class Admitted:
 
 @dataclass(frozen=True, slots=True)
 class StoredCertificate:
-    """A row of the table, as a request needs it."""
+    """A row of the table, with what a request needs."""
 
     body: bytes
     etag: str
@@ -37,7 +39,7 @@ class StoredCertificate:
 
 @dataclass(frozen=True, slots=True)
 class NoCertificate:
-    """Why upstream has no certificate; remembered until ``until``."""
+    """Why upstream has no certificate. Remembered until ``until``."""
 
     reason: str  # not-found or refused
     problem: str
@@ -52,12 +54,12 @@ def kind_of(resource: Resource) -> str:
 
 
 def hwid_of(resource: Resource) -> str | None:
-    """Return the chip's ID in hexadecimal; None for a chain or list."""
+    """Return the chip ID in hexadecimal; None for a chain or list."""
     return resource.hwid.hex() if isinstance(resource, VcekResource) else None
 
 
 def content_type(resource: Resource) -> str:
-    """Return the type that AMD's server sends."""
+    """Return the content type that AMD's server sends."""
     if isinstance(resource, ChainResource):
         return "application/x-pem-file"
     return "application/pkix-crl" if isinstance(resource, CrlResource) else _DER
@@ -77,10 +79,10 @@ def find(connection: Connection, resource: str) -> StoredCertificate | None:
 
 
 def find_negative(connection: Connection, resource: str, now: float) -> NoCertificate | None:
-    """Return what upstream's last answer was, if it was a refusal that still counts."""
+    """Return upstream's last answer if it was a refusal that is still remembered."""
     n = NEGATIVE.c
     row = connection.execute(
-        # An entry with a future time is from before the clock jumped back.
+        # An entry with a future time was written before the clock jumped back.
         select(n.reason, n.problem, n.until).where(
             n.resource == resource, n.until > now, n.noted_at <= now + 1
         )
@@ -110,7 +112,7 @@ def put(connection: Connection, found: Admitted, *, now: float, origin: str) -> 
 
 
 def stored_among(connection: Connection, paths: Sequence[str]) -> set[str]:
-    """Return the resources that are stored, out of those given."""
+    """Return which of the given resources are stored."""
     c = CERTIFICATE.c.resource
     found: set[str] = set()
     for part in batches(paths):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The database's tables, as queries name them; :mod:`snpcerts.mirror.migrations` creates them.
+"""The database's tables, for queries. :mod:`snpcerts.mirror.migrations` creates them.
 
 Times are seconds since the epoch by the database's clock. A resource's key is its path below the
 key server's URL, in the one spelling of :mod:`snpcerts.kds.url`. Chip IDs are lower-case
@@ -59,7 +59,7 @@ QUEUE: Final = Table(
     Column("problem", Text),
 )
 
-# One row: the pace of all instances.
+# A single row: the pace of all instances.
 PACE: Final = Table(
     "pace",
     METADATA,
@@ -74,12 +74,12 @@ PACE: Final = Table(
     Column("refusals", Integer, nullable=False),  # in a row
     Column("failures", Integer, nullable=False),  # in a row, without a time that upstream named
     Column("fruitless", Integer, nullable=False),  # 0, or turns since a request brought nothing
-    Column("latency", Double, nullable=False),  # seconds that an answer takes, averaged
+    Column("latency", Double, nullable=False),  # average seconds to an answer
     Column("problem", Text),
     Column("requests", BigInteger, nullable=False),
 )
 
-# Certificates that upstream does not have, or that did not verify: remembered for minutes.
+# Certificates that upstream does not have or that did not verify. Remembered for minutes.
 NEGATIVE: Final = Table(
     "negative",
     METADATA,

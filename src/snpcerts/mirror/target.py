@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reads the target of a request to the mirror: AMD's URL forms, below any prefix.
+"""Parses the target of a request to the mirror: AMD's URL forms, below any prefix.
 
-Clients spell one URL differently; the following is from their source code. go-sev-guest
-writes numbers without a leading zero, and 64-byte hwIDs also for Turin; snpguest writes two digits
-and, on Turin, ``fmcSPL`` first; dstack's base URL ends in ``/vcek/v1``, trustee's does not, which
-gives the same target. A product's case does not matter here.
+Clients spell the same URL differently, as their source code shows. go-sev-guest writes numbers
+without a leading zero, and 64-byte hwIDs even for Turin. snpguest writes two digits and, on Turin,
+``fmcSPL`` first. The base URL of dstack ends in ``/vcek/v1`` and that of trustee does not, but the
+target is the same. The case of a product's name does not matter here.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ _PRIVATE: Final = frozenset({"cert", "hash_stick", "hashstick", "hash_sticks", "
 
 
 class PrivateResourceError(RefusedError):
-    """A VLEK certificate or a hash stick: a secret of one cloud provider."""
+    """A VLEK certificate or a hashstick, which are secrets of one cloud provider."""
 
     code = "mirror-private"
 
 
 def is_key_servers(path: bytes) -> bool:
-    """Whether the path is one of AMD's, not one of the mirror's own."""
+    """Whether the path is one of AMD's and not one of the mirror's own."""
     return b"/vcek/v1" in path or b"/vlek/v1" in path
 
 
@@ -63,7 +63,7 @@ def read_target(path: bytes, query: bytes) -> Resource:
 
 
 def _significant(hwid: str, product: Product) -> str:
-    """Return the significant part of a chip ID in the 64 bytes that a report has."""
+    """Return the significant part of a chip ID given as the 64 bytes in a report."""
     size = 2 * product.hwid_size
     if len(hwid) == 2 * CHIP_ID_SIZE and not hwid[size:].strip("0"):
         return hwid[:size]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Periodic work of an instance: queues certificates that need renewal, and removes old rows."""
+"""Periodic work of an instance: queues renewals of certificates, and removes old rows."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _RENEWED_AT_MOST: Final = timedelta(days=1).total_seconds()  # a failed renewal 
 
 
 class Upkeep:
-    """One instance's upkeep, in a thread."""
+    """The upkeep of one instance, in a thread."""
 
     def __init__(
         self,
@@ -54,7 +54,7 @@ class Upkeep:
         self._thread.start()
 
     def close(self) -> None:
-        """End."""
+        """End the thread."""
         self._ending.set()
         if self._thread is not None:
             self._thread.join(5)
@@ -70,7 +70,7 @@ class Upkeep:
             self._ending.wait(EVERY)
 
     def round(self) -> None:
-        """Do all of this once. Raises :class:`DatabaseUnavailableError`."""
+        """Do all the work once. Raises :class:`DatabaseUnavailableError`."""
         self._records.alive(self._instance)
         with self._database.write() as connection:
             now = self._database.now(connection)
@@ -81,7 +81,7 @@ class Upkeep:
             self._wake()
 
     def _old(self, connection: Connection, now: float) -> list[Resource]:
-        """Return revocation lists that were fetched long ago, and certificates that expire soon."""
+        """Return revocation lists fetched long ago, and certificates that expire soon."""
         c, n = CERTIFICATE.c, NEGATIVE.c.resource
         negative = select(n)
         lists = select(c.resource).where(
@@ -102,8 +102,9 @@ class Upkeep:
         return _resources(paths)
 
     def _of_rolls(self, connection: Connection) -> list[Resource]:
-        """Return the certificates that hosts of rolls need and that are neither stored nor queued,
-        for example after a 404.
+        """Return the certificates that hosts in rolls need and that are neither stored nor queued.
+
+        This can happen after a 404.
         """
         r = ROLL_HOST.c
         rows = connection.execute(

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Wakes callers that wait for a certificate, when this instance or another has an answer.
 
-PostgreSQL sends a NOTIFY. There is a poll as well, because a connection pooler may drop
+PostgreSQL sends a NOTIFY. This module also polls, because a connection pooler may drop
 notifications and SQLite has none.
 """
 
@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 
 POLL: Final = 1.0  # seconds
 _BATCH: Final = 500
-_LISTEN: Final = 5.0  # seconds between checks whether to end
+_LISTEN: Final = 5.0  # seconds between checks of whether to end
 _AGAIN: Final = 1.0
 
 
@@ -40,7 +40,7 @@ class WaitingCallers:
         return sum(len(each) for each in self._events.values())
 
     def attach(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Set the event loop of the callers."""
+        """Set the callers' event loop."""
         self._loop = loop
 
     @contextlib.contextmanager
@@ -95,13 +95,13 @@ class NotificationListener:
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:
-        """Listen until :meth:`close`; SQLite has nothing to listen to."""
+        """Listen until :meth:`close`. With SQLite there is nothing to listen to."""
         if not self._database.is_sqlite:
             self._thread = threading.Thread(target=self._run, name="mirror listener", daemon=True)
             self._thread.start()
 
     def close(self) -> None:
-        """End; the thread ends within seconds."""
+        """Stop. The thread ends within seconds."""
         self._ending.set()
 
     def _run(self) -> None:

@@ -1,17 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """The queue of resources to fetch, and the pace of requests to upstream.
 
-All instances share both through the database. A row of the queue is taken under a lease, so that
-one instance asks for it; if that instance dies, another takes it when the lease ends. The single
-row of the pace says when the next VCEK may be requested. It is locked while a row is taken, so that
-no two instances make requests within one gap. Times are the database's.
+All instances share both through the database. An instance takes a row of the queue under a lease,
+so that only one instance requests it. If that instance dies, another takes the row when the lease
+ends. The single row of the pace says when the next VCEK may be requested. It is locked while a row
+is taken, so that no two instances make requests within one gap. Times are the database's.
 
-The gap runs from the answer to the last request: upstream counts from when it received the
-request, which cannot be later.
+The gap starts with the answer to the last request. Upstream counts from when it received the
+request, which is earlier.
 
-The most urgent row is next; within a need, the one that is due longest. After a request that
-brought nothing, the row is next that has waited longest since it was asked for or added, whatever
-it is, and then the most urgent one again. So no row stops another, and neither do ever new ones.
+The most urgent row is next. Among rows of the same need, it is the one that has been due longest.
+After a request without a useful answer, the next row is the one that has waited longest since it
+was requested or added, whatever its need. After that, the most urgent one is next again. So neither
+a failing row nor a stream of new rows can block another row.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ from snpcerts.mirror.database import insert
 from snpcerts.mirror.stored import batches, hwid_of, kind_of
 from snpcerts.mirror.tables import HOST, NEGATIVE, PACE, QUEUE
 
-# How long one request may take, and its row's lease, in seconds.
+# The longest duration of one request, and its row's lease, in seconds.
 REQUEST: Final = 20.0
 LEASE: Final = 25.0
 # How long "upstream does not have it" and "its answer does not verify" are remembered.
@@ -54,7 +55,7 @@ MAX_QUEUE: Final = 100_000
 
 _FORGET_GAP: Final = 3600.0  # seconds after the last refusal
 _LONGEST_OUTAGE_WAIT: Final = 60.0
-# A row is taken this fraction of a gap before its time, so that the request is sent on time.
+# A row is taken earlier by this fraction of a gap, so that the request is sent in time.
 _LEAD: Final = 0.05
 _LONGEST_LEAD: Final = 0.2
 _SMOOTH: Final = 0.2
@@ -65,22 +66,22 @@ _JUMP: Final = 1.0  # seconds; a smaller difference does not count as a step of 
 
 
 class Need(enum.IntEnum):
-    """Why a resource is wanted; the most urgent need comes first."""
+    """Why a resource is needed. The most urgent need comes first."""
 
-    HOST = 0  # an announced host's key needs it now
+    HOST = 0  # the signing key of an announced host needs it now
     ROLL = 1  # an announced host will need it
-    STRANGER = 2  # a caller asks for a chip that no host has announced
+    STRANGER = 2  # a caller requests a chip that no host has announced
     REFRESH = 3  # the stored one needs renewal
 
     @property
     def label(self) -> str:
-        """The need's name on pages and in metrics."""
+        """The name of the need on pages and in metrics."""
         return self.name.lower()
 
 
 @dataclass(frozen=True, slots=True)
 class PaceState:
-    """The pace, as of ``now``. ``gap`` is the time between two VCEKs."""
+    """The pace at the time ``now``. ``gap`` is the time between two VCEKs."""
 
     now: float
     next_at: float
@@ -103,12 +104,12 @@ class PaceState:
 
     @property
     def spacing(self) -> float:
-        """Seconds from the answer to one VCEK's request to the next request."""
+        """Seconds from one VCEK's answer to the next request."""
         return self.gap * (1 + _MARGIN) + _RESOLUTION if self.gap else 0.0
 
     @property
     def free_at(self) -> float:
-        """When the next VCEK can be asked for."""
+        """The time when the next VCEK can be requested."""
         return max(self.now, self.next_at, self.hold_until)
 
 
@@ -122,7 +123,7 @@ class QueuePlace:
 
 @dataclass(frozen=True, slots=True)
 class Taken:
-    """A row that this instance may fetch, in ``start_in`` seconds. ``token`` names the lease."""
+    """A row that this instance may fetch in ``start_in`` seconds. ``token`` names the lease."""
 
     resource: Resource
     start_in: float
@@ -132,13 +133,13 @@ class Taken:
 
 @dataclass(frozen=True, slots=True)
 class NothingToTake:
-    """There is nothing to fetch now: read the queue again in ``wait`` seconds."""
+    """There is nothing to fetch now. Read the queue again in ``wait`` seconds."""
 
     wait: float
 
 
 class WantedQueue:
-    """The queue's rules. ``gap`` is the least time between two VCEKs, in seconds."""
+    """The rules of the queue. ``gap`` is the minimum time between two VCEKs, in seconds."""
 
     def __init__(self, gap: float, policy: RetryPolicy | None = None) -> None:
         self.gap = gap
@@ -153,8 +154,9 @@ class WantedQueue:
         *,
         caller: str | None = None,
     ) -> bool:
-        """Put a resource into the queue, or make its row more urgent; return whether the row is
-        new.
+        """Put a resource into the queue, or make its row more urgent.
+
+        Returns whether the row is new.
         """
         q = QUEUE.c
         found = connection.execute(select(q.need).where(q.resource == resource.path)).scalar()
@@ -171,7 +173,7 @@ class WantedQueue:
     def want_all(
         self, connection: Connection, resources: Sequence[Resource], need: Need, now: float
     ) -> int:
-        """Put many resources into the queue as :meth:`want` does; return how many rows are new."""
+        """Put many resources into the queue, as :meth:`want` does. Return how many rows are new."""
         q = QUEUE.c
         by_path = {resource.path: resource for resource in resources}
         known: set[str] = set()
@@ -200,16 +202,17 @@ class WantedQueue:
             )
 
     def drop(self, connection: Connection, resource: str) -> None:
-        """Remove a row that has been answered."""
+        """Remove a row that has its answer."""
         connection.execute(delete(QUEUE).where(QUEUE.c.resource == resource))
 
     def lock(self, connection: Connection) -> None:
-        """Lock the pace until the transaction's end; read the time after that."""
+        """Lock the pace until the end of the transaction. Read the time after that."""
         connection.execute(select(PACE.c.id).with_for_update())
 
     def take(self, connection: Connection, now: float, token: str) -> Taken | NothingToTake:
-        """Take the most urgent row that may be requested, for :data:`LEASE` seconds. The caller
-        must have locked the pace, as it must to record an outcome.
+        """Take the most urgent row that may be requested, for :data:`LEASE` seconds.
+
+        The caller must have locked the pace, for this and for recording an outcome.
         """
         pace = self.pace(connection, now)
         if pace.jumped_back:
@@ -233,7 +236,7 @@ class WantedQueue:
         start_in = 0.0
         if row.paced:
             start_in = max(0.0, pace.next_at - now)
-            # If this instance dies, its request still counts.
+            # Even if this instance dies, its request counts.
             connection.execute(
                 update(PACE).values(
                     set_at=now,
@@ -254,7 +257,7 @@ class WantedQueue:
                 attempts=row.attempts + 1,
             )
         )
-        if pace.fruitless:  # the turns alternate by row taken: instances ask at the same time
+        if pace.fruitless:  # alternate by row taken, because instances ask at the same time
             connection.execute(update(PACE).values(fruitless=pace.fruitless + 1))
         resource = parse_target(row.resource)
         return Taken(resource, start_in, token, row.attempts + 1)
@@ -262,9 +265,9 @@ class WantedQueue:
     def answered(
         self, connection: Connection, taken: Taken, now: float, *, ago: float, took: float
     ) -> None:
-        """Record that upstream answered, whatever the answer, ``ago`` seconds before ``now``.
+        """Record that upstream answered ``ago`` seconds before ``now``, whatever the answer was.
 
-        ``took`` is how long it took. The row leaves the queue.
+        ``took`` is the duration in seconds. The row leaves the queue.
         """
         self.drop(connection, taken.resource.path)
         pace = self.pace(connection, now)
@@ -285,8 +288,10 @@ class WantedQueue:
         reason: str,
         problem: str,
     ) -> None:
-        """Remember for minutes that upstream does not have the resource (``not-found``), or that
-        its answer does not verify (``refused``).
+        """Remember for some minutes that there is no certificate.
+
+        Either upstream does not have it (``not-found``), or its answer does not verify
+        (``refused``).
         """
         lasts = NOT_FOUND_FOR if reason == "not-found" else REFUSED_FOR
         values = {"reason": reason, "problem": problem, "noted_at": now, "until": now + lasts}
@@ -305,7 +310,7 @@ class WantedQueue:
         retry_after: float | None,
         problem: str,
     ) -> None:
-        """Record a 429: stop requests for a while, and make the gap between VCEKs longer."""
+        """Record a 429: stop requests for a while, and lengthen the gap between VCEKs."""
         pace = self.pace(connection, now)
         wait = self.policy.hold_off(pace.refusals + 1, retry_after)
         named = self.policy.named_wait(retry_after)
@@ -333,9 +338,9 @@ class WantedQueue:
     ) -> None:
         """Record that there was no usable answer.
 
-        If upstream named a time, this row waits for it: another mirror names one for each row.
-        Otherwise all rows wait, longer with each failure in a row, and this one at least as long as
-        its own failures require.
+        If upstream named a time, this row waits for it, because another mirror names one for each
+        row. Otherwise all rows wait, longer after each consecutive failure. This row waits at least
+        as long as its own failures require.
         """
         pace = self.pace(connection, now)
         values = self._after(pace, taken, now, ago=ago)
@@ -349,17 +354,16 @@ class WantedQueue:
         self._give_back(connection, taken, problem=problem, not_before=now + row_wait)
 
     def give_back(self, connection: Connection, taken: Taken, now: float) -> None:
-        """Return a row that was not requested, as an instance does when it ends."""
+        """Return a row without a request, for an instance that ends."""
         pace = self.pace(connection, now)
         if _paced(taken) and pace.busy_by == taken.token:
             connection.execute(update(PACE).values(busy_until=0.0, busy_by=None, set_at=pace.now))
         self._give_back(connection, taken, problem=None)
 
     def pace(self, connection: Connection, now: float) -> PaceState:
-        """Return the pace; :meth:`lock` it first for a change."""
+        """Return the pace. :meth:`lock` it before changing it."""
         row = connection.execute(select(PACE)).one()
-        # After the clock has jumped back, times in the future would stop all requests for that
-        # long.
+        # If the clock has jumped back, times in the future would stop all requests until then.
         back = row.set_at - now if row.set_at > now + _JUMP else 0.0
         learnt = row.gap if now <= row.refused_at - back + _FORGET_GAP else 0.0
         return PaceState(
@@ -379,7 +383,7 @@ class WantedQueue:
         )
 
     def place(self, connection: Connection, resource: Resource, now: float) -> QueuePlace | None:
-        """Return the place of a resource; None if it is not in the queue."""
+        """Return the place of a resource in the queue; None if it is not in the queue."""
         q = QUEUE.c
         row = connection.execute(
             select(q.paced, *_URGENT, q.asked_at, q.lease_until).where(q.resource == resource.path)
@@ -464,7 +468,7 @@ class WantedQueue:
     def _after(
         self, pace: PaceState, taken: Taken, now: float, *, ago: float
     ) -> dict[str, float | int | str | None]:
-        """Return the pace's new values after any request, however it ended."""
+        """Return the new values of the pace after any request, however it ended."""
         values: dict[str, float | int | str | None] = {"set_at": now, "requests": pace.requests + 1}
         if _paced(taken):
             values["next_at"] = now - ago + pace.spacing
@@ -484,7 +488,7 @@ class WantedQueue:
     ) -> None:
         q = QUEUE.c
         values: dict[str, object] = {"lease_until": 0.0, "leased_by": None, "problem": problem}
-        if not_before is not None:  # else the row keeps its place
+        if not_before is not None:  # otherwise the row keeps its place
             values["not_before"] = not_before
         connection.execute(
             update(QUEUE)
@@ -493,7 +497,7 @@ class WantedQueue:
         )
 
     def _next_row_in(self, connection: Connection, now: float, *, unpaced_only: bool) -> float:
-        """Return when a row that must wait may be taken: its own time, or another's lease."""
+        """Return when a waiting row may be taken, at its own time or at the end of a lease."""
         q = QUEUE.c
         some = q.paced.is_(False) if unpaced_only else true()
         soonest = connection.execute(select(func.min(q.not_before)).where(some, q.not_before > now))
@@ -505,9 +509,9 @@ class WantedQueue:
 
 
 def _next(now: float, pace: PaceState, *, unpaced_only: bool) -> Select[tuple[str, bool, int]]:
-    """Select the row whose turn it is among those that are free and due.
+    """Select the next row among those that are free and due.
 
-    A row that was added or asked for in the future is from before a step back of the clock.
+    A row that was added or requested in the future dates from before the clock was set back.
     """
     q = QUEUE.c
     touched = case((q.asked_at > q.wanted_at, q.asked_at), else_=q.wanted_at)
@@ -524,7 +528,7 @@ def _next(now: float, pace: PaceState, *, unpaced_only: bool) -> Select[tuple[st
 
 
 def _bring_back(connection: Connection, now: float) -> None:
-    """Bring rows from before a step back of the clock into the present: all are due and free."""
+    """Fix rows from before the clock was set back, so that all are due and free."""
     q = QUEUE.c
     connection.execute(
         update(QUEUE)
@@ -570,7 +574,7 @@ def _paced(taken: Taken) -> bool:
 
 
 def enrolled(connection: Connection, resource: Resource) -> bool:
-    """Whether a host with this chip has announced itself; chains and lists always count."""
+    """Whether a host with this chip has announced itself. Chains and lists always count."""
     if not isinstance(resource, VcekResource):
         return True
     h = HOST.c

@@ -3,8 +3,8 @@
 
 ``check``, ``status`` and ``sync`` are the commands of these names. ``change`` has ``commit``,
 ``set-config`` and ``load-vlek``; ``prove`` has ``prove-key``; ``prove_host`` has ``prove``;
-``install`` has ``install`` and ``uninstall``. ``options`` are those of all host commands,
-``host_source`` opens their certificate source, ``output`` prints. Imports ``cli``, ``host``,
+``install`` has ``install`` and ``uninstall``. ``options`` has the options of all host commands;
+``host_source`` opens their certificate source; ``output`` prints. Imports ``cli``, ``host``,
 ``vmm``, ``kds``, ``certfile``, ``endorsement`` and ``abi``.
 """
 

@@ -35,8 +35,9 @@ _CHANGE_OPTIONS = (
 
 
 def _changes_firmware(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Make a command of ``function(agent, ...)``, which returns a plan that the command carries
-    out.
+    """Make a command from ``function(agent, ...)``.
+
+    The function returns a plan, and the command carries it out.
     """
 
     @functools.wraps(function)
@@ -197,7 +198,7 @@ def load_vlek(agent: Agent, hashstick: str, vlek_cert: str) -> Plan:
 
 
 def changed_tcb(option: str, text: str) -> Callable[[TcbVersion], TcbVersion]:
-    """Return what replaces the components of a TCB that ``text`` names, as in ``bl=3,snp=8``."""
+    """Return a function that changes the components of a TCB named in ``text``: ``bl=3,snp=8``."""
     components = tcb_components(option, text)
 
     def tcb(now: TcbVersion) -> TcbVersion:

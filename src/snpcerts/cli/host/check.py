@@ -50,7 +50,7 @@ def check(host: Host, online: bool, as_json: bool) -> None:
 
 
 def findings(host: Host) -> list[Finding]:
-    """Return what is found without asking the key server."""
+    """Return the findings that do not need the key server."""
     from snpcerts.host import host_check as checks
     from snpcerts.vmm.enable import supports_req_certs
     from snpcerts.vmm.preload import shim_library
@@ -74,7 +74,7 @@ def _ask_key_server(config: Config) -> str:
     if config.offline:
         return "not requested: the configuration says offline"
     product = config.product or product_of_host()
-    # A cache of its own, so that the answer is the key server's.
+    # Use an empty cache, so that the answer comes from the key server.
     with ends_cleanly(), temporary_directory("check") as folder:
         source = source_of_host(config, anchors_of(config.anchors), cache=folder)
         source.chain(product, VekKind.VLEK)

@@ -97,7 +97,7 @@ def uninstall(
 
 
 def own_path() -> str:
-    """Return the path that this command was started by or is installed at."""
+    """Return the path of this command: the one it was started with or the installed one."""
     started = shutil.which(sys.argv[0]) if os.path.basename(sys.argv[0]) == "snpcerts" else None
     return os.path.abspath(started or os.path.join(sysconfig.get_path("scripts"), "snpcerts"))
 

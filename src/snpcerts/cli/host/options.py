@@ -105,7 +105,7 @@ def with_host(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 class Host:
-    """This host, as options and configuration file describe it."""
+    """This host, as described by options and configuration file."""
 
     def __init__(
         self,
@@ -159,7 +159,7 @@ class Host:
         return replace(config, **changes)
 
     def firmware(self, config: Config, trace: AgentTrace | None = None) -> HostFirmware:
-        """Return the open ``/dev/sev``; with ``trace``, note its commands there."""
+        """Return the open ``/dev/sev``. With ``trace``, record its commands there."""
         from snpcerts.host.host_firmware import HostFirmware
         from snpcerts.host.host_processor import product_of_host
         from snpcerts.host.key_memory import Memory, MemoryFile
@@ -180,7 +180,7 @@ class Host:
         force: bool = False,
         trace: AgentTrace | None = None,
     ) -> Agent:
-        """Create the agent, reading the configuration; with ``trace``, note all it does there."""
+        """Read the configuration and create the agent. With ``trace``, record its work there."""
         from snpcerts.certfile import system
         from snpcerts.certfile.span import timed
         from snpcerts.endorsement.judge import ChipJudge
@@ -236,10 +236,10 @@ class Host:
         observe: Callable[[str], None] | None = None,
         wait: bool = False,
     ) -> None:
-        """Tell the configured mirror how this host is, in the background; never raises.
+        """Announce this host's state to the configured mirror, in the background. Never raises.
 
-        ``file_states`` None reads the files. With ``wait``, return when the mirror knows, or after
-        a few seconds.
+        If ``file_states`` is None, this reads the files. With ``wait``, it returns when the mirror
+        has the announcement, or after a few seconds.
         """
         if agent.config.mirror is None:
             return
@@ -261,9 +261,10 @@ class Host:
             self._announcer.finish()
 
     def wait_for_mirror(self, agent: Agent, plan: Plan, patience: float) -> None:
-        """Return when the configured mirror has what ``plan`` will fetch. Raises the same errors as
-        :func:`snpcerts.host.mirror_wait.wait_for_mirror`, and :class:`UsageError` if no mirror is
-        configured.
+        """Wait until the configured mirror has the certificates that ``plan`` will fetch.
+
+        Raises the same errors as :func:`snpcerts.host.mirror_wait.wait_for_mirror`, and
+        :class:`UsageError` if no mirror is configured.
         """
         from snpcerts.host.announce import Announcer, announcement_of
         from snpcerts.host.mirror_wait import wait_for_mirror

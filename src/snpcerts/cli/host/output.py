@@ -16,8 +16,9 @@ if TYPE_CHECKING:
 
 
 def event_printer(form: str, *others: Listener) -> Listener:
-    """Print events to standard output and, with a text log, warnings to standard error; then pass
-    each event to the other listeners.
+    """Print events to standard output. With a text log, print warnings to standard error.
+
+    Then pass each event to the other listeners.
     """
     from snpcerts.host.log import json_log, text_log
 
@@ -40,7 +41,7 @@ def event_printer(form: str, *others: Listener) -> Listener:
 
 
 def ignore_event(event: Event) -> None:
-    """Print nothing: the command prints one JSON object when it ends."""
+    """Print nothing, because the command prints one JSON object when it ends."""
     del event
 
 

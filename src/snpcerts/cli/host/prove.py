@@ -70,7 +70,7 @@ def prove_key(host: Host, timeout: float, as_json: bool, command: tuple[str, ...
     def ask(nonce: bytes, select: KeySelect) -> bytes:
         return run_in_guest(command, nonce.hex(), select.name.lower(), timeout)
 
-    with ends_cleanly():  # or COMMAND would go on without us
+    with ends_cleanly():  # without this, COMMAND would continue after a signal
         done = prove(agent, file, ask, nonce=os.urandom(NONCE_SIZE))
     problem = done.synced.problem
     if as_json:
@@ -97,7 +97,7 @@ def prove_key(host: Host, timeout: float, as_json: bool, command: tuple[str, ...
 
 
 def run_in_guest(command: Sequence[str], report_data: str, key_sel: str, timeout: float) -> bytes:
-    """Run the command and return its output; leave none of its processes running.
+    """Run the command and return its output. Leave none of its processes running.
 
     ``timeout`` is in seconds. Raises :class:`RefusedError` if it fails, and
     :class:`RetryLaterError` if it takes longer.
@@ -105,7 +105,7 @@ def run_in_guest(command: Sequence[str], report_data: str, key_sel: str, timeout
     argv = [
         word.replace("{report_data}", report_data).replace("{key_sel}", key_sel) for word in command
     ]
-    # A signal between the fork and the assignment would leave the command running.
+    # If a signal came between the fork and the assignment, the command would keep running.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
     try:
         process = subprocess.Popen(
@@ -114,7 +114,7 @@ def run_in_guest(command: Sequence[str], report_data: str, key_sel: str, timeout
             stdout=subprocess.PIPE,
             env=os.environ | {"SNPCERTS_REPORT_DATA": report_data, "SNPCERTS_KEY_SEL": key_sel},
             start_new_session=True,
-            # PLW1509 warns of locks that other threads may hold at the fork: this takes none.
+            # PLW1509 warns of locks that other threads may hold at the fork. This code takes none.
             preexec_fn=lambda: signal.pthread_sigmask(signal.SIG_SETMASK, before),  # noqa: PLW1509 (above)
         )
         _running.add(process.pid)
@@ -132,7 +132,7 @@ def run_in_guest(command: Sequence[str], report_data: str, key_sel: str, timeout
         if data is None:
             code = None
         elif len(data) > _SIZE_LIMIT:
-            code = 0  # no report, however much more there is
+            code = 0  # too much output is not a report, so do not read the rest
         else:
             code = process.wait(max(0.1, deadline - time.monotonic()))
     except subprocess.TimeoutExpired:
@@ -154,16 +154,14 @@ def run_in_guest(command: Sequence[str], report_data: str, key_sel: str, timeout
 
 
 def end_commands() -> None:
-    """End every command that another thread has in progress, because a signal ends this process."""
+    """End every command that another thread is running, because a signal ends this process."""
     for group in tuple(_running):
         with contextlib.suppress(ProcessLookupError):
             os.killpg(group, signal.SIGKILL)
 
 
 def _output(process: subprocess.Popen[bytes], deadline: float) -> bytes | None:
-    """Return everything that it writes, at most ``_SIZE_LIMIT`` bytes; None if the time is up
-    first.
-    """
+    """Return all its output, at most ``_SIZE_LIMIT`` bytes. None if the time is up first."""
     if process.stdout is None:
         return b""
     fd, data = process.stdout.fileno(), b""

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from snpcerts.host.claim_report import ClaimReport
 
 _CERTS: Final = "{certs}"
-_OUTPUT_KEPT: Final = 1 << 14  # bytes of a VMM's last output
+_OUTPUT_KEPT: Final = 1 << 14  # bytes of a VMM's last output that are kept
 _PAUSE: Final = 1.0  # seconds between two tries while the guest starts
 _END_LIMIT: Final = 10.0  # seconds for a VMM to end after SIGTERM
 _VERSION_LIMIT: Final = 10.0
@@ -159,7 +159,7 @@ def prove_host(
 
 
 def _report(host: Host, agent: Agent, started: _Vmm) -> ClaimReport:
-    """Return the report with all that can be seen without a guest."""
+    """Return the report with everything that can be observed without a guest."""
     from snpcerts.cli.host.check import findings
     from snpcerts.host import kernel_numbers
     from snpcerts.host.claim_report import ClaimReport, Showing
@@ -196,12 +196,12 @@ def _report(host: Host, agent: Agent, started: _Vmm) -> ClaimReport:
 
 
 class _Vmm:
-    """The VMM that this command has started, or none."""
+    """The VMM that this command has started, if any."""
 
     def __init__(self, process: subprocess.Popen[bytes] | None, name: str) -> None:
         self.name = name
         self._process = process
-        self._said = b""  # the end of it
+        self._said = b""  # the end of its output
         self._exit: int | None = None
         self._answered = False
         self._reader = threading.Thread(target=self._read, daemon=True)
@@ -214,18 +214,19 @@ class _Vmm:
         from snpcerts.vmm.preload import EXIT_TOLD
 
         told = re.compile(EXIT_TOLD.format(r"(\d+)\s").encode())
-        # Chunks, since a guest's console need not have lines. It may write much before it asks.
+        # Read chunks, because a guest's console need not have lines. It may write much before it
+        # asks.
         while data := os.read(self._process.stdout.fileno(), 4096):
             self._said = (self._said + data)[-_OUTPUT_KEPT:]
             if self._exit is None and (found := told.search(self._said)) is not None:
                 self._exit = int(found[1])
 
     def exit_number(self) -> int | None:
-        """Return by which exit KVM asked, as the VMM has said."""
+        """Return the number of the exit with which KVM asked, as printed by the VMM."""
         return self._exit
 
     def asked(self, ask: Callable[[], bytes], limit: float) -> bytes:
-        """Return the guest's answer; the first time, wait until it has started."""
+        """Return the guest's answer. The first time, wait until it has started."""
         deadline = time.monotonic() + limit
         while True:
             try:
@@ -249,7 +250,7 @@ class _Vmm:
         )
 
     def note_end(self, report: ClaimReport) -> None:
-        """Note what the VMM's run shows."""
+        """Record what the VMM's run shows."""
         from snpcerts.host.claim_report import Showing
 
         if self._process is not None and self._process.poll() is None and self._answered:
@@ -259,9 +260,7 @@ class _Vmm:
 
 @contextlib.contextmanager
 def _vmm_of(argv: Sequence[str], certs: str | None) -> Iterator[_Vmm]:
-    """Start the VMM, with the shim if ``certs`` names a file, and end it with all of its
-    processes.
-    """
+    """Start the VMM, with the shim if ``certs`` names a file. At the end, end all its processes."""
     if not argv:
         yield _Vmm(None, "")
         return
@@ -307,7 +306,7 @@ def _arguments(command: str, certs: str) -> list[str]:
 
 
 def _name_of(argv: Sequence[str]) -> str:
-    """Return the VMM's name, and its version if it is QEMU: other VMMs may start instead."""
+    """Return the VMM's name. If it is QEMU, add its version; other VMMs might start instead."""
     name = os.path.basename(argv[0])
     if not name.startswith("qemu-"):
         return name

@@ -132,7 +132,7 @@ def _record(metrics: Metrics, agent: Agent, host: Host, file_states: Sequence[Fi
 
 @contextlib.contextmanager
 def _traced(path: str) -> Iterator[AgentTrace]:
-    """Write a timeline to the file while the block runs; a full disk ends the timeline alone."""
+    """Write a timeline to the file while the block runs. A full disk ends only the timeline."""
     from snpcerts.host.agent_trace import AgentTrace
     from snpcerts.trace import TimelineStream
 
@@ -143,7 +143,7 @@ def _traced(path: str) -> Iterator[AgentTrace]:
                 file.write(text.encode())
             except OSError as error:
                 present(f"snpcerts: warning: --trace {path}: {error.strerror}", err=True)
-                stream.write = len  # nothing more
+                stream.write = len  # write nothing more
 
         stream = TimelineStream(AgentTrace.timeline(), write)
         try:

@@ -117,7 +117,7 @@ def _count(number: int, what: str) -> str:
 
 
 def _named(path: str) -> list[str]:
-    """Return the names in a file; empty lines and comments are left out."""
+    """Return the names in a file without empty lines and comments."""
     from snpcerts.mirror.announcement import MAX_HOSTS
 
     try:

@@ -157,7 +157,7 @@ def serve(
 
 
 def imported(module: str) -> None:
-    """Import a module of the mirror; say which packages are missing if they are."""
+    """Import a module of the mirror. If packages are missing, raise an error that names them."""
     try:
         importlib.import_module(module)
     except ModuleNotFoundError as error:
