@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One connection to the mirror: a request that comes too slowly or with too long a head ends it,
-and so does an answer that the client does not read.
+"""One connection to the mirror.
 
-Trailers after a body in chunks are bounded as a head is.
-
-uvicorn bounds only the time between requests. This also says which names a client's certificate
-has, if the connection has TLS and the client sent one that its CA signed.
+It ends if a request arrives too slowly, if its head is too long, or if the client does not read the
+answer. The trailers after a chunked body have the same limit as a head. uvicorn itself limits only
+the time between requests. If the connection has TLS and the client sent a certificate that the CA
+signed, the connection also provides the names in that certificate.
 """
 
 from __future__ import annotations
@@ -19,32 +18,32 @@ from typing import Any, Final
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 REQUEST_TIME: Final = 20.0  # seconds from a request's first byte to its last
-ANSWER_TIME: Final = 60.0  # seconds in which a client has to read an answer
+ANSWER_TIME: Final = 60.0  # seconds in which a client must read an answer
 MAX_HEAD: Final = 32 << 10  # bytes of request line and headers, or of trailers
-_RESET: Final = struct.pack("ii", 1, 0)  # struct linger: reset the connection when it is closed
-# The key, in an ASGI scope's extensions, of the names in a client's certificate.
+_RESET: Final = struct.pack("ii", 1, 0)  # struct linger: closing resets the connection
+# The key in an ASGI scope's extensions for the names in a client's certificate.
 CLIENT_NAMES: Final = "snpcerts.client_names"
 
 
 class MirrorConnection(HttpToolsProtocol):
-    """Bounds a request's time and head, and the time of its answer."""
+    """Limits the time and the head of a request, and the time of its answer."""
 
     request_time = REQUEST_TIME
     answer_time = ANSWER_TIME
     _deadline: asyncio.TimerHandle | None = None
     _reading: asyncio.TimerHandle | None = None  # runs while parts of an answer may be unread
-    _answers = 0  # that have been given to the transport
+    _answers = 0  # number of answers that were given to the transport
     _names: frozenset[str] | None = None
-    _head = 0  # bytes that belong to no body, since the last part of a body
+    _head = 0  # bytes that are not part of a body, since the last part of a body
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # uvicorn's
-        """Start the time: a client has to send something."""
+        """Start the timer, because a client must send something."""
         super().connection_made(transport)
         self._names = _names(transport.get_extra_info("peercert"))
         self._start()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Stop the time."""
+        """Stop the timer."""
         self._stop()
         if self._reading is not None:
             self._reading.cancel()
@@ -58,14 +57,14 @@ class MirrorConnection(HttpToolsProtocol):
             self.send_400_response("The request's head is too long.")
 
     def on_message_begin(self) -> None:
-        """Start the time of a request."""
+        """Start the timer of a request."""
         super().on_message_begin()
         if self._names is not None:
             self.scope["extensions"] = {CLIENT_NAMES: self._names}  # type: ignore[dict-item]  # ours
         self._start()
 
     def on_headers_complete(self) -> None:
-        """Count anew: trailers may follow."""
+        """Reset the count, because trailers may follow."""
         self._head = 0
         super().on_headers_complete()
 
@@ -75,18 +74,20 @@ class MirrorConnection(HttpToolsProtocol):
         super().on_body(body)
 
     def on_message_complete(self) -> None:
-        """Stop the time: what follows is the mirror's."""
+        """Stop the timer, because the mirror acts next."""
         self._stop()
         self._head = 0
         super().on_message_complete()
 
     def pause_writing(self) -> None:
-        """Start the time of an answer: the transport has much that the client has not read."""
+        """Start the timer of an answer, because the transport has much that the client has not
+        read.
+        """
         super().pause_writing()
         self._expect_reading()
 
     def on_response_complete(self) -> None:
-        """Start the time of an answer: the transport may have a part of it."""
+        """Start the timer of an answer, because the transport may still have a part of it."""
         self._answers += 1
         super().on_response_complete()
         self._expect_reading()
@@ -96,15 +97,15 @@ class MirrorConnection(HttpToolsProtocol):
             self._reading = self.loop.call_later(self.answer_time, self._unread, self._answers)
 
     def _unread(self, answers: int) -> None:
-        """End the connection if the client has not read one answer in all this time.
+        """End the connection if the client has not read an answer in time.
 
-        Also one that is closing: it would wait for the client.
+        This also ends a connection that is being closed, which would otherwise wait for the client.
         """
         self._reading = None
-        if answers != self._answers:  # a later answer, which has its own time
+        if answers != self._answers:  # a later answer, which has its own timer
             self._expect_reading()
         elif self.transport.get_write_buffer_size():
-            # Otherwise the kernel would keep the rest, and wait for the client too.
+            # Otherwise the kernel would keep the rest of the answer and wait for the client too.
             self.transport.get_extra_info("socket").setsockopt(
                 socket.SOL_SOCKET, socket.SO_LINGER, _RESET
             )

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Opens the mirror's database, SQLite or PostgreSQL: connections, transactions, the clock, errors.
 
-SQLite is for one instance. A write takes the database's lock when it begins (BEGIN IMMEDIATE), so
-that no two writes conflict halfway. PostgreSQL is for several instances, which share nothing else.
+SQLite serves one instance. A write takes the database's lock at its beginning (BEGIN IMMEDIATE), so
+that no two writes conflict halfway. PostgreSQL serves several instances, which share nothing else.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 from snpcerts.errors import InputError, RetryLaterError, UsageError
 from snpcerts.mirror.migrations import NEWEST, migrate, version
 
-CHANNEL: Final = "snpcerts_mirror"  # of LISTEN and NOTIFY
+CHANNEL: Final = "snpcerts_mirror"  # the channel of LISTEN and NOTIFY
 
 _CONNECT: Final = 5  # seconds
 _BUSY: Final = 5_000  # milliseconds to wait for SQLite's lock
@@ -75,13 +75,13 @@ class MirrorDatabase:
 
     @contextlib.contextmanager
     def read(self) -> Iterator[Connection]:
-        """Yield a connection within a transaction that only reads."""
+        """Yield a connection in a transaction that only reads."""
         with self.errors(), self.engine.connect() as connection:
             yield connection
 
     @contextlib.contextmanager
     def write(self) -> Iterator[Connection]:
-        """Yield a connection within a transaction, committed at the block's end."""
+        """Yield a connection in a transaction, which is committed at the end of the block."""
         with (
             self.errors(),
             self.engine.connect().execution_options(snpcerts_writes=True) as connection,
@@ -96,7 +96,7 @@ class MirrorDatabase:
         return float(connection.exec_driver_sql(_CLOCKS[self.engine.dialect.name]).scalar_one())
 
     def notify(self, connection: Connection, resource: str) -> None:
-        """Tell the other instances, when the transaction commits, that a resource has changed."""
+        """Notify the other instances, when the transaction commits, that a resource has changed."""
         if not self.is_sqlite:
             connection.execute(
                 text("SELECT pg_notify(:channel, :resource)"),
@@ -108,7 +108,7 @@ class MirrorDatabase:
         self.engine.dispose()
 
     def sqlite_connection(self) -> sqlite3.Connection:
-        """Return a connection of its own for reads; each statement is a transaction.
+        """Return a separate connection for reads. Each statement is a transaction.
 
         Raises :class:`sqlite3.Error`.
         """
@@ -121,7 +121,7 @@ class MirrorDatabase:
 
     @contextlib.contextmanager
     def errors(self) -> Iterator[None]:
-        """Raise :class:`DatabaseUnavailableError` for what a database raises in the block."""
+        """Turn the errors of a database in the block into :class:`DatabaseUnavailableError`."""
         try:
             yield
         except (SQLAlchemyError, sqlite3.Error) as error:
@@ -166,7 +166,7 @@ def _sqlite(url: URL) -> Engine:
 
     @event.listens_for(engine, "connect")
     def connected(connection: Any, _record: object) -> None:
-        # Transactions are ours: the driver begins none.
+        # We begin transactions; the driver must not.
         connection.isolation_level = None
         _set_up(connection)
 
@@ -179,11 +179,11 @@ def _sqlite(url: URL) -> Engine:
 
 
 def _set_up(connection: Any) -> None:
-    """Set what each connection to SQLite needs."""
+    """Set up a new connection to SQLite."""
     for pragma in (
         f"busy_timeout = {_BUSY}",
         "journal_mode = WAL",
-        # After a power failure the last transactions may be missing; then they are fetched again.
+        # After a power failure the last transactions may be missing. They are then fetched again.
         "synchronous = NORMAL",
         "cache_size = -4096",  # 4 MiB
     ):
@@ -191,7 +191,7 @@ def _set_up(connection: Any) -> None:
 
 
 def _postgresql(url: URL) -> Engine:
-    # A process that is stopped within a transaction must not stop the others.
+    # A process that is stopped in a transaction must not stop the others.
     limits = (
         f"-c client_encoding=UTF8 -c statement_timeout={_STATEMENT} -c lock_timeout={_BUSY} "
         f"-c idle_in_transaction_session_timeout={_STATEMENT}"

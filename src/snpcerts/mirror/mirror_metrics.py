@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The mirror's metrics, in Prometheus' exposition format.
 
-Requests are those of this instance. Values from the database are read when the metrics are read,
-and are the same for all instances.
+Request counts are those of this instance. Values from the database are read when the metrics are
+read, and are the same for all instances.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _OUTCOMES: Final = (
 
 
 class MirrorMetrics:
-    """One instance's metrics. ``fleet`` returns the database's content."""
+    """The metrics of one instance. ``fleet`` returns the content of the database."""
 
     def __init__(
         self,
@@ -75,7 +75,7 @@ class MirrorMetrics:
         (self._hit if outcome == "hit" else self._other).observe(seconds)
 
     def text(self) -> bytes:
-        """Return the exposition."""
+        """Return the metrics as text."""
         return generate_latest(self._registry)
 
 
@@ -215,7 +215,7 @@ def _labelled(
 
 
 class FleetCache:
-    """The fleet as of a moment ago, so that many readers cost one read. Thread-safe."""
+    """Caches the fleet for a moment, so that many readers cause one read. Thread-safe."""
 
     def __init__(self, read: Callable[[], Fleet], lasts: float = 2.0) -> None:
         self._read = read
@@ -226,12 +226,12 @@ class FleetCache:
     def get(self) -> Fleet:
         """Return the fleet, at most ``lasts`` seconds old when the call began.
 
-        While one thread reads, the others wait for what it reads. Raises what reading raises.
+        While one thread reads, the others wait for its result. Raises the errors of reading.
         """
         asked = time.monotonic()
         with self._lock:
             if self._kept is None or self._kept[0] < asked - self._lasts:
-                # The time before the read: the values are as old as that.
+                # Take the time before the read, because the values may be as old as that.
                 began = time.monotonic()
                 self._kept = began, self._read()
             return self._kept[1]

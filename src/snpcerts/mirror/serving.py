@@ -41,9 +41,11 @@ _TICK: Final = 1.0  # seconds
 
 @dataclass(frozen=True, slots=True)
 class ServeOptions:
-    """How an instance serves. ``gap`` is the seconds between two VCEKs; None is AMD's gap for
-    AMD's server and none for another mirror, which keeps the pace itself. ``client_ca`` is a
-    file with the CAs that sign the certificates which hosts announce themselves with.
+    """How an instance serves.
+
+    ``gap`` is the number of seconds between two VCEKs. None means AMD's gap for AMD's server, and
+    no gap for another mirror, which keeps the pace itself. ``client_ca`` is a file with the CAs
+    that sign the client certificates of hosts.
     """
 
     database: str
@@ -148,8 +150,8 @@ def serve(options: ServeOptions, started: Callable[[str], None]) -> None:
     mirror = Mirror(options)
     try:
         mirror.database.prepare()
-        # What is loaded stays: a collection that walks all of it takes milliseconds, in which no
-        # request is answered.
+        # Freeze the loaded objects. A garbage collection of all of them would take milliseconds, in
+        # which no request is answered.
         gc.collect()
         gc.freeze()
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
@@ -179,10 +181,10 @@ async def serve_until(
 
 
 class _Server(uvicorn.Server):
-    """A server that ends at once, and does not handle signals.
+    """A server that ends immediately, and does not handle signals.
 
-    uvicorn would raise signals again before our clean-up. It looks ten times a second whether it
-    must end, and then gives connections a tenth of a second even if there are none.
+    uvicorn would raise signals again before our clean-up. It checks ten times a second whether it
+    must end, and then waits a tenth of a second for connections even if there are none.
     """
 
     def __init__(self, config: uvicorn.Config) -> None:
@@ -190,7 +192,7 @@ class _Server(uvicorn.Server):
         self._stopping = asyncio.Event()
 
     def stop(self) -> None:
-        """End the server, after the answers under way."""
+        """End the server after the current answers."""
         self.should_exit = True
         self._stopping.set()
 
