@@ -187,8 +187,11 @@ CLAIMS: Final = (
     Claim(
         "capabilities",
         "The capabilities and other calls that VMMs make before the guest runs",
-        (_programs("QEMU", "libvirt"),),
-        _QEMU,
+        (
+            _kernel("kvm_vm_ioctl_check_extension_generic", "kvm_vm_ioctl_check_extension"),
+            _programs("QEMU", "libvirt"),
+        ),
+        (*LINUX, *_QEMU),
     ),
     Claim(
         "firmware-messages",

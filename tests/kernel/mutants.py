@@ -41,6 +41,7 @@ EMULATOR: Final = {
         "emulator/kvm/guest_instruction.py",
     ),
     "launch": ("emulator/kvm/sev_commands.py",),
+    "capability": ("emulator/kvm/capability.py",),
     "guest": (
         "emulator/guest/sev_guest_device.py",
         "emulator/guest/linux.py",

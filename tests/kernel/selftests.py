@@ -39,6 +39,15 @@ def build(version: str, name: str) -> Path:
     return made
 
 
+def build_part(version: str, source: Path) -> Path:
+    """A program of our own that includes a selftest, to run a part of it."""
+    library = _library(version)
+    made = _folder(version) / source.stem
+    if not made.exists() or made.stat().st_mtime < source.stat().st_mtime:
+        _compile(version, ["-I.", str(source), *library, "-pthread", "-no-pie"], made)
+    return made
+
+
 def _library(version: str) -> list[str]:
     """The objects of libkvm."""
     sources = [

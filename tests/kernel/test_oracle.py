@@ -34,6 +34,8 @@ MUTANTS = [
     ("kvm", "kvm_clear_guest(kvm, data_gpa, 24)", "kvm_clear_guest(kvm, data_gpa, 32)"),
     ("launch", "if (sev->snp_context)\n\t\treturn -EINVAL;", ""),
     ("launch", "argp->error = sev_populate_args.fw_error;", ""),
+    ("capability", "case KVM_CAP_USER_NMI:", ""),
+    ("capability", "r = KVM_MAX_VCPU_IDS;", "r = KVM_MAX_VCPU_IDS + 1;"),
     ("guest", "ret = -EAGAIN;", "ret = -EIO;"),
     ("guest", "\tsnp_inc_msg_seqno(mdesc);", ""),
     (

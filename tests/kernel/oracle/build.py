@@ -68,6 +68,7 @@ class Part:
     roots: Mapping[str, Sequence[str]]
     files: Sequence[str]
     stubs: Sequence[str] = ()  # besides those that have its name
+    configuration: frozenset[str] = frozenset()  # besides that of all
 
 
 _KVM: Final = "arch/x86/kvm"
@@ -112,6 +113,38 @@ LAUNCH: Final = Part(
     },
     KVM.files,
     stubs=("kvm.h", "user.c"),
+)
+
+CAPABILITY: Final = Part(
+    "capability",
+    {
+        "virt/kvm/kvm_main.c": ("kvm_vm_ioctl_check_extension_generic",),
+        f"{_KVM}/x86.c": ("kvm_vm_ioctl_check_extension",),
+    },
+    (
+        f"{_KVM}/x86.h",
+        f"{_KVM}/lapic.h",
+        f"{_ASM}/kvm_host.h",
+        "include/linux/kvm_host.h",
+    ),
+    configuration=frozenset(
+        (
+            "CONFIG_HAVE_KVM_DIRTY_RING_ACQ_REL",
+            "CONFIG_HAVE_KVM_DIRTY_RING_TSO",
+            "CONFIG_HAVE_KVM_IRQCHIP",
+            "CONFIG_HAVE_KVM_IRQ_ROUTING",
+            "CONFIG_HAVE_KVM_MSI",
+            "CONFIG_KVM_GENERIC_DIRTYLOG_READ_PROTECT",
+            "CONFIG_KVM_GENERIC_MEMORY_ATTRIBUTES",
+            "CONFIG_KVM_GUEST_MEMFD",
+            "CONFIG_KVM_HYPERV",
+            "CONFIG_KVM_IOAPIC",
+            "CONFIG_KVM_MMIO",
+            "CONFIG_KVM_SMM",
+            "CONFIG_KVM_XEN",
+            "CONFIG_X86_SGX_KVM",
+        )
+    ),
 )
 
 _CCP: Final = "drivers/crypto/ccp"
@@ -163,7 +196,7 @@ GUEST: Final = Part(
         "include/linux/psp-sev.h",
     ),
 )
-PARTS: Final = {each.name: each for each in (KVM, LAUNCH, GUEST, SEV)}
+PARTS: Final = {each.name: each for each in (KVM, LAUNCH, CAPABILITY, GUEST, SEV)}
 
 
 def releases() -> dict[str, Path]:
@@ -183,7 +216,7 @@ def cut(part: Part, release: Path) -> str:
 
 def cut_definitions(part: Part, release: Path) -> list[Definition]:
     """The same, piece by piece."""
-    cutter = Cutter(CONFIGURATION, _MAKERS)
+    cutter = Cutter(CONFIGURATION | part.configuration, _MAKERS)
     roots: dict[str, Sequence[str]] = dict(part.roots)
     cutter.add(release, *roots)
     cutter.add(release, *(each for each in part.files if (release / each).is_file()))
