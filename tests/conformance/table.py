@@ -151,6 +151,7 @@ RIGHT: dict[str, set[str]] = {
     "RIGHT_PEEKS": set(),
     "RIGHT_MAIN_LOOP": set(),
     "RIGHT_KEPT_MAPPING": {"short-read", "read-fails"},
+    "RIGHT_SIGNAL_MASK": set(),
 }
 # Never judged on this machine without the right to mount.
 PRIVILEGED = set() if os.geteuid() == 0 else {"same-device"}

@@ -50,7 +50,7 @@ enum wrong {
 	VALUE_IGNORED, LOGS_EACH_TRY, LOGS_EACH_BUSY, SPINS, ONE_DESCRIPTION, UNCOUNTED_ON_ENOSPC,
 	RIGHT_DUPLICATE, RIGHT_HELPER, RIGHT_MAPPING, RIGHT_COUNTED, RIGHT_ONE_AT_A_TIME,
 	RIGHT_EXCLUSIVE, RIGHT_CHECKS_AT_START, RIGHT_SIGWAIT_IN_MAIN, RIGHT_CHILD_RUNS,
-	RIGHT_PIECES, RIGHT_PEEKS, RIGHT_MAIN_LOOP, RIGHT_KEPT_MAPPING,
+	RIGHT_PIECES, RIGHT_PEEKS, RIGHT_MAIN_LOOP, RIGHT_KEPT_MAPPING, RIGHT_SIGNAL_MASK,
 	PAGE_STATE_NOT_ENABLED, PAGE_STATE_REFUSED, PAGE_STATE_IGNORED, LARGE_PAGES_REFUSED,
 };
 
@@ -758,7 +758,16 @@ static void *vcpu_thread(void *argument)
 	int number = (int)(intptr_t)argument, vcpu = fds[number];
 	struct kvm_run *run = runs[number];
 	uint8_t *data = malloc(SIZE_MAX_SERVED);
+	sigset_t kick;
 
+	sigemptyset(&kick);
+	sigaddset(&kick, SIGUSR1);
+	if (is_wrong(RIGHT_SIGNAL_MASK)) { /* a kick waits until KVM_RUN, which it ends */
+		uint32_t none[3] = { 8 };
+
+		must(ioctl(vcpu, KVM_SET_SIGNAL_MASK, none), "KVM_SET_SIGNAL_MASK");
+		pthread_sigmask(SIG_BLOCK, &kick, NULL);
+	}
 	while (is_wrong(KICK_ERASED) || !stopping) {
 		errno = 0;
 		if (!exited && ioctl(vcpu, KVM_RUN, 0) < 0) {
@@ -804,7 +813,8 @@ static void *stopper(void *argument)
 	sigwait(argument, &number);
 	stopping = true;
 	for (int i = 0; i < vcpus; i++) {
-		runs[i]->immediate_exit = 1;
+		if (!is_wrong(RIGHT_SIGNAL_MASK))
+			runs[i]->immediate_exit = 1;
 		pthread_kill(threads[i], SIGUSR1);
 	}
 	return NULL;

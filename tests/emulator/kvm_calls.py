@@ -52,7 +52,7 @@ class Process:
         self.kvm = KvmDevice(self.platform, guest, kernel)
 
     def caller(self, pid: int = 1) -> Caller:
-        return Caller(self.arena, self.devices.get, pid=pid, interrupted=lambda: self.signal)
+        return Caller(self.arena, self.devices.get, pid=pid, interrupted=lambda _: self.signal)
 
     def ioctl(self, device: Device, request: int, argument: int | CStruct = 0) -> Result:
         if isinstance(argument, CStruct):

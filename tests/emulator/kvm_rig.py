@@ -84,4 +84,4 @@ def caller_with(
 ) -> Caller:
     """A caller with that memory and those descriptors."""
     table = devices or {}
-    return Caller(memory, table.get, pid=pid, interrupted=lambda: signal)
+    return Caller(memory, table.get, pid=pid, interrupted=lambda _: signal)

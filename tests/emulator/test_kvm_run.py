@@ -558,3 +558,27 @@ def test_hostile_run_structures_raise_only_oserror(data: bytes) -> None:
         return
     finally:
         vcpu.close()
+
+
+def test_a_signal_mask_replaces_that_of_the_thread_while_the_guest_runs() -> None:
+    """SIGKILL and SIGSTOP cannot be blocked; NULL takes the mask away."""
+
+    def script(_: GuestCpu) -> Program:
+        while True:
+            yield Sleep(2.0)
+
+    process, (vcpu,), _ = launch(script)
+    run = waiting(process, vcpu)
+    assert run.blocked is None
+    run.cancel()
+    process.arena.write(COMMAND, struct.pack("<IQ", 8, 2**64 - 1))
+    process.ioctl(vcpu, Ioctl.SET_SIGNAL_MASK, COMMAND)
+    run = waiting(process, vcpu)
+    assert run.blocked == ~(1 << 8 | 1 << 18) & (2**64 - 1)
+    run.cancel()
+    process.ioctl(vcpu, Ioctl.SET_SIGNAL_MASK, 0)
+    assert waiting(process, vcpu).blocked is None
+    process.arena.write(COMMAND, struct.pack("<I", 16))
+    with pytest.raises(OSError) as raised:
+        process.ioctl(vcpu, Ioctl.SET_SIGNAL_MASK, COMMAND)
+    assert raised.value.errno == errno.EINVAL

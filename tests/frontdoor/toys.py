@@ -12,7 +12,7 @@ from collections import Counter
 from snpcerts.abi.ioctl import iowr
 from snpcerts.emulator.frontdoor.door import Door, OpenInfo
 from snpcerts.emulator.frontdoor.spawn import run
-from snpcerts.emulator.syscall.device import Caller, Device, NewDescriptor, Result
+from snpcerts.emulator.syscall.device import EVERY_SIGNAL, Caller, Device, NewDescriptor, Result
 
 MARKER = 4711  # no KVM has this API version
 API_VERSION = 0xAE00
@@ -69,8 +69,8 @@ class Waiting:
         return self.toys.limit
 
     @property
-    def interruptible(self) -> bool:
-        return self.toys.interruptible
+    def blocked(self) -> int | None:
+        return None if self.toys.interruptible else EVERY_SIGNAL
 
     def poll(self) -> int | None:
         if not self.released:
@@ -104,7 +104,7 @@ class Toy:
             OPEN_COUNT: lambda: len(self.toys.open),
             WRITABLE: lambda: int(caller.writable),
             PROCESS: lambda: caller.pid,
-            INTERRUPTED: lambda: int(caller.interrupted()),
+            INTERRUPTED: lambda: int(caller.interrupted(None)),
             RELEASE: self._release,
         }
         if request in simple:

@@ -21,7 +21,7 @@ from snpcerts.conformance.served_file import Identity, LockSeen, ServedFile
 from snpcerts.emulator.frontdoor.bpf import Syscall
 from snpcerts.emulator.frontdoor.file_watch import PROCEED, FileCall, OpenCall
 from snpcerts.emulator.syscall.caller_memory import ProcessMemory
-from snpcerts.emulator.syscall.device import Pending
+from snpcerts.emulator.syscall.device import EVERY_SIGNAL, Pending
 
 Meddle = Callable[[FileCall], int | Pending | None]
 
@@ -130,7 +130,7 @@ def _what(call: FileCall, locks: bool) -> str:
 class HeldUntil:
     """Delays a call until ``ready``, for at most ``seconds``."""
 
-    interruptible = False
+    blocked: int | None = EVERY_SIGNAL
 
     def __init__(self, ready: Callable[[], bool], seconds: float) -> None:
         self._ready = ready

@@ -34,7 +34,7 @@ from snpcerts.emulator.kvm.kvm_device import KvmDevice
 from snpcerts.emulator.kvm.vcpu import Vcpu
 from snpcerts.emulator.kvm.vm import Vm
 from snpcerts.emulator.syscall.caller_memory import ProcessMemory
-from snpcerts.emulator.syscall.device import Caller, NewDescriptor, Pending, Result
+from snpcerts.emulator.syscall.device import EVERY_SIGNAL, Caller, NewDescriptor, Pending, Result
 
 RECHECK: Final = 0.002  # seconds between checks of whether a delayed call may proceed
 
@@ -225,9 +225,9 @@ class _Held:
         return time.monotonic() + RECHECK if self._gone is None else self._gone.deadline
 
     @property
-    def interruptible(self) -> bool:
+    def blocked(self) -> int | None:
         # A signal does not interrupt the wait for the firmware, but it interrupts the guest.
-        return self._gone is not None and self._gone.interruptible
+        return EVERY_SIGNAL if self._gone is None else self._gone.blocked
 
     def poll(self) -> int | None:
         if self._gone is not None:
@@ -259,8 +259,8 @@ class _Recorded:
         return self._pending.deadline
 
     @property
-    def interruptible(self) -> bool:
-        return self._pending.interruptible
+    def blocked(self) -> int | None:
+        return self._pending.blocked
 
     def poll(self) -> int | None:
         try:

@@ -50,7 +50,7 @@ from snpcerts.emulator.frontdoor.take_fd import take_descriptor
 from snpcerts.emulator.frontdoor.tasks import task
 from snpcerts.emulator.frontdoor.tree_server import TreeServer
 from snpcerts.emulator.syscall.caller_memory import ProcessMemory
-from snpcerts.emulator.syscall.device import Caller, Device, NewDescriptor, Pending
+from snpcerts.emulator.syscall.device import EVERY_SIGNAL, Caller, Device, NewDescriptor, Pending
 from snpcerts.emulator.syscall.file_tree import Operation
 from snpcerts.errors import InputError
 
@@ -107,15 +107,14 @@ class _SignalPending:
         self._until = 0.0
         self._answer = False
 
-    def __call__(self) -> bool:
+    def __call__(self, blocked: int | None) -> bool:
         now = time.monotonic()
         if now >= self._until:
             found = task(self._tid)
             self._until = now + SIGNAL_INTERVAL
+            own, shared = (0, 0) if found is None else found.deliverable(blocked)
             # If there are several threads, another one may be about to take the process's signal.
-            self._answer = found is not None and bool(
-                found.own or (found.shared and found.threads == 1)
-            )
+            self._answer = bool(own or (shared and found is not None and found.threads == 1))
         return self._answer
 
 
@@ -368,7 +367,7 @@ class Supervisor:
             if not seccomp.is_waiting(descriptor, number):
                 waiting.pending.cancel()
                 del self._waiting[descriptor, number]
-            elif waiting.pending.interruptible and self._is_signalled(waiting):
+            elif self._is_signalled(waiting):
                 waiting.pending.cancel()
                 self._finish(waiting, -errno.EINTR)
 
@@ -392,14 +391,16 @@ class Supervisor:
 
     @staticmethod
     def _is_signalled(waiting: _Waiting) -> bool:
-        found = task(waiting.notification.tid)
+        blocked = waiting.pending.blocked
+        found = None if blocked == EVERY_SIGNAL else task(waiting.notification.tid)
         if found is None:
             return False
-        if found.own:
+        own, shared = found.deliverable(blocked)
+        if own:
             return True
         # Another thread may be about to take the process's signal, so act only on the second check.
         believed = waiting.seen or found.threads == 1
-        waiting.seen = bool(found.shared)
+        waiting.seen = bool(shared)
         return waiting.seen and believed
 
     # Calls

@@ -17,14 +17,22 @@ _STATUS_MAX: Final = 8192  # bytes; a status file has about 1500
 class Task:
     """A thread. The masks have bit ``signal - 1`` set for each signal.
 
-    ``own`` are deliverable signals sent to this thread; ``shared`` are those sent to the process,
-    which any of its ``threads`` may take.
+    ``own`` are pending signals sent to this thread; ``shared`` are those sent to the process,
+    which any of its ``threads`` may take. ``blocked`` are those that the thread blocks.
     """
 
     process: int
     threads: int
     own: int
     shared: int
+    blocked: int
+
+    def deliverable(self, blocked: int | None = None) -> tuple[int, int]:
+        """Return ``own`` and ``shared`` without the blocked ones; ``blocked`` replaces the thread's
+        mask.
+        """
+        free = ~(self.blocked if blocked is None else blocked)
+        return self.own & free, self.shared & free
 
 
 def task(tid: int) -> Task | None:
@@ -34,12 +42,12 @@ def task(tid: int) -> Task | None:
             text = file.read(_STATUS_MAX)
     except OSError:
         return None
-    blocked = _field(text, b"\nSigBlk:", 16)
     return Task(
         process=_field(text, b"\nTgid:", 10),
         threads=_field(text, b"\nThreads:", 10),
-        own=_field(text, b"\nSigPnd:", 16) & ~blocked,
-        shared=_field(text, b"\nShdPnd:", 16) & ~blocked,
+        own=_field(text, b"\nSigPnd:", 16),
+        shared=_field(text, b"\nShdPnd:", 16),
+        blocked=_field(text, b"\nSigBlk:", 16),
     )
 
 

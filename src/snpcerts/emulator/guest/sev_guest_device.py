@@ -34,7 +34,7 @@ from snpcerts.emulator.guest.linux import (
     LinuxGuest,
 )
 from snpcerts.emulator.guest.program import Guest
-from snpcerts.emulator.syscall.device import Caller
+from snpcerts.emulator.syscall.device import EVERY_SIGNAL, Caller
 
 USER_LIMIT = (1 << 47) - PAGE_SIZE  # TASK_SIZE_MAX, the limit of access_ok()
 
@@ -107,9 +107,9 @@ class SevGuestCall:
         return None
 
     @property
-    def interruptible(self) -> bool:
-        """False: a message that was sent must be answered, or its sequence number is lost."""
-        return False
+    def blocked(self) -> int | None:
+        """All: a message that was sent must be answered, or its sequence number is lost."""
+        return EVERY_SIGNAL
 
     def poll(self) -> int | None:
         """Return the ioctl's result once the guest has sent its message and checked the answer."""

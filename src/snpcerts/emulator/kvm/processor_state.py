@@ -55,7 +55,6 @@ _APIC_BASE_AT: Final = slice(272, 280)  # of sregs and sregs2
 # Accepted and ignored.
 IGNORED: Final = frozenset(
     (
-        Ioctl.SET_SIGNAL_MASK,
         Ioctl.TPR_ACCESS_REPORTING,
         Ioctl.SET_VAPIC_ADDR,
         Ioctl.X86_SETUP_MCE,

@@ -12,6 +12,7 @@ import fcntl
 import logging
 import mmap
 import os
+import signal
 import struct
 from collections import deque
 from collections.abc import Callable
@@ -46,11 +47,13 @@ from snpcerts.emulator.guest.program import (
 from snpcerts.emulator.kvm import exits as kvm_exit
 from snpcerts.emulator.kvm.ghcb_exit import EXIT, HALT, RESUME, GhcbRequests, RequestingVm
 from snpcerts.emulator.kvm.processor_state import ProcessorState
+from snpcerts.emulator.syscall.caller_memory import UserMemory
 from snpcerts.emulator.syscall.device import Caller, Result
 
 log = logging.getLogger(__name__)
 
 CR8_MAX = 15
+_SIGSET_SIZE = 8
 STEPS_PER_POLL = 64  # so that a guest that never waits does not starve the others
 
 MP_RUNNABLE, MP_UNINITIALIZED = 0, 1
@@ -121,6 +124,7 @@ class Vcpu:
         self.state = ProcessorState(lambda: self.protected)
         self.requests = GhcbRequests(vm, self.state, mapped)
         self.cr8 = 0
+        self.signal_mask: int | None = None  # what KVM_RUN blocks; None: what the thread blocks
         self.runs: deque[KvmRun] = deque()
         self.mp_state = MP_RUNNABLE if runnable else MP_UNINITIALIZED
         self.protected = False  # the firmware has taken its registers
@@ -166,7 +170,7 @@ class Vcpu:
         for _ in range(STEPS_PER_POLL):
             if not self._held:
                 self.requests.enter_guest(memory)
-            if caller.interrupted():
+            if caller.interrupted(self.signal_mask):
                 self.run.exit_reason = ExitReason.INTR
                 raise OSError(errno.EINTR, "interrupted by a signal")
             if self._ended:
@@ -257,6 +261,9 @@ class Vcpu:
         self.state.mp_state = value
 
     def _configure(self, caller: Caller, request: int, argument: int) -> int:
+        if request == Ioctl.SET_SIGNAL_MASK:
+            self.signal_mask = _signal_mask(caller.memory, argument)
+            return 0
         result = self.state.ioctl(caller.memory, request, argument)
         if result is None:
             log.info("%s: vCPU ioctl %#x is not emulated", self.vm.name, request)
@@ -264,6 +271,17 @@ class Vcpu:
         if request == Ioctl.SET_CPUID2:
             self.vm.set_cpuid(self.state.cpuid)
         return result
+
+
+def _signal_mask(memory: UserMemory, argument: int) -> int | None:
+    """Return ``struct kvm_signal_mask``: its size, then a sigset_t. NULL removes the mask."""
+    if argument == 0:
+        return None
+    (size,) = struct.unpack("<I", memory.read(argument, 4))
+    if size != _SIGSET_SIZE:
+        raise OSError(errno.EINVAL, f"a sigset_t has {_SIGSET_SIZE} bytes, not {size}")
+    mask = int.from_bytes(memory.read(argument + 4, _SIGSET_SIZE), "little")
+    return mask & ~(1 << (signal.SIGKILL - 1) | 1 << (signal.SIGSTOP - 1))
 
 
 class KvmRun:
@@ -284,9 +302,9 @@ class KvmRun:
         return self._vcpu.wake_at if self._entered and self._first() else None
 
     @property
-    def interruptible(self) -> bool:
-        """True: VMMs use signals to interrupt their vCPU threads."""
-        return True
+    def blocked(self) -> int | None:
+        """What KVM_SET_SIGNAL_MASK has set; VMMs use signals to interrupt their vCPU threads."""
+        return self._vcpu.signal_mask
 
     def poll(self) -> int | None:
         """Return 0 on an exit to userspace, None while the guest waits.
@@ -365,7 +383,7 @@ class KvmRun:
     def _await_init(self) -> None:
         if self._vcpu.mp_state != MP_UNINITIALIZED:
             raise OSError(errno.EAGAIN, "the vCPU was just started")
-        if self._caller.interrupted():
+        if self._caller.interrupted(self._vcpu.signal_mask):
             self._vcpu.run.exit_reason = ExitReason.INTR
             raise OSError(errno.EINTR, "interrupted by a signal")
 

@@ -135,7 +135,7 @@ class Machine:
                 self._find,
                 writable=opened.writable,
                 pid=os.getpid(),
-                interrupted=lambda: call.interrupted,
+                interrupted=lambda _: call.interrupted,
             )
             try:
                 result = opened.device.ioctl(caller, request, argument)

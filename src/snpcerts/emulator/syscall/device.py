@@ -11,9 +11,11 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Final, Protocol, runtime_checkable
 
 from snpcerts.emulator.syscall.caller_memory import UserMemory
+
+EVERY_SIGNAL: Final = (1 << 64) - 1
 
 
 @runtime_checkable
@@ -38,15 +40,16 @@ class Caller:
     ``find`` resolves a descriptor number in the caller's table, at the moment of the call, to the
     open emulated device behind it; None if the number is closed or is something else. ``writable``
     says whether the descriptor of the ioctl was opened for writing. ``pid`` is the process ID.
-    ``interrupted`` returns whether a signal is pending for the thread. ``take`` duplicates a
-    descriptor of the caller; the device owns the duplicate and must close it.
+    ``interrupted`` returns whether a signal is pending for the thread; its argument is the mask of
+    blocked signals, as in :attr:`Pending.blocked`. ``take`` duplicates a descriptor of the caller;
+    the device owns the duplicate and must close it.
     """
 
     memory: UserMemory
     find: Callable[[int], Device | None]
     writable: bool = True
     pid: int = 0
-    interrupted: Callable[[], bool] = lambda: False
+    interrupted: Callable[[int | None], bool] = lambda _: False
     take: Callable[[int], int] = os.dup
 
 
@@ -75,8 +78,10 @@ class Pending(Protocol):
         """The latest time at which to poll."""
 
     @property
-    def interruptible(self) -> bool:
-        """Whether a signal interrupts the call. A fatal signal always does."""
+    def blocked(self) -> int | None:
+        """The mask of signals that do not interrupt the call, with bit ``signal - 1`` set for
+        each; None for those that the caller's thread blocks. SIGKILL always ends the call.
+        """
 
     def poll(self) -> int | None:
         """Return the result, or None if the call must keep waiting."""
