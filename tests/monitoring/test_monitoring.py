@@ -23,7 +23,8 @@ from ..mirror.running import RunningMirror
 from ..mirror.sample_fleet import MILAN, MILAN_TCB, announcement
 
 FOLDER = Path(__file__).parents[2] / "packaging" / "monitoring"
-RULES, RULES_TEST = FOLDER / "rules.yaml", FOLDER / "rules_test.yaml"
+RULES = FOLDER / "rules.yaml"
+RULES_TESTS = [FOLDER / name for name in ("rules_test.yaml", "rules_test_days.yaml")]
 DASHBOARD = FOLDER / "dashboard.json"
 _CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
 _FETCHED = Path(os.environ.get("SNPCERTS_MONITORING") or _CACHE / "snpcerts" / "monitoring")
@@ -93,7 +94,8 @@ def test_every_metric_that_is_named_is_exported_and_the_reverse(
 def test_the_rules_tests_use_metrics_that_are_exported(
     of_host: set[str], of_mirror: set[str]
 ) -> None:
-    assert named(RULES_TEST.read_text()) - of_host - of_mirror == set()
+    for each in RULES_TESTS:
+        assert named(each.read_text()) - of_host - of_mirror == set()
 
 
 def test_the_dashboard_is_what_its_program_writes() -> None:
@@ -138,7 +140,8 @@ def test_no_two_panels_of_the_dashboard_overlap_or_share_a_number() -> None:
 
 
 def test_every_alert_is_tested() -> None:
-    tested = set(re.findall(r"alertname: (\w+)", RULES_TEST.read_text()))
+    texts = "".join(each.read_text() for each in RULES_TESTS)
+    tested = set(re.findall(r"alertname: (\w+)", texts))
     assert set(ALERT.findall(RULES.read_text())) == tested
 
 
@@ -154,7 +157,7 @@ def test_promtool_accepts_the_rules(promtool: Path) -> None:
 
 
 def test_each_alert_fires_on_what_it_is_for_and_not_on_what_is_right(promtool: Path) -> None:
-    run(promtool, "test", "rules", "rules_test.yaml")
+    run(promtool, "test", "rules", *(each.name for each in RULES_TESTS))
 
 
 def test_promtool_can_read_every_expression_of_the_dashboard(
