@@ -69,10 +69,16 @@ class EmulatedAuthority:
     asvk_signer: Signer
 
     @classmethod
-    def create(cls, product: Product) -> Self:
-        """Return a hierarchy with new keys; generating three RSA-4096 keys takes about a second."""
-        with ThreadPoolExecutor(len(_ROLES)) as pool:
-            ark_key, ask_key, asvk_key = pool.map(_new_key, range(len(_ROLES)))
+    def create(cls, product: Product, *, one_key: bool = False) -> Self:
+        """Return a hierarchy with new keys; generating three RSA-4096 keys takes about a second.
+
+        With ``one_key``, the three roles share one key.
+        """
+        if one_key:
+            ark_key = ask_key = asvk_key = _new_key(0)
+        else:
+            with ThreadPoolExecutor(len(_ROLES)) as pool:
+                ark_key, ask_key, asvk_key = pool.map(_new_key, range(len(_ROLES)))
         ark_name = _ca_name(f"ARK-{product.value}")
         ark = (
             _certificate(ark_name, ark_name, ark_key.public_key(), _ARK_SERIAL, CA_LIFETIME)

@@ -292,7 +292,7 @@ def _now() -> datetime:
 @functools.cache
 def _stranger(product: Product) -> EmulatedAuthority:
     """Return an authority with the right names but another key."""
-    return EmulatedAuthority.create(product)
+    return EmulatedAuthority.create(product, one_key=True)
 
 
 def _retry_after(wait: float, faults: frozenset[Fault]) -> tuple[tuple[str, str], ...]:
