@@ -19,6 +19,7 @@ from snpcerts.temporary_directory import TemporaryDirectory
 
 from .emulated import Emulated
 from .keys import FOLDER, prepare_platform
+from .sizes import FULL
 
 # Inherited from nohup or a script's background, an ignored SIGINT would be every command's.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -36,12 +37,29 @@ _SOURCE = Path(__file__).parents[1] / "src"
 _keys = pytest.StashKey[TemporaryDirectory]()
 
 
+_MEMORY = Path("/dev/shm")  # noqa: S108 (pytest makes its own directory there)
+_ROOM = 2 << 30  # bytes, of which a run needs a tenth
+
+
+def _memory_will_do() -> bool:
+    """Whether the tests' files can be in memory, where fsync(2) costs nothing."""
+    try:
+        found = os.statvfs(_MEMORY)
+    except OSError:
+        return False
+    room = found.f_bavail * found.f_frsize
+    return os.path.ismount(_MEMORY) and room >= _ROOM and not found.f_flag & os.ST_NOEXEC
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """A folder for the keys of this run, which the workers inherit.
 
     A run that a signal ends cannot remove it: the next one does.
     """
     if FOLDER not in os.environ:
+        # With all sizes full, the files are where a user's are: on a disk.
+        if not FULL and _memory_will_do():
+            os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(_MEMORY))
         config.stash[_keys] = TemporaryDirectory.make("test-keys")
         os.environ[FOLDER] = str(config.stash[_keys].path)
         # Here, so that the workers do not do it at the same time, and no command's first run
