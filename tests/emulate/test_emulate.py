@@ -136,6 +136,17 @@ def test_a_report_without_certificates_and_json(emulated: Emulated, tmp_path: Pa
     assert answer["table"] is None
 
 
+def test_the_host_of_a_guest_plays_the_linux_release_that_was_asked_for(
+    emulated: Emulated,
+) -> None:
+    emulated.issue_certificates()
+    served = str(emulated.certs / "table.bin")
+    look = emulated.command("status", "--json")
+    made = emulated.run("guest", "--certs", served, "--kernel", "7.2", "--", *look)
+    (vm,) = documented("emulate status", made.stdout)["vms"]
+    assert (vm["kernel"], vm["serves"]) == ("7.2", True)
+
+
 def test_a_guest_attaches_to_the_vm_of_a_vmm_in_another_terminal(
     emulated: Emulated, tmp_path: Path
 ) -> None:
@@ -161,6 +172,7 @@ def _vm_of(emulated: Emulated, vmm: subprocess.Popen[bytes]) -> str:
         assert vmm.poll() is None
         for vm in documented("emulate status", emulated.run("status", "--json").stdout)["vms"]:
             if vm["pid"] == vmm.pid and vm["serves"]:
+                assert vm["kernel"] == "7.3", "the newest, by default"
                 return str(vm["name"])
     raise AssertionError("the VMM has no VM")
 

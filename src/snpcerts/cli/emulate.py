@@ -406,7 +406,7 @@ def status(options: _PlatformOptions, as_json: bool) -> None:
         say_line(f"  {shown:<13} {tcb}")
     for vm in answer["vms"]:
         serves = "serves programs" if vm["serves"] else "busy with its own requests"
-        say_line(f"  VM {vm['name']}, pid {vm['pid']}, {serves}")
+        say_line(f"  VM {vm['name']}, pid {vm['pid']}, on Linux {vm['kernel']}, {serves}")
 
 
 @command.group()

@@ -193,7 +193,12 @@ class PlatformServer:
             "vlek_tcb": None if state.vlek is None else state.vlek.tcb.pack().hex(),
             "programs": self._programs,
             "vms": [
-                {"name": vm.name, "pid": vm.owner, "serves": _serves(vm.guest)}
+                {
+                    "name": vm.name,
+                    "pid": vm.owner,
+                    "kernel": vm.kernel.series,
+                    "serves": _serves(vm.guest),
+                }
                 for vm in self._platform.vms.values()
             ],
         }
