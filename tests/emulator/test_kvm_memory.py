@@ -23,7 +23,7 @@ from snpcerts.abi.kvm import (
 )
 from snpcerts.emulator.guest.memory_slots import USER_SLOTS, GuestMemfd, MemorySlots, SlotMemory
 from snpcerts.emulator.kvm.private_ranges import PrivateRanges
-from snpcerts.emulator.kvm.vm import Vm
+from snpcerts.emulator.kvm.vm import PRIVATE_RANGES_MAX, Vm
 from snpcerts.emulator.syscall.device import NewDescriptor
 from tests.emulator.kvm_calls import BAD, Process
 from tests.emulator.kvm_rig import Arena
@@ -194,6 +194,20 @@ def test_private_ranges_are_a_set(changes: list[tuple[int, int, bool]]) -> None:
             assert ranges.covers(start, start + size) == set(range(start, start + size)).issubset(
                 model
             )
+
+
+def test_as_many_private_ranges_as_a_vm_may_have_take_no_longer_each() -> None:
+    """Every other page, in no order; their number squared would take minutes."""
+    ranges = PrivateRanges()
+    for number in range(PRIVATE_RANGES_MAX):
+        page = number * 4999 % PRIVATE_RANGES_MAX * 2
+        ranges.add(page * PAGE, (page + 1) * PAGE)
+    assert len(ranges) == PRIVATE_RANGES_MAX
+    for page in range(2 * PRIVATE_RANGES_MAX):
+        assert ranges.holds(page * PAGE) == (page % 2 == 0)
+    for page in range(0, 2 * PRIVATE_RANGES_MAX, 2):
+        ranges.remove(page * PAGE, (page + 1) * PAGE)
+    assert len(ranges) == 0
 
 
 @given(

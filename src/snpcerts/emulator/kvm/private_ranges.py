@@ -7,44 +7,46 @@ import bisect
 
 
 class PrivateRanges:
-    """A set of addresses, kept as sorted ranges that neither touch nor overlap."""
+    """A set of addresses, kept as sorted ranges that neither touch nor overlap.
 
-    __slots__ = ("_ranges",)
+    A change takes about the same time with a few ranges as with thousands.
+    """
+
+    __slots__ = ("_ends", "_starts")
 
     def __init__(self) -> None:
-        self._ranges: list[tuple[int, int]] = []  # start, end
+        self._starts: list[int] = []
+        self._ends: list[int] = []  # of the ranges at the same indices
 
     def __len__(self) -> int:
-        return len(self._ranges)
+        return len(self._starts)
 
     def add(self, start: int, end: int) -> None:
         """Mark the addresses from ``start`` up to ``end`` private."""
-        self._change(start, end, private=True)
+        first = bisect.bisect_left(self._ends, start)  # a range that touches counts
+        last = bisect.bisect_right(self._starts, end)
+        if first < last:
+            start = min(start, self._starts[first])
+            end = max(end, self._ends[last - 1])
+        self._starts[first:last] = [start]
+        self._ends[first:last] = [end]
 
     def remove(self, start: int, end: int) -> None:
         """Mark the addresses from ``start`` up to ``end`` shared."""
-        self._change(start, end, private=False)
+        first = bisect.bisect_right(self._ends, start)
+        last = bisect.bisect_left(self._starts, end)
+        if first >= last:
+            return
+        left, right = (self._starts[first], start), (end, self._ends[last - 1])
+        kept = [(low, high) for low, high in (left, right) if low < high]
+        self._starts[first:last] = [low for low, _ in kept]
+        self._ends[first:last] = [high for _, high in kept]
 
     def holds(self, address: int) -> bool:
         """Whether the address is private."""
-        index = bisect.bisect_right(self._ranges, address, key=lambda each: each[0])
-        return index > 0 and address < self._ranges[index - 1][1]
+        return self.covers(address, address + 1)
 
     def covers(self, start: int, end: int) -> bool:
         """Whether the whole range is private."""
-        return any(low <= start and end <= high for low, high in self._ranges)
-
-    def _change(self, start: int, end: int, *, private: bool) -> None:
-        kept: list[tuple[int, int]] = []
-        for low, high in self._ranges:
-            if high < start or low > end or (not private and (high == start or low == end)):
-                kept.append((low, high))
-            elif private:
-                start, end = min(start, low), max(end, high)
-            else:
-                kept += [
-                    (a, b) for a, b in ((low, min(high, start)), (max(low, end), high)) if a < b
-                ]
-        if private:
-            kept.append((start, end))
-        self._ranges = sorted(kept)
+        index = bisect.bisect_right(self._starts, start) - 1
+        return index >= 0 and end <= self._ends[index]
