@@ -264,6 +264,25 @@ def test_the_files_of_the_host_agree_with_its_firmware(emulated: Emulated) -> No
     assert emulated.python(["host"], script).stdout.split() == ["1", str(3 << 20)]
 
 
+def test_a_vmm_may_have_more_interrupts_than_the_shell_allows_files() -> None:
+    """The limit of the shell counts for the program, and KVM keeps no descriptors."""
+    script = (
+        "import fcntl, os, resource\n"
+        "from snpcerts.abi.kvm import Ioctl, Irqfd\n"
+        "most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]\n"
+        "resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))\n"
+        "vm = fcntl.ioctl(os.open('/dev/kvm', os.O_RDWR), Ioctl.CREATE_VM, 4)\n"
+        "fcntl.ioctl(vm, Ioctl.CREATE_IRQCHIP, 0)\n"
+        "for _ in range(200):\n"
+        "    fcntl.ioctl(vm, Ioctl.IRQFD, Irqfd(os.eventfd(0), 5).pack())\n"
+        "print('tied')\n"
+    )
+    argv = [*SNPCERTS, "emulate", "host", "--", sys.executable, "-c", script]  # a server of its own
+    shell = ["sh", "-c", 'ulimit -Sn 100 && exec "$@"', "sh", *argv]
+    made = subprocess.run(shell, capture_output=True, text=True, timeout=120)
+    assert made.stdout == "tied\n", made.stderr
+
+
 def test_an_eventfd_is_one_interrupts_alone(emulated: Emulated) -> None:
     script = (
         "import errno, fcntl, os\n"

@@ -10,6 +10,7 @@ from typing import Protocol
 
 from snpcerts.emulator.guest.sev_guest_device import GuestHolder
 from snpcerts.emulator.kvm.irqfd import Irqfds
+from snpcerts.emulator.kvm.release import KernelRelease
 from snpcerts.emulator.psp.firmware import Firmware
 from snpcerts.emulator.psp.guest_context import GuestContext
 
@@ -24,6 +25,10 @@ class HostedVm(GuestHolder, Protocol):
     @property
     def owner(self) -> int:
         """The ID of the process that created it."""
+
+    @property
+    def kernel(self) -> KernelRelease:
+        """The Linux release that it runs on."""
 
     @property
     def initialised(self) -> bool:

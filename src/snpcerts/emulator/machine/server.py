@@ -16,6 +16,7 @@ import errno
 import json
 import logging
 import os
+import resource
 import shutil
 import signal
 import sys
@@ -309,6 +310,9 @@ def main(arguments: list[str]) -> int:
     elif "--detached" in options:
         leave_parent()
     logging.basicConfig(format="%(asctime)s %(message)s", level=logging.INFO)
+    # What a kernel keeps for the programs (their eventfds and memory) are descriptors here.
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     try:
         commands = None if told is None else open(told, "a", encoding="ascii")  # noqa: SIM115 (until the end)
         server = PlatformServer(home, stays=parent is not None, commands=commands)
