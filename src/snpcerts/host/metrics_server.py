@@ -18,6 +18,8 @@ class MetricsServer(socketserver.ThreadingMixIn, socketserver.TCPServer):
     """Serves 127.0.0.1. If there are too many connections, it closes the oldest ones."""
 
     allow_reuse_address = True
+    # With more connections than this at once, a client waits a second before it tries again.
+    request_queue_size = 4 * MOST_CONNECTIONS
     daemon_threads = True
     block_on_close = False
 
