@@ -13,6 +13,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from snpcerts.abi.cert_table import ASK_GUID, VCEK_GUID, VLEK_GUID, CertTable
 from snpcerts.abi.lock import EXCLUSIVE, F_OFD_SETLK
+from snpcerts.certfile.file import CertFile
 from snpcerts.cli.main import main
 from tests.documented_json import documented
 
@@ -115,7 +116,7 @@ def test_more_than_a_linux_guest_can_fetch_needs_a_word(
 def test_a_served_file_is_not_replaced_behind_its_lock(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("snpcerts.certfile.writer.DEFAULT_LOCK_WAIT", 0.01)
+    monkeypatch.setitem(CertFile.publish.__kwdefaults__ or {}, "lock_wait", 0.01)
     blob, table = tmp_path / "blob", tmp_path / "table"
     blob.write_bytes(b"anything")
     table.write_bytes(bytes(24))

@@ -36,13 +36,17 @@ def test_every_check_is_failed_by_some_vmm() -> None:
     assert BY_ID.keys() - caught == {"vm-starts"}
 
 
+# These end only by a limit of several seconds.
+LONG = {"FIRST_VCPU_ONLY", "NO_HANDSHAKE"}
+
+
 def one_for_each_check() -> list[str]:
-    """Return wrong VMMs that fail every check between them, each one that fails another."""
-    chosen, failing = [], set[str]()
-    for wrong, checks in EXPECTED.items():
-        if not checks <= failing:
-            chosen.append(wrong)
-            failing |= checks
+    """Return few wrong VMMs that fail every check between them."""
+    chosen, left = [], set().union(*EXPECTED.values())
+    while left:
+        best = max(EXPECTED, key=lambda wrong: (len(EXPECTED[wrong] & left), wrong not in LONG))
+        chosen.append(best)
+        left -= EXPECTED[best]
     return chosen
 
 

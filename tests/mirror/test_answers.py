@@ -20,6 +20,7 @@ from snpcerts.kds.body import read_chain
 from snpcerts.kds.url import VcekResource
 from snpcerts.mirror.service import CallerLimits
 
+from ..sizes import sized
 from .conftest import MILAN_TCB, vcek
 from .running import RunningMirror
 
@@ -229,7 +230,7 @@ def test_after_trouble_upstream_the_certificate_still_comes(
     amd: KeyServer, start: Callable[..., RunningMirror]
 ) -> None:
     mirror = start(limits=CallerLimits(patience=20))
-    amd.faults.next(Fault.SERVER_ERROR, times=2)
+    amd.faults.next(Fault.SERVER_ERROR, times=sized(1, 2))
     assert mirror.ask(vcek(amd).path).status == 200
 
 
