@@ -4,7 +4,12 @@
 Format: the JSON of the "Trace Event Format": complete events (``X``), instants (``i``), flow arrows
 (``s``, ``t`` and ``f``) and names of groups and tracks (``M``). In that format a group is a
 process, and a track is a thread. Times given here are seconds on any one clock. The file counts
-microseconds from the earliest time.
+microseconds from the earliest time, with three decimals.
+
+Perfetto 52 orders groups by their number of slices, and the tracks of a group by their number,
+which it also writes behind the name. A track with the number of its group comes first. It drops a
+slice that overlaps another of its track, unless one lies in the other. It draws an arrow from the
+end of one slice to the start of the next.
 """
 
 from __future__ import annotations
@@ -16,6 +21,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 EVENTS_MAX: Final = 200_000  # a browser can still open this many
+_END: Final = "end"  # of a slice; the file has its length instead
 
 Values = Mapping[str, object]
 
@@ -43,20 +49,25 @@ class Timeline:
     _tracks: dict[tuple[int, str], Track] = field(default_factory=dict)
     _events: list[dict[str, object]] = field(default_factory=list)
     _arrows: int = 0
+    _last: int = 0  # number of a track
 
     def track(self, name: str, group: str | None = None) -> Track:
         """Return the track with this name in ``group``. The default group is named by the title."""
         group = self.title if group is None else group
         number = self._groups.setdefault(group, len(self._groups) + 1)
-        found = Track(number, len(self._tracks) + 1, name)
-        return self._tracks.setdefault((number, name), found)
+        if (number, name) not in self._tracks:
+            self._last += 1 + (self._last + 1 == number)
+            self._tracks[number, name] = Track(number, self._last, name)
+        return self._tracks[number, name]
 
     def slice(
         self, track: Track, name: str, start: float, end: float, values: Values | None = None
     ) -> None:
-        """Add a slice that lasts from ``start`` to ``end``, in seconds."""
-        length = {"dur": max(0.0, end - start) * 1e6}
-        self._add({"ph": "X", **self._at(track, name, start), **length, "args": dict(values or {})})
+        """Add a slice that lasts from ``start`` to ``end``, in seconds. It may not overlap one of
+        its track unless one of the two lies in the other.
+        """
+        last = {_END: max(start, end) * 1e6}
+        self._add({"ph": "X", **self._at(track, name, start), **last, "args": dict(values or {})})
 
     def instant(self, track: Track, name: str, at: float, values: Values | None = None) -> None:
         """Add an event without duration."""
@@ -65,7 +76,7 @@ class Timeline:
 
     def arrow(self, name: str, *points: tuple[Track, float]) -> None:
         """Add an arrow from a slice to later ones. Each point is a track and a time in the
-        slice.
+        slice, which must have been added before. Of several that start then, the last is meant.
         """
         self._arrows += 1
         same: dict[str, object] = {"cat": "flow", "id": self._arrows}
@@ -79,11 +90,7 @@ class Timeline:
         """Return the text of the file."""
         times = [each["ts"] for each in self._events]
         begin = min((at for at in times if isinstance(at, float)), default=0.0)
-        events = [
-            {**each, "ts": round(at - begin, 3)}
-            for each, at in zip(self._events, times, strict=True)
-            if isinstance(at, float)
-        ]
+        events = [_since(begin, each) for each in self._events]
         return json.dumps({"traceEvents": [*self.names(), *events], "displayTimeUnit": "ms"})
 
     def names(self) -> list[dict[str, object]]:
@@ -95,7 +102,9 @@ class Timeline:
             names.append({**where, "name": "process_sort_index", "args": {"sort_index": number}})
         for track in self._tracks.values():
             where = {"ph": "M", "pid": track.group, "tid": track.number}
-            names.append({**where, "name": "thread_name", "args": {"name": track.name}})
+            # Keep apart a number in the name and the track's number behind it.
+            name = f"{track.name} ·" if track.name[-1:].isdigit() else track.name
+            names.append({**where, "name": "thread_name", "args": {"name": name}})
             order = {"sort_index": track.number}
             names.append({**where, "name": "thread_sort_index", "args": order})
         return names
@@ -104,7 +113,7 @@ class Timeline:
         """Return the events so far, with their times as given in microseconds, and forget them."""
         events = self._events[:]
         del self._events[: len(events)]  # another thread may have added one meanwhile
-        return events
+        return [_since(0.0, each) for each in events]
 
     def _at(self, track: Track, name: str, at: float) -> dict[str, object]:
         return {"name": name, "pid": track.group, "tid": track.number, "ts": at * 1e6}
@@ -114,6 +123,22 @@ class Timeline:
             self.dropped += 1
         else:
             self._events.append(event)
+
+
+def _since(begin: float, event: dict[str, object]) -> dict[str, object]:
+    """Return the event with its times from ``begin``, whole nanoseconds written as microseconds.
+    A slice's end is rounded and its length follows, so that slices that meet still meet.
+    """
+    made = {name: value for name, value in event.items() if name != _END}
+    start, end = _nanoseconds(event["ts"], begin), event.get(_END)
+    made["ts"] = start / 1e3
+    if end is not None:
+        made["dur"] = (_nanoseconds(end, begin) - start) / 1e3
+    return made
+
+
+def _nanoseconds(at: object, begin: float) -> int:
+    return round((at - begin) * 1e3) if isinstance(at, float) else 0
 
 
 @dataclass(slots=True)

@@ -168,7 +168,7 @@ def lock_and_firmware(trace: Path) -> tuple[int, int, bool]:
     events = json.loads(trace.read_text("utf-8"))["traceEvents"]
     slices = [each for each in events if each["ph"] == "X"]
     held = [each for each in slices if each["name"] == "lock held"]
-    signed = [each for each in slices if each["name"].startswith("has vCPU")]
+    signed = [each for each in slices if each["name"] == "has the request"]
     covered = all(
         any(
             lock["pid"] == each["pid"]

@@ -12,7 +12,9 @@ import pytest
 
 from snpcerts.cli.main import main
 
-RUNS = ("Without the lock", "With the lock")
+from ..timelines import assert_perfetto_draws_all
+
+RUNS = ("1. Without the lock", "2. With the lock")
 Events = list[dict[str, Any]]
 
 
@@ -31,6 +33,10 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[Events, str]:
         if overlaps_in_use(events, RUNS[0]):
             break
     return events, picture.read_text("utf-8")
+
+
+def test_perfetto_draws_all_of_it(written: tuple[Events, str]) -> None:
+    assert_perfetto_draws_all(written[0])
 
 
 def names_of(events: Events, what: str, key: str) -> dict[int, str]:
@@ -70,10 +76,10 @@ def test_no_hold_of_the_writer_overlaps_a_readers_and_without_the_lock_some_do(
         writer = slices(events, run, "writer", "lock held")
         assert len(writer) == UPDATES
         held = slices(events, run, "VMM", "lock held")
-        assert bool(held) is (run == "With the lock")
+        assert bool(held) is (run == RUNS[1])
         assert overlaps(writer, held) == 0
-    assert overlaps_in_use(events, "With the lock") == 0
-    assert overlaps_in_use(events, "Without the lock") > 0
+    assert overlaps_in_use(events, RUNS[1]) == 0
+    assert overlaps_in_use(events, RUNS[0]) > 0
 
 
 def test_every_participant_has_a_track(written: tuple[Events, str]) -> None:
@@ -84,7 +90,7 @@ def test_every_participant_has_a_track(written: tuple[Events, str]) -> None:
         for each in events
         if each["name"] == "thread_name"
     }
-    inside = {"guest 0 vCPU 0", "VMM 0", "guest 1 vCPU 0", "VMM 1", "writer", "firmware"}
+    inside = {"guest 0 vCPU 0 ·", "VMM 0 ·", "guest 1 vCPU 0 ·", "VMM 1 ·", "writer", "firmware"}
     wanted = {(run, name) for run in RUNS for name in inside}
     assert rows == wanted | {("before the runs", "key server")}
     for run in RUNS:
@@ -113,13 +119,6 @@ def test_an_arrow_leads_from_the_exit_to_the_table_and_to_the_signature(
         ways = [rows[each["tid"]].split()[0] for each in points]
         assert ways in (["guest", "VMM"], ["guest", "firmware"], ["guest", "VMM", "firmware"])
         whole += len(ways) == 3
-        for each in points:  # an arrow's end needs a slice to be bound to
-            assert any(
-                other["ph"] == "X"
-                and other["tid"] == each["tid"]
-                and other["ts"] <= each["ts"] <= other["ts"] + other["dur"]
-                for other in events
-            ), each
     assert whole > 10
 
 
@@ -128,7 +127,7 @@ def test_the_picture_shows_both_runs_on_light_and_dark_pages(written: tuple[Even
     root = ElementTree.fromstring(picture)  # noqa: S314 (our own file)
     words = [each.text or "" for each in root.iter("{http://www.w3.org/2000/svg}text")]
     for run in RUNS:
-        assert any(each.startswith(f"{run}, the whole run: ") for each in words)
+        assert any(each.startswith(f"{run[3:]}, the whole run: ") for each in words)
     assert words.count("signing key") == words.count("writer") == 2
     assert "prefers-color-scheme: dark" in picture
 

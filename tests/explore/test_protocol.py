@@ -22,6 +22,7 @@ from explore.transition import Settings
 from snpcerts.certfile import step
 
 from ..sizes import sized
+from ..timelines import assert_perfetto_draws_all
 
 
 @pytest.mark.parametrize("scenario", SMALL, ids=lambda each: each.name)
@@ -173,6 +174,7 @@ def test_a_counterexample_is_drawn(tmp_path: Path) -> None:
     drawn = tmp_path / "trace.json"
     assert main(["--mutants", "reader-no-lock", "--trace", str(drawn)]) == 0
     events = json.loads(drawn.read_text("utf-8"))["traceEvents"]
+    assert_perfetto_draws_all(events)
     rows = {each["tid"]: each["args"]["name"] for each in events if each["name"] == "thread_name"}
     groups = [each["args"]["name"] for each in events if each["name"] == "process_name"]
     assert groups == ["reader-no-lock"]

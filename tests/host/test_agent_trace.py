@@ -18,6 +18,7 @@ from snpcerts.trace import Timeline, TimelineStream
 
 from ..emulated import Emulated
 from ..keys import prepare_platform
+from ..timelines import assert_perfetto_draws_all
 from .site import LOWER, PATIENCE, Lines, Site, key_server, watching
 
 
@@ -52,6 +53,7 @@ def test_an_update_that_the_agent_repairs_is_in_the_timeline(host: Site) -> None
         lines.until("stopped")
         assert agent.wait(PATIENCE) == 0
     events: list[dict[str, Any]] = json.loads(path.read_text("utf-8"))
+    assert_perfetto_draws_all(events)
     asked = slices(events, "key server")
     assert len(asked) == 2
     held = [each for each in slices(events, "agent") if each[0] == "lock held"]

@@ -16,8 +16,8 @@ from snpcerts.conformance.served_file import Identity, LockSeen
 _EVENTS_MAX: Final = 20_000
 
 VMM: Final = "VMM"
-FIRMWARE: Final = "firmware"
 UPDATE: Final = "update"
+VERDICT: Final = "verdict"
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +143,13 @@ class Journal:
                     now if since is None else since, track, what, None if since is None else now
                 )
             )
+
+
+def firmware_track(vcpu: int) -> str:
+    """Return the track of the firmware's commands for a vCPU. Each is observed from the VMM's
+    answer to KVM_RUN's return, so those of two vCPUs may overlap.
+    """
+    return f"firmware, for vCPU {vcpu}"
 
 
 def vcpu_track(number: int | None) -> str:

@@ -23,10 +23,10 @@ from snpcerts.abi.kvm import (
     SevCommand,
 )
 from snpcerts.conformance.journal import (
-    FIRMWARE,
     CertsRequest,
     Enabling,
     Journal,
+    firmware_track,
     vcpu_track,
 )
 from snpcerts.conformance.served_file import ServedFile
@@ -208,7 +208,7 @@ class _ObservedVcpu:
         request.signed = True
         request.lock_when_signed = self._observer.served.locked(request.file)
         self._observer.journal.note(
-            FIRMWARE, f"has vCPU {request.vcpu}'s request", request.answered_at
+            firmware_track(request.vcpu), "has the request", request.answered_at
         )
 
 

@@ -281,10 +281,15 @@ class _SuiteRun:
             return self._try_in(link, locking.same_device(first, second, link))
 
     def add_to(self, timeline: Timeline) -> None:
-        """Add each run of the VMM, as a group named after its check."""
+        """Add each run of the VMM, as a group named after its check, or after the first check that
+        it fails.
+        """
         for number, tried in enumerate(self._tried, 1):
             if tried.seen.events:
-                add_trial(timeline, tried.seen, f"{number}. {tried.results[0].id}")
+                failed = (each for each in tried.results if each.state is ResultState.FAILED)
+                first = next(failed, None)
+                name = tried.results[0].id if first is None else f"{first.id} fails"
+                add_trial(timeline, tried.seen, f"{number}. {name}")
 
     def _keep(self, keeping: Keeping) -> None:
         keeping.directory.mkdir(parents=True, exist_ok=True)

@@ -24,7 +24,7 @@ from snpcerts.abi.cert_table import EMPTY
 from snpcerts.abi.ghcb import PAGE_SIZE
 from snpcerts.conformance.description import holding
 from snpcerts.conformance.file_observer import FileObserver
-from snpcerts.conformance.journal import UPDATE, CertsRequest, Journal
+from snpcerts.conformance.journal import UPDATE, VERDICT, CertsRequest, Journal
 from snpcerts.conformance.observed_kvm import ObservedKvm
 from snpcerts.conformance.result import Result, ResultState
 from snpcerts.conformance.served_file import ServedFile
@@ -522,7 +522,7 @@ class Trial:
             return
         self._results[check] = Result(check, state, detail, time.monotonic() - self._started)
         if state is ResultState.FAILED:
-            self.journal.note(UPDATE, f"{check} fails: {detail}")
+            self.journal.note(VERDICT, f"{check} fails: {detail}")
 
     # The guest.
 

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Draws one run of a VMM as a timeline, with a track for each vCPU, the VMM, firmware and update.
+"""Draws one run of a VMM as a timeline, with a track for each vCPU, the VMM, the firmware's
+commands for each vCPU, the update, and the checks that fail.
 
 A VMM is observed from outside, through its system calls. Its lock is drawn only at the times when
 it was observed: when the VMM answered and when the firmware had the request.
@@ -9,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from snpcerts.conformance.journal import CertsRequest, SeenEvent, vcpu_track
+from snpcerts.conformance.journal import VERDICT, CertsRequest, SeenEvent, vcpu_track
 from snpcerts.conformance.served_file import LockSeen
 from snpcerts.trace import Timeline, Track
 
@@ -30,9 +31,14 @@ def add_trial(timeline: Timeline, seen: TrialSeen, group: str | None = None) -> 
     names = {event.track for event in seen.events}
     for name in sorted(names, key=lambda name: (name[0] != "v", name)):
         timeline.track(name, group)
+    drawn = min((event.at for event in seen.events), default=0.0)
     for event in seen.events:
         track = timeline.track(event.track, group)
-        if event.until is not None:
+        if event.track == VERDICT:
+            asked = [each.asked_at for each in seen.requests if each.asked_at <= event.at]
+            timeline.slice(track, event.what, max([drawn, *asked]), event.at)
+            drawn = event.at
+        elif event.until is not None:
             timeline.slice(track, event.what, event.at, event.until)
         else:
             timeline.instant(track, event.what, event.at)

@@ -2,8 +2,8 @@
 """Writes the demo's runs as a timeline for Perfetto.
 
 Each run is a group, with a track for each vCPU, for each VMM, for the writer and for the firmware.
-The key server has its own group. An arrow leads from a guest's request to the certificates that its
-VMM read, and on to the signature.
+The key server has its own group. An arrow leads from the guest's exit to the certificates that its
+VMM reads, and on to the signature.
 """
 
 from __future__ import annotations
@@ -25,13 +25,12 @@ def timeline_of(courses: Sequence[Course], issued: Iterable[IssueTime]) -> Timel
     for each in issued:
         track = timeline.track("key server", _KEY_SERVER)
         timeline.slice(track, f"issues {each.what}", each.start, each.end)
-    for course in courses:
-        _add(timeline, course)
+    for number, course in enumerate(courses, 1):
+        _add(timeline, course, f"{number}. {course.title}")
     return timeline
 
 
-def _add(timeline: Timeline, course: Course) -> None:
-    group = course.title
+def _add(timeline: Timeline, course: Course, group: str) -> None:
     rows = [
         (timeline.track(f"guest {number} vCPU 0", group), timeline.track(f"VMM {number}", group))
         for number in range(course.guests)
@@ -66,8 +65,11 @@ def _add_request(
         values |= {"certificates_of": report.result.certified, "why": list(report.result.reasons)}
         name = "MISMATCH"
     timeline.slice(vcpu, name, report.start, report.end, values)
+    timeline.slice(vcpu, "asks", report.start, request.exited)
     points = [(vcpu, report.start)]
-    if (table := request.span(SpanKind.TABLE)) is not None:
+    table, reentry = request.span(SpanKind.TABLE), request.span(SpanKind.REENTRY)
+    if table is not None and reentry is not None:
+        timeline.slice(vmm, "reads certificates", table.start, reentry.start)
         points.append((vmm, table.start))
     if (signed := request.signature) is not None:
         points.append((firmware, signed.start))

@@ -44,7 +44,7 @@ class ReportOutcome:
     ``es_result``, which is the positive result of an exit that the host did not handle.
     ``exitinfo2`` is None if the driver never set it. ``tries`` counts calls to the driver,
     ``exits`` the VMGEXITs of all of them; ``seconds`` is the time from the start of the first to
-    the end of the last.
+    the end of the last, and ``ended`` is that end by the platform's clock.
     """
 
     vcpu: int
@@ -59,6 +59,7 @@ class ReportOutcome:
     tries: int
     exits: int
     seconds: float
+    ended: float
 
     @property
     def succeeded(self) -> bool:
@@ -165,7 +166,7 @@ class ScriptedGuest(LinuxGuest):
                     tries += 1
                     break
                 buffer = response.pages
-            self.on_report(_outcome(cpu, number, data, response, tries, exits, cpu.now() - started))
+            self.on_report(_outcome(cpu, number, data, response, tries, exits, started, cpu.now()))
             self.made[cpu.index] = self.reports if vmpck.disabled else number + 1
             if vmpck.disabled:
                 return
@@ -178,7 +179,8 @@ def _outcome(
     response: DriverResponse,
     tries: int,
     exits: int,
-    seconds: float,
+    started: float,
+    ended: float,
 ) -> ReportOutcome:
     report = b""
     if response.result == 0:
@@ -196,5 +198,6 @@ def _outcome(
         pages_wanted=response.pages,
         tries=tries,
         exits=exits,
-        seconds=seconds,
+        seconds=ended - started,
+        ended=ended,
     )

@@ -9,7 +9,6 @@ import json
 import logging
 import os
 import signal
-import time
 from collections.abc import Callable
 from functools import partial
 
@@ -78,7 +77,7 @@ def _teller(vm: str, path: str | None) -> Callable[[ReportOutcome], None]:
             "exitinfo2": outcome.exitinfo2,
             "tries": outcome.tries,
             "seconds": round(outcome.seconds, 6),
-            "ended": time.monotonic(),
+            "ended": outcome.ended,
             "report": base64.b64encode(outcome.report).decode(),
             "table": base64.b64encode(_without_empty_pages(outcome.table)).decode(),
         }
