@@ -132,6 +132,18 @@ EXPECTED: dict[str, set[str]] = {
     "LOGS_EACH_TRY": {"log-bounded"},
     "LOGS_EACH_BUSY": {"log-bounded"},
     "SPINS": {"waits-asleep"},
+    "INODE_CHECKED_TWICE": {"same-inode"},
+    "REMOVED_IS_SAME": {"missing-file"},
+    "REMOVED_IS_EIO": {"missing-file"},
+    "LINK_RESOLVED_AT_START": {"symbolic-link"},
+    "SIZE_WITHOUT_LOCK": {"busy"},
+    "SIZE_KEPT": {"no-buffer"},
+    "ONE_BUFFER": {"vcpus-served"},
+    "SHARES_BUFFER": {"page-state"},
+    "LOGS_EACH_EIO": {"log-bounded"},
+    "LEAKS_TIMERS": {"nothing-left"},
+    "LOCKS_FROM_END": {"lock-kind"},
+    "LOCKS_FIRST_BYTE": {"lock-kind"},
     "ONE_DESCRIPTION": UNLOCKED_BY_ANOTHER,
     "UNCOUNTED_ON_ENOSPC": UNLOCKED_BY_ANOTHER,
 }
@@ -152,6 +164,7 @@ RIGHT: dict[str, set[str]] = {
     "RIGHT_MAIN_LOOP": set(),
     "RIGHT_KEPT_MAPPING": {"short-read", "read-fails"},
     "RIGHT_SIGNAL_MASK": set(),
+    "RIGHT_LATE_CLOSE": set(),
 }
 # Never judged on this machine without the right to mount.
 PRIVILEGED = set() if os.geteuid() == 0 else {"same-device"}

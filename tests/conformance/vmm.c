@@ -48,9 +48,12 @@ enum wrong {
 	OPEN_ERROR_IS_EIO, LEAKS_ON_EMPTY_FILE, LEAKS_MAPPINGS, LEAKS_THREADS, LEAKS_CHILDREN,
 	LEAKS_MEMORY, LATE_LOCK_STAYS, GPA_TRUNCATED, WAITS_TOO_LONG,
 	VALUE_IGNORED, LOGS_EACH_TRY, LOGS_EACH_BUSY, SPINS, ONE_DESCRIPTION, UNCOUNTED_ON_ENOSPC,
+	INODE_CHECKED_TWICE, REMOVED_IS_SAME, REMOVED_IS_EIO, LINK_RESOLVED_AT_START, SIZE_WITHOUT_LOCK,
+	SIZE_KEPT, ONE_BUFFER, SHARES_BUFFER, LOGS_EACH_EIO, LEAKS_TIMERS, LOCKS_FROM_END, LOCKS_FIRST_BYTE,
 	RIGHT_DUPLICATE, RIGHT_HELPER, RIGHT_MAPPING, RIGHT_COUNTED, RIGHT_ONE_AT_A_TIME,
 	RIGHT_EXCLUSIVE, RIGHT_CHECKS_AT_START, RIGHT_SIGWAIT_IN_MAIN, RIGHT_CHILD_RUNS,
 	RIGHT_PIECES, RIGHT_PEEKS, RIGHT_MAIN_LOOP, RIGHT_KEPT_MAPPING, RIGHT_SIGNAL_MASK,
+	RIGHT_LATE_CLOSE,
 	PAGE_STATE_NOT_ENABLED, PAGE_STATE_REFUSED, PAGE_STATE_IGNORED, LARGE_PAGES_REFUSED,
 };
 
@@ -82,9 +85,11 @@ static ssize_t copied = -1;
 static struct stat copied_from;
 static int users; /* of the one description */
 static bool first_try;
+static int checked; /* inodes in this request */
 static pthread_mutex_t one_at_a_time = PTHREAD_MUTEX_INITIALIZER;
 static int helper = -1;
 static uint64_t needed;
+static __thread uint64_t wanted; /* the guest's pages */
 static int refused; /* requests in a row */
 
 static long must(long result, const char *what)
@@ -146,6 +151,10 @@ static bool lock(int fd, int type)
 	if (is_wrong(RIGHT_EXCLUSIVE) && type == F_RDLCK)
 		whole.l_type = F_WRLCK;
 
+	if (is_wrong(LOCKS_FROM_END))
+		whole.l_whence = SEEK_END;
+	if (is_wrong(LOCKS_FIRST_BYTE))
+		whole.l_len = 1;
 	if (is_wrong(NO_LOCK))
 		return true;
 	if (is_wrong(FLOCK_LOCK))
@@ -172,6 +181,10 @@ static bool same_file(int fd)
 	if (is_wrong(INODE_CHECKED_ONCE) && !first_try)
 		return true;
 	first_try = false;
+	if (is_wrong(INODE_CHECKED_TWICE) && checked++ > 1)
+		return true;
+	if (is_wrong(REMOVED_IS_SAME) && stat(path, &there))
+		return true;
 	if (fstat(fd, &mine) || (is_wrong(LINK_COMPARED) ? lstat(path, &there) : stat(path, &there)))
 		return false;
 	if (is_wrong(MTIME_FOR_INODE))
@@ -396,6 +409,7 @@ static ssize_t locked_contents(int *fd, uint8_t *data)
 		return *fd < 0 ? -1 : contents(*fd, data);
 	}
 	first_try = true;
+	checked = 0;
 	clock_gettime(CLOCK_MONOTONIC, &start);
 	for (int tries = 0; tries < LOCK_WAIT || is_wrong(SPINS); tries++) {
 		ssize_t size = 0;
@@ -410,6 +424,13 @@ static ssize_t locked_contents(int *fd, uint8_t *data)
 		*fd = open_file();
 		if (*fd < 0)
 			return -1;
+		if (is_wrong(SIZE_WITHOUT_LOCK) && !fstat(*fd, &before) && before.st_size > 4096 * (off_t)wanted) {
+			close(*fd);
+			*fd = -1;
+			errno = EFBIG;
+			needed = (before.st_size + PAGE - 1) / PAGE;
+			return -1;
+		}
 		if (is_wrong(RIGHT_PEEKS))
 			pread(*fd, data, 24, 0);
 		if (is_wrong(SIZE_BEFORE_LOCK)) {
@@ -473,6 +494,12 @@ static ssize_t locked_contents(int *fd, uint8_t *data)
 			}
 			if (is_wrong(ONE_DESCRIPTOR_FOR_LIFE) || same_file(*fd))
 				return is_wrong(READS_BEFORE_LOCK) ? size : contents(*fd, data);
+			if (is_wrong(REMOVED_IS_EIO) && stat(path, &before)) {
+				close(*fd);
+				*fd = -1;
+				errno = ESTALE;
+				return -1;
+			}
 			if (is_wrong(LEAKS_WHEN_REPLACED))
 				fcntl(*fd, F_DUPFD_CLOEXEC, 0);
 		} else if (errno != EAGAIN) {
@@ -499,6 +526,13 @@ static ssize_t locked_contents(int *fd, uint8_t *data)
 	return -1;
 }
 
+static void set_private(uint64_t gpa, uint64_t size, bool private)
+{
+	uint64_t range[4] = { gpa, size, private ? KVM_MEMORY_ATTRIBUTE_PRIVATE : 0 };
+
+	must(ioctl(vm, KVM_SET_MEMORY_ATTRIBUTES, range), "KVM_SET_MEMORY_ATTRIBUTES");
+}
+
 static uint64_t deliver(struct kvm_run *run, const uint8_t *data, uint64_t size)
 {
 	uint64_t pages = (size + PAGE - 1) / PAGE;
@@ -518,6 +552,10 @@ static uint64_t deliver(struct kvm_run *run, const uint8_t *data, uint64_t size)
 		size = pages * PAGE;
 	if ((is_wrong(LIMIT_16_KIB) && size > 16384) || (is_wrong(LIMIT_64_KIB) && size > 65536))
 		return EIO;
+	if (is_wrong(SHARES_BUFFER) && is_memory(run->snp_req_certs.gpa, pages * PAGE))
+		set_private(run->snp_req_certs.gpa, pages * PAGE, false);
+	if (is_wrong(LOGS_EACH_EIO) && !is_memory(run->snp_req_certs.gpa, size))
+		fprintf(stderr, "vmm: no memory at %#lx\n", run->snp_req_certs.gpa);
 	if (!put(is_wrong(GPA_TRUNCATED) ? (uint32_t)run->snp_req_certs.gpa : run->snp_req_certs.gpa, data, size))
 		return EIO;
 	if (is_wrong(WRITES_WHOLE_PAGES)) /* and the page behind them */
@@ -547,7 +585,22 @@ static uint64_t answer(struct kvm_run *run, int *fd, uint8_t *data)
 		lock(*fd, F_RDLCK);
 		return deliver(run, copy, copied);
 	}
-	size = locked_contents(fd, data);
+	wanted = run->snp_req_certs.npages;
+	if (is_wrong(SIZE_KEPT) && needed && wanted == 0) {
+		run->snp_req_certs.npages = needed;
+		return ENOSPC;
+	}
+	size = locked_contents(fd, is_wrong(ONE_BUFFER) ? copy : data);
+	if (is_wrong(ONE_BUFFER))
+		data = copy;
+	if (is_wrong(SIZE_KEPT) && size > 0 && !needed)
+		needed = (size + PAGE - 1) / PAGE;
+	if (is_wrong(REMOVED_IS_EIO) && size < 0 && errno == ESTALE)
+		return EIO;
+	if (is_wrong(SIZE_WITHOUT_LOCK) && size < 0 && errno == EFBIG) {
+		run->snp_req_certs.npages = needed;
+		return ENOSPC;
+	}
 	if (is_wrong(COPY_FOR_SECOND_VCPU) && run == runs[1] && size > 0) {
 		if (copied < 0)
 			memcpy(copy, data, copied = size);
@@ -587,8 +640,24 @@ static uint64_t answer(struct kvm_run *run, int *fd, uint8_t *data)
 	return deliver_nothing(run);
 }
 
+/* Closes the descriptors that it gets through a pipe. */
+static void *closer(void *argument)
+{
+	int fd;
+
+	while (read((int)(intptr_t)argument, &fd, sizeof(fd)) == sizeof(fd)) {
+		usleep(5000);
+		close(fd);
+	}
+	return NULL;
+}
+
 static void let_go(int fd)
 {
+	if (is_wrong(RIGHT_LATE_CLOSE) && fd >= 0) {
+		write(helper, &fd, sizeof(fd));
+		return;
+	}
 	if (is_wrong(ONE_DESCRIPTION) || is_wrong(UNCOUNTED_ON_ENOSPC) || is_wrong(RIGHT_COUNTED)) {
 		pthread_mutex_lock(&one_at_a_time);
 		if (fd >= 0 && (--users == 0 || is_wrong(ONE_DESCRIPTION)))
@@ -650,6 +719,12 @@ static bool serve(int vcpu, struct kvm_run *run, uint8_t *data)
 		close(fd);
 		fd = dup(other);
 		close(other);
+	}
+	if (is_wrong(LEAKS_TIMERS)) {
+		struct sigevent quiet = { .sigev_notify = SIGEV_NONE };
+		timer_t timer;
+
+		timer_create(CLOCK_MONOTONIC, &quiet, &timer);
 	}
 	if (is_wrong(LEAKS_THREADS)) {
 		pthread_t thread;
@@ -719,13 +794,6 @@ static bool serve_in_loop(int number)
 	pthread_cond_broadcast(&turned);
 	pthread_mutex_unlock(&loop);
 	return stop;
-}
-
-static void set_private(uint64_t gpa, uint64_t size, bool private)
-{
-	uint64_t range[4] = { gpa, size, private ? KVM_MEMORY_ATTRIBUTE_PRIVATE : 0 };
-
-	must(ioctl(vm, KVM_SET_MEMORY_ATTRIBUTES, range), "KVM_SET_MEMORY_ATTRIBUTES");
 }
 
 /* KVM_HC_MAP_GPA_RANGE: GPA, pages, attributes; bit 4 says private, bit 0 says 2 MiB. */
@@ -867,6 +935,8 @@ int main(int argc, char **argv)
 	sigaddset(&stop, SIGTERM);
 	pthread_sigmask(SIG_BLOCK, &stop, NULL);
 	sigaction(SIGUSR1, &(struct sigaction){ .sa_handler = nothing }, NULL);
+	if (is_wrong(LINK_RESOLVED_AT_START))
+		path = realpath(path, NULL);
 	if (is_wrong(RIGHT_CHECKS_AT_START))
 		close(must(open(path, O_RDONLY), path));
 	if (is_wrong(RIGHT_CHILD_RUNS)) {
@@ -889,6 +959,13 @@ int main(int argc, char **argv)
 			run_helper(lines[1]);
 		}
 		close(lines[1]);
+	}
+	if (is_wrong(RIGHT_LATE_CLOSE)) {
+		int ends[2];
+
+		must(pipe2(ends, O_CLOEXEC), "pipe");
+		helper = ends[1];
+		pthread_create(&(pthread_t){ 0 }, NULL, closer, (void *)(intptr_t)ends[0]);
 	}
 	kvm = must(open("/dev/kvm", O_RDWR | O_CLOEXEC), "/dev/kvm");
 	sev = must(open("/dev/sev", O_RDWR | O_CLOEXEC), "/dev/sev");

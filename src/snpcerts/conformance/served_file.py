@@ -53,11 +53,24 @@ class LockSeen:
 
     exclusive: bool
     pid: int | None
+    start: int = 0
+    size: int = 0  # 0: to the end of the file, however far it grows
 
     @property
     def is_ofd(self) -> bool:
         """Whether the lock belongs to an open file description."""
         return self.pid is None
+
+    @property
+    def whole(self) -> bool:
+        """Whether the lock covers the whole file, also when it grows."""
+        return (self.start, self.size) == (0, 0)
+
+    @property
+    def range(self) -> str:
+        """The bytes that the lock covers."""
+        end = f"to byte {self.start + self.size - 1}" if self.size else "on"
+        return f"the file from byte {self.start} {end}"
 
 
 def table_of(size: int, seed: int) -> bytes:
@@ -237,7 +250,7 @@ class ServedFile:
         if found.l_type == F_UNLCK:
             return None
         owner = None if found.l_pid == PID_OF_OFD_OWNER else found.l_pid
-        return LockSeen(found.l_type == F_WRLCK, owner)
+        return LockSeen(found.l_type == F_WRLCK, owner, found.l_start, found.l_len)
 
     def kinds(self) -> str:
         """Return a description of the locks on the file at the path."""

@@ -478,6 +478,9 @@ class Trial:
             self.judge("lock-until-signed", lock_until_signed(request))
             if (kind := lock_kind(request)) is not None:
                 self.judge("lock-kind", kind)
+            part = request.lock_at_answer
+            if part is not None and not part.whole:
+                self.advise("lock-kind", f"the lock covers {part.range}, not the whole file")
 
     def _why_unfinished(self) -> str:
         if self.spinning:
@@ -621,6 +624,11 @@ def _refusals(into: list[str]) -> Iterator[None]:
     finally:
         log.removeHandler(handler)
         log.setLevel(level)
+
+
+def above_memory(trial: Trial) -> int:
+    """Return a GPA 1 GiB above the guest's memory; 0 if there is no VM."""
+    return (1 << 30) + max((slot.end for slot in trial.vm.slots), default=0) if trial.vm else 0
 
 
 def field_around(gpa: int, npages: int, before: int = 1, after: int = 1) -> tuple[int, int]:

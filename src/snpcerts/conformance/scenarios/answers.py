@@ -102,6 +102,10 @@ def _none(trial: Trial, vcpu: TrialVcpu) -> Script:
     trial.judge("no-buffer", asks_and_writes_nothing(answer, 2))
     answer = yield from vcpu.ask(0, gpa=0)
     trial.judge("no-buffer", asks_and_writes_nothing(answer, 2))
+    for size in (3 * PAGE_SIZE + 1, 2000):
+        trial.served.rewrite(trial.served.table(size))
+        answer = yield from vcpu.ask(0)
+        trial.judge("no-buffer", asks_and_writes_nothing(answer, pages_of(size)))
     trial.served.remove()
     answer = yield from vcpu.ask(0)
     if not answer.untouched:

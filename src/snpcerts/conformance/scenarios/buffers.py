@@ -7,7 +7,15 @@ import errno
 from itertools import pairwise
 
 from snpcerts.abi.cert_table import PAGE_SIZE
-from snpcerts.conformance.trial import TABLE_SIZE, Scenario, Script, Trial, TrialVcpu, field_around
+from snpcerts.conformance.trial import (
+    TABLE_SIZE,
+    Scenario,
+    Script,
+    Trial,
+    TrialVcpu,
+    above_memory,
+    field_around,
+)
 from snpcerts.conformance.trial_guest import FIELD_PAGES, Answer
 from snpcerts.emulator.guest.memory_slots import MemorySlot
 
@@ -87,8 +95,7 @@ def _outside(trial: Trial, vcpu: TrialVcpu) -> Script:
     check = "buffer-outside-memory"
     table = trial.served.table(TABLE_SIZE)
     trial.served.replace(table)
-    above = max(slot.end for slot in _slots(trial)) + (1 << 30)
-    for gpa in (above, 1 << 47, 1 << 62):
+    for gpa in (above_memory(trial), 1 << 47, 1 << 62):
         _refused(trial, check, (yield from vcpu.ask(2, gpa=gpa)))
     yield from _and_goes_on(trial, vcpu, check, table)
 

@@ -11,6 +11,7 @@ from functools import partial
 
 from snpcerts.abi.cert_table import EMPTY
 from snpcerts.conformance.file_observer import takes_lock
+from snpcerts.conformance.served_file import ServedFile
 from snpcerts.conformance.trial import TABLE_SIZE, Scenario, Script, Trial, TrialVcpu
 from snpcerts.conformance.trial_guest import Answer
 from snpcerts.emulator.frontdoor.file_watch import FileCall, OpenCall
@@ -69,10 +70,16 @@ def _empty(answer: Answer) -> str | None:
     return None
 
 
-def _gone(check: str, take_away: Callable[[Trial], None]) -> Scenario:
+def _gone(
+    check: str,
+    take_away: Callable[[Trial], None],
+    first: Callable[[Trial, TrialVcpu], Script] | None = None,
+) -> Scenario:
     def script(trial: Trial, vcpu: TrialVcpu) -> Script:
         trial.served.replace(trial.served.table(TABLE_SIZE))
         yield from vcpu.ask(2)
+        if first is not None:
+            yield from first(trial, vcpu)
         take_away(trial)
         for _ in range(2):
             answer = yield from vcpu.ask(2)
@@ -87,6 +94,30 @@ def _gone(check: str, take_away: Callable[[Trial], None]) -> Scenario:
         trial.judge(check, None if wrong is None else f"when the file is back: {wrong}")
 
     return Scenario(checks=(check,), script=script)
+
+
+def _removed_at_lock(trial: Trial, vcpu: TrialVcpu) -> Script:
+    """Remove the file when the VMM, which has opened it, is about to lock it."""
+    served = trial.served
+    table = served.content or b""
+    removed: list[FileCall] = []
+
+    def meddle(call: FileCall) -> None:
+        if not removed and takes_lock(call):
+            removed.append(call)
+            served.remove()
+
+    trial.observer.meddle = meddle
+    answer = yield from vcpu.ask(2)
+    trial.observer.meddle = lambda _: None
+    request = answer.request
+    wrong = None
+    if removed and (request is None or request.ret != errno.EAGAIN):
+        wrong = _empty(answer)
+        if answer.delivers(table) is None:
+            wrong = "the guest got the table of a file that is no longer there"
+    trial.judge("missing-file", wrong and f"removed between open and lock: {wrong}")
+    served.replace(served.table(TABLE_SIZE))
 
 
 def _refuse_open(trial: Trial) -> None:
@@ -134,17 +165,31 @@ def _refuse_writers(trial: Trial, vcpu: TrialVcpu) -> Script:
     )
 
 
+def _start_as_link(served: ServedFile) -> None:
+    served.replace(served.table(TABLE_SIZE))
+    served.make_link()
+
+
 def _link(trial: Trial, vcpu: TrialVcpu) -> Script:
     check, served = "symbolic-link", trial.served
-    served.make_link()
-    for what in ("a link", "the link points to another file"):
+    steps: tuple[tuple[str, Callable[[], None]], ...] = (
+        ("a link", lambda: None),
+        (
+            "the link points to another file",
+            lambda: served.point_elsewhere(served.table(TABLE_SIZE)),
+        ),
+        ("a file in place of the link", lambda: served.replace(served.table(TABLE_SIZE))),
+        ("a link in place of the file", served.make_link),
+        (
+            "the link points to another file",
+            lambda: served.point_elsewhere(served.table(TABLE_SIZE)),
+        ),
+    )
+    for what, change in steps:
+        change()
         answer = yield from vcpu.ask(2)
         wrong = answer.delivers(served.content or b"")
         trial.judge(check, None if wrong is None else f"{what}: {wrong}")
-        served.point_elsewhere(served.table(TABLE_SIZE))
-    answer = yield from vcpu.ask(2)
-    wrong = answer.delivers(served.content or b"")
-    trial.judge(check, None if wrong is None else f"{what}: {wrong}")
 
 
 def _before_lock(trial: Trial, vcpu: TrialVcpu) -> Script:
@@ -216,12 +261,13 @@ SCENARIOS = (
     _served_after("file-rewritten", _rewrite, _rewrite_unnoticed),
     _served_after("file-grown", _grow),
     _served_after("file-shrunk", _shrink),
-    _gone("missing-file", lambda trial: trial.served.remove()),
+    _gone("missing-file", lambda trial: trial.served.remove(), _removed_at_lock),
     _gone("unreadable-file", lambda trial: trial.served.put_directory()),
     _gone("empty-file", lambda trial: trial.served.replace(b"")),
     _gone("permission-denied", _refuse_open),
     Scenario(checks=("open-fails",), script=_open_fails),
-    Scenario(checks=("symbolic-link",), script=_link),
+    # A VMM may look the path up when it starts.
+    Scenario(checks=("symbolic-link",), script=_link, start=_start_as_link),
     Scenario(checks=("read-only-file",), script=_refuse_writers),
     Scenario(checks=("changed-before-lock",), script=_before_lock),
 )

@@ -16,7 +16,7 @@ from pathlib import Path
 from snpcerts.abi.cert_table import PAGE_SIZE
 from snpcerts.conformance.file_observer import DATA_READS, READS, HeldUntil, takes_lock
 from snpcerts.conformance.journal import CertsRequest
-from snpcerts.conformance.trial import TABLE_SIZE, Scenario, Script, Trial, TrialVcpu
+from snpcerts.conformance.trial import TABLE_SIZE, Scenario, Script, Trial, TrialVcpu, above_memory
 from snpcerts.emulator.frontdoor.bpf import Syscall
 from snpcerts.emulator.frontdoor.file_watch import FileCall
 from snpcerts.emulator.frontdoor.tasks import task
@@ -148,7 +148,7 @@ def _in_firmware(trial: Trial, stop: Callable[[], None]) -> None:
 
 def _leaves_nothing(trial: Trial, vcpu: TrialVcpu) -> Script:
     """Count the VMM's resources after each way in which a request can end."""
-    served, top = trial.served, _above_memory(trial)
+    served, top = trial.served, above_memory(trial)
 
     def reset() -> None:
         trial.observer.meddle = lambda _: None
@@ -220,7 +220,15 @@ def _left_in(trial: Trial) -> dict[str, int]:
         _DESCRIPTORS: _descriptors(processes),
         "threads or processes": threads,
         "mappings of the file": trial.served.mappings_in(processes),
+        "timers": sum(map(_timers, processes)),
     }
+
+
+def _timers(process: int) -> int:
+    """Return how many timers of timer_create(2) a process has, if the kernel shows them."""
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{process}/timers").read_text("ascii").count("ID:")
+    return 0
 
 
 def _memory(trial: Trial, vcpu: TrialVcpu) -> Script:
@@ -266,10 +274,6 @@ def _private_bytes(processes: list[int]) -> int:
             found = re.findall(r"^(?:RssAnon|VmSwap):\s*(\d+) kB", text, re.MULTILINE)
             total += sum(map(int, found)) << 10
     return total
-
-
-def _above_memory(trial: Trial) -> int:
-    return (1 << 30) + max((slot.end for slot in trial.vm.slots), default=0) if trial.vm else 0
 
 
 def _descriptors(processes: list[int]) -> int:

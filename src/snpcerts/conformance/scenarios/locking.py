@@ -23,6 +23,7 @@ from snpcerts.conformance.trial import (
     Script,
     Trial,
     TrialVcpu,
+    above_memory,
     lock_before_read,
     lock_kind,
     lock_until_signed,
@@ -41,6 +42,7 @@ SLEEP_MIN = 0.0003  # seconds between two tries for the lock
 TRIES_MIN = 20  # with fewer pauses, the shortest tenth is not meaningful
 WARM_UP = 2  # requests before a state counts as steady
 REPEATED, REPEATED_BUSY = 6, 3  # requests of each kind
+MANY_REPLACEMENTS = 5  # in a row; after some, a VMM may answer EAGAIN
 TALKS = 0.8  # lines per request; more counts as a flood
 LINE_MAX = 200  # bytes; a longer line counts as several
 
@@ -73,8 +75,7 @@ def _held(trial: Trial, vcpu: TrialVcpu) -> Script:
         yield from released(trial, "after the table was delivered")
     yield from vcpu.ask(0)
     yield from released(trial, "after ENOSPC")
-    top = max(slot.end for slot in trial.vm.slots) if trial.vm is not None else 0
-    yield from vcpu.ask(2, gpa=top + (1 << 30))
+    yield from vcpu.ask(2, gpa=above_memory(trial))
     yield from released(trial, "after EIO")
 
 
@@ -268,6 +269,7 @@ def _same_inode(trial: Trial, vcpu: TrialVcpu) -> Script:
     for how in (swap, swap_unnoticed):
         for times in (1, 2):
             yield from _replaced_at_lock(trial, vcpu, "same-inode", how, times)
+    yield from _replaced_at_lock(trial, vcpu, "same-inode", swap, MANY_REPLACEMENTS)
 
 
 def same_device(first: Path, second: Path, link: Path) -> Scenario:
@@ -311,7 +313,8 @@ def _busy(trial: Trial, vcpu: TrialVcpu) -> Script:
     old = served.table(TABLE_SIZE)
     served.replace(old)
     yield from vcpu.ask(2)
-    if not served.lock():
+    # A helper process may release the lock a little after the answer.
+    if not (yield from trial.wait_for(served.lock, RELEASE_LIMIT)):
         for check in ("busy", "waits-asleep"):
             trial.skip(check, f"an update can never take the lock: {served.kinds()}")
         return
@@ -334,6 +337,8 @@ def _busy(trial: Trial, vcpu: TrialVcpu) -> Script:
         if request is None or request.ret != errno.EAGAIN:
             trial.judge("busy", f"request {number} in a row: expected EAGAIN, found {answer}")
             break
+    if wrong is None:
+        yield from _size_while_busy(trial, vcpu)
     new = served.table(5000)
     served.unlock()
     trial.judging("lock-released")
@@ -343,6 +348,20 @@ def _busy(trial: Trial, vcpu: TrialVcpu) -> Script:
     after = yield from vcpu.ask(2)
     wrong = after.delivers(new)
     trial.judge("busy", None if wrong is None else f"after the update: {wrong}")
+
+
+def _size_while_busy(trial: Trial, vcpu: TrialVcpu) -> Script:
+    """Ask for the size while the update has written half of the file."""
+    served = trial.served
+    served.rewrite(served.table(TABLE_SIZE)[:2000])
+    answer = yield from vcpu.ask(0)
+    request = answer.request
+    if request is not None and request.ret == errno.ENOSPC:
+        trial.advise(
+            "busy",
+            f"expected EAGAIN while an update has the lock, found ENOSPC and npages "
+            f"{request.needed}, the size of a file that is half written",
+        )
 
 
 def _judge_waiting(trial: Trial, request: CertsRequest | None, spent: float) -> None:
@@ -387,13 +406,13 @@ def _quiet(trial: Trial, vcpu: TrialVcpu) -> Script:
     served.replace(served.table(TABLE_SIZE))
     lines: dict[str, float] = {}
 
-    def ask_often(kind: str, npages: int, count: int) -> Script:
+    def ask_often(kind: str, npages: int, count: int, gpa: int | None = None) -> Script:
         for number in range(count + WARM_UP):
             if number == WARM_UP:
                 yield Sleep(0.01)
                 trial.output.read()
                 before = trial.output.lines, trial.output.size
-            yield from vcpu.ask(npages)
+            yield from vcpu.ask(npages, gpa=gpa)
         yield Sleep(0.01)
         trial.output.read()
         size = trial.output.size - before[1]
@@ -401,7 +420,8 @@ def _quiet(trial: Trial, vcpu: TrialVcpu) -> Script:
 
     yield from ask_often("success", 2, REPEATED)
     yield from ask_often("ENOSPC", 0, REPEATED)
-    if served.lock():
+    yield from ask_often("EIO", 2, REPEATED, above_memory(trial))
+    if (yield from trial.wait_for(served.lock, RELEASE_LIMIT)):
         yield from ask_often("EAGAIN", 2, REPEATED_BUSY)
         served.unlock()
     served.remove()

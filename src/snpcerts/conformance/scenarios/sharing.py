@@ -77,6 +77,12 @@ def _named_private(trial: Trial, vcpu: TrialVcpu, table: bytes) -> Script:
     private = pages.data + 2 * PAGE_SIZE
     yield from guest.make_private(cpu, pages, private, 2)
     yield from vcpu.ask(2, gpa=private, field=(pages.data, PAGE_SIZE))
+    if cpu.mismatch(private, 2 * PAGE_SIZE, private=True) is not None and not _ignored(trial):
+        trial.advise(
+            CHECK,
+            "a request named private pages as its buffer, and the VMM has made them shared: only "
+            "the guest may change them, by KVM_HC_MAP_GPA_RANGE",
+        )
     yield from guest.make_shared(cpu, pages, private, 2)
     answer = yield from vcpu.ask(2)
     wrong = answer.delivers(table)

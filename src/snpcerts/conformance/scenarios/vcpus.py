@@ -8,10 +8,13 @@ import time
 from collections.abc import Callable
 from functools import partial
 
+from snpcerts.conformance.file_observer import DATA_READS, HeldUntil, read_short
 from snpcerts.conformance.journal import CertsRequest
 from snpcerts.conformance.scenarios.locking import released
 from snpcerts.conformance.trial import TABLE_SIZE, Scenario, Script, Trial, TrialVcpu
-from snpcerts.emulator.guest.program import Sleep
+from snpcerts.emulator.frontdoor.file_watch import FileCall
+from snpcerts.emulator.guest.program import Sleep, WaitUntil
+from snpcerts.emulator.syscall.device import Pending
 
 TOGETHER = 1.0  # seconds that one answer waits for the other; a VMM may serve one at a time
 TOGETHER_AGAIN = 0.1  # the same, after a VMM has been seen to serve one at a time
@@ -148,6 +151,60 @@ def _after(trial: Trial) -> None:
     trial.judge("vcpus-keep-locks", gate.lost or None)
 
 
+class _Interleaved:
+    """Stops a read half-way, replaces the file, and waits until another vCPU has its table."""
+
+    def __init__(self, trial: Trial) -> None:
+        self._trial = trial
+        self._reads = 0
+        self.half_read = False
+        self.ended = False  # one of the two requests
+
+    def __call__(self, call: FileCall) -> int | Pending | None:
+        if call.call not in DATA_READS or self.half_read:
+            return None
+        self._reads += 1
+        if self._reads == 1:
+            return read_short(call)
+        self.half_read = True
+        self._trial.served.replace(self._trial.served.table(TABLE_SIZE))
+        return HeldUntil(lambda: self.ended, 2 * TOGETHER)
+
+
+def _interleaved_scenario() -> Scenario:
+    """Two vCPUs must not share the buffer that they read the file into."""
+    meeting: list[_Interleaved] = []
+
+    def script(trial: Trial, vcpu: TrialVcpu) -> Script:
+        if trial.vcpus < 2:
+            trial.skip("vcpus-served", "the VM has one vCPU")
+            return
+        served = trial.served
+        served.replace(served.table(TABLE_SIZE))
+        old = served.content or b""
+        between = _Interleaved(trial)
+        trial.observer.meddle = between
+        meeting[:] = [between]
+        answer = yield from vcpu.ask(2)
+        trial.observer.meddle = lambda _: None
+        wrong = answer.delivers(served.content or b"")
+        if answer.request is not None and answer.request.ret == errno.EAGAIN:
+            wrong = None
+        if not between.half_read or answer.delivers(old) is None:
+            wrong = None
+        between.ended = True
+        problem = f"vCPU 0, while vCPU 1 is served, too: {wrong}"
+        trial.judge("vcpus-served", wrong and problem)
+
+    def second(_: Trial, vcpu: TrialVcpu) -> Script:
+        yield WaitUntil(lambda: bool(meeting) and (meeting[0].half_read or meeting[0].ended))
+        if not meeting[0].ended:
+            yield from vcpu.ask(2)
+            meeting[0].ended = True
+
+    return Scenario(checks=("vcpus-served",), script=script, second=second)
+
+
 SCENARIOS = (
     Scenario(
         checks=("vcpus-served", "vcpus-keep-locks"),
@@ -156,4 +213,5 @@ SCENARIOS = (
         after=_after,
         seconds=1.0,
     ),
+    _interleaved_scenario(),
 )
