@@ -66,7 +66,7 @@ enum wrong {
 #define LOW (PAGE * 128) /* two slots that touch, the second the larger */
 #define MEMORY (PAGE * (128 + 2048)) /* with room for 2 MiB that are aligned */
 #define RUN_SIZE 12288
-#define LOCK_WAIT (is_wrong(WAITS_TOO_LONG) ? 5000 : 100) /* ms, then BUSY */
+#define LOCK_WAIT (is_wrong(WAITS_TOO_LONG) ? 5000 : is_wrong(SPINS) ? 1000 : 100) /* ms, then BUSY */
 #define SIZE_MAX_SERVED (1ul << 20)
 
 
@@ -317,25 +317,35 @@ static int receive_descriptor(int line, char *one)
 	return fd;
 }
 
+static long now_ms(void)
+{
+	struct timespec now;
+
+	clock_gettime(CLOCK_MONOTONIC, &now);
+	return now.tv_sec * 1000 + now.tv_nsec / 1000000;
+}
+
 /* A process that opens and locks for the others, and keeps nothing. */
 static void run_helper(int line)
 {
 	for (;;) {
 		char one;
-		int fd, tries = 0;
+		int fd = -1;
+		bool busy = true;
 
 		receive_descriptor(line, &one);
-		for (; tries < LOCK_WAIT; tries++) {
+		for (long end = now_ms() + LOCK_WAIT; busy && now_ms() <= end;) {
 			fd = open(path, O_RDONLY | O_CLOEXEC);
-			if (fd < 0 || (lock(fd, F_RDLCK) && same_file(fd)))
-				break;
-			close(fd);
-			usleep(1000);
+			busy = fd >= 0 && !(lock(fd, F_RDLCK) && same_file(fd));
+			if (busy) {
+				close(fd);
+				usleep(1000);
+			}
 		}
-		send_descriptor(line, tries < LOCK_WAIT ? fd : -1);
-		if (fd >= 0 && tries < LOCK_WAIT)
+		send_descriptor(line, busy ? -1 : fd);
+		if (fd >= 0 && !busy)
 			close(fd);
-		write(line, tries < LOCK_WAIT ? "m" : "b", 1);
+		write(line, busy ? "b" : "m", 1);
 	}
 }
 
@@ -352,7 +362,7 @@ static ssize_t shared_contents(int *fd, uint8_t *data)
 {
 	ssize_t size = -1;
 
-	for (int tries = 0; tries < LOCK_WAIT; tries++) {
+	for (long end = now_ms() + LOCK_WAIT; now_ms() <= end;) {
 		pthread_mutex_lock(&one_at_a_time);
 		if (!users && shared_fd >= 0 && !same_file(shared_fd)) {
 			close(shared_fd);

@@ -67,6 +67,7 @@ class FileObserver:
         self._served = served
         self._journal = journal
         self._marks = Marks()
+        self.calls = 0  # how often a thread of the VMM waited for its call to be observed
         self.meddle: Meddle = lambda _: None
         self.meddle_open: Callable[[OpenCall], int | None] = lambda _: None
 
@@ -78,12 +79,14 @@ class FileObserver:
         """Record that the path is opened, then let the scenario interfere."""
         if os.path.basename(call.path) != os.fsencode(self._served.path.name):
             return None
+        self.calls += 1
         self._tell(call.tid, f"open, flags {call.flags:#o}")
         return self.meddle_open(call)
 
     def before(self, call: FileCall) -> int | Pending | None:
         """Record the call, then let the scenario interfere."""
         locks, reads = takes_lock(call), call.call in READS
+        self.calls += 1
         self._tell(call.tid, _what(call, locks))
         if locks or reads:
             self._note(call, locks=locks)

@@ -104,6 +104,7 @@ class ServedFile:
         self._made: dict[Identity, int] = {}
         self._current: int | None = None
         self._seeds = 0
+        self.updating = False  # from lock() to unlock()
 
     @property
     def content(self) -> bytes | None:
@@ -227,10 +228,12 @@ class ServedFile:
                 raise
             return False
         self.on_change("takes the exclusive lock")
+        self.updating = True
         return True
 
     def unlock(self) -> None:
         """Release the exclusive lock, if there is a file."""
+        self.updating = False
         if self._current is not None:
             self.on_change("releases the exclusive lock")
             fcntl.fcntl(self._current, F_OFD_SETLK, UNLOCK)

@@ -57,6 +57,8 @@ from snpcerts.printable import printable
 
 CERTS: Final = "{certs}"  # replaced by the file's path in the VMM's arguments
 TABLE_SIZE: Final = 6000  # bytes: two pages, neither of them full
+BUSY_TRIES: Final = 4  # requests until EAGAIN counts, though no update has the lock
+GIVES_UP_AFTER: Final = 0.05  # seconds; a VMM that answers EAGAIN sooner has not waited
 SPINS_MAX: Final = 50  # consecutive KVM_RUNs that immediate_exit ends; one or two kicks are normal
 RETS: Final = (0, errno.ENOSPC, errno.EAGAIN, errno.EIO)  # api, KVM_EXIT_SNP_REQ_CERTS
 _STEP: Final = 0.05  # seconds between checks of the time limits
@@ -127,11 +129,18 @@ class TrialVcpu:
     def ask(
         self, npages: int, *, gpa: int | None = None, field: tuple[int, int] | None = None
     ) -> Asking:
-        """Make one request with :meth:`TrialGuest.ask`, and record it to be judged later."""
+        """Make a request with :meth:`TrialGuest.ask`, and record it to be judged later.
+
+        On a busy machine, a VMM may give up a lock that no update has: then ask again, as a Linux
+        guest does.
+        """
         served = self.trial.served
-        start = len(served.contents) - 1
-        answer = yield from self.guest.ask(self.cpu, self.pages, npages, gpa=gpa, field=field)
-        self.trial.note(answer, served.contents[max(0, start) :])
+        for _ in range(BUSY_TRIES):
+            start = len(served.contents) - 1
+            answer = yield from self.guest.ask(self.cpu, self.pages, npages, gpa=gpa, field=field)
+            self.trial.note(answer, served.contents[max(0, start) :])
+            if served.updating or not _gave_up(answer.request):
+                break
         return answer
 
 
@@ -624,6 +633,15 @@ def _refusals(into: list[str]) -> Iterator[None]:
     finally:
         log.removeHandler(handler)
         log.setLevel(level)
+
+
+def _gave_up(request: CertsRequest | None) -> bool:
+    return (
+        request is not None
+        and request.ret == errno.EAGAIN
+        and request.waited is not None
+        and request.waited >= GIVES_UP_AFTER
+    )
 
 
 def above_memory(trial: Trial) -> int:

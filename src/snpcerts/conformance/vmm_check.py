@@ -355,7 +355,7 @@ CHECKS: Final = (
     ),
     ConformanceCheck(
         "nothing-left",
-        "requests leave no thread, process or mapping of the file behind",
+        "requests leave no thread, process, timer or mapping of the file behind",
         "the guest is hostile, and it decides how often it requests certificates",
     ),
     ConformanceCheck(

@@ -39,6 +39,7 @@ RELEASE_LIMIT = 1.0  # seconds after which a lock counts as never released
 BUSY_IN_A_ROW = 4  # requests while one update has the lock
 WAIT_MIN = 0.02  # seconds; shorter waits are not judged
 SLEEP_MIN = 0.0003  # seconds between two tries for the lock
+PAUSED_MIN = 4  # pauses from which on it is clear whether the VMM sleeps in them
 TRIES_MIN = 20  # with fewer pauses, the shortest tenth is not meaningful
 WARM_UP = 2  # requests before a state counts as steady
 REPEATED, REPEATED_BUSY = 6, 3  # requests of each kind
@@ -320,17 +321,19 @@ def _busy(trial: Trial, vcpu: TrialVcpu) -> Script:
         return
     before, spent = cpu_time(trial.processes()), [0.0]
     delayed, delay = delay_time(trial.processes()), [0.0]
+    paused, pauses = _pauses(trial), [0]
 
     def at_answer(_: CertsRequest) -> None:
         spent[0] = cpu_time(trial.processes()) - before
         delay[0] = delay_time(trial.processes()) - delayed
+        pauses[0] = _pauses(trial) - paused
 
     trial.at_answer = at_answer
     answer = yield from vcpu.ask(2)
     trial.at_answer = lambda _: None
     wrong = _busy_answer(trial, answer, delay[0])
     trial.judge("busy", wrong)
-    _judge_waiting(trial, answer.request, spent[0])
+    _judge_waiting(trial, answer.request, spent[0], pauses[0])
     for number in range(2, BUSY_IN_A_ROW + 1 if wrong is None else 0):
         answer = yield from vcpu.ask(2)
         request = answer.request
@@ -364,7 +367,18 @@ def _size_while_busy(trial: Trial, vcpu: TrialVcpu) -> Script:
         )
 
 
-def _judge_waiting(trial: Trial, request: CertsRequest | None, spent: float) -> None:
+def _pauses(trial: Trial) -> int:
+    """Return how often the VMM's threads have slept, apart from calls that were observed."""
+    total = 0
+    for process in trial.processes():
+        with contextlib.suppress(OSError):
+            for tid in os.listdir(f"/proc/{process}/task"):
+                text = Path(f"/proc/{process}/task/{tid}/status").read_text("ascii", "replace")
+                total += int(text.partition("\nvoluntary_ctxt_switches:")[2].split(maxsplit=1)[0])
+    return total - trial.observer.calls
+
+
+def _judge_waiting(trial: Trial, request: CertsRequest | None, spent: float, pauses: int) -> None:
     check = "waits-asleep"
     if request is None or request.waited is None or request.waited < WAIT_MIN:
         trial.judge(check, None)  # it does not wait
@@ -378,6 +392,11 @@ def _judge_waiting(trial: Trial, request: CertsRequest | None, spent: float) -> 
             "expected pauses between the attempts to take the lock, found "
             f"{len(gaps) + 1} attempts in {request.waited * 1000:.0f} ms, a tenth "
             f"of them less than {short * 1e6:.0f} us apart"
+        )
+    elif len(gaps) >= PAUSED_MIN and pauses < len(gaps) / 2:
+        problem = (
+            f"expected pauses between the attempts to take the lock, found {max(0, pauses)} "
+            f"between {len(gaps) + 1} attempts"
         )
     elif spent > request.waited / 2:
         problem = (
