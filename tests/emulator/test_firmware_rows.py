@@ -375,6 +375,13 @@ def test_an_id_block_is_judged_in_order(published: Firmware) -> None:
     assert context.author_key_en is False
 
 
+def test_an_author_key_is_noted_even_without_an_id_block(published: Firmware) -> None:
+    """sev_mcmd.c: snp_mcmd_launch_finish: gctx->author_key_en = lf->auth_key_en, in any case."""
+    fields = FirmwareGuest(published, author_key_en=True).report().fields
+    assert fields.flags & 1
+    assert fields.author_key_digest == bytes(48)
+
+
 def test_feature_info(published: Firmware) -> None:
     """sev_mcmd.h 58 to 81; sev_mcmd.c: snp_mcmd_feature_info, and platform_status: always told."""
     assert published.snp_platform_status().flags & 1 << 3

@@ -8,6 +8,7 @@ fails: one that passes now has to move to :data:`PASSES`.
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 from pathlib import Path
 from typing import Final
@@ -68,6 +69,26 @@ STOPPED: Final = {
         "KVM_GET_MSRS failed",
         "the values of feature MSRs, which are those of a processor, are not emulated",
     ),
+    "x86/set_sregs_test": (
+        _FAILED,
+        "KVM allowed invalid",
+        "registers are kept as they are set: no code uses them",
+    ),
+    "x86/hwcr_msr_test": (
+        _FAILED,
+        "Expected KVM_SET_MSRS(MSR_K7_HWCR)",
+        "MSRs are kept as they are set: no code uses them",
+    ),
+    "x86/nested_set_state_test": (
+        _SKIPPED,
+        "Requirement not met: kvm_cpu_has(X86_FEATURE_VMX) || kvm_cpu_has(X86_FEATURE_SVM)",
+        "guests that run guests are not emulated",
+    ),
+    "x86/xss_msr_test": (
+        _SKIPPED,
+        "Requirement not met: kvm_cpu_has(X86_FEATURE_XSAVES)",
+        "the emulated processor has no XSAVES",
+    ),
     "kvm_binary_stats_test": (
         _SKIPPED,
         "Requirement not met: kvm_has_cap(KVM_CAP_BINARY_STATS_FD)",
@@ -79,6 +100,14 @@ STOPPED: Final = {
         "migration is not emulated",
     ),
 }
+# What would say nothing.
+NOT_RUN: Final = {
+    "get-reg-list": "it is for other architectures",
+    "x86/sev_dbg_test": "it is about SEV and SEV-ES, and returns at once where there is neither",
+    "x86/vmx_msrs_test": "it is for Intel's processors",
+}
+# How a selftest runs code in a guest.
+_GUEST_CODE: Final = re.compile(r"\b(guest_code|guest_main|_*vcpu_run)\b")
 RELEASES: Final = headers.releases() if os.environ.get("SNPCERTS_KERNEL_TESTS") else {}
 
 
@@ -115,6 +144,19 @@ def test_a_selftest_gets_as_far_as_it_can(version: str, name: str) -> None:
     done = run(version, name)
     assert said in done.stdout
     assert done.returncode == code, done.stdout
+
+
+@pytest.mark.parametrize("version", RELEASES)
+def test_every_selftest_that_runs_no_code_in_a_guest_is_in_a_table(version: str) -> None:
+    place = SOURCES / version / "tools/testing/selftests/kvm"
+    found = {
+        each.relative_to(place).with_suffix("").as_posix()
+        for folder in (place, place / "x86")
+        for each in folder.glob("*.c")
+        if not _GUEST_CODE.search(each.read_text(encoding="utf-8"))
+    }
+    assert len(found) > 10
+    assert found <= {*PASSES, *STOPPED, *NOT_RUN}
 
 
 @pytest.mark.parametrize("version", RELEASES)
