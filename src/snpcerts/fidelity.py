@@ -188,7 +188,12 @@ CLAIMS: Final = (
         "capabilities",
         "The capabilities and other calls that VMMs make before the guest runs",
         (
-            _kernel("kvm_vm_ioctl_check_extension_generic", "kvm_vm_ioctl_check_extension"),
+            _kernel(
+                "kvm_vm_ioctl_check_extension_generic",
+                "kvm_vm_ioctl_check_extension",
+                "kvm_vm_ioctl_enable_cap_generic",
+                "kvm_vm_ioctl_enable_cap",
+            ),
             _programs("QEMU", "libvirt"),
         ),
         (*LINUX, *_QEMU),

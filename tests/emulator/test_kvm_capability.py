@@ -121,6 +121,22 @@ def test_the_limit_of_vcpu_ids_is_set_once_and_holds(process: Process) -> None:
     process.create_vcpu(vm, 99)
 
 
+def test_the_cycle_of_the_apics_bus_is_set_before_vcpus(process: Process) -> None:
+    vm = process.create_vm()
+    cap = Cap.X86_APIC_BUS_CYCLES_NS
+    assert enable(process, vm, cap, 10) == errno.ENXIO
+    assert called(process, vm, Ioctl.CREATE_IRQCHIP, 0) == 0
+    assert [enable(process, vm, cap, value) for value in (0, 1 << 25, 1 << 63)] == [
+        errno.EINVAL,
+        0,
+        errno.EINVAL,
+    ]
+    assert process.ioctl(vm, Ioctl.CHECK_EXTENSION, cap) == 1 << 25
+    assert process.ioctl(process.kvm, Ioctl.CHECK_EXTENSION, cap) == 1
+    process.create_vcpu(vm)
+    assert enable(process, vm, cap, 10) == errno.EINVAL
+
+
 def test_the_limit_of_vcpu_ids_comes_before_vcpus(process: Process) -> None:
     vm = process.create_vm()
     process.create_vcpu(vm)

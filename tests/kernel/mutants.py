@@ -147,11 +147,6 @@ EXPLAINED: Final[tuple[tuple[str, str], ...]] = (
         "the state is smaller than a page, so the result is the page",
     ),
     (
-        r"emulator emulator/kvm/capability\.py:\d+: .*(_ANY|EXIT_ON_EMULATION_FAILURE|HALT_POLL"
-        r"|MSR_EXIT_REASON|WITHOUT_EFFECT)",
-        "what KVM_ENABLE_CAP accepts, which is not in the cut",
-    ),
-    (
         r"kernel sev_ioctl_do_snp_commit: without buf.len",
         "the PSP's stub does not check the length that the kernel gives",
     ),

@@ -36,6 +36,7 @@ MUTANTS = [
     ("launch", "argp->error = sev_populate_args.fw_error;", ""),
     ("capability", "case KVM_CAP_USER_NMI:", ""),
     ("capability", "r = KVM_MAX_VCPU_IDS;", "r = KVM_MAX_VCPU_IDS + 1;"),
+    ("capability", "if (kvm->created_vcpus)\n\t\t\tgoto split_irqchip_unlock;", ""),
     ("guest", "ret = -EAGAIN;", "ret = -EIO;"),
     ("guest", "\tsnp_inc_msg_seqno(mdesc);", ""),
     (

@@ -118,8 +118,11 @@ LAUNCH: Final = Part(
 CAPABILITY: Final = Part(
     "capability",
     {
-        "virt/kvm/kvm_main.c": ("kvm_vm_ioctl_check_extension_generic",),
-        f"{_KVM}/x86.c": ("kvm_vm_ioctl_check_extension",),
+        f"{_KVM}/x86.c": ("kvm_vm_ioctl_check_extension", "kvm_vm_ioctl_enable_cap"),
+        "virt/kvm/kvm_main.c": (
+            "kvm_vm_ioctl_check_extension_generic",
+            "kvm_vm_ioctl_enable_cap_generic",
+        ),
     },
     (
         f"{_KVM}/x86.h",

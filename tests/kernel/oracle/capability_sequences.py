@@ -1,31 +1,51 @@
 # SPDX-License-Identifier: Apache-2.0
-"""KVM_CHECK_EXTENSION: the kernel's beside the emulator's, each capability of each kind of VM."""
+"""KVM_CHECK_EXTENSION and KVM_ENABLE_CAP: the kernel's beside the emulator's.
+
+Each capability is asked for on /dev/kvm and each kind of VM. Then a VM enables capabilities, among
+the calls that matter to them.
+"""
 
 from __future__ import annotations
 
 import ctypes
 import itertools
 import os
+import random
+import struct
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Final, cast
+from typing import Any, Final, cast
 
-from snpcerts.abi.kvm import VmType
-from snpcerts.emulator.kvm.capability import capability
+from snpcerts.abi.kvm import ENABLE_CAP_SIZE, Cap, Ioctl, VmType
+from snpcerts.emulator.guest.linux import LinuxGuest
+from snpcerts.emulator.kvm.kvm_device import KvmDevice
 from snpcerts.emulator.kvm.platform import Platform
+from snpcerts.emulator.kvm.release import KernelRelease
+from snpcerts.emulator.kvm.vm import Vm
 from snpcerts.emulator.psp.firmware import Firmware
+from snpcerts.emulator.syscall.device import Caller, NewDescriptor
 
 from .difference import DifferenceError
+from .user import weighted
 
 NUMBERS: Final = range(300)  # of capabilities: Linux 7.3 has 250
-# What is asked: /dev/kvm, a VM of a type, the same with a split irqchip.
-_ASKED: Final = (
-    (None, False),
-    (VmType.DEFAULT, False),
-    (VmType.SNP, False),
-    (VmType.SNP, True),
-)
+_ASKED: Final = (None, VmType.DEFAULT, VmType.SNP)  # None is /dev/kvm
 CASES: Final = tuple(itertools.product(NUMBERS, _ASKED))
+# Capabilities of which a VM's answer depends on what was called before, or that it can enable.
+_ENABLED: Final = (
+    Cap.DISABLE_QUIRKS,
+    Cap.SPLIT_IRQCHIP,
+    Cap.X2APIC_API,
+    Cap.MSR_PLATFORM_INFO,
+    Cap.EXCEPTION_PAYLOAD,
+    Cap.X86_TRIPLE_FAULT_EVENT,
+    Cap.X86_USER_SPACE_MSR,
+    Cap.EXIT_HYPERCALL,
+    Cap.EXIT_ON_EMULATION_FAILURE,
+    Cap.MAX_VCPU_ID,
+    Cap.HALT_POLL,
+    Cap.X86_APIC_BUS_CYCLES_NS,
+)
 # What KVM reports and the emulator does not: calls that it does not have, and their capabilities.
 NOT_EMULATED: Final = {
     "Hyper-V's enlightenments": (44, 45, 46, 96, 123, 148, 149, 154, 155, 161, 167, 191, 199),
@@ -49,30 +69,156 @@ NOT_EMULATED: Final = {
 _NOT_REPORTED: Final = frozenset(itertools.chain.from_iterable(NOT_EMULATED.values()))
 
 
+_OTHERS: Final = tuple(number for number in NUMBERS if number not in _NOT_REPORTED)
+
+
+class _Memory:
+    """The VMM's memory, of which only one structure is read."""
+
+    def __init__(self) -> None:
+        self.structure = b""
+
+    def read(self, _: int, size: int) -> bytes:
+        return self.structure[:size]
+
+    def write(self, address: int, data: bytes) -> None:
+        raise AssertionError(f"nothing is written: {address:#x}, {len(data)} bytes")
+
+
+class _Life:
+    """A VM that enables capabilities."""
+
+    def __init__(self, library: ctypes.CDLL, platform: Platform, series: str, seed: str) -> None:
+        self._pick = random.Random(seed)
+        self._library = library
+        kind = self._pick.choice((VmType.DEFAULT, VmType.SNP))
+        self._vm = Vm(platform, kind, 1, LinuxGuest, KernelRelease(series))
+        library.oracle_reset(int(kind), os.cpu_count() or 1)
+        self._memory = _Memory()
+        self._closing: list[Any] = [self._vm]
+        self._story = [kind.name]
+        self.reached: set[str] = set()
+
+    def live(self) -> None:
+        try:
+            for _ in range(self._pick.randint(2, 8)):
+                self._step()
+        finally:
+            for each in reversed(self._closing):
+                each.close()
+
+    def _step(self) -> None:
+        pick, library = self._pick, self._library
+        step = weighted(
+            pick, (("enable", 72), ("check", 10), ("vcpu", 6), ("chip", 6), ("boot", 6))
+        )
+        number = pick.randrange(8)
+        match step:
+            case "vcpu":
+                if self._call(Ioctl.CREATE_VCPU, number) == 0:
+                    library.oracle_create_vcpu()
+            case "chip":
+                if self._call(Ioctl.CREATE_IRQCHIP) == 0:
+                    library.oracle_create_irqchip()
+            case "boot":
+                if self._call(Ioctl.SET_BOOT_CPU_ID, number) == 0:
+                    library.oracle_set_boot_cpu(number)
+            case "check":
+                cap = pick.choice(_ENABLED)
+                kernel = library.oracle_check_extension(int(cap), True)
+                self._compare(f"check {cap}", kernel, self._call(Ioctl.CHECK_EXTENSION, cap))
+            case _:
+                self._enable()
+
+    def _enable(self) -> None:
+        pick = self._pick
+        cap = int(pick.choice(_ENABLED if pick.random() < 0.9 else _OTHERS))
+        flags = weighted(pick, ((0, 95), (1, 5)))
+        value = weighted(
+            pick,
+            (
+                (pick.getrandbits(4), 40),
+                (pick.choice((0, 24, 100, 4095, 4096, 4097)), 25),
+                (1 << pick.randrange(64), 20),
+                ((1 << pick.randrange(1, 65)) - 1, 10),
+                (pick.getrandbits(64), 5),
+            ),
+        )
+        kernel = self._library.oracle_enable_cap(cap, flags, value)
+        self._memory.structure = struct.pack("<IIQ", cap, flags, value).ljust(
+            ENABLE_CAP_SIZE, b"\0"
+        )
+        emulator = self._call(Ioctl.ENABLE_CAP, 0)
+        if kernel == 0:
+            self.reached.add(f"enabled {cap}")
+        self._compare(f"enable {cap} flags {flags} value {value:#x}", kernel, emulator)
+
+    def _call(self, request: int, argument: int = 0) -> int:
+        caller = Caller(cast("Any", self._memory), lambda _: None, pid=1)
+        self._story.append(f"{Ioctl(request).name} {argument}")
+        try:
+            result = self._vm.ioctl(caller, request, argument)
+        except OSError as failed:
+            return -(failed.errno or 0)
+        if isinstance(result, NewDescriptor):
+            self._closing.append(result.device)
+            return 0
+        assert isinstance(result, int)
+        return result
+
+    def _compare(self, what: str, kernel: int, emulator: int) -> None:
+        self._story.append(f"{what} -> {kernel}")
+        if kernel != emulator:
+            key = " ".join(what.split()[:2])
+            raise DifferenceError(key, {"value": f"{kernel} {emulator}"}, self._story)
+
+
+def _asked(library: ctypes.CDLL, platform: Platform, series: str, number: int) -> bool:
+    """Ask one question of :data:`CASES`; return whether the kernel reports the capability."""
+    cap, kind = CASES[number % len(CASES)]
+    library.oracle_reset(0 if kind is None else int(kind), os.cpu_count() or 1)
+    kernel = library.oracle_check_extension(cap, kind is not None)
+    caller = Caller(cast("Any", _Memory()), lambda _: None, pid=1)
+    device: Any = KvmDevice(platform, kernel=KernelRelease(series))
+    if kind is not None:
+        device = Vm(platform, kind, 1, LinuxGuest, KernelRelease(series))
+    try:
+        emulator = device.ioctl(caller, Ioctl.CHECK_EXTENSION, cap)
+    finally:
+        device.close()
+    if cap in _NOT_REPORTED:
+        wrong = "in NOT_EMULATED, but KVM has none" if not kernel else ""
+        wrong = "in NOT_EMULATED, but reported" if emulator else wrong
+    else:
+        wrong = "value" if kernel != emulator else ""
+    if wrong:
+        values = {"value": f"{kernel:#x} {emulator:#x}"}
+        raise DifferenceError(f"capability {cap}: {wrong}", values, [str(kind)])
+    return bool(kernel)
+
+
 def lives(
     path: Path, seed: int, numbers: Iterable[int]
 ) -> Iterator[tuple[int, set[str], DifferenceError | None]]:
-    """Each question by its number, what was reported, and the difference.
+    """Each question and VM by its number: what was reported or enabled, and the difference.
 
-    There are no more than :data:`CASES`; they come again and again, whatever the seed is.
+    There are no more questions than :data:`CASES`; they come again and again, whatever the seed is.
     """
-    del seed
-    ask = ctypes.CDLL(str(path)).oracle_check_extension
-    ask.argtypes = (ctypes.c_long, ctypes.c_int, ctypes.c_bool, ctypes.c_int)
+    library = ctypes.CDLL(str(path))
+    for name in ("reset", "create_vcpu", "create_irqchip", "set_boot_cpu"):
+        getattr(library, f"oracle_{name}").restype = None
+    library.oracle_set_boot_cpu.argtypes = (ctypes.c_uint32,)
+    library.oracle_check_extension.argtypes = (ctypes.c_long, ctypes.c_bool)
+    library.oracle_enable_cap.argtypes = (ctypes.c_uint32, ctypes.c_uint32, ctypes.c_uint64)
     platform = Platform(cast("Firmware", None))
+    series = ".".join(path.name.split("-")[1].split(".")[:2])
     for number in numbers:
-        cap, (kind, split) = CASES[number % len(CASES)]
-        kernel = ask(cap, -1 if kind is None else int(kind), split, os.cpu_count() or 1)
-        emulator = capability(platform, cap, kind, split_irqchip=split)
-        found = None
-        if cap in _NOT_REPORTED:
-            wrong = "in NOT_EMULATED, but KVM has none" if not kernel else ""
-            wrong = "in NOT_EMULATED, but reported" if emulator else wrong
-        else:
-            wrong = "value" if kernel != emulator else ""
-        if wrong:
-            values = {"value": f"{kernel:#x} {emulator:#x}"}
-            found = DifferenceError(
-                f"capability {cap}: {wrong}", values, [f"{kind} split irqchip {split}"]
-            )
-        yield number, {str(cap)} if kernel else set(), found
+        found, reached = None, set()
+        life = _Life(library, platform, series, f"{seed}:{number}")
+        try:
+            life.live()
+            if _asked(library, platform, series, number):
+                reached.add("reported")
+        except DifferenceError as differs:
+            found = differs
+        yield number, life.reached | reached, found

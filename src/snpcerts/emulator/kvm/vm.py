@@ -60,6 +60,7 @@ PRIVATE_RANGES_MAX = 1 << 16  # a limit of the emulator
 ENCRYPTED_REGIONS_MAX = 1 << 12  # a limit of the emulator
 SEV_FEATURES_SNP = 1 << 0
 _U64 = 1 << 64
+_APIC_CYCLE_END = -(-_U64 // (0xFFFF_FFFF * 128))  # a timer counts 32 bits, divided by up to 128
 _S = TypeVar("_S", bound=CStruct)
 
 
@@ -102,6 +103,7 @@ class Vm:
         self._max_vcpu_id = 0  # 0: not set yet
         self._boot_cpu = 0
         self._tsc_khz = TSC_KHZ
+        self._apic_bus_cycle_ns = 1
         self._open = 1
         self._sev = SevCommands(self)
         self._board = Board(platform.clock)
@@ -238,6 +240,8 @@ class Vm:
             case Ioctl.SET_MEMORY_ATTRIBUTES:
                 self._set_attributes(caller, argument)
             case Ioctl.CHECK_EXTENSION:
+                if argument == Cap.X86_APIC_BUS_CYCLES_NS:
+                    return self._apic_bus_cycle_ns
                 return capability(
                     self.platform, argument, self.kind, split_irqchip=self.split_irqchip
                 )
@@ -388,6 +392,8 @@ class Vm:
             self._limit_vcpu_ids(value)
         elif cap == Cap.X2APIC_API:
             self._set_x2apic(value)
+        elif cap == Cap.X86_APIC_BUS_CYCLES_NS:
+            self._set_apic_bus(value)
         elif cap not in WITHOUT_EFFECT:
             log.info("%s: capability %d cannot be enabled", self.name, cap)
             raise OSError(errno.EINVAL, "capability")
@@ -416,6 +422,15 @@ class Vm:
         if number > (self._max_vcpu_id or VCPU_IDS_MAX):
             raise OSError(errno.EINVAL, "the vCPU id is too large")
         self._boot_cpu = number
+
+    def _set_apic_bus(self, cycle_ns: int) -> None:
+        if not 0 < cycle_ns < _APIC_CYCLE_END:
+            raise OSError(errno.EINVAL, "the longest timeout of a timer would not fit into 64 bits")
+        if not self.irqchip:
+            raise OSError(errno.ENXIO, "the VM has no interrupt controller")
+        if self.vcpus:
+            raise OSError(errno.EINVAL, "vCPUs already exist")
+        self._apic_bus_cycle_ns = cycle_ns
 
     def _set_x2apic(self, flags: int) -> None:
         enable = flags & X2APIC_ENABLE_SUPPRESS_EOI_BROADCAST
