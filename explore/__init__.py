@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Visit every interleaving and crash of the certificate file's protocol.
+"""Visits every interleaving and crash of the certificate file's protocol.
 
-The explorer runs the shipped generators (``snpcerts.certfile``). It performs
-their steps on a model of files, locks, disk and firmware.
+The explorer runs the shipped generators (``snpcerts.certfile``). It performs their steps on a model
+of files, locks, disk and firmware.
 """

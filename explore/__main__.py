@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``python -m explore``: visit every interleaving and crash of the certificate file's protocol.
+"""``python -m explore``: visits every interleaving and crash of the certificate file's protocol.
 
-Prints one line for each exploration: states, transitions, depth (the longest of
-the shortest schedules to a state), seconds. For a violation it prints the
-shortest schedule, one line for each step. The exit code is 1 if an invariant
-does not hold, or a wrong variant was not detected.
+It prints one line for each exploration: states, transitions, depth (the number of steps to the
+farthest state), seconds. For a violation it prints the shortest schedule, one line for each step.
+The exit code is 1 if an invariant does not hold, or a wrong variant was not detected.
 """
 
 from __future__ import annotations
@@ -26,13 +25,13 @@ from explore.strategies import STRATEGIES
 from snpcerts.trace import Timeline
 
 Draw = Callable[[str, Exploration], None]
-"""Draws the counterexample of an exploration of this name, if it has one."""
+"""Draws the counterexample of the exploration with this name, if it has one."""
 
 _HEAD = f"{'states':>9} {'transitions':>12} {'depth':>6} {'seconds':>8}  participants"
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Explore what the arguments ask for; return 1 if something is wrong."""
+    """Run the explorations that the arguments select. Return 1 if something is wrong."""
     parser = argparse.ArgumentParser(prog="python -m explore", description=__doc__)
     parser.add_argument("--bound", choices=("small", "full"), default="full")
     parser.add_argument(

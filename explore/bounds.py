@@ -15,7 +15,7 @@ _LOST_WRITES = Budget(power=1, faults=1)
 _FIRMWARE = Settings(firmware_fails=True)
 _UNREDUCED = Settings(reduce=False)
 _STRANGER = Settings(reduce=False, reports=False)
-# A wrong table is emptied against its readers' locks, so nothing may rely on these locks.
+# An update empties a wrong table despite its readers' locks, so nothing may rely on these locks.
 _AGAINST = Settings(reduce=False, discipline=False)
 
 
@@ -28,7 +28,7 @@ def _scenario(
     missing: bool = False,
     wrong: bool = False,
 ) -> Scenario:
-    """``readers`` as in "R1 R2", ``writers`` as in "swap:2 in-place:1"."""
+    """Make a scenario. ``readers`` is like "R1 R2", ``writers`` like "swap:2 in-place:1"."""
     pairs = (each.split(":") for each in writers.split())
     return Scenario(
         tuple(readers.split()),
@@ -128,13 +128,13 @@ UNSAFE = tuple(
     for strategy in ("there-and-back", "swap")
 )
 
-# Two readers of one kind can alternate; does that keep a writer out for ever?
+# Two readers of one kind can alternate. Can that keep a writer out forever?
 PROGRESS = tuple(
     _scenario(f"{kind} {kind}", f"{strategy}:1")
     for strategy in ("there-and-back", "swap", "in-place")
     for kind in ("R1", "R2", "R3", "R4")
 )
-# Where it does not.
+# Explorations in which it cannot.
 LIVELY = {(strategy, kind) for strategy in ("there-and-back", "swap") for kind in ("R1", "R2")}
 PROGRESS_OF_THREE = tuple(
     _scenario(readers, f"{strategy}:1")

@@ -55,7 +55,7 @@ class ViolationError(Exception):
 
 
 def check_handshake(world: World, delivered: bytes | None) -> None:
-    """The firmware signs now: does the table in the guest's buffer match its key?"""
+    """Check, when the firmware signs, that the table in the guest's buffer matches its key."""
     if delivered and delivered not in (table(world.key), table(world.key, SECOND)):
         raise ViolationError(
             MATCH,
@@ -66,7 +66,7 @@ def check_handshake(world: World, delivered: bytes | None) -> None:
 def check_state(world: World, *, others: bool = True) -> None:
     """No file without an exclusive lock may be wrong.
 
-    ``others``: check every file that a process can reach, not only the path's.
+    ``others``: check every file that a process can reach, not only the one at the path.
     """
     exclusive = {each.file for each in world.descriptions.values() if each.lock == EXCLUSIVE}
     paths = {world.names.get(path): path for path in (PATH, SECOND)}
@@ -76,12 +76,12 @@ def check_state(world: World, *, others: bool = True) -> None:
             continue
         data, at_path = file.data, paths.get(number)
         right = [table(world.key, at_path)] if at_path else [table(world.key, p) for p in _PATHS]
-        # A leading terminator ends the table, whatever follows.
+        # A leading terminator ends the table, whatever follows it.
         if data in right or data.startswith(EMPTY) or (not data and not at_path):
             continue
         if data == world.wrong:
-            continue  # the update did not cause this, and it has not ended yet
-        # Reachable only from the disk: that counts after a power failure.
+            continue  # the update did not cause this, and has not ended yet
+        # Reachable only from the disk. That matters after a power failure.
         if number not in world.names.values() and not any(
             each.file == number for each in world.descriptions.values()
         ):
@@ -96,7 +96,7 @@ def check_state(world: World, *, others: bool = True) -> None:
 
 
 def check_access(world: World, description: int, *, write: bool) -> None:
-    """Does another description's lock forbid this read or write?"""
+    """Check that no other description's lock forbids this read or write."""
     mine = world.descriptions[description]
     for number, other in world.descriptions.items():
         if number == description or other.file != mine.file or not other.lock:
@@ -106,7 +106,7 @@ def check_access(world: World, description: int, *, write: bool) -> None:
 
 
 def found_at_turn(world: World, path: str) -> tuple[Any, ...]:
-    """What an update finds when its turn comes: path, content, names, content on disk."""
+    """Return what an update finds when its turn comes: path, content, names, content on disk."""
     file = world.names.get(path)
     return (
         file,
@@ -117,7 +117,7 @@ def found_at_turn(world: World, path: str) -> tuple[Any, ...]:
 
 
 def check_end(world: World, process: Process, end: Position, *, reports: bool = True) -> None:
-    """A request or update has ended: is the state what its result says?"""
+    """Check, when a request or an update has ended, that the state matches its result."""
     if process.fds:
         raise ViolationError(TIDY, f"{process.name} ends with {len(process.fds)} descriptors open")
     if not process.writer or not reports:
@@ -141,14 +141,14 @@ def check_end(world: World, process: Process, end: Position, *, reports: bool = 
             )
     elif isinstance(end.error, LockHeldError) and process.before:
         before_path, before_data, before_names, before_lasting = dict(process.before)[PATH]
-        # Undoing an interrupted update may put the path's own file back.
+        # Undoing an interrupted update may put the original file back at the path.
         undone = (
             OLD in before_names
             and (before_data or b"").startswith(EMPTY)
             and data is not None
             and (data.startswith(EMPTY) or data == table(world.key))
         )
-        # A wrong table must go, even against a lock.
+        # A wrong table must disappear, even despite a lock.
         undone = undone or (before_data == world.wrong and (data or b"").startswith(EMPTY))
         if (path != before_path or data != before_data) and not undone:
             raise ViolationError(
@@ -159,7 +159,7 @@ def check_end(world: World, process: Process, end: Position, *, reports: bool = 
         if stray := set(world.names) - set(before_names):
             raise ViolationError(TIDY, f"the update leaves {', '.join(sorted(stray))} behind")
         changed = lasting - before_lasting - {data}
-        # An empty table may replace a wrong one, or return with the file set aside.
+        # An empty table may replace a wrong one, or return with the file that was set aside.
         if world.wrong in before_lasting or undone:
             changed = {each for each in changed if not (each or b"").startswith(EMPTY)}
         if changed:
@@ -171,7 +171,7 @@ def check_end(world: World, process: Process, end: Position, *, reports: bool = 
 
 
 def _check_end_of_several(world: World, process: Process, end: Position) -> None:
-    """The same for an update of two files: each may hold what the result says, and no other."""
+    """Do the same for an update of two files. Each must contain what the result says."""
     before = dict(process.before)
     for path in _PATHS:
         file = world.names.get(path)
@@ -179,7 +179,7 @@ def _check_end_of_several(world: World, process: Process, end: Position) -> None
         right, lasting = table(world.key, path), _lasting(world, path)
         where = f"{path} holds {content_in_words(data)}"
         if end.error is None:
-            # A file that could not be written is empty, and listed among the problems.
+            # A file that could not be written is empty and listed in the problems.
             problems = {each for each, _ in getattr(end.value, "problems", ())}
             if data != right and not (path in problems and (data or b"").startswith(EMPTY)):
                 raise ViolationError(NO_HARM, f"the update reports success, but {where}")
@@ -205,10 +205,10 @@ def _check_end_of_several(world: World, process: Process, end: Position) -> None
 
 
 def check_withdrawn(world: World, process: Process, end: Position) -> None:
-    """An update that knew of a wrong table has ended: can a reader still get that table?
+    """Check, when an update that knew of a wrong table has ended, that no reader can still get it.
 
-    From here on, a wrong table is a violation. An update that ends by a failing
-    step, or before its turn, does not count.
+    From then on, a wrong table is a violation. An update that ended because a step failed, or
+    before its turn, does not count.
     """
     done = end.error is None or isinstance(end.error, LockHeldError | FirmwareError)
     if world.wrong is None or not process.writer or not process.before or not done:
@@ -220,7 +220,7 @@ def check_withdrawn(world: World, process: Process, end: Position) -> None:
 
 
 def _lasting(world: World, path: str) -> frozenset[bytes | None]:
-    """What a path may hold after a power failure at this moment."""
+    """Return what a path may contain after a power failure at this moment."""
     if not world.budget.power:
         return frozenset()
     found: set[bytes | None] = set()
@@ -231,7 +231,7 @@ def _lasting(world: World, path: str) -> frozenset[bytes | None]:
 
 
 def unbounded_retries(positions: list[Position]) -> list[Position]:
-    """A loop that never reads the clock, or ignores "too late"; empty if there is none."""
+    """Return a loop that never reads the clock or ignores "too late"; empty if there is none."""
     done: set[Position] = set()
     for start in positions:
         trail: list[Position] = []
@@ -243,7 +243,7 @@ def unbounded_retries(positions: list[Position]) -> list[Position]:
 def _loop_from(at: Position, trail: list[Position], done: set[Position]) -> list[Position]:
     if at in trail:
         return trail[trail.index(at) :]
-    # The hand-shake ends a request; the next request waits anew.
+    # The hand-shake ends a request. The next request waits again.
     if at in done or at.action is None or isinstance(at.action, step.Handshake):
         return []
     trail.append(at)

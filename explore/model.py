@@ -1,19 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """The model that steps act on: names, files, open file descriptions, locks, disk, firmware.
 
-Rules of open-file-description locks: each description is one owner; shared
-locks are compatible, all others conflict; an owner's next lock replaces its
-last; closing a description's last descriptor drops the lock; other kinds of
-locks (``flock``) do not conflict.
+Rules of open-file-description locks: each description is one owner. Shared locks are compatible;
+all others conflict. An owner's next lock replaces its last one. Closing the last descriptor of a
+description drops the lock. Other kinds of locks (``flock``) do not conflict.
 
-Rules of the disk: a write is in the page cache at once, and certain to be on
-disk only after a sync of its file. Before that, each piece of it may or may not
-survive a power failure, independently of other pieces. A piece lies within one
-sector: the first 24 bytes are one piece, the rest of a table one or two. A
-change of a name is certain only after a sync of the directory. After a sync that
-fails, Linux takes the pages for written: no later sync writes them, and the page cache
-may lose them at any time. A rename is on
-disk completely or not at all. An inode number is reused when the file is gone.
+Rules of the disk: a write is in the page cache immediately, but is certain to be on disk only after
+a sync of its file. Before that, each piece of it may or may not survive a power failure,
+independently of other pieces. A piece is within one sector: the first 24 bytes are one piece, the
+rest of a table is one or two. A change of a name is certain only after a sync of the directory. If
+a sync fails, Linux considers the pages written: no later sync writes them, and the page cache may
+lose them at any time. A rename is on disk completely or not at all. An inode number is reused when
+its file no longer exists.
 """
 
 from __future__ import annotations
@@ -38,10 +36,10 @@ SECOND = f"{FOLDER}/second"
 SECOND_TURN = f"{FOLDER}/.second.turn"
 SECOND_NEW = f"{FOLDER}/.second.new"
 SECOND_OLD = f"{FOLDER}/.second.old"
-# The file that locks the turn to change a name.
+# The file whose lock is the turn to change a name.
 TURN_FOR = {PATH: TURN, NEW: TURN, OLD: TURN}
 TURN_FOR |= {SECOND: SECOND_TURN, SECOND_NEW: SECOND_TURN, SECOND_OLD: SECOND_TURN}
-# A bind mount of the file itself: bound to the file that PATH named when it was made.
+# A bind mount of the file itself: the file that PATH named when the mount was made.
 MOUNT = "/guest/certs"
 
 NONE, SHARED, EXCLUSIVE = 0, 1, 2
@@ -51,7 +49,9 @@ _PIECE = 4
 
 @cache
 def table(key: int, path: str = PATH) -> bytes:
-    """The table for a path that certifies ``key``: a first entry and one or two pieces more."""
+    """Return the table for a path that certifies ``key``: a first entry and one or two more
+    pieces.
+    """
     fill = bytes([key + (101 if path == SECOND else 1)])
     return fill * (_FIRST + _PIECE * (2 - key % 2))
 
@@ -76,7 +76,7 @@ NamesChange = tuple[tuple[str, int | None], ...]
 
 
 class Budget(NamedTuple):
-    """What may still go wrong."""
+    """The number of failures that may still happen."""
 
     kills: int = 0  # of one process, between any two steps
     power: int = 0  # power failures
@@ -84,7 +84,7 @@ class Budget(NamedTuple):
 
 
 class World:
-    """One state. Parts are replaced, never changed, so a copy is shallow."""
+    """One state. Parts are replaced and never modified, so a shallow copy is enough."""
 
     __slots__ = (
         "budget",
@@ -102,8 +102,8 @@ class World:
         self.names: dict[str, int] = {}
         self.files: dict[int, File] = {}
         self.descriptions: dict[int, Description] = {}
-        self.disk: dict[str, int] = {}  # names, as they are on disk for certain
-        self.changes: tuple[NamesChange, ...] = ()  # made to them since
+        self.disk: dict[str, int] = {}  # names that are certainly on disk
+        self.changes: tuple[NamesChange, ...] = ()  # changes of names since then
         self.key = 0
         self.wrong: bytes | None = None  # a table that drift made wrong, until an update ends
         self.processes: list[Process] = []
@@ -125,7 +125,7 @@ class World:
     # Names
 
     def change_names(self, *entries: tuple[str, int | None]) -> None:
-        """Make names lead to other files, or remove them (None)."""
+        """Make names refer to other files, or remove them (None)."""
         for name, file in entries:
             if file is None:
                 self.names.pop(name, None)
@@ -142,7 +142,7 @@ class World:
             self.drop_unreachable()
 
     def new_file(self) -> int:
-        """Create an empty file without a name; its number is the lowest that is free.
+        """Create an empty file without a name. It gets the lowest free number.
 
         Numbers start at 101 on the first device and at 201 on the second.
         """
@@ -185,7 +185,8 @@ class World:
             self.files[number] = File(file.data, patched(file.disk, file.pending), ())
 
     def lose_writes(self, number: int, *, at_once: bool) -> None:
-        """A sync has failed: what was not on disk counts as written, and never will be.
+        """Record that a sync has failed: what was not on disk counts as written, and will never be
+        written.
 
         The page cache keeps it, or loses it ``at_once``.
         """
@@ -193,20 +194,20 @@ class World:
         self.files[number] = File(file.disk if at_once else file.data, file.disk, ())
 
     def spend_fault(self) -> None:
-        """One step fails."""
+        """Record that one step fails."""
         self.budget = self.budget._replace(faults=self.budget.faults - 1)
         if not self.keeps_content:
             self.files = {each: File(file.data, b"", ()) for each, file in self.files.items()}
 
     @property
     def keeps_content(self) -> bool:
-        """Whether it still matters what files hold on disk."""
+        """Whether the content of files on disk still matters."""
         return bool(self.budget.power or self.budget.faults)
 
     # Descriptions and locks
 
     def open(self, number: int, vmm: str = "") -> int:
-        """A new description; its number is the lowest that is free."""
+        """Return a new description. It gets the lowest free number."""
         found = 0
         while found in self.descriptions:
             found += 1
@@ -226,7 +227,7 @@ class World:
         self.descriptions[number] = self.descriptions[number]._replace(lock=lock)
 
     def locked(self, file: int) -> int:
-        """The strongest lock on a file."""
+        """Return the strongest lock on a file."""
         return max((d.lock for d in self.descriptions.values() if d.file == file), default=NONE)
 
     def close(self, number: int) -> None:
@@ -239,7 +240,7 @@ class World:
     # Power
 
     def after_power_loss(self) -> Iterable[World]:
-        """Every world that a power failure may leave, without its processes."""
+        """Return every world that a power failure may leave, without its processes."""
         seen = set()
         for names in directories(tuple(sorted(self.disk.items())), self.changes):
             numbers = sorted({file for _, file in names})
@@ -271,7 +272,7 @@ def _pieces(data: bytes, offset: int) -> Iterable[tuple[int, bytes]]:
 
 
 def patched(data: bytes, pieces: Iterable[tuple[int, bytes | None]]) -> bytes:
-    """Content after some writes (offset, bytes) and changes of size (size, None)."""
+    """Return content after some writes (offset, bytes) and changes of size (size, None)."""
     for at, piece in pieces:
         if piece is None:
             data = data[:at].ljust(at, b"\0")
@@ -282,7 +283,7 @@ def patched(data: bytes, pieces: Iterable[tuple[int, bytes | None]]) -> bytes:
 
 @cache
 def contents_on_disk(file: File) -> tuple[bytes, ...]:
-    """What a file may hold after a power failure: any of its pending pieces may be missing."""
+    """Return what a file may contain after a power failure: any pending piece may be missing."""
     found = {file.disk}
     for piece in file.pending:
         found |= {patched(data, [piece]) for data in found}
@@ -293,7 +294,7 @@ def contents_on_disk(file: File) -> tuple[bytes, ...]:
 def directories(
     disk: tuple[tuple[str, int], ...], changes: tuple[NamesChange, ...]
 ) -> tuple[tuple[tuple[str, int], ...], ...]:
-    """What the directory may hold after a power failure: any of its changes may be missing."""
+    """Return what the directory may contain after a power failure: any change may be missing."""
     found = {disk}
     for change in changes:
         for names in list(found):

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Wrong variants of the protocol; an exploration must detect each of them.
+"""Wrong variants of the protocol. An exploration must detect each of them.
 
-Each variant is the shipped protocol with some steps dropped, moved or replaced
-before they reach the model. There is no second protocol here, and no switch in
-the shipped code.
+Each variant is the shipped protocol with some steps dropped, moved or replaced before they reach
+the model. There is no second protocol here, and no switch in the shipped code.
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ Through = Callable[[Any, Memory], Steps[Any]]
 
 
 def altered(protocol: Steps[Any], through: Through) -> Steps[Any]:
-    """The protocol with each step sent through ``through``, which has a memory of its own."""
+    """Return the protocol with each step sent through ``through``, which has its own memory."""
     memory: Memory = {}
     return relayed(protocol, lambda action: through(action, memory))
 
@@ -200,7 +199,9 @@ def lock_wrong_descriptor(action: Any, memory: Memory) -> Steps[Any]:
 
 
 def flock_instead(action: Any, memory: Memory) -> Steps[Any]:
-    """A flock never conflicts with an OFD lock: it is granted at once and keeps no reader out."""
+    """A flock never conflicts with an OFD lock: it is granted immediately and excludes no
+    reader.
+    """
     if isinstance(action, step.LockExclusive) and memory.get("turn") not in (None, action.fd):
         return True
     result = yield action
@@ -240,7 +241,7 @@ def no_turn(action: Any, memory: Memory) -> Steps[Any]:
 
 
 def wrong_table_handed_back(action: Any, memory: Memory) -> Steps[Any]:
-    """As in an earlier version: a writer that gives up leaves the file as it was."""
+    """As in an earlier version: a writer that gives up leaves the file unchanged."""
     if isinstance(action, step.Write) and memory.get(f"locked {action.fd}") is False:
         return None
     result = yield action
@@ -250,7 +251,7 @@ def wrong_table_handed_back(action: Any, memory: Memory) -> Steps[Any]:
 
 
 def sync_without_writing(action: Any, memory: Memory) -> Steps[Any]:
-    """As in an earlier version: who gives up and finds an emptied file only syncs it."""
+    """As in an earlier version: a writer that gives up and finds an emptied file only syncs it."""
     if isinstance(action, step.Write) and memory.get("found", b"").startswith(EMPTY):
         return None
     result = yield action
@@ -260,7 +261,7 @@ def sync_without_writing(action: Any, memory: Memory) -> Steps[Any]:
 
 
 def any_table_withdrawn(action: Any, _memory: Memory) -> Steps[Any]:
-    """The writer does not check that the file still holds the table that was judged wrong."""
+    """The writer does not check that the file still contains the table that was judged wrong."""
     if isinstance(action, step.Read):
         return table(0)
     return (yield action)
@@ -343,7 +344,7 @@ def second_lock_not_taken(action: Any, memory: Memory) -> Steps[Any]:
 
 
 def command_without_second_lock(action: Any, _memory: Memory) -> Steps[Any]:
-    """The agent gives up waiting for the second file, and changes the firmware all the same."""
+    """The agent gives up waiting for the second file, but still changes the firmware."""
     if isinstance(action, step.Change):
         every = [each._replace(changes=True) for each in action.call()]  # type: ignore[attr-defined]
         return (yield step.Change(lambda: every))  # type: ignore[arg-type, return-value]
@@ -373,7 +374,9 @@ def one_file_after_the_other() -> Steps[Any]:
 
 
 def second_file_filled_first() -> Steps[Any]:
-    """The second file is filled for the next key before the command, and not locked around it."""
+    """The second file is filled for the next key before the command, and is not locked around
+    it.
+    """
     in_place = writer.Strategy.IN_PLACE
 
     def second(action: Any) -> Steps[Any]:
@@ -390,7 +393,7 @@ def second_file_filled_first() -> Steps[Any]:
 
 
 def move_to_another_device() -> Steps[None]:
-    """Make the path lead to another file, correctly, under the exclusive lock."""
+    """Make the path refer to another file, correctly, under the exclusive lock."""
     turn: int = yield step.OpenOrCreate(TURN, 0o600)
     while not (yield step.LockExclusive(turn)):
         yield step.Now()
@@ -412,15 +415,15 @@ class Mutant:
 
     name: str
     wrong: str
-    invariant: str  # the one that is violated; "" if all hold
+    invariant: str  # the violated one; "" if all hold
     why: str  # the schedule in one line, or why nothing goes wrong
     scenario: Scenario
     reader: Through | None = None
     writer: Through | None = None
-    shows: tuple[str, ...] = ()  # text that the schedule contains, in this order
+    shows: tuple[str, ...] = ()  # texts that the schedule contains, in this order
     one_vmm: bool = False
     mover: bool = False
-    program: Callable[[], Steps[Any]] | None = None  # in place of the writer's
+    program: Callable[[], Steps[Any]] | None = None  # used instead of the writer's program
 
     def world(self) -> World:
         reader, writer = self.reader, self.writer

@@ -1,16 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """The position of a process in its protocol.
 
-A generator cannot be copied. But a protocol is deterministic given the results
-of its steps, so a process is its program and these results. To try several
-results, the explorer makes a new generator and sends it the same results again.
-Each sequence is run once and its :class:`Position` remembered.
+A generator cannot be copied. But a protocol is deterministic given the results of its steps, so a
+process consists of its program and these results. To try several results, the explorer makes a new
+generator and sends it the same results again. Each sequence is run once, and its :class:`Position`
+is cached.
 
-Two sequences lead to the same position if the suspended frames agree in all
-that can decide what comes next: the place in each frame, its local variables,
-and the exceptions in flight. Times are left out: the model chooses freely
-whether the clock says "in time" or "too late", so their values decide nothing.
-This makes a loop of retries finite.
+Two sequences lead to the same position if the suspended frames agree in everything that can decide
+the next step: the place in each frame, its local variables, and active exceptions. Times are left
+out, because the model chooses freely whether the clock says "in time" or "too late", so their
+values decide nothing. So a loop of retries has a finite number of states.
 """
 
 from __future__ import annotations
@@ -76,12 +75,12 @@ class Position:
         return found
 
     def known(self) -> list[tuple[object, Position]]:
-        """The results seen so far, and the positions they led to."""
+        """The results so far, and the positions that they led to."""
         return [(result, position) for (_, result), position in self._next.items()]
 
 
 class Program:
-    """The program that processes of one kind run, again and again."""
+    """The program that processes of one kind run repeatedly."""
 
     def __init__(self, kind: str, start: Callable[[], Steps[Any]]) -> None:
         self.kind = kind
@@ -94,7 +93,7 @@ class Program:
         return list(self._known.values())
 
     def position(self, history: tuple[Any, ...]) -> Position:
-        """Run from the start with these results; equal places give the same object."""
+        """Run from the start with these results. Equal places give the same object."""
         steps = self._start()
         action: Any = None
         value: object = None
@@ -132,12 +131,12 @@ class Process(NamedTuple):
     name: str
     position: Position
     fds: tuple[tuple[int, int], ...]  # descriptor, description
-    left: int  # jobs to do, including the present one; -1: no limit
-    delivered: bytes | None  # the guest's table, perhaps empty; None if there is none, or busy
+    left: int  # jobs to do, including the current one; -1: no limit
+    delivered: bytes | None  # the guest's table, possibly empty; None if there is none, or BUSY
     before: tuple[tuple[str, Any], ...]  # what an update found at each path when its turn came
     writer: bool
     vmm: str
-    misled: bool = False  # has read the wrong table before an update ended
+    misled: bool = False  # whether it has read the wrong table before an update ended
 
 
 class _AbandonedError(BaseException):
@@ -145,7 +144,7 @@ class _AbandonedError(BaseException):
 
 
 def _abandon(steps: Steps[Any]) -> None:
-    """End a suspended generator, which may yield a few more steps while it cleans up."""
+    """End a suspended generator. It may yield a few more steps while it cleans up."""
     try:
         while True:
             steps.throw(_AbandonedError())
@@ -154,7 +153,7 @@ def _abandon(steps: Steps[Any]) -> None:
 
 
 def _place(steps: Any) -> tuple[object, ...]:
-    """Everything in a suspended generator that decides what it does next."""
+    """Return everything in a suspended generator that decides its next step."""
     frame = steps.gi_frame
     inner = steps.gi_yieldfrom
     variables = frame.f_locals
@@ -175,7 +174,7 @@ def _place(steps: Any) -> tuple[object, ...]:
         elif isinstance(each, int):
             place.append(each)
         elif isinstance(each, _ListIterator):
-            place.append(tuple(map(frozen, copy.copy(each))))  # what is still to come
+            place.append(tuple(map(frozen, copy.copy(each))))  # the rest of the iterator
         elif id(each) in mine or id(each) in code_names or each is inner or each is None:
             continue
         elif not isinstance(each, types.CodeType | types.FunctionType | types.CellType | str):
@@ -190,7 +189,7 @@ def _kind_of(error: BaseException) -> tuple[object, ...]:
 
 
 def frozen(value: object) -> object:
-    """A hashable stand-in that compares as the value does, without times."""
+    """Return a hashable value that compares as ``value`` does, without times."""
     if value is None or isinstance(value, bool | int | str | bytes | enum.Enum):
         return (type(value).__name__, value)
     if isinstance(value, float):
@@ -205,7 +204,7 @@ def frozen(value: object) -> object:
         fields = dataclasses.fields(value)
         return (type(value).__name__, *(frozen(getattr(value, each.name)) for each in fields))
     if isinstance(value, types.FunctionType) and value.__closure__:
-        # Each run of the protocol makes this function anew: what it keeps tells two apart.
+        # Each run of the protocol creates this function again, so compare what it refers to.
         kept = (cell.cell_contents for cell in value.__closure__)
         return (value.__code__, *map(frozen, kept))
     if callable(value):

@@ -1,12 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Can a steady stream of readers keep a writer waiting for ever?
+"""Checks whether a steady stream of readers can keep a writer waiting forever.
 
-Consider infinite runs in which no process gives up and every process that can
-move does so again and again (weak fairness). In the finite graph of all states,
-such a run ends in a cycle. A violation is a cycle in which the writer, in its
-turn, waits for a lock in every state, and every process that is not done moves.
-Its schedule leads to the cycle and once around it. Without such a cycle, every
-such run lets the writer through; it only waits for readers that opened the old
+Consider infinite runs in which no process gives up and every process that can move does so again
+and again (weak fairness). In the finite graph of all states, such a run ends in a cycle. A
+violation is a cycle in which the writer, in its turn, waits for a lock in every state, and every
+process that is not done moves. Its schedule leads to the cycle and once around it. Without such a
+cycle, the writer gets the lock in every such run; it only waits for readers that opened the old
 file before it was replaced.
 """
 
@@ -24,7 +23,7 @@ _PATIENT = Settings(reduce=False, discipline=False, patient=True)
 
 
 def explore_progress(world: World) -> Exploration:
-    """Visit all states; the violation, if any, is a cycle in which a writer starves."""
+    """Visit all states. The violation, if any, is a cycle in which a writer starves."""
     result = explore(world, _PATIENT, keep_graph=True)
     graph = result.graph
     if result.violation is not None or graph is None:
@@ -37,7 +36,7 @@ def explore_progress(world: World) -> Exploration:
     for component in _components(graph):
         inside = set(component)
         movers = {mover for state in component for mover, to in graph.edges[state] if to in inside}
-        # A writer that is done neither moves nor waits, so it may be missing.
+        # A writer that is done neither moves nor waits, so it need not move.
         if movers and running - movers <= graph.done[component[0]]:
             start = min(component)
             result.schedule = _in_words(world, _way(graph, start))
@@ -76,7 +75,7 @@ def _in_words(world: World, way: list[int]) -> list[str]:
 
 
 def _lap(graph: Graph, start: int, inside: set[int], movers: list[int]) -> list[int]:
-    """Choices that lead once around the cycle, with a move of each process."""
+    """Return choices that lead once around the cycle, with a move of each process."""
     lap: list[int] = []
     at = start
     for wanted in movers:
@@ -95,7 +94,7 @@ def _towards(
     mover: int | None = None,
     state: int | None = None,
 ) -> tuple[list[int], int]:
-    """The shortest path within the component that ends with this mover's move, or in this state."""
+    """Return the shortest path in the component to a move of this mover, or to this state."""
     seen = {start}
     frontier: deque[tuple[int, list[int]]] = deque([(start, [])])
     while frontier:
@@ -112,7 +111,7 @@ def _towards(
 
 
 def _components(graph: Graph) -> list[list[int]]:
-    """Strongly connected components of the states in which a writer waits (Tarjan)."""
+    """Return the strongly connected components of the states in which a writer waits (Tarjan)."""
     order: dict[int, int] = {}
     low: dict[int, int] = {}
     on_stack: set[int] = set()

@@ -18,11 +18,11 @@ from snpcerts.certfile.step import Steps
 
 
 def deliver(_found: Found) -> None:
-    """Fill the guest's buffer; the model records what was found."""
+    """Fill the guest's buffer. The model records what was found."""
 
 
 def handshake() -> None:
-    """Let the firmware sign; the model checks its key."""
+    """Let the firmware sign. The model checks its key."""
 
 
 def r1() -> Steps[None]:

@@ -26,8 +26,8 @@ class Scenario:
     writers: tuple[tuple[str, int], ...] = (("swap", 1),)  # strategy, updates
     budget: Budget = NOTHING
     settings: Settings = USUAL
-    missing: bool = False  # whether the file does not exist at first
-    wrong: bool = False  # whether the firmware's key has changed without the lock
+    missing: bool = False  # the file does not exist at first
+    wrong: bool = False  # the firmware's key has changed without the lock
 
     @property
     def name(self) -> str:
@@ -59,10 +59,10 @@ class Scenario:
         writers: dict[str, Callable[[], Steps[Any]]] | None = None,
         one_vmm: bool = False,
     ) -> World:
-        """The initial state.
+        """Return the initial state.
 
-        ``reader`` and ``writer`` may alter the programs' steps, ``readers`` and ``writers`` replace
-        programs.
+        ``reader`` and ``writer`` may alter the steps of programs. ``readers`` and ``writers``
+        replace programs.
         """
         world = World()
         world.budget = self.budget

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Visit every state, breadth first, so that a violation's schedule is a shortest one.
+"""Visits every state, breadth first, so that a violation has a shortest schedule.
 
-States are compared in full, not by a digest: each new part gets a number, and a
-state is the tuple of its parts' numbers. Processes that run the same program
-are interchangeable, so their order does not count.
+States are compared in full, not by a digest: each new part gets a number, and a state is the tuple
+of its parts' numbers. Processes that run the same program are interchangeable, so their order does
+not count.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ class Exploration:
 
 @dataclass(slots=True)
 class Graph:
-    """All states and moves, for questions about runs that never end."""
+    """All states and moves, to study runs that never end."""
 
     edges: list[list[tuple[int, int]]] = field(default_factory=list)  # (mover, state)
-    waiting: list[bool] = field(default_factory=list)  # a writer waits for a lock
+    waiting: list[bool] = field(default_factory=list)  # whether a writer waits for a lock
     done: list[frozenset[int]] = field(default_factory=list)  # processes that have ended
     answers: dict[str, set[str]] = field(default_factory=dict)  # after the last update
     parents: list[int] = field(default_factory=list)
@@ -161,7 +161,7 @@ def explore(
 
 
 def _check_programs(first: World, result: Exploration) -> None:
-    """Check that every loop reads the clock, in the part of each program that was run."""
+    """Check, in the parts of the programs that were run, that every loop reads the clock."""
     programs = {each.position.program for each in first.processes if each.writer or each.left < 0}
     for program in sorted(programs, key=lambda each: each.kind):
         if loop := unbounded_retries(program.positions()):

@@ -12,25 +12,25 @@ from snpcerts.certfile.step import Steps, relayed
 
 
 class Wanted(NamedTuple):
-    """A table that the model shall choose, for the firmware's next key or for the present one."""
+    """A table that the model must choose, for the firmware's next or current key."""
 
     path: str
     changes: bool
 
 
 def tables_for(key: int, wanted: Sequence[Any]) -> tuple[bytes, ...]:
-    """The tables for a key, in the order in which the agent wants them."""
+    """Return the tables for a key, in the order in which the agent wants them."""
     return tuple(table(key, each.path) for each in wanted)
 
 
 def update(strategy: writer.Strategy) -> Steps[Any]:
-    """Update both files, which the agent names in another order than the one that it locks in."""
+    """Update both files. The agent names them in another order than the locking order."""
     targets = [several.Target(path, strategy) for path in (SECOND, PATH)]
     return timed(several.update(targets, change, unchanged))  # type: ignore[arg-type]  # Wanted
 
 
 def change() -> Sequence[Wanted]:
-    """Change the firmware, and choose the tables; the model does both."""
+    """Change the firmware and choose the tables. The model does both."""
     return [Wanted(SECOND, True), Wanted(PATH, True)]
 
 
@@ -42,8 +42,8 @@ def unchanged() -> Sequence[Wanted]:
 def timed(protocol: Steps[Any]) -> Steps[Any]:
     """Let the model choose "too late" only while the protocol waits for a lock.
 
-    The model takes each reading of the clock by itself: a nested update whose beginning it took
-    for late would wait for ever.
+    The model decides each reading of the clock separately. If it decided "too late" at the
+    beginning of a nested update, that update would wait forever.
     """
     memory: dict[str, bool] = {}
 

@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Does what the agent believes of the signing key hold under every firmware that sources describe?
+"""Checks what the agent believes about the signing key under every firmware that sources describe.
 
-A small firmware whose signing key changes in all the ways in which sources
-disagree, some of them shown by no number of ``/dev/sev``; beside it what ships:
+It combines a small model of the firmware with the shipped code:
 :class:`snpcerts.host.key_memory.Memory` with its rules, and
-:func:`snpcerts.host.expected_content.expected_content`. Every order of commands (the agent's, and
-other programs'), reloads, restarts and kills is visited, up to a depth. After
-each look of the agent what a file is to hold must be the key that signs. The
-agent looks between any two changes by others: two that undo each other between
-two looks leave no trace at all, and only a report can show them.
+:func:`snpcerts.host.expected_content.expected_content`. The model's signing key changes in all the
+ways in which sources disagree; some of these changes are not visible in ``/dev/sev``. The
+exploration visits every order of commands (of the agent and of other programs), reloads, restarts
+and kills, up to a depth. After each check by the agent, the expected content of a file must match
+the signing key. The agent makes a check between any two changes by other programs: two changes that
+undo each other between two checks leave no trace, and only a report can show them.
 
-The chip has two TCBs, which is enough for a reported one below the running one.
+The chip has two TCBs, which is enough for a reported TCB below the current one.
 """
 
 from __future__ import annotations
@@ -64,14 +64,14 @@ READINGS: Final = (
 
 @dataclass(frozen=True, slots=True)
 class Psp:
-    """The firmware, what it hides included."""
+    """The firmware, including what it hides."""
 
     choices: Choices
     reported: TcbVersion = HIGH
-    vcek: TcbVersion = HIGH  # what the VCEK was derived for
+    vcek: TcbVersion = HIGH  # the TCB that the VCEK was derived for
     vlek: TcbVersion | None = None
     masked: bool = False
-    loads: int = 0  # of kvm_amd
+    loads: int = 0  # number of loads of kvm_amd
 
     def state(self) -> FirmwareState:
         """SNP_PLATFORM_STATUS."""
@@ -87,18 +87,18 @@ class Psp:
         )
 
     def configured(self, reported: TcbVersion, *, masked: bool) -> Psp:
-        """SNP_SET_CONFIG, or SNP_COMMIT for the running TCB."""
+        """Apply SNP_SET_CONFIG, or SNP_COMMIT for the current TCB."""
         vlek = self.vlek
         if reported != self.reported and not self.choices.keeps_vlek:
             vlek = None
         return replace(self, reported=reported, vcek=reported, vlek=vlek, masked=masked)
 
     def loaded(self) -> Psp:
-        """SNP_VLEK_LOAD of a VLEK for the reported TCB."""
+        """Apply SNP_VLEK_LOAD of a VLEK for the reported TCB."""
         return replace(self, vlek=self.reported)
 
     def reloaded(self) -> Psp:
-        """SNP_SHUTDOWN and SNP_INIT."""
+        """Apply SNP_SHUTDOWN and SNP_INIT."""
         return replace(
             self,
             vlek=None,
@@ -108,7 +108,7 @@ class Psp:
         )
 
     def signs(self, select: KeySel) -> Key | None:
-        """The key a report is signed with; None for no report or an unsigned one."""
+        """Return the key that signs a report; None for no report or an unsigned one."""
         if expected_kind(self.state(), select) is VekKind.VCEK:
             return None if self.masked else Key(VekKind.VCEK, self.vcek)
         if self.vlek is None or (self.masked and not self.choices.vlek_signs_masked):
@@ -117,7 +117,7 @@ class Psp:
 
 
 class KilledError(BaseException):
-    """SIGKILL: nothing that the agent does afterwards is done."""
+    """SIGKILL: the agent does nothing afterwards."""
 
 
 @dataclass
@@ -126,11 +126,11 @@ class Host:
 
     psp: Psp
     kept: Remembered | None = None
-    kill_at: int = 0  # at which of the agent's acts from now on; 0 never
+    kill_at: int = 0  # the number of the agent's act at which it is killed; 0: never
     acts: int = 0
 
     def memory(self, kind: type[Memory] = Memory) -> Memory:
-        """The memory of an agent that starts now."""
+        """Return the memory of an agent that starts now."""
         self.acts = 0
         return kind(
             self,
@@ -140,7 +140,7 @@ class Host:
         )
 
     def read_firmware(self) -> FirmwareState:
-        """What the firmware says now."""
+        """Return what the firmware reports now."""
         return self.psp.state()
 
     # The store.
@@ -159,13 +159,13 @@ class Host:
         self.kept = what
 
     def act(self) -> None:
-        """Something that lasts is about to be done."""
+        """Note that the agent is about to change something lasting."""
         self.acts += 1
         if self.acts == self.kill_at:
             raise KilledError
 
     def become(self, psp: Psp) -> None:
-        """The agent gives a command."""
+        """Apply a command of the agent."""
         self.act()
         self.psp = psp
 
@@ -175,7 +175,7 @@ Decide = Callable[[FirmwareState, FileConfig], ExpectedContent]
 
 @dataclass(frozen=True, slots=True)
 class Agent:
-    """The agent that ships, or a wrong one: its memory, and what it decides."""
+    """The shipped agent or a wrong one: its memory, and what it decides."""
 
     name: str = "shipped"
     wrong: str = ""
@@ -186,7 +186,7 @@ class Agent:
 
 @dataclass(frozen=True, slots=True)
 class Happening:
-    """One thing that may happen. ``kills`` is at how many of its acts the agent may be killed."""
+    """One thing that may happen. ``kills`` are the acts at which the agent may be killed."""
 
     name: str
     do: Callable[[Host, Memory], None]
@@ -220,7 +220,7 @@ def _load(host: Host, memory: Memory) -> None:
 
 
 def _prove(host: Host, memory: Memory) -> None:
-    """A guest of each file shows which key signs; what is unsigned shows nothing."""
+    """Let a guest of each file prove which key signs. An unsigned report proves nothing."""
     for select in (KeySel.DEFAULT, KeySel.VCEK):
         key = host.psp.signs(select)
         if key is not None:
@@ -261,18 +261,20 @@ HAPPENINGS: Final = (
 
 @dataclass(slots=True)
 class Explored:
-    """What was visited; ``schedule`` leads to what is wrong, if anything is."""
+    """What was visited. ``schedule`` leads to the problem, if there is one."""
 
     states: int = 0
     transitions: int = 0
     wrong: str = ""
     schedule: list[str] = field(default_factory=list)
-    filled: int = 0  # looks after which some file had certificates
+    filled: int = 0  # checks after which a file had certificates
     reasons: set[str] = field(default_factory=set)  # why files were empty
 
 
 def explore(choices: Choices, agent: Agent = Agent(), *, depth: int = 4) -> Explored:
-    """Every course of ``depth`` happenings, the agent looking after each, breadth first."""
+    """Visit every sequence of ``depth`` events, breadth first. The agent makes a check after
+    each.
+    """
     result = Explored()
     first = Host(Psp(choices))
     _look(first, agent, result)
@@ -295,7 +297,7 @@ def explore(choices: Choices, agent: Agent = Agent(), *, depth: int = 4) -> Expl
                     killed = f", killed before its act {kill_at}"
                 else:
                     if kill_at:
-                        continue  # it makes fewer acts than that
+                        continue  # the agent makes fewer acts than that
                 here = (*way, happening.name + killed)
                 host.kill_at = 0
                 result.wrong = _look(host, agent, result)
@@ -311,7 +313,7 @@ def explore(choices: Choices, agent: Agent = Agent(), *, depth: int = 4) -> Expl
 
 
 def _look(host: Host, agent: Agent, result: Explored) -> str:
-    """The agent, started anew, looks; what is wrong with what it makes of it."""
+    """Let a restarted agent make a check. Return the problem with its conclusion, if any."""
     state = agent.see(host.memory(agent.memory).observe(host.read_firmware))
     for file in FILES:
         want = agent.decide(state, file)
@@ -330,7 +332,7 @@ def _look(host: Host, agent: Agent, result: Explored) -> str:
     return ""
 
 
-# Wrong agents, each of which one rule less makes.
+# Wrong agents. Each one lacks a rule.
 
 
 def _without(**fields: object) -> Callable[[FirmwareState], FirmwareState]:
@@ -345,7 +347,9 @@ def _no_doubt_of_masks(state: FirmwareState, file: FileConfig) -> ExpectedConten
 
 
 class _ForgetsNothingFirst(Memory):
-    """After an interrupted load, continues from the old VLEK; records the new one first."""
+    """After an interrupted load, continues from the old VLEK, because it records the new one
+    first.
+    """
 
     def load_vlek(
         self,
@@ -359,7 +363,7 @@ class _ForgetsNothingFirst(Memory):
 
 
 class _BlindToReloads(Memory):
-    """Takes every initialisation of SNP for the first."""
+    """Assumes that every initialisation of SNP is the first one."""
 
     def observe(self, read: Callable[[], FirmwareState]) -> FirmwareState:
         self._which = lambda: Initialisation("boot", "1")
@@ -371,7 +375,7 @@ class _BlindToReloads(Memory):
 
 
 class _KeepsProofs(Memory):
-    """Lets a proof last whatever changes."""
+    """Keeps a proof whatever changes."""
 
     def observe(self, read: Callable[[], FirmwareState]) -> FirmwareState:
         try:
@@ -383,7 +387,7 @@ class _KeepsProofs(Memory):
 
 
 class _TrustsWhatIsLoaded(Memory):
-    """Takes every VLEK that it finds loaded for one of the reported TCB."""
+    """Assumes that every loaded VLEK is for the reported TCB."""
 
     def observe(self, read: Callable[[], FirmwareState]) -> FirmwareState:
         state = super().observe(read)

@@ -41,10 +41,10 @@ class Foretell(NamedTuple):
 
 
 class Outdated(NamedTuple):
-    """The table for the firmware's present key -> bytes."""
+    """The table for the firmware's current key -> bytes."""
 
 
 class Mount(NamedTuple):
-    """Make the path lead to a file on another device, with the same inode number -> None."""
+    """Make the path refer to a file on another device, with the same inode number -> None."""
 
     path: str

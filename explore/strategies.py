@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Writers: the shipped strategies, and a program that is not ours."""
+"""Writers: the shipped strategies, and a program of another project."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from snpcerts.certfile.step import Steps
 
 
 def change() -> bytes:
-    """Change the firmware; the model does it."""
+    """Change the firmware. The model does it."""
     return b""
 
 
@@ -64,7 +64,7 @@ def several_in_place() -> Steps[object]:
 
 
 def stranger() -> Steps[int]:
-    """Another program's writer: takes the kernel's recommended lock, no turn, compares nothing."""
+    """Another project's writer: takes the kernel's recommended lock, no turn, compares nothing."""
     fd: int = yield step.OpenWrite(PATH)
     try:
         yield from _locked(fd)

@@ -5,14 +5,14 @@ Two rules reduce the number of states without losing an outcome:
 
 * a step that other processes cannot observe (a pause, the clock, closing a
   description that holds no lock) is taken together with the step before it;
-* with ``reduce``, a process goes first, alone, if its next step touches only
-  what no other process can touch before it moves on: a file that it has locked,
-  or names that only the writer whose turn it is changes. This relies on locks
-  being respected. The invariant *discipline* checks that in every state
-  visited, so an exploration without a violation was right to rely on it.
+* with ``reduce``, a process goes first, alone, if no other process can touch what its
+  next step touches: a file that it has locked, or names that only the writer with the
+  turn changes. This relies on processes respecting locks. The invariant *discipline*
+  checks that in every visited state, so an exploration without a violation was right to
+  rely on it.
 
-Crashes and failing steps are tried at every step, except at steps of the first
-kind, where they would make no difference.
+Crashes and failing steps are tried at every step, except at steps of the first kind, where they
+would make no difference.
 """
 
 from __future__ import annotations
@@ -81,19 +81,19 @@ _FAULTY = (
 )
 POWER = -1
 _EIO = Fails(errno.EIO)
-# A sync that fails, after which the page cache keeps or loses what is not on disk.
+# A failed sync. The page cache then keeps or loses what is not on disk.
 _NEVER_WRITTEN = Fails(errno.EIO)
 _LOST = Fails(errno.EIO)
 
 
 class Settings(NamedTuple):
-    """How an exploration proceeds and what it checks."""
+    """How an exploration proceeds, and what it checks."""
 
     reduce: bool = True
-    discipline: bool = True  # whether access against a lock is a violation
+    discipline: bool = True  # whether access despite a lock is a violation
     patient: bool = False  # writers never give up waiting
-    others: bool = True  # whether files off the path are checked as well, for R2 to R4
-    reports: bool = True  # whether what updates report is checked; not with a stranger
+    others: bool = True  # whether files not at the path are checked too, for R2 to R4
+    reports: bool = True  # whether the reports of updates are checked; not with a stranger
     firmware_fails: bool = False  # a firmware change may fail, before or after its effect
 
 
@@ -107,7 +107,7 @@ class Move(NamedTuple):
 
 
 def moves(world: World, settings: Settings) -> Iterator[Move]:
-    """Everything that can happen next, with the violation if there is one."""
+    """Return everything that can happen next, with the violation if there is one."""
     first = _goes_first(world) if settings.reduce else None
     for index in range(len(world.processes)) if first is None else (first,):
         process = world.processes[index]
@@ -149,7 +149,7 @@ def _checked(move: Move, settings: Settings) -> Move:
 
 
 def _results(world: World, process: Process, settings: Settings) -> list[object]:
-    """The results that the model may choose for a step; None means the step's real effect."""
+    """Return the results that the model may choose for a step. None means the real effect."""
     action = process.position.action
     if isinstance(action, step.Now):
         return [IN_TIME] if _one_time(process, settings) else [IN_TIME, TOO_LATE]
@@ -165,7 +165,7 @@ def _results(world: World, process: Process, settings: Settings) -> list[object]
 
 
 def _perform(world: World, index: int, chosen: object, settings: Settings) -> tuple[object, str]:
-    """Perform the process's step; return its result and a description."""
+    """Perform the process's step. Return its result and a description."""
     process = world.processes[index]
     action = process.position.action
     if isinstance(action, step.Now):
@@ -178,7 +178,7 @@ def _perform(world: World, index: int, chosen: object, settings: Settings) -> tu
     if chosen is _EIO:
         world.spend_fault()
         if isinstance(action, step.Close):
-            # As on Linux: the descriptor is closed even if close fails.
+            # As on Linux, the descriptor is closed even if close fails.
             text = _in_words(world, process, action)
             _close(world, index, action)
             return chosen, f"{text}: fails"
@@ -281,7 +281,7 @@ def _one_time(process: Process, settings: Settings) -> bool:
 
 
 def _goes_first(world: World) -> int | None:
-    """A process whose next step cannot affect any other process, or None."""
+    """Return a process whose next step cannot affect any other process, or None."""
     for index, process in enumerate(world.processes):
         action = process.position.action
         if action is not None and _private(world, process, action):
@@ -313,7 +313,7 @@ def _private(world: World, process: Process, action: Any) -> bool:
 
 
 def writer_waits(world: World, process: Process) -> bool:
-    """Whether the process is a writer in its turn that waits for a lock."""
+    """Whether the process is a writer that has its turn and waits for a lock."""
     position = process.position
     # The steps between a failed try and the next one count as waiting too.
     action = position.action
@@ -326,7 +326,7 @@ def writer_waits(world: World, process: Process) -> bool:
 
 
 def _has_turn(world: World, process: Process, turn: str | None = None) -> bool:
-    """Whether the process has the turn to change the names of one path, by default of any."""
+    """Whether the process has the turn to change the names of a path, by default of any path."""
     turns = {world.names.get(each) for each in (TURN, SECOND_TURN) if turn in (None, each)}
     return any(
         world.descriptions[each].file in turns and world.descriptions[each].lock == EXCLUSIVE
@@ -350,7 +350,7 @@ def _next_job(world: World, index: int) -> None:
 
 
 def _restarted(process: Process) -> Process:
-    """The process after it was killed: its job is lost, and its next job begins."""
+    """Return the process after it was killed: its job is lost, and its next job begins."""
     if process.position.action is None:
         return process
     left = process.left
@@ -525,7 +525,7 @@ def _rename(world: World, _index: int, action: Any) -> object:
     file = world.names.get(action.source)
     if file is None:
         return Fails(errno.ENOENT)
-    if world.names.get(action.target) != file:  # two names of one file stay as they are
+    if world.names.get(action.target) != file:  # if both names refer to one file, both stay
         world.change_names((action.source, None), (action.target, file))
     return None
 
@@ -611,7 +611,7 @@ _EFFECT: dict[type, Any] = {
 }
 
 
-# Words
+# Descriptions.
 
 
 def _in_words(world: World, process: Process, action: Any) -> str:
