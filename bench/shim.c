@@ -93,7 +93,7 @@ static void calls(const char *path)
 	pthread_sigmask(SIG_SETMASK, &mask, NULL);
 }
 
-/* Real mode, for ever: out %al, %dx; jmp back. */
+/* Real mode, forever: out %al, %dx; jmp back. */
 static void write_guest(int vcpu)
 {
 	static const uint8_t code[] = { 0xEE, 0xEB, 0xFD };

@@ -126,7 +126,7 @@ def _safety(scenarios: list[Scenario], draw: Draw) -> int:
 def _progress(scenarios: list[Scenario]) -> int:
     if not scenarios:
         return 0
-    print("\ncan a steady stream of readers keep the writer waiting for ever?")
+    print("\ncan a steady stream of readers keep the writer waiting forever?")
     print(_HEAD)
     wrong = 0
     for scenario in scenarios:

@@ -710,10 +710,10 @@ KILLED = (
         "writer-locks-after-rename",
         "the new file is locked only after it is at the path",
         PROGRESS,
-        "two readers lock the new file first, and alternate for ever",
+        "two readers lock the new file first, and alternate forever",
         _of("R1", "R1"),
         writer=lock_after_rename,
-        shows=("renames .certs.new to certs", "for ever"),
+        shows=("renames .certs.new to certs", "forever"),
     ),
     Mutant(
         "writers-no-turn",

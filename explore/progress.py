@@ -42,10 +42,10 @@ def explore_progress(world: World) -> Exploration:
             result.schedule = _in_words(world, _way(graph, start))
             lap = _lap(graph, start, inside, sorted(movers))
             at_start = _after(world, _way(graph, start))
-            result.schedule.append("from here on, for ever:")
+            result.schedule.append("from here on, forever:")
             result.schedule += _in_words(at_start, lap)
             result.violation = ViolationError(
-                PROGRESS, "a steady stream of readers keeps the writer waiting for ever"
+                PROGRESS, "a steady stream of readers keeps the writer waiting forever"
             )
             break
     return result

@@ -166,7 +166,7 @@ def _check_programs(first: World, result: Exploration) -> None:
     for program in sorted(programs, key=lambda each: each.kind):
         if loop := unbounded_retries(program.positions()):
             result.violation = ViolationError(
-                BOUNDED, f"{program.kind} may loop for ever without regard to its clock"
+                BOUNDED, f"{program.kind} may loop forever without regard to its clock"
             )
             result.schedule = [f"{program.kind}: {type(each.action).__name__}" for each in loop]
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""However a command ends, no process and no lock stays, and no directory for ever."""
+"""However a command ends, no process and no lock stays, and no directory forever."""
 
 from __future__ import annotations
 
@@ -155,7 +155,7 @@ def test_a_program_has_no_children_that_it_did_not_start(tmp_path: Path, certs: 
 
 
 def test_a_launcher_that_fails_behind_its_filter_ends(tmp_path: Path) -> None:
-    """It holds its own listener then: any open would wait for itself for ever."""
+    """It holds its own listener then: any open would wait for itself forever."""
     script = (
         "import socket\n"
         "from snpcerts.emulator.frontdoor import launch\n"

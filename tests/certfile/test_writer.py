@@ -187,7 +187,7 @@ def test_swap_leaves_the_old_file_empty_for_readers_that_keep_it_open(file: Path
 
 @pytest.mark.parametrize("strategy", [Strategy.THERE_AND_BACK, Strategy.IN_PLACE])
 def test_readers_that_keep_the_file_open_get_the_new_table(file: Path, strategy: Strategy) -> None:
-    """A bind mount of the file leads to the same inode for ever, as an open descriptor does."""
+    """A bind mount of the file leads to the same inode forever, as an open descriptor does."""
     before = file.stat().st_ino
     fd = os.open(file, os.O_RDONLY)
     try:

@@ -41,7 +41,7 @@ def test_readers_of_a_kind_starve_a_writer_or_cannot(scenario: Scenario) -> None
     else:
         assert result.violation is not None
         assert result.violation.invariant == PROGRESS_INVARIANT
-        assert "from here on, for ever:" in result.schedule
+        assert "from here on, forever:" in result.schedule
 
 
 @pytest.mark.parametrize(

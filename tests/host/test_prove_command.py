@@ -86,7 +86,7 @@ def prove(
 
 
 def test_a_signal_ends_the_hand_over_as_well(host: Site) -> None:
-    """A guest that is never asked again would hold an ssh session for ever."""
+    """A guest that is never asked again would hold an ssh session forever."""
     host.done("sync")
     pids = host.folder / "pids"
     os.mkfifo(pids)

@@ -435,7 +435,7 @@ def cast_body(node: ast.AST) -> list[ast.stmt]:
     return node.body
 
 
-# A mutant may loop for ever: so much of the processor's time for each, several times what all
+# A mutant may loop forever: so much of the processor's time for each, several times what all
 # sequences need.
 SECONDS: Final = 10
 _EARLY: Final = 30

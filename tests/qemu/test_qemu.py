@@ -121,7 +121,7 @@ def test_tables_are_whole_while_updates_run(qemu: Qemu, certs: Path) -> None:
 
 
 def test_stop_and_cont_reach_a_guest_that_asks_all_the_time(qemu: Qemu, certs: Path) -> None:
-    """QEMU stops a VM by kicking its vCPUs; it would wait for ever for a kick that is lost."""
+    """QEMU stops a VM by kicking its vCPUs; it would wait forever for a kick that is lost."""
     argv = [*run_with(certs, 100), *qemu.snp_command(qemu.tools.rom(20_000, 0), "-qmp", "stdio")]
     vmm = subprocess.Popen(
         qemu.started(argv),

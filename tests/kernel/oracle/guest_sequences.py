@@ -733,7 +733,7 @@ class _Life:
         if len(found) == _EXITS_MAX:
             busy = _Answer(0, 2 << 32, 0, b"", "", b"")
             return [*[busy] * (_EXITS_MAX - 1), found[-1]]
-        # A host that is busy or short for ever would keep the driver for ever.
+        # A host that is busy or short forever would keep the driver forever.
         return [*found, _Answer(0, 0, 0, pick.randbytes(64), "", b"")]
 
 

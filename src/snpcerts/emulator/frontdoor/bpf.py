@@ -15,7 +15,7 @@ io_uring_setup, _enter, _register       ENOSYS: it opens files without a system 
 open_by_handle_at                       EPERM: opens without a path
 userfaultfd                             ENOSYS, and ENOTTY for the ioctl of
                                         /dev/userfaultfd that makes one: a program could
-                                        have the supervisor wait for its memory for ever
+                                        have the supervisor wait for its memory forever
 32-bit and x32 calls                    ENOSYS: other numbers for the same things
 read, pread64, readv, preadv(2), mmap,  supervisor, for a door that watches files
 sendfile, close, flock, fcntl of locks
