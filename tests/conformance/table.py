@@ -165,6 +165,7 @@ RIGHT: dict[str, set[str]] = {
     "RIGHT_KEPT_MAPPING": {"short-read", "read-fails"},
     "RIGHT_SIGNAL_MASK": set(),
     "RIGHT_LATE_CLOSE": set(),
+    "RIGHT_SPLICES": {"short-read"},
 }
 # Never judged on this machine without the right to mount.
 PRIVILEGED = set() if os.geteuid() == 0 else {"same-device"}

@@ -53,7 +53,7 @@ enum wrong {
 	RIGHT_DUPLICATE, RIGHT_HELPER, RIGHT_MAPPING, RIGHT_COUNTED, RIGHT_ONE_AT_A_TIME,
 	RIGHT_EXCLUSIVE, RIGHT_CHECKS_AT_START, RIGHT_SIGWAIT_IN_MAIN, RIGHT_CHILD_RUNS,
 	RIGHT_PIECES, RIGHT_PEEKS, RIGHT_MAIN_LOOP, RIGHT_KEPT_MAPPING, RIGHT_SIGNAL_MASK,
-	RIGHT_LATE_CLOSE,
+	RIGHT_LATE_CLOSE, RIGHT_SPLICES,
 	PAGE_STATE_NOT_ENABLED, PAGE_STATE_REFUSED, PAGE_STATE_IGNORED, LARGE_PAGES_REFUSED,
 };
 
@@ -274,6 +274,19 @@ static ssize_t contents(int fd, uint8_t *data)
 			two[0].iov_base = data + size;
 			two[1].iov_base = data + size + 100;
 		}
+		return got < 0 ? -1 : size;
+	}
+	if (is_wrong(RIGHT_SPLICES)) {
+		struct stat found;
+		int ends[2];
+
+		if (fstat(fd, &found) || !S_ISREG(found.st_mode) || pipe2(ends, O_CLOEXEC))
+			return -1;
+		while ((got = splice(fd, NULL, ends[1], NULL, 4096, 0)) > 0)
+			for (ssize_t left = got; left > 0; size += got, left -= got)
+				got = must(read(ends[0], data + size, left), "pipe");
+		close(ends[0]);
+		close(ends[1]);
 		return got < 0 ? -1 : size;
 	}
 	while ((got = pread(fd, data + size, SIZE_MAX_SERVED - size, size)) > 0)

@@ -25,6 +25,13 @@ from snpcerts.emulator.syscall.device import EVERY_SIGNAL, Pending
 
 Meddle = Callable[[FileCall], int | Pending | None]
 
+# The calls that move bytes to another descriptor, or map them, and which argument is their number.
+_SIZE_AT: Final = {
+    Syscall.MMAP: 1,
+    Syscall.SENDFILE: 3,
+    Syscall.SPLICE: 4,
+    Syscall.COPY_FILE_RANGE: 4,
+}
 READS: Final = frozenset(
     (
         Syscall.READ,
@@ -32,8 +39,7 @@ READS: Final = frozenset(
         Syscall.READV,
         Syscall.PREADV,
         Syscall.PREADV2,
-        Syscall.MMAP,
-        Syscall.SENDFILE,
+        *_SIZE_AT,
     )
 )
 DATA_READS: Final = READS - {Syscall.MMAP}
@@ -190,8 +196,9 @@ def _pieces(call: FileCall, memory: ProcessMemory) -> list[tuple[int, int]]:
 
 def _asked_bytes(call: FileCall) -> int:
     """Return how many bytes a call of :data:`READS` requests."""
-    if call.call in (Syscall.SENDFILE, Syscall.MMAP):
-        return call.arguments[1 if call.call is Syscall.MMAP else 3]
+    if call.call in _SIZE_AT:
+        # A copy may ask for more than there is.
+        return min(call.arguments[_SIZE_AT[call.call]], call.found.st_size)
     try:
         return sum(length for _, length in _pieces(call, ProcessMemory(call.tid)))
     except OSError:

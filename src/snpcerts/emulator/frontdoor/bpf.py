@@ -77,9 +77,11 @@ class Syscall(enum.IntEnum):
     NEWFSTATAT = 262
     READLINKAT = 267
     FACCESSAT = 269
+    SPLICE = 275
     PREADV = 295
     OPEN_BY_HANDLE_AT = 304
     USERFAULTFD = 323
+    COPY_FILE_RANGE = 326
     PREADV2 = 327
     STATX = 332
     IO_URING_SETUP = 425
@@ -98,6 +100,8 @@ FILE_CALLS: Final = {
     Syscall.PREADV2: 0,
     Syscall.MMAP: 4,
     Syscall.SENDFILE: 1,
+    Syscall.SPLICE: 0,
+    Syscall.COPY_FILE_RANGE: 0,
     Syscall.CLOSE: 0,
     Syscall.FLOCK: 0,
     Syscall.FCNTL: 0,
