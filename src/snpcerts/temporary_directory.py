@@ -49,7 +49,7 @@ class TemporaryDirectory:
                     lease = os.open(path, _DIRECTORY)
                 except FileNotFoundError:
                     continue  # it was removed as abandoned before it was locked
-                with contextlib.suppress(OSError):  # without locks, it is never swept
+                with contextlib.suppress(OSError):  # without locks, it is never removed later
                     fcntl.flock(lease, fcntl.LOCK_EX)
                 if _is_at(lease, path):
                     return cls(path, lease)

@@ -6,10 +6,10 @@ Format: the JSON of the "Trace Event Format": complete events (``X``), instants 
 process, and a track is a thread. Times given here are seconds on any one clock. The file counts
 microseconds from the earliest time, with three decimals.
 
-Perfetto 52 orders groups by their number of slices, and the tracks of a group by their number,
-which it also writes behind the name. A track with the number of its group comes first. It drops a
-slice that overlaps another of its track, unless one lies in the other. It draws an arrow from the
-end of one slice to the start of the next.
+Perfetto 52 orders groups by their number of slices, and the tracks of a group by the track's
+number, which it also shows after the name. A track with the same number as its group comes first.
+If two slices of a track overlap and neither contains the other, Perfetto drops one. It draws an
+arrow from the end of one slice to the start of the next.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 EVENTS_MAX: Final = 200_000  # a browser can still open this many
-_END: Final = "end"  # of a slice; the file has its length instead
+_END: Final = "end"  # name of the field for a slice's end; the file has its length instead
 
 Values = Mapping[str, object]
 
@@ -49,7 +49,7 @@ class Timeline:
     _tracks: dict[tuple[int, str], Track] = field(default_factory=dict)
     _events: list[dict[str, object]] = field(default_factory=list)
     _arrows: int = 0
-    _last: int = 0  # number of a track
+    _last: int = 0  # number of the last track
 
     def track(self, name: str, group: str | None = None) -> Track:
         """Return the track with this name in ``group``. The default group is named by the title."""
@@ -63,8 +63,8 @@ class Timeline:
     def slice(
         self, track: Track, name: str, start: float, end: float, values: Values | None = None
     ) -> None:
-        """Add a slice that lasts from ``start`` to ``end``, in seconds. It may not overlap one of
-        its track unless one of the two lies in the other.
+        """Add a slice that lasts from ``start`` to ``end``, in seconds. It must not overlap another
+        slice of its track, unless one of the two contains the other.
         """
         last = {_END: max(start, end) * 1e6}
         self._add({"ph": "X", **self._at(track, name, start), **last, "args": dict(values or {})})
@@ -75,8 +75,8 @@ class Timeline:
         self._add({"ph": "i", "s": "t", **where, "args": dict(values or {})})
 
     def arrow(self, name: str, *points: tuple[Track, float]) -> None:
-        """Add an arrow from a slice to later ones. Each point is a track and a time in the
-        slice, which must have been added before. Of several that start then, the last is meant.
+        """Add an arrow from a slice to later ones. Each point is a track and a time in the slice,
+        which must have been added before. If several start at that time, the last one is used.
         """
         self._arrows += 1
         same: dict[str, object] = {"cat": "flow", "id": self._arrows}
@@ -102,7 +102,7 @@ class Timeline:
             names.append({**where, "name": "process_sort_index", "args": {"sort_index": number}})
         for track in self._tracks.values():
             where = {"ph": "M", "pid": track.group, "tid": track.number}
-            # Keep apart a number in the name and the track's number behind it.
+            # Separate a number in the name from the track's number after it.
             name = f"{track.name} ·" if track.name[-1:].isdigit() else track.name
             names.append({**where, "name": "thread_name", "args": {"name": name}})
             order = {"sort_index": track.number}
@@ -126,8 +126,10 @@ class Timeline:
 
 
 def _since(begin: float, event: dict[str, object]) -> dict[str, object]:
-    """Return the event with its times from ``begin``, whole nanoseconds written as microseconds.
-    A slice's end is rounded and its length follows, so that slices that meet still meet.
+    """Return the event with its times relative to ``begin``, rounded to nanoseconds, in
+    microseconds.
+
+    A slice's end is rounded before its length is computed, so that adjacent slices stay adjacent.
     """
     made = {name: value for name, value in event.items() if name != _END}
     start, end = _nanoseconds(event["ts"], begin), event.get(_END)

@@ -46,7 +46,7 @@ DATA_READS: Final = READS - {Syscall.MMAP}
 _LOCK_COMMANDS: Final = frozenset((F_SETLK, F_SETLKW, F_OFD_SETLK, F_OFD_SETLKW))
 _IOVEC: Final = struct.Struct("<QQ")
 _IOVECS_MAX: Final = 1024
-_SHORT_READ_MAX: Final = 1 << 20  # bytes that a short read moves at most
+_SHORT_READ_MAX: Final = 1 << 20  # the most bytes that a short read returns
 
 
 def takes_lock(call: FileCall) -> bool:

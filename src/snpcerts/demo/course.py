@@ -27,7 +27,7 @@ from snpcerts.vmm.exit_service import Outcome
 REQUESTS_MAX: Final = 10_000  # in one run; about a minute of the default demo
 SIGNS: Final = "SNP_GUEST_REQUEST"
 SETS_KEY: Final = "SNP_CONFIG"
-_PASSED_ON: Final = (Outcome.SERVED.value, Outcome.EMPTY.value)  # KVM gives these to the firmware
+_PASSED_ON: Final = (Outcome.SERVED.value, Outcome.EMPTY.value)  # passed on to the firmware
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +119,7 @@ class Course:
         """Return each key's name and the time from which it signed."""
         changes = (each.end for each in self.commands if each.name == SETS_KEY)
         first, *_ = self.key_names.values()
-        later = zip(changes, self.updates, strict=False)  # a run that was stopped has one more
+        later = zip(changes, self.updates, strict=False)  # a stopped run has one more change
         return [(0.0, first), *((at, self.key_names[each.tcb]) for at, each in later)]
 
 

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """A software SEV-SNP platform: firmware, KVM's request path and the guest's driver.
 
-Everything here is below the system call. The product imports none of it and can
-tell it from real hardware only by its root key: the emulated ARK is generated,
-its subject says EMULATED, and it is trusted only if named as an anchor.
+Everything here is below the system call. The product does not import it, and can distinguish it
+from real hardware only by the root key: the emulated ARK is generated, its subject contains
+EMULATED, and it is trusted only if it is named as an anchor.
 
-The rooms, from the ground up. Each imports only rooms that stand before it here:
+The rooms. Each imports only rooms listed above it:
 
 - ``syscall``: calls, their callers and the callers' memory
 - ``psp``: the firmware
@@ -13,5 +13,5 @@ The rooms, from the ground up. Each imports only rooms that stand before it here
 - ``guest``: guests and their drivers
 - ``kvm``: the KVM that runs them
 - ``frontdoor``: system calls of unmodified programs
-- ``machine``: all of it, as machines that last
+- ``machine``: complete machines that persist
 """

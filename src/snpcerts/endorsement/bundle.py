@@ -88,7 +88,7 @@ class _BundleReader:
         self.certificates: dict[bytes, None] = {}
         self.lists: dict[bytes, None] = {}
         self.others: dict[str, None] = {}
-        self.unknown = 0  # parts that are neither; naming one takes as long as reading it
+        self.unknown = 0  # number of other parts; naming one takes as long as reading it
 
     def read(self, data: bytes, depth: int) -> None:
         """Read data of any kind, including an encoding of another kind."""

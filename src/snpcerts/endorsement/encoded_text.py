@@ -39,7 +39,7 @@ _HEX: Final = re.compile(r"(?:[0-9a-fA-F]{2})++")
 _BASE64: Final = re.compile(r"[A-Za-z0-9+/]+={0,2}")
 _DATA_URL: Final = re.compile(r"data:[-\w.+/;=]{0,100};base64,")
 _DUMP_OFFSET: Final = re.compile(r"([0-9a-fA-F]{6,8})(:[ ]|[ ]{1,2}|$)")
-_MOST_REPEATED: Final = 16  # bytes for each character of a dump, where * stands for lines
+_MOST_REPEATED: Final = 16  # bytes per character of a dump, where * means repeated lines
 _DUMP_WORDS: Final = re.compile(r"[0-9a-fA-F]{4}(?: [0-9a-fA-F]{4})*+")
 # Possessive quantifiers, so that a long text needs no memory for backtracking.
 _DECIMALS: Final = re.compile(r"[{\[(]?\s*\d{1,3}(?:[\s,]++\d{1,3}+){63,}+[\s,]*[}\])]?")

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Get a report through one of the kernel's two interfaces.
+"""Gets a report through one of the kernel's two interfaces.
 
-``/dev/sev-guest`` is preferred: its errors say whether host or firmware refused,
-and it can request a report without certificates. A kernel may lack the device, or
-a container may have only configfs; then configfs-tsm is used.
+``/dev/sev-guest`` is preferred, because its errors say whether host or firmware refused, and it can
+request a report without certificates. If a kernel lacks the device, or a container has only
+configfs, configfs-tsm is used.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from snpcerts.errors import RefusedError, UsageError
 from snpcerts.guest.configfs_tsm import ROOT, ConfigfsTsm
 from snpcerts.guest.dev_sev_guest import DEVICE, NoDeviceError, SevGuest
 
-# The VMPL at which the kernel runs; kernels before 6.14 have no such file.
+# The VMPL at which the kernel runs. Kernels before 6.14 do not have this file.
 VMPL_FILE: Final = "/sys/devices/system/cpu/sev/vmpl"
 
 
@@ -62,11 +62,11 @@ def attest(
     via: Interface | None = None,
     paths: Paths | None = None,
 ) -> Attested:
-    """Request a report with 64 bytes of report data; if ``via`` is None, use an interface that
-    exists.
+    """Request a report with 64 bytes of report data.
 
-    ``vmpl`` None is the guest's own. Only the device can select a ``key``. Raises the errors of
-    the interface, and :class:`RefusedError` if neither exists.
+    If ``via`` is None, use an interface that exists. If ``vmpl`` is None, use the guest's own. Only
+    the device can select a ``key``. Raises the errors of the interface, and :class:`RefusedError`
+    if neither exists.
     """
     paths = paths or Paths()
     if key is not KeySelect.DEFAULT:

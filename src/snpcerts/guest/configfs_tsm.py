@@ -1,12 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Gets reports and their certificates from configfs-tsm.
 
-This is the kernel's interface for all kinds of confidential guests. Each
-directory created below ``/sys/kernel/config/tsm/report`` is one request. Writing
-``inblob`` takes effect when the file is closed; reading ``outblob`` or
-``auxblob`` creates a report unless one of the same ``generation`` is cached.
-Another process may write to the same entry, so the generation is compared with
-the number of our own writes after the reads.
+This is the kernel's interface for all kinds of confidential guests. Each directory created below
+``/sys/kernel/config/tsm/report`` is one request. Writing ``inblob`` takes effect when the file is
+closed. Reading ``outblob`` or ``auxblob`` creates a report unless one of the same ``generation`` is
+cached. Another process may write to the same entry, so after the reads the generation is compared
+with the number of our own writes.
 
 Source: Linux ``Documentation/ABI/testing/configfs-tsm-report``,
 ``drivers/virt/coco/guest/report.c`` and ``drivers/virt/coco/sev-guest/sev-guest.c``.
@@ -35,12 +34,14 @@ REPORT_DATA_SIZE: Final = 64
 _PREFIX: Final = "snpcerts-"
 _ATTEMPTS: Final = 8  # names tried for an entry
 _TEXT_LIMIT: Final = 4096
-# The kernel's own limit for a blob of this provider is 32 KiB, or less.
+# The kernel's limit for a blob of this provider is at most 32 KiB.
 _BLOB_LIMIT: Final = 64 << 10
 
 
 class TsmRequestError(RefusedError):
-    """The kernel, the host or the firmware refused a request. ``errno`` is the file's."""
+    """The kernel, the host or the firmware refused a request. ``errno`` comes from the file
+    operation.
+    """
 
     code = "tsm-request"
 
@@ -50,8 +51,9 @@ class TsmRequestError(RefusedError):
 
 
 class TsmChangedError(RetryLaterError):
-    """Another process wrote to the entry during the request: the blobs may belong to two
-    requests.
+    """Another process wrote to the entry during the request.
+
+    The blobs may belong to two different requests.
     """
 
     code = "tsm-changed"
@@ -61,20 +63,20 @@ class TsmChangedError(RetryLaterError):
 class TsmReport:
     """``outblob`` and ``auxblob`` of one request.
 
-    ``outblob`` is a report of 1184 bytes. ``auxblob`` is the host's certificate
-    table, empty if it has none; it is unverified.
+    ``outblob`` is a report of 1184 bytes. ``auxblob`` is the host's certificate table, unverified;
+    it is empty if the host has none.
     """
 
     outblob: bytes
     auxblob: bytes
 
     def certificates(self) -> CertTable:
-        """Return the parsed table; :class:`FormatError` if it is malformed."""
+        """Return the parsed table. Raises :class:`FormatError` if it is malformed."""
         return CertTable.decode(self.auxblob) if self.auxblob else CertTable()
 
 
 class TsmFiles(Protocol):
-    """The file operations of a request; each may raise :class:`OSError`."""
+    """The file operations of a request. Each may raise :class:`OSError`."""
 
     def make(self, path: str) -> None:
         """Make a directory."""
@@ -101,11 +103,11 @@ class SystemFiles:
         os.mkdir(path, 0o700)
 
     def remove(self, path: str) -> None:
-        """rmdir: configfs removes the files itself."""
+        """rmdir. configfs removes the files itself."""
         os.rmdir(path)
 
     def write(self, path: str, data: bytes) -> None:
-        """Write once: each write stores the whole attribute, so a short write is an error."""
+        """Write once. Each write stores the whole attribute, so a short write is an error."""
         fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
         try:
             written = os.write(fd, data)
@@ -139,11 +141,10 @@ class ConfigfsTsm:
     def report(self, report_data: bytes, *, vmpl: int | None = None) -> TsmReport:
         """Request a report with 64 bytes of report data, and the host's certificates.
 
-        With ``vmpl`` None it is that of ``privlevel_floor``, the guest's own. Raises
-        :class:`TsmRequestError` if the interface does not exist, belongs to
-        another kind of guest, or refuses the request; :class:`TsmChangedError` if
-        another process used the entry meanwhile; :class:`FormatError` if the
-        result is not a report.
+        If ``vmpl`` is None, use ``privlevel_floor``, the guest's own. Raises
+        :class:`TsmRequestError` if the interface does not exist, belongs to another kind of guest,
+        or refuses the request. Raises :class:`TsmChangedError` if another process used the entry
+        meanwhile, and :class:`FormatError` if the result is not a report.
         """
         if len(report_data) != REPORT_DATA_SIZE:
             raise UsageError(
@@ -163,7 +164,8 @@ class ConfigfsTsm:
             writes = 1
             self._write(entry, "inblob", report_data)
             if vmpl is None:
-                # The kernel would ask for VMPL 0, which a guest below it may not.
+                # The kernel would request VMPL 0, which is not permitted to a guest at a lower
+                # level.
                 vmpl = self._floor(entry) or None
             if vmpl is not None:
                 self._write(entry, "privlevel", str(vmpl).encode("ascii"))
@@ -187,7 +189,7 @@ class ConfigfsTsm:
         try:
             yield path
         finally:
-            # An entry that cannot be removed only costs the kernel some memory.
+            # If an entry cannot be removed, it only takes some of the kernel's memory.
             with contextlib.suppress(OSError):
                 self._files.remove(path)
 
@@ -224,8 +226,9 @@ class ConfigfsTsm:
         return self._read(entry, name, _TEXT_LIMIT).decode("ascii", "replace").strip()
 
     def _floor(self, entry: str) -> int:
-        """Return the lowest VMPL that may be requested, the guest's own; 0 if the kernel does not
-        show it.
+        """Return the lowest VMPL that may be requested, which is the guest's own.
+
+        0 if the kernel does not show it.
         """
         try:
             text = self._text(entry, "privlevel_floor")

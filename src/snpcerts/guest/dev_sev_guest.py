@@ -2,10 +2,9 @@
 """Gets reports and their certificates from ``/dev/sev-guest``.
 
 Source: Linux ``Documentation/virt/coco/sev-guest.rst`` and
-``drivers/virt/coco/sev-guest/sev-guest.c``. The driver writes ``exitinfo2`` only
-if it is not zero, so it is cleared before each call. A request that fails for
-any reason other than a too small buffer destroys the guest's VMPCK; the errors
-say so.
+``drivers/virt/coco/sev-guest/sev-guest.c``. The driver writes ``exitinfo2`` only if it is not zero,
+so it is cleared before each call. If a request fails for any reason other than a too small buffer,
+the driver destroys the guest's VMPCK; the errors say so.
 """
 
 from __future__ import annotations
@@ -48,8 +47,8 @@ _MSG_VERSION: Final = 1
 class GuestRequestError(RefusedError):
     """The guest's kernel, its host or the firmware refused a request.
 
-    ``errno`` is the ioctl's; ``vmm_error`` and ``fw_error`` are the upper and lower half of
-    ``exitinfo2``, 0 if there was no such error.
+    ``errno`` comes from the ioctl. ``vmm_error`` and ``fw_error`` are the upper and lower half of
+    ``exitinfo2``; 0 means no such error.
     """
 
     code = "guest-request"
@@ -69,23 +68,22 @@ class NoDeviceError(RefusedError):
 class ExtendedReport:
     """A report of 1184 bytes, and the host's certificate table as received.
 
-    ``table`` is the whole buffer, including zero bytes after the table; it is
-    unverified.
+    ``table`` is the whole buffer, unverified, including zero bytes after the table.
     """
 
     report: bytes
     table: bytes
 
     def certificates(self) -> CertTable:
-        """Return the parsed table; :class:`FormatError` if it is malformed."""
+        """Return the parsed table. Raises :class:`FormatError` if it is malformed."""
         return CertTable.decode(self.table) if self.table else CertTable()
 
 
 class SevGuest(DeviceFile):
-    """An open ``/dev/sev-guest``; a context manager."""
+    """An open ``/dev/sev-guest``. It is a context manager."""
 
     def __init__(self, path: str = DEVICE) -> None:
-        """Open the device; :class:`NoDeviceError` or :class:`RefusedError` if that fails."""
+        """Open the device. Raises :class:`NoDeviceError` or :class:`RefusedError` if that fails."""
         super().__init__(
             path,
             hint="run this inside an SEV-SNP guest, with its sev-guest driver loaded",
@@ -149,7 +147,7 @@ class SevGuest(DeviceFile):
         )
         failed: int | None = None
         try:
-            # Positive: the hypervisor did not handle the VMGEXIT; that is a failure too.
+            # If positive, the hypervisor did not handle the VMGEXIT. That is a failure too.
             if ioctl(self.fd, number, outer) > 0:
                 failed = errno.EIO
         except OSError as error:
@@ -187,7 +185,7 @@ def _report_of(response: bytes) -> bytes:
     return response[REPORT_AT : REPORT_AT + REPORT_SIZE]
 
 
-# ENOTTY has more than one cause, and errno does not tell them apart.
+# ENOTTY has several causes, and errno does not distinguish them.
 NO_KEY: Final = (
     "if an earlier request failed, reboot the guest. If none failed, the "
     "driver never had a VMPCK, as in a guest below an SVSM: load sev-guest "

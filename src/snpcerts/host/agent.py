@@ -107,7 +107,7 @@ class Agent:
             self.tell(Event(EventKind.FAILED, self.firmware.memory.problem))
         for each in file_states:
             if isinstance(each.expected, Key) and each.table is not None and each.in_step:
-                with contextlib.suppress(RefusedError):  # it expired between the two readings
+                with contextlib.suppress(RefusedError):  # it expired between the two reads
                     self.table_cache.put(each.expected, each.table)
         return file_states
 

@@ -19,7 +19,7 @@ class EventKind(enum.StrEnum):
     GARBAGE = "garbage"  # one of our files contains no table
     LAPSED = "lapsed"  # the certificates of a file have expired or were revoked
     FIRMWARE = "firmware"  # a firmware command was issued
-    CHANGED = "changed"  # the firmware's state changed since it was last read; ``what`` says how
+    CHANGED = "changed"  # the firmware's state has changed since the last read; ``what`` says how
     FETCHED = "fetched"  # the certificate source was asked; ``result`` is the outcome
     UNAVAILABLE = "unavailable"  # a certificate is not available now
     PROVEN = "proven"  # a report showed that the believed signing key signs

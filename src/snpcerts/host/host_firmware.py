@@ -45,7 +45,7 @@ class FirmwareState:
     chip_id_masked: bool
     chip_key_masked: bool
     initialised: bool
-    version: str  # of the firmware: major.minor.build
+    version: str  # firmware version: major.minor.build
     guests: int
     known: KnownKeys = NOTHING_DOUBTED
 

@@ -127,7 +127,7 @@ class Memory:
             try:
                 give()
             except SevError as error:
-                if error.status is not None:  # the firmware refused: the loaded VLEK is unchanged
+                if error.status is not None:  # it refused, so the loaded VLEK is unchanged
                     self._keep(before)
                 raise
             vlek = RememberedVlek(tcb, _digest(certificate), self._clock())

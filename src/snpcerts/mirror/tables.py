@@ -73,7 +73,7 @@ PACE: Final = Table(
     Column("refused_at", Double, nullable=False),
     Column("refusals", Integer, nullable=False),  # in a row
     Column("failures", Integer, nullable=False),  # in a row, without a time that upstream named
-    Column("fruitless", Integer, nullable=False),  # 0, or turns since a request brought nothing
+    Column("fruitless", Integer, nullable=False),  # 0, or turns since a request without an answer
     Column("latency", Double, nullable=False),  # average seconds to an answer
     Column("problem", Text),
     Column("requests", BigInteger, nullable=False),

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """JSON Schemas of what commands print with ``--json``.
 
-One file for each shape, in JSON Schema 2020-12. Fields are added over time, so the
-schemas let a document have more of them than they name.
+There is one file for each kind of output, in JSON Schema 2020-12. Fields are added over time, so
+the schemas allow fields that they do not name.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import json
 from importlib.resources import files
 from typing import Any, Final
 
-# By command; ``host sync`` prints its shape with ``--log json``.
+# By command. ``host sync`` prints such objects with ``--log json``.
 NAMES: Final = {
     "conformance": "conformance",
     "demo": "demo",
@@ -44,7 +44,7 @@ NAMES: Final = {
 
 
 def schema_of(command: str) -> dict[str, Any]:
-    """Return the schema of a command's JSON; :class:`KeyError` for a command that has none."""
+    """Return the schema of a command's JSON. Raises :class:`KeyError` if the command has none."""
     text = files(__name__).joinpath(f"{NAMES[command]}.json").read_text(encoding="utf-8")
     parsed: dict[str, Any] = json.loads(text)
     return parsed

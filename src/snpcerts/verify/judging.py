@@ -106,7 +106,7 @@ def judge(
     elif signing_key is SigningKey.NONE:
         genuine.append(Reason(ReasonCode.REPORT_UNSIGNED, _unsigned(report)))
     tcbs, unreadable = choice.tcbs or _tcbs(report, product)
-    genuine += () if unpinned else unreadable  # such a TCB must not give a second reason
+    genuine += () if unpinned else unreadable  # an unreadable TCB must not give two reasons
     genuine += choice.of_leaf
     if findings.key is not None:
         genuine += report_check.check_signature(report, findings.key)

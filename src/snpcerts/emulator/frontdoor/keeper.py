@@ -84,7 +84,7 @@ class _Keeper:
                     with contextlib.suppress(BlockingIOError):
                         os.read(ended, 4096)
                 else:
-                    self._hung_up = True  # the supervisor never sends data: this is the end
+                    self._hung_up = True  # it never sends data, so it has closed the line
         while self._reap():
             _kill_descendants()
             select.select([ended], [], [], _KILL_AGAIN)

@@ -134,7 +134,7 @@ def spawn(
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         line, keepers = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         ours, theirs, keepers = map(stack.enter_context, (ours, theirs, keepers))
-        failed = stack.enter_context(contextlib.ExitStack())  # undone on an error from here on
+        failed = stack.enter_context(contextlib.ExitStack())  # undone if an error occurs after this
         failed.callback(line.close)
         numbers = theirs.fileno(), keepers.fileno()
         flags = (door.look, door.watch is not None, own_group)

@@ -27,7 +27,7 @@ USER_SLOTS = 32764  # KVM_USER_MEM_SLOTS on x86
 MAX_SLOT_PAGES = (1 << 31) - 1  # KVM_MEM_MAX_NR_PAGES
 USER_ADDRESS_LIMIT = (1 << 47) - PAGE_SIZE  # TASK_SIZE_MAX with four-level paging
 _U64 = 1 << 64
-_CHUNK = 1 << 20  # bytes copied at once, so that a guest cannot make the emulator allocate much
+_CHUNK = 1 << 20  # bytes copied at once; limits how much memory a guest can use
 
 
 class GuestMemfd:

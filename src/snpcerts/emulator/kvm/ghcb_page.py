@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 
 _SYNCED: Final = (Field.RAX, Field.RBX, Field.RCX, Field.RDX)
 _REGISTERS: Final = (*_SYNCED, Field.RSI)
-_EVENT_VALID, _EVENT_EXCEPTION = (1 << 64) - (1 << 31), 3 << 8  # an int, sign-extended
+_EVENT_VALID, _EVENT_EXCEPTION = (1 << 64) - (1 << 31), 3 << 8  # an int, which KVM sign-extends
 
 
 @dataclass(frozen=True, slots=True)

@@ -115,7 +115,7 @@ class Machine:
         """Interrupt the thread that is in KVM_RUN on this vCPU; False if there is none."""
         with self._changed:
             running = [c for c in self._find_open(vcpu_fd).calls if c.request == Ioctl.RUN]
-            for call in running[:1]:  # the others wait for the vCPU's mutex, not in the guest
+            for call in running[:1]:  # the others wait for the vCPU's mutex
                 call.interrupted = True
             self._changed.notify_all()
             return bool(running)

@@ -166,7 +166,7 @@ def _pek_csr(call: _SevCall) -> None:
 def _pek_cert_import(call: _SevCall) -> None:
     """Behave as ``sev_ioctl_do_pek_import``: read both certificates first."""
     call.needs_write_mode()
-    given = PdhCertExport.unpack(call.read(PdhCertExport.SIZE))  # laid out as the import's
+    given = PdhCertExport.unpack(call.read(PdhCertExport.SIZE))  # the import's layout is the same
     for address, size in (
         (given.pdh_cert_address, given.pdh_cert_len),
         (given.cert_chain_address, given.cert_chain_len),
